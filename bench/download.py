@@ -1,21 +1,33 @@
 """Download throughput on loopback: filip.data.download against img2dataset.download called directly.
 
     python -m bench.download images=4000 processes=2 threads=16
+    python -m bench.download images=1000 processes=1 https=true busy=2
 
-A server on this machine serves 500 x 400 JPEGs of noise (90 kB each) from memory; both store 256-pixel JPEGs in
-webdataset shards. Start-up (imports) is left out: img2dataset's own per-shard statistics give the seconds. The
+A server on this machine serves 500 x 400 JPEGs of noise (90 kB each) from memory, as 20 hosts (127.0.0.1 to .20), of
+which ``busy`` answer 429 with Retry-After: 5; both store 256-pixel JPEGs in webdataset shards. Seconds are those of
+img2dataset's own per-shard statistics: start-up (imports) is left out. Processor seconds are those of a whole command
+and all of its workers, less those of the same command with one shard of 20 URLs, by the number of URLs between. The
 order is direct, filip, filip, direct, so that a drift of the machine's speed affects both equally.
 """
 
 from __future__ import annotations
 
+import ctypes
+import datetime
 import io
+import ipaddress
 import json
 import multiprocessing
+import os
+import resource
 import shutil
+import signal
+import ssl
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -30,6 +42,10 @@ from filip.data.cards import DownloadSettings, ImageRuleSettings, SourceCard
 from filip.data.download import download
 
 SHARD = 500
+FEW = 20  # URLs of the command whose processor time is that of starting
+HOSTS = [f"127.0.0.{number}" for number in range(1, 21)]
+PAUSE = 5  # seconds that a busy host asks for
+SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER of Linux's prctl: orphans become this process's children
 
 
 @dataclass
@@ -38,10 +54,35 @@ class BenchConfig:
     processes: int = option(2, "worker processes")
     threads: int = option(16, "per process")
     rounds: int = option(1, "repetitions of direct, filip, filip, direct")
+    https: bool = option(False, "serve by HTTPS, with a certificate that is made for it")
+    busy: int = option(0, "of 20 hosts, how many answer 429 to every request", at_least=0, at_most=19)
 
 
-def serve(port: Any, count: int) -> None:
+def certificate(folder: Path) -> None:
+    """Write a key and a certificate of the hosts, and trust it besides the machine's own, as ``SSL_CERT_FILE``."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key, name = ec.generate_private_key(ec.SECP256R1()), x509.Name([])
+    now = datetime.datetime.now(datetime.UTC)
+    hosts = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(host)) for host in HOSTS])
+    made = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+    made = made.not_valid_before(now).not_valid_after(now + datetime.timedelta(days=1))
+    made = made.add_extension(hosts, critical=True)
+    made = made.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+    pem = made.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+    kinds = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    (folder / "key.pem").write_bytes(key.private_bytes(serialization.Encoding.PEM, *kinds))
+    (folder / "certificate.pem").write_bytes(pem)
+    own = ssl.get_default_verify_paths().openssl_cafile
+    (folder / "trusted.pem").write_bytes((Path(own).read_bytes() if Path(own).exists() else b"") + pem)
+    os.environ["SSL_CERT_FILE"] = str(folder / "trusted.pem")
+
+
+def serve(port: Any, count: int, busy: int, certified: Path | None) -> None:
     """Serve ``count`` different JPEGs on a free port, which goes into the shared value ``port``."""
+    refusing = set(HOSTS[:busy])
     rng = np.random.default_rng(0)
     bodies = []
     for _ in range(count):
@@ -55,14 +96,32 @@ def serve(port: Any, count: int) -> None:
             pass
 
         def do_GET(self) -> None:
+            if self.headers["Host"].partition(":")[0] in refusing:
+                self.send_response(429)
+                self.send_header("Retry-After", str(PAUSE))
+                self.end_headers()
+                return
             body = bodies[int(self.path[1:]) % count]
             self.send_response(200)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.request_queue_size = 512
+    class Server(ThreadingHTTPServer):
+        request_queue_size = 512
+
+        def finish_request(self, request: Any, address: Any) -> None:  # in a thread: so is the handshake
+            if certified is not None:
+                request = context.wrap_socket(request, server_side=True)
+            super().finish_request(request, address)
+
+        def handle_error(self, *_: Any) -> None:
+            pass
+
+    if certified is not None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certified / "certificate.pem", certified / "key.pem")
+    server = Server(("0.0.0.0", 0), Handler)
     port.value = server.server_port
     server.serve_forever()
 
@@ -106,31 +165,68 @@ def images_per_second(out: Path) -> float:
     return float(sum(s["successes"] for s in stats) / seconds)
 
 
+def processor_seconds(command: Callable[[], None]) -> float:
+    """Return the processor seconds of a command in a process of its own, with all that it started."""
+    ctypes.CDLL(None).prctl(SUBREAPER, 1, 0, 0, 0)
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    child = os.fork()
+    if not child:
+        os.setpgid(0, 0)
+        command()
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    if status:
+        raise RuntimeError(f"a command ended with {status}")
+    time.sleep(1)  # its fork server ends by itself
+    while True:  # orphans are waited for, as their time counts
+        try:
+            found, _ = os.waitpid(-child, os.WNOHANG)
+        except ChildProcessError:
+            break
+        if not found:
+            os.killpg(child, signal.SIGTERM)
+            time.sleep(0.2)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
 def main(config: BenchConfig) -> None:
-    """Print one JSON object with the rates of both."""
+    """Print one JSON object with the rates and the processor time of both."""
+    folder = Path(tempfile.mkdtemp(prefix="bench_download."))
+    if config.https:
+        certificate(folder)
     port = multiprocessing.Value("i", 0)
-    server = multiprocessing.Process(target=serve, args=(port, 64), daemon=True)
+    given = (port, 64, config.busy, folder if config.https else None)
+    server = multiprocessing.Process(target=serve, args=given, daemon=True)
     server.start()
     while not port.value:
         time.sleep(0.1)
-    folder = Path(tempfile.mkdtemp(prefix="bench_download."))
     rates: dict[str, list[float]] = {"img2dataset": [], "filip": []}
+    cost: dict[str, list[float]] = {"img2dataset": [], "filip": []}
     try:
-        urls = [f"http://127.0.0.1:{port.value}/{i}" for i in range(config.images)]
-        source = folder / "list.parquet"
-        pq.write_table(pa.table({"url": urls, "caption": ["a caption"] * len(urls)}), source)
+        scheme = "https" if config.https else "http"
+        urls = [f"{scheme}://{HOSTS[i % len(HOSTS)]}:{port.value}/{i}" for i in range(config.images)]
+        sources = []
+        for number, some in enumerate((urls, urls[-FEW:])):
+            sources.append(folder / f"list{number}.parquet")
+            pq.write_table(pa.table({"url": some, "caption": ["a caption"] * len(some)}), sources[-1])
         order = [("img2dataset", direct), ("filip", ours), ("filip", ours), ("img2dataset", direct)]
         for name, run in order * config.rounds:
             out = folder / f"out{sum(map(len, rates.values()))}"
-            run(source, out, config)
-            rates[name].append(round(images_per_second(out), 1))
+            whole, few = (
+                processor_seconds(partial(run, listed, out / str(number), config))
+                for number, listed in enumerate(sources)
+            )
+            cost[name].append(round(1000 * (whole - few) / (config.images - FEW), 2))
+            rates[name].append(round(images_per_second(out / "0"), 1))
             shutil.rmtree(out)
     finally:
         shutil.rmtree(folder)
         server.terminate()
     mean = {name: sum(values) / len(values) for name, values in rates.items()}
     ratio = round(mean["filip"] / mean["img2dataset"], 3)
-    print(json.dumps({"images_per_second": rates, "filip_over_img2dataset": ratio}, indent=2))
+    found = {"images_per_second": rates, "filip_over_img2dataset": ratio, "cpu_ms_per_url": cost}
+    print(json.dumps(found, indent=2))
 
 
 if __name__ == "__main__":
