@@ -25,13 +25,13 @@ MARKS = ("<!-- onset:begin -->", "<!-- onset:end -->")
 SEARCH = (100, 101)  # seeds that choose a rate and are not reported
 PASSES = 20.0  # percent
 SMOOTH = "#b4603f"
-COLOURS = {
+COLOURS = {  # of the rows that are drawn: more lines could not be told apart
     "hard": INK,
     "smooth 0.05": SMOOTH,
     "top 2": "#4a6b8a",
     "annealed": "#7a9a3a",
     "softmax 0.05": "#8a5fa0",
-    "smooth 0.2": "#d99a6c",
+    "softmax 1": "#c3abd0",
     "smooth 1": "#c9b458",
 }
 
@@ -200,8 +200,8 @@ def draw(lengths: list[list[Curves]]) -> None:
     figure, axes = grid(len(lengths), 2, 11, 3.8 * len(lengths))
     labels = {"step": "steps of 128 pairs", "seconds": "CPU seconds"}
     for axis, (rows, along) in zip(axes, itertools.product(lengths, labels), strict=True):
-        for one in rows:
-            colour = COLOURS.get(one.row, MUTED)
+        for one in (row for row in rows if row.row in COLOURS):
+            colour = COLOURS[one.row]
             for points in one.seeds.values():
                 recalls = [mean_recall(p) for p in points]
                 axis.plot([p[along] for p in points], recalls, color=colour, lw=0.6, alpha=0.3)
