@@ -106,7 +106,10 @@ docs: setup-dev  ## build the documentation into site/; a broken link or a missi
 # What takes long of the linting runs beside the tests, which take longer; what it finds is told at the end.
 test: setup-dev  ## all checks and tests
 	@$(RUFF)
-	@$(VENV)/bin/python -m bench.browser
+	@# A new .venv has no bytecode: without this every worker compiles what all of them import.
+	@test -d $(VENV)/lib/python*/site-packages/torch/nn/__pycache__ || \
+	  $(VENV)/bin/python -m pytest --collect-only -q >/dev/null 2>&1 & compiled=$$!; \
+	$(VENV)/bin/python -m bench.browser; wait $$compiled || true
 	@found=$$(mktemp); ($(LINT)) >$$found 2>&1 & lint=$$!; \
 	$(PYTEST); tests=$$?; \
 	wait $$lint; lint=$$?; test $$lint = 0 || { echo; cat $$found; echo "error: make lint fails"; }; rm -f $$found; \

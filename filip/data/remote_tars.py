@@ -16,10 +16,10 @@ from pathlib import Path
 
 import fsspec
 
-from filip.data.loading.remote_shards import PACKAGES
 from filip.errors import UserError, first_line
 from filip.files import sha256_of, write_json
 
+PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "http": "aiohttp", "https": "aiohttp"}
 OWNER = "filip.json"  # in the bucket: which folder fills it
 
 
@@ -58,7 +58,7 @@ def claim(tars: str, folder: Path) -> None:
     except UserError:
         raise
     except Exception as error:
-        raise _explained(tars, error) from error
+        raise explained(tars, error) from error
     write_json(kept, {"tars": tars, "owner": found or mine})
 
 
@@ -84,7 +84,7 @@ def size_of(tar: Path) -> int:
         files, place = fsspec.core.url_to_fs(url)
         return int(files.info(place)["size"])
     except Exception as error:
-        raise _explained(url, error) from error
+        raise explained(url, error) from error
 
 
 def hash_of(tar: Path) -> str:
@@ -99,7 +99,7 @@ def hash_of(tar: Path) -> str:
         with fsspec.open(url, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except Exception as error:
-        raise _explained(url, error) from error
+        raise explained(url, error) from error
 
 
 @contextmanager
@@ -115,14 +115,15 @@ def local(tar: Path, folder: Path | None = None) -> Iterator[Path]:
             files, place = fsspec.core.url_to_fs(url)
             files.get_file(place, str(copy))
         except Exception as error:
-            raise _explained(url, error) from error
+            raise explained(url, error) from error
         yield copy
 
 
-def _explained(url: str, error: Exception) -> UserError:
+def explained(url: str, error: Exception, absent: str = ", or no bucket of this name") -> UserError:
+    """Return a sentence for what fsspec raised at an address. absent: what else it means that nothing is there."""
     if isinstance(error, ImportError):
         package = PACKAGES.get(url.partition(":")[0], error.name or "")
         return UserError(f"{url} needs the package {package}: pip install {package}")
     if isinstance(error, FileNotFoundError):
-        return UserError(f"there is no {url}, or no bucket of this name")
-    return UserError(f"cannot use {url}: {type(error).__name__}: {first_line(error)}")
+        return UserError(f"there is no {url}{absent}")
+    return UserError(f"cannot open {url}: {type(error).__name__}: {first_line(error)}")

@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
-from torchvision.ops import roi_align
 
 from filip.errors import UserError
 from filip.pixels import CLIP_MEAN
@@ -127,6 +126,8 @@ class Boxed:
 
     def encode_images(self, pixels: Tensor) -> Tensor:
         """Encode to [b, d], or [b, CELLS * CELLS, d] if token-wise; unit length."""
+        from torchvision.ops import roi_align  # here: it imports torch's compiler
+
         rows, columns = self.encoder.grid
         boxes = pixels[:, 3, 0, :4].float() * torch.tensor(
             [columns, rows, columns, rows], device=pixels.device

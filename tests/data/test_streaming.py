@@ -203,7 +203,7 @@ def test_a_shard_that_breaks_off_is_read_again_and_one_that_is_missing_is_named(
     assert 0 < len(some) < 6 and problems == {"shards_truncated": 1}
     for shards, why in (
         (f"{web}/shards/{{00007..00008}}.tar", r"there is no http://\S+/00008.tar"),
-        ("pipe:cat /none/{0..1}.tar", r"cannot read pipe:cat /none/[01].tar"),
+        ("pipe:cat /none/{0..1}.tar", r"cannot open pipe:cat /none/[01].tar"),
     ):
         with pytest.raises(UserError, match=why):
             list(stream(web, shards=shards, pairs=12, workers=1))

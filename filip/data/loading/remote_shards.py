@@ -16,12 +16,13 @@ from webdataset.shardlists import expand_urls
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from filip.data.loading.config import Source
-from filip.errors import UserError, first_line
+from filip.data.remote_tars import explained
+from filip.errors import UserError
 
 log = logging.getLogger(__name__)
 ATTEMPTS = 4  # at a shard, whose connection may break
 PAUSE = 1.0  # seconds before the second attempt, doubled before each further one
-PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "http": "aiohttp", "https": "aiohttp"}
+ABSENT = "; does data.sources name the shards as they are, and all of them?"
 
 
 def shard_urls(source: Source) -> list[str]:
@@ -34,7 +35,7 @@ def shard_urls(source: Source) -> list[str]:
         files, path = fsspec.core.url_to_fs(folder)
         urls = sorted(files.unstrip_protocol(tar) for tar in files.glob(f"{path}/*.tar"))
     except Exception as error:
-        raise explained(folder, error) from error
+        raise explained(folder, error, ABSENT) from error
     if not urls:
         raise UserError(
             f"no shards: {folder} lists no *.tar; give the shards themselves, e.g. {folder}/{{00000..00099}}.tar"
@@ -60,7 +61,7 @@ def samples_in(url: str, problems: Counter[str]) -> Iterator[dict[str, Any]]:
                 stream.check_end()
             return
         except Exception as error:
-            sentence = explained(url, error)
+            sentence = explained(url, error, ABSENT)
             if isinstance(error, tarfile.ReadError) and given and attempt == ATTEMPTS:
                 problems["shards_truncated"] += 1  # as the index of local shards counts it
                 log.warning("%s; what there is of it is used", sentence)
@@ -93,14 +94,3 @@ class _Whole:
             pass
         if not self.last or self.last.strip(b"\0"):
             raise tarfile.ReadError("the tar breaks off")
-
-
-def explained(url: str, error: Exception) -> UserError:
-    if isinstance(error, FileNotFoundError):
-        return UserError(
-            f"there is no {url}; does data.sources name the shards as they are, and all of them?"
-        )
-    if isinstance(error, ImportError):
-        package = PACKAGES.get(url.partition(":")[0], error.name or "")
-        return UserError(f"{url} needs the package {package}: pip install {package}")
-    return UserError(f"cannot read {url}: {first_line(error)}")
