@@ -166,7 +166,7 @@ def images_per_second(out: Path) -> float:
 
 
 def processor_seconds(command: Callable[[], None]) -> float:
-    """Return the processor seconds of a command in a process of its own, with all that it started."""
+    """Run a command in a separate process; return the processor seconds that it and its descendants used."""
     ctypes.CDLL(None).prctl(SUBREAPER, 1, 0, 0, 0)
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     child = os.fork()

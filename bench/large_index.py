@@ -42,7 +42,7 @@ class Study:
 
 
 class Synthetic:
-    """What a search asks of a scorer whose texts are encoded already."""
+    """A scorer for a search whose query is already encoded."""
 
     token_wise = True
     similarity = cast(Any, TokenScorer.similarity)

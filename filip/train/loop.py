@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from functools import partial
+from itertools import chain, repeat
 from pathlib import Path
 
 import numpy as np
@@ -225,7 +226,7 @@ def open_run(
 
 def take_steps(run: Run) -> None:
     """Take optimiser steps until the schedule ends or a signal comes."""
-    config, interval, batches = run.config, Interval(), endless(run.loader)
+    config, interval, batches = run.config, Interval(), chain.from_iterable(repeat(run.loader))
     run.stop.promise = "saving at the next step boundary"
     window = config.profile_steps if run.ranks.is_main else None
     with profiled(window, run.state.step, Path(config.run_dir) / "profile", say) as profiler:
@@ -281,12 +282,6 @@ def one_step(run: Run, batches: Iterator[Batch], inspect: bool) -> StepMetrics:
     run.state.step += 1
     stop = run.stop.received is not None
     return over_ranks(outputs, run.ranks.world_size, data_wait, stop, wants_to_save(run))
-
-
-def endless(loader: Loader) -> Iterator[Batch]:
-    """Yield batches, epoch after epoch; the loader keeps its own position."""
-    while True:
-        yield from loader
 
 
 def one_batch(run: Run, batch: Batch, number: int, inspect: bool) -> StepOutput:

@@ -9,7 +9,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -36,8 +35,8 @@ def test_a_signal_after_the_request_for_another_start_ends_the_wait(
 ) -> None:
     """A process that lived on would end after the next start, and Snakemake then deletes what that one has made."""
     monkeypatch.setattr(job, "SECONDS_BETWEEN_LOOKS", 0.01)
+    monkeypatch.setattr(job.wait_for_the_end, "__defaults__", (1e9,))  # without the signal the test times out
     before = signal.signal(signal.SIGUSR2, job.note_signal)
-    waited: list[float] = []
 
     def requeue() -> None:
         assert not job._signals, "the signal before the request is no answer to it"
@@ -45,13 +44,10 @@ def test_a_signal_after_the_request_for_another_start_ends_the_wait(
 
     try:
         os.kill(os.getpid(), signal.SIGUSR2)
-        begun = time.monotonic()
         attempt = Attempt.begin(tmp_path)
         assert supervise(attempt, ["sh", "-c", "exit 9"], 3, 0, requeue) == 9
-        waited.append(time.monotonic() - begun)
     finally:
         signal.signal(signal.SIGUSR2, before)
-    assert waited[0] < 100, "it waited for Slurm to end it, two minutes, in spite of the signal"
 
 
 SAVED = "mkdir -p checkpoints/step0000000%d; echo 85 > $FILIP_EXIT_CODE_FILE; exit 143"
