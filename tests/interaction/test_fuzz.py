@@ -67,9 +67,11 @@ def exact(problem: Drawn, temperature: float | None) -> tuple[Tensor, ...]:
     return i2t.detach(), t2i.detach(), *torch.autograd.grad((i2t, t2i), (image, text), weights)
 
 
-def check(backend: str, dtype_name: str, temperature: float | None, seed: int) -> None:
+def check(
+    backend: str, dtype_name: str, temperature: float | None, seed: int, rounds_weights: bool = False
+) -> None:
     dtype = getattr(torch, dtype_name)
-    problem, bound = drawn(seed, dtype), BOUNDS[backend, dtype_name]
+    problem, bound = drawn(seed, dtype), BOUNDS["triton" if rounds_weights else backend, dtype_name]
     image, text = (side.clone().requires_grad_() for side in problem[:2])
     chosen = backend if temperature is None else SmoothMaximum(temperature)
     found = late_interaction_padded(
@@ -101,5 +103,6 @@ def test_in_pytorch(backend: str, dtype: str, smooth: bool, monkeypatch: pytest.
 @pytest.mark.parametrize("dtype", [dtype for backend, dtype in BACKENDS if backend == "native"])
 @pytest.mark.parametrize("smooth", [False, True])
 def test_on_every_instruction_set(isa: str, dtype: str, smooth: bool) -> None:
+    rounds_weights = smooth and (isa, dtype) == ("avx512_bf16", "bfloat16")
     for seed in range(PROBLEMS):
-        check("native", dtype, TEMPERATURES[seed % 5] if smooth else None, seed)
+        check("native", dtype, TEMPERATURES[seed % 5] if smooth else None, seed, rounds_weights)

@@ -6,6 +6,9 @@
 //   i2t = t (mean of log R - log n2)      t2i = t (mean of log C - log n1)
 //   W = E (gI / (n1 R) + gT / (n2 C))     dX += W Y     dY += W^T X
 //
+// Tokens that are multiplied in pairs of bfloat16 meet W rounded to bfloat16, as the gradient itself will be; the sums
+// stay float32.
+//
 // A tile holds whole texts against whole images, so R and C are complete in it: the backward pass computes the tile
 // again and nothing is saved. Where |s| / t may be beyond float32 (`shifted`), each sum is relative to its largest term
 // and each direction has exponentials of its own.
@@ -63,7 +66,7 @@ static inline vf log_of(vf x) {
 }
 
 // out[r][0 .. V LANES) (+)= sum over k of a[r row_step + k k_step] b[k][0 .. V LANES).
-template <int R, int V, bool ADD>
+template <class Column, int R, int V, bool ADD>
 static void weighted_rows(const float* a, int64_t row_step, int64_t k_step, const float* b, int64_t k, float* out,
                           int64_t out_stride) {
   vf sum[R][V];
@@ -72,14 +75,16 @@ static void weighted_rows(const float* a, int64_t row_step, int64_t k_step, cons
 #pragma GCC unroll 4
     for (int v = 0; v < V; ++v) sum[r][v] = ADD ? load(out + r * out_stride + v * LANES) : vf{};
   for (; k > 0; --k, a += k_step, b += V * LANES) {
-    vf row[V];
+    typename Column::vector row[V];
 #pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) row[v] = load(b + v * LANES);
+    for (int v = 0; v < V; ++v) __builtin_memcpy(&row[v], b + v * LANES, VECTOR_BYTES);
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
-      const vf weight = splat(a[r * row_step]);
+      typename Column::element value;
+      __builtin_memcpy(&value, a + r * row_step, sizeof value);
+      const typename Column::vector weight = splat(value);
 #pragma GCC unroll 4
-      for (int v = 0; v < V; ++v) sum[r][v] = sum[r][v] + weight * row[v];
+      for (int v = 0; v < V; ++v) sum[r][v] = Column::add_product(sum[r][v], weight, row[v]);
     }
   }
 #pragma GCC unroll 8
@@ -90,12 +95,18 @@ static void weighted_rows(const float* a, int64_t row_step, int64_t k_step, cons
 
 typedef void (*WeightedRows)(const float*, int64_t, int64_t, const float*, int64_t, float*, int64_t);
 
-#define FILIP_ROWS(R, ADD) \
-  {weighted_rows<R, 1, ADD>, weighted_rows<R, 2, ADD>, weighted_rows<R, 3, ADD>, weighted_rows<R, 4, ADD>}
-#define FILIP_ALL(ADD)                                                                          \
-  {FILIP_ROWS(1, ADD), FILIP_ROWS(2, ADD), FILIP_ROWS(3, ADD), FILIP_ROWS(4, ADD), FILIP_ROWS(5, ADD), \
-   FILIP_ROWS(6, ADD)}
-static const WeightedRows WEIGHTED_ROWS[2][6][4] = {FILIP_ALL(false), FILIP_ALL(true)};
+#define FILIP_ROWS(C, R, ADD)                                                                          \
+  {weighted_rows<C, R, 1, ADD>, weighted_rows<C, R, 2, ADD>, weighted_rows<C, R, 3, ADD>, \
+   weighted_rows<C, R, 4, ADD>}
+#define FILIP_ALL(C, ADD)                                                                     \
+  {FILIP_ROWS(C, 1, ADD), FILIP_ROWS(C, 2, ADD), FILIP_ROWS(C, 3, ADD), FILIP_ROWS(C, 4, ADD), \
+   FILIP_ROWS(C, 5, ADD), FILIP_ROWS(C, 6, ADD)}
+static const WeightedRows WEIGHTED_ROWS[][2][6][4] = {
+    {FILIP_ALL(Floats, false), FILIP_ALL(Floats, true)},
+#if BFLOAT16_PAIRS
+    {FILIP_ALL(Pairs, false), FILIP_ALL(Pairs, true)},
+#endif
+};
 #undef FILIP_ALL
 #undef FILIP_ROWS
 
@@ -105,11 +116,26 @@ constexpr int64_t STRIP = STRIP_VECTORS * LANES;
 static int64_t strips_of(const Problem& p) { return div_up(p.dim, STRIP); }
 static int64_t padded_dim(const Problem& p) { return round_up(p.dim, LANES); }
 
+// Rows as the products of weights see them: two rows of bfloat16 in one of float's size where those are multiplied.
+static int64_t rows_in_strips(const Problem& p, int64_t rows) { return in_pairs(p) ? div_up(rows, 2) : rows; }
+
 static void pack_strips(const Problem& p, const void* rows, Range range, float* out) {
   for (int64_t s = 0; s < strips_of(p); ++s) {
     const Slice strip = slice_of(p.dim, STRIP, s);
-    copy_columns(rows, p.bf16, range, p.dim, strip.first, strip.valid, strip.width, out);
-    out += (range.end - range.begin) * strip.width;
+    if (!in_pairs(p)) {
+      copy_columns(rows, p.bf16, range, p.dim, strip.first, strip.valid, strip.width, out);
+      out += (range.end - range.begin) * strip.width;
+      continue;
+    }
+    for (int64_t row = range.begin; row < range.end; row += 2, out += strip.width) {
+      const uint16_t* even = static_cast<const uint16_t*>(rows) + row * p.dim + strip.first;
+      const uint16_t* odd = row + 1 < range.end ? even + p.dim : nullptr;
+      for (int64_t c = 0; c < strip.width; ++c) {
+        const uint32_t low = c < strip.valid ? even[c] : 0, high = c < strip.valid && odd ? odd[c] : 0;
+        const uint32_t pair = low | high << 16;
+        __builtin_memcpy(out + c, &pair, 4);
+      }
+    }
   }
 }
 
@@ -121,13 +147,44 @@ static void times_strips(const Problem& p, const float* a, int64_t row_step, int
     const Slice strip = slice_of(p.dim, STRIP, s);
     for (int64_t part = 0; part < parts; ++part) {
       const Range rows = part_of(m, parts, part);
-      WEIGHTED_ROWS[add][rows.end - rows.begin - 1][strip.width / LANES - 1](
+      WEIGHTED_ROWS[in_pairs(p)][add][rows.end - rows.begin - 1][strip.width / LANES - 1](
           a + rows.begin * row_step, row_step, k_step, b, k, out + rows.begin * strip.width, strip.width);
     }
     b += k * strip.width;
     out += m * strip.width;
   }
 }
+
+#if BFLOAT16_PAIRS
+// 16 weights as bfloat16, one in each lane's low half.
+static inline vi rounded(const float* weights) {
+  return (vi)_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)load(weights)));
+}
+
+// Pairs of weights for the two products: out[row][lane / 2] of neighbouring lanes, and of neighbouring rows
+// out[row / 2][lane]. Lanes beyond `tokens` may hold anything, so the one that shares a pair is cleared.
+static void pair_lanes(float* tile, int64_t rows, int64_t tokens, int64_t stride, float* out) {
+  for (int64_t r = 0; r < rows; ++r) {
+    if (tokens % 2) tile[r * stride + tokens] = 0;
+    for (int64_t n = r * stride; n < (r + 1) * stride; n += LANES) {
+      const __m256bh pairs = _mm512_cvtneps_pbh((__m512)load(tile + n));
+      __builtin_memcpy(out + n / 2, &pairs, sizeof pairs);
+    }
+  }
+}
+
+static void pair_rows(const float* tile, int64_t rows, int64_t stride, float* out) {
+  for (int64_t r = 0; r < rows; r += 2, tile += 2 * stride, out += stride)
+    for (int64_t l = 0; l < stride; l += LANES) {
+      vi pairs = rounded(tile + l);
+      if (r + 1 < rows) pairs = pairs | rounded(tile + stride + l) << 16;
+      __builtin_memcpy(out + l, &pairs, VECTOR_BYTES);
+    }
+}
+#else
+static void pair_lanes(float*, int64_t, int64_t, int64_t, float*) {}
+static void pair_rows(const float*, int64_t, int64_t, float*) {}
+#endif
 
 // target[row][0 .. dim) += the rows in strips.
 static void add_strips(const Problem& p, const float* strips, int64_t rows, float* target) {
@@ -144,7 +201,7 @@ static void add_strips(const Problem& p, const float* strips, int64_t rows, floa
 
 struct SmoothScratch {
   int64_t vectors;  // per tile row
-  float *panel, *text, *tile, *of_lane, *of_row, *shift;
+  float *panel, *text, *tile, *of_lane, *of_row, *shift, *paired;
   float* not_a_number;                            // [image], where sums are relative to their largest terms
   float *image_strips, *text_strips, *text_sums;  // for gradients
   Arena arena;
@@ -162,8 +219,9 @@ struct SmoothScratch {
     of_row = arena.take<float>(lanes);
     shift = arena.take<float>(lanes);
     not_a_number = arena.take<float>(images.end - images.begin);
-    image_strips = arena.take<float>(gradients ? tokens * padded_dim(p) : 0);
-    text_strips = arena.take<float>(gradients ? rows * padded_dim(p) : 0);
+    paired = arena.take<float>(gradients && in_pairs(p) ? div_up(rows, 2) * vectors * LANES : 0);
+    image_strips = arena.take<float>(gradients ? rows_in_strips(p, tokens) * padded_dim(p) : 0);
+    text_strips = arena.take<float>(gradients ? rows_in_strips(p, rows) * padded_dim(p) : 0);
     text_sums = arena.take<float>(gradients ? rows * padded_dim(p) : 0);
   }
 };
@@ -326,12 +384,17 @@ static void smooth_backward(const SmoothCall& call, Range images, Range texts, f
       float* tile = s.tile + (p.text_offsets[j] - rows.begin) * stride;
       call.shifted ? weigh<true>(call, images, j, tile, s) : weigh<false>(call, images, j, tile, s);
     }
+    const bool pairs = in_pairs(p);
+    const float* weights = pairs ? s.paired : s.tile;
     if (image_sums) {
       pack_strips(p, p.text, rows, s.text_strips);
-      times_strips(p, s.tile, 1, stride, tokens, s.text_strips, length, image_sums, true);
+      if (pairs) pair_rows(s.tile, length, stride, s.paired);
+      times_strips(p, weights, 1, stride, tokens, s.text_strips, rows_in_strips(p, length), image_sums, true);
     }
     if (call.grad_text) {
-      times_strips(p, s.tile, stride, 1, length, s.image_strips, tokens, s.text_sums, false);
+      if (pairs) pair_lanes(s.tile, length, tokens, stride, s.paired);
+      times_strips(p, weights, pairs ? stride / 2 : stride, 1, length, s.image_strips, rows_in_strips(p, tokens),
+                   s.text_sums, false);
       add_strips(p, s.text_sums, length, call.grad_text + rows.begin * p.dim);
     }
   }
