@@ -76,6 +76,16 @@ def upright(image: Image.Image) -> Image.Image:
     return ImageOps.exif_transpose(image)
 
 
+def upright_box(stored: Image.Image, box: tuple[float, ...]) -> tuple[float, ...]:
+    """Return a box (left, top, right, bottom) of a stored picture in the pixels of the upright one."""
+    turned, (left, top, right, bottom) = stored.getexif().get(ORIENTATION, 1), box
+    if turned in (2, 3, 7, 8):
+        left, right = stored.width - right, stored.width - left
+    if turned in (3, 4, 6, 7):
+        top, bottom = stored.height - bottom, stored.height - top
+    return (top, left, bottom, right) if turned in (5, 6, 7, 8) else (left, top, right, bottom)
+
+
 def read_rgb(file: str | PathLike[str] | IO[bytes]) -> Image.Image:
     """Read a picture as models see it: upright, as 8-bit RGB on white. Raises one of :data:`UNDECODABLE`."""
     image = Image.open(file, formats=FORMATS)

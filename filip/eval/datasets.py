@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from filip.errors import UserError, first_line
-from filip.rgb import UNDECODABLE
+from filip.rgb import UNDECODABLE, to_rgb, upright, upright_box
 
 
 @dataclass
@@ -63,11 +63,21 @@ class Sample:
     truths: int = 1  # in sets to select from: the captions that are true, which come first
     category: str = ""  # a category for which the results are also reported separately, "" = none
     whole: Image.Image | None = None  # where ``image`` is a box cut out of another: that one, RGB
-    box: tuple[float, float, float, float] | None = None  # of it: left, top, right, bottom in pixels
+    box: tuple[float, ...] | None = None  # of it: left, top, right, bottom in pixels
 
     def mask_of(self, number: int) -> Image.Image:
         """Return where the pixels of a class are (mode L, 0 or 255)."""
         return Image.fromarray(255 * (np.asarray(self.segments) == number).astype(np.uint8))
+
+
+def shown_box(stored: Image.Image, box: tuple[float, ...], edges: tuple[int, ...]) -> dict[str, Any]:
+    """Return ``image``, ``whole`` and ``box`` of a sample, all upright, for a box in the pixels of a stored picture.
+
+    edges: of the pixels that are cut out, as the benchmark's authors round them.
+    """
+    whole = to_rgb(upright(stored))
+    image = whole.crop(upright_box(stored, edges))  # type: ignore[arg-type]
+    return {"image": image, "whole": whole, "box": upright_box(stored, box)}
 
 
 class EvalSet(Dataset[Sample]):

@@ -246,7 +246,9 @@ def labelled(
             continue
         label = names[sample.label] if names is not None else sample.captions[0]
         patches = None if kept is None else kept(index, sample.key)
-        items.append(Labelled(sample.image, label, sample.mask, sample.key, patches))
+        shown = sample.mask
+        mask = None if shown is None else Thing(label, shown, file=f"the mask of {sample.key}").mask
+        items.append(Labelled(sample.image, label, mask, sample.key, patches))
     if not items:
         raise UserError("the test set has no readable image")
     return items

@@ -18,14 +18,16 @@ from filip.command import run_command
 from filip.data.preprocessing import eval_transform
 from filip.errors import UserError
 from filip.eval.encoders import load_encoder
+from filip.eval.formats.webdataset import WebdatasetFolder
 from filip.eval.picture import main as picture_command
 from filip.eval.picture import schema_of
 from filip.eval.pictures.drawing import DIM, Cell, draw_alignment, draw_heat, sheet
 from filip.eval.pictures.heatmap import heat_cells
-from filip.eval.pointing import Labelled, composite, composite_pointing, coverage, pointing
+from filip.eval.pointing import Labelled, composite, composite_pointing, coverage, labelled, pointing
 from filip.eval.prompts import Prompt
 from filip.eval.word_patch import WordPatch, alignment_prompt, label_tokens, word_patches
 from tests.eval.miniature import run_protocol, write_model, write_webdataset
+from tests.support.shards import encoded, write_tar
 
 EVAL = Path(__file__).parents[2] / "eval"
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
@@ -236,6 +238,15 @@ def test_one_command_measures_and_one_draws(tmp_path):
     assert (fluent["prompt"], food["prompt"]) == ("{c}", "a {c}")
     assert fluent["pointing"]["n"] == 9 and fluent["pointing"]["chance"] == pytest.approx(0.5)
     assert Image.open(tmp_path / "new" / "a.png").width == 4 * 320 + 5 * 26
+
+
+def test_a_broken_mask_is_named(tmp_path):
+    write_webdataset(tmp_path / "demo_fluent", None, [["red"]])
+    shard = tmp_path / "demo_fluent" / "test" / "0.tar"
+    image, mask = encoded(ITEMS[0].image), encoded(ITEMS[0].mask)
+    write_tar(shard, [("s0.png", image), ("s0.txt", b"red"), ("s0.mask.png", mask[:50])])
+    with pytest.raises(UserError, match=r"mask of s0 cannot be read \(.*\); fetch the test set again"):
+        labelled(WebdatasetFolder(tmp_path / "demo_fluent"), None, 1)
 
 
 def test_mistakes_are_named():

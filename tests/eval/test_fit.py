@@ -7,11 +7,12 @@ import json
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
 from filip.errors import UserError
 from filip.eval.datasets import batches
 from filip.eval.encoders import load_encoder
+from filip.eval.formats.coco_boxes import CocoBoxes
 from filip.eval.formats.records import RecordSet
 from filip.eval.pointing import coverage
 from filip.eval.scorer import load_scorer
@@ -113,3 +114,31 @@ def test_features_of_a_box_are_those_of_the_patches_in_it(tmp_path, interaction)
     assert found[1].image.size == (32, 16) and crop.transform(found[1].image).shape == (3, SIDE, SIDE)
     with pytest.raises(UserError, match="fit=box: patches are of the whole picture"):
         encoder.patches(batch.pixels)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_box_of_a_turned_picture_is_found_in_the_upright_one(tmp_path, orientation):
+    """Annotations count the pixels that are stored. A red box there is the red box of what the model sees."""
+    box, exif = (10.0, 4.0, 26.0, 12.0), Image.Exif()
+    stored = Image.new("RGB", (48, 32), "blue")
+    stored.paste("red", tuple(map(int, box)))
+    exif[ExifTags.Base.Orientation] = orientation
+    (tmp_path / "val2017").mkdir()
+    for file in ("a.png", "val2017/a.png"):
+        stored.save(tmp_path / file, exif=exif)
+    corner = [10, 4, 16, 8]
+    coco = {"categories": [{"id": 1, "name": "red"}], "images": [{"id": 1, "file_name": "a.png"}]}
+    coco["annotations"] = [{"id": 7, "image_id": 1, "bbox": corner, "category_id": 1}]
+    (tmp_path / "coco.json").write_text(json.dumps(coco))
+    (tmp_path / "boxes.json").write_text(
+        json.dumps([{"file": "a.png", "bbox": corner, "y": "red", "n": ["no"]}])
+    )
+    options = {"annotations": "boxes.json", "image": "file", "positive": "y", "negative": "n", "crop": "bbox"}
+    for found in (RecordSet(tmp_path, "test", "selection", options)[0], CocoBoxes(tmp_path, "coco.json")[0]):
+        upright = ImageOps.exif_transpose(Image.open(tmp_path / "a.png"))
+        assert np.array_equal(found.whole, upright)
+        red = np.asarray(upright)[..., 0] == 255
+        assert found.box == (*np.argwhere(red).min(0)[::-1], *(np.argwhere(red).max(0)[::-1] + 1))
+        assert (
+            np.asarray(found.image)[..., 0] == 255
+        ).all() and found.image.width * found.image.height == 128

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +17,14 @@ from filip.command import run_command
 from filip.errors import UserError
 from filip.eval.cards import load_card
 from filip.eval.context import Context
-from filip.eval.datasets import Sample, Thing
+from filip.eval.datasets import EvalSet, Sample, Thing
 from filip.eval.formats import open_set
 from filip.eval.outcomes import read_outcomes
 from filip.eval.pictures.drawing import INK
 from filip.eval.pictures.scenes import COLOURS as COLOURS_OF_NAMES
 from filip.eval.pictures.scenes import PATCH, SceneSheet, chosen, coloured_caption, draw, margin, tinted
 from filip.eval.pointing import BACKGROUND, name_prompts, point, pointed_scenes
+from filip.eval.protocols import NoSettings, scene_pointing
 from filip.eval.protocols.selection import select
 from filip.interaction import Similarity
 from tests.eval.miniature import run_protocol, write_model, write_webdataset
@@ -212,6 +214,29 @@ def test_scene_pointing_as_a_command(root: Path) -> None:
     assert len(set(outcomes.cluster)) == 6
     assert found["chance"] == pytest.approx(1 / 4) and found["among_things"]["chance"] == pytest.approx(1 / 3)
     assert 0 <= found["value"] <= found["among_things"]["value"] <= 1 or found["value"] == 0
+
+
+def test_scenes_are_let_go_as_they_are_measured(root: Path) -> None:
+    alive: list[weakref.ref[Sample]] = []
+
+    class Watched(EvalSet):
+        most = 0
+
+        def __len__(self) -> int:
+            return 192
+
+        def __getitem__(self, index: int) -> Sample:
+            made = sample()
+            alive.append(weakref.ref(made))
+            self.most = max(self.most, sum(one() is not None for one in alive))
+            return made
+
+    data, context = Watched(), Context(str(root))
+    card = load_card(card_file(root, "pointing"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scene_pointing, "open_set", lambda *_: data)
+        found = scene_pointing.run(ColourBlind(), card, NoSettings(), context, {})  # type: ignore[arg-type]
+    assert found["n"] == 576 and data.most <= 2 * 64
 
 
 def test_a_broken_map_of_the_things_is_named(root: Path) -> None:

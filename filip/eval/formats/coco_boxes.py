@@ -9,8 +9,8 @@ from PIL import Image
 
 from filip.errors import UserError
 from filip.eval.benchmark import BenchmarkCard
-from filip.eval.datasets import EvalSet, Sample
-from filip.rgb import upright
+from filip.eval.datasets import EvalSet, Sample, shown_box
+from filip.rgb import FORMATS
 
 
 def open_set(card: BenchmarkCard, root: str | Path) -> EvalSet:
@@ -58,7 +58,6 @@ class CocoBoxes(EvalSet):
 
     def __getitem__(self, index: int) -> Sample:
         path, (x, y, width, height), label, number = self.boxes[index]
-        whole, box = Image.open(path).convert("RGB"), (x, y, x + width, y + height)
-        left, top, right, bottom = (round(edge) for edge in box)
-        image = upright(whole.crop((left, top, right, bottom)))
-        return Sample(str(number), image, label, cluster=path.stem, whole=whole, box=box)
+        box = (x, y, x + width, y + height)
+        shown = shown_box(Image.open(path, formats=FORMATS), box, tuple(round(edge) for edge in box))
+        return Sample(str(number), label=label, cluster=path.stem, **shown)

@@ -30,7 +30,7 @@ from PIL import Image
 from filip.errors import UserError
 from filip.eval import records
 from filip.eval.benchmark import BenchmarkCard
-from filip.eval.datasets import EvalSet, Sample
+from filip.eval.datasets import EvalSet, Sample, shown_box
 from filip.rgb import to_rgb, upright
 from filip.sets import columns
 
@@ -116,21 +116,19 @@ class RecordSet(EvalSet):
         if isinstance(cell, str):
             cell = self.options.get("prefix", "") + cell + self.options.get("suffix", "")
         name = records.image_name(cell, numbers[0])
-        image, boxed = _cropped(records.read_image(cell, self.folder), row, self.options.get("crop"))
+        shown = _shown(records.read_image(cell, self.folder), row, self.options.get("crop"))
         if self.kind == "classification":
             value = row[self.label]
             label = self.number[value if self.rows.names else str(value)]  # type: ignore[index]
-            return Sample(name, image, label, **boxed)
+            return Sample(name, label=label, **shown)
         if self.kind == "retrieval":
             captions = [caption for n in numbers for caption in _texts(self.rows[n], self.caption)]
-            return Sample(name, image, captions=captions, **boxed)
+            return Sample(name, captions=captions, **shown)
         true, false = self._choices(row)
         category = str(row[self.options["category"]]) if "category" in self.options else ""
         # Several rows may show one image: the number makes the key unique, the name is the cluster.
         key = f"{numbers[0]} {name}"
-        return Sample(
-            key, image, captions=true + false, cluster=name, truths=len(true), category=category, **boxed
-        )
+        return Sample(key, captions=true + false, cluster=name, truths=len(true), category=category, **shown)
 
     def _choices(self, row: dict[str, Any]) -> tuple[list[str], list[str]]:
         if "options" in self.options:
@@ -145,14 +143,10 @@ def _texts(row: dict[str, Any], columns: str | list[str]) -> list[str]:
     return [str(text) for cell in cells for text in ([cell] if isinstance(cell, str) else cell)]
 
 
-def _cropped(
-    image: Image.Image, row: dict[str, Any], crop: str | list[str] | None
-) -> tuple[Image.Image, dict[str, Any]]:
-    """Return what is shown, upright, and what else a sample says of it if that is a box in the stored pixels."""
+def _shown(stored: Image.Image, row: dict[str, Any], crop: str | list[str] | None) -> dict[str, Any]:
+    """Return the picture of a sample, upright; with ``crop`` a box in the stored pixels, and where it is."""
     if crop is None:
-        return to_rgb(upright(image)), {}
-    x, y, width, height = row[crop] if isinstance(crop, str) else [row[name] for name in crop]
+        return {"image": to_rgb(upright(stored))}
+    x, y, width, height = map(float, row[crop] if isinstance(crop, str) else [row[name] for name in crop])
     box = (x, y, x + width, y + height)
-    left, top, right, bottom = (int(edge) for edge in box)
-    image = to_rgb(image)
-    return upright(image.crop((left, top, right, bottom))), {"whole": image, "box": tuple(map(float, box))}
+    return shown_box(stored, box, tuple(int(edge) for edge in box))

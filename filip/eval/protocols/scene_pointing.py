@@ -25,21 +25,29 @@ def run(
 
     The outcome of each name is put into ``record`` under the card's name, the names of a scene as one cluster.
     """
-    found = list(pointed_scenes(encoder, card, open_set(card, context.root)))
-    scenes = [scene.sample.key for scene in found for _ in scene.counted]
-    if not scenes:
+    names = [
+        (scene.sample.key, n, *outcome)
+        for scene in pointed_scenes(encoder, card, open_set(card, context.root))
+        for n, *outcome in zip(
+            scene.counted,
+            scene.right,
+            scene.chance(),
+            scene.right_among_things(),
+            scene.chance(of=(scene.owner != BACKGROUND).sum()),
+            strict=True,
+        )
+    ]
+    if not names:
         raise UserError(
             f"{card.name}: no name of any scene has a patch to point at; are its patches too large?"
         )
-    keys = [f"{scene.sample.key} {n}" for scene in found for n in scene.counted]
-    right = [hit for scene in found for hit in scene.right]
-    among = [hit for scene in found for hit in scene.right_among_things()]
+    scenes, numbers, right, chance, among, chance_among = zip(*names, strict=True)
+    keys = [f"{scene} {n}" for scene, n in zip(scenes, numbers, strict=True)]
     record[card.name] = Outcomes.of(keys, {"right": right, "right_among_things": among}, scenes)
-    chance_among = [value for scene in found for value in scene.chance(of=(scene.owner != BACKGROUND).sum())]
     return {
         "n": len(keys),
         "images": len(set(scenes)),
-        **rate(right, [value for scene in found for value in scene.chance()], scenes),
+        **rate(right, chance, scenes),
         "among_things": rate(among, chance_among, scenes),
         "split": card.split,
     }
