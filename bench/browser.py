@@ -1,17 +1,23 @@
-"""A headless Chromium for what has to be seen: tests and screenshots of pages that we write.
+"""A headless Chromium and a Firefox for what has to be seen: tests and screenshots of pages that we write.
 
-``python -m bench.browser`` installs one if there is none: Playwright's own, or the system's where that cannot be
-fetched and we are root, as in a container. It never fails: without a browser, tests skip and say so.
+``python -m bench.browser`` installs what is missing: Playwright's own Chromium, or the system's browsers where that
+cannot be fetched and we are root, as in a container. It never fails: without a browser, tests skip and say so.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from pathlib import Path
+from typing import Any
 
 from playwright.sync_api import Browser, Error, sync_playwright
 
@@ -21,7 +27,7 @@ HOW = "install one with `apt-get install chromium` or `playwright install --with
 
 
 class NoBrowser(Exception):
-    """The lack of a Chromium here; the message says how to get one."""
+    """The lack of a browser here; the message says how to get one."""
 
 
 @contextmanager
@@ -41,38 +47,112 @@ def chromium() -> Iterator[Browser]:
             browser.close()
 
 
+class Firefox:
+    """A page in the system's Firefox, through Marionette, which every Firefox has and which needs no driver: Playwright
+    drives only a Firefox of its own or of version 143 and later, and Debian's is 140."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self.connection, self.answers = connection, connection.makefile("rb")
+        self._receive()  # the greeting
+        self.call("WebDriver:NewSession", timeouts={"script": 300_000, "pageLoad": 300_000})
+
+    def goto(self, address: str) -> None:
+        """Open an address and wait until it is loaded."""
+        self.call("WebDriver:Navigate", url=address)
+
+    def evaluate(self, function: str, argument: Any = None) -> Any:
+        """Call a function in JavaScript, which may be async, in the page's scope, and return its value."""
+        inside = (
+            f"(async () => ({function})({json.dumps(argument)}))().then(value => [value], error => String(error))"
+            '.then(found => dispatchEvent(new CustomEvent("evaluated", {detail: JSON.stringify(found)})));'
+        )
+        script = """const done = arguments[1], script = document.createElement("script");
+            addEventListener("evaluated", (event) => done(event.detail), {once: true});
+            script.textContent = arguments[0];
+            document.head.append(script);"""
+        found = json.loads(self.call("WebDriver:ExecuteAsyncScript", script=script, args=[inside])["value"])
+        if isinstance(found, str):
+            raise RuntimeError(f"the page: {found}")
+        return found[0]
+
+    def call(self, command: str, **parameters: Any) -> Any:
+        """Send a command of WebDriver and return its result."""
+        message = json.dumps([0, 1, command, parameters]).encode()
+        self.connection.sendall(b"%d:%s" % (len(message), message))
+        _, _, error, result = self._receive()
+        if error:
+            raise RuntimeError(f"{command}: {error['message']}")
+        return result
+
+    def _receive(self) -> Any:
+        length = b"".join(iter(lambda: self.answers.read(1), b":"))
+        return json.loads(self.answers.read(int(length)))
+
+
+@contextmanager
+def firefox() -> Iterator[Firefox]:
+    """Yield a page of a Firefox, closed at the end. Raises NoBrowser if there is none that starts."""
+    program = shutil.which("firefox-esr") or shutil.which("firefox")
+    if program is None:
+        raise NoBrowser("no Firefox: install one with `apt-get install firefox-esr`")
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
+        (Path(profile) / "user.js").write_text('user_pref("marionette.port", 0);\n')
+        command = [program, "--headless", "--no-remote", "--marionette", "--profile", profile]
+        quiet = subprocess.DEVNULL
+        process = subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=quiet)
+        try:
+            port = _port(Path(profile) / "MarionetteActivePort", process)
+            with socket.create_connection(("127.0.0.1", port)) as connection:
+                yield Firefox(connection)
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def _port(file: Path, process: subprocess.Popen[bytes]) -> int:
+    """Return the port that a Firefox which starts writes to a file."""
+    until = time.monotonic() + 120
+    while not file.exists() or not (written := file.read_text()):
+        if process.poll() is not None or time.monotonic() > until:
+            raise NoBrowser("no Firefox that starts: install one with `apt-get install firefox-esr`")
+        time.sleep(0.1)
+    return int(written)
+
+
 def main() -> None:
-    """Make sure that there is a browser, as far as this machine lets us."""
-    attempts = [[sys.executable, "-m", "playwright", "install", "chromium"]]
+    """Make sure that there are browsers, as far as this machine lets us."""
+    apt: list[list[str]] = []
     if os.geteuid() == 0 and shutil.which("apt-get"):
-        install = [
-            "apt-get",
-            "install",
-            "-y",
-            "-q",
-            "--no-install-recommends",
-            "chromium",
-            "fonts-dejavu-core",
-        ]
-        attempts += [["apt-get", "update", "-q"], install]
-    reason = _missing()
+        apt = [["apt-get", "update", "-q"], ["apt-get", "install", "-y", "-q", "--no-install-recommends"]]
+    own = [sys.executable, "-m", "playwright", "install", "chromium"]
+    _ensure(
+        "Chromium",
+        chromium,
+        [own, *apt[:-1], *([*line, "chromium", "fonts-dejavu-core"] for line in apt[1:])],
+    )
+    _ensure("Firefox", firefox, [*apt[:-1], *([*line, "firefox-esr"] for line in apt[1:])])
+
+
+def _ensure(name: str, browser: Callable[[], AbstractContextManager[Any]], attempts: list[list[str]]) -> None:
+    """Run the attempts one after the other until a browser starts."""
+    reason = _missing(browser)
     while reason and attempts:
         attempt = attempts.pop(0)
-        print(f"== no Chromium yet: {' '.join(attempt)}", flush=True)
+        print(f"== {reason}; trying: {' '.join(attempt)}", flush=True)
         quiet = subprocess.DEVNULL
         environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
         with suppress(OSError, subprocess.TimeoutExpired):
             subprocess.run(
                 attempt, stdin=quiet, stdout=quiet, stderr=quiet, env=environment, timeout=600, check=False
             )
-        reason = _missing()
-    print(f"== tests of pages will skip: {reason}" if reason else "== there is a Chromium for tests of pages")
+        reason = _missing(browser)
+    print(f"== tests of pages will skip: {reason}" if reason else f"== there is a {name}", flush=True)
 
 
-def _missing() -> str:
-    """Return why no browser starts; "" if one does."""
+def _missing(browser: Callable[[], AbstractContextManager[Any]]) -> str:
+    """Return why a browser does not start; "" if it does."""
     try:
-        with chromium():
+        with browser():
             return ""
     except NoBrowser as error:
         return str(error)

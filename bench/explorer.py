@@ -4,14 +4,17 @@ Live: FILIP and CLIP of one preset with random weights, random unit tokens for 5
 and texts that it has not seen; milliseconds from request to parsed answer, both models scored in each.
 
 With ``--page results/demo/explore.html --models results/demo/models/{clip,filip}.safetensors --root
-results/demo/corpus/eval`` also the page as a file: in a headless Chromium, each of its captions; milliseconds of a
-search, and for how many captions the first image is the one that float scoring puts first. Run it on an idle machine.
+results/demo/corpus/eval`` the page as a file instead, in Chromium and Firefox, headless: ``--captions`` of the card,
+most of which the page was not made for, and ``--pictures`` of it, dropped; milliseconds of each, and for how many the
+first image or caption is the one that PyTorch puts first. Run it on an idle machine.
 """
 
 from __future__ import annotations
 
 import argparse
+import base64
 import dataclasses
+import io
 import json
 import threading
 import time
@@ -26,8 +29,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import uvicorn
+from PIL import Image
 
-from bench.browser import chromium
+from bench.browser import chromium, firefox
 from filip.eval.encoders import FilipEncoder
 from filip.eval.scorer import scorer_for
 from filip.explore.app import application
@@ -36,6 +40,7 @@ from filip.explore.pictures import open_pictures
 from filip.explore.search import Search, warm
 from filip.explore.serve import listen
 from filip.models import build_model, load_preset
+from filip.sets.pictures import Pictures
 
 WORDS = (
     "a dog cat red boat on the beach two black house",
@@ -99,29 +104,76 @@ def live(images: int, preset: str, texts: int) -> dict[str, Any]:
     return {**found, **{name: float(value) for name, value in times.items()}}
 
 
-def static(page: Path, models: list[str], card: str, root: str) -> dict[str, Any]:
-    """Return milliseconds of a search in the page, and the share of captions whose first image is float scoring's."""
-    script = """async text => { const started = performance.now(), found = await app.feed.search(text);
-        return [performance.now() - started, ...found.models.map(model => model.order[0])]; }"""
-    with chromium() as browser:
-        view = browser.new_page()
-        view.goto(page.resolve().as_uri())
-        view.wait_for_selector("body:not([aria-busy]) .card", timeout=120_000)
-        captions: list[str] = view.evaluate("app.data.texts")
-        count: int = view.evaluate("app.data.images.length")
-        answers = np.array([view.evaluate(script, caption) for caption in captions])
-    gallery = Gallery.of(load_viewers(models, []), open_pictures(card, root, count))
-    assert gallery.texts == captions, "the page is of other images"
-    same = {}
-    for number, (viewer, features) in enumerate(zip(gallery.viewers, gallery.features, strict=True)):
-        exact = (
-            viewer.scorer.similarity(features.scored, viewer.scorer.encode_texts(captions))
-            .t2i.argmax(0)
-            .numpy()
-        )
-        same[viewer.label] = float((exact == answers[:, 1 + number]).mean())
-    found = {"images": count, "captions": len(captions), "megabytes": page.stat().st_size / 1e6}
-    return {**found, "median_ms": float(np.median(answers[:, 0])), "same_first_image": same}
+SEARCH = """async text => { const started = performance.now(), found = await app.feed.search(text);
+    return [performance.now() - started, ...found.models.map(model => model.order[0])]; }"""
+DROP = """async encoded => {
+    const bytes = Uint8Array.from(atob(encoded), letter => letter.charCodeAt(0)), started = performance.now();
+    const name = await app.feed.upload(new File([bytes], "photo.png", {type: "image/png"}));
+    const seen = performance.now() - started;
+    return [seen, ...(await app.feed.textsOf(name, 1)).map(list => app.data.texts.indexOf(list[0][0]))]; }"""
+BROWSERS: dict[str, Any] = {"chromium": chromium, "firefox": firefox}
+
+
+def static(page: Path, models: list[str], card: str, root: str, captions: int, pictures: int) -> Any:
+    """Yield, for each browser, milliseconds of a search and of a dropped picture in the page, and for each model the
+    share of captions and of pictures whose first answer is PyTorch's."""
+    whole = list(open_pictures(card, root, captions))
+    asked = [one.captions[0] for one in whole]
+    encoded = [_png(one.image) for one in whole[:: max(1, len(whole) // pictures)]]
+    shown = [Image.open(io.BytesIO(one)) for one in encoded]
+    exact: list[Any] = []
+    for name, browser in BROWSERS.items():
+        with browser() as opened:
+            view: Any = opened.new_page() if hasattr(opened, "new_page") else opened
+            view.goto(page.resolve().as_uri())
+            view.evaluate("async () => { while (!app.result) await new Promise(go => setTimeout(go, 5)); }")
+            texts: list[str] = view.evaluate("() => app.data.texts")
+            count: int = view.evaluate("() => app.data.images.length")
+            exact = exact or _exact(models, open_pictures(card, root, count), texts, asked, shown)
+            view.evaluate(SEARCH, "a warm engine")
+            searches = np.array([view.evaluate(SEARCH, caption) for caption in asked])
+            drops = np.array([view.evaluate(DROP, base64.b64encode(one).decode()) for one in encoded])
+        same = {
+            label: {
+                "captions": float((t2i == searches[:, n]).mean()),
+                "pictures": float((i2t == drops[:, n]).mean()),
+            }
+            for n, (label, t2i, i2t) in enumerate(exact, 1)
+        }
+        counts = {
+            "images": count,
+            "captions": len(asked),
+            "new": len({*asked} - {*texts}),
+            "pictures": len(encoded),
+        }
+        times = {
+            f"{what}_{at}_ms": float(np.quantile(found[:, 0], q))
+            for what, found in (("text", searches), ("picture", drops))
+            for at, q in (("median", 0.5), ("p90", 0.9))
+        }
+        yield name, {**counts, "megabytes": page.stat().st_size / 1e6, **times, "same_first_answer": same}
+
+
+def _png(image: Image.Image) -> bytes:
+    encoded = io.BytesIO()
+    image.convert("RGB").save(encoded, "PNG")
+    return encoded.getvalue()
+
+
+def _exact(
+    models: list[str], pictures: Pictures, texts: list[str], asked: list[str], shown: list[Any]
+) -> list[Any]:
+    """Return each model's label, its first image for each text asked and its first text for each picture shown."""
+    gallery = Gallery.of(load_viewers(models, []), pictures)
+    assert gallery.texts == texts, "the page is of other images"
+    found = []
+    for viewer, features in zip(gallery.viewers, gallery.features, strict=True):
+        scorer = viewer.scorer
+        t2i = scorer.similarity(features.scored, scorer.encode_texts(asked)).t2i.argmax(0)
+        seen = scorer.encode_images(torch.stack([scorer.transform(one) for one in shown]))
+        i2t = scorer.similarity(seen, scorer.encode_texts(texts)).i2t.argmax(1)
+        found.append((viewer.label, t2i.numpy(), i2t.numpy()))
+    return found
 
 
 def main() -> None:
@@ -129,17 +181,21 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=5000)
     parser.add_argument("--preset", default="base", help="of filip/conf/model")
     parser.add_argument("--texts", type=int, default=50)
-    parser.add_argument("--page", type=Path, help="a page of filip explore export, to measure it too")
+    parser.add_argument("--page", type=Path, help="a page of filip explore export, to measure it instead")
     parser.add_argument("--models", nargs="+", default=[], help="its models")
     parser.add_argument("--card", default="demo_scenes_new", help="its card")
     parser.add_argument("--root", default="results/demo/corpus/eval", help="where the card's data lie")
+    parser.add_argument("--captions", type=int, default=1000, help="of the card, for the page")
+    parser.add_argument("--pictures", type=int, default=20, help="of the card, dropped onto the page")
     parser.add_argument("--json", help="write the numbers to this file")
     arguments = parser.parse_args()
-    found = {"live": live(arguments.images, arguments.preset, arguments.texts)}
-    print("live", found["live"], flush=True)
     if arguments.page:
-        found["static"] = static(arguments.page, arguments.models, arguments.card, arguments.root)
-        print("static", found["static"], flush=True)
+        a = arguments
+        found = dict(static(a.page, a.models, a.card, a.root, a.captions, a.pictures))
+    else:
+        found = {"live": live(arguments.images, arguments.preset, arguments.texts)}
+    for name, numbers in found.items():
+        print(name, numbers, flush=True)
     if arguments.json:
         Path(arguments.json).write_text(json.dumps(found, indent=2) + "\n")
 

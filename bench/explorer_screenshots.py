@@ -1,4 +1,4 @@
-"""Screenshots of a page at 1400 and 390 pixels, light and dark: ``python -m bench.explorer_screenshots
+"""Screenshots of a page at 1440 and 390 pixels, light and dark: ``python -m bench.explorer_screenshots
 results/demo/explore.html --out shots [--hash "text=…&view=numbers"]``.
 
 For looking at what a change does to the explorer (or to any page of ours), and for the picture in its documentation.
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from bench.browser import chromium
 
-SIZES = {1400: 1000, 390: 844}  # width: height
+SIZES = {1440: 1000, 390: 844}  # width: height
 
 
 def main() -> None:

@@ -1,0 +1,126 @@
+"""The page of the model that comes with the package: texts and pictures that nobody made it for, in two browsers; and
+what axe-core says of it."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from axe_playwright_python.sync_playwright import Axe
+from PIL import Image
+
+from bench.browser import NoBrowser, chromium, firefox
+from filip import load
+from filip.api import Model
+from filip.command import run_command
+from filip.explore.export import Export
+from filip.explore.export import main as export
+from tests.eval.miniature import picture
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).resolve().parents[2]
+SCENES = sorted((ROOT / "docs/scenes").glob("*.png"))
+CAPTIONS = [scene.with_suffix(".txt").read_text().strip() for scene in SCENES]
+THINGS = ["swan", "jellyfish", "skateboard", "lamp", "dress", "ship", "horse", "snake", "handbag", "mushroom"]
+TEXTS = [
+    f"{start} {one} {join} {other}"
+    for start, join in (
+        ("a", "and a"),
+        ("A drawing of a", "with one"),
+        ("the", "without a"),
+        ("my", "on your"),
+        ("", ""),
+    )
+    for one, other in zip(THINGS, THINGS[3:] + THINGS[:3], strict=True)
+]
+
+Evaluate = Callable[..., Any]
+SEARCH = "async (text) => (await app.feed.search(text)).models[0].order.slice(0, 2)"
+DROP = """async (encoded) => {
+    const bytes = Uint8Array.from(atob(encoded), (letter) => letter.charCodeAt(0)), before = app.uploads.length;
+    const dataTransfer = new DataTransfer();
+    dataTransfer.items.add(new File([bytes], "photo.png", {type: "image/png"}));
+    document.body.dispatchEvent(new DragEvent("drop", {dataTransfer, bubbles: true, cancelable: true}));
+    const done = () => app.uploads.length > before && !document.body.hasAttribute("aria-busy");
+    while (!done()) await new Promise((go) => setTimeout(go, 5));
+    return (await app.feed.textsOf(app.uploads[0], 2))[0]; }"""
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    found = tmp_path_factory.mktemp("any_words") / "page.html"
+    run_command(
+        export,
+        Export,
+        argv=["models=[emoji]", f"images={ROOT / 'docs/scenes'}", "device=cpu", f"out={found}"],
+    )
+    assert found.stat().st_size < 16_000_000
+    return found
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return load("emoji", device="cpu")
+
+
+@pytest.fixture(scope="module", params=["chromium", "firefox"])
+def evaluate(request: pytest.FixtureRequest, page: Path) -> Iterator[Evaluate]:
+    with ExitStack() as stack:
+        try:
+            open_page = stack.enter_context(chromium()).new_page if request.param == "chromium" else None
+            view: Any = open_page() if open_page else stack.enter_context(firefox())
+        except NoBrowser as error:
+            pytest.skip(str(error))
+        view.goto(page.as_uri())
+        busy = "async () => { while (!app.result) await new Promise((go) => setTimeout(go, 5)); }"
+        view.evaluate(busy)
+        yield view.evaluate
+
+
+def test_fifty_texts_find_what_pytorch_finds(evaluate: Evaluate, model: Model) -> None:
+    assert len(set(TEXTS)) == 50 and not set(TEXTS) & set(CAPTIONS)
+    exact = model.similarity(SCENES, TEXTS).t2i
+    assert [evaluate(SEARCH, text)[0] for text in TEXTS] == exact.argmax(0).tolist()
+    assert len(set(exact.argmax(0).tolist())) > 5, "the texts are of several scenes"
+
+
+def dropped() -> list[Image.Image]:
+    """Return twenty pictures that are not in the page: its scenes at another size, cut and mirrored, and noise."""
+    scenes = [Image.open(scene).convert("RGB").resize((150, 130)) for scene in SCENES]
+    cut = [scene.crop((7, 0, 137, 121)).transpose(Image.Transpose.FLIP_LEFT_RIGHT) for scene in scenes]
+    return [*cut, *(picture(seed, 150).resize((200, 131)) for seed in range(8))]
+
+
+def test_twenty_dropped_pictures_find_the_captions_that_pytorch_finds(
+    evaluate: Evaluate, model: Model
+) -> None:
+    pictures = dropped()
+    exact = model.similarity(pictures, CAPTIONS).i2t
+    assert len(pictures) == 20
+    for photo, scores in zip(pictures, exact, strict=True):
+        encoded = io.BytesIO()
+        photo.save(encoded, "PNG")
+        (text, score), _ = evaluate(DROP, base64.b64encode(encoded.getvalue()).decode())
+        assert text == CAPTIONS[int(scores.argmax())]
+        torch.testing.assert_close(torch.tensor(score), scores.max(), atol=3e-3, rtol=0)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1440, 390])
+def test_axe_finds_nothing_serious(page: Path, width: int, scheme: Any) -> None:
+    try:
+        with chromium() as browser:
+            view = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+            view.goto(page.as_uri())
+            view.wait_for_selector("body:not([aria-busy]) .card")
+            found = Axe().run(view).response["violations"]
+    except NoBrowser as error:
+        pytest.skip(str(error))
+    serious = [(one["id"], one["impact"], len(one["nodes"])) for one in found]
+    assert not [one for one in serious if one[1] in ("serious", "critical")], serious
