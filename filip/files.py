@@ -191,16 +191,18 @@ def scratch_folder(out: str | Path, keep_on_failure: bool = False) -> Iterator[P
 
 
 @contextmanager
-def locked(path: str | Path, busy: str | None = None) -> Iterator[None]:
+def locked(path: str | Path, busy: str | None = None, shared: bool = False) -> Iterator[None]:
     """Hold an exclusive lock on the file ``path`` (made if need be); the kernel frees it when the process dies.
 
-    busy: message of the UserError when another process holds it; None = wait for it.
+    busy: message of the UserError when another process holds it; None = wait for it. shared: together with all others
+    that ask for it so.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w") as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | (0 if busy is None else fcntl.LOCK_NB))
+            kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+            fcntl.flock(lock, kind | (0 if busy is None else fcntl.LOCK_NB))
         except BlockingIOError as error:
             raise UserError(busy or "") from error
         yield

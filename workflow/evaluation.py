@@ -173,7 +173,7 @@ class StudyEvaluations(Study):
         efficiency = ["efficiency"] if self.rows("efficiency_ablation") else []
         zero_shot = ["zero_shot"] if self.rows("zero_shot") else []
         plots = ["loss_curves", "funnel", "recall", "confusion", *zero_shot, *ablation, *efficiency]
-        return [*(f"{name}.svg" for name in plots), "augmentation.png"]
+        return [f"{name}.svg" for name in plots]
 
     def report_cards(self) -> list[str]:
         """Return the cards of all benchmarks: tables take titles and metrics from them."""

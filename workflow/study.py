@@ -57,6 +57,7 @@ class WorkflowStudy(StudyEvaluations):
         self.data_threads: int = data.get("threads", 2)
         self.data_memory: str = data.get("memory", "1GB")
         self.tars: str | None = config.get("tars")  # None: in data_dir
+        self.download_jobs: int = config.get("download_parts", 1)
         self.distributor: str | None = config.get("distributor")  # None: as the source's card says
         self.source_cards: dict[str, SourceCard] = {source: load_source(source) for source in self.sources}
         selected = config.get("select")
@@ -152,6 +153,12 @@ class WorkflowStudy(StudyEvaluations):
         port = self.config.get("demo", {}).get("port", 8765)
         return f"python -m {server} root={self.corpus} port={port} -- " if server else ""
 
+    def download_parts(self, source: str) -> list[str]:
+        """Return the jobs that share a source's download; empty if one is enough, or this machine serves the images."""
+        parts = 1 if self.while_served(source) else self.download_jobs
+        folder = f"{self.data_dir}/{source}/downloaded"
+        return [f"{folder}/{part}-of-{parts}.done" for part in range(parts)] if parts > 1 else []
+
     def card(self, source: str) -> str:
         return f"data/{source}.yaml"
 
@@ -196,6 +203,18 @@ class WorkflowStudy(StudyEvaluations):
 
     def funnel_fragments(self) -> list[str]:
         return [path for source in self.sources for path in self.funnel_of(source)]
+
+    def funnel_page_arguments(self) -> list[str]:
+        """Return the options of filip.report.funnel: all sources, and how the first training augments."""
+        trained = self.resolved(next(iter(self.runs)))
+        shards = ",".join(f"{self.data_dir}/{source}/shards" for source in self.sources)
+        captions = ",".join(self._captions(source)[0] for source in self.sources)
+        return [
+            f"shards=[{shards}]",
+            f"captions=[{captions}]",
+            f"image_size={trained.model.image.image_size}",
+            f"crop_scale_min={trained.data.crop_scale_min}",
+        ]
 
     # ---- training ------------------------------------------------------------------------------------
 

@@ -5,6 +5,9 @@
 The folder is restartable at any moment: finished shards stay, others are fetched again. URLs that failed for a
 reason that may have passed (time-out, connection, 5xx, ...) are tried once more after all others, in shards of
 their own. img2dataset exits with 0 whatever happened; here a missing shard is an error.
+
+On a cluster, ``part=3/16`` downloads a sixteenth of the shards into the same folder and stops there; a last run without
+``part`` tries again what failed and writes the funnel.
 """
 
 from __future__ import annotations
@@ -13,10 +16,11 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from multiprocessing import forkserver, get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from filip.command import MISSING, option, run_command
 from filip.data.cards import DISTRIBUTORS, SourceCard, load_source
@@ -35,12 +39,14 @@ from filip.data.fetching.revision import set_aside
 from filip.data.funnel import Fragment, write_fragment
 from filip.data.lists.columns import RESERVED
 from filip.data.lists.parquet_rows import whole_file
+from filip.data.parts import parse_part
 from filip.data.remote_tars import claim
 from filip.data.text_rules import check_list
 from filip.errors import UserError, counted
 from filip.files import locked
 from filip.progress import Progress, say
 
+Part = tuple[int, int] | None
 SHOWN_ERRORS = 5  # examples per reason in the funnel's notes
 OPT_OUT_DIRECTIVES = ["noai", "noimageai", "noindex", "noimageindex"]  # img2dataset's default
 
@@ -66,6 +72,7 @@ class DownloadConfig:
     distributor: str | None = option(
         None, "multiprocessing or pyspark; default: the card's", choices=DISTRIBUTORS
     )
+    part: str | None = option(None, "i/n: download only every n-th shard, from the i-th (0-based), and stop")
     memory: str = option(
         "1GB", "DuckDB memory, used when a filled folder is asked for with another list or rule"
     )
@@ -77,7 +84,11 @@ def main(config: DownloadConfig) -> None:
     for key in ("retry_passes", "processes", "threads", "timeout", "distributor"):
         if getattr(config, key) is not None:
             setattr(card.download, key, getattr(config, key))
-    fragment = download(config.list, config.out, card, config.memory, config.tars)
+    part = parse_part(config.part)
+    fragment = download(config.list, config.out, card, config.memory, config.tars, part)
+    if fragment is None:
+        print(f"part {config.part} is in {config.out}; run again without part= when all are")
+        return
     if config.funnel:
         write_fragment(config.funnel, fragment)
     print(
@@ -87,12 +98,26 @@ def main(config: DownloadConfig) -> None:
         print(f"  {reason:<16} {count:>10,}  {fragment.notes['examples'][reason][0][:90]}")
 
 
+@overload
 def download(
     list_path: str | Path, out: str | Path, card: SourceCard, memory: str = "1GB", tars: str | None = None
-) -> Fragment:
+) -> Fragment: ...
+@overload
+def download(
+    list_path: str | Path, out: str | Path, card: SourceCard, memory: str, tars: str | None, part: Part
+) -> Fragment | None: ...
+def download(
+    list_path: str | Path,
+    out: str | Path,
+    card: SourceCard,
+    memory: str = "1GB",
+    tars: str | None = None,
+    part: Part = None,
+) -> Fragment | None:
     """Fill the folder ``out`` with the images of ``list_path`` and account for every URL.
 
-    tars: folder of a bucket to which each finished tar is sent; see :mod:`filip.data.remote_tars`.
+    tars: folder of a bucket to which each finished tar is sent; see :mod:`filip.data.remote_tars`. part: (i, n), to
+    fetch only the planned shards i, i + n, i + 2n, …; then nothing is tried again or accounted for.
 
     A folder that was filled from another list, or with other image rules, keeps the images that are still wanted.
     Raises UserError when it was filled with other settings of the images, when another process is filling it, when a
@@ -107,18 +132,24 @@ def download(
         )
     folder = Path(out).resolve()
     busy = f"{folder} is being filled by another process: wait for it or stop it"
-    with locked(folder / "_work" / "lock", busy):
-        plan = make_plan(Path(list_path), folder, card, columns, memory)
-        sweep(folder / "_work")
-        if tars is not None:
-            claim(tars, folder)
+    work = folder / "_work"
+    with locked(work / "lock", busy, shared=part is not None), _only(work, part):
+        with locked(work / "plan.lock"):
+            plan = make_plan(Path(list_path), folder, card, columns, memory)
+            if tars is not None:
+                claim(tars, folder)
+        sweep(work, part=part)
+        if part is not None:
+            for number in range(len(plan["passes"])):
+                _run_pass(plan, number, folder, card, columns, tars, part)
+            return None
         number = 0
         while number < len(plan["passes"]):
             _run_pass(plan, number, folder, card, columns, tars)
             number += 1
             if number == len(plan["passes"]) and retries_at_the_end(plan) < card.download.retry_passes:
                 add_retry_pass(plan, folder, columns)
-        sweep(folder / "_work", finished=True)
+        sweep(work, finished=True)
         fragment = account(folder, card)
         if not fragment.n_out:
             raise UserError(
@@ -129,10 +160,29 @@ def download(
     return fragment
 
 
-def sweep(work: Path, finished: bool = False) -> None:
-    """Remove the half-finished shards that killed workers left; when all are ``finished``, also their progress."""
-    files = (".feather", ".progress") if finished else (".feather",)
+def _only(work: Path, part: Part) -> AbstractContextManager[None]:
+    """Hold the lock of a part, so that it is not downloaded twice at once."""
+    if part is None:
+        return nullcontext()
+    name = f"{part[0]}-of-{part[1]}"
+    return locked(
+        work / f"part-{name}.lock", f"part {name} of {work.parent} is being filled by another process"
+    )
+
+
+def _is_in(shard: str, part: Part) -> bool:
+    return part is None or (shard.isdigit() and int(shard) % part[1] == part[0])
+
+
+def sweep(work: Path, finished: bool = False, part: Part = None) -> None:
+    """Remove the half-finished shards that killed workers left; when all are ``finished``, also their progress.
+
+    part: leave those of other parts, whose jobs may run.
+    """
+    files = (".feather", ".progress", ".lock") if finished else (".feather",)
     for path in work.iterdir():
+        if not _is_in(path.name.partition(".")[0], part):
+            continue
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         elif path.suffix in files:
@@ -140,12 +190,18 @@ def sweep(work: Path, finished: bool = False) -> None:
 
 
 def _run_pass(
-    plan: dict[str, Any], number: int, folder: Path, card: SourceCard, columns: list[str], tars: str | None
+    plan: dict[str, Any],
+    number: int,
+    folder: Path,
+    card: SourceCard,
+    columns: list[str],
+    tars: str | None,
+    part: Part = None,
 ) -> None:
     """Download the incomplete shards of one pass. Raises UserError when one cannot be completed."""
     this = plan["passes"][number]
     shards = shards_of(this)
-    todo = missing_shards(plan, number, folder)
+    todo = {shard for shard in missing_shards(plan, number, folder) if _is_in(str(shard), part)}
     if not todo:
         return
     for shard in todo:  # its remains must not look complete

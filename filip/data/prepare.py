@@ -27,6 +27,8 @@ from filip.errors import UserError, counted
 from filip.files import scratch_folder
 from filip.progress import say
 
+SAMPLES = 10  # rows shown per reason
+
 
 @dataclass
 class PrepareConfig:
@@ -125,9 +127,17 @@ def prepare(
                 detail = " ".join(str(problem).split())[:300]
                 raise UserError(f"{', '.join(paths[:3])} cannot be read: {detail}") from problem
         unreadable = rejected_lines(con)
-        counts = dict(
-            con.sql(f"SELECT {REASON}, count(*) FROM {duckdb_io.parquet(staged)} GROUP BY 1").fetchall()
-        )
+        shown = "{'hash': md5(concat(url, caption)), 'url': left(url, 200), 'caption': left(caption, 200)}"
+        found = con.sql(
+            f"SELECT {REASON}, count(*), min({shown}, {SAMPLES}) FILTER ({REASON} IS NOT NULL) FROM "
+            f"{duckdb_io.parquet(staged)} GROUP BY 1"
+        ).fetchall()
+        counts = {reason: count for reason, count, _ in found}
+        samples = {
+            reason: [{"url": one["url"], "caption": one["caption"]} for one in some]
+            for reason, _, some in found
+            if reason
+        }
         kept = counts.pop(None, 0)
         if not kept:
             raise UserError(
@@ -148,7 +158,9 @@ def prepare(
     counts["repeated_row"], kept = kept - written, written
     if unreadable:
         counts["unreadable_line"] = unreadable
-    return Fragment("prepare", card.name, kept + sum(counts.values()), kept, counts)
+    return Fragment(
+        "prepare", card.name, kept + sum(counts.values()), kept, counts, notes={"samples": samples}
+    )
 
 
 def _stage(

@@ -12,19 +12,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import duckdb
 
 from filip.command import MISSING, option, run_command
 from filip.data.cards import load_source
 from filip.data.funnel import Fragment, write_fragment
-from filip.data.lists.duckdb_io import parquet, plain_errors
+from filip.data.lists.duckdb_io import parquet, plain_errors, sql_identifier
 from filip.data.lists.selection import where_condition
-from filip.data.sidecar import write_sidecar
+from filip.data.sidecar import SCHEMA, write_sidecar
 from filip.errors import UserError, counted
 from filip.progress import track
 
-SAMPLES = 10  # captions shown per condition
+SAMPLES = 10  # pairs shown per condition
 Conditions = list[str]
 
 
@@ -62,8 +63,10 @@ def select(config: SelectConfig) -> Fragment:
     types = {row[0]: row[1] for row in con.sql("DESCRIBE listed").fetchall()}
     conditions = [where_condition(con, text, types, is_text=False) for text in config.keep]
     first = " ".join(f"WHEN NOT {sql} THEN {number}" for number, sql in enumerate(conditions))
+    scores = [sql_identifier(name) for name in types if name not in (*SCHEMA.names, "phash")]
+    shown = ", ".join(["caption := captions[1]", "key := key", *(f"{name} := {name}" for name in scores)])
     counts = dict.fromkeys(config.keep, 0)
-    samples: dict[str, list[str]] = {text: [] for text in config.keep}
+    samples: dict[str, list[dict[str, Any]]] = {text: [] for text in config.keep}
     kept = 0
     for path in track(files, "select", "shards", total=len(files)):
         with plain_errors(con, "select"):
@@ -72,15 +75,15 @@ def select(config: SelectConfig) -> Fragment:
                 f"SELECT * EXCLUDE (_failed) FROM {judged} WHERE _failed IS NULL"
             ).to_arrow_table()
             dropped = con.sql(
-                f"SELECT _failed, count(*), list(captions[1])[:{SAMPLES}] FROM {judged} "
+                f"SELECT _failed, count(*), list(struct_pack({shown}))[:{SAMPLES}] FROM {judged} "
                 "WHERE _failed IS NOT NULL GROUP BY 1"
             ).fetchall()
         write_sidecar(out / path.name, table)
         kept += len(table)
-        for number, count, captions in dropped:
+        for number, count, pairs in dropped:
             text = config.keep[number]
             counts[text] += count
-            samples[text] = [*samples[text], *captions][:SAMPLES]
+            samples[text] = [*samples[text], *({**pair, "shard": path.stem} for pair in pairs)][:SAMPLES]
     con.close()
     for path in out.glob("*.parquet"):
         if path.name not in {file.name for file in files}:

@@ -31,6 +31,7 @@ from filip.data.fetching.revision import counted_only, set_aside_file
 from filip.data.funnel import Fragment, write_fragment
 from filip.data.lists import duckdb_io
 from filip.data.lists.parquet_rows import reading
+from filip.data.parts import parse_part
 from filip.data.sidecar import write_sidecar
 from filip.errors import UserError
 from filip.files import digest, locked, replacing
@@ -108,19 +109,6 @@ class Job:
     processes: int = 2
     threads: int = 2
     memory: str = "1GB"
-
-
-def parse_part(part: str | None) -> tuple[int, int] | None:
-    """Parse "3/16" into (3, 16). Raises UserError for anything else."""
-    if part is None:
-        return None
-    try:
-        index, count = (int(number) for number in part.split("/"))
-    except ValueError:
-        index, count = -1, 0
-    if not 0 <= index < count:
-        raise UserError(f"part={part}, but it must be i/n with 0 <= i < n, e.g. part=0/4")
-    return index, count
 
 
 def translate(job: Job, part: tuple[int, int] | None = None, plan_only: bool = False) -> Fragment | None:

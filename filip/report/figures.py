@@ -1,34 +1,27 @@
 """The report's figures: ``python -m filip.report.figures results=results/demo``, after ``filip.report.tables``.
 
-Always written: loss_curves, funnel, augmentation, recall, confusion; zero_shot, component_ablation and efficiency where
-the study has them. SVG (augmentation: PNG); with ``png=true`` the plots also as PNG. A figure without data says what is
-missing. A run has the same colour in all of them.
+Always written: loss_curves, funnel, recall, confusion; zero_shot, component_ablation and efficiency where the study has
+them. SVG; with ``png=true`` also as PNG. A figure without data says what is missing. A run has the same colour in all.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
-from PIL import Image
 
 from filip.command import MISSING, option, run_command
-from filip.data.loading.config import AugmentConfig
-from filip.eval.pictures.drawing import Cell, sheet
 from filip.files import replacing
 from filip.progress import say
 from filip.report import plots, table_plots
-from filip.report.preview import augmentation_sheet, read_samples
 from filip.report.results import Results
 from filip.report.style import looks
 from filip.report.table import Table
 from filip.study import Study, load_study
 from filip.train.telemetry import read_log
-
-PREVIEWS = 8  # samples in the augmentation preview: one row
 
 
 @dataclass
@@ -38,12 +31,6 @@ class Figures:
         None, "study config; null = RESULTS/study.json, which the results were made with"
     )
     out_dir: str | None = option(None, "folder for the figures; null = RESULTS/figures", writes="folder")
-    data_dir: str | None = option(
-        None, "where <source>/shards and <source>/captions lie; RESULTS/data if null"
-    )
-    image_size: int | None = option(
-        None, "side of the augmented previews; the training's if null", at_least=1
-    )
     png: bool = option(False, "write the plots as PNG too")
 
 
@@ -71,7 +58,6 @@ def main(config: Figures) -> None:
     figures["confusion"] = _confusion(study, results, tables)
     for name, figure in figures.items():
         _save(figure, out / name, config.png)
-    _save_image(_preview(study, results, config), out / "augmentation.png")
 
 
 def _confusion(study: Study, results: Results, tables: Mapping[str, Table]) -> Figure:
@@ -102,34 +88,6 @@ def training_logs(study: Study, results: Results) -> dict[str, list[list[dict[st
     return logs
 
 
-def _preview(study: Study, results: Results, config: Figures) -> Image.Image:
-    base = Path(config.data_dir) if config.data_dir else results.folder / "data"
-    samples = []
-    for source in study.sources:
-        samples += read_samples(base / source / "shards", base / source / "captions", PREVIEWS)
-    if not samples:
-        empty = Cell(Image.new("RGB", (640, 40), "white"), f"no shards below {base}")
-        return sheet([empty], 1, "What training sees", cell_width=640)
-    settings = _trained(study, results)
-    size = config.image_size or int(
-        ((settings.get("model") or {}).get("image") or {}).get("image_size") or 224
-    )
-    data = settings.get("data") or {}
-    names = {field.name for field in fields(AugmentConfig)} - {
-        "auto_augment"
-    }  # a preview shows it in any case
-    augment = AugmentConfig(**{name: value for name, value in data.items() if name in names})
-    return augmentation_sheet(samples[:PREVIEWS], size, augment=augment)
-
-
-def _trained(study: Study, results: Results) -> dict[str, Any]:
-    """Return the settings of the first finished pre-training that augments its images, else of the first finished."""
-    found = [results.training(run) or {} for run in study.trained if run not in study.fine_tunes]
-    settings = [entry["config"] for entry in found if entry.get("config")]
-    augmented = [s for s in settings if (s.get("data") or {}).get("auto_augment")]
-    return next(iter([*augmented, *settings]), {})
-
-
 def _save(figure: Figure, stem: Path, png: bool) -> None:
     for extension in ("svg", "png") if png else ("svg",):
         with replacing(stem.with_suffix(f".{extension}")) as part:
@@ -137,12 +95,6 @@ def _save(figure: Figure, stem: Path, png: bool) -> None:
             metadata = {"Date": None} if extension == "svg" else {}
             figure.savefig(part, format=extension, metadata=metadata)
     say(str(stem.with_suffix(".svg")))
-
-
-def _save_image(image: Image.Image, path: Path) -> None:
-    with replacing(path) as part:
-        image.save(part, format="PNG", optimize=True)
-    say(str(path))
 
 
 if __name__ == "__main__":

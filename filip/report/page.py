@@ -13,7 +13,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,14 +47,7 @@ FIGURES = {
     "confusion": "Most frequent mistakes",
     "funnel": "Data funnel",
 }
-SHEETS = (  # below the results: place, title, text for those who do not see it
-    (
-        "eval/alignment_compared.png",
-        "Words on patches, as in the paper",
-        "The most similar word on each patch",
-    ),
-    ("figures/augmentation.png", "What training sees", "Images of the training set, augmented"),
-)
+SHEET = "eval/alignment_compared.png"  # below the results: words on patches
 
 
 @dataclass
@@ -74,6 +67,16 @@ def main(config: Page) -> None:
     """Write the report of a study as one self-contained page."""
     study, results = load_study(config.study, config.results), Results(config.results)
     out = Path(config.out or results.folder / "report.html")
+    content = _content(study, results, Path(config.figures or results.folder / "figures"))
+    content["explorer"] = _link(config.explorer, out, "explore.html")
+    content["funnel"] = _link(None, out, "funnel.html")
+    with replacing(out) as part:
+        part.write_text(rendered("report.html.j2", content), encoding="utf-8")
+    say(f"{out}: {out.stat().st_size / 1e6:.1f} MB")
+
+
+def rendered(template: str, content: Mapping[str, Any]) -> str:
+    """Return a page as HTML, from one of the report's templates."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -81,17 +84,13 @@ def main(config: Page) -> None:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    content = _content(study, results, Path(config.figures or results.folder / "figures"))
-    content["explorer"] = _link(config.explorer, out)
-    with replacing(out) as part:
-        part.write_text(environment.get_template("report.html.j2").render(content), encoding="utf-8")
-    say(f"{out}: {out.stat().st_size / 1e6:.1f} MB")
+    return environment.get_template(template).render(content)
 
 
-def _link(explorer: str | None, out: Path) -> str | None:
-    """Return the address of the explorer as seen from the page."""
-    place = Path(explorer) if explorer else out.with_name("explore.html")
-    if explorer is None and not place.is_file():
+def _link(given: str | None, out: Path, name: str) -> str | None:
+    """Return the address of another page as seen from this one; None if it is not there."""
+    place = Path(given) if given else out.with_name(name)
+    if given is None and not place.is_file():
         return None
     return Path(os.path.relpath(place, out.parent)).as_posix()
 
@@ -100,10 +99,9 @@ def _content(study: Study, results: Results, figures: Path) -> dict[str, Any]:
     tables = results.tables()
     whole = summary(study, results, tables)
     found = findings(tables)
-    room = _Room(LARGEST)
     scenes = results.scenes()
-    if scenes:
-        room.left -= len(json.dumps(scenes))
+    sheet = _sheet(results, LARGEST - len(json.dumps(scenes)))
+    folded = scenes or any(picture["src"] is None for picture in sheet)
     common = _common_notes(tables)
     groups = stage_groups(whole["stages"])
     compared = found["difference"].notna().any()
@@ -114,9 +112,9 @@ def _content(study: Study, results: Results, figures: Path) -> dict[str, Any]:
         "style": style() + (TEMPLATES / "report.css").read_text(encoding="utf-8"),
         "note": NOTE,
         "findings": {"title": "Each finding in numbers", "html": _table(numbers)} if len(found) else None,
-        "forest": _inline(forest(found, looks(study)), "forest") if compared else None,
+        "forest": inline(forest(found, looks(study)), "forest") if compared else None,
         "scenes": scenes,
-        "pictures": [] if scenes else list(_pictures(SHEETS[:1], results, figures, room)),
+        "pictures": [] if folded else sheet,
         "reading": " ".join(common),
         "folds": [
             *(
@@ -132,10 +130,10 @@ def _content(study: Study, results: Results, figures: Path) -> dict[str, Any]:
                 if (file := figures / f"{name}.svg").is_file()
             ),
             {"title": "Data funnel, stage by stage", "html": _table(funnel_grid(whole["funnel"]))},
-            *_pictures(SHEETS if scenes else SHEETS[1:], results, figures, room),
+            *(sheet if folded else []),
         ],
         "time": f"{duration(sum(whole['stages'].values()))} of work" if groups else None,
-        "stages": _inline(stage_bars(groups), "stages") if groups else None,
+        "stages": inline(stage_bars(groups), "stages") if groups else None,
         "facts": facts(study, results),
         "details": [
             {"title": "Time of each stage", "html": _table(stages_grid(whole["stages"]))},
@@ -159,38 +157,28 @@ def _common_notes(tables: Mapping[str, Table]) -> list[str]:
 # ---- pictures ------------------------------------------------------------------------------------------
 
 
-@dataclass
-class _Room:
-    """The bytes that are left for embedded pictures."""
-
-    left: int
-
-    def embed(self, file: Path) -> str | None:
-        """Return a picture as a data URI, as WebP; None if no room is left for it."""
-        stored = io.BytesIO()
-        with Image.open(file) as image:
-            picture = image.convert("RGB")
-        picture.thumbnail((WIDEST, 4 * WIDEST))
-        picture.save(stored, format="WEBP", quality=80)
-        text = base64.b64encode(stored.getvalue()).decode("ascii")
-        if len(text) > self.left:
-            return None
-        self.left -= len(text)
-        return f"data:image/webp;base64,{text}"
+def webp(picture: Image.Image) -> str:
+    """Return a picture as a data URI, as WebP."""
+    stored = io.BytesIO()
+    picture.save(stored, format="WEBP", quality=80)
+    return f"data:image/webp;base64,{base64.b64encode(stored.getvalue()).decode('ascii')}"
 
 
-def _pictures(
-    wanted: tuple[tuple[str, str, str], ...], results: Results, figures: Path, room: _Room
-) -> Iterator[dict[str, Any]]:
-    """Yield the pictures that are there, with their data or, where they are too large, with their path."""
-    for place, title, alt in wanted:
-        file = figures / place.partition("/")[2] if place.startswith("figures/") else results.folder / place
-        if file.is_file():
-            path = os.path.relpath(file, results.folder)
-            yield {"title": title, "alt": alt, "src": room.embed(file), "path": path}
+def _sheet(results: Results, room: int) -> list[dict[str, Any]]:
+    """Return the sheet of words on patches, if there is one; its path alone if it has more than ``room`` bytes."""
+    file = results.folder / SHEET
+    if not file.is_file():
+        return []
+    with Image.open(file) as image:
+        picture = image.convert("RGB")
+    picture.thumbnail((WIDEST, 4 * WIDEST))
+    data = webp(picture)
+    about = {"title": "Words on patches, as in the paper", "alt": "The most similar word on each patch"}
+    return [{**about, "src": data if len(data) <= room else None, "path": SHEET}]
 
 
-def _inline(figure: Figure, name: str) -> str:
+def inline(figure: Figure, name: str) -> str:
+    """Return a figure of matplotlib as a part of a page."""
     text = io.StringIO()
     figure.savefig(text, format="svg", metadata={"Date": None})
     return inline_svg(text.getvalue(), name)

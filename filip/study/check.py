@@ -32,7 +32,7 @@ KINDS = {
     "engines": ("translate", "translate_part"),
     "extras": ("url_list", "ingest", "pretrain", "fine_tune", "efficiency"),
     "benchmarks": PROTOCOLS,
-    "disk": ("download", "ingest"),
+    "disk": ("download", "download_part", "ingest"),
     "GPUs": ("pretrain", "fine_tune", "efficiency"),
 }  # fmt: skip
 ASKS_FOR = 30.0  # seconds for an answer of the scheduler

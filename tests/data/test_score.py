@@ -139,7 +139,8 @@ def test_copies_in_other_sources_and_in_benchmarks(tmp_path: Path) -> None:
     fragment = select(SelectConfig(second.source, second.out, str(out), keep))
     assert (fragment.n_in, fragment.n_out) == (4, 1)
     assert dict(fragment.dropped) == {"near_distance > 3": 2, "test_distance > 3": 1}
-    assert fragment.notes["samples"]["test_distance > 3"] == ["000010000 x"]
+    (shown,) = fragment.notes["samples"]["test_distance > 3"]
+    assert (shown["shard"], shown["key"], shown["caption"]) == ("00001", "000010000", "000010000 x")
     assert [row["key"] for path in sorted(out.glob("*.parquet")) for row in read_sidecar(path)] == [
         "000000000"
     ]

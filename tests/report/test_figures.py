@@ -8,12 +8,9 @@ import yaml
 from PIL import Image
 
 from filip.command import run_command
-from filip.data.loading.config import AugmentConfig
 from filip.errors import UserError
 from filip.report import plots, table_plots
 from filip.report.figures import Figures, main, training_logs
-from filip.report.preview import Preview, ShardSample, augmentation_sheet, read_samples
-from filip.report.preview import main as preview
 from filip.report.results import Results
 from filip.study import load_study
 from filip.train.telemetry import read_log
@@ -24,7 +21,6 @@ STUDIES = EVAL.parent / "workflow" / "config"
 FIGURES = [
     "loss_curves",
     "funnel",
-    "augmentation",
     "component_ablation",
     "efficiency",
     "recall",
@@ -37,7 +33,7 @@ def test_the_command_writes_every_figure(folder):
     write_tables(folder)
     run_command(main, Figures, argv=[f"results={folder}", "png=true"])
     written = {p.name for p in (folder / "figures").iterdir()}
-    assert written == {f"{n}.png" for n in FIGURES} | {f"{n}.svg" for n in FIGURES if n != "augmentation"}
+    assert written == {f"{n}.png" for n in FIGURES} | {f"{n}.svg" for n in FIGURES}
     for name in FIGURES:
         pixels = np.asarray(Image.open(folder / "figures" / f"{name}.png").convert("L"))
         assert min(pixels.shape) > 150 and pixels.std() > 5  # there is something on it
@@ -52,7 +48,7 @@ def test_a_study_that_has_not_run_yet_has_every_figure_that_the_workflow_waits_f
 
 def test_the_demo_studies_together_have_every_figure():
     both = {*figures_of("demo"), *figures_of("demo_ablation")}
-    assert both == {f"{name}.svg" for name in FIGURES if name != "augmentation"} | {"augmentation.png"}
+    assert both == {f"{name}.svg" for name in FIGURES}
 
 
 def figures_of(study: str) -> list[str]:
@@ -163,47 +159,3 @@ def test_mistakes_are_pairs_or_where_none_stands_out_what_others_are_taken_for()
     assert [t.get_text() for t in other.get_yticklabels()] == ["dog"]
     assert [bar.get_width() for bar in other.patches] == [4]
     assert "some run" in one.figure.get_suptitle()
-
-
-@pytest.fixture
-def samples(folder) -> list[ShardSample]:
-    return read_samples(folder / "data/demo/shards", folder / "data/demo/captions", 3)
-
-
-def test_the_preview_shows_pairs_with_a_back_translation_first(samples):
-    assert [s.captions for s in samples] == [[f"text {i}", f"back-translated {i}"] for i in (1, 2, 3)]
-    assert [s.image.size for s in samples] == [(40, 30)] * 3
-
-
-def test_the_preview_takes_other_pairs_where_too_few_have_a_back_translation(folder):
-    found = read_samples(folder / "data/demo/shards", folder / "data/demo/captions", 4)
-    assert [s.captions[0] for s in found] == [f"text {i}" for i in range(4)]
-
-
-def test_the_preview_of_a_source_without_shards_or_side_cars_is_empty(folder):
-    assert read_samples(folder / "none", folder / "data/demo/captions", 2) == []
-    assert read_samples(folder / "data/demo/shards", folder / "none", 2) == []
-
-
-def test_a_preview_is_a_command_for_any_folder_of_shards(folder, tmp_path):
-    data = folder / "data/demo"
-    preview(
-        Preview(str(data / "shards"), str(data / "captions"), str(tmp_path / "a.png"), count=2, image_size=24)
-    )
-    expected = augmentation_sheet(read_samples(data / "shards", data / "captions", 2), 24)
-    assert Image.open(tmp_path / "a.png").tobytes() == expected.tobytes()
-    with pytest.raises(UserError, match=r"^out=a\.pdf: the name must end in \.png$"):
-        preview(Preview(str(data / "shards"), str(data / "captions"), "a.pdf"))
-    with pytest.raises(UserError, match=r"^no samples: shards=.*captions has no tar"):
-        preview(Preview(str(data / "captions"), str(data / "captions"), str(tmp_path / "b.png")))
-
-
-def test_the_preview_augments_as_the_run_was_trained(samples):
-    plain, other = augmentation_sheet(samples, 24, augmented=3), AugmentConfig(crop_scale_min=0.9)
-    assert augmentation_sheet(samples, 24, augmented=3, augment=other).tobytes() != plain.tobytes()
-
-
-def test_the_preview_depends_on_its_seed_alone(samples):
-    first, again = (augmentation_sheet(samples, 24, augmented=3) for _ in range(2))
-    assert first.tobytes() == again.tobytes()
-    assert augmentation_sheet(samples, 24, augmented=3, seed=1).tobytes() != first.tobytes()

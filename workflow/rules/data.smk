@@ -53,11 +53,36 @@ rule text_rules:
         " funnel={output.funnel:q} processes={threads} threads={threads} memory={params.memory:q} > {log:q} 2>&1"
 
 
-# Its result says how many shards there are, and thereby how many jobs share the translation.
+# One part of the download, into a folder that all parts fill. On a cluster each is a job on a node of its own.
+rule download_part:
+    input:
+        kept=f"{DATA}/{{source}}/kept.parquet",
+    output:
+        touch(f"{DATA}/{{source}}/downloaded/{{part}}-of-{{parts}}.done"),
+    params:
+        memory=STUDY.data_memory,
+        card="data/{source}.yaml",
+        settings=lambda wildcards: STUDY.settings(wildcards.source, "download"),
+        shards=f"{DATA}/{{source}}/shards",
+        tars=lambda wildcards: STUDY.tars_of(wildcards.source),
+    log:
+        f"{RESULTS}/logs/download_part/{{source}}-{{part}}-of-{{parts}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/download_part/{{source}}-{{part}}-of-{{parts}}.tsv"
+    threads: STUDY.data_threads
+    conda:
+        "../envs/filip.yaml"
+    shell:
+        "python -m filip.data.download source={params.card:q} list={input.kept:q} out={params.shards:q}"
+        " part={wildcards.part}/{wildcards.parts} {params.tars} memory={params.memory:q} > {log:q} 2>&1"
+
+
+# Tries again what failed and accounts for all. Its result says how many shards there are, and thereby how many jobs share the translation.
 checkpoint download:
     input:
         kept=f"{DATA}/{{source}}/kept.parquet",
         corpus=lambda wildcards: STUDY.built_list(wildcards.source),
+        parts=lambda wildcards: STUDY.download_parts(wildcards.source),
     output:
         funnel=f"{DATA}/{{source}}/funnel/download.json",
     params:

@@ -68,15 +68,35 @@ rule figures:
         ),
     params:
         results=lambda wildcards, input: Path(input.study).parent,
-        data_dir=DATA,
         out_dir=lambda wildcards, output: Path(output[0]).parent,
     log:
         f"{RESULTS}/logs/figures.log",
     conda:
         "../envs/filip.yaml"
     shell:
-        "python -m workflow.warm filip.report.figures study={input.study} results={params.results} data_dir={params.data_dir}"
+        "python -m workflow.warm filip.report.figures study={input.study} results={params.results}"
         " out_dir={params.out_dir} > {log} 2>&1"
+
+
+# What each rule dropped, with samples, and what training gets.
+rule funnel_page:
+    input:
+        funnel=f"{RESULTS}/funnel.json",
+        manifests=STUDY.manifests(STUDY.sources),
+    output:
+        report(
+            f"{RESULTS}/funnel.html",
+            caption="../report/funnel.rst",
+            category="Overview",
+        ),
+    params:
+        what=STUDY.funnel_page_arguments(),
+    log:
+        f"{RESULTS}/logs/funnel_page.log",
+    conda:
+        "../envs/filip.yaml"
+    shell:
+        "python -m workflow.warm filip.report.funnel fragments=[{input.funnel:q}] {params.what:q} out={output} > {log} 2>&1"
 
 
 rule summary:
@@ -102,6 +122,7 @@ rule page:
         COMPARED,
         SCENES,
         EXPLORER,
+        rules.funnel_page.output,
         figures=rules.figures.output,
         summary=rules.summary.output,
         tables=rules.tables.output.data,
