@@ -188,7 +188,7 @@ def _run(
     reused: list[dict[str, Any] | None],
     skipped: dict[str, str],
 ) -> list[dict[str, Any]]:
-    """Return what all result files say. Of several processes, the first one writes them."""
+    """Return the results of all files. If there are several processes, the first one writes them."""
     share = launched()
     encoder: Encoder | None = None
     results = []

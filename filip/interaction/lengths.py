@@ -32,7 +32,7 @@ class Lengths(list[int]):
 
 
 def derived(lengths: list[int], make: Callable[[list[int], torch.device], T], device: torch.device) -> T:
-    """Return ``make(lengths, device)``, of :class:`Lengths` computed once."""
+    """Return ``make(lengths, device)``; for :class:`Lengths` it is computed once and kept."""
     return lengths.derived(make, device) if isinstance(lengths, Lengths) else make(lengths, device)
 
 

@@ -209,7 +209,7 @@ def supervise(
     except OSError as error:
         raise UserError(f"cannot start {command[0]}: {error.strerror}") from error
     finally:
-        os.close(lock)  # what the training has left behind still holds it
+        os.close(lock)  # processes that the training left behind still hold it
     reported = int(place.read_text()) if place.is_file() else None
     code = reported or returned
     if code == 0:

@@ -80,7 +80,7 @@ def train(config: TrainConfig) -> None:
         check_evaluation(config.eval)
         loader = training_loader(config, model, batching, ranks)
         schedule = run_schedule(config, batching, loader)
-        stop = StopSignal()  # until now a signal ends the process at once: nothing would be saved
+        stop = StopSignal()  # before this a signal ends the process at once: there is nothing to save
         if isinstance(loader, PairLoader):
             fill(loader.stream, model, config.precision, ranks.device, stop)
     if ranks.maximum(stop.received is not None):

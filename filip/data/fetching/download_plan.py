@@ -92,7 +92,7 @@ def _same(plan: dict[str, Any], wanted: dict[str, Any]) -> bool:
 
 
 def missing_shards(plan: dict[str, Any], number: int, folder: Path) -> set[int]:
-    """Return the shards of a pass of which a file is missing."""
+    """Return the shards of a pass that lack a file."""
     there = {entry.name for entry in os.scandir(folder)}
     parts = (".tar", ".parquet", "_stats.json")
     shards = shards_of(plan["passes"][number])

@@ -106,7 +106,7 @@ class OnnxEncoder:
 
 def _session(onnxruntime: Any, file: Path) -> Any:
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors; a warning for each constant that it folds says nothing
+    options.log_severity_level = 3  # errors only: it warns about every constant that it folds
     try:
         return onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # an error of protobuf, an operator or a version
