@@ -59,15 +59,18 @@ class Launch:
             return f"{accelerator}python -m workflow.warm {module}"  # one process needs no launcher
         own = f"{accelerator}python -m workflow.gpus {self.local_gpus} port={self.master_port} -- "
         if self.launcher == "torchrun":
-            own = own if self.local_gpus else accelerator
-            return f"{own}torchrun --standalone --nproc_per_node {self.ranks_per_node} -m {module}"
+            start = f"--standalone --nproc_per_node {self.ranks_per_node} -m {module}"
+            if self.local_gpus:
+                return f"{own}torchrun {start}"
+            return f"{accelerator}python -m workflow.warm torch.distributed.run {start}"
         if self.local_gpus:
             # DeepSpeed's launcher ignores CUDA_VISIBLE_DEVICES if it is given --num_gpus.
             which = "--include localhost:@gpus --master_port @port --no_local_rank"
             return f"{own}deepspeed {which} --module {module}"
         hosts = f"--hostfile {shlex.quote(self.hostfile)} --num_nodes {self.nodes} " if self.hostfile else ""
         ranks = f"--num_gpus {self.ranks_per_node} --master_port {self.master_port} --no_local_rank"
-        return f"{accelerator}deepspeed {hosts}{ranks} --module {module}"
+        launcher = "deepspeed" if self.hostfile else "python -m workflow.warm deepspeed.launcher.runner"
+        return f"{accelerator}{launcher} {hosts}{ranks} --module {module}"
 
     def threads(self, cores: Callable[[], int | None]) -> int:
         """Return Snakemake's threads: under srun the cores of a task, on one machine those of all ranks.

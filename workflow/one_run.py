@@ -97,7 +97,7 @@ def end(find: Callable[[], list[psutil.Process]], patience: float) -> int:
     """
     deadline, ended = time.monotonic() + patience, set()
     told: set[int] = set()
-    while alive := [process for process in find() if process.status() != psutil.STATUS_ZOMBIE]:
+    while alive := [process for process in find() if _is_alive(process)]:
         late = time.monotonic() > deadline
         for process in alive:
             ended.add(process.pid)
@@ -111,6 +111,13 @@ def end(find: Callable[[], list[psutil.Process]], patience: float) -> int:
         if time.monotonic() > deadline + 10:
             break  # stuck in the kernel
     return len(ended)
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.Error:  # gone since it was found
+        return False
 
 
 def die_with_parent() -> None:

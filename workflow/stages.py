@@ -143,11 +143,10 @@ def benchmark_of(file: Path) -> tuple[float, float | None] | None:
 
 
 def warm_seconds(log: Path | None) -> float:
-    """Return the CPU seconds of a job that ``workflow.warm`` ran, as its log ends; Snakemake does not see them."""
+    """Return the CPU seconds of the processes that ``workflow.warm`` ran for a job; Snakemake does not see them."""
     with suppress(OSError, ValueError):
-        last = log.read_text(encoding="utf-8", errors="replace").rstrip().rpartition("\n")[2] if log else ""
-        if last.startswith(CPU_SECONDS):
-            return float(last.removeprefix(CPU_SECONDS).split()[0])
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log else []
+        return sum(float(line[len(CPU_SECONDS) :].split()[0]) for line in lines if line.startswith(CPU_SECONDS))
     return 0.0
 
 

@@ -4,7 +4,8 @@
 
 ``workflow.run`` starts a server for a study that runs on the CPUs of this machine. It imports once what the jobs need,
 and forks for each call: the new process has the caller's arguments, folder, environment and open files, and gets its
-signals. Without a server (another machine, a study on GPUs, ``snakemake`` called by hand) the module just runs.
+signals. What DeepSpeed's launcher starts is forked as well: there the launcher's Python is this module. Without a server
+(another machine, a study on GPUs, ``snakemake`` called by hand) the module just runs.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import sys
 SERVER = "FILIP_WARM"  # in the environment: the server's socket
 LENGTH = 8  # bytes of a length, and of a signal's number
 PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
-CPU_SECONDS = "processor time: "  # what the last line of a job's log begins with
+CPU_SECONDS = "processor time: "  # how a line of a job's log begins, the last one of each process
 
 
 def call(place: str, arguments: list[str]) -> int:
@@ -48,6 +49,8 @@ def main(arguments: list[str]) -> None:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(__doc__)
         sys.exit(0 if arguments else 2)
+    if arguments[:2] == ["-u", "-m"]:  # DeepSpeed's launcher takes this for Python itself
+        arguments = arguments[2:]
     place = os.environ.get(SERVER)
     if place and os.path.exists(place):
         sys.exit(call(place, arguments))

@@ -13,6 +13,7 @@ import json
 import os
 import runpy
 import selectors
+import shlex
 import signal
 import socket
 import sys
@@ -22,13 +23,16 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from workflow.one_run import die_with_parent
-from workflow.warm import LENGTH, PASSED_ON
+from workflow.warm import LENGTH, PASSED_ON, SERVER
+
+LAUNCHERS = ("deepspeed.launcher.", "torch.distributed.run")
+PYTHON = ".python"  # after the name of the socket
 
 
 def import_everything() -> None:
     """Import what trainings, evaluations and the report do, in the order of a training."""
     sys.modules.setdefault("wandb", None)  # type: ignore[arg-type]  # as filip.train.__main__
-    for name in ("deepspeed", "torch.utils.tensorboard"):
+    for name in ("deepspeed.launcher.runner", "deepspeed.launcher.launch", "torch.utils.tensorboard"):
         with suppress(ImportError):  # the job that needs it says what to install
             importlib.import_module(name)
 
@@ -111,6 +115,13 @@ class Calls:
             caller.close()
 
 
+def write_python(place: str) -> None:
+    """Write what DeepSpeed's launcher is to take for Python: it lets this server fork what the launcher starts."""
+    python, client = sys.executable, Path(__file__).with_name("warm.py")
+    Path(place + PYTHON).write_text(f"#!/bin/sh\nexec {shlex.quote(python)} -S {shlex.quote(str(client))} \"$@\"\n")
+    Path(place + PYTHON).chmod(0o700)
+
+
 def _exactly(caller: socket.socket, count: int) -> bytes:
     found = b""
     while len(found) < count:
@@ -136,6 +147,8 @@ def become(request: dict[str, Any], files: list[int]) -> NoReturn:
         if torch := sys.modules.get("torch"):  # which has read the server's number
             torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1))
         sys.argv = request["arguments"]
+        if sys.argv[0].startswith(LAUNCHERS):
+            sys.executable = request["environment"][SERVER] + PYTHON
         runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
         code = 0
     except SystemExit as stopped:
@@ -155,6 +168,7 @@ def serve(place: str) -> None:
     """Serve at a socket until SIGTERM; it appears when calls can be made."""
     gc.collect()
     gc.freeze()  # the processes share this memory until somebody writes to it
+    write_python(place)
     part = f"{place}.part"
     Path(part).unlink(missing_ok=True)
     with socket.socket(socket.AF_UNIX) as server:

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from workflow import one_run
@@ -55,6 +56,14 @@ def test_the_locks_of_a_killed_run_are_removed_and_those_of_a_living_one_stay(tm
     for process in (third, other):
         process.kill()
         process.wait()
+
+
+def test_a_process_that_is_gone_when_it_is_to_be_ended_is_no_fault() -> None:
+    process = subprocess.Popen(["true"])
+    gone = psutil.Process(process.pid)
+    process.wait()
+    found = [[gone]]
+    assert one_run.end(lambda: found.pop() if found else [], patience=1) == 0
 
 
 def test_the_processes_of_a_run_are_found_by_their_mark_and_ended(

@@ -21,7 +21,8 @@ from workflow.study import ROOT, WorkflowStudy
     [
         (
             {"launcher": "deepspeed", "ranks_per_node": 2, "accelerator": "cpu"},
-            "DS_ACCELERATOR=cpu deepspeed --num_gpus 2 --master_port 30251 --no_local_rank --module filip.train",
+            "DS_ACCELERATOR=cpu python -m workflow.warm deepspeed.launcher.runner --num_gpus 2 --master_port 30251 "
+            "--no_local_rank --module filip.train",
         ),
         (
             {"launcher": "deepspeed", "ranks_per_node": 1, "accelerator": "cpu"},

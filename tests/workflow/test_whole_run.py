@@ -143,7 +143,7 @@ def ranks_of(process: subprocess.Popen, run: str) -> list[psutil.Process]:
 def test_a_pre_empted_or_killed_training_resumes(finished: tuple[Path, Path], tmp_path: Path) -> None:
     clone, config = finished
     study = yaml.safe_load(config.read_text())
-    longer = ["max_steps=60", "log_every=5", "checkpoint.every_steps=10"]
+    longer = ["model=tiny", "global_batch=16", "max_steps=60", "log_every=5", "checkpoint.every_steps=10"]
     study["runs"]["long"] = {"label": "long", "overrides": [*study["runs"]["filip"]["overrides"], *longer]}
     study["runs"]["long"]["launch"] = {"ranks_per_node": 2, "side_by_side": 1}
     config = tmp_path / "longer.yaml"
