@@ -73,7 +73,7 @@ def run(study: Study, overrides: list[str], choose: Choose | None = None) -> Out
     warmup = min(60, study.steps // 10) if study.warmup_steps is None else study.warmup_steps
     config = compose_config(
         TrainConfig,
-        [f"experiment={study.experiment}", "run_dir=-", "out=-", "result=-", f"data.sources={study.sources}",
+        [f"experiment={study.experiment}", "run_dir=-", "out=-", f"data.sources={study.sources}",
          f"global_batch={study.batch}", f"max_steps={study.steps}",
          f"optimizer.warmup_steps={warmup}", *study.overrides, *overrides],
         "train",

@@ -136,7 +136,7 @@ def chance_that_below(values: list[float], goal: float) -> float:
 
 def configure(place: Place, experiment: str, overrides: list[str]) -> TrainConfig:
     """Return a training's configuration: ``experiment`` on the corpus, from whole images, with ``overrides``."""
-    nowhere = ["run_dir=-", "out=-", "result=-"]
+    nowhere = ["run_dir=-", "out=-"]
     sources = f"data.sources=[{{shards: {place.shards}}}]"
     return compose_config(TrainConfig, [f"experiment={experiment}", *nowhere, sources, *overrides], "train")
 

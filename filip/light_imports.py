@@ -60,6 +60,8 @@ def _compile(function: Any = None, **options: Any) -> Any:
 
     @wraps(function)
     def called(*args: Any, **kwargs: Any) -> Any:
+        if isinstance(sys.modules.get(_COMPILER), _Deferred):  # put off
+            return function(*args, **kwargs)
         if not compiled:
             compiled.append(_compile_now(function, **options))
         return compiled[0](*args, **kwargs)
@@ -72,11 +74,12 @@ def _is_compile_supported(device: str) -> Any:
 
 
 def put_off_compiler() -> None:
-    """From now on, import torch's compiler when something is compiled, and not when an optimiser is made.
+    """From now on, import torch's compiler when a model is compiled, and not when an optimiser is made.
 
     torch's optimisers import it to keep their functions from being compiled, which takes five seconds on
     every rank (a core of a Zen 4).
-    Those that have run before the first compilation are not kept from it later.
+    Those that have run before the first compilation are not kept from it later. Functions that a package compiles
+    while it is imported with :func:`light_imports` run as they are.
     """
     if _COMPILER not in sys.modules:
         sys.modules[_COMPILER] = _Deferred(

@@ -249,7 +249,7 @@ from filip.train.losses import Loss
 image, text = (F.normalize(torch.randn(4, 8), dim=1) for _ in range(2))
 for given in (0.0, 0.5):
     option = f"loss.my_margin={{weight: 1, margin: {given}}}"
-    config = compose_config(TrainConfig, ["run_dir=r", "out=o", "result=r", option], "train")
+    config = compose_config(TrainConfig, ["run_dir=r", "out=o", option], "train")
     found = Loss({"my_margin": 1.0}, config)(Encoded(image, text, torch.ones(1)), torch.arange(4)).loss
     torch.testing.assert_close(found, (1 - (image * text).sum(1) - given).relu().mean())
 """

@@ -57,7 +57,7 @@ def training(run_dir: Path, name: str, trained: dict[str, Any]) -> list[str]:
     data = DEMO / "data" / "demo"
     settings = {
         "experiment": trained["experiment"], "run": name, "run_dir": run_dir, "out": run_dir / "model.safetensors",
-        "result": run_dir / "result.json", "data.sources": f"[{{shards: {data}/shards, captions: {data}/captions}}]",
+        "data.sources": f"[{{shards: {data}/shards, captions: {data}/captions}}]",
     }  # fmt: skip
     return [
         "-m",

@@ -54,7 +54,7 @@ def one_stage(place: Place, data: Path, stage: int, ranks: int, steps: int) -> d
     whole, killed = folder / "whole", folder / "killed"
     run(place, train_arguments(data, whole, *overrides), folder / "whole.log", ranks)
     again = train_arguments(data, killed, *overrides)
-    if not (killed / "result.json").exists():
+    if not (killed / "model.json").exists():
         killed_at(place, again, folder / "killed.log", ranks, killed, steps // 2)
         run(place, again, folder / "killed.log", ranks)
     skipped = int(series(whole, "optimizer/skipped_steps")[-1]) if half else 0

@@ -73,7 +73,7 @@ def scaled_down(paper: str, *changes: str, steps: int = STEPS) -> TrainConfig:
         "model=tiny", "model.image.layers=1", "model.text.layers=1", "model.embed_dim=32",
         f"model.image.image_size={8 * SIDE}", f"model.text.vocab_size={PATTERNS + 5}", "optimizer.eps=1e-4",
     ]  # fmt: skip
-    nowhere = ["run_dir=-", "out=-", "result=-"]
+    nowhere = ["run_dir=-", "out=-"]
     config = compose_config(TrainConfig, [f"experiment={paper}", *sizes, *nowhere, *changes], "train")
     if config.token_keep_schedule is not None:
         end = f"at step {config.optimizer.warmup_steps}"

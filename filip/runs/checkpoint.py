@@ -13,6 +13,8 @@ from filip.errors import UserError
 
 _COMPLETE = re.compile(r"step(\d{8})")
 STATE = "state.json"
+AVERAGED = "average.safetensors"  # in a checkpoint, where the training averages its weights
+BEST = "checkpoints/best.safetensors"  # the model with the best score so far, where a training chooses by one
 FINISHED = "finished.json"  # in the run's folder, once it has written its results
 
 

@@ -51,7 +51,7 @@ def read_source(path: str) -> Source:
             f"of another project can be converted by a training, e.g. init_from=hf:{path}"
         )
     if is_finished(place) and Path(config.get("out", "")).is_file():
-        return _of_file(Path(config["out"]), Path(config.get("result", "")))
+        return _of_file(Path(config["out"]))
     checkpoint, damaged = newest_intact(place / "checkpoints")
     if checkpoint is None and damaged:
         raise UserError(f"no checkpoint of {place} can be read; {damaged[0]}")
@@ -62,10 +62,9 @@ def read_source(path: str) -> Source:
     return _of_checkpoint(checkpoint)
 
 
-def _of_file(path: Path, result: Path | None = None) -> Source:
-    """Return the model in a file; ``result`` lies next to the weights if not given, as a study puts it."""
+def _of_file(path: Path) -> Source:
     model, extra = load_model(path), read_extra(path)
-    known = _json(result or path.with_suffix(".json"))
+    known = _json(path.with_suffix(".json"))
     tables = _tables(path) if known.get("config") else {}
     return Source(model, str(path), extra, known if known.get("config") else {}, tables)
 

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
-from filip.runs.checkpoint import LoopState
+from filip.runs.checkpoint import AVERAGED, LoopState
 
 _ADAPTER = ".lora_{}.default.weight"  # as peft names them
 ADAPTER_SCALE = (
@@ -19,7 +20,9 @@ ADAPTER_SCALE = (
 
 
 def checkpoint_weights(checkpoint: Path, state: LoopState) -> dict[str, Tensor]:
-    """Return the float32 state dict in a checkpoint."""
+    """Return the float32 state dict in a checkpoint: the averaged weights, if the training averages them."""
+    if (checkpoint / AVERAGED).is_file():
+        return dict(load_file(checkpoint / AVERAGED))
     whole: dict[str, Tensor] = {}
     if state.zero_stage < 3:  # includes frozen weights, of which ZeRO-1 keeps no other copy
         saved: dict[str, Any] = torch.load(

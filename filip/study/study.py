@@ -212,7 +212,7 @@ def _resolve(arguments: tuple[str, ...]) -> TrainConfig:
 
     try:
         # The places of a run's files are not part of what is trained.
-        config = compose_config(TrainConfig, [*arguments, "run_dir=.", "out=.", "result=."], "train")
+        config = compose_config(TrainConfig, [*arguments, "run_dir=.", "out=."], "train")
         return config.check(weights_exist=False)  # the weights to start from may not be trained yet
     except UserError as error:
         raise UserError(f"study config, training overrides: {error}") from error

@@ -30,7 +30,7 @@ def train(config: TrainConfig) -> None:
     """Train FILIP, or the CLIP baseline with the same encoders, with DeepSpeed.
 
     deepspeed --num_gpus 2 --no_local_rank --module filip.train experiment=demo run_dir=DIR out=M.safetensors \\
-        result=R.json data.sources='[{shards: DIR, captions: DIR}]'
+        data.sources='[{shards: DIR, captions: DIR}]'
 
     experiment=demo|ablation|base|large|finetune_coco|… (filip/conf/experiment) is a complete setting, model=… a size;
     options after them win. A run that was stopped continues when it is started again. docs/training.md is the manual.

@@ -15,15 +15,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 
 from filip import device
 from filip.errors import UserError
 from filip.files import naming, sync, write_json
 from filip.models import config_from_dict
-from filip.runs.checkpoint import STATE, LoopState, complete_checkpoints, file_size, newest_intact
+from filip.runs.checkpoint import AVERAGED, STATE, LoopState, complete_checkpoints, file_size, newest_intact
 from filip.train.config import CheckpointConfig
 from filip.train.engine import Engine
 from filip.train.ranks import Ranks, barrier, raise_together
+from filip.train.result import gather_to_main
 from filip.train.zero_layout import reading_universal
 
 
@@ -49,6 +51,12 @@ def needs_conversion(saved: LoopState, world_size: int, zero_stage: int) -> bool
     """
     if saved.zero_stage == zero_stage and (saved.world_size == world_size or zero_stage == 0):
         return False
+    if saved.optimizer == "muon":
+        raise UserError(
+            f"the checkpoint was saved by {saved.world_size} ranks under ZeRO-{saved.zero_stage}, and Muon's momentum "
+            "is not converted to others; resume with as many ranks and the same zero_stage, or start a new run from "
+            "its weights (filip export, then init_from=…)"
+        )
     families = {0: "0", 1: "1/2", 2: "1/2", 3: "3"}
     if families[saved.zero_stage] != families[zero_stage]:
         raise UserError(
@@ -97,6 +105,10 @@ def save_checkpoint(
     with naming(folder):
         engine.deepspeed.save_checkpoint(str(folder), tag=aside.name, save_latest=False)
         torch.save(random_states(), aside / f"random_rank{ranks.rank:05d}.pt")
+        if engine.averages and (
+            average := gather_to_main(engine, ranks)
+        ):  # for readers; a resumed run has its parts
+            save_file(average, aside / AVERAGED)
     barrier(ranks)
     if ranks.is_main:
         state.files = {path.name: file_size(path) for path in sorted(aside.iterdir()) if path.is_file()}

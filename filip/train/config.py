@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from operator import attrgetter
+from pathlib import Path
 from typing import Any
 
 from filip.command import MISSING, option
@@ -33,7 +34,7 @@ DEFAULT_GLOBAL_BATCH = 8192  # the paper's ablation
 
 @dataclass
 class OptimizerConfig:
-    """LAMB as in the implementation that the paper names, or AdamW; both with the moments' decay of 0.9 and 0.999."""
+    """LAMB as in the implementation that the paper names, AdamW or Muon; moments decay by 0.9 and 0.999."""
 
     name: str = option("lamb", " or ".join(OPTIMIZERS))
     base_lr: float = option(6e-3, "per 512 pairs: peak LR = base_lr * sqrt(global batch / 512)")
@@ -49,6 +50,11 @@ class OptimizerConfig:
         "learning rate of the temperature over that of the rest. LAMB moves a lone number by lr * |log scale| per "
         "step whatever its gradient; the implementation that the paper names does so too, hence 1. Lower it if the "
         "scale jumps",
+    )
+    average: float | None = option(
+        None,
+        "decay per step of an average of the weights, e.g. 0.999, which evaluations, checkpoints' exports and the "
+        "result then hold; (1 + step) / (10 + step) while that is less. null = the weights themselves",
     )
 
 
@@ -91,9 +97,6 @@ class WatchdogConfig:
         "after three consecutive steps with a loss or gradient that is not finite (scaler aside): stop, or rollback = "
         "last checkpoint, skip that data",
     )
-    straggler_intervals: int = option(
-        3, "logged intervals with the same slow rank before it is reported; raise it on a shared machine"
-    )
 
 
 @dataclass
@@ -107,7 +110,11 @@ class EvalConfig:
         "cards, e.g. [cifar10, flickr30k]: of classification, retrieval or selection, which are measured, or of "
         "pointing, whose best, median and worst scene is drawn as in the report",
     )
-    prompts: str = option("eval/prompts.yaml", "prompt ensembles")
+    best: str | None = option(
+        None,
+        "name of a card of data by which the model is chosen: the result is the one of the evaluation with the best "
+        "score on it, no longer the last; choose by a card that no table shows",
+    )
 
 
 @dataclass
@@ -118,8 +125,11 @@ class TrainConfig:
     run_dir: str = option(
         MISSING, "folder of this run: config, log.jsonl, TensorBoard, checkpoints", writes="folder"
     )
-    out: str = option(MISSING, "the trained model, one safetensors file, written at the end", writes="file")
-    result: str = option(MISSING, "result.json, written last of all", writes="file")
+    out: str = option(
+        MISSING,
+        "the trained model, a .safetensors file, and last of all its result, a .json next to it",
+        writes="file",
+    )
     resume: str = option("auto", "auto = the newest checkpoint of run_dir; a checkpoint folder; never")
     seed: int = option(0, "every random choice derives from it")
 
@@ -147,7 +157,7 @@ class TrainConfig:
     epochs: float | None = option(30.0, "passes over the data; null = until max_steps")
     max_steps: int | None = option(None, "at most this many optimiser steps; the schedule ends there")
 
-    optimizer: OptimizerConfig = option(OptimizerConfig(), "LAMB or AdamW and the schedule")
+    optimizer: OptimizerConfig = option(OptimizerConfig(), "the optimiser and its schedule")
     precision: str = option(
         "fp16",
         "fp32; bf16 = autocast; fp16 = DeepSpeed's block with dynamic loss scale; auto = bf16 where the hardware "
@@ -221,6 +231,11 @@ class TrainConfig:
     checkpoint: CheckpointConfig = option(CheckpointConfig(), "cadence and retention")
     watchdog: WatchdogConfig = option(WatchdogConfig(), "the watchdog")
     eval: EvalConfig = option(EvalConfig(), "evaluation while training")
+
+    @property
+    def result(self) -> str:
+        """Return the path of the result file, which is written last of all."""
+        return str(Path(self.out).with_suffix(".json"))
 
     def check(self, weights_exist: bool = True) -> TrainConfig:
         """Return self, or raise UserError for the first value that cannot work.
@@ -302,7 +317,6 @@ POSITIVE = (
     "optimizer.base_lr", "optimizer.temperature_lr_factor", "warm_start.lora_rank",
     "optimizer.eps", "checkpoint.keep",
     "data.shuffle_window_shards", "data.reader_groups",
-    "watchdog.straggler_intervals",
 )  # fmt: skip
 NOT_NEGATIVE = (
     "seed", "optimizer.weight_decay",
@@ -310,7 +324,7 @@ NOT_NEGATIVE = (
     "checkpoint.keep_every_steps", "eval.every_steps",
     "data.workers", "warm_start.projection_steps",
 )  # fmt: skip
-SHARES = ("token_keep_ratio", "data.crop_scale_min", "warm_start.layer_decay")
+SHARES = ("optimizer.average", "token_keep_ratio", "data.crop_scale_min", "warm_start.layer_decay")
 
 
 def _check_numbers(config: TrainConfig) -> None:

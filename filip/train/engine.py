@@ -21,7 +21,7 @@ from filip.light_imports import light_imports
 from filip.models import DualEncoder, Encoded
 from filip.train.config import DEFAULT_GLOBAL_BATCH, TrainConfig
 from filip.train.losses import Loss
-from filip.train.optimizers import OPTIMIZERS
+from filip.train.optimizers import AVERAGE, OPTIMIZERS, AfterStep
 from filip.train.param_groups import param_groups, set_lr
 from filip.train.ranks import Ranks, deepspeed_accelerator
 
@@ -85,9 +85,7 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 def deepspeed_settings(config: TrainConfig, batching: Batching, world_size: int) -> dict[str, Any]:
     """Return the DeepSpeed config of a run: its JSON file, checked, with the batch sizes filled in."""
-    path = settings_path(config)
-    settings = read_settings(path)
-    _check_settings(settings, config, path)
+    settings = checked_settings(config)
     micro_steps = batching.accumulation * batching.chunks
     settings |= {
         "train_micro_batch_size_per_gpu": batching.chunk,
@@ -97,8 +95,10 @@ def deepspeed_settings(config: TrainConfig, batching: Batching, world_size: int)
     return settings
 
 
-def _check_settings(settings: dict[str, Any], config: TrainConfig, path: Path) -> None:
-    """Refuse what DeepSpeed 0.19 accepts but then does wrongly."""
+def checked_settings(config: TrainConfig) -> dict[str, Any]:
+    """Return the DeepSpeed settings of a training. Refuse what DeepSpeed 0.19 accepts but then does wrongly."""
+    path = settings_path(config)
+    settings = read_settings(path)
     if "gradient_clipping" not in settings:
         raise UserError(
             f"{path}: gradient_clipping is missing, and DeepSpeed's default clips at 1.0; write 0.0"
@@ -132,6 +132,7 @@ def _check_settings(settings: dict[str, Any], config: TrainConfig, path: Path) -
             f"{path}: the bf16 block without ZeRO takes a phantom step at the start; use torch_autocast"
         )
     OPTIMIZERS[config.optimizer.name].check_settings(settings)
+    return settings
 
 
 def settle_precision(config: TrainConfig, ranks: Ranks, saved: str | None = None) -> str:
@@ -152,6 +153,7 @@ def settle_precision(config: TrainConfig, ranks: Ranks, saved: str | None = None
             why = f"since this {ranks.device.type} does not multiply bf16 itself"
         sentence = f"precision {config.precision}, {why}{raised}"
     require_precision(config)
+    checked_settings(config)  # before hours of feature maps
     if config.precision == "bf16" and not device.multiplies_bf16(ranks.device):
         if ranks.device.type == "cuda":
             raise UserError(
@@ -233,6 +235,11 @@ class Engine:
     def set_lr(self, lr: float, step: int) -> None:
         set_lr(self.deepspeed.optimizer.param_groups, lr, step)
 
+    @property
+    def averages(self) -> bool:
+        """Return True if the optimiser's state holds an average of the weights."""
+        return any(AVERAGE in state for state in self.optimizer.state.values())
+
     def loss_scale(self) -> float:
         """Return the dynamic loss scale; 1 unless fp16."""
         return float(getattr(self.deepspeed.optimizer, "loss_scale", 1.0)) if self.is_fp16 else 1.0
@@ -282,6 +289,7 @@ def make_optimizer(model: DualEncoder, config: TrainConfig) -> Optimizer:
     w = config.warm_start
     groups = param_groups(model, o.weight_decay, o.temperature_lr_factor, w.layer_decay, w.projection_steps)
     optimizer = OPTIMIZERS[o.name].build([group for group in groups if group["params"]], o)
+    optimizer.register_step_post_hook(AfterStep(o.average))
     set_lr(optimizer.param_groups, o.base_lr, 0)
     return optimizer
 

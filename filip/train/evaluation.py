@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,11 +13,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from filip.errors import UserError
 from filip.eval.cards import load_card, load_cards
 from filip.eval.context import Context
 from filip.eval.evaluation import evaluate as evaluate_cards
+from filip.eval.families import PROMPTS
 from filip.eval.formats import open_set
 from filip.eval.options import ModelOptions, result_header
 from filip.eval.outcomes import write_outcomes
@@ -24,7 +28,9 @@ from filip.eval.prompts import load_ensemble
 from filip.eval.protocols import Numbers, Protocol, protocols
 from filip.eval.sharing import Share
 from filip.files import write_json
-from filip.models import save_model
+from filip.models import read_extra, save_model
+from filip.runs.checkpoint import BEST
+from filip.runs.weights import merged
 from filip.train.checkpoint import random_states, restore_random_states
 from filip.train.config import EvalConfig
 from filip.train.ranks import Ranks, barrier, raise_together
@@ -35,10 +41,20 @@ from filip.train.run import Run
 def check_evaluation(config: EvalConfig) -> None:
     """Raise UserError now rather than after hours if a card or a test set is missing."""
     if not config.every_steps:
+        if config.best is not None:
+            raise UserError(
+                f"eval.best={config.best} needs evaluations while training; give eval.every_steps"
+            )
         return
     if not config.data:
         raise UserError("eval.every_steps is set, but eval.data names no card")
-    for card in load_cards(config.data):
+    cards = load_cards(config.data)
+    names = [card.name for card in cards if card.kind != "pointing"]
+    if config.best is not None and config.best not in names:
+        raise UserError(
+            f"eval.best={config.best} is none of the cards of eval.data that are measured: {', '.join(names)}"
+        )
+    for card in cards:
         if card.kind not in (
             "pointing",
             *(kind for protocol in _shared().values() for kind in protocol.kinds),
@@ -48,7 +64,7 @@ def check_evaluation(config: EvalConfig) -> None:
             )
         open_set(card, config.root)
         if card.kind == "classification":
-            load_ensemble(config.prompts, str(card.prompts))
+            load_ensemble(PROMPTS, str(card.prompts))
 
 
 def _shared() -> dict[str, Protocol]:
@@ -68,6 +84,8 @@ def evaluate(run: Run) -> None:
         values = _measure(run, weights)
         run.telemetry.record(run.state.step, values)
         run.evaluated = values
+        if run.config.eval.best is not None and run.ranks.is_main:
+            _keep_best(run, run.config.eval.best)
         shown = ", ".join(f"{key.removeprefix('eval/')} {100 * value:.1f} %" for key, value in values.items())
         run.telemetry.event(
             run.state.step, "evaluation", f"{shown or 'pictures'} ({time.perf_counter() - started:.0f} s)"
@@ -86,7 +104,7 @@ def _measure(run: Run, weights: dict[str, torch.Tensor]) -> dict[str, float]:
     model = folder / "model.safetensors"
     with _alone(run.ranks):
         if run.ranks.is_main:
-            save_model(model, run.engine.model, {"run": run.config.run, "steps": step}, state=weights)
+            save_model(model, run.engine.model, {"run": run.config.run, "steps": step}, state=merged(weights))
     weights.clear()
     own = ModelOptions(model=str(model), device=str(run.ranks.device))
     values: dict[str, float] = {}
@@ -96,7 +114,7 @@ def _measure(run: Run, weights: dict[str, torch.Tensor]) -> dict[str, float]:
             encoder = own.encoder()
         header = result_header(own, encoder, run.config.run)
         share = Share(run.ranks.rank, run.ranks.world_size, run.ranks.gather)
-        context, cards = Context(c.root, c.prompts, share=share), load_cards(c.data)
+        context, cards = Context(c.root, share=share), load_cards(c.data)
         for name, protocol in _shared().items():
             if not (fitting := [card for card in cards if card.kind in protocol.kinds]):
                 continue
@@ -113,6 +131,23 @@ def _measure(run: Run, weights: dict[str, torch.Tensor]) -> dict[str, float]:
                 if run.ranks.is_main and card.kind == "pointing":
                     _draw_scenes(run, path, str(model), folder)
     return values
+
+
+def _keep_best(run: Run, card: str) -> None:
+    """Keep the model that was just evaluated if its mean score on ``card`` is above that of every one before.
+
+    A kept model of a later step is that of a start which was resumed from an earlier one, and counts no more.
+    """
+    step, kept = run.state.step, run.folder / BEST
+    found = [v for key, v in run.evaluated.items() if re.fullmatch(rf"eval/{re.escape(card)}(_\w+_r1)?", key)]
+    score = sum(found) / len(found)
+    before = read_extra(kept).get("best", {}) if kept.is_file() else {}
+    if not math.isfinite(score) or (before and before["step"] <= step and before["score"] >= score):
+        return
+    kept.parent.mkdir(exist_ok=True)
+    best = {"card": card, "score": score, "step": step}
+    model = load_file(run.folder / "eval" / "model.safetensors")
+    save_model(kept, run.engine.model, {"run": run.config.run, "steps": step, "best": best}, state=model)
 
 
 def _scalars(numbers: Numbers) -> dict[str, float]:

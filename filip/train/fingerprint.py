@@ -12,7 +12,7 @@ from filip.train.engine import read_settings, settings_path
 
 # These settings, and everything below them, change speed, place or reporting, but not what is learned (up to rounding).
 NOT_LEARNING = (
-    "run", "run_dir", "out", "result", "resume", "log_every", "checkpoint", "watchdog", "eval", "profile_steps",
+    "run", "run_dir", "out", "resume", "log_every", "checkpoint", "watchdog", "eval", "profile_steps",
     "timeout_minutes",
     "threads", "world_size", "backend", "exchange", "zero_stage", "compile", "gradient_cache",
     "data.workers", "data.feature_cache",
@@ -39,6 +39,8 @@ def learning_settings(config: TrainConfig) -> dict[str, Any]:
     }
     if config.deepspeed is not None:
         settings["deepspeed"] = digest(deepspeed_file(config))
+    if config.eval.best is not None:
+        settings["eval.best"] = [config.eval.best, config.eval.every_steps]
     return settings
 
 

@@ -64,7 +64,8 @@ def memory_plan(model: ModelConfig, config: TrainConfig, batching: Batching, wor
             "temperature": built.logit_scale.numel(),
         }
         adapt(built, config.warm_start)
-    moments = OPTIMIZERS[config.optimizer.name].state_bytes
+    averages = config.optimizer.average is not None
+    moments = OPTIMIZERS[config.optimizer.name].state_bytes + 4 * averages
     learning = trainable(built)
     frozen = sum(p.numel() for p in built.parameters()) - learning
     sizes = state_bytes(learning, config.precision, config.zero_stage, world_size, moments, frozen)

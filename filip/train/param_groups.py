@@ -82,6 +82,7 @@ def set_lr(groups: list[dict[str, Any]], lr: float, step: int) -> None:
     """Give every group the ``lr`` of ``step``, multiplied by its own factor; 0 before its first step."""
     for group in groups:
         group["lr"] = lr * group["lr_factor"] if step >= group["from_step"] else 0.0
+        group["at_step"] = step
 
 
 def _owned_parameters(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Parameter]]:

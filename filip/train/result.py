@@ -1,35 +1,43 @@
-"""The end of a run: the trained weights, then result.json, each written atomically."""
+"""The end of a run: the trained weights, then the result, each written atomically."""
 
 from __future__ import annotations
 
 import statistics
 from contextlib import nullcontext
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from filip.files import write_json
-from filip.models import save_model
+from filip.models import read_extra, save_model
+from filip.runs.checkpoint import BEST
 from filip.train.config import TrainConfig
 from filip.train.engine import Engine
+from filip.train.optimizers import AVERAGE
 from filip.train.provenance import now
 from filip.train.ranks import Ranks
+from filip.train.zero_layout import state_reader
 
 
 def gather_to_main(engine: Engine, ranks: Ranks) -> dict[str, Tensor]:
     """Return the float32 state dict of the model on the first rank, gathered from any ZeRO stage; empty elsewhere.
 
-    All ranks call.
+    These are the averaged weights where the training averages them (optimizer.average). All ranks call.
     """
     from deepspeed.runtime.zero.partition_parameters import GatheredParameters
     from deepspeed.utils import safe_get_full_fp32_param
 
     state: dict[str, Tensor] = {}
+    read = safe_get_full_fp32_param
+    if engine.averages:
+        read = state_reader(engine.deepspeed, engine.optimizer, AVERAGE)
     for name, parameter in engine.model.named_parameters():
         if parameter.requires_grad:
-            whole = safe_get_full_fp32_param(parameter)
+            whole = read(parameter)
             if ranks.is_main:
                 state[name] = _to_cpu(parameter if whole is None else whole)
             continue
@@ -55,6 +63,8 @@ def write_result(
     commit: str | None,
 ) -> None:
     """Write ``config.out``, then ``config.result``; on the first rank only. ``commit``: that of the training code."""
+    best = Path(config.run_dir, BEST)
+    chosen = read_extra(best)["best"] if config.eval.best is not None and best.is_file() else None
     summary = {
         "run": config.run,
         "config": asdict(config),
@@ -64,15 +74,16 @@ def write_result(
         "zero_stage": engine.zero_stage,
         "global_batch": engine.batching.pairs_per_step,
         **measured,
+        "chosen": chosen,
         "finished": now(),
     }
     extra = {
         "run": config.run,
-        "steps": measured["steps"],
+        "steps": chosen["step"] if chosen else measured["steps"],
         "commit": summary["commit"],
         "final": measured["final"],
     }
-    save_model(config.out, engine.model, extra, state=weights)
+    save_model(config.out, engine.model, extra, state=load_file(best) if chosen else weights)
     write_json(config.result, summary)
 
 

@@ -40,6 +40,7 @@ class Limits:
     straggler_share: float = (
         0.1  # ... and the seconds above those, as a share of the step that everybody waits ...
     )
+    straggler_intervals: int = 3  # logged intervals with the same slow rank
     straggler_seconds: float = (
         0.02  # ... and at least so many: below that the scheduler of a busy host decides
     )
@@ -270,7 +271,7 @@ class Watchdog:
                 seen.clear()
             if slow:
                 seen.append((slowest.rank, step))
-            if len(seen) == self.settings.straggler_intervals:
+            if len(seen) == self.limits.straggler_intervals:
                 what = "waiting for its data" if kind == "slow data" else "encoding its batch"
                 found.append(Alert(kind, seen[0][1], step, f"{what}, {slowest}"))
         return found

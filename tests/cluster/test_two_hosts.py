@@ -91,7 +91,7 @@ def test_deepspeed_with_a_hostfile_trains_across_the_cable(
         given = environment(PATH=path, DS_ENV_FILE=str(more), PYTHONPATH=str(ROOT))
         started = [hosts.start(0, [*shlex.split(launch), *arguments], given, log)]
         assert ended(started, 500) == [0], log.read_text()[-3000:]
-    result = json.loads((run / "result.json").read_text())
+    result = json.loads((run / "model.json").read_text())
     assert (result["world_size"], result["steps"]) == (2, 6)
     assert (
         hosts.received(1) - before > 6 * 4 * result["parameters"]

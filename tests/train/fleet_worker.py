@@ -73,7 +73,7 @@ def steps(ranks: Ranks) -> dict[str, Any]:
     result = {}
     for stage, exchange in ((0, "ring"), (1, "gather"), (2, "ring"), (3, "gather")):
         overrides = ["model=tiny", "precision=fp32", f"zero_stage={stage}", f"exchange={exchange}"]
-        overrides += [f"global_batch={96 * ranks.world_size}", "run_dir=-", "out=-", "result=-"]
+        overrides += [f"global_batch={96 * ranks.world_size}", "run_dir=-", "out=-"]
         config = compose_config(TrainConfig, overrides, "train")
         batching = resolve_batching(config, ranks.world_size)
         loss = Loss(resolve_weights(config.loss, config.model.interaction), config)
@@ -112,7 +112,7 @@ def wire(ranks: Ranks) -> dict[str, Any]:
     """Return the bytes on the wire of the ring and of a gather without its backward: what gloo does as NCCL would."""
     result = {}
     for exchange, backwards in (("ring", True), ("gather", False)):
-        overrides = ["model=base", "precision=fp32", f"exchange={exchange}", "run_dir=-", "out=-", "result=-"]
+        overrides = ["model=base", "precision=fp32", f"exchange={exchange}", "run_dir=-", "out=-"]
         config = compose_config(TrainConfig, [*overrides, f"global_batch={64 * ranks.world_size}"], "train")
         b, d = 64, config.model.embed_dim
         image = torch.randn(b, 4, d, requires_grad=True)

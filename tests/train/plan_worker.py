@@ -22,7 +22,7 @@ from filip.train.step import backward
 
 
 def config_of(*overrides: str) -> TrainConfig:
-    places = ["run_dir=-", "out=-", "result=-", "precision=fp32"]
+    places = ["run_dir=-", "out=-", "precision=fp32"]
     return compose_config(TrainConfig, [*places, *overrides], "train")
 
 

@@ -63,6 +63,12 @@ def test_where_deepspeed_can_convert(saved: tuple, now: tuple, answer: bool | No
         assert needs_conversion(state, *now) is answer
 
 
+def test_muons_momentum_is_not_converted() -> None:
+    assert not needs_conversion(LoopState(world_size=2, zero_stage=1, optimizer="muon"), 2, 1)
+    with pytest.raises(UserError, match="Muon's momentum is not converted"):
+        needs_conversion(LoopState(world_size=2, zero_stage=1, optimizer="muon"), 4, 1)
+
+
 @pytest.mark.parametrize(
     "change", [{"pairs_per_step": 2}, {"precision": "bf16"}, {"optimizer": "adamw"}, {"model": {"a": 1}}]
 )

@@ -7,6 +7,7 @@ from importlib import resources
 from pathlib import Path
 
 import pytest
+import torch
 
 from filip.command import help_text
 from filip.errors import UserError
@@ -18,9 +19,11 @@ from filip.train.engine import (
     deepspeed_settings,
     make_optimizer,
     resolve_batching,
+    settle_precision,
     use_precision,
 )
-from filip.train.lamb import ClampedAdamW, Lamb
+from filip.train.lamb import Lamb
+from filip.train.ranks import Ranks
 from tests.support.training import compose
 
 EXPERIMENTS = sorted(
@@ -106,6 +109,40 @@ def test_settings_that_deepspeed_would_accept_and_do_wrongly_are_refused(
 
 
 @pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"gradient_clipping": 1.0}, "gradient_clipping=1.0 does not go with optimizer.name=muon"),
+        ({"zero_optimization": {"stage": 3}}, "zero_stage=3 does not go with optimizer.name=muon"),
+    ],
+)
+def test_muon_is_refused_where_deepspeed_does_it_wrongly_before_any_work(
+    settings: dict, sentence: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "settings.json"
+    file.write_text(json.dumps({"gradient_clipping": 0.0, "zero_optimization": {"stage": 1}} | settings))
+    stage = settings.get("zero_optimization", {}).get("stage", 1)
+    config = compose("optimizer.name=muon", "precision=fp32", f"zero_stage={stage}", f"deepspeed={file}")
+    with pytest.raises(UserError, match=sentence):
+        settle_precision(config, Ranks(0, 1, 0, 1, torch.device("cpu")))
+
+
+def test_muon_has_the_matrices_of_linear_layers_and_adamw_the_rest() -> None:
+    model = build_model(load_preset("tiny"))
+    optimizer = make_optimizer(model, compose("model=tiny", "optimizer.name=muon"))
+    names = {id(p): n for n, p in model.named_parameters()}
+    found = {names[id(p)]: group["use_muon"] for group in optimizer.param_groups for p in group["params"]}
+    assert found.keys() == set(names.values())
+    for name, by_muon in found.items():
+        is_matrix = name.endswith("weight") and model.get_parameter(name).ndim == 2
+        assert by_muon == (is_matrix and "embedding" not in name), name
+    muon = [group for group in optimizer.param_groups if group["use_muon"]]
+    for group in muon:  # as large as AdamW's steps, and as much decay
+        columns = {p.shape[1] for p in group["params"]}
+        assert len(columns) == 1 and group["lr_factor"] == pytest.approx(0.2 * columns.pop() ** 0.5)
+        assert group["lr"] * group["weight_decay"] == pytest.approx(6e-3 * 3e-2)
+
+
+@pytest.mark.parametrize(
     ("overrides", "sentence"),
     [
         (["precision=fp8"], "precision='fp8' is unknown"),
@@ -177,7 +214,7 @@ def test_decay_is_decided_by_the_kind_of_parameter() -> None:
     } <= (members["no_decay"])
     assert groups["decay"]["weight_decay"] > 0 == groups["no_decay"]["weight_decay"]
     adamw = make_optimizer(model, compose("optimizer.name=adamw"))
-    assert isinstance(adamw, ClampedAdamW)
+    assert isinstance(adamw, torch.optim.AdamW)
     assert [group["eps"] for group in adamw.param_groups] == [1e-8] * 3  # LAMB's would damp its steps
     given = make_optimizer(model, compose("optimizer.name=adamw", "optimizer.eps=1e-6"))
     assert [group["eps"] for group in given.param_groups] == [1e-6] * 3

@@ -17,7 +17,7 @@ from filip.eval.evaluation import evaluate
 from tests.eval.test_scenes import card_file, write_scenes
 from tests.support.shards import add_to_tar
 from tests.support.squares import COLOURS, PLACES, picture
-from tests.support.training import records, run_many, same_weights, train_arguments
+from tests.support.training import records, run_many, same_weights, series, train_arguments
 
 
 def write_test_set(folder: Path) -> list[str]:
@@ -46,14 +46,9 @@ def write_test_set(folder: Path) -> list[str]:
             "homepage": "none",
         }
         if kind == "classification":
-            card |= {"prompts": "colours", "classes": "from the data set", "origin": "none"}
+            card |= {"prompts": "cifar10", "classes": "from the data set", "origin": "none"}
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(card))
         paths.append(str(folder / f"{name}.yaml"))
-    prompts = {
-        "colours": {"templates": ["a {c} square", "{c}"], "count": 2},
-        "alignment": {"default": "a {c} square"},
-    }
-    (folder / "prompts.yaml").write_text(yaml.safe_dump(prompts))
     return paths
 
 
@@ -66,16 +61,26 @@ def test_evaluations_are_shown_and_change_nothing(squares: Path, tmp_path: Path)
         *("eval.every_steps=3", f"eval.root={tmp_path / 'sets'}"),
         *(
             f"eval.data=[{colours},{captions},{card_file(tmp_path / 'sets', 'pointing')}]",
-            f"eval.prompts={tmp_path}/sets/prompts.yaml",
+            "eval.best=colours",
         ),
     )
     runs = [
         train_arguments(squares, tmp_path / "without", *common),
         train_arguments(squares, tmp_path / "with", *common, *measured),
         train_arguments(squares, tmp_path / "bad", *common, "eval.every_steps=3", f"eval.data=[{colours}]"),
+        train_arguments(squares, tmp_path / "none", *common, *measured, "eval.best=others"),
     ]
-    assert run_many(2, runs, tmp_path / "log") == [0, 0, 2], (tmp_path / "log").read_text()[-3000:]
-    assert same_weights(tmp_path / "without" / "model.safetensors", tmp_path / "with" / "model.safetensors")
+    assert run_many(2, runs, tmp_path / "log") == [0, 0, 2, 2], (tmp_path / "log").read_text()[-3000:]
+    assert "eval.best=others is none of the cards" in (tmp_path / "log").read_text()
+    chosen = json.loads((tmp_path / "with" / "model.json").read_text())["chosen"]
+    scores = dict(zip((3, 6), series(tmp_path / "with", "eval/colours"), strict=True))
+    best = max(scores, key=lambda step: (scores[step], -step))  # of equal ones the first
+    assert chosen == {"card": "colours", "score": scores[best], "step": best}
+    kept = tmp_path / "with" / "checkpoints" / "best.safetensors"
+    assert same_weights(tmp_path / "with" / "model.safetensors", kept)
+    last = tmp_path / "with" / "eval" / "model.safetensors"
+    assert same_weights(kept, last) == (best == 6)
+    assert same_weights(tmp_path / "without" / "model.safetensors", last)
     board = EventAccumulator(str(tmp_path / "with" / "tensorboard"))
     board.Reload()
     wanted = {"eval/colours", "eval/captions_i2t_r1", "eval/captions_t2i_r1"}
@@ -91,7 +96,7 @@ def test_evaluations_are_shown_and_change_nothing(squares: Path, tmp_path: Path)
     # what the ranks found together is what one process finds in the same weights
     folder = tmp_path / "with" / "eval"
     encoder = load_encoder(str(folder / "model.safetensors"))
-    context = Context(str(tmp_path / "sets"), f"{tmp_path}/sets/prompts.yaml")
+    context = Context(str(tmp_path / "sets"))
     alone, _ = evaluate("zero_shot", encoder, load_cards([colours]), context)
     assert alone["benchmarks"] == result["benchmarks"]
     shared = json.loads((folder / "retrieval-00000006.json").read_text())["benchmarks"]

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from filip.train.lamb import ClampedAdamW, Lamb, Layout
+from filip.train.lamb import Lamb, Layout
+from filip.train.optimizers import AVERAGE, AfterStep
 
 LR, BETA1, BETA2, EPS, DECAY = 0.05, 0.9, 0.999, 1e-4, 0.03
 
@@ -90,10 +91,12 @@ def test_norms_of_large_tensors_are_accurate() -> None:
     assert lamb.norms()["w"]["weight"] == pytest.approx(exact, rel=1e-6)
 
 
-@pytest.mark.parametrize("kind", [Lamb, ClampedAdamW])
-def test_maximum_clamps_after_the_step(kind: type[torch.optim.Optimizer]) -> None:
+@pytest.mark.parametrize("kind", [Lamb, torch.optim.SGD])
+def test_maximum_clamps_after_the_step_of_any_optimiser(kind: type[torch.optim.Optimizer]) -> None:
     free, clamped = (torch.nn.Parameter(torch.tensor([2.0])) for _ in range(2))
-    optimizer = kind([{"params": [free]}, {"params": [clamped], "maximum": 2.01}], lr=0.5)  # type: ignore[call-arg]
+    groups = [{"params": [free], "maximum": None}, {"params": [clamped], "maximum": 2.01}]
+    optimizer = kind(groups, lr=0.5)  # type: ignore[call-arg]
+    optimizer.register_step_post_hook(AfterStep(None))
     for _ in range(3):
         free.grad = clamped.grad = torch.tensor([-1.0])
         optimizer.step()
@@ -109,3 +112,18 @@ def test_a_tensor_that_was_not_bound_after_a_load_is_refused() -> None:
         lamb.step()
     with pytest.raises(RuntimeError, match="layout of 2"):
         lamb.bind({known: Layout(("w",), (2,), (0,))})
+
+
+def test_the_average_of_the_weights_is_its_recursion() -> None:
+    weight = torch.nn.Parameter(torch.tensor([1.0]))
+    optimizer = torch.optim.SGD([{"params": [weight], "maximum": None}], lr=1.0)
+    optimizer.register_step_post_hook(AfterStep(0.5))
+    seen, expected = [], None
+    for step in range(20):
+        optimizer.param_groups[0]["at_step"] = step
+        weight.grad = torch.full((1,), (-1.0) ** step)
+        optimizer.step()
+        decay = min(0.5, (1 + step) / (10 + step))
+        seen.append(weight.item())
+        expected = seen[0] if expected is None else decay * expected + (1 - decay) * seen[-1]
+        assert optimizer.state[weight][AVERAGE].item() == pytest.approx(expected, rel=1e-6)

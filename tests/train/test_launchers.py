@@ -60,7 +60,7 @@ def test_stopped_under_deepspeed_and_finished_under_torchrun(squares: Path, tmp_
     assert done.returncode == 0, done.stderr[-2000:]
     for told in ("batch ", "schedule ", "memory ", "loader ", "resumed from"):
         assert told in done.stderr
-    result = json.loads((run / "result.json").read_text())
+    result = json.loads((run / "model.json").read_text())
     assert result["steps"] == 120 and result["world_size"] == 2 and result["global_batch"] == 24
     assert result["seconds_per_iteration"] > 0 and result["peak_memory_mb"] > 100
     assert result["config"]["data"]["sources"][0]["shards"] == f"{squares}/shards"
@@ -85,7 +85,7 @@ def test_tasks_of_srun_find_each_other(squares: Path, tmp_path: Path) -> None:
         for n in range(2)
     ]
     assert [task.wait(120) for task in tasks] == [0, 0], log.read_text()[-2000:]
-    assert json.loads((tmp_path / "run" / "result.json").read_text())["world_size"] == 2
+    assert json.loads((tmp_path / "run" / "model.json").read_text())["world_size"] == 2
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,7 @@ def test_killed_three_times_ends_bit_identical(squares: Path, tmp_path: Path) ->
         time.sleep(choice.random() * 0.1)  # anywhere in a step, or in the next save
         ranks.processes[choice.randrange(2)].kill()
         assert any(code != 0 for code in ranks_end(ranks)), "it ended before it was killed"
-        assert not (killed / "result.json").exists()
+        assert not (killed / "model.json").exists()
     last = Ranks(2, train_arguments(squares, killed, *common), tmp_path / "log_last")
     assert last.wait() == [0, 0], last.text()[-2000:]
     assert same_weights(undisturbed / "model.safetensors", killed / "model.safetensors")
@@ -67,14 +67,16 @@ def ranks_end(ranks: Ranks) -> list[int]:
 @pytest.mark.slow
 def test_stopped_by_a_signal_goes_on_bit_identical_in_every_precision(squares: Path, tmp_path: Path) -> None:
     cases = {
-        "bf16": ("precision=bf16", "zero_stage=1"),
+        "bf16": ("precision=bf16", "zero_stage=1", "optimizer.average=0.9"),
         "fp16": (*fp16_settings(tmp_path, 11), "gradient_cache=6"),  # overflows before and after the stop
-        "zero3": ("precision=fp32", "zero_stage=3"),
+        "zero3": ("precision=fp32", "zero_stage=3", "optimizer.average=0.9"),
+        "muon": ("optimizer.name=muon", "zero_stage=2", "optimizer.base_lr=1e-3"),
         "adamw": (
             "optimizer.name=adamw",
             "zero_stage=0",
             "optimizer.base_lr=1e-3",
             "gradient_accumulation=2",
+            "optimizer.average=0.9",
         ),
     }
     runs = []
@@ -121,8 +123,9 @@ def test_going_back_to_an_older_checkpoint_gives_up_the_newer_ones(squares: Path
 def test_another_number_of_ranks_goes_on_with_the_same_batches(squares: Path, tmp_path: Path) -> None:
     def arguments(name: str, *overrides: str) -> list[str]:
         return train_arguments(
-            squares, tmp_path / name, "model.interaction=pooled", "max_steps=12", "zero_stage=2", *overrides
-        )
+            squares, tmp_path / name, "model.interaction=pooled", "max_steps=12", "zero_stage=2",
+            "optimizer.average=0.9", *overrides
+        )  # fmt: skip
 
     none, third = ("zero_stage=0",), ("zero_stage=3",)
     first = [
@@ -167,7 +170,7 @@ def test_signals_reach_real_processes_and_user_mistakes_are_told_once(squares: P
         time.sleep(0.1)
     ranks.processes[1].send_signal(signal.SIGTERM)  # one rank is enough, whichever it is
     assert ranks.wait() == [85, 85], ranks.text()[-2000:]
-    assert len(complete_checkpoints(run / "checkpoints")) == 1 and not (run / "result.json").exists()
+    assert len(complete_checkpoints(run / "checkpoints")) == 1 and not (run / "model.json").exists()
     for overrides, sentence in {
         ("global_batch=25",): "global_batch=25 cannot be shared evenly by 2 ranks",
         ("data.sources=[{shards: /nowhere}]",): "no shards: /nowhere",

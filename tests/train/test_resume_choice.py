@@ -65,7 +65,7 @@ SAME = {"init_from": "abc", "manifests": {"a": "1"}}
     [
         (),
         ("log_every=1", "data.workers=6"),
-        ("watchdog.straggler_intervals=9", "threads=2", "checkpoint.keep=7"),
+        ("log_every=9", "threads=2", "checkpoint.keep=7"),
     ],
 )
 def test_the_same_training_continues_whatever_its_speed_and_reporting(
@@ -126,12 +126,12 @@ def test_a_finished_run_starts_again_and_never_overwrites_what_it_had(run: Path)
 
 def test_a_finished_run_with_its_result_is_not_trained_again_by_accident(run: Path) -> None:
     config = compose("model=tiny")
-    config.out, config.result = str(run / "model.safetensors"), str(run / "result.json")
+    config.out = str(run / "model.safetensors")
     config.run_dir = str(run)
     record_finish(run, 30, None)
     for path in (config.out, config.result):
         Path(path).touch()
-    with pytest.raises(UserError, match=r"has finished: its result is .*result\.json"):
+    with pytest.raises(UserError, match=r"has finished: its result is .*model\.json"):
         choose_checkpoint(config, state_of(config, **SAME), ALONE)
 
 
@@ -140,7 +140,7 @@ def test_a_finished_run_whose_result_is_gone_gets_it_back_unless_anything_differ
 ) -> None:
     """A workflow whose Snakemake was killed deletes the result and starts the training anew."""
     config = compose("model=tiny")
-    files = [run / "out" / "o", run / "out" / "j"]  # as compose() names them
+    files = [run / "out" / "o", run / "out" / "o.json"]  # as compose() names them
     files[0].parent.mkdir()
     for file in files:
         file.write_text(file.name)
@@ -151,7 +151,7 @@ def test_a_finished_run_whose_result_is_gone_gets_it_back_unless_anything_differ
     for file in files:
         file.unlink()
     put_in_place(found.kept, [str(file) for file in files])
-    assert [file.read_text() for file in files] == ["o", "j"]
+    assert [file.read_text() for file in files] == ["o", "o.json"]
     assert choose(run, "log_every=3", "data.workers=6", **SAME).kept
     for again in (
         choose(run, init_from="other", manifests={"a": "1"}),

@@ -10,7 +10,7 @@ from filip.train.config import WatchdogConfig
 from filip.train.stall_detector import StallDetector
 from filip.train.stragglers import RankReport, fleet_report
 from filip.train.telemetry import text_line
-from filip.train.watchdog import StepStatus, Watchdog
+from filip.train.watchdog import Limits, StepStatus, Watchdog
 
 
 def reports(*encoding: float, data_wait: float = 0.0) -> list[RankReport]:
@@ -23,8 +23,8 @@ def reports(*encoding: float, data_wait: float = 0.0) -> list[RankReport]:
 
 
 def watchdog(straggler_intervals: int = 3) -> Watchdog:
-    settings = WatchdogConfig(straggler_intervals=straggler_intervals)
-    return Watchdog(settings, 128, max_logit_scale=100.0, fp16=False)
+    limits = Limits(straggler_intervals=straggler_intervals)
+    return Watchdog(WatchdogConfig(), 128, max_logit_scale=100.0, fp16=False, limits=limits)
 
 
 def test_counters_are_summed_and_the_slowest_rank_has_a_name() -> None:

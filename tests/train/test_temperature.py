@@ -19,7 +19,7 @@ class MixedPrecision:
 
     def __init__(self, dtype: torch.dtype, name: str) -> None:
         self.model: DualEncoder = build_model(load_preset("tiny"))
-        overrides = ["run_dir=-", "out=-", "result=-", f"optimizer.name={name}", "optimizer.base_lr=0.02"]
+        overrides = ["run_dir=-", "out=-", f"optimizer.name={name}", "optimizer.base_lr=0.02"]
         self.optimizer = make_optimizer(self.model, compose_config(TrainConfig, overrides, "train"))
         self.master = self.model.logit_scale
         with torch.no_grad():
@@ -56,7 +56,7 @@ def test_the_temperature_can_be_given_a_smaller_step() -> None:
     steps = {}
     for factor in (1.0, 0.1):
         model = build_model(load_preset("tiny"))
-        overrides = ["run_dir=-", "out=-", "result=-", f"optimizer.temperature_lr_factor={factor}"]
+        overrides = ["run_dir=-", "out=-", f"optimizer.temperature_lr_factor={factor}"]
         optimizer = make_optimizer(model, compose_config(TrainConfig, overrides, "train"))
         before = float(model.logit_scale)
         model.scale().sum().backward()

@@ -38,13 +38,16 @@ def test_all_stages_accumulation_and_caching_train_like_one_process(squares: Pat
     # agree to rounding for all steps. For tokens a flip after a rounding error of 1e-7 moves the loss by 1e-3
     # (seen in one process too, after such a perturbation), so those curves may drift apart slowly.
     smooth = "model.interaction=pooled"
+    muon = (smooth, "optimizer.name=muon", "optimizer.base_lr=1e-3")
     single = [
+        arguments("one_muon", *muon),
         arguments("one", smooth),
         arguments("one_tokens"),
         arguments("one_accumulated", smooth, "gradient_accumulation=2", "global_batch=12"),
     ]
     assert run_many(1, single, tmp_path / "one.log") == [0] * len(single)
     double = [
+        arguments("muon2", *muon, "zero_stage=2"),
         *(arguments(f"zero{s}", smooth, f"zero_stage={s}") for s in range(2)),
         arguments("tokens3", "zero_stage=3"),
         arguments("ring", "exchange=ring"),
@@ -53,6 +56,11 @@ def test_all_stages_accumulation_and_caching_train_like_one_process(squares: Pat
         arguments("accumulated2", smooth, "zero_stage=2", "gradient_accumulation=2", "global_batch=12"),
     ]
     assert run_many(2, double, tmp_path / "two.log", light=True) == [0] * len(double)
+    # one process hands Muon whole matrices, ZeRO slices of them
+    muon_alone = losses(tmp_path / "one_muon")
+    assert muon_alone[-1] < muon_alone[0] and losses(tmp_path / "muon2") == pytest.approx(
+        muon_alone, abs=2e-4
+    )
     reference = losses(tmp_path / "one")
     assert len(reference) == 10 and reference[-1] < reference[0]
     for name in ("zero0", "zero1", "cached2", "cached3"):

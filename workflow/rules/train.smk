@@ -33,7 +33,7 @@ rule pretrain:
         # Snakemake gives every process as many threads as the job has: shared by its ranks here
         " env OMP_NUM_THREADS=$(( {threads} > {params.ranks} ? {threads} / {params.ranks} : 1 ))"
         " {params.launch} {params.arguments} run_dir={params.run_dir}"
-        " out={output.weights} result={output.result}"
+        " out={output.weights}"
 
 
 use rule pretrain as fine_tune with:
