@@ -4,8 +4,8 @@
 
 ``workflow.run`` starts a server for a study that runs on the CPUs of this machine. It imports once what the jobs need,
 and forks for each call: the new process has the caller's arguments, folder, environment and open files, and gets its
-signals. What DeepSpeed's launcher starts is forked as well: there the launcher's Python is this module. Without a server
-(another machine, a study on GPUs, ``snakemake`` called by hand) the module just runs.
+signals. What DeepSpeed's launcher starts is forked as well: the launcher is given this module as its Python. Without a
+server (another machine, a study on GPUs, ``snakemake`` called by hand) the module just runs.
 """
 
 from __future__ import annotations
