@@ -32,7 +32,7 @@ from filip.data.ingesting.group_captions import group_captions
 from filip.data.ingesting.row_files import find_part
 from filip.data.lists import duckdb_io
 from filip.data.lists.columns import cleaned
-from filip.data.remote_tars import address, claim
+from filip.data.remote_tars import address, claim, fetched
 from filip.data.text_rules import apply_text_rules
 from filip.errors import UserError, counted
 from filip.files import digest, file_state, locked, replacing, scratch_folder, write_json
@@ -47,7 +47,7 @@ class IngestConfig:
     source: str = option(
         MISSING, "source card (name or path), or directly the folder or file with the images"
     )
-    images: str | None = option(None, "folder or file with the images; default: the card's")
+    images: str | None = option(None, "folder or file with the images, or its s3://…; default: the card's")
     out: str = option(
         MISSING, "folder of the shards: NNNNN.tar, NNNNN.parquet, NNNNN_stats.json", writes="folder"
     )
@@ -97,7 +97,7 @@ def main(config: IngestConfig) -> None:
 def resolve_card(config: IngestConfig) -> SourceCard:
     """Return the card of ``config.source``; a folder or file of images gets a card with the default rules."""
     path = Path(config.source)
-    is_card = path.suffix in (".yaml", ".yml") or not path.exists()
+    is_card = path.suffix in (".yaml", ".yml") or not (path.exists() or "://" in config.source)
     name = path.resolve().name.split(".")[0]
     card = load_source(config.source) if is_card else SourceCard(name, images=config.source)
     card = replace(card, images=config.images or card.images)
@@ -120,6 +120,8 @@ def ingest(card: SourceCard, config: IngestConfig) -> tuple[Fragment, Fragment]:
     Raises UserError when no image is found, when the folder holds something else, when another process is filling
     it, or when a disk fails.
     """
+    if "://" in (card.images or ""):
+        card = replace(card, images=fetched(str(card.images), Path(f"{Path(config.out).resolve()}.images")))
     reading = reading_of(card, config.out)
     layout, parts = recognise(reading)
     # img2dataset imports albumentations, which asks the network for a newer version of itself whenever it is imported

@@ -21,7 +21,7 @@ from filip.data.cards import SourceCard, load_source
 from filip.data.funnel import Fragment, write_fragment
 from filip.data.lists import duckdb_io
 from filip.data.lists.columns import REASON, ROW, judged_rows
-from filip.data.lists.reading import SUFFIXES, list_files, rejected_lines, relation
+from filip.data.lists.reading import SUFFIXES, list_files, lists_here, rejected_lines, relation
 from filip.data.lists.selection import uids_condition, where_condition, write_uids
 from filip.errors import UserError, counted
 from filip.files import scratch_folder
@@ -36,7 +36,9 @@ class PrepareConfig:
         MISSING, "source card (name or path), or directly a list: Parquet, TSV, CSV, JSON lines"
     )
     out: str = option(MISSING, "Parquet file to write", writes="file")
-    list: str | None = option(None, "path or glob of the list; default: the card's")
+    list: str | None = option(
+        None, "path or glob of the list, also in a bucket (s3://…, gs://…, hf://…); default: the card's"
+    )
     url_column: str | None = option(None, "name of the URL column; default: the card's, else 'url'")
     caption_column: str | None = option(
         None, "name of the caption column; default: the card's, else 'caption'"
@@ -109,8 +111,9 @@ def prepare(
 
     Raises UserError when the list is missing, a named column is not in it, or nothing is left.
     """
-    paths = list_files(card)
     with scratch_folder(out) as scratch:
+        card = lists_here(card, scratch)
+        paths = list_files(card)
         con = duckdb_io.connect(threads, memory, scratch)
         staged = scratch / "staged.parquet"
         try:

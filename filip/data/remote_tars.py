@@ -7,7 +7,9 @@ one tar at a time, and a training streams (:mod:`filip.data.loading.streaming`).
 
 from __future__ import annotations
 
+import glob
 import hashlib
+import json
 import os
 import tempfile
 from collections.abc import Iterator
@@ -17,7 +19,7 @@ from pathlib import Path
 import fsspec
 
 from filip.errors import UserError, first_line
-from filip.files import sha256_of, write_json
+from filip.files import replacing, sha256_of, write_json
 
 PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "http": "aiohttp", "https": "aiohttp"}
 OWNER = "filip.json"  # in the bucket: which folder fills it
@@ -117,6 +119,45 @@ def local(tar: Path, folder: Path | None = None) -> Iterator[Path]:
         except Exception as error:
             raise explained(url, error) from error
         yield copy
+
+
+def fetched(url: str, folder: Path) -> str:
+    """Copy a file of a bucket, the files that a pattern matches, or all of a folder; return where they are now.
+
+    url: e.g. ``s3://bucket/list.csv``, ``hf://datasets/USER/NAME/*.parquet``. folder: holds nothing else; what it has
+    already is fetched again only if it has changed in the bucket. Raises UserError if there is nothing.
+    """
+    kept = folder.with_name(f"{folder.name}.json")
+    before = json.loads(kept.read_text()) if kept.exists() else {}
+    try:
+        files, path = fsspec.core.url_to_fs(url)
+        whole = "*" not in path and files.isdir(path)
+        found = files.find(path) if whole else sorted(files.glob(path))
+        if not found:
+            raise FileNotFoundError(url)
+        base = f"{path.rstrip('/')}/" if whole else path.partition("*")[0].rpartition("/")[0] + "/"
+        names = {name.removeprefix(base): name for name in found}
+        if outside := [name for name in names if ".." in name.split("/") or name.startswith("/")]:
+            raise UserError(f"{url} has a file {outside[0]!r}, which would be written elsewhere: rename it")
+        state = {name: str(files.ukey(names[name])) for name in names}
+        for name in names:
+            if before.get(name) != state[name] or not (folder / name).exists():
+                with replacing(folder / name) as part:
+                    files.get_file(names[name], str(part))
+        for name in before.keys() - names.keys():
+            (folder / name).unlink(missing_ok=True)
+    except UserError:
+        raise
+    except Exception as error:
+        raise explained(url, error) from error
+    write_json(kept, state)
+    return str(
+        folder
+        if whole
+        else Path(glob.escape(str(folder)), "*")
+        if "*" in path
+        else folder / next(iter(names))
+    )
 
 
 def explained(url: str, error: Exception, absent: str = ", or no bucket of this name") -> UserError:

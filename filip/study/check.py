@@ -118,6 +118,8 @@ def _lists(study: Study, cards: dict[str, SourceCard]) -> Iterator[Finding]:
     for source, card in cards.items():
         if card.built_by or Path(study.data_dir, source, "list.parquet").exists():
             continue
+        if "://" in (card.images or card.list or ""):
+            continue  # in a bucket: the job says if it is not there
         try:
             if card.images is None:
                 list_files(card)
@@ -195,7 +197,7 @@ def _benchmarks(study: Study, cards: dict[str, SourceCard]) -> Iterator[Finding]
 
 
 def _disk(study: Study, cards: dict[str, SourceCard]) -> Iterator[Finding]:
-    from filip.data.plan import PlanConfig, stages
+    from filip.data.plan import IN_TAR, PlanConfig, stages
 
     place = Path(study.data_dir).absolute()
     free = shutil.disk_usage(next(folder for folder in (place, *place.parents) if folder.exists())).free
@@ -204,7 +206,10 @@ def _disk(study: Study, cards: dict[str, SourceCard]) -> Iterator[Finding]:
         if card.expected_count is None:
             unknown += [] if card.built_by else [source]
             continue
-        planned = [one for one in stages(PlanConfig(rows=card.expected_count), card) if "(" not in one.name]
+        config = PlanConfig(rows=card.expected_count)
+        if study.config.get("tars"):
+            config.image_bytes = -IN_TAR  # they lie in a bucket
+        planned = [one for one in stages(config, card) if "(" not in one.name]
         needs += sum(one.disk for one in planned) + max(one.scratch for one in planned)
     if needs > free or unknown:
         more = f", and that of {', '.join(unknown)}, whose cards state no expected_count" if unknown else ""

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import itertools
 import logging
+import signal
+import subprocess
+import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -13,25 +16,29 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 from filip.data.cards import parse_card
+from filip.data.download import download
 from filip.data.fetching.img2dataset_setup import make_downloader
 from filip.data.fetching.shards import ListReader, is_complete
 from filip.data.forget import forget
 from filip.data.ingest import IngestConfig, ingest
+from filip.data.ingest import resolve_card as resolve_ingest
 from filip.data.loading import remote_shards, streaming
 from filip.data.loading.config import DataConfig, Source, StreamConfig
 from filip.data.loading.pair_index import index_source
 from filip.data.loading.streaming import StreamLoader, build_stream_loader
+from filip.data.prepare import PrepareConfig, prepare, resolve_card
 from filip.data.remote_tars import address
 from filip.data.verify import verify
 from filip.errors import UserError
 from filip.train.manifests import as_they_lie
 from tests.data.downloads import write_list
 from tests.data.loaders import keys
-from tests.data.own_images import CAPTIONS, write_images
+from tests.data.own_images import CAPTIONS, picture, text_beside, write_images
 from tests.data.pair_shards import Pairs, number_of, write_pairs
 from tests.data.test_forget import COUNT, config, ingested, write_data_set
 
@@ -224,3 +231,63 @@ def test_a_source_that_cannot_be_streamed_is_one_sentence(web: str, source: dict
         source = source | {"shards": source["shards"].format(web=web)}
     with pytest.raises(UserError, match=why):
         stream(web, **source)
+
+
+def test_lists_and_images_of_a_bucket_are_read_like_local_ones(bucket: str, tmp_path: Path) -> None:
+    files = fsspec.filesystem("s3")
+    for part in (0, 1):
+        rows = [f"{part}{n},http://a.b/{part}{n}.jpg,a caption {part}{n}\n" for n in range(3)]
+        files.pipe(f"pairs/lists/part-{part}.csv", ("uid,url,caption\n" + "".join(rows)).encode())
+    np.save(tmp_path / "uids.npy", np.array(["01", "12"]))
+    files.put(str(tmp_path / "uids.npy"), "pairs/lists/uids.npy")
+    card = resolve_card(PrepareConfig(f"{bucket}/lists/part-*.csv", "", uids=f"{bucket}/lists/uids.npy"))
+    assert prepare(card, tmp_path / "list.parquet").n_in == 6
+    assert sorted(pq.read_table(tmp_path / "list.parquet")["caption"].to_pylist()) == [
+        "a caption 01",
+        "a caption 12",
+    ]
+    assert not list(tmp_path.glob(".*")), "no copies stay"
+    with pytest.raises(UserError, match=r"there is no s3://pairs/lists/none\.csv"):
+        prepare(resolve_card(PrepareConfig(f"{bucket}/lists/none.csv", "")), tmp_path / "none.parquet")
+
+    files.put(text_beside(tmp_path / "own"), "pairs/own", recursive=True)
+    config = IngestConfig(f"{bucket}/own", out=str(tmp_path / "shards"))
+    card = resolve_ingest(config)
+    assert ingest(card, config)[1].n_out == len(CAPTIONS)
+    copies = {path: path.stat().st_mtime_ns for path in (tmp_path / "shards.images").rglob("*.png")}
+    files.pipe("pairs/own/dog.png", picture("bridge #3.png"))
+    files.rm("pairs/own/two cats.png")
+    assert ingest(card, config)[1].n_out == len(CAPTIONS) - 1
+    changed = {
+        path.name for path, when in copies.items() if not path.exists() or path.stat().st_mtime_ns != when
+    }
+    assert changed == {"dog.png", "two cats.png"}, "the others are not fetched again"
+
+
+def test_a_download_killed_while_it_sends_a_tar_is_finished_by_the_next(bucket: str, tmp_path: Path) -> None:
+    write_images(tmp_path / "own")
+    urls = [(tmp_path / "own" / name).as_uri() for name in CAPTIONS]
+    listed = write_list(tmp_path / "list.parquet", urls)
+    (tmp_path / "web.yaml").write_text(f"title: T\nimage_root: {tmp_path}/own\n")
+    stopped = (
+        "import os, signal, filip.data.fetching.shards as s, filip.data.remote_tars as r, s3fs\n"
+        "def cut(self, path, place, **_):\n"
+        "    with self.open(place, 'wb') as file: file.write(open(path, 'rb').read(9)); os.kill(os.getpid(), 9)\n"
+        "s3fs.S3FileSystem.put_file = cut\n"
+        "from pathlib import Path\nfrom filip.data.cards import load_source\n"
+        "from filip.data.fetching.img2dataset_setup import make_downloader\n"
+        "w = Path('shards/_work'); w.mkdir(parents=True)\n"
+        "reader = s.ListReader(Path('list.parquet'), 10, 0, ['url', 'caption'], w); reader.wanted = {0}\n"
+        f"d = make_downloader(load_source('web.yaml'), w.parent.resolve(), reader.columns, [], '{bucket}/cut')\n"
+        "d.download_shard(next(iter(reader)))\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", stopped], cwd=tmp_path, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    files, shards = fsspec.filesystem("s3"), tmp_path / "shards"
+    assert list(shards.glob("_work/00000.*/00000.tar")) and not files.exists("pairs/cut/00000.tar")
+    card = parse_card({"name": "web", "image_root": str(tmp_path / "own")}, tmp_path / "web.yaml")
+    assert download(listed, shards, card, tars=f"{bucket}/cut").n_out == len(urls)
+    assert address(shards / "00000.tar") == f"{bucket}/cut/00000.tar"
+    samples = remote_shards.samples_in(f"{bucket}/cut/00000.tar", Counter())
+    assert len(list(samples)) == len(urls)
+    assert not list(shards.glob("_work/00000.*"))

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from filip.errors import UserError
-from filip.study import check
+from filip.study import Study, check
 from filip.study.checks import NOT_COMPARED, check_config
 from filip.train.fingerprint import learning_settings
 from workflow.study import ROOT, WorkflowStudy
@@ -141,3 +141,21 @@ def test_a_peer_may_not_have_the_name_of_a_run(demo: dict) -> None:
     demo["peers"] = {"clip": {"label": "theirs", "model": "open_clip:ViT-B-32"}}
     with pytest.raises(UserError, match=r"peers\.clip"):
         WorkflowStudy(demo)
+
+
+def test_tars_in_a_bucket_take_no_local_disk_and_lists_in_one_are_not_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card = {"title": "T", "list": "s3://bucket/list.parquet", "expected_count": 10**9}
+    (tmp_path / "far.yaml").write_text(yaml.safe_dump(card))
+    study = yaml.safe_load((ROOT / "workflow/config/one_gpu.yaml").read_text())
+    study |= {"sources": [str(tmp_path / "far.yaml")], "data_dir": str(tmp_path)}
+
+    def taken() -> float:
+        (finding,) = check.findings(Study(study), ["lists", "disk"])
+        number, unit = finding.text.partition("about ")[2].split()[:2]
+        return float(number) * {"GB": 1, "TB": 1000}[unit.rstrip(",.")]
+
+    here = taken()
+    study["tars"] = "s3://bucket/tars"
+    assert taken() < here / 10

@@ -6,8 +6,10 @@ import bz2
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from glob import glob
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pyarrow as pa
@@ -15,6 +17,7 @@ import pyarrow.parquet as pq
 
 from filip.data.cards import SourceCard
 from filip.data.lists import duckdb_io
+from filip.data.remote_tars import fetched
 from filip.errors import UserError
 from filip.files import nothing_at
 
@@ -28,6 +31,14 @@ SUFFIXES = {
     ".json": "jsonl",
 }
 COMPRESSIONS = (".gz", ".zst", ".bz2")
+
+
+def lists_here(card: SourceCard, folder: Path) -> SourceCard:
+    """Return the card with copies of its lists in ``folder`` in the place of those in a bucket (``s3://…``)."""
+    named = {key: getattr(card, key) for key in ("list", "subset", "uids")}
+    there = {key: url for key, url in named.items() if url and "://" in url}
+    here: dict[str, Any] = {key: fetched(url, folder / key) for key, url in there.items()}
+    return replace(card, **here)
 
 
 def list_files(card: SourceCard) -> Sequence[str]:
