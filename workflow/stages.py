@@ -146,7 +146,9 @@ def warm_seconds(log: Path | None) -> float:
     """Return the CPU seconds of the processes that ``workflow.warm`` ran for a job; Snakemake does not see them."""
     with suppress(OSError, ValueError):
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log else []
-        return sum(float(line[len(CPU_SECONDS) :].split()[0]) for line in lines if line.startswith(CPU_SECONDS))
+        return sum(
+            float(line[len(CPU_SECONDS) :].split()[0]) for line in lines if line.startswith(CPU_SECONDS)
+        )
     return 0.0
 
 
