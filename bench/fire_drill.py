@@ -15,6 +15,7 @@ import contextlib
 import fcntl
 import re
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -172,6 +173,15 @@ class Drill:
         self.desk.start()
         return f"no room beyond {size >> 10} KiB; Snakemake ended, room made, started again"
 
+    def not_finite(self) -> str:
+        """A rank's weights are no longer numbers, as after a memory fault: a person looks at it, and starts again."""
+        self.desk.wait(lambda: len(self.desk.ranks(STRUCK)) == 2)
+        self.desk.ranks(STRUCK)[1].send_signal(signal.SIGUSR2)
+        if not self.desk.ends(self.desk.started[-1]):
+            raise UserError("Snakemake has ended well although the weights of a rank were not finite")
+        self.desk.start()
+        return "rank 1's weights made NaN; Snakemake ended, started again"
+
     # ---- around a strike ----------------------------------------------------------------------------------
 
     def strike(self, kind: str) -> None:
@@ -231,8 +241,20 @@ class Drill:
 KINDS = (
     "dead_rank", "slow_rank", "pre_emption", "held_lock", "time_limit", "dead_controller", "start_up_pre_emption",
     "dead_snakemake", "corrupt_checkpoint", "dead_node", "cut_network", "full_disk",
+    "not_finite",
 )  # fmt: skip
 
+# Python runs this file of its path at every start. A training without it would die of the signal.
+SITE = """import signal
+
+def strike(*_):
+    import gc, torch
+    for thing in gc.get_objects():
+        if type(thing) is torch.nn.Parameter:
+            thing.data.fill_(float("nan"))
+
+signal.signal(signal.SIGUSR2, strike)
+"""
 ENDS_A_START = {*KINDS} - {"slow_rank", "dead_controller", "dead_snakemake"}
 
 
@@ -246,6 +268,7 @@ def main(config: FireDrill) -> None:
     folder = Path(config.folder).resolve()
     folder.mkdir(parents=True)
     make_checkout(folder)
+    (folder / "sitecustomize.py").write_text(SITE)
     with OneHostSlurm(folder, nodes=config.nodes) as slurm:
         desk = Desk(folder, slurm, make_study("drill", nodes=1))
         desk.study["train"]["overrides"] += [

@@ -20,6 +20,7 @@ from filip.plugins import load_plugins
 from filip.train.losses import TERMS, Term, check_terms, resolve_weights
 from filip.train.losses.weights import FORMS, parse_schedule, parse_setting
 from filip.train.optimizers import OPTIMIZERS, OptimizerKind
+from filip.train.sinks import SINKS, check_sink
 from filip.train.warm_start import check_init_from
 
 # Not where the registries are: a package that imports Term from there would be asked for its term before it has one.
@@ -228,6 +229,9 @@ class TrainConfig:
     profile_steps: list[int] | None = option(
         None, "[first, last]: the first rank's operations in these steps, as a trace in run_dir/profile"
     )
+    log_to: str | None = option(
+        None, f"a further place for the numbers, besides TensorBoard: {' or '.join(SINKS)}"
+    )
     checkpoint: CheckpointConfig = option(CheckpointConfig(), "cadence and retention")
     watchdog: WatchdogConfig = option(WatchdogConfig(), "the watchdog")
     eval: EvalConfig = option(EvalConfig(), "evaluation while training")
@@ -259,6 +263,7 @@ class TrainConfig:
             raise UserError(
                 f"profile_steps={self.profile_steps}: give the first and the last step, e.g. [100,110]"
             )
+        check_sink(self.log_to)
         _choice("watchdog.non_finite", self.watchdog.non_finite, ("stop", "rollback"))
         if self.zero_stage not in (0, 1, 2, 3):
             raise UserError(f"zero_stage={self.zero_stage} must be 0, 1, 2 or 3")

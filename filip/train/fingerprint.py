@@ -12,7 +12,7 @@ from filip.train.engine import read_settings, settings_path
 
 # These settings, and everything below them, change speed, place or reporting, but not what is learned (up to rounding).
 NOT_LEARNING = (
-    "run", "run_dir", "out", "resume", "log_every", "checkpoint", "watchdog", "eval", "profile_steps",
+    "run", "run_dir", "out", "resume", "log_every", "log_to", "checkpoint", "watchdog", "eval", "profile_steps",
     "timeout_minutes",
     "threads", "world_size", "backend", "exchange", "zero_stage", "compile", "gradient_cache",
     "data.workers", "data.feature_cache",

@@ -52,7 +52,7 @@ from filip.train.run import Run
 from filip.train.schedule import Schedule, make_schedule
 from filip.train.stall_detector import StallDetector
 from filip.train.step import StepOutput, backward
-from filip.train.telemetry import Telemetry, say
+from filip.train.telemetry import say
 from filip.train.warm_start import content_hash, load_initial
 from filip.train.watchdog import Limits, StepStatus, Watchdog
 
@@ -194,7 +194,7 @@ def open_run(
     start = (
         record_start(run_dir, config, state.step, ranks.world_size, schedule.steps) if ranks.is_main else {}
     )
-    telemetry = Telemetry(run_dir, ranks.is_main, state.step)
+    telemetry = progress.open_telemetry(config, ranks, state.step)
     for note in notes:
         telemetry.event(state.step, "resume", note)
     lowest = max(Limits.min_loss_scale, engine.lowest_loss_scale())

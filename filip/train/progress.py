@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,11 @@ from filip.train.config import TrainConfig
 from filip.train.hardware import peak_flops
 from filip.train.memory import memory_plan
 from filip.train.metrics import Interval
+from filip.train.ranks import Ranks, raise_together
 from filip.train.run import Run
+from filip.train.sinks import open_sink
 from filip.train.stragglers import RankReport, fleet_report, summed
-from filip.train.telemetry import text_line
+from filip.train.telemetry import Telemetry, text_line
 from filip.train.watchdog import at_clamp
 
 
@@ -106,6 +109,15 @@ def final_metrics(record: dict[str, Any]) -> dict[str, float]:
     if "optimizer/logit_scale" in record:
         found["logit_scale"] = record["optimizer/logit_scale"]
     return found
+
+
+def open_telemetry(config: TrainConfig, ranks: Ranks, step: int) -> Telemetry:
+    """Open the places for numbers and events: on the first rank, elsewhere they take none. All ranks call."""
+    sink, folder = None, Path(config.run_dir)
+    with raise_together(ranks):
+        if ranks.is_main:
+            sink = open_sink(config.log_to, config.run, folder, shown_settings(config))
+    return Telemetry(folder, ranks.is_main, step, sink)
 
 
 def shown_settings(config: TrainConfig) -> dict[str, Any]:
