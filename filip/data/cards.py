@@ -91,6 +91,8 @@ class BackTranslationSettings:
     min_similarity: float | None = None
     # minimum cosine of caption and pivot text, by a multilingual model (about 0.75); null = not measured
     min_pivot_similarity: float | None = None
+    recaption: str | None = None  # engine that captions the images: image-to-text, or an installed package's
+    recaption_models: str | None = None  # its weights: for image-to-text a model of the hub, or a folder
     # share of the distinct captions, chosen by hash, that are translated; the others keep only the original
     share: float = 1.0
 

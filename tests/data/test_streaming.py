@@ -21,7 +21,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from filip.data.cards import parse_card
-from filip.data.download import download
 from filip.data.fetching.img2dataset_setup import make_downloader
 from filip.data.fetching.shards import ListReader, is_complete
 from filip.data.forget import forget
@@ -267,7 +266,7 @@ def test_lists_and_images_of_a_bucket_are_read_like_local_ones(bucket: str, tmp_
 def test_a_download_killed_while_it_sends_a_tar_is_finished_by_the_next(bucket: str, tmp_path: Path) -> None:
     write_images(tmp_path / "own")
     urls = [(tmp_path / "own" / name).as_uri() for name in CAPTIONS]
-    listed = write_list(tmp_path / "list.parquet", urls)
+    write_list(tmp_path / "list.parquet", urls)
     (tmp_path / "web.yaml").write_text(f"title: T\nimage_root: {tmp_path}/own\n")
     stopped = (
         "import os, signal, filip.data.fetching.shards as s, filip.data.remote_tars as r, s3fs\n"
@@ -285,8 +284,8 @@ def test_a_download_killed_while_it_sends_a_tar_is_finished_by_the_next(bucket: 
     assert killed.returncode == -signal.SIGKILL
     files, shards = fsspec.filesystem("s3"), tmp_path / "shards"
     assert list(shards.glob("_work/00000.*/00000.tar")) and not files.exists("pairs/cut/00000.tar")
-    card = parse_card({"name": "web", "image_root": str(tmp_path / "own")}, tmp_path / "web.yaml")
-    assert download(listed, shards, card, tars=f"{bucket}/cut").n_out == len(urls)
+    given = ["source=web.yaml", "list=list.parquet", "out=shards", f"tars={bucket}/cut", "processes=1"]
+    subprocess.run([sys.executable, "-m", "filip.data.download", *given], cwd=tmp_path, check=True)
     assert address(shards / "00000.tar") == f"{bucket}/cut/00000.tar"
     samples = remote_shards.samples_in(f"{bucket}/cut/00000.tar", Counter())
     assert len(list(samples)) == len(urls)

@@ -64,7 +64,7 @@ def _by_words(original: str, translation: str) -> str | None:
             return "too_long"
         if len(original) > LENGTH_RATIO * len(translation):
             return "too_short"
-    if _loops(original_words, translated_words):
+    if loops(original_words, translated_words):
         return "repetitive"
     if _has_number(original, original_words) and _spoken(original) - numbers(translation):
         return "number_lost"
@@ -111,7 +111,8 @@ def _has_number(text: str, words: list[str]) -> bool:
     return _NUMBER.search(text) is not None or not NUMBER_WORDS.keys().isdisjoint(words)
 
 
-def _loops(original_words: list[str], translated_words: list[str]) -> bool:
+def loops(original_words: list[str], translated_words: list[str]) -> bool:
+    """Return whether a word occurs much more often than in the original."""
     if len(translated_words) - len(set(translated_words)) < LOOP - 1:
         return False  # no word occurs often enough
     before, after = Counter(original_words), Counter(translated_words)

@@ -58,6 +58,11 @@ class DataConfig(AugmentConfig):
 
     sources: list[Source] = option([], "list of {shards, captions, weight, manifest, pairs}")
     back_translation: bool = option(True, "draw the caption uniformly from the original and its translations")
+    recaption_weight: float = option(
+        1.0,
+        "how often a caption that an engine made of the image (its card's recaption) is drawn, relative to another; "
+        "0 = never",
+    )
     workers: int = option(2, "loader processes per rank; 0 = load in the training process")
     shuffle_window_shards: int = option(
         16, "shards whose samples are shuffled among each other, and kept open by a reader"

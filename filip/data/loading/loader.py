@@ -116,7 +116,7 @@ class PairStream(Dataset[Batch]):
         Replacing keeps every batch full on every rank without communication; the substitute is a
         function of the slot, so it is the same for any number of workers and after a restart.
         """
-        index = self.indices[source]
+        index, data_config = self.indices[source], self.config.data
         substitutes = random.Random(hash_of(self.config.seed, epoch, visit, source, sample, "substitute"))
         for attempt in range(_ATTEMPTS):
             shard = index.shard_of(sample)
@@ -134,7 +134,7 @@ class PairStream(Dataset[Batch]):
                     )
                     # bytes, normalised on the device: a quarter of the shared memory and of the copying
                     pixels = torch.from_numpy(self.transform.pixels(data, rng)).permute(2, 0, 1)
-                text = captions.text(row, draw, self.config.data.back_translation)
+                text = captions.text(row, draw, data_config.back_translation, data_config.recaption_weight)
                 problems["substituted"] += attempt > 0
                 return Pair(pixels, text, int(captions.group[row]), key)
             except UNDECODABLE as error:
