@@ -211,8 +211,9 @@ def _forget_in_shard(folder: Path, shard: str, rows: list[dict[str, Any]], capti
     keys = {row["key"] for row in rows}
     names = pa.array(sorted(keys), pa.string())
     for place in captions:
-        for measured in place.glob(f"_measured/*/{shard}-*.parquet"):
-            measured.unlink()
+        for kept in ("_measured/*", "_cache/*-image-*"):  # scores, and captions made of the images
+            for measured in place.glob(f"{kept}/{shard}-*.parquet"):
+                measured.unlink()
         path = place / f"{shard}.parquet"
         if path.exists():
             table = whole_file(path)

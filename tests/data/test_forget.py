@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -79,6 +80,13 @@ def test_nothing_is_left_of_what_is_forgotten(tmp_path: Path) -> None:
     for tar in sorted((tmp_path / "shards").glob("*.tar")):
         urls = {row["key"]: row["url"] for row in pq.read_table(tar.with_suffix(".parquet")).to_pylist()}
         stored |= {urls[key]: data for key, data in shard_images(tar)}
+    for sidecar in list((tmp_path / "captions").glob("*.parquet")):  # as captions made of the images are kept
+        kept = tmp_path / "captions/_cache/x-image-0" / f"{sidecar.stem}-1.parquet"
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        texts = pc.binary_join_element_wise(
+            "seen:", pq.read_table(sidecar)["captions"].combine_chunks().flatten(), ""
+        )
+        pq.write_table(pa.table({"key": pq.read_table(sidecar)["key"], "text": texts}), kept)
     hashes = {row["url"]: row["sha256"] for path in (tmp_path / "shards").glob("*.parquet")
               for row in pq.read_table(path).to_pylist()}  # fmt: skip
     looks = perceptual_hash(Image.open(io.BytesIO(stored["4.jpg"])))
@@ -101,6 +109,7 @@ def test_nothing_is_left_of_what_is_forgotten(tmp_path: Path) -> None:
             gone = n in (0, 4, 8)
             assert (stored[f"{n}.jpg"] in after) != gone
             assert (f"a picture of thing {n}".encode() in after) != gone
+            assert f"seen:a picture of thing {n}".encode() not in after or not gone
             assert (f'"{n}.jpg"'.encode() in after) != gone
 
     check()
