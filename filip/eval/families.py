@@ -40,6 +40,8 @@ FAMILIES = {
     "filip": Family(PROMPTS, "score"),
     "clip": Family(CLIP_PROMPTS, "embedding"),
     "siglip": Family(CLIP_PROMPTS, "embedding"),
+    # A mean vector would be a query that its attention was not trained with; its authors' classification was not found.
+    "flair": Family(CLIP_PROMPTS, "score"),
 }
 
 

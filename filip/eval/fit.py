@@ -69,7 +69,7 @@ class Tiled:
         found = self.encoder.encode_images(pixels.unflatten(1, (TILES, 3)).flatten(0, 1)).unflatten(
             0, (-1, TILES)
         )
-        return found.flatten(1, 2) if self.encoder.token_wise else F.normalize(found.mean(1), dim=-1)
+        return found.flatten(1, 2) if found.ndim == 4 else F.normalize(found.mean(1), dim=-1)
 
     def probe_features(self, pixels: Tensor) -> Tensor:
         """Return the mean of the tiles' [b, width]."""
@@ -117,6 +117,8 @@ class Boxed:
     def __init__(self, encoder: Any) -> None:
         if encoder.grid == (0, 0):
             raise UserError(f"fit=box: {encoder.name} has no patches to pool in a box; use fit=crop")
+        if hasattr(encoder, "similarity") and not encoder.token_wise:
+            raise UserError(f"fit=box: {encoder.name} attends to all patches of a picture; add tokens=true")
         self.encoder = encoder
         self.details = {**encoder.details, "fit": "box"}
         self.transform: Callable[[Image.Image], Tensor] = _BoxTransform(encoder.transform, encoder.image_size)
@@ -132,7 +134,10 @@ class Boxed:
         boxes = pixels[:, 3, 0, :4].float() * torch.tensor(
             [columns, rows, columns, rows], device=pixels.device
         )
-        features = self.encoder.patches(pixels[:, :3]).float().transpose(1, 2).unflatten(2, (rows, columns))
+        dense = getattr(self.encoder, "dense", self.encoder.patches)  # other models' as they project them
+        found = dense(pixels[:, :3]).float()
+        found = F.normalize(found, dim=-1) if self.encoder.token_wise else found
+        features = found.transpose(1, 2).unflatten(2, (rows, columns))
         numbered = torch.cat([torch.arange(len(boxes), device=boxes.device)[:, None], boxes], dim=1)
         cells = CELLS if self.encoder.token_wise else 1
         found = roi_align(features, numbered.to(features.device), cells, sampling_ratio=-1, aligned=True)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from filip import resources
@@ -121,7 +122,11 @@ def weights_of(model: str) -> str:
 
 def _opened(config: Build, scorer: Scorer, out: Path) -> Index:
     """Open the index at ``out``, or a new one. Raises UserError if it was made with another model, dtype or folder."""
-    patches = scorer.encode_images(torch.zeros(1, 3, scorer.image_size, scorer.image_size))
+    patches = scorer.encode_images(scorer.transform(Image.new("RGB", (64, 64)))[None])
+    if patches.ndim == 3 and not scorer.token_wise:
+        raise UserError(
+            f"an index cannot hold the comparisons of {scorer.name}, which are its own: add tokens=true"
+        )
     about = About(
         model=str(Path(config.model).resolve()) if Path(config.model).exists() else config.model,
         weights=weights_of(config.model),

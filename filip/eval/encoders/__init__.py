@@ -70,6 +70,9 @@ class Encoder(Protocol):
     def token_counts(self, texts: Sequence[str]) -> list[int]:
         """Return how many tokens each text would have if nothing were cut."""
 
+    # A pooled model that compares in another way than by a product of unit vectors also has
+    # ``similarity(images, texts)``, of what it encodes, -> [images, texts] (:mod:`filip.eval.encoders.flair`).
+
 
 @dataclass(frozen=True)
 class Loading:
@@ -124,6 +127,14 @@ BACKENDS = {
         "filip.eval.encoders.declip",
         "DeclipEncoder",
         "declip:FILE[:words] (FILIP and DeFILIP of DeCLIP's authors)",
+    ),
+    "flair": Backend(
+        "filip.eval.encoders.flair", "FlairEncoder", "flair:FILE (what FLAIR's authors published)"
+    ),
+    "fgclip": Backend(
+        "filip.eval.encoders.fgclip",
+        "FgClipEncoder",
+        "fgclip:FOLDER[:long|:box] or fgclip:OWNER/NAME (FG-CLIP and FG-CLIP 2)",
     ),
     "onnx": Backend(
         "filip.eval.encoders.onnx",

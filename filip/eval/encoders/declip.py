@@ -23,14 +23,13 @@ from torch import Tensor, nn
 
 from filip.errors import UserError, first_line
 from filip.eval.encoders import Loading
+from filip.eval.encoders.open_clip import clip_of, read_checkpoint
 from filip.eval.encoders.two_tower import TwoTowerEncoder
-from filip.files import nothing_at
 from filip.tokenizer import BOS, token_counts, token_names, tokenize
 
 CONTEXT, MASK_TOKENS = 77, 1
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
 TEXTS = ("words",)
-HEAD = 64  # channels of an attention head in both towers
 
 
 class DeclipEncoder(TwoTowerEncoder):
@@ -88,16 +87,7 @@ class DeclipEncoder(TwoTowerEncoder):
 
 
 def _read(file: str) -> dict[str, Tensor]:
-    """Return the tensors of a checkpoint by their names, without the prefix of their wrapper."""
-    if not Path(file).is_file():
-        raise UserError(nothing_at(Path(file), "give a checkpoint of DeCLIP's authors, ckpt.pth.tar"))
-    try:
-        # With their optimiser's state, a checkpoint holds tensors, numbers and strings alone.
-        found = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise UserError(f"torch cannot read {file}: {first_line(error)}") from error
-    state = found.get("model", found) if isinstance(found, dict) else {}
-    state = {str(name).removeprefix("module."): value for name, value in state.items()}
+    state = read_checkpoint(file, "a checkpoint of DeCLIP's authors, ckpt.pth.tar", "model")
     if missing := [
         f"{name}.weight" for name in ("image_mapping", "text_mapping") if f"{name}.weight" not in state
     ]:
@@ -109,37 +99,18 @@ def _read(file: str) -> dict[str, Tensor]:
 
 def _towers(state: dict[str, Tensor], file: str) -> Any:
     """Build open_clip's towers, which compute what theirs do, with the checkpoint's weights."""
-    try:
-        from open_clip import CLIP, CLIPTextCfg, CLIPVisionCfg
-    except ImportError as error:
-        raise UserError("declip: models need `pip install open_clip_torch`") from error
     text, visual = "encode_text.", "visual."
     try:
-        width, _, patch, _ = state[f"{visual}conv1.weight"].shape
-        side = patch * round((len(state[f"{visual}positional_embedding"]) - 1) ** 0.5)
-        vocabulary, text_width = state[f"{text}token_embedding.weight"].shape
-        model = CLIP(
-            state[f"{visual}proj"].shape[1],
-            CLIPVisionCfg(_blocks(state, visual), width, HEAD, image_size=side, patch_size=patch),
-            CLIPTextCfg(
-                CONTEXT, vocabulary, width=text_width, heads=text_width // HEAD, layers=_blocks(state, text)
-            ),
-            quick_gelu=True,
-        )
         own = {name: value for name, value in state.items() if name.startswith(visual)}
         own |= {name.removeprefix(text): value for name, value in state.items() if name.startswith(text)}
         own["logit_scale"] = state["logit_scale"].reshape(())
         own["text_projection"] = own.pop("text_projection.weight").T
         del own["text_projection.bias"]  # of the pooled vector, which no token-wise score reads
-        model.load_state_dict(own)
+        return clip_of(own, quick_gelu=True)
+    except ImportError as error:
+        raise UserError("declip: models need `pip install open_clip_torch`") from error
     except (KeyError, ValueError, RuntimeError) as error:
         raise UserError(f"{file} is not a ViT of DeCLIP's authors: {first_line(error)}") from error
-    return model
-
-
-def _blocks(state: dict[str, Tensor], prefix: str) -> int:
-    start = f"{prefix}transformer.resblocks."
-    return len({name.removeprefix(start).split(".")[0] for name in state if name.startswith(start)})
 
 
 def _map(state: dict[str, Tensor], name: str) -> nn.Linear:

@@ -50,9 +50,12 @@ class MultiVectorEncoder:
         self.family = "filip"
         self.details: dict[str, str] = {}
         self.context_length = int(model.max_seq_length or 0)
-        self.transform: Callable[[Image.Image], Tensor] = _Preprocess(model)
+        # ColPali reads its pictures with a prompt, the same for all.
+        further = model.preprocess([Image.new("RGB", (64, 64))])
+        pixels = further.pop("pixel_values")[0]
+        self.further: dict[str, Any] = further
+        self.transform: Callable[[Image.Image], Tensor] = _Preprocess(model, further)
         with torch.inference_mode():
-            pixels = self.transform(Image.new("RGB", (64, 64)))
             count = self.encode_images(pixels[None]).shape[1]
         self.image_size = int(pixels.shape[-1])
         # With [CLS] or other tokens among the patches nobody says which are which: there is nothing to point at.
@@ -67,12 +70,14 @@ class MultiVectorEncoder:
     @torch.inference_mode()
     def encode_images(self, pixels: Tensor) -> Tensor:
         with autocast(self.device, self.dtype):
-            found = self.model({"pixel_values": pixels.to(self.device)})
-        if not bool(found["attention_mask"].all()):
+            made = {name: _repeated(value, len(pixels), self.device) for name, value in self.further.items()}
+            found = self.model({"pixel_values": pixels.to(self.device), **made})
+        kept = found["attention_mask"].bool()
+        if not bool((kept == kept[0]).all()):
             raise UserError(
                 f"{self.name} gives its images different numbers of tokens, which is not supported here"
             )
-        return F.normalize(found["token_embeddings"].float(), dim=-1)
+        return F.normalize(found["token_embeddings"][:, kept[0]].float(), dim=-1)
 
     @torch.inference_mode()
     def encode_texts(self, texts: Sequence[str]) -> tuple[Tensor, Tensor | None]:
@@ -108,19 +113,26 @@ class MultiVectorEncoder:
 
 
 class _Preprocess:
-    """The model's own preprocessing as a function of one image. A class, so that it reaches processes that decode."""
+    """The model's own preprocessing as a function of one image. A class, so that it reaches processes that decode.
 
-    def __init__(self, model: Any) -> None:
-        self.model = model
+    further: what it gives to the model with the pixels of any image.
+    """
+
+    def __init__(self, model: Any, further: dict[str, Any]) -> None:
+        self.model, self.further = model, further
 
     def __call__(self, image: Image.Image) -> Tensor:
         made = self.model.preprocess([image.convert("RGB")])
-        if further := sorted(
-            {name for name, value in made.items() if isinstance(value, Tensor)} - {"pixel_values"}
-        ):
+        pixels: Tensor = made.pop("pixel_values")[0]
+        tensors = {name: value for name, value in made.items() if isinstance(value, Tensor)}
+        if own := [name for name, value in tensors.items() if not torch.equal(value, self.further[name])]:
             raise UserError(
-                f"this MultiVectorEncoder turns an image into {', '.join(further)} as well as pixels, and only its own "
-                "methods can use these"
+                f"this MultiVectorEncoder turns an image into {', '.join(sorted(own))} of its own as well as pixels, "
+                "and only its own methods can use these"
             )
-        pixels: Tensor = made["pixel_values"][0]
         return pixels
+
+
+def _repeated(value: Any, count: int, device: str) -> Any:
+    """Return what belongs to one image for so many."""
+    return value.expand(count, *value.shape[1:]).to(device) if isinstance(value, Tensor) else value

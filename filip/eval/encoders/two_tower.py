@@ -78,12 +78,15 @@ class TwoTowerEncoder:
         return list(vectors.cpu().split(lengths.tolist()))
 
     @torch.inference_mode()
-    def _unit_patches(self, pixels: Tensor) -> Tensor:
+    def dense(self, pixels: Tensor) -> Tensor:
+        """Return a vector per patch [b, rows * columns, d], not normalised, on the device; UserError if none."""
         if self.grid == (0, 0):
             raise UserError(f"{self.name} has no patch tokens: its image tower is not a vision transformer")
         with autocast(self.device, self.dtype):
-            tokens = self.image_tokens(pixels.to(self.device))
-        return F.normalize(tokens.float(), dim=-1)
+            return self.image_tokens(pixels.to(self.device)).float()
+
+    def _unit_patches(self, pixels: Tensor) -> Tensor:
+        return F.normalize(self.dense(pixels), dim=-1)
 
     @torch.inference_mode()
     def _unit_words(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:

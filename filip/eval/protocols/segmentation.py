@@ -108,7 +108,7 @@ def class_vectors(encoder: Encoder, names: list[str], ensemble: list[Prompt]) ->
     """Encode each class's prompts as unit vectors [m, d], class-major: its name's tokens, or one vector per prompt."""
     if not encoder.token_wise:
         filled = [prompt.fill(name) for name in names for prompt in ensemble]
-        return [vector.cpu()[None] for vector in encoder.encode_texts(filled)[0]]
+        return [vector.cpu()[None] for vector in F.normalize(encoder.encode_texts(filled)[0], dim=-1)]
     found = []
     for name in names:
         texts = encoder.words([prompt.fill(name) for prompt in ensemble])
