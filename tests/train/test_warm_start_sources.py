@@ -5,12 +5,20 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import open_clip
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from transformers import CLIPImageProcessor, SiglipImageProcessor
+from PIL import Image
+from transformers import (
+    CLIPImageProcessor,
+    Siglip2Config,
+    Siglip2ImageProcessor,
+    Siglip2VisionModel,
+    SiglipImageProcessor,
+)
 
 from filip.errors import UserError
 from filip.models import DualEncoder, ModelConfig, TextFeatures, load_model, load_preset, save_model
@@ -145,6 +153,30 @@ def test_the_patches_of_a_siglip_are_ours(width: int, mlp: int, patch: int, tmp_
         torch.testing.assert_close(again.encode_image(as_clip), ours.encode_image(as_clip))
 
 
+def test_the_patches_of_a_naflex_siglip_on_squares_are_ours(tmp_path: Path) -> None:
+    config = Siglip2Config(
+        vision_config={
+            **{"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2},
+            **{"num_patches": 49, "patch_size": 16},
+        }
+    )
+    torch.manual_seed(0)
+    theirs = shaken(Siglip2VisionModel(config.vision_config))
+    theirs.save_pretrained(tmp_path)
+    processor = Siglip2ImageProcessor(patch_size=16, max_num_patches=49)
+    processor.save_pretrained(tmp_path)
+    pixels = np.random.default_rng(0).integers(0, 256, (112, 112, 3), dtype=np.uint8)
+    seen = processor(images=Image.fromarray(pixels), return_tensors="pt")
+    assert seen["spatial_shapes"].tolist() == [[7, 7]]
+    image = torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255
+    as_clip = (image - torch.tensor(CLIP_MEAN).view(3, 1, 1)) / torch.tensor(CLIP_STD).view(3, 1, 1)
+    ours = load_initial(f"hf:{tmp_path}", load_preset("tiny")).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(
+            ours.image.trunk(as_clip), theirs(**seen).last_hidden_state, atol=2e-5, rtol=1e-4
+        )
+
+
 def test_a_siglip_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     siglip_folder(tmp_path / "good")
     siglip_folder(tmp_path / "epsilon", layer_norm_eps=1e-5)
@@ -233,14 +265,14 @@ def test_folders_of_transformers_that_do_not_fit_are_refused(tmp_path: Path) -> 
     weights = tmp_path / "cut" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100_000])
     (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "config.json").write_text(json.dumps({"model_type": "siglip2"}))
+    (tmp_path / "other" / "config.json").write_text(json.dumps({"model_type": "siglip2_text_model"}))
     for name, reason in {
         "epsilon": "layer_norm_eps=1e-06",
         "activation": "hidden_act='gelu_new'",
         "processor": "no image processor",
         "mean": "normalises its pixels with mean",
         "cut": "cannot be loaded",
-        "other": "type 'siglip2'",
+        "other": "type 'siglip2_text_model'",
     }.items():
         with pytest.raises(UserError, match=reason):
             load_initial(f"hf:{tmp_path / name}", pooled())

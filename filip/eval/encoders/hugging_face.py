@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,8 @@ from filip.eval.encoders import Loading
 from filip.eval.encoders.two_tower import TwoTowerEncoder, one_by_one, readable_token
 from filip.hub import hub_asked
 
-# SigLIP 2 of a fixed resolution is a SigLIP with another tokenizer, MetaCLIP 2 a CLIP with another.
-KINDS = ("clip", "metaclip_2", "siglip", "tipsv2")
+# SigLIP 2 of a fixed resolution is a SigLIP with another tokenizer, MetaCLIP 2 a CLIP with another; siglip2 is NaFlex.
+KINDS = ("clip", "metaclip_2", "siglip", "siglip2", "tipsv2")
 
 
 class HuggingFaceEncoder(TwoTowerEncoder):
@@ -39,35 +40,43 @@ class HuggingFaceEncoder(TwoTowerEncoder):
                 f"hf:{where} is an FG-CLIP, with dense features and long captions: write fgclip:{where}"
             )
         if config.model_type not in KINDS:
+            raise UserError(f"hf:{where} is a {config.model_type!r}, and hf: takes {', '.join(KINDS)}")
+        self.naflex = config.model_type == "siglip2"
+        if self.naflex and loading.tokens:
             raise UserError(
-                f"hf:{where} is a {config.model_type!r}, and hf: takes {', '.join(KINDS)} (of SigLIP 2 the checkpoints "
-                "of a fixed resolution, such as google/siglip2-base-patch16-224)"
+                f"hf:{where} sees every picture in another number of patches, and tokens=true compares equally many; "
+                "take a SigLIP 2 of a fixed resolution, such as google/siglip2-base-patch16-224"
             )
         try:
             model = AutoModel.from_pretrained(where, dtype=torch.float32)
             # Pillow's resizing, with which the models were trained and published, not torchvision's.
-            backend = (
-                {} if config.model_type == "tipsv2" else {"backend": "pil"}
-            )  # which has torchvision's only
+            torchvision_only = config.model_type in ("tipsv2", "siglip2")
+            backend = {} if torchvision_only else {"backend": "pil"}
             processor = AutoImageProcessor.from_pretrained(where, **backend)
             tokenizer = AutoTokenizer.from_pretrained(where)
         except (OSError, ValueError) as error:
             raise UserError(f"transformers cannot load hf:{where}: {_first_line(error)}") from error
-        self.siglip, self.tips = config.model_type == "siglip", config.model_type == "tipsv2"
+        self.siglip, self.tips = config.model_type.startswith("siglip"), config.model_type == "tipsv2"
         super().__init__(f"hf {where}", loading, "siglip" if self.siglip else "clip")
         self.model = model.eval().to(loading.device)
         self.tokenizer: Any = tokenizer
         self.context_length = int(config.text_config.max_position_embeddings)
-        own, patch = int(config.vision_config.image_size), int(config.vision_config.patch_size)
+        patch = int(config.vision_config.patch_size)
+        own = (
+            patch * math.isqrt(processor.max_num_patches) if self.naflex else config.vision_config.image_size
+        )
         self.image_size = loading.image_size or own
         if self.image_size % patch:
             raise UserError(
                 f"image_size={self.image_size} is not a multiple of the model's patches of {patch}"
             )
         self.interpolate = self.image_size != own
-        self.grid = (self.image_size // patch, self.image_size // patch)
-        self.transform: Callable[[Image.Image], Tensor] = _Transform(
-            processor, self.image_size, self.interpolate
+        side = self.image_size // patch
+        self.grid = (0, 0) if self.naflex else (side, side)
+        self.transform: Callable[[Image.Image], Tensor] = (
+            _Patches(processor, side**2)
+            if self.naflex
+            else _Transform(processor, self.image_size, self.interpolate)
         )
 
     @classmethod
@@ -89,6 +98,10 @@ class HuggingFaceEncoder(TwoTowerEncoder):
         return self.model.visual_projection(tower.post_layernorm(states[:, 1:]))  # without [CLS]
 
     def _see(self, pixels: Tensor) -> Any:
+        if self.naflex:
+            patches, sides = pixels[:, :, :-2], pixels[:, 0, -2:].long()
+            seen = torch.arange(patches.shape[1], device=pixels.device) < sides.prod(dim=1)[:, None]
+            return self.model.vision_model(patches, seen.int(), sides)
         if self.tips:  # which interpolates the places of its patches by itself
             return self.model.vision_model(pixels)
         return self.model.vision_model(pixels, interpolate_pos_encoding=self.interpolate)
@@ -145,6 +158,21 @@ class _Transform:
             "pixel_values"
         ]
         return pixels[0]
+
+
+class _Patches:
+    """A processor of NaFlex: an image in its own shape, as at most ``number`` patches [number, values + 2].
+
+    The last two columns are the rows and columns of patches; those beyond them are padding.
+    """
+
+    def __init__(self, processor: Any, number: int) -> None:
+        self.processor, self.number = processor, number
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        found = self.processor(images=image.convert("RGB"), max_num_patches=self.number, return_tensors="pt")
+        sides = found["spatial_shapes"].float().expand(self.number, 2)
+        return torch.cat([found["pixel_values"][0], sides], dim=1)
 
 
 def _first_line(error: Exception) -> str:

@@ -81,7 +81,9 @@ class TwoTowerEncoder:
     def dense(self, pixels: Tensor) -> Tensor:
         """Return a vector per patch [b, rows * columns, d], not normalised, on the device; UserError if none."""
         if self.grid == (0, 0):
-            raise UserError(f"{self.name} has no patch tokens: its image tower is not a vision transformer")
+            raise UserError(
+                f"{self.name} has no grid of patch tokens: its image tower is not a vision transformer of one size"
+            )
         with autocast(self.device, self.dtype):
             return self.image_tokens(pixels.to(self.device)).float()
 

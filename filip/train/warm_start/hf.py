@@ -39,7 +39,7 @@ def from_hf(name: str, config: ModelConfig) -> DualEncoder:
     if known.model_type != "clip":
         raise UserError(
             f"init_from=hf:{name} is a model of type {known.model_type!r}; what can be converted is 'clip', and the "
-            "vision tower of 'siglip'"
+            "vision tower of 'siglip' and 'siglip2'"
         )
     vision, text = known.vision_config, known.text_config
     for tower in (vision, text):
