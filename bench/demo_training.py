@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ from filip.eval.prompts import Prompt
 from filip.eval.protocols.retrieval import retrieval_benchmark
 from filip.eval.scorer import Scorer, Texts, TokenScorer, scorer_for
 from filip.interaction import Similarity, TokenChoice, select_tokens
+from filip.models import save_model
 from filip.progress import say
 from filip.train.config import TrainConfig
 from filip.train.engine import make_optimizer, to_device
@@ -37,6 +39,7 @@ from filip.train.param_groups import set_lr
 from filip.train.schedule import make_schedule
 
 Choose = Callable[..., TokenChoice]
+STEM_MAPS = Path(".cache/stem_maps")  # of the test sets' images, as the demo keeps them
 
 
 @dataclass
@@ -68,8 +71,11 @@ class Outcome:
     metrics: dict[int, dict[str, float]] = field(default_factory=dict)
 
 
-def run(study: Study, overrides: list[str], choose: Choose | None = None) -> Outcome:
-    """Train with ``overrides`` of the study's experiment; ``choose`` replaces the selection of tokens."""
+def run(
+    study: Study, overrides: list[str], choose: Choose | None = None, save: Path | None = None
+) -> Outcome:
+    """Train with ``overrides`` of the study's experiment; ``choose`` replaces the selection of tokens, ``save`` is
+    where the model goes."""
     warmup = min(60, study.steps // 10) if study.warmup_steps is None else study.warmup_steps
     config = compose_config(
         TrainConfig,
@@ -88,6 +94,10 @@ def run(study: Study, overrides: list[str], choose: Choose | None = None) -> Out
     with selection_by(choose):
         metrics = train(model, config)
     seconds = time.process_time() - started
+    if save is not None:
+        save_model(save, model)
+    if model.image.stem is not None:
+        model.image.stem.keep_maps(STEM_MAPS)
     encoder = FilipEncoder(model.eval(), config.model.name)
     recall = recall_of(scorer_for(encoder), study)
     # A study's own `choose` may know the pairs, and would read them off the test set.

@@ -46,6 +46,7 @@ OTHER_PICTURES = tuple(
     if suffix not in IMAGE_FILES
 )  # fmt: skip
 ORIENTATION = ExifTags.Base.Orientation
+SIDEWAYS = (5, 6, 7, 8)  # its values that exchange width and height
 MAX_ASPECT = 20  # the shorter side becomes the model's: without a limit, a line of pixels becomes gigabytes
 # The errors that Pillow raises for broken files; they have no common base class.
 UNDECODABLE = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
@@ -76,6 +77,13 @@ def upright(image: Image.Image) -> Image.Image:
     return ImageOps.exif_transpose(image)
 
 
+def upright_size(file: str | PathLike[str]) -> tuple[int, int]:
+    """Return width and height of a picture as it is seen, from its header. Raises one of :data:`UNDECODABLE`."""
+    with Image.open(file, formats=FORMATS) as image:
+        width, height = image.size
+        return (height, width) if image.getexif().get(ORIENTATION) in SIDEWAYS else (width, height)
+
+
 def upright_box(stored: Image.Image, box: tuple[float, ...]) -> tuple[float, ...]:
     """Return a box (left, top, right, bottom) of a stored picture in the pixels of the upright one."""
     turned, (left, top, right, bottom) = stored.getexif().get(ORIENTATION, 1), box
@@ -83,7 +91,7 @@ def upright_box(stored: Image.Image, box: tuple[float, ...]) -> tuple[float, ...
         left, right = stored.width - right, stored.width - left
     if turned in (3, 4, 6, 7):
         top, bottom = stored.height - bottom, stored.height - top
-    return (top, left, bottom, right) if turned in (5, 6, 7, 8) else (left, top, right, bottom)
+    return (top, left, bottom, right) if turned in SIDEWAYS else (left, top, right, bottom)
 
 
 def read_rgb(file: str | PathLike[str] | IO[bytes]) -> Image.Image:

@@ -11,6 +11,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from filip import resources
+
 ASSETS = Path(__file__).resolve().parent / "assets"
 SCRIPTS = (
     "tokenizer.js",
@@ -33,7 +35,7 @@ def page(data: dict[str, Any], live: bool = False) -> str:
     """Return the whole page. data: see :func:`filip.explore.export.static_data` and :mod:`filip.explore.app`."""
     parts = {
         "policy": POLICY.format(own=" 'self'" if live else "", connect="'self'" if live else "'none'"),
-        "style": (ASSETS / "style.css").read_text(encoding="utf-8"),
+        "style": resources.page_style() + (ASSETS / "style.css").read_text(encoding="utf-8"),
         "script": "\n".join((ASSETS / name).read_text(encoding="utf-8") for name in SCRIPTS),
         "data": in_script(data),
     }

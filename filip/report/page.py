@@ -1,7 +1,7 @@
 """The report of a study, one self-contained page: ``filip report page results=results/demo``.
 
-Its first screen shows what the study has found: the paired differences of all headline columns in one plot, and three
-scenes as the models see them. Their numbers, tables, figures, funnel and provenance are folded. It reads what tables,
+Its first screen shows a scene as the models see it; below are the paired differences of all headline columns in one
+plot. Tables, figures and the account of data and runs are folded, in three groups. It reads what tables,
 figures and evaluations have written, so drawing it again needs no training and no evaluation.
 """
 
@@ -102,6 +102,8 @@ def _content(study: Study, results: Results, figures: Path) -> dict[str, Any]:
     scenes = results.scenes()
     sheet = _sheet(results, LARGEST - len(json.dumps(scenes)))
     folded = scenes or any(picture["src"] is None for picture in sheet)
+    if scenes:
+        scenes["scenes"].sort(key=lambda scene: scene["kind"] != "Median")  # a typical one first, the largest
     common = _common_notes(tables)
     groups = stage_groups(whole["stages"])
     compared = found["difference"].notna().any()
@@ -116,26 +118,23 @@ def _content(study: Study, results: Results, figures: Path) -> dict[str, Any]:
         "scenes": scenes,
         "pictures": [] if folded else sheet,
         "reading": " ".join(common),
-        "folds": [
-            *(
-                {
-                    "title": table.title,
-                    "html": _table(table.grid([n for n in table.notes if n not in common])),
-                }
-                for table in tables.values()
-            ),
+        "tables": [
+            {"title": table.title, "html": _table(table.grid([n for n in table.notes if n not in common]))}
+            for table in tables.values()
+        ],
+        "figures": [
             *(
                 {"title": title, "svg": inline_svg(file.read_text(encoding="utf-8"), file.stem)}
                 for name, title in FIGURES.items()
                 if (file := figures / f"{name}.svg").is_file()
             ),
-            {"title": "Data funnel, stage by stage", "html": _table(funnel_grid(whole["funnel"]))},
             *(sheet if folded else []),
         ],
         "time": f"{duration(sum(whole['stages'].values()))} of work" if groups else None,
         "stages": inline(stage_bars(groups), "stages") if groups else None,
         "facts": facts(study, results),
         "details": [
+            {"title": "Data funnel, stage by stage", "html": _table(funnel_grid(whole["funnel"]))},
             {"title": "Time of each stage", "html": _table(stages_grid(whole["stages"]))},
             {"title": "Runs", "html": _table(runs_grid(whole["runs"]))},
             {"title": "Study config", "text": json.dumps(study.config, indent=1, ensure_ascii=False)},
@@ -192,7 +191,7 @@ def inline_svg(text: str, name: str) -> str:
     body = text[text.index("<svg") :]
     body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
     body = re.sub(r'(\bid="|url\(#|href="#)', rf"\1{name}-", body)
-    named = {INK: "ink", MUTED: "muted", LINE: "line", KEPT: "kept", DROPPED: "dropped", "#ffffff": "paper"}
+    named = {INK: "ink", MUTED: "soft", LINE: "line", KEPT: "kept", DROPPED: "dropped", "#ffffff": "paper"}
     named |= {colour: f"run{number}" for number, colour in enumerate(COLOURS)}
     for colour, variable in named.items():
         body = body.replace(colour, f"var(--{variable})")

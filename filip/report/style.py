@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from filip import resources
 from filip.study import Study
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
@@ -57,8 +58,8 @@ def _pooled(entry: dict[str, object]) -> bool:
 
 @cache
 def style() -> str:
-    """Return the style sheet of all pages."""
-    return (TEMPLATES / "style.css").read_text(encoding="utf-8")
+    """Return the style sheet of the report and of pages of single tables."""
+    return resources.page_style() + (TEMPLATES / "style.css").read_text(encoding="utf-8")
 
 
 def page(title: str, body: str) -> str:

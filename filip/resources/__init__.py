@@ -119,3 +119,8 @@ def _candidates(kind: Kind, name: Path) -> Iterator[Path]:
         return
     yield Path(kind.folder) / f"{name}{kind.suffix}"
     yield shipped(kind.folder) / f"{name}{kind.suffix}"
+
+
+def page_style() -> str:
+    """Return the style sheet that all pages of the project share."""
+    return Path(__file__).with_name("page.css").read_text(encoding="utf-8")

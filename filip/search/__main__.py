@@ -12,8 +12,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from filip.command import MISSING, option, run_command
 from filip.errors import UserError
 from filip.eval.encoders import FilipEncoder
@@ -24,12 +22,11 @@ from filip.files import nothing_at, write_json
 from filip.index.build import Build, up_to_date, weights_of
 from filip.index.store import FORMAT, Index
 from filip.progress import say
-from filip.rgb import ORIENTATION, UNDECODABLE
+from filip.rgb import UNDECODABLE, upright_size
 from filip.search.boxes import boxes
 from filip.search.ranking import Ranked, Ranking, is_picture, query_of, rank
 
 DEFAULT_MODEL = "emoji"
-SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
 
 
 @dataclass
@@ -163,27 +160,18 @@ def _described(config: Search, index: Index, scorer: Scorer, hit: Ranked) -> dic
     found["stands_out"] = hit.stands_out
     if not config.where or config.paths or not _has_places(index, scorer) or is_picture(config.text):
         return found
-    if size := _upright_size(file):
-        tokens = index.tokens_of(hit.path)
-        places = boxes(scorer.encoder, config.text, tokens, size, index.about.fit)
-        found |= {"size": list(size), "words": [asdict(place) for place in places]}
-    return found
+    try:
+        size = upright_size(file)
+    except UNDECODABLE:
+        return found  # it is in the index and no longer there, or in a larger file
+    places = boxes(scorer.encoder, config.text, index.tokens_of(hit.path), size, index.about.fit)
+    return found | {"size": list(size), "words": [asdict(place) for place in places]}
 
 
 def _has_places(index: Index, scorer: Scorer) -> bool:
     """Return whether the model's patches are known places: it sees words, and how it cuts a picture is known."""
     known = index.about.fit == "pad" or isinstance(scorer.encoder, FilipEncoder)
     return index.about.token_wise and scorer.encoder.grid != (0, 0) and known
-
-
-def _upright_size(file: Path) -> tuple[int, int] | None:
-    try:
-        with Image.open(file) as image:
-            width, height = image.size
-            turned = image.getexif().get(ORIENTATION) in SIDEWAYS
-    except UNDECODABLE:
-        return None  # it is in the index and no longer there, or in a larger file
-    return (height, width) if turned else (width, height)
 
 
 def _show(config: Search, index: Index, ranking: Ranking, found: list[dict[str, Any]]) -> None:

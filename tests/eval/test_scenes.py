@@ -22,7 +22,7 @@ from filip.eval.formats import open_set
 from filip.eval.outcomes import read_outcomes
 from filip.eval.pictures.drawing import INK
 from filip.eval.pictures.scenes import COLOURS as COLOURS_OF_NAMES
-from filip.eval.pictures.scenes import PATCH, SceneSheet, chosen, coloured_caption, draw, margin, tinted
+from filip.eval.pictures.scenes import PATCH, SceneSheet, chosen, coloured_caption, draw, margin, marked
 from filip.eval.pointing import BACKGROUND, name_prompts, point, pointed_scenes
 from filip.eval.protocols import NoSettings, scene_pointing
 from filip.eval.protocols.selection import select
@@ -269,15 +269,18 @@ def test_best_median_and_worst_scenes_are_chosen_by_score_and_then_by_margin() -
         chosen(scenes, 3)
 
 
-def test_a_patch_is_tinted_with_the_colour_of_its_name_and_a_name_is_written_in_it() -> None:
+def test_a_name_has_an_outline_around_its_patches_and_a_dot_on_the_best_in_its_colour() -> None:
     (found,) = point(ColourBlind(), [sample()])  # type: ignore[arg-type]
-    page = np.asarray(tinted(found)).astype(int)
-    assert page.shape == (4 * PATCH, 4 * PATCH, 3)
+    page = np.asarray(marked(found)).astype(int)
+    plain = np.asarray(sample().image.convert("RGB").resize((4 * PATCH, 4 * PATCH), Image.Resampling.LANCZOS))
+    assert page.shape == plain.shape
     for number, name in enumerate(PLACES):
-        left, top, *_ = (side // 8 for side in PLACES[name])
-        corner = page[top * PATCH + 8, left * PATCH + 8]  # within the patch, outside its ring
-        wanted = np.array(COLOURS_OF_NAMES[number])
-        assert np.argmax(corner - corner.mean()) == np.argmax(wanted - wanted.mean()), name
+        left, top, *_ = (side // 8 * PATCH for side in PLACES[name])
+        row, column = (round((at + 0.5) * PATCH) for at in found.best[number])
+        for y, x in ((row, column), (top + 4, left + PATCH)):
+            assert tuple(page[y, x]) == COLOURS_OF_NAMES[number], name
+        inside = (top + PATCH, left + 12)
+        assert (page[inside] == plain[inside]).all(), "pictures keep their colours"
     words = dict(coloured_caption(sample()))
     assert [words[name] for name in PLACES] == list(COLOURS_OF_NAMES[:3]) and words["next"] == INK
 

@@ -159,15 +159,13 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
     folder = tmp_path_factory.mktemp("whole") / "small"
     write_results(folder)
-    scene = {
-        "kind": "Best",
-        "caption": [{"word": "a", "colour": None}, {"word": "dog", "colour": [213, 94, 0]}],
-    }
+    scene = {"caption": [{"word": "a", "colour": None}, {"word": "dog", "colour": [213, 94, 0]}]}
     seen = [
         {"label": label, "right": n, "names": 3, "picture": "AAAA"}
         for n, label in enumerate(("CLIP", "FILIP"))
     ]
-    scenes = {"title": "Where", "rule": "by rule", "scenes": [{**scene, "picture": "AAAA", "models": seen}]}
+    both = [{**scene, "kind": kind, "picture": "AAAA", "models": seen} for kind in ("Best", "Median")]
+    scenes = {"title": "Where", "rule": "by rule", "scenes": both}
     write(folder / "eval" / "scenes_compared.json", scenes)
     write(folder / "explore.html", "<p>")
     write_tables(folder)
@@ -176,15 +174,18 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return folder, (folder / "report.html").read_text(encoding="utf-8")
 
 
-def test_the_first_screen_has_the_way_to_the_explorer_the_plot_its_numbers_and_scenes(whole):
+def test_the_way_to_the_explorer_and_the_median_scene_come_before_the_plot_and_three_groups_of_folds(whole):
     page = whole[1]
     order = [
         'href="explore.html"',
+        "Median scene",
+        "<b>CLIP</b>: 0 of 3",
+        "Best scene",
         'aria-label="Paired differences"',
         "Each finding in numbers",
-        "CLIP: 0 of 3",
+        *(f"<h2>{group}</h2>" for group in ("Tables", "Figures", "Data and runs")),
     ]
-    places = [page.index(part) for part in [*order, "Everything else"]]
+    places = [page.index(part) for part in order]
     assert places == sorted(places)
     assert "seconds a training step" in page and "1.00 ×" in page  # both trainings took as long
 
@@ -309,7 +310,7 @@ def test_in_a_browser_nothing_is_cut_off_on_a_phone_and_nobody_is_asked(whole):
                 assert [line for line in heard if not line.startswith(("file:", "data:"))] == []
                 assert page.evaluate("document.documentElement.scrollWidth") <= width
                 paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
-                assert paper == ("rgb(255, 255, 255)" if scheme == "light" else "rgb(20, 22, 26)")
+                assert paper == ("rgb(251, 250, 248)" if scheme == "light" else "rgb(20, 22, 26)")
                 page.close()
     except NoBrowser as error:
         pytest.skip(str(error))

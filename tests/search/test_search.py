@@ -11,6 +11,7 @@ from PIL import Image
 
 from filip.command import run_command
 from filip.errors import UserError
+from filip.rgb import upright_size
 from filip.search import __main__ as search
 from filip.search.boxes import cell_box, connected
 from tests.eval.miniature import picture, write_model
@@ -108,10 +109,9 @@ def test_a_threshold_says_why_nothing_is_listed(album: Path, capsys: pytest.Capt
         search.positional(["photos", "red", "bicycle"])
 
 
-def test_a_picture_on_its_side_has_its_places_upright(album: Path, tmp_path: Path) -> None:
+def test_a_picture_on_its_side_has_its_places_upright(tmp_path: Path) -> None:
     photo = Image.new("RGB", (90, 60))
     exif = photo.getexif()
     exif[0x0112] = 6
     photo.save(tmp_path / "a.jpg", exif=exif)
-    assert search._upright_size(tmp_path / "a.jpg") == (60, 90)
-    assert search._upright_size(tmp_path / "none.jpg") is None
+    assert upright_size(tmp_path / "a.jpg") == (60, 90)

@@ -1,10 +1,10 @@
 """Scenes as several models see them: ``filip eval picture kind=scenes models=[clip.safetensors,filip.safetensors]
 labels=[CLIP,FILIP] root=DIR card=demo_pointing out=scenes.png``.
 
-Each thing's name has a colour. A patch is tinted in the colour of the name that stands out most on it, the more
-strongly the more it does. A thing's mask is outlined in the colour of its name. A ring marks the patch that the name
-points at, the most similar one. Scenes are not hand-picked: they are the best, the median and the worst of the last
-model by the share of names that point at their thing, ties broken by how clearly they do.
+Each thing's name has a colour. As in the explorer, an outline is around the patches on which a name stands out, and a
+dot is on the patch that it points at, the most similar one; a ring if it does not stand out there. Scenes are not
+hand-picked: they are the best, the median and the worst of the last model by the share of names that point at their
+thing, ties broken by how clearly they do.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageChops, ImageDraw, ImageFilter
+from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageOps
 
 from filip.command import MISSING, option
 from filip.errors import UserError
@@ -37,13 +37,13 @@ COLOURS: tuple[Colour, ...] = (
 )  # colours that everybody can tell apart
 PATCH = 48  # side of a patch in pixels, before the picture is fitted into its cell
 CELL = 288  # pixels
-FAINT, STRONG = 0.5, 2.5  # standard deviations at which a tint begins, and is full
-OPACITY = 190  # opacity of a full tint, out of 255
+WIDE = 640  # pixels of a picture of a page
+STANDS_OUT = 1.25  # standard deviations above the mean of a scene's patches at which a patch is a name's
 NOTE = (
-    "One colour per name. A patch has the colour of the name that stands out most on it (its similarity in standard "
-    "deviations over the patches), the fuller the more. Outline: the thing itself. Ring: the patch that the name is "
-    "most similar to. By rule: the best, the median and the worst of {count:,} scenes by the share of rings on their "
-    "thing with {model}, ties by margin."
+    "One colour per name. Outline: the patches on which the name stands out, by {stands_out} standard deviations over "
+    "the patches. Dot: the patch that the name is most similar to; a ring if it stands out nowhere. By rule: the best, "
+    "the median and the worst of {count:,} scenes by the share of dots and rings on their thing with {model}, ties by "
+    "margin."
 )
 
 
@@ -78,18 +78,18 @@ def draw(config: SceneSheet) -> None:
     whole = [scene for scene in pointed if len(scene.counted) == len(scene.names)]
     for kind, scene in chosen(whole, config.each):
         by_model = [*(point(encoder, [scene.sample])[0] for encoder in encoders[:-1]), scene]
-        picture = _with_outlines(_enlarged(scene.sample, _size(scene)), scene.sample)
+        picture = _enlarged(scene.sample, _size(scene))
         caption = coloured_caption(scene.sample)
         cells.append(Cell(picture, kind, caption))
         seen_by = []
         for label, seen in zip(config.labels, by_model, strict=True):
             title = f"{label}: {sum(seen.right)} of {len(seen.counted)} names"
-            cells.append(Cell(tinted(seen), title))
+            cells.append(Cell(marked(seen), title))
             right = {"right": sum(seen.right), "names": len(seen.counted)}
             seen_by.append({"label": label, **right, "picture": _webp(cells[-1].picture)})
         words = [{"word": word, "colour": None if c == INK else list(c)} for word, c in caption]
         parts.append({"kind": kind, "caption": words, "picture": _webp(picture), "models": seen_by})
-    note = NOTE.format(count=len(whole), model=config.labels[-1])
+    note = NOTE.format(stands_out=STANDS_OUT, count=len(whole), model=config.labels[-1])
     page = sheet(cells, 1 + len(encoders), config.title, note, cell_width=CELL, gap=18)
     save_png(page, config.out)
     if config.parts is not None:
@@ -119,7 +119,7 @@ def margin(scene: PointedScene) -> float:
 def _webp(picture: Image.Image) -> str:
     """Encode a picture as base64 of a WebP file."""
     stored = io.BytesIO()
-    picture.resize((CELL, round(CELL * picture.height / picture.width)), Image.Resampling.LANCZOS).save(
+    picture.resize((WIDE, round(WIDE * picture.height / picture.width)), Image.Resampling.LANCZOS).save(
         stored, format="WEBP", quality=82
     )
     return base64.b64encode(stored.getvalue()).decode("ascii")
@@ -128,39 +128,40 @@ def _webp(picture: Image.Image) -> str:
 # ---- drawing -------------------------------------------------------------------------------------------
 
 
-def tinted(scene: PointedScene) -> Image.Image:
-    """Draw the scene in grey, its patches in the colour of their name, with outlines and rings."""
-    size = _size(scene)
-    grey = _enlarged(scene.sample, size).convert("L").convert("RGB")
-    page = Image.blend(grey, Image.new("RGB", size, "white"), 0.35)
-    pencil = ImageDraw.Draw(page, "RGBA")
-    names, strength = standing_out(scene)
-    for (row, column), name in np.ndenumerate(names):
-        box = (column * PATCH, row * PATCH, (column + 1) * PATCH - 1, (row + 1) * PATCH - 1)
-        pencil.rectangle(box, fill=(*_colour(int(name)), int(OPACITY * strength[row, column])))
-        pencil.rectangle(box, outline=(255, 255, 255, 110))
-    page = _with_outlines(page, scene.sample)
+def marked(scene: PointedScene) -> Image.Image:
+    """Draw the scene in its colours, with outlines, dots and rings."""
+    page = _enlarged(scene.sample, _size(scene))
+    owner = standing_out(scene)
+    for n in range(len(scene.names)):
+        large = np.kron(owner == n, np.full((PATCH, PATCH), 255)).astype(np.uint8)
+        mask = ImageOps.expand(Image.fromarray(large), PATCH)  # so that the picture's edge is an edge
+        halo = ImageChops.subtract(mask, mask.filter(ImageFilter.MinFilter(13)))
+        inner = mask.filter(ImageFilter.MinFilter(5))
+        line = ImageChops.subtract(inner, inner.filter(ImageFilter.MinFilter(7)))
+        page.paste("white", mask=ImageOps.crop(halo, PATCH))
+        page.paste(_colour(n), mask=ImageOps.crop(line, PATCH))
     pencil = ImageDraw.Draw(page)
     taken: dict[tuple[int, int], int] = {}
     for n, (row, column) in enumerate(scene.best):
-        shrink = 5 * taken.get((row, column), 0)  # names that point at one patch: rings within each other
-        taken[row, column] = taken.get((row, column), 0) + 1
-        left, top = column * PATCH + 7 + shrink, row * PATCH + 7 + shrink
-        right, bottom = (column + 1) * PATCH - 8 - shrink, (row + 1) * PATCH - 8 - shrink
-        pencil.ellipse((left - 2, top - 2, right + 2, bottom + 2), outline="white", width=2)
-        pencil.ellipse((left, top, right, bottom), outline=_colour(n), width=4)
+        beside = taken.get((row, column), 0)  # names that point at one patch: dots next to each other
+        taken[row, column] = beside + 1
+        centre = ((column + 0.5) * PATCH + beside * 11, (row + 0.5) * PATCH)
+        pencil.circle(centre, 9, fill="white")
+        pencil.circle(centre, 7, fill=_colour(n))
+        if owner[row, column] < 0:
+            pencil.circle(centre, 4, fill="white")
     return page
 
 
-def standing_out(scene: PointedScene) -> tuple[np.ndarray, np.ndarray]:
-    """Return for each patch the name that stands out most, and how strongly, 0 to 1; both [rows, columns].
+def standing_out(scene: PointedScene) -> np.ndarray:
+    """Return for each patch the name that stands out most on it, or -1 if none does; [rows, columns].
 
     A name's similarity is standardised over the patches, since some words are similar to every patch.
     """
     heats = np.stack([scene.alignment.heat(tokens) for tokens in scene.names])
     spread = heats.std((1, 2), keepdims=True)
     standard = (heats - heats.mean((1, 2), keepdims=True)) / np.maximum(spread, 1e-9)
-    return standard.argmax(0), np.clip((standard.max(0) - FAINT) / (STRONG - FAINT), 0, 1)
+    return np.where(standard.max(0) >= STANDS_OUT, standard.argmax(0), -1)
 
 
 def coloured_caption(sample: Sample) -> list[tuple[str, Colour]]:
@@ -184,14 +185,3 @@ def _colour(name: int) -> Colour:
 
 def _enlarged(sample: Sample, size: tuple[int, int]) -> Image.Image:
     return sample.image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
-
-
-def _with_outlines(page: Image.Image, sample: Sample) -> Image.Image:
-    for n, thing in enumerate(sample.things):
-        large = thing.mask.resize(page.size, Image.Resampling.BICUBIC).filter(ImageFilter.GaussianBlur(2))
-        mask = large.point(lambda value: 255 if value >= 128 else 0)
-        line = ImageChops.subtract(mask.filter(ImageFilter.MaxFilter(5)), mask)
-        halo = ImageChops.subtract(mask.filter(ImageFilter.MaxFilter(9)), mask)
-        page.paste("white", mask=halo)
-        page.paste(_colour(n), mask=line)
-    return page

@@ -1,0 +1,61 @@
+"""The Python of docs/models.md under "Exports" runs as written, without this project."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from filip.export.__main__ import Export, export
+from filip.models import ModelConfig
+from tests.eval.miniature import picture
+
+PAGE = Path(__file__).resolve().parents[2] / "docs/models.md"
+RUN = """
+import json, sys
+sys.path.insert(0, "exported/a-onnx")
+sys.modules["filip"] = None
+for block in json.load(open("blocks.json")):
+    exec(compile(block, block, "exec"), {})
+"""
+
+
+@pytest.mark.slow  # four exports, and everybody's library
+def test_the_code_of_the_page_runs_as_written_without_this_project(
+    saved: Callable[..., str], tmp_path: Path
+) -> None:
+    def change(config: ModelConfig) -> None:
+        config.image.image_size = 224  # as in the page
+        config.text.context_length = 16
+
+    def pooled(config: ModelConfig) -> None:
+        change(config)
+        config.interaction = "pooled"
+
+    for form, place, kind in (
+        ("hf", "a", change),
+        ("mv", "a-mv", change),
+        ("onnx", "a-onnx", change),
+        ("open_clip", "a-open_clip", pooled),
+    ):
+        export(Export(model=saved(kind), out=str(tmp_path / "exported" / place), to=form))
+    for name in ("bicycle", "cat"):
+        picture(len(name), 250).save(tmp_path / f"{name}.jpg")
+    page = PAGE.read_text()
+    blocks = re.findall(r"^```python\n(.*?)^```$", page[page.index("## Exports") :], re.M | re.S)
+    assert [re.search(r"transformers|sentence|onnx|open_clip", block)[0] for block in blocks] == [  # type: ignore[index]
+        "transformers",
+        "sentence",
+        "onnx",
+        "open_clip",
+    ]
+    (tmp_path / "blocks.json").write_text(json.dumps(blocks))
+    run = subprocess.run(
+        [sys.executable, "-c", RUN], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
