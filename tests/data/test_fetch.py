@@ -130,6 +130,26 @@ def test_a_host_of_many_dead_addresses_is_given_up_in_time(monkeypatch: pytest.M
             sock.close()
 
 
+def test_a_host_is_looked_up_once_a_minute_and_a_failure_again(
+    server: hostile.Hostile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    place = ("127.0.0.1", server.server.server_port)
+
+    def resolver(host: str, *_: object) -> list[tuple]:
+        asked.append(host)
+        if len(asked) == 1:
+            raise socket.gaierror(socket.EAI_AGAIN, "try again")
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", place)]
+
+    monkeypatch.setattr("socket.getaddrinfo", resolver)
+    monkeypatch.setattr("filip.data.fetching.fetch._minute", lambda: 1)
+    assert get("http://once.example/jpeg")[1] == "dns"
+    assert [get("http://once.example/jpeg")[0] for _ in range(3)] == [hostile.plain()] * 3 and len(asked) == 2
+    monkeypatch.setattr("filip.data.fetching.fetch._minute", lambda: 2)
+    assert get("http://once.example/jpeg")[0] == hostile.plain() and len(asked) == 3
+
+
 def test_the_body_of_a_redirection_is_not_read(server: hostile.Hostile) -> None:
     body, _, seconds = get(server.url("moved_endlessly"))
     assert body == hostile.plain() and seconds < TIMEOUT

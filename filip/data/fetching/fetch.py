@@ -21,7 +21,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from email.utils import parsedate_to_datetime
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from typing import Any
 
 from filip.data.fetching.access import PUBLIC, Access, Refused
@@ -95,10 +95,20 @@ def _deadlines() -> _Deadlines:
         return _deadlines_by_process[os.getpid()]
 
 
+def _minute() -> int:
+    return int(time.monotonic() // 60)
+
+
+@lru_cache(maxsize=10_000)
+def _resolved(host: str, port: int, minute: int) -> list[Any]:
+    """Return the addresses of a host, asked for once a minute; a failure is not kept."""
+    return socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM)
+
+
 def _connect(access: Access, address: tuple[str, int], timeout: float, *_: Any) -> socket.socket:
     """Connect to an allowed address, within this thread's deadline however many are dead."""
     problem: OSError = TimeoutError("timed out: no time left to connect")
-    for family, kind, protocol, _name, place in socket.getaddrinfo(*address, 0, socket.SOCK_STREAM):
+    for family, kind, protocol, _name, place in _resolved(*address, _minute()):
         left = min(timeout, _deadlines().left())
         if left <= 0:
             break
