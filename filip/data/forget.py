@@ -127,7 +127,9 @@ def _find(
     con: Any, files: list[Path], asked: dict[str, set[str]], config: ForgetConfig
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Return the rows of the shards that were asked for; and what was not found, and how many have copies elsewhere."""
-    for name, values in asked.items():
+    # an image that a killed run was at may have no score any more by which it could be found
+    before = Forgotten.load(Path(config.shards)).files
+    for name, values in (*asked.items(), ("files", asked["sha256"] | before)):
         con.register(f"asked_{name}", pa.table({"value": pa.array(sorted(values), pa.string())}))
     names = pq.read_schema(files[0]).names
     texts = "captions" if "captions" in names else "[caption]"
@@ -148,9 +150,9 @@ def _find(
         alike = f"(SELECT {duckdb_io.FILE_STEM} AS shard, key, printf('%016x', phash) AS phash FROM {source})"
     con.execute(
         f"""CREATE TEMP TABLE found AS SELECT l.*, a.phash, a.phash IN (FROM asked_phash) AS by_phash,
-            url IN (FROM asked_urls) AS by_url, coalesce(sha256 IN (FROM asked_sha256), false) AS by_sha
+            url IN (FROM asked_urls) AS by_url, coalesce(sha256 IN (FROM asked_files), false) AS by_sha
         FROM {listed} l LEFT JOIN {alike} a USING (shard, key)
-        WHERE url IN (FROM asked_urls) OR sha256 IN (FROM asked_sha256) OR a.phash IN (FROM asked_phash)"""
+        WHERE url IN (FROM asked_urls) OR sha256 IN (FROM asked_files) OR a.phash IN (FROM asked_phash)"""
     )
     copies = con.sql(
         f"""SELECT count(*) FROM {listed} l SEMI JOIN found USING (sha256)

@@ -2,6 +2,9 @@
 
 import io
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +126,33 @@ def test_nothing_is_left_of_what_is_forgotten(tmp_path: Path) -> None:
     assert ingested(card, tmp_path) == {"forgotten": 3}
     remade = [data for tar in (tmp_path / "shards").glob("*.tar") for _, data in shard_images(tar)]
     assert sorted(remade) == sorted(stored[f"{n}.jpg"] for n in range(COUNT) if n not in (0, 4, 8))
+
+
+@pytest.mark.slow
+def test_a_forgetting_that_is_killed_again_and_again_leaves_nothing_in_the_end(tmp_path: Path) -> None:
+    write_data_set(tmp_path)
+    hashes = [row["phash"] for path in sorted((tmp_path / "scored").glob("*.parquet"))
+              for row in pq.read_table(path).to_pylist()]  # fmt: skip
+    (tmp_path / "phash.txt").write_text("".join(f"{hashes[n] & (1 << 64) - 1:016x}\n" for n in (0, 4, 8)))
+    killed_at = (
+        "import os, sys\nreal, left = os.replace, [int(sys.argv[1])]\n"
+        "def replace(*paths):\n    left[0] -= 1\n    os.kill(os.getpid(), 9) if not left[0] else real(*paths)\n"
+        "os.replace = replace\n"
+        "from filip.data.forget import ForgetConfig, forget\n"
+        "at = sys.argv[2]\n"
+        "forget(ForgetConfig(f'{at}/shards', [f'{at}/captions', f'{at}/scored'], manifests=[f'{at}/m.json'],\n"
+        "                    phash=f'{at}/phash.txt'))\n"
+    )
+    codes = []
+    for moment in (4, 5, 7, 99):
+        started = [sys.executable, "-c", killed_at, str(moment), str(tmp_path)]
+        codes.append(subprocess.run(started, check=False).returncode)
+    assert codes == [-signal.SIGKILL] * 3 + [0]
+    kept = list((tmp_path / "shards").glob("*.parquet"))
+    urls = {row["url"] for path in kept for row in pq.read_table(path).to_pylist() if row["url"]}
+    assert len(urls) == COUNT - 3 and verify(tmp_path / "m.json") == []
+    assert read_manifest(tmp_path / "m.json")["images"]["count"] == COUNT - 3
+    assert sum(len(list(shard_images(path.with_suffix(".tar")))) for path in kept) == COUNT - 3
 
 
 def test_a_download_refuses_what_was_forgotten(tmp_path: Path) -> None:
