@@ -72,8 +72,7 @@ def interval_values(run: Run, interval: Interval) -> dict[str, Any]:
     values |= norm_values(engine.norms(), engine.grad_norm())
     peak = peak_flops(device.name(run.ranks.device), run.config.precision)
     if peak is not None:
-        flops = 3 * run.encoder_flops * run.batching.pairs_per_step / run.ranks.world_size
-        values["speed/mfu"] = flops * steps / seconds / peak
+        values["speed/mfu"] = run.step_flops * steps / seconds / peak
     return values
 
 
@@ -165,6 +164,7 @@ def print_banner(run: Run) -> None:
         f"optimiser   {optimizer.name}, weight decay {optimizer.weight_decay:g} on matrices, "
         f"gradient clipping {run.engine.deepspeed.gradient_clipping() or 'off'}"
     )
+    say(f"encoders    {run.step_flops / 1e12:.3g} TFLOP a step and rank, forward and backward")
     say(f"loss        {run.loss.describe()}")
     for line in memory_plan(run.engine.model.config, c, b, run.ranks.world_size).lines():
         say(line)

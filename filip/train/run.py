@@ -46,8 +46,8 @@ class Run:
     evaluated: dict[str, float] = field(default_factory=dict)  # in the last evaluation while training
 
     @functools.cached_property
-    def encoder_flops(self) -> float:
-        """Return the operations of one pair's forward pass.
+    def step_flops(self) -> float:
+        """Return the operations of both towers in a step of this rank: a backward pass counts as two forward ones.
 
         They are counted as by ``filip train plan``, with a caption of typical length.
         """
@@ -55,7 +55,7 @@ class Run:
         data, words = self.config.data, min(CAPTION_TOKENS, columns)
         stem_computes = data.feature_cache is None
         found = encoder_flops(self.engine.model, words, columns, stem_computes)
-        return sum(found.values())
+        return 3 * sum(found.values()) * self.batching.pairs_per_step / self.ranks.world_size
 
     @property
     def folder(self) -> Path:
