@@ -65,6 +65,7 @@ def train(config: TrainConfig) -> None:
     """Train to the end, or until a signal; resumes by itself. Raises UserError, SystemExit(85) after a signal."""
     config.check()
     ranks = start_ranks(config.threads, config.world_size, config.timeout_minutes)
+    config.data.workers = ranks.loader_processes(config.data.workers)
     with raise_together(ranks):
         if (chosen := settle_precision(config, ranks, saved_precision(config, ranks))) and ranks.is_main:
             say(chosen)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -54,6 +55,15 @@ class Ranks:
         values: list[Any] = [None] * self.world_size
         dist.all_gather_object(values, value, group=None if within_step else self.side)
         return values
+
+    def loader_processes(self, wanted: int) -> int:
+        """Return how many processes this rank's loader gets: at most its share of its host's cores, less its own.
+
+        All ranks call. The cores are those of the affinity masks, which a scheduler gives per rank or per host.
+        """
+        masks = self.gather((socket.gethostname(), os.sched_getaffinity(0)))
+        here = [mask for host, mask in masks if host == socket.gethostname()]
+        return min(wanted, max(1, len(set().union(*here)) // len(here) - 1))
 
     def maximum(self, value: float) -> float:
         """Return the maximum of ``value`` over all ranks."""

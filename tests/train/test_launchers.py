@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,10 +14,12 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
+import torch
 
 from filip.errors import UserError
 from filip.runs.checkpoint import complete_checkpoints
 from filip.train.launcher_env import FIRST_PORT, PORTS, environment_rank, fill_environment, first_host
+from filip.train.ranks import Ranks as RankPlace
 from filip.train.ranks import own_device
 from tests.support.launched_ranks import Process, environment
 from tests.support.ports import free_port
@@ -134,6 +137,25 @@ def test_another_number_of_ranks_than_the_study_s_is_refused() -> None:
         fill_environment(128, one_task_per_node)
     with pytest.raises(UserError, match="1 ranks were started, and world_size=2"):
         fill_environment(2, {})
+
+
+@pytest.mark.parametrize(
+    ("masks", "wanted", "found"),
+    [
+        ([{0, 1, 2, 3}, {0, 1, 2, 3}], 12, 1),  # of one mask for the host each has two cores
+        ([{0, 1, 2, 3}, {4, 5, 6, 7}], 12, 3),  # a mask each
+        ([{0, 1, 2, 3}, {4, 5, 6, 7}], 2, 2),
+        ([{0}, {0}], 12, 1),
+        ([{0}, {0}], 0, 0),
+    ],
+)
+def test_a_loader_has_no_more_processes_than_its_rank_has_cores(
+    masks: list[set[int]], wanted: int, found: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = socket.gethostname()
+    others = [(here, mask) for mask in masks] + [("elsewhere", {0, 1, 2, 3, 4, 5, 6, 7})]
+    monkeypatch.setattr(RankPlace, "gather", lambda *_: others)
+    assert RankPlace(0, 3, 0, 2, torch.device("cpu")).loader_processes(wanted) == found
 
 
 def test_help_is_for_people() -> None:

@@ -63,7 +63,9 @@ class DataConfig(AugmentConfig):
         "how often a caption that an engine made of the image (its card's recaption) is drawn, relative to another; "
         "0 = never",
     )
-    workers: int = option(2, "loader processes per rank; 0 = load in the training process")
+    workers: int = option(
+        2, "loader processes per rank, at most one per core that it has; 0 = load in the training process"
+    )
     shuffle_window_shards: int = option(
         16, "shards whose samples are shuffled among each other, and kept open by a reader"
     )
