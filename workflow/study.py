@@ -58,7 +58,6 @@ class WorkflowStudy(StudyEvaluations):
         self.data_memory: str = data.get("memory", "1GB")
         self.tars: str | None = config.get("tars")  # None: in data_dir
         self.download_jobs: int = config.get("download_parts", 1)
-        self.distributor: str | None = config.get("distributor")  # None: as the source's card says
         self.source_cards: dict[str, SourceCard] = {source: load_source(source) for source in self.sources}
         selected = config.get("select")
         self.selection = Selection(self, selected) if selected else None

@@ -20,7 +20,6 @@ from filip.errors import UserError, first_line
 FORMATS = ("auto", "parquet", "tsv", "csv", "jsonl")
 RESIZE_MODES = ("no", "border", "keep_ratio", "keep_ratio_largest", "center_crop")
 ENCODE_FORMATS = ("jpg", "png", "webp")
-DISTRIBUTORS = ("multiprocessing", "pyspark")
 Names = list[str]  # inside SourceCard the name `list` is a field
 CLEANING = ("url_encoded", "html_tags")
 
@@ -67,7 +66,6 @@ class DownloadSettings:
     threads: int = 32  # per process
     samples_per_shard: int = 10_000
     verify_sha256: bool = True  # an image whose bytes are not those of the list's column sha256 is dropped
-    distributor: str = "multiprocessing"  # or pyspark: an existing cluster
     normal_success_rate: float | None = (
         None  # images / URLs as others report it; a much lower rate is warned about
     )
@@ -204,7 +202,6 @@ def _check_values(card: SourceCard, path: Path) -> None:
     for key, allowed in (
         ("resize_mode", RESIZE_MODES),
         ("encode_format", ENCODE_FORMATS),
-        ("distributor", DISTRIBUTORS),
     ):
         value = getattr(load, key)
         check(value in allowed, f"download.{key}", value, f"one of {', '.join(allowed)}")

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, overload
 
 from filip.command import MISSING, option, run_command
-from filip.data.cards import DISTRIBUTORS, SourceCard, load_source
+from filip.data.cards import SourceCard, load_source
 from filip.data.fetching.download_plan import (
     add_retry_pass,
     is_retry,
@@ -69,9 +69,6 @@ class DownloadConfig:
     processes: int | None = option(None, "processes that download; default: the card's", at_least=1)
     threads: int | None = option(None, "threads of each process; default: the card's", at_least=1)
     timeout: int | None = option(None, "seconds for an image; default: the card's", at_least=1)
-    distributor: str | None = option(
-        None, "multiprocessing or pyspark; default: the card's", choices=DISTRIBUTORS
-    )
     part: str | None = option(None, "i/n: download only every n-th shard, from the i-th (0-based), and stop")
     memory: str = option(
         "1GB", "DuckDB memory, used when a filled folder is asked for with another list or rule"
@@ -81,7 +78,7 @@ class DownloadConfig:
 def main(config: DownloadConfig) -> None:
     """Download the images of a list into webdataset shards, with the card's image rules."""
     card = load_source(config.source)
-    for key in ("retry_passes", "processes", "threads", "timeout", "distributor"):
+    for key in ("retry_passes", "processes", "threads", "timeout"):
         if getattr(config, key) is not None:
             setattr(card.download, key, getattr(config, key))
     part = parse_part(config.part)
@@ -207,13 +204,11 @@ def _run_pass(
     for shard in todo:  # its remains must not look complete
         (folder / f"{shard:05d}_stats.json").unlink(missing_ok=True)
     load = card.download
-    if load.distributor == "multiprocessing":
-        _start_fork_server()
+    _start_fork_server()
     # imported only now: it takes seconds, and a rerun with nothing to do should not
     from filip.data.fetching import img2dataset_setup
     from filip.data.fetching.shards import ListReader, shard_name
-    from filip.data.fetching.spark import SparkWorkers
-    from filip.data.fetching.workers import LocalWorkers, Workers, download_shards
+    from filip.data.fetching.workers import LocalWorkers, download_shards
 
     reader = ListReader(
         Path(this["list"]), load.samples_per_shard, this["first_shard"], columns, folder / "_work"
@@ -221,11 +216,7 @@ def _run_pass(
     reader.wanted = todo
     downloader = img2dataset_setup.make_downloader(card, folder, columns, OPT_OUT_DIRECTIVES, tars)
     downloader.retried = {shard: rows for shard, rows in retried_rows(plan, number) if shard in todo}
-    workers: Workers
-    if load.distributor == "multiprocessing":
-        workers = LocalWorkers(downloader, min(load.processes, len(todo)))
-    else:
-        workers = SparkWorkers(downloader, load.processes)
+    workers = LocalWorkers(downloader, min(load.processes, len(todo)))
     what = "download" if this["first_shard"] == 0 else "download, retry"
     with Progress(what, "shards", len(todo)) as progress:
         failures = download_shards(workers, downloader, reader, _ShardProgress(folder, progress))

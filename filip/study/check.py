@@ -155,8 +155,6 @@ def _extras(study: Study, cards: dict[str, SourceCard]) -> Iterator[Finding]:
         "report": True,
         "workflow": True,
         "slurm": "srun" in launchers,
-        "spark": study.config.get("distributor") == "pyspark"
-        or any(card.download.distributor == "pyspark" for card in cards.values()),
         "lora": any("lora" in (one.image, one.text) for one in tuned),
     }
     for extra, needed in wanted.items():

@@ -3,7 +3,6 @@
 import hashlib
 import io
 import json
-import sys
 import tarfile
 from collections import Counter
 from pathlib import Path
@@ -105,14 +104,6 @@ def test_every_url_of_a_hostile_server_ends_in_one_bucket(tmp_path: Path) -> Non
     card.download.image_size = 100
     with pytest.raises(UserError, match="filled with another image_size than"):
         download(source, out, card)
-
-
-def test_a_missing_cluster_engine_is_named(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setitem(sys.modules, "pyspark.sql", None)
-    card = parse_card({"name": "c", "download": {"distributor": "pyspark"}}, Path("c.yaml"))
-    source = write_list(tmp_path / "list.parquet", ["http://127.0.0.1:9/a.jpg"])
-    with pytest.raises(UserError, match="pip install pyspark"):
-        download(source, tmp_path / "out", card)
 
 
 def test_mistakes_are_named_before_anything_is_fetched(tmp_path: Path) -> None:

@@ -169,7 +169,7 @@ def canonical(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-@pytest.mark.parametrize("module", ["pyspark", "playwright", "clip-benchmark", "ruff", "mypy"])
+@pytest.mark.parametrize("module", ["playwright", "clip-benchmark", "ruff", "mypy"])
 def test_the_demo_installs_no_tools_of_tests_or_clusters(module: str) -> None:
     extras, wanted, seen = PROJECT["optional-dependencies"], ["demo"], set[str]()
     while wanted:

@@ -94,7 +94,6 @@ checkpoint download:
         while_served=lambda wildcards: STUDY.while_served(wildcards.source),
         shards=f"{DATA}/{{source}}/shards",
         tars=lambda wildcards: STUDY.tars_of(wildcards.source),
-        distributor=f"distributor={STUDY.distributor}" if STUDY.distributor else "",
     wildcard_constraints:
         source=STUDY.pattern(with_images=False),
     log:
@@ -106,7 +105,7 @@ checkpoint download:
         "../envs/filip.yaml"
     shell:
         "{params.while_served}python -m filip.data.download source={params.card:q} list={input.kept:q}"
-        " out={params.shards:q} funnel={output.funnel:q} {params.distributor} {params.tars} "
+        " out={params.shards:q} funnel={output.funnel:q} {params.tars} "
         "memory={params.memory:q} > {log:q} 2>&1"
 
 

@@ -8,7 +8,7 @@ Images are resized by img2dataset; its own loop over a shard can neither put a b
 - a shard appears under its name only when it is complete, its ``_stats.json`` last,
 - a worker that is stuck ends itself, and an image that kills the process that decodes it is given up alone.
 
-``workers`` and ``spark`` run them, and try again.
+``workers`` runs them, and tries again.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Give shards to workers, and try again when one fails or its worker dies.
 
-``download_shards`` does that for any :class:`Workers`: processes of this machine here (multiprocessing.Pool would wait
-forever for a worker that was killed), a Spark cluster in ``spark``.
+The workers are processes of this machine (multiprocessing.Pool would wait forever for one that was killed).
 """
 
 from __future__ import annotations
@@ -10,10 +9,9 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, as_completed, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from itertools import chain, islice
 from multiprocessing import get_context
-from typing import Protocol
 
 from filip.data.fetching.in_progress import suspects
 from filip.data.fetching.shards import (
@@ -41,25 +39,8 @@ Row = tuple[int, str]  # a shard and the file with its part of the list
 Submit = Callable[[Row], "Future[Outcome]"]  # the future raises if the worker died
 
 
-class Workers(Protocol):
-    """Pool of workers that download shards."""
-
-    shards_per_pool: int  # a new pool is opened after so many
-    one_death_ends_the_pool: bool  # what else was in flight is lost, too
-
-    def pool(self, alone: bool) -> AbstractContextManager[Submit]:
-        """Open the workers to give shards to. ``alone``: the shards are suspect, so one at a time is given."""
-        ...
-
-    def in_flight(self, alone: bool) -> int:
-        """Return how many shards may wait or run at once; the list is cut only as fast as they are taken."""
-        ...
-
-
 class LocalWorkers:
     """Processes of this machine, forked from a server that ``filip.data.download`` started and told what to import."""
-
-    one_death_ends_the_pool = True
 
     def __init__(self, downloader: ShardDownloader, processes: int) -> None:
         self.downloader, self.processes = downloader, processes
@@ -77,7 +58,7 @@ class LocalWorkers:
 
 
 def download_shards(
-    workers: Workers, downloader: ShardDownloader, reader: ListReader, finished: Callable[[int], None]
+    workers: LocalWorkers, downloader: ShardDownloader, reader: ListReader, finished: Callable[[int], None]
 ) -> dict[int, str]:
     """Download the reader's wanted shards; calls ``finished(shard)``; returns {shard: why it could not be completed}.
 
@@ -97,7 +78,7 @@ def download_shards(
 
 
 def _tries(
-    workers: Workers, downloader: ShardDownloader, reader: ListReader, finished: Callable[[int], None]
+    workers: LocalWorkers, downloader: ShardDownloader, reader: ListReader, finished: Callable[[int], None]
 ) -> dict[int, str]:
     folder, todo = downloader.final_folder, set(reader.wanted)
     failures: dict[int, str] = {}
@@ -112,8 +93,7 @@ def _tries(
             reader.wanted = shards
             if shards:
                 lost |= _run_round(workers, downloader, reader, alone, finished, failures)
-        if workers.one_death_ends_the_pool:
-            suspected |= set(lost)
+        suspected |= set(lost)
         failures |= lost
         if not failures:
             break
@@ -129,7 +109,7 @@ def _tries(
 
 
 def _run_round(
-    workers: Workers,
+    workers: LocalWorkers,
     downloader: ShardDownloader,
     reader: ListReader,
     alone: bool,
@@ -184,7 +164,7 @@ def _without_those_that_were_done(
 
 
 def _outcomes(
-    workers: Workers, submit: Submit, rows: Iterable[Row], alone: bool
+    workers: LocalWorkers, submit: Submit, rows: Iterable[Row], alone: bool
 ) -> Iterator[tuple[int, Outcome | str]]:
     """Yield (shard, outcome, or why its worker died) as they come; end early if the pool is broken."""
     running: dict[Future[Outcome], int] = {}
@@ -199,7 +179,7 @@ def _outcomes(
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 broken |= future.exception() is not None
                 yield running.pop(future), _result(future)
-        if broken and workers.one_death_ends_the_pool:
+        if broken:
             break
     for future in as_completed(running):
         yield running[future], _result(future)
