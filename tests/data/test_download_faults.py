@@ -271,6 +271,9 @@ class OneAfterTheOther(LocalWorkers):
 
         yield submit
 
+    def in_flight(self, alone: bool) -> int:
+        return 1
+
 
 def test_a_full_disk_ends_the_download_at_once(tmp_path: Path) -> None:
     from filip.data.fetching.img2dataset_setup import make_downloader
