@@ -44,7 +44,7 @@ def timed(stage: Callable[[str], subprocess.Popen], out: str) -> float:
 
 
 @pytest.mark.slow
-def test_score_survives_kill_9(tmp_path: Path) -> None:
+def test_score_and_select_survive_kill_9(tmp_path: Path) -> None:
     pairs = write_pairs(tmp_path, [40] * 8, size=64)
     (tmp_path / "c.yaml").write_text("title: T\n")
 
@@ -67,6 +67,23 @@ def test_score_survives_kill_9(tmp_path: Path) -> None:
     one, two = (sorted((tmp_path / out).glob("*.parquet")) for out in ("whole", "killed"))
     assert len(one) == 8 and [p.read_bytes() for p in one] == [p.read_bytes() for p in two]
     assert (tmp_path / "whole.json").read_text() == (tmp_path / "killed.json").read_text()
+
+    def selected(out: str) -> subprocess.Popen:
+        return start(
+            "from filip.data.select import SelectConfig as C, main; ",
+            f"source={tmp_path}/c.yaml",
+            f"captions={tmp_path}/whole",
+            f"out={tmp_path}/{out}",
+            f"funnel={tmp_path}/{out}.json",
+            "keep=[phash % 2 = 0]",
+        )
+
+    timed(selected, "chosen")
+    kill_when(selected("again"), lambda: any((tmp_path / "again").glob("0*.parquet")))
+    timed(selected, "again")
+    one, two = (sorted((tmp_path / out).glob("*.parquet")) for out in ("chosen", "again"))
+    assert len(one) == 8 and [p.read_bytes() for p in one] == [p.read_bytes() for p in two]
+    assert (tmp_path / "chosen.json").read_text() == (tmp_path / "again.json").read_text()
 
 
 @pytest.mark.slow
