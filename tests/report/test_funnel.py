@@ -10,6 +10,7 @@ from pathlib import Path
 
 import fsspec
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
 
 from bench.browser import NoBrowser, chromium
@@ -107,6 +108,8 @@ def test_in_a_browser_it_fits_a_phone_runs_no_script_and_asks_nobody(data: Path)
                 tab.evaluate("document.querySelectorAll('details').forEach(fold => fold.open = true)")
                 assert [line for line in heard if not line.startswith(("file:", "data:"))] == []
                 assert tab.evaluate("document.documentElement.scrollWidth") <= width
+                found = Axe().run(tab).response["violations"]
+                assert not found, [(one["id"], one["nodes"][0]["html"][:200]) for one in found]
                 tab.close()
     except NoBrowser as error:
         pytest.skip(str(error))
