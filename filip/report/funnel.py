@@ -135,7 +135,9 @@ def _grid(samples: Sequence[str | Mapping[str, Any]], title: str) -> Grid:
     lines = [
         Line(str(number), [Shown(_text(row.get(key))) for key in heads]) for number, row in enumerate(rows, 1)
     ]
-    return Grid([Head(key.replace("_", " "), words=True) for key in heads], lines, title, "row", whole=True)
+    return Grid(
+        [Head(key.replace("_", " "), words=True) for key in heads], lines, title, corner="row", whole=True
+    )
 
 
 def _text(value: Any) -> str:
