@@ -199,7 +199,7 @@ def locked(path: str | Path, busy: str | None = None, shared: bool = False) -> I
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w") as lock:
+    with open(path, "a+") as lock:  # NFS locks for sharing only what can be read
         try:
             kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
             fcntl.flock(lock, kind | (0 if busy is None else fcntl.LOCK_NB))
