@@ -89,12 +89,9 @@ def compose_config(schema: type[T], overrides: Sequence[str], config_name: str |
             else initialize_config_module("filip.conf", version_base="1.3")
         )
         with sources:
-            if config_name is None:
-                ConfigStore.instance().store(name=f"schema_{schema.__name__}", node=schema)
-                composed = compose(f"schema_{schema.__name__}", overrides=quoted)
-            else:
-                ConfigStore.instance().store(name=f"{config_name}_schema", node=schema)
-                composed = compose(config_name, overrides=quoted)
+            own = f"schema_{schema.__name__}" if config_name is None else f"{config_name}_schema"
+            _register(own, schema)
+            composed = compose(config_name or own, overrides=quoted)
         # Merged as plain values, which the schema checks: Hydra's `+key=value` would add a key that it does not have.
         config = OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.to_container(composed))
         assert isinstance(config, DictConfig)
@@ -109,6 +106,16 @@ def compose_config(schema: type[T], overrides: Sequence[str], config_name: str |
         ) from error
     check_values(found)
     return cast(T, found)
+
+
+_registered: dict[str, type] = {}  # whose defaults Hydra knows, by their name there
+
+
+def _register(name: str, schema: type) -> None:
+    """Let Hydra know the defaults of ``schema`` by a name; it takes a tenth of a second for a training's."""
+    if _registered.get(name) is not schema:
+        ConfigStore.instance().store(name=name, node=schema)
+        _registered[name] = schema
 
 
 def run_command(

@@ -59,9 +59,7 @@ def test_train_is_a_command_like_the_others() -> None:
     found = filip_command("train", "--help")
     assert found.returncode == 0 and "run_dir=REQUIRED" in found.stdout
     found = filip_command("train", "experiment=demo")
-    assert found.returncode == 2 and found.stderr.startswith(
-        "error: required but not given: out, result, run_dir"
-    )
+    assert found.returncode == 2 and found.stderr.startswith("error: required but not given: out, run_dir")
 
 
 def test_the_list_needs_no_third_party_package_and_a_group_lists_its_own() -> None:
