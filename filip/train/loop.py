@@ -351,8 +351,8 @@ def recover(run: Run, why: str) -> None:
     if settings.non_finite == "stop" or good is None or run.state.rollbacks >= MAX_ROLLBACKS:
         run.telemetry.close()
         raise UserError(
-            f"{why}. Stopped; {named}. Resume from it (resume=PATH) with a larger optimizer.weight_decay or a lower "
-            "optimizer.base_lr, or with watchdog.non_finite=rollback to skip the data since then"
+            f"{why}. Stopped; {named}. Start again if a device was at fault; else resume=PATH with a larger "
+            "optimizer.weight_decay, a lower optimizer.base_lr, or watchdog.non_finite=rollback to skip the data since"
         )
     saved = read_state(good)
     convert = needs_conversion(saved, run.ranks.world_size, run.config.zero_stage)
