@@ -213,6 +213,7 @@ class WorkflowStudy(StudyEvaluations):
             f"captions=[{captions}]",
             f"image_size={trained.model.image.image_size}",
             f"crop_scale_min={trained.data.crop_scale_min}",
+            f"flip_probability={trained.data.flip_probability}",
         ]
 
     # ---- training ------------------------------------------------------------------------------------
