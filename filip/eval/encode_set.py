@@ -184,9 +184,10 @@ class CutTexts:
 
 
 def size_note(card: BenchmarkCard, n: int) -> str | None:
-    """Return a warning if the published numbers are for other images, or if the number of images is not the card's."""
+    """Say why a number cannot stand beside published ones: other images, or what the card says; None if it can."""
     if card.published_size not in (None, n):
         return f"{n} images, but the published numbers are of {card.published_size}: not comparable"
     if card.size is None or card.size == n:
-        return None
+        said = card.not_comparable
+        return f"not comparable with published numbers: {said}" if said else None
     return f"{n} images, but the card's split has {card.size}: not comparable with published numbers"

@@ -40,6 +40,7 @@ class Measure(NamedTuple):
     n: int
     unit: str
     settings: str  # what has to be equal for rows to be comparable
+    note: str = ""  # why no published number can stand beside it
 
 
 def main(config: TableOptions) -> None:
@@ -88,6 +89,7 @@ def measures(result: dict[str, Any]) -> list[Measure]:
             protocol.images(numbers),
             measured.unit,
             settings,
+            str(numbers.get("note") or ""),
         )
         for benchmark, numbers in result["benchmarks"].items()
         for measured in protocol.measured(numbers)
@@ -117,7 +119,8 @@ def as_text(found: Sequence[Measure], form: str = "text") -> str:
         lines.append(Line(f"{benchmark} ({protocol})", line))
     heads = [Head("measure", words=True), *map(Head, ("images", "chance", *models))]
     records = [_record(measure) for measure in found]
-    notes = _differences(found)
+    notes = list(dict.fromkeys(f"{m.benchmark} ({m.protocol}): {m.note}" for m in found if m.note))
+    notes += _differences(found)
     return render(
         Grid(heads, lines, notes=notes, corner="benchmark", whole=True, records=records), form
     ).rstrip("\n")
@@ -134,7 +137,7 @@ def _record(measure: Measure) -> dict[str, Any]:
     """Return a measure as a line of the CSV, which has one for each model, in fractions."""
     low, high = measure.interval or (None, None)
     found = measure._asdict()
-    del found["interval"]
+    del found["interval"], found["note"]
     return {**found, "ci95_low": low, "ci95_high": high}
 
 

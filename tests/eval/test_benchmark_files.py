@@ -19,6 +19,7 @@ from filip.eval.prompts import Prompt
 from filip.eval.protocols.retrieval import retrieval_benchmark
 from filip.eval.protocols.selection import chosen, select, winoground_outcome
 from filip.eval.scorer import PooledScorer
+from filip.eval.table import as_text, measures
 from tests.eval.benchmark_files import LONG, SELECTION, Reader, sugar_crepe, write_json, write_long
 
 
@@ -45,6 +46,9 @@ def test_every_selection_card_through_its_loader(name: str, tmp_path: Path) -> N
         assert set(found["by_category"]["of"]) == {"entity", "relation"}
     if name == "winoground":
         assert found["image"]["text"]["value"] == found["image"]["image"]["value"] == 1
+    table = as_text(measures({"protocol": "selection", "model": "m", "benchmarks": {name: found}}))
+    assert ("those pool features inside the box" in table) == name.startswith("fg_ovd")
+    assert ("how to make the pairs, and no list" in table) == (name == "half_truths_coco")
 
 
 def test_chosen_is_the_mean_over_the_orders_of_equal_scores() -> None:
