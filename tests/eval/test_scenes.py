@@ -285,6 +285,19 @@ def test_a_name_has_an_outline_around_its_patches_and_a_dot_on_the_best_in_its_c
     assert [words[name] for name in PLACES] == list(COLOURS_OF_NAMES[:3]) and words["next"] == INK
 
 
+def test_a_picture_that_is_not_square_is_drawn_as_the_model_sees_it() -> None:
+    square = sample()
+    wide = [
+        Image.new(shown.mode, (64, 32)) for shown in (square.image, *(thing.mask for thing in square.things))
+    ]
+    for page, shown in zip(wide, (square.image, *(thing.mask for thing in square.things)), strict=True):
+        page.paste(shown, (16, 0))
+    things = [Thing(thing.label, mask) for thing, mask in zip(square.things, wide[1:], strict=True)]
+    both = [square, Sample("w", wide[0], captions=[CAPTION], things=things)]
+    pages = [np.asarray(marked(point(ColourBlind(), [one])[0])) for one in both]  # type: ignore[arg-type]
+    assert pages[0].shape == pages[1].shape and np.abs(pages[0].astype(int) - pages[1]).mean() < 3
+
+
 def test_the_sheet_as_a_command(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     models = [write_model(root / f"{name}.safetensors", name) for name in ("pooled", "token_wise")]
     card, picture = card_file(root, "pointing"), root / "sheet.png"

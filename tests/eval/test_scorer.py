@@ -65,6 +65,8 @@ def test_one_token_per_side_gives_exactly_the_pooled_tables(tmp_path):
     found = []
     for scorer in (PooledScorer(Vectors(False)), TokenScorer(Vectors(True))):
         task = zero_shot_task(scorer, food, ensemble, context=context)
+        by_text = task.pop("by", {}).get("text", task)
+        assert (by_text["value"], by_text["ci95"]) == (task["value"], task["ci95"])
         prompts = ensemble[:1] * 2
         both = retrieval_benchmark(scorer, fluent, (prompts[0], prompts[1]), context=context)
         by = both.pop("by", {})
@@ -94,9 +96,10 @@ def test_class_score_is_the_mean_of_scores_over_prompts(tmp_path):
     images = scorer.encode_images(torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(4)))
     prompts = ["a photo of a cat.", "cat", "a photo of a dog.", "dog"]
     scores = class_scores(scorer, images, scorer.encode_texts(prompts), 2)
-    single = [scorer.similarity(images, scorer.encode_texts([p])).i2t[:, 0] for p in prompts]
-    assert torch.allclose(scores[:, 0], (single[0] + single[1]) / 2, atol=1e-6)
-    assert torch.allclose(scores[:, 1], (single[2] + single[3]) / 2, atol=1e-6)
+    single = [scorer.similarity(images, scorer.encode_texts([p])) for p in prompts]
+    for mean, each in ((scores.i2t, [s.i2t for s in single]), (scores.t2i, [s.t2i for s in single])):
+        expected = [each[0] + each[1], each[2] + each[3]]
+        assert torch.allclose(mean, torch.cat(expected, 1) / 2, atol=1e-6)
 
 
 def test_equal_texts_are_encoded_once_and_get_equal_scores():

@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from filip.errors import UserError
+from filip.eval.encoders import BACKENDS
 from filip.study import Study, check
 from filip.study.checks import NOT_COMPARED, check_config
 from filip.train.fingerprint import learning_settings
@@ -141,6 +142,12 @@ def test_a_peer_may_not_have_the_name_of_a_run(demo: dict) -> None:
     demo["peers"] = {"clip": {"label": "theirs", "model": "open_clip:ViT-B-32"}}
     with pytest.raises(UserError, match=r"peers\.clip"):
         WorkflowStudy(demo)
+
+
+@pytest.mark.parametrize("prefix", BACKENDS)
+def test_a_peer_may_be_of_any_kind_that_the_evaluation_loads(demo: dict, prefix: str) -> None:
+    demo["peers"] = {"theirs": {"label": "theirs", "model": f"{prefix}:some/where"}}
+    assert WorkflowStudy(demo).peers["theirs"]["model"] == f"{prefix}:some/where"
 
 
 def test_tars_in_a_bucket_take_no_local_disk_and_lists_in_one_are_not_missing(

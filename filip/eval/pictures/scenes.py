@@ -184,4 +184,5 @@ def _colour(name: int) -> Colour:
 
 
 def _enlarged(sample: Sample, size: tuple[int, int]) -> Image.Image:
-    return sample.image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+    # The models are ours, which see the centre of a picture that is not square.
+    return ImageOps.fit(sample.image.convert("RGB"), size, Image.Resampling.LANCZOS)

@@ -2,7 +2,8 @@
 
 The score of a class is the mean over its prompts of s^I (the image-to-text similarity), as in the paper, or that of the
 mean vector of its prompts, as CLIP and CLIP_benchmark do it: each model by the protocol of its family
-(:mod:`filip.eval.families`), so that numbers published for CLIP models come out of their weights.
+(:mod:`filip.eval.families`), so that numbers published for CLIP models come out of their weights. The accuracy of a
+token-wise model by s^T is among the numbers.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from filip.eval.outcomes import Record
 from filip.eval.prompts import Prompt, card_ensemble
 from filip.eval.protocols import Column, Numbers, Protocol
 from filip.eval.scorer import Scorer, Texts
+from filip.interaction import Similarity
 
 ENSEMBLES = (AUTO, "score", "embedding")
 
@@ -82,24 +84,27 @@ def zero_shot_task(
         texts = mean_embeddings(scorer, texts, len(ensemble))
     prompts = 1 if average == "embedding" else len(ensemble)
 
-    def keep(images: Tensor, batch: Batch) -> tuple[Tensor, Tensor, list[str], list[str]]:
+    def keep(images: Tensor, batch: Batch) -> tuple[Similarity, Tensor, list[str], list[str]]:
         return class_scores(scorer, images, texts, prompts), batch.labels, batch.keys, batch.clusters
 
     source = Source(data, card.name, context.batch_size, context.workers, card, context.root, with_probe=True)
     parts = collect(scorer, source, keep)
     scores, labels, keys_of, clusters_of = zip(*parts, strict=True)
-    every_score, every_label = torch.cat(scores), torch.cat(labels)
+    every_score, every_label = torch.cat([found.i2t for found in scores]), torch.cat(labels)
     keys, clusters = list(itertools.chain(*keys_of)), list(itertools.chain(*clusters_of))
     result = measure(card, every_score, every_label, names, clusters)
+    if scorer.token_wise:
+        other = measure(card, torch.cat([found.t2i for found in scores]), every_label, names, clusters)
+        result["by"] = {"text": {key: other[key] for key in ("value", "ci95")}}
     if record is not None:
         record[card.name] = outcomes(keys, clusters, every_score, every_label)
     return {**result, "prompts": len(ensemble), "split": card.split, "layout": card.loader}
 
 
-def class_scores(scorer: Scorer, images: Tensor, texts: Texts, prompts: int) -> Tensor:
-    """Return the mean of s^I over each class's prompts [images, classes]. texts: class-major, ``prompts`` a class."""
-    similarity = scorer.similarity(images, texts).i2t
-    return similarity.view(len(similarity), -1, prompts).mean(2)
+def class_scores(scorer: Scorer, images: Tensor, texts: Texts, prompts: int) -> Similarity:
+    """Return means over each class's prompts, [images, classes] each. texts: class-major, ``prompts`` a class."""
+    found = scorer.similarity(images, texts)
+    return Similarity(*(scores.view(len(images), -1, prompts).mean(2) for scores in (found.i2t, found.t2i)))
 
 
 def mean_embeddings(scorer: Scorer, texts: Texts, prompts: int) -> Texts:
@@ -117,7 +122,7 @@ PROTOCOL = Protocol(
     ("classification",),
     run,
     ZeroShotSettings,
-    columns=(Column("{metric}"),),
+    columns=(Column("{metric}"), Column("{metric} by s^T", "by.text.value", "", "by.text.ci95")),
     note="The score of a class is the mean of its prompts' similarities to the image, or that of their mean vector.",
     prepare=prompts_of,
     settle=settle,
