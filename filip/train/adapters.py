@@ -16,6 +16,8 @@ from filip.models import DualEncoder
 from filip.runs.weights import ADAPTER_SCALE
 from filip.train.config import WarmStartConfig
 
+LORA_RANK = 16  # of the adapters
+
 
 def adapt(model: DualEncoder, settings: WarmStartConfig) -> None:
     """Freeze the towers of ``model`` or give them adapters, in place, as ``settings`` say; UserError without peft."""
@@ -33,13 +35,13 @@ def adapt(model: DualEncoder, settings: WarmStartConfig) -> None:
         if tuning in ("full", "frozen_stem"):
             continue
         if tuning == "lora":
-            _inject(tower, settings)
+            _inject(tower)
         for name, parameter in tower.named_parameters():
             parameter.requires_grad_("lora_" in name)
         projection.requires_grad_(True)
 
 
-def _inject(tower: nn.Module, settings: WarmStartConfig) -> None:
+def _inject(tower: nn.Module) -> None:
     """Add adapters to every linear layer of every block."""
     try:
         from peft import LoraConfig, inject_adapter_in_model
@@ -51,9 +53,7 @@ def _inject(tower: nn.Module, settings: WarmStartConfig) -> None:
         if isinstance(module, nn.Linear) and "blocks." in name and "backbone" not in name
     ]
     inject_adapter_in_model(
-        LoraConfig(
-            r=settings.lora_rank, lora_alpha=ADAPTER_SCALE * settings.lora_rank, target_modules=layers
-        ),
+        LoraConfig(r=LORA_RANK, lora_alpha=ADAPTER_SCALE * LORA_RANK, target_modules=layers),
         tower,
     )
 

@@ -76,7 +76,6 @@ class WarmStartConfig:
         "adapters in its blocks, and its projection; frozen_stem = all but model.image.stem",
     )
     text: str = option("full", "which weights of the text tower learn: full, frozen or lora")
-    lora_rank: int = option(16, "rank of the adapters")
 
 
 @dataclass
@@ -319,7 +318,7 @@ POSITIVE = (
     "world_size",
     "log_every", "timeout_minutes",
     "token_keep_minimum",
-    "optimizer.base_lr", "optimizer.temperature_lr_factor", "warm_start.lora_rank",
+    "optimizer.base_lr", "optimizer.temperature_lr_factor",
     "optimizer.eps", "checkpoint.keep",
     "data.shuffle_window_shards", "data.reader_groups",
 )  # fmt: skip
