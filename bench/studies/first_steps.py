@@ -238,6 +238,7 @@ def main(config: Steps) -> None:
         write_list(config, port.value)
         write_benchmark(folder, port.value)
         write_card(folder)
+        print(f"list and uids in the bucket: {size_of(folder) / 1e6:.1f} MB with the benchmark", flush=True)
         for stage, options in commands(folder, config).items():
             before = size_of(folder)
             used = processor_seconds(partial(run, stage, options, seconds, folder / f"{stage}.log"))
