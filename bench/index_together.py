@@ -1,7 +1,7 @@
 """One process builds an index over and over while another searches it: ``python -m bench.index_together``.
 
-The builder adds pictures, changes and deletes some, and builds again; the reader opens, searches and closes. Neither may
-fail, and at the end the index has the pictures of the folder.
+The builder adds pictures, changes and deletes some, and builds again; the reader opens, searches and closes. Neither
+may fail, and at the end the index has the pictures of the folder.
 """
 
 from __future__ import annotations
