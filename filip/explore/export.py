@@ -124,6 +124,7 @@ def common_data(gallery: Gallery) -> dict[str, Any]:
         "texts": gallery.texts,
         "images": [gallery.alternative(index) for index in range(len(gallery.keys))],
         "own": gallery.own_text,
+        "outlines": gallery.outlines if any(gallery.outlines) else [],
     }
 
 

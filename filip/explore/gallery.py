@@ -8,7 +8,7 @@ projections, as in :mod:`filip.eval.word_patch`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -18,6 +18,7 @@ from filip.command import MISSING, option
 from filip.errors import UserError, plain
 from filip.eval.scorer import Scorer, Texts, load_scorer
 from filip.explore.names import named_things
+from filip.explore.outlines import outlines
 from filip.explore.pictures import open_pictures
 from filip.files import nothing_at
 from filip.progress import Progress
@@ -142,7 +143,7 @@ class Gallery:
     """Encoded images with their captions.
 
     own_text: for each image the position in ``texts`` of its first caption, or None. things: for each text, what it is
-    known to name.
+    known to name. outlines: for each image its things, as far as the data set has their masks (see outlines).
     """
 
     title: str
@@ -153,6 +154,7 @@ class Gallery:
     texts: list[str]
     things: list[list[str]]
     own_text: list[int | None]
+    outlines: list[dict[str, str]] = field(default_factory=list)
 
     @classmethod
     def of(cls, viewers: list[Viewer], pictures: Pictures, further_texts: Sequence[str] = ()) -> Gallery:
@@ -173,6 +175,7 @@ class Gallery:
             for picture in pictures:
                 gallery.keys.append(picture.key)
                 gallery.thumbnails.append(thumbnail(picture.image, THUMBNAIL))
+                gallery.outlines.append(outlines(picture.masks))
                 own = [gallery._text(text, picture.things, positions) for text in picture.captions]
                 gallery.own_text.append(own[0] if own else None)
                 for viewer, waiting in zip(viewers, pixels, strict=True):

@@ -23,12 +23,14 @@ MAX_PIXELS = 40_000_000
 
 @dataclass
 class Picture:
-    """An image. things: what its first caption names, if the data set says so."""
+    """An image. things: what its first caption names; masks: names of things, and where each is (mode L, 0 or 255), if
+    the data set says it."""
 
     key: str
     image: Image.Image  # RGB
     captions: list[str] = field(default_factory=list)
     things: list[str] = field(default_factory=list)
+    masks: list[tuple[str, Image.Image]] = field(default_factory=list)
 
 
 class Pictures:
@@ -117,12 +119,17 @@ def read_image(data: bytes, max_bytes: int | None = MAX_BYTES, max_pixels: int =
         raise UserError(f"not an image that can be read ({', '.join(FORMATS)})") from error
 
 
-def thumbnail(image: Image.Image, side: int) -> bytes:
-    """Return the part of an image that a model sees, its middle square, as WebP of at most ``side`` pixels."""
+def middle_square(image: Image.Image) -> Image.Image:
+    """Return the part of an image that a model sees."""
     square = min(image.size)
     left, top = (image.width - square) // 2, (image.height - square) // 2
-    cut = image.crop((left, top, left + square, top + square))
-    if square > side:
+    return image.crop((left, top, left + square, top + square))
+
+
+def thumbnail(image: Image.Image, side: int) -> bytes:
+    """Return the part of an image that a model sees, its middle square, as WebP of at most ``side`` pixels."""
+    cut = middle_square(image)
+    if cut.width > side:
         cut = cut.resize((side, side), Image.Resampling.LANCZOS)
     encoded = io.BytesIO()
     cut.save(encoded, "WEBP", quality=82, method=4)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image, ImageChops, ImageDraw
 
 from filip.command import run_command
 from filip.errors import UserError
@@ -19,6 +20,7 @@ from filip.explore.export import Export
 from filip.explore.export import main as export
 from filip.explore.gallery import Viewer
 from filip.explore.names import named_things
+from filip.explore.outlines import outlines
 from filip.explore.packing import pack
 from filip.interaction import score
 from tests.eval.miniature import picture, write_model
@@ -147,3 +149,21 @@ def test_a_viewer_scores_as_the_tables_do(prepared: Prepared) -> None:
         if viewer.token_wise:  # the words' best patches are what the score is made of
             best = (features.map @ text.vectors.T).amax(1).mean(1)
             assert torch.allclose(best, expected, atol=1e-6)
+
+
+def test_an_outline_encloses_what_is_in_the_mask_of_the_middle_square() -> None:
+    noise = Image.fromarray(np.random.default_rng(3).integers(0, 256, (12, 18), dtype=np.uint8))
+    inside = np.asarray(noise.resize((96, 64), Image.Resampling.BICUBIC)) > 140
+    found = outlines(
+        [("spots", Image.fromarray(inside * np.uint8(255))), ("nothing", Image.new("L", (96, 64)))]
+    )
+    assert list(found) == ["spots"]
+    drawn = Image.new("1", (512, 512))  # at four times the path's half cells, by the even-odd rule
+    for loop in re.findall("M(.*?)z", found["spots"]):
+        start, steps = (re.findall(r"-?\d+", part) for part in loop.split("l"))
+        points = np.cumsum(np.array([*start, *steps], int).reshape(-1, 2), axis=0)
+        one = Image.new("1", drawn.size)
+        ImageDraw.Draw(one).polygon([tuple(point) for point in (4 * points).tolist()], fill=1)
+        drawn = ImageChops.logical_xor(drawn, one)
+    assert len(re.findall("M", found["spots"])) > 5
+    assert (np.asarray(drawn)[4::8, 4::8] == inside[:, 16:80]).all(), "the middle of every cell"

@@ -89,15 +89,22 @@ class Panel {
   // ---- what is drawn, after a change of the words, the patch or the view -------------------------------
 
   redraw() {
-    const { app, model } = this, { state } = app, shown = app.shown();
-    draw(this.canvas, this.canvas.clientWidth || 300, model, model.maps.get(state.image), shown);
-    const thumbnails = { ...shown, patch: null };
+    const { app } = this;
     for (const card of this.grid.querySelectorAll(".card")) {
-      const image = app.imageOf(card.dataset.image), canvas = card.querySelector("canvas");
-      card.setAttribute("aria-pressed", String(image === state.image));
-      draw(canvas, canvas.clientWidth || 96, model, model.maps.get(image), thumbnails);
+      card.setAttribute("aria-pressed", String(app.imageOf(card.dataset.image) === app.state.image));
     }
+    this.paint();
     this.explain();
+  }
+
+  paint() {
+    const { app, model } = this, shown = app.shown(), thumbnails = { ...shown, patch: null };
+    const over = (canvas, side, image, what) =>
+      draw(canvas, canvas.clientWidth || side, model, model.maps.get(image), what, app.outlinesOf(model, image));
+    over(this.canvas, 300, app.state.image, shown);
+    for (const card of this.grid.querySelectorAll(".card")) {
+      over(card.querySelector("canvas"), 96, app.imageOf(card.dataset.image), thumbnails);
+    }
   }
 
   explain() {
