@@ -241,6 +241,28 @@ def test_a_damaged_index_is_told_in_a_sentence(
     assert "\n" not in str(told.value)
 
 
+def documented(word: str) -> str:
+    """Return the code of docs/search.md that has a word."""
+    page = (Path(__file__).resolve().parents[2] / "docs/search.md").read_text()
+    return next(code for code in re.findall(r"^```python\n(.*?)^```$", page, re.M | re.S) if word in code)
+
+
+def test_the_documented_code_prints_what_exact_scoring_finds(
+    built: tuple[Path, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder, model = built
+    (tmp_path / "photos.index").symlink_to(folder / "index")
+    monkeypatch.chdir(tmp_path)
+    exec(documented('Index.open("photos.index")'), {})
+    found = [line.rsplit(" ", 1) for line in capsys.readouterr().out.splitlines()]
+    expected = exact(model, sorted((folder / "photos").iterdir()), "a red bicycle")[:5]
+    assert [path for path, _ in found] == [path for path, _ in expected]
+    assert [float(score) for _, score in found] == pytest.approx([score for _, score in expected], abs=1e-5)
+
+
 @pytest.fixture(scope="module")
 def exported(built: tuple[Path, str]) -> Path:
     folder, _ = built
@@ -255,8 +277,7 @@ def test_qdrant_finds_with_the_documented_code_what_the_index_finds(
     from qdrant_client import QdrantClient
 
     _, model = built
-    page = (Path(__file__).resolve().parents[2] / "docs/search.md").read_text()
-    block = next(b for b in re.findall(r"^```python\n(.*?)^```$", page, re.M | re.S) if "QdrantClient" in b)
+    block = documented("QdrantClient")
     shown = {'QdrantClient("http://localhost:6333")': 'QdrantClient(":memory:")', "filip.safetensors": model}
     for before, after in {**shown, "a red bicycle": text}.items():
         assert before in block
