@@ -49,7 +49,7 @@ def chromium() -> Iterator[Browser]:
 
 class Firefox:
     """A page in the system's Firefox, through Marionette, which every Firefox has and which needs no driver: Playwright
-    drives only a Firefox of its own or of version 143 and later, and Debian's is 140."""
+    drives only the Firefox that it brings, or version 143 and later, and Debian's is 140."""
 
     def __init__(self, connection: socket.socket) -> None:
         self.connection, self.answers = connection, connection.makefile("rb")

@@ -34,7 +34,7 @@ class BenchmarkCard:
     classes: dict[str, str] | None = None  # None: taken from the data set, raw name = prompt name
     prompts: str | None = None
     published: str | None = None
-    not_comparable: str = ""  # why no published number can stand beside ours, "" = it can
+    not_comparable: str = ""  # why published numbers cannot be compared with ours, "" = they can
     published_size: int | None = None  # images behind the published numbers, where a copy on disk has others
     fine_tuned_on: list[str] = field(default_factory=list)  # cards in data/ that hold its training split
     hub: dict[str, Any] = field(

@@ -184,7 +184,7 @@ class CutTexts:
 
 
 def size_note(card: BenchmarkCard, n: int) -> str | None:
-    """Say why a number cannot stand beside published ones: other images, or what the card says; None if it can."""
+    """Say why a number cannot be compared with published ones: other images, or what the card says; None if it can."""
     if card.published_size not in (None, n):
         return f"{n} images, but the published numbers are of {card.published_size}: not comparable"
     if card.size is None or card.size == n:

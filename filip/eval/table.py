@@ -40,7 +40,7 @@ class Measure(NamedTuple):
     n: int
     unit: str
     settings: str  # what has to be equal for rows to be comparable
-    note: str = ""  # why no published number can stand beside it
+    note: str = ""  # why no published number can be compared with it
 
 
 def main(config: TableOptions) -> None:

@@ -296,4 +296,4 @@ def test_a_full_disk_ends_the_download_at_once(tmp_path: Path) -> None:
         assert not done and server.requests.total() < 20, "neither the rest of the shard nor the next"
         reader.wanted = set(range(5))
         assert download_shards(workers, workers.downloader, reader, done.append) == {}
-    assert sorted(done) == list(range(5))
+    assert done == list(range(5))

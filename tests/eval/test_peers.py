@@ -340,11 +340,16 @@ def test_what_a_peer_cannot_is_said_in_a_sentence(
     folder = fgclip[0].partition(":")[2]
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
     torch.save({"state_dict": {"visual.proj": torch.ones(2, 2)}}, tmp_path / "clip.pt")
+    (empty := tmp_path / "empty").mkdir()
+    (broken := tmp_path / "broken").mkdir()
+    (broken / "config.json").write_text("{")
     for name, options, message in (
         (f"hf:{folder}", {}, f"is an FG-CLIP, .*: write fgclip:{folder}"),
         (f"fgclip:{folder}:box", {}, "after the folder may stand long"),
         (f"fgclip:{tmp_path}", {}, f"is not an FG-CLIP, but a 'bert': try hf:{tmp_path}"),
         ("fgclip:/nowhere", {}, "there is no config.json at fgclip:/nowhere"),
+        (f"fgclip:{empty}", {}, f"there is no config.json in fgclip:{empty}"),
+        (f"fgclip:{broken}", {}, "config.json is not JSON"),
         (fgclip2[0], {"fit": "box"}, "has no patches to pool in a box"),
         (flair[0], {"fit": "box"}, "attends to all patches of a picture; add tokens=true"),
         (flair[0], {"image_size": 64}, "sees pictures at its own resolution"),

@@ -56,7 +56,11 @@ class FgClipEncoder(HuggingFaceEncoder):
         where, colon, walk = name.rpartition(":")
         where, walk = (where, walk) if colon else (name, "")
         with hub_asked(local=Path(where).is_dir()):
-            config = json.loads(Path(_file(where, "config.json")).read_text(encoding="utf-8"))
+            file = Path(_file(where, "config.json"))
+            try:
+                config = json.loads(file.read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise UserError(f"{file} is not JSON: {first_line(error)}") from error
             kind = (config.get("architectures") or [""])[0]
             second = config.get("model_type") == "fgclip2"
             if not second and kind != "FGCLIPModel":
@@ -154,9 +158,14 @@ def _file(where: str, name: str) -> str:
     except ImportError as error:
         raise UserError("fgclip: models need `pip install transformers`") from error
     try:
-        return str(cached_file(where, name))
+        found = cached_file(where, name)
     except OSError as error:
         raise UserError(f"there is no {name} at fgclip:{where}: {first_line(error)}") from error
+    if found is None:  # a folder without that file
+        raise UserError(
+            f"there is no {name} in fgclip:{where}; give the folder that FG-CLIP's authors publish"
+        )
+    return str(found)
 
 
 def _tensors(where: str) -> dict[str, Tensor]:
