@@ -12,6 +12,7 @@ import asyncio
 import base64
 import secrets
 from collections.abc import Awaitable, Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
 
 from starlette.applications import Starlette
@@ -29,7 +30,6 @@ from filip.explore.search import Search
 from filip.sets.pictures import MAX_BYTES, MAX_PIXELS, read_image
 
 MAX_TEXT = 1000  # characters
-DECODED = 2  # uploads at a time: one may take a hundred megabytes
 MAX_LOOKS = 64  # images per request
 COOKIE = "filip_explorer"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -41,7 +41,8 @@ def application(
     """Build the application. token: visitors who do not show it (``?token=``, cookie or bearer token) are refused; "" =
     none is needed, and only requests to a loopback name are answered."""
     gallery = search.gallery
-    decoding = asyncio.Semaphore(DECODED)
+    # one upload at a time, since it may take hundreds of megabytes, and in one thread, which uses them again
+    seeing = ThreadPoolExecutor(1)
     front = page({**common_data(gallery), "live": True}, live=True)
 
     async def index(request: Request) -> Response:
@@ -70,6 +71,9 @@ def application(
             raise UserError(f"count={count[:40]} should be a number below 100")
         return JSONResponse(await run_in_threadpool(search.texts, image, int(count)))
 
+    def see(data: bytes) -> tuple[str, bytes]:
+        return search.upload(read_image(data, max_bytes, max_pixels))
+
     async def upload(request: Request) -> Response:
         data = bytearray()
         async for part in request.stream():
@@ -79,9 +83,7 @@ def application(
                     HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
                     f"the image has more than {max_bytes:,} bytes: make it smaller",
                 )
-        async with decoding:
-            image = await run_in_threadpool(read_image, bytes(data), max_bytes, max_pixels)
-        name, small = await run_in_threadpool(search.upload, image)
+        name, small = await asyncio.get_running_loop().run_in_executor(seeing, see, bytes(data))
         return JSONResponse({"image": name, "thumbnail": base64.b64encode(small).decode("ascii")})
 
     return Starlette(

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import filip
+from filip.models import ImageTowerConfig
 from filip.runs.source import Source
 from filip.train.config import TrainConfig
 from filip.train.fingerprint import NOT_LEARNING, flat
 from filip.train.losses import TERMS, resolve_weights
+
+
+def write_card(folder: Path, source: Source, library: str, use: str, more: str = "") -> None:
+    """Write README.md, and the attribution that has to be passed on with the weights. more: Markdown at its end."""
+    (folder / "README.md").write_text(model_card(source, library, use) + more, encoding="utf-8")
+    if source.attribution:
+        shutil.copyfile(source.attribution, folder / source.attribution.name)
 
 
 def model_card(source: Source, library: str, use: str) -> str:
@@ -33,15 +43,17 @@ def model_card(source: Source, library: str, use: str) -> str:
         f"library_name: {library}",
         "pipeline_tag: zero-shot-image-classification",
         "tags: [clip, filip, vision-language]",
+        *re.findall(r"^license: .+$", source.card, re.MULTILINE),
         "---",
         "",
         f"# {name}",
         "",
         f"{what}. Exported by [FILIP](https://arxiv.org/abs/2111.07783) {filip.__version__}.",
         "",
+        *_introduction(source.card),
         "| | |",
         "|---|---|",
-        f"| image tower | {config.image.timm}, {config.image.image_size} px, {rows} x {columns} patches |",
+        f"| image tower | {_tower(config.image)}; {config.image.image_size} px, {rows} x {columns} patches |",
         f"| text tower | {config.text.layers} blocks of width {config.text.width}, at most "
         f"{config.text.context_length} tokens |",
         f"| embeddings | {config.embed_dim} channels, unit length |",
@@ -51,14 +63,44 @@ def model_card(source: Source, library: str, use: str) -> str:
         "",
         use.rstrip("\n"),
         "",
-        *_data(result),
-        *_recipe(result),
+        *(_known(source.card) if source.card else (*_data(result), *_recipe(result), *_licence(source))),
         *_citations(result, config.interaction),
     ]
     if source.tables:
         parts += ["## Results", "", "Tables of the study that this model belongs to.", ""]
         parts += [part for table in source.tables.values() for part in (table.strip(), "")]
     return "\n".join(parts).rstrip() + "\n"
+
+
+def _tower(image: ImageTowerConfig) -> str:
+    """Describe an image tower: the name of timm stands for its size only as far as nothing changes that."""
+    changed = [f"{image.layers} blocks"] if image.layers else []
+    changed += [f"width {image.width}"] if image.width else []
+    tower = " with ".join(part for part in (image.timm, " of ".join(changed)) if part)
+    return f"{tower}, above {image.stem} up to its cells of {image.stem_stride} px" if image.stem else tower
+
+
+def _introduction(card: str) -> list[str]:
+    """Return what a card says before its first section, without its table."""
+    text = card.partition("\n# ")[2].partition("\n## ")[0].partition("\n")[2]
+    text = re.sub(r"^\|.*\n?", "", text, flags=re.MULTILINE).strip()
+    return [text, ""] if text else []
+
+
+def _known(card: str) -> list[str]:
+    """Return the sections of a card."""
+    _, mark, sections = card.partition("\n## ")
+    return [f"{mark}{sections}".strip(), ""]
+
+
+def _licence(source: Source) -> list[str]:
+    if source.attribution is None:
+        return []
+    about = (
+        f"`{source.attribution.name}` names the works, authors and licences of the training's pictures: pass it on "
+        "with the weights."
+    )
+    return ["## Licence and attribution", "", about, ""]
 
 
 def _citations(result: dict[str, Any], interaction: str) -> list[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from filip.errors import UserError
-from filip.export.card import model_card
+from filip.export.card import write_card
 from filip.export.clip_tokenizer import clip_tokenizer
 from filip.export.folder import new_folder
 from filip.files import write_json
@@ -68,7 +68,7 @@ def write_hf(source: Source, out: str) -> None:
                 "size": source.model.image_size,
             },
         )
-        (folder / "README.md").write_text(model_card(source, "transformers", USE), encoding="utf-8")
+        write_card(folder, source, "transformers", USE)
 
 
 def tower_config(model: DualEncoder) -> dict[str, Any]:

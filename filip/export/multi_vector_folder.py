@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from filip.errors import UserError
-from filip.export.card import model_card
+from filip.export.card import write_card
 from filip.export.clip_tokenizer import clip_tokenizer
 from filip.export.folder import new_folder
 from filip.export.hf_folder import copy_code, refuse_computed_tables, tower_config
@@ -44,4 +44,4 @@ def write_multi_vector(source: Source, out: str) -> None:
             folder / "modules.json",
             [{"idx": 0, "name": "0", "path": "", "type": "multi_vector_filip.FilipMultiVector"}],
         )
-        (folder / "README.md").write_text(model_card(source, "sentence-transformers", USE), encoding="utf-8")
+        write_card(folder, source, "sentence-transformers", USE)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from filip.eval.own_data import retrieval_card
-from filip.export.card import model_card
+from filip.export.card import write_card
 from filip.export.clip_tokenizer import clip_tokenizer
 from filip.export.folder import new_folder
 from filip.export.hf_folder import copy_code, tower_config
@@ -74,10 +74,8 @@ def write_onnx(
                 file = folder / f"{graph}.onnx"
                 write_variant(file, variant, external=file.with_name(f"{file.name}.data").exists())
         use = USE_POOLED if towers.pooled else USE
-        card = model_card(source, "onnx", use.replace("SIZE", str(size)))
-        if data is not None:
-            card += f"\n## Variants\n\n{recall_table(folder, variants, data, root)}"
-        (folder / "README.md").write_text(card, encoding="utf-8")
+        measured = "" if data is None else f"\n## Variants\n\n{recall_table(folder, variants, data, root)}"
+        write_card(folder, source, "onnx", use.replace("SIZE", str(size)), measured)
 
 
 def _inputs(source: Source) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, cast
 
 from filip.errors import UserError
-from filip.export.card import model_card
+from filip.export.card import write_card
 from filip.export.folder import new_folder
 from filip.files import write_json
 from filip.models import DualEncoder
@@ -39,7 +39,7 @@ def write_open_clip(source: Source, out: str) -> None:
         )
         weights = to_open_clip(source.model)
         write_safetensors(weights, folder / "open_clip_model.safetensors", {"format": "pt"})
-        (folder / "README.md").write_text(model_card(source, "open_clip", USE), encoding="utf-8")
+        write_card(folder, source, "open_clip", USE)
 
 
 def open_clip_config(model: DualEncoder) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 A second build adds new images, replaces changed ones (by size and time of modification) and forgets those that are
 gone; one that was interrupted continues. Images that cannot be read are left out, named and counted. Others may search
-the index meanwhile.
+the index meanwhile. A folder of images that has been moved is the same folder if the old one is no longer there.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from filip import resources
 from filip.command import MISSING, option, run_command
+from filip.device import best_precision, resolve
 from filip.errors import UserError
 from filip.eval.fit import WITH_A_GRID
 from filip.eval.scorer import Scorer, load_scorer
@@ -29,6 +30,10 @@ from filip.sets.pictures import SetPictures
 
 FORGOTTEN, FEW = 0.1, 10  # share of the images, and how many: if more are gone, their disk may be missing
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".onnx")
+
+
+class OtherIndexError(UserError):
+    """An index was made of other images, by another model or with other settings than asked for."""
 
 
 @dataclass
@@ -55,8 +60,15 @@ class Build:
 
 def main(config: Build) -> None:
     """Make or update an index of all images below a folder."""
-    scorer = load_scorer(config.model, device=config.device, tokens=config.tokens, fit=config.fit)
-    up_to_date(config, scorer).close()
+    up_to_date(config, scorer_of(config)).close()
+
+
+def scorer_of(config: Build) -> Scorer:
+    """Load the model of an index, in 16 bits where the hardware multiplies them and 8 are kept of the tokens anyway."""
+    precision = best_precision(resolve(config.device)) if config.dtype == "int8" else "fp32"
+    return load_scorer(
+        config.model, None, config.device, tokens=config.tokens, fit=config.fit, precision=precision
+    )
 
 
 def up_to_date(config: Build, scorer: Scorer) -> Index:
@@ -67,7 +79,10 @@ def up_to_date(config: Build, scorer: Scorer) -> Index:
     with locked(out / "lock", busy=f"another `filip index build` is writing to {out}"):
         index = _opened(config, scorer, out)
         try:
-            check_gone(index, pictures, config.forget)
+            images = str(Path(config.images).resolve())
+            check_place(index, pictures, images)
+            check_gone(index, pictures, images, config.forget)
+            index.now_of(images)
             update(index, scorer, pictures, config.batch_size, config.threads)
             index.compact()
         except BaseException:
@@ -76,12 +91,22 @@ def up_to_date(config: Build, scorer: Scorer) -> Index:
         return index
 
 
-def check_gone(index: Index, pictures: SetPictures, forget: bool) -> None:
+def check_place(index: Index, pictures: SetPictures, images: str) -> None:
+    """Refuse another folder than the index was made of, unless that is gone and its images are in the other one."""
+    old = index.about.images
+    if old == images or (not Path(old).exists() and index.stamps().keys() & pictures.items.keys()):
+        return
+    raise OtherIndexError(
+        f"{index.folder} was made of the images in {old}, not in {images}: give another folder for the new index"
+    )
+
+
+def check_gone(index: Index, pictures: SetPictures, images: str, forget: bool) -> None:
     """Refuse to forget much of an index at once, unless the user asks for it."""
     gone = sorted(index.stamps().keys() - pictures.items.keys())
     if not forget and len(gone) > max(FEW, FORGOTTEN * len(index)):
         raise UserError(
-            f"{len(gone):,} of the {len(index):,} images in {index.folder} are no longer at {index.about.images}, "
+            f"{len(gone):,} of the {len(index):,} images in {index.folder} are no longer at {images}, "
             f"such as {gone[0]}: if a disk is missing, mount it; if they are to be forgotten, add forget=true"
         )
 
@@ -121,7 +146,7 @@ def weights_of(model: str) -> str:
 
 
 def _opened(config: Build, scorer: Scorer, out: Path) -> Index:
-    """Open the index at ``out``, or a new one. Raises UserError if it was made with another model, dtype or folder."""
+    """Open the index at ``out``, or a new one. Raises UserError if it was made with another model or dtype."""
     patches = scorer.encode_images(scorer.transform(Image.new("RGB", (64, 64)))[None])
     if patches.ndim == 3 and not scorer.token_wise:
         raise UserError(
@@ -144,7 +169,7 @@ def _opened(config: Build, scorer: Scorer, out: Path) -> Index:
     index = Index.open(out)
     if difference := _difference(index.about, about):
         index.close()
-        raise UserError(f"{out} {difference}: give another out=, or delete it")
+        raise OtherIndexError(f"{out} {difference}: give another folder for the new index")
     return index
 
 
@@ -154,7 +179,7 @@ def _difference(old: About, new: About) -> str:
         if old.model != new.model:
             return f"was made by the model {old.model}, not {new.model}"
         return f"was made by {old.model} as it was then, and the file has changed since"
-    for key in ("image_size", "dtype", "pool", "images", "tokens", "fit"):
+    for key in ("image_size", "dtype", "pool", "tokens", "fit"):
         if getattr(old, key) != getattr(new, key):
             return f"was made with {key}={getattr(old, key)}, not {getattr(new, key)}"
     return ""

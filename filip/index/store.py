@@ -224,6 +224,12 @@ class Index:
         for path in paths:
             del self._images[path]
 
+    def now_of(self, images: str) -> None:
+        """Note where the indexed images are, if they have been moved."""
+        if images != self.about.images:
+            self.about.images = images
+            write_json(self.folder / "about.json", asdict(self.about))
+
     def compact(self) -> None:
         """Rewrite the file of tokens if most of it belongs to images that were replaced or forgotten."""
         if self._rows <= 2 * len(self):
@@ -268,9 +274,10 @@ class Index:
     def scores(self, scorer: Scorer, texts: Texts) -> Tensor:
         """Return s^T of every image for one encoded text, float32 [images]."""
         rows = np.array([row for _, row in self._images.values()], int)
+        texts = Texts(texts.values.float(), texts.lengths)  # of a model in 16 bits, too
         if self.about.dtype != "int8" or len(rows) <= RERANKED:
             return self._exact(scorer, texts, rows)
-        scores = quick_scores(self._tokens, texts.values.float().cpu())[torch.from_numpy(rows)]
+        scores = quick_scores(self._tokens, texts.values.cpu())[torch.from_numpy(rows)]
         best = scores.topk(RERANKED).indices
         scores[best] = self._exact(scorer, texts, rows[best.numpy()])
         return scores

@@ -22,6 +22,8 @@ class Source:
 
     extra: goes into a safetensors file. result: the training's result file, or as much of it as a run that has not
     finished has (its ``config``); empty if nothing of it was found. tables: the study's tables in Markdown, by name.
+    card: Markdown of NAME.md next to NAME.safetensors, as the models of the package have it. attribution: the file that
+    names the works, authors and licences of what the model was trained on.
     """
 
     model: DualEncoder
@@ -29,6 +31,8 @@ class Source:
     extra: dict[str, Any] = field(default_factory=dict)
     result: dict[str, Any] = field(default_factory=dict)
     tables: dict[str, str] = field(default_factory=dict)
+    card: str = ""
+    attribution: Path | None = None
 
 
 def read_source(path: str) -> Source:
@@ -65,8 +69,24 @@ def read_source(path: str) -> Source:
 def _of_file(path: Path) -> Source:
     model, extra = load_model(path), read_extra(path)
     known = _json(path.with_suffix(".json"))
-    tables = _tables(path) if known.get("config") else {}
-    return Source(model, str(path), extra, known if known.get("config") else {}, tables)
+    known = known if known.get("config") else {}
+    card = path.with_suffix(".md")
+    return Source(
+        model,
+        str(path),
+        extra,
+        known,
+        _tables(path) if known else {},
+        card.read_text(encoding="utf-8") if card.is_file() else "",
+        _attribution(path, of_study=bool(known)),
+    )
+
+
+def _attribution(weights: Path, of_study: bool) -> Path | None:
+    """Return NAME_attribution.json next to NAME.safetensors, or that of a study's corpus."""
+    of_corpus = weights.resolve().parent.parent.glob("*/attribution.json") if of_study else ()
+    candidates = [weights.with_name(f"{weights.stem}_attribution.json"), *of_corpus]
+    return next((file for file in candidates if file.is_file()), None)
 
 
 def _tables(weights: Path) -> dict[str, str]:

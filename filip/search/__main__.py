@@ -19,7 +19,7 @@ from filip.eval.fit import WITH_A_GRID
 from filip.eval.scorer import Scorer, load_scorer
 from filip.eval.text_tokens import CHOICES
 from filip.files import nothing_at, write_json
-from filip.index.build import Build, up_to_date, weights_of
+from filip.index.build import Build, OtherIndexError, scorer_of, up_to_date, weights_of
 from filip.index.store import FORMAT, Index
 from filip.progress import say
 from filip.rgb import UNDECODABLE, upright_size
@@ -127,13 +127,15 @@ def _of_folder(config: Search) -> tuple[Index, Scorer]:
             nothing_at(config.images, "give a folder of pictures, or an index of `filip index build`")
         )
     model = config.model or DEFAULT_MODEL
-    scorer = load_scorer(model, None, config.device, tokens=config.tokens, fit=config.fit)
     out = Path(config.index) if config.index else place_of(config, model)
+    build = Build(model, config.images, str(out), tokens=config.tokens, fit=config.fit, device=config.device)
+    scorer = scorer_of(build)
     if not config.update and (out / "about.json").is_file():
         return Index.open(out), scorer
-    build = Build(model, config.images, str(out), tokens=config.tokens, fit=config.fit, device=config.device)
     try:
         up_to_date(build, scorer).close()
+    except OtherIndexError:
+        raise
     except UserError as error:
         if not (out / "about.json").is_file() or not len(Index.open(out)):
             raise
@@ -200,8 +202,15 @@ def _show(config: Search, index: Index, ranking: Ranking, found: list[dict[str, 
         best = ranking.hits[0].stands_out if ranking.hits else float("nan")
         say(f"no picture stands out by least={config.least:g}: the best by {best:.1f}")
     missing = sum(not Path(hit["file"]).exists() for hit in found)
-    if missing and Path(index.about.images).is_dir():
-        say(f"{missing} of these are no longer there: another search without update=false forgets them")
+    if missing and not Path(index.about.images).exists():
+        say(
+            f"{index.about.images} is not there: mount its disk, or if it was moved, index it where it is now: "
+            f"filip index build … images=FOLDER out={index.folder}"
+        )
+    elif missing:
+        say(
+            f"{missing} of these are no longer there: `filip index build` or a search with update=true forgets them"
+        )
 
 
 if __name__ == "__main__":

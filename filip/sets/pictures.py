@@ -115,6 +115,8 @@ def read_image(data: bytes, max_bytes: int | None = MAX_BYTES, max_pixels: int =
                 )
             opened.load()
             return to_rgb(upright(opened))
+    except Image.DecompressionBombError as error:  # its header alone
+        raise UserError(f"the image has more than {max_pixels:,} pixels: make it smaller") from error
     except UNDECODABLE as error:
         raise UserError(f"not an image that can be read ({', '.join(FORMATS)})") from error
 

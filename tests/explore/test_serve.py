@@ -9,8 +9,10 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +26,7 @@ from starlette.testclient import TestClient
 from bench.browser import NoBrowser, chromium
 from filip.errors import UserError
 from filip.eval.scorer import load_scorer
+from filip.explore import app
 from filip.explore.app import application
 from filip.explore.gallery import Gallery, load_viewers
 from filip.explore.pictures import open_pictures
@@ -93,6 +96,7 @@ def test_uploads_are_bounded_in_bytes_pixels_and_formats(search: Search) -> None
     for data, complaint in (
         (encoded(Image.new("RGB", (200, 200))), "200 x 200 pixels"),
         (encoded(Image.new("1", (9000, 1))), "too long and narrow"),
+        (encoded(Image.new("1", (20_000, 20_000))), "more than 10,000 pixels"),  # more than Pillow opens
         (encoded(Image.new("RGB", (20, 20)), "EPS"), "not an image"),  # Pillow would start Ghostscript
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not an image"),
         (encoded(picture(1))[:60], "not an image"),
@@ -103,6 +107,35 @@ def test_uploads_are_bounded_in_bytes_pixels_and_formats(search: Search) -> None
     assert client.get("/upload").status_code == 405
     with pytest.raises(UserError, match="more than 100"):
         read_image(encoded(picture(1)), max_bytes=100)
+
+
+def test_of_parallel_uploads_one_at_a_time_is_in_memory(
+    search: Search, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held, most = 0, 0
+
+    def decode(*arguments: object) -> Image.Image:
+        nonlocal held, most
+        held += 1
+        most = max(most, held)
+        return picture(1)
+
+    def encode(image: Image.Image) -> tuple[str, bytes]:
+        nonlocal held
+        time.sleep(0.05)  # while others would decode
+        held -= 1
+        return "u", b""
+
+    monkeypatch.setattr(app, "read_image", decode)
+    monkeypatch.setattr(search, "upload", encode)
+    served = application(search)
+
+    def post(_: int) -> int:
+        return TestClient(served, base_url="http://localhost").post("/upload", content=b"x").status_code
+
+    with ThreadPoolExecutor(6) as visitors:
+        assert list(visitors.map(post, range(6))) == [200] * 6
+    assert most == 1
 
 
 @pytest.mark.parametrize(

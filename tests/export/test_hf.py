@@ -60,18 +60,25 @@ alone = model(pixel_values=inputs["pixel_values"])
 assert alone.logits_per_image is None and torch.equal(alone.image_embeds, found.image_embeds)
 ids = processor(text=texts[:1])["input_ids"]
 assert torch.equal(model.get_text_features(ids), model.get_text_features(ids, torch.ones_like(ids)))
+padded = processor(text=["a red square", "red"])
+without = model.get_text_features(padded["input_ids"])
+assert torch.equal(without, model.get_text_features(padded["input_ids"], padded["attention_mask"]))
+half = AutoModel.from_pretrained(folder, trust_remote_code=True, dtype=torch.bfloat16)
+assert torch.allclose(half(**inputs).image_embeds.float(), found.image_embeds, atol=0.05)
 for given in (np.asarray(shown[0]), torch.from_numpy(np.asarray(shown[0])).movedim(-1, 0)):
     assert torch.equal(processor(images=given)["pixel_values"], inputs["pixel_values"][:1])
 shown[0].save("rgb.png")
 assert torch.equal(processor(images="rgb.png")["pixel_values"], inputs["pixel_values"][:1])
 assert isinstance(processor(images=shown, return_tensors="np")["pixel_values"], np.ndarray)
-assert processor(images=shown, size=64)["pixel_values"].shape == (2, 3, 64, 64)
+for size in (64, {{"height": 64, "width": 64}}, {{"shortest_edge": 64}}):
+    assert processor(images=shown, size=size)["pixel_values"].shape == (2, 3, 64, 64)
 assert processor(text=texts, padding="max_length", max_length=20)["input_ids"].shape == (2, 20)
-try:
-    processor.image_processor(shown, do_center_crop=False)
-    raise SystemExit("an argument was ignored")
-except ValueError as error:
-    assert "do_center_crop" in str(error)
+for prepare in (processor, processor.image_processor):
+    try:
+        prepare(images=shown, do_center_crop=False)
+        raise SystemExit("an argument was ignored")
+    except ValueError as error:
+        assert "do_center_crop" in str(error)
 classify = pipeline("zero-shot-image-classification", model=folder, trust_remote_code=True)
 found = classify(shown[0], candidate_labels=texts, hypothesis_template="{{}}")
 scores = {{one["label"]: one["score"] for one in found}}
@@ -208,3 +215,19 @@ def test_the_card_tells_of_the_training_beside_the_weights(saved: Callable[..., 
     ):
         assert part in card, part
     assert "arXiv 2103.00020" not in card  # CLIP's loss had no weight
+
+
+def test_the_model_of_the_package_takes_its_card_and_attribution_with_it(tmp_path: Path) -> None:
+    export(Export(model="emoji", out=str(tmp_path / "out"), to="hf"))
+    card = (tmp_path / "out" / "README.md").read_text()
+    for part in (
+        "license: cc-by-sa-4.0\n---",
+        "above tf_efficientnet_lite0 up to its cells of 16 px; 96 px, 6 x 6 patches |",
+        "**It knows nothing of\nphotographs.**",
+        "## Licence and attribution",
+        "| `demo_scenes_new`: 1,000 scenes",
+    ):
+        assert part in card, part
+    assert "Not recorded" not in card and "| file |" not in card
+    given = tmp_path / "out" / "emoji_attribution.json"
+    assert json.loads(given.read_text())["openmoji"]["license"] == "CC-BY-SA-4.0"

@@ -24,7 +24,7 @@ PROGRAM = """
 import json, sys
 sys.path[:] = [p for p in sys.path if p not in ("", {root!r})]
 sys.modules["filip"] = None  # an editable install would bring it back
-import torch
+import numpy, torch
 from PIL import Image
 from sentence_transformers import MultiVectorEncoder
 from sentence_transformers.multi_vector_encoder.interpretability import get_n_patches, maxsim_heatmap
@@ -34,6 +34,8 @@ paths = [f"{here}/{{i}}.png" for i in range({images})]
 captions = json.load(open("{here}/captions.json"))
 images, texts = model.encode([Image.open(path) for path in paths]), model.encode(captions, batch_size=2)
 assert all(torch.equal(a, b) for a, b in zip(images, model.encode_document(paths)))
+shown = numpy.asarray(Image.open(paths[0]))
+assert torch.equal(model.encode_document([shown])[0], model.encode_document(paths[:1])[0])
 pooled = model.encode_document(paths, token_pooling=HierarchicalTokenPooling(pool_factor=4))
 model.save({folder!r} + "-again")
 again = MultiVectorEncoder({folder!r} + "-again", trust_remote_code=True, device="cpu", local_files_only=True)

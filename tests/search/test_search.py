@@ -59,6 +59,22 @@ def test_the_first_search_indexes_and_the_next_encodes_only_what_is_new(
     (album / "photos" / "new.png").unlink()
 
 
+def test_an_index_of_another_model_or_folder_is_not_searched_instead(
+    album: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "others").mkdir()
+    picture(1, 60).save(tmp_path / "others" / "1.png")
+    found(album, capsys, "a dog", f"index={tmp_path / 'i'}")
+    with pytest.raises(SystemExit):
+        found(album, capsys, "a dog", f"index={tmp_path / 'i'}", f"model={album / 'clip.safetensors'}")
+    assert "was made by the model" in capsys.readouterr().err
+    given = [str(tmp_path / "others"), "a dog", f"index={tmp_path / 'i'}"]
+    given = [*search.positional(given), f"model={album / 'model.safetensors'}", "device=cpu"]
+    with pytest.raises(SystemExit):
+        run_command(search.main, search.Search, argv=given)
+    assert "was made of the images in" in capsys.readouterr().err
+
+
 def test_a_picture_finds_itself_and_a_word_to_leave_out_lowers_where_it_stands_out(
     album: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -54,14 +54,22 @@ class FilipModel(PreTrainedModel):
 
     def get_image_features(self, pixel_values: Tensor) -> Tensor:
         """Return unit embeddings of images: ``[b, n1, d]``, or ``[b, d]`` for a pooled model."""
-        return self.towers.encode_image(pixel_values)
+        return self.towers.encode_image(pixel_values.to(self.dtype))
 
     def get_text_features(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Return unit embeddings of texts: ``[b, n2, d]``, 0 where the mask is, or ``[b, d]`` for a pooled model.
 
-        attention_mask: as the tokenizer returns it; None if no text was padded.
+        attention_mask: as the tokenizer returns it; without it a text ends at its first [EOS].
         """
-        return self.towers.encode_text(input_ids, _mask(input_ids, attention_mask))
+        return self.towers.encode_text(input_ids, self._mask(input_ids, attention_mask))
+
+    def _mask(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+        if attention_mask is not None:
+            return attention_mask
+        ends = (
+            input_ids == self.config.text["vocab_size"] - 1
+        ).long()  # [EOS] is the last of CLIP's vocabulary
+        return (ends.cumsum(1) - ends == 0).long()
 
     def forward(
         self,
@@ -77,7 +85,7 @@ class FilipModel(PreTrainedModel):
             if image is None and text is None:
                 raise ValueError("neither pixel_values nor input_ids are given")
             return FilipOutput(image_embeds=image, text_embeds=text)
-        per_image, per_text = self.towers.logits(image, text, _mask(input_ids, attention_mask))
+        per_image, per_text = self.towers.logits(image, text, self._mask(input_ids, attention_mask))
         loss = None
         if return_loss:
             pairs = torch.arange(len(per_image), device=per_image.device)
@@ -89,7 +97,3 @@ class FilipModel(PreTrainedModel):
             image_embeds=image,
             text_embeds=text,
         )
-
-
-def _mask(input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
-    return torch.ones_like(input_ids) if attention_mask is None else attention_mask

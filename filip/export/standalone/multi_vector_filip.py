@@ -13,6 +13,7 @@ from PIL import Image
 from sentence_transformers.base.modality import infer_modality
 from sentence_transformers.base.modules import InputModule
 from transformers import AutoTokenizer
+from transformers.image_transforms import to_pil_image
 from transformers.image_utils import load_image
 
 from .filip_inputs import clean, to_pixels
@@ -117,11 +118,13 @@ def _text(one: Any) -> str:
 
 
 def _image(one: Any) -> Image.Image | None:
-    """Return the picture in an input (PIL, path, URL), or None if it is a text."""
+    """Return the picture in an input (PIL, path, URL, array, tensor), or None if it is a text."""
     if infer_modality(one, ["text", "image"]) != "image":
         return None
     if isinstance(one, dict):
         one = one["image"]
+    if isinstance(one, np.ndarray | torch.Tensor):
+        return to_pil_image(one)
     if isinstance(one, Image.Image):
         return one
     # transformers would put transparency onto black

@@ -28,13 +28,18 @@ class FilipImageProcessor(BaseImageProcessor):
         self.size = size
 
     def preprocess(
-        self, images: Any, return_tensors: str | None = "pt", size: int | None = None, **kwargs: Any
+        self, images: Any, return_tensors: str | None = "pt", size: Any = None, **kwargs: Any
     ) -> BatchFeature:
-        """Prepare images. size: if not the model's, for towers that interpolate positions. Nothing else can be set."""
+        """Prepare images. size: if not the model's, for towers that interpolate positions. Nothing else can be set.
+
+        size is a number, or a dict of transformers: {"height": 224, "width": 224} or {"shortest_edge": 224}.
+        """
         if kwargs:
             raise ValueError(
                 f"{', '.join(kwargs)}: FILIP's images are prepared in one way; only size can be given"
             )
+        if isinstance(size, dict):
+            size = size.get("shortest_edge", size.get("height"))
         prepared = [to_pixels(_picture(image), size or self.size) for image in _flat(images)]
         pixels = torch.from_numpy(np.stack(prepared))
         return BatchFeature({"pixel_values": pixels}, tensor_type=return_tensors)
@@ -69,7 +74,7 @@ class FilipProcessor(ProcessorMixin):
         images: Any = None,
         text: str | Sequence[str] | None = None,
         return_tensors: str | None = "pt",
-        size: int | None = None,
+        size: Any = None,
         **kwargs: Any,
     ) -> BatchFeature:
         """Return ``pixel_values`` for images, ``input_ids`` and ``attention_mask`` for texts.
@@ -82,5 +87,8 @@ class FilipProcessor(ProcessorMixin):
             given = {"padding": True, "truncation": True, "return_tensors": return_tensors, **kwargs}
             found |= self.tokenizer([clean(one) for one in texts], **given)
         if images is not None:
-            found |= self.image_processor.preprocess(images, return_tensors=return_tensors, size=size)
+            others = kwargs if text is None else {}  # which it refuses
+            found |= self.image_processor.preprocess(
+                images, return_tensors=return_tensors, size=size, **others
+            )
         return BatchFeature(found)
