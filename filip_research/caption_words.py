@@ -88,6 +88,7 @@ CAPTION_WORDS = Term(
     memory,
     "words of the caption, named by the image",
     initial,
+    clip_words=True,
     citation=(
         "Zhao et al., SuperCLIP: CLIP with Simple Classification Supervision, NeurIPS 2025 (arXiv 2512.14480)",
     ),

@@ -97,6 +97,7 @@ SWAPPED_WORDS = Term(
     exchanged=("tokens",),
     check=check,
     captions=with_noun_exchanged,
+    clip_words=True,
     citation=(
         citations.BAGS_OF_WORDS,
         "Zhang et al., Contrasting Intra-Modal and Ranking Cross-Modal Hard Negatives to Enhance Visio-Linguistic "

@@ -44,6 +44,8 @@ def own_model(encoder: Encoder) -> DualEncoder:
     model: DualEncoder = encoder.model
     if model.config.exclude_special_tokens:
         raise NotInPage("the page compares [BOS] and [EOS], too")
+    if not model.config.text.like_clip:
+        raise NotInPage("the page reads texts by CLIP's vocabulary and computes CLIP's text tower")
     if encoder.token_wise != (model.config.interaction == "token_wise"):
         raise NotInPage("a pooled model that is scored token-wise")
     return model

@@ -13,10 +13,15 @@ def clip_tokenizer(model: DualEncoder) -> Any:
     """Return a ``transformers.CLIPTokenizer`` with the ids of :mod:`filip.tokenizer` that cuts at the model's length.
 
     It lacks the cleaning of :func:`filip.tokenizer.clean`, which exported folders contain. Raises UserError if the
-    model has another vocabulary.
+    model has another text tower or vocabulary than CLIP's.
     """
     from transformers import CLIPTokenizer
 
+    if not model.config.text.like_clip:
+        raise UserError(
+            "to=hf, mv and onnx hold CLIP's text tower and vocabulary alone, and this model's text tower is another; "
+            "to=safetensors and compact hold it"
+        )
     if model.config.text.vocab_size != EOS + 1:
         raise UserError(
             f"the model has {model.config.text.vocab_size} word vectors and CLIP's vocabulary {EOS + 1} tokens: "

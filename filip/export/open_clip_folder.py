@@ -78,6 +78,11 @@ def _refuse_what_clip_is_not(model: DualEncoder) -> None:
             f"to=open_clip holds models whose vectors are those of [CLS] and [EOS], and this one has pooling="
             f"{config.pooling}; to=hf holds it"
         )
+    if not config.text.like_clip:
+        raise UserError(
+            "to=open_clip holds CLIP's text tower and vocabulary alone, and this model's text tower is another; "
+            "to=safetensors holds it"
+        )
     if config.text.vocab_size != EOS + 1:
         raise UserError(
             f"to=open_clip: the model has {config.text.vocab_size} word vectors, and open_clip's tokenizer has "

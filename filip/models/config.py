@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from typing import Any, cast
 
@@ -12,7 +12,7 @@ import yaml
 from filip.errors import UserError
 
 INTERACTIONS = ("token_wise", "pooled")
-ACTIVATIONS = ("gelu", "quick_gelu")
+ACTIVATIONS = ("gelu", "quick_gelu", "gelu_tanh")
 INITIALISATIONS = ("clip", "timm")
 POOLINGS = ("ends", "mean", "attention", "queries")
 
@@ -40,7 +40,7 @@ class ImageTowerConfig:
         default=None, metadata={"help": "attention heads; null = as the timm name says"}
     )
     activation: str | None = field(
-        default="gelu", metadata={"help": "gelu, quick_gelu, or null = as the timm name says"}
+        default="gelu", metadata={"help": "gelu, quick_gelu, gelu_tanh, or null = as the timm name says"}
     )
     init: str = field(
         default="clip", metadata={"help": "clip = as CLIP's code initialises its vision tower; timm = timm's"}
@@ -63,7 +63,7 @@ class ImageTowerConfig:
 
 @dataclass
 class TextTowerConfig:
-    """CLIP's text tower: a causal, pre-norm transformer like GPT-2's."""
+    """CLIP's text tower, a causal, pre-norm transformer like GPT-2's, or SigLIP's, which reads its padding, too."""
 
     width: int = field(default=512, metadata={"help": "channels"})
     layers: int = field(default=12, metadata={"help": "blocks"})
@@ -71,8 +71,32 @@ class TextTowerConfig:
     context_length: int = field(
         default=77, metadata={"help": "longest caption in tokens, [BOS] and [EOS] included"}
     )
-    vocab_size: int = field(default=49408, metadata={"help": "CLIP's BPE"})
-    activation: str = field(default="gelu", metadata={"help": "gelu or quick_gelu"})
+    vocab_size: int = field(default=49408, metadata={"help": "word vectors; CLIP's BPE has 49408 tokens"})
+    activation: str = field(default="gelu", metadata={"help": "gelu, quick_gelu or gelu_tanh"})
+    tokenizer: str | None = field(
+        default=None,
+        metadata={
+            "help": "a tokenizer.json of Hugging Face's tokenizers, which run folder and saved model then carry; "
+            "null = CLIP's BPE"
+        },
+    )
+    padding: int | None = field(
+        default=None,
+        metadata={
+            "help": "id of the padding up to context_length, for a tower that looks both ways and reads it, as "
+            "SigLIP's; null = causal and blind to padding, as CLIP's"
+        },
+    )
+    mlp_width: int | None = field(
+        default=None, metadata={"help": "hidden channels of a block; null = 4 x width"}
+    )
+    norm_eps: float = field(default=1e-5, metadata={"help": "of the LayerNorms; SigLIP's is 1e-6"})
+
+    @property
+    def like_clip(self) -> bool:
+        """Return whether formats and pages that hold CLIP's text tower and vocabulary alone can hold this one."""
+        same = TextTowerConfig(self.width, self.layers, self.heads, self.context_length, self.vocab_size)
+        return self.activation != "gelu_tanh" and replace(self, activation=same.activation) == same
 
 
 @dataclass
@@ -130,6 +154,17 @@ class ModelConfig:
                 raise UserError(f"model.{name}={value} must be at least 1")
         if self.pooling == "queries":
             self._check_queries()
+        if self.text.tokenizer is not None and self.exclude_special_tokens:
+            raise UserError(
+                "model.exclude_special_tokens=true leaves out the first and the last token of a caption, CLIP's [BOS] "
+                f"and [EOS]; model.text.tokenizer={self.text.tokenizer} may have others there: give "
+                "model.exclude_special_tokens=false"
+            )
+        if self.text.padding is not None and not 0 <= self.text.padding < self.text.vocab_size:
+            raise UserError(
+                f"model.text.padding={self.text.padding} must be the id of one of the model.text.vocab_size="
+                f"{self.text.vocab_size} tokens"
+            )
         if self.init_temperature <= 0 or 1 / self.init_temperature > self.max_logit_scale:
             raise UserError(
                 f"model.init_temperature={self.init_temperature} starts the scale at its inverse, which must "

@@ -13,7 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from filip import tokenizer as clip_tokenizer
 from filip.errors import UserError
+from filip.json_tokenizer import CaptionTokenizer, JsonTokenizer
 from filip.models.config import ModelConfig
 from filip.models.image_tower import ImageTower
 from filip.models.pooling import Pooling
@@ -56,6 +58,9 @@ class Encoded(NamedTuple):
     pooled: PooledFeatures | None = None  # in addition to tokens, if requested
     further: TextFeatures | None = None  # tokens of further captions, if given; some have none
     parameters: Mapping[str, Tensor] = MappingProxyType({})  # the loss's, each [1, ...] float32, by name
+    image_lengths: Tensor | None = (
+        None  # [b] int64, tokens of each image; what is behind them is padding. None: all n1
+    )
 
 
 class DualEncoder(nn.Module):
@@ -70,6 +75,9 @@ class DualEncoder(nn.Module):
         self.config = config.check()
         self.image = ImageTower(config.image, config.embed_dim)
         self.text = TextTower(config.text, config.embed_dim)
+        self.json_tokenizer: JsonTokenizer | None = (
+            None  # read when it is needed, or set by what loads a model
+        )
         # One element, not zero dimensions: DeepSpeed cannot partition a scalar tensor.
         self.logit_scale = nn.Parameter(torch.full((1,), -math.log(config.init_temperature)))
         self.image_pool: Pooling | None = None
@@ -101,9 +109,24 @@ class DualEncoder(nn.Module):
         packed captions, is computed outside of the blocks: no graph breaks, and no new graph for other lengths.
         """
         for block in self.image.trunk.blocks:
-            block.compile(**options)
+            block.compile(dynamic=True if self.image.takes_shapes else None, **options)
         for block in self.text.blocks:
             block.compile(dynamic=True, **options)
+
+    @property
+    def tokenizer(self) -> CaptionTokenizer:
+        """Return what makes the text tower's ids. Raises UserError if its file is unreadable or has too many tokens."""
+        text = self.config.text
+        if text.tokenizer is None:
+            return clip_tokenizer
+        if self.json_tokenizer is None:
+            self.json_tokenizer = JsonTokenizer.from_file(text.tokenizer)
+        if self.json_tokenizer.size > text.vocab_size:
+            raise UserError(
+                f"model.text.tokenizer={text.tokenizer} has {self.json_tokenizer.size} tokens and the text tower "
+                f"{text.vocab_size} word vectors: give model.text.vocab_size={self.json_tokenizer.size}"
+            )
+        return self.json_tokenizer
 
     @property
     def image_size(self) -> int:
@@ -117,14 +140,18 @@ class DualEncoder(nn.Module):
         tokens_and_vectors: bool = False,
         further_ids: Tensor | None = None,
         further_lengths: Tensor | None = None,
+        grids: Tensor | None = None,
     ) -> Encoded:
         """Run both encoders and the scale in one call, so that engines that hook ``forward`` see every parameter.
 
         ``tokens_and_vectors`` requests both, whatever the interaction; ``model.pooling=ends`` needs a [CLS] token.
         ``further_ids`` and ``further_lengths``: further captions, as wide as ``ids``, of which some may be empty.
+        ``grids`` [b, 2]: rows and columns of patches of images in their own shape, of which ``pixels`` are the patches
+        (:class:`ImageTower`).
         """
         token_wise = tokens_and_vectors or self.config.interaction == "token_wise"
-        states, further = self.image(pixels), None
+        states, further = self.image(pixels, grids), None
+        patches = None if grids is None else grids.prod(dim=1)
         text: TextFeatures | Tensor
         vectors = None
         if token_wise:
@@ -138,14 +165,15 @@ class DualEncoder(nn.Module):
                 further = self._text_tokens(words[own:], further_lengths)
             if tokens_and_vectors:
                 vectors = PooledFeatures(
-                    self._image_vectors(states), self._text_vectors(words[:own], lengths)
+                    self._image_vectors(states, patches), self._text_vectors(words[:own], lengths)
                 )
         else:
             text = self._pooled_text(ids, lengths)
         # Copies, since ZeRO-3 takes the parameters themselves away at the end of this call.
         of_loss = {name: parameter.float().clone() for name, parameter in self.loss_parameters().items()}
-        image = self._image_embeddings(states, token_wise)
-        return Encoded(image, text, self.scale(), vectors, further, of_loss)
+        image = self._image_embeddings(states, token_wise, patches)
+        counted = patches if token_wise and self.config.pooling != "queries" else None
+        return Encoded(image, text, self.scale(), vectors, further, of_loss, counted)
 
     def loss_parameters(self) -> dict[str, nn.Parameter]:
         """Return the parameters that terms of the loss learn, by the term's name for them. Evaluation needs none."""
@@ -191,26 +219,28 @@ class DualEncoder(nn.Module):
         """Return the output of :meth:`encode_image` from the image tower's tokens ``[b, tokens, d]``."""
         return self._image_embeddings(tokens, self.config.interaction == "token_wise")
 
-    def _image_embeddings(self, tokens: Tensor, token_wise: bool) -> Tensor:
+    def _image_embeddings(self, tokens: Tensor, token_wise: bool, counts: Tensor | None = None) -> Tensor:
         if not token_wise:
-            return self._image_vectors(tokens)
+            return self._image_vectors(tokens, counts)
         patches = tokens[:, self.image.prefix_tokens :]
         if self.config.pooling == "queries":
-            return _unit(self._pooled_patches(patches))
+            return _unit(self._pooled_patches(patches, counts))
         if self.config.cls_in_interaction:
             patches = torch.cat([tokens[:, :1], patches], dim=1)
         return _unit(patches)
 
-    def _image_vectors(self, tokens: Tensor) -> Tensor:
+    def _image_vectors(self, tokens: Tensor, counts: Tensor | None = None) -> Tensor:
         if self.image_pool is None:
             return _unit(tokens[:, 0])
-        return _unit(self._pooled_patches(tokens[:, self.image.prefix_tokens :])[:, 0])
+        return _unit(self._pooled_patches(tokens[:, self.image.prefix_tokens :], counts)[:, 0])
 
-    def _pooled_patches(self, patches: Tensor) -> Tensor:
-        """Pool [b, n, d] to [b, queries, d], not yet normalised."""
+    def _pooled_patches(self, patches: Tensor, counts: Tensor | None) -> Tensor:
+        """Pool [b, n, d], of which image i has the first counts[i], to [b, queries, d], not yet normalised."""
         assert self.image_pool is not None
-        lengths = torch.full((len(patches),), patches.shape[1], device=patches.device)
-        pooled: Tensor = self.image_pool(patches.flatten(0, 1), lengths)
+        if counts is None:
+            counts = torch.full((len(patches),), patches.shape[1], device=patches.device)
+        there = torch.arange(patches.shape[1], device=patches.device) < counts[:, None]
+        pooled: Tensor = self.image_pool(patches[there], counts)
         return pooled
 
     def encode_text(self, ids: Tensor, lengths: Tensor) -> TextFeatures | Tensor:

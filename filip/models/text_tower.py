@@ -1,4 +1,4 @@
-"""Define the text encoder: GPT-2 style, causal and pre-norm, with CLIP's sizes and initialisation."""
+"""Define the text encoder: GPT-2 style, pre-norm, with CLIP's initialisation; causal as CLIP's, or as SigLIP's."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from filip.models.config import TextTowerConfig
+
+_GELU = {"gelu": "none", "gelu_tanh": "tanh"}  # ours, torch's
 
 
 class QuickGELU(nn.Module):
@@ -34,23 +36,25 @@ class Layout(NamedTuple):
 
 
 class Block(nn.Module):
-    """Pre-norm attention and MLP on packed tokens ``[T, width]``; each token sees itself and its past.
+    """Pre-norm attention and MLP on packed tokens ``[T, width]``; each token sees itself and its past, or all.
 
     Only the attention itself runs on padded rows. Padding comes after [EOS], where a causal model cannot see
-    it, so no mask is needed.
+    it, so no mask is needed; one that looks both ways has its padding among the tokens.
     """
 
     def __init__(self, config: TextTowerConfig) -> None:
         super().__init__()
         width = config.width
         self.heads = config.heads
-        self.norm1 = nn.LayerNorm(width)
+        self.causal = config.padding is None
+        self.norm1 = nn.LayerNorm(width, eps=config.norm_eps)
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
-        self.norm2 = nn.LayerNorm(width)
-        self.fc1 = nn.Linear(width, 4 * width)
-        self.act = QuickGELU() if config.activation == "quick_gelu" else nn.GELU()
-        self.fc2 = nn.Linear(4 * width, width)
+        self.norm2 = nn.LayerNorm(width, eps=config.norm_eps)
+        hidden = config.mlp_width or 4 * width
+        self.fc1 = nn.Linear(width, hidden)
+        self.act = QuickGELU() if config.activation == "quick_gelu" else nn.GELU(_GELU[config.activation])
+        self.fc2 = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
         x = x + self.proj(self._attention(self.qkv(self.norm1(x)), layout))
@@ -60,7 +64,7 @@ class Block(nn.Module):
         b, n, positions = layout
         padded = qkv.new_zeros(b * n, qkv.shape[1]).index_copy(0, positions, qkv)
         q, k, v = padded.view(b, n, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
-        attended = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        attended = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
         return attended.transpose(1, 2).reshape(b * n, -1).index_select(0, positions)
 
 
@@ -69,23 +73,27 @@ class TextTower(nn.Module):
 
     ``forward(ids [b, n] int64, lengths [b] int64)`` returns the embeddings of all tokens without padding,
     caption by caption: ``[lengths.sum(), embed_dim]``; with ``only_last`` those of the [EOS] tokens:
-    ``[b, embed_dim]``. Padding costs nothing except in the attention product. ``lengths`` may stay on the host.
+    ``[b, embed_dim]``. Padding costs nothing except in the attention product, unless the tower reads it
+    (``config.padding``). ``lengths`` may stay on the host.
     """
 
     def __init__(self, config: TextTowerConfig, embed_dim: int) -> None:
         super().__init__()
-        self.context_length = config.context_length
+        self.context_length, self.padding = config.context_length, config.padding
         self.token_embedding = nn.Embedding(config.vocab_size, config.width)
         self.pos_embed = nn.Parameter(torch.empty(config.context_length, config.width))
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
-        self.norm = nn.LayerNorm(config.width)
+        self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
         self.projection = nn.Linear(config.width, embed_dim, bias=False)
         self.grad_checkpointing = False
         self._init_as_clip()
 
     def forward(self, ids: Tensor, lengths: Tensor, only_last: bool = False) -> Tensor:
+        read = lengths
+        if self.padding is not None:
+            ids, read = self._padded(ids, lengths, self.padding)
         # with lengths on the host nothing waits for a GPU
-        rows, width, positions = Layout.of(lengths, ids.shape[1])
+        rows, width, positions = Layout.of(read, ids.shape[1])
         layout = Layout(rows, width, positions.to(ids.device, non_blocking=True))
         columns = layout.positions % layout.columns
         x = self.token_embedding(ids.flatten()[layout.positions]) + self.pos_embed[columns]
@@ -94,9 +102,18 @@ class TextTower(nn.Module):
                 x = checkpoint(block, x, layout, use_reentrant=False)
             else:
                 x = block(x, layout)
+        if self.padding is not None:
+            x = x[Layout.of(lengths, width).positions.to(x.device)]
         if only_last:
             x = x[lengths.cumsum(0) - 1]
         return self.projection(self.norm(x))
+
+    def _padded(self, ids: Tensor, lengths: Tensor, padding: int) -> tuple[Tensor, Tensor]:
+        """Return the captions as a tower that reads its padding sees them: all of one length."""
+        columns = torch.arange(self.context_length, device=ids.device)
+        wide = F.pad(ids, (0, self.context_length - ids.shape[1]))
+        filled = wide.where(columns < lengths.to(ids.device)[:, None], padding)
+        return filled, torch.full_like(lengths, self.context_length)
 
     @torch.no_grad()
     def _init_as_clip(self) -> None:

@@ -13,11 +13,13 @@ from safetensors.torch import save_file
 
 from filip.errors import UserError, plain
 from filip.files import replacing
+from filip.json_tokenizer import JsonTokenizer
 from filip.models.config import config_from_dict
 from filip.models.dual_encoder import LOSS_PARAMETER, DualEncoder, build_model
 from filip.models.taught import taught
 
 EMBEDDING, ROWS = "text.token_embedding.weight", "text.token_embedding.rows"
+TOKENIZER = "tokenizer.json"  # in a file whose text tower has another vocabulary than CLIP's
 STAGES = "image.trunk.patch_embed.backbone.network.blocks."
 
 
@@ -37,7 +39,7 @@ def save_model(
         for name, t in tensors.items()
     }
     metadata = {"config": json.dumps(dataclasses.asdict(model.config)), "extra": json.dumps(extra or {})}
-    write_safetensors(contiguous, path, metadata)
+    write_safetensors(contiguous | _tokenizer_of(model), path, metadata)
 
 
 def save_compact(path: str | Path, model: DualEncoder, extra: dict[str, Any] | None = None) -> None:
@@ -58,7 +60,15 @@ def save_compact(path: str | Path, model: DualEncoder, extra: dict[str, Any] | N
         for name, tensor in state.items()
     }
     metadata = {"config": json.dumps(dataclasses.asdict(model.config)), "extra": json.dumps(extra or {})}
-    write_safetensors(half, path, metadata)
+    write_safetensors(half | _tokenizer_of(model), path, metadata)
+
+
+def _tokenizer_of(model: DualEncoder) -> dict[str, torch.Tensor]:
+    """Return the bytes of the model's tokenizer.json as a tensor; nothing for CLIP's, which every installation has."""
+    tokenizer = model.tokenizer
+    if not isinstance(tokenizer, JsonTokenizer):
+        return {}
+    return {TOKENIZER: torch.frombuffer(bytearray(tokenizer.json.encode()), dtype=torch.uint8)}
 
 
 def _expanded(state: dict[str, torch.Tensor], tokens: int) -> dict[str, torch.Tensor]:
@@ -83,7 +93,7 @@ def load_model(path: str | Path, image_size: int | None = None, loss_parameters:
     that terms of the loss have learned, for further training. UserError if the file is missing or not one of ours.
     """
     metadata, state = _read(path)
-    of_loss = pop_loss_parameters(state)
+    of_loss, tokenizer = pop_loss_parameters(state), state.pop(TOKENIZER, None)
     config = config_from_dict(_json(path, metadata["config"]))
     if ROWS in state:
         state = _expanded(state, config.text.vocab_size)
@@ -97,6 +107,8 @@ def load_model(path: str | Path, image_size: int | None = None, loss_parameters:
     if difference := _difference(wanted, state):
         raise UserError(f"{path} does not fit its configuration: {difference}")
     model.load_state_dict(state, assign=True)
+    if tokenizer is not None:
+        model.json_tokenizer = JsonTokenizer(tokenizer.numpy().tobytes().decode(), f"the tokenizer in {path}")
     if image_size is not None and image_size != config.image.image_size:
         model.resize_images(image_size)
     if loss_parameters:

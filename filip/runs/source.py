@@ -10,8 +10,9 @@ from typing import Any
 from filip import resources
 from filip.errors import UserError
 from filip.files import nothing_at
+from filip.json_tokenizer import JsonTokenizer
 from filip.models import DualEncoder, build_model, config_from_dict, load_model, read_extra
-from filip.models.weights import pop_loss_parameters
+from filip.models.weights import TOKENIZER, pop_loss_parameters
 from filip.runs.checkpoint import STATE, find_damage, is_finished, newest_intact, read_state
 from filip.runs.weights import checkpoint_weights, merged
 
@@ -108,6 +109,8 @@ def _of_checkpoint(checkpoint: Path) -> Source:
         wrong = sorted(set(expected.items()) ^ set(found.items()))[0][0]
         raise UserError(f"{checkpoint} does not hold the model that its {wrong!r} describes; it is damaged")
     model.load_state_dict(weights)
+    if model.config.text.tokenizer is not None:
+        model.json_tokenizer = JsonTokenizer.from_file(checkpoint.parents[1] / TOKENIZER)
     config = _json(checkpoint.parents[1] / "config.json")
     result = {"run": config.get("run"), "config": config, "steps": state.step} if config else {}
     return Source(

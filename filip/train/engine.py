@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from filip import device, resources
-from filip.data.preprocessing import normalize_planes
+from filip.data.preprocessing import normalize_patches, normalize_planes
 from filip.errors import UserError
 from filip.light_imports import light_imports
 from filip.models import DualEncoder, Encoded
@@ -205,7 +205,7 @@ class Engine:
         if self.timed:
             device.synchronize(place)
         started = time.perf_counter()
-        further = {name: batch[name] for name in ("further_ids", "further_lengths") if name in batch}
+        further = {name: batch[name] for name in ("further_ids", "further_lengths", "grids") if name in batch}
         encoded: Encoded = self.deepspeed(
             batch["pixels"],
             batch["ids"],
@@ -336,6 +336,7 @@ def to_device(batch: dict[str, Any], device: torch.device, dtype: torch.dtype | 
         if isinstance(value, Tensor)
     }
     if moved["pixels"].dtype == torch.uint8:  # as the loader gives them
-        moved["pixels"] = normalize_planes(moved["pixels"])
+        normalized = normalize_patches if "grids" in moved else normalize_planes
+        moved["pixels"] = normalized(moved["pixels"])
     moved["pixels"] = moved["pixels"].to(dtype or torch.float32)
     return moved

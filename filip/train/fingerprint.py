@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
-from filip.files import digest
+from filip.files import digest, sha256_of
 from filip.train.config import TrainConfig
 from filip.train.engine import read_settings, settings_path
 
@@ -30,7 +31,7 @@ NOT_LEARNING_IN_DEEPSPEED = (
 def learning_settings(config: TrainConfig) -> dict[str, Any]:
     """Return the settings that decide what is learned, flat: {"optimizer.base_lr": 0.006, …}.
 
-    ``deepspeed`` is the content of the file that it names: what is edited there is learned from, too.
+    ``deepspeed`` is the content of the file that it names: what is edited there is learned from. So is a tokenizer.
     """
     settings = {
         name: value
@@ -39,6 +40,8 @@ def learning_settings(config: TrainConfig) -> dict[str, Any]:
     }
     if config.deepspeed is not None:
         settings["deepspeed"] = digest(deepspeed_file(config))
+    if config.model.text.tokenizer is not None and Path(config.model.text.tokenizer).is_file():
+        settings["model.text.tokenizer"] = sha256_of(config.model.text.tokenizer)
     if config.eval.best is not None:
         settings["eval.best"] = [config.eval.best, config.eval.every_steps]
     return settings

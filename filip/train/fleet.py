@@ -23,7 +23,7 @@ from filip.train.engine import Batching, resolve_batching
 from filip.train.hardware import GPUS
 from filip.train.host_memory import to_ask_for
 from filip.train.losses import exchanged, resolve_weights
-from filip.train.memory import CAPTION_TOKENS, MemoryPlan, host_memory, interaction_setting, memory_plan
+from filip.train.memory import MemoryPlan, encoded_tokens, host_memory, interaction_setting, memory_plan
 from filip.train.telemetry import duration
 
 IMAGE_BYTES = 20_000  # of a stored image: 256 px, JPEG of quality 95
@@ -167,7 +167,7 @@ def plan_fleet(config: TrainConfig, fleet: Fleet) -> FleetPlan:
     messages = loss_messages(setting, sent, config.exchange, config.model.embed_dim, batches)
     messages += zero_messages(parameters, config, batches * batching.chunks)
     columns = config.model.text.context_length
-    words = min(CAPTION_TOKENS, columns)
+    words = encoded_tokens(config.model.text)
     of_a_pair = encoder_flops(model, words, columns, config.data.feature_cache is None)
     return FleetPlan(
         config,

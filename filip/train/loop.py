@@ -17,12 +17,13 @@ import torch
 
 from filip import device
 from filip.data.loading.batches import Batch
-from filip.data.loading.config import StreamConfig, is_streamed
-from filip.data.loading.loader import PairLoader, build_loader
-from filip.data.loading.streaming import Loader, build_stream_loader
+from filip.data.loading.loader import PairLoader
+from filip.data.loading.streaming import Loader
 from filip.errors import UserError
+from filip.files import replacing
 from filip.light_imports import put_off_compiler
 from filip.models import DualEncoder, build_model
+from filip.models.weights import TOKENIZER
 from filip.runs.checkpoint import LoopState, newest_intact, read_state
 from filip.runs.weights import merged
 from filip.train import monitors, progress
@@ -37,11 +38,11 @@ from filip.train.checkpoint import (
 from filip.train.config import TrainConfig
 from filip.train.engine import Batching, make_engine, resolve_batching, settle_precision, to_device
 from filip.train.evaluation import check_evaluation, evaluate
-from filip.train.feature_cache import cache_folder, fill
+from filip.train.feature_cache import fill
 from filip.train.fingerprint import resumable_settings
 from filip.train.launcher_env import STOPPED_BY_SIGNAL
 from filip.train.losses import Loss, check_model, resolve_weights, resolved_settings
-from filip.train.manifests import as_they_lie, read_manifests
+from filip.train.manifests import read_manifests
 from filip.train.metrics import Interval, StepMetrics, over_ranks
 from filip.train.profiling import profiled
 from filip.train.provenance import code_hash, put_in_place, record_finish, record_start
@@ -53,6 +54,7 @@ from filip.train.schedule import Schedule, make_schedule
 from filip.train.stall_detector import StallDetector
 from filip.train.step import StepOutput, backward
 from filip.train.telemetry import say
+from filip.train.training_data import training_loader
 from filip.train.warm_start import content_hash, load_initial
 from filip.train.watchdog import Limits, StepStatus, Watchdog
 
@@ -118,24 +120,6 @@ def initial_model(config: TrainConfig) -> DualEncoder:
     return model
 
 
-def training_loader(config: TrainConfig, model: DualEncoder, batching: Batching, ranks: Ranks) -> Loader:
-    """Return this rank's stream of contrastive batches."""
-    data = as_they_lie(config.data)
-    stream = StreamConfig(
-        data,
-        batch_size=batching.per_rank,
-        image_size=model.image_size,
-        context_length=model.config.text.context_length,
-        seed=config.seed,
-        rank=ranks.rank,
-        world_size=ranks.world_size,
-        feature_maps=cache_folder(config.data.feature_cache, model, config.precision),
-    )
-    streamed = any(is_streamed(source.shards) for source in data.sources)
-    build = build_stream_loader if streamed else build_loader
-    return build(stream, pin_memory=device.pins_memory(ranks.device))
-
-
 def run_schedule(config: TrainConfig, batching: Batching, loader: Loader) -> Schedule:
     """Return the steps of the run and the learning rate over them."""
     limits = []
@@ -195,6 +179,9 @@ def open_run(
     start = (
         record_start(run_dir, config, state.step, ranks.world_size, schedule.steps) if ranks.is_main else {}
     )
+    if ranks.is_main and model.json_tokenizer is not None:
+        with replacing(run_dir / TOKENIZER) as part:
+            part.write_text(model.json_tokenizer.json, encoding="utf-8")
     telemetry = progress.open_telemetry(config, ranks, state.step)
     for note in notes:
         telemetry.event(state.step, "resume", note)

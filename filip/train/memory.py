@@ -10,7 +10,7 @@ import torch
 
 from filip.files import readable
 from filip.interaction.cost import Setting
-from filip.models import DualEncoder, ModelConfig, build_model
+from filip.models import DualEncoder, ModelConfig, TextTowerConfig, build_model
 from filip.train.adapters import adapt, trainable
 from filip.train.config import TrainConfig
 from filip.train.engine import Batching, resolve_batching
@@ -28,6 +28,11 @@ REDUCE_BUCKET = 50_000_000  # elements; reduce_bucket_size of ds_configs/*.json
 CAPTION_TOKENS = 18  # mean length of a web caption, [BOS] and [EOS] included
 # Bytes per value: autocast keeps norms and the residual stream in fp32 and the rest in bf16.
 VALUE_BYTES = {"fp32": 4.0, "bf16": 2.4, "fp16": 2.0}
+
+
+def encoded_tokens(text: TextTowerConfig) -> int:
+    """Return the tokens that the text tower computes of a typical caption."""
+    return min(CAPTION_TOKENS, text.context_length) if text.padding is None else text.context_length
 
 
 @dataclass(frozen=True)

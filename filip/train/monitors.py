@@ -31,10 +31,12 @@ def inspect(encoded: Encoded, pairs: int = 32) -> dict[str, Tensor]:
     if isinstance(encoded.text, TextFeatures):
         lengths: list[int] = encoded.text.lengths[:pairs].tolist()
         words = encoded.text.tokens[: sum(lengths)].float()
-        images = encoded.image[:pairs].float()
+        images = list(encoded.image[:pairs].float())
+        if encoded.image_lengths is not None:
+            images = [image[:n] for image, n in zip(images, encoded.image_lengths.tolist(), strict=False)]
         found |= _winners(images, list(words.split(lengths)))
         found |= {
-            "tokens/image_rank": effective_rank(images.flatten(0, 1)),
+            "tokens/image_rank": effective_rank(torch.cat(images)),
             "tokens/text_rank": effective_rank(words),
         }
     else:
@@ -47,7 +49,7 @@ def inspect(encoded: Encoded, pairs: int = 32) -> dict[str, Tensor]:
     return found
 
 
-def _winners(images: Tensor, captions: list[Tensor]) -> dict[str, Tensor]:
+def _winners(images: list[Tensor], captions: list[Tensor]) -> dict[str, Tensor]:
     ends, same, chosen = [], [], []
     for image, caption in zip(images, captions, strict=True):
         similarity = image @ caption.T  # [n1, n2]
@@ -57,10 +59,10 @@ def _winners(images: Tensor, captions: list[Tensor]) -> dict[str, Tensor]:
         chosen.append(patch)
         if len(caption) > 1:
             same.append(torch.bincount(patch).max() / len(caption))
-    positions = torch.cat(chosen)
-    shares = torch.bincount(positions, minlength=images.shape[1]) / len(positions)
+    positions, patches = torch.cat(chosen), max(map(len, images))
+    shares = torch.bincount(positions, minlength=patches) / len(positions)
     entropy = -torch.xlogy(shares, shares).sum()
-    largest = math.log(max(2, min(images.shape[1], len(positions))))
+    largest = math.log(max(2, min(patches, len(positions))))
     zero = entropy.new_zeros(())
     return {
         "tokens/bos_eos_share": torch.stack(ends).mean(),

@@ -11,7 +11,6 @@ import numpy as np
 
 from filip import device
 from filip.progress import say
-from filip.tokenizer import decode_token
 from filip.train.config import TrainConfig
 from filip.train.hardware import peak_flops
 from filip.train.memory import memory_plan
@@ -182,16 +181,18 @@ def preview(run: Run, batch: dict[str, Any], count: int = 16) -> None:
     """Show the first images as the model sees them, augmented, and their captions in TensorBoard."""
     if not run.ranks.is_main:
         return
-    images = batch["pixels"][:count] if run.config.data.feature_cache is None else batch["pixels"][:0]
+    data = run.config.data
+    squares = data.feature_cache is None and not data.patch_budgets
+    images = batch["pixels"][:count] if squares else batch["pixels"][:0, None]
     pixels = images.movedim(1, -1).numpy()
     rows = [
         np.concatenate(list(pixels[i : i + 4]), axis=1) for i in range(0, len(pixels) - len(pixels) % 4, 4)
     ]
     if rows:
         run.telemetry.images(0, "data/augmented", np.concatenate(rows, axis=0))
-    captions = []
+    captions, read = [], run.engine.model.tokenizer.decode_token
     for ids, length in zip(batch["ids"][:count].tolist(), batch["lengths"][:count].tolist(), strict=True):
-        captions.append(" ".join(decode_token(token) for token in ids[1 : length - 1]))
+        captions.append(" ".join(name for name in map(read, ids[:length]) if name not in ("[BOS]", "[EOS]")))
     run.telemetry.text(0, "data/captions", "\n\n".join(captions))
 
 

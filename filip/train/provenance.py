@@ -107,7 +107,7 @@ def code_hash(config: TrainConfig) -> str:
     That is ours, and of other packages those whose terms or optimiser this training uses.
     """
     root = Path(filip.__file__).resolve().parent
-    files = [root / name for name in ("device.py", "tokenizer.py")]
+    files = [root / name for name in ("device.py", "tokenizer.py", "json_tokenizer.py")]
     for folder in ("train", "models", "interaction", "data/loading"):
         files += [file for file in (root / folder).rglob("*") if file.suffix in SOURCES]
     found = {str(file.relative_to(root)): sha256_of(file) for file in sorted(files)}

@@ -14,7 +14,7 @@ from filip.train.config import TrainConfig
 from filip.train.counts import encoder_flops
 from filip.train.engine import Batching, Engine
 from filip.train.losses import Loss
-from filip.train.memory import CAPTION_TOKENS
+from filip.train.memory import encoded_tokens
 from filip.train.provenance import now
 from filip.train.ranks import Ranks, StopSignal
 from filip.train.schedule import Schedule
@@ -52,7 +52,7 @@ class Run:
         They are counted as by ``filip train plan``, with a caption of typical length.
         """
         columns = self.engine.model.config.text.context_length
-        data, words = self.config.data, min(CAPTION_TOKENS, columns)
+        data, words = self.config.data, encoded_tokens(self.engine.model.config.text)
         stem_computes = data.feature_cache is None
         found = encoder_flops(self.engine.model, words, columns, stem_computes)
         return 3 * sum(found.values()) * self.batching.pairs_per_step / self.ranks.world_size

@@ -82,6 +82,8 @@ def by_name(encoded: Encoded) -> dict[str, Tensor]:
         tensors |= {"pooled.image": encoded.pooled.image, "pooled.text": encoded.pooled.text}
     if encoded.further is not None:
         tensors |= {"further": encoded.further.tokens, "further_lengths": encoded.further.lengths}
+    if encoded.image_lengths is not None:
+        tensors["image_lengths"] = encoded.image_lengths
     return tensors | {f"parameters.{name}": value for name, value in encoded.parameters.items()}
 
 
@@ -106,6 +108,7 @@ def from_names(tensors: dict[str, Tensor]) -> Encoded:
         pooled,
         further,
         own,
+        tensors.get("image_lengths"),
     )
 
 

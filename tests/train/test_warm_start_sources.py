@@ -141,7 +141,7 @@ def test_the_patches_of_a_siglip_are_ours(width: int, mlp: int, patch: int, tmp_
     image = torch.rand(2, 3, 224, 224, generator=torch.Generator().manual_seed(2))
     as_clip = (image - torch.tensor(CLIP_MEAN).view(3, 1, 1)) / torch.tensor(CLIP_STD).view(3, 1, 1)
     config = load_preset("tiny")
-    for folder in ("siglip", "tower"):  # both towers, or the vision tower alone
+    for folder in ("siglip:image", "tower"):  # of both towers, or the vision tower alone
         ours = load_initial(f"hf:{tmp_path / folder}", config).eval()
         with torch.no_grad():
             expected = theirs.vision_model((image - 0.5) / 0.5).last_hidden_state
@@ -193,9 +193,9 @@ def test_a_siglip_that_does_not_fit_is_refused(tmp_path: Path) -> None:
         "cut": "cannot be loaded",
     }.items():
         with pytest.raises(UserError, match=reason):
-            load_initial(f"hf:{tmp_path / name}", load_preset("tiny"))
+            load_initial(f"hf:{tmp_path / name}:image", load_preset("tiny"))
     with pytest.raises(UserError, match=r"model.interaction=pooled needs a \[CLS\] token"):
-        load_initial(f"hf:{tmp_path / 'good'}", pooled())
+        load_initial(f"hf:{tmp_path / 'good'}:image", pooled())
 
 
 def test_the_weights_are_known_by_content_wherever_they_lie(tmp_path: Path) -> None:

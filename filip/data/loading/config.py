@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from filip import tokenizer as clip_tokenizer
 from filip.command import MISSING, option
+from filip.json_tokenizer import CaptionTokenizer, JsonTokenizer
 
 PREFETCH = 4  # batches that each worker prepares ahead: more cost memory and even out nothing that lasts
 
@@ -69,6 +71,11 @@ class DataConfig(AugmentConfig):
     shuffle_window_shards: int = option(
         16, "shards whose samples are shuffled among each other, and kept open by a reader"
     )
+    patch_budgets: list[int] = option(
+        [],
+        "for a NaFlex tower (model.image.options={use_naflex: true}): images keep their shape and get as many patches "
+        "as fit into one of these numbers, drawn for each batch, e.g. [64, 144, 256]; [] = squares of image_size",
+    )
     reader_groups: int = option(
         1,
         "groups of ranks that share no shards: 1 on one machine, else the number of ranks or a divisor of it, so "
@@ -89,10 +96,16 @@ class StreamConfig:
     batch_size: int  # pairs per rank
     image_size: int  # pixels
     context_length: int = 77  # tokens, [BOS] and [EOS] included
+    patch_size: int = 0  # pixels, for data.patch_budgets
+    json_tokenizer: JsonTokenizer | None = None  # for another vocabulary than CLIP's
     seed: int = 0
     rank: int = 0
     world_size: int = 1
     feature_maps: Path | None = None  # folder of feature maps, to read instead of images
+
+    @property
+    def tokenizer(self) -> CaptionTokenizer:
+        return self.json_tokenizer or clip_tokenizer
 
     @property
     def global_batch(self) -> int:

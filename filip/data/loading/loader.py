@@ -22,13 +22,12 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from filip import tokenizer
 from filip.data.loading.batches import Batch, Pair, batch_of, hash_of, prepare_worker, sentence_of
 from filip.data.loading.config import PREFETCH, StreamConfig
 from filip.data.loading.epoch_order import EpochOrder, group_length
 from filip.data.loading.feature_maps import features_of, map_path, open_maps
 from filip.data.loading.pair_index import ShardCaptions, SourceIndex, index_source, sidecar_path
-from filip.data.loading.transforms import TrainTransform
+from filip.data.loading.transforms import OwnShapeTransform, TrainTransform, train_transform
 from filip.data.preprocessing import EvalTransform
 from filip.errors import UserError
 from filip.rgb import UNDECODABLE
@@ -105,8 +104,13 @@ class PairStream(Dataset[Batch]):
     def __getitem__(self, item: tuple[int, int]) -> Batch:
         epoch, batch = item
         problems: Counter[str] = Counter()
+        if isinstance(self.transform, OwnShapeTransform):  # on all ranks the same, and after a restart
+            budgets = self.config.data.patch_budgets
+            self.transform.budget = random.Random(hash_of(self.config.seed, epoch, batch, "patches")).choice(
+                budgets
+            )
         pairs = [self._pair(epoch, *slot, problems) for slot in self.slots(epoch, batch)]
-        return batch_of(pairs, problems, self.config.context_length)
+        return batch_of(pairs, problems, self.config)
 
     def _pair(self, epoch: int, source: int, sample: int, visit: int, problems: Counter[str]) -> Pair:
         """Return an image or its feature map, with a caption.
@@ -324,8 +328,9 @@ def build_loader(
 
     Yields ``dict(pixels [b, 3, S, S] uint8, ids [b, n2] int64 padded with 0, lengths [b] int64, group [b]
     int64, key list[str])`` with b = ``config.batch_size`` pairs of this rank; if ``config.feature_maps`` is given,
-    ``pixels`` are these, float16. Every rank gets the same number of full batches; an epoch has ``loader.pairs`` pairs
-    over all ranks, each image once (times its source's weight).
+    ``pixels`` are these, float16; with ``data.patch_budgets`` they are [b, n, p * p * 3], and there is ``grids``
+    [b, 2] int64. Every rank gets the same number of full batches; an epoch has ``loader.pairs`` pairs over all ranks,
+    each image once (times its source's weight).
     ``transform`` replaces the training transform. ``loader.counters`` names what was missing or broken so far.
     Raises UserError when there is nothing to train on.
     """
@@ -341,7 +346,7 @@ def build_loader(
         raise UserError(
             f"data.reader_groups={data.reader_groups} does not divide the {config.global_batch} pairs of a global batch"
         )
-    tokenizer.prepare()
+    config.tokenizer.prepare()
     indices = [index_source(source, processes=max(1, data.workers)) for source in data.sources]
-    stream = PairStream(indices, config, transform or TrainTransform(config.image_size, data))
+    stream = PairStream(indices, config, transform or train_transform(config))
     return PairLoader(stream, pin_memory)

@@ -26,7 +26,6 @@ import torch
 import webdataset
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from filip import tokenizer
 from filip.data.loading.batches import Batch, Pair, batch_of, hash_of, prepare_worker, sentence_of
 from filip.data.loading.config import PREFETCH, Source, StreamConfig, is_streamed
 from filip.data.loading.loader import PairLoader
@@ -175,7 +174,7 @@ class ShardStream(IterableDataset[Batch]):
                     f"{useless} samples in a row are no pairs ({dict(self._problems)}): {sample['place'].url}"
                 )
             if len(pairs) == self.config.batch_size:
-                batch = batch_of(pairs, self._problems, self.config.context_length)
+                batch = batch_of(pairs, self._problems, self.config)
                 yield {**batch, "read": dict(read), "ended": dict(self._ended)}
                 for collection in (pairs, read, self._problems, self._ended):
                     collection.clear()
@@ -339,10 +338,15 @@ def build_stream_loader(
                 f"data.sources: {source.shards} is streamed, and a stream cannot be counted: give the number of pairs "
                 "in all its shards, {shards: …, pairs: N}, or its manifest"
             )
-    if config.feature_maps is not None or data.reader_groups != 1:
-        name = "feature_cache" if config.feature_maps is not None else "reader_groups"
+    for name, given in {
+        "feature_cache": config.feature_maps is not None,
+        "reader_groups": data.reader_groups != 1,
+        "patch_budgets": bool(data.patch_budgets),
+    }.items():
+        if not given:
+            continue
         raise UserError(f"data.{name} is for local shards, and these are streamed; leave it out")
-    tokenizer.prepare()
+    config.tokenizer.prepare()
     stream = ShardStream(data.sources, config, transform or TrainTransform(config.image_size, data))
     if not stream.shards:
         raise UserError("data.sources: the weights leave no shard to read; raise them")

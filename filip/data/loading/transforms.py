@@ -16,9 +16,10 @@ from PIL import Image
 from torch import Tensor
 
 from filip.data.loading.auto_augment import AutoAugment
-from filip.data.loading.config import AugmentConfig
+from filip.data.loading.config import AugmentConfig, StreamConfig
 from filip.data.loading.images import decode, open_draft
 from filip.data.preprocessing import normalize
+from filip.light_imports import light_imports
 from filip.pixels import CLIP_MEAN
 from filip.rgb import to_rgb
 
@@ -76,11 +77,15 @@ class TrainTransform:
         bottom = min(round(bottom / factor), shrunk.shape[0])
         return self._finish(shrunk, (left, top, right - left, bottom - top), rng)
 
+    def _size(self, width: int, height: int) -> tuple[int, int]:
+        """Return the height and width to which a crop is resized."""
+        return self.image_size, self.image_size
+
     def _finish(self, array: np.ndarray, box: tuple[int, int, int, int], rng: random.Random) -> np.ndarray:
         """Do everything after decoding; array uint8 ``[H, W, 3]``, box (left, top, width, height)."""
         flip = rng.random() < self.flip_probability
         left, top, width, height = box
-        cropped = _resize(array[top : top + height, left : left + width], self.image_size)
+        cropped = _resize(array[top : top + height, left : left + width], self._size(width, height))
         if flip:
             cropped = np.ascontiguousarray(cropped[:, ::-1])
         share = self.auto_augment_share
@@ -102,8 +107,43 @@ class TrainTransform:
         return (width - w) // 2, (height - h) // 2, w, h
 
 
-def _resize(array: np.ndarray, size: int) -> np.ndarray:
+class OwnShapeTransform(TrainTransform):
+    """As TrainTransform for a NaFlex: the crop keeps the image's shape, and gets all patches that fit into ``budget``.
+
+    The rule of sizes is timm's, and that of SigLIP 2's processor in transformers.
+    """
+
+    def __init__(self, image_size: int, augment: AugmentConfig, patch_size: int) -> None:
+        super().__init__(image_size, augment)
+        self.patch_size, self.budget = patch_size, (image_size // patch_size) ** 2
+
+    def pixels(self, data: bytes, rng: random.Random) -> np.ndarray:
+        """Return uint8 ``[H, W, 3]``, both a multiple of the patch's size; raise one of ``rgb.UNDECODABLE``."""
+        array = decode(data)
+        return self._finish(array, self._crop(array.shape[1], array.shape[0], rng), rng)
+
+    def _size(self, width: int, height: int) -> tuple[int, int]:
+        with light_imports():
+            from timm.data.naflex_transforms import get_image_size_for_seq
+
+        _, size = get_image_size_for_seq((height, width), self.patch_size, self.budget)
+        return size
+
+    def _crop(self, width: int, height: int, rng: random.Random) -> tuple[int, int, int, int]:
+        side = math.sqrt(rng.uniform(*self.crop_scale))
+        w, h = max(1, round(width * side)), max(1, round(height * side))
+        return rng.randint(0, width - w), rng.randint(0, height - h), w, h
+
+
+def train_transform(config: StreamConfig) -> TrainTransform:
+    """Return the transform of a training: to squares, or for a NaFlex in each image's own shape."""
+    if not config.data.patch_budgets:
+        return TrainTransform(config.image_size, config.data)
+    return OwnShapeTransform(config.image_size, config.data, config.patch_size)
+
+
+def _resize(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Resize bicubically with antialiasing, within one grey level of PIL's and three times as fast."""
     channels_last = torch.from_numpy(np.ascontiguousarray(array)).permute(2, 0, 1)[None]
-    resized = F.interpolate(channels_last, (size, size), mode="bicubic", antialias=True)
+    resized = F.interpolate(channels_last, size, mode="bicubic", antialias=True)
     return resized[0].permute(1, 2, 0).contiguous().numpy()

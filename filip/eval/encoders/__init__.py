@@ -310,9 +310,7 @@ class FilipEncoder:
         return F.normalize(tokens[:, self.model.image.prefix_tokens :].float(), dim=-1)
 
     def tokens(self, text: str) -> list[str]:
-        from filip.tokenizer import token_names
-
-        return token_names(text, self.context_length)
+        return self.model.tokenizer.token_names(text, self.context_length)
 
     def words(self, texts: Sequence[str]) -> list[Tensor]:
         vectors, lengths = self._words(texts)
@@ -326,12 +324,8 @@ class FilipEncoder:
         return F.normalize(vectors.float(), dim=-1), lengths
 
     def _ids(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        from filip.tokenizer import tokenize
-
-        ids, lengths = tokenize(list(texts), self.context_length)
+        ids, lengths = self.model.tokenizer.tokenize(list(texts), self.context_length)
         return ids.to(self.device), lengths.to(self.device)
 
     def token_counts(self, texts: Sequence[str]) -> list[int]:
-        from filip.tokenizer import token_counts
-
-        return token_counts(list(texts))
+        return self.model.tokenizer.token_counts(list(texts))

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from filip.errors import UserError, first_line
 from filip.eval.encoders import Loading
-from filip.eval.encoders.two_tower import readable_token
 from filip.eval.precision import autocast
 from filip.hub import hub_asked
+from filip.json_tokenizer import readable_token
 
 
 class MultiVectorEncoder:

@@ -20,9 +20,10 @@ from torch import Tensor
 
 from filip.errors import UserError, first_line
 from filip.eval.encoders import Loading
-from filip.eval.encoders.two_tower import TwoTowerEncoder, one_by_one, readable_token
+from filip.eval.encoders.two_tower import TwoTowerEncoder, one_by_one
 from filip.files import nothing_at
 from filip.hub import hub_asked
+from filip.json_tokenizer import readable_token
 
 ACTIVATIONS = ("gelu", "quickgelu")
 SCHEMES = ("hf-hub:", "local-dir:")

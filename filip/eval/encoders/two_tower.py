@@ -133,10 +133,3 @@ def one_by_one(head: Callable[[Tensor], Tensor], tokens: Tensor) -> Tensor:
     """Give a pooling head each token alone: [b, n, w] -> [b, n, d]. Attention over one token returns its value."""
     b, n, width = tokens.shape
     return head(tokens.reshape(b * n, 1, width)).reshape(b, n, -1)
-
-
-def readable_token(token: str) -> str:
-    """Return a token in the form of :func:`filip.tokenizer.decode_token`."""
-    special = {"<start_of_text>": "[BOS]", "<end_of_text>": "[EOS]", "</s>": "[EOS]", "<eos>": "[EOS]"}
-    special |= {"<|startoftext|>": "[BOS]", "<|endoftext|>": "[EOS]", "<bos>": "[BOS]", "<s>": "[BOS]"}
-    return special.get(token, token.replace("</w>", "").replace("▁", ""))

@@ -243,5 +243,10 @@ def check_model(weights: Mapping[str, Weight], model: DualEncoder) -> None:
             "or loss.sigmoid a weight"
         )
     for name in weights:
+        if TERMS[name].clip_words and model.config.text.tokenizer is not None:
+            raise UserError(
+                f"loss.{name} reads the words of captions by CLIP's vocabulary, and model.text.tokenizer="
+                f"{model.config.text.tokenizer} has another; give loss.{name}=0"
+            )
         if "vectors" in TERMS[name].features:
             model.require_vector(f"loss.{name}", f"loss.{name}=0")

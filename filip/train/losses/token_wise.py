@@ -69,13 +69,14 @@ def token_wise_similarity(batch: LossInput) -> tuple[Similarity, dict[str, Tenso
             scorers=scorers,
         )
         metrics |= selection_metrics(choice, image, text)
-        if settings.model.exclude_special_tokens:
-            metrics.pop("tokens/kept_bos_eos")  # they were gone before
+        if settings.model.exclude_special_tokens or settings.model.text.tokenizer is not None:
+            metrics.pop("tokens/kept_bos_eos")  # they were gone before, or other tokens stand there
         image, *kept = take_tokens(image, text.tokens, choice, scorers)
         text = TextFeatures(*kept)
     similarity = distributed_late_interaction(
         image,
         *text,
+        image_mask=batch.image_mask,
         exchange=settings.exchange,
         transport_dtype=transport_dtype(settings),
         backend=backend(settings, batch.token_temperature),

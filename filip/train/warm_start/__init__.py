@@ -16,6 +16,7 @@ from filip.hub import hub_asked
 from filip.models import DualEncoder, ModelConfig, load_model
 from filip.train.warm_start.hf import from_hf
 from filip.train.warm_start.open_clip import from_open_clip
+from filip.train.warm_start.siglip import IMAGE_ONLY
 from filip.train.warm_start.timm import WHEEL, from_timm
 
 # Each takes what follows its prefix, and the training's model settings.
@@ -63,8 +64,12 @@ def content_hash(init_from: str) -> str:
     prefix, name = _split(init_from)
     if prefix is None:
         return sha256_of(init_from)
-    if prefix == "hf" and Path(name).is_dir():
-        files = [p for pattern in ("*.safetensors", "*.bin", "config.json") for p in Path(name).glob(pattern)]
+    folder = Path(name.removesuffix(IMAGE_ONLY))
+    if prefix == "hf" and folder.is_dir():
+        kinds = ["*.safetensors", "*.bin", "config.json"]
+        if not name.endswith(IMAGE_ONLY):
+            kinds.append("tokenizer*.json")
+        files = [p for pattern in kinds for p in folder.glob(pattern)]
         return digest([prefix, *([p.name, sha256_of(p)] for p in sorted(files))])
     return digest([prefix, *(sha256_of(part) if Path(part).is_file() else part for part in name.split(":"))])
 

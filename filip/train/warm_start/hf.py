@@ -1,4 +1,4 @@
-"""``hf:FOLDER`` and ``hf:ID``: a CLIP of Hugging Face's transformers, or the vision tower of a SigLIP."""
+"""``hf:FOLDER`` and ``hf:ID``: a CLIP of Hugging Face's transformers, a SigLIP 2, or the vision tower of a SigLIP."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _TOWERS = {  # ours, theirs
 
 
 def from_hf(name: str, config: ModelConfig) -> DualEncoder:
-    """Build the model with the weights of a ``CLIPModel`` or of a SigLIP's vision tower.
+    """Build the model with the weights of a ``CLIPModel``, of a SigLIP 2, or of a SigLIP's vision tower.
 
     The folder must have its image processor, too.
     """
@@ -30,16 +30,17 @@ def from_hf(name: str, config: ModelConfig) -> DualEncoder:
         from transformers import AutoConfig, CLIPImageProcessor, CLIPModel
     except ImportError as error:
         raise UserError(f"init_from=hf:… needs transformers: {how_to_install('export')}") from error
+    image_only, name = name.endswith(siglip.IMAGE_ONLY), name.removesuffix(siglip.IMAGE_ONLY)
     try:
         known = AutoConfig.from_pretrained(name, trust_remote_code=False)
     except Exception as error:
         raise UserError(f"init_from=hf:{name} is not a model of transformers: {first_line(error)}") from error
     if known.model_type in siglip.TYPES:
-        return siglip.from_siglip(name, known, config)
-    if known.model_type != "clip":
+        return siglip.from_siglip(name, known, config, image_only)
+    if known.model_type != "clip" or image_only:
         raise UserError(
-            f"init_from=hf:{name} is a model of type {known.model_type!r}; what can be converted is 'clip', and the "
-            "vision tower of 'siglip' and 'siglip2'"
+            f"init_from=hf:{name} is a model of type {known.model_type!r}; what can be converted is 'clip', "
+            "'siglip2', and the vision tower of 'siglip'"
         )
     vision, text = known.vision_config, known.text_config
     for tower in (vision, text):

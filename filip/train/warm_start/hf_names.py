@@ -1,4 +1,9 @@
-"""The names that transformers gives the parts of a transformer block, which its CLIP and its SigLIP share."""
+"""The names that transformers gives the parts of a transformer block, which its CLIP and its SigLIP share.
+
+No library converts them: timm's ``checkpoint_filter_fn`` (1.0.31) reads the names of OpenAI, open_clip and DINOv2,
+open_clip's ``convert_state_dict`` and ``load_big_vision_weights`` (3.3.0) those of MobileCLIP and big_vision, and
+transformers (5.24) converts to its own alone. SigLIP weights in open_clip's form come through ``timm:``.
+"""
 
 from __future__ import annotations
 

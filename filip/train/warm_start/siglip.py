@@ -1,8 +1,10 @@
-"""``hf:FOLDER`` and ``hf:ID`` of a SigLIP: its vision tower as the image tower; all else is new.
+"""``hf:FOLDER`` and ``hf:ID`` of a SigLIP 2, both towers, or with ``:image`` the vision tower of any SigLIP.
 
-Its text tower has another vocabulary than CLIP's and is left out, and so is the head that pools its patches to one
-vector: what every patch is, after the last LayerNorm, is what our projection takes. A NaFlex of SigLIP 2 sees pictures
-in any shape; here its tower sees squares, as many patches as it has positions.
+What every patch and token is after the last LayerNorm is what our projections take, which are new: the source's heads
+make one vector a side. The text tower comes with its vocabulary, Gemma's, as its tokenizer.json, and reads its padding.
+SigLIP 1 has no tokenizer.json (its texts are cleaned in Python) and comes with its vision tower alone. A NaFlex of
+SigLIP 2 sees pictures in any shape; here its tower sees squares, as many patches as it has positions, unless
+``model.image.options={use_naflex: true}`` asks for timm's NaFlexVit.
 """
 
 from __future__ import annotations
@@ -15,10 +17,16 @@ import torch
 from torch import Tensor
 
 from filip.errors import UserError, first_line
-from filip.models import DualEncoder, ImageTowerConfig, ModelConfig, build_model
+from filip.json_tokenizer import JsonTokenizer
+from filip.light_imports import light_imports
+from filip.models import DualEncoder, ImageTowerConfig, ModelConfig, TextTowerConfig, build_model
 from filip.train.warm_start.hf_names import block_state
 from filip.train.warm_start.timm import fold_normalisation
 
+with light_imports():
+    from timm.models.naflexvit import checkpoint_filter_fn
+
+IMAGE_ONLY = ":image"  # behind the name: the vision tower alone
 TYPES = ("siglip", "siglip_vision_model", "siglip2", "siglip2_vision_model")
 # A ViT of timm without [CLS], norm_pre and pooling; its sizes are all given below.
 TIMM_NAME = "vit_base_patch16_siglip_gap_224"
@@ -26,22 +34,33 @@ _ACTIVATIONS = {
     "gelu_pytorch_tanh": "gelu_tanh",
     "gelu": "gelu",
     "quick_gelu": "quick_gelu",
-}  # theirs, timm's
+}  # theirs, timm's and ours
 
 
-def from_siglip(name: str, known: Any, config: ModelConfig) -> DualEncoder:
-    """Build the training's model with the vision tower of ``name``, whose configuration is ``known``.
+def from_siglip(name: str, known: Any, config: ModelConfig, image_only: bool = False) -> DualEncoder:
+    """Build the training's model with the towers of ``name``, whose configuration is ``known``.
 
-    Its normalisation of pixels is folded into the patch embedding.
+    The normalisation of pixels is folded into the patch embedding. ``image_only``: the text tower is the training's.
     """
-    from transformers import AutoImageProcessor, Siglip2VisionModel, SiglipVisionModel
-
+    vision, text = getattr(known, "vision_config", known), getattr(known, "text_config", None)
     naflex = known.model_type.startswith("siglip2")
-    vision = getattr(known, "vision_config", known)
     if naflex:
         vision.image_size = vision.patch_size * math.isqrt(vision.num_patches)
-    image = _image_config(name, vision)
-    model = build_model(replace(config, image=image))
+    config = replace(config, image=_image_config(name, vision, config.image.options.get("use_naflex", False)))
+    if text is None or image_only:
+        model = build_model(config)
+    else:
+        tokenizer, padding = _tokenizer(name)
+        model = build_model(replace(config, text=_text_config(name, text, padding)))
+        model.json_tokenizer = tokenizer
+        _load_text(model, name, text, naflex)
+    _load_image(model, name, vision, naflex)
+    return model
+
+
+def _load_image(model: DualEncoder, name: str, vision: Any, naflex: bool) -> None:
+    from transformers import AutoImageProcessor, Siglip2VisionModel, SiglipVisionModel
+
     try:
         processor: Any = AutoImageProcessor.from_pretrained(name)
     except Exception as error:
@@ -49,21 +68,86 @@ def from_siglip(name: str, known: Any, config: ModelConfig) -> DualEncoder:
             f"init_from=hf:{name} has no image processor, so how its pixels are normalised is unknown; save it next to "
             "the model (SiglipImageProcessor().save_pretrained for Google's)"
         ) from error
+    state = _weights(name, Siglip2VisionModel if naflex else SiglipVisionModel)
+    trunk: Any = model.image.trunk
+    converted = _trunk_state(state, vision.num_hidden_layers)
+    trunk.load_state_dict(checkpoint_filter_fn(converted, trunk) if model.image.takes_shapes else converted)
+    fold_normalisation(trunk, name, tuple(processor.image_mean), tuple(processor.image_std))
+
+
+def _load_text(model: DualEncoder, name: str, text: Any, naflex: bool) -> None:
+    from transformers import Siglip2TextModel, SiglipTextModel
+
+    state = _weights(name, Siglip2TextModel if naflex else SiglipTextModel)
+    found = {
+        "token_embedding.weight": state["embeddings.token_embedding.weight"],
+        "pos_embed": state["embeddings.position_embedding.weight"],
+        "norm.weight": state["final_layer_norm.weight"],
+        "norm.bias": state["final_layer_norm.bias"],
+        "projection.weight": model.text.projection.weight,
+    }
+    layers = text.num_hidden_layers
+    model.text.load_state_dict(found | block_state(state, "blocks", "encoder.layers", layers, packed="qkv"))
+
+
+def _weights(name: str, kind: Any) -> dict[str, Tensor]:
+    """Return the state of one tower; its head, which we leave out, may be missing."""
     try:
-        kind: Any = Siglip2VisionModel if naflex else SiglipVisionModel
         loaded: Any = kind.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
     except Exception as error:
         raise UserError(f"init_from=hf:{name}: its weights cannot be loaded: {first_line(error)}") from error
     source, report = loaded
     if missing := sorted(key for key in report["missing_keys"] if not key.startswith("head.")):
         raise UserError(f"init_from=hf:{name}: its weights lack {missing[0]} ({len(missing)} tensors in all)")
-    trunk: Any = model.image.trunk
-    trunk.load_state_dict(_trunk_state(source.state_dict(), vision.num_hidden_layers))
-    fold_normalisation(trunk, name, tuple(processor.image_mean), tuple(processor.image_std))
-    return model
+    state: dict[str, Tensor] = source.state_dict()
+    return state
 
 
-def _image_config(name: str, vision: Any) -> ImageTowerConfig:
+def _tokenizer(name: str) -> tuple[JsonTokenizer, int]:
+    """Return the tokenizer as transformers applies it, lower case included, and the id of its padding."""
+    from transformers import AutoTokenizer
+
+    alone = f"init_from=hf:{name}{IMAGE_ONLY} takes its vision tower alone"
+    try:
+        found: Any = AutoTokenizer.from_pretrained(name)
+    except Exception as error:
+        raise UserError(
+            f"init_from=hf:{name}: the tokenizer of its text tower cannot be loaded: {first_line(error)}; {alone}"
+        ) from error
+    if getattr(found, "backend_tokenizer", None) is None or found.pad_token_id is None:
+        raise UserError(
+            f"init_from=hf:{name}: its {type(found).__name__} cannot be written as a tokenizer.json with padding, "
+            f"which a training of its text tower needs; {alone}"
+        )
+    if found.padding_side != "right":
+        raise UserError(
+            f"init_from=hf:{name} pads its texts on the {found.padding_side}, and this project's towers on the right; "
+            f"{alone}"
+        )
+    return JsonTokenizer(found.backend_tokenizer.to_str(), f"hf:{name}"), int(found.pad_token_id)
+
+
+def _text_config(name: str, text: Any, padding: int) -> TextTowerConfig:
+    if text.hidden_act not in _ACTIVATIONS:
+        raise UserError(
+            f"init_from=hf:{name}: hidden_act={text.hidden_act!r} in its text tower; this project can build "
+            f"{', '.join(_ACTIVATIONS)}; init_from=hf:{name}{IMAGE_ONLY} takes its vision tower alone"
+        )
+    return TextTowerConfig(
+        text.hidden_size,
+        text.num_hidden_layers,
+        text.num_attention_heads,
+        text.max_position_embeddings,
+        text.vocab_size,
+        _ACTIVATIONS[text.hidden_act],
+        tokenizer=f"hf:{name}",
+        padding=padding,
+        mlp_width=text.intermediate_size,
+        norm_eps=text.layer_norm_eps,
+    )
+
+
+def _image_config(name: str, vision: Any, own_shapes: bool) -> ImageTowerConfig:
     if vision.hidden_act not in _ACTIVATIONS:
         raise UserError(
             f"init_from=hf:{name}: hidden_act={vision.hidden_act!r} in its vision tower; this project can build "
@@ -79,6 +163,8 @@ def _image_config(name: str, vision: Any) -> ImageTowerConfig:
         # timm rounds width * mlp_ratio down
         "mlp_ratio": (vision.intermediate_size + 0.5) / vision.hidden_size,
     }
+    if own_shapes:  # positions are interpolated as transformers' NaFlex does
+        options |= {"use_naflex": True, "pos_embed_interp_mode": "bilinear"}
     return ImageTowerConfig(
         TIMM_NAME,
         vision.image_size,

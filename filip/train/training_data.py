@@ -1,0 +1,70 @@
+"""The batches of a training: its settings and its model, as the loader takes them."""
+
+from __future__ import annotations
+
+from filip import device
+from filip.data.loading.config import StreamConfig, is_streamed
+from filip.data.loading.loader import build_loader
+from filip.data.loading.streaming import Loader, build_stream_loader
+from filip.errors import UserError
+from filip.models import DualEncoder
+from filip.train.config import TrainConfig
+from filip.train.engine import Batching
+from filip.train.feature_cache import cache_folder
+from filip.train.losses import TERMS, resolve_weights
+from filip.train.manifests import as_they_lie
+from filip.train.ranks import Ranks
+
+OWN_SHAPES = ("token_wise", "token_wise_sigmoid")  # terms of tokens that know of images of different sizes
+
+
+def training_loader(config: TrainConfig, model: DualEncoder, batching: Batching, ranks: Ranks) -> Loader:
+    """Return this rank's stream of contrastive batches. Raises UserError if the model cannot take them."""
+    data = as_they_lie(config.data)
+    if data.patch_budgets:
+        check_own_shapes(config, model)
+    model.tokenizer.prepare()
+    stream = StreamConfig(
+        data,
+        batch_size=batching.per_rank,
+        image_size=model.image_size,
+        context_length=model.config.text.context_length,
+        patch_size=model.image.patch_size[0] if data.patch_budgets else 0,
+        json_tokenizer=model.json_tokenizer,
+        seed=config.seed,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        feature_maps=cache_folder(config.data.feature_cache, model, config.precision),
+    )
+    streamed = any(is_streamed(source.shards) for source in data.sources)
+    build = build_stream_loader if streamed else build_loader
+    return build(stream, pin_memory=device.pins_memory(ranks.device))
+
+
+def check_own_shapes(config: TrainConfig, model: DualEncoder) -> None:
+    """Raise UserError if a training on images in their own shape lacks the tower for it, or asks for more."""
+    given = f"data.patch_budgets={config.data.patch_budgets}"
+    if min(config.data.patch_budgets) < 1:
+        raise UserError(f"{given}: a number of patches must be at least 1")
+    if not model.image.takes_shapes:
+        raise UserError(
+            f"{given} needs an image tower that takes images in their own shape: give "
+            "model.image.options={use_naflex: true}, or leave data.patch_budgets out"
+        )
+    weights = resolve_weights(config.loss, model.config.interaction)
+    other = [name for name in weights if "tokens" in TERMS[name].features and name not in OWN_SHAPES]
+    if other:
+        raise UserError(
+            f"{given}: loss.{other[0]} compares images of equally many patches; {', '.join(OWN_SHAPES)} and the "
+            f"terms of vectors do not: give loss.{other[0]}=0"
+        )
+    for setting, advice, set_so in (
+        ("token_keep_ratio", "1", config.token_keep_ratio < 1),
+        ("token_keep_schedule", "null", config.token_keep_schedule is not None),
+        ("model.cls_in_interaction", "false", model.config.cls_in_interaction),
+        ("data.feature_cache", "null", config.data.feature_cache is not None),
+    ):
+        if set_so:
+            raise UserError(
+                f"{given}: {setting} is for squares; give {setting}={advice}, or leave data.patch_budgets out"
+            )
