@@ -268,7 +268,7 @@ def test_any_vit_of_timm_gives_its_patches(name: str, side: int, prefix: int) ->
 
 def test_a_network_that_is_no_vit_is_refused() -> None:
     config = small_config()
-    config.image = ImageTowerConfig(timm="naflexvit_base_patch16_gap", image_size=64, activation=None)
+    config.image = ImageTowerConfig(timm="swin_tiny_patch4_window7_224", image_size=224, activation=None)
     with pytest.raises(UserError, match="DINOv3, PE-Core"):
         build_model(config)
 
