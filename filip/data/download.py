@@ -216,6 +216,7 @@ def _run_pass(
     reader.wanted = todo
     downloader = img2dataset_setup.make_downloader(card, folder, columns, OPT_OUT_DIRECTIVES, tars)
     downloader.retried = {shard: rows for shard, rows in retried_rows(plan, number) if shard in todo}
+    downloader.patient = is_retry(this)
     workers = LocalWorkers(downloader, min(load.processes, len(todo)))
     what = "download" if this["first_shard"] == 0 else "download, retry"
     with Progress(what, "shards", len(todo)) as progress:

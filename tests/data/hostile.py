@@ -159,12 +159,6 @@ class Hostile:
                     return self.reply(int(name.split("_")[1]), b"no")
                 if name == "flaky":
                     return self.reply(503) if outer.requests[name] == 1 else self.reply(200, bodies["png"])
-                if name == "busy" and outer.requests[name] == 1:
-                    return self.reply(429, Retry_After="1")
-                if name == "patience":
-                    return self.reply(429, Retry_After="3600")
-                if name == "busy":
-                    return self.reply(200, bodies["png"])
                 if name == "hang":
                     stop.wait(60 * slow)
                 elif name == "drip":

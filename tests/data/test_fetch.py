@@ -20,7 +20,8 @@ from pathlib import Path
 import pytest
 
 from filip.data.fetching.access import PUBLIC, Access, is_public
-from filip.data.fetching.fetch import _Hosts, _HTTPSHandler, _opener, _retry_after, ascii_url, fetch
+from filip.data.fetching.fetch import _HTTPSHandler, _opener, _retry_after, ascii_url, fetch
+from filip.data.fetching.hosts import Hosts
 from filip.data.fetching.opt_out import opt_out
 from filip.data.fetching.outcomes import Answer
 from tests.data import hostile
@@ -191,28 +192,18 @@ def test_ascii_url() -> None:
     assert ascii_url("https://a.org/b%20c") == "https://a.org/b%20c"
 
 
-def test_a_host_that_asks_for_patience_gets_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An address that answered 429 was asked again at once, as often as there were tries left."""
-    monkeypatch.setattr("filip.data.fetching.fetch._hosts", _Hosts())
-    with hostile.hostile_server(TIMEOUT) as busy:
-        body, _, seconds = get(busy.url("busy"), retries=2)
-        assert body is not None and seconds >= 1 and busy.requests["busy"] == 2
-        assert get(busy.url("patience"), retries=2)[:2] == (None, "http_429")
-        assert busy.requests["patience"] == 1, "an hour: left to a later pass"
-
-
 def test_how_long_a_host_asks_to_be_left_alone() -> None:
-    def asked(value: str | None, code: int = 429) -> float:
+    def asked(value: str | None, code: int = 429) -> float | None:
         headers = email.message.Message()
         if value is not None:
             headers["Retry-After"] = value
-        return _retry_after(urllib.error.HTTPError("http://a", code, "", headers, None), 2.0)
+        return _retry_after(urllib.error.HTTPError("http://a", code, "", headers, None))
 
-    assert asked("7") == 7 and asked(None) == 2.0 and asked("soon") == 2.0 and asked(None, 503) == 0.0
+    assert asked("7") == 7 and asked(None) is None and asked("soon") is None and asked(None, 503) == 0.0
     assert asked("Wed, 21 Oct 2015 07:28:00 GMT") == 0.0
-    assert asked("\xb2") == 2.0 and asked("9" * 400) == math.inf  # and no exception
-    assert asked("Mon, 01 Jan 0001 00:00:00 -2359") in (0.0, 2.0)
-    assert 3e9 > asked("Wed, 21 Oct 2099 07:28:00 GMT") > 1e9
+    assert asked("\xb2") is None and asked("9" * 400) == math.inf  # and no exception
+    assert asked("Mon, 01 Jan 0001 00:00:00 -2359") in (0.0, None)
+    assert 3e9 > (asked("Wed, 21 Oct 2099 07:28:00 GMT") or 0.0) > 1e9
 
 
 ODD = [
@@ -271,7 +262,7 @@ def odd_answer(number: int) -> bytes:
 def test_no_answer_raises_or_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
     """img2dataset waits for every URL of a shard: a thread that raises is a download that never ends."""
 
-    monkeypatch.setattr(_Hosts, "wait", lambda *_: None)  # half of the answers ask for patience
+    monkeypatch.setattr(Hosts, "wait", lambda *_: 0.0)  # half of the answers ask for patience
 
     class Answer(socketserver.StreamRequestHandler):
         def handle(self) -> None:
@@ -387,27 +378,6 @@ def test_a_file_has_to_be_in_the_cards_folder(tmp_path: Path) -> None:
     access = Access(folder=str(tmp_path / "images"))
     for name in ("../secret.jpg", "%2e%2e/secret.jpg"):
         assert get(f"{url}/{name}", access=access)[1] == "outside"
-
-
-def test_urls_of_a_busy_host_are_put_off_and_others_do_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    """64 of 464 URLs on such a host made a download three times as long: its threads slept."""
-    monkeypatch.setattr("filip.data.fetching.fetch._hosts", _Hosts())
-
-    class Busy(socketserver.StreamRequestHandler):
-        asked = 0
-
-        def handle(self) -> None:
-            type(self).asked += 1
-            self.wfile.write(b"HTTP/1.1 429 Too Many\r\nRetry-After: 3\r\nContent-Length: 0\r\n\r\n")
-
-    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Busy) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        url = f"http://127.0.0.1:{server.server_address[1]}/a.jpg"
-        options = {"access": Access(private_hosts=True), "patient": False}
-        answers = [fetch((n, url), TIMEOUT, 3, None, None, **options)[2] for n in range(5)]
-        server.shutdown()
-    assert all(str(answer).startswith("put_off: ") for answer in answers)
-    assert Busy.asked == 1, "the first answer told"
 
 
 @pytest.mark.parametrize(

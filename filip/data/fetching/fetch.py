@@ -4,7 +4,7 @@ img2dataset's own fetch has a timeout per read, so that a server sending a byte 
 forever, and reads a body of any size. Here the whole exchange has a deadline (a thread shuts its connections
 down, from the first byte on, which also ends a header or a proxy that drips), and the body has a limit, that of a
 redirection included. Errors that another attempt cannot fix are not retried.
-A host that asks for patience gets it: its URLs are put off (``patient=False``), and other hosts do not wait for it.
+A URL whose host wants to be left alone is not asked for (``hosts``).
 """
 
 from __future__ import annotations
@@ -25,19 +25,16 @@ from functools import cache, lru_cache, partial
 from typing import Any
 
 from filip.data.fetching.access import PUBLIC, Access, Refused
+from filip.data.fetching.hosts import HOSTS, host_of, not_asked
 from filip.data.fetching.opt_out import opt_out
 from filip.data.fetching.outcomes import MAX_BYTES, TRANSIENT, Answer
 
 DEADLINE = 3  # times the timeout: from the first connection to the last byte, redirects included
-# Seconds to wait at once for a host that asks for patience; longer waits are left to a later pass.
-LONGEST_WAIT = 30.0
-SHORT_WAIT = 0.5
 BUSY = (429, 503)  # answers that may say Retry-After
 CHUNK = 1 << 16
 USER_AGENT = (
     "Mozilla/5.0 (X11; Linux x86_64) filip (compatible; {token}; +https://github.com/rom1504/img2dataset)"
 )
-PUT_OFF = "put_off"  # reason of a URL that was not asked for: its host wants to be left alone
 
 
 class _Deadlines:
@@ -220,12 +217,10 @@ def fetch(
     disallowed_header_directives: set[str] | None,
     *,
     access: Access = PUBLIC,
-    patient: bool = True,
     answer: Answer | None = None,
 ) -> tuple[int, io.BytesIO | None, str | None]:
     """Fetch ``(key, url)`` → ``(key, bytes, None)`` or ``(key, None, "reason: detail")``; never raise, never hang.
 
-    patient: wait for a host that asks for it, else return the reason PUT_OFF at once.
     answer: is told what the server said.
     """
     key, url = row
@@ -237,7 +232,6 @@ def fetch(
             user_agent_token,
             disallowed_header_directives,
             access,
-            patient,
             answer or Answer(),
         )
     except Exception as error:  # raised by readers of the headers
@@ -252,62 +246,48 @@ def _attempts(
     token: str | None,
     directives: set[str] | None,
     access: Access,
-    patient: bool,
     answer: Answer,
 ) -> tuple[io.BytesIO | None, str]:
     """Return the bytes and "", or None and the reason of the last attempt."""
     problem = "other: not tried"
-    host = url.partition("://")[2].partition("/")[0]  # not urlsplit, which raises for some
+    host = host_of(url)
     for attempt in range(retries + 1):
-        if not patient and _hosts.is_busy(host):
-            return None, f"{PUT_OFF}: {host} asked for patience"
-        _hosts.wait(host)
+        if HOSTS.wait(host):
+            answer.refused_by = host
+            return None, problem if attempt else not_asked(host)
         started = time.monotonic()
         try:
             with _deadlines().deadline(DEADLINE * timeout):
                 data, problem = _fetch_once(url, timeout, token, directives, access, answer)
+            HOSTS.answered(host, started)
             if data is not None:
                 return data, ""
         except Exception as error:  # anything may be raised here; one URL must not stop a shard
             late = time.monotonic() - started > DEADLINE * timeout
             problem = "timeout: too slow as a whole" if late else explain(error)
             if isinstance(error, urllib.error.HTTPError):
-                answer.note(error.code, error.headers)
-            if isinstance(error, urllib.error.HTTPError) and error.code in BUSY:
-                pause = _retry_after(error, 2.0**attempt)
-                _hosts.pause(host, pause)
-                if pause > LONGEST_WAIT:
+                _note(answer, error, url, started)
+                if answer.refused_by is not None:
                     break
         if problem.split(":")[0] not in TRANSIENT:
             break
     return None, problem
 
 
-class _Hosts:
-    """Times until which each host asked this process to wait; its other URLs wait as well."""
-
-    def __init__(self) -> None:
-        self._until: dict[str, float] = {}
-
-    def pause(self, host: str, seconds: float) -> None:
-        self._until[host] = max(self._until.get(host, 0.0), time.monotonic() + min(seconds, LONGEST_WAIT))
-
-    def is_busy(self, host: str) -> bool:
-        """Return whether the host asked for more patience than is worth a thread's time."""
-        return self._until.get(host, 0.0) - time.monotonic() > SHORT_WAIT
-
-    def wait(self, host: str) -> None:
-        if self._until:
-            time.sleep(min(max(0.0, self._until.get(host, 0.0) - time.monotonic()), LONGEST_WAIT))
+def _note(answer: Answer, error: urllib.error.HTTPError, url: str, asked: float) -> None:
+    """Note what an answer without an image says, and whether its host (after redirections) is to be left alone."""
+    answer.note(error.code, error.headers)
+    host = host_of(error.filename or url)
+    if error.code not in BUSY:
+        HOSTS.answered(host, asked)
+    elif HOSTS.refused(host, _retry_after(error), asked):
+        answer.refused_by = host
 
 
-_hosts = _Hosts()
+def _retry_after(error: urllib.error.HTTPError) -> float | None:
+    """Return the seconds that the answer asks for (a number or a date, RFC 9110, section 10.2.3), None if it does not.
 
-
-def _retry_after(error: urllib.error.HTTPError, default: float) -> float:
-    """Return the seconds that the answer asks for (a number or a date, RFC 9110, section 10.2.3), else ``default``.
-
-    For 503, only if it asks: a server that is down for one URL answers others.
+    A 503 that does not ask is 0: a server that is down for one URL answers others.
     """
     asked = error.headers.get("Retry-After", "")
     if asked.isascii() and asked.strip().isdigit():  # "²" is a digit to Python, but int() refuses it
@@ -315,7 +295,7 @@ def _retry_after(error: urllib.error.HTTPError, default: float) -> float:
     try:
         return max(0.0, parsedate_to_datetime(asked).timestamp() - time.time())
     except (ValueError, TypeError, OverflowError, OSError):  # the last two for dates out of range
-        return default if error.code == 429 else 0.0
+        return None if error.code == 429 else 0.0
 
 
 def _fetch_once(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 # Transient reasons, worth another try: at once in fetch, in a separate pass in download.
-TRANSIENT = ("timeout", "connection", "dns", "cut_off", "http_408", "http_429", "http_5xx")
+TRANSIENT = ("timeout", "connection", "dns", "cut_off", "http_408", "http_429", "http_5xx", "busy_host")
 
 MAX_BYTES = 64 << 20  # of an image as it is fetched or found
 
@@ -24,6 +24,7 @@ class Answer:
     status: int | None = None  # of HTTP
     x_robots_tag: str | None = None
     tdm_reservation: str | None = None
+    refused_by: str | None = None  # the host that wants to be left alone
 
     def note(self, status: int | None, headers: Any) -> None:
         self.time, self.status = time.time(), status

@@ -34,8 +34,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from filip.data.fetching.access import Access
-from filip.data.fetching.fetch import DEADLINE, LONGEST_WAIT, PUT_OFF, fetch
+from filip.data.fetching.fetch import DEADLINE, fetch
 from filip.data.fetching.forgotten import FORGOTTEN, Forgotten
+from filip.data.fetching.hosts import BUSY_HOST, PATIENCE, REFUSALS, PatientRows, Result, Row
 from filip.data.fetching.in_progress import CRASHED, InProgress
 from filip.data.fetching.ordered_writer import OrderedWriter
 from filip.data.fetching.outcomes import Answer
@@ -54,6 +55,7 @@ SECONDS_PER_SHARD = 600.0
 AGENT = "img2dataset"  # our name in X-Robots-Tag: whoever forbids it to img2dataset means us
 LIST_SHA256 = "source_sha256"  # column in which a list says what the bytes of an image are
 MOST_OUTCOMES = 200  # that the statistics of a shard tell apart
+MOST_HOSTS = 5  # given up in a shard, that are named
 
 
 def shard_name(shard: int) -> str:
@@ -103,6 +105,7 @@ class ShardDownloader:
     verify_sha256: bool = True  # compare with the list's hash, where it has one
     tars: str | None = None  # folder of a bucket that takes the tars
     retried: dict[int, set[int]] = field(default_factory=dict)  # shard: rows that a later pass has
+    patient: bool = False  # wait for hosts that ask for it; else a later pass does
 
     def download_shard(self, row: tuple[int, str]) -> None:
         """Download one shard. Raises when it could not be completed, and leaves nothing behind."""
@@ -169,17 +172,13 @@ class ShardDownloader:
             "status_dict": dict(outcomes),
         }
 
-    def _fetched(
-        self, shard: int, urls: list[str]
-    ) -> Generator[tuple[int, bytes | None, str | None, Answer], None, None]:
-        """Yield (row, bytes or None, problem) as they come; URLs of busy hosts are asked for after all others."""
+    def _fetched(self, shard: int, urls: list[str]) -> Generator[Result, None, None]:
+        """Yield the result of each row, as they come."""
         skipped, forgotten = self.retried.get(shard, set()), Forgotten.load(self.final_folder)
         given_up = threading.Event()  # the rest is not asked for
-        ask = partial(self._fetch, forgotten, given_up)
         waiting = threading.Semaphore(2 * self.threads)  # no more images than this wait to be resized
-        put_off: list[tuple[int, str]] = []
 
-        def bounded(rows: Iterable[tuple[int, str]]) -> Iterator[tuple[int, str]]:
+        def bounded(rows: Iterable[Row]) -> Iterator[Row]:
             for row in rows:
                 waiting.acquire()
                 if given_up.is_set():
@@ -187,40 +186,36 @@ class ShardDownloader:
                 yield row
 
         wanted = [(number, url) for number, url in enumerate(urls) if number not in skipped]
+        patiently = PatientRows(wanted if self.patient else [])
+        rows = patiently if self.patient else wanted
         for number in sorted(skipped):
             yield number, None, f"{RETRIED}in a later pass", Answer()
         with ThreadPool(self.threads) as pool:
             try:
-                for number, data, problem, answer in pool.imap_unordered(
-                    partial(ask, patient=False), bounded(wanted)
-                ):
+                for result in pool.imap_unordered(partial(self._fetch, forgotten, given_up), bounded(rows)):
                     waiting.release()
-                    if problem is not None and problem.startswith(PUT_OFF):
-                        put_off.append((number, urls[number]))
-                    else:
-                        yield number, data, problem, answer
-                for number, data, problem, answer in pool.imap_unordered(
-                    partial(ask, patient=True), bounded(put_off)
-                ):
-                    waiting.release()
-                    yield number, data, problem, answer
+                    if not self.patient or patiently.is_final(result):
+                        yield result
             finally:
                 given_up.set()
-                waiting.release(2)  # a pool waits for its feeding thread, which may wait here
+                patiently.close()
+                waiting.release()  # a pool waits for its feeding thread, which may wait here
+        yield from patiently.left
+        for host, count in patiently.given_up.most_common(MOST_HOSTS):
+            say(
+                f"download: {host} does nothing but refuse: {count} of its URLs were given up ({BUSY_HOST}, http_429)"
+            )
 
-    def _fetch(
-        self, forgotten: Forgotten, given_up: threading.Event, row: tuple[int, str], patient: bool
-    ) -> tuple[int, bytes | None, str | None, Answer]:
+    def _fetch(self, forgotten: Forgotten, given_up: threading.Event, row: Row) -> Result:
         number, url = row
         answer = Answer()
         if given_up.is_set():
             return number, None, "other: the shard was given up", answer
         if forgotten.refuses(url):
             return number, None, f"{FORGOTTEN}: on request", answer
-        retries = 0 if patient else self.retries  # a busy host is asked once more; then a later pass has it
         directives = set(self.opt_outs)
         _, body, problem = fetch(
-            row, self.timeout, retries, AGENT, directives, access=self.access, patient=patient, answer=answer
+            row, self.timeout, self.retries, AGENT, directives, access=self.access, answer=answer
         )
         data = None if body is None else body.getvalue()
         if data is not None and forgotten.refuses("", data):
@@ -301,10 +296,9 @@ def progress_file(folder: Path, shard: int) -> Path:
 def longest_time(downloader: ShardDownloader) -> float:
     """Return an upper bound on the seconds that a shard takes; a worker that exceeds it is considered stuck."""
     rows = downloader.rows_per_shard
-    rounds = -(-rows // downloader.threads) * (downloader.retries + 2)
-    return (
-        SECONDS_PER_SHARD + SECONDS_PER_IMAGE * rows + rounds * (DEADLINE * downloader.timeout + LONGEST_WAIT)
-    )
+    refusals, pauses = (REFUSALS, PATIENCE) if downloader.patient else (0, 0.0)
+    rounds = -(-rows // downloader.threads) * (downloader.retries + 1 + refusals)
+    return SECONDS_PER_SHARD + SECONDS_PER_IMAGE * rows + rounds * DEADLINE * downloader.timeout + pauses
 
 
 @dataclass(frozen=True)
