@@ -96,12 +96,12 @@ class StreamConfig:
     batch_size: int  # pairs per rank
     image_size: int  # pixels
     context_length: int = 77  # tokens, [BOS] and [EOS] included
-    patch_size: int = 0  # pixels, for data.patch_budgets
-    json_tokenizer: JsonTokenizer | None = None  # for another vocabulary than CLIP's
     seed: int = 0
     rank: int = 0
     world_size: int = 1
     feature_maps: Path | None = None  # folder of feature maps, to read instead of images
+    patch_size: int = 0  # pixels, for data.patch_budgets
+    json_tokenizer: JsonTokenizer | None = None  # for another vocabulary than CLIP's
 
     @property
     def tokenizer(self) -> CaptionTokenizer:
