@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from workflow.study import WorkflowStudy
+    from workflow.sources import StudySources
 
 
 class Selection:
     """Scored and selected side-cars of a study, in ``results/<study>/``. What is measured lies with the shards."""
 
-    def __init__(self, study: WorkflowStudy, config: dict[str, Any]) -> None:
+    def __init__(self, study: StudySources, config: dict[str, Any]) -> None:
         self.study, self.config = study, config
 
     def folder(self, source: str) -> str:

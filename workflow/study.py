@@ -9,25 +9,20 @@ import json
 import shlex
 import zlib
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import cached_property, partial
-from glob import glob
 from pathlib import Path
 from typing import Any
 
-from filip.data.cards import SourceCard, load_source
-from filip.data.ingest import state_of_images
 from filip.data.loading.config import Source
-from filip.data.plan import translation_jobs
 from filip.errors import UserError
-from filip.files import digest
 from filip.study import resolve
 from filip.study.checks import check_accuracy_of
 from filip.study.evaluation import check_evaluation_options
 from workflow.evaluation import StudyEvaluations
 from workflow.launch import Launch
-from workflow.selection import Selection
 from workflow.slurm import wait_for_earlier_jobs
+from workflow.sources import StudySources
 
 ROOT = Path(__file__).resolve().parent.parent
 PORTS = 1000  # ports from launch.master_port on
@@ -35,20 +30,8 @@ FILIP340M = 340_000_000  # pairs
 SIGNAL = "--signal=USR1@600"  # ten minutes before the time limit a training saves, and its job goes back into the queue
 
 
-# Keys of a source card that describe it for people, or are read by others than its stages.
-NOT_READ = {"title", "license", "homepage", "obtain", "expected_count", "attribution", "planted", "path"}
-
-
-class WorkflowStudy(StudyEvaluations):
+class WorkflowStudy(StudySources, StudyEvaluations):
     """A study with the paths of its files and the resources of its jobs. Paths are relative to the repository."""
-
-    # Each stage writes a funnel fragment.
-    DATA_STAGES = ("prepare", "text_rules", "download", "translate")
-    IMAGE_STAGES = (
-        "text_rules",
-        "ingest",
-        "translate",
-    )  # for a source that has its images, without a list of URLs
 
     def __init__(self, config: dict[str, Any], checked: bool = False) -> None:
         """Read a study. checked: another process has checked the trainings, which takes seconds to import PyTorch."""
@@ -56,12 +39,6 @@ class WorkflowStudy(StudyEvaluations):
         data = config.get("data", {})
         self.data_threads: int = data.get("threads", 2)
         self.data_memory: str = data.get("memory", "1GB")
-        self.tars: str | None = config.get("tars")  # None: in data_dir
-        self.download_jobs: int = config.get("download_parts", 1)
-        self.source_cards: dict[str, SourceCard] = {source: load_source(source) for source in self.sources}
-        selected = config.get("select")
-        self.selection = Selection(self, selected) if selected else None
-        self._images_states: dict[str, str] = {}
         if not checked:
             # Here and not in Study: these import PyTorch, which the commands of the report do without.
             check_evaluation_options(config)
@@ -69,152 +46,6 @@ class WorkflowStudy(StudyEvaluations):
                 self.efficiency, lambda name: (self.resolved(name), self.training(name)["sources"])
             )
             self._check_batches()
-
-    # ---- sources -------------------------------------------------------------------------------------
-
-    @property
-    def corpus(self) -> str:
-        """Return the folder of the corpus that is built here, with the list, the images and the benchmarks."""
-        return f"{self.results}/corpus"
-
-    @property
-    def corpus_builder(self) -> str | None:
-        """Return the module that builds the study's corpus; None if all sources are obtained from elsewhere."""
-        return next((card.built_by for card in self.source_cards.values() if card.built_by), None)
-
-    def has_images(self, source: str) -> bool:
-        """Return whether a source has its images (its card's `images`), so that there is nothing to download."""
-        return self.source_cards[source].images is not None
-
-    def pattern(self, *, with_images: bool) -> str:
-        """Return a regular expression of the sources that have their images, or of those that are lists of URLs."""
-        names = [source for source in self.sources if self.has_images(source) == with_images]
-        return "|".join(names) or "no source"
-
-    def images(self, source: str) -> str:
-        """Return where the images of a source lie: as its card says, or in the corpus that is built here."""
-        card = self.source_cards[source]
-        return f"{self.corpus}/captions.csv" if card.built_by else card.images or ""
-
-    def images_input(self, source: str) -> list[str]:
-        """Return the images as a job's input, so that it runs again when they change.
-
-        If they are absent, the command says so.
-        """
-        built = self.built_list(source)
-        return built or [path for path in (self.images(source),) if Path(path).exists()]
-
-    def images_state(self, source: str) -> str:
-        """Return a hash of the images' files, so that ingest runs again when one is added, mended or replaced."""
-        if self.built_list(source):
-            return ""
-        if source not in self._images_states:  # a large table takes seconds
-            shards = f"{self.data_dir}/{source}/shards"
-            self._images_states[source] = state_of_images(self.source_cards[source], shards)
-        return self._images_states[source]
-
-    def built_list(self, source: str) -> list[str]:
-        """Return the list of a source that is built here; empty for others, whose cards say where the list is."""
-        return [f"{self.corpus}/list.parquet"] if self.source_cards[source].built_by else []
-
-    def list_input(self, source: str) -> list[str]:
-        """Return the files of a source's list as inputs, so that a list that has grown is read again.
-
-        Missing files are left to the command, which says how to obtain them.
-        """
-        card = self.source_cards[source]
-        found = [
-            path for named in (card.list, card.subset, card.uids) if named for path in sorted(glob(named))
-        ]
-        return self.built_list(source) or found
-
-    def settings(self, source: str, stage: str) -> str:
-        """Return a hash of what a stage reads of a source's card.
-
-        When it changes, the stage and what follows run again.
-        """
-        card = asdict(self.source_cards[source])
-        rules = {"text_rules", "image_rules", "download", "back_translation"}
-        reading = set(card) - rules - NOT_READ
-        used = {
-            "prepare": reading,
-            "text_rules": {"text_rules"},
-            "download": {"image_rules", "download", "image_root"},
-            "ingest": reading | {"text_rules", "image_rules", "download"},
-            "translate": {"back_translation", "group_column", "name"},
-            "manifest": set(card) - {"path"},
-        }
-        return digest({key: card[key] for key in sorted(used[stage])})
-
-    def while_served(self, source: str) -> str:
-        """Return what precedes the download command of a source that this machine has to serve; empty for others."""
-        server = self.source_cards[source].served_by
-        port = self.config.get("demo", {}).get("port", 8765)
-        return f"python -m {server} root={self.corpus} port={port} -- " if server else ""
-
-    def download_parts(self, source: str) -> list[str]:
-        """Return the jobs that share a source's download; empty if one is enough, or this machine serves the images."""
-        parts = 1 if self.while_served(source) else self.download_jobs
-        folder = f"{self.data_dir}/{source}/downloaded"
-        return [f"{folder}/{part}-of-{parts}.done" for part in range(parts)] if parts > 1 else []
-
-    def card(self, source: str) -> str:
-        return f"data/{source}.yaml"
-
-    def translation_parts(self, source: str, stored: str | Path) -> list[str]:
-        """Return the jobs that share a source's back-translation, by the number of shards that `stored` reports.
-
-        Empty if one job is enough: rule `translate` then does all of it.
-        """
-        shards = json.loads(Path(stored).read_text())["notes"]["shards"]
-        parts = translation_jobs(shards)
-        folder = f"{self.data_dir}/{source}/translated"
-        return [f"{folder}/{part}-of-{parts}.done" for part in range(parts)] if parts > 1 else []
-
-    def manifests(self, sources: list[str]) -> list[str]:
-        return [self._captions(source)[1] for source in sources]
-
-    def _captions(self, source: str) -> tuple[str, str]:
-        """Return the folder of the side-cars that a source is trained on, and the manifest that describes them."""
-        if self.selection:
-            return self.selection.captions(source), self.selection.manifest(source)
-        return f"{self.data_dir}/{source}/captions", f"{self.data_dir}/{source}/manifest.json"
-
-    def source_fragments(self, source: str) -> list[str]:
-        """Return the funnel of one source, in the order of its stages."""
-        stages = self.IMAGE_STAGES if self.has_images(source) else self.DATA_STAGES
-        return [f"{self.data_dir}/{source}/funnel/{stage}.json" for stage in stages]
-
-    def stored(self, source: str) -> str:
-        """Return the fragment of the stage that stores a source's images: it says how many shards there are."""
-        return self.source_fragments(source)[-2]
-
-    def funnel_of(self, source: str) -> list[str]:
-        """Return the whole funnel of one source, its selection included."""
-        return [
-            *self.source_fragments(source),
-            *([self.selection.fragment(source)] if self.selection else []),
-        ]
-
-    def tars_of(self, source: str) -> str:
-        """Return the option that sends a source's tars to a bucket, "" if they stay local."""
-        return f"tars={self.tars.rstrip('/')}/{source}" if self.tars else ""
-
-    def funnel_fragments(self) -> list[str]:
-        return [path for source in self.sources for path in self.funnel_of(source)]
-
-    def funnel_page_arguments(self) -> list[str]:
-        """Return the options of filip.report.funnel: all sources, and how the first training augments."""
-        trained = self.resolved(next(iter(self.runs)))
-        shards = ",".join(f"{self.data_dir}/{source}/shards" for source in self.sources)
-        captions = ",".join(self._captions(source)[0] for source in self.sources)
-        return [
-            f"shards=[{shards}]",
-            f"captions=[{captions}]",
-            f"image_size={trained.model.image.image_size}",
-            f"crop_scale_min={trained.data.crop_scale_min}",
-            f"flip_probability={trained.data.flip_probability}",
-        ]
 
     # ---- training ------------------------------------------------------------------------------------
 
@@ -391,14 +222,6 @@ class WorkflowStudy(StudyEvaluations):
         pairs = sum(known) if len(known) == len(lists) else max(FILIP340M, sum(known))
         gpu = launch.accelerator != "cpu"
         return to_ask_for(host_memory(config, launch.world_size, launch.ranks_per_node, pairs, gpu))
-
-    def benchmark_files(self) -> list[str]:
-        """Return the files that must exist before an evaluation.
-
-        The demo's benchmarks are made with its corpus; all others are the user's, below ``eval.root``, and the command
-        names those that are missing.
-        """
-        return [f"{self.corpus}/corpus.json"] if self.corpus_builder else []
 
     @property
     def evaluates_on_gpus(self) -> bool:
