@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 from transformers import Siglip2ImageProcessor
@@ -90,6 +91,42 @@ def test_an_image_among_others_is_as_if_alone_and_so_is_the_loss() -> None:
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
     again = from_names(by_name(together))
     assert torch.equal(again.image_lengths, together.image_lengths)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["token_maximum=smooth"],
+        ["token_maximum=top_k"],
+        ["loss.token_wise=0", "loss.token_wise_sigmoid=1"],
+        ["loss.token_wise=1", "loss.pooled=1", "model.pooling=mean"],
+    ],
+)
+def test_what_stands_behind_an_image_changes_no_term(settings: list[str]) -> None:
+    config = compose("model=tiny", NAFLEX, "precision=fp32", "transport_dtype=fp32", *settings)
+    loss, model = Loss(resolve_weights(config.loss, "token_wise"), config), build_model(config.model)
+    model.set_loss_parameters(loss.parameters(model))
+    ids, lengths = model.tokenizer.tokenize(["a b", "c", "d e f", "g"])
+    batch = padded([picture(width - width % 8, height - height % 8) for width, height in SIZES])
+    found = []
+    for more in (0, 9):
+        pixels = torch.nn.functional.pad(batch["pixels"], (0, 0, 0, more), value=3.0)
+        both = loss.reads_both("token_wise")
+        encoded = model(pixels, ids, lengths, tokens_and_vectors=both, grids=batch["grids"])
+        found.append(loss(encoded, torch.arange(4)).loss)
+    torch.testing.assert_close(*found, atol=1e-5, rtol=1e-5)
+
+
+def test_on_squares_a_naflex_is_the_vit_that_it_starts_from(tmp_path: Path) -> None:
+    torch.save(timm.create_model("vit_tiny_patch16_224").state_dict(), tmp_path / "vit.pt")
+    plain, config = load_preset("tiny"), load_preset("tiny")
+    config.image.options["use_naflex"] = True
+    name = f"timm:vit_tiny_patch16_224:{tmp_path / 'vit.pt'}"
+    with torch.no_grad():
+        expected, found = (
+            load_initial(name, c).eval().image.trunk(torch.ones(1, 3, 224, 224)) for c in (plain, config)
+        )
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_pooled_vectors_leave_padding_out() -> None:

@@ -112,7 +112,7 @@ def fold_normalisation(trunk: Any, name: str, mean: tuple[float, ...], std: tupl
     """Make the patch embedding see pixels normalised as CLIP's as if they were normalised with ``mean`` and ``std``.
 
     With y = (x - m) / s of CLIP, (x - mean) / std = y * s / std + (m - mean) / std: the factor goes into the weight,
-    the shift into the bias.
+    the shift into the bias, or without one into the positions of patches, which are added to the same sum.
     """
     factor = torch.tensor(CLIP_STD) / torch.tensor(std)
     shift = (torch.tensor(CLIP_MEAN) - torch.tensor(mean)) / torch.tensor(std)
@@ -125,10 +125,14 @@ def fold_normalisation(trunk: Any, name: str, mean: tuple[float, ...], std: tupl
         of_colours *= factor
         return
     convolution = trunk.patch_embed.proj
-    if convolution.bias is None:
+    shifted = (convolution.weight * shift.view(1, 3, 1, 1)).sum((1, 2, 3))
+    if convolution.bias is not None:
+        convolution.bias += shifted
+    elif trunk.pos_embed is not None:
+        trunk.pos_embed[:, -trunk.patch_embed.num_patches :] += shifted
+    else:
         raise UserError(
-            f"init_from: {name} normalises its pixels with mean {mean} and deviation {std}, and has no bias in its "
-            "patch embedding that could turn CLIP's normalisation into it"
+            f"init_from: {name} normalises its pixels with mean {mean} and deviation {std}, and has neither a bias in "
+            "its patch embedding nor positions that could turn CLIP's normalisation into it"
         )
-    convolution.bias += (convolution.weight * shift.view(1, 3, 1, 1)).sum((1, 2, 3))
     convolution.weight *= factor.view(1, 3, 1, 1)
