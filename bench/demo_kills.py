@@ -136,7 +136,7 @@ def strike(config: Kills, results: Path, place: str, number: str) -> float:
 
 
 def at(place: str, results: Path, since: float) -> bool:
-    """Return whether a command of this place is at work, and its log, if it matters, says so."""
+    """Return whether a command of this place runs and, where the place has a log, whether the log says so."""
     module, logs, text = PLACES[place]
     if not any(module in " ".join(arguments(process)) for process in one_run.processes(results)):
         return False

@@ -1,4 +1,4 @@
-"""What the code imports is what pyproject.toml declares: the core for the core, an extra for each other part."""
+"""All that the code imports is declared in pyproject.toml: the core for the core, an extra for each other part."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What starting a command imports: a list of modules rather than seconds, which depend on the machine."""
+"""The imports of a command at its start: a list of modules rather than seconds, which depend on the machine."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ class Selection:
         return f"{self.folder(source)}/manifest.json"
 
     def before(self, source: str) -> list[str]:
-        """Return the sources whose images come before those of a source: of two copies theirs stays."""
+        """Return the sources before a source: of two copies of an image theirs is kept."""
         return self.study.sources[: self.study.sources.index(source)]
 
     @property

@@ -47,7 +47,7 @@ def main(config: SelectConfig) -> None:
 
 
 def select(config: SelectConfig) -> Fragment:
-    """Write the selected side-cars and account for the pairs. Raises UserError for a condition that is none."""
+    """Write the selected side-cars and account for the pairs. Raises UserError for a condition that cannot be read."""
     card = load_source(config.source)
     files = sorted(Path(config.captions).glob("*.parquet"))
     if not files:

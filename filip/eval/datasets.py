@@ -73,7 +73,7 @@ class Sample:
 def shown_box(stored: Image.Image, box: tuple[float, ...], edges: tuple[int, ...]) -> dict[str, Any]:
     """Return ``image``, ``whole`` and ``box`` of a sample, all upright, for a box in the pixels of a stored picture.
 
-    edges: of the pixels that are cut out, as the benchmark's authors round them.
+    edges: which pixels are cut out, as the benchmark's authors round them.
     """
     whole = to_rgb(upright(stored))
     image = whole.crop(upright_box(stored, edges))  # type: ignore[arg-type]

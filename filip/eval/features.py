@@ -73,7 +73,7 @@ class FeatureStore:
         return KeptSet(self.folder / f"{card.name}-{name[:24]}")
 
     def own(self, count: int) -> Iterable[int]:
-        """Return the numbers of the batches of this job's part; of all of ``count`` without a part."""
+        """Return the numbers of the batches of this job's part, or of all ``count`` if the job has no part."""
         return range(count) if self.shard is None else range(self.shard[0], count, self.shard[1])
 
     def trim(self, kept: KeptSet) -> None:
@@ -103,7 +103,7 @@ class KeptSet:
         return self.folder / f"{number}.{kind}.pt"
 
     def put(self, number: int, kind: str, features: Tensor, batch: Batch) -> None:
-        """Keep a batch: its features and, of the images, everything but the pixels."""
+        """Keep the features of a batch, and all that is known of its images but the pixels."""
         content = {"features": features.cpu(), **{name: getattr(batch, name) for name in IN_A_BATCH}}
         with replacing(self._file(number, kind), shared=True) as part:
             torch.save(content, part)

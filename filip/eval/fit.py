@@ -27,7 +27,7 @@ _GREY = tuple(round(255 * mean) for mean in CLIP_MEAN)  # normalised, it is noug
 class Padded:
     """A model's transform of the whole picture in a square with grey borders. A class, so that workers can have it.
 
-    transform: of an image to pixels [3, S, S].
+    transform: turns an image into pixels [3, S, S].
     """
 
     def __init__(self, transform: Callable[[Image.Image], Tensor]) -> None:

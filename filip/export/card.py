@@ -54,7 +54,7 @@ def model_card(source: Source, library: str, use: str) -> str:
         "| | |",
         "|---|---|",
         f"| image tower | {_tower(config.image)}; {config.image.image_size} px, {rows} x {columns} patches |",
-        f"| text tower | {config.text.layers} blocks of width {config.text.width}, at most "
+        f"| text tower | {_blocks(config.text.layers)} of width {config.text.width}, at most "
         f"{config.text.context_length} tokens |",
         f"| embeddings | {config.embed_dim} channels, unit length |",
         f"| parameters | {parameters:,} |",
@@ -74,10 +74,14 @@ def model_card(source: Source, library: str, use: str) -> str:
 
 def _tower(image: ImageTowerConfig) -> str:
     """Describe an image tower: the name of timm stands for its size only as far as nothing changes that."""
-    changed = [f"{image.layers} blocks"] if image.layers else []
+    changed = [_blocks(image.layers)] if image.layers else []
     changed += [f"width {image.width}"] if image.width else []
     tower = " with ".join(part for part in (image.timm, " of ".join(changed)) if part)
     return f"{tower}, above {image.stem} up to its cells of {image.stem_stride} px" if image.stem else tower
+
+
+def _blocks(count: int) -> str:
+    return f"{count} blocks" if count > 1 else "1 block"
 
 
 def _introduction(card: str) -> list[str]:
@@ -137,7 +141,8 @@ def _recipe(result: dict[str, Any]) -> list[str]:
     rows = [
         f"| `{name}` | {value} |"
         for name, value in flat(result["config"])
-        if value != defaults.get(name) and not any(name == s or name.startswith(f"{s}.") for s in skipped)
+        if value != defaults.get(name, 0.0)
+        and not any(name == s or name.startswith(f"{s}.") for s in skipped)
     ]
     lines = ["## Training", ""]
     if "steps" in result:

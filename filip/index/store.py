@@ -43,9 +43,9 @@ INSERT INTO tokens VALUES ('tokens-0.bin', 0, 0);
 class About:
     """How an index was made.
 
-    weights: SHA-256 of the model's file or files, or its name if it is neither. tokens: of a pooled model, token-wise.
-    fit: how pictures that are not square were made so, see :mod:`filip.eval.fit`. pool: similar tokens of an image
-    are averaged until one in so many is left.
+    weights: SHA-256 of the model's file or files, or its name if it is neither. tokens: a pooled model was
+    indexed token-wise. fit: how pictures that are not square were made so, see :mod:`filip.eval.fit`. pool:
+    similar tokens of an image are averaged until one in so many is left.
     """
 
     model: str

@@ -207,7 +207,7 @@ LARGEST_WEIGHT = 2.0**14
 def scaled_by_item(weights: Pair, dim: int) -> tuple[Pair, Tensor]:
     """Scale both directions' weights [images, texts] so that 16 bits hold them: item by item along ``dim``.
 
-    Return them and the scales, by which a gradient is multiplied in the end.
+    Return the scaled weights and the scales, by which a gradient is multiplied in the end.
     """
     largest = torch.maximum(weights[0].abs(), weights[1].abs()).amax(dim=dim, keepdim=True)
     scale = (largest / LARGEST_WEIGHT).clamp_min(torch.finfo(torch.float32).tiny)

@@ -32,7 +32,7 @@ class Difference:
 
     column: its name, "<group>/<measure>" of the outcomes unless others were given. effect and interval (95 %):
     fractions, not percentages. p: two-sided; p_adjusted: after Holm's correction for the columns it was computed with.
-    n: queries; clusters: independent units among them (images, concepts); trainings: of each side.
+    n: queries; clusters: independent units among them (images, concepts); trainings: how many on each side.
     """
 
     column: str
@@ -176,7 +176,7 @@ class Resampled:
         return found
 
     def interval(self, run: str, column: str) -> tuple[float, float]:
-        """Return the 95 % interval of a column's mean in one run, over images; of several trainings, of their mean."""
+        """Return the 95 % interval of a column's mean in one run over images, or of its trainings' mean."""
         means = self._drawn[:, self._members[run], self.columns.index(column)].mean(1)
         low, high = np.percentile(means, [2.5, 97.5])
         return float(low), float(high)

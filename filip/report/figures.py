@@ -61,7 +61,7 @@ def main(config: Figures) -> None:
 
 
 def _confusion(study: Study, results: Results, tables: Mapping[str, Table]) -> Figure:
-    """Draw the mistakes of the last classifying row that was evaluated; of its first seed, if it has several."""
+    """Draw the mistakes of the last classifying row that was evaluated, by its first seed if it has several."""
     titles = {column.key: column.title for table in tables.values() for column in table.columns}
     for run in reversed(study.rows("zero_shot") or study.rows("component_ablation")):
         entry = results.evaluation(run, "zero_shot")

@@ -80,7 +80,7 @@ class Karpathy(_Annotations):
             path, trouble = inside(root, url)
             captions = one_line(texts(image["sentences"]))
             if str(image["split"]) not in wanted:
-                captions, trouble = [], f"not_wanted: it is of the split {image['split']}"
+                captions, trouble = [], f"not_wanted: it belongs to the split {image['split']}"
             group = str(image.get("cocoid", image.get("imgid", number)))
             yield Row(url, captions, path or f"{part}#{number}", group=group, problem=trouble)
 

@@ -150,7 +150,7 @@ class Layout(ABC):
             if os.path.abspath(path) in taken or (problem is None and self.companions.search(path.name)):
                 continue
             if problem is None and path.name.lower().endswith(tuple(self.suffixes)):
-                problem = f"not_wanted: it is of the split {split_of(path, reading.place)}"
+                problem = f"not_wanted: it belongs to the split {split_of(path, reading.place)}"
             yield unused(path, reading, problem)
 
     def read(self, file: str, position: int, size: int) -> bytes:

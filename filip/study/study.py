@@ -109,7 +109,7 @@ class Study:
     def launch_settings(self, name: str) -> dict[str, Any]:
         """Return the study's ``launch``, and over it that of the training.
 
-        The latter is its own, its base's, or efficiency_train's.
+        The latter stands in the training's own settings, in those of its base or in efficiency_train.
         """
         shared = self.config["launch"]
         if name in self.efficiency:

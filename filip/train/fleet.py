@@ -185,7 +185,7 @@ def plan_fleet(config: TrainConfig, fleet: Fleet) -> FleetPlan:
 
 
 def read_log(place: Path, per_rank: int) -> Measured:
-    """Read the seconds per step from a run's log. Raise UserError if it has none, or for another batch of a rank."""
+    """Read the seconds per step from a run's log. Raise UserError if it has none, or if its ranks had other batches."""
     folder = place.parent if place.name == "log.jsonl" else place
     log = folder / "log.jsonl"
     if not log.is_file():

@@ -1,6 +1,6 @@
 """Further places for the numbers of a run, by name (``log_to``): Weights & Biases, trackio and MLflow.
 
-TensorBoard and log.jsonl have them in any case. A place that fails later on is left out, with a sentence.
+TensorBoard and log.jsonl have them in any case. A place that fails later is left out, and a line says so.
 """
 
 from __future__ import annotations

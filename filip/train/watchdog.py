@@ -283,7 +283,7 @@ class Watchdog:
         )
 
     def _is_spike(self, status: StepStatus) -> bool:
-        """Return True far above the median of the steps before: by eight times their spread, and by a tenth of it."""
+        """Return whether a loss is far above the median of the steps before: by eight spreads and a tenth of it."""
         if not status.finite or len(self._losses) < HISTORY // 2:
             return False
         self._median = statistics.median(self._losses)

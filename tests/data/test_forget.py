@@ -1,4 +1,4 @@
-"""What is forgotten is nowhere any more, does not come back, and the rest is as it was."""
+"""Forgotten pairs are nowhere any more, do not come back, and the rest is as it was."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""What a loader does about broken data, failing disks and its limits, and how its workers end."""
+"""A loader meets broken data, failing disks and its limits, and its workers end."""
 
 from __future__ import annotations
 

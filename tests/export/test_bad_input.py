@@ -1,4 +1,4 @@
-"""What cannot be exported, in whatever format: one sentence that says why, and nothing written."""
+"""A model that cannot be exported, in whatever format: one sentence that says why, and nothing written."""
 
 from __future__ import annotations
 

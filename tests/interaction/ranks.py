@@ -1,4 +1,4 @@
-"""What each rank of test_distributed.py does: the same pairs on W ranks and on one process, compared on every rank."""
+"""The work of each rank of test_distributed.py: the same pairs on W ranks and on one process, compared on each."""
 
 from __future__ import annotations
 

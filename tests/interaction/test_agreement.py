@@ -1,4 +1,4 @@
-"""What ranks must agree on before the first token is sent; what they then do is in ranks.py."""
+"""Ranks must agree before the first token is sent; what they then do is in ranks.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What each rank of test_zero.py does: one optimiser step under DeepSpeed ZeRO against one process."""
+"""The work of each rank of test_zero.py: one optimiser step under DeepSpeed ZeRO against one process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What each rank of test_loss_terms.py does: a term on W ranks and its definition for the whole batch, compared."""
+"""The work of each rank of test_loss_terms.py: a term on W ranks and its definition for the whole batch, compared."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What becomes of a training's start: lock, log, evidence, another start. tests/cluster does it with a real Slurm."""
+"""A training's start: lock, log, evidence, another start. tests/cluster does it with a real Slurm."""
 
 from __future__ import annotations
 

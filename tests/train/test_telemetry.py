@@ -1,4 +1,4 @@
-"""What TensorBoard gets beside the curves: a chart for all runs of a study, and a row of settings and final metrics."""
+"""TensorBoard gets more than curves: a chart for all runs of a study, and a row of settings and final metrics."""
 
 from __future__ import annotations
 

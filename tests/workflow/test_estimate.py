@@ -1,4 +1,4 @@
-"""What a study will take: measured on some computers, worked out for another."""
+"""The time that a study will take: measured on some computers, worked out for another."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a person sees of a run, and that nothing of it is lost where nobody looks."""
+"""The bars of a run, of which nothing is lost where nobody looks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a study's config is refused for, before any job."""
+"""A wrong config of a study is refused before any job."""
 
 from pathlib import Path
 

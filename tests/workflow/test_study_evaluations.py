@@ -1,4 +1,4 @@
-"""What a study evaluates, with which options, and what its report shows."""
+"""The evaluations of a study, their options, and what its report shows."""
 
 import shlex
 from pathlib import Path

@@ -34,7 +34,8 @@ def sidecar_table(rows: pa.Table, origins: list[str], source: str) -> pa.Table:
     """Return a row per image: its captions, then the accepted translations of each.
 
     rows: those of an image together, its captions in order (``nth``), each once or once per accepted translation
-    (``back``, by pivot ``pivot_index``; null where there is none). origins: of the captions, then of the pivots.
+    (``back``, by pivot ``pivot_index``; null where there is none). origins: those of the
+    captions, then of the pivots.
     """
     rows = rows.combine_chunks()
     is_first = _differs_from_last(rows["key"])

@@ -82,7 +82,7 @@ def index_of(members: Iterable[Member], defect: str | None = None) -> ShardIndex
 
 
 def write_index(tar: Path, index: ShardIndex, state: dict[str, int] | None = None) -> None:
-    """Write ``NNNNN.index`` next to a complete tar; ``state``: of the tar when it was indexed, if that was before."""
+    """Write ``NNNNN.index`` next to a complete tar; ``state``: size and time of the tar when it was indexed."""
     about = {"version": VERSION, "defect": index.defect, "tar": state or _state(tar)}
     schema = SCHEMA.with_metadata({"filip": json.dumps(about)})
     columns = [index.keys, index.suffixes, index.offsets, index.sizes]

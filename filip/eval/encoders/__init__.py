@@ -31,8 +31,8 @@ class Encoder(Protocol):
 
     ``family``: whose protocol it is scored by (:mod:`filip.eval.families`).
     ``grid``: rows and columns of the patches; (0, 0) if the model has no ``patches``. ``details``: what else a
-    result file should say of the model, such as an activation that its weights do not imply. ``dtype``: of the towers'
-    arithmetic and of the tokens that are kept; ``device``: where both are.
+    result file should say of the model, such as an activation that its weights do not imply. ``dtype``: in which the
+    towers compute and tokens are kept; ``device``: where both are.
     """
 
     name: str
@@ -71,7 +71,7 @@ class Encoder(Protocol):
         """Return how many tokens each text would have if nothing were cut."""
 
     # A pooled model that compares in another way than by a product of unit vectors also has
-    # ``similarity(images, texts)``, of what it encodes, -> [images, texts] (:mod:`filip.eval.encoders.flair`).
+    # ``similarity(images, texts)`` -> [images, texts], which takes what it encodes (:mod:`filip.eval.encoders.flair`).
 
 
 @dataclass(frozen=True)

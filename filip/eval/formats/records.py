@@ -52,7 +52,7 @@ def open_set(card: BenchmarkCard, root: str | Path) -> EvalSet:
 class RecordSet(EvalSet):
     """A set in a table.
 
-    place: the table, or the folder of ``annotations``; kind: of the card; options: see the module.
+    place: the table, or the folder of ``annotations``; kind: that of the card; options: see the module.
     """
 
     def __init__(self, place: Path, split: str, kind: str, options: dict[str, Any]):

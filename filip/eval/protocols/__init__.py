@@ -69,11 +69,11 @@ def shown(value: float, unit: str) -> str:
 class Protocol:
     """A way to measure models on one kind of benchmark.
 
-    title: in tables. kinds: of the cards that it is for. run: see below; the outcome of each image goes into the
-    record under the card's name. settings: a dataclass of options with their defaults. size: where the number of images
-    is among the numbers. note: one line on what is measured. prepare: reads what a card needs, such as its prompts, so
-    that a mistake is known before a model is loaded. settle: fills in settings that depend on the model. on_request:
-    only where ``protocols=`` names it. in_parts: goes through images in batches that several jobs can share
+    title: its name in tables. kinds: the kinds of cards that it is for. run: see below; the outcome of each image goes
+    into the record under the card's name. settings: a dataclass of options with their defaults. size: where the number
+    of images is among the numbers. note: one line on what is measured. prepare: reads what a card needs, such as its
+    prompts, so that a mistake is known before a model is loaded. settle: fills in settings that depend on the model.
+    on_request: only where ``protocols=`` names it. in_parts: goes through images in batches that several jobs can share
     (``shard=``). citation: the papers that it comes from, for docs/related.md.
     """
 

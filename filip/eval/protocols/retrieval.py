@@ -180,7 +180,7 @@ def _collect(scorer: Scorer, card: BenchmarkCard, context: Context) -> _Collecte
 def _exact(
     scorer: Scorer, found: _Collected, for_texts: Texts, for_images: Texts, settings: RetrievalSettings
 ) -> tuple[Recalls, dict[str, Any]]:
-    """Return the recalls and, of a token-wise model, {"by": {ranking: recalls by it in both directions}}.
+    """Return the recalls, and for a token-wise model {"by": {ranking: recalls by it in both directions}}.
 
     The similarity is computed once if the prompts around captions are the same in both directions.
     """

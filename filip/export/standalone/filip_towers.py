@@ -172,7 +172,7 @@ class Towers(nn.Module):
     def logits(self, image: Tensor, text: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Return the scaled similarities per image ``[b1, b2]`` and per text ``[b2, b1]`` of what was encoded.
 
-        mask ``[b2, n2]``: of the texts; a pooled model does not look at it.
+        mask ``[b2, n2]``: that of the texts; a pooled model does not look at it.
         """
         scale = self.logit_scale.float().exp()
         if self.pooled:

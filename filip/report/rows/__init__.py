@@ -23,8 +23,8 @@ def build_tables(
 ) -> dict[str, Table]:
     """Build all tables that the study has rows for, by name.
 
-    published: the content of ``eval/published.yaml``. resamples: of the differences between rows. Raises UserError for
-    a benchmark without a card.
+    published: the content of ``eval/published.yaml``. resamples: how many for the differences between rows. Raises
+    UserError for a benchmark without a card.
     """
     inputs = Inputs.of(study, results, published)
     tables = {name: _builder(kind)(inputs) for name, kind in TABLES.items() if study.rows(name)}

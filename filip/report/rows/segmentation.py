@@ -21,7 +21,7 @@ def build(inputs: Inputs) -> Table:
     notes = [
         "Each patch takes its best class, each pixel that of its patch: mean intersection over union of the classes. "
         "Pixels count as the model sees them, without sliding windows.",
-        "Of the image's classes: its patches choose from the classes that it has, as SPARC evaluates.",
+        "In columns of the image's classes, its patches choose from the classes that it has, as SPARC evaluates.",
         "A pooled model's patches go through its projection, which was trained on one vector an image.",
     ]
     return Table("segmentation", "Zero-shot segmentation (%)", columns, rows, notes)

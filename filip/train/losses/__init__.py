@@ -37,7 +37,7 @@ __all__ = [
 ]  # fmt: skip
 
 SATURATED_LOSS = 1e-3  # below it a batch teaches next to nothing (HN-CLIP, 2026)
-# In the order in which they are added up. The first one that counts names loss/i2t, accuracy/i2t and so on.
+# Terms are added up in this order. The first one that counts names loss/i2t, accuracy/i2t and so on.
 TERMS: dict[str, Term] = {
     "token_wise": TOKEN_WISE,
     "pooled": POOLED,
@@ -63,7 +63,7 @@ class Loss:
     """
 
     def __init__(self, weights: Mapping[str, Weight], settings: LossSettings) -> None:
-        """Build the terms. ``weights``: of each term that counts, as :func:`resolve_weights` returns them."""
+        """Build the terms. ``weights``: those of all terms that count, as :func:`resolve_weights` returns them."""
         self.weights, self.settings = dict(weights), settings
         self.own = {
             name: term_settings(name, settings.loss.get(name), TERMS[name].settings) for name in self.weights

@@ -165,7 +165,7 @@ class Term:
     memory     bytes of embeddings, their gradients and whatever the term allocates, on one rank
     about      for the log
     parameters what the term learns in addition to the towers: initial values, each [1, ...], by names that no other
-               term uses; from the width of the embeddings. They are saved with the model, and evaluation does without
+               term uses; from the width of the embeddings. They are saved with the model; evaluation does not read them
     exchanged  what ranks send one another for it, "tokens" or "vectors", for the plan of a fleet; empty: nothing, as
                for a term that looks at own pairs only. Terms that exchange the same send it once
     settings   a dataclass of filip.command.option fields, one for each setting of the term. They are given with its

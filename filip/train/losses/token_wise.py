@@ -85,7 +85,7 @@ def token_wise_similarity(batch: LossInput) -> tuple[Similarity, dict[str, Tenso
 
 
 def scorer_parameters(settings: LossSettings, dim: int) -> dict[str, Tensor]:
-    """Return what ``token_score=learned`` learns, at its start.
+    """Return the initial parameters of ``token_score=learned``.
 
     Among equal scores the first tokens win, which happens in the first step only.
     The result has the form of :attr:`Term.parameters`; it is empty for other scores and where all tokens stay.
