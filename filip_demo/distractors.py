@@ -70,7 +70,7 @@ def relation_choices(scene: Scene) -> list[str]:
 
 
 def half_name_choices(scene: Scene, emoji: Mapping[str, Emoji], names: Sequence[str]) -> list[str]:
-    """Return a true list of all things but one, then the same with a name in addition that is wrong; [] if none is.
+    """Return a true list of all things but one, then the same with one wrong name added; [] if there is none.
 
     The second is a half-truth (Kargi et al., 2026): longer, and mostly right.
     """

@@ -8,7 +8,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +56,9 @@ class Search:
         "pad", "pictures that are not square: pad = whole, crop = their centre", choices=WITH_A_GRID
     )
     index: str | None = option(
-        None, "where the index of a folder is kept (default: in the user's cache)", writes="folder"
+        None,
+        "where the index of a folder is kept (default: in the user's cache); an existing one keeps its fit",
+        writes="folder",
     )
     update: bool = option(True, "look for pictures that are new, changed or gone since the last search")
     where: bool = option(True, "say where the words are in each picture, in its own pixels")
@@ -129,6 +131,10 @@ def _of_folder(config: Search) -> tuple[Index, Scorer]:
     model = config.model or DEFAULT_MODEL
     out = Path(config.index) if config.index else place_of(config, model)
     build = Build(model, config.images, str(out), tokens=config.tokens, fit=config.fit, device=config.device)
+    if (out / "about.json").is_file():  # it stays as it was made
+        about = Index.open(out).about
+        kept = ("dtype", "pool", "tokens", "fit")
+        build = replace(build, **{name: getattr(about, name) for name in kept})
     scorer = scorer_of(build)
     if not config.update and (out / "about.json").is_file():
         return Index.open(out), scorer

@@ -43,7 +43,8 @@ class Ranking:
         """Say how many of the pictures stand out, and what that means."""
         count = len(self.hits)
         if count < ENOUGH:
-            return f"{count} pictures are too few to say which of them stand out"
+            pictures = "1 picture is" if count == 1 else f"{count} pictures are"
+            return f"{pictures} too few to say which of them stand out"
         found = sum(hit.stands_out > self.surprising for hit in self.hits)
         what = f"{found} of {count:,} stand" if found != 1 else f"1 of {count:,} stands"
         return (

@@ -64,7 +64,8 @@ def test_an_index_of_another_model_or_folder_is_not_searched_instead(
 ) -> None:
     (tmp_path / "others").mkdir()
     picture(1, 60).save(tmp_path / "others" / "1.png")
-    found(album, capsys, "a dog", f"index={tmp_path / 'i'}")
+    found(album, capsys, "a dog", f"index={tmp_path / 'i'}", "fit=crop")
+    found(album, capsys, "a dog", f"index={tmp_path / 'i'}")  # of the same pictures, as it was made
     with pytest.raises(SystemExit):
         found(album, capsys, "a dog", f"index={tmp_path / 'i'}", f"model={album / 'clip.safetensors'}")
     assert "was made by the model" in capsys.readouterr().err
