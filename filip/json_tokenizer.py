@@ -59,7 +59,7 @@ class JsonTokenizer:
         tokenizer.no_padding()
         return tokenizer
 
-    @property
+    @cached_property
     def size(self) -> int:
         """Return one more than the largest id."""
         return 1 + max(self._tokenizer.get_vocab().values(), default=-1)

@@ -19,6 +19,10 @@ from filip.data.loading.config import DataConfig, Source, StreamConfig
 from filip.data.loading.loader import PairLoader, build_loader
 from filip.data.preprocessing import normalize_patches
 from filip.errors import UserError
+from filip.eval.encoders import FilipEncoder
+from filip.explore.towers import NotInPage, image_tower
+from filip.export.hf_folder import tower_config
+from filip.export.standalone.multi_vector_filip import FilipMultiVector
 from filip.models import DualEncoder, build_model, load_preset
 from filip.train.losses import Loss, resolve_weights
 from filip.train.step import by_name, from_names
@@ -230,3 +234,10 @@ def test_what_own_shapes_cannot_do_is_refused_by_name(settings: list[str], reaso
     config = compose("model=tiny", "data.patch_budgets=[16]", *settings)
     with pytest.raises(UserError, match=reason):
         check_own_shapes(config, build_model(config.model))
+
+
+def test_exports_see_squares_and_the_page_computes_none() -> None:
+    model = naflex_model().eval()
+    assert FilipMultiVector(tower_config(model), None).processor.image_seq_length == 16
+    with pytest.raises(NotInPage, match="in their own shape"):
+        image_tower(FilipEncoder(model, "a"))

@@ -40,7 +40,10 @@ class FilipMultiVector(InputModule):
     @property
     def processor(self) -> SimpleNamespace:
         """Return what ``get_n_patches`` asks for: how many patches an image has, [CLS] not among them."""
-        return SimpleNamespace(image_seq_length=self.towers.image.trunk.patch_embed.num_patches)
+        trunk, size = self.towers.image.trunk, self.config["image"]["image_size"]
+        patches: Any = getattr(trunk, "embeds", None) or trunk.patch_embed  # of a NaFlexVit, and of others
+        height, width = patches.feat_ratio(as_scalar=False)
+        return SimpleNamespace(image_seq_length=size // height * (size // width))
 
     @property
     def max_seq_length(self) -> int:
