@@ -68,6 +68,7 @@ class IngestConfig:
     layout: str | None = option(
         None, f"{', '.join(LAYOUTS)}; default: the card's, else detected", choices=("auto", *LAYOUTS)
     )
+    split: str | None = option(None, "e.g. test, train+test, all; default: the card's, else train")
     image_rules: dict[str, Any] = option(
         {}, "overrides for the card's image rules, e.g. image_rules={min_side:0} for pictures below 200 px"
     )
@@ -111,7 +112,7 @@ def resolve_card(config: IngestConfig) -> SourceCard:
         card.image_rules = parse_card(changed, Path("image_rules=...")).image_rules
     if config.processes is not None:
         card.download.processes = config.processes
-    return replace(card, layout=config.layout or card.layout)
+    return replace(card, layout=config.layout or card.layout, split=config.split or card.split)
 
 
 def ingest(card: SourceCard, config: IngestConfig) -> tuple[Fragment, Fragment]:

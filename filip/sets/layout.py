@@ -86,8 +86,8 @@ class Reading:
         if unknown or not taken:
             missing = ", ".join(unknown or self.prefer)
             raise UserError(
-                f"{where} has no split {missing}; it has {', '.join(sorted(found))}. Say which to take: split: NAME, "
-                "several joined by +, or all"
+                f"{where} has no split {missing}; it has {', '.join(sorted(found))}. Say which to take by `split`: "
+                "a name, several joined by +, or all"
             )
         return taken
 

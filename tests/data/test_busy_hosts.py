@@ -135,7 +135,7 @@ def test_a_retry_pass_gives_up_a_host_that_only_refuses(
         refused = {"127.0.0.2": hosts.REFUSALS, "127.0.0.3": hosts.REFUSALS, "127.0.0.4": 1}
         assert server.asked == {"127.0.0.1": 9, **refused}
         said = capfd.readouterr().err
-        assert said.count("9 of its URLs were given up") == 3 and f"127.0.0.4:{server.port}" in said
+        assert said.count("is given up (URLs that are left: 9)") == 3 and f"127.0.0.4:{server.port}" in said
         assert reasons(retry_pass, server.urls("127.0.0.4", 2)) == {"busy_host": 2}
         assert server.asked["127.0.0.4"] == 1, "the next shard of the process does not wait again"
 

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from filip.data.ingest import IngestConfig, ingest
+from filip.data.ingest import IngestConfig, ingest, resolve_card
 from filip.errors import UserError
 from filip.eval.formats import open_set
 from filip.eval.own_data import retrieval_card
@@ -308,9 +308,12 @@ def test_the_test_split_of_a_data_set_does_not_go_into_training(tmp_path: Path) 
 
 def test_a_set_that_has_only_a_test_split_is_not_taken_for_training_unasked(tmp_path: Path) -> None:
     place = hub(tmp_path / "own", test=list(CAPTIONS))
-    with pytest.raises(UserError, match=r"has no split train; it has test\. Say which to take: split: NAME"):
+    with pytest.raises(
+        UserError, match=r"has no split train; it has test\. Say which to take by `split`: a name"
+    ):
         counted(place, prefer=FOR_TRAINING)
     assert counted(place, split="test") == (5, {})
+    assert resolve_card(IngestConfig(str(place), split="test")).split == "test"
 
 
 def test_names_of_splits_that_mean_the_same_are_one(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ import pyarrow.parquet as pq
 from filip.data.fetching.access import Access
 from filip.data.fetching.fetch import DEADLINE, fetch
 from filip.data.fetching.forgotten import FORGOTTEN, Forgotten
-from filip.data.fetching.hosts import BUSY_HOST, PATIENCE, REFUSALS, PatientRows, Result, Row
+from filip.data.fetching.hosts import PATIENCE, REFUSALS, PatientRows, Result, Row
 from filip.data.fetching.in_progress import CRASHED, InProgress
 from filip.data.fetching.ordered_writer import OrderedWriter
 from filip.data.fetching.outcomes import Answer
@@ -202,9 +202,7 @@ class ShardDownloader:
                 waiting.release()  # a pool waits for its feeding thread, which may wait here
         yield from patiently.left
         for host, count in patiently.given_up.most_common(MOST_HOSTS):
-            say(
-                f"download: {host} does nothing but refuse: {count} of its URLs were given up ({BUSY_HOST}, http_429)"
-            )
+            say(f"download: {host} does nothing but refuse and is given up (URLs that are left: {count})")
 
     def _fetch(self, forgotten: Forgotten, given_up: threading.Event, row: Row) -> Result:
         number, url = row
