@@ -1,4 +1,4 @@
-"""The wheel alone, in an environment of its own and from an empty folder: it lists, loads, evaluates and plans."""
+"""The wheel alone, in a separate environment and from an empty folder: it lists, loads, evaluates and plans."""
 
 import json
 import os

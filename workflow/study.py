@@ -1,6 +1,6 @@
 """Answer the Snakemake rules about a study: paths, command lines, resources.
 
-The rules hold no logic of their own; they ask this module, which knows nothing of Snakemake and is tested without it.
+The rules hold no logic; they ask this module, which knows nothing of Snakemake and is tested without it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Run by test_triton.py in a process of its own: compile the kernels for GPUs that need not be there.
+"""Run by test_triton.py in a separate process: compile the kernels for GPUs that need not be there.
 
 Prints, as a line of JSON per kernel, what the machine code takes (registers and stack of a thread, shared memory of a
 block) and what its innermost loop does: tensor-core instructions, asynchronous copies, accesses to spilled registers,

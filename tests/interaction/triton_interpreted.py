@@ -1,4 +1,4 @@
-"""Run by test_triton.py in a process of its own with TRITON_INTERPRET=1: the kernels against the reference."""
+"""Run by test_triton.py in a separate process with TRITON_INTERPRET=1: the kernels against the reference."""
 
 from __future__ import annotations
 

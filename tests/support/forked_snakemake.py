@@ -1,4 +1,4 @@
-"""Runs Snakemake several times, each time in a process of its own that is forked after the imports.
+"""Runs Snakemake several times, each time in a separate process that is forked after the imports.
 
     python tests/support/forked_snakemake.py '{"FILE": ["--configfile", "a.yaml", "-n", …], …}'
 

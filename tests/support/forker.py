@@ -1,6 +1,6 @@
 """Starts ranks by forking: the imports are done once, and a rank is there in 0.1 s instead of several seconds.
 
-Each rank is a process of its own, with its own environment, log, signals and exit code; only the memory of the modules
+Each rank is a separate process with its own environment, log, signals and exit code; only the memory of the modules
 is shared until someone writes to it. Nothing has run in here: no thread, no process group, no random number.
 
 Reads requests from standard input, one JSON object per line: arguments (as after ``python``), environment, log, and

@@ -275,7 +275,7 @@ ANSWERS = pa.schema(
 
 
 def _write_answers(path: Path, answers: list[dict[str, Any]]) -> None:
-    """Write what the servers said, in a file of its own: the shard's other files do not depend on the time."""
+    """Write what the servers said, in a separate file: the shard's other files do not depend on the time."""
     rows = sorted(answers, key=lambda row: str(row["key"]))
     for row in rows:
         row["time"] = row["time"] and round(1000 * row["time"])
