@@ -126,7 +126,8 @@ PAPER = (
     "optimizer.temperature_lr_factor=1",
 )
 ALL = (*PAPER, "token_keep_ratio=1")
-SIX, EIGHT, CONTRAST = "token_keep_minimum=6", "token_keep_minimum=8", "token_score=contrast"
+SIX, EIGHT, TEN = (f"token_keep_minimum={number}" for number in (6, 8, 10))
+CONTRAST = "token_score=contrast"
 SLOW = "optimizer.temperature_lr_factor=0.1"
 LATER = "token_keep_schedule='switch from 1 to 0.25 at step 3000'"  # where the warm-up of base.yaml ends
 ROWS: dict[str, tuple[str, ...]] = {
@@ -145,6 +146,7 @@ ROWS: dict[str, tuple[str, ...]] = {
     "a quarter from the end of the warm-up, at least 6, slow temperature": (*PAPER, LATER, SIX, SLOW),
     "a quarter from the end of the warm-up, at least 8": (*PAPER, LATER, EIGHT),
     "a quarter from the end of the warm-up, at least 8, slow temperature": (*PAPER, LATER, EIGHT, SLOW),
+    "a quarter from the end of the warm-up, at least 10, slow temperature": (*PAPER, LATER, TEN, SLOW),
     "a quarter from the end of the warm-up, contrast, at least 8, slow temperature": (
         *PAPER, LATER, CONTRAST, EIGHT, SLOW,
     ),
@@ -190,7 +192,8 @@ def table(reported: bool) -> str:
     for row in ROWS:
         own = [one for one in kept if one["row"] == row and (one["seed"] not in SEARCH) is reported]
         if own:
-            seeds = ", ".join(str(one["seed"]) for one in own)
+            numbers = sorted(one["seed"] for one in own)
+            seeds = f"{numbers[0]} to {numbers[-1]}" if len(own) > 2 else ", ".join(map(str, numbers))
             losses = ", ".join(f"{fmean(at):.2f}" for at in zip(*(one["losses"] for one in own), strict=True))
             scale, recall = fmean(one["scale"] for one in own), with_interval(one["recall"] for one in own)
             pairs = [(one["recall"], recalls.get(("all tokens", one["seed"]), math.nan)) for one in own]

@@ -1,6 +1,6 @@
 """Measure recall by the number of things in a scene and by bytes an image: the figure of docs/token_wise.md.
 
-    python -m bench.studies.dose      # after `make demo`; three CPU minutes
+    python -m bench.studies.dose      # after `make demo SEEDS=5`; five CPU minutes
 
 The demo's models on scenes that are composed here, DOSES things each, by the training's artists and without held-out
 pairs, so that only the number of things differs from the training list. Bytes are bought by averaging neighbouring
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from bench.readme import put_between_marks
 from bench.speedrun import recall
-from bench.studies.onset_page import SMOOTH
+from bench.studies.onset_page import SMOOTH, with_interval
 from filip import tokenizer
 from filip.command import option, run_command
 from filip.data.preprocessing import eval_transform
@@ -49,6 +49,7 @@ SEED = 77  # no set of the demo has it
 DOSES = range(1, 9)
 TRAINED = 4  # things in a training scene, at most
 SIDES = (6, 3, 2, 1)  # of the grid of patches that an image keeps
+RUNS = {"CLIP": "clip", "FILIP": "filip", "FILIP, smooth": "smooth"}
 COLOURS = {"CLIP": MUTED, "FILIP": INK, "FILIP, smooth": SMOOTH}
 
 
@@ -75,15 +76,7 @@ Found = dict[str, list[dict[tuple[int, int], float]]]  # model, seed, (things, s
 def main(study: Dose) -> None:
     """Write the page's table and the figure."""
     torch.set_num_threads(1)
-    files = {
-        "CLIP": ["clip", "clip_s1"],
-        "FILIP": ["filip", "filip_s1"],
-        "FILIP, smooth": ["smooth", "smooth_s1"],
-    }
-    models = {
-        name: [load_model(f"{study.results}/models/{file}.safetensors").eval() for file in own]
-        for name, own in files.items()
-    }
+    models = {name: list(seeds_of(Path(study.results) / "models", run)) for name, run in RUNS.items()}
     doses = {count: encoded(scenes, models["CLIP"][0]) for count, scenes in composed(study)}
     found = {name: [scored(model, doses) for model in own] for name, own in models.items()}
     block = table(
@@ -94,6 +87,12 @@ def main(study: Dose) -> None:
         part.write_text(text, encoding="utf-8")
     draw(found)
     print(block)
+
+
+def seeds_of(folder: Path, run: str) -> Iterator[DualEncoder]:
+    """Yield the models of a run's seeds: RUN.safetensors, RUN_s1.safetensors, …"""
+    for file in sorted([folder / f"{run}.safetensors", *folder.glob(f"{run}_s[0-9].safetensors")]):
+        yield load_model(str(file)).eval()
 
 
 def composed(study: Dose) -> Iterator[tuple[int, Iterator[Scene]]]:
@@ -154,7 +153,7 @@ def averaged(images: Tensor, side: int) -> Tensor:
 
 
 def table(found: Found, scenes: int, cut: dict[int, float]) -> str:
-    """Return the Markdown table: a row for each model and number of vectors, means over the seeds."""
+    """Return the Markdown table: a row for each model and number of vectors, means and intervals over the seeds."""
     lines = [
         f"| R@1 of {scenes:,} | vectors, bytes an image | {' | '.join(map(str, DOSES))} |",
         f"| --- | ---: {'| ---: ' * len(DOSES)}|",
@@ -163,7 +162,7 @@ def table(found: Found, scenes: int, cut: dict[int, float]) -> str:
     for name, seeds in found.items():
         for side in dict.fromkeys(side for _, side in seeds[0]):
             vectors = max(1, side**2)
-            cells = [f"{fmean(seed[count, side] for seed in seeds):.1f}" for count in DOSES]
+            cells = [with_interval(seed[count, side] for seed in seeds) for count in DOSES]
             lines.append(f"| {name} | {vectors}, {bytes_of(vectors):,} | {' | '.join(cells)} |")
     lines.append(f"| captions cut, % | | {' | '.join(f'{cut[count]:.0f}' for count in DOSES)} |")
     return "\n".join(lines)
