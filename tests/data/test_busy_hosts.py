@@ -121,8 +121,8 @@ def test_a_first_pass_of_many_threads_asks_a_busy_host_no_more_than_once_a_threa
 ) -> None:
     first_pass.threads = 8
     with serving(host2=for_an_hour) as server:
-        reasons(first_pass, server.urls("127.0.0.2", 200))
-        assert 1 <= server.asked["127.0.0.2"] <= 8
+        found = reasons(first_pass, server.urls("127.0.0.2", 200) + server.urls("127.0.0.1", 200))
+        assert found[""] == 200 and 1 <= server.asked["127.0.0.2"] <= 8
 
 
 def test_a_retry_pass_gives_up_a_host_that_only_refuses(
@@ -145,6 +145,16 @@ def test_a_retry_pass_waits_for_a_host_that_serves_again(retry_pass: ShardDownlo
         urls = server.urls("127.0.0.2", 20) + server.urls("127.0.0.1", 3)
         assert reasons(retry_pass, urls) == {"": 23}
         assert server.asked["127.0.0.2"] == 21, "one URL tries it again, and the others follow"
+
+
+def test_a_first_pass_waits_for_the_host_of_most_of_a_shard(first_pass: ShardDownloader) -> None:
+    """Photographs of Flickr are on one host: to leave them to the retry pass would leave the whole list to it."""
+    with serving(host2=once) as server:
+        urls = server.urls("127.0.0.2", 5)
+        assert reasons(first_pass, [*urls, *server.urls("127.0.0.1", 4)]) == {"": 9}
+    with serving(host2=for_an_hour) as server:
+        urls = server.urls("127.0.0.2", 200)
+        assert reasons(first_pass, urls) == {"http_429": 1, "busy_host": 199}
 
 
 def test_a_retry_pass_ends_with_a_host_that_limits_the_rate(

@@ -98,7 +98,12 @@ def test_kill_9_of_a_worker_and_then_of_everything_gives_the_same_bytes(tmp_path
 def test_a_worker_in_a_call_that_never_returns_is_ended(tmp_path: Path, monkeypatch) -> None:
     """It opens a pipe that nobody writes to: as with a network disk that went away, no time-out reaches it."""
     # leaves 1 s an image and 3 s of time-outs
-    for name, value in {"shards.SECONDS_PER_SHARD": 0, "workers.SHARD_TRIES": 2}.items():
+    for name, value in {
+        "shards.SECONDS_PER_SHARD": 0,
+        "shards.PATIENCE": 0,
+        "shards.REFUSALS": 0,
+        "workers.SHARD_TRIES": 2,
+    }.items():
         monkeypatch.setattr(f"filip.data.fetching.{name}", value)
     for n in range(3):
         (tmp_path / f"{n}.jpg").write_bytes(hostile.plain())

@@ -1,9 +1,9 @@
 """Leave a host alone for as long as it asks, and ask it again without holding anything else up.
 
 A host that answers 429, or 503 with ``Retry-After``, is not asked by any thread of the process until its time is over.
-In the first pass its URLs are not waited for: they are left to the retry pass. There they wait in a queue, not in a
-thread; then one URL is asked for, and only if it is answered come the others. A host that does nothing but refuse is
-given up, so that a retry pass ends however long a host says 429.
+In the first pass its URLs are not waited for: they are left to the retry pass, unless most of a shard is of that host.
+There they wait in a queue, not in a thread; then one URL is asked for, and only if it is answered come the others. A
+host that does nothing but refuse is given up, so that the pass ends however long a host says 429.
 """
 
 from __future__ import annotations
@@ -30,6 +30,12 @@ DAY = 86_400.0
 def host_of(url: str) -> str:
     """Return the host of a URL, with its port; unlike ``urlsplit`` it raises for none."""
     return url.partition("://")[2].partition("/")[0]
+
+
+def of_one_host(rows: list[Row]) -> bool:
+    """Return whether most of the rows are of one host: then there is nothing else to do while it is busy."""
+    counts = Counter(host_of(url) for _, url in rows)
+    return 2 * max(counts.values(), default=0) > len(rows)
 
 
 def not_asked(host: str) -> str:

@@ -36,7 +36,7 @@ import pyarrow.parquet as pq
 from filip.data.fetching.access import Access
 from filip.data.fetching.fetch import DEADLINE, fetch
 from filip.data.fetching.forgotten import FORGOTTEN, Forgotten
-from filip.data.fetching.hosts import PATIENCE, REFUSALS, PatientRows, Result, Row
+from filip.data.fetching.hosts import PATIENCE, REFUSALS, PatientRows, Result, Row, of_one_host
 from filip.data.fetching.in_progress import CRASHED, InProgress
 from filip.data.fetching.ordered_writer import OrderedWriter
 from filip.data.fetching.outcomes import Answer
@@ -105,7 +105,7 @@ class ShardDownloader:
     verify_sha256: bool = True  # compare with the list's hash, where it has one
     tars: str | None = None  # folder of a bucket that takes the tars
     retried: dict[int, set[int]] = field(default_factory=dict)  # shard: rows that a later pass has
-    patient: bool = False  # wait for hosts that ask for it; else a later pass does
+    patient: bool = False  # wait for busy hosts; else a later pass does
 
     def download_shard(self, row: tuple[int, str]) -> None:
         """Download one shard. Raises when it could not be completed, and leaves nothing behind."""
@@ -186,15 +186,16 @@ class ShardDownloader:
                 yield row
 
         wanted = [(number, url) for number, url in enumerate(urls) if number not in skipped]
-        patiently = PatientRows(wanted if self.patient else [])
-        rows = patiently if self.patient else wanted
+        patient = self.patient or of_one_host(wanted)
+        patiently = PatientRows(wanted if patient else [])
+        rows = patiently if patient else wanted
         for number in sorted(skipped):
             yield number, None, f"{RETRIED}in a later pass", Answer()
         with ThreadPool(self.threads) as pool:
             try:
                 for result in pool.imap_unordered(partial(self._fetch, forgotten, given_up), bounded(rows)):
                     waiting.release()
-                    if not self.patient or patiently.is_final(result):
+                    if not patient or patiently.is_final(result):
                         yield result
             finally:
                 given_up.set()
@@ -294,9 +295,8 @@ def progress_file(folder: Path, shard: int) -> Path:
 def longest_time(downloader: ShardDownloader) -> float:
     """Return an upper bound on the seconds that a shard takes; a worker that exceeds it is considered stuck."""
     rows = downloader.rows_per_shard
-    refusals, pauses = (REFUSALS, PATIENCE) if downloader.patient else (0, 0.0)
-    rounds = -(-rows // downloader.threads) * (downloader.retries + 1 + refusals)
-    return SECONDS_PER_SHARD + SECONDS_PER_IMAGE * rows + rounds * DEADLINE * downloader.timeout + pauses
+    rounds = -(-rows // downloader.threads) * (downloader.retries + 1 + REFUSALS)
+    return SECONDS_PER_SHARD + SECONDS_PER_IMAGE * rows + rounds * DEADLINE * downloader.timeout + PATIENCE
 
 
 @dataclass(frozen=True)
