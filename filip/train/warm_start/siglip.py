@@ -48,18 +48,24 @@ def from_siglip(name: str, known: Any, config: ModelConfig, image_only: bool = F
         vision.image_size = vision.patch_size * math.isqrt(vision.num_patches)
     config = replace(config, image=_image_config(name, vision, config.image.options.get("use_naflex", False)))
     if text is None or image_only:
+        from transformers import Siglip2VisionModel, SiglipVisionModel
+
         model = build_model(config)
-    else:
-        tokenizer, padding = _tokenizer(name)
-        model = build_model(replace(config, text=_text_config(name, text, padding)))
-        model.json_tokenizer = tokenizer
-        _load_text(model, name, text, naflex)
-    _load_image(model, name, vision, naflex)
+        source = _source(name, Siglip2VisionModel if naflex else SiglipVisionModel)
+        _load_image(model, name, vision, source)
+        return model
+    from transformers import AutoModel
+
+    tokenizer, padding = _tokenizer(name)
+    model = build_model(replace(config, text=_text_config(name, text, padding)))
+    model.json_tokenizer, source = tokenizer, _source(name, AutoModel)
+    _load_text(model, source.text_model.state_dict(), text.num_hidden_layers)
+    _load_image(model, name, vision, source.vision_model)
     return model
 
 
-def _load_image(model: DualEncoder, name: str, vision: Any, naflex: bool) -> None:
-    from transformers import AutoImageProcessor, Siglip2VisionModel, SiglipVisionModel
+def _load_image(model: DualEncoder, name: str, vision: Any, source: Any) -> None:
+    from transformers import AutoImageProcessor
 
     try:
         processor: Any = AutoImageProcessor.from_pretrained(name)
@@ -68,17 +74,13 @@ def _load_image(model: DualEncoder, name: str, vision: Any, naflex: bool) -> Non
             f"init_from=hf:{name} has no image processor, so how its pixels are normalised is unknown; save it next to "
             "the model (SiglipImageProcessor().save_pretrained for Google's)"
         ) from error
-    state = _weights(name, Siglip2VisionModel if naflex else SiglipVisionModel)
     trunk: Any = model.image.trunk
-    converted = _trunk_state(state, vision.num_hidden_layers)
+    converted = _trunk_state(source.state_dict(), vision.num_hidden_layers)
     trunk.load_state_dict(checkpoint_filter_fn(converted, trunk) if model.image.takes_shapes else converted)
     fold_normalisation(trunk, name, tuple(processor.image_mean), tuple(processor.image_std))
 
 
-def _load_text(model: DualEncoder, name: str, text: Any, naflex: bool) -> None:
-    from transformers import Siglip2TextModel, SiglipTextModel
-
-    state = _weights(name, Siglip2TextModel if naflex else SiglipTextModel)
+def _load_text(model: DualEncoder, state: dict[str, Tensor], layers: int) -> None:
     found = {
         "token_embedding.weight": state["embeddings.token_embedding.weight"],
         "pos_embed": state["embeddings.position_embedding.weight"],
@@ -86,21 +88,20 @@ def _load_text(model: DualEncoder, name: str, text: Any, naflex: bool) -> None:
         "norm.bias": state["final_layer_norm.bias"],
         "projection.weight": model.text.projection.weight,
     }
-    layers = text.num_hidden_layers
     model.text.load_state_dict(found | block_state(state, "blocks", "encoder.layers", layers, packed="qkv"))
 
 
-def _weights(name: str, kind: Any) -> dict[str, Tensor]:
-    """Return the state of one tower; its head, which we leave out, may be missing."""
+def _source(name: str, kind: Any) -> Any:
+    """Return the model of transformers; its heads, scale and bias, which we leave out, may be missing."""
     try:
         loaded: Any = kind.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
     except Exception as error:
         raise UserError(f"init_from=hf:{name}: its weights cannot be loaded: {first_line(error)}") from error
     source, report = loaded
-    if missing := sorted(key for key in report["missing_keys"] if not key.startswith("head.")):
+    missing = [key for key in sorted(report["missing_keys"]) if "head." not in key and "logit_" not in key]
+    if missing:
         raise UserError(f"init_from=hf:{name}: its weights lack {missing[0]} ({len(missing)} tensors in all)")
-    state: dict[str, Tensor] = source.state_dict()
-    return state
+    return source
 
 
 def _tokenizer(name: str) -> tuple[JsonTokenizer, int]:
