@@ -36,6 +36,7 @@ CHECKS = {
     ),
     "steps": ("Does a training step take as long as open_clip's at most?", 30),
     "fp16": ("Do trainings in DeepSpeed's fp16 block survive overflow and kill -9, to the bit?", 30),
+    "one_node": ("Does experiment=one_node run on all cards as it stands, and how fast?", 15),
     "evaluation": ("Does an evaluation on the device rank as on the CPU?", 15),
     "demo": ("Does the demo learn on the GPU what it learns on the CPU?", 60),
 }

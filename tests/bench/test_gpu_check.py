@@ -127,3 +127,11 @@ def test_the_check_of_trainings_kills_one_and_compares(tmp_path: Path) -> None:
     run.main("fp16", "cpu", "tiny", str(tmp_path))
     found = json.loads((tmp_path / "finding.json").read_text())
     assert found["verdict"] == SKIPPED and found["said"].endswith("killed, resumed, the same bits"), found
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_the_rung_of_one_node_is_trained(tmp_path: Path) -> None:
+    run.main("one_node", "cpu", "tiny", str(tmp_path))
+    found = json.loads((tmp_path / "finding.json").read_text())
+    assert found["verdict"] == PASS and found["rows"][0]["pairs"] == 16, found
