@@ -95,8 +95,15 @@ def upright_box(stored: Image.Image, box: tuple[float, ...]) -> tuple[float, ...
 
 
 def read_rgb(file: str | PathLike[str] | IO[bytes]) -> Image.Image:
-    """Read a picture as models see it: upright, as 8-bit RGB on white. Raises one of :data:`UNDECODABLE`."""
+    """Read a picture as models see it: upright, as 8-bit RGB on white. Raises one of :data:`UNDECODABLE`.
+
+    One that is more than 20 times as long as wide is refused as well.
+    """
     image = Image.open(file, formats=FORMATS)
+    if max(image.size) > MAX_ASPECT * min(image.size):
+        raise ValueError(
+            f"{image.width} x {image.height} pixels are too long and narrow for a model's square"
+        )
     image.load()  # and let go of the file
     return to_rgb(upright(image))
 

@@ -79,18 +79,21 @@ def test_an_unreadable_image_is_left_out_and_named(tmp_path, capsys):
         ("s1.cls", b"1"),
         ("s2.png", b""),
         ("s2.cls", b"0"),
+        ("s3.png", encoded(Image.new("L", (60_000, 1)))),  # resized, it would take gigabytes
+        ("s3.cls", b"1"),
     ]
     write_tar(tmp_path / "test" / "0.tar", members)
     (tmp_path / "test" / "nshards.txt").write_text("1")
     (tmp_path / "classnames.txt").write_text("a\nb\n")
     data = WebdatasetFolder(tmp_path)
     (batch,) = batches(data, eval_transform(16), 8)
-    assert batch.keys == ["s0"] and len(batch.undecodable) == 2
+    assert batch.keys == ["s0"] and len(batch.undecodable) == 3
     assert batch.undecodable[0].startswith("number 1 (s1): ")
     assert batch.undecodable[1] == "number 2 (s2): it is not an image"
-    assert [item.key for item in labelled(data, ["a", "b"], 3)] == ["s0"]  # for alignments, too
+    assert batch.undecodable[2].startswith("number 3 (s3): 60000 x 1 pixels are too long and narrow")
+    assert [item.key for item in labelled(data, ["a", "b"], 4)] == ["s0"]  # for alignments, too
     said = capsys.readouterr().err.splitlines()
-    assert len(said) == 2 and said[1] == "left out an unreadable image, number 2 (s2): it is not an image"
+    assert len(said) == 3 and said[1] == "left out an unreadable image, number 2 (s2): it is not an image"
     with pytest.raises(UserError, match=r"unreadable image, number 1 \(s1\): .*; fetch it again"):
         data.needed(1)
 

@@ -166,6 +166,8 @@ def test_the_processors_pixels_are_those_of_the_evaluation(pictures: list[Image.
         np.testing.assert_allclose(
             to_pixels(image, 32), eval_transform(32)(image).numpy(), atol=1e-6, err_msg=image.mode
         )
+    with pytest.raises(ValueError, match="60000 x 1 pixels: too long and narrow"):
+        to_pixels(Image.new("L", (60_000, 1)), 32)
 
 
 def test_a_vocabulary_without_a_tokenizer_is_refused(saved: Callable[..., str], tmp_path: Path) -> None:
