@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 
-def write_list(path: Path, urls: list[str], **columns: Sequence[Any]) -> Path:
+def write_list(path: Path, urls: Sequence[str | None], **columns: Sequence[Any]) -> Path:
     captions = [f"caption {i}" for i in range(len(urls))]
     pq.write_table(pa.table({"url": urls, "caption": captions, **columns}), path)
     return path

@@ -147,7 +147,7 @@ class ShardDownloader:
         counts: Counter[str] = Counter()
         outcomes: Counter[str] = Counter()
         answers: list[dict[str, Any]] = []
-        with closing(self._fetched(shard, [row["url"] for row in rows])) as fetched:
+        with closing(self._fetched(shard, [str(row["url"] or "") for row in rows])) as fetched:
             for number, data, problem, answer in fetched:
                 outcome = Stored(status="failed_to_download", error_message=problem)
                 if data is not None:
