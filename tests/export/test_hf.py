@@ -219,7 +219,9 @@ def test_the_card_tells_of_the_training_beside_the_weights(saved: Callable[..., 
     assert "arXiv 2103.00020" not in card  # CLIP's loss had no weight
 
 
-def test_the_model_of_the_package_takes_its_card_and_attribution_with_it(tmp_path: Path) -> None:
+def test_the_model_of_the_package_takes_its_card_and_attribution_with_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     export(Export(model="emoji", out=str(tmp_path / "out"), to="hf"))
     card = (tmp_path / "out" / "README.md").read_text()
     for part in (
@@ -231,5 +233,7 @@ def test_the_model_of_the_package_takes_its_card_and_attribution_with_it(tmp_pat
     ):
         assert part in card, part
     assert "Not recorded" not in card and "| file |" not in card
+    export(Export(model="emoji", out=str(tmp_path / "a.safetensors"), to="compact"))
+    assert "pass its attribution on with it: " in capsys.readouterr().err
     given = tmp_path / "out" / "emoji_attribution.json"
     assert json.loads(given.read_text())["openmoji"]["license"] == "CC-BY-SA-4.0"
