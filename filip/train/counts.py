@@ -40,7 +40,8 @@ def encoder_flops(
             image += stem_flops(stem, model.image_size)
     image += depth * block_flops(tokens, tokens, width, mlp) + 2 * tokens * width * config.embed_dim
     text_width = config.text.width
-    text = float(config.text.layers) * block_flops(words, columns, text_width, 8 * text_width**2)
+    text_mlp = 2 * text_width * (config.text.mlp_width or 4 * text_width)
+    text = float(config.text.layers) * block_flops(words, columns, text_width, text_mlp)
     text += 2 * (words if config.interaction == "token_wise" else 1) * text_width * config.embed_dim
     return {"image": image, "text": text}
 

@@ -69,6 +69,9 @@ def memory_plan(model: ModelConfig, config: TrainConfig, batching: Batching, wor
             "temperature": built.logit_scale.numel(),
         }
         adapt(built, config.warm_start)
+    if config.data.patch_budgets:  # counted as the square with the most patches that an image can have
+        most = math.ceil(math.sqrt(max(config.data.patch_budgets)))
+        built.image.image_size = most * built.image.patch_size[0]
     averages = config.optimizer.average is not None
     moments = OPTIMIZERS[config.optimizer.name].state_bytes + 4 * averages
     learning = trainable(built)

@@ -70,7 +70,7 @@ def interval_values(run: Run, interval: Interval) -> dict[str, Any]:
         values |= {f"loss_weight/{name}": weights.get(name, 0.0) for name in run.loss.weights}
     values |= norm_values(engine.norms(), engine.grad_norm())
     peak = peak_flops(device.name(run.ranks.device), run.config.precision)
-    if peak is not None:
+    if peak is not None and not run.config.data.patch_budgets:  # whose operations differ from step to step
         values["speed/mfu"] = run.step_flops * steps / seconds / peak
     return values
 
