@@ -103,14 +103,14 @@ docs: setup-dev  ## build the documentation into site/; a broken link or a missi
 	@$(VENV)/bin/zensical build --strict --config-file mkdocs.yml
 	@echo "documentation  site/index.html   (open it in a browser)"
 
-# What takes long of the linting runs beside the tests, which take longer; what it finds is told at the end.
+# What takes long of the linting runs beside everything else, which takes longer; what it finds is told at the end.
+# A new .venv has no bytecode: without the first collection every worker compiles what all of them import.
 test: setup-dev  ## all checks and tests
 	@$(RUFF)
-	@# A new .venv has no bytecode: without this every worker compiles what all of them import.
-	@test -d $(VENV)/lib/python*/site-packages/torch/nn/__pycache__ || \
-	  $(VENV)/bin/python -m pytest --collect-only -q >/dev/null 2>&1 & compiled=$$!; \
-	$(VENV)/bin/python -m bench.browser; wait $$compiled || true
 	@found=$$(mktemp); ($(LINT)) >$$found 2>&1 & lint=$$!; \
+	test -d $(VENV)/lib/python*/site-packages/torch/nn/__pycache__ || \
+	  $(VENV)/bin/python -m pytest --collect-only -q >/dev/null 2>&1 & compiled=$$!; \
+	$(VENV)/bin/python -m bench.browser; wait $$compiled || true; \
 	$(PYTEST); tests=$$?; \
 	wait $$lint; lint=$$?; test $$lint = 0 || { echo; cat $$found; echo "error: make lint fails"; }; rm -f $$found; \
 	test $$tests = 0 && test $$lint = 0

@@ -43,6 +43,7 @@ from filip.overrides import (
     config_groups,
     missing_options,
     quote_text,
+    structured_config,
 )
 
 T = TypeVar("T")
@@ -93,7 +94,7 @@ def compose_config(schema: type[T], overrides: Sequence[str], config_name: str |
             _register(own, schema)
             composed = compose(config_name or own, overrides=quoted)
         # Merged as plain values, which the schema checks: Hydra's `+key=value` would add a key that it does not have.
-        config = OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.to_container(composed))
+        config = OmegaConf.merge(structured_config(cast(type, schema)), OmegaConf.to_container(composed))
         assert isinstance(config, DictConfig)
         if missing := missing_options(config):
             raise UserError(

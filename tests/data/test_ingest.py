@@ -4,8 +4,6 @@ import json
 import os
 import random
 import shutil
-import subprocess
-import sys
 import tarfile
 import time
 from pathlib import Path
@@ -34,6 +32,7 @@ from tests.data.killing import kill_at_random
 from tests.data.own_images import CAPTIONS, COLOURS, KEYS, LAYOUTS, picture, text_beside, write_images
 from tests.data.test_image_rules import EXPECTED, assert_colours
 from tests.data.test_loader import loader
+from tests.support.forked import Process
 from tests.support.shards import write_tar
 
 
@@ -348,13 +347,9 @@ def test_a_folder_of_other_shards_is_not_touched(tmp_path: Path) -> None:
     assert (tmp_path / "shards" / "00000.tar").read_bytes() == b"somebody's"
 
 
-def command(out: Path, card_path: Path) -> subprocess.Popen:
+def command(out: Path, card_path: Path) -> Process:
     arguments = [f"source={card_path}", f"out={out}", f"funnel={out}.json", f"text_funnel={out}.texts.json"]
-    return subprocess.Popen(
-        [sys.executable, "-m", "filip.data.ingest", *arguments],
-        start_new_session=True,
-        stdout=subprocess.DEVNULL,
-    )
+    return Process(["-m", "filip.data.ingest", *arguments])
 
 
 @pytest.mark.slow
@@ -366,11 +361,11 @@ def test_ingest_survives_kill_9(tmp_path: Path) -> None:
     """
     rng = np.random.default_rng(0)
     (tmp_path / "own").mkdir()
-    for n in range(300):
+    for n in range(120):
         noise = rng.integers(0, 255, (300, 300, 3), np.uint8)
         Image.fromarray(noise).save(tmp_path / "own" / f"{n}.jpg")
         (tmp_path / "own" / f"{n}.txt").write_text(f"picture number {n} of many\nnoise that nobody names {n}")
-    settings = {"image_size": 128, "processes": 2, "samples_per_shard": 25}
+    settings = {"image_size": 128, "processes": 2, "samples_per_shard": 10}
     rules = {"language": False, "max_repeats": 0}
     one = tmp_path / "mine.yaml"
     one.write_text(json.dumps({"images": str(tmp_path / "own"), "download": settings, "text_rules": rules}))

@@ -1,42 +1,36 @@
 """kill -9 of the stages around the download, at several moments: a rerun gives the bytes of an uninterrupted run."""
 
-import os
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.data.killing import kill_at_random
+from tests.data.killing import kill_at_random, kill_group
 from tests.data.pair_shards import write_pairs
 from tests.support.captions import synthetic_list
+from tests.support.forked import Process
 
-SMALL_BLOCKS = "import filip.data.lists.duckdb_io as d; d.ROWS_PER_GROUP = 1000; "
+SMALL_BLOCKS = "import filip.data.lists.duckdb_io as d; d.ROWS_PER_GROUP = 500; "
 PREPARE = "from filip.data.prepare import PrepareConfig as C, main; "
 RULES = "from filip.data.text_rules import TextRulesConfig as C, main; "
 RUN = "from filip.command import run_command; run_command(main, C)"
 
 
-def start(program: str, *arguments: str) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-c", program + RUN, *arguments], start_new_session=True, stdout=subprocess.DEVNULL
-    )
+def start(program: str, *arguments: str) -> Process:
+    return Process(["-c", program + RUN, *arguments])
 
 
-def kill_when(running: subprocess.Popen, moment: Callable[[], bool]) -> None:
+def kill_when(running: Process, moment: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 60
     while not moment():
         assert running.poll() is None, "it was over before the moment came"
         assert time.monotonic() < deadline
         time.sleep(0.002)
-    os.killpg(running.pid, signal.SIGKILL)
-    running.wait()
+    kill_group(running)
 
 
-def timed(stage: Callable[[str], subprocess.Popen], out: str) -> float:
+def timed(stage: Callable[[str], Process], out: str) -> float:
     """Run a stage to its end and return the seconds."""
     started = time.monotonic()
     assert stage(out).wait(60) == 0
@@ -48,7 +42,7 @@ def test_score_and_select_survive_kill_9(tmp_path: Path) -> None:
     pairs = write_pairs(tmp_path, [40] * 8, size=64)
     (tmp_path / "c.yaml").write_text("title: T\n")
 
-    def scored(out: str) -> subprocess.Popen:
+    def scored(out: str) -> Process:
         return start(
             "from filip.data.score import ScoreConfig as C, main; ",
             f"source={tmp_path}/c.yaml",
@@ -68,7 +62,7 @@ def test_score_and_select_survive_kill_9(tmp_path: Path) -> None:
     assert len(one) == 8 and [p.read_bytes() for p in one] == [p.read_bytes() for p in two]
     assert (tmp_path / "whole.json").read_text() == (tmp_path / "killed.json").read_text()
 
-    def selected(out: str) -> subprocess.Popen:
+    def selected(out: str) -> Process:
         return start(
             "from filip.data.select import SelectConfig as C, main; ",
             f"source={tmp_path}/c.yaml",
@@ -88,13 +82,13 @@ def test_score_and_select_survive_kill_9(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_prepare_and_text_rules_survive_kill_9(tmp_path: Path) -> None:
-    synthetic_list(tmp_path / "source.parquet", 20_000)
+    synthetic_list(tmp_path / "source.parquet", 10_000)
     (tmp_path / "c.yaml").write_text("text_rules: {max_repeats: 3}\n")
 
-    def prepare(out: str) -> subprocess.Popen:
+    def prepare(out: str) -> Process:
         return start(SMALL_BLOCKS + PREPARE, f"source={tmp_path}/source.parquet", f"out={tmp_path}/{out}")
 
-    def rules(out: str) -> subprocess.Popen:
+    def rules(out: str) -> Process:
         return start(
             SMALL_BLOCKS + RULES,
             f"source={tmp_path}/c.yaml",

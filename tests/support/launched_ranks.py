@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
-import signal
-import subprocess
-import sys
-import time
-from functools import cache
 from pathlib import Path
 
 import pytest
 from torch.distributed import TCPStore
+
+from tests.support.forked import Process, forker
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -20,52 +16,6 @@ def environment(**more: str) -> dict[str, str]:
         k: v for k, v in os.environ.items() if not k.startswith(("RANK", "WORLD_SIZE", "LOCAL_", "MASTER_"))
     }
     return {**clean, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", **more}
-
-
-class Process:
-    """A process started by :func:`forker`, used like ``subprocess.Popen``."""
-
-    def __init__(self, arguments: list[str], variables: dict[str, str], log: Path) -> None:
-        Process.number += 1
-        self.place = log.with_name(f".{log.name}.exit{Process.number}")
-        request = {"arguments": arguments, "environment": variables, "log": str(log), "exit": str(self.place)}
-        server = forker()
-        assert server.stdin is not None and server.stdout is not None
-        server.stdin.write(json.dumps(request).encode() + b"\n")
-        server.stdin.flush()
-        self.pid = int(server.stdout.readline())
-
-    number = 0
-
-    def poll(self) -> int | None:
-        """Return the exit code, negative for a signal; None while it runs."""
-        return int(self.place.read_text()) if self.place.exists() else None
-
-    def wait(self, timeout: float = 60) -> int:
-        end = time.monotonic() + timeout
-        while (code := self.poll()) is None:
-            if time.monotonic() > end:
-                raise TimeoutError
-            time.sleep(0.02)
-        return code
-
-    def send_signal(self, number: signal.Signals) -> None:
-        if self.poll() is None:
-            os.kill(self.pid, number)
-
-    def signal_group(self, number: signal.Signals) -> None:
-        """Send a signal to the process and everything that it has started."""
-        os.killpg(self.pid, number)
-
-    def kill(self) -> None:
-        self.send_signal(signal.SIGKILL)
-
-
-@cache
-def forker() -> subprocess.Popen[bytes]:
-    """Return the process that ranks are forked from; it ends with this one."""
-    command = [sys.executable, str(Path(__file__).parent / "forker.py")]
-    return subprocess.Popen(command, env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
 
 class Ranks:
@@ -79,6 +29,7 @@ class Ranks:
     def __init__(
         self, world_size: int, arguments: list[str], log: Path, groups: int = 1, **more: str
     ) -> None:
+        forker()  # which ranks find in their environment
         self.log = log
         log.write_bytes(b"")
         self.stores = [

@@ -139,7 +139,17 @@ def wire(ranks: Ranks) -> dict[str, Any]:
     return result
 
 
+def become_rank(world_size: int) -> None:
+    """Fork the ranks, so that what they import is imported once. They may be alone in a network: any port is free."""
+    place = {"WORLD_SIZE": f"{world_size}", "LOCAL_WORLD_SIZE": f"{world_size}"}
+    os.environ |= {**place, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29511"}
+    rank = next((rank for rank in range(1, world_size) if not os.fork()), 0)
+    os.environ |= {"RANK": f"{rank}", "LOCAL_RANK": f"{rank}"}
+
+
 if __name__ == "__main__":
+    if "RANK" not in os.environ:
+        become_rank(4)
     started = start_ranks(threads=1)
     outcome = steps(started) if sys.argv[1] == "steps" else wire(started)
     if started.is_main:

@@ -21,7 +21,8 @@ from filip.runs.checkpoint import complete_checkpoints
 from filip.train.launcher_env import FIRST_PORT, PORTS, environment_rank, fill_environment, first_host
 from filip.train.ranks import Ranks as RankPlace
 from filip.train.ranks import own_device
-from tests.support.launched_ranks import Process, environment
+from tests.support.forked import Process, run_python
+from tests.support.launched_ranks import environment
 from tests.support.ports import free_port
 from tests.support.training import train_arguments
 
@@ -159,12 +160,10 @@ def test_a_loader_has_no_more_processes_than_its_rank_has_cores(
 
 
 def test_help_is_for_people() -> None:
-    command = [sys.executable, "-m", "filip.train", "--help"]
-    done = subprocess.run(command, env=launched(), capture_output=True, text=True, timeout=60)
+    done = run_python("-m", "filip.train", "--help", variables=launched())
     assert done.returncode == 0
     assert "token_keep_ratio=1.0" in done.stdout and "optimizer.warmup_steps=3000" in done.stdout
-    command[-1] = "experiment=demo"
-    done = subprocess.run(command, env=launched(), capture_output=True, text=True, timeout=60)
+    done = run_python("-m", "filip.train", "experiment=demo", variables=launched())
     assert done.returncode == 2 and "run_dir" in done.stderr and "Traceback" not in done.stderr
 
 

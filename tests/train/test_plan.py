@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +12,7 @@ from filip.command import run_command
 from filip.models import build_model, load_preset
 from filip.train.memory import activation_bytes, state_bytes
 from filip.train.plan import Plan, main
+from tests.support.forked import run_python
 from tests.support.launched_ranks import Ranks, environment
 
 
@@ -54,8 +53,9 @@ def test_states_of_the_zero_paper() -> None:
 
 
 def test_the_papers_sizes_are_printed_without_a_gpu() -> None:
-    command = [sys.executable, "-m", "filip.train.plan", "experiment=large", "ranks=[8,128,192]"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment())
+    done = run_python(
+        "-m", "filip.train.plan", "experiment=large", "ranks=[8,128,192]", variables=environment()
+    )
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert "426,699,009 parameters" in lines[0]
