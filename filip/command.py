@@ -18,17 +18,21 @@ launchers append ``--local_rank``, which ``@hydra.main`` rejects.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import inspect
 import json
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
+from functools import lru_cache
 from typing import Any, TypeVar, cast
 
 from hydra import compose, initialize, initialize_config_module
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, OverrideType
 from hydra.errors import HydraException
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -78,21 +82,18 @@ def compose_config(schema: type[T], overrides: Sequence[str], config_name: str |
     key, a value of the wrong type or outside of its range, or a required field (``MISSING``) without a value.
     """
     given = [a for a in overrides if not a.startswith(("--local_rank", "--local-rank"))]
-    check_overrides(schema, given, {} if config_name is None else config_groups())
-    quoted = [quote_text(schema, override) for override in given]
-    GlobalHydra.instance().clear()
+    groups = {} if config_name is None else config_groups()
+    check_overrides(schema, given, groups)
     try:
-        # A command without a config file must not see filip/conf: its folders are groups, and `model=PATH` would
-        # then ask for the group `model`.
-        sources = (
-            initialize(config_path=None, version_base="1.3")
-            if config_name is None
-            else initialize_config_module("filip.conf", version_base="1.3")
+        values = OverridesParser.create().parse_overrides(
+            [quote_text(schema, override) for override in given]
         )
-        with sources:
-            own = f"schema_{schema.__name__}" if config_name is None else f"{config_name}_schema"
-            _register(own, schema)
-            composed = compose(config_name or own, overrides=quoted)
+        # Composing takes a tenth of a second, so it is done once for all values of the same files.
+        files = tuple(value.input_line for value in values if _is_of_hydra(value, groups))
+        composed = copy.deepcopy(_composed(cast(type, schema), config_name, files))
+        for value in values:
+            if not _is_of_hydra(value, groups):
+                OmegaConf.update(composed, value.key_or_group, value.value(), merge=True)
         # Merged as plain values, which the schema checks: Hydra's `+key=value` would add a key that it does not have.
         config = OmegaConf.merge(structured_config(cast(type, schema)), OmegaConf.to_container(composed))
         assert isinstance(config, DictConfig)
@@ -107,6 +108,30 @@ def compose_config(schema: type[T], overrides: Sequence[str], config_name: str |
         ) from error
     check_values(found)
     return cast(T, found)
+
+
+def _is_of_hydra(override: Override, groups: Container[str]) -> bool:
+    """Return whether an override chooses a file, adds or deletes a key: more than a value of a key that is there."""
+    key = override.key_or_group
+    plain = override.type == OverrideType.CHANGE and override.package is None
+    return not plain or key in groups or key.startswith("hydra.")
+
+
+@lru_cache(maxsize=64)
+def _composed(schema: type, config_name: str | None, overrides: tuple[str, ...]) -> DictConfig:
+    """Let Hydra compose a command's files and defaults. The result is not to be changed."""
+    GlobalHydra.instance().clear()
+    # A command without a config file must not see filip/conf: its folders are groups, and `model=PATH` would
+    # then ask for the group `model`.
+    sources = (
+        initialize(config_path=None, version_base="1.3")
+        if config_name is None
+        else initialize_config_module("filip.conf", version_base="1.3")
+    )
+    with sources:
+        own = f"schema_{schema.__name__}" if config_name is None else f"{config_name}_schema"
+        _register(own, schema)
+        return compose(config_name or own, overrides=list(overrides))
 
 
 _registered: dict[str, type] = {}  # whose defaults Hydra knows, by their name there

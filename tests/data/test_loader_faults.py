@@ -19,6 +19,7 @@ from filip.data.preprocessing import EvalTransform
 from filip.errors import UserError
 from tests.data.loaders import assert_same, keys, loader
 from tests.data.pair_shards import Pairs, key_of, write_pairs
+from tests.support.forked import run_python
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*worker processes in total")
 
@@ -145,8 +146,7 @@ def test_a_window_beyond_the_limit_of_descriptors_still_reads(tmp_path: Path) ->
         "data = DataConfig(sources=[Source(*sys.argv[1:])], workers=0, shuffle_window_shards=120)\n"
         "print(sum(len(batch['key']) for batch in build_loader(StreamConfig(data, 8, 8))))\n"
     )
-    arguments = [sys.executable, "-c", code, data.source.shards, str(data.source.captions)]
-    done = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    done = run_python("-c", code, data.source.shards, str(data.source.captions))
     assert done.stdout.strip() == "120", done.stderr
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +12,7 @@ from filip.errors import UserError
 from filip.report.show import text
 from filip.report.summary import Summary, main, stage_seconds
 from tests.report.results import FUNNEL, write_results, write_tables
+from tests.support.forked import run_python
 
 ROOT = Path(__file__).parents[2]
 
@@ -62,13 +61,7 @@ def test_runs_carry_what_training_recorded_and_whether_they_were_trained(summary
 
 
 def test_the_terminal_shows_all_of_it(folder):
-    shown = subprocess.run(
-        [sys.executable, "-m", "filip.report.show", f"results={folder}"],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        check=True,
-    ).stdout
+    shown = run_python("-m", "filip.report.show", f"results={folder}", cwd=ROOT).stdout
     for expected in (
         "train/filip",
         "· identical",
@@ -86,12 +79,7 @@ def test_the_terminal_shows_all_of_it(folder):
 
 
 def test_the_terminal_command_says_what_is_missing(tmp_path):
-    found = subprocess.run(
-        [sys.executable, "-m", "filip.report.show", f"results={tmp_path}"],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-    )
+    found = run_python("-m", "filip.report.show", f"results={tmp_path}", cwd=ROOT)
     assert (
         found.returncode == 2
         and found.stderr.startswith("error: no summary at")
