@@ -94,6 +94,8 @@ def become(request: dict[str, Any]) -> None:
     """Become the process that was asked for. Does not return."""
     code = 1
     os.setpgid(0, 0)  # so that a test can signal a rank with its loader's workers, as schedulers do
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         for source, target in ((request["log"], 1), (request["errors"], 2)):
@@ -128,6 +130,11 @@ def become(request: dict[str, Any]) -> None:
 def main() -> None:
     sys.path[0] = str(Path(__file__).parents[2])  # as in pytest, instead of this folder
     import_everything()
+    for number in (
+        signal.SIGINT,
+        signal.SIGTERM,
+    ):  # for all of pytest, which closes standard input when it ends
+        signal.signal(number, signal.SIG_IGN)
     gc.collect()
     gc.freeze()  # the garbage collector of what is forked neither looks at nor writes to all of this
     server = socket.socket(socket.AF_UNIX)
