@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from filip.errors import UserError
+from filip.rgb import not_read
 from filip.sets.annotations import Coco, Karpathy
 from filip.sets.arrow import ArrowImages
-from filip.sets.layout import Layout, NotUnderstoodError, Reading, Row
+from filip.sets.layout import Layout, NotUnderstoodError, Reading, Row, walk
 from filip.sets.parquet import ParquetImages
 from filip.sets.table import Table
 from filip.sets.tars import Tars
@@ -36,7 +37,14 @@ def recognise(reading: Reading) -> tuple[str, list[Path]]:
         if parts := LAYOUTS[name].parts(reading):
             return name, parts
     known = "; ".join(layout.about for layout in LAYOUTS.values())
-    raise NotUnderstoodError(f"{reading.place} has no captions that are understood. Known are: {known}")
+    files = (
+        walk(reading.place, reading.inside_only, without=reading.without) if reading.place.is_dir() else ()
+    )
+    unread = not_read(path for path, _ in files)
+    there = f" There are {unread}." if unread else ""
+    raise NotUnderstoodError(
+        f"{reading.place} has no captions that are understood.{there} Known are: {known}"
+    )
 
 
 def rows_of(layout: str, part: Path | None, reading: Reading) -> Iterator[Row]:

@@ -314,6 +314,13 @@ def test_what_is_no_data_set_is_refused_with_what_is_known(tmp_path: Path) -> No
     write_images(tmp_path / "own")
     with pytest.raises(UserError, match=r"no captions that are understood.*\.txt of the same name"):
         run(card(tmp_path / "own"), tmp_path / "shards")
+    (tmp_path / "raw").mkdir()
+    for name in ("a.nef", "a.txt"):
+        (tmp_path / "raw" / name).write_text("a dog")
+    with pytest.raises(
+        UserError, match=r"understood\. There are 1 \.nef \(these formats are not read\)\. Known"
+    ):
+        run(card(tmp_path / "raw"), tmp_path / "shards")
     for name in ("a.csv", "b.csv"):
         (tmp_path / "own" / name).write_text("path,caption\n")
     with pytest.raises(UserError, match="several tables"):
