@@ -13,7 +13,8 @@ from filip.sets.image_set import open_images
 from filip.sets.layout import Reading
 from filip.sets.layouts import recognise
 from tests.data.test_ingest import card
-from tests.sets.damaged import LAYOUTS, Damaged, Draw
+from tests.sets.damage import Damaged, Draw
+from tests.sets.damaged import LAYOUTS
 
 SETS = int(os.environ.get("FILIP_SETS", 300))  # 10,000 before a release
 IN_INGEST = 3  # sets of each layout; DuckDB starts for each
