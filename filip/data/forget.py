@@ -3,7 +3,7 @@
     python -m filip.data.forget shards=SHARDS captions=[CAPTIONS,SCORED] lists=[list.parquet,kept.parquet] \\
         manifests=[manifest.json] urls=urls.txt sha256=hashes.txt phash=hashes.txt
 
-For takedowns: what the rules drop stays in the tars, what is forgotten does not. Of each image go its files in the tar,
+For takedowns: what the rules drop stays in the tars, what is forgotten does not. Each image loses its files in the tar,
 its row in every side-car, its texts in the cache of translations, its rows in the lists, and all that its shard's
 Parquet file says of it. A hash of what was asked for is kept in ``SHARDS/_work/forgotten.json``, so that no later
 download or ingest brings it back. A killed run is started again with the same command.

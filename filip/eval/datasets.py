@@ -28,7 +28,7 @@ class Thing:
     """
 
     label: str
-    shown: Image.Image  # of the image's size; decoded on first access, which most protocols never make
+    shown: Image.Image  # as large as the image; decoded on first access, which most protocols never make
     number: int | None = None
     file: str = ""
 

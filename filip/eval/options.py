@@ -75,7 +75,7 @@ class DataOptions:
     )
     root: str = option(".", "folder below which the data sets of cards lie")
     loader: str | None = option(
-        None, "layout of the cards to use instead of their default; cifar10@LAYOUT: of one card"
+        None, "layout of the cards to use instead of their default; cifar10@LAYOUT for one card"
     )
     missing: str = option(
         "stop",

@@ -274,7 +274,7 @@ class Index:
     def scores(self, scorer: Scorer, texts: Texts) -> Tensor:
         """Return s^T of every image for one encoded text, float32 [images]."""
         rows = np.array([row for _, row in self._images.values()], int)
-        texts = Texts(texts.values.float(), texts.lengths)  # of a model in 16 bits, too
+        texts = Texts(texts.values.float(), texts.lengths)  # a model in 16 bits gives others
         if self.about.dtype != "int8" or len(rows) <= RERANKED:
             return self._exact(scorer, texts, rows)
         scores = quick_scores(self._tokens, texts.values.cpu())[torch.from_numpy(rows)]

@@ -105,7 +105,7 @@ def smooth_maximum(temperature: float) -> Score:
 
 
 def top_k_mean(k: int) -> Score:
-    """Make the mean of the ``k`` largest similarities, to replace the largest; of all, if there are fewer."""
+    """Make the mean of the ``k`` largest similarities, or of all if there are fewer, to replace the largest."""
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}")
 

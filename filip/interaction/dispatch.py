@@ -127,7 +127,7 @@ class Plan(NamedTuple):
     module: Backend
     dtype: torch.dtype  # the dtype that tokens are rounded to
     recompute: bool
-    lengths: list[int]  # of the texts that the images meet
+    lengths: list[int]  # those of the texts that the images meet
     image_lengths: list[int] | None
 
     def tokens(self, image_tokens: Tensor, text_tokens: Tensor) -> Tokens:

@@ -181,7 +181,7 @@ class Layout:
     group: Group
     rank: int
     images: list[int]  # per rank
-    lengths: list[Lengths]  # per rank, of each text
+    lengths: list[Lengths]  # those of each text, by rank
 
     @property
     def ranks(self) -> int:

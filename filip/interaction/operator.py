@@ -2,7 +2,7 @@
 
 A compiler traces with shapes and without numbers, and the lengths of the texts are numbers. So what depends on them
 (the checks, the backend, the order of the texts) happens inside the operator, where the numbers are known, and the
-compiler is told the shapes of the results only. The arg-max maps are bytes to it, of a size that it learns from each
+compiler is told the shapes of the results only. The arg-max maps are bytes to it, whose number it learns from each
 call: a batch with other lengths runs the same graph.
 """
 

@@ -55,8 +55,8 @@ class _Chosen(NamedTuple):
     """The pairs, and what tells the tokens of an item from the others."""
 
     images: Tensor
-    texts: Tensor  # of the same shape
-    lengths: list[int]  # of all texts
+    texts: Tensor  # the same shape
+    lengths: list[int]  # those of all texts
     mask: Tensor | None
 
     def blocks(self, n1: int, device: torch.device) -> Iterator[_Block]:

@@ -43,8 +43,8 @@ _ROWS = 1 << 10
 class Maps(NamedTuple):
     """The arg-max maps that the forward leaves for the backward. Both sides are in order of length."""
 
-    image: Tensor  # [P, texts]: the winning token within the text, of each image token
-    text: Tensor  # [images, T]: the winning token of the image, of each text token
+    image: Tensor  # [P, texts]: each image token's winning token within the text
+    text: Tensor  # [images, T]: each text token's winning token of the image
 
 
 class Block(NamedTuple):

@@ -45,7 +45,7 @@ def save_model(
 def save_compact(path: str | Path, model: DualEncoder, extra: dict[str, Any] | None = None) -> None:
     """Write ``model`` in float16, without the embeddings of tokens that no training has touched, atomically.
 
-    :func:`load_model` reads it; those embeddings are zero then. Of the demo's vocabulary nine tenths are noise, which
+    :func:`load_model` reads it; those embeddings are zero then. Nine tenths of the demo's vocabulary are noise, which
     is also most of the model.
     """
     state = model.state_dict()

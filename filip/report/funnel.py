@@ -36,7 +36,7 @@ from filip.rgb import UNDECODABLE, read_rgb
 from filip.sets.tar_index import IMAGE_SUFFIXES
 from filip.table_writer import Grid, Head, Line, Shown, render
 
-DRAWS = 3  # of the training's random transform, per picture
+DRAWS = 3  # times that the training's random transform is shown, per picture
 WIDEST = 192  # pixels of a picture
 
 

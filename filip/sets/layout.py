@@ -107,7 +107,7 @@ class Row:
 
     @property
     def rank(self) -> int:
-        """Return 0 for a row with captions, 1 with a problem, 2 with neither; of an image's rows the lowest counts."""
+        """Return 0 for a row with captions, 1 with a problem, 2 with neither; the lowest of an image's rows counts."""
         return 1 if self.problem else 0 if self.captions else 2
 
 

@@ -100,7 +100,7 @@ class Attempt:
 
 
 def first_error(output: str) -> str:
-    """Return the first line of ``output`` that tells of a failure; of a Python trace its last line."""
+    """Return the first line of ``output`` that tells of a failure, or the last line of a Python trace."""
     lines = [line.strip() for line in output.splitlines() if not line.startswith("training job: ")]
     found = next((line for line in lines if _ERROR.match(line)), None)
     return found or next(

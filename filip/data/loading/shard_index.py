@@ -38,7 +38,7 @@ class ShardIndex:
     defect: str | None = None  # as from :func:`filip.sets.tar_index.scan_tar`
 
     def images(self) -> dict[str, int]:
-        """Return, by key, the number of its image among the files; of several images with one key the last counts."""
+        """Return, by key, the number of its image among the files; the last of several images with one key counts."""
         return {
             key: n
             for n, (key, suffix) in enumerate(zip(self.keys, self.suffixes, strict=True))

@@ -105,7 +105,7 @@ def _towers(state: dict[str, Tensor], file: str) -> Any:
         own |= {name.removeprefix(text): value for name, value in state.items() if name.startswith(text)}
         own["logit_scale"] = state["logit_scale"].reshape(())
         own["text_projection"] = own.pop("text_projection.weight").T
-        del own["text_projection.bias"]  # of the pooled vector, which no token-wise score reads
+        del own["text_projection.bias"]  # only the pooled vector has it, which no token-wise score reads
         return clip_of(own, quick_gelu=True)
     except ImportError as error:
         raise UserError("declip: models need `pip install open_clip_torch`") from error

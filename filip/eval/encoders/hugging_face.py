@@ -110,7 +110,7 @@ class HuggingFaceEncoder(TwoTowerEncoder):
     def token_ids(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         found = self.tokenizer(
             list(texts),
-            # SigLIP was trained to read its padding; of an empty text TIPS, without special tokens, has nothing else
+            # SigLIP was trained to read its padding; TIPS, without special tokens, has nothing else of an empty text
             padding="max_length" if self.siglip or self.tips else True,
             truncation=True,
             max_length=self.context_length,
