@@ -61,7 +61,7 @@ def select(config: SelectConfig) -> Fragment:
     con.execute("SET threads = 1")  # the order of the rows is that of the side-car
     con.execute(f"CREATE TEMP VIEW listed AS SELECT * FROM {parquet(files[0])}")
     types = {row[0]: row[1] for row in con.sql("DESCRIBE listed").fetchall()}
-    conditions = [where_condition(con, text, types, is_text=False) for text in config.keep]
+    conditions = [where_condition(con, text, types, is_text=False, setting="keep") for text in config.keep]
     first = " ".join(f"WHEN NOT {sql} THEN {number}" for number, sql in enumerate(conditions))
     scores = [sql_identifier(name) for name in types if name not in (*SCHEMA.names, "phash")]
     shown = ", ".join(["caption := captions[1]", "key := key", *(f"{name} := {name}" for name in scores)])

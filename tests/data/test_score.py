@@ -146,7 +146,7 @@ def test_copies_in_other_sources_and_in_benchmarks(tmp_path: Path) -> None:
     ]
     with pytest.raises(UserError, match="leave nothing"):
         select(SelectConfig(second.source, second.out, str(out), ["similarity > 0.3"]))
-    with pytest.raises(UserError, match=r"near_distance \(TINYINT\)"):
+    with pytest.raises(UserError, match=r"^keep: .*near_distance \(TINYINT\)"):
         select(SelectConfig(second.source, second.out, str(out), ["distance > 3"]))
 
 

@@ -19,9 +19,12 @@ LOOKED_AT = 100_000  # values that decide whether a text column holds numbers
 UIDS_AT_ONCE = 1 << 20
 
 
-def where_condition(con: duckdb.DuckDBPyConnection, where: str, types: dict[str, str], is_text: bool) -> str:
+def where_condition(
+    con: duckdb.DuckDBPyConnection, where: str, types: dict[str, str], is_text: bool, setting: str = "where"
+) -> str:
     """Return SQL of the card's ``where`` for the relation ``listed``, as a truth value without unknowns.
 
+    setting: where the condition comes from, for messages.
     is_text: the list is a text file, whose columns are all text: those that hold numbers are compared as numbers.
     Raises UserError, before any work, for anything that is not a condition on these columns.
     """
@@ -33,13 +36,13 @@ def where_condition(con: duckdb.DuckDBPyConnection, where: str, types: dict[str,
     except duckdb.Error as error:
         problem = first_line(error).split(": ", 1)[-1]
         raise UserError(
-            f"where: {where!r} cannot be evaluated: {problem}. The list has the columns "
+            f"{setting}: {where!r} cannot be evaluated: {problem.rstrip('!')}. There are the columns "
             f"{', '.join(f'{name} ({types[name]})' for name in types)}; write e.g. "
-            "where: similarity > 0.3 and punsafe < 0.5"
+            "similarity > 0.3"
         ) from error
     if kind != "BOOLEAN":
         raise UserError(
-            f"where: {where!r} is {kind or 'more than one expression'}, but must be true or false for a row"
+            f"{setting}: {where!r} is {kind or 'more than one expression'}, but must be true or false for a row"
         )
     return f"coalesce(({condition}), false)"
 
