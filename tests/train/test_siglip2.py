@@ -124,21 +124,19 @@ def test_it_trains_resumes_and_is_loaded_with_its_own_vocabulary(
     squares: Path, folder: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    arguments = train_arguments(
-        squares,
-        run,
-        f"init_from=hf:{folder}",
-        "max_steps=4",
-        "optimizer.warmup_steps=1",
-        "checkpoint.every_steps=2",
-    )
-    assert run_many(2, [arguments], tmp_path / "log.txt") == [0]
+
+    def started_from(place: Path) -> list[str]:
+        few = ("max_steps=4", "optimizer.warmup_steps=1", "checkpoint.every_steps=2")
+        return train_arguments(squares, run, f"init_from=hf:{place}", *few)
+
+    assert run_many(2, [started_from(folder)], tmp_path / "log.txt") == [0]
     assert len(losses(run)) == 4 and all(map(math.isfinite, losses(run)))
     (run / "model.safetensors").rename(tmp_path / "first.safetensors")
     shutil.rmtree(run / "finished")
     for name in ("finished.json", "model.json"):
         (run / name).unlink()
-    assert run_many(2, [arguments], tmp_path / "again.txt") == [0]
+    shutil.copytree(folder, tmp_path / "moved")  # weights and vocabulary are known by content
+    assert run_many(2, [started_from(tmp_path / "moved")], tmp_path / "again.txt") == [0]
     assert "at step 2" in (tmp_path / "again.txt").read_text()
     assert same_weights(tmp_path / "first.safetensors", run / "model.safetensors")
     theirs = AutoTokenizer.from_pretrained(folder)(TEXTS)["input_ids"]

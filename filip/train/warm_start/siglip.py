@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from filip.errors import UserError, first_line
+from filip.files import digest
 from filip.json_tokenizer import JsonTokenizer
 from filip.light_imports import light_imports
 from filip.models import DualEncoder, ImageTowerConfig, ModelConfig, TextTowerConfig, build_model
@@ -57,7 +58,7 @@ def from_siglip(name: str, known: Any, config: ModelConfig, image_only: bool = F
     from transformers import AutoModel
 
     tokenizer, padding = _tokenizer(name)
-    model = build_model(replace(config, text=_text_config(name, text, padding)))
+    model = build_model(replace(config, text=_text_config(name, text, tokenizer, padding)))
     model.json_tokenizer, source = tokenizer, _source(name, AutoModel)
     _load_text(model, source.text_model.state_dict(), text.num_hidden_layers)
     _load_image(model, name, vision, source.vision_model)
@@ -128,7 +129,7 @@ def _tokenizer(name: str) -> tuple[JsonTokenizer, int]:
     return JsonTokenizer(found.backend_tokenizer.to_str(), f"hf:{name}"), int(found.pad_token_id)
 
 
-def _text_config(name: str, text: Any, padding: int) -> TextTowerConfig:
+def _text_config(name: str, text: Any, tokenizer: JsonTokenizer, padding: int) -> TextTowerConfig:
     if text.hidden_act not in _ACTIVATIONS:
         raise UserError(
             f"init_from=hf:{name}: hidden_act={text.hidden_act!r} in its text tower; this project can build "
@@ -141,7 +142,7 @@ def _text_config(name: str, text: Any, padding: int) -> TextTowerConfig:
         text.max_position_embeddings,
         text.vocab_size,
         _ACTIVATIONS[text.hidden_act],
-        tokenizer=f"hf:{name}",
+        tokenizer=f"sha256:{digest(tokenizer.json)}",  # its content, since the folder may move
         padding=padding,
         mlp_width=text.intermediate_size,
         norm_eps=text.layer_norm_eps,
