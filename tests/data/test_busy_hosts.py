@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -165,6 +166,16 @@ def test_a_retry_pass_ends_with_a_host_that_limits_the_rate(
         monkeypatch.setattr(hosts, "PATIENCE", 1.5)  # seconds: two pauses of one
         found = reasons(retry_pass, server.urls("127.0.0.2", 9))
         assert found[""] in (1, 2) and found.total() == 9, "the patience with one host has an end"
+
+
+def test_a_pass_that_is_given_up_does_not_wait_for_a_busy_host(retry_pass: ShardDownloader) -> None:
+    """As when the disk is full; the thread that waits for the host would keep the pool from ending."""
+    with serving(host2=lambda _: (429, "59")) as server:
+        found = retry_pass._fetched(0, server.urls("127.0.0.1", 3) + server.urls("127.0.0.2", 3))
+        started = time.monotonic()
+        assert next(found)[2] is None
+        found.close()
+        assert time.monotonic() - started < 59
 
 
 def test_a_redirection_to_a_busy_host_does_not_stop_the_host_that_sends_there(
