@@ -26,6 +26,7 @@ from filip.files import digest, locked, sha256_of
 from filip.index.store import About, Index
 from filip.index.tokens import DTYPES
 from filip.progress import Progress, say
+from filip.runs.source import source_of
 from filip.sets.pictures import SetPictures
 
 FORGOTTEN, FEW = 0.1, 10  # share of the images, and how many: if more are gone, their disk may be missing
@@ -138,11 +139,17 @@ def update(index: Index, scorer: Scorer, pictures: SetPictures, batch_size: int,
 
 
 def weights_of(model: str) -> str:
-    """Return the SHA-256 of a model's file, or of the files of weights in a model's folder; else the name itself."""
+    """Return the SHA-256 of a model's file, or of the files of weights in a model's folder; else the name itself.
+
+    A run folder stands for the file or the checkpoint that is read of it.
+    """
     model = resources.weights(model)
-    if Path(model).is_dir():
-        return digest([sha256_of(file) for file in sorted(Path(model).iterdir()) if file.suffix in _WEIGHTS])
-    return sha256_of(model) if Path(model).is_file() else model
+    place = Path(model)
+    if (place / "checkpoints").is_dir():
+        place = source_of(model)
+    if place.is_dir():
+        return digest([sha256_of(file) for file in sorted(place.rglob("*")) if file.suffix in _WEIGHTS])
+    return sha256_of(place) if place.is_file() else model
 
 
 def _opened(config: Build, scorer: Scorer, out: Path) -> Index:

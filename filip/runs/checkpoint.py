@@ -16,6 +16,7 @@ STATE = "state.json"
 AVERAGED = "average.safetensors"  # in a checkpoint, where the training averages its weights
 BEST = "checkpoints/best.safetensors"  # the model with the best score so far, where a training chooses by one
 FINISHED = "finished.json"  # in the run's folder, once it has written its results
+KEPT = "finished"  # folder of a run with copies of its results
 
 
 @dataclass

@@ -13,7 +13,7 @@ from filip.files import nothing_at
 from filip.json_tokenizer import JsonTokenizer
 from filip.models import DualEncoder, build_model, config_from_dict, load_model, read_extra
 from filip.models.weights import TOKENIZER, pop_loss_parameters
-from filip.runs.checkpoint import STATE, find_damage, is_finished, newest_intact, read_state
+from filip.runs.checkpoint import KEPT, STATE, find_damage, is_finished, newest_intact, read_state
 from filip.runs.weights import checkpoint_weights, merged
 
 
@@ -42,11 +42,15 @@ def read_source(path: str) -> Source:
     A run folder stands for the weights of the finished run, or else for its newest intact checkpoint.
     Raises UserError if there is none.
     """
+    place = source_of(path)
+    return _of_file(place) if place.is_file() else _of_checkpoint(place)
+
+
+def source_of(path: str) -> Path:
+    """Return the file of weights or the checkpoint that ``path`` stands for. Raises UserError if there is none."""
     place = Path(resources.weights(path))
-    if place.is_file():
-        return _of_file(place)
-    if (place / STATE).is_file():
-        return _of_checkpoint(place)
+    if place.is_file() or (place / STATE).is_file():
+        return place
     if not place.is_dir():
         raise UserError(nothing_at(path, "give a .safetensors file, a run folder or a checkpoint"))
     config = _json(place / "config.json")
@@ -55,8 +59,11 @@ def read_source(path: str) -> Source:
             f"model={path}: this is not a run folder (it has no config.json of a training and no checkpoints); a model "
             f"of another project can be converted by a training, e.g. init_from=hf:{path}"
         )
-    if is_finished(place) and Path(config.get("out", "")).is_file():
-        return _of_file(Path(config["out"]))
+    if is_finished(place) and "out" in config:
+        out = Path(config["out"])  # from elsewhere a relative one is not there, but the run keeps a copy
+        for file in (out, place / KEPT / out.name):
+            if file.is_file():
+                return file
     checkpoint, damaged = newest_intact(place / "checkpoints")
     if checkpoint is None and damaged:
         raise UserError(f"no checkpoint of {place} can be read; {damaged[0]}")
@@ -64,7 +71,7 @@ def read_source(path: str) -> Source:
         raise UserError(
             f"no finished checkpoint in {place / 'checkpoints'}; was the run started, and long enough to save one?"
         )
-    return _of_checkpoint(checkpoint)
+    return checkpoint
 
 
 def _of_file(path: Path) -> Source:

@@ -19,13 +19,12 @@ from typing import Any
 import filip
 from filip.device import machine
 from filip.files import digest, replacing, sha256_of, write_json
-from filip.runs.checkpoint import FINISHED
+from filip.runs.checkpoint import FINISHED, KEPT
 from filip.train.config import TrainConfig
 from filip.train.losses import TERMS, resolve_weights
 from filip.train.optimizers import OPTIMIZERS
 
 STARTS = "starts.jsonl"
-KEPT = "finished"  # folder with copies of the results
 SOURCES = (".py", ".cpp", ".h")
 PACKAGES = ("torch", "deepspeed", "timm", "numpy")
 

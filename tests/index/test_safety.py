@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from filip.errors import UserError
 from filip.eval.scorer import load_scorer
 from filip.index import build
 from filip.index.store import Index
+from filip.runs.source import read_source
 from filip.search import __main__ as search
 from tests.eval.miniature import write_model
 from tests.index.folders import build_index, exact, write_images
@@ -152,13 +154,26 @@ def test_the_model_is_found_again_from_another_folder_and_missed_when_it_has_cha
     search.main(search.Search(images=str(tmp_path / "index"), text="a", device="cpu"))
     captured = capsys.readouterr()
     assert len(captured.out.splitlines()) == 3 and "1 of these are no longer there" in captured.err
-    run = tmp_path / "run"
-    run.mkdir()
-    write_model(run / "model.safetensors", "pooled")
-    first = build.weights_of(str(run))
-    assert first == build.weights_of(str(run))
-    write_model(run / "model.safetensors", "pooled", seed=7)
-    assert build.weights_of(str(run)) != first
+
+
+@pytest.mark.parametrize("run", [True, False])
+def test_a_folder_with_other_weights_is_another_model(tmp_path: Path, run: bool) -> None:
+    """A run folder as trainings write it, whose result lies where it was trained; or a folder of another project."""
+    folder = tmp_path / "folder"
+    weights = folder / ("finished" if run else "0_module") / "model.safetensors"
+    weights.parent.mkdir(parents=True)
+    if run:
+        (folder / "checkpoints").mkdir()
+        config = {"run_dir": "runs/a", "out": "models/model.safetensors"}
+        (folder / "config.json").write_text(json.dumps(config))
+        (folder / "finished.json").write_text("{}")
+    write_model(weights, "pooled")
+    first = build.weights_of(str(folder))
+    assert first == build.weights_of(str(folder))
+    write_model(weights, "pooled", seed=7)
+    assert build.weights_of(str(folder)) != first
+    if run:
+        assert read_source(str(folder)).origin == str(weights)
 
 
 def test_a_full_disk_is_a_sentence_and_keeps_the_index(tmp_path: Path) -> None:
