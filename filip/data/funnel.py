@@ -104,7 +104,7 @@ def merge(fragments: Iterable[Fragment]) -> dict[str, Any]:
     """Return ``{"stages": [fragment ...]}`` in the order given.
 
     Raises UserError when a stage takes in another number than the previous stage of the same source and
-    unit, gave out.
+    unit gave out.
     """
     last: dict[tuple[str, str], Fragment] = {}
     stages = []
