@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -105,7 +107,9 @@ def forker() -> Any:
     """Return a connection to the process that others are forked from."""
     started = None
     if SOCKET not in os.environ:
-        os.environ[SOCKET] = str(Path(tempfile.mkdtemp(prefix="filip-forker-"), "socket"))
+        folder = tempfile.mkdtemp(prefix="filip-forker-")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        os.environ[SOCKET] = str(Path(folder, "socket"))
         started = start_forker(Path(os.environ[SOCKET]))
         _started.append(started)
     end = time.monotonic() + 300
