@@ -7,6 +7,7 @@ Each FILE gets what that run prints, and its exit code as the last line.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -31,6 +32,7 @@ def run(arguments: list[str]) -> int:
 
 
 def main() -> None:
+    gc.freeze()
     for file, arguments in json.loads(sys.argv[1]).items():
         if not (child := os.fork()):
             target = os.open(file, os.O_WRONLY | os.O_CREAT)
