@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import resource
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,10 +28,15 @@ def hashes(folder: Path) -> dict[str, str]:
 
 @contextmanager
 def disk_with_room_for(size: int) -> Iterator[None]:
-    """Let no file of this process grow beyond ``size`` bytes, which to a program is the same as a full disk."""
+    """Let no file of this process grow beyond ``size`` bytes, which to a program is the same as a full disk.
+
+    Python would cut off the bytecode of what is imported meanwhile, and not notice.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    compiles, sys.dont_write_bytecode = sys.dont_write_bytecode, True
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        sys.dont_write_bytecode = compiles
