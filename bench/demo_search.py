@@ -24,7 +24,10 @@ MODELS = {
     "CLIP": ["model.interaction=pooled"],
     "CLIP, mean": ["model.interaction=pooled", "model.pooling=mean"],
     "CLIP, attention": ["model.interaction=pooled", "model.pooling=attention"],
-}
+    "SuperCLIP, mean": [
+        "model.interaction=pooled", "model.pooling=mean", "loss.pooled=1", "loss.caption_words=1",
+    ],
+}  # fmt: skip
 # LAMB moves a parameter by a share of its norm, AdamW by the rate itself: hence other rates and another eps.
 OPTIMIZERS = {
     "lamb": (["optimizer.eps=1e-4", "optimizer.weight_decay=0.03"], ("6e-3", "1.3e-2", "2.6e-2")),

@@ -172,7 +172,7 @@ def train(model: Any, config: TrainConfig) -> dict[int, dict[str, float]]:
                 pairs.get("further_ids"),
                 pairs.get("further_lengths"),
             )
-        output = loss(encoded, pairs["group"], step)
+        output = loss(encoded, pairs["group"], step, (pairs["ids"], pairs["lengths"]))
         optimizer.zero_grad()
         output.loss.backward()
         optimizer.step()

@@ -26,7 +26,6 @@ from filip.files import digest, locked, sha256_of
 from filip.index.store import About, Index
 from filip.index.tokens import DTYPES
 from filip.progress import Progress, say
-from filip.runs.source import source_of
 from filip.sets.pictures import SetPictures
 
 FORGOTTEN, FEW = 0.1, 10  # share of the images, and how many: if more are gone, their disk may be missing
@@ -146,6 +145,8 @@ def weights_of(model: str) -> str:
     model = resources.weights(model)
     place = Path(model)
     if (place / "checkpoints").is_dir():
+        from filip.runs.source import source_of  # imports the towers, which a search does without
+
         place = source_of(model)
     if place.is_dir():
         return digest([sha256_of(file) for file in sorted(place.rglob("*")) if file.suffix in _WEIGHTS])
