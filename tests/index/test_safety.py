@@ -86,10 +86,21 @@ def test_a_reader_keeps_what_it_opened_while_tokens_move(tmp_path: Path) -> None
 
 
 KILLED = """
-import os, random, sys, threading, time
+import os, random, sys, threading
 from filip.index import build
 random.seed(int(sys.argv[4]))
-threading.Timer(random.uniform(0.0, 0.4), os.kill, (os.getpid(), 9)).start()
+pictures = random.randint(1, 20)  # that are opened before the kill: a time would be too late on a fast machine
+
+
+def count(event, arguments):
+    global pictures
+    if event == "open" and str(arguments[0]).endswith(".png"):
+        pictures -= 1
+        if not pictures:
+            threading.Timer(random.uniform(0.0, 0.01), os.kill, (os.getpid(), 9)).start()
+
+
+sys.addaudithook(count)
 model, images, out = sys.argv[1:4]
 build.main(build.Build(model, images, out, dtype="float32", pool=1, batch_size=1, device="cpu"))
 """
@@ -100,14 +111,15 @@ def test_kill_9_of_a_build_loses_nothing_that_was_in_the_index(tmp_path: Path) -
     model = write_model(tmp_path / "model.safetensors", "token_wise", seed=1)
     write_images(tmp_path / "photos", 60)
     places = [model, str(tmp_path / "photos"), str(tmp_path / "index")]
-    held = 0
+    held, ends = 0, []
     for number in range(5):
-        Process(["-c", KILLED, *places, str(number)]).wait()
+        ends.append(Process(["-c", KILLED, *places, str(number)]).wait())
         if (tmp_path / "index/about.json").is_file():
             index = Index.open(tmp_path / "index")
             assert len(index) >= held
             held = len(index)
             index.close()
+    assert ends.count(-9) > 2 and held, (ends, held)  # else builds were over, or had not begun, when they were killed
     build_index(tmp_path, model)
     index = Index.open(tmp_path / "index")
     expected = load(model, device="cpu").encode_images([str(tmp_path / "photos" / p) for p in index.stamps()])
