@@ -1,4 +1,4 @@
-"""What do a few vectors a side find? Pooled models and learned queries at equal steps: a table of docs/token_wise.md.
+"""Compare pooled models and learned queries with FILIP at equal steps: a table of docs/token_wise.md.
 
     python -m bench.studies.variants                # what is missing: a training a row, rate and seed
     python -m bench.studies.variants page=true      # write the table from what is there
@@ -27,7 +27,7 @@ from filip.train.provenance import commit
 from workflow.estimate import cpu_name
 
 DATA = Path("records/variants")
-MARKS = ("<!-- pooled:begin -->", "<!-- pooled:end -->")
+MARKS = ("<!-- variants:begin -->", "<!-- variants:end -->")
 STEPS, RATES, SEEDS = 400, ("2e-3", "4e-3", "8e-3", "1.6e-2"), (0, 1, 2, 3, 4)
 CLIP, QUERIES = (
     ["model.interaction=pooled", "token_maximum=hard"],
