@@ -5,9 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra import compose, initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
 
 from filip.command import MISSING, compose_config, option, run_command
 from filip.errors import UserError
+from filip.train.config import TrainConfig
 
 
 @dataclass
@@ -167,3 +171,22 @@ def test_an_argument_without_a_key_is_answered_with_the_keys_that_are_missing() 
         compose_config(Search, ["index=photos.index", "bike"])
     with pytest.raises(UserError, match=r"^'x' has no key: every argument is key=value \(see --help\)"):
         compose_config(Search, ["index=a", "text=b", "x"])
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["experiment=demo_speedrun", "max_steps=7", "data.sources=[{shards: a, weight: 2}]"],
+        ["max_steps=7", "model=tiny", "experiment=base", "optimizer={name: adamw, base_lr: 1e-3}"],
+        ["experiment=base", "loss.pooled=0.5", "loss={token_wise: 2}", "token_keep_schedule=null"],
+        ["model.image.layers=3", "model=demo", "++seed=5"],
+    ],
+)
+def test_values_that_are_set_on_composed_files_are_those_that_hydra_sets(given: list[str]) -> None:
+    given = [*given, "run_dir=-", "out=-"]
+    ours = compose_config(TrainConfig, given, "train")
+    GlobalHydra.instance().clear()
+    with initialize_config_module("filip.conf", version_base="1.3"):
+        composed = compose("train", overrides=given)
+    hydras = OmegaConf.merge(OmegaConf.structured(TrainConfig), OmegaConf.to_container(composed))
+    assert OmegaConf.to_object(hydras) == ours

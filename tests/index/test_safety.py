@@ -119,7 +119,8 @@ def test_kill_9_of_a_build_loses_nothing_that_was_in_the_index(tmp_path: Path) -
             assert len(index) >= held
             held = len(index)
             index.close()
-    assert ends.count(-9) > 2 and held, (ends, held)  # else builds were over, or had not begun, when they were killed
+    # else builds were over, or had not begun, when they were killed
+    assert ends.count(-9) > 2 and held, (ends, held)
     build_index(tmp_path, model)
     index = Index.open(tmp_path / "index")
     expected = load(model, device="cpu").encode_images([str(tmp_path / "photos" / p) for p in index.stamps()])
