@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
@@ -29,16 +30,20 @@ def check(place: Place) -> Finding:
         backends.append("native")
     elif torch.cuda.get_device_capability(place.device)[0] >= 8:
         backends.append("triton")
-    for shape in SHAPES[:3] if place.tiny else [*SHAPES, *REALISTIC]:
+    shapes = SHAPES[:3] if place.tiny else [*SHAPES, *REALISTIC]
+    for shape, ragged in itertools.product(shapes, (False, True)):
         problem = random_problem(*shape)
+        tokens = torch.tensor(random_lengths(shape[0], 1, shape[1]))
+        mask = torch.arange(shape[1]) < tokens[:, None] if ragged else None
         for dtype, tolerances in TOLERANCES.items():
             rounded = Problem(
                 problem.image_tokens.to(dtype), problem.text_tokens.to(dtype), problem.text_lengths
             )
-            expected = solve(rounded, "reference", torch.device("cpu"), torch.float64)
+            expected = solve(rounded, "reference", torch.device("cpu"), torch.float64, mask)
             for backend in backends:
-                row = compare(rounded, expected, backend, place.device, tolerances)
-                row = {"images x tokens": f"{shape[0]} x {shape[1]}", "texts": len(shape[2]), "d": shape[3],
+                row = compare(rounded, expected, backend, place.device, tolerances, mask)
+                images = f"{shape[0]} x {'1 to ' if ragged else ''}{shape[1]}"
+                row = {"images x tokens": images, "texts": len(shape[2]), "d": shape[3],
                        "dtype": str(dtype).removeprefix("torch."), "backend": backend, **row}  # fmt: skip
                 rows.append(row)
                 if row["verdict"] == FAIL:
@@ -49,11 +54,16 @@ def check(place: Place) -> Finding:
 
 
 def solve(
-    problem: Problem, backend: str, device: torch.device, dtype: torch.dtype | None = None
+    problem: Problem,
+    backend: str,
+    device: torch.device,
+    dtype: torch.dtype | None = None,
+    mask: torch.Tensor | None = None,
 ) -> list[torch.Tensor]:
     """Return both matrices and both gradients."""
     image, text = (t.to(device, dtype or t.dtype).detach().requires_grad_() for t in problem[:2])
-    i2t, t2i = late_interaction(image, text, problem.text_lengths, backend=backend)
+    mask = None if mask is None else mask.to(device)
+    i2t, t2i = late_interaction(image, text, problem.text_lengths, image_mask=mask, backend=backend)
     weights = [weight.to(i2t) for weight in upstream(i2t.shape)]
     return [i2t.detach(), t2i.detach(), *torch.autograd.grad((i2t, t2i), (image, text), weights)]
 
@@ -64,9 +74,10 @@ def compare(
     backend: str,
     device: torch.device,
     tolerances: tuple[float, float],
+    mask: torch.Tensor | None,
 ) -> dict[str, Any]:
     try:
-        found, again = (solve(problem, backend, device) for _ in range(2))
+        found, again = (solve(problem, backend, device, mask=mask) for _ in range(2))
     except ValueError as error:
         if "cannot run here" in str(error):
             return {"verdict": "skipped", "why": str(error)}

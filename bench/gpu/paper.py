@@ -34,7 +34,7 @@ class Kernel(NamedTuple):
         return self.half_rate * self.threads / 64
 
 
-FORWARD, IMAGE, TEXT = Kernel(544, 128), Kernel(270, 256), Kernel(332, 256)
+FORWARD, IMAGE, TEXT = Kernel(544, 128), Kernel(271, 256), Kernel(329, 256)
 
 
 def seconds_of_kernels(s: Setting, overlapped: bool) -> float:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from statistics import NormalDist
 from typing import Any, NamedTuple
 
-from filip.interaction.triton_layout import GROUP
+from filip.interaction.triton_layout import GROUP, padded
 
 
 def _option(default: Any, help: str) -> Any:
@@ -148,7 +148,7 @@ def triton(s: Setting) -> Cost:
     weights = 2 * s.token_bytes * s.local * slots
     # The running maximum of images that take several launches; the parts in which the image gradient is summed
     launches = 8 * s.local * entries if s.n1 > 128 else 0
-    parts = -(-1024 // -(-s.local * _padded(s.n1, 128) // 128))
+    parts = -(-1024 // -(-s.local * padded(s.n1, 128) // 128))
     partial = 4 * s.local * s.n1 * s.dim * parts
     scratch = max(launches, weights + partial)
     flops = triton_flops(s.local, s.n1, s.dim, lengths)
@@ -163,13 +163,8 @@ def triton_flops(images: int, n1: int, dim: int, lengths: list[int]) -> int:
     """
     tiles = _tiles_of_groups(lengths)
     even = [number + number % 2 for number in tiles]
-    products = 2 * _padded(n1, 128) * sum(tiles) + _padded(n1, 64) * sum(even)
+    products = 2 * padded(n1, 128) * sum(tiles) + padded(n1, 64) * sum(even)
     return 2 * images * products * GROUP * dim
-
-
-def _padded(n1: int, most: int) -> int:
-    size = min(most, max(16, 1 << (n1 - 1).bit_length()))
-    return -(-n1 // size) * size
 
 
 def _tiles_of_groups(lengths: list[int]) -> list[int]:

@@ -20,9 +20,9 @@ class SmoothMaximum:
 
     This maximum lies between the mean (t to infinity) and the maximum (t to 0), never above the maximum; every token
     has a part in the gradient. Native kernels compute it on CPUs, for all dtypes but float64, and Triton's on GPUs of
-    compute capability 8.0 and newer, where exponentials stay in the range of float32 and images have equally many
-    tokens; elsewhere, and where ``FILIP_INTERACTION_BACKEND`` names another backend, PyTorch computes it in blocks.
-    Only Triton's save something for the backward.
+    compute capability 8.0 and newer, where exponentials stay in the range of float32; elsewhere, and where
+    ``FILIP_INTERACTION_BACKEND`` names another backend, PyTorch computes it in blocks. Only Triton's save something for
+    the backward.
     """
 
     def __init__(self, temperature: float) -> None:

@@ -9,7 +9,8 @@ Layout. Captions are put in order of length and cut into groups of 64. A tile is
 group: 64 rows of text tokens, those of captions that end before the group's longest repeating their last token, which
 cannot change a maximum. So captions of any length are scored by one kernel with almost no padding, and the maximum over
 the tokens of a caption is a running maximum over tiles, element by element, that never crosses a thread. An image
-occupies 16, 32, 64 or 128 rows of a block; longer ones are scored 128 rows at a time.
+occupies 16, 32, 64 or 128 rows of a block; longer ones are scored 128 rows at a time. Images that differ in length have
+a launch for each such number of rows: 16, 32, 64, 128, 192, ... They stay where they are; a program reads their places.
 
 Backward. From the arg-max maps a tile of the similarity's gradient is rebuilt in registers (two one-hot matrices times
 their weights) and multiplied with the tokens of the other side. Adding the winners' rows instead, as on the CPU, is a
@@ -70,14 +71,15 @@ def launch_options(dtype: torch.dtype, n1: int, d: int, capability: int) -> Opti
 def _allocate(
     tokens: Tokens, layout: Layout, rows: int, save: bool
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, ...]]:
-    """Make the arg-max maps [images, n1, slots] and [images, entries], and the maximum of rows scored so far."""
-    images, (b, n1, _) = tokens.image, tokens.image.shape
+    """Make the arg-max maps [P, slots] and [images, entries], and the maximum of rows scored so far."""
+    images, b = tokens.image, len(tokens.patches)
     entries, kept = len(layout.row), b if save else 0
+    of_images = sum(tokens.patches) if save else 0
     maps = (
-        images.new_empty(kept, n1, len(layout.text), dtype=index_dtype(max(tokens.lengths))),
-        images.new_empty(kept, entries, dtype=index_dtype(n1)),
+        images.new_empty(of_images, len(layout.text), dtype=index_dtype(max(tokens.lengths))),
+        images.new_empty(kept, entries, dtype=index_dtype(tokens.longest_image)),
     )
-    best = images.new_empty(b if n1 > rows else 0, entries, dtype=torch.float32)
+    best = images.new_empty(b if tokens.longest_image > rows else 0, entries, dtype=torch.float32)
     return maps, (best, torch.empty_like(best, dtype=torch.int32))
 
 
@@ -93,7 +95,7 @@ KERNELS = Kernels(
 
 
 def forward(tokens: Tokens, save_for_backward: bool = True) -> tuple[Pair, Residuals]:
-    """Return s^I, s^T [images, texts] float32 and the arg-max maps [images, n1, slots] and [images, entries]."""
+    """Return s^I, s^T [images, texts] float32 and the arg-max maps [P, slots] and [images, entries]."""
     return triton_launch.forward(KERNELS, tokens, save_for_backward)
 
 

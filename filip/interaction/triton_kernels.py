@@ -7,7 +7,7 @@ import triton.language as tl
 
 # Their values change from batch to batch; specialised (by divisibility by 16), each new kind would compile the kernels
 # again in the middle of a training.
-_VARYING = ["start", "n_images", "n_texts", "n_groups", "n_tiles", "n_tokens", "splits"]
+_VARYING = ["start", "n_images", "n_texts", "n_groups", "n_tiles", "n_rows", "splits"]
 
 
 @triton.jit
@@ -17,13 +17,24 @@ def _dot(x, y, total, WIDEN: tl.constexpr):
     return tl.dot(x, y, total, input_precision="tf32x3")  # for float32: three products of tensor cores
 
 
+@triton.jit
+def _images(place, places_ptr, n_images, n1, RAGGED: tl.constexpr):
+    """Return index, first row and tokens of the images at these places of a launch; beyond the last, of the last."""
+    known = tl.minimum(place, n_images - 1)
+    if RAGGED:
+        image = tl.load(places_ptr + known).to(tl.int64)
+        first = tl.load(places_ptr + n_images + known).to(tl.int64)
+        return image, first, tl.load(places_ptr + 2 * n_images + known)
+    return known, known * n1, tl.full(place.shape, n1, tl.int32)
+
+
 @triton.jit(do_not_specialize=_VARYING)
 def forward_kernel(
-    images, texts, text_ptr, length_ptr, first_ptr, positions_ptr, row_ptr,
+    images, texts, places_ptr, text_ptr, length_ptr, first_ptr, positions_ptr, row_ptr,
     i2t, t2i, image_map, text_map, best, best_row,
     n1, d, start, n_images, n_texts, n_groups, n_tiles,
     FIRST: tl.constexpr, LAST: tl.constexpr, SAVE: tl.constexpr, GROUP: tl.constexpr, WIDEN: tl.constexpr,
-    ROWS: tl.constexpr, IMAGES: tl.constexpr, BLOCK_K: tl.constexpr, RESIDENT: tl.constexpr,
+    RAGGED: tl.constexpr, ROWS: tl.constexpr, IMAGES: tl.constexpr, BLOCK_K: tl.constexpr, RESIDENT: tl.constexpr,
 ):  # fmt: skip
     # The first axis of the grid varies fastest: the texts of a group stay in the cache while all images meet them.
     group = tl.program_id(1)
@@ -31,16 +42,17 @@ def forward_kernel(
         n_groups * GROUP,
         n_tiles * GROUP,
     )  # multiples of 64, so that loads of the maps are wide
-    image = (tl.program_id(0) * IMAGES + tl.arange(0, IMAGES)).to(tl.int64)
+    place = (tl.program_id(0) * IMAGES + tl.arange(0, IMAGES)).to(tl.int64)
+    image, first_row, tokens = _images(place, places_ptr, n_images, n1, RAGGED)
     k = start + tl.arange(0, ROWS)
-    source = tl.minimum(image, n_images - 1)[:, None] * n1 + tl.minimum(k, n1 - 1)[None, :]
+    source = first_row[:, None] + tl.minimum(k[None, :], tokens[:, None] - 1)
     source = tl.reshape(source, [IMAGES * ROWS])
     slot = group * GROUP + tl.arange(0, GROUP)
     text = tl.load(text_ptr + slot)
     length = tl.load(length_ptr + slot)
     first = tl.load(first_ptr + group)
     feature = tl.arange(0, BLOCK_K)
-    real = (image < n_images)[None, :] & (text >= 0)[:, None]
+    real = (place < n_images)[None, :] & (text >= 0)[:, None]
     if RESIDENT:
         x = tl.load(images + source[None, :] * d + feature[:, None], mask=(feature < d)[:, None], other=0.0)
     won = tl.full([GROUP, IMAGES * ROWS], float("-inf"), tl.float32)
@@ -68,7 +80,8 @@ def forward_kernel(
         if SAVE:
             # The lower of the rows that have it: a second reduction of one value takes fewer instructions than pairs.
             where = tl.where(by_image == top[:, :, None], tl.arange(0, ROWS)[None, None, :], ROWS)
-            where = tl.minimum(start + tl.min(where, axis=2), n1 - 1)  # rows beyond n1 repeat the last
+            # Rows beyond an image's tokens repeat the last of them.
+            where = tl.minimum(start + tl.min(where, axis=2), tokens[None, :] - 1)
         if not FIRST:
             before = tl.load(best + at, mask=real, other=0.0)
             if SAVE:
@@ -77,19 +90,19 @@ def forward_kernel(
         own = p < length
         if LAST:
             summed += tl.where(own[:, None], top, 0.0)
-            if SAVE:  # n1, a row that does not exist, where the caption has ended
-                where = tl.where(own[:, None], where, n1)
-                tl.store(text_map + at, where.to(text_map.dtype.element_ty), mask=(image < n_images)[None, :])
+            if SAVE:  # a row that does not exist, where the caption has ended
+                where = tl.where(own[:, None], where, tokens[None, :])
+                tl.store(text_map + at, where.to(text_map.dtype.element_ty), mask=(place < n_images)[None, :])
         else:
             tl.store(best + at, top, mask=real)
             if SAVE:
                 tl.store(best_row + at, where, mask=real)
     if SAVE:
-        inside = tl.reshape((image < n_images)[:, None] & (k < n1)[None, :], [IMAGES * ROWS])
+        inside = tl.reshape((place < n_images)[:, None] & (k[None, :] < tokens[:, None]), [IMAGES * ROWS])
         at_row = image_map + source[None, :] * n_slots + slot[:, None]
         tl.store(at_row, winner.to(image_map.dtype.element_ty), mask=inside[None, :])
-    inside = (k < n1)[None, None, :]
-    total = tl.sum(tl.where(inside, tl.reshape(won, [GROUP, IMAGES, ROWS]), 0.0), axis=2) / n1
+    inside = (k[None, :] < tokens[:, None])[None, :, :]
+    total = tl.sum(tl.where(inside, tl.reshape(won, [GROUP, IMAGES, ROWS]), 0.0), axis=2) / tokens[None, :]
     score = image[None, :] * n_texts + text[:, None]
     if not FIRST:
         total += tl.load(i2t + score, mask=real, other=0.0)
@@ -113,44 +126,46 @@ def _gradient_tile(winner, position, weight_i, to_image, k, weight_t):
 
 @triton.jit(do_not_specialize=_VARYING)
 def image_gradient_kernel(
-    texts, gradient, first_ptr, positions_ptr, row_ptr, weight_i, weight_t, listed, n_listed_ptr,
-    image_map, text_map, n1, d, n_images, n_groups, n_tiles, splits,
-    GROUP: tl.constexpr, WIDEN: tl.constexpr, ROWS: tl.constexpr, IMAGES: tl.constexpr, BLOCK_D: tl.constexpr,
+    texts, gradient, first_ptr, positions_ptr, row_ptr, weight_i, weight_t, image_map, text_map,
+    places_ptr, listed, n_listed_ptr, n1, d, n_images, n_rows, n_groups, n_tiles, splits,
+    RAGGED: tl.constexpr, GROUP: tl.constexpr, WIDEN: tl.constexpr, ROWS: tl.constexpr, IMAGES: tl.constexpr,
+    BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     n_slots, n_entries = n_groups * GROUP, n_tiles * GROUP
     chunks = tl.cdiv(n1, ROWS)
     block = tl.program_id(0) // chunks
     split = tl.program_id(1)
-    image = (block * IMAGES + tl.arange(0, IMAGES)).to(tl.int64)
-    known = tl.minimum(image, n_images - 1)
+    place = (block * IMAGES + tl.arange(0, IMAGES)).to(tl.int64)
+    image, first_row, tokens = _images(place, places_ptr, n_images, n1, RAGGED)
     k = (tl.program_id(0) % chunks) * ROWS + tl.arange(0, ROWS)
     feature = tl.program_id(2) * BLOCK_D + tl.arange(0, BLOCK_D)
-    source = known[:, None] * n1 + tl.minimum(k, n1 - 1)[None, :]
+    source = first_row[:, None] + tl.minimum(k[None, :], tokens[:, None] - 1)
     total = tl.zeros([IMAGES * ROWS, BLOCK_D], tl.float32)
     for i in range(split, tl.load(n_listed_ptr + block), splits):
         group = tl.load(listed + block * n_groups + i)
         slot = group * GROUP + tl.arange(0, GROUP)
         winner = tl.load(image_map + source[:, :, None] * n_slots + slot[None, None, :]).to(tl.int32)
-        of_i = tl.load(weight_i + known[:, None] * n_slots + slot[None, :]).to(tl.float32)
-        of_t = tl.load(weight_t + known[:, None] * n_slots + slot[None, :]).to(tl.float32)
+        of_i = tl.load(weight_i + image[:, None] * n_slots + slot[None, :]).to(tl.float32)
+        of_t = tl.load(weight_t + image[:, None] * n_slots + slot[None, :]).to(tl.float32)
         first = tl.load(first_ptr + group)
         for p in range(0, tl.load(positions_ptr + group)):
             entry = (first + p) * GROUP + tl.arange(0, GROUP)
             row = tl.load(row_ptr + entry).to(tl.int64)
             y = tl.load(texts + row[:, None] * d + feature[None, :], mask=(feature < d)[None, :], other=0.0)
-            to_image = tl.load(text_map + known[:, None] * n_entries + entry[None, :]).to(tl.int32)
+            to_image = tl.load(text_map + image[:, None] * n_entries + entry[None, :]).to(tl.int32)
             weights = _gradient_tile(winner, p + tl.arange(0, 1), of_i, to_image[:, None, :], k, of_t)
             total = _dot(weights.to(y.dtype), y, total, WIDEN)
-    inside = tl.reshape((image < n_images)[:, None] & (k < n1)[None, :], [IMAGES * ROWS])
-    at = (split.to(tl.int64) * n_images * n1 + tl.reshape(source, [IMAGES * ROWS])) * d
+    inside = tl.reshape((place < n_images)[:, None] & (k[None, :] < tokens[:, None]), [IMAGES * ROWS])
+    at = (split.to(tl.int64) * n_rows + tl.reshape(source, [IMAGES * ROWS])) * d
     tl.store(gradient + at[:, None] + feature[None, :], total, mask=inside[:, None] & (feature < d)[None, :])
 
 
 @triton.jit(do_not_specialize=_VARYING)
 def text_gradient_kernel(
-    images, gradient, length_ptr, group_ptr, position_ptr, row_ptr, weight_i, weight_t, listed, n_listed_ptr,
-    image_map, text_map, n1, d, n_images, n_groups, n_tiles, n_tokens, splits,
-    GROUP: tl.constexpr, WIDEN: tl.constexpr, ROWS: tl.constexpr, IMAGES: tl.constexpr, BLOCK_D: tl.constexpr,
+    images, gradient, length_ptr, group_ptr, position_ptr, row_ptr, weight_i, weight_t, image_map, text_map,
+    places_ptr, listed, n_listed_ptr, n1, d, n_images, n_rows, n_groups, n_tiles, splits,
+    RAGGED: tl.constexpr, GROUP: tl.constexpr, WIDEN: tl.constexpr, ROWS: tl.constexpr, IMAGES: tl.constexpr,
+    BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     split = tl.program_id(1)
     n_slots, n_entries = n_groups * GROUP, n_tiles * GROUP
@@ -166,23 +181,25 @@ def text_gradient_kernel(
     total = tl.zeros([2 * GROUP, BLOCK_D], tl.float32)
     for i in range(split, tl.load(n_listed_ptr + tl.program_id(0)) * chunks, splits):
         block = tl.load(listed + tl.program_id(0) * blocks + i // chunks)
-        image = (block * IMAGES + tl.arange(0, IMAGES)).to(tl.int64)
-        image_exists = image < n_images
-        image = tl.minimum(image, n_images - 1)
+        place = (block * IMAGES + tl.arange(0, IMAGES)).to(tl.int64)
+        image, first_row, tokens = _images(place, places_ptr, n_images, n1, RAGGED)
         k = (i % chunks) * ROWS + tl.arange(0, ROWS)
-        source = image[:, None] * n1 + tl.minimum(k, n1 - 1)[None, :]
+        source = first_row[:, None] + tl.minimum(k[None, :], tokens[:, None] - 1)
         winner = tl.load(image_map + source[:, :, None] * n_slots + slot[None, None, :]).to(tl.int32)
         of_i = tl.load(weight_i + image[:, None] * n_slots + slot[None, :]).to(tl.float32)
         of_t = tl.load(weight_t + image[:, None] * n_slots + slot[None, :]).to(tl.float32)
         to_image = tl.load(text_map + image[:, None, None] * n_entries + entry[None, :, :]).to(tl.int32)
         weights = _gradient_tile(winner, position, of_i, to_image, k, of_t)
         # Rows that do not exist count as zeros, whatever their weights.
-        exists = tl.reshape((image_exists[:, None] & (k < n1)[None, :]), [IMAGES * ROWS])
+        exists = tl.reshape((place < n_images)[:, None] & (k[None, :] < tokens[:, None]), [IMAGES * ROWS])
         source = tl.reshape(source, [IMAGES * ROWS])
         inside = exists[:, None] & (feature < d)[None, :]
         x = tl.load(images + source[:, None] * d + feature[None, :], mask=inside, other=0.0)
         total = _dot(tl.trans(weights.to(x.dtype)), x, total, WIDEN)
     own = tl.reshape(position[:, None] < tl.load(length_ptr + slot)[None, :], [2 * GROUP])
     row = tl.reshape(tl.load(row_ptr + entry), [2 * GROUP]).to(tl.int64)
-    at = (split.to(tl.int64) * n_tokens + row) * d
-    tl.store(gradient + at[:, None] + feature[None, :], total, mask=own[:, None] & (feature < d)[None, :])
+    at = gradient + ((split.to(tl.int64) * n_rows + row) * d)[:, None] + feature[None, :]
+    own = own[:, None] & (feature < d)[None, :]
+    if RAGGED:  # images of other sizes came before
+        total += tl.load(at, mask=own, other=0.0)
+    tl.store(at, total, mask=own)

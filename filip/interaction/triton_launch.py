@@ -1,7 +1,8 @@
 """Launch the Triton kernels of a maximum: the three of either kind differ in what they keep, multiply again and read.
 
-A maximum is a :class:`Kernels`. Each program owns what it writes; where there are too few of them for a GPU they share
-the steps of one, and their parts are added in a fixed order. So there are no atomics, and the same bits each time.
+A maximum is a :class:`Kernels`. Images that differ in length have a launch for each number of rows that holds them.
+Each program owns what it writes; where there are too few of them for a GPU they share the steps of one, and their parts
+are added in a fixed order. So there are no atomics, and the same bits each time.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -19,9 +20,11 @@ from filip.interaction.packing import Pair, Residuals, Tokens
 from filip.interaction.triton_layout import (
     GROUP,
     Layout,
+    Part,
     active_tiles,
     lay_out,
     listed,
+    parts_of,
     power_of_two,
     scaled_weights,
 )
@@ -48,8 +51,6 @@ class Kernels:
 
 def unavailable_reason(image_tokens: Tensor) -> str:
     """Return why Triton's kernels cannot compute this problem; "" if they can."""
-    if image_tokens.dim() == 2:
-        return "the Triton kernels take images of equally many tokens"
     if image_tokens.dtype not in (torch.float16, torch.bfloat16, torch.float32):
         return f"the Triton kernels take float16, bfloat16 and float32, not {image_tokens.dtype}"
     if INTERPRETED and image_tokens.device.type == "cpu":
@@ -65,27 +66,48 @@ def block_rows(n1: int, most: int) -> dict[str, int | bool]:
     return {"ROWS": rows, "IMAGES": most // rows}
 
 
+class _Launches(NamedTuple):
+    """The arguments of all launches of a pass."""
+
+    images: Tensor  # [P, d]
+    texts: Tensor  # [T, d]
+    layout: Layout
+    parts: list[tuple[Part, Options]]  # one launch each, or one for every ROWS of its images
+    fixed: dict[str, bool | int]
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """Return the numbers of groups and tiles of captions."""
+        return len(self.layout.first), len(self.layout.row) // GROUP
+
+
+def _launches(kernels: Kernels, tokens: Tokens) -> _Launches:
+    images, device = tokens.image.flatten(0, -2).contiguous(), tokens.image.device
+    d, capability = images.shape[1], capability_of(device)
+    parts = [(part, kernels.options(images.dtype, part.n1, d, capability)) for part in parts_of(tokens)]
+    fixed = {"RAGGED": tokens.image_lengths is not None, "GROUP": GROUP, "WIDEN": _widen(images)}
+    return _Launches(images, tokens.text.contiguous(), lay_out(tokens.lengths, device), parts, fixed)
+
+
 def forward(
     kernels: Kernels, tokens: Tokens, save_for_backward: bool, numbers: tuple[float, ...] = ()
 ) -> tuple[Pair, Residuals]:
     """Return s^I, s^T [images, texts] float32 and what the kernels keep. ``numbers`` are their last arguments."""
-    images, texts, lengths = tokens.image.contiguous(), tokens.text.contiguous(), tokens.lengths
-    b, n1, d = images.shape
-    layout = lay_out(lengths, images.device)
-    groups, tiles = len(layout.first), len(layout.row) // GROUP
-    options = kernels.options(images.dtype, n1, d, capability_of(images.device))["forward"]
-    rows, blocks = int(options["ROWS"]), triton.cdiv(b, options["IMAGES"])
-    i2t = images.new_empty(b, len(lengths), dtype=torch.float32)
+    images, texts, layout, parts, fixed = launches = _launches(kernels, tokens)
+    i2t = images.new_empty(tokens.shape, dtype=torch.float32)
     t2i = torch.empty_like(i2t)
-    residuals, handed_on = kernels.allocate(tokens, layout, rows, save_for_backward)
+    largest = max(int(options["forward"]["ROWS"]) for _, options in parts)
+    residuals, handed_on = kernels.allocate(tokens, layout, largest, save_for_backward)
     with torch.cuda.device_of(images):  # Triton launches on the current device
-        for start in range(0, n1, rows):
-            kernels.forward[(blocks, groups)](
-                images, texts, *layout[:4], layout.row, i2t, t2i, *residuals, *handed_on,
-                n1, d, start, b, len(lengths), groups, tiles, *numbers,
-                FIRST=start == 0, LAST=start + rows >= n1, SAVE=save_for_backward, GROUP=GROUP,
-                WIDEN=_widen(images), **options,
-            )  # fmt: skip
+        for part, options in parts:
+            option = options["forward"]
+            rows, blocks = int(option["ROWS"]), triton.cdiv(part.images, option["IMAGES"])
+            for start in range(0, part.n1, rows):
+                kernels.forward[(blocks, len(layout.first))](
+                    images, texts, part.places, *layout[:4], layout.row, i2t, t2i, *residuals, *handed_on,
+                    part.n1, images.shape[1], start, part.images, i2t.shape[1], *launches.counts, *numbers,
+                    FIRST=start == 0, LAST=start + rows >= part.n1, SAVE=save_for_backward, **fixed, **option,
+                )  # fmt: skip
     return (i2t, t2i), residuals if save_for_backward else ()
 
 
@@ -98,44 +120,72 @@ def backward(
     numbers: tuple[float, ...] = (),
 ) -> Pair:
     """Return float32 gradients of both inputs; one that is not needed is an empty tensor."""
-    images, texts, lengths = tokens.image.contiguous(), tokens.text.contiguous(), tokens.lengths
-    b, n1, d = images.shape
-    layout = lay_out(lengths, images.device)
-    options = kernels.options(images.dtype, n1, d, capability_of(images.device))
-    per_text = torch.tensor(lengths, device=images.device)
-    upstream = grads[0].float() / n1, grads[1].float() / per_text
-    shared = (*residuals, n1, d, b, len(layout.first), len(layout.row) // GROUP)
-    fixed = {"GROUP": GROUP, "WIDEN": _widen(images)}
-    grad_images = images.new_empty(0, n1, d, dtype=torch.float32)
-    grad_texts = texts.new_empty(0, d, dtype=torch.float32)
+    launches = _launches(kernels, tokens)
+    images, texts = launches[:2]
+    per_image, per_text = (torch.tensor(n, device=images.device) for n in (tokens.patches, tokens.lengths))
+    upstream = grads[0].float() / per_image[:, None], grads[1].float() / per_text
+    of_images, of_texts = (tokens.image[:0].float(), texts[:0].float())
     with torch.cuda.device_of(images):
         if needs[0]:
-            weights, scale = scaled_weights(upstream, 1, layout, images.dtype)
-            option = options["image"]
-            active = active_tiles(weights, int(option["IMAGES"]))  # [blocks of images, groups]
-            programs = len(active) * triton.cdiv(n1, option["ROWS"])
-            partial = images.new_empty(_splits(programs, active.shape[1]), b, n1, d, dtype=torch.float32)
-            read = (images, texts, partial, layout.length) if kernels.multiplies_again else (texts, partial)
-            kernels.image[(programs, len(partial), triton.cdiv(d, option["BLOCK_D"]))](
-                *read, layout.first, layout.positions, layout.row, *weights, *listed(active), *shared,
-                len(partial), *numbers, **fixed, **option,
-            )  # fmt: skip
-            grad_images = partial.sum(dim=0) * scale[:, :, None]
+            of_rows, scale = _image_gradient(kernels, launches, upstream, residuals, numbers)
+            of_images = (of_rows * _per_row(scale, per_image, len(images))).view(tokens.image.shape)
         if needs[1]:
-            weights, scale = scaled_weights(upstream, 0, layout, images.dtype)
-            option = options["text"]
-            of_groups = active_tiles(weights, int(option["IMAGES"])).T  # [groups, blocks of images]
-            active = of_groups[layout.group[:: kernels.text_tiles].long()]
-            splits = _splits(len(active), active.shape[1])
-            partial = images.new_empty(splits, len(texts), d, dtype=torch.float32)
-            sides = (images, texts) if kernels.multiplies_again else (images,)
-            kernels.text[(len(active), splits, triton.cdiv(d, option["BLOCK_D"]))](
-                *sides, partial, layout.length, layout.group, layout.position, layout.row, *weights, *listed(active),
-                *shared, len(texts), splits, *numbers, **fixed, **option,
-            )  # fmt: skip
-            of_rows = scale.flatten().repeat_interleave(per_text, output_size=len(texts))
-            grad_texts = partial.sum(dim=0) * of_rows[:, None]
-    return grad_images, grad_texts
+            of_rows, scale = _text_gradient(kernels, launches, upstream, residuals, numbers)
+            of_texts = of_rows * _per_row(scale, per_text, len(texts))
+    return of_images, of_texts
+
+
+def _per_row(scale: Tensor, lengths: Tensor, rows: int) -> Tensor:
+    return scale.flatten().repeat_interleave(lengths, output_size=rows)[:, None]
+
+
+def _image_gradient(
+    kernels: Kernels, launches: _Launches, upstream: Pair, residuals: Residuals, numbers: tuple[float, ...]
+) -> Pair:
+    """Return the gradient of the images' rows [P, d], to be multiplied by the scale of each image."""
+    images, texts, layout, parts, fixed = launches
+    weights, scale = scaled_weights(upstream, 1, layout, images.dtype)
+    # [blocks of images, groups] of each part
+    active = [active_tiles(part.of(weights), int(option["image"]["IMAGES"])) for part, option in parts]
+    programs = [
+        len(tiles) * triton.cdiv(part.n1, option["image"]["ROWS"])
+        for tiles, (part, option) in zip(active, parts, strict=True)
+    ]
+    splits = _splits(sum(programs), len(layout.first))
+    partial = images.new_empty(splits, *images.shape, dtype=torch.float32)
+    read = (images, texts, partial, layout.length) if kernels.multiplies_again else (texts, partial)
+    for (part, options), tiles, count in zip(parts, active, programs, strict=True):
+        option = options["image"]
+        kernels.image[(count, splits, triton.cdiv(images.shape[1], option["BLOCK_D"]))](
+            *read, layout.first, layout.positions, layout.row, *weights, *residuals, part.places, *listed(tiles),
+            part.n1, images.shape[1], part.images, len(images), *launches.counts, splits, *numbers, **fixed, **option,
+        )  # fmt: skip
+    return partial.sum(dim=0), scale
+
+
+def _text_gradient(
+    kernels: Kernels, launches: _Launches, upstream: Pair, residuals: Residuals, numbers: tuple[float, ...]
+) -> Pair:
+    """Return the gradient of the texts' rows [T, d], to be multiplied by the scale of each text."""
+    images, texts, layout, parts, fixed = launches
+    weights, scale = scaled_weights(upstream, 0, layout, images.dtype)
+    group_of = layout.group[:: kernels.text_tiles].long()
+    # [programs, blocks of images] of each part
+    active = [
+        active_tiles(part.of(weights), int(option["text"]["IMAGES"])).T[group_of] for part, option in parts
+    ]
+    splits = _splits(len(group_of), max(tiles.shape[1] for tiles in active))
+    make = images.new_zeros if fixed["RAGGED"] else images.new_empty  # each part adds to those before
+    partial = make(splits, *texts.shape, dtype=torch.float32)
+    sides = (images, texts) if kernels.multiplies_again else (images,)
+    for (part, options), tiles in zip(parts, active, strict=True):
+        option = options["text"]
+        kernels.text[(len(tiles), splits, triton.cdiv(texts.shape[1], option["BLOCK_D"]))](
+            *sides, partial, layout.length, layout.group, layout.position, layout.row, *weights, *residuals,
+            part.places, *listed(tiles), part.n1, texts.shape[1], part.images, len(texts), *launches.counts, splits,
+            *numbers, **fixed, **option,
+        )  # fmt: skip
+    return partial.sum(dim=0), scale
 
 
 def _splits(programs: int, steps: int) -> int:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from filip.interaction.lengths import by_length, derived
-from filip.interaction.packing import Pair, scaled_by_item
+from filip.interaction.packing import Pair, Tokens, scaled_by_item
 
 GROUP = 64  # captions in a group: the text rows of a tile
 # A scaled weight below this is 0 in float16 and dropped in all types, 2^-38 of the largest: less than float32's
@@ -69,6 +69,38 @@ def _lay_out(lengths: list[int], device: torch.device) -> Layout:
     return Layout(*(part.to(device, torch.int32) for part in found))
 
 
+class Part(NamedTuple):
+    """Images that one launch takes."""
+
+    places: Tensor  # [3, images] int32: the caller's index of each, its first row, its tokens; empty: all, in order
+    images: int
+    n1: int  # tokens of each; rows that hold them, where they differ
+
+    def of(self, weights: Pair) -> Pair:
+        """Return the weights [images, slots] of these images."""
+        if not self.places.numel():
+            return weights
+        return weights[0][self.places[0].long()], weights[1][self.places[0].long()]
+
+
+def parts_of(tokens: Tokens) -> list[Part]:
+    """Return one part, or for ``image_lengths`` one for each number of rows that blocks of 16, 32 or 64 hold."""
+    if tokens.image_lengths is None:
+        return [Part(tokens.image.new_empty(0, dtype=torch.int32), *tokens.image.shape[:2])]
+    return derived(tokens.image_lengths, _parts, tokens.image.device)
+
+
+def _parts(lengths: list[int], device: torch.device) -> list[Part]:
+    tokens = torch.tensor(lengths)
+    first, rows = tokens.cumsum(0) - tokens, torch.tensor([padded(n, 64) for n in lengths])
+    found = []
+    for n1 in rows.unique().tolist():
+        index = (rows == n1).nonzero()[:, 0]
+        places = torch.stack([index, first[index], tokens[index]])
+        found.append(Part(places.to(device, torch.int32), len(index), n1))
+    return found
+
+
 def scaled_weights(upstream: Pair, dim: int, layout: Layout, dtype: torch.dtype) -> tuple[Pair, Tensor]:
     """Return both weights [images, slots] in the tokens' dtype, scaled item by item along ``dim``; and the scales."""
     by_item, scale = scaled_by_item(upstream, dim)
@@ -102,3 +134,9 @@ def index_dtype(size: int) -> torch.dtype:
 def power_of_two(number: int) -> int:
     """Return the smallest power of two >= number, and >= 16, which tensor cores want."""
     return max(16, 1 << (number - 1).bit_length())
+
+
+def padded(n1: int, most: int) -> int:
+    """Return the rows that an image takes in blocks of 16, 32, ... or ``most`` rows."""
+    size = min(most, power_of_two(n1))
+    return -(-n1 // size) * size

@@ -57,10 +57,11 @@ def launch_options(dtype: torch.dtype, n1: int, d: int, capability: int) -> Opti
 def _allocate(
     tokens: Tokens, layout: Layout, rows: int, save: bool
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, ...]]:
-    """Make the sums R [images, n1, slots] and C [images, entries]; the latter also hold the sums over rows so far."""
-    images, (b, n1, _) = tokens.image, tokens.image.shape
-    row_sums = images.new_empty(b if save else 0, n1, len(layout.text), dtype=torch.float32)
-    entry_sums = images.new_empty(b if save or n1 > rows else 0, len(layout.row), dtype=torch.float32)
+    """Make the sums R [P, slots] and C [images, entries]; the latter also hold the sums over rows so far."""
+    images, b = tokens.image, len(tokens.patches)
+    row_sums = images.new_empty(sum(tokens.patches) if save else 0, len(layout.text), dtype=torch.float32)
+    of_entries = b if save or tokens.longest_image > rows else 0
+    entry_sums = images.new_empty(of_entries, len(layout.row), dtype=torch.float32)
     return (row_sums, entry_sums), ()
 
 
@@ -76,7 +77,7 @@ KERNELS = Kernels(
 
 
 def forward(tokens: Tokens, temperature: float, save_for_backward: bool = True) -> tuple[Pair, Residuals]:
-    """Return s^I, s^T [images, texts] float32 and the sums R [images, n1, slots] and C [images, entries]."""
+    """Return s^I, s^T [images, texts] float32 and the sums R [P, slots] and C [images, entries]."""
     numbers = 1 / (temperature * math.log(2)), temperature * math.log(2)
     return triton_launch.forward(KERNELS, tokens, save_for_backward, numbers)
 

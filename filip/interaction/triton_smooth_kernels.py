@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from filip.interaction.triton_kernels import _VARYING, _dot
+from filip.interaction.triton_kernels import _VARYING, _dot, _images
 
 
 @triton.jit
@@ -26,25 +26,26 @@ def _product(
 
 @triton.jit(do_not_specialize=[*_VARYING, "to_exponent", "to_logarithm"])
 def smooth_forward_kernel(
-    images, texts, text_ptr, length_ptr, first_ptr, positions_ptr, row_ptr,
+    images, texts, places_ptr, text_ptr, length_ptr, first_ptr, positions_ptr, row_ptr,
     i2t, t2i, row_sums, entry_sums,
     n1, d, start, n_images, n_texts, n_groups, n_tiles, to_exponent, to_logarithm,
     FIRST: tl.constexpr, LAST: tl.constexpr, SAVE: tl.constexpr, GROUP: tl.constexpr, WIDEN: tl.constexpr,
-    ROWS: tl.constexpr, IMAGES: tl.constexpr, BLOCK_K: tl.constexpr,
+    RAGGED: tl.constexpr, ROWS: tl.constexpr, IMAGES: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     # The first axis of the grid varies fastest: the texts of a group stay in the cache while all images meet them.
     group = tl.program_id(1)
     n_slots, n_entries = n_groups * GROUP, n_tiles * GROUP
-    image = (tl.program_id(0) * IMAGES + tl.arange(0, IMAGES)).to(tl.int64)
+    place = (tl.program_id(0) * IMAGES + tl.arange(0, IMAGES)).to(tl.int64)
+    image, first_row, tokens = _images(place, places_ptr, n_images, n1, RAGGED)
     k = start + tl.arange(0, ROWS)
-    source = tl.minimum(image, n_images - 1)[:, None] * n1 + tl.minimum(k, n1 - 1)[None, :]
+    source = first_row[:, None] + tl.minimum(k[None, :], tokens[:, None] - 1)
     source = tl.reshape(source, [IMAGES * ROWS])
-    exists = tl.reshape((image < n_images)[:, None] & (k < n1)[None, :], [IMAGES * ROWS])
+    exists = tl.reshape((place < n_images)[:, None] & (k[None, :] < tokens[:, None]), [IMAGES * ROWS])
     slot = group * GROUP + tl.arange(0, GROUP)
     text = tl.load(text_ptr + slot)
     length = tl.load(length_ptr + slot)
     first = tl.load(first_ptr + group)
-    real = (image < n_images)[:, None] & (text >= 0)[None, :]
+    real = (place < n_images)[:, None] & (text >= 0)[None, :]
     sums = tl.zeros([IMAGES * ROWS, GROUP], tl.float32)
     logarithms = tl.zeros([IMAGES, GROUP], tl.float32)
     for p in range(0, tl.load(positions_ptr + group)):
@@ -63,12 +64,12 @@ def smooth_forward_kernel(
                 own[None, :] & real, tl.log2(tl.where(own[None, :] & real, column, 1.0)), 0.0
             )
         if SAVE or not LAST:
-            tl.store(entry_sums + at, column, mask=(image < n_images)[:, None])
+            tl.store(entry_sums + at, column, mask=(place < n_images)[:, None])
     if SAVE:
         tl.store(row_sums + source[:, None] * n_slots + slot[None, :], sums, mask=exists[:, None])
     known = exists[:, None] & (length > 0)[None, :]
     of_rows = tl.where(known, tl.log2(tl.where(known, sums, 1.0)), 0.0)
-    total = tl.sum(tl.reshape(of_rows, [IMAGES, ROWS, GROUP]), axis=1) / n1
+    total = tl.sum(tl.reshape(of_rows, [IMAGES, ROWS, GROUP]), axis=1) / tokens[:, None]
     score = image[:, None] * n_texts + text[None, :]
     if FIRST:
         total -= tl.log2(tl.maximum(length, 1).to(tl.float32))[None, :]
@@ -77,7 +78,7 @@ def smooth_forward_kernel(
         total = total * to_logarithm + tl.load(i2t + score, mask=real, other=0.0)
     tl.store(i2t + score, total, mask=real)
     if LAST:
-        mean = logarithms / tl.maximum(length, 1)[None, :] - tl.log2(n1 * 1.0)
+        mean = logarithms / tl.maximum(length, 1)[None, :] - tl.log2(tokens.to(tl.float32))[:, None]
         tl.store(t2i + score, mean * to_logarithm, mask=real)
 
 
@@ -96,28 +97,28 @@ def _gradient_tile(tile, to_exponent, weight_i, weight_t, row_sums, entry_sums, 
 
 @triton.jit(do_not_specialize=[*_VARYING, "to_exponent"])
 def smooth_image_gradient_kernel(
-    images, texts, gradient, length_ptr, first_ptr, positions_ptr, row_ptr, weight_i, weight_t, listed, n_listed_ptr,
-    row_sums, entry_sums, n1, d, n_images, n_groups, n_tiles, splits, to_exponent,
-    GROUP: tl.constexpr, WIDEN: tl.constexpr, ROWS: tl.constexpr, IMAGES: tl.constexpr, BLOCK_K: tl.constexpr,
-    BLOCK_D: tl.constexpr,
+    images, texts, gradient, length_ptr, first_ptr, positions_ptr, row_ptr, weight_i, weight_t, row_sums, entry_sums,
+    places_ptr, listed, n_listed_ptr, n1, d, n_images, n_rows, n_groups, n_tiles, splits, to_exponent,
+    RAGGED: tl.constexpr, GROUP: tl.constexpr, WIDEN: tl.constexpr, ROWS: tl.constexpr, IMAGES: tl.constexpr,
+    BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     n_slots, n_entries = n_groups * GROUP, n_tiles * GROUP
     chunks = tl.cdiv(n1, ROWS)
     block = tl.program_id(0) // chunks
     split = tl.program_id(1)
-    image = (block * IMAGES + tl.arange(0, IMAGES)).to(tl.int64)
-    known = tl.minimum(image, n_images - 1)
+    place = (block * IMAGES + tl.arange(0, IMAGES)).to(tl.int64)
+    image, first_row, tokens = _images(place, places_ptr, n_images, n1, RAGGED)
     k = (tl.program_id(0) % chunks) * ROWS + tl.arange(0, ROWS)
     feature = tl.program_id(2) * BLOCK_D + tl.arange(0, BLOCK_D)
-    source = known[:, None] * n1 + tl.minimum(k, n1 - 1)[None, :]
+    source = first_row[:, None] + tl.minimum(k[None, :], tokens[:, None] - 1)
     rows = tl.reshape(source, [IMAGES * ROWS])
     total = tl.zeros([IMAGES * ROWS, BLOCK_D], tl.float32)
     for i in range(split, tl.load(n_listed_ptr + block), splits):
         group = tl.load(listed + block * n_groups + i)
         slot = group * GROUP + tl.arange(0, GROUP)
         length = tl.load(length_ptr + slot)
-        of_i = tl.load(weight_i + known[:, None] * n_slots + slot[None, :]).to(tl.float32)
-        of_t = tl.load(weight_t + known[:, None] * n_slots + slot[None, :]).to(tl.float32)
+        of_i = tl.load(weight_i + image[:, None] * n_slots + slot[None, :]).to(tl.float32)
+        of_t = tl.load(weight_t + image[:, None] * n_slots + slot[None, :]).to(tl.float32)
         sums = tl.load(row_sums + source[:, :, None] * n_slots + slot[None, None, :])
         first = tl.load(first_ptr + group)
         for p in range(0, tl.load(positions_ptr + group)):
@@ -125,21 +126,21 @@ def smooth_image_gradient_kernel(
             row = tl.load(row_ptr + entry).to(tl.int64)
             own = p < length
             tile = _product(images, rows, texts, row, IMAGES * ROWS, GROUP, d, BLOCK_K, WIDEN)
-            column = tl.load(entry_sums + known[:, None] * n_entries + entry[None, :])
+            column = tl.load(entry_sums + image[:, None] * n_entries + entry[None, :])
             weights = _gradient_tile(tile, to_exponent, of_i, of_t, sums, column, own)
             y = tl.load(texts + row[:, None] * d + feature[None, :], mask=(feature < d)[None, :], other=0.0)
             total = _dot(weights.to(y.dtype), y, total, WIDEN)
-    inside = tl.reshape((image < n_images)[:, None] & (k < n1)[None, :], [IMAGES * ROWS])
-    at = (split.to(tl.int64) * n_images * n1 + rows) * d
+    inside = tl.reshape((place < n_images)[:, None] & (k[None, :] < tokens[:, None]), [IMAGES * ROWS])
+    at = (split.to(tl.int64) * n_rows + rows) * d
     tl.store(gradient + at[:, None] + feature[None, :], total, mask=inside[:, None] & (feature < d)[None, :])
 
 
 @triton.jit(do_not_specialize=[*_VARYING, "to_exponent"])
 def smooth_text_gradient_kernel(
-    images, texts, gradient, length_ptr, group_ptr, position_ptr, row_ptr, weight_i, weight_t, listed, n_listed_ptr,
-    row_sums, entry_sums, n1, d, n_images, n_groups, n_tiles, n_tokens, splits, to_exponent,
-    GROUP: tl.constexpr, WIDEN: tl.constexpr, ROWS: tl.constexpr, IMAGES: tl.constexpr, BLOCK_K: tl.constexpr,
-    BLOCK_D: tl.constexpr,
+    images, texts, gradient, length_ptr, group_ptr, position_ptr, row_ptr, weight_i, weight_t, row_sums, entry_sums,
+    places_ptr, listed, n_listed_ptr, n1, d, n_images, n_rows, n_groups, n_tiles, splits, to_exponent,
+    RAGGED: tl.constexpr, GROUP: tl.constexpr, WIDEN: tl.constexpr, ROWS: tl.constexpr, IMAGES: tl.constexpr,
+    BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     split = tl.program_id(1)
     n_slots, n_entries = n_groups * GROUP, n_tiles * GROUP
@@ -153,11 +154,10 @@ def smooth_text_gradient_kernel(
     total = tl.zeros([GROUP, BLOCK_D], tl.float32)
     for i in range(split, tl.load(n_listed_ptr + tl.program_id(0)) * chunks, splits):
         block = tl.load(listed + tl.program_id(0) * blocks + i // chunks)
-        image = (block * IMAGES + tl.arange(0, IMAGES)).to(tl.int64)
-        image_exists = image < n_images
-        image = tl.minimum(image, n_images - 1)
+        place = (block * IMAGES + tl.arange(0, IMAGES)).to(tl.int64)
+        image, first_row, tokens = _images(place, places_ptr, n_images, n1, RAGGED)
         k = (i % chunks) * ROWS + tl.arange(0, ROWS)
-        source = image[:, None] * n1 + tl.minimum(k, n1 - 1)[None, :]
+        source = first_row[:, None] + tl.minimum(k[None, :], tokens[:, None] - 1)
         rows = tl.reshape(source, [IMAGES * ROWS])
         tile = _product(images, rows, texts, row, IMAGES * ROWS, GROUP, d, BLOCK_K, WIDEN)
         of_i = tl.load(weight_i + image[:, None] * n_slots + slot[None, :]).to(tl.float32)
@@ -166,9 +166,12 @@ def smooth_text_gradient_kernel(
         column = tl.load(entry_sums + image[:, None] * n_entries + entry[None, :])
         weights = _gradient_tile(tile, to_exponent, of_i, of_t, sums, column, own)
         # Rows that do not exist count as zeros, whatever their weights; entries that do not are not stored.
-        inside = tl.reshape(image_exists[:, None] & (k < n1)[None, :], [IMAGES * ROWS])
+        inside = tl.reshape((place < n_images)[:, None] & (k[None, :] < tokens[:, None]), [IMAGES * ROWS])
         inside = inside[:, None] & (feature < d)[None, :]
         x = tl.load(images + rows[:, None] * d + feature[None, :], mask=inside, other=0.0)
         total = _dot(tl.trans(weights.to(x.dtype)), x, total, WIDEN)
-    at = (split.to(tl.int64) * n_tokens + row) * d
-    tl.store(gradient + at[:, None] + feature[None, :], total, mask=own[:, None] & (feature < d)[None, :])
+    at = gradient + ((split.to(tl.int64) * n_rows + row) * d)[:, None] + feature[None, :]
+    own = own[:, None] & (feature < d)[None, :]
+    if RAGGED:  # images of other sizes came before
+        total += tl.load(at, mask=own, other=0.0)
+    tl.store(at, total, mask=own)

@@ -5,7 +5,7 @@ block) and what its innermost loop does: tensor-core instructions, asynchronous 
 and the comparisons, selections and other instructions of which a processor takes half a warp per scheduler and cycle
 (64 lanes in all, from 7.0 to 9.0: "Throughput of Native Arithmetic Instructions" in NVIDIA's CUDA programming guide).
 
-    python -m tests.interaction.triton_compiled [capability] [dtype] [n1]
+    python -m tests.interaction.triton_compiled [capability] [dtype] [n1] [ragged]
 """
 
 from __future__ import annotations
@@ -66,12 +66,20 @@ def count(names: str, code: list[str]) -> int:
     return sum(bool(re.search(rf"(?<![.\w])(?:{names})\b", line)) for line in code)
 
 
-def report(name: str, capability: int, dtype: torch.dtype, n1: int) -> dict[str, object]:
+def report(name: str, capability: int, dtype: torch.dtype, n1: int, ragged: bool) -> dict[str, object]:
     kernel, short = KERNELS[name], name.removeprefix("smooth_")
     module = triton_backend if short == name else triton_smooth
     options = dict(module.launch_options(dtype, n1, D, capability)[short])
     launch = {key: options.pop(key) for key in ("num_warps", "num_stages", "maxnreg") if key in options}
-    constants = {**options, "GROUP": GROUP, "WIDEN": False, "SAVE": True, "FIRST": True, "LAST": n1 <= 128}
+    constants = {
+        **options,
+        "GROUP": GROUP,
+        "WIDEN": False,
+        "RAGGED": ragged,
+        "SAVE": True,
+        "FIRST": True,
+        "LAST": n1 <= 128,
+    }
     constants = {key: value for key, value in constants.items() if key in kernel.arg_names}
     known = types(dtype)
     signature = {
@@ -100,6 +108,7 @@ def report(name: str, capability: int, dtype: torch.dtype, n1: int) -> dict[str,
         "capability": capability,
         "dtype": TRITON_NAMES[dtype],
         "n1": n1,
+        "ragged": ragged,
         "specialized": [
             p.name for p in kernel.params if signature[p.name] == "i32" and not p.do_not_specialize
         ],
@@ -117,9 +126,13 @@ def report(name: str, capability: int, dtype: torch.dtype, n1: int) -> dict[str,
 
 
 if __name__ == "__main__":
-    cases = [(80, "float16", 49), (90, "bfloat16", 49), (86, "float32", 49)]
+    cases = [
+        (capability, dtype, n1, ragged)
+        for capability, dtype, n1 in ((80, "float16", 49), (90, "bfloat16", 49), (86, "float32", 49))
+        for ragged in (False, True)[: 1 if capability == 86 else 2]
+    ]
     if len(sys.argv) > 1:
-        cases = [(int(sys.argv[1]), sys.argv[2], int(sys.argv[3]))]
-    for capability, dtype, n1 in cases:
+        cases = [(int(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4:] == ["ragged"])]
+    for capability, dtype, n1, ragged in cases:
         for name in [name for name in KERNELS if capability != 86 or not name.startswith("smooth_")]:
-            print(json.dumps(report(name, capability, getattr(torch, dtype), n1)), flush=True)
+            print(json.dumps(report(name, capability, getattr(torch, dtype), n1, ragged)), flush=True)

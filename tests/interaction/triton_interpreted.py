@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from bench.interaction_errors import BOUNDS, measure
 from filip.interaction import (
@@ -25,11 +26,13 @@ from filip.interaction.cost import triton_flops
 from filip.interaction.packing import Tokens
 from tests.interaction.problems import (
     Problem,
+    Result,
     assert_close,
     by_definition,
     random_problem,
     solve,
     tied_problem,
+    upstream,
 )
 
 SHAPES = [
@@ -84,9 +87,9 @@ def test_weights_of_any_size_keep_their_digits(dtype: torch.dtype) -> None:
     widened = tokens._replace(image=tokens.image.float(), text=tokens.text.float())
     maps = triton_backend.forward(tokens)[1]
     weight = torch.logspace(0, -9, 5)[:, None] * (1 + torch.rand(5, 5)) * 1e-3
-    for upstream in ((weight, weight), (weight.T.contiguous(), weight.T.contiguous())):
-        found = triton_backend.backward(tokens, upstream, maps)
-        wanted = triton_backend.backward(widened, upstream, maps)
+    for weights in ((weight, weight), (weight.T.contiguous(), weight.T.contiguous())):
+        found = triton_backend.backward(tokens, weights, maps)
+        wanted = triton_backend.backward(widened, weights, maps)
         rows = [(found[0][i], wanted[0][i]) for i in range(5)]
         rows += zip(*(gradient.split(tokens.lengths) for gradient in (found[1], wanted[1])), strict=True)
         for a, b in rows:
@@ -173,7 +176,7 @@ def test_kernels_are_launched_on_the_device_of_the_tokens(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(torch.cuda, "device_of", device_of)
     solve(problem, "triton")
-    assert len(devices) == 2 and all(tensor.shape == problem.image_tokens.shape for tensor in devices)
+    assert len(devices) == 2 and all(len(tensor) == 3 for tensor in devices)
 
 
 def test_captions_are_laid_out_in_order_of_length() -> None:
@@ -258,3 +261,87 @@ def test_smooth_saves_nothing_without_a_backward_and_refuses_what_float32_does_n
         assert torch.equal(one[side], both[side]) and one[1 - side].numel() == 0
     assert triton_smooth.unavailable_reason(tokens, 0.05) == ""
     assert "exceed float32" in triton_smooth.unavailable_reason(tokens, 0.01)
+
+
+def ragged_tokens(seed: int, dtype: torch.dtype) -> Tokens:
+    """Make images of one launch for all, of several launches for one and with a launch alone, in any order."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def drawn(low: int, high: int) -> int:
+        return int(torch.randint(low, high + 1, (), generator=generator))
+
+    sizes = [1, drawn(2, 16), drawn(2, 16), drawn(17, 32), drawn(33, 64), drawn(65, 128), drawn(129, 192)]
+    images = [sizes[n] for n in torch.randperm(len(sizes), generator=generator).tolist()]
+    texts, d = [drawn(1, 4) for _ in range(3)], drawn(5, 20)
+    image, text = (F.normalize(torch.randn(sum(n), d, generator=generator), dim=-1) for n in (images, texts))
+    return Tokens(image.to(dtype), text.to(dtype), texts, images)
+
+
+@pytest.mark.parametrize(("seed", "dtype"), [(0, "float32"), (1, "float32"), (2, "bfloat16")])
+@pytest.mark.parametrize("smooth", [False, True])
+def test_ragged_images(seed: int, dtype: str, smooth: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also the upstream gradients of a loss in which some images, of all sizes, meet some texts only."""
+    monkeypatch.setenv("FILIP_INTERACTION_BACKEND", "triton")
+    backend: Any = SmoothMaximum(0.05) if smooth else triton_backend
+    oracle: Any = Blockwise(smooth_maximum(0.05)) if smooth else reference
+    tokens = ragged_tokens(seed, getattr(torch, dtype))
+    exact = tokens._replace(image=tokens.image.double(), text=tokens.text.double())
+    generator = torch.Generator().manual_seed(seed)
+    weights = torch.randn(2, *tokens.shape, generator=generator)
+    weights *= torch.rand(weights.shape[1:], generator=generator) < 0.6
+    found, kept = backend.forward(tokens, True)
+    wanted = Result(*oracle.forward(exact)[0], *oracle.backward(exact, tuple(weights.double()), ()))
+    bound = BOUNDS["triton", dtype]
+    assert_close(
+        Result(*found, *backend.backward(tokens, tuple(weights), kept)),
+        wanted,
+        bound.similarities,
+        bound.gradients,
+    )
+
+
+@pytest.mark.parametrize("smooth", [False, True])
+def test_a_mask_is_the_padded_form_of_ragged_images(smooth: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Padding is NaN, and may lie anywhere. The sides exchanged give the same in the other direction."""
+    monkeypatch.setenv("FILIP_INTERACTION_BACKEND", "triton")
+    backend: Any = SmoothMaximum(0.05) if smooth else "triton"
+    problem = random_problem(3, 20, [3, 1, 4], 16)
+    mask = torch.rand(3, 20, generator=torch.Generator().manual_seed(3)) < torch.tensor([[0.9], [0.1], [0.5]])
+    mask[1, 7] = True
+    images = torch.where(mask[..., None], problem.image_tokens, float("nan")).requires_grad_()
+    texts, packed = problem.text_tokens.requires_grad_(), images.detach()[mask].requires_grad_()
+    lengths = {"image_lengths": mask.sum(dim=1)}
+    padded = late_interaction(images, *problem[1:], image_mask=mask, backend=backend)
+    ragged = late_interaction(packed, *problem[1:], **lengths, backend=backend)
+    exchanged = late_interaction(
+        texts, packed, mask.sum(1), image_lengths=problem.text_lengths, backend=backend
+    )
+    weights = upstream(padded.i2t.shape)
+    of_padded = torch.autograd.grad(tuple(padded), (images, texts), weights)
+    of_ragged = torch.autograd.grad(tuple(ragged), (packed, texts), weights)
+    of_exchanged = torch.autograd.grad((exchanged.t2i.T, exchanged.i2t.T), (packed, texts), weights)
+    assert not of_padded[0][~mask].any()
+    found = *padded, of_padded[0][mask], of_padded[1]
+    assert all(map(torch.equal, found, (*ragged, *of_ragged)))
+    torch.testing.assert_close((exchanged.t2i.T, exchanged.i2t.T, *of_exchanged), found, rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match="every image needs at least one token"):
+        late_interaction(
+            packed, *problem[1:], image_lengths=torch.tensor([0, len(packed), 0]), backend=backend
+        )
+
+
+def test_ragged_images_take_the_rows_that_hold_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Count the flops of every tile that is multiplied: those of rectangles of images of each size."""
+    sizes, dim, lengths = [10] * 8 + [49] * 4 + [100], 16, [2] * 64
+    counted, multiply = [0], triton_kernels._dot
+
+    def dot(x: Any, y: Any, total: Any, widen: Any) -> Any:
+        counted[0] += 2 * int(x.shape[0]) * int(x.shape[1]) * int(y.shape[1])
+        return multiply(x, y, total, widen)
+
+    monkeypatch.setattr(triton_kernels, "_dot", dot)
+    tokens = random_problem(1, sum(sizes), lengths, dim).tokens()
+    tokens = tokens._replace(image=tokens.image[0], image_lengths=sizes)
+    found, maps = triton_backend.forward(tokens)
+    triton_backend.backward(tokens, found, maps)
+    assert counted[0] == sum(triton_flops(1, n1, dim, lengths) for n1 in sizes)
