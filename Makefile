@@ -1,5 +1,5 @@
 # make demo   runs the whole pipeline on the embedded demo corpus; make test passes the tests. Both set themselves up.
-# make run STUDY=… runs another study. SEEDS=3 adds two more seeds of every run, and tables with intervals over them.
+# make run STUDY=… runs another study. SEEDS=5 trains every run with five seeds; tables have intervals over them.
 # CPU=avx2, with any target, computes as a CPU without AVX-512, VNNI and bfloat16 would.
 
 VENV      := .venv

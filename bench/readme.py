@@ -15,6 +15,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import yaml
+
 from filip.command import option, run_command
 from filip.errors import UserError
 from filip.files import replacing
@@ -44,6 +46,7 @@ ROWS = (  # heading, table, column
     ('selection: two things exchanged ("left of", "above")', "selection", "demo_select_relation_mean"),
     ("single emoji: zero-shot, mean of all tasks", "zero_shot", "average"),
 )
+DEMO = Path("workflow/config/demo.yaml")
 SHEET = "eval/scenes_compared.png"  # below the results
 TOO_FEW = (
     "Differences are paired over the same images: their intervals say nothing of other seeds, so that none is called "
@@ -137,13 +140,18 @@ def results_block(
         if trainings > 1
         else "one training of each model, with 95 % intervals over the test images."
     )
-    note = [f"From `make demo SEEDS={trainings}`, in percent: {spread}"]
+    asked = "" if trainings == _seeds_by_default() else f" SEEDS={trainings}"
+    note = [f"From `make demo{asked}`, in percent: {spread}"]
     if compared:
         note.append(TOO_FEW if trainings < FEWEST else STARRED)
     note += _prices(study, runs, results)
     note.append(f"`{results.folder}/tables/` has all columns and rows.")
     table = render(Grid(heads, lines, whole=True), "markdown")
     return "\n".join([table, *textwrap.wrap(" ".join(note), 118, break_long_words=False)])
+
+
+def _seeds_by_default() -> int:
+    return int(yaml.safe_load(DEMO.read_text(encoding="utf-8"))["seeds"])
 
 
 def _prices(study: Study, runs: Sequence[str], results: Results) -> list[str]:

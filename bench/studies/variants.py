@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -61,35 +61,39 @@ def main(study: Pooled) -> None:
     for row in study.only or ROWS:
         for seed in SEARCH:
             for rate in RATES:
-                keep(study, row, rate, seed)
+                keep(study, DATA, row, ROWS[row][1], rate, seed)
     for seed in SEEDS:
         for row in study.only or ROWS:
-            keep(study, row, best_rate(row), seed)
+            keep(study, DATA, row, ROWS[row][1], best_rate(DATA, row, RATES), seed)
 
 
-def keep(study: Pooled, row: str, rate: str, seed: int) -> None:
-    """Train once, unless the training is kept."""
-    file = DATA / f"{row.replace(',', '').replace(' ', '-')}-{rate}-{seed}.json"
+def keep(
+    place: Place, folder: Path, row: str, settings: list[str], rate: str, seed: int, steps: int = STEPS
+) -> None:
+    """Train once and keep what was found in ``folder``, unless it has that training."""
+    file = folder / f"{row.replace(',', '').replace(':', '').replace(' ', '-')}-{rate}-{seed}.json"
     if file.exists():
         return
-    place = replace(study, card=onset.SEARCH_CARD if seed in SEARCH else onset.CARD)
-    settings = [*ROWS[row][1], f"optimizer.base_lr={rate}", f"max_steps={STEPS}", f"seed={seed}"]
+    place = replace(place, card=onset.SEARCH_CARD if seed in SEARCH else onset.CARD)
+    settings = [*settings, f"optimizer.base_lr={rate}", f"max_steps={steps}", f"seed={seed}"]
     config = configure(place, "demo_speedrun", settings)
     corpus = prepare(config, place)
     state = deque(training(config, corpus), maxlen=1).pop()
-    point = {"step": STEPS, "seconds": round(state.seconds, 1), "hard": evaluate(state.model, corpus)}
+    point = {"step": steps, "seconds": round(state.seconds, 1), "hard": evaluate(state.model, corpus)}
     say(f"{row}, {rate}, seed {seed}: {json.dumps(point)}")
-    where = {"card": place.card, "steps": STEPS, "commit": commit(), "cpu": cpu_name()}
+    where = {"card": place.card, "steps": steps, "commit": commit(), "cpu": cpu_name()}
     write_json(file, {"row": row, "rate": rate, "seed": seed, **where, "points": [point]})
 
 
-def best_rate(row: str) -> str:
+def best_rate(folder: Path, row: str, rates: Sequence[str]) -> str:
     """Return the rate that finds most on the seeds of the search."""
-    return max(RATES, key=lambda rate: sum(mean_recall(one["points"][-1]) for one in searched(row, rate)))
+    return max(
+        rates, key=lambda rate: sum(mean_recall(one["points"][-1]) for one in searched(folder, row, rate))
+    )
 
 
-def searched(row: str, rate: str) -> Iterator[dict[str, Any]]:
-    for one in map(json.loads, (file.read_text(encoding="utf-8") for file in sorted(DATA.glob("*.json")))):
+def searched(folder: Path, row: str, rate: str) -> Iterator[dict[str, Any]]:
+    for one in map(json.loads, (file.read_text(encoding="utf-8") for file in sorted(folder.glob("*.json")))):
         if (one["row"], one["rate"]) == (row, rate) and one["seed"] in SEARCH:
             yield one
 

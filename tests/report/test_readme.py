@@ -77,7 +77,8 @@ def test_of_one_training_nothing_is_called_significant_and_of_three_what_is_not_
 
 
 def test_several_seeds_are_said() -> None:
-    assert "From `make demo SEEDS=3`, in percent: means of 3 trainings" in block(3)
+    assert "From `make demo`, in percent: means of 3 trainings" in block(3)
+    assert "From `make demo SEEDS=5`, in percent: means of 5 trainings" in block(5)
 
 
 def test_without_outcomes_there_are_no_differences() -> None:
