@@ -15,20 +15,14 @@ from itertools import groupby
 from typing import Any
 
 FORMS = ("text", "markdown", "csv", "latex", "html")
-SIDE_BY_SIDE = {
-    "markdown": 5,
-    "latex": 13,
-}  # columns: GitHub's page is narrow; twelve benchmarks and their average
+# columns: GitHub's page is narrow; twelve benchmarks and their average
+SIDE_BY_SIDE = {"markdown": 5, "latex": 13}
 QUIET = ("common", "difference")  # kinds of lines in italics
 LONGEST_LABEL = 34  # letters of plain text, where its width is limited
 LATEX = {"\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}"}
 LATEX |= {letter: "\\" + letter for letter in "&%$#_{}"}
-LATEX |= {
-    "→": "$\\rightarrow$",
-    "×": "$\\times$",
-    "·": "$\\cdot$",
-    "−": "$-$",
-}  # characters that pdflatex does not know
+# characters that pdflatex does not know
+LATEX |= {"→": "$\\rightarrow$", "×": "$\\times$", "·": "$\\cdot$", "−": "$-$"}
 LATEX |= {"…": "\\ldots{}", "–": "--"}
 
 

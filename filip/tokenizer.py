@@ -43,9 +43,8 @@ def tokenize_numpy(texts: Sequence[str], context_length: int = 77) -> tuple[np.n
     filled = np.fromiter(map(len, rows), np.int64, len(rows))
     ids = np.zeros((len(rows), context_length), np.uint16)
     ids[np.arange(context_length) < filled[:, None]] = [token for row in rows for token in row]
-    return ids, (ids == EOS).argmax(axis=1).astype(
-        np.int64
-    ) + 1  # the first one: a caption may have the token's name in it
+    # the first one: a caption may have the token's name in it
+    return ids, (ids == EOS).argmax(axis=1).astype(np.int64) + 1
 
 
 def token_names(text: str, context_length: int = 77) -> list[str]:

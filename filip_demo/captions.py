@@ -7,11 +7,8 @@ import random
 from filip_demo.catalogue import Drawing, Emoji
 
 MAX_TAGS = 2
-NOT_ENGLISH = (
-    "hashi",
-    "jeotgarak",
-    "kuaizi",
-)  # CLDR's keywords for chopsticks; a text rule drops what is not English
+# CLDR's keywords for chopsticks; a text rule drops what is not English
+NOT_ENGLISH = ("hashi", "jeotgarak", "kuaizi")
 LABEL_ONLY = 0.9  # share of captions without keywords; the test captions are labels
 
 

@@ -33,10 +33,7 @@ PLANTED = {
 }
 SMALL_SIDE = 24  # pixels
 STRIP = 4  # drawings side by side
-REPEATED_CAPTIONS = (
-    "click on the picture for a larger view",
-    "this image is no longer available here",
-)
+REPEATED_CAPTIONS = ("click on the picture for a larger view", "this image is no longer available here")
 GROUPS_LEFT_OUT = ("flags", "component")  # country names are the same in many languages
 FUNCTION_WORDS = frozenset(["and", "behind", "from", "holding", "in", "of", "on", "over", "with", "without"])
 # Locales that separate words by spaces and whose longer labels no language detector mistakes for English.

@@ -25,12 +25,7 @@ from PIL import Image
 
 from filip.progress import track
 from filip_demo.catalogue import Emoji
-from filip_demo.distractors import (
-    half_name_choices,
-    half_relation_choices,
-    name_choices,
-    relation_choices,
-)
+from filip_demo.distractors import half_name_choices, half_relation_choices, name_choices, relation_choices
 from filip_demo.evaluation import add_member
 from filip_demo.render import is_written, png_bytes, write_atomically
 from filip_demo.scenes import Scene, Sprites, new_scene, pairs_of, training_scene

@@ -66,11 +66,7 @@ def own_similarity(image: Tensor, text: TextFeatures) -> Tensor:
 
 def check(settings: LossSettings) -> None:
     """Raise UserError if the swapped captions would be compared otherwise than the true ones."""
-    for name, needed in (
-        ("token_keep_ratio", 1.0),
-        ("token_keep_schedule", None),
-        ("token_maximum", "hard"),
-    ):
+    for name, needed in (("token_keep_ratio", 1.0), ("token_keep_schedule", None), ("token_maximum", "hard")):
         if getattr(settings, name) != needed:
             raise UserError(
                 f"loss.swapped_words compares by the largest similarity to all tokens, and "

@@ -222,9 +222,8 @@ def test_a_picture_is_seen_upright_wherever_it_is_read(
     )
     assert torch.equal(turned, upright) and torch.equal(opened, upright)
     assert not torch.equal(model.encode_images([stored]), upright)
-    shown = read_image(
-        (tmp_path / "turned.png").read_bytes()
-    )  # by the index, the explorer and their thumbnails
+    # by the index, the explorer and their thumbnails
+    shown = read_image((tmp_path / "turned.png").read_bytes())
     assert np.array_equal(np.asarray(shown), np.asarray(expected.convert("RGB")))
     assert np.array_equal(
         to_pixels(Image.open(tmp_path / "turned.png"), SIDE), to_pixels(expected.convert("RGB"), SIDE)

@@ -23,9 +23,8 @@ def silent() -> Iterator[str]:
 
 
 def test_who_answers_is_reachable_whatever_the_answer() -> None:
-    with http.server.HTTPServer(
-        ("127.0.0.1", 0), http.server.BaseHTTPRequestHandler
-    ) as server:  # knows no HEAD: 501
+    # knows no HEAD: 501
+    with http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         assert hub.unreachable(f"http://127.0.0.1:{server.server_port}") is None
         server.shutdown()

@@ -34,13 +34,8 @@ LOCK_HEADER = """\
 # The versions that `make setup` installs: constraints, written by `make lock` from pyproject.toml for all its extras
 # and every Python that it runs on.
 """
-INDEXES = (
-    "UV_DEFAULT_INDEX",
-    "UV_INDEX",
-    "UV_INDEX_STRATEGY",
-    "SSL_CERT_FILE",
-    "ALL_PROXY",
-)  # not local wheels: the lock is for all
+# not local wheels: the lock is for all
+INDEXES = ("UV_DEFAULT_INDEX", "UV_INDEX", "UV_INDEX_STRATEGY", "SSL_CERT_FILE", "ALL_PROXY")
 CPU_BUILDS = "https://download.pytorch.org/whl/cpu/"
 PATIENCE = 3.0  # seconds until an index that does not answer counts as unreachable
 SIGN_OF_LIFE = 20.0  # seconds between two lines where no terminal can draw a bar

@@ -18,9 +18,8 @@ def wait_for_earlier_jobs(training: str) -> str:
     The plugin does not attach itself to them again. The new job waits without holding a node, finds the finished
     training and takes its result, or continues from its last checkpoint.
     """
-    if (
-        shutil.which("squeue") is None or "SLURM_JOB_ID" in os.environ
-    ):  # not a cluster, or already inside such a job
+    # not a cluster, or already inside such a job
+    if shutil.which("squeue") is None or "SLURM_JOB_ID" in os.environ:
         return ""
     command = ["squeue", "--me", "-h", "-o", "%i|%Z|%k"]
     why = None

@@ -24,11 +24,8 @@ class StudySources(Study):
 
     # Each stage writes a funnel fragment.
     DATA_STAGES = ("prepare", "text_rules", "download", "translate")
-    IMAGE_STAGES = (
-        "text_rules",
-        "ingest",
-        "translate",
-    )  # for a source that has its images, without a list of URLs
+    # for a source that has its images, without a list of URLs
+    IMAGE_STAGES = ("text_rules", "ingest", "translate")
 
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__(config)

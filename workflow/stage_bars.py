@@ -237,8 +237,7 @@ def _logger() -> logging.Logger:
 
 
 def show_stages(
-    pattern_of: Callable[[str], str],
-    cores: Callable[[], int | None] = os.cpu_count,
+    pattern_of: Callable[[str], str], cores: Callable[[], int | None] = os.cpu_count
 ) -> StageBars:
     """Attach the bars, or the lines where stderr is not a terminal that can move its cursor."""
     attached = next((handler for handler in _logger().handlers if isinstance(handler, StageBars)), None)

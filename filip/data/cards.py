@@ -115,9 +115,8 @@ class SourceCard:
     columns: Names = field(default_factory=lambda: [])  # names, if the file has no header
     url_column: str = "url"
     caption_column: str = "caption"
-    caption_columns: Names = field(
-        default_factory=lambda: []
-    )  # several, which are joined; instead of caption_column
+    # several, which are joined; instead of caption_column
+    caption_columns: Names = field(default_factory=lambda: [])
     caption_cleaning: Names = field(default_factory=lambda: [])  # steps of CLEANING, applied in that order
     only: dict[str, str] = field(default_factory=dict)  # column: value; rows with another value are left out
     where: str | None = None  # SQL condition on the list's columns, e.g. similarity > 0.3 and punsafe < 0.5
@@ -199,10 +198,7 @@ def _check_values(card: SourceCard, path: Path) -> None:
         check(step in CLEANING, "caption_cleaning", step, f"one of {', '.join(CLEANING)}")
     check((card.subset_on is None) == (card.subset is None), "subset_on", card.subset_on, "given with subset")
     load = card.download
-    for key, allowed in (
-        ("resize_mode", RESIZE_MODES),
-        ("encode_format", ENCODE_FORMATS),
-    ):
+    for key, allowed in (("resize_mode", RESIZE_MODES), ("encode_format", ENCODE_FORMATS)):
         value = getattr(load, key)
         check(value in allowed, f"download.{key}", value, f"one of {', '.join(allowed)}")
     for key in ("image_size", "timeout", "processes", "threads", "samples_per_shard"):

@@ -175,18 +175,14 @@ def _prepare(config: EvaluationOptions, job: Job) -> None:
     """Read prompts and whatever else a protocol reads for its cards, so that a mistake in them is known at once."""
     prepare = protocol_of(job.protocol).prepare
     if prepare is not None:
-        known = (
-            PROMPTS if config.prompts == AUTO else config.prompts
-        )  # it has an entry for every card of ours
+        # it has an entry for every card of ours
+        known = PROMPTS if config.prompts == AUTO else config.prompts
         for card in job.cards:
             prepare(card, config.settings(job.protocol), Context(config.root, known))
 
 
 def _run(
-    config: EvaluationOptions,
-    jobs: list[Job],
-    reused: list[dict[str, Any] | None],
-    skipped: dict[str, str],
+    config: EvaluationOptions, jobs: list[Job], reused: list[dict[str, Any] | None], skipped: dict[str, str]
 ) -> list[dict[str, Any]]:
     """Return the results of all files. If there are several processes, the first one writes them."""
     share = launched()

@@ -37,9 +37,8 @@ class BenchmarkCard:
     not_comparable: str = ""  # why published numbers cannot be compared with ours, "" = they can
     published_size: int | None = None  # images behind the published numbers, where a copy on disk has others
     fine_tuned_on: list[str] = field(default_factory=list)  # cards in data/ that hold its training split
-    hub: dict[str, Any] = field(
-        default_factory=dict
-    )  # repo and files on the Hugging Face hub, see filip eval fetch
+    # repo and files on the Hugging Face hub, see filip eval fetch
+    hub: dict[str, Any] = field(default_factory=dict)
     homepage: str = ""
     license: str = ""
     origin: str = ""  # where class names and numbers come from

@@ -45,10 +45,7 @@ class Source:
 
 
 def encoded_batches(
-    source: Source,
-    scorer: Scorer,
-    store: FeatureStore | None = None,
-    kind: str = "image",
+    source: Source, scorer: Scorer, store: FeatureStore | None = None, kind: str = "image"
 ) -> Iterator[tuple[Tensor, Batch]]:
     """Yield (features, batch) through the set, in order; batches whose features are kept in ``store`` are not read.
 
@@ -81,11 +78,7 @@ def collect(scorer: Scorer, source: Source, keep: Callable[[Tensor, Batch], T]) 
 
 
 def _features_of(
-    source: Source,
-    numbers: Iterable[int],
-    scorer: Scorer,
-    store: FeatureStore | None,
-    kind: str,
+    source: Source, numbers: Iterable[int], scorer: Scorer, store: FeatureStore | None, kind: str
 ) -> Iterator[tuple[Tensor, Batch]]:
     """Yield every batch with its features, including batches without a readable image."""
     device = "cpu" if kind == "probe" else scorer.encoder.device

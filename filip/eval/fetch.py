@@ -35,9 +35,8 @@ class Fetch:
 def main(config: Fetch) -> None:
     """Fetch the data of benchmarks from the Hugging Face hub, and open each."""
     cards = load_cards(config.cards)
-    wanted = {
-        card.name: repository(card) for card in cards
-    }  # a card without a source stops before any download
+    # a card without a source stops before any download
+    wanted = {card.name: repository(card) for card in cards}
     for card in cards:
         repo, patterns = wanted[card.name]
         target = Path(config.root) / card.path

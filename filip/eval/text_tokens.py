@@ -17,9 +17,8 @@ from filip.words import FUNCTION_WORDS
 
 CHOICES = ("all", "without_ends", "content")
 ENDS = ("[BOS]", "[EOS]")
-_WORDS = re.compile(
-    r"[^\W\d_]+|\d|[^\s\w]+|_+"
-)  # close to how CLIP's tokenizer splits a text before its pairs
+# close to how CLIP's tokenizer splits a text before its pairs
+_WORDS = re.compile(r"[^\W\d_]+|\d|[^\s\w]+|_+")
 
 
 def kept_tokens(text: str, tokens: Sequence[str], choice: str) -> list[bool]:

@@ -154,10 +154,7 @@ def _model_data(
             }
     if not viewer.token_wise:
         # A vector per image or caption is small next to the tokens, so it is not rounded.
-        data |= {
-            "pooled_dim": features.scored.shape[-1],
-            "image_vectors": base64_of(features.scored.float()),
-        }
+        data |= {"pooled_dim": features.scored.shape[-1], "image_vectors": base64_of(features.scored.float())}
         if with_texts:
             vectors = torch.cat([text.scored.values for text in texts]).float()
             data["text_vectors"] = base64_of(vectors)

@@ -37,9 +37,8 @@ class Serve(GalleryOptions):
 def main(config: Serve) -> None:
     """Serve the explorer: any text, any uploaded picture, the images of a folder or card."""
     check(config)
-    with listen(
-        config.host, config.port
-    ) as connection:  # before minutes of encoding, in case the port is taken
+    # before minutes of encoding, in case the port is taken
+    with listen(config.host, config.port) as connection:
         gallery = config.gallery()
         search = Search(gallery)
         warm(search)

@@ -9,9 +9,8 @@ from scipy.cluster.hierarchy import fcluster, linkage
 from torch import Tensor
 
 DTYPES = ("float32", "float16", "int8")
-BLOCK = (
-    128 << 20
-)  # bytes of stored tokens that are multiplied at a time: with fewer, the threads wait for each other
+# bytes of stored tokens that are multiplied at a time: with fewer, the threads wait for each other
+BLOCK = 128 << 20
 
 
 def token_type(dtype: str, dim: int) -> np.dtype:

@@ -128,10 +128,8 @@ class Resampled:
             self._measured[:, place] = np.mean([found.means() for found in sets], axis=0)
             queries = sum(len(found.key) for found in sets)
             self._counts |= dict.fromkeys(names, (queries, clusters))
-        for (
-            clusters,
-            together,
-        ) in by_size.items():  # columns with equally many clusters share their draws: no harm, less time
+        # columns with equally many clusters share their draws: no harm, less time
+        for clusters, together in by_size.items():
             for start, weights in _draws(np.random.default_rng(seed), clusters, resamples):
                 for place, sets in together:
                     means = np.mean([found.means(weights) for found in sets], axis=0)

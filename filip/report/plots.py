@@ -40,9 +40,8 @@ STYLE: dict[Any, Any] = {
 def grid(rows: int, columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
     """Return a figure of ``width`` x ``height`` inches in the report's style, and its panels row by row."""
     matplotlib.rcParams.update(STYLE)
-    figure = Figure(
-        figsize=(width, height), layout="constrained"
-    )  # without pyplot, which would look for a display
+    # without pyplot, which would look for a display
+    figure = Figure(figsize=(width, height), layout="constrained")
     return figure, list(figure.subplots(rows, columns, squeeze=False).flat)
 
 
@@ -101,9 +100,8 @@ def learning(logs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], looks: L
             key = "speed/seconds_per_step"
             speeds = [line[key] for lines in seeds for line in lines[1:] if _number(line.get(key))]
             if speeds:
-                mean = float(
-                    np.median(speeds)
-                )  # one for all seeds, which are drawn at the steps that all have
+                # one for all seeds, which are drawn at the steps that all have
+                mean = float(np.median(speeds))
                 timed = [{step * mean: value for step, value in points.items()} for points in series]
                 _curve(axes[1], timed, look, label, noisy=True)
     for axis, what in zip(axes, ("step", "seconds of one core"), strict=True):

@@ -135,12 +135,7 @@ class Table:
     """
 
     def __init__(
-        self,
-        name: str,
-        title: str,
-        columns: Sequence[Column],
-        rows: Sequence[Row],
-        notes: Sequence[str] = (),
+        self, name: str, title: str, columns: Sequence[Column], rows: Sequence[Row], notes: Sequence[str] = ()
     ) -> None:
         self.name, self.title, self.columns, self.notes = name, title, list(columns), list(notes)
         records, index = [], []
@@ -208,9 +203,8 @@ class Table:
         first: dict[str, Row] = {}
         for row in sorted(rows, key=lambda row: self.sections.index(row.section)):
             base = first.setdefault(row.section, row)
-            ambiguous = row.kind == "paper" and not row.section.startswith(
-                "published"
-            )  # one of our rows may have the same label
+            # one of our rows may have the same label
+            ambiguous = row.kind == "paper" and not row.section.startswith("published")
             label = row.label + (" (published)" if ambiguous else "")
             cells = [_shown(row.cells[column.key], column) for column in columns]
             lines.append(Line(label, cells, row.section, row.kind, row.origin))

@@ -76,9 +76,8 @@ def read_yaml(file: Path) -> Any:
     """Return what a YAML file holds. Raises UserError if it is not YAML."""
     import yaml
 
-    loader = getattr(
-        yaml, "CSafeLoader", yaml.SafeLoader
-    )  # ten times as fast, where PyYAML was built with it
+    # ten times as fast, where PyYAML was built with it
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
         return yaml.load(file.read_text(encoding="utf-8"), loader)
     except yaml.YAMLError as error:

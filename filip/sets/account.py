@@ -50,9 +50,8 @@ class Account:
             if reason == "format":
                 continue
             example = self.examples[reason][0]
-            if not example.isprintable() or not _is_text(
-                example
-            ):  # a name from an old disk, which no terminal shows
+            # a name from an old disk, which no terminal shows
+            if not example.isprintable() or not _is_text(example):
                 name = example.partition(" (")[0] if reason == "name" else example
                 shown = repr(name.encode("utf-8", "surrogateescape")) if not _is_text(name) else repr(name)
                 example = f"{shown}; rename them" if reason == "name" else shown

@@ -13,12 +13,8 @@ from filip.sets.layout import Layout, Reading, Row, files_in, inside, is_picture
 from filip.sets.parquet import image_bytes_column
 from filip.sets.tables import SUFFIXES, Broken, read_table
 
-USUAL = (
-    "metadata",
-    "captions",
-    "annotations",
-    "labels",
-)  # if a folder has several tables, the one with such a name counts
+# if a folder has several tables, the one with such a name counts
+USUAL = ("metadata", "captions", "annotations", "labels")
 
 
 class Listed(Layout):

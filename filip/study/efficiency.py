@@ -117,11 +117,7 @@ class Step:
         batch = random_batch(row, shape, self.batching.per_rank, config.seed + ranks.rank)
         if self.loss.reads_further_captions:  # as long as the true ones: what they say costs nothing
             batch |= {"further_ids": batch["ids"], "further_lengths": batch["lengths"]}
-        self.batch = to_device(
-            batch,
-            ranks.device,
-            torch.float16 if self.engine.is_fp16 else None,
-        )
+        self.batch = to_device(batch, ranks.device, torch.float16 if self.engine.is_fp16 else None)
         self.score: Callable[[Encoded], Tensor] = self._own_texts
         if self.gathered > self.batching.global_batch:
             self.score = self._many_texts

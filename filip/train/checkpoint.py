@@ -105,9 +105,8 @@ def save_checkpoint(
     with naming(folder):
         engine.deepspeed.save_checkpoint(str(folder), tag=aside.name, save_latest=False)
         torch.save(random_states(), aside / f"random_rank{ranks.rank:05d}.pt")
-        if engine.averages and (
-            average := gather_to_main(engine, ranks)
-        ):  # for readers; a resumed run has its parts
+        # for readers; a resumed run has its parts
+        if engine.averages and (average := gather_to_main(engine, ranks)):
             save_file(average, aside / AVERAGED)
     barrier(ranks)
     if ranks.is_main:
@@ -214,11 +213,7 @@ def _to_disk(folder: Path) -> None:
 
 def random_states() -> dict[str, Any]:
     """Return the states of all generators that a training may draw from."""
-    return {
-        "python": random.getstate(),
-        "numpy": np.random.get_state(),
-        **device.random_state(),
-    }
+    return {"python": random.getstate(), "numpy": np.random.get_state(), **device.random_state()}
 
 
 def restore_random_states(states: dict[str, Any]) -> None:

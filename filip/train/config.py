@@ -159,7 +159,7 @@ class TrainConfig:
 
     optimizer: OptimizerConfig = option(OptimizerConfig(), "the optimiser and its schedule")
     precision: str = option(
-        "fp16",
+        "auto",
         "fp32; bf16 = autocast; fp16 = DeepSpeed's block with dynamic loss scale; auto = bf16 where the hardware "
         "multiplies it, else fp16 on CUDA and fp32 on CPUs",
     )

@@ -181,7 +181,7 @@ def require_precision(config: TrainConfig) -> None:
     accelerator = deepspeed_accelerator()
     if config.precision == "fp16" and not accelerator.is_fp16_supported():
         raise UserError(
-            f"precision=fp16: this {accelerator.device_name()} has no fp16 instructions; use precision=bf16 or fp32"
+            f"precision=fp16: this {accelerator.device_name()} has no fp16 instructions; use precision=auto"
         )
 
 
@@ -301,9 +301,8 @@ def make_engine(
     with light_imports():
         import deepspeed
 
-        with suppress(
-            ImportError
-        ):  # every ZeRO stage imports it, and it compiles functions when it is imported
+        # every ZeRO stage imports it, and it compiles functions when it is imported
+        with suppress(ImportError):
             import deepspeed.runtime.zero.muon.muon_optimizer
 
     model.set_loss_parameters(loss.parameters(model))

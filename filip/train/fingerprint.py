@@ -58,7 +58,8 @@ def settings_hash(config: TrainConfig) -> str:
 
     Settings at their defaults are left out, so that a field which a later version adds changes no run's folder.
     """
-    defaults = learning_settings(TrainConfig())
+    # fp16 was the default until 0.2.0: studies that have begun keep their folders.
+    defaults = learning_settings(TrainConfig(precision="fp16"))
     return digest(
         {name: value for name, value in learning_settings(config).items() if value != defaults.get(name)}
     )[:8]

@@ -78,9 +78,8 @@ def effective_rank(rows: Tensor) -> Tensor:
     sign of collapse in self-supervised training: RankMe, Garrido et al., 2023). NaN where a number is not finite.
     """
     gram = rows.T @ rows if rows.shape[0] > rows.shape[1] else rows @ rows.T
-    if not bool(
-        torch.isfinite(gram).all()
-    ):  # the decomposition would raise, and the watchdog has a message for it
+    # the decomposition would raise, and the watchdog has a message for it
+    if not bool(torch.isfinite(gram).all()):
         return rows.new_tensor(math.nan)
     values = torch.linalg.eigvalsh(gram.double()).clamp_min(0).sqrt()
     shares = values / values.sum().clamp_min(torch.finfo(torch.float64).tiny)

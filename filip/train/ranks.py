@@ -73,9 +73,7 @@ class Ranks:
 
 
 def start_ranks(
-    threads: int | None = None,
-    expected: int | None = None,
-    timeout_minutes: float = 30,
+    threads: int | None = None, expected: int | None = None, timeout_minutes: float = 30
 ) -> Ranks:
     """Join the process group that the launcher's environment describes, or be a group of one.
 

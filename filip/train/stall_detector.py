@@ -21,11 +21,7 @@ class StallDetector:
     """
 
     def __init__(
-        self,
-        rank: int,
-        report: Callable[[str], None],
-        medians: float = MEDIANS,
-        at_least: float = AT_LEAST,
+        self, rank: int, report: Callable[[str], None], medians: float = MEDIANS, at_least: float = AT_LEAST
     ) -> None:
         """Set the limits.
 

@@ -83,9 +83,8 @@ class Telemetry:
 
         shown = {name: "none" if value is None else value for name, value in settings.items()}
         metrics = {f"final/{name}": value for name, value in final.items()}
-        for summary in hparams(
-            shown, metrics
-        ):  # into the run's own events: add_hparams would make another run of it
+        # into the run's own events: add_hparams would make another run of it
+        for summary in hparams(shown, metrics):
             self.writer._get_file_writer().add_summary(summary, step)
         for name, value in metrics.items():
             self.writer.add_scalar(name, value, step)

@@ -65,9 +65,8 @@ class StepStatus:
     chance_loss: float  # the loss of a model that knows nothing
     grad_norm_spread: float | None = None  # relative difference over the ranks; None as grad_norm
     data_share: float = 0.0  # share of the step's time in which the ranks waited for data
-    metrics: Mapping[str, float] = field(
-        default_factory=dict
-    )  # by TensorBoard name, as far as this step has them
+    # by TensorBoard name, as far as this step has them
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

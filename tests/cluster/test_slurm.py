@@ -128,9 +128,8 @@ def start_with_a_node_down(desk: Desk) -> subprocess.Popen[str]:
     try:
         started = desk.start()
         desk.wait(lambda: [*desk.jobs("calm").values(), *desk.jobs("shaken").values()] == ["PENDING"] * 2)
-        desk.wait(
-            lambda: desk.slurm.ask("squeue", "-h", "-o", "%r").count(" DOWN") == 1
-        )  # the other is behind it
+        # the other is behind it
+        desk.wait(lambda: desk.slurm.ask("squeue", "-h", "-o", "%r").count(" DOWN") == 1)
     finally:
         desk.slurm.start_node(1)
         desk.slurm.set_nodes("node[2-23]", "RESUME")

@@ -93,9 +93,8 @@ def test_deepspeed_with_a_hostfile_trains_across_the_cable(
         assert ended(started, 500) == [0], log.read_text()[-3000:]
     result = json.loads((run / "model.json").read_text())
     assert (result["world_size"], result["steps"]) == (2, 6)
-    assert (
-        hosts.received(1) - before > 6 * 4 * result["parameters"]
-    )  # the gradients of every step, in float32
+    # the gradients of every step, in float32
+    assert hosts.received(1) - before > 6 * 4 * result["parameters"]
 
 
 def test_a_pulled_cable_is_survived_or_ends_all_ranks_with_a_sentence(
@@ -125,9 +124,8 @@ def test_a_pulled_cable_is_survived_or_ends_all_ranks_with_a_sentence(
 
 def test_other_errors_are_not_taken_for_lost_contact() -> None:
     assert lost_contact(RuntimeError("mat1 and mat2 shapes cannot be multiplied")) is None
-    assert lost_contact(
-        RuntimeError("Read error [127.0.0.1]:1: Software caused connection abort")
-    )  # ss --kill
+    # ss --kill
+    assert lost_contact(RuntimeError("Read error [127.0.0.1]:1: Software caused connection abort"))
     assert lost_contact(ValueError("Connection reset by peer")) is None
     found = lost_contact(RuntimeError("[tcp.cc:1] Timed out waiting 24000ms for recv operation\nmore"))
     assert found is not None and found.endswith("[tcp.cc:1] Timed out waiting 24000ms for recv operation")

@@ -10,10 +10,8 @@ from types import TracebackType
 
 ADDRESSES = ("10.213.77.1", "10.213.77.2")
 CARD = "cable0"  # the name of either end, each on its own host
-INTERFACE = {
-    "GLOO_SOCKET_IFNAME": CARD,
-    "TP_SOCKET_IFNAME": CARD,
-}  # for gloo, which cannot resolve the hosts' names
+# for gloo, which cannot resolve the hosts' names
+INTERFACE = {"GLOO_SOCKET_IFNAME": CARD, "TP_SOCKET_IFNAME": CARD}
 
 
 def ip(*words: str) -> subprocess.CompletedProcess[str]:

@@ -1,15 +1,10 @@
 """Images that people have, in the layouts in which they have them: the same shards from each, and none lost."""
 
 import json
-import os
-import random
-import shutil
 import tarfile
-import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -28,11 +23,9 @@ from filip.errors import UserError
 from filip.files import write_json
 from filip.sets.tar_index import scan_tar
 from tests.data import hostile
-from tests.data.killing import kill_at_random
 from tests.data.own_images import CAPTIONS, COLOURS, KEYS, LAYOUTS, picture, text_beside, write_images
 from tests.data.test_image_rules import EXPECTED, assert_colours
 from tests.data.test_loader import loader
-from tests.support.forked import Process
 from tests.support.shards import write_tar
 
 
@@ -352,57 +345,6 @@ def test_a_folder_of_other_shards_is_not_touched(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not made by ingest"):
         run(card(images), tmp_path / "shards")
     assert (tmp_path / "shards" / "00000.tar").read_bytes() == b"somebody's"
-
-
-def command(out: Path, card_path: Path) -> Process:
-    arguments = [f"source={card_path}", f"out={out}", f"funnel={out}.json", f"text_funnel={out}.texts.json"]
-    return Process(["-m", "filip.data.ingest", *arguments])
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(3000)
-def test_ingest_survives_kill_9(tmp_path: Path) -> None:
-    """It is killed a few times here; FILIP_KILLS=20 for more, as before a release. A folder that is full is begun anew.
-
-    The moment is not one of the clock: on a busy machine all of them would fall into the imports.
-    """
-    rng = np.random.default_rng(0)
-    (tmp_path / "own").mkdir()
-    for n in range(120):
-        noise = rng.integers(0, 255, (300, 300, 3), np.uint8)
-        Image.fromarray(noise).save(tmp_path / "own" / f"{n}.jpg")
-        (tmp_path / "own" / f"{n}.txt").write_text(f"picture number {n} of many\nnoise that nobody names {n}")
-    settings = {"image_size": 128, "processes": 2, "samples_per_shard": 10}
-    rules = {"language": False, "max_repeats": 0}
-    one = tmp_path / "mine.yaml"
-    one.write_text(json.dumps({"images": str(tmp_path / "own"), "download": settings, "text_rules": rules}))
-    started = time.monotonic()
-    assert command(tmp_path / "whole", one).wait(300) == 0
-    took = time.monotonic() - started
-    whole = contents(tmp_path / "whole")
-    assert len(whole) == 12 * 3
-
-    def finish_and_compare() -> None:
-        assert command(tmp_path / "killed", one).wait(300) == 0
-        assert contents(tmp_path / "killed") == whole
-        assert [path.name for path in (tmp_path / "killed" / "_work").glob("0*")] == []
-        for name in ("json", "texts.json"):
-            assert (tmp_path / f"whole.{name}").read_text() == (tmp_path / f"killed.{name}").read_text()
-
-    def finished() -> int:
-        return len(list((tmp_path / "killed").glob("*_stats.json")))
-
-    for _ in range(int(os.environ.get("FILIP_KILLS", 2))):
-        moment = random.SystemRandom().randint(finished(), 11)
-        running = command(tmp_path / "killed", one)
-        while finished() < moment and running.poll() is None:
-            time.sleep(0.01)
-        kill_at_random(running, took / 12)
-        print(f"{moment} of 12 shards were waited for, {finished()} were done")
-        if finished() == 12:
-            finish_and_compare()
-            shutil.rmtree(tmp_path / "killed")
-    finish_and_compare()
 
 
 def test_pictures_that_are_not_read_are_in_the_funnel_and_small_ones_can_be_had(tmp_path: Path) -> None:

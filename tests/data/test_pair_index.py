@@ -186,9 +186,8 @@ def test_a_read_only_data_set_is_indexed_elsewhere(tmp_path: Path, monkeypatch: 
     pairs = write_pairs(tmp_path / "data", [3, 4])
     (tmp_path / "tmp").mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
-    monkeypatch.setattr(
-        "os.access", lambda path, mode: False
-    )  # a test may run as root, who may write anywhere
+    # a test may run as root, who may write anywhere
+    monkeypatch.setattr("os.access", lambda path, mode: False)
     assert len(index_source(pairs.source)) == 7
     assert len(list((tmp_path / "tmp").glob("filip-index-*/*-*"))) == 1
     assert len(index_source(pairs.source, tmp_path / "given")) == 7

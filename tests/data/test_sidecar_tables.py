@@ -71,9 +71,8 @@ def test_the_captions_of_an_image_come_first_and_then_the_translations_of_each()
         rng = random.Random(seed)
         rows = some_rows(rng)
         whole = pa.Table.from_pylist(rows, COLUMNS)
-        batches = whole.to_batches(
-            max_chunksize=rng.choice([1, 5, 17, 1000])
-        )  # that end within shards and images
+        # that end within shards and images
+        batches = whole.to_batches(max_chunksize=rng.choice([1, 5, 17, 1000]))
         tables = {shard: sidecar_table(found, ORIGINS, "source") for shard, found in rows_by_shard(batches)}
         assert list(tables) == sorted({row["shard"] for row in rows})
         for shard, table in tables.items():

@@ -152,11 +152,8 @@ def test_collapsed_translations_are_dropped_over_the_whole_data_set(tmp_path: Pa
 
 
 def test_a_pivot_text_that_is_far_from_the_caption_is_dropped(tmp_path: Path) -> None:
-    captions = [
-        CAPTIONS[0],
-        CAPTIONS[1],
-        CAPTIONS[5],
-    ]  # whose translations have the cosines 0.75, 0.83 and 0.76
+    # whose translations have the cosines 0.75, 0.83 and 0.76
+    captions = [CAPTIONS[0], CAPTIONS[1], CAPTIONS[5]]
     make_shards(tmp_path / "shards", captions)
     assert translate(job(tmp_path)).n_out == 3
     for path in (tmp_path / "cache").rglob("*.parquet"):

@@ -36,10 +36,8 @@ def test_captions_and_masks(tmp_path):
     write_webdataset(tmp_path, None, captions, masks=True)
     data = WebdatasetFolder(tmp_path)
     assert data.classes is None
-    assert [data[i].captions for i in range(2)] == [
-        ["one", "two, 2"],
-        ["three"],
-    ]  # str.splitlines, as the suite
+    # str.splitlines, as the suite
+    assert [data[i].captions for i in range(2)] == [["one", "two, 2"], ["three"]]
     mask = data[0].mask
     assert mask is not None and mask.getpixel((0, 0)) == 0 and mask.getpixel((31, 31)) == 255
 

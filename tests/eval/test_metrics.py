@@ -129,10 +129,8 @@ def test_bootstrap_over_images_is_wider_when_captions_agree():
 def test_bootstrap_within_classes_keeps_every_class():
     labels = np.array([0] * 98 + [1] * 2)
     hits = np.where(labels == 0, 1.0, 0.0)
-    assert mean_interval(hits, classes=labels) == (
-        0.5,
-        0.5,
-    )  # plain resampling would lose class 1 at times
+    # plain resampling would lose class 1 at times
+    assert mean_interval(hits, classes=labels) == (0.5, 0.5)
 
 
 def test_a_proportion_of_none_or_all_is_no_certainty():

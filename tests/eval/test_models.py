@@ -140,9 +140,8 @@ def test_both_give_the_same_tokens_and_another_image_size_works(pair: tuple[str,
     assert lengths is not None and same is not None and lengths.tolist() == same.tolist()
     torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
     pooled = load_encoder(pair[0]).encode_texts(TEXTS)[0]
-    torch.testing.assert_close(
-        a[lengths.cumsum(0) - 1], pooled, atol=1e-5, rtol=0
-    )  # [EOS] is the pooled token
+    # [EOS] is the pooled token
+    torch.testing.assert_close(a[lengths.cumsum(0) - 1], pooled, atol=1e-5, rtol=0)
     assert (
         encoders[0].tokens("two dogs") == encoders[1].tokens("two dogs") == ["[BOS]", "two", "dogs", "[EOS]"]
     )

@@ -49,9 +49,8 @@ def test_retrieval_prompts():
     i2t, t2i = load_retrieval_prompts(PROMPTS, "flickr30k")
     assert i2t.fill("two dogs run") == "a good photo of the two dogs run. I hate it."
     assert t2i.fill("two dogs run .") == "a good photo of two dogs run."  # one full stop, not two
-    assert (
-        load_retrieval_prompts(PROMPTS, "mscoco")[1].fill("two dogs run.") == "two dogs run."
-    )  # as it stands
+    # as it stands
+    assert load_retrieval_prompts(PROMPTS, "mscoco")[1].fill("two dogs run.") == "two dogs run."
     assert load_retrieval_prompts(PROMPTS, None)[0].fill(" A caption . ") == " A caption . "
 
 

@@ -240,9 +240,8 @@ def test_scenes_are_let_go_as_they_are_measured(root: Path) -> None:
 
 
 def test_a_broken_map_of_the_things_is_named(root: Path) -> None:
-    write_scenes(
-        root / "scenes", count=1, cut=60
-    )  # its header is whole: it breaks when its pixels are asked for
+    # its header is whole: it breaks when its pixels are asked for
+    write_scenes(root / "scenes", count=1, cut=60)
     card = load_card(card_file(root, "pointing"))
     with pytest.raises(UserError, match=r"s0000000\.things\.png of .*scenes cannot be read.*fetch"):
         list(pointed_scenes(ColourBlind(), card, open_set(card, root)))  # type: ignore[arg-type]

@@ -205,7 +205,7 @@ def test_the_card_tells_of_the_training_beside_the_weights(saved: Callable[..., 
     (tmp_path / "tables" / "zero_shot.md").write_text("| model | CIFAR-10 |\n")
     export(Export(model=str(file), out=str(tmp_path / "out"), to="hf"))
     card = (tmp_path / "out" / "README.md").read_text()
-    for part in (
+    parts = (
         "# squares",
         "cc3m, weight 2.0",
         "3,456 pairs",
@@ -214,8 +214,8 @@ def test_the_card_tells_of_the_training_beside_the_weights(saved: Callable[..., 
         "| CIFAR-10 |",
         "arXiv 2111.07783",
         "arXiv 2401.09865",
-    ):
-        assert part in card, part
+    )
+    assert [part for part in parts if part not in card] == []
     assert "arXiv 2103.00020" not in card  # CLIP's loss had no weight
 
 
@@ -224,14 +224,14 @@ def test_the_model_of_the_package_takes_its_card_and_attribution_with_it(
 ) -> None:
     export(Export(model="emoji", out=str(tmp_path / "out"), to="hf"))
     card = (tmp_path / "out" / "README.md").read_text()
-    for part in (
+    parts = (
         "license: cc-by-sa-4.0\n---",
         "above tf_efficientnet_lite0 up to its cells of 16 px; 96 px, 6 x 6 patches |",
         "**It knows nothing of\nphotographs.**",
         "## Licence and attribution",
         "| `demo_scenes_new`: 1,000 scenes",
-    ):
-        assert part in card, part
+    )
+    assert [part for part in parts if part not in card] == []
     assert "Not recorded" not in card and "| file |" not in card
     export(Export(model="emoji", out=str(tmp_path / "a.safetensors"), to="compact"))
     assert "pass its attribution on with it: " in capsys.readouterr().err

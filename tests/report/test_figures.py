@@ -107,11 +107,8 @@ def test_the_ablation_is_a_line_per_column_with_the_values_and_the_intervals(fol
     table = tables_of(folder)["component_ablation"]
     (axis,) = table_plots.benchmark_dots(table, {}).axes
     dots = {line.get_label(): line.get_xdata() for line in axis.lines if not line.get_label().startswith("_")}
-    assert list(dots) == [
-        "baseline (CLIP)",
-        STUDY["runs"]["filip"]["label"],
-        "chance",
-    ]  # the other was not run
+    # the other was not run
+    assert list(dots) == ["baseline (CLIP)", STUDY["runs"]["filip"]["label"], "chance"]
     assert dots["baseline (CLIP)"][:2] == pytest.approx([2.0, 6.0])
     bars = [line.get_xdata() for line in axis.lines if len(line.get_xdata()) == 2]
     assert list(bars[0]) == pytest.approx([1.5, 2.5]) and len(bars) == 2 * len(table.columns)

@@ -47,9 +47,8 @@ def test_bold_is_what_is_ahead_of_all_others_by_a_difference_that_holds(folder):
     table = tables_of(folder)["zero_shot"]
     food, animals = (table.rows[1].cells[name].less for name in ("demo_food", "demo_animals"))
     assert food.effect > 0 and not food.holds and animals.holds
-    assert leaders(table, "demo_food") == [] and leaders(table, "demo_animals") == [
-        0
-    ]  # the baseline can lead too
+    # the baseline can lead too
+    assert leaders(table, "demo_food") == [] and leaders(table, "demo_animals") == [0]
 
 
 def test_nothing_is_bold_without_outcomes(folder):

@@ -142,9 +142,8 @@ def test_csv_has_one_line_per_cell(folder, tmp_path):
 def test_latex_escapes_and_has_as_many_columns_in_each_line(folder):
     text = shown(tables_of(folder)["zero_shot"], "latex")
     assert r"FILIP (all) 100 \% \& more" in text
-    assert all(
-        shown(table, "latex").isascii() for table in tables_of(folder).values()
-    )  # any engine can set it
+    # any engine can set it
+    assert all(shown(table, "latex").isascii() for table in tables_of(folder).values())
     body = [line for line in text.splitlines() if line.endswith("\\\\") and "multicolumn" not in line]
     assert {len(re.findall(r"(?<!\\)&", line)) for line in body} == {3}
 

@@ -192,9 +192,8 @@ def test_combine_and_average_of_incomplete_cells():
     missing = Cell(reason="not run: no x")
     assert combine([missing, Cell(0.5, 0.1, 10)]).value == 0.5
     assert combine([missing, missing]).reason == "not run: no x"
-    assert (
-        average([Cell(0.5), missing], "task").reason == "not run: no x"
-    )  # a mean over fewer would not compare
+    # a mean over fewer would not compare
+    assert average([Cell(0.5), missing], "task").reason == "not run: no x"
     both = average([Cell(0.2, ci95=[0.1, 0.3]), Cell(0.4, ci95=[0.3, 0.5])], "task")
     assert both.ci95 == pytest.approx([0.3 - 0.1 / 2**0.5, 0.3 + 0.1 / 2**0.5])
 

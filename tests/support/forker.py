@@ -130,10 +130,8 @@ def become(request: dict[str, Any]) -> None:
 def main() -> None:
     sys.path[0] = str(Path(__file__).parents[2])  # as in pytest, instead of this folder
     import_everything()
-    for number in (
-        signal.SIGINT,
-        signal.SIGTERM,
-    ):  # for all of pytest, which closes standard input when it ends
+    # for all of pytest, which closes standard input when it ends
+    for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     gc.collect()
     gc.freeze()  # the garbage collector of what is forked neither looks at nor writes to all of this

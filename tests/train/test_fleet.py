@@ -116,14 +116,12 @@ def test_messages_of_a_step() -> None:
     assert len(both) == 6 and all(m.times in (2, 4) for m in both)
     config = compose_config(Plan, ["model=tiny", "precision=fp16", "zero_stage=2"], "train")
     reduced, gathered = zero_messages(1000, config, 3)
-    assert (reduced.received(4), gathered.received(4)) == (
-        3 * 2 * 4000 * 0.75,
-        2000 * 0.75,
-    )  # in fp32, and fp16
+    # in fp32, and fp16
+    assert (reduced.received(4), gathered.received(4)) == (3 * 2 * 4000 * 0.75, 2000 * 0.75)
 
 
 def plan_of(*overrides: str, gpus: int = 16, gpu: str = "h100") -> FleetPlan:
-    config = compose_config(Plan, [*overrides, f"gpus={gpus}", f"gpu={gpu}"], "train")
+    config = compose_config(Plan, ["precision=fp16", *overrides, f"gpus={gpus}", f"gpu={gpu}"], "train")
     config.check()
     return plan_fleet(config, config)
 

@@ -48,9 +48,8 @@ def test_a_node_of_the_paper_s_base_run() -> None:
     parts = node_bytes(data, **FILIP340M, parameters=150_000_000)
     assert parts["index"] == 5.44e9  # once, whatever the number of processes
     assert parts["pixels"] == 8 * (6 * 5 + 2) * 320 * 3 * 224 * 224
-    assert (
-        parts["captions"] == 48 * 4 * 17 * 10_000 * 280
-    )  # 48 workers, a window of 16 shards and one in 4 sources
+    # 48 workers, a window of 16 shards and one in 4 sources
+    assert parts["captions"] == 48 * 4 * 17 * 10_000 * 280
     more = node_bytes(
         DataConfig(sources=data.sources, workers=12, reader_groups=16), **FILIP340M, parameters=0
     )

@@ -10,10 +10,8 @@ import pytest
 from filip.resources import shipped
 from tests.support.training import largest_difference, losses, run_many, train_arguments
 
-WAYS = {
-    "cached": ("gradient_cache=4",),
-    "accumulated": ("gradient_accumulation=2",),
-}  # both hold a whole batch
+# both hold a whole batch
+WAYS = {"cached": ("gradient_cache=4",), "accumulated": ("gradient_accumulation=2",)}
 
 
 @pytest.mark.slow

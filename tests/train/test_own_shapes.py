@@ -63,9 +63,8 @@ def test_patches_of_every_shape_are_those_of_transformers(tmp_path: Path) -> Non
         with torch.no_grad():
             expected = theirs.vision_model(**seen).last_hidden_state[:, :there]
             found = ours.image(normalize_patches(patches), seen["spatial_shapes"])
-        torch.testing.assert_close(
-            found, expected, atol=2e-2, rtol=1e-2
-        )  # its values are of bytes, ours were rounded
+        # its values are of bytes, ours were rounded
+        torch.testing.assert_close(found, expected, atol=2e-2, rtol=1e-2)
         assert there <= 16
 
 

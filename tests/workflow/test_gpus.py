@@ -49,9 +49,8 @@ def test_a_command_sees_its_gpus_and_has_a_port_of_its_own(tmp_path: Path) -> No
     held = take(1, ["3"], tmp_path)
     assert held is not None
     assert output(tmp_path, "3,5,6", "2", "port=29500", "--", *shell).stdout == "5,6 5,6 30000\n"
-    assert (
-        output(tmp_path, "", "2", "--", *shell).stdout == "0,1 29500\n"
-    )  # no GPU: the command finds out itself
+    # no GPU: the command finds out itself
+    assert output(tmp_path, "", "2", "--", *shell).stdout == "0,1 29500\n"
 
 
 def test_more_gpus_than_there_are_is_one_sentence(tmp_path: Path) -> None:

@@ -156,9 +156,8 @@ def test_where_nobody_looks_snakemake_s_lines_stay(
     logger, text = printed
     bars = show_stages(lambda rule: "")  # under pytest stderr is not a terminal
     assert not bars.terminal
-    assert (
-        show_stages(lambda rule: "") is bars and len(logger.handlers) == 2
-    )  # the Snakefile may be read again
+    # the Snakefile may be read again
+    assert show_stages(lambda rule: "") is bars and len(logger.handlers) == 2
     job(logger, 1, "tables")
     assert "a line about job_started" in text.getvalue()
     bars.close()

@@ -69,9 +69,8 @@ def test_trainings_side_by_side_have_a_line_each_and_all_fits_the_terminal(tmp_p
     assert lines[0].startswith("pretrain  ━") and lines[0].endswith("0/2  25 %, 6:20 left")
     assert lines[1:3] == ["          filip 1:00 of about 5:00", "          clip 1:00 of about 3:20"]
     assert lines[3].startswith("tables    ╌") and lines[3].endswith("0/1")
-    assert (
-        lines[4] == "0 of 3 jobs, 2:40, at least 4:00 left"
-    )  # two cores, the longer of the two; tables unknown
+    # two cores, the longer of the two; tables unknown
+    assert lines[4] == "0 of 3 jobs, 2:40, at least 4:00 left"
     assert all(len(line) <= 40 for line in terminal_lines(stages, 900.0, 1060.0, 2, 40, 40))
     many = {f"rule{n}": Stage(1) for n in range(60)} | {"now": Stage(1, running={1: job(None)})}
     shown = terminal_lines(many, 0.0, 1001.0, 2, 100, 24)

@@ -26,10 +26,8 @@ def reduced(config: dict) -> dict:
     config["launch"]["master_port"] = free_port()
     config["runs"] = {name: config["runs"][name] for name in ("clip", "filip")}
     config["fine_tune"] = {"filip_ft": config["fine_tune"]["filip_ft"]}
-    config["efficiency_train"] |= {
-        "gathered": 128,
-        "overrides": [],
-    }  # not few_steps: it has its own batches
+    # not few_steps: it has its own batches
+    config["efficiency_train"] |= {"gathered": 128, "overrides": []}
     config["efficiency"] = {name: config["efficiency"][name] for name in ("late_64_bf16_25",)}
     config["tables"] = {
         "zero_shot": ["clip", "filip"],

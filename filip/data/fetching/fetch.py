@@ -226,13 +226,7 @@ def fetch(
     key, url = row
     try:
         data, problem = _attempts(
-            url,
-            timeout,
-            retries,
-            user_agent_token,
-            disallowed_header_directives,
-            access,
-            answer or Answer(),
+            url, timeout, retries, user_agent_token, disallowed_header_directives, access, answer or Answer()
         )
     except Exception as error:  # raised by readers of the headers
         data, problem = None, explain(error)
@@ -299,12 +293,7 @@ def _retry_after(error: urllib.error.HTTPError) -> float | None:
 
 
 def _fetch_once(
-    url: str,
-    timeout: float,
-    token: str | None,
-    directives: set[str] | None,
-    access: Access,
-    answer: Answer,
+    url: str, timeout: float, token: str | None, directives: set[str] | None, access: Access, answer: Answer
 ) -> tuple[io.BytesIO | None, str]:
     agent = USER_AGENT.format(token=token or "img2dataset")
     request = urllib.request.Request(ascii_url(url), headers={"User-Agent": agent})

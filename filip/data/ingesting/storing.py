@@ -32,12 +32,8 @@ from filip.files import digest, file_state, publish, write_json
 from filip.sets.layouts import LAYOUTS
 from filip.sets.text import NotAFileError
 
-SUFFIXES = (
-    ".tar",
-    ".index",
-    ".parquet",
-    "_stats.json",
-)  # the last is published last: with it, a shard is complete
+# the last is published last: with it, a shard is complete
+SUFFIXES = (".tar", ".index", ".parquet", "_stats.json")
 LOCATORS = ("_file", "_position", "_size", "_key", "_part")  # columns of the list that no shard shows
 OUTCOME = pa.schema(
     [
@@ -100,9 +96,8 @@ def store_shard(
     tars: folder of a bucket to which the tar is sent.
     """
     rows = _rows(kept, shard)
-    made_from = _identity(
-        rows, card
-    )  # before the files are read: one that changes meanwhile is read again next time
+    # before the files are read: one that changes meanwhile is read again next time
+    made_from = _identity(rows, card)
     progress = InProgress(folder / "_work" / f"{shard:05d}.progress")
     forgotten = Forgotten.load(folder)
     staging = folder / "_work" / f"{shard:05d}.{os.uname().nodename}.{os.getpid()}"

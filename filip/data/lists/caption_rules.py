@@ -115,9 +115,8 @@ def conditions(rules: TextRuleSettings) -> dict[str, str]:
             if name not in rules.switched_off:
                 matches = " OR ".join(f"regexp_matches(c, {sql_literal(p)}, 'i')" for p in patterns)
                 found[name] = f"c <> '' AND ({matches})"
-    found |= {
-        rule: sql_identifier(rule) for rule in active_rules(rules)
-    }  # columns, as judge_block writes them
+    # columns, as judge_block writes them
+    found |= {rule: sql_identifier(rule) for rule in active_rules(rules)}
     repeats = MOST_REPEATS if rules.max_repeats is None else rules.max_repeats
     if repeats:
         found["repeated"] = f"pairs > {repeats}"

@@ -46,10 +46,7 @@ class PairStream(Dataset[Batch]):
     """Random access to this rank's batches: ``stream[epoch, batch]``. Runs in the workers."""
 
     def __init__(
-        self,
-        indices: Sequence[SourceIndex],
-        config: StreamConfig,
-        transform: TrainTransform | EvalTransform,
+        self, indices: Sequence[SourceIndex], config: StreamConfig, transform: TrainTransform | EvalTransform
     ) -> None:
         self.indices, self.config, self.transform = list(indices), config, transform
         self._counts = [index.counts for index in self.indices]
@@ -319,10 +316,7 @@ class _Rest(Sampler[tuple[int, int]]):
 
 
 def build_loader(
-    config: StreamConfig,
-    *,
-    transform: TrainTransform | EvalTransform | None = None,
-    pin_memory: bool = False,
+    config: StreamConfig, *, transform: TrainTransform | EvalTransform | None = None, pin_memory: bool = False
 ) -> PairLoader:
     """Build the training stream of one rank.
 

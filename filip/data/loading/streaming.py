@@ -317,10 +317,7 @@ Loader = PairLoader | StreamLoader
 
 
 def build_stream_loader(
-    config: StreamConfig,
-    *,
-    transform: TrainTransform | EvalTransform | None = None,
-    pin_memory: bool = False,
+    config: StreamConfig, *, transform: TrainTransform | EvalTransform | None = None, pin_memory: bool = False
 ) -> StreamLoader:
     """Build the stream of one rank from shards that are not local; batches are those of ``build_loader``.
 

@@ -23,9 +23,8 @@ from filip.light_imports import light_imports
 from filip.pixels import CLIP_MEAN
 from filip.rgb import to_rgb
 
-_FILL = tuple(
-    round(255 * m) for m in CLIP_MEAN
-)  # the colour that AutoAugment fills in; close to 0 once normalised
+# the colour that AutoAugment fills in; close to 0 once normalised
+_FILL = tuple(round(255 * m) for m in CLIP_MEAN)
 
 
 class TrainTransform:

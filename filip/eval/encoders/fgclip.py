@@ -27,13 +27,8 @@ from filip.eval.encoders.two_tower import TwoTowerEncoder
 from filip.hub import hub_asked
 
 KEPT = 20  # positions at the start of a text that are not stretched
-BUDGETS = (
-    (784, 1024),
-    (576, 784),
-    (256, 576),
-    (128, 256),
-    (0, 128),
-)  # above so many patches, so many are seen
+# above so many patches, so many are seen
+BUDGETS = ((784, 1024), (576, 784), (256, 576), (128, 256), (0, 128))
 
 
 class FgClipEncoder(HuggingFaceEncoder):

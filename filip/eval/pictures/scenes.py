@@ -29,12 +29,8 @@ from filip.eval.pointing import PointedScene, point, pointed_scenes
 from filip.files import write_json
 
 Colour = tuple[int, int, int]
-COLOURS: tuple[Colour, ...] = (
-    (213, 94, 0),
-    (0, 114, 178),
-    (0, 140, 90),
-    (170, 60, 150),
-)  # colours that everybody can tell apart
+# colours that everybody can tell apart
+COLOURS: tuple[Colour, ...] = ((213, 94, 0), (0, 114, 178), (0, 140, 90), (170, 60, 150))
 PATCH = 48  # side of a patch in pixels, before the picture is fitted into its cell
 CELL = 288  # pixels
 WIDE = 640  # pixels of a picture of a page

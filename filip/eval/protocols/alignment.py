@@ -70,9 +70,8 @@ def kept_patches(
         if found is None:
             return {}
         features, about = found
-        return dict(
-            zip(about.keys, features[:, -rows * columns :], strict=True)
-        )  # [CLS], if there is one, is first
+        # [CLS], if there is one, is first
+        return dict(zip(about.keys, features[:, -rows * columns :], strict=True))
 
     return lambda number, key: patches_by_key(number // context.batch_size).get(key)
 

@@ -35,10 +35,7 @@ def run(
 
 
 def select(
-    scorer: Scorer,
-    card: BenchmarkCard,
-    context: Context | None = None,
-    record: Record | None = None,
+    scorer: Scorer, card: BenchmarkCard, context: Context | None = None, record: Record | None = None
 ) -> dict[str, Any]:
     """Measure one benchmark (fractions, not percentages), by each ranking.
 

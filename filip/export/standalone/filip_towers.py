@@ -32,9 +32,8 @@ class Stem(nn.Module):
             network.blocks = network.blocks[: max(stages)]
         self.num_features: int = network.feature_info.channels()[-1]
         self.network = network
-        self.register_buffer(
-            "factor", torch.ones(3, 1, 1)
-        )  # to the normalisation that the network was trained with
+        # to the normalisation that the network was trained with
+        self.register_buffer("factor", torch.ones(3, 1, 1))
         self.register_buffer("shift", torch.zeros(3, 1, 1))
 
     def forward(self, pixels: Tensor) -> Tensor:

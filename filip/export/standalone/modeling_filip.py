@@ -66,9 +66,8 @@ class FilipModel(PreTrainedModel):
     def _mask(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
         if attention_mask is not None:
             return attention_mask
-        ends = (
-            input_ids == self.config.text["vocab_size"] - 1
-        ).long()  # [EOS] is the last of CLIP's vocabulary
+        # [EOS] is the last of CLIP's vocabulary
+        ends = (input_ids == self.config.text["vocab_size"] - 1).long()
         return (ends.cumsum(1) - ends == 0).long()
 
     def forward(

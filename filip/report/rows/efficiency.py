@@ -7,12 +7,8 @@ from typing import Any
 from filip.report.rows.cells import Inputs
 from filip.report.table import Cell, Column, Row, Table, published_cell, text_cell
 
-FACTS = (
-    "interaction",
-    "embed_dim",
-    "precision",
-    "token_keep_ratio",
-)  # facts of what a row trains, from its config
+# facts of what a row trains, from its config
+FACTS = ("interaction", "embed_dim", "precision", "token_keep_ratio")
 INTERACTIONS = {"pooled": "pooled", "token_wise": "token-wise"}
 NOT_APPLICABLE = "does not apply"
 

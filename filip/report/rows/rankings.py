@@ -8,11 +8,7 @@ from filip.report.rows.cells import DIRECTIONS, Inputs
 from filip.report.table import Cell, Column, Table, combine
 
 RANKINGS = {"image": "by s^I", "text": "by s^T", "mean": "by their mean"}
-TOKENS = {
-    "all": "",
-    "without_ends": ", without [BOS] and [EOS]",
-    "content": ", words that name something",
-}
+TOKENS = {"all": "", "without_ends": ", without [BOS] and [EOS]", "content": ", words that name something"}
 
 
 def build(inputs: Inputs) -> Table:

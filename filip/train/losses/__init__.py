@@ -93,9 +93,8 @@ class Loss:
         outputs = {name: TERMS[name].compute(replace(batch, own=self.own[name])) for name in weights}
         total = sum_of([weight * outputs[name].loss for name, weight in weights.items()])
         for value in encoded.parameters.values():
-            total = (
-                total + 0 * value.sum()
-            )  # a gradient, also in the steps in which their term does not count
+            # a gradient, also in the steps in which their term does not count
+            total = total + 0 * value.sum()
         saturated = (total.detach() < SATURATED_LOSS).float()
         metrics = {"loss/total": total, "monitor/saturated_share": saturated} | self._named(outputs)
         return LossOutput(total, {name: value.detach() for name, value in metrics.items()})

@@ -41,9 +41,8 @@ class LossInput:
     """One contrastive batch as this rank sees it."""
 
     encoded: Encoded
-    positives: (
-        Tensor | None
-    )  # [b] int64: own pairs of one id are positives of each other; None: only the own pair
+    # [b] int64: own pairs of one id are positives of each other; None: only the own pair
+    positives: Tensor | None
     all_positives: Tensor | None  # [N] int64, of all ranks
     offset: int  # position of this rank's first pair among the N
     settings: LossSettings

@@ -31,11 +31,8 @@ IMAGE_ONLY = ":image"  # behind the name: the vision tower alone
 TYPES = ("siglip", "siglip_vision_model", "siglip2", "siglip2_vision_model")
 # A ViT of timm without [CLS], norm_pre and pooling; its sizes are all given below.
 TIMM_NAME = "vit_base_patch16_siglip_gap_224"
-_ACTIVATIONS = {
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "gelu": "gelu",
-    "quick_gelu": "quick_gelu",
-}  # theirs, timm's and ours
+# theirs, timm's and ours
+_ACTIVATIONS = {"gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu", "quick_gelu": "quick_gelu"}
 
 
 def from_siglip(name: str, known: Any, config: ModelConfig, image_only: bool = False) -> DualEncoder:
