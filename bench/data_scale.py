@@ -280,7 +280,7 @@ def run_near_duplicates(folder: Path, threads: int, memory: str) -> None:
 
 
 def run_own_table(folder: Path, threads: int, memory: str) -> None:
-    """Run on a table of one's own images, all of which are missing but the first."""
+    """Run on a table of local images, all of which are missing but the first."""
     own = emptied(folder / "own")
     schema = pa.schema([("path", pa.string()), ("caption", pa.string())])
     with pq.ParquetWriter(own / "captions.parquet", schema) as writer:

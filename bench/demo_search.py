@@ -42,7 +42,7 @@ class Search(Study):
     experiment: str = option("demo_small", "as the demo; demo: patches, from scratch")
     steps: int = option(300, "steps of each training")
     warmup_steps: int | None = option(100, "steps of warm-up, as the demo; null = a tenth")
-    optimizers: list[str] = option(["adamw"], f"to try, of {', '.join(OPTIMIZERS)}")
+    optimizers: list[str] = option(["adamw"], f"optimisers to try: {', '.join(OPTIMIZERS)}")
     temperatures: list[str] = option(["0.03"], "to start from")
     seeds: list[int] = option([100, 101], "seeds of each combination")
     rates: list[str] = option([], "base rates to try of each optimiser; empty = its own")

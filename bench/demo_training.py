@@ -39,7 +39,7 @@ from filip.train.param_groups import set_lr
 from filip.train.schedule import make_schedule
 
 Choose = Callable[..., TokenChoice]
-STEM_MAPS = Path(".cache/stem_maps")  # of the test sets' images, as the demo keeps them
+STEM_MAPS = Path(".cache/stem_maps")  # where the demo keeps those of the test sets' images
 
 
 @dataclass

@@ -179,14 +179,16 @@ def _exact(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=5000)
-    parser.add_argument("--preset", default="base", help="of filip/conf/model")
+    parser.add_argument("--preset", default="base", help="a preset of filip/conf/model")
     parser.add_argument("--texts", type=int, default=50)
     parser.add_argument("--page", type=Path, help="a page of filip explore export, to measure it instead")
     parser.add_argument("--models", nargs="+", default=[], help="its models")
     parser.add_argument("--card", default="demo_scenes_new", help="its card")
     parser.add_argument("--root", default="results/demo/corpus/eval", help="where the card's data lie")
-    parser.add_argument("--captions", type=int, default=1000, help="of the card, for the page")
-    parser.add_argument("--pictures", type=int, default=20, help="of the card, dropped onto the page")
+    parser.add_argument("--captions", type=int, default=1000, help="captions of the card for the page")
+    parser.add_argument(
+        "--pictures", type=int, default=20, help="pictures of the card that are dropped onto the page"
+    )
     parser.add_argument("--json", help="write the numbers to this file")
     arguments = parser.parse_args()
     if arguments.page:

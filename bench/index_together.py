@@ -1,4 +1,4 @@
-"""One process builds an index over and over while another searches it: ``python -m bench.index_together``.
+"""Build an index over and over in one process while another searches it: ``python -m bench.index_together``.
 
 The builder adds pictures, changes and deletes some, and builds again; the reader opens, searches and closes. Neither
 may fail, and at the end the index has the pictures of the folder.

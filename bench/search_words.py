@@ -1,4 +1,4 @@
-"""Which tokens of a text should count in a search: the figures of docs/search.md.
+"""Measure which tokens of a text should count in a search: the figures of docs/search.md.
 
     python -m bench.search_words                       # after `make demo`; the choice, on scenes that no table shows
     python -m bench.search_words card=demo_scenes_new  # what the page quotes

@@ -204,10 +204,10 @@ class State:
     """A training after some step."""
 
     step: int  # steps taken
-    seconds: float  # of the processor, for the steps alone
+    seconds: float  # processor time of the steps alone
     loss: float
     model: DualEncoder
-    encoded: Encoded  # of the step's batch, with gradients of its tokens
+    encoded: Encoded  # the step's batch, with gradients of its tokens
 
 
 def training(

@@ -74,7 +74,7 @@ def _is_compile_supported(device: str) -> Any:
 
 
 def put_off_compiler() -> None:
-    """From now on, import torch's compiler when a model is compiled, and not when an optimiser is made.
+    """Put off the import of torch's compiler, from the first optimiser to the first model that is compiled.
 
     torch's optimisers import it to keep their functions from being compiled, which takes five seconds on
     every rank (a core of a Zen 4).

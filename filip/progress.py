@@ -158,7 +158,7 @@ def parse_progress(line: str) -> ProgressLine | None:
 
 
 def read_progress(log: str | Path) -> ProgressLine | None:
-    """Return the last progress that a log tells; None if there is no log, or no progress near its end."""
+    """Return the last progress that a log tells; None without a log, or without progress near its end."""
     try:
         with open(log, "rb") as file:
             file.seek(0, 2)

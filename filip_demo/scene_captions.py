@@ -28,7 +28,7 @@ TEMPLATES: dict[int, list[str]] = {
         "here we see {list}",
     ],
 }
-MORE = ["{list}", "{names}", "a picture of {list}", "here we see {list}"]  # of any number of things
+MORE = ["{list}", "{names}", "a picture of {list}", "here we see {list}"]  # for any number of things
 RELATION_SHARE = (
     0.2  # share of the captions of two or more things that say where one thing is relative to another
 )

@@ -37,7 +37,7 @@ class Selection:
         return f"{self.folder(source)}/manifest.json"
 
     def before(self, source: str) -> list[str]:
-        """Return the sources before a source: of two copies of an image theirs is kept."""
+        """Return the sources before a source, whose copy is kept where two sources have an image."""
         return self.study.sources[: self.study.sources.index(source)]
 
     @property

@@ -4,7 +4,7 @@
 
 The demo's models on scenes that are composed here, DOSES things each, by the training's artists and without held-out
 pairs, so that only the number of things differs from the training list. Bytes are bought by averaging neighbouring
-patches of an image, of models that were not trained so.
+patches of an image; the models were not trained so.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ MARKS = ("<!-- dose:begin -->", "<!-- dose:end -->")
 SEED = 77  # no set of the demo has it
 DOSES = range(1, 9)
 TRAINED = 4  # things in a training scene, at most
-SIDES = (6, 3, 2, 1)  # of the grid of patches that an image keeps
+SIDES = (6, 3, 2, 1)  # sides of the grid of patches that an image keeps
 RUNS = {"CLIP": "clip", "FILIP": "filip", "FILIP, smooth": "smooth"}
 COLOURS = {"CLIP": MUTED, "FILIP": INK, "FILIP, smooth": SMOOTH}
 
 
 @dataclass
 class Dose:
-    """Where the models are, and how many scenes to make."""
+    """Options: where the models are, and how many scenes to make."""
 
     results: str = option("results/demo", "results of the demo")
     cache: str = option(".cache/demo", "folder of the npm packages")

@@ -4,7 +4,7 @@
     python -m bench.studies.mixtures experiment=demo steps=600 warmup_steps=60 init_temperature=0.07 overrides=[]
 
 Besides recall, prints the scale (1 / temperature) that each row ends with: that of the token-wise similarity, and the
-pooled term's where it has one of its own. The terms with a temperature or a projection of their own are defined here.
+pooled term's where it has a separate one. The terms with their own temperature or projection are defined here.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ Point = dict[str, Any]
 
 @dataclass
 class Curves:
-    """The trainings of a row at its rate, of so many steps: the points of each seed, in the order of steps."""
+    """The trainings of a row at its rate with a number of steps: the points of each seed, in the order of steps."""
 
     row: str
     steps: int

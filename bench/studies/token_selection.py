@@ -1,4 +1,4 @@
-"""Why keeping 25 % of the tokens can stop FILIP from learning short captions, and what helps: docs/token_wise.md.
+"""Show why keeping 25 % of the tokens can stop FILIP from learning short captions, and what helps: docs/token_wise.md.
 
     python -m bench.studies.token_selection                     # after `make demo`; two minutes a row on one core
     python -m bench.studies.token_selection only='[all tokens, paper]'

@@ -42,7 +42,7 @@ ROWS: dict[str, tuple[int, list[str]]] = {  # vectors an image, and settings
     "16 queries": (16, [*QUERIES, "model.pool_queries=16"]),
     "16 queries, smooth": (16, ["model.pooling=queries", "model.pool_queries=16", *SMOOTH]),
 }
-OF_ONSET = {"hard": "FILIP", "smooth 0.05": "FILIP, smooth"}  # of nine patches
+OF_ONSET = {"hard": "FILIP", "smooth 0.05": "FILIP, smooth"}  # the rows with nine patches
 
 
 @dataclass

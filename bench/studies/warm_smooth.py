@@ -1,4 +1,4 @@
-"""From a CLIP to token-wise with the smooth maximum, above the wheel's stem, against training from scratch at equal
+"""Make a CLIP token-wise with the smooth maximum, above the wheel's stem, against training from scratch at equal
 processor time: a table of docs/models.md.
 
     python -m bench.studies.warm_smooth search=true   # after `make demo`: the rate, on scenes that no table shows

@@ -1,4 +1,4 @@
-"""From a pooled model to a token-wise one: the table of docs/models.md.
+"""Turn a pooled model into a token-wise one: the table of docs/models.md.
 
     python -m bench.studies.warm_start                    # after `make run STUDY=demo_warm SEEDS=3`; nine minutes
     python -m bench.studies.warm_start search=true        # the rates and recipes that were tried, one seed each

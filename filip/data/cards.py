@@ -126,7 +126,7 @@ class SourceCard:
     subset_columns: Names = field(default_factory=lambda: [])  # names of its columns, if it has no header
     subset_on: str | None = None  # ... by this column, which both lists have
     group_column: str | None = None  # equal value = same content, a positive in a batch
-    extra_columns: Names = field(default_factory=lambda: [])  # carried along
+    extra_columns: Names = field(default_factory=lambda: [])  # columns of the list that the shards keep
     image_root: str | None = None  # put before the url column where the list has file names only
     # URLs of this machine and its network; a list from elsewhere must not have them
     allow_private_hosts: bool = False

@@ -225,7 +225,7 @@ def _forget_in_shard(folder: Path, shard: str, rows: list[dict[str, Any]], capti
     with local(tar, folder / "_work") as before, replacing(tar) as part:
         _copy_tar(before, part, keys)
     shard_index(tar)  # written anew: the tar has changed
-    answers = tar.with_suffix(".answers")  # of a download: what the servers said
+    answers = tar.with_suffix(".answers")  # what the servers said, if the shard was downloaded
     if answers.exists():
         told = whole_file(answers)
         with replacing(answers) as part:

@@ -262,7 +262,7 @@ def _apply_rules(
                 f"not one image of {card.images} has a caption: {counted(_problems(con, listed))}{example}"
             )
         rules = card.text_rules
-        if rules.max_repeats is None:  # captions of one's own may be names of classes
+        if rules.max_repeats is None:  # your own captions may be names of classes
             rules = replace(rules, max_repeats=0)
         fragment = apply_text_rules(
             captions,

@@ -32,8 +32,8 @@ STORE, HASH = 3e-3, 2.5e-3  # per image: checked, resized to 256 px and encoded;
 LISTED, DESCRIBED, INDEXED, SIDECAR, JOINED = 36, 68, 32, 36, 16
 TRANSLATED, ACCEPTED = 70, 25  # ... and per translation, in the cache and in the side-car
 IN_TAR = 3500  # per image in addition to its bytes: three headers, .json and .txt, each padded to 512
-# Temporary bytes per row: of ten million with DuckDB's lowest limit, so nearly all is spilled; INGEST and JUDGE with
-# 1 GB. PLAN has not been measured apart from `translate`, which has it and more.
+# Temporary bytes per row, measured on ten million rows with DuckDB's lowest limit, where nearly all is spilled (1 GB for
+# INGEST and JUDGE). PLAN has not been measured apart from `translate`, which has it and more.
 SCRATCH_LIST, SCRATCH_RULES, SCRATCH_PLAN, SCRATCH_INGEST = 340, 320, 100, 500
 SCRATCH_TRANSLATE, SCRATCH_JUDGE, SCRATCH_NEAR = 240, 330, 100
 PROCESS = 350 * MB  # a Python process with DuckDB, Arrow or the language model, in addition to DuckDB's limit
@@ -225,8 +225,8 @@ def table(config: PlanConfig) -> list[str]:
         )
     limit = duckdb_memory(config.rows)
     (translating,) = (stage for stage in planned if stage.name == "translate")  # a file per shard
-    beside = (1 + translating.cores) * PROCESS + translating.files * SHARD
-    limit = max(limit, translating.memory - beside)
+    others = (1 + translating.cores) * PROCESS + translating.files * SHARD
+    limit = max(limit, translating.memory - others)
     lines += [
         f"all: {sum(stage.jobs for stage in needed):,} jobs, {sum(stage.files for stage in needed):,} files, "
         f"{readable(sum(stage.disk for stage in needed))}, {sum(stage.hours for stage in needed):,.1f} hours one "

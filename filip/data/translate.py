@@ -166,7 +166,7 @@ def translate(job: Job, part: tuple[int, int] | None = None, plan_only: bool = F
 
 
 def _within(share: float) -> str:
-    """Return SQL: whether a caption is in the ``share`` to translate. By hash: of equal captions, all or none."""
+    """Return SQL that says whether a caption is in the ``share`` to translate: by hash, so equal captions agree."""
     if share >= 1:
         return "true"
     return f"CAST(concat('0x', left(md5(caption), 8)) AS BIGINT) < {round(share * 2**32)}"

@@ -1,4 +1,4 @@
-"""Everything that fits, in one command: ``filip eval model=M data=FOLDER_OR_CARDS``.
+"""Run every evaluation that fits the data, in one command: ``filip eval model=M data=FOLDER_OR_CARDS``.
 
     filip eval model=filip.safetensors data=pictures                  # a folder of classes
     filip eval model=hf:openai/clip-vit-base-patch32 data=pairs.csv   # columns image and caption
@@ -122,7 +122,7 @@ class Job(NamedTuple):
 
 
 def main(config: EvaluationOptions) -> None:
-    """Evaluate a model on data of your own or on benchmarks: every protocol that fits, and one table."""
+    """Evaluate a model on your own data or on benchmarks: every protocol that fits, and one table."""
     share = launched()
     with contextlib.redirect_stderr(io.StringIO()) if share.rank else contextlib.nullcontext():
         jobs, skipped = planned(config)

@@ -63,7 +63,7 @@ class Sample:
     truths: int = 1  # in sets to select from: the captions that are true, which come first
     category: str = ""  # a category for which the results are also reported separately, "" = none
     whole: Image.Image | None = None  # where ``image`` is a box cut out of another: that one, RGB
-    box: tuple[float, ...] | None = None  # of it: left, top, right, bottom in pixels
+    box: tuple[float, ...] | None = None  # the object's left, top, right, bottom in pixels
 
     def mask_of(self, number: int) -> Image.Image:
         """Return where the pixels of a class are (mode L, 0 or 255)."""
@@ -141,7 +141,7 @@ class _Transformed(Dataset[Any]):
         if sample is None:
             return None, problem
         try:
-            of_sample = getattr(self.transform, "of_sample", None)  # of filip.eval.fit.Boxed
+            of_sample = getattr(self.transform, "of_sample", None)  # only filip.eval.fit.Boxed has it
             pixels = self.transform(sample.image) if of_sample is None else of_sample(sample)
         except UNDECODABLE as error:
             return None, self.data.problem(index, error)

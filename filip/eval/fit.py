@@ -80,7 +80,7 @@ class Tiled:
         """Return None: the two are two passes."""
 
     def patches(self, pixels: Tensor) -> Tensor:
-        """Refuse: raises UserError."""
+        """Raise UserError: such a picture has no single square."""
         raise UserError("fit=tiles: no picture of patches can be drawn of tiles; use fit=pad or fit=crop")
 
 
@@ -145,14 +145,14 @@ class Boxed:
         return found if self.encoder.token_wise else found[:, 0]
 
     def probe_features(self, pixels: Tensor) -> Tensor:
-        """Refuse: raises UserError."""
+        """Raise UserError: such a picture has no single square."""
         raise UserError("fit=box: a linear probe sees whole pictures; use fit=crop")
 
     def image_and_probe(self, pixels: Tensor) -> None:
         """Return None: there is no probe."""
 
     def patches(self, pixels: Tensor) -> Tensor:
-        """Refuse: raises UserError."""
+        """Raise UserError: such a picture has no single square."""
         raise UserError("fit=box: patches are of the whole picture; use fit=crop")
 
 

@@ -13,7 +13,7 @@ from filip.sets.layouts import LAYOUTS, recognise
 
 
 def cards_of(data: str, loader: str | None = None) -> list[BenchmarkCard]:
-    """Return the benchmarks in ``data``: a card by name or path, or a folder or file of your own data.
+    """Return the benchmarks in ``data``: a card by name or path, or a folder or file with your data.
 
     A card may name its layout: ``cifar10@torchvision``; ``loader`` is that of the others.
 

@@ -1,4 +1,4 @@
-"""In which precision a model is evaluated: the towers under autocast, tokens held in as many bits."""
+"""Choose the precision of an evaluation: the towers run under autocast, and tokens are held in as many bits."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ class TableOptions:
 
 
 class Measure(NamedTuple):
-    """One number of a model on a benchmark. unit: "%" of a fraction."""
+    """One number of a model on a benchmark. unit: "%" for a fraction."""
 
     model: str
     protocol: str
@@ -44,7 +44,7 @@ class Measure(NamedTuple):
 
 
 def main(config: TableOptions) -> None:
-    """One table of result files of any evaluation."""
+    """Print one table of result files, whichever evaluation wrote them."""
     found = [measure for file in files_of(config.results) for measure in measures(_read(file))]
     if not found:
         raise UserError(f"no results of an evaluation in {', '.join(config.results)}")

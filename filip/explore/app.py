@@ -144,7 +144,7 @@ def _refused(request: Request, token: str) -> Response | None:
 def _host(request: Request) -> str | None:
     try:
         return request.url.hostname
-    except ValueError:  # of "Host: [", by the older Starlettes that pyproject.toml allows
+    except ValueError:  # older Starlettes, which pyproject.toml allows, raise it for "Host: ["
         return None
 
 

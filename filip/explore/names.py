@@ -13,7 +13,7 @@ from filip.eval.prompts import Prompt
 from filip.eval.word_patch import label_tokens
 from filip.words import FUNCTION_WORDS
 
-MOST = 8  # as many as the page has colours
+MOST = 8  # the page has so many colours
 
 
 def named_things(encoder: Encoder, text: str, things: Sequence[str] = ()) -> list[dict[str, Any]]:

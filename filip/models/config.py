@@ -90,7 +90,7 @@ class TextTowerConfig:
     mlp_width: int | None = field(
         default=None, metadata={"help": "hidden channels of a block; null = 4 x width"}
     )
-    norm_eps: float = field(default=1e-5, metadata={"help": "of the LayerNorms; SigLIP's is 1e-6"})
+    norm_eps: float = field(default=1e-5, metadata={"help": "epsilon in the LayerNorms; SigLIP's is 1e-6"})
 
     @property
     def like_clip(self) -> bool:

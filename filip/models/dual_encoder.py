@@ -57,7 +57,9 @@ class Encoded(NamedTuple):
     logit_scale: Tensor  # [1], the factor itself, not its logarithm
     pooled: PooledFeatures | None = None  # in addition to tokens, if requested
     further: TextFeatures | None = None  # tokens of further captions, if given; some have none
-    parameters: Mapping[str, Tensor] = MappingProxyType({})  # the loss's, each [1, ...] float32, by name
+    parameters: Mapping[str, Tensor] = MappingProxyType(
+        {}
+    )  # parameters of the loss by name, each [1, ...] float32
     image_lengths: Tensor | None = (
         None  # [b] int64, tokens of each image; what is behind them is padding. None: all n1
     )
@@ -254,7 +256,7 @@ class DualEncoder(nn.Module):
         return self._pooled_text(ids, lengths)
 
     def _text_tokens(self, words: Tensor, lengths: Tensor) -> TextFeatures:
-        """Return the unit tokens that take part, of packed ``words``; a caption of no words (length 0) has none."""
+        """Return the unit tokens of packed ``words`` that take part; a caption without words (length 0) has none."""
         if self.config.pooling != "queries":
             return TextFeatures(_unit(words), lengths)
         assert self.text_pool is not None

@@ -19,7 +19,7 @@ from filip.models.dual_encoder import LOSS_PARAMETER, DualEncoder, build_model
 from filip.models.taught import taught
 
 EMBEDDING, ROWS = "text.token_embedding.weight", "text.token_embedding.rows"
-TOKENIZER = "tokenizer.json"  # in a file whose text tower has another vocabulary than CLIP's
+TOKENIZER = "tokenizer.json"  # key for the tokenizer in a file whose vocabulary is not CLIP's
 STAGES = "image.trunk.patch_embed.backbone.network.blocks."
 
 

@@ -38,7 +38,7 @@ KINDS = {
     "deepspeed": Kind("DeepSpeed settings file", "ds_configs", suffix=".json"),
 }
 WEIGHTS = ("emoji",)  # models that come with the package; NAME.md next to the file is its card
-_LISTED = 12  # names in a message; of more it says where they lie
+_LISTED = 12  # names in a message; if there are more, it says where they lie
 _PACKAGE = Path(__file__).resolve().parent
 _CHECKOUT = _PACKAGE.parents[1]
 
@@ -58,8 +58,8 @@ def find(kind: str, name: str | Path) -> Path:
         if candidate.is_file():
             return candidate
     known = names(kind)
-    beside = near_path(name)
-    near = list(dict.fromkeys([*([beside] if beside else []), *nearest(Path(name).stem, known, 3)]))
+    similar = near_path(name)
+    near = list(dict.fromkeys([*([similar] if similar else []), *nearest(Path(name).stem, known, 3)]))
     lie = ", ".join(known) if len(known) <= _LISTED else f"{len(known)}, all in {shipped(of.folder)}"
     raise UserError(
         f"there is no {of.title}, file or folder {str(name)!r}"

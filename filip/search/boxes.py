@@ -66,10 +66,10 @@ def connected(mask: Tensor, start: int, columns: int) -> list[int]:
     wanted, found, ahead = set(mask.nonzero()[:, 0].tolist()), {start}, [start]
     while ahead:
         place = ahead.pop()
-        beside = [place - columns, place + columns]
-        beside += [place - 1] if place % columns else []
-        beside += [place + 1] if (place + 1) % columns else []
-        new = [n for n in beside if n in wanted and n not in found]
+        near = [place - columns, place + columns]
+        near += [place - 1] if place % columns else []
+        near += [place + 1] if (place + 1) % columns else []
+        new = [n for n in near if n in wanted and n not in found]
         found.update(new)
         ahead += new
     return sorted(found)

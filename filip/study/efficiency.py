@@ -162,7 +162,7 @@ class Step:
         ) / 2
 
     def result(self, name: str) -> dict[str, Any]:
-        """Return what the report reads: medians over the steps, the larger of all ranks."""
+        """Return what the report reads: medians over the steps, and the largest over ranks."""
         quartiles = [
             self.ranks.maximum(value) for value in statistics.quantiles(self.seconds, n=4, method="inclusive")
         ]

@@ -70,7 +70,7 @@ class Message:
 
     part   of the step that it belongs to: "exchange" or "gradients"
     kind   all_gather, reduce_scatter, all_reduce, all_to_all or ring
-    size   bytes of the whole: of what all ranks together hold (all_gather, reduce_scatter, ring), of one rank's buffer
+    size   bytes of the whole: what all ranks together hold (all_gather, reduce_scatter, ring), or one rank's buffer
            (all_reduce, all_to_all)
     times  in a step
     """

@@ -1,4 +1,4 @@
-"""From a model and a configuration to a DeepSpeed engine, and one optimiser step of it."""
+"""Make a DeepSpeed engine of a model and a configuration, and take an optimiser step with it."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ NOT_LEARNING = (
 )  # fmt: skip
 
 
-# Of a DeepSpeed file, what changes speed, memory or reporting alone.
+# These keys of a DeepSpeed file change speed, memory or reporting alone.
 NOT_LEARNING_IN_DEEPSPEED = (
     "zero_optimization", "zero_allow_untested_optimizer", "steps_per_print", "wall_clock_breakdown",
     "communication_data_type", "comms_logger", "flops_profiler", "dump_state", "memory_breakdown",

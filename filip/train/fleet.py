@@ -26,7 +26,7 @@ from filip.train.losses import exchanged, resolve_weights
 from filip.train.memory import MemoryPlan, encoded_tokens, host_memory, interaction_setting, memory_plan
 from filip.train.telemetry import duration
 
-IMAGE_BYTES = 20_000  # of a stored image: 256 px, JPEG of quality 95
+IMAGE_BYTES = 20_000  # a stored image of 256 px, JPEG of quality 95
 
 
 @dataclass
@@ -52,7 +52,7 @@ class FleetPlan:
     fleet: Fleet
     ranks: int
     batching: Batching
-    flops: float  # of the encoders on a rank, forward and backward, without recomputation
+    flops: float  # the encoders' on a rank, forward and backward, without recomputation
     messages: list[Message]
     memory: MemoryPlan
     measured: Measured | None = None
@@ -154,7 +154,7 @@ def plan_fleet(config: TrainConfig, fleet: Fleet) -> FleetPlan:
     """Plan a run on ``fleet.gpus`` GPUs. Raise UserError for a kind that is not listed, or an impossible batch."""
     gpus = fleet.gpus or 1
     if gpus > fleet.gpus_per_node and gpus % fleet.gpus_per_node:
-        raise UserError(f"gpus={gpus} are no whole nodes of gpus_per_node={fleet.gpus_per_node}")
+        raise UserError(f"gpus={gpus} is not a whole number of nodes of gpus_per_node={fleet.gpus_per_node}")
     if config.precision == "bf16" and not GPUS[fleet.gpu].bf16:
         raise UserError(f"precision=bf16: a {GPUS[fleet.gpu].title} has no bf16; use precision=fp16")
     batching = resolve_batching(config, gpus)

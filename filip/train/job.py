@@ -237,7 +237,7 @@ def _again(
     if times >= limit and outcome == "saved":
         why = "a job's time must cover the start and a step, so give it more (launch.resources.runtime)"
     elif times >= limit:
-        why = f"{limit} times are no accident"
+        why = f"{limit} times cannot be an accident"
     elif (refused := requeue()) is not None:
         why = refused
     else:

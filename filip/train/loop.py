@@ -59,7 +59,7 @@ from filip.train.warm_start import content_hash, load_initial
 from filip.train.watchdog import Limits, StepStatus, Watchdog
 
 UNTIMED_STEPS = 5  # the first of every start: memory is allocated and kernels are chosen in them
-MAX_ROLLBACKS = 3  # of a run (watchdog.non_finite=rollback); after them it stops
+MAX_ROLLBACKS = 3  # a run with watchdog.non_finite=rollback stops after so many
 TIMED_STEPS = 1000  # the result's median is over the seconds of that many recent steps
 
 

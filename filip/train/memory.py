@@ -1,4 +1,4 @@
-"""The memory that a training takes, before any of it is allocated: of a rank by purpose, and of a node."""
+"""Predict the memory of a training before any is allocated: a rank's by purpose, and a node's."""
 
 from __future__ import annotations
 

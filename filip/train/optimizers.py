@@ -124,9 +124,7 @@ def _check_muon(settings: dict[str, Any]) -> None:
         )
 
 
-AVERAGE = (
-    "average"  # of the weights, in the optimiser's state: ZeRO partitions and saves it with the rest of that
-)
+AVERAGE = "average"  # key of the averaged weights in the optimiser's state, which ZeRO partitions and saves
 
 
 class AfterStep:

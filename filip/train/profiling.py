@@ -1,4 +1,4 @@
-"""The profiler's window of a training: what each operation of a few steps costs."""
+"""Profile a few steps of a training: the time and memory of each operation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From which checkpoint a run continues, if from any: decided by the first rank, for all."""
+"""Choose the checkpoint that a run continues from, if there is one: the first rank decides for all."""
 
 from __future__ import annotations
 

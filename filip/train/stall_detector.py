@@ -1,4 +1,4 @@
-"""Says that a step takes far too long, while it still does: the main thread is waiting and cannot."""
+"""Report a step that takes far too long while it still runs, from a thread: the main one is waiting."""
 
 from __future__ import annotations
 

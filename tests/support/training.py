@@ -16,8 +16,10 @@ HERE = Path(__file__).parent
 
 
 def compose(*overrides: str) -> TrainConfig:
-    """Return a checked configuration that names no real files."""
-    return compose_config(TrainConfig, ["run_dir=r", "out=o", *overrides], "train").check()
+    """Return a checked configuration that names no real files, in fp16 unless an experiment or ``overrides`` say."""
+    named = any(override.startswith("experiment=") for override in overrides)
+    places = ["run_dir=r", "out=o", *([] if named else ["precision=fp16"])]
+    return compose_config(TrainConfig, [*places, *overrides], "train").check()
 
 
 def train_arguments(data: Path, run_dir: Path, *overrides: str) -> list[str]:

@@ -21,16 +21,11 @@ from filip.train.losses import TERMS
 from filip.train.provenance import put_in_place, record_finish, record_start
 from filip.train.ranks import Ranks
 from filip.train.resume import Resumption, choose_checkpoint, training_hash
-from tests.support import training
+from tests.support.training import compose
 
 ROOT = Path(__file__).parents[2]
 
 ALONE = Ranks(0, 1, 0, 1, torch.device("cpu"))
-
-
-def compose(*overrides: str) -> TrainConfig:
-    """Return a configuration as a training has it once it knows its precision."""
-    return training.compose("precision=fp32", *overrides)
 
 
 def state_of(config: TrainConfig, **more: object) -> LoopState:

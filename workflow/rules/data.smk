@@ -53,7 +53,7 @@ rule text_rules:
         " funnel={output.funnel:q} processes={threads} threads={threads} memory={params.memory:q} > {log:q} 2>&1"
 
 
-# One part of the download, into a folder that all parts fill. On a cluster each is a job on a node of its own.
+# One part of the download, into a folder that all parts fill. On a cluster each is a job on a separate node.
 rule download_part:
     input:
         kept=f"{DATA}/{{source}}/kept.parquet",

@@ -88,7 +88,7 @@ rule scene_sheet:
             f"{RESULTS}/eval/scenes_compared.png",
             caption="../report/scenes.rst",
             category="Word-patch alignment",
-            labels={"run": "scenes, beside each other"},
+            labels={"run": "scenes, side by side"},
         ),
         parts=f"{RESULTS}/eval/scenes_compared.json",
     params:

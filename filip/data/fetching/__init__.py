@@ -22,7 +22,7 @@ class _Parts(ModuleType):
 
 
 def _put_off_main() -> None:
-    """From now on, import img2dataset's modules one by one; its functions are still found."""
+    """Make img2dataset import its modules one by one, from now on; its functions are still found."""
     spec = find_spec("img2dataset")
     if spec is None or "img2dataset" in sys.modules:
         return

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from filip.data.fetching.outcomes import Answer
 
 Row = tuple[int, str]  # its number in the shard, and its URL
-Result = tuple[int, bytes | None, str | None, Answer]  # of a row: its bytes, or what went wrong
+Result = tuple[int, bytes | None, str | None, Answer]  # a row's number, and its bytes or what went wrong
 
 BUSY_HOST = "busy_host"  # the reason of a URL that was not asked for
 REFUSALS = 3  # rounds in a row in which a host answers with nothing else: a retry pass gives it up
@@ -46,7 +46,7 @@ def not_asked(host: str) -> str:
 class _Busy:
     until: float  # by time.monotonic
     refused: float  # when it refused last
-    rounds: int  # in which it refused, since it last answered
+    rounds: int  # seconds in which it refused since it last answered
 
 
 class Hosts:
@@ -87,7 +87,7 @@ class Hosts:
             return self._busy[host].rounds if host in self._busy else 0
 
 
-HOSTS = Hosts()  # of this process
+HOSTS = Hosts()  # shared by all threads of this process
 
 
 class PatientRows:

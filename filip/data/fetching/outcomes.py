@@ -9,7 +9,7 @@ from typing import Any
 # Transient reasons, worth another try: at once in fetch, in a separate pass in download.
 TRANSIENT = ("timeout", "connection", "dns", "cut_off", "http_408", "http_429", "http_5xx", "busy_host")
 
-MAX_BYTES = 64 << 20  # of an image as it is fetched or found
+MAX_BYTES = 64 << 20  # the largest image that is fetched or read
 
 TAR_SHA256 = b"tar_sha256"  # key in the metadata of NNNNN.parquet for the hash of NNNNN.tar as it was written
 

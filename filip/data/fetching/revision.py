@@ -21,7 +21,7 @@ from filip.data.lists import duckdb_io
 from filip.files import scratch_folder
 
 WORK = "_work"
-RETRIED = "retried: "  # begins the message of a row that a later pass takes over
+RETRIED = "retried: "  # first word in the message of a row that a later pass takes over
 PAIR = "md5_number(url || chr(10) || coalesce(caption, ''))"
 
 

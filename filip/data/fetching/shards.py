@@ -50,7 +50,7 @@ SHARD_DIGITS = 5  # img2dataset's oom_shard_count
 WORK = "_work"  # folder inside the shards' folder: plan, lists of retries, half-finished shards
 # Errors of the whole disk: the next shard would fail like this one, after all its URLs were fetched.
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-SECONDS_PER_IMAGE = 1.0  # allowed for an image besides the network, far more than decoding and writing take
+SECONDS_PER_IMAGE = 1.0  # seconds for an image besides the network: far more than decoding and writing take
 SECONDS_PER_SHARD = 600.0
 AGENT = "img2dataset"  # our name in X-Robots-Tag: whoever forbids it to img2dataset means us
 LIST_SHA256 = "source_sha256"  # column in which a list says what the bytes of an image are
@@ -247,7 +247,7 @@ class Stored:
     height: int | None = None
     original_width: int | None = None
     original_height: int | None = None
-    sha256: str | None = None  # of the file as it was fetched
+    sha256: str | None = None  # hash of the file as it was fetched
 
     @property
     def name(self) -> str:

@@ -38,7 +38,7 @@ _TAGS = (
 )
 _TAGS += "|sub|sup|table|td|tr|u|ul"
 
-MOST_REPEATS = 10  # of a caption in a list of URLs, as in the paper
+MOST_REPEATS = 10  # a list of URLs may have a caption so often, as in the paper
 
 # name: regular expressions (case-insensitive); the rule holds when one of them matches
 MEANINGLESS: dict[str, tuple[str, ...]] = {

@@ -25,7 +25,7 @@ NO_FOLDER_IS_A_COLUMN = "hive_partitioning = false"
 WITH_FILE = "filename = '_file_'"
 FILE_STEM = "parse_filename(_file_, true)"
 ROW = "file_row_number = true"
-FILES_AT_ONCE = 8  # that are opened for their columns, which takes a network disk milliseconds each
+FILES_AT_ONCE = 8  # files that are opened for their columns: each takes a network disk milliseconds
 
 
 def connect(threads: int, memory: str, spill: Path) -> duckdb.DuckDBPyConnection:

@@ -92,11 +92,11 @@ def index_source(source: Source, folder: str | Path | None = None, processes: in
 def _writable_folder(source: Source, folder: str | Path | None) -> Path:
     """Return the folder of joined indices."""
     if folder is None:
-        beside = Path(source.captions if source.captions is not None else source.shards) / FOLDER
+        joined = Path(source.captions if source.captions is not None else source.shards) / FOLDER
         with suppress(OSError):  # a data set that is read-only
-            beside.mkdir(exist_ok=True)
-        if os.access(beside, os.W_OK):
-            return beside
+            joined.mkdir(exist_ok=True)
+        if os.access(joined, os.W_OK):
+            return joined
         folder = Path(tempfile.gettempdir()) / f"filip-index-{os.getuid()}"
     kept = Path(folder)
     kept.mkdir(mode=0o700, parents=True, exist_ok=True)

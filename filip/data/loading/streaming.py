@@ -171,7 +171,7 @@ class ShardStream(IterableDataset[Batch]):
             useless += not pairs or pairs[-1].key != sample["__key__"]
             if useless == USELESS:
                 raise UserError(
-                    f"{useless} samples in a row are no pairs ({dict(self._problems)}): {sample['place'].url}"
+                    f"{useless} samples in a row are not pairs ({dict(self._problems)}): {sample['place'].url}"
                 )
             if len(pairs) == self.config.batch_size:
                 batch = batch_of(pairs, self._problems, self.config)
