@@ -32,7 +32,7 @@ STORE, HASH = 3e-3, 2.5e-3  # per image: checked, resized to 256 px and encoded;
 LISTED, DESCRIBED, INDEXED, SIDECAR, JOINED = 36, 68, 32, 36, 16
 TRANSLATED, ACCEPTED = 70, 25  # ... and per translation, in the cache and in the side-car
 IN_TAR = 3500  # per image in addition to its bytes: three headers, .json and .txt, each padded to 512
-# Temporary bytes per row, measured on ten million rows with DuckDB's lowest limit, where nearly all is spilled (1 GB for
+# Temporary bytes per row, measured on 10 million rows with DuckDB's lowest limit, where nearly all is spilled (1 GB for
 # INGEST and JUDGE). PLAN has not been measured apart from `translate`, which has it and more.
 SCRATCH_LIST, SCRATCH_RULES, SCRATCH_PLAN, SCRATCH_INGEST = 340, 320, 100, 500
 SCRATCH_TRANSLATE, SCRATCH_JUDGE, SCRATCH_NEAR = 240, 330, 100

@@ -315,7 +315,8 @@ def make_engine(
         model=model, optimizer=optimizer, config=settings, dist_init_required=False
     )
     if world_size == 1 and config.zero_stage == 0:
-        wrapped.enable_backward_allreduce = False  # would copy all gradients twice, a tenth of a small model's step
+        # it would copy all gradients twice, a tenth of a small model's step
+        wrapped.enable_backward_allreduce = False
     scaler: Any = getattr(wrapped.optimizer, "loss_scaler", None)
     if hasattr(scaler, "raise_error_at_min_scale"):
         scaler.raise_error_at_min_scale = False  # the watchdog stops the run, with a message
