@@ -107,17 +107,20 @@ def table(found: dict[str, Curves]) -> str:
     heads = [f"{name} ({cell.steps:,} steps; {first[name].rate})" for name, cell in cells.items()]
     lines = [f"| kept in training | {' | '.join(heads)} |", f"| --- |{' ---: |' * len(heads)}"]
     for row in ROWS:
-        shown = []
-        for name in cells:
-            one = found.get(_label(name, row))
-            recalls = {s: mean_recall(points[-1]) for s, points in one.seeds.items()} if one else {}
-            all_tokens = {s: mean_recall(points[-1]) for s, points in first[name].seeds.items()}
-            less = with_interval(value - all_tokens[s] for s, value in recalls.items() if s in all_tokens)
-            shown.append(
-                with_interval(recalls.values()) + (f" ({less})" if row != ALL else "") if one else ""
-            )
-        lines.append(f"| {row} | {' | '.join(shown)} |")
+        cells_of_row = [_shown(found.get(_label(name, row)), first[name]) for name in cells]
+        lines.append(f"| {row} | {' | '.join(cells_of_row)} |")
     return "\n".join(lines)
+
+
+def _shown(one: Curves | None, all_tokens: Curves) -> str:
+    """Return R@1 of a row in a cell and, in brackets, what it is above all tokens; "" if it has not been trained."""
+    if one is None:
+        return ""
+    recalls = {seed: mean_recall(points[-1]) for seed, points in one.seeds.items()}
+    if one is all_tokens:
+        return with_interval(recalls.values())
+    paired = [recalls[s] - mean_recall(points[-1]) for s, points in all_tokens.seeds.items() if s in recalls]
+    return f"{with_interval(recalls.values())} ({with_interval(paired)})"
 
 
 if __name__ == "__main__":
