@@ -10,13 +10,14 @@ import pytest
 import torch
 
 from bench import gpu_check
-from bench.gpu import loss, paper, run
+from bench.gpu import fp16, loss, paper, run
 from bench.gpu.finding import FAIL, PASS, SKIPPED, Place
 from bench.gpu_check import GpuCheck
 from filip.command import compose_config
 from filip.errors import UserError
 from filip.eval.__main__ import Evaluation
 from filip.train.config import TrainConfig
+from tests.support.launched_ranks import Ranks
 
 
 def test_without_a_gpu_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,8 +123,17 @@ def test_checks_run_on_a_cpu(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1500)  # three starts of torchrun, on a machine that may be busy
-def test_the_check_of_trainings_kills_one_and_compares(tmp_path: Path) -> None:
+@pytest.mark.timeout(1500)
+def test_the_check_of_trainings_kills_one_and_compares(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torchrun starts the one that is killed, and those of the next test; the others are forked."""
+
+    def run_forked(place: Place, arguments: list[str], log: Path, ranks: int) -> None:
+        trained = Ranks(ranks, arguments, log)
+        assert trained.wait() == [0] * ranks, trained.text()[-3000:]
+
+    monkeypatch.setattr(fp16, "run", run_forked)
     run.main("fp16", "cpu", "tiny", str(tmp_path))
     found = json.loads((tmp_path / "finding.json").read_text())
     assert found["verdict"] == SKIPPED and found["said"].endswith("killed, resumed, the same bits"), found
