@@ -36,16 +36,15 @@ def launched() -> dict[str, str]:
 @pytest.mark.slow
 def test_stopped_under_deepspeed_and_finished_under_torchrun(squares: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    arguments = train_arguments(
-        squares, run, "max_steps=120", "precision=bf16", "log_every=5", "backend=auto"
-    )[2:]
+    settings = ("max_steps=48", "precision=bf16", "log_every=4", "backend=auto")
+    arguments = train_arguments(squares, run, *settings)[2:]
     log = tmp_path / "deepspeed.log"
     with open(log, "wb") as out:
         command = [str(BIN / "deepspeed"), "--num_gpus", "2", "--master_port", str(free_port())]
         command += ["--no_local_rank", "--module", "filip.train"]
         launcher = subprocess.Popen([*command, *arguments], env=launched(), stdout=out, stderr=out)
-        while "training: 5 of " not in log.read_text() and launcher.poll() is None:
-            time.sleep(0.2)
+        while "training: 4 of " not in log.read_text() and launcher.poll() is None:
+            time.sleep(0.05)
         trainers = [
             child
             for child in psutil.Process(launcher.pid).children(recursive=True)
@@ -57,15 +56,12 @@ def test_stopped_under_deepspeed_and_finished_under_torchrun(squares: Path, tmp_
         assert launcher.wait(60) == 85, log.read_text()[-2000:]
     assert len(complete_checkpoints(run / "checkpoints")) == 1
     command = [str(BIN / "torchrun"), "--standalone", "--nproc_per_node", "2", "-m", "filip.train"]
-    arguments = train_arguments(
-        squares, run, "max_steps=120", "precision=bf16", "log_every=5", "backend=auto"
-    )[2:]
     done = subprocess.run([*command, *arguments], env=launched(), capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-2000:]
     for told in ("batch ", "schedule ", "memory ", "loader ", "resumed from"):
         assert told in done.stderr
     result = json.loads((run / "model.json").read_text())
-    assert result["steps"] == 120 and result["world_size"] == 2 and result["global_batch"] == 24
+    assert result["steps"] == 48 and result["world_size"] == 2 and result["global_batch"] == 24
     assert result["seconds_per_iteration"] > 0 and result["peak_memory_mb"] > 100
     assert result["config"]["data"]["sources"][0]["shards"] == f"{squares}/shards"
     # Squares are easy: the loss of 24 pairs starts near log(24) = 3.2 and the tiny model learns some of them.
