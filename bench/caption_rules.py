@@ -21,7 +21,7 @@ LENGTHS = ((1, 2), (3, 4), (5, 1000))
 
 
 @dataclass
-class BenchConfig:
+class CaptionRulesBench:
     wrong: bool = option(False, "list the captions that are judged wrongly")
 
 
@@ -48,7 +48,7 @@ def of_length(row: dict[str, Any], lengths: tuple[int, int]) -> bool:
     return lengths[0] <= len(row["caption"].split()) <= lengths[1]
 
 
-def main(config: BenchConfig) -> None:
+def main(config: CaptionRulesBench) -> None:
     """Precision and recall of each rule, and what is kept by kind and length."""
     with tempfile.TemporaryDirectory() as folder:
         verdicts = verdicts_on_kinds(Path(folder))
@@ -73,4 +73,4 @@ def main(config: BenchConfig) -> None:
 
 
 if __name__ == "__main__":
-    run_command(main, BenchConfig)
+    run_command(main, CaptionRulesBench)

@@ -53,7 +53,7 @@ from filip.data.manifest import make_manifest
 from filip.data.prepare import prepare
 from filip.data.scoring.near import nearest
 from filip.data.text_rules import apply_text_rules
-from filip.data.translate import Job, translate
+from filip.data.translate import TranslationJob, translate
 from filip.files import write_json
 from tests.support.captions import labelled_captions
 
@@ -67,7 +67,7 @@ ENGINE, PIVOT = (
 
 
 @dataclass
-class BenchConfig:
+class DataScaleBench:
     rows: int = option(100_000, "rows of the list")
     stages: list[str] | None = option(
         None, "only these; those before them are made, too, where the folder lacks them"
@@ -212,7 +212,7 @@ def run_one_pivot(folder: Path, threads: int, memory: str) -> None:
 
 def write_captions(folder: Path, name: str, pivots: list[str], threads: int, memory: str) -> None:
     """Write the side-cars, and next to them the counts of their stage."""
-    job = Job(
+    job = TranslationJob(
         card=SourceCard("bench"),
         shards=folder / "shards",
         out=emptied(folder / name),
@@ -343,7 +343,7 @@ def processor_time() -> float:
     return times.user + times.system + times.children_user + times.children_system
 
 
-def main(config: BenchConfig) -> None:
+def main(config: DataScaleBench) -> None:
     """Print one JSON object per stage."""
     folder = Path(config.folder or tempfile.mkdtemp(prefix="bench_data_scale."))
     folder.mkdir(parents=True, exist_ok=True)
@@ -367,7 +367,7 @@ def main(config: BenchConfig) -> None:
             shutil.rmtree(folder)
 
 
-def measured(stage: str, folder: Path, config: BenchConfig) -> dict[str, Any]:
+def measured(stage: str, folder: Path, config: DataScaleBench) -> dict[str, Any]:
     """Return what a stage takes, per row that it has to deal with; its result per row that stays."""
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         found = pool.submit(measure, STAGES[stage], folder, config.threads, config.memory).result()
@@ -386,4 +386,4 @@ def measured(stage: str, folder: Path, config: BenchConfig) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    run_command(main, BenchConfig)
+    run_command(main, DataScaleBench)

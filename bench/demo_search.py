@@ -14,7 +14,7 @@ import itertools
 from dataclasses import dataclass
 from statistics import fmean
 
-from bench.demo_training import Study, run
+from bench.demo_training import DemoTraining, run
 from filip.command import option, run_command
 from filip.progress import say
 
@@ -36,7 +36,7 @@ OPTIMIZERS = {
 
 
 @dataclass
-class Search(Study):
+class Search(DemoTraining):
     """The combinations to try; ``only``: names of models."""
 
     experiment: str = option("demo_small", "as the demo; demo: patches, from scratch")

@@ -43,7 +43,7 @@ STEM_MAPS = Path(".cache/stem_maps")  # where the demo keeps those of the test s
 
 
 @dataclass
-class Study:
+class DemoTraining:
     """The place of the demo's corpus, and the length of each training."""
 
     sources: str = option(
@@ -72,7 +72,7 @@ class Outcome:
 
 
 def run(
-    study: Study, overrides: list[str], choose: Choose | None = None, save: Path | None = None
+    study: DemoTraining, overrides: list[str], choose: Choose | None = None, save: Path | None = None
 ) -> Outcome:
     """Train with ``overrides`` of the study's experiment; ``choose`` replaces the selection of tokens, ``save`` is
     where the model goes."""
@@ -108,7 +108,7 @@ def run(
     )
 
 
-def recall_of(scorer: Scorer, study: Study) -> dict[str, float]:
+def recall_of(scorer: Scorer, study: DemoTraining) -> dict[str, float]:
     """Return R@1 and R@10 both ways, in percent, of bare captions."""
     bare = (Prompt("", ""), Prompt("", ""))
     found = retrieval_benchmark(scorer, load_card(study.card), bare, context=Context(study.root))

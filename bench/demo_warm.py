@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bench.demo_training import HEAD, Study, row, run
+from bench.demo_training import HEAD, DemoTraining, row, run
 from filip.command import option, run_command
 
 NAME = "tf_efficientnet_lite0"
@@ -18,7 +18,7 @@ STEM = [f"model.image.stem={NAME}", f"init_from=timm:{NAME}:wheel", "warm_start.
 
 
 @dataclass
-class DemoWarm(Study):
+class DemoWarm(DemoTraining):
     steps: int = option(300, "steps of each training: a fifth of the demo's")
     tuned: bool = option(False, "rows whose stem learns, too; four times as long")
 

@@ -50,7 +50,7 @@ SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER of Linux's prctl: orphans become this p
 
 
 @dataclass
-class BenchConfig:
+class DownloadBench:
     images: int = option(4000, "images per run")
     processes: int = option(2, "worker processes")
     threads: int = option(16, "per process")
@@ -127,7 +127,7 @@ def serve(port: Any, count: int, busy: int, certified: Path | None) -> None:
     server.serve_forever()
 
 
-def direct(source: Path, out: Path, config: BenchConfig) -> None:
+def direct(source: Path, out: Path, config: DownloadBench) -> None:
     """Download with img2dataset as its README calls it, with the same rules and sizes."""
     import img2dataset
 
@@ -151,7 +151,7 @@ def direct(source: Path, out: Path, config: BenchConfig) -> None:
     )
 
 
-def ours(source: Path, out: Path, config: BenchConfig) -> None:
+def ours(source: Path, out: Path, config: DownloadBench) -> None:
     settings = DownloadSettings(
         image_size=256, processes=config.processes, threads=config.threads, samples_per_shard=SHARD
     )
@@ -193,7 +193,7 @@ def processor_seconds(command: Callable[[], None]) -> float:
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-def main(config: BenchConfig) -> None:
+def main(config: DownloadBench) -> None:
     """Print one JSON object with the rates and the processor time of both."""
     folder = Path(tempfile.mkdtemp(prefix="bench_download."))
     if config.https:
@@ -236,4 +236,4 @@ def main(config: BenchConfig) -> None:
 
 
 if __name__ == "__main__":
-    run_command(main, BenchConfig)
+    run_command(main, DownloadBench)

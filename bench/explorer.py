@@ -35,9 +35,9 @@ from bench.browser import chromium, firefox
 from filip.eval.encoders import FilipEncoder
 from filip.eval.scorer import scorer_for
 from filip.explore.app import application
-from filip.explore.gallery import Gallery, ImageFeatures, Viewer, load_viewers
+from filip.explore.gallery import Gallery, ViewedImages, Viewer, load_viewers
 from filip.explore.pictures import open_pictures
-from filip.explore.search import Search, warm
+from filip.explore.search import GallerySearch, warm
 from filip.explore.serve import listen
 from filip.models import build_model, load_preset
 from filip.sets.pictures import Pictures
@@ -59,12 +59,12 @@ def gallery_of(images: int, preset: str) -> Gallery:
         tokens = F.normalize(torch.randn(images, patches, config.embed_dim, generator=generator), dim=-1)
         pooled = F.normalize(tokens.mean(1), dim=-1)
         viewers.append(viewer)
-        features.append(ImageFeatures(tokens if viewer.token_wise else pooled, tokens))
+        features.append(ViewedImages(tokens if viewer.token_wise else pooled, tokens))
     return Gallery("random", viewers, ["image"] * images, [b""] * images, features, [], [], [None] * images)
 
 
 @contextmanager
-def served(search: Search) -> Iterator[str]:
+def served(search: GallerySearch) -> Iterator[str]:
     """Yield the address of a server."""
     with listen("127.0.0.1", 0) as connection:
         server = uvicorn.Server(uvicorn.Config(application(search), log_level="warning"))
@@ -78,7 +78,7 @@ def served(search: Search) -> Iterator[str]:
 def live(images: int, preset: str, texts: int) -> dict[str, Any]:
     """Return milliseconds of a search, median and 90th percentile, and how many of one core's it used (server and
     client)."""
-    search = Search(gallery_of(images, preset))
+    search = GallerySearch(gallery_of(images, preset))
     warm(search)
     rng = np.random.default_rng(0)
     taken, used = [], []

@@ -43,7 +43,7 @@ SCHEMA = pa.schema(
 
 
 @dataclass
-class BenchConfig:
+class ForgetBench:
     images: int = option(100_000, "how many images")
     forgotten: int = option(1000, "how many of them are forgotten")
 
@@ -110,7 +110,7 @@ def left_over(root: Path, numbers: list[int]) -> int:
     return found
 
 
-def main(config: BenchConfig) -> None:
+def main(config: ForgetBench) -> None:
     """Print one JSON object: seconds and processor seconds of forgetting, and what is left (0)."""
     rng = np.random.default_rng(0)
     numbers = sorted(rng.choice(config.images, config.forgotten, replace=False).tolist())
@@ -141,4 +141,4 @@ def main(config: BenchConfig) -> None:
 
 
 if __name__ == "__main__":
-    run_command(main, BenchConfig)
+    run_command(main, ForgetBench)

@@ -42,7 +42,7 @@ from filip.progress import Progress, say, track
 
 
 @dataclass
-class Study:
+class IndexBench:
     model: str = option("results/demo/models/filip.safetensors", "a token-wise model")
     root: str = option("results/demo/corpus/eval", "folder of the test set")
     card: str = option("eval/demo_scenes_new.yaml", "retrieval card")
@@ -52,7 +52,7 @@ class Study:
     figure: str | None = option(None, "also draw recall against bytes into this file")
 
 
-def main(study: Study) -> None:
+def main(study: IndexBench) -> None:
     """Print both tables."""
     scorer = load_scorer(study.model)
     images, captions = collection(study, scorer)
@@ -68,7 +68,7 @@ def main(study: Study) -> None:
         draw(rows[:-1], Path(study.figure))  # the last lies where the one that it searches lies
 
 
-def collection(study: Study, scorer: Scorer) -> tuple[Tensor, list[str]]:
+def collection(study: IndexBench, scorer: Scorer) -> tuple[Tensor, list[str]]:
     """Return image tokens [n, n1, d], and the captions of the first images, in order."""
     data = open_set(load_card(study.card), study.root)
     samples = [data[n] for n in range(len(data))]
@@ -223,4 +223,4 @@ def family_of(name: str) -> str:
 
 
 if __name__ == "__main__":
-    run_command(main, Study)
+    run_command(main, IndexBench)

@@ -25,7 +25,7 @@ from filip.command import option, run_command
 
 
 @dataclass
-class BenchConfig:
+class IngestBench:
     images: int = option(200, "how many files")
 
 
@@ -46,7 +46,7 @@ def per_second(function: Callable[[Path], object], paths: list[Path]) -> float:
     return round(len(paths) / (time.process_time() - started), 1)
 
 
-def main(config: BenchConfig) -> None:
+def main(config: IngestBench) -> None:
     """Print one JSON object: images per second and core."""
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # img2dataset's library would ask the network
     import cv2
@@ -73,4 +73,4 @@ def main(config: BenchConfig) -> None:
 
 
 if __name__ == "__main__":
-    run_command(main, BenchConfig)
+    run_command(main, IngestBench)

@@ -31,7 +31,7 @@ BATCH = 500
 
 
 @dataclass
-class Study:
+class LargeIndex:
     images: int = option(100_000, "pictures", at_least=1)
     patches: int = option(50, "tokens of a picture", at_least=1)
     dim: int = option(512, "channels", at_least=1)
@@ -48,7 +48,7 @@ class Synthetic:
     similarity = cast(Any, TokenScorer.similarity)
 
 
-def main(study: Study) -> None:
+def main(study: LargeIndex) -> None:
     """Fill an index in a temporary folder and search it."""
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
@@ -75,7 +75,7 @@ def main(study: Study) -> None:
     )
 
 
-def fill(study: Study, folder: str) -> None:
+def fill(study: LargeIndex, folder: str) -> None:
     """Write an index. Pooled tokens are drawn as such: clusters of noise have no meaning, and take their time."""
     count = max(1, study.patches // study.pool)
     index = Index.create(folder, About("-", "-", 224, True, study.dim, study.dtype, "-"))
@@ -93,4 +93,4 @@ def memory() -> int:
 
 
 if __name__ == "__main__":
-    run_command(main, Study)
+    run_command(main, LargeIndex)

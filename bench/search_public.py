@@ -31,12 +31,12 @@ QUERIES = ("a red bicycle", "two cats on a sofa", "a lamp", "my dog at the beach
 
 
 @dataclass
-class Study:
+class PublicSearch:
     photos: str = option("results/demo/corpus/images/scenes", "folder of pictures")
     images: int = option(5000, "how many of them", at_least=1)
 
 
-def main(study: Study) -> None:
+def main(study: PublicSearch) -> None:
     """Search copies of the pictures."""
     with tempfile.TemporaryDirectory() as folder:
         photos, index, model = (Path(folder) / name for name in ("photos", "index", "clip"))
@@ -81,4 +81,4 @@ def children() -> float:
 
 
 if __name__ == "__main__":
-    run_command(main, Study)
+    run_command(main, PublicSearch)

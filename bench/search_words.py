@@ -25,13 +25,13 @@ from filip.index.tokens import pooled, restored, rounded
 
 
 @dataclass
-class Study:
+class SearchWords:
     model: str = option("emoji", "a token-wise model of ours")
     root: str = option("results/demo/corpus/eval", "folder of the test sets")
     card: str = option("demo_scenes_search", "retrieval card whose scenes have things")
 
 
-def main(study: Study) -> None:
+def main(study: SearchWords) -> None:
     """Print a row for each choice of tokens."""
     scorer = load_scorer(study.model, device="cpu")
     if isinstance(scorer.encoder, FilipEncoder) and scorer.encoder.model.image.stem is not None:
@@ -68,4 +68,4 @@ def first(scorer: Scorer, images: Tensor, texts: list[str], choice: str) -> Tens
 
 
 if __name__ == "__main__":
-    run_command(main, Study)
+    run_command(main, SearchWords)

@@ -29,7 +29,7 @@ from tests.support.captions import language_accuracy, synthetic_list
 
 
 @dataclass
-class BenchConfig:
+class TextRulesBench:
     rows: int = option(1_000_000, "pairs in the list; 0 = accuracy only")
     processes: int = option(2, "processes of the language model")
     threads: int = option(2, "threads of DuckDB")
@@ -61,7 +61,7 @@ class PeakMemory:
         self._thread.join()
 
 
-def main(config: BenchConfig) -> None:
+def main(config: TextRulesBench) -> None:
     """Print one JSON object with the measurements."""
     result: dict[str, object] = {
         f"language, {low}-{high} words": language_accuracy(low, high)
@@ -97,4 +97,4 @@ def main(config: BenchConfig) -> None:
 
 
 if __name__ == "__main__":
-    run_command(main, BenchConfig)
+    run_command(main, TextRulesBench)

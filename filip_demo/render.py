@@ -22,7 +22,7 @@ OPAQUE = 128  # from this alpha on, a pixel belongs to the thing
 
 
 @dataclass(frozen=True)
-class Job:
+class Rendering:
     """A drawing to render, into up to three files. ``svg`` is a whole document."""
 
     svg: str
@@ -43,7 +43,7 @@ def svg_document(drawing: Drawing) -> str:
     )
 
 
-def render_all(jobs: Iterable[Job], processes: int, name: str) -> int:
+def render_all(jobs: Iterable[Rendering], processes: int, name: str) -> int:
     """Render what is missing and return the number of drawings rendered."""
     todo = [job for job in jobs if job.missing]
     if not todo:
@@ -55,7 +55,7 @@ def render_all(jobs: Iterable[Job], processes: int, name: str) -> int:
     return len(todo)
 
 
-def render(job: Job) -> None:
+def render(job: Rendering) -> None:
     """Write the files of the job. A drawing without a visible pixel gets an empty file as its sprite."""
     # Drawings hold no text: without the system's fonts the result is the same on every machine.
     drawn = resvg_py.svg_to_bytes(svg_string=job.svg, width=SIDE, height=SIDE, skip_system_fonts=True)

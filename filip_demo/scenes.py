@@ -46,7 +46,7 @@ class Sprite:
 
 
 @dataclass(frozen=True)
-class Thing:
+class DrawnThing:
     """A thing in a scene. ``mask``: bool [side, side], its visible pixels; ``box``: left, top, right, bottom."""
 
     concept: str
@@ -60,7 +60,7 @@ class Thing:
 class Scene:
     index: int
     image: Image.Image  # RGB
-    things: tuple[Thing, ...]
+    things: tuple[DrawnThing, ...]
     caption: str
 
 
@@ -139,7 +139,7 @@ def compose(sprites: Sprites, concepts: Sequence[str], seed: int, index: int, si
             below &= ~mask
         masks.append(mask)
     things = tuple(
-        Thing(sprite.emoji.concept, sprite.emoji.label, sprite.artist, box, mask)
+        DrawnThing(sprite.emoji.concept, sprite.emoji.label, sprite.artist, box, mask)
         for sprite, box, mask in zip(chosen, placed, masks, strict=True)
     )
     return Scene(index, page, things, caption(draw, things))

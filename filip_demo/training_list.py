@@ -21,7 +21,7 @@ BETWEEN = ";"  # the artists, concepts and labels of a scene
 
 
 @dataclass(frozen=True)
-class Row:
+class ListRow:
     path: str  # path of the image, below the server's root
     caption: str
     group: int
@@ -31,20 +31,20 @@ class Row:
     planted: str = ""
 
 
-def drawing_row(drawing: Drawing) -> Row:
+def drawing_row(drawing: Drawing) -> ListRow:
     emoji = drawing.emoji
     path = f"images/{drawing.artist}/{drawing.slug}.png"
-    return Row(path, caption_of(drawing), emoji.content_id, drawing.artist, emoji.concept, emoji.label)
+    return ListRow(path, caption_of(drawing), emoji.content_id, drawing.artist, emoji.concept, emoji.label)
 
 
-def scene_row(scene: SceneFacts) -> Row:
+def scene_row(scene: SceneFacts) -> ListRow:
     artist, concept, label = (BETWEEN.join(names) for names in (scene.artists, scene.concepts, scene.labels))
-    return Row(scene.path, scene.caption, scene.content_id, artist, concept, label)
+    return ListRow(scene.path, scene.caption, scene.content_id, artist, concept, label)
 
 
-def planted_row(row: PlantedRow) -> Row:
+def planted_row(row: PlantedRow) -> ListRow:
     emoji = row.emoji
-    return Row(
+    return ListRow(
         row.path, row.caption, emoji.content_id, row.drawing.artist, emoji.concept, emoji.label, row.kind
     )
 

@@ -22,7 +22,7 @@ from filip.export.formats import Format
 from filip.interaction import backends, late_interaction, reference
 from filip.interaction.backends import BackendEntry
 from filip.models import build_model, load_preset, save_model
-from filip.runs.source import Source
+from filip.runs.source import ModelSource
 from filip.sets import layouts
 from filip.sets.image_set import open_images
 from filip.sets.layout import Layout, Reading, Row
@@ -120,7 +120,7 @@ def test_a_translation_engine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_export_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def write(source: Source, out: str) -> None:
+    def write(source: ModelSource, out: str) -> None:
         torch.save(source.model.state_dict(), out)
 
     monkeypatch.setitem(formats.FORMATS, "torch", Format(write, "file"))

@@ -25,7 +25,7 @@ from filip.train.narrow import Narrow, Pairs, encode, fit, recalls, second_momen
 
 
 @dataclass
-class Study:
+class LowRank:
     models: list[str] = option(
         ["results/demo/models/clip.safetensors", "results/demo/models/filip.safetensors"], "models to narrow"
     )
@@ -34,7 +34,7 @@ class Study:
     channels: list[int] = option([96, 64, 32, 16], "widths")
 
 
-def main(study: Study) -> None:
+def main(study: LowRank) -> None:
     """Print the table."""
     print("| model | channels | fit | i2t R@1 / R@10 | t2i R@1 / R@10 |\n| --- | ---: | --- | --- | --- |")
     for path in study.models:
@@ -81,4 +81,4 @@ def root_and_inverse(moment: Tensor) -> tuple[Tensor, Tensor]:
 
 
 if __name__ == "__main__":
-    run_command(main, Study)
+    run_command(main, LowRank)

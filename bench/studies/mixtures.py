@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.demo_training import HEAD, Study, row, run
+from bench.demo_training import HEAD, DemoTraining, row, run
 from filip.command import option, run_command
 from filip.interaction import contrastive_loss, pooled_similarity
 from filip.progress import say
@@ -79,7 +79,7 @@ ROWS: dict[str, list[str]] = {
 
 
 @dataclass
-class Mixtures(Study):
+class Mixtures(DemoTraining):
     experiment: str = option(
         "demo_stem", "what every row trains: demo from scratch, demo_stem as the demo does"
     )

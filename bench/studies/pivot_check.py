@@ -26,12 +26,12 @@ KINDS = ("flag", "number", "negation", "thing")
 
 
 @dataclass
-class BenchConfig:
+class PivotCheck:
     limits: list[float] = option([0.7, 0.75, 0.8, 0.85], "thresholds on the cosine of caption and pivot text")
     min_similarity: float = option(0.8, "threshold on the cosine of caption and back-translation")
 
 
-def main(config: BenchConfig) -> None:
+def main(config: PivotCheck) -> None:
     """Print shares of the wrong and of the right translations that are dropped, by kind of error."""
     rows = pivot_errors()
     english = [row["english"] for row in rows]
@@ -73,4 +73,4 @@ def report(name: str, rows: list[dict[str, str]], dropped: dict[str, np.ndarray]
 
 
 if __name__ == "__main__":
-    run_command(main, BenchConfig)
+    run_command(main, PivotCheck)

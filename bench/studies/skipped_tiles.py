@@ -26,7 +26,7 @@ from filip.train.narrow import Narrow, encode
 
 
 @dataclass
-class Study:
+class SkippedTiles:
     model: str = option("results/demo/models/filip.safetensors", "a token-wise model")
     root: str = option("results/demo/corpus/eval", "folder of the test sets")
     cards: list[str] = option(
@@ -35,7 +35,7 @@ class Study:
     scales: list[float] = option([], "logit scales; empty = the model's own")
 
 
-def main(study: Study) -> None:
+def main(study: SkippedTiles) -> None:
     """Print the table."""
     model = load_model(study.model)
     own = float(model.logit_scale.exp())
@@ -72,4 +72,4 @@ def active(upstream: tuple[Tensor, Tensor], lengths: list[int], side: int) -> li
 
 
 if __name__ == "__main__":
-    run_command(main, Study)
+    run_command(main, SkippedTiles)

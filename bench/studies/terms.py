@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bench.demo_training import Study, run
+from bench.demo_training import DemoTraining, run
 from bench.readme import put_between_marks
 from bench.studies import onset, onset_page, variants
 from bench.studies.onset_page import SEARCH, Curves, mean_recall, with_interval
@@ -32,7 +32,7 @@ FIRST = "token_wise"  # the row that the others are compared with
 
 
 @dataclass
-class Terms(Study):
+class Terms(DemoTraining):
     """The trainings to add."""
 
     recipes: str = option("workflow/config/demo_recipes.yaml", "the study whose runs are the rows")

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.demo_training import HEAD, Choose, Study, row, run
+from bench.demo_training import HEAD, Choose, DemoTraining, row, run
 from filip.command import run_command
 from filip.interaction import TokenChoice, choose_tokens
 from filip.interaction.token_selection import best_of_each
@@ -61,7 +61,7 @@ ROWS: dict[str, tuple[list[str], Choose | None]] = {
 }
 
 
-def main(study: Study) -> None:
+def main(study: DemoTraining) -> None:
     """Train each row and print the table."""
     lines = [HEAD]
     for label, (overrides, choose) in ROWS.items():
@@ -78,4 +78,4 @@ def main(study: Study) -> None:
 
 
 if __name__ == "__main__":
-    run_command(main, Study)
+    run_command(main, DemoTraining)

@@ -15,7 +15,7 @@ import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bench.demo_training import STEM_MAPS, Outcome, Study, recall_of, run
+from bench.demo_training import STEM_MAPS, DemoTraining, Outcome, recall_of, run
 from bench.studies.warm_start import Found, head, show
 from filip.command import option, run_command
 from filip.eval.encoders import FilipEncoder
@@ -29,7 +29,7 @@ SCRATCH = ["model.interaction=token_wise", "model.init_temperature=0.03", *SMOOT
 
 
 @dataclass
-class WarmSmooth(Study):
+class WarmSmooth(DemoTraining):
     card: str = option("eval/demo_scenes_new.yaml", "retrieval card that the table reports")
     experiment: str = option("demo_small", "what every row trains")
     steps: int = option(300, "steps of the CLIPs: the demo's")

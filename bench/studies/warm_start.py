@@ -14,7 +14,7 @@ import statistics
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bench.demo_training import Study, recall_of, run
+from bench.demo_training import DemoTraining, recall_of, run
 from filip.command import option, run_command
 from filip.errors import UserError
 from filip.eval.encoders import FilipEncoder
@@ -34,7 +34,7 @@ RATES = ("5e-4", "1e-3", "2e-3", "4e-3")
 
 
 @dataclass
-class WarmStart(Study):
+class WarmStart(DemoTraining):
     steps: int = option(150, "steps of each continuation: a tenth of the demo's training")
     results: str = option(
         "results/demo_warm", "results of the demo from scratch, with models of as many seeds"

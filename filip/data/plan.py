@@ -67,7 +67,7 @@ class PlanConfig:
 
 
 @dataclass(frozen=True)
-class Stage:
+class PlannedStage:
     """A stage: bytes and hours are those of the whole stage, memory and cores those of one of its jobs."""
 
     name: str
@@ -103,7 +103,7 @@ def translation_jobs(shards: int) -> int:
     return min(-(-shards // SHARDS_PER_TRANSLATION), MOST_TRANSLATIONS)
 
 
-def stages(config: PlanConfig, card: SourceCard) -> list[Stage]:
+def stages(config: PlanConfig, card: SourceCard) -> list[PlannedStage]:
     """Return the stages of a source in their order."""
     rows = int(config.rows)
     kept = math.ceil(rows * config.kept)
@@ -121,7 +121,7 @@ def stages(config: PlanConfig, card: SourceCard) -> list[Stage]:
     found = []
     if card.images is None:
         found.append(
-            Stage(
+            PlannedStage(
                 "prepare",
                 1,
                 1,
@@ -134,7 +134,7 @@ def stages(config: PlanConfig, card: SourceCard) -> list[Stage]:
         )
     rules = rows * SCRATCH_RULES
     found.append(
-        Stage(
+        PlannedStage(
             "text_rules", 1, 1, list_memory + threads * PROCESS, kept * LISTED, rules, threads,
             hours(rows * TEXT_RULES),
         )
@@ -143,7 +143,7 @@ def stages(config: PlanConfig, card: SourceCard) -> list[Stage]:
     downloading = processes * DOWNLOADER
     if card.images is not None:
         found.append(
-            Stage(
+            PlannedStage(
                 "ingest", 1, 4 * shards, max(list_memory + threads * PROCESS, downloading), stored,
                 rows * SCRATCH_INGEST, threads, hours(images * STORE),
             )
@@ -151,7 +151,7 @@ def stages(config: PlanConfig, card: SourceCard) -> list[Stage]:
     else:
         network = kept / config.urls_per_second / 3600
         found.append(
-            Stage(
+            PlannedStage(
                 "download", 1, 4 * shards, downloading, stored, 0, config.cores,
                 max(hours(images * STORE, config.cores), network),
             )
@@ -166,33 +166,33 @@ def stages(config: PlanConfig, card: SourceCard) -> list[Stage]:
         blocks = pivots * -(-int(translated) // block_size(int(translated)))
         if jobs > 1:
             found.append(
-                Stage("translate, plan", 1, 1 + pivots, memory + PROCESS + opened, 0,
+                PlannedStage("translate, plan", 1, 1 + pivots, memory + PROCESS + opened, 0,
                       (1 + pivots) * images * SCRATCH_PLAN, threads, hours((1 + pivots) * images * PLAN))
             )  # fmt: skip
         found.append(
-            Stage(
+            PlannedStage(
                 "translate, parts", jobs, blocks, PROCESS + ENGINE, candidates * TRANSLATED, 0, 1,
                 hours(candidates / config.captions_per_second, min(jobs, config.cores)),
             )
         )  # fmt: skip
     found.append(
-        Stage(
+        PlannedStage(
             "translate", 1, shards, memory + (1 + threads) * PROCESS + opened, images * SIDECAR + candidates * ACCEPTED,
             images * SCRATCH_TRANSLATE + candidates * SCRATCH_JUDGE, threads,
             hours(images * TRANSLATE + candidates * JUDGE),
         )
     )  # fmt: skip
     found.append(
-        Stage("manifest", 1, 1, duckdb_memory(images) + PROCESS + opened, shards * 500, images * 8, threads,
+        PlannedStage("manifest", 1, 1, duckdb_memory(images) + PROCESS + opened, shards * 500, images * 8, threads,
               hours(images * MANIFEST))
     )  # fmt: skip
     found.append(
-        Stage(
+        PlannedStage(
             "index", 1, 5, threads * 2 * PROCESS + opened, images * JOINED, 0, threads, hours(images * INDEX)
         )
     )
     found.append(
-        Stage(
+        PlannedStage(
             "score (optional)", 1, 2 * shards, duckdb_memory(images) + (1 + threads) * PROCESS + opened,
             images * (SIDECAR + 16), images * SCRATCH_NEAR, threads,
             hours(images * (HASH + NEAR_DUPLICATES)),

@@ -20,7 +20,7 @@ import duckdb
 import pyarrow.parquet as pq
 
 from filip.command import MISSING, option, run_command
-from filip.data.captions.judging import Limits, judge
+from filip.data.captions.judging import AcceptanceLimits, judge
 from filip.data.captions.recaptions import Recaptions
 from filip.data.captions.same_images import CONTENT, find_same_images
 from filip.data.captions.semantic_similarity import require_packages, require_pivots
@@ -63,7 +63,7 @@ def main(config: TranslateConfig) -> None:
     """Make candidate captions by back-translation, one side-car per shard."""
     card = load_source(config.source)
     settings = card.back_translation or BackTranslationSettings("none", [])
-    job = Job(
+    job = TranslationJob(
         card=card,
         shards=Path(config.shards).resolve(),
         out=Path(config.out).resolve(),
@@ -96,7 +96,7 @@ def main(config: TranslateConfig) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class TranslationJob:
     """A translation job: input, engine and output."""
 
     card: SourceCard
@@ -116,7 +116,9 @@ class Job:
     memory: str = "1GB"
 
 
-def translate(job: Job, part: tuple[int, int] | None = None, plan_only: bool = False) -> Fragment | None:
+def translate(
+    job: TranslationJob, part: tuple[int, int] | None = None, plan_only: bool = False
+) -> Fragment | None:
     """Write a side-car for every shard and account for the candidates; with ``part``, only fill the cache.
 
     ``plan_only``: make the plan that all parts share, and nothing else. A part makes the plan if it is missing.
@@ -153,7 +155,7 @@ def translate(job: Job, part: tuple[int, int] | None = None, plan_only: bool = F
             cache.fill(plan, job.processes)
         if recaptions:
             recaptions.fill(job.processes)
-        limits = Limits(job.min_similarity, job.min_pivot_similarity)
+        limits = AcceptanceLimits(job.min_similarity, job.min_pivot_similarity)
         judged = judge(con, caches, captions, work, limits, job.processes)
         with duckdb_io.plain_errors(con, "translate: side-cars"):
             _write_sidecars(con, job, rows, judged, recaptions)
@@ -172,7 +174,7 @@ def _within(share: float) -> str:
     return f"CAST(concat('0x', left(md5(caption), 8)) AS BIGINT) < {round(share * 2**32)}"
 
 
-def open_caches(job: Job) -> list[TranslationCache]:
+def open_caches(job: TranslationJob) -> list[TranslationCache]:
     """Open a cache per pivot. Each engine is loaded here, too, so that a missing package is an error at once."""
     pivots = [] if job.engine == "none" else job.pivots
     for setting in ("min_similarity", "min_pivot_similarity"):
@@ -186,7 +188,7 @@ def open_caches(job: Job) -> list[TranslationCache]:
     ]
 
 
-def open_recaptions(job: Job) -> Recaptions | None:
+def open_recaptions(job: TranslationJob) -> Recaptions | None:
     """Open the captions of the images, if the card asks for them. Raises UserError if their engine is unavailable."""
     if job.recaption is None:
         return None
@@ -202,7 +204,7 @@ def shard_files(folder: Path) -> list[Path]:
     return files
 
 
-def _rows(con: duckdb.DuckDBPyConnection, job: Job, work: Path) -> str:
+def _rows(con: duckdb.DuckDBPyConnection, job: TranslationJob, work: Path) -> str:
     """Return SQL of all images' captions, in order: shard, key, nth (from 1), caption, group_value and image hash.
 
     group_value and image are text or NULL.
@@ -248,7 +250,7 @@ def _rows(con: duckdb.DuckDBPyConnection, job: Job, work: Path) -> str:
 
 
 def _write_sidecars(
-    con: duckdb.DuckDBPyConnection, job: Job, rows: str, judged: str, recaptions: Recaptions | None
+    con: duckdb.DuckDBPyConnection, job: TranslationJob, rows: str, judged: str, recaptions: Recaptions | None
 ) -> None:
     find_same_images(con, rows)
     # one row per translation: lists of them, gathered by DuckDB, would be all in memory at once
@@ -282,7 +284,7 @@ def _write_sidecars(
 
 def _account(
     con: duckdb.DuckDBPyConnection,
-    job: Job,
+    job: TranslationJob,
     caches: list[TranslationCache],
     captions: Path,
     judged: str,

@@ -113,7 +113,7 @@ Evaluation = make_dataclass(
 MODEL_AND_TEXTS = ("model", "run", "image_size", "precision", "tokens", "text_tokens", "fit", "root")
 
 
-class Job(NamedTuple):
+class EvaluationJob(NamedTuple):
     """A result file that is to be written."""
 
     protocol: str
@@ -140,7 +140,7 @@ def main(config: EvaluationOptions) -> None:
         dist.barrier()
 
 
-def planned(config: EvaluationOptions) -> tuple[list[Job], dict[str, str]]:
+def planned(config: EvaluationOptions) -> tuple[list[EvaluationJob], dict[str, str]]:
     """Return (the result files to write, why a data set is left out). Opens each data set, so that a mistake stops now.
 
     Raises UserError if nothing fits, a name occurs twice, or a data set is missing.
@@ -160,18 +160,18 @@ def planned(config: EvaluationOptions) -> tuple[list[Job], dict[str, str]]:
         )
     there, skipped = check_sets(cards, config.root, config.missing)
     if config.one_file:
-        return [Job(name, there, Path(config.out)) for name in chosen], skipped
+        return [EvaluationJob(name, there, Path(config.out)) for name in chosen], skipped
     if not there:
         raise UserError(f"data: none of {', '.join(card.name for card in cards)} is there")
     return [
-        Job(name, [card], config.place / name / f"{card.name}.json")
+        EvaluationJob(name, [card], config.place / name / f"{card.name}.json")
         for card in there
         for name, protocol in chosen.items()
         if card.kind in protocol.kinds
     ], skipped
 
 
-def _prepare(config: EvaluationOptions, job: Job) -> None:
+def _prepare(config: EvaluationOptions, job: EvaluationJob) -> None:
     """Read prompts and whatever else a protocol reads for its cards, so that a mistake in them is known at once."""
     prepare = protocol_of(job.protocol).prepare
     if prepare is not None:
@@ -182,7 +182,10 @@ def _prepare(config: EvaluationOptions, job: Job) -> None:
 
 
 def _run(
-    config: EvaluationOptions, jobs: list[Job], reused: list[dict[str, Any] | None], skipped: dict[str, str]
+    config: EvaluationOptions,
+    jobs: list[EvaluationJob],
+    reused: list[dict[str, Any] | None],
+    skipped: dict[str, str],
 ) -> list[dict[str, Any]]:
     """Return the results of all files. If there are several processes, the first one writes them."""
     share = launched()
@@ -221,7 +224,7 @@ def model_name(config: ModelOptions) -> str:
     return re.sub(r"[^\w.-]+", "_", name).strip("_")
 
 
-def _requests(config: EvaluationOptions, job: Job) -> dict[str, Any]:
+def _requests(config: EvaluationOptions, job: EvaluationJob) -> dict[str, Any]:
     """Return what the results of a job depend on, by benchmark; a result with another request is not reused."""
     weights = Path(config.model)
     stamp = weights.stat().st_mtime_ns if weights.is_file() else None
@@ -231,7 +234,7 @@ def _requests(config: EvaluationOptions, job: Job) -> dict[str, Any]:
     return {card.name: {**common, "layout": asdict(card.layout)} for card in job.cards}
 
 
-def _reused(config: EvaluationOptions, job: Job) -> dict[str, Any] | None:
+def _reused(config: EvaluationOptions, job: EvaluationJob) -> dict[str, Any] | None:
     """Return the result that an earlier run wrote for the same request; None if there is none, or it is not wanted."""
     if config.one_file or config.overwrite:
         return None

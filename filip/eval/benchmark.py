@@ -12,7 +12,7 @@ HAVE_CAPTIONS = ("retrieval", "selection", "pointing")
 
 
 @dataclass(frozen=True)
-class Layout:
+class BenchmarkLayout:
     """One layout of a benchmark on disk."""
 
     loader: str
@@ -30,7 +30,7 @@ class BenchmarkCard:
     title: str
     kind: str
     metric: str
-    layout: Layout
+    layout: BenchmarkLayout
     classes: dict[str, str] | None = None  # None: taken from the data set, raw name = prompt name
     prompts: str | None = None
     published: str | None = None

@@ -25,7 +25,7 @@ from typing import Any
 
 from filip import resources
 from filip.errors import UserError
-from filip.eval.benchmark import HAVE_CAPTIONS, BenchmarkCard, Layout
+from filip.eval.benchmark import HAVE_CAPTIONS, BenchmarkCard, BenchmarkLayout
 from filip.eval.formats import FORMATS
 
 KINDS = {
@@ -78,7 +78,7 @@ def load_card(path: str | Path, loader: str | None = None) -> BenchmarkCard:
     return BenchmarkCard(layout=layout, **raw)
 
 
-def _layout(file: Path, layouts: Any, loader: str) -> Layout:
+def _layout(file: Path, layouts: Any, loader: str) -> BenchmarkLayout:
     if not isinstance(layouts, dict) or loader not in layouts:
         has = ", ".join(layouts) if isinstance(layouts, dict) else repr(layouts)
         raise UserError(f"{file}: no layout {loader!r}; the card's layouts are {has}")
@@ -89,7 +89,7 @@ def _layout(file: Path, layouts: Any, loader: str) -> Layout:
     if split is None:
         raise UserError(f"{file}: layouts.{loader}.split is missing (the folder or split name, e.g. test)")
     size = options.pop("size", None)
-    return Layout(
+    return BenchmarkLayout(
         loader, str(options.pop("path", "")), str(split), None if size is None else int(size), options
     )
 

@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Source:
+class ImageSource:
     """A data set to go through, and the batches to take it in.
 
     title: in the progress display and in messages. card, root: where the set is from; without a card its features are
@@ -45,7 +45,7 @@ class Source:
 
 
 def encoded_batches(
-    source: Source, scorer: Scorer, store: FeatureStore | None = None, kind: str = "image"
+    source: ImageSource, scorer: Scorer, store: FeatureStore | None = None, kind: str = "image"
 ) -> Iterator[tuple[Tensor, Batch]]:
     """Yield (features, batch) through the set, in order; batches whose features are kept in ``store`` are not read.
 
@@ -61,7 +61,7 @@ def encoded_batches(
     _require(found or (store is not None and store.shard is not None), source.title)
 
 
-def collect(scorer: Scorer, source: Source, keep: Callable[[Tensor, Batch], T]) -> list[T]:
+def collect(scorer: Scorer, source: ImageSource, keep: Callable[[Tensor, Batch], T]) -> list[T]:
     """Return ``keep(image features, batch)`` of every batch of a set, in order; see :func:`encoded_batches`.
 
     Processes that evaluate together each read and encode some of the batches, and all of them get what was kept of all.
@@ -78,7 +78,7 @@ def collect(scorer: Scorer, source: Source, keep: Callable[[Tensor, Batch], T]) 
 
 
 def _features_of(
-    source: Source, numbers: Iterable[int], scorer: Scorer, store: FeatureStore | None, kind: str
+    source: ImageSource, numbers: Iterable[int], scorer: Scorer, store: FeatureStore | None, kind: str
 ) -> Iterator[tuple[Tensor, Batch]]:
     """Yield every batch with its features, including batches without a readable image."""
     device = "cpu" if kind == "probe" else scorer.encoder.device

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from filip.errors import UserError
-from filip.eval.cards import BenchmarkCard, Layout, load_card
+from filip.eval.cards import BenchmarkCard, BenchmarkLayout, load_card
 from filip.eval.formats.imagefolder import images_below
 from filip.sets.columns import CAPTION_COLUMNS, LABEL_COLUMNS
 from filip.sets.layout import FOR_EVALUATION, NotUnderstoodError, Reading
@@ -91,4 +91,6 @@ def _card(
     name = called.stem if called.is_file() else called.resolve().name
     name = f"{name}_{named}" if named else name
     metric = "top1" if kind == "classification" else "recall"
-    return BenchmarkCard(name, name, kind, metric, Layout(loader, str(place.resolve()), split, None, {}))
+    return BenchmarkCard(
+        name, name, kind, metric, BenchmarkLayout(loader, str(place.resolve()), split, None, {})
+    )

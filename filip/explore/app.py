@@ -26,7 +26,7 @@ from starlette.routing import Route
 from filip.errors import UserError
 from filip.explore.export import common_data
 from filip.explore.page import page
-from filip.explore.search import Search
+from filip.explore.search import GallerySearch
 from filip.sets.pictures import MAX_BYTES, MAX_PIXELS, read_image
 
 MAX_TEXT = 1000  # characters
@@ -36,7 +36,7 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def application(
-    search: Search, token: str = "", max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS
+    search: GallerySearch, token: str = "", max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS
 ) -> Starlette:
     """Build the application. token: visitors who do not show it (``?token=``, cookie or bearer token) are refused; "" =
     none is needed, and only requests to a loopback name are answered."""

@@ -18,7 +18,7 @@ import torch
 
 from filip.command import MISSING, option, run_command
 from filip.errors import UserError
-from filip.explore.gallery import Gallery, GalleryOptions, ImageFeatures, Viewer
+from filip.explore.gallery import Gallery, GalleryOptions, ViewedImages, Viewer
 from filip.explore.packing import base64_of, packed
 from filip.explore.page import page
 from filip.explore.towers import NotInPage, image_tower, text_tower, tokenizer_data
@@ -28,7 +28,7 @@ from filip.words import FUNCTION_WORDS
 
 
 @dataclass
-class Export(GalleryOptions):
+class ExplorerExport(GalleryOptions):
     count: int | None = option(
         500, "maximum number of images, evenly spread; null = all. A page of 500 has 5 to 50 MB", at_least=1
     )
@@ -43,13 +43,13 @@ class Export(GalleryOptions):
 MOST_BYTES = 16_000_000
 
 
-def main(config: Export) -> None:
+def main(config: ExplorerExport) -> None:
     """Write the explorer as one self-contained HTML file, with the images and captions of a card or folder."""
     gallery = config.gallery()
-    towers = Towers.of(gallery) if config.towers == "auto" else Towers("towers=none")
+    towers = PageTowers.of(gallery) if config.towers == "auto" else PageTowers("towers=none")
     data = static_data(gallery, towers)
     if towers.missing == "" and _size(data) > MOST_BYTES:
-        towers = Towers(
+        towers = PageTowers(
             f"the page would have {_size(data) / 1e6:.1f} MB with them: count= takes fewer images"
         )
         data = static_data(gallery, towers)
@@ -70,7 +70,7 @@ def _size(data: dict[str, Any]) -> int:
 
 
 @dataclass
-class Towers:
+class PageTowers:
     """The models inside the page: for each its towers, and the stems below them. missing: why there are none."""
 
     missing: str
@@ -78,7 +78,7 @@ class Towers:
     stems: tuple[dict[str, Any], ...] = ()
 
     @classmethod
-    def of(cls, gallery: Gallery) -> Towers:
+    def of(cls, gallery: Gallery) -> PageTowers:
         """Pack the towers of all viewers; a stem that two models share is stored once."""
         models: list[dict[str, Any]] = []
         stems: list[dict[str, Any]] = []
@@ -95,7 +95,7 @@ class Towers:
         return cls("", tuple(models), tuple(stems))
 
 
-def static_data(gallery: Gallery, towers: Towers) -> dict[str, Any]:
+def static_data(gallery: Gallery, towers: PageTowers) -> dict[str, Any]:
     """Return all data that the page needs; arrays are base64."""
     data = {
         **common_data(gallery),
@@ -128,9 +128,7 @@ def common_data(gallery: Gallery) -> dict[str, Any]:
     }
 
 
-def _model_data(
-    viewer: Viewer, features: ImageFeatures, gallery: Gallery, with_texts: bool
-) -> dict[str, Any]:
+def _model_data(viewer: Viewer, features: ViewedImages, gallery: Gallery, with_texts: bool) -> dict[str, Any]:
     """Return a model's images, the names in its captions, and with_texts also its captions' tokens."""
     texts = [
         viewer.text(text, things)
@@ -162,4 +160,4 @@ def _model_data(
 
 
 if __name__ == "__main__":
-    run_command(main, Export)
+    run_command(main, ExplorerExport)

@@ -29,7 +29,7 @@ THUMBNAIL = 192  # pixels
 
 
 @dataclass
-class ImageFeatures:
+class ViewedImages:
     """Features of n images, as a model sees them.
 
     scored: input of its scorer, [n, n1, d] or [n, d]. map: tokens to compare with words, float32 [n, m, d]: all
@@ -39,12 +39,12 @@ class ImageFeatures:
     scored: Tensor
     map: Tensor
 
-    def __getitem__(self, index: slice | list[int]) -> ImageFeatures:
-        return ImageFeatures(self.scored[index], self.map[index])
+    def __getitem__(self, index: slice | list[int]) -> ViewedImages:
+        return ViewedImages(self.scored[index], self.map[index])
 
 
 @dataclass
-class TextFeatures:
+class ViewedText:
     """A text: the scorer's input; its tokens as strings; their vectors [n2, d]; its names (see named_things)."""
 
     scored: Texts
@@ -63,17 +63,17 @@ class Viewer:
         self.grid = self.encoder.grid
         self.has_map = self.grid != (0, 0)
 
-    def images(self, pixels: Tensor) -> ImageFeatures:
+    def images(self, pixels: Tensor) -> ViewedImages:
         """Encode pixels [n, 3, S, S], transformed for this model."""
         scored = self.scorer.encode_images(pixels)
         if self.token_wise:
-            return ImageFeatures(scored, scored)
+            return ViewedImages(scored, scored)
         patches = self.encoder.patches(pixels) if self.has_map else scored[:, None, :][:, :0]
-        return ImageFeatures(scored, patches)
+        return ViewedImages(scored, patches)
 
     def encoded(
         self, keys: Sequence[str], pixels: Sequence[Tensor], stored: Mapping[str, Tensor]
-    ) -> ImageFeatures:
+    ) -> ViewedImages:
         """Return the features of a batch of images; those in ``stored`` have the tokens given there."""
         new = [n for n, key in enumerate(keys) if key not in stored]
         if len(new) == len(keys):
@@ -83,19 +83,19 @@ class Viewer:
         tokens[[n for n, key in enumerate(keys) if key in stored]] = found
         if new:
             tokens[new] = self.images(torch.stack([pixels[n] for n in new])).scored
-        return ImageFeatures(tokens, tokens)
+        return ViewedImages(tokens, tokens)
 
-    def text(self, text: str, things: Sequence[str] = ()) -> TextFeatures:
+    def text(self, text: str, things: Sequence[str] = ()) -> ViewedText:
         """Encode a text, with the things that it is known to name."""
         scored = self.scorer.encode_texts([text])
         if not self.has_map:
-            return TextFeatures(scored, [], scored.values[:0], [])
+            return ViewedText(scored, [], scored.values[:0], [])
         vectors = scored.values if self.token_wise else self.encoder.words([text])[0]
-        return TextFeatures(
+        return ViewedText(
             scored, self.encoder.tokens(text), vectors, named_things(self.encoder, text, things)
         )
 
-    def scores(self, images: ImageFeatures, text: TextFeatures) -> Tensor:
+    def scores(self, images: ViewedImages, text: ViewedText) -> Tensor:
         """Return each image's score for the text, float32 [n]: the same numbers as in every table."""
         return self.scorer.similarity(images.scored, text.scored).t2i[:, 0]
 
@@ -150,7 +150,7 @@ class Gallery:
     viewers: list[Viewer]
     keys: list[str]
     thumbnails: list[bytes]
-    features: list[ImageFeatures]  # one per viewer
+    features: list[ViewedImages]  # one per viewer
     texts: list[str]
     things: list[list[str]]
     own_text: list[int | None]
@@ -161,7 +161,7 @@ class Gallery:
         """Read and encode all pictures. Raises UserError if none can be read."""
         gallery = cls(pictures.title, viewers, [], [], [], [], [], [])
         positions: dict[str, int] = {}
-        parts: list[list[ImageFeatures]] = [[] for _ in viewers]
+        parts: list[list[ViewedImages]] = [[] for _ in viewers]
         pixels: list[list[Tensor]] = [[] for _ in viewers]
         stored = [pictures.stored(viewer.model) if viewer.token_wise else {} for viewer in viewers]
 
@@ -190,7 +190,7 @@ class Gallery:
         for text in further_texts:
             gallery._text(text, [], positions)
         gallery.features = [
-            ImageFeatures(torch.cat([p.scored for p in done]), torch.cat([p.map for p in done]))
+            ViewedImages(torch.cat([p.scored for p in done]), torch.cat([p.map for p in done]))
             for done in parts
         ]
         return gallery

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from filip.errors import UserError
 from filip.eval.scorer import Texts
-from filip.explore.gallery import THUMBNAIL, Gallery, ImageFeatures, TextFeatures, Viewer
+from filip.explore.gallery import THUMBNAIL, Gallery, ViewedImages, ViewedText, Viewer
 from filip.explore.packing import base64_of
 from filip.sets.pictures import thumbnail
 
@@ -24,10 +24,10 @@ UPLOADS_KEPT = 20
 
 
 @dataclass
-class Ranked:
+class RankedGallery:
     """A text encoded by one model, and the score of every image."""
 
-    text: TextFeatures
+    text: ViewedText
     scores: Tensor
 
 
@@ -35,17 +35,17 @@ class Ranked:
 class Upload:
     """A user's picture encoded by every model."""
 
-    features: list[ImageFeatures]
+    features: list[ViewedImages]
     thumbnail: bytes
 
 
-class Search:
+class GallerySearch:
     """Answers to the requests of the live page."""
 
     def __init__(self, gallery: Gallery) -> None:
         self.gallery = gallery
         self.lock = threading.Lock()  # one request at a time: torch itself uses all cores
-        self.recent: OrderedDict[str, list[Ranked]] = OrderedDict()
+        self.recent: OrderedDict[str, list[RankedGallery]] = OrderedDict()
         self.uploads: OrderedDict[str, Upload] = OrderedDict()
         self.things = dict(zip(gallery.texts, gallery.things, strict=True))
         self.encoded_texts: list[Texts] | None = None
@@ -94,7 +94,7 @@ class Search:
 
     # ---- inside the lock --------------------------------------------------------------------------
 
-    def _ranked(self, text: str) -> list[Ranked]:
+    def _ranked(self, text: str) -> list[RankedGallery]:
         if text not in self.recent:
             self.recent[text] = [
                 self._rank(viewer, features, text)
@@ -105,11 +105,11 @@ class Search:
         self.recent.move_to_end(text)
         return self.recent[text]
 
-    def _rank(self, viewer: Viewer, features: ImageFeatures, text: str) -> Ranked:
+    def _rank(self, viewer: Viewer, features: ViewedImages, text: str) -> RankedGallery:
         encoded = viewer.text(text, self.things.get(text, ()))
-        return Ranked(encoded, viewer.scores(features, encoded))
+        return RankedGallery(encoded, viewer.scores(features, encoded))
 
-    def _found(self, number: int, ranked: Ranked) -> dict[str, Any]:
+    def _found(self, number: int, ranked: RankedGallery) -> dict[str, Any]:
         order = ranked.scores.argsort(descending=True, stable=True)[:MOST_RANKED].tolist()
         features = self.gallery.features[number]
         return {
@@ -122,7 +122,7 @@ class Search:
             "maps": [_map(features[[image]], ranked.text) for image in order[:WITH_MAPS]],
         }
 
-    def _seen(self, number: int, ranked: Ranked, image: str) -> dict[str, Any]:
+    def _seen(self, number: int, ranked: RankedGallery, image: str) -> dict[str, Any]:
         features = self._features(number, image)
         if image in self.uploads:
             score = float(self.gallery.viewers[number].scores(features, ranked.text)[0])
@@ -134,7 +134,7 @@ class Search:
             rank = int((ranked.scores > score).sum() + (ranked.scores[:position] == score).sum()) + 1
         return {"score": score, "rank": rank, "map": _map(features, ranked.text)}
 
-    def _features(self, number: int, image: str) -> ImageFeatures:
+    def _features(self, number: int, image: str) -> ViewedImages:
         """Return the features of one image: a position in the gallery, or the name of an upload."""
         if image in self.uploads:
             return self.uploads[image].features[number]
@@ -145,14 +145,14 @@ class Search:
         raise UserError(f"there is no image {image[:40]!r}{gone}")
 
 
-def _map(features: ImageFeatures, text: TextFeatures) -> str:
+def _map(features: ViewedImages, text: ViewedText) -> str:
     """Return the cosines of all tokens of one image with all tokens of a text, [rows, tokens] float32."""
     if not text.tokens:
         return ""
     return base64_of((features.map[0] @ text.vectors.T).float())
 
 
-def warm(search: Search) -> None:
+def warm(search: GallerySearch) -> None:
     """Do the work of the first search in advance: compile kernels, touch memory."""
     search.search("a photo")
     with search.lock:

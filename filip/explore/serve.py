@@ -16,7 +16,7 @@ from filip.command import option, run_command
 from filip.errors import UserError
 from filip.explore.app import application, is_loopback
 from filip.explore.gallery import GalleryOptions
-from filip.explore.search import Search, warm
+from filip.explore.search import GallerySearch, warm
 from filip.progress import say
 from filip.sets.pictures import MAX_BYTES, MAX_PIXELS
 
@@ -40,7 +40,7 @@ def main(config: Serve) -> None:
     # before minutes of encoding, in case the port is taken
     with listen(config.host, config.port) as connection:
         gallery = config.gallery()
-        search = Search(gallery)
+        search = GallerySearch(gallery)
         warm(search)
         app = application(search, config.token, config.max_bytes, config.max_pixels)
         host, port = connection.getsockname()[:2]

@@ -10,20 +10,20 @@ from typing import Any
 
 import filip
 from filip.models import ImageTowerConfig
-from filip.runs.source import Source
+from filip.runs.source import ModelSource
 from filip.train.config import TrainConfig
 from filip.train.fingerprint import NOT_LEARNING, flat
 from filip.train.losses import TERMS, resolve_weights
 
 
-def write_card(folder: Path, source: Source, library: str, use: str, more: str = "") -> None:
+def write_card(folder: Path, source: ModelSource, library: str, use: str, more: str = "") -> None:
     """Write README.md, and the attribution that has to be passed on with the weights. more: Markdown at its end."""
     (folder / "README.md").write_text(model_card(source, library, use) + more, encoding="utf-8")
     if source.attribution:
         shutil.copyfile(source.attribution, folder / source.attribution.name)
 
 
-def model_card(source: Source, library: str, use: str) -> str:
+def model_card(source: ModelSource, library: str, use: str) -> str:
     """Return Markdown with the front matter that model hubs read.
 
     library: its name in the front matter. use: an indented code block that loads the model.
@@ -97,7 +97,7 @@ def _known(card: str) -> list[str]:
     return [f"{mark}{sections}".strip(), ""]
 
 
-def _licence(source: Source) -> list[str]:
+def _licence(source: ModelSource) -> list[str]:
     if source.attribution is None:
         return []
     about = (

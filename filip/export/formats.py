@@ -11,7 +11,7 @@ from filip.export.onnx_folder import write_onnx
 from filip.export.open_clip_folder import write_open_clip
 from filip.models import save_model
 from filip.models.weights import save_compact
-from filip.runs.source import Source
+from filip.runs.source import ModelSource
 
 
 @dataclass(frozen=True)
@@ -22,16 +22,16 @@ class Format:
     out    "file" or "folder": what is written at ``out``
     """
 
-    write: Callable[[Source, str], None]
+    write: Callable[[ModelSource, str], None]
     out: str = "folder"
 
 
-def write_safetensors(source: Source, out: str) -> None:
+def write_safetensors(source: ModelSource, out: str) -> None:
     """Write one file for ``filip.load``, ``filip eval`` and ``init_from=``, as a finished training does."""
     save_model(out, source.model, source.extra)
 
 
-def write_compact(source: Source, out: str) -> None:
+def write_compact(source: ModelSource, out: str) -> None:
     """Write the same in float16, without the embeddings of tokens that the training never saw."""
     save_compact(out, source.model, source.extra)
 

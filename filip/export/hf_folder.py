@@ -15,7 +15,7 @@ from filip.export.folder import new_folder
 from filip.files import write_json
 from filip.models import DualEncoder
 from filip.models.weights import write_safetensors
-from filip.runs.source import Source
+from filip.runs.source import ModelSource
 
 USE = """    from transformers import AutoModel, AutoProcessor
     model = AutoModel.from_pretrained("FOLDER", trust_remote_code=True).eval()
@@ -32,7 +32,7 @@ CODE = (
 )
 
 
-def write_hf(source: Source, out: str) -> None:
+def write_hf(source: ModelSource, out: str) -> None:
     """Write configuration, weights, tokenizer, processor, code and model card; refuse towers with computed tables."""
 
     tokenizer = clip_tokenizer(source.model)

@@ -8,7 +8,7 @@ from filip.export.clip_tokenizer import clip_tokenizer
 from filip.export.folder import new_folder
 from filip.export.hf_folder import copy_code, refuse_computed_tables, tower_config
 from filip.files import write_json
-from filip.runs.source import Source
+from filip.runs.source import ModelSource
 
 USE = """    from sentence_transformers import MultiVectorEncoder
     model = MultiVectorEncoder("FOLDER", trust_remote_code=True)
@@ -18,7 +18,7 @@ USE = """    from sentence_transformers import MultiVectorEncoder
 CODE = ("multi_vector_filip.py", "filip_towers.py", "filip_inputs.py")
 
 
-def write_multi_vector(source: Source, out: str) -> None:
+def write_multi_vector(source: ModelSource, out: str) -> None:
     """Write ``modules.json`` with our module, weights, tokenizer and code; the similarity is the mean of maxima.
 
     Raises UserError for a pooled model, which has one vector, not several.

@@ -21,7 +21,7 @@ from filip.export.onnx_variants import check_variants, recall_table, write_varia
 from filip.export.standalone.filip_towers import Towers
 from filip.files import write_json
 from filip.pixels import CLIP_MEAN, CLIP_STD
-from filip.runs.source import Source
+from filip.runs.source import ModelSource
 from filip.tokenizer import BOS
 
 USE = """    import numpy, onnxruntime
@@ -45,7 +45,7 @@ ONE_FILE = 1_500_000_000  # bytes of weights; ONNX's own file may not pass 2 GB
 
 
 def write_onnx(
-    source: Source, out: str, variants: Sequence[str] = (), data: str | None = None, root: str = "."
+    source: ModelSource, out: str, variants: Sequence[str] = (), data: str | None = None, root: str = "."
 ) -> None:
     """Write the graphs ``image``, ``text`` and ``score``, tokenizer, ``inputs.json`` and the code for inputs.
 
@@ -78,7 +78,7 @@ def write_onnx(
         write_card(folder, source, "onnx", use.replace("SIZE", str(size)), measured)
 
 
-def _inputs(source: Source) -> dict[str, Any]:
+def _inputs(source: ModelSource) -> dict[str, Any]:
     """Describe the inputs and outputs of the graphs."""
     model = source.model
     return {

@@ -12,7 +12,7 @@ from filip.models import DualEncoder
 from filip.models.open_clip_names import open_clip_names, to_open_clip
 from filip.models.weights import write_safetensors
 from filip.pixels import CLIP_MEAN, CLIP_STD
-from filip.runs.source import Source
+from filip.runs.source import ModelSource
 from filip.tokenizer import EOS
 
 USE = """    import open_clip
@@ -21,7 +21,7 @@ USE = """    import open_clip
 """
 
 
-def write_open_clip(source: Source, out: str) -> None:
+def write_open_clip(source: ModelSource, out: str) -> None:
     """Write a folder with ``open_clip_config.json`` and ``open_clip_model.safetensors``.
 
     Raises UserError for a model that open_clip cannot hold: token-wise, or with an image tower of another form.

@@ -25,12 +25,12 @@ TOKENS = "tokens"  # name of the vectors
 
 
 @dataclass
-class Export:
+class IndexExport:
     index: str = option(MISSING, "folder that `filip index build` has written")
     out: str = option(MISSING, "folder to write to", writes="folder")
 
 
-def main(config: Export) -> None:
+def main(config: IndexExport) -> None:
     """Write an index as the requests that a Qdrant server takes."""
     index = Index.open(config.index)
     out = Path(config.out)
@@ -72,4 +72,4 @@ def _write_lines(path: Path, lines: Iterator[Any]) -> None:
 
 
 if __name__ == "__main__":
-    run_command(main, Export)
+    run_command(main, IndexExport)

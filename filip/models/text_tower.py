@@ -21,7 +21,7 @@ class QuickGELU(nn.Module):
         return x * torch.sigmoid(1.702 * x)
 
 
-class Layout(NamedTuple):
+class PackedLayout(NamedTuple):
     """Positions of a batch's packed tokens in its padded form."""
 
     rows: int  # captions, b
@@ -29,10 +29,10 @@ class Layout(NamedTuple):
     positions: Tensor  # [T] int64: row * n + column of each token
 
     @staticmethod
-    def of(lengths: Tensor, columns: int) -> Layout:
+    def of(lengths: Tensor, columns: int) -> PackedLayout:
         """Return the layout of captions with ``lengths`` [b] in rows of ``columns`` tokens, on their device."""
         valid = torch.arange(columns, device=lengths.device) < lengths[:, None]
-        return Layout(len(lengths), columns, valid.flatten().nonzero().squeeze(1))
+        return PackedLayout(len(lengths), columns, valid.flatten().nonzero().squeeze(1))
 
 
 class Block(nn.Module):
@@ -56,11 +56,11 @@ class Block(nn.Module):
         self.act = QuickGELU() if config.activation == "quick_gelu" else nn.GELU(_GELU[config.activation])
         self.fc2 = nn.Linear(hidden, width)
 
-    def forward(self, x: Tensor, layout: Layout) -> Tensor:
+    def forward(self, x: Tensor, layout: PackedLayout) -> Tensor:
         x = x + self.proj(self._attention(self.qkv(self.norm1(x)), layout))
         return x + self.fc2(self.act(self.fc1(self.norm2(x))))
 
-    def _attention(self, qkv: Tensor, layout: Layout) -> Tensor:
+    def _attention(self, qkv: Tensor, layout: PackedLayout) -> Tensor:
         b, n, positions = layout
         padded = qkv.new_zeros(b * n, qkv.shape[1]).index_copy(0, positions, qkv)
         q, k, v = padded.view(b, n, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
@@ -93,8 +93,8 @@ class TextTower(nn.Module):
         if self.padding is not None:
             ids, read = self._padded(ids, lengths, self.padding)
         # with lengths on the host nothing waits for a GPU
-        rows, width, positions = Layout.of(read, ids.shape[1])
-        layout = Layout(rows, width, positions.to(ids.device, non_blocking=True))
+        rows, width, positions = PackedLayout.of(read, ids.shape[1])
+        layout = PackedLayout(rows, width, positions.to(ids.device, non_blocking=True))
         columns = layout.positions % layout.columns
         x = self.token_embedding(ids.flatten()[layout.positions]) + self.pos_embed[columns]
         for block in self.blocks:
@@ -103,7 +103,7 @@ class TextTower(nn.Module):
             else:
                 x = block(x, layout)
         if self.padding is not None:
-            x = x[Layout.of(lengths, width).positions.to(x.device)]
+            x = x[PackedLayout.of(lengths, width).positions.to(x.device)]
         if only_last:
             x = x[lengths.cumsum(0) - 1]
         return self.projection(self.norm(x))

@@ -18,7 +18,7 @@ from filip.runs.weights import checkpoint_weights, merged
 
 
 @dataclass(frozen=True)
-class Source:
+class ModelSource:
     """A model, and what is known about its training.
 
     extra: goes into a safetensors file. result: the training's result file, or as much of it as a run that has not
@@ -36,7 +36,7 @@ class Source:
     attribution: Path | None = None
 
 
-def read_source(path: str) -> Source:
+def read_source(path: str) -> ModelSource:
     """Read the model at ``path``: a ``.safetensors`` file, a run folder or one of its checkpoints.
 
     A run folder stands for the weights of the finished run, or else for its newest intact checkpoint.
@@ -74,12 +74,12 @@ def source_of(path: str) -> Path:
     return checkpoint
 
 
-def _of_file(path: Path) -> Source:
+def _of_file(path: Path) -> ModelSource:
     model, extra = load_model(path), read_extra(path)
     known = _json(path.with_suffix(".json"))
     known = known if known.get("config") else {}
     card = path.with_suffix(".md")
-    return Source(
+    return ModelSource(
         model,
         str(path),
         extra,
@@ -103,7 +103,7 @@ def _tables(weights: Path) -> dict[str, str]:
     return {table.stem: table.read_text(encoding="utf-8") for table in sorted(folder.glob("*.md"))}
 
 
-def _of_checkpoint(checkpoint: Path) -> Source:
+def _of_checkpoint(checkpoint: Path) -> ModelSource:
     if damage := find_damage(checkpoint):
         raise UserError(f"{checkpoint} is damaged: {damage}; give another checkpoint of its run")
     state = read_state(checkpoint)
@@ -120,7 +120,7 @@ def _of_checkpoint(checkpoint: Path) -> Source:
         model.json_tokenizer = JsonTokenizer.from_file(checkpoint.parents[1] / TOKENIZER)
     config = _json(checkpoint.parents[1] / "config.json")
     result = {"run": config.get("run"), "config": config, "steps": state.step} if config else {}
-    return Source(
+    return ModelSource(
         model.eval(),
         f"step {state.step} in {checkpoint}",
         {"checkpoint": str(checkpoint), "steps": state.step},

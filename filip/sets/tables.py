@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from filip.errors import UserError, first_line
-from filip.sets.text import Line, NotAFileError, decoded, lines, read_file
+from filip.sets.text import NotAFileError, TextLine, decoded, lines, read_file
 
 PLAIN = (".csv", ".tsv", ".jsonl", ".jsonlines", ".ndjson", ".parquet")
 PACKED = (".gz", ".zst", ".bz2")
@@ -92,7 +92,7 @@ def _opened(path: Path) -> BinaryIO:
     return open(path, "rb")
 
 
-def _lines(stream: BinaryIO) -> Iterator[Line]:
+def _lines(stream: BinaryIO) -> Iterator[TextLine]:
     """Yield the lines; if a compressed file is cut off, the last one says so."""
     number = 0
     try:
@@ -103,7 +103,9 @@ def _lines(stream: BinaryIO) -> Iterator[Line]:
     except (EOFError, OSError, zlib.error) as error:
         if getattr(error, "errno", None) is not None:
             raise
-        yield Line(number + 1, None, f"the file is cut off or damaged here, and the rest is lost ({error})")
+        yield TextLine(
+            number + 1, None, f"the file is cut off or damaged here, and the rest is lost ({error})"
+        )
 
 
 # ---- CSV ---------------------------------------------------------------------------------------------
@@ -140,9 +142,9 @@ def _delimiter(first: str, kind: str, columns: int) -> str:
     return max(",;\t|", key=first.count)
 
 
-def _records(source: Iterator[Line], delimiter: str) -> Iterator[tuple[int, list[str]] | Broken]:
+def _records(source: Iterator[TextLine], delimiter: str) -> Iterator[tuple[int, list[str]] | Broken]:
     """Yield the cells of each row; a quoted cell may have several lines. An open quote costs only its line."""
-    ahead: deque[Line] = deque()
+    ahead: deque[TextLine] = deque()
     while True:
         line = ahead.popleft() if ahead else next(source, None)
         if line is None:

@@ -20,7 +20,7 @@ from filip.sets.samples import MAX_CAPTION_BYTES, TEXT_SUFFIXES, captions_in
 from filip.sets.tar_index import IMAGE_SUFFIXES, Member, scan_tar, split_key
 
 
-class Sample(NamedTuple):
+class TarSample(NamedTuple):
     """Files of one key."""
 
     key: str
@@ -65,7 +65,7 @@ def _with(row: Row, problem: str) -> Row:
 
 
 def _rows(
-    sample: Sample, whole: Sample, tar: BinaryIO, file: str, name: str, reading: Reading
+    sample: TarSample, whole: TarSample, tar: BinaryIO, file: str, name: str, reading: Reading
 ) -> Iterator[Row]:
     images = [(suffix, member) for suffix, member in sample.files if is_image(suffix)]
     if not images:
@@ -96,23 +96,23 @@ def is_image(suffix: str) -> bool:
     return f".{suffix.rpartition('.')[2]}" in IMAGE_FILES
 
 
-def samples_of(members: list[Member]) -> list[Sample]:
+def samples_of(members: list[Member]) -> list[TarSample]:
     """Return the samples of a tar, by webdataset's key; under the key "" the files whose names have no suffix."""
     files: dict[str, list[tuple[str, Member]]] = defaultdict(list)
     for member in members:
         key, suffix = split_key(member.name)
         files[key if suffix else ""].append((suffix.lower(), member))
-    return [Sample(key, found) for key, found in files.items()]
+    return [TarSample(key, found) for key, found in files.items()]
 
 
-def _split_by_last_dot(whole: Sample) -> list[Sample]:
+def _split_by_last_dot(whole: TarSample) -> list[TarSample]:
     """Return several samples if webdataset's rule mistook names with dots for one; else the sample itself."""
     if not any("." in suffix for suffix, _ in whole.files):
         return [whole]
     files: dict[str, list[tuple[str, Member]]] = defaultdict(list)
     for suffix, member in whole.files:
         files[member.name[: member.name.rindex(".")]].append((suffix.rpartition(".")[2], member))
-    samples = [Sample(key, found) for key, found in files.items()]
+    samples = [TarSample(key, found) for key, found in files.items()]
     paired = [
         {suffix for suffix, _ in s.files if is_image(suffix)}
         and {suffix for suffix, _ in s.files} & {*TEXT_SUFFIXES}

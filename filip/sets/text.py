@@ -25,7 +25,7 @@ class NotAFileError(OSError):
     """Error for a pipe, a socket or a device instead of a file: opening it may block for ever."""
 
 
-class Line(NamedTuple):
+class TextLine(NamedTuple):
     """A line of a file, without its end. text: None if it cannot be read, and ``problem`` says why."""
 
     number: int
@@ -82,7 +82,7 @@ def _wide(data: bytes) -> str | None:
     return None
 
 
-def lines(stream: BinaryIO) -> Iterator[Line]:
+def lines(stream: BinaryIO) -> Iterator[TextLine]:
     """Yield the lines of a text file of any of these encodings; each is decoded alone, so a bad one costs only itself.
 
     Memory is bounded by the longest line. Raises what reading raises (EOFError and OSError for a compressed file that
@@ -97,7 +97,7 @@ def lines(stream: BinaryIO) -> Iterator[Line]:
         if len(piece) == MAX_LINE and not piece.endswith("\n"):
             while (more := text.readline(MAX_LINE)) and not more.endswith("\n"):
                 pass
-            yield Line(number, None, f"longer than {MAX_LINE:,} characters")
+            yield TextLine(number, None, f"longer than {MAX_LINE:,} characters")
             continue
         line = piece.rstrip("\n")
         found: str | None
@@ -105,7 +105,7 @@ def lines(stream: BinaryIO) -> Iterator[Line]:
             found = None if DAMAGED in line else line.removeprefix("\ufeff")
         else:
             found = decoded_line(line)
-        yield Line(number, found, "" if found is not None else "its bytes are neither UTF-8 nor Latin-1")
+        yield TextLine(number, found, "" if found is not None else "its bytes are neither UTF-8 nor Latin-1")
 
 
 def decoded_line(latin: str) -> str | None:

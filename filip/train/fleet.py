@@ -55,7 +55,7 @@ class FleetPlan:
     flops: float  # the encoders' on a rank, forward and backward, without recomputation
     messages: list[Message]
     memory: MemoryPlan
-    measured: Measured | None = None
+    measured: MeasuredSpeed | None = None
     host: dict[str, float] = field(default_factory=dict)  # bytes of a node's main memory by part
 
     @property
@@ -132,7 +132,7 @@ class FleetPlan:
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredSpeed:
     """Seconds per step as a run has logged them, after its first tenth."""
 
     place: str
@@ -184,7 +184,7 @@ def plan_fleet(config: TrainConfig, fleet: Fleet) -> FleetPlan:
     )
 
 
-def read_log(place: Path, per_rank: int) -> Measured:
+def read_log(place: Path, per_rank: int) -> MeasuredSpeed:
     """Read the seconds per step from a run's log. Raise UserError if it has none, or if its ranks had other batches."""
     folder = place.parent if place.name == "log.jsonl" else place
     log = folder / "log.jsonl"
@@ -206,4 +206,4 @@ def read_log(place: Path, per_rank: int) -> Measured:
             f"log={place}: a step there has {round(pairs / ranks)} pairs per rank, and {per_rank} in this plan, which "
             "take another time; measure with the same batch per rank"
         )
-    return Measured(str(place), ranks, per_rank, seconds[len(seconds) // 10 :])
+    return MeasuredSpeed(str(place), ranks, per_rank, seconds[len(seconds) // 10 :])

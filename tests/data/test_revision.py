@@ -17,7 +17,7 @@ from filip.data.lists.parquet_rows import content_hash
 from filip.data.manifest import ManifestConfig
 from filip.data.manifest import main as write_manifest
 from filip.data.sidecar import read_sidecar
-from filip.data.translate import Job, translate
+from filip.data.translate import TranslationJob, translate
 from tests.data import hostile
 from tests.data.downloads import hashes, write_list
 
@@ -130,7 +130,7 @@ def test_a_changed_rule_downloads_nothing_again(tmp_path: Path) -> None:
         assert download(first, out, card) == fragment
 
         # the side-cars, the manifest and a check of it know what is left
-        job = Job(
+        job = TranslationJob(
             card=card, shards=out, out=captions, engine="none", pivots=[], models=None, cache=captions / "_c"
         )
         translated = translate(job)

@@ -15,7 +15,7 @@ from filip.data.captions.translation_cache import SCHEMA
 from filip.data.cards import SourceCard
 from filip.data.parts import parse_part
 from filip.data.sidecar import group_id, read_sidecar
-from filip.data.translate import Job, TranslateConfig, main, open_caches, translate
+from filip.data.translate import TranslateConfig, TranslationJob, main, open_caches, translate
 from filip.errors import UserError
 from tests.data.killing import kill_at_random, kill_group
 from tests.support.forked import Process
@@ -48,7 +48,7 @@ def make_shards(folder: Path, captions: list[str], per_shard: int = 4, **columns
     return folder
 
 
-def job(tmp_path: Path, card: SourceCard | None = None, **options) -> Job:
+def job(tmp_path: Path, card: SourceCard | None = None, **options) -> TranslationJob:
     settings = {
         "shards": tmp_path / "shards",
         "out": tmp_path / "captions",
@@ -58,7 +58,7 @@ def job(tmp_path: Path, card: SourceCard | None = None, **options) -> Job:
         "cache": tmp_path / "cache",
         "processes": 1,
     }
-    return Job(card=card or SourceCard("t"), **{**settings, **options})
+    return TranslationJob(card=card or SourceCard("t"), **{**settings, **options})
 
 
 def rows_of(folder: Path) -> dict[str, dict]:

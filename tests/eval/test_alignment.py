@@ -21,7 +21,7 @@ from filip.eval.encoders import load_encoder
 from filip.eval.formats.webdataset import WebdatasetFolder
 from filip.eval.picture import main as picture_command
 from filip.eval.picture import schema_of
-from filip.eval.pictures.drawing import DIM, Cell, draw_alignment, draw_heat, sheet
+from filip.eval.pictures.drawing import DIM, SheetCell, draw_alignment, draw_heat, sheet
 from filip.eval.pictures.heatmap import heat_cells
 from filip.eval.pointing import Labelled, composite, composite_pointing, coverage, labelled, pointing
 from filip.eval.prompts import Prompt
@@ -199,7 +199,10 @@ def test_heat_map_and_sheet():
     values = np.asarray(heat).astype(int).sum(2)
     assert values[2, 2] > values[29, 29]
     page = sheet(
-        [Cell(heat, f"number {i}", [("word", (0, 0, 0))] * 30) for i in range(5)], 3, "Title", "a note " * 60
+        [SheetCell(heat, f"number {i}", [("word", (0, 0, 0))] * 30) for i in range(5)],
+        3,
+        "Title",
+        "a note " * 60,
     )
     assert page.width == 3 * 320 + 4 * 26 and page.height > 2 * 320
 
@@ -207,8 +210,8 @@ def test_heat_map_and_sheet():
 def test_long_titles_take_two_lines_and_the_pictures_of_a_row_stay_level():
     square_ = Image.new("RGB", (100, 100), (250, 0, 0))
     cells = [
-        Cell(square_, "short"),
-        Cell(square_, "a title that does not fit into a single line of 100 pixels"),
+        SheetCell(square_, "short"),
+        SheetCell(square_, "a title that does not fit into a single line of 100 pixels"),
     ]
     assert len(cells[0].heading(100)) == 1 and len(cells[1].heading(100)) == 2
     page = np.asarray(sheet(cells, 2, "Title", cell_width=100, gap=10)).astype(int)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from filip.command import run_command
-from filip.explore.export import Export
+from filip.explore.export import ExplorerExport
 from filip.explore.export import main as export
 from filip.models import DualEncoder, load_model, save_model
 from filip.tokenizer import tokenize
@@ -65,5 +65,5 @@ class Prepared:
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     found = Prepared(tmp_path_factory.mktemp("explore"))
-    run_command(export, Export, argv=[*found.options, f"out={found.page}"])
+    run_command(export, ExplorerExport, argv=[*found.options, f"out={found.page}"])
     return found

@@ -19,7 +19,7 @@ from bench.browser import NoBrowser, chromium, firefox
 from filip import load
 from filip.api import Model
 from filip.command import run_command
-from filip.explore.export import Export
+from filip.explore.export import ExplorerExport
 from filip.explore.export import main as export
 from tests.eval.miniature import picture
 
@@ -57,7 +57,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     found = tmp_path_factory.mktemp("any_words") / "page.html"
     run_command(
         export,
-        Export,
+        ExplorerExport,
         argv=["models=[emoji]", f"images={ROOT / 'docs/scenes'}", "device=cpu", f"out={found}"],
     )
     assert found.stat().st_size < 16_000_000

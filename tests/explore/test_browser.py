@@ -17,7 +17,7 @@ from playwright.sync_api import Browser, ConsoleMessage, Page, expect
 from bench.browser import NoBrowser, chromium
 from filip.command import run_command
 from filip.eval.scorer import load_scorer
-from filip.explore.export import Export
+from filip.explore.export import ExplorerExport
 from filip.explore.export import main as export
 from filip.models import build_model, save_model
 from tests.eval.miniature import picture, tiny_config
@@ -142,7 +142,7 @@ def test_a_caption_is_found_by_a_part_of_it_and_by_the_keyboard(visit: Visit) ->
 
 def test_a_page_without_the_models_says_what_a_new_text_needs(browser: Browser, prepared: Prepared) -> None:
     out = prepared.folder / "captions.html"
-    run_command(export, Export, argv=[*prepared.options, "towers=none", f"out={out}"])
+    run_command(export, ExplorerExport, argv=[*prepared.options, "towers=none", f"out={out}"])
     visit = Visit(browser, out.as_uri())
     visit.page.fill("#text", "a caption that nobody wrote")
     visit.page.keyboard.press("Enter")
@@ -200,7 +200,9 @@ def test_a_convolutional_stem_is_computed_in_the_page(browser: Browser, tmp_path
     picture(1, 64).save(photos / "a.png")
     out = tmp_path / "page.html"
     run_command(
-        export, Export, argv=[f"models=[{tmp_path / 'm.safetensors'}]", f"images={photos}", f"out={out}"]
+        export,
+        ExplorerExport,
+        argv=[f"models=[{tmp_path / 'm.safetensors'}]", f"images={photos}", f"out={out}"],
     )
     visit = Visit(browser, out.as_uri())
     photo = picture(78, 90)
@@ -257,7 +259,7 @@ def test_a_chosen_word_has_the_mask_of_the_thing_that_it_names(
     write_scenes(tmp_path / "demo_scenes_new", count=2)
     out = tmp_path / "page.html"
     card = ["images=demo_scenes_new", f"root={tmp_path}", "device=cpu", f"out={out}"]
-    run_command(export, Export, argv=[f"models=[{prepared.models[1]}]", *card])
+    run_command(export, ExplorerExport, argv=[f"models=[{prepared.models[1]}]", *card])
     visit = Visit(browser, out.as_uri())
     page, legend = visit.page, visit.page.locator("#legend")
 

@@ -16,7 +16,7 @@ from PIL import Image, ImageChops, ImageDraw
 from filip.command import run_command
 from filip.errors import UserError
 from filip.eval.scorer import load_scorer
-from filip.explore.export import Export
+from filip.explore.export import ExplorerExport
 from filip.explore.export import main as export
 from filip.explore.gallery import Viewer
 from filip.explore.names import named_things
@@ -125,17 +125,17 @@ def test_a_folder_has_its_captions_beside_it_and_a_file_of_texts(tmp_path: Path)
         f"texts={tmp_path / 'texts.txt'}",
         f"out={tmp_path / 'p.html'}",
     ]
-    run_command(export, Export, argv=arguments)
+    run_command(export, ExplorerExport, argv=arguments)
     data = data_of(tmp_path / "p.html")
     assert data["title"] == "my photos" and data["texts"] == ["a cat", "the same cat", "a dog"]
     assert data["images"] == ["a cat", "trip/b.jpg"] and data["own"] == [0, None]
     (photos / "a.txt").unlink()
     with pytest.raises(UserError, match=r"towers=none.*texts=FILE"):
-        export(Export(models=[model], images=str(photos), towers="none", out="unused"))
+        export(ExplorerExport(models=[model], images=str(photos), towers="none", out="unused"))
     with pytest.raises(UserError, match=r"root=DIR"):
-        export(Export(models=[model], images="demo_scenes_new", out="unused"))
+        export(ExplorerExport(models=[model], images="demo_scenes_new", out="unused"))
     with pytest.raises(UserError, match=r"one, or two"):
-        export(Export(models=[model] * 3, images=str(photos), out="unused"))
+        export(ExplorerExport(models=[model] * 3, images=str(photos), out="unused"))
 
 
 def test_a_viewer_scores_as_the_tables_do(prepared: Prepared) -> None:

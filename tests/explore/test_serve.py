@@ -30,7 +30,7 @@ from filip.explore import app
 from filip.explore.app import application
 from filip.explore.gallery import Gallery, load_viewers
 from filip.explore.pictures import open_pictures
-from filip.explore.search import Search
+from filip.explore.search import GallerySearch
 from filip.explore.serve import Serve, check, listen
 from filip.sets.pictures import read_image
 from tests.eval.miniature import picture, write_model
@@ -41,13 +41,13 @@ TOKEN = "0123456789abcdef"
 
 
 @pytest.fixture(scope="module")
-def search(prepared: Prepared) -> Search:
+def search(prepared: Prepared) -> GallerySearch:
     viewers = load_viewers(prepared.models, ["CLIP", "FILIP"], "cpu")
-    return Search(Gallery.of(viewers, open_pictures("demo_scenes_new", str(prepared.folder), None)))
+    return GallerySearch(Gallery.of(viewers, open_pictures("demo_scenes_new", str(prepared.folder), None)))
 
 
 @pytest.fixture
-def client(search: Search) -> TestClient:
+def client(search: GallerySearch) -> TestClient:
     return TestClient(application(search), base_url="http://127.0.0.1:8768")
 
 
@@ -89,7 +89,7 @@ def test_an_uploaded_picture_is_scored_like_any_other(client: TestClient, prepar
     assert gone.status_code == 422 and "no image" in gone.json()["error"]
 
 
-def test_uploads_are_bounded_in_bytes_pixels_and_formats(search: Search) -> None:
+def test_uploads_are_bounded_in_bytes_pixels_and_formats(search: GallerySearch) -> None:
     client = TestClient(application(search, max_bytes=50_000, max_pixels=10_000), base_url="http://localhost")
     large = client.post("/upload", content=b"\xff\xd8" + bytes(60_000))
     assert large.status_code == 413 and "50,000" in large.json()["error"]
@@ -110,7 +110,7 @@ def test_uploads_are_bounded_in_bytes_pixels_and_formats(search: Search) -> None
 
 
 def test_of_parallel_uploads_one_at_a_time_is_in_memory(
-    search: Search, monkeypatch: pytest.MonkeyPatch
+    search: GallerySearch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held, most = 0, 0
 
@@ -170,7 +170,7 @@ def test_questions_without_sense_get_a_sentence(client: TestClient) -> None:
         assert answer.status_code == 422 and answer.json()["error"], path
 
 
-def test_only_this_machine_and_the_own_page_are_answered(search: Search) -> None:
+def test_only_this_machine_and_the_own_page_are_answered(search: GallerySearch) -> None:
     rebound = TestClient(application(search), base_url="http://evil.example:8768")
     assert rebound.get("/").status_code == 421 and rebound.get("/search?text=a").status_code == 421
     own = TestClient(application(search), base_url="http://127.0.0.1:8768")
@@ -186,13 +186,13 @@ def test_a_thumbnail_that_is_not_there_is_not_found(client: TestClient, number: 
 
 
 @pytest.mark.parametrize("value", ["[", "http://[", "a]b", "http://[::1"])
-def test_headers_that_are_no_addresses_are_no_errors(search: Search, value: str) -> None:
+def test_headers_that_are_no_addresses_are_no_errors(search: GallerySearch, value: str) -> None:
     odd = TestClient(application(search), base_url="http://127.0.0.1:8768", raise_server_exceptions=False)
     assert odd.get("/", headers={"origin": value}).status_code == 403
     assert odd.get("/", headers={"host": value}).status_code < 500
 
 
-def test_beyond_this_machine_there_is_no_answer_without_the_token(search: Search) -> None:
+def test_beyond_this_machine_there_is_no_answer_without_the_token(search: GallerySearch) -> None:
     for host in ("0.0.0.0", "::", "192.168.0.7", "example.org"):
         with pytest.raises(UserError, match="token="):
             check(Serve(models=["m"], images="i", host=host))
@@ -242,7 +242,7 @@ def test_the_command_serves_a_folder_until_it_is_told_to_stop(tmp_path: Path) ->
 
 
 @pytest.fixture
-def address(search: Search) -> Iterator[str]:
+def address(search: GallerySearch) -> Iterator[str]:
     connection = listen("127.0.0.1", 0)
     server = uvicorn.Server(uvicorn.Config(application(search), log_level="warning"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [connection]}, daemon=True)

@@ -243,7 +243,7 @@ def test_the_documented_code_prints_what_exact_scoring_finds(
 @pytest.fixture(scope="module")
 def exported(built: tuple[Path, str]) -> Path:
     folder, _ = built
-    export.main(export.Export(index=str(folder / "index"), out=str(folder / "for_qdrant")))
+    export.main(export.IndexExport(index=str(folder / "index"), out=str(folder / "for_qdrant")))
     return folder
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from filip.train.lamb import Lamb, Layout
+from filip.train.lamb import Lamb, SliceLayout
 from filip.train.optimizers import AVERAGE, AfterStep
 
 LR, BETA1, BETA2, EPS, DECAY = 0.05, 0.9, 0.999, 1e-4, 0.03
@@ -69,7 +69,7 @@ def test_a_flat_tensor_with_a_layout_gives_the_same_and_ignores_garbage_in_its_p
     )
     sizes = tuple(w.size for w in weights.values())
     lamb = Lamb([flat], LR, (BETA1, BETA2), EPS, DECAY)
-    lamb.bind({flat: Layout(names, (*sizes, 9), (*range(len(names)), -1), partitioned=False)})
+    lamb.bind({flat: SliceLayout(names, (*sizes, 9), (*range(len(names)), -1), partitioned=False)})
     for step in gradients:
         pieces = [torch.tensor(step[name], dtype=torch.float32).view(-1) for name in names]
         flat.grad = torch.cat([*pieces, torch.full((9,), float("inf"))])
@@ -85,7 +85,7 @@ def test_norms_of_large_tensors_are_accurate() -> None:
     parameter = torch.nn.Parameter(torch.randn(1_500_000, generator=torch.Generator().manual_seed(0)) * 1e-3)
     exact = float(parameter.detach().double().norm())
     lamb = Lamb([parameter])
-    lamb.bind({parameter: Layout(("w",), (parameter.numel(),), (0,), partitioned=False)})
+    lamb.bind({parameter: SliceLayout(("w",), (parameter.numel(),), (0,), partitioned=False)})
     parameter.grad = torch.ones_like(parameter)
     lamb.step()
     assert lamb.norms()["w"]["weight"] == pytest.approx(exact, rel=1e-6)
@@ -106,12 +106,12 @@ def test_maximum_clamps_after_the_step_of_any_optimiser(kind: type[torch.optim.O
 def test_a_tensor_that_was_not_bound_after_a_load_is_refused() -> None:
     known, unknown = (torch.nn.Parameter(torch.ones(3)) for _ in range(2))
     lamb = Lamb([known, unknown])
-    lamb.bind({known: Layout(("w",), (3,), (0,), partitioned=False)})
+    lamb.bind({known: SliceLayout(("w",), (3,), (0,), partitioned=False)})
     known.grad = unknown.grad = torch.ones(3)
     with pytest.raises(RuntimeError, match="bind"):
         lamb.step()
     with pytest.raises(RuntimeError, match="layout of 2"):
-        lamb.bind({known: Layout(("w",), (2,), (0,))})
+        lamb.bind({known: SliceLayout(("w",), (2,), (0,))})
 
 
 def test_the_average_of_the_weights_is_its_recursion() -> None:

@@ -10,7 +10,7 @@ import yaml
 from filip.command import compose_config
 from filip.errors import UserError
 from filip.eval.pictures.scenes import SceneSheet
-from filip.explore.export import Export
+from filip.explore.export import ExplorerExport
 from workflow.study import ROOT, WorkflowStudy
 
 
@@ -147,7 +147,7 @@ def test_the_explorer_shows_runs_and_a_card_that_exist(demo: dict) -> None:
     assert explorer is not None and explorer["weights"] == explorer["models"]
     assert explorer["models"] == [f"results/demo/models/{run}.safetensors" for run in ("clip", "filip")]
     assert compose_config(
-        Export, [shlex.split(explorer["labels"])[0], "models=[m]", "images=i", "out=o"]
+        ExplorerExport, [shlex.split(explorer["labels"])[0], "models=[m]", "images=i", "out=o"]
     ).labels == [
         "CLIP",
         "FILIP",

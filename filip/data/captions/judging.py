@@ -25,7 +25,7 @@ WORTH_A_PROCESS = 300_000
 
 
 @dataclass(frozen=True)
-class Limits:
+class AcceptanceLimits:
     """Minimum cosine similarities; None = not measured."""
 
     similarity: float | None = None
@@ -37,7 +37,7 @@ def judge(
     caches: list[TranslationCache],
     captions: Path,
     work: Path,
-    limits: Limits,
+    limits: AcceptanceLimits,
     processes: int,
 ) -> str:
     """Judge every candidate; return SQL of (caption, pivot_index, back, reason), where reason NULL = accepted."""
@@ -80,7 +80,7 @@ def judge(
     todo = [
         (candidates, group, folder / f"{group:05d}.parquet", limits) for group in range(groups.num_row_groups)
     ]
-    by_rules_alone = limits == Limits()
+    by_rules_alone = limits == AcceptanceLimits()
     run_blocks(
         judge_block,
         [block for block in todo if not block[2].exists()],
@@ -92,14 +92,14 @@ def judge(
     return duckdb_io.parquet([path for _, _, path, _ in todo]) if todo else nothing
 
 
-def _rows_per_block(candidates: int, limits: Limits, processes: int) -> int:
+def _rows_per_block(candidates: int, limits: AcceptanceLimits, processes: int) -> int:
     """Return the candidates per block: seconds of work by the rules; English embeddings take 1000 times as long."""
     if limits.similarity is None:
         return duckdb_io.ROWS_PER_GROUP
     return min(5000, max(250, -(-candidates // (4 * processes))))
 
 
-def judge_block(candidates: Path, group: int, path: Path, limits: Limits) -> int:
+def judge_block(candidates: Path, group: int, path: Path, limits: AcceptanceLimits) -> int:
     """Assign to each candidate of one row group the reason to drop it, or None."""
     table = row_group(candidates, group)
     captions, backs = table["caption"].to_pylist(), table["back"].to_pylist()

@@ -44,7 +44,7 @@ BUFFER = 2_000  # encoded samples that a worker shuffles among each other: some 
 USELESS = 1_000  # samples, or shards, in a row without a pair end the run
 
 
-class Place(NamedTuple):
+class StreamPlace(NamedTuple):
     """A shard's place in the endless list, and what lies there."""
 
     number: int
@@ -110,30 +110,30 @@ class ShardStream(IterableDataset[Batch]):
         rng.shuffle(order)
         return order
 
-    def _places(self) -> Iterator[Place]:
+    def _places(self) -> Iterator[StreamPlace]:
         """Yield the places of this rank, as ``webdataset.split_by_node`` would: every n-th that is not finished."""
         rank, ranks = self.config.rank, self.config.world_size
         return itertools.islice(self._unfinished(), rank, None, ranks)
 
-    def _unfinished(self) -> Iterator[Place]:
+    def _unfinished(self) -> Iterator[StreamPlace]:
         for visit in itertools.count(self.first // self.shards):
             for index, (source, url) in enumerate(self._order(visit)):
                 number = visit * self.shards + index
                 if number >= self.first and number not in self.finished:
-                    yield Place(number, visit, source, url)
+                    yield StreamPlace(number, visit, source, url)
 
     def __iter__(self) -> Iterator[Batch]:
         stages = self._places, webdataset.split_by_worker, self._shuffled, self._batches
         return iter(webdataset.DataPipeline(*stages))
 
-    def _shuffled(self, places: Iterator[Place]) -> Iterator[dict[str, Any]]:
+    def _shuffled(self, places: Iterator[StreamPlace]) -> Iterator[dict[str, Any]]:
         """Shuffle the samples of each pass in a buffer, which is empty at its end, so that each comes once a pass."""
         worker = info.id if (info := get_worker_info()) else 0
         for visit, of_pass in itertools.groupby(places, lambda place: place.visit):
             rng = random.Random(hash_of(self.config.seed, visit, self.config.rank, worker))
             yield from webdataset.shuffle(BUFFER, initial=BUFFER // 4, rng=rng)(self._samples(of_pass))
 
-    def _samples(self, places: Iterator[Place]) -> Iterator[dict[str, Any]]:
+    def _samples(self, places: Iterator[StreamPlace]) -> Iterator[dict[str, Any]]:
         """Yield the samples of the shards, each with its place and, if there are side-cars, its row in them."""
         empty = 0
         for place in places:

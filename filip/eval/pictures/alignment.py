@@ -18,7 +18,7 @@ from filip.eval.encoders import Encoder
 from filip.eval.families import PROMPTS
 from filip.eval.formats import open_set
 from filip.eval.options import DataOptions, ModelOptions
-from filip.eval.pictures.drawing import Cell, PictureOptions, alignment_cell, save_png, sheet
+from filip.eval.pictures.drawing import PictureOptions, SheetCell, alignment_cell, save_png, sheet
 from filip.eval.pointing import composite, labelled, point
 from filip.eval.prompts import alignment_template
 from filip.eval.word_patch import alignment_prompt, word_patches
@@ -49,7 +49,7 @@ def draw(config: AlignmentSheet) -> None:
     save_png(sheet(cells, config.columns, title, NOTE), config.out)
 
 
-def _cells(encoder: Encoder, card: BenchmarkCard, config: AlignmentSheet) -> list[Cell]:
+def _cells(encoder: Encoder, card: BenchmarkCard, config: AlignmentSheet) -> list[SheetCell]:
     """Return the examples of a card, then its composites."""
     data = open_set(card, config.root)
     names = match_classes(card, data.classes) if data.classes is not None else None

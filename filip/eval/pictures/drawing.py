@@ -95,7 +95,7 @@ def draw_heat(image: Image.Image, heat: np.ndarray, low: float, high: float, pat
     return Image.blend(grey, warm, 0.62)
 
 
-class Cell:
+class SheetCell:
     """One picture of a sheet with a title above and coloured words below."""
 
     def __init__(
@@ -130,15 +130,15 @@ class Cell:
         return cell
 
 
-def alignment_cell(image: Image.Image, found: WordPatch, title: str, width: int) -> Cell:
+def alignment_cell(image: Image.Image, found: WordPatch, title: str, width: int) -> SheetCell:
     """Return a cell with the alignment of one image and its tokens, numbered as on the patches."""
     patch = max(14, width // found.grid[1])
     words = [(f"{i} {t}", RED if i in found.label else MUTED) for i, t in enumerate(found.tokens)]
-    return Cell(draw_alignment(image, found, patch), title, words)
+    return SheetCell(draw_alignment(image, found, patch), title, words)
 
 
 def sheet(
-    cells: Sequence[Cell], columns: int, title: str, note: str = "", cell_width: int = 320, gap: int = 26
+    cells: Sequence[SheetCell], columns: int, title: str, note: str = "", cell_width: int = 320, gap: int = 26
 ) -> Image.Image:
     """Lay out a page of cells, row by row, with a title and a line of explanation."""
     rows = []

@@ -19,8 +19,8 @@ from filip.eval.options import ModelOptions
 from filip.eval.pictures.drawing import (
     MUTED,
     RED,
-    Cell,
     PictureOptions,
+    SheetCell,
     draw_alignment,
     draw_heat,
     save_png,
@@ -62,7 +62,7 @@ def draw(config: Heatmap) -> None:
     say(f"{config.out}: {len(cells)} pictures of {config.image}")
 
 
-def heat_cells(encoder: Encoder, image: Image.Image, caption: str, width: int) -> list[Cell]:
+def heat_cells(encoder: Encoder, image: Image.Image, caption: str, width: int) -> list[SheetCell]:
     """Return the alignment of an image with a caption, then one heat map per token, [BOS] and [EOS] last."""
     pixels = encoder.transform(image)
     found = word_patches(encoder, pixels.unsqueeze(0), [caption], Prompt("", ""))[0]
@@ -70,11 +70,11 @@ def heat_cells(encoder: Encoder, image: Image.Image, caption: str, width: int) -
     patch = max(12, width // found.grid[1])
     low, high = (float(v) for v in np.percentile(found.similarity.numpy(), [2, 99.5]))
     words = [(f"{i} {t}", RED if i in found.label else MUTED) for i, t in enumerate(found.tokens)]
-    cells = [Cell(draw_alignment(seen, found, patch), encoder.name, words)]
+    cells = [SheetCell(draw_alignment(seen, found, patch), encoder.name, words)]
     last = len(found.tokens) - 1
     for i in [*range(1, last), 0, last]:
         heat = found.similarity[:, i].view(found.grid).numpy()
         share = float((found.indices == i).mean())
         below = [(f"best token of {100 * share:.0f} % of the patches", MUTED)]
-        cells.append(Cell(draw_heat(seen, heat, low, high, patch), f"{i} {found.tokens[i]}", below))
+        cells.append(SheetCell(draw_heat(seen, heat, low, high, patch), f"{i} {found.tokens[i]}", below))
     return cells

@@ -24,7 +24,7 @@ from filip.eval.cards import load_card
 from filip.eval.datasets import Sample
 from filip.eval.encoders import load_encoder
 from filip.eval.formats import open_set
-from filip.eval.pictures.drawing import INK, Cell, PictureOptions, save_png, sheet
+from filip.eval.pictures.drawing import INK, PictureOptions, SheetCell, save_png, sheet
 from filip.eval.pointing import PointedScene, point, pointed_scenes
 from filip.files import write_json
 
@@ -76,11 +76,11 @@ def draw(config: SceneSheet) -> None:
         by_model = [*(point(encoder, [scene.sample])[0] for encoder in encoders[:-1]), scene]
         picture = _enlarged(scene.sample, _size(scene))
         caption = coloured_caption(scene.sample)
-        cells.append(Cell(picture, kind, caption))
+        cells.append(SheetCell(picture, kind, caption))
         seen_by = []
         for label, seen in zip(config.labels, by_model, strict=True):
             title = f"{label}: {sum(seen.right)} of {len(seen.counted)} names"
-            cells.append(Cell(marked(seen), title))
+            cells.append(SheetCell(marked(seen), title))
             right = {"right": sum(seen.right), "names": len(seen.counted)}
             seen_by.append({"label": label, **right, "picture": _webp(cells[-1].picture)})
         words = [{"word": word, "colour": None if c == INK else list(c)} for word, c in caption]

@@ -20,7 +20,7 @@ from filip.errors import UserError
 from filip.eval.cards import BenchmarkCard, match_classes
 from filip.eval.classification import measure, outcomes
 from filip.eval.context import Context
-from filip.eval.encode_set import Source, encoded_batches, size_note
+from filip.eval.encode_set import ImageSource, encoded_batches, size_note
 from filip.eval.encoders import Encoder
 from filip.eval.features import FeatureStore
 from filip.eval.formats import open_set
@@ -48,7 +48,7 @@ def run(
     training = training_card(card, context.root)
     batches = (context.batch_size, context.workers)
     # Zero-shot goes through the same images: what one pass makes is kept for both. A training split is only probed.
-    source = Source(
+    source = ImageSource(
         test, card.name, *batches, card, context.root, with_probe=True, another_follows=training is not None
     )
     features, labels, keys, clusters = _features(encoder, source, context.store)
@@ -58,7 +58,7 @@ def run(
         train = open_set(training, context.root)
         if match_classes(card, train.classes or []) != names:
             raise UserError(f"{card.name}: the training and the test split number their classes differently")
-        source = Source(train, f"{card.name}, training split", *batches, training, context.root)
+        source = ImageSource(train, f"{card.name}, training split", *batches, training, context.root)
         fitted = _fit(encoder, *_features(encoder, source, context.store)[:2], settings)
         scores = fitted.log_probabilities(features, len(names))
         protocol = f"trained on {len(train):,} images of the training split"
@@ -81,7 +81,7 @@ def training_card(card: BenchmarkCard, root: str | Path) -> BenchmarkCard | None
 
 
 def _features(
-    encoder: Encoder, source: Source, store: FeatureStore | None
+    encoder: Encoder, source: ImageSource, store: FeatureStore | None
 ) -> tuple[Tensor, Tensor, list[str], list[str]]:
     """Return ([n, width] float32, [n] int64, n keys, n clusters)."""
     features, labels = [], []

@@ -20,7 +20,7 @@ from filip.errors import UserError
 from filip.eval.cards import BenchmarkCard
 from filip.eval.context import Context
 from filip.eval.datasets import Batch
-from filip.eval.encode_set import CutTexts, Source, collect, size_note
+from filip.eval.encode_set import CutTexts, ImageSource, collect, size_note
 from filip.eval.encoders import Encoder
 from filip.eval.formats import open_set
 from filip.eval.metrics import mean_interval, retrieval_chance, retrieval_hits
@@ -164,7 +164,7 @@ def _collect(scorer: Scorer, card: BenchmarkCard, context: Context) -> _Collecte
         return scorer.movable(images), batch.keys, batch.captions
 
     parts = collect(
-        scorer, Source(data, card.name, context.batch_size, context.workers, card, context.root), keep
+        scorer, ImageSource(data, card.name, context.batch_size, context.workers, card, context.root), keep
     )
     for _, of_batch, theirs in parts:
         for key, own in zip(of_batch, theirs, strict=True):

@@ -19,7 +19,7 @@ from filip import citations
 from filip.errors import UserError
 from filip.eval.cards import BenchmarkCard
 from filip.eval.context import Context
-from filip.eval.encode_set import CutTexts, Source, encoded_batches, size_note
+from filip.eval.encode_set import CutTexts, ImageSource, encoded_batches, size_note
 from filip.eval.encoders import Encoder
 from filip.eval.formats import open_set
 from filip.eval.metrics import mean_interval
@@ -51,7 +51,7 @@ def select(
     categories: list[str] = []
     truths: list[int] = []
     cut = CutTexts(scorer)
-    source = Source(data, card.name, context.batch_size, context.workers, card, context.root)
+    source = ImageSource(data, card.name, context.batch_size, context.workers, card, context.root)
     for images, batch in encoded_batches(source, scorer, scorer.store):
         own = [len(captions) for captions in batch.captions]
         for key, count, true in zip(batch.keys, own, batch.truths, strict=True):

@@ -23,7 +23,7 @@ from filip.eval.cards import BenchmarkCard, match_classes
 from filip.eval.classification import measure, outcomes
 from filip.eval.context import Context
 from filip.eval.datasets import Batch
-from filip.eval.encode_set import Source, collect
+from filip.eval.encode_set import ImageSource, collect
 from filip.eval.encoders import Encoder
 from filip.eval.families import AUTO, FAMILIES
 from filip.eval.formats import open_set
@@ -87,7 +87,9 @@ def zero_shot_task(
     def keep(images: Tensor, batch: Batch) -> tuple[Similarity, Tensor, list[str], list[str]]:
         return class_scores(scorer, images, texts, prompts), batch.labels, batch.keys, batch.clusters
 
-    source = Source(data, card.name, context.batch_size, context.workers, card, context.root, with_probe=True)
+    source = ImageSource(
+        data, card.name, context.batch_size, context.workers, card, context.root, with_probe=True
+    )
     parts = collect(scorer, source, keep)
     scores, labels, keys_of, clusters_of = zip(*parts, strict=True)
     every_score, every_label = torch.cat([found.i2t for found in scores]), torch.cat(labels)
