@@ -19,8 +19,7 @@ from filip.eval.encoders import FilipEncoder
 from filip.export.formats import FORMATS
 from filip.json_tokenizer import JsonTokenizer
 from filip.models import build_model, config_from_dict, load_model, load_preset, save_model
-from filip.runs.source import ModelSource
-from filip.runs.source import read_source
+from filip.runs.source import ModelSource, read_source
 from filip.train.warm_start import content_hash, load_initial
 from tests.support.clips import siglip2_folder, siglip_folder
 from tests.support.training import compose, losses, run_many, same_weights, train_arguments
