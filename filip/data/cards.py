@@ -32,7 +32,7 @@ class TextRuleSettings:
     meaningless: bool = True  # file names, hashes, dates, camera names, numbers, URLs, HTML ...
     switched_off: list[str] = field(default_factory=list)  # names of single "meaningless" rules to leave out
     # pairs whose caption occurs more often in the whole list are dropped; 0 = off; null = 10 for a list of URLs, off
-    # for images of one's own, whose captions may be names of classes
+    # for your own images, whose captions may be names of classes
     max_repeats: int | None = None
     min_words: int = 1
     max_words: int = 256  # CLIP keeps 77 tokens: longer texts are pages, not captions

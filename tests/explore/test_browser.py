@@ -330,7 +330,7 @@ def test_the_page_fits_a_phone_in_the_dark(browser: Browser, prepared: Prepared)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     left, right = (page.locator(".model").nth(n).bounding_box() for n in range(2))
     assert left and right and left["y"] == right["y"] and right["x"] >= left["x"] + left["width"], (
-        "beside each other"
+        "side by side"
     )
     background = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert max(map(int, background.removeprefix("rgb(").removesuffix(")").split(","))) < 60

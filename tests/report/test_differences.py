@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -150,6 +151,21 @@ def test_pairs_are_found_by_key_whatever_the_order(tmp_path: Path) -> None:
     write_outcomes(tmp_path / "zero_shot.json", moved)
     moved = read_outcomes(tmp_path / "zero_shot.json")
     assert differences([record(ours)], [moved]) == differences([record(ours)], [record(base)])
+
+
+def test_the_python_of_the_page_prints_what_was_planted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(3)
+    base = rng.random(400) < 0.4
+    for run, values in {"clip": base, "filip": np.maximum(base, rng.random(400) < 0.3)}.items():
+        write_outcomes(tmp_path / f"results/demo/eval/{run}/retrieval.json", record(values.astype(float)))
+    page = (Path(__file__).parents[2] / "docs/evaluation.md").read_text()
+    block = page[page.index("      from filip.eval.outcomes") :].partition("\n\n")[0]
+    monkeypatch.chdir(tmp_path)
+    exec(textwrap.dedent(block), {})
+    column, effect, *_ = capsys.readouterr().out.split()
+    assert column == "set/top1" and float(effect) > 0.05
 
 
 def test_mistakes_are_named(tmp_path: Path) -> None:
