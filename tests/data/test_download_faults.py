@@ -3,8 +3,6 @@
 import hashlib
 import os
 import signal
-import subprocess
-import sys
 import time
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -23,6 +21,7 @@ from tests.data import hostile
 from tests.data.deadly import DeadlyResizer
 from tests.data.downloads import disk_with_room_for, hashes, write_list
 from tests.data.killing import kill_at_random
+from tests.support.forked import Process
 
 KILLED = """
 from pathlib import Path
@@ -36,15 +35,10 @@ if __name__ == "__main__":
 """
 
 
-def start(folder: Path) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "run.py"],
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+def start(folder: Path) -> Process:
+    for name in ("printed", "errors"):
+        (folder / name).write_text("")
+    return Process([str(folder / "run.py")], log=folder / "printed", errors=folder / "errors", cwd=folder)
 
 
 def wait_for_shards(shards: Path, count: int) -> None:
@@ -65,10 +59,8 @@ def test_kill_9_of_a_worker_and_then_of_everything_gives_the_same_bytes(tmp_path
             (folder / "run.py").write_text(KILLED)
         whole, killed = (folder / "shards" for folder in folders)
         started = time.monotonic()
-        running = start(folders[0])
-        output, errors = running.communicate(timeout=500)
-        assert running.returncode == 0, errors
-        assert output.split()[-1] == str(600 - 67)
+        assert start(folders[0]).wait(500) == 0, (folders[0] / "errors").read_text()
+        assert (folders[0] / "printed").read_text().split()[-1] == str(600 - 67)
         took = time.monotonic() - started
 
         running = start(folders[1])
@@ -79,17 +71,14 @@ def test_kill_9_of_a_worker_and_then_of_everything_gives_the_same_bytes(tmp_path
         wait_for_shards(killed, 4)
         children = psutil.Process(running.pid).children(recursive=True)
         running.kill()
-        _, errors = running.communicate(timeout=300)
-        assert "worker was killed" in errors, "and the run went on by itself"
-        psutil.wait_procs(children, timeout=5)
+        psutil.wait_procs(children, timeout=300)
+        assert "worker was killed" in (folders[1] / "errors").read_text(), "and the run went on by itself"
         assert not [c for c in children if c.is_running() and c.status() != psutil.STATUS_ZOMBIE]
         assert len(list(killed.glob("*_stats.json"))) < 15, "killed too late to show anything"
         kill_at_random(start(folders[1]), took)
 
-        running = start(folders[1])
-        output, errors = running.communicate(timeout=500)
-        assert running.returncode == 0, errors
-        assert output.split()[-1] == str(600 - 67)
+        assert start(folders[1]).wait(500) == 0, (folders[1] / "errors").read_text()
+        assert (folders[1] / "printed").read_text().split()[-1] == str(600 - 67)
     assert len(hashes(whole)) == 30 and hashes(whole) == hashes(killed)
     assert {p.name for p in (killed / "_work").iterdir()} == {"plan.json", "lock"}
 

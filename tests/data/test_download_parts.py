@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -23,6 +20,7 @@ from filip.data.translate import main as write_sidecars
 from filip.errors import UserError
 from tests.data import hostile
 from tests.data.downloads import hashes, write_list
+from tests.support.forked import Process
 
 SETTINGS = {
     "image_size": 32,
@@ -35,11 +33,9 @@ SETTINGS = {
 CARD = {"title": "T", "download": SETTINGS, "image_rules": {"min_side": 0}, "allow_private_hosts": True}
 
 
-def start(folder: Path, part: str) -> subprocess.Popen:
+def start(folder: Path, part: str) -> Process:
     given = [f"source={folder}/c.yaml", f"list={folder}/list.parquet", f"out={folder}/shared", f"part={part}"]
-    return subprocess.Popen(
-        [sys.executable, "-m", "filip.data.download", *given, "processes=1"], start_new_session=True
-    )
+    return Process(["-m", "filip.data.download", *given, "processes=1"])
 
 
 def manifest(folder: Path, name: str, fragment: Fragment) -> dict:
@@ -74,12 +70,12 @@ def test_parts_give_the_manifest_of_one_job_also_when_one_is_killed(tmp_path: Pa
                 UserError, match=r"part 0-of-2 of .*shared is being filled by another process"
             ):
                 download(source, shared, card, "1GB", None, (0, 2))
-            os.killpg(first.pid, signal.SIGKILL)
+            first.signal_group(signal.SIGKILL)
             assert first.wait() != 0 and second.wait(300) == 0
         finally:
             for process in (first, second):
                 if process.poll() is None:
-                    os.killpg(process.pid, signal.SIGKILL)
+                    process.signal_group(signal.SIGKILL)
         server.gate.set()
         assert {path.name[:5] for path in shared.glob("*_stats.json")} == {"00000", "00001", "00003"}
         assert download(source, shared, card, "1GB", None, (0, 2)) is None
