@@ -26,6 +26,7 @@ class StudyEvaluations(Study):
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__(config)
         self.per_card: bool = self.evaluation.get("per_card", False)
+        self._places: dict[str, Path | None] = {}  # of data_of: a plan asks for every card with every model
 
     def weights(self, run: str) -> str:
         return f"{self.results}/models/{run}.safetensors"
@@ -88,8 +89,10 @@ class StudyEvaluations(Study):
 
     def data_of(self, name: str) -> Path | None:
         """Return where a card's data are that a job per card may find missing; None if it has no such place."""
-        card = load_card(name, self.evaluation.get("loaders", {}).get(name))
-        return Path(self.evaluation["root"], card.path) if self.per_card and card.path else None
+        if name not in self._places:
+            path = load_card(name, self.evaluation.get("loaders", {}).get(name)).path
+            self._places[name] = Path(self.evaluation["root"], path) if self.per_card and path else None
+        return self._places[name]
 
     def missing_data(self) -> list[str]:
         """Return the benchmarks of a study with a job per card whose data are not there; their cells will be empty."""
