@@ -28,6 +28,22 @@ def _images(place, places_ptr, n_images, n1, RAGGED: tl.constexpr):
     return known, known * n1, tl.full(place.shape, n1, tl.int32)
 
 
+@triton.jit
+def _lowest(tile, top, IMAGES: tl.constexpr, ROWS: tl.constexpr):
+    """Return the lowest row of each image that has the maximum ``top`` [GROUP, IMAGES].
+
+    It is in the exponent of the sum of 4^-row over the rows that have it, of up to 64 at once: multiplied and added, at
+    full rate, where selecting and comparing rows would be at half.
+    """
+    HALF: tl.constexpr = min(ROWS, 64)
+    halves = tl.reshape(tile, [tile.shape[0], IMAGES, ROWS // HALF, HALF])
+    power = tl.exp2(126.0 - 2 * tl.arange(0, HALF))
+    powers = tl.sum(tl.where(halves == top[:, :, None, None], 1.0, 0.0) * power, axis=3)
+    row = (253 - (powers.to(tl.int32, bitcast=True) >> 23)) >> 1
+    row = tl.where(powers > 0, row + tl.arange(0, ROWS // HALF) * HALF, ROWS)
+    return tl.min(row, axis=2)
+
+
 @triton.jit(do_not_specialize=_VARYING)
 def forward_kernel(
     images, texts, places_ptr, text_ptr, length_ptr, first_ptr, positions_ptr, row_ptr,
@@ -56,7 +72,7 @@ def forward_kernel(
     if RESIDENT:
         x = tl.load(images + source[None, :] * d + feature[:, None], mask=(feature < d)[:, None], other=0.0)
     won = tl.full([GROUP, IMAGES * ROWS], float("-inf"), tl.float32)
-    winner = tl.zeros([GROUP, IMAGES * ROWS], tl.int32)
+    winner = tl.zeros([GROUP, IMAGES * ROWS], tl.float32)
     summed = tl.zeros([GROUP, IMAGES], tl.float32)
     for p in range(0, tl.load(positions_ptr + group)):
         entry = (first + p) * GROUP + tl.arange(0, GROUP)
@@ -71,17 +87,14 @@ def forward_kernel(
                 y = tl.load(texts + row[:, None] * d + part[None, :], mask=(part < d)[None, :], other=0.0)
                 z = tl.load(images + source[None, :] * d + part[:, None], mask=(part < d)[:, None], other=0.0)
                 tile = _dot(y, z, tile, WIDEN)
-        better = tile > won  # strictly: among equal maxima the earlier token stays
-        won = tl.where(better, tile, won)
-        winner = tl.where(better, p, winner)
+        # Strictly: among equal maxima the earlier token stays. One comparison gives 1 or 0; a selection is one more.
+        winner += tl.where(tile > won, 1.0, 0.0) * (p - winner)
+        won = tl.maximum(won, tile)
         by_image = tl.reshape(tile, [GROUP, IMAGES, ROWS])
         top = tl.max(by_image, axis=2)
         at = image[None, :] * n_entries + entry[:, None]
         if SAVE:
-            # The lower of the rows that have it: a second reduction of one value takes fewer instructions than pairs.
-            where = tl.where(by_image == top[:, :, None], tl.arange(0, ROWS)[None, None, :], ROWS)
-            # Rows beyond an image's tokens repeat the last of them.
-            where = tl.minimum(start + tl.min(where, axis=2), tokens[None, :] - 1)
+            where = tl.minimum(start + _lowest(tile, top, IMAGES, ROWS), tokens[None, :] - 1)
         if not FIRST:
             before = tl.load(best + at, mask=real, other=0.0)
             if SAVE:
@@ -116,11 +129,13 @@ def _gradient_tile(winner, position, weight_i, to_image, k, weight_t):
     """Compute the gradient of the similarity of rows with tiles of one group, [IMAGES * ROWS, TILES * GROUP].
 
     ``winner`` [IMAGES, ROWS, GROUP] holds the position in the caption that each row has chosen, ``to_image``
-    [IMAGES, TILES, GROUP] the row of the image that each entry has. ``position`` [TILES].
+    [IMAGES, TILES, GROUP] the row of the image that each entry has; both in float32, since a comparison of float32
+    gives 1 or 0 to multiply with. ``position`` [TILES].
     """
-    of_entries = tl.where(to_image[:, None, :, :] == k[None, :, None, None], weight_t[:, None, None, :], 0.0)
-    chosen = winner[:, :, None, :] == position[None, None, :, None]
-    both = tl.where(chosen, of_entries + weight_i[:, None, None, :], of_entries)
+    k, position = k.to(tl.float32)[None, :, None, None], position.to(tl.float32)[None, None, :, None]
+    of_rows = tl.where(winner[:, :, None, :] == position, 1.0, 0.0) * weight_i[:, None, None, :]
+    of_entries = tl.where(to_image[:, None, :, :] == k, 1.0, 0.0) * weight_t[:, None, None, :]
+    both = of_rows + of_entries
     return tl.reshape(both, [both.shape[0] * both.shape[1], both.shape[2] * both.shape[3]])
 
 
@@ -144,7 +159,7 @@ def image_gradient_kernel(
     for i in range(split, tl.load(n_listed_ptr + block), splits):
         group = tl.load(listed + block * n_groups + i)
         slot = group * GROUP + tl.arange(0, GROUP)
-        winner = tl.load(image_map + source[:, :, None] * n_slots + slot[None, None, :]).to(tl.int32)
+        winner = tl.load(image_map + source[:, :, None] * n_slots + slot[None, None, :]).to(tl.float32)
         of_i = tl.load(weight_i + image[:, None] * n_slots + slot[None, :]).to(tl.float32)
         of_t = tl.load(weight_t + image[:, None] * n_slots + slot[None, :]).to(tl.float32)
         first = tl.load(first_ptr + group)
@@ -152,7 +167,7 @@ def image_gradient_kernel(
             entry = (first + p) * GROUP + tl.arange(0, GROUP)
             row = tl.load(row_ptr + entry).to(tl.int64)
             y = tl.load(texts + row[:, None] * d + feature[None, :], mask=(feature < d)[None, :], other=0.0)
-            to_image = tl.load(text_map + image[:, None] * n_entries + entry[None, :]).to(tl.int32)
+            to_image = tl.load(text_map + image[:, None] * n_entries + entry[None, :]).to(tl.float32)
             weights = _gradient_tile(winner, p + tl.arange(0, 1), of_i, to_image[:, None, :], k, of_t)
             total = _dot(weights.to(y.dtype), y, total, WIDEN)
     inside = tl.reshape((place < n_images)[:, None] & (k[None, :] < tokens[:, None]), [IMAGES * ROWS])
@@ -185,11 +200,12 @@ def text_gradient_kernel(
         image, first_row, tokens = _images(place, places_ptr, n_images, n1, RAGGED)
         k = (i % chunks) * ROWS + tl.arange(0, ROWS)
         source = first_row[:, None] + tl.minimum(k[None, :], tokens[:, None] - 1)
-        winner = tl.load(image_map + source[:, :, None] * n_slots + slot[None, None, :]).to(tl.int32)
+        winner = tl.load(image_map + source[:, :, None] * n_slots + slot[None, None, :]).to(tl.float32)
         of_i = tl.load(weight_i + image[:, None] * n_slots + slot[None, :]).to(tl.float32)
         of_t = tl.load(weight_t + image[:, None] * n_slots + slot[None, :]).to(tl.float32)
         to_image = tl.load(text_map + image[:, None, None] * n_entries + entry[None, :, :]).to(tl.int32)
-        weights = _gradient_tile(winner, position, of_i, to_image, k, of_t)
+        in_chunk = (to_image - (i % chunks) * ROWS).to(tl.float32)
+        weights = _gradient_tile(winner, position, of_i, in_chunk, tl.arange(0, ROWS), of_t)
         # Rows that do not exist count as zeros, whatever their weights.
         exists = tl.reshape((place < n_images)[:, None] & (k[None, :] < tokens[:, None]), [IMAGES * ROWS])
         source = tl.reshape(source, [IMAGES * ROWS])

@@ -64,9 +64,10 @@ def test_machine_code_of_what_is_launched(tmp_path: Path) -> None:
             kernel["capability"] == 90
         )
         assert kernel["spills"] == 0, kernel
-        # What selects weights and maxima takes 1.35 times the cycles of the product at most: 1,024 on Hopper.
-        cycles = 2 * kernel["half_rate"] * kernel["threads"] / 32 / 4
-        assert kernel["capability"] != 90 or cycles <= (1.4 if kernel["ragged"] else 1.35) * 1024, kernel
+        # Comparisons, and all that is issued, take no more cycles than the product: 1,024 on Hopper.
+        warps = kernel["threads"] / 32 / 4  # of each scheduler
+        cycles = warps * max(2 * kernel["half_rate"], kernel["instructions"])
+        assert kernel["capability"] != 90 or cycles <= 1.02 * 1024, kernel
         # Hopper's forward has no room for a second tile of text; its other block works while it waits.
         assert (kernel["async_copies"] > 0) == ((kernel["kernel"], kernel["capability"]) != ("forward", 90))
         assert kernel["specialized"] == ["n1", "d"]

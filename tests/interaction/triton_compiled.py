@@ -37,7 +37,8 @@ KERNELS = {
     "smooth_image": smooth.smooth_image_gradient_kernel,
     "smooth_text": smooth.smooth_text_gradient_kernel,
 }
-HALF_RATE = "[FI]SETP|F?SEL|PLOP3|LOP3|[FI]MNMX|VIMNMX|VIADDMNMX|SHF|LEA|IADD3|VIADD|PRMT|MOV|F2FP|CS2R|I?ABS"
+HALF_RATE = "[FI]SETP|FSET|F?SEL|PLOP3|LOP3|[FI]MNMX|VIMNMX|VIADDMNMX|SHF|LEA|IADD3|VIADD|PRMT|MOV|CS2R|I?ABS"
+HALF_RATE += "|F2FP|I2FP?"  # conversions
 TRITON_NAMES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
 
 
