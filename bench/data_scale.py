@@ -160,7 +160,7 @@ def run_text_rules(folder: Path, threads: int, memory: str, language: bool = Tru
 
 
 def run_shards(folder: Path, threads: int, memory: str, rows: int = ROWS_PER_SHARD) -> None:
-    """Write what a download leaves of the kept rows, without the bytes of the images."""
+    """Write the files that a download of the kept rows would leave, without the bytes of the images."""
     shards = emptied(folder / "shards")
     for shard, table in enumerate(tables(folder / "kept.parquet", rows, ["url", "caption"])):
         write_synthetic_shard(shards, shard, table)

@@ -25,7 +25,7 @@ MARKS = ("<!-- onset:begin -->", "<!-- onset:end -->")
 SEARCH = (100, 101)  # seeds that choose a rate and are not reported
 PASSES = 20.0  # percent
 SMOOTH = "#b4603f"
-COLOURS = {  # of the rows that are drawn: more lines could not be told apart
+COLOURS = {  # only these rows are drawn: more lines could not be told apart
     "hard": INK,
     "smooth 0.05": SMOOTH,
     "top 2": "#4a6b8a",

@@ -29,7 +29,9 @@ SCHEMA = pa.schema(
 )
 
 
-OF_IMAGE = ":image"  # ends the origin of a caption that an engine made of the image; they stand last
+OF_IMAGE = (
+    ":image"  # suffix in the origin of a caption that an engine made of the image; such captions stand last
+)
 
 
 def group_id(caption: str, source: str = "", group: Any = None) -> int:

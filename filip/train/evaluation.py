@@ -60,7 +60,7 @@ def check_evaluation(config: EvalConfig) -> None:
             *(kind for protocol in _shared().values() for kind in protocol.kinds),
         ):
             raise UserError(
-                f"eval.data: {card.name} is of {card.kind}, which nothing measures while training"
+                f"eval.data: {card.name} is a card for {card.kind}, which is not measured while training"
             )
         open_set(card, config.root)
         if card.kind == "classification":

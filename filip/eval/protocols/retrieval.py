@@ -49,8 +49,7 @@ class RetrievalSettings:
     )
     compare_text_tokens: list[str] = option(
         [],
-        "token-wise models: benchmarks that are ranked without [BOS] and [EOS] and by the words that name something "
-        "alone, too; [all] = each",
+        "token-wise models: benchmarks to rank also without [BOS] and [EOS], and by content words alone; [all] = each",
     )
     shortlist: int = option(
         0, "two-stage: exact scores for this many candidates only; 0 = all, exact", at_least=0
