@@ -9,7 +9,8 @@ from filip import tokenizer as clip_tokenizer
 from filip.command import MISSING, option
 from filip.json_tokenizer import CaptionTokenizer, JsonTokenizer
 
-PREFETCH = 4  # batches that each worker prepares ahead: more take memory and cannot help a source that stays slow
+# batches that each worker prepares ahead: more take memory and cannot help a source that stays slow
+PREFETCH = 4
 
 
 @dataclass
