@@ -8,8 +8,8 @@
     python -m bench.data_scale rows=2000000 rows_per_shard=19 stages=[shards,translate,manifest,index]  # 105,264 shards
 
 The list is synthetic: URLs with sixteen random digits, and captions of nine random English words, which pack about as
-well as those of the web. So are the shards: all files of a download but the bytes of the images. Each stage runs in a
-process of its own; its memory with that of its children, and its folder, are sampled. Processor time, unlike
+well as those of the web. So are the shards: all files of a download but the bytes of the images. Each stage runs in its
+own process; its memory with that of its children, and its folder, are sampled. Processor time, unlike
 wall-clock time, does not depend on what else the machine does. `translate` is that stage without a pivot, `one_pivot`
 with one whose translations (words in another order) are in the cache, so without the engine; `near_duplicates` is the
 comparison without the hashing; `ingest` is all of that stage but the language rule and the images, which are missing.

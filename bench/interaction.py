@@ -84,7 +84,7 @@ RATIOS = [
 ]
 # The loss of CLIP or FILIP and the encoders of the pairs, which are the same
 STEPS = {"filip_step": ("encoders", "filip_loss"), "clip_step": ("encoders", "clip_loss")}
-Seconds = dict[str, dict[int, float]]  # of each contender, by round
+Seconds = dict[str, dict[int, float]]  # by contender, a number a round
 
 
 class Worker:

@@ -41,7 +41,7 @@ BOUNDS: dict[tuple[str, str], Errors] = {
 }
 
 
-LENGTHS = (4, 18, 20, 2, 18, 25)  # of the captions; longer ones would tell no more
+LENGTHS = (4, 18, 20, 2, 18, 25)  # lengths of captions; longer ones would show the same
 
 
 def problems(dtype: torch.dtype, lengths: Sequence[int]) -> list[tuple[Tensor, Tensor]]:

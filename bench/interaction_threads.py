@@ -2,7 +2,7 @@
 
 Wall time of a forward and backward pass, medians of interleaved rounds, so that other load on the machine strikes all
 alike: the paper's slice, 16 images against 8,192 captions, and a batch of 256 pairs. PyTorch's float32 product of the
-same tokens is beside it. More threads than cores say nothing about time; whether there is work for them all is counted
+same tokens is next to it. More threads than cores say nothing about time; whether there is work for them all is counted
 instead: threads that use at least half of an equal share of the processor time.
 """
 

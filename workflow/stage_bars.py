@@ -1,8 +1,8 @@
 """Show the progress of a run: bars in a terminal, which move every second, and lines in a log, every half a minute.
 
-A handler on Snakemake's own logger, attached by the Snakefile: a logger plugin would have to be a distribution of its
-own, and every profile would have to name it. In a terminal the bars take the place of Snakemake's lines, but for
-warnings and errors; elsewhere those lines stay, as they do in ``.snakemake/log`` in any case.
+A handler on Snakemake's own logger, attached by the Snakefile: a logger plugin would have to be a separate
+distribution, and every profile would have to name it. In a terminal the bars take the place of Snakemake's lines,
+but for warnings and errors; elsewhere those lines stay, as they do in ``.snakemake/log`` in any case.
 """
 
 from __future__ import annotations

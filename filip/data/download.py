@@ -3,8 +3,8 @@
     python -m filip.data.download source=cc12m list=kept.parquet out=shards funnel=download.json
 
 The folder is restartable at any moment: finished shards stay, others are fetched again. URLs that failed for a
-reason that may have passed (time-out, connection, 5xx, ...) are tried once more after all others, in shards of
-their own. img2dataset exits with 0 whatever happened; here a missing shard is an error.
+reason that may have passed (time-out, connection, 5xx, ...) are tried once more after all others, in separate
+shards. img2dataset exits with 0 whatever happened; here a missing shard is an error.
 
 On a cluster, ``part=3/16`` downloads a sixteenth of the shards into the same folder and stops there; a last run without
 ``part`` tries again what failed and writes the funnel.

@@ -5,8 +5,8 @@
     filip eval model=M data=[imagenet] root=DIR features=CACHE shard=3/8      # encodes its eighth only
 
 A set is kept under a hash of all that its features depend on: the weights, the resolution, the precision, the card's
-layout, and size and time of the data's files. Change one of them, and it is another set. Each batch is a file of its
-own, so a run that was interrupted, or several jobs with ``shard=``, leave what the next run goes on with; it gives the
+layout, and size and time of the data's files. Change one of them, and it is another set. Each batch is a separate
+file, so a run that was interrupted, or several jobs with ``shard=``, leave what the next run goes on with; it gives the
 same numbers to the bit, since the batches are the same.
 
 Of a batch there are two kinds: "image", what similarities are computed from, and "probe", what a linear probe sees. On

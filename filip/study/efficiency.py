@@ -8,8 +8,8 @@ falls on all of them, and the median comes with its quartiles. Pixels and captio
 whatever they show.
 
 With ``gathered``, a rank does the work of one of many: its own pairs are scored against so many texts, most of them
-copies of its own that take part as tokens gathered from other ranks do, gradients included. The loss is then a part of
-the step that can be seen, as it is on hundreds of GPUs; without, only the texts of the ranks that there are.
+copies of its captions that take part as tokens gathered from other ranks do, gradients included. The loss is then a
+part of the step that can be seen, as it is on hundreds of GPUs; without, only the texts of the ranks that there are.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The feature maps of a frozen stem, made before the first step of a training that reads them (data.feature_cache).
 
-Every rank of every training that shares the folder makes some of the missing files, one shard at a time under a lock
-of its own; a training that is stopped or killed loses the shard that it was at.
+Every rank of every training that shares the folder makes some of the missing files, one shard at a time under its own
+lock; a training that is stopped or killed loses the shard that it was at.
 """
 
 from __future__ import annotations

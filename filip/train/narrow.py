@@ -3,7 +3,7 @@
     filip train narrow model=open_clip:ViT-B-32:laion2b_s34b_b79k embed_dim=256 data=my_pairs out=clip256.safetensors
     filip train experiment=warm_start init_from=clip256.safetensors …
 
-The towers stay as they are; their projections become narrower, by the best fit of that rank to a sample of one's own
+The towers stay as they are; their projections become narrower, by the best fit of that rank to a sample of your
 pictures and captions. Half of the sample is for the fit, the other half shows what recall it costs.
 
 Vectors f of unit length are replaced by P f, with orthonormal rows in P [k, d], and normalised again. P holds the k

@@ -166,7 +166,7 @@ rule translate_plan:
 
 
 # One part of the back-translation, into a cache that all parts fill. Parts run in parallel; on a cluster each is a
-# job of its own.
+# separate job.
 rule translate_part:
     input:
         plan=f"{DATA}/{{source}}/translated/plan.done",
