@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 
 from bench.demo_training import DemoTraining, run
 from bench.readme import put_between_marks
@@ -98,7 +99,7 @@ def table(found: dict[str, Curves]) -> str:
         edge = " (edge)" if one.rate in (one.searched[0], one.searched[-1]) else ""
         cells = [
             f"`{row}`", f"{one.rate}{edge} of {', '.join(one.searched)}", str(len(last)), *ways,
-            "" if row == FIRST else less, with_interval(point["seconds"] for point in last.values()),
+            "" if row == FIRST else less, f"{fmean(point['seconds'] for point in last.values()):.0f}",
         ]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
