@@ -23,9 +23,8 @@ STUDIES    = $(sort $(notdir $(basename $(wildcard workflow/config/*.yaml))))
 RESULTS   := results/$(STUDY)
 SNAKEMAKE  = $(VENV)/bin/snakemake --configfile workflow/config/$(STUDY).yaml --profile workflow/profiles/local --cores $(CORES) \
              $(if $(SEEDS),--config seeds=$(SEEDS))
-# Files of tests, two more at a time than there are cores, a thread each: tests wait for processes as much as they compute,
-# and those of Slurm hardly compute at all. Each takes some 1.5 GB.
-WORKERS   ?= $(shell n=$$(env -u OMP_NUM_THREADS nproc); echo $$((n < 8 ? n + 2 : 10)))
+# Files of tests, one more at a time than there are cores, a thread each: tests wait for processes as much as they compute.
+WORKERS   ?= $(shell n=$$(env -u OMP_NUM_THREADS nproc); echo $$((n < 8 ? n + 1 : 9)))
 PYTEST     = OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 RUFF       = $(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
 LINT       = $(VENV)/bin/lint-imports --no-cache && $(VENV)/bin/mypy && $(SNAKEMAKE) --lint
