@@ -110,7 +110,10 @@ print(*found.i2t.shape, *found.t2i.shape, len(model.align({str(tmp_path / "image
     assert "parameters" in plan and "ZeRO" in plan
     find = "from filip.train.engine import settings_path; from filip.train.config import TrainConfig; "
     settings = run(
-        python, "-c", f"{find}print(settings_path(TrainConfig(zero_stage=3, precision="fp16")).is_file())", cwd=empty
+        python,
+        "-c",
+        f"{find}print(settings_path(TrainConfig(zero_stage=3, precision='fp16')).is_file())",
+        cwd=empty,
     )
     assert settings.splitlines()[-1] == "True"
     assert list(empty.iterdir()) == []
