@@ -65,7 +65,7 @@ def main(study: IndexBench) -> None:
     for name, size, r1, r10, same in rows:
         print(f"| {name} | {size:,} | {r1:.1f} | {r10:.1f} | {same:.1f} |")
     if study.figure:
-        draw(rows[:-1], Path(study.figure))  # the last lies where the one that it searches lies
+        draw(rows[:-1], Path(study.figure))  # the last row has the point of the index that it searches
 
 
 def collection(study: IndexBench, scorer: Scorer) -> tuple[Tensor, list[str]]:

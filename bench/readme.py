@@ -115,6 +115,14 @@ def put_between_marks(text: str, block: str, name: str, marks: tuple[str, str] =
     return f"{before}{first}\n{block}\n{last}{after}"
 
 
+def put_on_page(page: Path, block: str, marks: tuple[str, str]) -> None:
+    """Write ``block`` between the marks of a page, and print it."""
+    text = put_between_marks(page.read_text(encoding="utf-8"), block, str(page), marks)
+    with replacing(page) as part:
+        part.write_text(text, encoding="utf-8")
+    print(block)
+
+
 def results_block(
     study: Study, steps: Sequence[Mapping[str, Table]], runs: Sequence[str], results: Results
 ) -> str:

@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from bench.readme import put_between_marks
+from bench.readme import put_on_page
 from filip.command import option, run_command
 from filip.eval.protocols import protocols
-from filip.files import replacing
 from filip.train.config import TERMS  # with those of filip_research
 
 BEGIN, END = "<!-- citations:begin -->", "<!-- citations:end -->"
@@ -28,10 +27,7 @@ class Related:
 
 def main(config: Related) -> None:
     """Write the lists into the page."""
-    path = Path(config.page)
-    text = put_between_marks(path.read_text(encoding="utf-8"), lists(), str(path), (BEGIN, END))
-    with replacing(path) as part:
-        part.write_text(text, encoding="utf-8")
+    put_on_page(Path(config.page), lists(), (BEGIN, END))
 
 
 class Cited(Protocol):

@@ -69,7 +69,7 @@ def _lock(file: IO[str], how: int) -> bool:
 
 
 def mark(results: str | Path) -> None:
-    """Let all processes that are started from now on carry the mark of this run."""
+    """Mark the processes that are started from now on as those of this run."""
     os.environ[MARK] = str(Path(results).resolve())
 
 

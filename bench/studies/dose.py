@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.readme import put_between_marks
+from bench.readme import put_on_page
 from bench.speedrun import recall
 from bench.studies.onset_page import SMOOTH, with_interval
 from filip import tokenizer
@@ -82,11 +82,8 @@ def main(study: Dose) -> None:
     block = table(
         found, study.scenes, {count: truncated(dose, models["CLIP"][0]) for count, dose in doses.items()}
     )
-    text = put_between_marks(PAGE.read_text(encoding="utf-8"), block, str(PAGE), MARKS)
-    with replacing(PAGE) as part:
-        part.write_text(text, encoding="utf-8")
+    put_on_page(PAGE, block, MARKS)
     draw(found)
-    print(block)
 
 
 def seeds_of(folder: Path, run: str) -> Iterator[DualEncoder]:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from scipy.special import stdtrit
 
-from bench.readme import put_between_marks
+from bench.readme import put_on_page
 from filip.errors import UserError
 from filip.files import replacing
 from filip.report.differences import FEWEST, holm, over_trainings
@@ -56,11 +56,8 @@ def write_page(folder: Path) -> None:
         raise UserError(f"{folder} holds no training yet: python -m bench.studies.onset")
     lengths = [[one for one in rows if one.steps == steps] for steps in sorted({one.steps for one in rows})]
     block = "\n\n".join(f"{table(own)}\n\n{differences(own)}" for own in lengths)
-    text = put_between_marks(PAGE.read_text(encoding="utf-8"), block, str(PAGE), MARKS)
-    with replacing(PAGE) as part:
-        part.write_text(text, encoding="utf-8")
+    put_on_page(PAGE, block, MARKS)
     draw(lengths)
-    print(block)
 
 
 def read(folder: Path) -> list[Curves]:

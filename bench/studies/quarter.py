@@ -13,12 +13,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.readme import put_between_marks
+from bench.readme import put_on_page
 from bench.speedrun import Place
 from bench.studies import onset_page, variants
 from bench.studies.onset_page import SEARCH, Curves, mean_recall, with_interval
 from filip.command import option, run_command
-from filip.files import replacing
 
 DATA = Path("records/quarter")
 MARKS = ("<!-- quarter:begin -->", "<!-- quarter:end -->")
@@ -92,12 +91,7 @@ def _label(cell: str, row: str) -> str:
 
 def write_page() -> None:
     """Write the table between the marks of the page."""
-    block = table({one.row: one for one in onset_page.read(DATA)})
-    page = onset_page.PAGE
-    text = put_between_marks(page.read_text(encoding="utf-8"), block, str(page), MARKS)
-    with replacing(page) as part:
-        part.write_text(text, encoding="utf-8")
-    print(block)
+    put_on_page(onset_page.PAGE, table({one.row: one for one in onset_page.read(DATA)}), MARKS)
 
 
 def table(found: dict[str, Curves]) -> str:

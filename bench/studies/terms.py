@@ -16,15 +16,12 @@ from pathlib import Path
 from statistics import fmean
 
 from bench.demo_training import DemoTraining, run
-from bench.readme import put_between_marks
+from bench.readme import put_on_page
 from bench.studies import onset, onset_page, variants
 from bench.studies.onset_page import SEARCH, Curves, mean_recall, with_interval
 from filip.command import option, run_command
-from filip.files import replacing, write_json
 from filip.progress import say
 from filip.study import load_study
-from filip.train.provenance import commit
-from workflow.estimate import cpu_name
 
 DATA = Path("records/terms")
 MARKS = ("<!-- terms:begin -->", "<!-- terms:end -->")
@@ -68,18 +65,12 @@ def keep(study: Terms, row: str, settings: list[str], rate: str, seed: int) -> N
     found = {way: round(outcome.recall[f"{way} r1"], 1) for way in ("i2t", "t2i")}
     say(f"{row}, {rate}, seed {seed}: {found}")
     point = {"step": study.steps, "seconds": round(outcome.seconds, 1), "hard": found}
-    where = {"card": place.card, "steps": study.steps, "commit": commit(), "cpu": cpu_name()}
-    write_json(file, {"row": row, "rate": rate, "seed": seed, **where, "points": [point]})
+    variants.write_record(file, row, rate, seed, place.card, point)
 
 
 def write_page() -> None:
     """Write the table between the marks of the page."""
-    block = table({one.row: one for one in onset_page.read(DATA)})
-    page = onset_page.PAGE
-    text = put_between_marks(page.read_text(encoding="utf-8"), block, str(page), MARKS)
-    with replacing(page) as part:
-        part.write_text(text, encoding="utf-8")
-    print(block)
+    put_on_page(onset_page.PAGE, table({one.row: one for one in onset_page.read(DATA)}), MARKS)
 
 
 def table(found: dict[str, Curves]) -> str:

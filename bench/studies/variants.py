@@ -16,12 +16,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bench.readme import put_between_marks
+from bench.readme import put_on_page
 from bench.speedrun import Place, configure, evaluate, prepare, training
 from bench.studies import onset, onset_page
 from bench.studies.onset_page import SEARCH, Curves, mean_recall, with_interval
 from filip.command import option, run_command
-from filip.files import replacing, write_json
+from filip.files import write_json
 from filip.progress import say
 from filip.train.provenance import commit
 from workflow.estimate import cpu_name
@@ -81,7 +81,12 @@ def keep(
     state = deque(training(config, corpus), maxlen=1).pop()
     point = {"step": steps, "seconds": round(state.seconds, 1), "hard": evaluate(state.model, corpus)}
     say(f"{row}, {rate}, seed {seed}: {json.dumps(point)}")
-    where = {"card": place.card, "steps": steps, "commit": commit(), "cpu": cpu_name()}
+    write_record(file, row, rate, seed, place.card, point)
+
+
+def write_record(file: Path, row: str, rate: str, seed: int, card: str, point: dict[str, Any]) -> None:
+    """Write what one training found, and where: the form that onset_page.read takes."""
+    where = {"card": card, "steps": point["step"], "commit": commit(), "cpu": cpu_name()}
     write_json(file, {"row": row, "rate": rate, "seed": seed, **where, "points": [point]})
 
 
@@ -107,12 +112,7 @@ def write_page() -> None:
         if one.row in OF_ONSET and one.steps == STEPS
     }
     vectors = {row: ROWS[row][0] for row in ROWS if row in own} | dict.fromkeys(filip, 9)
-    block = table(own | filip, vectors)
-    page = onset_page.PAGE
-    text = put_between_marks(page.read_text(encoding="utf-8"), block, str(page), MARKS)
-    with replacing(page) as part:
-        part.write_text(text, encoding="utf-8")
-    print(block)
+    put_on_page(onset_page.PAGE, table(own | filip, vectors), MARKS)
 
 
 def table(rows: dict[str, Curves], vectors: dict[str, int]) -> str:

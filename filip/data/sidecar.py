@@ -29,9 +29,8 @@ SCHEMA = pa.schema(
 )
 
 
-OF_IMAGE = (
-    ":image"  # suffix in the origin of a caption that an engine made of the image; such captions stand last
-)
+# Suffix in the origin of a caption that an engine made of the image; such captions stand last.
+OF_IMAGE = ":image"
 
 
 def group_id(caption: str, source: str = "", group: Any = None) -> int:

@@ -16,7 +16,7 @@ from filip.models import DualEncoder
 from filip.runs.weights import ADAPTER_SCALE
 from filip.train.config import WarmStartConfig
 
-LORA_RANK = 16  # the usual choice for adapters of attention layers
+LORA_RANK = 16  # rank of the adapters
 
 
 def adapt(model: DualEncoder, settings: WarmStartConfig) -> None:

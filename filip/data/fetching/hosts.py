@@ -46,7 +46,7 @@ def not_asked(host: str) -> str:
 class _Busy:
     until: float  # by time.monotonic
     refused: float  # when it refused last
-    rounds: int  # seconds in which it refused since it last answered
+    rounds: int  # refusals in a row; those of requests that were under way together count once
 
 
 class Hosts:

@@ -21,7 +21,7 @@ class Answer:
     """The last answer to a URL: when it came, its status, and what it says of the image's use."""
 
     time: float | None = None  # Unix time, seconds; None: nothing answered
-    status: int | None = None  # the status of HTTP
+    status: int | None = None  # HTTP status code
     x_robots_tag: str | None = None
     tdm_reservation: str | None = None
     refused_by: str | None = None  # the host that wants to be left alone

@@ -22,7 +22,7 @@ from filip.eval.encoders.two_tower import TwoTowerEncoder
 from filip.eval.precision import autocast
 
 HEADS = 8
-PAIRS = 1 << 15  # texts that attend at once: with 196 patches, 0.2 GB of weights
+PAIRS = 1 << 15  # pairs of image and text that attend at once: with 196 patches, 0.2 GB of weights
 
 
 class FlairEncoder(OpenClipEncoder):

@@ -5,7 +5,7 @@
 z_ij is 1 for positives (the own pair, or with soft targets all pairs of its group) and -1 otherwise. On tokens it is
 the mean of this for s^I, by image, and for s^T, by text. The temperature is the one that all terms share, so it
 starts at the model's ``init_temperature`` where SigLIP starts at 0.1; the bias c starts at -10 as in SigLIP.
-open_clip's ``SigLipLoss`` knows no positives but the own pair.
+open_clip's ``SigLipLoss`` counts the own pair alone as positive.
 """
 
 from __future__ import annotations
