@@ -30,15 +30,23 @@ PYTHON = ".python"  # after the name of the socket
 
 
 def import_everything() -> None:
-    """Import what trainings, evaluations and the report do, in the order of a training."""
+    """Import what trainings, evaluations and the report do, in the order of a training, and build the tokenizer."""
     sys.modules.setdefault("wandb", None)  # type: ignore[arg-type]  # as filip.train.__main__
-    for name in ("deepspeed.launcher.runner", "deepspeed.launcher.launch", "torch.utils.tensorboard"):
+    for name in (
+        "deepspeed.launcher.runner",
+        "deepspeed.launcher.launch",
+        "torch.utils.tensorboard",
+        "filip.train.loop",
+        "filip.report.page",
+    ):
         with suppress(ImportError):  # the job that needs it says what to install
             importlib.import_module(name)
 
     from filip.eval.protocols import protocols
+    from filip.tokenizer import prepare
 
     protocols()
+    prepare()
 
 
 class Calls:
