@@ -191,7 +191,7 @@ def main() -> None:
             command = [sys.executable, "-m", "bench.interop", *own]
             command += ["--queries", str(options.queries), "--rounds", str(options.rounds)]
             command += ["--losses", *options.losses, *(["--time-only"] if options.time_only else [])]
-            environment = {**os.environ, **LIMITS[isa], native.ISA_VARIABLE: isa}
+            environment = {**os.environ, **LIMITS.get(isa, {}), native.ISA_VARIABLE: isa}
             subprocess.run(command, env=environment, check=True)
             result |= json.loads(Path(file.name).read_text())
     if options.json:
