@@ -1,7 +1,8 @@
 """Compare pooled models and learned queries with FILIP at equal steps: a table of docs/token_wise.md.
 
     python -m bench.studies.variants                # what is missing: a training a row, rate and seed
-    python -m bench.studies.variants page=true      # write the table from what is there
+    python -m bench.studies.variants steps=1000 only='["CLIP, mean"]'     # a longer training, at the rate of STEPS
+    python -m bench.studies.variants page=true      # write the tables from what is there
 
 Every training is that of the speedrun (bench/speedrun.py) with another way to compare. Rates are chosen on the seeds
 and scenes of the search of bench/studies/onset.py, and its trainings of both maxima stand in the same table.
@@ -33,9 +34,10 @@ CLIP, QUERIES = (
     ["model.interaction=pooled", "token_maximum=hard"],
     ["model.pooling=queries", "token_maximum=hard"],
 )
+CLIP_MEAN = "CLIP, mean"  # the row that the others are compared with
 SMOOTH = ["token_maximum=smooth", "token_temperature=0.05"]
 ROWS: dict[str, tuple[int, list[str]]] = {  # vectors an image, and settings
-    "CLIP, mean": (1, [*CLIP, "model.pooling=mean"]),
+    CLIP_MEAN: (1, [*CLIP, "model.pooling=mean"]),
     "CLIP, attention (one query)": (1, [*CLIP, "model.pooling=attention"]),
     "4 queries": (4, [*QUERIES, "model.pool_queries=4"]),
     "4 queries, smooth": (4, ["model.pooling=queries", "model.pool_queries=4", *SMOOTH]),
@@ -50,7 +52,8 @@ class Pooled(Place):
     """The trainings to add."""
 
     only: list[str] = option([], f"rows, of {'; '.join(ROWS)}; empty = all")
-    page: bool = option(False, "write the table, and train nothing")
+    steps: int = option(STEPS, "steps of the trainings that are reported", at_least=STEPS)
+    page: bool = option(False, "write the tables, and train nothing")
 
 
 def main(study: Pooled) -> None:
@@ -64,14 +67,14 @@ def main(study: Pooled) -> None:
                 keep(study, DATA, row, ROWS[row][1], rate, seed)
     for seed in SEEDS:
         for row in study.only or ROWS:
-            keep(study, DATA, row, ROWS[row][1], best_rate(DATA, row, RATES), seed)
+            keep(study, DATA, row, ROWS[row][1], best_rate(DATA, row, RATES), seed, study.steps)
 
 
 def keep(
     place: Place, folder: Path, row: str, settings: list[str], rate: str, seed: int, steps: int = STEPS
 ) -> None:
     """Train once and keep what was found in ``folder``, unless it has that training."""
-    file = folder / f"{row.replace(',', '').replace(':', '').replace(' ', '-')}-{rate}-{seed}.json"
+    file = folder / f"{row.replace(',', '').replace(':', '').replace(' ', '-')}-{rate}-{seed}-{steps}.json"
     if file.exists():
         return
     place = replace(place, card=onset.SEARCH_CARD if seed in SEARCH else onset.CARD)
@@ -104,21 +107,22 @@ def searched(folder: Path, row: str, rate: str) -> Iterator[dict[str, Any]]:
 
 
 def write_page() -> None:
-    """Write the table between the marks of the page."""
-    own = {one.row: one for one in onset_page.read(DATA)}
-    filip = {
-        OF_ONSET[one.row]: one
-        for one in onset_page.read(onset.DATA)
-        if one.row in OF_ONSET and one.steps == STEPS
-    }
-    vectors = {row: ROWS[row][0] for row in ROWS if row in own} | dict.fromkeys(filip, 9)
-    put_on_page(onset_page.PAGE, table(own | filip, vectors), MARKS)
+    """Write a table for each length of CLIP's trainings between the marks of the page."""
+    own, of_onset = onset_page.read(DATA), onset_page.read(onset.DATA)
+    tables = []
+    for steps in sorted({one.steps for one in own if one.row == CLIP_MEAN}):
+        rows = {one.row: one for one in own if one.steps == steps}
+        filip = {OF_ONSET[one.row]: one for one in of_onset if one.row in OF_ONSET and one.steps == steps}
+        vectors = {row: ROWS[row][0] for row in ROWS if row in rows} | dict.fromkeys(filip, 9)
+        tables.append(table(rows | filip, vectors))
+    put_on_page(onset_page.PAGE, "\n\n".join(tables), MARKS)
 
 
 def table(rows: dict[str, Curves], vectors: dict[str, int]) -> str:
     """Return the Markdown table: R@1, what it is above the first row's (paired by seed), bytes and seconds."""
+    steps = rows[next(iter(vectors))].steps
     lines = [
-        f"| compared by | vectors, bytes an image | rate | R@1 after {STEPS} steps | less CLIP, mean | CPU seconds |",
+        f"| compared by | vectors, bytes an image | rate | R@1 after {steps:,} steps | less CLIP, mean | CPU seconds |",
         "| --- | ---: | --- | ---: | ---: | ---: |",
     ]
     first = rows[next(iter(vectors))].seeds
