@@ -120,6 +120,11 @@ def _is_of_hydra(override: Override, groups: Container[str]) -> bool:
 @lru_cache(maxsize=64)
 def _composed(schema: type, config_name: str | None, overrides: tuple[str, ...]) -> DictConfig:
     """Let Hydra compose a command's files and defaults. The result is not to be changed."""
+    if config_name is None and not overrides:
+        # The defaults alone. Hydra would give the same, and look at every imported module first.
+        defaults = copy.deepcopy(structured_config(schema))
+        OmegaConf.set_struct(defaults, True)
+        return cast(DictConfig, defaults)
     GlobalHydra.instance().clear()
     # A command without a config file must not see filip/conf: its folders are groups, and `model=PATH` would
     # then ask for the group `model`.

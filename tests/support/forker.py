@@ -48,9 +48,13 @@ def import_everything() -> None:
     import filip.data.text_rules
     import filip.data.translate
     import filip.index.build
-    import filip.train.loop  # noqa: F401
+    import filip.train.loop
+    from filip.train.config import TrainConfig
 
     tokenizer.prepare()
+    # the files that trainings in tests have in common, which Hydra composes once
+    places = ["run_dir=-", "out=-"]
+    filip.command.compose_config(TrainConfig, ["experiment=demo", "model=tiny", *places], "train")
 
 
 @dataclass
