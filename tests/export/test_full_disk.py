@@ -7,6 +7,7 @@ import pytest
 
 from filip.command import run_command
 from filip.export.__main__ import Export, export
+from filip.models import ModelConfig
 from tests.data.downloads import disk_with_room_for
 
 
@@ -27,7 +28,13 @@ def test_a_full_disk_is_a_sentence_and_leaves_nothing(
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    model = saved((lambda config: setattr(config, "interaction", "pooled")) if to == "open_clip" else None)
+    def change(config: ModelConfig) -> None:
+        if to == "open_clip":
+            config.interaction = "pooled"
+        elif to == "onnx":
+            config.image.layers = config.text.layers = 1
+
+    model = saved(change)
     out = tmp_path / "exported" / ("m.safetensors" if to == "safetensors" else "folder")
     arguments = [f"model={model}", f"to={to}", f"out={out}"]
     for room in rooms:
