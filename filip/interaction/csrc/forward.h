@@ -1,8 +1,8 @@
 // Forward, summed in float32: one product tile feeds both maxima.
 //
-// A block of images is transposed once into a panel: its tokens lie along the vector lanes. For each text,
+// A block of images is transposed once into a panel: its tokens lie along the vector lanes. For a few texts,
 // a register tile of TILE_ROWS text rows x STRIP_VECTORS vectors of image tokens runs over all columns; the
-// tile of the whole text x block goes to a small buffer (first- or second-level cache), where the vertical
+// tile of a few whole texts x block goes to a small buffer (first- or second-level cache), where the vertical
 // maximum is image-to-text and the horizontal maximum within an image's lanes is text-to-image.
 //
 // bfloat16 is widened to float32, or, where the CPU multiplies pairs of bfloat16, taken two columns at a time: panel
@@ -157,15 +157,25 @@ static int64_t block_end(const Problem& p, int64_t first) {
   return best;
 }
 
+// Text rows of one tile: enough that few register tiles are lower than they could be, and that the sums of the backward
+// pass over them are long, few enough for the second-level cache.
+constexpr int64_t CHUNK_ROWS = 64;
+
+// The end of the texts from `first` that make one tile; at least one.
+static int64_t chunk_end(const Problem& p, int64_t first, int64_t end) {
+  int64_t last = first + 1;
+  while (last < end && p.text_offsets[last + 1] - p.text_offsets[first] <= CHUNK_ROWS) ++last;
+  return last;
+}
+
 struct ForwardScratch {
   int64_t vectors;  // per tile row
   float *panel, *text, *tile, *best;
-  float* not_a_number;  // [image] NaN if one of its tokens is not finite, else 0
   int32_t* winner;
   Arena arena;
   ForwardScratch(const ForwardCall& call, Range images, uintptr_t base) : arena{base} {
     const Problem& p = call.problem;
-    const int64_t longest = p.longest_text;
+    const int64_t longest = at_least(p.longest_text, CHUNK_ROWS);
     const Range rows = image_rows(p, images);
     vectors = div_up(rows.end - rows.begin, LANES);
     panel = arena.take<float>(vectors * LANES * columns_of(p));
@@ -173,7 +183,6 @@ struct ForwardScratch {
     tile = arena.take<float>(longest * vectors * LANES);
     best = arena.take<float>(vectors * LANES);
     winner = arena.take<int32_t>(vectors * LANES);
-    not_a_number = arena.take<float>(images.end - images.begin);
   }
 };
 
@@ -181,11 +190,17 @@ static int64_t forward_bytes(const ForwardCall& call, Range images) {
   return static_cast<int64_t>(ForwardScratch(call, images, 0).arena.next);
 }
 
+// Strips no narrower than the register tile where they can be wider instead: a vector of 8 floats alone keeps half of
+// AVX2's multipliers busy.
+static int64_t strips_of_block(int64_t vectors) {
+  return STRIP_VECTORS == 2 ? at_least(1, vectors / 2) : div_up(vectors, STRIP_VECTORS);
+}
+
 static void pack_panel(const Problem& p, Range images, int64_t vectors, float* panel) {
   const int64_t first = p.image_offsets[images.begin], rows = p.image_offsets[images.end] - first;
   const int64_t columns = columns_of(p);
   const char* pairs = in_pairs(p) ? static_cast<const char*>(p.image) : nullptr;
-  const int64_t strips = div_up(vectors, STRIP_VECTORS);
+  const int64_t strips = strips_of_block(vectors);
   for (int64_t s = 0; s < strips; ++s) {
     const Range strip = part_of(vectors, strips, s);
     const int64_t width = (strip.end - strip.begin) * LANES;
@@ -204,28 +219,16 @@ static void pack_panel(const Problem& p, Range images, int64_t vectors, float* p
   }
 }
 
-// A NaN may lose every maximum; it must show in the result all the same, or a diverged model would go unnoticed.
-static float nan_or_zero(const void* rows, bool bf16, Range range, int64_t dim) {
-  float sum[16] = {};  // enough of them that none waits for itself
-  int64_t n = range.begin * dim;
-  for (; n + 16 <= range.end * dim; n += 16)
-    for (int l = 0; l < 16; ++l) sum[l] += element(rows, bf16, n + l) * 0.0f;
-  for (; n < range.end * dim; ++n) sum[0] += element(rows, bf16, n) * 0.0f;
-  for (int l = 1; l < 16; ++l) sum[0] += sum[l];
-  return sum[0];
-}
-
 // Both maxima of one text's finished tile.
-static void finish_text(const ForwardCall& call, Range images, int64_t j, const ForwardScratch& s) {
+static void finish_text(const ForwardCall& call, Range images, int64_t j, const float* tile, const ForwardScratch& s) {
   const Problem& p = call.problem;
   const int64_t stride = s.vectors * LANES, row0 = p.text_offsets[j];
   const int64_t length = p.text_offsets[j + 1] - row0, total = p.text_offsets[p.texts];
-  const float text_nan = nan_or_zero(p.text, p.bf16, {row0, row0 + length}, p.dim);
   for (int64_t v = 0; v < s.vectors; ++v) {
-    vf best = load(s.tile + v * LANES);
+    vf best = load(tile + v * LANES);
     vi where = {};
     for (int64_t r = 1; r < length; ++r) {
-      const vf next = load(s.tile + r * stride + v * LANES);
+      const vf next = load(tile + r * stride + v * LANES);
       const vi larger = next > best;
       best = larger ? next : best;
       where = larger ? splat(static_cast<int32_t>(r)) : where;
@@ -236,8 +239,7 @@ static void finish_text(const ForwardCall& call, Range images, int64_t j, const 
   for (int64_t i = images.begin; i < images.end; ++i) {
     const int64_t row = p.image_offsets[i], lane = row - p.image_offsets[images.begin];
     const int64_t n1 = p.image_offsets[i + 1] - row;
-    const float nan = s.not_a_number[i - images.begin] + text_nan;
-    call.i2t[i * p.texts + j] = sum_of(s.best + lane, n1) / static_cast<float>(n1) + nan;
+    const float i2t = sum_of(s.best + lane, n1) / static_cast<float>(n1);
     if (call.maps.i2t)
       for (int64_t k = 0; k < n1; ++k)
         store_map(call.maps.i2t, p.wide, row * p.texts + j * n1 + k, s.winner[lane + k]);
@@ -245,22 +247,27 @@ static void finish_text(const ForwardCall& call, Range images, int64_t j, const 
     for (int64_t r = 0; r < length; ++r) {
       float value;
       int64_t index;
-      first_maximum(s.tile + r * stride + lane, n1, &value, &index);
+      first_maximum(tile + r * stride + lane, n1, &value, &index);
       sum += value;
       if (call.maps.t2i) store_map(call.maps.t2i, p.wide, i * total + row0 + r, index);
     }
-    call.t2i[i * p.texts + j] = sum / static_cast<float>(length) + nan;
+    const float t2i = sum / static_cast<float>(length);
+    // A token that is not finite is so in all its products: in all that its own side takes the maximum of, while on the
+    // other side it may lose. It must show in both, or a diverged model would go unnoticed.
+    const float nan = i2t * 0.0f + t2i * 0.0f;
+    call.i2t[i * p.texts + j] = i2t + nan;
+    call.t2i[i * p.texts + j] = t2i + nan;
   }
 }
 
 // The products of `length` rows of text, in the form of the columns, with a packed block: tile[row][lane].
 static void product_tile(const Problem& p, const float* text, int64_t length, const float* packed, int64_t vectors,
                          float* tile) {
-  const int64_t stride = vectors * LANES, strips = div_up(vectors, STRIP_VECTORS), columns = columns_of(p);
-  const int64_t parts = div_up(length, TILE_ROWS);
+  const int64_t stride = vectors * LANES, strips = strips_of_block(vectors), columns = columns_of(p);
   for (int64_t strip = 0; strip < strips; ++strip) {
     const Range some = part_of(vectors, strips, strip);
     const float* panel = packed + some.begin * LANES * columns;
+    const int64_t parts = div_up(length, some.end - some.begin > STRIP_VECTORS ? 4 : TILE_ROWS);
     for (int64_t part = 0; part < parts; ++part) {
       const Range rows = part_of(length, parts, part);
       PRODUCTS[in_pairs(p)][rows.end - rows.begin - 1][some.end - some.begin - 1](
@@ -274,18 +281,17 @@ static void forward(const ForwardCall& call, Range images, Range texts, char* sc
   const Problem& p = call.problem;
   const ForwardScratch s(call, images, reinterpret_cast<uintptr_t>(scratch));
   pack_panel(p, images, s.vectors, s.panel);
-  for (int64_t i = images.begin; i < images.end; ++i)
-    s.not_a_number[i - images.begin] = nan_or_zero(p.image, p.bf16, image_rows(p, {i, i + 1}), p.dim);
   const int64_t columns = columns_of(p);
-  for (int64_t j = texts.begin; j < texts.end; ++j) {
-    const int64_t row0 = p.text_offsets[j], length = p.text_offsets[j + 1] - row0;
+  for (int64_t j = texts.begin; j < texts.end;) {
+    const int64_t last = chunk_end(p, j, texts.end), row0 = p.text_offsets[j], length = p.text_offsets[last] - row0;
     const float* text = static_cast<const float*>(p.text) + row0 * columns;
     if (p.bf16 && !in_pairs(p)) {
       copy_columns(p.text, true, {row0, row0 + length}, p.dim, 0, p.dim, p.dim, s.text);
       text = s.text;
     }
     product_tile(p, text, length, s.panel, s.vectors, s.tile);
-    finish_text(call, images, j, s);
+    for (; j < last; ++j)
+      finish_text(call, images, j, s.tile + (p.text_offsets[j] - row0) * s.vectors * LANES, s);
   }
 }
 

@@ -19,9 +19,6 @@
 namespace filip {
 namespace {
 
-// Text rows of one backward tile: enough that the sums over them are long, few enough for the second-level cache.
-constexpr int64_t CHUNK_ROWS = 64;
-
 static inline vf to_float(vi x) { return __builtin_convertvector(x, vf); }
 
 // 2^x within 2 ulp for |x| <= 125; NaN stays NaN.
@@ -197,6 +194,17 @@ static void add_strips(const Problem& p, const float* strips, int64_t rows, floa
       for (; c < strip.valid; ++c) out[c] += strips[c];
     }
   }
+}
+
+// NaN if a token is not finite, else 0. Such a one may lose every maximum; it must show in the result all the same.
+static float nan_or_zero(const void* rows, bool bf16, Range range, int64_t dim) {
+  float sum[16] = {};  // enough of them that none waits for itself
+  int64_t n = range.begin * dim;
+  for (; n + 16 <= range.end * dim; n += 16)
+    for (int l = 0; l < 16; ++l) sum[l] += element(rows, bf16, n + l) * 0.0f;
+  for (; n < range.end * dim; ++n) sum[0] += element(rows, bf16, n) * 0.0f;
+  for (int l = 1; l < 16; ++l) sum[0] += sum[l];
+  return sum[0];
 }
 
 struct SmoothScratch {
@@ -375,8 +383,7 @@ static void smooth_backward(const SmoothCall& call, Range images, Range texts, f
   pack_panel(p, images, s.vectors, s.panel);
   if (call.grad_text) pack_strips(p, p.image, image, s.image_strips);
   for (int64_t j = texts.begin; j < texts.end;) {
-    int64_t last = j + 1;
-    while (last < texts.end && p.text_offsets[last + 1] - p.text_offsets[j] <= CHUNK_ROWS) ++last;
+    const int64_t last = chunk_end(p, j, texts.end);
     const Range rows = {p.text_offsets[j], p.text_offsets[last]};
     const int64_t length = rows.end - rows.begin;
     similarities(call, rows, s);
