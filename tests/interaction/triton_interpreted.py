@@ -62,7 +62,7 @@ def test_captions_of_more_than_128_tokens() -> None:
 @pytest.mark.parametrize("dtype", [dtype for backend, dtype in BOUNDS if backend == "triton"])
 def test_errors_stay_within_their_bounds(dtype: str) -> None:
     # Shorter captions than the other backends', of as many different lengths: the interpreter is slow.
-    found, bound = measure("triton", dtype, lengths=(4, 9, 2, 12)), BOUNDS["triton", dtype]
+    found, bound = measure("triton", dtype, lengths=(4, 9, 2)), BOUNDS["triton", dtype]
     assert found.similarities <= bound.similarities and found.gradients <= bound.gradients, found
 
 

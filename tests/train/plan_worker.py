@@ -87,7 +87,8 @@ def peak(ranks: Ranks, checkpointing: str) -> dict[str, float]:
     config = config_of(
         "model=small",
         "global_batch=32",
-        "model.text.layers=4",
+        "model.image.layers=6",
+        "model.text.layers=3",
         f"model.gradient_checkpointing={checkpointing}",
     )
     one_step(config_of("model=tiny", "global_batch=4"), ranks)  # what is loaded at first use

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache, lru_cache
+from itertools import chain
 
 import numpy as np
 
@@ -37,15 +38,19 @@ def _list_of(language: str) -> tuple[np.ndarray, np.ndarray] | None:
     import wordfreq
 
     name = _ALIASES.get(language, language)
-    if name not in wordfreq.available_languages():
+    if name not in _languages():
         return None
-    hashes: list[np.ndarray] = []
-    values: list[np.ndarray] = []
-    # by 1/10 of a decibel, from the most common
-    for rank, words in enumerate(wordfreq.get_frequency_list(name)):
-        hashes.append(np.fromiter(map(hash, words), np.int64, len(words)))
-        values.append(np.full(len(words), max(9 - rank / 100, UNKNOWN), np.float32))
+    by_rank = wordfreq.get_frequency_list(name)  # by 1/10 of a decibel, from the most common
     wordfreq.get_frequency_list.cache_clear()  # it would keep every word as a string: 25 MB a language
-    joined, frequencies = np.concatenate(hashes), np.concatenate(values)
-    order = np.argsort(joined)
-    return joined[order], frequencies[order]
+    counts = [len(words) for words in by_rank]
+    hashes = np.fromiter(map(hash, chain.from_iterable(by_rank)), np.int64, sum(counts))
+    values = np.maximum(9 - np.arange(len(counts)) / 100, UNKNOWN).astype(np.float32)
+    order = np.argsort(hashes)
+    return hashes[order], np.repeat(values, counts)[order]
+
+
+@cache
+def _languages() -> frozenset[str]:
+    import wordfreq
+
+    return frozenset(wordfreq.available_languages())
