@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -31,27 +32,36 @@ def compute(batch: LossInput) -> TermOutput:
 
     The metrics also hold the share of images that prefer their true caption.
     """
+    plain, added, exists = against_altered(batch, "swapped")
+    return TermOutput(sum_of([plain.loss, 0.5 * (added * exists).mean()]), plain.metrics)
+
+
+def against_altered(batch: LossInput, name: str) -> tuple[TermOutput, Tensor, Tensor]:
+    """Return FILIP's loss, what each image's altered caption adds to its cross-entropy [b], and which there are [b].
+
+    The metrics hold the share of images that prefer their true caption, and the share of captions that were altered.
+    """
     similarity, metrics = batch.once("token_wise", token_wise.token_wise_similarity)
     plain = batch.cross_entropy(similarity)
-    swapped = batch.encoded.further
-    assert swapped is not None, "the encoder was given no swapped captions"
+    altered = batch.encoded.further
+    assert altered is not None, "the encoder was given no altered captions"
     if batch.settings.model.exclude_special_tokens:
-        swapped = without_ends(swapped)
+        altered = without_ends(altered)
     scale = batch.encoded.logit_scale.to(similarity.i2t.dtype)
     others = (scale * similarity.i2t).logsumexp(dim=1)
-    wrong = own_similarity(batch.encoded.image, swapped)
-    exists = (swapped.lengths > 0).to(wrong)  # lengths may stay on the host
-    added = (F.softplus(scale * wrong - others) * exists).mean()
+    smooth = batch.settings.token_maximum == "smooth"
+    wrong = own_similarity(batch.encoded.image, altered, batch.token_temperature if smooth else 0.0)
+    exists = (altered.lengths > 0).to(wrong)  # lengths may stay on the host
     own = similarity.i2t[:, batch.offset : batch.offset + len(wrong)].diagonal()
     right = ((own > wrong).to(wrong.dtype) * exists).sum() / exists.sum().clamp(min=1)
-    found = {"accuracy/swapped_words": right, "tokens/swapped_share": exists.mean()}
-    return TermOutput(sum_of([plain.loss, 0.5 * added]), plain.metrics | metrics | found)
+    found = {f"accuracy/{name}": right, f"tokens/{name}_share": exists.mean()}
+    return TermOutput(plain.loss, plain.metrics | metrics | found), F.softplus(scale * wrong - others), exists
 
 
-def own_similarity(image: Tensor, text: TextFeatures) -> Tensor:
+def own_similarity(image: Tensor, text: TextFeatures, temperature: float = 0.0) -> Tensor:
     """Return s^I of each image with the text of the same row [b], in at least float32.
 
-    The value is arbitrary where the row has no text.
+    The value is arbitrary where the row has no text. ``temperature``: of the smooth maximum; 0 = the maximum.
     """
     width = int(text.lengths.max().clamp(min=1))
     columns = text.lengths.new_ones(len(text.lengths), width).cumsum(1) - 1
@@ -60,17 +70,27 @@ def own_similarity(image: Tensor, text: TextFeatures) -> Tensor:
     padded = padded.masked_scatter(mask[..., None], text.tokens)
     similarity = image.to(padded.dtype) @ padded.transpose(1, 2)
     lowest = similarity.masked_fill(~mask[:, None], -2.0)  # below the cosine of any two vectors
+    if temperature:
+        words = text.lengths.clamp(min=1).to(lowest)
+        masked = (similarity / temperature).masked_fill(~mask[:, None], -torch.inf)
+        masked = masked.masked_fill(text.lengths.to(mask.device)[:, None, None] == 0, 0.0)
+        return temperature * (masked.logsumexp(dim=2).mean(dim=1) - words.log())
     # If several are equal, one takes the whole gradient, as in the engine.
     return lowest.gather(2, lowest.argmax(dim=2, keepdim=True)).squeeze(2).mean(dim=1)
 
 
 def check(settings: LossSettings) -> None:
-    """Raise UserError if the swapped captions would be compared otherwise than the true ones."""
-    for name, needed in (("token_keep_ratio", 1.0), ("token_keep_schedule", None), ("token_maximum", "hard")):
-        if getattr(settings, name) != needed:
+    """Raise UserError if altered captions would be compared otherwise than the true ones."""
+    for name, possible in (
+        ("token_keep_ratio", (1.0,)),
+        ("token_keep_schedule", (None,)),
+        ("token_maximum", ("hard", "smooth")),
+    ):
+        if getattr(settings, name) not in possible:
             raise UserError(
-                f"loss.swapped_words compares by the largest similarity to all tokens, and "
-                f"{name}={getattr(settings, name)} by another; leave {name} at its default, or set loss.swapped_words=0"
+                "loss.swapped_words and loss.reversed_relations compare by the hard or the smooth maximum over all "
+                f"tokens, and {name}={getattr(settings, name)} compares otherwise; leave {name} at its default, or the "
+                "term out"
             )
 
 

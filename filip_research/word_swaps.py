@@ -1,4 +1,6 @@
-"""Captions in which one noun is exchanged for one of another caption of the batch: near misses for the loss.
+"""Captions with one word exchanged: near misses for the loss.
+
+A noun gives way to one of another caption of the batch, or the word that relates two things to its opposite.
 
 Nobody tags words here. English noun phrases end in their noun ("a small red *bicycle* behind the *tree*"), so the last
 of each run of content words counts as one; verbs at the end of a run do, too ("a man *running*"). Only words that
@@ -24,6 +26,7 @@ from filip.tokenizer import BOS, EOS, token_texts
 from filip.words import FUNCTION_WORDS
 
 _TRIES = 8  # words that are drawn for a caption before it goes without
+OPPOSITES = ("left right", "above below", "over under", "inside outside")
 
 
 def with_noun_exchanged(batch: Mapping[str, Any], key: str) -> tuple[Tensor, Tensor]:
@@ -48,6 +51,29 @@ def with_noun_exchanged(batch: Mapping[str, Any], key: str) -> tuple[Tensor, Ten
         else:
             swapped[i, place] = new
     return swapped, swapped_lengths
+
+
+def with_relation_reversed(batch: Mapping[str, Any], key: str) -> tuple[Tensor, Tensor]:
+    """Return ids [b, n] and lengths [b] of the captions with their relation reversed, e.g. "left of" for "right of".
+
+    The length is 0 where a caption does not have exactly one word of OPPOSITES. batch: ``ids`` [b, n] and ``lengths``
+    [b] on the CPU. Nothing here is random, and ``key`` is not read.
+    """
+    ids, lengths = batch["ids"], batch["lengths"]
+    opposite = opposites()[ids]
+    reversible = (opposite >= 0) & (torch.arange(ids.shape[1]) < lengths[:, None])
+    return torch.where(reversible, opposite, ids), lengths * (reversible.sum(dim=1) == 1)
+
+
+@cache
+def opposites() -> Tensor:
+    """Return [vocabulary] int64: for each word of OPPOSITES the id of the other one; -1 for all other tokens."""
+    ids = {text: token for token, text in enumerate(token_texts())}
+    found = torch.full((len(token_texts()),), -1)
+    for pair in OPPOSITES:
+        first, second = (ids[f"{word} "] for word in pair.split())
+        found[first], found[second] = second, first
+    return found
 
 
 def nouns(ids: list[int]) -> list[int]:

@@ -94,12 +94,16 @@ def seeds_of(folder: Path, run: str) -> Iterator[DualEncoder]:
 
 def composed(study: Dose) -> Iterator[tuple[int, Iterator[Scene]]]:
     """Yield scenes of 1, 2, … things, no two of the same things."""
-    corpus = Path(study.results) / "corpus"
-    catalogue = Catalogue(fetch_packages(study.cache))
-    training, _ = train_and_test(catalogue, {artist.key: catalogue.drawings(artist) for artist in ARTISTS})
-    sprites = load_sprites([d for d in training if in_scenes(d.emoji)], corpus / "sprites")
+    sprites = training_sprites(study.results, study.cache)
     for count in DOSES:
         yield count, _scenes(sprites, count, study.scenes)
+
+
+def training_sprites(results: str, cache: str) -> Sprites:
+    """Return the drawings that the demo's training scenes show."""
+    catalogue = Catalogue(fetch_packages(cache))
+    training, _ = train_and_test(catalogue, {artist.key: catalogue.drawings(artist) for artist in ARTISTS})
+    return load_sprites([d for d in training if in_scenes(d.emoji)], Path(results) / "corpus" / "sprites")
 
 
 def _scenes(sprites: Sprites, count: int, scenes: int) -> Iterator[Scene]:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.train.loss_batches import Batch
-from tests.train.loss_references import cross_entropy, hard_maximum, sigmoid_of, token_wise_matrices
+from tests.train.loss_references import Maximum, cross_entropy, hard_maximum, sigmoid_of, token_wise_matrices
 
 
 def sparc(batch: Batch) -> Tensor:
@@ -60,21 +60,33 @@ def hard_negatives(batch: Batch, margin: float = 0.1) -> Tensor:
     return cross_entropy(i2t + added, t2i + added.T, batch)
 
 
-def swapped_words(batch: Batch) -> Tensor:
-    """Let an image choose among all captions and its own swapped one, a caption among all images."""
-    i2t, t2i = token_wise_matrices(batch)
+def with_altered(batch: Batch, maximum: Maximum) -> tuple[Tensor, Tensor]:
+    """Return FILIP's loss, and what it gains where an image also chooses against its own altered caption."""
+    i2t, t2i = token_wise_matrices(batch, maximum)
     positive = batch.positives().double()
     target = positive / positive.sum(dim=1, keepdim=True)
-    total = torch.zeros((), dtype=torch.float64)
-    swapped = batch.further.split(batch.further_lengths.tolist())
+    plain, gained = cross_entropy(i2t, t2i, batch), torch.zeros((), dtype=torch.float64)
+    altered = batch.further.split(batch.further_lengths.tolist())
     for i, image in enumerate(batch.image):
-        logits = batch.scale * i2t[i]
-        if len(swapped[i]):
-            wrong = hard_maximum(image @ swapped[i].T).mean()
-            logits = torch.cat([logits, batch.scale * wrong])
-        total = total - (target[i] * F.log_softmax(logits, dim=0)[: len(i2t)]).sum()
-    of_captions = -(target * F.log_softmax(batch.scale * t2i.T, dim=1)).sum(dim=1).mean()
-    return (total / len(i2t) + of_captions) / 2
+        if len(altered[i]):
+            logits = batch.scale * i2t[i]
+            wrong = batch.scale * maximum(image @ altered[i].T).mean()
+            for chosen in (logits, torch.cat([logits, wrong])):
+                sign = 1 if len(chosen) == len(logits) else -1
+                gained = gained + sign * (target[i] * F.log_softmax(chosen, dim=0)[: len(i2t)]).sum()
+    return plain, gained / len(i2t)
+
+
+def swapped_words(batch: Batch) -> Tensor:
+    """Let an image choose among all captions and its own swapped one, a caption among all images."""
+    plain, gained = with_altered(batch, hard_maximum)
+    return plain + gained / 2
+
+
+def reversed_relations(batch: Batch, maximum: Maximum = hard_maximum) -> Tensor:
+    """Do the same with a weight of 4 instead of a half."""
+    plain, gained = with_altered(batch, maximum)
+    return plain + 4 * gained
 
 
 def caption_words(batch: Batch) -> Tensor:
@@ -99,5 +111,6 @@ RESEARCH: dict[str, Callable[[Batch], Tensor]] = {
     "text_conditioned": text_conditioned,
     "hard_negatives": hard_negatives,
     "swapped_words": swapped_words,
+    "reversed_relations": reversed_relations,
     "caption_words": caption_words,
 }

@@ -12,9 +12,11 @@ import torch
 from filip.errors import UserError
 from filip.train.losses import TERMS, Loss, resolve_weights, resolved_settings
 from filip_research.sparc import patch_weights
+from tests.research.references import reversed_relations
 from tests.support.squares import write_shards
 from tests.support.training import compose, losses, run_many, series, train_arguments
 from tests.train.loss_batches import random_batch, run, settings
+from tests.train.test_loss_terms import assert_same
 
 
 def margin(value: float) -> dict[str, Any]:
@@ -52,6 +54,14 @@ def test_a_setting_of_a_term_stands_with_its_weight() -> None:
         config.loss = written
         assert resolve_weights(written, "token_wise") == weights
         assert resolved_settings(config, weights) == written
+
+
+@pytest.mark.parametrize("counts", [[5], [1]])
+def test_altered_captions_are_compared_by_the_smooth_maximum_as_true_ones_are(counts: list[int]) -> None:
+    batch = random_batch("reversed_relations", counts, longest=4, seed=3)
+    expected = reversed_relations(batch, lambda s: 0.2 * torch.log(torch.exp(s / 0.2).mean(dim=-1)))
+    found = run("reversed_relations", batch, token_maximum="smooth", token_temperature=0.2).loss
+    assert_same(found, expected, batch)
 
 
 def test_captions_are_made_by_one_term_only(monkeypatch: pytest.MonkeyPatch) -> None:

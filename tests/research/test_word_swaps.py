@@ -8,7 +8,7 @@ import torch
 from filip.errors import UserError
 from filip.models import TextFeatures, build_model, load_preset
 from filip.tokenizer import decode_token, token_texts, tokenize
-from filip_research.word_swaps import nouns, with_noun_exchanged
+from filip_research.word_swaps import nouns, with_noun_exchanged, with_relation_reversed
 from tests.support.training import compose
 
 
@@ -58,6 +58,22 @@ def test_a_swapped_caption_differs_in_one_noun_that_its_group_does_not_have() ->
     assert torch.equal(with_noun_exchanged(batch, "1")[0], with_noun_exchanged(batch, "1")[0])
 
 
+def test_a_caption_with_one_relation_has_it_reversed() -> None:
+    captions = [
+        "a cat left of a dog",
+        "a bus above a tree, with a fish",
+        "a cat and a dog",
+        "left of, or above, a hat",
+    ]
+    batch = batch_of(captions, [0, 1, 2, 3])
+    altered, lengths = with_relation_reversed(batch, "0")
+    assert lengths.tolist() == [*batch["lengths"][:2].tolist(), 0, 0]  # none to reverse, and two of them
+    found = [text(altered[i], lengths[i]) for i in range(2)]
+    assert found == ["a cat right of a dog", "a bus below a tree , with a fish"]
+    again, _ = with_relation_reversed({**batch, "ids": altered}, "0")
+    assert torch.equal(again[:2], batch["ids"][:2])
+
+
 def test_the_model_encodes_them_beside_the_captions() -> None:
     model = build_model(load_preset("tiny")).eval()
     batch = batch_of(["a red dog", "of the", "two cats"], [0, 1, 2])
@@ -74,6 +90,7 @@ def test_the_model_encodes_them_beside_the_captions() -> None:
 
 
 def test_captions_that_would_be_compared_otherwise_are_refused() -> None:
-    for other in ("token_keep_ratio=0.5", "token_maximum=smooth"):
-        with pytest.raises(UserError, match=r"loss\.swapped_words compares by the largest similarity"):
-            compose("model=tiny", "loss.swapped_words=1", other)
+    for other in ("token_keep_ratio=0.5", "token_maximum=top_k"):
+        for term in ("swapped_words", "reversed_relations"):
+            with pytest.raises(UserError, match=r"compare by the hard or the smooth maximum over all tokens"):
+                compose("model=tiny", f"loss.{term}=1", other)

@@ -1,0 +1,49 @@
+"""A caption with its relation reversed is a wrong caption: "a cat left of a dog" against "a cat right of a dog".
+
+    L = (L_i2t + L_t2i) / 2 + p mean over i of log(1 + exp(t s^I(i, c_i') - log sum over j of exp(t s^I_ij)))
+
+c_i' is the caption of image i in which the word that relates two things gives way to its opposite (see
+:func:`filip_research.word_swaps.with_relation_reversed`), p the setting ``pressure``. Images whose caption has no such
+word, or several, have no such term. Hoehing et al. find that CLIP does not learn positions from pairs alone, and that
+it can be taught them by pairs that differ in nothing else.
+
+It is for a model that knows names already (``init_from``) and for captions most of which tell a relation: from scratch,
+or where a third of the captions did, nothing was learned in as many steps (docs/token_wise.md).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from filip import citations
+from filip.command import option
+from filip.train.losses.term import LossInput, TermOutput, sum_of
+from filip_research.swapped_words import SWAPPED_WORDS, against_altered
+from filip_research.word_swaps import with_relation_reversed
+
+
+@dataclass
+class Pressure:
+    """The setting of this term."""
+
+    pressure: float = option(4.0, "weight of the reversed captions beside FILIP's loss", at_least=0)
+
+
+def compute(batch: LossInput) -> TermOutput:
+    """Compute FILIP's loss and what the reversed captions add."""
+    plain, added, exists = against_altered(batch, "reversed")
+    return TermOutput(sum_of([plain.loss, batch.own.pressure * (added * exists).mean()]), plain.metrics)
+
+
+REVERSED_RELATIONS = replace(
+    SWAPPED_WORDS,
+    compute=compute,
+    about="token-wise similarity against own captions with their relation reversed, too",
+    captions=with_relation_reversed,
+    settings=Pressure,
+    citation=(
+        citations.BAGS_OF_WORDS,
+        "Hoehing et al., What's left can't be right: The remaining positional incompetence of contrastive "
+        "vision-language models, 2023 (arXiv 2311.11477)",
+    ),
+)
