@@ -219,6 +219,14 @@ static void pack_panel(const Problem& p, Range images, int64_t vectors, float* p
   }
 }
 
+// What is not finite in one direction shows in both. A token that is not finite is so in all its products, which are all
+// that its own side takes the maximum of, while on the other side it may lose; a diverged model would go unnoticed.
+static inline void store_pair(float i2t, float t2i, int64_t pair, float* all_i2t, float* all_t2i) {
+  const float nan = i2t * 0.0f + t2i * 0.0f;
+  all_i2t[pair] = i2t + nan;
+  all_t2i[pair] = t2i + nan;
+}
+
 // Both maxima of one text's finished tile.
 static void finish_text(const ForwardCall& call, Range images, int64_t j, const float* tile, const ForwardScratch& s) {
   const Problem& p = call.problem;
@@ -251,12 +259,7 @@ static void finish_text(const ForwardCall& call, Range images, int64_t j, const 
       sum += value;
       if (call.maps.t2i) store_map(call.maps.t2i, p.wide, i * total + row0 + r, index);
     }
-    const float t2i = sum / static_cast<float>(length);
-    // A token that is not finite is so in all its products: in all that its own side takes the maximum of, while on the
-    // other side it may lose. It must show in both, or a diverged model would go unnoticed.
-    const float nan = i2t * 0.0f + t2i * 0.0f;
-    call.i2t[i * p.texts + j] = i2t + nan;
-    call.t2i[i * p.texts + j] = t2i + nan;
+    store_pair(i2t, sum / static_cast<float>(length), i * p.texts + j, call.i2t, call.t2i);
   }
 }
 

@@ -185,37 +185,25 @@ static void pair_rows(const float*, int64_t, int64_t, float*) {}
 
 // target[row][0 .. dim) += the rows in strips.
 static void add_strips(const Problem& p, const float* strips, int64_t rows, float* target) {
-  for (int64_t s = 0; s < strips_of(p); ++s) {
-    const Slice strip = slice_of(p.dim, STRIP, s);
-    for (int64_t row = 0; row < rows; ++row, strips += strip.width) {
+  for (int64_t row = 0; row < rows; ++row)
+    for (int64_t s = 0; s < strips_of(p); ++s) {
+      const Slice strip = slice_of(p.dim, STRIP, s);
+      const float* in = strips + rows * strip.first + row * strip.width;
       float* out = target + row * p.dim + strip.first;
       int64_t c = 0;
-      for (; c + LANES <= strip.valid; c += LANES) store(out + c, load(out + c) + load(strips + c));
-      for (; c < strip.valid; ++c) out[c] += strips[c];
+      for (; c + LANES <= strip.valid; c += LANES) store(out + c, load(out + c) + load(in + c));
+      for (; c < strip.valid; ++c) out[c] += in[c];
     }
-  }
-}
-
-// NaN if a token is not finite, else 0. Such a one may lose every maximum; it must show in the result all the same.
-static float nan_or_zero(const void* rows, bool bf16, Range range, int64_t dim) {
-  float sum[16] = {};  // enough of them that none waits for itself
-  int64_t n = range.begin * dim;
-  for (; n + 16 <= range.end * dim; n += 16)
-    for (int l = 0; l < 16; ++l) sum[l] += element(rows, bf16, n + l) * 0.0f;
-  for (; n < range.end * dim; ++n) sum[0] += element(rows, bf16, n) * 0.0f;
-  for (int l = 1; l < 16; ++l) sum[0] += sum[l];
-  return sum[0];
 }
 
 struct SmoothScratch {
   int64_t vectors;  // per tile row
   float *panel, *text, *tile, *of_lane, *of_row, *shift, *paired;
-  float* not_a_number;                            // [image], where sums are relative to their largest terms
   float *image_strips, *text_strips, *text_sums;  // for gradients
   Arena arena;
   SmoothScratch(const SmoothCall& call, Range images, bool gradients, uintptr_t base) : arena{base} {
     const Problem& p = call.problem;
-    const int64_t rows = gradients ? at_least(p.longest_text, CHUNK_ROWS) : p.longest_text;
+    const int64_t rows = at_least(p.longest_text, CHUNK_ROWS);
     const Range image = image_rows(p, images);
     const int64_t tokens = image.end - image.begin;
     vectors = div_up(tokens, LANES);
@@ -226,7 +214,6 @@ struct SmoothScratch {
     of_lane = arena.take<float>(lanes);
     of_row = arena.take<float>(lanes);
     shift = arena.take<float>(lanes);
-    not_a_number = arena.take<float>(images.end - images.begin);
     paired = arena.take<float>(gradients && in_pairs(p) ? div_up(rows, 2) * vectors * LANES : 0);
     image_strips = arena.take<float>(gradients ? rows_in_strips(p, tokens) * padded_dim(p) : 0);
     text_strips = arena.take<float>(gradients ? rows_in_strips(p, rows) * padded_dim(p) : 0);
@@ -290,43 +277,48 @@ static float sum_over_lanes(const float* row, int64_t n, float scale, float* shi
   return sum_of_lanes(sum);
 }
 
+// Both smooth maxima of one text's finished tile.
+template <bool SHIFTED>
+static void finish_smooth(const SmoothCall& call, Range images, int64_t j, float* tile, const SmoothScratch& s) {
+  const Problem& p = call.problem;
+  const int64_t stride = s.vectors * LANES, first = p.image_offsets[images.begin];
+  const float scale = LOG2_E / call.temperature;
+  const int64_t length = p.text_offsets[j + 1] - p.text_offsets[j];
+  sums_over_rows<SHIFTED>(tile, stride, length, splat(scale), s.of_lane, s.shift);
+  // the logarithm of the mean, which is near 1 where t is large: that of the sum would cancel against log n
+  const vf inverse_n2 = splat(1 / static_cast<float>(length)), temperature = splat(call.temperature);
+  for (int64_t l = 0; l < stride; l += LANES) {
+    const vf mean = temperature * log_of(load(s.of_lane + l) * inverse_n2);
+    store(s.of_lane + l, SHIFTED ? mean + load(s.shift + l) : mean);
+  }
+  for (int64_t i = images.begin; i < images.end; ++i) {
+    const int64_t lane = p.image_offsets[i] - first, n1 = p.image_offsets[i + 1] - p.image_offsets[i];
+    const float i2t = sum_of(s.of_lane + lane, n1) / static_cast<float>(n1);
+    const vf inverse_n1 = splat(1 / static_cast<float>(n1));
+    float total = 0;
+    for (int64_t r = 0; r < length; r += LANES) {
+      const int64_t some = at_most(LANES, length - r);
+      float sums[LANES], shifts[LANES];
+      for (int64_t l = 0; l < some; ++l)
+        sums[l] = sum_over_lanes<SHIFTED>(tile + (r + l) * stride + lane, n1, scale, shifts + l);
+      for (int64_t l = some; l < LANES; ++l) sums[l] = static_cast<float>(n1), shifts[l] = 0;
+      total += sum_of_lanes(temperature * log_of(load(sums) * inverse_n1) + load(shifts));
+    }
+    store_pair(i2t, total / static_cast<float>(length), i * p.texts + j, call.i2t, call.t2i);
+  }
+}
+
 template <bool SHIFTED>
 static void any_forward(const SmoothCall& call, Range images, Range texts, char* scratch) {
   const Problem& p = call.problem;
   const SmoothScratch s(call, images, false, reinterpret_cast<uintptr_t>(scratch));
-  const int64_t stride = s.vectors * LANES, first = p.image_offsets[images.begin];
-  const float scale = LOG2_E / call.temperature;
   pack_panel(p, images, s.vectors, s.panel);
-  for (int64_t i = images.begin; SHIFTED && i < images.end; ++i)
-    s.not_a_number[i - images.begin] = nan_or_zero(p.image, p.bf16, image_rows(p, {i, i + 1}), p.dim);
-  for (int64_t j = texts.begin; j < texts.end; ++j) {
-    const Range rows = {p.text_offsets[j], p.text_offsets[j + 1]};
-    const int64_t length = rows.end - rows.begin;
-    const float text_nan = SHIFTED ? nan_or_zero(p.text, p.bf16, rows, p.dim) : 0;
+  for (int64_t j = texts.begin; j < texts.end;) {
+    const int64_t last = chunk_end(p, j, texts.end);
+    const Range rows = {p.text_offsets[j], p.text_offsets[last]};
     similarities(call, rows, s);
-    sums_over_rows<SHIFTED>(s.tile, stride, length, splat(scale), s.of_lane, s.shift);
-    // the logarithm of the mean, which is near 1 where t is large: that of the sum would cancel against log n
-    const vf inverse_n2 = splat(1 / static_cast<float>(length)), temperature = splat(call.temperature);
-    for (int64_t l = 0; l < stride; l += LANES) {
-      const vf mean = temperature * log_of(load(s.of_lane + l) * inverse_n2);
-      store(s.of_lane + l, SHIFTED ? mean + load(s.shift + l) : mean);
-    }
-    for (int64_t i = images.begin; i < images.end; ++i) {
-      const int64_t lane = p.image_offsets[i] - first, n1 = p.image_offsets[i + 1] - p.image_offsets[i];
-      const float nan = SHIFTED ? s.not_a_number[i - images.begin] + text_nan : 0;
-      call.i2t[i * p.texts + j] = sum_of(s.of_lane + lane, n1) / static_cast<float>(n1) + nan;
-      const vf inverse_n1 = splat(1 / static_cast<float>(n1));
-      float total = 0;
-      for (int64_t r = 0; r < length; r += LANES) {
-        const int64_t some = at_most(LANES, length - r);
-        float sums[LANES], shifts[LANES];
-        for (int64_t l = 0; l < some; ++l)
-          sums[l] = sum_over_lanes<SHIFTED>(s.tile + (r + l) * stride + lane, n1, scale, shifts + l);
-        for (int64_t l = some; l < LANES; ++l) sums[l] = static_cast<float>(n1), shifts[l] = 0;
-        total += sum_of_lanes(temperature * log_of(load(sums) * inverse_n1) + load(shifts));
-      }
-      call.t2i[i * p.texts + j] = total / static_cast<float>(length) + nan;
-    }
+    for (; j < last; ++j)
+      finish_smooth<SHIFTED>(call, images, j, s.tile + (p.text_offsets[j] - rows.begin) * s.vectors * LANES, s);
   }
 }
 
