@@ -87,9 +87,14 @@ def main(study: Dose) -> None:
 
 
 def seeds_of(folder: Path, run: str) -> Iterator[DualEncoder]:
-    """Yield the models of a run's seeds: RUN.safetensors, RUN_s1.safetensors, …"""
-    for file in sorted([folder / f"{run}.safetensors", *folder.glob(f"{run}_s[0-9].safetensors")]):
+    """Yield the models of a run's seeds."""
+    for file in models_of(folder, run):
         yield load_model(str(file)).eval()
+
+
+def models_of(folder: Path, run: str) -> list[Path]:
+    """Return the files of a run's seeds: RUN.safetensors, RUN_s1.safetensors, …"""
+    return sorted([folder / f"{run}.safetensors", *folder.glob(f"{run}_s[0-9].safetensors")])
 
 
 def composed(study: Dose) -> Iterator[tuple[int, Iterator[Scene]]]:

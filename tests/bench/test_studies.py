@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from scipy.stats import ttest_rel
 
-from bench.studies import onset_page, quarter, relations, terms, variants
+from bench.studies import half_truths, onset_page, quarter, relations, terms, variants
 
 
 def write(folder: Path, row: str, found: dict[tuple[str, int], float]) -> None:
@@ -55,7 +55,7 @@ def test_a_cell_without_all_tokens_is_left_out_and_rows_follow_their_cell(tmp_pa
     assert found["a quarter"].startswith("30.0 ±") and "(6.0 ±" in found["a quarter"]
 
 
-@pytest.mark.parametrize("page", [quarter, relations, terms, variants])
+@pytest.mark.parametrize("page", [half_truths, quarter, relations, terms, variants])
 def test_the_page_has_the_marks(page: object) -> None:
     text = onset_page.PAGE.read_text(encoding="utf-8")
     begin, end = page.MARKS  # type: ignore[attr-defined]
