@@ -120,6 +120,9 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, help="for a shape; 120, with --quick 25")
     parser.add_argument("--json", type=Path, help="write the ratios to this file")
     options = parser.parse_args()
+    known = {name: None for shape in (QUICK, SLICE) for name in contenders_of(shape)}
+    if unknown := set(options.only) - known.keys():
+        parser.error(f"--only {' '.join(unknown)}: the contenders are {', '.join(known)}")
     if reason := native.unavailable_reason():
         sys.exit(f"nothing to measure: {reason}")
     isas = [isa for isa in native.isas() if isa in (options.isa or LIMITS)]

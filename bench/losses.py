@@ -246,7 +246,10 @@ def main() -> None:
     return_freed_memory()
     batch = Batch(pairs, texts)
     found: dict[str, Any] = {}
-    own = {name: loss for name, loss in ours(batch).items() if name in (options.only or [name])}
+    terms = ours(batch)
+    if unknown := set(options.only) - terms.keys():
+        parser.error(f"--only {' '.join(unknown)}: the terms are {', '.join(terms)}")
+    own = {name: loss for name, loss in terms.items() if name in (options.only or [name])}
     kept = {name: loss for name, loss in naive(batch).items() if name in own and fits(name, pairs, texts)}
     times = {"ours": seconds(batch, own, options.rounds), "naive": seconds(batch, kept, 1)}
     threads = torch.get_num_threads()
