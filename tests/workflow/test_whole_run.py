@@ -19,7 +19,7 @@ def reduced(config: dict) -> dict:
     """Return the demo with few concepts, a tiny model and a handful of steps; every stage and every table."""
     config |= {"study": "reduced", "seeds": 1}
     config["demo"] = {"port": free_port(), "limit": 48, "cache": str(ROOT / ".cache" / "demo")}
-    config["demo"] |= {"scenes": 200, "test_scenes": 40}
+    config["demo"] |= {"scenes": 96, "test_scenes": 24}
     few_steps = ["global_batch=32", "max_steps=6", "log_every=2"]
     few_steps += ["optimizer.warmup_steps=2"]
     config["train"]["overrides"] = few_steps
@@ -141,13 +141,13 @@ def ranks_of(process: subprocess.Popen, run: str) -> list[psutil.Process]:
 def test_a_pre_empted_or_killed_training_resumes(finished: tuple[Path, Path], tmp_path: Path) -> None:
     clone, config = finished
     study = yaml.safe_load(config.read_text())
-    longer = ["model=tiny", "global_batch=16", "max_steps=60", "log_every=5", "checkpoint.every_steps=10"]
+    longer = ["model=tiny", "global_batch=16", "max_steps=36", "log_every=3", "checkpoint.every_steps=6"]
     study["runs"]["long"] = {"label": "long", "overrides": [*study["runs"]["filip"]["overrides"], *longer]}
     study["runs"]["long"]["launch"] = {"ranks_per_node": 2, "side_by_side": 1}
     config = tmp_path / "longer.yaml"
     config.write_text(yaml.safe_dump(study))
     target = clone / "results/reduced/models/long.json"
-    for number, steps in ((signal.SIGUSR1, 5), (signal.SIGKILL, 25)):
+    for number, steps in ((signal.SIGUSR1, 3), (signal.SIGKILL, 15)):
         command, environment = study_command(str(target.relative_to(clone)), cwd=clone, config=config)
         running = subprocess.Popen(command, cwd=clone, env=environment, stdout=subprocess.DEVNULL)
         deadline = time.monotonic() + 120
@@ -158,7 +158,7 @@ def test_a_pre_empted_or_killed_training_resumes(finished: tuple[Path, Path], tm
         assert running.wait(120) != 0 and not target.exists()
     done = run_study(str(target.relative_to(clone)), cwd=clone, config=config)
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
-    assert json.loads(target.read_text())["steps"] == 60
+    assert json.loads(target.read_text())["steps"] == 36
     (log,) = clone.glob("results/reduced/runs/long-*/log.jsonl")
     text = log.read_text()
     assert "stopped by a signal after step" in text and text.count("resumed from") == 2, text
