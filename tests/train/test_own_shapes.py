@@ -22,7 +22,6 @@ from filip.errors import UserError
 from filip.eval.encoders import FilipEncoder
 from filip.explore.towers import NotInPage, image_tower
 from filip.export.hf_folder import tower_config
-from filip.export.standalone.multi_vector_filip import FilipMultiVector
 from filip.models import DualEncoder, build_model, load_preset
 from filip.train.losses import Loss, resolve_weights
 from filip.train.step import by_name, from_names
@@ -236,6 +235,9 @@ def test_what_own_shapes_cannot_do_is_refused_by_name(settings: list[str], reaso
 
 
 def test_exports_see_squares_and_the_page_computes_none() -> None:
+    # not above: sentence-transformers takes a second of every process that collects the tests
+    from filip.export.standalone.multi_vector_filip import FilipMultiVector
+
     model = naflex_model().eval()
     assert FilipMultiVector(tower_config(model), None).processor.image_seq_length == 16
     with pytest.raises(NotInPage, match="in their own shape"):
