@@ -235,18 +235,26 @@ def my_package(tmp_path: Path) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
 
 
-@pytest.mark.parametrize("fleet", [(), ("gpus=8",)])
 def test_a_training_is_planned_with_the_term_and_the_optimiser_of_the_extending_page(
-    my_package: dict[str, str], fleet: tuple[str, ...]
+    my_package: dict[str, str],
 ) -> None:
-    command = [
-        sys.executable, "-m", "filip", "train", "plan", "experiment=one_gpu", "ranks=[1]", *fleet,
-        "optimizer.name=sgd", "loss.my_term=0.5", "loss.my_margin={weight: 0.5, margin: 0.1}",
-    ]  # fmt: skip
-    done = subprocess.run(command, env=my_package, capture_output=True, text=True, timeout=120)
+    """By rank, and for a fleet, in one process."""
+    code = """
+import sys
+from filip.__main__ import main
+for fleet in ([], ["gpus=8"]):
+    sys.argv = ["filip", "train", "plan", "experiment=one_gpu", "ranks=[1]", *fleet, "optimizer.name=sgd"]
+    sys.argv += ["loss.my_term=0.5", "loss.my_margin={weight: 0.5, margin: 0.1}"]
+    main()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=my_package, capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stdout + done.stderr
-    # SGD keeps nothing, so the memory plan has no moments
-    assert "moments" not in done.stdout and "master weights" in done.stdout, done.stdout
+    # SGD keeps nothing, so the memory plans have no moments
+    assert "moments" not in done.stdout, done.stdout
+    by_rank, fleet = done.stdout.split("fleet  ", 1)
+    assert "master weights" in by_rank and "master weights" in fleet, done.stdout
 
 
 def test_a_package_that_is_imported_before_filip_has_its_optimiser_and_a_term_that_computes_by_its_setting(
