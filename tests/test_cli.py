@@ -9,6 +9,7 @@ import pytest
 import filip
 from filip.__main__ import GROUPS, choose, commands, overview, run
 from filip.errors import UserError
+from tests.support.forked import run_python
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = [" ".join(command.words) for command in commands()]
@@ -56,9 +57,9 @@ def filip_command(*arguments: str, before: str = "pass") -> subprocess.Completed
 
 
 def test_train_is_a_command_like_the_others() -> None:
-    found = filip_command("train", "--help")
+    found = run_python("-m", "filip", "train", "--help")
     assert found.returncode == 0 and "run_dir=REQUIRED" in found.stdout
-    found = filip_command("train", "experiment=demo")
+    found = run_python("-m", "filip", "train", "experiment=demo")
     assert found.returncode == 2 and found.stderr.startswith("error: required but not given: out, run_dir")
 
 

@@ -147,7 +147,7 @@ def test_a_pre_empted_or_killed_training_resumes(finished: tuple[Path, Path], tm
     config = tmp_path / "longer.yaml"
     config.write_text(yaml.safe_dump(study))
     target = clone / "results/reduced/models/long.json"
-    for number, steps in ((signal.SIGUSR1, 3), (signal.SIGKILL, 15)):
+    for number, steps in ((signal.SIGUSR1, 3), (signal.SIGKILL, 9)):
         command, environment = study_command(str(target.relative_to(clone)), cwd=clone, config=config)
         running = subprocess.Popen(command, cwd=clone, env=environment, stdout=subprocess.DEVNULL)
         deadline = time.monotonic() + 120
