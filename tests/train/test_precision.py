@@ -23,7 +23,7 @@ def test_loss_scale_and_non_finite_numbers(squares: Path, tmp_path: Path) -> Non
     (tmp_path / "floor.json").write_text(json.dumps(settings))
     saving = ("max_steps=14", "checkpoint.every_steps=4", "poison_at=7")
     runs = [
-        train_arguments(squares, tmp_path / "fp16", *fp16, "max_steps=32"),
+        train_arguments(squares, tmp_path / "fp16", *fp16, "max_steps=22"),
         train_arguments(squares, tmp_path / "stops", *saving),
         train_arguments(squares, tmp_path / "rolls_back", *saving, "watchdog.non_finite=rollback"),
         train_arguments(squares, tmp_path / "diverges", "optimizer.base_lr=1e30", "max_steps=14"),
