@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import random
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -120,28 +120,26 @@ def trained(study: Relations, row: str, seed: int, model: Path) -> tuple[Path, f
     seconds = 0.0
     # a weight of 1,000 leaves other captions to one scene in some hundreds
     for part, steps, weight in (("learned", LEARN, 1000), ("kept", KEEP, 0)):
-        place, out = (
-            replace(study, steps=steps, warmup_steps=50),
-            Path(tempfile.gettempdir()) / f"relations_{part}.safetensors",
-        )
-        outcome = run(place, [*common, f"init_from={model}", f"data.recaption_weight={weight}"], save=out)
+        out = Path(tempfile.gettempdir()) / f"relations_{part}.safetensors"
+        settings = [*common, f"init_from={model}", f"data.recaption_weight={weight}"]
+        outcome = run(replace(study, steps=steps, warmup_steps=50), settings, save=out)
         model, seconds = out, seconds + outcome.seconds
     return model, seconds
 
 
-def keep(study: Relations, row: str, seed: int, make: Any) -> None:
+def keep(study: Relations, row: str, seed: int, make: Callable[[], tuple[Path, float]]) -> None:
     """Evaluate a model and keep what was found in DATA, unless it has that one."""
     file = DATA / f"{row.replace('`', '').replace(' ', '-')}-{seed}.json"
     if file.exists():
         return
     model, seconds = make()
-    search = seed == SEARCH
-    scenes = load_card(onset.SEARCH_CARD if search else onset.CARD)
+    card = onset.SEARCH_CARD if seed == SEARCH else onset.CARD
+    scenes = load_card(card)
     relation = load_card("eval/demo_select_relation.yaml")
     relation = replace(relation, layout=replace(relation.layout, path=scenes.layout.path))
     scorer = load_scorer(str(model))
     chosen = select(scorer, relation, Context(study.root))
-    recall = recall_of(scorer, replace(study, card=onset.SEARCH_CARD if search else onset.CARD))
+    recall = recall_of(scorer, replace(study, card=card))
     found = {
         "relation": {by: round(100 * float(chosen[by]["value"]), 1) for by in RANKINGS},
         "recall": {way: round(recall[f"{way} r1"], 1) for way in ("i2t", "t2i")},
