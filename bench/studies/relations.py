@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import random
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -76,9 +76,8 @@ def main(study: Relations) -> None:
     for seed in study.seeds:
         begin = f"_s{seed}" if 0 < seed < SEARCH else ""
         model = Path(study.results) / "models" / f"smooth{begin}.safetensors"
-        keep(study, START, seed, lambda model=model: (model, 0.0))
-        for row in study.only or ROWS:
-            keep(study, row, seed, lambda row=row, seed=seed, model=model: trained(study, row, seed, model))
+        for row in (START, *(study.only or ROWS)):
+            keep(study, row, seed, model)
 
 
 def write_captions(study: Relations, folder: Path) -> None:
@@ -127,12 +126,12 @@ def trained(study: Relations, row: str, seed: int, model: Path) -> tuple[Path, f
     return model, seconds
 
 
-def keep(study: Relations, row: str, seed: int, make: Callable[[], tuple[Path, float]]) -> None:
-    """Evaluate a model and keep what was found in DATA, unless it has that one."""
+def keep(study: Relations, row: str, seed: int, model: Path) -> None:
+    """Train further, unless the row is START, and keep what was found in DATA, unless it has that training."""
     file = DATA / f"{row.replace('`', '').replace(' ', '-')}-{seed}.json"
     if file.exists():
         return
-    model, seconds = make()
+    model, seconds = (model, 0.0) if row == START else trained(study, row, seed, model)
     card = onset.SEARCH_CARD if seed == SEARCH else onset.CARD
     scenes = load_card(card)
     relation = load_card("eval/demo_select_relation.yaml")
