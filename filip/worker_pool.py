@@ -14,6 +14,10 @@ from typing import Any
 from filip.errors import UserError
 from filip.progress import Progress
 
+# How loaders start their workers on every Python: these share what the process has loaded, and end with it. By default
+# Python 3.14 would let each import PyTorch, and go on after the process was killed.
+LOADER_START = "fork"
+
 
 def run_blocks(
     function: Callable[..., int],

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from filip.errors import UserError, first_line
 from filip.rgb import UNDECODABLE, to_rgb, upright, upright_box
+from filip.worker_pool import LOADER_START
 
 
 @dataclass
@@ -157,7 +158,11 @@ def batches(
 ) -> Iterator[Batch]:
     """Go through a test set once, in order. Unreadable images are left out and named in the batch."""
     loader = DataLoader(
-        _Transformed(data, transform), batch_size=batch_size, num_workers=workers, collate_fn=_collate
+        _Transformed(data, transform),
+        batch_size=batch_size,
+        num_workers=workers,
+        multiprocessing_context=LOADER_START if workers else None,
+        collate_fn=_collate,
     )
     yield from loader
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import multiprocessing
 import signal
 import subprocess
 import sys
@@ -166,15 +165,10 @@ def test_two_ranks_read_every_pair_of_a_bucket_once_an_epoch(bucket: str, pairs:
 
 
 def test_a_resumed_run_reads_the_shards_that_are_not_finished(
-    web: str, pairs: Pairs, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+    web: str, pairs: Pairs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two ranks with two workers stop; one with one worker goes on: nothing is lost, finished shards do not return."""
     monkeypatch.setattr(streaming, "BUFFER", 2)  # so that a shard is finished soon
-    method = multiprocessing.get_start_method()
-    multiprocessing.set_start_method(
-        "fork", force=True
-    )  # of Python before 3.14: workers inherit the small buffer
-    request.addfinalizer(lambda: multiprocessing.set_start_method(method, force=True))
     shards = f"{web}/shards/{{00000..00007}}.tar"
     ranks = [stream(web, rank, ranks=2, workers=2, shards=shards) for rank in range(2)]
     before = [batch for rank in ranks for batch in itertools.islice(rank, 5)]

@@ -31,6 +31,7 @@ from filip.data.loading.transforms import OwnShapeTransform, TrainTransform, tra
 from filip.data.preprocessing import EvalTransform
 from filip.errors import UserError
 from filip.rgb import UNDECODABLE
+from filip.worker_pool import LOADER_START
 
 log = logging.getLogger(__name__)
 _NEARBY, _ATTEMPTS = 5, 50  # images tried for one slot: within its shard, and before giving up
@@ -216,6 +217,7 @@ class PairLoader:
             batch_size=None,
             sampler=_Rest(self._at, self._batches),
             num_workers=workers,
+            multiprocessing_context=LOADER_START if workers else None,
             prefetch_factor=PREFETCH if workers else None,
             persistent_workers=workers > 0,
             pin_memory=pin_memory,

@@ -38,6 +38,7 @@ from filip.data.sidecar import group_id
 from filip.errors import UserError
 from filip.rgb import UNDECODABLE
 from filip.sets.tar_index import IMAGE_SUFFIXES
+from filip.worker_pool import LOADER_START
 
 log = logging.getLogger(__name__)
 BUFFER = 2_000  # encoded samples that a worker shuffles among each other: some 100 MB at 256 px
@@ -229,6 +230,7 @@ class StreamLoader:
             stream,
             batch_size=None,
             num_workers=workers,
+            multiprocessing_context=LOADER_START if workers else None,
             prefetch_factor=PREFETCH if workers else None,
             pin_memory=pin_memory,
             worker_init_fn=prepare_worker,
