@@ -115,7 +115,13 @@ class OneHostSlurm:
         for job, state in self.jobs().items():  # a change, which has to be saved
             if state in ("PENDING", "RUNNING"):
                 self.ask("scontrol", "update", f"JobId={job}", f"AdminComment={before}")
-        self.wait_until(lambda: saved.stat().st_mtime > before)
+
+        def is_saved() -> bool:
+            with contextlib.suppress(FileNotFoundError):  # the old one goes before the new one comes
+                return saved.stat().st_mtime > before
+            return False
+
+        self.wait_until(is_saved)
         stop(self._pid("slurmctld"), number=signal.SIGKILL)
 
     def start_node(self, node: int) -> None:
