@@ -14,8 +14,8 @@ from typing import Any
 from filip.errors import UserError
 from filip.progress import Progress
 
-# How loaders start their workers on every Python: these share what the process has loaded, and end with it. By default
-# Python 3.14 would let each import PyTorch, and go on after the process was killed.
+# How loaders start their workers, on every Python: forked workers share what the process has loaded, and end with it.
+# With Python 3.14's default each worker would import PyTorch, and go on running after the process was killed.
 LOADER_START = "fork"
 
 

@@ -7,8 +7,8 @@ c_i' is the caption of image i in which the word that relates two things gives w
 word, or several, have no such term. Hoehing et al. find that CLIP does not learn positions from pairs alone, and that
 it can be taught them by pairs that differ in nothing else.
 
-It is for a model that knows names already (``init_from``) and for captions most of which tell a relation: from scratch,
-or where a third of the captions did, nothing was learned in as many steps (docs/token_wise.md).
+Use it on a trained model (``init_from``), with captions most of which tell a relation. From scratch, or where a third
+of the captions told one, nothing was learned in as many steps (docs/token_wise.md).
 """
 
 from __future__ import annotations
@@ -24,9 +24,11 @@ from filip_research.word_swaps import with_relation_reversed
 
 @dataclass
 class Pressure:
-    """The setting of this term."""
+    """Setting of this term."""
 
-    pressure: float = option(4.0, "weight of the reversed captions beside FILIP's loss", at_least=0)
+    pressure: float = option(
+        4.0, "weight of the penalty for reversed captions, relative to FILIP's loss", at_least=0
+    )
 
 
 def compute(batch: LossInput) -> TermOutput:

@@ -61,7 +61,7 @@ def against_altered(batch: LossInput, name: str) -> tuple[TermOutput, Tensor, Te
 def own_similarity(image: Tensor, text: TextFeatures, temperature: float = 0.0) -> Tensor:
     """Return s^I of each image with the text of the same row [b], in at least float32.
 
-    The value is arbitrary where the row has no text. ``temperature``: of the smooth maximum; 0 = the maximum.
+    The value is arbitrary where the row has no text. ``temperature`` is the smooth maximum's; 0 = the hard one.
     """
     width = int(text.lengths.max().clamp(min=1))
     columns = text.lengths.new_ones(len(text.lengths), width).cumsum(1) - 1

@@ -2,8 +2,8 @@
 
     python -m bench.studies.half_truths      # after `make demo SEEDS=5`; two CPU minutes on a Zen 4; writes the table
 
-Of each scene a true short caption, and the same with one wrong detail more (Kargi et al., arXiv 2602.23906): by the
-demo's models, by each ranking. Nothing is trained or chosen here.
+Each scene has a short true caption and a longer one that adds a wrong detail (Kargi et al., arXiv 2602.23906). The
+demo's models choose between them, by each ranking. Nothing is trained or tuned here.
 """
 
 from __future__ import annotations

@@ -3,10 +3,10 @@
     python -m bench.studies.relations                # after `make demo SEEDS=5`; what records/relations/ lacks
     python -m bench.studies.relations page=true      # write the table from what is there
 
-Each training goes on from one of the demo's smooth models: LEARN steps in which nearly every scene of two or more
-things has a caption that tells a relation, then KEEP steps with the demo's own captions. A row is that with a term of
-the loss or without. The sentences that tell a relation are brought in as captions made of the image are
-(data.recaption_weight). Lengths and weights were chosen with seed SEARCH, on the scenes of `demo_scenes_search`.
+Each training continues one of the demo's smooth models: LEARN steps in which nearly every scene of two or more things
+has a caption that tells a relation, then KEEP steps with the demo's own captions. The rows differ in the loss. The
+sentences that tell a relation are added to the side-cars as captions made from the image (data.recaption_weight).
+Lengths and weights were chosen with seed SEARCH, from the demo's first model, on the scenes of `demo_scenes_search`.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ DATA = Path("records/relations")
 MARKS = ("<!-- relations:begin -->", "<!-- relations:end -->")
 SEARCH, SEEDS = 100, (0, 1, 2, 3, 4)
 LEARN, KEEP = 500, 300
-SENTENCES = 4  # that are drawn for a scene; equal ones count once
+SENTENCES = 4  # drawn for each scene; duplicates count once
 START = "before"
 ROWS = {
     "without the term": ["loss.token_wise=1"],
@@ -74,14 +74,14 @@ def main(study: Relations) -> None:
     if not (with_relations / "complete").exists():
         write_captions(study, with_relations)
     for seed in study.seeds:
-        begin = f"_s{seed}" if 0 < seed < SEARCH else ""
-        model = Path(study.results) / "models" / f"smooth{begin}.safetensors"
+        suffix = f"_s{seed}" if 0 < seed < SEARCH else ""
+        model = Path(study.results) / "models" / f"smooth{suffix}.safetensors"
         for row in (START, *(study.only or ROWS)):
             keep(study, row, seed, model)
 
 
 def write_captions(study: Relations, folder: Path) -> None:
-    """Copy the demo's captions with up to SENTENCES relations more for each scene of two or more things."""
+    """Copy the demo's captions, adding up to SENTENCES relations to each scene of two or more things."""
     shards, captions = (Path(study.results) / "data" / "demo" / name for name in ("shards", "captions"))
     sprites = training_sprites(study.results, study.cache)
     concepts = sorted(sprites)
@@ -117,7 +117,7 @@ def trained(study: Relations, row: str, seed: int, model: Path) -> tuple[Path, f
     common = [*ROWS[row], "precision=fp32", "optimizer.base_lr=4e-3", "token_maximum=smooth",
               "token_temperature=0.05", f"seed={seed}"]  # fmt: skip
     seconds = 0.0
-    # a weight of 1,000 leaves other captions to one scene in some hundreds
+    # a weight of 1,000: scenes with a relation are hardly ever given another caption
     for part, steps, weight in (("learned", LEARN, 1000), ("kept", KEEP, 0)):
         out = Path(tempfile.gettempdir()) / f"relations_{part}.safetensors"
         settings = [*common, f"init_from={model}", f"data.recaption_weight={weight}"]
@@ -127,7 +127,7 @@ def trained(study: Relations, row: str, seed: int, model: Path) -> tuple[Path, f
 
 
 def keep(study: Relations, row: str, seed: int, model: Path) -> None:
-    """Train further, unless the row is START, and keep what was found in DATA, unless it has that training."""
+    """Train further (unless the row is START), evaluate, and keep the results in DATA; do nothing if they are there."""
     file = DATA / f"{row.replace('`', '').replace(' ', '-')}-{seed}.json"
     if file.exists():
         return
