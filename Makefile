@@ -76,9 +76,9 @@ run: study-exists setup  ## run any study: make run STUDY=own_images
 	@echo "tables       $(RESULTS)/tables/"
 	@echo "TensorBoard  $(RESULTS)/runs   (look at it with: make tensorboard)"
 
-speedrun: setup-dev  ## the demo's scenes, half of them found in the least processor time: records/README.md. OUT=records/… keeps the log
+speedrun: setup-dev  ## half of the demo's scenes in the least processor time. OUT=, ATTEMPT=, AGAINST=: records/README.md
 	@$(SNAKEMAKE) --quiet all -- results/demo/data/demo/manifest.json
-	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m bench.speedrun $(if $(OUT),out=$(OUT))
+	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m bench.speedrun $(if $(OUT),out=$(OUT)) $(if $(AGAINST),against=$(AGAINST)) $(if $(ATTEMPT),overrides='[$(ATTEMPT)]')
 
 study-exists:
 	@if [ ! -f "workflow/config/$(STUDY).yaml" ]; then \

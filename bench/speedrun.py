@@ -3,6 +3,7 @@
     make speedrun                                       # after the data stages of `make demo`; the record, five seeds
     python -m bench.speedrun overrides=[max_steps=300]  # an attempt: any setting of filip.train
     python -m bench.speedrun out=records/my-attempt     # keep its log
+    python -m bench.speedrun against=records/small-patches     # and train that record too, in turns: the ratio counts
 
 A trainer in one process and one thread, from top to bottom. Data, towers, loss, optimiser and schedule are the
 project's; in place of engine, checkpoints and monitors there is a loop that anything can look into (:func:`training`).
@@ -17,7 +18,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -32,6 +33,7 @@ from filip.command import compose_config, option, run_command
 from filip.data.loading.config import StreamConfig
 from filip.data.loading.loader import PairLoader, build_loader
 from filip.data.preprocessing import eval_transform
+from filip.errors import UserError
 from filip.eval.cards import load_card
 from filip.eval.datasets import batches
 from filip.eval.formats import open_set
@@ -77,10 +79,15 @@ class Speedrun(Place):
     out: str | None = option(
         None, "folder for a log of each seed, e.g. records/NAME; seeds that it has are not trained again"
     )
+    against: str | None = option(
+        None,
+        "folder of a record that is trained too, seed by seed in turn, so that both have one machine and day",
+    )
 
 
 def main(run: Speedrun) -> None:
     """Train once per seed, unless ``out`` has that training; say what was found, and whether the goal is reached."""
+    record = None if run.against is None else settings_of_record(Path(run.against))
     found = []
     for seed in run.seeds:
         file = None if run.out is None else Path(run.out) / f"seed-{seed}.json"
@@ -88,16 +95,40 @@ def main(run: Speedrun) -> None:
             found.append(json.loads(file.read_text(encoding="utf-8")))
             continue
         found.append(attempt(run, seed))
+        if record is not None:
+            other = attempt(replace(run, experiment=record[0], overrides=record[1:]), seed)
+            found[-1]["against"] = {key: other[key] for key in ("settings", "steps", "seconds", "i2t", "t2i")}
         if file is not None:
             write_json(file, found[-1])
-    reached = [fmean((one["i2t"], one["t2i"])) for one in found]
+    say_verdict(run, found)
+
+
+def settings_of_record(folder: Path) -> list[str]:
+    """Return the experiment of a record and its overrides. Raise UserError if the folder has no log."""
+    for file in sorted(folder.glob("seed-*.json")):
+        settings: list[str] = json.loads(file.read_text(encoding="utf-8"))["settings"]
+        return settings
+    raise UserError(
+        f"against={folder} is not a record: no seed-*.json is there. records/README.md lists them"
+    )
+
+
+def say_verdict(run: Speedrun, found: list[dict[str, Any]]) -> None:
+    """Say what each training found, their mean and p, and their time as a share of the other record's."""
     for one in found:
         say(f"seed {one['seed']}: {one['i2t']:.1f} / {one['t2i']:.1f} in {one['seconds']:.1f} CPU seconds")
+    reached = [fmean((one["i2t"], one["t2i"])) for one in found]
     say(
         f"R@1 {fmean(reached):.1f} ({len(reached)} trainings, sd {stdev(reached) if found[1:] else math.nan:.1f}; p of "
         f"less than {run.goal:g}: {chance_that_below(reached, run.goal):.1g}), "
         f"{fmean(one['seconds'] for one in found):.1f} CPU seconds a training on {found[0]['cpu']}"
     )
+    pairs = [(one, one["against"]) for one in found if "against" in one]
+    if pairs:
+        ratio = math.exp(fmean(math.log(own["seconds"] / other["seconds"]) for own, other in pairs))
+        its = fmean(fmean((other["i2t"], other["t2i"])) for _, other in pairs)
+        seconds = fmean(other["seconds"] for _, other in pairs)
+        say(f"the record finds {its:.1f} here in {seconds:.1f} CPU seconds; this is {ratio:.2f} of its time")
 
 
 def attempt(run: Speedrun, seed: int) -> dict[str, Any]:

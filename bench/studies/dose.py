@@ -1,10 +1,10 @@
 """Measure recall by the number of things in a scene and by bytes an image: the figure of docs/token_wise.md.
 
-    python -m bench.studies.dose      # after `make demo SEEDS=5`; five CPU minutes
+    python -m bench.studies.dose      # after `make demo SEEDS=5`; five CPU minutes, and one for each model of queries
 
-The demo's models on scenes that are composed here, DOSES things each, by the training's artists and without held-out
-pairs, so that only the number of things differs from the training list. Bytes are bought by averaging neighbouring
-patches of an image; the models were not trained so.
+The demo's models, and models of a few learned queries that are trained here as those are, on scenes that are composed
+here, DOSES things each, by the training's artists and without held-out pairs, so that only the number of things differs
+from the training list. FILIP's bytes are bought by averaging neighbouring patches of an image; it was not trained so.
 """
 
 from __future__ import annotations
@@ -14,11 +14,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bench.demo_training import DemoTraining, run
 from bench.readme import put_on_page
 from bench.speedrun import recall
 from bench.studies.onset_page import SMOOTH, with_interval
@@ -28,7 +30,8 @@ from filip.data.preprocessing import eval_transform
 from filip.files import replacing
 from filip.interaction import pooled_similarity, score
 from filip.models import DualEncoder, TextFeatures, load_model
-from filip.report.plots import INK, MUTED, grid
+from filip.progress import say
+from filip.report.plots import INK, KEPT, MUTED, grid
 from filip_demo.artists import ARTISTS
 from filip_demo.catalogue import Catalogue
 from filip_demo.corpus import train_and_test
@@ -50,7 +53,9 @@ DOSES = range(1, 9)
 TRAINED = 4  # things in a training scene, at most
 SIDES = (6, 3, 2, 1)  # sides of the grid of patches that an image keeps
 RUNS = {"CLIP": "clip", "FILIP": "filip", "FILIP, smooth": "smooth"}
-COLOURS = {"CLIP": MUTED, "FILIP": INK, "FILIP, smooth": SMOOTH}
+QUERIES = "learned queries"
+RATES = {1: "4e-3", 4: "8e-3", 16: "8e-3"}  # of learned queries: the best of bench/studies/variants.py
+COLOURS = {"CLIP": MUTED, "FILIP": INK, "FILIP, smooth": SMOOTH, QUERIES: KEPT}
 
 
 @dataclass
@@ -60,6 +65,8 @@ class Dose:
     results: str = option("results/demo", "results of the demo")
     cache: str = option(".cache/demo", "folder of the npm packages")
     scenes: int = option(500, "scenes of each number of things")
+    models: str = option("results/dose", "folder of the models of learned queries; what it lacks is trained")
+    seeds: list[int] = option([0, 1, 2, 3, 4], "seeds of the models of learned queries")
 
 
 @dataclass
@@ -70,20 +77,41 @@ class Doses:
     captions: list[str]
 
 
-Found = dict[str, list[dict[tuple[int, int], float]]]  # model, seed, (things, side of the grid): R@1
+Found = dict[str, list[dict[tuple[int, int], float]]]  # model, seed, (things, vectors an image): R@1
 
 
 def main(study: Dose) -> None:
-    """Write the page's table and the figure."""
+    """Train what is missing; write the page's table and the figure."""
     torch.set_num_threads(1)
+    queries = [[trained(study, count, seed) for count in RATES] for seed in study.seeds]
     models = {name: list(seeds_of(Path(study.results) / "models", run)) for name, run in RUNS.items()}
     doses = {count: encoded(scenes, models["CLIP"][0]) for count, scenes in composed(study)}
     found = {name: [scored(model, doses) for model in own] for name, own in models.items()}
+    found[QUERIES] = [
+        {key: recall for file in own for key, recall in scored(load_model(str(file)).eval(), doses).items()}
+        for own in queries
+    ]
     block = table(
         found, study.scenes, {count: truncated(dose, models["CLIP"][0]) for count, dose in doses.items()}
     )
     put_on_page(PAGE, block, MARKS)
     draw(found)
+
+
+def trained(study: Dose, count: int, seed: int) -> Path:
+    """Return the file of a model of ``count`` learned queries a side; train it as the demo's if it does not exist."""
+    file = Path(study.models) / f"queries-{count}-{seed}.safetensors"
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        place = DemoTraining(experiment="demo_small", steps=300, warmup_steps=100)
+        overrides = [
+            "model.pooling=queries",
+            f"model.pool_queries={count}",
+            f"optimizer.base_lr={RATES[count]}",
+        ]
+        outcome = run(place, [*overrides, f"seed={seed}"], save=file)
+        say(f"{count} queries, seed {seed}: {outcome.recall} after {outcome.seconds:.0f} CPU seconds")
+    return file
 
 
 def seeds_of(folder: Path, run: str) -> Iterator[DualEncoder]:
@@ -135,19 +163,18 @@ def encoded(scenes: Iterator[Scene], model: DualEncoder) -> Doses:
 
 @torch.no_grad()
 def scored(model: DualEncoder, doses: dict[int, Doses]) -> dict[tuple[int, int], float]:
-    """Return R@1 in percent, the mean of both directions, by number of things and side of the grid that is kept.
-
-    Of a model of one vector the side is 0.
-    """
+    """Return R@1 in percent, the mean of both directions, by number of things and vectors that an image keeps."""
     found = {}
     for count, dose in doses.items():
         texts = model.encode_text(*tokenizer.tokenize(dose.captions, model.config.text.context_length))
         images = torch.cat([model.encode_image(part) for part in dose.maps.split(100)])
-        if isinstance(texts, TextFeatures):
-            for side in SIDES:
-                found[count, side] = fmean(recall(score(averaged(images, side), *texts)).values())
+        if not isinstance(texts, TextFeatures):
+            found[count, 1] = fmean(recall(pooled_similarity(images, texts)).values())
+        elif images.shape[1] in RATES:
+            found[count, images.shape[1]] = fmean(recall(score(images, *texts)).values())
         else:
-            found[count, 0] = fmean(recall(pooled_similarity(images, texts)).values())
+            for side in SIDES:
+                found[count, side**2] = fmean(recall(score(averaged(images, side), *texts)).values())
     return found
 
 
@@ -166,9 +193,8 @@ def table(found: Found, scenes: int, cut: dict[int, float]) -> str:
         f"| *chance* | | {' | '.join(f'*{100 / scenes:.1f}*' for _ in DOSES)} |",
     ]
     for name, seeds in found.items():
-        for side in dict.fromkeys(side for _, side in seeds[0]):
-            vectors = max(1, side**2)
-            cells = [with_interval(seed[count, side] for seed in seeds) for count in DOSES]
+        for vectors in dict.fromkeys(vectors for _, vectors in seeds[0]):
+            cells = [with_interval(seed[count, vectors] for seed in seeds) for count in DOSES]
             lines.append(f"| {name} | {vectors}, {bytes_of(vectors):,} | {' | '.join(cells)} |")
     lines.append(f"| captions cut, % | | {' | '.join(f'{cut[count]:.0f}' for count in DOSES)} |")
     return "\n".join(lines)
@@ -190,14 +216,11 @@ def draw(found: Found) -> None:
     figure, (left, right) = grid(1, 2, 10, 4)
     for name, seeds in found.items():
         for number, seed in enumerate(seeds):
-            sides = sorted({side for _, side in seed})
-            label = "" if number else name
-            ys = [seed[count, sides[-1]] for count in DOSES]
-            left.plot(DOSES, ys, color=COLOURS[name], marker="o", ms=3, lw=1.2, label=label)
-            bought = [bytes_of(max(1, side**2)) for side in sides]
-            right.plot(
-                bought, [seed[3, side] for side in sides], color=COLOURS[name], marker="o", ms=3, lw=1.2
-            )
+            kept = sorted({vectors for _, vectors in seed})
+            style: dict[str, Any] = {"color": COLOURS[name], "marker": "o", "ms": 3, "lw": 1.2}
+            label = "" if number else f"{name}, {kept[-1]} of them" if name == QUERIES else name
+            left.plot(DOSES, [seed[count, kept[-1]] for count in DOSES], label=label, **style)
+            right.plot([bytes_of(n) for n in kept], [seed[3, n] for n in kept], **style)
     left.axvline(TRAINED + 0.5, color=MUTED, lw=0.6, ls=":")
     left.annotate("no training scene has more", (TRAINED + 0.6, 2), color=MUTED, fontsize=8)
     left.set(xlabel="things in the scene", ylim=(0, None))

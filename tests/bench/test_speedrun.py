@@ -10,9 +10,10 @@ import pytest
 import torch
 from scipy import stats
 
-from bench.speedrun import Place, chance_that_below, configure, recall
+from bench.speedrun import Place, Speedrun, chance_that_below, configure, main, recall, settings_of_record
 from bench.studies.onset import gini, settings_of
 from bench.studies.onset_page import Curves, at_seconds, differences, passing, read, table
+from filip.errors import UserError
 from filip.interaction import Similarity
 
 
@@ -22,6 +23,26 @@ def test_a_goal_is_reached_by_a_one_sided_t_test() -> None:
     assert chance_that_below(values, 50) == pytest.approx(expected)
     assert chance_that_below([49.0, 50.0, 48.0], 50) > 0.5
     assert math.isnan(chance_that_below([60.0], 50))
+
+
+def test_an_attempt_is_timed_against_a_record_trained_in_turns_with_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record, out = tmp_path / "record", tmp_path / "out"
+    record.mkdir()
+    with pytest.raises(UserError, match="is not a record"):
+        settings_of_record(record)
+    (record / "seed-0.json").write_text('{"settings": ["demo_speedrun", "max_steps=2"]}')
+    assert settings_of_record(record) == ["demo_speedrun", "max_steps=2"]
+    out.mkdir()
+    for seed, (seconds, others) in enumerate([(20, 40), (30, 60), (40, 80)]):
+        against = {"i2t": 58.0, "t2i": 60.0, "seconds": others}
+        log = {"seed": seed, "i2t": 51.0, "t2i": 53.0, "seconds": seconds, "cpu": "a CPU", "against": against}
+        (out / f"seed-{seed}.json").write_text(json.dumps(log))
+    main(Speedrun(seeds=[0, 1, 2], out=str(out), against=str(record)))
+    assert (
+        "the record finds 59.0 here in 60.0 CPU seconds; this is 0.50 of its time" in capsys.readouterr().err
+    )
 
 
 def test_recall_ranks_texts_by_one_similarity_and_images_by_the_other() -> None:
