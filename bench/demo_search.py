@@ -1,4 +1,4 @@
-"""The search for the demo's recipe: the same budget for every model, and the table of docs/demo.md.
+"""The search for the demo's recipe: the same budget for every model, and a table of docs/token_wise.md.
 
     python -m bench.demo_search             # after `make demo`; a minute and a half a training on one core
     python -m bench.demo_search experiment=demo steps=300 optimizers=[lamb,adamw] temperatures=[0.07]   # from scratch
