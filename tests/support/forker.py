@@ -28,7 +28,10 @@ from typing import Any
 
 
 def import_everything() -> None:
-    """Import what a training does, in the same order, and then what other commands do that tests start and kill."""
+    """Import what a training does, in the same order, and then what other commands do that tests start and kill.
+
+    All but the package ``workflow``, which Snakemake takes from the folder of its Snakefile.
+    """
     sys.modules.setdefault("wandb", None)  # type: ignore[arg-type]  # as filip.train.__main__
     import deepspeed.module_inject.auto_ep_layer
     import deepspeed.ops.op_builder.all_ops
@@ -40,6 +43,8 @@ def import_everything() -> None:
 
     with light_imports():
         import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401
+    import snakemake.cli  # noqa: F401
+
     import filip.command
     import filip.data.ingest
     import filip.data.prepare
@@ -48,6 +53,7 @@ def import_everything() -> None:
     import filip.data.text_rules
     import filip.data.translate
     import filip.index.build
+    import filip.study.check
     import filip.train.loop
     from filip.train.config import TrainConfig
 

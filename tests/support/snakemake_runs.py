@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 
+from tests.support.forked import run_python
 from workflow.study import ROOT
 
 
 def run_snakemake(
     *arguments: str, cwd: Path, config: Path, timeout: int = 300
 ) -> subprocess.CompletedProcess[str]:
-    command, environment = snakemake_command(*arguments, cwd=cwd, config=config)
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout)
+    """Run Snakemake with the local profile, in a process that has imported it already."""
+    profile = ["--profile", str(cwd / "workflow/profiles/local"), "--cores", "2"]
+    command = ["-m", "snakemake", "--configfile", str(config), *profile, *arguments]
+    return run_python(*command, variables=environment_of(cwd), cwd=cwd, timeout=timeout)
 
 
 def run_study(
@@ -29,20 +30,19 @@ def run_study(
 
 
 def study_command(*arguments: str, cwd: Path, config: Path) -> tuple[list[str], dict[str, str]]:
-    _, environment = snakemake_command(cwd=cwd, config=config)
-    return [sys.executable, "-m", "workflow.run", str(config), "--cores", "2", *arguments], environment
+    return [sys.executable, "-m", "workflow.run", str(config), "--cores", "2", *arguments], environment_of(
+        cwd
+    )
 
 
-def snakemake_command(*arguments: str, cwd: Path, config: Path) -> tuple[list[str], dict[str, str]]:
-    environment = {
+def environment_of(clone: Path) -> dict[str, str]:
+    """Return the environment in which a user has activated the environment of this Python."""
+    return {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "NO_ALBUMENTATIONS_UPDATE": "1",
-        "PYTHONPATH": str(cwd),
+        "PYTHONPATH": str(clone),
     }
-    profile = cwd / "workflow/profiles/local"
-    command = [sys.executable, "-m", "snakemake", "--configfile", str(config), "--profile", str(profile)]
-    return [*command, "--cores", "2", *arguments], environment
 
 
 def write_clone(target: Path) -> Path:
@@ -55,19 +55,3 @@ def write_clone(target: Path) -> Path:
     )
     shutil.copytree(ROOT, target, ignore=ignored)
     return target
-
-
-def dry_runs(
-    studies: Mapping[str, list[str]], cwd: Path, out: Path
-) -> dict[str, subprocess.CompletedProcess[str]]:
-    """Do ``snakemake -n`` with the options of each study; what it imports is imported once for all of them."""
-    _, environment = snakemake_command(cwd=cwd, config=cwd)
-    local = ["--profile", "workflow/profiles/local", "--cores", "2", "-n"]
-    runs = {str(out / name): [*options, *local] for name, options in studies.items()}
-    command = [sys.executable, str(Path(__file__).with_name("forked_snakemake.py")), json.dumps(runs)]
-    subprocess.run(command, cwd=cwd, env=environment, check=True, timeout=1500)
-    found = {}
-    for file, arguments in runs.items():
-        printed, _, code = Path(file).read_text().rstrip().rpartition("\n")
-        found[Path(file).name] = subprocess.CompletedProcess(arguments, int(code), printed, "")
-    return found

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from filip.data.cards import load_source
-from tests.support.snakemake_runs import dry_runs
+from tests.support.snakemake_runs import run_snakemake
 from workflow.study import ROOT
 
 STUDIES = sorted(path.stem for path in (ROOT / "workflow" / "config").glob("*.yaml"))
@@ -24,8 +24,8 @@ def study(name: str) -> dict:
     return yaml.safe_load((ROOT / f"workflow/config/{name}.yaml").read_text())
 
 
-def many_shards(folder: Path) -> list[str]:
-    """Write the study base with 34,000 shards of each of two sources, all downloaded; return how to plan it."""
+def many_shards(folder: Path) -> Path:
+    """Write the study base with 34,000 shards of each of two sources, all downloaded."""
     config = study("base")
     config |= {"data_dir": str(folder / "datasets"), "sources": config["sources"][:2]}
     config |= {"fine_tune": {}, "tables": {"retrieval": list(config["runs"])}}
@@ -42,31 +42,25 @@ def many_shards(folder: Path) -> list[str]:
         ):
             (stages / name).write_text(fragment)
     (folder / "base.yaml").write_text(yaml.safe_dump(config))
-    return ["--configfile", str(folder / "base.yaml"), "--rerun-triggers", "mtime"]
+    return folder / "base.yaml"
 
 
-def broken(folder: Path) -> list[str]:
-    """Write a study that breaks the schema; return how to plan it."""
+def broken(folder: Path) -> Path:
+    """Write a study that breaks the schema."""
     config = study("demo")
     config["demo"]["port"] = "eighty"
     (folder / "broken.yaml").write_text(yaml.safe_dump(config))
-    return ["--configfile", str(folder / "broken.yaml")]
+    return folder / "broken.yaml"
 
 
-@pytest.fixture(scope="module")
-def plans(clone: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, CompletedProcess[str]]:
-    """Do a dry run of every study of the repository, and of two that are written here."""
-    folder = tmp_path_factory.mktemp("plans")
-    studies = {name: ["--configfile", f"workflow/config/{name}.yaml"] for name in STUDIES}
-    return dry_runs({**studies, "MANY_SHARDS": many_shards(folder), "BROKEN": broken(folder)}, clone, folder)
+def plan(clone: Path, config: Path, *arguments: str) -> CompletedProcess[str]:
+    return run_snakemake("-n", *arguments, cwd=clone, config=config)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("study", STUDIES)
-def test_dry_run_prints_the_complete_dag_without_data(
-    clone: Path, plans: dict[str, CompletedProcess[str]], study: str
-) -> None:
-    done = plans[study]
+def test_dry_run_prints_the_complete_dag_without_data(clone: Path, study: str) -> None:
+    done = plan(clone, Path(f"workflow/config/{study}.yaml"))
     assert done.returncode == 0, done.stdout + done.stderr
     config = yaml.safe_load((clone / f"workflow/config/{study}.yaml").read_text())
     printed = done.stdout + done.stderr
@@ -99,19 +93,18 @@ def test_dry_run_prints_the_complete_dag_without_data(
 
 
 @pytest.mark.slow
-def test_34_000_shards_of_each_source_are_few_jobs(plans: dict[str, CompletedProcess[str]]) -> None:
-    done = plans["MANY_SHARDS"]
-    assert done.returncode == 0, done.stdout
+def test_34_000_shards_of_each_source_are_few_jobs(clone: Path, tmp_path: Path) -> None:
+    done = plan(clone, many_shards(tmp_path), "--rerun-triggers", "mtime")
+    assert done.returncode == 0, done.stdout + done.stderr
     counts = job_counts(done.stdout)
     assert counts["translate_part"] == 2 * 256 and counts["translate_plan"] == 2
     assert "download" not in counts and counts["total"] < 2 * 300
 
 
 @pytest.mark.slow
-def test_a_config_that_breaks_the_schema_stops_with_one_sentence(
-    plans: dict[str, CompletedProcess[str]],
-) -> None:
-    done = plans["BROKEN"]
+def test_a_config_that_breaks_the_schema_stops_with_one_sentence(clone: Path, tmp_path: Path) -> None:
+    done = plan(clone, broken(tmp_path))
+    printed = done.stdout + done.stderr
     assert done.returncode != 0
-    assert "demo.port" in done.stdout and "eighty" in done.stdout
-    assert "Traceback" not in done.stdout and "Building DAG" not in done.stdout
+    assert "demo.port" in printed and "eighty" in printed
+    assert "Traceback" not in printed and "Building DAG" not in printed

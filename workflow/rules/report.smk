@@ -90,7 +90,7 @@ rule funnel_page:
             category="Overview",
         ),
     params:
-        what=STUDY.funnel_page_arguments(),
+        what=lambda wildcards: STUDY.funnel_page_arguments(),
     log:
         f"{RESULTS}/logs/funnel_page.log",
     conda:

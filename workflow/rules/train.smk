@@ -51,7 +51,7 @@ if STUDY.efficiency:
         output:
             expand(f"{RESULTS}/efficiency/{{row}}.json", row=STUDY.efficiency),
         params:
-            launch=STUDY.efficiency_command(),
+            launch=lambda wildcards: STUDY.efficiency_command(),
             ranks=STUDY.efficiency_launch.ranks_of_a_start,
             out=lambda wildcards, output: Path(output[0]).parent,
             gathered=STUDY.gathered,
@@ -60,7 +60,7 @@ if STUDY.efficiency:
             f"{RESULTS}/logs/efficiency.log",
         benchmark:
             f"{RESULTS}/benchmarks/efficiency.tsv"
-        threads: STUDY.efficiency_launch.threads(lambda: workflow.cores)
+        threads: lambda wildcards: STUDY.efficiency_launch.threads(lambda: workflow.cores)
         retries: 0
         resources:
             **STUDY.efficiency_resources(lambda: workflow.non_local_exec),
