@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from statistics import NormalDist
 from typing import Any, NamedTuple
 
-from filip.interaction.triton_layout import GROUP, padded
+from filip.interaction.triton_layout import GROUP, cut, rows_of
 
 
 def _option(default: Any, help: str) -> Any:
@@ -146,11 +146,12 @@ def triton(s: Setting) -> Cost:
     maps = s.local * (slots * s.n1 + entries) * index_bytes
     unpadded = s.local * s.global_batch * (s.n1 + s.n2) * index_bytes
     weights = 2 * s.token_bytes * s.local * slots
-    # The running maximum of images that take several launches; the parts in which the image gradient is summed
-    launches = 8 * s.local * entries if s.n1 > 128 else 0
-    parts = -(-1024 // -(-s.local * padded(s.n1, 128) // 128))
+    # The running maximum of images of several blocks; the parts in which the image gradient is summed
+    launches = 4 * s.local * entries if len(cut(s.n1, 128)) > 1 else 0
+    copied = entries * s.dim * s.token_bytes  # the texts in the order of the tiles
+    parts = -(-1024 // -(-s.local * rows_of(s.n1, 128) // 128))
     partial = 4 * s.local * s.n1 * s.dim * parts
-    scratch = max(launches, weights + partial)
+    scratch = copied + max(launches, weights + partial)
     flops = triton_flops(s.local, s.n1, s.dim, lengths)
     return Cost(flops, packed.memory + maps - unpadded + scratch, packed.traffic)
 
@@ -158,13 +159,12 @@ def triton(s: Setting) -> Cost:
 def triton_flops(images: int, n1: int, dim: int, lengths: list[int]) -> int:
     """Count the flops of the Triton backend's forward and backward, at most.
 
-    An image takes 16, 32 or 64 rows, or else multiples of 64 in the text gradient and of 128 in the other two products;
-    all captions of a group take as many columns as its longest, in the text gradient an even number of them.
+    An image takes the rows of its blocks, and all captions of a group as many columns as its longest, in the text
+    gradient an even number of them.
     """
     tiles = _tiles_of_groups(lengths)
     even = [number + number % 2 for number in tiles]
-    products = 2 * padded(n1, 128) * sum(tiles) + padded(n1, 64) * sum(even)
-    return 2 * images * products * GROUP * dim
+    return 2 * images * rows_of(n1, 128) * (2 * sum(tiles) + sum(even)) * GROUP * dim
 
 
 def _tiles_of_groups(lengths: list[int]) -> list[int]:

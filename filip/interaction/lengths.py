@@ -23,17 +23,17 @@ class Lengths(list[int]):
         super().__init__(numbers)
         self._derived: dict[Any, Any] = {}
 
-    def derived(self, make: Callable[[list[int], torch.device], T], device: torch.device) -> T:
-        """Return ``make(self, device)``, computed once."""
-        if (make, device) not in self._derived:
-            self._derived[make, device] = make(self, device)
-        found: T = self._derived[make, device]
+    def derived(self, make: Callable[..., T], *how: Any) -> T:
+        """Return ``make(self, *how)``, computed once."""
+        if (make, *how) not in self._derived:
+            self._derived[make, *how] = make(self, *how)
+        found: T = self._derived[make, *how]
         return found
 
 
-def derived(lengths: list[int], make: Callable[[list[int], torch.device], T], device: torch.device) -> T:
-    """Return ``make(lengths, device)``; for :class:`Lengths` it is computed once and kept."""
-    return lengths.derived(make, device) if isinstance(lengths, Lengths) else make(lengths, device)
+def derived(lengths: list[int], make: Callable[..., T], *how: Any) -> T:
+    """Return ``make(lengths, *how)``; for :class:`Lengths` it is computed once and kept."""
+    return lengths.derived(make, *how) if isinstance(lengths, Lengths) else make(lengths, *how)
 
 
 class Order(NamedTuple):

@@ -8,9 +8,11 @@ Triton's interpreter on a CPU (``TRITON_INTERPRET=1``) and look at the machine c
 Layout. Captions are put in order of length and cut into groups of 64. A tile is *one position* of the 64 captions of a
 group: 64 rows of text tokens, those of captions that end before the group's longest repeating their last token, which
 cannot change a maximum. So captions of any length are scored by one kernel with almost no padding, and the maximum over
-the tokens of a caption is a running maximum over tiles, element by element, that never crosses a thread. An image
-occupies 16, 32, 64 or 128 rows of a block; longer ones are scored 128 rows at a time. Images that differ in length have
-a launch for each such number of rows: 16, 32, 64, 128, 192, ... They stay where they are; a program reads their places.
+the tokens of a caption is a running maximum over tiles, element by element, that never crosses a thread. The texts are
+copied in the order of the tiles, so that a tile is read from one address. An image occupies 16, 32, 64 or 128 rows of a
+block, or is cut into several of these: 80 tokens take 64 and 16 rows, 196 take 128, 64 and 16. A launch takes the
+blocks of one size of all images; those of the forward hand the maximum over an image's rows so far on, in 4 bytes for
+each image and text token.
 
 Backward. From the arg-max maps a tile of the similarity's gradient is rebuilt in registers (two one-hot matrices times
 their weights) and multiplied with the tokens of the other side. Adding the winners' rows instead, as on the CPU, is a
@@ -27,8 +29,8 @@ from torch import Tensor
 from filip.interaction import triton_launch
 from filip.interaction.packing import Pair, Residuals, Tokens
 from filip.interaction.triton_kernels import forward_kernel, image_gradient_kernel, text_gradient_kernel
-from filip.interaction.triton_launch import Kernels, Options, block_rows
-from filip.interaction.triton_layout import Layout, index_dtype, power_of_two
+from filip.interaction.triton_launch import Kernels, Options
+from filip.interaction.triton_layout import GROUP, Layout, index_dtype, power_of_two
 
 
 def unavailable_reason(image_tokens: Tensor, longest: int) -> str:
@@ -36,7 +38,7 @@ def unavailable_reason(image_tokens: Tensor, longest: int) -> str:
     return triton_launch.unavailable_reason(image_tokens)
 
 
-def launch_options(dtype: torch.dtype, n1: int, d: int, capability: int) -> Options:
+def launch_options(dtype: torch.dtype, d: int, capability: int) -> Options:
     """Return block sizes, warps and pipeline stages of the three kernels.
 
     They are for a GPU of compute ``capability`` (90 = 9.0).
@@ -62,25 +64,24 @@ def launch_options(dtype: torch.dtype, n1: int, d: int, capability: int) -> Opti
     block_d = min(features, 256 if resident else 32 if wide and not large else 128)
     backward = {"BLOCK_D": block_d, "num_warps": 8, "num_stages": 2}
     return {
-        "forward": {**block_rows(n1, 128), **forward},
-        "image": {**block_rows(n1, 128), **backward},
-        "text": {**block_rows(n1, 64), **backward},
+        "forward": {"ROWS": 128, **forward},
+        "image": {"ROWS": 128, **backward},
+        "text": {"ROWS": 64 if wide else 128, **backward},
     }
 
 
 def _allocate(
-    tokens: Tokens, layout: Layout, rows: int, save: bool
+    tokens: Tokens, layout: Layout, several: bool, save: bool
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, ...]]:
-    """Make the arg-max maps [P, slots] and [images, entries], and the maximum of rows scored so far."""
-    images, b = tokens.image, len(tokens.patches)
-    entries, kept = len(layout.row), b if save else 0
-    of_images = sum(tokens.patches) if save else 0
+    """Make the arg-max maps [groups, P, 64] and [tiles, images, 64], and the maximum over an image's blocks so far."""
+    images, groups, tiles = tokens.image, len(layout.first), len(layout.group)
+    b, rows = (len(tokens.patches), sum(tokens.patches)) if save else (0, 0)
     maps = (
-        images.new_empty(of_images, len(layout.text), dtype=index_dtype(max(tokens.lengths))),
-        images.new_empty(kept, entries, dtype=index_dtype(tokens.longest_image)),
+        images.new_empty(groups, rows, GROUP, dtype=index_dtype(max(tokens.lengths))),
+        images.new_empty(tiles, b, GROUP, dtype=index_dtype(tokens.longest_image)),
     )
-    best = images.new_empty(b if tokens.longest_image > rows else 0, entries, dtype=torch.float32)
-    return maps, (best, torch.empty_like(best, dtype=torch.int32))
+    best = images.new_empty(tiles, len(tokens.patches) if several else 0, GROUP, dtype=torch.float32)
+    return maps, (best,)
 
 
 KERNELS = Kernels(
@@ -95,7 +96,7 @@ KERNELS = Kernels(
 
 
 def forward(tokens: Tokens, save_for_backward: bool = True) -> tuple[Pair, Residuals]:
-    """Return s^I, s^T [images, texts] float32 and the arg-max maps [P, slots] and [images, entries]."""
+    """Return s^I, s^T [images, texts] float32 and the arg-max maps [groups, P, 64] and [tiles, images, 64]."""
     return triton_launch.forward(KERNELS, tokens, save_for_backward)
 
 

@@ -1,6 +1,6 @@
 """Launch the Triton kernels of a maximum: the three of either kind differ in what they keep, multiply again and read.
 
-A maximum is a :class:`Kernels`. Images that differ in length have a launch for each number of rows that holds them.
+A maximum is a :class:`Kernels`. Images are cut into blocks of 16, 32, 64 or 128 rows; a launch takes those of one size.
 Each program owns what it writes; where there are too few of them for a GPU they share the steps of one, and their parts
 are added in a fixed order. So there are no atomics, and the same bits each time.
 """
@@ -22,10 +22,10 @@ from filip.interaction.triton_layout import (
     Layout,
     Part,
     active_tiles,
+    by_group,
     lay_out,
     listed,
     parts_of,
-    power_of_two,
     scaled_weights,
 )
 
@@ -42,9 +42,10 @@ class Kernels:
     forward: Any
     image: Any  # the gradient of the images
     text: Any
-    options: Callable[[torch.dtype, int, int, int], Options]  # of dtype, n1, d and compute capability
-    # Make the two residuals, and what several launches of one image hand on, for the rows of one launch
-    allocate: Callable[[Tokens, Layout, int, bool], tuple[tuple[Tensor, Tensor], tuple[Tensor, ...]]]
+    options: Callable[[torch.dtype, int, int], Options]  # of dtype, d and compute capability
+    # Make the two residuals, and what the launches of an image hand on if there are several; of tokens, layout, whether
+    # there are, and whether to save
+    allocate: Callable[[Tokens, Layout, bool, bool], tuple[tuple[Tensor, Tensor], tuple[Tensor, ...]]]
     multiplies_again: bool  # the gradients read the tokens of both sides
     text_tiles: int  # tiles of one group that a program of the texts' gradient takes at once
 
@@ -60,54 +61,62 @@ def unavailable_reason(image_tokens: Tensor) -> str:
     return ""
 
 
-def block_rows(n1: int, most: int) -> dict[str, int | bool]:
-    """Return the rows of an image in a block of ``most`` rows, and the images next to one another in it."""
-    rows = min(power_of_two(n1), most)
-    return {"ROWS": rows, "IMAGES": most // rows}
+def of_rows(options: dict[str, int | bool], rows: int) -> dict[str, int | bool]:
+    """Return a kernel's options for images that take ``rows`` of its block's rows each."""
+    return {**options, "ROWS": rows, "IMAGES": options["ROWS"] // rows}
 
 
 class _Launches(NamedTuple):
     """The arguments of all launches of a pass."""
 
+    tokens: Tokens
     images: Tensor  # [P, d]
-    texts: Tensor  # [T, d]
     layout: Layout
-    parts: list[tuple[Part, Options]]  # one launch each, or one for every ROWS of its images
-    fixed: dict[str, bool | int]
+    options: Options
 
     @property
-    def counts(self) -> tuple[int, int]:
-        """Return the numbers of groups and tiles of captions."""
-        return len(self.layout.first), len(self.layout.row) // GROUP
+    def texts(self) -> Tensor:
+        """Return the rows of all tiles of texts [entries, d], which the kernels then read from one address."""
+        return self.tokens.text.index_select(0, self.layout.row)
+
+    def counts(self, part: Part) -> tuple[int, ...]:
+        """Return tokens of an image and features, and the numbers of blocks, images and their rows."""
+        images, d = self.images.shape
+        return self.tokens.longest_image, d, part.blocks, len(self.tokens.patches), images
+
+    def parts(self, name: str) -> list[tuple[Part, dict[str, int | bool]]]:
+        """Return the launches of a kernel, with its compile-time constants."""
+        options = self.options[name]
+        parts = parts_of(self.tokens, int(options["ROWS"]), name == "forward")
+        fixed = {"GROUP": GROUP, "WIDEN": _widen(self.images)}
+        return [(part, {**fixed, "RAGGED": part.ragged, **of_rows(options, part.rows)}) for part in parts]
 
 
 def _launches(kernels: Kernels, tokens: Tokens) -> _Launches:
     images, device = tokens.image.flatten(0, -2).contiguous(), tokens.image.device
-    d, capability = images.shape[1], capability_of(device)
-    parts = [(part, kernels.options(images.dtype, part.n1, d, capability)) for part in parts_of(tokens)]
-    fixed = {"RAGGED": tokens.image_lengths is not None, "GROUP": GROUP, "WIDEN": _widen(images)}
-    return _Launches(images, tokens.text.contiguous(), lay_out(tokens.lengths, device), parts, fixed)
+    options = kernels.options(images.dtype, images.shape[1], capability_of(device))
+    return _Launches(tokens, images, lay_out(tokens.lengths, device), options)
 
 
 def forward(
     kernels: Kernels, tokens: Tokens, save_for_backward: bool, numbers: tuple[float, ...] = ()
 ) -> tuple[Pair, Residuals]:
     """Return s^I, s^T [images, texts] float32 and what the kernels keep. ``numbers`` are their last arguments."""
-    images, texts, layout, parts, fixed = launches = _launches(kernels, tokens)
+    launches = _launches(kernels, tokens)
+    _, images, layout, _ = launches
+    parts, texts = launches.parts("forward"), launches.texts
     i2t = images.new_empty(tokens.shape, dtype=torch.float32)
     t2i = torch.empty_like(i2t)
-    largest = max(int(options["forward"]["ROWS"]) for _, options in parts)
-    residuals, handed_on = kernels.allocate(tokens, layout, largest, save_for_backward)
+    several = not all(part.last for part, _ in parts)
+    residuals, handed_on = kernels.allocate(tokens, layout, several, save_for_backward)
     with torch.cuda.device_of(images):  # Triton launches on the current device
-        for part, options in parts:
-            option = options["forward"]
-            rows, blocks = int(option["ROWS"]), triton.cdiv(part.images, option["IMAGES"])
-            for start in range(0, part.n1, rows):
-                kernels.forward[(blocks, len(layout.first))](
-                    images, texts, part.places, *layout[:4], layout.row, i2t, t2i, *residuals, *handed_on,
-                    part.n1, images.shape[1], start, part.images, i2t.shape[1], *launches.counts, *numbers,
-                    FIRST=start == 0, LAST=start + rows >= part.n1, SAVE=save_for_backward, **fixed, **option,
-                )  # fmt: skip
+        for part, option in parts:
+            rows = part.padded(images, int(option["IMAGES"])) if kernels.multiplies_again else images
+            kernels.forward[(triton.cdiv(part.blocks, option["IMAGES"]), len(layout.first))](
+                rows, texts, part.places, *layout[:4], i2t, t2i, *residuals, *handed_on, *launches.counts(part),
+                i2t.shape[1], images.shape[1], *numbers,
+                FIRST=part.first, LAST=part.last, SAVE=save_for_backward, **option,
+            )  # fmt: skip
     return (i2t, t2i), residuals if save_for_backward else ()
 
 
@@ -121,17 +130,17 @@ def backward(
 ) -> Pair:
     """Return float32 gradients of both inputs; one that is not needed is an empty tensor."""
     launches = _launches(kernels, tokens)
-    images, texts = launches[:2]
+    images = launches.images
     per_image, per_text = (torch.tensor(n, device=images.device) for n in (tokens.patches, tokens.lengths))
     upstream = grads[0].float() / per_image[:, None], grads[1].float() / per_text
-    of_images, of_texts = (tokens.image[:0].float(), texts[:0].float())
+    of_images, of_texts = tokens.image[:0].float(), tokens.text[:0].float()
     with torch.cuda.device_of(images):
         if needs[0]:
             of_rows, scale = _image_gradient(kernels, launches, upstream, residuals, numbers)
             of_images = (of_rows * _per_row(scale, per_image, len(images))).view(tokens.image.shape)
         if needs[1]:
             of_rows, scale = _text_gradient(kernels, launches, upstream, residuals, numbers)
-            of_texts = of_rows * _per_row(scale, per_text, len(texts))
+            of_texts = of_rows * _per_row(scale, per_text, len(tokens.text))
     return of_images, of_texts
 
 
@@ -143,22 +152,21 @@ def _image_gradient(
     kernels: Kernels, launches: _Launches, upstream: Pair, residuals: Residuals, numbers: tuple[float, ...]
 ) -> Pair:
     """Return the gradient of the images' rows [P, d], to be multiplied by the scale of each image."""
-    images, texts, layout, parts, fixed = launches
+    _, images, layout, _ = launches
+    parts, texts = launches.parts("image"), launches.texts
     weights, scale = scaled_weights(upstream, 1, layout, images.dtype)
     # [blocks of images, groups] of each part
-    active = [active_tiles(part.of(weights), int(option["image"]["IMAGES"])) for part, option in parts]
-    programs = [
-        len(tiles) * triton.cdiv(part.n1, option["image"]["ROWS"])
-        for tiles, (part, option) in zip(active, parts, strict=True)
-    ]
-    splits = _splits(sum(programs), len(layout.first))
+    active = [active_tiles(part.of(weights), int(option["IMAGES"])) for part, option in parts]
+    splits = _splits(sum(map(len, active)), len(layout.first))
     partial = images.new_empty(splits, *images.shape, dtype=torch.float32)
-    read = (images, texts, partial, layout.length) if kernels.multiplies_again else (texts, partial)
-    for (part, options), tiles, count in zip(parts, active, programs, strict=True):
-        option = options["image"]
-        kernels.image[(count, splits, triton.cdiv(images.shape[1], option["BLOCK_D"]))](
-            *read, layout.first, layout.positions, layout.row, *weights, *residuals, part.places, *listed(tiles),
-            part.n1, images.shape[1], part.images, len(images), *launches.counts, splits, *numbers, **fixed, **option,
+    weights = by_group(weights)
+    for (part, option), tiles in zip(parts, active, strict=True):
+        read: tuple[Tensor, ...] = (texts, partial)
+        if kernels.multiplies_again:
+            read = (part.padded(images, int(option["IMAGES"])), *read, layout.length)
+        kernels.image[(len(tiles), splits, triton.cdiv(images.shape[1], option["BLOCK_D"]))](
+            *read, layout.first, layout.positions, *weights, *residuals, part.places, *listed(tiles),
+            *launches.counts(part), len(layout.first), splits, *numbers, **option,
         )  # fmt: skip
     return partial.sum(dim=0), scale
 
@@ -167,23 +175,22 @@ def _text_gradient(
     kernels: Kernels, launches: _Launches, upstream: Pair, residuals: Residuals, numbers: tuple[float, ...]
 ) -> Pair:
     """Return the gradient of the texts' rows [T, d], to be multiplied by the scale of each text."""
-    images, texts, layout, parts, fixed = launches
+    tokens, images, layout, _ = launches
+    parts, texts = launches.parts("text"), tokens.text
     weights, scale = scaled_weights(upstream, 0, layout, images.dtype)
     group_of = layout.group[:: kernels.text_tiles].long()
     # [programs, blocks of images] of each part
-    active = [
-        active_tiles(part.of(weights), int(option["text"]["IMAGES"])).T[group_of] for part, option in parts
-    ]
+    active = [active_tiles(part.of(weights), int(option["IMAGES"])).T[group_of] for part, option in parts]
     splits = _splits(len(group_of), max(tiles.shape[1] for tiles in active))
-    make = images.new_zeros if fixed["RAGGED"] else images.new_empty  # each part adds to those before
+    make = images.new_zeros if parts[0][0].ragged else images.new_empty  # each part adds to those before
     partial = make(splits, *texts.shape, dtype=torch.float32)
-    sides = (images, texts) if kernels.multiplies_again else (images,)
-    for (part, options), tiles in zip(parts, active, strict=True):
-        option = options["text"]
+    read = (launches.texts, partial) if kernels.multiplies_again else (partial,)
+    weights = by_group(weights)
+    for (part, option), tiles in zip(parts, active, strict=True):
         kernels.text[(len(tiles), splits, triton.cdiv(texts.shape[1], option["BLOCK_D"]))](
-            *sides, partial, layout.length, layout.group, layout.position, layout.row, *weights, *residuals,
-            part.places, *listed(tiles), part.n1, texts.shape[1], part.images, len(texts), *launches.counts, splits,
-            *numbers, **fixed, **option,
+            part.padded(images, int(option["IMAGES"])), *read, layout.length, layout.group, layout.position,
+            layout.row, *weights, *residuals, part.places, *listed(tiles), *launches.counts(part), len(texts), splits,
+            *numbers, **option,
         )  # fmt: skip
     return partial.sum(dim=0), scale
 

@@ -70,34 +70,84 @@ def _lay_out(lengths: list[int], device: torch.device) -> Layout:
 
 
 class Part(NamedTuple):
-    """Images that one launch takes."""
+    """Blocks of equally many rows that one launch takes."""
 
-    places: Tensor  # [3, images] int32: the caller's index of each, its first row, its tokens; empty: all, in order
-    images: int
-    n1: int  # tokens of each; rows that hold them, where they differ
+    places: Tensor  # [4, blocks] int32: index, first row and tokens of the image, and the token that begins the block
+    blocks: int
+    rows: int
+    first: bool  # in order: no block of these images comes before, or after
+    last: bool
+
+    @property
+    def ragged(self) -> bool:
+        """Return whether the kernel reads ``places``; where those are empty, all images have one block each."""
+        return self.places.numel() > 0
 
     def of(self, weights: Pair) -> Pair:
         """Return the weights [images, slots] of these images."""
-        if not self.places.numel():
+        if not self.ragged:
             return weights
         return weights[0][self.places[0].long()], weights[1][self.places[0].long()]
 
+    def padded(self, images: Tensor, count: int) -> Tensor:
+        """Return the rows of ``images`` [P, d] in blocks, zeros elsewhere, for programs of ``count`` blocks."""
+        if self.ragged:
+            _, first, tokens, start = self.places.long()[:, :, None]
+            token = start + torch.arange(self.rows, device=images.device)
+            of_blocks = images[first + token.minimum(tokens - 1)].masked_fill_(
+                (token >= tokens)[:, :, None], 0
+            )
+        else:
+            of_blocks = images.view(self.blocks, -1, images.shape[1])
+        missing = self.rows - of_blocks.shape[1], -self.blocks % count
+        return F.pad(of_blocks, (0, 0, 0, missing[0], 0, missing[1]))
 
-def parts_of(tokens: Tokens) -> list[Part]:
-    """Return one part, or for ``image_lengths`` one for each number of rows that blocks of 16, 32 or 64 hold."""
-    if tokens.image_lengths is None:
-        return [Part(tokens.image.new_empty(0, dtype=torch.int32), *tokens.image.shape[:2])]
-    return derived(tokens.image_lengths, _parts, tokens.image.device)
+
+def cut(tokens: int, most: int) -> list[tuple[int, int]]:
+    """Cut an image into blocks of 16, 32, ... or ``most`` rows; return the first token and the rows of each.
+
+    A block is at least three quarters full, but for one of 16 or 32 rows.
+    """
+    found, start = [], 0
+    while start < tokens:
+        rows = min(power_of_two(tokens - start), most)
+        if rows > 32 and 4 * (tokens - start) <= 3 * rows:
+            rows //= 2
+        found.append((start, rows))
+        start += rows
+    return found
 
 
-def _parts(lengths: list[int], device: torch.device) -> list[Part]:
+def rows_of(tokens: int, most: int) -> int:
+    """Return the rows that an image takes in all its blocks."""
+    return sum(rows for _, rows in cut(tokens, most))
+
+
+def parts_of(tokens: Tokens, most: int, in_order: bool = False) -> list[Part]:
+    """Return the launches that take all images in blocks of at most ``most`` rows, one for each number of rows.
+
+    ``in_order``: the launches take the blocks of an image one after the other.
+    """
+    b, images = len(tokens.patches), tokens.image
+    if tokens.image_lengths is None and len(blocks := cut(images.shape[1], most)) == 1:
+        return [Part(images.new_empty(0, dtype=torch.int32), b, blocks[0][1], True, True)]
+    return derived(tokens.patches, _parts, images.device, most, in_order)
+
+
+def _parts(lengths: list[int], device: torch.device, most: int, in_order: bool) -> list[Part]:
     tokens = torch.tensor(lengths)
-    first, rows = tokens.cumsum(0) - tokens, torch.tensor([padded(n, 64) for n in lengths])
+    first = tokens.cumsum(0) - tokens
+    launches: dict[tuple[int, int, bool], list[Tensor]] = {}
+    for n in tokens.unique().tolist():
+        index = (tokens == n).nonzero()[:, 0]
+        for turn, (start, rows) in enumerate(cut(n, most)):
+            launch = (turn, rows, start + rows >= n) if in_order else (0, rows, False)
+            places = torch.stack([index, first[index], tokens[index], torch.full_like(index, start)])
+            launches.setdefault(launch, []).append(places)
     found = []
-    for n1 in rows.unique().tolist():
-        index = (rows == n1).nonzero()[:, 0]
-        places = torch.stack([index, first[index], tokens[index]])
-        found.append(Part(places.to(device, torch.int32), len(index), n1))
+    for turn, rows, last in sorted(launches):
+        joined = torch.cat(launches[turn, rows, last], dim=1).to(device, torch.int32)
+        found.append(Part(joined, joined.shape[1], rows, turn == 0, last))
     return found
 
 
@@ -110,6 +160,12 @@ def scaled_weights(upstream: Pair, dim: int, layout: Layout, dtype: torch.dtype)
         negligible = (scaled.abs() <= NEGLIGIBLE) | (layout.length == 0)
         weights.append(scaled.masked_fill(negligible, 0).to(dtype))
     return (weights[0], weights[1]), scale
+
+
+def by_group(weights: Pair) -> Pair:
+    """Return weights [images, slots] as the kernels read them: [groups, images, 64]."""
+    found = [weight.view(len(weight), -1, GROUP).transpose(0, 1).contiguous() for weight in weights]
+    return found[0], found[1]
 
 
 def active_tiles(weights: Pair, images: int) -> Tensor:
@@ -134,9 +190,3 @@ def index_dtype(size: int) -> torch.dtype:
 def power_of_two(number: int) -> int:
     """Return the smallest power of two >= number, and >= 16, which tensor cores want."""
     return max(16, 1 << (number - 1).bit_length())
-
-
-def padded(n1: int, most: int) -> int:
-    """Return the rows that an image takes in blocks of 16, 32, ... or ``most`` rows."""
-    size = min(most, power_of_two(n1))
-    return -(-n1 // size) * size

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from filip.interaction import triton_launch
 from filip.interaction.packing import Pair, Residuals, Tokens
-from filip.interaction.triton_launch import Kernels, Options, block_rows
-from filip.interaction.triton_layout import Layout, power_of_two
+from filip.interaction.triton_launch import Kernels, Options
+from filip.interaction.triton_layout import GROUP, Layout, power_of_two
 from filip.interaction.triton_smooth_kernels import (
     smooth_forward_kernel,
     smooth_image_gradient_kernel,
@@ -45,24 +45,22 @@ def _longest(tokens: Tensor) -> float:
     return float(torch.linalg.vector_norm(tokens.detach(), dim=-1, dtype=torch.float32).max())
 
 
-def launch_options(dtype: torch.dtype, n1: int, d: int, capability: int) -> Options:
+def launch_options(dtype: torch.dtype, d: int, capability: int) -> Options:
     """Return block sizes, warps and pipeline stages of the three kernels, the same for every ``capability``."""
     wide, features = dtype == torch.float32, power_of_two(d)
     pieces = {"BLOCK_K": min(features, 32 if wide else 64), "num_warps": 8, "num_stages": 2}
     # A program multiplies the tile again for each block of features that it owns: all of them, where registers allow.
-    backward = {**block_rows(n1, 64), **pieces, "BLOCK_D": min(features, 64 if wide else 256)}
-    return {"forward": {**block_rows(n1, 128), **pieces}, "image": backward, "text": backward}
+    backward = {"ROWS": 64, **pieces, "BLOCK_D": min(features, 64 if wide else 256)}
+    return {"forward": {"ROWS": 128, **pieces}, "image": backward, "text": backward}
 
 
 def _allocate(
-    tokens: Tokens, layout: Layout, rows: int, save: bool
+    tokens: Tokens, layout: Layout, several: bool, save: bool
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, ...]]:
-    """Make the sums R [P, slots] and C [images, entries]; the latter also hold the sums over rows so far."""
-    images, b = tokens.image, len(tokens.patches)
-    row_sums = images.new_empty(sum(tokens.patches) if save else 0, len(layout.text), dtype=torch.float32)
-    of_entries = b if save or tokens.longest_image > rows else 0
-    entry_sums = images.new_empty(of_entries, len(layout.row), dtype=torch.float32)
-    return (row_sums, entry_sums), ()
+    """Make the sums R [groups, P, 64] and C [tiles, images, 64]; the latter also hold the sums over rows so far."""
+    rows, b = sum(tokens.patches) if save else 0, len(tokens.patches) if save or several else 0
+    row_sums = tokens.image.new_empty(len(layout.first), rows, GROUP, dtype=torch.float32)
+    return (row_sums, tokens.image.new_empty(len(layout.group), b, GROUP, dtype=torch.float32)), ()
 
 
 KERNELS = Kernels(
@@ -77,7 +75,7 @@ KERNELS = Kernels(
 
 
 def forward(tokens: Tokens, temperature: float, save_for_backward: bool = True) -> tuple[Pair, Residuals]:
-    """Return s^I, s^T [images, texts] float32 and the sums R [P, slots] and C [images, entries]."""
+    """Return s^I, s^T [images, texts] float32 and the sums R [groups, P, 64] and C [tiles, images, 64]."""
     numbers = 1 / (temperature * math.log(2)), temperature * math.log(2)
     return triton_launch.forward(KERNELS, tokens, save_for_backward, numbers)
 

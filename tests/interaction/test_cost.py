@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from filip.interaction.cost import (
     triton,
     triton_flops,
 )
+from filip.interaction.triton_layout import cut, rows_of
 
 EIGHT_GPUS = Setting(global_batch=8192, gpus=8, tile_bytes=0)
 
@@ -33,7 +35,7 @@ def test_forward_of_the_packed_product() -> None:
 def test_the_triton_kernels_multiply_padded_tiles_three_times() -> None:
     """They pad 49 rows to 64, and a group of captions to its longest. triton_interpreted.py counts in the kernels."""
     assert triton_flops(10, 49, 256, [5] * 63 + [7]) == 2 * 10 * 64 * (7 + 7 + 8) * 64 * 256
-    assert triton_flops(10, 196, 256, [5] * 64) == 2 * 10 * 256 * (5 + 5 + 6) * 64 * 256
+    assert triton_flops(10, 196, 256, [5] * 64) == 2 * 10 * (128 + 64 + 16) * (5 + 5 + 6) * 64 * 256
     # Sorted by length, the paper's captions are hardly padded.
     base = Setting()
     packed = 2 * base.local * base.global_batch * 49 * 18 * 256
@@ -42,6 +44,16 @@ def test_the_triton_kernels_multiply_padded_tiles_three_times() -> None:
     assert (
         sum(lengths) / len(lengths) == pytest.approx(18, rel=0.01) and 3 <= min(lengths) <= max(lengths) <= 77
     )
+
+
+def test_images_of_any_length_take_fewer_rows_than_as_many_of_49() -> None:
+    """They are cut into blocks of 16 to 128 rows that follow one another and hold all tokens."""
+    for most, n in itertools.product((64, 128), range(1, 400)):
+        blocks = cut(n, most)
+        ends = [start + rows for start, rows in blocks]
+        assert [start for start, _ in blocks] == [0, *ends[:-1]] and n <= ends[-1] <= max(n + 15, 1.34 * n)
+        assert {rows for _, rows in blocks} <= {16, 32, 64, 128}
+    assert sum(rows_of(n, 128) for n in range(10, 89)) < 0.9 * 79 * rows_of(49, 128)
 
 
 def test_memory() -> None:

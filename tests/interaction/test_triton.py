@@ -55,7 +55,7 @@ def test_machine_code_of_what_is_launched(tmp_path: Path) -> None:
         assert kernel["shared"] + 1024 <= shared_memory[kernel["capability"]], kernel
         assert kernel["spills"] == 0 and kernel["tensor_core"] > 0 and kernel["async_copies"] > 0, kernel
         assert kernel["wgmma"] == kernel["tensor_core"] * (kernel["capability"] == 90), kernel
-        assert kernel["specialized"] == ["n1", "d"]
+        assert kernel["specialized"] == ["n1", "width"][: 1 + kernel["kernel"].endswith("forward")]
     for kernel in [kernel for kernel in made if kernel not in smooth]:
         blocks = 2 if kernel["kernel"] == "forward" and kernel["dtype"] != "fp32" else 1
         assert blocks * kernel["threads"] * kernel["registers"] <= 65_536, kernel
@@ -63,14 +63,15 @@ def test_machine_code_of_what_is_launched(tmp_path: Path) -> None:
         assert kernel["tensor_core"] > 0 and kernel["wgmma"] == kernel["tensor_core"] * (
             kernel["capability"] == 90
         )
-        assert kernel["spills"] == 0, kernel
-        # Comparisons, and all that is issued, take no more cycles than the product: 1,024 on Hopper.
+        assert kernel["spills"] <= kernel["ragged"], kernel
+        # Comparisons, and all that is issued, take at most 0.72 of the product's cycles: 1,024 a tile on Hopper.
         warps = kernel["threads"] / 32 / 4  # of each scheduler
         cycles = warps * max(2 * kernel["half_rate"], kernel["instructions"])
-        assert kernel["capability"] != 90 or cycles <= 1.02 * 1024, kernel
+        tiles = 2 if kernel["kernel"] == "text" else 1
+        assert kernel["capability"] != 90 or cycles <= 0.72 * 1024 * tiles, kernel
         # Hopper's forward has no room for a second tile of text; its other block works while it waits.
         assert (kernel["async_copies"] > 0) == ((kernel["kernel"], kernel["capability"]) != ("forward", 90))
-        assert kernel["specialized"] == ["n1", "d"]
+        assert kernel["specialized"] == ["n1", "width"][: 1 + kernel["kernel"].endswith("forward")]
 
 
 def test_on_this_cpu_it_says_why_not() -> None:

@@ -25,7 +25,8 @@ from triton.compiler import ASTSource
 from filip.interaction import triton_backend, triton_smooth
 from filip.interaction import triton_kernels as kernels
 from filip.interaction import triton_smooth_kernels as smooth
-from filip.interaction.triton_layout import GROUP
+from filip.interaction.triton_launch import of_rows
+from filip.interaction.triton_layout import GROUP, cut
 
 D = 256
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
@@ -70,16 +71,18 @@ def count(names: str, code: list[str]) -> int:
 def report(name: str, capability: int, dtype: torch.dtype, n1: int, ragged: bool) -> dict[str, object]:
     kernel, short = KERNELS[name], name.removeprefix("smooth_")
     module = triton_backend if short == name else triton_smooth
-    options = dict(module.launch_options(dtype, n1, D, capability)[short])
+    options = module.launch_options(dtype, D, capability)[short]
+    options = of_rows(options, cut(n1, options["ROWS"])[0][1])
     launch = {key: options.pop(key) for key in ("num_warps", "num_stages", "maxnreg") if key in options}
     constants = {
         **options,
         "GROUP": GROUP,
+        "d": D,
         "WIDEN": False,
         "RAGGED": ragged,
         "SAVE": True,
         "FIRST": True,
-        "LAST": n1 <= 128,
+        "LAST": len(cut(n1, 128)) == 1,
     }
     constants = {key: value for key, value in constants.items() if key in kernel.arg_names}
     known = types(dtype)
@@ -91,7 +94,7 @@ def report(name: str, capability: int, dtype: torch.dtype, n1: int, ragged: bool
     hints = {
         (position,): [["tt.divisibility", 16]]
         for position, key in enumerate(kernel.arg_names)
-        if signature[key].startswith("*") or key == "d"
+        if signature[key].startswith("*") or key == "width"
     }
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=hints)
     made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=launch)
