@@ -115,7 +115,8 @@ class Stem(nn.Module):
         if self.kept is None:
             return self._all_features(pixels)
         autocast = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else pixels.dtype
-        content = hashlib.sha256(f"{pixels.shape} {autocast}".encode())  # twice blake2b's speed: CPUs have it built in
+        # twice blake2b's speed: CPUs have it built in
+        content = hashlib.sha256(f"{pixels.shape} {autocast}".encode())
         content.update(pixels.contiguous().numpy().data)
         file = self.kept / f"{content.hexdigest()[:32]}.npy"
         try:
