@@ -126,12 +126,11 @@ def decode_token(token: int) -> str:
 @cache
 def token_texts() -> tuple[str, ...]:
     """Return every token as text, by id; one that ends a word ends in a space."""
-    byte_of = {letter: byte for byte, letter in _letters().items()}
+    byte_of = {ord(letter): byte for byte, letter in _letters().items()}
     texts = []
     for token in vocabulary():
-        ends = token.endswith(END_OF_WORD)
-        raw = bytes(byte_of[letter] for letter in token.removesuffix(END_OF_WORD))
-        texts.append(raw.decode("utf-8", errors="replace") + " " * ends)
+        raw = token.removesuffix(END_OF_WORD).translate(byte_of).encode("latin-1")
+        texts.append(raw.decode("utf-8", errors="replace") + " " * token.endswith(END_OF_WORD))
     return (*texts, "", "")
 
 

@@ -129,7 +129,8 @@ def deepspeed_accelerator() -> Any:
     from deepspeed.accelerator import get_accelerator
 
     # The op speeds up inference only; building it needs a compiler, and a build that was killed hangs later runs.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # Nothing else is looked up there, and DeepSpeed would find out first what all ops need, with a compiler as well.
+    vars(deepspeed.ops).setdefault("__compatible_ops__", {})["deepspeed_shm_comm"] = False
     deepspeed.utils.logger.setLevel("WARNING")
     return get_accelerator()
 

@@ -6,8 +6,6 @@ import contextlib
 import json
 import os
 import shutil
-import signal
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -22,11 +20,12 @@ import yaml
 from filip.data.manifest import shard_entries
 from filip.files import digest, write_json
 from tests.cluster.one_host_slurm import OneHostSlurm
+from tests.support.forked import Process, forker, run_python
 from tests.support.squares import write_shards, write_test_set
 from tests.support.training import records
 from workflow.study import ROOT
 
-STEPS = 160  # steps of a training
+STEPS = 110  # steps of a training
 RUNS = ("calm", "shaken")
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 
@@ -40,45 +39,45 @@ class Desk:
     folder: Path
     slurm: OneHostSlurm
     study: dict
-    started: list[subprocess.Popen[str]] = field(default_factory=list)
+    started: list[Process] = field(default_factory=list)
 
     def snakemake(self, *arguments: str) -> list[str]:
-        """Return the command line of Snakemake with the Slurm profile, for the tables."""
+        """Return the arguments for Python of a Snakemake with the Slurm profile, for the tables."""
         (self.folder / "study.yaml").write_text(yaml.safe_dump(self.study))
-        command = [
-            sys.executable,
-            str(ROOT / "tests/cluster/eager_snakemake.py"),
-            "--configfile",
-            "study.yaml",
-        ]
+        command = [str(ROOT / "tests/cluster/eager_snakemake.py"), "--configfile", "study.yaml"]
         command += ["--profile", "workflow/profiles/slurm", *arguments]
         command += ["--slurm-init-seconds-before-status-checks", "1"]  # after each submission; 40 by default
         return [*command, "--", str(self.tables)]
 
-    def start(self) -> subprocess.Popen[str]:
+    def start(self) -> Process:
         # the data are here already
         rules = ("pretrain", "retrieval", "study_config", "tables")
         command = self.snakemake("--latency-wait", "5", "--allowed-rules", *rules)
-        with open(self.folder / "snakemake.log", "a") as log:
-            environment = self.environment()
-            self.started.append(
-                subprocess.Popen(command, cwd=self.folder, env=environment, stdout=log, stderr=log, text=True)
-            )
+        log = self.folder / "snakemake.log"
+        log.touch()
+        self.started.append(Process(command, self.environment(), log, cwd=self.folder))
         return self.started[-1]
 
     def environment(self) -> dict[str, str]:
         mine = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
-        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        path = f"{self.folder}/bin:{Path(sys.executable).parent}:{os.environ['PATH']}"
         # all virtual nodes are this machine, and their names are in no hosts file
         more = {"PYTHONPATH": str(self.folder), "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
         return {**mine, "PATH": path, **more}
 
+    def fork_ranks_of(self, run: str) -> None:
+        """Let the ranks of a training be forked where Slurm would start them."""
+        forker()  # which they find in their environment
+        python, stand_in = self.folder / "bin/python", ROOT / "tests/cluster/forked_rank.py"
+        python.parent.mkdir(exist_ok=True)
+        forks = f'"-m filip.train "*" run={run} "*) exec {sys.executable} -S {stand_in} "$@";;'
+        python.write_text(f'#!/bin/sh\ncase "$*" in {forks} esac\nexec {sys.executable} "$@"\n')
+        python.chmod(0o755)
+
     def unlock(self) -> None:
         """Unlock the folder as a person does after Snakemake was killed."""
-        environment = self.environment()
-        subprocess.run(
-            self.snakemake("--unlock"), cwd=self.folder, env=environment, check=True, capture_output=True
-        )
+        done = run_python(*self.snakemake("--unlock"), variables=self.environment(), cwd=self.folder)
+        assert done.returncode == 0, done.stderr
 
     # ---- questions -----------------------------------------------------------------------------------
 
@@ -136,24 +135,24 @@ class Desk:
         """Return how many messages of the training have these words."""
         return sum(words in line.get("text", "") for line in self.records(run))
 
-    def wait(self, true: Callable[[], bool], timeout: float = 600) -> None:
+    def wait(self, true: Callable[[], bool], timeout: float = 600, every: float = 0.2) -> None:
         """Wait until it is true; raise an error if Snakemake ends before."""
 
         def checked() -> bool:
             assert self.started[-1].poll() is None, self.explain()
             return true()
 
-        self.slurm.wait_until(checked, timeout, self.explain)
+        self.slurm.wait_until(checked, timeout, self.explain, every)
 
     def wait_for_steps(self, run: str, count: int) -> None:
-        """Wait until the training has made this many more steps."""
+        """Wait until the training has made this many more steps, and not many more than these."""
         reached = self.step(run)
-        self.wait(lambda: self.step(run) >= reached + count)
+        self.wait(lambda: self.step(run) >= reached + count, every=0.05)
 
-    def ends(self, snakemake: subprocess.Popen[str], timeout: float = 900) -> int:
+    def ends(self, snakemake: Process, timeout: float = 900) -> int:
         try:
             return snakemake.wait(timeout)
-        except subprocess.TimeoutExpired:
+        except TimeoutError:
             raise AssertionError(self.explain()) from None
 
     def explain(self) -> str:
@@ -169,11 +168,17 @@ class Desk:
         found = {}
         for process in psutil.process_iter(["cmdline"]):
             command = process.info["cmdline"] or []
-            if command[1:3] == ["-m", "filip.train"] and f"out={self.weights(run)}" in command:
-                with contextlib.suppress(psutil.NoSuchProcess):  # it, or its parent, has just ended
-                    parent = process.parent()
-                    if parent is None or parent.cmdline()[1:3] != ["-m", "filip.train"]:
-                        found[int(process.environ()["SLURM_PROCID"])] = process
+            if "filip.train" not in command[2:5] or f"out={self.weights(run)}" not in command:
+                continue
+            with contextlib.suppress(
+                psutil.NoSuchProcess, FileNotFoundError
+            ):  # it, or its parent, has just ended
+                parent, number = process.parent(), int(process.environ()["SLURM_PROCID"])
+                if command[1] == "-S":
+                    forked = (self.folder / "forked" / str(process.pid)).read_text()
+                    found[number] = psutil.Process(int(forked))
+                elif parent is None or parent.cmdline()[1:3] != ["-m", "filip.train"]:
+                    found[number] = process
         return [found[rank] for rank in sorted(found)]
 
     def suspend(self, run: str) -> None:
@@ -259,7 +264,7 @@ def make_study(name: str, nodes: int = 2) -> dict:
     }
 
 
-def kill(process: subprocess.Popen[str]) -> None:
+def kill(process: Process) -> None:
     """Kill a process as ``kill -9`` does: nothing is tidied up."""
-    process.send_signal(signal.SIGKILL)
+    process.kill()
     process.wait()

@@ -246,12 +246,14 @@ PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE OverTimeLimit=0 State=
         return self.state(job)
 
     @staticmethod
-    def wait_until(true, timeout: float = 30, about=lambda: "the cluster did not become ready") -> None:
+    def wait_until(
+        true, timeout: float = 30, about=lambda: "the cluster did not become ready", every: float = 0.2
+    ) -> None:
         """Wait until ``true()`` holds; raise AssertionError with ``about()`` after ``timeout`` seconds."""
         end = time.monotonic() + timeout
         while not true():
             assert time.monotonic() < end, about()
-            time.sleep(0.2)
+            time.sleep(every)
 
 
 def stop(*pid_files: Path, number: signal.Signals = signal.SIGTERM) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import pytest
 
 from tests.cluster.desk import ENDED, RUNS, STEPS, Desk, kill
 from tests.cluster.one_host_slurm import OneHostSlurm
+from tests.support.forked import Process
 from tests.support.training import same_weights
 from workflow.launch import Launch
 from workflow.study import ROOT
@@ -122,7 +122,7 @@ def test_a_rank_that_always_dies_gives_up_after_three_starts(together: dict[str,
 # ---- a study: Snakemake's own plugin, sbatch and srun, nodes, signals, kills, daemons that die -------
 
 
-def start_with_a_node_down(desk: Desk) -> subprocess.Popen[str]:
+def start_with_a_node_down(desk: Desk) -> Process:
     """Start Snakemake; its trainings wait until the second of the two nodes that they may have is up."""
     desk.slurm.kill_node(1)
     desk.slurm.set_nodes("node1", "DOWN")  # as the controller does by itself after SlurmdTimeout
@@ -138,7 +138,7 @@ def start_with_a_node_down(desk: Desk) -> subprocess.Popen[str]:
     return started
 
 
-def kill_and_start_again(desk: Desk, first: subprocess.Popen[str]) -> subprocess.Popen[str]:
+def kill_and_start_again(desk: Desk, first: Process) -> Process:
     """Start another Snakemake in place of one that is killed; its jobs wait for those of the first."""
     kill(first)
     desk.unlock()
@@ -150,7 +150,8 @@ def kill_and_start_again(desk: Desk, first: subprocess.Popen[str]) -> subprocess
 def test_a_training_that_is_disturbed_in_every_way_ends_in_the_same_tables(desk: Desk) -> None:
     """Two trainings with the same settings, side by side. A node is down when they are submitted, and Snakemake is
     killed. Then one of them, ``shaken``, comes to its time limit, goes on without a controller and under a new one, and
-    loses a rank and a node. Pre-emption ends a job as its time limit does, and is left to the stub.
+    loses a rank and a node. Pre-emption ends a job as its time limit does, and is left to the stub. The ranks of
+    ``calm`` are started; those of ``shaken``, which start four times, are forked (tests/cluster/forked_rank.py).
     """
     first = start_with_a_node_down(desk)
     for run in RUNS:

@@ -58,6 +58,7 @@ def import_everything() -> None:
     from filip.train.config import TrainConfig
 
     tokenizer.prepare()
+    tokenizer.token_texts()
     # the files that trainings in tests have in common, which Hydra composes once
     places = ["run_dir=-", "out=-"]
     filip.command.compose_config(TrainConfig, ["experiment=demo", "model=tiny", *places], "train")
