@@ -54,7 +54,10 @@ TRAINED = 4  # things in a training scene, at most
 SIDES = (6, 3, 2, 1)  # sides of the grid of patches that an image keeps
 RUNS = {"CLIP": "clip", "FILIP": "filip", "FILIP, smooth": "smooth"}
 QUERIES = "learned queries"
-RATES = {1: "4e-3", 4: "8e-3", 16: "8e-3"}  # of learned queries: the best of bench/studies/variants.py
+RATES = {
+    4: "8e-3",
+    16: "8e-3",
+}  # of learned queries: the best of bench/studies/variants.py; one is the demo's CLIP
 COLOURS = {"CLIP": MUTED, "FILIP": INK, "FILIP, smooth": SMOOTH, QUERIES: KEPT}
 
 

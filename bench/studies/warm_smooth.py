@@ -4,8 +4,9 @@ processor time: a table of docs/models.md.
     python -m bench.studies.warm_smooth search=true   # after `make demo`: the rate, on scenes that no table shows
     python -m bench.studies.warm_smooth
 
-Three CLIPs are trained as the demo trains its own, one a seed. Each goes on token-wise; the same seeds train
-from scratch, for as many steps and for as many seconds as CLIP and its continuation take together.
+Three CLIPs with the demo's towers, pooled by the mean, are trained as long as the demo's, one a seed. Each goes on
+token-wise; the same seeds train from scratch, for as many steps and for as many seconds as CLIP and its continuation
+take together.
 """
 
 from __future__ import annotations
