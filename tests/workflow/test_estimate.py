@@ -12,6 +12,9 @@ from filip.errors import UserError
 from workflow import estimate
 from workflow.estimate import Recording, about, asks_for_one, job_seconds, read_costs, run_seconds
 
+# in place of workflow.speed, where any speed will do
+MEASURED = ("echo", '{"compute": 1e6, "plain": 1000, "precision": "fp32"}')
+
 
 def measured(compute: float, plain: float, jobs: dict[str, float], seconds: float = 60.0) -> dict[str, Any]:
     found = {rule: {"count": 1, "seconds": taken, "threads": 1} for rule, taken in jobs.items()}
@@ -71,19 +74,26 @@ def test_a_run_that_only_continued_another_is_not_recorded(
     run = measured(1.0, 1.0, {"corpus": 3.0, "tables": 2.0})
     whole = {key: run[key] for key in ("seconds", "cores", "jobs")}
     (results / "times.json").write_text(json.dumps(whole))
-    estimate.main(Recording(str(results), cpu="A CPU"))
+    with monkeypatch.context() as known:
+        known.setattr(estimate, "MEASURE", MEASURED)
+        estimate.main(Recording(str(results), cpu="A CPU"))
+    (entry,) = read_costs(tmp_path / "costs/small.json")
+    assert entry["speed"]["compute"] == 1e6 and entry["speed"]["plain"] == 1000
     estimate.main(Recording(str(results), cpu="A CPU"))  # replaces what it said of this CPU
     (entry,) = read_costs(tmp_path / "costs/small.json")
     assert entry["cpu"] == "A CPU" and entry["jobs"] == whole["jobs"]
     speed = entry["speed"]  # measured by workflow.speed, a process that prints a line of JSON
-    assert speed["compute"] > 0 and speed["plain"] > 0 and speed["precision"] in ("fp32", "bf16")
+    assert 0 < speed["compute"] < 1e6 and speed["plain"] > 0 and speed["precision"] in ("fp32", "bf16")
     del whole["jobs"]["corpus"]
     (results / "times.json").write_text(json.dumps(whole))
     with pytest.raises(UserError, match="corpus did not run"):
         estimate.main(Recording(str(results)))
 
 
-def test_a_run_that_counts_its_jobs_twice_is_estimated_once(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_that_counts_its_jobs_twice_is_estimated_once(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(estimate, "MEASURE", MEASURED)
     asked = estimate.Estimate("demo", lambda: 2)
     assert asked({"pretrain": 2}) == asked({"pretrain": 2}) and asked({"tables": 1}).keys() == {"tables"}
     assert capsys.readouterr().err.count("this will take about") == 1

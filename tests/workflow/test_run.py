@@ -55,6 +55,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (target / "eval/photos_test.yaml").write_text(yaml.safe_dump(test))
     config = yaml.safe_load((target / "workflow/config/own_images.yaml").read_text())
     config |= {"study": "photos", "sources": ["photos"], "runs": {"filip": config["runs"]["filip"]}}
+    config["data_dir"] = "photos_data"  # which stays when a study's results are removed
     config["eval"] = {"root": str(folder / "eval"), "zero_shot": [], "retrieval": ["photos_test"]}
     config["tables"] = {"retrieval": ["filip"]}
     steps = ["model=tiny", "global_batch=32", "max_steps=80", "log_every=2", "optimizer.warmup_steps=2"]
