@@ -214,6 +214,11 @@ def scaled_by_item(weights: Pair, dim: int) -> tuple[Pair, Tensor]:
     return (weights[0] / scale, weights[1] / scale), scale
 
 
+def scale_of_rows(scale: Tensor, tokens: Tensor, rows: int) -> Tensor:
+    """Return the scale of each of all items' ``rows`` [rows, 1], from those of items with so many ``tokens``."""
+    return scale.flatten().repeat_interleave(tokens, output_size=rows)[:, None]
+
+
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     """Return the dtype, at least float32, of similarities, soft-max and loss.
 

@@ -53,9 +53,8 @@ class SmoothMaximum:
 
     def _runs_triton(self, tokens: Tokens) -> bool:
         wanted = os.environ.get(ENVIRONMENT_VARIABLE) or "auto"
-        if wanted == "auto" and (tokens.image.device.type != "cuda" or triton_declines(tokens.image)):
-            return False
-        if wanted not in ("auto", "triton"):
+        preferred = tokens.image.device.type == "cuda" and not triton_declines(tokens.image)
+        if wanted != "triton" and not (wanted == "auto" and preferred):
             return False
         try:
             from filip.interaction import triton_smooth
@@ -64,7 +63,7 @@ class SmoothMaximum:
         return not triton_smooth.unavailable_reason(tokens, self.temperature)
 
     def _runs_native(self, tokens: Tokens) -> bool:
-        if os.environ.get(ENVIRONMENT_VARIABLE, "native") not in ("auto", "native", ""):
+        if (os.environ.get(ENVIRONMENT_VARIABLE) or "auto") not in ("auto", "native"):
             return False
         longest = longest_of(tokens.lengths, tokens.image_lengths)
         return tokens.image.dtype != torch.float64 and not native.unavailable_reason(tokens.image, longest)

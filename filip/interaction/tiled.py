@@ -33,6 +33,7 @@ from filip.interaction.packing import (
     Tokens,
     accumulation_dtype,
     product,
+    scale_of_rows,
     scaled_by_item,
 )
 
@@ -137,16 +138,18 @@ def backward(
 ) -> Pair:
     """Return both inputs' gradients, in the accumulation dtype, from those of s^I and s^T [images, texts]."""
     image, text, device = tokens.image, tokens.text, tokens.image.device
+    wide = accumulation_dtype(image.dtype)
     images_by, texts_by = _orders(tokens)
     per_image, per_text = (torch.tensor(order.lengths, device=device) for order in (images_by, texts_by))
-    of_i2t, of_t2i = (
-        _in_order(grad.to(accumulation_dtype(image.dtype)), tokens, images_by)[:, texts_by.items]
-        for grad in grads
-    )
+    of_i2t, of_t2i = (_in_order(grad.to(wide), tokens, images_by)[:, texts_by.items] for grad in grads)
     weights = of_i2t / per_image[:, None], of_t2i / per_text
     add = _by_sums if device.type == "cpu" else _by_products
     rows = _in_order(image.flatten(0, -2), tokens, images_by)
-    of_images, of_texts = add(weights, rows, text, Maps(*residuals), (images_by, texts_by), needs)
+    of_images, of_texts = (
+        torch.zeros(len(side) if need else 0, side.shape[1], dtype=wide, device=device)
+        for side, need in zip((rows, text), needs, strict=True)
+    )
+    add(weights, rows, text, Maps(*residuals), (images_by, texts_by), needs, (of_images, of_texts))
     return (
         of_images.view(image.shape if needs[0] else (0,))
         if tokens.image_lengths is None
@@ -170,13 +173,14 @@ def _by_sums(
     maps: Maps,
     orders: tuple[Order, Order],
     needs: tuple[bool, bool],
-) -> Pair:
-    """Compute both gradients by adding the winners' rows; ``weights`` [images, texts] of both directions.
+    found: Pair,
+) -> None:
+    """Add the winners' rows to the gradients ``found`` that are needed; ``weights`` [images, texts] of both directions.
 
     Both sides are in order of length, in all but ``text``, which is in the caller's.
     """
-    wide, device = accumulation_dtype(image.dtype), image.device
-    images_by, texts_by = orders
+    (grad_image, grad_text), (images_by, texts_by) = found, orders
+    wide, device = grad_image.dtype, image.device
     image_of, text_of = (
         torch.repeat_interleave(
             torch.arange(len(order.lengths), device=device),
@@ -184,10 +188,6 @@ def _by_sums(
             output_size=order.offsets[-1],
         )
         for order in orders
-    )
-    grad_image, grad_text = (
-        torch.zeros(len(side) if need else 0, side.shape[1], dtype=wide, device=device)
-        for side, need in zip((image, text), needs, strict=True)
     )
     for texts, span in _runs(texts_by.offsets, _ROWS):
         of_block = text[texts_by.rows[span]].to(wide)
@@ -205,7 +205,6 @@ def _by_sums(
                 grad_image[rows].add_(_segment_sums(image_rows, text_rows, weight, of_block, len(block)))
             if needs[1]:
                 grad_text[span].add_(_segment_sums(text_rows, image_rows, weight, block, len(of_block)))
-    return grad_image, grad_text
 
 
 def _by_products(
@@ -215,17 +214,14 @@ def _by_products(
     maps: Maps,
     orders: tuple[Order, Order],
     needs: tuple[bool, bool],
-) -> Pair:
-    """Compute the result of :func:`_by_sums` by two products of dense tiles of weights in the tokens' dtype.
+    found: Pair,
+) -> None:
+    """Do what :func:`_by_sums` does by two products of dense tiles of weights in the tokens' dtype.
 
     So that 16 bits lose no small weight, each image's (and for the other gradient each text's) are scaled.
     """
-    wide, dtype, device = accumulation_dtype(image.dtype), image.dtype, image.device
-    images_by, texts_by = orders
-    grad_image, grad_text = (
-        torch.zeros(len(side) if need else 0, side.shape[1], dtype=wide, device=device)
-        for side, need in zip((image, text), needs, strict=True)
-    )
+    (grad_image, grad_text), (images_by, texts_by) = found, orders
+    dtype, device = image.dtype, image.device
     by_item = [scaled_by_item(weights, dim) for dim in (1, 0)]
     scales = [scale for _, scale in by_item]
     scaled = [[weight.to(dtype) for weight in pair] for pair, _ in by_item]
@@ -253,13 +249,11 @@ def _by_products(
             if side == 1:
                 grad_text[span].add_(product(flat.T, block.of(image).T))
                 continue
-            found = product(flat, text[texts_by.rows[span]].T)
-            grad_image[block.rows].add_(found if block.kept is None else found[block.kept])
-    for needed, gradient, scale, order in zip(needs, (grad_image, grad_text), scales, orders, strict=True):
+            summed = product(flat, text[texts_by.rows[span]].T)
+            grad_image[block.rows].add_(summed if block.kept is None else summed[block.kept])
+    for needed, gradient, scale, order in zip(needs, found, scales, orders, strict=True):
         if needed:
-            per_item = torch.tensor(order.lengths, device=device)
-            gradient *= scale.flatten().repeat_interleave(per_item, output_size=len(gradient))[:, None]
-    return grad_image, grad_text
+            gradient *= scale_of_rows(scale, torch.tensor(order.lengths, device=device), len(gradient))
 
 
 def _entries(

@@ -27,10 +27,11 @@ import torch
 from torch import Tensor
 
 from filip.interaction import triton_launch
+from filip.interaction.lengths import index_dtype
 from filip.interaction.packing import Pair, Residuals, Tokens
 from filip.interaction.triton_kernels import forward_kernel, image_gradient_kernel, text_gradient_kernel
 from filip.interaction.triton_launch import Kernels, Options
-from filip.interaction.triton_layout import GROUP, Layout, index_dtype, power_of_two
+from filip.interaction.triton_layout import GROUP, Layout, power_of_two
 
 
 def unavailable_reason(image_tokens: Tensor, longest: int) -> str:
@@ -76,9 +77,10 @@ def _allocate(
     """Make the arg-max maps [groups, P, 64] and [tiles, images, 64], and the maximum over an image's blocks so far."""
     images, groups, tiles = tokens.image, len(layout.first), len(layout.group)
     b, rows = (len(tokens.patches), sum(tokens.patches)) if save else (0, 0)
+    # The number of tokens itself stands for "none".
     maps = (
-        images.new_empty(groups, rows, GROUP, dtype=index_dtype(max(tokens.lengths))),
-        images.new_empty(tiles, b, GROUP, dtype=index_dtype(tokens.longest_image)),
+        images.new_empty(groups, rows, GROUP, dtype=index_dtype(max(tokens.lengths) + 1)),
+        images.new_empty(tiles, b, GROUP, dtype=index_dtype(tokens.longest_image + 1)),
     )
     best = images.new_empty(tiles, len(tokens.patches) if several else 0, GROUP, dtype=torch.float32)
     return maps, (best,)

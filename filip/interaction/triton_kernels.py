@@ -218,7 +218,7 @@ def text_gradient_kernel(
     position = tl.load(position_ptr + tile) + tl.arange(0, 2)
     entry = tile * GROUP + tl.arange(0, 2)[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
     feature = tl.program_id(2) * BLOCK_D + tl.arange(0, BLOCK_D)
-    # From here on distances fit 32 bits.
+    # From here on distances fit 32 bits: a map of more rows of images than 2^25 would fit no GPU.
     of_group = image_map + group.to(tl.int64) * (n_rows * GROUP)
     weight_i += group.to(tl.int64) * (n_images * GROUP)
     weight_t += group.to(tl.int64) * (n_images * GROUP)

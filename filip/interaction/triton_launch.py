@@ -16,7 +16,7 @@ import torch
 import triton
 from torch import Tensor
 
-from filip.interaction.packing import Pair, Residuals, Tokens
+from filip.interaction.packing import Pair, Residuals, Tokens, scale_of_rows
 from filip.interaction.triton_layout import (
     GROUP,
     Layout,
@@ -82,7 +82,9 @@ class _Launches(NamedTuple):
     def counts(self, part: Part) -> tuple[int, ...]:
         """Return tokens of an image and features, and the numbers of blocks, images and their rows."""
         images, d = self.images.shape
-        return self.tokens.longest_image, d, part.blocks, len(self.tokens.patches), images
+        # Where images have numbers of their own: one that compiles nothing again
+        n1 = part.rows if part.ragged else self.tokens.longest_image
+        return n1, d, part.blocks, len(self.tokens.patches), images
 
     def parts(self, name: str) -> list[tuple[Part, dict[str, int | bool]]]:
         """Return the launches of a kernel, with its compile-time constants."""
@@ -137,15 +139,11 @@ def backward(
     with torch.cuda.device_of(images):
         if needs[0]:
             of_rows, scale = _image_gradient(kernels, launches, upstream, residuals, numbers)
-            of_images = (of_rows * _per_row(scale, per_image, len(images))).view(tokens.image.shape)
+            of_images = (of_rows * scale_of_rows(scale, per_image, len(images))).view(tokens.image.shape)
         if needs[1]:
             of_rows, scale = _text_gradient(kernels, launches, upstream, residuals, numbers)
-            of_texts = of_rows * _per_row(scale, per_text, len(tokens.text))
+            of_texts = of_rows * scale_of_rows(scale, per_text, len(tokens.text))
     return of_images, of_texts
-
-
-def _per_row(scale: Tensor, lengths: Tensor, rows: int) -> Tensor:
-    return scale.flatten().repeat_interleave(lengths, output_size=rows)[:, None]
 
 
 def _image_gradient(

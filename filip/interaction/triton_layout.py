@@ -180,13 +180,6 @@ def listed(active: Tensor) -> Pair:
     return order.int(), active.sum(dim=1, dtype=torch.int32)
 
 
-def index_dtype(size: int) -> torch.dtype:
-    """Return the type of a map whose numbers go up to ``size`` itself, which stands for "none"."""
-    if size <= 255:
-        return torch.uint8
-    return torch.int16 if size < 1 << 15 else torch.int32
-
-
 def power_of_two(number: int) -> int:
     """Return the smallest power of two >= number, and >= 16, which tensor cores want."""
     return max(16, 1 << (number - 1).bit_length())
