@@ -1,6 +1,6 @@
 """The late-interaction loss against its alternatives, on every instruction set that this CPU can be limited to.
 
-    python -m bench.interaction [--quick] [--isa NAME ...] [--only CONTENDER ...] [--seconds 120] [--json PATH]
+    python -m bench.interaction [--quick] [--shape 256x49 ...] [--isa NAME ...] [--only CONTENDER ...] [--seconds 120]
 
 Each instruction set has a process, in which PyTorch, oneDNN and the native kernels all stop at it; the contenders take
 turns, and one contender's processes run directly after one another. Time is CPU time, all cores together; a ratio is
@@ -51,7 +51,7 @@ LIMITS = {
 
 
 class Ratio(NamedTuple):
-    """Return how many times the time of ``below`` is that of ``above``. ``goal``: the bound, upper unless ``more``."""
+    """The time of ``above`` over that of ``below``. ``goal``: the most that it may be, with ``more`` the least."""
 
     above: str
     below: str
@@ -80,6 +80,8 @@ RATIOS = [
     Ratio("native", "einsum_quarter", 0.75),
     Ratio("einsum_longest", "tiled"),
     Ratio("maxsim_cpu", "native_forward", 5.0, more=True),
+    Ratio("filip_loss", "product"),
+    Ratio("smooth_loss", "filip_loss", 3.0),
     Ratio("filip_step", "clip_step", 1.15),
 ]
 # The loss of CLIP or FILIP and the encoders of the pairs, which are the same
@@ -115,6 +117,8 @@ class Worker:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="one shape, about a minute")
+    shapes = {f"{images}x{patches}": (images, patches) for images, patches in SHAPES}
+    parser.add_argument("--shape", nargs="+", choices=shapes, help="pairs x image tokens; all by default")
     parser.add_argument("--isa", nargs="+", choices=list(LIMITS), help="all that this CPU has by default")
     parser.add_argument("--only", nargs="+", default=[], help="contenders; all by default")
     parser.add_argument("--seconds", type=float, help="for a shape; 120, with --quick 25")
@@ -131,7 +135,7 @@ def main() -> None:
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
     result: dict[str, float] = {}
     seconds = options.seconds or (QUICK_SHAPE if options.quick else EACH_SHAPE)
-    for shape in [QUICK] if options.quick else SHAPES:
+    for shape in [QUICK] if options.quick else [shapes[name] for name in options.shape or shapes]:
         names = [name for name in contenders_of(shape) if not options.only or name in options.only]
         if names:
             result |= measure_shape(shape, isas, names, seconds)

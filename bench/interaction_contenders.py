@@ -184,7 +184,9 @@ CONTENDERS: dict[str, Callable[[Problem], Step]] = {
 SLICE_CONTENDERS: dict[str, Callable[[Problem], Step]] = {
     "encoders": lambda _: interaction_slice.encoders(),
     "clip_loss": lambda _: interaction_slice.clip_loss(),
+    "product": best_product,
     "filip_loss": interaction_slice.filip_loss,
+    "smooth_loss": lambda problem: interaction_slice.filip_loss(problem, SmoothMaximum(0.05)),
 }
 LARGE = ("einsum", "einsum_longest", "encoders")  # so slow that a warm-up matters little
 

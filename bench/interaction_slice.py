@@ -14,6 +14,7 @@ from torch import Tensor
 
 from bench.interaction_problem import Problem, Step
 from filip.interaction import late_interaction
+from filip.interaction.backends import Backend
 from filip.models import build_model, load_preset
 
 PAIRS, GLOBAL_PAIRS = 16, 8192
@@ -47,13 +48,13 @@ def clip_loss() -> Step:
     return step
 
 
-def filip_loss(problem: Problem) -> Step:
+def filip_loss(problem: Problem, backend: str | Backend = "auto") -> Step:
     """Return a step of both matrices, their soft-maxes over the captions and the gradients of all tokens."""
     image, text = (tokens.detach().requires_grad_() for tokens in (problem.image, problem.text))
 
     def step() -> None:
         image.grad = text.grad = None
-        similarity = late_interaction(image, text, problem.lengths)
+        similarity = late_interaction(image, text, problem.lengths, backend=backend)
         torch.stack([_cross_entropy(matrix) for matrix in similarity]).sum().backward()
 
     return step

@@ -101,8 +101,8 @@ MUTATIONS = [
     Mutation(
         "Triton: of equal maxima the last wins",
         f"{ENGINE}/triton_kernels.py",
-        "tl.where(tile > won, 1.0, 0.0)",
-        "tl.where(tile >= won, 1.0, 0.0)",
+        "tl.where(tile > won, 0.0, 1.0)",
+        "tl.where(tile >= won, 0.0, 1.0)",
         f"{TESTS}/triton_interpreted.py::ties",
         interpreted=True,
     ),

@@ -260,7 +260,8 @@ static int64_t next_chunks(const Side<Index>& side, int64_t first, int64_t vecto
   const int64_t rows = rows_in(STORE_BYTES, vectors), sources = side.items(false);
   int64_t chunks = 0;
   bounds[0] = first;
-  while (bounds[chunks] < sources && chunks < MAX_CHUNKS && (chunks == 0 || side.row(false, bounds[chunks]) - side.row(false, first) < rows)) {
+  while (bounds[chunks] < sources && chunks < MAX_CHUNKS &&
+         (chunks == 0 || side.row(false, bounds[chunks]) - side.row(false, first) < rows)) {
     bounds[chunks + 1] = run_end(side, false, bounds[chunks], sources, vectors);
     ++chunks;
   }

@@ -159,7 +159,7 @@ static int64_t block_end(const Problem& p, int64_t first) {
 
 // Text rows of one tile: enough that few register tiles are lower than they could be, and that the sums of the backward
 // pass over them are long, few enough for the second-level cache.
-constexpr int64_t CHUNK_ROWS = 64;
+constexpr int64_t CHUNK_ROWS = 96;
 
 // The end of the texts from `first` that make one tile; at least one.
 static int64_t chunk_end(const Problem& p, int64_t first, int64_t end) {
@@ -199,22 +199,21 @@ static int64_t strips_of_block(int64_t vectors) {
 static void pack_panel(const Problem& p, Range images, int64_t vectors, float* panel) {
   const int64_t first = p.image_offsets[images.begin], rows = p.image_offsets[images.end] - first;
   const int64_t columns = columns_of(p);
-  const char* pairs = in_pairs(p) ? static_cast<const char*>(p.image) : nullptr;
+  const char* tokens = static_cast<const char*>(p.image) + first * columns * 4;  // floats, or pairs
+  const bool narrow = p.bf16 && !in_pairs(p);
   const int64_t strips = strips_of_block(vectors);
   for (int64_t s = 0; s < strips; ++s) {
     const Range strip = part_of(vectors, strips, s);
     const int64_t width = (strip.end - strip.begin) * LANES;
-    float* out = panel + strip.begin * LANES * columns;
     for (int64_t l = 0; l < width; ++l) {
       const int64_t row = strip.begin * LANES + l;
-      for (int64_t c = 0; c < columns; ++c) {
-        if (row >= rows)
-          out[c * width + l] = 0;
-        else if (pairs)
-          __builtin_memcpy(out + c * width + l, pairs + ((first + row) * columns + c) * 4, 4);
-        else
-          out[c * width + l] = element(p.image, p.bf16, (first + row) * p.dim + c);
-      }
+      float* out = panel + strip.begin * LANES * columns + l;
+      if (row >= rows)
+        for (int64_t c = 0; c < columns; ++c) out[c * width] = 0;
+      else if (narrow)
+        for (int64_t c = 0; c < columns; ++c) out[c * width] = element(p.image, true, (first + row) * p.dim + c);
+      else
+        for (int64_t c = 0; c < columns; ++c) __builtin_memcpy(out + c * width, tokens + (row * columns + c) * 4, 4);
     }
   }
 }

@@ -1,7 +1,7 @@
 // The smooth maximum t log(mean exp(s / t)) in place of the maximum, both directions of both passes.
 //
-// Within the range of float32 one exponential E = exp(s / t) serves both directions: with R the sum of E over the tokens of a text and C that over
-// the tokens of an image,
+// Within the range of float32 one exponential E = exp(s / t) serves both directions: with R the sum of E over the tokens
+// of a text and C that over the tokens of an image,
 //
 //   i2t = t (mean of log R - log n2)      t2i = t (mean of log C - log n1)
 //   W = E (gI / (n1 R) + gT / (n2 C))     dX += W Y     dY += W^T X
@@ -116,11 +116,11 @@ static int64_t padded_dim(const Problem& p) { return round_up(p.dim, LANES); }
 // Rows as the products of weights see them: two rows of bfloat16 in one of float's size where those are multiplied.
 static int64_t rows_in_strips(const Problem& p, int64_t rows) { return in_pairs(p) ? div_up(rows, 2) : rows; }
 
-static void pack_strips(const Problem& p, const void* rows, Range range, float* out) {
+static void pack_strips(const Problem& p, const void* rows, bool bf16, Range range, float* out) {
   for (int64_t s = 0; s < strips_of(p); ++s) {
     const Slice strip = slice_of(p.dim, STRIP, s);
     if (!in_pairs(p)) {
-      copy_columns(rows, p.bf16, range, p.dim, strip.first, strip.valid, strip.width, out);
+      copy_columns(rows, bf16, range, p.dim, strip.first, strip.valid, strip.width, out);
       out += (range.end - range.begin) * strip.width;
       continue;
     }
@@ -136,19 +136,21 @@ static void pack_strips(const Problem& p, const void* rows, Range range, float* 
   }
 }
 
-// [m][dim] (+)= [m][k] [k][dim], the latter two in strips; a as for weighted_rows.
+// [m][dim] (+)= [m][k] [k][dim], the last in strips, and the first too unless its rows are `stride` apart; a as for
+// weighted_rows.
 static void times_strips(const Problem& p, const float* a, int64_t row_step, int64_t k_step, int64_t m,
-                         const float* b, int64_t k, float* out, bool add) {
+                         const float* b, int64_t k, float* out, int64_t stride, bool add) {
   const int64_t parts = div_up(m, TILE_ROWS);
   for (int64_t s = 0; s < strips_of(p); ++s) {
     const Slice strip = slice_of(p.dim, STRIP, s);
+    const int64_t step = stride ? stride : strip.width;
     for (int64_t part = 0; part < parts; ++part) {
       const Range rows = part_of(m, parts, part);
       WEIGHTED_ROWS[in_pairs(p)][add][rows.end - rows.begin - 1][strip.width / LANES - 1](
-          a + rows.begin * row_step, row_step, k_step, b, k, out + rows.begin * strip.width, strip.width);
+          a + rows.begin * row_step, row_step, k_step, b, k, out + rows.begin * step, step);
     }
     b += k * strip.width;
-    out += m * strip.width;
+    out += stride ? strip.width : m * strip.width;
   }
 }
 
@@ -225,15 +227,14 @@ static int64_t smooth_bytes(const SmoothCall& call, Range images, bool gradients
   return static_cast<int64_t>(SmoothScratch(call, images, gradients, 0).arena.next);
 }
 
-// s.tile = the similarities of some text rows with the block of images.
-static void similarities(const SmoothCall& call, Range rows, const SmoothScratch& s) {
+// s.tile = the similarities of some text rows with the block of images. Returns whether s.text has those rows as floats.
+static bool similarities(const SmoothCall& call, Range rows, const SmoothScratch& s) {
   const Problem& p = call.problem;
   const float* text = static_cast<const float*>(p.text) + rows.begin * columns_of(p);
-  if (p.bf16 && !in_pairs(p)) {
-    copy_columns(p.text, true, rows, p.dim, 0, p.dim, p.dim, s.text);
-    text = s.text;
-  }
-  product_tile(p, text, rows.end - rows.begin, s.panel, s.vectors, s.tile);
+  const bool widened = p.bf16 && !in_pairs(p);
+  if (widened) copy_columns(p.text, true, rows, p.dim, 0, p.dim, p.dim, s.text);
+  product_tile(p, widened ? s.text : text, rows.end - rows.begin, s.panel, s.vectors, s.tile);
+  return widened;
 }
 
 // A sum over the rows of a tile in every lane, of 2^(scale * similarity). Within the range of float32 the exponentials
@@ -343,7 +344,7 @@ static void weigh(const SmoothCall& call, Range images, int64_t j, float* tile, 
       const float sum = sum_over_lanes<SHIFTED>(tile + lane, n1, scale, &shift);
       const float share = call.grad_t2i[i * p.texts + j] * inverse_n2 / sum;
       if (!SHIFTED) {
-        for (int64_t k = lane; k < lane + n1; ++k) s.of_row[k] = share;
+        for (int64_t k = lane; k < lane + n1; ++k) tile[k] *= s.of_lane[k] + share;
         continue;
       }
       for (int64_t k = lane; k < lane + n1; k += LANES) {  // in lanes beyond, which the next image overwrites
@@ -353,10 +354,8 @@ static void weigh(const SmoothCall& call, Range images, int64_t j, float* tile, 
         store(s.of_row + k, of_image * load(s.of_lane + k) + of_text * splat(share));
       }
     }
-    for (int64_t l = 0; l < stride; l += LANES) {
-      const vf weights = load(s.of_row + l);
-      store(tile + l, SHIFTED ? weights : load(tile + l) * (load(s.of_lane + l) + weights));
-    }
+    if (SHIFTED)
+      for (int64_t l = 0; l < stride; l += LANES) store(tile + l, load(s.of_row + l));
   }
 }
 
@@ -373,12 +372,12 @@ static void smooth_backward(const SmoothCall& call, Range images, Range texts, f
   const int64_t stride = s.vectors * LANES, tokens = image.end - image.begin;
   for (int64_t l = 0; l < stride; ++l) s.of_row[l] = 0;
   pack_panel(p, images, s.vectors, s.panel);
-  if (call.grad_text) pack_strips(p, p.image, image, s.image_strips);
+  if (call.grad_text) pack_strips(p, p.image, p.bf16, image, s.image_strips);
   for (int64_t j = texts.begin; j < texts.end;) {
     const int64_t last = chunk_end(p, j, texts.end);
     const Range rows = {p.text_offsets[j], p.text_offsets[last]};
     const int64_t length = rows.end - rows.begin;
-    similarities(call, rows, s);
+    const bool widened = similarities(call, rows, s);
     for (; j < last; ++j) {
       float* tile = s.tile + (p.text_offsets[j] - rows.begin) * stride;
       call.shifted ? weigh<true>(call, images, j, tile, s) : weigh<false>(call, images, j, tile, s);
@@ -386,15 +385,17 @@ static void smooth_backward(const SmoothCall& call, Range images, Range texts, f
     const bool pairs = in_pairs(p);
     const float* weights = pairs ? s.paired : s.tile;
     if (image_sums) {
-      pack_strips(p, p.text, rows, s.text_strips);
+      pack_strips(p, widened ? s.text : p.text, p.bf16 && !widened, widened ? Range{0, length} : rows, s.text_strips);
       if (pairs) pair_rows(s.tile, length, stride, s.paired);
-      times_strips(p, weights, 1, stride, tokens, s.text_strips, rows_in_strips(p, length), image_sums, true);
+      times_strips(p, weights, 1, stride, tokens, s.text_strips, rows_in_strips(p, length), image_sums, 0, true);
     }
     if (call.grad_text) {
       if (pairs) pair_lanes(s.tile, length, tokens, stride, s.paired);
+      float* sums = call.grad_text + rows.begin * p.dim;
+      const bool whole = p.dim % LANES == 0;  // no vector reaches beyond a row, which may be another thread's
       times_strips(p, weights, pairs ? stride / 2 : stride, 1, length, s.image_strips, rows_in_strips(p, tokens),
-                   s.text_sums, false);
-      add_strips(p, s.text_sums, length, call.grad_text + rows.begin * p.dim);
+                   whole ? sums : s.text_sums, whole ? p.dim : 0, whole);
+      if (!whole) add_strips(p, s.text_sums, length, sums);
     }
   }
 }
