@@ -31,7 +31,6 @@ from typing import Any, TypeVar, cast
 from hydra import compose, initialize, initialize_config_module
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
 from hydra.errors import HydraException
 from omegaconf import MISSING, DictConfig, OmegaConf
@@ -46,7 +45,7 @@ from filip.overrides import (
     check_values,
     config_groups,
     missing_options,
-    quote_text,
+    parse,
     structured_config,
 )
 
@@ -85,18 +84,13 @@ def compose_config(schema: type[T], overrides: Sequence[str], config_name: str |
     groups = {} if config_name is None else config_groups()
     check_overrides(schema, given, groups)
     try:
-        values = OverridesParser.create().parse_overrides(
-            [quote_text(schema, override) for override in given]
-        )
+        values = [parse(cast(type, schema), override) for override in given]
         # Composing takes a tenth of a second, so it is done once for all values of the same files.
         files = tuple(value.input_line for value in values if _is_of_hydra(value, groups))
-        composed = copy.deepcopy(_composed(cast(type, schema), config_name, files))
+        config = copy.deepcopy(_composed(cast(type, schema), config_name, files))
         for value in values:
             if not _is_of_hydra(value, groups):
-                OmegaConf.update(composed, value.key_or_group, value.value(), merge=True)
-        # Merged as plain values, which the schema checks: Hydra's `+key=value` would add a key that it does not have.
-        config = OmegaConf.merge(structured_config(cast(type, schema)), OmegaConf.to_container(composed))
-        assert isinstance(config, DictConfig)
+                OmegaConf.update(config, value.key_or_group, value.value(), merge=True)
         if missing := missing_options(config):
             raise UserError(
                 f"required but not given: {', '.join(missing)}; add e.g. {missing[0]}=VALUE (see --help)"
@@ -122,9 +116,7 @@ def _composed(schema: type, config_name: str | None, overrides: tuple[str, ...])
     """Let Hydra compose a command's files and defaults. The result is not to be changed."""
     if config_name is None and not overrides:
         # The defaults alone. Hydra would give the same, and look at every imported module first.
-        defaults = copy.deepcopy(structured_config(schema))
-        OmegaConf.set_struct(defaults, True)
-        return cast(DictConfig, defaults)
+        return cast(DictConfig, structured_config(schema))
     GlobalHydra.instance().clear()
     # A command without a config file must not see filip/conf: its folders are groups, and `model=PATH` would
     # then ask for the group `model`.
@@ -136,7 +128,9 @@ def _composed(schema: type, config_name: str | None, overrides: tuple[str, ...])
     with sources:
         own = f"schema_{schema.__name__}" if config_name is None else f"{config_name}_schema"
         _register(own, schema)
-        return compose(config_name or own, overrides=list(overrides))
+        composed = compose(config_name or own, overrides=list(overrides))
+    # Merged as plain values, which the schema checks: Hydra's `+key=value` would add a key that it does not have.
+    return cast(DictConfig, OmegaConf.merge(structured_config(schema), OmegaConf.to_container(composed)))
 
 
 _registered: dict[str, type] = {}  # whose defaults Hydra knows, by their name there

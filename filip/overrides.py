@@ -11,13 +11,13 @@ import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import Enum
-from functools import cache
+from functools import cache, lru_cache
 from importlib import resources
 from types import NoneType, UnionType
 from typing import Any, Union, cast, get_args, get_origin, get_type_hints
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
@@ -51,6 +51,12 @@ def check_overrides(schema: type, overrides: Sequence[str], groups: Mapping[str,
             _type_of(schema, key, groups)
         elif not (override.startswith("+") and _takes_new_names(schema, key)):
             _check_value(schema, structured, key, value, groups)
+
+
+@lru_cache(maxsize=4096)
+def parse(schema: type, override: str) -> Override:
+    """Let Hydra read an argument, once: a study's trainings have most in common. Raise HydraException if it cannot."""
+    return OverridesParser.create().parse_override(quote_text(schema, override))
 
 
 @cache
@@ -99,7 +105,7 @@ def _check_value(schema: type, structured: Any, key: str, value: str, groups: It
     declared, optional = _type_of(schema, key, groups)
     wanted = f"{key} takes {_in_words(declared, key)}{', or null' if optional else ''}"
     try:
-        parsed = OverridesParser.create().parse_override(quote_text(schema, f"{key}={value}"))
+        parsed = parse(schema, f"{key}={value}")
     except HydraException as error:
         raise UserError(f"{key}={value}: the value cannot be read; {wanted} (see --help)") from error
     if parsed.is_sweep_override():
