@@ -12,7 +12,7 @@ from filip.interaction.packing import Similarity, accumulation_dtype
 
 
 class ContrastiveOutput(NamedTuple):
-    """Output of scalars. ``loss`` carries the gradient (so do both halves); the accuracies are fractions in 0..1."""
+    """The loss and its parts, all scalars. Both halves carry a gradient too; the accuracies are fractions in 0..1."""
 
     loss: Tensor
     i2t_loss: Tensor

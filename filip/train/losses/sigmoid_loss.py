@@ -35,7 +35,7 @@ Targets = tuple[int, Tensor | None, Tensor | None]  # offset, ids and all_ids as
 
 
 class SigmoidOutput(NamedTuple):
-    """Output of scalars. ``loss`` carries the gradient; ``accuracy``: share of rows whose best item is a positive."""
+    """Scalars. ``loss`` carries the gradient; ``accuracy``: the share of rows whose best item is a positive."""
 
     loss: Tensor
     accuracy: Tensor
