@@ -44,10 +44,11 @@ LONGEST_FIRST = (
     "tests/cluster/test_two_hosts.py",
     "tests/export/test_full_disk.py",
     "tests/data/test_text_rules.py",
-    "tests/study/test_efficiency.py",
     "tests/test_quickstart.py",
     "tests/test_wheel.py",
+    "tests/export/test_documented.py",
     "tests/export/test_hf.py",
+    "tests/export/test_multi_vector.py",
     "tests/eval/test_parity.py",
     "tests/train/test_adapters.py",
     "tests/data/test_ingest_killed.py",
@@ -63,7 +64,7 @@ LONGEST_FIRST = (
     "tests/train/test_pooled_term.py",
     "tests/data/test_full_disks.py",
     "tests/test_cli.py",
-    "tests/export/test_multi_vector.py",
+    "tests/study/test_efficiency.py",
 )
 
 
