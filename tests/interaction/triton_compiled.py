@@ -5,7 +5,9 @@ block) and what its innermost loop does: tensor-core instructions, asynchronous 
 and the comparisons, selections and other instructions of which a processor takes half a warp per scheduler and cycle
 (64 lanes in all, from 7.0 to 9.0: "Throughput of Native Arithmetic Instructions" in NVIDIA's CUDA programming guide).
 
-    python -m tests.interaction.triton_compiled [capability] [dtype] [n1] [ragged]
+    python -m tests.interaction.triton_compiled [capability] [dtype] [n1] [ragged [last]]
+
+It is the code for the first block of an image of n1 tokens, or for the last: 80 tokens have 64 rows and 16 rows.
 """
 
 from __future__ import annotations
@@ -68,11 +70,14 @@ def count(names: str, code: list[str]) -> int:
     return sum(bool(re.search(rf"(?<![.\w])(?:{names})\b", line)) for line in code)
 
 
-def report(name: str, capability: int, dtype: torch.dtype, n1: int, ragged: bool) -> dict[str, object]:
+def report(
+    name: str, capability: int, dtype: torch.dtype, n1: int, ragged: bool, block: int = 0
+) -> dict[str, object]:
     kernel, short = KERNELS[name], name.removeprefix("smooth_")
     module = triton_backend if short == name else triton_smooth
     options = module.launch_options(dtype, D, capability)[short]
-    options = of_rows(options, cut(n1, options["ROWS"])[0][1])
+    start, rows = cut(n1, options["ROWS"])[block]
+    options = of_rows(options, rows)
     launch = {key: options.pop(key) for key in ("num_warps", "num_stages", "maxnreg") if key in options}
     constants = {
         **options,
@@ -81,8 +86,8 @@ def report(name: str, capability: int, dtype: torch.dtype, n1: int, ragged: bool
         "WIDEN": False,
         "RAGGED": ragged,
         "SAVE": True,
-        "FIRST": True,
-        "LAST": len(cut(n1, 128)) == 1,
+        "FIRST": start == 0,
+        "LAST": start + rows >= n1,
     }
     constants = {key: value for key, value in constants.items() if key in kernel.arg_names}
     known = types(dtype)
@@ -131,12 +136,13 @@ def report(name: str, capability: int, dtype: torch.dtype, n1: int, ragged: bool
 
 if __name__ == "__main__":
     cases = [
-        (capability, dtype, n1, ragged)
+        (capability, dtype, 80 if ragged else n1, ragged)
         for capability, dtype, n1 in ((80, "float16", 49), (90, "bfloat16", 49), (86, "float32", 49))
         for ragged in (False, True)[: 1 if capability == 86 else 2]
     ]
     if len(sys.argv) > 1:
-        cases = [(int(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4:] == ["ragged"])]
+        cases = [(int(sys.argv[1]), sys.argv[2], int(sys.argv[3]), "ragged" in sys.argv)]
     for capability, dtype, n1, ragged in cases:
         for name in [name for name in KERNELS if capability != 86 or not name.startswith("smooth_")]:
-            print(json.dumps(report(name, capability, getattr(torch, dtype), n1, ragged)), flush=True)
+            block = -1 if "last" in sys.argv else 0
+            print(json.dumps(report(name, capability, getattr(torch, dtype), n1, ragged, block)), flush=True)
