@@ -148,5 +148,5 @@ def start_deepspeed(rank: int, ranks: int) -> None:
     import deepspeed
 
     # Else DeepSpeed compiles its shared-memory communication, half a minute that nothing here needs.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    vars(deepspeed.ops).setdefault("__compatible_ops__", {})["deepspeed_shm_comm"] = False
     deepspeed.init_distributed("gloo")
