@@ -222,8 +222,8 @@ MUTATIONS = [
     ),
     Mutation(
         "the backward of tiled on a GPU waits for the device",
-        f"{ENGINE}/tiled.py",
-        ", output_size=len(gradient)",
+        f"{ENGINE}/packing.py",
+        ", output_size=rows",
         "",
         f"{TESTS}/test_waits.py::lengths",
     ),
