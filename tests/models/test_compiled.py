@@ -53,5 +53,8 @@ def test_compiled_kernels_are_close_to_eager_ones() -> None:
     compiled = copy.deepcopy(eager)
     compiled.compile_blocks()
     for seed in range(3):
-        for ours, theirs in zip(one_step(compiled, seed), one_step(eager, seed), strict=True):
-            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+        theirs = one_step(eager, seed)
+        assert all(bool(tensor.isfinite().all()) for tensor in theirs), (
+            "the eager step has numbers that are not finite"
+        )
+        torch.testing.assert_close(one_step(compiled, seed), theirs, rtol=1e-4, atol=1e-5)
