@@ -298,3 +298,15 @@ def restore_random_state(state: dict[str, Any]) -> None:
     for kind, driver in _DRIVERS.items():
         if state.get(kind) is not None and driver.available():
             driver.restore_random_state(state[kind])
+
+
+def keep_compiled_kernels_apart() -> None:
+    """Give torch's compiler a cache for each ATEN_CPU_CAPABILITY, unless TORCHINDUCTOR_CACHE_DIR names one.
+
+    Its own cache does not tell them apart: kernels made for one abort in another, or give NaN (torch 2.13).
+    """
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
+    capability, default = os.environ.get("ATEN_CPU_CAPABILITY"), default_cache_dir()
+    if capability and os.environ.get("TORCHINDUCTOR_CACHE_DIR", default) == default:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = f"{default}_{capability}"

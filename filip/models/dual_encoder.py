@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from filip import tokenizer as clip_tokenizer
+from filip.device import keep_compiled_kernels_apart
 from filip.errors import UserError
 from filip.json_tokenizer import CaptionTokenizer, JsonTokenizer
 from filip.models.config import ModelConfig
@@ -110,6 +111,7 @@ class DualEncoder(nn.Module):
         Blocks of a tower share their code, so that each tower is compiled once. What depends on the data, the layout of
         packed captions, is computed outside of the blocks: no graph breaks, and no new graph for other lengths.
         """
+        keep_compiled_kernels_apart()
         for block in self.image.trunk.blocks:
             block.compile(dynamic=True if self.image.takes_shapes else None, **options)
         for block in self.text.blocks:

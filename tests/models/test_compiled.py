@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
+from torch._inductor.runtime.cache_dir_utils import cache_dir
 
 from filip.models import DualEncoder, TextFeatures, build_model, load_preset
 
@@ -58,3 +60,19 @@ def test_compiled_kernels_are_close_to_eager_ones() -> None:
             "the eager step has numbers that are not finite"
         )
         torch.testing.assert_close(one_step(compiled, seed), theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_kernels_for_a_lowered_cpu_are_kept_apart_from_this_cpu_s(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    # Those of the one abort in the other, or give NaN: torch's cache does not tell them apart.
+    folders = {}
+    for capability in ("", "avx2", "default"):
+        monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+        monkeypatch.setenv("ATEN_CPU_CAPABILITY", capability)
+        build_model(load_preset("tiny")).compile_blocks()
+        folders[capability] = cache_dir()
+    assert len(set(folders.values())) == 3
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    build_model(load_preset("tiny")).compile_blocks()
+    assert cache_dir() == str(tmp_path)
