@@ -105,12 +105,13 @@ def main(run: Speedrun) -> None:
 
 def settings_of_record(folder: Path) -> list[str]:
     """Return the experiment of a record and its overrides. Raise UserError if the folder has no log."""
-    for file in sorted(folder.glob("seed-*.json")):
-        settings: list[str] = json.loads(file.read_text(encoding="utf-8"))["settings"]
-        return settings
-    raise UserError(
-        f"against={folder} is not a record: no seed-*.json is there. records/README.md lists them"
-    )
+    logs = sorted(folder.glob("seed-*.json"))
+    if not logs:
+        raise UserError(
+            f"against={folder} is not a record: no seed-*.json is there. records/README.md lists them"
+        )
+    settings: list[str] = json.loads(logs[0].read_text(encoding="utf-8"))["settings"]
+    return settings
 
 
 def say_verdict(run: Speedrun, found: list[dict[str, Any]]) -> None:

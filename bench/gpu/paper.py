@@ -74,7 +74,7 @@ def seconds_of_copies(s: Setting) -> float:
 
 
 def rows_of_unequal_images(images: int = 320) -> str:
-    """Write what images of 10 to 88 tokens take, beside as many of 49."""
+    """Return the rows and cycles of images of 10 to 88 tokens as a share of those of as many images of 49."""
     each = Lengths(10 + i % 79 for i in range(images))
     tokens = Tokens(torch.empty(sum(each), 1), torch.empty(1, 1), [1], each)
     blocks = [-(-part.blocks * part.rows // 128) for part in parts_of(tokens, 128, in_order=True)]

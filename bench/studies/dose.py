@@ -54,10 +54,8 @@ TRAINED = 4  # things in a training scene, at most
 SIDES = (6, 3, 2, 1)  # sides of the grid of patches that an image keeps
 RUNS = {"CLIP": "clip", "FILIP": "filip", "FILIP, smooth": "smooth"}
 QUERIES = "learned queries"
-RATES = {
-    4: "8e-3",
-    16: "8e-3",
-}  # of learned queries: the best of bench/studies/variants.py; one is the demo's CLIP
+# Of learned queries: the best of bench/studies/variants.py. One query is the demo's CLIP.
+RATES = {4: "8e-3", 16: "8e-3"}
 COLOURS = {"CLIP": MUTED, "FILIP": INK, "FILIP, smooth": SMOOTH, QUERIES: KEPT}
 
 
@@ -68,7 +66,10 @@ class Dose:
     results: str = option("results/demo", "results of the demo")
     cache: str = option(".cache/demo", "folder of the npm packages")
     scenes: int = option(500, "scenes of each number of things")
-    models: str = option("results/dose", "folder of the models of learned queries; what it lacks is trained")
+    models: str = option(
+        "results/dose",
+        "models of learned queries; what it lacks is trained. Delete it when the corpus changes",
+    )
     seeds: list[int] = option([0, 1, 2, 3, 4], "seeds of the models of learned queries")
 
 

@@ -63,7 +63,7 @@ def test_machine_code_of_what_is_launched(tmp_path: Path) -> None:
         assert kernel["tensor_core"] > 0 and kernel["wgmma"] == kernel["tensor_core"] * (
             kernel["capability"] == 90
         )
-        assert kernel["spills"] <= kernel["ragged"], kernel
+        assert kernel["spills"] <= (kernel["ragged"] and kernel["kernel"] == "text"), kernel
         # Comparisons, and all that is issued, take at most 0.72 of the product's cycles: 1,024 a tile on Hopper.
         warps = kernel["threads"] / 32 / 4  # of each scheduler
         cycles = warps * max(2 * kernel["half_rate"], kernel["instructions"])
