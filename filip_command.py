@@ -40,6 +40,4 @@ def other_project() -> str | None:
 
 def this_project() -> Distribution | None:
     """How this project is installed here; None if it is only on Python's path."""
-    return next(
-        (one for one in distributions() if any(point.value == ENTRY for point in one.entry_points)), None
-    )
+    return next((one for one in distributions() if any(point.value == ENTRY for point in one.entry_points)), None)

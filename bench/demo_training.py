@@ -71,9 +71,7 @@ class Outcome:
     metrics: dict[int, dict[str, float]] = field(default_factory=dict)
 
 
-def run(
-    study: DemoTraining, overrides: list[str], choose: Choose | None = None, save: Path | None = None
-) -> Outcome:
+def run(study: DemoTraining, overrides: list[str], choose: Choose | None = None, save: Path | None = None) -> Outcome:
     """Train with ``overrides`` of the study's experiment; ``choose`` replaces the selection of tokens, ``save`` is
     where the model goes."""
     warmup = min(60, study.steps // 10) if study.warmup_steps is None else study.warmup_steps
@@ -103,9 +101,7 @@ def run(
     # A study's own `choose` may know the pairs, and would read them off the test set.
     selects = config.token_keep_ratio < 1 and choose is None
     selected = recall_of(SelectingScorer(encoder, config), study) if selects else None
-    return Outcome(
-        seconds, 100 * metrics[study.steps].get("accuracy/i2t", math.nan), recall, selected, metrics
-    )
+    return Outcome(seconds, 100 * metrics[study.steps].get("accuracy/i2t", math.nan), recall, selected, metrics)
 
 
 def recall_of(scorer: Scorer, study: DemoTraining) -> dict[str, float]:

@@ -42,10 +42,7 @@ from filip.explore.serve import listen
 from filip.models import build_model, load_preset
 from filip.sets.pictures import Pictures
 
-WORDS = (
-    "a dog cat red boat on the beach two black house",
-    "old bridge river with tree car and man snow green",
-)
+WORDS = ("a dog cat red boat on the beach two black house", "old bridge river with tree car and man snow green")
 
 
 def gallery_of(images: int, preset: str) -> Gallery:
@@ -86,20 +83,12 @@ def live(images: int, preset: str, texts: int) -> dict[str, Any]:
         for number in range(texts):
             text = f"{' '.join(rng.choice(' '.join(WORDS).split(), 12))} {number}"
             started, busy = time.perf_counter(), time.process_time()
-            with urllib.request.urlopen(
-                f"{address}search?{urllib.parse.urlencode({'text': text})}"
-            ) as answer:
+            with urllib.request.urlopen(f"{address}search?{urllib.parse.urlencode({'text': text})}") as answer:
                 json.load(answer)
             taken.append(1000 * (time.perf_counter() - started))
             used.append(1000 * (time.process_time() - busy))
     rows, dim = search.gallery.features[1].map.shape[1:]
-    found = {
-        "images": images,
-        "patches": rows,
-        "dim": dim,
-        "threads": torch.get_num_threads(),
-        "texts": texts,
-    }
+    found = {"images": images, "patches": rows, "dim": dim, "threads": torch.get_num_threads(), "texts": texts}
     times = {"median_ms": np.median(taken), "p90_ms": np.quantile(taken, 0.9), "cpu_ms": np.median(used)}
     return {**found, **{name: float(value) for name, value in times.items()}}
 
@@ -134,18 +123,10 @@ def static(page: Path, models: list[str], card: str, root: str, captions: int, p
             searches = np.array([view.evaluate(SEARCH, caption) for caption in asked])
             drops = np.array([view.evaluate(DROP, base64.b64encode(one).decode()) for one in encoded])
         same = {
-            label: {
-                "captions": float((t2i == searches[:, n]).mean()),
-                "pictures": float((i2t == drops[:, n]).mean()),
-            }
+            label: {"captions": float((t2i == searches[:, n]).mean()), "pictures": float((i2t == drops[:, n]).mean())}
             for n, (label, t2i, i2t) in enumerate(exact, 1)
         }
-        counts = {
-            "images": count,
-            "captions": len(asked),
-            "new": len({*asked} - {*texts}),
-            "pictures": len(encoded),
-        }
+        counts = {"images": count, "captions": len(asked), "new": len({*asked} - {*texts}), "pictures": len(encoded)}
         times = {
             f"{what}_{at}_ms": float(np.quantile(found[:, 0], q))
             for what, found in (("text", searches), ("picture", drops))
@@ -160,9 +141,7 @@ def _png(image: Image.Image) -> bytes:
     return encoded.getvalue()
 
 
-def _exact(
-    models: list[str], pictures: Pictures, texts: list[str], asked: list[str], shown: list[Any]
-) -> list[Any]:
+def _exact(models: list[str], pictures: Pictures, texts: list[str], asked: list[str], shown: list[Any]) -> list[Any]:
     """Return each model's label, its first image for each text asked and its first text for each picture shown."""
     gallery = Gallery.of(load_viewers(models, []), pictures)
     assert gallery.texts == texts, "the page is of other images"
@@ -186,9 +165,7 @@ def main() -> None:
     parser.add_argument("--card", default="demo_scenes_new", help="its card")
     parser.add_argument("--root", default="results/demo/corpus/eval", help="where the card's data lie")
     parser.add_argument("--captions", type=int, default=1000, help="captions of the card for the page")
-    parser.add_argument(
-        "--pictures", type=int, default=20, help="pictures of the card that are dropped onto the page"
-    )
+    parser.add_argument("--pictures", type=int, default=20, help="pictures of the card that are dropped onto the page")
     parser.add_argument("--json", help="write the numbers to this file")
     arguments = parser.parse_args()
     if arguments.page:

@@ -289,9 +289,7 @@ def main(config: FireDrill) -> None:
 def report(drill: Drill) -> bool:
     """Print the table, the goodput and the comparison; return whether the two trainings are equal."""
     desk = drill.desk
-    print(
-        "\n| kind | what happened | steps lost | steps again after | first error kept |\n|---|---|---|---|---|"
-    )
+    print("\n| kind | what happened | steps lost | steps again after | first error kept |\n|---|---|---|---|---|")
     for kind, what, lost, seconds, error in drill.rows:
         print(f"| {kind} | {what} | {lost} | {seconds:.0f} s | {error or '–'} |")
     for run in RUNS:

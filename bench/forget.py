@@ -37,9 +37,7 @@ from filip.files import write_json
 PER_SHARD = 10_000
 WORDS = re.compile(rb"https://example.org/\d+.jpg|thing number \d+")
 SIDE = 24  # pixels
-SCHEMA = pa.schema(
-    [(name, pa.string()) for name in ("key", "url", "caption", "status", "error_message", "sha256")]
-)
+SCHEMA = pa.schema([(name, pa.string()) for name in ("key", "url", "caption", "status", "error_message", "sha256")])
 
 
 @dataclass
@@ -67,15 +65,9 @@ def write_data_set(root: Path, count: int) -> None:
         writer = OrderedWriter(shard, str(root / "shards"), True, 5, SCHEMA, "jpg")
         rows = []
         for number in range(start, min(count, start + PER_SHARD)):
-            data, key, caption = (
-                picture(number),
-                f"{shard:05d}{number - start:06d}",
-                f"thing number {number:08d}",
-            )
+            data, key, caption = (picture(number), f"{shard:05d}{number - start:06d}", f"thing number {number:08d}")
             about = {"url": url_of(number), "caption": caption, "sha256": hashlib.sha256(data).hexdigest()}
-            writer.write(
-                data, key, caption, {**about, "key": key, "status": "success", "error_message": None}
-            )
+            writer.write(data, key, caption, {**about, "key": key, "status": "success", "error_message": None})
             rows.append({"key": key, "captions": [caption], "origins": ["original"], "group": number})
         writer.close()
         stats = {"count": len(rows), "successes": len(rows), "failed_to_download": 0, "failed_to_resize": 0}
@@ -84,9 +76,7 @@ def write_data_set(root: Path, count: int) -> None:
     urls = [url_of(number) for number in range(count)]
     pq.write_table(pa.table({"url": urls, "caption": urls}), root / "list.parquet")
     listed, shards, captions = root / "list.parquet", root / "shards", root / "captions"
-    described = make_manifest(
-        SourceCard("bench"), listed, listed, shards, captions, [], scratch=root / "m.json"
-    )
+    described = make_manifest(SourceCard("bench"), listed, listed, shards, captions, [], scratch=root / "m.json")
     write_json(root / "m.json", described)
 
 
@@ -99,9 +89,7 @@ def left_over(root: Path, numbers: list[int]) -> int:
         if path.suffix == ".tar":
             found += sum(hashlib.sha256(data).digest() in wanted for _, data in shard_images(path))
             content = path.read_bytes()
-            found += sum(
-                picture(number)[200:] in content for number in numbers[:: max(1, len(numbers) // 20)]
-            )
+            found += sum(picture(number)[200:] in content for number in numbers[:: max(1, len(numbers) // 20)])
         if path.suffix in (".parquet", ".index", ".json"):
             content = path.read_bytes()
             if path.suffix != ".json":

@@ -30,10 +30,7 @@ from filip.progress import say
 CHECKS = {
     "environment": ("What is here, and has this PyTorch kernels for it?", 5),
     "backends": ("Does every backend agree with float64?", 15),
-    "loss": (
-        "Does the loss take at most 1.5 times its three products, and what do its alternatives take?",
-        30,
-    ),
+    "loss": ("Does the loss take at most 1.5 times its three products, and what do its alternatives take?", 30),
     "steps": ("Does a training step take as long as open_clip's at most?", 30),
     "fp16": ("Do trainings in DeepSpeed's fp16 block survive overflow and kill -9, to the bit?", 30),
     "one_node": ("Does experiment=one_node run on all cards as it stands, and how fast?", 15),

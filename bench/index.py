@@ -122,9 +122,7 @@ def times(images: Tensor, captions: list[str], scorer: Scorer) -> str:
     )
 
 
-def recall_by_bytes(
-    images: Tensor, captions: list[str], scorer: Scorer
-) -> list[tuple[str, int, float, float, float]]:
+def recall_by_bytes(images: Tensor, captions: list[str], scorer: Scorer) -> list[tuple[str, int, float, float, float]]:
     """Return name, bytes per image, R@1, R@10, and the share of float32's top ten that is found; percent."""
     texts = scorer.encode_texts(captions)
     _, n1, d = images.shape
@@ -153,9 +151,7 @@ def recall_by_bytes(
         reference = best if reference is None else reference
         rank = (scores > scores[own, own][:, None]).sum(1)
         same = (best[:, :, None] == reference[:, None]).any(2).float().mean()
-        percent = [
-            100 * float(value) for value in ((rank < 1).float().mean(), (rank < 10).float().mean(), same)
-        ]
+        percent = [100 * float(value) for value in ((rank < 1).float().mean(), (rank < 10).float().mean(), same)]
         rows.append((name, size, *percent))
     return rows  # type: ignore[return-value]
 
@@ -202,12 +198,7 @@ def draw(rows: list[tuple[str, int, float, float, float]], path: Path) -> None:
         for size, r1, name in points:
             below, name = name.endswith("int8"), name.removeprefix("pooled to a ").removeprefix("kept ")
             axes.annotate(
-                name,
-                (size, r1),
-                (0, -14 if below else 7),
-                textcoords="offset points",
-                ha="center",
-                fontsize=8,
+                name, (size, r1), (0, -14 if below else 7), textcoords="offset points", ha="center", fontsize=8
             )
     axes.set(xlabel="bytes an image", ylabel="R@1 (%)", ylim=(0, 1.2 * max(row[2] for row in rows)))
     axes.xaxis.set_major_formatter("{x:,.0f}")

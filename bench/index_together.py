@@ -51,9 +51,7 @@ def main(config: Together) -> None:
         assert builder.exitcode == 0, "the builder failed"
         opened = Index.open(index)
         assert sorted(opened.paths) == sorted(path.name for path in photos.iterdir())
-        print(
-            f"{searches} searches by one process saw {len(sizes)} sizes of the index, up to {max(sizes)}; no fault"
-        )
+        print(f"{searches} searches by one process saw {len(sizes)} sizes of the index, up to {max(sizes)}; no fault")
 
 
 def _builder(photos: Path, index: Path, until: float) -> None:

@@ -42,11 +42,7 @@ EACH_SHAPE, QUICK_SHAPE = 120.0, 25.0  # seconds
 LIMITS = {
     "avx512_bf16": {},
     "avx512": {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_VNNI", "ATEN_CPU_CAPABILITY": "avx512"},
-    "avx2": {
-        "ONEDNN_MAX_CPU_ISA": "AVX2",
-        "ATEN_CPU_CAPABILITY": "avx2",
-        "MKL_ENABLE_INSTRUCTIONS": "AVX2",
-    },
+    "avx2": {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"},
 }
 
 
@@ -143,9 +139,7 @@ def main() -> None:
             options.json.write_text(json.dumps(result, indent=1) + "\n")
 
 
-def measure_shape(
-    shape: tuple[int, int], isas: list[str], names: list[str], seconds: float
-) -> dict[str, float]:
+def measure_shape(shape: tuple[int, int], isas: list[str], names: list[str], seconds: float) -> dict[str, float]:
     """Print the tables of one shape and return its figures."""
     workers = {isa: Worker(isa, *shape) for isa in isas}
     try:

@@ -17,13 +17,7 @@ from torch import Tensor
 
 from bench import interaction_slice
 from bench.interaction_problem import TEXT_POSITIONS, Problem, Step, random_problem
-from filip.interaction import (
-    Similarity,
-    SmoothMaximum,
-    contrastive_loss,
-    late_interaction,
-    pooled_similarity,
-)
+from filip.interaction import Similarity, SmoothMaximum, contrastive_loss, late_interaction, pooled_similarity
 from filip.interaction.backends import Backend
 
 SCALE = torch.tensor(1 / 0.07)
@@ -50,9 +44,7 @@ def ragged(problem: Problem, backend: str | Backend) -> Step:
     image = problem.image.view(-1, d).detach().requires_grad_()
     text = problem.text.detach().requires_grad_()
     return _loss_step(
-        lambda: late_interaction(image, text, problem.lengths, image_lengths=counts, backend=backend),
-        image,
-        text,
+        lambda: late_interaction(image, text, problem.lengths, image_lengths=counts, backend=backend), image, text
     )
 
 
@@ -107,9 +99,7 @@ def clip_loss(problem: Problem) -> Step:
     return _loss_step(lambda: pooled_similarity(image, text), image, text)
 
 
-def product(
-    problem: Problem, block: tuple[int, int] = (3200, 1152), dtype: torch.dtype = torch.float32
-) -> Step:
+def product(problem: Problem, block: tuple[int, int] = (3200, 1152), dtype: torch.dtype = torch.float32) -> Step:
     """Return a step of the bare product of all tokens, packed, forward only, in blocks that are discarded.
 
     In bfloat16 it does not replace the similarity, since the result is rounded too; it says what the CPU can do.

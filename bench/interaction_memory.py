@@ -16,11 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 # Blocks of 64 KB and more are returned to the system when freed, so that no growth hides in memory freed earlier.
-ENVIRONMENT = {
-    "MALLOC_MMAP_THRESHOLD_": "65536",
-    "MALLOC_TRIM_THRESHOLD_": "65536",
-    "OMP_WAIT_POLICY": "passive",
-}
+ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "OMP_WAIT_POLICY": "passive"}
 
 
 def peak_megabytes(name: str, images: int, patches: int) -> float:

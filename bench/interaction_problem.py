@@ -26,9 +26,7 @@ class Problem:
         return padded
 
 
-def random_problem(
-    images: int, patches: int, dim: int = 256, texts: int | None = None, seed: int = 0
-) -> Problem:
+def random_problem(images: int, patches: int, dim: int = 256, texts: int | None = None, seed: int = 0) -> Problem:
     """Make captions of 20 tokens on average, [BOS] and [EOS] included, between 4 and 77."""
     generator = torch.Generator().manual_seed(seed)
     count = texts or images

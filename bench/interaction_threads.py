@@ -77,7 +77,5 @@ def measure(step: Step, threads: list[int], rounds: int) -> dict[int, float]:
 
 
 if __name__ == "__main__":
-    chosen = next(
-        (word.removeprefix("threads=") for word in sys.argv[1:] if word.startswith("threads=")), "1,2"
-    )
+    chosen = next((word.removeprefix("threads=") for word in sys.argv[1:] if word.startswith("threads=")), "1,2")
     main([int(count) for count in chosen.split(",")])

@@ -123,9 +123,7 @@ def measure(library: str, name: str, queries: int, rounds: int, memory: bool) ->
 def _peak_megabytes(library: str, name: str, queries: int, scorer: str) -> float:
     of = ["--memory-of", library, name, scorer]
     command = [sys.executable, "-m", "bench.interop", *of, "--queries", str(queries)]
-    done = subprocess.run(
-        command, env={**os.environ, **ENVIRONMENT}, check=True, stdout=subprocess.PIPE, text=True
-    )
+    done = subprocess.run(command, env={**os.environ, **ENVIRONMENT}, check=True, stdout=subprocess.PIPE, text=True)
     return float(done.stdout.split()[-1])
 
 
@@ -145,9 +143,7 @@ def print_rows(isa: str, options: argparse.Namespace) -> dict[str, dict[str, flo
                 library, name, options.queries, options.rounds, not options.time_only
             )
             memory = (
-                "| |"
-                if options.time_only
-                else f"{f['theirs_mb']:,.0f} | {f['ours_mb']:,.0f} | {f['smaller']:.1f} |"
+                "| |" if options.time_only else f"{f['theirs_mb']:,.0f} | {f['ours_mb']:,.0f} | {f['smaller']:.1f} |"
             )
             print(
                 f"| {isa} | {library} | {name} | {f['theirs_ms']:,.0f} | {f['ours_ms']:,.0f} | {f['faster']:.1f} "
@@ -176,9 +172,7 @@ def main() -> None:
         found = print_rows(options.rows_of, options)
         options.json.write_text(json.dumps(found))
         return
-    print(
-        f"torch {torch.__version__}, {torch.get_num_threads()} threads, {options.queries} queries a batch, d = {DIM}"
-    )
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {options.queries} queries a batch, d = {DIM}")
     print(
         "| | loss of | batch | theirs, CPU ms | ours, CPU ms | times faster (least) | theirs, MB | ours, MB "
         "| times smaller |\n|---|---|---|--:|--:|--:|--:|--:|--:|",

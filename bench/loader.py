@@ -76,9 +76,7 @@ def compare(
     config: LoaderBench, shards: str, captions: str | None, image_size: int, auto_augment: bool
 ) -> dict[str, object]:
     """Measure both pipelines on the same shards, interleaved."""
-    data = DataConfig(
-        sources=[Source(shards, captions)], auto_augment=auto_augment, back_translation=False, workers=0
-    )
+    data = DataConfig(sources=[Source(shards, captions)], auto_augment=auto_augment, back_translation=False, workers=0)
     ours = build_loader(StreamConfig(data, batch_size=config.batch_size, image_size=image_size))
     theirs = open_clip_loader(shards, image_size, auto_augment, config.batch_size)
     pipelines: dict[str, Callable[[], int]] = {

@@ -29,14 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.interaction_memory import growth
-from filip.interaction import (
-    Blockwise,
-    Similarity,
-    SmoothMaximum,
-    late_interaction,
-    pooled_similarity,
-    top_k_mean,
-)
+from filip.interaction import Blockwise, Similarity, SmoothMaximum, late_interaction, pooled_similarity, top_k_mean
 from filip.interaction.backends import Backend
 from filip.train.losses.sigmoid_loss import distributed_sigmoid_loss, sigmoid_loss
 from filip_research.sparc import local_loss
@@ -61,9 +54,7 @@ class Batch:
         self.pairs, self.lengths = pairs, lengths
         self.image, self.text = unit(pairs, PATCHES), unit(int(lengths.sum()))
         self.image_vector, self.text_vector = unit(pairs), unit(texts)
-        self.query, self.key, self.value = (
-            tensor[0].requires_grad_() for tensor in list(initial(D).values())[:3]
-        )
+        self.query, self.key, self.value = (tensor[0].requires_grad_() for tensor in list(initial(D).values())[:3])
 
     def leaves(self) -> list[Tensor]:
         return [self.image, self.text, self.image_vector, self.text_vector, self.query, self.key, self.value]
@@ -102,9 +93,7 @@ def ours(batch: Batch) -> dict[str, Loss]:
         patches = torch.cat([batch.image @ batch.key.T, batch.image @ batch.value.T], dim=2)
         captions = torch.cat([batch.text_vector @ batch.query.T, batch.text_vector], dim=1)
         ones = torch.ones(len(captions), dtype=torch.int64)
-        similarity = late_interaction(
-            patches, captions, ones, backend=Blockwise(attended_similarity, width=D)
-        )
+        similarity = late_interaction(patches, captions, ones, backend=Blockwise(attended_similarity, width=D))
         return sigmoid_loss(similarity.i2t, SCALE, BIAS).loss
 
     def hard_negatives() -> Tensor:
@@ -235,9 +224,7 @@ def return_freed_memory() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--pairs", type=int, default=128, help="own pairs")
-    parser.add_argument(
-        "--texts", type=int, default=0, help="texts that they are scored against; 0: their own"
-    )
+    parser.add_argument("--texts", type=int, default=0, help="texts that they are scored against; 0: their own")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", nargs="+", default=[], help="terms; all by default")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
@@ -253,13 +240,8 @@ def main() -> None:
     kept = {name: loss for name, loss in naive(batch).items() if name in own and fits(name, pairs, texts)}
     times = {"ours": seconds(batch, own, options.rounds), "naive": seconds(batch, kept, 1)}
     threads = torch.get_num_threads()
-    print(
-        f"{pairs} images of {PATCHES} patches, {texts} captions of 20 tokens, d = {D}, {threads} threads",
-        flush=True,
-    )
-    print(
-        f"{'':20}{'forward ms':>12}{'both ms':>10}{'MB':>8}{'naive ms':>11}{'MB':>8}{'time x':>9}{'memory x':>10}"
-    )
+    print(f"{pairs} images of {PATCHES} patches, {texts} captions of 20 tokens, d = {D}, {threads} threads", flush=True)
+    print(f"{'':20}{'forward ms':>12}{'both ms':>10}{'MB':>8}{'naive ms':>11}{'MB':>8}{'time x':>9}{'memory x':>10}")
     for name, (forward, both) in times["ours"].items():
         memory = peak_megabytes(own[name], batch)
         row = {"forward_ms": 1e3 * forward, "ms": 1e3 * both, "mb": memory}

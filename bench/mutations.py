@@ -242,9 +242,7 @@ def main(only: str = "") -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         original = copy_sources(folder / "original")
-        for tests, interpreted in dict.fromkeys(
-            (mutation.tests, mutation.interpreted) for mutation in chosen
-        ):
+        for tests, interpreted in dict.fromkeys((mutation.tests, mutation.interpreted) for mutation in chosen):
             if run(original, tests, interpreted) != 0:
                 sys.exit(f"{tests} fails without any fault; mend that first")
         unnoticed = [mutation for mutation in chosen if not noticed(mutation, folder)]

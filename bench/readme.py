@@ -62,15 +62,9 @@ STARRED = (
 class Readme:
     results: str = option("results/demo", "results of the demo")
     readme: str = option("README.md", "file with the two marks, rewritten in place")
-    picture: str = option(
-        "docs/images/alignment.png", "where the sheet of scenes goes, which README shows at its top"
-    )
-    curves: str = option(
-        "docs/images/learning.png", "where the learning curves go, which README shows below the table"
-    )
-    runs: list[str] = option(
-        ["clip", "filip", "smooth"], "the columns; each is compared with the one before it"
-    )
+    picture: str = option("docs/images/alignment.png", "where the sheet of scenes goes, which README shows at its top")
+    curves: str = option("docs/images/learning.png", "where the learning curves go, which README shows below the table")
+    runs: list[str] = option(["clip", "filip", "smooth"], "the columns; each is compared with the one before it")
     published: str = option("eval/published.yaml", "published numbers")
 
 
@@ -123,9 +117,7 @@ def put_on_page(page: Path, block: str, marks: tuple[str, str]) -> None:
     print(block)
 
 
-def results_block(
-    study: Study, steps: Sequence[Mapping[str, Table]], runs: Sequence[str], results: Results
-) -> str:
+def results_block(study: Study, steps: Sequence[Mapping[str, Table]], runs: Sequence[str], results: Results) -> str:
     """Return the table and the sentences below it, in GitHub's Markdown.
 
     steps: the tables of each run but the first, with the one before it.
@@ -176,10 +168,7 @@ def _prices(study: Study, runs: Sequence[str], results: Results) -> list[str]:
 
 def _image_bytes(model: Mapping[str, Any]) -> int | None:
     image, dim = model.get("image", {}), model.get("embed_dim")
-    side, patch = (
-        image.get("image_size"),
-        image.get("stem_stride") if image.get("stem") else image.get("patch_size"),
-    )
+    side, patch = (image.get("image_size"), image.get("stem_stride") if image.get("stem") else image.get("patch_size"))
     if not (dim and side and patch):
         return None
     return 4 * int(dim) * (1 if model.get("interaction") == "pooled" else (side // patch) ** 2)

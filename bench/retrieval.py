@@ -28,18 +28,14 @@ def main() -> None:
     parser.add_argument("--per-image", type=float, default=25010 / 5000, help="captions per image")
     parser.add_argument("--patches", type=int, default=49)
     parser.add_argument("--dim", type=int, default=256)
-    parser.add_argument(
-        "--turns", type=int, default=8, help="parts of the images, between which the two alternate"
-    )
+    parser.add_argument("--turns", type=int, default=8, help="parts of the images, between which the two alternate")
     parser.add_argument("--backend", default="auto")
     parser.add_argument("--json", help="write the numbers to this file")
     arguments = parser.parse_args()
     generator = torch.Generator().manual_seed(0)
     captions = round(arguments.images * arguments.per_image)
     lengths = torch.randint(10, 21, (captions,), generator=generator)
-    images = F.normalize(
-        torch.randn(arguments.images, arguments.patches, arguments.dim, generator=generator), dim=-1
-    )
+    images = F.normalize(torch.randn(arguments.images, arguments.patches, arguments.dim, generator=generator), dim=-1)
     tokens = F.normalize(torch.randn(int(lengths.sum()), arguments.dim, generator=generator), dim=-1)
     owner = torch.arange(captions) * arguments.images // captions
     threads = torch.get_num_threads()

@@ -63,9 +63,7 @@ class Place:
     shards: str = option("results/demo/data/demo/shards", "training pairs, with the captions of their list")
     root: str = option("results/demo/corpus/eval", "folder of the test sets")
     card: str = option("eval/demo_scenes_search.yaml", "retrieval card to find scenes of")
-    maps: str = option(
-        "auto", "precision in which the stem's maps are made: fp32, bf16 or auto, as the demo's"
-    )
+    maps: str = option("auto", "precision in which the stem's maps are made: fp32, bf16 or auto, as the demo's")
 
 
 @dataclass
@@ -80,8 +78,7 @@ class Speedrun(Place):
         None, "folder for a log of each seed, e.g. records/NAME; seeds that it has are not trained again"
     )
     against: str | None = option(
-        None,
-        "folder of a record that is trained too, seed by seed in turn, so that both have one machine and day",
+        None, "folder of a record that is trained too, seed by seed in turn, so that both have one machine and day"
     )
 
 
@@ -107,9 +104,7 @@ def settings_of_record(folder: Path) -> list[str]:
     """Return the experiment of a record and its overrides. Raise UserError if the folder has no log."""
     logs = sorted(folder.glob("seed-*.json"))
     if not logs:
-        raise UserError(
-            f"against={folder} is not a record: no seed-*.json is there. records/README.md lists them"
-        )
+        raise UserError(f"against={folder} is not a record: no seed-*.json is there. records/README.md lists them")
     settings: list[str] = json.loads(logs[0].read_text(encoding="utf-8"))["settings"]
     return settings
 
@@ -159,11 +154,7 @@ def chance_that_below(values: list[float], goal: float) -> float:
     if len(values) < 2:
         return math.nan
     error = stdev(values) / math.sqrt(len(values))
-    return (
-        float(stdtr(len(values) - 1, (goal - fmean(values)) / error))
-        if error
-        else float(fmean(values) <= goal)
-    )
+    return float(stdtr(len(values) - 1, (goal - fmean(values)) / error)) if error else float(fmean(values) <= goal)
 
 
 def configure(place: Place, experiment: str, overrides: list[str]) -> TrainConfig:
@@ -242,9 +233,7 @@ class State:
     encoded: Encoded  # the step's batch, with gradients of its tokens
 
 
-def training(
-    config: TrainConfig, corpus: Corpus, before: Callable[[int], None] | None = None
-) -> Iterator[State]:
+def training(config: TrainConfig, corpus: Corpus, before: Callable[[int], None] | None = None) -> Iterator[State]:
     """Train, and yield after every step; the clock stands still until the next one is asked for.
 
     before: called with the number of each step, from 0, before it is taken; it may change ``config``.
@@ -283,9 +272,7 @@ def evaluate(model: DualEncoder, corpus: Corpus, maximum: str | Backend = "auto"
     texts = model.encode_text(corpus.words[corpus.ids], corpus.lengths)
     model.train()
     similarity = (
-        score(images, *texts, backend=maximum)
-        if isinstance(texts, TextFeatures)
-        else pooled_similarity(images, texts)
+        score(images, *texts, backend=maximum) if isinstance(texts, TextFeatures) else pooled_similarity(images, texts)
     )
     return recall(similarity)
 

@@ -30,23 +30,7 @@ from filip.interaction.backends import Backend
 from filip.models import ModelConfig, TextFeatures, build_model, load_preset
 
 CPU = torch.device("cpu")
-WORDS = [
-    "a",
-    "the",
-    "photo",
-    "of",
-    "on",
-    "in",
-    "red",
-    "small",
-    "old",
-    "street",
-    "dog",
-    "boat",
-    "tree",
-    "two",
-    "people",
-]
+WORDS = ["a", "the", "photo", "of", "on", "in", "red", "small", "old", "street", "dog", "boat", "tree", "two", "people"]
 
 
 @dataclass
@@ -62,9 +46,7 @@ class TrainStep:
     words: int = option(14, "mean words per caption; lengths vary from half to one and a half times that")
     equal_padding: bool = option(False, "pad our captions to open_clip's length too")
     backend: str = option("auto", "backend of the late interaction")
-    compiled: bool = option(
-        False, "also a FILIP whose blocks are compiled; the first step takes a minute or more"
-    )
+    compiled: bool = option(False, "also a FILIP whose blocks are compiled; the first step takes a minute or more")
     json: str | None = option(None, "also write the numbers to this file")
 
 
@@ -86,10 +68,7 @@ class Times:
 def captions(count: int, words: int) -> list[str]:
     generator = torch.Generator().manual_seed(0)
     lengths = torch.randint(max(1, words // 2), words + words // 2 + 1, (count,), generator=generator)
-    return [
-        " ".join(WORDS[int(i)] for i in torch.randint(len(WORDS), (int(n),), generator=generator))
-        for n in lengths
-    ]
+    return [" ".join(WORDS[int(i)] for i in torch.randint(len(WORDS), (int(n),), generator=generator)) for n in lengths]
 
 
 def autocast(options: TrainStep) -> torch.autocast:
@@ -134,9 +113,7 @@ def filip_step(
     return step
 
 
-def open_clip_step(
-    config: ModelConfig, options: TrainStep, pixels: Tensor, texts: list[str]
-) -> Callable[[], Tensor]:
+def open_clip_step(config: ModelConfig, options: TrainStep, pixels: Tensor, texts: list[str]) -> Callable[[], Tensor]:
     """Return a step of open_clip's model of the same size, with its tokenizer and its loss."""
     import open_clip
     from open_clip.loss import ClipLoss
@@ -174,9 +151,7 @@ def open_clip_step(
     return step
 
 
-def measure(
-    sides: dict[str, Callable[[], Tensor]], steps: int, device: torch.device = CPU
-) -> dict[str, Times]:
+def measure(sides: dict[str, Callable[[], Tensor]], steps: int, device: torch.device = CPU) -> dict[str, Times]:
     """Measure interleaved: one step of each side after the other, the first of each not counted."""
     times = {name: Times([], []) for name in sides}
     for number in range(steps + 1):
@@ -205,11 +180,7 @@ def steps_of(options: TrainStep) -> dict[str, Callable[[], Tensor]]:
         "filip": filip_step(config, options, pixels, texts, options.backend),
         "smooth": filip_step(config, options, pixels, texts, SmoothMaximum(0.05)),
         "our clip": filip_step(baseline, options, pixels, texts, options.backend),
-        **(
-            {"compiled": filip_step(config, options, pixels, texts, options.backend, True)}
-            if options.compiled
-            else {}
-        ),
+        **({"compiled": filip_step(config, options, pixels, texts, options.backend, True)} if options.compiled else {}),
     }
 
 

@@ -182,11 +182,7 @@ def main(config: TranslateBench) -> None:
     """Print one JSON object with the measurements."""
     with tempfile.TemporaryDirectory(prefix="bench_translate.") as name:
         folder = Path(name)
-        result: dict[str, object] = {
-            "engine": config.engine,
-            "pivot": config.pivot,
-            "processes": config.processes,
-        }
+        result: dict[str, object] = {"engine": config.engine, "pivot": config.pivot, "processes": config.processes}
         if config.models == TOY:
             from tests.data.tiny_marian import build_pair
 

@@ -32,9 +32,7 @@ def product_alone(images: Tensor, tokens: Tensor, rows: int = 4096, columns: int
             torch.mm(a, b.T, out=buffer[: len(a) * len(b)].view(len(a), len(b)))
 
 
-def taking_turns(
-    works: dict[str, Callable[[], object]], rounds: int, device: torch.device
-) -> list[dict[str, float]]:
+def taking_turns(works: dict[str, Callable[[], object]], rounds: int, device: torch.device) -> list[dict[str, float]]:
     """Return the seconds of each work in each round: of the processor, or on an accelerator by the clock.
 
     The first calls do not count; they may compile a kernel.
@@ -80,9 +78,7 @@ def main() -> None:
     images = unit(arguments.images, arguments.patches, arguments.dim)
     tokens = unit(int(lengths.sum()), arguments.dim)
     threads = torch.get_num_threads()
-    head = (
-        f"{arguments.images:,} images x {len(lengths):,} prompts ({len(tokens):,} tokens), {threads} threads"
-    )
+    head = f"{arguments.images:,} images x {len(lengths):,} prompts ({len(tokens):,} tokens), {threads} threads"
     print(head, flush=True)
     half = images.bfloat16(), tokens.bfloat16()
     works: dict[str, Callable[[], object]] = {

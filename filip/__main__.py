@@ -97,11 +97,7 @@ def choose(arguments: list[str], found: list[Command]) -> tuple[Command, list[st
         words = _words(arguments[:length])
         if command := by_words.get(words):
             rest = arguments[length:]
-            if (
-                rest
-                and _is_word(rest[0])
-                and any(other[:length] == words for other in by_words.keys() - {words})
-            ):
+            if rest and _is_word(rest[0]) and any(other[:length] == words for other in by_words.keys() - {words}):
                 break  # not an option of `filip eval` but a mistyped command below it
             return command, rest
     typed = " ".join(word for word in arguments if "=" not in word and not word.startswith("-"))

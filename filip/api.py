@@ -102,9 +102,7 @@ class Model:
         The n1 tokens of an image are its patches, row by row (after [CLS], if the model was trained with it).
         Raises UserError for what is not an image, or a file that cannot be read as one.
         """
-        if isinstance(images, str | PathLike | Image.Image) or (
-            isinstance(images, Tensor) and images.ndim != 4
-        ):
+        if isinstance(images, str | PathLike | Image.Image) or (isinstance(images, Tensor) and images.ndim != 4):
             raise UserError(
                 f"encode_images takes a list of images, or a tensor [n, 3, H, W], not {_kind(images)}; for one image "
                 "give [image]"
@@ -114,9 +112,7 @@ class Model:
         if not isinstance(batch_size, int) or batch_size < 1:
             raise UserError(f"batch_size={batch_size!r} must be a whole number, at least 1")
         given = images if isinstance(images, Tensor) else list(images)
-        encoded = [
-            self._scorer.encode_images(pixels).float().cpu() for pixels in self._batches(given, batch_size)
-        ]
+        encoded = [self._scorer.encode_images(pixels).float().cpu() for pixels in self._batches(given, batch_size)]
         if not encoded:
             raise UserError("no images: the list is empty")
         return torch.cat(encoded)
@@ -129,9 +125,7 @@ class Model:
         than the model reads is cut, with a warning. Raises UserError for what is not a list of strings.
         """
         if isinstance(texts, str) or not isinstance(texts, Iterable):
-            raise UserError(
-                f"encode_texts takes a list of strings, not {_kind(texts)}; for one text give [text]"
-            )
+            raise UserError(f"encode_texts takes a list of strings, not {_kind(texts)}; for one text give [text]")
         given = list(texts)
         if not given:
             raise UserError("no texts: the list is empty")
@@ -206,9 +200,7 @@ class Model:
             if image.dtype == torch.uint8:
                 return self._transformed(Image.fromarray(image.permute(1, 2, 0).cpu().numpy()))
             if not image.is_floating_point():
-                raise UserError(
-                    f"a tensor of {image.dtype} is not an image: give uint8, or normalised floats"
-                )
+                raise UserError(f"a tensor of {image.dtype} is not an image: give uint8, or normalised floats")
             if tuple(image.shape[1:]) != (self.image_size, self.image_size):
                 raise UserError(
                     f"a {image.dtype} tensor of shape {list(image.shape)}: normalised pixels have to be "

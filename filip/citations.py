@@ -6,9 +6,7 @@ outside of FILIP cites it writes itself.
 
 from __future__ import annotations
 
-FILIP = (
-    "Yao et al., FILIP: Fine-grained Interactive Language-Image Pre-Training, ICLR 2022 (arXiv 2111.07783)"
-)
+FILIP = "Yao et al., FILIP: Fine-grained Interactive Language-Image Pre-Training, ICLR 2022 (arXiv 2111.07783)"
 CLIP = (
     "Radford et al., Learning Transferable Visual Models From Natural Language Supervision, ICML 2021 "
     "(arXiv 2103.00020)"
@@ -20,8 +18,7 @@ KARPATHY = (
     "(arXiv 1412.2306)"
 )
 EXCITATION_BACKPROP = (
-    "Zhang et al., Top-down Neural Attention by Excitation Backprop, ECCV 2016 "
-    "(arXiv 1608.00507), the pointing game"
+    "Zhang et al., Top-down Neural Attention by Excitation Backprop, ECCV 2016 (arXiv 1608.00507), the pointing game"
 )
 WINOGROUND = (
     "Thrush et al., Winoground: Probing Vision and Language Models for Visio-Linguistic Compositionality, CVPR 2022 "

@@ -92,9 +92,7 @@ def compose_config(schema: type[T], overrides: Sequence[str], config_name: str |
             if not _is_of_hydra(value, groups):
                 OmegaConf.update(config, value.key_or_group, value.value(), merge=True)
         if missing := missing_options(config):
-            raise UserError(
-                f"required but not given: {', '.join(missing)}; add e.g. {missing[0]}=VALUE (see --help)"
-            )
+            raise UserError(f"required but not given: {', '.join(missing)}; add e.g. {missing[0]}=VALUE (see --help)")
         found = OmegaConf.to_object(config)
     except (HydraException, OmegaConfBaseException) as error:  # no single argument is to blame
         raise UserError(
@@ -158,9 +156,7 @@ def run_command(
         _run(main, schema, config_name, list(sys.argv[1:] if argv is None else argv), quiet)
 
 
-def _run(
-    main: Callable[[T], Any], schema: type[T], config_name: str | None, arguments: list[str], quiet: bool
-) -> None:
+def _run(main: Callable[[T], Any], schema: type[T], config_name: str | None, arguments: list[str], quiet: bool) -> None:
     if "-h" in arguments or "--help" in arguments:
         if not quiet:
             print(help_text(main, schema))
@@ -211,9 +207,7 @@ def help_text(main: Callable[[T], Any], schema: type[T]) -> str:
 def _help_lines(schema: type, prefix: str) -> list[str]:
     lines = []
     for field in dataclasses.fields(cast(Any, schema)):
-        default = (
-            field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
-        )
+        default = field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
         if dataclasses.is_dataclass(default):
             lines += [f"  {prefix}{field.name}:  {field.metadata.get('help', '')}"]
             lines += _help_lines(type(cast(Any, default)), f"{prefix}{field.name}.")
@@ -230,9 +224,7 @@ def _reason(error: Exception) -> str:
     """Return the message of Hydra and of the error behind it, without their advice, stack and classes."""
     lines = [line.strip() for e in (error, error.__cause__) if e is not None for line in str(e).splitlines()]
     reasons = [line for line in lines if line and not line.startswith(_ADVICE)]
-    return re.sub(
-        r"Key '(\w+)' (?:is )?not in '?\w+'?", r"there is no option \1", " ".join(dict.fromkeys(reasons))
-    )
+    return re.sub(r"Key '(\w+)' (?:is )?not in '?\w+'?", r"there is no option \1", " ".join(dict.fromkeys(reasons)))
 
 
 _ADVICE = (

@@ -122,9 +122,7 @@ def resolve(wanted: str) -> torch.device:
         return torch.device(wanted)
     here = [f"{kind}:{n}" if count > 1 else kind for kind, count in counts.items() for n in range(count)]
     built = " (this PyTorch was built without CUDA)" if kind == "cuda" and torch.version.cuda is None else ""
-    raise UserError(
-        f"device={wanted}: this machine has no such device{built}; choose one of auto, {', '.join(here)}"
-    )
+    raise UserError(f"device={wanted}: this machine has no such device{built}; choose one of auto, {', '.join(here)}")
 
 
 def runs_on(capability: tuple[int, int], built: Sequence[str]) -> bool:

@@ -78,9 +78,7 @@ def disk_error(error: BaseException) -> OSError | None:
     rust = re.search(r"\(os error (\d+)\)", str(error))
     if rust:
         return OSError(int(rust[1]), os.strerror(int(rust[1])))
-    if isinstance(error, RuntimeError) and re.search(
-        r"PytorchStreamWriter failed writing|unexpected pos", str(error)
-    ):
+    if isinstance(error, RuntimeError) and re.search(r"PytorchStreamWriter failed writing|unexpected pos", str(error)):
         return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # torch.save does not say why
     return None
 
@@ -135,9 +133,7 @@ def check_output(option: str, path: str, kind: str) -> None:
         raise UserError(f"{option}={path}: this is a file; give a folder")
     if kind == "file" and place.is_dir():
         raise UserError(f"{option}={path}: this is a folder; give the name of a file")
-    above = next(
-        parent for parent in [place, *Path(os.path.abspath(place)).parents] if os.path.lexists(parent)
-    )
+    above = next(parent for parent in [place, *Path(os.path.abspath(place)).parents] if os.path.lexists(parent))
     if above != place and not above.is_dir():
         raise UserError(f"{option}={path}: {above} is a file, so nothing can be below it; give another place")
     if not os.access(above, os.W_OK):
@@ -163,9 +159,7 @@ def near_path(path: str | os.PathLike[str]) -> str | None:
     except OSError:  # not a folder, or one that must not be read
         return None
     rest = place.relative_to(first)
-    return next(
-        (str(found) for name in near for found in [first.with_name(name) / rest] if found.exists()), None
-    )
+    return next((str(found) for name in near for found in [first.with_name(name) / rest] if found.exists()), None)
 
 
 @contextmanager

@@ -73,14 +73,9 @@ class JsonTokenizer:
         import torch
         from torch.nn.utils.rnn import pad_sequence
 
-        rows = [
-            torch.tensor(ids)
-            for ids in self._ids([texts] if isinstance(texts, str) else texts, context_length)
-        ]
+        rows = [torch.tensor(ids) for ids in self._ids([texts] if isinstance(texts, str) else texts, context_length)]
         lengths = torch.tensor([len(row) for row in rows], dtype=torch.int64)
-        return (
-            pad_sequence(rows, batch_first=True) if rows else torch.zeros(0, 0, dtype=torch.int64)
-        ), lengths
+        return (pad_sequence(rows, batch_first=True) if rows else torch.zeros(0, 0, dtype=torch.int64)), lengths
 
     def _ids(self, texts: Sequence[str], longest: int) -> list[list[int]]:
         self._tokenizer.enable_truncation(longest)

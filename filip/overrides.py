@@ -69,9 +69,7 @@ def config_groups() -> dict[str, list[str]]:
     """Return the names that ``experiment=`` and ``model=`` take: the YAML files in the folders of ``filip/conf``."""
     folders = [entry for entry in resources.files("filip.conf").iterdir() if entry.is_dir()]
     found = {
-        folder.name: sorted(
-            file.name[: -len(".yaml")] for file in folder.iterdir() if file.name.endswith(".yaml")
-        )
+        folder.name: sorted(file.name[: -len(".yaml")] for file in folder.iterdir() if file.name.endswith(".yaml"))
         for folder in folders
     }
     return {name: files for name, files in found.items() if files}
@@ -93,9 +91,7 @@ def _refuse_bare(schema: type, given: Sequence[str]) -> None:
     if not bare:
         return
     named = {a.partition("=")[0] for a in given if "=" in a}
-    required = [
-        field.name for field in _fields(schema) if field.default == MISSING and field.name not in named
-    ]
+    required = [field.name for field in _fields(schema) if field.default == MISSING and field.name not in named]
     meant = " ".join(shlex.quote(f"{key}={value}") for key, value in zip(required, bare, strict=False))
     example = f", e.g. {meant}" if meant else ""
     raise UserError(f"{bare[0]!r} has no key: every argument is key=value{example} (see --help)")
@@ -267,9 +263,7 @@ def _refuse_empty(name: str, value: Any) -> None:
         raise UserError(f"{name}={value} is empty: give a value (see --help)")
     if isinstance(value, list) and (not value or any(isinstance(v, str) and not v.strip() for v in value)):
         shown = ",".join(map(str, value))
-        raise UserError(
-            f"{name}=[{shown}]: {'an element' if value else 'the list'} is empty; give at least one value"
-        )
+        raise UserError(f"{name}=[{shown}]: {'an element' if value else 'the list'} is empty; give at least one value")
 
 
 def missing_options(config: Any) -> list[str]:

@@ -27,8 +27,6 @@ def load_plugins(group: str, kind: type[Kind], known: Container[str]) -> dict[st
         except (ImportError, AttributeError) as error:
             raise UserError(f"{where} cannot be loaded: {error}; repair or uninstall the package") from error
         if not isinstance(loaded, kind):
-            raise UserError(
-                f"{where} is a {type(loaded).__name__}; it must be a {kind.__module__}.{kind.__name__}"
-            )
+            raise UserError(f"{where} is a {type(loaded).__name__}; it must be a {kind.__module__}.{kind.__name__}")
         found[entry.name] = loaded
     return found

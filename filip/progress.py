@@ -80,9 +80,7 @@ class Progress:
             delay=seconds,
             miniters=1,
             dynamic_ncols=True,
-            bar_format=None
-            if terminal
-            else f"{{desc}}: {count}{{unit}}, {{rate_noinv_fmt}}{left}{{postfix}}",
+            bar_format=None if terminal else f"{{desc}}: {count}{{unit}}, {{rate_noinv_fmt}}{left}{{postfix}}",
         )
 
     def add(self, count: int = 1, note: str | None = None) -> None:
@@ -150,9 +148,7 @@ def parse_progress(line: str) -> ProgressLine | None:
         return None
     number = {key: int(found[key].replace(",", "")) if found[key] else None for key in ("done", "total")}
     known = found["left"] is not None and found["left"] != "?"
-    left = (
-        sum(int(part) * 60**n for n, part in enumerate(reversed(found["left"].split(":")))) if known else None
-    )
+    left = sum(int(part) * 60**n for n, part in enumerate(reversed(found["left"].split(":")))) if known else None
     rate = "" if found["rate"] == "?" else f"{found['rate']} {found['rate_unit']}"
     return ProgressLine(found["what"], number["done"] or 0, number["total"], found["unit"], rate, left)
 

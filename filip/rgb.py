@@ -101,9 +101,7 @@ def read_rgb(file: str | PathLike[str] | IO[bytes]) -> Image.Image:
     """
     image = Image.open(file, formats=FORMATS)
     if max(image.size) > MAX_ASPECT * min(image.size):
-        raise ValueError(
-            f"{image.width} x {image.height} pixels are too long and narrow for a model's square"
-        )
+        raise ValueError(f"{image.width} x {image.height} pixels are too long and narrow for a model's square")
     image.load()  # and let go of the file
     return to_rgb(upright(image))
 

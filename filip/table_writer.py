@@ -243,11 +243,7 @@ def _html(grid: Grid) -> str:
             return f'<td class="empty" title="{safe(shown.reason)}">–<sup>{marks[shown.reason]}</sup></td>'
         text = f"<b>{safe(shown.text)}</b>" if shown.bold else safe(shown.text)
         text = f'<span class="{shown.tone}">{text}</span>' if shown.tone else text
-        return (
-            f"<td{kind}>{text}"
-            + (f"<small>{safe(shown.interval)}</small>" if shown.interval else "")
-            + "</td>"
-        )
+        return f"<td{kind}>{text}" + (f"<small>{safe(shown.interval)}</small>" if shown.interval else "") + "</td>"
 
     rows = ["<thead>"]
     if any(head.group for head in heads):
@@ -266,9 +262,7 @@ def _html(grid: Grid) -> str:
             rows.append(f'<tr class="{line.kind}"><th scope="row"{hint}>{safe(line.label)}</th>{cells}</tr>')
     region = f'<div class="scroll" tabindex="0" role="region" aria-label="{safe(grid.title)}">'
     below = "".join(f"<li>{safe(note)}</li>" for note in _notes(grid, marks))
-    return f"{region}<table>{''.join(rows)}</table></div>" + (
-        f'<ul class="notes">{below}</ul>' if below else ""
-    )
+    return f"{region}<table>{''.join(rows)}</table></div>" + (f'<ul class="notes">{below}</ul>' if below else "")
 
 
 def _text(grid: Grid, width: int | None) -> str:
@@ -281,9 +275,7 @@ def _text(grid: Grid, width: int | None) -> str:
     limit = LONGEST_LABEL if width else None
     labels = [_cut(line.label, limit) for line in grid.lines]
     size = max(map(len, [grid.corner, *labels]))
-    widths = [
-        max(map(len, column)) for column in zip([head.title for head in grid.heads], *texts, strict=True)
-    ]
+    widths = [max(map(len, column)) for column in zip([head.title for head in grid.heads], *texts, strict=True)]
     room = max(1, (width - size) // (max(widths, default=0) + 2)) if width else len(widths)
 
     def row(label: str, texts: Sequence[str], block: Sequence[int]) -> str:

@@ -115,9 +115,7 @@ class Catalogue:
 
     @cached_property
     def _by_flag(self) -> dict[str, str]:
-        return {
-            "flag-for-" + s.removeprefix("flag-"): c for s, c in self._by_label.items() if s[:5] == "flag-"
-        }
+        return {"flag-for-" + s.removeprefix("flag-"): c for s, c in self._by_label.items() if s[:5] == "flag-"}
 
     @cached_property
     def _by_unicode_name(self) -> dict[str, str]:

@@ -54,10 +54,7 @@ TONES_PER_CONCEPT = 2
 class Corpus:
     out: str = option(MISSING, "folder that will hold the corpus", writes="folder")
     port: int = option(
-        8765,
-        "port of the server (filip_demo.serving): it is part of the URLs in the list",
-        at_least=1,
-        at_most=65535,
+        8765, "port of the server (filip_demo.serving): it is part of the URLs in the list", at_least=1, at_most=65535
     )
     limit: int | None = option(None, "keep only this many concepts (tests); null = all", at_least=1)
     scenes: int = option(26_000, "training scenes to compose of the drawings", at_least=0)
@@ -81,9 +78,7 @@ def main(config: Corpus) -> None:
 
     training, own = train_and_test(catalogue, drawings)
     sets = benchmarks(catalogue, drawings[FLUENT], drawings[FLAT], own)
-    unlisted = [
-        d for a in ARTISTS if not a.test for d in drawings[a.key] if d.emoji.concept in catalogue.held_out
-    ]
+    unlisted = [d for a in ARTISTS if not a.test for d in drawings[a.key] if d.emoji.concept in catalogue.held_out]
     trained = [d for d in training + unlisted if in_scenes(d.emoji)]
     unseen_artist = [d for d in drawings[FLUENT] if in_scenes(d.emoji)]
     processes = config.processes or len(os.sched_getaffinity(0))
@@ -95,9 +90,7 @@ def main(config: Corpus) -> None:
     known = sorted(set(sprites) - catalogue.held_out)
     scenes = write_training_scenes(out, sprites, known, config.scenes, processes)
     makers = scene_makers(sprites, load_sprites(unseen_artist, out / "sprites"), catalogue.held_out)
-    scene_counts = write_scene_sets(
-        makers, out / "eval", config.test_scenes, processes, catalogue.emoji, known
-    )
+    scene_counts = write_scene_sets(makers, out / "eval", config.test_scenes, processes, catalogue.emoji, known)
 
     planted = plant(catalogue, training)
     write_planted(planted, out / "images", out)
@@ -138,9 +131,7 @@ def choose_concepts(catalogue: Catalogue, drawings: dict[str, list[Drawing]], li
     return list(dict.fromkeys(turns))[:limit]
 
 
-def train_and_test(
-    catalogue: Catalogue, drawings: dict[str, list[Drawing]]
-) -> tuple[list[Drawing], list[Drawing]]:
+def train_and_test(catalogue: Catalogue, drawings: dict[str, list[Drawing]]) -> tuple[list[Drawing], list[Drawing]]:
     """Return the training artists' drawings: those to train on, and their test split."""
     whole = [d for a in ARTISTS if not a.test for d in training_drawings(catalogue, drawings[a.key])]
     own = test_split(whole)
@@ -163,11 +154,7 @@ def training_drawings(catalogue: Catalogue, drawings: list[Drawing]) -> list[Dra
 
 
 def attribution(
-    modules: Path,
-    training: list[Drawing],
-    scenes: list[SceneFacts],
-    sets: list[Benchmark],
-    scene_sets: dict[str, Any],
+    modules: Path, training: list[Drawing], scenes: list[SceneFacts], sets: list[Benchmark], scene_sets: dict[str, Any]
 ) -> dict[str, Any]:
     """Return the authors that the licences require to name, with image counts: artists, then the source of the names.
 
@@ -205,9 +192,7 @@ def attribution(
     return entries
 
 
-def corpus_counts(
-    catalogue: Catalogue, concepts: frozenset[str], table: pa.Table, scenes: int
-) -> dict[str, Any]:
+def corpus_counts(catalogue: Catalogue, concepts: frozenset[str], table: pa.Table, scenes: int) -> dict[str, Any]:
     """Return the content of ``corpus.json``: counts of everything, the packages and their versions."""
     planted = Counter(table["planted"].to_pylist())
     good = table.filter(pa.compute.equal(table["planted"], ""))
@@ -240,9 +225,7 @@ def _shown(sets: list[Benchmark]) -> list[Drawing]:
     return list({(d.artist, d.slug): d for s in sets for d, _ in s.items}.values())
 
 
-def _jobs(
-    out: Path, training: list[Drawing], shown: list[Drawing], cut_out: list[Drawing]
-) -> list[Rendering]:
+def _jobs(out: Path, training: list[Drawing], shown: list[Drawing], cut_out: list[Drawing]) -> list[Rendering]:
     """Return a job for each drawing, with all the files to make from it."""
     files: dict[str, dict[str, str]] = {}
     drawings = {f"{d.artist}/{d.slug}": d for d in [*training, *shown, *cut_out]}
@@ -251,9 +234,7 @@ def _jobs(
         files.setdefault(stem, {})["image"] = f"{out}/images/{stem}.png"
     for drawing in shown:
         stem = f"{drawing.artist}/{drawing.slug}"
-        files.setdefault(stem, {}).update(
-            image=f"{out}/held_out/{stem}.png", mask=f"{out}/held_out/{stem}.mask.png"
-        )
+        files.setdefault(stem, {}).update(image=f"{out}/held_out/{stem}.png", mask=f"{out}/held_out/{stem}.mask.png")
     for drawing in cut_out:
         stem = f"{drawing.artist}/{drawing.slug}"
         files.setdefault(stem, {})["sprite"] = f"{out}/sprites/{stem}.png"

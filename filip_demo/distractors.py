@@ -63,10 +63,7 @@ def relation_choices(scene: Scene) -> list[str]:
     (first, second, *rest), relation = _related("wrong relation", scene)
     if relation is None:
         return []
-    return [
-        relation_sentence(first, relation, second, rest),
-        relation_sentence(second, relation, first, rest),
-    ]
+    return [relation_sentence(first, relation, second, rest), relation_sentence(second, relation, first, rest)]
 
 
 def half_name_choices(scene: Scene, emoji: Mapping[str, Emoji], names: Sequence[str]) -> list[str]:

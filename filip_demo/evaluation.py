@@ -22,13 +22,7 @@ from filip_demo.render import write_atomically
 FLUENT, FLAT = "fluent-emoji", "fluent-emoji-flat"
 OWN = "demo_test"
 TEMPLATES = ["{c}", "{c}.", "a {c}", "the {c}"]
-TONES = [
-    "light skin tone",
-    "medium-light skin tone",
-    "medium skin tone",
-    "medium-dark skin tone",
-    "dark skin tone",
-]
+TONES = ["light skin tone", "medium-light skin tone", "medium skin tone", "medium-dark skin tone", "dark skin tone"]
 GROUPS = {  # CLDR's own names of its groups
     "smileys-emotion": "smileys & emotion",
     "people-body": "people & body",
@@ -65,12 +59,7 @@ class Benchmark:
     def summary(self) -> dict[str, Any]:
         kind = "retrieval" if self.classes is None else "classification"
         texts = {"captions": len(self.items)} if self.classes is None else {"classes": len(self.classes)}
-        return {
-            "kind": kind,
-            "images": len(self.items),
-            **texts,
-            "artists": sorted({d.artist for d, _ in self.items}),
-        }
+        return {"kind": kind, "images": len(self.items), **texts, "artists": sorted({d.artist for d, _ in self.items})}
 
 
 def test_split(training: list[Drawing]) -> list[Drawing]:
@@ -86,9 +75,7 @@ def test_split(training: list[Drawing]) -> list[Drawing]:
     return [min(by_concept[c], key=lambda d: hash_of(f"test {d.artist} {d.slug}")) for c in often[::3]]
 
 
-def benchmarks(
-    catalogue: Catalogue, fluent: list[Drawing], flat: list[Drawing], own: list[Drawing]
-) -> list[Benchmark]:
+def benchmarks(catalogue: Catalogue, fluent: list[Drawing], flat: list[Drawing], own: list[Drawing]) -> list[Benchmark]:
     """Return all test sets but those that are empty in a reduced corpus. ``own``: see test_split."""
     plain = {name: [d for d in ds if not d.emoji.tones] for name, ds in ((FLUENT, fluent), (FLAT, flat))}
     both = plain[FLUENT] + plain[FLAT]
@@ -120,8 +107,7 @@ def without_copies(benchmark: Benchmark, held_out: Path, trained: Iterable[Path]
     items = [
         (drawing, text)
         for drawing, text in benchmark.items
-        if hashlib.sha256((held_out / drawing.artist / f"{drawing.slug}.png").read_bytes()).digest()
-        not in seen
+        if hashlib.sha256((held_out / drawing.artist / f"{drawing.slug}.png").read_bytes()).digest() not in seen
     ]
     return replace(benchmark, items=items)
 

@@ -56,18 +56,13 @@ def plant(catalogue: Catalogue, drawings: list[Drawing]) -> list[PlantedRow]:
     texts = {
         "not_english": _other_language_captions(catalogue),
         "meaningless": _meaningless_captions(),
-        "repeated": [
-            c for c in REPEATED_CAPTIONS for _ in range(PLANTED["repeated"] // len(REPEATED_CAPTIONS))
-        ],
+        "repeated": [c for c in REPEATED_CAPTIONS for _ in range(PLANTED["repeated"] // len(REPEATED_CAPTIONS))],
     }
     by_code = {d.emoji.code: d for d in sorted(drawings, key=lambda d: hash_of(f"{d.artist} {d.slug}"))}
     any_drawing = list(by_code.values())
     allowed = [catalogue.emoji[code] for code in catalogue.concepts if code not in catalogue.held_out]
     allowed = sorted((e for e in allowed if e.group not in GROUPS_LEFT_OUT), key=lambda e: hash_of(e.code))
-    english, others = (
-        [e for e in allowed if _surely_english(e)],
-        [e for e in allowed if not _surely_english(e)],
-    )
+    english, others = ([e for e in allowed if _surely_english(e)], [e for e in allowed if not _surely_english(e)])
     rows: list[PlantedRow] = []
     for kind, count in PLANTED.items():
         for number in range(count):

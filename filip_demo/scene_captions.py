@@ -29,9 +29,7 @@ TEMPLATES: dict[int, list[str]] = {
     ],
 }
 MORE = ["{list}", "{names}", "a picture of {list}", "here we see {list}"]  # for any number of things
-RELATION_SHARE = (
-    0.2  # share of the captions of two or more things that say where one thing is relative to another
-)
+RELATION_SHARE = 0.2  # share of the captions of two or more things that say where one thing is relative to another
 
 
 class Placed(Protocol):

@@ -73,15 +73,11 @@ def _write_image(out: Path, compose: Callable[..., Scene], index: int) -> SceneF
 
 def facts(scene: Scene, path: str) -> SceneFacts:
     things = scene.things
-    concepts, labels, artists = (
-        tuple(getattr(t, key) for t in things) for key in ("concept", "label", "artist")
-    )
+    concepts, labels, artists = (tuple(getattr(t, key) for t in things) for key in ("concept", "label", "artist"))
     return SceneFacts(path, scene.caption, concepts, labels, artists)
 
 
-def scene_makers(
-    trained: Sprites, unseen_artist: Sprites, held_out: frozenset[str]
-) -> dict[str, Callable[..., Scene]]:
+def scene_makers(trained: Sprites, unseen_artist: Sprites, held_out: frozenset[str]) -> dict[str, Callable[..., Scene]]:
     """Return how each test set composes its scenes. trained: the training artists' sprites, held-out concepts too."""
     known = sorted(concept for concept in trained if concept not in held_out)
     unseen = sorted(concept for concept in trained if concept in held_out)
@@ -124,21 +120,14 @@ def write_scene_sets(
         artists: set[str] = set()
         made = _for_each(make, count, processes)
         with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-            for index, (members, things) in enumerate(
-                track(made, f"composing {name}", "scenes", total=count)
-            ):
+            for index, (members, things) in enumerate(track(made, f"composing {name}", "scenes", total=count)):
                 artists |= {thing["artist"] for thing in things}
                 shown |= pairs_of(thing["concept"] for thing in things)
                 for extension, data in members.items():
                     add_member(tar, f"s{index:07d}.{extension}", data)
         write_atomically(folder / "test" / "0.tar", buffer.getvalue())
         write_atomically(folder / "test" / "nshards.txt", b"1\n")
-        summaries[name] = {
-            "kind": "retrieval",
-            "images": count,
-            "captions": count,
-            "artists": sorted(artists),
-        }
+        summaries[name] = {"kind": "retrieval", "images": count, "captions": count, "artists": sorted(artists)}
     return summaries
 
 
@@ -147,9 +136,7 @@ def _members(
 ) -> tuple[dict[str, bytes], list[dict[str, Any]]]:
     """Return the files of one test scene by extension, and its things."""
     scene = compose(index=index)
-    things = [
-        {"concept": t.concept, "label": t.label, "artist": t.artist, "box": t.box} for t in scene.things
-    ]
+    things = [{"concept": t.concept, "label": t.label, "artist": t.artist, "box": t.box} for t in scene.things]
     members = {
         "png": png_bytes(scene.image),
         "txt": scene.caption.encode(),

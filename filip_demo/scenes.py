@@ -145,9 +145,7 @@ def compose(sprites: Sprites, concepts: Sequence[str], seed: int, index: int, si
     return Scene(index, page, things, caption(draw, things))
 
 
-def place(
-    draw: random.Random, sizes: Sequence[tuple[int, int]], side: int
-) -> list[tuple[int, int, int, int]]:
+def place(draw: random.Random, sizes: Sequence[tuple[int, int]], side: int) -> list[tuple[int, int, int, int]]:
     """Return boxes of these proportions that do not overlap; a thing that finds no place is drawn smaller."""
     small, large = SIZES[len(sizes)]
     boxes: list[tuple[int, int, int, int]] = []
@@ -221,9 +219,7 @@ def _smooth(values: np.ndarray, side: int) -> Image.Image:
     return small.resize((side, side), Image.Resampling.BICUBIC)
 
 
-def training_scene(
-    sprites: Sprites, concepts: Sequence[str], seed: int, index: int, side: int = SIDE
-) -> Scene:
+def training_scene(sprites: Sprites, concepts: Sequence[str], seed: int, index: int, side: int = SIDE) -> Scene:
     """Compose training scene number ``index``: one to four things, no two of which are a held-out pair."""
     draw = random.Random(f"training scene {seed} {index}")
     count = draw.choices(list(THINGS), list(THINGS.values()))[0]

@@ -103,9 +103,7 @@ class Handler(BaseHTTPRequestHandler):
         except (OSError, ValueError):  # not there, a folder, a name with a zero byte
             return None
 
-    def _send(
-        self, status: HTTPStatus, data: bytes, content_type: str, with_body: bool, cut_off: bool = False
-    ) -> None:
+    def _send(self, status: HTTPStatus, data: bytes, content_type: str, with_body: bool, cut_off: bool = False) -> None:
         self.server.count("cut off" if cut_off else str(status.value))
         self.send_response(status)
         self.send_header("Content-Type", content_type)

@@ -44,9 +44,7 @@ def scene_row(scene: SceneFacts) -> ListRow:
 
 def planted_row(row: PlantedRow) -> ListRow:
     emoji = row.emoji
-    return ListRow(
-        row.path, row.caption, emoji.content_id, row.drawing.artist, emoji.concept, emoji.label, row.kind
-    )
+    return ListRow(row.path, row.caption, emoji.content_id, row.drawing.artist, emoji.concept, emoji.label, row.kind)
 
 
 def training_table(

@@ -32,9 +32,7 @@ def main(config: Twins) -> None:
     """Count the pictures of the demo's test sets that are also trained on, pixel by pixel."""
     corpus = Path(config.corpus)
     if not (corpus / "list.parquet").is_file():
-        raise UserError(
-            f"corpus={corpus} has no list.parquet: make it with `python -m filip_demo.corpus out=DIR`"
-        )
+        raise UserError(f"corpus={corpus} has no list.parquet: make it with `python -m filip_demo.corpus out=DIR`")
     trained = trained_pixels(corpus)
     print(f"{len(trained):,} different pictures in the training list of {corpus}")
     found = 0
@@ -42,9 +40,7 @@ def main(config: Twins) -> None:
         pictures = [(name, _pixels(data)) for name, data in _pictures(folder)]
         twins = [f"{name} = {trained[pixels]}" for name, pixels in pictures if pixels in trained]
         found += len(twins)
-        print(
-            f"  {folder.name:<24} {len(pictures):>6,} pictures, {len(twins)} of them trained on", *twins[:3]
-        )
+        print(f"  {folder.name:<24} {len(pictures):>6,} pictures, {len(twins)} of them trained on", *twins[:3])
     if found:
         raise UserError(f"{found} pictures of the test sets are also in the training list")
 

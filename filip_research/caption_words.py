@@ -89,7 +89,5 @@ CAPTION_WORDS = Term(
     "words of the caption, named by the image",
     initial,
     clip_words=True,
-    citation=(
-        "Zhao et al., SuperCLIP: CLIP with Simple Classification Supervision, NeurIPS 2025 (arXiv 2512.14480)",
-    ),
+    citation=("Zhao et al., SuperCLIP: CLIP with Simple Classification Supervision, NeurIPS 2025 (arXiv 2512.14480)",),
 )

@@ -31,9 +31,7 @@ class Margin:
     """The setting of this term."""
 
     margin: float = option(
-        0.1,
-        "added to the similarity of a negative, times the cosine of its caption and one's own",
-        at_least=0,
+        0.1, "added to the similarity of a negative, times the cosine of its caption and one's own", at_least=0
     )
 
 

@@ -26,9 +26,7 @@ from filip_research.word_swaps import with_relation_reversed
 class Pressure:
     """Setting of this term."""
 
-    pressure: float = option(
-        4.0, "weight of the penalty for reversed captions, relative to FILIP's loss", at_least=0
-    )
+    pressure: float = option(4.0, "weight of the penalty for reversed captions, relative to FILIP's loss", at_least=0)
 
 
 def compute(batch: LossInput) -> TermOutput:

@@ -95,10 +95,5 @@ def memory(shape: BatchShape) -> float:
 
 
 SPARC = Term(
-    compute,
-    "tokens",
-    chance,
-    memory,
-    "words and what they gather from their own image",
-    citation=(citations.SPARC,),
+    compute, "tokens", chance, memory, "words and what they gather from their own image", citation=(citations.SPARC,)
 )

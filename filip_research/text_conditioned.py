@@ -39,9 +39,7 @@ INITIAL_TEMPERATURE = 0.1  # temperature of the attention by cosine
 def compute(batch: LossInput) -> TermOutput:
     """Compute the sigmoid loss over the cosine of each caption with what it attends to in each image."""
     image, vectors = batch.encoded.image, batch.vectors.text
-    query, key, value = (
-        batch.parameters[f"text_conditioned_{name}"][0] for name in ("query", "key", "value")
-    )
+    query, key, value = (batch.parameters[f"text_conditioned_{name}"][0] for name in ("query", "key", "value"))
     with torch.autocast(image.device.type, enabled=False):
         patches = torch.cat([image @ key.T, image @ value.T], dim=2)
         captions = torch.cat([vectors @ query.T, vectors], dim=1)

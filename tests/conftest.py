@@ -81,11 +81,7 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     # torch's compiler would start processes that import PyTorch, for kernels that are few and small.
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
-    if (
-        config.getoption("numprocesses", None)
-        and not config.option.markexpr
-        and not config.option.collectonly
-    ):
+    if config.getoption("numprocesses", None) and not config.option.markexpr and not config.option.collectonly:
         os.environ[forked.SOCKET] = str(Path(tempfile.mkdtemp(prefix="filip-forker-"), "socket"))
         config.stash[FORKER] = forked.start_forker(Path(os.environ[forked.SOCKET]))  # for all workers
     if gone := [file for file in LONGEST_FIRST if not (ROOT / file).is_file()]:

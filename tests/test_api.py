@@ -38,9 +38,7 @@ def pictures(folder: Path) -> list[Path]:
 
 
 @pytest.mark.parametrize("interaction", ["token_wise", "pooled"])
-def test_similarities_equal_the_evaluations_to_the_bit(
-    interaction: str, folder: Path, tmp_path: Path
-) -> None:
+def test_similarities_equal_the_evaluations_to_the_bit(interaction: str, folder: Path, tmp_path: Path) -> None:
     """One way is a test set on disk, the evaluation's reader and scorer; the other is three lines of Python."""
     path = folder / f"{interaction}.safetensors"
     images = write_webdataset(tmp_path / "demo_fluent", None, [[text] for text in TEXTS])
@@ -62,9 +60,7 @@ def test_paths_pictures_and_tensors_are_encoded_alike(interaction: str, folder: 
     assert torch.allclose(expected.norm(dim=-1), torch.ones(expected.shape[:-1]))
     opened = [Image.open(path) for path in paths]
     raw = [torch.from_numpy(np.asarray(image.convert("RGB")).copy()).permute(2, 0, 1) for image in opened]
-    ready = torch.stack(
-        [load_scorer(str(folder / f"{interaction}.safetensors")).transform(i) for i in opened]
-    )
+    ready = torch.stack([load_scorer(str(folder / f"{interaction}.safetensors")).transform(i) for i in opened])
     for images in (opened, raw, torch.stack(raw), ready, list(ready), [str(path) for path in paths]):
         assert torch.equal(model.encode_images(images), expected)
     assert torch.allclose(model.encode_images(paths, batch_size=2), expected, atol=1e-6)
@@ -160,11 +156,7 @@ def test_a_model_that_is_not_there_or_cannot_run_here_is_refused_by_name(folder:
         ("nowhere.safetensors", {}, "there is no file or folder 'nowhere.safetensors'"),
         (folder / "tokenwise.safetensors", {}, r"did you mean '.*token_wise\.safetensors'"),
         (None, {}, "load takes the path or the name of a model"),
-        (
-            folder / "pooled.safetensors",
-            {"device": "cuda:99"},
-            "device=cuda:99: this machine has no such device",
-        ),
+        (folder / "pooled.safetensors", {"device": "cuda:99"}, "device=cuda:99: this machine has no such device"),
         (folder / "pooled.safetensors", {"image_size": 33}, "image size 33 is not a multiple"),
         (folder / "pooled.safetensors", {"image_size": 0}, "image_size=0: "),
         (folder / "pooled.safetensors", {"image_size": -32}, "image_size=-32: "),
@@ -204,9 +196,7 @@ def test_names_of_the_package_are_those_of_the_api() -> None:
 
 
 @pytest.mark.parametrize("orientation", range(2, 9))
-def test_a_picture_is_seen_upright_wherever_it_is_read(
-    orientation: int, folder: Path, tmp_path: Path
-) -> None:
+def test_a_picture_is_seen_upright_wherever_it_is_read(orientation: int, folder: Path, tmp_path: Path) -> None:
     """It is turned as the download turns those of a training; a phone writes nearly every photograph turned."""
     stored = picture(3, 48).crop((0, 0, 48, 40))
     exif = Image.Exif()

@@ -18,21 +18,17 @@ WITHOUT_REQUIRED = ("interaction cost", "train plan")  # each of their keys has 
 
 def test_every_module_that_runs_a_command_is_listed_in_its_group_with_one_line() -> None:
     files = [file for file in (ROOT / "filip").rglob("*.py") if "run_command(" in file.read_text()]
-    modules = {
-        ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__main__") for file in files
-    } - {"filip.command"}
+    modules = {".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__main__") for file in files} - {
+        "filip.command"
+    }
     assert {command.module for command in commands()} == modules
     assert {"train", "train plan", "data download", "eval picture", "export"} <= set(NAMES)
     text = overview(commands())
     for command in commands():
-        line = next(
-            line for line in text.splitlines() if line.split()[: len(command.words)] == list(command.words)
-        )
+        line = next(line for line in text.splitlines() if line.split()[: len(command.words)] == list(command.words))
         assert command.about and command.about in line and len(line) <= 150
         assert command.group in GROUPS
-        assert command.group or len(command.words) == 1 or command.words[0] == "interaction", (
-            "a group without a title"
-        )
+        assert command.group or len(command.words) == 1 or command.words[0] == "interaction", "a group without a title"
 
 
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
@@ -51,9 +47,7 @@ def test_help_of_each_command_says_what_it_does_and_lists_its_keys(
 def filip_command(*arguments: str, before: str = "pass") -> subprocess.CompletedProcess[str]:
     """Run the entry point in a separate process, after the statements ``before``."""
     program = f"import sys; {before}; from filip.__main__ import main; main()"
-    return subprocess.run(
-        [sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=False
-    )
+    return subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=False)
 
 
 def test_train_is_a_command_like_the_others() -> None:
@@ -83,22 +77,15 @@ def test_a_typo_is_answered_with_the_command_that_was_meant() -> None:
         (["eval", "tabel"], "eval table"),
         (["trian"], "train"),
     ):
-        with pytest.raises(
-            UserError, match=rf"no command '{' '.join(w for w in typed if '=' not in w)}'.*'{meant}'"
-        ):
+        with pytest.raises(UserError, match=rf"no command '{' '.join(w for w in typed if '=' not in w)}'.*'{meant}'"):
             choose(typed, commands())
     with pytest.raises(UserError, match="`filip` lists all commands"):
         choose(["xyzzy"], commands())
     assert choose(["data", "text-rules", "list=l"], commands())[0].module == "filip.data.text_rules"
 
 
-@pytest.mark.parametrize(
-    "typed",
-    ["index", "index --help", "index -h", "data --help", "help index"],
-)
-def test_a_group_lists_its_commands_however_it_is_asked(
-    typed: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.mark.parametrize("typed", ["index", "index --help", "index -h", "data --help", "help index"])
+def test_a_group_lists_its_commands_however_it_is_asked(typed: str, capsys: pytest.CaptureFixture[str]) -> None:
     run(typed.split())
     printed = capsys.readouterr().out
     words = [word for word in typed.split() if word not in ("help", "--help", "-h")]
@@ -128,9 +115,7 @@ def test_a_plain_argument_of_a_command_is_no_mistyped_command() -> None:
         assert (command.words, rest) == (tuple(typed[:words]), typed[words:])
     with pytest.raises(UserError, match=r"^there is no command 'eval results'"):
         choose(["eval", "results"], commands())
-    with pytest.raises(
-        UserError, match=r"^'index' is a group of commands; give one of index build, index export"
-    ):
+    with pytest.raises(UserError, match=r"^'index' is a group of commands; give one of index build, index export"):
         choose(["index", "model=m"], commands())
 
 
@@ -138,8 +123,7 @@ def test_a_missing_extra_is_named() -> None:
     found = filip_command("data", "text_rules", "--help", before="sys.modules['duckdb'] = None")
     assert (found.returncode, found.stderr) == (
         2,
-        "error: filip.data.text_rules needs the module 'duckdb', which is not installed: "
-        "pip install -e '.[data]'\n",
+        "error: filip.data.text_rules needs the module 'duckdb', which is not installed: pip install -e '.[data]'\n",
     )
 
 
@@ -175,26 +159,15 @@ print(sorted(name for name in sys.modules if name.partition(".")[0] not in sys.s
 assert dict(os.environ) == before
 """
     found = subprocess.run(
-        [sys.executable, "-S", "-c", program],
-        capture_output=True,
-        text=True,
-        env={"PYTHONPATH": str(ROOT)},
-        check=True,
+        [sys.executable, "-S", "-c", program], capture_output=True, text=True, env={"PYTHONPATH": str(ROOT)}, check=True
     )
     assert found.stdout == "['__main__', 'filip']\n"
 
 
-@pytest.mark.parametrize(
-    "arguments", [["--help"], ["interaction", "cost", "--help"], ["interaction", "cost"]]
-)
+@pytest.mark.parametrize("arguments", [["--help"], ["interaction", "cost", "--help"], ["interaction", "cost"]])
 def test_a_reader_that_leaves_is_no_error(arguments: list[str]) -> None:
     """As with ``filip … | head -1``: no trace, whatever is still to be printed."""
-    program = [
-        sys.executable,
-        "-c",
-        "import time, filip.__main__ as m; time.sleep(0.2); m.main()",
-        *arguments,
-    ]
+    program = [sys.executable, "-c", "import time, filip.__main__ as m; time.sleep(0.2); m.main()", *arguments]
     with subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT) as process:
         assert process.stdout is not None and process.stderr is not None
         process.stdout.close()

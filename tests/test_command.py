@@ -142,9 +142,7 @@ def test_a_users_mistake_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixtu
         assert (stopped.value.code, capsys.readouterr().err) == (2, message)
 
 
-def test_a_module_that_is_not_installed_is_answered_with_what_to_install(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_a_module_that_is_not_installed_is_answered_with_what_to_install(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         run_command(imports, Required, argv=["out=not_a_module_of_anybody"])
     assert "pip install not_a_module_of_anybody" in capsys.readouterr().err
@@ -163,9 +161,7 @@ def test_an_argument_without_a_key_is_answered_with_the_keys_that_are_missing() 
         text: str = option(MISSING, "required")
         count: int = option(10, "not required")
 
-    with pytest.raises(
-        UserError, match=r"^'photos.index' has no key: .* e.g. index=photos.index 'text=a red bike'"
-    ):
+    with pytest.raises(UserError, match=r"^'photos.index' has no key: .* e.g. index=photos.index 'text=a red bike'"):
         compose_config(Search, ["photos.index", "a red bike", "count=3"])
     with pytest.raises(UserError, match=r"e\.g\. text=bike"):
         compose_config(Search, ["index=photos.index", "bike"])

@@ -15,9 +15,7 @@ def test_auto_is_the_best_device_and_the_cpu_is_always_there() -> None:
     assert resolve("cpu") == torch.device("cpu")
 
 
-@pytest.mark.parametrize(
-    "wanted", ["gpu", "cuda:99", "xpu:99", "cpu:7", "cuda:x", "cuda:", "cuda:-1", "meta", "0", ""]
-)
+@pytest.mark.parametrize("wanted", ["gpu", "cuda:99", "xpu:99", "cpu:7", "cuda:x", "cuda:", "cuda:-1", "meta", "0", ""])
 def test_a_device_that_is_not_here_is_answered_with_those_that_are(wanted: str) -> None:
     with pytest.raises(
         UserError, match=rf"^device={wanted}: this machine has no such device.*choose one of auto, .*cpu"
@@ -35,11 +33,7 @@ def test_cuda_without_cuda_is_a_sentence() -> None:
 def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     """Give this machine two accelerators of a new kind, which one entry adds."""
     driver = replace(
-        device._DRIVERS["mps"],
-        available=lambda: True,
-        count=lambda: 2,
-        name=lambda _: "New GPU",
-        half=lambda: "bf16",
+        device._DRIVERS["mps"], available=lambda: True, count=lambda: 2, name=lambda _: "New GPU", half=lambda: "bf16"
     )
     monkeypatch.setattr(device, "_DRIVERS", {"privateuseone": driver})
 

@@ -109,17 +109,12 @@ def test_every_link_opens_a_file_when_the_site_is_read_from_the_disk(site: Path)
 @pytest.mark.parametrize(
     ("lines", "complaints"),
     [
-        (
-            "[gone](no_such_page.md), [gone](training.md#no-such-section)",
-            ("no_such_page.md", "no-such-section"),
-        ),
+        ("[gone](no_such_page.md), [gone](training.md#no-such-section)", ("no_such_page.md", "no-such-section")),
         ("::: filip.interaction.no_such_function", ("no_such_function",)),
         ('--8<-- "bench/NO_SUCH_FILE.md"', ("NO_SUCH_FILE.md",)),
     ],
 )
-def test_broken_links_and_references_fail_the_build(
-    tmp_path: Path, lines: str, complaints: tuple[str, ...]
-) -> None:
+def test_broken_links_and_references_fail_the_build(tmp_path: Path, lines: str, complaints: tuple[str, ...]) -> None:
     project(tmp_path)
     shutil.rmtree(tmp_path / "docs/api")
     config = re.sub(r"(?m)^  - API reference:\n(?:      .*\n)+", "", (ROOT / "mkdocs.yml").read_text())
@@ -139,9 +134,7 @@ def documented_commands() -> Iterator[tuple[str, str, str]]:
     groups = "|".join(sorted({words[0] for words in known}))
     for page in [*sorted((ROOT / "docs").rglob("*.md")), ROOT / "bench/RESULTS.md", ROOT / "README.md"]:
         text = page.read_text().replace("\\\n", " ")
-        for module, arguments in re.findall(
-            r"(?:-m|--module) ((?:filip|bench)\.[\w.]*\w)((?: [^\n`#]*)?)", text
-        ):
+        for module, arguments in re.findall(r"(?:-m|--module) ((?:filip|bench)\.[\w.]*\w)((?: [^\n`#]*)?)", text):
             yield page.name, module, arguments
         for line in re.findall(rf"(?:^|[\s`(])filip ((?:{groups})\b[^\n`#]*)", text):
             words = line.split()
@@ -248,9 +241,7 @@ for fleet in ([], ["gpus=8"]):
     sys.argv += ["loss.my_term=0.5", "loss.my_margin={weight: 0.5, margin: 0.1}"]
     main()
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=my_package, capture_output=True, text=True, timeout=120
-    )
+    done = subprocess.run([sys.executable, "-c", code], env=my_package, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
     # SGD keeps nothing, so the memory plans have no moments
     assert "moments" not in done.stdout, done.stdout
@@ -276,9 +267,7 @@ for given in (0.0, 0.5):
     found = Loss({"my_margin": 1.0}, config)(Encoded(image, text, torch.ones(1)), torch.arange(4)).loss
     torch.testing.assert_close(found, (1 - (image * text).sum(1) - given).relu().mean())
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=my_package, capture_output=True, text=True, timeout=120
-    )
+    done = subprocess.run([sys.executable, "-c", code], env=my_package, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
 
 
@@ -313,13 +302,9 @@ def test_the_map_shows_the_floors_that_lint_checks() -> None:
     contract = configparser.ConfigParser()
     contract.read(ROOT / ".importlinter")
     floors = contract["importlinter:contract:floors"]["layers"].split("\n")
-    named = [
-        [name for name in re.split(r"[\s:]+", floor.strip()) if name and "(" not in name] for floor in floors
-    ]
+    named = [[name for name in re.split(r"[\s:]+", floor.strip()) if name and "(" not in name] for floor in floors]
     [shown] = re.findall(r"^```text\n(.*?)^```$", (ROOT / "docs/extending.md").read_text(), re.M | re.S)
     lines = [line.strip() for line in shown.splitlines() if re.match(r"  \w", line)]
-    assert [re.split(r"\s{2,}", line)[0].split(" · ") for line in lines] == [
-        names for names in named if names
-    ]
+    assert [re.split(r"\s{2,}", line)[0].split(" · ") for line in lines] == [names for names in named if names]
     for name in itertools.chain(*named):
         assert (ROOT / "filip" / name).is_dir() or (ROOT / "filip" / f"{name}.py").is_file(), name

@@ -88,9 +88,7 @@ def test_a_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     image = torch.nn.functional.normalize(torch.randn(2, 3, 8), dim=-1)
     text = torch.nn.functional.normalize(torch.randn(5, 8), dim=-1)
     found = late_interaction(image, text, torch.tensor([2, 3]), backend="mine")
-    torch.testing.assert_close(
-        found, late_interaction(image, text, torch.tensor([2, 3]), backend="reference")
-    )
+    torch.testing.assert_close(found, late_interaction(image, text, torch.tensor([2, 3]), backend="reference"))
     assert calls and compose("model=tiny", "backend=mine").backend == "mine"
 
 

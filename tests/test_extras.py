@@ -56,9 +56,7 @@ def declared(*extras: str) -> frozenset[str]:
         line = wanted.pop()
         own = re.match(rf"{PROJECT['name']}\[(.*)\]", line)
         if own:
-            wanted += [
-                one for extra in own[1].split(",") for one in PROJECT["optional-dependencies"][extra.strip()]
-            ]
+            wanted += [one for extra in own[1].split(",") for one in PROJECT["optional-dependencies"][extra.strip()]]
         else:
             found.add(canonical(re.match(r"[\w.-]+", line)[0]))
     return frozenset(found)
@@ -67,9 +65,7 @@ def declared(*extras: str) -> frozenset[str]:
 def not_here() -> set[str]:
     """Return distributions for which this Python or machine has no use, by the markers of pyproject.toml."""
     extras = PROJECT["optional-dependencies"].values()
-    wanted = [
-        Requirement(line) for line in [*PROJECT["dependencies"], *(x for lines in extras for x in lines)]
-    ]
+    wanted = [Requirement(line) for line in [*PROJECT["dependencies"], *(x for lines in extras for x in lines)]]
     return {canonical(one.name) for one in wanted if one.marker and not one.marker.evaluate()}
 
 
@@ -138,9 +134,7 @@ def test_every_import_of_a_folder_is_declared_by_the_core_or_its_extra(folder: s
     for file in (ROOT / folder).glob("*.py"):
         extra = extra_of(module_of(file))
         found = third_party(imports_of(file, True)) - OPTIONAL
-        assert missing(found, (extra,) if extra else ()) == {}, (
-            f"{file}: not declared by {extra or 'the core'}"
-        )
+        assert missing(found, (extra,) if extra else ()) == {}, f"{file}: not declared by {extra or 'the core'}"
 
 
 @pytest.mark.parametrize("command", commands(), ids=lambda command: " ".join(command.words))

@@ -9,9 +9,7 @@ from filip.errors import UserError
 from filip.files import locked, replacing, write_json
 
 
-def test_a_file_is_on_the_disk_before_it_has_its_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Otherwise a power cut could leave a finished-looking file without its bytes."""
     done: list[tuple[str, str]] = []
     fsync, replace = os.fsync, os.replace

@@ -42,15 +42,7 @@ def test_a_model_of_a_hub_that_does_not_answer_is_one_sentence(silent: str, tmp_
     program = "import sys; from filip.__main__ import main; main()"
     command = ["eval", "picture", "kind=heatmap", "model=hf:nobody/nothing"]
     found = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            program,
-            *command,
-            f"image={tmp_path}/a.png",
-            "caption=a cat",
-            f"out={tmp_path}/p.png",
-        ],
+        [sys.executable, "-c", program, *command, f"image={tmp_path}/a.png", "caption=a cat", f"out={tmp_path}/p.png"],
         capture_output=True,
         text=True,
         check=False,

@@ -12,19 +12,10 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 LISTED = subprocess.run(
-    ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
-    cwd=ROOT,
-    capture_output=True,
-    text=True,
+    ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True
 ).stdout.split()
 # Where its own name may stand: what declares it, what explains it, what tests it.
-NAMED = {
-    "pyproject.toml",
-    "docs/installation.md",
-    "CHANGELOG.md",
-    "tests/test_wheel.py",
-    "tests/test_name.py",
-}
+NAMED = {"pyproject.toml", "docs/installation.md", "CHANGELOG.md", "tests/test_wheel.py", "tests/test_name.py"}
 TEXTS = {
     name: (ROOT / name).read_text()
     for name in LISTED
@@ -56,9 +47,7 @@ def test_what_is_installed_from_a_checkout_is_an_extra_that_exists(name: str, li
     if "{" in line:
         return  # a message, whose extra the code fills in
     extras = re.findall(r"\.\[([\w,]+)\]", line)
-    assert {extra for group in extras for extra in group.split(",")} <= set(
-        PROJECT["optional-dependencies"]
-    ), name
+    assert {extra for group in extras for extra in group.split(",")} <= set(PROJECT["optional-dependencies"]), name
 
 
 def test_the_name_stands_in_one_place() -> None:

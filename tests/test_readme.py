@@ -71,25 +71,13 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
             shutil.copytree(entry, folder / entry.name)
         elif not entry.name.startswith(".") and entry.name not in ("results", "runs"):
             (folder / entry.name).symlink_to(entry)
-    captions = [
-        "a dog runs on the beach",
-        "two cats on a red sofa",
-        "an old bridge over the river",
-        "IMG_2041.JPG",
-    ]
+    captions = ["a dog runs on the beach", "two cats on a red sofa", "an old bridge over the river", "IMG_2041.JPG"]
     rows = "".join(f"http://example.org/{n}.jpg,{text}\n" for n, text in enumerate(captions))
     with gzip.open(folder / "pairs.csv.gz", "wt") as file:
         file.write("link,alt\n" + rows)
     torch.manual_seed(0)
     save_model(folder / "filip.safetensors", build_model(load_preset("tiny")))
-    photos = (
-        "cat.jpg",
-        "dog.jpg",
-        "photos/1.jpg",
-        "photos/2.jpg",
-        "pictures/cat/1.jpg",
-        "pictures/dog/1.jpg",
-    )
+    photos = ("cat.jpg", "dog.jpg", "photos/1.jpg", "photos/2.jpg", "pictures/cat/1.jpg", "pictures/dog/1.jpg")
     for name in photos:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -189,9 +177,7 @@ def test_the_study_of_the_recipe_has_a_complete_plan(workspace: Path) -> None:
     assert "rule summary" in planned.stdout and "results/mine/" in planned.stdout
 
 
-def test_the_python_runs(
-    workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
+def test_the_python_runs(workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     monkeypatch.chdir(workspace)
     first, *others = blocks("python")
     exec(first, {})
@@ -207,9 +193,7 @@ def test_the_first_screen_says_what_is_true_of_it() -> None:
     screen = " ".join(README.splitlines()[:32])
     assert "never released by its authors" in screen and "arxiv.org/abs/2203.05796" in screen
     assert "**No GPU has run it**" in screen and "docs/status.md" in screen
-    times = dict(
-        re.findall(r"\| (?:the installation|`(make \w+)`)[^|]* \| \d+ minutes? \| (\w[^|]*) \|", screen)
-    )
+    times = dict(re.findall(r"\| (?:the installation|`(make \w+)`)[^|]* \| \d+ minutes? \| (\w[^|]*) \|", screen))
     assert {"make demo", "make test"} <= set(times) and all(times.values())
 
 

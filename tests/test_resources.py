@@ -48,14 +48,10 @@ def test_a_name_that_is_not_found_says_what_was_looked_for_where_and_what_is_kno
     with pytest.raises(UserError) as error:
         resources.find("benchmark", "cifar11")
     message = str(error.value)
-    assert message.startswith(
-        "there is no benchmark card, file or folder 'cifar11'; did you mean 'cifar10' or "
-    )
+    assert message.startswith("there is no benchmark card, file or folder 'cifar11'; did you mean 'cifar10' or ")
     assert str(resources.shipped("eval")) in message and len(message) < 300
     Path("photos").mkdir()
-    with pytest.raises(
-        UserError, match=r"'photso'; did you mean 'photos'\? The benchmark cards are \d+, all in"
-    ):
+    with pytest.raises(UserError, match=r"'photso'; did you mean 'photos'\? The benchmark cards are \d+, all in"):
         resources.find("benchmark", "photso")
 
 

@@ -49,9 +49,7 @@ def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("environment")
     run(sys.executable, "-m", "venv", "--without-pip", folder, cwd=folder)
     python = folder / "bin" / "python"
-    site = Path(
-        run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=folder).strip()
-    )
+    site = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=folder).strip())
     # A path in a .pth file: packages there can be imported, but its own .pth files (an editable FILIP) do not count.
     (site / "dependencies.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
     run(sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "-q", wheel, cwd=folder)
@@ -63,9 +61,7 @@ def test_the_wheel_carries_every_card_and_setting_and_nothing_of_the_repository_
     for folder in ("data", "eval", "ds_configs"):
         wanted = {f"filip/resources/{folder}/{file.name}" for file in (ROOT / folder).glob("*.[yj]*")}
         assert wanted and wanted <= inside
-    package = [
-        file for file in (ROOT / "filip").rglob("*") if file.is_file() and "__pycache__" not in file.parts
-    ]
+    package = [file for file in (ROOT / "filip").rglob("*") if file.is_file() and "__pycache__" not in file.parts]
     assert {str(file.relative_to(ROOT)) for file in package} <= inside
     assert {name.partition("/")[0] for name in inside} == {
         "filip",
@@ -83,9 +79,7 @@ def test_the_wheel_works_from_an_empty_folder(python: Path, tmp_path: Path) -> N
     write_model(tmp_path / "tiny.safetensors")
     picture(1).save(tmp_path / "image.png")
     card = load_card("cifar10", "webdataset")
-    write_webdataset(
-        tmp_path / "sets" / card.path, list(card.classes or ()), [number % 10 for number in range(20)]
-    )
+    write_webdataset(tmp_path / "sets" / card.path, list(card.classes or ()), [number % 10 for number in range(20)])
 
     where = run(python, "-c", "import filip; print(filip.__file__, filip.__version__)", cwd=empty)
     assert Path(where.split()[0]).is_relative_to(python.parents[1]) and where.split()[1] == filip.__version__
@@ -110,10 +104,7 @@ print(*found.i2t.shape, *found.t2i.shape, len(model.align({str(tmp_path / "image
     assert "parameters" in plan and "ZeRO" in plan
     find = "from filip.train.engine import settings_path; from filip.train.config import TrainConfig; "
     settings = run(
-        python,
-        "-c",
-        f"{find}print(settings_path(TrainConfig(zero_stage=3, precision='fp16')).is_file())",
-        cwd=empty,
+        python, "-c", f"{find}print(settings_path(TrainConfig(zero_stage=3, precision='fp16')).is_file())", cwd=empty
     )
     assert settings.splitlines()[-1] == "True"
     assert list(empty.iterdir()) == []
@@ -121,17 +112,12 @@ print(*found.i2t.shape, *found.t2i.shape, len(model.align({str(tmp_path / "image
 
 def test_the_wheel_says_where_an_extra_comes_from(python: Path, wheel: Path, tmp_path: Path) -> None:
     program = "from filip.extras import how_to_install; print(how_to_install('explore'))"
-    assert (
-        run(python, "-c", program, cwd=tmp_path)
-        == f"pip install 'filip-pretraining[explore] @ {wheel.as_uri()}'\n"
-    )
+    assert run(python, "-c", program, cwd=tmp_path) == f"pip install 'filip-pretraining[explore] @ {wheel.as_uri()}'\n"
 
 
 def test_the_other_project_of_that_name_is_recognised(python: Path, tmp_path: Path) -> None:
     """PyPI's `filip`, as pip lays it into the same environment, is recognised: its files replace some of ours."""
-    site = Path(
-        run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=tmp_path).strip()
-    )
+    site = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=tmp_path).strip())
     kept, other = (site / "filip/__init__.py").read_text(), site / "filip-0.8.1.dist-info"
     try:
         (site / "filip/__init__.py").write_text("from filip.config import settings\n")

@@ -49,12 +49,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pq.write_table(pa.table(rows), folder / "list.parquet")
     (folder / "result.json").write_text('{"a": 1}\n')
     write_webdataset(folder / "cifar10", ["cat", "dog"], [0, 1, 0, 1])
-    index = [
-        f"model={folder}/filip.safetensors",
-        f"images={folder}/photos",
-        f"out={folder}/index",
-        "device=cpu",
-    ]
+    index = [f"model={folder}/filip.safetensors", f"images={folder}/photos", f"out={folder}/index", "device=cpu"]
     run_command(build.main, build.Build, argv=index)
     return folder
 
@@ -79,11 +74,7 @@ def test_there_is_a_line_for_every_command_and_no_line_twice() -> None:
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
 @pytest.mark.parametrize(("line", "named"), LINES, ids=[line for line, _ in LINES])
 def test_a_wrong_command_line_is_answered_with_a_sentence_that_names_the_mistake(
-    line: str,
-    named: str,
-    folder: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
+    line: str, named: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, "argv", shlex.split(line))

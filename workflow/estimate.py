@@ -114,23 +114,11 @@ def asks_for_one(arguments: Sequence[str]) -> bool:
 
     It matters because measuring takes a second of a core.
     """
-    others = {
-        "--lint",
-        "--report",
-        "--unlock",
-        "-n",
-        "--dry-run",
-        "--dryrun",
-        "--dag",
-        "--rulegraph",
-        "--touch",
-    }
+    others = {"--lint", "--report", "--unlock", "-n", "--dry-run", "--dryrun", "--dag", "--rulegraph", "--touch"}
     return not others & set(arguments)
 
 
-def job_seconds(
-    rule: str, costs: Sequence[Mapping[str, Any]], speed: Mapping[str, float]
-) -> tuple[float, int] | None:
+def job_seconds(rule: str, costs: Sequence[Mapping[str, Any]], speed: Mapping[str, float]) -> tuple[float, int] | None:
     """Return the seconds of one job of a rule at this speed, and its threads; None if it was never measured.
 
     Non-negative least squares over the measured computers, of relative errors: seconds = a / compute + b / plain.
@@ -152,10 +140,7 @@ def job_seconds(
 
 
 def run_seconds(
-    jobs: Mapping[str, tuple[float, int]],
-    counts: Mapping[str, int],
-    costs: Sequence[Mapping[str, Any]],
-    cores: int,
+    jobs: Mapping[str, tuple[float, int]], counts: Mapping[str, int], costs: Sequence[Mapping[str, Any]], cores: int
 ) -> float:
     """Return the seconds of a run with so many jobs of each rule.
 

@@ -44,9 +44,7 @@ SIGN_OF_LIFE = 20.0  # seconds between two lines where no terminal can draw a ba
 def main() -> None:
     parser = argparse.ArgumentParser(description="Make .venv and install the project into it.")
     parser.add_argument("tier", choices=[*TIERS, "lock"])
-    parser.add_argument(
-        "--chosen", action="store_true", help="the user named this Python: .venv must be of it"
-    )
+    parser.add_argument("--chosen", action="store_true", help="the user named this Python: .venv must be of it")
     options = parser.parse_args()
     found = version_of_venv()
     if found is None or options.chosen:
@@ -88,9 +86,7 @@ def check_python(version: tuple, subject: str, remedy: str = "") -> None:
     first, after = supported()
     if not (3, first) <= tuple(version) < (3, after):
         choose = f"name another: make … PYTHON=python3.{first + 1}"
-        fail(
-            f"{subject} Python {dotted(version)}; FILIP runs on 3.{first} to 3.{after - 1}: {remedy or choose}"
-        )
+        fail(f"{subject} Python {dotted(version)}; FILIP runs on 3.{first} to 3.{after - 1}: {remedy or choose}")
 
 
 def version_of_venv() -> tuple | None:
@@ -98,11 +94,7 @@ def version_of_venv() -> tuple | None:
     if not VENV.is_dir():
         return None
     config = VENV / "pyvenv.cfg"
-    version = (
-        re.search(r"^version(?:_info)? *= *(\d+)\.(\d+)", config.read_text(), re.M)
-        if config.is_file()
-        else None
-    )
+    version = re.search(r"^version(?:_info)? *= *(\d+)\.(\d+)", config.read_text(), re.M) if config.is_file() else None
     if version is None or not os.access(VENV / "bin" / "python", os.X_OK):
         fail(f"{shown(VENV)} has no Python that runs: remove it (rm -r {shown(VENV)}) and run the same again")
     return tuple(map(int, version.groups()))
@@ -176,19 +168,9 @@ def install(tier: str, new: bool) -> None:
 
 def lock() -> None:
     """Write the newest versions that suit all extras on every Python that the project runs on."""
-    command = [
-        str(VENV / "bin" / "uv"),
-        "pip",
-        "compile",
-        "--quiet",
-        "--universal",
-        "--all-extras",
-        "--upgrade",
-    ]
+    command = [str(VENV / "bin" / "uv"), "pip", "compile", "--quiet", "--universal", "--all-extras", "--upgrade"]
     command += ["--python-version", f"3.{supported()[0]}", "--no-annotate", "--no-header", "pyproject.toml"]
-    os.environ.update(
-        {k: v for k, v in like_pip(pip_settings(VENV / "bin" / "python")).items() if k in INDEXES}
-    )
+    os.environ.update({k: v for k, v in like_pip(pip_settings(VENV / "bin" / "python")).items() if k in INDEXES})
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     if done.returncode:
         fail("uv found no versions that suit all extras; it says above why")
@@ -211,16 +193,12 @@ def run_quietly(command: list) -> str:
 
 
 def can_make_venvs() -> bool:
-    return (
-        subprocess.run([sys.executable, "-c", "import ensurepip, venv"], capture_output=True).returncode == 0
-    )
+    return subprocess.run([sys.executable, "-c", "import ensurepip, venv"], capture_output=True).returncode == 0
 
 
 def pip_settings(python: Path) -> dict:
     """Return the options in pip's configuration files and PIP_* variables, each as a list of words."""
-    listed = subprocess.run(
-        [str(python), "-m", "pip", "config", "list"], capture_output=True, text=True
-    ).stdout
+    listed = subprocess.run([str(python), "-m", "pip", "config", "list"], capture_output=True, text=True).stdout
     settings = {}
     for section in ("global", "install", ":env:"):  # the later wins, as with pip
         for name, value in re.findall(rf"^{section}\.([\w-]+)=(.*)$", listed, re.M):
@@ -269,9 +247,7 @@ def torch_backend() -> str | None:
     if answers(CPU_BUILDS):
         print("== no NVIDIA GPU here: PyTorch's build for CPUs (another: UV_TORCH_BACKEND=…)")
         return "cpu"
-    print(
-        "== PyTorch's index of CPU builds does not answer: PyTorch comes as pip would get it (PyPI: with CUDA, 3 GB)"
-    )
+    print("== PyTorch's index of CPU builds does not answer: PyTorch comes as pip would get it (PyPI: with CUDA, 3 GB)")
     return None
 
 

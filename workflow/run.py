@@ -101,9 +101,7 @@ class Runner:
         environment = {**os.environ, "PATH": path, one_run.HELD: "1", STARTED: str(writing)}
         if self.warms_up:
             environment[SERVER] = str(Path(self.folder, "server"))
-        self.child = subprocess.Popen(
-            self.command, env=environment, pass_fds=(*locks, writing), process_group=0
-        )
+        self.child = subprocess.Popen(self.command, env=environment, pass_fds=(*locks, writing), process_group=0)
         if self.warms_up:
             self._warm_up(environment)
         signal.signal(signal.SIGTSTP, self._pause)

@@ -24,9 +24,7 @@ def wait_for_earlier_jobs(training: str) -> str:
     command = ["squeue", "--me", "-h", "-o", "%i|%Z|%k"]
     why = None
     try:
-        listing = subprocess.run(
-            command, capture_output=True, text=True, timeout=ANSWERS_WITHIN, check=True
-        ).stdout
+        listing = subprocess.run(command, capture_output=True, text=True, timeout=ANSWERS_WITHIN, check=True).stdout
     except subprocess.TimeoutExpired:
         why = f"no answer in {ANSWERS_WITHIN} s"
     except subprocess.CalledProcessError as error:

@@ -87,9 +87,7 @@ class StudySources(Study):
         Missing files are left to the command, which says how to obtain them.
         """
         card = self.source_cards[source]
-        found = [
-            path for named in (card.list, card.subset, card.uids) if named for path in sorted(glob(named))
-        ]
+        found = [path for named in (card.list, card.subset, card.uids) if named for path in sorted(glob(named))]
         return self.built_list(source) or found
 
     def settings(self, source: str, stage: str) -> str:
@@ -155,10 +153,7 @@ class StudySources(Study):
 
     def funnel_of(self, source: str) -> list[str]:
         """Return the whole funnel of one source, its selection included."""
-        return [
-            *self.source_fragments(source),
-            *([self.selection.fragment(source)] if self.selection else []),
-        ]
+        return [*self.source_fragments(source), *([self.selection.fragment(source)] if self.selection else [])]
 
     def tars_of(self, source: str) -> str:
         """Return the option that sends a source's tars to a bucket, "" if they stay local."""

@@ -31,9 +31,7 @@ def rounds_a_second(work: Callable[[], object]) -> float:
 
 def plain_work() -> int:
     """Process text and dictionaries, and compress them."""
-    rows = [
-        {"url": f"https://example.org/{n}.png", "caption": f"a red {n} beside {n * 7}"} for n in range(300)
-    ]
+    rows = [{"url": f"https://example.org/{n}.png", "caption": f"a red {n} beside {n * 7}"} for n in range(300)]
     text = "\n".join(json.dumps(row, sort_keys=True) for row in rows)
     words = {word: len(word) for word in text.lower().split()}
     return len(words) + len(zlib.compress(text.encode(), 6))

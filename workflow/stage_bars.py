@@ -83,9 +83,7 @@ class StageBars(logging.Handler):
                 self.draw()
 
     def _run_info(self, record: Any) -> None:
-        counts = {
-            rule: int(n) for rule, n in getattr(record, "stats", {}).items() if rule not in ("total", "all")
-        }
+        counts = {rule: int(n) for rule, n in getattr(record, "stats", {}).items() if rule not in ("total", "all")}
         guessed = self.estimate(counts) if self.estimate else {}
         for rule, count in counts.items():
             seconds, threads = guessed.get(rule, (None, 1))
@@ -201,11 +199,7 @@ class StageBars(logging.Handler):
         self.stream.write("".join(f"{line}\n" for line in ["", *lines]))
         self.stream.flush()
         jobs = {
-            name: {
-                "count": stage.done,
-                "seconds": round(stage.seconds / stage.done, 1),
-                "threads": stage.threads,
-            }
+            name: {"count": stage.done, "seconds": round(stage.seconds / stage.done, 1), "threads": stage.threads}
             for name, stage in self.stages.items()
             if stage.done
         }
@@ -236,17 +230,11 @@ def _logger() -> logging.Logger:
     return logging.getLogger("snakemake.logging")
 
 
-def show_stages(
-    pattern_of: Callable[[str], str], cores: Callable[[], int | None] = os.cpu_count
-) -> StageBars:
+def show_stages(pattern_of: Callable[[str], str], cores: Callable[[], int | None] = os.cpu_count) -> StageBars:
     """Attach the bars, or the lines where stderr is not a terminal that can move its cursor."""
     attached = next((handler for handler in _logger().handlers if isinstance(handler, StageBars)), None)
     if attached is None:
-        terminal = (
-            sys.stderr.isatty()
-            and os.environ.get("TERM") != "dumb"
-            and shutil.get_terminal_size().columns >= 60
-        )
+        terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb" and shutil.get_terminal_size().columns >= 60
         attached = StageBars(pattern_of, terminal, None, cores)
         _logger().addHandler(attached)
     return attached

@@ -146,9 +146,7 @@ def warm_seconds(log: Path | None) -> float:
     """Return the CPU seconds of the processes that ``workflow.warm`` ran for a job; Snakemake does not see them."""
     with suppress(OSError, ValueError):
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log else []
-        return sum(
-            float(line[len(CPU_SECONDS) :].split()[0]) for line in lines if line.startswith(CPU_SECONDS)
-        )
+        return sum(float(line[len(CPU_SECONDS) :].split()[0]) for line in lines if line.startswith(CPU_SECONDS))
     return 0.0
 
 
@@ -204,7 +202,5 @@ def times_table(stages: dict[str, Stage], seconds: float) -> list[str]:
         cpu = "" if stage.cpu_seconds is None else f"{stage.cpu_seconds:,.0f}"
         rows.append((name, str(stage.done), f"{stage.seconds:,.0f}", cpu))
     widths = [max(len(row[n]) for row in rows) for n in range(4)]
-    found = [
-        f"{row[0]:<{widths[0]}}" + "".join(f"  {row[n]:>{widths[n]}}" for n in (1, 2, 3)) for row in rows
-    ]
+    found = [f"{row[0]:<{widths[0]}}" + "".join(f"  {row[n]:>{widths[n]}}" for n in (1, 2, 3)) for row in rows]
     return [*found, f"together {clock(seconds)}; jobs that ran side by side count one by one"]

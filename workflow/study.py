@@ -44,9 +44,7 @@ class WorkflowStudy(StudySources, StudyEvaluations):
         if not checked:
             # Here and not in Study: these import PyTorch, which the commands of the report do without.
             check_evaluation_options(config)
-            check_accuracy_of(
-                self.efficiency, lambda name: (self.resolved(name), self.training(name)["sources"])
-            )
+            check_accuracy_of(self.efficiency, lambda name: (self.resolved(name), self.training(name)["sources"]))
             self._check_batches()
 
     # ---- training ------------------------------------------------------------------------------------
@@ -171,9 +169,7 @@ class WorkflowStudy(StudySources, StudyEvaluations):
         """Return a sentence for each training whose newest start failed: where, and the first error of its output."""
         from filip.train.job import last_failure
 
-        folders = {
-            run: Path(self.run_dir(run)) for run in self.trained if not Path(self.weights(run)).exists()
-        }
+        folders = {run: Path(self.run_dir(run)) for run in self.trained if not Path(self.weights(run)).exists()}
         if self.efficiency:
             folders["efficiency"] = Path(self.results, "efficiency")
         found = {name: last_failure(folder) for name, folder in folders.items()}
@@ -191,9 +187,7 @@ class WorkflowStudy(StudySources, StudyEvaluations):
     def efficiency_resources(self, submits: Callable[[], bool]) -> dict[str, Callable[[Any], Any]]:
         return self.train_resources(submits, next(iter(self.efficiency)))
 
-    def train_resources(
-        self, submits: Callable[[], bool], run: str | None = None
-    ) -> dict[str, Callable[[Any], Any]]:
+    def train_resources(self, submits: Callable[[], bool], run: str | None = None) -> dict[str, Callable[[Any], Any]]:
         """Return the Snakemake resources of a training job, each a function of its wildcards.
 
         The wildcards hold the name of the training, unless it is given as ``run``.

@@ -126,9 +126,7 @@ class Calls:
 def write_python(place: str) -> None:
     """Write what DeepSpeed's launcher is to take for Python: it lets this server fork what the launcher starts."""
     python, client = sys.executable, Path(__file__).with_name("warm.py")
-    Path(place + PYTHON).write_text(
-        f'#!/bin/sh\nexec {shlex.quote(python)} -S {shlex.quote(str(client))} "$@"\n'
-    )
+    Path(place + PYTHON).write_text(f'#!/bin/sh\nexec {shlex.quote(python)} -S {shlex.quote(str(client))} "$@"\n')
     Path(place + PYTHON).chmod(0o700)
 
 

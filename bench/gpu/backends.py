@@ -36,9 +36,7 @@ def check(place: Place) -> Finding:
         tokens = torch.tensor(random_lengths(shape[0], 1, shape[1]))
         mask = torch.arange(shape[1]) < tokens[:, None] if ragged else None
         for dtype, tolerances in TOLERANCES.items():
-            rounded = Problem(
-                problem.image_tokens.to(dtype), problem.text_tokens.to(dtype), problem.text_lengths
-            )
+            rounded = Problem(problem.image_tokens.to(dtype), problem.text_tokens.to(dtype), problem.text_lengths)
             expected = solve(rounded, "reference", torch.device("cpu"), torch.float64, mask)
             for backend in backends:
                 row = compare(rounded, expected, backend, place.device, tolerances, mask)
@@ -82,10 +80,7 @@ def compare(
         if "cannot run here" in str(error):
             return {"verdict": "skipped", "why": str(error)}
         raise
-    errors = [
-        float((a.double().cpu() - b).abs().max() / b.abs().max())
-        for a, b in zip(found, expected, strict=True)
-    ]
+    errors = [float((a.double().cpu() - b).abs().max() / b.abs().max()) for a, b in zip(found, expected, strict=True)]
     values, gradients = max(errors[:2]), max(errors[2:])
     # The reference adds gradients atomically on a GPU
     same = backend == "reference" or all(torch.equal(a, b) for a, b in zip(found, again, strict=True))

@@ -40,16 +40,12 @@ def check(place: Place) -> Finding:
             row = {"model": name, "trained on": where, **recalls(place, model, device)}
             rows.append(row | ({"seconds": seconds} if where == "GPU" else {}))
     pairs = list(zip(rows[::2], rows[1::2], strict=True))
-    apart = {
-        gpu["model"]: max(abs(gpu[way] - cpu[way]) for way in ("i2t R@1", "t2i R@1")) for gpu, cpu in pairs
-    }
+    apart = {gpu["model"]: max(abs(gpu[way] - cpu[way]) for way in ("i2t R@1", "t2i R@1")) for gpu, cpu in pairs}
     said = "; ".join(
         f"{name}: R@1 within {points:.1f} points of the CPU's (at most {POINTS[name]:.0f})"
         for name, points in apart.items()
     )
-    return Finding(
-        PASS if all(points <= POINTS[name] for name, points in apart.items()) else FAIL, said, rows
-    )
+    return Finding(PASS if all(points <= POINTS[name] for name, points in apart.items()) else FAIL, said, rows)
 
 
 def training(run_dir: Path, name: str, trained: dict[str, Any]) -> list[str]:
@@ -59,12 +55,7 @@ def training(run_dir: Path, name: str, trained: dict[str, Any]) -> list[str]:
         "experiment": trained["experiment"], "run": name, "run_dir": run_dir, "out": run_dir / "model.safetensors",
         "data.sources": f"[{{shards: {data}/shards, captions: {data}/captions}}]",
     }  # fmt: skip
-    return [
-        "-m",
-        "filip.train",
-        *(f"{key}={value}" for key, value in settings.items()),
-        *trained["overrides"],
-    ]
+    return ["-m", "filip.train", *(f"{key}={value}" for key, value in settings.items()), *trained["overrides"]]
 
 
 def recalls(place: Place, model: Path, device: str) -> dict[str, float]:

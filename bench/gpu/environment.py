@@ -16,17 +16,12 @@ def without_code() -> list[str]:
     built = [name for name in torch.cuda.get_arch_list() if name.startswith("sm_")]
     cards = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
     return [
-        f"{card.name} ({card.major}.{card.minor})"
-        for card in cards
-        if not runs_on((card.major, card.minor), built)
+        f"{card.name} ({card.major}.{card.minor})" for card in cards if not runs_on((card.major, card.minor), built)
     ]
 
 
 def check(place: Place) -> Finding:
-    rows = [
-        {"what": "Python", "found": platform.python_version()},
-        {"what": "system", "found": platform.platform()},
-    ]
+    rows = [{"what": "Python", "found": platform.python_version()}, {"what": "system", "found": platform.platform()}]
     for package in ("torch", "triton", "deepspeed", "timm", "open_clip_torch", "late-interaction-kernels"):
         try:
             rows.append({"what": package, "found": version(package)})
@@ -50,7 +45,5 @@ def check(place: Place) -> Finding:
             }
         )
     if missing := without_code():
-        return Finding(
-            FAIL, f"this PyTorch has no kernels for {', '.join(missing)}: see docs/training.md", rows
-        )
+        return Finding(FAIL, f"this PyTorch has no kernels for {', '.join(missing)}: see docs/training.md", rows)
     return Finding(PASS, f"{torch.cuda.device_count()} x {place.name}, torch {torch.__version__}", rows)

@@ -26,9 +26,7 @@ def check(place: Place) -> Finding:
     expected = similarity(load_scorer(str(model), device="cpu", precision="fp32"), pixels, texts)
     rows, wrong = [], []
     for precision, tolerance in CLOSE.items():
-        found = similarity(
-            load_scorer(str(model), device=str(place.device), precision=precision), pixels, texts
-        )
+        found = similarity(load_scorer(str(model), device=str(place.device), precision=precision), pixels, texts)
         furthest = max(float((a.float() - b).abs().max()) for a, b in zip(found, expected, strict=True))
         same = float((found.i2t.argmax(1) == expected.i2t.argmax(1)).float().mean())
         rows.append({"what": f"{config.name}, precision={precision}", "largest difference": furthest,
@@ -50,6 +48,4 @@ def check(place: Place) -> Finding:
 
 
 def similarity(scorer: Scorer, pixels: torch.Tensor, texts: list[str]) -> Similarity:
-    return scorer.similarity(
-        scorer.encode_images(pixels.to(scorer.encoder.device)), scorer.encode_texts(texts)
-    )
+    return scorer.similarity(scorer.encode_images(pixels.to(scorer.encoder.device)), scorer.encode_texts(texts))

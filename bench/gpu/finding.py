@@ -62,9 +62,7 @@ def markdown(found: dict[str, Any]) -> str:
         columns = list(dict.fromkeys(key for row in check["rows"] for key in row))
         if columns:
             lines += ["", f"| {' | '.join(columns)} |", f"| {' | '.join('---' for _ in columns)} |"]
-            lines += [
-                f"| {' | '.join(_cell(row.get(key, '')) for key in columns)} |" for row in check["rows"]
-            ]
+            lines += [f"| {' | '.join(_cell(row.get(key, '')) for key in columns)} |" for row in check["rows"]]
     return "\n".join(lines) + "\n"
 
 

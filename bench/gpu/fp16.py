@@ -27,16 +27,12 @@ def check(place: Place) -> Finding:
         except RuntimeError as error:
             rows.append({"ZeRO": stage, "ranks": ranks, "verdict": FAIL, "why": str(error)})
     if any(row["verdict"] == FAIL for row in rows):
-        return Finding(
-            FAIL, "; ".join(f"ZeRO {r['ZeRO']}: {r['why']}" for r in rows if r["verdict"] == FAIL), rows
-        )
+        return Finding(FAIL, "; ".join(f"ZeRO {r['ZeRO']}: {r['why']}" for r in rows if r["verdict"] == FAIL), rows)
     if place.device.type == "cpu":
         return Finding(SKIPPED, "float32 on a CPU stood in for fp16: killed, resumed, the same bits", rows)
     alone = "" if ranks > 1 else "; one card, so NCCL had nothing to send"
     return Finding(
-        PASS,
-        f"skipped steps, killed after {steps // 2} of {steps} steps, resumed, the same bits{alone}",
-        rows,
+        PASS, f"skipped steps, killed after {steps // 2} of {steps} steps, resumed, the same bits{alone}", rows
     )
 
 

@@ -44,15 +44,8 @@ def check(place: Place) -> Finding:
             try:
                 step = make(on_device)
                 seconds, size = seconds_and_bytes(step, place.device, 2 if place.tiny else 7)
-            except (
-                ValueError,
-                RuntimeError,
-                ImportError,
-                TypeError,
-            ) as error:  # out of memory is a RuntimeError
-                rows.append(
-                    row | {"why": f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:160]}"}
-                )
+            except (ValueError, RuntimeError, ImportError, TypeError) as error:  # out of memory is a RuntimeError
+                rows.append(row | {"why": f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:160]}"})
                 step = None
                 if place.device.type == "cuda":
                     torch.cuda.empty_cache()
@@ -122,9 +115,7 @@ def einsum(problem: Problem, compiled: bool = False) -> Callable[[], None]:
 
 def late_interaction_kernels(problem: Problem) -> Callable[[], None]:
     """Return a step of PyPI's late-interaction-kernels: a call per direction, so two; sums, which are divided here."""
-    maxsim = importlib.import_module(
-        "late_interaction_kernels"
-    ).maxsim  # measured where a user has installed it
+    maxsim = importlib.import_module("late_interaction_kernels").maxsim  # measured where a user has installed it
     lengths = problem.lengths.to(problem.image.device)
     mask = torch.arange(77, device=lengths.device) < lengths[:, None]
 

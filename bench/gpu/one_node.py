@@ -12,10 +12,7 @@ from filip.train.config import TrainConfig
 from tests.support.squares import write_shards
 from tests.support.training import losses, records
 
-STEPS, PAIRS = (
-    30,
-    192,
-)  # the same few images again and again: they are decoded, cropped and augmented all the same
+STEPS, PAIRS = (30, 192)  # the same few images again and again: they are decoded, cropped and augmented all the same
 # On a CPU the same settings, as small as possible.
 TINY: dict[str, Any] = {
     "model": "tiny", "precision": "fp32", "compile": "false", "global_batch": 16, "gradient_cache": 8, "max_steps": 3,
@@ -39,10 +36,6 @@ def check(place: Place) -> Finding:
     run(place, ["-m", "filip.train", *arguments], place.folder / "train.log", ranks)
     last = [line for line in records(folder) if "speed/pairs_per_second" in line][-1]
     shown = ("speed/pairs_per_second", "speed/mfu", "speed/data_wait_seconds", "memory/peak_mb")
-    row = {
-        "ranks": ranks,
-        "pairs": settings["global_batch"],
-        **{name: last[name] for name in shown if name in last},
-    }
+    row = {"ranks": ranks, "pairs": settings["global_batch"], **{name: last[name] for name in shown if name in last}}
     said = f"{last['speed/pairs_per_second']:,.0f} pairs/s on {ranks} ranks, {last['memory/peak_mb']:,.0f} MB a rank"
     return Finding(PASS if all(map(math.isfinite, losses(folder))) else FAIL, said, [row])

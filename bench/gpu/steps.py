@@ -32,9 +32,7 @@ def check(place: Place) -> Finding:
     if len(ratios) < len(rows) / len(SIDES):
         return Finding(FAIL, "a model does not fit, even with one pair", rows)
     said = f"{min(ratios):.2f} to {max(ratios):.2f} times open_clip's step (goal {SLOWER})"
-    reached = [
-        row["MFU"] for row in rows if (row["model"], row["side"]) == ("large", "filip") and "MFU" in row
-    ]
+    reached = [row["MFU"] for row in rows if (row["model"], row["side"]) == ("large", "filip") and "MFU" in row]
     if reached:
         said += f"; MFU of large up to {max(reached):.0%} (goal {MFU:.0%})"
     missed = max(ratios) > SLOWER or (reached and max(reached) < MFU)

@@ -28,9 +28,7 @@ def start(place: Place, arguments: list[str], log: Path, ranks: int) -> subproce
         environment |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
     with log.open("ab") as output:
-        return subprocess.Popen(
-            [*launcher, *arguments], stdout=output, stderr=subprocess.STDOUT, env=environment
-        )
+        return subprocess.Popen([*launcher, *arguments], stdout=output, stderr=subprocess.STDOUT, env=environment)
 
 
 def run(place: Place, arguments: list[str], log: Path, ranks: int) -> None:

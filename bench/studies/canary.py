@@ -53,11 +53,7 @@ def pictures(seed: int, size: int) -> Iterator[dict[str, Tensor]]:
         shown = torch.rand(size, PATTERNS, generator=draw).argsort(1)[:, :3]
         cells = 0.5 * torch.randn(size, SIDE * SIDE, 3, 8, 8, generator=draw)
         cells[torch.arange(size)[:, None], places] += patterns[shown]
-        pixels = (
-            cells.view(size, SIDE, SIDE, 3, 8, 8)
-            .permute(0, 3, 1, 4, 2, 5)
-            .reshape(size, 3, 8 * SIDE, 8 * SIDE)
-        )
+        pixels = cells.view(size, SIDE, SIDE, 3, 8, 8).permute(0, 3, 1, 4, 2, 5).reshape(size, 3, 8 * SIDE, 8 * SIDE)
         words = torch.tensor([BOS, A, -1, COMMA, A, -1, AND, A, -1, EOS]).repeat(size, 1)
         words[words < 0] = shown.flatten()
         group = (shown.sort(1).values * torch.tensor([PATTERNS**2, PATTERNS, 1])).sum(1)

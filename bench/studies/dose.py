@@ -36,15 +36,7 @@ from filip_demo.artists import ARTISTS
 from filip_demo.catalogue import Catalogue
 from filip_demo.corpus import train_and_test
 from filip_demo.packages import fetch_packages
-from filip_demo.scenes import (
-    Scene,
-    Sprites,
-    compose,
-    in_scenes,
-    load_sprites,
-    pair_share,
-    training_concepts,
-)
+from filip_demo.scenes import Scene, Sprites, compose, in_scenes, load_sprites, pair_share, training_concepts
 
 PAGE, FIGURE = Path("docs/token_wise.md"), Path("docs/images/dose.svg")
 MARKS = ("<!-- dose:begin -->", "<!-- dose:end -->")
@@ -67,8 +59,7 @@ class Dose:
     cache: str = option(".cache/demo", "folder of the npm packages")
     scenes: int = option(500, "scenes of each number of things")
     models: str = option(
-        "results/dose",
-        "models of learned queries; what it lacks is trained. Delete it when the corpus changes",
+        "results/dose", "models of learned queries; what it lacks is trained. Delete it when the corpus changes"
     )
     seeds: list[int] = option([0, 1, 2, 3, 4], "seeds of the models of learned queries")
 
@@ -95,9 +86,7 @@ def main(study: Dose) -> None:
         {key: recall for file in own for key, recall in scored(load_model(str(file)).eval(), doses).items()}
         for own in queries
     ]
-    block = table(
-        found, study.scenes, {count: truncated(dose, models["CLIP"][0]) for count, dose in doses.items()}
-    )
+    block = table(found, study.scenes, {count: truncated(dose, models["CLIP"][0]) for count, dose in doses.items()})
     put_on_page(PAGE, block, MARKS)
     draw(found)
 
@@ -108,11 +97,7 @@ def trained(study: Dose, count: int, seed: int) -> Path:
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
         place = DemoTraining(experiment="demo_small", steps=300, warmup_steps=100)
-        overrides = [
-            "model.pooling=queries",
-            f"model.pool_queries={count}",
-            f"optimizer.base_lr={RATES[count]}",
-        ]
+        overrides = ["model.pooling=queries", f"model.pool_queries={count}", f"optimizer.base_lr={RATES[count]}"]
         outcome = run(place, [*overrides, f"seed={seed}"], save=file)
         say(f"{count} queries, seed {seed}: {outcome.recall} after {outcome.seconds:.0f} CPU seconds")
     return file

@@ -42,20 +42,7 @@ BUCKET, PARTS, TESTS = "s3://laion", 4, 40
 MODEL = "filip/resources/emoji.safetensors"
 WORDS = (
     ["a small", "an old", "a red", "a wooden", "a bright", "a broken", "a new", "a large"],
-    [
-        "dog",
-        "house",
-        "bicycle",
-        "table",
-        "bridge",
-        "boat",
-        "garden",
-        "kitchen",
-        "lamp",
-        "horse",
-        "cup",
-        "train",
-    ],
+    ["dog", "house", "bicycle", "table", "bridge", "boat", "garden", "kitchen", "lamp", "horse", "cup", "train"],
     ["next to", "in front of", "behind", "far away from", "close to"],
     ["the river", "a tall tree", "the old market", "a stone wall", "my neighbour", "the railway station"],
     ["in the morning", "on a rainy day", "in winter", "at night", "during the summer holidays"],
@@ -67,9 +54,7 @@ GERMAN = "ein alter Mann sitzt auf einer Bank vor dem Haus"
 class Steps:
     rows: int = option(1_000_000, "rows of the list", at_least=1000)
     uids: int = option(3200, "rows that the file of uids names", at_least=200)
-    out: str = option(
-        "results/first_steps", "folder of what the stages write; it is emptied", writes="folder"
-    )
+    out: str = option("results/first_steps", "folder of what the stages write; it is emptied", writes="folder")
     steps: int = option(20, "steps of the training", at_least=1)
 
 
@@ -102,10 +87,7 @@ def write_list(config: Steps, port: int) -> None:
         drawn = [rng.integers(0, len(words), len(rows)) for words in WORDS]
         picked = zip(*(np.array(words)[n] for words, n in zip(WORDS, drawn, strict=True)), strict=True)
         texts = [" ".join(words) for words in picked]
-        texts = [
-            GERMAN if german else text
-            for text, german in zip(texts, rng.random(len(rows)) < 0.1, strict=True)
-        ]
+        texts = [GERMAN if german else text for text, german in zip(texts, rng.random(len(rows)) < 0.1, strict=True)]
         table = pa.table(
             {
                 "uid": [f"{high:016x}{low:016x}" for high, low in uids[rows].tolist()],
@@ -142,10 +124,7 @@ def write_benchmark(folder: Path, port: int) -> None:
         "metric": "top1",
         "loader": "imagefolder",
     }
-    card |= {
-        "layouts": {"imagefolder": {"path": "pets", "split": "test"}},
-        "classes": {"cat": "cat", "dog": "dog"},
-    }
+    card |= {"layouts": {"imagefolder": {"path": "pets", "split": "test"}}, "classes": {"cat": "cat", "dog": "dog"}}
     (folder / "pets.yaml").write_text(yaml.safe_dump(card))
 
 
@@ -201,9 +180,7 @@ def commands(folder: Path, config: Steps) -> dict[str, list[str]]:
 
 def size_of(folder: Path) -> int:
     """Return the bytes of a folder's files and of the bucket."""
-    local = sum(
-        path.lstat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink()
-    )
+    local = sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
     files = fsspec.filesystem("s3")
     files.invalidate_cache()
     return local + int(files.du(BUCKET))
@@ -217,9 +194,7 @@ def run(module: str, options: list[str], seconds: Any, log: Path) -> None:
         done = subprocess.run(asked, stdout=output, stderr=subprocess.STDOUT, check=False)
     seconds.value = time.monotonic() - started
     if done.returncode:
-        print(
-            f"{module} ended with {done.returncode}:\n{log.read_text()[-3000:]}", file=sys.stderr, flush=True
-        )
+        print(f"{module} ended with {done.returncode}:\n{log.read_text()[-3000:]}", file=sys.stderr, flush=True)
         os._exit(1)
 
 

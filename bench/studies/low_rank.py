@@ -66,8 +66,7 @@ def mapped_by_products(pairs: Pairs, parts: list[Pairs], rank: int) -> Pairs:
     scale = values[:rank].sqrt()[:, None]
     maps = scale * (left.T[:rank] @ image_inverse), scale * (right[:rank] @ text_inverse)
     images, texts = (
-        F.normalize(x @ m.T.float(), dim=-1)
-        for x, m in zip((pairs.images, pairs.texts.values), maps, strict=True)
+        F.normalize(x @ m.T.float(), dim=-1) for x, m in zip((pairs.images, pairs.texts.values), maps, strict=True)
     )
     return Pairs(images, Texts(texts, pairs.texts.lengths), pairs.owner)
 

@@ -80,14 +80,10 @@ ROWS: dict[str, list[str]] = {
 
 @dataclass
 class Mixtures(DemoTraining):
-    experiment: str = option(
-        "demo_stem", "what every row trains: demo from scratch, demo_stem as the demo does"
-    )
+    experiment: str = option("demo_stem", "what every row trains: demo from scratch, demo_stem as the demo does")
     steps: int = option(300, "steps of each training")
     warmup_steps: int | None = option(100, "steps of warm-up: a third, as the demo")
-    overrides: list[str] = option(
-        ["optimizer.base_lr=4e-3"], "further settings of every row, as for filip.train"
-    )
+    overrides: list[str] = option(["optimizer.base_lr=4e-3"], "further settings of every row, as for filip.train")
     init_temperature: float = option(0.03, "that of the experiment's model, for the pooled term's own")
 
 

@@ -83,12 +83,7 @@ def settings_of(row: str, steps: int) -> list[str]:
 
 def curve(study: Onset, row: str, rate: str, seed: int) -> dict[str, Any]:
     """Train ``row`` once and return its recall, processor seconds and the concentration of its gradient by step."""
-    settings = [
-        *settings_of(row, study.steps),
-        f"optimizer.base_lr={rate}",
-        f"max_steps={study.steps}",
-        f"seed={seed}",
-    ]
+    settings = [*settings_of(row, study.steps), f"optimizer.base_lr={rate}", f"max_steps={study.steps}", f"seed={seed}"]
     config = configure(study, "demo_speedrun", settings)
     corpus = prepare(config, study)
     points = []
@@ -137,9 +132,7 @@ def gini(amounts: Tensor) -> Tensor:
     ordered, n = amounts.sort(dim=1).values, amounts.shape[1]
     rank = torch.arange(1, n + 1, dtype=ordered.dtype)
     total = ordered.sum(dim=1)
-    return torch.where(
-        total > 0, (2 * (ordered * rank).sum(1) / total - (n + 1)) / n, torch.zeros_like(total)
-    )
+    return torch.where(total > 0, (2 * (ordered * rank).sum(1) / total - (n + 1)) / n, torch.zeros_like(total))
 
 
 if __name__ == "__main__":

@@ -79,9 +79,7 @@ def read(folder: Path) -> list[Curves]:
 
 
 def _searched(own: list[dict[str, Any]], rate: str) -> float:
-    return fmean(
-        mean_recall(one["points"][-1]) for one in own if one["rate"] == rate and one["seed"] in SEARCH
-    )
+    return fmean(mean_recall(one["points"][-1]) for one in own if one["rate"] == rate and one["seed"] in SEARCH)
 
 
 def mean_recall(point: Point, by: str = "hard") -> float:
@@ -138,11 +136,7 @@ def table(rows: list[Curves]) -> str:
     head = ["maximum in training", "rate", "seeds", *(title for title, _ in columns)]
     lines = [f"| {' | '.join(head)} |", f"| --- | --- | ---: {'| ---: ' * len(columns)}|"]
     for one in rows:
-        rate = (
-            f"{one.rate} of {', '.join(one.searched)}"
-            if len(one.searched) > 1
-            else f"{one.rate}, not searched"
-        )
+        rate = f"{one.rate} of {', '.join(one.searched)}" if len(one.searched) > 1 else f"{one.rate}, not searched"
         cells = [with_interval(value(points) for points in one.seeds.values()) for _, value in columns]
         lines.append(f"| {one.row} | {rate} | {len(one.seeds)} | {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -173,9 +167,7 @@ def differences(rows: list[Curves]) -> str:
             for title, _ in columns:
                 low, high, _ = cells.get((one.row, title), (math.nan,) * 3)
                 star = "*" if corrected.get((one.row, title), 1.0) < 0.05 else ""
-                shown.append(
-                    "–" if math.isnan(low) else f"{(low + high) / 2:+.1f} [{low:.1f}, {high:.1f}]{star}"
-                )
+                shown.append("–" if math.isnan(low) else f"{(low + high) / 2:+.1f} [{low:.1f}, {high:.1f}]{star}")
             lines.append(f"| {one.row} | {' | '.join(shown)} |")
     return "\n".join(lines)
 

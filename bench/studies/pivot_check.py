@@ -49,9 +49,7 @@ def main(config: PivotCheck) -> None:
     captions = [row["english"] for row in chosen]
     back = {side: engine.to_english([row[side] for row in chosen]) for side in ("right", "wrong")}
     rules = {
-        side: np.array(
-            [rejection(*pair) not in (None, "identical") for pair in zip(captions, texts, strict=True)]
-        )
+        side: np.array([rejection(*pair) not in (None, "identical") for pair in zip(captions, texts, strict=True)])
         for side, texts in back.items()
     }
     meaning = {side: similarities(captions, texts) < config.min_similarity for side, texts in back.items()}
@@ -65,10 +63,7 @@ def main(config: PivotCheck) -> None:
 
 def report(name: str, rows: list[dict[str, str]], dropped: dict[str, np.ndarray]) -> None:
     """Print a line of JSON. dropped: for each side, whether it drops each row."""
-    shares = {
-        kind: round(float(dropped["wrong"][[row["kind"] == kind for row in rows]].mean()), 2)
-        for kind in KINDS
-    }
+    shares = {kind: round(float(dropped["wrong"][[row["kind"] == kind for row in rows]].mean()), 2) for kind in KINDS}
     print(json.dumps({"check": name, **shares, "right": round(float(dropped["right"].mean()), 2)}))
 
 

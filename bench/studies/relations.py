@@ -111,9 +111,7 @@ def relations_of(scene: Scene) -> Iterator[str]:
 
 def trained(study: Relations, row: str, seed: int, model: Path) -> tuple[Path, float]:
     """Train both parts and return the model with the processor seconds that it took."""
-    study = replace(
-        study, sources=study.sources.replace(f"{study.results}/data/demo/captions", study.captions)
-    )
+    study = replace(study, sources=study.sources.replace(f"{study.results}/data/demo/captions", study.captions))
     common = [*ROWS[row], "precision=fp32", "optimizer.base_lr=4e-3", "token_maximum=smooth",
               "token_temperature=0.05", f"seed={seed}"]  # fmt: skip
     seconds = 0.0
@@ -151,11 +149,7 @@ def keep(study: Relations, row: str, seed: int, model: Path) -> None:
 def read() -> dict[str, list[dict[str, Any]]]:
     """Return the records of the reported seeds by row, in the order of ROWS."""
     files = sorted(DATA.glob("*.json"))
-    found = [
-        one
-        for one in (json.loads(file.read_text(encoding="utf-8")) for file in files)
-        if one["seed"] != SEARCH
-    ]
+    found = [one for one in (json.loads(file.read_text(encoding="utf-8")) for file in files) if one["seed"] != SEARCH]
     return {row: own for row in (START, *ROWS) if (own := [one for one in found if one["row"] == row])}
 
 

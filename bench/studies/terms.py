@@ -84,9 +84,7 @@ def table(found: dict[str, Curves]) -> str:
         one = found[row]
         last = {seed: points[-1] for seed, points in one.seeds.items()}
         ways = [with_interval(point["hard"][way] for point in last.values()) for way in ("i2t", "t2i")]
-        less = with_interval(
-            mean_recall(point) - mean_recall(first[s][-1]) for s, point in last.items() if s in first
-        )
+        less = with_interval(mean_recall(point) - mean_recall(first[s][-1]) for s, point in last.items() if s in first)
         edge = " (edge)" if one.rate in (one.searched[0], one.searched[-1]) else ""
         cells = [
             f"`{row}`", f"{one.rate}{edge} of {', '.join(one.searched)}", str(len(last)), *ways,

@@ -32,9 +32,7 @@ def own_pair_only(image: Tensor, text: Tensor, lengths: Tensor, keep_ratio: floa
     return best_of_each(of_images, torch.cat([p.amax(dim=0) for p in products]), lengths, keep_ratio)
 
 
-def images_only(
-    image: Tensor, text: Tensor, lengths: Tensor, keep_ratio: float, **kwargs: Any
-) -> TokenChoice:
+def images_only(image: Tensor, text: Tensor, lengths: Tensor, keep_ratio: float, **kwargs: Any) -> TokenChoice:
     """Make the paper's choice of patches; every text token stays."""
     choice = choose_tokens(image, text, lengths, keep_ratio, **kwargs)
     return TokenChoice(choice.image_rows, torch.arange(len(text)), lengths)

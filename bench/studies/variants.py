@@ -30,10 +30,7 @@ from workflow.estimate import cpu_name
 DATA = Path("records/variants")
 MARKS = ("<!-- variants:begin -->", "<!-- variants:end -->")
 STEPS, RATES, SEEDS = 400, ("2e-3", "4e-3", "8e-3", "1.6e-2"), (0, 1, 2, 3, 4)
-CLIP, QUERIES = (
-    ["model.interaction=pooled", "token_maximum=hard"],
-    ["model.pooling=queries", "token_maximum=hard"],
-)
+CLIP, QUERIES = (["model.interaction=pooled", "token_maximum=hard"], ["model.pooling=queries", "token_maximum=hard"])
 CLIP_MEAN = "CLIP, mean"  # the row that the others are compared with
 SMOOTH = ["token_maximum=smooth", "token_temperature=0.05"]
 ROWS: dict[str, tuple[int, list[str]]] = {  # vectors an image, and settings
@@ -70,9 +67,7 @@ def main(study: Pooled) -> None:
             keep(study, DATA, row, ROWS[row][1], best_rate(DATA, row, RATES), seed, study.steps)
 
 
-def keep(
-    place: Place, folder: Path, row: str, settings: list[str], rate: str, seed: int, steps: int = STEPS
-) -> None:
+def keep(place: Place, folder: Path, row: str, settings: list[str], rate: str, seed: int, steps: int = STEPS) -> None:
     """Train once and keep what was found in ``folder``, unless it has that training."""
     file = folder / f"{row.replace(',', '').replace(':', '').replace(' ', '-')}-{rate}-{seed}-{steps}.json"
     if file.exists():
@@ -95,9 +90,7 @@ def write_record(file: Path, row: str, rate: str, seed: int, card: str, point: d
 
 def best_rate(folder: Path, row: str, rates: Sequence[str]) -> str:
     """Return the rate that finds most on the seeds of the search."""
-    return max(
-        rates, key=lambda rate: sum(mean_recall(one["points"][-1]) for one in searched(folder, row, rate))
-    )
+    return max(rates, key=lambda rate: sum(mean_recall(one["points"][-1]) for one in searched(folder, row, rate)))
 
 
 def searched(folder: Path, row: str, rate: str) -> Iterator[dict[str, Any]]:
@@ -129,9 +122,7 @@ def table(rows: dict[str, Curves], vectors: dict[str, int]) -> str:
     for row, count in vectors.items():
         one = rows[row]
         recalls = {seed: mean_recall(points[-1]) for seed, points in one.seeds.items()}
-        less = with_interval(
-            recalls[seed] - mean_recall(first[seed][-1]) for seed in recalls if seed in first
-        )
+        less = with_interval(recalls[seed] - mean_recall(first[seed][-1]) for seed in recalls if seed in first)
         seconds = with_interval(points[-1]["seconds"] for points in one.seeds.values())
         cells = [
             row, f"{count}, {256 * count:,}", f"{one.rate} of {', '.join(one.searched)}",

@@ -54,10 +54,7 @@ def rates(study: WarmSmooth, folder: Path) -> None:
     show(f"CLIP | {study.steps}", [Found(clip.recall, 0)])
     for rate in ("1e-3", "2e-3", "4e-3"):
         steps = study.lengths[-1]
-        show(
-            f"goes on token-wise, {rate} | {steps}",
-            [Found(goes_on(study, path, seed, steps, rate).recall, 0)],
-        )
+        show(f"goes on token-wise, {rate} | {steps}", [Found(goes_on(study, path, seed, steps, rate).recall, 0)])
 
 
 def table(study: WarmSmooth, folder: Path) -> None:
@@ -74,9 +71,7 @@ def table(study: WarmSmooth, folder: Path) -> None:
         ]
         rows[f"from scratch, {steps} steps"] = [from_scratch(study, s, steps) for s in seeds]
     a_step = mean(rows[f"from scratch, {study.lengths[-1]} steps"]) / study.lengths[-1]
-    both = mean(rows[f"CLIP, {study.steps} steps"]) + mean(
-        rows[f"CLIP goes on token-wise, {study.lengths[-1]} steps"]
-    )
+    both = mean(rows[f"CLIP, {study.steps} steps"]) + mean(rows[f"CLIP goes on token-wise, {study.lengths[-1]} steps"])
     as_long = round(both / a_step)
     rows[f"from scratch, {as_long} steps"] = [from_scratch(study, s, as_long) for s in seeds]
     head("seconds | with its CLIP")

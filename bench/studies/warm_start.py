@@ -36,9 +36,7 @@ RATES = ("5e-4", "1e-3", "2e-3", "4e-3")
 @dataclass
 class WarmStart(DemoTraining):
     steps: int = option(150, "steps of each continuation: a tenth of the demo's training")
-    results: str = option(
-        "results/demo_warm", "results of the demo from scratch, with models of as many seeds"
-    )
+    results: str = option("results/demo_warm", "results of the demo from scratch, with models of as many seeds")
     clip: str = option("clip_patches", "run of the CLIP to go on from")
     filip: str = option("filip_patches", "run of the FILIP to compare with")
     search: bool = option(False, "try all rates and recipes with one seed, instead of the table")
@@ -86,9 +84,7 @@ def table(study: WarmStart) -> None:
         token_wise = [continued(shorter, clip, s, study.rate, settings) for s, clip in enumerate(clips)]
         rows.append(("goes on token-wise", token_wise))
     rows.append(("FILIP from scratch", [Found(recall_of_file(study, filip), 0, before) for filip in filips]))
-    pooled_step, token_step = (
-        statistics.mean(one.seconds_per_step for one in found) for found in (pooled, token_wise)
-    )
+    pooled_step, token_step = (statistics.mean(one.seconds_per_step for one in found) for found in (pooled, token_wise))
     say(f"a step takes {pooled_step:.3f} s pooled and {token_step:.3f} s token-wise")
     head("steps pooled | token-wise | minutes")
     for name, found in rows:

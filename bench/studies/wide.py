@@ -26,8 +26,7 @@ class Wide:
     """The models, and the scenes that are put into wide pictures."""
 
     models: list[str] = option(
-        [f"results/demo/models/{run}.safetensors" for run in ("clip", "filip", "smooth")],
-        "models to evaluate",
+        [f"results/demo/models/{run}.safetensors" for run in ("clip", "filip", "smooth")], "models to evaluate"
     )
     scenes: str = option("results/demo/corpus/eval/demo_scenes_new", "test set in CLIP_benchmark's layout")
     count: int = option(300, "pictures")
@@ -47,17 +46,8 @@ def main(study: Wide) -> None:
         for model in study.models:
             for fit in FITS:
                 out = Path(folder, "out.json")
-                command = [
-                    sys.executable,
-                    "-m",
-                    "filip.eval",
-                    f"model={model}",
-                    f"data=[{folder}]",
-                    f"fit={fit}",
-                ]
-                subprocess.run(
-                    [*command, "protocols=[retrieval]", f"out={out}"], check=True, capture_output=True
-                )
+                command = [sys.executable, "-m", "filip.eval", f"model={model}", f"data=[{folder}]", f"fit={fit}"]
+                subprocess.run([*command, "protocols=[retrieval]", f"out={out}"], check=True, capture_output=True)
                 (found,) = json.loads(out.read_text())["benchmarks"].values()
                 recall = " | ".join(f"{100 * found[way]['r1']:.1f}" for way in ("i2t", "t2i"))
                 print(f"| {Path(model).stem} | {fit} | {recall} |", flush=True)

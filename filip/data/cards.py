@@ -66,9 +66,7 @@ class DownloadSettings:
     threads: int = 32  # per process
     samples_per_shard: int = 10_000
     verify_sha256: bool = True  # an image whose bytes are not those of the list's column sha256 is dropped
-    normal_success_rate: float | None = (
-        None  # images / URLs as others report it; a much lower rate is warned about
-    )
+    normal_success_rate: float | None = None  # images / URLs as others report it; a much lower rate is warned about
 
     @property
     def quality(self) -> int:
@@ -107,9 +105,7 @@ class SourceCard:
     list: str | None = None  # path or glob of the list; null = give list=PATH to `prepare`
     images: str | None = None  # instead of a list: a folder or file with the images themselves, for `ingest`
     layout: str = "auto"  # how they are stored there; auto = detected, else a name in filip/sets/layouts.py
-    image_column: str | None = (
-        None  # the column of a table with the names of image files; null = found by its name
-    )
+    image_column: str | None = None  # the column of a table with the names of image files; null = found by its name
     format: str = "auto"  # see FORMATS; auto = by file name
     header: bool = True  # tsv/csv: does the first line name the columns?
     columns: Names = field(default_factory=lambda: [])  # names, if the file has no header
@@ -213,12 +209,7 @@ def _check_values(card: SourceCard, path: Path) -> None:
         check(0 < share <= 1, "back_translation.share", share, "above 0 and at most 1")
     language = card.text_rules.language
     codes = isinstance(language, list) and language and all(isinstance(one, str) for one in language)
-    check(
-        isinstance(language, bool) or bool(codes),
-        "text_rules.language",
-        language,
-        "true, false or a list: [en, de]",
-    )
+    check(isinstance(language, bool) or bool(codes), "text_rules.language", language, "true, false or a list: [en, de]")
     repeats = card.text_rules.max_repeats
     check(repeats is None or repeats >= 0, "text_rules.max_repeats", repeats, "0 (off) or more")
 

@@ -55,12 +55,9 @@ OPT_OUT_DIRECTIVES = ["noai", "noimageai", "noindex", "noimageindex"]  # img2dat
 class DownloadConfig:
     source: str = option(MISSING, "source card (name or path): image rules, sizes, timeouts")
     list: str = option(MISSING, "Parquet file with the columns url and caption; the others are carried along")
-    out: str = option(
-        MISSING, "folder of the shards: NNNNN.tar, NNNNN.parquet, NNNNN_stats.json", writes="folder"
-    )
+    out: str = option(MISSING, "folder of the shards: NNNNN.tar, NNNNN.parquet, NNNNN_stats.json", writes="folder")
     tars: str | None = option(
-        None,
-        "folder of a bucket (s3://…, gs://…, hf://…) that takes the tars; `out` keeps what describes them",
+        None, "folder of a bucket (s3://…, gs://…, hf://…) that takes the tars; `out` keeps what describes them"
     )
     funnel: str | None = option(None, "funnel fragment to write, JSON", writes="file")
     retry_passes: int | None = option(
@@ -70,9 +67,7 @@ class DownloadConfig:
     threads: int | None = option(None, "threads of each process; default: the card's", at_least=1)
     timeout: int | None = option(None, "seconds for an image; default: the card's", at_least=1)
     part: str | None = option(None, "i/n: download only every n-th shard, from the i-th (0-based), and stop")
-    memory: str = option(
-        "1GB", "DuckDB memory, used when a filled folder is asked for with another list or rule"
-    )
+    memory: str = option("1GB", "DuckDB memory, used when a filled folder is asked for with another list or rule")
 
 
 def main(config: DownloadConfig) -> None:
@@ -88,9 +83,7 @@ def main(config: DownloadConfig) -> None:
         return
     if config.funnel:
         write_fragment(config.funnel, fragment)
-    print(
-        f"{config.out}: {fragment.n_out:,} of {fragment.n_in:,} images in {fragment.notes['shards']} shards"
-    )
+    print(f"{config.out}: {fragment.n_out:,} of {fragment.n_in:,} images in {fragment.notes['shards']} shards")
     for reason, count in fragment.as_dict()["dropped"].items():
         print(f"  {reason:<16} {count:>10,}  {fragment.notes['examples'][reason][0][:90]}")
 
@@ -162,9 +155,7 @@ def _only(work: Path, part: Part) -> AbstractContextManager[None]:
     if part is None:
         return nullcontext()
     name = f"{part[0]}-of-{part[1]}"
-    return locked(
-        work / f"part-{name}.lock", f"part {name} of {work.parent} is being filled by another process"
-    )
+    return locked(work / f"part-{name}.lock", f"part {name} of {work.parent} is being filled by another process")
 
 
 def _is_in(shard: str, part: Part) -> bool:
@@ -210,9 +201,7 @@ def _run_pass(
     from filip.data.fetching.shards import ListReader, shard_name
     from filip.data.fetching.workers import LocalWorkers, download_shards
 
-    reader = ListReader(
-        Path(this["list"]), load.samples_per_shard, this["first_shard"], columns, folder / "_work"
-    )
+    reader = ListReader(Path(this["list"]), load.samples_per_shard, this["first_shard"], columns, folder / "_work")
     reader.wanted = todo
     downloader = img2dataset_setup.make_downloader(card, folder, columns, OPT_OUT_DIRECTIVES, tars)
     downloader.retried = {shard: rows for shard, rows in retried_rows(plan, number) if shard in todo}
@@ -231,9 +220,7 @@ def _run_pass(
 
 def _start_fork_server() -> None:
     """Start the process that workers are forked from; it imports img2dataset while this process does."""
-    get_context("forkserver").set_forkserver_preload(
-        ["filip.data.fetching.shards", "filip.data.fetching.image_rules"]
-    )
+    get_context("forkserver").set_forkserver_preload(["filip.data.fetching.shards", "filip.data.fetching.image_rules"])
     forkserver.ensure_running()
 
 
@@ -279,9 +266,7 @@ def account(folder: Path, card: SourceCard) -> Fragment:
         dropped["repeated_row"] = plan["repeated"]
     for number, one_pass in enumerate(plan["passes"]):
         # rows that were retried before the list was replaced are among those set aside
-        retries = _ByShard(
-            retried_rows(plan, number) if number + 1 >= plan.get("revised_at", 0) else iter(()), set()
-        )
+        retries = _ByShard(retried_rows(plan, number) if number + 1 >= plan.get("revised_at", 0) else iter(()), set())
         for shard in shards_of(one_pass):
             retried, unwanted = retries.of(shard), aside.of(shard)
             table = whole_file(folder / f"{shard:05d}.parquet", ["url", "status", "error_message"])
@@ -309,9 +294,7 @@ def account(folder: Path, card: SourceCard) -> Fragment:
     }
     normal = card.download.normal_success_rate
     if normal and notes["success_rate"] < 0.8 * normal:
-        notes["warning"] = (
-            f"{images / plan['rows']:.0%} of the URLs gave an image; {normal:.0%} is normal here"
-        )
+        notes["warning"] = f"{images / plan['rows']:.0%} of the URLs gave an image; {normal:.0%} is normal here"
         say(f"warning: {notes['warning']}")
     return Fragment("download", card.name, plan["rows"], images, dict(dropped), "pairs", notes)
 

@@ -48,12 +48,8 @@ class ForgetConfig:
     lists: Paths = option([], "Parquet lists that name the images: list.parquet, kept.parquet")
     manifests: Paths = option([], "manifests of the data set, which are signed again")
     urls: str | None = option(None, "file of URLs (of images on disk: their names), one a line")
-    sha256: str | None = option(
-        None, "file of SHA-256 of the files as they were fetched, 64 hex digits a line"
-    )
-    phash: str | None = option(
-        None, "file of perceptual hashes, 16 hex digits a line; needs scored side-cars"
-    )
+    sha256: str | None = option(None, "file of SHA-256 of the files as they were fetched, 64 hex digits a line")
+    phash: str | None = option(None, "file of perceptual hashes, 16 hex digits a line; needs scored side-cars")
 
 
 def main(config: ForgetConfig) -> None:
@@ -90,8 +86,7 @@ def forget(config: ForgetConfig) -> dict[str, Any]:
         rows, counts = _find(con, files, asked, config)
         con.close()
         Forgotten.load(folder).add(
-            {*map(hash_of_url, asked["urls"])},
-            asked["sha256"] | {row["sha256"] for row in rows if row["by_phash"]},
+            {*map(hash_of_url, asked["urls"])}, asked["sha256"] | {row["sha256"] for row in rows if row["by_phash"]}
         )
         by_shard: dict[str, list[dict[str, Any]]] = {}
         for row in rows:
@@ -159,9 +154,7 @@ def _find(
             ANTI JOIN found f ON f.shard = l.shard AND f.key = l.key"""
     ).fetchall()[0][0]
     missing = {
-        name: con.sql(f"SELECT count(*) FROM asked_{name} ANTI JOIN found ON value = {column}").fetchall()[0][
-            0
-        ]
+        name: con.sql(f"SELECT count(*) FROM asked_{name} ANTI JOIN found ON value = {column}").fetchall()[0][0]
         for name, column in (("urls", "url"), ("sha256", "sha256"), ("phash", "phash"))
     }
     rows = con.sql("SELECT * FROM found ORDER BY shard, key").to_arrow_table().to_pylist()

@@ -89,11 +89,7 @@ def read_fragment(path: str | Path) -> Fragment:
         )
     except FileNotFoundError as error:
         raise UserError(nothing_at(path, "run the stage that writes this funnel fragment")) from error
-    except (
-        ValueError,
-        KeyError,
-        TypeError,
-    ) as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
+    except (ValueError, KeyError, TypeError) as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
         lacks = f": it has no {error.args[0]!r}" if isinstance(error, KeyError) else ""
         raise UserError(f"{path} is not a funnel fragment{lacks}") from error
     check_fragment(fragment, str(path))

@@ -44,24 +44,15 @@ from filip.worker_pool import run_blocks
 
 @dataclass
 class IngestConfig:
-    source: str = option(
-        MISSING, "source card (name or path), or directly the folder or file with the images"
-    )
+    source: str = option(MISSING, "source card (name or path), or directly the folder or file with the images")
     images: str | None = option(None, "folder or file with the images, or its s3://…; default: the card's")
-    out: str = option(
-        MISSING, "folder of the shards: NNNNN.tar, NNNNN.parquet, NNNNN_stats.json", writes="folder"
-    )
+    out: str = option(MISSING, "folder of the shards: NNNNN.tar, NNNNN.parquet, NNNNN_stats.json", writes="folder")
     tars: str | None = option(
-        None,
-        "folder of a bucket (s3://…, gs://…, hf://…) that takes the tars; `out` keeps what describes them",
+        None, "folder of a bucket (s3://…, gs://…, hf://…) that takes the tars; `out` keeps what describes them"
     )
     funnel: str | None = option(None, "funnel fragment to write, JSON (unit: images)", writes="file")
-    text_funnel: str | None = option(
-        None, "funnel fragment of the text rules, JSON (unit: captions)", writes="file"
-    )
-    list: str | None = option(
-        None, "Parquet of all images found; default: OUT/_work/list.parquet", writes="file"
-    )
+    text_funnel: str | None = option(None, "funnel fragment of the text rules, JSON (unit: captions)", writes="file")
+    list: str | None = option(None, "Parquet of all images found; default: OUT/_work/list.parquet", writes="file")
     kept: str | None = option(
         None, "Parquet of the images that the text rules keep; default: OUT/_work/kept.parquet", writes="file"
     )
@@ -149,15 +140,7 @@ def reading_of(card: SourceCard, out: str | None = None) -> Reading:
         raise UserError(
             f"source '{card.name}': no images at {images}. {' '.join(card.obtain.split()) or 'Set `images`'}"
         )
-    same = (
-        "layout",
-        "image_column",
-        "image_root",
-        "caption_column",
-        "caption_columns",
-        "group_column",
-        "only",
-    )
+    same = ("layout", "image_column", "image_root", "caption_column", "caption_columns", "group_column", "only")
     settings = {name: getattr(card, name) for name in (*same, "header", "columns", "split")}
     return Reading(images, without=None if out is None else os.path.abspath(out), **settings)
 
@@ -182,20 +165,12 @@ def _claim(folder: Path, card: SourceCard) -> None:
     if not mark.exists() and any(folder.glob("*.tar")):
         raise UserError(f"{folder} has shards that were not made by ingest: give another out=FOLDER")
     if mark.exists() and mark.read_text() != f'{{\n  "source": "{card.name}"\n}}\n':
-        raise UserError(
-            f"{folder} was filled from another source than '{card.name}': give another out=FOLDER"
-        )
+        raise UserError(f"{folder} was filled from another source than '{card.name}': give another out=FOLDER")
     write_json(mark, mine)
 
 
 def _list_images(
-    card: SourceCard,
-    reading: Reading,
-    layout: str,
-    parts: list[Path],
-    listed: Path,
-    work: Path,
-    config: IngestConfig,
+    card: SourceCard, reading: Reading, layout: str, parts: list[Path], listed: Path, work: Path, config: IngestConfig
 ) -> None:
     """Write list.parquet: one row per image, with all its captions. Files are not listed a second time."""
     folder = work / "found"
@@ -225,11 +200,7 @@ def _list_images(
     with scratch_folder(listed) as scratch:
         con = duckdb_io.connect(config.threads, config.memory, scratch)
         rows = duckdb_io.write_parquet(
-            con,
-            query,
-            listed,
-            "ingest: images",
-            through=partial(group_captions, by=("_part", "_n"), once=True),
+            con, query, listed, "ingest: images", through=partial(group_captions, by=("_part", "_n"), once=True)
         )
         con.close()
     if not rows:
@@ -254,13 +225,9 @@ def _apply_rules(
             "ingest: captions",
         )
         if not count:
-            first = con.sql(
-                f"SELECT _problem FROM {duckdb_io.parquet(listed)} WHERE _problem LIKE '%: %' LIMIT 1"
-            )
+            first = con.sql(f"SELECT _problem FROM {duckdb_io.parquet(listed)} WHERE _problem LIKE '%: %' LIMIT 1")
             example = "".join(f"; the first is {problem}" for (problem,) in first.fetchall())
-            raise UserError(
-                f"not one image of {card.images} has a caption: {counted(_problems(con, listed))}{example}"
-            )
+            raise UserError(f"not one image of {card.images} has a caption: {counted(_problems(con, listed))}{example}")
         rules = card.text_rules
         if rules.max_repeats is None:  # your own captions may be names of classes
             rules = replace(rules, max_repeats=0)
@@ -283,9 +250,7 @@ def _apply_rules(
                 l.* EXCLUDE (url, captions, _problem, _n), {shard} AS _shard
             FROM {numbered} l JOIN {duckdb_io.parquet(passed)} p USING (_image) ORDER BY _shard, {order}, p._nth"""
         with duckdb_io.plain_errors(con, "ingest: shards"):
-            captions_of_images = group_captions(
-                con.sql(query).to_arrow_reader(10_000), by=("_shard", "_image")
-            )
+            captions_of_images = group_captions(con.sql(query).to_arrow_reader(10_000), by=("_shard", "_image"))
             _write_by_shard(captions_of_images, kept)
         con.close()
     return replace(fragment, unit="captions")

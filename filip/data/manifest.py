@@ -138,9 +138,7 @@ def sign_again(path: Path, forgotten: int, reason: str) -> None:
         listed = Path(manifest["inputs"][name]["path"])
         if listed.exists():
             manifest["inputs"][name] = _input(listed)
-    manifest.setdefault("forgotten", []).append(
-        {"asked": forgotten, "images": before - count, "reason": reason}
-    )
+    manifest.setdefault("forgotten", []).append({"asked": forgotten, "images": before - count, "reason": reason})
     write_json(path, manifest)
 
 
@@ -171,9 +169,7 @@ def _entry(tar: Path, sidecar: Path, read_tar: bool) -> dict[str, Any]:
     described = tar.with_suffix(".parquet")
     for path in (described, sidecar):
         if not path.exists():
-            raise UserError(
-                f"{tar} has no {path}: run `filip data download` and `filip data translate` to the end"
-            )
+            raise UserError(f"{tar} has no {path}: run `filip data download` and `filip data translate` to the end")
     with reading(described), pq.ParquetFile(described) as parquet:
         status = parquet.read(columns=["status"])["status"]
         written = (parquet.schema_arrow.metadata or {}).get(TAR_SHA256)

@@ -47,22 +47,15 @@ class PlanConfig:
     rows: float = option(
         MISSING, "rows of the list (or images, for a source that has its images), e.g. 340e6", at_least=1
     )
-    source: str | None = option(
-        None, "source card: shard size, pivots, success rate; default: the cards' defaults"
-    )
+    source: str | None = option(None, "source card: shard size, pivots, success rate; default: the cards' defaults")
     cores: int = option(2, "cores that work at once", at_least=1)
     threads: int = option(8, "cores of one job: data.threads of a study", at_least=1)
     kept: float = option(1.0, "share of the rows that the text rules keep", at_least=0, at_most=1)
     success: float | None = option(
-        None,
-        "share of the URLs that give an image; default: the card's normal, else 1",
-        at_least=0,
-        at_most=1,
+        None, "share of the URLs that give an image; default: the card's normal, else 1", at_least=0, at_most=1
     )
     urls_per_second: float = option(1000.0, "URLs that the download tries, all machines together")
-    captions_per_second: float = option(
-        100.0, "round trips of a translating core; bench/translate.py measures it"
-    )
+    captions_per_second: float = option(100.0, "round trips of a translating core; bench/translate.py measures it")
     image_bytes: int = option(25_000, "mean size of a stored image")
 
 
@@ -122,14 +115,7 @@ def stages(config: PlanConfig, card: SourceCard) -> list[PlannedStage]:
     if card.images is None:
         found.append(
             PlannedStage(
-                "prepare",
-                1,
-                1,
-                list_memory,
-                rows * LISTED,
-                rows * SCRATCH_LIST,
-                threads,
-                hours(rows * PREPARE),
+                "prepare", 1, 1, list_memory, rows * LISTED, rows * SCRATCH_LIST, threads, hours(rows * PREPARE)
             )
         )
     rules = rows * SCRATCH_RULES
@@ -187,9 +173,7 @@ def stages(config: PlanConfig, card: SourceCard) -> list[PlannedStage]:
               hours(images * MANIFEST))
     )  # fmt: skip
     found.append(
-        PlannedStage(
-            "index", 1, 5, threads * 2 * PROCESS + opened, images * JOINED, 0, threads, hours(images * INDEX)
-        )
+        PlannedStage("index", 1, 5, threads * 2 * PROCESS + opened, images * JOINED, 0, threads, hours(images * INDEX))
     )
     found.append(
         PlannedStage(

@@ -32,30 +32,22 @@ SAMPLES = 10  # rows shown per reason
 
 @dataclass
 class PrepareConfig:
-    source: str = option(
-        MISSING, "source card (name or path), or directly a list: Parquet, TSV, CSV, JSON lines"
-    )
+    source: str = option(MISSING, "source card (name or path), or directly a list: Parquet, TSV, CSV, JSON lines")
     out: str = option(MISSING, "Parquet file to write", writes="file")
     list: str | None = option(
         None, "path or glob of the list, also in a bucket (s3://…, gs://…, hf://…); default: the card's"
     )
     url_column: str | None = option(None, "name of the URL column; default: the card's, else 'url'")
-    caption_column: str | None = option(
-        None, "name of the caption column; default: the card's, else 'caption'"
-    )
+    caption_column: str | None = option(None, "name of the caption column; default: the card's, else 'caption'")
     subset: str | None = option(None, "path of the list of rows to take; default: the card's, if it has one")
     where: str | None = option(
-        None,
-        "SQL condition on the list's columns, e.g. 'similarity > 0.3 and punsafe < 0.5'; default: the card's",
+        None, "SQL condition on the list's columns, e.g. 'similarity > 0.3 and punsafe < 0.5'; default: the card's"
     )
     uids: str | None = option(
-        None,
-        ".npy file of the ids of the rows to take, as DataComp's subsets; default: the card's, if it has one",
+        None, ".npy file of the ids of the rows to take, as DataComp's subsets; default: the card's, if it has one"
     )
     funnel: str | None = option(None, "funnel fragment to write, JSON", writes="file")
-    shuffle: bool = option(
-        True, "shuffle the rows: shards stay mixed, and no host is hit by all workers at once"
-    )
+    shuffle: bool = option(True, "shuffle the rows: shards stay mixed, and no host is hit by all workers at once")
     seed: int = option(0, "seed of the shuffle")
     threads: int = option(2, "DuckDB threads", at_least=1)
     memory: str = option("1GB", "DuckDB memory; the rest spills to disk next to `out`")
@@ -65,12 +57,7 @@ def main(config: PrepareConfig) -> None:
     """Turn a list of URLs and captions in any of the known formats into list.parquet."""
     card = resolve_card(config)
     fragment = prepare(
-        card,
-        config.out,
-        shuffle=config.shuffle,
-        seed=config.seed,
-        threads=config.threads,
-        memory=config.memory,
+        card, config.out, shuffle=config.shuffle, seed=config.seed, threads=config.threads, memory=config.memory
     )
     if config.funnel:
         write_fragment(config.funnel, fragment)
@@ -99,13 +86,7 @@ def resolve_card(config: PrepareConfig) -> SourceCard:
 
 
 def prepare(
-    card: SourceCard,
-    out: str | Path,
-    *,
-    shuffle: bool = True,
-    seed: int = 0,
-    threads: int = 2,
-    memory: str = "1GB",
+    card: SourceCard, out: str | Path, *, shuffle: bool = True, seed: int = 0, threads: int = 2, memory: str = "1GB"
 ) -> Fragment:
     """Write ``out`` (Parquet: url and caption as strings, then the other columns of the list) and account for it.
 
@@ -152,18 +133,13 @@ def prepare(
         first = f"SELECT min({ROW}) FROM {usable} GROUP BY md5_number(url || chr(10) || caption)"
         order = f"ORDER BY md5({ROW} || ',{seed}'), {ROW}" if shuffle else f"ORDER BY {ROW}"
         written = duckdb_io.write_parquet(
-            con,
-            f"SELECT * EXCLUDE ({ROW}, {REASON}) FROM {usable} AND {ROW} IN ({first}) {order}",
-            out,
-            "prepare",
+            con, f"SELECT * EXCLUDE ({ROW}, {REASON}) FROM {usable} AND {ROW} IN ({first}) {order}", out, "prepare"
         )
         con.close()
     counts["repeated_row"], kept = kept - written, written
     if unreadable:
         counts["unreadable_line"] = unreadable
-    return Fragment(
-        "prepare", card.name, kept + sum(counts.values()), kept, counts, notes={"samples": samples}
-    )
+    return Fragment("prepare", card.name, kept + sum(counts.values()), kept, counts, notes={"samples": samples})
 
 
 def _stage(
@@ -188,9 +164,7 @@ def _stage(
         uids = scratch / "uids.parquet"
         write_uids(card.uids, uids)
         selected.append(uids_condition(uids, card.uid_column))
-    duckdb_io.write_parquet(
-        con, judged_rows(card, types, paths[0], selected), staged, "prepare", unreadable=False
-    )
+    duckdb_io.write_parquet(con, judged_rows(card, types, paths[0], selected), staged, "prepare", unreadable=False)
 
 
 def _subset(card: SourceCard, scratch: Path) -> str:

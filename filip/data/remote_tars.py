@@ -42,9 +42,7 @@ def claim(tars: str, folder: Path) -> None:
     Raises UserError if it cannot be written to, or another folder's shards are sent there.
     """
     if "://" not in tars:
-        raise UserError(
-            f"tars={tars} is not an address of a bucket, as s3://bucket/folder; out= is the local folder"
-        )
+        raise UserError(f"tars={tars} is not an address of a bucket, as s3://bucket/folder; out= is the local folder")
     owner, mine = f"{tars.rstrip('/')}/{OWNER}", f"{os.uname().nodename}:{folder}"
     kept = folder / "_work" / "tars.json"
     try:
@@ -52,9 +50,7 @@ def claim(tars: str, folder: Path) -> None:
         found = files.cat_file(path).decode() if files.exists(path) else None
         # the folder may have moved since it began to fill the bucket
         if found is not None and found != mine and not (kept.exists() and found in kept.read_text()):
-            raise UserError(
-                f"tars={tars} is filled from {found}: give another folder of the bucket, or delete {owner}"
-            )
+            raise UserError(f"tars={tars} is filled from {found}: give another folder of the bucket, or delete {owner}")
         if found is None:
             files.pipe_file(path, mine.encode())
     except UserError:
@@ -151,13 +147,7 @@ def fetched(url: str, folder: Path) -> str:
     except Exception as error:
         raise explained(url, error) from error
     write_json(kept, state)
-    return str(
-        folder
-        if whole
-        else Path(glob.escape(str(folder)), "*")
-        if "*" in path
-        else folder / next(iter(names))
-    )
+    return str(folder if whole else Path(glob.escape(str(folder)), "*") if "*" in path else folder / next(iter(names)))
 
 
 def explained(url: str, error: Exception, absent: str = ", or no bucket of this name") -> UserError:

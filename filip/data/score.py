@@ -25,13 +25,7 @@ from filip.data.captions.sidecar_tables import rows_by_shard
 from filip.data.cards import load_source
 from filip.data.lists import duckdb_io
 from filip.data.lists.parquet_rows import reading, whole_file
-from filip.data.scoring.measuring import (
-    hash_shard,
-    hash_test_set,
-    score_shard,
-    start_scorer,
-    state_of_test_set,
-)
+from filip.data.scoring.measuring import hash_shard, hash_test_set, score_shard, start_scorer, state_of_test_set
 from filip.data.scoring.near import HASH_BITS, nearest
 from filip.data.sidecar import write_sidecar
 from filip.errors import UserError
@@ -55,8 +49,7 @@ class ScoreConfig:
     )
     summary: str | None = option(None, "quantiles of the scores to write, JSON", writes="file")
     model: str | None = option(
-        None,
-        "model of the similarity: .safetensors, a run folder, or open_clip:ARCHITECTURE:TAG; default: none",
+        None, "model of the similarity: .safetensors, a run folder, or open_clip:ARCHITECTURE:TAG; default: none"
     )
     max_distance: int = option(
         6, "near-duplicates: bits of 64 up to which distances are told", at_least=0, at_most=FURTHEST
@@ -124,14 +117,10 @@ def _tars(config: ScoreConfig) -> list[Path]:
         raise UserError(f"no *.tar in {config.shards}: give the folder that `filip data download` filled")
     missing = [tar.stem for tar in tars if not (Path(config.captions) / f"{tar.stem}.parquet").exists()]
     if missing:
-        raise UserError(
-            f"no side-car of shard {missing[0]} in {config.captions}: run filip.data.translate first"
-        )
+        raise UserError(f"no side-car of shard {missing[0]} in {config.captions}: run filip.data.translate first")
     for folder in config.against:
         if not any(Path(folder).glob("*.parquet")):
-            raise UserError(
-                f"against: {folder} has no scored side-cars: give what `filip data score` wrote as out="
-            )
+            raise UserError(f"against: {folder} has no scored side-cars: give what `filip data score` wrote as out=")
     return tars
 
 
@@ -176,9 +165,7 @@ def _similarities(tars: list[Path], config: ScoreConfig, cache: Path) -> list[Pa
     name = sha256_of(config.model)[:16] if is_file else config.model.replace("/", "_")
     files = _named(cache / f"similarity-{name}", tars, Path(config.captions))
     start = (start_scorer, (config.model,))
-    _measure(
-        tars, files, score_shard, (config.captions, config.batch), config, "image-text similarity", start
-    )
+    _measure(tars, files, score_shard, (config.captions, config.batch), config, "image-text similarity", start)
     return files
 
 
@@ -187,9 +174,7 @@ def _images(con: Any, hashes: list[Path], config: ScoreConfig, number: int, sour
     measured = duckdb_io.parquet(hashes, duckdb_io.WITH_FILE)
     shard = f"split_part({duckdb_io.FILE_STEM}, '-', 1)"
     stems = [file.name.partition("-")[0] for file in hashes]
-    sidecars = duckdb_io.parquet(
-        [Path(config.captions) / f"{stem}.parquet" for stem in stems], duckdb_io.WITH_FILE
-    )
+    sidecars = duckdb_io.parquet([Path(config.captions) / f"{stem}.parquet" for stem in stems], duckdb_io.WITH_FILE)
     # an image that the side-cars leave out must not make another one a duplicate
     con.execute(
         f"""CREATE OR REPLACE TEMP VIEW images AS SELECT shard, key, phash,
@@ -205,9 +190,7 @@ def _scored(folder: Path, number: int) -> str:
     files = sorted(folder.glob("*.parquet"))
     with reading(files[0]):
         if "phash" not in pq.read_schema(files[0]).names:
-            raise UserError(
-                f"against: the side-cars in {folder} have no scores: run `filip data score` on them first"
-            )
+            raise UserError(f"against: the side-cars in {folder} have no scores: run `filip data score` on them first")
     prefix = duckdb_io.sql_literal(_prefix(number, folder.resolve().name))
     source = duckdb_io.parquet(files, duckdb_io.WITH_FILE)
     named = f"{prefix} || {duckdb_io.FILE_STEM} || '/' || key"
@@ -285,9 +268,7 @@ def _aligned(keys: pa.ChunkedArray, measured: pa.Table, column: str) -> pa.Array
 def _summary(con: Any, sidecars: list[Path]) -> dict[str, Any]:
     files = duckdb_io.parquet(sidecars)
     shares = [0.05, 0.25, 0.5, 0.75, 0.95]
-    pairs, quantiles = con.sql(
-        f"SELECT count(*), quantile_cont(similarity, {shares}) FROM {files}"
-    ).fetchall()[0]
+    pairs, quantiles = con.sql(f"SELECT count(*), quantile_cont(similarity, {shares}) FROM {files}").fetchall()[0]
     summary: dict[str, Any] = {"pairs": pairs, "similarity": {}}
     if quantiles:
         summary["similarity"] = {

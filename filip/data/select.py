@@ -71,9 +71,7 @@ def select(config: SelectConfig) -> Fragment:
     for path in track(files, "select", "shards", total=len(files)):
         with plain_errors(con, "select"):
             judged = f"(SELECT *, CASE {first} END AS _failed FROM {parquet(path)})"
-            table = con.sql(
-                f"SELECT * EXCLUDE (_failed) FROM {judged} WHERE _failed IS NULL"
-            ).to_arrow_table()
+            table = con.sql(f"SELECT * EXCLUDE (_failed) FROM {judged} WHERE _failed IS NULL").to_arrow_table()
             dropped = con.sql(
                 f"SELECT _failed, count(*), list(struct_pack({shown}))[:{SAMPLES}] FROM {judged} "
                 "WHERE _failed IS NOT NULL GROUP BY 1"
@@ -91,9 +89,7 @@ def select(config: SelectConfig) -> Fragment:
     if not kept:
         raise UserError(f"the conditions leave nothing of {config.captions}: {counted(counts)}")
     unit = "images" if card.images else "pairs"
-    return Fragment(
-        "select", card.name, kept + sum(counts.values()), kept, counts, unit, {"samples": samples}
-    )
+    return Fragment("select", card.name, kept + sum(counts.values()), kept, counts, unit, {"samples": samples})
 
 
 if __name__ == "__main__":

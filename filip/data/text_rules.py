@@ -116,12 +116,8 @@ def apply_text_rules(
         kept = f"SELECT {listed} FROM {judged} WHERE v.reason IS NULL ORDER BY l._row_"
         duckdb_io.write_parquet(con, kept, out, "text rules")
         if dropped is not None:
-            own = ", ".join(
-                f"l.{duckdb_io.sql_identifier(column)}" for column in columns if column != "reason"
-            )
-            gone = (
-                f"SELECT {own}, v.reason AS reason FROM {judged} WHERE v.reason IS NOT NULL ORDER BY l._row_"
-            )
+            own = ", ".join(f"l.{duckdb_io.sql_identifier(column)}" for column in columns if column != "reason")
+            gone = f"SELECT {own}, v.reason AS reason FROM {judged} WHERE v.reason IS NOT NULL ORDER BY l._row_"
             duckdb_io.write_parquet(con, gone, dropped, "text rules: dropped rows")
         con.close()
     return fragment
@@ -183,9 +179,7 @@ def judge_blocks(unique: Path, folder: Path, rules: TextRuleSettings, processes:
     :mod:`filip.data.lists.python_rules` whether it drops the caption; blocks that are there are not judged again.
     """
     parquet = pq.ParquetFile(unique)
-    todo = [
-        group for group in range(parquet.num_row_groups) if not (folder / f"{group:05d}.parquet").exists()
-    ]
+    todo = [group for group in range(parquet.num_row_groups) if not (folder / f"{group:05d}.parquet").exists()]
     folder.mkdir(exist_ok=True)
     run_blocks(
         judge_block,
@@ -226,9 +220,7 @@ def _charge(con: duckdb.DuckDBPyConnection, blocks: Path, rules: dict[str, str],
     )
 
 
-def _account(
-    con: duckdb.DuckDBPyConnection, rules: dict[str, str], card: SourceCard, scratch: Path
-) -> Fragment:
+def _account(con: duckdb.DuckDBPyConnection, rules: dict[str, str], card: SourceCard, scratch: Path) -> Fragment:
     charged = duckdb_io.parquet(scratch / "charged.parquet")
     counts: dict[str | None, int] = {
         reason: int(pairs)

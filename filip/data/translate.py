@@ -116,9 +116,7 @@ class TranslationJob:
     memory: str = "1GB"
 
 
-def translate(
-    job: TranslationJob, part: tuple[int, int] | None = None, plan_only: bool = False
-) -> Fragment | None:
+def translate(job: TranslationJob, part: tuple[int, int] | None = None, plan_only: bool = False) -> Fragment | None:
     """Write a side-car for every shard and account for the candidates; with ``part``, only fill the cache.
 
     ``plan_only``: make the plan that all parts share, and nothing else. A part makes the plan if it is missing.
@@ -183,9 +181,7 @@ def open_caches(job: TranslationJob) -> list[TranslationCache]:
     if job.min_pivot_similarity is not None:
         require_pivots(pivots)
     models = {pivot: load_engine(job.engine, pivot, job.models).model for pivot in pivots}
-    return [
-        TranslationCache(job.cache, job.engine, pivot, job.models, model) for pivot, model in models.items()
-    ]
+    return [TranslationCache(job.cache, job.engine, pivot, job.models, model) for pivot, model in models.items()]
 
 
 def open_recaptions(job: TranslationJob) -> Recaptions | None:
@@ -297,8 +293,7 @@ def _account(
     counts = {reason: count for reason, count, _ in found}
     samples = {
         reason or "accepted": [
-            {"caption": one["caption"], "back": one["back"], "pivot": job.pivots[one["pivot"]]}
-            for one in some
+            {"caption": one["caption"], "back": one["back"], "pivot": job.pivots[one["pivot"]]} for one in some
         ]
         for reason, _, some in found
     }

@@ -47,10 +47,7 @@ def verify(manifest: str | Path, threads: int = 4) -> list[str]:
     """Return what differs from the manifest, a sentence each; [] if nothing does."""
     described = read_manifest(manifest)
     faults = changed_since(manifest)
-    tars = [
-        (Path(described["folders"]["shards"]) / f"{s['name']}.tar", s["tar_sha256"])
-        for s in described["shards"]
-    ]
+    tars = [(Path(described["folders"]["shards"]) / f"{s['name']}.tar", s["tar_sha256"]) for s in described["shards"]]
     there = [(tar, wanted) for tar, wanted in tars if is_there(tar)]
     with Progress("verify", "tars", len(there)) as progress, ThreadPoolExecutor(threads) as pool:
         for fault in pool.map(lambda one: _fault_of(*one), there):
@@ -65,9 +62,7 @@ def _fault_of(tar: Path, wanted: str) -> str | None:
         found = hash_of(tar)
     except UserError as error:  # in a bucket, which has it no longer or does not answer
         return f"shard {tar.stem}: {error}"
-    return (
-        None if found == wanted else f"shard {tar.stem}: the bytes of {tar} are not those that were written"
-    )
+    return None if found == wanted else f"shard {tar.stem}: the bytes of {tar} are not those that were written"
 
 
 if __name__ == "__main__":

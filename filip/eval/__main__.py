@@ -44,8 +44,7 @@ from filip.progress import say
 @dataclass
 class EvaluationOptions(DataOptions, ModelOptions):
     out: str = option(
-        "",
-        "folder for the results, results/eval/<model> if empty; or FILE.json for all benchmarks of one protocol",
+        "", "folder for the results, results/eval/<model> if empty; or FILE.json for all benchmarks of one protocol"
     )
     protocols: list[str] = option(
         [name for name, protocol in protocols().items() if not protocol.on_request],
@@ -70,12 +69,8 @@ class EvaluationOptions(DataOptions, ModelOptions):
         "folder that keeps image features, so that no image is encoded twice by a model; empty: none",
         writes="folder",
     )
-    features_gb: float = option(
-        50.0, "what that folder may hold; the sets used longest ago are removed", at_least=0
-    )
-    shard: str = option(
-        "", "encode this part of the images only, e.g. 3/8, into features=; then run without it"
-    )
+    features_gb: float = option(50.0, "what that folder may hold; the sets used longest ago are removed", at_least=0)
+    shard: str = option("", "encode this part of the images only, e.g. 3/8, into features=; then run without it")
     overwrite: bool = option(False, "run again what is there already")
 
     @property
@@ -155,9 +150,7 @@ def planned(config: EvaluationOptions) -> tuple[list[EvaluationJob], dict[str, s
     cards = config.cards(kinds={kind for protocol in chosen.values() for kind in protocol.kinds})
     if config.shard and (unfit := [name for name, protocol in chosen.items() if not protocol.in_parts]):
         chosen = {name: protocol for name, protocol in chosen.items() if protocol.in_parts}
-        say(
-            f"shard={config.shard}: {', '.join(unfit)} keep no features; they are left to the run without shard="
-        )
+        say(f"shard={config.shard}: {', '.join(unfit)} keep no features; they are left to the run without shard=")
     there, skipped = check_sets(cards, config.root, config.missing)
     if config.one_file:
         return [EvaluationJob(name, there, Path(config.out)) for name in chosen], skipped
@@ -182,10 +175,7 @@ def _prepare(config: EvaluationOptions, job: EvaluationJob) -> None:
 
 
 def _run(
-    config: EvaluationOptions,
-    jobs: list[EvaluationJob],
-    reused: list[dict[str, Any] | None],
-    skipped: dict[str, str],
+    config: EvaluationOptions, jobs: list[EvaluationJob], reused: list[dict[str, Any] | None], skipped: dict[str, str]
 ) -> list[dict[str, Any]]:
     """Return the results of all files. If there are several processes, the first one writes them."""
     share = launched()

@@ -113,9 +113,7 @@ def match_classes(card: BenchmarkCard, names: list[str]) -> list[str]:
     sense with so few classes.
     """
     if card.metric == "top5" and len(names) <= 5:
-        raise UserError(
-            f"card {card.name}: metric top5 needs more than 5 classes, the data set has {len(names)}"
-        )
+        raise UserError(f"card {card.name}: metric top5 needs more than 5 classes, the data set has {len(names)}")
     if card.classes is None:
         return list(names)
     without = set(card.layout.options.get("without", ()))  # classes that this layout's copy does not have

@@ -39,9 +39,7 @@ class Thing:
         try:
             self.shown.load()
         except UNDECODABLE as error:
-            raise UserError(
-                f"{self.file} cannot be read ({first_line(error)}); fetch the test set again"
-            ) from error
+            raise UserError(f"{self.file} cannot be read ({first_line(error)}); fetch the test set again") from error
         if self.number is None:
             return self.shown
         return Image.fromarray(np.where(np.asarray(self.shown) == self.number, np.uint8(255), np.uint8(0)))
@@ -55,9 +53,7 @@ class Sample:
     image: Image.Image  # RGB
     label: int = -1
     captions: list[str] = field(default_factory=list)
-    cluster: str = (
-        ""  # samples with an equal one are not independent, e.g. two drawings of a concept; "" = alone
-    )
+    cluster: str = ""  # samples with an equal one are not independent, e.g. two drawings of a concept; "" = alone
     mask: Image.Image | None = None  # where the object is, if the data set says so (mode L, 0 or 255)
     things: list[Thing] = field(default_factory=list)  # where each thing of a scene is, if it says that
     segments: np.ndarray | None = None  # [height, width] int: the class of each pixel, negative = unlabelled

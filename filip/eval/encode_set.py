@@ -82,19 +82,13 @@ def _features_of(
 ) -> Iterator[tuple[Tensor, Batch]]:
     """Yield every batch with its features, including batches without a readable image."""
     device = "cpu" if kind == "probe" else scorer.encoder.device
-    kept = (
-        None
-        if store is None or source.card is None
-        else store.of_set(source.card, source.root, source.batch_size)
-    )
+    kept = None if store is None or source.card is None else store.of_set(source.card, source.root, source.batch_size)
 
     def encode(pixels: Tensor) -> dict[str, Tensor]:
         both = scorer.encode_images_and_probe(pixels) if source.with_probe and kept is not None else None
         if both is not None:
             return both
-        return {
-            kind: scorer.encode_images(pixels) if kind == "image" else scorer.encoder.probe_features(pixels)
-        }
+        return {kind: scorer.encode_images(pixels) if kind == "image" else scorer.encoder.probe_features(pixels)}
 
     def read(some: list[int]) -> Iterator[Batch]:
         part = _SomeBatches(source.data, source.batch_size, some)

@@ -63,7 +63,5 @@ def prompt_file(path: str | Path) -> dict[str, Any]:
 def _content(file: Path, state: tuple[int, int] | None) -> dict[str, Any]:
     content = resources.read_yaml(file)
     if not isinstance(content, dict):
-        raise UserError(
-            f"{file} has no prompts: it should hold `key: value` lines, as eval/prompts.yaml does"
-        )
+        raise UserError(f"{file} has no prompts: it should hold `key: value` lines, as eval/prompts.yaml does")
     return content

@@ -84,9 +84,7 @@ class FeatureStore:
             if sum(sizes.values()) <= self.limit:
                 return
             if place != kept.folder:
-                say(
-                    f"{place}: removed {readable(sizes.pop(place))}, features= may hold {readable(self.limit)}"
-                )
+                say(f"{place}: removed {readable(sizes.pop(place))}, features= may hold {readable(self.limit)}")
                 shutil.rmtree(place, ignore_errors=True)
 
 

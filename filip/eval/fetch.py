@@ -27,9 +27,7 @@ OWNER = "clip-benchmark"
 class Fetch:
     cards: list[str] = option(MISSING, "benchmark cards, e.g. [cifar10,mscoco]")
     root: str = option(MISSING, "folder below which the data sets are put")
-    source: str = option(
-        "", "a folder in the hub's layout (OWNER/NAME/files) to copy from, instead of the hub"
-    )
+    source: str = option("", "a folder in the hub's layout (OWNER/NAME/files) to copy from, instead of the hub")
 
 
 def main(config: Fetch) -> None:
@@ -42,11 +40,7 @@ def main(config: Fetch) -> None:
         target = Path(config.root) / card.path
         hub: Hub = _Folder(Path(config.source), repo) if config.source else _HuggingFace(repo)
         with hub_asked(local=bool(config.source)):
-            names = [
-                name
-                for name in hub.names()
-                if not patterns or any(fnmatch.fnmatch(name, p) for p in patterns)
-            ]
+            names = [name for name in hub.names() if not patterns or any(fnmatch.fnmatch(name, p) for p in patterns)]
         if not names:
             raise UserError(f"{card.name}: {repo} has no files{f' like {patterns}' if patterns else ''}")
         missing = [name for name in names if not (target / name).is_file()]
@@ -62,12 +56,7 @@ def repository(card: BenchmarkCard) -> tuple[str, list[str]]:
     if card.hub:
         return str(card.hub["repo"]), [str(pattern) for pattern in card.hub.get("files", [])]
     if card.loader == "webdataset" and card.path.startswith("wds_"):
-        return f"{OWNER}/{card.path}", [
-            "classnames.txt",
-            "dataset_type.txt",
-            "zeroshot*.txt",
-            f"{card.split}/*",
-        ]
+        return f"{OWNER}/{card.path}", ["classnames.txt", "dataset_type.txt", "zeroshot*.txt", f"{card.split}/*"]
     raise UserError(
         f"{card.name} is not published on the hub as its layout {card.loader!r} has it; see {card.homepage}"
     )
@@ -103,9 +92,7 @@ class _HuggingFace(Hub):
         try:
             return question(huggingface_hub)
         except (OSError, huggingface_hub.errors.HfHubHTTPError, ValueError) as error:
-            reason = next(
-                (line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__
-            )
+            reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
             raise UserError(f"cannot fetch {self.repo} from the hub: {reason}") from error
 
 

@@ -66,9 +66,7 @@ class Tiled:
 
     def encode_images(self, pixels: Tensor) -> Tensor:
         """Encode to [b, d], or [b, TILES * n1, d] if token-wise; unit length."""
-        found = self.encoder.encode_images(pixels.unflatten(1, (TILES, 3)).flatten(0, 1)).unflatten(
-            0, (-1, TILES)
-        )
+        found = self.encoder.encode_images(pixels.unflatten(1, (TILES, 3)).flatten(0, 1)).unflatten(0, (-1, TILES))
         return found.flatten(1, 2) if found.ndim == 4 else F.normalize(found.mean(1), dim=-1)
 
     def probe_features(self, pixels: Tensor) -> Tensor:
@@ -131,9 +129,7 @@ class Boxed:
         from torchvision.ops import roi_align  # here: it imports torch's compiler
 
         rows, columns = self.encoder.grid
-        boxes = pixels[:, 3, 0, :4].float() * torch.tensor(
-            [columns, rows, columns, rows], device=pixels.device
-        )
+        boxes = pixels[:, 3, 0, :4].float() * torch.tensor([columns, rows, columns, rows], device=pixels.device)
         dense = getattr(self.encoder, "dense", self.encoder.patches)  # other models' as they project them
         found = dense(pixels[:, :3]).float()
         found = F.normalize(found, dim=-1) if self.encoder.token_wise else found

@@ -21,9 +21,7 @@ OF_BENCHMARKS = ("benchmarks", "skipped", "requests")  # keys of a result file w
 
 @dataclass
 class Merge:
-    parts: list[str] = option(
-        MISSING, "result files of one model and protocol, in the order of the benchmarks"
-    )
+    parts: list[str] = option(MISSING, "result files of one model and protocol, in the order of the benchmarks")
     out: str = option(MISSING, "the merged result file (JSON)", writes="file")
 
 

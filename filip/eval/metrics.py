@@ -103,9 +103,7 @@ def retrieval_chance(query_group: Tensor, candidate_group: Tensor, ks: Sequence[
     own, times = np.unique([size_of.get(g, 0) for g in query_group.tolist()], return_counts=True)
     weights = times / times.sum()
     total = len(candidate_group)
-    return [
-        float(sum(w * chance_at_k(int(o), total, k) for o, w in zip(own, weights, strict=True))) for k in ks
-    ]
+    return [float(sum(w * chance_at_k(int(o), total, k) for o, w in zip(own, weights, strict=True))) for k in ks]
 
 
 def mean_interval(
@@ -162,9 +160,7 @@ def _class_balanced_means(
     return total / len(groups)
 
 
-def _resampled_means(
-    total: np.ndarray, count: np.ndarray, resamples: int, rng: np.random.Generator
-) -> np.ndarray:
+def _resampled_means(total: np.ndarray, count: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
     """Return means over ``resamples`` draws with replacement of units that have a sum and a count each."""
     n = len(total)
     means = np.empty(resamples)

@@ -31,9 +31,7 @@ class ModelOptions:
         "fp32, bf16 or fp16, for the towers and the tokens that are kept; auto = 16 bits on a CUDA device",
         choices=("auto", *PRECISIONS),
     )
-    tokens: bool = option(
-        False, "score a pooled model token-wise: every patch and word through its own projections"
-    )
+    tokens: bool = option(False, "score a pooled model token-wise: every patch and word through its own projections")
     fit: str = option(
         "crop",
         "pictures that are not square: crop (their centre, as in published numbers), pad (whole, with borders), "
@@ -94,14 +92,10 @@ class DataOptions:
             cards += (fitting := [card for card in found if card.kind in kinds])
             if not fitting:
                 unfit = ", ".join(f"{card.name} ({card.kind})" for card in found)
-                raise UserError(
-                    f"data={data}: the protocols are for {', '.join(sorted(kinds))}, not for {unfit}"
-                )
+                raise UserError(f"data={data}: the protocols are for {', '.join(sorted(kinds))}, not for {unfit}")
         names = [card.name for card in cards]
         if twice := [name for name in names if names.count(name) > 1]:
-            raise UserError(
-                f"data: two data sets are called {twice[0]!r}, and results are kept by name; rename one"
-            )
+            raise UserError(f"data: two data sets are called {twice[0]!r}, and results are kept by name; rename one")
         return cards
 
     def load(self) -> tuple[list[BenchmarkCard], dict[str, str]]:

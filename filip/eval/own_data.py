@@ -83,14 +83,10 @@ def retrieval_card(data: str) -> BenchmarkCard:
     raise UserError(f"data={data} has no captions")
 
 
-def _card(
-    place: Path, loader: str, kind: str, split: str, named: str = "", of: Path | None = None
-) -> BenchmarkCard:
+def _card(place: Path, loader: str, kind: str, split: str, named: str = "", of: Path | None = None) -> BenchmarkCard:
     """Return a card for the data at ``place``, under the name of ``of``."""
     called = of or place
     name = called.stem if called.is_file() else called.resolve().name
     name = f"{name}_{named}" if named else name
     metric = "top1" if kind == "classification" else "recall"
-    return BenchmarkCard(
-        name, name, kind, metric, BenchmarkLayout(loader, str(place.resolve()), split, None, {})
-    )
+    return BenchmarkCard(name, name, kind, metric, BenchmarkLayout(loader, str(place.resolve()), split, None, {}))

@@ -124,8 +124,7 @@ def point(
         patches = encoder.patches(torch.stack([encoder.transform(sample.image) for sample in samples]))
     if prompts is None:
         prompts = [
-            name_prompts(sample.captions[0], [thing.label for thing in sample.things], sample.key)
-            for sample in samples
+            name_prompts(sample.captions[0], [thing.label for thing in sample.things], sample.key) for sample in samples
         ]
     words = encoder.words([sample.captions[0] for sample in samples])
     return [
@@ -141,10 +140,7 @@ def _pointed(
     owners: Callable[[np.ndarray], np.ndarray],
     similarity: Tensor,
 ) -> PointedScene:
-    names = [
-        label_tokens(encoder, prompt, thing.label)
-        for prompt, thing in zip(prompts, sample.things, strict=True)
-    ]
+    names = [label_tokens(encoder, prompt, thing.label) for prompt, thing in zip(prompts, sample.things, strict=True)]
     tokens = sorted(token for name in names for token in name)
     alignment = WordPatch(similarity, encoder.tokens(sample.captions[0]), tokens, encoder.grid)
     shares = np.stack([coverage(thing.mask, encoder.transform, encoder.grid) for thing in sample.things])
@@ -186,9 +182,7 @@ def name_prompts(caption: str, labels: Sequence[str], key: str = "") -> list[Pro
     return [Prompt(caption[: places[label][0]], caption[places[label][1] :]) for label in labels]
 
 
-def coverage(
-    mask: Image.Image, transform: Callable[[Image.Image], Tensor], grid: tuple[int, int]
-) -> np.ndarray:
+def coverage(mask: Image.Image, transform: Callable[[Image.Image], Tensor], grid: tuple[int, int]) -> np.ndarray:
     """Return [rows, columns]: the share of each patch that lies on the object, after the image's own transform.
 
     The mask goes through the transform as if it were the image, whatever that resizes or crops; its
@@ -209,9 +203,7 @@ def _transformed(transform: Callable[[Image.Image], Tensor], size: tuple[int, in
     return transform(Image.new("RGB", size, colour))
 
 
-def rate(
-    right: Sequence[bool], chance: Sequence[float], clusters: Sequence[Any] | None = None
-) -> dict[str, Any]:
+def rate(right: Sequence[bool], chance: Sequence[float], clusters: Sequence[Any] | None = None) -> dict[str, Any]:
     """Return how many names are right, by chance, and a 95 % interval; names of one cluster are not independent."""
     groups = None if clusters is None else np.unique(clusters, return_inverse=True)[1]
     return {
@@ -226,10 +218,7 @@ def _nothing(reason: str) -> dict[str, Any]:
 
 
 def labelled(
-    data: EvalSet,
-    names: list[str] | None,
-    limit: int,
-    kept: Callable[[int, str], Tensor | None] | None = None,
+    data: EvalSet, names: list[str] | None, limit: int, kept: Callable[[int, str], Tensor | None] | None = None
 ) -> list[Labelled]:
     """Return up to ``limit`` samples evenly spread over the set; the label is the class or the first caption.
 
@@ -356,9 +345,7 @@ def composite_pointing(
     if not right:
         return _nothing("needs two labels with masks")
     if record is not None:
-        record[f"{name}.composites"] = Outcomes.of(
-            keys, {"right": right, "own_side": side}, [str(c) for c in cluster]
-        )
+        record[f"{name}.composites"] = Outcomes.of(keys, {"right": right, "own_side": side}, [str(c) for c in cluster])
     own_side = rate(side, [0.5], cluster)
     return {
         "n": len(right),

@@ -52,9 +52,7 @@ def load_ensemble(path: str | Path, key: str) -> list[Prompt]:
     if "templates" in entry:
         prompts = [_from_template(path, key, str(t)) for t in entry["templates"]]
     else:
-        missing = [
-            part for part in ("prefix", "description", "suffix") if not isinstance(entry.get(part), list)
-        ]
+        missing = [part for part in ("prefix", "description", "suffix") if not isinstance(entry.get(part), list)]
         if missing:
             raise UserError(
                 f"prompts '{key}' in {path}: {', '.join(missing)} should be a list "
@@ -114,9 +112,7 @@ def alignment_template(prompts: str, card: str) -> str:
 def _single(path: str | Path, key: str, entry: dict[str, Any], direction: str) -> Prompt:
     parts = entry.get(direction)
     if not isinstance(parts, dict):
-        raise UserError(
-            f"{path}: retrieval.{key}.{direction} should have prefix and suffix, but is {parts!r}"
-        )
+        raise UserError(f"{path}: retrieval.{key}.{direction} should have prefix and suffix, but is {parts!r}")
     return compose(str(parts.get("prefix", "")), "", str(parts.get("suffix", "")))
 
 

@@ -25,11 +25,7 @@ class Records:
     """
 
     def __init__(
-        self,
-        count: int,
-        row: Callable[[int], dict[str, Any]],
-        columns: Sequence[str],
-        names: list[str] | None,
+        self, count: int, row: Callable[[int], dict[str, Any]], columns: Sequence[str], names: list[str] | None
     ):
         self.count, self._row, self.columns, self.names = count, row, list(columns), names
 
@@ -71,9 +67,7 @@ def _of_table(place: Path) -> Records:
         else:
             rows.append(row[1])
     if broken:
-        say(
-            f"{place}: left out {len(broken):,} lines that cannot be read, such as {broken[0].number}: {broken[0].why}"
-        )
+        say(f"{place}: left out {len(broken):,} lines that cannot be read, such as {broken[0].number}: {broken[0].why}")
     return Records(len(rows), rows.__getitem__, table.names, None)
 
 
@@ -86,9 +80,7 @@ def _parquet(place: Path) -> Records:
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{place} is not a readable parquet table: {error}") from error
     # Row by row: pictures may lie in the table itself, and need not all be Python objects at once.
-    return Records(
-        table.num_rows, lambda index: table.slice(index, 1).to_pylist()[0], table.column_names, None
-    )
+    return Records(table.num_rows, lambda index: table.slice(index, 1).to_pylist()[0], table.column_names, None)
 
 
 def _hugging_face(folder: Path, split: str) -> Records:
@@ -104,9 +96,7 @@ def _hugging_face(folder: Path, split: str) -> Records:
             raise UserError(f"{folder} has no split {split!r}; it has {', '.join(data)}")
         data = data[split]
     label = next((name for name in LABEL_COLUMNS if name in data.column_names), None)
-    return Records(
-        len(data), data.__getitem__, data.column_names, getattr(data.features.get(label), "names", None)
-    )
+    return Records(len(data), data.__getitem__, data.column_names, getattr(data.features.get(label), "names", None))
 
 
 def find_column(records: Records, known: Sequence[str], what: str, place: Path) -> str:

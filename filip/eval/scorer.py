@@ -96,9 +96,7 @@ class Scorer:
     def encode_texts(self, texts: Sequence[str]) -> Texts:
         """Return the features of ``texts``, in order. Equal strings get equal features, to the bit: encoded once."""
         unique = sorted(set(texts), key=lambda text: (len(text), text))  # by length: less padding in a batch
-        batches = [
-            unique[start : start + self.text_batch] for start in range(0, len(unique), self.text_batch)
-        ]
+        batches = [unique[start : start + self.text_batch] for start in range(0, len(unique), self.text_batch)]
         with Progress("encoding texts", "texts", len(unique)) as progress:
 
             def encode(numbers: Iterable[int]) -> list[tuple[Tensor, Tensor | None]]:

@@ -121,9 +121,7 @@ def as_text(found: Sequence[Measure], form: str = "text") -> str:
     records = [_record(measure) for measure in found]
     notes = list(dict.fromkeys(f"{m.benchmark} ({m.protocol}): {m.note}" for m in found if m.note))
     notes += _differences(found)
-    return render(
-        Grid(heads, lines, notes=notes, corner="benchmark", whole=True, records=records), form
-    ).rstrip("\n")
+    return render(Grid(heads, lines, notes=notes, corner="benchmark", whole=True, records=records), form).rstrip("\n")
 
 
 def _shown(measure: Measure | None) -> Shown:

@@ -51,10 +51,7 @@ def word_patches(encoder: Encoder, pixels: Tensor, labels: Sequence[str], prompt
     words = encoder.words([prompt.fill(label) for label in labels])
     return [
         WordPatch(
-            image @ text.T,
-            encoder.tokens(prompt.fill(label)),
-            label_tokens(encoder, prompt, label),
-            encoder.grid,
+            image @ text.T, encoder.tokens(prompt.fill(label)), label_tokens(encoder, prompt, label), encoder.grid
         )
         for image, text, label in zip(encoder.patches(pixels), words, labels, strict=True)
     ]

@@ -80,8 +80,7 @@ def application(
             data += part
             if len(data) > max_bytes:
                 return _refusal(
-                    HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-                    f"the image has more than {max_bytes:,} bytes: make it smaller",
+                    HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"the image has more than {max_bytes:,} bytes: make it smaller"
                 )
         name, small = await asyncio.get_running_loop().run_in_executor(seeing, see, bytes(data))
         return JSONResponse({"image": name, "thumbnail": base64.b64encode(small).decode("ascii")})
@@ -128,15 +127,11 @@ def _guard(token: str) -> Callable[[Request, Next], Awaitable[Response]]:
 
 def _refused(request: Request, token: str) -> Response | None:
     if not token and _host(request) not in LOOPBACK:
-        return _refusal(
-            HTTPStatus.MISDIRECTED_REQUEST, "this explorer answers to 127.0.0.1, localhost and ::1 only"
-        )
+        return _refusal(HTTPStatus.MISDIRECTED_REQUEST, "this explorer answers to 127.0.0.1, localhost and ::1 only")
     origin = request.headers.get("origin")
     if origin is not None and origin.rpartition("://")[2] != request.headers.get("host"):
         return _refusal(HTTPStatus.FORBIDDEN, "this explorer answers to its own page only")
-    if token and not any(
-        secrets.compare_digest(given.encode(), token.encode()) for given in _tokens(request)
-    ):
+    if token and not any(secrets.compare_digest(given.encode(), token.encode()) for given in _tokens(request)):
         return _refusal(HTTPStatus.UNAUTHORIZED, "this explorer needs its token: open it as /?token=…")
     return None
 

@@ -49,9 +49,7 @@ def main(config: ExplorerExport) -> None:
     towers = PageTowers.of(gallery) if config.towers == "auto" else PageTowers("towers=none")
     data = static_data(gallery, towers)
     if towers.missing == "" and _size(data) > MOST_BYTES:
-        towers = PageTowers(
-            f"the page would have {_size(data) / 1e6:.1f} MB with them: count= takes fewer images"
-        )
+        towers = PageTowers(f"the page would have {_size(data) / 1e6:.1f} MB with them: count= takes fewer images")
         data = static_data(gallery, towers)
     if towers.missing and not gallery.texts:
         raise UserError(
@@ -109,11 +107,7 @@ def static_data(gallery: Gallery, towers: PageTowers) -> dict[str, Any]:
     if not towers.missing:
         for model, inside in zip(data["models"], towers.models, strict=True):
             model |= inside
-        data |= {
-            "stems": towers.stems,
-            "merges": tokenizer_data(),
-            "function_words": " ".join(sorted(FUNCTION_WORDS)),
-        }
+        data |= {"stems": towers.stems, "merges": tokenizer_data(), "function_words": " ".join(sorted(FUNCTION_WORDS))}
     return data
 
 
@@ -146,10 +140,7 @@ def _model_data(viewer: Viewer, features: ViewedImages, gallery: Gallery, with_t
             "names": [text.names for text in texts],
         }
         if with_texts:
-            data |= {
-                "text_tokens": packed(text_tokens, image_tokens),
-                "tokens": [text.tokens for text in texts],
-            }
+            data |= {"text_tokens": packed(text_tokens, image_tokens), "tokens": [text.tokens for text in texts]}
     if not viewer.token_wise:
         # A vector per image or caption is small next to the tokens, so it is not rounded.
         data |= {"pooled_dim": features.scored.shape[-1], "image_vectors": base64_of(features.scored.float())}

@@ -71,9 +71,7 @@ class Viewer:
         patches = self.encoder.patches(pixels) if self.has_map else scored[:, None, :][:, :0]
         return ViewedImages(scored, patches)
 
-    def encoded(
-        self, keys: Sequence[str], pixels: Sequence[Tensor], stored: Mapping[str, Tensor]
-    ) -> ViewedImages:
+    def encoded(self, keys: Sequence[str], pixels: Sequence[Tensor], stored: Mapping[str, Tensor]) -> ViewedImages:
         """Return the features of a batch of images; those in ``stored`` have the tokens given there."""
         new = [n for n, key in enumerate(keys) if key not in stored]
         if len(new) == len(keys):
@@ -91,9 +89,7 @@ class Viewer:
         if not self.has_map:
             return ViewedText(scored, [], scored.values[:0], [])
         vectors = scored.values if self.token_wise else self.encoder.words([text])[0]
-        return ViewedText(
-            scored, self.encoder.tokens(text), vectors, named_things(self.encoder, text, things)
-        )
+        return ViewedText(scored, self.encoder.tokens(text), vectors, named_things(self.encoder, text, things))
 
     def scores(self, images: ViewedImages, text: ViewedText) -> Tensor:
         """Return each image's score for the text, float32 [n]: the same numbers as in every table."""
@@ -108,9 +104,7 @@ class Viewer:
 class GalleryOptions:
     """Options of page and server: the models and images to show."""
 
-    models: list[str] = option(
-        MISSING, "one model, or two to be shown side by side: .safetensors files or open_clip:…"
-    )
+    models: list[str] = option(MISSING, "one model, or two to be shown side by side: .safetensors files or open_clip:…")
     labels: list[str] = option([], "names of the models in the page; the files' names if empty")
     images: str = option(MISSING, "a folder of images, a set with captions, an index, or a benchmark card")
     root: str | None = option(None, "folder below which a card's data lie")
@@ -190,8 +184,7 @@ class Gallery:
         for text in further_texts:
             gallery._text(text, [], positions)
         gallery.features = [
-            ViewedImages(torch.cat([p.scored for p in done]), torch.cat([p.map for p in done]))
-            for done in parts
+            ViewedImages(torch.cat([p.scored for p in done]), torch.cat([p.map for p in done])) for done in parts
         ]
         return gallery
 

@@ -25,9 +25,7 @@ def pack(vectors: Tensor, against: Tensor | None = None) -> tuple[Tensor, Tensor
         return (vectors / scales[:, None]).round().to(torch.int8), scales.float()
     left = vectors.double() / scales[:, None]  # the values still to be rounded, in steps
     moment = against.double().T @ against.double()
-    moment += (
-        DAMPING * moment.diagonal().mean().clamp(min=1e-12) * torch.eye(len(moment), dtype=torch.float64)
-    )
+    moment += DAMPING * moment.diagonal().mean().clamp(min=1e-12) * torch.eye(len(moment), dtype=torch.float64)
     factor = torch.linalg.cholesky(torch.linalg.inv(moment), upper=True)
     for column in range(left.shape[1]):
         exact = left[:, column].clone()
@@ -40,9 +38,7 @@ def pack(vectors: Tensor, against: Tensor | None = None) -> tuple[Tensor, Tensor
 def base64_of(array: Tensor | np.ndarray) -> str:
     """Return the bytes of an array, little-endian, as base64."""
     values = np.ascontiguousarray(array.cpu().numpy() if isinstance(array, Tensor) else array)
-    return base64.b64encode(values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes()).decode(
-        "ascii"
-    )
+    return base64.b64encode(values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes()).decode("ascii")
 
 
 def packed(vectors: Tensor, against: Tensor) -> dict[str, str]:

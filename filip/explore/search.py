@@ -59,11 +59,7 @@ class GallerySearch:
         """Return for each model the score, rank and cosines of some images. Raises UserError for an unknown one."""
         with self.lock:
             found = self._ranked(text)
-            return {
-                "models": [
-                    [self._seen(n, ranked, image) for image in images] for n, ranked in enumerate(found)
-                ]
-            }
+            return {"models": [[self._seen(n, ranked, image) for image in images] for n, ranked in enumerate(found)]}
 
     def texts(self, image: str, count: int) -> dict[str, Any]:
         """Return for each model the gallery's texts that fit an image best by s^I, with their scores."""
@@ -83,9 +79,7 @@ class GallerySearch:
     def upload(self, image: Image.Image) -> tuple[str, bytes]:
         """Encode a picture; return its new name and its thumbnail. The oldest of many is forgotten."""
         with self.lock:
-            features = [
-                viewer.images(viewer.scorer.transform(image)[None]) for viewer in self.gallery.viewers
-            ]
+            features = [viewer.images(viewer.scorer.transform(image)[None]) for viewer in self.gallery.viewers]
             name = f"u{secrets.token_urlsafe(12)}"
             self.uploads[name] = Upload(features, thumbnail(image, THUMBNAIL))
             while len(self.uploads) > UPLOADS_KEPT:

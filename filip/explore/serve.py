@@ -47,9 +47,7 @@ def main(config: Serve) -> None:
         shown = f"[{host}]" if ":" in host else host
         query = "?token=…" if config.token else ""
         say(f"{len(gallery.keys):,} images; open http://{shown}:{port}/{query} (Ctrl-C ends it)")
-        server = uvicorn.Server(
-            uvicorn.Config(app, log_level="warning", access_log=False, server_header=False)
-        )
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, server_header=False))
         server.run(sockets=[connection])
 
 
@@ -73,9 +71,7 @@ def listen(host: str, port: int) -> socket.socket:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=64)
     except OSError as error:
-        raise UserError(
-            f"cannot listen on {host}:{port}: {error.strerror or error}; choose another port="
-        ) from error
+        raise UserError(f"cannot listen on {host}:{port}: {error.strerror or error}; choose another port=") from error
 
 
 if __name__ == "__main__":

@@ -56,9 +56,7 @@ def text_tower(encoder: Encoder, texts: Iterable[str]) -> dict[str, Any]:
     model = own_model(encoder)
     tower: Any = model.text  # the parts of its blocks are tensors or modules to mypy
     config = model.config
-    from filip.models.taught import (
-        taught,  # filip.models imports timm, which whoever has a model has imported
-    )
+    from filip.models.taught import taught  # filip.models imports timm, which whoever has a model has imported
 
     ids, lengths = tokenize(list(texts), tower.context_length)
     spoken = ids[torch.arange(ids.shape[1]) < lengths[:, None]]
@@ -108,14 +106,7 @@ def image_tower(encoder: Encoder) -> tuple[dict[str, Any], dict[str, Any] | None
     }
     for number, block in enumerate(trunk.blocks):
         attention, mlp = block.attn, block.mlp
-        added = (
-            block.ls1,
-            block.ls2,
-            attention.q_norm,
-            attention.k_norm,
-            getattr(attention, "norm", None),
-            mlp.norm,
-        )
+        added = (block.ls1, block.ls2, attention.q_norm, attention.k_norm, getattr(attention, "norm", None), mlp.norm)
         if any(part is not None and type(part).__name__ != PLAIN for part in added):
             raise NotInPage("a ViT with layer scales or further norms")
         tensors |= _block(number, block.norm1, attention.qkv, attention.proj, block.norm2, mlp.fc1, mlp.fc2)
@@ -147,11 +138,7 @@ class _Convolutions:
         self.tensors: dict[str, Tensor] = {}
 
     def add(self, name: str, layer: nn.Module, activation: str) -> None:
-        if (
-            not isinstance(layer, nn.Conv2d)
-            or layer.kernel_size[0] != layer.kernel_size[1]
-            or layer.dilation != (1, 1)
-        ):
+        if not isinstance(layer, nn.Conv2d) or layer.kernel_size[0] != layer.kernel_size[1] or layer.dilation != (1, 1):
             raise NotInPage(f"a {type(layer).__name__} that is not a plain convolution")
         if layer.groups not in (1, layer.in_channels) or activation not in ACTIVATIONS:
             raise NotInPage(f"a convolution in {layer.groups} groups before {activation}")
@@ -171,10 +158,7 @@ def _stem(network: Any) -> dict[str, Any]:
     """Return an EfficientNet whose norms are folded: its convolutions, and which outputs are added to which."""
     found = _Convolutions()
     found.add("stem", network.conv_stem, type(network.bn1).__name__)
-    parts = {
-        "DepthwiseSeparableConv": ("conv_dw", "conv_pw"),
-        "InvertedResidual": ("conv_pw", "conv_dw", "conv_pwl"),
-    }
+    parts = {"DepthwiseSeparableConv": ("conv_dw", "conv_pw"), "InvertedResidual": ("conv_pw", "conv_dw", "conv_pwl")}
     for number, block in enumerate(block for stage in network.blocks for block in stage):
         names = parts.get(type(block).__name__)
         if names is None or type(block.se).__name__ != PLAIN or type(block.aa).__name__ != PLAIN:
@@ -191,13 +175,7 @@ def _sizes(width: int, heads: int, layers: int, norm: Any, activation: nn.Module
     name = type(activation).__name__
     if name not in ACTIVATIONS or getattr(activation, "approximate", "none") != "none":
         raise NotInPage(f"a transformer with {name}")
-    return {
-        "width": width,
-        "heads": heads,
-        "layers": layers,
-        "epsilon": norm.eps,
-        "activation": ACTIVATIONS[name],
-    }
+    return {"width": width, "heads": heads, "layers": layers, "epsilon": norm.eps, "activation": ACTIVATIONS[name]}
 
 
 def _block(number: int, norm1: Any, qkv: Any, proj: Any, norm2: Any, fc1: Any, fc2: Any) -> dict[str, Tensor]:

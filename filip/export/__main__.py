@@ -26,19 +26,15 @@ class Export:
     """Options of the command."""
 
     model: str = option(
-        MISSING,
-        "a .safetensors file that training wrote, a run folder (its newest state), or one checkpoint folder",
+        MISSING, "a .safetensors file that training wrote, a run folder (its newest state), or one checkpoint folder"
     )
-    out: str = option(
-        MISSING, "what to write: a file (safetensors, compact), else a folder that does not exist yet"
-    )
+    out: str = option(MISSING, "what to write: a file (safetensors, compact), else a folder that does not exist yet")
     to: str = option("safetensors", f"format: {', '.join(FORMATS)}", choices=tuple(FORMATS))
     variants: list[str] = option(
         [], f"with to=onnx: smaller graphs in addition to the float32 ones: {', '.join(VARIANTS)}"
     )
     data: str | None = option(
-        None,
-        "with to=onnx: pictures with captions, or a card, on which the recall lost by the variants is measured",
+        None, "with to=onnx: pictures with captions, or a card, on which the recall lost by the variants is measured"
     )
     root: str = option(".", "folder below which the data set of a card lies")
 

@@ -141,17 +141,14 @@ def _recipe(result: dict[str, Any]) -> list[str]:
     rows = [
         f"| `{name}` | {value} |"
         for name, value in flat(result["config"])
-        if value != defaults.get(name, 0.0)
-        and not any(name == s or name.startswith(f"{s}.") for s in skipped)
+        if value != defaults.get(name, 0.0) and not any(name == s or name.startswith(f"{s}.") for s in skipped)
     ]
     lines = ["## Training", ""]
     if "steps" in result:
         code = f", code of commit {result['commit']}" if result.get("commit") else ""
         lines.append(f"{result['steps']:,} steps{code}.")
     final = [
-        f"| {name} | {value:.4g} |"
-        for name, value in (result.get("final") or {}).items()
-        if isinstance(value, float)
+        f"| {name} | {value:.4g} |" for name, value in (result.get("final") or {}).items() if isinstance(value, float)
     ]
     lines += ["", "| setting | value |", "|---|---|", *rows, ""]
     if final:

@@ -23,13 +23,7 @@ USE = """    from transformers import AutoModel, AutoProcessor
     inputs = processor(images=[image], text=["a photo of a cat", "a photo of a dog"])
     print(model(**inputs).logits_per_image.softmax(1))
 """
-CODE = (
-    "configuration_filip.py",
-    "modeling_filip.py",
-    "processing_filip.py",
-    "filip_towers.py",
-    "filip_inputs.py",
-)
+CODE = ("configuration_filip.py", "modeling_filip.py", "processing_filip.py", "filip_towers.py", "filip_inputs.py")
 
 
 def write_hf(source: ModelSource, out: str) -> None:
@@ -85,8 +79,7 @@ def tower_config(model: DualEncoder) -> dict[str, Any]:
         )
     config = asdict(model.config)
     return {
-        name: config[name]
-        for name in ("image", "text", "embed_dim", "interaction", "pooling", "cls_in_interaction")
+        name: config[name] for name in ("image", "text", "embed_dim", "interaction", "pooling", "cls_in_interaction")
     }
 
 

@@ -145,10 +145,7 @@ def _write_scores(towers: Towers, file: Path, size: int, longest: int) -> None:
 
 
 def _write(
-    graph: _Images | _Texts | _Scores,
-    file: Path,
-    examples: list[tuple[Tensor, ...]],
-    dynamic: tuple[Any, ...],
+    graph: _Images | _Texts | _Scores, file: Path, examples: list[tuple[Tensor, ...]], dynamic: tuple[Any, ...]
 ) -> None:
     """Trace with the first example, and compare on the others."""
     import onnxruntime
@@ -174,9 +171,7 @@ def _write(
         named = dict(zip(graph.inputs, (one.numpy() for one in example), strict=True))
         with torch.no_grad():
             expected = graph(*example)
-        pairs = zip(
-            session.run(None, named), (expected,) if isinstance(expected, Tensor) else expected, strict=True
-        )
+        pairs = zip(session.run(None, named), (expected,) if isinstance(expected, Tensor) else expected, strict=True)
         difference = max(float((torch.from_numpy(found) - wanted).abs().max()) for found, wanted in pairs)
         if not difference <= TOLERANCE:
             raise RuntimeError(f"{file.name} differs from the model by {difference:.1e} in onnxruntime")

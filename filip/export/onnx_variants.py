@@ -45,11 +45,7 @@ def write_variant(file: Path, variant: str, external: bool) -> None:
             quantize_dynamic(
                 file,
                 target,
-                op_types_to_quantize=[
-                    "MatMul",
-                    "Gemm",
-                    "Gather",
-                ],  # onnxruntime has no int8 convolution on CPUs
+                op_types_to_quantize=["MatMul", "Gemm", "Gather"],  # onnxruntime has no int8 convolution on CPUs
                 per_channel=True,
                 weight_type=QuantType.QInt8,
                 reduce_range=True,
@@ -85,11 +81,7 @@ def recall_table(folder: Path, variants: Sequence[str], data: str, root: str) ->
     whole = _recall(folder, "", card, root)
     for variant in ("", *variants):
         found = _recall(folder, variant, card, root) if variant else whole
-        lost = (
-            {way: [a - b for a, b in zip(whole[way], found[way], strict=True)] for way in WAYS}
-            if variant
-            else {}
-        )
+        lost = {way: [a - b for a, b in zip(whole[way], found[way], strict=True)] for way in WAYS} if variant else {}
         cells = [_percent(values.get(way, [])) for values in (found, lost) for way in WAYS]
         size = f"{megabytes(folder, variant):.1f}"
         lines.append(f"| {variant or 'float32'} | {size} | {' | '.join(cells)} |")

@@ -28,15 +28,8 @@ def write_open_clip(source: ModelSource, out: str) -> None:
     """
     model_config = open_clip_config(source.model)
     with new_folder(out) as folder:
-        preprocess = {
-            "mean": CLIP_MEAN,
-            "std": CLIP_STD,
-            "interpolation": "bicubic",
-            "resize_mode": "shortest",
-        }
-        write_json(
-            folder / "open_clip_config.json", {"model_cfg": model_config, "preprocess_cfg": preprocess}
-        )
+        preprocess = {"mean": CLIP_MEAN, "std": CLIP_STD, "interpolation": "bicubic", "resize_mode": "shortest"}
+        write_json(folder / "open_clip_config.json", {"model_cfg": model_config, "preprocess_cfg": preprocess})
         weights = to_open_clip(source.model)
         write_safetensors(weights, folder / "open_clip_model.safetensors", {"format": "pt"})
         write_card(folder, source, "open_clip", USE)
@@ -105,10 +98,6 @@ def _refuse_what_clip_is_not(model: DualEncoder) -> None:
             f"and the text tower {config.text.activation}"
         )
     if {trunk.norm.eps, trunk.norm_pre.eps, block.norm1.eps, block.norm2.eps} != {1e-5}:
-        raise UserError(
-            f"to=open_clip: CLIP's LayerNorm epsilon is 1e-5, this image tower's is {block.norm1.eps}"
-        )
+        raise UserError(f"to=open_clip: CLIP's LayerNorm epsilon is 1e-5, this image tower's is {block.norm1.eps}")
     if block.mlp.fc1.out_features != 4 * model.image.width:
-        raise UserError(
-            "to=open_clip: CLIP's MLP is four times as wide as its tower, this image tower's is not"
-        )
+        raise UserError("to=open_clip: CLIP's MLP is four times as wide as its tower, this image tower's is not")

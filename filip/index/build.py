@@ -42,18 +42,13 @@ class Build:
     images: str = option(MISSING, "folder of images, searched recursively; or a set with captions")
     out: str = option(MISSING, "folder of the index", writes="folder")
     dtype: str = option("int8", "type of the stored tokens: float32, float16 or int8", choices=DTYPES)
-    pool: int = option(
-        4, "average similar tokens of an image until one in so many is left; 1 = keep all", at_least=1
-    )
+    pool: int = option(4, "average similar tokens of an image until one in so many is left; 1 = keep all", at_least=1)
     batch_size: int = option(64, "images encoded, and written, at a time", at_least=1)
     threads: int = option(2, "threads that decode images", at_least=1)
     tokens: bool = option(False, "index a pooled model token-wise: every patch by its own projection")
-    fit: str = option(
-        "crop", "pictures that are not square: crop = their centre, pad = whole", choices=WITH_A_GRID
-    )
+    fit: str = option("crop", "pictures that are not square: crop = their centre, pad = whole", choices=WITH_A_GRID)
     forget: bool = option(
-        False,
-        f"forget images that are gone even if they are more than {FEW} and {FORGOTTEN:.0%} of the index",
+        False, f"forget images that are gone even if they are more than {FEW} and {FORGOTTEN:.0%} of the index"
     )
     device: str = option("auto", "torch device; auto = a GPU where there is one")
 
@@ -66,9 +61,7 @@ def main(config: Build) -> None:
 def scorer_of(config: Build) -> Scorer:
     """Load the model of an index, in 16 bits where the hardware multiplies them and 8 are kept of the tokens anyway."""
     precision = best_precision(resolve(config.device)) if config.dtype == "int8" else "fp32"
-    return load_scorer(
-        config.model, None, config.device, tokens=config.tokens, fit=config.fit, precision=precision
-    )
+    return load_scorer(config.model, None, config.device, tokens=config.tokens, fit=config.fit, precision=precision)
 
 
 def up_to_date(config: Build, scorer: Scorer) -> Index:
@@ -157,9 +150,7 @@ def _opened(config: Build, scorer: Scorer, out: Path) -> Index:
     """Open the index at ``out``, or a new one. Raises UserError if it was made with another model or dtype."""
     patches = scorer.encode_images(scorer.transform(Image.new("RGB", (64, 64)))[None])
     if patches.ndim == 3 and not scorer.token_wise:
-        raise UserError(
-            f"an index cannot hold the comparisons of {scorer.name}, which are its own: add tokens=true"
-        )
+        raise UserError(f"an index cannot hold the comparisons of {scorer.name}, which are its own: add tokens=true")
     about = About(
         model=str(Path(config.model).resolve()) if Path(config.model).exists() else config.model,
         weights=weights_of(config.model),

@@ -209,8 +209,7 @@ class Index:
         rows = range(self._rows, self._rows + len(values))
         with self._transaction():
             self._table.executemany(
-                "INSERT OR REPLACE INTO images VALUES (?, ?, ?, ?)",
-                zip(paths, stamps, rows, places, strict=True),
+                "INSERT OR REPLACE INTO images VALUES (?, ?, ?, ?)", zip(paths, stamps, rows, places, strict=True)
             )
             self._table.execute("UPDATE tokens SET rows = ?, an_image = ?", (rows.stop, values.shape[1]))
         self._images.update(zip(paths, zip(stamps, rows, strict=True), strict=True))
@@ -259,11 +258,7 @@ class Index:
         """Return the tokens of one image, [n1, d] float32; pooled ones at each place that they stand for."""
         tokens = restored(self._tokens[self._images[path][1]])
         (places,) = self._table.execute("SELECT places FROM images WHERE path = ?", (path,)).fetchone()
-        return (
-            tokens
-            if places is None
-            else tokens[torch.from_numpy(np.frombuffer(places, np.uint16).astype(int))]
-        )
+        return tokens if places is None else tokens[torch.from_numpy(np.frombuffer(places, np.uint16).astype(int))]
 
     def search(self, scorer: Scorer, text: str, count: int = 10) -> list[Hit]:
         """Return the ``count`` images with the largest s^T for a text, best first; equal ones by path."""

@@ -11,11 +11,7 @@ with its flops and bytes for the paper's setting: docs/interaction_cost.md, ``py
 from filip.interaction.blockwise import Blockwise, smooth_maximum, softmax_mean, top_k_mean
 from filip.interaction.collectives import use_host_group
 from filip.interaction.dispatch import late_interaction, late_interaction_padded
-from filip.interaction.distributed import (
-    distributed_late_interaction,
-    distributed_pooled_similarity,
-    gather_ids,
-)
+from filip.interaction.distributed import distributed_late_interaction, distributed_pooled_similarity, gather_ids
 from filip.interaction.grad_cache import cached_backward
 from filip.interaction.loss import ContrastiveOutput, contrastive_loss, pooled_similarity
 from filip.interaction.module import LateInteractionLoss

@@ -110,9 +110,7 @@ class _Packed(NamedTuple):
         return scores / self.counts.clamp_min(1)[:, None] if length_normalize else scores
 
 
-def _pack(
-    queries: Tensor, documents: Tensor, queries_mask: Tensor | None, documents_mask: Tensor | None
-) -> _Packed:
+def _pack(queries: Tensor, documents: Tensor, queries_mask: Tensor | None, documents_mask: Tensor | None) -> _Packed:
     queries_mask = _mask(queries, queries_mask, "queries_mask")
     documents_mask = _mask(documents, documents_mask, "documents_mask").flatten(0, -2)
     empty = ~documents_mask.any(dim=1)

@@ -16,12 +16,7 @@ from torch import Tensor
 
 from filip.interaction.collectives import Group, gather_counts, group_key
 
-FUNCTIONS = (
-    "distributed_late_interaction",
-    "distributed_pooled_similarity",
-    "distributed_sigmoid_loss",
-    "gather_ids",
-)
+FUNCTIONS = ("distributed_late_interaction", "distributed_pooled_similarity", "distributed_sigmoid_loss", "gather_ids")
 EXCHANGES = ("gather", "ring")
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _MESSAGE_BYTES = 500
@@ -56,12 +51,7 @@ _MUST_AGREE: dict[str, tuple[str, Callable[[int], str], str]] = {
 
 
 def describe(
-    function: str,
-    image: Tensor,
-    text: Tensor,
-    texts: int,
-    exchange: str = "gather",
-    dtype: torch.dtype | None = None,
+    function: str, image: Tensor, text: Tensor, texts: int, exchange: str = "gather", dtype: torch.dtype | None = None
 ) -> Call:
     """Describe the call of ``function`` with these tokens (or vectors), multiplied in ``dtype`` (default: theirs)."""
     needs = torch.is_grad_enabled()
@@ -130,6 +120,5 @@ def _compare(calls: list[Call]) -> None:
 def _gather_messages(own: str, device: torch.device, group: Group) -> list[str]:
     encoded = own.encode()[:_MESSAGE_BYTES].ljust(_MESSAGE_BYTES, b"\0")
     return [
-        bytes(other).rstrip(b"\0").decode(errors="replace")
-        for other in gather_counts(list(encoded), device, group)
+        bytes(other).rstrip(b"\0").decode(errors="replace") for other in gather_counts(list(encoded), device, group)
     ]

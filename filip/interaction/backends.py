@@ -111,9 +111,7 @@ def run_forward(module: Backend, tokens: Tokens, save_for_backward: bool = True)
         return module.forward(tokens, save_for_backward)
 
 
-def run_backward(
-    module: Backend, tokens: Tokens, grads: Pair, residuals: Residuals, needs: tuple[bool, bool]
-) -> Pair:
+def run_backward(module: Backend, tokens: Tokens, grads: Pair, residuals: Residuals, needs: tuple[bool, bool]) -> Pair:
     """Run ``module.backward`` with autocast off, for callers who differentiate inside its context."""
     with torch.autocast(tokens.image.device.type, enabled=False):
         return module.backward(tokens, grads, residuals, needs)

@@ -44,9 +44,7 @@ class Blockwise:
         with torch.no_grad():
             for of_images, of_texts in self._blocks(tokens):
                 block = of_images.items[:, None], of_texts.items
-                i2t[block], t2i[block] = self.score(
-                    image[of_images.rows].to(wide), text[of_texts.rows].to(wide)
-                )
+                i2t[block], t2i[block] = self.score(image[of_images.rows].to(wide), text[of_texts.rows].to(wide))
         return (i2t, t2i), ()
 
     def backward(
@@ -134,9 +132,7 @@ def _check_temperature(temperature: float) -> None:
         raise ValueError(f"temperature must be positive, got {temperature}")
 
 
-def _token_wise(
-    maximum: Callable[[Tensor, int], Tensor], images: Tensor, texts: Tensor
-) -> tuple[Tensor, Tensor]:
+def _token_wise(maximum: Callable[[Tensor, int], Tensor], images: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:
     similarity = images.flatten(0, 1) @ texts.flatten(0, 1).T
     similarity = similarity.view(len(images), images.shape[1], len(texts), texts.shape[1])
     return maximum(similarity, 3).mean(dim=1), maximum(similarity, 1).mean(dim=2)

@@ -35,14 +35,7 @@ from filip.interaction.differentiation import first_derivative_only, refuse_tran
 from filip.interaction.dispatch import Plan, as_input_gradients, interact, wants_gradient
 from filip.interaction.lengths import Lengths
 from filip.interaction.loss import check_vectors, pooled_similarity
-from filip.interaction.packing import (
-    Pair,
-    Similarity,
-    accumulation_dtype,
-    check_tokens,
-    longest_of,
-    pack_images,
-)
+from filip.interaction.packing import Pair, Similarity, accumulation_dtype, check_tokens, longest_of, pack_images
 
 
 def distributed_late_interaction(
@@ -159,9 +152,7 @@ def distributed_pooled_similarity(image: Tensor, text: Tensor, *, group: Group =
     return Similarity(*_Exchange.apply(similarity, images, texts, group))
 
 
-def gather_ids(
-    ids: Tensor, *, group: Group = None, counts: Sequence[int] | None = None
-) -> tuple[Tensor, int]:
+def gather_ids(ids: Tensor, *, group: Group = None, counts: Sequence[int] | None = None) -> tuple[Tensor, int]:
     """Return all ranks' ``ids`` [b] int64 in rank order, [N], and the offset of this rank's own among them.
 
     ``counts``: those of all ranks, where they are known; otherwise the ranks tell one another.
@@ -208,10 +199,7 @@ class Layout:
 def row_layout(calls: list[Call], group: Group) -> Layout:
     """Return the layout for one vector per text: each text is one row."""
     return Layout(
-        group,
-        group_rank(group),
-        [call.images for call in calls],
-        [Lengths([1] * call.texts) for call in calls],
+        group, group_rank(group), [call.images for call in calls], [Lengths([1] * call.texts) for call in calls]
     )
 
 
@@ -240,9 +228,7 @@ class _Ring(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, image_tokens: Tensor, text_tokens: Tensor, plan: Plan, layout: Layout) -> Pair:
         images, texts = plan.tokens(image_tokens, text_tokens)[:2]
-        i2t = images.new_empty(
-            layout.images[layout.rank], sum(layout.texts), dtype=accumulation_dtype(plan.dtype)
-        )
+        i2t = images.new_empty(layout.images[layout.rank], sum(layout.texts), dtype=accumulation_dtype(plan.dtype))
         own_t2i = torch.empty_like(i2t)
         saved: list[Tensor] = []
         for owner, block in ring_blocks(texts.detach(), layout):
@@ -319,9 +305,7 @@ class _Exchange(torch.autograd.Function):
     """Return a rank's rows and its exchanged columns from one node, so that the collective always runs."""
 
     @staticmethod
-    def forward(
-        ctx: Any, own: Tensor, rows: list[int], columns: list[int], group: Group
-    ) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, own: Tensor, rows: list[int], columns: list[int], group: Group) -> tuple[Tensor, Tensor]:
         ctx.rows, ctx.columns, ctx.group = rows, columns, group
         return own.view_as(own), all_to_all_blocks(own, rows, columns, group)
 

@@ -136,9 +136,7 @@ def _detached(result: Output) -> Output:
     make = getattr(type(result), "_make", None)
     if make is None:
         return result
-    return cast(
-        Output, make(v.detach() if isinstance(v, Tensor) else v for v in cast(tuple[Any, ...], result))
-    )
+    return cast(Output, make(v.detach() if isinstance(v, Tensor) else v for v in cast(tuple[Any, ...], result)))
 
 
 def _random_state() -> tuple[Tensor, Tensor | None]:

@@ -33,9 +33,7 @@ def pooled_similarity(image: Tensor, text: Tensor) -> Similarity:
 def check_vectors(image: Tensor, text: Tensor) -> None:
     """Raise ValueError unless they are [images, d] and [texts, d] with at least one of each."""
     if image.dim() != 2 or text.dim() != 2 or image.shape[1] != text.shape[1]:
-        raise ValueError(
-            f"expected [images, d] and [texts, d], got {list(image.shape)} and {list(text.shape)}"
-        )
+        raise ValueError(f"expected [images, d] and [texts, d], got {list(image.shape)} and {list(text.shape)}")
     if image.shape[0] == 0 or text.shape[0] == 0:
         raise ValueError(f"empty batch: {image.shape[0]} images and {text.shape[0]} texts")
 
@@ -91,8 +89,7 @@ def _one_direction(logits: Tensor, target: Tensor, positives: Tensor | None) -> 
 def _positives(ids: Tensor, all_ids: Tensor, target: Tensor, n: int) -> Tensor:
     if ids.shape != target.shape or all_ids.shape != (n,):
         raise ValueError(
-            f"ids and all_ids must be [{len(target)}] and [{n}], got "
-            f"{list(ids.shape)} and {list(all_ids.shape)}"
+            f"ids and all_ids must be [{len(target)}] and [{n}], got {list(ids.shape)} and {list(all_ids.shape)}"
         )
     ids, all_ids = ids.to(target.device), all_ids.to(target.device)
     # Looking at the values would wait for a GPU and break a compiled graph; a mix-up shows on a CPU just as well.

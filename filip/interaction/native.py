@@ -76,9 +76,7 @@ def forward(tokens: Tokens, save_for_backward: bool = True) -> tuple[Pair, Resid
     return (i2t, t2i), maps
 
 
-def backward(
-    tokens: Tokens, grads: Pair, residuals: Residuals, needs: tuple[bool, bool] = (True, True)
-) -> Pair:
+def backward(tokens: Tokens, grads: Pair, residuals: Residuals, needs: tuple[bool, bool] = (True, True)) -> Pair:
     """Return float32 gradients of both inputs, from those of s^I and s^T and the maps that ``forward`` saved.
 
     One that is not needed is an empty tensor.
@@ -100,9 +98,7 @@ def smooth_forward(tokens: Tokens, temperature: float) -> Pair:
     return i2t, t2i
 
 
-def smooth_backward(
-    tokens: Tokens, temperature: float, grads: Pair, needs: tuple[bool, bool] = (True, True)
-) -> Pair:
+def smooth_backward(tokens: Tokens, temperature: float, grads: Pair, needs: tuple[bool, bool] = (True, True)) -> Pair:
     """Return float32 gradients of both inputs; one that is not needed is an empty tensor."""
     problem, upstream, found = _checked(tokens), _upstream(tokens, grads), _gradients(tokens, needs)
     shifted = _shifted(problem, temperature)
@@ -158,9 +154,7 @@ def _checked(tokens: Tokens) -> _Problem:
     )
     for side, rows, offsets in (("image", found.image, found[2]), ("text", found.text, found[3])):
         if len(offsets) < 2 or int(offsets.diff().min()) < 1 or int(offsets[-1]) != len(rows):
-            raise ValueError(
-                f"{side} lengths must be >= 1 with sum {len(rows)}; they sum to {int(offsets[-1])}"
-            )
+            raise ValueError(f"{side} lengths must be >= 1 with sum {len(rows)}; they sum to {int(offsets[-1])}")
     if reason := unavailable_reason(image, max(tokens.longest_image, max(tokens.lengths))):
         raise (RuntimeError if unavailable_reason() else ValueError)(reason)
     if image.dtype == torch.float16:
@@ -184,9 +178,7 @@ def _call(name: str, problem: _Problem, wide: bool, *others: Tensor | float | No
     ]
     code = getattr(_require_library(), name)(*arguments, *map(_argument, others))
     if code == 1:
-        raise ValueError(
-            f"{ISA_VARIABLE}={isa!r} is not an instruction set of this CPU; it has {', '.join(isas())}"
-        )
+        raise ValueError(f"{ISA_VARIABLE}={isa!r} is not an instruction set of this CPU; it has {', '.join(isas())}")
     if code == 2:
         raise MemoryError("the native kernels could not allocate their scratch memory")
 

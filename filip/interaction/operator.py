@@ -42,17 +42,13 @@ def late_interaction(
     tokens = Tokens(image_tokens.to(dtype), text_tokens.to(dtype), *lengths)
     module = choose_backend(tokens.image[:0], longest_of(*lengths), backend)
     if module is reference:
-        raise ValueError(
-            "the reference backend does not run inside torch.compile: PyTorch differentiates it itself"
-        )
+        raise ValueError("the reference backend does not run inside torch.compile: PyTorch differentiates it itself")
     found, residuals = run_forward(module, tokens, save)
     return *found, *_as_bytes(residuals if save else (), image_tokens.device)
 
 
 @late_interaction.register_fake
-def _shapes(
-    image_tokens: Tensor, text_tokens: Tensor, text_lengths: Tensor, *others: Any
-) -> tuple[Tensor, ...]:
+def _shapes(image_tokens: Tensor, text_tokens: Tensor, text_lengths: Tensor, *others: Any) -> tuple[Tensor, ...]:
     _, image_lengths, _, dtype, save = others
     shape = len(image_tokens if image_lengths is None else image_lengths), len(text_lengths)
     i2t = image_tokens.new_empty(shape, dtype=accumulation_dtype(dtype))

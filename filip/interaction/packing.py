@@ -87,8 +87,7 @@ def check_tokens(
         )
     if image_tokens.device != text_tokens.device:
         raise ValueError(
-            f"image tokens are on {image_tokens.device}, "
-            f"text tokens on {text_tokens.device}; move one of them"
+            f"image tokens are on {image_tokens.device}, text tokens on {text_tokens.device}; move one of them"
         )
     if not (image_tokens.is_floating_point() and text_tokens.is_floating_point()):
         raise ValueError(f"tokens must be floating point, got {image_tokens.dtype} and {text_tokens.dtype}")
@@ -193,9 +192,7 @@ def check_mask(image_tokens: Tensor, image_mask: Tensor) -> None:
             f"{list(image_mask.shape)}"
         )
     if image_mask.device != image_tokens.device:
-        raise ValueError(
-            f"image_mask is on {image_mask.device}, image tokens on {image_tokens.device}; move one"
-        )
+        raise ValueError(f"image_mask is on {image_mask.device}, image tokens on {image_tokens.device}; move one")
     if not bool(image_mask.any(dim=1).all()):
         raise ValueError("image_mask leaves an image without a token")
 

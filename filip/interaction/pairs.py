@@ -80,9 +80,7 @@ class _Pairs(torch.autograd.Function):
     """Function that keeps the winners, n1 + n2 numbers a pair, and multiplies block by block in either pass."""
 
     @staticmethod
-    def forward(
-        ctx: Any, image_tokens: Tensor, text_tokens: Tensor, chosen: _Chosen
-    ) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, image_tokens: Tensor, text_tokens: Tensor, chosen: _Chosen) -> tuple[Tensor, Tensor]:
         i2t, t2i, winners = _score(image_tokens, text_tokens, chosen, save=True)
         ctx.save_for_backward(image_tokens, text_tokens, *winners)
         ctx.chosen = chosen
@@ -139,10 +137,7 @@ def _score(
             of_texts, to_image = similarity.max(dim=1)
             t2i[places] = of_texts.mean(dim=1)
             if save:
-                winners += [
-                    to_text.to(index_dtype(rows.shape[1])),
-                    to_image.to(index_dtype(image_tokens.shape[1])),
-                ]
+                winners += [to_text.to(index_dtype(rows.shape[1])), to_image.to(index_dtype(image_tokens.shape[1]))]
     shape = chosen.images.shape
     return i2t.view(shape), t2i.view(shape), winners
 

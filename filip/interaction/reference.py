@@ -23,9 +23,7 @@ def late_interaction(
     With ``image_lengths`` the images are packed, too.
     """
     if image_lengths is not None:
-        alone = (
-            late_interaction(one[None], text_tokens, lengths) for one in image_tokens.split(image_lengths)
-        )
+        alone = (late_interaction(one[None], text_tokens, lengths) for one in image_tokens.split(image_lengths))
         i2t_rows, t2i_rows = zip(*alone, strict=True)
         return torch.cat(i2t_rows), torch.cat(t2i_rows)
     wide = accumulation_dtype(image_tokens.dtype)
@@ -44,9 +42,7 @@ def forward(tokens: Tokens, save_for_backward: bool = True) -> tuple[Pair, Resid
         return late_interaction(*tokens), ()
 
 
-def backward(
-    tokens: Tokens, grads: Pair, residuals: Residuals, needs: tuple[bool, bool] = (True, True)
-) -> Pair:
+def backward(tokens: Tokens, grads: Pair, residuals: Residuals, needs: tuple[bool, bool] = (True, True)) -> Pair:
     """Return the gradients of both inputs by PyTorch's own differentiation of the equation."""
     with torch.enable_grad():
         wide = accumulation_dtype(tokens.image.dtype)

@@ -84,9 +84,7 @@ def forward(tokens: Tokens, save_for_backward: bool = True) -> tuple[Pair, Resid
         span = slice(texts_by.offsets[texts.start], texts_by.offsets[texts.stop])
         block = blocks(images.start, images.stop)
         tile = product(block.of(image), text[span])
-        tile = tile.view(
-            images.stop - images.start, -1, texts.stop - texts.start, texts_by.lengths[texts.start]
-        )
+        tile = tile.view(images.stop - images.start, -1, texts.stop - texts.start, texts_by.lengths[texts.start])
         if isinstance(residuals, Maps):
             of_images, index = tile.max(dim=3)
             index = index.flatten(0, 1)
@@ -133,9 +131,7 @@ def _block(order: Order, device: torch.device, first: int, last: int) -> Block:
     return Block(rows, *(part.to(device) for part in (padded, inside, kept, per_image)))
 
 
-def backward(
-    tokens: Tokens, grads: Pair, residuals: Residuals, needs: tuple[bool, bool] = (True, True)
-) -> Pair:
+def backward(tokens: Tokens, grads: Pair, residuals: Residuals, needs: tuple[bool, bool] = (True, True)) -> Pair:
     """Return both inputs' gradients, in the accumulation dtype, from those of s^I and s^T [images, texts]."""
     image, text, device = tokens.image, tokens.text, tokens.image.device
     wide = accumulation_dtype(image.dtype)

@@ -56,9 +56,7 @@ def token_scores(
     rows, wide = image_tokens.flatten(0, 1), accumulation_dtype(image_tokens.dtype)
     if score == "salience":
         with torch.autocast(rows.device.type, enabled=False):
-            of_images, of_texts = (
-                -(tokens.to(wide) @ tokens.to(wide).mean(dim=0)) for tokens in (rows, text_tokens)
-            )
+            of_images, of_texts = (-(tokens.to(wide) @ tokens.to(wide).mean(dim=0)) for tokens in (rows, text_tokens))
         return of_images.view(image_tokens.shape[:2]), of_texts
     image_scores, text_scores = [], torch.full_like(text_tokens[:, 0], -math.inf, dtype=wide)
     with torch.autocast(rows.device.type, enabled=False):
@@ -192,9 +190,7 @@ def _best(scores: Tensor, lengths: list[int], counts: list[int]) -> Tensor:
     per_item = torch.tensor(lengths)
     items = torch.repeat_interleave(torch.arange(len(lengths)), per_item)
     rank = torch.arange(len(items)) - torch.tensor(offsets_of(lengths)[:-1])[items]
-    best = (rank < torch.tensor(counts)[items]).nonzero()[
-        :, 0
-    ]  # on the host, where reading a number does not wait
+    best = (rank < torch.tensor(counts)[items]).nonzero()[:, 0]  # on the host, where reading a number does not wait
     # Two stable sorts (topk promises nothing about ties): by item, within it by falling score, then by index.
     order = scores.argsort(descending=True, stable=True)
     order = order[items.to(scores.device)[order].argsort(stable=True)]

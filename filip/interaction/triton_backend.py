@@ -102,8 +102,6 @@ def forward(tokens: Tokens, save_for_backward: bool = True) -> tuple[Pair, Resid
     return triton_launch.forward(KERNELS, tokens, save_for_backward)
 
 
-def backward(
-    tokens: Tokens, grads: Pair, residuals: Residuals, needs: tuple[bool, bool] = (True, True)
-) -> Pair:
+def backward(tokens: Tokens, grads: Pair, residuals: Residuals, needs: tuple[bool, bool] = (True, True)) -> Pair:
     """Return float32 gradients of both inputs; one that is not needed is an empty tensor."""
     return triton_launch.backward(KERNELS, tokens, grads, residuals, needs)

@@ -38,9 +38,7 @@ def _within(rows: tl.constexpr, feature, d: tl.constexpr):
     The features of whole rows are numbered in one, by which the compiler knows their distances from one address.
     """
     if feature.shape[0] == d:
-        return tl.max_contiguous(
-            tl.multiple_of(tl.reshape(tl.arange(0, rows * d), [rows, d]), [1, 16]), [1, 16]
-        )
+        return tl.max_contiguous(tl.multiple_of(tl.reshape(tl.arange(0, rows * d), [rows, d]), [1, 16]), [1, 16])
     return tl.arange(0, rows)[:, None] * d + feature[None, :]
 
 
@@ -106,9 +104,7 @@ def forward_kernel(
             y = _rows(texts, first + p, GROUP, feature, d)
             tile = _dot(y, x, tile, WIDEN)
         else:
-            for low in range(
-                0, width, BLOCK_K
-            ):  # of d features; the compiler would unroll a number that it knows
+            for low in range(0, width, BLOCK_K):  # of d features; the compiler would unroll a number that it knows
                 part = low + feature
                 y = _rows(texts, first + p, GROUP, part, d)
                 tokens_at = images + source[None, :].to(tl.int64) * d + part[:, None]

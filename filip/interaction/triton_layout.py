@@ -47,9 +47,7 @@ def _lay_out(lengths: list[int], device: torch.device) -> Layout:
     order = by_length(lengths, torch.device("cpu"))
     missing = -len(lengths) % GROUP
     length = F.pad(torch.tensor(order.lengths), (0, missing))
-    before = F.pad(
-        order.rows[order.offsets[:-1]], (0, missing)
-    )  # the caller's row of each caption's first token
+    before = F.pad(order.rows[order.offsets[:-1]], (0, missing))  # the caller's row of each caption's first token
     positions = length.view(-1, GROUP).amax(dim=1)
     tiles = positions + positions % 2
     first = tiles.cumsum(0) - tiles
@@ -57,15 +55,7 @@ def _lay_out(lengths: list[int], device: torch.device) -> Layout:
     position = torch.arange(len(group)) - first[group]
     slot = group[:, None] * GROUP + torch.arange(GROUP)
     row = before[slot] + torch.minimum(position[:, None], (length[slot] - 1).clamp_min(0))
-    found = (
-        F.pad(order.items, (0, missing), value=-1),
-        length,
-        first,
-        positions,
-        group,
-        position,
-        row.flatten(),
-    )
+    found = (F.pad(order.items, (0, missing), value=-1), length, first, positions, group, position, row.flatten())
     return Layout(*(part.to(device, torch.int32) for part in found))
 
 
@@ -94,9 +84,7 @@ class Part(NamedTuple):
         if self.ragged:
             _, first, tokens, start = self.places.long()[:, :, None]
             token = start + torch.arange(self.rows, device=images.device)
-            of_blocks = images[first + token.minimum(tokens - 1)].masked_fill_(
-                (token >= tokens)[:, :, None], 0
-            )
+            of_blocks = images[first + token.minimum(tokens - 1)].masked_fill_((token >= tokens)[:, :, None], 0)
         else:
             of_blocks = images.view(self.blocks, -1, images.shape[1])
         missing = self.rows - of_blocks.shape[1], -self.blocks % count

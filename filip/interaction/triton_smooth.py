@@ -81,13 +81,7 @@ def forward(tokens: Tokens, temperature: float, save_for_backward: bool = True) 
 
 
 def backward(
-    tokens: Tokens,
-    temperature: float,
-    grads: Pair,
-    residuals: Residuals,
-    needs: tuple[bool, bool] = (True, True),
+    tokens: Tokens, temperature: float, grads: Pair, residuals: Residuals, needs: tuple[bool, bool] = (True, True)
 ) -> Pair:
     """Return float32 gradients of both inputs; one that is not needed is an empty tensor."""
-    return triton_launch.backward(
-        KERNELS, tokens, grads, residuals, needs, (1 / (temperature * math.log(2)),)
-    )
+    return triton_launch.backward(KERNELS, tokens, grads, residuals, needs, (1 / (temperature * math.log(2)),))

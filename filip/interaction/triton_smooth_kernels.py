@@ -46,9 +46,7 @@ def smooth_forward_kernel(
     sums = tl.zeros([IMAGES * ROWS, GROUP], tl.float32)
     logarithms = tl.zeros([IMAGES, GROUP], tl.float32)
     for p in range(0, tl.load(positions_ptr + group)):
-        tile = _product(
-            images, tl.program_id(0), texts, first + p, IMAGES * ROWS, GROUP, d, width, BLOCK_K, WIDEN
-        )
+        tile = _product(images, tl.program_id(0), texts, first + p, IMAGES * ROWS, GROUP, d, width, BLOCK_K, WIDEN)
         own = p < length
         power = tl.where(exists[:, None] & own[None, :], tl.exp2(tile * to_exponent), 0.0)
         sums += power
@@ -57,9 +55,7 @@ def smooth_forward_kernel(
         if not FIRST:
             column += tl.load(entry_sums + at, mask=real, other=0.0)
         if LAST:
-            logarithms += tl.where(
-                own[None, :] & real, tl.log2(tl.where(own[None, :] & real, column, 1.0)), 0.0
-            )
+            logarithms += tl.where(own[None, :] & real, tl.log2(tl.where(own[None, :] & real, column, 1.0)), 0.0)
         if SAVE or not LAST:
             tl.store(entry_sums + at, column, mask=(place < n_blocks)[:, None])
     if SAVE:

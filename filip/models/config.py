@@ -36,9 +36,7 @@ class ImageTowerConfig:
     patch_size: int | None = field(default=None, metadata={"help": "px; null = as the timm name says"})
     width: int | None = field(default=None, metadata={"help": "channels; null = as the timm name says"})
     layers: int | None = field(default=None, metadata={"help": "blocks; null = as the timm name says"})
-    heads: int | None = field(
-        default=None, metadata={"help": "attention heads; null = as the timm name says"}
-    )
+    heads: int | None = field(default=None, metadata={"help": "attention heads; null = as the timm name says"})
     activation: str | None = field(
         default="gelu", metadata={"help": "gelu, quick_gelu, gelu_tanh, or null = as the timm name says"}
     )
@@ -53,8 +51,7 @@ class ImageTowerConfig:
     )
     stem_stride: int = field(default=16, metadata={"help": "px per cell of the stem's feature map"})
     stem_cells: int = field(
-        default=1,
-        metadata={"help": "cells of the feature map along a side of a patch: 2 makes a patch of 2 x 2"},
+        default=1, metadata={"help": "cells of the feature map along a side of a patch: 2 makes a patch of 2 x 2"}
     )
     options: dict[str, Any] = field(
         default_factory=dict, metadata={"help": "further arguments of the timm model, e.g. {reg_tokens: 4}"}
@@ -68,9 +65,7 @@ class TextTowerConfig:
     width: int = field(default=512, metadata={"help": "channels"})
     layers: int = field(default=12, metadata={"help": "blocks"})
     heads: int = field(default=8, metadata={"help": "attention heads; width must be divisible by it"})
-    context_length: int = field(
-        default=77, metadata={"help": "longest caption in tokens, [BOS] and [EOS] included"}
-    )
+    context_length: int = field(default=77, metadata={"help": "longest caption in tokens, [BOS] and [EOS] included"})
     vocab_size: int = field(default=49408, metadata={"help": "word vectors; CLIP's BPE has 49408 tokens"})
     activation: str = field(default="gelu", metadata={"help": "gelu, quick_gelu or gelu_tanh"})
     tokenizer: str | None = field(
@@ -87,9 +82,7 @@ class TextTowerConfig:
             "SigLIP's; null = causal and blind to padding, as CLIP's"
         },
     )
-    mlp_width: int | None = field(
-        default=None, metadata={"help": "hidden channels of a block; null = 4 x width"}
-    )
+    mlp_width: int | None = field(default=None, metadata={"help": "hidden channels of a block; null = 4 x width"})
     norm_eps: float = field(default=1e-5, metadata={"help": "epsilon in the LayerNorms; SigLIP's is 1e-6"})
 
     @property
@@ -104,9 +97,7 @@ class ModelConfig:
     """FILIP (``interaction: token_wise``) or CLIP with the same encoders (``interaction: pooled``)."""
 
     name: str = field(default="base", metadata={"help": "shown in tables"})
-    image: ImageTowerConfig = field(
-        default_factory=ImageTowerConfig, metadata={"help": "the vision transformer"}
-    )
+    image: ImageTowerConfig = field(default_factory=ImageTowerConfig, metadata={"help": "the vision transformer"})
     text: TextTowerConfig = field(default_factory=TextTowerConfig, metadata={"help": "the text transformer"})
     embed_dim: int = field(default=256, metadata={"help": "channels of each token (or pooled) embedding"})
     interaction: str = field(
@@ -127,9 +118,7 @@ class ModelConfig:
     )
     exclude_special_tokens: bool = field(
         default=False,
-        metadata={
-            "help": "leave [BOS] and [EOS] out of the interaction, in training and evaluation (paper: both in)"
-        },
+        metadata={"help": "leave [BOS] and [EOS] out of the interaction, in training and evaluation (paper: both in)"},
     )
     init_temperature: float = field(default=0.07, metadata={"help": "the scale starts at 1 / this"})
     max_logit_scale: float = field(default=100.0, metadata={"help": "clamp of the scale (paper: open)"})
@@ -204,9 +193,7 @@ def _build(schema: type, values: dict[str, Any], where: str) -> Any:
     if unknown:
         raise UserError(f"{where} has no key {unknown[0]!r}; known: {', '.join(fields)}")
     nested = {"image": ImageTowerConfig, "text": TextTowerConfig} if schema is ModelConfig else {}
-    return schema(
-        **{k: _build(nested[k], v, f"{where}.{k}") if k in nested else v for k, v in values.items()}
-    )
+    return schema(**{k: _build(nested[k], v, f"{where}.{k}") if k in nested else v for k, v in values.items()})
 
 
 def preset_names() -> list[str]:

@@ -58,12 +58,8 @@ class Encoded(NamedTuple):
     logit_scale: Tensor  # [1], the factor itself, not its logarithm
     pooled: PooledFeatures | None = None  # in addition to tokens, if requested
     further: TextFeatures | None = None  # tokens of further captions, if given; some have none
-    parameters: Mapping[str, Tensor] = MappingProxyType(
-        {}
-    )  # parameters of the loss by name, each [1, ...] float32
-    image_lengths: Tensor | None = (
-        None  # [b] int64, tokens of each image; what is behind them is padding. None: all n1
-    )
+    parameters: Mapping[str, Tensor] = MappingProxyType({})  # parameters of the loss by name, each [1, ...] float32
+    image_lengths: Tensor | None = None  # [b] int64, tokens of each image; what is behind them is padding. None: all n1
 
 
 class DualEncoder(nn.Module):
@@ -78,9 +74,7 @@ class DualEncoder(nn.Module):
         self.config = config.check()
         self.image = ImageTower(config.image, config.embed_dim)
         self.text = TextTower(config.text, config.embed_dim)
-        self.json_tokenizer: JsonTokenizer | None = (
-            None  # read when it is needed, or set by what loads a model
-        )
+        self.json_tokenizer: JsonTokenizer | None = None  # read when it is needed, or set by what loads a model
         # One element, not zero dimensions: DeepSpeed cannot partition a scalar tensor.
         self.logit_scale = nn.Parameter(torch.full((1,), -math.log(config.init_temperature)))
         self.image_pool: Pooling | None = None
@@ -168,9 +162,7 @@ class DualEncoder(nn.Module):
             if further_lengths is not None:
                 further = self._text_tokens(words[own:], further_lengths)
             if tokens_and_vectors:
-                vectors = PooledFeatures(
-                    self._image_vectors(states, patches), self._text_vectors(words[:own], lengths)
-                )
+                vectors = PooledFeatures(self._image_vectors(states, patches), self._text_vectors(words[:own], lengths))
         else:
             text = self._pooled_text(ids, lengths)
         # Copies, since ZeRO-3 takes the parameters themselves away at the end of this call.
@@ -279,9 +271,7 @@ class DualEncoder(nn.Module):
 
     def _word_states(self, ids: Tensor, lengths: Tensor, only_last: bool = False) -> Tensor:
         if ids.shape[1] > self.text.context_length:
-            raise ValueError(
-                f"captions of {ids.shape[1]} tokens; the text tower takes {self.text.context_length}"
-            )
+            raise ValueError(f"captions of {ids.shape[1]} tokens; the text tower takes {self.text.context_length}")
         return self.text(ids, lengths, only_last=only_last)
 
     def scale(self) -> Tensor:

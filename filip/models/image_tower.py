@@ -142,13 +142,9 @@ def _create_trunk(config: ImageTowerConfig) -> VisionTransformer | Eva | NaFlexV
         stem = stem_layer(config.stem, config.stem_stride, config.stem_cells, config.image_size)
         arguments |= {"patch_size": config.stem_cells, "embed_layer": stem}
     try:
-        trunk = timm.create_model(
-            config.timm, img_size=config.image_size, num_classes=0, global_pool="", **arguments
-        )
+        trunk = timm.create_model(config.timm, img_size=config.image_size, num_classes=0, global_pool="", **arguments)
     except (RuntimeError, TypeError, AssertionError, ValueError) as error:
-        raise UserError(
-            f"timm cannot build model.image.timm={config.timm!r} with {arguments}: {error}"
-        ) from error
+        raise UserError(f"timm cannot build model.image.timm={config.timm!r} with {arguments}: {error}") from error
     if not isinstance(trunk, VisionTransformer | Eva | NaFlexVit):
         raise UserError(
             f"model.image.timm={config.timm!r} is a {type(trunk).__name__}; choose a VisionTransformer, an Eva "

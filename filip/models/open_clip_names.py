@@ -24,11 +24,7 @@ _IMAGE_BLOCK = {
     "mlp.fc1": "mlp.c_fc",
     "mlp.fc2": "mlp.c_proj",
 }
-_TEXT = {
-    "token_embedding.weight": "token_embedding.weight",
-    "pos_embed": "positional_embedding",
-    "norm": "ln_final",
-}
+_TEXT = {"token_embedding.weight": "token_embedding.weight", "pos_embed": "positional_embedding", "norm": "ln_final"}
 _TEXT_BLOCK = {
     "norm1": "ln_1",
     "norm2": "ln_2",

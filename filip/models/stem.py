@@ -45,9 +45,7 @@ class Stem(nn.Module):
         try:
             network: Any = timm.create_model(name, features_only=True)
         except (RuntimeError, TypeError, AttributeError) as error:
-            raise UserError(
-                f"timm cannot build model.image.stem={name!r} as a feature map: {error}"
-            ) from error
+            raise UserError(f"timm cannot build model.image.stem={name!r} as a feature map: {error}") from error
         strides = network.feature_info.reduction()
         if stride not in strides:
             raise UserError(
@@ -151,6 +149,4 @@ def stem_layer(name: str, stride: int, cells: int, image_size: int) -> Callable[
             f"model.image.image_size={image_size} is not a multiple of model.image.stem_stride={stride}{times}; pixels "
             "at the border would be seen by part of a cell"
         )
-    return partial(
-        HybridEmbed, backbone=Stem(name, stride), feature_size=image_size // stride, feature_ratio=stride
-    )
+    return partial(HybridEmbed, backbone=Stem(name, stride), feature_size=image_size // stride, feature_ratio=stride)

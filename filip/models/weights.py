@@ -24,10 +24,7 @@ STAGES = "image.trunk.patch_embed.backbone.network.blocks."
 
 
 def save_model(
-    path: str | Path,
-    model: DualEncoder,
-    extra: dict[str, Any] | None = None,
-    state: dict[str, Any] | None = None,
+    path: str | Path, model: DualEncoder, extra: dict[str, Any] | None = None, state: dict[str, Any] | None = None
 ) -> None:
     """Write ``model`` (or ``state``, its state dict gathered elsewhere) as float32, atomically.
 
@@ -53,10 +50,7 @@ def save_compact(path: str | Path, model: DualEncoder, extra: dict[str, Any] | N
     rows = taught(embedding)
     state |= {EMBEDDING: embedding[rows], ROWS: rows.nonzero()[:, 0].to(torch.int32)}
     half = {
-        name: tensor.detach()
-        .cpu()
-        .to(torch.float16 if tensor.is_floating_point() else tensor.dtype)
-        .contiguous()
+        name: tensor.detach().cpu().to(torch.float16 if tensor.is_floating_point() else tensor.dtype).contiguous()
         for name, tensor in state.items()
     }
     metadata = {"config": json.dumps(dataclasses.asdict(model.config)), "extra": json.dumps(extra or {})}
@@ -137,10 +131,7 @@ def _json(path: str | Path, text: str) -> dict[str, Any]:
 
 def _difference(expected: dict[str, torch.Tensor], found: dict[str, torch.Tensor]) -> str:
     """Describe the first missing, unexpected or mis-shaped tensor of a state dict; "" if it fits."""
-    for names, verb in (
-        (expected.keys() - found.keys(), "lacks"),
-        (found.keys() - expected.keys(), "also has"),
-    ):
+    for names, verb in ((expected.keys() - found.keys(), "lacks"), (found.keys() - expected.keys(), "also has")):
         if names:
             return f"it {verb} {sorted(names)[0]}, of {len(names)} tensors in all"
     for name, tensor in expected.items():
@@ -160,7 +151,6 @@ def _read(path: str | Path, tensors: bool = True) -> tuple[dict[str, str], dict[
         raise UserError(f"{path} is not a safetensors file, or is damaged ({error})") from error
     if "config" not in metadata:
         raise UserError(
-            f"{path} is a safetensors file without a model configuration; give the file that training wrote "
-            "(out=…)"
+            f"{path} is a safetensors file without a model configuration; give the file that training wrote (out=…)"
         )
     return metadata, state

@@ -66,18 +66,14 @@ def differences(
     shared = shared_columns([*ours, *baseline])
     chosen = shared if columns is None else list(columns)
     if missing := [name for name in chosen if name not in shared]:
-        raise UserError(
-            f"no outcomes of {missing[0]} in every training; there are {', '.join(shared) or 'none'}"
-        )
+        raise UserError(f"no outcomes of {missing[0]} in every training; there are {', '.join(shared) or 'none'}")
     runs = {"ours": ours, "baseline": baseline}
     return Resampled(runs, {name: [name] for name in chosen}, resamples, seed).difference("ours", "baseline")
 
 
 def shared_columns(records: Sequence[Record]) -> list[str]:
     """Return the columns ("<group>/<measure>") that every one of the records has."""
-    names = [
-        [f"{group}/{measure}" for group, r in record.items() for measure in r.values] for record in records
-    ]
+    names = [[f"{group}/{measure}" for group, r in record.items() for measure in r.values] for record in records]
     return [name for name in names[0] if all(name in others for others in names)] if names else []
 
 
@@ -167,9 +163,7 @@ class Resampled:
             interval = (float(low[n]), float(high[n]))
             p = float(p_values[n])
             found.append(
-                Difference(
-                    name, float(effects[n]), interval, p, adjusted[n], queries, clusters_of_it, trainings
-                )
+                Difference(name, float(effects[n]), interval, p, adjusted[n], queries, clusters_of_it, trainings)
             )
         return found
 
@@ -240,10 +234,7 @@ def _draws(rng: np.random.Generator, clusters: int, resamples: int) -> Iterator[
     for start in range(0, resamples, step):
         size = min(step, resamples - start)
         drawn = rng.integers(0, clusters, size=(size, clusters)) + clusters * np.arange(size)[:, None]
-        yield (
-            start,
-            np.bincount(drawn.ravel(), minlength=size * clusters).reshape(size, clusters).astype(float),
-        )
+        yield (start, np.bincount(drawn.ravel(), minlength=size * clusters).reshape(size, clusters).astype(float))
 
 
 def _over_images(drawn: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -277,9 +268,7 @@ def over_trainings(
 def _in_order(found: Outcomes, measure: str, keys: np.ndarray, group: str) -> np.ndarray:
     order, wanted = np.argsort(found.key, kind="stable"), np.argsort(keys, kind="stable")
     if not np.array_equal(found.key[order], keys[wanted]):
-        raise UserError(
-            f"{group}: the runs were evaluated on different images; evaluate them on the same copy"
-        )
+        raise UserError(f"{group}: the runs were evaluated on different images; evaluate them on the same copy")
     values = np.empty(len(keys))
     values[wanted] = found.values[measure][order]
     return values

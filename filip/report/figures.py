@@ -27,9 +27,7 @@ from filip.train.telemetry import read_log
 @dataclass
 class Figures:
     results: str = option(MISSING, "results of a study, e.g. results/demo")
-    study: str | None = option(
-        None, "study config; null = RESULTS/study.json, which the results were made with"
-    )
+    study: str | None = option(None, "study config; null = RESULTS/study.json, which the results were made with")
     out_dir: str | None = option(None, "folder for the figures; null = RESULTS/figures", writes="folder")
     png: bool = option(False, "write the plots as PNG too")
 
@@ -67,9 +65,7 @@ def _confusion(study: Study, results: Results, tables: Mapping[str, Table]) -> F
         entry = results.evaluation(run, "zero_shot")
         if entry and entry["benchmarks"]:
             label = study.label(run) + (", first seed" if len(study.replicas(run)) > 1 else "")
-            named = {
-                name: titles.get(name) or titles.get(f"{name}_top1", name) for name in entry["benchmarks"]
-            }
+            named = {name: titles.get(name) or titles.get(f"{name}_top1", name) for name in entry["benchmarks"]}
             shown = {named[name]: task for name, task in entry["benchmarks"].items()}
             return table_plots.confusions(shown, label, looks(study)[run])
     return table_plots.confusions({}, "")

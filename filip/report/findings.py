@@ -44,10 +44,7 @@ NOTE = (
 def findings(tables: Mapping[str, Table]) -> pd.DataFrame:
     """Return a row of fractions for each headline column that was measured; a missing baseline's columns are empty."""
     found = [
-        record
-        for name, area, ending in HEADLINES
-        if name in tables
-        for record in _findings(tables[name], area, ending)
+        record for name, area, ending in HEADLINES if name in tables for record in _findings(tables[name], area, ending)
     ]
     return pd.DataFrame(found, columns=list(COLUMNS), dtype=object)
 
@@ -123,19 +120,6 @@ def findings_grid(found: pd.DataFrame, below: Line | None = None) -> Grid:
             shown += [less, Shown(f"{item.p:.2g}")]
         label = item.measure if len(pairs) == 1 else f"{item.measure}: {item.row}"
         lines.append(Line(label, [*shown, *words(str(item.trainings), item.finding)], item.area))
-    heads = [
-        Head(base or "baseline"),
-        Head(ours),
-        Head("chance"),
-        Head("difference"),
-        Head("p"),
-        Head("trainings"),
-    ]
+    heads = [Head(base or "baseline"), Head(ours), Head("chance"), Head("difference"), Head("p"), Head("trainings")]
     title = "What differs, and by how much"
-    return Grid(
-        [*heads, Head("finding", words=True)],
-        [*lines, *([below] if below else [])],
-        title,
-        [NOTE],
-        whole=True,
-    )
+    return Grid([*heads, Head("finding", words=True)], [*lines, *([below] if below else [])], title, [NOTE], whole=True)

@@ -132,12 +132,8 @@ def _grid(samples: Sequence[str | Mapping[str, Any]], title: str) -> Grid:
     """Return samples as a table: a text a row, or a row for each of several fields."""
     rows = [sample if isinstance(sample, dict) else {"sample": sample} for sample in samples]
     heads = list(dict.fromkeys(key for row in rows for key in row))
-    lines = [
-        Line(str(number), [Shown(_text(row.get(key))) for key in heads]) for number, row in enumerate(rows, 1)
-    ]
-    return Grid(
-        [Head(key.replace("_", " "), words=True) for key in heads], lines, title, corner="row", whole=True
-    )
+    lines = [Line(str(number), [Shown(_text(row.get(key))) for key in heads]) for number, row in enumerate(rows, 1)]
+    return Grid([Head(key.replace("_", " "), words=True) for key in heads], lines, title, corner="row", whole=True)
 
 
 def _text(value: Any) -> str:

@@ -53,14 +53,10 @@ SHEET = "eval/alignment_compared.png"  # below the results: words on patches
 @dataclass
 class Page:
     results: str = option(MISSING, "results of a study, e.g. results/demo")
-    study: str | None = option(
-        None, "study config; null = RESULTS/study.json, which the results were made with"
-    )
+    study: str | None = option(None, "study config; null = RESULTS/study.json, which the results were made with")
     out: str | None = option(None, "the page; null = RESULTS/report.html", writes="file")
     figures: str | None = option(None, "folder of the figures; null = RESULTS/figures")
-    explorer: str | None = option(
-        None, "page that the report links to; null = explore.html next to it, if it is there"
-    )
+    explorer: str | None = option(None, "page that the report links to; null = explore.html next to it, if it is there")
 
 
 def main(config: Page) -> None:

@@ -77,6 +77,4 @@ class Results:
         try:
             return json.loads(file.read_text(encoding="utf-8"))
         except json.JSONDecodeError as error:
-            raise UserError(
-                f"{file} is not valid JSON ({error}); delete it and run its rule again"
-            ) from error
+            raise UserError(f"{file} is not valid JSON ({error}); delete it and run its rule again") from error

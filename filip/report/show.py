@@ -40,12 +40,7 @@ def load(where: str) -> dict[str, Any]:
 def text(summary: dict[str, Any], width: int = 110) -> str:
     """Return the summary as plain text, no line longer than ``width`` where that is possible."""
     tables = [Table.from_json(table).grid() for table in summary["tables"].values()]
-    grids = [
-        stages_grid(summary["stages"]),
-        funnel_grid(summary["funnel"]),
-        *tables,
-        runs_grid(summary["runs"]),
-    ]
+    grids = [stages_grid(summary["stages"]), funnel_grid(summary["funnel"]), *tables, runs_grid(summary["runs"])]
     return "\n".join(render(grid, "text", width) for grid in grids)
 
 

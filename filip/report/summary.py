@@ -37,9 +37,7 @@ SHOWN_FACTS = {  # facts of a run, with their titles and formats
 @dataclass
 class Summary:
     results: str = option(MISSING, "results of a study, e.g. results/demo")
-    study: str | None = option(
-        None, "study config; null = RESULTS/study.json, which the results were made with"
-    )
+    study: str | None = option(None, "study config; null = RESULTS/study.json, which the results were made with")
     out: str | None = option(None, "the summary, JSON; null = RESULTS/summary.json", writes="file")
 
 
@@ -120,20 +118,14 @@ def funnel_grid(funnel: Sequence[Mapping[str, Any]]) -> Grid:
         shown = words(stage.get("source") or "", *counts, stage.get("unit") or "pairs")
         lines.append(Line(stage["stage"].replace("_", " "), shown))
         for reason, count in dropped.items():
-            lines.append(
-                Line(f"· {reason.replace('_', ' ')}", words("", "", "", f"{count:,}", ""), kind="difference")
-            )
+            lines.append(Line(f"· {reason.replace('_', ' ')}", words("", "", "", f"{count:,}", ""), kind="difference"))
     heads = [Head("source", words=True), *map(Head, ("in", "out", "dropped")), Head("unit", words=True)]
     return Grid(heads, lines, "Data funnel", corner="stage", whole=True)
 
 
 def runs_grid(runs: Mapping[str, Mapping[str, Any]]) -> Grid:
     """Return speed, memory and commit of each training."""
-    heads = [
-        Head("id", words=True),
-        *(Head(title) for title, _ in SHOWN_FACTS.values()),
-        Head("precision", words=True),
-    ]
+    heads = [Head("id", words=True), *(Head(title) for title, _ in SHOWN_FACTS.values()), Head("precision", words=True)]
     lines = []
     for name, run in runs.items():
         facts = ["–" if run[key] is None else format(run[key], how) for key, (_, how) in SHOWN_FACTS.items()]

@@ -58,20 +58,8 @@ class Cell:
 
     def record(self) -> dict[str, Any]:
         """Return the cell as a part of a row of the frame."""
-        body = (
-            self.value,
-            self.chance,
-            self.n,
-            *(self.ci95 or (None, None)),
-            self.seeds,
-            self.std,
-            self.reason,
-        )
-        less = (
-            (self.less.effect, *self.less.interval, self.less.p, self.less.holds)
-            if self.less
-            else (None,) * 5
-        )
+        body = (self.value, self.chance, self.n, *(self.ci95 or (None, None)), self.seeds, self.std, self.reason)
+        less = (self.less.effect, *self.less.interval, self.less.p, self.less.holds) if self.less else (None,) * 5
         return dict(zip((*BODY, *LESS, "leads"), (*body, *less, self.leads), strict=True))
 
     @staticmethod
@@ -210,9 +198,7 @@ class Table:
             lines.append(Line(label, cells, row.section, row.kind, row.origin))
             found = [row.cells[column.key].less for column in columns]
             if any(found):
-                cells = [
-                    difference(less.effect, less.interval, less.holds) if less else Shown() for less in found
-                ]
+                cells = [difference(less.effect, less.interval, less.holds) if less else Shown() for less in found]
                 lines.append(Line(f"less {base.label}", cells, row.section, "difference"))
         known = {row.label: row.origin for row in rows if row.kind != "paper" and row.run_id}
         origins = "; ".join(f"{label}: {where}" for label, where in known.items() if where)

@@ -40,12 +40,7 @@ def benchmark_dots(table: Table, looks: Looks) -> Figure:
     for line, row in shown:
         value, low, high, _ = (found.loc[line].to_numpy() for found in percent.values())
         if line not in ours:
-            style: dict[str, Any] = {
-                "mfc": "none",
-                "mec": INK,
-                "ms": 5.5,
-                "label": f"{row.label} (published)",
-            }
+            style: dict[str, Any] = {"mfc": "none", "mec": INK, "ms": 5.5, "label": f"{row.label} (published)"}
             there = ~np.isnan(value)
             axis.plot(value[there], places[there], next(marks), **style)
             continue
@@ -168,9 +163,7 @@ def _ratio_axis(axis: Axes, which: str, values: pd.Series) -> None:
 
 def legend_of_all(figure: Figure, axes: Sequence[Axes], columns: int, title: str = "") -> None:
     """Put one legend below for the labels of all panels, each once."""
-    entries = {
-        text: mark for axis in axes for mark, text in zip(*axis.get_legend_handles_labels(), strict=True)
-    }
+    entries = {text: mark for axis in axes for mark, text in zip(*axis.get_legend_handles_labels(), strict=True)}
     if entries:
         figure.legend(
             handles=list(entries.values()),
@@ -219,13 +212,7 @@ def _recall_panel(axis: Axes, table: Table, columns: list[Column], looks: Looks)
         style: dict[str, Any] = {"color": look.colour, "label": row.label, "linewidth": 1.6, "markersize": 4}
         axis.plot(shifted, value, f"o{look.line}", **style)
         axis.errorbar(
-            shifted,
-            value,
-            _reach(value, low, high),
-            fmt="none",
-            ecolor=look.colour,
-            elinewidth=1.1,
-            capsize=2,
+            shifted, value, _reach(value, low, high), fmt="none", ecolor=look.colour, elinewidth=1.1, capsize=2
         )
     chance = percent["chance"].loc[[line for line, _ in measured], keys].to_numpy()
     if len(chance) and not np.isnan(chance[0]).any():
@@ -239,9 +226,7 @@ def _recall_panel(axis: Axes, table: Table, columns: list[Column], looks: Looks)
     axis.grid(True, axis="y")
 
 
-def confusions(
-    tasks: Mapping[str, Mapping[str, Any]], label: str, look: Look | None = None, most: int = 12
-) -> Figure:
+def confusions(tasks: Mapping[str, Mapping[str, Any]], label: str, look: Look | None = None, most: int = 12) -> Figure:
     """Draw the most frequent mistakes of a run, by task. tasks: {title: an entry of zero_shot.json}; label: the run's.
 
     Where no pair of classes stands out (few images per class), the classes that are most often predicted wrongly.

@@ -27,9 +27,7 @@ FORMATS = {"md": "markdown", "csv": "csv", "tex": "latex", "html": "html"}  # by
 @dataclass
 class Tables:
     results: str = option(MISSING, "results of a study, e.g. results/demo")
-    study: str | None = option(
-        None, "study config; null = RESULTS/study.json, which the results were made with"
-    )
+    study: str | None = option(None, "study config; null = RESULTS/study.json, which the results were made with")
     out_dir: str | None = option(None, "folder for the tables; null = RESULTS/tables", writes="folder")
     published: str = option("eval/published.yaml", "published numbers")
     resamples: int = option(

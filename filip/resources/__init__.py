@@ -63,11 +63,7 @@ def find(kind: str, name: str | Path) -> Path:
     lie = ", ".join(known) if len(known) <= _LISTED else f"{len(known)}, all in {shipped(of.folder)}"
     raise UserError(
         f"there is no {of.title}, file or folder {str(name)!r}"
-        + (
-            f"; did you mean {' or '.join(map(repr, near))}? The {of.title}s are "
-            if near
-            else f"; {of.title}s are "
-        )
+        + (f"; did you mean {' or '.join(map(repr, near))}? The {of.title}s are " if near else f"; {of.title}s are ")
         + f"{lie}"
     )
 

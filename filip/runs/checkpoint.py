@@ -80,9 +80,7 @@ def read_state(checkpoint: Path) -> LoopState:
         values = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
         return LoopState(**{name: value for name, value in values.items() if name in known})
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"cannot read {checkpoint / STATE}: {error}; resume from another checkpoint"
-        ) from error
+        raise UserError(f"cannot read {checkpoint / STATE}: {error}; resume from another checkpoint") from error
 
 
 def file_size(path: Path) -> int:

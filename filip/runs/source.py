@@ -121,10 +121,7 @@ def _of_checkpoint(checkpoint: Path) -> ModelSource:
     config = _json(checkpoint.parents[1] / "config.json")
     result = {"run": config.get("run"), "config": config, "steps": state.step} if config else {}
     return ModelSource(
-        model.eval(),
-        f"step {state.step} in {checkpoint}",
-        {"checkpoint": str(checkpoint), "steps": state.step},
-        result,
+        model.eval(), f"step {state.step} in {checkpoint}", {"checkpoint": str(checkpoint), "steps": state.step}, result
     )
 
 

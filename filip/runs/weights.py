@@ -14,9 +14,7 @@ from torch import Tensor
 from filip.runs.checkpoint import AVERAGED, LoopState
 
 _ADAPTER = ".lora_{}.default.weight"  # as peft names them
-ADAPTER_SCALE = (
-    2  # what adapters count: alpha / rank of LoRA. Another scale is another learning rate of theirs
-)
+ADAPTER_SCALE = 2  # what adapters count: alpha / rank of LoRA. Another scale is another learning rate of theirs
 
 
 def checkpoint_weights(checkpoint: Path, state: LoopState) -> dict[str, Tensor]:

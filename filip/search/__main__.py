@@ -32,29 +32,20 @@ DEFAULT_MODEL = "emoji"
 @dataclass
 class Search:
     images: str = option(MISSING, "folder of pictures, or an index of `filip index build`; the first word")
-    text: str = option(
-        MISSING, "text to look for, or the file of a picture to find others like it; the second"
-    )
+    text: str = option(MISSING, "text to look for, or the file of a picture to find others like it; the second")
     without: list[str] = option([], "texts to leave out, e.g. without=[snow,people]")
     count: int = option(10, "pictures to list", at_least=1)
     least: float | None = option(
         None, "list only pictures that stand out by so many standard deviations from the mean of all"
     )
     model: str | None = option(
-        None,
-        f"any model that the evaluation takes, e.g. hf:FOLDER (default: {DEFAULT_MODEL}, or the index's)",
+        None, f"any model that the evaluation takes, e.g. hf:FOLDER (default: {DEFAULT_MODEL}, or the index's)"
     )
-    tokens: bool = option(
-        False, "score a pooled model token-wise, so that words have positions in the pictures"
-    )
+    tokens: bool = option(False, "score a pooled model token-wise, so that words have positions in the pictures")
     text_tokens: str = option(
-        "content",
-        "tokens that count: content = of words that name something, without_ends, all",
-        choices=CHOICES,
+        "content", "tokens that count: content = of words that name something, without_ends, all", choices=CHOICES
     )
-    fit: str = option(
-        "pad", "pictures that are not square: pad = whole, crop = their centre", choices=WITH_A_GRID
-    )
+    fit: str = option("pad", "pictures that are not square: pad = whole, crop = their centre", choices=WITH_A_GRID)
     index: str | None = option(
         None,
         "where the index of a folder is kept (default: in the user's cache); an existing one keeps its fit",
@@ -76,9 +67,7 @@ def main(config: Search) -> None:
         index, scorer = _of_folder(config)
     query = query_of(scorer, config.text, config.text_tokens, index.about.pool)
     ranking = rank(index, scorer, query, config.without, config.text_tokens)
-    hits = [
-        hit for hit in ranking.hits[: config.count] if config.least is None or hit.stands_out >= config.least
-    ]
+    hits = [hit for hit in ranking.hits[: config.count] if config.least is None or hit.stands_out >= config.least]
     found = [_described(config, index, scorer, hit) for hit in hits]
     index.close()
     _show(config, index, ranking, found)
@@ -96,9 +85,7 @@ def positional(arguments: Sequence[str]) -> list[str]:
             f"{len(words)} words without a name: {' '.join(words)}; put the text in quotes, "
             f'as in: filip search {words[0]} "{" ".join(words[1:])}"'
         )
-    free = [
-        key for key in ("images", "text") if not any(argument.startswith(f"{key}=") for argument in named)
-    ]
+    free = [key for key in ("images", "text") if not any(argument.startswith(f"{key}=") for argument in named)]
     return [f"{key}={word}" for key, word in zip(free, words, strict=False)] + named
 
 
@@ -109,15 +96,9 @@ def _opened(config: Search) -> tuple[Index, Scorer]:
     model = config.model or about.model
     if weights_of(model) != about.weights:
         if config.model:
-            raise UserError(
-                f"{model} is not the model that {config.images} was built with, which is {about.model}"
-            )
-        gone = (
-            "has changed since" if Path(model).exists() else "is no longer there: it was the model with which"
-        )
-        raise UserError(
-            f"{model} {gone} {config.images} was built: give model=FILE, or build the index again"
-        )
+            raise UserError(f"{model} is not the model that {config.images} was built with, which is {about.model}")
+        gone = "has changed since" if Path(model).exists() else "is no longer there: it was the model with which"
+        raise UserError(f"{model} {gone} {config.images} was built: give model=FILE, or build the index again")
     size = about.image_size
     return index, load_scorer(model, size, config.device, tokens=about.tokens, fit=about.fit)
 
@@ -125,9 +106,7 @@ def _opened(config: Search) -> tuple[Index, Scorer]:
 def _of_folder(config: Search) -> tuple[Index, Scorer]:
     """Index a folder, or bring its index up to date."""
     if not Path(config.images).exists():
-        raise UserError(
-            nothing_at(config.images, "give a folder of pictures, or an index of `filip index build`")
-        )
+        raise UserError(nothing_at(config.images, "give a folder of pictures, or an index of `filip index build`"))
     model = config.model or DEFAULT_MODEL
     out = Path(config.index) if config.index else place_of(config, model)
     build = Build(model, config.images, str(out), tokens=config.tokens, fit=config.fit, device=config.device)
@@ -154,12 +133,7 @@ def place_of(config: Search, model: str) -> Path:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     images = Path(config.images).resolve()
     key = json.dumps([str(images), weights_of(model), config.tokens, config.fit, FORMAT])
-    return (
-        cache
-        / "filip"
-        / "search"
-        / f"{images.name or 'root'}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
-    )
+    return cache / "filip" / "search" / f"{images.name or 'root'}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
 
 
 def _described(config: Search, index: Index, scorer: Scorer, hit: Ranked) -> dict[str, Any]:
@@ -214,9 +188,7 @@ def _show(config: Search, index: Index, ranking: Ranking, found: list[dict[str, 
             f"filip index build … images=FOLDER out={index.folder}"
         )
     elif missing:
-        say(
-            f"{missing} of these are no longer there: `filip index build` or a search with update=true forgets them"
-        )
+        say(f"{missing} of these are no longer there: `filip index build` or a search with update=true forgets them")
 
 
 if __name__ == "__main__":

@@ -35,9 +35,7 @@ def boxes(encoder: Encoder, text: str, tokens: Tensor, size: tuple[int, int], fi
     found = []
     for name in names:
         heat = (patches @ words[name["tokens"]].T).amax(1)
-        heat[
-            [n for n, (left, top, right, bottom) in enumerate(inside) if left >= right or top >= bottom]
-        ] = -1
+        heat[[n for n, (left, top, right, bottom) in enumerate(inside) if left >= right or top >= bottom]] = -1
         seen = heat[heat > -1]
         part = connected(heat >= (seen.max() + seen.mean()) / 2, int(heat.argmax()), columns)
         cells = [inside[n] for n in part]
@@ -53,12 +51,7 @@ def cell_box(place: int, grid: tuple[int, int], size: tuple[int, int], fit: str)
     row, column = divmod(place, columns)
     edges = (left + column * side / columns, top + row * side / rows)
     ends = (left + (column + 1) * side / columns, top + (row + 1) * side / rows)
-    return (
-        max(round(edges[0]), 0),
-        max(round(edges[1]), 0),
-        min(round(ends[0]), width),
-        min(round(ends[1]), height),
-    )
+    return (max(round(edges[0]), 0), max(round(edges[1]), 0), min(round(ends[0]), width), min(round(ends[1]), height))
 
 
 def connected(mask: Tensor, start: int, columns: int) -> list[int]:

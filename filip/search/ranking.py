@@ -89,9 +89,7 @@ def _counting(scorer: Scorer, text: str, tokens: str) -> Texts:
     return scorer.with_tokens([text], encoded, tokens) if scorer.token_wise else encoded
 
 
-def rank(
-    index: Index, scorer: Scorer, query: Texts, without: Sequence[str] = (), tokens: str = "content"
-) -> Ranking:
+def rank(index: Index, scorer: Scorer, query: Texts, without: Sequence[str] = (), tokens: str = "content") -> Ranking:
     """Rank all pictures of an index.
 
     A picture in which a text of ``without`` stands out (is above the mean of all pictures) loses as many standard

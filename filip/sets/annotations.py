@@ -37,9 +37,7 @@ class Coco(_Annotations):
             if not _has(one, "image_id") or not isinstance(one["image_id"], int | str):
                 unread.append((number, "broken_line: an annotation without image_id"))
             elif one["image_id"] not in images:
-                unread.append(
-                    (number, f"no_image: an annotation of image {one['image_id']}, which is not listed")
-                )
+                unread.append((number, f"no_image: an annotation of image {one['image_id']}, which is not listed"))
             elif "caption" in one:
                 captions[one["image_id"]] += one_line(texts(one["caption"]))
         for number, image in enumerate(content["images"], 1):
@@ -57,9 +55,7 @@ class Coco(_Annotations):
 class Karpathy(_Annotations):
     """Karpathy's split files of COCO and Flickr30k; "train+restval" unless another ``split`` is asked for."""
 
-    about = (
-        "one of Karpathy's split files (dataset_flickr30k.json); the images are in image_root, or next to it"
-    )
+    about = "one of Karpathy's split files (dataset_flickr30k.json); the images are in image_root, or next to it"
 
     def fits(self, path: Path) -> bool:
         listed: Any = _content(path).get("images")

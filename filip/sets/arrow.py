@@ -72,9 +72,7 @@ def _numbered(table: pa.Table) -> Iterator[tuple[int, Record]]:
 def _column(table: pa.Table, part: Path) -> str:
     found = bytes_column(table.schema)
     if found is None:
-        raise UserError(
-            f"{part} has no column of images (bytes); its columns are {', '.join(table.column_names)}"
-        )
+        raise UserError(f"{part} has no column of images (bytes); its columns are {', '.join(table.column_names)}")
     return found
 
 

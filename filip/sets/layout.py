@@ -36,9 +36,7 @@ class Reading:
 
     place: Path  # a folder, every file of which is accounted for, or one file
     layout: str = "auto"
-    image_column: str | None = (
-        None  # the column of a table with the names of image files; None: found by its name
-    )
+    image_column: str | None = None  # the column of a table with the names of image files; None: found by its name
     image_root: str | None = None  # folder that a list's names are relative to; None: the list's
     caption_column: str = "caption"
     caption_columns: Sequence[str] = ()  # several, which are joined; instead of caption_column
@@ -80,9 +78,7 @@ class Reading:
         asked = [] if self.split is None else self.split.split("+")
         usually = [SPLITS.get(name, name) for name in asked]
         taken = [name for name, usual in found.items() if name in asked or usual in usually]
-        unknown = [
-            name for name in asked if name not in found and SPLITS.get(name, name) not in found.values()
-        ]
+        unknown = [name for name in asked if name not in found and SPLITS.get(name, name) not in found.values()]
         if unknown or not taken:
             missing = ", ".join(unknown or self.prefer)
             raise UserError(
@@ -163,9 +159,7 @@ def unused(path: Path, reading: Reading, problem: str | None = None) -> Row:
     if problem is None and path.suffix.lower() in OTHER_PICTURES:
         problem = f"format: {not_read([path])}"
     if problem is None:
-        problem = (
-            f"other_file: {path.suffix or 'a name without suffix'} is neither a picture nor a caption here"
-        )
+        problem = f"other_file: {path.suffix or 'a name without suffix'} is neither a picture nor a caption here"
     return Row(reading.name_of(path), [], os.path.abspath(path), -1, problem=problem)
 
 
@@ -212,9 +206,7 @@ class Entry(NamedTuple):
     problem: str | None = None
 
 
-def walk(
-    folder: Path, inside_only: bool = False, deep: bool = True, without: str | None = None
-) -> Iterator[Entry]:
+def walk(folder: Path, inside_only: bool = False, deep: bool = True, without: str | None = None) -> Iterator[Entry]:
     """Yield all files of a folder, hidden ones left out, in a fixed order: those of a folder, then those below it.
 
     Pipes, sockets, devices, and folders that may not be read or lead in a circle have a problem; so have links out of

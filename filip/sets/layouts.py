@@ -37,14 +37,10 @@ def recognise(reading: Reading) -> tuple[str, list[Path]]:
         if parts := LAYOUTS[name].parts(reading):
             return name, parts
     known = "; ".join(layout.about for layout in LAYOUTS.values())
-    files = (
-        walk(reading.place, reading.inside_only, without=reading.without) if reading.place.is_dir() else ()
-    )
+    files = walk(reading.place, reading.inside_only, without=reading.without) if reading.place.is_dir() else ()
     unread = not_read(path for path, _ in files)
     there = f" There are {unread}." if unread else ""
-    raise NotUnderstoodError(
-        f"{reading.place} has no captions that are understood.{there} Known are: {known}"
-    )
+    raise NotUnderstoodError(f"{reading.place} has no captions that are understood.{there} Known are: {known}")
 
 
 def rows_of(layout: str, part: Path | None, reading: Reading) -> Iterator[Row]:

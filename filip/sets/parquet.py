@@ -51,9 +51,7 @@ class ParquetImages(Layout):
         try:
             others = [name for name in self.columns(part, reading) if name != image]
             columns = caption_columns(others, reading, part)
-            wanted = dict.fromkeys(
-                [*columns, *([reading.group_column] if reading.group_column else []), *reading.only]
-            )
+            wanted = dict.fromkeys([*columns, *([reading.group_column] if reading.group_column else []), *reading.only])
             rows = parquet_rows(part, [name for name in wanted if name in others])
             yield from found_in(rows, columns, part, reading)
         except pa.ArrowException as error:

@@ -106,13 +106,9 @@ def read_image(data: bytes, max_bytes: int | None = MAX_BYTES, max_pixels: int =
         with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
             width, height = opened.size
             if width * height > max_pixels:
-                raise UserError(
-                    f"the image has {width} x {height} pixels, more than {max_pixels:,}: make it smaller"
-                )
+                raise UserError(f"the image has {width} x {height} pixels, more than {max_pixels:,}: make it smaller")
             if max(width, height) > MAX_ASPECT * min(width, height):
-                raise UserError(
-                    f"the image has {width} x {height} pixels: too long and narrow for a model's square"
-                )
+                raise UserError(f"the image has {width} x {height} pixels: too long and narrow for a model's square")
             opened.load()
             return to_rgb(upright(opened))
     except Image.DecompressionBombError as error:  # its header alone

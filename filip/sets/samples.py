@@ -15,9 +15,7 @@ TEXT_SUFFIXES = (*CAPTION_SUFFIXES, "json")
 MAX_CAPTION_BYTES = 1 << 20
 
 
-def captions_in(
-    files: Mapping[str, Callable[[], bytes]], reading: Reading
-) -> tuple[list[str], str | None, str | None]:
+def captions_in(files: Mapping[str, Callable[[], bytes]], reading: Reading) -> tuple[list[str], str | None, str | None]:
     """Return the captions of an image, its group and what is wrong with its texts.
 
     files: functions that read the bytes of each text of the image, by its suffix (``txt``, ``meta.json``). A record
@@ -49,9 +47,7 @@ def captions_in(
                     problem = problem or f"not_text: .{suffix} is neither UTF-8 nor Latin-1"
                 captions += lines or []
     if not captions:
-        captions = next(
-            (found for name in CAPTION_COLUMNS if (found := one_line(texts(record.get(name))))), []
-        )
+        captions = next((found for name in CAPTION_COLUMNS if (found := one_line(texts(record.get(name))))), [])
     return list(dict.fromkeys(captions)), group, None if captions else problem
 
 

@@ -73,9 +73,7 @@ def _kind(path: Path) -> str:
     for packed in PACKED:
         name = name.removesuffix(packed)
     ending = name.rpartition(".")[2]
-    return {"tsv": "tsv", "txt": "txt", "json": "json", "parquet": "parquet", "csv": "csv"}.get(
-        ending, "jsonl"
-    )
+    return {"tsv": "tsv", "txt": "txt", "json": "json", "parquet": "parquet", "csv": "csv"}.get(ending, "jsonl")
 
 
 def _opened(path: Path) -> BinaryIO:
@@ -103,9 +101,7 @@ def _lines(stream: BinaryIO) -> Iterator[TextLine]:
     except (EOFError, OSError, zlib.error) as error:
         if getattr(error, "errno", None) is not None:
             raise
-        yield TextLine(
-            number + 1, None, f"the file is cut off or damaged here, and the rest is lost ({error})"
-        )
+        yield TextLine(number + 1, None, f"the file is cut off or damaged here, and the rest is lost ({error})")
 
 
 # ---- CSV ---------------------------------------------------------------------------------------------
@@ -167,9 +163,7 @@ def _records(source: Iterator[TextLine], delimiter: str) -> Iterator[tuple[int, 
             if ahead[used].text is None:
                 break
             used += 1
-            cells, why = _cells(
-                "\n".join([line.text, *(str(one.text) for one in islice(ahead, used))]), delimiter
-            )
+            cells, why = _cells("\n".join([line.text, *(str(one.text) for one in islice(ahead, used))]), delimiter)
         if cells is None:
             yield Broken(line.number, "a quote is not closed" if why == OPEN else why)
             continue

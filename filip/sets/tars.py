@@ -64,9 +64,7 @@ def _with(row: Row, problem: str) -> Row:
     return Row(row.url, [], row.file, row.position, row.size, problem=problem)
 
 
-def _rows(
-    sample: TarSample, whole: TarSample, tar: BinaryIO, file: str, name: str, reading: Reading
-) -> Iterator[Row]:
+def _rows(sample: TarSample, whole: TarSample, tar: BinaryIO, file: str, name: str, reading: Reading) -> Iterator[Row]:
     images = [(suffix, member) for suffix, member in sample.files if is_image(suffix)]
     if not images:
         members = [member for _, member in sample.files]
@@ -114,8 +112,7 @@ def _split_by_last_dot(whole: TarSample) -> list[TarSample]:
         files[member.name[: member.name.rindex(".")]].append((suffix.rpartition(".")[2], member))
     samples = [TarSample(key, found) for key, found in files.items()]
     paired = [
-        {suffix for suffix, _ in s.files if is_image(suffix)}
-        and {suffix for suffix, _ in s.files} & {*TEXT_SUFFIXES}
+        {suffix for suffix, _ in s.files if is_image(suffix)} and {suffix for suffix, _ in s.files} & {*TEXT_SUFFIXES}
         for s in samples
     ]
     return samples if any(paired) else [whole]

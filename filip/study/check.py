@@ -233,12 +233,8 @@ def _gpus(study: Study) -> Iterator[Finding]:
     on_slurm = [one for one in launches if one["launcher"] == "srun"]
     ranks = max((one["ranks_per_node"] for one in launches if one["launcher"] != "srun"), default=0)
     if torch.version.cuda is None and torch.version.hip is None:
-        advice = (
-            "install PyTorch's build for your GPUs (docs/installation.md), or set launch.accelerator: cpu"
-        )
-        yield Finding(
-            "GPUs", f"this PyTorch, {torch.__version__}, computes on CPUs only; {advice}", bool(on_slurm)
-        )
+        advice = "install PyTorch's build for your GPUs (docs/installation.md), or set launch.accelerator: cpu"
+        yield Finding("GPUs", f"this PyTorch, {torch.__version__}, computes on CPUs only; {advice}", bool(on_slurm))
     elif 0 < (count := torch.cuda.device_count()) < ranks:
         yield Finding("GPUs", f"launch.ranks_per_node={ranks}, and this machine has {count} GPUs")
     elif not count and ranks:
@@ -255,17 +251,14 @@ def _gpus(study: Study) -> Iterator[Finding]:
 def _slurm(nodes: int, gres: bool) -> Iterator[Finding]:
     if shutil.which("sbatch") is None:
         yield Finding(
-            "GPUs",
-            "launch.launcher is srun, and there is no sbatch here: run it on a login node of a cluster",
+            "GPUs", "launch.launcher is srun, and there is no sbatch here: run it on a login node of a cluster"
         )
         return
     try:
         asked = ["sinfo", "-h", "-N", "-o", "%N %G"]
         listed = subprocess.run(asked, capture_output=True, text=True, timeout=ASKS_FOR, check=True).stdout
     except (subprocess.SubprocessError, OSError):
-        yield Finding(
-            "GPUs", f"sinfo gives no answer within {ASKS_FOR:.0f} s, so the nodes are unknown", stops=False
-        )
+        yield Finding("GPUs", f"sinfo gives no answer within {ASKS_FOR:.0f} s, so the nodes are unknown", stops=False)
         return
     able = {line.split()[0] for line in listed.splitlines() if not gres or "gpu" in line}
     if len(able) < nodes:

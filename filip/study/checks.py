@@ -33,9 +33,7 @@ def check_config(config: dict[str, Any]) -> dict[str, Any]:
     Raises UserError naming the first offending key, its value and what was expected.
     """
     if "study" not in config:
-        raise UserError(
-            "no study given: add --configfile workflow/config/demo.yaml (or another study's YAML)"
-        )
+        raise UserError("no study given: add --configfile workflow/config/demo.yaml (or another study's YAML)")
     problems = list(jsonschema.Draft202012Validator(schema()).iter_errors(config))
     if problems:
         worst = jsonschema.exceptions.best_match(iter(problems))
@@ -78,10 +76,7 @@ def _check_launches(config: dict[str, Any]) -> None:
         _check_launch(f"{name}.launch", {**shared, **own})
         for resource in own.get("resources", {}):
             if resource not in {*shared.get("resources", {}), "slurm_extra"}:
-                _refuse(
-                    f"{name}.launch.resources.{resource}",
-                    "is not a resource of launch; state it there as well",
-                )
+                _refuse(f"{name}.launch.resources.{resource}", "is not a resource of launch; state it there as well")
 
 
 def _check_launch(key: str, launch: dict[str, Any]) -> None:
@@ -145,9 +140,7 @@ def _check_cards(config: dict[str, Any]) -> None:
     for name, tune in config.get("fine_tune", {}).items():
         sources[f"fine_tune.{name}.source, '{tune['source']}'"] = tune["source"]
     benchmarks = {
-        f"eval.{protocol}, '{card}'": card
-        for protocol in PROTOCOLS
-        for card in config["eval"].get(protocol, [])
+        f"eval.{protocol}, '{card}'": card for protocol in PROTOCOLS for card in config["eval"].get(protocol, [])
     }
     if "explorer" in config:
         benchmarks["explorer.card"] = config["explorer"]["card"]
@@ -176,12 +169,8 @@ def check_accuracy_of(
         timed, trained = _settings(*training(name)), _settings(*training(run))
         different = [key for key in timed if timed[key] != trained[key]]
         if different:
-            differences = "; ".join(
-                f"{key} is {trained[key]} there and {timed[key]} here" for key in different
-            )
-            _refuse(
-                f"efficiency.{name}.accuracy_of", f"'{run}' is trained with other settings: {differences}"
-            )
+            differences = "; ".join(f"{key} is {trained[key]} there and {timed[key]} here" for key in different)
+            _refuse(f"efficiency.{name}.accuracy_of", f"'{run}' is trained with other settings: {differences}")
 
 
 def _settings(config: TrainConfig, sources: list[str]) -> dict[str, Any]:

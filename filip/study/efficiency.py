@@ -157,15 +157,12 @@ class Step:
         scale = encoded.logit_scale.float()
         # s^T of this rank's images and all texts goes to the texts' owners: here it counts with such gradients
         return (
-            F.cross_entropy(found.i2t.float() * scale, targets)
-            + F.cross_entropy(found.t2i.float() * scale, targets)
+            F.cross_entropy(found.i2t.float() * scale, targets) + F.cross_entropy(found.t2i.float() * scale, targets)
         ) / 2
 
     def result(self, name: str) -> dict[str, Any]:
         """Return what the report reads: medians over the steps, and the largest over ranks."""
-        quartiles = [
-            self.ranks.maximum(value) for value in statistics.quantiles(self.seconds, n=4, method="inclusive")
-        ]
+        quartiles = [self.ranks.maximum(value) for value in statistics.quantiles(self.seconds, n=4, method="inclusive")]
         pairs = self.batching.global_batch
         return {
             "run": name,
@@ -199,10 +196,7 @@ def random_batch(row: TrainConfig, shape: tuple[int, int, int], pairs: int, seed
 
 
 def kept_tokens(
-    row: TrainConfig,
-    image: Tensor,
-    text: TextFeatures,
-    parameters: Mapping[str, Tensor] = MappingProxyType({}),
+    row: TrainConfig, image: Tensor, text: TextFeatures, parameters: Mapping[str, Tensor] = MappingProxyType({})
 ) -> tuple[Tensor, TextFeatures]:
     """Return the tokens that the row's selection leaves; all of them with token_keep_ratio=1.
 

@@ -34,13 +34,9 @@ def evaluation_options(config: Mapping[str, Any], model: str, protocol: str) -> 
 
 def check_evaluation_options(config: Mapping[str, Any]) -> None:
     """Refuse overrides that ``filip eval`` does not have for their protocol; name the key in the study."""
-    places = {
-        f"eval.overrides.{name}": (name, given) for name, given in config["eval"].get("overrides", {}).items()
-    }
+    places = {f"eval.overrides.{name}": (name, given) for name, given in config["eval"].get("overrides", {}).items()}
     for peer, entry in config.get("peers", {}).items():
-        places |= {
-            f"peers.{peer}.eval.{name}": (name, given) for name, given in entry.get("eval", {}).items()
-        }
+        places |= {f"peers.{peer}.eval.{name}": (name, given) for name, given in entry.get("eval", {}).items()}
     for key, (protocol, given) in places.items():
         for text in given:
             name = text.split("=", 1)[0]
@@ -53,9 +49,7 @@ def check_evaluation_options(config: Mapping[str, Any]) -> None:
     cards = {name for protocol, names in config["eval"].items() if protocol in PROTOCOLS for name in names}
     for name, loader in config["eval"].get("loaders", {}).items():
         if name not in cards:
-            raise UserError(
-                f"study config, key eval.loaders.{name}: no protocol of the study evaluates that card"
-            )
+            raise UserError(f"study config, key eval.loaders.{name}: no protocol of the study evaluates that card")
         try:
             load_card(name, loader)
         except UserError as error:

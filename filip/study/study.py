@@ -230,9 +230,7 @@ def load_study(path: str | Path | None, results: str | Path | None = None) -> St
         if results is not None and not Path(results).exists():
             raise UserError(nothing_at(results, "give the results of a study, e.g. results/demo"))
         if effective is None or not effective.is_file():
-            raise UserError(
-                f"no study.json in {results}; name the study, e.g. study=workflow/config/demo.yaml"
-            )
+            raise UserError(f"no study.json in {results}; name the study, e.g. study=workflow/config/demo.yaml")
         return Study(_read(effective))
     config = _read(Path(path))
     if effective is not None and effective.is_file() and "seeds" not in config:
@@ -245,9 +243,7 @@ def load_study(path: str | Path | None, results: str | Path | None = None) -> St
 
 def _read(file: Path) -> dict[str, Any]:
     if not file.is_file():
-        raise UserError(
-            nothing_at(file, "the studies lie in workflow/config, e.g. workflow/config/demo.yaml")
-        )
+        raise UserError(nothing_at(file, "the studies lie in workflow/config, e.g. workflow/config/demo.yaml"))
     try:
         text = file.read_text(encoding="utf-8")
         config = json.loads(text) if file.suffix == ".json" else yaml.safe_load(text)

@@ -35,9 +35,7 @@ TABLES: dict[str, TableKind] = {
     "selection": TableKind("selection:build", ("selection",), with_peers=True),
     "segmentation": TableKind("segmentation:build", ("segmentation",), with_peers=True),
     "component_ablation": TableKind("component_ablation:build", ("zero_shot", "retrieval")),
-    "recipes": TableKind(
-        "recipes:build", ("retrieval", "selection", "scene_pointing", "segmentation", "zero_shot")
-    ),
+    "recipes": TableKind("recipes:build", ("retrieval", "selection", "scene_pointing", "segmentation", "zero_shot")),
     "alignment": TableKind("pointing:build_labels", ("alignment",)),
     "efficiency_ablation": TableKind("efficiency:build", ("zero_shot",), rows="efficiency"),
     "model_sizes": TableKind("settings:build_models", (), rows="runs"),

@@ -52,9 +52,7 @@ def _inject(tower: nn.Module) -> None:
         for name, module in tower.named_modules()
         if isinstance(module, nn.Linear) and "blocks." in name and "backbone" not in name
     ]
-    inject_adapter_in_model(
-        LoraConfig(r=LORA_RANK, lora_alpha=ADAPTER_SCALE * LORA_RANK, target_modules=layers), tower
-    )
+    inject_adapter_in_model(LoraConfig(r=LORA_RANK, lora_alpha=ADAPTER_SCALE * LORA_RANK, target_modules=layers), tower)
 
 
 def trainable(model: nn.Module) -> int:

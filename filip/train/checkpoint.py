@@ -91,9 +91,7 @@ def _comparable(model: dict[str, Any]) -> dict[str, Any]:
     return {**asdict(config_from_dict(model)), "gradient_checkpointing": None, "name": None}
 
 
-def save_checkpoint(
-    engine: Engine, state: LoopState, folder: Path, settings: CheckpointConfig, ranks: Ranks
-) -> Path:
+def save_checkpoint(engine: Engine, state: LoopState, folder: Path, settings: CheckpointConfig, ranks: Ranks) -> Path:
     """Write a checkpoint on all ranks, then publish it by one rename. Return its path."""
     final = folder / f"step{state.step:08d}"
     aside = folder / f".saving-{final.name}"
@@ -132,9 +130,7 @@ def load_checkpoint(engine: Engine, checkpoint: Path, ranks: Ranks, universal: P
     with reading_universal(engine.deepspeed) if universal else nullcontext():
         loaded, _ = engine.deepspeed.load_checkpoint(str(source.parent), tag=source.name)
     if loaded is None:
-        raise UserError(
-            f"DeepSpeed found nothing to load in {source}; delete that folder and resume from an older one"
-        )
+        raise UserError(f"DeepSpeed found nothing to load in {source}; delete that folder and resume from an older one")
     engine.bind()
     states = checkpoint / f"random_rank{ranks.rank:05d}.pt"
     if universal is None and states.is_file():
@@ -153,9 +149,7 @@ def to_universal(checkpoint: Path, ranks: Ranks) -> Path:
             shutil.rmtree(aside, ignore_errors=True)
             command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
             command += ["--input_folder", str(checkpoint), "--output_folder", str(aside)]
-            environment = {
-                k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-            }
+            environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
             done = subprocess.run(command, capture_output=True, text=True, env=environment)
             if done.returncode:
                 raise UserError(

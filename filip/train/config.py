@@ -122,13 +122,9 @@ class TrainConfig:
     """The settings of a training of FILIP or the CLIP baseline with DeepSpeed."""
 
     run: str = option("run", "name in tables and TensorBoard")
-    run_dir: str = option(
-        MISSING, "folder of this run: config, log.jsonl, TensorBoard, checkpoints", writes="folder"
-    )
+    run_dir: str = option(MISSING, "folder of this run: config, log.jsonl, TensorBoard, checkpoints", writes="folder")
     out: str = option(
-        MISSING,
-        "the trained model, a .safetensors file, and last of all its result, a .json next to it",
-        writes="file",
+        MISSING, "the trained model, a .safetensors file, and last of all its result, a .json next to it", writes="file"
     )
     resume: str = option("auto", "auto = the newest checkpoint of run_dir; a checkpoint folder; never")
     seed: int = option(0, "every random choice derives from it")
@@ -144,16 +140,11 @@ class TrainConfig:
     image_size: int | None = option(None, "other image side in px: position embeddings are interpolated")
 
     global_batch: int | None = option(
-        None,
-        f"pairs per contrastive batch over all ranks; null = {DEFAULT_GLOBAL_BATCH}, unless batch_per_rank",
+        None, f"pairs per contrastive batch over all ranks; null = {DEFAULT_GLOBAL_BATCH}, unless batch_per_rank"
     )
     batch_per_rank: int | None = option(None, "pairs per rank, instead of global_batch")
-    gradient_accumulation: int = option(
-        1, "contrastive batches per optimiser step, each with its own negatives"
-    )
-    gradient_cache: int | None = option(
-        None, "pairs per forward pass: exact loss of the whole batch, less memory"
-    )
+    gradient_accumulation: int = option(1, "contrastive batches per optimiser step, each with its own negatives")
+    gradient_cache: int | None = option(None, "pairs per forward pass: exact loss of the whole batch, less memory")
     epochs: float | None = option(30.0, "passes over the data; null = until max_steps")
     max_steps: int | None = option(None, "at most this many optimiser steps; the schedule ends there")
 
@@ -164,23 +155,16 @@ class TrainConfig:
         "multiplies it, else fp16 on CUDA and fp32 on CPUs",
     )
     zero_stage: int = option(1, "0 to 3: what DeepSpeed partitions over the ranks")
-    deepspeed: str | None = option(
-        None, "a name in ds_configs or a JSON file; null = zero<stage>_<precision>"
-    )
+    deepspeed: str | None = option(None, "a name in ds_configs or a JSON file; null = zero<stage>_<precision>")
     compile: bool = option(
-        False,
-        "torch.compile for the blocks of both towers: faster steps after a first one of a minute or more",
+        False, "torch.compile for the blocks of both towers: faster steps after a first one of a minute or more"
     )
     world_size: int | None = option(
         None, "ranks that the launcher should start; another number is refused, null accepts any"
     )
-    threads: int | None = option(
-        None, "CPU threads per rank; null = OMP_NUM_THREADS or cores / ranks on the host"
-    )
+    threads: int | None = option(None, "CPU threads per rank; null = OMP_NUM_THREADS or cores / ranks on the host")
 
-    token_keep_ratio: float = option(
-        1.0, "share of its tokens that a sample sends to the loss (paper's late*: 0.25)"
-    )
+    token_keep_ratio: float = option(1.0, "share of its tokens that a sample sends to the loss (paper's late*: 0.25)")
     token_keep_schedule: str | None = option(
         None,
         "schedule that ends at token_keep_ratio: 'linear from A to B in steps F to L', cosine or switch, as for "
@@ -209,9 +193,7 @@ class TrainConfig:
     )
     exchange: str = option("gather", "gather or ring: how this rank gets the tokens of the others")
     backend: str = option("auto", "auto, reference, tiled, native, ...: see docs/interaction.md")
-    transport_dtype: str = option(
-        "auto", "dtype of tokens sent to other ranks: auto = as precision; fp32, bf16, fp16"
-    )
+    transport_dtype: str = option("auto", "dtype of tokens sent to other ranks: auto = as precision; fp32, bf16, fp16")
     loss: dict[str, Any] = option(
         dict.fromkeys(TERMS),
         f"weight of each term: {FORMS}; null = 1 for the one that model.interaction names, 0 for the others (the "
@@ -221,16 +203,13 @@ class TrainConfig:
     soft_targets: bool = option(True, "pairs of one group are positives of each other, 1 / #positives each")
 
     timeout_minutes: float = option(
-        30.0,
-        "a step's collective that takes longer ends the run with an error: a rank is dead or unreachable",
+        30.0, "a step's collective that takes longer ends the run with an error: a rank is dead or unreachable"
     )
     log_every: int = option(10, "steps per line, TensorBoard point and log.jsonl entry")
     profile_steps: list[int] | None = option(
         None, "[first, last]: the first rank's operations in these steps, as a trace in run_dir/profile"
     )
-    log_to: str | None = option(
-        None, f"a further place for the numbers, besides TensorBoard: {' or '.join(SINKS)}"
-    )
+    log_to: str | None = option(None, f"a further place for the numbers, besides TensorBoard: {' or '.join(SINKS)}")
     checkpoint: CheckpointConfig = option(CheckpointConfig(), "cadence and retention")
     watchdog: WatchdogConfig = option(WatchdogConfig(), "the watchdog")
     eval: EvalConfig = option(EvalConfig(), "evaluation while training")
@@ -259,9 +238,7 @@ class TrainConfig:
         if self.profile_steps is not None and not (
             len(self.profile_steps) == 2 and 1 <= self.profile_steps[0] <= self.profile_steps[1]
         ):
-            raise UserError(
-                f"profile_steps={self.profile_steps}: give the first and the last step, e.g. [100,110]"
-            )
+            raise UserError(f"profile_steps={self.profile_steps}: give the first and the last step, e.g. [100,110]")
         check_sink(self.log_to)
         _choice("watchdog.non_finite", self.watchdog.non_finite, ("stop", "rollback"))
         if self.zero_stage not in (0, 1, 2, 3):
@@ -283,9 +260,7 @@ class TrainConfig:
             if weights_exist:
                 check_init_from(self.init_from)
         elif self.warm_start != WarmStartConfig():
-            raise UserError(
-                "warm_start is for a training that starts from a model: give init_from=…, or leave it out"
-            )
+            raise UserError("warm_start is for a training that starts from a model: give init_from=…, or leave it out")
         if self.warm_start.interaction is not None:
             _choice("warm_start.interaction", self.warm_start.interaction, INTERACTIONS)
         _choice("warm_start.image", self.warm_start.image, TUNING)
@@ -303,9 +278,7 @@ _WHOLE_IMAGES = {"auto_augment": 0.0, "crop_scale_min": 1.0, "flip_probability":
 
 def _check_feature_cache(data: DataConfig) -> None:
     """Refuse to augment images whose feature maps are kept: they have to be the same every time."""
-    changed = [
-        f"data.{name}={value}" for name, value in _WHOLE_IMAGES.items() if getattr(data, name) != value
-    ]
+    changed = [f"data.{name}={value}" for name, value in _WHOLE_IMAGES.items() if getattr(data, name) != value]
     if data.feature_cache is not None and changed:
         raise UserError(
             f"data.feature_cache={data.feature_cache} keeps the feature maps of whole images, which augmentation would "

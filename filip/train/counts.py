@@ -17,9 +17,7 @@ from filip.models.stem import Stem
 from filip.train.config import TrainConfig
 
 
-def encoder_flops(
-    model: DualEncoder, words: float, columns: int, stem_computes: bool = True
-) -> dict[str, float]:
+def encoder_flops(model: DualEncoder, words: float, columns: int, stem_computes: bool = True) -> dict[str, float]:
     """Count the floating-point operations of one pair's forward pass, by tower: two per product.
 
     words: tokens of its caption, which all linear layers compute with. columns: tokens of the longest caption of the
@@ -86,9 +84,7 @@ class Message:
         return self.times * share * self.size * (ranks - 1) / ranks
 
 
-def loss_messages(
-    setting: Setting, exchanged: set[str], exchange: str, dim: int, times: int
-) -> list[Message]:
+def loss_messages(setting: Setting, exchanged: set[str], exchange: str, dim: int, times: int) -> list[Message]:
     """List what the terms of the loss exchange ("tokens", "vectors"), ``times`` contrastive batches a step."""
     texts = setting.global_batch * setting.n2 * setting.dim
     vectors = setting.global_batch * dim * 4

@@ -100,9 +100,7 @@ def checked_settings(config: TrainConfig) -> dict[str, Any]:
     path = settings_path(config)
     settings = read_settings(path)
     if "gradient_clipping" not in settings:
-        raise UserError(
-            f"{path}: gradient_clipping is missing, and DeepSpeed's default clips at 1.0; write 0.0"
-        )
+        raise UserError(f"{path}: gradient_clipping is missing, and DeepSpeed's default clips at 1.0; write 0.0")
     for key in ("optimizer", "scheduler"):
         if key in settings:
             raise UserError(f"{path}: {key} is decided by the training config ({key} there); remove it here")
@@ -110,27 +108,17 @@ def checked_settings(config: TrainConfig) -> dict[str, Any]:
     autocast = settings.get("torch_autocast", {})
     bf16 = bool(autocast.get("enabled")) or bool(settings.get("bf16", {}).get("enabled"))
     if autocast.get("enabled") and autocast.get("dtype") in ("float16", "fp16"):
-        raise UserError(
-            f"{path}: float16 autocast never lowers its loss scale under ZeRO; use the fp16 block"
-        )
+        raise UserError(f"{path}: float16 autocast never lowers its loss scale under ZeRO; use the fp16 block")
     found = "fp16" if fp16 else "bf16" if bf16 else "fp32"
     if found != config.precision:
-        raise UserError(
-            f"{path} trains in {found}, the config says precision={config.precision}; change one of them"
-        )
+        raise UserError(f"{path} trains in {found}, the config says precision={config.precision}; change one of them")
     stage = settings.get("zero_optimization", {}).get("stage", 0)
     if stage != config.zero_stage:
-        raise UserError(
-            f"{path} has ZeRO stage {stage}, the config says zero_stage={config.zero_stage}; change one"
-        )
+        raise UserError(f"{path} has ZeRO stage {stage}, the config says zero_stage={config.zero_stage}; change one")
     if stage == 0 and fp16:
-        raise UserError(
-            f"{path}: fp16 without ZeRO divides gradients by a scale it never applied; use stage 1 to 3"
-        )
+        raise UserError(f"{path}: fp16 without ZeRO divides gradients by a scale it never applied; use stage 1 to 3")
     if stage == 0 and settings.get("bf16", {}).get("enabled"):
-        raise UserError(
-            f"{path}: the bf16 block without ZeRO takes a phantom step at the start; use torch_autocast"
-        )
+        raise UserError(f"{path}: the bf16 block without ZeRO takes a phantom step at the start; use torch_autocast")
     OPTIMIZERS[config.optimizer.name].check_settings(settings)
     return settings
 
@@ -207,11 +195,7 @@ class Engine:
         started = time.perf_counter()
         further = {name: batch[name] for name in ("further_ids", "further_lengths", "grids") if name in batch}
         encoded: Encoded = self.deepspeed(
-            batch["pixels"],
-            batch["ids"],
-            batch["lengths"],
-            tokens_and_vectors=self.tokens_and_vectors,
-            **further,
+            batch["pixels"], batch["ids"], batch["lengths"], tokens_and_vectors=self.tokens_and_vectors, **further
         )
         if self.timed:
             device.synchronize(place)
@@ -294,9 +278,7 @@ def make_optimizer(model: DualEncoder, config: TrainConfig) -> Optimizer:
     return optimizer
 
 
-def make_engine(
-    model: DualEncoder, config: TrainConfig, batching: Batching, world_size: int, loss: Loss
-) -> Engine:
+def make_engine(model: DualEncoder, config: TrainConfig, batching: Batching, world_size: int, loss: Loss) -> Engine:
     """Hand ``model`` to DeepSpeed, with the parameters that the terms of ``loss`` learn in addition to its own."""
     with light_imports():
         import deepspeed
@@ -311,9 +293,7 @@ def make_engine(
     settings = deepspeed_settings(config, batching, world_size)
     optimizer = make_optimizer(model, config)
     groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
-    wrapped, *_ = deepspeed.initialize(
-        model=model, optimizer=optimizer, config=settings, dist_init_required=False
-    )
+    wrapped, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings, dist_init_required=False)
     if world_size == 1 and config.zero_stage == 0:
         # it would copy all gradients twice, a tenth of a small model's step
         wrapped.enable_backward_allreduce = False

@@ -42,9 +42,7 @@ def check_evaluation(config: EvalConfig) -> None:
     """Raise UserError now rather than after hours if a card or a test set is missing."""
     if not config.every_steps:
         if config.best is not None:
-            raise UserError(
-                f"eval.best={config.best} needs evaluations while training; give eval.every_steps"
-            )
+            raise UserError(f"eval.best={config.best} needs evaluations while training; give eval.every_steps")
         return
     if not config.data:
         raise UserError("eval.every_steps is set, but eval.data names no card")
@@ -55,13 +53,8 @@ def check_evaluation(config: EvalConfig) -> None:
             f"eval.best={config.best} is none of the cards of eval.data that are measured: {', '.join(names)}"
         )
     for card in cards:
-        if card.kind not in (
-            "pointing",
-            *(kind for protocol in _shared().values() for kind in protocol.kinds),
-        ):
-            raise UserError(
-                f"eval.data: {card.name} is a card for {card.kind}, which is not measured while training"
-            )
+        if card.kind not in ("pointing", *(kind for protocol in _shared().values() for kind in protocol.kinds)):
+            raise UserError(f"eval.data: {card.name} is a card for {card.kind}, which is not measured while training")
         open_set(card, config.root)
         if card.kind == "classification":
             load_ensemble(PROMPTS, str(card.prompts))

@@ -60,9 +60,7 @@ def cache_folder(feature_cache: str | None, model: DualEncoder, precision: str) 
     )
 
 
-def fill(
-    stream: PairStream, model: DualEncoder, precision: str, device: torch.device, stop: StopSignal | None
-) -> None:
+def fill(stream: PairStream, model: DualEncoder, precision: str, device: torch.device, stop: StopSignal | None) -> None:
     """Make the missing maps that ``stream`` reads, together with all others that want them; stop at a signal.
 
     Raises UserError if they cannot be written; those that are finished stay.
@@ -83,12 +81,7 @@ def fill(
 
 
 def _fill(
-    stream: PairStream,
-    folder: Path,
-    stem: Stem,
-    precision: str,
-    device: torch.device,
-    stop: StopSignal | None,
+    stream: PairStream, folder: Path, stem: Stem, precision: str, device: torch.device, stop: StopSignal | None
 ) -> None:
     stem = stem.folded().to(device)
     shards = [(source, n) for source, index in enumerate(stream.indices) for n in range(len(index.tars))]

@@ -60,9 +60,7 @@ def settings_hash(config: TrainConfig) -> str:
     """
     # fp16 was the default until 0.2.0: studies that have begun keep their folders.
     defaults = learning_settings(TrainConfig(precision="fp16"))
-    return digest(
-        {name: value for name, value in learning_settings(config).items() if value != defaults.get(name)}
-    )[:8]
+    return digest({name: value for name, value in learning_settings(config).items() if value != defaults.get(name)})[:8]
 
 
 def resumable_settings(config: TrainConfig) -> dict[str, Any]:

@@ -33,15 +33,11 @@ IMAGE_BYTES = 20_000  # a stored image of 256 px, JPEG of quality 95
 class Fleet:
     """The machines that a plan is for."""
 
-    gpus: int | None = option(
-        None, "plan a whole fleet of so many GPUs, not only the memory of a rank", at_least=1
-    )
+    gpus: int | None = option(None, "plan a whole fleet of so many GPUs, not only the memory of a rank", at_least=1)
     gpu: str = option("h100", f"kind of GPU, for what fits: {', '.join(GPUS)}", choices=tuple(GPUS))
     gpus_per_node: int = option(8, "GPUs of a node; a fleet has whole nodes, or is a part of one", at_least=1)
     pairs: float | None = option(None, "pairs of an epoch, e.g. 340e6: for the steps of a run", at_least=1)
-    log: str | None = option(
-        None, "a run's folder or log.jsonl: its seconds per step give the days of this plan"
-    )
+    log: str | None = option(None, "a run's folder or log.jsonl: its seconds per step give the days of this plan")
 
 
 @dataclass(frozen=True)
@@ -94,9 +90,7 @@ class FleetPlan:
         """Return the lines of the report."""
         gpu, batch = GPUS[self.fleet.gpu], self.batching
         fits = "fits" if self.memory.total < 0.9 * gpu.memory else "DOES NOT FIT"
-        sent = ", ".join(
-            f"{m.part} {m.kind} {readable(m.received(self.ranks))}" for m in self.messages if m.size
-        )
+        sent = ", ".join(f"{m.part} {m.kind} {readable(m.received(self.ranks))}" for m in self.messages if m.size)
         crossing = sum(self.node_bytes(message) for message in self.messages)
         where = f"{self.nodes} nodes" if self.nodes > 1 else "one node"
         return [
@@ -117,17 +111,13 @@ class FleetPlan:
             return []
         parts = ", ".join(f"{name} {readable(size)}" for name, size in self.host.items())
         ask = f"ask for mem_mb={to_ask_for(self.host)}"
-        return [
-            f"host        about {readable(sum(self.host.values()))} of main memory per node, {ask}: {parts}"
-        ]
+        return [f"host        about {readable(sum(self.host.values()))} of main memory per node, {ask}: {parts}"]
 
     def _run_lines(self) -> list[str]:
         if self.steps is None:
             return ["run         as many steps as the data give: pairs=N says how many an epoch has"]
         if self.measured is None:
-            return [
-                f"run         {self.steps:,} steps; log=RUN_DIR of a run on this machine says how long they take"
-            ]
+            return [f"run         {self.steps:,} steps; log=RUN_DIR of a run on this machine says how long they take"]
         return [f"run         {self.steps:,} steps, {self.measured.describe(self.steps, self.ranks)}"]
 
 
@@ -178,9 +168,7 @@ def plan_fleet(config: TrainConfig, fleet: Fleet) -> FleetPlan:
         messages,
         memory_plan(config.model, config, batching, gpus),
         None if fleet.log is None else read_log(Path(fleet.log), batching.per_rank * batches),
-        {}
-        if fleet.pairs is None
-        else host_memory(config, gpus, min(gpus, fleet.gpus_per_node), int(fleet.pairs)),
+        {} if fleet.pairs is None else host_memory(config, gpus, min(gpus, fleet.gpus_per_node), int(fleet.pairs)),
     )
 
 

@@ -16,9 +16,7 @@ INDEX_BYTES = 16  # a pair: offset, size and row, see filip.data.loading.pair_in
 # pair of an open side-car with three captions of 70 letters; the names of a shard.
 RANK_BYTES, COPIED_BYTES, WORKER_BYTES = 340e6, 80e6, 60e6
 CAPTION_BYTES, NAME_BYTES = 280, 1600
-GPU_RANK_BYTES = (
-    2e9  # for the driver and its libraries on the host, for each rank: assumed, never measured here
-)
+GPU_RANK_BYTES = 2e9  # for the driver and its libraries on the host, for each rank: assumed, never measured here
 SAFETY = 1.2  # factor on the sum: for the page cache, and for allocators that do not give everything back
 
 
@@ -53,9 +51,7 @@ def node_bytes(
         "captions": readers * opened * min(pairs, PAIRS_PER_SHARD) * CAPTION_BYTES,
         "pixels": ranks * batches * batch,
         "processes": ranks * (RANK_BYTES + worker_bytes(data.workers) + gpu * GPU_RANK_BYTES),
-        "weights": 4
-        * parameters
-        * (ranks + 1),  # made in float32 on every rank's host, gathered by the first one
+        "weights": 4 * parameters * (ranks + 1),  # made in float32 on every rank's host, gathered by the first one
     }
 
 

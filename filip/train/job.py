@@ -103,9 +103,7 @@ def first_error(output: str) -> str:
     """Return the first line of ``output`` that tells of a failure, or the last line of a Python trace."""
     lines = [line.strip() for line in output.splitlines() if not line.startswith("training job: ")]
     found = next((line for line in lines if _ERROR.match(line)), None)
-    return found or next(
-        (f"no error in its output, which ends in: {line}" for line in reversed(lines) if line), ""
-    )
+    return found or next((f"no error in its output, which ends in: {line}" for line in reversed(lines) if line), "")
 
 
 def was_stopped(output: str, answered: bool) -> bool:
@@ -169,9 +167,7 @@ def hold(attempt: Attempt, minutes: float) -> int | None:
             )
         me = _here()
         os.ftruncate(lock, 0)
-        os.pwrite(
-            lock, f"start {attempt.number}, {', '.join(f'{k} {v}' for k, v in me.items())}\n".encode(), 0
-        )
+        os.pwrite(lock, f"start {attempt.number}, {', '.join(f'{k} {v}' for k, v in me.items())}\n".encode(), 0)
         os.set_inheritable(lock, True)
         return lock
 

@@ -85,9 +85,7 @@ class Lamb(Optimizer):
                 layout = self.layouts.get(tensor)
                 if layout is None:
                     if self.layouts:
-                        raise RuntimeError(
-                            "an optimiser tensor has no layout: bind() was not called after a load"
-                        )
+                        raise RuntimeError("an optimiser tensor has no layout: bind() was not called after a load")
                     layout = SliceLayout(("",), (tensor.numel(),), (0,), partitioned=False)
                 if tensor.grad is not None:
                     self._step_tensor(group, tensor, layout)
@@ -128,11 +126,7 @@ class Lamb(Optimizer):
         if not self.report:
             return {}
         table = torch.stack(list(self.report.values())).tolist()  # one wait for the device
-        return {
-            name: dict(zip(kinds, row, strict=True))
-            for name, row in zip(self.report, table, strict=True)
-            if name
-        }
+        return {name: dict(zip(kinds, row, strict=True)) for name, row in zip(self.report, table, strict=True) if name}
 
 
 def parameter_norms(tensors: list[Tensor], layout: SliceLayout) -> Tensor:
@@ -158,9 +152,7 @@ def _norms(pieces: list[Tensor]) -> Tensor:
     if pieces[0].device.type != "cpu":
         return torch.stack(torch._foreach_norm(pieces)).float()
     # torch's own norm is off by 1e-5 for an embedding table here, and slow in float64; dot products are neither.
-    squares = [
-        torch.stack([torch.dot(part, part) for part in p.split(_CHUNK)]).double().sum() for p in pieces
-    ]
+    squares = [torch.stack([torch.dot(part, part) for part in p.split(_CHUNK)]).double().sum() for p in pieces]
     return torch.stack(squares).sqrt().float()
 
 

@@ -45,9 +45,7 @@ def fill_environment(expected: int | None = None, environment: MutableMapping[st
         environment["LOCAL_RANK"] = environment["SLURM_LOCALID"]
         environment.setdefault("LOCAL_WORLD_SIZE", _tasks_here(environment))
         environment.setdefault("MASTER_ADDR", first_host(environment["SLURM_STEP_NODELIST"]))
-        environment.setdefault(
-            "MASTER_PORT", str(FIRST_PORT + int(environment.get("SLURM_JOB_ID", "0")) % PORTS)
-        )
+        environment.setdefault("MASTER_PORT", str(FIRST_PORT + int(environment.get("SLURM_JOB_ID", "0")) % PORTS))
     elif "RANK" not in environment:
         tasks = int(environment.get("SLURM_NTASKS", "1"))
         if tasks > 1:

@@ -28,13 +28,7 @@ from filip.runs.checkpoint import LoopState, newest_intact, read_state
 from filip.runs.weights import merged
 from filip.train import monitors, progress
 from filip.train.adapters import adapt
-from filip.train.checkpoint import (
-    load_checkpoint,
-    needs_conversion,
-    prepare_folder,
-    save_checkpoint,
-    to_universal,
-)
+from filip.train.checkpoint import load_checkpoint, needs_conversion, prepare_folder, save_checkpoint, to_universal
 from filip.train.config import TrainConfig
 from filip.train.engine import Batching, make_engine, resolve_batching, settle_precision, to_device
 from filip.train.evaluation import check_evaluation, evaluate
@@ -176,9 +170,7 @@ def open_run(
     prepare_folder(run_dir / "checkpoints", ranks, found.start_again)
     engine = make_engine(model, config, batching, ranks.world_size, loss)
     notes = continue_from(found, engine, state, run_dir / "checkpoints", ranks)
-    start = (
-        record_start(run_dir, config, state.step, ranks.world_size, schedule.steps) if ranks.is_main else {}
-    )
+    start = record_start(run_dir, config, state.step, ranks.world_size, schedule.steps) if ranks.is_main else {}
     if ranks.is_main and model.json_tokenizer is not None:
         with replacing(run_dir / TOKENIZER) as part:
             part.write_text(model.json_tokenizer.json, encoding="utf-8")
@@ -196,19 +188,7 @@ def open_run(
     commit = start.get("commit")
     stalls = StallDetector(ranks.rank, say)
     return Run(
-        config,
-        ranks,
-        batching,
-        engine,
-        loss,
-        loader,
-        schedule,
-        state,
-        telemetry,
-        watchdog,
-        stalls,
-        stop,
-        commit,
+        config, ranks, batching, engine, loss, loader, schedule, state, telemetry, watchdog, stalls, stop, commit
     )
 
 
@@ -319,9 +299,7 @@ def save_if_due(run: Run, metrics: StepMetrics) -> None:
         state.loader["counters"] = progress.data_problems(run)
         started = time.perf_counter()
         path = save_checkpoint(run.engine, state, run.checkpoints, c, run.ranks)
-        run.telemetry.event(
-            state.step, "checkpoint", f"saved {path} in {time.perf_counter() - started:.1f} s"
-        )
+        run.telemetry.event(state.step, "checkpoint", f"saved {path} in {time.perf_counter() - started:.1f} s")
     run.last_saved = time.monotonic()
     if metrics.stop:
         outcome = "saved" if good else "not saved, because its numbers are not finite"
@@ -349,9 +327,7 @@ def recover(run: Run, why: str) -> None:
     run.state.rollbacks += 1
     run.watchdog.reset()
     run.telemetry.event(
-        bad,
-        "rollback",
-        f"{why}: back to the weights of step {saved.step}; continues with the data after step {bad}",
+        bad, "rollback", f"{why}: back to the weights of step {saved.step}; continues with the data after step {bad}"
     )
 
 

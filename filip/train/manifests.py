@@ -15,9 +15,7 @@ from filip.train.config import TrainConfig
 def read_manifests(config: TrainConfig) -> dict[str, str]:
     """Return {shards folder: hash in its manifest}. Raise UserError for a given manifest that cannot be read."""
     return {
-        source.shards: manifest_hash(source.manifest)
-        for source in config.data.sources
-        if source.manifest is not None
+        source.shards: manifest_hash(source.manifest) for source in config.data.sources if source.manifest is not None
     }
 
 

@@ -182,9 +182,7 @@ def interaction_setting(
     )
 
 
-def host_memory(
-    config: TrainConfig, world_size: int, ranks: int, pairs: int, gpu: bool = True
-) -> dict[str, float]:
+def host_memory(config: TrainConfig, world_size: int, ranks: int, pairs: int, gpu: bool = True) -> dict[str, float]:
     """Return the main memory, in bytes by part, of a node with ``ranks`` of the ``world_size`` ranks.
 
     See filip.train.host_memory.

@@ -27,9 +27,7 @@ class StepMetrics:
         return self.values["loss/total"]
 
 
-def over_ranks(
-    outputs: list[StepOutput], world_size: int, data_wait: float, stop: bool, save: bool
-) -> StepMetrics:
+def over_ranks(outputs: list[StepOutput], world_size: int, data_wait: float, stop: bool, save: bool) -> StepMetrics:
     """Average the metrics of all ranks' batches and tell all ranks each one's requests, with one all-reduce."""
     names = list(outputs[0].metrics)
     means = [torch.stack([output.metrics[name].float() for output in outputs]).mean() for name in names]
@@ -67,8 +65,7 @@ class Interval:
         """Return the mean of each metric over the steps that have it."""
         names = dict.fromkeys(name for step in self.steps for name in step.values)
         return {
-            name: statistics.fmean(step.values[name] for step in self.steps if name in step.values)
-            for name in names
+            name: statistics.fmean(step.values[name] for step in self.steps if name in step.values) for name in names
         }
 
     def data_wait(self) -> float:

@@ -35,10 +35,7 @@ def inspect(encoded: Encoded, pairs: int = 32) -> dict[str, Tensor]:
         if encoded.image_lengths is not None:
             images = [image[:n] for image, n in zip(images, encoded.image_lengths.tolist(), strict=False)]
         found |= _winners(images, list(words.split(lengths)))
-        found |= {
-            "tokens/image_rank": effective_rank(torch.cat(images)),
-            "tokens/text_rank": effective_rank(words),
-        }
+        found |= {"tokens/image_rank": effective_rank(torch.cat(images)), "tokens/text_rank": effective_rank(words)}
     else:
         pooled = PooledFeatures(encoded.image, encoded.text)
     if pooled is not None:

@@ -48,9 +48,7 @@ class Narrow:
     data: str = option(MISSING, "pictures with captions: a folder, a table or a card")
     root: str = option(".", "folder below which the data set of a card lies")
     out: str = option(MISSING, "file to write, for init_from=", writes="file")
-    images: int = option(
-        2000, "pictures of the sample, drawn at random; half of them are for the fit", at_least=4
-    )
+    images: int = option(2000, "pictures of the sample, drawn at random; half of them are for the fit", at_least=4)
     batch_size: int = option(64, "images at a time", at_least=1)
     workers: int = option(0, "processes that decode images", at_least=0)
     device: str = option("auto", "torch device; auto = a GPU where there is one")
@@ -84,9 +82,7 @@ def narrow(config: Narrow) -> None:
     model = _trained_model(config.model)
     width = model.config.embed_dim
     if not 0 < config.embed_dim < width:
-        raise UserError(
-            f"embed_dim={config.embed_dim}: {config.model} has {width} channels; give fewer of them"
-        )
+        raise UserError(f"embed_dim={config.embed_dim}: {config.model} has {width} channels; give fewer of them")
     sample = _Sample(data, config.images, config.seed)
     encoded = encode(model, sample, card.name, config)
     fitted = torch.arange(len(next(iter(encoded.values())).images)) % 2 == 0
@@ -136,9 +132,7 @@ def fit(parts: list[Pairs], rank: int) -> Tensor:
     Both sides and all parts (pooled, token-wise) count the same.
     """
     sides = [side for part in parts for side in (part.images.flatten(0, -2), part.texts.values)]
-    return principal_directions(
-        sum((second_moment(side) for side in sides[1:]), second_moment(sides[0])), rank
-    ).float()
+    return principal_directions(sum((second_moment(side) for side in sides[1:]), second_moment(sides[0])), rank).float()
 
 
 @torch.no_grad()
@@ -155,9 +149,7 @@ def apply(model: DualEncoder, directions: Tensor) -> None:
 def recalls(pairs: Pairs) -> dict[str, list[float]]:
     """Return R@1 and R@10 both ways, as fractions; s^I ranks texts and s^T pictures."""
     texts, lengths = pairs.texts.values, pairs.texts.lengths
-    i2t, t2i = (
-        pooled_similarity(pairs.images, texts) if lengths is None else score(pairs.images, texts, lengths)
-    )
+    i2t, t2i = pooled_similarity(pairs.images, texts) if lengths is None else score(pairs.images, texts, lengths)
     own = torch.arange(len(pairs.images))
     hits = {
         "i2t": retrieval_hits(i2t, own, pairs.owner, (1, 10)),
@@ -177,9 +169,7 @@ class _AllTokens(FilipEncoder):
 def encode(model: DualEncoder, data: EvalSet, title: str, config: Narrow) -> dict[str, Pairs]:
     """Encode a set token-wise, as training will compare; for a model that pools, by its [CLS] and [EOS] too."""
     device = str(resolve(config.device))
-    scorer = TokenScorer(
-        _AllTokens(model.to(device), config.model, loading=Loading(device=device, tokens=True))
-    )
+    scorer = TokenScorer(_AllTokens(model.to(device), config.model, loading=Loading(device=device, tokens=True)))
     captions: list[str] = []
     owner: list[int] = []
 

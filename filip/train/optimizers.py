@@ -154,12 +154,7 @@ class AfterStep:
 
 OPTIMIZERS: dict[str, OptimizerKind] = {
     "lamb": OptimizerKind(
-        _lamb,
-        state_bytes=8,
-        eps=1e-4,
-        attach=bind_lamb,
-        check_settings=check_deepspeed_settings,
-        norms=Lamb.norms,
+        _lamb, state_bytes=8, eps=1e-4, attach=bind_lamb, check_settings=check_deepspeed_settings, norms=Lamb.norms
     ),
     "adamw": OptimizerKind(_adamw, state_bytes=8, eps=1e-8),
     "muon": OptimizerKind(_muon, state_bytes=8, eps=1e-8, check_settings=_check_muon),  # 4 for its matrices

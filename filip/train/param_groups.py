@@ -54,12 +54,7 @@ def param_groups(
         name = kind if at_once and not depth else f"{kind}, {depth} blocks below the top"
         group = {"name": name, "params": parameters, "weight_decay": weight_decay if kind == "decay" else 0.0}
         result.append(
-            {
-                **group,
-                "maximum": maximum,
-                "lr_factor": factor,
-                "from_step": 0 if at_once else projection_steps,
-            }
+            {**group, "maximum": maximum, "lr_factor": factor, "from_step": 0 if at_once else projection_steps}
         )
     return result
 

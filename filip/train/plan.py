@@ -39,9 +39,7 @@ def table(config: TrainConfig, world_sizes: list[int]) -> list[str]:
             config.zero_stage = stage
             plan = memory_plan(config.model, config, batching, world_size)
             parts = ", ".join(f"{name} {readable(size)}" for name, size in plan.bytes.items() if size)
-            lines.append(
-                f"{world_size:>6} {batching.per_rank:>9} {stage:>5} {readable(plan.total):>9}   {parts}"
-            )
+            lines.append(f"{world_size:>6} {batching.per_rank:>9} {stage:>5} {readable(plan.total):>9}   {parts}")
     return lines
 
 

@@ -54,9 +54,7 @@ def interval_values(run: Run, interval: Interval) -> dict[str, Any]:
         "optimizer/loss_scale": engine.loss_scale(),
         "optimizer/skipped_steps": engine.skipped_steps,
         "monitor/skipped_share": statistics.fmean(interval.skipped),
-        "monitor/at_clamp": float(
-            at_clamp(interval.steps[-1].logit_scale, engine.model.config.max_logit_scale)
-        ),
+        "monitor/at_clamp": float(at_clamp(interval.steps[-1].logit_scale, engine.model.config.max_logit_scale)),
         "speed/pairs_per_second": run.batching.pairs_per_step * steps / seconds,
         "speed/seconds_per_step": seconds / steps,
         "speed/data_wait_seconds": data_wait,
@@ -150,15 +148,11 @@ def print_banner(run: Run) -> None:
     say(f"run         {c.run} in {c.run_dir}, on {run.ranks.world_size} x {kind}, {threads}")
     cached = f", encoded {b.chunk} at a time (gradient caching)" if b.chunks > 1 else ""
     accumulated = f", {b.accumulation} batches per optimiser step" if b.accumulation > 1 else ""
-    say(
-        f"batch       {b.global_batch} pairs = {b.per_rank} x {run.ranks.world_size} ranks{accumulated}{cached}"
-    )
+    say(f"batch       {b.global_batch} pairs = {b.per_rank} x {run.ranks.world_size} ranks{accumulated}{cached}")
     say(f"schedule    {run.schedule.reason(optimizer.base_lr, b.pairs_per_step)}")
     per_epoch = len(loader) / b.accumulation
     epochs = run.schedule.steps / per_epoch
-    say(
-        f"steps       {run.schedule.steps} = {epochs:.2f} epochs of {per_epoch:g} steps ({loader.pairs} pairs)"
-    )
+    say(f"steps       {run.schedule.steps} = {epochs:.2f} epochs of {per_epoch:g} steps ({loader.pairs} pairs)")
     say(
         f"optimiser   {optimizer.name}, weight decay {optimizer.weight_decay:g} on matrices, "
         f"gradient clipping {run.engine.deepspeed.gradient_clipping() or 'off'}"
@@ -172,9 +166,7 @@ def print_banner(run: Run) -> None:
         f"auto_augment={c.data.auto_augment}, back_translation={c.data.back_translation}, seed {c.seed}"
     )
     if loader.counters:
-        say(
-            f"            left out: {', '.join(f'{n} {count}' for n, count in sorted(loader.counters.items()))}"
-        )
+        say(f"            left out: {', '.join(f'{n} {count}' for n, count in sorted(loader.counters.items()))}")
 
 
 def preview(run: Run, batch: dict[str, Any], count: int = 16) -> None:
@@ -185,9 +177,7 @@ def preview(run: Run, batch: dict[str, Any], count: int = 16) -> None:
     squares = data.feature_cache is None and not data.patch_budgets
     images = batch["pixels"][:count] if squares else batch["pixels"][:0, None]
     pixels = images.movedim(1, -1).numpy()
-    rows = [
-        np.concatenate(list(pixels[i : i + 4]), axis=1) for i in range(0, len(pixels) - len(pixels) % 4, 4)
-    ]
+    rows = [np.concatenate(list(pixels[i : i + 4]), axis=1) for i in range(0, len(pixels) - len(pixels) % 4, 4)]
     if rows:
         run.telemetry.images(0, "data/augmented", np.concatenate(rows, axis=0))
     captions, read = [], run.engine.model.tokenizer.decode_token

@@ -111,9 +111,7 @@ def code_hash(config: TrainConfig) -> str:
         files += [file for file in (root / folder).rglob("*") if file.suffix in SOURCES]
     found = {str(file.relative_to(root)): sha256_of(file) for file in sorted(files)}
     used = [TERMS[name].compute for name in resolve_weights(config.loss, config.model.interaction)]
-    for package in sorted(
-        {_package(function) for function in (*used, OPTIMIZERS[config.optimizer.name].build)}
-    ):
+    for package in sorted({_package(function) for function in (*used, OPTIMIZERS[config.optimizer.name].build)}):
         if package != "filip":
             found |= {f"{package}:{name}": content for name, content in _sources(package).items()}
     return digest(found)
@@ -144,9 +142,7 @@ def commit() -> str | None:
     """Return the git commit of this code, with ``+`` if the tree differs from it; None outside a repository."""
     root = Path(filip.__file__).resolve().parent.parent
     try:
-        head = subprocess.run(
-            ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10
-        )
+        head = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10)
         if head.returncode:
             return None
         dirty = subprocess.run(

@@ -72,9 +72,7 @@ class Ranks:
         return float(tensor)
 
 
-def start_ranks(
-    threads: int | None = None, expected: int | None = None, timeout_minutes: float = 30
-) -> Ranks:
+def start_ranks(threads: int | None = None, expected: int | None = None, timeout_minutes: float = 30) -> Ranks:
     """Join the process group that the launcher's environment describes, or be a group of one.
 
     Understands deepspeed and torchrun (RANK, WORLD_SIZE, …), and srun with one task per GPU (SLURM_PROCID, …).
@@ -103,9 +101,7 @@ def start_ranks(
             verbose=False,
         )
         # DeepSpeed makes separate groups, and gives them no time-out: they would wait for torch's 30 minutes.
-        deepspeed.comm.comm.cdb.new_group = partial(
-            dist.new_group, timeout=timedelta(minutes=timeout_minutes)
-        )
+        deepspeed.comm.comm.cdb.new_group = partial(dist.new_group, timeout=timedelta(minutes=timeout_minutes))
     side = None
     if world_size > 1 and device.type != "cpu":
         use_host_group(dist.new_group(backend="gloo", timeout=timedelta(minutes=timeout_minutes)))

@@ -90,7 +90,4 @@ def write_result(
 def timings(step_seconds: list[float], pairs_per_step: int) -> dict[str, float | None]:
     """Return the median seconds per iteration and the resulting pairs per second; None if nothing was timed."""
     median = statistics.median(step_seconds) if step_seconds else None
-    return {
-        "seconds_per_iteration": median,
-        "samples_per_second": pairs_per_step / median if median else None,
-    }
+    return {"seconds_per_iteration": median, "samples_per_second": pairs_per_step / median if median else None}

@@ -66,9 +66,7 @@ def choose_checkpoint(config: TrainConfig, state: LoopState, ranks: Ranks) -> Re
     return from_main(ranks, found)
 
 
-def continue_from(
-    found: Resumption, engine: Engine, state: LoopState, folder: Path, ranks: Ranks
-) -> list[str]:
+def continue_from(found: Resumption, engine: Engine, state: LoopState, folder: Path, ranks: Ranks) -> list[str]:
     """Load the checkpoint into ``engine`` and ``state``. Returns what is worth a line in the log."""
     if found.checkpoint is None or found.saved is None:
         return list(found.notes)
@@ -89,9 +87,7 @@ def _choose(config: TrainConfig, state: LoopState) -> Resumption:
         checkpoint = find_checkpoint(folder, config.resume)
         assert checkpoint is not None
         saved = read_state(checkpoint)
-        return _resumption(
-            checkpoint, saved, state, (*_differences(saved, state), *_init_change(saved, state))
-        )
+        return _resumption(checkpoint, saved, state, (*_differences(saved, state), *_init_change(saved, state)))
     if is_finished(run_dir):
         if Path(config.result).is_file() and Path(config.out).is_file():
             raise UserError(
@@ -124,11 +120,7 @@ def _choose(config: TrainConfig, state: LoopState) -> Resumption:
 
 
 def _resumption(
-    checkpoint: Path,
-    saved: LoopState,
-    state: LoopState,
-    differences: tuple[str, ...],
-    notes: tuple[str, ...] = (),
+    checkpoint: Path, saved: LoopState, state: LoopState, differences: tuple[str, ...], notes: tuple[str, ...] = ()
 ) -> Resumption:
     check_compatible(saved, state)
     convert = needs_conversion(saved, state.world_size, state.zero_stage)

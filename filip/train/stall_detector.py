@@ -58,11 +58,7 @@ class StallDetector:
         if now - began < max(self.at_least, self.medians * median) or not (self.rank == 0 or self._loading):
             return None
         self._said = True
-        waits = (
-            "waits for its data"
-            if self._loading
-            else "has its data and waits in the step, as for other ranks"
-        )
+        waits = "waits for its data" if self._loading else "has its data and waits in the step, as for other ranks"
         long = now - began
         return (
             f"watchdog: no step for {long:.0f} s, {long / median:.0f} times the median: "

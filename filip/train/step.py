@@ -90,9 +90,7 @@ def by_name(encoded: Encoded) -> dict[str, Tensor]:
 def from_names(tensors: dict[str, Tensor]) -> Encoded:
     """Invert :func:`by_name` for chunks in a row. Each chunk holds the values of the model, and they are equal."""
     text, lengths = tensors["text"], tensors.get("lengths")
-    pooled = (
-        PooledFeatures(tensors["pooled.image"], tensors["pooled.text"]) if "pooled.image" in tensors else None
-    )
+    pooled = PooledFeatures(tensors["pooled.image"], tensors["pooled.text"]) if "pooled.image" in tensors else None
     of_model = {
         name: value.mean(dim=0, keepdim=True)
         for name, value in tensors.items()

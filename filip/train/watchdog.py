@@ -34,16 +34,10 @@ class Limits:
     collapse_rank: float = 2.0  # the embeddings' effective rank; 1 = one direction
     collapse_checks: int = 5  # looks at the embeddings in a row, one per log_every
     grad_norm_spread: float = 1e-3  # relative difference of the ranks' gradient norms, which should be 0
-    straggler_factor: float = (
-        1.5  # a rank's seconds for encoding its batch, over those of the median rank ...
-    )
-    straggler_share: float = (
-        0.1  # ... and the seconds above those, as a share of the step that everybody waits ...
-    )
+    straggler_factor: float = 1.5  # a rank's seconds for encoding its batch, over those of the median rank ...
+    straggler_share: float = 0.1  # ... and the seconds above those, as a share of the step that everybody waits ...
     straggler_intervals: int = 3  # logged intervals with the same slow rank
-    straggler_seconds: float = (
-        0.02  # ... and at least so many: below that the scheduler of a busy host decides
-    )
+    straggler_seconds: float = 0.02  # ... and at least so many: below that the scheduler of a busy host decides
 
 
 def at_clamp(logit_scale: float, largest: float) -> bool:
@@ -136,9 +130,7 @@ class Watchdog:
     def _numbers(self, status: StepStatus) -> list[_Condition]:
         """Return what the scalars of one step say."""
         s = self.limits
-        stuck = (
-            status.finite and abs(status.loss - status.chance_loss) <= STUCK_TOLERANCE * status.chance_loss
-        )
+        stuck = status.finite and abs(status.loss - status.chance_loss) <= STUCK_TOLERANCE * status.chance_loss
         collapsed = self.fp16 and status.skipped and status.loss_scale <= s.min_loss_scale
         # Skips are normal while the loss scale can still decrease; any other skip, or a non-finite loss, is an error.
         excused = self.fp16 and status.skipped and not collapsed
@@ -147,14 +139,9 @@ class Watchdog:
         spike = self._is_spike(status)
         return [
             _Condition(
-                "non-finite",
-                bad,
-                s.non_finite_steps,
-                "loss or gradients are not finite; a larger weight decay helps",
+                "non-finite", bad, s.non_finite_steps, "loss or gradients are not finite; a larger weight decay helps"
             ),
-            _Condition(
-                "loss scale collapsed", collapsed, 1, f"it is {status.loss_scale:g} and steps still overflow"
-            ),
+            _Condition("loss scale collapsed", collapsed, 1, f"it is {status.loss_scale:g} and steps still overflow"),
             _Condition(
                 "logit scale at its clamp",
                 at_clamp(status.logit_scale, self.max_logit_scale),
@@ -223,16 +210,10 @@ class Watchdog:
             holds = None if value is None else value >= s.collapse_share
             return _Condition(kind, holds, s.collapse_checks, f"{100 * (value or 0):.0f} % of {message}")
 
-        ranks = {
-            name: value for name, value in metrics.items() if name.endswith(("/image_rank", "/text_rank"))
-        }
+        ranks = {name: value for name, value in metrics.items() if name.endswith(("/image_rank", "/text_rank"))}
         lowest = min(ranks, key=lambda name: ranks[name], default="")
         return [
-            share(
-                "words point at one patch",
-                "tokens/same_patch_share",
-                "a caption's words have the same best patch",
-            ),
+            share("words point at one patch", "tokens/same_patch_share", "a caption's words have the same best patch"),
             share(
                 "patches point at [BOS] or [EOS]",
                 "tokens/bos_eos_share",

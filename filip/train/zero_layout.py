@@ -31,9 +31,7 @@ def bind_lamb(engine: Any, lamb: Lamb) -> None:
     names = {id(parameter): name for name, parameter in engine.module.named_parameters()}
     kind = type(wrapper).__name__
     if getattr(wrapper, "optimizer", None) is not lamb:
-        raise UserError(
-            f"DeepSpeed wrapped LAMB into {kind} in a way this version does not know; use zero_stage 0-3"
-        )
+        raise UserError(f"DeepSpeed wrapped LAMB into {kind} in a way this version does not know; use zero_stage 0-3")
     if hasattr(wrapper, "single_partition_of_fp32_groups"):
         layouts = _stage_1_and_2(wrapper, names)
     elif hasattr(wrapper, "fp32_partitioned_groups_flat"):
@@ -182,11 +180,7 @@ def _stage_3(wrapper: Any, names: dict[int, str]) -> dict[Tensor, SliceLayout]:
 
 
 def _layout(
-    flat: Tensor,
-    parameters: list[Tensor],
-    names: dict[int, str],
-    stretches: list[tuple[int, int, int]],
-    group: Any,
+    flat: Tensor, parameters: list[Tensor], names: dict[int, str], stretches: list[tuple[int, int, int]], group: Any
 ) -> SliceLayout:
     """Make a layout from (start, numel, owner); what they leave open is padding."""
     sizes, owners, position = [], [], 0

@@ -13,9 +13,7 @@ def test_it_has_base_yamls_peak_rate_and_selection_and_the_papers_stays_selectab
     peak = make_schedule(ours.optimizer.base_lr, ours.global_batch or 0, 0, 1).peak
     assert ours.optimizer.name == "lamb" and peak == 2e-3 * math.sqrt(40960 / 512)
     assert ours.token_keep_ratio == paper.token_keep_ratio == 0.25
-    assert (
-        ours.token_keep_schedule == "switch from 1 to 0.25 at step 50" and paper.token_keep_schedule is None
-    )
+    assert ours.token_keep_schedule == "switch from 1 to 0.25 at step 50" and paper.token_keep_schedule is None
 
 
 def test_base_yaml_learns_with_a_quarter_of_the_tokens() -> None:

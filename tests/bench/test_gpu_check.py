@@ -30,11 +30,7 @@ def test_without_a_gpu_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize(
     ("built", "runs"),
-    [
-        (["sm_80", "sm_90", "compute_90"], False),
-        (["sm_80", "compute_100"], False),
-        (["sm_90", "sm_100"], True),
-    ],
+    [(["sm_80", "sm_90", "compute_90"], False), (["sm_80", "compute_100"], False), (["sm_90", "sm_100"], True)],
 )
 def test_a_gpu_without_machine_code_is_refused(
     built: list[str], runs: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -63,14 +59,8 @@ def test_a_loss_that_takes_too_long_fails(
     assert "1.47 times" in found.said or "1.53 times" in found.said
 
 
-def test_a_check_that_fails_or_hangs_does_not_stop_the_rest(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    checks = {
-        "missing": ("Is there such a module?", 5),
-        "hangs": ("Does it end?", 0.02),
-        "environment": ("What?", 5),
-    }
+def test_a_check_that_fails_or_hangs_does_not_stop_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checks = {"missing": ("Is there such a module?", 5), "hangs": ("Does it end?", 0.02), "environment": ("What?", 5)}
     monkeypatch.setattr(gpu_check, "CHECKS", checks)
     stub = tmp_path / "bench" / "gpu"
     stub.mkdir(parents=True)
@@ -108,9 +98,7 @@ def test_the_demo_is_trained_and_evaluated_by_commands_that_exist() -> None:
     arguments = training(Path("r"), "filip", trained)
     config = compose_config(TrainConfig, arguments[2:], "train").check()
     assert config.model.interaction == "token_wise" and config.data.sources
-    assert compose_config(
-        Evaluation, ["model=m", "device=cpu", "root=r", f"data=[{CARD}]", "out=o"]
-    ).data == [CARD]
+    assert compose_config(Evaluation, ["model=m", "device=cpu", "root=r", f"data=[{CARD}]", "out=o"]).data == [CARD]
 
 
 @pytest.mark.slow
@@ -124,9 +112,7 @@ def test_checks_run_on_a_cpu(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
-def test_the_check_of_trainings_kills_one_and_compares(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_check_of_trainings_kills_one_and_compares(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """torchrun starts the one that is killed, and those of the next test; the others are forked."""
 
     def run_forked(place: Place, arguments: list[str], log: Path, ranks: int) -> None:

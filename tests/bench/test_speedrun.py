@@ -40,9 +40,7 @@ def test_an_attempt_is_timed_against_a_record_trained_in_turns_with_it(
         log = {"seed": seed, "i2t": 51.0, "t2i": 53.0, "seconds": seconds, "cpu": "a CPU", "against": against}
         (out / f"seed-{seed}.json").write_text(json.dumps(log))
     main(Speedrun(seeds=[0, 1, 2], out=str(out), against=str(record)))
-    assert (
-        "the record finds 59.0 here in 60.0 CPU seconds; this is 0.50 of its time" in capsys.readouterr().err
-    )
+    assert "the record finds 59.0 here in 60.0 CPU seconds; this is 0.50 of its time" in capsys.readouterr().err
 
 
 def test_recall_ranks_texts_by_one_similarity_and_images_by_the_other() -> None:
@@ -83,9 +81,7 @@ def test_a_curve_is_read_between_its_measurements() -> None:
     assert at_seconds(curve, 12.5) == 35 and math.isnan(at_seconds(curve, 16))
 
 
-def test_the_rate_of_a_row_is_that_of_its_search_and_the_searchs_seeds_are_not_reported(
-    tmp_path: Path,
-) -> None:
+def test_the_rate_of_a_row_is_that_of_its_search_and_the_searchs_seeds_are_not_reported(tmp_path: Path) -> None:
     for row, rate, seed, end in [
         ("hard", "2e-3", 100, 30), ("hard", "4e-3", 100, 40), ("hard", "2e-3", 0, 99), ("hard", "4e-3", 0, 41),
         ("hard", "4e-3", 1, 43), ("top 2", "4e-3", 0, 50),

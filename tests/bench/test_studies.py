@@ -33,9 +33,7 @@ def test_terms_are_compared_with_the_first_by_seed_at_the_rate_of_their_search(t
     write(tmp_path, "token_wise", SEARCHED | {("4e-3", s): v for s, v in enumerate(FIRST)})
     at_edge = {("8e-3", 100): 40.0, ("8e-3", 101): 40.0}
     never_chosen = {("4e-3", 0): 99.0}
-    write(
-        tmp_path, "a_term", SEARCHED | at_edge | never_chosen | {("8e-3", s): v for s, v in enumerate(OTHER)}
-    )
+    write(tmp_path, "a_term", SEARCHED | at_edge | never_chosen | {("8e-3", s): v for s, v in enumerate(OTHER)})
     _, _, first, other = cells(terms.table({one.row: one for one in onset_page.read(tmp_path)}))
     assert first[:2] == ["`token_wise`", "4e-3 of 2e-3, 4e-3, 8e-3"] and first[5] == ""
     assert first[3].startswith("23.0 ±") and first[4].startswith("25.0 ±")

@@ -104,10 +104,7 @@ class Desk:
         """Return {table: {column: cell}} of the row of this run, without its difference from the first row."""
         tables = json.loads((self.folder / self.tables).read_text())["tables"]
         rows = {name: row for name, table in tables.items() for row in table["rows"] if row["run"] == run}
-        return {
-            name: {key: {**cell, "less": None} for key, cell in row["cells"].items()}
-            for name, row in rows.items()
-        }
+        return {name: {key: {**cell, "less": None} for key, cell in row["cells"].items()} for name, row in rows.items()}
 
     def first_node(self, job: str) -> int:
         """Return the number of the node that runs the job's batch script."""
@@ -116,11 +113,7 @@ class Desk:
     def jobs(self, run: str) -> dict[str, str]:
         """Return {job: state} of this training, as Slurm has them; rule and wildcards are in the plugin's comment."""
         lines = self.slurm.ask("squeue", "-h", "--states=all", "-o", "%i %T %k").splitlines()
-        return {
-            words[0]: words[1]
-            for words in map(str.split, lines)
-            if words[2].endswith(f"pretrain_wildcards_{run}")
-        }
+        return {words[0]: words[1] for words in map(str.split, lines) if words[2].endswith(f"pretrain_wildcards_{run}")}
 
     def records(self, run: str) -> list[dict]:
         """Return the lines of the log in the run's folder, of all starts of the training."""
@@ -170,9 +163,7 @@ class Desk:
             command = process.info["cmdline"] or []
             if "filip.train" not in command[2:5] or f"out={self.weights(run)}" not in command:
                 continue
-            with contextlib.suppress(
-                psutil.NoSuchProcess, FileNotFoundError
-            ):  # it, or its parent, has just ended
+            with contextlib.suppress(psutil.NoSuchProcess, FileNotFoundError):  # it, or its parent, has just ended
                 parent, number = process.parent(), int(process.environ()["SLURM_PROCID"])
                 if command[1] == "-S":
                     forked = (self.folder / "forked" / str(process.pid)).read_text()
@@ -241,13 +232,7 @@ def make_study(name: str, nodes: int = 2) -> dict:
         "data_dir": "squares",
         "sources": ["cc3m"],
         "launch": {
-            **{
-                "launcher": "srun",
-                "nodes": nodes,
-                "ranks_per_node": 2,
-                "accelerator": "cpu",
-                "cpus_per_rank": 1,
-            },
+            **{"launcher": "srun", "nodes": nodes, "ranks_per_node": 2, "accelerator": "cpu", "cpus_per_rank": 1},
             "resources": {"runtime": 60, "mem_mb": 4000, "slurm_extra": "--exclusive"},
         },
         "train": {

@@ -156,15 +156,8 @@ class OneHostSlurm:
         key.write_bytes(os.urandom(1024))
         key.chmod(0o400)
         key.parent.chmod(0o700)
-        options = {
-            "key-file": key,
-            "socket": self.folder / "run/munge.socket",
-            "pid-file": self._pid("munged"),
-        }
-        options |= {
-            "log-file": self.folder / "log/munged.log",
-            "seed-file": self.folder / "munge/munged.seed",
-        }
+        options = {"key-file": key, "socket": self.folder / "run/munge.socket", "pid-file": self._pid("munged")}
+        options |= {"log-file": self.folder / "log/munged.log", "seed-file": self.folder / "munge/munged.seed"}
         # --force: it would refuse folders that others may write to, such as /tmp
         subprocess.run(["munged", "--force", *(f"--{k}={v}" for k, v in options.items())], check=True)
 

@@ -17,9 +17,7 @@ SSHD = "/usr/sbin/sshd"  # has to be started by its whole path
 
 def why_not() -> str | None:
     """Say why ssh between hosts is not possible here, in one line; None if it is."""
-    return why_not_installed(
-        (SSHD, "ssh", "ssh-keygen", "pdsh"), ("openssh-server", "openssh-client", "pdsh")
-    )
+    return why_not_installed((SSHD, "ssh", "ssh-keygen", "pdsh"), ("openssh-server", "openssh-client", "pdsh"))
 
 
 class SecureShell:

@@ -53,9 +53,7 @@ class Submitted:
         self.slurm.wait_until(lambda: len(self.starts) == count, timeout, lambda: self.log)
 
 
-def submit(
-    slurm: OneHostSlurm, folder: Path, behaviour: str, nodes: int = 2, ranks_per_node: int = 2
-) -> Submitted:
+def submit(slurm: OneHostSlurm, folder: Path, behaviour: str, nodes: int = 2, ranks_per_node: int = 2) -> Submitted:
     """Submit the launch line of a study as Snakemake's job step runs it, with the stub and its behaviour."""
     launch = Launch("srun", nodes, ranks_per_node, None, None, 29500, lambda: 1, 1, {})
     command = launch.command()
@@ -63,9 +61,7 @@ def submit(
     command = command.removesuffix("-m filip.train") + f"{STUB} {behaviour} {folder}"
     command = f"python -m filip.train.job run_dir={folder} requeue={launch.requeues} -- {command}"
     # the plugin's job step removes what Slurm says of the allocation, except for a few names
-    stripped = (
-        "for v in $(env | grep -o '^SLURM_[A-Z_]*'); do case $v in SLURM_JOB_ID) ;; *) unset $v;; esac; done"
-    )
+    stripped = "for v in $(env | grep -o '^SLURM_[A-Z_]*'); do case $v in SLURM_JOB_ID) ;; *) unset $v;; esac; done"
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "MASTER_ADDR": "127.0.0.1"}
     environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
     request = ["sbatch", "--parsable", "--requeue", f"--nodes={nodes}", f"--ntasks-per-node={ranks_per_node}"]

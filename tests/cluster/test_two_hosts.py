@@ -71,9 +71,7 @@ def wait_for_step(run: Path, step: int, started: list[subprocess.Popen[bytes]], 
         time.sleep(0.2)
 
 
-def test_deepspeed_with_a_hostfile_trains_across_the_cable(
-    hosts: TwoHosts, data: Path, tmp_path: Path
-) -> None:
+def test_deepspeed_with_a_hostfile_trains_across_the_cable(hosts: TwoHosts, data: Path, tmp_path: Path) -> None:
     """The launch line of a study, started on the first host: DeepSpeed reaches both by pdsh and ssh."""
     if reason := secure_shell.why_not():
         pytest.skip(reason)
@@ -116,9 +114,7 @@ def test_a_pulled_cable_is_survived_or_ends_all_ranks_with_a_sentence(
     assert 0 not in ended(started, 240)
     for host, log in enumerate(logs):
         text = log.read_text()
-        assert f"error: rank {host} on " in text and "has lost contact with the other ranks" in text, text[
-            -3000:
-        ]
+        assert f"error: rank {host} on " in text and "has lost contact with the other ranks" in text, text[-3000:]
         assert "Started again, the run continues from its last checkpoint" in text
 
 

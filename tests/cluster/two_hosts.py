@@ -49,9 +49,7 @@ class TwoHosts:
         for name in self.names:
             ip("netns", "del", name)  # the cards go with it
 
-    def start(
-        self, host: int, command: list[str], environment: dict[str, str], log: Path
-    ) -> subprocess.Popen[bytes]:
+    def start(self, host: int, command: list[str], environment: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
         """Start a command on a host; what it prints goes to ``log``."""
         command = ["ip", "netns", "exec", self.names[host], *command]
         with open(log, "ab") as out:

@@ -14,17 +14,9 @@ from tests.data.pair_shards import Pairs
 DATA_FIELDS = {field.name for field in dataclasses.fields(DataConfig)}
 
 
-def loader(
-    pairs: Pairs | list[Source], *, epoch: int = 0, transform: Any = None, **options: Any
-) -> PairLoader:
+def loader(pairs: Pairs | list[Source], *, epoch: int = 0, transform: Any = None, **options: Any) -> PairLoader:
     """Make a loader with small settings; options: fields of DataConfig and of StreamConfig."""
-    settings = {
-        "batch_size": 4,
-        "image_size": 16,
-        "seed": 3,
-        "shuffle_window_shards": 2,
-        "workers": 0,
-    } | options
+    settings = {"batch_size": 4, "image_size": 16, "seed": 3, "shuffle_window_shards": 2, "workers": 0} | options
     data = {name: settings.pop(name) for name in list(settings) if name in DATA_FIELDS}
     sources = [pairs.source] if isinstance(pairs, Pairs) else pairs
     made = build_loader(StreamConfig(DataConfig(sources=sources, **data), **settings), transform=transform)

@@ -57,9 +57,7 @@ def table(suffix: str) -> Callable[[Path], str]:
         write_images(root)
         rows = [(name, caption) for name, captions in CAPTIONS.items() for caption in captions]
         with open(root / f"captions.{suffix}", "w", newline="") as file:
-            csv.writer(file, delimiter="," if suffix == "csv" else "\t").writerows(
-                [("file_name", "text"), *rows]
-            )
+            csv.writer(file, delimiter="," if suffix == "csv" else "\t").writerows([("file_name", "text"), *rows])
         return str(root)
 
     return write
@@ -74,9 +72,7 @@ def json_lines(root: Path) -> str:
 
 def parquet_table(root: Path) -> str:
     write_images(root)
-    pq.write_table(
-        pa.table({"path": list(CAPTIONS), "captions": list(CAPTIONS.values())}), root / "list.parquet"
-    )
+    pq.write_table(pa.table({"path": list(CAPTIONS), "captions": list(CAPTIONS.values())}), root / "list.parquet")
     return str(root)
 
 
@@ -91,9 +87,7 @@ def _hugging_face(root: Path) -> datasets.Dataset:
     import datasets
 
     images = write_images(root.with_name("for_datasets"))
-    features = datasets.Features(
-        {"image": datasets.Image(), "caption": datasets.List(datasets.Value("string"))}
-    )
+    features = datasets.Features({"image": datasets.Image(), "caption": datasets.List(datasets.Value("string"))})
     rows = {"image": [str(images / name) for name in CAPTIONS], "caption": list(CAPTIONS.values())}
     return datasets.Dataset.from_dict(rows, features=features)
 

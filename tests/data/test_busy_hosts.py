@@ -117,9 +117,7 @@ def test_the_first_pass_asks_a_busy_host_once_and_leaves_the_rest_of_it(first_pa
         assert reasons(first_pass, urls[:5]) == {"busy_host": 5}, "the next shard of the process knows"
 
 
-def test_a_first_pass_of_many_threads_asks_a_busy_host_no_more_than_once_a_thread(
-    first_pass: ShardDownloader,
-) -> None:
+def test_a_first_pass_of_many_threads_asks_a_busy_host_no_more_than_once_a_thread(first_pass: ShardDownloader) -> None:
     first_pass.threads = 8
     with serving(host2=for_an_hour) as server:
         found = reasons(first_pass, server.urls("127.0.0.2", 200) + server.urls("127.0.0.1", 200))
@@ -178,17 +176,11 @@ def test_a_pass_that_is_given_up_does_not_wait_for_a_busy_host(retry_pass: Shard
         assert time.monotonic() - started < 59
 
 
-def test_a_redirection_to_a_busy_host_does_not_stop_the_host_that_sends_there(
-    first_pass: ShardDownloader,
-) -> None:
+def test_a_redirection_to_a_busy_host_does_not_stop_the_host_that_sends_there(first_pass: ShardDownloader) -> None:
     with hostile.redirecting_server() as (port, targets), serving(host2=for_an_hour) as server:
         targets |= {"/busy": server.urls("127.0.0.2", 1)[0], "/free": server.urls("127.0.0.1", 1)[0]}
         urls = [f"http://127.0.0.1:{port}{path}" for path in ("/busy", "/free", "/free")]
-        assert reasons(first_pass, [*urls, server.urls("127.0.0.2", 2)[1]]) == {
-            "http_429": 1,
-            "": 2,
-            "busy_host": 1,
-        }
+        assert reasons(first_pass, [*urls, server.urls("127.0.0.2", 2)[1]]) == {"http_429": 1, "": 2, "busy_host": 1}
 
 
 @pytest.mark.slow

@@ -34,9 +34,7 @@ from filip_demo.twins import main as look_for_twins
 
 CACHE = Path(__file__).parents[2] / ".cache" / "demo"  # shared with `make demo`
 LIMIT = 24
-TULIP = Emoji(
-    "1F337", "1F337", "tulip", ("blossom", "flower", "growth", "plant"), "animals-nature", "plant-flower"
-)
+TULIP = Emoji("1F337", "1F337", "tulip", ("blossom", "flower", "growth", "plant"), "animals-nature", "plant-flower")
 
 
 def build(out: Path) -> Path:
@@ -99,9 +97,7 @@ def test_captions_start_with_the_label_and_differ_between_artists():
 
 
 def test_tags_that_repeat_the_label_are_left_out():
-    hand = Emoji(
-        "270B", "270B", "raised hand", ("hand", "high five", "Raised", "raised hand", "stop"), "", ""
-    )
+    hand = Emoji("270B", "270B", "raised hand", ("hand", "high five", "Raised", "raised hand", "stop"), "", "")
     assert informative_tags(hand) == ["high five", "stop"]
 
 
@@ -182,9 +178,7 @@ def test_unreachable_registry_is_said_in_plain_words(monkeypatch, tmp_path):
     monkeypatch.setenv("npm_config_registry", "http://127.0.0.1:9")  # nobody listens on the discard port
     monkeypatch.setenv("npm_config_fetch_retries", "0")
     monkeypatch.setenv("npm_config_cache", str(tmp_path / "npm-cache"))
-    with pytest.raises(
-        UserError, match=r"could not fetch .*emojibase-data@17.0.0.*npm registry can be reached"
-    ):
+    with pytest.raises(UserError, match=r"could not fetch .*emojibase-data@17.0.0.*npm registry can be reached"):
         packages.fetch_packages(tmp_path / "cache")
 
 
@@ -298,9 +292,7 @@ def test_every_row_has_its_file_or_its_fault(corpus):
 def test_no_test_picture_is_trained_on(corpus, capsys):
     look_for_twins(Twins(str(corpus)))
     said = capsys.readouterr().out
-    assert "demo_test" in said and said.count(" 0 of them trained on") == len(
-        list((corpus / "eval").iterdir())
-    )
+    assert "demo_test" in said and said.count(" 0 of them trained on") == len(list((corpus / "eval").iterdir()))
 
 
 @pytest.mark.slow
@@ -336,9 +328,7 @@ def test_benchmarks_read_as_clip_benchmark_reads_them(corpus):
         handler = wds.autodecode.ImageHandler("pil", extensions=["webp", "png", "jpg", "jpeg"])
         pattern = str(folder / "test" / f"{{0..{shards - 1}}}.tar")
         data = wds.WebDataset(pattern, nodesplitter=lambda src: src, shardshuffle=False).decode(handler)
-        samples = list(
-            data.to_tuple(["webp", "png", "jpg"], "txt" if retrieval else "cls", "mask.png", "json")
-        )
+        samples = list(data.to_tuple(["webp", "png", "jpg"], "txt" if retrieval else "cls", "mask.png", "json"))
         assert len(samples) == counts[name]["images"]
         classes = None if retrieval else (folder / "classnames.txt").read_text().splitlines()
         assert classes is None or len(set(classes)) == len(classes) == counts[name]["classes"]

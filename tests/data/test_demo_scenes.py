@@ -134,12 +134,7 @@ def test_a_relation_that_a_caption_states_is_true() -> None:
     for index in range(400):
         scene = training_scene(SPRITES, NAMES, 1, index)
         where = {thing.label: thing.box for thing in scene.things}
-        for relation, axis, sign in (
-            ("left of", 0, 1),
-            ("right of", 0, -1),
-            ("above", 1, 1),
-            ("below", 1, -1),
-        ):
+        for relation, axis, sign in (("left of", 0, 1), ("right of", 0, -1), ("above", 1, 1), ("below", 1, -1)):
             if f" {relation} " in scene.caption:
                 first, second = scene.caption.split(f" {relation} ")
                 a, b = where[first.split()[-1]], where[second.split(",")[0].split()[-1]]
@@ -183,9 +178,7 @@ def test_wrong_names_are_never_true_of_the_image() -> None:
         scene = new_scene(SPRITES, NAMES, 1, index)
         right, *wrong = name_choices(scene, CONCEPTS, NAMES)
         shown = {thing.label for thing in scene.things}
-        named = [
-            set(c.replace(",", " ").replace(" and ", " ").split()) - {"a", "an"} for c in (right, *wrong)
-        ]
+        named = [set(c.replace(",", " ").replace(" and ", " ").split()) - {"a", "an"} for c in (right, *wrong)]
         assert named[0] == shown and len(wrong) == WRONG_NAMES == len(set(wrong))
         for names in named[1:]:
             assert len(names & shown) == 2 and len(names - shown) == 1
@@ -282,9 +275,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 def test_the_list_holds_scenes_without_held_out_concepts_or_pairs(corpus: Path) -> None:
     rows = [r for r in pq.read_table(corpus / "list.parquet").to_pylist() if "/scenes/" in r["url"]]
-    alone = {
-        r["concept"] for r in pq.read_table(corpus / "list.parquet").to_pylist() if "/scenes/" not in r["url"]
-    }
+    alone = {r["concept"] for r in pq.read_table(corpus / "list.parquet").to_pylist() if "/scenes/" not in r["url"]}
     assert len(rows) == 200
     trained = set()
     for row in rows:

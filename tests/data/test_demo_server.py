@@ -19,15 +19,7 @@ PIXELS = bytes(range(256)) * 8
 
 
 def start(root, port, *command):
-    arguments = [
-        sys.executable,
-        "-m",
-        "filip_demo.serving",
-        f"root={root}",
-        f"port={port}",
-        "--",
-        *command,
-    ]
+    arguments = [sys.executable, "-m", "filip_demo.serving", f"root={root}", f"port={port}", "--", *command]
     return subprocess.Popen(arguments, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
@@ -66,8 +58,7 @@ def test_files_come_whole_with_type_and_length(server):
 
 
 @pytest.mark.parametrize(
-    "path",
-    ["images/twemoji/none.png", "planted/not_found/0000.png", "images", "", "list.parquet", "images/%00.png"],
+    "path", ["images/twemoji/none.png", "planted/not_found/0000.png", "images", "", "list.parquet", "images/%00.png"]
 )
 def test_what_is_not_there_or_not_meant_to_be_seen_is_404(server, path):
     with pytest.raises(urllib.error.HTTPError) as error:
@@ -90,10 +81,7 @@ def test_html_is_a_page_with_status_200(server):
 
 
 def test_cut_off_breaks_after_part_of_the_promised_bytes(server):
-    with (
-        get(server, "planted/cut_off/0000.png") as answer,
-        pytest.raises(http.client.IncompleteRead) as error,
-    ):
+    with get(server, "planted/cut_off/0000.png") as answer, pytest.raises(http.client.IncompleteRead) as error:
         answer.read()
     assert 0 < len(error.value.partial) < len(PIXELS)
 

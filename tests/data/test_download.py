@@ -62,9 +62,7 @@ def test_every_url_of_a_hostile_server_ends_in_one_bucket(tmp_path: Path) -> Non
         out = tmp_path / "shards"
         fragment = download(source, out, card)
         asked = server.requests.copy()
-        assert download(source, out, card) == fragment and server.requests == asked, (
-            "a second run does nothing"
-        )
+        assert download(source, out, card) == fragment and server.requests == asked, "a second run does nothing"
 
     # the funnel: each URL once, in the bucket that its server asked for
     wanted = Counter(reasons.values())

@@ -213,13 +213,7 @@ def test_a_full_disk_fails_the_shard_and_leaves_nothing_half_done(tmp_path: Path
         assert {path.suffix for path in out.rglob("*") if path.is_file()} <= {".feather", ".progress"}
         (row,) = reader
         downloader.download_shard(row)
-    assert {path.name[5:] for path in out.glob("0*")} == {
-        ".tar",
-        ".index",
-        ".answers",
-        ".parquet",
-        "_stats.json",
-    }
+    assert {path.name[5:] for path in out.glob("0*")} == {".tar", ".index", ".answers", ".parquet", "_stats.json"}
     assert len(list(wds.WebDataset(str(out / "00000.tar"), shardshuffle=False))) == 20
 
 
@@ -243,11 +237,7 @@ def test_bytes_that_are_not_those_of_the_list_are_dropped(tmp_path: Path, verify
     (row,) = reader
     make_downloader(card, out, columns, []).download_shard(row)
     table = pq.read_table(out / "00000.parquet").to_pylist()
-    assert [row["status"] for row in table] == [
-        "success",
-        "failed_to_download" if verify else "success",
-        "success",
-    ]
+    assert [row["status"] for row in table] == ["success", "failed_to_download" if verify else "success", "success"]
     assert verify == str(table[1]["error_message"]).startswith("hash_mismatch: the list says 000")
 
 
@@ -287,9 +277,7 @@ def test_a_full_disk_ends_the_download_at_once(tmp_path: Path) -> None:
         full = pytest.raises(UserError, match=r"shards cannot be written to: .*make room and run the same")
         with disk_with_room_for(30_000), full:
             download_shards(workers, workers.downloader, reader, done.append)
-        assert not done and server.requests.total() < BEFORE_IT_IS_FULL, (
-            "neither the rest of the shard nor the next"
-        )
+        assert not done and server.requests.total() < BEFORE_IT_IS_FULL, "neither the rest of the shard nor the next"
         reader.wanted = set(range(5))
         assert download_shards(workers, workers.downloader, reader, done.append) == {}
     assert done == list(range(5))

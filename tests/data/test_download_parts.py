@@ -22,14 +22,7 @@ from tests.data import hostile
 from tests.data.downloads import hashes, write_list
 from tests.support.forked import Process
 
-SETTINGS = {
-    "image_size": 32,
-    "samples_per_shard": 4,
-    "threads": 2,
-    "timeout": 60,
-    "retries": 0,
-    "retry_passes": 1,
-}
+SETTINGS = {"image_size": 32, "samples_per_shard": 4, "threads": 2, "timeout": 60, "retries": 0, "retry_passes": 1}
 CARD = {"title": "T", "download": SETTINGS, "image_rules": {"min_side": 0}, "allow_private_hosts": True}
 
 
@@ -66,9 +59,7 @@ def test_parts_give_the_manifest_of_one_job_also_when_one_is_killed(tmp_path: Pa
                 time.sleep(0.01)
             with pytest.raises(UserError, match="shared is being filled by another process"):
                 download(source, shared, card)
-            with pytest.raises(
-                UserError, match=r"part 0-of-2 of .*shared is being filled by another process"
-            ):
+            with pytest.raises(UserError, match=r"part 0-of-2 of .*shared is being filled by another process"):
                 download(source, shared, card, "1GB", None, (0, 2))
             first.signal_group(signal.SIGKILL)
             assert first.wait() != 0 and second.wait(300) == 0

@@ -28,8 +28,7 @@ def test_columns_of_files_that_differ_are_those_of_union_by_name(tmp_path: Path)
     con = duckdb_io.connect(2, "1GB", tmp_path / "spill")
     names = f"{', '.join(COLUMNS)}, {duckdb_io.FILE_STEM} AS file, file_row_number"
     rows, wanted = (
-        con.sql(f"SELECT {names} FROM {source} ORDER BY file, file_row_number").fetchall()
-        for source in (found, whole)
+        con.sql(f"SELECT {names} FROM {source} ORDER BY file, file_row_number").fetchall() for source in (found, whole)
     )
     assert rows == wanted and rows[3] == ("d", "four", None, "7", "00002", 0)
     nowhere = duckdb_io.columns_of_many(files, ["key", "nowhere"])

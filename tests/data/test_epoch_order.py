@@ -12,9 +12,7 @@ from filip.data.loading.epoch_order import EpochOrder, group_length
 COUNTS = np.array([7, 0, 30, 1, 12, 25, 25])
 
 
-def order(
-    counts: list[np.ndarray], weights: list[float], group: int = 0, step: int = 17, **options: int
-) -> np.ndarray:
+def order(counts: list[np.ndarray], weights: list[float], group: int = 0, step: int = 17, **options: int) -> np.ndarray:
     """Return all slots of a reader group [n, 3], asked for in steps as batches do."""
     settings = {"seed": 1, "epoch": 0, "shuffle_window_shards": 3} | options
     epoch = EpochOrder(counts, weights, **settings)  # type: ignore[arg-type]
@@ -54,9 +52,7 @@ def test_reader_groups_share_every_sample_and_few_shards(reader_groups: int) -> 
     parts = [order(counts, [1.0, 1.0], group=i, reader_groups=reader_groups) for i in range(reader_groups)]
     together = np.concatenate(parts)
     assert len(np.unique(together, axis=0)) == len(together) == 1100
-    assert [len(p) for p in parts] == [
-        group_length(counts, [1.0, 1.0], i, reader_groups) for i in range(reader_groups)
-    ]
+    assert [len(p) for p in parts] == [group_length(counts, [1.0, 1.0], i, reader_groups) for i in range(reader_groups)]
     assert max(map(len, parts)) - min(map(len, parts)) <= 2
     for part in parts:
         shards = np.unique(part[part[:, 0] == 0, 1] // 20)

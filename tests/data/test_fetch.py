@@ -203,43 +203,9 @@ def test_how_long_a_host_asks_to_be_left_alone() -> None:
     assert 3e9 > (asked("Wed, 21 Oct 2099 07:28:00 GMT") or 0.0) > 1e9
 
 
-ODD = [
-    "",
-    "\xb2",
-    "\x00",
-    "-1",
-    "9" * 500,
-    "nan",
-    "Wed, 99 Oct 9999 99:99:99",
-    "é",
-    "%",
-    "none",
-    ":",
-    "a" * 70_000,
-]
-HEADERS = [
-    "Retry-After",
-    "Content-Length",
-    "Location",
-    "X-Robots-Tag",
-    "Transfer-Encoding",
-    "Content-Encoding",
-    "",
-]
-STATUS = [
-    "200 OK",
-    "206",
-    "301 Moved",
-    "302",
-    "429 Busy",
-    "503",
-    "304",
-    "100 Continue",
-    "999",
-    "abc",
-    "-1",
-    "²",
-]
+ODD = ["", "\xb2", "\x00", "-1", "9" * 500, "nan", "Wed, 99 Oct 9999 99:99:99", "é", "%", "none", ":", "a" * 70_000]
+HEADERS = ["Retry-After", "Content-Length", "Location", "X-Robots-Tag", "Transfer-Encoding", "Content-Encoding", ""]
+STATUS = ["200 OK", "206", "301 Moved", "302", "429 Busy", "503", "304", "100 Continue", "999", "abc", "-1", "²"]
 
 
 def odd_answer(number: int) -> bytes:
@@ -317,15 +283,7 @@ def test_a_list_does_not_reach_this_machine_unless_the_card_allows_it(server: ho
     port = server.server.server_port
     assert get(server.url("jpeg"))[0] == hostile.plain()
     asked = len(server.agents)
-    for host in (
-        "127.0.0.1",
-        "localhost",
-        "2130706433",
-        "127.1",
-        "0x7f000001",
-        "[::ffff:127.0.0.1]",
-        "0.0.0.0",
-    ):
+    for host in ("127.0.0.1", "localhost", "2130706433", "127.1", "0x7f000001", "[::ffff:127.0.0.1]", "0.0.0.0"):
         assert get(f"http://{host}:{port}/jpeg", access=PUBLIC)[1] == "private_address", host
     assert len(server.agents) == asked, "refused before a byte is sent"
 

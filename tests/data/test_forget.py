@@ -85,9 +85,7 @@ def test_nothing_is_left_of_what_is_forgotten(tmp_path: Path) -> None:
     for sidecar in list((tmp_path / "captions").glob("*.parquet")):  # as captions made of the images are kept
         kept = tmp_path / "captions/_cache/x-image-0" / f"{sidecar.stem}-1.parquet"
         kept.parent.mkdir(parents=True, exist_ok=True)
-        texts = pc.binary_join_element_wise(
-            "seen:", pq.read_table(sidecar)["captions"].combine_chunks().flatten(), ""
-        )
+        texts = pc.binary_join_element_wise("seen:", pq.read_table(sidecar)["captions"].combine_chunks().flatten(), "")
         pq.write_table(pa.table({"key": pq.read_table(sidecar)["key"], "text": texts}), kept)
     hashes = {row["url"]: row["sha256"] for path in (tmp_path / "shards").glob("*.parquet")
               for row in pq.read_table(path).to_pylist()}  # fmt: skip

@@ -113,11 +113,7 @@ def commands(folder: Path) -> dict[str, Command]:
         write_fragment(folder / f"{stage}.json", Fragment(stage, "t", given, left, dropped))
     kept = folder / "kept.parquet"
     pq.write_table(pa.table({name: values[:40] for name, values in rows.items()}), kept)
-    card, shards, sidecars = (
-        f"source={folder}/c.yaml",
-        f"shards={folder}/shards",
-        f"captions={folder}/captions",
-    )
+    card, shards, sidecars = (f"source={folder}/c.yaml", f"shards={folder}/shards", f"captions={folder}/captions")
     funnels = ",".join(f"{folder}/{stage}.json" for stage in ("text_rules", "download", "translate"))
     made = [card, f"list={listed}", f"kept={kept}", shards, sidecars, f"funnels=[{funnels}]"]
     single = {"threads": "threads=1", "processes": "processes=1"}
@@ -125,9 +121,7 @@ def commands(folder: Path) -> dict[str, Command]:
     pq.write_table(pa.table({"url": urls, "caption": list(CAPTIONS)}), folder / "photos.parquet")
     (folder / "d.yaml").write_text(f"{CARD}image_root: {folder / 'photos'}\n")
     return {
-        "prepare": Command(
-            "prepare", "PrepareConfig", [f"source={listed}", "out=OUT/l.parquet", "funnel=OUT/f.json"]
-        ),
+        "prepare": Command("prepare", "PrepareConfig", [f"source={listed}", "out=OUT/l.parquet", "funnel=OUT/f.json"]),
         "text_rules": Command(
             "text_rules",
             "TextRulesConfig",
@@ -141,22 +135,13 @@ def commands(folder: Path) -> dict[str, Command]:
         "download": Command(
             "download",
             "DownloadConfig",
-            [
-                f"source={folder}/d.yaml",
-                f"list={folder}/photos.parquet",
-                "out=OUT/shards",
-                "funnel=OUT/f.json",
-            ],
+            [f"source={folder}/d.yaml", f"list={folder}/photos.parquet", "out=OUT/shards", "funnel=OUT/f.json"],
         ),
         "translate": Command(
-            "translate",
-            "TranslateConfig",
-            [card, shards, "out=OUT/captions", "funnel=OUT/f.json", *single.values()],
+            "translate", "TranslateConfig", [card, shards, "out=OUT/captions", "funnel=OUT/f.json", *single.values()]
         ),
         "score": Command(
-            "score",
-            "ScoreConfig",
-            [card, shards, sidecars, "out=OUT/scored", "max_distance=3", *single.values()],
+            "score", "ScoreConfig", [card, shards, sidecars, "out=OUT/scored", "max_distance=3", *single.values()]
         ),
         "manifest": Command("manifest", "ManifestConfig", [*made, "out=OUT/manifest.json"]),
         "funnel": Command("funnel", "FunnelConfig", [f"fragments=[{funnels}]", "out=OUT/funnel.json"]),
@@ -223,22 +208,14 @@ def test_a_limit_on_files_is_a_full_disk_where_nobody_may_mount_one(
     urls = [f"https://a.org/{n}" for n in range(3000)]
     pq.write_table(pa.table({"url": urls, "caption": captions}), tmp_path / "l.parquet")
     make_shards(tmp_path / "shards", captions, per_shard=3000)
-    (tmp_path / "c.yaml").write_text(
-        "text_rules: {language: false}\nback_translation: {engine: none, pivots: []}\n"
-    )
+    (tmp_path / "c.yaml").write_text("text_rules: {language: false}\nback_translation: {engine: none, pivots: []}\n")
     arguments = {
         "prepare": [f"source={tmp_path}/l.parquet", f"out={tmp_path}/out.parquet"],
-        "text_rules": [
-            f"source={tmp_path}/c.yaml",
-            f"list={tmp_path}/l.parquet",
-            f"out={tmp_path}/out.parquet",
-        ],
+        "text_rules": [f"source={tmp_path}/c.yaml", f"list={tmp_path}/l.parquet", f"out={tmp_path}/out.parquet"],
         "translate": [f"source={tmp_path}/c.yaml", f"shards={tmp_path}/shards", f"out={tmp_path}/out"],
     }[stage]
     module = {"prepare": prepare, "text_rules": text_rules, "translate": translate}[stage]
-    schema = {"prepare": "PrepareConfig", "text_rules": "TextRulesConfig", "translate": "TranslateConfig"}[
-        stage
-    ]
+    schema = {"prepare": "PrepareConfig", "text_rules": "TextRulesConfig", "translate": "TranslateConfig"}[stage]
     with disk_with_room_for(2_000), pytest.raises(SystemExit) as stopped:
         run_command(module.main, getattr(module, schema), argv=arguments)
     said = capsys.readouterr().err

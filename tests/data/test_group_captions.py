@@ -8,9 +8,7 @@ import pytest
 
 from filip.data.ingesting.group_captions import group_captions
 
-SCHEMA = pa.schema(
-    {"part": pa.int64(), "n": pa.int64(), "url": pa.string(), "captions": pa.list_(pa.string())}
-)
+SCHEMA = pa.schema({"part": pa.int64(), "n": pa.int64(), "url": pa.string(), "captions": pa.list_(pa.string())})
 
 
 def some_rows(rng: random.Random) -> list[dict]:

@@ -41,11 +41,7 @@ def test_captions_of_any_characters_go_through_all_stages(tmp_path: Path) -> Non
     fragment = make_list(card, tmp_path / "list.parquet", shuffle=False)
     assert fragment.n_in == len(CAPTIONS)
     apply_text_rules(
-        tmp_path / "list.parquet",
-        tmp_path / "kept.parquet",
-        card,
-        processes=1,
-        dropped=tmp_path / "gone.parquet",
+        tmp_path / "list.parquet", tmp_path / "kept.parquet", card, processes=1, dropped=tmp_path / "gone.parquet"
     )
     gone = {row["url"]: row["reason"] for row in pq.read_table(tmp_path / "gone.parquet").to_pylist()}
     assert gone["https://a.org/0"] == "too_long"
@@ -63,11 +59,7 @@ def test_the_name_of_a_folder_or_column_changes_nothing(tmp_path: Path) -> None:
     """DuckDB takes folders like key=value for columns and brackets for a pattern, and adds a column called filename."""
     place = tmp_path / "caption=x" / "[a-c] it's 100%25 *?"
     place.mkdir(parents=True)
-    captions = [
-        "a man riding a wave",
-        "some soup in a bowl stands next to a wooden spoon",
-        "two dogs in a garden",
-    ]
+    captions = ["a man riding a wave", "some soup in a bowl stands next to a wooden spoon", "two dogs in a garden"]
     rows = {"url": [f"https://a.org/{n}" for n in range(3)], "caption": captions}
     odd = {"filename": ["a.jpg", "b.jpg", "c.jpg"], "shard": ["x", "y", "z"]}
     pq.write_table(pa.table({**rows, **odd}), place / "l.parquet")
@@ -138,14 +130,11 @@ def test_a_tar_from_elsewhere_reaches_no_file_outside_of_it(tmp_path: Path) -> N
     before = sorted(path.name for path in tmp_path.iterdir())
     out = tmp_path / "shards"
     _, images = ingest.ingest(
-        SourceCard("t", images=str(tmp_path / "odd.tar")),
-        ingest.IngestConfig("t", out=str(out), processes=1),
+        SourceCard("t", images=str(tmp_path / "odd.tar")), ingest.IngestConfig("t", out=str(out), processes=1)
     )
     assert images.n_in == images.n_out + sum(images.dropped.values()) and images.n_out >= 2
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*before, "shards"])
-    assert not any(
-        b"a secret of this machine" in path.read_bytes() for path in out.rglob("*") if path.is_file()
-    )
+    assert not any(b"a secret of this machine" in path.read_bytes() for path in out.rglob("*") if path.is_file())
     translate.translate(job(tmp_path, SourceCard("t", images="x"), engine="none"))
     index = index_source(Source(str(out), str(tmp_path / "captions")))
     assert len(index) == images.n_out
@@ -184,13 +173,7 @@ def test_a_broken_file_is_named_by_the_stage_that_reads_it(
         ("l.csv.gz", b"\x1f\x8b" + bytes(300)),
         ("l.csv.zst", bytes(300)),
         ("l.csv.bz2", b"BZh9" + bytes(300)),
-        (
-            "l.jsonl",
-            b'{"url": "https://a.org/1", "caption": "a dog", "x": '
-            + b"[" * 500_000
-            + b"]" * 500_000
-            + b"}\n",
-        ),
+        ("l.jsonl", b'{"url": "https://a.org/1", "caption": "a dog", "x": ' + b"[" * 500_000 + b"]" * 500_000 + b"}\n"),
         ("l.yaml", b"!!python/object/apply:os.mkdir [made_by_a_card]"),
     ],
 )
@@ -210,17 +193,11 @@ def test_a_broken_list_is_one_sentence(
     ("name", "content", "message"),
     [
         ("x.arrow", b"\xff" * 500, "1 unreadable; the first is unreadable: .* is not an Arrow file"),
-        (
-            "captions_train2017.json",
-            b'{"images": 3, "annotations": {}}',
-            "has no column 'path'",
-        ),
+        ("captions_train2017.json", b'{"images": 3, "annotations": {}}', "has no column 'path'"),
         ("dataset_coco.json", b'{"images": [3]}', "has no column 'path'"),
     ],
 )
-def test_images_in_a_broken_layout_are_one_sentence(
-    tmp_path: Path, name: str, content: bytes, message: str
-) -> None:
+def test_images_in_a_broken_layout_are_one_sentence(tmp_path: Path, name: str, content: bytes, message: str) -> None:
     (tmp_path / name).write_bytes(content)
     source = SourceCard("t", images=str(tmp_path / name))
     with pytest.raises(UserError, match=message):

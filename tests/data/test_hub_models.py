@@ -51,7 +51,5 @@ def test_a_model_of_the_hub_is_converted_and_translates_as_transformers_does(
     tokenizer = MarianTokenizer.from_pretrained(tmp_path / "en-de")
     model = MarianMTModel.from_pretrained(tmp_path / "en-de").eval()
     for text, translation in zip(texts, found, strict=True):
-        ids = model.generate(
-            **tokenizer(text, return_tensors="pt"), num_beams=1, do_sample=False, max_length=16
-        )
+        ids = model.generate(**tokenizer(text, return_tensors="pt"), num_beams=1, do_sample=False, max_length=16)
         assert translation == tokenizer.decode(ids[0], skip_special_tokens=True).strip()

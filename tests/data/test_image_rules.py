@@ -114,9 +114,7 @@ def test_more_pixels_than_pillow_opens_are_too_many() -> None:
     """The file is only a header, which says 20,000 x 20,000."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
-        return (
-            len(content).to_bytes(4, "big") + kind + content + zlib.crc32(kind + content).to_bytes(4, "big")
-        )
+        return len(content).to_bytes(4, "big") + kind + content + zlib.crc32(kind + content).to_bytes(4, "big")
 
     side = (20_000).to_bytes(4, "big")
     png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", side + side + b"\x08\x02\0\0\0") + chunk(b"IDAT", b"")
@@ -127,9 +125,7 @@ def test_more_pixels_than_pillow_opens_are_too_many() -> None:
 @pytest.mark.parametrize("kind", ["PNG", "WEBP"])
 def test_alpha_is_blended_as_img2dataset_does_it(resizer: CheckedResizer, kind: str) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (600, 250, 4), dtype=np.uint8)
-    data = hostile.encode(
-        Image.fromarray(pixels, "RGBA"), kind, **({"lossless": True} if kind == "WEBP" else {})
-    )
+    data = hostile.encode(Image.fromarray(pixels, "RGBA"), kind, **({"lossless": True} if kind == "WEBP" else {}))
     assert resizer(io.BytesIO(data)) == Resizer.__call__(resizer, io.BytesIO(data))
 
 

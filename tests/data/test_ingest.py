@@ -166,13 +166,7 @@ def test_odd_images_come_out_as_from_a_download(tmp_path: Path) -> None:
 def test_a_table_cannot_name_files_outside_of_its_folder(tmp_path: Path) -> None:
     write_images(tmp_path / "own")
     (tmp_path / "secret.png").write_bytes(picture("dog.png"))
-    names = [
-        "dog.png",
-        "../secret.png",
-        str(tmp_path / "secret.png"),
-        "",
-        str(tmp_path / "own" / "two cats.png"),
-    ]
+    names = ["dog.png", "../secret.png", str(tmp_path / "secret.png"), "", str(tmp_path / "own" / "two cats.png")]
     rows = "".join(f"{name},a caption of number {n}\n" for n, name in enumerate(names))
     (tmp_path / "own" / "captions.csv").write_text("path,caption\n" + rows)
     _, funnel = run(card(tmp_path / "own"), tmp_path / "shards")
@@ -182,11 +176,7 @@ def test_a_table_cannot_name_files_outside_of_its_folder(tmp_path: Path) -> None
 
 def test_the_text_rules_judge_each_caption_and_an_image_needs_one(tmp_path: Path) -> None:
     write_images(tmp_path / "own")
-    rows = [
-        ("dog.png", "a dog runs on the beach"),
-        ("dog.png", "IMG_2041.JPG"),
-        ("two cats.png", "DSC_0001.JPG"),
-    ]
+    rows = [("dog.png", "a dog runs on the beach"), ("dog.png", "IMG_2041.JPG"), ("two cats.png", "DSC_0001.JPG")]
     table = "path,caption\n" + "".join(f"{name},{caption}\n" for name, caption in rows)
     (tmp_path / "own" / "captions.csv").write_text(table)
     texts, funnel = run(card(tmp_path / "own"), tmp_path / "shards")
@@ -198,10 +188,7 @@ def test_the_text_rules_judge_each_caption_and_an_image_needs_one(tmp_path: Path
 def fitting_tar(path: Path, names: list[str], side: int = 60) -> None:
     members = []
     for name in names:
-        members += [
-            (f"{KEYS[name]}.png", picture(name, side)),
-            (f"{KEYS[name]}.txt", CAPTIONS[name][0].encode()),
-        ]
+        members += [(f"{KEYS[name]}.png", picture(name, side)), (f"{KEYS[name]}.txt", CAPTIONS[name][0].encode())]
     write_tar(path, members)
 
 
@@ -310,9 +297,7 @@ def test_what_is_no_data_set_is_refused_with_what_is_known(tmp_path: Path) -> No
     (tmp_path / "raw").mkdir()
     for name in ("a.nef", "a.txt"):
         (tmp_path / "raw" / name).write_text("a dog")
-    with pytest.raises(
-        UserError, match=r"understood\. There are 1 \.nef \(these formats are not read\)\. Known"
-    ):
+    with pytest.raises(UserError, match=r"understood\. There are 1 \.nef \(these formats are not read\)\. Known"):
         run(card(tmp_path / "raw"), tmp_path / "shards")
     for name in ("a.csv", "b.csv"):
         (tmp_path / "own" / name).write_text("path,caption\n")
@@ -353,12 +338,7 @@ def test_pictures_that_are_not_read_are_in_the_funnel_and_small_ones_can_be_had(
         Image.new("RGB", (120, 160), (90 * number, 10, 10)).save(tmp_path / "photos" / f"{number}.png")
         (tmp_path / "photos" / f"{number}.txt").write_text(f"a photo of {number} red dogs on the beach")
     (tmp_path / "photos" / "raw.cr2").write_bytes(b"of a camera")
-    given = [
-        f"source={tmp_path}/photos",
-        f"out={tmp_path}/shards",
-        f"funnel={tmp_path}/f.json",
-        "processes=1",
-    ]
+    given = [f"source={tmp_path}/photos", f"out={tmp_path}/shards", f"funnel={tmp_path}/f.json", "processes=1"]
     with pytest.raises(UserError, match=r"^not one of 4 images .*: 3 too_small, 1 format, .*at least 200 px"):
         main(compose_config(IngestConfig, given))
     main(compose_config(IngestConfig, [*given, "image_rules={min_side:100}"]))

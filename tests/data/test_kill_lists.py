@@ -108,10 +108,7 @@ def test_prepare_and_text_rules_survive_kill_9(tmp_path: Path) -> None:
 
     took = timed(rules, "kept.parquet")
     judged = tmp_path / ".kept_again.parquet.work" / "judged"
-    moments = [
-        lambda: (judged.parent / "unique.parquet").exists(),
-        lambda: len(list(judged.glob("[!.]*"))) >= 9,
-    ]
+    moments = [lambda: (judged.parent / "unique.parquet").exists(), lambda: len(list(judged.glob("[!.]*"))) >= 9]
     for moment in moments:
         kill_when(rules("kept_again.parquet"), moment)
         assert not (tmp_path / "kept_again.parquet").exists()

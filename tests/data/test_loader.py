@@ -48,9 +48,7 @@ def test_a_batch_holds_what_belongs_together(pairs: Pairs) -> None:
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_ranks_share_an_epoch_without_loss_or_duplicates(pairs: Pairs, world_size: int) -> None:
-    ranks = [
-        list(loader(pairs, batch_size=2, rank=r, world_size=world_size, epoch=5)) for r in range(world_size)
-    ]
+    ranks = [list(loader(pairs, batch_size=2, rank=r, world_size=world_size, epoch=5)) for r in range(world_size)]
     expected = 30 // (2 * world_size)
     assert [len(r) for r in ranks] == [expected] * world_size
     seen = keys(list(itertools.chain(*ranks)))
@@ -71,8 +69,7 @@ def test_a_global_batch_does_not_depend_on_the_ranks(pairs: Pairs) -> None:
     whole = list(loader(pairs, batch_size=6))
     for world_size in (2, 3):
         ranks = [
-            list(loader(pairs, batch_size=6 // world_size, rank=r, world_size=world_size))
-            for r in range(world_size)
+            list(loader(pairs, batch_size=6 // world_size, rank=r, world_size=world_size)) for r in range(world_size)
         ]
         for batch, *parts in zip(whole, *ranks, strict=True):
             assert batch["key"] == list(itertools.chain(*(p["key"] for p in parts)))

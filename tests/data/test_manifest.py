@@ -23,12 +23,7 @@ def data_set(folder: Path) -> ManifestConfig:
         table = pa.table({"key": keys, "status": statuses, "sha256": [f"h{k}" for k in keys]})
         pq.write_table(table, folder / "shards" / f"{shard:05d}.parquet")
         rows = [
-            {
-                "key": key,
-                "captions": ["one two", "one two three"],
-                "origins": ["original", "e:pt"],
-                "group": 5,
-            }
+            {"key": key, "captions": ["one two", "one two three"], "origins": ["original", "e:pt"], "group": 5}
             for key, status in zip(keys, statuses, strict=True)
             if status == "success"
         ]
@@ -99,9 +94,7 @@ def test_a_lost_tar_is_no_smaller_data_set(tmp_path: Path) -> None:
 
 
 def test_a_manifest_that_is_none(tmp_path: Path) -> None:
-    with pytest.raises(
-        UserError, match=r"there is no file or folder .*m\.json.: `filip data manifest` writes"
-    ):
+    with pytest.raises(UserError, match=r"there is no file or folder .*m\.json.: `filip data manifest` writes"):
         manifest_hash(tmp_path / "m.json")
     (tmp_path / "m.json").write_text("{}")
     with pytest.raises(UserError, match="not a data manifest"):

@@ -161,9 +161,7 @@ def test_a_stale_shard_index_is_made_anew(tmp_path: Path, change: str) -> None:
     )
 
 
-def test_all_who_ask_share_one_join_until_a_file_changes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_all_who_ask_share_one_join_until_a_file_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pairs = write_pairs(tmp_path, [3, 4])
     pairs.sidecar(1).unlink()
     first = index_source(pairs.source)

@@ -23,9 +23,7 @@ PAIRS = [
 
 
 def run(tmp_path: Path, source: Path | str, **options) -> pa.Table:
-    main(
-        PrepareConfig(str(source), str(tmp_path / "list.parquet"), funnel=str(tmp_path / "f.json"), **options)
-    )
+    main(PrepareConfig(str(source), str(tmp_path / "list.parquet"), funnel=str(tmp_path / "f.json"), **options))
     assert not list(tmp_path.glob(".*")), "no scratch is left behind"
     return pq.read_table(tmp_path / "list.parquet")
 
@@ -144,11 +142,7 @@ def test_yfcc_card_reads_the_published_file(tmp_path: Path) -> None:
     rows = []
     for number, (title, description, video) in enumerate(
         [
-            (
-                "The+old+bridge%2C+at+night",
-                "In+%3Ca+href%3D%22x%22%3EVenice%3C%2Fa%3E%0A100%25+caf%C3%A9",
-                "0",
-            ),
+            ("The+old+bridge%2C+at+night", "In+%3Ca+href%3D%22x%22%3EVenice%3C%2Fa%3E%0A100%25+caf%C3%A9", "0"),
             ("DSC_0001", "", "0"),
             ("a+film", "", "1"),
         ]
@@ -161,10 +155,7 @@ def test_yfcc_card_reads_the_published_file(tmp_path: Path) -> None:
         file.write("\n".join(rows) + "\n")
     table = run(tmp_path, "yfcc100m", list=str(tmp_path / "yfcc100m_dataset.bz2"), shuffle=False)
     assert table.column_names == ["url", "caption", "photo_id", "license_name"]
-    assert table["caption"].to_pylist() == [
-        "The old bridge, at night. In  Venice \n100% café",
-        "DSC_0001",
-    ]
+    assert table["caption"].to_pylist() == ["The old bridge, at night. In  Venice \n100% café", "DSC_0001"]
     assert table["photo_id"].to_pylist() == ["photo_id0", "photo_id1"]
     assert funnel(tmp_path)["dropped"] == {"not_wanted": 1}
 
@@ -203,13 +194,7 @@ def test_shuffle_is_a_permutation_that_depends_on_the_seed_alone(tmp_path: Path)
 
 
 COLUMNS = "URL,TEXT,similarity,punsafe,lang\n"
-LAION = [
-    ("0.31", "0.1", "en"),
-    ("0.29", "0.1", "en"),
-    ("0.4", "0.7", "en"),
-    ("0.5", "", "de"),
-    ("0.35", "0.2", "de"),
-]
+LAION = [("0.31", "0.1", "en"), ("0.29", "0.1", "en"), ("0.4", "0.7", "en"), ("0.5", "", "de"), ("0.35", "0.2", "de")]
 
 
 def laion(path: Path) -> Path:
@@ -234,9 +219,7 @@ def laion(path: Path) -> Path:
         ("punsafe IS NULL or lang in ('similarity', 'de')", [3, 4]),
     ],
 )
-def test_rows_are_selected_by_what_the_list_has(
-    tmp_path: Path, name: str, where: str, rows: list[int]
-) -> None:
+def test_rows_are_selected_by_what_the_list_has(tmp_path: Path, name: str, where: str, rows: list[int]) -> None:
     names = {"url_column": "URL", "caption_column": "TEXT", "shuffle": False}
     table = run(tmp_path, laion(tmp_path / name), where=where, **names)
     assert table["caption"].to_pylist() == [f"picture {n}" for n in rows]

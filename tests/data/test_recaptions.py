@@ -78,9 +78,7 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TranslationJob:
     )
 
 
-def test_an_engine_of_another_package_captions_images_and_what_repeats_is_counted(
-    job: TranslationJob,
-) -> None:
+def test_an_engine_of_another_package_captions_images_and_what_repeats_is_counted(job: TranslationJob) -> None:
     assert translate(job, part=(1, 2)) is None
     (half,) = job.cache.glob("by-colour-image-*/*.parquet")
     assert half.name.startswith("00001-"), "a part captions its shards"
@@ -98,9 +96,7 @@ def test_an_engine_of_another_package_captions_images_and_what_repeats_is_counte
             assert abs(red - colour(number)[0]) <= 6, "the caption is that of this image"
     shown = fragment.notes["samples"]["identical"][0]
     assert (shown["caption"].upper(), shown["key"]) == (shown["back"], rows[1]["key"])
-    with pytest.raises(
-        UserError, match="recaption is 'nobody', but the engines that see images are image-to-text, by"
-    ):
+    with pytest.raises(UserError, match="recaption is 'nobody', but the engines that see images are image-to-text, by"):
         translate(replace(job, recaption="nobody"))
 
 
@@ -140,9 +136,7 @@ def test_captions_of_images_are_drawn_by_their_weight(
     from filip.data.sidecar import write_sidecar
 
     origins = ["original", "marian:de", "x:image", "y:image"]
-    write_sidecar(
-        tmp_path / "a.parquet", [{"key": "k", "captions": list("abcd"), "origins": origins, "group": 1}]
-    )
+    write_sidecar(tmp_path / "a.parquet", [{"key": "k", "captions": list("abcd"), "origins": origins, "group": 1}])
     captions = ShardCaptions.from_sidecar(tmp_path / "a.parquet")
     drawn = Counter(captions.text(0, draw / 1200, translated, weight) for draw in range(1200))
     assert [drawn[text] / 1200 for text in "abcd"] == [pytest.approx(share, abs=0.002) for share in shares]
@@ -151,13 +145,7 @@ def test_captions_of_images_are_drawn_by_their_weight(
 @pytest.mark.slow
 def test_a_model_of_transformers_captions_as_it_does_itself(tmp_path: Path) -> None:
     import torch
-    from transformers import (
-        BertTokenizer,
-        BlipConfig,
-        BlipForConditionalGeneration,
-        BlipImageProcessor,
-        BlipProcessor,
-    )
+    from transformers import BertTokenizer, BlipConfig, BlipForConditionalGeneration, BlipImageProcessor, BlipProcessor
 
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", "[ENC]", *"abcdefghijklmnop"]
     (tmp_path / "vocab.txt").write_text("\n".join(words))
@@ -176,9 +164,7 @@ def test_a_model_of_transformers_captions_as_it_does_itself(tmp_path: Path) -> N
     made = engine.captions(images, ["", "", ""])
     alone = [
         processor.decode(
-            model.generate(
-                **processor(images=image, return_tensors="pt"), max_new_tokens=40, do_sample=False
-            )[0],
+            model.generate(**processor(images=image, return_tensors="pt"), max_new_tokens=40, do_sample=False)[0],
             skip_special_tokens=True,
         )
         for image in images

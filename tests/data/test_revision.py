@@ -32,9 +32,7 @@ def stored_shard(folder: Path, shard: int, rows: list[tuple[str, str]]) -> None:
         "caption": [f"caption of {url}" for url, _ in rows],
         "key": [f"{shard:05d}{row:04d}" for row in range(len(rows))],
         "status": ["success" if outcome in SIZES else "failed_to_resize" for _, outcome in rows],
-        "error_message": pa.array(
-            [None if outcome in SIZES else outcome for _, outcome in rows], pa.string()
-        ),
+        "error_message": pa.array([None if outcome in SIZES else outcome for _, outcome in rows], pa.string()),
         "original_width": pa.array([width for width, _ in sizes], pa.int64()),
         "original_height": pa.array([height for _, height in sizes], pa.int64()),
     }
@@ -49,12 +47,8 @@ def wanted(path: Path, urls: list[str]) -> Path:
 
 def test_what_a_new_list_and_new_rules_leave_and_what_they_ask_for(tmp_path: Path) -> None:
     folder = tmp_path / "shards"
-    stored_shard(
-        folder, 0, [("a", "success"), ("b", "small"), ("c", "http_404"), ("d", "too_small: 150 x 90")]
-    )
-    stored_shard(
-        folder, 100_000, [("e", "wide"), ("f", "too_small: 40 x 40"), ("a", "success"), ("g", "retried: x")]
-    )
+    stored_shard(folder, 0, [("a", "success"), ("b", "small"), ("c", "http_404"), ("d", "too_small: 150 x 90")])
+    stored_shard(folder, 100_000, [("e", "wide"), ("f", "too_small: 40 x 40"), ("a", "success"), ("g", "retried: x")])
     source = wanted(tmp_path / "list.parquet", ["h", "e", "d", "c", "b", "a", "a", "g", "f"])
     added = folder / "_work" / "added_1.parquet"
     rules = ImageRuleSettings(min_side=90, max_aspect=2.5)
@@ -92,14 +86,7 @@ def test_a_list_is_told_by_its_rows_and_not_by_its_bytes(tmp_path: Path) -> None
 @pytest.mark.slow
 def test_a_changed_rule_downloads_nothing_again(tmp_path: Path) -> None:
     """It used to be refused: the folder had to be deleted, and everything fetched once more."""
-    settings = {
-        "image_size": 32,
-        "samples_per_shard": 4,
-        "threads": 2,
-        "retries": 0,
-        "retry_passes": 1,
-        "processes": 1,
-    }
+    settings = {"image_size": 32, "samples_per_shard": 4, "threads": 2, "retries": 0, "retry_passes": 1, "processes": 1}
     raw = {
         "name": "c",
         "download": settings,
@@ -117,9 +104,7 @@ def test_a_changed_rule_downloads_nothing_again(tmp_path: Path) -> None:
 
         # a text rule drops a pair, and lets in two others; an image rule drops the wide picture
         table = pq.read_table(first)
-        more = pa.table(
-            {"url": [server.url("image8"), server.url("image9")], "caption": ["caption 8", "caption 9"]}
-        )
+        more = pa.table({"url": [server.url("image8"), server.url("image9")], "caption": ["caption 8", "caption 9"]})
         pq.write_table(pa.concat_tables([more, table.take([6, 5, 4, 3, 2, 0])]), first)
         card.image_rules.max_aspect = 2
         fragment = download(first, out, card)
@@ -138,9 +123,7 @@ def test_a_changed_rule_downloads_nothing_again(tmp_path: Path) -> None:
         rows = [row for path in captions.glob("*.parquet") for row in read_sidecar(path)]
         assert sorted(row["captions"][0] for row in rows) == [f"caption {n}" for n in (0, 2, 3, 6, 8, 9)]
         write_fragment(tmp_path / "download.json", fragment)
-        (tmp_path / "c.yaml").write_text(
-            json.dumps({**raw, "image_rules": dataclasses.asdict(card.image_rules)})
-        )
+        (tmp_path / "c.yaml").write_text(json.dumps({**raw, "image_rules": dataclasses.asdict(card.image_rules)}))
         described = ManifestConfig(
             str(tmp_path / "c.yaml"), str(first), str(first), str(out), str(captions),
             [str(tmp_path / "download.json")], str(tmp_path / "manifest.json"),

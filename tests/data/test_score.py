@@ -28,11 +28,7 @@ from tests.support.shards import Sample, encoded, write_shard
 def scene(seed: int) -> Image.Image:
     """Return a picture with structure: blurred noise."""
     noise = np.random.default_rng(seed).integers(0, 256, (24, 32, 3), np.uint8)
-    return (
-        Image.fromarray(noise)
-        .filter(ImageFilter.GaussianBlur(1.5))
-        .resize((320, 240), Image.Resampling.BICUBIC)
-    )
+    return Image.fromarray(noise).filter(ImageFilter.GaussianBlur(1.5)).resize((320, 240), Image.Resampling.BICUBIC)
 
 
 def jpeg(image: Image.Image, quality: int = 90) -> bytes:
@@ -54,9 +50,7 @@ def write_shards(place: Path, shards: list[list[Image.Image]], **options) -> Sco
 
 def scored(out: Path) -> dict[str, dict]:
     """Return the rows of scored side-cars by key."""
-    return {
-        row["key"]: row for path in sorted(out.glob("*.parquet")) for row in pq.read_table(path).to_pylist()
-    }
+    return {row["key"]: row for path in sorted(out.glob("*.parquet")) for row in pq.read_table(path).to_pylist()}
 
 
 def copies(root: Path, column: str = "near") -> dict[str, str]:
@@ -88,9 +82,7 @@ def test_copies_of_an_image_are_found_wherever_they_lie(tmp_path: Path) -> None:
     config.max_distance = 0
     score(config)
     assert "000020001" in copies(tmp_path), "the exact copy"
-    assert {
-        p: p.stat().st_mtime_ns for p in (tmp_path / "scored" / "_measured" / "phash").glob("0*")
-    } == measured
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "scored" / "_measured" / "phash").glob("0*")} == measured
     # shards that were filled anew are hashed anew
     shutil.rmtree(tmp_path / "shards")
     shutil.rmtree(tmp_path / "captions")
@@ -121,16 +113,10 @@ def test_copies_in_other_sources_and_in_benchmarks(tmp_path: Path) -> None:
     (tmp_path / "pets.yaml").write_text(card)
     given = {"against": [str(tmp_path / "scored" / "cc3m")], "test_sets": [str(tmp_path / "pets.yaml")]}
     second = write_shards(
-        tmp_path / "cc12m",
-        [[scene(3), scene(1)], [scene(2), scene(3)]],
-        root=str(tmp_path / "benchmarks"),
-        **given,
+        tmp_path / "cc12m", [[scene(3), scene(1)], [scene(2), scene(3)]], root=str(tmp_path / "benchmarks"), **given
     )
     score(second)
-    assert copies(tmp_path / "cc12m") == {
-        "000000001": "cc3m/00000/000000001",
-        "000010001": "c/00000/000000000",
-    }
+    assert copies(tmp_path / "cc12m") == {"000000001": "cc3m/00000/000000001", "000010001": "c/00000/000000000"}
     (key,) = copies(tmp_path / "cc12m", "test")
     assert key == "000010000" and copies(tmp_path / "cc12m", "test")[key].startswith("pets/")
 
@@ -141,9 +127,7 @@ def test_copies_in_other_sources_and_in_benchmarks(tmp_path: Path) -> None:
     assert dict(fragment.dropped) == {"near_distance > 3": 2, "test_distance > 3": 1}
     (shown,) = fragment.notes["samples"]["test_distance > 3"]
     assert (shown["shard"], shown["key"], shown["caption"]) == ("00001", "000010000", "000010000 x")
-    assert [row["key"] for path in sorted(out.glob("*.parquet")) for row in read_sidecar(path)] == [
-        "000000000"
-    ]
+    assert [row["key"] for path in sorted(out.glob("*.parquet")) for row in read_sidecar(path)] == ["000000000"]
     with pytest.raises(UserError, match="leave nothing"):
         select(SelectConfig(second.source, second.out, str(out), ["similarity > 0.3"]))
     with pytest.raises(UserError, match=r"^keep: .*near_distance \(TINYINT\)"):
@@ -249,12 +233,7 @@ def test_a_missing_imagehash_is_named_with_its_remedy(tmp_path: Path) -> None:
         "import sys; sys.modules['imagehash'] = None; from filip.command import run_command; "
         "from filip.data.score import ScoreConfig, main; run_command(main, ScoreConfig)"
     )
-    options = {
-        "source": "c.yaml",
-        "shards": "shards",
-        "captions": "captions",
-        "out": "out",
-    }
+    options = {"source": "c.yaml", "shards": "shards", "captions": "captions", "out": "out"}
     arguments = [sys.executable, "-c", code, *(f"{key}={value}" for key, value in options.items())]
     done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 2

@@ -39,9 +39,9 @@ def some_rows(rng: random.Random) -> list[dict[str, Any]]:
                 "root": rng.choice([None, None, "=7", "#abc", "a dog"]),
             }
             pivots = sorted(rng.sample(range(2), rng.randint(0, 2)))
-            rows += [
-                {**caption, "pivot_index": pivot, "back": f"translation {rng.random()}"} for pivot in pivots
-            ] or [{**caption, "pivot_index": None, "back": None}]
+            rows += [{**caption, "pivot_index": pivot, "back": f"translation {rng.random()}"} for pivot in pivots] or [
+                {**caption, "pivot_index": None, "back": None}
+            ]
     return rows
 
 
@@ -56,8 +56,7 @@ def row_by_row(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
             {
                 "key": key,
                 "captions": captions + [row["back"] for row in translated],
-                "origins": ["original"] * len(captions)
-                + [ORIGINS[1 + row["pivot_index"]] for row in translated],
+                "origins": ["original"] * len(captions) + [ORIGINS[1 + row["pivot_index"]] for row in translated],
                 "group": group_of_root(first["root"], "source")
                 if first["root"] is not None
                 else group_id(first["caption"], "source", first["group_value"]),

@@ -87,9 +87,7 @@ def bucket(pairs: Pairs) -> Iterator[str]:
     server.stop()
 
 
-def test_a_data_set_in_a_bucket_is_scored_verified_streamed_and_forgotten_from(
-    bucket: str, tmp_path: Path
-) -> None:
+def test_a_data_set_in_a_bucket_is_scored_verified_streamed_and_forgotten_from(bucket: str, tmp_path: Path) -> None:
     card = write_data_set(tmp_path, f"{bucket}/mine")
     shards, manifest = tmp_path / "shards", tmp_path / "m.json"
     tars = sorted(shards.glob("*.tar"))
@@ -241,10 +239,7 @@ def test_lists_and_images_of_a_bucket_are_read_like_local_ones(bucket: str, tmp_
     files.put(str(tmp_path / "uids.npy"), "pairs/lists/uids.npy")
     card = resolve_card(PrepareConfig(f"{bucket}/lists/part-*.csv", "", uids=f"{bucket}/lists/uids.npy"))
     assert prepare(card, tmp_path / "list.parquet").n_in == 6
-    assert sorted(pq.read_table(tmp_path / "list.parquet")["caption"].to_pylist()) == [
-        "a caption 01",
-        "a caption 12",
-    ]
+    assert sorted(pq.read_table(tmp_path / "list.parquet")["caption"].to_pylist()) == ["a caption 01", "a caption 12"]
     assert not list(tmp_path.glob(".*")), "no copies stay"
     with pytest.raises(UserError, match=r"there is no s3://pairs/lists/none\.csv"):
         prepare(resolve_card(PrepareConfig(f"{bucket}/lists/none.csv", "")), tmp_path / "none.parquet")
@@ -257,9 +252,7 @@ def test_lists_and_images_of_a_bucket_are_read_like_local_ones(bucket: str, tmp_
     files.pipe("pairs/own/dog.png", picture("bridge #3.png"))
     files.rm("pairs/own/two cats.png")
     assert ingest(card, config)[1].n_out == len(CAPTIONS) - 1
-    changed = {
-        path.name for path, when in copies.items() if not path.exists() or path.stat().st_mtime_ns != when
-    }
+    changed = {path.name for path, when in copies.items() if not path.exists() or path.stat().st_mtime_ns != when}
     assert changed == {"dog.png", "two cats.png"}, "the others are not fetched again"
 
 

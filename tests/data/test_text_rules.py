@@ -127,15 +127,7 @@ def test_language_rule_recall_and_leakage() -> None:
 
 def test_words_decide_where_the_language_model_guesses() -> None:
     """It took necktie for Hungarian and "a game die" for German, and lost 491 pairs of the demo; now 18."""
-    english = [
-        "necktie",
-        "chipmunk",
-        "orangutan",
-        "a game die",
-        "a poultry leg",
-        "falafel, lab coat",
-        "a teddy bear",
-    ]
+    english = ["necktie", "chipmunk", "orangutan", "a game die", "a poultry leg", "falafel, lab coat", "a teddy bear"]
     english += ["necktie, spiral notepad, pager", "flag: El Salvador", "hook, ant, crab, wrapped gift"]
     assert are_english(english) == [True] * len(english)
     foreign = ["hund", "ein Hund", "pies na plaży", "en hund på stranden", "mi casa es tu casa"]
@@ -144,28 +136,13 @@ def test_words_decide_where_the_language_model_guesses() -> None:
 
 def test_a_caption_of_another_script_is_not_english() -> None:
     """The language model took a fifth of Chinese labels, and a tenth of Korean ones, for English."""
-    foreign = [
-        "馴鹿",
-        "塑料瓶",
-        "笑得满地打滚",
-        "笑顔",
-        "끄덕끄덕",
-        "더운 얼굴",
-        "ঘোড়া",
-        "กะโหลกไขว้",
-        "ᖃᐅᔨᓴᕐᓂᖅ",
-        "ጤና",
-    ]
+    foreign = ["馴鹿", "塑料瓶", "笑得满地打滚", "笑顔", "끄덕끄덕", "더운 얼굴", "ঘোড়া", "กะโหลกไขว้", "ᖃᐅᔨᓴᕐᓂᖅ", "ጤና"]
     assert are_english(foreign) == [False] * len(foreign)
     assert are_english(["a view of Tokyo Tower (東京タワー)", "α-helix of a protein"]) == [True, True]
 
 
 def test_several_languages(tmp_path: Path) -> None:
-    captions = [
-        "ein roter Hund läuft durch den Park",
-        "a red dog runs in the park",
-        "un perro rojo en el parque",
-    ]
+    captions = ["ein roter Hund läuft durch den Park", "a red dog runs in the park", "un perro rojo en el parque"]
     captions += ["собака бежит по парку"]
     assert are_in(captions, ["en", "de"]) == [True, True, False, False]
     assert are_in(captions, ["ru"]) == [False, False, False, True]
@@ -182,10 +159,7 @@ def test_several_languages(tmp_path: Path) -> None:
 def test_a_name_is_of_no_language() -> None:
     flags = ["Côte d’Ivoire", "São Tomé & Príncipe", "Sint Maarten", "Türkiye", "Réunion", "Afghanistan, AF"]
     assert are_english([f"flag: {name}" for name in flags]) == [True] * len(flags)
-    assert (
-        are_english(["Flagge: Österreich", "drapeau : Réunion", "bandera: España", "Hund: ein Tier"])
-        == [False] * 4
-    )
+    assert are_english(["Flagge: Österreich", "drapeau : Réunion", "bandera: España", "Hund: ein Tier"]) == [False] * 4
 
 
 def test_the_word_lists_are_held_once_as_numbers() -> None:
@@ -201,17 +175,7 @@ def test_rules_on_a_sample_that_they_were_not_made_for(tmp_path: Path) -> None:
     """Docs quote the exact figures; here is what would be a regression."""
     verdicts = verdicts_on_kinds(tmp_path)
     assert len(verdicts) >= 500
-    for rule in (
-        "camera_name",
-        "date",
-        "file_name",
-        "hash",
-        "html",
-        "number",
-        "placeholder",
-        "template",
-        "url",
-    ):
+    for rule in ("camera_name", "date", "file_name", "hash", "html", "number", "placeholder", "template", "url"):
         right, found, wanted = rule_accuracy(verdicts, rule)
         assert right >= 0.85 * found and right >= 0.85 * wanted, rule
     right, found, wanted = rule_accuracy(verdicts, "not_english")
@@ -225,18 +189,9 @@ def test_rules_on_a_sample_that_they_were_not_made_for(tmp_path: Path) -> None:
 
 
 def test_typesetting_does_not_make_a_caption_foreign() -> None:
-    captions = [
-        "woman’s hat",
-        "A knight’s helmet.",
-        "A great blue heron.",
-        "A yellow lemon.",
-        "The letter K.",
-    ]
+    captions = ["woman’s hat", "A knight’s helmet.", "A great blue heron.", "A yellow lemon.", "The letter K."]
     assert are_english(captions) == [True] * len(captions)
-    assert (
-        are_english(["la veste d’une femme", "der Hut — eine Zeichnung", "“perro en el parque”"])
-        == [False] * 3
-    )
+    assert are_english(["la veste d’une femme", "der Hut — eine Zeichnung", "“perro en el parque”"]) == [False] * 3
 
 
 def test_other_scripts_never_pass_and_case_does_not_matter(tmp_path: Path) -> None:
@@ -251,9 +206,7 @@ def test_other_scripts_never_pass_and_case_does_not_matter(tmp_path: Path) -> No
 
 
 def test_funnel_charges_the_first_rule_and_reports_each_alone(tmp_path: Path) -> None:
-    captions = (
-        ["img_1.jpg"] * 12 + ["der große Hund läuft durch den Park"] * 2 + ["a dog runs in the park"] * 3
-    )
+    captions = ["img_1.jpg"] * 12 + ["der große Hund läuft durch den Park"] * 2 + ["a dog runs in the park"] * 3
     columns = {"n": list(range(17)), "tags": [["x"]] * 17, "row_number": [0] * 17, "reason": [""] * 17}
     source = write_list(tmp_path / "l.parquet", captions, **columns)
     card = tmp_path / "c.yaml"
@@ -299,9 +252,7 @@ def test_any_number_of_threads_gives_the_same_bytes(tmp_path: Path) -> None:
     for threads in (1, 2, 4):
         card = SourceCard("t", list=str(tmp_path / "all.parquet"), text_rules=rules)
         prepare(card, tmp_path / "list.parquet", threads=threads)
-        apply_text_rules(
-            tmp_path / "list.parquet", tmp_path / "kept.parquet", card, processes=1, threads=threads
-        )
+        apply_text_rules(tmp_path / "list.parquet", tmp_path / "kept.parquet", card, processes=1, threads=threads)
         written.add(tuple((tmp_path / f"{name}.parquet").read_bytes() for name in ("list", "kept")))
     assert len(written) == 1
 
@@ -317,9 +268,7 @@ def test_person_names_and_sensitive_words_from_lists(tmp_path: Path, monkeypatch
         "very, rude",
         "category of gorela",
     ]
-    card = rules(
-        language=False, person_names=str(tmp_path / "names.txt"), sensitive_words=str(tmp_path / "bad.txt")
-    )
+    card = rules(language=False, person_names=str(tmp_path / "names.txt"), sensitive_words=str(tmp_path / "bad.txt"))
     out = tmp_path / "k.parquet"
     fragment = apply_text_rules(write_list(tmp_path / "l.parquet", captions), out, card)
     assert pq.read_table(out)["caption"].to_pylist() == [

@@ -61,9 +61,7 @@ def test_training_and_evaluation_normalise_to_the_same_bits() -> None:
     batch = {"pixels": torch.stack([torch.from_numpy(image).permute(2, 0, 1) for image in images])}
     moved = to_device(batch, torch.device("cpu"), None)["pixels"]
     assert torch.equal(moved, torch.stack([eval_transform(16)(Image.fromarray(image)) for image in images]))
-    assert torch.equal(
-        to_device({"pixels": moved}, torch.device("cpu"), torch.float16)["pixels"], moved.half()
-    )
+    assert torch.equal(to_device({"pixels": moved}, torch.device("cpu"), torch.float16)["pixels"], moved.half())
 
 
 def test_denormalize_gives_the_pixels_back() -> None:
@@ -74,11 +72,7 @@ def test_denormalize_gives_the_pixels_back() -> None:
 def test_auto_augment_operations_are_torchvisions() -> None:
     """Every operation and magnitude of the policy gives torchvision's pixels."""
     ours = AutoAugment(40, FILL)
-    images = [
-        picture(40, 40, 1),
-        Image.new("RGB", (40, 40), (7, 7, 7)),
-        picture(40, 40, 2).point(lambda v: v // 3),
-    ]
+    images = [picture(40, 40, 1), Image.new("RGB", (40, 40), (7, 7, 7)), picture(40, 40, 2).point(lambda v: v // 3)]
     used = {(name, step) for policy in ours.policies for name, _, step in policy}
     assert len(used) > 20
     for image in images:
@@ -92,19 +86,13 @@ def test_auto_augment_operations_are_torchvisions() -> None:
 def test_auto_augment_policy_is_torchvisions() -> None:
     """With the same draws, the picture is the same: torchvision is handed ours."""
     ours = AutoAugment(40, FILL)
-    theirs = tv_auto.AutoAugment(
-        tv_auto.AutoAugmentPolicy.IMAGENET, tv.InterpolationMode.BILINEAR, fill=list(FILL)
-    )
+    theirs = tv_auto.AutoAugment(tv_auto.AutoAugmentPolicy.IMAGENET, tv.InterpolationMode.BILINEAR, fill=list(FILL))
     changed = 0
     for seed in range(150):
         rng = random.Random(seed)
         policy = rng.randrange(25)
         draws = [(rng.random(), rng.random() < 0.5) for _ in range(2)]
-        params = (
-            policy,
-            torch.tensor([d[0] for d in draws]),
-            torch.tensor([0 if d[1] else 1 for d in draws]),
-        )
+        params = (policy, torch.tensor([d[0] for d in draws]), torch.tensor([0 if d[1] else 1 for d in draws]))
         with patch.object(theirs, "get_params", lambda _, params=params: params):
             expected = theirs(picture(40, 40, seed))
         actual = ours(picture(40, 40, seed), random.Random(seed))
@@ -146,9 +134,7 @@ def test_crop_resizes_as_pil_does() -> None:
     transform = TrainTransform(32, AugmentConfig(False, flip_probability=0.0))
     for seed in range(20):
         left, top, width, height = transform._crop(80, 60, random.Random(seed))
-        expected = (
-            picture().crop((left, top, left + width, top + height)).resize((32, 32), Image.Resampling.BICUBIC)
-        )
+        expected = picture().crop((left, top, left + width, top + height)).resize((32, 32), Image.Resampling.BICUBIC)
         actual = denormalize(transform(picture(), seed)).astype(int)
         assert abs(actual - np.asarray(expected)).max() <= 2
 

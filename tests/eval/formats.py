@@ -123,9 +123,7 @@ def flowers102(root: Path, classes: list[str], patch: pytest.MonkeyPatch) -> Non
 def food101(root: Path, classes: list[str], patch: pytest.MonkeyPatch) -> None:
     base = root / "food-101"
     (base / "meta").mkdir(parents=True)
-    (base / "meta" / "test.json").write_text(
-        json.dumps({name: [f"{name}/{i}"] for i, name in enumerate(classes)})
-    )
+    (base / "meta" / "test.json").write_text(json.dumps({name: [f"{name}/{i}"] for i, name in enumerate(classes)}))
     (base / "meta" / "train.json").write_text((base / "meta" / "test.json").read_text())
     for i, name in enumerate(classes):
         _save(base / "images" / name / f"{i}.jpg", i)

@@ -58,9 +58,7 @@ class ColourBlind:
     def words(self, texts: Sequence[str]) -> list[Tensor]:
         found = []
         for text in texts:
-            rows = [
-                torch.tensor(COLOURS.get(t, (-1, -1, -1)), dtype=torch.float32) for t in self.tokens(text)
-            ]
+            rows = [torch.tensor(COLOURS.get(t, (-1, -1, -1)), dtype=torch.float32) for t in self.tokens(text)]
             found.append(F.normalize(torch.stack(rows), dim=-1))
         return found
 
@@ -199,10 +197,7 @@ def test_heat_map_and_sheet():
     values = np.asarray(heat).astype(int).sum(2)
     assert values[2, 2] > values[29, 29]
     page = sheet(
-        [SheetCell(heat, f"number {i}", [("word", (0, 0, 0))] * 30) for i in range(5)],
-        3,
-        "Title",
-        "a note " * 60,
+        [SheetCell(heat, f"number {i}", [("word", (0, 0, 0))] * 30) for i in range(5)], 3, "Title", "a note " * 60
     )
     assert page.width == 3 * 320 + 4 * 26 and page.height > 2 * 320
 
@@ -261,27 +256,12 @@ def test_models_side_by_side_and_heat_maps_of_any_caption(tmp_path):
     write_webdataset(tmp_path / "data" / "demo_fluent", None, [[f"label {i}"] for i in range(8)], masks=True)
     models = [write_model(tmp_path / f"{kind}.safetensors", kind) for kind in ("pooled", "token_wise")]
     picture = tmp_path / "side.png"
-    argv = [
-        f"models=[{','.join(models)}]",
-        "labels=[CLIP,FILIP]",
-        f"root={tmp_path / 'data'}",
-        f"out={picture}",
-    ]
-    argv += [
-        f"card={EVAL / 'demo_fluent.yaml'}",
-        f"prompts={EVAL / 'prompts.yaml'}",
-        "examples=2",
-        "composites=1",
-    ]
+    argv = [f"models=[{','.join(models)}]", "labels=[CLIP,FILIP]", f"root={tmp_path / 'data'}", f"out={picture}"]
+    argv += [f"card={EVAL / 'demo_fluent.yaml'}", f"prompts={EVAL / 'prompts.yaml'}", "examples=2", "composites=1"]
     draw("compare", *argv)
     assert Image.open(picture).width == 4 * 300 + 5 * 26  # two comparisons in a row
     ITEMS[0].image.save(tmp_path / "red.png")
-    argv = [
-        f"model={models[1]}",
-        f"image={tmp_path / 'red.png'}",
-        "caption='a red, red thing'",
-        f"out={picture}",
-    ]
+    argv = [f"model={models[1]}", f"image={tmp_path / 'red.png'}", "caption='a red, red thing'", f"out={picture}"]
     draw("heatmap", *argv)
     assert Image.open(picture).width == 4 * 240 + 5 * 26
     cells = heat_cells(load_encoder(models[1]), ITEMS[0].image, "red, thing", 100)

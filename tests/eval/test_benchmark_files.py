@@ -30,13 +30,7 @@ def test_every_selection_card_through_its_loader(name: str, tmp_path: Path) -> N
     scorer = PooledScorer(Reader())  # type: ignore[arg-type]
     found = select(scorer, load_card(name), Context(str(tmp_path), batch_size=3), record)
     assert found["n"] == n and all(found[by]["value"] == 1 for by in ("image", "text", "mean"))
-    chance = {
-        "sugar_crepe_pp": 1 / 3,
-        "aro_coco": 1 / 5,
-        "aro_flickr": 1 / 5,
-        "fg_ovd": 1 / 11,
-        "winoground": 1 / 6,
-    }
+    chance = {"sugar_crepe_pp": 1 / 3, "aro_coco": 1 / 5, "aro_flickr": 1 / 5, "fg_ovd": 1 / 11, "winoground": 1 / 6}
     expected = next((value for prefix, value in chance.items() if name.startswith(prefix)), 1 / 2)
     assert found["chance"] == pytest.approx(expected)
     assert len(record[name].key) == n
@@ -56,9 +50,7 @@ def test_chosen_is_the_mean_over_the_orders_of_equal_scores() -> None:
     for _ in range(40):
         scores, truths = generator.integers(0, 3, 4).tolist(), int(generator.integers(1, 4))
         orders = [
-            o
-            for o in itertools.permutations(range(4))
-            if all(scores[a] >= scores[b] for a, b in itertools.pairwise(o))
+            o for o in itertools.permutations(range(4)) if all(scores[a] >= scores[b] for a, b in itertools.pairwise(o))
         ]
         right = [set(order[:truths]) == set(range(truths)) for order in orders]
         assert chosen(scores, truths) == pytest.approx(np.mean(right))
@@ -111,14 +103,10 @@ def test_clip_benchmark_selects_as_often(tmp_path: Path) -> None:
         amp=False,
     )
     ours = select(PooledScorer(Noisy()), load_card("sugar_crepe_swap_att"), Context(str(tmp_path)))  # type: ignore[arg-type]
-    assert (
-        ours["image"]["value"] == pytest.approx(theirs["text_acc"], abs=1e-6) and 0 < theirs["text_acc"] < 1
-    )
+    assert ours["image"]["value"] == pytest.approx(theirs["text_acc"], abs=1e-6) and 0 < theirs["text_acc"] < 1
 
 
-def evaluate_scores(
-    scores: np.ndarray, categories: Sequence[str], true: int, least: int = 1
-) -> dict[str, Any]:
+def evaluate_scores(scores: np.ndarray, categories: Sequence[str], true: int, least: int = 1) -> dict[str, Any]:
     """Compute what ``evaluate_scores`` does for the data sets of ARO (mertyg/vision-language-models-are-bows,
     ``dataset_zoo/aro_datasets.py``): accuracy, and that of each category with ``least`` rows.
 
@@ -147,9 +135,7 @@ def test_aro_s_own_evaluation_of_our_scores_gives_our_numbers(name: str, tmp_pat
     ours = select(scorer, load_card(name), Context(str(tmp_path)))
 
     images = torch.eye(1000)[[i % 4 for i in range(len(rows))]]
-    texts = [
-        scorer.encode_texts([row[key] for row in rows]).values for key in ("false_caption", "true_caption")
-    ]
+    texts = [scorer.encode_texts([row[key] for row in rows]).values for key in ("false_caption", "true_caption")]
     scores = torch.stack([(images * t).sum(1) for t in texts], 1)[:, None].numpy()
     least = 25 if name == "aro_attribution" else 1
     theirs = evaluate_scores(scores, [" ".join(pair) for pair in pairs], true=1, least=least)
@@ -167,25 +153,18 @@ def test_aro_s_own_evaluation_of_our_scores_gives_our_numbers(name: str, tmp_pat
 def test_aro_s_own_evaluation_of_orders_gives_our_number(tmp_path: Path) -> None:
     """Their captions are the true one and then four orders of its words."""
     SELECTION["aro_coco_order"](tmp_path, "aro_coco_order")
-    rows = [
-        {"image": f"v/{i % 4}.jpg", "caption_options": [f"x {i + 31 * j}" for j in range(5)]}
-        for i in range(40)
-    ]
+    rows = [{"image": f"v/{i % 4}.jpg", "caption_options": [f"x {i + 31 * j}" for j in range(5)]} for i in range(40)]
     write_json(tmp_path / "coco" / "coco_order_test.json", rows)
     scorer = PooledScorer(Noisy())  # type: ignore[arg-type]
     ours = select(scorer, load_card("aro_coco_order"), Context(str(tmp_path)))
-    texts = scorer.encode_texts([text for row in rows for text in row["caption_options"]]).values.view(
-        40, 5, -1
-    )
+    texts = scorer.encode_texts([text for row in rows for text in row["caption_options"]]).values.view(40, 5, -1)
     scores = torch.einsum("bd,btd->bt", torch.eye(1000)[[i % 4 for i in range(40)]], texts)
     theirs = evaluate_scores(scores[:, None].numpy(), [""] * 40, true=0)
     assert ours["image"]["value"] == pytest.approx(theirs["accuracy"]) and 0 < theirs["accuracy"] < 1
 
 
 @pytest.mark.parametrize("name", LONG)
-def test_every_long_text_card_through_its_loader_and_what_is_cut_is_counted(
-    name: str, tmp_path: Path
-) -> None:
+def test_every_long_text_card_through_its_loader_and_what_is_cut_is_counted(name: str, tmp_path: Path) -> None:
     write_long(tmp_path, name)
     bare = (Prompt("", ""), Prompt("", ""))
     scorer = PooledScorer(Reader())  # type: ignore[arg-type]

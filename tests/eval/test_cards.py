@@ -152,10 +152,7 @@ def test_retrieval_cards_through_both_layouts(name, layout, tmp_path):
     if layout == "webdataset":
         members = []
         for i, own in enumerate(captions):
-            members += [
-                (f"s{i:07d}.jpg", encoded(shown(i), "JPEG")),
-                (f"s{i:07d}.txt", "\n".join(own).encode()),
-            ]
+            members += [(f"s{i:07d}.jpg", encoded(shown(i), "JPEG")), (f"s{i:07d}.txt", "\n".join(own).encode())]
         write_tar(folder / "test" / "0.tar", members)
         (folder / "test" / "nshards.txt").write_text("1\n")
         (folder / "dataset_type.txt").write_text("retrieval")
@@ -178,9 +175,7 @@ def write_karpathy(folder: Path, options: dict, captions: list[list[str]]) -> No
         path = folder / options.get("images", "") / place.get("filepath", "") / f"{i}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         shown(i).save(path, "JPEG", quality=95)
-        images.append(
-            {**place, "filename": f"{i}.jpg", "split": "test", "sentences": [{"raw": c} for c in own]}
-        )
+        images.append({**place, "filename": f"{i}.jpg", "split": "test", "sentences": [{"raw": c} for c in own]})
     images.append({"filename": "gone.jpg", "filepath": "x", "split": "val", "sentences": []})
     (folder / options["annotations"]).write_text(json.dumps({"images": images, "dataset": "x"}))
 

@@ -44,19 +44,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sees = SiglipImageProcessorPil(size={"height": 32, "width": 32})
     sees.image_seq_length = 16
     ColPaliProcessor(sees, tokenizer).save_pretrained(place)
-    vision = {
-        "model_type": "siglip_vision_model",
-        "image_size": 32,
-        "patch_size": 8,
-        "vision_use_head": False,
-    }
-    text = {
-        "model_type": "gemma",
-        "num_key_value_heads": 1,
-        "head_dim": 16,
-        "vocab_size": 32,
-        "pad_token_id": 0,
-    }
+    vision = {"model_type": "siglip_vision_model", "image_size": 32, "patch_size": 8, "vision_use_head": False}
+    text = {"model_type": "gemma", "num_key_value_heads": 1, "head_dim": 16, "vocab_size": 32, "pad_token_id": 0}
     both = PaliGemmaConfig(
         vision_config={**TOWER, **vision, "projection_dim": 32},
         text_config={**TOWER, **text, "bos_token_id": 2, "eos_token_id": 1},
@@ -74,10 +63,7 @@ def theirs(folder: Path, images: list, texts: list[str]) -> torch.Tensor:
     """Return ColPali's own scores [images, texts], of its model and its processor alone: sums over a query's tokens."""
     from transformers import ColPaliForRetrieval, ColPaliProcessor
 
-    model, processor = (
-        ColPaliForRetrieval.from_pretrained(folder).eval(),
-        ColPaliProcessor.from_pretrained(folder),
-    )
+    model, processor = (ColPaliForRetrieval.from_pretrained(folder).eval(), ColPaliProcessor.from_pretrained(folder))
     seen = model(**processor.process_images(images, return_tensors="pt")).embeddings
     read = [model(**processor.process_queries([text], return_tensors="pt")).embeddings[0] for text in texts]
     return torch.stack([(seen @ tokens.T).amax(1).mean(1) for tokens in read], 1)
@@ -101,9 +87,7 @@ def test_a_colpali_is_compared_as_its_own_code_does(folder: Path, tmp_path: Path
     assert recall["r5"] == pytest.approx((ranks < 5).float().mean().item()) and 0 < recall["r5"] < 1
 
 
-def test_what_differs_from_picture_to_picture_is_refused(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_differs_from_picture_to_picture_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     encoder = load_encoder(f"mv:{folder}")
     known = encoder.transform.further  # type: ignore[attr-defined]
     monkeypatch.setitem(known, "input_ids", known["input_ids"] + 1)

@@ -21,9 +21,7 @@ EVAL = Path(__file__).parents[2] / "eval"
 
 @pytest.fixture
 def root(tmp_path) -> Path:
-    write_webdataset(
-        tmp_path / "data" / "demo_food", [f"dish {i}" for i in range(8)], [i % 8 for i in range(24)]
-    )
+    write_webdataset(tmp_path / "data" / "demo_food", [f"dish {i}" for i in range(8)], [i % 8 for i in range(24)])
     write_webdataset(tmp_path / "data" / "demo_skin_tone", ["light", "dark"], [0, 1, 0, 1])
     write_webdataset(tmp_path / "data" / "demo_fluent", None, [[f"text {i}"] for i in range(24)])
     return tmp_path
@@ -32,13 +30,7 @@ def root(tmp_path) -> Path:
 def arguments(root: Path, cards: list[str], model: str, out: str = "out.json") -> list[str]:
     listed = ",".join(str(EVAL / f"{name}.yaml") for name in cards)
     prompts = EVAL / "prompts.yaml"
-    return [
-        f"model={model}",
-        f"root={root / 'data'}",
-        f"data=[{listed}]",
-        f"prompts={prompts}",
-        f"out={root / out}",
-    ]
+    return [f"model={model}", f"root={root / 'data'}", f"data=[{listed}]", f"prompts={prompts}", f"out={root / out}"]
 
 
 @pytest.mark.parametrize("interaction", ["token_wise", "pooled"])
@@ -49,18 +41,9 @@ def test_zero_shot(root, interaction):
     assert (found["run"], found["model"]) == ("late", model)
     assert found["scorer"] == ("token-wise" if interaction == "token_wise" else "pooled")
     food, tone = found["benchmarks"]["demo_food"], found["benchmarks"]["demo_skin_tone"]
-    assert {
-        "metric",
-        "value",
-        "top1",
-        "top5",
-        "mean_per_class",
-        "chance",
-        "n",
-        "classes",
-        "ci95",
-        "prompts",
-    } <= set(food)
+    assert {"metric", "value", "top1", "top5", "mean_per_class", "chance", "n", "classes", "ci95", "prompts"} <= set(
+        food
+    )
     assert (food["n"], food["classes"], food["chance"], food["prompts"]) == (24, 8, 1 / 8, 2)
     assert food["value"] == food["top1"] <= food["top5"] <= 1
     assert food["ci95"][0] <= food["value"] <= food["ci95"][1]
@@ -108,9 +91,7 @@ def test_each_direction_is_ranked_by_the_similarity_that_was_asked_for(root, tex
         assert found["t2i"][f"r{k}"] == pytest.approx(float(images_found))
     for name, scores in by.items():  # the others are among the numbers, too
         first = (scores.argmax(1) == own).double().mean(), (scores.argmax(0) == own).double().mean()
-        assert [found["by"][name][way]["r1"] for way in ("i2t", "t2i")] == pytest.approx(
-            [float(f) for f in first]
-        )
+        assert [found["by"][name][way]["r1"] for way in ("i2t", "t2i")] == pytest.approx([float(f) for f in first])
     without = found["text_tokens"]["without_ends"]
     inner = torch.tensor([[(image @ text[1:-1].T).amax(0).mean() for text in texts] for image in images])
     assert without["text"]["t2i"]["r1"] == pytest.approx(float((inner.argmax(0) == own).double().mean()))
@@ -122,16 +103,11 @@ def test_outcomes_of_every_image_are_kept_and_their_mean_is_the_number(root):
     model = write_model(root / "m.safetensors")
     run_protocol("zero_shot", arguments(root, ["demo_food", "demo_skin_tone"], model, "z.json"))
     found, tasks = read_outcomes(root / "z.json"), json.loads((root / "z.json").read_text())["benchmarks"]
-    assert list(found) == ["demo_food", "demo_skin_tone"] and set(found["demo_food"].values) == {
-        "top1",
-        "top5",
-    }
+    assert list(found) == ["demo_food", "demo_skin_tone"] and set(found["demo_food"].values) == {"top1", "top5"}
     assert list(found["demo_food"].key) == [f"s{i:07d}" for i in range(24)]
     for name, task in tasks.items():
         assert found[name].values["top1"].mean() == pytest.approx(task["top1"])
-    write_webdataset(
-        root / "data" / "demo_fluent", None, [[f"text {i}", "two"] for i in range(12)], masks=True
-    )
+    write_webdataset(root / "data" / "demo_fluent", None, [[f"text {i}", "two"] for i in range(12)], masks=True)
     run_protocol("retrieval", arguments(root, ["demo_fluent"], model, "r.json"))
     found, numbers = read_outcomes(root / "r.json"), json.loads((root / "r.json").read_text())["benchmarks"]
     for way, queries in (("i2t", 12), ("t2i", 24)):
@@ -161,9 +137,7 @@ def test_two_drawings_of_a_concept_count_as_one(root):
 
 def test_a_fine_tuned_model_ranks_bare_captions_of_its_own_set_only(root):
     card = yaml.safe_load((EVAL / "demo_fluent.yaml").read_text())
-    (root / "card.yaml").write_text(
-        yaml.safe_dump({**card, "prompts": "flickr30k", "fine_tuned_on": ["flickr30k"]})
-    )
+    (root / "card.yaml").write_text(yaml.safe_dump({**card, "prompts": "flickr30k", "fine_tuned_on": ["flickr30k"]}))
     given = arguments(root, ["demo_fluent"], write_model(root / "m.safetensors"))
     given = [a for a in given if not a.startswith("data=")] + [f"data=[{root / 'card.yaml'}]"]
     for source, prompts in (
@@ -209,11 +183,7 @@ def test_top5_of_five_classes_is_refused_before_anything_is_encoded(root, capsys
     (root / "five.yaml").write_text(yaml.safe_dump({**card, "metric": "top5"}))
     write_webdataset(root / "data" / "demo_food", list("abcde"), [0, 1, 2, 3, 4])
     model = write_model(root / "m.safetensors")
-    given = [
-        *arguments(root, ["demo_food"], model)[:2],
-        f"data=[{root / 'five.yaml'}]",
-        f"out={root / 'out.json'}",
-    ]
+    given = [*arguments(root, ["demo_food"], model)[:2], f"data=[{root / 'five.yaml'}]", f"out={root / 'out.json'}"]
     with pytest.raises(SystemExit):
         run_protocol("zero_shot", given)
     said = capsys.readouterr().err
@@ -225,11 +195,7 @@ def test_top5_of_five_classes_is_refused_before_anything_is_encoded(root, capsys
     [
         ("zero_shot", "data=[eval/demo_fluent.yaml]", "for classification, not for demo_fluent (retrieval)"),
         ("retrieval", "data=[eval/demo_food.yaml]", "for retrieval, not for demo_food (classification)"),
-        (
-            "zero_shot",
-            "zero_shot.ensemble=vote",
-            "zero_shot.ensemble=vote: ensemble takes auto, score, embedding",
-        ),
+        ("zero_shot", "zero_shot.ensemble=vote", "zero_shot.ensemble=vote: ensemble takes auto, score, embedding"),
         ("zero_shot", "zero_shot.ensemble=embedding", "no meaning for a token-wise model"),
         ("retrieval", "retrieval.rank_texts_by=both", "rank_texts_by takes image, text, mean"),
         ("zero_shot", "model=none.safetensors", "there is no file or folder 'none.safetensors'"),

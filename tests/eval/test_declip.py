@@ -95,9 +95,9 @@ def theirs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Theirs, Path]:
 
 def normalised(image: Image.Image) -> Tensor:
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255
-    return (pixels - torch.tensor((0.485, 0.456, 0.406)).view(3, 1, 1)) / torch.tensor(
-        (0.229, 0.224, 0.225)
-    ).view(3, 1, 1)
+    return (pixels - torch.tensor((0.485, 0.456, 0.406)).view(3, 1, 1)) / torch.tensor((0.229, 0.224, 0.225)).view(
+        3, 1, 1
+    )
 
 
 @torch.no_grad()
@@ -131,9 +131,7 @@ def test_pictures_are_resized_and_normalised_as_theirs(theirs):
 
 
 def test_another_checkpoint_is_refused_in_a_sentence(theirs, tmp_path):
-    state = {
-        f"module.{name}": value for name, value in theirs[0].state_dict().items() if "mapping" not in name
-    }
+    state = {f"module.{name}": value for name, value in theirs[0].state_dict().items() if "mapping" not in name}
     torch.save({"model": state}, tmp_path / "clip.pth.tar")
     with pytest.raises(UserError, match="is not a FILIP of DeCLIP's authors: it has no image_mapping"):
         load_encoder(f"declip:{tmp_path}/clip.pth.tar")

@@ -50,12 +50,7 @@ def results(root: Path, out: Path, *more: str) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def plain(root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     found = results(root, tmp_path_factory.mktemp("plain"))
-    assert [Path(name).parent.name for name in found] == [
-        "linear_probe",
-        "retrieval",
-        "selection",
-        "zero_shot",
-    ]
+    assert [Path(name).parent.name for name in found] == ["linear_probe", "retrieval", "selection", "zero_shot"]
     return found
 
 
@@ -86,18 +81,10 @@ def test_one_pass_over_the_images_is_enough_for_zero_shot_and_the_probe(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, order: tuple[str, str], interaction: str
 ) -> None:
     write_model(tmp_path / "m.safetensors", interaction)
-    given = [
-        f"model={tmp_path}/m.safetensors",
-        "data=[demo_food]",
-        f"root={root}",
-        "prompts=a {c}",
-        "batch_size=4",
-    ]
+    given = [f"model={tmp_path}/m.safetensors", "data=[demo_food]", f"root={root}", "prompts=a {c}", "batch_size=4"]
 
     def run(out: str, protocol: str, *more: str) -> Any:
-        run_command(
-            evaluate, Evaluation, argv=[*given, f"protocols=[{protocol}]", f"out={tmp_path / out}", *more]
-        )
+        run_command(evaluate, Evaluation, argv=[*given, f"protocols=[{protocol}]", f"out={tmp_path / out}", *more])
         return json.loads((tmp_path / out / protocol / "demo_food.json").read_text())
 
     without = [run("plain", protocol) for protocol in order]
@@ -118,9 +105,7 @@ def test_one_pass_over_the_images_is_enough_for_zero_shot_and_the_probe(
     assert len(encoded) == 23 + 40  # the test split once, and the training split
 
 
-def test_alignment_reads_the_tokens_that_retrieval_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_alignment_reads_the_tokens_that_retrieval_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_webdataset(tmp_path / "demo_fluent", None, [[f"text {i}"] for i in range(11)], masks=True)
     write_model(tmp_path / "m.safetensors")
     model, kept = f"model={tmp_path}/m.safetensors", f"features={tmp_path / 'kept'}"
@@ -171,12 +156,7 @@ def test_what_features_depend_on_is_another_set(root: Path, tmp_path: Path) -> N
     (tmp_path / "demo_food" / "0.tar").write_bytes(b"data")
     assert where() == where() == where("same.safetensors")
     layout = replace(card, layout=replace(card.layout, split="train"))
-    changed = [
-        where("other.safetensors"),
-        where(card=layout),
-        where(precision="bf16"),
-        where(image_size=64),
-    ]
+    changed = [where("other.safetensors"), where(card=layout), where(precision="bf16"), where(image_size=64)]
     before = where()
     (tmp_path / "demo_food" / "0.tar").write_bytes(b"other data")
     changed.append(where())
@@ -200,9 +180,7 @@ def test_a_folder_holds_no_more_than_it_may(tmp_path: Path, capsys: pytest.Captu
     assert (tmp_path / "now").is_dir()
 
 
-def test_a_kept_batch_that_cannot_be_read_is_encoded_again(
-    root: Path, plain: dict[str, Any], tmp_path: Path
-) -> None:
+def test_a_kept_batch_that_cannot_be_read_is_encoded_again(root: Path, plain: dict[str, Any], tmp_path: Path) -> None:
     kept = f"features={tmp_path / 'kept'}"
     results(root, tmp_path / "first", kept)
     for file in (tmp_path / "kept").glob("*/1.*.pt"):
@@ -226,16 +204,9 @@ def test_an_image_that_cannot_be_read_is_left_out_of_kept_features_too(root: Pat
     pictures = tmp_path / "pictures"
     for number in range(6):
         (pictures / f"class {number % 2}").mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (32, 32), (40 * number, 90, 10)).save(
-            pictures / f"class {number % 2}" / f"{number}.png"
-        )
+        Image.new("RGB", (32, 32), (40 * number, 90, 10)).save(pictures / f"class {number % 2}" / f"{number}.png")
     (pictures / "class 1" / "3.png").write_bytes(b"no image")
-    given = [
-        f"model={root}/m.safetensors",
-        f"data={pictures}",
-        "batch_size=1",
-        f"features={tmp_path / 'kept'}",
-    ]
+    given = [f"model={root}/m.safetensors", f"data={pictures}", "batch_size=1", f"features={tmp_path / 'kept'}"]
     for out in ("a", "b"):
         run_command(evaluate, Evaluation, argv=[*given, f"out={tmp_path / out}"])
     first, second = (json.loads((tmp_path / out / "zero_shot" / "pictures.json").read_text()) for out in "ab")

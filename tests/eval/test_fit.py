@@ -58,9 +58,7 @@ def test_tiles_see_every_part_and_a_square_as_the_model_alone_does(tmp_path, int
     alone, tiled = load_scorer(file), load_scorer(file, fit="tiles")
     pictures, texts = [picture(i) for i in range(3)], ["a cat", "two dogs on a sofa"]
     seen = [s.encode_images(torch.stack([s.transform(one) for one in pictures])) for s in (alone, tiled)]
-    found = [
-        s.similarity(images, s.encode_texts(texts)) for s, images in zip((alone, tiled), seen, strict=True)
-    ]
+    found = [s.similarity(images, s.encode_texts(texts)) for s, images in zip((alone, tiled), seen, strict=True)]
     torch.testing.assert_close(found[0].i2t, found[1].i2t, atol=1e-6, rtol=0)
     torch.testing.assert_close(found[0].t2i, found[1].t2i, atol=1e-6, rtol=0)
     parts = [tiled.encoder.encoder.encode_images(alone.transform(picture(i))[None])[0] for i in range(3)]
@@ -80,13 +78,7 @@ def write_boxes(folder, boxes):
     Image.merge("RGB", [picture(n).getchannel(0) for n in range(3)]).resize((64, 32)).save(folder / "a.png")
     rows = [{"file": "a.png", "bbox": box, "yes": "a cat", "no": ["a dog", "two birds"]} for box in boxes]
     (folder / "boxes.json").write_text(json.dumps(rows))
-    options = {
-        "annotations": "boxes.json",
-        "image": "file",
-        "positive": "yes",
-        "negative": "no",
-        "crop": "bbox",
-    }
+    options = {"annotations": "boxes.json", "image": "file", "positive": "yes", "negative": "no", "crop": "bbox"}
     return RecordSet(folder, "test", "selection", options)
 
 
@@ -104,9 +96,7 @@ def test_features_of_a_box_are_those_of_the_patches_in_it(tmp_path, interaction)
         torch.testing.assert_close(features[0], patches[1:4, 1:4].flatten(0, 1), atol=1e-6, rtol=0)
         assert features.shape == (3, 9, 16)
     else:
-        expected = torch.stack(
-            [patches[1:4, 1:4].flatten(0, 1).mean(0), patches[:2, 1:3].flatten(0, 1).mean(0)]
-        )
+        expected = torch.stack([patches[1:4, 1:4].flatten(0, 1).mean(0), patches[:2, 1:3].flatten(0, 1).mean(0)])
         expected = torch.nn.functional.normalize(expected, dim=-1)
         torch.testing.assert_close(features[:2], expected, atol=1e-6, rtol=0)
     assert features.norm(dim=-1) == pytest.approx(1, abs=1e-5) and encoder.details["fit"] == "box"
@@ -130,15 +120,11 @@ def test_a_box_of_a_turned_picture_is_found_in_the_upright_one(tmp_path, orienta
     coco = {"categories": [{"id": 1, "name": "red"}], "images": [{"id": 1, "file_name": "a.png"}]}
     coco["annotations"] = [{"id": 7, "image_id": 1, "bbox": corner, "category_id": 1}]
     (tmp_path / "coco.json").write_text(json.dumps(coco))
-    (tmp_path / "boxes.json").write_text(
-        json.dumps([{"file": "a.png", "bbox": corner, "y": "red", "n": ["no"]}])
-    )
+    (tmp_path / "boxes.json").write_text(json.dumps([{"file": "a.png", "bbox": corner, "y": "red", "n": ["no"]}]))
     options = {"annotations": "boxes.json", "image": "file", "positive": "y", "negative": "n", "crop": "bbox"}
     for found in (RecordSet(tmp_path, "test", "selection", options)[0], CocoBoxes(tmp_path, "coco.json")[0]):
         upright = ImageOps.exif_transpose(Image.open(tmp_path / "a.png"))
         assert np.array_equal(found.whole, upright)
         red = np.asarray(upright)[..., 0] == 255
         assert found.box == (*np.argwhere(red).min(0)[::-1], *(np.argwhere(red).max(0)[::-1] + 1))
-        assert (
-            np.asarray(found.image)[..., 0] == 255
-        ).all() and found.image.width * found.image.height == 128
+        assert (np.asarray(found.image)[..., 0] == 255).all() and found.image.width * found.image.height == 128

@@ -26,12 +26,7 @@ NAMES = ["a", "b", "c"]
 
 
 def run(tmp_path: Path, model: str) -> dict:
-    argv = [
-        f"model={model}",
-        f"root={tmp_path}",
-        f"data=[{EVAL / 'demo_food.yaml'}]",
-        f"out={tmp_path / 'o.json'}",
-    ]
+    argv = [f"model={model}", f"root={tmp_path}", f"data=[{EVAL / 'demo_food.yaml'}]", f"out={tmp_path / 'o.json'}"]
     run_protocol("linear_probe", argv)
     return json.loads((tmp_path / "o.json").read_text())["benchmarks"]["demo_food"]
 

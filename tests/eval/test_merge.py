@@ -115,10 +115,7 @@ def test_only_results_of_one_model_on_different_benchmarks_are_put_together(
     run("zero_shot", root, tmp_path / "b.json", ["demo_skin_tone"], "prompts=a {c}")
     for parts, message in (
         ("a.json,a.json", "has demo_food, as another part does"),
-        (
-            "a.json,b.json",
-            "are of different evaluations: settings.prompts is 'a {c}' and 'eval/prompts.yaml'",
-        ),
+        ("a.json,b.json", "are of different evaluations: settings.prompts is 'a {c}' and 'eval/prompts.yaml'"),
         ("a.json,c.json", "there is no file or folder"),
     ):
         listed = ",".join(f"{tmp_path}/{part}" for part in parts.split(","))

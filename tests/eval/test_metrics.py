@@ -33,9 +33,7 @@ def test_accuracies_equal_scikit_learn_without_ties():
     )
     per_class = class_accuracies(hits[:, 0], labels, 12)
     assert float(per_class.mean()) == pytest.approx(balanced_accuracy_score(labels, predicted), abs=1e-12)
-    assert (
-        confusion(scores, labels, 12).numpy() == confusion_matrix(labels, predicted, labels=range(12))
-    ).all()
+    assert (confusion(scores, labels, 12).numpy() == confusion_matrix(labels, predicted, labels=range(12))).all()
 
 
 def expected_hit(scores: list[float], own: list[bool], k: int) -> float:
@@ -59,9 +57,7 @@ def test_hits_with_ties_are_the_mean_over_all_orders(seed):
     for q in range(queries):
         own = (groups == query_groups[q]).tolist()
         for column, k in enumerate((1, 2, 5)):
-            assert float(hits[q, column]) == pytest.approx(
-                expected_hit(scores[q].tolist(), own, k), abs=1e-12
-            )
+            assert float(hits[q, column]) == pytest.approx(expected_hit(scores[q].tolist(), own, k), abs=1e-12)
 
 
 def test_recall_equals_clip_benchmarks_formula():

@@ -142,9 +142,7 @@ def test_both_give_the_same_tokens_and_another_image_size_works(pair: tuple[str,
     pooled = load_encoder(pair[0]).encode_texts(TEXTS)[0]
     # [EOS] is the pooled token
     torch.testing.assert_close(a[lengths.cumsum(0) - 1], pooled, atol=1e-5, rtol=0)
-    assert (
-        encoders[0].tokens("two dogs") == encoders[1].tokens("two dogs") == ["[BOS]", "two", "dogs", "[EOS]"]
-    )
+    assert encoders[0].tokens("two dogs") == encoders[1].tokens("two dogs") == ["[BOS]", "two", "dogs", "[EOS]"]
     assert encoders[0].token_counts(TEXTS) == encoders[1].token_counts(TEXTS) == lengths.tolist()
 
 
@@ -309,10 +307,7 @@ def test_tokens_are_kept_in_the_precision_that_was_asked_for(tmp_path: Path) -> 
         ("open_clip:ViT-B-32:laion3b", "neither a file nor a tag"),
         ("hf:/nowhere/at/all", "transformers cannot load hf:/nowhere/at/all"),
         ("mv:/nowhere/at/all", "sentence-transformers cannot load mv:/nowhere/at/all"),
-        (
-            "none.safetensors",
-            "there is no file or folder 'none.safetensors': give a model: emoji",
-        ),
+        ("none.safetensors", "there is no file or folder 'none.safetensors': give a model: emoji"),
     ],
 )
 def test_a_wrong_name_is_one_sentence(name: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,9 +20,7 @@ def test_a_retrieval_of_mteb_finds_what_ours_finds(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     file = write_model(tmp_path / "m.safetensors", seed=3)
-    captions = [
-        [f"a {colour} {thing}"] for colour in ("red", "blue", "pale") for thing in ["cat", "dog", "pear"]
-    ]
+    captions = [[f"a {colour} {thing}"] for colour in ("red", "blue", "pale") for thing in ["cat", "dog", "pear"]]
     write_webdataset(tmp_path / "data" / "demo_fluent", None, captions)
     run_protocol(
         "retrieval",

@@ -45,11 +45,7 @@ def test_a_file_must_say_its_activation_and_gets_it(tmp_path: Path) -> None:
 def test_the_result_file_records_the_activation(tmp_path: Path) -> None:
     weights = write_open_clip(tmp_path)
     write_webdataset(tmp_path / "demo_skin_tone", ["light", "dark"], [0, 1])
-    argv = [
-        f"model=open_clip:{ARCHITECTURE}:{weights}:quickgelu",
-        f"root={tmp_path}",
-        f"out={tmp_path}/o.json",
-    ]
+    argv = [f"model=open_clip:{ARCHITECTURE}:{weights}:quickgelu", f"root={tmp_path}", f"out={tmp_path}/o.json"]
     run_protocol("zero_shot", [*argv, "data=[demo_skin_tone]"])
     assert json.loads((tmp_path / "o.json").read_text())["activation"] == "quickgelu"
 

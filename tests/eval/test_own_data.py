@@ -50,10 +50,7 @@ def own_folder(root: Path) -> Path:
 
 
 def own_table(root: Path, suffix: str) -> Path:
-    rows = [
-        {"image": f"images/{i // 2}.png", "caption": f"{'one' if i % 2 else 'two'} {i // 2}"}
-        for i in range(8)
-    ]
+    rows = [{"image": f"images/{i // 2}.png", "caption": f"{'one' if i % 2 else 'two'} {i // 2}"} for i in range(8)]
     for i in range(4):
         save(root / "images" / f"{i}.png", i)
     place = root / f"pairs{suffix}"
@@ -75,9 +72,7 @@ def own_table(root: Path, suffix: str) -> Path:
 
         for row in rows:
             row["image"] = str(root / row["image"])
-        Dataset.from_list(rows, Features({"image": Picture(), "caption": Value("string")})).save_to_disk(
-            place
-        )
+        Dataset.from_list(rows, Features({"image": Picture(), "caption": Value("string")})).save_to_disk(place)
     return place
 
 
@@ -146,11 +141,7 @@ def test_one_command_measures_all_that_fits_and_prints_one_table(
     ],
 )
 def test_a_mistake_is_one_sentence_before_anything_is_encoded(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    data: str,
-    message: str,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], data: str, message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()

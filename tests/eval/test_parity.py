@@ -36,9 +36,7 @@ def test_open_clip_scored_by_us_and_by_clip_benchmark(tmp_path):
     data = build_wds_dataset("cifar10", transform, "test", str(tmp_path / "wds_vtab-cifar10"))
     loader = DataLoader(data.batched(16), batch_size=None)
     loader.dataset.classes = data.classes
-    classifier = classification.zero_shot_classifier(
-        model, tokenizer, data.classes, templates, "cpu", amp=False
-    )
+    classifier = classification.zero_shot_classifier(model, tokenizer, data.classes, templates, "cpu", amp=False)
     logits, target = classification.run_classification(model, classifier, loader, "cpu", amp=False)
     # Its `accuracy` fails under NumPy 2.4 (float() of a one-element array); these are its two lines without that.
     predicted = logits.topk(5, 1, True, True)[1]
@@ -49,9 +47,7 @@ def test_open_clip_scored_by_us_and_by_clip_benchmark(tmp_path):
         "mean_per_class_recall": balanced_accuracy_score(target, logits.argmax(1)),
     }
     data = build_wds_dataset("mscoco_captions", transform, "test", str(tmp_path / "wds_mscoco_captions"))
-    loader = DataLoader(
-        data.batched(16, collation_fn=get_dataset_collate_fn("mscoco_captions")), batch_size=None
-    )
+    loader = DataLoader(data.batched(16, collation_fn=get_dataset_collate_fn("mscoco_captions")), batch_size=None)
     recalls = retrieval.evaluate(model, loader, tokenizer, "cpu", amp=False, recall_k_list=[1, 5, 10])
 
     out = tmp_path / "out.json"

@@ -23,17 +23,7 @@ from filip.export.clip_tokenizer import clip_tokenizer
 from filip.index.build import Build
 from filip.index.build import main as build
 from filip.models import build_model
-from tests.eval.flair import (
-    GRID,
-    PATCH,
-    State,
-    attention,
-    flair_images,
-    flair_similarity,
-    flair_state,
-    norm,
-    part,
-)
+from tests.eval.flair import GRID, PATCH, State, attention, flair_images, flair_similarity, flair_state, norm, part
 from tests.eval.miniature import SIDE, picture, run_protocol, tiny_config, write_webdataset
 
 DIM = 32
@@ -66,9 +56,7 @@ def write_folder(folder: Path, config: dict[str, object], state: State) -> None:
     (folder / "config.json").write_text(json.dumps(config))
     clip_tokenizer(build_model(tiny_config())).save_pretrained(folder)
     if config["model_type"] == "fgclip2":  # SigLIP 2's tokenizers make no mask: padding is read
-        about = json.loads((folder / "tokenizer_config.json").read_text()) | {
-            "model_input_names": ["input_ids"]
-        }
+        about = json.loads((folder / "tokenizer_config.json").read_text()) | {"model_input_names": ["input_ids"]}
         (folder / "tokenizer_config.json").write_text(json.dumps(about))
 
 
@@ -88,9 +76,7 @@ def fgclip(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, State]:
     about["auto_map"] = {"AutoModelForCausalLM": "modeling_fgclip.FGCLIPModel"}
     folder = tmp_path_factory.mktemp("fgclip")
     write_folder(folder, about, state)
-    CLIPImageProcessor(
-        size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE}
-    ).save_pretrained(folder)
+    CLIPImageProcessor(size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE}).save_pretrained(folder)
     return f"fgclip:{folder}", state
 
 
@@ -104,10 +90,7 @@ def fgclip2(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, State]:
         text_config={**TOWER, "vocab_size": 49408, "max_position_embeddings": 64, "projection_size": DIM},
     )
     state = shaken(Siglip2Model(config))
-    state |= {
-        f"dense_feature_head.{n}": torch.randn_like(v) / 4
-        for n, v in part(state, "vision_model.head.").items()
-    }
+    state |= {f"dense_feature_head.{n}": torch.randn_like(v) / 4 for n, v in part(state, "vision_model.head.").items()}
     for head in ("longtext_head", "boxtext_head"):
         state |= {f"{head}.weight": torch.randn(DIM, DIM), f"{head}.bias": torch.randn(DIM)}
     embeddings = "text_model.embeddings.position_embedding"
@@ -119,24 +102,16 @@ def fgclip2(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, State]:
     return f"fgclip:{folder}", state
 
 
-def theirs(
-    kind: str, state: State, changed: State | None = None, positions: int | None = None
-) -> torch.nn.Module:
+def theirs(kind: str, state: State, changed: State | None = None, positions: int | None = None) -> torch.nn.Module:
     """Return the library's model with the weights, some of them changed, and so many positions of a text."""
     from transformers import CLIPConfig, CLIPModel, Siglip2Config, Siglip2Model
 
-    text = {
-        **TOWER,
-        "vocab_size": 49408,
-        "max_position_embeddings": positions or (77 if kind == "fgclip" else 64),
-    }
+    text = {**TOWER, "vocab_size": 49408, "max_position_embeddings": positions or (77 if kind == "fgclip" else 64)}
     vision = {**TOWER, "patch_size": PATCH}
     model: torch.nn.Module
     if kind == "fgclip":
         ids = {"eos_token_id": 49407, "bos_token_id": 49406, "pad_token_id": 49407}
-        config = CLIPConfig(
-            vision_config=vision | {"image_size": SIDE}, text_config=text | ids, projection_dim=16
-        )
+        config = CLIPConfig(vision_config=vision | {"image_size": SIDE}, text_config=text | ids, projection_dim=16)
         model = CLIPModel(config)
     else:
         vision["num_patches"] = GRID * GRID
@@ -155,9 +130,7 @@ def tokens(tokenizer: Any, texts: Sequence[str], length: int) -> Any:
 
 
 @torch.inference_mode()
-def expected(
-    kind: str, state: State, images: Sequence[Image.Image], texts: Sequence[str], folder: str
-) -> Tensor:
+def expected(kind: str, state: State, images: Sequence[Image.Image], texts: Sequence[str], folder: str) -> Tensor:
     """Return the similarities [images, texts] as the authors compute them."""
     from transformers import AutoImageProcessor, AutoTokenizer, Siglip2ImageProcessorPil
 
@@ -199,9 +172,7 @@ def test_an_evaluation_of_a_peer_gives_the_recall_of_those_similarities(
     kind: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     name, state = request.getfixturevalue(kind)
-    captions = [
-        f"a {colour} {thing}" for colour in ("red", "blue", "pale") for thing in ("cat", "dog", "pear")
-    ]
+    captions = [f"a {colour} {thing}" for colour in ("red", "blue", "pale") for thing in ("cat", "dog", "pear")]
     images = write_webdataset(tmp_path / "demo_fluent", None, [[caption] for caption in captions])
     out = tmp_path / "out.json"
     run_protocol("retrieval", [f"model={name}", f"root={tmp_path}", "data=[demo_fluent]", f"out={out}"])
@@ -220,9 +191,7 @@ def test_five_lines_compare_as_well_and_an_index_refuses(flair: tuple[str, State
     found = filip.load(name).similarity([tmp_path / f"{n}.png" for n in range(3)], TEXTS)
     own = expected("flair", state, pictures(), TEXTS, "")
     torch.testing.assert_close(found.i2t, own, atol=1e-5, rtol=0)
-    with pytest.raises(
-        UserError, match=r"an index cannot hold the comparisons of flair flair-tiny, .* tokens=true"
-    ):
+    with pytest.raises(UserError, match=r"an index cannot hold the comparisons of flair flair-tiny, .* tokens=true"):
         build(Build(model=name, images=str(tmp_path), out=str(tmp_path / "index")))
 
 
@@ -245,9 +214,7 @@ def dense(kind: str, state: State, pixels: Tensor) -> Tensor:
                 y = y * torch.sigmoid(1.702 * y) if step == "mlp.fc1" else y
             x = x + y
         return norm(x[:, 1:], state, "vision_model.post_layernorm") @ state["visual_projection.weight"].T
-    patches = (
-        F.unfold(pixels, PATCH, stride=PATCH).transpose(1, 2).unflatten(2, (3, -1)).transpose(2, 3).flatten(2)
-    )
+    patches = F.unfold(pixels, PATCH, stride=PATCH).transpose(1, 2).unflatten(2, (3, -1)).transpose(2, 3).flatten(2)
     shapes = torch.tensor([[GRID, GRID]] * len(pixels))
     x = tower(patches, torch.ones(patches.shape[:2], dtype=torch.int64), shapes).last_hidden_state
     own = part(state, "dense_feature_head.")
@@ -258,9 +225,7 @@ def dense(kind: str, state: State, pixels: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("kind", PEERS)
 @torch.inference_mode()
-def test_token_wise_a_peer_s_patches_are_its_dense_features(
-    kind: str, request: pytest.FixtureRequest
-) -> None:
+def test_token_wise_a_peer_s_patches_are_its_dense_features(kind: str, request: pytest.FixtureRequest) -> None:
     name, state = request.getfixturevalue(kind)
     scorer = load_scorer(name, tokens=True)
     assert scorer.token_wise and scorer.encoder.grid == (GRID, GRID)
@@ -280,9 +245,7 @@ def test_token_wise_a_peer_s_patches_are_its_dense_features(
 
 @pytest.mark.parametrize("kind", ["fgclip", "fgclip2"])
 @torch.inference_mode()
-def test_a_box_is_pooled_from_dense_features_and_then_normalised(
-    kind: str, request: pytest.FixtureRequest
-) -> None:
+def test_a_box_is_pooled_from_dense_features_and_then_normalised(kind: str, request: pytest.FixtureRequest) -> None:
     """As FG-CLIP's fgovd_eval.py does it: along the edges of patches, RoIAlign is their mean."""
     name, state = request.getfixturevalue(kind)
     encoder = load_encoder(name, SIDE, fit="box")
@@ -297,18 +260,8 @@ def test_a_box_is_pooled_from_dense_features_and_then_normalised(
 
 LONG: list[tuple[str, str, int, Callable[[State], State]]] = [
     ("fgclip", "long", 248, lambda s: {"text_projection.weight": s["text_filip_projection.weight"]}),
-    (
-        "fgclip2",
-        "long",
-        196,
-        lambda s: {f"text_model.head.{e}": s[f"longtext_head.{e}"] for e in ("weight", "bias")},
-    ),
-    (
-        "fgclip2",
-        "box",
-        64,
-        lambda s: {f"text_model.head.{e}": s[f"boxtext_head.{e}"] for e in ("weight", "bias")},
-    ),
+    ("fgclip2", "long", 196, lambda s: {f"text_model.head.{e}": s[f"longtext_head.{e}"] for e in ("weight", "bias")}),
+    ("fgclip2", "box", 64, lambda s: {f"text_model.head.{e}": s[f"boxtext_head.{e}"] for e in ("weight", "bias")}),
 ]
 
 
@@ -323,9 +276,7 @@ def test_long_captions_and_parts_have_positions_and_a_head(
     encoder = load_encoder(f"{name}:{walk}")
     changed, place = head(state), "text_model.embeddings.position_embedding"
     if walk == "long":
-        changed[f"{place}.weight"] = torch.cat(
-            [state[f"{place}_ori.weight"][:20], state[f"{place}_res.weight"][20:]]
-        )
+        changed[f"{place}.weight"] = torch.cat([state[f"{place}_ori.weight"][:20], state[f"{place}_res.weight"][20:]])
     model = theirs(kind, state, changed, positions)
     tokenizer = AutoTokenizer.from_pretrained(name.partition(":")[2])
     found = model.get_text_features(**tokens(tokenizer, TEXTS, positions))

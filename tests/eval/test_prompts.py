@@ -24,13 +24,7 @@ def test_every_ensemble_has_as_many_different_prompts_as_it_says(path, key):
     texts = {prompt.fill("tulip") for prompt in prompts}
     assert len(texts) == len(prompts) == yaml.safe_load(path.read_text())[key]["count"]
     for text in texts:
-        assert (
-            "tulip" in text
-            and ".." not in text
-            and "  " not in text
-            and " ." not in text
-            and ",," not in text
-        )
+        assert "tulip" in text and ".." not in text and "  " not in text and " ." not in text and ",," not in text
 
 
 def test_prompts_read_as_the_paper_prints_them():
@@ -57,10 +51,7 @@ def test_retrieval_prompts():
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        (
-            "x: {prefix: [a], description: [''], suffix: ['', b], count: 3}",
-            "make 2 prompts, but count says 3",
-        ),
+        ("x: {prefix: [a], description: [''], suffix: ['', b], count: 3}", "make 2 prompts, but count says 3"),
         ("x: {prefix: a, description: [''], suffix: [''], count: 1}", "prefix should be a list"),
         ("x: {templates: [no label], count: 1}", "exactly one"),
         ("y: {templates: ['{c}'], count: 1}", "has no prompts 'x'; it has y"),

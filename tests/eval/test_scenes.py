@@ -89,10 +89,7 @@ def test_a_scene_is_read_with_the_place_of_each_thing(root: Path) -> None:
     first = data[0]
     assert [thing.label for thing in first.things] == list(PLACES) and first.captions == [CAPTION]
     for thing in first.things:
-        assert thing.mask.getbbox() == PLACES[thing.label] and set(np.unique(np.asarray(thing.mask))) == {
-            0,
-            255,
-        }
+        assert thing.mask.getbbox() == PLACES[thing.label] and set(np.unique(np.asarray(thing.mask))) == {0, 255}
 
 
 def test_scenes_are_maps_of_the_classes_that_their_things_name(root: Path) -> None:
@@ -247,9 +244,7 @@ def test_a_broken_map_of_the_things_is_named(root: Path) -> None:
         list(pointed_scenes(ColourBlind(), card, open_set(card, root)))  # type: ignore[arg-type]
 
 
-def test_a_card_of_another_kind_is_refused_in_a_sentence(
-    root: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_card_of_another_kind_is_refused_in_a_sentence(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = write_model(root / "m.safetensors")
     arguments = [f"model={model}", f"root={root}", "data=[demo_fluent]", f"out={root / 'o.json'}"]
     for protocol in ("selection", "scene_pointing"):
@@ -286,9 +281,7 @@ def test_a_name_has_an_outline_around_its_patches_and_a_dot_on_the_best_in_its_c
 
 def test_a_picture_that_is_not_square_is_drawn_as_the_model_sees_it() -> None:
     square = sample()
-    wide = [
-        Image.new(shown.mode, (64, 32)) for shown in (square.image, *(thing.mask for thing in square.things))
-    ]
+    wide = [Image.new(shown.mode, (64, 32)) for shown in (square.image, *(thing.mask for thing in square.things))]
     for page, shown in zip(wide, (square.image, *(thing.mask for thing in square.things)), strict=True):
         page.paste(shown, (16, 0))
     things = [Thing(thing.label, mask) for thing, mask in zip(square.things, wide[1:], strict=True)]

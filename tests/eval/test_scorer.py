@@ -48,10 +48,7 @@ class Vectors:
     def encode_texts(self, texts: Sequence[str]) -> tuple[Tensor, Tensor | None]:
         self.calls.append(len(texts))
         size = len(torch.zeros(3, 16, 16).flatten()[::7])
-        rows = [
-            torch.randn(size, generator=torch.Generator().manual_seed(sum(t.encode()) + len(t)))
-            for t in texts
-        ]
+        rows = [torch.randn(size, generator=torch.Generator().manual_seed(sum(t.encode()) + len(t))) for t in texts]
         vectors = F.normalize(torch.stack(rows), dim=-1)
         return vectors, torch.ones(len(texts), dtype=torch.int64) if self.token_wise else None
 
@@ -130,9 +127,7 @@ def test_a_model_evaluates_at_another_resolution(tmp_path):
 def test_pooled_model_and_mistakes(tmp_path):
     scorer = load_scorer(write_model(tmp_path / "m.safetensors", "pooled"))
     assert isinstance(scorer, PooledScorer)
-    similarity = scorer.similarity(
-        scorer.encode_images(torch.zeros(2, 3, 32, 32)), scorer.encode_texts(["a", "b"])
-    )
+    similarity = scorer.similarity(scorer.encode_images(torch.zeros(2, 3, 32, 32)), scorer.encode_texts(["a", "b"]))
     assert torch.equal(similarity.i2t, similarity.t2i)
     with pytest.raises(UserError, match="there is no file or folder"):
         load_scorer(str(tmp_path / "none.safetensors"))

@@ -61,9 +61,7 @@ def squares(root: Path, images: int = 3) -> Path:
 
 
 @pytest.mark.parametrize("token_wise", [True, False])
-def test_patches_that_name_their_class_give_one_and_others_do_not_count(
-    tmp_path: Path, token_wise: bool
-) -> None:
+def test_patches_that_name_their_class_give_one_and_others_do_not_count(tmp_path: Path, token_wise: bool) -> None:
     card = load_card(squares(tmp_path))
     record: dict = {}
     prompts = [Prompt("a photo of a ", "."), Prompt("the ", "")]
@@ -87,9 +85,7 @@ def test_areas_are_those_of_counting_pixels(tmp_path: Path) -> None:
     found = segment(Confused(True), card, str(tmp_path), [Prompt("", "")])  # type: ignore[arg-type]
     by_class = dict(found["per_class"])
     # Each has 256 pixels, 128 of them right; predicted as it: 128 right and 128 of the other. 128 / 384.
-    assert by_class["red"] == pytest.approx(1 / 3, abs=0.01) and by_class["green"] == pytest.approx(
-        1 / 3, abs=0.01
-    )
+    assert by_class["red"] == pytest.approx(1 / 3, abs=0.01) and by_class["green"] == pytest.approx(1 / 3, abs=0.01)
     assert by_class["blue"] == pytest.approx(1, abs=0.01)
     assert found["pixels"] == pytest.approx(2 / 3, abs=0.01)
     assert found["present"]["pixels"] == found["pixels"]  # the image has all classes
@@ -124,12 +120,7 @@ def test_as_a_command_on_a_model_and_on_a_pooled_one_by_its_own_projections(tmp_
     card = squares(tmp_path)
     for interaction in ("token_wise", "pooled"):
         model = write_model(tmp_path / f"{interaction}.safetensors", interaction)
-        given = [
-            f"model={model}",
-            f"root={tmp_path}",
-            f"data=[{card}]",
-            f"out={tmp_path}/{interaction}.json",
-        ]
+        given = [f"model={model}", f"root={tmp_path}", f"data=[{card}]", f"out={tmp_path}/{interaction}.json"]
         run_protocol("segmentation", given)
         found = json.loads((tmp_path / f"{interaction}.json").read_text())["benchmarks"]["squares"]
         assert 0 <= found["miou"] < 1 and found["ci95"][0] <= found["miou"] <= found["ci95"][1]
@@ -164,19 +155,12 @@ def test_boxes_are_cut_out_and_classified(tmp_path: Path, name: str) -> None:
     images, annotations = [], []
     for number, colour in enumerate((7, 5, 7)):
         place = (
-            {"file_name": f"{number}.jpg"}
-            if name == "coco_boxes"
-            else {"coco_url": f"http://c/val2017/{number}.jpg"}
+            {"file_name": f"{number}.jpg"} if name == "coco_boxes" else {"coco_url": f"http://c/val2017/{number}.jpg"}
         )
         images.append({"id": number, **place})
         save(tmp_path / "coco" / "val2017" / f"{number}.jpg", colour, (8, 4, 16, 20))
         annotations.append(
-            {
-                "id": 10 + number,
-                "image_id": number,
-                "category_id": 3 if colour == 7 else 1,
-                "bbox": [8.2, 4, 16, 20],
-            }
+            {"id": 10 + number, "image_id": number, "category_id": 3 if colour == 7 else 1, "bbox": [8.2, 4, 16, 20]}
         )
     annotations.append({**annotations[0], "id": 99, "iscrowd": 1, "bbox": [0, 0, 32, 32]})
     file = tmp_path / "coco" / card.layout.options["annotations"]

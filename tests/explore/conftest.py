@@ -25,12 +25,7 @@ CAPTIONS = [
 
 # Texts that the page was not made for; a model of it has learned all their words but one.
 UNHEARD = "a zeppelin"
-FREE = [
-    "a RED  boat,  on the old river",
-    "it’s naïve &amp; “fine” 2026!",
-    "слон и 漢字 🎉",
-    "black cats " * 40,
-]
+FREE = ["a RED  boat,  on the old river", "it’s naïve &amp; “fine” 2026!", "слон и 漢字 🎉", "black cats " * 40]
 
 
 def teach(model: DualEncoder, texts: list[str]) -> None:

@@ -56,9 +56,7 @@ DROP = """async (encoded) => {
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     found = tmp_path_factory.mktemp("any_words") / "page.html"
     run_command(
-        export,
-        ExplorerExport,
-        argv=["models=[emoji]", f"images={ROOT / 'docs/scenes'}", "device=cpu", f"out={found}"],
+        export, ExplorerExport, argv=["models=[emoji]", f"images={ROOT / 'docs/scenes'}", "device=cpu", f"out={found}"]
     )
     assert found.stat().st_size < 16_000_000
     return found
@@ -97,9 +95,7 @@ def dropped() -> list[Image.Image]:
     return [*cut, *(picture(seed, 150).resize((200, 131)) for seed in range(8))]
 
 
-def test_twenty_dropped_pictures_find_the_captions_that_pytorch_finds(
-    evaluate: Evaluate, model: Model
-) -> None:
+def test_twenty_dropped_pictures_find_the_captions_that_pytorch_finds(evaluate: Evaluate, model: Model) -> None:
     pictures = dropped()
     exact = model.similarity(pictures, CAPTIONS).i2t
     assert len(pictures) == 20

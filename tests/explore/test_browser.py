@@ -104,9 +104,7 @@ def visit(browser: Browser, prepared: Prepared) -> Iterator[Visit]:
 
 
 def test_the_page_ranks_as_the_models_do(visit: Visit, prepared: Prepared) -> None:
-    script = (
-        "async text => (await app.feed.search(text)).models.map(m => m.order.map((image, i) => m.score(i)))"
-    )
+    script = "async text => (await app.feed.search(text)).models.map(m => m.order.map((image, i) => m.score(i)))"
     for number, path in enumerate(prepared.models):
         scorer = load_scorer(path)
         pixels = torch.stack([scorer.transform(image) for image in prepared.pictures])
@@ -151,9 +149,7 @@ def test_a_page_without_the_models_says_what_a_new_text_needs(browser: Browser, 
     visit.page.close()
 
 
-def test_a_text_that_nobody_wrote_is_encoded_by_the_page_as_by_the_models(
-    visit: Visit, prepared: Prepared
-) -> None:
+def test_a_text_that_nobody_wrote_is_encoded_by_the_page_as_by_the_models(visit: Visit, prepared: Prepared) -> None:
     script = """async text => (await app.feed.search(text)).models.map(m =>
         [m.order.map((image, i) => m.score(i)), m.tokens])"""
     for number, path in enumerate(prepared.models):
@@ -200,9 +196,7 @@ def test_a_convolutional_stem_is_computed_in_the_page(browser: Browser, tmp_path
     picture(1, 64).save(photos / "a.png")
     out = tmp_path / "page.html"
     run_command(
-        export,
-        ExplorerExport,
-        argv=[f"models=[{tmp_path / 'm.safetensors'}]", f"images={photos}", f"out={out}"],
+        export, ExplorerExport, argv=[f"models=[{tmp_path / 'm.safetensors'}]", f"images={photos}", f"out={out}"]
     )
     visit = Visit(browser, out.as_uri())
     photo = picture(78, 90)
@@ -235,10 +229,7 @@ def test_a_token_is_marked_on_every_picture_and_a_patch_has_its_words(visit: Vis
     for panel in range(2):
         cards = page.locator(".model").nth(panel).locator(".card canvas")
         assert cards.count() == 6
-        assert all(
-            visit.ink(f".model:nth-child({panel + 1}) li:nth-child({n}) .card canvas") > 0
-            for n in range(1, 7)
-        )
+        assert all(visit.ink(f".model:nth-child({panel + 1}) li:nth-child({n}) .card canvas") > 0 for n in range(1, 7))
     box = page.locator(".model:last-child .large").bounding_box()
     assert box is not None
     page.mouse.click(box["x"] + box["width"] * 0.6, box["y"] + box["height"] * 0.3)
@@ -293,9 +284,7 @@ def test_the_words_of_a_score_add_up_to_it(visit: Visit) -> None:
     total = visit.page.locator(".model:last-child .why tfoot td.share").inner_text()
     number = lambda text: float(text.replace("−", "-"))  # noqa: E731
     assert len(rows) > 5 and abs(sum(map(number, rows)) - number(total)) < 0.001 * len(rows)
-    assert visit.page.locator(".model:first-child .why td.share").count() == 0, (
-        "a pooled score is no sum over words"
-    )
+    assert visit.page.locator(".model:first-child .why td.share").count() == 0, "a pooled score is no sum over words"
 
 
 def test_numbers_are_drawn_and_the_address_brings_everything_back(
@@ -320,18 +309,12 @@ def test_numbers_are_drawn_and_the_address_brings_everything_back(
 
 def test_the_page_fits_a_phone_in_the_dark(browser: Browser, prepared: Prepared) -> None:
     phone = Visit(
-        browser,
-        prepared.page.as_uri(),
-        viewport={"width": 390, "height": 844},
-        color_scheme="dark",
-        has_touch=True,
+        browser, prepared.page.as_uri(), viewport={"width": 390, "height": 844}, color_scheme="dark", has_touch=True
     )
     page = phone.page
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     left, right = (page.locator(".model").nth(n).bounding_box() for n in range(2))
-    assert left and right and left["y"] == right["y"] and right["x"] >= left["x"] + left["width"], (
-        "side by side"
-    )
+    assert left and right and left["y"] == right["y"] and right["x"] >= left["x"] + left["width"], "side by side"
     background = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert max(map(int, background.removeprefix("rgb(").removesuffix(")").split(","))) < 60
     page.locator("#chips .chip").nth(2).tap()

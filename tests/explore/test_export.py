@@ -48,9 +48,7 @@ def test_packed_vectors_are_off_by_at_most_half_a_step_each() -> None:
     assert integers.dtype == torch.int8 and int(integers.abs().max()) == 127
     assert bool(((unpack(integers, scales) - vectors).abs() <= scales[:, None] / 2 + 1e-7).all())
     for against in (None, torch.zeros(3, 8), vectors[:1, :8]):
-        assert torch.equal(unpack(*pack(torch.zeros(2, 8), against)), torch.zeros(2, 8)), (
-            "nothing is divided by zero"
-        )
+        assert torch.equal(unpack(*pack(torch.zeros(2, 8), against)), torch.zeros(2, 8)), "nothing is divided by zero"
 
 
 def test_the_8_bit_ranking_has_the_same_first_image_for_99_texts_of_100() -> None:
@@ -154,9 +152,7 @@ def test_a_viewer_scores_as_the_tables_do(prepared: Prepared) -> None:
 def test_an_outline_encloses_what_is_in_the_mask_of_the_middle_square() -> None:
     noise = Image.fromarray(np.random.default_rng(3).integers(0, 256, (12, 18), dtype=np.uint8))
     inside = np.asarray(noise.resize((96, 64), Image.Resampling.BICUBIC)) > 140
-    found = outlines(
-        [("spots", Image.fromarray(inside * np.uint8(255))), ("nothing", Image.new("L", (96, 64)))]
-    )
+    found = outlines([("spots", Image.fromarray(inside * np.uint8(255))), ("nothing", Image.new("L", (96, 64)))])
     assert list(found) == ["spots"]
     drawn = Image.new("1", (512, 512))  # at four times the path's half cells, by the even-odd rule
     for loop in re.findall("M(.*?)z", found["spots"]):

@@ -109,9 +109,7 @@ def test_uploads_are_bounded_in_bytes_pixels_and_formats(search: GallerySearch) 
         read_image(encoded(picture(1)), max_bytes=100)
 
 
-def test_of_parallel_uploads_one_at_a_time_is_in_memory(
-    search: GallerySearch, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_of_parallel_uploads_one_at_a_time_is_in_memory(search: GallerySearch, monkeypatch: pytest.MonkeyPatch) -> None:
     held, most = 0, 0
 
     def decode(*arguments: object) -> Image.Image:

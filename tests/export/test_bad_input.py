@@ -34,9 +34,7 @@ def written_with(folder: Path, change: Callable[[dict, dict], None]) -> Path:
     tensors, config = dict(model.state_dict()), dataclasses.asdict(model.config)
     change(tensors, config)
     metadata = {"config": json.dumps(config), "extra": "{}"}
-    save_file(
-        {name: value.contiguous() for name, value in tensors.items()}, folder / "m.safetensors", metadata
-    )
+    save_file({name: value.contiguous() for name, value in tensors.items()}, folder / "m.safetensors", metadata)
     return folder / "m.safetensors"
 
 
@@ -69,14 +67,8 @@ def test_another_architecture_than_the_file_says_is_refused(tmp_path: Path) -> N
         written_with(tmp_path, lambda _, config: config["image"].update(timm="resnet50")),
         "timm cannot build .*resnet50",
     )
-    refuse(
-        written_with(tmp_path, lambda tensors, _: tensors.pop("logit_scale")),
-        "it lacks logit_scale, of 1 tensors",
-    )
-    refuse(
-        written_with(tmp_path, lambda tensors, _: tensors.update(a=torch.zeros(1))),
-        "it also has a, of 1 tensors",
-    )
+    refuse(written_with(tmp_path, lambda tensors, _: tensors.pop("logit_scale")), "it lacks logit_scale, of 1 tensors")
+    refuse(written_with(tmp_path, lambda tensors, _: tensors.update(a=torch.zeros(1))), "it also has a, of 1 tensors")
     refuse(
         written_with(tmp_path, lambda tensors, _: tensors.update(logit_scale=torch.zeros(2))),
         r"logit_scale is \[2\] and should be \[1\]",
@@ -96,9 +88,7 @@ def test_a_vocabulary_that_no_tokenizer_has_is_refused(to: str, saved: Callable[
 def test_a_model_that_leaves_out_special_tokens_is_refused_where_they_would_be_scored(
     to: str, saved: Callable[..., str]
 ) -> None:
-    refuse(
-        saved(lambda config: setattr(config, "exclude_special_tokens", True)), "to=safetensors holds it", to
-    )
+    refuse(saved(lambda config: setattr(config, "exclude_special_tokens", True)), "to=safetensors holds it", to)
 
 
 def test_an_unknown_format_or_model_is_refused(saved: Callable[..., str], tmp_path: Path) -> None:
@@ -122,8 +112,6 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
     with (checkpoint / WEIGHTS).open("r+b") as file:
         file.truncate(1000)
     refuse(checkpoint, f"is damaged: {WEIGHTS} has 1000 bytes instead of {size}; give another checkpoint")
-    refuse(
-        tmp_path / "run", f"no checkpoint of .* can be read; skipped the damaged .* {WEIGHTS} has 1000 bytes"
-    )
+    refuse(tmp_path / "run", f"no checkpoint of .* can be read; skipped the damaged .* {WEIGHTS} has 1000 bytes")
     (checkpoint / WEIGHTS).unlink()
     refuse(checkpoint, f"is damaged: {WEIGHTS} is missing")

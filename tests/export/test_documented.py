@@ -26,9 +26,7 @@ for block in json.load(open("blocks.json")):
 
 
 @pytest.mark.slow  # four exports, and everybody's library
-def test_the_code_of_the_page_runs_as_written_without_this_project(
-    saved: Callable[..., str], tmp_path: Path
-) -> None:
+def test_the_code_of_the_page_runs_as_written_without_this_project(saved: Callable[..., str], tmp_path: Path) -> None:
     def change(config: ModelConfig) -> None:
         config.image.image_size = 224  # as in the page
         config.text.context_length = 16
@@ -55,7 +53,5 @@ def test_the_code_of_the_page_runs_as_written_without_this_project(
         "open_clip",
     ]
     (tmp_path / "blocks.json").write_text(json.dumps(blocks))
-    run = subprocess.run(
-        [sys.executable, "-c", RUN], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
+    run = subprocess.run([sys.executable, "-c", RUN], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr

@@ -22,11 +22,7 @@ from tests.data.downloads import disk_with_room_for
     ],
 )
 def test_a_full_disk_is_a_sentence_and_leaves_nothing(
-    to: str,
-    rooms: tuple[int, ...],
-    saved: Callable[..., str],
-    tmp_path: Path,
-    capfd: pytest.CaptureFixture[str],
+    to: str, rooms: tuple[int, ...], saved: Callable[..., str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     def change(config: ModelConfig) -> None:
         if to == "open_clip":

@@ -34,11 +34,7 @@ def one_layer(config: ModelConfig) -> None:
 @pytest.mark.slow  # torch's exporter takes its time
 @pytest.mark.parametrize(
     ("interaction", "pooling", "stem"),
-    [
-        ("pooled", "ends", None),
-        ("pooled", "attention", None),
-        ("token_wise", "ends", "test_efficientnet"),
-    ],
+    [("pooled", "ends", None), ("pooled", "attention", None), ("token_wise", "ends", "test_efficientnet")],
 )
 def test_onnxruntime_gives_our_embeddings(
     interaction: str,
@@ -105,15 +101,11 @@ def test_variants_are_smaller_and_their_loss_of_recall_is_printed(
         (tmp_path / "pairs" / f"{i}.txt").write_text(caption)
     out = tmp_path / "out"
     file = saved(one_layer)
-    options = Export(
-        model=file, out=str(out), to="onnx", variants=["fp16", "int8"], data=str(tmp_path / "pairs")
-    )
+    options = Export(model=file, out=str(out), to="onnx", variants=["fp16", "int8"], data=str(tmp_path / "pairs"))
     export(options)
     said = capsys.readouterr().err
     for variant in ("fp16", "int8"):
-        assert re.search(
-            rf"^{variant}, .* MB: R@1/10 of pairs i2t .* %, t2i .* %; lost .* points$", said, re.M
-        )
+        assert re.search(rf"^{variant}, .* MB: R@1/10 of pairs i2t .* %, t2i .* %; lost .* points$", said, re.M)
     card = (out / "README.md").read_text()
     assert "| int8 |" in card.partition("## Variants")[2]
     assert_7_bits(out / "image_int8.onnx")
@@ -132,9 +124,7 @@ def test_variants_are_smaller_and_their_loss_of_recall_is_printed(
         found, same = encoder.encode_texts(UNTIDY_CAPTIONS)
         assert torch.equal(same, lengths)
         torch.testing.assert_close(found, texts, atol=tolerance, rtol=0)
-        torch.testing.assert_close(
-            encoder.encode_images(pixels), whole.encode_images(pixels), atol=tolerance, rtol=0
-        )
+        torch.testing.assert_close(encoder.encode_images(pixels), whole.encode_images(pixels), atol=tolerance, rtol=0)
         assert not torch.equal(found, texts)
     assert whole.patches(pixels).shape[1] == whole.grid[0] * whole.grid[1]
     both = whole.image_and_probe(pixels)

@@ -65,9 +65,7 @@ def test_the_command_prints_and_writes_the_same_list(
     hits = json.loads((tmp_path / "hits.json").read_text())["hits"]
     printed = capsys.readouterr().out.splitlines()
     assert len(hits) == len(printed) == 3
-    assert [line.split(maxsplit=3)[3] for line in printed] == [
-        str(folder / "photos" / h["path"]) for h in hits
-    ]
+    assert [line.split(maxsplit=3)[3] for line in printed] == [str(folder / "photos" / h["path"]) for h in hits]
 
 
 def test_a_second_build_encodes_what_is_new_or_changed_and_forgets_what_is_gone(
@@ -137,9 +135,7 @@ def test_by_default_similar_patches_are_averaged_and_rounded_and_keep_their_plac
     assert float((placed * whole).sum(-1).mean()) > float((tokens[0] * whole).sum(-1).mean())
     scorer = load_scorer(model)
     texts = scorer.encode_texts(["a lamp"])
-    by_place = torch.stack(
-        [scorer.similarity(index.tokens_of(p)[None], texts).t2i[0, 0] for p in index.paths]
-    )
+    by_place = torch.stack([scorer.similarity(index.tokens_of(p)[None], texts).t2i[0, 0] for p in index.paths])
     assert torch.allclose(index.scores(scorer, texts), by_place, atol=1e-5)
     index.close()
 
@@ -150,9 +146,7 @@ def test_of_many_pictures_the_best_by_integers_are_scored_exactly(
     scorer = load_scorer(write_model(tmp_path / "model.safetensors", "token_wise", seed=1))
     texts = scorer.encode_texts(["a red dog on the beach"])
     dim = texts.values.shape[1]
-    near = texts.values[
-        torch.randint(len(texts.values), (400, 5), generator=torch.Generator().manual_seed(0))
-    ]
+    near = texts.values[torch.randint(len(texts.values), (400, 5), generator=torch.Generator().manual_seed(0))]
     noise = torch.randn(400, 5, dim, generator=torch.Generator().manual_seed(1))
     tokens = torch.nn.functional.normalize(near + noise / 3, dim=-1)
     about = About("-", "-", 32, True, dim, "int8", "-")
@@ -175,8 +169,7 @@ def test_mistakes_are_told_in_a_sentence(built: tuple[Path, str], tmp_path: Path
     folder, _ = built
     other = write_model(tmp_path / "other.safetensors", "token_wise", seed=9)
     with pytest.raises(
-        UserError,
-        match=r"was made by the model .*model\.safetensors, not .*other\.safetensors: give another folder",
+        UserError, match=r"was made by the model .*model\.safetensors, not .*other\.safetensors: give another folder"
     ):
         build.main(build.Build(model=other, images=str(folder / "photos"), out=str(folder / "index")))
     with pytest.raises(UserError, match=r"is not the model that .* was built with"):
@@ -211,9 +204,7 @@ def test_a_damaged_index_is_told_in_a_sentence(
         damaged.unlink()
     else:
         damaged.write_text(content)
-    with pytest.raises(
-        UserError, match=r"the index at .* is damaged \(.*\): delete it and build it again"
-    ) as told:
+    with pytest.raises(UserError, match=r"the index at .* is damaged \(.*\): delete it and build it again") as told:
         search.main(search.Search(images=str(tmp_path / "index"), text="a"))
     assert "\n" not in str(told.value)
 
@@ -225,10 +216,7 @@ def documented(word: str) -> str:
 
 
 def test_the_documented_code_prints_what_exact_scoring_finds(
-    built: tuple[Path, str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    built: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, model = built
     (tmp_path / "photos.index").symlink_to(folder / "index")
@@ -292,10 +280,7 @@ def test_pictures_that_are_not_read_are_counted(tmp_path: Path, capsys: pytest.C
     for name in ("a.CR2", "b.cr2", "c.svg", "d.jxl", "notes.txt", ".hidden.svg"):
         (tmp_path / "photos" / name).write_bytes(b"\0")
     build_index(tmp_path, model)
-    assert (
-        "0 unreadable; left out: 2 .cr2, 1 .jxl, 1 .svg (these formats are not read)"
-        in capsys.readouterr().err
-    )
+    assert "0 unreadable; left out: 2 .cr2, 1 .jxl, 1 .svg (these formats are not read)" in capsys.readouterr().err
     (tmp_path / "raw").mkdir()
     (tmp_path / "raw" / "a.dng").write_bytes(b"\0")
     with pytest.raises(UserError, match=r"no image below .*; left out: 1 \.dng"):
@@ -316,10 +301,7 @@ def test_pictures_of_phones_are_read_where_pillow_heif_is_installed_and_else_cou
         build_index(tmp_path, model)
         said = capsys.readouterr().err
         assert "2 images; 2 encoded" in said
-        assert (
-            "left out: 1 .heic (these formats are not read; `pip install pillow-heif` reads those of phones)"
-            in said
-        )
+        assert "left out: 1 .heic (these formats are not read; `pip install pillow-heif` reads those of phones)" in said
 
 
 def test_a_name_that_is_no_text_costs_one_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

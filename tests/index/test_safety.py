@@ -197,9 +197,7 @@ def test_a_full_disk_is_a_sentence_and_keeps_the_index(tmp_path: Path) -> None:
     features = torch.nn.functional.normalize(torch.randn(3, index._an_image, index.about.dim), dim=-1)
     index._table.execute("PRAGMA max_page_count = 1")
     many = [f"{n:03}-{'x' * 900}" for n in range(3 * 40)]
-    with pytest.raises(
-        UserError, match=r"cannot write to the index at .*full; what was in it before is kept"
-    ):
+    with pytest.raises(UserError, match=r"cannot write to the index at .*full; what was in it before is kept"):
         index.add(many, ["-"] * len(many), features.repeat(40, 1, 1))
     index.close()
     again = Index.open(tmp_path / "index")

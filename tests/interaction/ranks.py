@@ -41,11 +41,7 @@ class Towers(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor([2.0]))
 
     def forward(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return (
-            F.normalize(self.image(image), dim=-1),
-            F.normalize(self.text(text), dim=-1),
-            self.log_scale.exp(),
-        )
+        return (F.normalize(self.image(image), dim=-1), F.normalize(self.text(text), dim=-1), self.log_scale.exp())
 
 
 class Pairs:
@@ -66,9 +62,7 @@ class Pairs:
         return self.image[rows], self.text[tokens], self.lengths[rows], self.ids[rows]
 
 
-def local_loss(
-    pairs: Pairs, rank: int, model: Towers, group: Any, options: dict[str, Any]
-) -> ContrastiveOutput:
+def local_loss(pairs: Pairs, rank: int, model: Towers, group: Any, options: dict[str, Any]) -> ContrastiveOutput:
     image, text, lengths, ids = pairs.of(rank)
     if options.get("exchange") == "pooled":
         encoded = model(image[:, 0], torch.stack([part[0] for part in text.split(lengths.tolist())]))
@@ -90,9 +84,7 @@ def whole_loss(pairs: Pairs, model: Towers, options: dict[str, Any]) -> Contrast
     transport = options.get("transport_dtype")
     if transport is not None:
         image, text = image.to(transport), text.to(transport)
-    return contrastive_loss(
-        late_interaction(image, text, pairs.lengths, backend="reference"), scale, ids=pairs.ids
-    )
+    return contrastive_loss(late_interaction(image, text, pairs.lengths, backend="reference"), scale, ids=pairs.ids)
 
 
 def compare(counts: list[int], rank: int, group: Any, tolerance: float, **options: Any) -> None:
@@ -112,9 +104,7 @@ def compare(counts: list[int], rank: int, group: Any, tolerance: float, **option
     alone = Towers()
     expected = whole_loss(pairs, alone, options)
     expected.loss.backward()
-    torch.testing.assert_close(
-        scalars, torch.stack([v.detach() for v in expected]), rtol=tolerance, atol=1e-6
-    )
+    torch.testing.assert_close(scalars, torch.stack([v.detach() for v in expected]), rtol=tolerance, atol=1e-6)
     for a, parameter in zip(found, alone.parameters(), strict=True):
         assert parameter.grad is not None
         difference = float((a - parameter.grad).abs().max() / parameter.grad.abs().max())
@@ -147,9 +137,7 @@ def cases(ranks: int) -> Cases:
         found[f"{exchange}, images of different sizes"] = partial(masked_images, exchange=exchange)
         found[f"{exchange}, waits for the device"] = partial(waits_for_the_device, exchange=exchange)
         found[f"{exchange}, shapes"] = partial(matrices_have_their_shapes, exchange=exchange)
-        found[f"{exchange}, gradients reach their owner"] = partial(
-            gradients_reach_their_owner, exchange=exchange
-        )
+        found[f"{exchange}, gradients reach their owner"] = partial(gradients_reach_their_owner, exchange=exchange)
         if ranks == 4:
             found[f"{exchange}, groups of two"] = partial(groups_of_two, exchange=exchange)
             found[f"{exchange}, memory of the backward"] = partial(only_tokens_are_saved, exchange=exchange)
@@ -170,9 +158,7 @@ def matrices_have_their_shapes(rank: int, ranks: int, *, exchange: str) -> None:
     own = slice(first, first + counts[rank])
     tokens = pairs.lengths.cumsum(0)
     mine = text[int(tokens[first] - pairs.lengths[first]) : int(tokens[own.stop - 1])]
-    found = distributed_late_interaction(
-        image[own], mine, pairs.lengths[own], exchange=exchange, backend="tiled"
-    )
+    found = distributed_late_interaction(image[own], mine, pairs.lengths[own], exchange=exchange, backend="tiled")
     torch.testing.assert_close(found.i2t, whole.i2t[own])
     torch.testing.assert_close(found.t2i, whole.t2i[:, own])
 
@@ -203,9 +189,7 @@ def masked_images(rank: int, ranks: int, *, exchange: str) -> None:
     )
     torch.testing.assert_close(found.i2t, expected.i2t[own])
     torch.testing.assert_close(found.t2i, expected.t2i[:, own])
-    for name, a, b, part in zip(
-        "it", gradients(found, mine), gradients(expected, whole), (own, rows), strict=True
-    ):
+    for name, a, b, part in zip("it", gradients(found, mine), gradients(expected, whole), (own, rows), strict=True):
         torch.testing.assert_close(a, b[part], msg=lambda text, name=name: f"{name}: {text}")
 
 
@@ -224,9 +208,7 @@ def waits_for_the_device(rank: int, ranks: int, *, exchange: str) -> None:
             module(*tokens, lengths, ids).loss.backward()
         return seen.waits
 
-    module(
-        F.normalize(image[..., :4], dim=-1), F.normalize(text, dim=-1), lengths
-    )  # makes room for the lengths
+    module(F.normalize(image[..., :4], dim=-1), F.normalize(text, dim=-1), lengths)  # makes room for the lengths
     assert waits() == []
     host = dist.new_group()
     dist.get_backend_config = lambda group=None: config(group) if group is host else "cuda:nccl"
@@ -244,10 +226,7 @@ def small_gradients_arrive(rank: int, ranks: int, *, exchange: str) -> None:
     image, text, lengths, _ = Pairs(PAIRS[:ranks]).of(rank)
     gradients = []
     for weight in (1.0, 2.0**-40):
-        tokens = [
-            F.normalize(image[:, :, :4], dim=-1).requires_grad_(),
-            F.normalize(text, dim=-1).requires_grad_(),
-        ]
+        tokens = [F.normalize(image[:, :, :4], dim=-1).requires_grad_(), F.normalize(text, dim=-1).requires_grad_()]
         found = distributed_late_interaction(
             *tokens, lengths, exchange=exchange, backend="tiled", transport_dtype=torch.float16
         )
@@ -314,9 +293,7 @@ def a_mistake_on_one_is_an_error_on_all(rank: int, ranks: int, *, exchange: str)
     )
     refused(with_tokens(image, text, lengths + int(last)), "text_lengths sum to")
     refused(with_tokens(image[:0] if last else image, text, lengths), "empty batch: 0 images")
-    refused(
-        lambda: score(image, text, lengths, exchange="rign" if last else exchange), "'rign' is not one of"
-    )
+    refused(lambda: score(image, text, lengths, exchange="rign" if last else exchange), "'rign' is not one of")
 
 
 def pooled_mistakes(rank: int, ranks: int) -> None:
@@ -326,9 +303,7 @@ def pooled_mistakes(rank: int, ranks: int) -> None:
         lambda: distributed_pooled_similarity(image, text.double() if last else text),
         "the dtype of the text tokens: torch.float32 on rank 0",
     )
-    refused(
-        lambda: distributed_pooled_similarity(image[:, :3] if last else image, text), "expected [images, d]"
-    )
+    refused(lambda: distributed_pooled_similarity(image[:, :3] if last else image, text), "expected [images, d]")
     lengths = torch.tensor([1, 1, 1])
     refused(
         lambda: (

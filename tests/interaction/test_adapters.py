@@ -10,11 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from filip.interaction.adapters import (
-    colbert_kd_scores,
-    colbert_scores,
-    mean_colbert_scores,
-)
+from filip.interaction.adapters import colbert_kd_scores, colbert_scores, mean_colbert_scores
 
 BACKENDS = ("reference", "tiled", "auto")
 
@@ -31,15 +27,11 @@ def batch(sign: int | None, queries: int = 5, groups: int = 5, ways: int = 2) ->
     masks = [torch.rand(t.shape[:-1], generator=generator) < 0.6 for t in (query, document)]
     for mask in masks:
         mask[..., 2] = True
-    query, document = (
-        t.masked_fill(~mask[..., None], 7.0) for t, mask in zip((query, document), masks, strict=True)
-    )
+    query, document = (t.masked_fill(~mask[..., None], 7.0) for t, mask in zip((query, document), masks, strict=True))
     return query, document, *masks
 
 
-def solve(
-    score: Callable[..., Tensor], query: Tensor, document: Tensor, **options: Any
-) -> tuple[Tensor, ...]:
+def solve(score: Callable[..., Tensor], query: Tensor, document: Tensor, **options: Any) -> tuple[Tensor, ...]:
     """Return scores and both gradients for arbitrary weights of the scores."""
     query, document = query.detach().clone().requires_grad_(), document.detach().clone().requires_grad_()
     scores = score(query, document, **options)
@@ -55,9 +47,7 @@ def assert_same(found: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> None
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("sign", [None, 1, -1])
 @pytest.mark.parametrize("mean", [False, True])
-def test_sentence_transformers_scores_and_gradients_are_ours(
-    backend: str, sign: int | None, mean: bool
-) -> None:
+def test_sentence_transformers_scores_and_gradients_are_ours(backend: str, sign: int | None, mean: bool) -> None:
     from sentence_transformers.multi_vector_encoder import scoring
 
     query, document, query_mask, document_mask = batch(sign)
@@ -73,9 +63,7 @@ def test_sentence_transformers_scores_and_gradients_are_ours(
 
 @pytest.mark.parametrize("sign", [None, -1])
 @pytest.mark.parametrize("mean", [False, True])
-def test_sentence_transformers_scores_of_a_querys_own_documents_are_ours(
-    sign: int | None, mean: bool
-) -> None:
+def test_sentence_transformers_scores_of_a_querys_own_documents_are_ours(sign: int | None, mean: bool) -> None:
     from sentence_transformers.multi_vector_encoder import scoring
 
     query, document, query_mask, document_mask = batch(sign)
@@ -103,9 +91,7 @@ def test_without_masks_rows_of_zeros_are_padding_as_in_sentence_transformers() -
     query, document, query_mask, document_mask = batch(-1)
     query, document = query * query_mask[..., None], document * document_mask[..., None]
     assert_same(solve(colbert_scores, query, document), solve(scoring.colbert_scores, query, document))
-    assert_same(
-        solve(mean_colbert_scores, query, document), solve(scoring.mean_colbert_scores, query, document)
-    )
+    assert_same(solve(mean_colbert_scores, query, document), solve(scoring.mean_colbert_scores, query, document))
 
 
 def test_half_precision_is_scored_without_rounding_the_products() -> None:
@@ -120,9 +106,7 @@ def test_half_precision_is_scored_without_rounding_the_products() -> None:
 
 def test_masks_of_another_shape_are_refused() -> None:
     query, document, query_mask, document_mask = batch(None)
-    with pytest.raises(
-        ValueError, match=r"documents_mask is \[5, 2, 4\], but its embeddings are \[5, 2, 9, 16\]"
-    ):
+    with pytest.raises(ValueError, match=r"documents_mask is \[5, 2, 4\], but its embeddings are \[5, 2, 9, 16\]"):
         colbert_scores(query, document, query_mask, document_mask[..., :4])
 
 
@@ -136,24 +120,16 @@ class Given(nn.Module):
         return features
 
 
-def columns(
-    query: Tensor, document: Tensor, query_mask: Tensor, document_mask: Tensor
-) -> list[dict[str, Tensor]]:
+def columns(query: Tensor, document: Tensor, query_mask: Tensor, document_mask: Tensor) -> list[dict[str, Tensor]]:
     """Return the batch as the libraries' losses take it: the queries, then a column for each document of a query."""
     parts = [(query, query_mask), *((document[:, n], document_mask[:, n]) for n in range(document.shape[1]))]
     return [
-        {
-            "token_embeddings": tokens,
-            "attention_mask": mask,
-            "input_ids": torch.ones_like(mask, dtype=torch.int64),
-        }
+        {"token_embeddings": tokens, "attention_mask": mask, "input_ids": torch.ones_like(mask, dtype=torch.int64)}
         for tokens, mask in parts
     ]
 
 
-def loss_and_gradients(
-    loss: Callable[..., Tensor], tensors: tuple[Tensor, ...], **more: Any
-) -> tuple[Tensor, ...]:
+def loss_and_gradients(loss: Callable[..., Tensor], tensors: tuple[Tensor, ...], **more: Any) -> tuple[Tensor, ...]:
     query, document = (tensor.detach().clone().requires_grad_() for tensor in tensors[:2])
     value = loss(columns(query, document, *tensors[2:]), **more)
     value.backward()  # cached losses hook into it
@@ -175,9 +151,7 @@ def test_the_losses_of_sentence_transformers_take_the_scorer(sign: int | None, k
     assert ours.get_config_dict()["similarity_fct"].endswith("colbert_scores")  # what the model card says
 
 
-def multiplied_by_masks(
-    query: Tensor, document: Tensor, queries_mask: Tensor, documents_mask: Tensor
-) -> Tensor:
+def multiplied_by_masks(query: Tensor, document: Tensor, queries_mask: Tensor, documents_mask: Tensor) -> Tensor:
     """Compute the formula of ``pylate.scores.ColBERTScores`` (1.6), whose masked tokens have a similarity of 0."""
     products = torch.einsum("qsh,dth->qdst", query, document.flatten(0, 1))
     products = products * queries_mask[:, None, :, None] * documents_mask.flatten(0, 1)[None, :, None]
@@ -185,9 +159,7 @@ def multiplied_by_masks(
 
 
 def pylate_itself() -> Callable[..., Tensor]:
-    reason = (
-        "PyLate 1.6 wants sentence-transformers 5.3: pip install --no-deps pylate beside 6 runs its scores"
-    )
+    reason = "PyLate 1.6 wants sentence-transformers 5.3: pip install --no-deps pylate beside 6 runs its scores"
     return pytest.importorskip("pylate.scores", reason=reason).ColBERTScores()
 
 
@@ -208,9 +180,7 @@ def test_below_zero_padding_wins_in_pylate_and_never_here(installed: bool) -> No
     assert not torch.allclose(theirs(query, document, **masks), ours)
     for j, kept in enumerate(document_mask.flatten(0, 1)):  # theirs for each document without its padding
         alone = document.flatten(0, 1)[j, kept][None, None]
-        expected = theirs(
-            query, alone, queries_mask=query_mask, documents_mask=torch.ones(1, 1, int(kept.sum()))
-        )
+        expected = theirs(query, alone, queries_mask=query_mask, documents_mask=torch.ones(1, 1, int(kept.sum())))
         torch.testing.assert_close(ours[:, j : j + 1], expected)
 
 
@@ -221,9 +191,7 @@ def test_the_distillation_of_sentence_transformers_takes_the_scorer() -> None:
     tensors = batch(-1)
     ours = MultiVectorDistillKLDivLoss(Given(), similarity_fct=colbert_kd_scores)
     theirs = MultiVectorDistillKLDivLoss(Given())
-    assert_same(
-        loss_and_gradients(ours, tensors, labels=labels), loss_and_gradients(theirs, tensors, labels=labels)
-    )
+    assert_same(loss_and_gradients(ours, tensors, labels=labels), loss_and_gradients(theirs, tensors, labels=labels))
 
 
 def test_the_loss_of_pylate_takes_the_scorer() -> None:

@@ -29,9 +29,7 @@ def forget_graphs() -> Iterator[None]:
     torch.compiler.reset()
 
 
-def loss_and_gradients(
-    loss: Callable[..., Tensor], problem: Problem, frozen: int | None = None
-) -> list[Tensor | None]:
+def loss_and_gradients(loss: Callable[..., Tensor], problem: Problem, frozen: int | None = None) -> list[Tensor | None]:
     tokens = [tensor.clone().requires_grad_(side != frozen) for side, tensor in enumerate(problem[:2])]
     value = loss(*tokens, problem.text_lengths)
     value.backward()
@@ -117,6 +115,5 @@ def test_the_operator_keeps_to_pytorchs_rules() -> None:
     image, text, lengths = random_problem(3, 4, [2, 5], 8)
     for tokens in ((image, text), (image.requires_grad_(), text.requires_grad_())):
         torch.library.opcheck(
-            operator.late_interaction,
-            (*tokens, lengths, None, None, "tiled", torch.float32, tokens[0].requires_grad),
+            operator.late_interaction, (*tokens, lengths, None, None, "tiled", torch.float32, tokens[0].requires_grad)
         )

@@ -41,9 +41,7 @@ def test_the_triton_kernels_multiply_padded_tiles_three_times() -> None:
     packed = 2 * base.local * base.global_batch * 49 * 18 * 256
     assert triton(base).flops == pytest.approx(3 * packed * 64 / 49, rel=0.02)
     lengths = caption_lengths(base)
-    assert (
-        sum(lengths) / len(lengths) == pytest.approx(18, rel=0.01) and 3 <= min(lengths) <= max(lengths) <= 77
-    )
+    assert sum(lengths) / len(lengths) == pytest.approx(18, rel=0.01) and 3 <= min(lengths) <= max(lengths) <= 77
 
 
 def test_images_of_any_length_take_fewer_rows_than_as_many_of_49() -> None:
@@ -85,19 +83,14 @@ def test_three_dense_products_grow_with_the_batch() -> None:
 
 def test_a_quarter_of_the_tokens() -> None:
     quarter, whole = materialised(EIGHT_GPUS, 0.25), materialised(EIGHT_GPUS)
-    assert (
-        13 * 20 / (49 * 77) < quarter.flops / whole.flops < 0.1
-    )  # 13 and 20 are kept, and chosen at a price
+    assert 13 * 20 / (49 * 77) < quarter.flops / whole.flops < 0.1  # 13 and 20 are kept, and chosen at a price
     assert quarter.traffic < 0.3 * whole.traffic
 
 
 def test_table_names_every_form() -> None:
     text = table(Setting())
     assert "Global batch 40,960 on 128 GPUs (320 pairs each)" in text
-    assert (
-        len([line for line in text.splitlines() if "engine" in line or "einsum" in line or "CLIP" in line])
-        == 5
-    )
+    assert len([line for line in text.splitlines() if "engine" in line or "einsum" in line or "CLIP" in line]) == 5
     page = Path(__file__).parents[2] / "docs" / "interaction_cost.md"
     assert text in page.read_text(), "docs/interaction_cost.md quotes another table than this function prints"
     assert clip(Setting()).flops < 0.01 * encoder_flops(Setting())

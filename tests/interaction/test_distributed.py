@@ -43,9 +43,7 @@ def test_gradients_are_not_rounded_with_the_tokens(transport: torch.dtype) -> No
     found = distributed_late_interaction(*tokens, problem.text_lengths, transport_dtype=transport)
     (1e-9 * (found.i2t.sum() + found.t2i.square().sum())).backward()
     rounded = [tensor.to(transport).float().requires_grad_() for tensor in problem[:2]]
-    i2t, t2i = reference.late_interaction(
-        *rounded, problem.text_lengths.tolist()
-    )  # differentiated by PyTorch
+    i2t, t2i = reference.late_interaction(*rounded, problem.text_lengths.tolist())  # differentiated by PyTorch
     (1e-9 * (i2t.sum() + t2i.square().sum())).backward()
     for a, b in zip(tokens, rounded, strict=True):
         assert a.grad is not None and b.grad is not None

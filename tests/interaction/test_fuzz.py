@@ -67,16 +67,12 @@ def exact(problem: Drawn, temperature: float | None) -> tuple[Tensor, ...]:
     return i2t.detach(), t2i.detach(), *torch.autograd.grad((i2t, t2i), (image, text), weights)
 
 
-def check(
-    backend: str, dtype_name: str, temperature: float | None, seed: int, rounds_weights: bool = False
-) -> None:
+def check(backend: str, dtype_name: str, temperature: float | None, seed: int, rounds_weights: bool = False) -> None:
     dtype = getattr(torch, dtype_name)
     problem, bound = drawn(seed, dtype), BOUNDS["triton" if rounds_weights else backend, dtype_name]
     image, text = (side.clone().requires_grad_() for side in problem[:2])
     chosen = backend if temperature is None else SmoothMaximum(temperature)
-    found = late_interaction_padded(
-        image, text, problem.text_mask, image_mask=problem.image_mask, backend=chosen
-    )
+    found = late_interaction_padded(image, text, problem.text_mask, image_mask=problem.image_mask, backend=chosen)
     weights = [weight.to(found.i2t.dtype) for weight in upstream(found.i2t.shape)]
     everything = *found, *torch.autograd.grad(tuple(found), (image, text), weights)
     # An exponent of |s| / t has the rounding error of s, divided by t.

@@ -11,13 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from filip.interaction import (
-    LateInteractionLoss,
-    Similarity,
-    contrastive_loss,
-    late_interaction,
-    pooled_similarity,
-)
+from filip.interaction import LateInteractionLoss, Similarity, contrastive_loss, late_interaction, pooled_similarity
 from tests.interaction.problems import random_problem
 
 
@@ -46,12 +40,8 @@ def test_equals_open_clip(form: str) -> None:
 def test_directions_are_normalised_over_their_own_axis() -> None:
     i2t, t2i = torch.randn(4, 4).double(), torch.randn(4, 4).double()
     output = contrastive_loss(Similarity(i2t, t2i), torch.tensor(3.0))
-    by_hand_i = sum(
-        -math.log(math.exp(3 * i2t[k, k]) / sum(math.exp(3 * v) for v in i2t[k])) for k in range(4)
-    )
-    by_hand_t = sum(
-        -math.log(math.exp(3 * t2i[k, k]) / sum(math.exp(3 * v) for v in t2i[:, k])) for k in range(4)
-    )
+    by_hand_i = sum(-math.log(math.exp(3 * i2t[k, k]) / sum(math.exp(3 * v) for v in i2t[k])) for k in range(4))
+    by_hand_t = sum(-math.log(math.exp(3 * t2i[k, k]) / sum(math.exp(3 * v) for v in t2i[:, k])) for k in range(4))
     assert float(output.i2t_loss) == pytest.approx(by_hand_i / 4, rel=1e-6)
     assert float(output.t2i_loss) == pytest.approx(by_hand_t / 4, rel=1e-6)
     assert float(output.loss) == pytest.approx((by_hand_i + by_hand_t) / 8, rel=1e-6)
@@ -61,10 +51,7 @@ def test_soft_targets_share_equally() -> None:
     similarity = Similarity(torch.randn(5, 5).double(), torch.randn(5, 5).double())
     ids = torch.tensor([7, 3, 7, 9, 7])
     output = contrastive_loss(similarity, torch.tensor(4.0), ids=ids)
-    logs = {
-        "i2t": (4 * similarity.i2t).log_softmax(1),
-        "t2i": (4 * similarity.t2i).log_softmax(0).T,
-    }
+    logs = {"i2t": (4 * similarity.i2t).log_softmax(1), "t2i": (4 * similarity.t2i).log_softmax(0).T}
     for name, found in (("i2t", output.i2t_loss), ("t2i", output.t2i_loss)):
         rows = []
         for k, own in enumerate(ids.tolist()):

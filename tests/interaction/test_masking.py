@@ -19,9 +19,7 @@ def test_padding_takes_part_in_nothing(backend: str) -> None:
         for j, text in enumerate(problem.text_tokens.split([3, 1, 5])):
             padded[j, : len(text)] = text
         padded.requires_grad_()
-        similarity = late_interaction_padded(
-            problem.image_tokens, padded, problem.text_lengths, backend=backend
-        )
+        similarity = late_interaction_padded(problem.image_tokens, padded, problem.text_lengths, backend=backend)
         (similarity.i2t.sum() + similarity.t2i.sum()).backward()
         assert padded.grad is not None
         beyond = torch.arange(9) >= problem.text_lengths[:, None]
@@ -97,19 +95,9 @@ def test_image_lengths_that_do_not_fit_are_named() -> None:
     for tokens, counts, mask, message in (
         (image, torch.tensor([3, 3]), None, r"\[P, d\] \(packed\) with image_lengths"),
         (image, torch.tensor([3, 3]), torch.ones(2, 3).bool(), "give one"),
-        (
-            image.flatten(0, 1),
-            torch.tensor([3, 4]),
-            None,
-            "image_lengths sum to 7 but image_tokens has 6 rows",
-        ),
+        (image.flatten(0, 1), torch.tensor([3, 4]), None, "image_lengths sum to 7 but image_tokens has 6 rows"),
         (image.flatten(0, 1), torch.tensor([6, 0]), None, "every image needs at least one token"),
-        (
-            image.flatten(0, 1),
-            torch.tensor([0, 3, 6]),
-            None,
-            r"image_lengths \[0, 3, 6\] looks like cumulative",
-        ),
+        (image.flatten(0, 1), torch.tensor([0, 3, 6]), None, r"image_lengths \[0, 3, 6\] looks like cumulative"),
         (image.flatten(0, 1), [3, 3], None, "image_lengths must be a tensor of integers, got a list"),
         (image.flatten(0, 1), torch.tensor([], dtype=torch.int64), None, "empty batch: 0 images"),
     ):

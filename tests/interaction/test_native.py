@@ -120,16 +120,12 @@ def test_bfloat16(isa: str, name: str) -> None:
     assert found.i2t.dtype == torch.float32 and found.grad_text.dtype == torch.bfloat16
     routed, gap = by_winners(problem, native.forward(problem.tokens())[1])
     assert gap <= 5e-7
-    assert_close(
-        found, wanted._replace(grad_image=routed.grad_image, grad_text=routed.grad_text), 5e-6, EPS / 2
-    )
+    assert_close(found, wanted._replace(grad_image=routed.grad_image, grad_text=routed.grad_text), 5e-6, EPS / 2)
 
 
 @pytest.mark.parametrize("norm", [10.0, 100.0, 10_000.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_one_token_far_longer_than_the_others_costs_them_nothing(
-    isa: str, dtype: torch.dtype, norm: float
-) -> None:
+def test_one_token_far_longer_than_the_others_costs_them_nothing(isa: str, dtype: torch.dtype, norm: float) -> None:
     """It is a register or an attention sink: fixed point scaled by the longest token lost the winners of all others."""
     image, text, lengths = random_problem(8, 49, [18] * 8, 64, seed=4)
     image[:, 7] = -norm * F.normalize(text.mean(dim=0), dim=-1)

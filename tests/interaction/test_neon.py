@@ -35,9 +35,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "ATen").mkdir()
     (folder / "ATen" / "Parallel.h").write_text(ONE_THREAD)
     sources = [Path(__file__).parent / "neon_main.cpp", SOURCES / "library.cpp", SOURCES / "isa_portable.cpp"]
-    subprocess.run(
-        [COMPILER, *FLAGS, f"-I{folder}", *map(str, sources), "-o", str(folder / "program")], check=True
-    )
+    subprocess.run([COMPILER, *FLAGS, f"-I{folder}", *map(str, sources), "-o", str(folder / "program")], check=True)
     return folder / "program"
 
 
@@ -51,9 +49,7 @@ def test_every_pass_is_that_of_float64(program: Path, dtype: torch.dtype, tmp_pa
     parts = [torch.tensor([3, 4, 37, dtype == torch.bfloat16])]
     parts += [torch.cat([torch.zeros(1, dtype=torch.int64), n.cumsum(0)]) for n in (of_images, text_lengths)]
     parts += [image, text, *weights]
-    (tmp_path / "in").write_bytes(
-        b"".join(part.contiguous().view(torch.uint8).numpy().tobytes() for part in parts)
-    )
+    (tmp_path / "in").write_bytes(b"".join(part.contiguous().view(torch.uint8).numpy().tobytes() for part in parts))
     command = [EMULATOR, str(program), str(tmp_path / "in"), str(tmp_path / "out")]
     assert subprocess.run(command, check=True, capture_output=True, text=True).stdout == "neon\n"
     found = torch.frombuffer(bytearray((tmp_path / "out").read_bytes()), dtype=torch.float32)

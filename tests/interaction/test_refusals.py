@@ -33,16 +33,12 @@ def test_one_notice_when_the_fast_backend_is_missing(
 
     monkeypatch.delenv("FILIP_INTERACTION_BACKEND", raising=False)
     monkeypatch.setattr(backends, "_notices", set())
-    monkeypatch.setattr(
-        "filip.interaction.native.unavailable_reason", lambda tokens, longest: "no compiler here"
-    )
+    monkeypatch.setattr("filip.interaction.native.unavailable_reason", lambda tokens, longest: "no compiler here")
     for _ in range(2):
         assert choose_backend(torch.zeros(2, 3, 16), 5) is tiled
     assert choose_backend(torch.zeros(2, 3, 16).half(), 5) is tiled
     lines = capsys.readouterr().err.splitlines()
-    assert lines == [
-        "filip.interaction: no compiler here; using the tiled PyTorch backend, which is exact but slower"
-    ]
+    assert lines == ["filip.interaction: no compiler here; using the tiled PyTorch backend, which is exact but slower"]
     with pytest.raises(ValueError, match="'native' cannot run here: no compiler here; use 'tiled' or 'auto'"):
         choose_backend(torch.zeros(2, 3, 16), 5, "native")
 
@@ -73,9 +69,7 @@ def test_a_backend_is_one_entry(monkeypatch: pytest.MonkeyPatch) -> None:
         ((2, 8), (6, 8), [2, 4], "image_tokens \\[images, n1, d\\]"),
     ],
 )
-def test_mistakes_are_named(
-    image: tuple[int, ...], text: tuple[int, ...], lengths: list[int], message: str
-) -> None:
+def test_mistakes_are_named(image: tuple[int, ...], text: tuple[int, ...], lengths: list[int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         late_interaction(torch.zeros(image), torch.zeros(text), torch.tensor(lengths, dtype=torch.int64))
 

@@ -13,9 +13,7 @@ from tests.interaction.problems import random_problem, solve, upstream
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("frozen", [0, 1])
-def test_nothing_is_computed_for_a_frozen_tower(
-    backend: str, frozen: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nothing_is_computed_for_a_frozen_tower(backend: str, frozen: int, monkeypatch: pytest.MonkeyPatch) -> None:
     problem = random_problem(6, 9, [4, 5, 11], 32)
     module, seen = choose_backend(problem.image_tokens, 11, backend), []
 
@@ -34,9 +32,7 @@ def test_nothing_is_computed_for_a_frozen_tower(
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_no_maps_are_asked_for_where_nobody_differentiates(
-    backend: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_maps_are_asked_for_where_nobody_differentiates(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     problem = random_problem(6, 9, [4, 5, 11], 32)
     module = choose_backend(problem.image_tokens, 11, backend)
     original, saved = module.forward, list[bool]()
@@ -55,12 +51,8 @@ def test_recomputed_maps_are_not_kept_and_change_nothing() -> None:
     for recompute in (False, True):
         kept: list[int] = []
         tokens = [tensor.clone().requires_grad_() for tensor in problem[:2]]
-        with torch.autograd.graph.saved_tensors_hooks(
-            lambda t, kept=kept: kept.append(t.numel()) or t, lambda t: t
-        ):
-            found = distributed_late_interaction(
-                *tokens, problem.text_lengths, backend="tiled", recompute=recompute
-            )
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: kept.append(t.numel()) or t, lambda t: t):
+            found = distributed_late_interaction(*tokens, problem.text_lengths, backend="tiled", recompute=recompute)
         (found.i2t.square().sum() + found.t2i.sum()).backward()
         results.append([tensor.grad for tensor in tokens])
         assert (sum(kept) == sum(tensor.numel() for tensor in tokens)) == recompute

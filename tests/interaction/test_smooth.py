@@ -17,9 +17,7 @@ if native.unavailable_reason():
 def solve(problem: Problem, temperature: float) -> Result:
     image, text = (tokens.detach().requires_grad_() for tokens in problem[:2])
     i2t, t2i = late_interaction(image, text, problem.text_lengths, backend=SmoothMaximum(temperature))
-    return Result(
-        i2t.detach(), t2i.detach(), *torch.autograd.grad((i2t, t2i), (image, text), upstream(i2t.shape))
-    )
+    return Result(i2t.detach(), t2i.detach(), *torch.autograd.grad((i2t, t2i), (image, text), upstream(i2t.shape)))
 
 
 @pytest.fixture(autouse=True)

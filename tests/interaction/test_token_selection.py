@@ -101,14 +101,10 @@ def test_contrast_prefers_a_word_over_a_token_that_is_close_to_everything() -> N
     axes = torch.eye(6)
     image = F.normalize(axes[:4] + 2 * axes[5], dim=1)[:, None]  # one patch, one thing each
     text = F.normalize(axes[:4] + axes[5] / 2, dim=1)
-    captions = torch.stack(
-        [axes[5].expand(4, 6), text], dim=1
-    )  # 0.89 to every patch; 0.8 to one, 0.4 to others
+    captions = torch.stack([axes[5].expand(4, 6), text], dim=1)  # 0.89 to every patch; 0.8 to one, 0.4 to others
     lengths = torch.full((4,), 2)
     packed = pack_tokens(captions, lengths)
-    chosen = {
-        s: choose_tokens(image, packed, lengths, 0.5, score=s).text_rows % 2 for s in ("maximum", "contrast")
-    }
+    chosen = {s: choose_tokens(image, packed, lengths, 0.5, score=s).text_rows % 2 for s in ("maximum", "contrast")}
     assert chosen["maximum"].tolist() == [0, 0, 0, 0]
     assert chosen["contrast"].tolist() == [1, 1, 1, 1]
 
@@ -126,9 +122,7 @@ def test_a_score_does_not_know_which_text_belongs_to_an_image(score: str) -> Non
     image, text, lengths = random_problem(3, 10, [4, 4, 4], 16)
     other = text.view(3, 4, 16)[[2, 0, 1]].flatten(0, 1)
     scorers = TokenScorers(*torch.randn(2, 16, generator=torch.Generator().manual_seed(0)))
-    rows = [
-        choose_tokens(image, t, lengths, 0.3, score=score, scorers=scorers).image_rows for t in (text, other)
-    ]
+    rows = [choose_tokens(image, t, lengths, 0.3, score=score, scorers=scorers).image_rows for t in (text, other)]
     assert torch.equal(rows[0], rows[1])
     with pytest.raises(ValueError, match="score='own' is unknown; choose one of maximum, contrast"):
         token_scores(image, text, "own")
@@ -176,9 +170,7 @@ def test_scorers_learn_through_tokens_that_stay_as_they_are() -> None:
             for channel in range(8):
                 step = torch.zeros_like(directions)
                 step[side, channel] = 1e-6
-                differences[side, channel] = (
-                    weighted(directions + step) - weighted(directions - step)
-                ) / 2e-6
+                differences[side, channel] = (weighted(directions + step) - weighted(directions - step)) / 2e-6
     torch.testing.assert_close(gradient, differences, rtol=1e-6, atol=1e-8)
 
 

@@ -38,9 +38,7 @@ def test_in_the_interpreter() -> None:
 @pytest.mark.slow
 def test_machine_code_of_what_is_launched(tmp_path: Path) -> None:
     """Two blocks of the forward fit on a processor; no loop lives off spilled registers; no batch recompiles."""
-    output = run(
-        "-m", "tests.interaction.triton_compiled", TRITON_CACHE_DIR=str(tmp_path), TRITON_INTERPRET="0"
-    )
+    output = run("-m", "tests.interaction.triton_compiled", TRITON_CACHE_DIR=str(tmp_path), TRITON_INTERPRET="0")
     made = [json.loads(line) for line in output.splitlines()]
     assert [(kernel["kernel"], kernel["capability"], kernel["ragged"]) for kernel in made] == [
         (f"{kind}{name}", capability, ragged)
@@ -60,9 +58,7 @@ def test_machine_code_of_what_is_launched(tmp_path: Path) -> None:
         blocks = 2 if kernel["kernel"] == "forward" and kernel["dtype"] != "fp32" else 1
         assert blocks * kernel["threads"] * kernel["registers"] <= 65_536, kernel
         assert blocks * (kernel["shared"] + 1024) <= shared_memory[kernel["capability"]] + 1024, kernel
-        assert kernel["tensor_core"] > 0 and kernel["wgmma"] == kernel["tensor_core"] * (
-            kernel["capability"] == 90
-        )
+        assert kernel["tensor_core"] > 0 and kernel["wgmma"] == kernel["tensor_core"] * (kernel["capability"] == 90)
         assert kernel["spills"] <= (kernel["ragged"] and kernel["kernel"] == "text"), kernel
         # Comparisons, and all that is issued, take at most 0.72 of the product's cycles: 1,024 a tile on Hopper.
         warps = kernel["threads"] / 32 / 4  # of each scheduler

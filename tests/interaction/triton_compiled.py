@@ -70,9 +70,7 @@ def count(names: str, code: list[str]) -> int:
     return sum(bool(re.search(rf"(?<![.\w])(?:{names})\b", line)) for line in code)
 
 
-def report(
-    name: str, capability: int, dtype: torch.dtype, n1: int, ragged: bool, block: int = 0
-) -> dict[str, object]:
+def report(name: str, capability: int, dtype: torch.dtype, n1: int, ragged: bool, block: int = 0) -> dict[str, object]:
     kernel, short = KERNELS[name], name.removeprefix("smooth_")
     module = triton_backend if short == name else triton_smooth
     options = module.launch_options(dtype, D, capability)[short]
@@ -118,9 +116,7 @@ def report(
         "dtype": TRITON_NAMES[dtype],
         "n1": n1,
         "ragged": ragged,
-        "specialized": [
-            p.name for p in kernel.params if signature[p.name] == "i32" and not p.do_not_specialize
-        ],
+        "specialized": [p.name for p in kernel.params if signature[p.name] == "i32" and not p.do_not_specialize],
         "threads": 32 * launch["num_warps"],
         "registers": int(registers),
         "stack": int(stack),

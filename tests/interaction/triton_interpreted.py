@@ -121,10 +121,7 @@ def test_products_are_those_that_the_cost_model_counts(monkeypatch: pytest.Monke
     found, maps = triton_backend.forward(tokens)
     forward = counted[0]
     triton_backend.backward(tokens, found, maps)
-    assert (forward, counted[0]) == (
-        2 * images * 64 * 7 * 64 * dim,
-        triton_flops(images, n1, dim, lengths),
-    )
+    assert (forward, counted[0]) == (2 * images * 64 * 7 * 64 * dim, triton_flops(images, n1, dim, lengths))
 
 
 def test_tiles_without_weights_are_left_out() -> None:
@@ -209,15 +206,11 @@ def test_negative_similarities() -> None:
 
 def test_what_it_cannot_do_is_said() -> None:
     with pytest.raises(ValueError, match="float32, not"):
-        late_interaction(
-            torch.zeros(1, 2, 8).double(), torch.zeros(2, 8).double(), torch.tensor([2]), backend="triton"
-        )
+        late_interaction(torch.zeros(1, 2, 8).double(), torch.zeros(2, 8).double(), torch.tensor([2]), backend="triton")
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_smooth_maximum_in_float32(
-    shape: tuple[int, int, list[int], int], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_smooth_maximum_in_float32(shape: tuple[int, int, list[int], int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FILIP_INTERACTION_BACKEND", "triton")
     problem = random_problem(*shape)
     found = solve(problem, SmoothMaximum(0.05))  # type: ignore[arg-type]
@@ -293,10 +286,7 @@ def test_ragged_images(seed: int, dtype: str, smooth: bool, monkeypatch: pytest.
     wanted = Result(*oracle.forward(exact)[0], *oracle.backward(exact, tuple(weights.double()), ()))
     bound = BOUNDS["triton", dtype]
     assert_close(
-        Result(*found, *backend.backward(tokens, tuple(weights), kept)),
-        wanted,
-        bound.similarities,
-        bound.gradients,
+        Result(*found, *backend.backward(tokens, tuple(weights), kept)), wanted, bound.similarities, bound.gradients
     )
 
 
@@ -313,9 +303,7 @@ def test_a_mask_is_the_padded_form_of_ragged_images(smooth: bool, monkeypatch: p
     lengths = {"image_lengths": mask.sum(dim=1)}
     padded = late_interaction(images, *problem[1:], image_mask=mask, backend=backend)
     ragged = late_interaction(packed, *problem[1:], **lengths, backend=backend)
-    exchanged = late_interaction(
-        texts, packed, mask.sum(1), image_lengths=problem.text_lengths, backend=backend
-    )
+    exchanged = late_interaction(texts, packed, mask.sum(1), image_lengths=problem.text_lengths, backend=backend)
     weights = upstream(padded.i2t.shape)
     of_padded = torch.autograd.grad(tuple(padded), (images, texts), weights)
     of_ragged = torch.autograd.grad(tuple(ragged), (packed, texts), weights)
@@ -325,9 +313,7 @@ def test_a_mask_is_the_padded_form_of_ragged_images(smooth: bool, monkeypatch: p
     assert all(map(torch.equal, found, (*ragged, *of_ragged)))
     torch.testing.assert_close((exchanged.t2i.T, exchanged.i2t.T, *of_exchanged), found, rtol=1e-5, atol=1e-6)
     with pytest.raises(ValueError, match="every image needs at least one token"):
-        late_interaction(
-            packed, *problem[1:], image_lengths=torch.tensor([0, len(packed), 0]), backend=backend
-        )
+        late_interaction(packed, *problem[1:], image_lengths=torch.tensor([0, len(packed), 0]), backend=backend)
 
 
 def test_ragged_images_take_the_rows_that_hold_them(monkeypatch: pytest.MonkeyPatch) -> None:

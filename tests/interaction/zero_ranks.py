@@ -55,9 +55,7 @@ def joined(batches: list[Batch]) -> Batch:
     return image, text, lengths
 
 
-def loss_of_rank(
-    image: Tensor, text: Tensor, lengths: Tensor, scale: Tensor, exchange: str
-) -> ContrastiveOutput:
+def loss_of_rank(image: Tensor, text: Tensor, lengths: Tensor, scale: Tensor, exchange: str) -> ContrastiveOutput:
     _, offset = gather_ids(lengths)
     similarity = distributed_late_interaction(image, text, lengths, exchange=exchange)
     return contrastive_loss(similarity, scale.mean(), offset=offset)
@@ -129,9 +127,7 @@ def cases(ranks: int) -> Cases:
     }
 
 
-def equals_one_process(
-    rank: int, ranks: int, *, stage: int, exchange: str, cached: bool, dropout: float
-) -> None:
+def equals_one_process(rank: int, ranks: int, *, stage: int, exchange: str, cached: bool, dropout: float) -> None:
     start_deepspeed(rank, ranks)
     before = [parameter.detach().clone() for parameter in Towers(0.0).parameters()]
     found = step_under_zero(rank, stage, exchange, cached, dropout)

@@ -56,9 +56,7 @@ def test_compiled_kernels_are_close_to_eager_ones() -> None:
     compiled.compile_blocks()
     for seed in range(3):
         theirs = one_step(eager, seed)
-        assert all(bool(tensor.isfinite().all()) for tensor in theirs), (
-            "the eager step has numbers that are not finite"
-        )
+        assert all(bool(tensor.isfinite().all()) for tensor in theirs), "the eager step has numbers that are not finite"
         torch.testing.assert_close(one_step(compiled, seed), theirs, rtol=1e-4, atol=1e-5)
 
 

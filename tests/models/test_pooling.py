@@ -92,9 +92,7 @@ def test_a_model_pools_what_it_would_compare_token_wise(pooling: str) -> None:
 
 def test_only_ends_need_a_class_token() -> None:
     build_model(config("mean", cls=False))
-    with pytest.raises(
-        UserError, match=r"model\.interaction=pooled needs a \[CLS\] token.*model\.pooling=mean"
-    ):
+    with pytest.raises(UserError, match=r"model\.interaction=pooled needs a \[CLS\] token.*model\.pooling=mean"):
         build_model(config("ends", cls=False))
     with pytest.raises(
         UserError, match=r"model\.pooling='men' is unknown; choose one of ends, mean, attention, queries"
@@ -103,9 +101,7 @@ def test_only_ends_need_a_class_token() -> None:
 
 
 def test_ends_have_no_parameters_of_their_own() -> None:
-    names = {
-        pooling: set(build_model(config(pooling)).state_dict()) for pooling in ("ends", "mean", "attention")
-    }
+    names = {pooling: set(build_model(config(pooling)).state_dict()) for pooling in ("ends", "mean", "attention")}
     assert names["ends"] == names["mean"]
     assert names["attention"] - names["ends"] == {"image_pool.query", "text_pool.query"}
 

@@ -46,9 +46,7 @@ def small_pair(activation: str = "gelu", **changes: Any) -> tuple[DualEncoder, o
 
 def small_config(activation: str = "gelu", **changes: Any) -> ModelConfig:
     return ModelConfig(
-        image=ImageTowerConfig(
-            image_size=64, patch_size=16, width=64, layers=2, heads=4, activation=activation
-        ),
+        image=ImageTowerConfig(image_size=64, patch_size=16, width=64, layers=2, heads=4, activation=activation),
         text=TextTowerConfig(width=64, layers=3, heads=4, context_length=20, activation=activation),
         embed_dim=24,
         **changes,
@@ -130,10 +128,7 @@ def test_token_embeddings_equal_open_clips_token_states(cls: bool) -> None:
 
 
 def test_pooled_vectors_are_the_baselines_and_leave_the_tokens_alone() -> None:
-    tokens, baseline = (
-        build_model(small_config()).eval(),
-        build_model(small_config(interaction="pooled")).eval(),
-    )
+    tokens, baseline = (build_model(small_config()).eval(), build_model(small_config(interaction="pooled")).eval())
     baseline.load_state_dict(tokens.state_dict())
     ids, lengths = tokenize(["a photo of a cat", "two dogs!", "x " * 50], context_length=20)
     with torch.no_grad():
@@ -251,9 +246,7 @@ def test_any_vit_of_timm_gives_its_patches(name: str, side: int, prefix: int) ->
     """[CLS] and registers are not patches, and a tower that was made for another size is as timm makes it."""
     sizes = {"depth": 2, "embed_dim": 96, "num_heads": 2}
     config = small_config()
-    config.image = ImageTowerConfig(
-        timm=name, image_size=2 * side, layers=2, width=96, heads=2, activation=None
-    )
+    config.image = ImageTowerConfig(timm=name, image_size=2 * side, layers=2, width=96, heads=2, activation=None)
     model = build_model(config).eval()
     model.resize_images(side)
     with torch.no_grad():
@@ -291,21 +284,13 @@ def test_resizing_equals_a_timm_model_of_that_size() -> None:
     """Compare with timm's own route: load the small checkpoint into a model built for larger images."""
     model = build_model(small_config()).eval()
     large = timm.create_model(
-        "vit_base_patch32_clip_224",
-        img_size=96,
-        patch_size=16,
-        embed_dim=64,
-        depth=2,
-        num_heads=4,
-        num_classes=0,
+        "vit_base_patch32_clip_224", img_size=96, patch_size=16, embed_dim=64, depth=2, num_heads=4, num_classes=0
     ).eval()
     state = timm.models.vision_transformer.checkpoint_filter_fn(model.image.trunk.state_dict(), large)
     large.load_state_dict(state)
     model.resize_images(96)
     with torch.no_grad():
-        torch.testing.assert_close(
-            model.image.trunk(some_pixels(2, 96)), large.forward_features(some_pixels(2, 96))
-        )
+        torch.testing.assert_close(model.image.trunk(some_pixels(2, 96)), large.forward_features(some_pixels(2, 96)))
 
 
 @pytest.mark.parametrize(

@@ -99,9 +99,7 @@ def test_every_preset_builds_and_survives_yaml_and_hydra() -> None:
 
 
 def test_config_is_a_hydra_schema() -> None:
-    config = compose_config(
-        ModelConfig, ["image.layers=3", "interaction=pooled", "+image.options.reg_tokens=2"]
-    )
+    config = compose_config(ModelConfig, ["image.layers=3", "interaction=pooled", "+image.options.reg_tokens=2"])
     assert (config.image.layers, config.interaction, config.image.options) == (3, "pooled", {"reg_tokens": 2})
 
 
@@ -126,9 +124,7 @@ def test_a_compact_file_leaves_out_what_no_training_has_touched(tmp_path: Path) 
     loaded = load_model(compact)
     assert read_extra(compact) == {"run": "r"} and loaded.text.token_embedding.weight.dtype == torch.float32
     rows = loaded.text.token_embedding.weight.abs().sum(1).nonzero()[:, 0]
-    assert set(seen.unique().tolist()) <= set(rows.tolist()) and len(rows) < 30, (
-        "and next to nothing else has a value"
-    )
+    assert set(seen.unique().tolist()) <= set(rows.tolist()) and len(rows) < 30, "and next to nothing else has a value"
     assert torch.equal(taught(loaded.text.token_embedding.weight).nonzero()[:, 0], rows)
     with torch.no_grad():
         expected = model.encode_text(seen, lengths).tokens

@@ -77,9 +77,7 @@ def recorded_config() -> dict[str, Any]:
     return asdict(resolve("experiment=demo"))
 
 
-def training(
-    run: str, folder: Path, seconds: float = 0.3, memory: float = 900.0, **config: Any
-) -> dict[str, Any]:
+def training(run: str, folder: Path, seconds: float = 0.3, memory: float = 900.0, **config: Any) -> dict[str, Any]:
     """Return a training's result; config: its interaction, embed_dim, precision and token_keep_ratio, if others."""
     whole = copy.deepcopy(recorded_config())
     whole["model"]["image"]["image_size"] = 24
@@ -141,10 +139,7 @@ def write_results(folder: Path) -> Path:
             {"step": s, "loss/total": 5 - s / 10, "accuracy/i2t": s / 40, "optimizer/lr": s / 1e4}
             for s in range(0, 20, 2)
         ]
-        log = (
-            "".join(json.dumps(line) + "\n" for line in lines)
-            + '{"step": 3, "event": "saved"}\n{"step": 4, "los'
-        )
+        log = "".join(json.dumps(line) + "\n" for line in lines) + '{"step": 3, "event": "saved"}\n{"step": 4, "los'
         write(folder / "runs" / f"{run}-00c0ffee" / "log.jsonl", log)
     write(folder / "eval" / "filip_ft" / "retrieval.json", {"benchmarks": {"demo_fluent": recalls(0.08)}})
     write(folder / "efficiency" / "orig.json", training("orig", folder, interaction="pooled"))
@@ -153,11 +148,7 @@ def write_results(folder: Path) -> Path:
         training("late_64", folder, 0.45, 1350.0, embed_dim=64, precision="bf16"),
     )
     write(folder / "funnel.json", {"stages": FUNNEL})
-    for stage, seconds in (
-        ("train/clip", [100.5]),
-        ("train/filip", [150.0, 151.0]),
-        ("url_list/demo", [2.5]),
-    ):
+    for stage, seconds in (("train/clip", [100.5]), ("train/filip", [150.0, 151.0]), ("url_list/demo", [2.5])):
         rows = "".join(f"{s}\t0:00:01\t12.5\n" for s in seconds)
         write(folder / "benchmarks" / f"{stage}.tsv", f"s\th:m:s\tmax_rss\n{rows}")
     write(folder / "corpus" / "attribution.json", ATTRIBUTION)
@@ -212,7 +203,5 @@ def cells(table: Table, label: str) -> dict[str, Cell]:
 def write_tables(folder: Path, *arguments: str) -> None:
     """Run ``filip.report.tables`` on the study's results."""
     run_command(
-        main,
-        Tables,
-        argv=[f"results={folder}", f"published={EVAL / 'published.yaml'}", "resamples=500", *arguments],
+        main, Tables, argv=[f"results={folder}", f"published={EVAL / 'published.yaml'}", "resamples=500", *arguments]
     )

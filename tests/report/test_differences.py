@@ -87,27 +87,18 @@ def test_intervals_over_trainings_cover_what_they_promise(trainings: int, spread
             # What an image is to one run and not to the other is the same in all trainings.
             difficulty = rng.normal(0.5, 0.2, (count, 1, images))
             own = 0.1 * rng.normal(size=(2, count, 1, images))
-            level = (
-                spread * rng.normal(size=(2, count, trainings, 1))
-                + np.array([effect, 0])[:, None, None, None]
-            )
+            level = spread * rng.normal(size=(2, count, trainings, 1)) + np.array([effect, 0])[:, None, None, None]
             ours, base = (rng.random((2, count, trainings, images)) < difficulty + own + level).astype(float)
             records = [
                 [
-                    {
-                        "set": Outcomes.of(
-                            [f"s{i:03d}" for i in range(images)], dict(enumerate_names(side[:, t]))
-                        )
-                    }
+                    {"set": Outcomes.of([f"s{i:03d}" for i in range(images)], dict(enumerate_names(side[:, t])))}
                     for t in range(trainings)
                 ]
                 for side in (ours, base)
             ]
             found = differences(*records, resamples=400)
             # Probabilities outside 0 and 1 bend the effect a little: what is true is measured without trainings.
-            true = (
-                np.clip(difficulty + own[0] + effect, 0, 1).mean() - np.clip(difficulty + own[1], 0, 1).mean()
-            )
+            true = np.clip(difficulty + own[0] + effect, 0, 1).mean() - np.clip(difficulty + own[1], 0, 1).mean()
             covered += [d.interval[0] <= true <= d.interval[1] for d in found]
             if effect == 0:
                 significant += [d.p < 0.05 for d in found]

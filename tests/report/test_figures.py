@@ -18,15 +18,7 @@ from tests.report.results import EVAL, FUNNEL, STUDY, changed, tables_of, write,
 from workflow.study import WorkflowStudy
 
 STUDIES = EVAL.parent / "workflow" / "config"
-FIGURES = [
-    "loss_curves",
-    "funnel",
-    "component_ablation",
-    "efficiency",
-    "recall",
-    "confusion",
-    "zero_shot",
-]
+FIGURES = ["loss_curves", "funnel", "component_ablation", "efficiency", "recall", "confusion", "zero_shot"]
 
 
 def test_the_command_writes_every_figure(folder):

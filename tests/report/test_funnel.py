@@ -84,9 +84,7 @@ def test_a_merged_funnel_has_all_its_sources(tmp_path: Path) -> None:
     run_command(main, FunnelPage, argv=[f"fragments=[{tmp_path}/funnel.json]", f"out={tmp_path}/a.html"])
     page = (tmp_path / "a.html").read_text()
     assert re.findall(r"<h2>(.*?)</h2>", page) == [
-        f"{stage}: {source}"
-        for source in ("demo", "other")
-        for stage in ("Text rules", "Download", "Translate")
+        f"{stage}: {source}" for source in ("demo", "other") for stage in ("Text rules", "Download", "Translate")
     ]
     with pytest.raises(UserError, match=r"shards=.*give one folder for each of demo, other"):
         main(FunnelPage(fragments=[f"{tmp_path}/funnel.json"], out="a.html", shards=["a"]))

@@ -18,11 +18,7 @@ def leaders(table: Table, column: str) -> list[int]:
 def test_of_one_training_nothing_is_bold_and_the_table_says_so(folder):
     for name in ("zero_shot", "retrieval", "component_ablation"):
         frame = tables_of(folder)[name].frame
-        assert (
-            frame["less"].notna().any()
-            and not frame["leads"].any()
-            and not frame["less_holds"].eq(True).any()
-        )
+        assert frame["less"].notna().any() and not frame["leads"].any() and not frame["less_holds"].eq(True).any()
         assert any("Nothing is marked for fewer than 3" in note for note in tables_of(folder)[name].notes)
 
 
@@ -38,9 +34,7 @@ def test_of_three_trainings_what_holds_is_bold(folder):
 @pytest.mark.usefixtures("one_training_is_enough")
 def test_bold_is_what_is_ahead_of_all_others_by_a_difference_that_holds(folder):
     tables = tables_of(folder)
-    assert all(
-        leaders(tables["component_ablation"], c.key) == [2] for c in tables["component_ablation"].columns
-    )
+    assert all(leaders(tables["component_ablation"], c.key) == [2] for c in tables["component_ablation"].columns)
     assert [row.section for row in tables["retrieval"].rows] == ["zero-shot", "zero-shot", "fine-tuned"]
     assert all(leaders(tables["retrieval"], c.key) == [1] for c in tables["retrieval"].columns)
     write_tasks(folder, "filip", {"demo_food": task(0.11), "demo_animals": task(0.02, 300, 130)})
@@ -72,13 +66,9 @@ def test_an_average_over_benchmarks_that_share_concepts_draws_them_together(fold
         file = folder / "eval" / run / "zero_shot.json"
         tasks = {name: task(value, 300, 130) for name in ("demo_food", "demo_animals")}
         write(file, {"benchmarks": tasks})
-        shared = Outcomes.of(
-            [f"s{n}" for n in range(300)], {"top1": hits(value, 300)}, [f"U{n}" for n in range(300)]
-        )
+        shared = Outcomes.of([f"s{n}" for n in range(300)], {"top1": hits(value, 300)}, [f"U{n}" for n in range(300)])
         write_outcomes(file, dict.fromkeys(tasks, shared))
     cell = cells(tables_of(folder)["zero_shot"], STUDY["runs"]["filip"]["label"])["average"]
     alone = 2 * 1.96 * (0.3 * 0.7 / 300) ** 0.5
     assert cell.ci95[1] - cell.ci95[0] == pytest.approx(alone, rel=0.08)
-    assert cell.less.interval[1] - cell.less.interval[0] == pytest.approx(
-        2 * 1.96 * (0.2 * 0.8 / 300) ** 0.5, rel=0.08
-    )
+    assert cell.less.interval[1] - cell.less.interval[0] == pytest.approx(2 * 1.96 * (0.2 * 0.8 / 300) ** 0.5, rel=0.08)

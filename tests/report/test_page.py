@@ -129,8 +129,7 @@ def test_an_effect_that_intervals_hide_is_told_and_a_null_is_not(folder):
         write(file, {"benchmarks": {"demo_fluent": measured}})
         ranks = ("r1", "r5", "r10")
         write_outcomes(
-            file,
-            {f"demo_fluent.{way}": Outcomes.of(keys, dict.fromkeys(ranks, v)) for way, v in ways.items()},
+            file, {f"demo_fluent.{way}": Outcomes.of(keys, dict.fromkeys(ranks, v)) for way, v in ways.items()}
         )
     to_text, to_image, _ = found(folder, "difference", "holds")
     assert to_text[1] and not to_image[1] and abs(to_text[0]) < 0.045
@@ -160,10 +159,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     folder = tmp_path_factory.mktemp("whole") / "small"
     write_results(folder)
     scene = {"caption": [{"word": "a", "colour": None}, {"word": "dog", "colour": [213, 94, 0]}]}
-    seen = [
-        {"label": label, "right": n, "names": 3, "picture": "AAAA"}
-        for n, label in enumerate(("CLIP", "FILIP"))
-    ]
+    seen = [{"label": label, "right": n, "names": 3, "picture": "AAAA"} for n, label in enumerate(("CLIP", "FILIP"))]
     both = [{**scene, "kind": kind, "picture": "AAAA", "models": seen} for kind in ("Best", "Median")]
     scenes = {"title": "Where", "rule": "by rule", "scenes": both}
     write(folder / "eval" / "scenes_compared.json", scenes)
@@ -206,9 +202,7 @@ def test_every_drawing_is_well_formed_and_no_two_share_an_id(whole):
     assert len(ids) == len(set(ids))
 
 
-def test_the_plot_of_differences_shows_each_in_the_colour_of_the_run_that_is_ahead_if_it_holds(
-    folder, monkeypatch
-):
+def test_the_plot_of_differences_shows_each_in_the_colour_of_the_run_that_is_ahead_if_it_holds(folder, monkeypatch):
     for fewest, colour in ((1, COLOURS[2]), (3, MUTED)):
         monkeypatch.setattr(differences, "FEWEST", fewest)
         frame = findings(tables_of(folder))
@@ -216,8 +210,7 @@ def test_the_plot_of_differences_shows_each_in_the_colour_of_the_run_that_is_ahe
         bars, dots = axis.lines[0:-1:2], axis.lines[1:-1:2]
         expected = 100 * frame[["difference_low", "difference", "difference_high"]].to_numpy(float)
         assert [
-            [bar.get_xdata()[0], *dot.get_xdata(), bar.get_xdata()[1]]
-            for bar, dot in zip(bars, dots, strict=True)
+            [bar.get_xdata()[0], *dot.get_xdata(), bar.get_xdata()[1]] for bar, dot in zip(bars, dots, strict=True)
         ] == [pytest.approx(ends) for ends in expected.tolist()]
         assert {dot.get_markeredgecolor() for dot in dots} == {colour}
 
@@ -228,9 +221,7 @@ def test_figures_follow_light_and_dark_in_one_colour_a_run(whole):
     assert COLOURS[0] in curves and COLOURS[2] in curves  # clip and filip; late was not trained
     inline = inline_svg(curves, "x")
     assert "var(--run0)" in inline and "var(--run2)" in inline and not re.search("|".join(COLOURS), inline)
-    assert not any(
-        colour in drawing for colour in COLOURS for drawing in re.findall(r"<svg.*?</svg>", page, re.S)
-    )
+    assert not any(colour in drawing for colour in COLOURS for drawing in re.findall(r"<svg.*?</svg>", page, re.S))
 
 
 def test_a_fine_tuning_and_an_efficiency_row_have_the_colour_of_their_run():
@@ -263,20 +254,12 @@ def test_the_page_of_a_study_that_has_not_run_says_so(tmp_path):
 
 def test_the_page_credits_whoever_the_licences_require(whole):
     page = whole[1]
-    assert (
-        "Noto &lt;Emoji&gt;" in page and "Google Inc" in page and 'href="https://example.org/licence"' in page
-    )
+    assert "Noto &lt;Emoji&gt;" in page and "Google Inc" in page and 'href="https://example.org/licence"' in page
     assert re.search(r"· not english</th>.*?<td>7</td>", page)
 
 
 def test_stages_stand_in_the_order_of_the_pipeline():
-    seconds = {
-        "train/filip": 150.0,
-        "zero_shot/clip": 7.0,
-        "download/demo": 30.0,
-        "train/clip": 100.0,
-        "tables": 2.0,
-    }
+    seconds = {"train/filip": 150.0, "zero_shot/clip": 7.0, "download/demo": 30.0, "train/clip": 100.0, "tables": 2.0}
     assert stage_groups(seconds) == [
         ("data", "download", 30.0),
         ("train", "train", 250.0),
@@ -288,11 +271,7 @@ def test_stages_stand_in_the_order_of_the_pipeline():
 def test_the_config_on_the_page_is_the_study_s(whole):
     folder, page = whole
     shown = re.search(r"<pre>(.*?)</pre>", page, re.S)
-    assert (
-        shown
-        and json.loads(shown[1].replace("&#34;", '"').replace("&amp;", "&"))
-        == load_study(None, folder).config
-    )
+    assert shown and json.loads(shown[1].replace("&#34;", '"').replace("&amp;", "&")) == load_study(None, folder).config
 
 
 @pytest.mark.slow

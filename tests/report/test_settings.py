@@ -48,8 +48,7 @@ def test_our_configs_have_the_paper_s_sizes_and_settings(
 ) -> None:
     tables = tables_of(study, tmp_path)
     ours, theirs = (
-        [row for row in tables["model_sizes"].rows if (row.kind == "paper") == published]
-        for published in (False, True)
+        [row for row in tables["model_sizes"].rows if (row.kind == "paper") == published] for published in (False, True)
     )
     (own,) = [row for row in ours if row.run == next(r.run for r in ours if r.label.startswith(run))]
     (stated,) = [row for row in theirs if row.label == paper]
@@ -58,16 +57,7 @@ def test_our_configs_have_the_paper_s_sizes_and_settings(
     training = tables["training_settings"]
     (row,) = [r for r in training.rows if r.run == own.run]
     said = values(training, trained)
-    for key in (
-        "length",
-        "image_size",
-        "optimizer",
-        "base_lr",
-        "weight_decay",
-        "warmup",
-        "precision",
-        "tokens",
-    ):
+    for key in ("length", "image_size", "optimizer", "base_lr", "weight_decay", "warmup", "precision", "tokens"):
         assert row.cells[key].value == said[key], key
     assert str(said["batch"]).split()[0] == row.cells["batch"].value
     assert row.cells["augmentation"].value == said["augmentation"]
@@ -103,9 +93,7 @@ def test_a_tower_that_the_name_does_not_describe_is_left_to_timm() -> None:
 def test_prompts_are_shown_as_they_are_combined(tmp_path: Path) -> None:
     table = tables_of("base", tmp_path)["prompts"]
     dtd = values(table, "DTD") if any(row.label == "DTD" for row in table.rows) else {}
-    rows = {
-        row.label: {column.key: row.cells[column.key].value for column in table.columns} for row in table.rows
-    }
+    rows = {row.label: {column.key: row.cells[column.key].value for column in table.columns} for row in table.rows}
     dtd = next(cells for label, cells in rows.items() if "DTD" in label or "Textures" in label)
     assert dtd["count"] == "30" and dtd["description"] == "texture · surface · material"
     assert str(dtd["suffix"]).startswith("– · It's out of style")

@@ -37,11 +37,7 @@ def test_the_summary_has_the_four_parts(summary):
 
 
 def test_stages_are_the_mean_of_their_repetitions_the_longest_first(summary):
-    assert list(summary["stages"].items()) == [
-        ("train/filip", 150.5),
-        ("train/clip", 100.5),
-        ("url_list/demo", 2.5),
-    ]
+    assert list(summary["stages"].items()) == [("train/filip", 150.5), ("train/clip", 100.5), ("url_list/demo", 2.5)]
 
 
 def test_every_cell_of_the_summary_has_a_value_or_a_reason(summary):
@@ -80,11 +76,7 @@ def test_the_terminal_shows_all_of_it(folder):
 
 def test_the_terminal_command_says_what_is_missing(tmp_path):
     found = run_python("-m", "filip.report.show", f"results={tmp_path}", cwd=ROOT)
-    assert (
-        found.returncode == 2
-        and found.stderr.startswith("error: no summary at")
-        and "Traceback" not in found.stderr
-    )
+    assert found.returncode == 2 and found.stderr.startswith("error: no summary at") and "Traceback" not in found.stderr
 
 
 def test_a_stray_file_among_the_benchmarks_is_named(tmp_path):

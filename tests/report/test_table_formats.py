@@ -125,9 +125,7 @@ def test_text_is_cut_into_blocks_that_fit_and_never_loses_a_column():
     lines = [Line("a long name of a model" * 3, [Shown(f"{n}.0", "[0.0, 9.9]") for n in range(6)])]
     text = render(Grid(heads, lines, "Title"), "text", 70)
     assert max(map(len, text.splitlines())) <= 70
-    assert [text.count(f"{n}.0 [") for n in range(6)] == [1] * 6 and text.count("first") == text.count(
-        "second"
-    ) == 2
+    assert [text.count(f"{n}.0 [") for n in range(6)] == [1] * 6 and text.count("first") == text.count("second") == 2
 
 
 def test_csv_has_one_line_per_cell(folder, tmp_path):
@@ -162,14 +160,5 @@ def test_a_wide_latex_table_is_cut_between_benchmarks(folder):
 
 
 def test_small_numbers():
-    assert [letters(n) for n in (0, 25, 26, 27, 51, 52, 701, 702)] == [
-        "a",
-        "z",
-        "aa",
-        "ab",
-        "az",
-        "ba",
-        "zz",
-        "aaa",
-    ]
+    assert [letters(n) for n in (0, 25, 26, 27, 51, 52, 701, 702)] == ["a", "z", "aa", "ab", "az", "ba", "zz", "aaa"]
     assert [chance_text(c) for c in (0.2, 0.0125, 1 / 1590)] == ["20.0", "1.2", "0.063"]

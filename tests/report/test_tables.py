@@ -14,18 +14,7 @@ from filip.report.rows.pairs import _measured
 from filip.report.table import Cell, Column, Table, average, combine, short_commit
 from filip.study import TABLES, load_study
 from filip.table_writer import FORMS, render
-from tests.report.results import (
-    EVAL,
-    STUDY,
-    cells,
-    changed,
-    outcomes,
-    recalls,
-    tables_of,
-    task,
-    training,
-    write,
-)
+from tests.report.results import EVAL, STUDY, cells, changed, outcomes, recalls, tables_of, task, training, write
 
 STUDIES = sorted((EVAL.parent / "workflow" / "config").glob("*.yaml"))
 
@@ -38,12 +27,7 @@ def test_every_cell_has_value_chance_n_and_interval(folder):
     assert found["average"].value == pytest.approx(0.075) and found["average"].n == 500
     assert found["average"].chance == pytest.approx((1 / 100 + 1 / 130) / 2)
     row = table.rows[0]
-    assert (row.run, row.run_id, row.commit, row.kind) == (
-        "clip",
-        "clip-00c0ffee",
-        "0123456789abcdef",
-        "ours",
-    )
+    assert (row.run, row.run_id, row.commit, row.kind) == ("clip", "clip-00c0ffee", "0123456789abcdef", "ours")
 
 
 def test_what_was_not_run_is_empty_with_the_reason(folder):
@@ -75,10 +59,7 @@ def test_the_demo_s_fine_tunings_own_the_splits_of_its_source_and_are_transferre
         for row in table.rows
         if row.run == "filip_ft"
     }
-    assert filled == {
-        "fine-tuned": own,
-        "zero-shot after fine-tuning elsewhere (*)": set(both) - own,
-    }
+    assert filled == {"fine-tuned": own, "zero-shot after fine-tuning elsewhere (*)": set(both) - own}
 
 
 def test_what_the_evaluations_warn_of_stands_below_the_table(folder):
@@ -89,10 +70,7 @@ def test_what_the_evaluations_warn_of_stands_below_the_table(folder):
         {"benchmarks": {"demo_fluent": {**recalls(0.05), "two_stage": stage}}},
     )
     bad = {**task(0.1), "not_finite": 7, "note": "200 images, but the card's split has 260"}
-    write(
-        folder / "eval" / "filip" / "zero_shot.json",
-        {"benchmarks": {"demo_food": bad, "demo_animals": task(0.2)}},
-    )
+    write(folder / "eval" / "filip" / "zero_shot.json", {"benchmarks": {"demo_food": bad, "demo_animals": task(0.2)}})
     tables = tables_of(folder)
     assert any(
         "exact scores only for the best 50 by pooled vectors" in note
@@ -128,9 +106,7 @@ def test_seeds_are_averaged_with_their_spread(three_seeds):
 def test_tables_from_the_yaml_average_the_seeds_that_were_asked_for_on_the_command_line(three_seeds):
     from_results = tables_of(three_seeds)["zero_shot"].as_json()
     assert tables_of(three_seeds, changed(three_seeds, "plain"))["zero_shot"].as_json() == from_results
-    assert (
-        tables_of(three_seeds, changed(three_seeds, "three", seeds=3))["zero_shot"].as_json() == from_results
-    )
+    assert tables_of(three_seeds, changed(three_seeds, "three", seeds=3))["zero_shot"].as_json() == from_results
     alone = tables_of(three_seeds, changed(three_seeds, "one", seeds=1))["zero_shot"]
     assert cells(alone, STUDY["runs"]["filip"]["label"])["demo_food"].seeds == 1
 
@@ -154,14 +130,11 @@ def test_peers_stand_in_the_same_tables_with_the_name_of_their_weights(folder):
 
 def test_recalls_by_each_similarity_and_with_part_of_the_tokens_have_a_table(folder):
     by = {
-        ranking: {way: {"r1": value} for way in ("i2t", "t2i")}
-        | {"ci95": {w: {"r1": None} for w in ("i2t", "t2i")}}
+        ranking: {way: {"r1": value} for way in ("i2t", "t2i")} | {"ci95": {w: {"r1": None} for w in ("i2t", "t2i")}}
         for ranking, value in (("image", 0.5), ("text", 0.25), ("mean", 0.375))
     }
     found = recalls(0.05) | {"by": by, "text_tokens": {"without_ends": by}}
-    write(
-        folder / "eval" / "filip" / "retrieval.json", {"run": "filip", "benchmarks": {"demo_fluent": found}}
-    )
+    write(folder / "eval" / "filip" / "retrieval.json", {"run": "filip", "benchmarks": {"demo_fluent": found}})
     study = changed(folder, "rankings", tables={**STUDY["tables"], "rankings": ["clip", "filip"]})
     clip, filip, without = tables_of(folder, study)["rankings"].rows
     assert without.label == f"{filip.label}, without [BOS] and [EOS]"
@@ -172,20 +145,13 @@ def test_recalls_by_each_similarity_and_with_part_of_the_tokens_have_a_table(fol
 
 
 def test_rows_that_were_evaluated_differently_are_named_below_the_table(folder):
-    study = changed(
-        folder, "peers", peers={"b32": {"label": "CLIP B/32", "model": "open_clip:ViT-B-32:openai"}}
-    )
-    of_clip = {
-        "settings": {"prompts": "eval/prompts_clip.yaml", "ensemble": "embedding"},
-        "image_size": 224,
-    }
+    study = changed(folder, "peers", peers={"b32": {"label": "CLIP B/32", "model": "open_clip:ViT-B-32:openai"}})
+    of_clip = {"settings": {"prompts": "eval/prompts_clip.yaml", "ensemble": "embedding"}, "image_size": 224}
     write(folder / "eval" / "b32" / "zero_shot.json", {"benchmarks": {"demo_food": task(0.3)}, **of_clip})
     notes = " ".join(tables_of(folder, study)["zero_shot"].notes)
     assert "Rows differ in prompts:" in notes and "eval/prompts_clip.yaml: CLIP B/32" in notes
     assert "mean vector: CLIP B/32" in notes
-    assert "Rows differ" not in " ".join(
-        tables_of(folder, changed(folder, "none", peers={}))["zero_shot"].notes
-    )
+    assert "Rows differ" not in " ".join(tables_of(folder, changed(folder, "none", peers={}))["zero_shot"].notes)
 
 
 def test_combine_and_average_of_incomplete_cells():
@@ -245,9 +211,7 @@ def test_the_linear_probe_may_have_benchmarks_of_its_own(probed):
 def alignment_table(folder: Path, **parts) -> Table:
     write(folder / "eval" / "clip" / "alignment.json", {"benchmarks": {"demo_fluent": parts}})
     benchmarks = {**STUDY["eval"], "alignment": ["demo_fluent"]}
-    return tables_of(folder, changed(folder, "align", eval=benchmarks, tables={"alignment": ["clip"]}))[
-        "alignment"
-    ]
+    return tables_of(folder, changed(folder, "align", eval=benchmarks, tables={"alignment": ["clip"]}))["alignment"]
 
 
 def test_alignment_shows_where_labels_point(folder):
@@ -289,11 +253,7 @@ def test_a_recipe_is_one_row_of_what_it_finds_and_costs_and_is_compared_with_the
         found = {
             "selection": ("demo_select_name", {**measured, "mean": measured}, {"mean": value}),
             "scene_pointing": ("demo_pointing", measured, {"right": value}),
-            "segmentation": (
-                "demo_segmentation",
-                {"n": 40, "miou": value / 2, "ci95": [0.1, 0.4]},
-                {"hit": value},
-            ),
+            "segmentation": ("demo_segmentation", {"n": 40, "miou": value / 2, "ci95": [0.1, 0.4]}, {"hit": value}),
         }
         for protocol, (benchmark, result, measures) in found.items():
             file = folder / "eval" / run / f"{protocol}.json"
@@ -301,9 +261,7 @@ def test_a_recipe_is_one_row_of_what_it_finds_and_costs_and_is_compared_with_the
             write_outcomes(file, {benchmark: outcomes(500, **measures)})
     steps = {"orig": {**STUDY["efficiency"]["orig"]}, "late": {"label": "late", "accuracy_of": "filip"}}
     write(folder / "efficiency" / "late.json", training("late", folder, 0.6, 450.0))
-    study = changed(
-        folder, "recipes", eval=benchmarks, efficiency=steps, tables={"recipes": ["clip", "late", "filip"]}
-    )
+    study = changed(folder, "recipes", eval=benchmarks, efficiency=steps, tables={"recipes": ["clip", "late", "filip"]})
     table = tables_of(folder, study)["recipes"]
     row = cells(table, STUDY["runs"]["filip"]["label"])
     assert [row[key].value for key in ("demo_fluent_i2t_r1", "demo_select_name_mean", "demo_pointing_all")] == [
@@ -337,18 +295,14 @@ def test_the_facts_of_an_efficiency_row_are_those_of_its_training(folder):
 
 def test_a_row_that_keeps_a_part_of_its_tokens_says_so_in_its_label(folder):
     write(folder / "models" / "filip.json", training("filip", folder, token_keep_ratio=0.25))
-    write(
-        folder / "models" / "clip.json", training("clip", folder, interaction="pooled", token_keep_ratio=0.25)
-    )
+    write(folder / "models" / "clip.json", training("clip", folder, interaction="pooled", token_keep_ratio=0.25))
     labels = [row.label for row in tables_of(folder)["zero_shot"].rows]
     assert labels == ["baseline (CLIP)", "FILIP (all) 100 % & more, 25 % of tokens"]
 
 
 def test_a_variant_is_shown_below_the_ablation_and_does_not_count_as_its_last_row(folder):
     runs = {**STUDY["runs"], "all": {"label": "all tokens", "variant_of": "filip"}}
-    study = changed(
-        folder, "variant", runs=runs, tables={"component_ablation": ["clip", "late", "filip", "all"]}
-    )
+    study = changed(folder, "variant", runs=runs, tables={"component_ablation": ["clip", "late", "filip", "all"]})
     table = tables_of(folder, study)["component_ablation"]
     assert [row.section for row in table.rows] == ["", "", "", "our own variants"]
     assert "all" not in set(findings({table.name: table})["run"])

@@ -38,9 +38,7 @@ def sparc(batch: Batch) -> Tensor:
 def text_conditioned(batch: Batch) -> Tensor:
     """Compute FLAIR (Xiao et al., 2025): attention with an empty patch, then SigLIP's loss of a caption with what it
     sees."""
-    query, key, value = (
-        batch.parameters[f"text_conditioned_{name}"][0] for name in ("query", "key", "value")
-    )
+    query, key, value = (batch.parameters[f"text_conditioned_{name}"][0] for name in ("query", "key", "value"))
     rows = []
     for patches in batch.image:
         row = []
@@ -97,9 +95,7 @@ def caption_words(batch: Batch) -> Tensor:
     for patches, caption in zip(batch.image, captions, strict=True):
         seen = patches.shape[1] ** 0.5 * patches.mean(dim=0)
         shares = F.log_softmax(batch.parameters["caption_words"][0] @ seen, dim=0)
-        weights = {
-            c: max(0.0, math.log(count / (1 + sum(c in other for other in captions)))) for c in caption
-        }
+        weights = {c: max(0.0, math.log(count / (1 + sum(c in other for other in captions)))) for c in caption}
         for token, weight in weights.items():
             share = weight / sum(weights.values()) if weight else 0.0
             total = total - share * shares[token]

@@ -45,10 +45,7 @@ def test_a_swapped_caption_differs_in_one_noun_that_its_group_does_not_have() ->
             assert length in (0, batch["lengths"][i])
             if not length:
                 continue
-            before, after = (
-                text(batch["ids"][i], length).split(),
-                text(swapped[i], length).split(),
-            )
+            before, after = (text(batch["ids"][i], length).split(), text(swapped[i], length).split())
             (place,) = [k for k, (a, b) in enumerate(zip(before, after, strict=True)) if a != b]
             assert before[place] in {"dog", "grass", "cat", "car", "bicycle"}
             others = " ".join(c for c, g in zip(captions, groups, strict=True) if g == groups[i]).split()
@@ -59,12 +56,7 @@ def test_a_swapped_caption_differs_in_one_noun_that_its_group_does_not_have() ->
 
 
 def test_a_caption_with_one_relation_has_it_reversed() -> None:
-    captions = [
-        "a cat left of a dog",
-        "a bus above a tree, with a fish",
-        "a cat and a dog",
-        "left of, or above, a hat",
-    ]
+    captions = ["a cat left of a dog", "a bus above a tree, with a fish", "a cat and a dog", "left of, or above, a hat"]
     batch = batch_of(captions, [0, 1, 2, 3])
     altered, lengths = with_relation_reversed(batch, "0")
     assert lengths.tolist() == [*batch["lengths"][:2].tolist(), 0, 0]  # none to reverse, and two of them

@@ -84,18 +84,11 @@ def test_a_picture_finds_itself_and_a_word_to_leave_out_lowers_where_it_stands_o
     assert "words" not in mirrored["hits"][0], "a picture has no words that could be anywhere"
     alone = {hit["path"]: hit["stands_out"] for hit in found(album, capsys, "a dog", "count=24")["hits"]}
     cats = {hit["path"]: hit["stands_out"] for hit in found(album, capsys, "a cat", "count=24")["hits"]}
-    less = {
-        h["path"]: h["stands_out"]
-        for h in found(album, capsys, "a dog", "without=[a cat]", "count=24")["hits"]
-    }
-    assert less == pytest.approx(
-        {path: value - max(cats[path], 0) for path, value in alone.items()}, abs=1e-4
-    )
+    less = {h["path"]: h["stands_out"] for h in found(album, capsys, "a dog", "without=[a cat]", "count=24")["hits"]}
+    assert less == pytest.approx({path: value - max(cats[path], 0) for path, value in alone.items()}, abs=1e-4)
 
 
-def test_words_have_places_in_the_pictures_own_pixels(
-    album: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_words_have_places_in_the_pictures_own_pixels(album: Path, capsys: pytest.CaptureFixture[str]) -> None:
     hit = found(album, capsys, "a red dog", "count=1")["hits"][0]
     assert hit["size"] == [90, 60] and [word["word"] for word in hit["words"]] == ["red", "dog"]
     for word in hit["words"]:
@@ -107,14 +100,10 @@ def test_words_have_places_in_the_pictures_own_pixels(
     assert connected(torch.tensor([1, 0, 1, 1, 0, 1]).bool(), 5, 3) == [2, 5], "3 is in the next row"
 
 
-def test_a_pooled_model_is_searched_too_and_token_wise_by_name(
-    album: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_pooled_model_is_searched_too_and_token_wise_by_name(album: Path, capsys: pytest.CaptureFixture[str]) -> None:
     clip = f"model={album / 'clip.safetensors'}"
     assert "words" not in found(album, capsys, "a red dog", clip)["hits"][0]
-    assert found(album, capsys, "a dog", clip, "tokens=true", f"index={album / 'of_tokens'}")["hits"][0][
-        "words"
-    ]
+    assert found(album, capsys, "a dog", clip, "tokens=true", f"index={album / 'of_tokens'}")["hits"][0]["words"]
 
 
 def test_a_threshold_says_why_nothing_is_listed(album: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,22 +14,7 @@ from PIL import Image
 _small = io.BytesIO()
 Image.new("RGB", (4, 4), "red").save(_small, "PNG")
 PICTURE = _small.getvalue()
-WORDS = (
-    "a",
-    "dog",
-    "cat",
-    "café",
-    "naïve",
-    "bridge",
-    "river",
-    "über",
-    "19",
-    "red",
-    "blue",
-    "the",
-    "l'été",
-    '"so"',
-)
+WORDS = ("a", "dog", "cat", "café", "naïve", "bridge", "river", "über", "19", "red", "blue", "the", "l'été", '"so"')
 ODD = ["", " ", "#", "%25", "é", "🐙", ";", "'", "(1)", ".v2"]
 ENDINGS = (".png", ".jpg", ".JPEG", ".webp", ".bmp")
 

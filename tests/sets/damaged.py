@@ -38,10 +38,7 @@ def text_beside(root: Path, draw: Draw) -> Damaged:
             (root / f"{name}{ending}").unlink()
             (root / f"{name}{ending}").symlink_to(root / "nowhere")
         if kind == "not_text":
-            put(
-                root / f"{name}.txt",
-                draw.rng.choice([b"\xff\x00\x01\x02", "é".encode() + b"\xe9", bytes(range(256))]),
-            )
+            put(root / f"{name}.txt", draw.rng.choice([b"\xff\x00\x01\x02", "é".encode() + b"\xe9", bytes(range(256))]))
         if kind == "empty":
             put(root / f"{name}.txt", b" \n")
         found.reasons["no_caption" if kind == "empty" else kind] += 1
@@ -149,9 +146,7 @@ def json_lines(root: Path, draw: Draw) -> Damaged:
     found, rows = listed(root, draw, "no_json", "no_object", "bytes")
     lines = []
     for kind, name, captions in rows:
-        good = json.dumps(
-            {"image": name, "captions": captions}, ensure_ascii=draw.rng.random() < 0.5
-        ).encode()
+        good = json.dumps({"image": name, "captions": captions}, ensure_ascii=draw.rng.random() < 0.5).encode()
         lines.append({"no_json": good[:-3], "no_object": b'["a"]', "bytes": b"\xff\x00\xe9"}.get(kind, good))
     put(root / "metadata.jsonl", b"\n".join(lines))
     return in_folder(draw, found, root / "metadata.jsonl")
@@ -160,9 +155,7 @@ def json_lines(root: Path, draw: Draw) -> Damaged:
 def json_list(root: Path, draw: Draw) -> Damaged:
     found, rows = listed(root, draw, "no_object")
     content = [
-        draw.rng.choice([3, "x", None, []])
-        if kind == "no_object"
-        else {"filename": name, "caption": captions}
+        draw.rng.choice([3, "x", None, []]) if kind == "no_object" else {"filename": name, "caption": captions}
         for kind, name, captions in rows
     ]
     put(root / "annotations.json", json.dumps(content).encode())
@@ -265,10 +258,7 @@ def _rows(draw: Draw, found: Damaged, file: str) -> dict[str, list[Any]]:
 
 
 SCHEMA = pa.schema(
-    [
-        ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
-        ("caption", pa.list_(pa.string())),
-    ]
+    [("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])), ("caption", pa.list_(pa.string()))]
 )
 
 
@@ -278,9 +268,7 @@ def parquet(root: Path, draw: Draw) -> Damaged:
     name = "data/train-00000-of-00002.parquet"
     pq.write_table(pa.table(_rows(draw, found, name), SCHEMA), root / name, row_group_size=3)
     if draw.rng.random() < 0.5:
-        pq.write_table(
-            pa.table(_rows(draw, Damaged(root), ""), SCHEMA), root / "data/test-00000-of-00001.parquet"
-        )
+        pq.write_table(pa.table(_rows(draw, Damaged(root), ""), SCHEMA), root / "data/test-00000-of-00001.parquet")
         found.reasons["not_wanted"] += 1
     if draw.rng.random() < 0.5:
         content = (root / name).read_bytes()

@@ -245,12 +245,7 @@ def test_a_pipe_in_a_table_is_never_opened(tmp_path: Path) -> None:
 
 def test_every_key_of_a_tar_is_accounted_for(tmp_path: Path) -> None:
     members = [("0.png", picture("dog.png")), ("0.txt", b"a dog\nthat runs")]
-    members += [
-        ("1.txt", b"no picture"),
-        ("2.heif.txt", b"no picture"),
-        ("3.jxl", b"\0"),
-        ("3.txt", b"a caption"),
-    ]
+    members += [("1.txt", b"no picture"), ("2.heif.txt", b"no picture"), ("3.jxl", b"\0"), ("3.txt", b"a caption")]
     members += [("4.png", picture("dog.png")), ("5.png", picture("dog.png")), ("5.jpg", picture("dog.png"))]
     members += [("5.txt", b"two pictures"), ("README", b"no suffix"), ("6.json", b"{}")]
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
@@ -258,10 +253,7 @@ def test_every_key_of_a_tar_is_accounted_for(tmp_path: Path) -> None:
             info = tarfile.TarInfo(name)
             info.size = len(content)
             tar.addfile(info, io.BytesIO(content))
-    assert counted(tmp_path) == (
-        2,
-        {"no_image": 3, "format": 1, "no_caption": 1, "second_image": 1, "other_file": 1},
-    )
+    assert counted(tmp_path) == (2, {"no_image": 3, "format": 1, "no_caption": 1, "second_image": 1, "other_file": 1})
 
 
 def test_annotations_that_fit_no_image_are_counted(tmp_path: Path) -> None:
@@ -308,9 +300,7 @@ def test_the_test_split_of_a_data_set_does_not_go_into_training(tmp_path: Path) 
 
 def test_a_set_that_has_only_a_test_split_is_not_taken_for_training_unasked(tmp_path: Path) -> None:
     place = hub(tmp_path / "own", test=list(CAPTIONS))
-    with pytest.raises(
-        UserError, match=r"has no split train; it has test\. Say which to take by `split`: a name"
-    ):
+    with pytest.raises(UserError, match=r"has no split train; it has test\. Say which to take by `split`: a name"):
         counted(place, prefer=FOR_TRAINING)
     assert counted(place, split="test") == (5, {})
     assert resolve_card(IngestConfig(str(place), split="test")).split == "test"

@@ -24,12 +24,7 @@ from filip.data.lists.language import are_english
 from filip.data.text_rules import apply_text_rules
 
 # Texts that a tokenizer has to clean, pad and cut.
-UNTIDY_CAPTIONS = [
-    "a photo of a cat",
-    "two dogs & a bird!",
-    "",
-    "It&amp;#39;s  CafÃ© time, ½ price " + "x " * 50,
-]
+UNTIDY_CAPTIONS = ["a photo of a cat", "two dogs & a bird!", "", "It&amp;#39;s  CafÃ© time, ½ price " + "x " * 50]
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 

@@ -29,11 +29,7 @@ from transformers import (
 from filip.tokenizer import BOS, EOS
 
 # patch, image width, heads, text width, embed_dim: CLIP's shapes, two blocks deep, and one for what needs none of them
-SHAPES = {
-    "tiny": (32, 64, 1, 64, 32),
-    "B-32": (32, 768, 12, 512, 512),
-    "L-14": (14, 1024, 16, 768, 768),
-}
+SHAPES = {"tiny": (32, 64, 1, 64, 32), "B-32": (32, 768, 12, 512, 512), "L-14": (14, 1024, 16, 768, 768)}
 
 
 @torch.no_grad()
@@ -51,18 +47,14 @@ def briefly_trained(model: Any, vectors: Callable[[Tensor, Tensor], tuple[Tensor
     ids = F.pad(torch.randint(1, BOS, (4, 10)), (0, 67), value=EOS)
     for _ in range(steps):
         image, text, scale = vectors(torch.randn(4, 3, 224, 224), ids)
-        loss = F.cross_entropy(
-            scale * F.normalize(image, dim=-1) @ F.normalize(text, dim=-1).T, torch.arange(4)
-        )
+        loss = F.cross_entropy(scale * F.normalize(image, dim=-1) @ F.normalize(text, dim=-1).T, torch.arange(4))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     return model.eval()
 
 
-def open_clip_file(
-    folder: Path, quick_gelu: bool = False, shape: str = "tiny", steps: int = 0, **changes: Any
-) -> str:
+def open_clip_file(folder: Path, quick_gelu: bool = False, shape: str = "tiny", steps: int = 0, **changes: Any) -> str:
     """Write ``open_clip:ARCH:FILE`` of a model that open_clip built and saved, random or trained for ``steps``."""
     patch, width, heads, text_width, embed_dim = SHAPES[shape]
     config: dict[str, Any] = {
@@ -118,9 +110,7 @@ def hf_folder(
     return model
 
 
-def siglip_folder(
-    folder: Path, width: int = 64, mlp: int = 256, patch: int = 32, **changes: Any
-) -> SiglipModel:
+def siglip_folder(folder: Path, width: int = 64, mlp: int = 256, patch: int = 32, **changes: Any) -> SiglipModel:
     """Write a random SigLIP that transformers saved, both towers and its processor."""
     torch.manual_seed(0)
     vision = {
@@ -145,9 +135,7 @@ def unigram_tokenizer(captions: list[str], words: int = 120) -> Tokenizer:
     special = ["<pad>", "<eos>", "<bos>", "<unk>"]
     tokenizer.train_from_iterator(
         captions,
-        trainers.UnigramTrainer(
-            vocab_size=words, special_tokens=special, unk_token="<unk>", show_progress=False
-        ),
+        trainers.UnigramTrainer(vocab_size=words, special_tokens=special, unk_token="<unk>", show_progress=False),
     )
     tokenizer.post_processor = processors.TemplateProcessing(single="$A <eos>", special_tokens=[("<eos>", 1)])
     return tokenizer
@@ -164,22 +152,13 @@ def siglip2_folder(
     )  # fmt: skip
     sizes = {"hidden_size": 32, "intermediate_size": 72, "num_hidden_layers": 2, "num_attention_heads": 2}
     vision = {**sizes, "patch_size": 8}
-    text = {
-        **sizes,
-        "vocab_size": len(tokenizer) + 3,
-        "max_position_embeddings": context,
-        "projection_size": 32,
-    }
+    text = {**sizes, "vocab_size": len(tokenizer) + 3, "max_position_embeddings": context, "projection_size": 32}
     if naflex:
-        config: Any = Siglip2Config(
-            vision_config={**vision, "num_patches": (image_size // 8) ** 2}, text_config=text
-        )
+        config: Any = Siglip2Config(vision_config={**vision, "num_patches": (image_size // 8) ** 2}, text_config=text)
         model: Any = Siglip2Model(config)
         Siglip2ImageProcessor(patch_size=8, max_num_patches=(image_size // 8) ** 2).save_pretrained(folder)
     else:
-        model = SiglipModel(
-            SiglipConfig(vision_config={**vision, "image_size": image_size}, text_config=text)
-        )
+        model = SiglipModel(SiglipConfig(vision_config={**vision, "image_size": image_size}, text_config=text))
         SiglipImageProcessor(size={"height": image_size, "width": image_size}).save_pretrained(folder)
     shaken(model).save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -17,9 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-SOCKET = (
-    "FILIP_TEST_FORKER"  # in the environment of pytest's workers: where they find the one that they share
-)
+SOCKET = "FILIP_TEST_FORKER"  # in the environment of pytest's workers: where they find the one that they share
 
 
 class Process:
@@ -77,10 +75,7 @@ class Process:
 
 
 def run_python(
-    *arguments: str,
-    variables: Mapping[str, str] | None = None,
-    cwd: Path | None = None,
-    timeout: float = 300,
+    *arguments: str, variables: Mapping[str, str] | None = None, cwd: Path | None = None, timeout: float = 300
 ) -> subprocess.CompletedProcess[str]:
     """Do what ``subprocess.run([sys.executable, *arguments], capture_output=True, text=True)`` does."""
     with tempfile.TemporaryDirectory(prefix="filip-forked-") as folder:

@@ -12,9 +12,7 @@ from tests.support.forked import Process, forker
 
 
 def environment(**more: str) -> dict[str, str]:
-    clean = {
-        k: v for k, v in os.environ.items() if not k.startswith(("RANK", "WORLD_SIZE", "LOCAL_", "MASTER_"))
-    }
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("RANK", "WORLD_SIZE", "LOCAL_", "MASTER_"))}
     return {**clean, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", **more}
 
 
@@ -26,15 +24,11 @@ class Ranks:
     process groups in turn need a store for each (``groups``): MASTER_PORT is the first, and NEXT_PORTS has the others.
     """
 
-    def __init__(
-        self, world_size: int, arguments: list[str], log: Path, groups: int = 1, **more: str
-    ) -> None:
+    def __init__(self, world_size: int, arguments: list[str], log: Path, groups: int = 1, **more: str) -> None:
         forker()  # which ranks find in their environment
         self.log = log
         log.write_bytes(b"")
-        self.stores = [
-            TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False) for _ in range(groups)
-        ]
+        self.stores = [TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False) for _ in range(groups)]
         port, *others = (str(store.port) for store in self.stores)
         self.processes = []
         for rank in range(world_size):

@@ -40,9 +40,7 @@ class Patient(Limits):
 
 
 def run(overrides: list[str]) -> int:
-    special = dict(
-        o.split("=") for o in overrides if o.startswith(("stop_after=", "poison_at=", "fp16_on_cpu="))
-    )
+    special = dict(o.split("=") for o in overrides if o.startswith(("stop_after=", "poison_at=", "fp16_on_cpu=")))
     overrides = [o for o in overrides if "=" in o and o.partition("=")[0] not in special]
     stop_after, poison_at = int(special.get("stop_after", -1)), int(special.get("poison_at", -1))
     status, one_batch, poisoned = loop.step_status, loop.one_batch, []

@@ -12,27 +12,21 @@ from tests.support.forked import run_python
 from workflow.study import ROOT
 
 
-def run_snakemake(
-    *arguments: str, cwd: Path, config: Path, timeout: int = 300
-) -> subprocess.CompletedProcess[str]:
+def run_snakemake(*arguments: str, cwd: Path, config: Path, timeout: int = 300) -> subprocess.CompletedProcess[str]:
     """Run Snakemake with the local profile, in a process that has imported it already."""
     profile = ["--profile", str(cwd / "workflow/profiles/local"), "--cores", "2"]
     command = ["-m", "snakemake", "--configfile", str(config), *profile, *arguments]
     return run_python(*command, variables=environment_of(cwd), cwd=cwd, timeout=timeout)
 
 
-def run_study(
-    *arguments: str, cwd: Path, config: Path, timeout: int = 300
-) -> subprocess.CompletedProcess[str]:
+def run_study(*arguments: str, cwd: Path, config: Path, timeout: int = 300) -> subprocess.CompletedProcess[str]:
     """Run a study as ``make run`` does: its jobs are forked from a process that has PyTorch loaded."""
     command, environment = study_command(*arguments, cwd=cwd, config=config)
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout)
 
 
 def study_command(*arguments: str, cwd: Path, config: Path) -> tuple[list[str], dict[str, str]]:
-    return [sys.executable, "-m", "workflow.run", str(config), "--cores", "2", *arguments], environment_of(
-        cwd
-    )
+    return [sys.executable, "-m", "workflow.run", str(config), "--cores", "2", *arguments], environment_of(cwd)
 
 
 def environment_of(clone: Path) -> dict[str, str]:
@@ -50,8 +44,6 @@ def write_clone(target: Path) -> Path:
 
     Only the compiled modules are there, so that they are not compiled once more; not those that are being written.
     """
-    ignored = shutil.ignore_patterns(
-        ".git", ".venv", "results", ".snakemake", ".*cache", "*.pyc.*", "*.egg-info"
-    )
+    ignored = shutil.ignore_patterns(".git", ".venv", "results", ".snakemake", ".*cache", "*.pyc.*", "*.egg-info")
     shutil.copytree(ROOT, target, ignore=ignored)
     return target

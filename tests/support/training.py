@@ -54,9 +54,7 @@ def losses(run_dir: Path) -> list[float]:
     return series(run_dir, "loss/total")
 
 
-def run_many(
-    world_size: int, runs: list[list[str]], log: Path, timeout: float = 400, light: bool = False
-) -> list[int]:
+def run_many(world_size: int, runs: list[list[str]], log: Path, timeout: float = 400, light: bool = False) -> list[int]:
     """Return the exit codes of trainings that share one start of ``world_size`` ranks.
 
     light: they may not import torch's compiler, which takes seconds of every rank. (Adapters and stems do.)

@@ -55,9 +55,7 @@ class DeviceWaits(TorchFunctionMode):
         if func == Tensor.device.__get__:  # type: ignore[attr-defined]
             return GPU if on_gpu else torch.device("cpu")
         target = next((part for part in _flat((args, kwargs)) if isinstance(part, torch.device)), None)
-        if on_gpu and (
-            self._waits(func, args, kwargs) or (func is Tensor.to and target == torch.device("cpu"))
-        ):
+        if on_gpu and (self._waits(func, args, kwargs) or (func is Tensor.to and target == torch.device("cpu"))):
             self.waits.append(getattr(func, "__name__", str(func)))
         result = func(*args, **kwargs)
         made_here = func in _FACTORIES if not tensors else not on_gpu

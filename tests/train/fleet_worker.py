@@ -102,9 +102,7 @@ def steps(ranks: Ranks) -> dict[str, Any]:
 
 def loopback() -> int:
     """Return the bytes that the loopback interface of this network namespace has carried."""
-    line = next(
-        line for line in Path("/proc/net/dev").read_text().splitlines() if line.strip().startswith("lo:")
-    )
+    line = next(line for line in Path("/proc/net/dev").read_text().splitlines() if line.strip().startswith("lo:"))
     return int(line.split(":")[1].split()[0])
 
 

@@ -23,9 +23,7 @@ for stage in (1, 3):
     settings["train_micro_batch_size_per_gpu"] = 1
     model = torch.nn.Linear(64, 64, bias=False)
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-    engine, *_ = deepspeed.initialize(
-        model=model, optimizer=optimizer, config=settings, dist_init_required=False
-    )
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings, dist_init_required=False)
     outputs = engine(torch.ones(1, 64, dtype=torch.float16))
     engine.backward((outputs * torch.full((64,), SMALLEST, dtype=torch.float16)).sum())
     gradients = [part for parts in engine.optimizer.averaged_gradients.values() for part in parts or []]

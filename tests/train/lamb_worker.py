@@ -88,8 +88,7 @@ def under_zero(stage: int, steps: int, rank: int, world_size: int, bind: bool) -
 def error(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
     """Return the largest difference of any parameter, relative to the parameter's largest element."""
     return max(
-        float((found[n].view(-1) - e.view(-1)).abs().max() / e.abs().max().clamp(min=1e-3))
-        for n, e in expected.items()
+        float((found[n].view(-1) - e.view(-1)).abs().max() / e.abs().max().clamp(min=1e-3)) for n, e in expected.items()
     )
 
 

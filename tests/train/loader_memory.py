@@ -66,11 +66,7 @@ class Collecting:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     folder, workers, batch, size = sys.argv[1], *map(int, sys.argv[2:])
-    data = DataConfig(
-        sources=[Source(f"{folder}/shards", f"{folder}/captions")],
-        workers=workers,
-        auto_augment=0,
-    )
+    data = DataConfig(sources=[Source(f"{folder}/shards", f"{folder}/captions")], workers=workers, auto_augment=0)
     before = held()
     loader = build_loader(StreamConfig(data, batch, size))
     loader.stream.transform = Collecting(loader.stream.transform)

@@ -49,12 +49,7 @@ def smooth_as_one_process(rank: int, ranks: int, *, exchange: str) -> None:
 
 
 def as_one_process(
-    rank: int,
-    ranks: int,
-    *,
-    term: str,
-    definition: Callable[[Batch], Tensor] | None = None,
-    **changes: Any,
+    rank: int, ranks: int, *, term: str, definition: Callable[[Batch], Tensor] | None = None, **changes: Any
 ) -> None:
     """Check value and gradients, of the tokens on the rank that owns them, of the model's parameters as the mean."""
     counts = PAIRS[:ranks]

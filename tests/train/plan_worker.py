@@ -44,9 +44,7 @@ def one_step(config: TrainConfig, ranks: Ranks) -> Engine:
 
 def held(engine: Engine) -> dict[str, int]:
     """Return the bytes of distinct storages: weights, master weights that are not views of them, moments."""
-    moments = [
-        t for state in engine.optimizer.state.values() for t in state.values() if isinstance(t, Tensor)
-    ]
+    moments = [t for state in engine.optimizer.state.values() for t in state.values() if isinstance(t, Tensor)]
     wrapper = engine.deepspeed.optimizer
     flats = [
         *getattr(wrapper, "single_partition_of_fp32_groups", []),
@@ -56,9 +54,7 @@ def held(engine: Engine) -> dict[str, int]:
     weight_storages = storages(weights)
     return {
         "weights": sum(weight_storages.values()),
-        "master weights": sum(
-            size for place, size in storages(flats).items() if place not in weight_storages
-        ),
+        "master weights": sum(size for place, size in storages(flats).items() if place not in weight_storages),
         "moments": sum(storages(moments).values()),
     }
 

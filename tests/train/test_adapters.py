@@ -76,11 +76,7 @@ def test_only_what_should_learn_moves(source: Path, image: str, text: str) -> No
 
 
 def test_adapters_begin_as_the_model_and_are_saved_merged(source: Path, tmp_path: Path) -> None:
-    model, config = started(
-        source,
-        "warm_start.image=lora",
-        "warm_start.text=lora",
-    )
+    model, config = started(source, "warm_start.image=lora", "warm_start.text=lora")
     for ours, theirs in zip(encoded(model), encoded(started(source)[0]), strict=True):
         torch.testing.assert_close(ours, theirs)
     take_steps(model, config)
@@ -99,9 +95,7 @@ def test_the_plan_counts_what_learns(source: Path, capsys: pytest.CaptureFixture
     batching = Batching(8, 8, 1, 8)
     plans = {}
     for tuning in ("full", "frozen", "lora"):
-        model, config = started(
-            source, f"warm_start.image={tuning}", f"warm_start.text={tuning}", "precision=fp32"
-        )
+        model, config = started(source, f"warm_start.image={tuning}", f"warm_start.text={tuning}", "precision=fp32")
         plans[tuning] = memory_plan(config.model, config, batching, 1)
         assert plans[tuning].trainable == sum(p.numel() for p in model.parameters() if p.requires_grad)
         assert plans[tuning].bytes["weights"] == 4 * sum(p.numel() for p in model.parameters())
@@ -128,9 +122,7 @@ def test_activations_are_what_autograd_keeps_of_them(source: Path, tuning: str) 
 
     side, words = model.image_size, model.config.text.context_length
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        outputs = model(
-            torch.randn(2, 3, side, side), torch.ones(2, words, dtype=torch.long), torch.full((2,), words)
-        )
+        outputs = model(torch.randn(2, 3, side, side), torch.ones(2, words, dtype=torch.long), torch.full((2,), words))
     measured, planned = sum(kept.values()), activation_bytes(model, "fp32", 2)
     assert measured < planned < (3 if tuning == "lora" else 20) * measured
     del outputs
@@ -146,9 +138,7 @@ def test_what_cannot_be_is_refused(source: Path) -> None:
 
 
 @pytest.mark.slow
-def test_adapters_train_on_two_ranks_and_resume_and_are_exported(
-    source: Path, squares: Path, tmp_path: Path
-) -> None:
+def test_adapters_train_on_two_ranks_and_resume_and_are_exported(source: Path, squares: Path, tmp_path: Path) -> None:
     common = (
         f"init_from={source}", "warm_start.image=frozen", "warm_start.text=lora", "max_steps=4",
         "checkpoint.every_steps=2", "optimizer.warmup_steps=1",

@@ -69,9 +69,7 @@ def test_deepspeed_reads_every_settings_file_as_it_is_named(path: Path) -> None:
     from deepspeed.runtime.config import DeepSpeedConfig
 
     stage, precision = path.stem.removeprefix("zero").split("_")
-    config = compose(
-        f"zero_stage={stage}", f"precision={precision}", "global_batch=64", f"deepspeed={path.stem}"
-    )
+    config = compose(f"zero_stage={stage}", f"precision={precision}", "global_batch=64", f"deepspeed={path.stem}")
     settings = deepspeed_settings(config, resolve_batching(config, 1), 1)
     read = DeepSpeedConfig(settings)
     assert read.zero_optimization_stage == int(stage)
@@ -86,19 +84,14 @@ def test_deepspeed_reads_every_settings_file_as_it_is_named(path: Path) -> None:
     [
         (lambda s: s.pop("gradient_clipping"), "gradient_clipping is missing"),
         (lambda s: s.update(optimizer={"type": "Lamb"}), "optimizer is decided by the training config"),
-        (
-            lambda s: s.update(torch_autocast={"enabled": True, "dtype": "float16"}),
-            "never lowers its loss scale",
-        ),
+        (lambda s: s.update(torch_autocast={"enabled": True, "dtype": "float16"}), "never lowers its loss scale"),
         (lambda s: s.update(bf16={"enabled": True}), "trains in bf16, the config says precision=fp32"),
         (lambda s: s["zero_optimization"].update(stage=2), "ZeRO stage 2, the config says zero_stage=1"),
         (lambda s: s["zero_optimization"].update(round_robin_gradients=True), "round_robin_gradients=True"),
         (lambda s: s["zero_optimization"].update(offload_optimizer={"device": "cpu"}), "offload_optimizer"),
     ],
 )
-def test_settings_that_deepspeed_would_accept_and_do_wrongly_are_refused(
-    change, sentence: str, tmp_path: Path
-) -> None:  # type: ignore[no-untyped-def]
+def test_settings_that_deepspeed_would_accept_and_do_wrongly_are_refused(change, sentence: str, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     settings = json.loads((shipped("ds_configs") / "zero1_fp32.json").read_text())
     change(settings)
     path = tmp_path / "settings.json"
@@ -174,9 +167,7 @@ def test_a_bad_value_is_named(overrides: list[str], sentence: str) -> None:
 def test_a_mistyped_term_is_answered_with_those_that_there_are() -> None:
     with pytest.raises(UserError, match=r"no option 'tokenwise' in loss; did you mean 'token_wise'"):
         compose("loss.tokenwise=1")
-    with pytest.raises(
-        UserError, match=r"loss\.tokenwise: there is no such term; choose among token_wise, pooled"
-    ):
+    with pytest.raises(UserError, match=r"loss\.tokenwise: there is no such term; choose among token_wise, pooled"):
         compose("+loss.tokenwise=1")  # Hydra's + adds it, in case that a package brings it
 
 
@@ -206,12 +197,9 @@ def test_decay_is_decided_by_the_kind_of_parameter() -> None:
     for name in names.values():
         is_matrix = name.endswith("weight") and "norm" not in name and "embedding" not in name
         assert (name in members["decay"]) == is_matrix, name
-    assert {
-        "text.token_embedding.weight",
-        "text.pos_embed",
-        "image.trunk.pos_embed",
-        "image.trunk.cls_token",
-    } <= (members["no_decay"])
+    assert {"text.token_embedding.weight", "text.pos_embed", "image.trunk.pos_embed", "image.trunk.cls_token"} <= (
+        members["no_decay"]
+    )
     assert groups["decay"]["weight_decay"] > 0 == groups["no_decay"]["weight_decay"]
     adamw = make_optimizer(model, compose("optimizer.name=adamw"))
     assert isinstance(adamw, torch.optim.AdamW)

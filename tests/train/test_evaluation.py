@@ -40,11 +40,7 @@ def write_test_set(folder: Path) -> list[str]:
     paths = []
     for name, kind, metric in (("colours", "classification", "top1"), ("captions", "retrieval", "recall")):
         card = {"name": name, "title": name, "kind": kind, "metric": metric, "loader": "webdataset"}
-        card |= {
-            "layouts": {"webdataset": {"path": name, "split": "test"}},
-            "license": "none",
-            "homepage": "none",
-        }
+        card |= {"layouts": {"webdataset": {"path": name, "split": "test"}}, "license": "none", "homepage": "none"}
         if kind == "classification":
             card |= {"prompts": "cifar10", "classes": "from the data set", "origin": "none"}
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(card))
@@ -59,10 +55,7 @@ def test_evaluations_are_shown_and_change_nothing(squares: Path, tmp_path: Path)
     common = ("max_steps=6", "zero_stage=3")
     measured = (
         *("eval.every_steps=3", f"eval.root={tmp_path / 'sets'}"),
-        *(
-            f"eval.data=[{colours},{captions},{card_file(tmp_path / 'sets', 'pointing')}]",
-            "eval.best=colours",
-        ),
+        *(f"eval.data=[{colours},{captions},{card_file(tmp_path / 'sets', 'pointing')}]", "eval.best=colours"),
     )
     runs = [
         train_arguments(squares, tmp_path / "without", *common),

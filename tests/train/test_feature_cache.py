@@ -53,9 +53,7 @@ def reading(model: DualEncoder, data: Pairs, cache: Path, **options: Any) -> Pai
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_the_maps_are_those_of_the_images_that_would_be_read(
-    model: DualEncoder, tmp_path: Path, workers: int
-) -> None:
+def test_the_maps_are_those_of_the_images_that_would_be_read(model: DualEncoder, tmp_path: Path, workers: int) -> None:
     data = write_pairs(tmp_path, [9, 6])
     plain = list(loader(data, image_size=32, batch_size=5, **WHOLE))
     cached = list(reading(model, data, tmp_path / "cache", workers=workers))
@@ -77,9 +75,7 @@ def test_the_maps_are_those_of_the_images_that_would_be_read(
             )
 
 
-def test_an_image_that_cannot_be_decoded_is_replaced_as_without_maps(
-    model: DualEncoder, tmp_path: Path
-) -> None:
+def test_an_image_that_cannot_be_decoded_is_replaced_as_without_maps(model: DualEncoder, tmp_path: Path) -> None:
     data = write_pairs(tmp_path, [10])
     blob = bytearray(data.tar(0).read_bytes())
     start = blob.index(key_of(0, 3).encode() + b".jpg") + 512
@@ -240,8 +236,7 @@ def test_ranks_and_trainings_fill_it_together_and_learn_the_same(squares: Path, 
     settings = [*STEM[1:], *whole, "max_steps=4", "optimizer.warmup_steps=1"]
     cached = [*settings, f"data.feature_cache={tmp_path}/cache"]
     starts = [
-        Ranks(2, train_arguments(squares, tmp_path / name, *cached), tmp_path / f"{name}.log")
-        for name in ("a", "b")
+        Ranks(2, train_arguments(squares, tmp_path / name, *cached), tmp_path / f"{name}.log") for name in ("a", "b")
     ]
     assert [ranks.wait(300) for ranks in starts] == [[0, 0], [0, 0]], starts[0].text()[-3000:]
     assert len(list((tmp_path / "cache").rglob("*.npy"))) == 3

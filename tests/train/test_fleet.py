@@ -70,9 +70,7 @@ def test_scoring_takes_the_flops_that_torch_counts() -> None:
 
 
 def ranks_say(what: str, launch: list[str], log: Path) -> dict:
-    done = subprocess.run(
-        [*launch, WORKER, what], capture_output=True, text=True, timeout=240, env=environment()
-    )
+    done = subprocess.run([*launch, WORKER, what], capture_output=True, text=True, timeout=240, env=environment())
     log.write_text(done.stdout + done.stderr)
     lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT")]
     assert lines, log.read_text()[-3000:]
@@ -146,9 +144,7 @@ def test_days_come_from_a_measured_log_with_their_spread(tmp_path: Path) -> None
     (tmp_path / "starts.jsonl").write_text(json.dumps({"world_size": 8}) + "\n")
     options = ("model=tiny", "max_steps=172800", "epochs=null", f"log={tmp_path}")
     last = plan_of(*options, "global_batch=128", gpus=8).lines()[-1]
-    assert last.startswith(
-        "run         172,800 steps, 1d00h (19h12m to 1d04h) at 0.500 s a step (80% of 26 intervals"
-    )
+    assert last.startswith("run         172,800 steps, 1d00h (19h12m to 1d04h) at 0.500 s a step (80% of 26 intervals")
     assert "measured on 8 ranks, and 16 exchange more" in plan_of(*options, "global_batch=256").lines()[-1]
     with pytest.raises(UserError, match="16 pairs per rank, and 8 in this plan"):
         plan_of(*options, "global_batch=64", gpus=8)

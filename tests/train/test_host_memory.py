@@ -50,9 +50,7 @@ def test_a_node_of_the_paper_s_base_run() -> None:
     assert parts["pixels"] == 8 * (6 * 5 + 2) * 320 * 3 * 224 * 224
     # 48 workers, a window of 16 shards and one in 4 sources
     assert parts["captions"] == 48 * 4 * 17 * 10_000 * 280
-    more = node_bytes(
-        DataConfig(sources=data.sources, workers=12, reader_groups=16), **FILIP340M, parameters=0
-    )
+    more = node_bytes(DataConfig(sources=data.sources, workers=12, reader_groups=16), **FILIP340M, parameters=0)
     assert more["captions"] == 2 * parts["captions"] and more["index"] == parts["index"]
     assert to_ask_for({"a": 10.1e9}) == 13_000  # MB: a fifth more, in whole GB
 

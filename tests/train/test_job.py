@@ -53,9 +53,7 @@ def test_a_signal_after_the_request_for_another_start_ends_the_wait(
 SAVED = "mkdir -p checkpoints/step0000000%d; echo 85 > $FILIP_EXIT_CODE_FILE; exit 143"
 
 
-def test_a_training_that_finishes_or_is_refused_is_not_started_again(
-    tmp_path: Path, requeues: list[bool]
-) -> None:
+def test_a_training_that_finishes_or_is_refused_is_not_started_again(tmp_path: Path, requeues: list[bool]) -> None:
     assert run(tmp_path, requeues, "exit 0") == 0
     assert last_failure(tmp_path) is None
     # srun kills the other ranks and returns the code of that
@@ -75,9 +73,7 @@ def test_a_training_that_saved_is_started_again_as_often_as_it_takes(
 
 
 @pytest.mark.parametrize("crash", ["exit 1", "kill -9 $$"])
-def test_the_third_crash_since_a_checkpoint_is_the_last(
-    tmp_path: Path, requeues: list[bool], crash: str
-) -> None:
+def test_the_third_crash_since_a_checkpoint_is_the_last(tmp_path: Path, requeues: list[bool], crash: str) -> None:
     for _ in range(2):
         run(tmp_path, requeues, crash)
     (tmp_path / "checkpoints" / "step00000009").mkdir(parents=True)  # progress: counting starts again
@@ -125,9 +121,7 @@ def test_every_start_keeps_its_output_and_its_first_error(tmp_path: Path, requeu
     run(tmp_path, requeues, "echo resumed; kill -9 $$")
     assert "resumed" in (tmp_path / "rule.log").read_text()  # a link to the newest
     first = (tmp_path / "logs/001.log").read_text()
-    assert "step 1" in first and first.splitlines()[3].endswith(
-        "failed first with: srun: error: node7: task 3: Killed"
-    )
+    assert "step 1" in first and first.splitlines()[3].endswith("failed first with: srun: error: node7: task 3: Killed")
     ends = [line for line in attempts(tmp_path) if "outcome" in line]
     assert [line["error"] for line in ends] == [
         "srun: error: node7: task 3: Killed",
@@ -159,9 +153,7 @@ def test_a_lock_that_is_still_held_is_waited_for(tmp_path: Path, requeues: list[
         other.write("start 1, host node3, process 77\n")
         other.flush()
         fcntl.flock(other, fcntl.LOCK_EX)
-        holder = subprocess.Popen(
-            [sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=[other.fileno()]
-        )
+        holder = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=[other.fileno()])
     try:
         assert run(tmp_path, requeues, "exit 0") == job.LOCKED and len(requeues) == 1
         said = (tmp_path / "logs/001.log").read_text()
@@ -176,9 +168,7 @@ def test_a_lock_that_is_still_held_is_waited_for(tmp_path: Path, requeues: list[
     assert (tmp_path / "lock").read_text().startswith("start 2, host ")
 
 
-def test_children_hold_the_lock_when_the_job_s_own_process_is_killed(
-    tmp_path: Path, requeues: list[bool]
-) -> None:
+def test_children_hold_the_lock_when_the_job_s_own_process_is_killed(tmp_path: Path, requeues: list[bool]) -> None:
     command = [sys.executable, "-m", "filip.train.job", f"run_dir={tmp_path}", "--"]
     first = subprocess.Popen([*command, "sh", "-c", f"touch {tmp_path}/up; exec sleep 60"])
     while not (tmp_path / "up").exists():

@@ -55,9 +55,7 @@ def test_whole_parameters_follow_the_definition() -> None:
             tensor.grad = torch.tensor(step[name], dtype=torch.float32)
         lamb.step()
     for name, expected in reference(6).items():
-        np.testing.assert_allclose(
-            tensors[name].detach().numpy(), expected, rtol=2e-5, atol=2e-6, err_msg=name
-        )
+        np.testing.assert_allclose(tensors[name].detach().numpy(), expected, rtol=2e-5, atol=2e-6, err_msg=name)
 
 
 def test_a_flat_tensor_with_a_layout_gives_the_same_and_ignores_garbage_in_its_padding() -> None:
@@ -76,9 +74,7 @@ def test_a_flat_tensor_with_a_layout_gives_the_same_and_ignores_garbage_in_its_p
         lamb.step()
     expected = reference(6)
     for name, piece in zip(names, flat.detach()[:-9].split(list(sizes)), strict=True):
-        np.testing.assert_allclose(
-            piece.numpy(), expected[name].reshape(-1), rtol=2e-5, atol=2e-6, err_msg=name
-        )
+        np.testing.assert_allclose(piece.numpy(), expected[name].reshape(-1), rtol=2e-5, atol=2e-6, err_msg=name)
 
 
 def test_norms_of_large_tensors_are_accurate() -> None:

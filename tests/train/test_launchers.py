@@ -72,18 +72,11 @@ def test_stopped_under_deepspeed_and_finished_under_torchrun(squares: Path, tmp_
 def test_tasks_of_srun_find_each_other(squares: Path, tmp_path: Path) -> None:
     """One process runs per task, with Slurm's variables and none of a launcher's; the port follows from the job."""
     port = free_port(FIRST_PORT, FIRST_PORT + PORTS)
-    job = {
-        **step(2, "2"),
-        "SLURM_JOB_ID": f"{7 * PORTS + port - FIRST_PORT}",
-        "SLURM_STEP_NODELIST": "localhost",
-    }
+    job = {**step(2, "2"), "SLURM_JOB_ID": f"{7 * PORTS + port - FIRST_PORT}", "SLURM_STEP_NODELIST": "localhost"}
     log = tmp_path / "log"
     log.touch()
     arguments = train_arguments(squares, tmp_path / "run", "max_steps=5")
-    tasks = [
-        Process(arguments, environment(**job, SLURM_PROCID=f"{n}", SLURM_LOCALID=f"{n}"), log)
-        for n in range(2)
-    ]
+    tasks = [Process(arguments, environment(**job, SLURM_PROCID=f"{n}", SLURM_LOCALID=f"{n}"), log) for n in range(2)]
     assert [task.wait(120) for task in tasks] == [0, 0], log.read_text()[-2000:]
     assert json.loads((tmp_path / "run" / "model.json").read_text())["world_size"] == 2
 

@@ -37,9 +37,7 @@ def test_they_are_saved_with_the_model_and_evaluation_does_without(tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_they_train_under_zero_and_with_gradient_caching_as_on_one_process(
-    squares: Path, tmp_path: Path
-) -> None:
+def test_they_train_under_zero_and_with_gradient_caching_as_on_one_process(squares: Path, tmp_path: Path) -> None:
     overrides = (
         "max_steps=4",
         "loss.sigmoid=0.5",
@@ -63,9 +61,7 @@ def test_they_train_under_zero_and_with_gradient_caching_as_on_one_process(
     reference = losses(tmp_path / "one")
     assert series(tmp_path / "one", "loss_weight/token_wise_sigmoid") == [0, 0, 1, 1]
     saved = load_file(tmp_path / "one" / "model.safetensors")
-    assert {float(saved[f"loss_{name}_bias"]) for name in ("sigmoid", "token_wise_sigmoid")}.isdisjoint(
-        {-10.0}
-    )
+    assert {float(saved[f"loss_{name}_bias"]) for name in ("sigmoid", "token_wise_sigmoid")}.isdisjoint({-10.0})
     assert all(float(saved[f"loss_token_scorer_{side}"].abs().max()) > 1e-4 for side in ("image", "text"))
     query = saved["loss_text_conditioned_query"][0]
     assert float((query - query[0, 0] * torch.eye(len(query))).abs().max()) > 1e-4

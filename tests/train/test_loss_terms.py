@@ -22,13 +22,7 @@ from filip.train.step import by_name, from_names
 from tests.support.ranks import run_cases
 from tests.train.loss_batches import Batch, random_batch, run, settings
 from tests.train.loss_ranks import REFERENCES, cases
-from tests.train.loss_references import (
-    LEARNED,
-    Maximum,
-    cross_entropy,
-    of_kept_tokens,
-    token_wise_matrices,
-)
+from tests.train.loss_references import LEARNED, Maximum, cross_entropy, of_kept_tokens, token_wise_matrices
 
 SHAPES = {
     "a batch": {"counts": [6]},
@@ -46,8 +40,7 @@ def assert_same(found: Tensor, expected: Tensor, batch: Batch) -> None:
     torch.testing.assert_close(found, expected)
     leaves = batch.leaves()
     gradients = [
-        torch.autograd.grad(value, list(leaves.values()), materialize_grads=True)
-        for value in (found, expected)
+        torch.autograd.grad(value, list(leaves.values()), materialize_grads=True) for value in (found, expected)
     ]
     for name, own, wanted in zip(leaves, *gradients, strict=True):
         torch.testing.assert_close(own, wanted, msg=lambda text, name=name: f"{name}: {text}")
@@ -68,8 +61,7 @@ def test_a_term_is_its_definition(term: str, shape: str) -> None:
 def test_a_term_has_a_chance_and_a_place_in_the_memory_plan(term: str) -> None:
     setting = Setting(global_batch=8192, gpus=8)
     needs = [
-        TERMS[term].memory(BatchShape(setting.local, 49, 18, 256, exchange, setting))
-        for exchange in ("gather", "ring")
+        TERMS[term].memory(BatchShape(setting.local, 49, 18, 256, exchange, setting)) for exchange in ("gather", "ring")
     ]
     own_vectors = setting.local * 256 * 4
     assert own_vectors < needs[1] <= needs[0] < 64e9
@@ -107,19 +99,14 @@ def test_the_sigmoid_counts_a_row_whose_best_text_is_a_positive() -> None:
 
 
 MAXIMA: dict[str, tuple[dict[str, Any], Maximum]] = {
-    "smooth": (
-        {"token_temperature": 0.2},
-        lambda s: 0.2 * torch.log(torch.exp(s / 0.2).mean(dim=-1)),
-    ),
+    "smooth": ({"token_temperature": 0.2}, lambda s: 0.2 * torch.log(torch.exp(s / 0.2).mean(dim=-1))),
     "softmax": ({"token_temperature": 0.2}, lambda s: ((s / 0.2).softmax(dim=-1) * s).sum(dim=-1)),
     "top_k": ({}, lambda s: s.sort(dim=-1, descending=True).values[..., :2].mean(dim=-1)),
 }
 
 
 @pytest.mark.parametrize("maximum", MAXIMA)
-@pytest.mark.parametrize(
-    "shape", ["a batch", "one patch and one word", "long captions", "positives of a group"]
-)
+@pytest.mark.parametrize("shape", ["a batch", "one patch and one word", "long captions", "positives of a group"])
 def test_what_takes_the_place_of_the_maximum_is_its_definition(maximum: str, shape: str) -> None:
     options, definition = MAXIMA[maximum]
     batch = random_batch("token_wise", **SHAPES[shape])  # type: ignore[arg-type]
@@ -159,12 +146,8 @@ def test_several_captions_of_an_image_are_all_its_positives() -> None:
     with torch.no_grad():
         batch.image_vector[1:3] = batch.image_vector[0]
     found = float(run("sigmoid", batch).loss.detach())
-    logits = (
-        batch.scale * batch.image_vector @ batch.text_vector.T + batch.parameters["sigmoid_bias"]
-    ).detach()
-    by_image = (
-        torch.nn.functional.softplus(-logits[0, :3]).sum() + torch.nn.functional.softplus(logits[0, 3:]).sum()
-    )
+    logits = (batch.scale * batch.image_vector @ batch.text_vector.T + batch.parameters["sigmoid_bias"]).detach()
+    by_image = torch.nn.functional.softplus(-logits[0, :3]).sum() + torch.nn.functional.softplus(logits[0, 3:]).sum()
     rest = [
         torch.nn.functional.softplus(-logits[i, j] if batch.group[i] == batch.group[j] else logits[i, j])
         for i in range(3, 6)
@@ -216,9 +199,7 @@ def test_gradient_caching_changes_nothing(term: str, changes: dict[str, Any]) ->
     leaves = batch.leaves()
     gradients = torch.autograd.grad(expected, list(leaves.values()), materialize_grads=True)
     for (name, leaf), wanted in zip(leaves.items(), gradients, strict=True):
-        torch.testing.assert_close(
-            leaf.grad, wanted.to(leaf.dtype), msg=lambda text, name=name: f"{name}: {text}"
-        )
+        torch.testing.assert_close(leaf.grad, wanted.to(leaf.dtype), msg=lambda text, name=name: f"{name}: {text}")
 
 
 @pytest.fixture(scope="module")

@@ -105,10 +105,7 @@ def test_a_term_counts_only_in_the_steps_that_give_it_a_weight() -> None:
         (["loss.pooled=inf"], "must be 0 or positive"),
         (["+loss.ploodle=1"], r"loss\.ploodle: there is no such term; choose among token_wise"),
         (
-            [
-                "loss.token_wise=switch from 1 to 0 at step 5",
-                "loss.pooled=linear from 0 to 1 in steps 5 to 9",
-            ],
+            ["loss.token_wise=switch from 1 to 0 at step 5", "loss.pooled=linear from 0 to 1 in steps 5 to 9"],
             "weight 0 in step 5",
         ),
     ],
@@ -203,10 +200,7 @@ def test_the_selection_reports_only_where_it_selects() -> None:
 def test_the_share_of_kept_tokens_follows_its_schedule() -> None:
     group = torch.arange(4)
     falling = "token_keep_schedule=linear from 1 to 0.25 in steps 0 to 4"
-    loss, batch = (
-        Loss({"token_wise": 1.0}, compose("backend=reference", "token_keep_ratio=0.25", falling)),
-        encoded(),
-    )
+    loss, batch = (Loss({"token_wise": 1.0}, compose("backend=reference", "token_keep_ratio=0.25", falling)), encoded())
     for step, ratio in ((0, 1.0), (2, 0.625), (4, 0.25), (9, 0.25)):
         fixed = Loss({"token_wise": 1.0}, compose("backend=reference", f"token_keep_ratio={ratio}"))
         found = loss(batch, group, step)
@@ -218,9 +212,7 @@ def test_the_share_of_kept_tokens_follows_its_schedule() -> None:
     ):
         with pytest.raises(UserError, match=reason):
             compose(override)
-    with pytest.raises(
-        UserError, match=r"ends at 0\.25, and token_keep_ratio=0\.5; .*token_keep_schedule=null"
-    ):
+    with pytest.raises(UserError, match=r"ends at 0\.25, and token_keep_ratio=0\.5; .*token_keep_schedule=null"):
         compose("token_keep_ratio=0.5", falling)
 
 

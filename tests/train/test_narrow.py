@@ -51,15 +51,9 @@ def test_embeddings_that_fit_into_fewer_channels_keep_their_similarities(
 ) -> None:
     save_model(tmp_path / "wide.safetensors", tiny(interaction, directions=8))
     out = tmp_path / "narrow.safetensors"
-    narrow(
-        Narrow(
-            model=str(tmp_path / "wide.safetensors"), embed_dim=8, data=str(pairs), out=str(out), device="cpu"
-        )
-    )
+    narrow(Narrow(model=str(tmp_path / "wide.safetensors"), embed_dim=8, data=str(pairs), out=str(out), device="cpu"))
     images = [str(file) for file in sorted(pairs.glob("*.png"))]
-    wide, small = (
-        filip.load(str(tmp_path / f"{name}.safetensors"), device="cpu") for name in ("wide", "narrow")
-    )
+    wide, small = (filip.load(str(tmp_path / f"{name}.safetensors"), device="cpu") for name in ("wide", "narrow"))
     assert small.encode_images(images).shape[-1] == 8
     for a, b in zip(wide.similarity(images, CAPTIONS), small.similarity(images, CAPTIONS), strict=True):
         torch.testing.assert_close(a, b, atol=2e-5, rtol=0)
@@ -80,24 +74,18 @@ def test_the_saved_model_does_what_its_recall_was_measured_with() -> None:
     model, generator = tiny("pooled"), torch.Generator().manual_seed(2)
     pixels = torch.randn(6, 3, model.image_size, model.image_size, generator=generator)
     with torch.no_grad():
-        before = Pairs(
-            model.encode_image(pixels), Texts(torch.eye(model.config.embed_dim)[:6], None), torch.arange(6)
-        )
+        before = Pairs(model.encode_image(pixels), Texts(torch.eye(model.config.embed_dim)[:6], None), torch.arange(6))
         directions = fit([before], 5)
         torch.testing.assert_close(directions @ directions.T, torch.eye(5), atol=1e-5, rtol=0)
         apply(model, directions)
-        torch.testing.assert_close(
-            model.encode_image(pixels), before.mapped(directions).images, atol=1e-5, rtol=0
-        )
+        torch.testing.assert_close(model.encode_image(pixels), before.mapped(directions).images, atol=1e-5, rtol=0)
     assert model.config.embed_dim == 5
 
 
 def test_the_fit_loses_less_than_as_many_channels_taken_as_they_are() -> None:
     generator = torch.Generator().manual_seed(3)
     spread = torch.randn(200, 16, generator=generator) * torch.logspace(0, -2, 16)
-    mixed = torch.nn.functional.normalize(
-        spread @ torch.linalg.qr(torch.randn(16, 16, generator=generator))[0], dim=-1
-    )
+    mixed = torch.nn.functional.normalize(spread @ torch.linalg.qr(torch.randn(16, 16, generator=generator))[0], dim=-1)
     sample = Pairs(mixed[:100], Texts(mixed[100:], None), torch.arange(100))
     directions = fit([sample.part(torch.arange(100) % 2 == 0)], 6)
     held = sample.part(torch.arange(100) % 2 == 1)
@@ -124,23 +112,14 @@ def test_what_cannot_be_narrowed_is_refused(tmp_path: Path, pairs: Path) -> None
         narrow(Narrow(**common, data=str(tmp_path / "classes"), embed_dim=4))
     with pytest.raises(UserError, match=r"model: there is no file or folder 'gone\.safetensors'"):
         narrow(Narrow(**{**common, "model": "gone.safetensors"}, data=str(pairs), embed_dim=4))
-    with pytest.raises(
-        UserError, match="brings an image tower alone, whose projection is still to be trained"
-    ):
+    with pytest.raises(UserError, match="brings an image tower alone, whose projection is still to be trained"):
         narrow(Narrow(**{**common, "model": "timm:vit_tiny_patch16_224"}, data=str(pairs), embed_dim=4))
     assert not (tmp_path / "out.safetensors").exists()
 
 
 def test_a_clip_of_transformers_is_narrowed(tmp_path: Path, pairs: Path) -> None:
     theirs = hf_folder(tmp_path / "clip")  # 32 channels
-    narrow(
-        Narrow(
-            model=f"hf:{tmp_path / 'clip'}",
-            embed_dim=31,
-            data=str(pairs),
-            out=str(tmp_path / "n.safetensors"),
-        )
-    )
+    narrow(Narrow(model=f"hf:{tmp_path / 'clip'}", embed_dim=31, data=str(pairs), out=str(tmp_path / "n.safetensors")))
     ours = load_model(tmp_path / "n.safetensors")
     assert ours.config.interaction == "pooled" and ours.config.embed_dim == 31
     with torch.no_grad():

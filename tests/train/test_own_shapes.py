@@ -82,8 +82,7 @@ def test_an_image_among_others_is_as_if_alone_and_so_is_the_loss() -> None:
     t2i = torch.stack([torch.stack([(a.image[0] @ w.T).amax(0).mean() for w in words]) for a in alone])
     scale, own = together.logit_scale, torch.arange(4)
     expected = 0.5 * (
-        torch.nn.functional.cross_entropy(scale * i2t, own)
-        + torch.nn.functional.cross_entropy(scale * t2i.T, own)
+        torch.nn.functional.cross_entropy(scale * i2t, own) + torch.nn.functional.cross_entropy(scale * t2i.T, own)
     )
     config = compose("model=tiny", NAFLEX, "precision=fp32", "transport_dtype=fp32")
     loss = Loss(resolve_weights(config.loss, "token_wise"), config)

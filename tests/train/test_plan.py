@@ -53,9 +53,7 @@ def test_states_of_the_zero_paper() -> None:
 
 
 def test_the_papers_sizes_are_printed_without_a_gpu() -> None:
-    done = run_python(
-        "-m", "filip.train.plan", "experiment=large", "ranks=[8,128,192]", variables=environment()
-    )
+    done = run_python("-m", "filip.train.plan", "experiment=large", "ranks=[8,128,192]", variables=environment())
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert "426,699,009 parameters" in lines[0]

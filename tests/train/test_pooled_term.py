@@ -11,15 +11,7 @@ from filip.models import load_model, load_preset
 from filip.train.engine import Batching
 from filip.train.loop import initial_model
 from filip.train.memory import memory_plan
-from tests.support.training import (
-    compose,
-    largest_difference,
-    losses,
-    run_many,
-    same_weights,
-    series,
-    train_arguments,
-)
+from tests.support.training import compose, largest_difference, losses, run_many, same_weights, series, train_arguments
 
 
 @pytest.mark.slow
@@ -28,11 +20,7 @@ def test_on_two_ranks_it_is_that_of_one_process(squares: Path, tmp_path: Path) -
         return train_arguments(squares, tmp_path / name, "max_steps=6", *overrides)
 
     both = "loss.pooled=0.5"
-    single = [
-        arguments("tokens"),
-        arguments("vectors", "model.interaction=pooled"),
-        arguments("one", both),
-    ]
+    single = [arguments("tokens"), arguments("vectors", "model.interaction=pooled"), arguments("one", both)]
     assert run_many(1, single, tmp_path / "one.log") == [0] * len(single)
     double = [
         arguments("two_zero3", both, "zero_stage=3"),

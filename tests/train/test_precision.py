@@ -27,9 +27,7 @@ def test_loss_scale_and_non_finite_numbers(squares: Path, tmp_path: Path) -> Non
         train_arguments(squares, tmp_path / "stops", *saving),
         train_arguments(squares, tmp_path / "rolls_back", *saving, "watchdog.non_finite=rollback"),
         train_arguments(squares, tmp_path / "diverges", "optimizer.base_lr=1e30", "max_steps=14"),
-        train_arguments(
-            squares, tmp_path / "rolls_back3", *saving, "watchdog.non_finite=rollback", "zero_stage=3"
-        ),
+        train_arguments(squares, tmp_path / "rolls_back3", *saving, "watchdog.non_finite=rollback", "zero_stage=3"),
         train_arguments(squares, tmp_path / "floor", *fp16[:3], f"deepspeed={tmp_path}/floor.json"),
     ]
     assert run_many(2, runs, tmp_path / "log") == [0, 2, 0, 2, 0, 2]
@@ -48,10 +46,7 @@ def test_loss_scale_and_non_finite_numbers(squares: Path, tmp_path: Path) -> Non
     assert text.count("non-finite in steps 7 to 9") >= 2
     last_good = tmp_path / "stops" / "checkpoints" / "step00000004"
     assert f"the last good checkpoint is {last_good}" in text and last_good.is_dir()
-    assert (
-        "non-finite" in text.split("run 2 exit")[-1].split("run 3 exit")[0]
-        and "there is no checkpoint yet" in text
-    )
+    assert "non-finite" in text.split("run 2 exit")[-1].split("run 3 exit")[0] and "there is no checkpoint yet" in text
     for name in ("rolls_back", "rolls_back3"):
         events = [r for r in records(tmp_path / name) if "event" in r]
         assert [e["step"] for e in events if e["event"] == "rollback"] == [9]

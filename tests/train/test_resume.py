@@ -105,9 +105,7 @@ def test_stopped_by_a_signal_goes_on_bit_identical_in_every_precision(squares: P
 @pytest.mark.slow
 def test_going_back_to_an_older_checkpoint_gives_up_the_newer_ones(squares: Path, tmp_path: Path) -> None:
     def arguments(*overrides: str) -> list[str]:
-        return train_arguments(
-            squares, tmp_path / "run", "max_steps=10", "checkpoint.every_steps=3", *overrides
-        )
+        return train_arguments(squares, tmp_path / "run", "max_steps=10", "checkpoint.every_steps=3", *overrides)
 
     saves = tmp_path / "run" / "checkpoints"
     whole = arguments(f"out={tmp_path}/whole.safetensors", "checkpoint.keep=3")

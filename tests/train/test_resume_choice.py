@@ -61,16 +61,9 @@ SAME = {"init_from": "abc", "manifests": {"a": "1"}}
 
 
 @pytest.mark.parametrize(
-    "overrides",
-    [
-        (),
-        ("log_every=1", "data.workers=6"),
-        ("log_every=9", "threads=2", "checkpoint.keep=7"),
-    ],
+    "overrides", [(), ("log_every=1", "data.workers=6"), ("log_every=9", "threads=2", "checkpoint.keep=7")]
 )
-def test_the_same_training_continues_whatever_its_speed_and_reporting(
-    run: Path, overrides: tuple[str, ...]
-) -> None:
+def test_the_same_training_continues_whatever_its_speed_and_reporting(run: Path, overrides: tuple[str, ...]) -> None:
     found = choose(run, *overrides, **SAME)
     assert found.checkpoint == run / "checkpoints" / "step00000020"
     assert not found.start_again and found.notes[-1].startswith("resumed from")
@@ -216,13 +209,7 @@ def test_the_folder_hash_covers_learning_settings_only() -> None:
         "gradient_cache=4",
     ):
         assert settings_hash(compose("model=tiny", same)) == reference, same
-    for other in (
-        "seed=1",
-        "optimizer.eps=1e-3",
-        "model.embed_dim=8",
-        "data.sources=[{shards: a}]",
-        "epochs=2",
-    ):
+    for other in ("seed=1", "optimizer.eps=1e-3", "model.embed_dim=8", "data.sources=[{shards: a}]", "epochs=2"):
         assert settings_hash(compose("model=tiny", other)) != reference, other
 
 

@@ -64,9 +64,7 @@ def test_ids_and_every_token_of_its_texts_are_ours(naflex: bool, tmp_path: Path)
         torch.testing.assert_close(ours.text(ids, lengths, only_last=True), last, atol=2e-5, rtol=1e-4)
 
 
-def test_what_cannot_be_taken_is_refused_and_the_image_tower_alone_is_not(
-    folder: Path, tmp_path: Path
-) -> None:
+def test_what_cannot_be_taken_is_refused_and_the_image_tower_alone_is_not(folder: Path, tmp_path: Path) -> None:
     siglip_folder(tmp_path / "without")
     with pytest.raises(UserError, match=r"tokenizer of its text tower cannot be loaded.*without:image takes"):
         load_initial(f"hf:{tmp_path / 'without'}", load_preset("tiny"))
@@ -83,10 +81,7 @@ def test_what_cannot_be_taken_is_refused_and_the_image_tower_alone_is_not(
     with pytest.raises(UserError, match="leaves out the first and the last token"):
         load_initial(f"hf:{folder}", config_from_dict({"exclude_special_tokens": True}))
     (tmp_path / "no.json").write_text('{"not": "a tokenizer"}')
-    for path, reason in (
-        (tmp_path / "no.json", "is not a tokenizer.json"),
-        (tmp_path / "gone", "cannot read"),
-    ):
+    for path, reason in ((tmp_path / "no.json", "is not a tokenizer.json"), (tmp_path / "gone", "cannot read")):
         with pytest.raises(UserError, match=reason):
             JsonTokenizer.from_file(path)
 
@@ -118,9 +113,7 @@ def test_a_saved_model_carries_its_vocabulary_and_formats_that_cannot_hold_it_sa
     assert source.config.text_config.vocab_size == model.config.text.vocab_size
 
 
-def test_it_trains_resumes_and_is_loaded_with_its_own_vocabulary(
-    squares: Path, folder: Path, tmp_path: Path
-) -> None:
+def test_it_trains_resumes_and_is_loaded_with_its_own_vocabulary(squares: Path, folder: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
 
     def started_from(place: Path) -> list[str]:
@@ -138,10 +131,7 @@ def test_it_trains_resumes_and_is_loaded_with_its_own_vocabulary(
     assert "at step 2" in (tmp_path / "again.txt").read_text()
     assert same_weights(tmp_path / "first.safetensors", run / "model.safetensors")
     theirs = AutoTokenizer.from_pretrained(folder)(TEXTS)["input_ids"]
-    for model in (
-        load_model(run / "model.safetensors"),
-        read_source(str(run / "checkpoints/step00000002")).model,
-    ):
+    for model in (load_model(run / "model.safetensors"), read_source(str(run / "checkpoints/step00000002")).model):
         ids, lengths = model.tokenizer.tokenize(TEXTS, 1000)
         assert [row[:n].tolist() for row, n in zip(ids, lengths, strict=True)] == theirs
     shown = filip.load(str(run / "model.safetensors"))
@@ -149,9 +139,7 @@ def test_it_trains_resumes_and_is_loaded_with_its_own_vocabulary(
     assert shown.similarity([picture], ["a red square", "the Blue ball"]).i2t.shape == (1, 2)
 
 
-def test_a_tower_from_random_weights_takes_a_tokenizer_json(
-    squares: Path, folder: Path, tmp_path: Path
-) -> None:
+def test_a_tower_from_random_weights_takes_a_tokenizer_json(squares: Path, folder: Path, tmp_path: Path) -> None:
     tokenizer = JsonTokenizer.from_file(folder / "tokenizer.json")
     text = f"model.text.tokenizer={folder / 'tokenizer.json'}"
     small = compose("model=tiny", text, "model.text.padding=0", "model.text.vocab_size=9")
@@ -165,7 +153,4 @@ def test_a_tower_from_random_weights_takes_a_tokenizer_json(
         batch_size=4, image_size=32, context_length=32, json_tokenizer=model.json_tokenizer,
     )  # fmt: skip
     batch = next(iter(build_loader(stream)))
-    assert (
-        batch["ids"].max() < tokenizer.size
-        and (batch["ids"].gather(1, batch["lengths"][:, None] - 1) == 1).all()
-    )
+    assert batch["ids"].max() < tokenizer.size and (batch["ids"].gather(1, batch["lengths"][:, None] - 1) == 1).all()

@@ -42,9 +42,7 @@ def test_the_weights_of_the_wheel_are_those_of_timms_network(warm: dict) -> None
     model = warm["model"]
     assert model.training  # its batch norms keep their statistics all the same
     with torch.no_grad():
-        expected = reference.forward_intermediates((image - 0.5) / 0.5, indices=[3], intermediates_only=True)[
-            0
-        ]
+        expected = reference.forward_intermediates((image - 0.5) / 0.5, indices=[3], intermediates_only=True)[0]
         torch.testing.assert_close(model.image.stem(as_clip), expected, atol=1e-4, rtol=1e-4)
     assert len(model.image.stem.network.blocks) == 5, "no stage above the feature map is computed or stored"
 
@@ -146,10 +144,7 @@ def test_a_frozen_stem_has_no_gradient_and_the_rest_has(warm: dict) -> None:
     ("overrides", "reason"),
     [
         (("model.image.stem=resnet0",), "cannot build model.image.stem='resnet0'"),
-        (
-            (f"model.image.stem={NAME}", "model.image.image_size=40"),
-            "not a multiple of model.image.stem_stride=16",
-        ),
+        ((f"model.image.stem={NAME}", "model.image.image_size=40"), "not a multiple of model.image.stem_stride=16"),
         (
             (f"model.image.stem={NAME}", "model.image.image_size=48", "model.image.stem_cells=2"),
             "stem_stride=16 times model.image.stem_cells=2",

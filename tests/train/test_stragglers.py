@@ -17,9 +17,7 @@ def reports(*encoding: float, data_wait: float = 0.0) -> list[RankReport]:
     """Return one report per rank; the last one waits ``data_wait`` for its data."""
     waits = [0.0] * (len(encoding) - 1) + [data_wait]
     pairs = enumerate(zip(encoding, waits, strict=True))
-    return [
-        RankReport(wait, seconds, {"undecodable": rank}, f"host{rank}") for rank, (seconds, wait) in pairs
-    ]
+    return [RankReport(wait, seconds, {"undecodable": rank}, f"host{rank}") for rank, (seconds, wait) in pairs]
 
 
 def watchdog(straggler_intervals: int = 3) -> Watchdog:
@@ -72,14 +70,7 @@ def spikes(losses: list[float]) -> list[tuple[int, int]]:
     found = []
     for step, loss in enumerate(losses, start=1):
         status = StepStatus(
-            step,
-            loss,
-            grad_norm=1.0,
-            logit_scale=20.0,
-            loss_scale=1.0,
-            skipped=False,
-            finite=True,
-            chance_loss=50.0,
+            step, loss, grad_norm=1.0, logit_scale=20.0, loss_scale=1.0, skipped=False, finite=True, chance_loss=50.0
         )
         found += [(a.first, a.last) for a in dog.observe(status) if a.kind == "loss spike"]
     return found

@@ -32,13 +32,7 @@ from tests.support.training import compose, records, train_arguments
 def board(tmp_path: Path) -> EventAccumulator:
     """Return the events of a run of twenty steps that has ended."""
     telemetry = Telemetry(tmp_path / "run", True, 0)
-    record = {
-        "loss/total": 1.5,
-        "loss/i2t": 1.4,
-        "accuracy/i2t": 0.5,
-        "eval/food": 0.2,
-        "speed/pairs_per_second": 9.0,
-    }
+    record = {"loss/total": 1.5, "loss/i2t": 1.4, "accuracy/i2t": 0.5, "eval/food": 0.2, "speed/pairs_per_second": 9.0}
     telemetry.record(10, {**record, "optimizer/logit_scale": 14.0, "accuracy/t2i": 0.4})
     telemetry.hparams(20, shown_settings(TrainConfig()), {**final_metrics(record), "eval/food": 0.2})
     telemetry.close()
@@ -110,9 +104,7 @@ def blocks(log: bytes) -> Iterator[bytes]:
         log = log[7 + length :]
 
 
-def test_weights_and_biases_gets_the_numbers_without_a_network(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_weights_and_biases_gets_the_numbers_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setitem(sys.modules, "wandb", None)  # as the trainer hides it
     alone = RankPlace(0, 1, 0, 1, torch.device("cpu"))

@@ -41,9 +41,7 @@ class MixedPrecision:
 
 @pytest.mark.parametrize("name", ["lamb", "adamw"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_a_scale_at_its_clamp_comes_down_again_under_an_opposite_gradient(
-    dtype: torch.dtype, name: str
-) -> None:
+def test_a_scale_at_its_clamp_comes_down_again_under_an_opposite_gradient(dtype: torch.dtype, name: str) -> None:
     training = MixedPrecision(dtype, name)
     upwards = [training.step(-1.0) for _ in range(30)]
     # 100.04 is float16's neighbour of log(100), 98.8 bfloat16's.

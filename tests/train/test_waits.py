@@ -18,14 +18,8 @@ def test_a_step_does_not_wait_for_the_device(share: float, monkeypatch: pytest.M
     model = build_model(load_preset("tiny"))
     lengths = torch.tensor([5, 3, 7])
     size = model.image_size
-    batch = {
-        "pixels": torch.zeros(3, 3, size, size),
-        "ids": torch.ones(3, 7, dtype=torch.int64),
-        "lengths": lengths,
-    }
-    loss = Loss(
-        resolve_weights({"token_wise": 1.0}, "token_wise"), settings(token_keep_ratio=share, backend="tiled")
-    )
+    batch = {"pixels": torch.zeros(3, 3, size, size), "ids": torch.ones(3, 7, dtype=torch.int64), "lengths": lengths}
+    loss = Loss(resolve_weights({"token_wise": 1.0}, "token_wise"), settings(token_keep_ratio=share, backend="tiled"))
     seen = DeviceWaits(lengths)
     monkeypatch.setattr(dispatch, "run_backward", seen.inside(dispatch.run_backward))
     with seen:

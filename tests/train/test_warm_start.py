@@ -39,10 +39,7 @@ def test_a_pooled_model_of_ours_goes_on_token_wise_with_the_same_weights(tmp_pat
     assert as_it_is.config.interaction == "pooled"
     config = compose("model=tiny", start, "warm_start.interaction=token_wise")
     model = initial_model(config).eval()
-    assert (
-        model.config.interaction == config.model.interaction == "token_wise"
-        and config.loss["token_wise"] == 1
-    )
+    assert model.config.interaction == config.model.interaction == "token_wise" and config.loss["token_wise"] == 1
     encoded = model(pixels, ids, lengths, tokens_and_vectors=True)
     assert encoded.pooled is not None
     expected = source.eval()(pixels, ids, lengths)
@@ -62,9 +59,7 @@ def test_lower_blocks_move_slower_and_at_first_only_the_projections(tmp_path: Pa
     factor = {names[id(p)]: group["lr_factor"] for group in made.param_groups for p in group["params"]}
     assert factor.keys() == dict(model.named_parameters()).keys()
     blocks = len(model.image.trunk.blocks)
-    assert (
-        factor["image.projection.weight"] == factor["image.trunk.norm.weight"] == factor["logit_scale"] == 1
-    )
+    assert factor["image.projection.weight"] == factor["image.trunk.norm.weight"] == factor["logit_scale"] == 1
     assert factor[f"image.trunk.blocks.{blocks - 1}.mlp.fc1.weight"] == 0.5
     assert factor["image.trunk.blocks.0.norm1.bias"] == 0.5**blocks
     assert factor["image.trunk.patch_embed.proj.weight"] == 0.5 ** (blocks + 1)

@@ -43,9 +43,7 @@ def assert_same(ours: DualEncoder, image: torch.Tensor, text: torch.Tensor, scal
     ids, lengths = tokenize(CAPTIONS)
     with torch.no_grad():
         torch.testing.assert_close(ours.encode_image(pixels()), F.normalize(image, dim=-1), atol=1e-5, rtol=0)
-        torch.testing.assert_close(
-            ours.encode_text(ids, lengths), F.normalize(text, dim=-1), atol=1e-5, rtol=0
-        )
+        torch.testing.assert_close(ours.encode_text(ids, lengths), F.normalize(text, dim=-1), atol=1e-5, rtol=0)
     torch.testing.assert_close(ours.scale().squeeze(), scale)
 
 
@@ -77,9 +75,7 @@ def test_open_clips_pooled_vectors_are_ours(shape: str, quick_gelu: bool, steps:
         pytest.param("L-14", "quick_gelu", 0, marks=pytest.mark.slow),
     ],
 )
-def test_the_pooled_vectors_of_transformers_are_ours(
-    shape: str, activation: str, steps: int, tmp_path: Path
-) -> None:
+def test_the_pooled_vectors_of_transformers_are_ours(shape: str, activation: str, steps: int, tmp_path: Path) -> None:
     theirs = hf_folder(tmp_path / "clip", shape, activation, steps)
     ours = load_initial(f"hf:{tmp_path / 'clip'}", pooled()).eval()
     ids, _ = tokenize(CAPTIONS)
@@ -172,9 +168,7 @@ def test_the_patches_of_a_naflex_siglip_on_squares_are_ours(tmp_path: Path) -> N
     as_clip = (image - torch.tensor(CLIP_MEAN).view(3, 1, 1)) / torch.tensor(CLIP_STD).view(3, 1, 1)
     ours = load_initial(f"hf:{tmp_path}", load_preset("tiny")).eval()
     with torch.no_grad():
-        torch.testing.assert_close(
-            ours.image.trunk(as_clip), theirs(**seen).last_hidden_state, atol=2e-5, rtol=1e-4
-        )
+        torch.testing.assert_close(ours.image.trunk(as_clip), theirs(**seen).last_hidden_state, atol=2e-5, rtol=1e-4)
 
 
 def test_a_siglip_that_does_not_fit_is_refused(tmp_path: Path) -> None:
@@ -220,10 +214,7 @@ def test_the_weights_are_known_by_content_wherever_they_lie(tmp_path: Path) -> N
         ("open_clip:ViT-B-33:x", "no architecture 'ViT-B-33'"),
         ("open_clip:ViT-B-32", "names no weights"),
         ("open_clip:ViT-B-32:no_such_tag", "neither a file nor a tag"),
-        (
-            "open_clip:ViT-B-16-SigLIP:webli",
-            "vision tower alone may do as init_from=timm:vit_base_patch16_siglip_224",
-        ),
+        ("open_clip:ViT-B-16-SigLIP:webli", "vision tower alone may do as init_from=timm:vit_base_patch16_siglip_224"),
         ("open_clip:RN50:openai", r"layers=\[3"),
         ("hf:no/such/folder/here", "not a model of transformers"),
         ("timm:vit_base_patch33", "no model 'vit_base_patch33'"),

@@ -58,9 +58,7 @@ def test_all_stages_accumulation_and_caching_train_like_one_process(squares: Pat
     assert run_many(2, double, tmp_path / "two.log", light=True) == [0] * len(double)
     # one process hands Muon whole matrices, ZeRO slices of them
     muon_alone = losses(tmp_path / "one_muon")
-    assert muon_alone[-1] < muon_alone[0] and losses(tmp_path / "muon2") == pytest.approx(
-        muon_alone, abs=2e-4
-    )
+    assert muon_alone[-1] < muon_alone[0] and losses(tmp_path / "muon2") == pytest.approx(muon_alone, abs=2e-4)
     reference = losses(tmp_path / "one")
     assert len(reference) == 6 and reference[-1] < reference[0]
     for name in ("zero0", "zero1", "cached2", "cached3"):

@@ -63,9 +63,7 @@ def test_nothing_is_measured_where_nothing_will_run() -> None:
 
 
 @pytest.mark.slow
-def test_a_run_that_only_continued_another_is_not_recorded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_that_only_continued_another_is_not_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(estimate, "COSTS", tmp_path / "costs")
     results = tmp_path / "small"
     results.mkdir()

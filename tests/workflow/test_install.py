@@ -78,9 +78,7 @@ def test_a_named_python_that_is_too_old_is_refused_before_anything_is_made(check
     later = text.replace('requires-python = ">=3.11,<3.15"', 'requires-python = ">=3.91,<3.95"')
     assert later != text
     (checkout / "pyproject.toml").write_text(later)
-    assert f"is Python {HERE}; FILIP runs on 3.91 to 3.94: name another" in refused(
-        checkout, "demo", "--chosen"
-    )
+    assert f"is Python {HERE}; FILIP runs on 3.91 to 3.94: name another" in refused(checkout, "demo", "--chosen")
     assert not (checkout / ".venv").exists()
 
 
@@ -147,10 +145,7 @@ def test_the_lock_has_a_version_that_suits_every_requirement() -> None:
         if line and not line.startswith("#"):
             pin = Requirement(line)
             pins.setdefault(canonical(pin.name), []).append(pin)
-    lines = [
-        *PROJECT["dependencies"],
-        *(x for extra in PROJECT["optional-dependencies"].values() for x in extra),
-    ]
+    lines = [*PROJECT["dependencies"], *(x for extra in PROJECT["optional-dependencies"].values() for x in extra)]
     for line in lines:
         wanted = Requirement(line)
         if canonical(wanted.name) == PROJECT["name"] or not applies(wanted.marker):
@@ -190,17 +185,12 @@ def test_the_demo_installs_no_tools_of_tests_or_clusters(module: str) -> None:
         ),
         (["dry-run", "STUDY=typo"], "error: there is no study 'typo'"),
         (["demo", "STUDY=base"], "error: make demo runs the demo; the study base: make run STUDY=base"),
-        (
-            ["setup", "PYTHON=/nowhere/python3"],
-            "error: PYTHON=/nowhere/python3 does not run, or is older than 3.7",
-        ),
+        (["setup", "PYTHON=/nowhere/python3"], "error: PYTHON=/nowhere/python3 does not run, or is older than 3.7"),
         (["run", "CPU=avx512"], "CPU=avx512: only CPU=avx2 is known"),
         (["demo", "CPU="], "only CPU=avx2 is known"),
     ],
 )
-def test_a_mistyped_make_is_refused_in_a_sentence(
-    checkout: Path, arguments: list[str], sentence: str
-) -> None:
+def test_a_mistyped_make_is_refused_in_a_sentence(checkout: Path, arguments: list[str], sentence: str) -> None:
     code, printed = make(checkout, *arguments)
     assert code != 0 and sentence in printed and "Traceback" not in printed
     assert not (checkout / ".venv").exists()

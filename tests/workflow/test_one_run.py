@@ -73,9 +73,7 @@ def test_the_processes_of_a_run_are_found_by_their_mark_and_ended(
     one_run.mark(tmp_path / "results/demo")
     willing = "import time; print(1, flush=True); time.sleep(60)"
     stubborn = f"import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); {willing}"
-    started = [
-        subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) for code in (stubborn, willing)
-    ]
+    started = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) for code in (stubborn, willing)]
     for process in started:
         assert process.stdout is not None
         process.stdout.readline()

@@ -42,12 +42,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_test_set(folder / "eval/photos_test", range(PHOTOS, PHOTOS + 8))
     card = yaml.safe_load((target / "data/own_images.yaml").read_text())
     del card["built_by"], card["group_column"]
-    card |= {
-        "name": "photos",
-        "images": str(images),
-        "back_translation": None,
-        "image_rules": {"min_side": 32},
-    }
+    card |= {"name": "photos", "images": str(images), "back_translation": None, "image_rules": {"min_side": 32}}
     (target / "data/photos.yaml").write_text(yaml.safe_dump(card))
     test = yaml.safe_load((target / "eval/demo_test.yaml").read_text())
     test |= {"name": "photos_test", "fine_tuned_on": ["photos"], "title": "Photos"}
@@ -68,18 +63,9 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def call(clone: Path, *arguments: str, timeout: int = 300) -> subprocess.CompletedProcess[str]:
-    environment = {
-        **os.environ,
-        "NO_ALBUMENTATIONS_UPDATE": "1",
-        "PYTHONPATH": str(clone),
-    }
+    environment = {**os.environ, "NO_ALBUMENTATIONS_UPDATE": "1", "PYTHONPATH": str(clone)}
     return subprocess.run(
-        [sys.executable, "-m", *arguments],
-        cwd=clone,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
+        [sys.executable, "-m", *arguments], cwd=clone, env=environment, capture_output=True, text=True, timeout=timeout
     )
 
 

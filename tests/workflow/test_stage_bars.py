@@ -127,10 +127,7 @@ def test_without_a_terminal_lines_say_the_same_among_snakemake_s(
     event(logger, "run_info", stats={"pretrain": 2})
     job(logger, 1, "pretrain", log=str(log), run="clip")
     bars.draw()
-    assert (
-        "  pretrain clip 0:00  training: 25 %, 10 of 40 steps, 1.00 steps/s, 0:30 left\n"
-        in written.getvalue()
-    )
+    assert "  pretrain clip 0:00  training: 25 %, 10 of 40 steps, 1.00 steps/s, 0:30 left\n" in written.getvalue()
     assert "a line about job_info" in text.getvalue() and "\x1b" not in written.getvalue()
     bars.close()
 
@@ -163,9 +160,7 @@ def test_where_nobody_looks_snakemake_s_lines_stay(
     bars.close()
     logger.removeHandler(bars)
     monkeypatch.setattr(stage_bars.sys, "stderr", SimpleNamespace(isatty=lambda: True))
-    monkeypatch.setattr(
-        stage_bars.shutil, "get_terminal_size", lambda *_: SimpleNamespace(columns=100, lines=40)
-    )
+    monkeypatch.setattr(stage_bars.shutil, "get_terminal_size", lambda *_: SimpleNamespace(columns=100, lines=40))
     looked_at = show_stages(lambda rule: "")
     assert looked_at.terminal
     event(logger, "run_info", stats={"tables": 1})

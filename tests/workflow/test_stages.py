@@ -25,9 +25,7 @@ def write_benchmark(folder: Path, run: str, seconds: float, cpu: str = "NA") -> 
     return file
 
 
-def job(
-    usual: float | None = None, log: Path | None = None, wildcards: str = "filip", started: float = 1000.0
-) -> Job:
+def job(usual: float | None = None, log: Path | None = None, wildcards: str = "filip", started: float = 1000.0) -> Job:
     return Job("pretrain", wildcards, started, usual, log)
 
 
@@ -61,10 +59,7 @@ def test_what_a_job_reports_in_its_log_says_how_far_it_is(tmp_path: Path) -> Non
 
 
 def test_trainings_side_by_side_have_a_line_each_and_all_fits_the_terminal(tmp_path: Path) -> None:
-    stages = {
-        "pretrain": Stage(2, 200.0, running={7: job(300.0), 8: job(200.0, wildcards="clip")}),
-        "tables": Stage(1),
-    }
+    stages = {"pretrain": Stage(2, 200.0, running={7: job(300.0), 8: job(200.0, wildcards="clip")}), "tables": Stage(1)}
     lines = terminal_lines(stages, 900.0, 1060.0, 2, 100, 40)
     assert lines[0].startswith("pretrain  ━") and lines[0].endswith("0/2  25 %, 6:20 left")
     assert lines[1:3] == ["          filip 1:00 of about 5:00", "          clip 1:00 of about 3:20"]

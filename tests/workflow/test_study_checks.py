@@ -22,10 +22,7 @@ from workflow.study import ROOT, WorkflowStudy
         (lambda c: c["launch"].update(launcher="mpirun"), "launch.launcher"),
         (lambda c: c["launch"].update(launcher="torchrun", nodes=4), "launch.nodes: torchrun"),
         (lambda c: c["launch"].update(nodes=2), "launch.hostfile: deepspeed needs a hostfile"),
-        (
-            lambda c: c["launch"].update(launcher="srun", ranks_per_node=1),
-            "launch.ranks_per_node: Snakemake's",
-        ),
+        (lambda c: c["launch"].update(launcher="srun", ranks_per_node=1), "launch.ranks_per_node: Snakemake's"),
         (lambda c: c["runs"]["clip"].update(launch={"nodes": 2}), "runs.clip.launch.hostfile"),
         (
             lambda c: c["runs"]["clip"].update(launch={"resources": {"gres": "gpu:1"}}),
@@ -88,20 +85,14 @@ def test_what_an_accuracy_may_differ_in_are_settings_that_exist(demo: dict) -> N
 
 
 @pytest.mark.parametrize("override", ["no_such_key=1", "model.interaction=token", "token_keep_ratio=25"])
-def test_an_override_that_the_trainer_would_refuse_is_refused_before_any_job(
-    demo: dict, override: str
-) -> None:
+def test_an_override_that_the_trainer_would_refuse_is_refused_before_any_job(demo: dict, override: str) -> None:
     demo["runs"]["filip"]["overrides"].append(override)
     with pytest.raises(UserError, match=override.split("=")[0]):
         WorkflowStudy(demo).run_dir("filip")
 
 
-@pytest.mark.parametrize(
-    ("study", "name", "ranks"), [("large", "filip_large_coco", 192), ("base", "filip_base", 48)]
-)
-def test_a_batch_that_its_ranks_cannot_share_is_refused_before_any_job(
-    study: str, name: str, ranks: int
-) -> None:
+@pytest.mark.parametrize(("study", "name", "ranks"), [("large", "filip_large_coco", 192), ("base", "filip_base", 48)])
+def test_a_batch_that_its_ranks_cannot_share_is_refused_before_any_job(study: str, name: str, ranks: int) -> None:
     config = yaml.safe_load((ROOT / f"workflow/config/{study}.yaml").read_text())
     entry = {**config["runs"], **config["fine_tune"]}[name]
     entry["launch"] = {"nodes": ranks // 8}
@@ -121,10 +112,7 @@ def test_a_batch_that_its_ranks_cannot_share_is_refused_before_any_job(
             "eval.overrides.retrieval: .* no option 'out' that a study may set",
         ),
         ({"overrides": {"zeroshot": []}}, "eval.overrides"),
-        (
-            {"loaders": {"cifar10": "torchvision"}},
-            "eval.loaders.cifar10: no protocol of the study evaluates that card",
-        ),
+        ({"loaders": {"cifar10": "torchvision"}}, "eval.loaders.cifar10: no protocol of the study evaluates that card"),
     ],
 )
 def test_an_option_that_an_evaluation_does_not_have_is_refused(

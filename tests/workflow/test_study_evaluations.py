@@ -123,10 +123,7 @@ def test_a_peer_is_scored_by_its_own_protocol_unless_the_study_names_prompts(dem
     demo["peers"] = {"b32": {"label": "B/32", "model": "open_clip:ViT-B-32:openai"}}
     study = WorkflowStudy(demo)
     given = shlex.split(study.evaluation_arguments("b32", "zero_shot"))
-    assert given[3:] == [
-        "data=[eval/cifar10.yaml,eval/sun397.yaml@torchvision]",
-        "prompts=auto",
-    ]
+    assert given[3:] == ["data=[eval/cifar10.yaml,eval/sun397.yaml@torchvision]", "prompts=auto"]
     assert study.prompt_file("b32", "zero_shot") == ["eval/prompts.yaml", "eval/prompts_clip.yaml"]
     assert study.prompt_file("clip", "zero_shot") == ["eval/prompts.yaml"]
     assert study.prompt_file("clip", "selection") == []
@@ -148,10 +145,7 @@ def test_the_explorer_shows_runs_and_a_card_that_exist(demo: dict) -> None:
     assert explorer["models"] == [f"results/demo/models/{run}.safetensors" for run in ("clip", "filip")]
     assert compose_config(
         ExplorerExport, [shlex.split(explorer["labels"])[0], "models=[m]", "images=i", "out=o"]
-    ).labels == [
-        "CLIP",
-        "FILIP",
-    ]
+    ).labels == ["CLIP", "FILIP"]
     for change, named in (({"models": ["whale"]}, "explorer.models"), ({"card": "no_such"}, "explorer.card")):
         with pytest.raises(UserError, match=named):
             WorkflowStudy({**demo, "explorer": {**demo["explorer"], **change}})

@@ -162,9 +162,7 @@ def test_a_scheduler_that_does_not_answer_is_asked_only_to_submit_and_then_repor
     extra = WorkflowStudy(demo).train_resources(submits=lambda: True)["slurm_extra"]
     with pytest.raises(UserError, match=r"no answer in 0.5 s.*'filip' may be in training already"):
         extra(["filip"])
-    squeue.write_text(
-        "#!/bin/sh\necho 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1\n"
-    )
+    squeue.write_text("#!/bin/sh\necho 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1\n")
     with pytest.raises(UserError, match="Unable to contact slurm controller"):
         extra(["filip"])
 

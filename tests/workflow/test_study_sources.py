@@ -17,10 +17,7 @@ def test_only_a_source_whose_card_says_so_is_built_and_served_here(demo: dict) -
     assert study.while_served("demo") == "python -m filip_demo.serving root=results/demo/corpus port=8765 -- "
     assert study.while_served("cc3m") == ""
     assert study.corpus_builder == "filip_demo.corpus"
-    assert (
-        WorkflowStudy(yaml.safe_load((ROOT / "workflow/config/one_gpu.yaml").read_text())).corpus_builder
-        is None
-    )
+    assert WorkflowStudy(yaml.safe_load((ROOT / "workflow/config/one_gpu.yaml").read_text())).corpus_builder is None
 
 
 @pytest.mark.parametrize(("shards", "parts"), [(1, 0), (8, 0), (9, 2), (1242, 156), (38_700, 256)])
@@ -72,9 +69,7 @@ def test_a_study_that_selects_trains_on_what_is_selected(demo: dict) -> None:
     given = {"model": "open_clip:ViT-B-32", "keep": ["similarity > 0.2", "test_distance > 6"]}
     study = WorkflowStudy({**demo, "sources": ["demo", "cc3m"], "select": given})
     folder = "results/demo/selected/cc3m"
-    assert f"captions: {folder}/captions, manifest: {folder}/manifest.json" in " ".join(
-        study.train_arguments("filip")
-    )
+    assert f"captions: {folder}/captions, manifest: {folder}/manifest.json" in " ".join(study.train_arguments("filip"))
     assert study.manifests(["cc3m"]) == [f"{folder}/manifest.json"]
     assert study.funnel_fragments()[-1] == f"{folder}/select.json"
     assert study.selection is not None
@@ -99,9 +94,7 @@ def test_the_files_of_a_list_are_inputs(demo: dict, tmp_path: Path) -> None:
     large = WorkflowStudy({**demo, "data": {"threads": 16, "memory": "32GB"}})
     assert (large.data_threads, large.data_memory) == (16, "32GB")
     shared = WorkflowStudy({**demo, "sources": ["demo", "cc3m"], "download_parts": 2})
-    assert shared.download_parts("cc3m") == [
-        f"results/demo/data/cc3m/downloaded/{part}-of-2.done" for part in (0, 1)
-    ]
+    assert shared.download_parts("cc3m") == [f"results/demo/data/cc3m/downloaded/{part}-of-2.done" for part in (0, 1)]
     assert shared.download_parts("demo") == study.download_parts("demo") == []
     there = WorkflowStudy({**demo, "tars": "s3://bucket/data/"})
     assert (study.tars_of("demo"), there.tars_of("demo")) == ("", "tars=s3://bucket/data/demo")
@@ -114,9 +107,7 @@ def test_what_a_study_grants_a_data_job_reaches_its_command() -> None:
     granted = []
     for rule in rules:
         for module in commands[rule.partition(":")[0]]:
-            if hasattr(importlib.import_module(module), "duckdb_io") and not rule.startswith(
-                "translate_part"
-            ):
+            if hasattr(importlib.import_module(module), "duckdb_io") and not rule.startswith("translate_part"):
                 assert "threads: STUDY.data_threads" in rule and " memory={params.memory:q}" in rule, rule
                 assert " threads={threads}" in rule, rule
                 granted.append(module.rpartition(".")[2])

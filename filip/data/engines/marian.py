@@ -72,8 +72,7 @@ class _Direction:
         pivot = target if source == "en" else source
         ready = ready_folder(_folder(models, source, target), pivot)
         self._source, self._target = (
-            sentencepiece.SentencePieceProcessor(model_file=str(ready / name))
-            for name in ("source.spm", "target.spm")
+            sentencepiece.SentencePieceProcessor(model_file=str(ready / name)) for name in ("source.spm", "target.spm")
         )
         device = "cuda" if ctranslate2.get_cuda_device_count() else "cpu"
         self._model: Any = ctranslate2.Translator(

@@ -29,9 +29,7 @@ from filip.progress import say
 SHARD, ROW = "_shard_", "_row_"  # in a list of retries: where the previous pass had the URL
 
 
-def make_plan(
-    list_path: Path, folder: Path, card: SourceCard, columns: list[str], memory: str
-) -> dict[str, Any]:
+def make_plan(list_path: Path, folder: Path, card: SourceCard, columns: list[str], memory: str) -> dict[str, Any]:
     """Return the plan of the folder; it is written before the first byte is fetched, and compared on every rerun."""
     path = folder / "_work" / "plan.json"
     load = card.download
@@ -60,9 +58,7 @@ def make_plan(
             _revise(plan, wanted, list_path, folder, card, memory)
         return plan
     if any(folder.glob("*.tar")):
-        raise UserError(
-            f"{folder} has shards of unknown origin (no _work/plan.json): give another out=FOLDER"
-        )
+        raise UserError(f"{folder} has shards of unknown origin (no _work/plan.json): give another out=FOLDER")
     shards = -(-wanted["rows"] // load.samples_per_shard)
     first = {"list": str(list_path.resolve()), "rows": wanted["rows"], "first_shard": 0, "shards": shards}
     plan = {**wanted, "passes": [first]}
@@ -128,9 +124,7 @@ def _append_pass(plan: dict[str, Any], path: Path, rows: int, kind: str) -> None
     last = plan["passes"][-1]
     shards = -(-rows // plan["settings"]["samples_per_shard"])
     first_shard = last["first_shard"] + last["shards"]
-    plan["passes"].append(
-        {"list": str(path), "rows": rows, "first_shard": first_shard, "shards": shards, "kind": kind}
-    )
+    plan["passes"].append({"list": str(path), "rows": rows, "first_shard": first_shard, "shards": shards, "kind": kind})
 
 
 def is_retry(one_pass: dict[str, Any]) -> bool:
@@ -156,9 +150,7 @@ def add_retry_pass(plan: dict[str, Any], folder: Path, columns: list[str]) -> No
             table = whole_file(folder / f"{shard:05d}.parquet")
             reasons = [reason_of(status, error)[0] for status, error in outcomes(table)]
             unwanted = aside.get(shard, {})
-            chosen = [
-                row for row, reason in enumerate(reasons) if reason in TRANSIENT and row not in unwanted
-            ]
+            chosen = [row for row, reason in enumerate(reasons) if reason in TRANSIENT and row not in unwanted]
             retried = table.select(columns).take(pa.array(chosen, pa.int64()))
             for name, values in ((SHARD, [shard] * len(chosen)), (ROW, chosen)):
                 retried = retried.append_column(name, pa.array(values, pa.int64()))

@@ -32,9 +32,7 @@ from filip.data.fetching.outcomes import MAX_BYTES, TRANSIENT, Answer
 DEADLINE = 3  # times the timeout: from the first connection to the last byte, redirects included
 BUSY = (429, 503)  # answers that may say Retry-After
 CHUNK = 1 << 16
-USER_AGENT = (
-    "Mozilla/5.0 (X11; Linux x86_64) filip (compatible; {token}; +https://github.com/rom1504/img2dataset)"
-)
+USER_AGENT = "Mozilla/5.0 (X11; Linux x86_64) filip (compatible; {token}; +https://github.com/rom1504/img2dataset)"
 
 
 class _Deadlines:

@@ -36,9 +36,7 @@ class CheckedResizer(Resizer):
         data = _blended(img_stream.getvalue()) if repaired is None else repaired
         result = super().__call__(io.BytesIO(data), blurring_bbox_list)
         error = result[-1]
-        return (
-            result if error is None else (*result[:-1], f"undecodable: {' '.join(str(error).split())[:200]}")
-        )
+        return result if error is None else (*result[:-1], f"undecodable: {' '.join(str(error).split())[:200]}")
 
 
 def inspect(data: bytes, min_side: float, max_aspect: float) -> tuple[str | None, bytes | None]:
@@ -116,9 +114,7 @@ def _blended(data: bytes) -> bytes:
             for top in range(0, len(decoded), STRIP):
                 strip = decoded[top : top + STRIP]
                 alpha = strip[:, :, 3:]
-                plain[top : top + STRIP] = np.rint(
-                    (alpha / 255 * strip[..., :3] + 255 - alpha).clip(min=0, max=255)
-                )
+                plain[top : top + STRIP] = np.rint((alpha / 255 * strip[..., :3] + 255 - alpha).clip(min=0, max=255))
             del decoded
             return cv2.imencode(".bmp", plain)[1].tobytes()
     return data

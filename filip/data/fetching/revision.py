@@ -73,9 +73,7 @@ def revise(
         con = duckdb_io.connect(2, memory, scratch)
         files = [folder / f"{shard:05d}.parquet" for shard in shards]
         _read_stored(con, files, rules)
-        con.execute(
-            f"CREATE TEMP TABLE wanted AS SELECT DISTINCT {PAIR} AS pair FROM {duckdb_io.parquet(list_path)}"
-        )
+        con.execute(f"CREATE TEMP TABLE wanted AS SELECT DISTINCT {PAIR} AS pair FROM {duckdb_io.parquet(list_path)}")
         duckdb_io.write_parquet(
             con,
             """SELECT s.shard, s.row, key, stored, CASE WHEN w.pair IS NOT NULL AND last AND NOT again THEN reason END
@@ -124,9 +122,7 @@ def _read_stored(con: Any, files: list[Path], rules: Any) -> None:
             }
         )
         con.register("nothing", nothing)
-        con.execute(
-            "CREATE TEMP TABLE stored AS SELECT * REPLACE (CAST(pair AS UHUGEINT) AS pair) FROM nothing"
-        )
+        con.execute("CREATE TEMP TABLE stored AS SELECT * REPLACE (CAST(pair AS UHUGEINT) AS pair) FROM nothing")
         return
     size = "regexp_extract(error_message, '([0-9]+) x ([0-9]+)', {})"
     sizes = [f"TRY_CAST({size.format(n)} AS BIGINT)" for n in (1, 2)]

@@ -65,15 +65,8 @@ def shard_name(shard: int) -> str:
 class ListReader:
     """Reader that cuts a URL list into shards; it yields what img2dataset's distributors take: (shard, Arrow file)."""
 
-    def __init__(
-        self, path: Path, rows_per_shard: int, first_shard: int, columns: list[str], work: Path
-    ) -> None:
-        self.path, self.rows_per_shard, self.first_shard, self.columns = (
-            path,
-            rows_per_shard,
-            first_shard,
-            columns,
-        )
+    def __init__(self, path: Path, rows_per_shard: int, first_shard: int, columns: list[str], work: Path) -> None:
+        self.path, self.rows_per_shard, self.first_shard, self.columns = (path, rows_per_shard, first_shard, columns)
         self.work = work
         self.wanted: set[int] = set()
 
@@ -122,12 +115,7 @@ class ShardDownloader:
             if rows != stats["count"]:
                 raise OSError(f"{stats['count'] - rows} of {stats['count']} samples were not written")
             if self.tars is not None:
-                send(
-                    staging / f"{name}.tar",
-                    self.tars,
-                    staging / f"{name}.parquet",
-                    staging / f"{name}_stats.json",
-                )
+                send(staging / f"{name}.tar", self.tars, staging / f"{name}.parquet", staging / f"{name}_stats.json")
             for suffix in (".tar", ".index", ".answers", ".parquet", "_stats.json"):
                 publish(staging / f"{name}{suffix}", self.final_folder / f"{name}{suffix}")
             Path(row[1]).unlink(missing_ok=True)
@@ -213,9 +201,7 @@ class ShardDownloader:
         if forgotten.refuses(url):
             return number, None, f"{FORGOTTEN}: on request", answer
         directives = set(self.opt_outs)
-        _, body, problem = fetch(
-            row, self.timeout, self.retries, AGENT, directives, access=self.access, answer=answer
-        )
+        _, body, problem = fetch(row, self.timeout, self.retries, AGENT, directives, access=self.access, answer=answer)
         data = None if body is None else body.getvalue()
         if data is not None and forgotten.refuses("", data):
             return number, None, f"{FORGOTTEN}: on request", answer

@@ -12,9 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 
-def group_captions(
-    sorted_rows: pa.RecordBatchReader, by: Sequence[str], once: bool = False
-) -> Iterator[pa.Table]:
+def group_captions(sorted_rows: pa.RecordBatchReader, by: Sequence[str], once: bool = False) -> Iterator[pa.Table]:
     """Yield one row for each run of rows with equal columns ``by``, in tables of any size; the last may be empty.
 
     The column ``captions`` (strings, or lists of them) becomes the list of all values in the run, in their order and,

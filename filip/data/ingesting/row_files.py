@@ -40,9 +40,7 @@ def find_part(layout: str, part: Path | None, number: int, reading: Reading, out
                 for i, image in enumerate(batch)
             ]
             for row in rows:
-                row |= {
-                    name: _valid(row[name]) for name in ("url", "file", "problem") if row[name] is not None
-                }
+                row |= {name: _valid(row[name]) for name in ("url", "file", "problem") if row[name] is not None}
             writer.write_table(pa.Table.from_pylist(rows, ROW_SCHEMA))
             n += len(batch)
     return 1

@@ -88,9 +88,7 @@ def _identity(rows: list[Row], card: SourceCard) -> str:
     return digest([rows, files, asdict(card.image_rules), pictures])
 
 
-def store_shard(
-    kept: Path, shard: int, folder: Path, card: SourceCard, layout: str, tars: str | None = None
-) -> int:
+def store_shard(kept: Path, shard: int, folder: Path, card: SourceCard, layout: str, tars: str | None = None) -> int:
     """Make a shard from a row group of ``kept``; return how many images it was asked for. Runs in a worker.
 
     tars: folder of a bucket to which the tar is sent.
@@ -183,9 +181,7 @@ def _write(
         else:
             image, *sizes, error = resizer(io.BytesIO(data))
             described["sha256"] = hashlib.sha256(data).hexdigest()
-            described |= dict(
-                zip(("width", "height", "original_width", "original_height"), sizes, strict=True)
-            )
+            described |= dict(zip(("width", "height", "original_width", "original_height"), sizes, strict=True))
             described["status"] = "success" if error is None else "failed_to_resize"
             described["error_message"] = error
         writer.write(image, described["key"], row["caption"], described)
@@ -198,9 +194,7 @@ def _described(row: Row, key: str) -> Row:
     return {**shown, **dict.fromkeys(OUTCOME.names), "key": key}
 
 
-def _link(
-    rows: list[Row], kept: Path, shard: int, staging: Path, card: SourceCard, layout: str
-) -> list[Row] | None:
+def _link(rows: list[Row], kept: Path, shard: int, staging: Path, card: SourceCard, layout: str) -> list[Row] | None:
     """Link to the rows' tar, if no image in it has to change and a loader finds each by its key; else return None."""
     if not LAYOUTS[layout].shard_per_file or any(row["_key"] is None for row in rows):
         return None
@@ -215,9 +209,7 @@ def _link(
                 size = _size_that_fits(data, card)
                 if repaired is not None or size is None:
                     return None
-                sizes = zip(
-                    ("width", "height", "original_width", "original_height"), (*size, *size), strict=True
-                )
+                sizes = zip(("width", "height", "original_width", "original_height"), (*size, *size), strict=True)
                 outcome |= dict(sizes)
             problem = found or ""
         failed = "failed_to_download" if data is None else "failed_to_resize"

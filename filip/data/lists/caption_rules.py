@@ -33,9 +33,7 @@ _MONTH = (
     r"nov(ember)?|dec(ember)?)\.?"
 )
 _DOMAIN = r"\.(com|net|org|info|co\.uk|de|ru|io|edu|gov)"
-_TAGS = (
-    "a|abbr|b|blockquote|br|center|div|em|embed|font|h[1-6]|hr|i|iframe|img|li|ol|p|script|span|strong|style"
-)
+_TAGS = "a|abbr|b|blockquote|br|center|div|em|embed|font|h[1-6]|hr|i|iframe|img|li|ol|p|script|span|strong|style"
 _TAGS += "|sub|sup|table|td|tr|u|ul"
 
 MOST_REPEATS = 10  # a list of URLs may have a caption so often, as in the paper
@@ -101,9 +99,7 @@ def conditions(rules: TextRuleSettings) -> dict[str, str]:
     """
     unknown = sorted(set(rules.switched_off) - set(MEANINGLESS))
     if unknown:
-        raise UserError(
-            f"text_rules.switched_off names {', '.join(unknown)}; the rules are {', '.join(MEANINGLESS)}"
-        )
+        raise UserError(f"text_rules.switched_off names {', '.join(unknown)}; the rules are {', '.join(MEANINGLESS)}")
     words = "(length(c) - length(replace(c, ' ', '')) + 1)"
     found = {
         "empty": "c = ''",

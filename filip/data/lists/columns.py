@@ -49,9 +49,7 @@ def judged_rows(card: SourceCard, types: dict[str, str], where: str, selected: S
 
 def _check_columns(card: SourceCard, types: dict[str, str], where: str) -> None:
     asked = [("url_column", card.url_column)]
-    asked += [("caption_columns", c) for c in card.caption_columns] or [
-        ("caption_column", card.caption_column)
-    ]
+    asked += [("caption_columns", c) for c in card.caption_columns] or [("caption_column", card.caption_column)]
     asked += [("only", column) for column in card.only]
     asked += [("subset_on", card.subset_on)] if card.subset_on else []
     asked += [("uid_column", card.uid_column)] if card.uids else []

@@ -111,9 +111,7 @@ def _first_line(error: Exception) -> str:
     return str(error).partition("\n")[0]
 
 
-def _write_parquet(
-    batches: Iterable[pa.RecordBatch], schema: pa.Schema, path: str | Path, what: str, size: int
-) -> int:
+def _write_parquet(batches: Iterable[pa.RecordBatch], schema: pa.Schema, path: str | Path, what: str, size: int) -> int:
     rows = 0
     with (
         replacing(path) as part,

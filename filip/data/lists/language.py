@@ -93,9 +93,7 @@ def are_in(captions: Sequence[str], languages: Sequence[str]) -> list[bool]:
     known = {label.removeprefix("__label__") for label in _model().predict("a", k=1000, threshold=-1.0)[0]}
     unknown = [code for code in languages if code not in known]
     if unknown:
-        raise UserError(
-            f"text_rules.language names {', '.join(unknown)}, but knows {', '.join(sorted(known))}"
-        )
+        raise UserError(f"text_rules.language names {', '.join(unknown)}, but knows {', '.join(sorted(known))}")
     english = are_english(captions) if "en" in languages else [False] * len(captions)
     return [found or _is_among(caption, languages) for found, caption in zip(english, captions, strict=True)]
 
@@ -103,9 +101,7 @@ def are_in(captions: Sequence[str], languages: Sequence[str]) -> list[bool]:
 def _is_among(caption: str, languages: Sequence[str]) -> bool:
     text = " ".join(caption.lower().split())
     labels, scores = _model().predict(text, k=CANDIDATES, threshold=LEAST)
-    chances = {
-        label.removeprefix("__label__"): float(score) for label, score in zip(labels, scores, strict=True)
-    }
+    chances = {label.removeprefix("__label__"): float(score) for label, score in zip(labels, scores, strict=True)}
     chance = sum(chances.get(code, 0.0) for code in languages if code != "en")
     least = SHORT_SCORE if text.count(" ") < 2 else SCORE
     return chance >= least and chance >= RATIO_5 * max(chances.values(), default=0.0)
@@ -118,9 +114,7 @@ def _is_of_another_script(caption: str) -> bool:
 
 
 def _is_english(text: str, words: int, labels: Sequence[str], scores: Sequence[float]) -> bool:
-    chances = {
-        label.removeprefix("__label__"): float(score) for label, score in zip(labels, scores, strict=True)
-    }
+    chances = {label.removeprefix("__label__"): float(score) for label, score in zip(labels, scores, strict=True)}
     english, best = chances.pop("en", 0.0), max(map(float, scores), default=0.0)
     if english >= SURE:
         return True

@@ -23,9 +23,7 @@ def reading(path: Path) -> Iterator[None]:
     try:
         yield
     except pa.ArrowInvalid as error:
-        raise UserError(
-            f"{path} is not Parquet, or not whole: run the stage that wrote it again ({error})"
-        ) from error
+        raise UserError(f"{path} is not Parquet, or not whole: run the stage that wrote it again ({error})") from error
 
 
 def whole_file(path: Path | BinaryIO, columns: Sequence[str] | None = None) -> pa.Table:

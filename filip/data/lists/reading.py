@@ -44,9 +44,7 @@ def lists_here(card: SourceCard, folder: Path) -> SourceCard:
 def list_files(card: SourceCard) -> Sequence[str]:
     """Return the files that the card's ``list`` names. Raises UserError with how to obtain them if there are none."""
     if card.images and not card.list:
-        raise UserError(
-            f"source '{card.name}' has images, not a list: `filip data ingest` reads them, not prepare"
-        )
+        raise UserError(f"source '{card.name}' has images, not a list: `filip data ingest` reads them, not prepare")
     if not card.list:
         raise UserError(
             f"source '{card.name}' ({card.path or 'given directly'}) has no list of URLs: give list=PATH. "
@@ -147,10 +145,7 @@ def _valid_text(path: str, target: Path) -> Path:
         schema = parquet.schema_arrow
         with pq.ParquetWriter(target, schema) as writer:
             for batch in parquet.iter_batches():
-                columns = [
-                    _decoded(column) if pa.types.is_string(column.type) else column
-                    for column in batch.columns
-                ]
+                columns = [_decoded(column) if pa.types.is_string(column.type) else column for column in batch.columns]
                 writer.write_batch(pa.record_batch(columns, schema=schema))
     return target
 
@@ -173,8 +168,6 @@ def _plain(path: str, folder: Path) -> Path:
 
 def rejected_lines(con: duckdb.DuckDBPyConnection) -> int:
     try:
-        return int(
-            con.sql("SELECT count(DISTINCT (scan_id, file_id, line)) FROM reject_errors").fetchall()[0][0]
-        )
+        return int(con.sql("SELECT count(DISTINCT (scan_id, file_id, line)) FROM reject_errors").fetchall()[0][0])
     except duckdb.Error:  # the table exists only after a CSV was read
         return 0

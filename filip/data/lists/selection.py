@@ -49,9 +49,7 @@ def where_condition(
 
 def _with_numbers(where: str, numeric: list[str]) -> str:
     """Return the condition with the names of these columns replaced by their values as numbers."""
-    names = {
-        form: name for name in numeric for form in (name.lower(), duckdb_io.sql_identifier(name).lower())
-    }
+    names = {form: name for name in numeric for form in (name.lower(), duckdb_io.sql_identifier(name).lower())}
     starts = [offset for offset, _ in duckdb.tokenize(where)]
     pieces = [where[start:end] for start, end in pairwise([0, *starts, len(where)])]
     for place, piece in enumerate(pieces):

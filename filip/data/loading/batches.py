@@ -47,10 +47,7 @@ def _images(images: list[torch.Tensor], patch: int) -> dict[str, torch.Tensor]:
     if not patch:
         return {"pixels": torch.stack(images)}
     grids = torch.tensor([[image.shape[1] // patch, image.shape[2] // patch] for image in images])
-    return {
-        "pixels": pad_sequence([patches_of(image, patch) for image in images], batch_first=True),
-        "grids": grids,
-    }
+    return {"pixels": pad_sequence([patches_of(image, patch) for image in images], batch_first=True), "grids": grids}
 
 
 def patches_of(image: torch.Tensor, patch: int) -> torch.Tensor:

@@ -24,12 +24,9 @@ class Source:
     )
     captions: str | None = option(None, "folder of caption side-cars; null = the .txt files in the tars")
     weight: float = option(1.0, "passes over this source per epoch; 0.5 = a random half of it")
-    manifest: str | None = option(
-        None, "its manifest.json; the hash goes into the run and is compared on resume"
-    )
+    manifest: str | None = option(None, "its manifest.json; the hash goes into the run and is compared on resume")
     pairs: int | None = option(
-        None,
-        "pairs in all shards, if they are streamed; default: as its manifest says. Local shards are counted",
+        None, "pairs in all shards, if they are streamed; default: as its manifest says. Local shards are counted"
     )
 
 
@@ -47,9 +44,7 @@ class AugmentConfig:
         "share of the images that AutoAugment (ImageNet policy) applies to, after crop and flip; 0 = none; "
         "short trainings need less",
     )
-    crop_scale_min: float = option(
-        0.5, "smallest share of the image that random resized crop keeps (paper: open)"
-    )
+    crop_scale_min: float = option(0.5, "smallest share of the image that random resized crop keeps (paper: open)")
     flip_probability: float = option(
         0.5, "probability of a horizontal flip (paper: open); 0 if captions say what is left of what"
     )

@@ -147,9 +147,7 @@ class _Pass:
         return np.arange(begin, end) + np.repeat(self.starts[first:last] - self.begins[first:last], lengths)
 
 
-def group_length(
-    shard_counts: Sequence[np.ndarray], weights: Sequence[float], group: int, reader_groups: int
-) -> int:
+def group_length(shard_counts: Sequence[np.ndarray], weights: Sequence[float], group: int, reader_groups: int) -> int:
     """Return the slots of a reader group, which are the same in every epoch."""
     pairs = zip(shard_counts, weights, strict=True)
     return sum(_source_length(counts, weight, group, reader_groups) for counts, weight in pairs)

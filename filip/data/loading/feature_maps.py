@@ -26,10 +26,7 @@ def map_path(folder: Path, index: SourceIndex, shard: int) -> Path:
     tar, start = index.tars[shard], int(index.starts[shard])
     used = index.offset[start : start + int(index.counts[shard])]
     stat = tar.stat()
-    return (
-        folder
-        / f"{tar.stem}-{digest([str(tar.resolve()), stat.st_size, stat.st_mtime_ns, used.tolist()])[:16]}.npy"
-    )
+    return folder / f"{tar.stem}-{digest([str(tar.resolve()), stat.st_size, stat.st_mtime_ns, used.tolist()])[:16]}.npy"
 
 
 def write_maps(path: Path, maps: np.ndarray) -> None:

@@ -104,9 +104,7 @@ class PairStream(Dataset[Batch]):
         problems: Counter[str] = Counter()
         if isinstance(self.transform, OwnShapeTransform):  # on all ranks the same, and after a restart
             budgets = self.config.data.patch_budgets
-            self.transform.budget = random.Random(hash_of(self.config.seed, epoch, batch, "patches")).choice(
-                budgets
-            )
+            self.transform.budget = random.Random(hash_of(self.config.seed, epoch, batch, "patches")).choice(budgets)
         pairs = [self._pair(epoch, *slot, problems) for slot in self.slots(epoch, batch)]
         return batch_of(pairs, problems, self.config)
 
@@ -131,9 +129,7 @@ class PairStream(Dataset[Batch]):
                 if maps is not None:
                     pixels = torch.from_numpy(features_of(maps, sample - int(index.starts[shard])))
                 else:
-                    data = read_image(
-                        file, int(index.size[sample]), int(index.offset[sample]), index.tars[shard]
-                    )
+                    data = read_image(file, int(index.size[sample]), int(index.offset[sample]), index.tars[shard])
                     # bytes, normalised on the device: a quarter of the shared memory and of the copying
                     pixels = torch.from_numpy(self.transform.pixels(data, rng)).permute(2, 0, 1)
                 text = captions.text(row, draw, data_config.back_translation, data_config.recaption_weight)
@@ -332,9 +328,7 @@ def build_loader(
     """
     data = config.data
     if not data.sources:
-        raise UserError(
-            "no data: data.sources is empty; give e.g. data.sources=[{shards: DIR, captions: DIR}]"
-        )
+        raise UserError("no data: data.sources is empty; give e.g. data.sources=[{shards: DIR, captions: DIR}]")
     for source in data.sources:
         if source.weight < 0:
             raise UserError(f"data.sources: weight {source.weight} of {source.shards} must not be negative")

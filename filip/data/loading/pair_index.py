@@ -110,9 +110,7 @@ def _identity(source: Source, tars: list[Path]) -> tuple[str, str]:
     files = [*tars, *(sidecar_path(source, tar) for tar in tars if source.captions is not None)]
     states = [(f.name, *((s.st_size, s.st_mtime_ns) if (s := _stat(f)) else ())) for f in files]
     place = [str(Path(folder).resolve()) for folder in (source.shards, source.captions) if folder is not None]
-    where, state = (
-        hashlib.sha256(json.dumps([VERSION, value]).encode()).hexdigest()[:16] for value in (place, states)
-    )
+    where, state = (hashlib.sha256(json.dumps([VERSION, value]).encode()).hexdigest()[:16] for value in (place, states))
     return where, state
 
 
@@ -178,9 +176,7 @@ def _find_tars(source: Source) -> list[Path]:
             "give the folder that the download stage wrote (data.sources=[{shards: …, captions: …}])"
         )
     if not tars[0].exists() and tars[0].is_symlink():
-        raise UserError(
-            f"{tars[0]} leads to {os.readlink(tars[0])}, and this reads local shards only: fetch them"
-        )
+        raise UserError(f"{tars[0]} leads to {os.readlink(tars[0])}, and this reads local shards only: fetch them")
     if source.captions is not None and not any(Path(source.captions).glob("*.parquet")):
         raise UserError(
             f"no caption side-cars: {source.captions} has no *.parquet; give the folder that the translation "
@@ -291,9 +287,7 @@ class ShardCaptions:
                 texts[n] = file.read(index.sizes[n]).decode("utf-8", "replace")
                 group[n] = group_id(texts[n])
         captions = pa.array([[text] for text in texts], pa.list_(pa.string()))
-        return ShardCaptions(
-            pa.array(index.keys, pa.string()), captions, group, np.ones(len(texts), np.int64)
-        )
+        return ShardCaptions(pa.array(index.keys, pa.string()), captions, group, np.ones(len(texts), np.int64))
 
 
 def _counted(origins: pa.ListArray, is_one: Any, name: str) -> np.ndarray:

@@ -22,9 +22,7 @@ from filip.sets.tar_index import IMAGE_SUFFIXES, Member, scan_tar, split_key
 
 log = logging.getLogger(__name__)
 VERSION = 1
-SCHEMA = pa.schema(
-    [("key", pa.string()), ("suffix", pa.string()), ("offset", pa.int64()), ("size", pa.int64())]
-)
+SCHEMA = pa.schema([("key", pa.string()), ("suffix", pa.string()), ("offset", pa.int64()), ("size", pa.int64())])
 
 
 @dataclass(frozen=True)
@@ -47,11 +45,7 @@ class ShardIndex:
 
     def texts(self) -> dict[str, int]:
         """Return, by key, the number of its .txt among the files."""
-        return {
-            key: n
-            for n, (key, suffix) in enumerate(zip(self.keys, self.suffixes, strict=True))
-            if suffix == "txt"
-        }
+        return {key: n for n, (key, suffix) in enumerate(zip(self.keys, self.suffixes, strict=True)) if suffix == "txt"}
 
 
 def shard_index(tar: Path) -> ShardIndex:

@@ -58,9 +58,7 @@ def _captions(source: Source, url: str) -> ShardCaptions | None:
     """Return the side-car of a shard: the same number in the captions folder, which may be remote; None if missing."""
     names = re.findall(r"([^/\s]+)\.tar\b", url)
     if not names:
-        raise UserError(
-            f"{url} names no NAME.tar, so that NAME.parquet could be its captions; give captions: null"
-        )
+        raise UserError(f"{url} names no NAME.tar, so that NAME.parquet could be its captions; give captions: null")
     file = f"{str(source.captions).rstrip('/')}/{names[-1]}.parquet"
     if not is_streamed(file):
         return ShardCaptions.from_sidecar(Path(file)) if Path(file).exists() else None
@@ -92,9 +90,7 @@ class ShardStream(IterableDataset[Batch]):
 
     def _shares(self) -> list[int]:
         """Return how many shards of each source a pass reads."""
-        return [
-            round(source.weight * len(urls)) for source, urls in zip(self.sources, self.urls, strict=True)
-        ]
+        return [round(source.weight * len(urls)) for source, urls in zip(self.sources, self.urls, strict=True)]
 
     @property
     def shards(self) -> int:
@@ -142,11 +138,7 @@ class ShardStream(IterableDataset[Batch]):
             if self.sources[place.source].captions is not None:
                 captions = _captions(self.sources[place.source], place.url)
                 self._problems["shards_without_sidecar"] += captions is None
-                rows = (
-                    {}
-                    if captions is None
-                    else {key: row for row, key in enumerate(captions.keys.to_pylist())}
-                )
+                rows = {} if captions is None else {key: row for row, key in enumerate(captions.keys.to_pylist())}
             for sample in samples_in(place.url, self._problems):
                 count += 1
                 yield {**sample, "place": place, "captions": captions, "row": rows.get(sample["__key__"])}

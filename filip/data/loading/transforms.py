@@ -35,10 +35,7 @@ class TrainTransform:
     """
 
     def __init__(
-        self,
-        image_size: int,
-        augment: AugmentConfig | None = None,
-        crop_ratio: tuple[float, float] = (3 / 4, 4 / 3),
+        self, image_size: int, augment: AugmentConfig | None = None, crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     ) -> None:
         augment = augment or AugmentConfig()
         self.image_size = image_size

@@ -25,9 +25,7 @@ def nearest(con: duckdb.DuckDBPyConnection, images: str, others: str, distance: 
     unlike share a choice (for d = 3: 10 choices of 26 bits at 10 million, 20 of 32 bits at 340 million).
     """
     con.execute(f"CREATE OR REPLACE TEMP TABLE asked AS SELECT DISTINCT phash FROM {images}")
-    con.execute(
-        f"CREATE OR REPLACE TEMP TABLE seen AS SELECT phash, min(id) AS first FROM {others} GROUP BY phash"
-    )
+    con.execute(f"CREATE OR REPLACE TEMP TABLE seen AS SELECT phash, min(id) AS first FROM {others} GROUP BY phash")
     con.execute(
         "CREATE OR REPLACE TEMP TABLE likes AS SELECT phash, phash AS other, 0 AS distance FROM asked "
         "SEMI JOIN seen USING (phash)"

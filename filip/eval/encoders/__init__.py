@@ -124,22 +124,16 @@ BACKENDS = {
         "mv:FOLDER (a MultiVectorEncoder of sentence-transformers)",
     ),
     "declip": Backend(
-        "filip.eval.encoders.declip",
-        "DeclipEncoder",
-        "declip:FILE[:words] (FILIP and DeFILIP of DeCLIP's authors)",
+        "filip.eval.encoders.declip", "DeclipEncoder", "declip:FILE[:words] (FILIP and DeFILIP of DeCLIP's authors)"
     ),
-    "flair": Backend(
-        "filip.eval.encoders.flair", "FlairEncoder", "flair:FILE (what FLAIR's authors published)"
-    ),
+    "flair": Backend("filip.eval.encoders.flair", "FlairEncoder", "flair:FILE (what FLAIR's authors published)"),
     "fgclip": Backend(
         "filip.eval.encoders.fgclip",
         "FgClipEncoder",
         "fgclip:FOLDER[:long|:box] or fgclip:OWNER/NAME (FG-CLIP and FG-CLIP 2)",
     ),
     "onnx": Backend(
-        "filip.eval.encoders.onnx",
-        "OnnxEncoder",
-        "onnx:FOLDER[:fp16|:int8] (what filip export to=onnx wrote)",
+        "filip.eval.encoders.onnx", "OnnxEncoder", "onnx:FOLDER[:fp16|:int8] (what filip export to=onnx wrote)"
     ),
 }
 OWN_PROJECTIONS = "of every patch and word, by the pooled model's own projections"
@@ -189,9 +183,7 @@ def _load(model: str, loading: Loading) -> Encoder:
     prefix, colon, name = model.partition(":")
     if colon and prefix in BACKENDS:
         if not name:
-            raise UserError(
-                f"model={model}: a name is missing after the colon; write {BACKENDS[prefix].form}"
-            )
+            raise UserError(f"model={model}: a name is missing after the colon; write {BACKENDS[prefix].form}")
         return BACKENDS[prefix].load(name, loading)
     place = Path(model)
     if (place / "modules.json").is_file():
@@ -200,9 +192,7 @@ def _load(model: str, loading: Loading) -> Encoder:
         close = difflib.get_close_matches(prefix, BACKENDS, 1) if colon else []
         hint = f"; did you mean {close[0]}:{name}?" if close else ""
         raise UserError(
-            f"no model at {model}{hint} Give {FORMS}"
-            if close
-            else nothing_at(model, f"give a model: {FORMS}")
+            f"no model at {model}{hint} Give {FORMS}" if close else nothing_at(model, f"give a model: {FORMS}")
         )
     own = _own_model(place, loading.image_size).to(loading.device)
     if loading.device == "cpu":
@@ -247,9 +237,7 @@ class FilipEncoder:
         self._projects_all = self.token_wise and not trained_so
         self.image_size = int(self.model.image_size)
         # the vectors of learned queries have no place in the image
-        self.grid: tuple[int, int] = (
-            (0, 0) if self.model.config.pooling == "queries" else self.model.image.grid
-        )
+        self.grid: tuple[int, int] = (0, 0) if self.model.config.pooling == "queries" else self.model.image.grid
         self.context_length = self.model.text.context_length
         self.transform: Callable[[Image.Image], Tensor] = eval_transform(self.image_size)
 

@@ -88,9 +88,7 @@ class DeclipEncoder(TwoTowerEncoder):
 
 def _read(file: str) -> dict[str, Tensor]:
     state = read_checkpoint(file, "a checkpoint of DeCLIP's authors, ckpt.pth.tar", "model")
-    if missing := [
-        f"{name}.weight" for name in ("image_mapping", "text_mapping") if f"{name}.weight" not in state
-    ]:
+    if missing := [f"{name}.weight" for name in ("image_mapping", "text_mapping") if f"{name}.weight" not in state]:
         raise UserError(
             f"{file} is not a FILIP of DeCLIP's authors: it has no {missing[0]}, nor have their CLIP, SLIP and DeCLIP"
         )
@@ -123,9 +121,7 @@ def _map(state: dict[str, Tensor], name: str) -> nn.Linear:
 def _transform(size: int) -> Callable[[Image.Image], Tensor]:
     from torchvision.transforms import CenterCrop, Compose, Normalize, Resize, ToTensor
 
-    return Compose(
-        [_rgb, Resize(round(size * 256 / 224)), CenterCrop(size), ToTensor(), Normalize(MEAN, STD)]
-    )
+    return Compose([_rgb, Resize(round(size * 256 / 224)), CenterCrop(size), ToTensor(), Normalize(MEAN, STD)])
 
 
 def _rgb(image: Image.Image) -> Image.Image:

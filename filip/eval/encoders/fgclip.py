@@ -93,10 +93,7 @@ class FgClip2Encoder(HuggingFaceEncoder):
             state["text_model.embeddings.position_embedding.weight"] = table
             text["max_position_embeddings"] = len(table)
         whole: Any = Siglip2Config(text_config=text, vision_config=config["vision_config"])
-        model, self.dense_head = (
-            Siglip2Model(whole),
-            Siglip2MultiheadAttentionPoolingHead(whole.vision_config),
-        )
+        model, self.dense_head = (Siglip2Model(whole), Siglip2MultiheadAttentionPoolingHead(whole.vision_config))
         prefix = "dense_feature_head."
         own = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
         try:
@@ -112,9 +109,7 @@ class FgClip2Encoder(HuggingFaceEncoder):
         squares = loading.image_size is not None or loading.tokens
         self.image_size = loading.image_size or patch * (int(patches**0.5) if squares else 32)
         if self.image_size % patch:
-            raise UserError(
-                f"image_size={self.image_size} is not a multiple of the model's patches of {patch}"
-            )
+            raise UserError(f"image_size={self.image_size} is not a multiple of the model's patches of {patch}")
         self.grid = (self.image_size // patch,) * 2 if squares else (0, 0)
         self.transform = _Patches(Siglip2ImageProcessorPil.from_pretrained(where), patch, self.grid)
 
@@ -157,9 +152,7 @@ def _file(where: str, name: str) -> str:
     except OSError as error:
         raise UserError(f"there is no {name} at fgclip:{where}: {first_line(error)}") from error
     if found is None:  # a folder without that file
-        raise UserError(
-            f"there is no {name} in fgclip:{where}; give the folder that FG-CLIP's authors publish"
-        )
+        raise UserError(f"there is no {name} in fgclip:{where}; give the folder that FG-CLIP's authors publish")
     return str(found)
 
 
@@ -173,9 +166,7 @@ def _tensors(where: str) -> dict[str, Tensor]:
     names = {"model.safetensors"}
     if found is not None:
         names = set(json.loads(Path(found).read_text(encoding="utf-8"))["weight_map"].values())
-    return {
-        key: value.float() for name in sorted(names) for key, value in load_file(_file(where, name)).items()
-    }
+    return {key: value.float() for name in sorted(names) for key, value in load_file(_file(where, name)).items()}
 
 
 def _long_positions(state: dict[str, Tensor], kept: int = KEPT) -> Tensor:

@@ -41,9 +41,7 @@ class FlairEncoder(OpenClipEncoder):
             from open_clip import SimpleTokenizer, image_transform
 
             pooling = {name: state.pop(name) for name in list(state) if name.startswith("visual_proj.")}
-            state["visual.proj"], state["text_projection"] = (
-                state.pop(f"{s}_post.proj") for s in ("image", "text")
-            )
+            state["visual.proj"], state["text_projection"] = (state.pop(f"{s}_post.proj") for s in ("image", "text"))
             state.pop("logit_bias", None)
             model = clip_of(state, quick_gelu=False)
             width = state["visual.proj"].shape[1]

@@ -37,9 +37,7 @@ class HuggingFaceEncoder(TwoTowerEncoder):
         except (OSError, ValueError) as error:
             raise UserError(f"transformers cannot load hf:{where}: {_first_line(error)}") from error
         if config.architectures == ["FGCLIPModel"] and type(self) is HuggingFaceEncoder:
-            raise UserError(
-                f"hf:{where} is an FG-CLIP, with dense features and long captions: write fgclip:{where}"
-            )
+            raise UserError(f"hf:{where} is an FG-CLIP, with dense features and long captions: write fgclip:{where}")
         if config.model_type not in KINDS:
             raise UserError(f"hf:{where} is a {config.model_type!r}, and hf: takes {', '.join(KINDS)}")
         self.naflex = config.model_type == "siglip2"
@@ -63,21 +61,15 @@ class HuggingFaceEncoder(TwoTowerEncoder):
         self.tokenizer: Any = tokenizer
         self.context_length = int(config.text_config.max_position_embeddings)
         patch = int(config.vision_config.patch_size)
-        own = (
-            patch * math.isqrt(processor.max_num_patches) if self.naflex else config.vision_config.image_size
-        )
+        own = patch * math.isqrt(processor.max_num_patches) if self.naflex else config.vision_config.image_size
         self.image_size = loading.image_size or own
         if self.image_size % patch:
-            raise UserError(
-                f"image_size={self.image_size} is not a multiple of the model's patches of {patch}"
-            )
+            raise UserError(f"image_size={self.image_size} is not a multiple of the model's patches of {patch}")
         self.interpolate = self.image_size != own
         side = self.image_size // patch
         self.grid = (0, 0) if self.naflex else (side, side)
         self.transform: Callable[[Image.Image], Tensor] = (
-            _Patches(processor, side**2)
-            if self.naflex
-            else _Transform(processor, self.image_size, self.interpolate)
+            _Patches(processor, side**2) if self.naflex else _Transform(processor, self.image_size, self.interpolate)
         )
 
     @classmethod
@@ -155,9 +147,7 @@ class _Transform:
             square = {"height": self.size, "width": self.size}
             crops = getattr(self.processor, "do_center_crop", False)
             sizes = {"size": {"shortest_edge": self.size}, "crop_size": square} if crops else {"size": square}
-        pixels: Tensor = self.processor(images=image.convert("RGB"), return_tensors="pt", **sizes)[
-            "pixel_values"
-        ]
+        pixels: Tensor = self.processor(images=image.convert("RGB"), return_tensors="pt", **sizes)["pixel_values"]
         return pixels[0]
 
 

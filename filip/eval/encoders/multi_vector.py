@@ -32,9 +32,7 @@ class MultiVectorEncoder:
         except ImportError as error:
             raise UserError("mv: models need `pip install 'sentence-transformers>=6'`") from error
         if loading.image_size is not None:
-            raise UserError(
-                "image_size= cannot be changed for a MultiVectorEncoder: its own code resizes images"
-            )
+            raise UserError("image_size= cannot be changed for a MultiVectorEncoder: its own code resizes images")
         code = any(Path(folder).glob("*.py"))
         if code and not loading.trust_remote_code:
             raise UserError(f"{folder} holds its own code; add trust_remote_code=true if you trust it")
@@ -74,9 +72,7 @@ class MultiVectorEncoder:
             found = self.model({"pixel_values": pixels.to(self.device), **made})
         kept = found["attention_mask"].bool()
         if not bool((kept == kept[0]).all()):
-            raise UserError(
-                f"{self.name} gives its images different numbers of tokens, which is not supported here"
-            )
+            raise UserError(f"{self.name} gives its images different numbers of tokens, which is not supported here")
         return F.normalize(found["token_embeddings"][:, kept[0]].float(), dim=-1)
 
     @torch.inference_mode()
@@ -94,9 +90,7 @@ class MultiVectorEncoder:
 
     def patches(self, pixels: Tensor) -> Tensor:
         if self.grid == (0, 0):
-            raise UserError(
-                f"{self.name}: its image tokens are not a square of patches, so they have no places"
-            )
+            raise UserError(f"{self.name}: its image tokens are not a square of patches, so they have no places")
         return self.encode_images(pixels).cpu()
 
     def words(self, texts: Sequence[str]) -> list[Tensor]:

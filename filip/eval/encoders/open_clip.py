@@ -39,9 +39,7 @@ class OpenClipEncoder(TwoTowerEncoder):
     Raises UserError for an unknown architecture or tag, and for a file without an activation.
     """
 
-    def __init__(
-        self, architecture: str, weights: str | None, loading: Loading, activation: str | None = None
-    ):
+    def __init__(self, architecture: str, weights: str | None, loading: Loading, activation: str | None = None):
         try:
             import open_clip
         except ImportError as error:
@@ -60,9 +58,7 @@ class OpenClipEncoder(TwoTowerEncoder):
             extra["force_quick_gelu"] = True
         name = f"open_clip:{architecture}" + (f":{weights}" if weights else "")
         with hub_asked(local=_is_local(architecture, weights)), _one_sentence(name):
-            model, _, transform = open_clip.create_model_and_transforms(
-                architecture, device=loading.device, **extra
-            )
+            model, _, transform = open_clip.create_model_and_transforms(architecture, device=loading.device, **extra)
             tokenizer = open_clip.get_tokenizer(architecture)
         suffix = "" if carried else f" {Path(weights).stem}" if weights else " (no weights)"
         family = "siglip" if "siglip" in architecture.lower() else "clip"
@@ -98,13 +94,9 @@ class OpenClipEncoder(TwoTowerEncoder):
                 f"tokens=true: {self.name} has no patch tokens, its image tower is not a vision transformer"
             )
         if getattr(self.model.visual, "attn_pool", None) is not None:
-            raise UserError(
-                f"tokens=true: {self.name} pools its patches into several queries before it projects them"
-            )
+            raise UserError(f"tokens=true: {self.name} pools its patches into several queries before it projects them")
         if getattr(self.text_tower, "cls_emb", None) is not None or not hasattr(self.text_tower, "ln_final"):
-            raise UserError(
-                f"tokens=true: the text tower of {self.name} has no projection that fits its word tokens"
-            )
+            raise UserError(f"tokens=true: the text tower of {self.name} has no projection that fits its word tokens")
 
     def image_vectors(self, pixels: Tensor) -> Tensor:
         return self.model.encode_image(pixels)
@@ -171,9 +163,7 @@ def clip_of(state: dict[str, Tensor], quick_gelu: bool) -> Any:
     model = CLIP(
         state["visual.proj"].shape[1],
         CLIPVisionCfg(_blocks(state, "visual."), width, HEAD, image_size=side, patch_size=patch),
-        CLIPTextCfg(
-            context, vocabulary, width=text_width, heads=text_width // HEAD, layers=_blocks(state, "")
-        ),
+        CLIPTextCfg(context, vocabulary, width=text_width, heads=text_width // HEAD, layers=_blocks(state, "")),
         quick_gelu=quick_gelu,
     )
     model.load_state_dict(state)
@@ -223,9 +213,7 @@ def _one_sentence(model: str) -> Iterator[None]:
         yield
     except (RuntimeError, OSError, ValueError) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise UserError(
-            f"open_clip cannot load {model}: {lines[0] if lines else type(error).__name__}"
-        ) from error
+        raise UserError(f"open_clip cannot load {model}: {lines[0] if lines else type(error).__name__}") from error
     finally:
         root.setLevel(level)
 
@@ -264,9 +252,7 @@ def activation_of(architecture: str, weights: str | None, stated: str | None) ->
     elif stated is not None:
         found = stated
     elif weights in open_clip.list_pretrained_tags_by_model(architecture):
-        found = (
-            "quickgelu" if open_clip.get_pretrained_cfg(architecture, weights).get("quick_gelu") else "gelu"
-        )
+        found = "quickgelu" if open_clip.get_pretrained_cfg(architecture, weights).get("quick_gelu") else "gelu"
     elif not Path(weights).is_file():
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(architecture)) or "none"
         raise UserError(
@@ -281,7 +267,5 @@ def activation_of(architecture: str, weights: str | None, stated: str | None) ->
             f"(OpenAI's, MetaCLIP's, DFN's, LAION-400M's) or {name}:gelu (most others)"
         )
     if built_in == "quickgelu" and found == "gelu":
-        raise UserError(
-            f"{architecture} is built with QuickGELU; for weights with GELU take the plain architecture"
-        )
+        raise UserError(f"{architecture} is built with QuickGELU; for weights with GELU take the plain architecture")
     return found

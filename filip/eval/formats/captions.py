@@ -64,9 +64,7 @@ class Captions(EvalSet):
             first = next(iter(self.images.account.examples.get("missing_file", [])), None)
             if first:
                 raise UserError(f"{listed} names an image that cannot be read: {first}")
-            raise UserError(
-                f"no image of {listed} can be used: {self.images.account.line() or 'there is none'}"
-            )
+            raise UserError(f"no image of {listed} can be used: {self.images.account.line() or 'there is none'}")
         say(self.images.summary())
         self.classes = None
 

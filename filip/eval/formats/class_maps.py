@@ -27,27 +27,16 @@ class ClassMaps(EvalSet):
     """
 
     def __init__(
-        self,
-        folder: Path,
-        classes: list[str],
-        card: str,
-        images: str,
-        maps: str,
-        names: str = "",
-        first: int = 1,
+        self, folder: Path, classes: list[str], card: str, images: str, maps: str, names: str = "", first: int = 1
     ):
         if not classes:
-            raise UserError(
-                f"card {card}: classes should name the pixel values from {first} on, in their order"
-            )
+            raise UserError(f"card {card}: classes should name the pixel values from {first} on, in their order")
         self.images, self.maps = folder / images, folder / maps
         if not self.images.is_dir() or not self.maps.is_dir():
             raise UserError(f"no data set at {folder} (looked for its folders {images} and {maps})")
         if names and not (folder / names).is_file():
             raise UserError(f"no list of the split at {folder / names}")
-        listed = (
-            (folder / names).read_text().split() if names else sorted(p.stem for p in self.maps.glob("*.png"))
-        )
+        listed = (folder / names).read_text().split() if names else sorted(p.stem for p in self.maps.glob("*.png"))
         self.names = [name for name in listed if name]
         if not self.names:
             raise UserError(f"{self.maps} has no maps of classes (.png)")

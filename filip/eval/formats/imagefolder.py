@@ -31,9 +31,7 @@ class ImageFolder(EvalSet):
         self.folder = folder
         self.classes = [name for name, images in found.items() if images]
         if len(self.classes) < 2:
-            raise UserError(
-                f"{folder} should hold a folder of images for each class; it has {len(self.classes)}"
-            )
+            raise UserError(f"{folder} should hold a folder of images for each class; it has {len(self.classes)}")
         if left_out := not_read(path for path, _ in walk(folder)):
             say(f"{folder}: left out {left_out}")
         self.items = [(path, label) for label, name in enumerate(self.classes) for path in found[name]]

@@ -43,9 +43,7 @@ KEYS = (
 def open_set(card: BenchmarkCard, root: str | Path) -> EvalSet:
     options = card.layout.options
     if unknown := sorted(set(options) - set(KEYS)):
-        raise UserError(
-            f"card {card.name}: layouts.records has no option {unknown[0]!r}; it has {', '.join(KEYS)}"
-        )
+        raise UserError(f"card {card.name}: layouts.records has no option {unknown[0]!r}; it has {', '.join(KEYS)}")
     return RecordSet(Path(root) / card.path, card.split, card.kind, options)
 
 
@@ -60,9 +58,7 @@ class RecordSet(EvalSet):
         table = place / options["annotations"] if "annotations" in options else place
         self.rows = records.read_records(table, split)
         self.folder = (place if place.is_dir() else place.parent) / options.get("images", "")
-        self.image = options.get("image") or records.find_column(
-            self.rows, columns.IMAGE_COLUMNS, "image", table
-        )
+        self.image = options.get("image") or records.find_column(self.rows, columns.IMAGE_COLUMNS, "image", table)
         keep = options.get("keep", {})
         wanted = [n for n in range(len(self.rows)) if all(self.rows[n].get(k) == v for k, v in keep.items())]
         if not wanted:
@@ -100,9 +96,7 @@ class RecordSet(EvalSet):
         try:
             self[0]
         except KeyError as error:
-            raise UserError(
-                f"{table} has no column {error}; it has {', '.join(self.rows.columns)}"
-            ) from error
+            raise UserError(f"{table} has no column {error}; it has {', '.join(self.rows.columns)}") from error
         except OSError as error:
             raise UserError(f"{table} names an image that cannot be read: {error}") from error
 

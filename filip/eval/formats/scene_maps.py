@@ -39,9 +39,7 @@ class SceneMaps(EvalSet):
         members = self.scenes.samples[index][1]
         if not {"json", "things.png"} <= set(members):
             key = self.scenes.samples[index][0]
-            raise UserError(
-                f"sample {key} in {self.scenes.folder} has no .things.png and .json with its things"
-            )
+            raise UserError(f"sample {key} in {self.scenes.folder} has no .things.png and .json with its things")
         things = json.loads(self.scenes.member(index, "json"))["things"]
         return [str(thing["label"]) for thing in things]
 

@@ -34,9 +34,7 @@ class TextPairs(EvalSet):
     ):
         self.fields = [caption] if isinstance(caption, str) else caption
         if not (folder / images).is_dir() or not (folder / texts).is_dir():
-            raise UserError(
-                f"no data set at {folder} (looked for its folders {images or '.'} and {texts or '.'})"
-            )
+            raise UserError(f"no data set at {folder} (looked for its folders {images or '.'} and {texts or '.'})")
         by_name = {path.stem: path for path in images_below(folder / images)}
         self.items: list[tuple[Path, Path]] = []
         for file in sorted((folder / texts).glob(f"*.{form}")):

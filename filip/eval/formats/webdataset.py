@@ -25,9 +25,7 @@ IMAGE_EXTENSIONS = ("webp", "png", "jpg", "jpeg")  # in the order in which CLIP_
 
 def open_set(card: BenchmarkCard, root: str | Path) -> EvalSet:
     options = card.layout.options
-    return WebdatasetFolder(
-        Path(root) / card.path, card.split, options.get("cluster"), options.get("choices")
-    )
+    return WebdatasetFolder(Path(root) / card.path, card.split, options.get("cluster"), options.get("choices"))
 
 
 @dataclass
@@ -49,9 +47,7 @@ class WebdatasetFolder(EvalSet):
     that have none are left out.
     """
 
-    def __init__(
-        self, folder: str | Path, split: str = "test", cluster: str | None = None, choices: str | None = None
-    ):
+    def __init__(self, folder: str | Path, split: str = "test", cluster: str | None = None, choices: str | None = None):
         self.folder, self.cluster = Path(folder), cluster
         self.captions = choices or "txt"
         self.shards = self._find_shards(split)
@@ -109,9 +105,7 @@ class WebdatasetFolder(EvalSet):
     def _cluster(self, key: str, members: dict[str, _Member]) -> str:
         about = json.loads(self._read(members["json"])) if "json" in members else {}
         if self.cluster not in about:
-            raise UserError(
-                f"sample {key} in {self.folder} has no {self.cluster!r} in a .json, which the card names"
-            )
+            raise UserError(f"sample {key} in {self.folder} has no {self.cluster!r} in a .json, which the card names")
         return str(about[self.cluster])
 
     def _things(self, key: str, members: dict[str, _Member]) -> list[Thing]:
@@ -127,11 +121,7 @@ class WebdatasetFolder(EvalSet):
             splits = sorted(p.parent.name for p in self.folder.glob("*/nshards.txt"))
             raise UserError(
                 f"no data set at {self.folder} (looked for {count}); "
-                + (
-                    f"its splits are {', '.join(splits)}"
-                    if splits
-                    else "see the card's homepage, or set root="
-                )
+                + (f"its splits are {', '.join(splits)}" if splits else "see the card's homepage, or set root=")
             )
         shards = [self.folder / split / f"{i}.tar" for i in range(int(count.read_text()))]
         if missing := [str(s) for s in shards if not s.is_file()]:

@@ -41,9 +41,7 @@ class Compare(PictureOptions):
 def draw(config: Compare) -> None:
     """Draw the word-patch alignment of several models in columns."""
     if config.labels and len(config.labels) != len(config.models):
-        raise UserError(
-            f"{len(config.labels)} labels for {len(config.models)} models: give one each, or none"
-        )
+        raise UserError(f"{len(config.labels)} labels for {len(config.models)} models: give one each, or none")
     card = load_card(config.card, config.loader)
     data = open_set(card, config.root)
     names = match_classes(card, data.classes) if data.classes is not None else None

@@ -98,9 +98,7 @@ def draw_heat(image: Image.Image, heat: np.ndarray, low: float, high: float, pat
 class SheetCell:
     """One picture of a sheet with a title above and coloured words below."""
 
-    def __init__(
-        self, picture: Image.Image, title: str, words: Sequence[tuple[str, tuple[int, int, int]]] = ()
-    ):
+    def __init__(self, picture: Image.Image, title: str, words: Sequence[tuple[str, tuple[int, int, int]]] = ()):
         self.picture, self.title, self.words = picture, title, list(words)
 
     def heading(self, width: int) -> list[str]:
@@ -147,9 +145,7 @@ def sheet(
         lines = max(len(cell.heading(cell_width)) for cell in chosen)  # pictures in a row stand on one line
         rows.append([cell.draw(cell_width, lines) for cell in chosen])
     width = columns * cell_width + (columns + 1) * gap
-    note_lines = (
-        _wrap([(word, MUTED) for word in note.split()], font(14), width - 2 * gap, space=" ") if note else []
-    )
+    note_lines = _wrap([(word, MUTED) for word in note.split()], font(14), width - 2 * gap, space=" ") if note else []
     top = 62 + 20 * len(note_lines)
     height = top + sum(max(c.height for c in row) + gap for row in rows)
     page = Image.new("RGB", (width, height), "white")
@@ -167,10 +163,7 @@ def sheet(
 
 
 def _wrap(
-    words: Sequence[tuple[str, tuple[int, int, int]]],
-    face: ImageFont.FreeTypeFont,
-    width: int,
-    space: str = "  ",
+    words: Sequence[tuple[str, tuple[int, int, int]]], face: ImageFont.FreeTypeFont, width: int, space: str = "  "
 ) -> list[list[tuple[str, tuple[int, int, int]]]]:
     lines: list[list[tuple[str, tuple[int, int, int]]]] = [[]]
     used = 0.0
@@ -186,10 +179,7 @@ def _wrap(
 
 def _title_lines(text: str, face: ImageFont.FreeTypeFont, width: int) -> list[str]:
     """Break a title into at most two lines; what does not fit into them is cut off."""
-    lines = [
-        " ".join(word for word, _ in line)
-        for line in _wrap([(w, INK) for w in text.split()], face, width, " ")
-    ]
+    lines = [" ".join(word for word, _ in line) for line in _wrap([(w, INK) for w in text.split()], face, width, " ")]
     return [_fit(line, face, width) for line in [*lines[:1], " ".join(lines[1:])] if line]
 
 

@@ -50,9 +50,7 @@ class SceneSheet(PictureOptions):
     root: str = option(MISSING, "folder below which the test sets lie")
     card: str = option("demo_pointing", "pointing card whose scenes are shown")
     parts: str | None = option(
-        None,
-        "its parts and the rule as JSON, for pages; pictures are WebP inside; null = none",
-        writes="file",
+        None, "its parts and the rule as JSON, for pages; pictures are WebP inside; null = none", writes="file"
     )
     each: int = option(1, "scenes of each kind: best, median and worst", at_least=1)
     measure: int = option(1000, "scenes to choose from, the first of the set", at_least=1)

@@ -51,9 +51,7 @@ def prompt_of(card: BenchmarkCard, settings: AlignmentSettings, context: Context
     return alignment_prompt(alignment_template(context.prompts, card.name))
 
 
-def kept_patches(
-    encoder: Encoder, card: BenchmarkCard, context: Context
-) -> Callable[[int, str], Tensor | None]:
+def kept_patches(encoder: Encoder, card: BenchmarkCard, context: Context) -> Callable[[int, str], Tensor | None]:
     """Return a finder of kept patches by an image's number in the set and its key: [rows * columns, d] float32.
 
     There are none for a pooled model, of which vectors are kept, nor in 16 bits, which would move the result a little.
@@ -84,12 +82,7 @@ PROTOCOL = Protocol(
     columns=(
         Column("label on its object", "pointing.value", "pointing.chance", "pointing.ci95"),
         Column("of two, on its own", "composites.value", "composites.chance", "composites.ci95"),
-        Column(
-            "of two, own side",
-            "composites.own_side",
-            "composites.own_side_chance",
-            "composites.own_side_ci95",
-        ),
+        Column("of two, own side", "composites.own_side", "composites.own_side_chance", "composites.own_side_ci95"),
     ),
     note="The patch most similar to any token of the label lies on the object.",
     prepare=prompt_of,

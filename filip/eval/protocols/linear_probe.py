@@ -32,9 +32,7 @@ from filip.eval.scorer import scorer_for
 
 @dataclass
 class LinearProbeSettings:
-    regularisation: float = option(
-        1.0, "scikit-learn's C, the inverse strength of the L2 penalty (paper: open)"
-    )
+    regularisation: float = option(1.0, "scikit-learn's C, the inverse strength of the L2 penalty (paper: open)")
     iterations: int = option(1000, "most iterations of L-BFGS", at_least=1)
     folds: int = option(5, "folds of the cross-validation where there is no training split", at_least=2)
 
@@ -109,9 +107,7 @@ def _cross_validated(
 
     folds = min(settings.folds, int(torch.bincount(labels)[torch.unique(labels)].min()))
     if folds < 2:
-        raise UserError(
-            "a linear probe needs a training split, or at least two images of every class to fold"
-        )
+        raise UserError("a linear probe needs a training split, or at least two images of every class to fold")
     scores = torch.zeros(len(labels), classes, dtype=torch.float64)
     for train, test in StratifiedKFold(folds, shuffle=True, random_state=0).split(features, labels):
         fitted = _fit(encoder, features[train], labels[train], settings)

@@ -38,8 +38,7 @@ WAYS = {"i2t": "image to text", "t2i": "text to image"}
 @dataclass
 class RetrievalSettings:
     fine_tuned_on: str = option(
-        "",
-        "source the model was fine-tuned on: benchmarks of that source rank bare captions, without prompts",
+        "", "source the model was fine-tuned on: benchmarks of that source rank bare captions, without prompts"
     )
     rank_texts_by: str = option(
         "image", "image to text ranks by: image (s^I), text (s^T) or mean of both", choices=RANKINGS
@@ -51,12 +50,8 @@ class RetrievalSettings:
         [],
         "token-wise models: benchmarks to rank also without [BOS] and [EOS], and by content words alone; [all] = each",
     )
-    shortlist: int = option(
-        0, "two-stage: exact scores for this many candidates only; 0 = all, exact", at_least=0
-    )
-    compare: bool = option(
-        True, "also rank exactly, where there is a shortlist, and report the recall that it loses"
-    )
+    shortlist: int = option(0, "two-stage: exact scores for this many candidates only; 0 = all, exact", at_least=0)
+    compare: bool = option(True, "also rank exactly, where there is a shortlist, and report the recall that it loses")
 
 
 def run(
@@ -126,13 +121,7 @@ def retrieval_benchmark(
         _record(record, card.name, found, exact)
         return result | exact.table
     scores = rerank(
-        scorer,
-        found.images,
-        for_texts,
-        for_images,
-        settings.shortlist,
-        settings.rank_texts_by,
-        settings.rank_images_by,
+        scorer, found.images, for_texts, for_images, settings.shortlist, settings.rank_texts_by, settings.rank_images_by
     )
     short = recalls(*scores, found.owner)
     _record(record, card.name, found, short)
@@ -162,9 +151,7 @@ def _collect(scorer: Scorer, card: BenchmarkCard, context: Context) -> _Collecte
     def keep(images: Tensor, batch: Batch) -> tuple[Tensor, list[str], list[list[str]]]:
         return scorer.movable(images), batch.keys, batch.captions
 
-    parts = collect(
-        scorer, ImageSource(data, card.name, context.batch_size, context.workers, card, context.root), keep
-    )
+    parts = collect(scorer, ImageSource(data, card.name, context.batch_size, context.workers, card, context.root), keep)
     for _, of_batch, theirs in parts:
         for key, own in zip(of_batch, theirs, strict=True):
             if not own:
@@ -200,11 +187,7 @@ def _exact(
 
 
 def _by_text_tokens(
-    scorer: Scorer,
-    found: _Collected,
-    prompts: tuple[Prompt, Prompt],
-    encoded: list[Texts],
-    settings: RetrievalSettings,
+    scorer: Scorer, found: _Collected, prompts: tuple[Prompt, Prompt], encoded: list[Texts], settings: RetrievalSettings
 ) -> dict[str, Any]:
     """Return {choice of the texts' tokens: recalls by each ranking}. encoded: the captions in each distinct prompt."""
     tables = {}
@@ -241,9 +224,7 @@ def recalls(rank_texts: Tensor, rank_images: Tensor, owner: Tensor) -> Recalls:
     for way, (hits, chance, cluster) in ways.items():
         table[way] = {name: float(hits[:, i].mean()) for i, name in enumerate(names)}
         table["chance"][way] = dict(zip(names, chance, strict=True))
-        table["ci95"][way] = {
-            name: list(mean_interval(hits[:, i], clusters=cluster)) for i, name in enumerate(names)
-        }
+        table["ci95"][way] = {name: list(mean_interval(hits[:, i], clusters=cluster)) for i, name in enumerate(names)}
     return Recalls(table, {way: hits for way, (hits, _, _) in ways.items()})
 
 

@@ -18,9 +18,7 @@ from filip.eval.pointing import BACKGROUND, pointed_scenes, rate
 from filip.eval.protocols import Column, NoSettings, Numbers, Protocol
 
 
-def run(
-    encoder: Encoder, card: BenchmarkCard, settings: NoSettings, context: Context, record: Record
-) -> Numbers:
+def run(encoder: Encoder, card: BenchmarkCard, settings: NoSettings, context: Context, record: Record) -> Numbers:
     """Measure one benchmark: fractions, with a 95 % interval over scenes.
 
     The outcome of each name is put into ``record`` under the card's name, the names of a scene as one cluster.
@@ -38,9 +36,7 @@ def run(
         )
     ]
     if not names:
-        raise UserError(
-            f"{card.name}: no name of any scene has a patch to point at; are its patches too large?"
-        )
+        raise UserError(f"{card.name}: no name of any scene has a patch to point at; are its patches too large?")
     scenes, numbers, right, chance, among, chance_among = zip(*names, strict=True)
     keys = [f"{scene} {n}" for scene, n in zip(scenes, numbers, strict=True)]
     record[card.name] = Outcomes.of(keys, {"right": right, "right_among_things": among}, scenes)

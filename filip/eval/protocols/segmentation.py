@@ -38,9 +38,7 @@ from filip.progress import Progress
 
 @dataclass
 class SegmentationSettings:
-    batch_size: int = option(
-        16, "images at a time: each is compared with all prompts of all classes", at_least=1
-    )
+    batch_size: int = option(16, "images at a time: each is compared with all prompts of all classes", at_least=1)
 
 
 def run(
@@ -120,9 +118,7 @@ def class_vectors(encoder: Encoder, names: list[str], ensemble: list[Prompt]) ->
     return found
 
 
-def class_scores(
-    encoder: Encoder, samples: list[Sample], vectors: list[Tensor], prompts: int
-) -> list[np.ndarray]:
+def class_scores(encoder: Encoder, samples: list[Sample], vectors: list[Tensor], prompts: int) -> list[np.ndarray]:
     """Return [rows, columns, classes] for each image: how similar each patch is to each class."""
     pixels = torch.stack([encoder.transform(sample.image) for sample in samples])
     patches = F.normalize(encoder.patches(pixels), dim=-1)
@@ -175,9 +171,7 @@ def among_own(shares: dict[int, np.ndarray], scores: np.ndarray, classes: int) -
     areas = image_areas(shares, present[scores[..., present].argmax(-1)], classes)
     found = intersection_over_union(areas)[present]
     right = areas[0].sum() / max(areas[2].sum(), 1e-12)
-    return AmongOwn(
-        float(right), float(np.nanmean(found)) if np.isfinite(found).any() else 0.0, 1 / len(present)
-    )
+    return AmongOwn(float(right), float(np.nanmean(found)) if np.isfinite(found).any() else 0.0, 1 / len(present))
 
 
 def _over_images(found: list[AmongOwn]) -> dict[str, Any]:

@@ -28,9 +28,7 @@ from filip.eval.protocols import Column, NoSettings, Numbers, Protocol
 from filip.eval.scorer import RANKINGS, Scorer, ranking
 
 
-def run(
-    encoder: Encoder, card: BenchmarkCard, settings: NoSettings, context: Context, record: Record
-) -> Numbers:
+def run(encoder: Encoder, card: BenchmarkCard, settings: NoSettings, context: Context, record: Record) -> Numbers:
     return select(context.scorer(encoder), card, context, record)
 
 
@@ -71,10 +69,7 @@ def select(
     if card.loader == "winoground":
         return common | _winoground(card, parts, clusters, record)
     common["note"] = size_note(card, len(keys))
-    hits = {
-        by: np.array([chosen(s, t) for s, t in zip(found, truths, strict=True)])
-        for by, found in parts.items()
-    }
+    hits = {by: np.array([chosen(s, t) for s, t in zip(found, truths, strict=True)]) for by, found in parts.items()}
     if record is not None:
         record[card.name] = Outcomes.of(keys, hits, clusters)
     rates = {by: _rate(right, clusters) for by, right in hits.items()}
@@ -118,8 +113,7 @@ def _by_category(hits: dict[str, np.ndarray], categories: list[str], card: Bench
     """
     names = np.asarray(categories)
     table = {
-        name: {"n": int((names == name).sum())}
-        | {by: float(right[names == name].mean()) for by, right in hits.items()}
+        name: {"n": int((names == name).sum())} | {by: float(right[names == name].mean()) for by, right in hits.items()}
         for name in sorted(set(categories))
     }
     options = card.layout.options

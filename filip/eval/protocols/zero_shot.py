@@ -52,9 +52,7 @@ def settle(settings: ZeroShotSettings, encoder: Encoder) -> ZeroShotSettings:
     return replace(settings, ensemble="score" if encoder.token_wise else FAMILIES[encoder.family].ensemble)
 
 
-def run(
-    encoder: Encoder, card: BenchmarkCard, settings: ZeroShotSettings, context: Context, record: Record
-) -> Numbers:
+def run(encoder: Encoder, card: BenchmarkCard, settings: ZeroShotSettings, context: Context, record: Record) -> Numbers:
     ensemble = prompts_of(card, settings, context)
     return zero_shot_task(context.scorer(encoder), card, ensemble, settings.ensemble, context, record)
 
@@ -87,9 +85,7 @@ def zero_shot_task(
     def keep(images: Tensor, batch: Batch) -> tuple[Similarity, Tensor, list[str], list[str]]:
         return class_scores(scorer, images, texts, prompts), batch.labels, batch.keys, batch.clusters
 
-    source = ImageSource(
-        data, card.name, context.batch_size, context.workers, card, context.root, with_probe=True
-    )
+    source = ImageSource(data, card.name, context.batch_size, context.workers, card, context.root, with_probe=True)
     parts = collect(scorer, source, keep)
     scores, labels, keys_of, clusters_of = zip(*parts, strict=True)
     every_score, every_label = torch.cat([found.i2t for found in scores]), torch.cat(labels)
@@ -113,8 +109,7 @@ def mean_embeddings(scorer: Scorer, texts: Texts, prompts: int) -> Texts:
     """Make CLIP's ensemble: the normalised mean of a class's prompt vectors, for pooled models only."""
     if scorer.token_wise:
         raise UserError(
-            "ensemble=embedding averages vectors, which has no meaning for a token-wise model: "
-            "use ensemble=score"
+            "ensemble=embedding averages vectors, which has no meaning for a token-wise model: use ensemble=score"
         )
     return Texts(F.normalize(texts.values.view(-1, prompts, texts.values.shape[1]).mean(1), dim=-1), None)
 

@@ -99,9 +99,7 @@ class TextTower(nn.Module):
         width = text["width"]
         self.token_embedding = nn.Embedding(text["vocab_size"], width)
         self.pos_embed = nn.Parameter(torch.zeros(text["context_length"], width))
-        self.blocks = nn.ModuleList(
-            Block(width, text["heads"], text["activation"]) for _ in range(text["layers"])
-        )
+        self.blocks = nn.ModuleList(Block(width, text["heads"], text["activation"]) for _ in range(text["layers"]))
         self.norm = nn.LayerNorm(width)
         self.projection = nn.Linear(width, embed_dim, bias=False)
 

@@ -90,9 +90,5 @@ class FilipModel(PreTrainedModel):
             pairs = torch.arange(len(per_image), device=per_image.device)
             loss = (cross_entropy(per_image, pairs) + cross_entropy(per_text, pairs)) / 2
         return FilipOutput(
-            loss=loss,
-            logits_per_image=per_image,
-            logits_per_text=per_text,
-            image_embeds=image,
-            text_embeds=text,
+            loss=loss, logits_per_image=per_image, logits_per_text=per_text, image_embeds=image, text_embeds=text
         )

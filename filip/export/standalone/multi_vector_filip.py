@@ -62,9 +62,7 @@ class FilipMultiVector(InputModule):
             return {"pixel_values": torch.from_numpy(np.stack(pixels))}
         texts = [clean((prompt or "") + _text(one)) for one in inputs]
         return dict(
-            self.tokenizer(
-                texts, padding=True, truncation=True, max_length=self.max_seq_length, return_tensors="pt"
-            )
+            self.tokenizer(texts, padding=True, truncation=True, max_length=self.max_seq_length, return_tensors="pt")
         )
 
     def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
@@ -96,9 +94,7 @@ class FilipMultiVector(InputModule):
         **kwargs: Any,
     ) -> FilipMultiVector:
         if backend != "torch":
-            raise ValueError(
-                f"backend={backend!r}: this model runs in torch; FILIP's ONNX export runs elsewhere"
-            )
+            raise ValueError(f"backend={backend!r}: this model runs in torch; FILIP's ONNX export runs elsewhere")
         where: dict[str, Any] = {
             "subfolder": subfolder,
             "token": token,
@@ -106,9 +102,7 @@ class FilipMultiVector(InputModule):
             "local_files_only": local_files_only,
         }
         config = cls.load_config(model_name_or_path, cache_folder=cache_folder, **where)["config"]
-        model = cls(
-            config, AutoTokenizer.from_pretrained(model_name_or_path, cache_dir=cache_folder, **where)
-        )
+        model = cls(config, AutoTokenizer.from_pretrained(model_name_or_path, cache_dir=cache_folder, **where))
         cls.load_torch_weights(model_name_or_path, cache_folder=cache_folder, model=model, **where)
         given = model_kwargs or {}
         dtype = given.get("dtype", given.get("torch_dtype"))

@@ -35,9 +35,7 @@ class FilipImageProcessor(BaseImageProcessor):
         size is a number, or a dict of transformers: {"height": 224, "width": 224} or {"shortest_edge": 224}.
         """
         if kwargs:
-            raise ValueError(
-                f"{', '.join(kwargs)}: FILIP's images are prepared in one way; only size can be given"
-            )
+            raise ValueError(f"{', '.join(kwargs)}: FILIP's images are prepared in one way; only size can be given")
         if isinstance(size, dict):
             size = size.get("shortest_edge", size.get("height"))
         prepared = [to_pixels(_picture(image), size or self.size) for image in _flat(images)]
@@ -88,7 +86,5 @@ class FilipProcessor(ProcessorMixin):
             found |= self.tokenizer([clean(one) for one in texts], **given)
         if images is not None:
             others = kwargs if text is None else {}  # which it refuses
-            found |= self.image_processor.preprocess(
-                images, return_tensors=return_tensors, size=size, **others
-            )
+            found |= self.image_processor.preprocess(images, return_tensors=return_tensors, size=size, **others)
         return BatchFeature(found)

@@ -110,9 +110,7 @@ def task_table(inputs: Inputs, protocol: str) -> tuple[list[Column], list[Row]]:
     tasks = inputs.study.benchmarks(protocol)
     names = {"top1": "top-1", "top5": "top-5", "mean_per_class": "mean per class"}
     columns = [
-        Column(
-            task, inputs.title(task), names[inputs.cards[task].metric], outcomes=task_outcomes(inputs, [task])
-        )
+        Column(task, inputs.title(task), names[inputs.cards[task].metric], outcomes=task_outcomes(inputs, [task]))
         for task in tasks
     ]
     if len(columns) > 1:
@@ -151,15 +149,10 @@ def parts_table(
 
     def cell(run: str, benchmark: str, part: str) -> Cell:
         found = (inputs.results.evaluation(run, protocol) or {}).get("benchmarks", {}).get(benchmark)
-        return (
-            Cell(reason=inputs.why_empty(run, protocol, benchmark)) if found is None else cell_of(found, part)
-        )
+        return Cell(reason=inputs.why_empty(run, protocol, benchmark)) if found is None else cell_of(found, part)
 
     figures = [
-        (name, part)
-        for name in inputs.study.benchmarks(protocol)
-        for part in parts
-        if fits is None or fits(name, part)
+        (name, part) for name in inputs.study.benchmarks(protocol) for part in parts if fits is None or fits(name, part)
     ]
     columns = [
         Column(

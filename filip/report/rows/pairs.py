@@ -16,9 +16,7 @@ PAIRED = (
     "95 % interval. Bold: ahead of every other row of the section by a difference that holds (p < 0.05 after Holm's "
     f"correction over the columns, over {FEWEST} trainings or more)."
 )
-TOO_FEW = (
-    f"Nothing is marked for fewer than {FEWEST} trainings: intervals over images say nothing of other seeds."
-)
+TOO_FEW = f"Nothing is marked for fewer than {FEWEST} trainings: intervals over images say nothing of other seeds."
 
 
 def compare_rows(table: Table, inputs: Inputs, protocols: Sequence[str], resamples: int) -> None:
@@ -50,9 +48,7 @@ def compare_rows(table: Table, inputs: Inputs, protocols: Sequence[str], resampl
 def _measured(table: Table) -> dict[int, tuple[str, str]]:
     """Return section and run of each line that was measured here, by its number."""
     ours = table.frame[(table.frame["kind"] != "paper") & table.frame["run"].notna()]
-    return dict(
-        zip(ours.index.get_level_values("line"), zip(ours["section"], ours["run"], strict=True), strict=True)
-    )
+    return dict(zip(ours.index.get_level_values("line"), zip(ours["section"], ours["run"], strict=True), strict=True))
 
 
 def _resampled(table: Table, inputs: Inputs, protocols: Sequence[str], resamples: int) -> Resampled | None:

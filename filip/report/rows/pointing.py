@@ -19,9 +19,7 @@ LABEL_OUTCOMES = {
 }
 SCENES = {"all": "on its own thing", "among_things": "among the things alone"}
 SCENE_OUTCOMES = {"all": "/right", "among_things": "/right_among_things"}
-POOLED = (
-    "A pooled model's patches and words go through its projections, which were trained on one vector each."
-)
+POOLED = "A pooled model's patches and words go through its projections, which were trained on one vector each."
 
 
 def build_labels(inputs: Inputs) -> Table:

@@ -9,11 +9,7 @@ from filip.eval.families import prompt_file
 from filip.report.rows.cells import Inputs
 from filip.report.table import Cell, Column, Row, Table, text_cell
 
-PARTS = {
-    "prefix": "before the class",
-    "description": "description behind it",
-    "suffix": "sentence at the end",
-}
+PARTS = {"prefix": "before the class", "description": "description behind it", "suffix": "sentence at the end"}
 
 
 def build(inputs: Inputs) -> Table:

@@ -23,8 +23,7 @@ def build(inputs: Inputs) -> Table:
     ] or inputs.study.benchmarks("retrieval")
     keys = [(name, way, by) for name in benchmarks for way in DIRECTIONS for by in RANKINGS]
     columns = [
-        Column(f"{name}_{way}_{by}", RANKINGS[by], f"{inputs.title(name)}, {DIRECTIONS[way]}")
-        for name, way, by in keys
+        Column(f"{name}_{way}_{by}", RANKINGS[by], f"{inputs.title(name)}, {DIRECTIONS[way]}") for name, way, by in keys
     ]
     rows = []
     for run in inputs.study.rows("rankings"):

@@ -19,9 +19,7 @@ def build(inputs: Inputs) -> Table:
 
     outcome = {by: f"/{by}" for by in RANKINGS}
     columns, rows = parts_table(inputs, "selection", RANKINGS | MACRO, cell, outcome, fits=fits)
-    notes = [
-        "The true caption has the highest similarity to its image. A pooled model has one similarity only."
-    ]
+    notes = ["The true caption has the highest similarity to its image. A pooled model has one similarity only."]
     notes += [
         f"{inputs.title(name)}: {note}"
         for name in inputs.study.benchmarks("selection")

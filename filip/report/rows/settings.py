@@ -125,8 +125,7 @@ def _stated(block: dict[str, Any], section: str) -> list[Row]:
         if label != "columns":
             stated = dict(zip(block["columns"], values, strict=True))
             cells = {
-                key: Cell(reason="not reported") if value is None else Cell(str(value))
-                for key, value in stated.items()
+                key: Cell(reason="not reported") if value is None else Cell(str(value)) for key, value in stated.items()
             }
             rows.append(Row(label, "paper", cells, section))
     return rows

@@ -27,9 +27,7 @@ def _published(inputs: Inputs) -> list[Row]:
         numbers = dict(zip(block["columns"], entry["values"], strict=True))
         cells = {task: published_cell(numbers.get(names.get(task))) for task in tasks}
         cells["average"] = (
-            published_cell(entry["average"])
-            if same_benchmarks
-            else Cell(reason="published over other benchmarks")
+            published_cell(entry["average"]) if same_benchmarks else Cell(reason="published over other benchmarks")
         )
         rows.append(Row(label, "paper", cells, "published"))
     return rows

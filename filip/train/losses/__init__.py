@@ -22,14 +22,7 @@ from filip.train.losses.settings import given_weight, term_settings, with_settin
 from filip.train.losses.sigmoid import SIGMOID, TOKEN_WISE_SIGMOID
 from filip.train.losses.term import BatchShape, LossInput, LossSettings, Term, TermOutput, sum_of
 from filip.train.losses.token_wise import TOKEN_WISE, scorer_parameters
-from filip.train.losses.weights import (
-    Weight,
-    WeightSchedule,
-    as_setting,
-    check_every_step,
-    parse_weight,
-    weight_at,
-)
+from filip.train.losses.weights import Weight, WeightSchedule, as_setting, check_every_step, parse_weight, weight_at
 
 __all__ = [
     "TERMS", "BatchShape", "Loss", "LossInput", "LossOutput", "LossSettings", "Term", "TermOutput", "check_model",
@@ -65,9 +58,7 @@ class Loss:
     def __init__(self, weights: Mapping[str, Weight], settings: LossSettings) -> None:
         """Build the terms. ``weights``: those of all terms that count, as :func:`resolve_weights` returns them."""
         self.weights, self.settings = dict(weights), settings
-        self.own = {
-            name: term_settings(name, settings.loss.get(name), TERMS[name].settings) for name in self.weights
-        }
+        self.own = {name: term_settings(name, settings.loss.get(name), TERMS[name].settings) for name in self.weights}
         self._captions = _caption_maker(self.weights)
 
     def weights_at(self, step: int) -> dict[str, float]:
@@ -81,13 +72,7 @@ class Loss:
         all_groups, offset = gather_ids(group)
         soft = self.settings.soft_targets
         batch = LossInput(
-            encoded,
-            group if soft else None,
-            all_groups if soft else None,
-            offset,
-            self.settings,
-            step,
-            captions,
+            encoded, group if soft else None, all_groups if soft else None, offset, self.settings, step, captions
         )
         weights = self.weights_at(step)
         outputs = {name: TERMS[name].compute(replace(batch, own=self.own[name])) for name in weights}
@@ -178,17 +163,12 @@ def resolve_weights(weights: Mapping[str, object], interaction: str) -> dict[str
         if name not in TERMS:
             raise UserError(f"loss.{name}: there is no such term; choose among {', '.join(TERMS)}")
     given = {
-        name: parse_weight(name, given_weight(name, weights.get(name), term.settings))
-        for name, term in TERMS.items()
+        name: parse_weight(name, given_weight(name, weights.get(name), term.settings)) for name, term in TERMS.items()
     }
-    resolved = {
-        name: float(name == interaction) if weight is None else weight for name, weight in given.items()
-    }
+    resolved = {name: float(name == interaction) if weight is None else weight for name, weight in given.items()}
     active = {name: weight for name, weight in resolved.items() if weight != 0}
     if not active:
-        raise UserError(
-            f"every term of the loss has weight 0; give one of {', '.join(TERMS)} a weight above 0"
-        )
+        raise UserError(f"every term of the loss has weight 0; give one of {', '.join(TERMS)} a weight above 0")
     check_every_step(active)
     return active
 
@@ -214,9 +194,7 @@ def check_terms(config: LossSettings) -> None:
             TERMS[name].check(config)
 
 
-def _caption_maker(
-    weights: Mapping[str, Weight],
-) -> Callable[[Mapping[str, Any], str], tuple[Tensor, Tensor]] | None:
+def _caption_maker(weights: Mapping[str, Weight]) -> Callable[[Mapping[str, Any], str], tuple[Tensor, Tensor]] | None:
     makers = [name for name in weights if TERMS[name].captions is not None]
     if len(makers) > 1:
         raise UserError(
@@ -233,9 +211,7 @@ def exchanged(weights: Mapping[str, Weight]) -> set[str]:
 
 def check_model(weights: Mapping[str, Weight], model: DualEncoder) -> None:
     """Raise UserError if ``model`` lacks what a term reads, or if no term trains the vectors that it will score by."""
-    if model.config.interaction == "pooled" and not any(
-        "vectors" in TERMS[name].features for name in weights
-    ):
+    if model.config.interaction == "pooled" and not any("vectors" in TERMS[name].features for name in weights):
         raise UserError(
             f"loss.{next(iter(weights))} reads tokens, but model.interaction=pooled compares an image and a caption by "
             "one vector each, which no term of this loss reads; set model.interaction=token_wise, or give loss.pooled "

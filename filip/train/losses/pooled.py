@@ -26,11 +26,5 @@ def memory(shape: BatchShape) -> float:
 
 
 POOLED = Term(
-    compute,
-    "vectors",
-    math.log,
-    memory,
-    "cosine of [CLS] and [EOS]",
-    exchanged=("vectors",),
-    citation=(CLIP,),
+    compute, "vectors", math.log, memory, "cosine of [CLS] and [EOS]", exchanged=("vectors",), citation=(CLIP,)
 )

@@ -52,12 +52,7 @@ def compute_token_wise(batch: LossInput) -> TermOutput:
         )
         for matrix in (similarity.i2t, similarity.t2i.T)
     )
-    halves = {
-        "loss/i2t": i2t.loss,
-        "loss/t2i": t2i.loss,
-        "accuracy/i2t": i2t.accuracy,
-        "accuracy/t2i": t2i.accuracy,
-    }
+    halves = {"loss/i2t": i2t.loss, "loss/t2i": t2i.loss, "accuracy/i2t": i2t.accuracy, "accuracy/t2i": t2i.accuracy}
     return TermOutput((i2t.loss + t2i.loss) / 2, halves | metrics | _bias(batch, "token_wise_sigmoid_bias"))
 
 

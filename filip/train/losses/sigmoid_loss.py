@@ -18,14 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from filip.interaction.agreement import EXCHANGES, Call, describe, exchange_calls
-from filip.interaction.collectives import (
-    Group,
-    gather_rows,
-    reduce_scatter_rows,
-    ring_send_recv,
-    wait_all,
-    world_size,
-)
+from filip.interaction.collectives import Group, gather_rows, reduce_scatter_rows, ring_send_recv, wait_all, world_size
 from filip.interaction.differentiation import first_derivative_only
 from filip.interaction.distributed import Layout, ring_blocks, row_layout, unknown_exchange
 from filip.interaction.loss import check_vectors
@@ -104,9 +97,7 @@ def distributed_sigmoid_loss(
     wide = accumulation_dtype(torch.promote_types(image.dtype, text.dtype))
     scale, bias = logit_scale.to(wide).reshape(()), logit_bias.to(wide).reshape(())
     targets = (offset, ids, all_ids)
-    return SigmoidOutput(
-        *_Sigmoid.apply(image.to(wide), text.to(wide), scale, bias, layout, exchange, targets)
-    )
+    return SigmoidOutput(*_Sigmoid.apply(image.to(wide), text.to(wide), scale, bias, layout, exchange, targets))
 
 
 class _Sigmoid(torch.autograd.Function):
@@ -144,11 +135,7 @@ class _Sigmoid(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         image, text, scale, bias = ctx.saved_tensors
         layout: Layout | None = ctx.layout
-        grad_image, grad_scale, grad_bias = (
-            torch.zeros_like(image),
-            torch.zeros_like(scale),
-            torch.zeros_like(bias),
-        )
+        grad_image, grad_scale, grad_bias = (torch.zeros_like(image), torch.zeros_like(scale), torch.zeros_like(bias))
         parts: list[Tensor] = []
         total = image.new_empty(0)
         handles: list[Any] = []

@@ -85,9 +85,7 @@ class LossInput:
     def image_mask(self) -> Tensor | None:
         """Return which of the images' tokens there are [b, n1]; None if all."""
         image, lengths = self.encoded.image, self.encoded.image_lengths
-        return (
-            None if lengths is None else torch.arange(image.shape[1], device=image.device) < lengths[:, None]
-        )
+        return None if lengths is None else torch.arange(image.shape[1], device=image.device) < lengths[:, None]
 
     @property
     def vectors(self) -> PooledFeatures:
@@ -100,11 +98,7 @@ class LossInput:
     def cross_entropy(self, similarity: Similarity) -> TermOutput:
         """Compute CLIP's symmetric cross-entropy over ``similarity``; both halves and both accuracies are metrics."""
         output: ContrastiveOutput = contrastive_loss(
-            similarity,
-            self.encoded.logit_scale,
-            offset=self.offset,
-            ids=self.positives,
-            all_ids=self.all_positives,
+            similarity, self.encoded.logit_scale, offset=self.offset, ids=self.positives, all_ids=self.all_positives
         )
         metrics = {
             "loss/i2t": output.i2t_loss,

@@ -61,12 +61,7 @@ def token_wise_similarity(batch: LossInput) -> tuple[Similarity, dict[str, Tenso
     if keep_ratio < 1:
         scorers = token_scorers(settings, batch.parameters)
         choice = choose_tokens(
-            image,
-            *text,
-            keep_ratio,
-            score=settings.token_score,
-            minimum=settings.token_keep_minimum,
-            scorers=scorers,
+            image, *text, keep_ratio, score=settings.token_score, minimum=settings.token_keep_minimum, scorers=scorers
         )
         metrics |= selection_metrics(choice, image, text)
         if settings.model.exclude_special_tokens or settings.model.text.tokenizer is not None:
@@ -148,11 +143,5 @@ def memory(shape: BatchShape) -> float:
 
 
 TOKEN_WISE = Term(
-    compute,
-    "tokens",
-    math.log,
-    memory,
-    "token-wise maximum similarity",
-    exchanged=("tokens",),
-    citation=(FILIP,),
+    compute, "tokens", math.log, memory, "token-wise maximum similarity", exchanged=("tokens",), citation=(FILIP,)
 )

@@ -93,9 +93,7 @@ def _schedule(name: str, value: object, complaint: str) -> WeightSchedule:
         raise UserError(f"{name}={value!r} is {complaint}")
     start, end = (_number(name, found[key], value) for key in ("start", "end"))
     if (found["shape"] == "switch") != (found["at"] is not None):
-        raise UserError(
-            f"{name}={value!r}: a switch has one step, the others a first and a last; write {FORMS}"
-        )
+        raise UserError(f"{name}={value!r}: a switch has one step, the others a first and a last; write {FORMS}")
     first = int(found["first"] or found["at"])
     last = int(found["last"] or first)
     if found["shape"] != "switch" and last <= first:

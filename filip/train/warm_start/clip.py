@@ -55,9 +55,7 @@ def refuse_vocabulary(name: str, size: int) -> None:
 
 def refuse_normalisation(name: str, mean: Sequence[float], std: Sequence[float]) -> None:
     """Refuse a tower trained with another normalisation than CLIP's, which ours is: it would see other pixels."""
-    if not all(
-        math.isclose(a, b, abs_tol=1e-4) for a, b in zip([*mean, *std], [*CLIP_MEAN, *CLIP_STD], strict=True)
-    ):
+    if not all(math.isclose(a, b, abs_tol=1e-4) for a, b in zip([*mean, *std], [*CLIP_MEAN, *CLIP_STD], strict=True)):
         raise UserError(
             f"init_from: {name} normalises its pixels with mean {list(mean)} and deviation {list(std)}; this project's "
             "are CLIP's, and CLIP's patch embedding has no bias that could make up for it"

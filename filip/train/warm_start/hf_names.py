@@ -19,9 +19,7 @@ _BLOCK = {  # ours, theirs; ours of the text tower have no "attn." and "mlp."
 }
 
 
-def block_state(
-    state: dict[str, Tensor], ours: str, theirs: str, layers: int, packed: str
-) -> dict[str, Tensor]:
+def block_state(state: dict[str, Tensor], ours: str, theirs: str, layers: int, packed: str) -> dict[str, Tensor]:
     """Return the blocks ``theirs.0`` … of ``state`` as ``ours.0`` …; q, k and v become one matrix ``packed``.
 
     The other parts are called as in timm's ViT if ``packed`` is "attn.qkv", else as in our text tower.

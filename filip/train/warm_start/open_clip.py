@@ -29,9 +29,7 @@ def from_open_clip(name: str, config: ModelConfig) -> DualEncoder:
             f"init_from: open_clip has no architecture {architecture!r}; open_clip.list_models() lists them"
         )
     if weights is None:
-        raise UserError(
-            f"init_from=open_clip:{name} names no weights: add :TAG, or :FILE:gelu or :FILE:quickgelu"
-        )
+        raise UserError(f"init_from=open_clip:{name} names no weights: add :TAG, or :FILE:gelu or :FILE:quickgelu")
     activation = activation_of(architecture, weights, stated)
     known = open_clip.get_model_config(architecture)
     _refuse_other_architectures(architecture, known)
@@ -85,11 +83,7 @@ def _refuse_other_architectures(architecture: str, known: dict[str, Any]) -> Non
             for name, value in known[tower].items()
             if name not in held and (name not in defaults or value != defaults[name])
         }
-        found |= {
-            f"{tower}.{name}": value
-            for name, value in known[tower].items()
-            if isinstance(value, list | tuple)
-        }
+        found |= {f"{tower}.{name}": value for name, value in known[tower].items() if isinstance(value, list | tuple)}
     if found:
         name, value = next(iter(found.items()))
         trunk = known["vision_cfg"].get("timm_model_name")

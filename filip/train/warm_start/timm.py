@@ -31,9 +31,7 @@ def from_timm(name: str, config: ModelConfig) -> DualEncoder:
     """
     architecture, _, file = name.partition(":")
     if not timm.is_model(architecture):
-        raise UserError(
-            f"init_from: timm has no model {architecture!r}; timm.list_models('vit_*') lists its ViTs"
-        )
+        raise UserError(f"init_from: timm has no model {architecture!r}; timm.list_models('vit_*') lists its ViTs")
     if file and file != WHEEL and not Path(file).is_file():
         raise UserError(f"init_from=timm:{name}: there is no file {file}")
     if config.image.stem == architecture:
@@ -41,9 +39,7 @@ def from_timm(name: str, config: ModelConfig) -> DualEncoder:
         _load_stem(model, name)
         return model
     if file == WHEEL:
-        raise UserError(
-            f"init_from=timm:{name} is the stem of a tower: give model.image.stem={architecture} as well"
-        )
+        raise UserError(f"init_from=timm:{name} is the stem of a tower: give model.image.stem={architecture} as well")
     pretrained = timm.get_pretrained_cfg(architecture)
     assert pretrained is not None
     image = ImageTowerConfig(
@@ -62,9 +58,7 @@ def from_timm(name: str, config: ModelConfig) -> DualEncoder:
         )
         model.image.trunk.load_state_dict(source.state_dict())
     except Exception as error:  # a failed download, a broken archive or pickle, other shapes
-        raise UserError(
-            f"init_from=timm:{name}: its weights cannot be loaded: {first_line(error)}"
-        ) from error
+        raise UserError(f"init_from=timm:{name}: its weights cannot be loaded: {first_line(error)}") from error
     fold_normalisation(model.image.trunk, architecture, pretrained.mean, pretrained.std)
     return model
 
@@ -84,9 +78,7 @@ def _load_stem(model: DualEncoder, name: str) -> None:
     except UserError:
         raise
     except Exception as error:  # a failed download, a broken archive or pickle, other shapes
-        raise UserError(
-            f"init_from=timm:{name}: its weights cannot be loaded: {first_line(error)}"
-        ) from error
+        raise UserError(f"init_from=timm:{name}: its weights cannot be loaded: {first_line(error)}") from error
 
 
 def _from_wheel(architecture: str, names: list[str]) -> dict[str, Tensor]:
