@@ -71,10 +71,10 @@ run: study-exists setup  ## run any study: make run STUDY=own_images
 	@echo
 	@$(VENV)/bin/python -m filip.report.show results=$(RESULTS)
 	@echo
-	@echo "report       $(RESULTS)/report.html"
-	@test ! -f $(RESULTS)/explore.html || echo "explorer     $(RESULTS)/explore.html   (which word looks at which patch: open it in a browser)"
-	@echo "tables       $(RESULTS)/tables/"
-	@echo "TensorBoard  $(RESULTS)/runs   (look at it with: make tensorboard)"
+	@echo "report    $(RESULTS)/report.html   (all tables: $(RESULTS)/tables/, or filip report show results=$(RESULTS) table=all)"
+	@test ! -f $(RESULTS)/explore.html || echo "explorer  $(RESULTS)/explore.html   (which word looks at which patch)"
+	@echo "curves    make tensorboard STUDY=$(STUDY)"
+	@echo 'next      . .venv/bin/activate && filip search docs/scenes "a jellyfish"'
 
 speedrun: setup-dev  ## half of the demo's scenes in the least processor time. OUT=, ATTEMPT=, AGAINST=: records/README.md
 	@$(SNAKEMAKE) --quiet all -- results/demo/data/demo/manifest.json

@@ -15,32 +15,16 @@ from snakemake.utils import min_version
 min_version("9.0")
 
 sys.path.insert(0, workflow.basedir)
-from workflow.stage_bars import show_stages
-
-if workflow.is_main_process:
-    # First of all: what follows takes a while.
-    # None on a cluster, where workflow.cores would be an error.
-    BARS = show_stages(
-        lambda rule: str(workflow.get_rule(rule).benchmark or ""), lambda: workflow.resource_settings.cores
-    )
-    BARS.begins("reading the study")
-    if "FILIP_RUN_STARTED" in os.environ:  # workflow.run shows something until now
-        os.close(int(os.environ.pop("FILIP_RUN_STARTED")))
-
 from filip.errors import UserError
 from filip.progress import say
 from filip.study import PROTOCOLS
 from workflow import one_run
-from workflow.estimate import Estimate, asks_for_one
 from workflow.gpus import visible
 from workflow.study import WorkflowStudy
 
 if "study" not in config:
 
     configfile: "workflow/config/demo.yaml"
-
-if workflow.is_main_process and asks_for_one(sys.argv):
-    BARS.estimate = Estimate(config["study"], lambda: workflow.resource_settings.cores)
 
 try:
     STUDY = WorkflowStudy(config, checked=not workflow.is_main_process)  # jobs of a cluster read it again
@@ -97,7 +81,6 @@ if workflow.is_main_process:
         workflow.register_resource("gpu", len(visible()))  # as if --resources gpu=N had said how many there are
     if absent := STUDY.missing_data():
         say(f"no data in {STUDY.evaluation['root']} for {', '.join(absent)}: their cells will be empty")
-    BARS.begins("planning the jobs")
 
 
 onstart:
@@ -114,10 +97,6 @@ onstart:
         one_run.mark(RESULTS)
     if one_run.HELD not in os.environ:
         one_run.take(STUDY.name)
-
-
-onsuccess:
-    BARS.say_times(f"{RESULTS}/times.json")
 
 
 onerror:

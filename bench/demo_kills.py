@@ -28,7 +28,7 @@ import psutil
 from filip.command import MISSING, option, run_command
 from filip.errors import UserError
 from workflow import one_run
-from workflow.run import SNAKEMAKE, config_file, read_study
+from workflow.run import config_file, read_study
 
 # Where to strike: the module that is at work, and, if it matters how far it is, what its log then says.
 PLACES = {
@@ -68,7 +68,7 @@ def main(config: Kills) -> None:
         raise UserError(f"places: no place {unknown[0]!r}; there are {', '.join(PLACES)}")
     if unknown := [number for number in config.signals if number not in SIGNALS]:
         raise UserError(f"signals: no signal {unknown[0]!r}; there are {', '.join(SIGNALS)}")
-    results = Path("results") / read_study(config_file(config.study))[0]
+    results = Path("results") / read_study(config_file(config.study))["study"]
     reference = Path(config.reference or f"{results}-alone.json")
     if not reference.is_file():
         finish(config, results)
@@ -115,10 +115,12 @@ def strike(config: Kills, results: Path, place: str, number: str) -> float:
             raise UserError(f"the run ended with {running.returncode} before it was at {place!r}")
         time.sleep(0.1)
     time.sleep(random.uniform(0, config.after))
-    victim = snakemake_of(running) if number == "KILL" else running.pid
+    snakemake = snakemake_of(running)
+    victim = snakemake if number == "KILL" else running.pid
     started = time.monotonic()
     psutil.Process(victim).send_signal(SIGNALS[number])
     if number == "CRASH":
+        psutil.Process(snakemake).kill()
         running.wait()
         print(f"CRASH at {place}: {len(one_run.processes(results))} processes go on", flush=True)
         return 0.0
@@ -154,7 +156,7 @@ def arguments(process: psutil.Process) -> list[str]:
 def snakemake_of(running: subprocess.Popen[str]) -> int:
     """Return Snakemake's process number."""
     children = psutil.Process(running.pid).children()
-    return next(int(child.pid) for child in children if SNAKEMAKE in arguments(child))
+    return next(int(child.pid) for child in children if "snakemake" in arguments(child))
 
 
 def different_cells(one: Path, other: Path) -> list[str]:

@@ -6,29 +6,24 @@
 
     for image in track(images, "scoring", unit="images"): ...
 
-A job that ends before the first line is due prints nothing. ``say`` prints a line above the bars. ``read_progress``
-finds the last such line in a log; by it the workflow shows the progress of each of its jobs.
+A job that ends before the first line is due prints nothing. ``say`` prints a line above the bars.
 """
 
 from __future__ import annotations
 
 import math
-import re
 import sys
 import threading
 from collections.abc import Iterable, Iterator, Sized
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 from tqdm import tqdm
 
 T = TypeVar("T")
-__all__ = ["Progress", "ProgressLine", "clock", "parse_progress", "read_progress", "say", "track"]
+__all__ = ["Progress", "clock", "say", "track"]
 
 SECONDS_BETWEEN_LINES = 5.0  # between lines in a log
 SECONDS_BETWEEN_REDRAWS = 0.2  # between redraws in a terminal
-TAIL = 16_384  # bytes at the end of a log in which its last line of progress is looked for
 
 
 class _Bar(tqdm):
@@ -114,55 +109,6 @@ def say(text: str) -> None:
     """Write one line on stderr, above the bars of a terminal."""
     _Bar.write(text, file=sys.stderr)
     sys.stderr.flush()
-
-
-@dataclass(frozen=True)
-class ProgressLine:
-    """A line of progress in a log. total: None if nobody knows it; left: seconds, None if unknown."""
-
-    what: str
-    done: int
-    total: int | None
-    unit: str
-    rate: str  # with its unit, "" if unknown
-    left: float | None
-
-    def __str__(self) -> str:
-        share = f"{100 * self.done / self.total:.0f} %, " if self.total else ""
-        of = "" if self.total is None else f" of {self.total:,}"
-        rate = f", {self.rate}" if self.rate else ""
-        left = "" if self.left is None else f", {clock(self.left)} left"
-        return f"{self.what}: {share}{self.done:,}{of} {self.unit}{rate}{left}"
-
-
-_LINE = re.compile(
-    r"(?P<what>[^\n]+?): +(?P<done>[\d,]+)(?: of (?P<total>[\d,]+))? (?P<unit>[^\d,][^,\n]*),"
-    r" +(?P<rate>[\d.]+(?:e[+-]?\d+)?|\?) (?P<rate_unit>[^,\n]+/s)(?:, (?P<left>[\d:]+|\?) left)?(?:,.*)?"
-)
-
-
-def parse_progress(line: str) -> ProgressLine | None:
-    """Return the progress that a line of a log tells, as ``Progress`` writes it; None for any other line."""
-    found = _LINE.fullmatch(line.strip())
-    if found is None:
-        return None
-    number = {key: int(found[key].replace(",", "")) if found[key] else None for key in ("done", "total")}
-    known = found["left"] is not None and found["left"] != "?"
-    left = sum(int(part) * 60**n for n, part in enumerate(reversed(found["left"].split(":")))) if known else None
-    rate = "" if found["rate"] == "?" else f"{found['rate']} {found['rate_unit']}"
-    return ProgressLine(found["what"], number["done"] or 0, number["total"], found["unit"], rate, left)
-
-
-def read_progress(log: str | Path) -> ProgressLine | None:
-    """Return the last progress that a log tells; None without a log, or without progress near its end."""
-    try:
-        with open(log, "rb") as file:
-            file.seek(0, 2)
-            file.seek(max(0, file.tell() - TAIL))
-            lines = file.read().decode(errors="replace").splitlines()
-    except OSError:
-        return None
-    return next((found for line in reversed(lines) if (found := parse_progress(line)) is not None), None)
 
 
 def clock(seconds: float) -> str:

@@ -7,12 +7,10 @@ machine carries the study's folder in its environment, and is found by it.
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import os
 import shutil
 import signal
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +22,6 @@ from filip.errors import UserError
 
 MARK = "FILIP_RUN"  # in the environment of a run's processes: the study's results, as an absolute path
 HELD = "FILIP_RUN_HELD"  # in Snakemake's: the process that started it holds the locks
-PR_SET_PDEATHSIG = 1  # a constant of Linux's prctl
 SNAKEMAKE_LOCKS = Path(".snakemake/locks")
 FOLDER = Path(".snakemake")
 
@@ -46,15 +43,22 @@ def take(study: str) -> tuple[int, ...]:
             f"the study {study} is being run already, by process {own.read().strip() or 'unknown'}: wait until it has "
             "ended, or stop it with Ctrl-C where it runs"
         )
-    own.truncate(0)
-    own.write(f"{os.getpid()}\n")
-    own.flush()
+    _locks.append(own)
+    name_holder(os.getpid())
     checkout = open(FOLDER / "run.lock", "a+", encoding="utf-8")  # noqa: SIM115
     if _lock(checkout, fcntl.LOCK_EX | fcntl.LOCK_NB):
         shutil.rmtree(SNAKEMAKE_LOCKS, ignore_errors=True)
     _lock(checkout, fcntl.LOCK_SH)
-    _locks.extend([own, checkout])
+    _locks.append(checkout)
     return own.fileno(), checkout.fileno()
+
+
+def name_holder(process: int) -> None:
+    """Write the process that a second start of the study is told of: Snakemake, which outlives a killed parent."""
+    study = _locks[0]
+    study.truncate(0)
+    study.write(f"{process}\n")
+    study.flush()
 
 
 def _lock(file: IO[str], how: int) -> bool:
@@ -118,9 +122,3 @@ def _is_alive(process: psutil.Process) -> bool:
         return bool(process.status() != psutil.STATUS_ZOMBIE)
     except psutil.Error:  # gone since it was found
         return False
-
-
-def die_with_parent() -> None:
-    """Arrange to be killed if ``workflow.run`` is: it alone ends the jobs, and its next start finds them."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

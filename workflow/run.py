@@ -3,110 +3,88 @@
     python -m workflow.run demo --cores 2          # workflow/config/demo.yaml; further arguments are Snakemake's
 
 The same as ``snakemake --configfile workflow/config/demo.yaml --profile workflow/profiles/local --cores 2``, and:
-one run of a study at a time; what a killed run has left, processes and locks, is out of the way first; Ctrl-C,
-SIGTERM and a closed terminal end all processes within five seconds, and the same command continues.
+one run of a study at a time; processes and locks that a killed run has left are out of the way first; Ctrl-C,
+SIGTERM and a closed terminal end all processes within five seconds, and the same command continues. In a terminal
+Snakemake shows bars (``snakemake-logger-plugin-rich``), elsewhere its own lines.
 """
 
 from __future__ import annotations
 
-import logging
+import json
 import os
-import select
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
-import threading
 import time
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import Any
 
 import psutil
+import yaml
 
 from filip.errors import UserError
+from filip.files import write_json
 from filip.progress import clock
 from workflow import one_run
-from workflow.warm import SERVER
 
 CONFIGS = Path(__file__).resolve().parent / "config"
 LOCAL = "workflow/profiles/local"
+TIMES = "times.json"  # in a study's results: how long it took from beginning to end
 PATIENCE = 3.5  # seconds for jobs to save what they have
 LAST_PATIENCE = 1.0  # more, for Snakemake itself; it then waits for no job
 CLUSTER_PATIENCE = 60.0  # to cancel the jobs of a cluster
-SILENCE = 2.5  # seconds until Snakemake has to be seen to start
-SILENCE_IN_A_LOG = 30.0
-SNAKEMAKE = "--snakemake"  # stands before Snakemake's arguments: be the child
-STARTED = "FILIP_RUN_STARTED"  # in Snakemake's environment: the number of a pipe that it closes once it shows something
 
 
 def config_file(study: str) -> Path:
     """Return the config of a study, by its name or path. Raise UserError if it does not exist."""
-    found = [path for path in (CONFIGS / f"{study}.yaml", Path(study)) if path.is_file()]
-    if not found:
-        known = ", ".join(sorted(path.stem for path in CONFIGS.glob("*.yaml")))
-        raise UserError(f"there is no study {study!r} in workflow/config: known are {known}")
-    return found[0]
+    for path in (CONFIGS / f"{study}.yaml", Path(study)):
+        if path.is_file():
+            return path
+    names = ", ".join(sorted(path.stem for path in CONFIGS.glob("*.yaml")))
+    raise UserError(f"there is no study {study!r} in workflow/config: known are {names}")
 
 
-def read_study(config: Path) -> tuple[str, bool]:
-    """Return the name under which a study keeps its results, and whether it runs on the CPUs of this machine alone.
-
-    What is wrong with its config is for the Snakefile to say.
-    """
-    import yaml
-
+def read_study(config: Path) -> dict[str, Any]:
+    """Return a study's config, with the name under which it keeps its results. The Snakefile reports its faults."""
     try:
         study = yaml.safe_load(config.read_text(encoding="utf-8"))
-        return str(study["study"]), study["launch"].get("accelerator") == "cpu"
-    except (yaml.YAMLError, KeyError, TypeError, AttributeError):
-        return config.stem, False
+    except yaml.YAMLError:
+        study = None
+    return {"study": config.stem, **(study if isinstance(study, dict) else {})}
 
 
 class Runner:
     """Snakemake as a child in a separate process group, which the terminal's Ctrl-C does not reach."""
 
     def __init__(self, config: Path, arguments: list[str]) -> None:
-        from workflow.estimate import asks_for_one
-
-        name, on_cpus = read_study(config)
-        self.results = Path("results") / name
+        self.study = read_study(config)
+        self.results = Path("results") / str(self.study["study"])
         self.local = "--profile" not in arguments
-        self.warms_up = self.local and on_cpus and asks_for_one(arguments)
-        profile = ["--profile", LOCAL] if self.local else []
-        python = [sys.executable, "-m", "workflow.run", SNAKEMAKE]
-        self.command = [*python, "--configfile", str(config), *profile, *arguments]
+        self.command = [sys.executable, "-m", "snakemake", "--configfile", str(config)]
+        self.command += ["--profile", LOCAL] if self.local else []
+        if sys.stderr.isatty() and os.environ.get("TERM") != "dumb" and "--logger" not in arguments:
+            self.command += ["--logger", "rich"]
+        self.command += arguments
         self.stopped_by: int | None = None
         self.child: subprocess.Popen[bytes] | None = None
 
     def run(self) -> int:
         """Run Snakemake; return its exit code, or 128 and the number of the signal that ended it."""
-        self.folder = tempfile.mkdtemp(prefix="filip-")  # for the socket, whose path has to be short
-        try:
-            return self._run()
-        finally:
-            shutil.rmtree(self.folder, ignore_errors=True)
-
-    def _run(self) -> int:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, self._note)
         locks = one_run.take(self.results.name)
         if left := one_run.end(self._left, PATIENCE):
             _say(f"ended {left} processes that a killed run had left")
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, self._note)
-        reading, writing = os.pipe()
-        # the jobs are commands of this environment, whether it was activated or not
+        _say(f"loading Snakemake; {self._usual_time()}")
+        # The jobs are commands of this environment, whether it was activated or not.
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-        environment = {**os.environ, "PATH": path, one_run.HELD: "1", STARTED: str(writing)}
-        if self.warms_up:
-            environment[SERVER] = str(Path(self.folder, "server"))
-        self.child = subprocess.Popen(self.command, env=environment, pass_fds=(*locks, writing), process_group=0)
-        if self.warms_up:
-            self._warm_up(environment)
+        environment = {**os.environ, "PATH": path, one_run.HELD: "1", one_run.MARK: str(self.results.resolve())}
+        started, fresh = time.monotonic(), not self.results.exists()
+        self.child = subprocess.Popen(self.command, env=environment, pass_fds=locks, process_group=0)
+        one_run.name_holder(self.child.pid)
         signal.signal(signal.SIGTSTP, self._pause)
-        os.close(writing)
-        threading.Thread(target=_show_start, args=(reading,), daemon=True).start()
         while self.child.poll() is None and self.stopped_by is None:
             time.sleep(0.1)
         if self.stopped_by is not None:
@@ -117,13 +95,17 @@ class Runner:
         code = self.child.returncode
         if code < 0:
             _say(f"\nSnakemake was ended by {signal.Signals(-code).name}; the same command continues")
-        return code if code >= 0 else 128 - code
+            return 128 - code
+        if code == 0 and fresh and self.results.is_dir():
+            write_json(self.results / TIMES, {"seconds": round(time.monotonic() - started)})
+        return code
 
-    def _warm_up(self, environment: dict[str, str]) -> None:
-        """Start the process that the jobs are forked from; it loads PyTorch while Snakemake is loaded."""
-        mark = {one_run.MARK: str(self.results.resolve()), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-        command = [sys.executable, "-m", "workflow.warm_server", environment[SERVER]]
-        subprocess.Popen(command, env={**environment, **mark}, process_group=0)
+    def _usual_time(self) -> str:
+        """Return a sentence on how long this takes: here, or where the study's config was measured."""
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            seconds = json.loads((self.results / TIMES).read_text(encoding="utf-8"))["seconds"]
+            return f"from beginning to end this study took {clock(seconds)} here"
+        return f"this study takes {self.study['takes']}" if "takes" in self.study else "nobody has timed this study"
 
     def _left(self) -> list[psutil.Process]:
         """Return the processes of this run other than Snakemake."""
@@ -149,7 +131,7 @@ class Runner:
                 os.write(2, b"\nstopping ...\n")
 
     def _pause(self, number: int, _: FrameType | None) -> None:
-        """Stop all of it at Ctrl-Z, and later go on with all of it."""
+        """Suspend the whole process tree at Ctrl-Z; ``fg`` resumes it."""
         assert self.child is not None
         os.killpg(self.child.pid, signal.SIGSTOP)
         os.kill(os.getpid(), signal.SIGSTOP)
@@ -161,38 +143,8 @@ def _say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
-def _show_start(pipe: int) -> None:
-    """Say that Snakemake is being loaded, until it closes the other end of the pipe and shows something itself."""
-    began, terminal = time.monotonic(), sys.stderr.isatty()
-    while not select.select([pipe], [], [], SILENCE if terminal else SILENCE_IN_A_LOG)[0]:
-        text = f"loading Snakemake … {clock(time.monotonic() - began)}"
-        print(text, end="\r" if terminal else "\n", file=sys.stderr, flush=True)
-    os.close(pipe)
-
-
-def snakemake(arguments: list[str]) -> NoReturn:
-    """Run Snakemake, and leave without taking the imported libraries apart, which takes seconds."""
-    one_run.die_with_parent()
-    sys.argv = ["snakemake", *arguments]
-    code: int | str | None = 1
-    try:
-        from snakemake.cli import main as command_line
-
-        command_line(arguments)
-    except SystemExit as ended:
-        code = ended.code
-    except KeyboardInterrupt:
-        code = 128 + signal.SIGINT
-    logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code if isinstance(code, int) else int(code is not None))
-
-
 def main(arguments: list[str]) -> int:
     """Run the study that the first argument names."""
-    if arguments[:1] == [SNAKEMAKE]:
-        snakemake(arguments[1:])
     if not arguments or arguments[0] in ("-h", "--help"):
         print(__doc__)
         return 0 if arguments else 2

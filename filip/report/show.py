@@ -1,9 +1,10 @@
-"""The summary of a study in a terminal: ``filip report show results=results/demo``."""
+"""Print the results of a study in a terminal: ``filip report show results=results/demo``."""
 
 from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,32 +13,84 @@ from filip.command import MISSING, option, run_command
 from filip.errors import UserError
 from filip.files import nothing_at
 from filip.report.summary import funnel_grid, runs_grid, stages_grid
-from filip.report.table import Table
-from filip.table_writer import render
+from filip.report.table import Cell, Column, Table, value_text
+from filip.study import load_study
+from filip.table_writer import Grid, Head, Line, render, words
+
+ALL = "all"
+HEADLINE_COLUMNS = 4  # of the first table, where a study's config names none
+HEADLINE_ROWS = 8
 
 
 @dataclass
 class Show:
     results: str = option(MISSING, "results folder of a study (results/demo), or its summary.json")
+    table: str = option(
+        "", f"a table to print in full; `{ALL}`: times, funnel, every table and run; empty: the headline"
+    )
 
 
 def main(config: Show) -> None:
-    """Print the summary of a study in the terminal: times, funnel, tables, runs."""
-    print(text(load(config.results), shutil.get_terminal_size((110, 40)).columns))
+    """Print what a study has found: a line for each model, and where the rest is."""
+    file = summary_file(config.results)
+    summary = json.loads(file.read_text(encoding="utf-8"))
+    width = shutil.get_terminal_size((110, 40)).columns
+    if config.table == ALL:
+        print(text(summary, width))
+        return
+    tables = {name: Table.from_json(table) for name, table in summary["tables"].items()}
+    if config.table and config.table not in tables:
+        raise UserError(f"table={config.table}: {file} has {', '.join([*tables, ALL])}")
+    columns = load_study(None, file.parent).config.get("headline", [])
+    grid = tables[config.table].grid() if config.table else headline(tables, columns)
+    print(render(grid, "text", width))
 
 
-def load(where: str) -> dict[str, Any]:
-    """Read summary.json of a results folder. Raises UserError if it is not there."""
+def summary_file(where: str) -> Path:
+    """Return summary.json of a results folder. Raises UserError if it is not there."""
     path = Path(where)
     file = path / "summary.json" if path.is_dir() or path.suffix != ".json" else path
     if not path.exists():
         raise UserError(nothing_at(path, "give the results of a study, e.g. results/demo"))
     if not file.is_file():
         raise UserError(f"no summary at {file}; `make demo` (or snakemake for another study) writes it")
-    return json.loads(file.read_text(encoding="utf-8"))
+    return file
 
 
-def text(summary: dict[str, Any], width: int = 110) -> str:
+def headline(tables: Mapping[str, Table], names: list[str]) -> Grid:
+    """Return a line for each model with the columns that a study calls its headline, as ``table/column``.
+
+    Without names the first columns of the first table. Raises UserError for a column that is not there.
+    """
+    if not names and tables:
+        first = next(iter(tables.values()))
+        names = [f"{first.name}/{column.key}" for column in first.columns if column.unit == "percent"]
+        names = names[:HEADLINE_COLUMNS]
+    columns = [_column(tables, name) for name in names]
+    cells: dict[str, dict[str, Cell]] = {}
+    for name, (table, column) in zip(names, columns, strict=True):
+        for row in table.rows:
+            if row.kind == "ours" and row.section == table.rows[0].section:
+                cells.setdefault(row.label, {})[name] = row.cells[column.key]
+    lines = [
+        Line(label, words(*(value_text(row[name].value) if name in row else "" for name in names)))
+        for label, row in list(cells.items())[:HEADLINE_ROWS]
+    ]
+    chances = [next((row[name].chance for row in cells.values() if name in row), None) for name in names]
+    if any(chance is not None for chance in chances):
+        lines.append(Line("chance", words(*("" if chance is None else value_text(chance) for chance in chances))))
+    return Grid([Head(column.title, column.group) for _, column in columns], lines, "Found, %", whole=True)
+
+
+def _column(tables: Mapping[str, Table], name: str) -> tuple[Table, Column]:
+    table, _, key = name.partition("/")
+    for column in tables[table].columns if table in tables else ():
+        if column.key == key:
+            return tables[table], column
+    raise UserError(f"headline: the study's tables have no column {name!r}")
+
+
+def text(summary: Mapping[str, Any], width: int = 110) -> str:
     """Return the summary as plain text, no line longer than ``width`` where that is possible."""
     tables = [Table.from_json(table).grid() for table in summary["tables"].values()]
     grids = [stages_grid(summary["stages"]), funnel_grid(summary["funnel"]), *tables, runs_grid(summary["runs"])]

@@ -114,7 +114,7 @@ def read_log(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
 
 
 def text_line(step: int, steps: int, values: dict[str, Any], eta_seconds: float) -> str:
-    """Format a log line that ``read_progress`` understands; ``values`` as given to :meth:`Telemetry.record`."""
+    """Format a line of the log; ``values`` as given to :meth:`Telemetry.record`."""
     rate = 1 / values["speed/seconds_per_step"]
     parts = [
         f"training: {step:,} of {steps:,} steps, {rate:.3g} steps/s, {clock(eta_seconds)} left, "

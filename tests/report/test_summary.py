@@ -9,7 +9,8 @@ import pytest
 
 from filip.command import run_command
 from filip.errors import UserError
-from filip.report.show import text
+from filip.report.show import Show, text
+from filip.report.show import main as show
 from filip.report.summary import Summary, main, stage_seconds
 from tests.report.results import FUNNEL, write_results, write_tables
 from tests.support.forked import run_python
@@ -57,7 +58,7 @@ def test_runs_carry_what_training_recorded_and_whether_they_were_trained(summary
 
 
 def test_the_terminal_shows_all_of_it(folder):
-    shown = run_python("-m", "filip.report.show", f"results={folder}", cwd=ROOT).stdout
+    shown = run_python("-m", "filip.report.show", f"results={folder}", "table=all", cwd=ROOT).stdout
     for expected in (
         "train/filip",
         "· identical",
@@ -72,6 +73,24 @@ def test_the_terminal_shows_all_of_it(folder):
     for width in (60, 80, 200):
         lines = text(json.loads((folder / "summary.json").read_text()), width).splitlines()
         assert max(map(len, lines)) <= max(width, 75)
+
+
+def test_the_headline_is_a_line_for_each_model_with_the_columns_that_the_study_names(folder, capsys):
+    run_command(show, Show, argv=[f"results={folder}"])
+    assert 3 <= len(capsys.readouterr().out.splitlines()) <= 12
+    study = json.loads((folder / "study.json").read_text())
+    tables = json.loads((folder / "summary.json").read_text())["tables"]
+    named = {name: tables[name]["columns"][-1] for name in ("retrieval", "zero_shot")}
+    chosen = study | {"headline": [f"{name}/{column['key']}" for name, column in named.items()]}
+    (folder / "study.json").write_text(json.dumps(chosen))
+    run_command(show, Show, argv=[f"results={folder}"])
+    row = tables["retrieval"]["rows"][0]
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith(row["label"])]
+    assert f"{100 * row['cells'][named['retrieval']['key']]['value']:.1f}" in line
+    (folder / "study.json").write_text(json.dumps(study | {"headline": ["retrieval/nowhere"]}))
+    with pytest.raises(SystemExit):
+        run_command(show, Show, argv=[f"results={folder}"])
+    assert "no column 'retrieval/nowhere'" in capsys.readouterr().err
 
 
 def test_the_terminal_command_says_what_is_missing(tmp_path):
