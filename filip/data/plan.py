@@ -104,85 +104,53 @@ def stages(config: PlanConfig, card: SourceCard) -> list[PlannedStage]:
     images = math.ceil(kept * success)
     shards = -(-kept // card.download.samples_per_shard)
     threads = min(config.threads, config.cores)
-    list_memory = duckdb_memory(rows) + PROCESS
+    list_memory, opened = duckdb_memory(rows) + PROCESS, shards * SHARD
     # the card says how many processes download; a study says how many read its images
     processes = threads if card.images is not None else min(card.download.processes, config.cores)
-
-    def hours(seconds: float, cores: int = threads) -> float:
-        return seconds / cores / 3600
-
-    found = []
-    if card.images is None:
-        found.append(
-            PlannedStage(
-                "prepare", 1, 1, list_memory, rows * LISTED, rows * SCRATCH_LIST, threads, hours(rows * PREPARE)
-            )
-        )
-    rules = rows * SCRATCH_RULES
-    found.append(
-        PlannedStage(
-            "text_rules", 1, 1, list_memory + threads * PROCESS, kept * LISTED, rules, threads,
-            hours(rows * TEXT_RULES),
-        )
-    )  # fmt: skip
-    stored = images * (config.image_bytes + IN_TAR) + kept * DESCRIBED + images * INDEXED
     downloading = processes * DOWNLOADER
+    stored = images * (config.image_bytes + IN_TAR) + kept * DESCRIBED + images * INDEXED
+    planned: list[PlannedStage] = []
+
+    def add(
+        name: str, files: int, memory: float, disk: float, scratch: float, seconds: float,
+        jobs: int = 1, cores: int = threads, at_once: int | None = None, least: float = 0.0,
+    ) -> None:  # fmt: skip
+        """Add a stage of ``seconds`` of one core, which ``at_once`` cores share; it takes ``least`` seconds or more."""
+        hours = max(seconds / (at_once or cores), least) / 3600
+        planned.append(PlannedStage(name, jobs, files, memory, disk, scratch, cores, hours))
+
+    if card.images is None:
+        add("prepare", 1, list_memory, rows * LISTED, rows * SCRATCH_LIST, rows * PREPARE)
+    rules = list_memory + threads * PROCESS
+    add("text_rules", 1, rules, kept * LISTED, rows * SCRATCH_RULES, rows * TEXT_RULES)
     if card.images is not None:
-        found.append(
-            PlannedStage(
-                "ingest", 1, 4 * shards, max(list_memory + threads * PROCESS, downloading), stored,
-                rows * SCRATCH_INGEST, threads, hours(images * STORE),
-            )
-        )  # fmt: skip
+        add("ingest", 4 * shards, max(rules, downloading), stored, rows * SCRATCH_INGEST, images * STORE)
     else:
-        network = kept / config.urls_per_second / 3600
-        found.append(
-            PlannedStage(
-                "download", 1, 4 * shards, downloading, stored, 0, config.cores,
-                max(hours(images * STORE, config.cores), network),
-            )
-        )  # fmt: skip
-    pivots = len(card.back_translation.pivots) if card.back_translation else 0
-    translated = images * card.back_translation.share if card.back_translation else 0
+        network = kept / config.urls_per_second
+        add("download", 4 * shards, downloading, stored, 0, images * STORE, cores=config.cores, least=network)
+    translation = card.back_translation
+    pivots = len(translation.pivots) if translation else 0
+    translated = images * translation.share if translation else 0
     candidates = pivots * translated
-    opened = shards * SHARD
     memory = duckdb_memory(images * max(1, pivots))
     if pivots:
-        jobs = translation_jobs(shards)
-        blocks = pivots * -(-int(translated) // block_size(int(translated)))
+        jobs, read = translation_jobs(shards), (1 + pivots) * images
         if jobs > 1:
-            found.append(
-                PlannedStage("translate, plan", 1, 1 + pivots, memory + PROCESS + opened, 0,
-                      (1 + pivots) * images * SCRATCH_PLAN, threads, hours((1 + pivots) * images * PLAN))
-            )  # fmt: skip
-        found.append(
-            PlannedStage(
-                "translate, parts", jobs, blocks, PROCESS + ENGINE, candidates * TRANSLATED, 0, 1,
-                hours(candidates / config.captions_per_second, min(jobs, config.cores)),
-            )
-        )  # fmt: skip
-    found.append(
-        PlannedStage(
-            "translate", 1, shards, memory + (1 + threads) * PROCESS + opened, images * SIDECAR + candidates * ACCEPTED,
-            images * SCRATCH_TRANSLATE + candidates * SCRATCH_JUDGE, threads,
-            hours(images * TRANSLATE + candidates * JUDGE),
-        )
+            add("translate, plan", 1 + pivots, memory + PROCESS + opened, 0, read * SCRATCH_PLAN, read * PLAN)
+        blocks = pivots * -(-int(translated) // block_size(int(translated)))
+        seconds, at_once = candidates / config.captions_per_second, min(jobs, config.cores)
+        add("translate, parts", blocks, PROCESS + ENGINE, candidates * TRANSLATED, 0, seconds, jobs, 1, at_once)
+    add(
+        "translate", shards, memory + (1 + threads) * PROCESS + opened, images * SIDECAR + candidates * ACCEPTED,
+        images * SCRATCH_TRANSLATE + candidates * SCRATCH_JUDGE, images * TRANSLATE + candidates * JUDGE,
     )  # fmt: skip
-    found.append(
-        PlannedStage("manifest", 1, 1, duckdb_memory(images) + PROCESS + opened, shards * 500, images * 8, threads,
-              hours(images * MANIFEST))
-    )  # fmt: skip
-    found.append(
-        PlannedStage("index", 1, 5, threads * 2 * PROCESS + opened, images * JOINED, 0, threads, hours(images * INDEX))
-    )
-    found.append(
-        PlannedStage(
-            "score (optional)", 1, 2 * shards, duckdb_memory(images) + (1 + threads) * PROCESS + opened,
-            images * (SIDECAR + 16), images * SCRATCH_NEAR, threads,
-            hours(images * (HASH + NEAR_DUPLICATES)),
-        )
-    )  # fmt: skip
-    return found
+    memory = duckdb_memory(images) + PROCESS + opened
+    add("manifest", 1, memory, shards * 500, images * 8, images * MANIFEST)
+    add("index", 5, threads * 2 * PROCESS + opened, images * JOINED, 0, images * INDEX)
+    scored = images * (HASH + NEAR_DUPLICATES)
+    memory += threads * PROCESS
+    add("score (optional)", 2 * shards, memory, images * (SIDECAR + 16), images * SCRATCH_NEAR, scored)
+    return planned
 
 
 def table(config: PlanConfig) -> list[str]:

@@ -132,8 +132,8 @@ def best_of_each(
     """Choose the tokens with the highest ``image_scores`` [b, n1] per image and ``text_scores`` [T] per text."""
     b, n1 = image_scores.shape
     lengths = text_lengths.tolist()
-    counts = [_count(n, keep_ratio, minimum) for n in lengths]
-    best = _best(image_scores.flatten(), [n1] * b, [_count(n1, keep_ratio, minimum)] * b)
+    counts = [kept_count(n, keep_ratio, minimum) for n in lengths]
+    best = _best(image_scores.flatten(), [n1] * b, [kept_count(n1, keep_ratio, minimum)] * b)
     selected_lengths = torch.tensor(counts, dtype=text_lengths.dtype, device=text_lengths.device)
     return TokenChoice(best, _best(text_scores, lengths, counts), selected_lengths)
 
@@ -180,7 +180,8 @@ def take_tokens(
     return images, texts, choice.text_lengths
 
 
-def _count(tokens: int, keep_ratio: float, minimum: int) -> int:
+def kept_count(tokens: int, keep_ratio: float, minimum: int) -> int:
+    """Return how many of an item's ``tokens`` stay, see :func:`select_tokens`."""
     # 1e-9: 0.07 * 100 is 7.000000000000001 in binary, and must not be rounded up to 8.
     return min(tokens, max(minimum, math.ceil(keep_ratio * tokens - 1e-9)))
 

@@ -1,20 +1,158 @@
-"""Count what one training step computes and sends, from the configuration: flops of the encoders, and collectives.
+"""Count what a training takes before any of it is allocated: arithmetic, bytes on links, memory of ranks and nodes.
 
-The tests compare the flops with those that torch counts, and the bytes with those that ranks put on the wire.
+All of it follows from the configuration, on the meta device. Tests compare it with the operations that torch counts,
+the bytes that ranks send, and the memory that autograd, ranks and a loader's processes hold.
 """
 
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from filip.data.loading.config import PREFETCH, DataConfig
+from filip.files import readable
 from filip.interaction.cost import Setting, block_flops
-from filip.models import DualEncoder
+from filip.interaction.token_selection import kept_count
+from filip.models import DualEncoder, ModelConfig, TextTowerConfig, build_model
 from filip.models.stem import Stem
+from filip.train.adapters import adapt, trainable
 from filip.train.config import TrainConfig
+from filip.train.engine import Batching, resolve_batching
+from filip.train.losses import BatchShape, Loss, exchanged, resolve_weights
+from filip.train.losses.term import transport_dtype
+from filip.train.losses.weights import parse_schedule
+from filip.train.optimizers import OPTIMIZERS
+
+CAPTION_TOKENS = 18  # mean length of a web caption, [BOS] and [EOS] included
+
+
+@dataclass(frozen=True)
+class Message:
+    """One collective, or a ring of point-to-point messages.
+
+    part   of the step that it belongs to: "exchange" or "gradients"
+    kind   all_gather, reduce_scatter, all_reduce, all_to_all or ring
+    size   bytes of the whole: what all ranks together hold (all_gather, reduce_scatter, ring), or one rank's buffer
+           (all_reduce, all_to_all)
+    times  in a step
+    """
+
+    part: str
+    kind: str
+    size: float
+    times: int = 1
+
+    def received(self, ranks: int) -> float:
+        """Return the bytes that each rank receives in a step, which is also what it sends."""
+        share = {"all_reduce": 2.0, "ring_and_back": ranks / max(1, ranks - 1)}.get(self.kind, 1.0)
+        return self.times * share * self.size * (ranks - 1) / ranks
+
+
+@dataclass(frozen=True)
+class Counts:
+    """The costs of an optimiser step for one rank, as :func:`count` returns them."""
+
+    parameters: dict[str, int]  # by part of the model, without adapters
+    trainable: int  # parameters that learn, adapters included
+    flops: float  # of both towers, forward and backward, without recomputation
+    memory: dict[str, int]  # bytes at the peak by purpose
+    messages: list[Message]  # once token_keep_schedule has ended
+    early_messages: list[Message] = field(default_factory=list)  # while it has not; empty without a schedule
+
+    @property
+    def total(self) -> int:
+        """Return the bytes of memory at the peak."""
+        return sum(self.memory.values())
+
+    def lines(self) -> list[str]:
+        """Return the model and its memory as lines for the log."""
+        whole = sum(self.parameters.values())
+        parts = ", ".join(f"{name} {count:,}" for name, count in self.parameters.items())
+        learning = f"; {self.trainable:,} learn" if self.trainable != whole else ""
+        return [
+            f"model       {whole:,} parameters: {parts}{learning}",
+            f"memory      about {readable(self.total)} per rank: {by_part(self.memory)}",
+        ]
+
+
+def by_part(sizes: dict[str, Any]) -> str:
+    """Write bytes with their names."""
+    return ", ".join(f"{name} {readable(size)}" for name, size in sizes.items() if size)
+
+
+def count(model: ModelConfig, config: TrainConfig, batching: Batching, ranks: int) -> Counts:
+    """Build ``model`` on the meta device and count a step of one of ``ranks`` ranks."""
+    with torch.device("meta"):
+        built = build_model(model)
+    parts = {
+        "image": sum(p.numel() for p in built.image.parameters()),
+        "text": sum(p.numel() for p in built.text.parameters()),
+        "temperature": built.logit_scale.numel(),
+    }
+    flops = step_flops(built, config, batching)
+    sent = exchanged(resolve_weights(config.loss, model.interaction))
+    first, last = kept_shares(config)
+    gradients = zero_messages(sum(parts.values()), config, batching.accumulation * batching.chunks)
+    messages, early = (
+        loss_messages(
+            contrastive_batch(built, config, batching, ranks, share), sent, config.exchange, model.embed_dim,
+            batching.accumulation,
+        )
+        + gradients
+        for share in (last, first)
+    )  # fmt: skip
+    with torch.device("meta"):
+        adapt(built, config.warm_start)
+    if config.data.patch_budgets:  # counted as the square with the most patches that an image can have
+        most = math.ceil(math.sqrt(max(config.data.patch_budgets)))
+        built.image.image_size = most * built.image.patch_size[0]
+    return Counts(
+        parts,
+        trainable(built),
+        flops,
+        memory_bytes(built, config, batching, ranks),
+        messages,
+        early if messages != early else [],
+    )
+
+
+def kept_shares(config: TrainConfig) -> tuple[float, float]:
+    """Return the shares of the tokens that the loss sees in the first and in the last step."""
+    schedule = parse_schedule("token_keep_schedule", config.token_keep_schedule)
+    return (config.token_keep_ratio,) * 2 if schedule is None else (schedule.start, schedule.end)
+
+
+def contrastive_batch(model: DualEncoder, config: TrainConfig, batching: Batching, ranks: int, share: float) -> Setting:
+    """Return one contrastive batch, of which ``share`` of the tokens is left, for filip.interaction.cost."""
+    patches = model.image.grid[0] * model.image.grid[1]
+    words = min(CAPTION_TOKENS, model.config.text.context_length)
+    return Setting(
+        global_batch=batching.global_batch,
+        gpus=ranks,
+        n1=kept_count(patches, share, config.token_keep_minimum),
+        n2=kept_count(words, share, config.token_keep_minimum),
+        dim=model.config.embed_dim,
+        token_bytes=4 if transport_dtype(config) is None else 2,
+    )
+
+
+# --- arithmetic
+
+
+def step_flops(model: DualEncoder, config: TrainConfig, batching: Batching) -> float:
+    """Count the operations of both towers in a step of a rank: a backward pass counts as two forward ones."""
+    text = model.config.text
+    of_a_pair = encoder_flops(model, encoded_tokens(text), text.context_length, config.data.feature_cache is None)
+    return 3 * sum(of_a_pair.values()) * batching.per_rank * batching.accumulation
+
+
+def encoded_tokens(text: TextTowerConfig) -> int:
+    """Return the tokens that the text tower computes of a typical caption."""
+    return min(CAPTION_TOKENS, text.context_length) if text.padding is None else text.context_length
 
 
 def encoder_flops(model: DualEncoder, words: float, columns: int, stem_computes: bool = True) -> dict[str, float]:
@@ -62,26 +200,7 @@ def passes(checkpointing: bool, chunks: int) -> int:
     return 3 + checkpointing + (chunks > 1)
 
 
-@dataclass(frozen=True)
-class Message:
-    """One collective, or a ring of point-to-point messages.
-
-    part   of the step that it belongs to: "exchange" or "gradients"
-    kind   all_gather, reduce_scatter, all_reduce, all_to_all or ring
-    size   bytes of the whole: what all ranks together hold (all_gather, reduce_scatter, ring), or one rank's buffer
-           (all_reduce, all_to_all)
-    times  in a step
-    """
-
-    part: str
-    kind: str
-    size: float
-    times: int = 1
-
-    def received(self, ranks: int) -> float:
-        """Return the bytes that each rank receives in a step, which is also what it sends."""
-        share = {"all_reduce": 2.0, "ring_and_back": ranks / max(1, ranks - 1)}.get(self.kind, 1.0)
-        return self.times * share * self.size * (ranks - 1) / ranks
+# --- bytes on the links
 
 
 def loss_messages(setting: Setting, exchanged: set[str], exchange: str, dim: int, times: int) -> list[Message]:
@@ -89,20 +208,20 @@ def loss_messages(setting: Setting, exchanged: set[str], exchange: str, dim: int
     texts = setting.global_batch * setting.n2 * setting.dim
     vectors = setting.global_batch * dim * 4
     scores = 4 * setting.local * setting.global_batch
-    found = []
+    messages = []
     if "tokens" in exchanged:
         if exchange == "gather":
-            found.append(Message("exchange", "all_gather", texts * setting.token_bytes, times))
-            found.append(Message("exchange", "reduce_scatter", texts * 4, times))
+            messages.append(Message("exchange", "all_gather", texts * setting.token_bytes, times))
+            messages.append(Message("exchange", "reduce_scatter", texts * 4, times))
         else:  # the tokens go round in the forward and in the backward; their gradients once, and back to their owner
-            found.append(Message("exchange", "ring", texts * setting.token_bytes, 2 * times))
-            found.append(Message("exchange", "ring_and_back", texts * 4, times))
-        found.append(Message("exchange", "all_to_all", scores, 2 * times))
+            messages.append(Message("exchange", "ring", texts * setting.token_bytes, 2 * times))
+            messages.append(Message("exchange", "ring_and_back", texts * 4, times))
+        messages.append(Message("exchange", "all_to_all", scores, 2 * times))
     if "vectors" in exchanged:
-        found.append(Message("exchange", "all_gather", vectors, times))
-        found.append(Message("exchange", "reduce_scatter", vectors, times))
-        found.append(Message("exchange", "all_to_all", scores, 2 * times))
-    return found
+        messages.append(Message("exchange", "all_gather", vectors, times))
+        messages.append(Message("exchange", "reduce_scatter", vectors, times))
+        messages.append(Message("exchange", "all_to_all", scores, 2 * times))
+    return messages
 
 
 def zero_messages(parameters: int, config: TrainConfig, micro_steps: int) -> list[Message]:
@@ -122,3 +241,173 @@ def zero_messages(parameters: int, config: TrainConfig, micro_steps: int) -> lis
             Message("gradients", "all_gather", held, micro_steps),
         ],
     }[config.zero_stage]
+
+
+# --- a rank's memory
+
+# Values per token and channel that autograd keeps of one pre-norm block (counted with saved-tensor hooks): both norms'
+# and both MLP layers' inputs, q/k/v, the attention's output, the 4-fold hidden layer before and after its activation.
+# The text tower's fused q/k/v is copied once more. Then, per tower, what stands before and after the blocks.
+IMAGE_BLOCK, TEXT_BLOCK, IMAGE_ENDS, TEXT_ENDS = 16, 20, 4, 3
+REDUCE_BUCKET = 50_000_000  # elements; reduce_bucket_size of ds_configs/*.json
+# Bytes per value: autocast keeps norms and the residual stream in fp32 and the rest in bf16.
+VALUE_BYTES = {"fp32": 4.0, "bf16": 2.4, "fp16": 2.0}
+
+
+def memory_bytes(model: DualEncoder, config: TrainConfig, batching: Batching, ranks: int) -> dict[str, int]:
+    """Return the bytes of a rank by purpose: states, activations and the terms of the loss.
+
+    Terms hold embeddings with their gradients, and what filip.interaction.cost counts.
+    """
+    moments = OPTIMIZERS[config.optimizer.name].state_bytes + 4 * (config.optimizer.average is not None)
+    learning = trainable(model)
+    frozen = sum(p.numel() for p in model.parameters()) - learning
+    sizes = state_bytes(learning, config.precision, config.zero_stage, ranks, moments, frozen)
+    loss = Loss(resolve_weights(config.loss, model.config.interaction), config)
+    captions = 2 if loss.reads_further_captions else 1
+    sizes["activations"] = activation_bytes(model, config.precision, batching.chunk, captions)
+    patches = model.image.grid[0] * model.image.grid[1]
+    words = min(CAPTION_TOKENS, model.config.text.context_length)
+    most = contrastive_batch(model, config, batching, ranks, max(kept_shares(config)))
+    shape = BatchShape(batching.per_rank, patches, words, model.config.embed_dim, config.exchange, most)
+    return sizes | {"loss": loss.memory(shape)}
+
+
+def state_bytes(
+    parameters: int, precision: str, stage: int, world_size: int, moments: int = 8, frozen: int = 0
+) -> dict[str, int]:
+    """Return weights, gradients and optimiser state of ZeRO's stages (Rajbhandari et al., 2020), bytes per rank.
+
+    fp16 has 2-byte weights and gradients, and 4-byte master weights; fp32 and bf16 (autocast) have 4-byte weights
+    and gradients, of which DeepSpeed still keeps a flat master copy. ``moments``: the optimiser's bytes per parameter.
+    ``frozen``: the number of parameters that do not learn. They have weights, but no gradients or optimiser states.
+    """
+    size = 2 if precision == "fp16" else 4
+    own = [-(-parameters // world_size) if stage >= first else parameters for first in (1, 2, 3)]
+    return {
+        "weights": size * (own[2] + (-(-frozen // world_size) if stage == 3 else frozen)),
+        "gradients": size * own[1],
+        "master weights": 4 * own[0] if stage else 0,
+        "moments": moments * own[0],
+        "reduction buffer": 4 * min(parameters, REDUCE_BUCKET) if stage else 0,
+    }
+
+
+def activation_bytes(model: DualEncoder, precision: str, images: int, captions: int = 1) -> int:
+    """Return the bytes that the backward pass needs of both towers for ``images`` images per forward pass.
+
+    Captions count at full length. ``captions``: how many of each image the text tower encodes.
+
+    With gradient checkpointing only each block's input is kept, plus the recomputation of one block. For a tower
+    that does not learn only the output is kept, and what one block holds while it computes. Adapters do not reduce
+    this: each needs the input of its layer.
+    """
+    config = model.config
+    rows, columns = model.image.grid
+    patch_rows, patch_columns = model.image.patch_size
+    tokens = rows * columns + model.image.prefix_tokens
+    patches = rows * columns * patch_rows * patch_columns * 3 + stem_values(model)
+    image = tokens * model.image.width
+    text = captions * config.text.context_length * config.text.width
+    towers = (
+        (image, model.image.depth, IMAGE_BLOCK, IMAGE_ENDS, model.image.trunk),
+        (text, config.text.layers, TEXT_BLOCK, TEXT_ENDS, model.text.blocks),
+    )
+    values, passing = float(patches), 0
+    for width, depth, block, ends, layers in towers:
+        learns = any(parameter.requires_grad for parameter in layers.parameters())
+        whole = learns and not config.gradient_checkpointing
+        passing = passing if whole else max(passing, block * width)
+        values += width * (1 if not learns else ends + depth * (block if whole else 1))
+    return int(images * (values + passing) * VALUE_BYTES[precision])
+
+
+def stem_values(model: DualEncoder) -> int:
+    """Count the numbers that autograd keeps of a stem that learns, for one image, on the meta device."""
+    stem = model.image.stem
+    if stem is None or not any(parameter.requires_grad for parameter in stem.parameters()):
+        return 0
+    stem = copy.deepcopy(stem).to("meta")
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.ndim == 4 and tensor.shape[0] == 1:  # the image's: every weight has several outputs
+            kept[tensor.untyped_storage()._cdata] = tensor.numel()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        output = stem(torch.zeros(1, 3, model.image_size, model.image_size, device="meta"))
+    del output
+    return sum(kept.values())
+
+
+# --- a node's main memory, which a training asks the scheduler for
+
+PAIRS_PER_SHARD = 10_000  # as img2dataset writes them
+INDEX_BYTES = 16  # a pair: offset, size and row, see filip.data.loading.pair_index
+# Measured on Linux with Python 3.11 and torch 2.13 (anonymous memory, smaps): a rank after its imports; the pages that
+# it writes to again once workers, which keep the old ones, have been forked from it; a worker that has made batches; a
+# pair of an open side-car with three captions of 70 letters; the names of a shard.
+RANK_BYTES, COPIED_BYTES, WORKER_BYTES = 340e6, 80e6, 60e6
+CAPTION_BYTES, NAME_BYTES = 280, 1600
+GPU_RANK_BYTES = 2e9  # for the driver and its libraries on the host, for each rank: assumed, never measured here
+SAFETY = 1.2  # factor on the sum: for the page cache, and for allocators that do not give everything back
+
+
+def host_memory(config: TrainConfig, world_size: int, ranks: int, pairs: int, gpu: bool = True) -> dict[str, float]:
+    """Return the main memory, in bytes by part, of a node with ``ranks`` of the ``world_size`` ranks."""
+    with torch.device("meta"):
+        parameters = sum(p.numel() for p in build_model(config.model).parameters())
+    return node_bytes(
+        config.data,
+        ranks=ranks,
+        world_size=world_size,
+        batch_per_rank=resolve_batching(config, world_size).per_rank,
+        image_size=config.image_size or config.model.image.image_size,
+        parameters=parameters,
+        pairs=pairs,
+        gpu=gpu,
+    )
+
+
+def node_bytes(
+    data: DataConfig,
+    *,
+    ranks: int,
+    world_size: int,
+    batch_per_rank: int,
+    image_size: int,
+    parameters: int,
+    pairs: int,
+    gpu: bool = True,
+) -> dict[str, float]:
+    """Return the bytes by part of a node with ``ranks`` of the ``world_size`` ranks.
+
+    Everything but the index grows with the loader's workers, of which a node has ranks x data.workers.
+    batch_per_rank: pairs that a rank loads for one contrastive batch. pairs: those of one epoch, all sources.
+    """
+    sources = max(1, len(data.sources))
+    readers = ranks * max(1, data.workers)  # processes that read; with workers=0 the ranks themselves
+    shards = -(-pairs // PAIRS_PER_SHARD)
+    # the reader groups of which a rank's part of a batch comes: one, or several where there are fewer ranks
+    windows = max(1, math.ceil(data.reader_groups / world_size)) * sources
+    window = min(pairs, data.shuffle_window_shards * PAIRS_PER_SHARD)
+    opened = min(shards, windows * (data.shuffle_window_shards + 1))
+    batch = batch_per_rank * 3 * image_size * image_size
+    # each worker has prepared `prefetch` batches and makes another; the rank holds one, pinned, and receives the next
+    batches = data.workers * (PREFETCH + 1) + 2
+    loader = COPIED_BYTES + data.workers * WORKER_BYTES if data.workers else 0.0
+    return {
+        "index": INDEX_BYTES * pairs,
+        "names": (ranks + ranks * data.workers) * shards * (NAME_BYTES + 5 * 8),
+        "order": readers * (2 * windows + 3) * window * 8,
+        "captions": readers * opened * min(pairs, PAIRS_PER_SHARD) * CAPTION_BYTES,
+        "pixels": ranks * batches * batch,
+        "processes": ranks * (RANK_BYTES + loader + gpu * GPU_RANK_BYTES),
+        "weights": 4 * parameters * (ranks + 1),  # made in float32 on every rank's host, gathered by the first one
+    }
+
+
+def to_ask_for(parts: dict[str, float]) -> int:
+    """Return the megabytes that a job should ask for per node: the sum and a reserve, in whole gigabytes."""
+    return math.ceil(SAFETY * sum(parts.values()) / 1e9) * 1000

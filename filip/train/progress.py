@@ -12,8 +12,8 @@ import numpy as np
 from filip import device
 from filip.progress import say
 from filip.train.config import TrainConfig
+from filip.train.counts import count
 from filip.train.hardware import peak_flops
-from filip.train.memory import memory_plan
 from filip.train.metrics import Interval
 from filip.train.ranks import Ranks, raise_together
 from filip.train.run import Run
@@ -159,7 +159,7 @@ def print_banner(run: Run) -> None:
     )
     say(f"encoders    {run.step_flops / 1e12:.3g} TFLOP a step and rank, forward and backward")
     say(f"loss        {run.loss.describe()}")
-    for line in memory_plan(run.engine.model.config, c, b, run.ranks.world_size).lines():
+    for line in count(run.engine.model.config, c, b, run.ranks.world_size).lines():
         say(line)
     say(
         f"loader      {loader.describe()}, {c.data.workers} workers per rank, "

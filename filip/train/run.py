@@ -11,10 +11,9 @@ from typing import Any
 from filip.data.loading.streaming import Loader
 from filip.runs.checkpoint import LoopState
 from filip.train.config import TrainConfig
-from filip.train.counts import encoder_flops
+from filip.train.counts import step_flops
 from filip.train.engine import Batching, Engine
 from filip.train.losses import Loss
-from filip.train.memory import encoded_tokens
 from filip.train.provenance import now
 from filip.train.ranks import Ranks, StopSignal
 from filip.train.schedule import Schedule
@@ -51,11 +50,7 @@ class Run:
 
         They are counted as by ``filip train plan``, with a caption of typical length.
         """
-        columns = self.engine.model.config.text.context_length
-        data, words = self.config.data, encoded_tokens(self.engine.model.config.text)
-        stem_computes = data.feature_cache is None
-        found = encoder_flops(self.engine.model, words, columns, stem_computes)
-        return 3 * sum(found.values()) * self.batching.pairs_per_step / self.ranks.world_size
+        return step_flops(self.engine.model, self.config, self.batching)
 
     @property
     def folder(self) -> Path:

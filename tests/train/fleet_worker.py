@@ -6,6 +6,7 @@ Counted at the calls of torch.distributed, and, where the rank has a loopback in
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from collections import Counter
@@ -20,12 +21,11 @@ from torch.utils._pytree import tree_leaves
 
 from filip.command import compose_config
 from filip.interaction import distributed_late_interaction
-from filip.models import build_model
+from filip.models import Encoded, TextFeatures, build_model
 from filip.train.config import TrainConfig
-from filip.train.counts import Message, loss_messages, zero_messages
+from filip.train.counts import Message, count
 from filip.train.engine import make_engine, resolve_batching
 from filip.train.losses import Loss, resolve_weights
-from filip.train.memory import interaction_setting
 from filip.train.ranks import Ranks, start_ranks
 from filip.train.step import backward
 
@@ -77,12 +77,8 @@ def steps(ranks: Ranks) -> dict[str, Any]:
         config = compose_config(TrainConfig, overrides, "train")
         batching = resolve_batching(config, ranks.world_size)
         loss = Loss(resolve_weights(config.loss, config.model.interaction), config)
-        model = build_model(config.model)
-        parameters = sum(p.numel() for p in model.parameters())
-        engine = make_engine(model, config, batching, ranks.world_size, loss)
-        setting = interaction_setting(model, config, batching, ranks.world_size, config.token_keep_ratio)
-        messages = loss_messages(setting, {"tokens"}, exchange, config.model.embed_dim, 1)
-        messages += zero_messages(parameters, config, 1)
+        engine = make_engine(build_model(config.model), config, batching, ranks.world_size, loss)
+        messages = count(config.model, config, batching, ranks.world_size).messages
         side, b = config.model.image.image_size, batching.per_rank
         batch = {
             "pixels": torch.randn(b, 3, side, side),
@@ -97,6 +93,29 @@ def steps(ranks: Ranks) -> dict[str, Any]:
             "received": dict(received.bytes),
             "planned": planned(messages, ranks.world_size),
         }
+    return result
+
+
+def presets(ranks: Ranks) -> dict[str, Any]:
+    """Return what the loss of the paper's two presets receives in their first step and in a late one."""
+    result = {}
+    for name in ("base", "large"):
+        overrides = [f"experiment={name}", f"global_batch={32 * ranks.world_size}", "run_dir=-", "out=-"]
+        config = compose_config(TrainConfig, overrides, "train")
+        counts = count(config.model, config, resolve_batching(config, ranks.world_size), ranks.world_size)
+        with torch.device("meta"):
+            patches = math.prod(build_model(config.model).image.grid)
+        for step, messages in ((0, counts.early_messages), (10_000, counts.messages)):
+            image, text = (torch.randn(*shape, config.model.embed_dim) for shape in ((32, patches), (32 * WORDS,)))
+            text = TextFeatures(text.requires_grad_(), torch.full((32,), WORDS))
+            encoded = Encoded(image.requires_grad_(), text, torch.ones(1))
+            loss = Loss(resolve_weights(config.loss, config.model.interaction), config)
+            with Received() as received:
+                loss(encoded, torch.arange(32) + 32 * ranks.rank, step).loss.backward()
+            result[f"{name}, step {step}"] = {
+                "received": dict(received.bytes),
+                "planned": planned([m for m in messages if m.part == "exchange"], ranks.world_size),
+            }
     return result
 
 
@@ -149,7 +168,7 @@ if __name__ == "__main__":
     if "RANK" not in os.environ:
         become_rank(4)
     started = start_ranks(threads=1)
-    outcome = steps(started) if sys.argv[1] == "steps" else wire(started)
+    outcome = {"steps": steps, "presets": presets, "wire": wire}[sys.argv[1]](started)
     if started.is_main:
         print("RESULT", json.dumps(outcome), flush=True)
     dist.barrier()

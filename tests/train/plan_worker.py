@@ -14,9 +14,9 @@ from filip.command import compose_config
 from filip.device import peak_memory_mb
 from filip.models import build_model
 from filip.train.config import TrainConfig
+from filip.train.counts import count
 from filip.train.engine import Engine, make_engine, resolve_batching
 from filip.train.losses import Loss, resolve_weights
-from filip.train.memory import memory_plan
 from filip.train.ranks import Ranks, start_ranks
 from filip.train.step import backward
 
@@ -72,8 +72,8 @@ def stages(ranks: Ranks) -> dict[str, dict]:
     for stage in range(4):
         config = config_of("model=tiny", f"zero_stage={stage}", "global_batch=12")
         engine = one_step(config, ranks)
-        plan = memory_plan(config.model, config, engine.batching, ranks.world_size)
-        result[f"stage {stage}"] = {"held": held(engine), "planned": plan.bytes}
+        plan = count(config.model, config, engine.batching, ranks.world_size)
+        result[f"stage {stage}"] = {"held": held(engine), "planned": plan.memory}
         del engine
         gc.collect()
     return result
@@ -90,7 +90,7 @@ def peak(ranks: Ranks, checkpointing: str) -> dict[str, float]:
     one_step(config_of("model=tiny", "global_batch=4"), ranks)  # what is loaded at first use
     before = peak_mb(ranks)
     engine = one_step(config, ranks)
-    plan = memory_plan(config.model, config, engine.batching, ranks.world_size)
+    plan = count(config.model, config, engine.batching, ranks.world_size)
     return {"measured": peak_mb(ranks) - before, "planned": plan.total / 1e6}
 
 

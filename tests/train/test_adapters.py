@@ -16,9 +16,9 @@ from filip.runs.source import read_source
 from filip.runs.weights import merged
 from filip.tokenizer import tokenize
 from filip.train.config import TrainConfig
+from filip.train.counts import activation_bytes, count
 from filip.train.engine import Batching, make_optimizer
 from filip.train.loop import initial_model
-from filip.train.memory import activation_bytes, memory_plan
 from filip.train.param_groups import set_lr
 from filip.train.plan import Plan, main
 from tests.support.training import compose, run_many, same_weights, train_arguments
@@ -96,12 +96,12 @@ def test_the_plan_counts_what_learns(source: Path, capsys: pytest.CaptureFixture
     plans = {}
     for tuning in ("full", "frozen", "lora"):
         model, config = started(source, f"warm_start.image={tuning}", f"warm_start.text={tuning}", "precision=fp32")
-        plans[tuning] = memory_plan(config.model, config, batching, 1)
+        plans[tuning] = count(config.model, config, batching, 1)
         assert plans[tuning].trainable == sum(p.numel() for p in model.parameters() if p.requires_grad)
-        assert plans[tuning].bytes["weights"] == 4 * sum(p.numel() for p in model.parameters())
-        assert plans[tuning].bytes["gradients"] == 4 * plans[tuning].trainable
-        assert plans[tuning].bytes["moments"] == 8 * plans[tuning].trainable
-    assert plans["frozen"].bytes["activations"] < plans["lora"].bytes["activations"]
+        assert plans[tuning].memory["weights"] == 4 * sum(p.numel() for p in model.parameters())
+        assert plans[tuning].memory["gradients"] == 4 * plans[tuning].trainable
+        assert plans[tuning].memory["moments"] == 8 * plans[tuning].trainable
+    assert plans["frozen"].memory["activations"] < plans["lora"].memory["activations"]
     run_command(main, Plan, "train", ["experiment=lora", "model=tiny", f"init_from={source}", "ranks=[1]"])
     whole, learning = sum(plans["lora"].parameters.values()), plans["lora"].trainable
     assert f"model       {whole:,} parameters" in (printed := capsys.readouterr().out)

@@ -22,9 +22,8 @@ from filip.interaction.cost import encoder_flops as loss_encoder_flops
 from filip.interaction.packing import Tokens
 from filip.models import build_model, load_preset
 from filip.train.counts import Message, encoder_flops, loss_messages, passes, zero_messages
-from filip.train.fleet import FleetPlan, plan_fleet
 from filip.train.hardware import GPUS, peak_flops
-from filip.train.plan import Plan, main
+from filip.train.plan import FleetPlan, Plan, main, plan_fleet
 from tests.support.launched_ranks import Ranks, environment
 
 WORKER = str(Path(__file__).parent / "fleet_worker.py")
@@ -78,8 +77,11 @@ def ranks_say(what: str, launch: list[str], log: Path) -> dict:
 
 
 @pytest.mark.slow
-def test_ranks_receive_the_planned_bytes_at_every_zero_stage(tmp_path: Path) -> None:
-    ranks = Ranks(2, [WORKER, "steps"], tmp_path / "log")
+@pytest.mark.parametrize("steps", ["steps", "presets"])
+def test_ranks_receive_the_planned_bytes_at_every_zero_stage_and_with_the_paper_s_presets(
+    steps: str, tmp_path: Path
+) -> None:
+    ranks = Ranks(2, [WORKER, steps], tmp_path / "log")
     assert ranks.wait() == [0, 0], ranks.text()[-3000:]
     line = next(line for line in ranks.text().splitlines() if line.startswith("RESULT"))
     for step, found in json.loads(line.removeprefix("RESULT")).items():
@@ -121,7 +123,7 @@ def test_messages_of_a_step() -> None:
 def plan_of(*overrides: str, gpus: int = 16, gpu: str = "h100") -> FleetPlan:
     config = compose_config(Plan, ["precision=fp16", *overrides, f"gpus={gpus}", f"gpu={gpu}"], "train")
     config.check()
-    return plan_fleet(config, config)
+    return plan_fleet(config)
 
 
 def test_steps_are_those_of_the_study_s_own_pairs_or_unknown() -> None:
@@ -147,9 +149,9 @@ def test_days_come_from_a_measured_log_with_their_spread(tmp_path: Path) -> None
     assert last.startswith("run         172,800 steps, 1d00h (19h12m to 1d04h) at 0.500 s a step (80% of 26 intervals")
     assert "measured on 8 ranks, and 16 exchange more" in plan_of(*options, "global_batch=256").lines()[-1]
     with pytest.raises(UserError, match="16 pairs per rank, and 8 in this plan"):
-        plan_of(*options, "global_batch=64", gpus=8)
+        plan_of(*options, "global_batch=64", gpus=8).lines()
     with pytest.raises(UserError, match=r"(?i)give the run_dir of a training"):
-        plan_of(*options[:-1], f"log={tmp_path}/other", "global_batch=128", gpus=8)
+        plan_of(*options[:-1], f"log={tmp_path}/other", "global_batch=128", gpus=8).lines()
 
 
 @pytest.mark.parametrize(
@@ -183,4 +185,4 @@ def test_the_page_on_clusters_prints_what_the_command_prints() -> None:
     printed = plan_of(*command.split(), gpus=192).lines()
     for line, found in zip(shown, printed, strict=False):
         assert re.fullmatch(re.escape(line.strip()).replace("…", ".*"), found), found
-    assert len(shown) == 7
+    assert len(shown) == 8

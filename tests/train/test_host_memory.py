@@ -11,7 +11,7 @@ import pytest
 
 from filip.data.loading.config import DataConfig, Source
 from filip.data.loading.pair_index import index_source
-from filip.train.host_memory import RANK_BYTES, node_bytes, reader_groups_of_a_rank, to_ask_for
+from filip.train.counts import RANK_BYTES, node_bytes, to_ask_for
 from tests.data.pair_shards import write_pairs
 from tests.support.launched_ranks import environment
 
@@ -56,4 +56,9 @@ def test_a_node_of_the_paper_s_base_run() -> None:
 
 
 def test_a_rank_reads_from_its_own_group_unless_there_are_fewer_ranks() -> None:
-    assert [reader_groups_of_a_rank(16, ranks) for ranks in (128, 16, 4, 1)] == [1, 1, 4, 16]
+    data = DataConfig(sources=[Source("a")], workers=1, reader_groups=16)
+    opened = {
+        ranks: node_bytes(data, **{**FILIP340M, "ranks": 1, "world_size": ranks}, parameters=0)["captions"]
+        for ranks in (128, 16, 4, 1)
+    }
+    assert [opened[ranks] / opened[128] for ranks in opened] == [1, 1, 4, 16]

@@ -14,11 +14,11 @@ from filip.interaction import choose_tokens
 from filip.models import Encoded, PooledFeatures, TextFeatures
 from filip.plugins import load_plugins
 from filip.train import losses
+from filip.train.counts import count
 from filip.train.engine import Batching
 from filip.train.losses import Loss, Term, TermOutput, resolve_weights
 from filip.train.losses.token_wise import selection_metrics
 from filip.train.losses.weights import as_setting
-from filip.train.memory import memory_plan
 from tests.support.training import compose
 
 
@@ -220,7 +220,7 @@ def test_memory_is_planned_for_the_largest_share_of_tokens_that_a_schedule_keeps
     quarter, falling = "token_keep_ratio=0.25", "token_keep_schedule=linear from 1 to 0.25 in steps 0 to 4"
     batching = Batching(global_batch=64, per_rank=64, accumulation=1, chunk=64)
     every, later, at_once = (
-        memory_plan(config.model, config, batching, 1).bytes
+        count(config.model, config, batching, 1).memory
         for config in (compose(), compose(quarter, falling), compose(quarter))
     )
     assert every == later and at_once["loss"] < later["loss"]

@@ -10,7 +10,7 @@ import torch
 
 from filip.command import run_command
 from filip.models import build_model, load_preset
-from filip.train.memory import activation_bytes, state_bytes
+from filip.train.counts import activation_bytes, state_bytes
 from filip.train.plan import Plan, main
 from tests.support.forked import run_python
 from tests.support.launched_ranks import Ranks, environment

@@ -8,9 +8,9 @@ import pytest
 
 from filip.errors import UserError
 from filip.models import load_model, load_preset
+from filip.train.counts import count
 from filip.train.engine import Batching
 from filip.train.loop import initial_model
-from filip.train.memory import memory_plan
 from tests.support.training import compose, largest_difference, losses, run_many, same_weights, series, train_arguments
 
 
@@ -66,10 +66,10 @@ def test_a_model_without_a_second_view_is_refused() -> None:
         compose("loss.pooled=-1")
 
 
-def test_it_has_a_place_in_the_memory_plan() -> None:
+def test_it_has_a_place_in_the_count() -> None:
     off, on = (compose("model=base", f"loss.pooled={weight}") for weight in (0, 0.5))
     batching = Batching(global_batch=8192, per_rank=1024, accumulation=1, chunk=1024)
-    plans = [memory_plan(load_preset("base"), config, batching, 8).bytes for config in (off, on)]
+    plans = [count(load_preset("base"), config, batching, 8).memory for config in (off, on)]
     # Two logit matrices with their gradients, and the vectors of all ranks in fp16 and our own with gradients.
     logits, vectors = 2 * 2 * 4 * 1024 * 8192, 2 * 256 * (8192 * 2 + 1024 * 8)
     assert plans[1]["loss"] - plans[0]["loss"] == logits + vectors

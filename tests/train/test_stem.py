@@ -14,9 +14,8 @@ from filip.models import build_model, load_model, load_preset, save_model
 from filip.pixels import CLIP_MEAN, CLIP_STD
 from filip.train.adapters import adapt, trainable
 from filip.train.config import WarmStartConfig
-from filip.train.counts import encoder_flops
+from filip.train.counts import encoder_flops, stem_values
 from filip.train.loop import initial_model
-from filip.train.memory import stem_values
 from filip.train.warm_start import load_initial
 from tests.support.training import compose, run_many, train_arguments
 

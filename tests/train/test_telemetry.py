@@ -18,8 +18,7 @@ from tensorboard.plugins.hparams import plugin_data_pb2
 from filip.errors import UserError
 from filip.models import build_model
 from filip.train.config import TrainConfig
-from filip.train.counts import encoder_flops
-from filip.train.memory import CAPTION_TOKENS
+from filip.train.counts import CAPTION_TOKENS, encoder_flops
 from filip.train.progress import final_metrics, open_telemetry, shown_settings
 from filip.train.ranks import Ranks as RankPlace
 from filip.train.sinks import Sink

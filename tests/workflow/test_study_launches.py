@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from filip.errors import UserError
+from filip.train.counts import count
 from filip.train.engine import resolve_batching
-from filip.train.memory import memory_plan
 from workflow.slurm import earlier_jobs
 from workflow.study import ROOT, WorkflowStudy
 
@@ -129,7 +129,7 @@ def test_every_training_of_the_paper_s_studies_fits_its_gpus(study: str) -> None
             model = replace(model, gradient_checkpointing=config.model.gradient_checkpointing)
             config.model = copy.deepcopy(model)
         config.model.image.image_size = config.image_size or config.model.image.image_size
-        plan = memory_plan(config.model, config, resolve_batching(config, ranks), ranks)
+        plan = count(config.model, config, resolve_batching(config, ranks), ranks)
         assert plan.total < 0.9 * 32e9, (name, plan.lines())
 
 
