@@ -26,7 +26,7 @@ HEADLINE_ROWS = 8
 class Show:
     results: str = option(MISSING, "results folder of a study (results/demo), or its summary.json")
     table: str = option(
-        "", f"a table to print in full; `{ALL}`: times, funnel, every table and run; empty: the headline"
+        "", f"a table to print in full; `{ALL}`: times, funnel, all tables, runs; empty: the headline"
     )
 
 
