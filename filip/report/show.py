@@ -25,9 +25,7 @@ HEADLINE_ROWS = 8
 @dataclass
 class Show:
     results: str = option(MISSING, "results folder of a study (results/demo), or its summary.json")
-    table: str = option(
-        "", f"a table to print in full; `{ALL}`: times, funnel, all tables, runs; empty: the headline"
-    )
+    table: str = option("", f"a table to print in full; `{ALL}`: times, funnel, all tables, runs; empty: the headline")
 
 
 def main(config: Show) -> None:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from filip.interaction import late_interaction, native, reference
+from filip.interaction import SmoothMaximum, late_interaction, native, reference
 from filip.interaction.packing import Tokens
 from tests.interaction.problems import (
     Problem,
@@ -367,3 +367,40 @@ def test_mistakes_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(native.ISA_VARIABLE, "avx3")
     with pytest.raises(ValueError, match="FILIP_NATIVE_ISA='avx3' is not an instruction set of this CPU"):
         native.forward(Tokens(image, text, lengths))
+
+
+def test_terms_below_the_normal_range_are_zero(isa: str) -> None:
+    """On an Intel core an operation on a denormal number takes as long as 50 others."""
+    problem = random_problem(4, 8, [3, 5], 16)
+    image, text = (tokens.detach().requires_grad_() for tokens in problem[:2])
+    for maximum in ("native", SmoothMaximum(0.05)):
+        i2t, t2i = late_interaction(image, text, problem.text_lengths, backend=maximum)
+        tiny = torch.full_like(i2t, 1e-40)
+        gradients = torch.autograd.grad((i2t, t2i), (image, text), (tiny, tiny))
+        assert all(not gradient.any() for gradient in gradients)
+    assert (torch.tensor(1e-38) / 8).item() > 0, "the caller's own arithmetic is as it was"
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_the_fastest_instruction_set_is_measured_once_and_kept(bf16: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    native.fastest_isa.cache_clear()
+    chosen = native.fastest_isa(bf16)
+    assert chosen in native.isas()
+    native.fastest_isa.cache_clear()
+    monkeypatch.setattr(native, "_measured", lambda *_: pytest.fail("it was measured again"))
+    assert native.fastest_isa(bf16) == chosen
+
+
+def test_a_kernel_that_disagrees_is_left_out(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names, call = native.isas(), native._call
+
+    def call_and_spoil(*arguments: object, isa: str) -> None:
+        call(*arguments, isa=isa)
+        if isa == names[0] and arguments[0] == "filip_forward":
+            arguments[3][0, 0] += 1  # type: ignore[index]
+
+    monkeypatch.setattr(native, "_call", call_and_spoil)
+    assert native._measured(names, bf16=True) != names[0]
+    assert f"the {names[0]} kernel is left out" in capsys.readouterr().err
