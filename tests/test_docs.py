@@ -29,6 +29,7 @@ import yaml
 from filip.__main__ import commands as filip_commands
 from filip.train.config import TrainConfig
 from tests.eval.miniature import write_model, write_webdataset
+from tests.report.results import STUDY, write, write_results
 from tests.support.forked import run_python
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -271,7 +272,7 @@ for given in (0.0, 0.5):
     assert done.returncode == 0, done.stderr
 
 
-def test_the_protocol_of_the_extending_page_is_run_and_has_its_column(
+def test_the_protocol_of_the_extending_page_is_run_and_has_its_line_and_its_table(
     my_package: dict[str, str], tmp_path: Path
 ) -> None:
     write_webdataset(tmp_path / "demo_fluent", None, [[f"text {i}"] for i in range(6)])
@@ -287,6 +288,16 @@ def test_the_protocol_of_the_extending_page_is_run_and_has_its_column(
     cosine = found["benchmarks"]["demo_fluent"]["cosine"]
     row = next(line for line in done.stdout.splitlines() if "demo_fluent (agreement)" in line)
     assert row.split()[-1] == f"{cosine:.4g}"
+    results = tmp_path / "results"
+    write_results(results)
+    write(results / "study.json", {**STUDY, "eval": {**STUDY["eval"], "agreement": ["demo_fluent"]}})
+    write(results / "eval/filip/agreement.json", found)
+    command = [sys.executable, "-m", "filip.report.tables", f"results={results}", "resamples=10"]
+    done = subprocess.run(command, env=my_package, capture_output=True, text=True, timeout=120, cwd=ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
+    table = json.loads((results / "tables/tables.json").read_text())["tables"]["agreement"]
+    shown = {row["run"]: row["cells"]["demo_fluent"]["value"] for row in table["rows"]}
+    assert shown == {"clip": None, "late": None, "filip": cosine} and table["title"] == "Agreement (cosine)"
 
 
 def test_the_text_rule_of_the_extending_page_drops_what_it_says() -> None:

@@ -35,6 +35,7 @@ KINDS = {
     "segmentation": ("miou",),  # images whose pixels have classes
     "pointing": ("accuracy",),  # a caption that names things whose places are known
 }
+METRIC_TITLES = {"top1": "top-1", "top5": "top-5", "mean_per_class": "mean per class"}  # in print; others as they are
 FROM_DATA = "from the data set"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, astuple
+from dataclasses import asdict
 from typing import Any
 
 from filip.eval.cards import BenchmarkCard
@@ -53,8 +53,8 @@ def settings_of(protocol: Protocol, settings: Any, prompts: str) -> dict[str, An
 def summary(protocol: Protocol, found: Numbers) -> str:
     """Return the columns of a protocol on one benchmark in a line, and its warnings."""
     columns = []
-    for title, value, chance, _, unit in map(astuple, protocol.measured(found)):
-        by_chance = "" if chance is None else f" (chance {shown(chance, unit)})"
-        columns.append(f"{title} {shown(value, unit)} {unit}".rstrip() + by_chance)
+    for one in protocol.measured(found):
+        by_chance = "" if one.chance is None else f" (chance {shown(one.chance, one.unit)})"
+        columns.append(f"{one.title} {shown(one.value, one.unit)} {one.unit}".rstrip() + by_chance)
     warning = [found["cut_note"]] if "cut_note" in found else []
     return "; ".join([*columns, *warning]) or "nothing to measure"

@@ -33,6 +33,7 @@ from filip.eval.prompts import Prompt
 from filip.eval.word_patch import WordPatch, label_tokens
 from filip.progress import Progress, say
 
+POOLED = "A pooled model's patches and words go through its projections, which were trained on one vector each."
 BACKGROUND = -1
 
 

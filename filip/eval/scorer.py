@@ -187,7 +187,8 @@ class TokenScorer(Scorer):
         return Similarity(found.i2t.cpu(), found.t2i.cpu())
 
 
-RANKINGS = ("image", "text", "mean")
+RANKING_TITLES = {"image": "by s^I", "text": "by s^T", "mean": "by their mean"}
+RANKINGS = tuple(RANKING_TITLES)
 
 
 def ranking(similarity: Similarity, by: str) -> Tensor:

@@ -86,7 +86,7 @@ def measures(result: dict[str, Any]) -> list[Measure]:
             measured.value,
             measured.chance,
             measured.interval,
-            protocol.images(numbers),
+            measured.n,
             measured.unit,
             settings,
             str(numbers.get("note") or ""),

@@ -17,17 +17,6 @@ from filip.report.table import Cell, Row, Table, chance_text, difference, interv
 from filip.study import Study
 from filip.table_writer import Grid, Head, Line, Shown, words
 
-# Table, its name in print, the end of the keys of its headline columns.
-HEADLINES = (
-    ("retrieval", "Retrieval, R@1", "_r1"),
-    ("selection", "Selection", "_mean"),
-    ("scene_pointing", "Pointing in scenes", ""),
-    ("alignment", "Pointing in single images", ""),
-    ("zero_shot", "Zero-shot classification", "average"),
-    ("linear_probe", "Linear probe", "average"),
-    ("component_ablation", "Component ablation", ""),
-    ("recipes", "Recipes, R@1", "_r1"),
-)
 ALL_ROWS = ("component_ablation", "recipes")  # compare all rows with the first, however many there are
 FEW_ROWS = 3
 COLUMNS = (
@@ -43,26 +32,24 @@ NOTE = (
 
 def findings(tables: Mapping[str, Table]) -> pd.DataFrame:
     """Return a row of fractions for each headline column that was measured; a missing baseline's columns are empty."""
-    found = [
-        record for name, area, ending in HEADLINES if name in tables for record in _findings(tables[name], area, ending)
-    ]
+    found = [record for table in tables.values() for record in _findings(table)]
     return pd.DataFrame(found, columns=list(COLUMNS), dtype=object)
 
 
-def _findings(table: Table, area: str, ending: str) -> Iterator[dict[str, Any]]:
+def _findings(table: Table) -> Iterator[dict[str, Any]]:
+    headlines = [column for column in table.columns if column.headline]
     ours = [row for row in table.rows if row.kind == "ours" and row.section != VARIANTS]
     ours = [row for row in ours if row.section == ours[0].section]
-    percent = [column for column in table.columns if column.unit == "percent"]
     base, compared = (
         (ours[0], ours[1:] if table.name in ALL_ROWS or len(ours) <= FEW_ROWS else ours[-1:])
         if len(ours) > 1
         else (None, ours)
     )
-    for column in [c for c in percent if c.key.endswith(ending)] or percent:
+    area = table.title.partition(" (")[0]
+    for column in headlines:
         for row in compared:
             if isinstance(row.cells[column.key].value, int | float):
-                measure = column.group if ending in ("_r1", "_mean") else column.heading
-                yield {**_against(row, base, column.key), "area": area, "measure": measure}
+                yield {**_against(row, base, column.key), "area": area, "measure": column.heading}
 
 
 def _against(row: Row, base: Row | None, key: str) -> dict[str, Any]:

@@ -77,6 +77,7 @@ class Column:
     """A column. unit: percent (a fraction shown times 100), seconds, mb, ratio, number or text.
 
     outcomes: "<group>/<measure>" of the evaluation's outcomes that the column is the mean of; none: not compared.
+    headline: whether it is among the findings of a study.
     """
 
     key: str
@@ -84,6 +85,7 @@ class Column:
     group: str = ""
     unit: str = "percent"
     outcomes: list[str] = field(default_factory=list)
+    headline: bool = False
 
     @property
     def heading(self) -> str:

@@ -53,7 +53,7 @@ def schema() -> dict[str, Any]:
     """Return the JSON schema of a study, with the protocols and tables that there are."""
     found = yaml.safe_load(resources.files("filip.conf").joinpath("study.schema.yaml").read_text("utf-8"))
     names = {"$ref": "#/$defs/names"}
-    listed = [name for name, kind in TABLES.items() if kind.rows == "listed"]
+    listed = [name for name, kind in TABLES.items() if kind.rows in ("listed", "evaluated")]
     found["properties"]["tables"]["properties"] = dict.fromkeys(listed, names)
     found["properties"]["eval"]["properties"] |= dict.fromkeys(PROTOCOLS, names)
     by_protocol = {"propertyNames": {"enum": list(PROTOCOLS)}}

@@ -146,8 +146,10 @@ class Study:
     def rows(self, table: str) -> list[str]:
         """Return what stands in a table, in order: runs, then peers; or what its kind says. Empty: no table."""
         kind = TABLES[table]
+        own = [run for run in self.runs if not self.is_replica(run)]
+        if kind.rows == "evaluated":
+            return list(self.config["tables"].get(table, own if self.benchmarks(table) else []))
         if kind.rows != "listed":
-            own = [run for run in self.runs if not self.is_replica(run)]
             prompted = self.benchmarks("zero_shot") + self.benchmarks("retrieval")
             found = {"efficiency": list(self.efficiency), "runs": own, "benchmarks": prompted}
             return found.get(kind.rows, [*own, *self.fine_tunes])
@@ -171,7 +173,7 @@ class Study:
         models = []
         for name in self.tables:
             if protocol in TABLES[name].protocols:
-                rows = self.rows(name) if TABLES[name].rows == "listed" else self._accuracies()
+                rows = self._accuracies() if TABLES[name].rows == "efficiency" else self.rows(name)
                 models += [member for row in rows for member in self.replicas(row, protocol)]
         return list(dict.fromkeys(models))
 

@@ -1,45 +1,47 @@
 """The tables that a study can have, and the evaluations that each needs.
 
-A new table is a module in ``filip/report/rows/`` and a line in :data:`TABLES`. The study's schema, the workflow's
-evaluations and the report take names and protocols from here.
+The study's schema, the workflow's evaluations and the report take names and protocols from here. A protocol of another
+package has a table of its name; any other new table is a module in ``filip/report/rows/`` and a line in :data:`TABLES`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from filip.plugins import plugin_names
+
 
 @dataclass(frozen=True)
 class TableKind:
     """The way in which a table is made, and what has to be evaluated for it.
 
-    build: ``module:function`` in ``filip/report/rows/`` that makes the table from its inputs.
     protocols: those in filip/eval/protocols that the table's runs go through.
     with_peers: other people's models (the study's ``peers``) follow the runs.
-    rows: what they are: "listed" by the study under ``tables.<name>``, its "efficiency", the pre-training "runs", all
-    that is "trained", or the "benchmarks" with prompts.
+    rows: what they are: "listed" by the study under ``tables.<name>``; the same, or without that line all pre-training
+    runs if the protocol is "evaluated"; its "efficiency", the pre-training "runs", all that is "trained", or the
+    "benchmarks" with prompts.
     """
 
-    build: str
     protocols: tuple[str, ...]
     with_peers: bool = False
     rows: str = "listed"
 
 
 TABLES: dict[str, TableKind] = {
-    "zero_shot": TableKind("zero_shot:build", ("zero_shot",), with_peers=True),
-    "linear_probe": TableKind("linear_probe:build", ("linear_probe",)),
-    "retrieval": TableKind("retrieval:build", ("retrieval",), with_peers=True),
-    "rankings": TableKind("rankings:build", ("retrieval",), with_peers=True),
-    "scene_pointing": TableKind("pointing:build_scenes", ("scene_pointing",)),
-    "selection": TableKind("selection:build", ("selection",), with_peers=True),
-    "segmentation": TableKind("segmentation:build", ("segmentation",), with_peers=True),
-    "component_ablation": TableKind("component_ablation:build", ("zero_shot", "retrieval")),
-    "recipes": TableKind("recipes:build", ("retrieval", "selection", "scene_pointing", "segmentation", "zero_shot")),
-    "alignment": TableKind("pointing:build_labels", ("alignment",)),
-    "efficiency_ablation": TableKind("efficiency:build", ("zero_shot",), rows="efficiency"),
-    "model_sizes": TableKind("settings:build_models", (), rows="runs"),
-    "training_settings": TableKind("settings:build_trainings", (), rows="trained"),
-    "prompts": TableKind("prompts:build", (), rows="benchmarks"),
+    "zero_shot": TableKind(("zero_shot",), with_peers=True),
+    "linear_probe": TableKind(("linear_probe",)),
+    "retrieval": TableKind(("retrieval",), with_peers=True),
+    "rankings": TableKind(("retrieval",), with_peers=True),
+    "scene_pointing": TableKind(("scene_pointing",)),
+    "selection": TableKind(("selection",), with_peers=True),
+    "segmentation": TableKind(("segmentation",), with_peers=True),
+    "component_ablation": TableKind(("zero_shot", "retrieval")),
+    "recipes": TableKind(("retrieval", "selection", "scene_pointing", "segmentation", "zero_shot")),
+    "alignment": TableKind(("alignment",)),
+    "efficiency_ablation": TableKind(("zero_shot",), rows="efficiency"),
+    "model_sizes": TableKind((), rows="runs"),
+    "training_settings": TableKind((), rows="trained"),
+    "prompts": TableKind((), rows="benchmarks"),
 }
+TABLES |= {name: TableKind((name,), rows="evaluated") for name in plugin_names("filip.protocols") if name not in TABLES}
 PROTOCOLS = tuple(dict.fromkeys(protocol for kind in TABLES.values() for protocol in kind.protocols))

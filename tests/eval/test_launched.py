@@ -39,4 +39,4 @@ def test_two_processes_write_the_file_of_one(tmp_path: Path) -> None:
     outcomes = [read_outcomes(tmp_path / f"{name}.json")["demo_food"] for name in ("one", "two")]
     for measure in ("top1", "top5"):
         np.testing.assert_array_equal(outcomes[0].values[measure], outcomes[1].values[measure])
-    assert run.stderr.count("demo_food: top1") == 1  # only the first process speaks
+    assert run.stderr.count("demo_food: top-1") == 1  # only the first process speaks

@@ -102,8 +102,8 @@ def test_one_command_measures_all_that_fits_and_prints_one_table(
     rows = said.out.splitlines()
     assert rows[0].split() == ["benchmark", "measure", "images", "chance", "tiny"]
     names = [row.split("  ")[0] for row in rows[2:]]
-    assert names[:3] == ["pictures (zero-shot)"] * 2 + ["pairs (retrieval)"] and "top1 by s^T" in rows[3]
-    assert sum("pairs (retrieval)" in row for row in rows) == 8 and "by their mean" in said.out
+    assert names[:3] == ["pictures (zero-shot)"] * 2 + ["pairs (retrieval)"] and "top-1 by s^T" in rows[3]
+    assert sum("pairs (retrieval)" in row for row in rows) == 12 and "by their mean" in said.out
     out = tmp_path / "results" / "eval" / "tiny"
     assert sorted(p.relative_to(out).as_posix() for p in out.rglob("*.json")) == [
         "retrieval/pairs.json",

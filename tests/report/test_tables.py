@@ -230,7 +230,7 @@ def test_alignment_that_could_not_be_measured_says_why(folder):
 
 
 def test_segmentation_shows_both_shares_and_the_chance_of_a_pixel(folder):
-    found = {"n": 40, "classes": 8, "miou": 0.2, "ci95": [0.1, 0.3], "pixels": 0.5}
+    found = {"n": 40, "classes": 8, "miou": 0.2, "ci95": [0.1, 0.3], "pixels": 0.5, "chance": 1 / 8}
     write(folder / "eval" / "clip" / "segmentation.json", {"benchmarks": {"demo_segmentation": found}})
     benchmarks = {**STUDY["eval"], "segmentation": ["demo_segmentation"]}
     study = changed(folder, "segments", eval=benchmarks, tables={"segmentation": ["clip"]})

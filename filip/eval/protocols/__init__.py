@@ -1,26 +1,28 @@
 """The protocols of the evaluation. Each is one file of this folder, and its ``PROTOCOL`` says all that others ask.
 
-    PROTOCOL = Protocol("retrieval", ("retrieval",), run, RetrievalSettings, columns=(Column(…), …), note="…")
+    table = ReportTable("Image-text retrieval (recall, %)", (Column("R@1", …), …))
+    PROTOCOL = Protocol("retrieval", ("retrieval",), run, RetrievalSettings, table, note="…")
 
 A new protocol is a new file here, or in another installed package the entry point ``NAME = module:PROTOCOL`` of the
 group ``filip.protocols``. ``filip eval`` then runs it on the cards of its kinds and takes its settings as
-``NAME.setting=value``. Its name stands in its result files, and the tables read its columns.
+``NAME.setting=value``, and a study that names its cards under ``eval.NAME`` has its table in the report.
 """
 
 from __future__ import annotations
 
 import importlib
+import math
 import pkgutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from filip.errors import UserError
+from filip.eval.cards import METRIC_TITLES, BenchmarkCard
 from filip.plugins import load_plugins
 
 if TYPE_CHECKING:
-    from filip.eval.cards import BenchmarkCard
     from filip.eval.context import Context
     from filip.eval.encoders import Encoder
     from filip.eval.outcomes import Record
@@ -35,29 +37,46 @@ class NoSettings:
 
 @dataclass(frozen=True)
 class Column:
-    """A number that a protocol reports for a benchmark.
+    """A number that a protocol reports for a benchmark: a line of ``filip eval``, a column of the report's table.
 
-    title: may name entries of the numbers, e.g. "{metric}". value, chance, interval: where the number, its chance and
-    its 95 % interval are among the numbers, keys joined by dots; without chance "". unit: in which it is shown; "%" of
-    a fraction.
+    title: in print, with the card's metric for ``{metric}``. key: ends the name of the report's column, after the
+    benchmark's; the first part of the name alone if "". group: a heading that several columns share. value, chance,
+    interval, size: where the number, its chance, its 95 % interval and the number of images are among the numbers, keys
+    joined by dots; without chance "", with the protocol's size "". unit: in which it is shown; "%" of a fraction.
+    outcome: ends the name of the outcomes that it is the mean of, after the benchmark's, with the card's metric for
+    ``{metric}``; "" if rows are not compared in pairs by it. only: the cards that have it; None: all. headline: whether
+    it is among the findings of a study. in_report: whether a table of the report has it.
     """
 
     title: str
+    key: str = ""
     value: str = "value"
     chance: str = "chance"
     interval: str = "ci95"
+    size: str = ""
+    group: str = ""
     unit: str = "%"
+    outcome: str = ""
+    only: Callable[[BenchmarkCard], bool] | None = None
+    headline: bool = False
+    in_report: bool = True
+
+    def titled(self, metric: str) -> str:
+        """Return the title for a card's metric."""
+        return self.title.format(metric=METRIC_TITLES.get(metric, metric))
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A column's number on one benchmark. interval: (low, high) of 95 %."""
+    """A column's number on one benchmark. interval: (low, high) of 95 %. reason: why there is no value, NaN."""
 
     title: str
     value: float
     chance: float | None
     interval: tuple[float, float] | None
     unit: str
+    n: int
+    reason: str | None = None
 
 
 def shown(value: float, unit: str) -> str:
@@ -66,13 +85,35 @@ def shown(value: float, unit: str) -> str:
 
 
 @dataclass(frozen=True)
+class ReportTable:
+    """A table of the report: a row for each run, the columns of each benchmark.
+
+    heading: its title. notes: sentences below it. average: whether the mean of the first column over several benchmarks
+    is a column too. published: the blocks of ``eval/published.yaml`` with its published rows, and the section of each.
+    by_tuning: whether fine-tuned models stand in a section of their own, with the benchmarks that they were tuned for.
+    card_notes: whether the notes of the benchmarks' cards stand below it. rows: splits a benchmark's numbers into those
+    of several rows, by what follows the run's label; None: one row.
+    """
+
+    heading: str
+    columns: tuple[Column, ...]
+    notes: tuple[str, ...] = ()
+    average: bool = False
+    published: Mapping[str, str] = field(default_factory=dict)
+    by_tuning: bool = False
+    card_notes: bool = False
+    rows: Callable[[Numbers], dict[str, Numbers]] | None = None
+
+
+@dataclass(frozen=True)
 class Protocol:
     """A way to measure models on one kind of benchmark.
 
     title: its name in tables. kinds: the kinds of cards that it is for. run: see below; the outcome of each image goes
-    into the record under the card's name. settings: a dataclass of options with their defaults. size: where the number
-    of images is among the numbers. note: one line on what is measured. prepare: reads what a card needs, such as its
-    prompts, so that a mistake is known before a model is loaded. settle: fills in settings that depend on the model.
+    into the record under the card's name. settings: a dataclass of options with their defaults. table: its table in the
+    report; ``filip eval`` prints the same columns. note: one line on what is measured. more: further tables of the
+    report, by name. prepare: reads what a card needs, such as its prompts, so that a mistake is known before a model is
+    loaded. settle: fills in settings that depend on the model. size: where the number of images is among the numbers.
     on_request: only where ``protocols=`` names it. in_parts: goes through images in batches that several jobs can share
     (``shard=``). citation: the papers that it comes from, for docs/related.md.
     """
@@ -81,8 +122,9 @@ class Protocol:
     kinds: tuple[str, ...]
     run: Callable[[Encoder, BenchmarkCard, Any, Context, Record], Numbers]
     settings: type
-    columns: tuple[Column, ...]
+    table: ReportTable
     note: str
+    more: Mapping[str, ReportTable] = field(default_factory=dict)
     prepare: Callable[[BenchmarkCard, Any, Context], object] | None = None
     settle: Callable[[Any, Encoder], Any] | None = None
     size: str = "n"
@@ -91,28 +133,33 @@ class Protocol:
     reads_prompts: bool = False
     citation: tuple[str, ...] = ()
 
+    def measure(self, column: Column, numbers: Numbers) -> Measured:
+        """Return what a column has among a benchmark's numbers."""
+        interval = value_at(numbers, column.interval)
+        value = value_at(numbers, column.value)
+        reason = value_at(numbers, f"{column.value.rpartition('.')[0]}.reason".lstrip(".")) or "not measured"
+        return Measured(
+            f"{column.group} {column.titled(str(numbers.get('metric')))}".strip(),
+            math.nan if value is None else value,
+            value_at(numbers, column.chance),
+            (float(interval[0]), float(interval[1])) if interval else None,
+            column.unit,
+            int(value_at(numbers, column.size or self.size) or 0),
+            None if value is not None else str(reason),
+        )
+
     def measured(self, numbers: Numbers) -> list[Measured]:
-        """Return the columns that a benchmark's numbers fill, in order."""
-        found = []
-        for column in self.columns:
-            value = _at(numbers, column.value)
-            if value is not None:
-                title, interval = column.title.format_map(numbers), _at(numbers, column.interval)
-                low_high = (float(interval[0]), float(interval[1])) if interval else None
-                found.append(Measured(title, value, _at(numbers, column.chance), low_high, column.unit))
-        return found
-
-    def images(self, numbers: Numbers) -> int:
-        """Return how many images a benchmark's numbers are for."""
-        return int(_at(numbers, self.size) or 0)
+        """Return the columns of all tables that a benchmark's numbers fill, in order."""
+        columns = [column for table in (self.table, *self.more.values()) for column in table.columns]
+        return [one for column in columns if (one := self.measure(column, numbers)).reason is None]
 
 
-def _at(numbers: Mapping[str, Any], path: str) -> Any:
+def value_at(numbers: Mapping[str, Any], path: str) -> Any:
     """Return the value at ``path``, keys joined by dots; None if there is none."""
-    found: Any = numbers
+    value: Any = numbers
     for key in path.split("."):
-        found = found.get(key) if isinstance(found, Mapping) else None
-    return found
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
 
 
 BUILT_IN = tuple(sorted(module.name for module in pkgutil.iter_modules(__path__)))

@@ -21,9 +21,9 @@ from filip.eval.context import Context
 from filip.eval.encoders import Encoder
 from filip.eval.formats import open_set
 from filip.eval.outcomes import Record
-from filip.eval.pointing import composite_pointing, labelled, pointing
+from filip.eval.pointing import POOLED, composite_pointing, labelled, pointing
 from filip.eval.prompts import Prompt, alignment_template
-from filip.eval.protocols import Column, Numbers, Protocol
+from filip.eval.protocols import Column, Numbers, Protocol, ReportTable
 from filip.eval.word_patch import alignment_prompt
 
 
@@ -79,10 +79,40 @@ PROTOCOL = Protocol(
     tuple(KINDS),
     run,
     AlignmentSettings,
-    columns=(
-        Column("label on its object", "pointing.value", "pointing.chance", "pointing.ci95"),
-        Column("of two, on its own", "composites.value", "composites.chance", "composites.ci95"),
-        Column("of two, own side", "composites.own_side", "composites.own_side_chance", "composites.own_side_ci95"),
+    ReportTable(
+        "Word-patch alignment: pointing accuracy (%)",
+        (
+            Column(
+                "label on its object",
+                "pointing_value",
+                "pointing.value",
+                "pointing.chance",
+                "pointing.ci95",
+                outcome=".pointing/right",
+                headline=True,
+            ),
+            Column(
+                "of two, on its own",
+                "composites_value",
+                "composites.value",
+                "composites.chance",
+                "composites.ci95",
+                "composites.n",
+                outcome=".composites/right",
+                headline=True,
+            ),
+            Column(
+                "of two, own side",
+                "composites_own_side",
+                "composites.own_side",
+                "composites.own_side_chance",
+                "composites.own_side_ci95",
+                "composites.n",
+                outcome=".composites/own_side",
+                headline=True,
+            ),
+        ),
+        ("The mask is the drawing's own. Two: two images side by side with a text that names both.", POOLED),
     ),
     note="The patch most similar to any token of the label lies on the object.",
     prepare=prompt_of,

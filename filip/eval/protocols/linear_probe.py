@@ -26,7 +26,7 @@ from filip.eval.features import FeatureStore
 from filip.eval.formats import open_set
 from filip.eval.logistic import Classifier, fit
 from filip.eval.outcomes import Record
-from filip.eval.protocols import Column, Numbers, Protocol
+from filip.eval.protocols import Column, Numbers, Protocol, ReportTable
 from filip.eval.scorer import scorer_for
 
 
@@ -120,7 +120,7 @@ PROTOCOL = Protocol(
     ("classification",),
     run,
     LinearProbeSettings,
-    columns=(Column("{metric}"),),
+    ReportTable("Linear probe (accuracy, %)", (Column("{metric}", outcome="/{metric}", headline=True),), average=True),
     note="A logistic regression on the mean patch token of the frozen encoder.",
     on_request=True,  # it trains
     in_parts=True,

@@ -14,8 +14,8 @@ from filip.eval.context import Context
 from filip.eval.encoders import Encoder
 from filip.eval.formats import open_set
 from filip.eval.outcomes import Outcomes, Record
-from filip.eval.pointing import BACKGROUND, pointed_scenes, rate
-from filip.eval.protocols import Column, NoSettings, Numbers, Protocol
+from filip.eval.pointing import BACKGROUND, POOLED, pointed_scenes, rate
+from filip.eval.protocols import Column, NoSettings, Numbers, Protocol, ReportTable
 
 
 def run(encoder: Encoder, card: BenchmarkCard, settings: NoSettings, context: Context, record: Record) -> Numbers:
@@ -54,9 +54,24 @@ PROTOCOL = Protocol(
     ("pointing",),
     run,
     NoSettings,
-    columns=(
-        Column("own thing"),
-        Column("among things", "among_things.value", "among_things.chance", "among_things.ci95"),
+    ReportTable(
+        "Pointing in scenes (accuracy, %)",
+        (
+            Column("on its own thing", "all", outcome="/right", headline=True),
+            Column(
+                "among the things alone",
+                "among_things",
+                "among_things.value",
+                "among_things.chance",
+                "among_things.ci95",
+                outcome="/right_among_things",
+                headline=True,
+            ),
+        ),
+        (
+            "A patch belongs to what covers most of it; the second column leaves the patches of the background out.",
+            POOLED,
+        ),
     ),
     note="The patch most similar to any token of a name belongs to the thing of that name.",
     citation=(citations.EXCITATION_BACKPROP,),

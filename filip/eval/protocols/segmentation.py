@@ -31,7 +31,7 @@ from filip.eval.metrics import mean_interval
 from filip.eval.outcomes import Outcomes, Record
 from filip.eval.pointing import coverage
 from filip.eval.prompts import Prompt, card_ensemble
-from filip.eval.protocols import Column, Numbers, Protocol
+from filip.eval.protocols import Column, Numbers, Protocol, ReportTable
 from filip.eval.word_patch import label_tokens
 from filip.progress import Progress
 
@@ -206,11 +206,27 @@ PROTOCOL = Protocol(
     ("segmentation",),
     run,
     SegmentationSettings,
-    columns=(
-        Column("mIoU", "miou", chance=""),
-        Column("pixels right", "pixels", "chance", interval=""),
-        Column("mIoU among the image's classes", "present.miou", "", "present.ci95.miou"),
-        Column("pixels right among them", "present.pixels", "present.chance", "present.ci95.pixels"),
+    ReportTable(
+        "Zero-shot segmentation (%)",
+        # Only one column's outcomes are kept for each image; the rows are compared in pairs by it.
+        (
+            Column("mIoU", "miou", "miou", chance=""),
+            Column("pixels right", "pixels", "pixels", interval=""),
+            Column(
+                "pixels right, of the image's classes",
+                "present_pixels",
+                "present.pixels",
+                "present.chance",
+                "present.ci95.pixels",
+                outcome="/present",
+            ),
+            Column("mIoU, of the image's classes", "present_miou", "present.miou", "", "present.ci95.miou"),
+        ),
+        (
+            "Pixels count as the model sees them, without sliding windows.",
+            "In columns of the image's classes, its patches choose from the classes that it has, as SPARC evaluates.",
+            "A pooled model's patches go through its projection, which was trained on one vector an image.",
+        ),
     ),
     note="Each patch takes its best class, each pixel the class of its patch: mean intersection over union.",
     prepare=prompts_of,

@@ -24,8 +24,8 @@ from filip.eval.encoders import Encoder
 from filip.eval.formats import open_set
 from filip.eval.metrics import mean_interval
 from filip.eval.outcomes import Outcomes, Record
-from filip.eval.protocols import Column, NoSettings, Numbers, Protocol
-from filip.eval.scorer import RANKINGS, Scorer, ranking
+from filip.eval.protocols import Column, NoSettings, Numbers, Protocol, ReportTable
+from filip.eval.scorer import RANKING_TITLES, RANKINGS, Scorer, ranking
 
 
 def run(encoder: Encoder, card: BenchmarkCard, settings: NoSettings, context: Context, record: Record) -> Numbers:
@@ -119,7 +119,9 @@ def _by_category(hits: dict[str, np.ndarray], categories: list[str], card: Bench
     options = card.layout.options
     least, without = int(options.get("category_least", 1)), set(options.get("category_without", ()))
     counted = [row for name, row in table.items() if row["n"] >= least and name not in without]
-    means = {by: float(np.mean([row[by] for row in counted])) if counted else None for by in hits}
+    means: dict[str, Any] = {"reason": "no category has enough rows"}
+    if counted:
+        means = {by: float(np.mean([row[by] for row in counted])) for by in hits}
     return {"mean": means, "categories": len(counted), "of": table}
 
 
@@ -168,17 +170,52 @@ def winoground_outcome(first: Sequence[float], second: Sequence[float]) -> tuple
     return text, image, group, 0.5 if right == wrong else float(right > wrong)
 
 
-NAMES = {"image": "by s^I", "text": "by s^T", "mean": "by their mean"}
+def has_categories(card: BenchmarkCard) -> bool:
+    """Return whether the rows of a card's table have categories, over which a mean can be taken."""
+    return "category" in card.layout.options
+
+
+def is_winoground(card: BenchmarkCard) -> bool:
+    return card.loader == "winoground"
+
+
 PROTOCOL = Protocol(
     "selection",
     ("selection",),
     run,
     NoSettings,
-    columns=tuple(Column(name, f"{by}.value", "chance", f"{by}.ci95") for by, name in NAMES.items())
-    + tuple(Column(f"mean of categories {name}", f"by_category.mean.{by}", "") for by, name in NAMES.items())
-    + tuple(
-        Column(f"match {name}", f"{by}.match.value", f"{by}.match.chance", f"{by}.match.ci95")
-        for by, name in NAMES.items()
+    ReportTable(
+        "Caption selection (accuracy, %)",
+        tuple(
+            Column(name, by, f"{by}.value", "chance", f"{by}.ci95", outcome=f"/{by}", headline=by == "mean")
+            for by, name in RANKING_TITLES.items()
+        )
+        + tuple(
+            Column(
+                f"mean of categories {name}",
+                f"macro_{by}",
+                f"by_category.mean.{by}",
+                chance="",
+                interval="",
+                only=has_categories,
+                headline=by == "mean",
+            )
+            for by, name in RANKING_TITLES.items()
+        )
+        + tuple(
+            Column(
+                f"match {name}",
+                f"match_{by}",
+                f"{by}.match.value",
+                f"{by}.match.chance",
+                f"{by}.match.ci95",
+                outcome=f"/match_{by}",
+                only=is_winoground,
+            )
+            for by, name in RANKING_TITLES.items()
+        ),
+        ("A pooled model has one similarity only.",),
+        card_notes=True,
     ),
     note="The true caption has the highest similarity to its image.",
     in_parts=True,

@@ -29,7 +29,7 @@ from filip.eval.families import AUTO, FAMILIES
 from filip.eval.formats import open_set
 from filip.eval.outcomes import Record
 from filip.eval.prompts import Prompt, card_ensemble
-from filip.eval.protocols import Column, Numbers, Protocol
+from filip.eval.protocols import Column, Numbers, Protocol, ReportTable
 from filip.eval.scorer import Scorer, Texts
 from filip.interaction import Similarity
 
@@ -119,7 +119,15 @@ PROTOCOL = Protocol(
     ("classification",),
     run,
     ZeroShotSettings,
-    columns=(Column("{metric}"), Column("{metric} by s^T", "by.text.value", "", "by.text.ci95")),
+    ReportTable(
+        "Zero-shot classification (accuracy, %)",
+        (
+            Column("{metric}", outcome="/{metric}", headline=True),
+            Column("{metric} by s^T", "by_text", "by.text.value", "", "by.text.ci95", in_report=False),
+        ),
+        average=True,
+        published={"zero_shot_classification": "published"},
+    ),
     note="The score of a class is the mean of its prompts' similarities to the image, or that of their mean vector.",
     prepare=prompts_of,
     settle=settle,

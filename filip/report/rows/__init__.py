@@ -1,21 +1,31 @@
-"""The tables of the report: each is one module of this folder, with ``build(inputs) -> Table``.
+"""The tables of the report: those that protocols declare, and a module of this folder for each other.
 
 :data:`filip.study.TABLES` lists them.
 """
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from typing import Any
 
 from filip.report.differences import RESAMPLES
 from filip.report.results import Results
+from filip.report.rows import component_ablation, efficiency, prompts, protocol, recipes, settings
 from filip.report.rows.cells import Inputs
 from filip.report.rows.notes import intervals
 from filip.report.rows.pairs import compare_rows
 from filip.report.table import Table
-from filip.study import TABLES, Study, TableKind
+from filip.study import TABLES, Study
+
+# The tables that are no protocol's.
+BUILDERS: dict[str, Callable[[Inputs], Table]] = {
+    "component_ablation": component_ablation.build,
+    "recipes": recipes.build,
+    "efficiency_ablation": efficiency.build,
+    "model_sizes": settings.build_models,
+    "training_settings": settings.build_trainings,
+    "prompts": prompts.build,
+}
 
 
 def build_tables(
@@ -27,14 +37,12 @@ def build_tables(
     UserError for a benchmark without a card.
     """
     inputs = Inputs.of(study, results, published)
-    tables = {name: _builder(kind)(inputs) for name, kind in TABLES.items() if study.rows(name)}
+    tables = {
+        name: BUILDERS[name](inputs) if name in BUILDERS else protocol.build(inputs, name, kind.protocols[0])
+        for name, kind in TABLES.items()
+        if study.rows(name)
+    }
     for name, table in tables.items():
         compare_rows(table, inputs, TABLES[name].protocols, resamples)
         table.notes += intervals(table)
     return tables
-
-
-def _builder(kind: TableKind) -> Callable[[Inputs], Table]:
-    module, _, function = kind.build.partition(":")
-    found: Callable[[Inputs], Table] = getattr(importlib.import_module(f"{__name__}.{module}"), function)
-    return found

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from filip.eval import protocols
 from filip.eval.cards import BenchmarkCard, load_card
 from filip.report.results import Results
 from filip.report.table import Cell, Column, Row, average, combine
 from filip.study import Study
 
-RANKS = ("r1", "r5", "r10")
-DIRECTIONS = {"i2t": "image → text", "t2i": "text → image"}
+
+@dataclass(frozen=True)
+class Figure:
+    """A column of a protocol's table, on one benchmark."""
+
+    protocol: str
+    benchmark: str
+    column: protocols.Column
+
+    @property
+    def key(self) -> str:
+        """Return the name of its column in the report."""
+        return "_".join(filter(None, (self.benchmark, self.column.key)))
 
 
 @dataclass(frozen=True)
@@ -57,35 +69,73 @@ class Inputs:
         label = self.study.label(run) + tokens_kept(training.get("config") or {}) + suffix
         return Row(label, kind, cells, section, run, run_id, training.get("commit"))
 
-    # ---- cells: each the mean over a run's seeds -----------------------------------------------------
+    # ---- figures of a protocol ----------------------------------------------------------------------
 
-    def task_cell(self, run: str, task: str, protocol: str = "zero_shot") -> Cell:
-        """Return the accuracy of a run on a classification benchmark."""
-        return combine([self._task(m, task, protocol) for m in self.study.replicas(run, protocol)])
+    def figures(self, protocol: str, table: str = "", benchmarks: Iterable[str] | None = None) -> list[Figure]:
+        """Return the columns that a protocol's table has in the report. table: one of its further tables.
 
-    def _task(self, run: str, task: str, protocol: str) -> Cell:
-        found = (self.results.evaluation(run, protocol) or {}).get("benchmarks", {}).get(task)
-        if found is None:
-            return Cell(reason=self.why_empty(run, protocol, task))
-        return Cell(found["value"], found["chance"], found["n"], found.get("ci95"))
+        benchmarks: None: all that the study evaluates.
+        """
+        declared = protocols.protocol_of(protocol)
+        columns = declared.more.get(table, declared.table).columns
+        return [
+            Figure(protocol, name, column)
+            for name in (self.study.benchmarks(protocol) if benchmarks is None else benchmarks)
+            for column in columns
+            if column.in_report and (column.only is None or column.only(self.cards[name]))
+        ]
+
+    def column(self, figure: Figure, title: str | None = None) -> Column:
+        """Return a figure's column. Where a protocol has one on each benchmark, benchmarks stand below its title.
+
+        title: instead of the figure's.
+        """
+        card, column = self.cards[figure.benchmark], figure.column
+        title = title or column.titled(card.metric)
+        unit = "percent" if column.unit == "%" else "number"
+        if unit == "number" and column.unit:
+            title += f", {column.unit}"
+        group = ", ".join(filter(None, (card.title, column.group)))
+        if sum(one.in_report for one in protocols.protocol_of(figure.protocol).table.columns) == 1:
+            title, group = group, title
+        outcomes = [figure.benchmark + column.outcome.format(metric=card.metric)] if column.outcome else []
+        return Column(figure.key, title, group, unit, outcomes, column.headline)
+
+    def numbers(self, run: str, protocol: str, benchmark: str) -> dict[str, Any] | None:
+        """Return what a training's result file says of a benchmark; None if it was not evaluated."""
+        result = self.results.evaluation(run, protocol) or {}
+        numbers: dict[str, Any] | None = result.get("benchmarks", {}).get(benchmark)
+        return numbers
+
+    def cell(self, run: str, figure: Figure, table: str = "", part: str = "") -> Cell:
+        """Return a figure of a run, the mean over its seeds. part: the row, where the table has several for a run."""
+        members = self.study.replicas(run, figure.protocol)
+        return combine([self._cell(member, figure, table, part) for member in members])
+
+    def _cell(self, run: str, figure: Figure, table: str = "", part: str = "") -> Cell:
+        numbers = self.numbers(run, figure.protocol, figure.benchmark)
+        if numbers is None:
+            return Cell(reason=self.why_empty(run, figure.protocol, figure.benchmark))
+        protocol = protocols.protocol_of(figure.protocol)
+        if table in protocol.more and (split := protocol.more[table].rows):
+            numbers = split(numbers).get(part)
+            if numbers is None:
+                return Cell(reason="not evaluated")
+        found = protocol.measure(figure.column, numbers)
+        interval = list(found.interval) if found.interval else None
+        return Cell(None if found.reason else found.value, found.chance, found.n, interval, reason=found.reason)
 
     def average_cell(self, run: str, protocol: str = "zero_shot") -> Cell:
-        """Return the plain mean over the protocol's classification benchmarks; over seeds, the mean of their means."""
-        tasks = self.study.benchmarks(protocol)
+        """Return the plain mean over the protocol's benchmarks; over seeds, the mean of their means."""
+        column = protocols.protocol_of(protocol).table.columns[0]
+        figures = [figure for figure in self.figures(protocol) if figure.column == column]
         members = self.study.replicas(run, protocol)
-        return combine([average([self._task(m, task, protocol) for task in tasks], "task") for m in members])
+        return combine([average([self._cell(member, figure) for figure in figures], "task") for member in members])
 
-    def recall_cell(self, run: str, benchmark: str, direction: str, rank: str) -> Cell:
-        """Return the recall of a run on a retrieval benchmark."""
-        members = self.study.replicas(run, "retrieval")
-        return combine([self._recall(m, benchmark, direction, rank) for m in members])
-
-    def _recall(self, run: str, benchmark: str, direction: str, rank: str) -> Cell:
-        found = (self.results.evaluation(run, "retrieval") or {}).get("benchmarks", {}).get(benchmark)
-        if found is None:
-            return Cell(reason=self.why_empty(run, "retrieval", benchmark))
-        interval = found.get("ci95", {}).get(direction, {}).get(rank)
-        return Cell(found[direction][rank], found["chance"][direction][rank], found["images"], interval)
+    def average_column(self, protocol: str, title: str, group: str) -> Column:
+        """Return the column of the mean over a protocol's benchmarks."""
+        outcomes = [outcome for figure in self.figures(protocol) for outcome in self.column(figure).outcomes]
+        return Column("average", title, group, outcomes=outcomes, headline=True)
 
     def why_empty(self, run: str, protocol: str, benchmark: str) -> str:
         """Return why an evaluation of a run has no result for a benchmark."""
@@ -103,84 +153,3 @@ def tokens_kept(config: dict[str, Any]) -> str:
     if ratio == 1.0 or (config.get("model") or {}).get("interaction") == "pooled":
         return ""
     return f", {100 * ratio:g} % of tokens"
-
-
-def task_table(inputs: Inputs, protocol: str) -> tuple[list[Column], list[Row]]:
-    """Build columns and our rows of a table over classification benchmarks, with the average of several."""
-    tasks = inputs.study.benchmarks(protocol)
-    names = {"top1": "top-1", "top5": "top-5", "mean_per_class": "mean per class"}
-    columns = [
-        Column(task, inputs.title(task), names[inputs.cards[task].metric], outcomes=task_outcomes(inputs, [task]))
-        for task in tasks
-    ]
-    if len(columns) > 1:
-        columns.append(Column("average", "average", "mean", outcomes=task_outcomes(inputs, tasks)))
-    rows = []
-    for run in inputs.study.rows(protocol):
-        cells = {task: inputs.task_cell(run, task, protocol) for task in tasks}
-        rows.append(inputs.row(run, {**cells, "average": inputs.average_cell(run, protocol)}))
-    return columns, rows
-
-
-def task_outcomes(inputs: Inputs, tasks: list[str]) -> list[str]:
-    """Return the outcomes whose mean is the accuracy on a task or several tasks; none if it is not such a mean."""
-    metrics = [inputs.cards[task].metric for task in tasks]
-    if "mean_per_class" in metrics:
-        return []
-    return [f"{task}/{metric}" for task, metric in zip(tasks, metrics, strict=True)]
-
-
-def parts_table(
-    inputs: Inputs,
-    protocol: str,
-    parts: dict[str, str],
-    cell_of: Callable[[dict[str, Any], str], Cell],
-    outcome: dict[str, str],
-    runs: list[str] | None = None,
-    fits: Callable[[str, str], bool] | None = None,
-) -> tuple[list[Column], list[Row]]:
-    """Return columns and our rows of a table with several figures per benchmark.
-
-    parts: {key of a figure: title of its column}. cell_of: that figure of a benchmark's result, as a cell. outcome:
-    {key of a figure: what follows the benchmark's name in its outcomes}; without one it is not compared in pairs.
-    runs: the rows; None: those of the table that has the protocol's name. fits: whether a benchmark has a figure, from
-    both their keys; None: each has all.
-    """
-
-    def cell(run: str, benchmark: str, part: str) -> Cell:
-        found = (inputs.results.evaluation(run, protocol) or {}).get("benchmarks", {}).get(benchmark)
-        return Cell(reason=inputs.why_empty(run, protocol, benchmark)) if found is None else cell_of(found, part)
-
-    figures = [
-        (name, part) for name in inputs.study.benchmarks(protocol) for part in parts if fits is None or fits(name, part)
-    ]
-    columns = [
-        Column(
-            f"{name}_{part}",
-            parts[part],
-            inputs.title(name),
-            outcomes=[f"{name}{outcome[part]}"] if part in outcome else [],
-        )
-        for name, part in figures
-    ]
-    rows = []
-    for run in inputs.study.rows(protocol) if runs is None else runs:
-        members = inputs.study.replicas(run, protocol)
-        cells = {f"{name}_{part}": combine([cell(m, name, part) for m in members]) for name, part in figures}
-        rows.append(inputs.row(run, cells))
-    return columns, rows
-
-
-def recall_columns(inputs: Inputs, benchmarks: list[str], ranks: tuple[str, ...]) -> list[Column]:
-    """Return a column for each rank of each direction of each retrieval benchmark."""
-    return [
-        Column(
-            f"{name}_{direction}_{rank}",
-            f"R@{rank[1:]}",
-            f"{inputs.title(name)}, {meaning}",
-            outcomes=[f"{name}.{direction}/{rank}"],
-        )
-        for name in benchmarks
-        for direction, meaning in DIRECTIONS.items()
-        for rank in ranks
-    ]

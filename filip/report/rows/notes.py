@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from filip.report.rows.cells import DIRECTIONS, RANKS, Inputs
+from filip.eval.protocols.retrieval import WAYS
+from filip.report.rows.cells import Inputs
 from filip.report.table import Table
 from filip.table_writer import differing
 
@@ -24,13 +26,17 @@ def intervals(table: Table) -> list[str]:
     return notes
 
 
-def warnings(inputs: Inputs, protocol: str) -> list[str]:
-    """Return the warnings of the evaluations of a table's runs, each once: a test set of another size, scores that are
-    not finite, ranking in two stages."""
+def warnings(inputs: Inputs, protocol: str, runs: Sequence[str]) -> list[str]:
+    """Return the warnings of the evaluations of these runs, each once.
+
+    They are of a test set of another size, another split, scores that are not finite, ranking in two stages.
+    """
     notes = []
-    for run in inputs.study.rows(protocol):
+    for run in runs:
         for name, found in (inputs.results.evaluation(run, protocol) or {}).get("benchmarks", {}).items():
             where = f"{inputs.study.label(run)}, {inputs.title(name)}"
+            if found.get("protocol"):
+                notes.append(f"{inputs.title(name)}: {found['protocol']}.")
             if found.get("note"):
                 notes.append(f"{inputs.title(name)}: {found['note']}.")
             if bad := found.get("not_finite"):
@@ -48,17 +54,16 @@ def _two_stages(stage: dict[str, Any]) -> str:
     loss = "what that loses was not measured"
     if lost:
         points = [
-            f"{name} {' / '.join(f'{100 * lost[direction][rank]:.1f}' for rank in RANKS)}"
-            for direction, name in DIRECTIONS.items()
+            f"{name} {' / '.join(f'{100 * lost[way][rank]:.1f}' for rank in lost[way])}" for way, name in WAYS.items()
         ]
         loss = f"points lost against exact ranking at R@1 / 5 / 10: {', '.join(points)}"
     return f"exact scores only for the best {stage['shortlist']} by {stage['by']} vectors; {loss}."
 
 
-def differences(inputs: Inputs, protocol: str) -> list[str]:
+def differences(inputs: Inputs, protocol: str, runs: Sequence[str]) -> list[str]:
     """Write a sentence for each setting (prompts, ensemble, ranking, image size, precision) that rows do not share."""
     found = {}
-    for run in inputs.study.rows(protocol):
+    for run in runs:
         result = inputs.results.evaluation(run, protocol)
         if result:
             found[inputs.study.label(run)] = _settings(result)
