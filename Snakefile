@@ -39,7 +39,7 @@ DATA = STUDY.data_dir
 
 wildcard_constraints:
     source="|".join(STUDY.sources),
-    run="|".join([*STUDY.runs, *STUDY.fine_tunes, *STUDY.peers]),
+    run="|".join([*STUDY.runs, *STUDY.trials, *STUDY.fine_tunes, *STUDY.peers]),
     row="|".join(STUDY.efficiency) or "none",
     card="[^/]+",
 

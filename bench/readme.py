@@ -87,7 +87,8 @@ def main(config: Readme) -> None:
     labels = {study.label(run): look for run, look in looks(study).items() if run in config.runs}
     if shown := {label: logs[label] for label in labels if label in logs}:
         with replacing(config.curves) as part:
-            plots.learning(shown, labels).savefig(part, format="png", dpi=110)
+            found = plots.learning(shown, labels, lambda line: line.get("accuracy/i2t"), "% of a batch of 128 found")
+            found.savefig(part, format="png", dpi=110)
     with replacing(path) as part:
         part.write_text(put_between_marks(text, block, str(path)), encoding="utf-8")
     print(block)

@@ -18,9 +18,10 @@ import torch
 from filip.errors import UserError
 
 __all__ = [
-    "best_device", "best_precision", "bf16_slowdown", "choose_attention", "evaluation_precision", "keep_freed_memory",
-    "machine", "memory_mb", "multiplies_bf16", "name", "own_device", "peak_memory_mb", "pins_memory", "random_state",
-    "reset_peak_memory", "resolve", "restore_random_state", "runs_on", "synchronize", "why_no_kernels",
+    "best_device", "best_precision", "bf16_slowdown", "choose_attention", "cpu", "evaluation_precision",
+    "keep_freed_memory", "machine", "memory_mb", "multiplies_bf16", "name", "own_device", "peak_memory_mb",
+    "pins_memory", "random_state", "reset_peak_memory", "resolve", "restore_random_state", "runs_on", "synchronize",
+    "why_no_kernels",
 ]  # fmt: skip
 
 MB = 2**20
@@ -106,6 +107,21 @@ def machine() -> str:
     if best.type in _DRIVERS:
         return f"{_count(best)} x {name(best)}"
     return f"{platform.machine()} CPU with {os.cpu_count()} cores"
+
+
+def cpu() -> dict[str, Any]:
+    """Return the CPU's model, its family and model number, its vector instructions, and those that PyTorch uses."""
+    found: dict[str, str] = {}
+    with suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").partition("\n\n")[0].splitlines()
+        found = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    flags = (found.get("flags") or found.get("Features") or "").split()  # of x86, of Arm
+    return {
+        "model": found.get("model name") or platform.processor() or platform.machine(),
+        "family": ", ".join(f"{key} {found[key]}" for key in ("cpu family", "model", "stepping") if key in found),
+        "flags": [flag for flag in flags if flag.startswith(("avx", "amx", "fma", "sve", "asimd", "bf16", "i8mm"))],
+        "computes_as": torch.backends.cpu.get_cpu_capability(),
+    }
 
 
 def _count(device: torch.device) -> int:

@@ -175,7 +175,8 @@ class StudyEvaluations(Study):
         ablation = ["component_ablation"] if self.rows("component_ablation") else []
         efficiency = ["efficiency"] if self.rows("efficiency_ablation") else []
         zero_shot = ["zero_shot"] if self.rows("zero_shot") else []
-        plots = ["loss_curves", "funnel", "recall", "confusion", *zero_shot, *ablation, *efficiency]
+        learning = ["learning"] if self.curve else []
+        plots = ["loss_curves", "funnel", "recall", "confusion", *zero_shot, *ablation, *efficiency, *learning]
         return [f"{name}.svg" for name in plots]
 
     def report_cards(self) -> list[str]:

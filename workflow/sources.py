@@ -37,11 +37,6 @@ class StudySources(Study):
         self._images_states: dict[str, str] = {}
 
     @property
-    def corpus(self) -> str:
-        """Return the folder of the corpus that is built here, with the list, the images and the benchmarks."""
-        return f"{self.results}/corpus"
-
-    @property
     def corpus_builder(self) -> str | None:
         """Return the module that builds the study's corpus; None if all sources are obtained from elsewhere."""
         return next((card.built_by for card in self.source_cards.values() if card.built_by), None)

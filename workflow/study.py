@@ -29,6 +29,7 @@ from workflow.sources import StudySources
 ROOT = Path(__file__).resolve().parent.parent
 PORTS = 1000  # ports from launch.master_port on
 FILIP340M = 340_000_000  # pairs
+NEVER = 10**9  # steps between evaluations: one comes at the end
 SIGNAL = "--signal=USR1@600"  # ten minutes before the time limit a training saves, and its job goes back into the queue
 
 
@@ -65,8 +66,37 @@ class WorkflowStudy(StudySources, StudyEvaluations):
             f"data.sources=[{sources}]",
             f"world_size={self.launch(run).world_size}",
             *training["overrides"],
+            *self.evaluation_while_training(run),
             *([f"init_from={self.weights(training['from'])}"] if training["from"] else []),
         ]
+
+    def evaluation_while_training(self, run: str) -> list[str]:
+        """Return the overrides by which a training measures recall: a trial at its end, a run while it learns."""
+        if run in self.trials:
+            card, every = self.config["search"]["card"], NEVER
+        elif run in self.runs and self.curve:
+            card, every = self.curve["card"], self.curve["every_steps"]
+        else:
+            return []
+        maps = self.evaluation.get("stem_maps")
+        return [
+            f"eval.every_steps={every}",
+            f"eval.data=[eval/{card}.yaml]",
+            f"eval.root={self.evaluation['root']}",
+            *([f"eval.stem_maps={maps}"] if maps else []),
+        ]
+
+    def chosen(self, run: str) -> list[str]:
+        """Return the file with the best values of a run's search, which end the command of its training; [] if none."""
+        searched = self.searched(run)
+        return [f"{self.results}/search/{searched[0]}.txt"] if searched else []
+
+    def search_arguments(self, run: str) -> str:
+        """Return the arguments of ``filip.study.search`` for a run, without ``out=``, for a shell."""
+        settings = searched[1] if (searched := self.searched(run)) else []
+        results = [f"{self.results}/models/{trial}.json" for trial in self.trials_of(run)]
+        card = self.config["search"]["card"]
+        return shlex.join([f"card={card}", f"settings=[{','.join(settings)}]", f"trials=[{','.join(results)}]"])
 
     def _check_batches(self) -> None:
         """Raise UserError for the first training whose batch its ranks cannot share.
@@ -95,6 +125,9 @@ class WorkflowStudy(StudySources, StudyEvaluations):
         inputs: dict[str, Any] = {"manifests": self.manifests(training["sources"])}
         if training["from"]:
             inputs["init"] = self.weights(training["from"])
+        inputs["chosen"] = self.chosen(run)
+        if self.evaluation_while_training(run):
+            inputs["corpus"] = self.benchmark_files()
         return inputs
 
     def run_dir(self, run: str) -> str:

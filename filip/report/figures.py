@@ -1,27 +1,32 @@
 """The report's figures: ``python -m filip.report.figures results=results/demo``, after ``filip.report.tables``.
 
-Always written: loss_curves, funnel, recall, confusion; zero_shot, component_ablation and efficiency where the study has
-them. SVG; with ``png=true`` also as PNG. A figure without data says what is missing. A run has the same colour in all.
+Always written: loss_curves, funnel, recall, confusion; zero_shot, component_ablation, efficiency and learning where the
+study has them. SVG; with ``png=true`` also as PNG. A figure without data says what is missing. A run has the same
+colour in all.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
 from filip.command import MISSING, option, run_command
+from filip.eval.cards import load_card
 from filip.files import replacing
 from filip.progress import say
 from filip.report import plots, table_plots
 from filip.report.results import Results
-from filip.report.style import looks
+from filip.report.style import Look, looks
 from filip.report.table import Table
 from filip.study import Study, load_study
-from filip.train.telemetry import read_log
+from filip.train.telemetry import read_log, score_on
+
+Logs = dict[str, list[list[dict[str, Any]]]]  # of each seed of a run, by the run's label
 
 
 @dataclass
@@ -39,12 +44,8 @@ def main(config: Figures) -> None:
     tables = results.tables()
     out.mkdir(parents=True, exist_ok=True)
     look = looks(study)
-    figures = {
-        "loss_curves": plots.curves(
-            training_logs(study, results), {study.label(r): found for r, found in look.items()}
-        ),
-        "funnel": plots.funnel(results.funnel()),
-    }
+    logs = training_logs(study, results)
+    figures = {"loss_curves": plots.curves(logs, by_label(study)), "funnel": plots.funnel(results.funnel())}
     if "component_ablation" in tables:
         figures["component_ablation"] = table_plots.benchmark_dots(tables["component_ablation"], look)
     if "efficiency_ablation" in tables:
@@ -53,6 +54,8 @@ def main(config: Figures) -> None:
     figures["recall"] = table_plots.recall_curves(recalls, look)
     if "zero_shot" in tables:
         figures["zero_shot"] = table_plots.benchmark_dots(tables["zero_shot"], look)
+    if study.curve:
+        figures["learning"] = _learning(study, study.curve["card"], logs)
     figures["confusion"] = _confusion(study, results, tables)
     for name, figure in figures.items():
         _save(figure, out / name, config.png)
@@ -71,10 +74,23 @@ def _confusion(study: Study, results: Results, tables: Mapping[str, Table]) -> F
     return table_plots.confusions({}, "")
 
 
-def training_logs(study: Study, results: Results) -> dict[str, list[list[dict[str, Any]]]]:
+def _learning(study: Study, card: str, logs: Logs) -> Figure:
+    title = f"R@1 of {load_card(card).title}, %"
+    share = partial(score_on, card)
+    if study.config["launch"].get("accelerator") == "cpu":
+        return plots.learning(logs, by_label(study), share, title)
+    return plots.learning(logs, by_label(study), share, title, ("time/seconds", "seconds of the steps"))
+
+
+def by_label(study: Study) -> dict[str, Look]:
+    """Return the look of every run by the label that it has in figures."""
+    return {study.label(run): look for run, look in looks(study).items()}
+
+
+def training_logs(study: Study, results: Results) -> Logs:
     """Return {label: the logs of a run and of its repetitions with other seeds}, for every run that has one."""
     logs = {}
-    for run in study.trained:
+    for run in [*study.runs, *study.fine_tunes]:
         if study.is_replica(run):
             continue
         folders = [results.run_dir(seed) for seed in study.replicas(run)]

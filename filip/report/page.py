@@ -29,6 +29,7 @@ from filip.report.findings import NOTE, cost, findings, findings_grid
 from filip.report.plots import DROPPED, INK, KEPT, LINE, MUTED, stage_bars
 from filip.report.provenance import duration, facts, stage_groups
 from filip.report.results import Results
+from filip.report.search import search_grid
 from filip.report.style import COLOURS, TEMPLATES, looks, style
 from filip.report.summary import funnel_grid, runs_grid, stages_grid, summary
 from filip.report.table import Table
@@ -39,6 +40,7 @@ from filip.table_writer import Grid, render
 LARGEST = 3_000_000  # bytes of all embedded pictures together
 WIDEST = 1400  # pixels of an embedded picture
 FIGURES = {
+    "learning": "Recall while the models learn",
     "loss_curves": "Training curves",
     "component_ablation": "Component ablation, as a figure",
     "zero_shot": "Zero-shot accuracy by benchmark",
@@ -133,9 +135,10 @@ def _content(study: Study, results: Results, figures: Path) -> dict[str, Any]:
             {"title": "Data funnel, stage by stage", "html": _table(funnel_grid(whole["funnel"]))},
             {"title": "Time of each stage", "html": _table(stages_grid(whole["stages"]))},
             {"title": "Runs", "html": _table(runs_grid(whole["runs"]))},
+            *([{"title": "Search", "html": _table(search_grid(study, whole["search"]))}] if whole["search"] else []),
             {"title": "Study config", "text": json.dumps(study.config, indent=1, ensure_ascii=False)},
         ],
-        "credits": _credits(results),
+        "credits": _credits(study, results),
     }
 
 
@@ -194,9 +197,9 @@ def inline_svg(text: str, name: str) -> str:
     return body
 
 
-def _credits(results: Results) -> list[dict[str, Any]]:
-    file = results.folder / "corpus" / "attribution.json"
-    text = file.read_text(encoding="utf-8") if file.is_file() else "{}"
+def _credits(study: Study, results: Results) -> list[dict[str, Any]]:
+    files = [folder / "attribution.json" for folder in (results.folder / "corpus", Path(study.corpus))]
+    text = next((file.read_text(encoding="utf-8") for file in files if file.is_file()), "{}")
     keys = ("title", "author", "homepage", "license", "license_url", "role", "images", "package", "changes")
     entries = [(name, entry) for name, entry in json.loads(text).items() if isinstance(entry, dict)]
     return [{**dict.fromkeys(keys, ""), "title": name, **entry} for name, entry in entries]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -86,34 +86,43 @@ def curves(logs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], looks: Loo
     return figure
 
 
-def learning(logs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], looks: Looks) -> Figure:
-    """Draw the share of a batch's images whose text is found, over steps and over seconds; arguments as ``curves``."""
+def learning(
+    logs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]],
+    looks: Looks,
+    share: Callable[[Mapping[str, Any]], Any],
+    title: str,
+    clock: tuple[str, str] = ("time/processor_seconds", "processor seconds of the steps"),
+) -> Figure:
+    """Draw what is found in percent while models learn, over steps and over seconds; logs and looks as ``curves``.
+
+    share: returns the share that a line has, in 0..1; None or NaN if it has none. clock: key and title of the seconds.
+    """
     figure, axes = grid(1, 2, 9, 3.2)
     for label, seeds in logs.items():
-        look = looks.get(label, Look())
-        series = [
-            {line["step"]: 100 * line["accuracy/i2t"] for line in lines if _number(line.get("accuracy/i2t"))}
-            for lines in seeds
+        measured = [
+            {line["step"]: line for line in lines if _number(share(line)) and clock[0] in line} for lines in seeds
         ]
-        if series := [points for points in series if points]:
-            _curve(axes[0], series, look, label, noisy=True)
-            key = "speed/seconds_per_step"
-            speeds = [line[key] for lines in seeds for line in lines[1:] if _number(line.get(key))]
-            if speeds:
-                # one for all seeds, which are drawn at the steps that all have
-                mean = float(np.median(speeds))
-                timed = [{step * mean: value for step, value in points.items()} for points in series]
-                _curve(axes[1], timed, look, label, noisy=True)
-    for axis, what in zip(axes, ("step", "seconds of one core"), strict=True):
-        axis.set_xlabel(what)
+        steps = sorted(set.intersection(*map(set, measured)))
+        series = [{step: 100 * share(lines[step]) for step in steps} for lines in measured]
+        seconds = {step: float(np.mean([lines[step][clock[0]] for lines in measured])) for step in steps}
+        if steps:
+            noisy, look = len(steps) > 20, looks.get(label, Look())
+            _curve(axes[0], series, look, label, noisy)
+            timed = [{seconds[step]: value for step, value in points.items()} for points in series]
+            _curve(axes[1], timed, look, label, noisy)
+    for axis, along in zip(axes, ("step", clock[1]), strict=True):
+        axis.set_xlabel(along)
         axis.set_ylim(0, 100)
         axis.grid(True, axis="y")
-    axes[0].set_ylabel("% of a batch of 128 found")
-    axes[1].legend(loc="lower right")
+    axes[0].set_ylabel(title)
+    if axes[1].lines:
+        axes[1].legend(loc="best")
+    else:
+        no_data(axes[0], "no training log found")
     return figure
 
 
-def _curve(axis: Axes, series: list[dict[int, float]], look: Look, label: str, noisy: bool) -> None:
+def _curve(axis: Axes, series: Sequence[Mapping[Any, float]], look: Look, label: str, noisy: bool) -> None:
     """Draw one run: the mean over its seeds, smoothed where it is noisy, with the measured values faintly behind it."""
     if noisy or len(series) > 1:
         for points in series:

@@ -1,8 +1,9 @@
 """Write one summary of a study: ``python -m filip.report.summary results=results/demo``, after ``filip.report.tables``.
 
 ``summary.json`` has ``stages`` (seconds by stage), ``funnel`` (by stage: in, out, dropped by reason), ``tables``
-(each cell with value, chance, n) and ``runs`` (config, commit, samples per second). ``filip report page`` and
-``filip report show`` are for people.
+(each cell with value, chance, n), ``search`` (each run's scores by the values that were tried) and ``runs`` (of every
+training: config, commit, CPU, seconds, hashes of its data, what it found, and its curve). It is the record of a study:
+records/README.md. ``filip report page`` and ``filip report show`` are for people.
 """
 
 from __future__ import annotations
@@ -17,13 +18,16 @@ from filip.command import MISSING, option, run_command
 from filip.errors import UserError
 from filip.files import write_json
 from filip.report.results import Results
+from filip.report.search import searches
 from filip.report.table import Table, short_commit
-from filip.study import Study, load_study
+from filip.study import PROTOCOLS, Study, load_study
 from filip.table_writer import Grid, Head, Line, words
+from filip.train.telemetry import LOG, read_log, scalars
 
 RUN_FACTS = (  # what the summary takes over from the result of a training
-    *("config", "commit", "samples_per_second", "seconds_per_iteration", "peak_memory_mb", "steps", "epochs"),
-    *("world_size", "global_batch", "precision", "final", "manifest_hashes", "started", "finished"),
+    *("config", "commit", "cpu", "samples_per_second", "seconds_per_iteration", "training_seconds"),
+    *("processor_seconds", "peak_memory_mb", "steps", "epochs", "world_size", "global_batch", "precision", "final"),
+    *("manifest_hashes", "feature_maps", "started", "finished"),
 )
 SHOWN_FACTS = {  # facts of a run, with their titles and formats
     "steps": ("steps", ",.0f"),
@@ -54,6 +58,7 @@ def summary(study: Study, results: Results, tables: Mapping[str, Table]) -> dict
         "stages": stage_seconds(results.folder / "benchmarks"),
         "funnel": results.funnel(),
         "tables": {name: table.as_json() for name, table in tables.items()},
+        "search": searches(study, results),
         "runs": _runs(study, results),
     }
 
@@ -80,6 +85,7 @@ def _runs(study: Study, results: Results) -> dict[str, Any]:
     runs = {}
     for name in study.trained:
         runs[name] = _run(study.label(name), results.training(name), results.run_id(name))
+        runs[name] |= {"found": _found(results, name), "curve": _curve(results, name)}
     for name in study.efficiency:
         runs[f"efficiency/{name}"] = _run(study.label(name), results.efficiency(name), results.run_id(name))
     return runs
@@ -93,6 +99,27 @@ def _run(label: str, result: dict[str, Any] | None, run_id: str | None) -> dict[
         "trained": result is not None,
         **{key: found.get(key) for key in RUN_FACTS},
     }
+
+
+def _found(results: Results, run: str) -> dict[str, float]:
+    """Return the headline figures of a run's evaluations, e.g. {"retrieval/demo_scenes_new_i2t_r1": 0.61}."""
+    return {
+        f"{protocol}/{benchmark}{tag}": value
+        for protocol in PROTOCOLS
+        for benchmark, numbers in (results.evaluation(run, protocol) or {}).get("benchmarks", {}).items()
+        for tag, value in scalars(numbers).items()
+    }
+
+
+def _curve(results: Results, run: str) -> list[dict[str, float]]:
+    """Return what a training measured while it learned, by step, with the seconds of the steps until then."""
+    file = results.run_dir(run)
+    lines = read_log(file / LOG)[0] if file and (file / LOG).is_file() else []
+    return [
+        {key: value for key, value in line.items() if key == "step" or key.startswith(("time/", "eval/"))}
+        for line in lines
+        if any(key.startswith("eval/") for key in line)
+    ]
 
 
 # ---- as tables, for the page and the terminal ----------------------------------------------------------

@@ -44,6 +44,7 @@ def check_config(config: dict[str, Any]) -> dict[str, Any]:
         )
     _check_launches(config)
     _check_runs(config)
+    _check_search(config)
     _check_tables(config)
     _check_cards(config)
     return config
@@ -112,6 +113,26 @@ def _check_runs(config: dict[str, Any]) -> None:
             _known(f"replicas.{run}", name, trained)
 
 
+def _check_search(config: dict[str, Any]) -> None:
+    """Refuse a search on what tables report, or with seeds that they report, and a base that is not one run."""
+    search, runs = config.get("search"), config["runs"]
+    for name, run in runs.items():
+        if "search" in run and search is None:
+            _refuse(f"runs.{name}.search", "needs the study's `search` too, which has the card and the seeds")
+        if "grid" in runs[run.get("variant_of", name)] and "variant_of" in run:
+            _refuse(f"runs.{name}.variant_of", f"'{run['variant_of']}' is a grid; give this run its overrides itself")
+    for name, tune in config.get("fine_tune", {}).items():
+        if "grid" in runs[tune["from"]]:
+            _refuse(f"fine_tune.{name}.from", f"'{tune['from']}' is a grid of runs; name a run")
+    if search is None:
+        return
+    if reported := set(search["seeds"]) & set(range(config.get("seeds", 1))):
+        _refuse("search.seeds", f"seed {min(reported)} is reported; search with others, e.g. [100, 101]")
+    for protocol in PROTOCOLS:
+        if search["card"] in config["eval"].get(protocol, []):
+            _refuse("search.card", f"'{search['card']}' is reported by eval.{protocol}; search on another card")
+
+
 def _check_tables(config: dict[str, Any]) -> None:
     trained = {**config["runs"], **config.get("fine_tune", {})}
     for table, rows in config["tables"].items():
@@ -142,8 +163,7 @@ def _check_cards(config: dict[str, Any]) -> None:
     benchmarks = {
         f"eval.{protocol}, '{card}'": card for protocol in PROTOCOLS for card in config["eval"].get(protocol, [])
     }
-    if "explorer" in config:
-        benchmarks["explorer.card"] = config["explorer"]["card"]
+    benchmarks |= {f"{key}.card": config[key]["card"] for key in ("explorer", "curve", "search") if key in config}
     for names, load in ((sources, load_source), (benchmarks, load_card)):
         for key, name in names.items():
             try:

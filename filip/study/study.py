@@ -18,6 +18,7 @@ from filip.eval.families import PROMPTS
 from filip.files import nothing_at
 from filip.progress import say
 from filip.study.checks import check_config
+from filip.study.grid import searched_settings, trials, with_grids, with_seeds
 from filip.study.tables import PROTOCOLS, TABLES
 
 if TYPE_CHECKING:
@@ -27,31 +28,37 @@ if TYPE_CHECKING:
 class Study:
     """A checked study config and the questions that are asked of it.
 
-    config: the mapping as it was given (``seeds: 3`` not yet written out).
+    config: the mapping as it was given (grids and ``seeds: 3`` not yet written out).
 
     Raises UserError naming the first offending key.
     """
 
     def __init__(self, config: dict[str, Any]) -> None:
         self.config = check_config(config)
-        seeded = with_seeds(config)
+        cells = with_grids(config)
+        seeded = with_seeds(cells)
         self.name: str = config["study"]
         self.title: str = config["title"]
         self.runs: dict[str, dict[str, Any]] = seeded["runs"]
+        self.trials: dict[str, dict[str, Any]] = trials(cells)
         self.fine_tunes: dict[str, dict[str, Any]] = config.get("fine_tune", {})
         self.efficiency: dict[str, dict[str, Any]] = config.get("efficiency", {})
         self.peers: dict[str, dict[str, Any]] = config.get("peers", {})
         self.evaluation: dict[str, Any] = config["eval"]
+        self.curve: dict[str, Any] | None = config.get("curve")
+        self._tables: dict[str, list[str]] = seeded["tables"]
         self._replicas: dict[str, list[str]] = seeded["replicas"]
         self.results: str = f"results/{self.name}"
         self.data_dir: str = config.get("data_dir", f"{self.results}/data")
+        # The corpus that is built here, with its list, its images and its benchmarks.
+        self.corpus = f"{Path(self.data_dir).parent}/corpus"
 
     # ---- training ------------------------------------------------------------------------------------
 
     @property
     def trained(self) -> dict[str, dict[str, Any]]:
-        """Return pre-training runs of every seed, then fine-tunings, by name."""
-        return {**self.runs, **self.fine_tunes}
+        """Return pre-training runs of every seed, then fine-tunings, then the trials of the search, by name."""
+        return {**self.runs, **self.fine_tunes, **self.trials}
 
     @property
     def sources(self) -> list[str]:
@@ -72,6 +79,16 @@ class Study:
         """Return True for a run that only repeats another one with another seed."""
         return any(run in members for members in self._replicas.values())
 
+    def searched(self, run: str) -> tuple[str, list[str]] | None:
+        """Return the first seed of a run and the settings of which all its seeds take the best values, or None."""
+        first = next((name for name, members in self._replicas.items() if run in members), run)
+        settings = searched_settings(self.config, self.runs[first]) if first in self.runs else {}
+        return (first, list(settings)) if settings else None
+
+    def trials_of(self, run: str) -> list[str]:
+        """Return the trials of a run's search."""
+        return [name for name, trial in self.trials.items() if trial["run"] == run]
+
     def training(self, name: str) -> dict[str, Any]:
         """Return the settings of a run, fine-tuning or efficiency row.
 
@@ -84,8 +101,8 @@ class Study:
             # The architecture is the run's. Its other overrides are about pre-training, and would undo settings of the
             # fine-tuning's experiment (no AutoAugment, no back-translation).
             inherited = [text for text in self._overrides(own["from"]) if text.startswith("model.")]
-        elif name in self.runs:
-            own = self.runs[name]
+        elif name in self.runs or name in self.trials:
+            own = self.runs.get(name) or self.trials[name]
             sources = own.get("sources", self.config["sources"])
             inherited = self._overrides(own["variant_of"]) if "variant_of" in own else []
         else:
@@ -153,7 +170,7 @@ class Study:
             prompted = self.benchmarks("zero_shot") + self.benchmarks("retrieval")
             found = {"efficiency": list(self.efficiency), "runs": own, "benchmarks": prompted}
             return found.get(kind.rows, [*own, *self.fine_tunes])
-        named = self.config["tables"].get(table, [])
+        named = self._tables.get(table, [])
         peers = self.peers if named and kind.with_peers else {}
         return list(dict.fromkeys([*named, *peers]))
 
@@ -185,18 +202,6 @@ class Study:
         """Return the name in tables of a training, a peer or an efficiency row."""
         entry = {**self.efficiency, **self.peers, **self.trained}.get(name, {})
         return str(entry.get("label", name))
-
-
-def with_seeds(config: dict[str, Any]) -> dict[str, Any]:
-    """Write ``seeds: 3`` out: each run once more with seed 1 and 2, averaged into its row of every table."""
-    runs, replicas = dict(config["runs"]), dict(config.get("replicas", {}))
-    for name, own in config["runs"].items():
-        for seed in range(1, config.get("seeds", 1)):
-            member = f"{name}_s{seed}"
-            label = f"{own['label']}, seed {seed}"
-            runs[member] = {**own, "label": label, "overrides": [*own.get("overrides", []), f"seed={seed}"]}
-            replicas[name] = [*replicas.get(name, []), member]
-    return {**config, "runs": runs, "replicas": replicas}
 
 
 def resolve(*arguments: str) -> TrainConfig:

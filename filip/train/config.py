@@ -110,6 +110,9 @@ class EvalConfig:
         "cards, e.g. [cifar10, flickr30k]: of classification, retrieval or selection, which are measured, or of "
         "pointing, whose best, median and worst scene is drawn as in the report",
     )
+    stem_maps: str = option(
+        "", "folder that keeps what a frozen stem computes of the test images, as for `filip eval`; empty: none"
+    )
     best: str | None = option(
         None,
         "name of a card of data by which the model is chosen: the result is the one of the evaluation with the best "

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,7 +24,7 @@ from filip.eval.options import ModelOptions, result_header
 from filip.eval.outcomes import write_outcomes
 from filip.eval.pictures import scenes
 from filip.eval.prompts import load_ensemble
-from filip.eval.protocols import Numbers, Protocol, protocols
+from filip.eval.protocols import Protocol, protocols
 from filip.eval.sharing import Share
 from filip.files import write_json
 from filip.models import read_extra, save_model
@@ -36,6 +35,7 @@ from filip.train.config import EvalConfig
 from filip.train.ranks import Ranks, barrier, raise_together
 from filip.train.result import gather_to_main
 from filip.train.run import Run
+from filip.train.telemetry import scalars, score_on
 
 
 def check_evaluation(config: EvalConfig) -> None:
@@ -75,7 +75,7 @@ def evaluate(run: Run) -> None:
     states, started = random_states(), time.perf_counter()
     try:
         values = _measure(run, weights)
-        run.telemetry.record(run.state.step, values)
+        run.telemetry.record(run.state.step, values | run.elapsed)
         run.evaluated = values
         if run.config.eval.best is not None and run.ranks.is_main:
             _keep_best(run, run.config.eval.best)
@@ -99,7 +99,7 @@ def _measure(run: Run, weights: dict[str, torch.Tensor]) -> dict[str, float]:
         if run.ranks.is_main:
             save_model(model, run.engine.model, {"run": run.config.run, "steps": step}, state=merged(weights))
     weights.clear()
-    own = ModelOptions(model=str(model), device=str(run.ranks.device))
+    own = ModelOptions(model=str(model), device=str(run.ranks.device), stem_maps=c.stem_maps)
     values: dict[str, float] = {}
     log = folder / "eval.log" if run.ranks.is_main else Path(os.devnull)
     with open(log, "a", encoding="utf-8") as file, contextlib.redirect_stderr(file):
@@ -118,7 +118,7 @@ def _measure(run: Run, weights: dict[str, torch.Tensor]) -> dict[str, float]:
                     write_outcomes(out, record)
                     write_json(out, header | result)
             for benchmark, numbers in result["benchmarks"].items():
-                values |= {f"eval/{benchmark}{tag}": value for tag, value in _scalars(numbers).items()}
+                values |= {f"eval/{benchmark}{tag}": value for tag, value in scalars(numbers).items()}
         for path, card in zip(c.data, cards, strict=True):
             with _alone(run.ranks):
                 if run.ranks.is_main and card.kind == "pointing":
@@ -132,8 +132,7 @@ def _keep_best(run: Run, card: str) -> None:
     A kept model of a later step is that of a start which was resumed from an earlier one, and counts no more.
     """
     step, kept = run.state.step, run.folder / BEST
-    found = [v for key, v in run.evaluated.items() if re.fullmatch(rf"eval/{re.escape(card)}(_\w+_r1)?", key)]
-    score = sum(found) / len(found)
+    score = score_on(card, run.evaluated)
     before = read_extra(kept).get("best", {}) if kept.is_file() else {}
     if not math.isfinite(score) or (before and before["step"] <= step and before["score"] >= score):
         return
@@ -141,15 +140,6 @@ def _keep_best(run: Run, card: str) -> None:
     best = {"card": card, "score": score, "step": step}
     model = load_file(run.folder / "eval" / "model.safetensors")
     save_model(kept, run.engine.model, {"run": run.config.run, "steps": step, "best": best}, state=model)
-
-
-def _scalars(numbers: Numbers) -> dict[str, float]:
-    """Return what TensorBoard shows of a benchmark: its one value, R@1 each way, or the value by each ranking."""
-    if "value" in numbers:
-        return {"": numbers["value"]}
-    parts = {name: part for name, part in numbers.items() if isinstance(part, dict)}
-    recalls = {f"_{way}_r1": part["r1"] for way, part in parts.items() if "r1" in part}
-    return recalls | {f"_{by}": part["value"] for by, part in parts.items() if "value" in part}
 
 
 def _draw_scenes(run: Run, card: str, model: str, folder: Path) -> None:

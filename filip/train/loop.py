@@ -207,7 +207,7 @@ def take_steps(run: Run) -> None:
 def take_step(run: Run, batches: Iterator[Batch], interval: Interval) -> None:
     """Take one optimiser step, and what is due after it: a line of the log, an evaluation, a checkpoint."""
     config = run.config
-    started = time.perf_counter()
+    started, processor = time.perf_counter(), time.process_time()
     due = (run.state.step + 1) % config.log_every == 0 or run.state.step + 1 == run.schedule.steps
     run.stalls.step_begins()
     run.engine.set_lr(run.schedule.at(run.state.step), run.state.step)
@@ -217,6 +217,7 @@ def take_step(run: Run, batches: Iterator[Batch], interval: Interval) -> None:
     run.stalls.step_ends()
     seconds = time.perf_counter() - started
     run.state.seconds += seconds
+    run.state.processor_seconds += time.process_time() - processor
     discarded = run.engine.skipped_steps > skipped
     interval.add(metrics, seconds, discarded)
     status = step_status(run, metrics, discarded, due, seconds)
@@ -335,6 +336,7 @@ def finish(run: Run) -> None:
     """Write the weights, then the result, then the mark that the run has finished."""
     weights = merged(gather_to_main(run.engine, run.ranks))
     peak = run.ranks.maximum(device.peak_memory_mb(run.ranks.device))
+    maps = run.loader.stream.config.feature_maps if isinstance(run.loader, PairLoader) else None
     run.stalls.close()
     problems = progress.data_problems(run)
     if run.ranks.is_main:
@@ -345,11 +347,15 @@ def finish(run: Run) -> None:
             "world_size": run.ranks.world_size,
             **timings(run.state.step_seconds, run.batching.pairs_per_step),
             "training_seconds": run.state.seconds,
+            "processor_seconds": run.state.processor_seconds,
             "peak_memory_mb": peak,
             "skipped_steps": run.engine.skipped_steps,
             "parameters": sum(t.numel() for t in weights.values()),
             "final": progress.final_metrics(run.last_record),
+            "evaluated": run.evaluated,
             "data_problems": problems,
+            "feature_maps": maps and maps.name,  # which network at which size and precision made them
+            "cpu": device.cpu(),
             "started": run.started,
         }
         write_result(run.config, run.engine, weights, measured, run.state.manifests, run.commit)

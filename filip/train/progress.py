@@ -48,6 +48,7 @@ def interval_values(run: Run, interval: Interval) -> dict[str, Any]:
     data_wait = interval.data_wait()
     values: dict[str, Any] = {
         "epoch": round(run.state.step * run.batching.pairs_per_step / run.loader.pairs, 4),
+        **run.elapsed,
         **interval.means(),
         "optimizer/lr": run.schedule.at(run.state.step - 1),
         "optimizer/logit_scale": interval.steps[-1].logit_scale,

@@ -53,6 +53,11 @@ class Run:
         return step_flops(self.engine.model, self.config, self.batching)
 
     @property
+    def elapsed(self) -> dict[str, float]:
+        """Return the time of all steps so far, without evaluations and checkpoints, under its TensorBoard names."""
+        return {"time/seconds": self.state.seconds, "time/processor_seconds": self.state.processor_seconds}
+
+    @property
     def folder(self) -> Path:
         return Path(self.config.run_dir)
 

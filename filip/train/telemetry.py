@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import re
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +114,24 @@ def read_log(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         if "step" in entry:
             (events if "event" in entry else measured).append(entry)
     return measured, events
+
+
+def scalars(numbers: Mapping[str, Any]) -> dict[str, float]:
+    """Return what TensorBoard shows of a benchmark: its one value, R@1 each way, or the value by each ranking."""
+    if "value" in numbers:
+        return {"": numbers["value"]}
+    parts = {name: part for name, part in numbers.items() if isinstance(part, dict)}
+    recalls = {f"_{way}_r1": part["r1"] for way, part in parts.items() if "r1" in part}
+    return recalls | {f"_{by}": part["value"] for by, part in parts.items() if "value" in part}
+
+
+def score_on(card: str, evaluated: Mapping[str, float]) -> float:
+    """Return the score of an evaluation while training on a card: its value, or the mean of its R@1 both ways.
+
+    evaluated: the numbers of all cards under their TensorBoard names. NaN if the card is not among them.
+    """
+    found = [value for key, value in evaluated.items() if re.fullmatch(rf"eval/{re.escape(card)}(_\w+_r1)?", key)]
+    return sum(found) / len(found) if found else math.nan
 
 
 def text_line(step: int, steps: int, values: dict[str, Any], eta_seconds: float) -> str:

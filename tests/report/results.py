@@ -137,6 +137,7 @@ def write_results(folder: Path) -> Path:
         write(folder / "models" / f"{run}.json", training(run, folder))
         lines = [
             {"step": s, "loss/total": 5 - s / 10, "accuracy/i2t": s / 40, "optimizer/lr": s / 1e4}
+            | {"time/processor_seconds": s}
             for s in range(0, 20, 2)
         ]
         log = "".join(json.dumps(line) + "\n" for line in lines) + '{"step": 3, "event": "saved"}\n{"step": 4, "los'

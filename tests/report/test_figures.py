@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import yaml
@@ -13,7 +15,7 @@ from filip.report import plots, table_plots
 from filip.report.figures import Figures, main, training_logs
 from filip.report.results import Results
 from filip.study import load_study
-from filip.train.telemetry import read_log
+from filip.train.telemetry import read_log, score_on
 from tests.report.results import EVAL, FUNNEL, STUDY, changed, tables_of, write, write_tables
 from workflow.study import WorkflowStudy
 
@@ -39,8 +41,8 @@ def test_a_study_that_has_not_run_yet_has_every_figure_that_the_workflow_waits_f
 
 
 def test_the_demo_studies_together_have_every_figure():
-    both = {*figures_of("demo"), *figures_of("demo_ablation")}
-    assert both == {f"{name}.svg" for name in FIGURES}
+    together = {*figures_of("demo"), *figures_of("demo_ablation"), *figures_of("onset")}
+    assert together == {f"{name}.svg" for name in [*FIGURES, "learning"]}
 
 
 def figures_of(study: str) -> list[str]:
@@ -68,6 +70,22 @@ def test_curves_of_several_seeds_are_their_mean_at_the_steps_that_all_logged():
     assert (list(one.get_ydata()), list(other.get_ydata())) == ([0, 1, 2, 3, 4], [0, 3, 6, 9])
     assert list(mean.get_xdata()) == [0, 1, 2, 3] and list(mean.get_ydata()) == [0, 2, 4, 6]
     assert mean.get_label() == "clip (mean of 2 seeds)"
+
+
+def test_learning_is_what_a_card_measured_while_training_by_step_and_by_the_seconds_of_the_steps():
+    def log(seconds, recall):
+        evaluated = {"eval/scenes_i2t_r1": recall, "eval/scenes_t2i_r1": recall + 0.2, "eval/other_i2t_r1": 1.0}
+        clock = {"step": 50, "time/processor_seconds": seconds}
+        return [clock | {"loss/total": 4.0}, clock | evaluated, {"step": 100, "loss/total": 3.0}]
+
+    share = partial(score_on, "scenes")
+    by_step, by_second = plots.learning({"clip": [log(8, 0.1), log(12, 0.3)]}, {}, share, "R@1").axes
+    *seeds, mean = by_step.lines
+    assert [list(line.get_ydata()) for line in seeds] == [[pytest.approx(20)], [pytest.approx(40)]]
+    assert (list(mean.get_xdata()), list(mean.get_ydata())) == ([50], [pytest.approx(30)])
+    assert list(by_second.lines[-1].get_xdata()) == [10]
+    empty, _ = plots.learning({"clip": [[{"step": 50, "loss/total": 4.0}]]}, {}, share, "R@1").axes
+    assert [text.get_text() for text in empty.texts] == ["no training log found"]
 
 
 def test_repetitions_with_other_seeds_belong_to_their_run(folder):

@@ -9,10 +9,15 @@ import pytest
 
 from filip.command import run_command
 from filip.errors import UserError
+from filip.report.results import Results
+from filip.report.search import search_grid
 from filip.report.show import Show, text
 from filip.report.show import main as show
 from filip.report.summary import Summary, main, stage_seconds
-from tests.report.results import FUNNEL, write_results, write_tables
+from filip.report.summary import summary as summarized
+from filip.study import load_study
+from filip.table_writer import render
+from tests.report.results import FUNNEL, changed, write, write_results, write_tables
 from tests.support.forked import run_python
 
 ROOT = Path(__file__).parents[2]
@@ -32,9 +37,31 @@ def summary(folder) -> dict:
     return json.loads((folder / "summary.json").read_text())
 
 
-def test_the_summary_has_the_four_parts(summary):
-    assert set(summary) == {"stages", "funnel", "tables", "runs"}
-    assert summary["funnel"] == FUNNEL
+def test_the_summary_has_the_five_parts(summary):
+    assert set(summary) == {"stages", "funnel", "tables", "search", "runs"}
+    assert summary["funnel"] == FUNNEL and summary["search"] == {}
+
+
+def test_the_summary_has_each_trials_score_the_best_values_and_what_was_measured_while_learning(tmp_path):
+    folder = tmp_path / "small"
+    write_results(folder)
+    search = {"settings": {"optimizer.base_lr": [0.002, 0.004]}, "seeds": [100], "card": "demo_scenes_search"}
+    study = changed(folder, "searched", search=search)
+    for rate, recall in ((0.002, 0.2), (0.004, 0.3)):
+        both = {f"eval/demo_scenes_search_{way}_r1": recall for way in ("i2t", "t2i")}
+        result = {"config": {"seed": 100, "optimizer": {"base_lr": rate}}, "evaluated": both}
+        write(folder / "models" / f"clip-{rate}_s100.json", result)
+    point = {"step": 300, "time/seconds": 9.0, "eval/demo_scenes_new_i2t_r1": 0.5}
+    write(folder / "runs" / "clip-00c0ffee" / "log.jsonl", f'{{"step": 300, "loss/total": 1}}\n{json.dumps(point)}\n')
+    found, results = load_study(study), Results(folder)
+    content = summarized(found, results, {})
+    assert list(content["search"]) == ["clip"]  # the others' trials are not there
+    assert content["search"]["clip"]["best"] == [0.004]
+    assert content["search"]["clip"]["tried"][0] == {"values": [0.002], "scores": {100: pytest.approx(0.2)}}
+    assert content["runs"]["clip"]["curve"] == [point]
+    assert content["runs"]["clip"]["found"]["retrieval/demo_fluent_i2t_r1"] == pytest.approx(0.02)
+    lines = render(search_grid(found, content["search"]), "text")
+    assert "base_lr 0.004" in lines and "30.0" in lines and "taken, at the edge of the grid" in lines
 
 
 def test_stages_are_the_mean_of_their_repetitions_the_longest_first(summary):

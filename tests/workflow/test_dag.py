@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from filip.data.cards import load_source
+from filip.study import Study
 from tests.support.snakemake_runs import run_snakemake
 from workflow.study import ROOT
 
@@ -64,12 +65,13 @@ def test_dry_run_prints_the_complete_dag_without_data(clone: Path, study: str) -
     assert done.returncode == 0, done.stdout + done.stderr
     config = yaml.safe_load((clone / f"workflow/config/{study}.yaml").read_text())
     printed = done.stdout + done.stderr
-    for run in config["runs"]:
+    written_out = Study(config)
+    for run in [*written_out.runs, *written_out.trials]:
         assert f"models/{run}.safetensors" in printed
     counts = job_counts(printed)
     built = {"demo", "own_images"} & set(config["sources"])
     tuned = {tune["source"] for tune in config.get("fine_tune", {}).values()}
-    assert counts["pretrain"] == len(config["runs"]) * config.get("seeds", 1)
+    assert counts["pretrain"] == len(written_out.runs) + len(written_out.trials)
     assert counts.get("fine_tune", 0) == len(config.get("fine_tune", {}))
     assert counts.get("efficiency", 0) == bool(config.get("efficiency"))
     sources = {*config["sources"], *tuned}

@@ -11,11 +11,12 @@ rule pretrain:
         weights=f"{RESULTS}/models/{{run}}.safetensors",
         result=f"{RESULTS}/models/{{run}}.json",
     wildcard_constraints:
-        run="|".join(STUDY.runs),
+        run="|".join([*STUDY.runs, *STUDY.trials]),
     params:
         launch=lambda wildcards: STUDY.launch_command(wildcards.run),
         ranks=lambda wildcards: STUDY.launch(wildcards.run).ranks_of_a_start,
         arguments=lambda wildcards: STUDY.quoted_arguments(wildcards.run),
+        chosen=lambda wildcards: [f"$(cat {file})" for file in STUDY.chosen(wildcards.run)],
         run_dir=lambda wildcards: STUDY.run_dir(wildcards.run),
         requeue=lambda wildcards: STUDY.launch(wildcards.run).requeues,
     log:
@@ -33,13 +34,29 @@ rule pretrain:
         "python -m filip.train.job run_dir={params.run_dir} log={log} requeue={params.requeue} --"
         # Snakemake gives every process as many threads as the job has: shared by its ranks here
         " env OMP_NUM_THREADS=$(( {threads} > {params.ranks} ? {threads} / {params.ranks} : 1 ))"
-        " {params.launch} {params.arguments} run_dir={params.run_dir}"
+        " {params.launch} {params.arguments} {params.chosen} run_dir={params.run_dir}"
         " out={output.weights}"
 
 
 use rule pretrain as fine_tune with:
     wildcard_constraints:
         run="|".join(STUDY.fine_tunes) or "none",
+
+
+# The best values of the settings that a study searches: the last words of the command of each run's training.
+rule search:
+    input:
+        lambda wildcards: expand(f"{RESULTS}/models/{{trial}}.json", trial=STUDY.trials_of(wildcards.run)),
+    output:
+        f"{RESULTS}/search/{{run}}.txt",
+    params:
+        trials=lambda wildcards: STUDY.search_arguments(wildcards.run),
+    log:
+        f"{RESULTS}/logs/search/{{run}}.log",
+    conda:
+        "../envs/filip.yaml"
+    shell:
+        "python -m filip.study.search {params.trials} out={output} 2> {log}"
 
 
 # All rows of the efficiency ablation in one process group, their steps interleaved.

@@ -1,0 +1,75 @@
+"""Write the runs of a study out: a run for each cell of its grid and each seed, and the trials of its search."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Settings = Mapping[str, Sequence[Any]]  # the values to try of each setting of filip.train
+
+
+def combinations(settings: Settings) -> list[dict[str, str]]:
+    """Return every combination of the settings' values; one empty combination of no settings."""
+    return [dict(zip(settings, map(str, values), strict=True)) for values in itertools.product(*settings.values())]
+
+
+def with_grids(config: dict[str, Any]) -> dict[str, Any]:
+    """Replace each run with a ``grid`` by a run for each of its cells, in every table too."""
+    runs: dict[str, dict[str, Any]] = {}
+    cells: dict[str, list[str]] = {}
+    for name, run in config["runs"].items():
+        own = {key: value for key, value in run.items() if key != "grid"}
+        cells[name] = []
+        for values in combinations(run.get("grid", {})):
+            cell, label = _name(name, values), ", ".join([run["label"], *map(_in_words, values.items())])
+            runs[cell] = {**own, "label": label, "overrides": [*run.get("overrides", []), *_overrides(values)]}
+            cells[name].append(cell)
+    tables = {
+        table: [cell for row in rows for cell in cells.get(row, [row])] for table, rows in config["tables"].items()
+    }
+    return {**config, "runs": runs, "tables": tables}
+
+
+def with_seeds(config: dict[str, Any]) -> dict[str, Any]:
+    """Write ``seeds: 3`` out: each run once more with seed 1 and 2, averaged into its row of every table."""
+    runs, replicas = dict(config["runs"]), dict(config.get("replicas", {}))
+    for name, own in config["runs"].items():
+        for seed in range(1, config.get("seeds", 1)):
+            member = f"{name}_s{seed}"
+            label = f"{own['label']}, seed {seed}"
+            runs[member] = {**own, "label": label, "overrides": [*own.get("overrides", []), f"seed={seed}"]}
+            replicas[name] = [*replicas.get(name, []), member]
+    return {**config, "runs": runs, "replicas": replicas}
+
+
+def searched_settings(config: Mapping[str, Any], run: Mapping[str, Any]) -> Settings:
+    """Return the settings of which a run takes the best values: its own ``search``, or that of the study."""
+    settings: Settings = run.get("search", config.get("search", {}).get("settings", {}))
+    return settings
+
+
+def trials(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the trainings of the search by name: each run with each combination of values and each seed of it."""
+    found = {}
+    for name, run in config["runs"].items():
+        if settings := searched_settings(config, run):
+            for values, seed in itertools.product(combinations(settings), config["search"]["seeds"]):
+                label = ", ".join([run["label"], *map(_in_words, values.items()), f"seed {seed}"])
+                overrides = [*run.get("overrides", []), *_overrides(values), f"seed={seed}"]
+                found[f"{_name(name, values)}_s{seed}"] = {**run, "label": label, "overrides": overrides, "run": name}
+    return found
+
+
+def _overrides(values: Mapping[str, str]) -> list[str]:
+    return [f"{setting}={value}" for setting, value in values.items()]
+
+
+def _name(run: str, values: Mapping[str, str]) -> str:
+    return "-".join([run, *(re.sub(r"[^\w.-]+", "_", value) for value in values.values())])
+
+
+def _in_words(setting: tuple[str, str]) -> str:
+    name, value = setting
+    return f"{name.rpartition('.')[2]} {value}"
