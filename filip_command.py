@@ -16,9 +16,12 @@ def main() -> None:
     if sentence := other_project():
         print(f"error: {sentence}", file=sys.stderr, flush=True)
         sys.exit(2)
-    from filip.__main__ import main as command
+    try:
+        from filip.__main__ import main as command
 
-    command()
+        command()
+    except KeyboardInterrupt:  # before the command has begun
+        sys.exit(130)
 
 
 def other_project() -> str | None:

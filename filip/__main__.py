@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from filip.errors import UserError, reader_may_leave
+from filip.errors import UserError, reader_may_leave, stopped_by_ctrl_c
 from filip.extras import missing_extra
 
 PACKAGE = Path(__file__).resolve().parent
@@ -146,7 +146,7 @@ def run(arguments: list[str]) -> None:
 def main() -> None:
     """Run the entry point ``filip``: a UserError becomes one plain message and exit code 2."""
     try:
-        with reader_may_leave():
+        with stopped_by_ctrl_c(), reader_may_leave():
             run(sys.argv[1:])
     except UserError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)

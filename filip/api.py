@@ -1,10 +1,10 @@
 """Use a trained model in five lines: ``from filip import load``.
 
-    model = load("filip.safetensors")
-    images = model.encode_images(["cat.jpg", "dog.jpg"])
-    texts = model.encode_texts(["a photo of a cat.", "a photo of a dog."])
-    print(model.similarity(images, texts).i2t.argmax(1))       # the best text of each image
-    print(model.align("cat.jpg", "a photo of a cat."))         # the word that each patch is most similar to
+    model = load("emoji")
+    images, texts = ["docs/scenes/02.png", "docs/scenes/09.png"], ["a snake", "a jellyfish"]
+    print(model.rank(images, texts))                                                # each image's texts, best first
+    print(model.similarity(images, texts).t2i)                                      # and their scores
+    print(model.align("docs/scenes/09.png", "a jellyfish with a luggage and a fax machine"))    # each patch's word
 
 Everything goes through the transform, the towers and the scorer of the evaluation (:mod:`filip.eval.scorer`).
 """
@@ -24,7 +24,8 @@ from torch import Tensor
 
 from filip.errors import UserError
 from filip.eval.prompts import Prompt
-from filip.eval.scorer import OwnScorer, Scorer, Texts, load_scorer
+from filip.eval.scorer import OwnScorer, Scorer, Texts, load_scorer, ranking
+from filip.eval.text_tokens import kept_tokens
 from filip.eval.word_patch import word_patches
 from filip.files import nothing_at
 from filip.interaction import Similarity
@@ -33,6 +34,10 @@ from filip.rgb import MAX_ASPECT, UNDECODABLE, unreadable, upright
 __all__ = ["Alignment", "Model", "Similarity", "Texts", "load"]
 
 ImageLike: TypeAlias = "str | PathLike[str] | Image.Image | Tensor"
+
+# Tokens of a text that names one thing, with its article, [BOS] and [EOS]. For such texts s^T is right most often, for
+# longer ones the mean of s^I and s^T (docs/evaluation.md).
+SHORT = 6
 
 
 def load(path: str | PathLike[str], *, device: str = "auto", image_size: int | None = None) -> Model:
@@ -54,10 +59,12 @@ class Alignment:
 
     tokens: the text's tokens as strings, [BOS] first and [EOS] last, n2 of them.
     similarity: float32 ``[rows, columns, n2]``, patches from top left to bottom right.
+    names: n2 booleans, true for the tokens of words that name something; printing shows ``.`` for the others.
     """
 
     tokens: list[str]
     similarity: Tensor
+    names: list[bool]
 
     @property
     def best_token(self) -> Tensor:
@@ -77,8 +84,10 @@ class Alignment:
         return [[self.tokens[token] for token in row] for row in self.best_token.tolist()]
 
     def __str__(self) -> str:
-        width = max(map(len, self.tokens))
-        return "\n".join(" ".join(f"{word:<{width}}" for word in row).rstrip() for row in self.words)
+        shown = [token if names else "." for token, names in zip(self.tokens, self.names, strict=True)]
+        width = max(map(len, shown))
+        rows = self.best_token.tolist()
+        return "\n".join(" ".join(f"{shown[token]:<{width}}" for token in row).rstrip() for row in rows)
 
 
 class Model:
@@ -162,6 +171,20 @@ class Model:
             )
         return self._scorer.similarity(features, encoded)
 
+    def rank(
+        self, images: Sequence[ImageLike] | Tensor, texts: Sequence[str], *, batch_size: int = 64
+    ) -> list[list[str]]:
+        """Return, for each image, the texts from the best to the worst; images as :meth:`similarity` takes them.
+
+        Texts of up to six tokens, such as "a snake", are ranked by s^T, longer ones by the mean of s^I and s^T, as is
+        right most often. Raises what :meth:`similarity` raises.
+        """
+        given = list(texts) if not isinstance(texts, str) and isinstance(texts, Iterable) else texts
+        encoded = self.encode_texts(given)
+        short = encoded.lengths is None or int(encoded.lengths.max()) <= SHORT
+        scores = ranking(self.similarity(images, encoded, batch_size=batch_size), "text" if short else "mean")
+        return [[given[place] for place in row] for row in scores.argsort(dim=1, descending=True, stable=True).tolist()]
+
     def align(self, image: ImageLike, text: str) -> Alignment:
         """Find which patch of ``image`` belongs to which word of ``text``; the image as for :meth:`encode_images`.
 
@@ -176,7 +199,8 @@ class Model:
                 "words cannot be aligned; load a token-wise one (model.interaction=token_wise)"
             )
         found = word_patches(self._scorer.encoder, self._pixels(image)[None], [text], Prompt("", ""))[0]
-        return Alignment(found.tokens, found.similarity.reshape(*found.grid, -1))
+        names = kept_tokens(text, found.tokens, "content")
+        return Alignment(found.tokens, found.similarity.reshape(*found.grid, -1), names)
 
     def _warn_of_cut(self, texts: list[str]) -> None:
         longest = self._scorer.encoder.context_length

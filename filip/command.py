@@ -26,6 +26,7 @@ import re
 import sys
 from collections.abc import Callable, Container, Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from hydra import compose, initialize, initialize_config_module
@@ -36,7 +37,7 @@ from hydra.errors import HydraException
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from filip.errors import UserError, reader_may_leave
+from filip.errors import UserError, reader_may_leave, stopped_by_ctrl_c
 from filip.extras import missing_extra
 from filip.files import check_output, disk_error, explained
 from filip.overrides import (
@@ -65,7 +66,8 @@ def option(
     """Return a config field with its default and the sentence that ``--help`` prints for it.
 
     at_least, at_most: the range of its numbers. choices: the names that it takes. writes: "file" or "folder", if it
-    names what the command writes, which is then checked before the command starts.
+    names what the command writes, which is then checked before the command starts; "store" is a folder whose files
+    would make a folder of pictures something else.
     """
     metadata = {"help": help, "at_least": at_least, "at_most": at_most, "choices": choices, "writes": writes}
     if isinstance(default, list | dict) or dataclasses.is_dataclass(default):
@@ -152,7 +154,7 @@ def run_command(
 
     schema, config_name: as for :func:`compose_config`. quiet: print neither help nor message (ranks beyond the first).
     """
-    with reader_may_leave():
+    with stopped_by_ctrl_c(), reader_may_leave():
         _run(main, schema, config_name, list(sys.argv[1:] if argv is None else argv), quiet)
 
 
@@ -187,7 +189,20 @@ def check_outputs(config: Any) -> None:
     """Raise UserError for the first option that names a file or folder which cannot be written."""
     for field in dataclasses.fields(config):
         if kind := field.metadata.get("writes"):
-            check_output(field.name, getattr(config, field.name) or "", kind)
+            check_output(field.name, getattr(config, field.name) or "", "file" if kind == "file" else "folder")
+        if kind == "store":
+            _check_without_pictures(field.name, Path(getattr(config, field.name) or "/dev/null"))
+
+
+def _check_without_pictures(option: str, folder: Path) -> None:
+    from filip.rgb import IMAGE_FILES
+
+    entries = sorted(folder.iterdir()) if folder.is_dir() else []
+    if picture := next((entry.name for entry in entries if entry.suffix.lower() in IMAGE_FILES), None):
+        raise UserError(
+            f"{option}={folder}: this folder has pictures, such as {picture}, and with the files of this command it "
+            f"would no longer be read as pictures; give another folder, e.g. {option}={folder}.{option}"
+        )
 
 
 def module_name(function: Callable[..., Any]) -> str:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import difflib
 import os
 import select
+import signal
 import sys
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from types import FrameType
 
 
 class UserError(Exception):
@@ -71,3 +74,32 @@ def reader_may_leave() -> Iterator[None]:
             raise  # another pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is buffered still
         sys.exit(0)
+
+
+@contextmanager
+def stopped_by_ctrl_c() -> Iterator[None]:
+    """Let Ctrl-C end the process at once, with one sentence and code 130, unless somebody handles it already.
+
+    Nothing is unwound, as after ``kill -9``: no library can answer with an error of its own, and no pool is waited for.
+    """
+    default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if not default or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    process = os.getpid()
+
+    def stop(number: int, _: FrameType | None) -> None:
+        if os.getpid() == process:  # and not a worker that was forked from it
+            import multiprocessing
+
+            os.write(2, b"\nstopped; the same command continues\n")
+            for child in multiprocessing.active_children():
+                child.kill()
+        os._exit(128 + number)
+
+    signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        if signal.getsignal(signal.SIGINT) is stop:
+            signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -18,6 +18,7 @@ from filip.errors import UserError, nearest
 
 # Neither the program nor the data are at fault, and the sentence says all that a person needs.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_SQLITE_FULL = 13  # sqlite3.SQLITE_FULL, without the import
 _OF_THE_DISK = (*_FULL, errno.EROFS, errno.EACCES, errno.EPERM)
 # For a path that the user has typed; for any other it would be a mistake of ours.
 _OF_A_PATH = {
@@ -78,6 +79,8 @@ def disk_error(error: BaseException) -> OSError | None:
     rust = re.search(r"\(os error (\d+)\)", str(error))
     if rust:
         return OSError(int(rust[1]), os.strerror(int(rust[1])))
+    if getattr(error, "sqlite_errorcode", None) == _SQLITE_FULL:
+        return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     if isinstance(error, RuntimeError) and re.search(r"PytorchStreamWriter failed writing|unexpected pos", str(error)):
         return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # torch.save does not say why
     return None

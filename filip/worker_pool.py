@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import wait as wait_for
 from typing import Any
@@ -55,7 +57,8 @@ def _run_in_pool(
 ) -> None:
     # spawn: the parent's threads (DuckDB's) must not be forked
     with ProcessPoolExecutor(processes, get_context("spawn"), _start_worker, start) as pool:
-        futures = [pool.submit(function, *block) for block in blocks]
+        with deaf_to_ctrl_c():
+            futures = [pool.submit(function, *block) for block in blocks]
         try:
             for future in as_completed(futures):
                 progress.add(future.result())
@@ -67,6 +70,19 @@ def _run_in_pool(
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+
+
+@contextmanager
+def deaf_to_ctrl_c() -> Iterator[None]:
+    """Let processes that are started meanwhile ignore a terminal's Ctrl-C, from their first import on.
+
+    Their parent ends them.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
 
 
 def die_with_parent() -> None:

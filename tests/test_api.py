@@ -14,7 +14,7 @@ from filip.errors import UserError
 from filip.eval.cards import load_card
 from filip.eval.datasets import batches
 from filip.eval.formats import open_set
-from filip.eval.scorer import load_scorer
+from filip.eval.scorer import load_scorer, ranking
 from filip.export.standalone.filip_inputs import to_pixels
 from filip.models import build_model, save_model
 from filip.sets.pictures import read_image
@@ -92,7 +92,23 @@ def test_alignment_is_the_one_behind_the_similarity(folder: Path) -> None:
             assert found.words[row][column] == found.tokens[int(cosines.argmax())]
     for token, (row, column) in enumerate(found.best_patch.tolist()):
         assert found.similarity[row, column, token] == found.similarity[:, :, token].max()
-    assert [line.split() for line in str(found).splitlines()] == found.words
+    assert found.names == [False, False, True, True, True, False, False, True, False]
+    shown = [[word if word in ("black", "dog", "runs", "beach") else "." for word in row] for row in found.words]
+    assert [line.split() for line in str(found).splitlines()] == shown
+
+
+@pytest.mark.parametrize("interaction", ["token_wise", "pooled"])
+def test_short_texts_are_ranked_by_text_to_image_and_longer_ones_by_the_mean(interaction: str, folder: Path) -> None:
+    model, images = load(folder / f"{interaction}.safetensors"), pictures(folder)
+    short, long = ["a cat", "a black dog", "a beach", "dogs"], TEXTS[:2] + ["two dogs and a cat on a red sofa", "a car"]
+    for texts, direction in ((short, "text"), (long, "mean")):
+        scores = ranking(model.similarity(images, texts), direction)
+        for row, ranked in zip(scores, model.rank(images, texts), strict=True):
+            assert sorted(ranked) == sorted(texts)
+            placed = [row[texts.index(text)].item() for text in ranked]
+            assert placed == sorted(placed, reverse=True)
+    with pytest.raises(UserError, match=r"for one text give \[text\]"):
+        model.rank(images, "a cat")
 
 
 def test_alignment_of_a_pooled_model_is_refused_in_words(folder: Path) -> None:

@@ -133,7 +133,7 @@ def documented_commands() -> Iterator[tuple[str, str, str]]:
     """Yield (page, module, arguments) of every command in the manual, the measurements and the README."""
     known = {command.words: command.module for command in filip_commands()}
     groups = "|".join(sorted({words[0] for words in known}))
-    for page in [*sorted((ROOT / "docs").rglob("*.md")), ROOT / "bench/RESULTS.md", ROOT / "README.md"]:
+    for page in [*sorted((ROOT / "docs").rglob("*.md")), ROOT / "README.md"]:
         text = page.read_text().replace("\\\n", " ")
         for module, arguments in re.findall(r"(?:-m|--module) ((?:filip|bench)\.[\w.]*\w)((?: [^\n`#]*)?)", text):
             yield page.name, module, arguments

@@ -1,12 +1,13 @@
 """Files that exist whole or not at all."""
 
 import os
+import sqlite3
 from pathlib import Path
 
 import pytest
 
 from filip.errors import UserError
-from filip.files import locked, replacing, write_json
+from filip.files import explained, locked, naming, replacing, write_json
 
 
 def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,3 +42,12 @@ def test_what_fails_half_way_leaves_the_file_as_it_was_and_says_which(tmp_path: 
 def test_two_at_once_are_refused(tmp_path: Path) -> None:
     with locked(tmp_path / "lock"), pytest.raises(UserError, match="busy"), locked(tmp_path / "lock", "busy"):
         pass
+
+
+def test_a_table_that_finds_the_disk_full_is_answered_as_any_other_file(tmp_path: Path) -> None:
+    table = sqlite3.connect(tmp_path / "images.sqlite")
+    table.execute("PRAGMA max_page_count = 2")
+    with pytest.raises(OSError, match="No space left on device") as full, naming(tmp_path / "index"):
+        table.execute("CREATE TABLE a (b)")
+        table.execute("INSERT INTO a VALUES (zeroblob(100000))")
+    assert "No space left" in str(explained(full.value, []))

@@ -45,6 +45,7 @@ from filip.data.text_rules import check_list
 from filip.errors import UserError, counted
 from filip.files import locked
 from filip.progress import Progress, say
+from filip.worker_pool import deaf_to_ctrl_c
 
 Part = tuple[int, int] | None
 SHOWN_ERRORS = 5  # examples per reason in the funnel's notes
@@ -55,7 +56,7 @@ OPT_OUT_DIRECTIVES = ["noai", "noimageai", "noindex", "noimageindex"]  # img2dat
 class DownloadConfig:
     source: str = option(MISSING, "source card (name or path): image rules, sizes, timeouts")
     list: str = option(MISSING, "Parquet file with the columns url and caption; the others are carried along")
-    out: str = option(MISSING, "folder of the shards: NNNNN.tar, NNNNN.parquet, NNNNN_stats.json", writes="folder")
+    out: str = option(MISSING, "folder of the shards: NNNNN.tar, NNNNN.parquet, NNNNN_stats.json", writes="store")
     tars: str | None = option(
         None, "folder of a bucket (s3://…, gs://…, hf://…) that takes the tars; `out` keeps what describes them"
     )
@@ -221,7 +222,8 @@ def _run_pass(
 def _start_fork_server() -> None:
     """Start the process that workers are forked from; it imports img2dataset while this process does."""
     get_context("forkserver").set_forkserver_preload(["filip.data.fetching.shards", "filip.data.fetching.image_rules"])
-    forkserver.ensure_running()
+    with deaf_to_ctrl_c():
+        forkserver.ensure_running()
 
 
 class _ShardProgress:

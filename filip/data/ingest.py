@@ -46,7 +46,7 @@ from filip.worker_pool import run_blocks
 class IngestConfig:
     source: str = option(MISSING, "source card (name or path), or directly the folder or file with the images")
     images: str | None = option(None, "folder or file with the images, or its s3://…; default: the card's")
-    out: str = option(MISSING, "folder of the shards: NNNNN.tar, NNNNN.parquet, NNNNN_stats.json", writes="folder")
+    out: str = option(MISSING, "folder of the shards: NNNNN.tar, NNNNN.parquet, NNNNN_stats.json", writes="store")
     tars: str | None = option(
         None, "folder of a bucket (s3://…, gs://…, hf://…) that takes the tars; `out` keeps what describes them"
     )

@@ -3,9 +3,9 @@
 filip data plan rows=340e6 cores=64 urls_per_second=3000
 filip data plan source=cc12m rows=12.4e6
 
-Processor time, disk and memory per row are those of ``bench/data_scale.py`` (bench/RESULTS.md has the tables), and a
-test holds them to a measurement. The user states what depends on the network and on the engine: ``urls_per_second`` of
-the whole download, ``captions_per_second`` of a core that translates.
+Processor time, disk and memory per row are those of ``bench/data_scale.py`` (docs/measurements.md has the tables), and
+a test holds them to a measurement. The user states what depends on the network and on the engine: ``urls_per_second``
+of the whole download, ``captions_per_second`` of a core that translates.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ class OtherIndexError(UserError):
 class Build:
     model: str = option(MISSING, "a .safetensors file, or any other model that the evaluation takes")
     images: str = option(MISSING, "folder of images, searched recursively; or a set with captions")
-    out: str = option(MISSING, "folder of the index", writes="folder")
+    out: str = option(MISSING, "folder of the index", writes="store")
     dtype: str = option("int8", "type of the stored tokens: float32, float16 or int8", choices=DTYPES)
     pool: int = option(4, "average similar tokens of an image until one in so many is left; 1 = keep all", at_least=1)
     batch_size: int = option(64, "images encoded, and written, at a time", at_least=1)

@@ -26,10 +26,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from filip.interaction import tiled
+from filip.interaction import native_build, tiled
 from filip.interaction.packing import Pair, Residuals, Tokens
 
 ENVIRONMENT_VARIABLE = "FILIP_INTERACTION_BACKEND"
+FEW_PRODUCTS = 30_000_000  # those of a query and 1,000 small pictures: milliseconds of the tiled backend
 
 
 class Backend(Protocol):
@@ -48,19 +49,24 @@ class BackendEntry:
 
     module   name of the module, which is imported on first use
     auto_on  the kind of device on which "auto" prefers it to the tiled backend; None: nowhere
-    declines why "auto" does not take it for these tokens on that device; None: it does. "" prints no notice
+    declines why "auto" does not take it for these tokens on that device and so many products; None: it does. "" prints
+             no notice
     """
 
     module: str
     auto_on: str | None = None
-    declines: Callable[[Tensor], str | None] = lambda _: None
+    declines: Callable[[Tensor, int | None], str | None] = lambda *_: None
 
 
-def _native_declines(image_tokens: Tensor) -> str | None:
-    return "" if image_tokens.dtype == torch.float64 else None  # as documented, so not worth a notice
+def _native_declines(image_tokens: Tensor, products: int | None) -> str | None:
+    if image_tokens.dtype == torch.float64 or (products is not None and products < FEW_PRODUCTS):
+        return ""  # as documented, so not worth a notice
+    if products is not None and not native_build.ready():
+        return "compiling the native CPU kernels in the background (once)"
+    return None
 
 
-def triton_declines(image_tokens: Tensor) -> str | None:
+def triton_declines(image_tokens: Tensor, products: int | None = None) -> str | None:
     """Return why "auto" does not take Triton on the CUDA device of these tokens; None: it does."""
     major, minor = torch.cuda.get_device_capability(image_tokens.device)
     if major >= 8:
@@ -81,13 +87,17 @@ def backend_names() -> tuple[str, ...]:
     return ("auto", *BACKENDS)
 
 
-def choose_backend(image_tokens: Tensor, longest: int, backend: str | Backend = "auto") -> Backend:
+def choose_backend(
+    image_tokens: Tensor, longest: int, backend: str | Backend = "auto", products: int | None = None
+) -> Backend:
     """Return the backend for ``image_tokens`` [b, n1, d] against texts of at most ``longest`` tokens.
 
-    Only the dtype, the device and n1 matter, so b may be 0.
+    Only the dtype, the device and n1 matter, so b may be 0. products: image token x text token x d of a scoring that
+    needs no gradient; None for a training, which has the same backend in all of its steps.
 
     "auto" takes the native kernel for all dtypes but float64 on CPUs, Triton for 16-bit and float32 on GPUs of
-    compute capability 8.0 and newer, and otherwise the tiled backend. A notice, printed once, says why a faster
+    compute capability 8.0 and newer, and otherwise the tiled backend. A scoring waits for no compiler: it takes the
+    tiled backend for few products, and while the native kernels are compiled. A notice, printed once, says why a faster
     one is not used.
     """
     if not isinstance(backend, str):
@@ -96,7 +106,7 @@ def choose_backend(image_tokens: Tensor, longest: int, backend: str | Backend = 
     if backend == "auto" and os.environ.get(ENVIRONMENT_VARIABLE):
         wanted, source = os.environ[ENVIRONMENT_VARIABLE], f"the environment variable {ENVIRONMENT_VARIABLE}="
     if wanted == "auto":
-        return _automatic(image_tokens, longest)
+        return _automatic(image_tokens, longest, products)
     if wanted not in BACKENDS:
         raise ValueError(f"{source}{wanted!r} is not a backend; choose one of {', '.join(backend_names())}")
     found, reason = _load(wanted, image_tokens, longest)
@@ -117,10 +127,10 @@ def run_backward(module: Backend, tokens: Tokens, grads: Pair, residuals: Residu
         return module.backward(tokens, grads, residuals, needs)
 
 
-def _automatic(image_tokens: Tensor, longest: int) -> Backend:
+def _automatic(image_tokens: Tensor, longest: int, products: int | None) -> Backend:
     for name, entry in BACKENDS.items():
         if entry.auto_on == image_tokens.device.type:
-            found, reason = None, entry.declines(image_tokens)
+            found, reason = None, entry.declines(image_tokens, products)
             if reason is None:
                 found, reason = _load(name, image_tokens, longest)
             if found is not None:

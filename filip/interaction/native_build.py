@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import os
 import platform
@@ -32,9 +33,8 @@ class BuildError(RuntimeError):
 
 def library_path() -> Path:
     """Return the compiled library, built now if it is not in the cache. Raises BuildError."""
-    compiler = _compiler()
-    folder = cache_folder() / f"native-{_key(compiler)}"
-    library = folder / f"{_NAME}.so"
+    library = _place()
+    folder = library.parent
     if library.exists():
         return library
     try:
@@ -47,6 +47,27 @@ def library_path() -> Path:
     except OSError as error:
         raise BuildError(f"cannot write to {folder} ({error.strerror}); set {CACHE_VARIABLE}") from error
     return library
+
+
+def ready() -> bool:
+    """Return whether there is nothing to wait for: the library is built, or cannot be. Otherwise start to build it.
+
+    Another process builds it, which outlives this one.
+    """
+    try:
+        if _place().exists():
+            return True
+    except BuildError:
+        return True
+    command = [sys.executable, "-c", f"from {__name__} import library_path; library_path()"]
+    quiet = subprocess.DEVNULL
+    subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=quiet, start_new_session=True)
+    return False
+
+
+def _place() -> Path:
+    """Return where the library is or will be. Raises BuildError without a compiler."""
+    return cache_folder() / f"native-{_key(_compiler())}" / f"{_NAME}.so"
 
 
 def cache_folder() -> Path:
@@ -66,6 +87,7 @@ def _compiler() -> str:
     return command
 
 
+@functools.cache
 def _key(compiler: str) -> str:
     version = subprocess.run([*shlex.split(compiler), "--version"], capture_output=True, text=True).stdout
     parts = [torch.__version__, platform.machine(), compiler, version.split("\n")[0], *_FLAGS]

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from filip.interaction.backends import Backend
+from filip.interaction.backends import Backend, choose_backend
 from filip.interaction.dispatch import late_interaction
 from filip.interaction.lengths import offsets_of
-from filip.interaction.packing import Similarity, check_tokens, pack_images
+from filip.interaction.packing import Similarity, check_tokens, longest_of, pack_images
 
 BLOCK_IMAGES, _BLOCK_TEXTS = 128, 256
 
@@ -37,6 +37,9 @@ def score(
     lengths, of_images = check_tokens(image_tokens, text_tokens, text_lengths, image_lengths)
     offsets, count = offsets_of(lengths), len(of_images or image_tokens)
     image_rows = list(range(count + 1)) if of_images is None else offsets_of(of_images)
+    dtype = torch.promote_types(image_tokens.dtype, text_tokens.dtype)
+    products = image_tokens[..., 0].numel() * text_tokens.numel()
+    module = choose_backend(image_tokens[:0].to(dtype), longest_of(lengths, of_images), backend, products)
     i2t: Tensor | None = None
     t2i: Tensor | None = None
     # On a GPU a block's products must outlast its launches; two matrices of 8 MB are a block's results there.
@@ -52,7 +55,7 @@ def score(
                 texts,
                 block_lengths,
                 image_lengths=None if image_lengths is None else image_lengths[rows],
-                backend=backend,
+                backend=module,
             )
             if i2t is None or t2i is None:
                 i2t = block.i2t.new_empty(count, len(lengths))

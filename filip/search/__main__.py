@@ -18,7 +18,7 @@ from filip.eval.encoders import FilipEncoder
 from filip.eval.fit import WITH_A_GRID
 from filip.eval.scorer import Scorer, load_scorer
 from filip.eval.text_tokens import CHOICES
-from filip.files import nothing_at, write_json
+from filip.files import check_output, nothing_at, write_json
 from filip.index.build import Build, OtherIndexError, scorer_of, up_to_date, weights_of
 from filip.index.store import FORMAT, Index
 from filip.progress import say
@@ -49,7 +49,7 @@ class Search:
     index: str | None = option(
         None,
         "where the index of a folder is kept (default: in the user's cache); an existing one keeps its fit",
-        writes="folder",
+        writes="store",
     )
     update: bool = option(True, "look for pictures that are new, changed or gone since the last search")
     where: bool = option(True, "say where the words are in each picture, in its own pixels")
@@ -109,6 +109,7 @@ def _of_folder(config: Search) -> tuple[Index, Scorer]:
         raise UserError(nothing_at(config.images, "give a folder of pictures, or an index of `filip index build`"))
     model = config.model or DEFAULT_MODEL
     out = Path(config.index) if config.index else place_of(config, model)
+    check_output("index", str(out), "folder")  # the cache of a home that does not exist
     build = Build(model, config.images, str(out), tokens=config.tokens, fit=config.fit, device=config.device)
     if (out / "about.json").is_file():  # it stays as it was made
         about = Index.open(out).about

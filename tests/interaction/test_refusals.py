@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -41,6 +43,28 @@ def test_one_notice_when_the_fast_backend_is_missing(
     assert lines == ["filip.interaction: no compiler here; using the tiled PyTorch backend, which is exact but slower"]
     with pytest.raises(ValueError, match="'native' cannot run here: no compiler here; use 'tiled' or 'auto'"):
         choose_backend(torch.zeros(2, 3, 16), 5, "native")
+
+
+def test_a_scoring_waits_for_no_compiler(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """A small one needs no kernel; a large one starts to compile it elsewhere; a training waits, and stays with it."""
+    from filip.interaction import backends, native_build, reference, tiled
+
+    monkeypatch.delenv("FILIP_INTERACTION_BACKEND", raising=False)
+    monkeypatch.setattr(backends, "_notices", set())
+    monkeypatch.setitem(
+        backends.BACKENDS, "native", replace(backends.BACKENDS["native"], module="filip.interaction.reference")
+    )
+    built = []
+    monkeypatch.setattr(native_build, "ready", lambda: bool(built))
+    tokens = torch.zeros(2, 3, 16)
+    assert choose_backend(tokens, 5, products=1000) is tiled
+    assert capsys.readouterr().err == ""
+    for _ in range(2):
+        assert choose_backend(tokens, 5, products=10**9) is tiled
+    assert capsys.readouterr().err.count("compiling the native CPU kernels in the background") == 1
+    assert choose_backend(tokens, 5) is reference
+    built.append(True)
+    assert choose_backend(tokens, 5, products=10**9) is reference
 
 
 def test_a_backend_is_one_entry(monkeypatch: pytest.MonkeyPatch) -> None:
