@@ -115,7 +115,7 @@ def ingest(card: SourceCard, config: IngestConfig) -> tuple[Fragment, Fragment]:
     if "://" in (card.images or ""):
         card = replace(card, images=fetched(str(card.images), Path(f"{Path(config.out).resolve()}.images")))
     reading = reading_of(card, config.out)
-    layout, parts = recognise(reading)
+    layout, parts, reading = recognise(reading)
     # img2dataset imports albumentations, which asks the network for a newer version of itself whenever it is imported
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
     folder = Path(config.out).resolve()
@@ -152,7 +152,7 @@ def state_of_images(card: SourceCard, out: str) -> str:
     """
     try:
         reading = reading_of(card, out)
-        layout, _ = recognise(reading)
+        layout, _, reading = recognise(reading)
         return digest({file: file_state(file) for file in LAYOUTS[layout].files(reading)})
     except UserError:
         return ""  # the command says what is wrong

@@ -45,7 +45,7 @@ def cards_of(data: str, loader: str | None = None) -> list[BenchmarkCard]:
 def _with_captions_or_labels(place: Path) -> list[BenchmarkCard]:
     reading = Reading(place, prefer=FOR_EVALUATION)
     try:
-        layout, parts = recognise(reading)
+        layout, parts, reading = recognise(reading)
         columns = LAYOUTS[layout].columns(parts[0], reading)
     except NotUnderstoodError:
         if place.is_file():

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from filip.sets.columns import one_line, texts
-from filip.sets.layout import Reading, Row, files_in, inside
+from filip.sets.layout import Reading, Row, files_in, inside, split_of_folder
 from filip.sets.table import Listed
 from filip.sets.tables import json_in
 
@@ -27,6 +27,11 @@ class Coco(_Annotations):
     def fits(self, path: Path) -> bool:
         content = _content(path)
         return all(isinstance(content.get(key), list) for key in ("images", "annotations"))
+
+    def splits(self, part: Path, reading: Reading) -> set[str | None]:
+        root = reading.root_of(part)
+        names = (str(image["file_name"]) for image in _content(part)["images"] if _is_image(image))
+        return {split_of_folder(Path(inside(root, name)[0]), Path(root)) for name in names}
 
     def find(self, part: Path, reading: Reading) -> Iterator[Row]:
         content, name, root = _content(part), reading.name_of(part), reading.root_of(part)
@@ -47,7 +52,8 @@ class Coco(_Annotations):
                 continue
             url, own = str(image["file_name"]), captions[image["id"]]
             path, trouble = inside(root, url)
-            yield Row(url, own, path or f"{part}#{number}", group=str(image["id"]), problem=trouble)
+            split = split_of_folder(Path(path), Path(root))
+            yield Row(url, own, path or f"{part}#{number}", group=str(image["id"]), problem=trouble, split=split)
         for number, problem in unread:
             yield Row(f"{name}: annotations {number}", [], f"{part}#annotations {number}", problem=problem)
 
@@ -61,12 +67,11 @@ class Karpathy(_Annotations):
         listed: Any = _content(path).get("images")
         return isinstance(listed, list) and any(_is_entry(one) for one in listed[:10])
 
+    def splits(self, part: Path, reading: Reading) -> set[str | None]:
+        return {str(one["split"]) for one in _content(part)["images"] if _is_entry(one)}
+
     def find(self, part: Path, reading: Reading) -> Iterator[Row]:
         listed, name, root = _content(part)["images"], reading.name_of(part), reading.root_of(part)
-        there = sorted({str(one["split"]) for one in listed if _is_entry(one)})
-        wanted = reading.splits_taken(there, part)
-        if reading.split is None and "train" in wanted:
-            wanted = [*wanted, "restval"]  # COCO's 113,000 training images are both
         for number, image in enumerate(listed, 1):
             if not _is_entry(image):
                 problem = "broken_line: an entry without split, filename or sentences"
@@ -74,11 +79,9 @@ class Karpathy(_Annotations):
                 continue
             url = "/".join(str(piece) for piece in (image.get("filepath", ""), image["filename"]) if piece)
             path, trouble = inside(root, url)
-            captions = one_line(texts(image["sentences"]))
-            if str(image["split"]) not in wanted:
-                captions, trouble = [], f"not_wanted: it belongs to the split {image['split']}"
+            captions, split = one_line(texts(image["sentences"])), str(image["split"])
             group = str(image.get("cocoid", image.get("imgid", number)))
-            yield Row(url, captions, path or f"{part}#{number}", group=group, problem=trouble)
+            yield Row(url, captions, path or f"{part}#{number}", group=group, problem=trouble, split=split)
 
 
 def _is_image(value: Any) -> bool:

@@ -30,10 +30,12 @@ class ArrowImages(Layout):
     def parts(self, reading: Reading) -> list[Path]:
         if reading.place.is_file():
             return [reading.place] if reading.place.suffix == ".arrow" else []
-        found = [path for path in files_in(reading, self.suffixes) if not path.name.startswith("cache-")]
-        splits = {path: _split(path, reading.place) for path in found}
-        taken = reading.splits_taken(sorted(filter(None, {*splits.values()})), reading.place)
-        return [path for path, split in splits.items() if split is None or split in taken]
+        return [path for path in files_in(reading, self.suffixes) if not path.name.startswith("cache-")]
+
+    def splits(self, part: Path, reading: Reading) -> set[str | None]:
+        """Return the split of a file: a dictionary of data sets has a folder for each."""
+        in_dictionary = (reading.place / "dataset_dict.json").is_file()
+        return {part.relative_to(reading.place).parts[0] if in_dictionary else None}
 
     def columns(self, part: Path, reading: Reading) -> list[str]:
         return list(_table(str(part)).column_names)
@@ -52,13 +54,6 @@ class ArrowImages(Layout):
     def read(self, file: str, position: int, size: int) -> bytes:
         table = _table(file)
         return image_bytes(table[_column(table, Path(file))], position, Path(file).parent)
-
-
-def _split(path: Path, place: Path) -> str | None:
-    """Return the split of a file: a dictionary of data sets has a folder for each."""
-    if not (place / "dataset_dict.json").is_file():
-        return None
-    return path.relative_to(place).parts[0]
 
 
 def _numbered(table: pa.Table) -> Iterator[tuple[int, Record]]:

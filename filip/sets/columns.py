@@ -20,6 +20,7 @@ CAPTION_COLUMNS = (
     *("caption", "captions", "text", "texts", "sentences", "sentence", "alt_text", "alt", "title"),
     "description",
 )
+SPLIT = "split"  # the column that says which split a row belongs to
 LABEL_COLUMNS = ("label", "class", "cls", "category")
 
 
@@ -78,6 +79,12 @@ def captions_of(record: Mapping[str, Any], columns: Sequence[str]) -> list[str]:
         return one_line(texts(record.get(columns[0])))
     joined = ". ".join(text for column in columns for text in texts(record.get(column)) if text.strip())
     return one_line([joined])
+
+
+def split_in(record: Mapping[str, Any], reading: Reading) -> str | None:
+    """Return the split in a record's column of that name; None without one, or if the card selects by it."""
+    value = None if SPLIT in reading.only else record.get(SPLIT)
+    return str(value) if value not in (None, "") else None
 
 
 def group_of(record: Mapping[str, Any], reading: Reading, where: object) -> str | None:

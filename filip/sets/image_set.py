@@ -62,7 +62,7 @@ def open_images(reading: Reading, captions: bool = True) -> ImageSet:
     """
     if not reading.place.exists():
         raise UserError(nothing_at(reading.place, "give a folder or a file with images and captions"))
-    layout, parts = _recognised(reading, captions)
+    layout, parts, reading = _recognised(reading, captions)
     rows = (row for part in [*parts, None] for row in rows_of(layout, part, reading))
     account = Account()
     items = []
@@ -77,16 +77,16 @@ def open_images(reading: Reading, captions: bool = True) -> ImageSet:
     return ImageSet(reading, layout, items, account)
 
 
-def _recognised(reading: Reading, captions: bool) -> tuple[str, list[Path]]:
+def _recognised(reading: Reading, captions: bool) -> tuple[str, list[Path], Reading]:
     if captions or not reading.place.is_dir():
         return recognise(reading)
     try:
-        layout, parts = recognise(reading)
+        layout, parts, reading = recognise(reading)
         for part in parts[:1]:
             next(iter(LAYOUTS[layout].find(part, reading)), None)
     except UserError:  # a folder of images with an unrelated table
-        return "text_beside", [reading.place]
-    return layout, parts
+        return "text_beside", [reading.place], reading
+    return layout, parts, reading
 
 
 def _unreachable(row: Row, layout: str, reading: Reading) -> str | None:

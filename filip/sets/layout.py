@@ -46,6 +46,7 @@ class Reading:
     columns: Sequence[str] = ()  # names, if the file has no header
     split: str | None = None  # the splits to take, joined by "+", or "all"; None: the first of ``prefer``
     prefer: Sequence[str] = FOR_TRAINING
+    taken: Sequence[str] | None = None  # the splits to take, once ``recognise`` knows those of the set; None: all
     inside_only: bool = False  # links that lead out of the folder are not followed
     without: str | None = None  # absolute path of a folder that does not belong to it, such as the output
 
@@ -54,7 +55,7 @@ class Reading:
         return [
             *(self.layout, self.image_column, self.image_root, self.caption_column, [*self.caption_columns]),
             *(self.group_column, {**self.only}, self.header, [*self.columns], self.split, [*self.prefer]),
-            self.inside_only,
+            *(self.inside_only, None if self.taken is None else [*self.taken]),
         ]
 
     def name_of(self, path: str | Path) -> str:
@@ -74,7 +75,8 @@ class Reading:
             for wanted in self.prefer:
                 for name, usual in found.items():
                     if wanted in (ANY, name, usual):
-                        return [name]
+                        # Karpathy's split files: COCO's 113,000 training images are both
+                        return [name, *(other for other in ("restval",) if name == "train" and other in found)]
         asked = [] if self.split is None else self.split.split("+")
         usually = [SPLITS.get(name, name) for name in asked]
         taken = [name for name, usual in found.items() if name in asked or usual in usually]
@@ -100,6 +102,7 @@ class Row:
     group: str | None = None  # value of the group_column
     key: str | None = None  # key by which a loader finds it in its tar; None: not in a tar, or not findable
     problem: str | None = None  # why it cannot be taken ("reason: detail")
+    split: str | None = None  # the split that it belongs to; None: that of its part, or none
 
     @property
     def rank(self) -> int:
@@ -131,6 +134,10 @@ class Layout(ABC):
     def find(self, part: Path, reading: Reading) -> Iterator[Row]:
         """Yield the rows of one part, always in the same order."""
 
+    def splits(self, part: Path, reading: Reading) -> set[str | None]:
+        """Return the splits of the images of one part; here all have that of the part's name or folder."""
+        return {split_of(part, reading.place)}
+
     def columns(self, part: Path, reading: Reading) -> list[str]:
         """Return the names of the columns; [] for a layout that has none."""
         return []
@@ -146,7 +153,7 @@ class Layout(ABC):
             if os.path.abspath(path) in taken or (problem is None and self.companions.search(path.name)):
                 continue
             if problem is None and path.name.lower().endswith(tuple(self.suffixes)):
-                problem = f"not_wanted: it belongs to the split {split_of(path, reading.place)}"
+                problem = other_split(split_of(path, reading.place))
             yield unused(path, reading, problem)
 
     def read(self, file: str, position: int, size: int) -> bytes:
@@ -169,21 +176,22 @@ def is_picture(path: Path) -> bool:
 
 
 def split_of(path: Path, place: Path) -> str | None:
-    """Return the split that a file's name or a folder below the place says: ``train-00000-of-00002.parquet``."""
-    if not place.is_dir():
+    """Return the split by a file's name, such as ``train-00000-of-00002.parquet``, or by a folder below the place."""
+    by_name = SPLITS.get(re.split("[-_.]", path.name)[0].lower())
+    return by_name if by_name and place.is_dir() else split_of_folder(path, place)
+
+
+def split_of_folder(path: Path, place: Path) -> str | None:
+    """Return the split by a folder below the place alone: ``train.jpg`` may be a picture of a train."""
+    if not path.is_relative_to(place):
         return None
-    *folders, name = path.relative_to(place).parts
-    for part in [re.split("[-_.]", name)[0], *reversed(folders)]:
-        if part.lower() in SPLITS:
-            return SPLITS[part.lower()]
-    return None
+    folders = [folder.lower() for folder in path.relative_to(place).parts[:-1]]
+    return next((SPLITS[folder] for folder in reversed(folders) if folder in SPLITS), None)
 
 
-def of_wanted_splits(paths: Sequence[Path], reading: Reading) -> list[Path]:
-    """Return the files of the requested splits, and those without a split."""
-    found = {path: split_of(path, reading.place) for path in paths}
-    taken = reading.splits_taken(sorted(filter(None, {*found.values()})), reading.place)
-    return [path for path, split in found.items() if split is None or split in taken]
+def other_split(split: str | None) -> str:
+    """Return the problem of a row, or a file, that belongs to a split that is not taken."""
+    return f"not_wanted: it belongs to the split {split}"
 
 
 def inside(base: str, name: str) -> tuple[str, str | None]:

@@ -5,14 +5,15 @@ A new layout is a subclass of :class:`filip.sets.layout.Layout` and a line here.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from filip.errors import UserError
 from filip.rgb import not_read
 from filip.sets.annotations import Coco, Karpathy
 from filip.sets.arrow import ArrowImages
-from filip.sets.layout import Layout, NotUnderstoodError, Reading, Row, walk
+from filip.sets.layout import Layout, NotUnderstoodError, Reading, Row, other_split, walk
 from filip.sets.parquet import ParquetImages
 from filip.sets.table import Table
 from filip.sets.tars import Tars
@@ -29,13 +30,18 @@ LAYOUTS: dict[str, Layout] = {
 }
 
 
-def recognise(reading: Reading) -> tuple[str, list[Path]]:
-    """Return the name of the layout of a set, and its parts. Raises UserError if no layout fits."""
+def recognise(reading: Reading) -> tuple[str, list[Path], Reading]:
+    """Return the name of the layout of a set, its parts, and ``reading`` with the splits that are taken.
+
+    Raises UserError if no layout fits, or the set has other splits than those asked for.
+    """
     if reading.layout != "auto" and reading.layout not in LAYOUTS:
         raise UserError(f"layout is {reading.layout!r}, but must be auto or one of {', '.join(LAYOUTS)}")
     for name in LAYOUTS if reading.layout == "auto" else [reading.layout]:
         if parts := LAYOUTS[name].parts(reading):
-            return name, parts
+            splits = {split for part in parts for split in LAYOUTS[name].splits(part, reading) if split is not None}
+            reading = replace(reading, taken=tuple(reading.splits_taken(sorted(splits), reading.place)))
+            return name, wanted_parts(name, parts, reading), reading
     known = "; ".join(layout.about for layout in LAYOUTS.values())
     files = walk(reading.place, reading.inside_only, without=reading.without) if reading.place.is_dir() else ()
     unread = not_read(path for path, _ in files)
@@ -44,8 +50,25 @@ def recognise(reading: Reading) -> tuple[str, list[Path]]:
 
 
 def rows_of(layout: str, part: Path | None, reading: Reading) -> Iterator[Row]:
-    """Yield the rows of one part of a set; without a part, the rows of files that belong to none."""
+    """Yield the rows of one part of a set; without a part, the rows of files that belong to none.
+
+    Those of splits that are not taken have that for a problem, in every layout.
+    """
+    rows: Iterable[Row] = ()
     if part is not None:
-        yield from LAYOUTS[layout].find(part, reading)
+        rows = LAYOUTS[layout].find(part, reading)
     elif reading.place.is_dir():
-        yield from LAYOUTS[layout].rest(reading, LAYOUTS[layout].parts(reading))
+        rows = LAYOUTS[layout].rest(reading, wanted_parts(layout, LAYOUTS[layout].parts(reading), reading))
+    for row in rows:
+        wanted = _is_taken(row.split, reading)
+        yield row if wanted else replace(row, captions=(), problem=other_split(row.split))
+
+
+def wanted_parts(layout: str, parts: list[Path], reading: Reading) -> list[Path]:
+    """Return the parts that have images of the splits that are taken."""
+    splits = {part: LAYOUTS[layout].splits(part, reading) or {None} for part in parts}
+    return [part for part in parts if any(_is_taken(split, reading) for split in splits[part])]
+
+
+def _is_taken(split: str | None, reading: Reading) -> bool:
+    return split is None or reading.taken is None or split in reading.taken

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from filip.errors import UserError, first_line
-from filip.sets.columns import caption_columns, captions_of, group_of
-from filip.sets.layout import Layout, Reading, Row, files_in, inside, of_wanted_splits
+from filip.sets.columns import SPLIT, caption_columns, captions_of, group_of, split_in
+from filip.sets.layout import Layout, Reading, Row, files_in, inside
 from filip.sets.tables import Broken, Record, parquet_rows
 from filip.sets.text import read_file
 
@@ -33,7 +33,10 @@ class ParquetImages(Layout):
             found = files_in(reading, self.suffixes)
         if not any(image_bytes_column(path) for path in found):
             return []
-        return of_wanted_splits(found, reading)
+        return found
+
+    def splits(self, part: Path, reading: Reading) -> set[str | None]:
+        return splits_of_column(part, reading) or super().splits(part, reading)
 
     def columns(self, part: Path, reading: Reading) -> list[str]:
         import pyarrow.parquet as pq
@@ -51,7 +54,8 @@ class ParquetImages(Layout):
         try:
             others = [name for name in self.columns(part, reading) if name != image]
             columns = caption_columns(others, reading, part)
-            wanted = dict.fromkeys([*columns, *([reading.group_column] if reading.group_column else []), *reading.only])
+            more = [SPLIT, *([reading.group_column] if reading.group_column else []), *reading.only]
+            wanted = dict.fromkeys([*columns, *more])
             rows = parquet_rows(part, [name for name in wanted if name in others])
             yield from found_in(rows, columns, part, reading)
         except pa.ArrowException as error:
@@ -83,7 +87,22 @@ def found_in(
             number - 1,
             group=group_of(record, reading, part),
             problem=None if wanted else "not_wanted: `only` in the card",
+            split=split_in(record, reading),
         )
+
+
+def splits_of_column(part: Path, reading: Reading) -> set[str | None]:
+    """Return the values of the column ``split`` of a Parquet file; none without such a column."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        if SPLIT in reading.only or SPLIT not in pq.read_schema(part).names:
+            return set()
+        values = pq.read_table(part, columns=[SPLIT])[SPLIT].unique().to_pylist()
+    except (pa.ArrowException, OSError):  # find says so
+        return set()
+    return {split_in({SPLIT: value}, reading) for value in values}
 
 
 def image_bytes_column(path: Path) -> str | None:

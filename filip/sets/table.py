@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from filip.errors import UserError
-from filip.sets.columns import caption_columns, captions_of, group_of, image_column
-from filip.sets.layout import Layout, Reading, Row, files_in, inside, is_picture, unused, walk
+from filip.sets.columns import caption_columns, captions_of, group_of, image_column, split_in
+from filip.sets.layout import Layout, Reading, Row, files_in, inside, is_picture, split_of_folder, unused, walk
 from filip.sets.parquet import image_bytes_column
 from filip.sets.tables import SUFFIXES, Broken, read_table
 
@@ -56,7 +56,8 @@ class Listed(Layout):
             if os.path.abspath(path) in taken:
                 continue
             if problem is None and is_picture(path):
-                yield Row(reading.name_of(path), [], os.path.abspath(path))
+                split = split_of_folder(path, reading.place)
+                yield Row(reading.name_of(path), [], os.path.abspath(path), split=split)
             else:
                 row = unused(path, reading, problem)
                 # the place of a file that the list names
@@ -75,6 +76,15 @@ class Table(Listed):
 
     def fits(self, path: Path) -> bool:
         return path.name.lower().endswith((*SUFFIXES, ".txt", ".json")) and not _has_bytes(path)
+
+    def splits(self, part: Path, reading: Reading) -> set[str | None]:
+        table, root = read_table(part, reading.header, reading.columns), reading.root_of(part)
+        try:
+            image = image_column(table.names, reading, part)
+        except UserError:  # find says so
+            return set()
+        rows = (row[1] for row in table.rows if not isinstance(row, Broken))
+        return {_split(record, inside(root, _file_name(record.get(image)))[0], root, reading) for record in rows}
 
     def columns(self, part: Path, reading: Reading) -> list[str]:
         return read_table(part, reading.header, reading.columns).names
@@ -101,7 +111,13 @@ class Table(Listed):
                 path or f"{part}#{number}",  # rows of one file are one image
                 group=group_of({**empty, **record}, reading, part) if reading.group_column else None,
                 problem=problem,
+                split=_split(record, path, root, reading),
             )
+
+
+def _split(record: Mapping[str, Any], path: str, root: str, reading: Reading) -> str | None:
+    """Return the split of a row: that of its column, or else of the folder of its image."""
+    return split_in(record, reading) or split_of_folder(Path(path), Path(root))
 
 
 def _file_name(value: Any) -> str:

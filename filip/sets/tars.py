@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from filip.rgb import IMAGE_FILES, OTHER_PICTURES, not_read
-from filip.sets.layout import Layout, Reading, Row, files_in, of_wanted_splits
+from filip.sets.layout import Layout, Reading, Row, files_in
 from filip.sets.samples import MAX_CAPTION_BYTES, TEXT_SUFFIXES, captions_in
 from filip.sets.tar_index import IMAGE_SUFFIXES, Member, scan_tar, split_key
 
@@ -42,7 +42,7 @@ class Tars(Layout):
     def parts(self, reading: Reading) -> list[Path]:
         if reading.place.is_file():
             return [reading.place] if reading.place.suffix == ".tar" else []
-        return of_wanted_splits(files_in(reading, self.suffixes), reading)
+        return files_in(reading, self.suffixes)
 
     def find(self, part: Path, reading: Reading) -> Iterator[Row]:
         members, defect = scan_tar(part)

@@ -9,7 +9,7 @@ from itertools import groupby
 from pathlib import Path
 
 from filip.rgb import OTHER_PICTURES
-from filip.sets.layout import Entry, Layout, Reading, Row, is_picture, unused, walk
+from filip.sets.layout import Entry, Layout, Reading, Row, is_picture, split_of_folder, unused, walk
 from filip.sets.samples import CAPTION_SUFFIXES, MAX_CAPTION_BYTES, TEXT_SUFFIXES, captions_in
 from filip.sets.text import NotAFileError, read_file
 
@@ -28,6 +28,10 @@ class TextBeside(Layout):
             if any(suffix.endswith(CAPTION_SUFFIXES) for found in own for suffix in found):
                 return [reading.place]  # records without texts may describe anything
         return []
+
+    def splits(self, part: Path, reading: Reading) -> set[str | None]:
+        found = walk(reading.place, reading.inside_only, without=reading.without)
+        return {split_of_folder(path, reading.place) for path, _ in found if is_picture(path)}
 
     def find(self, part: Path, reading: Reading) -> Iterator[Row]:
         for _, entries in _folders(reading):
@@ -91,4 +95,5 @@ def _picture(path: Path, texts: dict[str, Path], reading: Reading) -> Row:
         captions, group, problem = [], None, f"not_a_file: its text is {error.strerror}"
     except OSError as error:
         captions, group, problem = [], None, f"missing_file: its text: {error.strerror}"
-    return Row(reading.name_of(path), captions, os.path.abspath(path), group=group, problem=problem)
+    split = split_of_folder(path, reading.place)
+    return Row(reading.name_of(path), captions, os.path.abspath(path), group=group, problem=problem, split=split)

@@ -31,7 +31,7 @@ def in_memory(made: Damaged) -> dict[str, list[str]]:
 def in_ingest(made: Damaged, work: Path) -> dict[str, list[str]]:
     """Run ingest on the list, in which DuckDB gathers the rows of an image."""
     reading = Reading(made.place)
-    layout, parts = recognise(reading)
+    layout, parts, reading = recognise(reading)
     work.mkdir()
     config = IngestConfig("mine", out=str(work))
     _list_images(card(made.place), reading, layout, parts, work / "list.parquet", work, config)
