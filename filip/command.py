@@ -40,39 +40,11 @@ from omegaconf.errors import OmegaConfBaseException
 from filip.errors import UserError, reader_may_leave, stopped_by_ctrl_c
 from filip.extras import missing_extra
 from filip.files import check_output, disk_error, explained
-from filip.overrides import (
-    bounds_of,
-    check_overrides,
-    check_values,
-    config_groups,
-    missing_options,
-    parse,
-    structured_config,
-)
+from filip.option import check_values, option, range_of
+from filip.overrides import check_overrides, config_groups, missing_options, parse, structured_config
 
 T = TypeVar("T")
 __all__ = ["MISSING", "compose_config", "option", "run_command"]
-
-
-def option(
-    default: Any,
-    help: str,
-    *,
-    at_least: float | None = None,
-    at_most: float | None = None,
-    choices: Sequence[str] = (),
-    writes: str | None = None,
-) -> Any:
-    """Return a config field with its default and the sentence that ``--help`` prints for it.
-
-    at_least, at_most: the range of its numbers. choices: the names that it takes. writes: "file" or "folder", if it
-    names what the command writes, which is then checked before the command starts; "store" is a folder whose files
-    would make a folder of pictures something else.
-    """
-    metadata = {"help": help, "at_least": at_least, "at_most": at_most, "choices": choices, "writes": writes}
-    if isinstance(default, list | dict) or dataclasses.is_dataclass(default):
-        return dataclasses.field(default_factory=lambda: default, metadata=metadata)
-    return dataclasses.field(default=default, metadata=metadata)
 
 
 def compose_config(schema: type[T], overrides: Sequence[str], config_name: str | None = None) -> T:
@@ -230,7 +202,7 @@ def _help_lines(schema: type, prefix: str) -> list[str]:
         shown = "REQUIRED" if default in (MISSING, dataclasses.MISSING) else default
         if shown is None or isinstance(shown, bool):
             shown = json.dumps(shown)  # null, true, false: as they are written on the command line
-        bounds = f" ({range_})" if (range_ := bounds_of(field)) else ""
+        bounds = f" ({range_})" if (range_ := range_of(field)) else ""
         lines.append(f"  {prefix}{field.name}={shown}\n        {field.metadata.get('help', '')}{bounds}")
     return lines
 

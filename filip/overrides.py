@@ -10,7 +10,6 @@ import dataclasses
 import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from enum import Enum
 from functools import cache, lru_cache
 from importlib import resources
 from types import NoneType, UnionType
@@ -23,10 +22,9 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from filip.errors import UserError, did_you_mean, one_of
+from filip.option import in_words
 
 MOST_LISTED = 24  # options in a message; if there are more, only the near ones
-_WORDS: dict[Any, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
-_EXAMPLES: dict[Any, str] = {bool: "true,false", int: "1,2", float: "0.1,0.2", str: "a,b"}
 
 
 def check_overrides(schema: type, overrides: Sequence[str], groups: Mapping[str, Sequence[str]]) -> None:
@@ -99,7 +97,7 @@ def _refuse_bare(schema: type, given: Sequence[str]) -> None:
 
 def _check_value(schema: type, structured: Any, key: str, value: str, groups: Iterable[str]) -> None:
     declared, optional = _type_of(schema, key, groups)
-    wanted = f"{key} takes {_in_words(declared, key)}{', or null' if optional else ''}"
+    wanted = f"{key} takes {in_words(declared, key)}{', or null' if optional else ''}"
     try:
         parsed = parse(schema, f"{key}={value}")
     except HydraException as error:
@@ -205,65 +203,7 @@ def _keys(schema: type, prefix: str = "") -> Iterator[str]:
             yield from _keys(cast(type, declared[0]), f"{prefix}{field.name}.")
 
 
-def _in_words(declared: Any, key: str) -> str:
-    if declared in _WORDS:
-        return _WORDS[declared]
-    if dataclasses.is_dataclass(declared):
-        first = _fields(cast(type, declared))[0].name
-        return f"options inside it, e.g. {key}.{first}=VALUE"
-    if isinstance(declared, type) and issubclass(declared, Enum):
-        return f"one of {', '.join(member.name for member in declared)}"
-    arguments = get_args(declared)
-    if get_origin(declared) is list:
-        if dataclasses.is_dataclass(arguments[0]):
-            names = ", ".join(f"{field.name}: …" for field in _fields(cast(type, arguments[0]))[:2])
-            return f"a list such as [{{{names}}}]"
-        return f"a list such as [{_EXAMPLES.get(arguments[0], '…')}]"
-    if get_origin(declared) is tuple:
-        return f"{len(arguments)} values in brackets, such as [{_EXAMPLES.get(arguments[0], '…')}]"
-    if get_origin(declared) is dict:
-        return f"names with values, e.g. {key}.NAME=VALUE"
-    return "another value"
-
-
 # ---- after composition -----------------------------------------------------------------------------------
-
-
-def check_values(config: Any, prefix: str = "") -> None:
-    """Raise UserError for a value that its option does not offer: out of its range, not one of its names, or empty."""
-    for field in _fields(type(config)):
-        name, value = f"{prefix}{field.name}", getattr(config, field.name)
-        if dataclasses.is_dataclass(value):
-            check_values(value, f"{name}.")
-        if field.default == MISSING:
-            _refuse_empty(name, value)
-        choices = field.metadata.get("choices")
-        for chosen in value if choices and isinstance(value, list) else [value]:
-            if choices and chosen is not None and chosen not in choices:
-                near = did_you_mean(str(chosen), choices)
-                raise UserError(f"{name}={chosen}: {field.name} takes {', '.join(choices)}{near}")
-        bounds = bounds_of(field)
-        if bounds and value is not None:
-            least, most = field.metadata.get("at_least"), field.metadata.get("at_most")
-            for number in value if isinstance(value, list) else [value]:
-                if (least is not None and not number >= least) or (most is not None and not number <= most):
-                    raise UserError(f"{name}={number}: {field.name} must be {bounds} (see --help)")
-
-
-def bounds_of(field: dataclasses.Field[Any]) -> str:
-    """Say between which numbers a value must lie; "" if it has no bounds."""
-    least, most = field.metadata.get("at_least"), field.metadata.get("at_most")
-    if least is not None and most is not None:
-        return f"from {least} to {most}"
-    return f"at least {least}" if least is not None else f"at most {most}" if most is not None else ""
-
-
-def _refuse_empty(name: str, value: Any) -> None:
-    if isinstance(value, str) and not value.strip():
-        raise UserError(f"{name}={value} is empty: give a value (see --help)")
-    if isinstance(value, list) and (not value or any(isinstance(v, str) and not v.strip() for v in value)):
-        shown = ",".join(map(str, value))
-        raise UserError(f"{name}=[{shown}]: {'an element' if value else 'the list'} is empty; give at least one value")
 
 
 def missing_options(config: Any) -> list[str]:

@@ -141,8 +141,6 @@ def stem_layer(name: str, stride: int, cells: int, image_size: int) -> Callable[
 
     Raises UserError if timm lacks the network, or if the patches do not fill the image.
     """
-    if cells < 1:
-        raise UserError(f"model.image.stem_cells={cells} must be at least 1")
     if image_size % (stride * cells):
         times = "" if cells == 1 else f" times model.image.stem_cells={cells}"
         raise UserError(

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +13,7 @@ from filip.interaction.backends import backend_names
 from filip.interaction.token_selection import SCORES
 from filip.models import ModelConfig
 from filip.models.config import INTERACTIONS
+from filip.option import check_values
 from filip.plugins import load_plugins
 from filip.train.losses import TERMS, Term, check_terms, resolve_weights
 from filip.train.losses.weights import FORMS, parse_schedule, parse_setting
@@ -37,25 +35,29 @@ DEFAULT_GLOBAL_BATCH = 8192  # the paper's ablation
 class OptimizerConfig:
     """LAMB as in the implementation that the paper names, AdamW or Muon; moments decay by 0.9 and 0.999."""
 
-    name: str = option("lamb", " or ".join(OPTIMIZERS))
-    base_lr: float = option(6e-3, "per 512 pairs: peak LR = base_lr * sqrt(global batch / 512)")
-    warmup_steps: int = option(3000, "iterations of linear warm-up")
-    weight_decay: float = option(3e-2, "on matrices only; never on biases, norms, embeddings, temperature")
+    name: str = option("lamb", "optimiser", choices=OPTIMIZERS)
+    base_lr: float = option(6e-3, "per 512 pairs: peak LR = base_lr * sqrt(global batch / 512)", above=0)
+    warmup_steps: int = option(3000, "iterations of linear warm-up", at_least=0)
+    weight_decay: float = option(3e-2, "on matrices only; never on biases, norms, embeddings, temperature", at_least=0)
     eps: float | None = option(
         None,
         "added outside the root; null = what suits the optimiser: 1e-4 for LAMB (the paper's implementation), 1e-8 for "
         "AdamW, whose steps on small gradients 1e-4 would damp",
+        above=0,
     )
     temperature_lr_factor: float = option(
         1.0,
         "learning rate of the temperature over that of the rest. LAMB moves a lone number by lr * |log scale| per "
         "step whatever its gradient; the implementation that the paper names does so too, hence 1. Lower it if the "
         "scale jumps",
+        above=0,
     )
     average: float | None = option(
         None,
         "decay per step of an average of the weights, e.g. 0.999, which evaluations, checkpoints' exports and the "
         "result then hold; (1 + step) / (10 + step) while that is less. null = the weights themselves",
+        above=0,
+        at_most=1,
     )
 
 
@@ -67,25 +69,29 @@ class WarmStartConfig:
         None,
         "how a .safetensors to start from compares: null = as before; token_wise sends every patch and word of a "
         "pooled model through the projections of [CLS] and [EOS]",
+        choices=INTERACTIONS,
     )
-    projection_steps: int = option(0, "first steps, in which only the projections and the temperature learn")
-    layer_decay: float = option(1.0, "learning rate of a block over that of the block above it")
+    projection_steps: int = option(
+        0, "first steps, in which only the projections and the temperature learn", at_least=0
+    )
+    layer_decay: float = option(1.0, "learning rate of a block over that of the block above it", above=0, at_most=1)
     image: str = option(
         "full",
         "what of the image tower learns: full = all; frozen = nothing but its projection (LiT); lora = low-rank "
         "adapters in its blocks, and its projection; frozen_stem = all but model.image.stem",
+        choices=TUNING,
     )
-    text: str = option("full", "which weights of the text tower learn: full, frozen or lora")
+    text: str = option("full", "which weights of the text tower learn", choices=("full", "frozen", "lora"))
 
 
 @dataclass
 class CheckpointConfig:
     """Checkpoints in run_dir/checkpoints: DeepSpeed's, plus loop, loader and random state."""
 
-    every_steps: int = option(0, "save every N steps; 0 = see every_minutes only")
-    every_minutes: float = option(10.0, "save when the last one is older; 0 = never by time")
-    keep: int = option(2, "how many of the newest checkpoints stay; older ones are deleted")
-    keep_every_steps: int = option(0, "checkpoints at multiples of this are never deleted; 0 = none")
+    every_steps: int = option(0, "save every N steps; 0 = see every_minutes only", at_least=0)
+    every_minutes: float = option(10.0, "save when the last one is older; 0 = never by time", at_least=0)
+    keep: int = option(2, "how many of the newest checkpoints stay; older ones are deleted", at_least=1)
+    keep_every_steps: int = option(0, "checkpoints at multiples of this are never deleted; 0 = none", at_least=0)
 
 
 @dataclass
@@ -96,6 +102,7 @@ class WatchdogConfig:
         "stop",
         "after three consecutive steps with a loss or gradient that is not finite (scaler aside): stop, or rollback = "
         "last checkpoint, skip that data",
+        choices=("stop", "rollback"),
     )
 
 
@@ -103,7 +110,7 @@ class WatchdogConfig:
 class EvalConfig:
     """The settings of evaluations while training, with the cards and commands of filip.eval."""
 
-    every_steps: int = option(0, "evaluate every N steps and at the end; 0 = never")
+    every_steps: int = option(0, "evaluate every N steps and at the end; 0 = never", at_least=0)
     root: str = option("results/benchmarks", "folder below which the test sets lie")
     data: list[str] = option(
         [],
@@ -130,7 +137,7 @@ class TrainConfig:
         MISSING, "the trained model, a .safetensors file, and last of all its result, a .json next to it", writes="file"
     )
     resume: str = option("auto", "auto = the newest checkpoint of run_dir; a checkpoint folder; never")
-    seed: int = option(0, "every random choice derives from it")
+    seed: int = option(0, "every random choice derives from it", at_least=0)
 
     model: ModelConfig = option(ModelConfig(), "see filip/conf/model; model=base|large|demo|small|tiny")
     data: DataConfig = option(DataConfig(), "sources and augmentation")
@@ -140,34 +147,45 @@ class TrainConfig:
         "hf:FOLDER or timm:NAME (warm start, docs/models.md); its architecture counts",
     )
     warm_start: WarmStartConfig = option(WarmStartConfig(), "how what init_from brings is trained")
-    image_size: int | None = option(None, "other image side in px: position embeddings are interpolated")
+    image_size: int | None = option(None, "other image side in px: position embeddings are interpolated", at_least=1)
 
     global_batch: int | None = option(
-        None, f"pairs per contrastive batch over all ranks; null = {DEFAULT_GLOBAL_BATCH}, unless batch_per_rank"
+        None,
+        f"pairs per contrastive batch over all ranks; null = {DEFAULT_GLOBAL_BATCH}, unless batch_per_rank",
+        at_least=1,
     )
-    batch_per_rank: int | None = option(None, "pairs per rank, instead of global_batch")
-    gradient_accumulation: int = option(1, "contrastive batches per optimiser step, each with its own negatives")
-    gradient_cache: int | None = option(None, "pairs per forward pass: exact loss of the whole batch, less memory")
-    epochs: float | None = option(30.0, "passes over the data; null = until max_steps")
-    max_steps: int | None = option(None, "at most this many optimiser steps; the schedule ends there")
+    batch_per_rank: int | None = option(None, "pairs per rank, instead of global_batch", at_least=1)
+    gradient_accumulation: int = option(
+        1, "contrastive batches per optimiser step, each with its own negatives", at_least=1
+    )
+    gradient_cache: int | None = option(
+        None, "pairs per forward pass: exact loss of the whole batch, less memory", at_least=1
+    )
+    epochs: float | None = option(30.0, "passes over the data; null = until max_steps", above=0)
+    max_steps: int | None = option(None, "at most this many optimiser steps; the schedule ends there", at_least=1)
 
     optimizer: OptimizerConfig = option(OptimizerConfig(), "the optimiser and its schedule")
     precision: str = option(
         "auto",
         "fp32; bf16 = autocast; fp16 = DeepSpeed's block with dynamic loss scale; auto = bf16 where the hardware "
         "multiplies it, else fp16 on CUDA and fp32 on CPUs",
+        choices=("auto", *PRECISIONS),
     )
-    zero_stage: int = option(1, "0 to 3: what DeepSpeed partitions over the ranks")
+    zero_stage: int = option(1, "what DeepSpeed partitions over the ranks", choices=(0, 1, 2, 3))
     deepspeed: str | None = option(None, "a name in ds_configs or a JSON file; null = zero<stage>_<precision>")
     compile: bool = option(
         False, "torch.compile for the blocks of both towers: faster steps after a first one of a minute or more"
     )
     world_size: int | None = option(
-        None, "ranks that the launcher should start; another number is refused, null accepts any"
+        None, "ranks that the launcher should start; another number is refused, null accepts any", at_least=1
     )
-    threads: int | None = option(None, "CPU threads per rank; null = OMP_NUM_THREADS or cores / ranks on the host")
+    threads: int | None = option(
+        None, "CPU threads per rank; null = OMP_NUM_THREADS or cores / ranks on the host", at_least=1
+    )
 
-    token_keep_ratio: float = option(1.0, "share of its tokens that a sample sends to the loss (paper's late*: 0.25)")
+    token_keep_ratio: float = option(
+        1.0, "share of its tokens that a sample sends to the loss (paper's late*: 0.25)", above=0, at_most=1
+    )
     token_keep_schedule: str | None = option(
         None,
         "schedule that ends at token_keep_ratio: 'linear from A to B in steps F to L', cosine or switch, as for "
@@ -179,24 +197,28 @@ class TrainConfig:
         "paper); contrast = that minus the mean similarity, which [BOS] and commas do not win; salience = what is rare "
         "among the batch's own patches or words, whatever the other side shows; learned = a direction for each side, "
         "trained with the model",
+        choices=SCORES,
     )
     token_keep_minimum: int = option(
-        1, "tokens that every image and caption keeps; 1 = the paper, short captions need more"
+        1, "tokens that every image and caption keeps; 1 = the paper, short captions need more", at_least=1
     )
     token_maximum: str = option(
         "hard",
         "hard = the largest similarity (the paper); smooth = log-mean-exp of temperature token_temperature; softmax = "
         "mean weighted by a softmax of that temperature; top_k = mean of the two largest. They are slower and "
         "for training only: evaluation takes the largest",
+        choices=("hard", "smooth", "softmax", "top_k"),
     )
     token_temperature: Any = option(
         0.05,
         "temperature of token_maximum=smooth or softmax: a number; towards 0 it is the maximum. For smooth also a "
         "schedule, as for the weights of the loss; where it is 0 the loss takes the maximum itself",
     )
-    exchange: str = option("gather", "gather or ring: how this rank gets the tokens of the others")
-    backend: str = option("auto", "auto, reference, tiled, native, ...: see docs/interaction.md")
-    transport_dtype: str = option("auto", "dtype of tokens sent to other ranks: auto = as precision; fp32, bf16, fp16")
+    exchange: str = option("gather", "how this rank gets the tokens of the others", choices=("gather", "ring"))
+    backend: str = option("auto", "see docs/interaction.md", choices=backend_names)
+    transport_dtype: str = option(
+        "auto", "dtype of tokens sent to other ranks: auto = as precision", choices=TRANSPORT_DTYPES
+    )
     loss: dict[str, Any] = option(
         dict.fromkeys(TERMS),
         f"weight of each term: {FORMS}; null = 1 for the one that model.interaction names, 0 for the others (the "
@@ -206,11 +228,11 @@ class TrainConfig:
     soft_targets: bool = option(True, "pairs of one group are positives of each other, 1 / #positives each")
 
     timeout_minutes: float = option(
-        30.0, "a step's collective that takes longer ends the run with an error: a rank is dead or unreachable"
+        30.0, "a step's collective that takes longer ends the run with an error: a rank is dead or unreachable", above=0
     )
-    log_every: int = option(10, "steps per line, TensorBoard point and log.jsonl entry")
+    log_every: int = option(10, "steps per line, TensorBoard point and log.jsonl entry", at_least=1)
     profile_steps: list[int] | None = option(
-        None, "[first, last]: the first rank's operations in these steps, as a trace in run_dir/profile"
+        None, "[first, last]: the first rank's operations in these steps, as a trace in run_dir/profile", at_least=1
     )
     log_to: str | None = option(None, f"a further place for the numbers, besides TensorBoard: {' or '.join(SINKS)}")
     checkpoint: CheckpointConfig = option(CheckpointConfig(), "cadence and retention")
@@ -227,25 +249,15 @@ class TrainConfig:
 
         weights_exist: look for the file of ``init_from``, too.
         """
-        _choice("precision", self.precision, ("auto", *PRECISIONS))
-        _choice("transport_dtype", self.transport_dtype, TRANSPORT_DTYPES)
-        _choice("exchange", self.exchange, ("gather", "ring"))
-        _choice("backend", self.backend, backend_names())
-        _choice("token_score", self.token_score, SCORES)
+        check_values(self)
         _check_keeping(self)
-        _choice("token_maximum", self.token_maximum, ("hard", "smooth", "softmax", "top_k"))
         _check_annealing(self)
-        _choice("optimizer.name", self.optimizer.name, tuple(OPTIMIZERS))
         if self.optimizer.eps is None:
             self.optimizer.eps = OPTIMIZERS[self.optimizer.name].eps
-        if self.profile_steps is not None and not (
-            len(self.profile_steps) == 2 and 1 <= self.profile_steps[0] <= self.profile_steps[1]
-        ):
+        steps = self.profile_steps
+        if steps is not None and not (len(steps) == 2 and steps[0] <= steps[1]):
             raise UserError(f"profile_steps={self.profile_steps}: give the first and the last step, e.g. [100,110]")
         check_sink(self.log_to)
-        _choice("watchdog.non_finite", self.watchdog.non_finite, ("stop", "rollback"))
-        if self.zero_stage not in (0, 1, 2, 3):
-            raise UserError(f"zero_stage={self.zero_stage} must be 0, 1, 2 or 3")
         if self.compile and self.zero_stage == 3:
             raise UserError(
                 "compile=true with zero_stage=3: ZeRO-3 takes a block's weights away between its layers, which no "
@@ -258,16 +270,11 @@ class TrainConfig:
             )
         if self.epochs is None and self.max_steps is None:
             raise UserError("neither epochs nor max_steps is given, so the run would never end")
-        _check_numbers(self)
         if self.init_from is not None:
             if weights_exist:
                 check_init_from(self.init_from)
         elif self.warm_start != WarmStartConfig():
             raise UserError("warm_start is for a training that starts from a model: give init_from=…, or leave it out")
-        if self.warm_start.interaction is not None:
-            _choice("warm_start.interaction", self.warm_start.interaction, INTERACTIONS)
-        _choice("warm_start.image", self.warm_start.image, TUNING)
-        _choice("warm_start.text", self.warm_start.text, tuple(t for t in TUNING if t != "frozen_stem"))
         _check_feature_cache(self.data)
         self.model.check()
         check_terms(self)
@@ -287,39 +294,6 @@ def _check_feature_cache(data: DataConfig) -> None:
             f"data.feature_cache={data.feature_cache} keeps the feature maps of whole images, which augmentation would "
             f"change at every visit: give {' '.join(changed)} as well, or leave data.feature_cache out"
         )
-
-
-POSITIVE = (
-    "global_batch", "batch_per_rank", "gradient_accumulation", "gradient_cache", "epochs", "max_steps", "threads",
-    "world_size",
-    "log_every", "timeout_minutes",
-    "token_keep_minimum",
-    "optimizer.base_lr", "optimizer.temperature_lr_factor",
-    "optimizer.eps", "checkpoint.keep",
-    "data.shuffle_window_shards", "data.reader_groups",
-)  # fmt: skip
-NOT_NEGATIVE = (
-    "seed", "optimizer.weight_decay",
-    "optimizer.warmup_steps", "checkpoint.every_steps", "checkpoint.every_minutes",
-    "checkpoint.keep_every_steps", "eval.every_steps",
-    "data.workers", "warm_start.projection_steps",
-)  # fmt: skip
-SHARES = ("optimizer.average", "token_keep_ratio", "data.crop_scale_min", "warm_start.layer_decay")
-
-
-def _check_numbers(config: TrainConfig) -> None:
-    """Raise UserError for the first number out of its range; None means that something else decides."""
-
-    def refuse(names: tuple[str, ...], fits: Callable[[float], bool], wanted: str) -> None:
-        for name in names:
-            value = attrgetter(name)(config)
-            if value is not None and not (math.isfinite(value) and fits(value)):
-                raise UserError(f"{name}={value} must be {wanted}")
-
-    refuse(POSITIVE, lambda value: value > 0, "positive")
-    refuse(NOT_NEGATIVE, lambda value: value >= 0, "0 or positive")
-    refuse(SHARES, lambda value: 0 < value <= 1, "above 0 and at most 1")
-    refuse(("data.auto_augment",), lambda value: 0 <= value <= 1, "at least 0 and at most 1")
 
 
 def _check_keeping(config: TrainConfig) -> None:
@@ -351,8 +325,3 @@ def _check_annealing(config: TrainConfig) -> None:
             f"token_temperature={config.token_temperature!r} is for token_maximum=smooth, and "
             f"token_maximum={config.token_maximum} follows no schedule; give token_maximum=smooth as well"
         )
-
-
-def _choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise UserError(f"{name}={value!r} is unknown; choose one of {', '.join(allowed)}")

@@ -291,7 +291,7 @@ def test_person_names_and_sensitive_words_from_lists(tmp_path: Path, monkeypatch
 
 
 def test_user_mistakes_are_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"rules=.*'text_rules.max_repeat'"):
+    with pytest.raises(UserError, match=r"rules=.*'max_repeat' in text_rules"):
         with_rules(SourceCard("x"), {"max_repeat": 3})
     with pytest.raises(UserError, match="`filip data prepare` makes a list"):
         apply_text_rules(tmp_path / "none.parquet", tmp_path / "k.parquet", rules())

@@ -89,9 +89,12 @@ def test_a_run_trains_with_swapped_captions_and_a_setting(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("given", "complaint"),
     [
-        (["loss.hard_negatives={weight: 1, margn: 0.3}"], "no setting margn; did you mean 'margin'"),
-        (["loss.hard_negatives={weight: 1, margin: big}"], r"hard_negatives\.margin='big'"),
-        (["loss.hard_negatives={weight: 1, margin: -1}"], "margin must be at least 0"),
+        (
+            ["loss.hard_negatives={weight: 1, margn: 0.3}"],
+            "there is no key 'margn' in loss.hard_negatives; did you mean 'margin'",
+        ),
+        (["loss.hard_negatives={weight: 1, margin: big}"], r"hard_negatives\.margin=big: margin takes a number"),
+        (["loss.hard_negatives={weight: 1, margin: -1}"], "margin=-1.0 must be at least 0"),
         # what is written later takes the place of the number
         (["loss.hard_negatives=1", "loss.hard_negatives.margin=0.3"], "has no weight"),
         (["loss.pooled={weight: 1}"], "this term has no settings"),

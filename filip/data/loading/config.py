@@ -23,10 +23,12 @@ class Source:
         "pipe:…, of a folder or of tars with braces",
     )
     captions: str | None = option(None, "folder of caption side-cars; null = the .txt files in the tars")
-    weight: float = option(1.0, "passes over this source per epoch; 0.5 = a random half of it")
+    weight: float = option(1.0, "passes over this source per epoch; 0.5 = a random half of it", at_least=0)
     manifest: str | None = option(None, "its manifest.json; the hash goes into the run and is compared on resume")
     pairs: int | None = option(
-        None, "pairs in all shards, if they are streamed; default: as its manifest says. Local shards are counted"
+        None,
+        "pairs in all shards, if they are streamed; default: as its manifest says. Local shards are counted",
+        at_least=1,
     )
 
 
@@ -43,10 +45,17 @@ class AugmentConfig:
         1.0,
         "share of the images that AutoAugment (ImageNet policy) applies to, after crop and flip; 0 = none; "
         "short trainings need less",
+        at_least=0,
+        at_most=1,
     )
-    crop_scale_min: float = option(0.5, "smallest share of the image that random resized crop keeps (paper: open)")
+    crop_scale_min: float = option(
+        0.5, "smallest share of the image that random resized crop keeps (paper: open)", above=0, at_most=1
+    )
     flip_probability: float = option(
-        0.5, "probability of a horizontal flip (paper: open); 0 if captions say what is left of what"
+        0.5,
+        "probability of a horizontal flip (paper: open); 0 if captions say what is left of what",
+        at_least=0,
+        at_most=1,
     )
 
 
@@ -60,22 +69,25 @@ class DataConfig(AugmentConfig):
         1.0,
         "how often a caption that an engine made of the image (its card's recaption) is drawn, relative to another; "
         "0 = never",
+        at_least=0,
     )
     workers: int = option(
-        2, "loader processes per rank, at most one per core that it has; 0 = load in the training process"
+        2, "loader processes per rank, not more than its cores; 0 = load in the training process", at_least=0
     )
     shuffle_window_shards: int = option(
-        16, "shards whose samples are shuffled among each other, and kept open by a reader"
+        16, "shards whose samples are shuffled among each other, and kept open by a reader", at_least=1
     )
     patch_budgets: list[int] = option(
         [],
         "for a NaFlex tower (model.image.options={use_naflex: true}): images keep their shape and get as many patches "
         "as fit into one of these numbers, drawn for each batch, e.g. [64, 144, 256]; [] = squares of image_size",
+        at_least=1,
     )
     reader_groups: int = option(
         1,
         "groups of ranks that share no shards: 1 on one machine, else the number of ranks or a divisor of it, so "
         "that a rank does not read from every shard; the order of pairs depends on it",
+        at_least=1,
     )
     feature_cache: str | None = option(
         None,

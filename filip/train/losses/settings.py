@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from typing import Any
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
-from filip.errors import UserError, one_of
-from filip.overrides import check_values
+from filip.errors import UserError
+from filip.option import read_settings
 
 WEIGHT = "weight"
 
@@ -35,18 +32,7 @@ def term_settings(name: str, value: object, kind: type | None) -> Any:
     if kind is None:
         return None
     given = {key: value[key] for key in value if key != WEIGHT} if isinstance(value, Mapping) else {}
-    known = [field.name for field in fields(kind)]
-    for key, one in given.items():
-        if key not in known:
-            raise UserError(f"loss.{name}: there is no setting {key}{one_of(str(key), [WEIGHT, *known])}")
-        try:
-            OmegaConf.update(OmegaConf.structured(kind), str(key), one)
-        except OmegaConfBaseException as error:
-            reason = str(error).partition("\n")[0]
-            raise UserError(f"loss.{name}.{key}={one!r} is not what it takes: {reason}") from error
-    settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), given))
-    check_values(settings, f"loss.{name}.")
-    return settings
+    return read_settings(kind, given, f"loss.{name}.")
 
 
 def with_settings(weight: float | str, settings: Any) -> float | str | dict[str, Any]:
