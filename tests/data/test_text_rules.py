@@ -152,7 +152,7 @@ def test_several_languages(tmp_path: Path) -> None:
     assert {k: v for k, v in fragment.dropped.items() if v} == {"other_language": 2}
     with pytest.raises(UserError, match="names xx, but knows"):
         are_in(captions, ["xx"])
-    with pytest.raises(UserError, match=r"'text_rules.language' is \[1\]"):
+    with pytest.raises(UserError, match=r"text_rules\.language=\[1\] must be"):
         parse_card({"text_rules": {"language": [1]}}, Path("c.yaml"))
 
 
