@@ -218,7 +218,7 @@ def my_package(tmp_path: Path) -> dict[str, str]:
     (tmp_path / "my_package").mkdir()
     about.mkdir()
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: my-package\nVersion: 1.0\n")
-    for section in ("A loss term", "An optimiser", "An evaluation protocol"):
+    for section in ("A loss term", "An optimiser", "An evaluation protocol", "A model of somebody else"):
         codes, [toml] = blocks("extending.md", "python", section), blocks("extending.md", "toml", section)
         [[group, entries]] = tomllib.loads(toml)["project"]["entry-points"].items()
         with open(about / "entry_points.txt", "a") as file:
@@ -270,6 +270,20 @@ for given in (0.0, 0.5):
 """
     done = subprocess.run([sys.executable, "-c", code], env=my_package, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_model_of_the_extending_page_is_evaluated_by_its_prefix(my_package: dict[str, str], tmp_path: Path) -> None:
+    write_webdataset(tmp_path / "demo_fluent", None, [["text " * (i + 1)] for i in range(6)])
+    command = [
+        sys.executable, "-m", "filip", "eval", "model=colours:plain", f"root={tmp_path}", "data=demo_fluent",
+        "protocols=[retrieval]", f"out={tmp_path}/retrieval.json",
+    ]  # fmt: skip
+    done = subprocess.run(command, env=my_package, capture_output=True, text=True, timeout=120, cwd=ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert json.loads((tmp_path / "retrieval.json").read_text())["benchmarks"]["demo_fluent"]["images"] == 6
+    command[4] = "model=colour:plain"
+    done = subprocess.run(command, env=my_package, capture_output=True, text=True, timeout=120, cwd=ROOT)
+    assert "did you mean colours:plain?" in done.stderr and "colours:NAME" in done.stderr
 
 
 def test_the_protocol_of_the_extending_page_is_run_and_has_its_line_and_its_table(

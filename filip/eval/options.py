@@ -10,7 +10,7 @@ from typing import Any
 from filip.command import MISSING, option
 from filip.errors import UserError
 from filip.eval.cards import KINDS, BenchmarkCard
-from filip.eval.encoders import FORMS, Encoder, load_encoder
+from filip.eval.encoders import Encoder, forms, load_encoder
 from filip.eval.features import FeatureStore, model_key, read_shard
 from filip.eval.fit import FITS
 from filip.eval.opening import MISSING_SETS, check_sets
@@ -23,7 +23,7 @@ from filip.eval.sharing import device_of, launched
 class ModelOptions:
     """The options of commands that load one model."""
 
-    model: str = option(MISSING, FORMS)
+    model: str = option(MISSING, forms())
     image_size: int | None = option(None, "evaluate at this resolution instead of the model's", at_least=1)
     device: str = option("auto", "torch device; auto = a GPU where there is one")
     precision: str = option(

@@ -15,8 +15,6 @@ from filip.train.losses import TERMS, resolve_weights
 from filip.train.manifests import as_they_lie
 from filip.train.ranks import Ranks
 
-OWN_SHAPES = ("token_wise", "token_wise_sigmoid")  # terms of tokens that know of images of different sizes
-
 
 def training_loader(config: TrainConfig, model: DualEncoder, batching: Batching, ranks: Ranks) -> Loader:
     """Return this rank's stream of contrastive batches. Raises UserError if the model cannot take them."""
@@ -52,11 +50,12 @@ def check_own_shapes(config: TrainConfig, model: DualEncoder) -> None:
             "model.image.options={use_naflex: true}, or leave data.patch_budgets out"
         )
     weights = resolve_weights(config.loss, model.config.interaction)
-    other = [name for name in weights if "tokens" in TERMS[name].features and name not in OWN_SHAPES]
+    other = [name for name in weights if "tokens" in TERMS[name].features and not TERMS[name].own_shapes]
     if other:
         raise UserError(
-            f"{given}: loss.{other[0]} compares images of equally many patches; {', '.join(OWN_SHAPES)} and the "
-            f"terms of vectors do not: give loss.{other[0]}=0"
+            f"{given}: loss.{other[0]} compares images of equally many patches; "
+            f"{', '.join(name for name, term in TERMS.items() if term.own_shapes)} and the terms of vectors do not: "
+            f"give loss.{other[0]}=0"
         )
     for setting, advice, set_so in (
         ("token_keep_ratio", "1", config.token_keep_ratio < 1),

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from filip.errors import UserError
-from filip.eval.encoders import BACKENDS
+from filip.eval.encoders import backends
 from filip.study import Study, check
 from filip.study.checks import NOT_COMPARED, check_config
 from filip.train.fingerprint import learning_settings
@@ -132,7 +132,7 @@ def test_a_peer_may_not_have_the_name_of_a_run(demo: dict) -> None:
         WorkflowStudy(demo)
 
 
-@pytest.mark.parametrize("prefix", BACKENDS)
+@pytest.mark.parametrize("prefix", backends())
 def test_a_peer_may_be_of_any_kind_that_the_evaluation_loads(demo: dict, prefix: str) -> None:
     demo["peers"] = {"theirs": {"label": "theirs", "model": f"{prefix}:some/where"}}
     assert WorkflowStudy(demo).peers["theirs"]["model"] == f"{prefix}:some/where"

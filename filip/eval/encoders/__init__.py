@@ -1,12 +1,14 @@
 """Models seen from evaluation: pixels and strings in, unit vectors or unit tokens out.
 
-A model is given by name: a file or folder of this project, or ``PREFIX:NAME`` with a prefix of :data:`BACKENDS`. To add
-a kind of model, write a class with the methods of :class:`Encoder` and a ``from_name``, and add its line there.
+A model is given by name: a file or folder of this project, or ``PREFIX:NAME`` with a prefix of :func:`backends`. To add
+a kind of model, write a class with the methods of :class:`Encoder` and a ``from_name``, and add its line to
+``BACKENDS``, or, in your own package, an entry point of the group ``filip.encoders``; filip_research has examples.
 """
 
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,6 +26,7 @@ from filip.errors import UserError
 from filip.eval.fit import FITS, Boxed, Padded, Tiled
 from filip.eval.precision import autocast, dtype_of
 from filip.files import nothing_at
+from filip.plugins import load_plugins
 
 
 class Encoder(Protocol):
@@ -71,7 +74,7 @@ class Encoder(Protocol):
         """Return how many tokens each text would have if nothing were cut."""
 
     # A pooled model that compares in another way than by a product of unit vectors also has
-    # ``similarity(images, texts)`` -> [images, texts], which takes what it encodes (:mod:`filip.eval.encoders.flair`).
+    # ``similarity(images, texts)`` -> [images, texts], which takes what it encodes (``filip_research/flair.py``).
 
 
 @dataclass(frozen=True)
@@ -123,23 +126,23 @@ BACKENDS = {
         "MultiVectorEncoder",
         "mv:FOLDER (a MultiVectorEncoder of sentence-transformers)",
     ),
-    "declip": Backend(
-        "filip.eval.encoders.declip", "DeclipEncoder", "declip:FILE[:words] (FILIP and DeFILIP of DeCLIP's authors)"
-    ),
-    "flair": Backend("filip.eval.encoders.flair", "FlairEncoder", "flair:FILE (what FLAIR's authors published)"),
-    "fgclip": Backend(
-        "filip.eval.encoders.fgclip",
-        "FgClipEncoder",
-        "fgclip:FOLDER[:long|:box] or fgclip:OWNER/NAME (FG-CLIP and FG-CLIP 2)",
-    ),
     "onnx": Backend(
         "filip.eval.encoders.onnx", "OnnxEncoder", "onnx:FOLDER[:fp16|:int8] (what filip export to=onnx wrote)"
     ),
 }
 OWN_PROJECTIONS = "of every patch and word, by the pooled model's own projections"
-FORMS = "emoji (it comes with the package), a .safetensors file, a run folder, a checkpoint, " + ", ".join(
-    b.form for b in BACKENDS.values()
-)
+
+
+@functools.cache
+def backends() -> dict[str, Backend]:
+    """Return the kinds of models by their prefix, those of other installed packages included."""
+    return BACKENDS | load_plugins("filip.encoders", Backend, BACKENDS)
+
+
+def forms() -> str:
+    """Return what the name of a model may look like, for help and messages."""
+    own = "emoji (it comes with the package), a .safetensors file, a run folder, a checkpoint"
+    return ", ".join([own, *(backend.form for backend in backends().values())])
 
 
 def load_encoder(
@@ -156,7 +159,7 @@ def load_encoder(
     """Load a model by its name.
 
     model: a ``.safetensors`` file written by training, a run folder or a DeepSpeed checkpoint of ours, or a name with a
-    prefix of :data:`BACKENDS`. A folder that sentence-transformers saved needs no prefix.
+    prefix of :func:`backends`. A folder that sentence-transformers saved needs no prefix.
     device: a torch device, or "auto": a GPU where there is one. precision: "fp32", "bf16", "fp16", "auto".
     image_size, tokens, trust_remote_code, stem_maps: see :class:`Loading`. fit: "crop": pictures that are not square as
     the model's authors do, mostly by their centre; "pad": whole, in a square with grey borders; "tiles": three squares;
@@ -181,18 +184,18 @@ def load_encoder(
 def _load(model: str, loading: Loading) -> Encoder:
     model = resources.weights(model)
     prefix, colon, name = model.partition(":")
-    if colon and prefix in BACKENDS:
+    if colon and prefix in backends():
         if not name:
-            raise UserError(f"model={model}: a name is missing after the colon; write {BACKENDS[prefix].form}")
-        return BACKENDS[prefix].load(name, loading)
+            raise UserError(f"model={model}: a name is missing after the colon; write {backends()[prefix].form}")
+        return backends()[prefix].load(name, loading)
     place = Path(model)
     if (place / "modules.json").is_file():
         return BACKENDS["mv"].load(model, loading)
     if not place.exists():
-        close = difflib.get_close_matches(prefix, BACKENDS, 1) if colon else []
+        close = difflib.get_close_matches(prefix, backends(), 1) if colon else []
         hint = f"; did you mean {close[0]}:{name}?" if close else ""
         raise UserError(
-            f"no model at {model}{hint} Give {FORMS}" if close else nothing_at(model, f"give a model: {FORMS}")
+            f"no model at {model}{hint} Give {forms()}" if close else nothing_at(model, f"give a model: {forms()}")
         )
     own = _own_model(place, loading.image_size).to(loading.device)
     if loading.device == "cpu":

@@ -19,7 +19,6 @@ from filip.interaction import gather_ids
 from filip.models import DualEncoder, Encoded
 from filip.train.losses.pooled import POOLED
 from filip.train.losses.settings import given_weight, term_settings, with_settings
-from filip.train.losses.sigmoid import SIGMOID, TOKEN_WISE_SIGMOID
 from filip.train.losses.term import BatchShape, LossInput, LossSettings, Term, TermOutput, sum_of
 from filip.train.losses.token_wise import TOKEN_WISE, scorer_parameters
 from filip.train.losses.weights import Weight, WeightSchedule, as_setting, check_every_step, parse_weight, weight_at
@@ -31,12 +30,7 @@ __all__ = [
 
 SATURATED_LOSS = 1e-3  # below it a batch teaches next to nothing (HN-CLIP, 2026)
 # Terms are added up in this order. The first one that counts names loss/i2t, accuracy/i2t and so on.
-TERMS: dict[str, Term] = {
-    "token_wise": TOKEN_WISE,
-    "pooled": POOLED,
-    "sigmoid": SIGMOID,
-    "token_wise_sigmoid": TOKEN_WISE_SIGMOID,
-}
+TERMS: dict[str, Term] = {"token_wise": TOKEN_WISE, "pooled": POOLED}
 
 
 class LossOutput(NamedTuple):
@@ -214,8 +208,8 @@ def check_model(weights: Mapping[str, Weight], model: DualEncoder) -> None:
     if model.config.interaction == "pooled" and not any("vectors" in TERMS[name].features for name in weights):
         raise UserError(
             f"loss.{next(iter(weights))} reads tokens, but model.interaction=pooled compares an image and a caption by "
-            "one vector each, which no term of this loss reads; set model.interaction=token_wise, or give loss.pooled "
-            "or loss.sigmoid a weight"
+            "one vector each, which no term of this loss reads; set model.interaction=token_wise, or give a term "
+            "of vectors a weight, such as loss.pooled"
         )
     for name in weights:
         if TERMS[name].clip_words and model.config.text.tokenizer is not None:

@@ -167,6 +167,7 @@ class Term:
     captions   further captions, one or none for each pair, which the text tower encodes with those of the batch: from
                the loader's batch and a key that decides every random choice, ids [b, n] and lengths [b], 0 for none.
                ``compute`` finds their tokens in ``batch.encoded.further``. One term of a loss may have them
+    own_shapes whether it knows of images of different sizes; a term of vectors need not
     clip_words whether it reads or makes ids of CLIP's vocabulary
     citation   the papers that it comes from, for docs/related.md and the cards of models that it trained
     """
@@ -181,6 +182,7 @@ class Term:
     settings: type | None = None
     check: Callable[[LossSettings], None] = no_conditions
     captions: Callable[[Mapping[str, Any], str], tuple[Tensor, Tensor]] | None = None
+    own_shapes: bool = False
     clip_words: bool = False
     citation: tuple[str, ...] = ()
 

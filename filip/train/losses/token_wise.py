@@ -143,5 +143,12 @@ def memory(shape: BatchShape) -> float:
 
 
 TOKEN_WISE = Term(
-    compute, "tokens", math.log, memory, "token-wise maximum similarity", exchanged=("tokens",), citation=(FILIP,)
+    compute,
+    "tokens",
+    math.log,
+    memory,
+    "token-wise maximum similarity",
+    exchanged=("tokens",),
+    own_shapes=True,
+    citation=(FILIP,),
 )

@@ -23,8 +23,8 @@ from filip.export.clip_tokenizer import clip_tokenizer
 from filip.index.build import Build
 from filip.index.build import main as build
 from filip.models import build_model
-from tests.eval.flair import GRID, PATCH, State, attention, flair_images, flair_similarity, flair_state, norm, part
 from tests.eval.miniature import SIDE, picture, run_protocol, tiny_config, write_webdataset
+from tests.research.flair import GRID, PATCH, State, attention, flair_images, flair_similarity, flair_state, norm, part
 
 DIM = 32
 TEXTS = ["a red cat", "Two dogs on a beach, at night", "a pear", "a long " + "word " * 90]

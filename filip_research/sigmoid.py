@@ -17,8 +17,8 @@ from torch import Tensor
 
 from filip.citations import FILIP, SIGLIP
 from filip.train.losses import token_wise
-from filip.train.losses.sigmoid_loss import distributed_sigmoid_loss, sigmoid_loss
 from filip.train.losses.term import BatchShape, LossInput, Term, TermOutput
+from filip_research.sigmoid_loss import distributed_sigmoid_loss, sigmoid_loss
 
 INITIAL_BIAS = -10.0
 
@@ -89,5 +89,6 @@ TOKEN_WISE_SIGMOID = Term(
     "sigmoid of the token-wise maximum similarity",
     lambda dim: {"token_wise_sigmoid_bias": torch.tensor([INITIAL_BIAS])},
     exchanged=("tokens",),
+    own_shapes=True,
     citation=(SIGLIP, FILIP),
 )
