@@ -46,7 +46,7 @@ export FILIP_NATIVE_ISA := avx2
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev lock demo run speedrun study-exists test test-quick gpu-check lint docs clean clean-results dry-run tensorboard \
+.PHONY: help setup setup-dev lock demo run study-exists test test-quick gpu-check lint docs clean clean-results dry-run tensorboard \
         snakemake-report
 
 help:  ## list the targets
@@ -75,10 +75,6 @@ run: study-exists setup  ## run any study: make run STUDY=own_images
 	@test ! -f $(RESULTS)/explore.html || echo "explorer  $(RESULTS)/explore.html   (which word looks at which patch)"
 	@echo "curves    make tensorboard STUDY=$(STUDY)"
 	@echo 'next      . .venv/bin/activate && filip search docs/scenes "a jellyfish"'
-
-speedrun: setup-dev  ## half of the demo's scenes in the least processor time. OUT=, ATTEMPT=, AGAINST=: records/README.md
-	@$(SNAKEMAKE) --quiet all -- results/demo/data/demo/manifest.json
-	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m bench.speedrun $(if $(OUT),out=$(OUT)) $(if $(AGAINST),against=$(AGAINST)) $(if $(ATTEMPT),overrides='[$(ATTEMPT)]')
 
 study-exists:
 	@if [ ! -f "workflow/config/$(STUDY).yaml" ]; then \

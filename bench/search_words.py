@@ -10,11 +10,11 @@ scene, comes first. With all patches in float32, and as an index stores them.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from bench.demo_training import STEM_MAPS
 from filip.command import option, run_command
 from filip.eval.cards import load_card
 from filip.eval.encoders import FilipEncoder
@@ -35,7 +35,7 @@ def main(study: SearchWords) -> None:
     """Print a row for each choice of tokens."""
     scorer = load_scorer(study.model, device="cpu")
     if isinstance(scorer.encoder, FilipEncoder) and scorer.encoder.model.image.stem is not None:
-        scorer.encoder.model.image.stem.keep_maps(STEM_MAPS)
+        scorer.encoder.model.image.stem.keep_maps(Path(".cache/stem_maps"))
     data = open_set(load_card(study.card), study.root)
     samples = [data[n] for n in range(len(data))]
     pixels = (

@@ -21,16 +21,7 @@ from filip_demo.scene_captions import caption
 GROUPS = ("animals-nature", "food-drink", "travel-places", "activities", "objects")
 MAX_NAME_WORDS = 3
 THINGS = {1: 0.2, 2: 0.25, 3: 0.3, 4: 0.25}  # share of the training scenes with so many things
-SIZES = {
-    1: (0.45, 0.9),
-    2: (0.38, 0.58),
-    3: (0.34, 0.5),
-    4: (0.3, 0.46),
-    5: (0.26, 0.4),  # more than four: bench/studies/dose.py only
-    6: (0.24, 0.36),
-    7: (0.22, 0.33),
-    8: (0.2, 0.3),
-}  # longer side, as a share of the scene's
+SIZES = {1: (0.45, 0.9), 2: (0.38, 0.58), 3: (0.34, 0.5), 4: (0.3, 0.46)}  # longer side, as a share of the scene's
 AVOIDING = 50  # attempts at a scene without a pair that another set shows
 TRIES = 40  # places that are tried for a thing before it is drawn smaller
 HELD_OUT_PAIRS = 0.1  # share of all pairs of concepts

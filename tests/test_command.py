@@ -172,7 +172,7 @@ def test_an_argument_without_a_key_is_answered_with_the_keys_that_are_missing() 
 @pytest.mark.parametrize(
     "given",
     [
-        ["experiment=demo_speedrun", "max_steps=7", "data.sources=[{shards: a, weight: 2}]"],
+        ["experiment=demo_small", "max_steps=7", "data.sources=[{shards: a, weight: 2}]"],
         ["max_steps=7", "model=tiny", "experiment=base", "optimizer={name: adamw, base_lr: 1e-3}"],
         ["experiment=base", "loss.pooled=0.5", "loss={token_wise: 2}", "token_keep_schedule=null"],
         ["model.image.layers=3", "model=demo", "++seed=5"],
