@@ -105,14 +105,15 @@ def read_settings(schema: type[T], values: Mapping[str, Any], prefix: str = "") 
     prefix: put before the names of keys in messages. Raises UserError for an unknown key, for a value of another type
     and for one that its option does not take.
     """
-    _check_types(schema, values, prefix)
-    found = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), dict(values)))
-    check_values(found, prefix)
-    return cast(T, found)
+    settings = OmegaConf.to_object(_filled(schema, values, prefix))
+    check_values(settings, prefix)
+    return cast(T, settings)
 
 
-def _check_types(schema: type, values: Mapping[str, Any], prefix: str) -> None:
+def _filled(schema: type, values: Mapping[str, Any], prefix: str) -> Any:
+    """Return OmegaConf's form of a dataclass with ``values``. UserError for one that does not fit or is missing."""
     types, structured = get_type_hints(schema), OmegaConf.structured(schema)
+    OmegaConf.set_readonly(structured, False)  # a frozen dataclass is read-only
     for key, value in values.items():
         name = f"{prefix}{key}"
         if key not in types:
@@ -120,13 +121,16 @@ def _check_types(schema: type, values: Mapping[str, Any], prefix: str) -> None:
             raise UserError(f"there is no key {key!r}{place}{one_of(str(key), types)}")
         alternatives = get_args(types[key]) if NoneType in get_args(types[key]) else (types[key],)
         if dataclasses.is_dataclass(alternatives[0]) and isinstance(value, Mapping):
-            _check_types(cast(type, alternatives[0]), value, f"{name}.")
+            structured[key] = _filled(cast(type, alternatives[0]), value, f"{name}.")
             continue
         try:
-            OmegaConf.update(structured, key, value)
+            structured[key] = value
         except OmegaConfBaseException as error:
             takes = in_words(alternatives[0], key) + (", or null" if len(alternatives) > 1 else "")
             raise UserError(f"{name}={value}: {key} takes {takes}") from error
+    if missing := OmegaConf.missing_keys(structured):
+        raise UserError(f"the key {prefix + min(missing)!r} is missing")
+    return structured
 
 
 def in_words(declared: Any, key: str) -> str:

@@ -64,7 +64,7 @@ class IngestConfig:
         {}, "overrides for the card's image rules, e.g. image_rules={min_side:0} for pictures below 200 px"
     )
     shuffle: bool | None = option(None, "default: yes, but tars, Parquet and Arrow files keep their order")
-    seed: int = option(0, "seed of the shuffle")
+    seed: int = option(0, "seed of the shuffle", at_least=0)
     processes: int | None = option(None, "processes that download; default: the card's", at_least=1)
     threads: int = option(2, "DuckDB threads", at_least=1)
     memory: str = option("1GB", "DuckDB memory; the rest spills to disk next to `list`")

@@ -48,7 +48,7 @@ class PrepareConfig:
     )
     funnel: str | None = option(None, "funnel fragment to write, JSON", writes="file")
     shuffle: bool = option(True, "shuffle the rows: shards stay mixed, and no host is hit by all workers at once")
-    seed: int = option(0, "seed of the shuffle")
+    seed: int = option(0, "seed of the shuffle", at_least=0)
     threads: int = option(2, "DuckDB threads", at_least=1)
     memory: str = option("1GB", "DuckDB memory; the rest spills to disk next to `out`")
 

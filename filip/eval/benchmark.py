@@ -8,6 +8,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from filip.option import MISSING, option
+
+KINDS = {
+    "classification": ("top1", "top5", "mean_per_class"),
+    "retrieval": ("recall",),
+    "selection": ("accuracy",),  # captions of which the first is true
+    "segmentation": ("miou",),  # images whose pixels have classes
+    "pointing": ("accuracy",),  # a caption that names things whose places are known
+}
 HAVE_CAPTIONS = ("retrieval", "selection", "pointing")
 
 
@@ -15,10 +24,10 @@ HAVE_CAPTIONS = ("retrieval", "selection", "pointing")
 class BenchmarkLayout:
     """One layout of a benchmark on disk."""
 
-    loader: str
-    path: str  # folder below the evaluation root
-    split: str
-    size: int | None  # images in the split; None = not stated
+    loader: str = MISSING
+    path: str = ""  # folder below the evaluation root
+    split: str = MISSING
+    size: int | None = option(None, "images in the split; None = not stated", at_least=1)
     options: dict[str, Any] = field(default_factory=dict)  # further arguments of the loader
 
 
@@ -26,16 +35,18 @@ class BenchmarkLayout:
 class BenchmarkCard:
     """A benchmark as described by ``eval/<name>.yaml``, with one of its layouts chosen."""
 
-    name: str
-    title: str
-    kind: str
-    metric: str
-    layout: BenchmarkLayout
+    name: str = MISSING
+    title: str = MISSING
+    kind: str = option(MISSING, "classes, captions or places of its images", choices=KINDS)
+    metric: str = option(MISSING, "number that the tables show; see KINDS")
+    layout: BenchmarkLayout = option(MISSING, "its images on disk")
     classes: dict[str, str] | None = None  # None: taken from the data set, raw name = prompt name
     prompts: str | None = None
     published: str | None = None
     not_comparable: str = ""  # why published numbers cannot be compared with ours, "" = they can
-    published_size: int | None = None  # images behind the published numbers, where a copy on disk has others
+    published_size: int | None = option(
+        None, "images behind the published numbers, where a copy on disk has others", at_least=1
+    )
     fine_tuned_on: list[str] = field(default_factory=list)  # cards in data/ that hold its training split
     # repo and files on the Hugging Face hub, see filip eval fetch
     hub: dict[str, Any] = field(default_factory=dict)

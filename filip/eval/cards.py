@@ -19,22 +19,16 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from dataclasses import fields
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from filip import resources
 from filip.errors import UserError
-from filip.eval.benchmark import HAVE_CAPTIONS, BenchmarkCard, BenchmarkLayout
+from filip.eval.benchmark import HAVE_CAPTIONS, KINDS, BenchmarkCard
 from filip.eval.formats import FORMATS
+from filip.option import read_settings
 
-KINDS = {
-    "classification": ("top1", "top5", "mean_per_class"),
-    "retrieval": ("recall",),
-    "selection": ("accuracy",),  # captions of which the first is true
-    "segmentation": ("miou",),  # images whose pixels have classes
-    "pointing": ("accuracy",),  # a caption that names things whose places are known
-}
 METRIC_TITLES = {"top1": "top-1", "top5": "top-5", "mean_per_class": "mean per class"}  # in print; others as they are
 FROM_DATA = "from the data set"
 
@@ -61,47 +55,45 @@ def load_card(path: str | Path, loader: str | None = None) -> BenchmarkCard:
     raw = resources.read_yaml(file)
     if not isinstance(raw, dict):
         raise UserError(f"{file} should hold `key: value` lines, see any other card in eval/")
-    known = {f.name for f in fields(BenchmarkCard)} - {"layout"} | {"loader", "layouts"}
-    required = {"name", "title", "kind", "metric", "loader", "layouts"}
-    if unknown := sorted(set(raw) - known):
-        raise UserError(f"{file}: unknown key {unknown[0]!r}; a card may have {', '.join(sorted(known))}")
-    if missing := sorted(required - set(raw)):
-        raise UserError(f"{file}: the key {missing[0]!r} is missing")
-    if raw["kind"] not in KINDS:
-        raise UserError(f"{file}: kind is {raw['kind']!r}, should be one of {', '.join(KINDS)}")
-    if raw["metric"] not in KINDS[raw["kind"]]:
-        allowed = ", ".join(KINDS[raw["kind"]])
-        raise UserError(f"{file}: metric is {raw['metric']!r}, should be {allowed} for {raw['kind']}")
-    layouts = raw.pop("layouts")
-    layout = _layout(file, layouts, loader or raw["loader"])
-    raw.pop("loader")
-    raw["classes"] = _classes(file, raw.get("classes"), raw["kind"])
-    return BenchmarkCard(layout=layout, **raw)
+    try:
+        return _card(raw, loader)
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from error
 
 
-def _layout(file: Path, layouts: Any, loader: str) -> BenchmarkLayout:
+def _card(raw: dict[str, Any], loader: str | None) -> BenchmarkCard:
+    for key in ("loader", "layouts"):
+        if key not in raw:
+            raise UserError(f"the key {key!r} is missing")
+    layout = _layout(raw.pop("layouts"), loader or raw["loader"])
+    del raw["loader"]
+    given = raw.pop("classes", None)
+    card = read_settings(BenchmarkCard, {**raw, "layout": layout})
+    if card.metric not in KINDS[card.kind]:
+        raise UserError(f"metric={card.metric} must be {' or '.join(KINDS[card.kind])} for {card.kind}")
+    if card.kind == "classification" and given is None:
+        raise UserError(f"classes is missing; give {{raw: prompt name}} or `{FROM_DATA}`")
+    return replace(card, classes=None if card.kind in HAVE_CAPTIONS else _classes(given))
+
+
+def _layout(layouts: Any, loader: str) -> dict[str, Any]:
     if not isinstance(layouts, dict) or loader not in layouts:
         has = ", ".join(layouts) if isinstance(layouts, dict) else repr(layouts)
-        raise UserError(f"{file}: no layout {loader!r}; the card's layouts are {has}")
+        raise UserError(f"no layout {loader!r}; the card's layouts are {has}")
     if loader not in FORMATS:
-        raise UserError(f"{file}: unknown loader {loader!r}; there are {', '.join(FORMATS)}")
+        raise UserError(f"unknown loader {loader!r}; there are {', '.join(FORMATS)}")
     options = dict(layouts[loader] or {})
-    split = options.pop("split", None)
-    if split is None:
-        raise UserError(f"{file}: layouts.{loader}.split is missing (the folder or split name, e.g. test)")
-    size = options.pop("size", None)
-    return BenchmarkLayout(
-        loader, str(options.pop("path", "")), str(split), None if size is None else int(size), options
-    )
+    if options.get("split") is None:
+        raise UserError(f"layouts.{loader}.split is missing (the folder or split name, e.g. test)")
+    known = {key: options.pop(key) for key in ("path", "split", "size") if key in options}
+    return {"loader": loader, **known, "options": options}
 
 
-def _classes(file: Path, classes: Any, kind: str) -> dict[str, str] | None:
-    if kind in HAVE_CAPTIONS or classes in (None, FROM_DATA):
-        if kind == "classification" and classes is None:
-            raise UserError(f"{file}: classes is missing; give {{raw: prompt name}} or `{FROM_DATA}`")
+def _classes(classes: Any) -> dict[str, str] | None:
+    if classes in (None, FROM_DATA):
         return None
     if not isinstance(classes, dict):
-        raise UserError(f"{file}: classes should be {{raw class: prompt name}} or `{FROM_DATA}`")
+        raise UserError(f"classes should be {{raw class: prompt name}} or `{FROM_DATA}`")
     return {str(raw): str(name) for raw, name in classes.items()}
 
 

@@ -252,10 +252,12 @@ def test_another_set_of_classes_stops_with_the_difference():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"kind": "detection"}, "kind is 'detection', should be one of classification, retrieval"),
-        ({"metric": "recall"}, "metric is 'recall'"),
-        ({"colour": "red"}, "unknown key 'colour'"),
+        ({"kind": "detection"}, "kind=detection must be one of classification, retrieval"),
+        ({"metric": "recall"}, "metric=recall must be top1 or top5"),
+        ({"colour": "red"}, "there is no key 'colour'"),
         ({"title": None}, "the key 'title' is missing"),
+        ({"published_size": 0}, "published_size=0 must be at least 1"),
+        ({"published_size": "many"}, "published_size=many: published_size takes a whole number, or null"),
         ({"loader": "karpathy"}, "no layout 'karpathy'; the card's layouts are webdataset"),
         ({"layouts": {"webdataset": {"path": "x"}}}, "split is missing"),
         ({"classes": None}, "classes is missing"),

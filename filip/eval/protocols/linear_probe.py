@@ -32,7 +32,9 @@ from filip.eval.scorer import scorer_for
 
 @dataclass
 class LinearProbeSettings:
-    regularisation: float = option(1.0, "scikit-learn's C, the inverse strength of the L2 penalty (paper: open)")
+    regularisation: float = option(
+        1.0, "scikit-learn's C, the inverse strength of the L2 penalty (paper: open)", above=0
+    )
     iterations: int = option(1000, "most iterations of L-BFGS", at_least=1)
     folds: int = option(5, "folds of the cross-validation where there is no training split", at_least=2)
 
