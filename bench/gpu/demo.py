@@ -16,8 +16,8 @@ from filip.study import load_study
 DEMO = Path("results/demo")
 MODELS = ("clip", "filip")
 CARD = "demo_scenes_new"
-# Points by which the recalls may differ. Five seeds on a CPU lie within 5 points with CLIP and 15 with FILIP
-# (records/terms), and rounding on another device acts as another seed does.
+# Points by which the recalls may differ: seeds of `make demo` do by as many (README), and rounding on another
+# device acts as another seed does.
 POINTS = {"clip": 5.0, "filip": 15.0}
 
 
