@@ -24,7 +24,7 @@ from PIL import Image
 
 from filip.command import option, run_command
 from filip.data.cards import SourceCard
-from filip.data.fetching.ordered_writer import OrderedWriter
+from filip.data.fetching.shard_maker import OrderedWriter
 from filip.data.forget import ForgetConfig, forget
 from filip.data.loading.config import Source
 from filip.data.loading.pair_index import index_source
@@ -62,7 +62,7 @@ def write_data_set(root: Path, count: int) -> None:
         (root / folder).mkdir(parents=True)
     for start in range(0, count, PER_SHARD):
         shard = start // PER_SHARD
-        writer = OrderedWriter(shard, str(root / "shards"), True, 5, SCHEMA, "jpg")
+        writer = OrderedWriter(root / f"shards/{shard:05d}", SCHEMA, "jpg")
         rows = []
         for number in range(start, min(count, start + PER_SHARD)):
             data, key, caption = (picture(number), f"{shard:05d}{number - start:06d}", f"thing number {number:08d}")

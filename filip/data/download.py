@@ -14,13 +14,12 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections import Counter
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from multiprocessing import forkserver, get_context
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 from filip.command import MISSING, option, run_command
 from filip.data.cards import SourceCard, load_source
@@ -36,19 +35,19 @@ from filip.data.fetching.download_plan import (
 )
 from filip.data.fetching.outcomes import reason_of
 from filip.data.fetching.revision import set_aside
-from filip.data.funnel import Fragment, write_fragment
+from filip.data.funnel import Fragment
 from filip.data.lists.columns import RESERVED
 from filip.data.lists.parquet_rows import whole_file
-from filip.data.parts import parse_part
 from filip.data.remote_tars import claim
+from filip.data.stage import ByShard, parse_part, tell
 from filip.data.text_rules import check_list
 from filip.errors import UserError, counted
 from filip.files import locked
 from filip.progress import Progress, say
+from filip.sets.account import Account
 from filip.worker_pool import deaf_to_ctrl_c
 
 Part = tuple[int, int] | None
-SHOWN_ERRORS = 5  # examples per reason in the funnel's notes
 OPT_OUT_DIRECTIVES = ["noai", "noimageai", "noindex", "noimageindex"]  # img2dataset's default
 
 
@@ -77,43 +76,65 @@ def main(config: DownloadConfig) -> None:
     for key in ("retry_passes", "processes", "threads", "timeout"):
         if getattr(config, key) is not None:
             setattr(card.download, key, getattr(config, key))
-    part = parse_part(config.part)
-    fragment = download(config.list, config.out, card, config.memory, config.tars, part)
-    if fragment is None:
+    if part := parse_part(config.part):
+        download_part(config.list, config.out, card, part, config.memory, config.tars)
         print(f"part {config.part} is in {config.out}; run again without part= when all are")
         return
-    if config.funnel:
-        write_fragment(config.funnel, fragment)
-    print(f"{config.out}: {fragment.n_out:,} of {fragment.n_in:,} images in {fragment.notes['shards']} shards")
-    for reason, count in fragment.as_dict()["dropped"].items():
-        print(f"  {reason:<16} {count:>10,}  {fragment.notes['examples'][reason][0][:90]}")
+    fragment = download(config.list, config.out, card, config.memory, config.tars)
+    head = f"{config.out}: {fragment.n_out:,} of {fragment.n_in:,} images in {fragment.notes['shards']} shards"
+    tell(fragment, config.funnel, head, lambda reason: fragment.notes["examples"].get(reason, [""])[0][:90])
 
 
-@overload
 def download(
     list_path: str | Path, out: str | Path, card: SourceCard, memory: str = "1GB", tars: str | None = None
-) -> Fragment: ...
-@overload
-def download(
-    list_path: str | Path, out: str | Path, card: SourceCard, memory: str, tars: str | None, part: Part
-) -> Fragment | None: ...
-def download(
-    list_path: str | Path,
-    out: str | Path,
-    card: SourceCard,
-    memory: str = "1GB",
-    tars: str | None = None,
-    part: Part = None,
-) -> Fragment | None:
+) -> Fragment:
     """Fill the folder ``out`` with the images of ``list_path`` and account for every URL.
 
-    tars: folder of a bucket to which each finished tar is sent; see :mod:`filip.data.remote_tars`. part: (i, n), to
-    fetch only the planned shards i, i + n, i + 2n, …; then nothing is tried again or accounted for.
+    tars: folder of a bucket to which each finished tar is sent; see :mod:`filip.data.remote_tars`.
 
     A folder that was filled from another list, or with other image rules, keeps the images that are still wanted.
     Raises UserError when it was filled with other settings of the images, when another process is filling it, when a
     shard could not be completed, or when no image could be fetched.
     """
+    with _planned(list_path, out, card, memory, tars) as (plan, folder, columns):
+        sweep(folder / "_work")
+        number = 0
+        while number < len(plan["passes"]):
+            _run_pass(plan, number, folder, card, columns, tars)
+            number += 1
+            if number == len(plan["passes"]) and retries_at_the_end(plan) < card.download.retry_passes:
+                add_retry_pass(plan, folder, columns)
+        sweep(folder / "_work", finished=True)
+        fragment = account(folder, card)
+        if not fragment.n_out:
+            raise UserError(
+                f"not one of {fragment.n_in:,} images could be downloaded: {counted(fragment.dropped)}, e.g. "
+                f"{next(iter(fragment.notes['examples'].values()))[0]}. Is the network up? To try again: delete "
+                f"{folder}, or give retry_passes={len(plan['passes'])}"
+            )
+    return fragment
+
+
+def download_part(
+    list_path: str | Path,
+    out: str | Path,
+    card: SourceCard,
+    part: tuple[int, int],
+    memory: str = "1GB",
+    tars: str | None = None,
+) -> None:
+    """Fetch the planned shards i, i + n, i + 2n, … of ``part`` (i, n); nothing is tried again or accounted for."""
+    with _planned(list_path, out, card, memory, tars, part) as (plan, folder, columns):
+        sweep(folder / "_work", part=part)
+        for number in range(len(plan["passes"])):
+            _run_pass(plan, number, folder, card, columns, tars, part)
+
+
+@contextmanager
+def _planned(
+    list_path: str | Path, out: str | Path, card: SourceCard, memory: str, tars: str | None, part: Part = None
+) -> Iterator[tuple[dict[str, Any], Path, list[str]]]:
+    """Hold the locks of a folder, or of its part; yield its plan, the folder, and the columns of the list."""
     columns = check_list(list_path)
     reserved = sorted(set(columns) & set(RESERVED) - {"url", "caption"})
     if reserved:
@@ -129,26 +150,7 @@ def download(
             plan = make_plan(Path(list_path), folder, card, columns, memory)
             if tars is not None:
                 claim(tars, folder)
-        sweep(work, part=part)
-        if part is not None:
-            for number in range(len(plan["passes"])):
-                _run_pass(plan, number, folder, card, columns, tars, part)
-            return None
-        number = 0
-        while number < len(plan["passes"]):
-            _run_pass(plan, number, folder, card, columns, tars)
-            number += 1
-            if number == len(plan["passes"]) and retries_at_the_end(plan) < card.download.retry_passes:
-                add_retry_pass(plan, folder, columns)
-        sweep(work, finished=True)
-        fragment = account(folder, card)
-        if not fragment.n_out:
-            raise UserError(
-                f"not one of {fragment.n_in:,} images could be downloaded: {counted(fragment.dropped)}, e.g. "
-                f"{next(iter(fragment.notes['examples'].values()))[0]}. Is the network up? To try again: delete "
-                f"{folder}, or give retry_passes={len(plan['passes'])}"
-            )
-    return fragment
+        yield plan, folder, columns
 
 
 def _only(work: Path, part: Part) -> AbstractContextManager[None]:
@@ -199,7 +201,8 @@ def _run_pass(
     _start_fork_server()
     # imported only now: it takes seconds, and a rerun with nothing to do should not
     from filip.data.fetching import img2dataset_setup
-    from filip.data.fetching.shards import ListReader, shard_name
+    from filip.data.fetching.shard_maker import shard_name
+    from filip.data.fetching.shards import ListReader
     from filip.data.fetching.workers import LocalWorkers, download_shards
 
     reader = ListReader(Path(this["list"]), load.samples_per_shard, this["first_shard"], columns, folder / "_work")
@@ -241,34 +244,20 @@ class _ShardProgress:
         self.progress.add(note=f"{self.images:,} images of {self.urls:,} URLs ({share:.1%})")
 
 
-class _ByShard:
-    """Look-up, shard after shard, in an iterator that is in their order; ``nothing`` for a shard without an entry."""
-
-    def __init__(self, found: Iterator[tuple[int, Any]], nothing: Any) -> None:
-        self._found, self._nothing = found, nothing
-        self._next = next(found, None)
-
-    def of(self, shard: int) -> Any:
-        while self._next is not None and self._next[0] < shard:
-            self._next = next(self._found, None)
-        return self._next[1] if self._next is not None and self._next[0] == shard else self._nothing
-
-
 def account(folder: Path, card: SourceCard) -> Fragment:
     """Return the funnel of a filled folder: each URL of the list is in exactly one bucket.
 
     A URL that was retried is counted in its last pass only.
     """
     plan = json.loads((folder / "_work" / "plan.json").read_text())
-    dropped: Counter[str] = Counter()
-    examples: dict[str, list[str]] = {}
+    dropped = Account()
     images, seconds, urls = 0, 0.0, 0
-    aside = _ByShard(set_aside(folder), {})
+    aside = ByShard(set_aside(folder), {})
     if plan.get("repeated"):
-        dropped["repeated_row"] = plan["repeated"]
+        dropped.counts["repeated_row"] = plan["repeated"]
     for number, one_pass in enumerate(plan["passes"]):
         # rows that were retried before the list was replaced are among those set aside
-        retries = _ByShard(retried_rows(plan, number) if number + 1 >= plan.get("revised_at", 0) else iter(()), set())
+        retries = ByShard(retried_rows(plan, number) if number + 1 >= plan.get("revised_at", 0) else iter(()), set())
         for shard in shards_of(one_pass):
             retried, unwanted = retries.of(shard), aside.of(shard)
             table = whole_file(folder / f"{shard:05d}.parquet", ["url", "status", "error_message"])
@@ -281,9 +270,7 @@ def account(folder: Path, card: SourceCard) -> Fragment:
                 if reason is None:
                     images += 1
                 else:
-                    dropped[reason] += 1
-                    if len(examples.setdefault(reason, [])) < SHOWN_ERRORS:
-                        examples[reason].append(f"{url} ({detail})" if detail else url)
+                    dropped.add(url, f"{reason}: {detail}" if detail else reason)
             stats = json.loads((folder / f"{shard:05d}_stats.json").read_text())
             seconds, urls = seconds + stats["duration"], urls + stats["count"]
     notes = {
@@ -292,13 +279,13 @@ def account(folder: Path, card: SourceCard) -> Fragment:
         "success_rate": round(images / plan["rows"], 4),
         "urls_per_second_and_process": round(urls / seconds, 1) if seconds else None,
         "image_rules": asdict(card.image_rules),
-        "examples": examples,
+        "examples": dropped.examples,
     }
     normal = card.download.normal_success_rate
     if normal and notes["success_rate"] < 0.8 * normal:
         notes["warning"] = f"{images / plan['rows']:.0%} of the URLs gave an image; {normal:.0%} is normal here"
         say(f"warning: {notes['warning']}")
-    return Fragment("download", card.name, plan["rows"], images, dict(dropped), "pairs", notes)
+    return Fragment("download", card.name, plan["rows"], images, dict(dropped.counts), "pairs", notes)
 
 
 if __name__ == "__main__":

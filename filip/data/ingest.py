@@ -11,6 +11,7 @@ is a link. One bad image costs that image. A killed run continues from its last 
 
 from __future__ import annotations
 
+import json
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -33,9 +34,10 @@ from filip.data.ingesting.row_files import find_part
 from filip.data.lists import duckdb_io
 from filip.data.lists.columns import cleaned
 from filip.data.remote_tars import address, claim, fetched
+from filip.data.stage import tell, work_folder
 from filip.data.text_rules import apply_text_rules
 from filip.errors import UserError, counted
-from filip.files import digest, file_state, locked, replacing, scratch_folder, write_json
+from filip.files import digest, file_state, locked, replacing, write_json
 from filip.sets.account import Account
 from filip.sets.layout import RANK, Layout, Reading
 from filip.sets.layouts import LAYOUTS, recognise
@@ -76,14 +78,11 @@ def main(config: IngestConfig) -> None:
     texts, images = ingest(card, config)
     if config.text_funnel:
         write_fragment(config.text_funnel, texts)
-    if config.funnel:
-        write_fragment(config.funnel, images)
-    print(
+    head = (
         f"{config.out}: {images.n_out:,} of {images.n_in:,} images in {images.notes['shards']} shards "
         f"({images.notes['linked']} linked), {texts.n_out:,} of {texts.n_in:,} captions pass the text rules"
     )
-    for reason, count in images.as_dict()["dropped"].items():
-        print(f"  {reason:<16} {count:>10,}  {images.notes['examples'].get(reason, [''])[0][:90]}")
+    tell(images, config.funnel, head, lambda reason: images.notes["examples"].get(reason, [""])[0][:90])
 
 
 def resolve_card(config: IngestConfig) -> SourceCard:
@@ -164,7 +163,7 @@ def _claim(folder: Path, card: SourceCard) -> None:
     mine = {"source": card.name}
     if not mark.exists() and any(folder.glob("*.tar")):
         raise UserError(f"{folder} has shards that were not made by ingest: give another out=FOLDER")
-    if mark.exists() and mark.read_text() != f'{{\n  "source": "{card.name}"\n}}\n':
+    if mark.exists() and json.loads(mark.read_text()) != mine:
         raise UserError(f"{folder} was filled from another source than '{card.name}': give another out=FOLDER")
     write_json(mark, mine)
 
@@ -197,12 +196,10 @@ def _list_images(
         FROM (SELECT *, {RANK} AS rank FROM {duckdb_io.parquet(files)})
         WINDOW image AS (PARTITION BY file, position ORDER BY rank, part, n)
         ORDER BY _part, _n, rank, part, n"""
-    with scratch_folder(listed) as scratch:
-        con = duckdb_io.connect(config.threads, config.memory, scratch)
+    with work_folder(listed, config.threads, config.memory) as (_, con):
         rows = duckdb_io.write_parquet(
             con, query, listed, "ingest: images", through=partial(group_captions, by=("_part", "_n"), once=True)
         )
-        con.close()
     if not rows:
         raise UserError(f"there is not one image in {card.images}")
 
@@ -211,8 +208,7 @@ def _apply_rules(
     card: SourceCard, layout: Layout, listed: Path, kept: Path, shuffle: bool, config: IngestConfig
 ) -> Fragment:
     """Write kept.parquet, the images that have a caption left, a row group per shard; return the captions' fragment."""
-    with scratch_folder(kept, keep_on_failure=True) as scratch:
-        con = duckdb_io.connect(config.threads, config.memory, scratch / "spill")
+    with work_folder(kept, config.threads, config.memory, keep_on_failure=True) as (scratch, con):
         numbered = f"(SELECT *, row_number() OVER () - 1 AS _image FROM {duckdb_io.parquet(listed)})"
         captions, passed = scratch / "captions.parquet", scratch / "passed.parquet"
         count = duckdb_io.write_parquet(
@@ -252,7 +248,6 @@ def _apply_rules(
         with duckdb_io.plain_errors(con, "ingest: shards"):
             captions_of_images = group_captions(con.sql(query).to_arrow_reader(10_000), by=("_shard", "_image"))
             _write_by_shard(captions_of_images, kept)
-        con.close()
     return replace(fragment, unit="captions")
 
 

@@ -30,8 +30,9 @@ from filip.data.funnel import merge, read_fragment
 from filip.data.lists import duckdb_io
 from filip.data.lists.parquet_rows import reading
 from filip.data.remote_tars import hash_of, size_of
+from filip.data.stage import work_folder
 from filip.errors import UserError
-from filip.files import digest, nothing_at, scratch_folder, sha256_of, write_json
+from filip.files import digest, nothing_at, sha256_of, write_json
 
 THREADS = 8
 Paths = list[str]  # inside ManifestConfig the name `list` is a field
@@ -91,11 +92,8 @@ def make_manifest(
     entries = shard_entries(shards, captions)
     stages = merge(read_fragment(path) for path in funnels)["stages"]
     _check_counts(stages, entries, shards)
-    with scratch_folder(scratch) as spill:
-        con = duckdb_io.connect(threads, memory, spill)
-        with duckdb_io.plain_errors(con, "manifest"):
-            statistics = caption_statistics(con, [captions / f"{entry['name']}.parquet" for entry in entries])
-        con.close()
+    with work_folder(scratch, threads, memory) as (_, con), duckdb_io.plain_errors(con, "manifest"):
+        statistics = caption_statistics(con, [captions / f"{entry['name']}.parquet" for entry in entries])
     rules = {
         key: value
         for key, value in asdict(card).items()
@@ -127,10 +125,8 @@ def sign_again(path: Path, forgotten: int, reason: str) -> None:
     entries = shard_entries(folders["shards"], folders["captions"])
     before, count = manifest["images"]["count"], sum(entry["images"] for entry in entries)
     sidecars = [folders["captions"] / f"{entry['name']}.parquet" for entry in entries]
-    with scratch_folder(path) as spill:
-        con = duckdb_io.connect(2, "1GB", spill)
+    with work_folder(path) as (_, con):
         manifest["captions"] = caption_statistics(con, sidecars)
-        con.close()
     manifest["sha256"] = digest([_pictures(manifest["settings"]), entries])
     manifest["shards"] = entries
     manifest["images"] = {"count": count, "bytes": sum(entry["tar_bytes"] for entry in entries)}

@@ -23,8 +23,8 @@ from filip.data.lists import duckdb_io
 from filip.data.lists.columns import REASON, ROW, judged_rows
 from filip.data.lists.reading import SUFFIXES, list_files, lists_here, rejected_lines, relation
 from filip.data.lists.selection import uids_condition, where_condition, write_uids
+from filip.data.stage import work_folder
 from filip.errors import UserError, counted
-from filip.files import scratch_folder
 from filip.progress import say
 
 SAMPLES = 10  # rows shown per reason
@@ -92,10 +92,9 @@ def prepare(
 
     Raises UserError when the list is missing, a named column is not in it, or nothing is left.
     """
-    with scratch_folder(out) as scratch:
+    with work_folder(out, threads, memory) as (scratch, con):
         card = lists_here(card, scratch)
         paths = list_files(card)
-        con = duckdb_io.connect(threads, memory, scratch)
         staged = scratch / "staged.parquet"
         try:
             _stage(con, card, paths, scratch, staged)
@@ -103,8 +102,7 @@ def prepare(
             if isinstance(error, OSError) and error.errno is not None:
                 raise  # an error of the disk; one without a number is DuckDB's, passed on by Arrow
             # One stray carriage return or odd quote, and the strict reader gives up on the whole list.
-            con.close()
-            con = duckdb_io.connect(threads, memory, scratch)
+            con = duckdb_io.connect(threads, memory, scratch / "spill")
             try:
                 _stage(con, card, paths, scratch, staged, strict=False)
             except (duckdb.Error, pa.ArrowInvalid, OSError) as problem:

@@ -11,7 +11,6 @@ Columns: ``similarity`` of image and caption by the model (-1 to 1), ``phash`` (
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from filip.data.lists.parquet_rows import reading, whole_file
 from filip.data.scoring.measuring import hash_shard, hash_test_set, score_shard, start_scorer, state_of_test_set
 from filip.data.scoring.near import HASH_BITS, nearest
 from filip.data.sidecar import write_sidecar
+from filip.data.stage import ByShard
 from filip.errors import UserError
 from filip.extras import how_to_install
 from filip.files import digest, file_state, locked, sha256_of, write_json
@@ -219,7 +219,7 @@ def _test_images(config: ScoreConfig, cache: Path) -> str:
 def _write(tars: list[Path], config: ScoreConfig, out: Path, measured: tuple[Any, ...]) -> None:
     """Write the side-cars with their scores, in the rows' order."""
     hashes, similarities, *found = measured
-    near, test = (_ByShard(path) for path in found)
+    near, test = map(_by_shard, found)
     for path in out.glob("*.parquet"):
         if path.stem not in {tar.stem for tar in tars}:
             path.unlink()  # its shard no longer exists
@@ -241,20 +241,10 @@ def _write(tars: list[Path], config: ScoreConfig, out: Path, measured: tuple[Any
         write_sidecar(out / f"{tar.stem}.parquet", table)
 
 
-class _ByShard:
-    """Rows of a Parquet file that is sorted by ``shard``, asked for in that order."""
-
-    def __init__(self, path: Path) -> None:
-        self.empty = pq.read_schema(path).empty_table()
-        self._found: Iterator[tuple[str, pa.Table]] = rows_by_shard(pq.ParquetFile(path).iter_batches(10_000))
-        self._next = next(self._found, None)
-
-    def of(self, shard: str) -> pa.Table:
-        if self._next is None or self._next[0] != shard:
-            return self.empty
-        table = self._next[1]
-        self._next = next(self._found, None)
-        return table
+def _by_shard(path: Path) -> ByShard:
+    """Look rows up in a Parquet file that is sorted by ``shard``."""
+    rows = rows_by_shard(pq.ParquetFile(path).iter_batches(10_000))
+    return ByShard(rows, pq.read_schema(path).empty_table())
 
 
 def _aligned(keys: pa.ChunkedArray, measured: pa.Table, column: str) -> pa.Array:

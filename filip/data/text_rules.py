@@ -21,14 +21,15 @@ import yaml
 
 from filip.command import MISSING, option, run_command
 from filip.data.cards import SourceCard, TextRuleSettings, load_source, parse_card
-from filip.data.funnel import Fragment, write_fragment
+from filip.data.funnel import Fragment
 from filip.data.lists import duckdb_io
 from filip.data.lists.caption_rules import NORMALISE, conditions
 from filip.data.lists.parquet_rows import row_group
 from filip.data.lists.python_rules import active_rules
 from filip.data.lists.word_lists import read_word_list
+from filip.data.stage import resume, tell, work_folder
 from filip.errors import UserError, counted
-from filip.files import digest, nothing_at, replacing, scratch_folder, sha256_of
+from filip.files import nothing_at, replacing, sha256_of
 from filip.worker_pool import run_blocks
 
 SAMPLES = 20  # captions shown per rule, for a person to read
@@ -63,12 +64,12 @@ def main(config: TextRulesConfig) -> None:
         threads=config.threads,
         memory=config.memory,
     )
-    if config.funnel:
-        write_fragment(config.funnel, fragment)
-    print(f"{config.out}: {fragment.n_out:,} of {fragment.n_in:,} pairs kept")
-    for reason, count in fragment.as_dict()["dropped"].items():
-        examples = "; ".join(repr(text[:40]) for text in fragment.notes["samples"][reason][:3])
-        print(f"  {reason:<12} {count:>10,}  (alone {fragment.notes['alone'][reason]:,})  {examples}")
+
+    def example(reason: str) -> str:
+        shown = "; ".join(repr(text[:40]) for text in fragment.notes["samples"][reason][:3])
+        return f"(alone {fragment.notes['alone'][reason]:,})  {shown}"
+
+    tell(fragment, config.funnel, f"{config.out}: {fragment.n_out:,} of {fragment.n_in:,} pairs kept", example)
 
 
 def with_rules(card: SourceCard, overrides: dict[str, Any]) -> SourceCard:
@@ -97,9 +98,8 @@ def apply_text_rules(
     """
     columns = check_list(list_path)
     rules = conditions(card.text_rules)
-    with scratch_folder(out, keep_on_failure=True) as scratch:
-        _start_over_unless_same(scratch, _identity(list_path, card.text_rules))
-        con = duckdb_io.connect(threads, memory, scratch / "spill")
+    with work_folder(out, threads, memory, keep_on_failure=True) as (scratch, con):
+        resume(scratch, _identity(list_path, card.text_rules))
         unique = _unique_captions(con, list_path, scratch)
         blocks = judge_blocks(unique, scratch / "judged", card.text_rules, processes)
         _charge(con, blocks, rules, scratch)
@@ -119,7 +119,6 @@ def apply_text_rules(
             own = ", ".join(f"l.{duckdb_io.sql_identifier(column)}" for column in columns if column != "reason")
             gone = f"SELECT {own}, v.reason AS reason FROM {judged} WHERE v.reason IS NOT NULL ORDER BY l._row_"
             duckdb_io.write_parquet(con, gone, dropped, "text rules: dropped rows")
-        con.close()
     return fragment
 
 
@@ -146,17 +145,6 @@ def _identity(list_path: str | Path, rules: TextRuleSettings) -> dict[str, Any]:
         read_word_list(path, key)  # a missing list is reported before the work starts
     hashes = {key: path and sha256_of(path) for key, path in words.items()}
     return {"list": sha256_of(list_path), "rules": asdict(rules), "words": hashes}
-
-
-def _start_over_unless_same(scratch: Path, identity: dict[str, Any]) -> None:
-    """Delete the intermediate files of a killed run unless list and rules are the same."""
-    stamp, wanted = scratch / "identity", digest(identity)
-    if stamp.exists() and stamp.read_text() == wanted:
-        return
-    for path in sorted(scratch.rglob("*.parquet")):
-        path.unlink()
-    with replacing(stamp) as part:
-        part.write_text(wanted)
 
 
 def _unique_captions(con: duckdb.DuckDBPyConnection, list_path: str | Path, scratch: Path) -> Path:

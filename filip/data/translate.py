@@ -29,13 +29,13 @@ from filip.data.captions.translation_cache import TranslationCache
 from filip.data.cards import BackTranslationSettings, SourceCard, load_source
 from filip.data.engines import load_engine
 from filip.data.fetching.revision import counted_only, set_aside_file
-from filip.data.funnel import Fragment, write_fragment
+from filip.data.funnel import Fragment
 from filip.data.lists import duckdb_io
 from filip.data.lists.parquet_rows import reading
-from filip.data.parts import parse_part
 from filip.data.sidecar import write_sidecar
+from filip.data.stage import parse_part, resume, tell
 from filip.errors import UserError
-from filip.files import digest, locked, replacing
+from filip.files import locked
 
 SAMPLES = 10  # candidates shown per reason
 
@@ -87,12 +87,12 @@ def main(config: TranslateConfig) -> None:
     if fragment is None:
         print(f"part {config.part} is in {job.cache}; run again without part= to write the side-cars")
         return
-    if config.funnel:
-        write_fragment(config.funnel, fragment)
-    print(f"{job.out}: {fragment.n_out:,} of {fragment.n_in:,} candidates kept")
-    for reason, count in fragment.as_dict()["dropped"].items():
-        example = fragment.notes["samples"][reason][0]
-        print(f"  {reason:<12} {count:>10,}  {example['caption'][:40]!r} → {example['back'][:40]!r}")
+
+    def example(reason: str) -> str:
+        shown = fragment.notes["samples"][reason][0]
+        return f"{shown['caption'][:40]!r} → {shown['back'][:40]!r}"
+
+    tell(fragment, config.funnel, f"{job.out}: {fragment.n_out:,} of {fragment.n_in:,} candidates kept", example)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,13 +209,7 @@ def _rows(con: duckdb.DuckDBPyConnection, job: TranslationJob, work: Path) -> st
     aside = set_aside_file(job.shards)
     states = [*files, aside] if aside.exists() else files
     state = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in states]
-    identity = digest([state, job.share])
-    stamp = work / "identity"
-    if not stamp.exists() or stamp.read_text() != identity:
-        for path in work.rglob("*.parquet"):  # left by a killed run over other shards
-            path.unlink()
-        with replacing(stamp) as new:
-            new.write_text(identity)
+    resume(work, [state, job.share])
     # images of filip.data.ingest may have several captions, those of a list of URLs have one
     column, captions = ("captions", "captions") if job.card.images else ("caption", "[coalesce(caption, '')]")
     group = job.card.group_column

@@ -102,10 +102,14 @@ class Stem(nn.Module):
 
         A file is named by the pixels of its batch and the precision, its folder by the network's weights.
         """
-        weights = hashlib.blake2b(digest_size=8)
+        self.kept = folder / self.fingerprint()
+
+    def fingerprint(self) -> str:
+        """Return 12 hex digits that change with the network's weights."""
+        weights = hashlib.sha256()
         for name, value in self.state_dict().items():
             weights.update(name.encode() + value.detach().cpu().numpy().tobytes())
-        self.kept = folder / weights.hexdigest()
+        return weights.hexdigest()[:12]
 
     def forward(self, pixels: Tensor) -> Tensor:
         if pixels.shape[1] == self.num_features:

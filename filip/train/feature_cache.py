@@ -6,7 +6,6 @@ lock; a training that is stopped or killed loses the shard that it was at.
 
 from __future__ import annotations
 
-import hashlib
 import random
 import time
 from pathlib import Path
@@ -52,12 +51,8 @@ def cache_folder(feature_cache: str | None, model: DualEncoder, precision: str) 
             "model.image.stem=…, init_from=timm:… and warm_start.image=frozen_stem, or leave data.feature_cache out"
         )
     config = model.config.image
-    weights = hashlib.sha256()
-    for name, value in stem.state_dict().items():
-        weights.update(name.encode() + value.detach().cpu().numpy().tobytes())
-    return Path(feature_cache) / (
-        f"{config.stem}-{config.stem_stride}-{model.image_size}px-{precision}-{weights.hexdigest()[:12]}"
-    )
+    name = f"{config.stem}-{config.stem_stride}-{model.image_size}px-{precision}-{stem.fingerprint()}"
+    return Path(feature_cache) / name
 
 
 def fill(stream: PairStream, model: DualEncoder, precision: str, device: torch.device, stop: StopSignal) -> None:

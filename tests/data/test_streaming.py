@@ -22,7 +22,8 @@ import pytest
 
 from filip.data.cards import parse_card
 from filip.data.fetching.img2dataset_setup import make_downloader
-from filip.data.fetching.shards import ListReader, is_complete
+from filip.data.fetching.shard_maker import is_complete
+from filip.data.fetching.shards import ListReader
 from filip.data.forget import forget
 from filip.data.ingest import IngestConfig, ingest
 from filip.data.ingest import resolve_card as resolve_ingest

@@ -13,8 +13,8 @@ import pytest
 from filip.data.captions.acceptance import MAX_ORIGINALS
 from filip.data.captions.translation_cache import SCHEMA
 from filip.data.cards import SourceCard
-from filip.data.parts import parse_part
 from filip.data.sidecar import group_id, read_sidecar
+from filip.data.stage import parse_part
 from filip.data.translate import TranslateConfig, TranslationJob, main, open_caches, translate
 from filip.errors import UserError
 from tests.data.killing import kill_at_random, kill_group

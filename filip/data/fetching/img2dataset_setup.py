@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -31,6 +32,7 @@ def make_downloader(
         retries=load.retries,
         rows_per_shard=load.samples_per_shard,
         encode_format=load.encode_format,
+        digits=math.ceil(math.log10(load.samples_per_shard)),
         opt_outs=frozenset(opt_outs),
         verify_sha256=load.verify_sha256,
         tars=tars,

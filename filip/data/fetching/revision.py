@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from filip.data.lists import duckdb_io
-from filip.files import scratch_folder
+from filip.data.stage import work_folder
 
 WORK = "_work"
 RETRIED = "retried: "  # first word in the message of a row that a later pass takes over
@@ -69,8 +69,7 @@ def revise(
     rules: the image rules, min_side in pixels and max_aspect. Returns how many rows ``added`` has, and how many rows
     of the list repeat an earlier one.
     """
-    with scratch_folder(added) as scratch:
-        con = duckdb_io.connect(2, memory, scratch)
+    with work_folder(added, 2, memory) as (_, con):
         files = [folder / f"{shard:05d}.parquet" for shard in shards]
         _read_stored(con, files, rules)
         con.execute(f"CREATE TEMP TABLE wanted AS SELECT DISTINCT {PAIR} AS pair FROM {duckdb_io.parquet(list_path)}")
@@ -93,7 +92,6 @@ def revise(
             "download: what is to be fetched",
         )
         distinct = con.sql("SELECT count(*) FROM wanted").fetchall()[0][0]
-        con.close()
     return rows, pq.read_metadata(list_path).num_rows - distinct
 
 

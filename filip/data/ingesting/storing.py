@@ -8,45 +8,39 @@ import json
 import os
 import re
 import shutil
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
+from PIL import Image as Picture
 
 from filip.data.cards import SourceCard
 from filip.data.fetching.forgotten import FORGOTTEN, Forgotten
 from filip.data.fetching.image_rules import inspect
 from filip.data.fetching.img2dataset_setup import make_resizer
-from filip.data.fetching.in_progress import CRASHED, InProgress
-from filip.data.fetching.ordered_writer import OrderedWriter
 from filip.data.fetching.outcomes import MAX_BYTES
-from filip.data.fetching.shards import SHARD_DIGITS
+from filip.data.fetching.shard_maker import (
+    SUFFIXES,
+    Image,
+    ShardMaker,
+    Stored,
+    is_complete,
+    schema_of,
+    shard_name,
+    statistics,
+)
 from filip.data.lists.parquet_rows import row_group
 from filip.data.loading.shard_index import shard_index
-from filip.data.remote_tars import is_there, send
 from filip.errors import UserError
-from filip.files import digest, file_state, publish, write_json
+from filip.files import digest, file_state, write_json
 from filip.sets.layouts import LAYOUTS
 from filip.sets.text import NotAFileError
 
-# the last is published last: with it, a shard is complete
-SUFFIXES = (".tar", ".index", ".parquet", "_stats.json")
 LOCATORS = ("_file", "_position", "_size", "_key", "_part")  # columns of the list that no shard shows
-OUTCOME = pa.schema(
-    [
-        ("key", pa.string()),
-        ("status", pa.string()),
-        ("error_message", pa.string()),
-        ("width", pa.int64()),
-        ("height", pa.int64()),
-        ("original_width", pa.int64()),
-        ("original_height", pa.int64()),
-        ("sha256", pa.string()),  # hash of the file as it was found
-    ]
-)
 # Errors of one file, not of its disk: the image is counted, and the run continues.
 OF_ONE_FILE = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
 Row = dict[str, Any]
@@ -69,9 +63,7 @@ def is_current(folder: Path, shard: int, kept: Path, card: SourceCard) -> bool:
         stats = json.loads((folder / f"{shard:05d}_stats.json").read_text())
     except (FileNotFoundError, json.JSONDecodeError):
         return False
-    complete = is_there(folder / f"{shard:05d}.tar") and all(
-        (folder / f"{shard:05d}{suffix}").exists() for suffix in SUFFIXES[1:]
-    )
+    complete = is_complete(folder, shard) and (folder / f"{shard:05d}.index").exists()
     # rows, settings, and the files themselves: a missing one may be in its place by now
     return complete and bool(stats.get("made_from") == _identity(_rows(kept, shard), card))
 
@@ -96,42 +88,39 @@ def store_shard(kept: Path, shard: int, folder: Path, card: SourceCard, layout: 
     rows = _rows(kept, shard)
     # before the files are read: one that changes meanwhile is read again next time
     made_from = _identity(rows, card)
-    progress = InProgress(folder / "_work" / f"{shard:05d}.progress")
     forgotten = Forgotten.load(folder)
-    staging = folder / "_work" / f"{shard:05d}.{os.uname().nodename}.{os.getpid()}"
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
-    complete = False
-    try:
-        described = None if forgotten.path.exists() else _link(rows, kept, shard, staging, card, layout)
-        if described is None:
-            described = _write(rows, kept, shard, staging, card, layout, progress, forgotten)
-        successes = sum(row["status"] == "success" for row in described)
-        stats = {
-            "count": len(described),
-            "successes": successes,
-            "failed_to_download": sum(row["status"] == "failed_to_download" for row in described),
-            "failed_to_resize": sum(row["status"] == "failed_to_resize" for row in described),
-            "made_from": made_from,
-        }
-        write_json(staging / f"{shard:05d}_stats.json", stats)
-        if tars is not None:
-            name = f"{shard:05d}"
-            send(staging / f"{name}.tar", tars, staging / f"{name}.parquet", staging / f"{name}_stats.json")
-        # remove the mark of completeness first: while a shard is replaced, none must look complete
-        (folder / f"{shard:05d}_stats.json").unlink(missing_ok=True)
-        for suffix in SUFFIXES:
-            publish(staging / f"{shard:05d}{suffix}", folder / f"{shard:05d}{suffix}")
-        complete = True
-    finally:
-        progress.close(complete)
-        shutil.rmtree(staging, ignore_errors=True)
+    maker = ShardMaker(
+        final_folder=folder,
+        resizer=make_resizer(card),
+        encode_format=card.download.encode_format,
+        digits=6,
+        verify_sha256=False,
+        tars=tars,
+    )
+    schema = _schema(kept, shard)
+    with maker.staged(shard) as (staging, progress):
+        stats = None if forgotten.path.exists() else _link(rows, schema, staging / shard_name(shard), card, layout)
+        if stats is None:
+            images = _images(rows, layout, forgotten)
+            stats = maker.fill(shard, staging, progress, [_shown(row) for row in rows], schema, images)
+        write_json(staging / f"{shard_name(shard)}_stats.json", stats | {"made_from": made_from})
     return len(rows)
 
 
 def _schema(kept: Path, shard: int) -> pa.Schema:
-    fields = [field for field in row_group(kept, shard).schema if field.name not in LOCATORS]
-    return pa.schema([*fields, *OUTCOME])
+    return schema_of(pa.schema([field for field in row_group(kept, shard).schema if field.name not in LOCATORS]))
+
+
+def _shown(row: Row) -> Row:
+    return {name: value for name, value in row.items() if name not in LOCATORS}
+
+
+def _images(rows: list[Row], layout: str, forgotten: Forgotten) -> Iterator[Image]:
+    for number, row in enumerate(rows):
+        data, problem = _read(row, layout)
+        if forgotten.refuses(row["url"], data):
+            data, problem = None, f"{FORGOTTEN}: on request"
+        yield number, data, problem
 
 
 def _read(row: Row, layout: str) -> tuple[bytes | None, str]:
@@ -155,78 +144,36 @@ def _read(row: Row, layout: str) -> tuple[bytes | None, str]:
     return (None, f"too_many_bytes: {len(data)}") if len(data) > MAX_BYTES else (data, "")
 
 
-def _write(
-    rows: list[Row],
-    kept: Path,
-    shard: int,
-    staging: Path,
-    card: SourceCard,
-    layout: str,
-    progress: InProgress,
-    forgotten: Forgotten,
-) -> list[Row]:
-    """Resize and encode as the download does; return the rows with their outcome."""
-    resizer, encode_format = make_resizer(card), card.download.encode_format
-    writer = OrderedWriter(shard, str(staging), True, SHARD_DIGITS, _schema(kept, shard), encode_format)
-    for number, row in enumerate(rows):
-        described = _described(row, f"{shard:05d}{number:06d}")
-        data, problem = _read(row, layout)
-        image = None
-        if forgotten.refuses(row["url"], data):
-            data, problem = None, f"{FORGOTTEN}: on request"
-        if data is not None and not progress.survives(number, resizer, io.BytesIO(data)):
-            data, problem = None, CRASHED
-        if data is None:
-            described |= {"status": "failed_to_download", "error_message": problem}
-        else:
-            image, *sizes, error = resizer(io.BytesIO(data))
-            described["sha256"] = hashlib.sha256(data).hexdigest()
-            described |= dict(zip(("width", "height", "original_width", "original_height"), sizes, strict=True))
-            described["status"] = "success" if error is None else "failed_to_resize"
-            described["error_message"] = error
-        writer.write(image, described["key"], row["caption"], described)
-    writer.close()
-    return writer.rows
+def _link(rows: list[Row], schema: pa.Schema, path: Path, card: SourceCard, layout: str) -> dict[str, Any] | None:
+    """Link to the rows' tar, if no image in it has to change and a loader finds each by its key; else return None.
 
-
-def _described(row: Row, key: str) -> Row:
-    shown = {name: value for name, value in row.items() if name not in LOCATORS}
-    return {**shown, **dict.fromkeys(OUTCOME.names), "key": key}
-
-
-def _link(rows: list[Row], kept: Path, shard: int, staging: Path, card: SourceCard, layout: str) -> list[Row] | None:
-    """Link to the rows' tar, if no image in it has to change and a loader finds each by its key; else return None."""
+    path: that of the shard's files without a suffix. Returns the statistics.
+    """
     if not LAYOUTS[layout].shard_per_file or any(row["_key"] is None for row in rows):
         return None
-    described = []
+    described, counts = [], Counter[str]()
     for row in rows:
-        outcome = _described(row, row["_key"])
-        data, problem = _read(row, layout)
+        outcome = Stored(status="failed_to_download")
+        data, outcome.error_message = _read(row, layout)
         if data is not None:
-            outcome["sha256"] = hashlib.sha256(data).hexdigest()
             found, repaired = inspect(data, card.image_rules.min_side, card.image_rules.max_aspect)
+            outcome = Stored(status="failed_to_resize", error_message=found)
             if found is None:
                 size = _size_that_fits(data, card)
                 if repaired is not None or size is None:
                     return None
-                sizes = zip(("width", "height", "original_width", "original_height"), (*size, *size), strict=True)
-                outcome |= dict(sizes)
-            problem = found or ""
-        failed = "failed_to_download" if data is None else "failed_to_resize"
-        outcome |= {"status": failed if problem else "success", "error_message": problem or None}
-        described.append(outcome)
-    tar = staging / f"{shard:05d}.tar"
-    tar.symlink_to(rows[0]["_file"])
-    shard_index(tar)  # written next to the link, not next to the tar
-    pq.write_table(
-        pa.Table.from_pylist(described, _schema(kept, shard)), tar.with_suffix(".parquet"), compression="zstd"
-    )
-    return described
+                outcome = Stored(None, "success", None, *size, *size, hashlib.sha256(data).hexdigest())
+        described.append(outcome.described(_shown(row), row["_key"]))
+        counts[outcome.status] += 1
+    path.with_suffix(".tar").symlink_to(rows[0]["_file"])
+    shard_index(path.with_suffix(".tar"))  # written next to the link, not next to the tar
+    pq.write_table(pa.Table.from_pylist(described, schema), path.with_suffix(".parquet"), compression="zstd")
+    return statistics(counts)
 
 
 def _size_that_fits(data: bytes, card: SourceCard) -> tuple[int, int] | None:
     """Return width and height in pixels of an image that the card's resizing would not change; else None."""
-    with Image.open(io.BytesIO(data)) as image:
+    with Picture.open(io.BytesIO(data)) as image:
         width, height = image.size
     mode, wanted = card.download.resize_mode, card.download.image_size
     if mode == "no":

@@ -1,0 +1,239 @@
+"""Make a shard of images, wherever their bytes come from: NNNNN.tar, .index and .parquet, and _stats.json at the end.
+
+It appears under its name only when it is complete. The same images give the same bytes, in whichever order they come,
+and an image that kills the process that decodes it is given up alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import tarfile
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from filip.data.fetching.in_progress import CRASHED, InProgress
+from filip.data.fetching.outcomes import TAR_SHA256
+from filip.data.loading.shard_index import index_of, write_index
+from filip.data.remote_tars import is_there, send
+from filip.files import publish
+from filip.sets.tar_index import Member
+
+WORK = "_work"  # folder inside the shards' folder: plan, lists of retries, half-finished shards
+SUFFIXES = (".tar", ".index", ".answers", ".parquet", "_stats.json")  # with the last, a shard is complete
+LIST_SHA256 = "source_sha256"  # column in which a list says what the bytes of an image are
+MOST_OUTCOMES = 200  # that the statistics of a shard tell apart
+OUTCOME = pa.schema(
+    [
+        ("status", pa.string()),
+        ("error_message", pa.string()),
+        *((name, pa.int32()) for name in ("width", "height", "original_width", "original_height")),
+        ("sha256", pa.string()),
+    ]
+)
+Image = tuple[int, bytes | None, str]  # the number of its row in the shard, its bytes or None, and why it has none
+
+
+@dataclass
+class Stored:
+    """The outcome of a row: columns of the shard's Parquet file, and the encoded image."""
+
+    image: bytes | None = None
+    status: str = ""
+    error_message: str | None = None
+    width: int | None = None
+    height: int | None = None
+    original_width: int | None = None
+    original_height: int | None = None
+    sha256: str | None = None  # hash of the file as it was found
+
+    @property
+    def name(self) -> str:
+        return self.error_message or self.status
+
+    def described(self, row: dict[str, Any], key: str) -> dict[str, Any]:
+        """Return what the shard tells of the image: the row of the list, its key, and the outcome."""
+        return {**row, "key": key, **{name: getattr(self, name) for name in OUTCOME.names}}
+
+
+def shard_name(shard: int) -> str:
+    return f"{shard:05d}"
+
+
+def schema_of(listed: pa.Schema) -> pa.Schema:
+    """Return the columns of a shard's Parquet file: those of the list, and the outcome."""
+    return pa.schema([*listed, ("key", pa.string()), *OUTCOME])
+
+
+def progress_file(folder: Path, shard: int) -> Path:
+    return folder / WORK / f"{shard_name(shard)}.progress"
+
+
+def is_complete(folder: Path, shard: int) -> bool:
+    """Return whether the files of a shard are there; the tar may be in a bucket."""
+    described = (folder / f"{shard_name(shard)}{suffix}" for suffix in (".parquet", "_stats.json"))
+    return is_there(folder / f"{shard_name(shard)}.tar") and all(path.exists() for path in described)
+
+
+@dataclass(kw_only=True)
+class ShardMaker:
+    """Maker of whole shards in a folder. It can be pickled to any worker."""
+
+    final_folder: Path
+    resizer: Any  # bytes → (encoded, width, height, original width and height, error or None)
+    encode_format: str
+    digits: int  # of the number of an image in its key
+    verify_sha256: bool = True  # compare with the list's hash, where it has one
+    tars: str | None = None  # folder of a bucket that takes the tars
+
+    def key(self, shard: int, number: int) -> str:
+        return f"{shard_name(shard)}{number:0{self.digits}d}"
+
+    @contextmanager
+    def staged(self, shard: int) -> Iterator[tuple[Path, InProgress]]:
+        """Yield a folder for the files of a shard, and the note of the image in progress; then give them their names.
+
+        Leaves nothing behind if the block raises.
+        """
+        name = shard_name(shard)
+        staging = self.final_folder / WORK / f"{name}.{os.uname().nodename}.{os.getpid()}"
+        shutil.rmtree(staging, ignore_errors=True)  # left by a killed worker with the same shard
+        staging.mkdir(parents=True)
+        progress = InProgress(progress_file(self.final_folder, shard))
+        complete = False
+        try:
+            yield staging, progress
+            if self.tars is not None:
+                send(staging / f"{name}.tar", self.tars, staging / f"{name}.parquet", staging / f"{name}_stats.json")
+            # remove the mark of completeness first: while a shard is replaced, none must look complete
+            (self.final_folder / f"{name}_stats.json").unlink(missing_ok=True)
+            for suffix in SUFFIXES:
+                if os.path.lexists(staging / f"{name}{suffix}"):
+                    publish(staging / f"{name}{suffix}", self.final_folder / f"{name}{suffix}")
+            complete = True
+        finally:
+            progress.close(complete)
+            shutil.rmtree(staging, ignore_errors=True)
+
+    def fill(
+        self,
+        shard: int,
+        staging: Path,
+        progress: InProgress,
+        rows: list[dict[str, Any]],
+        schema: pa.Schema,
+        images: Iterable[Image],
+    ) -> dict[str, Any]:
+        """Write tar, index and Parquet of a shard; return its statistics, as img2dataset has them.
+
+        rows: those of the list. images: one for each row, in any order. schema: :func:`schema_of` the list.
+        """
+        writer = OrderedWriter(staging / shard_name(shard), schema, self.encode_format)
+        counts: Counter[str] = Counter()
+        outcomes: Counter[str] = Counter()
+        for number, data, problem in images:
+            outcome = Stored(status="failed_to_download", error_message=problem)
+            if data is not None:
+                outcome = self._stored(number, rows[number], data, progress)
+            key = self.key(shard, number)
+            writer.write(outcome.image, key, rows[number].get("caption"), outcome.described(rows[number], key))
+            counts[outcome.status] += 1
+            if len(outcomes) < MOST_OUTCOMES or outcome.name in outcomes:
+                outcomes[outcome.name] += 1
+        writer.close()
+        if counts.total() != len(rows):
+            raise OSError(f"{len(rows) - counts.total()} of {len(rows)} samples were not written")
+        return {**statistics(counts), "status_dict": dict(outcomes)}
+
+    def _stored(self, number: int, row: dict[str, Any], data: bytes, progress: InProgress) -> Stored:
+        """Check, resize and encode an image."""
+        sha256 = hashlib.sha256(data).hexdigest()
+        expected = row.get(LIST_SHA256) if self.verify_sha256 else None
+        if expected and str(expected).lower() != sha256:
+            return Stored(status="failed_to_download", error_message=f"hash_mismatch: the list says {expected}")
+        if not progress.survives(number, self.resizer, io.BytesIO(data)):
+            return Stored(status="failed_to_resize", error_message=CRASHED)
+        image, width, height, original_width, original_height, problem = self.resizer(io.BytesIO(data))
+        if problem is not None:
+            return Stored(status="failed_to_resize", error_message=problem)
+        return Stored(image, "success", None, width, height, original_width, original_height, sha256)
+
+
+def statistics(counts: Counter[str]) -> dict[str, Any]:
+    """Return how many rows a shard has, and how many of each status."""
+    return {
+        "count": counts.total(),
+        "successes": counts["success"],
+        "failed_to_download": counts["failed_to_download"],
+        "failed_to_resize": counts["failed_to_resize"],
+    }
+
+
+class OrderedWriter:
+    """Writer of img2dataset's webdataset layout (NNNNN.tar and .parquet), sorted by key, undated, and NNNNN.index.
+
+    Samples arrive in any order: their bytes wait in a spool file, their metadata in memory.
+    """
+
+    def __init__(self, path: Path, schema: pa.Schema, encode_format: str) -> None:
+        """path: that of the files without a suffix."""
+        self.path, self.schema, self.encode_format = path, schema, encode_format
+        self.spool = tempfile.TemporaryFile(dir=path.parent)  # noqa: SIM115 (closed in close)
+        self.rows: list[dict[str, Any]] = []
+        self.samples: list[tuple[str, list[tuple[str, int, int]]]] = []
+
+    def write(self, image: bytes | None, key: str, caption: str | None, about: dict[str, Any]) -> None:
+        """Take one sample; ``image`` is None where there is none."""
+        if image is not None:
+            text = str(caption if caption is not None else "").encode()
+            parts = [(self.encode_format, image), ("json", json.dumps(about, indent=4).encode()), ("txt", text)]
+            places = []
+            for extension, data in sorted(parts):
+                places.append((extension, self.spool.tell(), len(data)))
+                self.spool.write(data)
+            self.samples.append((key, places))
+        self.rows.append(about)
+
+    def close(self) -> None:
+        """Write the tar, the Parquet file with the tar's hash, and the index."""
+        try:
+            self.rows.sort(key=lambda row: row["key"])
+            members, written = [], hashlib.sha256()
+            with open(self.path.with_suffix(".tar"), "wb") as tar:
+                for key, places in sorted(self.samples):
+                    for extension, start, size in places:
+                        self.spool.seek(start)
+                        name = f"{key}.{extension}"
+                        header = _tar_header(name, size)
+                        content = self.spool.read(size) + b"\0" * (-size % tarfile.BLOCKSIZE)
+                        members.append(Member(name, tar.tell() + len(header), size))
+                        tar.write(header + content)
+                        written.update(header + content)
+                end = b"\0" * (2 * tarfile.BLOCKSIZE)
+                tar.write(end)
+                written.update(end)
+            # the hash of the images as stored goes into their description
+            metadata = {**(self.schema.metadata or {}), TAR_SHA256: written.hexdigest().encode()}
+            table = pa.Table.from_pylist(self.rows, self.schema).replace_schema_metadata(metadata)
+            pq.write_table(table, self.path.with_suffix(".parquet"), compression="zstd")
+            write_index(self.path.with_suffix(".tar"), index_of(members))
+        finally:
+            self.spool.close()
+
+
+def _tar_header(name: str, size: int) -> bytes:
+    info = tarfile.TarInfo(name)
+    info.size, info.mode, info.mtime = size, 0o444, 0
+    info.uname = info.gname = "bigdata"  # as webdataset's TarWriter sets it
+    return info.tobuf(tarfile.USTAR_FORMAT)

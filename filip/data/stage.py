@@ -1,0 +1,74 @@
+"""Share what every data command does: open a work folder with DuckDB, resume in it, and tell what was dropped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+from filip.data.funnel import Fragment, write_fragment
+from filip.data.lists import duckdb_io
+from filip.errors import UserError
+from filip.files import digest, replacing, scratch_folder
+
+
+def parse_part(part: str | None) -> tuple[int, int] | None:
+    """Parse ``part=3/16``, the share of a stage's work that a job takes, into (3, 16). UserError for anything else."""
+    if part is None:
+        return None
+    try:
+        index, count = (int(number) for number in part.split("/"))
+    except ValueError:
+        index, count = -1, 0
+    if not 0 <= index < count:
+        raise UserError(f"part={part}, but it must be i/n with 0 <= i < n, e.g. part=0/4")
+    return index, count
+
+
+@contextmanager
+def work_folder(
+    out: str | Path, threads: int = 2, memory: str = "1GB", *, keep_on_failure: bool = False
+) -> Iterator[tuple[Path, duckdb.DuckDBPyConnection]]:
+    """Yield a folder next to ``out`` for intermediate files, see scratch_folder, and DuckDB, which spills into it."""
+    with scratch_folder(out, keep_on_failure) as scratch:
+        con = duckdb_io.connect(threads, memory, scratch / "spill")
+        try:
+            yield scratch, con
+        finally:
+            con.close()
+
+
+def resume(folder: Path, identity: Any) -> None:
+    """Delete the Parquet files that a killed run left in ``folder``, unless it had the same ``identity`` (JSON)."""
+    stamp, wanted = folder / "identity", digest(identity)
+    if stamp.exists() and stamp.read_text() == wanted:
+        return
+    for path in folder.rglob("*.parquet"):
+        path.unlink()
+    with replacing(stamp) as part:
+        part.write_text(wanted)
+
+
+def tell(fragment: Fragment, funnel: str | None, head: str, example: Callable[[str], str]) -> None:
+    """Write a command's funnel, and print ``head`` and a line with an example for each reason."""
+    if funnel:
+        write_fragment(funnel, fragment)
+    print(head)
+    for reason, count in fragment.as_dict()["dropped"].items():
+        print(f"  {reason:<16} {count:>10,}  {example(reason)}".rstrip())
+
+
+class ByShard:
+    """Look-up, shard after shard, in an iterator that is in their order; ``nothing`` for a shard without an entry."""
+
+    def __init__(self, found: Iterator[tuple[Any, Any]], nothing: Any) -> None:
+        self._found, self._nothing = found, nothing
+        self._next = next(found, None)
+
+    def of(self, shard: Any) -> Any:
+        while self._next is not None and self._next[0] < shard:
+            self._next = next(self._found, None)
+        return self._next[1] if self._next is not None and self._next[0] == shard else self._nothing
