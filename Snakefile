@@ -17,7 +17,6 @@ min_version("9.0")
 sys.path.insert(0, workflow.basedir)
 from filip.errors import UserError
 from filip.progress import say
-from filip.study import PROTOCOLS
 from workflow import one_run
 from workflow.gpus import visible
 from workflow.study import WorkflowStudy

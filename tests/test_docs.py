@@ -305,7 +305,7 @@ def test_the_protocol_of_the_extending_page_is_run_and_has_its_line_and_its_tabl
     results = tmp_path / "results"
     write_results(results)
     write(results / "study.json", {**STUDY, "eval": {**STUDY["eval"], "agreement": ["demo_fluent"]}})
-    write(results / "eval/filip/agreement.json", found)
+    write(results / "eval/filip/agreement/all.json", found)
     command = [sys.executable, "-m", "filip.report.tables", f"results={results}", "resamples=10"]
     done = subprocess.run(command, env=my_package, capture_output=True, text=True, timeout=120, cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr

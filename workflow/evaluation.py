@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +12,11 @@ from filip.eval.families import AUTO, CLIP_PROMPTS, PROMPTS
 from filip.study import Study
 from filip.study.evaluation import evaluation_options
 
-# The arguments that an evaluation and the picture of an alignment have in common.
-OF_A_SHEET = ("model", "root", "data", "missing", "prompts", "image_size", "precision", "tokens", "device")
+OF_A_SHEET = ("prompts", "image_size", "precision", "tokens", "device")  # options that the picture of an alignment has
 
 
 class StudyEvaluations(Study):
-    """A study with the jobs of its evaluations: one per protocol and run, or with ``eval.per_card`` one per card too.
+    """A study with the jobs of its evaluations: one per model, or with ``eval.per_card`` one per model and card.
 
     Paths are relative to the repository.
     """
@@ -44,48 +42,44 @@ class StudyEvaluations(Study):
 
     # ---- jobs ----------------------------------------------------------------------------------------
 
-    def job(self, protocol: str) -> str:
-        """Return the result of a job below ``eval/``, without its suffix: a pattern of wildcards."""
-        return f"{{run}}/{protocol}/{{card}}" if self.per_card else f"{{run}}/{protocol}"
+    @property
+    def job(self) -> str:
+        """Return the name of a job, with wildcards: of its mark below ``eval/``, its log and its times."""
+        return "{run}/{card}" if self.per_card else "{run}"
 
-    def job_log(self, protocol: str) -> str:
-        """Return the log of a job below ``logs/`` and its times below ``benchmarks/``, as ``job``."""
-        return f"{protocol}/{{run}}/{{card}}" if self.per_card else f"{protocol}/{{run}}"
+    def evaluations(self) -> list[str]:
+        """Return the names of all jobs."""
+        if not self.per_card:
+            return self.models
+        return [f"{run}/{card}" for run in self.models for card in self.cards_of(run)]
 
-    def parts(self, run: str, protocol: str) -> list[str]:
-        """Return the results of a run on the single cards of a protocol, in the order of the study."""
-        return [f"{self.results}/eval/{run}/{protocol}/{name}.json" for name in self.benchmarks(protocol)]
+    def cards_of(self, model: str) -> list[str]:
+        """Return the names of the cards on which a model is evaluated, each once."""
+        return list(dict.fromkeys(name for names in self.evaluated_on(model).values() for name in names))
 
-    def job_inputs(self, protocol: str, wildcards: Any) -> dict[str, Any]:
+    def job_inputs(self, wildcards: Any) -> dict[str, Any]:
         """Return the inputs of an evaluation job: weights, cards, prompts, and the data made here or already there.
 
         A job that found its data missing runs again once they are there: they have become an input.
         """
-        return self._inputs(wildcards.run, protocol, self._names(protocol, wildcards))
+        return self._inputs(wildcards.run, [wildcards.card] if self.per_card else self.cards_of(wildcards.run))
 
     def sheet_inputs(self, wildcards: Any) -> dict[str, Any]:
-        """Return the inputs of a run's alignment sheet: those of an evaluation of all cards."""
-        return self._inputs(wildcards.run, "alignment", self.benchmarks("alignment"))
+        """Return the inputs of a run's alignment sheet: those of an evaluation of all its cards."""
+        return self._inputs(wildcards.run, self.benchmarks("alignment"))
 
-    def _inputs(self, model: str, protocol: str, names: list[str]) -> dict[str, Any]:
+    def _inputs(self, model: str, names: list[str]) -> dict[str, Any]:
         return {
             "weights": self.model_file(model),
             "cards": [f"eval/{name}.yaml" for name in names],
-            "prompts": self.prompt_file(model, protocol),
+            "prompts": self.prompt_file(model),
             "corpus": self.benchmark_files(),
             "data": [str(place) for name in names if (place := self.data_of(name)) and place.exists()],
         }
 
-    def job_arguments(self, protocol: str, wildcards: Any) -> str:
+    def job_arguments(self, wildcards: Any) -> str:
         """Return the arguments of a job's command, without ``out=``, for a shell."""
-        return self.evaluation_arguments(wildcards.run, protocol, self._names(protocol, wildcards))
-
-    def of_job(self, what: str, protocol: str) -> partial[Any]:
-        """Return the method ``what`` for a protocol, as a function of a job's wildcards."""
-        return partial(getattr(self, what), protocol)
-
-    def _names(self, protocol: str, wildcards: Any) -> list[str]:
-        return [wildcards.card] if self.per_card else self.benchmarks(protocol)
+        return self.evaluation_arguments(wildcards.run, wildcards.card if self.per_card else None)
 
     def data_of(self, name: str) -> Path | None:
         """Return where a card's data are that a job per card may find missing; None if it has no such place."""
@@ -105,34 +99,44 @@ class StudyEvaluations(Study):
 
     # ---- command lines -------------------------------------------------------------------------------
 
-    def evaluation_arguments(self, model: str, protocol: str, names: list[str] | None = None) -> str:
-        """Return the study's arguments of ``filip eval`` for a protocol: model, root, cards and options.
+    def evaluation_arguments(self, model: str, card: str | None = None) -> str:
+        """Return the study's arguments of ``filip eval`` for a model, for a shell: protocols, cards and options.
 
-        They are for a shell. names: those of the cards; None: all of the protocol.
+        card: the only one; None: all on which the model is evaluated.
         """
-        loaders = self.evaluation.get("loaders", {})
-        names = self.benchmarks(protocol) if names is None else names
-        cards = [f"eval/{name}.yaml" + (f"@{loaders[name]}" if name in loaders else "") for name in names]
-        given = {"protocols": f"[{protocol}]", "model": self.model(model), "root": self.evaluation["root"]}
-        given["data"] = f"[{','.join(cards)}]"
-        if protocol == "retrieval" and model in self.fine_tunes:
+        on = {
+            protocol: [name for name in names if card in (None, name)]
+            for protocol, names in self.evaluated_on(model).items()
+        }
+        on = {protocol: names for protocol, names in on.items() if names}
+        names = list(dict.fromkeys(name for cards in on.values() for name in cards))
+        given = {"protocols": f"[{','.join(on)}]", **self._shared_arguments(model, names)}
+        given["only"] = "{" + ",".join(f"{protocol}:[{','.join(cards)}]" for protocol, cards in on.items()) + "}"
+        if "retrieval" in on and model in self.fine_tunes:
             given["retrieval.fine_tuned_on"] = self.fine_tunes[model]["source"]
-        if self.per_card:
-            given["missing"] = "skip"
-        options = evaluation_options(self.config, model, protocol)
-        return shlex.join(f"{key}={value}" for key, value in {**given, **options}.items())
+        given |= evaluation_options(self.config, model, list(on))
+        return shlex.join(f"{key}={value}" for key, value in given.items())
+
+    def _shared_arguments(self, model: str, names: list[str]) -> dict[str, str]:
+        """Return the model and the data of a command that evaluates it or draws it."""
+        loaders = self.evaluation.get("loaders", {})
+        cards = [f"eval/{name}.yaml" + (f"@{loaders[name]}" if name in loaders else "") for name in names]
+        given = {"model": self.model(model), "root": self.evaluation["root"], "data": f"[{','.join(cards)}]"}
+        return {**given, "missing": "skip"} if self.per_card else given
 
     def sheet_arguments(self, wildcards: Any) -> str:
-        """Return the arguments for a run's alignment sheet, for a shell: the protocol's model, the same cards."""
-        given = shlex.split(self.evaluation_arguments(wildcards.run, "alignment"))
-        return shlex.join(argument for argument in given if argument.split("=", 1)[0] in OF_A_SHEET)
+        """Return the arguments for a run's alignment sheet, for a shell: the evaluation's model, its cards."""
+        options = evaluation_options(self.config, wildcards.run, [])
+        given = self._shared_arguments(wildcards.run, self.benchmarks("alignment"))
+        given |= {key: value for key, value in options.items() if key in OF_A_SHEET}
+        return shlex.join(f"{key}={value}" for key, value in given.items())
 
-    def prompt_file(self, model: str, protocol: str) -> list[str]:
+    def prompt_file(self, model: str) -> list[str]:
         """Return the files of prompts that an evaluation may read; none if the prompt is on its command line."""
-        prompts = evaluation_options(self.config, model, protocol).get("prompts", "")
+        prompts = evaluation_options(self.config, model, [])["prompts"]
         if prompts == AUTO:
             return [PROMPTS, CLIP_PROMPTS]
-        return [prompts] if prompts and "{c}" not in prompts else []
+        return [prompts] if "{c}" not in prompts else []
 
     def quoted_labels(self, table: str) -> str:
         """Return the argument ``labels=[…]``, for a shell, of a command that draws a table's rows side by side."""

@@ -56,21 +56,18 @@ class Launch:
                 f" --cpus-per-task={self.cpus_per_rank()} --kill-on-bad-exit=1 python -m {module}"
             )
         if self.ranks_per_node == 1 and self.accelerator == "cpu" and not self.hostfile:
-            return f"{accelerator}python -m workflow.warm {module}"  # one process needs no launcher
+            return f"{accelerator}python -m {module}"  # one process needs no launcher
         own = f"{accelerator}python -m workflow.gpus {self.local_gpus} port={self.master_port} -- "
         if self.launcher == "torchrun":
             start = f"--standalone --nproc_per_node {self.ranks_per_node} -m {module}"
-            if self.local_gpus:
-                return f"{own}torchrun {start}"
-            return f"{accelerator}python -m workflow.warm torch.distributed.run {start}"
+            return f"{own if self.local_gpus else accelerator}torchrun {start}"
         if self.local_gpus:
             # DeepSpeed's launcher ignores CUDA_VISIBLE_DEVICES if it is given --num_gpus.
             which = "--include localhost:@gpus --master_port @port --no_local_rank"
             return f"{own}deepspeed {which} --module {module}"
         hosts = f"--hostfile {shlex.quote(self.hostfile)} --num_nodes {self.nodes} " if self.hostfile else ""
         ranks = f"--num_gpus {self.ranks_per_node} --master_port {self.master_port} --no_local_rank"
-        launcher = "deepspeed" if self.hostfile else "python -m workflow.warm deepspeed.launcher.runner"
-        return f"{accelerator}{launcher} {hosts}{ranks} --module {module}"
+        return f"{accelerator}deepspeed {hosts}{ranks} --module {module}"
 
     def threads(self, cores: Callable[[], int | None]) -> int:
         """Return Snakemake's threads: under srun the cores of a task, on one machine those of all ranks.

@@ -52,6 +52,9 @@ class EvaluationOptions(DataOptions, ModelOptions):
         f"{' and '.join(name for name, protocol in protocols().items() if protocol.on_request)}",
         choices=tuple(protocols()),
     )
+    only: dict[str, list[str]] = option(
+        {}, "the cards of single protocols, e.g. {linear_probe: [cifar10]}; the others run on all that fit"
+    )
     run: str = option("", "name of the run in the results; the model file's name if empty")
     prompts: str = option(
         AUTO, "prompt file, or one prompt such as 'a photo of a {c}.'; auto: those of the model's authors"
@@ -109,23 +112,24 @@ MODEL_AND_TEXTS = ("model", "run", "image_size", "precision", "tokens", "text_to
 
 
 class EvaluationJob(NamedTuple):
-    """A result file that is to be written."""
+    """A result file that is to be written. skipped: why data sets are left out, by name."""
 
     protocol: str
     cards: list[BenchmarkCard]
     file: Path
+    skipped: dict[str, str]
 
 
 def main(config: EvaluationOptions) -> None:
     """Evaluate a model on your own data or on benchmarks: every protocol that fits, and one table."""
     share = launched()
     with contextlib.redirect_stderr(io.StringIO()) if share.rank else contextlib.nullcontext():
-        jobs, skipped = planned(config)
+        jobs = planned(config)
         for job in jobs:
             _prepare(config, job)
         # A file that the first process has just written is not there for the others.
         reused: list[dict[str, Any] | None] = share.exchange([_reused(config, job) for job in jobs])[0]
-        results = _run(config, jobs, reused, skipped)
+        results = _run(config, jobs, reused)
     if share.rank == 0 and config.shard:
         print(f"part {config.shard} is in {config.features}; run the same without shard= when all parts are")
     elif share.rank == 0:
@@ -135,8 +139,8 @@ def main(config: EvaluationOptions) -> None:
         dist.barrier()
 
 
-def planned(config: EvaluationOptions) -> tuple[list[EvaluationJob], dict[str, str]]:
-    """Return (the result files to write, why a data set is left out). Opens each data set, so that a mistake stops now.
+def planned(config: EvaluationOptions) -> list[EvaluationJob]:
+    """Return the result files to write. Opens each data set, so that a mistake stops now.
 
     Raises UserError if nothing fits, a name occurs twice, or a data set is missing.
     """
@@ -151,17 +155,31 @@ def planned(config: EvaluationOptions) -> tuple[list[EvaluationJob], dict[str, s
     if config.shard and (unfit := [name for name, protocol in chosen.items() if not protocol.in_parts]):
         chosen = {name: protocol for name, protocol in chosen.items() if protocol.in_parts}
         say(f"shard={config.shard}: {', '.join(unfit)} keep no features; they are left to the run without shard=")
+    _check_only(config, [card.name for card in cards])
     there, skipped = check_sets(cards, config.root, config.missing)
     if config.one_file:
-        return [EvaluationJob(name, there, Path(config.out)) for name in chosen], skipped
-    if not there:
+        return [EvaluationJob(name, there, Path(config.out), skipped) for name in chosen]
+    if not there and config.missing == "stop":
         raise UserError(f"data: none of {', '.join(card.name for card in cards)} is there")
     return [
-        EvaluationJob(name, [card], config.place / name / f"{card.name}.json")
-        for card in there
+        EvaluationJob(
+            name,
+            [card] if card in there else [],
+            config.place / name / f"{card.name}.json",
+            {card.name: skipped[card.name]} if card.name in skipped else {},
+        )
+        for card in cards
         for name, protocol in chosen.items()
-        if card.kind in protocol.kinds
-    ], skipped
+        if card.kind in protocol.kinds and card.name in config.only.get(name, [card.name])
+    ]
+
+
+def _check_only(config: EvaluationOptions, cards: list[str]) -> None:
+    for protocol, names in config.only.items():
+        if protocol not in config.protocols:
+            raise UserError(f"only: {protocol} is none of the protocols that run, {', '.join(config.protocols)}")
+        if absent := [name for name in names if name not in cards]:
+            raise UserError(f"only: {protocol} has no card {absent[0]} in data=; there are {', '.join(cards)}")
 
 
 def _prepare(config: EvaluationOptions, job: EvaluationJob) -> None:
@@ -175,7 +193,7 @@ def _prepare(config: EvaluationOptions, job: EvaluationJob) -> None:
 
 
 def _run(
-    config: EvaluationOptions, jobs: list[EvaluationJob], reused: list[dict[str, Any] | None], skipped: dict[str, str]
+    config: EvaluationOptions, jobs: list[EvaluationJob], reused: list[dict[str, Any] | None]
 ) -> list[dict[str, Any]]:
     """Return the results of all files. If there are several processes, the first one writes them."""
     share = launched()
@@ -186,6 +204,10 @@ def _run(
             say(f"{job.file}: done before")
             results.append(done)
             continue
+        if not job.cards and not config.one_file:
+            if share.rank == 0 and not job.file.exists():
+                write_json(job.file, {"protocol": job.protocol, "benchmarks": {}, "skipped": job.skipped})
+            continue
         if encoder is None:
             encoder = config.encoder()
             context = config.context(encoder, share)
@@ -194,8 +216,8 @@ def _run(
         except ShardEncodedError:
             continue
         result = result_header(config, encoder, config.run) | found
-        if config.one_file and skipped:
-            result["skipped"] = skipped
+        if job.skipped:
+            result["skipped"] = job.skipped
         if not config.one_file:
             result["requests"] = _requests(config, job)
         if share.rank == 0:
@@ -232,7 +254,7 @@ def _reused(config: EvaluationOptions, job: EvaluationJob) -> dict[str, Any] | N
         found: dict[str, Any] = json.loads(job.file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    same = found.get("requests") == _requests(config, job)
+    same = bool(job.cards) and found.get("requests") == _requests(config, job)
     return found if same and outcomes_file(job.file).is_file() else None
 
 

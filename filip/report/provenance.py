@@ -8,12 +8,12 @@ from typing import Any
 
 from filip.report.results import Results
 from filip.report.table import short_commit
-from filip.study import PROTOCOLS, Study
+from filip.study import Study
 
 # Rules by what they are part of; all others are data stages.
 KINDS = {
     "train": ("train", "efficiency"),
-    "eval": (*PROTOCOLS, "alignment_sheet", "compare", "scene_sheet", "explorer"),
+    "eval": ("evaluate", "alignment_sheet", "compare", "scene_sheet", "explorer"),
     "report": ("tables", "figures", "summary", "page"),
 }
 ORDER = ("data", "train", "eval", "report")

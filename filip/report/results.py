@@ -16,15 +16,22 @@ class Results:
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
+        self._joined: dict[tuple[str, str], dict[str, Any] | None] = {}
 
     def evaluation(self, run: str, protocol: str) -> dict[str, Any] | None:
-        """Read ``eval/<run>/<protocol>.json``, written by the evaluation of that protocol."""
-        return self._read(self.folder / "eval" / run / f"{protocol}.json")
+        """Read ``eval/<run>/<protocol>/*.json``, a file for each benchmark, as one result of all benchmarks."""
+        if (run, protocol) not in self._joined:
+            results = [self._read(file) for file in self._evaluations(run, protocol)]
+            self._joined[run, protocol] = _join(results) if results else None
+        return self._joined[run, protocol]
 
     def outcomes(self, run: str, protocol: str) -> Record | None:
         """Read what happened to each image, kept next to :meth:`evaluation`; None for results without it."""
-        file = self.folder / "eval" / run / f"{protocol}.json"
-        return read_outcomes(file) if outcomes_file(file).is_file() else None
+        files = [file for file in self._evaluations(run, protocol) if outcomes_file(file).is_file()]
+        return {group: found for file in files for group, found in read_outcomes(file).items()} if files else None
+
+    def _evaluations(self, run: str, protocol: str) -> list[Path]:
+        return sorted((self.folder / "eval" / run / protocol).glob("*.json"))
 
     def training(self, run: str) -> dict[str, Any] | None:
         """Read ``models/<run>.json``, written by training."""
@@ -78,3 +85,20 @@ class Results:
             return json.loads(file.read_text(encoding="utf-8"))
         except json.JSONDecodeError as error:
             raise UserError(f"{file} is not valid JSON ({error}); delete it and run its rule again") from error
+
+
+def _join(results: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the results of several benchmarks as one; a setting in which they differ has all of its values."""
+    joined: dict[str, Any] = {}
+    settings: dict[str, list[Any]] = {}
+    for result in results:
+        joined |= result
+        for name, value in result.get("settings", {}).items():
+            settings.setdefault(name, [])
+            settings[name] += [] if value in settings[name] else [value]
+    for key in ("benchmarks", "skipped"):
+        joined[key] = {name: found for result in results for name, found in result.get(key, {}).items()}
+    several = {
+        name: values[0] if len(values) == 1 else ", ".join(map(str, values)) for name, values in settings.items()
+    }
+    return {**joined, "settings": several}

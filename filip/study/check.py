@@ -24,14 +24,13 @@ from filip.extras import how_to_install
 from filip.files import readable
 from filip.study.evaluation import check_evaluation_options
 from filip.study.study import Study, load_study
-from filip.study.tables import PROTOCOLS
 
 # Kinds of needs, and the rules of the workflow that have them.
 KINDS = {
     "lists": ("url_list", "ingest"),
     "engines": ("translate", "translate_part"),
     "extras": ("url_list", "ingest", "pretrain", "fine_tune", "efficiency"),
-    "benchmarks": PROTOCOLS,
+    "benchmarks": ("evaluate",),
     "disk": ("download", "download_part", "ingest"),
     "GPUs": ("pretrain", "fine_tune", "efficiency"),
 }  # fmt: skip

@@ -12,6 +12,7 @@ import yaml
 from filip.data.cards import load_source
 from filip.errors import UserError
 from filip.eval.cards import load_card
+from filip.study.evaluation import ALL
 from filip.study.tables import PROTOCOLS, TABLES
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def schema() -> dict[str, Any]:
     listed = [name for name, kind in TABLES.items() if kind.rows in ("listed", "evaluated")]
     found["properties"]["tables"]["properties"] = dict.fromkeys(listed, names)
     found["properties"]["eval"]["properties"] |= dict.fromkeys(PROTOCOLS, names)
-    by_protocol = {"propertyNames": {"enum": list(PROTOCOLS)}}
+    by_protocol = {"propertyNames": {"enum": [ALL, *PROTOCOLS]}}
     found["$defs"]["by_protocol"] |= by_protocol
     return found
 

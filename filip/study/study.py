@@ -182,8 +182,7 @@ class Study:
     @property
     def evaluated(self) -> list[str]:
         """Return every training that a table shows, and its replicas, in order of first use."""
-        models = [model for protocol in PROTOCOLS for model in self.evaluated_by(protocol)]
-        return [model for model in dict.fromkeys(models) if model not in self.peers]
+        return [model for model in self.models if model not in self.peers]
 
     def evaluated_by(self, protocol: str) -> list[str]:
         """Return the models that a protocol evaluates: those of all tables that need it, with their replicas."""
@@ -193,6 +192,19 @@ class Study:
                 rows = self._accuracies() if TABLES[name].rows == "efficiency" else self.rows(name)
                 models += [member for row in rows for member in self.replicas(row, protocol)]
         return list(dict.fromkeys(models))
+
+    @property
+    def models(self) -> list[str]:
+        """Return every run, replica and peer that a protocol evaluates."""
+        return list(dict.fromkeys(model for protocol in PROTOCOLS for model in self.evaluated_by(protocol)))
+
+    def evaluated_on(self, model: str) -> dict[str, list[str]]:
+        """Return the benchmarks on which a model is evaluated, by protocol."""
+        return {
+            protocol: self.benchmarks(protocol)
+            for protocol in PROTOCOLS
+            if model in self.evaluated_by(protocol) and self.benchmarks(protocol)
+        }
 
     def _accuracies(self) -> list[str]:
         """Return the trained runs whose accuracy stands in the efficiency table."""

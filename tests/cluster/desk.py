@@ -97,7 +97,7 @@ class Desk:
 
     def outcomes(self, run: str) -> dict[str, list]:
         """Return the outcome of each image and caption in the evaluation."""
-        with np.load(self.folder / self.results / f"eval/{run}/retrieval.npz") as arrays:
+        with np.load(self.folder / self.results / f"eval/{run}/retrieval/squares.npz") as arrays:
             return {name: arrays[name].tolist() for name in arrays.files}
 
     def cells(self, run: str) -> dict[str, dict]:

@@ -115,14 +115,14 @@ def outcomes(n: int, **shares: float) -> Outcomes:
 
 def write_tasks(folder: Path, run: str, tasks: dict[str, Any]) -> None:
     """Write a run's zero-shot results, with outcomes."""
-    file = folder / "eval" / run / "zero_shot.json"
+    file = folder / "eval" / run / "zero_shot" / "all.json"
     write(file, {"run": run, "benchmarks": tasks})
     write_outcomes(file, {name: outcomes(found["n"], top1=found["value"]) for name, found in tasks.items()})
 
 
 def write_recalls(folder: Path, run: str, found: dict[str, Any]) -> None:
     """Write a run's retrieval results on demo_fluent, with outcomes."""
-    file = folder / "eval" / run / "retrieval.json"
+    file = folder / "eval" / run / "retrieval" / "all.json"
     write(file, {"run": run, "benchmarks": {"demo_fluent": found}})
     ways = ("i2t", "t2i")
     write_outcomes(file, {f"demo_fluent.{way}": outcomes(found["images"], **found[way]) for way in ways})
@@ -142,7 +142,7 @@ def write_results(folder: Path) -> Path:
         ]
         log = "".join(json.dumps(line) + "\n" for line in lines) + '{"step": 3, "event": "saved"}\n{"step": 4, "los'
         write(folder / "runs" / f"{run}-00c0ffee" / "log.jsonl", log)
-    write(folder / "eval" / "filip_ft" / "retrieval.json", {"benchmarks": {"demo_fluent": recalls(0.08)}})
+    write(folder / "eval" / "filip_ft" / "retrieval" / "all.json", {"benchmarks": {"demo_fluent": recalls(0.08)}})
     write(folder / "efficiency" / "orig.json", training("orig", folder, interaction="pooled"))
     write(
         folder / "efficiency" / "late_64.json",

@@ -139,8 +139,8 @@ def test_pairs_are_found_by_key_whatever_the_order(tmp_path: Path) -> None:
     shuffled = rng.permutation(40)
     keys = np.array([f"s{i:07d}" for i in range(40)])
     moved = {"set": Outcomes.of(list(keys[shuffled]), {"top1": base[shuffled]})}
-    write_outcomes(tmp_path / "zero_shot.json", moved)
-    moved = read_outcomes(tmp_path / "zero_shot.json")
+    write_outcomes(tmp_path / "zero_shot" / "all.json", moved)
+    moved = read_outcomes(tmp_path / "zero_shot" / "all.json")
     assert differences([record(ours)], [moved]) == differences([record(ours)], [record(base)])
 
 
@@ -150,7 +150,9 @@ def test_the_python_of_the_page_prints_what_was_planted(
     rng = np.random.default_rng(3)
     base = rng.random(400) < 0.4
     for run, values in {"clip": base, "filip": np.maximum(base, rng.random(400) < 0.3)}.items():
-        write_outcomes(tmp_path / f"results/demo/eval/{run}/retrieval.json", record(values.astype(float)))
+        write_outcomes(
+            tmp_path / f"results/demo/eval/{run}/retrieval/demo_scenes_new.json", record(values.astype(float))
+        )
     page = (Path(__file__).parents[2] / "docs/evaluation.md").read_text()
     block = page[page.index("      from filip.eval.outcomes") :].partition("\n\n")[0]
     monkeypatch.chdir(tmp_path)

@@ -63,7 +63,7 @@ def test_rows_of_other_images_are_not_compared(folder):
 def test_an_average_over_benchmarks_that_share_concepts_draws_them_together(folder):
     """Two benchmarks with the same images: their average is as uncertain as one of them, not less by a root of two."""
     for run, value in (("clip", 0.1), ("filip", 0.3)):
-        file = folder / "eval" / run / "zero_shot.json"
+        file = folder / "eval" / run / "zero_shot" / "all.json"
         tasks = {name: task(value, 300, 130) for name in ("demo_food", "demo_animals")}
         write(file, {"benchmarks": tasks})
         shared = Outcomes.of([f"s{n}" for n in range(300)], {"top1": hits(value, 300)}, [f"U{n}" for n in range(300)])

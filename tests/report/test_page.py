@@ -122,7 +122,7 @@ def test_an_effect_that_intervals_hide_is_told_and_a_null_is_not(folder):
     }
     keys = [f"s{n}" for n in range(1590)]
     for run, ways in hits.items():
-        file = folder / "eval" / run / "retrieval.json"
+        file = folder / "eval" / run / "retrieval" / "all.json"
         measured = recalls(0.3)
         for way, values in ways.items():
             measured[way]["r1"] = float(values.mean())

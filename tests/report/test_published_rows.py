@@ -28,9 +28,9 @@ def paper_study(folder: Path, retrieval: tuple[str, ...] = ("flickr30k", "mscoco
     tuned = {"label": "ours", "from": "filip", "experiment": "finetune_coco"}
     for run, recall in (("filip", 0.2), ("coco_ft", 0.3), ("flickr_ft", 0.4)):
         both = {"flickr30k": recalls(recall, 1000), "mscoco": recalls(recall / 2, 5000)}
-        write(folder / "eval" / run / "retrieval.json", {"benchmarks": both})
+        write(folder / "eval" / run / "retrieval" / "all.json", {"benchmarks": both})
     for run in ("filip", "open_clip_b32"):
-        write(folder / "eval" / run / "zero_shot.json", {"benchmarks": {"imagenet": task(0.4, 50000, 1000)}})
+        write(folder / "eval" / run / "zero_shot" / "all.json", {"benchmarks": {"imagenet": task(0.4, 50000, 1000)}})
     return changed(
         folder,
         "paper",

@@ -51,7 +51,7 @@ def test_ratios_are_to_the_first_row(folder):
 def test_the_demo_s_fine_tunings_own_the_splits_of_its_source_and_are_transferred_to_the_others(folder):
     study = EVAL.parent / "workflow" / "config" / "demo.yaml"
     both = {name: recalls(0.1) for name in yaml.safe_load(study.read_text())["eval"]["retrieval"]}
-    write(folder / "eval" / "filip_ft" / "retrieval.json", {"benchmarks": both})
+    write(folder / "eval" / "filip_ft" / "retrieval" / "all.json", {"benchmarks": both})
     table = tables_of(folder, study)["retrieval"]
     own = {"demo_test", "demo_scenes_new"}  # as their cards say: fine_tuned_on
     filled = {
@@ -66,11 +66,14 @@ def test_what_the_evaluations_warn_of_stands_below_the_table(folder):
     lost = {way: {"r1": 0.012, "r5": 0.004, "r10": 0.0} for way in ("i2t", "t2i")}
     stage = {"shortlist": 50, "by": "pooled", "lost": lost}
     write(
-        folder / "eval" / "filip" / "retrieval.json",
+        folder / "eval" / "filip" / "retrieval" / "all.json",
         {"benchmarks": {"demo_fluent": {**recalls(0.05), "two_stage": stage}}},
     )
     bad = {**task(0.1), "not_finite": 7, "note": "200 images, but the card's split has 260"}
-    write(folder / "eval" / "filip" / "zero_shot.json", {"benchmarks": {"demo_food": bad, "demo_animals": task(0.2)}})
+    write(
+        folder / "eval" / "filip" / "zero_shot" / "all.json",
+        {"benchmarks": {"demo_food": bad, "demo_animals": task(0.2)}},
+    )
     tables = tables_of(folder)
     assert any(
         "exact scores only for the best 50 by pooled vectors" in note
@@ -86,7 +89,7 @@ def three_seeds(folder: Path) -> Path:
     """Write results of `make … SEEDS=3`: two more seeds of filip on disk, and the number in study.json only."""
     for run, value in (("filip_s1", 0.20), ("filip_s2", 0.24)):
         tasks = {"demo_food": task(value), "demo_animals": task(value)}
-        write(folder / "eval" / run / "zero_shot.json", {"benchmarks": tasks})
+        write(folder / "eval" / run / "zero_shot" / "all.json", {"benchmarks": tasks})
     write(folder / "study.json", {**STUDY, "seeds": 3})
     return folder
 
@@ -119,7 +122,7 @@ def test_peers_stand_in_the_same_tables_with_the_name_of_their_weights(folder):
     peers = {"b32": {"label": "CLIP B/32", "model": "open_clip:ViT-B-32:laion2b_s34b_b79k"}}
     study = changed(folder, "peers", peers=peers)
     tasks = {"demo_food": task(0.3), "demo_animals": task(0.4)}
-    write(folder / "eval" / "b32" / "zero_shot.json", {"benchmarks": tasks})
+    write(folder / "eval" / "b32" / "zero_shot" / "all.json", {"benchmarks": tasks})
     tables = tables_of(folder, study)
     row = next(row for row in tables["zero_shot"].rows if row.label == "CLIP B/32")
     assert (row.kind, row.run_id) == ("peer", "open_clip:ViT-B-32:laion2b_s34b_b79k")
@@ -134,7 +137,7 @@ def test_recalls_by_each_similarity_and_with_part_of_the_tokens_have_a_table(fol
         for ranking, value in (("image", 0.5), ("text", 0.25), ("mean", 0.375))
     }
     found = recalls(0.05) | {"by": by, "text_tokens": {"without_ends": by}}
-    write(folder / "eval" / "filip" / "retrieval.json", {"run": "filip", "benchmarks": {"demo_fluent": found}})
+    write(folder / "eval" / "filip" / "retrieval" / "all.json", {"run": "filip", "benchmarks": {"demo_fluent": found}})
     study = changed(folder, "rankings", tables={**STUDY["tables"], "rankings": ["clip", "filip"]})
     clip, filip, without = tables_of(folder, study)["rankings"].rows
     assert without.label == f"{filip.label}, without [BOS] and [EOS]"
@@ -147,7 +150,7 @@ def test_recalls_by_each_similarity_and_with_part_of_the_tokens_have_a_table(fol
 def test_rows_that_were_evaluated_differently_are_named_below_the_table(folder):
     study = changed(folder, "peers", peers={"b32": {"label": "CLIP B/32", "model": "open_clip:ViT-B-32:openai"}})
     of_clip = {"settings": {"prompts": "eval/prompts_clip.yaml", "ensemble": "embedding"}, "image_size": 224}
-    write(folder / "eval" / "b32" / "zero_shot.json", {"benchmarks": {"demo_food": task(0.3)}, **of_clip})
+    write(folder / "eval" / "b32" / "zero_shot" / "all.json", {"benchmarks": {"demo_food": task(0.3)}, **of_clip})
     notes = " ".join(tables_of(folder, study)["zero_shot"].notes)
     assert "Rows differ in prompts:" in notes and "eval/prompts_clip.yaml: CLIP B/32" in notes
     assert "mean vector: CLIP B/32" in notes
@@ -170,8 +173,8 @@ def test_mistakes_are_named(tmp_path, folder):
     (tmp_path / "x.yaml").write_text("a: 1")
     with pytest.raises(UserError, match="no key `study`"):
         load_study(tmp_path / "x.yaml")
-    (folder / "eval" / "clip" / "zero_shot.json").write_text("{")
-    with pytest.raises(UserError, match=r"zero_shot\.json is not valid JSON"):
+    (folder / "eval" / "clip" / "zero_shot" / "all.json").write_text("{")
+    with pytest.raises(UserError, match=r"all\.json is not valid JSON"):
         tables_of(folder)
 
 
@@ -191,7 +194,7 @@ def probed(folder: Path) -> Path:
     """Write linear probes of one run on both benchmarks."""
     entry = {**task(0.5), "protocol": "5-fold cross-validation"}
     both = {"demo_food": entry, "demo_animals": entry}
-    write(folder / "eval" / "clip" / "linear_probe.json", {"benchmarks": both})
+    write(folder / "eval" / "clip" / "linear_probe" / "all.json", {"benchmarks": both})
     return folder
 
 
@@ -209,7 +212,7 @@ def test_the_linear_probe_may_have_benchmarks_of_its_own(probed):
 
 
 def alignment_table(folder: Path, **parts) -> Table:
-    write(folder / "eval" / "clip" / "alignment.json", {"benchmarks": {"demo_fluent": parts}})
+    write(folder / "eval" / "clip" / "alignment" / "all.json", {"benchmarks": {"demo_fluent": parts}})
     benchmarks = {**STUDY["eval"], "alignment": ["demo_fluent"]}
     return tables_of(folder, changed(folder, "align", eval=benchmarks, tables={"alignment": ["clip"]}))["alignment"]
 
@@ -231,7 +234,7 @@ def test_alignment_that_could_not_be_measured_says_why(folder):
 
 def test_segmentation_shows_both_shares_and_the_chance_of_a_pixel(folder):
     found = {"n": 40, "classes": 8, "miou": 0.2, "ci95": [0.1, 0.3], "pixels": 0.5, "chance": 1 / 8}
-    write(folder / "eval" / "clip" / "segmentation.json", {"benchmarks": {"demo_segmentation": found}})
+    write(folder / "eval" / "clip" / "segmentation" / "all.json", {"benchmarks": {"demo_segmentation": found}})
     benchmarks = {**STUDY["eval"], "segmentation": ["demo_segmentation"]}
     study = changed(folder, "segments", eval=benchmarks, tables={"segmentation": ["clip"]})
     shown = cells(tables_of(folder, study)["segmentation"], "baseline (CLIP)")
@@ -256,7 +259,7 @@ def test_a_recipe_is_one_row_of_what_it_finds_and_costs_and_is_compared_with_the
             "segmentation": ("demo_segmentation", {"n": 40, "miou": value / 2, "ci95": [0.1, 0.4]}, {"hit": value}),
         }
         for protocol, (benchmark, result, measures) in found.items():
-            file = folder / "eval" / run / f"{protocol}.json"
+            file = folder / "eval" / run / protocol / "all.json"
             write(file, {"benchmarks": {benchmark: result}})
             write_outcomes(file, {benchmark: outcomes(500, **measures)})
     steps = {"orig": {**STUDY["efficiency"]["orig"]}, "late": {"label": "late", "accuracy_of": "filip"}}

@@ -10,7 +10,7 @@ import yaml
 from filip.data.cards import load_source
 from filip.study import Study
 from tests.support.snakemake_runs import run_snakemake
-from workflow.study import ROOT
+from workflow.study import ROOT, WorkflowStudy
 
 STUDIES = sorted(path.stem for path in (ROOT / "workflow" / "config").glob("*.yaml"))
 
@@ -87,11 +87,9 @@ def test_dry_run_prints_the_complete_dag_without_data(clone: Path, study: str) -
         assert f"gpu={launch['ranks_per_node']}" in printed and "gpu=1" in printed
     else:
         assert ", gpu=" not in printed  # tasks_per_gpu= is of srun
-    rows, cards = config["tables"].get("zero_shot"), config["eval"]["zero_shot"]
-    if rows and not config.get("seeds"):  # one job a run, or one a run and card with what puts them together
-        per_card = config["eval"].get("per_card", False)
-        assert counts["zero_shot"] == len(rows) * (len(cards) if per_card else 1)
-        assert ("merge" in counts) == per_card == ("their cells will be empty" in printed)
+    evaluated, per_card = WorkflowStudy(config), config["eval"].get("per_card", False)
+    assert counts["evaluate"] == sum(len(evaluated.cards_of(run)) if per_card else 1 for run in evaluated.models)
+    assert per_card == ("their cells will be empty" in printed)
 
 
 @pytest.mark.slow

@@ -144,7 +144,7 @@ def test_what_a_study_lacks_is_named_before_its_first_job(
         check.require(loaded, {"url_list"})
     with pytest.raises(UserError, match="engines: mine, captions"):
         check.require(loaded, {"translate"})
-    assert "14 of 14" in check.require(loaded, {"zero_shot"})[0], "it stops nothing: the cells stay empty"
+    assert "14 of 14" in check.require(loaded, {"evaluate"})[0], "it stops nothing: the cells stay empty"
     (tmp_path / "pairs.csv").write_text("url,caption\n")
     for source in ("cc3m", "coco", "flickr30k"):
         (tmp_path / "datasets" / source).mkdir(parents=True)

@@ -41,27 +41,32 @@ def job(run: str, card: str = "") -> SimpleNamespace:
     return SimpleNamespace(run=run, card=card)
 
 
-def test_a_job_evaluates_all_cards_of_a_protocol_or_one(demo: dict) -> None:
-    """One key decides; the demo, whose evaluations are shorter than a start of Python, keeps them together."""
+def options(study: WorkflowStudy, run: str, card: str | None = None) -> dict[str, str]:
+    """Return the arguments of an evaluation."""
+    return dict(argument.split("=", 1) for argument in shlex.split(study.evaluation_arguments(run, card)))
+
+
+def test_a_job_evaluates_a_model_by_all_protocols_or_on_one_card(demo: dict) -> None:
+    """One key decides."""
     together = WorkflowStudy(demo)
-    assert together.job("zero_shot") == "{run}/zero_shot"
-    inputs = together.job_inputs("zero_shot", job("clip"))
-    assert inputs["cards"] == [f"eval/{name}.yaml" for name in demo["eval"]["zero_shot"]]
+    assert together.job == "{run}" and together.evaluations() == together.models
+    inputs = together.job_inputs(job("clip"))
+    assert {f"eval/{name}.yaml" for name in (*demo["eval"]["zero_shot"], "demo_fluent")} <= set(inputs["cards"])
     assert inputs["data"] == [] and inputs["corpus"] == ["results/demo/corpus/corpus.json"]
-    assert "missing" not in together.job_arguments("zero_shot", job("clip"))
+    given = options(together, "clip")
+    assert "missing" not in given and {"alignment", "retrieval"} <= set(given["protocols"].strip("[]").split(","))
+    assert "linear_probe:[demo_skin_tone]" in given["only"]
 
     demo["eval"]["per_card"] = True
     single = WorkflowStudy(demo)
-    assert single.job("zero_shot") == "{run}/zero_shot/{card}"
-    assert single.job_log("zero_shot") == "zero_shot/{run}/{card}"
-    assert single.job_inputs("zero_shot", job("clip", "demo_food"))["cards"] == ["eval/demo_food.yaml"]
-    given = shlex.split(single.job_arguments("zero_shot", job("clip", "demo_food")))
-    assert "data=[eval/demo_food.yaml]" in given and "missing=skip" in given
+    assert single.job == "{run}/{card}" and "clip/demo_food" in single.evaluations()
+    assert single.job_inputs(job("clip", "demo_food"))["cards"] == ["eval/demo_food.yaml"]
+    given = options(single, "clip", "demo_food")
+    assert (given["protocols"], given["data"], given["missing"]) == ("[zero_shot]", "[eval/demo_food.yaml]", "skip")
+    assert given["only"] == "{zero_shot:[demo_food]}"
     sheet = single.sheet_arguments(job("clip"))
     assert "data=[eval/demo_fluent.yaml]" in sheet and "missing=skip" in sheet and "protocols" not in sheet
     assert single.sheet_inputs(job("clip"))["cards"] == ["eval/demo_fluent.yaml"]
-    parts = single.parts("clip", "zero_shot")
-    assert parts == [f"results/demo/eval/clip/zero_shot/{n}.json" for n in demo["eval"]["zero_shot"]]
 
 
 def test_data_that_appear_later_become_an_input_and_are_named_until_then(tmp_path: Path) -> None:
@@ -72,9 +77,9 @@ def test_data_that_appear_later_become_an_input_and_are_named_until_then(tmp_pat
     (tmp_path / "wds_vtab-cifar10").mkdir()
     study = WorkflowStudy(config)
     assert "cifar10" not in study.missing_data() and "imagenet" in study.missing_data()
-    there = study.job_inputs("zero_shot", job("filip_base", "cifar10"))["data"]
+    there = study.job_inputs(job("filip_base", "cifar10"))["data"]
     assert there == [str(tmp_path / "wds_vtab-cifar10")]
-    assert study.job_inputs("zero_shot", job("filip_base", "imagenet"))["data"] == []
+    assert study.job_inputs(job("filip_base", "imagenet"))["data"] == []
     assert not study.draws_side_by_side("alignment")
     (tmp_path / study.data_of("imagenet").name).mkdir()
     assert study.draws_side_by_side("alignment")
@@ -82,8 +87,8 @@ def test_data_that_appear_later_become_an_input_and_are_named_until_then(tmp_pat
 
 def test_a_fine_tuning_is_told_what_it_was_tuned_on(demo: dict) -> None:
     study = WorkflowStudy(demo)
-    assert "retrieval.fine_tuned_on=demo" in shlex.split(study.job_arguments("retrieval", job("filip_ft")))
-    assert "fine_tuned_on" not in study.job_arguments("retrieval", job("filip"))
+    assert "retrieval.fine_tuned_on=demo" in shlex.split(study.job_arguments(job("filip_ft")))
+    assert "fine_tuned_on" not in study.job_arguments(job("filip"))
 
 
 def test_peers_are_evaluated_by_open_clip_and_wait_for_no_training(demo: dict) -> None:
@@ -98,38 +103,40 @@ def test_peers_are_evaluated_by_open_clip_and_wait_for_no_training(demo: dict) -
 def test_a_study_sets_the_options_of_its_evaluations(demo: dict) -> None:
     demo["eval"] |= {
         "stem_maps": "maps",
-        "overrides": {"zero_shot": ["workers=3", "precision=bf16"]},
+        "overrides": {"all": ["workers=3", "precision=bf16"], "zero_shot": ["ensemble=score"]},
         "prompts": "eval/prompts.yaml",
     }
     demo["peers"] = {
-        "b32": {
-            "label": "B/32",
-            "model": "hf:some/clip",
-            "eval": {"zero_shot": ["workers=1"], "selection": ["tokens=true"]},
-        }
+        "b32": {"label": "B/32", "model": "hf:some/clip", "eval": {"all": ["workers=1"], "retrieval": ["shortlist=9"]}}
     }
     study = WorkflowStudy(demo)
-    ours = shlex.split(study.evaluation_arguments("clip", "zero_shot"))
-    assert ours[:2] == ["protocols=[zero_shot]", "model=results/demo/models/clip.safetensors"]
-    assert ours[3].startswith("data=[eval/")
-    assert ours[4:] == ["stem_maps=maps", "prompts=eval/prompts.yaml", "workers=3", "precision=bf16"]
-    theirs = shlex.split(study.evaluation_arguments("b32", "zero_shot"))
-    assert theirs[4:] == ["prompts=eval/prompts.yaml", "workers=1", "precision=bf16"]
-    assert shlex.split(study.evaluation_arguments("b32", "selection"))[4:] == ["tokens=true"]
+    ours, theirs = options(study, "clip"), options(study, "b32")
+    shared = {"prompts": "eval/prompts.yaml", "precision": "bf16", "zero_shot.ensemble": "score"}
+    assert {**shared, "stem_maps": "maps", "workers": "3"}.items() <= ours.items() and "retrieval.shortlist" not in ours
+    assert {
+        **shared,
+        "workers": "1",
+        "retrieval.shortlist": "9",
+    }.items() <= theirs.items() and "stem_maps" not in theirs
+
+
+def test_an_option_of_all_protocols_is_refused_below_one(demo: dict) -> None:
+    demo["eval"]["overrides"] = {"zero_shot": ["workers=3"]}
+    with pytest.raises(UserError, match="workers is one of all protocols: give it in all"):
+        WorkflowStudy(demo)
 
 
 def test_a_peer_is_scored_by_its_own_protocol_unless_the_study_names_prompts(demo: dict) -> None:
     demo["eval"] |= {"zero_shot": ["cifar10", "sun397"], "loaders": {"sun397": "torchvision"}}
     demo["peers"] = {"b32": {"label": "B/32", "model": "open_clip:ViT-B-32:openai"}}
     study = WorkflowStudy(demo)
-    given = shlex.split(study.evaluation_arguments("b32", "zero_shot"))
-    assert given[3:] == ["data=[eval/cifar10.yaml,eval/sun397.yaml@torchvision]", "prompts=auto"]
-    assert study.prompt_file("b32", "zero_shot") == ["eval/prompts.yaml", "eval/prompts_clip.yaml"]
-    assert study.prompt_file("clip", "zero_shot") == ["eval/prompts.yaml"]
-    assert study.prompt_file("clip", "selection") == []
-    demo["peers"]["b32"]["eval"] = {"zero_shot": ["prompts=eval/prompts.yaml", "tokens=true"]}
-    given = shlex.split(WorkflowStudy(demo).evaluation_arguments("b32", "zero_shot"))
-    assert given[4:] == ["prompts=eval/prompts.yaml", "tokens=true"]
+    given = options(study, "b32")
+    assert given["data"].startswith("[eval/cifar10.yaml,eval/sun397.yaml@torchvision,") and given["prompts"] == "auto"
+    assert study.prompt_file("b32") == ["eval/prompts.yaml", "eval/prompts_clip.yaml"]
+    assert study.prompt_file("clip") == ["eval/prompts.yaml"]
+    demo["peers"]["b32"]["eval"] = {"all": ["prompts=eval/prompts.yaml", "tokens=true"]}
+    given = options(WorkflowStudy(demo), "b32")
+    assert (given["prompts"], given["tokens"]) == ("eval/prompts.yaml", "true")
 
 
 def test_labels_reach_the_commands_that_draw_models_beside_each_other(demo: dict) -> None:

@@ -21,12 +21,11 @@ from workflow.study import ROOT, WorkflowStudy
     [
         (
             {"launcher": "deepspeed", "ranks_per_node": 2, "accelerator": "cpu"},
-            "DS_ACCELERATOR=cpu python -m workflow.warm deepspeed.launcher.runner --num_gpus 2 --master_port 30251 "
-            "--no_local_rank --module filip.train",
+            "DS_ACCELERATOR=cpu deepspeed --num_gpus 2 --master_port 30251 --no_local_rank --module filip.train",
         ),
         (
             {"launcher": "deepspeed", "ranks_per_node": 1, "accelerator": "cpu"},
-            "DS_ACCELERATOR=cpu python -m workflow.warm filip.train",
+            "DS_ACCELERATOR=cpu python -m filip.train",
         ),
         (
             {"launcher": "deepspeed", "nodes": 2, "ranks_per_node": 8, "hostfile": "hosts"},
@@ -139,7 +138,7 @@ def test_jobs_of_a_dead_snakemake_that_make_the_same_training_are_found(tmp_path
             f"7|{tmp_path}|rule_pretrain_wildcards_filip",
             f"8|{tmp_path}|rule_pretrain_wildcards_filip_ft",
             f"9|{tmp_path}/other|rule_pretrain_wildcards_filip",
-            f"10|{tmp_path}|rule_zero_shot_wildcards_filip",
+            f"10|{tmp_path}|rule_evaluate_wildcards_filip",
             f"11|{tmp_path}|(null)",
         ]
     )

@@ -1,54 +1,28 @@
-# Evaluation: one job per protocol and run, or per card as well (eval.per_card of the study). Each writes its result
-# and the outcome of every image or caption. The rules of the protocols differ in their names only.
-
-for PROTOCOL in PROTOCOLS:
-    # A rule per protocol, so that a profile can give one of them more memory or time.
-
-    rule:
-        name:
-            PROTOCOL
-        input:
-            unpack(STUDY.of_job("job_inputs", PROTOCOL)),
-        output:
-            result=f"{RESULTS}/eval/{STUDY.job(PROTOCOL)}.json",
-            outcomes=f"{RESULTS}/eval/{STUDY.job(PROTOCOL)}.npz",
-        params:
-            gpu=STUDY.own_gpu,
-            study=STUDY.of_job("job_arguments", PROTOCOL),
-        log:
-            f"{RESULTS}/logs/{STUDY.job_log(PROTOCOL)}.log",
-        benchmark:
-            f"{RESULTS}/benchmarks/{STUDY.job_log(PROTOCOL)}.tsv"
-        threads: STUDY.evaluation.get("threads", 2)
-        resources:
-            **STUDY.evaluation_resources,
-        conda:
-            "../envs/filip.yaml"
-        shell:
-            "{params.gpu}python -m workflow.warm filip.eval {params.study} out={output.result} > {log} 2>&1"
+# Evaluation: one job per model, or per model and card (eval.per_card of the study). It loads the model once and runs every
+# protocol of the study that shows it. Each result is a file of its own, with the outcome of every image or caption; a
+# job that runs again keeps those that are current.
 
 
-if STUDY.per_card:
-
-    localrules:
-        merge,
-
-    rule merge:
-        input:
-            lambda wildcards: STUDY.parts(wildcards.run, wildcards.protocol),
-        output:
-            result=f"{RESULTS}/eval/{{run}}/{{protocol}}.json",
-            outcomes=f"{RESULTS}/eval/{{run}}/{{protocol}}.npz",
-        wildcard_constraints:
-            protocol="|".join(PROTOCOLS),
-        params:
-            parts=lambda wildcards, input: ",".join(input),
-        log:
-            f"{RESULTS}/logs/{{protocol}}/{{run}}.merge.log",
-        conda:
-            "../envs/filip.yaml"
-        shell:
-            "python -m workflow.warm filip.eval.merge 'parts=[{params.parts}]' out={output.result} > {log} 2>&1"
+rule evaluate:
+    input:
+        unpack(STUDY.job_inputs),
+    output:
+        touch(f"{RESULTS}/eval/{STUDY.job}.done"),
+    params:
+        gpu=STUDY.own_gpu,
+        study=STUDY.job_arguments,
+        out=f"{RESULTS}/eval/{{run}}",
+    log:
+        f"{RESULTS}/logs/evaluate/{STUDY.job}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/evaluate/{STUDY.job}.tsv"
+    threads: STUDY.evaluation.get("threads", 2)
+    resources:
+        **STUDY.evaluation_resources,
+    conda:
+        "../envs/filip.yaml"
+    shell:
+        "{params.gpu}python -m filip.eval {params.study} out={params.out} > {log} 2>&1"
 
 
 # The paper's alignment figure for one model.
@@ -74,7 +48,7 @@ rule alignment_sheet:
     conda:
         "../envs/filip.yaml"
     shell:
-        "{params.gpu}python -m workflow.warm filip.eval.picture kind=alignment {params.study} out={output} > {log} 2>&1"
+        "{params.gpu}python -m filip.eval.picture kind=alignment {params.study} out={output} > {log} 2>&1"
 
 
 # Scenes of several things, and where each model's names point: the picture of README.
@@ -106,7 +80,7 @@ rule scene_sheet:
     conda:
         "../envs/filip.yaml"
     shell:
-        "{params.gpu}python -m workflow.warm filip.eval.picture kind=scenes 'models={params.models}' {params.labels}"
+        "{params.gpu}python -m filip.eval.picture kind=scenes 'models={params.models}' {params.labels}"
         " root={params.root} card={params.card} out={output.picture} parts={output.parts} > {log} 2>&1"
 
 
@@ -139,7 +113,7 @@ rule compare:
     conda:
         "../envs/filip.yaml"
     shell:
-        "{params.gpu}python -m workflow.warm filip.eval.picture kind=compare 'models={params.models}' {params.labels}"
+        "{params.gpu}python -m filip.eval.picture kind=compare 'models={params.models}' {params.labels}"
         " root={params.root} card={params.card} prompts={input.prompts} out={output} > {log} 2>&1"
 
 
@@ -168,5 +142,5 @@ if STUDY.explorer:
         conda:
             "../envs/filip.yaml"
         shell:
-            "{params.gpu}python -m workflow.warm filip.explore.export 'models={params.models}' {params.labels} images={input.card}"
+            "{params.gpu}python -m filip.explore.export 'models={params.models}' {params.labels} images={input.card}"
             " root={params.root} count={params.most} out={output} > {log} 2>&1"

@@ -1,10 +1,6 @@
 # From JSON files to what people read: tables, figures, one summary, one page. Snakemake's own report embeds them.
 
-EVALUATIONS = [
-    f"{RESULTS}/eval/{run}/{protocol}.json"
-    for protocol in PROTOCOLS
-    for run in STUDY.evaluated_by(protocol)
-]
+EVALUATIONS = [f"{RESULTS}/eval/{job}.done" for job in STUDY.evaluations()]
 SHEETS = [f"{RESULTS}/eval/{run}/alignment.png" for run in STUDY.evaluated_by("alignment")]
 COMPARED = [f"{RESULTS}/eval/alignment_compared.png"] if STUDY.draws_side_by_side("alignment") else []
 SCENES = [f"{RESULTS}/eval/scenes_compared.json"] if STUDY.draws_side_by_side("scene_pointing") else []
@@ -49,7 +45,7 @@ rule tables:
     conda:
         "../envs/filip.yaml"
     shell:
-        "python -m workflow.warm filip.report.tables study={input.study} results={params.results}"
+        "python -m filip.report.tables study={input.study} results={params.results}"
         " published={input.published} out_dir={params.out_dir} > {log} 2>&1"
 
 
@@ -74,7 +70,7 @@ rule figures:
     conda:
         "../envs/filip.yaml"
     shell:
-        "python -m workflow.warm filip.report.figures study={input.study} results={params.results}"
+        "python -m filip.report.figures study={input.study} results={params.results}"
         " out_dir={params.out_dir} > {log} 2>&1"
 
 
@@ -96,7 +92,7 @@ rule funnel_page:
     conda:
         "../envs/filip.yaml"
     shell:
-        "python -m workflow.warm filip.report.funnel fragments=[{input.funnel:q}] {params.what:q} out={output} > {log} 2>&1"
+        "python -m filip.report.funnel fragments=[{input.funnel:q}] {params.what:q} out={output} > {log} 2>&1"
 
 
 rule summary:
@@ -113,7 +109,7 @@ rule summary:
     conda:
         "../envs/filip.yaml"
     shell:
-        "python -m workflow.warm filip.report.summary study={input.study} results={params.results} out={output} > {log} 2>&1"
+        "python -m filip.report.summary study={input.study} results={params.results} out={output} > {log} 2>&1"
 
 
 rule page:
@@ -142,5 +138,5 @@ rule page:
     conda:
         "../envs/filip.yaml"
     shell:
-        "python -m workflow.warm filip.report.page study={input.study} results={params.results} figures={params.figures}"
+        "python -m filip.report.page study={input.study} results={params.results} figures={params.figures}"
         " out={output} > {log} 2>&1"

@@ -139,12 +139,10 @@ class Inputs:
 
     def why_empty(self, run: str, protocol: str, benchmark: str) -> str:
         """Return why an evaluation of a run has no result for a benchmark."""
-        found = self.results.evaluation(run, protocol)
-        if found is None:
-            return self.results.why("eval", run, f"{protocol}.json")
+        found = self.results.evaluation(run, protocol) or {}
         if why := found.get("skipped", {}).get(benchmark):
             return f"not run: {why}"
-        return f"not run: {benchmark} is not in {self.results.folder / 'eval' / run / f'{protocol}.json'}"
+        return self.results.why("eval", run, protocol, f"{benchmark}.json")
 
 
 def tokens_kept(config: dict[str, Any]) -> str:

@@ -1,19 +1,17 @@
-"""One job per card: results put together are those of one command, and a data set that is missing costs one cell."""
+"""A study's evaluation of a model: by all protocols, a file for each result, where data may be missing."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import yaml
 
 from filip.command import run_command
-from filip.eval.merge import Merge
-from filip.eval.merge import main as merge
-from filip.eval.outcomes import read_outcomes
+from filip.eval.__main__ import Evaluation, main
 from filip.eval.picture import main as picture
 from filip.eval.pictures.alignment import AlignmentSheet
 from filip.report.results import Results
@@ -45,47 +43,62 @@ def run(protocol: str, root: Path, out: Path, cards: list[str], *more: str) -> d
     return found
 
 
-@pytest.mark.parametrize(
-    ("protocol", "cards"),
-    [("zero_shot", TASKS[:2]), ("retrieval", CAPTIONS), ("linear_probe", TASKS[:2]), ("alignment", CAPTIONS)],
-)
-def test_results_of_single_cards_put_together_are_the_files_of_one_command(
-    root: Path, tmp_path: Path, protocol: str, cards: list[str]
+def evaluate(root: Path, out: Path, cards: list[str], *more: str) -> None:
+    given = [f"model={root}/m.safetensors", f"root={root}", f"data=[{','.join(cards)}]", f"out={out}"]
+    run_command(main, Evaluation, argv=[*given, *more])
+
+
+def test_a_job_runs_each_protocol_on_its_cards_and_again_only_what_is_gone(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run(protocol, root, tmp_path / "one.json", cards)
-    parts = [tmp_path / "parts" / f"{card}.json" for card in cards]
-    for card, part in zip(cards, parts, strict=True):
-        run(protocol, root, part, [card])
-    run_command(merge, Merge, argv=[f"parts=[{','.join(map(str, parts))}]", f"out={tmp_path}/merged.json"])
-    assert (tmp_path / "merged.json").read_text() == (tmp_path / "one.json").read_text()
-    one, merged = (read_outcomes(tmp_path / f"{name}.json") for name in ("one", "merged"))
-    assert list(one) == list(merged)
-    for group, outcomes in one.items():
-        np.testing.assert_array_equal(outcomes.key, merged[group].key)
-        for measure, values in outcomes.values.items():
-            np.testing.assert_array_equal(values, merged[group].values[measure])
+    only = "only={linear_probe:[demo_food],alignment:[demo_fluent]}"
+    given = ("protocols=[zero_shot,retrieval,linear_probe,alignment]", only)
+    evaluate(root, tmp_path / "out", [*TASKS[:2], *CAPTIONS], *given)
+    results = sorted(path.relative_to(tmp_path / "out").as_posix() for path in tmp_path.rglob("*.json"))
+    assert results == [
+        *("alignment/demo_fluent.json", "linear_probe/demo_food.json", "retrieval/demo_flat.json"),
+        *("retrieval/demo_fluent.json", "zero_shot/demo_food.json", "zero_shot/demo_skin_tone.json"),
+    ]
+    gone = tmp_path / "out/retrieval/demo_flat.json"
+    before = gone.read_text()
+    gone.unlink()
+    capsys.readouterr()
+    evaluate(root, tmp_path / "out", [*TASKS[:2], *CAPTIONS], *given)
+    assert capsys.readouterr().err.count("done before") == 5 and gone.read_text() == before
 
 
-def test_a_missing_data_set_costs_its_cell_and_no_other(root: Path, tmp_path: Path) -> None:
-    """The tables are equal with a job per card and without; one of the benchmarks is not there."""
+def test_a_protocol_that_only_names_has_to_be_there(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for only, message in (
+        ("only={zero_shot:[demo_fod]}", "only: zero_shot has no card demo_fod in data="),
+        ("only={zeroshot:[demo_food]}", "only: zeroshot is none of the protocols"),
+    ):
+        with pytest.raises(SystemExit):
+            evaluate(root, tmp_path / "out", ["demo_food"], "protocols=[zero_shot]", only)
+        assert message in capsys.readouterr().err
+
+
+def test_a_missing_data_set_costs_its_cell_and_no_other_until_it_is_there(root: Path, tmp_path: Path) -> None:
     folder = tmp_path / "results" / "eval" / "filip"
-    for card in TASKS:
-        run("zero_shot", root, folder / "zero_shot" / f"{card}.json", [card], "missing=skip")
-    parts = ",".join(str(folder / "zero_shot" / f"{card}.json") for card in TASKS)
-    run_command(merge, Merge, argv=[f"parts=[{parts}]", f"out={folder}/zero_shot.json"])
+    data = tmp_path / "data"
+    shutil.copytree(root, data)
+    for card in TASKS:  # a job each
+        evaluate(data, folder, [card], "protocols=[zero_shot]", "missing=skip")
     config = yaml.safe_load((ROOT / "workflow/config/demo.yaml").read_text())
     config["eval"]["zero_shot"], config["tables"] = TASKS, {"zero_shot": ["filip"]}
     config["efficiency"], config["seeds"] = {}, 1
-    tables = build_tables(Study(config), Results(tmp_path / "results"), {})
-    cells = tables["zero_shot"].rows[0].cells
+    cells = build_tables(Study(config), Results(tmp_path / "results"), {})["zero_shot"].rows[0].cells
     assert [cells[card].value is not None for card in TASKS] == [True, True, False]
     assert cells["demo_animals"].reason is not None and "no data set at" in cells["demo_animals"].reason
     assert cells["average"].value is None and cells["average"].reason == cells["demo_animals"].reason
 
-    grouped = tmp_path / "grouped" / "eval" / "filip" / "zero_shot.json"
-    run("zero_shot", root, grouped, TASKS, "missing=skip")
-    again = build_tables(Study(config), Results(tmp_path / "grouped"), {})
-    assert again["zero_shot"].as_json() == tables["zero_shot"].as_json()
+    write_webdataset(data / "demo_animals", ["cat", "dog"], [0, 1])
+    shutil.rmtree(data / "demo_food")  # a result that is there stays
+    evaluate(data, folder, TASKS, "protocols=[zero_shot]", "missing=skip")
+    again = build_tables(Study(config), Results(tmp_path / "results"), {})["zero_shot"].rows[0].cells
+    assert [again[card].value is not None for card in TASKS] == [True, True, True]
+    assert again["demo_food"].value == cells["demo_food"].value
 
 
 def test_all_that_is_missing_is_named_before_a_model_is_loaded(
@@ -106,20 +119,3 @@ def test_a_sheet_of_pictures_without_data_says_so(root: Path, tmp_path: Path) ->
     assert (tmp_path / "sheet.png").is_file()
     found = run("alignment", root, tmp_path / "a.json", ["demo_unseen"], "missing=skip")
     assert found["benchmarks"] == {} and "no data set at" in found["skipped"]["demo_unseen"]
-
-
-def test_only_results_of_one_model_on_different_benchmarks_are_put_together(
-    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run("zero_shot", root, tmp_path / "a.json", ["demo_food"])
-    run("zero_shot", root, tmp_path / "b.json", ["demo_skin_tone"], "prompts=a {c}")
-    for parts, message in (
-        ("a.json,a.json", "has demo_food, as another part does"),
-        ("a.json,b.json", "are of different evaluations: settings.prompts is 'a {c}' and 'eval/prompts.yaml'"),
-        ("a.json,c.json", "there is no file or folder"),
-    ):
-        listed = ",".join(f"{tmp_path}/{part}" for part in parts.split(","))
-        with pytest.raises(SystemExit):
-            run_command(merge, Merge, argv=[f"parts=[{listed}]", f"out={tmp_path}/m.json"])
-        assert message in capsys.readouterr().err
-    assert not (tmp_path / "m.json").exists()
