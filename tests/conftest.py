@@ -2,18 +2,12 @@
 
 import gc
 import os
-import shutil
 import signal
-import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import pytest
 
-from tests.support import forked
-
-FORKER = pytest.StashKey[subprocess.Popen[bytes]]()
 ROOT = Path(__file__).resolve().parent.parent
 # The files that take longest, waiting included, longest first; they and the others are given out in this order.
 LONGEST_FIRST = (
@@ -81,9 +75,6 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     # torch's compiler would start processes that import PyTorch, for kernels that are few and small.
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
-    if config.getoption("numprocesses", None) and not config.option.markexpr and not config.option.collectonly:
-        os.environ[forked.SOCKET] = str(Path(tempfile.mkdtemp(prefix="filip-forker-"), "socket"))
-        config.stash[FORKER] = forked.start_forker(Path(os.environ[forked.SOCKET]))  # for all workers
     if gone := [file for file in LONGEST_FIRST if not (ROOT / file).is_file()]:
         raise pytest.UsageError(f"tests/conftest.py names files that are not there: {', '.join(gone)}")
 
@@ -92,12 +83,6 @@ def pytest_collection_finish() -> None:
     """Let the garbage collector leave alone what all tests have imported: looking at it takes a tenth of a second."""
     gc.collect()
     gc.freeze()
-
-
-def pytest_unconfigure(config: pytest.Config) -> None:
-    if FORKER in config.stash:
-        config.stash[FORKER].communicate()
-        shutil.rmtree(Path(os.environ[forked.SOCKET]).parent, ignore_errors=True)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -9,7 +9,7 @@ import pytest
 import filip
 from filip.__main__ import GROUPS, choose, commands, overview, run
 from filip.errors import UserError
-from tests.support.forked import run_python
+from tests.support.processes import run_python
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = [" ".join(command.words) for command in commands()]

@@ -30,7 +30,7 @@ from filip.__main__ import commands as filip_commands
 from filip.train.config import TrainConfig
 from tests.eval.miniature import write_model, write_webdataset
 from tests.report.results import STUDY, write, write_results
-from tests.support.forked import run_python
+from tests.support.processes import run_python
 
 ROOT = Path(__file__).resolve().parents[1]
 

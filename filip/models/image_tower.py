@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import timm
 import torch
+from timm.models.eva import Eva
+from timm.models.naflexvit import NaFlexVit
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from filip.errors import UserError
-from filip.light_imports import light_imports
 from filip.models.config import ImageTowerConfig
 from filip.models.stem import Stem, stem_layer
-
-with light_imports():
-    import timm
-    from timm.models.eva import Eva
-    from timm.models.naflexvit import NaFlexVit
-    from timm.models.vision_transformer import VisionTransformer
 
 
 class ImageTower(nn.Module):

@@ -10,18 +10,15 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+import timm
 import torch
+from timm.layers import HybridEmbed
 from torch import Tensor, nn
 from torch.nn.utils import fuse_conv_bn_weights
 
 from filip.errors import UserError
 from filip.files import replacing
-from filip.light_imports import light_imports
 from filip.pixels import CLIP_MEAN, CLIP_STD
-
-with light_imports():
-    import timm
-    from timm.layers import HybridEmbed
 
 CPU_IMAGES = 16  # at a time on a CPU, whose caches then hold the activations between layers
 

@@ -12,10 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-# timm imports wandb where it is installed (img2dataset brings it), which costs every rank a second for nothing.
-sys.modules.setdefault("wandb", None)  # type: ignore[arg-type]
-
-from filip.train.launcher_env import EXIT_CODE_FILE, STOPPED_BY_SIGNAL, environment_rank, lost_contact  # noqa: E402
+from filip.train.launcher_env import EXIT_CODE_FILE, STOPPED_BY_SIGNAL, environment_rank, lost_contact
 
 if TYPE_CHECKING:
     from filip.train.config import TrainConfig

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import time
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ from torch.optim import Optimizer
 from filip import device, resources
 from filip.data.preprocessing import normalize_patches, normalize_planes
 from filip.errors import UserError
-from filip.light_imports import light_imports
 from filip.models import DualEncoder, Encoded
 from filip.train.config import DEFAULT_GLOBAL_BATCH, TrainConfig
 from filip.train.losses import Loss
@@ -280,12 +278,7 @@ def make_optimizer(model: DualEncoder, config: TrainConfig) -> Optimizer:
 
 def make_engine(model: DualEncoder, config: TrainConfig, batching: Batching, world_size: int, loss: Loss) -> Engine:
     """Hand ``model`` to DeepSpeed, with the parameters that the terms of ``loss`` learn in addition to its own."""
-    with light_imports():
-        import deepspeed
-
-        # every ZeRO stage imports it, and it compiles functions when it is imported
-        with suppress(ImportError):
-            import deepspeed.runtime.zero.muon.muon_optimizer
+    import deepspeed
 
     model.set_loss_parameters(loss.parameters(model))
     if config.compile:

@@ -21,7 +21,6 @@ from filip.data.loading.loader import PairLoader
 from filip.data.loading.streaming import Loader
 from filip.errors import UserError
 from filip.files import replacing
-from filip.light_imports import put_off_compiler
 from filip.models import DualEncoder, build_model
 from filip.models.weights import TOKENIZER
 from filip.runs.checkpoint import LoopState, newest_intact, read_state
@@ -68,8 +67,8 @@ def train(config: TrainConfig) -> None:
         device.choose_attention(ranks.device, config.precision)
         if ranks.device.type == "cpu":
             device.keep_freed_memory()
-            if not config.compile:
-                put_off_compiler()
+            # DeepSpeed's Muon asks for it too, which takes minutes and a C++ compiler on a CPU
+            torch.compiler.set_stance("default" if config.compile else "force_eager")
         batching = resolve_batching(config, ranks.world_size)
         manifests = read_manifests(config)
         model = initial_model(config)

@@ -6,7 +6,6 @@ TensorBoard and log.jsonl have them in any case. A place that fails later is lef
 from __future__ import annotations
 
 import importlib
-import sys
 from collections.abc import Callable, Mapping
 from importlib.machinery import PathFinder
 from pathlib import Path
@@ -83,8 +82,6 @@ def open_sink(name: str | None, run: str, folder: Path, settings: dict[str, Any]
     """
     if name is None:
         return None
-    if sys.modules.get(name, ...) is None:  # hidden from timm, see filip.train.__main__
-        del sys.modules[name]
     try:
         return SINKS[name](name, run, folder, settings)
     except Exception as error:

@@ -40,7 +40,6 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def desk(checkout: Path, slurm: OneHostSlurm, request: pytest.FixtureRequest) -> Iterator[Desk]:
     name = "".join(c for c in request.node.name if c.isalnum())[-40:].lower()
     found = Desk(checkout, slurm, make_study(name))
-    found.fork_ranks_of("shaken")
     yield found
     found.leave()
     shutil.rmtree(checkout / ".snakemake", ignore_errors=True)

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ import yaml
 from filip.data.manifest import shard_entries
 from filip.files import digest, write_json
 from tests.cluster.one_host_slurm import OneHostSlurm
-from tests.support.forked import Process, forker, run_python
+from tests.support.processes import Process, run_python
 from tests.support.squares import write_shards, write_test_set
 from tests.support.training import records
 from workflow.study import ROOT
@@ -51,7 +52,7 @@ class Desk:
 
     def start(self) -> Process:
         # the data are here already
-        rules = ("pretrain", "retrieval", "study_config", "tables")
+        rules = ("pretrain", "evaluate", "study_config", "tables")
         command = self.snakemake("--latency-wait", "5", "--allowed-rules", *rules)
         log = self.folder / "snakemake.log"
         log.touch()
@@ -64,15 +65,6 @@ class Desk:
         # all virtual nodes are this machine, and their names are in no hosts file
         more = {"PYTHONPATH": str(self.folder), "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
         return {**mine, "PATH": path, **more}
-
-    def fork_ranks_of(self, run: str) -> None:
-        """Let the ranks of a training be forked where Slurm would start them."""
-        forker()  # which they find in their environment
-        python, stand_in = self.folder / "bin/python", ROOT / "tests/cluster/forked_rank.py"
-        python.parent.mkdir(exist_ok=True)
-        forks = f'"-m filip.train "*" run={run} "*) exec {sys.executable} -S {stand_in} "$@";;'
-        python.write_text(f'#!/bin/sh\ncase "$*" in {forks} esac\nexec {sys.executable} "$@"\n')
-        python.chmod(0o755)
 
     def unlock(self) -> None:
         """Unlock the folder as a person does after Snakemake was killed."""
@@ -145,7 +137,7 @@ class Desk:
     def ends(self, snakemake: Process, timeout: float = 900) -> int:
         try:
             return snakemake.wait(timeout)
-        except TimeoutError:
+        except subprocess.TimeoutExpired:
             raise AssertionError(self.explain()) from None
 
     def explain(self) -> str:
@@ -165,10 +157,7 @@ class Desk:
                 continue
             with contextlib.suppress(psutil.NoSuchProcess, FileNotFoundError):  # it, or its parent, has just ended
                 parent, number = process.parent(), int(process.environ()["SLURM_PROCID"])
-                if command[1] == "-S":
-                    forked = (self.folder / "forked" / str(process.pid)).read_text()
-                    found[number] = psutil.Process(int(forked))
-                elif parent is None or parent.cmdline()[1:3] != ["-m", "filip.train"]:
+                if parent is None or parent.cmdline()[1:3] != ["-m", "filip.train"]:
                     found[number] = process
         return [found[rank] for rank in sorted(found)]
 

@@ -15,7 +15,7 @@ import pytest
 
 from tests.cluster.desk import ENDED, RUNS, STEPS, Desk, kill
 from tests.cluster.one_host_slurm import OneHostSlurm
-from tests.support.forked import Process
+from tests.support.processes import Process
 from tests.support.training import same_weights
 from workflow.launch import Launch
 from workflow.study import ROOT
@@ -146,8 +146,7 @@ def kill_and_start_again(desk: Desk, first: Process) -> Process:
 def test_a_training_that_is_disturbed_in_every_way_ends_in_the_same_tables(desk: Desk) -> None:
     """Two trainings with the same settings, side by side. A node is down when they are submitted, and Snakemake is
     killed. Then one of them, ``shaken``, comes to its time limit, goes on without a controller and under a new one, and
-    loses a rank and a node. Pre-emption ends a job as its time limit does, and is left to the stub. The ranks of
-    ``calm`` are started; those of ``shaken``, which start four times, are forked (tests/cluster/forked_rank.py).
+    loses a rank and a node. Pre-emption ends a job as its time limit does, and is left to the stub.
     """
     first = start_with_a_node_down(desk)
     for run in RUNS:

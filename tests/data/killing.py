@@ -7,7 +7,7 @@ import subprocess
 import time
 from contextlib import suppress
 
-from tests.support.forked import Process
+from tests.support.processes import Process
 
 
 def kill_group(running: Process | subprocess.Popen[bytes]) -> None:

@@ -22,7 +22,7 @@ from tests.data import hostile
 from tests.data.deadly import DeadlyResizer
 from tests.data.downloads import disk_with_room_for, hashes, write_list
 from tests.data.killing import kill_at_random
-from tests.support.forked import Process
+from tests.support.processes import Process
 
 KILLED = """
 from pathlib import Path

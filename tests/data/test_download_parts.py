@@ -20,7 +20,7 @@ from filip.data.translate import main as write_sidecars
 from filip.errors import UserError
 from tests.data import hostile
 from tests.data.downloads import hashes, write_list
-from tests.support.forked import Process
+from tests.support.processes import Process
 
 SETTINGS = {"image_size": 32, "samples_per_shard": 4, "threads": 2, "timeout": 60, "retries": 0, "retry_passes": 1}
 CARD = {"title": "T", "download": SETTINGS, "image_rules": {"min_side": 0}, "allow_private_hosts": True}

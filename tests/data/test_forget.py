@@ -27,7 +27,7 @@ from filip.data.verify import verify
 from filip.errors import UserError
 from filip.files import write_json
 from tests.data.test_score import scene
-from tests.support.forked import run_python
+from tests.support.processes import run_python
 
 COUNT = 9
 CARD = {"name": "mine", "back_translation": None, "text_rules": {"language": False}}

@@ -13,7 +13,7 @@ from PIL import Image
 
 from tests.data.killing import kill_at_random
 from tests.data.test_ingest import contents
-from tests.support.forked import Process
+from tests.support.processes import Process
 
 
 def command(out: Path, card_path: Path) -> Process:

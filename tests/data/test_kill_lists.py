@@ -9,7 +9,7 @@ import pytest
 from tests.data.killing import kill_at_random, kill_group
 from tests.data.pair_shards import write_pairs
 from tests.support.captions import synthetic_list
-from tests.support.forked import Process
+from tests.support.processes import Process
 
 SMALL_BLOCKS = "import filip.data.lists.duckdb_io as d; d.ROWS_PER_GROUP = 250; "
 # in the other languages' lists no word is looked up: it takes three seconds of every start to read them

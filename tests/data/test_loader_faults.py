@@ -19,7 +19,7 @@ from filip.data.preprocessing import EvalTransform
 from filip.errors import UserError
 from tests.data.loaders import assert_same, keys, loader
 from tests.data.pair_shards import Pairs, key_of, write_pairs
-from tests.support.forked import run_python
+from tests.support.processes import run_python
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*worker processes in total")
 

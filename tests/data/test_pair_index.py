@@ -18,7 +18,7 @@ from filip.data.sidecar import group_id
 from filip.errors import UserError
 from filip.sets.tar_index import scan_tar
 from tests.data.pair_shards import key_of, write_pairs
-from tests.support.forked import Process
+from tests.support.processes import Process
 from tests.support.shards import write_sidecar
 
 

@@ -18,7 +18,7 @@ from filip.data.stage import parse_part
 from filip.data.translate import TranslateConfig, TranslationJob, main, open_caches, translate
 from filip.errors import UserError
 from tests.data.killing import kill_at_random, kill_group
-from tests.support.forked import Process
+from tests.support.processes import Process
 
 CAPTIONS = [
     "a man riding a wave on top of a surfboard",

@@ -18,7 +18,7 @@ from filip.runs.source import read_source
 from filip.search import __main__ as search
 from tests.eval.miniature import write_model
 from tests.index.folders import build_index, exact, write_images
-from tests.support.forked import Process
+from tests.support.processes import Process
 
 READER = """
 import sys

@@ -18,7 +18,7 @@ from filip.report.summary import summary as summarized
 from filip.study import load_study
 from filip.table_writer import render
 from tests.report.results import FUNNEL, changed, write, write_results, write_tables
-from tests.support.forked import run_python
+from tests.support.processes import run_python
 
 ROOT = Path(__file__).parents[2]
 

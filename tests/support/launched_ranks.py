@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
 from torch.distributed import TCPStore
 
-from tests.support.forked import Process, forker
+from tests.support.processes import Process
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -25,7 +26,6 @@ class Ranks:
     """
 
     def __init__(self, world_size: int, arguments: list[str], log: Path, groups: int = 1, **more: str) -> None:
-        forker()  # which ranks find in their environment
         self.log = log
         log.write_bytes(b"")
         self.stores = [TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False) for _ in range(groups)]
@@ -44,7 +44,7 @@ class Ranks:
         try:
             codes = [self.processes[0].wait(timeout)]
             codes += [p.wait(30) for p in self.processes[1:]]
-        except TimeoutError:
+        except subprocess.TimeoutExpired:
             self.kill()
             pytest.fail(f"ranks did not end:\n{self.text()[-3000:]}")
         return codes

@@ -14,22 +14,19 @@ import gc
 import json
 import os
 import signal
-import subprocess
 import sys
 from dataclasses import dataclass
-from types import SimpleNamespace
 
 import torch
 
 from filip.command import compose_config
 from filip.errors import UserError
 from filip.models import save_model
-from filip.train import checkpoint, loop
+from filip.train import loop
 from filip.train.config import TrainConfig
 from filip.train.ranks import deepspeed_accelerator
 from filip.train.result import gather_to_main
 from filip.train.watchdog import Limits
-from tests.support.forked import run_python
 
 
 @dataclass(frozen=True)
@@ -76,21 +73,13 @@ def run(overrides: list[str]) -> int:
     return 0
 
 
-def forked(command: list[str], env: dict[str, str], **_: bool) -> subprocess.CompletedProcess[str]:
-    """Convert a checkpoint in a process that need not import DeepSpeed once more."""
-    return run_python(*command[1:], variables=env)
-
-
 if __name__ == "__main__":
     loop.Limits = Patient
-    checkpoint.subprocess = SimpleNamespace(run=forked)
     ports = iter(os.environ["NEXT_PORTS"].split(","))
     for number, arguments in enumerate(json.loads(sys.argv[1])):
         if number:
             os.environ["MASTER_PORT"] = next(ports)
         # One write for text and line end: those of two ranks must not mix, as print's two writes can.
         os.write(1, f"run {number} exit {run(arguments)}\n".encode())
-    if "sympy" in sys.modules:
-        print("torch's compiler was imported, which takes seconds of every rank", flush=True)
     sys.stdout.flush()
     os._exit(0)

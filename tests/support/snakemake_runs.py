@@ -8,19 +8,19 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.support.forked import run_python
+from tests.support.processes import run_python
 from workflow.study import ROOT
 
 
 def run_snakemake(*arguments: str, cwd: Path, config: Path, timeout: int = 300) -> subprocess.CompletedProcess[str]:
-    """Run Snakemake with the local profile, in a process that has imported it already."""
+    """Run Snakemake with the local profile."""
     profile = ["--profile", str(cwd / "workflow/profiles/local"), "--cores", "2"]
     command = ["-m", "snakemake", "--configfile", str(config), *profile, *arguments]
     return run_python(*command, variables=environment_of(cwd), cwd=cwd, timeout=timeout)
 
 
 def run_study(*arguments: str, cwd: Path, config: Path, timeout: int = 300) -> subprocess.CompletedProcess[str]:
-    """Run a study as ``make run`` does: its jobs are forked from a process that has PyTorch loaded."""
+    """Run a study as ``make run`` does."""
     command, environment = study_command(*arguments, cwd=cwd, config=config)
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout)
 

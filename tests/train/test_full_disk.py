@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.forked import run_python
+from tests.support.processes import run_python
 from tests.support.training import train_arguments
 
 LIMITED = """

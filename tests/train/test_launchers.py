@@ -21,9 +21,9 @@ from filip.runs.checkpoint import complete_checkpoints
 from filip.train.launcher_env import FIRST_PORT, PORTS, environment_rank, fill_environment, first_host
 from filip.train.ranks import Ranks as RankPlace
 from filip.train.ranks import own_device
-from tests.support.forked import Process, run_python
 from tests.support.launched_ranks import environment
 from tests.support.ports import free_port
+from tests.support.processes import Process, run_python
 from tests.support.training import train_arguments
 
 BIN = Path(sys.executable).parent

@@ -12,8 +12,8 @@ from filip.command import run_command
 from filip.models import build_model, load_preset
 from filip.train.counts import activation_bytes, state_bytes
 from filip.train.plan import Plan, main
-from tests.support.forked import run_python
 from tests.support.launched_ranks import Ranks, environment
+from tests.support.processes import run_python
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

@@ -7,12 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
-
-from filip.light_imports import light_imports
-
-with light_imports():
-    from torchvision.transforms import InterpolationMode
-    from torchvision.transforms import autoaugment as tv
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms import autoaugment as tv
 
 _LEVELS = np.arange(256)
 

@@ -11,12 +11,9 @@ import io
 import numpy as np
 import torch
 from PIL import Image
+from torchvision.io import ImageReadMode, decode_jpeg, decode_png
 
-from filip.light_imports import light_imports
 from filip.rgb import FORMATS, to_rgb
-
-with light_imports():
-    from torchvision.io import ImageReadMode, decode_jpeg, decode_png
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _WORTH_A_DRAFT = 16384  # bytes; for smaller files, decoding at full size costs less than looking first

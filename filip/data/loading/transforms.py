@@ -19,7 +19,6 @@ from filip.data.loading.auto_augment import AutoAugment
 from filip.data.loading.config import AugmentConfig, StreamConfig
 from filip.data.loading.images import decode, open_draft
 from filip.data.preprocessing import normalize
-from filip.light_imports import light_imports
 from filip.pixels import CLIP_MEAN
 from filip.rgb import to_rgb
 
@@ -119,8 +118,7 @@ class OwnShapeTransform(TrainTransform):
         return self._finish(array, self._crop(array.shape[1], array.shape[0], rng), rng)
 
     def _size(self, width: int, height: int) -> tuple[int, int]:
-        with light_imports():
-            from timm.data.naflex_transforms import get_image_size_for_seq
+        from timm.data.naflex_transforms import get_image_size_for_seq
 
         _, size = get_image_size_for_seq((height, width), self.patch_size, self.budget)
         return size

@@ -14,18 +14,15 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from timm.models.naflexvit import checkpoint_filter_fn
 from torch import Tensor
 
 from filip.errors import UserError, first_line
 from filip.files import digest
 from filip.json_tokenizer import JsonTokenizer
-from filip.light_imports import light_imports
 from filip.models import DualEncoder, ImageTowerConfig, ModelConfig, TextTowerConfig, build_model
 from filip.train.warm_start.hf_names import block_state
 from filip.train.warm_start.timm import fold_normalisation
-
-with light_imports():
-    from timm.models.naflexvit import checkpoint_filter_fn
 
 IMAGE_ONLY = ":image"  # behind the name: the vision tower alone
 TYPES = ("siglip", "siglip_vision_model", "siglip2", "siglip2_vision_model")

@@ -10,16 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 from torch import Tensor
 
 from filip.errors import UserError, first_line
-from filip.light_imports import light_imports
 from filip.models import DualEncoder, ImageTowerConfig, ModelConfig, build_model
 from filip.pixels import CLIP_MEAN, CLIP_STD
-
-with light_imports():
-    import timm
 
 WHEEL = "wheel"
 

@@ -1,0 +1,45 @@
+"""Starting Python as a user does, with its output kept."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+
+class Process(subprocess.Popen[bytes]):
+    """A Python in the background, in a session of its own: a test can signal it with everything that it starts."""
+
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        variables: Mapping[str, str] | None = None,
+        log: Path = Path(os.devnull),
+        errors: Path | None = None,
+        cwd: Path | None = None,
+    ) -> None:
+        with open(log, "ab") as printed, open(errors or log, "ab") as complaints:
+            super().__init__(
+                [sys.executable, *arguments],
+                env=variables,
+                stdin=subprocess.DEVNULL,
+                stdout=printed,
+                stderr=complaints,
+                cwd=cwd,
+                start_new_session=True,
+            )
+
+    def signal_group(self, number: signal.Signals) -> None:
+        """Send a signal to the process and everything that it has started."""
+        os.killpg(self.pid, number)
+
+
+def run_python(
+    *arguments: str, variables: Mapping[str, str] | None = None, cwd: Path | None = None, timeout: float = 300
+) -> subprocess.CompletedProcess[str]:
+    """Run Python to its end."""
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, env=variables, cwd=cwd, timeout=timeout, capture_output=True, text=True)
