@@ -259,11 +259,11 @@ def test_the_page_credits_whoever_the_licences_require(whole):
 
 
 def test_stages_stand_in_the_order_of_the_pipeline():
-    seconds = {"train/filip": 150.0, "zero_shot/clip": 7.0, "download/demo": 30.0, "train/clip": 100.0, "tables": 2.0}
+    seconds = {"train/filip": 150.0, "evaluate/clip": 7.0, "download/demo": 30.0, "train/clip": 100.0, "tables": 2.0}
     assert stage_groups(seconds) == [
         ("data", "download", 30.0),
         ("train", "train", 250.0),
-        ("eval", "zero shot", 7.0),
+        ("eval", "evaluate", 7.0),
         ("report", "tables", 2.0),
     ]
 
