@@ -52,8 +52,8 @@ def export(config: Export) -> None:
         chosen.write(source, config.out)
     parameters = sum(p.numel() for p in source.model.parameters())
     say(f"wrote {config.out} ({config.to}): {parameters:,} parameters of {source.origin}")
-    if chosen.out == "file" and source.attribution:
-        say(f"pass its attribution on with it: {source.attribution}")
+    if chosen.out == "file" and source.attributions:
+        say(f"pass its attribution on with it: {', '.join(map(str, source.attributions))}")
 
 
 if __name__ == "__main__":

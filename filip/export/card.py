@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import filip
+from filip.data.manifest import read_manifest
 from filip.models import ImageTowerConfig
 from filip.runs.source import ModelSource
 from filip.train.config import TrainConfig
@@ -19,8 +20,8 @@ from filip.train.losses import TERMS, resolve_weights
 def write_card(folder: Path, source: ModelSource, library: str, use: str, more: str = "") -> None:
     """Write README.md, and the attribution that has to be passed on with the weights. more: Markdown at its end."""
     (folder / "README.md").write_text(model_card(source, library, use) + more, encoding="utf-8")
-    if source.attribution:
-        shutil.copyfile(source.attribution, folder / source.attribution.name)
+    for file in source.attributions:
+        shutil.copyfile(file, folder / file.name)
 
 
 def model_card(source: ModelSource, library: str, use: str) -> str:
@@ -35,7 +36,8 @@ def model_card(source: ModelSource, library: str, use: str) -> str:
         if config.interaction == "token_wise"
         else "the CLIP baseline of FILIP: one vector per image and text"
     )
-    name = result.get("run") or config.name
+    run = result.get("run")
+    name = run if run and run != TrainConfig().run else Path(source.origin).stem
     parameters = sum(p.numel() for p in source.model.parameters())
     rows, columns = source.model.image.grid
     parts = [
@@ -43,7 +45,7 @@ def model_card(source: ModelSource, library: str, use: str) -> str:
         f"library_name: {library}",
         "pipeline_tag: zero-shot-image-classification",
         "tags: [clip, filip, vision-language]",
-        *re.findall(r"^license: .+$", source.card, re.MULTILINE),
+        *([f"license: {source.licence}"] if source.licence else []),
         "---",
         "",
         f"# {name}",
@@ -98,13 +100,17 @@ def _known(card: str) -> list[str]:
 
 
 def _licence(source: ModelSource) -> list[str]:
-    if source.attribution is None:
-        return []
-    about = (
-        f"`{source.attribution.name}` names the works, authors and licences of the training's pictures: pass it on "
-        "with the weights."
-    )
-    return ["## Licence and attribution", "", about, ""]
+    lines = []
+    if source.started_from:
+        names = ", which started from ".join(f"`{Path(name).stem}`" for name in source.started_from)
+        stated = f" under {source.licence}" if source.licence else ", whose licence is with its publisher"
+        lines.append(f"The weights are changed ones of {names}{stated}: it holds for these, too.")
+    if source.attributions:
+        files = " and ".join(f"`{file.name}`" for file in source.attributions)
+        lines.append(
+            f"The works, authors and licences of the training's pictures are in {files}: pass this on with the weights."
+        )
+    return ["## Licence and attribution", "", *lines, ""] if lines else []
 
 
 def _citations(result: dict[str, Any], interaction: str) -> list[str]:
@@ -124,12 +130,19 @@ def _data(result: dict[str, Any]) -> list[str]:
     hashes = {Path(place).parent.name: digest for place, digest in result.get("manifest_hashes", {}).items()}
     for source in settings["sources"]:
         folder = Path(source["shards"])
-        named = folder.parent.name if folder.name in ("shards", "images") else folder.name
-        lines.append(f"- {named}, weight {source.get('weight', 1.0)}")
+        named = (folder.parent.name if folder.name in ("shards", "images") else "") or folder.name
+        about = _manifest(source.get("manifest"))
+        stated = f": {about['title']}, licence {about.get('license') or 'not stated'}" if about.get("title") else ""
+        lines.append(f"- {named}, weight {source.get('weight', 1.0)}{stated}")
     lines += [f"- manifest of {name or 'the shards'}: {digest}" for name, digest in hashes.items()]
     if "pairs" in result:
         lines.append(f"- {result['pairs']:,} pairs, {result['epochs']:.3g} passes over them")
     return [*lines, ""]
+
+
+def _manifest(path: str | None) -> dict[str, Any]:
+    """Return the manifest of a source, if it is still there."""
+    return read_manifest(path) if path and Path(path).is_file() else {}
 
 
 def _recipe(result: dict[str, Any]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,9 @@ class ModelSource:
 
     extra: goes into a safetensors file. result: the training's result file, or as much of it as a run that has not
     finished has (its ``config``); empty if nothing of it was found. tables: the study's tables in Markdown, by name.
-    card: Markdown of NAME.md next to NAME.safetensors, as the models of the package have it. attribution: the file that
-    names the works, authors and licences of what the model was trained on.
+    card: Markdown of NAME.md next to NAME.safetensors, as the models of the package have it. attributions: the files
+    that name the works, authors and licences of what the model and those that it started from were trained on.
+    started_from: the names of the latter, the last one first. licence: theirs, or that of ``card``; "" if unknown.
     """
 
     model: DualEncoder
@@ -33,7 +35,9 @@ class ModelSource:
     result: dict[str, Any] = field(default_factory=dict)
     tables: dict[str, str] = field(default_factory=dict)
     card: str = ""
-    attribution: Path | None = None
+    attributions: list[Path] = field(default_factory=list)
+    started_from: list[str] = field(default_factory=list)
+    licence: str = ""
 
 
 def read_source(path: str) -> ModelSource:
@@ -78,23 +82,33 @@ def _of_file(path: Path) -> ModelSource:
     model, extra = load_model(path), read_extra(path)
     known = _json(path.with_suffix(".json"))
     known = known if known.get("config") else {}
-    card = path.with_suffix(".md")
     return ModelSource(
-        model,
-        str(path),
-        extra,
-        known,
-        _tables(path) if known else {},
-        card.read_text(encoding="utf-8") if card.is_file() else "",
-        _attribution(path, of_study=bool(known)),
+        model, str(path), extra, known, _tables(path) if known else {}, _card(path), *_descent(str(path), known)
     )
 
 
-def _attribution(weights: Path, of_study: bool) -> Path | None:
-    """Return NAME_attribution.json next to NAME.safetensors, or that of a study's corpus."""
-    of_corpus = weights.resolve().parent.parent.glob("*/attribution.json") if of_study else ()
-    candidates = [weights.with_name(f"{weights.stem}_attribution.json"), *of_corpus]
-    return next((file for file in candidates if file.is_file()), None)
+def _card(weights: Path) -> str:
+    card = weights.with_suffix(".md")
+    return card.read_text(encoding="utf-8") if card.is_file() else ""
+
+
+def _descent(origin: str, result: dict[str, Any]) -> tuple[list[Path], list[str], str]:
+    """Return the attributions, the names of the models that a model started from, and the licence that follows."""
+    attributions: list[Path] = []
+    started_from: list[str] = []
+    licence = ""
+    while True:
+        weights = Path(resources.weights(origin))
+        of_study = weights.resolve().parent.parent.glob("*/attribution.json") if result else ()
+        candidates = [weights.with_name(f"{weights.stem}_attribution.json"), *of_study]
+        attributions += [file for file in candidates if file.is_file() and file not in attributions][:1]
+        stated = re.search(r"^license: (.+)$", _card(weights), re.MULTILINE)
+        licence = licence or (stated[1] if stated else "")
+        origin = result.get("config", {}).get("init_from") or ""
+        if not origin or origin in started_from:
+            return attributions, started_from, licence
+        started_from.append(origin)
+        result = _json(Path(origin).with_suffix(".json"))
 
 
 def _tables(weights: Path) -> dict[str, str]:
@@ -120,9 +134,9 @@ def _of_checkpoint(checkpoint: Path) -> ModelSource:
         model.json_tokenizer = JsonTokenizer.from_file(checkpoint.parents[1] / TOKENIZER)
     config = _json(checkpoint.parents[1] / "config.json")
     result = {"run": config.get("run"), "config": config, "steps": state.step} if config else {}
-    return ModelSource(
-        model.eval(), f"step {state.step} in {checkpoint}", {"checkpoint": str(checkpoint), "steps": state.step}, result
-    )
+    extra = {"checkpoint": str(checkpoint), "steps": state.step}
+    descent = _descent(str(checkpoint.parents[1]), result)
+    return ModelSource(model.eval(), f"step {state.step} in {checkpoint}", extra, result, {}, "", *descent)
 
 
 def _json(path: Path) -> dict[str, Any]:

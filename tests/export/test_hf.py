@@ -25,7 +25,9 @@ from filip.export.clip_tokenizer import clip_tokenizer
 from filip.export.hf_folder import refuse_computed_tables
 from filip.export.standalone.filip_inputs import clean, to_pixels
 from filip.models import ModelConfig, load_model
+from filip.resources import weights
 from filip.tokenizer import tokenize
+from tests.eval.miniature import write_model
 from tests.support.captions import UNTIDY_CAPTIONS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -232,3 +234,22 @@ def test_the_model_of_the_package_takes_its_card_and_attribution_with_it(
     assert "pass its attribution on with it: " in capsys.readouterr().err
     given = tmp_path / "out" / "emoji_attribution.json"
     assert json.loads(given.read_text())["openmoji"]["license"] == "CC-BY-SA-4.0"
+
+
+def test_what_started_from_a_licensed_model_carries_its_licence_and_attribution(tmp_path: Path) -> None:
+    """Through a second training, too, and where the first was given by its file."""
+    for name, start in (("first", weights("emoji")), ("second", str(tmp_path / "first.safetensors"))):
+        write_model(tmp_path / f"{name}.safetensors", "token_wise")
+        config = {"init_from": start, "data": {"sources": [{"shards": "shards"}]}}
+        (tmp_path / f"{name}.json").write_text(json.dumps({"run": "run", "config": config}))
+    export(Export(model=str(tmp_path / "second.safetensors"), out=str(tmp_path / "out"), to="hf"))
+    card = (tmp_path / "out" / "README.md").read_text()
+    parts = (
+        "license: cc-by-sa-4.0\n---",
+        "# second\n",
+        "- shards, weight 1.0\n",
+        "changed ones of `first`, which started from `emoji` under cc-by-sa-4.0",
+        "`emoji_attribution.json`",
+    )
+    assert [part for part in parts if part not in card] == []
+    assert (tmp_path / "out" / "emoji_attribution.json").is_file()

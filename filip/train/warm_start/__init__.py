@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from filip import resources
 from filip.errors import UserError
 from filip.files import digest, nothing_at, sha256_of
 from filip.hub import hub_asked
@@ -33,9 +34,10 @@ def check_init_from(init_from: str, option: str = "init_from") -> None:
     The source itself is not opened. option: the option in which the user gave it, for the messages.
     """
     prefix, name = _split(init_from)
-    if prefix is None and not Path(init_from).is_file():
+    if prefix is None and not Path(name).is_file():
         others = "open_clip:ARCH:TAG, open_clip:ARCH:FILE:ACTIVATION, hf:FOLDER or timm:NAME"
-        advice = f"give the out=… of a finished training, or a model of another project as {others}"
+        ours = " or ".join(resources.WEIGHTS)
+        advice = f"give {ours}, the out=… of a finished training, or a model of another project as {others}"
         raise UserError(
             f"{option}={init_from} is a folder; {advice}"
             if Path(init_from).exists()
@@ -53,7 +55,7 @@ def load_initial(init_from: str, config: ModelConfig) -> DualEncoder:
     """
     prefix, name = _split(init_from)
     if prefix is None:
-        return load_model(init_from, loss_parameters=True)
+        return load_model(name, loss_parameters=True)
     parts = [name, *name.split(":")]
     with hub_asked(local=any(part == WHEEL or Path(part).exists() for part in parts)):
         return SOURCES[prefix](name, config)
@@ -63,7 +65,7 @@ def content_hash(init_from: str) -> str:
     """Hash the weights: the files that are named, wherever they lie, or the name for what a hub keeps."""
     prefix, name = _split(init_from)
     if prefix is None:
-        return sha256_of(init_from)
+        return sha256_of(name)
     folder = Path(name.removesuffix(IMAGE_ONLY))
     if prefix == "hf" and folder.is_dir():
         kinds = ["*.safetensors", "*.bin", "config.json"]
@@ -76,4 +78,4 @@ def content_hash(init_from: str) -> str:
 
 def _split(init_from: str) -> tuple[str | None, str]:
     prefix, colon, name = init_from.partition(":")
-    return (prefix, name) if colon and prefix in SOURCES else (None, init_from)
+    return (prefix, name) if colon and prefix in SOURCES else (None, resources.weights(init_from))
