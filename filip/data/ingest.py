@@ -29,8 +29,7 @@ from filip.command import MISSING, option, run_command
 from filip.data.cards import SourceCard, load_source, parse_card
 from filip.data.fetching.outcomes import reason_of
 from filip.data.funnel import Fragment, write_fragment
-from filip.data.ingesting.group_captions import group_captions
-from filip.data.ingesting.row_files import find_part
+from filip.data.ingesting.listing import find_part, group_captions
 from filip.data.lists import duckdb_io
 from filip.data.lists.columns import cleaned
 from filip.data.remote_tars import address, claim, fetched

@@ -6,7 +6,7 @@ from itertools import groupby
 import pyarrow as pa
 import pytest
 
-from filip.data.ingesting.group_captions import group_captions
+from filip.data.ingesting.listing import group_captions
 
 SCHEMA = pa.schema({"part": pa.int64(), "n": pa.int64(), "url": pa.string(), "captions": pa.list_(pa.string())})
 
