@@ -54,6 +54,7 @@ localrules:
 rule all:
     input:
         f"{RESULTS}/report.html",
+        expand(f"{RESULTS}/export/{{run}}", run=STUDY.config.get("export", {}).get("models", [])),
     default_target: True
 
 

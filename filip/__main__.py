@@ -102,13 +102,18 @@ def choose(arguments: list[str], found: list[Command]) -> tuple[Command, list[st
             return command, rest
     typed = " ".join(word for word in arguments if "=" not in word and not word.startswith("-"))
     known = [" ".join(words) for words in by_words]
+    first = typed.partition(" ")[0]
     close = difflib.get_close_matches(typed, known, 3)
+    if not close and first not in known:
+        close = difflib.get_close_matches(first, known, 1)
     group = next((g for g in GROUPS if g and g not in known and f"{typed} ".startswith(f"{g} ")), None)
     if group and not (typed != group and difflib.get_close_matches(typed, known, 1, cutoff=0.85)):
         below = [name for name in known if name.startswith(f"{group} ")]
         raise UserError(f"{group!r} is a group of commands; give one of {', '.join(below)}")
     close += [name for name in known if name.endswith(f" {typed}") and name not in close]
     hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else "; `filip` lists all commands"
+    if not close and first in known:
+        hint = f": `filip {first}` takes key=value, e.g. model=emoji (see --help)"
     raise UserError(f"there is no command {typed or arguments[0]!r}{hint}")
 
 
@@ -123,7 +128,7 @@ def _is_word(argument: str) -> bool:
 def run(arguments: list[str]) -> None:
     """Print the list, or run a command as ``python -m`` would."""
     found = commands()
-    if arguments == ["--version"]:
+    if arguments in (["--version"], ["-V"], ["version"]):
         from filip import __version__
 
         print(f"filip {__version__}")

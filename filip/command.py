@@ -121,22 +121,32 @@ def run_command(
     config_name: str | None = None,
     argv: list[str] | None = None,
     quiet: bool = False,
+    words: Sequence[str] = (),
 ) -> None:
     """Parse the command line, call ``main(config)``; a UserError becomes one plain message and exit code 2.
 
     schema, config_name: as for :func:`compose_config`. quiet: print neither help nor message (ranks beyond the first).
+    words: the options that arguments without a name are, in order.
     """
     with stopped_by_ctrl_c(), reader_may_leave():
-        _run(main, schema, config_name, list(sys.argv[1:] if argv is None else argv), quiet)
+        _run(main, schema, config_name, list(sys.argv[1:] if argv is None else argv), quiet, words)
 
 
-def _run(main: Callable[[T], Any], schema: type[T], config_name: str | None, arguments: list[str], quiet: bool) -> None:
+def _run(
+    main: Callable[[T], Any],
+    schema: type[T],
+    config_name: str | None,
+    arguments: list[str],
+    quiet: bool,
+    words: Sequence[str],
+) -> None:
     if "-h" in arguments or "--help" in arguments:
         if not quiet:
-            print(help_text(main, schema))
+            print(help_text(main, schema, words))
         return
     try:
         try:
+            arguments = _named(arguments, words)
             config = compose_config(schema, arguments, config_name)
             check_outputs(config)
             main(config)
@@ -155,6 +165,21 @@ def _run(main: Callable[[T], Any], schema: type[T], config_name: str | None, arg
         if not quiet:
             print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(2)
+
+
+def _named(arguments: list[str], words: Sequence[str]) -> list[str]:
+    """Give the arguments without a name the names of ``words``: ``PHOTOS "a text"`` is ``images=PHOTOS text=…``."""
+    options = [argument for argument in arguments if argument.startswith("-") or re.match(r"[+~]?[\w.]*=", argument)]
+    bare = [argument for argument in arguments if argument not in options]
+    if not words or any(option.startswith("-") for option in options):
+        return arguments
+    free = [word for word in words if not any(option.startswith(f"{word}=") for option in options)]
+    if len(bare) > len(free):
+        raise UserError(
+            f"{len(bare)} words without a name, and only {' and '.join(free) or 'none'} can be given so; put the text "
+            f'in quotes, as in: {bare[0]} "{" ".join(bare[1:])}"'
+        )
+    return [f"{name}={word}" for name, word in zip(free, bare, strict=False)] + options
 
 
 def check_outputs(config: Any) -> None:
@@ -183,11 +208,13 @@ def module_name(function: Callable[..., Any]) -> str:
     return spec.name if spec else function.__module__
 
 
-def help_text(main: Callable[[T], Any], schema: type[T]) -> str:
+def help_text(main: Callable[[T], Any], schema: type[T], words: Sequence[str] = ()) -> str:
     """Return the text of ``--help``: what the command does, then each field as ``key=default  meaning``."""
     module = inspect.getmodule(main)
     about = inspect.getdoc(main) or (module and inspect.getdoc(module)) or ""
-    lines = [about, "", "Options, each given as key=value (Hydra override syntax):", *_help_lines(schema, "")]
+    command = module_name(main).removeprefix("filip.").removesuffix(".__main__").replace(".", " ")
+    usage = [f"usage: filip {command} {' '.join(word.upper() for word in words)} [key=value ...]", ""] if words else []
+    lines = [*usage, about, "", "Options, each given as key=value (Hydra override syntax):", *_help_lines(schema, "")]
     return "\n".join(lines)
 
 

@@ -25,6 +25,19 @@ from filip.errors import UserError, did_you_mean, one_of
 from filip.option import in_words
 
 MOST_LISTED = 24  # options in a message; if there are more, only the near ones
+# What options of ours are called elsewhere.
+_OTHERS = {
+    **dict.fromkeys(("lr", "learning_rate"), "optimizer.base_lr"),
+    **dict.fromkeys(("bs", "batch", "batch_size", "train_batch_size"), "global_batch"),
+    **dict.fromkeys(("steps", "num_steps", "iterations"), "max_steps"),
+    **dict.fromkeys(("warmup", "warmup_steps"), "optimizer.warmup_steps"),
+    **dict.fromkeys(("wd", "weight_decay"), "optimizer.weight_decay"),
+    **dict.fromkeys(("n", "k", "top_k", "num", "limit"), "count"),
+    **dict.fromkeys(("output", "output_dir", "save"), "out"),
+    **dict.fromkeys(("weights", "checkpoint", "pretrained"), "model"),
+    **dict.fromkeys(("num_workers", "workers"), "data.workers"),
+    "gpu": "device",
+}
 
 
 def check_overrides(schema: type, overrides: Sequence[str], groups: Mapping[str, Sequence[str]]) -> None:
@@ -75,14 +88,17 @@ def config_groups() -> dict[str, list[str]]:
 
 def _refuse_bare(schema: type, given: Sequence[str]) -> None:
     """Raise UserError for arguments without a key, with the required ones as an example. (``~key`` is Hydra's.)"""
-    for argument in given:
+    for argument, following in zip(given, [*given[1:], ""], strict=False):
         dashed = re.fullmatch(r"--?([\w.-]+)(=.*)?", argument, re.DOTALL)
         if dashed:
+            value = dashed[2] or (f"={following}" if following and not re.match(r"-|\w*=", following) else "=VALUE")
             name = dashed[1].replace("-", "_")
+            if len(name) == 1:  # -n 3
+                kind = int if value[1:].isdecimal() else str
+                fitting = [key for key in _keys(schema) if (_declared(schema, key) or (None,))[0] is kind]
+                name = next((key for key in fitting if key.startswith(name)), next(iter(fitting), name))
             known = "" if name in _keys(schema) else did_you_mean(name, list(_keys(schema)))
-            raise UserError(
-                f"{argument}: options are written without dashes, {name}{dashed[2] or '=VALUE'}{known} (see --help)"
-            )
+            raise UserError(f"{argument}: options are written without dashes, {name}{value}{known} (see --help)")
         if argument.startswith("="):
             raise UserError(f"{argument!r} has no key: every argument is key=value (see --help)")
     bare = [a for a in given if "=" not in a and not a.startswith("~")]
@@ -128,7 +144,7 @@ def _type_of(schema: type, key: str, groups: Iterable[str]) -> tuple[Any, bool]:
     found = _declared(schema, key)
     if found is not None:
         return found
-    inside = [name for name in _keys(schema) if name.rpartition(".")[2] == key]
+    inside = [name for name in _keys(schema) if name.rpartition(".")[2] == key or name == _OTHERS.get(key)]
     if inside:
         raise UserError(f"there is no option {key!r}; did you mean {inside[0]!r}? (see --help)")
     place, name, names = _level(schema, key)

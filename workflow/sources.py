@@ -173,7 +173,8 @@ class StudySources(Study):
     def benchmark_files(self) -> list[str]:
         """Return the files that must exist before an evaluation.
 
-        The demo's benchmarks are made with its corpus; all others are the user's, below ``eval.root``, and the command
-        names those that are missing.
+        The demo's benchmarks are made with its corpus, and those of ``eval.sources`` are downloaded; all others are the
+        user's, below ``eval.root``, and the command names those that are missing.
         """
-        return [f"{self.corpus}/corpus.json"] if self.corpus_builder else []
+        downloaded = [self.stored(source) for source in self.evaluation.get("sources", [])]
+        return [*([f"{self.corpus}/corpus.json"] if self.corpus_builder else []), *downloaded]

@@ -44,7 +44,7 @@ class WorkflowStudy(StudySources, StudyEvaluations):
         self.data_memory: str = data.get("memory", "1GB")
         if not checked:
             # Here and not in Study: these import PyTorch, which the commands of the report do without.
-            check_evaluation_options(config)
+            check_evaluation_options(self.config)
             check_accuracy_of(self.efficiency, lambda name: (self.resolved(name), self.training(name)["sources"]))
             self._check_batches()
 

@@ -72,6 +72,11 @@ def read_yaml(file: Path) -> Any:
     """Return what a YAML file holds. Raises UserError if it is not YAML."""
     import yaml
 
+    if file.suffix.lower() not in (".yaml", ".yml"):
+        raise UserError(
+            f"{file} is not a card, which is a YAML file; a list or a table is CSV, TSV, JSON lines or Parquet (a "
+            "spreadsheet can be saved as CSV)"
+        )
     # ten times as fast, where PyYAML was built with it
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:

@@ -5,9 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
-import sys
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +19,7 @@ from filip.files import check_output, nothing_at, write_json
 from filip.index.build import Build, OtherIndexError, scorer_of, up_to_date, weights_of
 from filip.index.store import FORMAT, Index
 from filip.progress import say
-from filip.rgb import UNDECODABLE, upright_size
+from filip.rgb import IMAGE_FILES, UNDECODABLE, upright_size
 from filip.search.boxes import boxes
 from filip.search.ranking import Ranked, Ranking, is_picture, query_of, rank
 
@@ -61,6 +58,7 @@ class Search:
 
 def main(config: Search) -> None:
     """List the pictures of a folder that fit a text, or a picture, best; the first search of a folder indexes it."""
+    check_words(config)
     if (Path(config.images) / "about.json").is_file():
         index, scorer = _opened(config)
     else:
@@ -73,20 +71,15 @@ def main(config: Search) -> None:
     _show(config, index, ranking, found)
 
 
-def positional(arguments: Sequence[str]) -> list[str]:
-    """Name the two words that may stand without a name: ``PHOTOS "a text"`` is ``images=PHOTOS "text=a text"``."""
-    named: list[str] = []
-    words: list[str] = []
-    for argument in arguments:
-        is_option = argument.startswith("-") or re.match(r"[+~]?[\w.]*=", argument)
-        (named if is_option else words).append(argument)
-    if len(words) > 2:
-        raise UserError(
-            f"{len(words)} words without a name: {' '.join(words)}; put the text in quotes, "
-            f'as in: filip search {words[0]} "{" ".join(words[1:])}"'
-        )
-    free = [key for key in ("images", "text") if not any(argument.startswith(f"{key}=") for argument in named)]
-    return [f"{key}={word}" for key, word in zip(free, words, strict=False)] + named
+def check_words(config: Search) -> None:
+    """Raise UserError for a picture or words in place of the folder, and for a picture that is not there."""
+    images, text = Path(config.images), Path(config.text)
+    if images.is_file() and images.suffix.lower() in IMAGE_FILES:
+        raise UserError(f"{images} is a picture: give a folder of pictures first, and then the text or the picture")
+    if not images.exists() and text.is_dir():
+        raise UserError(f"{text} is a folder and {str(images)!r} is none: give the folder first, and then the text")
+    if text.suffix.lower() in IMAGE_FILES and not text.exists():
+        raise UserError(nothing_at(text, "give the file of a picture, or words"))
 
 
 def _opened(config: Search) -> tuple[Index, Scorer]:
@@ -193,9 +186,4 @@ def _show(config: Search, index: Index, ranking: Ranking, found: list[dict[str, 
 
 
 if __name__ == "__main__":
-    try:
-        given = positional(sys.argv[1:])
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    run_command(main, Search, argv=given)
+    run_command(main, Search, words=("images", "text"))

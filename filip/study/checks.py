@@ -29,7 +29,7 @@ NOT_COMPARED = (
 
 
 def check_config(config: dict[str, Any]) -> dict[str, Any]:
-    """Check ``config`` against the schema and its own cross-references, and return it.
+    """Check ``config`` against the schema and its own cross-references, and return it with what it may leave out.
 
     Raises UserError naming the first offending key, its value and what was expected.
     """
@@ -43,6 +43,11 @@ def check_config(config: dict[str, Any]) -> dict[str, Any]:
             ".".join(str(part) for part in worst.absolute_path) or "the top level",
             f"{worst.message} (schema: filip/conf/study.schema.yaml)",
         )
+    config = {
+        **config,
+        "eval": {"root": "results/benchmarks", "zero_shot": [], "retrieval": [], **config.get("eval", {})},
+        "tables": config.get("tables", {}),
+    }
     _check_launches(config)
     _check_runs(config)
     _check_search(config)

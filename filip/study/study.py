@@ -34,7 +34,7 @@ class Study:
     """
 
     def __init__(self, config: dict[str, Any]) -> None:
-        self.config = check_config(config)
+        self.config = config = check_config(config)
         cells = with_grids(config)
         seeded = with_seeds(cells)
         self.name: str = config["study"]
@@ -65,7 +65,7 @@ class Study:
         """Return all sources, those of single runs and of fine-tunings included, each once, in order of first use."""
         own = [source for run in self.runs.values() for source in run.get("sources", [])]
         tuned = [tune["source"] for tune in self.fine_tunes.values()]
-        return list(dict.fromkeys([*self.config["sources"], *own, *tuned]))
+        return list(dict.fromkeys([*self.config["sources"], *own, *tuned, *self.evaluation.get("sources", [])]))
 
     def replicas(self, run: str, *protocols: str) -> list[str]:
         """Return a run and its repetitions with other seeds; the run alone if it has none.

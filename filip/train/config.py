@@ -29,6 +29,7 @@ PRECISIONS = ("fp32", "bf16", "fp16")
 TRANSPORT_DTYPES = ("auto", *PRECISIONS)
 TUNING = ("full", "frozen", "frozen_stem", "lora")  # how a tower learns, see filip.train.adapters
 DEFAULT_GLOBAL_BATCH = 8192  # the paper's ablation
+AUTO = "auto"  # global_batch: filip.train.training_data fits it to the number of pairs
 
 
 @dataclass
@@ -149,9 +150,10 @@ class TrainConfig:
     warm_start: WarmStartConfig = option(WarmStartConfig(), "how what init_from brings is trained")
     image_size: int | None = option(None, "other image side in px: position embeddings are interpolated", at_least=1)
 
-    global_batch: int | None = option(
+    global_batch: Any = option(
         None,
-        f"pairs per contrastive batch over all ranks; null = {DEFAULT_GLOBAL_BATCH}, unless batch_per_rank",
+        f"pairs per contrastive batch over all ranks; null = {DEFAULT_GLOBAL_BATCH}, unless batch_per_rank; auto fits "
+        "it, the steps and the warm-up to the number of pairs",
         at_least=1,
     )
     batch_per_rank: int | None = option(None, "pairs per rank, instead of global_batch", at_least=1)
@@ -263,6 +265,8 @@ class TrainConfig:
                 "compile=true with zero_stage=3: ZeRO-3 takes a block's weights away between its layers, which no "
                 "compiled block survives; use zero_stage 0 to 2, or compile=false"
             )
+        if not (self.global_batch in (None, AUTO) or type(self.global_batch) is int):
+            raise UserError(f"global_batch={self.global_batch}: give a whole number or auto")
         if self.global_batch is not None and self.batch_per_rank is not None:
             raise UserError(
                 f"global_batch={self.global_batch} and batch_per_rank={self.batch_per_rank} are both given, and only "

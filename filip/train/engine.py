@@ -17,11 +17,13 @@ from filip import device, resources
 from filip.data.preprocessing import normalize_patches, normalize_planes
 from filip.errors import UserError
 from filip.models import DualEncoder, Encoded
-from filip.train.config import DEFAULT_GLOBAL_BATCH, TrainConfig
+from filip.train.config import AUTO, DEFAULT_GLOBAL_BATCH, TrainConfig
 from filip.train.losses import Loss
 from filip.train.optimizers import AVERAGE, OPTIMIZERS, AfterStep
 from filip.train.param_groups import param_groups, set_lr
 from filip.train.ranks import Ranks, deepspeed_accelerator
+
+MOST_FITTED = 1024  # pairs of a batch that global_batch=auto chooses
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,9 @@ def resolve_batching(config: TrainConfig, world_size: int) -> Batching:
     """Return the batch sizes for ``world_size`` ranks. Raise UserError where they do not divide."""
     if config.batch_per_rank is not None:
         per_rank = config.batch_per_rank
+    elif config.global_batch == AUTO:  # the pairs are not known yet: the most that it can become
+        per_rank = max(1, MOST_FITTED // world_size)
+        return Batching(per_rank * world_size, per_rank, config.gradient_accumulation, fitting_chunk(config, per_rank))
     else:
         global_batch = config.global_batch or DEFAULT_GLOBAL_BATCH
         per_rank, rest = divmod(global_batch, world_size)
@@ -61,6 +66,11 @@ def resolve_batching(config: TrainConfig, world_size: int) -> Batching:
             "choose a divisor"
         )
     return Batching(per_rank * world_size, per_rank, config.gradient_accumulation, chunk)
+
+
+def fitting_chunk(config: TrainConfig, per_rank: int) -> int:
+    """Return the pairs of a forward pass of gradient caching, at most ``per_rank``, which they divide."""
+    return math.gcd(config.gradient_cache or per_rank, per_rank)
 
 
 def settings_path(config: TrainConfig) -> Path:

@@ -47,7 +47,7 @@ from filip.train.schedule import Schedule, make_schedule
 from filip.train.stall_detector import StallDetector
 from filip.train.step import StepOutput, backward
 from filip.train.telemetry import say
-from filip.train.training_data import training_loader
+from filip.train.training_data import fit_to_pairs, training_loader
 from filip.train.warm_start import content_hash, load_initial
 from filip.train.watchdog import Limits, StepStatus, Watchdog
 
@@ -69,6 +69,8 @@ def train(config: TrainConfig) -> None:
             device.keep_freed_memory()
             # DeepSpeed's Muon asks for it too, which takes minutes and a C++ compiler on a CPU
             torch.compiler.set_stance("default" if config.compile else "force_eager")
+        if (fitted := fit_to_pairs(config, ranks)) and ranks.is_main:
+            say(fitted)
         batching = resolve_batching(config, ranks.world_size)
         manifests = read_manifests(config)
         model = initial_model(config)

@@ -2,18 +2,62 @@
 
 from __future__ import annotations
 
+import math
+
 from filip import device
-from filip.data.loading.config import StreamConfig, is_streamed
+from filip.data.loading.config import DataConfig, StreamConfig, is_streamed
 from filip.data.loading.loader import build_loader
+from filip.data.loading.pair_index import index_source
 from filip.data.loading.streaming import Loader, build_stream_loader
 from filip.errors import UserError
 from filip.models import DualEncoder
-from filip.train.config import TrainConfig
-from filip.train.engine import Batching
+from filip.train.config import AUTO, TrainConfig
+from filip.train.engine import MOST_FITTED, Batching, fitting_chunk
 from filip.train.feature_cache import cache_folder
 from filip.train.losses import TERMS, resolve_weights
 from filip.train.manifests import as_they_lie
 from filip.train.ranks import Ranks
+
+FEWEST_STEPS = 300  # of a training whose length is fitted to few pairs,
+MOST_PASSES = 40  # unless they are more passes over them
+
+
+def fit_to_pairs(config: TrainConfig, ranks: Ranks) -> str:
+    """Replace ``global_batch=auto`` by a number that fits the pairs, and fit the steps and the warm-up with it.
+
+    The batch is an eighth of the pairs, rounded down to a power of two. Returns a sentence for the log, or "". Raises
+    UserError if there are fewer pairs than a batch of two for each rank takes.
+    """
+    if config.global_batch != AUTO:
+        return ""
+    pairs = count_pairs(as_they_lie(config.data))
+    least = 2 * ranks.world_size
+    if pairs < least:
+        raise UserError(f"{pairs} pairs are too few for {ranks.world_size} ranks: a batch takes {least} at least")
+    per_rank = max(2, min(MOST_FITTED, pairs // 8) // ranks.world_size)
+    per_rank = 1 << (per_rank.bit_length() - 1)
+    config.global_batch = batch = per_rank * ranks.world_size
+    config.gradient_cache = fitting_chunk(config, per_rank) if config.gradient_cache else None
+    config.data.reader_groups = math.gcd(config.data.reader_groups, batch)
+    a_pass = max(1, pairs // (batch * config.gradient_accumulation))
+    steps = max(math.floor((config.epochs or 0) * a_pass), min(FEWEST_STEPS, MOST_PASSES * a_pass))
+    config.max_steps, config.epochs = min(config.max_steps or steps, steps), None
+    config.optimizer.warmup_steps = min(config.optimizer.warmup_steps, config.max_steps // 10)
+    config.log_every = min(config.log_every, max(1, config.max_steps // 20))
+    return (
+        f"global_batch=auto: {pairs:,} pairs, so batches of {batch}, {config.max_steps:,} steps "
+        f"({config.max_steps * batch / pairs:.3g} passes) and {config.optimizer.warmup_steps} of warm-up; give "
+        "global_batch=, max_steps= and optimizer.warmup_steps= for others"
+    )
+
+
+def count_pairs(data: DataConfig) -> int:
+    """Return how many pairs an epoch has, each source's times its weight."""
+    pairs = 0.0
+    for source in data.sources:
+        count = source.pairs
+        pairs += source.weight * (len(index_source(source)) if count is None else count)
+    return math.floor(pairs)
 
 
 def training_loader(config: TrainConfig, model: DualEncoder, batching: Batching, ranks: Ranks) -> Loader:

@@ -10,7 +10,6 @@ import torch
 from PIL import Image
 
 from filip.command import run_command
-from filip.errors import UserError
 from filip.rgb import upright_size
 from filip.search import __main__ as search
 from filip.search.boxes import cell_box, connected
@@ -28,11 +27,14 @@ def album(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+WORDS = ("images", "text")
+
+
 def found(album: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -> dict:
-    given = search.positional([str(album / "photos"), *arguments])
+    given = [str(album / "photos"), *arguments]
     if not any(argument.startswith("model=") for argument in given):
         given.append(f"model={album / 'model.safetensors'}")
-    run_command(search.main, search.Search, argv=[*given, "json=true", "device=cpu"])
+    run_command(search.main, search.Search, argv=[*given, "json=true", "device=cpu"], words=WORDS)
     return json.loads(capsys.readouterr().out)
 
 
@@ -70,9 +72,9 @@ def test_an_index_of_another_model_or_folder_is_not_searched_instead(
         found(album, capsys, "a dog", f"index={tmp_path / 'i'}", f"model={album / 'clip.safetensors'}")
     assert "was made by the model" in capsys.readouterr().err
     given = [str(tmp_path / "others"), "a dog", f"index={tmp_path / 'i'}"]
-    given = [*search.positional(given), f"model={album / 'model.safetensors'}", "device=cpu"]
+    given = [*given, f"model={album / 'model.safetensors'}", "device=cpu"]
     with pytest.raises(SystemExit):
-        run_command(search.main, search.Search, argv=given)
+        run_command(search.main, search.Search, argv=given, words=WORDS)
     assert "was made of the images in" in capsys.readouterr().err
 
 
@@ -108,11 +110,12 @@ def test_a_pooled_model_is_searched_too_and_token_wise_by_name(album: Path, caps
 
 def test_a_threshold_says_why_nothing_is_listed(album: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given = [str(album / "photos"), "dog", f"model={album / 'model.safetensors'}", "least=9"]
-    run_command(search.main, search.Search, argv=[*search.positional(given), "device=cpu"])
+    run_command(search.main, search.Search, argv=[*given, "device=cpu"], words=WORDS)
     said = capsys.readouterr()
     assert said.out == "" and "no picture stands out by least=9: the best by" in said.err
-    with pytest.raises(UserError, match="put the text in quotes"):
-        search.positional(["photos", "red", "bicycle"])
+    with pytest.raises(SystemExit):
+        run_command(search.main, search.Search, argv=["photos", "red", "bicycle"], words=WORDS)
+    assert 'put the text in quotes, as in: photos "red bicycle"' in capsys.readouterr().err
 
 
 def test_a_picture_on_its_side_has_its_places_upright(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ SHEETS = [f"{RESULTS}/eval/{run}/alignment.png" for run in STUDY.evaluated_by("a
 COMPARED = [f"{RESULTS}/eval/alignment_compared.png"] if STUDY.draws_side_by_side("alignment") else []
 SCENES = [f"{RESULTS}/eval/scenes_compared.json"] if STUDY.draws_side_by_side("scene_pointing") else []
 EXPLORER = [f"{RESULTS}/explore.html"] if STUDY.explorer else []
-TRAININGS = expand(f"{RESULTS}/models/{{run}}.json", run=STUDY.evaluated) + expand(
+TRAININGS = expand(f"{RESULTS}/models/{{run}}.json", run=STUDY.evaluated or STUDY.trained) + expand(
     f"{RESULTS}/efficiency/{{row}}.json", row=STUDY.efficiency
 )
 
@@ -140,3 +140,20 @@ rule page:
     shell:
         "python -m filip.report.page study={input.study} results={params.results} figures={params.figures}"
         " out={output} > {log} 2>&1"
+
+
+# With the licence and the attribution of the model that the training started from.
+rule export:
+    input:
+        weights=f"{RESULTS}/models/{{run}}.safetensors",
+        tables=rules.tables.output.data,
+    output:
+        directory(f"{RESULTS}/export/{{run}}"),
+    params:
+        to=STUDY.config.get("export", {}).get("to"),
+    log:
+        f"{RESULTS}/logs/export/{{run}}.log",
+    conda:
+        "../envs/filip.yaml"
+    shell:
+        "python -m filip.export to={params.to} model={input.weights} out={output} > {log} 2>&1"

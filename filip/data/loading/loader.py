@@ -205,7 +205,7 @@ class PairLoader:
         if not self._batches:
             raise UserError(
                 f"{self.pairs} pairs do not fill one global batch of {config.global_batch} "
-                f"({config.batch_size} x {config.world_size} ranks); lower the batch size"
+                f"({config.batch_size} x {config.world_size} ranks): give global_batch=auto, or a smaller number"
             )
         workers = config.data.workers
         self._loader = DataLoader(

@@ -212,7 +212,7 @@ class StreamLoader:
         if not self._batches:
             raise UserError(
                 f"{self.pairs} pairs (data.sources.pairs) do not fill one global batch of {config.global_batch} "
-                f"({config.batch_size} x {config.world_size} ranks); lower the batch size"
+                f"({config.batch_size} x {config.world_size} ranks): give global_batch=auto, or a smaller number"
             )
         self._read: Counter[int] = Counter()  # samples of each place that were given
         self._ended: dict[int, int] = {}

@@ -7,9 +7,9 @@ a kind of model, write a class with the methods of :class:`Encoder` and a ``from
 
 from __future__ import annotations
 
-import difflib
 import functools
 import importlib
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from filip import resources
 from filip.device import keep_freed_memory, resolve
-from filip.errors import UserError
+from filip.errors import UserError, nearest
 from filip.eval.fit import FITS, Boxed, Padded, Tiled
 from filip.eval.precision import autocast, dtype_of
 from filip.files import nothing_at
@@ -181,6 +181,17 @@ def load_encoder(
     return Tiled(encoder) if fit == "tiles" else encoder
 
 
+def _meant(prefix: str, name: str) -> str:
+    """Return the model that was probably meant by a name that is no file; "" if it resembles none."""
+    if prefix:
+        return next((f"{near}:{name}" for near in nearest(prefix, backends())), "")
+    if near := nearest(name, resources.WEIGHTS):
+        return near[0]
+    if re.fullmatch(r"(ViT|RN\d|convnext|coca|EVA|MobileCLIP|nllb|xlm|roberta|SigLIP)[\w.-]*", name, re.IGNORECASE):
+        return f"open_clip:{name}:WEIGHTS"
+    return f"hf:{name}" if re.fullmatch(r"[\w-]+/[\w.-]+", name) and not Path(name).parent.exists() else ""
+
+
 def _load(model: str, loading: Loading) -> Encoder:
     model = resources.weights(model)
     prefix, colon, name = model.partition(":")
@@ -192,10 +203,11 @@ def _load(model: str, loading: Loading) -> Encoder:
     if (place / "modules.json").is_file():
         return BACKENDS["mv"].load(model, loading)
     if not place.exists():
-        close = difflib.get_close_matches(prefix, backends(), 1) if colon else []
-        hint = f"; did you mean {close[0]}:{name}?" if close else ""
+        prefixes = ", ".join(backends())
+        given = f"give emoji, a .safetensors file, a run folder, or PREFIX:NAME, e.g. hf:OWNER/NAME ({prefixes})"
+        meant = _meant(prefix, name) if colon else _meant("", model)
         raise UserError(
-            f"no model at {model}{hint} Give {forms()}" if close else nothing_at(model, f"give a model: {forms()}")
+            f"no model at {model}; did you mean {meant}? Otherwise {given}" if meant else nothing_at(model, given)
         )
     own = _own_model(place, loading.image_size).to(loading.device)
     if loading.device == "cpu":

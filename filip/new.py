@@ -1,0 +1,262 @@
+"""Write a study of your own pictures: ``filip new mine photos/``, then ``make run STUDY=mine``.
+
+The pictures are a folder with captions or a table, in any layout whose files lie on the disk (docs/data.md), or a list
+of URLs and captions. It writes data/NAME.yaml, eval/NAME.yaml and workflow/config/NAME.yaml, which may be edited.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filip.command import MISSING, option, run_command
+from filip.errors import UserError
+from filip.files import nothing_at, replacing, write_json
+from filip.progress import say
+from filip.sets.columns import CAPTION_COLUMNS
+from filip.sets.image_set import Item, open_images
+from filip.sets.layout import ALL, Reading
+from filip.sets.layouts import LAYOUTS
+
+URL_COLUMNS = ("url", "URL", "link", "image_url", "img_url", "src")
+URL_CAPTION_COLUMNS = (*CAPTION_COLUMNS, "TEXT")
+SHARE = 0.1  # of the pictures is held out,
+MOST_HELD_OUT = 5_000  # at most so many
+FROM_SCRATCH = 100_000  # pairs from which on a training does not start from the small model of the package
+MANY_GPUS = 8
+START = "emoji"
+
+
+@dataclass
+class New:
+    name: str = option(MISSING, "short name of the study: a-z, 0-9 and _; the first word")
+    pictures: str = option(MISSING, "folder of pictures with captions, a table of them, or a list of URLs; the second")
+    start: str | None = option(
+        None,
+        "model that the training starts from: open_clip:…, hf:…, a file; none = from scratch (default: emoji, and none "
+        f"for {FROM_SCRATCH:,} pairs and more)",
+    )
+    license: str = option("", "licence of the pictures, for the cards of the data and the model")
+    gpus: int | None = option(None, "GPUs to train on; default: those of this machine, 0 = its CPU", at_least=0)
+
+
+def main(config: New) -> None:
+    """Write the cards and the study of your own pictures, a tenth of which is held out for its table."""
+    if not re.fullmatch("[a-z0-9_]+", config.name):
+        raise UserError(f"name={config.name}: a study's name has only a-z, 0-9 and _")
+    if not Path("workflow/config").is_dir():
+        raise UserError("there is no workflow/config here: studies are run in a checkout; go to its folder")
+    files = {
+        "source": Path("data", f"{config.name}.yaml"),
+        "benchmark": Path("eval", f"{config.name}.yaml"),
+        "study": Path("workflow/config", f"{config.name}.yaml"),
+    }
+    for file in files.values():
+        if file.exists():
+            raise UserError(f"{file} is there already: give another name, or rm {' '.join(map(str, files.values()))}")
+    place = Path(config.pictures)
+    if not place.exists():
+        raise UserError(nothing_at(place, "give a folder of pictures with captions, a table, or a list of URLs"))
+    columns = _columns(place)
+    if url := next((name for name in URL_COLUMNS if name in columns), None):
+        pairs, cards = _of_urls(config, place, url, columns)
+    else:
+        pairs, cards = _of_pictures(config, place)
+    cards["study"] = _study(config, pairs, of_urls=url is not None)
+    for kind, file in files.items():
+        _write(file, cards[kind])
+    print(f"wrote {', '.join(map(str, files.values()))}\nnext:  make run STUDY={config.name}")
+
+
+def _columns(place: Path) -> list[str]:
+    """Return the columns of a table; [] for a folder, and for what is not a table."""
+    if not place.is_file():
+        return []
+    reading = Reading(place)
+    for name in ("parquet", "table"):
+        if parts := LAYOUTS[name].parts(reading):
+            return LAYOUTS[name].columns(parts[0], reading)
+    return []
+
+
+# ---- pictures on the disk --------------------------------------------------------------------------------
+
+
+def _of_pictures(config: New, place: Path) -> tuple[int, dict[str, str]]:
+    """List the pictures with their captions and splits in one file, and return their number and both cards."""
+    images = open_images(Reading(place, split=ALL, inside_only=True))
+    say(images.summary())
+    if LAYOUTS[images.layout].in_order:
+        raise UserError(
+            f"{place} holds its pictures in {images.layout}, which `filip new` does not split: write a card with "
+            f"images: {place}, and name its split for the evaluation (docs/train.md)"
+        )
+    held_out = _held_out(images.items)
+    if not held_out or len(held_out) == len(images.items):
+        raise UserError(f"{place}: {len(images)} pictures with captions are too few to hold some out; give two or more")
+    root = place.absolute() if place.is_dir() else place.absolute().parent
+    listed = [
+        {
+            "filename": os.path.relpath(item.file, root),
+            "split": "test" if item.file in held_out else "train",
+            "sentences": [{"raw": caption} for caption in item.captions],
+        }
+        for item in images.items
+    ]
+    table = Path("data", f"{config.name}.json")
+    write_json(table, {"images": listed})
+    say(f"{table}: {len(listed) - len(held_out):,} pictures to train on, {len(held_out):,} held out")
+    source = {
+        **_about(config, place),
+        "images": str(table),
+        "image_root": str(root),
+        "expected_count": len(listed) - len(held_out),
+        "image_rules": {"min_side": 32, "max_aspect": 20.0},
+        "text_rules": {"language": False},
+        "download": {"image_size": 256, "samples_per_shard": 1000},
+        "back_translation": None,
+    }
+    layout = {"path": str(table.absolute()), "split": "test", "images": str(root), "layout": "karpathy"}
+    return len(listed) - len(held_out), {"source": _yaml(source), "benchmark": _benchmark(config, layout)}
+
+
+def _held_out(items: Sequence[Item]) -> set[str]:
+    """Return the files of the pictures to hold out: by their names, and equal pictures on the same side.
+
+    A picture that is added later moves none of the others, as long as the number held out stays the same.
+    """
+    sizes = Counter(os.path.getsize(item.file) for item in items)
+    sides: dict[str, list[str]] = {}
+    for item in items:
+        alone = sizes[os.path.getsize(item.file)] == 1
+        content = item.name.encode("utf-8", "surrogateescape") if alone else Path(item.file).read_bytes()
+        sides.setdefault(hashlib.sha256(content).hexdigest(), []).append(item.file)
+    wanted = min(MOST_HELD_OUT, max(1, round(SHARE * len(items))))
+    chosen: set[str] = set()
+    for _, files in sorted(sides.items()):
+        if len(chosen) < wanted:
+            chosen.update(files)
+    return chosen
+
+
+# ---- a list of URLs --------------------------------------------------------------------------------------
+
+
+def _of_urls(config: New, place: Path, url: str, columns: list[str]) -> tuple[int, dict[str, str]]:
+    """Return the number of rows of a list and its cards: one to train on, and one for the rows that are held out."""
+    import duckdb
+
+    caption = next((name for name in URL_CAPTION_COLUMNS if name in columns), None)
+    if caption is None:
+        raise UserError(
+            f"{place} has no column of captions ({', '.join(URL_CAPTION_COLUMNS)}); it has {', '.join(columns)}"
+        )
+    with duckdb.connect() as con:
+        opened = con.read_parquet(str(place)) if place.suffix == ".parquet" else con.read_csv(str(place))
+        rows = int(opened.aggregate("count(*)").fetchall()[0][0])
+    share = min(SHARE, MOST_HELD_OUT / max(rows, 1))
+    bound = f"{round(share * 16**6):06x}"
+    listed = {
+        **_about(config, place),
+        "list": str(place.absolute()),
+        "url_column": url,
+        "caption_column": caption,
+        "where": f"md5({url}) >= '{bound}'",
+        "expected_count": rows - round(share * rows),
+        "back_translation": None,
+    }
+    held_out = {
+        **listed,
+        "name": f"{config.name}_held_out",
+        "where": f"md5({url}) < '{bound}'",
+        "expected_count": round(share * rows),
+    }
+    _write(Path("data", f"{config.name}_held_out.yaml"), _yaml(held_out))
+    say(f"{place}: {rows:,} rows, of which {round(share * rows):,} are held out, by their addresses")
+    layout = {"path": f"results/{config.name}/data/{config.name}_held_out/shards", "split": "", "layout": "tars"}
+    return rows, {"source": _yaml(listed), "benchmark": _benchmark(config, layout)}
+
+
+# ---- the three files -------------------------------------------------------------------------------------
+
+
+def _about(config: New, place: Path) -> dict[str, Any]:
+    return {"name": config.name, "title": f"Pictures of {place.resolve().name}", "license": config.license}
+
+
+def _benchmark(config: New, layout: dict[str, Any]) -> str:
+    return _yaml(
+        {
+            "name": config.name,
+            "title": f"{config.name}, held out",
+            "kind": "retrieval",
+            "metric": "recall",
+            "fine_tuned_on": [config.name],
+            "loader": "captions",
+            "layouts": {"captions": layout},
+            "license": config.license,
+        }
+    )
+
+
+def _study(config: New, pairs: int, of_urls: bool) -> str:
+    gpus = _gpus() if config.gpus is None else config.gpus
+    start = config.start or ("none" if pairs >= FROM_SCRATCH else START)
+    scratch = start == "none"
+    experiment = ("one_node" if gpus >= MANY_GPUS else "one_gpu") if scratch else "warm_start"
+    overrides = ["data.back_translation=false"]
+    if not scratch:
+        overrides += [f"init_from={start}", "global_batch=auto"]
+    if start == START:  # it is small and was trained at such rates above a frozen stem
+        overrides += ["warm_start.image=frozen_stem", "optimizer.base_lr=1e-3"]
+        overrides += ["data.auto_augment=0.1", "data.crop_scale_min=0.8", "data.flip_probability=0"]
+    kinds = {"clip": "pooled", "filip": "token_wise"} if scratch else {"filip": "token_wise"}
+    runs = {
+        run: {"label": f"{run.upper()} on {config.name}", "overrides": [f"model.interaction={interaction}"]}
+        for run, interaction in kinds.items()
+    }
+    study: dict[str, Any] = {
+        "study": config.name,
+        "title": f"FILIP on {config.name}",
+        "sources": [config.name],
+        "launch": {"launcher": "deepspeed", "ranks_per_node": max(1, gpus), **({} if gpus else {"accelerator": "cpu"})},
+        "train": {"experiment": experiment, "overrides": overrides},
+        "runs": runs,
+        "eval": {"root": ".", "retrieval": [config.name]},
+        "tables": {"retrieval": list(runs)},
+        "explorer": {"card": config.name, "models": list(runs)},
+        "export": {"to": "hf", "models": ["filip"]},
+    }
+    if not scratch:
+        study["peers"] = {"before": {"label": f"{start}, before the training", "model": start}}
+    if of_urls:
+        study["eval"]["sources"] = [f"{config.name}_held_out"]
+    return _yaml(study)
+
+
+def _gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def _yaml(content: dict[str, Any]) -> str:
+    import yaml
+
+    written = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+    return f"# Written by `filip new`; edit it as you like.\n{written}"
+
+
+def _write(file: Path, text: str) -> None:
+    with replacing(file) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    run_command(main, New, words=("name", "pictures"))
