@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -31,23 +30,6 @@ from filip.train.engine import make_optimizer
 from filip.train.optimizers import OptimizerKind
 from tests.eval.miniature import picture
 from tests.support.training import compose
-
-ROOT = Path(__file__).resolve().parent.parent
-MOST_FILES = 3
-
-
-def rows() -> list[list[str]]:
-    """Return the rows of the table in CONTRIBUTING.md: the change, and the files to touch."""
-    text = (ROOT / "CONTRIBUTING.md").read_text()
-    table = text[text.index("| change | files |") :].partition("\n\n")[0]
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
-
-
-@pytest.mark.parametrize(("change", "files"), rows())
-def test_a_change_touches_three_files_at_most(change: str, files: str) -> None:
-    here = files.partition("from a package of your own")[0]
-    named = {path for path in re.findall(r"`([^`]+)`", here) if "/" in path}
-    assert len(named) <= MOST_FILES, change
 
 
 class OneJson(Layout):

@@ -28,7 +28,7 @@ STARTED = {
     "filip.search.__main__": HEAVY | {"timm", "torchvision", "pyarrow", "duckdb"},
     "filip.explore.export": HEAVY | {"timm", "torchvision", "pyarrow", "duckdb"},
     "filip.train.plan": HEAVY - COMPILER - {"wandb"},
-    "filip.train.loop": HEAVY - COMPILER - {"wandb"},
+    "filip.train.loop": HEAVY - COMPILER - {"wandb"} | {"duckdb", "img2dataset"},
 }
 REPORT = {f"filip.report.{name}": HEAVY - {"pandas"} for name in ("tables", "summary", "show")}
 REPORT["filip.report.page"] = HEAVY - {"pandas", "matplotlib"}

@@ -34,12 +34,13 @@ from filip.data.fetching.download_plan import (
     shards_of,
 )
 from filip.data.fetching.outcomes import reason_of
-from filip.data.fetching.revision import set_aside
 from filip.data.funnel import Fragment
 from filip.data.lists.columns import RESERVED
 from filip.data.lists.parquet_rows import whole_file
+from filip.data.parts import parse_part
 from filip.data.remote_tars import claim
-from filip.data.stage import ByShard, parse_part, tell
+from filip.data.shard_set import set_aside
+from filip.data.stage import ByShard, tell
 from filip.data.text_rules import check_list
 from filip.errors import UserError, counted
 from filip.files import locked
@@ -66,7 +67,7 @@ class DownloadConfig:
     processes: int | None = option(None, "processes that download; default: the card's", at_least=1)
     threads: int | None = option(None, "threads of each process; default: the card's", at_least=1)
     timeout: int | None = option(None, "seconds for an image; default: the card's", at_least=1)
-    part: str | None = option(None, "i/n: download only every n-th shard, from the i-th (0-based), and stop")
+    part: str | None = option(None, "0/8 to 7/8: download only this eighth of the shards, and stop")
     memory: str = option("1GB", "DuckDB memory, used when a filled folder is asked for with another list or rule")
 
 

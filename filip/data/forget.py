@@ -26,12 +26,12 @@ import pyarrow.parquet as pq
 from filip.command import MISSING, option, run_command
 from filip.data.fetching.download_plan import ROW, SHARD
 from filip.data.fetching.forgotten import FORGOTTEN, Forgotten, hash_of_url
-from filip.data.fetching.outcomes import TAR_SHA256
 from filip.data.lists import duckdb_io
 from filip.data.lists.parquet_rows import reading, whole_file
 from filip.data.loading.shard_index import shard_index
 from filip.data.manifest import sign_again
 from filip.data.remote_tars import address, local, send
+from filip.data.shard_set import TAR_SHA256
 from filip.data.sidecar import write_sidecar
 from filip.data.translate import shard_files
 from filip.errors import UserError

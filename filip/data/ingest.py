@@ -162,7 +162,7 @@ def _claim(folder: Path, card: SourceCard) -> None:
     mine = {"source": card.name}
     if not mark.exists() and any(folder.glob("*.tar")):
         raise UserError(f"{folder} has shards that were not made by ingest: give another out=FOLDER")
-    if mark.exists() and json.loads(mark.read_text()) != mine:
+    if mark.exists() and json.loads(mark.read_text(encoding="utf-8")) != mine:
         raise UserError(f"{folder} was filled from another source than '{card.name}': give another out=FOLDER")
     write_json(mark, mine)
 

@@ -10,31 +10,25 @@ another one.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import duckdb
 import numpy as np
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from filip.command import MISSING, option, run_command
 from filip.data.cards import SourceCard, load_source
-from filip.data.fetching.outcomes import TAR_SHA256
-from filip.data.fetching.revision import images_set_aside
 from filip.data.funnel import merge, read_fragment
 from filip.data.lists import duckdb_io
 from filip.data.lists.parquet_rows import reading
-from filip.data.remote_tars import hash_of, size_of
+from filip.data.shard_set import read_manifest, shard_entries
 from filip.data.stage import work_folder
 from filip.errors import UserError
-from filip.files import digest, nothing_at, sha256_of, write_json
+from filip.files import digest, sha256_of, write_json
 
-THREADS = 8
 Paths = list[str]  # inside ManifestConfig the name `list` is a field
 
 
@@ -138,45 +132,10 @@ def sign_again(path: Path, forgotten: int, reason: str) -> None:
     write_json(path, manifest)
 
 
-def shard_entries(shards: Path, captions: Path, read_tars: bool = True) -> list[dict[str, Any]]:
-    """Return for each shard: name, images, sizes, hashes. ``read_tars``: hash also tars whose hash was not noted."""
-    tars = sorted(shards.glob("*.tar"))
-    if not tars:
-        raise UserError(f"no NNNNN.tar in {shards}: give the folder that `filip data download` filled")
-    lost = {path.stem for path in shards.glob("*.parquet")} - {tar.stem for tar in tars}
-    if lost:
-        raise UserError(
-            f"{len(lost)} shards of {shards} have a Parquet file and no tar: {', '.join(sorted(lost)[:5])}. Run the "
-            "same `filip data download` (or ingest) again: it makes them again"
-        )
-    aside = {f"{shard:05d}": count for shard, count in images_set_aside(shards).items()}
-    with ThreadPoolExecutor(THREADS) as pool:
-        entries = list(pool.map(lambda tar: _entry(tar, captions / f"{tar.stem}.parquet", read_tars), tars))
-    return [{**entry, "images": entry["images"] - aside.get(entry["name"], 0)} for entry in entries]
-
-
 def _pictures(rules: dict[str, Any]) -> dict[str, Any]:
     """Return the settings that decide how an image is stored."""
     names = ("image_size", "resize_mode", "only_if_bigger", "encode_format", "encode_quality")
     return {name: rules["download"][name] for name in names}
-
-
-def _entry(tar: Path, sidecar: Path, read_tar: bool) -> dict[str, Any]:
-    described = tar.with_suffix(".parquet")
-    for path in (described, sidecar):
-        if not path.exists():
-            raise UserError(f"{tar} has no {path}: run `filip data download` and `filip data translate` to the end")
-    with reading(described), pq.ParquetFile(described) as parquet:
-        status = parquet.read(columns=["status"])["status"]
-        written = (parquet.schema_arrow.metadata or {}).get(TAR_SHA256)
-    return {
-        "name": tar.stem,
-        "images": int(pc.sum(pc.equal(status, "success")).as_py() or 0),
-        "tar_bytes": size_of(tar),
-        **({"tar_sha256": written.decode() if written else hash_of(tar)} if written or read_tar else {}),
-        "images_sha256": sha256_of(described),
-        "captions_sha256": sha256_of(sidecar),
-    }
 
 
 def _check_counts(stages: list[dict[str, Any]], entries: list[dict[str, Any]], shards: Path) -> None:
@@ -230,44 +189,6 @@ def _percentile(values: np.ndarray, counts: np.ndarray, percent: int) -> int:
     if not len(values):
         return 0
     return int(values[np.searchsorted(np.cumsum(counts), percent / 100 * counts.sum())])
-
-
-def read_manifest(path: str | Path) -> dict[str, Any]:
-    """Read a manifest. Raises UserError naming the file when it is not one."""
-    try:
-        manifest: dict[str, Any] = json.loads(Path(path).read_text())
-        assert len(manifest["sha256"]) == 64
-        return manifest
-    except FileNotFoundError as error:
-        raise UserError(nothing_at(path, "`filip data manifest` writes a manifest")) from error
-    except (ValueError, KeyError, TypeError, AssertionError) as error:
-        raise UserError(f"{path} is not a data manifest") from error
-
-
-def manifest_hash(path: str | Path) -> str:
-    """Return the hash (64 hex digits) of the data set that the manifest at ``path`` describes."""
-    return str(read_manifest(path)["sha256"])
-
-
-def changed_since(path: str | Path) -> list[str]:
-    """Return what differs between a manifest and the folders it describes, by size and hash; [] if nothing does."""
-    manifest = read_manifest(path)
-    folders = manifest["folders"]
-    try:
-        now = {
-            entry["name"]: entry
-            for entry in shard_entries(Path(folders["shards"]), Path(folders["captions"]), read_tars=False)
-        }
-    except UserError as error:
-        return [str(error)]
-    then = {entry["name"]: entry for entry in manifest["shards"]}
-    changes = [f"shard {name} is new" for name in sorted(set(now) - set(then))]
-    changes += [f"shard {name} is gone" for name in sorted(set(then) - set(now))]
-    for name in sorted(set(then) & set(now)):
-        differing = [key for key in now[name] if then[name].get(key) != now[name][key]]
-        if differing:
-            changes.append(f"shard {name}: {', '.join(differing)} changed")
-    return changes
 
 
 if __name__ == "__main__":

@@ -11,21 +11,7 @@ import duckdb
 
 from filip.data.funnel import Fragment, write_fragment
 from filip.data.lists import duckdb_io
-from filip.errors import UserError
 from filip.files import digest, replacing, scratch_folder
-
-
-def parse_part(part: str | None) -> tuple[int, int] | None:
-    """Parse ``part=3/16``, the share of a stage's work that a job takes, into (3, 16). UserError for anything else."""
-    if part is None:
-        return None
-    try:
-        index, count = (int(number) for number in part.split("/"))
-    except ValueError:
-        index, count = -1, 0
-    if not 0 <= index < count:
-        raise UserError(f"part={part}, but it must be i/n with 0 <= i < n, e.g. part=0/4")
-    return index, count
 
 
 @contextmanager

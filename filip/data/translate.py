@@ -28,12 +28,14 @@ from filip.data.captions.sidecar_tables import rows_by_shard, sidecar_table
 from filip.data.captions.translation_cache import TranslationCache
 from filip.data.cards import BackTranslationSettings, SourceCard, load_source
 from filip.data.engines import load_engine
-from filip.data.fetching.revision import counted_only, set_aside_file
+from filip.data.fetching.revision import counted_only
 from filip.data.funnel import Fragment
 from filip.data.lists import duckdb_io
 from filip.data.lists.parquet_rows import reading
+from filip.data.parts import parse_part
+from filip.data.shard_set import set_aside_file
 from filip.data.sidecar import write_sidecar
-from filip.data.stage import parse_part, resume, tell
+from filip.data.stage import resume, tell
 from filip.errors import UserError
 from filip.files import locked
 
@@ -52,7 +54,7 @@ class TranslateConfig:
     cache: str | None = option(
         None, "folder of the translations; default: OUT/_cache; share it between runs", writes="folder"
     )
-    part: str | None = option(None, "i/n: translate only every n-th block, from the i-th (0-based), and stop")
+    part: str | None = option(None, "0/8 to 7/8: translate only this eighth of the blocks, and stop")
     plan_only: bool = option(False, "only plan what the parts translate, and stop")
     processes: int = option(2, "translating processes", at_least=1)
     threads: int = option(2, "DuckDB threads", at_least=1)

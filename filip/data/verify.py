@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from filip.command import MISSING, option, run_command
-from filip.data.manifest import changed_since, read_manifest
 from filip.data.remote_tars import hash_of, is_there
+from filip.data.shard_set import changed_since, read_manifest
 from filip.errors import UserError
 from filip.progress import Progress
 

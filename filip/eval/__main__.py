@@ -23,13 +23,14 @@ from typing import Any, NamedTuple
 import torch.distributed as dist
 
 from filip.command import option, run_command
+from filip.data.parts import parse_part
 from filip.errors import UserError
 from filip.eval.cards import BenchmarkCard
 from filip.eval.context import Context
 from filip.eval.encoders import Encoder
 from filip.eval.evaluation import evaluate, settings_of
 from filip.eval.families import AUTO, PROMPTS
-from filip.eval.features import ShardEncodedError, read_shard
+from filip.eval.features import ShardEncodedError
 from filip.eval.opening import check_sets
 from filip.eval.options import DataOptions, ModelOptions, result_header, store_of
 from filip.eval.outcomes import outcomes_file, write_outcomes
@@ -73,7 +74,7 @@ class EvaluationOptions(DataOptions, ModelOptions):
         writes="folder",
     )
     features_gb: float = option(50.0, "what that folder may hold; the sets used longest ago are removed", at_least=0)
-    shard: str = option("", "encode this part of the images only, e.g. 3/8, into features=; then run without it")
+    shard: str = option("", "encode this part of the images only, 0/8 to 7/8, into features=; then run without it")
     overwrite: bool = option(False, "run again what is there already")
 
     @property
@@ -149,7 +150,7 @@ def planned(config: EvaluationOptions) -> list[EvaluationJob]:
         raise UserError(
             f"out={config.out} is one file, for one protocol: give one, e.g. protocols=[retrieval], or a folder as out="
         )
-    read_shard(config.shard)
+    parse_part(config.shard, "shard")
     chosen = {name: protocol_of(name) for name in config.protocols}
     cards = config.cards(kinds={kind for protocol in chosen.values() for kind in protocol.kinds})
     if config.shard and (unfit := [name for name, protocol in chosen.items() if not protocol.in_parts]):

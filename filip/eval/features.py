@@ -2,7 +2,7 @@
 
     filip eval model=M data=[imagenet] root=DIR features=CACHE                # encodes, and keeps what it encoded
     filip eval model=M data=[imagenet] root=DIR features=CACHE prompts='…'    # encodes no image
-    filip eval model=M data=[imagenet] root=DIR features=CACHE shard=3/8      # encodes its eighth only
+    filip eval model=M data=[imagenet] root=DIR features=CACHE shard=3/8      # encodes its eighth only, of 0/8 to 7/8
 
 A set is kept under a hash of all that its features depend on: the weights, the resolution, the precision, the card's
 layout, and size and time of the data's files. Change one of them, and it is another set. Each batch is a separate
@@ -26,7 +26,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from filip.errors import UserError
 from filip.eval.cards import BenchmarkCard
 from filip.eval.datasets import Batch
 from filip.eval.encoders import Encoder
@@ -40,16 +39,6 @@ IN_A_BATCH = ("labels", "captions", "keys", "clusters", "undecodable", "truths",
 
 class ShardEncodedError(Exception):
     """The end of a job with ``shard=``, not a mistake: it has encoded its part, which gives no numbers."""
-
-
-def read_shard(text: str) -> tuple[int, int] | None:
-    """Return (2, 8) for "3/8", counted from 1 on the command line; None for "". Raises UserError for anything else."""
-    if not text:
-        return None
-    number, slash, of = text.partition("/")
-    if not (slash and number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of)):
-        raise UserError(f"shard={text}: should be a part such as 3/8, counted from 1")
-    return int(number) - 1, int(of)
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from filip.command import MISSING, option
+from filip.data.parts import parse_part
 from filip.errors import UserError
 from filip.eval.cards import KINDS, BenchmarkCard
 from filip.eval.encoders import Encoder, forms, load_encoder
-from filip.eval.features import FeatureStore, model_key, read_shard
+from filip.eval.features import FeatureStore, model_key
 from filip.eval.fit import FITS
 from filip.eval.opening import MISSING_SETS, check_sets
 from filip.eval.own_data import cards_of
@@ -119,7 +120,7 @@ def store_of(
     options: ModelOptions, encoder: Encoder, folder: str, gigabytes: float, shard: str = ""
 ) -> FeatureStore | None:
     """Return a model's store in ``folder``; None if that is empty. UserError for a part (``shard=3/8``) without one."""
-    part = read_shard(shard)
+    part = parse_part(shard, "shard")
     if not folder:
         if part is not None:
             raise UserError(f"shard={shard} needs features=FOLDER, where all parts are put together")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import filip
-from filip.data.manifest import read_manifest
+from filip.data.shard_set import read_manifest
 from filip.models import ImageTowerConfig
 from filip.runs.source import ModelSource
 from filip.train.config import TrainConfig

@@ -6,8 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from filip.data.loading.config import DataConfig, Source, is_streamed
-from filip.data.manifest import changed_since, manifest_hash, read_manifest
 from filip.data.remote_tars import address
+from filip.data.shard_set import changed_since, manifest_hash, read_manifest
 from filip.errors import UserError
 from filip.train.config import TrainConfig
 

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from filip.data.manifest import shard_entries
+from filip.data.shard_set import shard_entries
 from filip.files import digest, write_json
 from tests.cluster.one_host_slurm import OneHostSlurm
 from tests.support.processes import Process, run_python

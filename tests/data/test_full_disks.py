@@ -14,8 +14,8 @@ import pytest
 
 from filip.command import run_command
 from filip.data import prepare, text_rules, translate
-from filip.data.fetching.outcomes import TAR_SHA256
 from filip.data.funnel import Fragment, write_fragment
+from filip.data.shard_set import TAR_SHA256
 from filip.data.sidecar import read_sidecar
 from filip.files import sha256_of
 from tests.data.downloads import disk_with_room_for

@@ -339,6 +339,14 @@ def test_a_folder_of_other_shards_is_not_touched(tmp_path: Path) -> None:
     assert (tmp_path / "shards" / "00000.tar").read_bytes() == b"somebody's"
 
 
+def test_a_folder_with_quotation_marks_is_ingested_again(tmp_path: Path) -> None:
+    images = Path(text_beside(tmp_path / 'my "best" photos'))
+    first, second = (run(card(images, name=images.name), tmp_path / "out") for _ in range(2))
+    assert first == second and len(stored(tmp_path / "out")) == len(CAPTIONS)
+    with pytest.raises(UserError, match="was filled from another source"):
+        run(card(images, name="photos"), tmp_path / "out")
+
+
 def test_pictures_that_are_not_read_are_in_the_funnel_and_small_ones_can_be_had(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     for number in range(3):

@@ -7,7 +7,8 @@ import pytest
 
 from filip.data import verify
 from filip.data.funnel import Fragment, write_fragment
-from filip.data.manifest import ManifestConfig, changed_since, main, manifest_hash
+from filip.data.manifest import ManifestConfig, main
+from filip.data.shard_set import changed_since, manifest_hash
 from filip.data.sidecar import write_sidecar
 from filip.errors import UserError
 

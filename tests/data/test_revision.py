@@ -11,11 +11,12 @@ import pytest
 from filip.data import verify
 from filip.data.cards import ImageRuleSettings, parse_card
 from filip.data.download import download
-from filip.data.fetching.revision import counted_only, images_set_aside, revise, set_aside
+from filip.data.fetching.revision import counted_only, revise
 from filip.data.funnel import check_fragment, write_fragment
 from filip.data.lists.parquet_rows import content_hash
 from filip.data.manifest import ManifestConfig
 from filip.data.manifest import main as write_manifest
+from filip.data.shard_set import images_set_aside, set_aside
 from filip.data.sidecar import read_sidecar
 from filip.data.translate import TranslationJob, translate
 from tests.data import hostile

@@ -14,7 +14,6 @@ from filip.data.captions.acceptance import MAX_ORIGINALS
 from filip.data.captions.translation_cache import SCHEMA
 from filip.data.cards import SourceCard
 from filip.data.sidecar import group_id, read_sidecar
-from filip.data.stage import parse_part
 from filip.data.translate import TranslateConfig, TranslationJob, main, open_caches, translate
 from filip.errors import UserError
 from tests.data.killing import kill_at_random, kill_group
@@ -266,9 +265,6 @@ def test_mistakes_are_named(tmp_path: Path, monkeypatch) -> None:
     for setting in missing:
         with pytest.raises(UserError, match=f"{setting} needs no_such_package: pip install it"):
             translate(job(tmp_path, **{setting: 0.8}))
-    with pytest.raises(UserError, match="part=4/4"):
-        parse_part("4/4")
-    assert parse_part("3/16") == (3, 16) and parse_part(None) is None
 
 
 @pytest.mark.slow

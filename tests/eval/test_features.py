@@ -14,12 +14,11 @@ from PIL import Image
 from torch import Tensor
 
 from filip.command import run_command
-from filip.errors import UserError
 from filip.eval.__main__ import Evaluation
 from filip.eval.__main__ import main as evaluate
 from filip.eval.cards import load_card
 from filip.eval.encoders import FilipEncoder, load_encoder
-from filip.eval.features import FeatureStore, KeptSet, model_key, read_shard
+from filip.eval.features import FeatureStore, KeptSet, model_key
 from tests.eval.benchmark_files import sugar_crepe
 from tests.eval.miniature import run_protocol, write_model, write_webdataset
 
@@ -132,7 +131,7 @@ def test_parts_of_the_images_put_together_are_one_run(
     root: Path, plain: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     kept = f"features={tmp_path / 'kept'}"
-    for part in ("3/3", "1/3"):  # in any order; the second one never ran
+    for part in ("2/3", "0/3"):  # in any order; the second one never ran
         assert results(root, tmp_path / "parts", kept, f"shard={part}") == {}
     said = capsys.readouterr()
     assert "run the same without shard=" in said.out and "demo_food: 2 of 6 batches are encoded" in said.err
@@ -186,12 +185,6 @@ def test_a_kept_batch_that_cannot_be_read_is_encoded_again(root: Path, plain: di
     for file in (tmp_path / "kept").glob("*/1.*.pt"):
         file.write_bytes(b"half written")
     assert results(root, tmp_path / "second", kept) == plain
-
-
-@pytest.mark.parametrize("text", ["3", "0/8", "9/8", "a/b", "1/0"])
-def test_a_part_that_is_none_is_refused(text: str) -> None:
-    with pytest.raises(UserError, match=f"shard={text}: should be a part such as 3/8"):
-        read_shard(text)
 
 
 def test_a_part_needs_a_folder(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,8 +20,9 @@ import pyarrow.parquet as pq
 
 from filip.data.cards import SourceCard
 from filip.data.fetching.outcomes import TRANSIENT, reason_of
-from filip.data.fetching.revision import revise, set_aside
+from filip.data.fetching.revision import revise
 from filip.data.lists.parquet_rows import content_hash, whole_file
+from filip.data.shard_set import set_aside
 from filip.errors import UserError
 from filip.files import replacing, write_json
 from filip.progress import say

@@ -11,8 +11,6 @@ TRANSIENT = ("timeout", "connection", "dns", "cut_off", "http_408", "http_429", 
 
 MAX_BYTES = 64 << 20  # the largest image that is fetched or read
 
-TAR_SHA256 = b"tar_sha256"  # key in the metadata of NNNNN.parquet for the hash of NNNNN.tar as it was written
-
 MOST_OF_A_HEADER = 1000  # characters that are kept
 
 

@@ -7,49 +7,18 @@ no longer holds, get another pass, in shards behind the others. Shards are only 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import groupby
-from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from filip.data.lists import duckdb_io
+from filip.data.shard_set import set_aside_file
 from filip.data.stage import work_folder
 
-WORK = "_work"
 RETRIED = "retried: "  # first word in the message of a row that a later pass takes over
 PAIR = "md5_number(url || chr(10) || coalesce(caption, ''))"
-
-
-def set_aside_file(folder: Path) -> Path:
-    """Return the file of rows that do not count: shard, row, key, stored (an image is there), reason."""
-    return folder / WORK / "set_aside.parquet"
-
-
-def set_aside(folder: Path) -> Iterator[tuple[int, dict[int, str | None]]]:
-    """Yield (shard, {row: rule that drops it, or None}), in order, for the shards that have such rows."""
-    path = set_aside_file(folder)
-    if not path.exists():
-        return
-    with pq.ParquetFile(path) as parquet:
-        batches = parquet.iter_batches(columns=["shard", "row", "reason"])
-        rows = (row for batch in batches for row in batch.to_pylist())
-        for shard, found in groupby(rows, key=itemgetter("shard")):
-            yield shard, {row["row"]: row["reason"] for row in found}
-
-
-def images_set_aside(folder: Path) -> dict[int, int]:
-    """Return, by shard, how many of its images do not count."""
-    path = set_aside_file(folder)
-    if not path.exists():
-        return {}
-    table = pq.read_table(path, columns=["shard"], filters=pc.field("stored"))
-    counted = table.group_by("shard").aggregate([([], "count_all")])
-    return dict(zip(counted["shard"].to_pylist(), counted["count_all"].to_pylist(), strict=True))
 
 
 def counted_only(folder: Path, shards: str) -> str:

@@ -24,9 +24,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from filip.data.fetching.in_progress import CRASHED, InProgress
-from filip.data.fetching.outcomes import TAR_SHA256
 from filip.data.loading.shard_index import index_of, write_index
 from filip.data.remote_tars import is_there, send
+from filip.data.shard_set import TAR_SHA256
 from filip.files import publish
 from filip.sets.tar_index import Member
 

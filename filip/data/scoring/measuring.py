@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from hydra.utils import get_method
 
 from filip.data.loading.shard_index import shard_index
 from filip.data.remote_tars import local
@@ -18,8 +17,6 @@ from filip.data.sidecar import read_sidecar
 from filip.files import replacing
 from filip.rgb import UNDECODABLE
 
-SCORER = "filip.eval.scorer.load_scorer"  # by name: evaluation lies on a floor above
-TEST_SETS = "filip.eval.test_images"
 _scorers: list[Any] = []  # loaded once in each worker process
 
 
@@ -62,13 +59,17 @@ def hash_shard(tar: Path, file: Path) -> int:
 
 def state_of_test_set(card: str, root: str) -> str:
     """Return a hash of the files of a benchmark. Raises UserError if it is missing."""
-    return str(get_method(f"{TEST_SETS}.state_of")(card, root))
+    from filip.eval.test_images import state_of
+
+    return state_of(card, root)
 
 
 def hash_test_set(card: str, root: str, file: Path) -> int:
     """Write the perceptual hash of each image of a benchmark; return how many. Raises UserError if it is missing."""
+    from filip.eval.test_images import test_images
+
     keys, hashes = [], []
-    for key, image in get_method(f"{TEST_SETS}.test_images")(card, root):
+    for key, image in test_images(card, root):
         keys.append(key)
         hashes.append(perceptual_hash(image))
     _write(file, keys, pa.array(hashes, pa.int64()), "phash")
@@ -79,8 +80,10 @@ def start_scorer(model: str) -> None:
     """Load the model in this process."""
     import torch
 
+    from filip.eval.scorer import load_scorer
+
     torch.set_num_threads(1)  # the processes share the cores
-    _scorers[:] = [get_method(SCORER)(model, device="auto")]
+    _scorers[:] = [load_scorer(model, device="auto")]
 
 
 def score_shard(tar: Path, file: Path, captions: str, batch: int) -> int:

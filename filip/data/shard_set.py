@@ -1,0 +1,126 @@
+"""Read a folder of shards: the rows that do not count, size and hash of each shard, and the manifest about them.
+
+The training reads these too, so nothing here imports the downloader or DuckDB.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from filip.data.lists.parquet_rows import reading
+from filip.data.remote_tars import hash_of, size_of
+from filip.errors import UserError
+from filip.files import nothing_at, sha256_of
+
+WORK = "_work"
+TAR_SHA256 = b"tar_sha256"  # key in the metadata of NNNNN.parquet for the hash of NNNNN.tar as it was written
+THREADS = 8
+
+
+def set_aside_file(folder: Path) -> Path:
+    """Return the file of rows that do not count: shard, row, key, stored (an image is there), reason."""
+    return folder / WORK / "set_aside.parquet"
+
+
+def set_aside(folder: Path) -> Iterator[tuple[int, dict[int, str | None]]]:
+    """Yield (shard, {row: rule that drops it, or None}), in order, for the shards that have such rows."""
+    path = set_aside_file(folder)
+    if not path.exists():
+        return
+    with pq.ParquetFile(path) as parquet:
+        batches = parquet.iter_batches(columns=["shard", "row", "reason"])
+        rows = (row for batch in batches for row in batch.to_pylist())
+        for shard, found in groupby(rows, key=itemgetter("shard")):
+            yield shard, {row["row"]: row["reason"] for row in found}
+
+
+def images_set_aside(folder: Path) -> dict[int, int]:
+    """Return, by shard, how many of its images do not count."""
+    path = set_aside_file(folder)
+    if not path.exists():
+        return {}
+    table = pq.read_table(path, columns=["shard"], filters=pc.field("stored"))
+    counted = table.group_by("shard").aggregate([([], "count_all")])
+    return dict(zip(counted["shard"].to_pylist(), counted["count_all"].to_pylist(), strict=True))
+
+
+def shard_entries(shards: Path, captions: Path, read_tars: bool = True) -> list[dict[str, Any]]:
+    """Return for each shard: name, images, sizes, hashes. ``read_tars``: hash also tars whose hash was not noted."""
+    tars = sorted(shards.glob("*.tar"))
+    if not tars:
+        raise UserError(f"no NNNNN.tar in {shards}: give the folder that `filip data download` filled")
+    lost = {path.stem for path in shards.glob("*.parquet")} - {tar.stem for tar in tars}
+    if lost:
+        raise UserError(
+            f"{len(lost)} shards of {shards} have a Parquet file and no tar: {', '.join(sorted(lost)[:5])}. Run the "
+            "same `filip data download` (or ingest) again: it makes them again"
+        )
+    aside = {f"{shard:05d}": count for shard, count in images_set_aside(shards).items()}
+    with ThreadPoolExecutor(THREADS) as pool:
+        entries = list(pool.map(lambda tar: _entry(tar, captions / f"{tar.stem}.parquet", read_tars), tars))
+    return [{**entry, "images": entry["images"] - aside.get(entry["name"], 0)} for entry in entries]
+
+
+def _entry(tar: Path, sidecar: Path, read_tar: bool) -> dict[str, Any]:
+    described = tar.with_suffix(".parquet")
+    for path in (described, sidecar):
+        if not path.exists():
+            raise UserError(f"{tar} has no {path}: run `filip data download` and `filip data translate` to the end")
+    with reading(described), pq.ParquetFile(described) as parquet:
+        status = parquet.read(columns=["status"])["status"]
+        written = (parquet.schema_arrow.metadata or {}).get(TAR_SHA256)
+    return {
+        "name": tar.stem,
+        "images": int(pc.sum(pc.equal(status, "success")).as_py() or 0),
+        "tar_bytes": size_of(tar),
+        **({"tar_sha256": written.decode() if written else hash_of(tar)} if written or read_tar else {}),
+        "images_sha256": sha256_of(described),
+        "captions_sha256": sha256_of(sidecar),
+    }
+
+
+def read_manifest(path: str | Path) -> dict[str, Any]:
+    """Read a manifest. Raises UserError naming the file when it is not one."""
+    try:
+        manifest: dict[str, Any] = json.loads(Path(path).read_text())
+        assert len(manifest["sha256"]) == 64
+        return manifest
+    except FileNotFoundError as error:
+        raise UserError(nothing_at(path, "`filip data manifest` writes a manifest")) from error
+    except (ValueError, KeyError, TypeError, AssertionError) as error:
+        raise UserError(f"{path} is not a data manifest") from error
+
+
+def manifest_hash(path: str | Path) -> str:
+    """Return the hash (64 hex digits) of the data set that the manifest at ``path`` describes."""
+    return str(read_manifest(path)["sha256"])
+
+
+def changed_since(path: str | Path) -> list[str]:
+    """Return what differs between a manifest and the folders it describes, by size and hash; [] if nothing does."""
+    manifest = read_manifest(path)
+    folders = manifest["folders"]
+    try:
+        now = {
+            entry["name"]: entry
+            for entry in shard_entries(Path(folders["shards"]), Path(folders["captions"]), read_tars=False)
+        }
+    except UserError as error:
+        return [str(error)]
+    then = {entry["name"]: entry for entry in manifest["shards"]}
+    changes = [f"shard {name} is new" for name in sorted(set(now) - set(then))]
+    changes += [f"shard {name} is gone" for name in sorted(set(then) - set(now))]
+    for name in sorted(set(then) & set(now)):
+        differing = [key for key in now[name] if then[name].get(key) != now[name][key]]
+        if differing:
+            changes.append(f"shard {name}: {', '.join(differing)} changed")
+    return changes
