@@ -38,6 +38,7 @@ class Reading:
     layout: str = "auto"
     image_column: str | None = None  # the column of a table with the names of image files; None: found by its name
     image_root: str | None = None  # folder that a list's names are relative to; None: the list's
+    image_name: str = "{}"  # the path below it, with {} for the name in a table, e.g. "{}.jpg"
     caption_column: str = "caption"
     caption_columns: Sequence[str] = ()  # several, which are joined; instead of caption_column
     group_column: str | None = None
@@ -56,6 +57,7 @@ class Reading:
             *(self.layout, self.image_column, self.image_root, self.caption_column, [*self.caption_columns]),
             *(self.group_column, {**self.only}, self.header, [*self.columns], self.split, [*self.prefer]),
             *(self.inside_only, None if self.taken is None else [*self.taken]),
+            *([] if self.image_name == "{}" else [self.image_name]),
         ]
 
     def name_of(self, path: str | Path) -> str:

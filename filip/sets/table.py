@@ -84,7 +84,9 @@ class Table(Listed):
         except UserError:  # find says so
             return set()
         rows = (row[1] for row in table.rows if not isinstance(row, Broken))
-        return {_split(record, inside(root, _file_name(record.get(image)))[0], root, reading) for record in rows}
+        return {
+            _split(record, inside(root, file_named(record.get(image), reading))[0], root, reading) for record in rows
+        }
 
     def columns(self, part: Path, reading: Reading) -> list[str]:
         return read_table(part, reading.header, reading.columns).names
@@ -102,7 +104,7 @@ class Table(Listed):
                 continue
             number, record = row
             wanted = all(str(record.get(column)) == value for column, value in reading.only.items())
-            file = _file_name(record.get(image))
+            file = file_named(record.get(image), reading)
             path, problem = inside(root, file)
             problem = problem if wanted else "not_wanted: `only` in the card"
             yield Row(
@@ -120,11 +122,12 @@ def _split(record: Mapping[str, Any], path: str, root: str, reading: Reading) ->
     return split_in(record, reading) or split_of_folder(Path(path), Path(root))
 
 
-def _file_name(value: Any) -> str:
-    """Return the path in a cell, which may be Hugging Face's {path, bytes}."""
+def file_named(value: Any, reading: Reading) -> str:
+    """Return the path that a cell names, which may be Hugging Face's {path, bytes}; "" if it names none."""
     if isinstance(value, Mapping):
         value = value.get("path") or value.get("file_name")
-    return "" if value is None else str(value).strip()
+    name = "" if value is None else str(value).strip()
+    return reading.image_name.replace("{}", name) if name else ""
 
 
 def _has_bytes(path: Path) -> bool:

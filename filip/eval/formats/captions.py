@@ -9,6 +9,8 @@ Options, all of which may be left out:
     images            folder below ``path`` that the list's names are relative to; left out: that of the list
     layout            its name in filip/sets/layouts.py; left out: found out
     image, caption    columns; left out: the usual names are looked for (filip/sets/columns.py)
+    keep              {column: value}: only rows of a table that have it, e.g. a split
+    prefix, suffix    what stands before and behind a name in a table's image column, e.g. ".jpg"
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from filip.rgb import read_rgb
 from filip.sets.image_set import open_images
 from filip.sets.layout import FOR_EVALUATION, Reading
 
-KEYS = ("annotations", "images", "layout", "image", "caption")
+KEYS = ("annotations", "images", "layout", "image", "caption", "keep", "prefix", "suffix")
 
 
 def open_set(card: BenchmarkCard, root: str | Path) -> EvalSet:
@@ -54,6 +56,8 @@ class Captions(EvalSet):
             layout=options.get("layout", "auto"),
             image_root=str(place / images) if images else None,
             image_column=options.get("image"),
+            image_name=f"{options.get('prefix', '')}{{}}{options.get('suffix', '')}",
+            only={column: str(value) for column, value in options.get("keep", {}).items()},
             caption_column=options.get("caption", "caption"),
             # COCO's 113,000 images for training are train and restval
             split="train+restval" if split == "train" and annotations else split or None,

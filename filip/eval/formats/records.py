@@ -1,10 +1,11 @@
-"""A table with a row per image: captions, labels, or captions to select from, in columns that the layout names.
+"""A table with a row per image: captions to select from, labels, or captions, in columns that the layout names.
 
     layouts:
       records: {path: sugar_crepe, split: test, annotations: data/add_att.json, images: val2017, image: filename,
                 positive: caption, negative: negative_caption}
 
-The table may be JSON, JSON lines, CSV, TSV, Parquet, or a data set that ``datasets`` saved. Options:
+The table may be JSON, JSON lines, CSV, TSV, Parquet, or a data set that ``datasets`` saved. Images with captions are
+read as :mod:`filip.eval.formats.captions` reads them. Options:
 
     annotations       the table below ``path``; left out: ``path`` is the table itself
     images            folder of the images below ``path``; left out: that of the table
@@ -22,18 +23,29 @@ The table may be JSON, JSON lines, CSV, TSV, Parquet, or a data set that ``datas
 
 from __future__ import annotations
 
+import io
+import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from filip.errors import UserError
-from filip.eval import records
 from filip.eval.benchmark import BenchmarkCard
 from filip.eval.datasets import EvalSet, Sample, shown_box
-from filip.rgb import to_rgb, upright
-from filip.sets import columns
+from filip.eval.formats import captions
+from filip.files import nothing_at
+from filip.progress import say
+from filip.rgb import FORMATS, to_rgb, upright
+from filip.sets.account import Account
+from filip.sets.columns import LABEL_COLUMNS, image_column, one_line, texts
+from filip.sets.layout import Reading, inside
+from filip.sets.table import file_named
+from filip.sets.tables import Broken, read_table
+from filip.sets.text import read_file
 
+OF_CAPTIONS = ("annotations", "images", "image", "caption", "keep", "prefix", "suffix")
 KEYS = (
     *("annotations", "images", "image", "caption", "label", "positive", "negative", "options"),
     *("crop", "category", "category_least", "category_without", "keep", "prefix", "suffix"),
@@ -44,97 +56,210 @@ def open_set(card: BenchmarkCard, root: str | Path) -> EvalSet:
     options = card.layout.options
     if unknown := sorted(set(options) - set(KEYS)):
         raise UserError(f"card {card.name}: layouts.records has no option {unknown[0]!r}; it has {', '.join(KEYS)}")
-    return RecordSet(Path(root) / card.path, card.split, card.kind, options)
+    place = Path(root) / card.path
+    if card.kind == "retrieval":
+        return captions.Captions(place, card.split, **{key: options[key] for key in OF_CAPTIONS if key in options})
+    return RecordSet(place, card.split, card.kind, options)
+
+
+class Records:
+    """The rows of a table by number, each a dict, in the order of the file.
+
+    names: those of the classes, where the source numbers its labels and says what the numbers mean. account: the lines
+    that cannot be read.
+    """
+
+    def __init__(
+        self, count: int, row: Callable[[int], dict[str, Any]], columns: Sequence[str], names: list[str] | None = None
+    ):
+        self.count, self._row, self.columns, self.names, self.account = count, row, list(columns), names, Account()
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self._row(index)
+
+
+def read_records(place: Path, split: str = "test") -> Records:
+    """Read the rows of a file (by its suffix) or of a folder of Hugging Face's ``datasets``.
+
+    split: the one to read of a folder with several. A JSON file is a list of objects, or an object of
+    objects (SugarCrepe's form).
+    Raises UserError for a file that is not there, cannot be read, or has no rows.
+    """
+    if place.is_dir():
+        rows = _hugging_face(place, split)
+    elif not place.is_file():
+        raise UserError(nothing_at(place, "give a table of annotations"))
+    else:
+        rows = _parquet(place) if place.suffix == ".parquet" else _of_table(place)
+    if not len(rows):
+        raise UserError(f"{place} has no rows" + (f": {left}" if (left := rows.account.line()) else ""))
+    return rows
+
+
+def _of_table(place: Path) -> Records:
+    table = read_table(place)
+    rows, broken = [], []
+    for row in table.rows:
+        if isinstance(row, Broken):
+            broken.append(row)
+        else:
+            rows.append(row[1])
+    records = Records(len(rows), rows.__getitem__, table.names)
+    for line in broken:
+        records.account.add(f"{place.name}:{line.number}", f"{line.reason}: {line.why}")
+    return records
+
+
+def _parquet(place: Path) -> Records:
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.read_table(place)
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{place} is not a readable parquet table: {error}") from error
+    # Row by row: pictures may lie in the table itself, and need not all be Python objects at once.
+    return Records(table.num_rows, lambda index: table.slice(index, 1).to_pylist()[0], table.column_names)
+
+
+def _hugging_face(folder: Path, split: str) -> Records:
+    try:
+        from datasets import DatasetDict, Image, load_from_disk
+    except ImportError as error:
+        raise UserError(f"{folder} needs `pip install datasets`") from error
+    if not any((folder / name).is_file() for name in ("dataset_info.json", "dataset_dict.json")):
+        raise UserError(f"{folder} is not a folder of Hugging Face's datasets (save_to_disk writes one)")
+    data: Any = load_from_disk(str(folder))
+    if isinstance(data, DatasetDict):
+        if split not in data:
+            raise UserError(f"{folder} has no split {split!r}; it has {', '.join(data)}")
+        data = data[split]
+    for name, feature in list(data.features.items()):
+        if isinstance(feature, Image):
+            data = data.cast_column(name, Image(decode=False))  # its bytes, decoded when the sample is asked for
+    label = next((name for name in LABEL_COLUMNS if name in data.column_names), None)
+    return Records(len(data), data.__getitem__, data.column_names, getattr(data.features.get(label), "names", None))
 
 
 class RecordSet(EvalSet):
-    """A set in a table.
+    """A set in a table, a sample for each row; a line on stderr tells which rows are left out and why.
 
     place: the table, or the folder of ``annotations``; kind: that of the card; options: see the module.
     """
 
     def __init__(self, place: Path, split: str, kind: str, options: dict[str, Any]):
-        self.options = options
+        self.options, self.kind, self.classes = options, kind, None
         table = place / options["annotations"] if "annotations" in options else place
-        self.rows = records.read_records(table, split)
-        self.folder = (place if place.is_dir() else place.parent) / options.get("images", "")
-        self.image = options.get("image") or records.find_column(self.rows, columns.IMAGE_COLUMNS, "image", table)
-        keep = options.get("keep", {})
-        wanted = [n for n in range(len(self.rows)) if all(self.rows[n].get(k) == v for k, v in keep.items())]
-        if not wanted:
-            raise UserError(f"{table}: no row has {', '.join(f'{k} = {v}' for k, v in keep.items())}")
-        self.kind, self.classes = kind, None
+        self.rows = read_records(table, split)
+        self.root = os.path.abspath((place if place.is_dir() else place.parent) / options.get("images", ""))
+        name = f"{options.get('prefix', '')}{{}}{options.get('suffix', '')}"
+        self.reading = Reading(table, image_column=options.get("image"), image_name=name)
+        self.image = image_column(self.rows.columns, self.reading, table)
+        self._check_columns(table)
+        account = self.rows.account
+        self.numbers = []
+        for number in range(len(self.rows)):
+            row = self.rows[number]
+            if (problem := self._problem(row)) is None:
+                self.numbers.append(number)
+            else:
+                account.add(self._name(row, number), problem)
+        if not self.numbers:
+            raise UserError(f"no row of {table} can be used: {account.line()}")
+        if left := account.line():
+            say(f"{table}: {len(self.numbers):,} rows; left out: {left}")
         if kind == "classification":
-            self._read_labels(table)
-        elif kind == "retrieval":
-            known = columns.CAPTION_COLUMNS
-            self.caption = options.get("caption") or records.find_column(self.rows, known, "caption", table)
-        self.groups = self._groups(wanted)
-        self._check(table)
+            self._read_labels()
 
-    def _read_labels(self, table: Path) -> None:
-        known = columns.LABEL_COLUMNS
-        self.label = self.options.get("label") or records.find_column(self.rows, known, "label", table)
+    def _check_columns(self, table: Path) -> None:
+        """Raise UserError for an option that names a column which is not there."""
+        self.label = self.options.get("label") or next((n for n in LABEL_COLUMNS if n in self.rows.columns), "label")
+        named = [self.label] if self.kind == "classification" else [self.options.get("category")]
+        if self.kind == "selection":
+            for option in ("options",) if "options" in self.options else ("positive", "negative"):
+                if option not in self.options:
+                    raise UserError(f"{table}: say in the card which column has the captions: {option}: COLUMN")
+                named += _names(self.options[option])
+        named += [*_names(self.options.get("crop")), *self.options.get("keep", {})]
+        if absent := [name for name in named if name and name not in self.rows.columns]:
+            raise UserError(f"{table} has no column {absent[0]!r}; it has {', '.join(self.rows.columns)}")
+
+    def _problem(self, row: dict[str, Any]) -> str | None:
+        """Return why a row cannot be used; None if it can."""
+        if any(str(row.get(column)) != str(value) for column, value in self.options.get("keep", {}).items()):
+            return "not_wanted: `keep` in the card"
+        if not _stored(row.get(self.image)):
+            path, outside = inside(self.root, file_named(row.get(self.image), self.reading))
+            if outside is not None:
+                return outside
+            if not os.path.isfile(path):
+                return "missing_file: No such file or directory"
+        if self.kind == "classification":
+            return "no_label" if row.get(self.label) in (None, "") else None
+        return None if all(self._choices(row)) else "no_caption"
+
+    def _read_labels(self) -> None:
         if self.rows.names:
             self.classes = list(self.rows.names)
-            self.number = {number: number for number in range(len(self.classes))}
+            self.number: dict[Any, int] = {number: number for number in range(len(self.classes))}
             return
-        self.classes = sorted({str(value) for value in self.rows.column(self.label)})
-        self.number = {name: number for number, name in enumerate(self.classes)}  # type: ignore[misc]
-
-    def _groups(self, wanted: list[int]) -> list[list[int]]:
-        """Return the rows of each sample: for retrieval those of one image, which then has several captions."""
-        if self.kind != "retrieval" or not isinstance(self.rows[wanted[0]][self.image], str):
-            return [[number] for number in wanted]
-        by_image: dict[str, list[int]] = {}
-        for number in wanted:
-            by_image.setdefault(self.rows[number][self.image], []).append(number)
-        return list(by_image.values())
-
-    def _check(self, table: Path) -> None:
-        """Raise UserError now if the first sample cannot be made, which is where a wrong option shows."""
-        try:
-            self[0]
-        except KeyError as error:
-            raise UserError(f"{table} has no column {error}; it has {', '.join(self.rows.columns)}") from error
-        except OSError as error:
-            raise UserError(f"{table} names an image that cannot be read: {error}") from error
+        self.classes = sorted({str(self.rows[number][self.label]) for number in self.numbers})
+        self.number = {name: number for number, name in enumerate(self.classes)}
 
     def __len__(self) -> int:
-        return len(self.groups)
+        return len(self.numbers)
 
     def __getitem__(self, index: int) -> Sample:
-        numbers = self.groups[index]
-        row = self.rows[numbers[0]]
-        cell = row[self.image]
-        if isinstance(cell, str):
-            cell = self.options.get("prefix", "") + cell + self.options.get("suffix", "")
-        name = records.image_name(cell, numbers[0])
-        shown = _shown(records.read_image(cell, self.folder), row, self.options.get("crop"))
+        number = self.numbers[index]
+        row = self.rows[number]
+        name = self._name(row, number)
+        shown = _shown(self._picture(row), row, self.options.get("crop"))
         if self.kind == "classification":
             value = row[self.label]
-            label = self.number[value if self.rows.names else str(value)]  # type: ignore[index]
-            return Sample(name, label=label, **shown)
-        if self.kind == "retrieval":
-            captions = [caption for n in numbers for caption in _texts(self.rows[n], self.caption)]
-            return Sample(name, captions=captions, **shown)
+            return Sample(name, label=self.number[value if self.rows.names else str(value)], **shown)
         true, false = self._choices(row)
         category = str(row[self.options["category"]]) if "category" in self.options else ""
         # Several rows may show one image: the number makes the key unique, the name is the cluster.
-        key = f"{numbers[0]} {name}"
+        key = f"{number} {name}"
         return Sample(key, captions=true + false, cluster=name, truths=len(true), category=category, **shown)
 
+    def _name(self, row: dict[str, Any], number: int) -> str:
+        """Return what identifies the picture of a row: its path, or the number of the row."""
+        return file_named(row.get(self.image), self.reading) or f"{number:07d}"
+
+    def _picture(self, row: dict[str, Any]) -> Image.Image:
+        """Open the picture of a row as it is stored: bytes in the table, or a file below the root."""
+        stored = _stored(row[self.image])
+        if stored is None:
+            path, outside = inside(self.root, file_named(row[self.image], self.reading))
+            if outside is not None:
+                raise OSError(outside)
+            stored = read_file(path)
+        return Image.open(io.BytesIO(stored), formats=FORMATS)
+
     def _choices(self, row: dict[str, Any]) -> tuple[list[str], list[str]]:
+        """Return the true and the false captions of a row."""
         if "options" in self.options:
-            every = _texts(row, self.options["options"])
+            every = one_line(texts(row.get(self.options["options"])))
             return every[:1], every[1:]
-        return _texts(row, self.options["positive"]), _texts(row, self.options["negative"])
+        true, false = (
+            one_line([text for column in _names(self.options[option]) for text in texts(row.get(column))])
+            for option in ("positive", "negative")
+        )
+        return true, false
 
 
-def _texts(row: dict[str, Any], columns: str | list[str]) -> list[str]:
-    """Return the strings in a column or several; a cell may hold a list."""
-    cells = [row[name] for name in ([columns] if isinstance(columns, str) else columns)]
-    return [str(text) for cell in cells for text in ([cell] if isinstance(cell, str) else cell)]
+def _names(columns: str | list[str] | None) -> list[str]:
+    return [columns] if isinstance(columns, str) else list(columns or ())
+
+
+def _stored(cell: Any) -> bytes | None:
+    """Return the bytes of a picture that lie in its cell; None if the cell names a file."""
+    stored = cell.get("bytes") if isinstance(cell, dict) else cell
+    return stored if isinstance(stored, bytes) else None
 
 
 def _shown(stored: Image.Image, row: dict[str, Any], crop: str | list[str] | None) -> dict[str, Any]:

@@ -7,7 +7,8 @@ from pathlib import Path
 from filip.errors import UserError
 from filip.eval.benchmark import BenchmarkCard
 from filip.eval.datasets import EvalSet, Sample
-from filip.eval.records import read_records
+from filip.eval.formats.records import read_records
+from filip.progress import say
 from filip.rgb import read_rgb
 
 COLUMNS = ("id", "image_0", "image_1", "caption_0", "caption_1")
@@ -28,6 +29,8 @@ class Winoground(EvalSet):
         self.rows = read_records(folder / annotations)
         if missing := [name for name in COLUMNS if name not in self.rows.columns]:
             raise UserError(f"{folder / annotations} has no {missing[0]}: it is not Winoground's")
+        if left := self.rows.account.line():
+            say(f"{folder / annotations}: left out: {left}")
         self.classes = None
         self[0]  # a missing image stops the command here
 
