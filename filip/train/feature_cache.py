@@ -55,7 +55,7 @@ def cache_folder(feature_cache: str | None, model: DualEncoder, precision: str) 
     return Path(feature_cache) / name
 
 
-def fill(stream: PairStream, model: DualEncoder, precision: str, device: torch.device, stop: StopSignal) -> None:
+def fill(stream: PairStream, model: DualEncoder, precision: str, device: torch.device, stop: StopSignal | None) -> None:
     """Make the missing maps that ``stream`` reads, together with all others that want them; stop at a signal.
 
     Raises UserError if they cannot be written; those that are finished stay.
@@ -75,7 +75,9 @@ def fill(stream: PairStream, model: DualEncoder, precision: str, device: torch.d
         ) from error
 
 
-def _fill(stream: PairStream, folder: Path, stem: Stem, precision: str, device: torch.device, stop: StopSignal) -> None:
+def _fill(
+    stream: PairStream, folder: Path, stem: Stem, precision: str, device: torch.device, stop: StopSignal | None
+) -> None:
     stem = stem.folded().to(device)
     shards = [(source, n) for source, index in enumerate(stream.indices) for n in range(len(index.tars))]
     paths = {shard: map_path(folder, stream.indices[shard[0]], shard[1]) for shard in shards}
@@ -109,8 +111,8 @@ def _fill(stream: PairStream, folder: Path, stem: Stem, precision: str, device: 
             others = unfinished(others[1:] if make(others[0]) else others)
 
 
-def _look_at(stop: StopSignal) -> None:
-    if stop.received is not None:
+def _look_at(stop: StopSignal | None) -> None:
+    if stop is not None and stop.received is not None:
         raise _Stopped
 
 
@@ -121,7 +123,7 @@ def _maps(
     stem: Stem,
     precision: str,
     device: torch.device,
-    stop: StopSignal,
+    stop: StopSignal | None,
     progress: Progress,
 ) -> np.ndarray:
     """Return the maps of a shard, float16 [images, channels, rows, columns]."""

@@ -26,7 +26,7 @@ from filip.train.ranks import StopSignal
 from tests.data.loaders import loader
 from tests.data.pair_shards import Pairs, key_of, write_pairs
 from tests.support.launched_ranks import Ranks
-from tests.support.training import compose, losses, run_many, train_arguments
+from tests.support.training import compose, losses, run_many, same_weights, train_arguments
 
 NAME = "tf_efficientnet_lite0"
 WHOLE: dict[str, Any] = {"auto_augment": 0, "crop_scale_min": 1.0, "flip_probability": 0.0}
@@ -240,7 +240,10 @@ def test_ranks_and_trainings_fill_it_together_and_learn_the_same(squares: Path, 
     ]
     assert [ranks.wait(300) for ranks in starts] == [[0, 0], [0, 0]], starts[0].text()[-3000:]
     assert len(list((tmp_path / "cache").rglob("*.npy"))) == 3
-    plain = train_arguments(squares, tmp_path / "plain", *settings)
-    assert run_many(2, [plain], tmp_path / "log") == [0], (tmp_path / "log").read_text()[-3000:]
+    runs = [train_arguments(squares, tmp_path / name, *of) for name, of in (("plain", settings), ("later", cached))]
+    assert run_many(2, runs, tmp_path / "log") == [0, 0], (tmp_path / "log").read_text()[-3000:]
+    later = tmp_path / "later" / "model.safetensors"
+    # the order of the data is that of the seed, whether the maps were there or not
+    assert all(same_weights(tmp_path / name / "model.safetensors", later) for name in ("a", "b"))
     for name in ("a", "b"):
         np.testing.assert_allclose(losses(tmp_path / name), losses(tmp_path / "plain"), rtol=2e-3)
