@@ -73,6 +73,7 @@ run: study-exists setup  ## run any study: make run STUDY=own_images
 	@echo
 	@echo "report    $(RESULTS)/report.html   (all tables: $(RESULTS)/tables/, or filip report show results=$(RESULTS) table=all)"
 	@test ! -f $(RESULTS)/explore.html || echo "explorer  $(RESULTS)/explore.html   (which word looks at which patch)"
+	@test ! -d $(RESULTS)/export || echo "exported  $(RESULTS)/export/   (with the licence in README.md)"
 	@echo "curves    make tensorboard STUDY=$(STUDY)"
 	@echo 'next      . .venv/bin/activate && filip search docs/scenes "a jellyfish"'
 

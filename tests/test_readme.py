@@ -67,7 +67,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("readme") / "filip"
     folder.mkdir()
     for entry in ROOT.iterdir():
-        if entry.name in ("data", "workflow"):
+        if entry.name in ("data", "eval", "workflow"):
             shutil.copytree(entry, folder / entry.name)
         elif not entry.name.startswith(".") and entry.name not in ("results", "runs"):
             (folder / entry.name).symlink_to(entry)
@@ -76,12 +76,14 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with gzip.open(folder / "pairs.csv.gz", "wt") as file:
         file.write("link,alt\n" + rows)
     torch.manual_seed(0)
-    save_model(folder / "filip.safetensors", build_model(load_preset("tiny")))
+    for name in ("filip.safetensors", "results/mine/models/filip.safetensors"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        save_model(folder / name, build_model(load_preset("tiny")))
     photos = ("cat.jpg", "dog.jpg", "photos/1.jpg", "photos/2.jpg", "pictures/cat/1.jpg", "pictures/dog/1.jpg")
-    for name in photos:
+    for number, name in enumerate(photos):
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        picture(len(name)).save(path)
+        picture(number).save(path)
         if name.startswith("photos"):
             path.with_suffix(".txt").write_text("a cat")
     for block in blocks("yaml"):
@@ -108,12 +110,21 @@ def in_process(command: str, workspace: Path) -> None:
         run_filip(shlex.split(command)[1:])
 
 
+def a_new_study(command: str, workspace: Path) -> None:
+    """Run it under another name: a card of this one is on the page of training, too."""
+    in_process(command.replace(" mine ", " another "), workspace)
+
+
+def left_to_the_shell(command: str, workspace: Path) -> None:
+    """Leave out what changes the shell alone."""
+
+
 def made(command: str, workspace: Path) -> None:
     """Check that the Makefile has the target and the study exists."""
     words = shlex.split(command)
     target = words[words.index("make") + 1]
     assert re.search(rf"^{target}:", (workspace / "Makefile").read_text(), re.MULTILINE)
-    for study in re.findall(r"STUDY=(\w+)", command):
+    for study in {*re.findall(r"STUDY=(\w+)", command)} - {"mine"}:  # that the reader writes
         assert (workspace / f"workflow/config/{study}.yaml").is_file()
 
 
@@ -136,11 +147,13 @@ def arguments_checked(command: str, workspace: Path) -> None:
 
 def installable(command: str, workspace: Path) -> None:
     for word in shlex.split(command)[2:]:
-        Requirement(word)
+        assert word == "." or Requirement(word)
 
 
 SHELL: list[tuple[str, Callable[[str, Path], None]]] = [
     (r"(\w+=\S+ )*make [a-z-]+( [A-Z]+=\w+)*", made),
+    (r"\. .venv/bin/activate", left_to_the_shell),
+    (r"filip new .*", a_new_study),
     (r"sed .* > workflow/config/\w+\.yaml", whole),
     (r"filip data (prepare|text_rules) .*", whole),
     (r"filip", whole),
@@ -178,22 +191,45 @@ def test_the_study_of_the_recipe_has_a_complete_plan(workspace: Path) -> None:
 
 
 def test_the_python_runs(workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    """README's lines print what stands below them."""
     monkeypatch.chdir(workspace)
     first, *others = blocks("python")
     exec(first, {})
-    best, *rows = capsys.readouterr().out.splitlines()
-    assert re.fullmatch(r"tensor\(\[[01], [01]\]\)", best)
-    assert {word for row in rows for word in row.split()} <= {"[BOS]", "a", "cat", "[EOS]"}
+    assert capsys.readouterr().out == printed_below(first)
     for block in others:
         exec(block, {})
 
 
-def test_the_first_screen_says_what_is_true_of_it() -> None:
-    """It says what was run, what was not, whose weights there are, and how long the commands take on which CPU."""
-    screen = " ".join(README.splitlines()[:32])
-    assert "never released by its authors" in screen and "arxiv.org/abs/2203.05796" in screen
-    assert "**No GPU has run it**" in screen and "docs/status.md" in screen
-    times = dict(re.findall(r"\| (?:the installation|`(make \w+)`)[^|]* \| \d+ minutes? \| (\w[^|]*) \|", screen))
+def test_the_search_prints_what_stands_below_it(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Up to the last digits of a score, and the folder's name as the index has it."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(workspace / "cache"))
+    block = next(block for block in blocks("sh") if "filip search docs/scenes" in block)
+    in_process(next(command for command in commands(block) if command.startswith("filip search")), workspace)
+
+    def words(text: str) -> list[str]:
+        return [re.sub(r"[+-]?\d+\.\d+", "#", word.replace(f"{ROOT}/", "")) for word in text.split()]
+
+    assert words(capsys.readouterr().out) == words(printed_below(block))
+
+
+def printed_below(block: str) -> str:
+    """Return the block of text that follows a block of README."""
+    found = re.search(r"```text\n(.*?)```", README.partition(block)[2], re.DOTALL)
+    assert found
+    return found[1]
+
+
+def test_readme_shows_what_one_gets_before_it_tells_what_was_run() -> None:
+    """Few words, a picture, a command and its answer; then what was run on what, and how long it took on which CPU."""
+    before = README.partition("```text")[0]
+    assert len(re.findall(r"\w+", re.sub(r"\]\(.*?\)|<img.*?>", "", before))) <= 250
+    assert before.index("<img") < before.index("filip search")
+    page = " ".join(README.split())
+    assert "never released by its authors" in page and "arxiv.org/abs/2203.05796" in page
+    assert "**No GPU has run it**" in page and "docs/status.md" in page
+    times = dict(re.findall(r"\| (?:the installation|`(make \w+)`)[^|]* \| \d+ minutes? \| (\w[^|]*) \|", page))
     assert {"make demo", "make test"} <= set(times) and all(times.values())
 
 

@@ -95,7 +95,7 @@ def test_seconds_and_bytes_of_each_run_are_said(tmp_path: Path) -> None:
         (tmp_path / "models" / f"{run}.json").write_text(json.dumps(result))
     steps = [tables(pair) for pair in pairwise(RUNS)]
     text = results_block(STUDY, steps, RUNS, Results(tmp_path)).replace("\n", " ")
-    assert "CLIP: 40 s, 512 bytes; FILIP: 40 s, 18,432 bytes." in text
+    assert "CLIP 40 s and 0.5 kB, FILIP 40 s and 18.4 kB." in text
 
 
 def test_the_block_goes_between_the_marks_and_leaves_the_rest_alone() -> None:
