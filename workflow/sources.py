@@ -96,7 +96,7 @@ class StudySources(Study):
         used = {
             "prepare": reading,
             "text_rules": {"text_rules"},
-            "download": {"image_rules", "download", "image_root"},
+            "download": {"image_rules", "download", "image_root", "allow_private_hosts"},
             "ingest": reading | {"text_rules", "image_rules", "download"},
             "translate": {"back_translation", "group_column", "name"},
             "manifest": set(card) - {"path"},

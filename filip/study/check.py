@@ -233,7 +233,8 @@ def _gpus(study: Study) -> Iterator[Finding]:
     ranks = max((one["ranks_per_node"] for one in launches if one["launcher"] != "srun"), default=0)
     if torch.version.cuda is None and torch.version.hip is None:
         advice = "install PyTorch's build for your GPUs (docs/installation.md), or set launch.accelerator: cpu"
-        yield Finding("GPUs", f"this PyTorch, {torch.__version__}, computes on CPUs only; {advice}", bool(on_slurm))
+        has_gpus = bool(on_slurm) or shutil.which("nvidia-smi") is not None
+        yield Finding("GPUs", f"this PyTorch, {torch.__version__}, computes on CPUs only; {advice}", stops=has_gpus)
     elif 0 < (count := torch.cuda.device_count()) < ranks:
         yield Finding("GPUs", f"launch.ranks_per_node={ranks}, and this machine has {count} GPUs")
     elif not count and ranks:

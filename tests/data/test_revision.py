@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from filip.data import verify
-from filip.data.cards import ImageRuleSettings, parse_card
+from filip.data.cards import ImageRuleSettings, SourceCard, parse_card
 from filip.data.download import download
 from filip.data.fetching.revision import counted_only, revise
 from filip.data.funnel import check_fragment, write_fragment
@@ -19,6 +19,7 @@ from filip.data.manifest import main as write_manifest
 from filip.data.shard_set import images_set_aside, set_aside
 from filip.data.sidecar import read_sidecar
 from filip.data.translate import TranslationJob, translate
+from filip.errors import UserError
 from tests.data import hostile
 from tests.data.downloads import hashes, write_list
 
@@ -52,8 +53,8 @@ def test_what_a_new_list_and_new_rules_leave_and_what_they_ask_for(tmp_path: Pat
     stored_shard(folder, 100_000, [("e", "wide"), ("f", "too_small: 40 x 40"), ("a", "success"), ("g", "retried: x")])
     source = wanted(tmp_path / "list.parquet", ["h", "e", "d", "c", "b", "a", "a", "g", "f"])
     added = folder / "_work" / "added_1.parquet"
-    rules = ImageRuleSettings(min_side=90, max_aspect=2.5)
-    rows, repeated = revise(folder, [0, 100_000], source, ["url", "caption"], rules, added, "500MB")
+    card = SourceCard("c", image_rules=ImageRuleSettings(min_side=90, max_aspect=2.5))
+    rows, repeated = revise(folder, [0, 100_000], source, ["url", "caption"], card, added, "500MB")
     # never fetched; dropped by the old limit, but not by the new; was left to a later pass
     assert pq.read_table(added)["url"].to_pylist() == ["h", "d", "g"] and rows == 3
     assert repeated == 1
@@ -61,12 +62,12 @@ def test_what_a_new_list_and_new_rules_leave_and_what_they_ask_for(tmp_path: Pat
     assert dict(set_aside(folder)) == {0: {0: None, 3: None}, 100_000: {0: "aspect", 3: None}}
     assert images_set_aside(folder) == {0: 1, 100_000: 1}
 
-    rules = ImageRuleSettings(min_side=230, max_aspect=3)
+    card = SourceCard("c", image_rules=ImageRuleSettings(min_side=230, max_aspect=3))
     smaller = wanted(tmp_path / "smaller.parquet", ["b", "e"])
-    assert revise(folder, [0, 100_000], smaller, ["url", "caption"], rules, added, "500MB") == (0, 0)
+    assert revise(folder, [0, 100_000], smaller, ["url", "caption"], card, added, "500MB") == (0, 0)
     aside = dict(set_aside(folder))
     assert aside == {0: {0: None, 1: "too_small", 2: None, 3: None}, 100_000: {1: None, 2: None, 3: None}}
-    assert revise(folder, [], smaller, ["url", "caption"], rules, added, "500MB") == (2, 0)
+    assert revise(folder, [], smaller, ["url", "caption"], card, added, "500MB") == (2, 0)
     assert dict(set_aside(folder)) == {}
     assert counted_only(tmp_path, "listed") == "listed"
 
@@ -140,3 +141,16 @@ def test_a_changed_rule_downloads_nothing_again(tmp_path: Path) -> None:
         restored = download(first, out, card)
         assert restored.dropped == {"http_404": 1} and restored.n_out == 7
         assert server.requests - asked == {"image0": 1, "image3": 1} and not (out / "00000.parquet").exists()
+
+
+@pytest.mark.slow
+def test_an_address_that_was_refused_is_asked_once_the_card_allows_it(tmp_path: Path) -> None:
+    settings = {"image_size": 32, "threads": 2, "retries": 0, "retry_passes": 0, "processes": 1}
+    raw = {"name": "c", "download": settings, "image_rules": {"min_side": 0}}
+    out = tmp_path / "shards"
+    with hostile.hostile_server() as server:
+        listed = write_list(tmp_path / "list.parquet", [server.url("image0"), server.url("image1")])
+        with pytest.raises(UserError, match="allow_private_hosts in the card"):
+            download(listed, out, parse_card(raw, Path("c.yaml")))
+        allowed = parse_card({**raw, "allow_private_hosts": True}, Path("c.yaml"))
+        assert download(listed, out, allowed).n_out == 2

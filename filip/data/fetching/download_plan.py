@@ -46,6 +46,7 @@ def make_plan(list_path: Path, folder: Path, card: SourceCard, columns: list[str
             "encode_format": load.encode_format,
             "encode_quality": load.quality,
             "samples_per_shard": load.samples_per_shard,
+            **({"allow_private_hosts": True} if card.allow_private_hosts else {}),
         },
     }
     if not wanted["rows"]:
@@ -73,7 +74,8 @@ def _refuse_other_pictures(
     """Raise UserError if the folder's images are stored differently from what is asked for now."""
 
     def pictures(of: dict[str, Any]) -> dict[str, Any]:
-        return {key: value for key, value in of["settings"].items() if key != "image_rules"}
+        others = ("image_rules", "allow_private_hosts")
+        return {key: value for key, value in of["settings"].items() if key not in others}
 
     changed = ["columns"] if plan["columns"] != wanted["columns"] else []
     changed += [key for key, value in pictures(wanted).items() if pictures(plan).get(key) != value]
@@ -99,7 +101,7 @@ def missing_shards(plan: dict[str, Any], number: int, folder: Path) -> set[int]:
 def _revise(
     plan: dict[str, Any], wanted: dict[str, Any], list_path: Path, folder: Path, card: SourceCard, memory: str
 ) -> None:
-    """Keep what was fetched for another list or other image rules, and plan a pass for what is missing.
+    """Keep what was fetched for another list or other rules, and plan a pass for what is missing.
 
     The first list is not kept, so the rows of a lost shard go into that pass, too.
     """
@@ -113,7 +115,7 @@ def _revise(
                 (folder / f"{shard:05d}{part}").unlink(missing_ok=True)
     plan["passes"][0]["list"] = None
     added = folder / "_work" / f"added_{len(plan['passes'])}.parquet"
-    rows, repeated = revise(folder, complete, list_path, wanted["columns"], card.image_rules, added, memory)
+    rows, repeated = revise(folder, complete, list_path, wanted["columns"], card, added, memory)
     say(f"download: {folder} keeps what was fetched; {rows:,} of {wanted['rows']:,} URLs are left to fetch")
     plan |= {**wanted, "revised_at": len(plan["passes"]), "repeated": repeated}
     if rows:

@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from filip.data.cards import SourceCard
 from filip.data.lists import duckdb_io
 from filip.data.shard_set import set_aside_file
 from filip.data.stage import work_folder
@@ -31,16 +32,16 @@ def counted_only(folder: Path, shards: str) -> str:
 
 
 def revise(
-    folder: Path, shards: list[int], list_path: Path, columns: list[str], rules: Any, added: Path, memory: str
+    folder: Path, shards: list[int], list_path: Path, columns: list[str], card: SourceCard, added: Path, memory: str
 ) -> tuple[int, int]:
     """Compare the complete ``shards`` with what is wanted now; write the set-aside file and the list ``added``.
 
-    rules: the image rules, min_side in pixels and max_aspect. Returns how many rows ``added`` has, and how many rows
-    of the list repeat an earlier one.
+    card: its image rules, and whether it allows private hosts, whose addresses are asked again then. Returns how many
+    rows ``added`` has, and how many rows of the list repeat an earlier one.
     """
     with work_folder(added, 2, memory) as (_, con):
         files = [folder / f"{shard:05d}.parquet" for shard in shards]
-        _read_stored(con, files, rules)
+        _read_stored(con, files, card)
         con.execute(f"CREATE TEMP TABLE wanted AS SELECT DISTINCT {PAIR} AS pair FROM {duckdb_io.parquet(list_path)}")
         duckdb_io.write_parquet(
             con,
@@ -64,12 +65,14 @@ def revise(
     return rows, pq.read_metadata(list_path).num_rows - distinct
 
 
-def _read_stored(con: Any, files: list[Path], rules: Any) -> None:
+def _read_stored(con: Any, files: list[Path], card: SourceCard) -> None:
     """Make the table ``stored``, with a row for each row of the shards.
 
     Columns: pair; place; ``last`` row of that pair; ``again``: must be fetched; ``reason``: it is there, but a rule
     drops it.
     """
+
+    rules = card.image_rules
 
     def broken(width: str, height: str) -> str:
         low, high = f"least({width}, {height})", f"greatest({width}, {height})"
@@ -94,6 +97,7 @@ def _read_stored(con: Any, files: list[Path], rules: Any) -> None:
     size = "regexp_extract(error_message, '([0-9]+) x ([0-9]+)', {})"
     sizes = [f"TRY_CAST({size.format(n)} AS BIGINT)" for n in (1, 2)]
     by_size = "regexp_matches(error_message, '^(too_small|aspect):')"
+    allowed = "starts_with(error_message, 'private_address:')" if card.allow_private_hosts else "false"
     columns = ("url", "caption", "key", "status", "error_message", "original_width", "original_height")
     source = duckdb_io.columns_of_many(files, columns, duckdb_io.WITH_FILE, duckdb_io.ROW)
     con.execute(
@@ -103,6 +107,6 @@ def _read_stored(con: Any, files: list[Path], rules: Any) -> None:
                 status = 'success' AS stored,
                 CASE WHEN status = 'success' THEN {broken("original_width", "original_height")} END AS reason,
                 coalesce(starts_with(error_message, {duckdb_io.sql_literal(RETRIED)}), false) AS retried,
-                retried OR coalesce({by_size} AND ({broken(*sizes)}) IS NULL, false) AS again
+                retried OR coalesce(({by_size} AND ({broken(*sizes)}) IS NULL) OR {allowed}, false) AS again
             FROM {source})"""
     )
