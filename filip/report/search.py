@@ -1,4 +1,4 @@
-"""The search of a study: which values each run was tried with, what they found, and which it takes."""
+"""The search of a study: which values each run was tried with, what they by_run, and which it takes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def searches(study: Study, results: Results) -> dict[str, Any]:
 
     A run with a trial that is not there yet is left out.
     """
-    found = {}
+    by_run = {}
     for run in study.runs:
         trials = [results.training(trial) for trial in study.trials_of(run)]
         if trials and all(trials) and (searched := study.searched(run)):
@@ -25,14 +25,14 @@ def searches(study: Study, results: Results) -> dict[str, Any]:
             by_values = scores([trial for trial in trials if trial], searched[1], card)
             tried = [{"values": list(values), "scores": by_seed} for values, by_seed in by_values.items()]
             best = list(best_values(by_values, card))
-            found[run] = {"card": card, "settings": searched[1], "tried": tried, "best": best}
-    return found
+            by_run[run] = {"card": card, "settings": searched[1], "tried": tried, "best": best}
+    return by_run
 
 
-def search_grid(study: Study, found: Mapping[str, Mapping[str, Any]]) -> Grid:
+def search_grid(study: Study, by_run: Mapping[str, Mapping[str, Any]]) -> Grid:
     """Return a row for each run and combination of values: the mean score over the seeds, and whether it was taken."""
     lines = []
-    for run, search in found.items():
+    for run, search in by_run.items():
         for number, tried in enumerate(search["tried"]):
             values = ", ".join(
                 f"{name} {value}" for name, value in zip(search["settings"], tried["values"], strict=True)

@@ -20,11 +20,11 @@ def with_grids(config: dict[str, Any]) -> dict[str, Any]:
     runs: dict[str, dict[str, Any]] = {}
     cells: dict[str, list[str]] = {}
     for name, run in config["runs"].items():
-        own = {key: value for key, value in run.items() if key != "grid"}
+        rest = {key: value for key, value in run.items() if key != "grid"}
         cells[name] = []
         for values in combinations(run.get("grid", {})):
             cell, label = _name(name, values), ", ".join([run["label"], *map(_in_words, values.items())])
-            runs[cell] = {**own, "label": label, "overrides": [*run.get("overrides", []), *_overrides(values)]}
+            runs[cell] = {**rest, "label": label, "overrides": [*run.get("overrides", []), *_overrides(values)]}
             cells[name].append(cell)
     tables = {
         table: [cell for row in rows for cell in cells.get(row, [row])] for table, rows in config["tables"].items()
@@ -52,14 +52,14 @@ def searched_settings(config: Mapping[str, Any], run: Mapping[str, Any]) -> Sett
 
 def trials(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Return the trainings of the search by name: each run with each combination of values and each seed of it."""
-    found = {}
+    by_name = {}
     for name, run in config["runs"].items():
         if settings := searched_settings(config, run):
             for values, seed in itertools.product(combinations(settings), config["search"]["seeds"]):
                 label = ", ".join([run["label"], *map(_in_words, values.items()), f"seed {seed}"])
                 overrides = [*run.get("overrides", []), *_overrides(values), f"seed={seed}"]
-                found[f"{_name(name, values)}_s{seed}"] = {**run, "label": label, "overrides": overrides, "run": name}
-    return found
+                by_name[f"{_name(name, values)}_s{seed}"] = {**run, "label": label, "overrides": overrides, "run": name}
+    return by_name
 
 
 def _overrides(values: Mapping[str, str]) -> list[str]:

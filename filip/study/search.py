@@ -31,11 +31,11 @@ class Search:
 
 def main(config: Search) -> None:
     """Write the values with the highest mean score over the seeds of the search."""
-    found = scores(
+    by_values = scores(
         [json.loads(Path(file).read_text(encoding="utf-8")) for file in config.trials], config.settings, config.card
     )
-    best = best_values(found, config.card)
-    for values, by_seed in found.items():
+    best = best_values(by_values, config.card)
+    for values, by_seed in by_values.items():
         say(f"{_shown(config.settings, values)}: {100 * fmean(by_seed.values()):.1f} %{' <-' * (values == best)}")
     with replacing(config.out) as part:
         Path(part).write_text(_shown(config.settings, best) + "\n", encoding="utf-8")
@@ -46,16 +46,16 @@ def scores(trials: Iterable[Mapping[str, Any]], settings: list[str], card: str) 
 
     trials: what :func:`filip.train.result.write_result` wrote.
     """
-    found: dict[Values, dict[int, float]] = {}
+    by_values: dict[Values, dict[int, float]] = {}
     for trial in trials:
         values = tuple(_value(trial["config"], setting) for setting in settings)
-        found.setdefault(values, {})[trial["config"]["seed"]] = score_on(card, trial["evaluated"])
-    return found
+        by_values.setdefault(values, {})[trial["config"]["seed"]] = score_on(card, trial["evaluated"])
+    return by_values
 
 
-def best_values(found: Mapping[Values, Mapping[int, float]], card: str) -> Values:
+def best_values(by_values: Mapping[Values, Mapping[int, float]], card: str) -> Values:
     """Return the values with the highest mean score, the first of several. Raise UserError if a score is missing."""
-    means = {values: fmean(by_seed.values()) for values, by_seed in found.items()}
+    means = {values: fmean(by_seed.values()) for values, by_seed in by_values.items()}
     if broken := [values for values, mean in means.items() if not mean >= 0]:
         raise UserError(
             f"the trials with {broken[0]} have no score on {card}: their evaluation failed. The run's log.jsonl has "
