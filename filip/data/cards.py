@@ -15,7 +15,7 @@ from filip import resources
 from filip.errors import UserError
 from filip.option import option, read_settings
 
-FORMATS = ("auto", "parquet", "tsv", "csv", "jsonl")
+FORMATS = ("auto", "parquet", "tsv", "csv", "json", "jsonl")
 RESIZE_MODES = ("no", "border", "keep_ratio", "keep_ratio_largest", "center_crop")
 ENCODE_FORMATS = ("jpg", "png", "webp")
 Names = list[str]  # inside SourceCard the name `list` is a field

@@ -3,8 +3,8 @@
     python -m filip.data.prepare source=cc12m list=cc12m.tsv out=list.parquet
     python -m filip.data.prepare source=my_pairs.csv.gz url_column=link caption_column=alt out=list.parquet
 
-Reads TSV, CSV, JSON lines (plain, .gz, .zst, .bz2), Parquet, and globs of them. Lines that cannot be read, and rows
-without a caption or a usable URL, are dropped and counted.
+Reads the tables that ``filip data ingest`` reads, and globs of them: TSV, CSV, JSON, JSON lines (plain, .gz, .zst,
+.bz2), Parquet. Lines that cannot be read, and rows without a caption or a usable URL, are dropped and counted.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from filip.data.cards import SourceCard, load_source
 from filip.data.funnel import Fragment, write_fragment
 from filip.data.lists import duckdb_io
 from filip.data.lists.columns import REASON, ROW, judged_rows
-from filip.data.lists.reading import SUFFIXES, list_files, lists_here, rejected_lines, relation
+from filip.data.lists.reading import SUFFIXES, list_files, lists_here, relation
 from filip.data.lists.selection import uids_condition, where_condition, write_uids
 from filip.data.stage import work_folder
 from filip.errors import UserError, counted
@@ -97,18 +97,17 @@ def prepare(
         paths = list_files(card)
         staged = scratch / "staged.parquet"
         try:
-            _stage(con, card, paths, scratch, staged)
+            unreadable = _stage(con, card, paths, scratch, staged)
         except (duckdb.Error, OSError) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise  # an error of the disk; one without a number is DuckDB's, passed on by Arrow
-            # One stray carriage return or odd quote, and the strict reader gives up on the whole list.
+            # DuckDB gives up on a whole Parquet file for one text that is not UTF-8.
             con = duckdb_io.connect(threads, memory, scratch / "spill")
             try:
-                _stage(con, card, paths, scratch, staged, strict=False)
+                unreadable = _stage(con, card, paths, scratch, staged, strict=False)
             except (duckdb.Error, pa.ArrowInvalid, OSError) as problem:
                 detail = " ".join(str(problem).split())[:300]
                 raise UserError(f"{', '.join(paths[:3])} cannot be read: {detail}") from problem
-        unreadable = rejected_lines(con)
         shown = "{'hash': md5(concat(url, caption)), 'url': left(url, 200), 'caption': left(caption, 200)}"
         found = con.sql(
             f"SELECT {REASON}, count(*), min({shown}, {SAMPLES}) FILTER ({REASON} IS NOT NULL) FROM "
@@ -147,9 +146,9 @@ def _stage(
     scratch: Path,
     staged: Path,
     strict: bool = True,
-) -> None:
-    """Read the list once into ``staged``, with the verdict on each row, to be counted and filtered later."""
-    listed = relation(card, paths, scratch, strict=strict)
+) -> int:
+    """Read the list once into ``staged``, with the verdict on each row; return how many lines cannot be read."""
+    listed, unreadable = relation(card, paths, scratch, strict=strict)
     con.execute(f"CREATE TEMP VIEW listed AS SELECT * FROM {listed}")
     if card.subset:
         con.execute(f"CREATE TEMP TABLE subset AS {_subset(card, scratch)}")
@@ -163,6 +162,7 @@ def _stage(
         write_uids(card.uids, uids)
         selected.append(uids_condition(uids, card.uid_column))
     duckdb_io.write_parquet(con, judged_rows(card, types, paths[0], selected), staged, "prepare", unreadable=False)
+    return unreadable
 
 
 def _subset(card: SourceCard, scratch: Path) -> str:
@@ -170,7 +170,9 @@ def _subset(card: SourceCard, scratch: Path) -> str:
     assert card.subset and card.subset_on
     second = SourceCard(card.name, list=card.subset, columns=card.subset_columns, obtain=card.obtain)
     try:
-        second_list = relation(second, list_files(second), scratch, count_rejects=False)
+        folder = scratch / "subset"
+        folder.mkdir(exist_ok=True)
+        second_list, _ = relation(second, list_files(second), folder)
     except UserError as error:
         raise UserError(f"subset of '{card.name}': {error}") from error
     value = f"CAST({duckdb_io.sql_identifier(card.subset_on)} AS VARCHAR)"

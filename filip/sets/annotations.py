@@ -8,6 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from filip.errors import UserError
 from filip.sets.columns import one_line, texts
 from filip.sets.layout import Reading, Row, files_in, inside, split_of_folder
 from filip.sets.table import Listed
@@ -101,5 +102,8 @@ def _content(path: Path) -> Mapping[str, Any]:
     """Return the JSON object in a file; an empty one if it holds none."""
     if path.suffix != ".json" or not path.is_file():
         return {}
-    content = json_in(path)
+    try:
+        content = json_in(path)
+    except UserError:
+        return {}  # a table says what is wrong with it, unless it is one of JSON lines
     return content if isinstance(content, dict) else {}

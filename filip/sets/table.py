@@ -11,7 +11,7 @@ from filip.errors import UserError
 from filip.sets.columns import caption_columns, captions_of, group_of, image_column, split_in
 from filip.sets.layout import Layout, Reading, Row, files_in, inside, is_picture, split_of_folder, unused, walk
 from filip.sets.parquet import image_bytes_column
-from filip.sets.tables import SUFFIXES, Broken, read_table
+from filip.sets.tables import JSON_PACKED, SUFFIXES, Broken, read_table
 
 # if a folder has several tables, the one with such a name counts
 USUAL = ("metadata", "captions", "annotations", "labels")
@@ -75,7 +75,7 @@ class Table(Listed):
         return [path for path in usual if not _has_bytes(path)]
 
     def fits(self, path: Path) -> bool:
-        return path.name.lower().endswith((*SUFFIXES, ".txt", ".json")) and not _has_bytes(path)
+        return path.name.lower().endswith((*SUFFIXES, ".txt", ".json", *JSON_PACKED)) and not _has_bytes(path)
 
     def splits(self, part: Path, reading: Reading) -> set[str | None]:
         table, root = read_table(part, reading.header, reading.columns), reading.root_of(part)

@@ -25,6 +25,7 @@ from filip.sets.text import NotAFileError, TextLine, decoded, lines, read_file
 PLAIN = (".csv", ".tsv", ".jsonl", ".jsonlines", ".ndjson", ".parquet")
 PACKED = (".gz", ".zst", ".bz2")
 SUFFIXES = (*PLAIN, *(table + packed for table in PLAIN[:-1] for packed in PACKED))
+JSON_PACKED = tuple(".json" + packed for packed in PACKED)
 LOOKED_AT = 1000  # the keys in this many lines of JSON are the columns
 LONGEST_RECORD = 100  # maximum lines of a quoted cell
 csv.field_size_limit(10_000_000)
@@ -50,9 +51,13 @@ class Rows:
     rows: Iterator[tuple[int, Record] | Broken]  # with the number of the line or row, from 1
 
 
-def read_table(path: Path, header: bool = True, names: Sequence[str] = ()) -> Rows:
-    """Return the rows of a table, read by its suffix. Raises UserError if nothing in it can be understood."""
-    kind = _kind(path)
+def read_table(path: Path, header: bool = True, names: Sequence[str] = (), kind: str | None = None) -> Rows:
+    """Return the rows of a table. Raises UserError if nothing in it can be understood.
+
+    header: the first line names the columns. names: of the columns, if it does not. kind: csv, tsv, txt (either), json,
+    jsonl or parquet; None: by the suffix.
+    """
+    kind = kind or _kind(path)
     try:
         if kind == "parquet":
             return _parquet(path)
@@ -200,9 +205,10 @@ def _named(
 
 
 def json_in(path: Path) -> Any:
-    """Return what a JSON file holds. Raises UserError if it is not JSON."""
+    """Return what a JSON file holds, compressed or not. Raises UserError if it is not JSON."""
     try:
-        text = decoded(read_file(path))
+        with _opened(path) as stream:
+            text = decoded(stream.read())
         if text is None:
             raise ValueError("its bytes are not text")
         return json.loads(text)
@@ -211,7 +217,15 @@ def json_in(path: Path) -> Any:
 
 
 def _objects_of(path: Path) -> Iterator[tuple[int, Record] | Broken]:
-    content = json_in(path)
+    try:
+        content = json_in(path)
+    except UserError:
+        found = _json_lines(_opened(path))
+        first = next(found, None)
+        if first is None or isinstance(first, Broken):
+            raise
+        yield from chain([first], found)  # JSON lines under another name
+        return
     if isinstance(content, dict):
         content = list(content.values())
     if not isinstance(content, list):

@@ -1,4 +1,5 @@
 import bz2
+import csv
 import gzip
 import io
 import json
@@ -14,6 +15,9 @@ import pytest
 from filip.data.cards import SourceCard, load_source
 from filip.data.prepare import PrepareConfig, main, prepare
 from filip.errors import UserError
+from filip.sets.image_set import open_images
+from filip.sets.layout import Reading
+from tests.eval.miniature import picture
 
 PAIRS = [
     ("https://a.org/1.jpg", 'a "quoted" cat'),
@@ -322,7 +326,7 @@ def test_json_keys_and_kinds_of_late_lines_count_as_well(tmp_path: Path) -> None
         late[0],
         {"url": "http://a.org/year.jpg", "caption": "1984", "n": None, "score": None, "tags": None},
     ]
-    assert funnel(tmp_path)["dropped"] == {"no_url": 2, "no_caption": 1}
+    assert funnel(tmp_path)["dropped"] == {"unreadable_line": 2, "no_caption": 1}
 
 
 def test_bytes_that_are_no_text_cost_no_more_than_themselves(tmp_path: Path) -> None:
@@ -331,7 +335,7 @@ def test_bytes_that_are_no_text_cost_no_more_than_themselves(tmp_path: Path) -> 
     urls = [f"http://a.org/{n}.jpg" for n in range(3)]
     pq.write_table(pa.table({"url": urls, "caption": text}), tmp_path / "l.parquet")
     table = run(tmp_path, tmp_path / "l.parquet", shuffle=False)
-    assert table["caption"].to_pylist() == ["a dog", "caf\ufffd at night"]
+    assert table["caption"].to_pylist() == ["a dog", "café at night"]
     assert funnel(tmp_path)["dropped"] == {"no_caption": 1}
 
 
@@ -352,3 +356,61 @@ def test_a_glob_of_any_kind_names_several_files(tmp_path: Path) -> None:
     for pattern, rows in (("part?.csv", 2), ("part[12]*.csv", 3), ("*.csv", 3)):
         card = SourceCard("t", list=str(tmp_path / pattern))
         assert prepare(card, tmp_path / "out.parquet").n_out == rows, pattern
+
+
+def with_images(folder: Path) -> list[dict[str, str]]:
+    """Write pictures, and return rows that name each by file and by URL; the last has no caption."""
+    captions = ["a café; at night", "two dogs, running", "a single sign", ""]
+    for number in range(4):
+        picture(number).save(folder / f"{number}.png")
+    return [{"image": f"{n}.png", "url": f"https://a.org/{n}.png", "caption": c} for n, c in enumerate(captions)]
+
+
+def delimited(rows: list[dict[str, str]], delimiter: str) -> str:
+    file = io.StringIO()
+    writer = csv.DictWriter(file, list(rows[0]), delimiter=delimiter, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return file.getvalue()
+
+
+def as_bytes_of_parquet(rows: list[dict[str, str]]) -> bytes:
+    file = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows), file)
+    return file.getvalue()
+
+
+SAME = {
+    "semicolon.csv": lambda rows: delimited(rows, ";").encode(),
+    "latin_1.csv": lambda rows: delimited(rows, ",").encode("latin-1"),
+    "utf_16.csv": lambda rows: delimited(rows, ",").encode("utf-16"),
+    "tabs.tsv": lambda rows: delimited(rows, "\t").encode(),
+    "tabs_in_utf_16.tsv": lambda rows: delimited(rows, "\t").encode("utf-16"),
+    "array.json": lambda rows: json.dumps(rows).encode(),
+    "lines.jsonl": lambda rows: "\n".join(map(json.dumps, rows)).encode(),
+    "lines.json": lambda rows: "\n".join(map(json.dumps, rows)).encode(),
+    "array.json.gz": lambda rows: gzip.compress(json.dumps(rows).encode()),
+    "rows.parquet": as_bytes_of_parquet,
+}
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_a_list_of_urls_is_read_as_the_table_of_a_folder_of_pictures(tmp_path: Path, name: str) -> None:
+    rows = with_images(tmp_path)
+    (tmp_path / name).write_bytes(SAME[name](rows))
+    table = run(tmp_path, tmp_path / name, shuffle=False)
+    pictures = open_images(Reading(tmp_path / name))
+    captions = [row["caption"] for row in rows[:3]]
+    assert table["caption"].to_pylist() == captions == [caption for item in pictures.items for caption in item.captions]
+    assert [Path(url).name for url in table["url"].to_pylist()] == [item.name for item in pictures.items]
+    assert funnel(tmp_path)["dropped"] == {"no_caption": 1}
+
+
+@pytest.mark.parametrize("name", ["semicolon.csv", "utf_16.csv", "tabs.tsv", "lines.jsonl"])
+def test_a_line_that_is_broken_for_one_reader_is_broken_for_the_other(tmp_path: Path, name: str) -> None:
+    content = SAME[name](with_images(tmp_path)[:3])
+    (tmp_path / name).write_bytes(content + '\n{"image": \n'.encode("utf-16-le" if name == "utf_16.csv" else "utf-8"))
+    table = run(tmp_path, tmp_path / name, shuffle=False)
+    pictures = open_images(Reading(tmp_path / name))
+    assert table.num_rows == len(pictures.items) == 3
+    assert funnel(tmp_path)["dropped"] == {"unreadable_line": 1} and "1 lines that cannot be read" in pictures.summary()

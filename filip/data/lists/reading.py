@@ -1,13 +1,12 @@
-"""Read a list of URLs as one SQL relation: every format, compressed or not, and lines that cannot be read."""
+"""Read a list of URLs as one SQL relation, in every format and encoding that :mod:`filip.sets.tables` reads."""
 
 from __future__ import annotations
 
-import bz2
 import json
-import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from glob import glob
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from filip.data.lists import duckdb_io
 from filip.data.remote_tars import fetched
 from filip.errors import UserError
 from filip.files import nothing_at
+from filip.sets.tables import Broken, read_table
 
 SUFFIXES = {
     ".parquet": "parquet",
@@ -28,9 +28,10 @@ SUFFIXES = {
     ".csv": "csv",
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
-    ".json": "jsonl",
+    ".json": "json",
 }
 COMPRESSIONS = (".gz", ".zst", ".bz2")
+ROWS = 20_000  # copied at once
 
 
 def lists_here(card: SourceCard, folder: Path) -> SourceCard:
@@ -75,45 +76,55 @@ def _format(card: SourceCard, path: str) -> str:
     return SUFFIXES[suffixes[-1]]
 
 
-def relation(
-    card: SourceCard, paths: Sequence[str], scratch: Path, count_rejects: bool = True, strict: bool = True
-) -> str:
-    """Return SQL that reads the list. ``ignore_errors`` with ``store_rejects`` lets bad lines be counted, not fatal."""
+def relation(card: SourceCard, paths: Sequence[str], scratch: Path, strict: bool = True) -> tuple[str, int]:
+    """Return SQL that reads the list, and how many of its lines cannot be read.
+
+    Texts are read by :mod:`filip.sets.tables`, as for `filip data ingest`, into Parquet in ``scratch``. strict: let
+    DuckDB read Parquet itself; it refuses a whole file for one text that is not UTF-8.
+    """
     kinds = {_format(card, path) for path in paths}
     if len(kinds) > 1:
         raise UserError(f"one list, one format: {card.list} has {', '.join(sorted(kinds))}")
     kind = kinds.pop()
-    if kind == "parquet":
-        if strict:
-            return duckdb_io.parquet(paths)
-        copies = [scratch / f"{number}.parquet" for number in range(len(paths))]
-        return duckdb_io.parquet([_valid_text(*pair) for pair in zip(paths, copies, strict=True)])
-    plain = [_plain(path, scratch / f"{number:05d}") for number, path in enumerate(paths)]
-    files = duckdb_io.file_list(plain)
-    if kind == "jsonl":
-        return _json_relation(files, card)
-    tsv = kind == "tsv"
-    options = [
-        f"delim = {duckdb_io.sql_literal(chr(9) if tsv else ',')}",
-        # Captions hold stray quotes; tab-separated lists (CC3M, CC12M) never quote fields.
-        "quote = '', escape = ''" if tsv else "quote = '\"', escape = '\"'",
-        f"header = {'true' if card.header and not card.columns else 'false'}",
-        f"strict_mode = {str(strict).lower()}, {duckdb_io.NO_FOLDER_IS_A_COLUMN}",
-        f"all_varchar = true, ignore_errors = true, store_rejects = {count_rejects}, max_line_size = 10000000",
-    ]
-    if card.columns:
-        names = ", ".join(duckdb_io.sql_literal(column) for column in card.columns)
-        options.append(f"names = [{names}], auto_detect = true")
-    return f"read_csv({files}, {', '.join(options)})"
+    if kind == "parquet" and strict:
+        return duckdb_io.parquet(paths), 0
+    copies = [scratch / f"{number:05d}.parquet" for number in range(len(paths))]
+    broken = sum(_copy(card, Path(path), kind, copy) for path, copy in zip(paths, copies, strict=True))
+    copied = duckdb_io.parquet(copies)
+    return _json_relation(copied, card) if kind in ("json", "jsonl") else copied, broken
 
 
-def _json_relation(files: str, card: SourceCard) -> str:
-    """Return SQL of JSON lines with the keys of all of them; lines that are not a JSON object have no url.
+def _copy(card: SourceCard, path: Path, kind: str, target: Path) -> int:
+    """Write the rows of a list as Parquet, JSON objects as texts; return how many lines cannot be read."""
+    table = read_table(path, card.header, card.columns, kind)
+    names = [name or f"column{number}" for number, name in enumerate(table.names)]
+    if kind in ("json", "jsonl"):
+        schema = pa.schema([("json", pa.string())])
+    else:
+        schema = pq.read_schema(path) if kind == "parquet" else pa.schema([(name, pa.string()) for name in names])
+    broken = 0
+    with pq.ParquetWriter(target, schema) as writer:
+        while rows := list(islice(table.rows, ROWS)):
+            records = [row[1] for row in rows if not isinstance(row, Broken)]
+            broken += len(rows) - len(records)
+            if kind in ("json", "jsonl"):
+                columns: list[list[Any]] = [[json.dumps(record) for record in records]]
+            elif kind == "parquet":
+                columns = [[record[name] for record in records] for name in table.names]
+            else:
+                columns = [[record[name] or None for record in records] for name in table.names]
+            arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
+            writer.write_batch(pa.record_batch(arrays, schema=schema))
+    return broken
+
+
+def _json_relation(copied: str, card: SourceCard) -> str:
+    """Return SQL of JSON objects, which are texts in the column ``json``, with the keys of all of them.
 
     DuckDB's read_json guesses keys and types from the first lines: later keys vanish, and after many captions like
     "2014-05-12" all others are not dates and become NULL.
     """
-    lines = f"read_ndjson_objects({files}, ignore_errors = true, {duckdb_io.NO_FOLDER_IS_A_COLUMN})"
+    lines = f"(SELECT TRY_CAST(json AS JSON) AS json FROM {copied})"
     con = duckdb.connect()
     grouped = f"SELECT json_group_structure(json) FROM {lines} WHERE json_type(json) = 'OBJECT'"
     try:
@@ -137,37 +148,3 @@ def _json_relation(files: str, card: SourceCard) -> str:
 
 def _json_pointer(key: str) -> str:
     return "/" + key.replace("~", "~0").replace("/", "~1")
-
-
-def _valid_text(path: str, target: Path) -> Path:
-    """Return a copy of a Parquet file with invalid UTF-8 replaced, as DuckDB would refuse the whole file."""
-    with pq.ParquetFile(path) as parquet:
-        schema = parquet.schema_arrow
-        with pq.ParquetWriter(target, schema) as writer:
-            for batch in parquet.iter_batches():
-                columns = [_decoded(column) if pa.types.is_string(column.type) else column for column in batch.columns]
-                writer.write_batch(pa.record_batch(columns, schema=schema))
-    return target
-
-
-def _decoded(column: pa.Array) -> pa.Array:
-    raw = column.cast(pa.binary()).to_pylist()
-    return pa.array([None if text is None else text.decode("utf-8", "replace") for text in raw], pa.string())
-
-
-def _plain(path: str, folder: Path) -> Path:
-    """Return files that DuckDB can read: gzip and zstd unchanged, bzip2 (YFCC100M) unpacked into a separate folder."""
-    if not path.endswith(".bz2"):
-        return Path(path)
-    folder.mkdir(exist_ok=True)  # parts in different folders may have the same name
-    target = folder / Path(path).stem
-    with bz2.open(path) as packed, open(target, "wb") as plain:
-        shutil.copyfileobj(packed, plain, 1 << 22)
-    return target
-
-
-def rejected_lines(con: duckdb.DuckDBPyConnection) -> int:
-    try:
-        return int(con.sql("SELECT count(DISTINCT (scan_id, file_id, line)) FROM reject_errors").fetchall()[0][0])
-    except duckdb.Error:  # the table exists only after a CSV was read
-        return 0
