@@ -6,7 +6,7 @@
     filip eval model=M data=[mscoco,flickr30k] root=DIR protocols=[retrieval] retrieval.shortlist=100 out=retrieval.json
 
 Each data set is opened before anything is encoded. Results are kept as ``<out>/<protocol>/<data set>.json``, with the
-outcome of each image next to them; a result that is there, for the same model and settings, is not computed again. With
+outcome of each image next to them; a result that is there, for the same weights, data and settings, is kept. With
 ``out=FILE.json`` all benchmarks of one protocol stand in one file.
 """
 
@@ -29,16 +29,16 @@ from filip.eval.cards import BenchmarkCard
 from filip.eval.context import Context
 from filip.eval.encoders import Encoder
 from filip.eval.evaluation import evaluate, settings_of
-from filip.eval.families import AUTO, PROMPTS
-from filip.eval.features import ShardEncodedError
+from filip.eval.families import AUTO, CLIP_PROMPTS, PROMPTS, prompt_file
+from filip.eval.features import ShardEncodedError, files_of, weights_of
 from filip.eval.opening import check_sets
 from filip.eval.options import DataOptions, ModelOptions, result_header, store_of
 from filip.eval.outcomes import outcomes_file, write_outcomes
-from filip.eval.protocols import protocol_of, protocols
+from filip.eval.protocols import protocol_of, protocols, value_at
 from filip.eval.sharing import Share, launched
 from filip.eval.table import as_text, measures
 from filip.eval.text_tokens import CHOICES as TEXT_TOKENS
-from filip.files import check_output, write_json
+from filip.files import check_output, digest, write_json
 from filip.progress import say
 
 
@@ -108,7 +108,7 @@ Evaluation = make_dataclass(
 )
 
 
-# What a result depends on beyond the protocol's settings and the data.
+# Options on which a result depends beyond the protocol's settings, the weights and the data.
 MODEL_AND_TEXTS = ("model", "run", "image_size", "precision", "tokens", "text_tokens", "fit", "root")
 
 
@@ -128,9 +128,10 @@ def main(config: EvaluationOptions) -> None:
         jobs = planned(config)
         for job in jobs:
             _prepare(config, job)
+        requests = _requests(config, jobs)
         # A file that the first process has just written is not there for the others.
-        reused: list[dict[str, Any] | None] = share.exchange([_reused(config, job) for job in jobs])[0]
-        results = _run(config, jobs, reused)
+        kept = [_kept(config, job, request) for job, request in zip(jobs, requests, strict=True)]
+        results = _run(config, jobs, requests, share.exchange(kept)[0])
     if share.rank == 0 and config.shard:
         print(f"part {config.shard} is in {config.features}; run the same without shard= when all parts are")
     elif share.rank == 0:
@@ -194,13 +195,16 @@ def _prepare(config: EvaluationOptions, job: EvaluationJob) -> None:
 
 
 def _run(
-    config: EvaluationOptions, jobs: list[EvaluationJob], reused: list[dict[str, Any] | None]
+    config: EvaluationOptions,
+    jobs: list[EvaluationJob],
+    requests: list[dict[str, Any]],
+    kept: list[dict[str, Any] | None],
 ) -> list[dict[str, Any]]:
-    """Return the results of all files. If there are several processes, the first one writes them."""
+    """Return the results of all files, of which some are kept. With several processes the first one writes them."""
     share = launched()
     encoder: Encoder | None = None
     results = []
-    for job, done in zip(jobs, reused, strict=True):
+    for job, request, done in zip(jobs, requests, kept, strict=True):
         if done is not None:
             say(f"{job.file}: done before")
             results.append(done)
@@ -220,12 +224,22 @@ def _run(
         if job.skipped:
             result["skipped"] = job.skipped
         if not config.one_file:
-            result["requests"] = _requests(config, job)
+            result["requests"] = request
         if share.rank == 0:
+            _say_counts(job, _read(job.file).get("benchmarks", {}), found["benchmarks"])
             write_outcomes(job.file, record)
             write_json(job.file, result)
         results.append(result)
     return results
+
+
+def _say_counts(job: EvaluationJob, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Tell where an earlier result of a job is of another number of images."""
+    protocol = protocol_of(job.protocol)
+    for name in before.keys() & now.keys():
+        then, again = (value_at(numbers[name], protocol.size) for numbers in (before, now))
+        if then != again:
+            say(f"{name}: {then:,} images then, {again:,} now")
 
 
 def model_name(config: ModelOptions) -> str:
@@ -237,26 +251,47 @@ def model_name(config: ModelOptions) -> str:
     return re.sub(r"[^\w.-]+", "_", name).strip("_")
 
 
-def _requests(config: EvaluationOptions, job: EvaluationJob) -> dict[str, Any]:
-    """Return what the results of a job depend on, by benchmark; a result with another request is not reused."""
-    weights = Path(config.model)
-    stamp = weights.stat().st_mtime_ns if weights.is_file() else None
-    model = {key: getattr(config, key) for key in MODEL_AND_TEXTS}
-    settings = settings_of(protocol_of(job.protocol), config.settings(job.protocol), config.prompts)
-    common = {**model, "weights_modified": stamp, **settings}
-    return {card.name: {**common, "layout": asdict(card.layout)} for card in job.cards}
+def _requests(config: EvaluationOptions, jobs: list[EvaluationJob]) -> list[dict[str, Any]]:
+    """Return what the result of each job depends on, by benchmark; a result with another request is not kept."""
+    if config.one_file:
+        return [{} for _ in jobs]
+    options = {key: getattr(config, key) for key in MODEL_AND_TEXTS}
+    model = {**options, "weights": weights_of(config.model)}
+    names = (PROMPTS, CLIP_PROMPTS) if config.prompts == AUTO else (config.prompts,)
+    texts = digest([name if "{c}" in name else prompt_file(name) for name in names])
+    data = {card.path: files_of(Path(config.root), card) for job in jobs for card in job.cards}
+    requests = []
+    for job in jobs:
+        protocol = protocol_of(job.protocol)
+        settings = settings_of(protocol, config.settings(job.protocol), config.prompts)
+        common = {**model, **settings, **({"prompt_texts": texts} if protocol.reads_prompts else {})}
+        requests.append(
+            {card.name: {**common, "card": digest(asdict(card)), "data": data[card.path]} for card in job.cards}
+        )
+    return requests
 
 
-def _reused(config: EvaluationOptions, job: EvaluationJob) -> dict[str, Any] | None:
+def _kept(config: EvaluationOptions, job: EvaluationJob, request: dict[str, Any]) -> dict[str, Any] | None:
     """Return the result that an earlier run wrote for the same request; None if there is none, or it is not wanted."""
-    if config.one_file or config.overwrite:
+    if config.one_file or config.overwrite or not job.cards:
         return None
+    result = _read(job.file)
+    before = result.get("requests", {})
+    if before == request and outcomes_file(job.file).is_file():
+        return result
+    for name in before:
+        changed = [key for key, value in request.get(name, {}).items() if before[name].get(key) != value]
+        say(f"{job.file}: evaluated again, since it was made with other {', '.join(changed)}")
+    return None
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """Return a result file; {} if there is none, or it is cut short."""
     try:
-        found: dict[str, Any] = json.loads(job.file.read_text(encoding="utf-8"))
+        result: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return None
-    same = bool(job.cards) and found.get("requests") == _requests(config, job)
-    return found if same and outcomes_file(job.file).is_file() else None
+        return {}
+    return result
 
 
 if __name__ == "__main__":

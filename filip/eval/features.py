@@ -146,7 +146,7 @@ def features_of_batches(
 def model_key(model: str, encoder: Encoder) -> dict[str, Any]:
     """Return what a model's features depend on. model: as on the command line; its files are read once for this."""
     return {
-        "weights": _weights(model),
+        "weights": weights_of(model),
         "image_size": encoder.image_size,
         "precision": name_of(encoder.dtype),
         "token_wise": encoder.token_wise,
@@ -154,7 +154,7 @@ def model_key(model: str, encoder: Encoder) -> dict[str, Any]:
     }
 
 
-def _weights(model: str) -> Any:
+def weights_of(model: str) -> Any:
     """Return the content of a file of weights, or names, sizes and times of a folder's files; else the name alone."""
     for name in (model, *model.split(":")):
         place = Path(name)
