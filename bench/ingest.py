@@ -54,7 +54,7 @@ def main(config: IngestBench) -> None:
     from img2dataset.resizer import Resizer
 
     from filip.data.cards import SourceCard
-    from filip.data.fetching.img2dataset_setup import make_resizer
+    from filip.data.fetching.from_card import make_resizer
 
     cv2.setNumThreads(1)
     ours = make_resizer(SourceCard("bench"))

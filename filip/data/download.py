@@ -1,10 +1,10 @@
-"""Download with img2dataset: kept.parquet → webdataset shards, and a funnel that counts each URL in one bucket.
+"""Download images: kept.parquet → webdataset shards as img2dataset writes them, and a funnel that counts each URL once.
 
     python -m filip.data.download source=cc12m list=kept.parquet out=shards funnel=download.json
 
 The folder is restartable at any moment: finished shards stay, others are fetched again. URLs that failed for a
 reason that may have passed (time-out, connection, 5xx, ...) are tried once more after all others, in separate
-shards. img2dataset exits with 0 whatever happened; here a missing shard is an error.
+shards. A missing shard is an error.
 
 On a cluster, ``part=3/16`` downloads a sixteenth of the shards into the same folder and stops there; a last run without
 ``part`` tries again what failed and writes the funnel.
@@ -140,7 +140,7 @@ def _planned(
     reserved = sorted(set(columns) & set(RESERVED) - {"url", "caption"})
     if reserved:
         raise UserError(
-            f"{list_path} has the columns {', '.join(reserved)}, which img2dataset writes itself: "
+            f"{list_path} has the columns {', '.join(reserved)}, which the shards have themselves: "
             "`filip data prepare` renames them"
         )
     folder = Path(out).resolve()
@@ -201,14 +201,14 @@ def _run_pass(
     load = card.download
     _start_fork_server()
     # imported only now: it takes seconds, and a rerun with nothing to do should not
-    from filip.data.fetching import img2dataset_setup
+    from filip.data.fetching import from_card
     from filip.data.fetching.shard_maker import shard_name
     from filip.data.fetching.shards import ListReader
     from filip.data.fetching.workers import LocalWorkers, download_shards
 
     reader = ListReader(Path(this["list"]), load.samples_per_shard, this["first_shard"], columns, folder / "_work")
     reader.wanted = todo
-    downloader = img2dataset_setup.make_downloader(card, folder, columns, OPT_OUT_DIRECTIVES, tars)
+    downloader = from_card.make_downloader(card, folder, columns, OPT_OUT_DIRECTIVES, tars)
     downloader.retried = {shard: rows for shard, rows in retried_rows(plan, number) if shard in todo}
     downloader.patient = is_retry(this)
     workers = LocalWorkers(downloader, min(load.processes, len(todo)))
@@ -224,7 +224,7 @@ def _run_pass(
 
 
 def _start_fork_server() -> None:
-    """Start the process that workers are forked from; it imports img2dataset while this process does."""
+    """Start the process that workers are forked from; it imports OpenCV and the rest while this process does."""
     get_context("forkserver").set_forkserver_preload(["filip.data.fetching.shards", "filip.data.fetching.image_rules"])
     with deaf_to_ctrl_c():
         forkserver.ensure_running()

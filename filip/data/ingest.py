@@ -114,8 +114,6 @@ def ingest(card: SourceCard, config: IngestConfig) -> tuple[Fragment, Fragment]:
         card = replace(card, images=fetched(str(card.images), Path(f"{Path(config.out).resolve()}.images")))
     reading = reading_of(card, config.out)
     layout, parts, reading = recognise(reading)
-    # img2dataset imports albumentations, which asks the network for a newer version of itself whenever it is imported
-    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
     folder = Path(config.out).resolve()
     work = folder / "_work"
     listed = Path(config.list) if config.list else work / "list.parquet"

@@ -9,7 +9,7 @@ from tests.data import hostile
 
 
 class DeadlyResizer(CheckedResizer):
-    def __call__(self, img_stream: io.BytesIO, blurring_bbox_list: Any = None) -> tuple[Any, ...]:
+    def __call__(self, img_stream: io.BytesIO) -> tuple[Any, ...]:
         if img_stream.getvalue() in (hostile.GOOD["jpeg"](), hostile.GOOD["webp"]()):
             os._exit(9)
-        return super().__call__(img_stream, blurring_bbox_list)
+        return super().__call__(img_stream)

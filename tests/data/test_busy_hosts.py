@@ -15,7 +15,7 @@ import pytest
 from filip.data.cards import SourceCard, parse_card
 from filip.data.download import download
 from filip.data.fetching import hosts
-from filip.data.fetching.img2dataset_setup import make_downloader
+from filip.data.fetching.from_card import make_downloader
 from filip.data.fetching.shards import ShardDownloader
 from tests.data import hostile
 from tests.data.downloads import write_list

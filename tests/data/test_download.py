@@ -1,4 +1,4 @@
-"""Real img2dataset against a hostile server: every URL ends in one bucket, and every image is right."""
+"""The download against a hostile server: every URL ends in one bucket, and every image is right."""
 
 import hashlib
 import io
@@ -109,7 +109,7 @@ def test_mistakes_are_named_before_anything_is_fetched(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="`filip data prepare` makes a list"):
         download(tmp_path / "none.parquet", tmp_path / "out", card)
     reserved = write_list(tmp_path / "reserved.parquet", ["http://127.0.0.1:9/a.jpg"], width=[1], key=["k"])
-    with pytest.raises(UserError, match=r"columns key, width, which img2dataset writes itself"):
+    with pytest.raises(UserError, match=r"columns key, width, which the shards have themselves"):
         download(reserved, tmp_path / "out", card)
     source = write_list(tmp_path / "list.parquet", ["http://127.0.0.1:9/a.jpg"])
     (tmp_path / "foreign").mkdir()

@@ -114,7 +114,7 @@ def test_a_worker_in_a_call_that_never_returns_is_ended(tmp_path: Path, monkeypa
 
 @pytest.mark.slow
 def test_a_shard_that_kills_every_worker_fails_alone(tmp_path: Path) -> None:
-    from filip.data.fetching.img2dataset_setup import make_downloader
+    from filip.data.fetching.from_card import make_downloader
     from filip.data.fetching.shards import ListReader
     from filip.data.fetching.workers import SHARD_TRIES, LocalWorkers, download_shards
     from tests.data.poisoned import POISON, Poisoned
@@ -161,7 +161,7 @@ def test_a_lost_shard_is_made_again_although_a_retry_pass_exists(tmp_path: Path)
 
 @pytest.mark.slow
 def test_images_that_kill_their_worker_are_given_up_by_name_and_alone(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("filip.data.fetching.img2dataset_setup.CheckedResizer", DeadlyResizer)
+    monkeypatch.setattr("filip.data.fetching.from_card.CheckedResizer", DeadlyResizer)
     settings = {"image_size": 32, "samples_per_shard": 6, "threads": 2, "retries": 0}
     rules = {"image_rules": {"min_side": 0}, "allow_private_hosts": True}
     card = parse_card({"download": settings, **rules}, Path("c.yaml"))
@@ -193,7 +193,7 @@ def test_what_a_killed_worker_was_decoding_is_known_until_all_is_done(tmp_path: 
 
 def test_a_full_disk_fails_the_shard_and_leaves_nothing_half_done(tmp_path: Path) -> None:
     """img2dataset itself prints the error, counts the lost samples as successes and calls the shard done."""
-    from filip.data.fetching.img2dataset_setup import make_downloader
+    from filip.data.fetching.from_card import make_downloader
     from filip.data.fetching.shards import ListReader
 
     settings = {"image_size": 48, "threads": 2, "samples_per_shard": 20}
@@ -220,7 +220,7 @@ def test_a_full_disk_fails_the_shard_and_leaves_nothing_half_done(tmp_path: Path
 @pytest.mark.parametrize("verify", [True, False])
 def test_bytes_that_are_not_those_of_the_list_are_dropped(tmp_path: Path, verify: bool) -> None:
     """A list's sha256 tells whether a URL still gives what it gave: domains expire, and others buy them."""
-    from filip.data.fetching.img2dataset_setup import make_downloader
+    from filip.data.fetching.from_card import make_downloader
     from filip.data.fetching.shards import ListReader
 
     settings = {"image_size": 32, "samples_per_shard": 9, "threads": 2, "verify_sha256": verify}
@@ -260,7 +260,7 @@ class OneAfterTheOther(LocalWorkers):
 
 
 def test_a_full_disk_ends_the_download_at_once(tmp_path: Path) -> None:
-    from filip.data.fetching.img2dataset_setup import make_downloader
+    from filip.data.fetching.from_card import make_downloader
     from filip.data.fetching.shards import ListReader
 
     settings = {"image_size": 48, "threads": 2, "samples_per_shard": 20}

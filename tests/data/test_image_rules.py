@@ -12,7 +12,7 @@ import pytest
 from img2dataset.resizer import Resizer
 from PIL import Image
 
-from filip.data.fetching.image_rules import MAX_PIXELS, CheckedResizer, inspect
+from filip.data.fetching.image_rules import CheckedResizer, inspect
 from filip.data.loading.images import decode
 from filip.rgb import UNDECODABLE
 from tests.data import hostile
@@ -51,14 +51,7 @@ BODIES = {**hostile.GOOD, **hostile.BAD}
 
 @pytest.fixture(scope="module")
 def resizer() -> CheckedResizer:
-    return CheckedResizer(
-        image_size=120,
-        resize_mode="keep_ratio",
-        resize_only_if_bigger=True,
-        min_image_size=200,
-        max_image_area=MAX_PIXELS,
-        max_aspect_ratio=3.0,
-    )
+    return CheckedResizer(120, "keep_ratio", only_if_bigger=True, min_side=200, max_aspect=3.0)
 
 
 def assert_colours(data: bytes, expected, name: str = "") -> None:
@@ -126,13 +119,29 @@ def test_more_pixels_than_pillow_opens_are_too_many() -> None:
 def test_alpha_is_blended_as_img2dataset_does_it(resizer: CheckedResizer, kind: str) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (600, 250, 4), dtype=np.uint8)
     data = hostile.encode(Image.fromarray(pixels, "RGBA"), kind, **({"lossless": True} if kind == "WEBP" else {}))
-    assert resizer(io.BytesIO(data)) == Resizer.__call__(resizer, io.BytesIO(data))
+    assert resizer(io.BytesIO(data)) == Resizer(120, "keep_ratio", True)(io.BytesIO(data))
+
+
+@pytest.mark.parametrize("encode_format", ["jpg", "png", "webp"])
+@pytest.mark.parametrize("only_if_bigger", [True, False])
+@pytest.mark.parametrize("mode", ["no", "keep_ratio", "center_crop", "border", "keep_ratio_largest"])
+def test_images_are_resized_to_the_same_bytes_as_by_img2dataset(
+    mode: str, only_if_bigger: bool, encode_format: str
+) -> None:
+    rng, quality = np.random.default_rng(0), 6 if encode_format == "png" else 95
+    ours = CheckedResizer(101, mode, only_if_bigger, encode_format, quality)
+    theirs = Resizer(101, mode, only_if_bigger, encode_format=encode_format, encode_quality=quality)
+    for size in ((330, 217), (217, 330), (101, 101), (101, 150), (64, 80), (90, 131)):
+        for shape in (size, (*size, 3)):
+            picture = Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8))
+            data = hostile.encode(picture, "PNG")
+            assert ours(io.BytesIO(data)) == theirs(io.BytesIO(data)), (size, shape)
 
 
 PEAK = """
 import io, resource, sys
-from filip.data.fetching.image_rules import CheckedResizer, MAX_PIXELS
-resizer = CheckedResizer(256, "keep_ratio", True, max_image_area=MAX_PIXELS)
+from filip.data.fetching.image_rules import CheckedResizer
+resizer = CheckedResizer(256, "keep_ratio", True)
 def peak(name):
     assert resizer(io.BytesIO(open(name, "rb").read()))[-1] is None
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

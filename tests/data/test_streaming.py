@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from filip.data.cards import parse_card
-from filip.data.fetching.img2dataset_setup import make_downloader
+from filip.data.fetching.from_card import make_downloader
 from filip.data.fetching.shard_maker import is_complete
 from filip.data.fetching.shards import ListReader
 from filip.data.forget import forget
@@ -268,7 +268,7 @@ def test_a_download_killed_while_it_sends_a_tar_is_finished_by_the_next(bucket: 
         "    with self.open(place, 'wb') as file: file.write(open(path, 'rb').read(9)); os.kill(os.getpid(), 9)\n"
         "s3fs.S3FileSystem.put_file = cut\n"
         "from pathlib import Path\nfrom filip.data.cards import load_source\n"
-        "from filip.data.fetching.img2dataset_setup import make_downloader\n"
+        "from filip.data.fetching.from_card import make_downloader\n"
         "w = Path('shards/_work'); w.mkdir(parents=True)\n"
         "reader = s.ListReader(Path('list.parquet'), 10, 0, ['url', 'caption'], w); reader.wanted = {0}\n"
         f"d = make_downloader(load_source('web.yaml'), w.parent.resolve(), reader.columns, [], '{bucket}/cut')\n"

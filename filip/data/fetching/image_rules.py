@@ -1,4 +1,4 @@
-"""Apply image rules and repairs, before img2dataset decodes an image with OpenCV.
+"""Apply image rules and repairs to an image, then resize and encode it with OpenCV.
 
 OpenCV takes a truncated JPEG (and greys out the rest), allocates whatever a PNG header promises, ignores the EXIF
 orientation, and turns 16-bit images white when it writes JPEG. So the header is read first: rules that need
@@ -9,13 +9,16 @@ are normalised by Pillow to plain 8-bit RGB.
 from __future__ import annotations
 
 import io
+import math
+import os
 import warnings
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import cv2
 import numpy as np
-from img2dataset.resizer import Resizer
 from PIL import Image, UnidentifiedImageError
 
 from filip.rgb import FORMATS, ORIENTATION, STRIP, to_rgb, upright
@@ -23,20 +26,91 @@ from filip.rgb import FORMATS, ORIENTATION, STRIP, to_rgb, upright
 MAX_PIXELS = 100_000_000  # Pillow warns from about this number on, and refuses twice as many
 OPENCV_READS = {"JPEG", "PNG", "WEBP", "BMP"}
 PLAIN_MODES = {"L", "RGB", "RGBA"}
+QUALITY = {"jpg": cv2.IMWRITE_JPEG_QUALITY, "png": cv2.IMWRITE_PNG_COMPRESSION, "webp": cv2.IMWRITE_WEBP_QUALITY}
 
 
-class CheckedResizer(Resizer):
-    """img2dataset's resizer behind :func:`inspect`; errors are ``"reason: detail"``."""
+@dataclass
+class CheckedResizer:
+    """Resizer of the images that :func:`inspect` lets through; bytes as img2dataset's, errors are ``"reason: detail"``.
 
-    def __call__(self, img_stream: io.BytesIO, blurring_bbox_list: Any = None) -> tuple[Any, ...]:
+    The fields are those of a card, see :class:`filip.data.cards.DownloadSettings`.
+    """
+
+    image_size: int
+    resize_mode: str
+    only_if_bigger: bool
+    encode_format: str = "jpg"
+    quality: int = 95
+    min_side: float = 0
+    max_aspect: float = math.inf
+
+    def __call__(self, img_stream: io.BytesIO) -> tuple[Any, ...]:
         """Turn an image's bytes into (encoded, width, height, original width and height, error or None), in pixels."""
-        problem, repaired = inspect(img_stream.getvalue(), self.min_image_size, self.max_aspect_ratio)
+        problem, repaired = inspect(img_stream.getvalue(), self.min_side, self.max_aspect)
         if problem:
             return None, None, None, None, None, problem
-        data = _blended(img_stream.getvalue()) if repaired is None else repaired
-        result = super().__call__(io.BytesIO(data), blurring_bbox_list)
-        error = result[-1]
-        return result if error is None else (*result[:-1], f"undecodable: {' '.join(str(error).split())[:200]}")
+        try:
+            pixels = _decoded(img_stream.getvalue() if repaired is None else repaired)
+            stored = self._resized(pixels)
+            encoded = cv2.imencode(f".{self.encode_format}", stored, (QUALITY[self.encode_format], self.quality))[1]
+        except (cv2.error, ValueError) as error:
+            detail = " ".join(str(error).split())[:200]
+            return None, None, None, None, None, f"undecodable: {detail}"
+        height, width = pixels.shape[:2]
+        return encoded.tobytes(), *stored.shape[1::-1], width, height, None
+
+    def _resized(self, pixels: Any) -> Any:
+        sides = pixels.shape[:2]
+        longer = self.resize_mode in ("border", "keep_ratio_largest")
+        side = max(sides) if longer else min(sides)
+        if self.resize_mode == "no" or (self.only_if_bigger and side <= self.image_size):
+            return pixels
+        height, width = (max(1, round(length * (self.image_size / side))) for length in sides)
+        if (height, width) != sides:
+            how = cv2.INTER_AREA if side > self.image_size else cv2.INTER_LANCZOS4
+            pixels = cv2.resize(pixels, (width, height), interpolation=how)
+        if self.resize_mode == "center_crop":
+            top, left = ((length - self.image_size) // 2 for length in (height, width))
+            return pixels[top : top + self.image_size, left : left + self.image_size]
+        if self.resize_mode == "border":
+            top, left = ((self.image_size - length) // 2 for length in (height, width))
+            below, right = self.image_size - height - top, self.image_size - width - left
+            return cv2.copyMakeBorder(pixels, top, below, left, right, cv2.BORDER_CONSTANT, value=(255, 255, 255))
+        return pixels
+
+
+def _decoded(data: bytes) -> Any:
+    """Return the pixels of an image, uint8 [height, width] or [height, width, 3], an alpha channel on white.
+
+    It blends as img2dataset does, to the bit, but in strips: in one piece it takes 76 bytes a pixel, 7.6 GB for the
+    largest picture allowed. Raises ValueError or cv2.error.
+    """
+    cv2.setNumThreads(1)
+    with _silent():
+        decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    if decoded is None:
+        raise ValueError("Image decoding error")
+    if decoded.ndim == 2 or decoded.shape[2] != 4:
+        return decoded
+    plain = np.empty((*decoded.shape[:2], 3), np.uint8)
+    for top in range(0, len(decoded), STRIP):
+        strip = decoded[top : top + STRIP]
+        alpha = strip[:, :, 3:]
+        plain[top : top + STRIP] = np.rint((alpha / 255 * strip[..., :3] + 255 - alpha).clip(min=0, max=255))
+    return plain
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Let no codec write to this process's stderr: libjpeg and libpng complain about images that they decode."""
+    kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nothing, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nothing)
 
 
 def inspect(data: bytes, min_side: float, max_aspect: float) -> tuple[str | None, bytes | None]:
@@ -91,33 +165,6 @@ def _needs_repair(image: Image.Image, data: bytes) -> bool:
         deep = data[24:25] == b"\x10"
         return deep or (b"eXIf" in data and image.getexif().get(ORIENTATION, 1) != 1)
     return image.getexif().get(ORIENTATION, 1) != 1
-
-
-def _may_have_alpha(data: bytes) -> bool:
-    if data[:4] == b"\x89PNG":
-        return data[25:26] in (b"\4", b"\6") or b"tRNS" in data[: max(0, data.find(b"IDAT"))]
-    return data[:4] == b"RIFF" and data[12:16] != b"VP8 "
-
-
-def _blended(data: bytes) -> bytes:
-    """Return a picture with an alpha channel on white, as a bitmap; others as they are.
-
-    It blends as img2dataset does, to the bit, but in strips: in one piece it takes 76 bytes a pixel, 7.6 GB for the
-    largest picture allowed.
-    """
-    if not _may_have_alpha(data):
-        return data
-    with suppress(cv2.error):
-        decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-        if decoded is not None and decoded.ndim == 3 and decoded.shape[2] == 4:
-            plain = np.empty((*decoded.shape[:2], 3), np.uint8)
-            for top in range(0, len(decoded), STRIP):
-                strip = decoded[top : top + STRIP]
-                alpha = strip[:, :, 3:]
-                plain[top : top + STRIP] = np.rint((alpha / 255 * strip[..., :3] + 255 - alpha).clip(min=0, max=255))
-            del decoded
-            return cv2.imencode(".bmp", plain)[1].tobytes()
-    return data
 
 
 def _plain(image: Image.Image) -> bytes:

@@ -20,8 +20,8 @@ from PIL import Image as Picture
 
 from filip.data.cards import SourceCard
 from filip.data.fetching.forgotten import FORGOTTEN, Forgotten
+from filip.data.fetching.from_card import make_resizer
 from filip.data.fetching.image_rules import inspect
-from filip.data.fetching.img2dataset_setup import make_resizer
 from filip.data.fetching.outcomes import MAX_BYTES
 from filip.data.fetching.shard_maker import (
     SUFFIXES,

@@ -1,4 +1,4 @@
-"""Make a downloader, and img2dataset's resizer, from a source card."""
+"""Make a downloader and a resizer from a source card."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from urllib.request import url2pathname
 
 from filip.data.cards import SourceCard
 from filip.data.fetching.access import Access
-from filip.data.fetching.image_rules import MAX_PIXELS, CheckedResizer
+from filip.data.fetching.image_rules import CheckedResizer
 from filip.data.fetching.shards import ShardDownloader
 
 
@@ -45,12 +45,11 @@ def make_resizer(card: SourceCard) -> CheckedResizer:
     return CheckedResizer(
         image_size=load.image_size,
         resize_mode=load.resize_mode,
-        resize_only_if_bigger=load.only_if_bigger,
-        encode_quality=load.quality,
+        only_if_bigger=load.only_if_bigger,
         encode_format=load.encode_format,
-        min_image_size=card.image_rules.min_side,
-        max_image_area=MAX_PIXELS,
-        max_aspect_ratio=card.image_rules.max_aspect,
+        quality=load.quality,
+        min_side=card.image_rules.min_side,
+        max_aspect=card.image_rules.max_aspect,
     )
 
 
