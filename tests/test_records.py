@@ -1,0 +1,52 @@
+"""Records of studies can be traced: to a commit that is in the history, to unchanged files, data and a CPU."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from filip.report.table import Table
+from filip.table_writer import render
+
+ROOT = Path(__file__).parents[1]
+RECORDS = sorted((ROOT / "records").rglob("*.json"))
+SHALLOW = subprocess.run(["git", "rev-parse", "--is-shallow-repository"], cwd=ROOT, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("record", RECORDS, ids=lambda path: path.stem)
+def test_a_record_is_of_a_study_and_the_page_shows_its_first_table(record: Path) -> None:
+    assert (ROOT / "workflow" / "config" / record.name).with_suffix(".yaml").is_file()
+    tables = json.loads(record.read_text(encoding="utf-8"))["tables"]
+    shown = render(Table.from_json(next(iter(tables.values()))).grid(), "markdown")
+    page = (ROOT / "docs" / "token_wise.md").read_text(encoding="utf-8")
+    assert all(line in page for line in shown.splitlines() if line.startswith("|"))
+
+
+@pytest.mark.skipif(SHALLOW.stdout.strip() != "false", reason="needs the history of the repository")
+@pytest.mark.parametrize("record", RECORDS, ids=lambda path: path.stem)
+def test_a_record_names_unchanged_code_of_the_history(record: Path) -> None:
+    commits = {run["commit"] for run in json.loads(record.read_text(encoding="utf-8"))["runs"].values()}
+    for commit in commits:  # a "+" behind one would say that files had been changed
+        assert subprocess.run(["git", "merge-base", "--is-ancestor", commit, "HEAD"], cwd=ROOT).returncode == 0, commit
+
+
+@pytest.mark.parametrize("record", RECORDS, ids=lambda path: path.stem)
+def test_a_record_says_on_which_data_and_cpu_each_training_ran_and_how_long(record: Path) -> None:
+    for name, run in json.loads(record.read_text(encoding="utf-8"))["runs"].items():
+        assert run["trained"] and run["processor_seconds"] > 0, name
+        assert run["manifest_hashes"] and all(run["manifest_hashes"].values()) and run["feature_maps"], name
+        assert run["cpu"]["model"] and run["cpu"]["family"] and run["cpu"]["flags"] and run["cpu"]["computes_as"], name
+
+
+@pytest.mark.parametrize("record", RECORDS, ids=lambda path: path.stem)
+def test_a_record_takes_what_its_search_found_best_on_other_seeds_than_it_reports(record: Path) -> None:
+    content = json.loads(record.read_text(encoding="utf-8"))
+    for run, search in content["search"].items():
+        for setting, value in zip(search["settings"], search["best"], strict=True):
+            config = content["runs"][run]["config"]
+            for key in setting.split("."):
+                config = config[key]
+            assert config == value, (run, setting)
+        seeds = {seed for tried in search["tried"] for seed in tried["scores"]}
+        assert str(content["runs"][run]["config"]["seed"]) not in seeds
