@@ -7,8 +7,7 @@ c_i' is the caption of image i in which the word that relates two things gives w
 word, or several, have no such term. Hoehing et al. find that CLIP does not learn positions from pairs alone, and that
 it can be taught them by pairs that differ in nothing else.
 
-Use it on a trained model (``init_from``), with captions most of which tell a relation. From scratch, or where a third
-of the captions told one, nothing was learned in as many steps (docs/token_wise.md).
+Use it on a trained model (``init_from``), with captions most of which tell a relation.
 """
 
 from __future__ import annotations
