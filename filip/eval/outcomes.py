@@ -1,6 +1,6 @@
 """Keep the outcome of each image or caption of a benchmark next to the result file, so that runs compare in pairs.
 
-A result file ``zero_shot.json`` has its outcomes in ``zero_shot.npz``: for each group of queries (a benchmark, or one
+A result file ``cifar10.json`` has its outcomes in ``cifar10.npz``: for each group of queries (a benchmark, or one
 direction of it) the arrays ``<group>/key``, ``<group>/cluster`` and ``<group>/<measure>``.
 """
 

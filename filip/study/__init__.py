@@ -2,6 +2,6 @@
 
 from filip.study.grid import with_seeds
 from filip.study.study import Study, load_study, resolve
-from filip.study.tables import PROTOCOLS, TABLES, TableKind
+from filip.study.tables import PROTOCOLS, TABLES
 
-__all__ = ["PROTOCOLS", "TABLES", "Study", "TableKind", "load_study", "resolve", "with_seeds"]
+__all__ = ["PROTOCOLS", "TABLES", "Study", "load_study", "resolve", "with_seeds"]
