@@ -147,9 +147,10 @@ def planned(config: EvaluationOptions) -> list[EvaluationJob]:
     Raises UserError if nothing fits, a name occurs twice, or a data set is missing.
     """
     check_output("out", config.out, "file" if config.one_file else "folder")
-    if config.one_file and len(config.protocols) != 1:
+    if config.one_file and (len(config.protocols) != 1 or config.only):
         raise UserError(
-            f"out={config.out} is one file, for one protocol: give one, e.g. protocols=[retrieval], or a folder as out="
+            f"out={config.out} is one file, for one protocol: give one, e.g. protocols=[retrieval], with its cards in "
+            "data= and without only=; or a folder as out="
         )
     parse_part(config.shard, "shard")
     chosen = {name: protocol_of(name) for name in config.protocols}

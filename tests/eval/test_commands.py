@@ -195,9 +195,9 @@ def test_top5_of_five_classes_is_refused_before_anything_is_encoded(root, capsys
     [
         ("zero_shot", "data=[eval/demo_fluent.yaml]", "for classification, not for demo_fluent (retrieval)"),
         ("retrieval", "data=[eval/demo_food.yaml]", "for retrieval, not for demo_food (classification)"),
-        ("zero_shot", "zero_shot.ensemble=vote", "zero_shot.ensemble=vote: ensemble takes auto, score, embedding"),
+        ("zero_shot", "zero_shot.ensemble=vote", "zero_shot.ensemble=vote must be one of auto, score, embedding"),
         ("zero_shot", "zero_shot.ensemble=embedding", "no meaning for a token-wise model"),
-        ("retrieval", "retrieval.rank_texts_by=both", "rank_texts_by takes image, text, mean"),
+        ("retrieval", "retrieval.rank_texts_by=both", "rank_texts_by=both must be one of image, text, mean"),
         ("zero_shot", "model=none.safetensors", "there is no file or folder 'none.safetensors'"),
         ("zero_shot", "root=/nowhere", "no data set at /nowhere/demo_food"),
         ("zero_shot", "loader=tape", "no layout 'tape'"),
