@@ -39,6 +39,7 @@ from filip.index.store import About, Index
 from filip.index.tokens import pooled as tokens_pooled
 from filip.index.tokens import restored, rounded
 from filip.progress import Progress, say, track
+from filip.search.ranking import query_of, rank
 
 
 @dataclass
@@ -107,7 +108,7 @@ def times(images: Tensor, captions: list[str], scorer: Scorer) -> str:
             texts = scorer.encode_texts([caption])
             clocks["text"].append(time.perf_counter() - started)
             started = time.perf_counter()
-            hits = index.search(scorer, caption, 10)
+            hits = rank(index, scorer, query_of(scorer, caption, "all")).hits[:10]
             clocks["index"].append(time.perf_counter() - started - clocks["text"][-1])
             started = time.perf_counter()
             best = scorer.similarity(images, texts).t2i[:, 0].topk(10)
@@ -181,7 +182,7 @@ def kept(tokens: Tensor, count: int) -> Tensor:
 
 
 def pooled(tokens: Tensor, count: int) -> Tensor:
-    return tokens_pooled(tokens, count)[0].half().float()
+    return tokens_pooled(tokens, count).half().float()
 
 
 def draw(rows: list[tuple[str, int, float, float, float]], path: Path) -> None:

@@ -20,6 +20,7 @@ from filip.command import option, run_command
 from filip.eval.scorer import load_scorer
 from filip.index import build
 from filip.index.store import Index
+from filip.search.ranking import query_of, rank
 
 SCENES = sorted(Path("docs/scenes").glob("*.png"))
 
@@ -42,7 +43,7 @@ def main(config: Together) -> None:
         scorer, searches, sizes = load_scorer("emoji", device="cpu"), 0, set()
         while builder.is_alive():
             opened = Index.open(index)
-            hits = opened.search(scorer, "a jellyfish", 5)
+            hits = rank(opened, scorer, query_of(scorer, "a jellyfish")).hits[:5]
             assert len(hits) == min(5, len(opened)) and hits[0].score >= hits[-1].score
             sizes.add(len(opened))
             opened.close()

@@ -52,7 +52,7 @@ def main(study: PublicSearch) -> None:
         scorer, opened, clocks = load_scorer(f"hf:{model}", tokens=True, fit="pad"), Index.open(index), []
         for text in (QUERIES[0], *QUERIES):  # the first once more: it maps the file
             wall, cpu = time.perf_counter(), time.process_time()
-            rank(opened, scorer, query_of(scorer, text, "content", opened.about.pool))
+            rank(opened, scorer, query_of(scorer, text))
             clocks.append((time.perf_counter() - wall, time.process_time() - cpu))
         walls, cpus = (statistics.median(part) for part in zip(*clocks[1:], strict=True))
         size = sum(file.stat().st_size for file in index.iterdir())

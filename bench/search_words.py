@@ -43,7 +43,7 @@ def main(study: SearchWords) -> None:
         for start in range(0, len(samples), 64)
     )
     images = torch.cat([scorer.encode_images(batch) for batch in pixels]).float()
-    stored = restored(rounded(pooled(images, images.shape[1] // 4)[0], "int8"))
+    stored = restored(rounded(pooled(images, images.shape[1] // 4), "int8"))
     shown = [{thing.label for thing in sample.things} for sample in samples]
     things = sorted(set().union(*shown))
     wanted = torch.tensor([[thing in labels for labels in shown] for thing in things])

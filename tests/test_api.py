@@ -129,7 +129,7 @@ def test_what_is_no_image_and_no_text_is_refused_by_name(folder: Path, tmp_path:
     broken.write_bytes(b"not a picture")
     raw = tmp_path / "photo.cr2"
     raw.write_bytes(b"of a camera")
-    line = Image.new("RGB", (SIDE, 30 * SIDE))
+    line = Image.new("RGB", (SIDE, 60 * SIDE))
     for images, message in (
         (["nowhere.jpg"], "there is no file or folder 'nowhere.jpg'"),
         ([folder / "0.pmg"], r"did you mean '.*0\.png'"),
@@ -140,7 +140,7 @@ def test_what_is_no_image_and_no_text_is_refused_by_name(folder: Path, tmp_path:
         ([torch.zeros(SIDE, SIDE)], r"shape \[32, 32\] is not an image"),
         ([torch.zeros(3, SIDE, SIDE, dtype=torch.int64)], "a tensor of torch.int64 is not an image"),
         ([Image.new("F", (SIDE, SIDE))], "mode F has no known range"),
-        ([line], "32 x 960 pixels: too long and narrow"),
+        ([line], "32 x 1920 pixels: too long and narrow"),
         ([17], "a int is not an image"),
         (17, "not a int"),
         ("cat.jpg", r"not the text 'cat\.jpg'; for one image give \[image\]"),
@@ -229,7 +229,7 @@ def test_a_picture_is_seen_upright_wherever_it_is_read(orientation: int, folder:
     assert torch.equal(turned, upright) and torch.equal(opened, upright)
     assert not torch.equal(model.encode_images([stored]), upright)
     # by the index, the explorer and their thumbnails
-    shown = read_image((tmp_path / "turned.png").read_bytes())
+    shown = read_image(tmp_path / "turned.png")
     assert np.array_equal(np.asarray(shown), np.asarray(expected.convert("RGB")))
     assert np.array_equal(
         to_pixels(Image.open(tmp_path / "turned.png"), SIDE), to_pixels(expected.convert("RGB"), SIDE)

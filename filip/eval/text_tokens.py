@@ -47,7 +47,8 @@ def _names(text: str, tokens: Sequence[str]) -> list[bool]:
         so_far += token
         if not word.startswith(so_far):  # the tokenizer split elsewhere: the piece stands for itself
             word = so_far = token
-        names.append(any(map(str.isalnum, word)) and word not in FUNCTION_WORDS)
+        # a byte of a letter that took several tokens is "\ufffd"
+        names.append(any(sign.isalnum() or sign == "\ufffd" for sign in word) and word not in FUNCTION_WORDS)
         if so_far == word:
             word, so_far = next(words, ""), ""
     return names

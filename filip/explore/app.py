@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import io
 import secrets
 from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -43,7 +44,7 @@ def application(
     gallery = search.gallery
     # one upload at a time, since it may take hundreds of megabytes, and in one thread, which uses them again
     seeing = ThreadPoolExecutor(1)
-    front = page({**common_data(gallery), "live": True}, live=True)
+    front = page({**common_data(gallery), "live": True, "opening": 0}, live=True)
 
     async def index(request: Request) -> Response:
         return HTMLResponse(front)
@@ -72,7 +73,7 @@ def application(
         return JSONResponse(await run_in_threadpool(search.texts, image, int(count)))
 
     def see(data: bytes) -> tuple[str, bytes]:
-        return search.upload(read_image(data, max_bytes, max_pixels))
+        return search.upload(read_image(io.BytesIO(data), max_pixels))
 
     async def upload(request: Request) -> Response:
         data = bytearray()

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,7 @@ import torch
 
 from filip.command import MISSING, option, run_command
 from filip.errors import UserError
-from filip.explore.gallery import Gallery, GalleryOptions, ViewedImages, Viewer
+from filip.explore.gallery import Gallery, GalleryOptions, ViewedImages, ViewedText, Viewer
 from filip.explore.packing import base64_of, packed
 from filip.explore.page import page
 from filip.explore.towers import NotInPage, image_tower, text_tower, tokenizer_data
@@ -95,13 +96,15 @@ class PageTowers:
 
 def static_data(gallery: Gallery, towers: PageTowers) -> dict[str, Any]:
     """Return all data that the page needs; arrays are base64."""
+    texts = [[viewer.text(text, things) for text, things in _texts(gallery)] for viewer in gallery.viewers]
     data = {
         **common_data(gallery),
         "live": False,
+        "opening": opening(gallery, texts),
         "thumbnails": [base64.b64encode(data).decode("ascii") for data in gallery.thumbnails],
         "models": [
-            _model_data(viewer, features, gallery, with_texts=bool(towers.missing))
-            for viewer, features in zip(gallery.viewers, gallery.features, strict=True)
+            _model_data(viewer, features, seen, with_texts=bool(towers.missing))
+            for viewer, features, seen in zip(gallery.viewers, gallery.features, texts, strict=True)
         ],
     }
     if not towers.missing:
@@ -122,12 +125,26 @@ def common_data(gallery: Gallery) -> dict[str, Any]:
     }
 
 
-def _model_data(viewer: Viewer, features: ViewedImages, gallery: Gallery, with_texts: bool) -> dict[str, Any]:
+def _texts(gallery: Gallery) -> Iterable[tuple[str, list[str]]]:
+    return track(list(zip(gallery.texts, gallery.things, strict=True)), "encoding", "texts")
+
+
+def opening(gallery: Gallery, texts: list[list[ViewedText]]) -> int:
+    """Return the caption that the page opens on: of those with which the last model finds their own picture first, the
+    one that the first model ranks worst. texts: the captions as each model sees them."""
+    best, worst = 0, 0
+    for text, image in {text: image for image, text in enumerate(gallery.own_text) if text is not None}.items():
+        ranks = []
+        for viewer, features, seen in zip(gallery.viewers, gallery.features, texts, strict=True):
+            scores = viewer.scores(features, seen[text])
+            ranks.append(int((scores > scores[image]).sum()))
+        if ranks[-1] == 0 and ranks[0] > worst:
+            best, worst = text, ranks[0]
+    return best
+
+
+def _model_data(viewer: Viewer, features: ViewedImages, texts: list[ViewedText], with_texts: bool) -> dict[str, Any]:
     """Return a model's images, the names in its captions, and with_texts also its captions' tokens."""
-    texts = [
-        viewer.text(text, things)
-        for text, things in track(list(zip(gallery.texts, gallery.things, strict=True)), "encoding", "texts")
-    ]
     data = viewer.about()
     if viewer.has_map:
         image_tokens = features.map.flatten(0, 1)
@@ -141,6 +158,7 @@ def _model_data(viewer: Viewer, features: ViewedImages, gallery: Gallery, with_t
         }
         if with_texts:
             data |= {"text_tokens": packed(text_tokens, image_tokens), "tokens": [text.tokens for text in texts]}
+            data["counted"] = [text.counted for text in texts]
     if not viewer.token_wise:
         # A vector per image or caption is small next to the tokens, so it is not rounded.
         data |= {"pooled_dim": features.scored.shape[-1], "image_vectors": base64_of(features.scored.float())}

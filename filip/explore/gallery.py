@@ -1,8 +1,8 @@
 """Hold images and texts as one or two models see them: what the explorer ranks, and why.
 
-A token-wise model ranks images by s^T, the mean over the text's tokens of their best patch (equation 5 of the paper),
-through the scorer of every table. A pooled model ranks by its cosine, and its token map uses its
-projections, as in :mod:`filip.eval.word_patch`.
+A token-wise model ranks images as `filip search` does, by s^T: the mean over the tokens of words that name something of
+their best patch (equation 5 of the paper), by the scorer of every table. A pooled model ranks by its cosine, and its
+token map uses its projections, as in :mod:`filip.eval.word_patch`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 from filip.command import MISSING, option
 from filip.errors import UserError, plain
 from filip.eval.scorer import Scorer, Texts, load_scorer
-from filip.explore.names import named_things
+from filip.explore.names import counted_tokens, encode_query, named_things, unknown_words
 from filip.explore.outlines import outlines
 from filip.explore.pictures import open_pictures
 from filip.files import nothing_at
@@ -45,12 +45,17 @@ class ViewedImages:
 
 @dataclass
 class ViewedText:
-    """A text: the scorer's input; its tokens as strings; their vectors [n2, d]; its names (see named_things)."""
+    """A text: the scorer's input; its tokens as strings; their vectors [n2, d]; its names (see named_things).
+
+    counted: positions of the tokens that the score counts. unknown: the words that the model never learned.
+    """
 
     scored: Texts
     tokens: list[str]
     vectors: Tensor
     names: list[dict]
+    counted: list[int]
+    unknown: list[dict]
 
 
 class Viewer:
@@ -84,12 +89,14 @@ class Viewer:
         return ViewedImages(tokens, tokens)
 
     def text(self, text: str, things: Sequence[str] = ()) -> ViewedText:
-        """Encode a text, with the things that it is known to name."""
-        scored = self.scorer.encode_texts([text])
+        """Encode a text as a search does, with the things that it is known to name. Errors: counted_tokens."""
+        scored = encode_query(self.scorer, text)
         if not self.has_map:
-            return ViewedText(scored, [], scored.values[:0], [])
-        vectors = scored.values if self.token_wise else self.encoder.words([text])[0]
-        return ViewedText(scored, self.encoder.tokens(text), vectors, named_things(self.encoder, text, things))
+            return ViewedText(scored, [], scored.values[:0], [], [], [])
+        vectors = self.scorer.encode_texts([text]).values if self.token_wise else self.encoder.words([text])[0]
+        counted = [place for place, counts in enumerate(counted_tokens(self.encoder, text)) if counts]
+        names = named_things(self.encoder, text, things)
+        return ViewedText(scored, self.encoder.tokens(text), vectors, names, counted, unknown_words(self.encoder, text))
 
     def scores(self, images: ViewedImages, text: ViewedText) -> Tensor:
         """Return each image's score for the text, float32 [n]: the same numbers as in every table."""

@@ -25,22 +25,18 @@ SCRIPTS = (
     "search.js",
     "app.js",
 )  # in this order
-POLICY = (
-    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
-    "img-src data:{own}; connect-src {connect}"
-)
 
 
 def page(data: dict[str, Any], live: bool = False) -> str:
     """Return the whole page. data: see :func:`filip.explore.export.static_data` and :mod:`filip.explore.app`."""
     parts = {
-        "policy": POLICY.format(own=" 'self'" if live else "", connect="'self'" if live else "'none'"),
         "style": resources.page_style() + (ASSETS / "style.css").read_text(encoding="utf-8"),
         "script": "\n".join((ASSETS / name).read_text(encoding="utf-8") for name in SCRIPTS),
         "data": in_script(data),
     }
     frame = (ASSETS / "page.html").read_text(encoding="utf-8")
-    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], frame)
+    whole = re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], frame)
+    return resources.sealed(whole, "data: 'self'" if live else "data:", "'self'" if live else "'none'")
 
 
 def in_script(data: Any) -> str:

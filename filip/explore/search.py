@@ -113,6 +113,8 @@ class GallerySearch:
             "total": len(ranked.scores),
             "tokens": ranked.text.tokens,
             "names": ranked.text.names,
+            "counted": ranked.text.counted,
+            "unknown": ranked.text.unknown,
             "maps": [_map(features[[image]], ranked.text) for image in order[:WITH_MAPS]],
         }
 
@@ -148,6 +150,6 @@ def _map(features: ViewedImages, text: ViewedText) -> str:
 
 def warm(search: GallerySearch) -> None:
     """Do the work of the first search in advance: compile kernels, touch memory."""
-    search.search("a photo")
+    search.search("")
     with search.lock:
         search.recent.clear()

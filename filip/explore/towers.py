@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from filip.eval.encoders import Encoder, FilipEncoder
+from filip.explore.names import learned_tokens
 from filip.explore.packing import base64_of
 from filip.pixels import CLIP_MEAN, CLIP_STD
 from filip.tokenizer import BOS, EOS, MERGES, tokenize
@@ -52,17 +53,17 @@ def own_model(encoder: Encoder) -> DualEncoder:
 
 
 def text_tower(encoder: Encoder, texts: Iterable[str]) -> dict[str, Any]:
-    """Return the text tower. texts: captions whose tokens are kept whatever :mod:`filip.models.taught` says of them."""
+    """Return the text tower. texts: captions; their tokens have rows even if the model never learned them."""
     model = own_model(encoder)
     tower: Any = model.text  # the parts of its blocks are tensors or modules to mypy
     config = model.config
-    from filip.models.taught import taught  # filip.models imports timm, which whoever has a model has imported
-
     ids, lengths = tokenize(list(texts), tower.context_length)
     spoken = ids[torch.arange(ids.shape[1]) < lengths[:, None]]
-    rows = taught(tower.token_embedding.weight)
+    learned = learned_tokens(encoder)
+    rows = torch.zeros(len(tower.token_embedding.weight), dtype=torch.bool) if learned is None else learned.clone()
     rows[spoken] = True
     rows[[BOS, EOS]] = True
+    unknown = [] if learned is None else (rows & ~learned).nonzero()[:, 0].tolist()
     tokens = rows.nonzero()[:, 0]
     tensors = {
         "tokens": tower.token_embedding.weight[tokens],
@@ -78,6 +79,7 @@ def text_tower(encoder: Encoder, texts: Iterable[str]) -> dict[str, Any]:
         "context": tower.context_length,
         "dim": config.embed_dim,
         "pooling": None if encoder.token_wise else config.pooling,
+        "unknown": unknown,
         "rows": base64_of(tokens.numpy().astype(np.uint16)),
         "tensors": _stored(tensors),
     }

@@ -106,6 +106,9 @@ def check_gone(index: Index, pictures: SetPictures, images: str, forget: bool) -
 
 def update(index: Index, scorer: Scorer, pictures: SetPictures, batch_size: int, threads: int) -> None:
     """Bring an index up to date with a folder."""
+    if damaged := index.damaged():
+        say(f"{index.folder}: encoding {len(damaged):,} damaged images again, such as {damaged[0]}")
+        index.remove(damaged)
     stored = index.stamps()
     present = pictures.items
     gone = sorted(stored.keys() - present.keys())

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -28,14 +29,14 @@ from filip.eval.scorer import Scorer, Texts
 from filip.files import naming, nothing_at, write_json
 from filip.index.tokens import DTYPES, pooled, quick_scores, restored, rounded, token_type
 
-FORMAT = 3
+FORMAT = 4
 PATIENCE = 30.0  # seconds to wait for another process to end its transaction
 BLOCK = 64 << 20  # bytes of float32 tokens that are scored at a time
 RERANKED = 1000  # images that are scored exactly, if there are more and their tokens are int8
 TABLES = """
-CREATE TABLE images (path TEXT PRIMARY KEY, stamp TEXT NOT NULL, row INTEGER NOT NULL, places BLOB) WITHOUT ROWID;
-CREATE TABLE tokens (file TEXT NOT NULL, rows INTEGER NOT NULL, an_image INTEGER NOT NULL);
-INSERT INTO tokens VALUES ('tokens-0.bin', 0, 0);
+CREATE TABLE images (path TEXT PRIMARY KEY, stamp TEXT NOT NULL, row INTEGER NOT NULL, crc INTEGER NOT NULL)
+    WITHOUT ROWID;
+CREATE TABLE tokens (file TEXT NOT NULL, rows INTEGER NOT NULL, an_image INTEGER NOT NULL, made TEXT NOT NULL);
 """
 
 
@@ -60,13 +61,9 @@ class About:
     pool: int = 1
     format: int = FORMAT
 
-
-@dataclass(frozen=True)
-class Hit:
-    """A found image: its path below the indexed folder, and s^T."""
-
-    path: str
-    score: float
+    def made(self) -> str:
+        """Return what does not change while the index lives, as the table keeps it, too."""
+        return json.dumps({key: value for key, value in asdict(self).items() if key != "images"}, sort_keys=True)
 
 
 class Index:
@@ -88,6 +85,8 @@ class Index:
         with naming(folder):
             table = sqlite3.connect(folder / "images.sqlite", PATIENCE)
             table.executescript(TABLES)
+            table.execute("INSERT INTO tokens VALUES ('tokens-0.bin', 0, 0, ?)", (about.made(),))
+            table.commit()
             (folder / "tokens-0.bin").touch()
             write_json(folder / "about.json", asdict(about))  # last: without it, a folder is not an index
         return cls(folder, about, table)
@@ -128,8 +127,13 @@ class Index:
         """Read the table as it is now, and map its tokens."""
         for _ in range(10):  # the writer may be replacing the file of tokens at this very moment
             with self._snapshot() as table:
-                (name, rows, an_image) = table.execute("SELECT file, rows, an_image FROM tokens").fetchone()
+                name, rows, an_image, made = table.execute("SELECT * FROM tokens").fetchone()
                 listed = table.execute("SELECT path, stamp, row FROM images ORDER BY row").fetchall()
+            if made != self.about.made():
+                raise UserError(
+                    f"{self.folder / 'about.json'} is not as it was written, which was {made}: put that back, "
+                    f"or delete {self.folder} and build it again"
+                )
             self._file, self._rows, self._an_image = self.folder / name, rows, an_image
             self._images = {path: (stamp, row) for path, stamp, row in listed}
             try:
@@ -194,10 +198,8 @@ class Index:
         features = features.float().cpu()
         if features.ndim == 2:
             features = features[:, None]
-        places: list[bytes | None] = [None] * len(features)
         if self.about.pool > 1 and features.shape[1] > 1:
-            features, clusters = pooled(features, max(1, features.shape[1] // self.about.pool))
-            places = [one.tobytes() for one in clusters]
+            features = pooled(features, max(1, features.shape[1] // self.about.pool))
         values = rounded(features, self.about.dtype)
         if self._rows and values.shape[1] != self._an_image:
             raise ValueError(f"{values.shape[1]} tokens an image, not {self._an_image}")
@@ -207,9 +209,10 @@ class Index:
             file.flush()
             os.fsync(file.fileno())
         rows = range(self._rows, self._rows + len(values))
+        sums = [zlib.crc32(row.tobytes()) for row in values]
         with self._transaction():
             self._table.executemany(
-                "INSERT OR REPLACE INTO images VALUES (?, ?, ?, ?)", zip(paths, stamps, rows, places, strict=True)
+                "INSERT OR REPLACE INTO images VALUES (?, ?, ?, ?)", zip(paths, stamps, rows, sums, strict=True)
             )
             self._table.execute("UPDATE tokens SET rows = ?, an_image = ?", (rows.stop, values.shape[1]))
         self._images.update(zip(paths, zip(stamps, rows, strict=True), strict=True))
@@ -255,16 +258,13 @@ class Index:
         return list(self._images)
 
     def tokens_of(self, path: str) -> Tensor:
-        """Return the tokens of one image, [n1, d] float32; pooled ones at each place that they stand for."""
-        tokens = restored(self._tokens[self._images[path][1]])
-        (places,) = self._table.execute("SELECT places FROM images WHERE path = ?", (path,)).fetchone()
-        return tokens if places is None else tokens[torch.from_numpy(np.frombuffer(places, np.uint16).astype(int))]
+        """Return the stored tokens of one image, [n1, d] float32."""
+        return restored(self._tokens[self._images[path][1]])
 
-    def search(self, scorer: Scorer, text: str, count: int = 10) -> list[Hit]:
-        """Return the ``count`` images with the largest s^T for a text, best first; equal ones by path."""
-        scores = self.scores(scorer, scorer.encode_texts([text]).to("cpu")).tolist()
-        hits = [Hit(path, score) for path, score in zip(self._images, scores, strict=True)]
-        return sorted(hits, key=lambda hit: (-hit.score, hit.path))[:count]
+    def damaged(self) -> list[str]:
+        """Return the paths of images with tokens that are not as they were written, by the checksums of their rows."""
+        listed = self._table.execute("SELECT path, row, crc FROM images ORDER BY row").fetchall()
+        return [path for path, row, crc in listed if zlib.crc32(self._tokens[row].tobytes()) != crc]
 
     def scores(self, scorer: Scorer, texts: Texts) -> Tensor:
         """Return s^T of every image for one encoded text, float32 [images]."""

@@ -38,21 +38,21 @@ def restored(stored: np.ndarray) -> Tensor:
     return torch.from_numpy(values)
 
 
-def pooled(tokens: Tensor, count: int) -> tuple[Tensor, np.ndarray]:
+def pooled(tokens: Tensor, count: int) -> Tensor:
     """Average similar tokens of each image (Ward's clusters), as ColBERT's token pooling does.
 
     tokens: float32 [n, n1, d]. Returns ``count`` unit vectors an image, [n, count, d], some repeated if there are fewer
-    clusters, and for each token the number of its cluster, uint16 [n, n1].
+    clusters.
     """
     means = torch.empty(len(tokens), count, tokens.shape[2])
-    places = np.zeros(tokens.shape[:2], np.uint16)
     for n, image in enumerate(tokens):
+        places = np.zeros(len(image), int)
         if count > 1:
-            places[n] = fcluster(linkage(image.numpy(), "ward"), count, "maxclust") - 1
-        sums = torch.zeros(int(places[n].max()) + 1, image.shape[1])
-        sums.index_add_(0, torch.from_numpy(places[n].astype(np.int64)), image)
+            places = fcluster(linkage(image.numpy(), "ward"), count, "maxclust") - 1
+        sums = torch.zeros(int(places.max()) + 1, image.shape[1])
+        sums.index_add_(0, torch.from_numpy(places.astype(np.int64)), image)
         means[n] = sums[torch.arange(count) % len(sums)]
-    return F.normalize(means, dim=-1), places  # all at once: a small operation waits for its threads
+    return F.normalize(means, dim=-1)  # all at once: a small operation waits for its threads
 
 
 def quick_scores(stored: np.ndarray, words: Tensor) -> Tensor:

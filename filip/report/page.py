@@ -22,6 +22,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
 from PIL import Image
 
+from filip import resources
 from filip.command import MISSING, option, run_command
 from filip.files import replacing
 from filip.progress import say
@@ -82,7 +83,7 @@ def rendered(template: str, content: Mapping[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template(template).render(content)
+    return resources.sealed(environment.get_template(template).render(content))
 
 
 def _link(given: str | None, out: Path, name: str) -> str | None:

@@ -65,7 +65,7 @@ def style() -> str:
 def page(title: str, body: str) -> str:
     """Return a whole HTML document, self-contained and without a script. body is HTML already, title is not."""
     safe = html.escape(title)
-    return (
+    return resources.sealed(
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{safe}</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<style>{style()}</style></head>\n<body><h1>{safe}</h1>\n{body}\n</body></html>\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,12 +16,14 @@ from filip.eval.encoders import FilipEncoder
 from filip.eval.fit import WITH_A_GRID
 from filip.eval.scorer import Scorer, load_scorer
 from filip.eval.text_tokens import CHOICES
+from filip.explore.names import NothingKnownError, listed, unknown_words
 from filip.files import check_output, nothing_at, write_json
 from filip.index.build import Build, OtherIndexError, scorer_of, up_to_date, weights_of
 from filip.index.store import FORMAT, Index
 from filip.progress import say
 from filip.rgb import IMAGE_FILES, UNDECODABLE, upright_size
 from filip.search.boxes import boxes
+from filip.search.hits import write_hits
 from filip.search.ranking import Ranked, Ranking, is_picture, query_of, rank
 
 DEFAULT_MODEL = "emoji"
@@ -33,7 +36,9 @@ class Search:
     without: list[str] = option([], "texts to leave out, e.g. without=[snow,people]")
     count: int = option(10, "pictures to list", at_least=1)
     least: float | None = option(
-        None, "list only pictures that stand out by so many standard deviations from the mean of all"
+        None,
+        "list only pictures that stand out by so many deviations (default: all, if the best stands out more than most "
+        "pictures do by chance)",
     )
     model: str | None = option(
         None, f"any model that the evaluation takes, e.g. hf:FOLDER (default: {DEFAULT_MODEL}, or the index's)"
@@ -50,6 +55,7 @@ class Search:
     )
     update: bool = option(True, "look for pictures that are new, changed or gone since the last search")
     where: bool = option(True, "say where the words are in each picture, in its own pixels")
+    show: bool = option(False, "write the hits as a page with their words outlined, and say where it is")
     json: bool = option(False, "print JSON")
     paths: bool = option(False, "print nothing but the files' names, e.g. for xargs")
     out: str | None = option(None, "also write the JSON to this file", writes="file")
@@ -63,12 +69,36 @@ def main(config: Search) -> None:
         index, scorer = _opened(config)
     else:
         index, scorer = _of_folder(config)
-    query = query_of(scorer, config.text, config.text_tokens, index.about.pool)
-    ranking = rank(index, scorer, query, config.without, config.text_tokens)
-    hits = [hit for hit in ranking.hits[: config.count] if config.least is None or hit.stands_out >= config.least]
-    found = [_described(config, index, scorer, hit) for hit in hits]
+    try:
+        query = query_of(scorer, config.text, config.text_tokens)
+        ranking = rank(index, scorer, query, config.without, config.text_tokens)
+    except NothingKnownError as error:
+        ranking, nothing = Ranking([], math.inf), str(error)
+    else:
+        nothing = _nothing(config, ranking)
+        if not is_picture(config.text) and (unknown := unknown_words(scorer.encoder, config.text)):
+            say(f"the model never learned {listed(unknown)}: looking for the rest")
+    hits = [] if nothing else [hit for hit in ranking.hits[: config.count] if hit.stands_out >= _least(config)]
+    found = [_described(config, index, scorer, hit, ranking) for hit in hits]
     index.close()
-    _show(config, index, ranking, found)
+    _show(config, index, ranking, found, nothing)
+    if nothing:
+        raise SystemExit(1)
+
+
+def _least(config: Search) -> float:
+    return -math.inf if config.least is None else config.least
+
+
+def _nothing(config: Search, ranking: Ranking) -> str:
+    """Say why nothing is found; "" if something is."""
+    least = ranking.bound if config.least is None else config.least
+    if not ranking.hits:
+        return "the index has no pictures"
+    if (best := ranking.hits[0].stands_out) >= least:
+        return ""
+    why = "most pictures stand out as much by chance, or show it" if config.least is None else f"least={least:g}"
+    return f"nothing found: the best picture stands out by {best:.1f}, less than {least:.1f} ({why}); least=-9 lists it"
 
 
 def check_words(config: Search) -> None:
@@ -92,6 +122,11 @@ def _opened(config: Search) -> tuple[Index, Scorer]:
             raise UserError(f"{model} is not the model that {config.images} was built with, which is {about.model}")
         gone = "has changed since" if Path(model).exists() else "is no longer there: it was the model with which"
         raise UserError(f"{model} {gone} {config.images} was built: give model=FILE, or build the index again")
+    if damaged := index.damaged():
+        raise UserError(
+            f"the tokens of {len(damaged):,} images in {config.images} are damaged, such as {damaged[0]}: "
+            "`filip index build` of the same folder encodes them again"
+        )
     size = about.image_size
     return index, load_scorer(model, size, config.device, tokens=about.tokens, fit=about.fit)
 
@@ -130,17 +165,21 @@ def place_of(config: Search, model: str) -> Path:
     return cache / "filip" / "search" / f"{images.name or 'root'}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
 
 
-def _described(config: Search, index: Index, scorer: Scorer, hit: Ranked) -> dict[str, Any]:
-    file = Path(index.about.images) / hit.path
+def _described(config: Search, index: Index, scorer: Scorer, hit: Ranked, ranking: Ranking) -> dict[str, Any]:
+    folder = index.about.images
+    if os.path.realpath(config.images) == folder:
+        folder = config.images  # as the user wrote it
+    file = Path(folder) / hit.path
     found: dict[str, Any] = {"path": hit.path, "file": str(file), "score": hit.score}
     found["stands_out"] = hit.stands_out
-    if not config.where or config.paths or not _has_places(index, scorer) or is_picture(config.text):
+    wanted = config.where and not config.paths and hit.stands_out >= ranking.bound and hit.path in ranking.tokens
+    if not wanted or not _has_places(index, scorer) or is_picture(config.text):
         return found
     try:
         size = upright_size(file)
     except UNDECODABLE:
         return found  # it is in the index and no longer there, or in a larger file
-    places = boxes(scorer.encoder, config.text, index.tokens_of(hit.path), size, index.about.fit)
+    places = boxes(scorer.encoder, config.text, ranking.tokens[hit.path], size, index.about.fit)
     return found | {"size": list(size), "words": [asdict(place) for place in places]}
 
 
@@ -150,13 +189,13 @@ def _has_places(index: Index, scorer: Scorer) -> bool:
     return index.about.token_wise and scorer.encoder.grid != (0, 0) and known
 
 
-def _show(config: Search, index: Index, ranking: Ranking, found: list[dict[str, Any]]) -> None:
+def _show(config: Search, index: Index, ranking: Ranking, found: list[dict[str, Any]], nothing: str) -> None:
     answer = {
         "text": config.text,
         "without": config.without,
         "model": index.about.model,
         "images": len(ranking.hits),
-        "reason": ranking.reason(),
+        "reason": nothing or ranking.reason(),
         "hits": found,
     }
     if config.out:
@@ -165,16 +204,18 @@ def _show(config: Search, index: Index, ranking: Ranking, found: list[dict[str, 
         print(json.dumps(answer, ensure_ascii=False, indent=1))
     elif config.paths:
         print("\n".join(hit["file"] for hit in found))
-    else:
+    elif found:
+        print("rank   score  stands out  picture", file=sys.stderr)
         for place, hit in enumerate(found, 1):
-            print(f"{place:4}  {hit['score']:7.4f}  {hit['stands_out']:+5.1f}  {hit['file']}")
+            print(f"{place:4}  {hit['score']:6.4f}  {hit['stands_out']:+10.1f}  {hit['file']}")
             if words := hit.get("words"):
                 print("       " + "  ".join(f"{w['word']} at {','.join(map(str, w['box']))}" for w in words))
-    if not config.paths:
-        say(ranking.reason())
-    if config.least is not None and not found:
-        best = ranking.hits[0].stands_out if ranking.hits else float("nan")
-        say(f"no picture stands out by least={config.least:g}: the best by {best:.1f}")
+    if nothing or not config.paths:
+        say(answer["reason"])
+    if config.show and found:
+        page = index.folder / "hits.html"
+        write_hits(page, answer)
+        say(f"open {page}")
     missing = sum(not Path(hit["file"]).exists() for hit in found)
     if missing and not Path(index.about.images).exists():
         say(

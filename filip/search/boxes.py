@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from filip.eval.encoders import Encoder
-from filip.explore.names import named_things
+from filip.explore.names import named_things, unknown_words
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,9 @@ def boxes(encoder: Encoder, text: str, tokens: Tensor, size: tuple[int, int], fi
     picture's mean.
     """
     rows, columns = encoder.grid
-    names, words = named_things(encoder, text), encoder.words([text])[0]
+    unknown = [word["tokens"] for word in unknown_words(encoder, text)]
+    names = [name for name in named_things(encoder, text) if name["tokens"] not in unknown]
+    words = encoder.words([text])[0]
     patches = tokens[len(tokens) - rows * columns :]
     inside = [cell_box(place, encoder.grid, size, fit) for place in range(rows * columns)]
     found = []

@@ -1,30 +1,38 @@
-"""Rank the pictures of an index for a text or a picture, less what is to be left out, and say which stand out."""
+"""Rank the pictures of an index for a text or a picture, less what is to be left out, and say which stand out.
+
+An index stores averages of similar patches, which order pictures almost as all patches do: the best hundred are read
+again, and ranked by all of their patches.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from filip.errors import UserError, plain
+from filip.errors import UserError
 from filip.eval.scorer import Scorer, Texts
+from filip.explore.names import encode_query
 from filip.index.store import Index
-from filip.index.tokens import pooled
 from filip.sets.pictures import read_image
 
-ENOUGH = 20  # pictures that a mean and a deviation need
+ENOUGH = 8  # pictures of which one can say that some stand out
+RANKED_AGAIN = 100  # pictures of which all patches are compared
+# Share of the distance that chance alone reaches; `python -m bench.search_words` measures what it loses and refuses.
+FOUND = 0.75
 
 
 @dataclass(frozen=True)
 class Ranked:
     """A picture of a ranking.
 
-    score: s^T of the query. stands_out: its distance from the mean of all pictures, in standard deviations, less those
-    by which the words to leave out stand out.
+    score: s^T of the query. stands_out: its distance from the typical (median) picture, in deviations of those below
+    that, less the distance by which the words to leave out stand out.
     """
 
     path: str
@@ -34,45 +42,38 @@ class Ranked:
 
 @dataclass
 class Ranking:
-    """All pictures, best first. surprising: the distance that chance alone reaches in half a picture of so many."""
+    """All pictures, best first. bound: a picture that stands out less shows no more of the query than others do.
+
+    tokens: all patches of the best pictures, [n1, d] float32, by path.
+    """
 
     hits: list[Ranked]
-    surprising: float
+    bound: float
+    tokens: dict[str, Tensor] = field(default_factory=dict)
 
     def reason(self) -> str:
-        """Say how many of the pictures stand out, and what that means."""
-        count = len(self.hits)
+        """Say how many of the pictures stand out."""
+        count, above = len(self.hits), sum(hit.stands_out >= self.bound for hit in self.hits)
         if count < ENOUGH:
-            pictures = "1 picture is" if count == 1 else f"{count} pictures are"
-            return f"{pictures} too few to say which of them stand out"
-        found = sum(hit.stands_out > self.surprising for hit in self.hits)
-        what = f"{found} of {count:,} stand" if found != 1 else f"1 of {count:,} stands"
-        return (
-            f"{what} out: more than {self.surprising:.1f} standard deviations above the mean, where chance alone would "
-            "put half a picture"
-        )
+            return f"{count} picture{'s are' if count > 1 else ' is'} too few to say which of them stand out"
+        return f"{above:,} of {count:,} pictures stand{'' if above != 1 else 's'} out (by {self.bound:.1f} or more)"
 
 
-def query_of(scorer: Scorer, text: str, tokens: str = "content", pool: int = 1) -> Texts:
+def query_of(scorer: Scorer, text: str, tokens: str = "content") -> Texts:
     """Encode a query: a text, or the picture in the file of that name, whose patches then take the place of words.
 
-    tokens: those of a text that count, see :mod:`filip.eval.text_tokens`. pool: a picture's patches are averaged as
-    those of the index were.
+    tokens: those of a text that count, see :mod:`filip.eval.text_tokens`. Raises NothingKnownError for a text of which
+    the model knows no word.
     """
-    file = Path(text)
     if not is_picture(text):
-        return _counting(scorer, text, tokens)
+        return encode_query(scorer, text, tokens)
     try:
-        image = read_image(file.read_bytes(), max_bytes=None)
-    except OSError as error:
-        raise UserError(f"{file} cannot be read: {plain(error)}") from error
+        image = read_image(Path(text))
     except UserError as error:
-        raise UserError(f"the picture to look for, {file}: {error}") from error
+        raise UserError(f"the picture to look for, {text}: {error}") from error
     features = scorer.encode_images(scorer.transform(image)[None]).float().cpu()
     if not scorer.token_wise:
         return Texts(features, None)
-    if pool > 1:
-        features, _ = pooled(features, max(1, features.shape[1] // pool))
     return Texts(features[0], torch.tensor([features.shape[1]]))
 
 
@@ -84,33 +85,73 @@ def is_picture(text: str) -> bool:
         return False
 
 
-def _counting(scorer: Scorer, text: str, tokens: str) -> Texts:
-    encoded = scorer.encode_texts([text]).to("cpu")
-    return scorer.with_tokens([text], encoded, tokens) if scorer.token_wise else encoded
-
-
 def rank(index: Index, scorer: Scorer, query: Texts, without: Sequence[str] = (), tokens: str = "content") -> Ranking:
     """Rank all pictures of an index.
 
-    A picture in which a text of ``without`` stands out (is above the mean of all pictures) loses as many standard
-    deviations.
+    A picture in which a text of ``without`` stands out (is above the typical picture) loses as many deviations.
     """
-    scores = index.scores(scorer, query)
-    distance = _standard(scores)
-    for text in without:
-        unwanted = _standard(index.scores(scorer, _counting(scorer, text, tokens)))
-        distance = distance - unwanted.clamp(min=0)
-    hits = [Ranked(*one) for one in zip(index.paths, scores.tolist(), distance.tolist(), strict=True)]
-    hits.sort(key=lambda hit: (-hit.stands_out, hit.path))
-    return Ranking(hits, _surprising(len(hits)))
+    queries = [query, *(encode_query(scorer, text, tokens) for text in without)]
+    scores = torch.stack([index.scores(scorer, texts) for texts in queries])
+    typical, deviation = _typical(scores)
+    best = _distance((scores - typical) / deviation).topk(min(RANKED_AGAIN, len(index))).indices.tolist()
+    whole = _all_tokens(index, scorer, [index.paths[place] for place in best])
+    again = [place for place in best if index.paths[place] in whole]
+    if again and index.about.pool > 1:
+        features = torch.stack([whole[index.paths[place]] for place in again])
+        for row, texts in zip(scores, queries, strict=True):
+            row[again] = scorer.similarity(features, Texts(texts.values.float(), texts.lengths)).t2i[:, 0]
+    distance = _distance((scores - typical) / deviation)
+    first = set(best)
+    order = sorted(range(len(index)), key=lambda n: (n not in first, -float(distance[n]), index.paths[n]))
+    hits = [Ranked(index.paths[n], float(scores[0, n]), float(distance[n])) for n in order]
+    return Ranking(hits, bound(len(hits)), whole)
 
 
-def _standard(scores: Tensor) -> Tensor:
-    return (scores - scores.mean()) / scores.std(correction=0).clamp(min=1e-12)
+def _typical(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the median of each row, and the deviation from it of what lies below, both [rows, 1].
+
+    Unlike mean and standard deviation they do not move when a third of the pictures shows what one looks for.
+    """
+    typical = scores.median(1, keepdim=True).values
+    below = scores <= typical
+    squares = ((scores - typical).square() * below).sum(1, keepdim=True)
+    return typical, (squares / below.sum(1, keepdim=True)).sqrt().clamp(min=1e-12)
 
 
-def _surprising(count: int) -> float:
-    """Return the number of deviations above which a normal distribution has half a draw of ``count``."""
+def _distance(standing: Tensor) -> Tensor:
+    return standing[0] - standing[1:].clamp(min=0).sum(0)
+
+
+def bound(count: int) -> float:
+    """Return the distance below which the best of ``count`` pictures is no hit: a share of what chance reaches.
+
+    Chance: the number of deviations above which a normal distribution has half a draw of ``count``.
+    """
     if count < ENOUGH:
-        return math.inf
-    return math.sqrt(2) * float(torch.special.erfinv(torch.tensor(1 - 1 / count, dtype=torch.float64)))
+        return -math.inf
+    return FOUND * math.sqrt(2) * float(torch.special.erfinv(torch.tensor(1 - 1 / count, dtype=torch.float64)))
+
+
+def _all_tokens(index: Index, scorer: Scorer, paths: Sequence[str]) -> dict[str, Tensor]:
+    """Return all tokens of pictures, encoded again where the index holds averages; of none that is gone or in a tar."""
+    if not index.about.token_wise:
+        return {}
+    if index.about.pool == 1:
+        return {path: index.tokens_of(path) for path in paths}
+
+    def pixels(path: str) -> Tensor | None:
+        try:
+            return scorer.transform(read_image(Path(index.about.images) / path))
+        except UserError:
+            return None
+
+    with ThreadPoolExecutor(2) as pool:
+        read = [(path, image) for path, image in zip(paths, pool.map(pixels, paths), strict=True) if image is not None]
+    if not read:
+        return {}
+    tokens = [scorer.encode_images(torch.stack([image for _, image in part])) for part in _batches(read)]
+    return dict(zip((path for path, _ in read), torch.cat(tokens).float().cpu(), strict=True))
+
+
+def _batches(items: list[tuple[str, Tensor]], size: int = 50) -> list[list[tuple[str, Tensor]]]:
+    return [items[start : start + size] for start in range(0, len(items), size)]

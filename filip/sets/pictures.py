@@ -6,6 +6,7 @@ import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 from PIL import Image
 from torch import Tensor
@@ -13,12 +14,12 @@ from torch import Tensor
 from filip.errors import UserError, plain
 from filip.files import nothing_at
 from filip.progress import say
-from filip.rgb import FORMATS, IMAGE_FILES, MAX_ASPECT, UNDECODABLE, to_rgb, upright
+from filip.rgb import FORMATS, IMAGE_FILES, UNDECODABLE, read_rgb
 from filip.sets.image_set import open_images
 from filip.sets.layout import ALL, Reading
 
-MAX_BYTES = 10_000_000
-MAX_PIXELS = 40_000_000
+MAX_BYTES = 100_000_000  # of an upload
+MAX_PIXELS = 250_000_000
 
 
 @dataclass
@@ -71,7 +72,7 @@ class SetPictures(Pictures):
     def read(self, key: str) -> Image.Image:
         """Return a picture as RGB. Raises UserError if it cannot be read."""
         try:
-            return read_image(self.images.read(self.items[key]), max_bytes=None)
+            return read_image(io.BytesIO(self.images.read(self.items[key])))
         except OSError as error:
             raise UserError(f"cannot be read: {plain(error)}") from error
 
@@ -94,26 +95,17 @@ def spread(items: Sequence, count: int | None) -> list:
     return [items[index * len(items) // count] for index in range(count)]
 
 
-def read_image(data: bytes, max_bytes: int | None = MAX_BYTES, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Decode an image of unknown origin as RGB. Its size is read from the header, before a pixel is decoded.
+def read_image(file: Path | IO[bytes], max_pixels: int | None = None) -> Image.Image:
+    """Read a picture to index, search or explore: as :func:`filip.rgb.read_rgb`, large JPEGs as drafts.
 
-    Raises UserError if it has more than ``max_bytes`` or ``max_pixels``, is more than 20 times as long as wide, or
-    is in none of the formats of :data:`filip.rgb.FORMATS`.
+    max_pixels: a bound for the files of other people, checked before a pixel is decoded. Raises UserError if it cannot
+    be read, has more pixels or is too long and narrow.
     """
-    if max_bytes is not None and len(data) > max_bytes:
-        raise UserError(f"the image has {len(data):,} bytes, more than {max_bytes:,}: make it smaller")
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
-            width, height = opened.size
-            if width * height > max_pixels:
-                raise UserError(f"the image has {width} x {height} pixels, more than {max_pixels:,}: make it smaller")
-            if max(width, height) > MAX_ASPECT * min(width, height):
-                raise UserError(f"the image has {width} x {height} pixels: too long and narrow for a model's square")
-            opened.load()
-            return to_rgb(upright(opened))
-    except Image.DecompressionBombError as error:  # its header alone
-        raise UserError(f"the image has more than {max_pixels:,} pixels: make it smaller") from error
+        return read_rgb(file, max_pixels, draft=True)
     except UNDECODABLE as error:
+        if isinstance(error, ValueError) or getattr(error, "strerror", None):
+            raise UserError(plain(error)) from error
         raise UserError(f"not an image that can be read ({', '.join(FORMATS)})") from error
 
 

@@ -25,6 +25,7 @@ CAPTIONS = [
 
 # Texts that the page was not made for; a model of it has learned all their words but one.
 UNHEARD = "a zeppelin"
+SERVED = "a text that no caption has"
 FREE = ["a RED  boat,  on the old river", "it’s naïve &amp; “fine” 2026!", "слон и 漢字 🎉", "black cats " * 40]
 
 
@@ -45,7 +46,7 @@ class Prepared:
         ]
         for path in self.models:
             model = load_model(path)
-            teach(model, FREE)
+            teach(model, [*FREE, *CAPTIONS, SERVED])
             save_model(path, model)
         self.pictures = write_webdataset(folder / "demo_scenes_new", None, [[c] for c in CAPTIONS])
         self.options = [

@@ -19,8 +19,10 @@ from bench.browser import NoBrowser, chromium, firefox
 from filip import load
 from filip.api import Model
 from filip.command import run_command
+from filip.eval.scorer import load_scorer
 from filip.explore.export import ExplorerExport
 from filip.explore.export import main as export
+from filip.explore.names import encode_query
 from tests.eval.miniature import picture
 
 pytestmark = pytest.mark.slow
@@ -83,7 +85,8 @@ def evaluate(request: pytest.FixtureRequest, page: Path) -> Iterator[Evaluate]:
 
 def test_fifty_texts_find_what_pytorch_finds(evaluate: Evaluate, model: Model) -> None:
     assert len(set(TEXTS)) == 50 and not set(TEXTS) & set(CAPTIONS)
-    exact = model.similarity(SCENES, TEXTS).t2i
+    images, scorer = model.encode_images(SCENES), load_scorer("emoji")
+    exact = torch.cat([scorer.similarity(images, encode_query(scorer, text)).t2i for text in TEXTS], 1)
     assert [evaluate(SEARCH, text)[0] for text in TEXTS] == exact.argmax(0).tolist()
     assert len(set(exact.argmax(0).tolist())) > 5, "the texts are of several scenes"
 

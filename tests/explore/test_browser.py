@@ -19,6 +19,7 @@ from filip.command import run_command
 from filip.eval.scorer import load_scorer
 from filip.explore.export import ExplorerExport
 from filip.explore.export import main as export
+from filip.explore.names import encode_query
 from filip.models import build_model, save_model
 from tests.eval.miniature import picture, tiny_config
 from tests.eval.test_scenes import CAPTION, PLACES, write_scenes
@@ -108,10 +109,11 @@ def test_the_page_ranks_as_the_models_do(visit: Visit, prepared: Prepared) -> No
     for number, path in enumerate(prepared.models):
         scorer = load_scorer(path)
         pixels = torch.stack([scorer.transform(image) for image in prepared.pictures])
-        exact = scorer.similarity(scorer.encode_images(pixels), scorer.encode_texts(CAPTIONS)).t2i
-        for text, caption in enumerate(CAPTIONS):
+        images = scorer.encode_images(pixels)
+        for caption in CAPTIONS:
             found = torch.tensor(visit.page.evaluate(script, caption)[number])
-            assert torch.allclose(found, exact[:, text], atol=2e-3)
+            exact = scorer.similarity(images, encode_query(scorer, caption)).t2i[:, 0]
+            assert torch.allclose(found, exact, atol=2e-3)
     # The way from an image to its captions has the other direction's score, s^I.
     i2t = scorer.similarity(scorer.encode_images(pixels[:1]), scorer.encode_texts(CAPTIONS)).i2t[0]
     listed = visit.page.evaluate("app.feed.textsOf(0, 6)")[1]
@@ -155,7 +157,7 @@ def test_a_text_that_nobody_wrote_is_encoded_by_the_page_as_by_the_models(visit:
     for number, path in enumerate(prepared.models):
         scorer = load_scorer(path)
         images = scorer.encode_images(torch.stack([scorer.transform(i) for i in prepared.pictures]))
-        exact = scorer.similarity(images, scorer.encode_texts(FREE)).t2i
+        exact = torch.cat([scorer.similarity(images, encode_query(scorer, free)).t2i for free in FREE], 1)
         for text, free in enumerate(FREE):
             scores, tokens = visit.page.evaluate(script, free)[number]
             assert tokens == scorer.encoder.tokens(free)
@@ -172,9 +174,8 @@ def test_a_dropped_picture_is_seen_by_the_page_as_by_the_models(visit: Visit, pr
     expect(visit.page.locator(".badge", has_text="yours")).to_have_count(2)
     for number, path in enumerate(prepared.models):
         scorer = load_scorer(path)
-        exact = scorer.similarity(
-            scorer.encode_images(scorer.transform(photo)[None]), scorer.encode_texts(CAPTIONS[:1])
-        )
+        query = encode_query(scorer, visit.state("text"))
+        exact = scorer.similarity(scorer.encode_images(scorer.transform(photo)[None]), query)
         score = visit.page.evaluate(f"app.result.models[{number}].score('u0')")
         assert score == pytest.approx(float(exact.t2i), abs=3e-3)
     visit.page.evaluate("app.upload(new File(['no picture'], 'notes.txt'))")
@@ -280,8 +281,13 @@ def test_a_chosen_word_has_the_mask_of_the_thing_that_it_names(
 def test_the_words_of_a_score_add_up_to_it(visit: Visit) -> None:
     visit.page.evaluate("text => app.search(text)", DOG)
     expect(visit.page.locator("#chips .chip[data-token='2']")).to_be_visible()
+    visit.page.locator(".model:last-child .reason > summary").click()
     rows = visit.page.locator(".model:last-child .why tbody td.share").all_inner_texts()
     total = visit.page.locator(".model:last-child .why tfoot td.share").inner_text()
+    assert (
+        visit.page.locator(".model:last-child .why details summary").inner_text()
+        == "6 tokens that name nothing: not counted"
+    )
     number = lambda text: float(text.replace("−", "-"))  # noqa: E731
     assert len(rows) > 5 and abs(sum(map(number, rows)) - number(total)) < 0.001 * len(rows)
     assert visit.page.locator(".model:first-child .why td.share").count() == 0, "a pooled score is no sum over words"

@@ -29,14 +29,13 @@ from filip.eval.scorer import load_scorer
 from filip.explore import app
 from filip.explore.app import application
 from filip.explore.gallery import Gallery, load_viewers
+from filip.explore.names import encode_query
 from filip.explore.pictures import open_pictures
 from filip.explore.search import GallerySearch
 from filip.explore.serve import Serve, check, listen
-from filip.sets.pictures import read_image
 from tests.eval.miniature import picture, write_model
-from tests.explore.conftest import CAPTIONS, Prepared
+from tests.explore.conftest import CAPTIONS, SERVED, Prepared
 
-TEXT = "a text that no caption has"
 TOKEN = "0123456789abcdef"
 
 
@@ -58,18 +57,20 @@ def encoded(image: Image.Image, form: str = "PNG") -> bytes:
 
 
 def test_any_text_has_exactly_the_scores_of_the_tables(client: TestClient, prepared: Prepared) -> None:
-    found = client.get("/search", params={"text": TEXT}).json()["models"]
+    found = client.get("/search", params={"text": SERVED}).json()["models"]
     for number, path in enumerate(prepared.models):
         scorer = load_scorer(path)
         pixels = torch.stack([scorer.transform(image) for image in prepared.pictures])
-        exact = scorer.similarity(scorer.encode_images(pixels), scorer.encode_texts([TEXT])).t2i[:, 0]
+        exact = scorer.similarity(scorer.encode_images(pixels), encode_query(scorer, SERVED)).t2i[:, 0]
         assert found[number]["order"] == exact.argsort(descending=True, stable=True).tolist()
         assert found[number]["scores"] == exact[found[number]["order"]].tolist()
         assert found[number]["total"] == len(CAPTIONS) and found[number]["tokens"][0] == "[BOS]"
         maps = [np.frombuffer(base64.b64decode(m), "<f4").reshape(16, -1) for m in found[number]["maps"]]
         if scorer.token_wise:
-            assert [m.max(0).mean() for m in maps] == pytest.approx(found[number]["scores"], abs=1e-6)
-    seen = client.get("/look", params={"text": TEXT, "images": "3,0"}).json()["models"]
+            assert [m.max(0)[found[number]["counted"]].mean() for m in maps] == pytest.approx(
+                found[number]["scores"], abs=1e-6
+            )
+    seen = client.get("/look", params={"text": SERVED, "images": "3,0"}).json()["models"]
     for model, looked in zip(found, seen, strict=True):
         assert [model["order"][one["rank"] - 1] for one in looked] == [3, 0]
         assert [model["scores"][one["rank"] - 1] for one in looked] == [one["score"] for one in looked]
@@ -78,14 +79,15 @@ def test_any_text_has_exactly_the_scores_of_the_tables(client: TestClient, prepa
 def test_an_uploaded_picture_is_scored_like_any_other(client: TestClient, prepared: Prepared) -> None:
     answer = client.post("/upload", content=encoded(prepared.pictures[3])).json()
     assert base64.b64decode(answer["thumbnail"])[8:12] == b"WEBP"
-    same = client.get("/look", params={"text": TEXT, "images": f"{answer['image']},3"}).json()["models"]
+    same = client.get("/look", params={"text": SERVED, "images": f"{answer['image']},3"}).json()["models"]
     for yours, known in same:
-        assert yours["score"] == pytest.approx(known["score"], abs=1e-6) and yours["rank"] == known["rank"]
+        assert yours["score"] == pytest.approx(known["score"], abs=1e-6)
+        assert abs(yours["rank"] - known["rank"]) <= 1, "the last bit decides between a picture and its copy"
     texts = client.get("/texts", params={"image": answer["image"], "count": 3}).json()["models"]
     assert [len(model) for model in texts] == [3, 3] and texts[0][0][0] in CAPTIONS
     for _ in range(25):
         client.post("/upload", content=encoded(picture(9)))
-    gone = client.get("/look", params={"text": TEXT, "images": answer["image"]})
+    gone = client.get("/look", params={"text": SERVED, "images": answer["image"]})
     assert gone.status_code == 422 and "no image" in gone.json()["error"]
 
 
@@ -96,7 +98,7 @@ def test_uploads_are_bounded_in_bytes_pixels_and_formats(search: GallerySearch) 
     for data, complaint in (
         (encoded(Image.new("RGB", (200, 200))), "200 x 200 pixels"),
         (encoded(Image.new("1", (9000, 1))), "too long and narrow"),
-        (encoded(Image.new("1", (20_000, 20_000))), "more than 10,000 pixels"),  # more than Pillow opens
+        (encoded(Image.new("1", (20_000, 20_000))), "more than 10,000"),  # more than Pillow opens
         (encoded(Image.new("RGB", (20, 20)), "EPS"), "not an image"),  # Pillow would start Ghostscript
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not an image"),
         (encoded(picture(1))[:60], "not an image"),
@@ -105,8 +107,6 @@ def test_uploads_are_bounded_in_bytes_pixels_and_formats(search: GallerySearch) 
         answer = client.post("/upload", content=data)
         assert answer.status_code == 422 and complaint in answer.json()["error"], answer.json()
     assert client.get("/upload").status_code == 405
-    with pytest.raises(UserError, match="more than 100"):
-        read_image(encoded(picture(1)), max_bytes=100)
 
 
 def test_of_parallel_uploads_one_at_a_time_is_in_memory(search: GallerySearch, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -262,7 +262,7 @@ def test_the_live_page_takes_any_text_and_a_picture(address: str, tmp_path: Path
             page.on("request", lambda request: requests.append(request.url))
             page.goto(address)
             expect(page.locator(".card").first).to_be_visible(timeout=60_000)
-            page.fill("#text", TEXT)
+            page.fill("#text", SERVED)
             page.click("#go")
             expect(page.locator("#chips")).to_contain_text("caption", timeout=60_000)
             expect(page.locator(".model")).to_have_count(2)

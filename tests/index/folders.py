@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
-from filip import load
 from filip.command import run_command
+from filip.eval.scorer import load_scorer
+from filip.explore.names import encode_query
 from filip.index import build
 
 
@@ -27,6 +29,8 @@ def build_index(folder: Path, model: str, *more: str) -> None:
     run_command(build.main, build.Build, argv=[*arguments, "batch_size=8", *EXACT, *more])
 
 
-def exact(model: str, paths: list[Path], text: str) -> list[tuple[str, float]]:
-    scores = load(model, device="cpu").similarity([str(path) for path in paths], [text]).t2i[:, 0]
+def exact(model: str, paths: list[Path], text: str, tokens: str = "all") -> list[tuple[str, float]]:
+    scorer = load_scorer(model, device="cpu")
+    images = scorer.encode_images(torch.stack([scorer.transform(Image.open(path).convert("RGB")) for path in paths]))
+    scores = scorer.similarity(images, encode_query(scorer, text, tokens)).t2i[:, 0]
     return sorted(zip((path.name for path in paths), scores.tolist(), strict=True), key=lambda hit: -hit[1])

@@ -24,6 +24,7 @@ from filip.index import tokens as tokens_module
 from filip.index.store import About, Index
 from filip.rgb import IMAGE_FILES
 from filip.search import __main__ as search
+from filip.search.ranking import query_of, rank
 from tests.eval.miniature import write_model
 from tests.index.folders import build_index, exact, write_images
 
@@ -43,7 +44,8 @@ def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 def test_it_finds_what_exact_scoring_of_all_images_finds(built: tuple[Path, str], text: str) -> None:
     folder, model = built
     index = Index.open(folder / "index")
-    hits = index.search(load_scorer(model), text, 10)
+    scorer = load_scorer(model)
+    hits = rank(index, scorer, query_of(scorer, text, "all")).hits[:10]
     index.close()
     expected = exact(model, sorted((folder / "photos").iterdir()), text)[:10]
     assert [hit.path for hit in hits] == [path for path, _ in expected]
@@ -121,7 +123,7 @@ def test_half_precision_takes_half_the_bytes_and_finds_nearly_the_same(tmp_path:
     index.close()
 
 
-def test_by_default_similar_patches_are_averaged_and_rounded_and_keep_their_places(tmp_path: Path) -> None:
+def test_by_default_similar_patches_are_averaged_and_rounded(tmp_path: Path) -> None:
     model = write_model(tmp_path / "model.safetensors", "token_wise", seed=1)
     write_images(tmp_path / "photos", 10)
     build_index(tmp_path, model, "dtype=int8", "pool=4")
@@ -130,13 +132,6 @@ def test_by_default_similar_patches_are_averaged_and_rounded_and_keep_their_plac
     whole = load(model, device="cpu").encode_images([str(tmp_path / "photos" / path)])[0]
     assert len(tokens) == len(whole) // 4
     assert torch.allclose(tokens.norm(dim=-1), torch.ones(len(tokens)), atol=1e-5)
-    placed = index.tokens_of(path)
-    assert placed.shape == whole.shape
-    assert float((placed * whole).sum(-1).mean()) > float((tokens[0] * whole).sum(-1).mean())
-    scorer = load_scorer(model)
-    texts = scorer.encode_texts(["a lamp"])
-    by_place = torch.stack([scorer.similarity(index.tokens_of(p)[None], texts).t2i[0, 0] for p in index.paths])
-    assert torch.allclose(index.scores(scorer, texts), by_place, atol=1e-5)
     index.close()
 
 
@@ -154,14 +149,15 @@ def test_of_many_pictures_the_best_by_integers_are_scored_exactly(
     index.add([f"{n:03}" for n in range(400)], ["-"] * 400, tokens)
     index.remove(["007"])
     exact = index.scores(scorer, texts)
-    found = index.search(scorer, "a red dog on the beach", 30)
+    query = query_of(scorer, "a red dog on the beach", "all")
+    found = [(hit.path, hit.score) for hit in rank(index, scorer, query).hits[:30]]
     monkeypatch.setattr(store, "RERANKED", 40)
     monkeypatch.setattr(tokens_module, "BLOCK", 4096)
     quick = index.scores(scorer, texts)
     best = exact.topk(30).indices
     assert torch.equal(quick[best], exact[best])
     assert 0 < float((quick - exact).abs().max()) < 0.01
-    assert index.search(scorer, "a red dog on the beach", 30) == found
+    assert [(hit.path, hit.score) for hit in rank(index, scorer, query).hits[:30]] == found
     index.close()
 
 
@@ -187,8 +183,8 @@ def test_mistakes_are_told_in_a_sentence(built: tuple[Path, str], tmp_path: Path
 @pytest.mark.parametrize(
     ("file", "content"),
     [
-        ("about.json", '{"format": 3'),
-        ("about.json", '{"format": 3}'),
+        ("about.json", '{"format": 4'),
+        ("about.json", '{"format": 4}'),
         ("images.sqlite", None),
         ("images.sqlite", "no database, however long it may be" * 99),
         ("tokens-0.bin", None),
@@ -209,6 +205,27 @@ def test_a_damaged_index_is_told_in_a_sentence(
     assert "\n" not in str(told.value)
 
 
+def test_an_edited_account_of_an_index_and_a_flipped_bit_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = write_model(tmp_path / "model.safetensors", "token_wise", seed=1)
+    write_images(tmp_path / "photos", 9)
+    build_index(tmp_path, model, "dtype=int8", "pool=4")
+    tokens = tmp_path / "index" / "tokens-0.bin"
+    stored = bytearray(tokens.read_bytes())
+    stored[len(stored) // 2] ^= 4
+    tokens.write_bytes(stored)
+    searched = search.Search(images=str(tmp_path / "index"), text="a", device="cpu")
+    with pytest.raises(UserError, match=r"tokens of 1 images in .*index are damaged, such as photo #\d.png: "):
+        search.main(searched)
+    build_index(tmp_path, model, "dtype=int8", "pool=4")
+    assert "9 images; 1 encoded, 8 already there" in capsys.readouterr().err
+    about = tmp_path / "index" / "about.json"
+    about.write_text(re.sub(r'"dim": \d+', '"dim": 8', about.read_text()))
+    with pytest.raises(UserError, match=r"about\.json is not as it was written, which was .*\"dim\": 16"):
+        search.main(searched)
+
+
 def documented(word: str) -> str:
     """Return the code of docs/search.md that has a word."""
     page = (Path(__file__).resolve().parents[2] / "docs/search.md").read_text()
@@ -223,7 +240,7 @@ def test_the_documented_code_prints_what_exact_scoring_finds(
     monkeypatch.chdir(tmp_path)
     exec(documented('Index.open("photos.index")'), {})
     found = [line.rsplit(" ", 1) for line in capsys.readouterr().out.splitlines()]
-    expected = exact(model, sorted((folder / "photos").iterdir()), "a red bicycle")[:5]
+    expected = exact(model, sorted((folder / "photos").iterdir()), "a red bicycle", "content")[:5]
     assert [path for path, _ in found] == [path for path, _ in expected]
     assert [float(score) for _, score in found] == pytest.approx([score for _, score in expected], abs=1e-5)
 

@@ -16,6 +16,7 @@ from filip.index import build
 from filip.index.store import Index
 from filip.runs.source import read_source
 from filip.search import __main__ as search
+from filip.search.ranking import query_of, rank
 from tests.eval.miniature import write_model
 from tests.index.folders import build_index, exact, write_images
 from tests.support.processes import Process
@@ -69,17 +70,18 @@ def test_a_reader_keeps_what_it_opened_while_tokens_move(tmp_path: Path) -> None
     build_index(tmp_path, model)
     scorer = load_scorer(model)
     reader = Index.open(tmp_path / "index")
-    before = reader.search(scorer, "a lamp", 12)
+    query = query_of(scorer, "a lamp", "all")
+    before = rank(reader, scorer, query).hits
     for n in range(8):
         (tmp_path / "photos" / f"photo #{n}.png").unlink()
     build_index(tmp_path, model, "forget=true")
     assert [file.name for file in (tmp_path / "index").glob("tokens-*")] == ["tokens-1.bin"]
     write_images(tmp_path / "photos", 4, first=100)
     build_index(tmp_path, model)
-    assert reader.search(scorer, "a lamp", 12) == before
+    assert rank(reader, scorer, query).hits == before
     now = Index.open(tmp_path / "index")
     paths = sorted((tmp_path / "photos").iterdir())
-    found = [(hit.path, hit.score) for hit in now.search(scorer, "a lamp")]
+    found = [(hit.path, hit.score) for hit in rank(now, scorer, query).hits]
     expected = exact(model, paths, "a lamp")
     assert [path for path, _ in found] == [path for path, _ in expected]
     assert [score for _, score in found] == pytest.approx([score for _, score in expected], abs=1e-5)

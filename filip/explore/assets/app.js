@@ -61,7 +61,7 @@ class App {
   }
 
   showsThing() {
-    const found = ({ model, number }) => [this.state.image, ...this.imagesShown(number)].some((image) => this.outlinesOf(model, image).length);
+    const found = (panel) => [panel.shown, ...this.imagesShown(panel.number)].some((image) => this.outlinesOf(panel.model, image).length);
     return this.panels.some(found);
   }
 
@@ -80,13 +80,13 @@ class App {
       const result = await this.feed.search(text);
       if (turn !== this.searches) return;
       const fresh = { text, image: null, token: null, name: null, patch: null, shown: FIRST_SHOWN, ...keep };
-      fresh.image ??= this.uploads[0] ?? this.ownImage(text) ?? result.models.at(-1).order[0];
+      fresh.image ??= this.uploads[0] ?? this.ownImage(text);
       await this.loadMaps(result, fresh);
       if (turn !== this.searches) return;
       Object.assign(this.state, fresh);
       this.result = result;
       this.field.show(text);
-      this.say(this.unseenWords(result));
+      this.say(this.unknownWords(result));
       this.renderModels();
       this.renderChips();
       this.remember();
@@ -97,18 +97,15 @@ class App {
     }
   }
 
-  // Which words of the text no model of the page was trained with: they add noise.
-  unseenWords(result) {
-    const words = new Set();
-    for (const model of result.models) {
-      for (const word of model.seen?.words ?? []) if (word.tokens.some((token) => model.unseen.includes(token))) words.add(word.label);
-    }
-    return words.size ? `Never seen in training, so nothing can be said of ${words.size > 1 ? "them" : "it"}: ${[...words].join(", ")}.` : "";
+  // Which words of the text a model of the page never learned: they count as nothing.
+  unknownWords(result) {
+    const words = new Set(result.models.flatMap((model) => model.unknown.map((word) => word.label)));
+    return words.size ? `Never learned, and not counted: ${[...words].join(", ")}.` : "";
   }
 
   async loadMaps(result, state) {
     for (let number = 0; number < result.models.length; number++) {
-      await this.feed.look(result, [...this.uploads, state.image, ...result.models[number].order.slice(0, state.shown)], number);
+      await this.feed.look(result, [...this.uploads, ...(state.image === null ? [] : [state.image]), ...result.models[number].order.slice(0, state.shown)], number);
     }
   }
 
@@ -174,7 +171,7 @@ class App {
   renderChips() {
     const { speaker, state } = this, items = [], done = new Set();
     const chip = (token) => element("button", {
-      type: "button", class: `chip${isSpecial(speaker.tokens[token]) ? " special" : ""}${speaker.unseen?.includes(token) ? " unseen" : ""}`, "data-token": token,
+      type: "button", class: `chip${isSpecial(speaker.tokens[token]) ? " special" : ""}${speaker.unknown.some((word) => word.tokens.includes(token)) ? " unseen" : ""}`, "data-token": token,
       "aria-pressed": String(state.token === token),
       on: {
         click: () => this.toggleToken(token), mouseenter: () => this.hover({ token, name: null }),
@@ -260,7 +257,7 @@ class App {
     const wanted = this.recalled();
     this.state.view = wanted.view;
     this.setTheme(wanted.theme);
-    const text = wanted.text && this.feed.knows(wanted.text) ? wanted.text : this.data.texts[0] ?? "a photo";
+    const text = wanted.text && this.feed.knows(wanted.text) ? wanted.text : this.data.texts[this.data.opening] ?? "a photo";
     const same = text === wanted.text, keep = { shown: Math.max(1, wanted.shown) };
     await this.search(text, same ? { ...keep, image: wanted.image, token: wanted.token, name: wanted.name, patch: wanted.patch } : {});
     if (wanted.text && !same) this.say(`This page has no caption “${wanted.text}”.`, true);

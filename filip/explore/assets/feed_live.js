@@ -35,7 +35,7 @@ class LiveFeed {
       const ranks = new Map(model.order.map((image, place) => [image, place + 1]));
       const result = {
         label: model.label, tokenWise: model.token_wise, grid: model.grid, order: model.order, total: model.total,
-        tokens: model.tokens, names: model.names, scores, ranks,
+        tokens: model.tokens, names: model.names, unknown: model.unknown, counted: model.counted, scores, ranks,
         score: (image) => scores.get(image), rank: (image) => ranks.get(image), maps: new Map(),
       };
       // The pictures that are shown first come with the answer.

@@ -20,7 +20,8 @@ function dot(a, from, b, at, length) {
   return sum;
 }
 
-// A text as a model sees it: {tokens, names, unseen, vectors [n, dim], vector}.
+// A text as a model sees it: {tokens, names, unknown, counted, vectors [n, dim], vector}: unknown words are those that it
+// never learned; counted are the positions of the tokens that a score counts (filip/explore/names.py).
 class StaticModel {
   constructor(data, page) {
     Object.assign(this, { data, page, label: data.label, tokenWise: data.token_wise, grid: data.grid });
@@ -60,16 +61,23 @@ class StaticModel {
 
   encoded(text, position) {
     const found = this.textTower.encode(text), own = position === undefined ? null : this.data.names?.[position];
-    const names = own ?? found.words.filter((word) => !this.page.functionWords.has(word.label)).slice(0, MOST_NAMES);
-    return this.patches ? { ...found, names } : { ...found, tokens: [], names: [] };
+    const naming = (word) => !this.page.functionWords.has(word.label.split("'")[0]), words = found.words.filter(naming);
+    const unknown = words.filter((word) => word.tokens.some((token) => found.unseen.includes(token)));
+    const left = new Set(unknown.flatMap((word) => word.tokens)), inner = found.tokens.map((_, n) => n).slice(1, -1);
+    const content = found.pieces.filter((piece) => /[\p{L}\p{N}]/u.test(piece.label) && !this.page.functionWords.has(piece.label));
+    const kept = content.length ? content.flatMap((piece) => piece.tokens) : inner;
+    const counted = (kept.length ? kept : [0, 1]).filter((token) => !left.has(token));
+    if (!counted.length) throw new Error(`The model never learned ${unknown.map((word) => `“${word.label}”`).join(", ")}, so it cannot look for it.`);
+    const names = own ?? words.filter((word) => /[\p{L}\p{N}]/u.test(word.label)).slice(0, MOST_NAMES);
+    return this.patches ? { ...found, names, unknown, counted } : { ...found, tokens: [], names: [], unknown, counted: [] };
   }
 
   stored(position) {
-    if (!this.patches) return { tokens: [], names: [], unseen: [], vector: this.storedVector(position) };
+    if (!this.patches) return { tokens: [], names: [], unknown: [], counted: [], vector: this.storedVector(position) };
     const first = this.start[position], count = this.start[position + 1] - first, d = this.dim;
     const vectors = new Float32Array(count * d);
     for (let i = 0; i < vectors.length; i++) vectors[i] = this.text[first * d + i] * this.textScale[first + Math.floor(i / d)];
-    return { tokens: this.data.tokens[position], names: this.data.names[position], unseen: [], vectors, vector: this.storedVector(position) };
+    return { tokens: this.data.tokens[position], names: this.data.names[position], unknown: [], counted: this.data.counted[position], vectors, vector: this.storedVector(position) };
   }
 
   storedVector(position) {
@@ -82,21 +90,21 @@ class StaticModel {
     this.uploads.set(name, this.imageTower.encode(squareOf(pixels, this.data.image_tower.size)));
   }
 
-  // Cosines of all tokens of an image with all tokens of a text: [rows, tokens], row by row.
-  map(image, text) {
+  // Cosines of all tokens of an image with tokens of a text: [rows, tokens], row by row.
+  map(image, text, tokens = text.tokens.map((_, token) => token)) {
     if (!this.patches) return new Float32Array(0);
-    const count = text.tokens.length, d = this.dim, own = this.uploads.get(image), found = new Float32Array(this.rows * count);
+    const count = tokens.length, d = this.dim, own = this.uploads.get(image), found = new Float32Array(this.rows * count);
     for (let r = 0; r < this.rows; r++) {
       const row = own ? r : image * this.rows + r, values = own ? own.rows : this.image, scale = own ? 1 : this.imageScale[row];
-      for (let t = 0; t < count; t++) found[r * count + t] = dot(values, row * d, text.vectors, t * d, d) * scale;
+      for (let t = 0; t < count; t++) found[r * count + t] = dot(values, row * d, text.vectors, tokens[t] * d, d) * scale;
     }
     return found;
   }
 
-  // The score of an image for a text: the mean over the tokens of their best patch; a pooled model's one cosine.
+  // The score of an image for a text: the mean over the counted tokens of their best patch; a pooled model's one cosine.
   score(image, text) {
     if (!this.tokenWise) return this.cosine(image, text);
-    return meanOfBest(this.map(image, text), this.rows, text.tokens.length);
+    return meanOfBest(this.map(image, text, text.counted), this.rows, text.counted.length);
   }
 
   // The score of a text for an image: the mean over the patches of their best token.
@@ -184,7 +192,7 @@ class StaticFeed {
       const scoreOf = (image) => scores[image] ?? model.score(image, seen);
       models.push({
         label: model.label, tokenWise: model.tokenWise, grid: model.grid, order, total: order.length, seen,
-        tokens: seen.tokens, names: seen.names, unseen: seen.unseen,
+        tokens: seen.tokens, names: seen.names, unknown: seen.unknown, counted: seen.counted,
         score: scoreOf, rank: (image) => rank.get(image) ?? better(scoreOf(image)), maps: new Map(),
       });
     }

@@ -28,24 +28,31 @@ class Panel {
     }, element("span", { class: "pic" }, this.image, this.canvas));
     this.caption = element("p", { class: "caption" });
     this.why = element("div", { class: "why" });
+    this.reason = element("details", { class: "reason" }, element("summary", {}, "Why this result"), this.why);
     this.fitting = element("ul");
     this.fits = element("details", { class: "fits", on: { toggle: () => this.showTexts() } },
       element("summary", {}, "The captions that fit this picture best"), this.fitting);
     this.grid = element("ol", { class: "grid", on: { keydown: (event) => this.stepped(event) } });
     this.more = element("button", { type: "button", class: "more-button", on: { click: () => app.showMore() } }, "Show more");
     this.section = element("section", { class: "model" }, this.head,
-      element("div", { class: "stage" }, element("div", {}, this.large, this.caption), this.why),
-      this.fits, element("div", { class: "rank" }, element("h3", {}, "Ranking"), this.grid, this.more));
+      element("div", { class: "stage" }, element("div", { class: "seen" }, this.large, this.caption),
+        element("div", { class: "rank" }, element("h3", {}, "Ranking"), this.grid, this.more),
+        element("div", {}, this.reason, this.fits)));
   }
 
   get model() {
     return this.app.result.models[this.number];
   }
 
+  // The picture that is large: the chosen one, or else the model's own first hit.
+  get shown() {
+    return this.app.state.image ?? this.model.order[0];
+  }
+
   // ---- everything again, after a search or a change of the picture ------------------------------------
 
   render() {
-    const { app, model } = this, { state } = app, own = app.ownImage();
+    const { app, model } = this, own = app.ownImage();
     this.section.setAttribute("aria-label", `What ${model.label} finds`);
     this.head.replaceChildren(element("h2", {}, model.label), element("p", {},
       model.tokenWise ? "token-wise: every word with every patch" : "pooled: one vector with one vector"));
@@ -54,13 +61,15 @@ class Panel {
         type: "button", class: "link own-rank", on: { click: () => app.choose({ image: own }) },
       }, `Its own picture: rank ${model.rank(own)} of ${model.total.toLocaleString("en")}`)));
     }
-    this.image.src = app.feed.picture(state.image);
-    this.image.alt = app.alternative(state.image);
+    const image = this.shown;
+    this.image.src = app.feed.picture(image);
+    this.image.alt = app.alternative(image);
     this.large.setAttribute("aria-label",
-      `${app.alternative(state.image)}, as ${model.label} sees it. Click a patch, or choose one with the arrow keys`);
-    const rank = model.rank(state.image);
-    this.caption.textContent = `${rank ? `Rank ${rank}, score ${decimals(model.score(state.image))}. ` : ""}${app.alternative(state.image)}`;
+      `${app.alternative(image)}, as ${model.label} sees it. Click a patch, or choose one with the arrow keys`);
+    const rank = model.rank(image);
+    this.caption.textContent = `${rank ? `Rank ${rank}, score ${decimals(model.score(image))}. ` : ""}${app.alternative(image)}`;
     this.fits.hidden = app.data.texts.length < 2;
+    if (app.isUpload(image)) this.fits.open = true;
     if (this.fits.open) this.showTexts();
     this.renderRanking();
     this.redraw();
@@ -71,7 +80,7 @@ class Panel {
     const cards = app.imagesShown(this.number).map((image) => {
       const rank = model.rank(image), yours = app.isUpload(image);
       return element("li", {}, element("button", {
-        type: "button", "data-image": image, "aria-pressed": String(image === app.state.image),
+        type: "button", "data-image": image, "aria-pressed": String(image === this.shown),
         class: "card",
         title: app.alternative(image),
         on: { click: () => app.choose({ image }) },
@@ -91,7 +100,7 @@ class Panel {
   redraw() {
     const { app } = this;
     for (const card of this.grid.querySelectorAll(".card")) {
-      card.setAttribute("aria-pressed", String(app.imageOf(card.dataset.image) === app.state.image));
+      card.setAttribute("aria-pressed", String(app.imageOf(card.dataset.image) === this.shown));
     }
     this.paint();
     this.explain();
@@ -101,18 +110,19 @@ class Panel {
     const { app, model } = this, shown = app.shown(), thumbnails = { ...shown, patch: null };
     const over = (canvas, side, image, what) =>
       draw(canvas, canvas.clientWidth || side, model, model.maps.get(image), what, app.outlinesOf(model, image));
-    over(this.canvas, 300, app.state.image, shown);
+    over(this.canvas, 300, this.shown, shown);
     for (const card of this.grid.querySelectorAll(".card")) {
       over(card.querySelector("canvas"), 96, app.imageOf(card.dataset.image), thumbnails);
     }
   }
 
   explain() {
-    const { model } = this, { state } = this.app, map = model.maps.get(state.image);
+    const { model } = this, { state } = this.app, map = model.maps.get(this.shown);
     if (!map || !map.length) {
       this.why.replaceChildren(element("h3", {}, "No token map"),
         element("p", {}, "This model has no projection for single patches and words: it ranks, and that is all."));
     } else if (state.patch !== null && state.patch < model.grid[0] * model.grid[1]) {
+      this.reason.open = true;
       this.explainPatch(map);
     } else {
       this.explainScore(map);
@@ -120,7 +130,7 @@ class Panel {
     this.cutPatches();
   }
 
-  // Which patch matched which word, and what each word adds to the score.
+  // Which patch matched which word, and what each word adds to the score; folded, the tokens that do not count.
   explainScore(map) {
     const { model } = this, count = model.tokens.length, rows = map.length / count;
     const best = model.tokens.map((_, token) => {
@@ -128,26 +138,22 @@ class Panel {
       for (let r = 1; r < rows; r++) if (map[r * count + token] > map[place * count + token]) place = r;
       return { token, row: place, cosine: map[place * count + token] };
     });
-    const top = Math.max(...best.map((b) => b.cosine), 1e-6), score = model.score(this.app.state.image);
-    const body = best.map((b) => this.row(b, b.cosine / top, model.tokenWise ? signed(b.cosine / count) : null));
-    const total = model.tokenWise
-      ? element("tr", {}, element("td", { colspan: 2 }, "Score, the mean"), element("td", { class: "number" }, decimals(score)),
-        element("td", { class: "number share" }, decimals(score)))
-      : element("tr", {}, element("td", { colspan: 2 }, "Score"), element("td", { class: "number" }, decimals(score)));
-    this.why.replaceChildren(element("h3", {}, "Why this result"),
-      element("p", {}, model.tokenWise ? `Each word with its best patch, and what it adds to the score. ${this.unnamed(best)}`
+    const top = Math.max(...best.map((b) => b.cosine), 1e-6), score = model.score(this.shown);
+    const row = (share) => (b) => this.row(b, b.cosine / top, share ? signed(b.cosine / model.counted.length) : null);
+    const counted = best.filter((b) => model.counted.includes(b.token)), others = best.filter((b) => !model.counted.includes(b.token));
+    const total = element("tr", {}, element("td", { colspan: 2 }, model.tokenWise ? "Score, the mean" : "Score"),
+      element("td", { class: "number" }, decimals(score)), model.tokenWise ? element("td", { class: "number share" }, decimals(score)) : null);
+    this.why.replaceChildren(
+      element("p", {}, model.tokenWise ? "Each word with its best patch, and what it adds to the score."
         : "Each word with its best patch. The score is the cosine of two whole vectors: words do not add up to it."),
-      element("table", {}, element("thead", {}, element("tr", {}, element("th", { class: "crop" }, element("span", { class: "hidden" }, "patch")), element("th", {}, "word"),
-        element("th", { class: "number" }, "cosine"), model.tokenWise ? element("th", { class: "number share" }, "adds") : null)),
-      element("tbody", {}, ...body), element("tfoot", {}, total)));
+      element("table", {}, this.heads("word", model.tokenWise), element("tbody", {}, ...counted.map(row(model.tokenWise))), element("tfoot", {}, total)),
+      others.length ? element("details", {}, element("summary", {}, `${others.length} tokens that name nothing${model.tokenWise ? ": not counted" : ""}`),
+        element("table", {}, element("tbody", {}, ...others.map(row(false))))) : "");
   }
 
-  // What the tokens that name nothing add together: function words, punctuation, [BOS] and [EOS] count like all others.
-  unnamed(best) {
-    const { model } = this, found = best.filter((b) => nameOf(model, b.token) < 0);
-    if (!found.length || found.length === best.length) return "";
-    const sum = found.reduce((total, b) => total + b.cosine, 0) / best.length;
-    return `The ${found.length} of ${best.length} tokens marked ○ name nothing and count like the others: ${signed(sum)} together.`;
+  heads(word, share) {
+    return element("thead", {}, element("tr", {}, element("th", { class: "crop" }, element("span", { class: "hidden" }, "patch")),
+      element("th", {}, word), element("th", { class: "number" }, "cosine"), share ? element("th", { class: "number share" }, "adds") : null));
   }
 
   // The words that look at the chosen patch: those that prefer it to all others, and all by their cosine with it.
@@ -164,13 +170,12 @@ class Panel {
       element("h3", {}, `Row ${Math.floor(state.patch / columns) + 1}, column ${(state.patch % columns) + 1}`,
         element("button", { type: "button", on: { click: () => this.app.choose({ patch: null }) } }, "Back to the score")),
       element("p", {}, looking.length ? `Best patch of: ${looking.join(", ")}.` : "The best patch of no word."),
-      element("table", {}, element("thead", {}, element("tr", {}, element("th", { class: "crop" }, element("span", { class: "hidden" }, "patch")),
-        element("th", {}, "words that look at it"), element("th", { class: "number" }, "cosine"))),
+      element("table", {}, this.heads("words that look at it", false),
       element("tbody", {}, ...found.slice(0, 12).map((f) => this.row(f, f.cosine / top, null)))));
   }
 
   row({ token, row, cosine }, length, share) {
-    const { app, model } = this, name = nameOf(model, token), extra = model.maps.get(app.state.image).length / model.tokens.length
+    const { app, model } = this, name = nameOf(model, token), extra = model.maps.get(this.shown).length / model.tokens.length
       - model.grid[0] * model.grid[1];
     const chosen = app.shown().choice.token === token;
     return element("tr", {
@@ -180,7 +185,7 @@ class Panel {
     },
     element("td", { class: "crop" }, row >= extra ? element("canvas", { "data-patch": row - extra, width: 40, height: 40, "aria-hidden": "true" }) : null),
     element("td", {}, element("span", { class: "bar" }, element("i", { style: `width: ${100 * Math.max(0, Math.min(length, 1))}%` }),
-      element("button", { type: "button", "aria-pressed": String(chosen) }, element("small", {}, String(token)), `${name < 0 ? "○ " : ""}${model.tokens[token]}`))),
+      element("button", { type: "button", "aria-pressed": String(chosen) }, element("small", {}, String(token)), model.tokens[token]))),
     element("td", { class: "number" }, decimals(cosine)),
     share === null ? null : element("td", { class: "number share" }, share));
   }
@@ -200,10 +205,10 @@ class Panel {
   }
 
   async showTexts() {
-    const { app } = this, { image } = app.state;
+    const { app } = this, image = this.shown;
     if (!this.fits.open || this.fitsOf === image) return;
     const lists = await app.feed.textsOf(image, 5).catch((error) => app.trouble(error));
-    if (!lists || image !== app.state.image) return;
+    if (!lists || image !== this.shown) return;
     this.fitsOf = image;
     const own = app.isUpload(image) ? null : app.data.own[image];
     this.fitting.replaceChildren(...lists[this.number].map(([text, score]) =>

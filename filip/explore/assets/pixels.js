@@ -1,7 +1,8 @@
 "use strict";
 // A picture as a model sees it: Pillow's bicubic resampling of the shorter side, then the middle (filip/data/preprocessing.py).
 
-const MOST_PIXELS = 40e6, MOST_ASPECT = 20, THUMBNAIL_SIDE = 192;
+const MOST_ASPECT = 50, THUMBNAIL_SIDE = 192;
+const DRAFT_SIDE = 2048; // pixels of the shorter side that are kept of a larger picture, as filip/rgb.py drafts a JPEG
 
 // The file's pixels on white, upright: {width, height, data} with four bytes a pixel.
 async function decoded(file) {
@@ -11,17 +12,18 @@ async function decoded(file) {
   } catch {
     throw new Error(`This browser cannot read ${file.name ? `“${file.name}”` : "the file"} as a picture.`);
   }
-  const { width, height } = bitmap;
-  if (width * height > MOST_PIXELS) throw new Error(`The picture has ${width} × ${height} pixels: at most 40 million are read.`);
-  if (Math.max(width, height) > MOST_ASPECT * Math.min(width, height)) {
-    throw new Error(`The picture has ${width} × ${height} pixels: too long and narrow.`);
+  if (Math.max(bitmap.width, bitmap.height) > MOST_ASPECT * Math.min(bitmap.width, bitmap.height)) {
+    throw new Error(`The picture has ${bitmap.width} × ${bitmap.height} pixels: too long and narrow.`);
   }
+  const smaller = Math.max(1, Math.floor(Math.min(bitmap.width, bitmap.height) / DRAFT_SIDE));
+  const width = Math.round(bitmap.width / smaller), height = Math.round(bitmap.height / smaller);
   const canvas = document.createElement("canvas");
   Object.assign(canvas, { width, height });
   const pencil = canvas.getContext("2d", { willReadFrequently: true });
   pencil.fillStyle = "#fff";
   pencil.fillRect(0, 0, width, height);
-  pencil.drawImage(bitmap, 0, 0);
+  pencil.imageSmoothingQuality = "high";
+  pencil.drawImage(bitmap, 0, 0, width, height);
   bitmap.close();
   return { width, height, data: pencil.getImageData(0, 0, width, height).data, canvas };
 }

@@ -67,15 +67,17 @@ class Tokenizer {
     return ids;
   }
 
-  // {ids, words}: ids with [BOS] and [EOS], at most `length`; words [{label, tokens}] are runs of letters and digits.
+  // {ids, words, pieces}: ids with [BOS] and [EOS], at most `length`; words [{label, tokens}] are runs of letters, digits
+  // and signs beyond ASCII; pieces are what the encoding splits a text into first.
   encode(text, length) {
-    const ids = [BOS], words = [];
+    const ids = [BOS], words = [], pieces = [];
     for (const spoken of cleanText(text).toLowerCase().split(/\s+/u).filter(Boolean)) {
       let word = null;
       for (const piece of spoken.match(PIECES) ?? []) {
         const found = this.encodePiece(piece);
         const places = found.map((_, n) => ids.length + n).filter((place) => place < length - 1);
-        if (/[\p{L}\p{N}]/u.test(piece)) {
+        pieces.push({ label: piece, tokens: places });
+        if (/[\p{L}\p{N}]|[^\p{P}\0-\x7f]/u.test(piece)) {
           if (!word) words.push(word = { label: "", tokens: [] });
           word.label += piece;
           word.tokens.push(...places);
@@ -83,7 +85,7 @@ class Tokenizer {
         ids.push(...found);
       }
     }
-    return { ids: [...ids.slice(0, length - 1), EOS], words: words.filter((word) => word.tokens.length) };
+    return { ids: [...ids.slice(0, length - 1), EOS], words: words.filter((word) => word.tokens.length), pieces };
   }
 
   // One token as a person reads it.

@@ -131,19 +131,21 @@ class TextTower {
     this.row = new Map(Array.from(new Uint16Array(bytesOf(of.rows).buffer), (token, row) => [token, row]));
   }
 
-  // {tokens, words, unseen, vectors [n, dim], vector}: unseen are the positions of tokens that the model never learned.
+  // {tokens, words, pieces, unseen, vectors [n, dim], vector}: unseen are the positions of tokens that the model never
+  // learned.
   encode(text) {
-    const { of, tensors } = this, { width } = of, { ids, words } = this.tokenizer.encode(text, of.context);
+    const { of, tensors } = this, { width } = of, { ids, words, pieces } = this.tokenizer.encode(text, of.context);
     const x = tensors.positions.slice(0, ids.length * width), unseen = [];
     ids.forEach((id, n) => {
       const row = this.row.get(id);
-      if (row === undefined) return unseen.push(n);
+      if (row === undefined || of.unknown.includes(id)) unseen.push(n);
+      if (row === undefined) return;
       for (let k = 0; k < width; k++) x[n * width + k] += tensors.tokens[row * width + k];
     });
     blocks(x, of, tensors, true);
     const projected = linear(layerNorm(x, tensors["norm.weight"], tensors["norm.bias"], of.epsilon), tensors.projection, null, width);
     return {
-      tokens: ids.map((id) => this.tokenizer.decode(id)), words, unseen, vectors: unit(projected, of.dim),
+      tokens: ids.map((id) => this.tokenizer.decode(id)), words, pieces, unseen, vectors: unit(projected, of.dim),
       vector: of.pooling ? pooled(projected, of.dim, of.pooling, tensors.query, ids.length - 1) : null,
     };
   }

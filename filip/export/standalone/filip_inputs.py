@@ -20,10 +20,10 @@ def clean(text: str) -> str:
 def to_pixels(image: Image.Image, size: int) -> np.ndarray:
     """Return float32 ``[3, size, size]``: shorter side to ``size`` (bicubic), centre crop, CLIP's normalisation.
 
-    Raises ValueError for a picture that is more than 20 times as long as wide: resized, it would fill the memory.
+    Raises ValueError for a picture that is more than 50 times as long as wide: resized, it would fill the memory.
     """
     width, height = image.size
-    if max(width, height) > 20 * min(width, height):
+    if max(width, height) > 50 * min(width, height):
         raise ValueError(f"the image has {width} x {height} pixels: too long and narrow for a model's square")
     image = _rgb(_upright(image))
     width, height = image.size
