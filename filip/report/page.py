@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
 from PIL import Image
@@ -31,6 +32,7 @@ from filip.report.plots import DROPPED, INK, KEPT, LINE, MUTED, stage_bars
 from filip.report.provenance import duration, facts, stage_groups
 from filip.report.results import Results
 from filip.report.search import search_grid
+from filip.report.show import headline
 from filip.report.style import COLOURS, TEMPLATES, looks, style
 from filip.report.summary import funnel_grid, runs_grid, stages_grid, summary
 from filip.report.table import Table
@@ -113,6 +115,8 @@ def _content(study: Study, results: Results, figures: Path) -> dict[str, Any]:
         "style": style() + (TEMPLATES / "report.css").read_text(encoding="utf-8"),
         "note": NOTE,
         "findings": {"title": "Each finding in numbers", "html": _table(numbers)} if len(found) else None,
+        "verdict": verdict(found),
+        "headline": _table(headline(tables, study.config.get("headline", []))) if tables else None,
         "forest": inline(forest(found, looks(study)), "forest") if compared else None,
         "scenes": scenes,
         "pictures": [] if folded else sheet,
@@ -141,6 +145,20 @@ def _content(study: Study, results: Results, figures: Path) -> dict[str, Any]:
         ],
         "credits": _credits(study, results),
     }
+
+
+def verdict(found: pd.DataFrame) -> list[str]:
+    """Say for each compared row in how many headline measures it is ahead of the baseline, behind, or neither."""
+    sentences = []
+    for row, items in found[found["difference"].notna()].groupby("row", sort=False):
+        better, worse = (int((items["finding"] == which).sum()) for which in ("better", "worse"))
+        rest = len(items) - better - worse
+        least = f"; behind: {', '.join(items.loc[items['finding'] == 'worse', 'measure'])}" if worse else ""
+        sentences.append(
+            f"{row} is ahead of {items['base'].iloc[0]} in {better} of {len(items)} measures and behind in {worse}; "
+            f"in {rest} no difference holds{least}."
+        )
+    return sentences
 
 
 def _table(grid: Grid) -> str:

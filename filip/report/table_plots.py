@@ -9,11 +9,12 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FormatStrFormatter, MaxNLocator, NullLocator
 
 from filip.report.plots import INK, MARKS, MUTED, Looks, grid, no_data
 from filip.report.style import Look
-from filip.report.table import Column, Row, Table, difference
+from filip.report.table import Column, Row, Table
 
 
 def _percent(table: Table) -> dict[str, pd.DataFrame]:
@@ -64,41 +65,48 @@ def benchmark_dots(table: Table, looks: Looks) -> Figure:
 
 
 def forest(found: pd.DataFrame, looks: Looks) -> Figure:
-    """Draw differences with their 95 % intervals around zero, one line each, by area (:mod:`filip.report.findings`).
+    """Draw differences with their 95 % intervals around zero, by area and measure (:mod:`filip.report.findings`).
 
-    Filled: it holds, in the colour of the run that is ahead. Hollow: it does not.
+    A measure's name is above its lines, one for each row, so that the plot is as narrow as a telephone. Filled: it
+    holds, in the colour of the run that is ahead. Hollow: it does not.
     """
     found = found[found["difference"].notna()]
-    figure, (axis,) = grid(1, 1, 10, 0.9 + 0.27 * (len(found) + found["area"].nunique()))
-    places, labels, area = list[int](), list[str](), ""
-    for item in found.itertuples():
-        if item.area != area:
-            area = item.area
-            places.append(len(places))
-            labels.append(area.upper())
-        y = len(places)
-        ahead = item.run if item.difference > 0 else item.base_run
-        colour = looks.get(ahead, Look()).colour if item.holds else MUTED
-        axis.plot([100 * item.difference_low, 100 * item.difference_high], [y, y], color=colour, linewidth=2)
-        axis.plot(100 * item.difference, y, "o", mec=colour, mfc=colour if item.holds else "white", ms=7)
-        shown = difference(item.difference, [item.difference_low, item.difference_high], item.holds)
-        place: dict[str, Any] = {
-            "transform": axis.get_yaxis_transform(),
-            "va": "center",
-            "fontsize": 8.5,
-            "color": colour,
-        }
-        axis.text(1.02, y, f"{shown.text} {shown.interval}", **place)
-        places.append(y)
-        labels.append(item.measure if found["run"].nunique() < 2 else f"{item.measure}: {item.row}")
+    marks = dict(zip(found["row"].unique(), ("o", *MARKS) * len(found), strict=False))
+    lines = 0.9 * found["area"].nunique() + 0.85 * found.groupby(["area", "measure"]).ngroups + 0.4 * len(found)
+    figure, (axis,) = grid(1, 1, 5, 1.2 + 0.24 * lines)
+    y, area = 0.0, ""
+    across = axis.get_yaxis_transform()
+    for (group, measure), items in found.groupby(["area", "measure"], sort=False):
+        if group != area:
+            area = group
+            axis.text(0, y, area, transform=across, va="center", fontsize=9, fontweight="bold", color=INK)
+            y += 0.9
+        axis.text(0, y, measure, transform=across, va="center", fontsize=8.5, color=INK)
+        y += 0.5
+        for item in items.itertuples():
+            ahead = item.run if item.difference > 0 else item.base_run
+            colour = looks.get(ahead, Look()).colour if item.holds else MUTED
+            axis.plot([100 * item.difference_low, 100 * item.difference_high], [y, y], color=colour, linewidth=2)
+            filled = colour if item.holds else "white"
+            axis.plot(100 * item.difference, y, marks[item.row], mec=colour, mfc=filled, ms=6)
+            y += 0.4
+        y += 0.35
     axis.axvline(0, color=INK, linewidth=1)
-    axis.set_yticks(places, labels)
-    axis.set_ylim(len(places) - 0.4, -0.6)
-    pairs = found[["row", "base"]].drop_duplicates()
-    compared = " less ".join(pairs.iloc[0]) if len(pairs) == 1 else "each row less the baseline"
-    axis.set_xlabel(f"points, {compared}; bars: 95 % intervals; filled: the difference holds")
-    axis.tick_params(axis="y", length=0, labelcolor=INK)
-    axis.spines["left"].set_visible(False)
+    axis.set_yticks([])
+    axis.set_ylim(y, -0.6)
+    axis.xaxis.set_ticks_position("both")
+    axis.tick_params(axis="x", labeltop=True)
+    axis.set_xlabel("points, with 95 % intervals; filled: the difference holds")
+    names = dict(zip(found["run"], found["row"], strict=True)) | dict(
+        zip(found["base_run"], found["base"], strict=True)
+    )
+    entries = [
+        Line2D([], [], color=looks.get(run, Look()).colour, lw=4, label=f"{name} ahead") for run, name in names.items()
+    ]
+    if len(marks) > 1:
+        entries += [Line2D([], [], ls="", marker=mark, color=INK, label=row) for row, mark in marks.items()]
+    figure.legend(handles=entries, loc="outside upper center", ncols=2, fontsize=8.5)
+    axis.spines[["left"]].set_visible(False)
     axis.grid(True, axis="x")
     return figure
 

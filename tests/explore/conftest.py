@@ -24,7 +24,7 @@ CAPTIONS = [
 ]
 
 # Texts that the page was not made for; a model of it has learned all their words but one.
-UNHEARD = "a zeppelin"
+UNHEARD = "a zeppelin over the river"
 SERVED = "a text that no caption has"
 FREE = ["a RED  boat,  on the old river", "it’s naïve &amp; “fine” 2026!", "слон и 漢字 🎉", "black cats " * 40]
 

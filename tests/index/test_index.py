@@ -321,6 +321,24 @@ def test_pictures_of_phones_are_read_where_pillow_heif_is_installed_and_else_cou
         assert "left out: 1 .heic (these formats are not read; `pip install pillow-heif` reads those of phones)" in said
 
 
+@pytest.mark.parametrize("size", [(8064, 6048), (12_000, 9000), (16_320, 12_240), (16_000, 700)])
+def test_photographs_of_any_number_of_pixels_are_indexed_searched_and_explored(
+    tmp_path: Path, size: tuple[int, int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = write_model(tmp_path / "model.safetensors", "token_wise", seed=1)
+    write_images(tmp_path / "photos", 8)
+    Image.new("RGB", size, "red").save(tmp_path / "photos" / "large.jpg")
+    build_index(tmp_path, model, "dtype=int8", "pool=4")
+    assert "9 images; 9 encoded" in capsys.readouterr().err
+    index, scorer = Index.open(tmp_path / "index"), load_scorer(model)
+    query = query_of(scorer, str(tmp_path / "photos" / "large.jpg"))
+    assert rank(index, scorer, query).hits[0].path == "large.jpg"
+    index.close()
+    assert (
+        len(Gallery.of(load_viewers([model], [], "cpu"), open_pictures(str(tmp_path / "photos"), None, None)).keys) == 9
+    )
+
+
 def test_a_name_that_is_no_text_costs_one_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = write_model(tmp_path / "model.safetensors", "pooled")
     write_images(tmp_path / "photos", 2)

@@ -31,6 +31,7 @@ from filip.files import write_json
 Colour = tuple[int, int, int]
 # colours that everybody can tell apart
 COLOURS: tuple[Colour, ...] = ((213, 94, 0), (0, 114, 178), (0, 140, 90), (170, 60, 150))
+DOT = 7  # radius of a dot in pixels
 PATCH = 48  # side of a patch in pixels, before the picture is fitted into its cell
 CELL = 288  # pixels
 WIDE = 640  # pixels of a picture of a page
@@ -38,8 +39,9 @@ STANDS_OUT = 1.25  # standard deviations above the mean of a scene's patches at 
 NOTE = (
     "One colour per name. Outline: the patches on which the name stands out, by {stands_out} standard deviations over "
     "the patches. Dot: the patch that the name is most similar to; a ring if it stands out nowhere. By rule: the best, "
-    "the median and the worst of {count:,} scenes by the share of dots and rings on their thing with {model}, ties by "
-    "margin."
+    "the median and the worst of {count:,} scenes by the share of names that point at their thing with {model}, ties "
+    "by margin; there, as in the tables, a patch belongs to what covers most of it. Below a picture: dots that touch "
+    "their thing."
 )
 
 
@@ -77,9 +79,8 @@ def draw(config: SceneSheet) -> None:
         cells.append(SheetCell(picture, kind, caption))
         seen_by = []
         for label, seen in zip(config.labels, by_model, strict=True):
-            title = f"{label}: {sum(seen.right)} of {len(seen.counted)} names"
-            cells.append(SheetCell(marked(seen), title))
-            right = {"right": sum(seen.right), "names": len(seen.counted)}
+            right = {"right": touching(seen), "names": len(seen.names)}
+            cells.append(SheetCell(marked(seen), "{}: {right} of {names} dots on their thing".format(label, **right)))
             seen_by.append({"label": label, **right, "picture": _webp(cells[-1].picture)})
         words = [{"word": word, "colour": None if c == INK else list(c)} for word, c in caption]
         parts.append({"kind": kind, "caption": words, "picture": _webp(picture), "models": seen_by})
@@ -141,10 +142,20 @@ def marked(scene: PointedScene) -> Image.Image:
         taken[row, column] = beside + 1
         centre = ((column + 0.5) * PATCH + beside * 11, (row + 0.5) * PATCH)
         pencil.circle(centre, 9, fill="white")
-        pencil.circle(centre, 7, fill=_colour(n))
+        pencil.circle(centre, DOT, fill=_colour(n))
         if owner[row, column] < 0:
             pencil.circle(centre, 4, fill="white")
     return page
+
+
+def touching(scene: PointedScene) -> int:
+    """Return how many dots touch the mask of their thing in the picture, as whoever looks at it counts."""
+    count = 0
+    for thing, (row, column) in zip(scene.sample.things, scene.best, strict=True):
+        mask = ImageOps.fit(thing.mask, _size(scene), Image.Resampling.LANCZOS)
+        x, y = round((column + 0.5) * PATCH), round((row + 0.5) * PATCH)
+        count += max(mask.crop((x - DOT, y - DOT, x + DOT + 1, y + DOT + 1)).getdata()) > 127
+    return count
 
 
 def standing_out(scene: PointedScene) -> np.ndarray:

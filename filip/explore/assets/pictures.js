@@ -99,7 +99,7 @@ function draw(canvas, side, model, map, shown, outlines) {
 function drawThings(pencil, side, outlines) {
   const path = new Path2D(), larger = new DOMMatrix().scale(side / OUTLINE_SIDE);
   for (const outline of outlines) path.addPath(new Path2D(outline), larger);
-  const line = Math.max(1, side / 150);
+  const line = Math.max(1.5, side / 150);
   pencil.lineWidth = 2 * line; pencil.strokeStyle = "#fff"; pencil.stroke(path);
   pencil.setLineDash([3 * line, 2 * line]);
   pencil.lineWidth = line; pencil.strokeStyle = "#111"; pencil.stroke(path);
