@@ -30,8 +30,6 @@ def other_project() -> str | None:
         other = distribution("filip")
     except PackageNotFoundError:
         return None
-    if any(point.name == "filip" for point in other.entry_points):
-        return None  # this project before version 0.3, when it was called so
     ours = this_project()
     name = ours.metadata["Name"] if ours else "this one"
     return (

@@ -147,7 +147,6 @@ def install(tier: str, new: bool) -> None:
             fail(f"pip could not install {UV}; is the package index reachable? {failed}")
     settings = pip_settings(python)
     os.environ.update(like_pip(settings))
-    remove_predecessor(python)
     print("== installing what {} needs, in the versions of {}".format(
         "`make demo`" if tier == "demo" else "`make test`", shown(LOCK)))  # fmt: skip
     command = [str(VENV / "bin" / "uv"), "pip", "install", "--python", str(python)]
@@ -230,12 +229,6 @@ def like_pip(settings: dict) -> dict:
     if "UV_INDEX" in found:  # pip takes the best version of all its indexes; uv would ask the first one only
         found["UV_INDEX_STRATEGY"] = "unsafe-best-match"
     return {variable: value for variable, value in found.items() if variable not in os.environ}
-
-
-def remove_predecessor(python: Path) -> None:
-    """Remove the project as `filip`, as it was installed until version 0.2: another project has that name on PyPI."""
-    if list(VENV.glob("lib/python*/site-packages/filip-*.dist-info")):
-        subprocess.run([str(VENV / "bin" / "uv"), "pip", "uninstall", "-q", "--python", str(python), "filip"])
 
 
 def torch_backend() -> str | None:

@@ -20,7 +20,6 @@ from filip.models.taught import taught
 
 EMBEDDING, ROWS = "text.token_embedding.weight", "text.token_embedding.rows"
 TOKENIZER = "tokenizer.json"  # key for the tokenizer in a file whose vocabulary is not CLIP's
-STAGES = "image.trunk.patch_embed.backbone.network.blocks."
 
 
 def save_model(
@@ -96,8 +95,6 @@ def load_model(path: str | Path, image_size: int | None = None, loss_parameters:
     if any(True for _ in model.buffers()):
         model = build_model(config)  # buffers that are not in the file would stay without memory
     wanted = model.state_dict()
-    for name in [n for n in state if n.startswith(STAGES) and n not in wanted]:
-        del state[name]  # files written before 28 November 2026 have the stages above the stem's feature map
     if difference := _difference(wanted, state):
         raise UserError(f"{path} does not fit its configuration: {difference}")
     model.load_state_dict(state, assign=True)

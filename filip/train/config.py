@@ -18,7 +18,6 @@ from filip.plugins import load_plugins
 from filip.train.losses import TERMS, Term, check_terms, resolve_weights
 from filip.train.losses.weights import FORMS, parse_schedule, parse_setting
 from filip.train.optimizers import OPTIMIZERS, OptimizerKind
-from filip.train.sinks import SINKS, check_sink
 from filip.train.warm_start import check_init_from
 
 # Not where the registries are: a package that imports Term from there would be asked for its term before it has one.
@@ -72,10 +71,6 @@ class WarmStartConfig:
         "pooled model through the projections of [CLS] and [EOS]",
         choices=INTERACTIONS,
     )
-    projection_steps: int = option(
-        0, "first steps, in which only the projections and the temperature learn", at_least=0
-    )
-    layer_decay: float = option(1.0, "learning rate of a block over that of the block above it", above=0, at_most=1)
     image: str = option(
         "full",
         "what of the image tower learns: full = all; frozen = nothing but its projection (LiT); lora = low-rank "
@@ -236,7 +231,6 @@ class TrainConfig:
     profile_steps: list[int] | None = option(
         None, "[first, last]: the first rank's operations in these steps, as a trace in run_dir/profile", at_least=1
     )
-    log_to: str | None = option(None, f"a further place for the numbers, besides TensorBoard: {' or '.join(SINKS)}")
     checkpoint: CheckpointConfig = option(CheckpointConfig(), "cadence and retention")
     watchdog: WatchdogConfig = option(WatchdogConfig(), "the watchdog")
     eval: EvalConfig = option(EvalConfig(), "evaluation while training")
@@ -259,7 +253,6 @@ class TrainConfig:
         steps = self.profile_steps
         if steps is not None and not (len(steps) == 2 and steps[0] <= steps[1]):
             raise UserError(f"profile_steps={self.profile_steps}: give the first and the last step, e.g. [100,110]")
-        check_sink(self.log_to)
         if self.compile and self.zero_stage == 3:
             raise UserError(
                 "compile=true with zero_stage=3: ZeRO-3 takes a block's weights away between its layers, which no "

@@ -278,8 +278,7 @@ class Engine:
 def make_optimizer(model: DualEncoder, config: TrainConfig) -> Optimizer:
     """Make the optimiser that ``config`` names, over the parameter groups."""
     o = config.optimizer
-    w = config.warm_start
-    groups = param_groups(model, o.weight_decay, o.temperature_lr_factor, w.layer_decay, w.projection_steps)
+    groups = param_groups(model, o.weight_decay, o.temperature_lr_factor)
     optimizer = OPTIMIZERS[o.name].build([group for group in groups if group["params"]], o)
     optimizer.register_step_post_hook(AfterStep(o.average))
     set_lr(optimizer.param_groups, o.base_lr, 0)

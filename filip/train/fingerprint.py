@@ -13,7 +13,7 @@ from filip.train.engine import read_settings, settings_path
 
 # These settings, and everything below them, change speed, place or reporting, but not what is learned (up to rounding).
 NOT_LEARNING = (
-    "run", "run_dir", "out", "resume", "log_every", "log_to", "checkpoint", "watchdog", "eval", "profile_steps",
+    "run", "run_dir", "out", "resume", "log_every", "checkpoint", "watchdog", "eval", "profile_steps",
     "timeout_minutes",
     "threads", "world_size", "backend", "exchange", "zero_stage", "compile", "gradient_cache",
     "data.workers", "data.feature_cache",
@@ -58,8 +58,7 @@ def settings_hash(config: TrainConfig) -> str:
 
     Settings at their defaults are left out, so that a field which a later version adds changes no run's folder.
     """
-    # fp16 was the default until 0.2.0: studies that have begun keep their folders.
-    defaults = learning_settings(TrainConfig(precision="fp16"))
+    defaults = learning_settings(TrainConfig())
     return digest({name: value for name, value in learning_settings(config).items() if value != defaults.get(name)})[:8]
 
 

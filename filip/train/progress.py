@@ -15,9 +15,8 @@ from filip.train.config import TrainConfig
 from filip.train.counts import count
 from filip.train.hardware import peak_flops
 from filip.train.metrics import Interval
-from filip.train.ranks import Ranks, raise_together
+from filip.train.ranks import Ranks
 from filip.train.run import Run
-from filip.train.sinks import open_sink
 from filip.train.stragglers import RankReport, fleet_report, summed
 from filip.train.telemetry import Telemetry, text_line
 from filip.train.watchdog import at_clamp
@@ -109,12 +108,8 @@ def final_metrics(record: dict[str, Any]) -> dict[str, float]:
 
 
 def open_telemetry(config: TrainConfig, ranks: Ranks, step: int) -> Telemetry:
-    """Open the places for numbers and events: on the first rank, elsewhere they take none. All ranks call."""
-    sink, folder = None, Path(config.run_dir)
-    with raise_together(ranks):
-        if ranks.is_main:
-            sink = open_sink(config.log_to, config.run, folder, shown_settings(config))
-    return Telemetry(folder, ranks.is_main, step, sink)
+    """Open the places for numbers and events: on the first rank, elsewhere they take none."""
+    return Telemetry(Path(config.run_dir), ranks.is_main, step)
 
 
 def shown_settings(config: TrainConfig) -> dict[str, Any]:

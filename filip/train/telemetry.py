@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from filip.progress import clock, say
-from filip.train.sinks import Sink
 
 LOG = "log.jsonl"
 # TensorBoard's tab "Custom Scalars": what all runs below --logdir have, in one chart each, side by side.
@@ -33,9 +32,9 @@ LAYOUT = {
 class Telemetry:
     """A writer for the first rank; elsewhere every call does nothing."""
 
-    def __init__(self, run_dir: Path, enabled: bool, step: int, sink: Sink | None = None) -> None:
+    def __init__(self, run_dir: Path, enabled: bool, step: int) -> None:
         """Open the files. ``step``: where the run starts; what an earlier attempt wrote after it is dropped."""
-        self.enabled, self.sink = enabled, sink
+        self.enabled = enabled
         if not enabled:
             return
         from torch.utils.tensorboard import SummaryWriter
@@ -54,8 +53,6 @@ class Telemetry:
         numbers = {key: value for key, value in values.items() if isinstance(value, int | float)}
         for key, value in numbers.items():
             self.writer.add_scalar(key, value, step)
-        if self.sink is not None:
-            self.sink.record(step, numbers)
         self.file.write(json.dumps({"step": step, "time": time.time(), **values}) + "\n")
         self.file.flush()
 
@@ -91,12 +88,8 @@ class Telemetry:
             self.writer._get_file_writer().add_summary(summary, step)
         for name, value in metrics.items():
             self.writer.add_scalar(name, value, step)
-        if self.sink is not None:
-            self.sink.record(step, metrics)
 
     def close(self) -> None:
-        if self.sink is not None:
-            self.sink.close()
         if self.enabled:
             self.writer.close()
             self.file.close()

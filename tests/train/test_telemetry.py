@@ -5,22 +5,17 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import plugin_data_pb2
 
-from filip.errors import UserError
 from filip.models import build_model
 from filip.train.config import TrainConfig
 from filip.train.counts import CAPTION_TOKENS, encoder_flops
-from filip.train.progress import final_metrics, open_telemetry, shown_settings
-from filip.train.ranks import Ranks as RankPlace
-from filip.train.sinks import Sink
+from filip.train.progress import final_metrics, shown_settings
 from filip.train.telemetry import Telemetry, read_log
 from tests.support.launched_ranks import Ranks
 from tests.support.training import compose, records, train_arguments
@@ -92,54 +87,3 @@ def test_mfu_is_the_encoders_arithmetic_over_the_peak_of_the_device(squares: Pat
     named = Counter(event.get("name") for event in trace["traceEvents"])
     assert named["ProfilerStep#1"] == named["ProfilerStep#2"] == 1 and named["ProfilerStep#3"] == 0, named
     assert named["aten::mm"] + named["aten::addmm"] > 10
-
-
-def blocks(log: bytes) -> Iterator[bytes]:
-    """Yield the records of a LevelDB log of one block."""
-    while log:
-        length = int.from_bytes(log[4:6], "little")
-        yield log[7 : 7 + length]
-        log = log[7 + length :]
-
-
-def test_weights_and_biases_gets_the_numbers_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    alone = RankPlace(0, 1, 0, 1, torch.device("cpu"))
-    config = compose("run=mine", "log_to=wandb")
-    config.run_dir = str(tmp_path)
-    telemetry = open_telemetry(config, alone, 0)
-    for step in (10, 20):
-        telemetry.record(step, {"loss/total": 1 / step, "host": "a name"})
-    telemetry.hparams(20, {}, {"loss/total": 0.05})
-    telemetry.close()
-    from wandb.proto.wandb_internal_pb2 import Record
-
-    (file,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
-    found, name = {}, ""
-    for data in blocks(file.read_bytes()[7:]):
-        record = Record()
-        record.ParseFromString(data)
-        name = record.run.display_name or name
-        line = {"/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in record.history.item}
-        found.setdefault(line.get("_step"), {}).update(line)
-    assert name == "mine"
-    assert {step: found[step]["loss/total"] for step in (10, 20)} == {10: 0.1, 20: 0.05}
-    assert found[20]["final/loss/total"] == 0.05 and "host" not in found[10]
-
-
-def test_a_place_for_numbers_is_checked_before_and_may_fail_later(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(UserError, match="choose one of wandb, trackio, mlflow"):
-        compose("log_to=visdom")
-    with pytest.raises(UserError, match="pip install mlflow"):
-        compose("log_to=mlflow")
-    calls = []
-
-    def fails(step: int, _: object) -> None:
-        calls.append(step)
-        raise OSError("no route to host")
-
-    sink = Sink("far", fails, lambda: calls.append(0))
-    for step in (1, 2):
-        sink.record(step, {})
-    sink.close()
-    assert calls == [1] and "log_to=far has failed" in capsys.readouterr().err
