@@ -22,6 +22,7 @@ from filip.eval.formats import open_set
 from filip.eval.scorer import Scorer, load_scorer
 from filip.eval.text_tokens import CHOICES
 from filip.index.tokens import pooled, restored, rounded
+from filip.search.ranking import bound, typical
 
 
 @dataclass
@@ -59,6 +60,27 @@ def main(study: SearchWords) -> None:
             for texts, right in ((words, wanted), (captions, torch.eye(len(captions), dtype=torch.bool)))
         ]
         print(f"| {choice} | {' | '.join(cells)} |", flush=True)
+    print("\n| pictures | lost of the things shown | refused of the others |\n| ---: | ---: | ---: |")
+    scores = scorer.similarity(images, scorer.with_tokens(words, scorer.encode_texts(words), "content")).t2i.T
+    for count in (12, 50, 150, 500):
+        lost, refused = refusals(scores, wanted, count)
+        print(f"| {count} | {100 * lost:.1f} | {100 * refused:.1f} |")
+
+
+def refusals(scores: Tensor, wanted: Tensor, count: int, draws: int = 20) -> tuple[float, float]:
+    """Return the shares of "nothing found" among things that one of ``count`` random pictures shows, and the others.
+
+    scores, wanted: [things, pictures].
+    """
+    answers: dict[bool, list[Tensor]] = {True: [], False: []}
+    for draw in range(draws):
+        some = torch.randperm(scores.shape[1], generator=torch.Generator().manual_seed(draw))[:count]
+        median, deviation = typical(scores[:, some])
+        nothing = ((scores[:, some] - median) / deviation).amax(1) < bound(count)
+        shown = wanted[:, some].any(1)
+        for there in answers:
+            answers[there].append(nothing[shown == there].float())
+    return float(torch.cat(answers[True]).mean()), float(torch.cat(answers[False]).mean())
 
 
 def first(scorer: Scorer, images: Tensor, texts: list[str], choice: str) -> Tensor:

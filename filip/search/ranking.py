@@ -92,30 +92,30 @@ def rank(index: Index, scorer: Scorer, query: Texts, without: Sequence[str] = ()
     """
     queries = [query, *(encode_query(scorer, text, tokens) for text in without)]
     scores = torch.stack([index.scores(scorer, texts) for texts in queries])
-    typical, deviation = _typical(scores)
-    best = _distance((scores - typical) / deviation).topk(min(RANKED_AGAIN, len(index))).indices.tolist()
+    median, deviation = typical(scores)
+    best = _distance((scores - median) / deviation).topk(min(RANKED_AGAIN, len(index))).indices.tolist()
     whole = _all_tokens(index, scorer, [index.paths[place] for place in best])
     again = [place for place in best if index.paths[place] in whole]
     if again and index.about.pool > 1:
         features = torch.stack([whole[index.paths[place]] for place in again])
         for row, texts in zip(scores, queries, strict=True):
             row[again] = scorer.similarity(features, Texts(texts.values.float(), texts.lengths)).t2i[:, 0]
-    distance = _distance((scores - typical) / deviation)
+    distance = _distance((scores - median) / deviation)
     first = set(best)
     order = sorted(range(len(index)), key=lambda n: (n not in first, -float(distance[n]), index.paths[n]))
     hits = [Ranked(index.paths[n], float(scores[0, n]), float(distance[n])) for n in order]
     return Ranking(hits, bound(len(hits)), whole)
 
 
-def _typical(scores: Tensor) -> tuple[Tensor, Tensor]:
+def typical(scores: Tensor) -> tuple[Tensor, Tensor]:
     """Return the median of each row, and the deviation from it of what lies below, both [rows, 1].
 
     Unlike mean and standard deviation they do not move when a third of the pictures shows what one looks for.
     """
-    typical = scores.median(1, keepdim=True).values
-    below = scores <= typical
-    squares = ((scores - typical).square() * below).sum(1, keepdim=True)
-    return typical, (squares / below.sum(1, keepdim=True)).sqrt().clamp(min=1e-12)
+    median = scores.median(1, keepdim=True).values
+    below = scores <= median
+    squares = ((scores - median).square() * below).sum(1, keepdim=True)
+    return median, (squares / below.sum(1, keepdim=True)).sqrt().clamp(min=1e-12)
 
 
 def _distance(standing: Tensor) -> Tensor:
