@@ -97,8 +97,6 @@ class BackTranslationSettings:
         at_least=-1,
         at_most=1,
     )
-    recaption: str | None = option(None, "engine that captions the images: image-to-text, or an installed package's")
-    recaption_models: str | None = option(None, "its weights: for image-to-text a model of the hub, or a folder")
     share: float = option(
         1.0,
         "share of the distinct captions, chosen by hash, that are translated; the others keep only the original",

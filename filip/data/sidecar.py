@@ -29,10 +29,6 @@ SCHEMA = pa.schema(
 )
 
 
-# Suffix in the origin of a caption that an engine made of the image; such captions stand last.
-OF_IMAGE = ":image"
-
-
 def group_id(caption: str, source: str = "", group: Any = None) -> int:
     """Return a stable id in 0 .. 2^63 - 1 from the source's ``group`` value, else from the caption's plain words.
 

@@ -21,7 +21,6 @@ import pyarrow.parquet as pq
 
 from filip.command import MISSING, option, run_command
 from filip.data.captions.judging import AcceptanceLimits, judge
-from filip.data.captions.recaptions import Recaptions
 from filip.data.captions.same_images import CONTENT, find_same_images
 from filip.data.captions.semantic_similarity import require_packages, require_pivots
 from filip.data.captions.sidecar_tables import rows_by_shard, sidecar_table
@@ -76,8 +75,6 @@ def main(config: TranslateConfig) -> None:
         min_similarity=settings.min_similarity,
         min_pivot_similarity=settings.min_pivot_similarity,
         share=settings.share,
-        recaption=settings.recaption,
-        recaption_models=settings.recaption_models,
         processes=config.processes,
         threads=config.threads,
         memory=config.memory,
@@ -111,8 +108,6 @@ class TranslationJob:
     min_similarity: float | None = None
     min_pivot_similarity: float | None = None
     share: float = 1.0  # share of the distinct captions that are translated
-    recaption: str | None = None  # engine that captions the images
-    recaption_models: str | None = None
     processes: int = 2
     threads: int = 2
     memory: str = "1GB"
@@ -125,7 +120,7 @@ def translate(job: TranslationJob, part: tuple[int, int] | None = None, plan_onl
 
     Raises UserError when shards are missing, the engine is unavailable, or another run is writing to ``out``.
     """
-    caches, recaptions = open_caches(job), open_recaptions(job)
+    caches = open_caches(job)
     shard_files(job.shards)  # a mistyped folder is reported before anything is made
     work = job.out / "_work"
     with locked(work / "plan.lock"):
@@ -147,19 +142,15 @@ def translate(job: TranslationJob, part: tuple[int, int] | None = None, plan_onl
             return None
         for cache, plan in zip(caches, plans, strict=True):
             cache.fill(plan, job.processes, part)
-        if recaptions:
-            recaptions.fill(job.processes, part)
         return None
     with locked(work / "lock", f"another process is at work in {job.out}: wait for it or stop it"):
         for cache, plan in zip(caches, plans, strict=True):
             cache.fill(plan, job.processes)
-        if recaptions:
-            recaptions.fill(job.processes)
         limits = AcceptanceLimits(job.min_similarity, job.min_pivot_similarity)
         judged = judge(con, caches, captions, work, limits, job.processes)
         with duckdb_io.plain_errors(con, "translate: side-cars"):
-            _write_sidecars(con, job, rows, judged, recaptions)
-            fragment = _account(con, job, caches, captions, judged, recaptions)
+            _write_sidecars(con, job, rows, judged)
+            fragment = _account(con, job, caches, captions, judged)
         con.close()
         for path in work.iterdir():
             if path.name not in ("lock", "plan.lock"):
@@ -184,14 +175,6 @@ def open_caches(job: TranslationJob) -> list[TranslationCache]:
         require_pivots(pivots)
     models = {pivot: load_engine(job.engine, pivot, job.models).model for pivot in pivots}
     return [TranslationCache(job.cache, job.engine, pivot, job.models, model) for pivot, model in models.items()]
-
-
-def open_recaptions(job: TranslationJob) -> Recaptions | None:
-    """Open the captions of the images, if the card asks for them. Raises UserError if their engine is unavailable."""
-    if job.recaption is None:
-        return None
-    english = job.card.text_rules.language is True
-    return Recaptions(job.cache, job.recaption, job.recaption_models, job.shards, english)
 
 
 def shard_files(folder: Path) -> list[Path]:
@@ -241,9 +224,7 @@ def _rows(con: duckdb.DuckDBPyConnection, job: TranslationJob, work: Path) -> st
     )
 
 
-def _write_sidecars(
-    con: duckdb.DuckDBPyConnection, job: TranslationJob, rows: str, judged: str, recaptions: Recaptions | None
-) -> None:
+def _write_sidecars(con: duckdb.DuckDBPyConnection, job: TranslationJob, rows: str, judged: str) -> None:
     find_same_images(con, rows)
     # one row per translation: lists of them, gathered by DuckDB, would be all in memory at once
     query = f"""
@@ -262,8 +243,6 @@ def _write_sidecars(
         written = None
         for shard, found in rows_by_shard(con.sql(query).to_arrow_reader(duckdb_io.ROWS_PER_GROUP)):
             sidecar = sidecar_table(found, origins, job.card.name)
-            if recaptions:
-                sidecar = recaptions.add(shard, sidecar)
             if written:
                 written.result()
             written = writer.submit(write_sidecar, job.out / f"{shard}.parquet", sidecar)
@@ -275,12 +254,7 @@ def _write_sidecars(
 
 
 def _account(
-    con: duckdb.DuckDBPyConnection,
-    job: TranslationJob,
-    caches: list[TranslationCache],
-    captions: Path,
-    judged: str,
-    recaptions: Recaptions | None,
+    con: duckdb.DuckDBPyConnection, job: TranslationJob, caches: list[TranslationCache], captions: Path, judged: str
 ) -> Fragment:
     first = "min({'hash': md5(caption), 'pivot': pivot_index, 'caption': caption, 'back': back}"
     found = con.sql(
@@ -294,17 +268,11 @@ def _account(
         for reason, _, some in found
     }
     distinct = pq.read_metadata(captions).num_rows
-    if recaptions:
-        for reason, count in recaptions.counts.items():
-            counts[reason] = counts.get(reason, 0) + count
-        for name, some in recaptions.samples.items():
-            samples[name] = [*some, *samples.get(name, [])][:SAMPLES]
     n_in = sum(counts.values())
     accepted = counts.pop(None, 0)
     notes = {
         "engine": job.engine,
         "pivots": [cache.pivot for cache in caches],
-        "recaption": job.recaption,
         "distinct_captions": distinct,
         "share": job.share,
         "shards": len(shard_files(job.shards)),

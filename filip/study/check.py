@@ -17,7 +17,7 @@ from pathlib import Path
 
 from filip.command import MISSING, option, run_command
 from filip.data.cards import SourceCard, load_source
-from filip.data.engines import captioner_class, engine_class
+from filip.data.engines import engine_class
 from filip.errors import UserError
 from filip.eval.cards import load_card
 from filip.extras import how_to_install
@@ -136,8 +136,6 @@ def _engines(cards: dict[str, SourceCard]) -> Iterator[Finding]:
         if (own := card.back_translation) and own.engine != "none":
             for pivot in own.pivots:
                 wanted.setdefault((own.engine, pivot, own.models), []).append(source)
-        if own and own.recaption and (absent := captioner_class(own.recaption).missing(own.recaption_models)):
-            yield Finding("engines", f"{source}: {absent}")
     for (engine, pivot, models), sources in wanted.items():
         if absent := engine_class(engine).missing(pivot, models):
             yield Finding("engines", f"{', '.join(sources)}, captions through '{pivot}': {absent}")

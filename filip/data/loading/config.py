@@ -65,12 +65,6 @@ class DataConfig(AugmentConfig):
 
     sources: list[Source] = option([], "list of {shards, captions, weight, manifest, pairs}")
     back_translation: bool = option(True, "draw the caption uniformly from the original and its translations")
-    recaption_weight: float = option(
-        1.0,
-        "how often a caption that an engine made of the image (its card's recaption) is drawn, relative to another; "
-        "0 = never",
-        at_least=0,
-    )
     workers: int = option(
         2, "loader processes per rank, not more than its cores; 0 = load in the training process", at_least=0
     )

@@ -132,7 +132,7 @@ class PairStream(Dataset[Batch]):
                     data = read_image(file, int(index.size[sample]), int(index.offset[sample]), index.tars[shard])
                     # bytes, normalised on the device: a quarter of the shared memory and of the copying
                     pixels = torch.from_numpy(self.transform.pixels(data, rng)).permute(2, 0, 1)
-                text = captions.text(row, draw, data_config.back_translation, data_config.recaption_weight)
+                text = captions.text(row, draw, data_config.back_translation)
                 problems["substituted"] += attempt > 0
                 return Pair(pixels, text, int(captions.group[row]), key)
             except UNDECODABLE as error:

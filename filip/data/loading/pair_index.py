@@ -21,7 +21,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -30,7 +30,7 @@ import pyarrow.compute as pc
 from filip.data.lists.parquet_rows import whole_file
 from filip.data.loading.config import Source
 from filip.data.loading.shard_index import shard_index
-from filip.data.sidecar import OF_IMAGE, group_id
+from filip.data.sidecar import group_id
 from filip.errors import UserError, counted
 from filip.files import locked
 from filip.progress import track
@@ -226,37 +226,23 @@ def _sidecar_rows(path: Path, keys: list[str], problems: Counter[str]) -> np.nda
 class ShardCaptions:
     """Candidate captions, group and key of each row of a shard's side-car (or of each .txt in a tar)."""
 
-    def __init__(
-        self,
-        keys: pa.Array,
-        captions: pa.Array,
-        group: np.ndarray,
-        originals: np.ndarray,
-        recaptions: np.ndarray | None = None,
-    ) -> None:
+    def __init__(self, keys: pa.Array, captions: pa.Array, group: np.ndarray, originals: np.ndarray) -> None:
         self.keys = keys  # string
         self.captions = captions  # list<string>
         self.group = group  # int64
         self.counts = pc.list_value_length(captions).fill_null(0).to_numpy(zero_copy_only=False)
         self.originals = originals  # int: how many of a row's captions, from the first, are not translations
-        # int: how many, to the last, an engine made of the image
-        self.recaptions = np.zeros(len(captions), np.int64) if recaptions is None else recaptions
 
     def key(self, row: int) -> str:
         return self.keys[row].as_py()
 
-    def text(self, row: int, draw: float, translated: bool, recaption_weight: float = 1.0) -> str:
+    def text(self, row: int, draw: float, translated: bool) -> str:
         """Return the caption at the share ``draw`` (0 <= draw < 1) of a row's captions.
 
-        translated: with the translations of its originals. recaption_weight: share of a caption that was made of the
-        image, relative to another.
+        translated: with the translations of its originals.
         """
-        count, of_image = int(self.counts[row]), int(self.recaptions[row])
-        candidates = count - of_image if translated else int(self.originals[row])
-        place = draw * (candidates + recaption_weight * of_image)
-        if place >= candidates:
-            place = count - of_image + min(int((place - candidates) / recaption_weight), of_image - 1)
-        return self.captions[row][int(place)].as_py() or ""
+        candidates = int(self.counts[row] if translated else self.originals[row])
+        return self.captions[row][int(draw * candidates)].as_py() or ""
 
     @staticmethod
     def from_sidecar(path: Path, content: BinaryIO | None = None) -> ShardCaptions:
@@ -266,8 +252,7 @@ class ShardCaptions:
             table = whole_file(content or path, names)
             keys, captions, group, origins = (_whole(table.column(name)) for name in names)
             ids = group.to_numpy(zero_copy_only=False).astype(np.int64)
-            originals = np.maximum(_counted(origins, pc.equal, "original"), 1)
-            return ShardCaptions(keys, captions, ids, originals, _counted(origins, pc.ends_with, OF_IMAGE))
+            return ShardCaptions(keys, captions, ids, np.maximum(_originals(origins), 1))
         except (OSError, pa.ArrowException, KeyError) as error:
             if isinstance(error, OSError) and error.errno is not None:  # the file may be in order
                 raise UserError(f"cannot open the side-car {path}: {os.strerror(error.errno)}") from error
@@ -290,10 +275,10 @@ class ShardCaptions:
         return ShardCaptions(pa.array(index.keys, pa.string()), captions, group, np.ones(len(texts), np.int64))
 
 
-def _counted(origins: pa.ListArray, is_one: Any, name: str) -> np.ndarray:
-    """Return how many of each row's captions have an origin like ``name``."""
+def _originals(origins: pa.ListArray) -> np.ndarray:
+    """Return how many of each row's captions are no translations."""
     rows = pc.list_parent_indices(origins).to_numpy()
-    found = is_one(pc.list_flatten(origins), name).fill_null(False).to_numpy(zero_copy_only=False)
+    found = pc.equal(pc.list_flatten(origins), "original").fill_null(False).to_numpy(zero_copy_only=False)
     return np.bincount(rows[found], minlength=len(origins))
 
 

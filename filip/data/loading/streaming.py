@@ -195,8 +195,7 @@ class ShardStream(IterableDataset[Batch]):
         if captions is None:
             text = sample["txt"].decode("utf-8", "replace")
             return Pair(pixels, text, group_id(text), sample["__key__"])
-        data = self.config.data
-        text = captions.text(row, draw, data.back_translation, data.recaption_weight)
+        text = captions.text(row, draw, self.config.data.back_translation)
         return Pair(pixels, text, int(captions.group[row]), sample["__key__"])
 
 
