@@ -67,8 +67,6 @@ def train(config: TrainConfig) -> None:
         device.choose_attention(ranks.device, config.precision)
         if ranks.device.type == "cpu":
             device.keep_freed_memory()
-            # DeepSpeed's Muon asks for it too, which takes minutes and a C++ compiler on a CPU
-            torch.compiler.set_stance("default" if config.compile else "force_eager")
         if (fitted := fit_to_pairs(config, ranks)) and ranks.is_main:
             say(fitted)
         batching = resolve_batching(config, ranks.world_size)
@@ -86,7 +84,10 @@ def train(config: TrainConfig) -> None:
         sys.exit(STOPPED_BY_SIGNAL)
     run = open_run(config, ranks, batching, model, loss, loader, schedule, manifests, stop)
     progress.print_banner(run)
-    take_steps(run)
+    # DeepSpeed's Muon compiles its update, which takes minutes and a C++ compiler on a CPU
+    eager = ranks.device.type == "cpu" and not config.compile
+    with torch.compiler.set_stance("force_eager" if eager else "default"):
+        take_steps(run)
     finish(run)
 
 
