@@ -179,7 +179,7 @@ def _of_urls(config: New, place: Path, url: str, columns: list[str]) -> tuple[in
     }
     _write(Path("data", f"{config.name}_held_out.yaml"), _yaml(held_out))
     say(f"{place}: {rows:,} rows, of which {round(share * rows):,} are held out, by their addresses")
-    layout = {"path": f"results/{config.name}/data/{config.name}_held_out/shards", "split": "", "layout": "tars"}
+    layout = {"path": f"results/{config.name}/data/{config.name}_held_out/shards", "split": "all", "layout": "tars"}
     return rows, {"source": _yaml(listed), "benchmark": _benchmark(config, layout)}
 
 

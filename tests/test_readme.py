@@ -112,7 +112,8 @@ def in_process(command: str, workspace: Path) -> None:
 
 def a_new_study(command: str, workspace: Path) -> None:
     """Run it under another name: a card of this one is on the page of training, too."""
-    in_process(command.replace(" mine ", " another "), workspace)
+    there = len(list((workspace / "eval").glob("another*")))
+    in_process(command.replace(" mine ", f" another{there} "), workspace)
 
 
 def left_to_the_shell(command: str, workspace: Path) -> None:

@@ -1,0 +1,157 @@
+"""``filip new``: from a folder of pictures as people have them to explorer, table and export, with no YAML by hand."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from PIL import Image
+
+from filip.command import run_command
+from filip.data.cards import load_source
+from filip.data.loading.config import Source
+from filip.errors import UserError
+from filip.eval.cards import load_card
+from filip.eval.formats import open_set
+from filip.new import New, main
+from filip.study import load_study
+from filip.train.config import TrainConfig
+from filip.train.engine import resolve_batching
+from filip.train.training_data import fit_to_pairs
+from tests.eval.miniature import picture
+from tests.support.snakemake_runs import environment_of, run_study, write_clone
+
+ROOT = Path(__file__).resolve().parents[1]
+ODD = ["Übung", "ein Bild", "a#b", "100%25", "-rf", "x" * 120, "日本", "two\nlines", "semi;colon", "quote'd"]
+SUFFIXES = [".png", ".jpg", ".JPG", ".webp"]
+
+
+def album(folder: Path) -> Path:
+    """Write 149 files: 130 pictures with odd names in nested folders, and what else lies in such a folder."""
+    scenes = sorted((ROOT / "docs/scenes").glob("*.png"))
+    rows = []
+    for number in range(130):
+        scene = scenes[number % len(scenes)]
+        place = folder.joinpath(*["tief"] * (number % 15)) / f"{ODD[number % 10]} {number}{SUFFIXES[number % 4]}"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.open(scene).convert("RGB").resize((60 + number, 190 - number)).save(place)
+        rows.append((place.relative_to(folder), scene.with_suffix(".txt").read_text().strip()))
+    for number in range(4):
+        (folder / f"broken {number}.jpg").write_bytes(b"\xff\xd8 nothing")
+        rows.append((Path(f"broken {number}.jpg"), "a broken thing"))
+        (folder / f"raw {number}.CR2").write_bytes(b"II*\0" + bytes(100))
+    for number in range(3):
+        (folder / f"phone {number}.heic").write_bytes(bytes(100))
+    (folder / "link.png").symlink_to(rows[0][0])
+    (folder / "out.jpg").symlink_to("/etc/passwd")
+    (folder / "dangling.jpg").symlink_to("nowhere")
+    for name in ("Thumbs.db", "empty.png", "notes.pdf", "video.mp4"):
+        (folder / name).write_bytes(b"")
+    rows.append((Path("missing.jpg"), "a thing that is not there"))
+    with open(folder / "captions.csv", "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("file", "caption"), *rows])
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)  # two minutes of two idle cores
+def test_three_commands_lead_from_a_folder_to_explorer_table_and_export(tmp_path: Path) -> None:
+    clone, photos = write_clone(tmp_path / "filip"), album(tmp_path / "Meine Fotos")
+    assert sum(1 for file in photos.rglob("*") if file.is_symlink() or file.is_file()) == 149
+
+    def filip(*arguments: str) -> str:
+        command = [sys.executable, "-m", "filip", *arguments]
+        done = subprocess.run(command, cwd=clone, env=environment_of(clone), capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout + done.stderr
+
+    said = filip("new", "mine", str(photos))
+    for left_out in ("4 .cr2", "3 .heic", "missing.jpg", "a link out of the folder", "make run STUDY=mine"):
+        assert left_out in said
+    done = run_study(cwd=clone, config=clone / "workflow/config/mine.yaml", timeout=1200)
+    assert done.returncode == 0, done.stderr[-3000:]
+    results = clone / "results/mine"
+    assert (results / "explore.html").stat().st_size > 100_000
+    table = (results / "tables/retrieval.md").read_text()
+    assert "| FILIP on mine |" in table and "emoji, before the training" in table
+    card = (results / "export/filip/README.md").read_text()
+    assert "license: cc-by-sa-4.0" in card and "Pictures of Meine Fotos" in card
+    assert (results / "export/filip/emoji_attribution.json").is_file()
+    hits = filip("search", str(photos), "a snake", "model=results/mine/models/filip.safetensors", "paths=true")
+    assert str(photos) in hits
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for folder in ("data", "eval", "workflow/config"):
+        (tmp_path / folder).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(*arguments: str) -> None:
+    run_command(main, New, argv=list(arguments), words=("name", "pictures"))
+
+
+def test_a_tenth_is_held_out_and_equal_pictures_are_on_one_side(checkout: Path) -> None:
+    photos = checkout / "photos"
+    photos.mkdir()
+    for number in range(40):
+        picture(number // 2, 48).save(photos / f"{number}.png")  # each twice
+        (photos / f"{number}.txt").write_text(f"picture {number // 2}\n")
+    run("mine", "photos", "gpus=0")
+    listed = json.loads((checkout / "data/mine.json").read_text())["images"]
+    splits = {image["filename"]: image["split"] for image in listed}
+    assert [splits[f"{n}.png"] for n in range(0, 40, 2)] == [splits[f"{n}.png"] for n in range(1, 40, 2)]
+    assert list(splits.values()).count("test") == 4
+    held_out = open_set(load_card("mine"), ".")
+    assert len(held_out) == 4 and {splits[held_out.name_of(n)] for n in range(4)} == {"test"}
+    assert load_source("mine").images == "data/mine.json"
+    with pytest.raises(SystemExit):
+        run("mine", "photos")
+
+
+def test_a_list_of_urls_is_split_by_its_addresses(checkout: Path) -> None:
+    rows = "".join(f"http://a.org/{n}.jpg,a dog {n}\n" for n in range(200))
+    (checkout / "pairs.csv").write_text("link,alt\n" + rows)
+    run("mine", "pairs.csv", "gpus=8", "start=none")
+    trained, held_out = load_source("mine"), load_source("mine_held_out")
+    assert trained.url_column == "link" and trained.caption_column == "alt" and trained.expected_count == 180
+    assert trained.where and held_out.where and trained.where.split()[-1] == held_out.where.split()[-1]
+    study = load_study("workflow/config/mine.yaml")
+    assert study.config["train"]["experiment"] == "one_node" and study.config["launch"]["ranks_per_node"] == 8
+    assert study.sources == ["mine", "mine_held_out"] and study.training("filip")["sources"] == ["mine"]
+    assert [*study.runs] == ["clip", "filip"]
+
+
+def test_what_cannot_be_split_or_has_no_captions_is_refused(checkout: Path) -> None:
+    (checkout / "photos").mkdir()
+    picture(0, 48).save(checkout / "photos/0.png")
+    with pytest.raises(UserError, match="no captions that are understood"):
+        main(New(name="mine", pictures="photos"))
+    (checkout / "photos/0.txt").write_text("a dog\n")
+    with pytest.raises(UserError, match="too few to hold some out"):
+        main(New(name="mine", pictures="photos"))
+    shutil.rmtree(checkout / "workflow")
+    with pytest.raises(UserError, match="studies are run in a checkout"):
+        main(New(name="mine", pictures="photos"))
+
+
+@pytest.mark.parametrize(
+    ("pairs", "ranks", "batch", "steps", "warm_up"),
+    [(117, 1, 8, 300, 30), (117, 2, 8, 300, 30), (20, 1, 2, 300, 30), (5, 1, 2, 80, 8), (100_000, 8, 1024, 300, 30)],
+)
+def test_batch_steps_and_warm_up_fit_the_pairs(pairs: int, ranks: int, batch: int, steps: int, warm_up: int) -> None:
+    config = TrainConfig(global_batch="auto", epochs=2, gradient_cache=128)
+    config.data.sources = [Source("s3://bucket/shards", pairs=pairs)]
+    sentence = fit_to_pairs(config, SimpleNamespace(world_size=ranks))  # type: ignore[arg-type]
+    assert config.global_batch == batch and resolve_batching(config, ranks).global_batch == batch
+    assert (config.max_steps, config.epochs, config.optimizer.warmup_steps) == (steps, None, warm_up)
+    assert f"{pairs:,} pairs, so batches of {batch}" in sentence
+    assert fit_to_pairs(config, SimpleNamespace(world_size=ranks)) == ""  # type: ignore[arg-type]
