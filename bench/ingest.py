@@ -53,11 +53,11 @@ def main(config: IngestBench) -> None:
     import imagehash
     from img2dataset.resizer import Resizer
 
-    from filip.data.cards import SourceCard
-    from filip.data.fetching.from_card import make_resizer
+    from filip.data.cards import DownloadSettings, ImageRuleSettings
+    from filip.data.fetching.image_rules import CheckedResizer
 
     cv2.setNumThreads(1)
-    ours = make_resizer(SourceCard("bench"))
+    ours = CheckedResizer(DownloadSettings(), ImageRuleSettings())
     theirs = Resizer(256, "keep_ratio", True, encode_quality=95, encode_format="jpg")
     with tempfile.TemporaryDirectory() as folder:
         paths = write_images(Path(folder), config.images)

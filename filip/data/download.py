@@ -201,16 +201,21 @@ def _run_pass(
     load = card.download
     _start_fork_server()
     # imported only now: it takes seconds, and a rerun with nothing to do should not
-    from filip.data.fetching import from_card
     from filip.data.fetching.shard_maker import shard_name
-    from filip.data.fetching.shards import ListReader
+    from filip.data.fetching.shards import ListReader, ShardDownloader
     from filip.data.fetching.workers import LocalWorkers, download_shards
 
     reader = ListReader(Path(this["list"]), load.samples_per_shard, this["first_shard"], columns, folder / "_work")
     reader.wanted = todo
-    downloader = from_card.make_downloader(card, folder, columns, OPT_OUT_DIRECTIVES, tars)
-    downloader.retried = {shard: rows for shard, rows in retried_rows(plan, number) if shard in todo}
-    downloader.patient = is_retry(this)
+    downloader = ShardDownloader(
+        card=card,
+        final_folder=folder,
+        tars=tars,
+        columns=columns,
+        opt_outs=OPT_OUT_DIRECTIVES,
+        retried={shard: rows for shard, rows in retried_rows(plan, number) if shard in todo},
+        patient=is_retry(this),
+    )
     workers = LocalWorkers(downloader, min(load.processes, len(todo)))
     what = "download" if this["first_shard"] == 0 else "download, retry"
     with Progress(what, "shards", len(todo)) as progress:

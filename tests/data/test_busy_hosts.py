@@ -15,7 +15,6 @@ import pytest
 from filip.data.cards import SourceCard, parse_card
 from filip.data.download import download
 from filip.data.fetching import hosts
-from filip.data.fetching.from_card import make_downloader
 from filip.data.fetching.shards import ShardDownloader
 from tests.data import hostile
 from tests.data.downloads import write_list
@@ -100,7 +99,7 @@ def reasons(downloader: ShardDownloader, urls: list[str]) -> Counter[str]:
 
 @pytest.fixture
 def first_pass(tmp_path: Path) -> ShardDownloader:
-    return make_downloader(card(threads=1), tmp_path, ["url", "caption"], [])
+    return ShardDownloader(card=card(threads=1), final_folder=tmp_path, columns=["url", "caption"], opt_outs=[])
 
 
 @pytest.fixture
@@ -118,7 +117,7 @@ def test_the_first_pass_asks_a_busy_host_once_and_leaves_the_rest_of_it(first_pa
 
 
 def test_a_first_pass_of_many_threads_asks_a_busy_host_no_more_than_once_a_thread(first_pass: ShardDownloader) -> None:
-    first_pass.threads = 8
+    first_pass.card.download.threads = 8
     with serving(host2=for_an_hour) as server:
         found = reasons(first_pass, server.urls("127.0.0.2", 200) + server.urls("127.0.0.1", 200))
         assert found[""] == 200 and 1 <= server.asked["127.0.0.2"] <= 8

@@ -5,16 +5,18 @@ import io
 import os
 import signal
 import time
+from collections.abc import Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pyarrow.parquet as pq
 import pytest
 import webdataset as wds
 
-from filip.data.cards import parse_card
+from filip.data.cards import SourceCard, parse_card
 from filip.data.download import download, sweep
 from filip.data.fetching.workers import LocalWorkers, download_shards
 from filip.errors import UserError
@@ -37,6 +39,12 @@ if __name__ == "__main__":
 
 # Requests for a shard of 20 on a disk with room for 30,000 bytes; Python 3.14 first writes when it has 131,072.
 BEFORE_IT_IS_FULL = 20 if io.DEFAULT_BUFFER_SIZE < 30_000 else 21
+
+
+def downloader_of(card: SourceCard, out: Path, columns: Sequence[str] = ("url", "caption")) -> Any:
+    from filip.data.fetching.shards import ShardDownloader
+
+    return ShardDownloader(card=card, final_folder=out, columns=[*columns], opt_outs=[])
 
 
 def start(folder: Path) -> Process:
@@ -114,7 +122,6 @@ def test_a_worker_in_a_call_that_never_returns_is_ended(tmp_path: Path, monkeypa
 
 @pytest.mark.slow
 def test_a_shard_that_kills_every_worker_fails_alone(tmp_path: Path) -> None:
-    from filip.data.fetching.from_card import make_downloader
     from filip.data.fetching.shards import ListReader
     from filip.data.fetching.workers import SHARD_TRIES, LocalWorkers, download_shards
     from tests.data.poisoned import POISON, Poisoned
@@ -125,7 +132,7 @@ def test_a_shard_that_kills_every_worker_fails_alone(tmp_path: Path) -> None:
     source = write_list(tmp_path / "list.parquet", [(tmp_path / "a.jpg").as_uri()] * 9)
     out = tmp_path / "shards"
     out.mkdir()
-    downloader = make_downloader(card, out, ["url", "caption"], [])
+    downloader = downloader_of(card, out)
     downloader.__class__ = Poisoned
     reader = ListReader(source, 1, 0, ["url", "caption"], out / "_work")
     reader.wanted = set(range(9))
@@ -161,7 +168,7 @@ def test_a_lost_shard_is_made_again_although_a_retry_pass_exists(tmp_path: Path)
 
 @pytest.mark.slow
 def test_images_that_kill_their_worker_are_given_up_by_name_and_alone(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("filip.data.fetching.from_card.CheckedResizer", DeadlyResizer)
+    monkeypatch.setattr("filip.data.fetching.shard_maker.CheckedResizer", DeadlyResizer)
     settings = {"image_size": 32, "samples_per_shard": 6, "threads": 2, "retries": 0}
     rules = {"image_rules": {"min_side": 0}, "allow_private_hosts": True}
     card = parse_card({"download": settings, **rules}, Path("c.yaml"))
@@ -193,7 +200,6 @@ def test_what_a_killed_worker_was_decoding_is_known_until_all_is_done(tmp_path: 
 
 def test_a_full_disk_fails_the_shard_and_leaves_nothing_half_done(tmp_path: Path) -> None:
     """img2dataset itself prints the error, counts the lost samples as successes and calls the shard done."""
-    from filip.data.fetching.from_card import make_downloader
     from filip.data.fetching.shards import ListReader
 
     settings = {"image_size": 48, "threads": 2, "samples_per_shard": 20}
@@ -203,7 +209,7 @@ def test_a_full_disk_fails_the_shard_and_leaves_nothing_half_done(tmp_path: Path
         source = write_list(tmp_path / "list.parquet", [server.url(f"image{i}") for i in range(20)])
         out = tmp_path / "shards"
         out.mkdir()
-        downloader = make_downloader(card, out, ["url", "caption"], [])
+        downloader = downloader_of(card, out)
         reader = ListReader(source, 20, 0, ["url", "caption"], out / "_work")
         reader.wanted = {0}
         (row,) = reader
@@ -220,7 +226,6 @@ def test_a_full_disk_fails_the_shard_and_leaves_nothing_half_done(tmp_path: Path
 @pytest.mark.parametrize("verify", [True, False])
 def test_bytes_that_are_not_those_of_the_list_are_dropped(tmp_path: Path, verify: bool) -> None:
     """A list's sha256 tells whether a URL still gives what it gave: domains expire, and others buy them."""
-    from filip.data.fetching.from_card import make_downloader
     from filip.data.fetching.shards import ListReader
 
     settings = {"image_size": 32, "samples_per_shard": 9, "threads": 2, "verify_sha256": verify}
@@ -235,7 +240,7 @@ def test_bytes_that_are_not_those_of_the_list_are_dropped(tmp_path: Path, verify
     reader = ListReader(source, 9, 0, columns, out / "_work")
     reader.wanted = {0}
     (row,) = reader
-    make_downloader(card, out, columns, []).download_shard(row)
+    downloader_of(card, out, columns).download_shard(row)
     table = pq.read_table(out / "00000.parquet").to_pylist()
     assert [row["status"] for row in table] == ["success", "failed_to_download" if verify else "success", "success"]
     assert verify == str(table[1]["error_message"]).startswith("hash_mismatch: the list says 000")
@@ -260,7 +265,6 @@ class OneAfterTheOther(LocalWorkers):
 
 
 def test_a_full_disk_ends_the_download_at_once(tmp_path: Path) -> None:
-    from filip.data.fetching.from_card import make_downloader
     from filip.data.fetching.shards import ListReader
 
     settings = {"image_size": 48, "threads": 2, "samples_per_shard": 20}
@@ -272,7 +276,7 @@ def test_a_full_disk_ends_the_download_at_once(tmp_path: Path) -> None:
         source = write_list(tmp_path / "list.parquet", [server.url(f"image{i}") for i in range(100)])
         reader = ListReader(source, 20, 0, ["url", "caption"], out / "_work")
         reader.wanted = set(range(5))
-        workers = OneAfterTheOther(make_downloader(card, out, ["url", "caption"], []), 1)
+        workers = OneAfterTheOther(downloader_of(card, out), 1)
         done: list[int] = []
         full = pytest.raises(UserError, match=r"shards cannot be written to: .*make room and run the same")
         with disk_with_room_for(30_000), full:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from filip.data.cards import DownloadSettings, ImageRuleSettings
 from filip.data.fetching.image_rules import CheckedResizer, inspect
 from filip.data.loading.images import decode
 from filip.rgb import UNDECODABLE
@@ -52,7 +53,7 @@ BODIES = {**hostile.GOOD, **hostile.BAD}
 
 @pytest.fixture(scope="module")
 def resizer() -> CheckedResizer:
-    return CheckedResizer(120, "keep_ratio", only_if_bigger=True, min_side=200, max_aspect=3.0)
+    return CheckedResizer(DownloadSettings(image_size=120), ImageRuleSettings(min_side=200, max_aspect=3.0))
 
 
 def assert_colours(data: bytes, expected, name: str = "") -> None:
@@ -138,7 +139,8 @@ def test_images_are_resized_to_the_same_bytes_as_by_img2dataset(
     mode: str, only_if_bigger: bool, encode_format: str
 ) -> None:
     rng, quality = np.random.default_rng(0), 6 if encode_format == "png" else 95
-    ours = CheckedResizer(101, mode, only_if_bigger, encode_format, quality)
+    stored = DownloadSettings(101, mode, only_if_bigger, encode_format, quality)
+    ours = CheckedResizer(stored, ImageRuleSettings(min_side=0, max_aspect=100))
     img2dataset = theirs(101, mode, only_if_bigger, encode_format=encode_format, encode_quality=quality)
     for size in ((330, 217), (217, 330), (101, 101), (101, 150), (64, 80), (90, 131)):
         for shape in (size, (*size, 3)):
@@ -149,8 +151,9 @@ def test_images_are_resized_to_the_same_bytes_as_by_img2dataset(
 
 PEAK = """
 import io, resource, sys
+from filip.data.cards import DownloadSettings, ImageRuleSettings
 from filip.data.fetching.image_rules import CheckedResizer
-resizer = CheckedResizer(256, "keep_ratio", True)
+resizer = CheckedResizer(DownloadSettings(), ImageRuleSettings())
 def peak(name):
     assert resizer(io.BytesIO(open(name, "rb").read()))[-1] is None
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

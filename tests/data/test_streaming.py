@@ -21,9 +21,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from filip.data.cards import parse_card
-from filip.data.fetching.from_card import make_downloader
 from filip.data.fetching.shard_maker import is_complete
-from filip.data.fetching.shards import ListReader
+from filip.data.fetching.shards import ListReader, ShardDownloader
 from filip.data.forget import forget
 from filip.data.ingest import IngestConfig, ingest
 from filip.data.ingest import resolve_card as resolve_ingest
@@ -131,7 +130,8 @@ def test_a_downloaded_shard_goes_to_the_bucket_with_what_describes_it(bucket: st
     reader = ListReader(listed, 10, 0, ["url", "caption"], folder / "_work")
     reader.wanted = {0}
     (row,) = reader
-    make_downloader(card, folder, reader.columns, [], f"{bucket}/web").download_shard(row)
+    of = {"columns": reader.columns, "opt_outs": [], "tars": f"{bucket}/web"}
+    ShardDownloader(card=card, final_folder=folder, **of).download_shard(row)
     assert is_complete(folder, 0) and address(folder / "00000.tar") == f"{bucket}/web/00000.tar"
     names = {path.rpartition("/")[2] for path in fsspec.filesystem("s3").ls(f"{bucket}/web")}
     assert names == {"00000.tar", "00000.parquet", "00000_stats.json"}
@@ -268,10 +268,10 @@ def test_a_download_killed_while_it_sends_a_tar_is_finished_by_the_next(bucket: 
         "    with self.open(place, 'wb') as file: file.write(open(path, 'rb').read(9)); os.kill(os.getpid(), 9)\n"
         "s3fs.S3FileSystem.put_file = cut\n"
         "from pathlib import Path\nfrom filip.data.cards import load_source\n"
-        "from filip.data.fetching.from_card import make_downloader\n"
         "w = Path('shards/_work'); w.mkdir(parents=True)\n"
         "reader = s.ListReader(Path('list.parquet'), 10, 0, ['url', 'caption'], w); reader.wanted = {0}\n"
-        f"d = make_downloader(load_source('web.yaml'), w.parent.resolve(), reader.columns, [], '{bucket}/cut')\n"
+        "d = s.ShardDownloader(card=load_source('web.yaml'), final_folder=w.parent.resolve(), opt_outs=[], "
+        f"columns=reader.columns, tars='{bucket}/cut')\n"
         "d.download_shard(next(iter(reader)))\n"
     )
     killed = subprocess.run([sys.executable, "-c", stopped], cwd=tmp_path, check=False)

@@ -12,6 +12,8 @@ import os
 import socket
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
 # Refused whatever this Python's tables say about them: clouds serve credentials and settings there.
@@ -90,3 +92,10 @@ def is_public(address: str) -> bool:
             ip = wrapped
     reserved = any(ip in network for network in RESERVED if network.version == ip.version)
     return bool(ip.is_global and not ip.is_multicast and not reserved)
+
+
+def local_root(root: str | None) -> str | None:
+    """Return a card's image_root if it is a folder of this machine, not a host's; its `file:` URLs may be read."""
+    if root is None or root.startswith("file:"):
+        return root and url2pathname(urlsplit(root).path)
+    return None if "://" in root else os.path.abspath(root)

@@ -9,7 +9,6 @@ are normalised by Pillow to plain 8-bit RGB.
 from __future__ import annotations
 
 import io
-import math
 import os
 import warnings
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ import cv2
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from filip.data.cards import DownloadSettings, ImageRuleSettings
 from filip.rgb import FORMATS, ORIENTATION, STRIP, to_rgb, upright
 
 MAX_PIXELS = 100_000_000  # Pillow warns from about this number on, and refuses twice as many
@@ -33,48 +33,43 @@ QUALITY = {"jpg": cv2.IMWRITE_JPEG_QUALITY, "png": cv2.IMWRITE_PNG_COMPRESSION, 
 class CheckedResizer:
     """Resizer of the images that :func:`inspect` lets through; bytes as img2dataset's, errors are ``"reason: detail"``.
 
-    The fields are those of a card, see :class:`filip.data.cards.DownloadSettings`.
+    ``stored`` and ``rules``: a card's ``download`` and ``image_rules``.
     """
 
-    image_size: int
-    resize_mode: str
-    only_if_bigger: bool
-    encode_format: str = "jpg"
-    quality: int = 95
-    min_side: float = 0
-    max_aspect: float = math.inf
+    stored: DownloadSettings
+    rules: ImageRuleSettings
 
     def __call__(self, img_stream: io.BytesIO) -> tuple[Any, ...]:
         """Turn an image's bytes into (encoded, width, height, original width and height, error or None), in pixels."""
-        problem, repaired = inspect(img_stream.getvalue(), self.min_side, self.max_aspect)
+        problem, repaired = inspect(img_stream.getvalue(), self.rules.min_side, self.rules.max_aspect)
         if problem:
             return None, None, None, None, None, problem
         try:
             pixels = _decoded(img_stream.getvalue() if repaired is None else repaired)
-            stored = self._resized(pixels)
-            encoded = cv2.imencode(f".{self.encode_format}", stored, (QUALITY[self.encode_format], self.quality))[1]
+            resized, kind = self._resized(pixels), self.stored.encode_format
+            encoded = cv2.imencode(f".{kind}", resized, (QUALITY[kind], self.stored.quality))[1]
         except (cv2.error, ValueError) as error:
             detail = " ".join(str(error).split())[:200]
             return None, None, None, None, None, f"undecodable: {detail}"
         height, width = pixels.shape[:2]
-        return encoded.tobytes(), *stored.shape[1::-1], width, height, None
+        return encoded.tobytes(), *resized.shape[1::-1], width, height, None
 
     def _resized(self, pixels: Any) -> Any:
-        sides = pixels.shape[:2]
-        longer = self.resize_mode in ("border", "keep_ratio_largest")
+        mode, wanted, sides = self.stored.resize_mode, self.stored.image_size, pixels.shape[:2]
+        longer = mode in ("border", "keep_ratio_largest")
         side = max(sides) if longer else min(sides)
-        if self.resize_mode == "no" or (self.only_if_bigger and side <= self.image_size):
+        if mode == "no" or (self.stored.only_if_bigger and side <= wanted):
             return pixels
-        height, width = (max(1, round(length * (self.image_size / side))) for length in sides)
+        height, width = (max(1, round(length * (wanted / side))) for length in sides)
         if (height, width) != sides:
-            how = cv2.INTER_AREA if side > self.image_size else cv2.INTER_LANCZOS4
+            how = cv2.INTER_AREA if side > wanted else cv2.INTER_LANCZOS4
             pixels = cv2.resize(pixels, (width, height), interpolation=how)
-        if self.resize_mode == "center_crop":
-            top, left = ((length - self.image_size) // 2 for length in (height, width))
-            return pixels[top : top + self.image_size, left : left + self.image_size]
-        if self.resize_mode == "border":
-            top, left = ((self.image_size - length) // 2 for length in (height, width))
-            below, right = self.image_size - height - top, self.image_size - width - left
+        if mode == "center_crop":
+            top, left = ((length - wanted) // 2 for length in (height, width))
+            return pixels[top : top + wanted, left : left + wanted]
+        if mode == "border":
+            top, left = ((wanted - length) // 2 for length in (height, width))
+            below, right = wanted - height - top, wanted - width - left
             return cv2.copyMakeBorder(pixels, top, below, left, right, cv2.BORDER_CONSTANT, value=(255, 255, 255))
         return pixels
 

@@ -23,6 +23,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from filip.data.cards import SourceCard
+from filip.data.fetching.image_rules import CheckedResizer
 from filip.data.fetching.in_progress import CRASHED, InProgress
 from filip.data.loading.shard_index import index_of, write_index
 from filip.data.remote_tars import is_there, send
@@ -90,12 +92,13 @@ def is_complete(folder: Path, shard: int) -> bool:
 class ShardMaker:
     """Maker of whole shards in a folder. It can be pickled to any worker."""
 
+    card: SourceCard
     final_folder: Path
-    resizer: Any  # bytes → (encoded, width, height, original width and height, error or None)
-    encode_format: str
-    digits: int  # of the number of an image in its key
-    verify_sha256: bool = True  # compare with the list's hash, where it has one
     tars: str | None = None  # folder of a bucket that takes the tars
+    digits: int = 6  # of the number of an image in its key
+
+    def __post_init__(self) -> None:
+        self.resizer = CheckedResizer(self.card.download, self.card.image_rules)
 
     def key(self, shard: int, number: int) -> str:
         return f"{shard_name(shard)}{number:0{self.digits}d}"
@@ -139,7 +142,7 @@ class ShardMaker:
 
         rows: those of the list. images: one for each row, in any order. schema: :func:`schema_of` the list.
         """
-        writer = OrderedWriter(staging / shard_name(shard), schema, self.encode_format)
+        writer = OrderedWriter(staging / shard_name(shard), schema, self.card.download.encode_format)
         counts: Counter[str] = Counter()
         outcomes: Counter[str] = Counter()
         for number, data, problem in images:
@@ -159,7 +162,7 @@ class ShardMaker:
     def _stored(self, number: int, row: dict[str, Any], data: bytes, progress: InProgress) -> Stored:
         """Check, resize and encode an image."""
         sha256 = hashlib.sha256(data).hexdigest()
-        expected = row.get(LIST_SHA256) if self.verify_sha256 else None
+        expected = row.get(LIST_SHA256) if self.card.download.verify_sha256 else None
         if expected and str(expected).lower() != sha256:
             return Stored(status="failed_to_download", error_message=f"hash_mismatch: the list says {expected}")
         if not progress.survives(number, self.resizer, io.BytesIO(data)):

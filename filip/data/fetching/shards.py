@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import threading
 import time
@@ -24,7 +25,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from filip.data.fetching.access import Access
+from filip.data.fetching.access import Access, local_root
 from filip.data.fetching.fetch import DEADLINE, fetch
 from filip.data.fetching.forgotten import FORGOTTEN, Forgotten
 from filip.data.fetching.hosts import PATIENCE, REFUSALS, PatientRows, Result, Row, of_one_host
@@ -66,15 +67,15 @@ class ListReader:
 class ShardDownloader(ShardMaker):
     """Maker of shards whose images are fetched. It can be pickled to any worker."""
 
-    access: Access
     columns: list[str]
-    threads: int
-    timeout: float
-    retries: int  # immediate ones
-    rows_per_shard: int
-    opt_outs: frozenset[str]  # directives that forbid the use of an image
+    opt_outs: list[str]  # directives that forbid the use of an image
     retried: dict[int, set[int]] = field(default_factory=dict)  # shard: rows that a later pass has
     patient: bool = False  # wait for busy hosts; else a later pass does
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.access = Access(self.card.allow_private_hosts, local_root(self.card.image_root))
+        self.digits = math.ceil(math.log10(self.card.download.samples_per_shard))
 
     def download_shard(self, row: tuple[int, str]) -> None:
         """Download one shard. Raises when it could not be completed, and leaves nothing behind."""
@@ -104,7 +105,7 @@ class ShardDownloader(ShardMaker):
         """Yield the result of each row, as they come."""
         skipped, forgotten = self.retried.get(shard, set()), Forgotten.load(self.final_folder)
         given_up = threading.Event()  # the rest is not asked for
-        waiting = threading.Semaphore(2 * self.threads)  # no more images than this wait to be resized
+        waiting = threading.Semaphore(2 * self.card.download.threads)  # no more images than this wait to be resized
 
         def bounded(rows: Iterable[Row]) -> Iterator[Row]:
             for row in rows:
@@ -119,7 +120,7 @@ class ShardDownloader(ShardMaker):
         rows = patiently if patient else wanted
         for number in sorted(skipped):
             yield number, None, f"{RETRIED}in a later pass", Answer()
-        with ThreadPool(self.threads) as pool:
+        with ThreadPool(self.card.download.threads) as pool:
             try:
                 for result in pool.imap_unordered(partial(self._fetch, forgotten, given_up), bounded(rows)):
                     waiting.release()
@@ -140,8 +141,8 @@ class ShardDownloader(ShardMaker):
             return number, None, "other: the shard was given up", answer
         if forgotten.refuses(url):
             return number, None, f"{FORGOTTEN}: on request", answer
-        directives = set(self.opt_outs)
-        _, body, problem = fetch(row, self.timeout, self.retries, AGENT, directives, access=self.access, answer=answer)
+        load, directives = self.card.download, set(self.opt_outs)
+        _, body, problem = fetch(row, load.timeout, load.retries, AGENT, directives, access=self.access, answer=answer)
         data = None if body is None else body.getvalue()
         if data is not None and forgotten.refuses("", data):
             return number, None, f"{FORGOTTEN}: on request", answer
@@ -169,9 +170,10 @@ def _write_answers(path: Path, answers: list[dict[str, Any]]) -> None:
 
 def longest_time(downloader: ShardDownloader) -> float:
     """Return an upper bound on the seconds that a shard takes; a worker that exceeds it is considered stuck."""
-    rows = downloader.rows_per_shard
-    rounds = -(-rows // downloader.threads) * (downloader.retries + 1 + REFUSALS)
-    return SECONDS_PER_SHARD + SECONDS_PER_IMAGE * rows + rounds * DEADLINE * downloader.timeout + PATIENCE
+    load = downloader.card.download
+    rounds = -(-load.samples_per_shard // load.threads) * (load.retries + 1 + REFUSALS)
+    working = SECONDS_PER_SHARD + SECONDS_PER_IMAGE * load.samples_per_shard
+    return working + rounds * DEADLINE * load.timeout + PATIENCE
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,6 @@ from PIL import Image as Picture
 
 from filip.data.cards import SourceCard
 from filip.data.fetching.forgotten import FORGOTTEN, Forgotten
-from filip.data.fetching.from_card import make_resizer
 from filip.data.fetching.image_rules import inspect
 from filip.data.fetching.outcomes import MAX_BYTES
 from filip.data.fetching.shard_maker import (
@@ -89,14 +88,7 @@ def store_shard(kept: Path, shard: int, folder: Path, card: SourceCard, layout: 
     # before the files are read: one that changes meanwhile is read again next time
     made_from = _identity(rows, card)
     forgotten = Forgotten.load(folder)
-    maker = ShardMaker(
-        final_folder=folder,
-        resizer=make_resizer(card),
-        encode_format=card.download.encode_format,
-        digits=6,
-        verify_sha256=False,
-        tars=tars,
-    )
+    maker = ShardMaker(card=card, final_folder=folder, tars=tars)
     schema = _schema(kept, shard)
     with maker.staged(shard) as (staging, progress):
         stats = None if forgotten.path.exists() else _link(rows, schema, staging / shard_name(shard), card, layout)
