@@ -78,8 +78,6 @@ def test_a_wrong_command_line_is_answered_with_a_sentence_that_names_the_mistake
 ) -> None:
     monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, "argv", shlex.split(line))
-    if sys.modules.get("wandb", "") is None:  # a training hides it from timm, and img2dataset wants it
-        monkeypatch.delitem(sys.modules, "wandb")
     before = set(folder.rglob("*"))
     with pytest.raises(SystemExit) as stopped:
         run_line(shlex.split(line))
