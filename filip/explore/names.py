@@ -41,15 +41,20 @@ def named_things(encoder: Encoder, text: str, things: Sequence[str] = ()) -> lis
     return _labelled(encoder, prompts or _words(text))[:MOST]
 
 
-@lru_cache(maxsize=4)  # a model's norms are computed once, not for every caption of a page
 def learned_tokens(encoder: Encoder) -> Tensor | None:
     """Return which tokens of CLIP's vocabulary a model of this project has learned, bool [tokens]; None: unknown."""
-    if not isinstance(encoder, FilipEncoder) or not encoder.model.config.text.like_clip:
+    model: Any = encoder.model if isinstance(encoder, FilipEncoder) else None
+    if model is None or not model.config.text.like_clip:
         return None
+    rows = _taught(model.text.token_embedding.weight)
+    return rows if int(rows.sum()) >= FEWEST_TAUGHT else None
+
+
+@lru_cache(maxsize=4)  # once for a model, not for every caption of a page
+def _taught(embedding: Tensor) -> Tensor:
     from filip.models.taught import taught  # filip.models imports timm, which whoever has a model has imported
 
-    rows = taught(encoder.model.text.token_embedding.weight)
-    return rows if int(rows.sum()) >= FEWEST_TAUGHT else None
+    return taught(embedding)
 
 
 def unknown_words(encoder: Encoder, text: str) -> list[dict[str, Any]]:
@@ -60,6 +65,7 @@ def unknown_words(encoder: Encoder, text: str) -> list[dict[str, Any]]:
     rows = learned_tokens(encoder)
     if rows is None:
         return []
+    assert isinstance(encoder, FilipEncoder)
     ids = encoder.model.tokenizer.tokenize([text], encoder.context_length)[0][0].tolist()
     words = _labelled(encoder, _words(text, signs=True))
     return [word for word in words if not all(rows[ids[token]] for token in word["tokens"])]

@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from filip.command import MISSING, option, run_command
 from filip.errors import UserError
 from filip.eval.encoders import FilipEncoder
@@ -25,7 +27,7 @@ from filip.progress import say
 from filip.rgb import IMAGE_FILES, UNDECODABLE, upright_size
 from filip.search.boxes import boxes
 from filip.search.hits import write_hits
-from filip.search.ranking import Ranked, Ranking, is_picture, query_of, rank
+from filip.search.ranking import RANKED_AGAIN, Ranked, Ranking, is_picture, query_of, rank
 
 DEFAULT_MODEL = "emoji"
 
@@ -36,6 +38,11 @@ class Search:
     text: str = option(MISSING, "text to look for, or the file of a picture to find others like it; the second")
     without: list[str] = option([], "texts to leave out, e.g. without=[snow,people]")
     count: int = option(10, "pictures to list", at_least=1)
+    again: int = option(
+        RANKED_AGAIN,
+        "best pictures that are read again and ranked by all of their patches; fewer are faster, 0 gives no places",
+        at_least=0,
+    )
     least: float | None = option(
         None,
         "list only pictures that stand out by so many deviations (default: all, if the best stands out more than most "
@@ -70,9 +77,10 @@ def main(config: Search) -> None:
         index, scorer = _opened(config)
     else:
         index, scorer = _of_folder(config)
+        scorer.encoder.dtype = torch.float32  # pictures indexed in 16 bits are ranked in 32
     try:
         query = query_of(scorer, config.text, config.text_tokens)
-        ranking = rank(index, scorer, query, config.without, config.text_tokens)
+        ranking = rank(index, scorer, query, config.without, config.text_tokens, config.again)
     except NothingKnownError as error:
         ranking, nothing = Ranking([], math.inf), str(error)
     else:
@@ -212,7 +220,7 @@ def _show(config: Search, index: Index, ranking: Ranking, found: list[dict[str, 
             if words := hit.get("words"):
                 print("       " + "  ".join(f"{w['word']} at {','.join(map(str, w['box']))}" for w in words))
     if nothing or not config.paths:
-        say(answer["reason"])
+        say(nothing or ranking.reason())
     if config.show and found:
         page = index.folder / "hits.html"
         write_hits(page, answer)

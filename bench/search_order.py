@@ -1,0 +1,47 @@
+"""Measure how many of the ten best pictures a search lists as scoring of all patches does: a figure of docs/search.md.
+
+python -m bench.search_order photos=FOLDER     # pictures of your own, that are no emoji; a minute for 5,000
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+from dataclasses import dataclass
+
+from filip.command import MISSING, option, run_command
+from filip.index.build import Build, scorer_of, up_to_date
+from filip.search.ranking import RANKED_AGAIN, query_of, rank
+
+THINGS = (
+    "apple cat rocket coffee motorcycle moon woman man hat bus flower book eye star robot house fish heart bird snake"
+)
+
+
+@dataclass
+class SearchOrder:
+    photos: str = option(MISSING, "folder of pictures")
+    model: str = option("emoji", "a token-wise model")
+
+
+def main(study: SearchOrder) -> None:
+    """Print the mean over queries, with none, 100 and the default number of pictures read again."""
+    with tempfile.TemporaryDirectory() as folder:
+        exact = Build(study.model, study.photos, f"{folder}/exact", dtype="float32", pool=1, fit="pad", device="cpu")
+        usual = Build(study.model, study.photos, f"{folder}/usual", fit="pad", device="cpu")
+        scorer = scorer_of(exact)
+        whole, averages = up_to_date(exact, scorer), up_to_date(usual, scorer)
+        for again in (0, 100, RANKED_AGAIN):
+            same = []
+            for thing in THINGS.split():
+                query = query_of(scorer, f"a {thing}")
+                best = [
+                    {hit.path for hit in rank(index, scorer, query, again=again).hits[:10]}
+                    for index in (whole, averages)
+                ]
+                same.append(len(best[0] & best[1]))
+            print(f"again={again}: {statistics.mean(same):.1f} of the ten best, at least {min(same)}")
+
+
+if __name__ == "__main__":
+    run_command(main, SearchOrder)
