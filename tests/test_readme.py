@@ -212,7 +212,9 @@ def test_the_search_prints_what_stands_below_it(
     def words(text: str) -> list[str]:
         return [re.sub(r"[+-]?\d+\.\d+", "#", word.replace(f"{ROOT}/", "")) for word in text.split()]
 
-    assert words(capsys.readouterr().out) == words(printed_below(block))
+    printed = capsys.readouterr()
+    heading = next(line for line in printed.err.splitlines() if line.startswith("rank"))
+    assert words(f"{heading}\n{printed.out}") == words(printed_below(block))
 
 
 def printed_below(block: str) -> str:
