@@ -158,7 +158,7 @@ def test_days_come_from_a_measured_log_with_their_spread(tmp_path: Path) -> None
     ("overrides", "words"),
     [
         (["gpus=12"], "not a whole number of nodes of gpus_per_node=8"),
-        (["gpus=8", "gpu=v200"], "gpu=v200: gpu takes v100, a100"),
+        (["gpus=8", "gpu=v200"], "gpu=v200 must be one of v100, a100"),
         (["gpus=8", "gpu=v100", "precision=bf16"], "has no bf16"),
         (["gpus=8", "pairs=0"], "pairs=0"),
     ],
