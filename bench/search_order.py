@@ -14,7 +14,7 @@ from filip.index.build import Build, scorer_of, up_to_date
 from filip.search.ranking import RANKED_AGAIN, query_of, rank
 
 THINGS = (
-    "apple cat rocket coffee motorcycle moon woman man hat bus flower book eye star robot house fish heart bird snake"
+    "apple cat rocket lamp motorcycle moon woman man hat bus flower book eye star robot house fish heart bird snake"
 )
 
 

@@ -100,17 +100,18 @@ def rank(
     queries = [query, *(encode_query(scorer, text, tokens) for text in without)]
     scores = torch.stack([index.scores(scorer, texts) for texts in queries])
     median, deviation = typical(scores)
+    paths = index.paths
     best = _distance((scores - median) / deviation).topk(min(again, len(index))).indices.tolist()
-    whole = _all_tokens(index, scorer, [index.paths[place] for place in best])
-    again = [place for place in best if index.paths[place] in whole]
-    if again and index.about.pool > 1:
-        features = torch.stack([whole[index.paths[place]] for place in again])
+    whole = _all_tokens(index, scorer, [paths[place] for place in best])
+    reread = [place for place in best if paths[place] in whole]
+    if reread and index.about.pool > 1:
+        features = torch.stack([whole[paths[place]] for place in reread])
         for row, texts in zip(scores, queries, strict=True):
-            row[again] = scorer.similarity(features, Texts(texts.values.float(), texts.lengths)).t2i[:, 0]
-    distance = _distance((scores - median) / deviation)
-    first = set(best)
-    order = sorted(range(len(index)), key=lambda n: (n not in first, -float(distance[n]), index.paths[n]))
-    hits = [Ranked(index.paths[n], float(scores[0, n]), float(distance[n])) for n in order]
+            row[reread] = scorer.similarity(features, Texts(texts.values.float(), texts.lengths)).t2i[:, 0]
+    distances = _distance((scores - median) / deviation).tolist()
+    hits = [Ranked(*hit) for hit in zip(paths, scores[0].tolist(), distances, strict=True)]
+    first = {paths[place] for place in best}
+    hits.sort(key=lambda hit: (hit.path not in first, -hit.stands_out, hit.path))
     return Ranking(hits, bound(len(hits)), whole)
 
 
