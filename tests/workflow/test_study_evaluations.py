@@ -149,10 +149,10 @@ def test_labels_reach_the_commands_that_draw_models_beside_each_other(demo: dict
 def test_the_explorer_shows_runs_and_a_card_that_exist(demo: dict) -> None:
     explorer = WorkflowStudy(demo).explorer
     assert explorer is not None and explorer["weights"] == explorer["models"]
-    assert explorer["models"] == [f"results/demo/models/{run}.safetensors" for run in ("clip", "filip")]
+    assert explorer["models"] == [f"results/demo/models/{run}.safetensors" for run in ("clip", "smooth")]
     assert compose_config(
         ExplorerExport, [shlex.split(explorer["labels"])[0], "models=[m]", "images=i", "out=o"]
-    ).labels == ["CLIP", "FILIP"]
+    ).labels == ["CLIP", "FILIP, smooth"]
     for change, named in (({"models": ["whale"]}, "explorer.models"), ({"card": "no_such"}, "explorer.card")):
         with pytest.raises(UserError, match=named):
             WorkflowStudy({**demo, "explorer": {**demo["explorer"], **change}})

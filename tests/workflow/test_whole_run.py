@@ -137,12 +137,12 @@ def test_a_pre_empted_or_killed_training_resumes(finished: tuple[Path, Path], tm
     for number, steps in ((signal.SIGUSR1, 3), (signal.SIGKILL, 9)):
         command, environment = study_command(str(target.relative_to(clone)), cwd=clone, config=config)
         running = subprocess.Popen(command, cwd=clone, env=environment, stdout=subprocess.DEVNULL)
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 600
         while last_step(clone) < steps and time.monotonic() < deadline and running.poll() is None:
             time.sleep(0.1)
         for rank in ranks_of(running, "long"):
             rank.send_signal(number)
-        assert running.wait(120) != 0 and not target.exists()
+        assert running.wait(300) != 0 and not target.exists()
     done = run_study(str(target.relative_to(clone)), cwd=clone, config=config)
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
     assert json.loads(target.read_text())["steps"] == 36
