@@ -86,8 +86,6 @@ def training_loader(config: TrainConfig, model: DualEncoder, batching: Batching,
 def check_own_shapes(config: TrainConfig, model: DualEncoder) -> None:
     """Raise UserError if a training on images in their own shape lacks the tower for it, or asks for more."""
     given = f"data.patch_budgets={config.data.patch_budgets}"
-    if min(config.data.patch_budgets) < 1:
-        raise UserError(f"{given}: a number of patches must be at least 1")
     if not model.image.takes_shapes:
         raise UserError(
             f"{given} needs an image tower that takes images in their own shape: give "
