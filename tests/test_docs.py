@@ -282,7 +282,7 @@ def test_the_model_of_the_extending_page_is_evaluated_by_its_prefix(my_package: 
     assert json.loads((tmp_path / "retrieval.json").read_text())["benchmarks"]["demo_fluent"]["images"] == 6
     command[4] = "model=colour:plain"
     done = subprocess.run(command, env=my_package, capture_output=True, text=True, timeout=120, cwd=ROOT)
-    assert "did you mean colours:plain?" in done.stderr and "mv, onnx, colours)" in done.stderr
+    assert "did you mean colours:plain?" in done.stderr and "flair, colours)" in done.stderr
 
 
 def test_the_protocol_of_the_extending_page_is_run_and_has_its_line_and_its_table(
