@@ -37,6 +37,7 @@ def reduced(config: dict) -> dict:
         "scene_pointing": ["filip"],
         "alignment": ["filip"],
     }
+    config["explorer"]["models"] = ["clip", "filip"]
     config["eval"]["root"] = "results/reduced/corpus/eval"
     return config
 
