@@ -46,8 +46,8 @@ export FILIP_NATIVE_ISA := avx2
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev lock demo run study-exists test test-quick gpu-check lint docs clean clean-results dry-run tensorboard \
-        snakemake-report
+.PHONY: help setup setup-dev lock demo run study-exists test test-quick size gpu-check lint docs clean clean-results \
+        dry-run tensorboard snakemake-report
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -114,6 +114,9 @@ test: setup-dev  ## all checks and tests
 
 test-quick: setup-dev  ## only the tests that start no processes
 	@$(PYTEST) -m 'not slow'
+
+size: setup-dev  ## lines and files of each package, and their budgets
+	@$(VENV)/bin/python -m bench.size
 
 gpu-check: setup-dev  ## on a machine with a GPU: correctness, speed, memory and trainings, into results/gpu-check (two hours)
 	@$(VENV)/bin/python -m bench.gpu_check out=results/gpu-check
