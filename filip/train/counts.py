@@ -348,7 +348,7 @@ INDEX_BYTES = 16  # a pair: offset, size and row, see filip.data.loading.pair_in
 # Measured on Linux with Python 3.11 and torch 2.13 (anonymous memory, smaps): a rank after its imports; the pages that
 # it writes to again once workers, which keep the old ones, have been forked from it; a worker that has made batches; a
 # pair of an open side-car with three captions of 70 letters; the names of a shard.
-RANK_BYTES, COPIED_BYTES, WORKER_BYTES = 340e6, 80e6, 60e6
+RANK_BYTES, COPIED_BYTES, WORKER_BYTES = 340e6, 105e6, 60e6
 CAPTION_BYTES, NAME_BYTES = 280, 1600
 GPU_RANK_BYTES = 2e9  # for the driver and its libraries on the host, for each rank: assumed, never measured here
 SAFETY = 1.2  # factor on the sum: for the page cache, and for allocators that do not give everything back

@@ -88,7 +88,7 @@ def test_an_unreadable_image_is_left_out_and_named(tmp_path, capsys):
     assert batch.keys == ["s0"] and len(batch.undecodable) == 3
     assert batch.undecodable[0].startswith("number 1 (s1): ")
     assert batch.undecodable[1] == "number 2 (s2): it is not an image"
-    assert batch.undecodable[2].startswith("number 3 (s3): 60000 x 1 pixels are too long and narrow")
+    assert batch.undecodable[2].startswith("number 3 (s3): the image has 60000 x 1 pixels: too long and narrow")
     assert [item.key for item in labelled(data, ["a", "b"], 4)] == ["s0"]  # for alignments, too
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 3 and said[1] == "left out an unreadable image, number 2 (s2): it is not an image"

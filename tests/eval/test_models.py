@@ -307,7 +307,7 @@ def test_tokens_are_kept_in_the_precision_that_was_asked_for(tmp_path: Path) -> 
         ("open_clip:ViT-B-32:laion3b", "neither a file nor a tag"),
         ("hf:/nowhere/at/all", "transformers cannot load hf:/nowhere/at/all"),
         ("mv:/nowhere/at/all", "sentence-transformers cannot load mv:/nowhere/at/all"),
-        ("none.safetensors", "there is no file or folder 'none.safetensors': give a model: emoji"),
+        ("none.safetensors", "there is no file or folder 'none.safetensors': give emoji, "),
     ],
 )
 def test_a_wrong_name_is_one_sentence(name: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
