@@ -16,6 +16,7 @@ EXTRAS = {
     "filip.eval": "eval",
     "filip.explore": "explore",
     "filip.export": "export",
+    "filip.new": "data",
     "filip.report": "report",
     "filip.runs": "train",
     "filip.sets": "eval",

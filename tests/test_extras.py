@@ -187,6 +187,7 @@ def test_nothing_is_declared_that_nobody_imports() -> None:
         "standard-imghdr",
         "snakemake-executor-plugin-slurm",
         "snakemake-interface-common",
+        "snakemake-logger-plugin-rich",
         "pytest-timeout",
         "pytest-xdist",
         "ruff",

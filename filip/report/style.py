@@ -6,9 +6,12 @@ import html
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from filip import resources
-from filip.study import Study
+
+if TYPE_CHECKING:
+    from filip.study import Study  # reads a schema, which a page of hits needs not
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 
