@@ -61,16 +61,10 @@ class Firefox:
         self.call("WebDriver:Navigate", url=address)
 
     def evaluate(self, function: str, argument: Any = None) -> Any:
-        """Call a function in JavaScript, which may be async, in the page's scope, and return its value."""
-        inside = (
-            f"(async () => ({function})({json.dumps(argument)}))().then(value => [value], error => String(error))"
-            '.then(found => dispatchEvent(new CustomEvent("evaluated", {detail: JSON.stringify(found)})));'
-        )
-        script = """const done = arguments[1], script = document.createElement("script");
-            addEventListener("evaluated", (event) => done(event.detail), {once: true});
-            script.textContent = arguments[0];
-            document.head.append(script);"""
-        found = json.loads(self.call("WebDriver:ExecuteAsyncScript", script=script, args=[inside])["value"])
+        """Call an async function in JavaScript and return its value. It sees the page's window, not its constants."""
+        script = f"""const [argument, done] = arguments;
+            ({function})(argument).then((value) => done([value]), (error) => done(String(error)));"""
+        found = self.call("WebDriver:ExecuteAsyncScript", script=script, args=[argument])["value"]
         if isinstance(found, str):
             raise RuntimeError(f"the page: {found}")
         return found[0]

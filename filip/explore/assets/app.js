@@ -325,5 +325,5 @@ class App {
   }
 }
 
-const app = new App(JSON.parse(document.getElementById("data").textContent));
+window.app = new App(JSON.parse(document.getElementById("data").textContent));
 app.start();
