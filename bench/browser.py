@@ -4,8 +4,6 @@
 cannot be fetched and we are root, as in a container. It never fails: without a browser, tests skip and say so.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

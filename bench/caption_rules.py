@@ -6,8 +6,6 @@
 The sample: ``sample_of_kinds`` in tests/support/captions.py.
 """
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass

@@ -9,8 +9,6 @@ them. The study's results are removed first; ``reference`` keeps the tables of t
 if it is not there.
 """
 
-from __future__ import annotations
-
 import json
 import random
 import shutil

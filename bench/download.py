@@ -11,8 +11,6 @@ and all of its workers, less those of the same command with one shard of 20 URLs
 order is direct, filip, filip, direct, so that a drift of the machine's speed affects both equally.
 """
 
-from __future__ import annotations
-
 import ctypes
 import datetime
 import io

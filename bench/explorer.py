@@ -9,8 +9,6 @@ most of which the page was not made for, and ``--pictures`` of it, dropped; mill
 first image or caption is the one that PyTorch puts first. Run it on an idle machine.
 """
 
-from __future__ import annotations
-
 import argparse
 import base64
 import dataclasses

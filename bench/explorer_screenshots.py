@@ -4,8 +4,6 @@ results/demo/explore.html --out shots [--hash "text=…&view=numbers"]``.
 For looking at what a change does to the explorer (or to any page of ours), and for the picture in its documentation.
 """
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

@@ -9,8 +9,6 @@ and tables of the two are equal, or the exit code is 1. Printed: what each strik
 error that its start has kept, and the goodput (seconds of the steps that counted over those of the training's life).
 """
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import re

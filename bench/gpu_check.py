@@ -8,8 +8,6 @@ Each check runs in its own process with a time-out, so that one that fails, hang
 stop the others. ``out/gpu_check.md`` and ``out/gpu_check.json`` are written anew after each.
 """
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

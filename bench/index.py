@@ -13,8 +13,6 @@ Each way of storing image tokens is scored by the same engine, with the texts' t
   integers, the best 1,000 again exactly.
 """
 
-from __future__ import annotations
-
 import io
 import statistics
 import tarfile

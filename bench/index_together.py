@@ -4,8 +4,6 @@ The builder adds pictures, changes and deletes some, and builds again; the reade
 may fail, and at the end the index has the pictures of the folder.
 """
 
-from __future__ import annotations
-
 import multiprocessing
 import random
 import shutil

@@ -6,8 +6,6 @@ Beside it img2dataset's own resizer on the same files, a plain copy of them, and
 The files are JPEGs of 640 x 480 pixels, smooth noise. Processor time, so that other work on the machine does not count.
 """
 
-from __future__ import annotations
-
 import io
 import json
 import os

@@ -14,8 +14,6 @@ A shape is measured for so many seconds, and two rounds at least. ``--quick`` me
 The JSON is one flat object, its keys are ``ISA/B256_n49/NAME`` for ratios and ``.../NAME_ms`` for contenders.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

@@ -4,8 +4,6 @@
 of each and prints its CPU seconds.
 """
 
-from __future__ import annotations
-
 import math
 import sys
 import time

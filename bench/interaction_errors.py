@@ -4,8 +4,6 @@ Prints the table of docs/interaction_how.md, and next to each bound the largest 
 tests/interaction/test_errors.py holds the bounds. The Triton kernels need TRITON_INTERPRET=1, or a GPU (device=cuda).
 """
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Sequence
 from typing import NamedTuple

@@ -6,8 +6,6 @@ inputs have been built and a small step has started threads and libraries. It co
 thread, PyTorch's or not.
 """
 
-from __future__ import annotations
-
 import gc
 import os
 import subprocess

@@ -1,7 +1,5 @@
 """The random tokens that the benchmarks of the interaction score."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

@@ -6,8 +6,6 @@ A global batch of 8,192 over 512 devices leaves 16 pairs on each. A device's par
 transformer at 77 tokens.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

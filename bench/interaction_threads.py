@@ -6,8 +6,6 @@ same tokens is next to it. More threads than cores say nothing about time; wheth
 instead: threads that use at least half of an equal share of the processor time.
 """
 
-from __future__ import annotations
-
 import os
 import statistics
 import sys

@@ -8,8 +8,6 @@ top. The file of tokens is in the page cache after the first query, whose time i
 resident set, mapped pages of the index included, less that before the index was opened.
 """
 
-from __future__ import annotations
-
 import resource
 import statistics
 import tempfile

@@ -7,8 +7,6 @@ the two, so that other load on the machine affects both; the first round of each
     python -m bench.loader shards=DIR captions=DIR image_size=224
 """
 
-from __future__ import annotations
-
 import functools
 import io
 import json

@@ -9,8 +9,6 @@ tokens on average, images 49 patches, d = 256. `--texts` scores the own pairs ag
 does (16 and 8192 are the paper's slice): the naive forms that do not fit are then left out.
 """
 
-from __future__ import annotations
-
 import argparse
 import ctypes
 import json

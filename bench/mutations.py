@@ -6,8 +6,6 @@ Each is applied to a copy of the sources, and the tests named with it run there;
 Prints a line per fault and exits with 1 if one went unnoticed.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

@@ -7,8 +7,6 @@ One engine each way on the same model and batches (random pixels, and a pooled l
 the reduction of gradients is what crosses ranks). Seconds per step are of the slowest rank.
 """
 
-from __future__ import annotations
-
 import json
 import statistics
 import time

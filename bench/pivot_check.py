@@ -8,8 +8,6 @@ rules see the back-translation alone: for Portuguese, the wrong text is translat
 and both embeddings judge what comes.
 """
 
-from __future__ import annotations
-
 import json
 import time
 from dataclasses import dataclass

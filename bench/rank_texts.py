@@ -6,8 +6,6 @@ For texts that name one thing, two, or all of a scene: how often two pictures bo
 texts of a set, by s^I, by s^T and by their mean.
 """
 
-from __future__ import annotations
-
 import random
 from dataclasses import dataclass
 

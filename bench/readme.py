@@ -4,8 +4,6 @@ Writes what stands between the two marks in README.md, so that no figure there i
 scenes to ``picture``, and draws how the models learn into ``curves``.
 """
 
-from __future__ import annotations
-
 import shutil
 import textwrap
 from collections.abc import Mapping, Sequence

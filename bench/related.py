@@ -5,8 +5,6 @@
 Writes what stands between the two marks of the page, from the ``citation`` of each term and protocol.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path

@@ -5,8 +5,6 @@ in both directions and the packed matrix product alone take turns, each on an eq
 with ties and intervals. Times are processor seconds, which a machine in use disturbs least. Reports the peak memory.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import statistics

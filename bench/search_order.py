@@ -3,8 +3,6 @@
 python -m bench.search_order photos=FOLDER     # pictures of your own, that are no emoji; a minute for 5,000
 """
 
-from __future__ import annotations
-
 import statistics
 import tempfile
 from dataclasses import dataclass

@@ -6,8 +6,6 @@ It prints seconds by the clock and of CPU for the first search, which indexes th
 process and loading of 0.6 GB included, and for a query of a process that has the model and the index open.
 """
 
-from __future__ import annotations
-
 import resource
 import shutil
 import statistics

@@ -7,8 +7,6 @@ For each thing of the scenes "a THING", and each scene's caption: how often a sc
 scene, comes first. With all patches in float32, and as an index stores them.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

@@ -3,8 +3,6 @@
 Beside each is its budget (tests/budget.yaml), which a test holds; only a commit of its own may raise one.
 """
 
-from __future__ import annotations
-
 import subprocess
 from collections import Counter
 from pathlib import Path

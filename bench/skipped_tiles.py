@@ -8,8 +8,6 @@ image (for the other gradient: of its text), which keeps float32 exact; the last
 bits of the result would justify. A tile has 2 images (for the other gradient 1) and 64 captions.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -15,8 +15,6 @@ against the original; the share that returns unchanged, and which of the others 
 ``tests/support/captions.py``.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import random

@@ -5,8 +5,6 @@
 Each picture is white with one scene of the demo in its left, middle or right third, in turn.
 """
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

@@ -5,8 +5,6 @@ float32 matrix product of the same size, and the scores in float32 and bfloat16,
 seconds, which a machine in use disturbs least, and what is reported is the median of the ratios within a turn.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import statistics

@@ -1,7 +1,5 @@
 """The documentation site builds strictly, from this checkout alone."""
 
-from __future__ import annotations
-
 import configparser
 import dataclasses
 import html

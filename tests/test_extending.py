@@ -1,7 +1,5 @@
 """One entry in one registry is enough: everybody who uses a kind of thing finds a new one by its name."""
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,5 @@
 """All that the code imports is declared in pyproject.toml: the core for the core, an extra for each other part."""
 
-from __future__ import annotations
-
 import ast
 import re
 import sys

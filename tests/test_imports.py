@@ -1,7 +1,5 @@
 """The imports of a command at its start: a list of modules rather than seconds, which depend on the machine."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

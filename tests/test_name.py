@@ -1,7 +1,5 @@
 """PyPI's `filip` is another project: no page and no message may tell people to install it."""
 
-from __future__ import annotations
-
 import re
 import subprocess
 import tomllib

@@ -1,7 +1,5 @@
 """``filip new``: from a folder of pictures as people have them to explorer, table and export, with no YAML by hand."""
 
-from __future__ import annotations
-
 import csv
 import json
 import shutil

@@ -1,7 +1,5 @@
 """No number that makes no sense passes an option of any command: one sentence names it, and nothing is started."""
 
-from __future__ import annotations
-
 import ast
 import dataclasses
 import importlib

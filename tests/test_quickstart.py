@@ -1,7 +1,5 @@
 """docs/quickstart.ipynb: every cell runs, in order, on a copy of the scenes, and prints what is stored below it."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import json

@@ -9,8 +9,6 @@ Every fenced block has a language that says what happens to it. ``sh``: each com
 the tests named after them. ``text`` is not run.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import gzip

@@ -1,7 +1,5 @@
 """The model that comes with the package makes sense of drawings by an artist that it has never seen."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

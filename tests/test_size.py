@@ -1,7 +1,5 @@
 """The size of the house and of the command line: neither grows without a decision (tests/budget.yaml)."""
 
-from __future__ import annotations
-
 import re
 import subprocess
 import sys

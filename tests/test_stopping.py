@@ -1,7 +1,5 @@
 """Ctrl-C in a command, at any moment and with whatever it has started: one sentence and code 130."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

@@ -1,7 +1,5 @@
 """Ids and lengths against open_clip's tokenizer, an independent implementation of the same vocabulary."""
 
-from __future__ import annotations
-
 import html
 import random
 

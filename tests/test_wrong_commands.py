@@ -1,7 +1,5 @@
 """Two hundred wrong command lines, one for almost every mistake: each is answered by one sentence that names it."""
 
-from __future__ import annotations
-
 import re
 import shlex
 import shutil

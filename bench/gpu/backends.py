@@ -1,7 +1,5 @@
 """Values and gradients of every backend that runs here, against the reference in float64 on the CPU."""
 
-from __future__ import annotations
-
 import itertools
 from typing import Any
 

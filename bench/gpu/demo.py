@@ -1,7 +1,5 @@
 """The demo's two trainings on the GPU, and their recall next to that of the models that ``make demo`` trained."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """The machine, its software, and whether PyTorch was built for its cards."""
 
-from __future__ import annotations
-
 import platform
 from importlib.metadata import PackageNotFoundError, version
 

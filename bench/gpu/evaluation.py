@@ -1,7 +1,5 @@
 """Evaluate on the device: similarities and ranks against the CPU's, and the time of MSCOCO's 125 million pairs."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 

@@ -1,7 +1,5 @@
 """Time a check, keep its result, and show it in the report."""
 
-from __future__ import annotations
-
 import statistics
 import time
 from collections.abc import Callable

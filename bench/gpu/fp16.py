@@ -1,7 +1,5 @@
 """DeepSpeed's fp16 block at ZeRO 1 to 3 over NCCL: overflow, kill -9, and a resumed run with the same bits."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Compare time and memory of the loss, forward and backward, with the product alone and other implementations."""
 
-from __future__ import annotations
-
 import importlib
 from collections.abc import Callable
 from typing import Any

@@ -1,7 +1,5 @@
 """``experiment=one_node`` as it stands, on all cards of this machine: does it run, how fast, and how full are they?"""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -5,8 +5,6 @@ Counts, and no measurement. What the kernels take beyond their products comes fr
 in length with ``49 ragged`` in place of 49, for blocks of 16 and 32 rows ``80 ragged last`` and ``96 ragged last``).
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """Run one check here: ``python -m bench.gpu.run NAME DEVICE full|tiny FOLDER`` writes FOLDER/finding.json."""
 
-from __future__ import annotations
-
 import importlib
 import sys
 import traceback

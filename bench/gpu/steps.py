@@ -1,7 +1,5 @@
 """Compare steps of the paper's two models with open_clip's of the same size, and with the card's peak."""
 
-from __future__ import annotations
-
 import gc
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Trainings as a user starts them, through torchrun, on a little data set; and killing one."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

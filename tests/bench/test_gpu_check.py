@@ -1,7 +1,5 @@
 """``make gpu-check`` on a machine without a GPU: the checks themselves, and what the report says of those that fail."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from types import SimpleNamespace

@@ -1,7 +1,5 @@
 """The faults of bench/mutations.py still have a place to go, and a test beside them; running them all takes minutes."""
 
-from __future__ import annotations
-
 import pytest
 
 from bench.mutations import MUTATIONS, ROOT, Mutation

@@ -1,7 +1,5 @@
 """A one-host Slurm, and a folder that a person would work in."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A folder that a person would work in on a cluster, with a study of tiny trainings, and Snakemake in it."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

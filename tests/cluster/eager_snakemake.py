@@ -5,8 +5,6 @@ It finds no sacct, either: our Slurm has no accounting, and a plugin that falls 
 answer, be it for the load) forgets its jobs when that fails, and waits for ever.
 """
 
-from __future__ import annotations
-
 import snakemake_executor_plugin_slurm as plugin
 from snakemake.cli import main
 

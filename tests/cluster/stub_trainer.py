@@ -1,7 +1,5 @@
 """In place of filip.train: joins the other ranks as the trainer does, then behaves as its first argument says."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

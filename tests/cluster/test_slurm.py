@@ -3,8 +3,6 @@
 All in one file, so that one process runs it: this Slurm's names are those of the machine.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import sys

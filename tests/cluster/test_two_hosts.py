@@ -1,7 +1,5 @@
 """Two hosts with a real network interface between them: launchers that cross it, and a cable that is pulled."""
 
-from __future__ import annotations
-
 import json
 import os
 import shlex

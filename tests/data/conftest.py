@@ -1,7 +1,5 @@
 """Data sets that several files read."""
 
-from __future__ import annotations
-
 import pytest
 
 from tests.data.pair_shards import Pairs, write_pairs

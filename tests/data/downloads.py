@@ -1,7 +1,5 @@
 """Lists to download, what became of them, and a disk that is full."""
 
-from __future__ import annotations
-
 import hashlib
 import resource
 import sys

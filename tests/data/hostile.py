@@ -1,7 +1,5 @@
 """A web server with everything that goes wrong on the web, on a free port of this machine."""
 
-from __future__ import annotations
-
 import io
 import random
 import socket

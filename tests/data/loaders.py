@@ -1,7 +1,5 @@
 """Small loaders for tests, and what they gave."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any
 

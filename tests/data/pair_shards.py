@@ -1,7 +1,5 @@
 """Shards as img2dataset writes them, whose images show which pair they belong to."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Hosts that say 429 or 503: how often each is asked, and what becomes of its URLs."""
 
-from __future__ import annotations
-
 import threading
 import time
 from collections import Counter

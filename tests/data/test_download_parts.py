@@ -1,7 +1,5 @@
 """Jobs that share a download: one is killed in the middle, and the bytes and the funnel are those of one job."""
 
-from __future__ import annotations
-
 import json
 import signal
 import time

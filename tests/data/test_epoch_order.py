@@ -1,7 +1,5 @@
 """The order of an epoch: complete, without duplicates, shuffled, in proportion, and the same everywhere."""
 
-from __future__ import annotations
-
 import hashlib
 
 import numpy as np

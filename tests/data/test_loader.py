@@ -1,7 +1,5 @@
 """The stream of pairs: right, complete, the same for any number of workers and ranks."""
 
-from __future__ import annotations
-
 import hashlib
 import itertools
 import random

@@ -1,7 +1,5 @@
 """A loader meets broken data, failing disks and its limits, and its workers end."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import gc

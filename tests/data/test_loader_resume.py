@@ -1,7 +1,5 @@
 """A stream that is interrupted goes on with the very next pair."""
 
-from __future__ import annotations
-
 import itertools
 from pathlib import Path
 

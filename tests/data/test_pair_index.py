@@ -1,7 +1,5 @@
 """The tar scan against Python's tarfile; the index and what it counts."""
 
-from __future__ import annotations
-
 import io
 import os
 import signal

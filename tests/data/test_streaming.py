@@ -1,7 +1,5 @@
 """Shards that are not local are streamed: every pair once a pass, and a resumed run goes on at the shard."""
 
-from __future__ import annotations
-
 import itertools
 import logging
 import signal

@@ -1,7 +1,5 @@
 """Augmentation against torchvision's own; determinism; the odd images that the web holds."""
 
-from __future__ import annotations
-
 import io
 import random
 from collections import Counter

@@ -3,8 +3,6 @@
 It translates word by word. Two English synonyms have one German word, so that a round trip gives a paraphrase.
 """
 
-from __future__ import annotations
-
 import io
 import random
 from pathlib import Path

@@ -4,8 +4,6 @@ Images are colours that are numbers (tests/eval/formats.py), and the model reads
 put together what belongs together.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path

@@ -6,8 +6,6 @@ split, where the format has one, an image of the second class and one of the fir
 readers make the list of classes from it.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import pickle

@@ -1,7 +1,5 @@
 """Small test sets in the exact formats on disk, and a small model to run them with."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Word-patch alignment: token spans, pointing accuracy with a model that looks where it should, pictures."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from pathlib import Path

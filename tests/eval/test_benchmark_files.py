@@ -1,7 +1,5 @@
 """Selection and long texts: every card in the files of its repository, through its real loader."""
 
-from __future__ import annotations
-
 import itertools
 import json
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Every card through its real loaders, on miniature data in the published formats."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """A late-interaction retriever of documents, at random weights in the folder that transformers saves, as ``mv:``."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The evaluation commands as a user types them: results in the agreed form, mistakes in one plain sentence."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """A result is kept only while its data, its weights and its prompts are those that are there now."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Kept features, and sets that several jobs share, give the numbers of one plain run."""
 
-from __future__ import annotations
-
 import json
 import os
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Benchmarks are fetched from a repository in the hub's layout, here a folder, and are then readable."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

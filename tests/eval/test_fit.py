@@ -1,7 +1,5 @@
 """Pictures that are not square, seen whole."""
 
-from __future__ import annotations
-
 import json
 
 import numpy as np

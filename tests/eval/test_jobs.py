@@ -1,7 +1,5 @@
 """A study's evaluation of a model: by all protocols, a file for each result, where data may be missing."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

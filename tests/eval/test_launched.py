@@ -1,7 +1,5 @@
 """An evaluation that torchrun starts in several processes writes what one process writes."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

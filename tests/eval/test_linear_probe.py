@@ -1,7 +1,5 @@
 """The linear probe against scikit-learn called directly, with and without a training split."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

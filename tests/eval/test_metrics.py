@@ -1,7 +1,5 @@
 """Metrics against scikit-learn, CLIP_benchmark's formula and brute force over all orders of ties."""
 
-from __future__ import annotations
-
 import itertools
 import math
 

@@ -1,7 +1,5 @@
 """Models of every kind through one interface: equal weights give equal tables, and a wrong name one sentence."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from pathlib import Path

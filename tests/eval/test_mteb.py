@@ -1,7 +1,5 @@
 """An exported model in a task of mteb, as docs/evaluation.md shows it: its recall is ours."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

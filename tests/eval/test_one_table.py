@@ -1,7 +1,5 @@
 """A table gives the same images, captions and reasons whichever layout of a card names it."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

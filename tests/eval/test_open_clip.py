@@ -1,7 +1,5 @@
 """open_clip's models are built with the activation that their weights were trained with."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Data without a card, through their real loaders, and the one command that evaluates them."""
 
-from __future__ import annotations
-
 import csv
 import json
 import shutil

@@ -1,7 +1,5 @@
 """A CLIP scored by us without any option and by CLIP_benchmark with its own prompts: equal to the last image."""
 
-from __future__ import annotations
-
 import json
 from importlib.resources import files
 

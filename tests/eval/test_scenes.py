@@ -1,7 +1,5 @@
 """Scenes of several things: selecting the true caption, and pointing at the thing that is named."""
 
-from __future__ import annotations
-
 import json
 import weakref
 from pathlib import Path

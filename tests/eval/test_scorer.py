@@ -1,7 +1,5 @@
 """Pooled and token-wise scorers: the definition, their agreement, and the two-stage ranking."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

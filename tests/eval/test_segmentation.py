@@ -1,7 +1,5 @@
 """Dense protocols: each patch's class against maps of classes, and boxes cut out of images."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Processes that evaluate together, as threads: the same numbers as one alone, and a mistake of one is known to all."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Callable, Iterable
 from typing import Any

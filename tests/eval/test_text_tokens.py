@@ -1,7 +1,5 @@
 """Which tokens of a text take part in a score: the choice, and what it does to a token-wise model's similarity."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -1,7 +1,5 @@
 """Two tiny models, a few captioned pictures, and the page of them."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

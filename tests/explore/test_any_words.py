@@ -1,8 +1,6 @@
 """The page of the model that comes with the package: texts and pictures that nobody made it for, in two browsers; and
 what axe-core says of it."""
 
-from __future__ import annotations
-
 import base64
 import io
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """The page in a real browser: search, tokens, patches, two models, a phone, and not one request to anybody."""
 
-from __future__ import annotations
-
 import base64
 import dataclasses
 import io

@@ -1,7 +1,5 @@
 """The page as a file: what is inside, and that its 8-bit numbers rank as the models do."""
 
-from __future__ import annotations
-
 import base64
 import json
 import re

@@ -1,7 +1,5 @@
 """The live explorer: exact scores, nothing outside of what it was given, uploads within bounds, this machine alone."""
 
-from __future__ import annotations
-
 import base64
 import io
 import json

@@ -1,7 +1,5 @@
 """Small trained-looking models to export."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """A model that cannot be exported, in whatever format: one sentence that says why, and nothing written."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """The Python of docs/models.md under "Exports" runs as written, without this project."""
 
-from __future__ import annotations
-
 import json
 import re
 import subprocess

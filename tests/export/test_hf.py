@@ -1,7 +1,5 @@
 """An exported folder gives our embeddings in transformers, in a process that cannot import this project."""
 
-from __future__ import annotations
-
 import gzip
 import json
 import os

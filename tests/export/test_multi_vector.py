@@ -1,7 +1,5 @@
 """The exported folder in sentence-transformers: its embeddings, its scores and its tools."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

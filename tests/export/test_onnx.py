@@ -1,7 +1,5 @@
 """Both towers in onnxruntime: tokens of any batch and length equal ours."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A pooled model loads in open_clip by its own means and gives the same vectors; what it cannot hold is refused."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Make folders of pictures and indexes of them, and score them without an index."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

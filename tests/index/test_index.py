@@ -1,7 +1,5 @@
 """An index of real image files: what it finds is what exact scoring finds, and it follows its folder."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -1,7 +1,5 @@
 """An index loses nothing: to readers while it is built, kills, missing disks, moved folders and full disks."""
 
-from __future__ import annotations
-
 import json
 import time
 from pathlib import Path

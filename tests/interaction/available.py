@@ -1,7 +1,5 @@
 """The backends that run on this machine, as a parameter of tests."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

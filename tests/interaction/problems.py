@@ -1,8 +1,6 @@
 """Random late-interaction problems for the tests, and the definition written out as loops (the oracle's oracle)."""
 
-from __future__ import annotations
-
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -52,7 +50,7 @@ def random_lengths(texts: int, low: int, high: int, seed: int = 0) -> list[int]:
     return torch.randint(low, high + 1, (texts,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
-def solve(problem: Problem, backend: str, dtype: torch.dtype | None = None) -> Result:
+def solve(problem: Problem, backend: Any, dtype: torch.dtype | None = None) -> Result:
     """Compute values and gradients by ``backend``, with the tokens cast to ``dtype`` first."""
     image = problem.image_tokens.detach().to(dtype or problem.image_tokens.dtype).requires_grad_()
     text = problem.text_tokens.detach().to(dtype or problem.text_tokens.dtype).requires_grad_()

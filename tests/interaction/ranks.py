@@ -1,7 +1,5 @@
 """The work of each rank of test_distributed.py: the same pairs on W ranks and on one process, compared on each."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from typing import Any

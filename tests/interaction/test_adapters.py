@@ -1,7 +1,5 @@
 """The engine in place of other libraries' scorers: their own functions give the same values and gradients."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

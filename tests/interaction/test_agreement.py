@@ -1,7 +1,5 @@
 """Ranks must agree before the first token is sent; what they then do is in ranks.py."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -1,7 +1,5 @@
 """The engine without the rest: nothing is imported but PyTorch and what that brings."""
 
-from __future__ import annotations
-
 import importlib.metadata
 import os
 import re

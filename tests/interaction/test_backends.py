@@ -1,7 +1,5 @@
 """Values and gradients of every backend that runs here, against the definition and the float64 reference."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -1,7 +1,5 @@
 """torch.compile(fullgraph=True): one graph, equal to eager, for batches of any lengths."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 
 import pytest

@@ -1,7 +1,5 @@
 """The cost model against counts made by hand."""
 
-from __future__ import annotations
-
 import itertools
 from dataclasses import replace
 from pathlib import Path

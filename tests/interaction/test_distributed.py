@@ -1,7 +1,5 @@
 """Gather and ring on two, three and four gloo ranks equal one process; what the ranks do is in ranks.py."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 

@@ -1,7 +1,5 @@
 """The error bounds of docs/interaction_how.md hold on this machine; Triton's are held in triton_interpreted.py."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

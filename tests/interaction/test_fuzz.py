@@ -1,7 +1,5 @@
 """Both maxima of every backend on random problems, padded on either side, against einsum and autograd in float64."""
 
-from __future__ import annotations
-
 import random
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """Gradient caching gives the gradients of the big batch, dropout included."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 import torch.nn.functional as F

@@ -1,7 +1,5 @@
 """The contrastive loss against open_clip's, against the formula with soft targets, and its numerics."""
 
-from __future__ import annotations
-
 import math
 import re
 from pathlib import Path

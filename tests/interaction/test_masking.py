@@ -1,7 +1,5 @@
 """Padding on either side takes part in nothing, whatever it holds."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -1,7 +1,5 @@
 """The native kernels on every instruction set of this CPU, against the float64 reference."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Iterator
 
@@ -10,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from filip.interaction import SmoothMaximum, late_interaction, native, reference
+from filip.interaction import SmoothMaximum, late_interaction, native
 from filip.interaction.packing import Tokens
 from tests.interaction.problems import (
     Problem,
@@ -19,6 +17,7 @@ from tests.interaction.problems import (
     by_definition,
     random_lengths,
     random_problem,
+    solve,
     tied_problem,
     upstream,
 )
@@ -36,14 +35,6 @@ def threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def solve(problem: Problem) -> Result:
-    image = problem.image_tokens.detach().requires_grad_()
-    text = problem.text_tokens.detach().requires_grad_()
-    i2t, t2i = late_interaction(image, text, problem.text_lengths, backend="native")
-    grads = torch.autograd.grad((i2t, t2i), (image, text), upstream(i2t.shape))
-    return Result(i2t.detach(), t2i.detach(), *grads)
-
-
 def softmax_gradients(i2t: Tensor, t2i: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """Return a contrastive loss's gradients: one weight of nearly -1 per row (column), the others small and
     positive."""
@@ -51,40 +42,41 @@ def softmax_gradients(i2t: Tensor, t2i: Tensor, scale: float) -> tuple[Tensor, T
     return (scale * i2t).softmax(1) - own, (scale * t2i).softmax(0) - own
 
 
-def expected(problem: Problem) -> Result:
-    image = problem.image_tokens.double().requires_grad_()
-    text = problem.text_tokens.double().requires_grad_()
-    i2t, t2i = reference.late_interaction(image, text, problem.text_lengths.tolist())
-    weights = tuple(weight.double() for weight in upstream(i2t.shape))
-    return Result(i2t.detach(), t2i.detach(), *torch.autograd.grad((i2t, t2i), (image, text), weights))
+def exact(problem: Problem) -> Result:
+    return solve(problem, "reference", torch.float64)
 
 
-def by_winners(problem: Problem, maps: tuple[Tensor, ...]) -> tuple[Result, float]:
-    """Return the result in float64 if the given tokens win, and by how much the largest similarity exceeds theirs at
-    most."""
+def shortfalls(problem: Problem, maps: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield for each text how far the similarities of its winners are below the largest: of patches and of words."""
+    starts = problem.text_lengths.cumsum(0) - problem.text_lengths
+    for j, rows in enumerate(problem.text_tokens.double().split(problem.text_lengths.tolist())):
+        similarity = problem.image_tokens.double() @ rows.T
+        of_patches = similarity.gather(2, maps[0][:, j, :, None].long())[..., 0]
+        of_words = similarity.gather(1, maps[1][:, None, starts[j] : starts[j] + len(rows)].long())[:, 0]
+        yield similarity.amax(2) - of_patches, similarity.amax(1) - of_words
+
+
+def by_winners(problem: Problem, maps: tuple[Tensor, ...]) -> Result:
+    """Return the result in float64 if the given tokens win."""
     image = problem.image_tokens.double().requires_grad_()
     text = problem.text_tokens.double().requires_grad_()
     columns: list[tuple[Tensor, Tensor]] = []
-    gap, start = 0.0, 0
-    for j, length in enumerate(problem.text_lengths.tolist()):
-        similarity = image @ text[start : start + length].T
-        of_patches = similarity.gather(2, maps[0][:, j, :, None].long())[:, :, 0]
-        of_words = similarity.gather(1, maps[1][:, None, start : start + length].long())[:, 0]
-        behind = [(similarity.amax(2) - of_patches).max(), (similarity.amax(1) - of_words).max()]
-        gap = max([gap, *(float(most.detach()) for most in behind)])
-        columns.append((of_patches.mean(1), of_words.mean(1)))
-        start += length
+    for j, (rows, winners) in enumerate(
+        zip(*(side.split(problem.text_lengths.tolist(), dim) for side, dim in ((text, 0), (maps[1], 1))), strict=True)
+    ):
+        similarity = image @ rows.T
+        of_patches = similarity.gather(2, maps[0][:, j, :, None].long())[..., 0]
+        columns.append((of_patches.mean(1), similarity.gather(1, winners[:, None].long())[:, 0].mean(1)))
     i2t, t2i = (torch.stack(column, 1) for column in zip(*columns, strict=True))
     weights = tuple(weight.double() for weight in upstream(i2t.shape))
-    grads = torch.autograd.grad((i2t, t2i), (image, text), weights)
-    return Result(i2t.detach(), t2i.detach(), *grads), gap
+    return Result(i2t.detach(), t2i.detach(), *torch.autograd.grad((i2t, t2i), (image, text), weights))
 
 
 @functools.cache
 def problem_and_expected(name: str, dtype: torch.dtype) -> tuple[Problem, Result]:
     image, text, lengths = random_problem(*SHAPES[name])
     problem = Problem(image.to(dtype), text.to(dtype), lengths)
-    return problem, expected(problem)
+    return problem, exact(problem)
 
 
 SHAPES = {
@@ -108,7 +100,7 @@ SHAPES = {
 @pytest.mark.parametrize("name", SHAPES)
 def test_float32(isa: str, name: str) -> None:
     problem, wanted = problem_and_expected(name, torch.float32)
-    assert_close(solve(problem), wanted, 5e-6, 2e-6)
+    assert_close(solve(problem, "native"), wanted, 5e-6, 2e-6)
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -116,10 +108,11 @@ def test_bfloat16(isa: str, name: str) -> None:
     """Values and winners are those of the same tokens in float32; gradients are rounded once, to the tokens'
     dtype."""
     problem, wanted = problem_and_expected(name, torch.bfloat16)
-    found = solve(problem)
+    found = solve(problem, "native")
     assert found.i2t.dtype == torch.float32 and found.grad_text.dtype == torch.bfloat16
-    routed, gap = by_winners(problem, native.forward(problem.tokens())[1])
-    assert gap <= 5e-7
+    maps = native.forward(problem.tokens())[1]
+    assert max(float(side.max()) for sides in shortfalls(problem, maps) for side in sides) <= 5e-7
+    routed = by_winners(problem, maps)
     assert_close(found, wanted._replace(grad_image=routed.grad_image, grad_text=routed.grad_text), 5e-6, EPS / 2)
 
 
@@ -131,13 +124,10 @@ def test_one_token_far_longer_than_the_others_costs_them_nothing(isa: str, dtype
     image[:, 7] = -norm * F.normalize(text.mean(dim=0), dim=-1)
     problem = Problem(image.to(dtype), text.to(dtype), lengths)
     (_, t2i), maps = native.forward(problem.tokens())
-    wanted = expected(problem)
+    wanted = exact(problem)
     torch.testing.assert_close(t2i.double(), wanted.t2i, rtol=2e-5, atol=1e-6)
-    for j, rows in enumerate(problem.text_tokens.double().split(lengths.tolist())):
-        similarity = problem.image_tokens.double() @ rows.T
-        chosen = similarity.gather(2, maps[0][:, j, :, None].long())[..., 0]
-        behind = (similarity.amax(2) - chosen)[:, torch.arange(49) != 7]
-        assert float(behind.max()) < 5e-7
+    for of_patches, _ in shortfalls(problem, maps):
+        assert float(of_patches[:, torch.arange(49) != 7].max()) < 5e-7
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -218,7 +208,7 @@ def test_tokens_of_any_length(isa: str) -> None:
     text = text * torch.rand(26, 1)
     image[2, 5], text[4] = 0, 0
     image[3] = F.one_hot(torch.arange(20), 48).float()
-    found, wanted = solve(Problem(image, text, lengths)), expected(Problem(image, text, lengths))
+    found, wanted = solve(Problem(image, text, lengths), "native"), exact(Problem(image, text, lengths))
     for name in ("i2t", "t2i", "grad_image"):  # each image to its own precision
         a, b = getattr(found, name).double(), getattr(wanted, name)
         for i in range(7):
@@ -227,7 +217,7 @@ def test_tokens_of_any_length(isa: str) -> None:
 
 def test_ties_go_to_the_lowest_index(isa: str) -> None:
     for problem in (tied_problem(6, 12, [1, 9, 20, 3, 9], 4), tied_problem(5, 49, [30, 2, 7], 16, seed=1)):
-        assert_close(solve(problem), by_definition(problem), 1e-6)
+        assert_close(solve(problem, "native"), by_definition(problem), 1e-6)
     image, text, lengths = random_problem(4, 10, [6, 6], 32)
     doubled = Problem(torch.cat([image, image], 1), text[[0, 0, 1, 1, 0, 1] * 2], lengths)
     i2t_map, t2i_map = native.forward(doubled.tokens())[1]
@@ -236,36 +226,26 @@ def test_ties_go_to_the_lowest_index(isa: str) -> None:
     assert int(native.forward(one_token.tokens())[1][1].max()) == 0
 
 
-def test_nearly_equal_tokens_are_told_apart(isa: str) -> None:
+@pytest.mark.parametrize(
+    ("images", "lengths", "d", "spread", "most"),
+    [(16, random_lengths(60, 10, 30), 64, 1e-3, 5e-7), (32, [18] * 48, 256, 1.0, 2e-7)],
+    ids=["nearly equal tokens", "random tokens"],
+)
+def test_winners_are_those_of_float64(
+    isa: str, images: int, lengths: list[int], d: int, spread: float, most: float
+) -> None:
     """In an untrained model tokens hardly differ: 16 bits cannot tell them apart, float32 can.
 
-    Arg-maxima may differ from float64's only where the two similarities agree to float32 rounding.
+    Winners may differ from float64's only where the two similarities agree to float32 rounding.
     """
-    image, text, lengths = random_problem(16, 49, random_lengths(60, 10, 30), 64, seed=3)
-    image = F.normalize(image[:1, :1] + 1e-3 * image, dim=-1)
-    text = F.normalize(text[:1] + 1e-3 * text, dim=-1)
-    (i2t, t2i), (i2t_map, t2i_map) = native.forward(Tokens(image, text, lengths.tolist()))
-    starts = lengths.cumsum(0) - lengths
-    for j, rows in enumerate(text.split(lengths.tolist())):
-        similarity = image.double() @ rows.double().T
-        chosen = similarity.gather(2, i2t_map[:, j].long()[:, :, None])[:, :, 0]
-        assert float((similarity.amax(2) - chosen).max()) < 5e-7
-        torch.testing.assert_close(i2t[:, j].double(), similarity.amax(2).mean(1), rtol=0, atol=5e-7)
-        winners = t2i_map[:, starts[j] : starts[j] + len(rows)].long()
-        chosen = similarity.gather(1, winners[:, None])[:, 0]
-        assert float((similarity.amax(1) - chosen).max()) < 5e-7
-        torch.testing.assert_close(t2i[:, j].double(), similarity.amax(1).mean(1), rtol=0, atol=5e-7)
-
-
-def test_routing_is_that_of_float64(isa: str) -> None:
-    """None of the 100,000 maxima of random tokens differs by more than a tie of float32 rounding."""
-    image, text, lengths = random_problem(32, 49, [18] * 48, 256, seed=7)
-    i2t_map, t2i_map = native.forward(Tokens(image, text, lengths.tolist()))[1]
-    similarity = torch.einsum("ikd,jrd->ijkr", image.double(), text.double().view(48, 18, 256))
-    chosen = similarity.gather(3, i2t_map.long()[..., None])[..., 0]
-    assert float((similarity.amax(3) - chosen).max()) < 2e-7
-    chosen = similarity.gather(2, t2i_map.view(32, 48, 18).long()[:, :, None])[:, :, 0]
-    assert float((similarity.amax(2) - chosen).max()) < 2e-7
+    image, text, counts = random_problem(images, 49, lengths, d, seed=3)
+    image = F.normalize((1 - spread) * image[:1, :1] + spread * image, dim=-1)
+    text = F.normalize((1 - spread) * text[:1] + spread * text, dim=-1)
+    problem = Problem(image, text, counts)
+    found, maps = native.forward(problem.tokens())
+    assert max(float(side.max()) for sides in shortfalls(problem, maps) for side in sides) < most
+    wanted = exact(problem)
+    torch.testing.assert_close([side.double() for side in found], [wanted.i2t, wanted.t2i], rtol=0, atol=5e-7)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -275,7 +255,7 @@ def test_same_bits_whatever_the_threads(isa: str, dtype: torch.dtype, threads: N
     results = []
     for count in (1, 2, 3, 5, 2):
         torch.set_num_threads(count)
-        results.append(solve(problem))
+        results.append(solve(problem, "native"))
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
@@ -287,9 +267,9 @@ def test_non_contiguous_and_unaligned_inputs(isa: str) -> None:
     wide[:, 1:34] = problem.text_tokens
     storage = torch.zeros(1 + 15 * 33)
     storage[1:] = problem.text_tokens.flatten()
-    wanted = expected(problem)
+    wanted = exact(problem)
     for text in (wide[:, 1:34], storage[1:].view(15, 33)):
-        assert_close(solve(Problem(transposed, text, problem.text_lengths)), wanted, 2e-6)
+        assert_close(solve(Problem(transposed, text, problem.text_lengths), "native"), wanted, 2e-6)
 
 
 def test_upstream_gradients_that_are_zero_expanded_or_large(isa: str) -> None:
@@ -305,35 +285,17 @@ def test_upstream_gradients_that_are_zero_expanded_or_large(isa: str) -> None:
             torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=1e-6 * float(weight))
 
 
-def test_one_side_only() -> None:
-    problem = random_problem(6, 9, [4, 5, 11], 32)
-    wanted = solve(problem)
-    for side in (0, 1):
-        tokens = [problem.image_tokens.clone(), problem.text_tokens.clone()]
-        tokens[side].requires_grad_()
-        i2t, t2i = late_interaction(*tokens, problem.text_lengths, backend="native")
-        (grad,) = torch.autograd.grad((i2t, t2i), tokens[side], upstream(i2t.shape))
-        assert torch.equal(grad, wanted[2 + side])
-        maps, needs = native.forward(problem.tokens())[1], (side == 0, side == 1)
-        both = native.backward(problem.tokens(), upstream(i2t.shape), maps, needs)
-        assert both[1 - side].numel() == 0  # the other side is not computed
-    with torch.no_grad():
-        i2t, t2i = late_interaction(*problem, backend="native")
-    assert torch.equal(i2t, wanted.i2t) and torch.equal(t2i, wanted.t2i) and not i2t.requires_grad
-    assert native.forward(problem.tokens(), save_for_backward=False)[1] == ()
-
-
 def test_tokens_whose_squares_overflow(isa: str) -> None:
     image, text, lengths = random_problem(3, 7, [4, 5], 32)
     huge = Problem(image * 2.0**70, text * 2.0**-70, lengths)
     assert_close(
-        solve(huge)._replace(grad_image=torch.ones(1), grad_text=torch.ones(1)),
-        expected(huge)._replace(grad_image=torch.ones(1), grad_text=torch.ones(1)),
+        solve(huge, "native")._replace(grad_image=torch.ones(1), grad_text=torch.ones(1)),
+        exact(huge)._replace(grad_image=torch.ones(1), grad_text=torch.ones(1)),
         5e-6,
     )
     text[4:] *= 2.0**70
     problem = Problem(image, text, lengths)
-    found, wanted = native.forward(problem.tokens())[0], expected(problem)
+    found, wanted = native.forward(problem.tokens())[0], exact(problem)
     for column in (0, 1):
         torch.testing.assert_close(found[0][:, column].double(), wanted.i2t[:, column], rtol=1e-5, atol=0)
 
@@ -343,12 +305,12 @@ def test_tokens_whose_squares_overflow(isa: str) -> None:
 def test_a_number_that_is_none_shows(isa: str, dtype: torch.dtype, bad: float) -> None:
     image, text, lengths = random_problem(3, 4, [2, 5], 16)
     image[1, 2, 3] = bad
-    found = solve(Problem(image.to(dtype), text.to(dtype), lengths))
+    found = solve(Problem(image.to(dtype), text.to(dtype), lengths), "native")
     assert not bool(found.i2t[1].isfinite().any()) and bool(found.i2t[[0, 2]].isfinite().all())
     if bad != bad:
         assert bool(found.t2i[1].isnan().all())
     text[1, 0] = bad
-    found = solve(Problem(image.to(dtype), text.to(dtype), lengths))
+    found = solve(Problem(image.to(dtype), text.to(dtype), lengths), "native")
     assert not bool(found.t2i[:, 0].isfinite().any()) and bool(found.t2i[[0, 2], 1].isfinite().all())
 
 

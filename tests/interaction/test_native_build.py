@@ -1,7 +1,5 @@
 """Compiling the native kernels on first use: without a compiler, and after a build that was killed."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

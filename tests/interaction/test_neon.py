@@ -1,7 +1,5 @@
 """The portable kernels as 64-bit ARM with NEON, emulated (Debian: g++-aarch64-linux-gnu and qemu-user)."""
 
-from __future__ import annotations
-
 import shutil
 import subprocess
 from pathlib import Path

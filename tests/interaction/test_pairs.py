@@ -1,7 +1,5 @@
 """Chosen pairs have the values and gradients that they have among all pairs."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

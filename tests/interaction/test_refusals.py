@@ -1,7 +1,5 @@
 """Which backend is chosen, and what is said where none can do what was asked."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest

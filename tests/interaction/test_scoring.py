@@ -1,7 +1,5 @@
 """Scoring for evaluation: block by block it is the same problem."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

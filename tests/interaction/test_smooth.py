@@ -1,23 +1,15 @@
 """The native smooth maximum: its bits, its limits, what it says. Its digits are those of test_fuzz.py."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from filip.interaction import Blockwise, SmoothMaximum, late_interaction, native
-from tests.interaction.problems import Problem, Result, random_problem, upstream
+from tests.interaction.problems import Problem, random_problem, solve, upstream
 
 if native.unavailable_reason():
     pytest.skip(native.unavailable_reason(), allow_module_level=True)
-
-
-def solve(problem: Problem, temperature: float) -> Result:
-    image, text = (tokens.detach().requires_grad_() for tokens in problem[:2])
-    i2t, t2i = late_interaction(image, text, problem.text_lengths, backend=SmoothMaximum(temperature))
-    return Result(i2t.detach(), t2i.detach(), *torch.autograd.grad((i2t, t2i), (image, text), upstream(i2t.shape)))
 
 
 @pytest.fixture(autouse=True)
@@ -32,9 +24,9 @@ def test_the_bits_do_not_depend_on_the_number_of_threads(threads: int) -> None:
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
-        alone = solve(problem, 0.05)
+        alone = solve(problem, SmoothMaximum(0.05))
         torch.set_num_threads(threads)
-        assert all(map(torch.equal, alone, solve(problem, 0.05)))
+        assert all(map(torch.equal, alone, solve(problem, SmoothMaximum(0.05))))
     finally:
         torch.set_num_threads(before)
 
@@ -42,7 +34,7 @@ def test_the_bits_do_not_depend_on_the_number_of_threads(threads: int) -> None:
 @pytest.mark.parametrize("side", [0, 1])
 def test_a_side_that_needs_no_gradient_gets_none_and_changes_nothing(side: int) -> None:
     problem = random_problem(5, 7, [3, 4], 16)
-    whole = solve(problem, 0.1)
+    whole = solve(problem, SmoothMaximum(0.1))
     tokens = [one.detach().requires_grad_(n == side) for n, one in enumerate(problem[:2])]
     i2t, t2i = late_interaction(*tokens, problem.text_lengths, backend=SmoothMaximum(0.1))
     (found,) = torch.autograd.grad((i2t, t2i), tokens[side], upstream(i2t.shape))
@@ -89,6 +81,6 @@ def test_collapsed_and_opposite_tokens_keep_their_digits(isa: str) -> None:
 
     for sign in (1.0, -1.0):
         problem = Problem(tokens(6).view(2, 3, 64), tokens(9, sign), torch.tensor([4, 5]))
-        found = solve(problem, 0.02)
+        found = solve(problem, SmoothMaximum(0.02))
         assert (found.i2t - sign).abs().max() < 1e-6 and (found.t2i - sign).abs().max() < 1e-6
         assert found.grad_image.isfinite().all() and found.grad_text.isfinite().all()

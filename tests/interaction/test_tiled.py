@@ -1,7 +1,5 @@
 """The tiled backend: its memory, its tiles, and what it does on a GPU, watched on a CPU."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

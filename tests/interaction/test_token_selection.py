@@ -1,7 +1,5 @@
 """The paper's top-25 % of tokens, against its definition in loops."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

@@ -1,7 +1,5 @@
 """The Triton kernels without a GPU: values in the interpreter, and machine code from the compiler."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

@@ -1,7 +1,5 @@
 """Where a step would wait for a GPU: with the lengths on the host, nowhere on one process."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -1,7 +1,5 @@
 """Under DeepSpeed ZeRO 1, 2 and 3 on two ranks, a step equals the step of one process (see zero_ranks.py)."""
 
-from __future__ import annotations
-
 import pytest
 
 from tests.interaction.zero_ranks import cases

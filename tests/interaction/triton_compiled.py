@@ -10,8 +10,6 @@ and the comparisons, selections and other instructions of which a processor take
 It is the code for the first block of an image of n1 tokens, or for the last: 80 tokens have 64 rows and 16 rows.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import subprocess

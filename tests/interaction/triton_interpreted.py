@@ -1,7 +1,5 @@
 """Run by test_triton.py in a separate process with TRITON_INTERPRET=1: the kernels against the reference."""
 
-from __future__ import annotations
-
 import contextlib
 from typing import Any
 
@@ -43,6 +41,20 @@ SHAPES = [
     (1, 260, [2], 16),  # 16-bit maps of rows
     (2, 5, [1] * 63 + [2, 3, 2], 16),  # two groups of captions, whose tiles are odd in number
 ]
+
+
+@pytest.fixture
+def multiplied(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return a list of one number: the flops of every tile that the kernels multiply."""
+    counted, multiply = [0], triton_kernels._dot
+
+    def dot(x: Any, y: Any, total: Any, widen: Any) -> Any:
+        counted[0] += 2 * int(x.shape[0]) * int(x.shape[1]) * int(y.shape[1])
+        return multiply(x, y, total, widen)
+
+    for module in (triton_kernels, triton_smooth_kernels):
+        monkeypatch.setattr(module, "_dot", dot)
+    return counted
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -107,21 +119,14 @@ def test_a_weight_far_below_another_of_the_same_image_keeps_its_digits(dtype: to
         torch.testing.assert_close(found[0].diagonal(), weight[0], rtol=torch.finfo(dtype).eps / 2, atol=0)
 
 
-def test_products_are_those_that_the_cost_model_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_products_are_those_that_the_cost_model_counts(multiplied: list[int]) -> None:
     """Flops of every tile that the kernels really multiply; images and captions fill their blocks."""
     images, n1, dim, lengths = 8, 49, 16, [2] * 40 + [3] * 24 + [4] * 64
-    counted, multiply = [0], triton_kernels._dot
-
-    def dot(x: Any, y: Any, total: Any, widen: Any) -> Any:
-        counted[0] += 2 * int(x.shape[0]) * int(x.shape[1]) * int(y.shape[1])
-        return multiply(x, y, total, widen)
-
-    monkeypatch.setattr(triton_kernels, "_dot", dot)
     tokens = random_problem(images, n1, lengths, dim).tokens()
     found, maps = triton_backend.forward(tokens)
-    forward = counted[0]
+    forward = multiplied[0]
     triton_backend.backward(tokens, found, maps)
-    assert (forward, counted[0]) == (2 * images * 64 * 7 * 64 * dim, triton_flops(images, n1, dim, lengths))
+    assert (forward, multiplied[0]) == (2 * images * 64 * 7 * 64 * dim, triton_flops(images, n1, dim, lengths))
 
 
 def test_tiles_without_weights_are_left_out() -> None:
@@ -150,15 +155,17 @@ def test_gradients_far_below_float16_do_not_underflow() -> None:
         torch.testing.assert_close(a * 1e9, b, rtol=1e-5, atol=1e-6)
 
 
-def test_only_what_is_asked_for() -> None:
-    """No maps without a backward, no gradient of a frozen side; the rest is the same."""
+@pytest.mark.parametrize("backend", [triton_backend, SmoothMaximum(0.05)])
+def test_only_what_is_asked_for(backend: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No maps or sums without a backward, no gradient of a frozen side; the rest is the same."""
+    monkeypatch.setenv("FILIP_INTERACTION_BACKEND", "triton")
     tokens = random_problem(2, 9, [3, 8], 16).tokens()
-    found, maps = triton_backend.forward(tokens)
-    bare, none = triton_backend.forward(tokens, save_for_backward=False)
+    found, saved = backend.forward(tokens)
+    bare, none = backend.forward(tokens, False)
     assert all(torch.equal(a, b) for a, b in zip(bare, found, strict=True)) and none == ()
-    both = triton_backend.backward(tokens, found, maps)
+    both = backend.backward(tokens, found, saved)
     for side, needs in enumerate(((True, False), (False, True))):
-        one = triton_backend.backward(tokens, found, maps, needs)
+        one = backend.backward(tokens, found, saved, needs)
         assert torch.equal(one[side], both[side]) and one[1 - side].numel() == 0
 
 
@@ -213,8 +220,8 @@ def test_what_it_cannot_do_is_said() -> None:
 def test_smooth_maximum_in_float32(shape: tuple[int, int, list[int], int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FILIP_INTERACTION_BACKEND", "triton")
     problem = random_problem(*shape)
-    found = solve(problem, SmoothMaximum(0.05))  # type: ignore[arg-type]
-    assert_close(found, solve(problem, Blockwise(smooth_maximum(0.05)), torch.float64), 2e-6)  # type: ignore[arg-type]
+    found = solve(problem, SmoothMaximum(0.05))
+    assert_close(found, solve(problem, Blockwise(smooth_maximum(0.05)), torch.float64), 2e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -222,36 +229,22 @@ def test_smooth_maximum_in_16_bits(dtype: torch.dtype, monkeypatch: pytest.Monke
     monkeypatch.setenv("FILIP_INTERACTION_BACKEND", "triton")
     problem = random_problem(2, 49, [2, 7, 7, 10], 80)
     rounded = Problem(problem.image_tokens.to(dtype), problem.text_tokens.to(dtype), problem.text_lengths)
-    expected = solve(rounded, Blockwise(smooth_maximum(0.02)), torch.float64)  # type: ignore[arg-type]
-    found = solve(rounded, SmoothMaximum(0.02))  # type: ignore[arg-type]
+    expected = solve(rounded, Blockwise(smooth_maximum(0.02)), torch.float64)
+    found = solve(rounded, SmoothMaximum(0.02))
     assert_close(found, expected, 2e-6, 2 * torch.finfo(dtype).eps)
 
 
-def test_smooth_products_are_at_most_1_7_times_those_of_the_maximum(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_smooth_products_are_at_most_1_7_times_those_of_the_maximum(multiplied: list[int]) -> None:
     """Count the flops of every tile that is multiplied; images and captions fill their blocks."""
     images, n1, dim, lengths = 8, 49, 16, [2] * 40 + [4] * 24 + [4] * 64
-    counted, multiply = [0], triton_kernels._dot
-
-    def dot(x: Any, y: Any, total: Any, widen: Any) -> Any:
-        counted[0] += 2 * int(x.shape[0]) * int(x.shape[1]) * int(y.shape[1])
-        return multiply(x, y, total, widen)
-
-    monkeypatch.setattr(triton_smooth_kernels, "_dot", dot)
     tokens = random_problem(images, n1, lengths, dim).tokens()
     found, sums = triton_smooth.forward(tokens, 0.05)
     triton_smooth.backward(tokens, 0.05, found, sums)
-    assert 1.5 < counted[0] / triton_flops(images, n1, dim, lengths) <= 1.7
+    assert 1.5 < multiplied[0] / triton_flops(images, n1, dim, lengths) <= 1.7
 
 
-def test_smooth_saves_nothing_without_a_backward_and_refuses_what_float32_does_not_hold() -> None:
+def test_smooth_refuses_what_float32_does_not_hold() -> None:
     tokens = random_problem(2, 9, [3, 8], 16).tokens()
-    found, sums = triton_smooth.forward(tokens, 0.05)
-    bare, none = triton_smooth.forward(tokens, 0.05, save_for_backward=False)
-    assert all(torch.equal(a, b) for a, b in zip(bare, found, strict=True)) and none == ()
-    both = triton_smooth.backward(tokens, 0.05, found, sums)
-    for side, needs in enumerate(((True, False), (False, True))):
-        one = triton_smooth.backward(tokens, 0.05, found, sums, needs)
-        assert torch.equal(one[side], both[side]) and one[1 - side].numel() == 0
     assert triton_smooth.unavailable_reason(tokens, 0.05) == ""
     assert "exceed float32" in triton_smooth.unavailable_reason(tokens, 0.01)
 
@@ -316,19 +309,12 @@ def test_a_mask_is_the_padded_form_of_ragged_images(smooth: bool, monkeypatch: p
         late_interaction(packed, *problem[1:], image_lengths=torch.tensor([0, len(packed), 0]), backend=backend)
 
 
-def test_ragged_images_take_the_rows_that_hold_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ragged_images_take_the_rows_that_hold_them(multiplied: list[int]) -> None:
     """Count the flops of every tile that is multiplied. Images of 80 tokens take 64 and 16 rows; no block has a gap."""
     sizes, dim, lengths = [10] * 8 + [49] * 4 + [80] * 8, 16, [2] * 64
-    counted, multiply = [0], triton_kernels._dot
-
-    def dot(x: Any, y: Any, total: Any, widen: Any) -> Any:
-        counted[0] += 2 * int(x.shape[0]) * int(x.shape[1]) * int(y.shape[1])
-        return multiply(x, y, total, widen)
-
-    monkeypatch.setattr(triton_kernels, "_dot", dot)
     tokens = random_problem(1, sum(sizes), lengths, dim).tokens()
     tokens = tokens._replace(image=tokens.image[0], image_lengths=sizes)
     found, maps = triton_backend.forward(tokens)
     triton_backend.backward(tokens, found, maps)
     rows = 8 * 16 + 4 * 64 + 8 * (64 + 16)
-    assert counted[0] == sum(triton_flops(1, n1, dim, lengths) for n1 in sizes) == 3 * 2 * rows * 2 * 64 * dim
+    assert multiplied[0] == sum(triton_flops(1, n1, dim, lengths) for n1 in sizes) == 3 * 2 * rows * 2 * 64 * dim

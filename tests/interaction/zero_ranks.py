@@ -1,7 +1,5 @@
 """The work of each rank of test_zero.py: one optimiser step under DeepSpeed ZeRO against one process."""
 
-from __future__ import annotations
-
 import functools
 import os
 from functools import partial

@@ -1,7 +1,5 @@
 """Blocks of both towers in torch's compiler: one graph for any length of captions, and the numbers of eager blocks."""
 
-from __future__ import annotations
-
 import copy
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """One vector of all tokens: against loops over samples, and in what models and the loss make of it."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -1,7 +1,5 @@
 """The towers are CLIP's: shapes, counts and numbers against open_clip's own models."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any
 

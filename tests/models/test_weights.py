@@ -1,7 +1,5 @@
 """A saved model is one file that needs nothing else."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from pathlib import Path

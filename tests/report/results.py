@@ -1,7 +1,5 @@
 """A small study and its results on disk, in the form that the commands of the pipeline write."""
 
-from __future__ import annotations
-
 import copy
 import functools
 import json

@@ -1,7 +1,5 @@
 """Paired differences find an effect that marginal intervals hide, and none where there is none."""
 
-from __future__ import annotations
-
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Figures: each is written, shows the data it was given, and says so when there is none."""
 
-from __future__ import annotations
-
 from functools import partial
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The page of a funnel shows samples of every rule, their pictures, and what training gets; also from a bucket."""
 
-from __future__ import annotations
-
 import base64
 import io
 import json

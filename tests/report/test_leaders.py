@@ -1,7 +1,5 @@
 """Bold in the tables: what is ahead of all others by a difference that holds over trainings and images."""
 
-from __future__ import annotations
-
 import shutil
 
 import pytest

@@ -1,7 +1,5 @@
 """The report's page: what it shows of wins, ties and losses, and that it stands by itself."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

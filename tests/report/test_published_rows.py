@@ -1,7 +1,5 @@
 """Published rows: beside ours where a benchmark's card says what the paper calls it, and never in place of ours."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

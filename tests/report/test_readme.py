@@ -1,7 +1,5 @@
 """README's first table: written by a command, and README has what that command writes."""
 
-from __future__ import annotations
-
 import json
 import re
 from itertools import pairwise

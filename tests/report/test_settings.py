@@ -1,7 +1,5 @@
 """Sizes, settings and prompts beside the paper's: what the configs say, cell by cell."""
 
-from __future__ import annotations
-
 from dataclasses import asdict
 from pathlib import Path
 

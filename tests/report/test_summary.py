@@ -1,7 +1,5 @@
 """The summary: exactly the agreed keys, the funnel as the pipeline counted it, and a text of it."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The same tables in Markdown, HTML, LaTeX and CSV."""
 
-from __future__ import annotations
-
 import csv
 import json
 import re

@@ -1,7 +1,5 @@
 """Tables: what is ours, what is empty and why; test_published_rows has the published numbers."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """FLAIR in plain torch, as its authors' code computes it, at random weights in the names of its checkpoints."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

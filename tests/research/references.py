@@ -1,7 +1,5 @@
 """The terms of filip_research written out from their papers, pair by pair, in float64."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 

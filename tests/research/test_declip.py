@@ -1,7 +1,5 @@
 """FILIP by DeCLIP's authors: a checkpoint in the form of theirs, against towers written down from their code."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

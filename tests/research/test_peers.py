@@ -1,7 +1,5 @@
 """FLAIR, FG-CLIP and FG-CLIP 2 in their authors' files, at random weights, against their mathematics written down."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Tests of single terms of filip_research; tests/train/test_loss_terms.py holds them to their definitions."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

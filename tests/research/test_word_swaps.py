@@ -1,7 +1,5 @@
 """Swapped captions: one noun of the batch in place of another, never a caption that is true by its words."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -1,7 +1,5 @@
 """`filip search`: indexed on first use, without words, with a picture, and places in the picture's own pixels."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Draw names, captions and damage from a seed, and account for what is put into a damaged set."""
 
-from __future__ import annotations
-
 import io
 import os
 import random

@@ -1,7 +1,5 @@
 """Damaged sets in every layout, drawn from a seed, with what a reader must make of each file, line and key."""
 
-from __future__ import annotations
-
 import bz2
 import csv
 import gzip

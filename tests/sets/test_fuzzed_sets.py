@@ -1,7 +1,5 @@
 """Rows in are rows out and reasons, for damaged sets in every layout."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """One set, one answer: ingest, evaluation, explorer and index see the same images and the same captions."""
 
-from __future__ import annotations
-
 import csv
 import gzip
 import io

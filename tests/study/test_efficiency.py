@@ -1,7 +1,5 @@
 """The efficiency rows: what one rank of many computes, and one measurement of all rows by two ranks."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

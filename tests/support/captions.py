@@ -5,8 +5,6 @@ twelve languages, 1,200 English and 400 of each other language. ``parallel_capti
 and more, the same in five languages.
 """
 
-from __future__ import annotations
-
 import csv
 import gzip
 from collections import Counter, defaultdict

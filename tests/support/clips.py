@@ -1,7 +1,5 @@
 """Random models that open_clip and transformers themselves wrote, with the files that lie beside them."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

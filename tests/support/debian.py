@@ -1,7 +1,5 @@
 """Daemons that the tests of clusters start: from Debian's packages, installed where that is possible."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

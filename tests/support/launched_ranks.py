@@ -1,7 +1,5 @@
 """Launching real ranks without a launcher."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 from pathlib import Path

@@ -8,8 +8,6 @@ all stop with step N + 1; the weights of that step, gathered from the engine, go
 DeepSpeed run its fp16 block on a CPU without fp16 instructions, 6 to 40 times slower.
 """
 
-from __future__ import annotations
-
 import gc
 import json
 import os

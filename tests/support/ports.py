@@ -1,7 +1,5 @@
 """Ports for servers and process groups of tests."""
 
-from __future__ import annotations
-
 import random
 import socket
 from pathlib import Path

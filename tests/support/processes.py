@@ -1,7 +1,5 @@
 """Starting Python as a user does, with its output kept."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

@@ -5,8 +5,6 @@ def cases(ranks: int) -> Cases: return {"gather": partial(compare, exchange="gat
 failures = run_cases(cases, 2, tmp_path)      # {"gather": "", ...}: a traceback where a rank failed
 """
 
-from __future__ import annotations
-
 import importlib
 import json
 import os

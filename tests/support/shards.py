@@ -1,7 +1,5 @@
 """The one writer of tiny shards for tests: tars as img2dataset lays them out, and their caption side-cars."""
 
-from __future__ import annotations
-
 import io
 import tarfile
 from collections.abc import Iterable, Sequence

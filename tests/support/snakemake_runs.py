@@ -1,7 +1,5 @@
 """Snakemake as a user starts it, in a clone of this repository."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

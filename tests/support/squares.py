@@ -1,7 +1,5 @@
 """A little data set: squares that a colour and a place describe."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from itertools import permutations
 from pathlib import Path

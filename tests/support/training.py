@@ -1,7 +1,5 @@
 """Tiny trainings: their command lines, running them, reading what they left."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

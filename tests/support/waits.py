@@ -1,7 +1,5 @@
 """Counts the places where a GPU would be waited for, on a machine without one."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any

@@ -1,7 +1,5 @@
 """The data that trainings of this folder see."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -3,8 +3,6 @@
 Counted at the calls of torch.distributed, and, where the rank has a loopback interface to itself, on the wire.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import os

@@ -1,7 +1,5 @@
 """Run in each rank by test_precision.py: the gradient that arrives where every rank has the smallest number of fp16."""
 
-from __future__ import annotations
-
 import json
 import os
 

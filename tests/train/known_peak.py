@@ -1,7 +1,5 @@
 """Run by test_telemetry.py as a rank: a training on a device whose peak is listed as 1e9 flop/s in float32."""
 
-from __future__ import annotations
-
 import runpy
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """Run in each rank by test_zero.py: LAMB steps under every ZeRO stage against LAMB on whole parameters."""
 
-from __future__ import annotations
-
 import json
 import os
 import sys

@@ -1,7 +1,5 @@
 """Run by test_host_memory.py: what a loader and its workers hold once all batches are prepared."""
 
-from __future__ import annotations
-
 import contextlib
 import gc
 import json

@@ -1,7 +1,5 @@
 """Random contrastive batches for tests of loss terms, and each rank's share of one."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The work of each rank of test_loss_terms.py: a term on W ranks and its definition for the whole batch, compared."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from typing import Any

@@ -1,7 +1,5 @@
 """The terms of the loss written out from their papers, pair by pair, in float64: what the tests compare with."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Run in each rank by test_plan.py: bytes that a run really holds, stage by stage, and its peak, as JSON."""
 
-from __future__ import annotations
-
 import gc
 import json
 import os

@@ -1,7 +1,5 @@
 """Frozen towers and low-rank adapters: what learns, what is saved, and what it takes."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """precision=auto: what the hardware multiplies, the same on all ranks, and kept by a run that continues."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """The settings of base.yaml, scaled down to seconds, learn with a quarter of the tokens."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Which checkpoints exist, which are kept, which can be gone on from: without processes."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import asdict
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Every configuration file is loaded by the code that reads it; what cannot work is refused in plain words."""
 
-from __future__ import annotations
-
 import json
 from importlib import resources
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Evaluation while training: numbers and pictures in TensorBoard, and the run itself is not disturbed by it."""
 
-from __future__ import annotations
-
 import json
 import tarfile
 from pathlib import Path

@@ -1,7 +1,5 @@
 """data.feature_cache: what a frozen stem computes of an image is read again, and nothing else changes."""
 
-from __future__ import annotations
-
 import dataclasses
 import io
 import signal

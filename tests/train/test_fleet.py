@@ -1,7 +1,5 @@
 """The fleet on paper: its counts against what torch counts and what ranks send; its days from a log alone."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

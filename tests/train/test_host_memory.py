@@ -1,7 +1,5 @@
 """The plan for a node's main memory against what a loader really holds, and against sums by hand."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """A training's start: lock, log, evidence, another start. tests/cluster does it with a real Slurm."""
 
-from __future__ import annotations
-
 import errno
 import fcntl
 import json

@@ -1,7 +1,5 @@
 """LAMB against a float64 transcription of its definition, with whole tensors and with flat ones."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

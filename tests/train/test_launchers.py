@@ -1,7 +1,5 @@
 """The command lines of the README: deepspeed, torchrun, srun, plain python, help."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

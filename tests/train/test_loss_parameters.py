@@ -1,7 +1,5 @@
 """Parameters that a term learns besides the towers: in the model's file, in fine-tuning, under ZeRO."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

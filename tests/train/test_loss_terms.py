@@ -1,7 +1,5 @@
 """Every term of the loss: values and gradients against its definition in float64, and on several ranks."""
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """The loss as a sum of named terms: weights, names, chance, and a term added from outside."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Monitors of the embeddings: each is provoked by embeddings that are ill in its way."""
 
-from __future__ import annotations
-
 import math
 from functools import partial
 from pathlib import Path

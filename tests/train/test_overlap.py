@@ -1,7 +1,5 @@
 """``overlap_comm``: gradients reduced during the backward pass are those reduced after it."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Images of a batch in their own shapes: as transformers' NaFlex sees them, and as if each were alone."""
 
-from __future__ import annotations
-
 import io
 import math
 import tarfile

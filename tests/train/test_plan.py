@@ -1,7 +1,5 @@
 """The memory plan against what autograd keeps and what ranks hold."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

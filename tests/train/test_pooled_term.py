@@ -1,7 +1,5 @@
 """CLIP's loss added to the token-wise one (``loss.pooled``): absent when off, exact over ranks when on."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """The fp16 block's loss scale, and numbers that are no longer finite, in real runs of two ranks."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

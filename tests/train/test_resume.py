@@ -1,7 +1,5 @@
 """Runs that are killed, stopped or moved to another number of ranks continue as if nothing had happened."""
 
-from __future__ import annotations
-
 import json
 import random
 import shutil

@@ -1,7 +1,5 @@
 """Which checkpoint a start continues from, and when it refuses or starts again: without processes."""
 
-from __future__ import annotations
-
 import importlib
 import json
 from dataclasses import asdict, replace

@@ -1,7 +1,5 @@
 """SigLIP 2 with both towers: its tokens are ours, it trains, and everything that it leaves carries its vocabulary."""
 
-from __future__ import annotations
-
 import math
 import shutil
 from pathlib import Path

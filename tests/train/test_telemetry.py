@@ -1,7 +1,5 @@
 """TensorBoard gets more than curves: a chart for all runs of a study, and a row of settings and final metrics."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections import Counter

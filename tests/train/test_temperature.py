@@ -1,7 +1,5 @@
 """The temperature at its clamp: held there by the optimiser, and free to leave it again."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

@@ -1,7 +1,5 @@
 """A training step on one process waits for the GPU nowhere between its batch and its gradients."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -1,7 +1,5 @@
 """A training that starts from a model goes on with its weights; what of it learns, how fast and from which step on."""
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """A model of another project computes the same in our towers; what cannot be converted is refused in one sentence."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

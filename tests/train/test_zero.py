@@ -1,7 +1,5 @@
 """Real ranks: every ZeRO stage is one process to rounding, and splitting the batch changes nothing."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Commands that are given GPUs of their own: never one that another command has, and a port that goes with them."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """A grid of a study becomes runs, its search becomes trials, and the best values end the command of each training."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The Makefile's targets that a newcomer types first, and the installation: what they refuse, in a sentence."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

@@ -1,7 +1,5 @@
 """One run at a time, and nothing of a killed one that could harm the next."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

@@ -3,8 +3,6 @@
 If it is interrupted, it ends at once and as a whole, and the same command continues it to the same tables.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shutil
