@@ -13,7 +13,6 @@ from tests.support.processes import run_python
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = [" ".join(command.words) for command in commands()]
-WITHOUT_REQUIRED = ("interaction cost", "train plan")  # each of their keys has a default
 
 
 def test_every_module_that_runs_a_command_is_listed_in_its_group_with_one_line() -> None:
@@ -29,19 +28,6 @@ def test_every_module_that_runs_a_command_is_listed_in_its_group_with_one_line()
         assert command.about and command.about in line and len(line) <= 150
         assert command.group in GROUPS
         assert command.group or len(command.words) == 1 or command.words[0] == "interaction", "a group without a title"
-
-
-@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "train"])
-def test_help_of_each_command_says_what_it_does_and_lists_its_keys(
-    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sys, "argv", sys.argv)
-    run([*name.split(), "--help"])
-    printed = capsys.readouterr().out
-    assert ("key=value" in printed and "=REQUIRED" in printed) or name in WITHOUT_REQUIRED
-    about = next(command.about for command in commands() if " ".join(command.words) == name)
-    assert about.split(".")[0][:40] in " ".join(printed.split())
 
 
 def filip_command(*arguments: str, before: str = "pass") -> subprocess.CompletedProcess[str]:

@@ -33,8 +33,9 @@ def test_cuda_without_cuda_is_a_sentence() -> None:
 def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     """Give this machine two accelerators of a new kind, which one entry adds."""
     driver = replace(
-        device._DRIVERS["mps"], available=lambda: True, count=lambda: 2, name=lambda _: "New GPU", half=lambda: "bf16"
-    )
+        device._DRIVERS["mps"], available=lambda: True, count=lambda: 2, name=lambda _: "New GPU", half=lambda: "bf16",
+        memory=lambda _: 3 * device.MB, random_state=lambda: "state",
+    )  # fmt: skip
     monkeypatch.setattr(device, "_DRIVERS", {"privateuseone": driver})
 
 
@@ -42,7 +43,8 @@ def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_kind_of_device_is_one_entry() -> None:
     assert machine() == "2 x New GPU"
     assert [own_device(rank).index for rank in (0, 1, 2)] == [0, 1, 0]
-    assert evaluation_precision(best_device()) == "bf16"
+    assert evaluation_precision(best_device()) == "bf16" and device.memory_mb(best_device()) == 3
+    assert device.random_state()["privateuseone"] == "state"
 
 
 def test_the_figures_of_a_model_do_not_depend_on_the_cpu() -> None:

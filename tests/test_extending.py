@@ -1,23 +1,17 @@
 """One entry in one registry is enough: everybody who uses a kind of thing finds a new one by its name."""
 
 import json
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
 from torch.optim import SGD
 
-from filip import device
 from filip.data import engines
 from filip.export import formats
 from filip.export.__main__ import Export, export
 from filip.export.formats import Format
-from filip.interaction import backends, late_interaction, reference
-from filip.interaction.backends import BackendEntry
 from filip.models import build_model, load_preset, save_model
 from filip.runs.source import ModelSource
 from filip.sets import layouts
@@ -55,23 +49,6 @@ def test_a_layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert found.layout == "one_json" and "such as gone.png" in found.summary()
 
 
-def test_a_backend(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = []
-
-    def forward(tokens: Any, save_for_backward: bool = True) -> Any:
-        calls.append(tokens)
-        return reference.forward(tokens, save_for_backward)
-
-    module = SimpleNamespace(forward=forward, backward=reference.backward)
-    monkeypatch.setitem(sys.modules, "my_backend", module)  # type: ignore[arg-type]
-    monkeypatch.setitem(backends.BACKENDS, "mine", BackendEntry("my_backend"))
-    image = torch.nn.functional.normalize(torch.randn(2, 3, 8), dim=-1)
-    text = torch.nn.functional.normalize(torch.randn(5, 8), dim=-1)
-    found = late_interaction(image, text, torch.tensor([2, 3]), backend="mine")
-    torch.testing.assert_close(found, late_interaction(image, text, torch.tensor([2, 3]), backend="reference"))
-    assert calls and compose("model=tiny", "backend=mine").backend == "mine"
-
-
 def test_an_optimiser(monkeypatch: pytest.MonkeyPatch) -> None:
     kind = OptimizerKind(lambda groups, settings: SGD(groups, settings.base_lr), state_bytes=0)
     monkeypatch.setitem(optimizers.OPTIMIZERS, "sgd", kind)
@@ -105,25 +82,3 @@ def test_an_export_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     save_model(tmp_path / "m.safetensors", model := build_model(load_preset("tiny")))
     export(Export(model=str(tmp_path / "m.safetensors"), to="torch", out=str(tmp_path / "m.pt")))
     assert torch.load(tmp_path / "m.pt").keys() == model.state_dict().keys()
-
-
-def test_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    driver = device._Driver(
-        available=lambda: True,
-        count=lambda: 2,
-        memory=lambda _: 3 * device.MB,
-        peak_memory=lambda _: 4 * device.MB,
-        reset_peak=lambda _: None,
-        synchronize=lambda _: None,
-        name=lambda _: "Meta",
-        random_state=lambda: "state",
-        restore_random_state=lambda _: None,
-        pins_memory=False,
-        half=lambda: "bf16",
-    )
-    monkeypatch.setattr(device, "_DRIVERS", {"meta": driver})
-    assert device.best_device().type == "meta" and device.machine() == "2 x Meta"
-    assert device.resolve("meta:1") == torch.device("meta:1")
-    assert device.memory_mb(torch.device("meta")) == 3 and device.peak_memory_mb(torch.device("meta")) == 4
-    assert device.best_precision(torch.device("meta")) == "bf16"
-    assert device.random_state()["meta"] == "state"

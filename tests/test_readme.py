@@ -222,26 +222,6 @@ def printed_below(block: str) -> str:
     return found[1]
 
 
-def test_readme_shows_what_one_gets_before_it_tells_what_was_run() -> None:
-    """Few words, a picture, a command and its answer; then what was run on what, and how long it took on which CPU."""
-    before = README.partition("```text")[0]
-    assert len(re.findall(r"\w+", re.sub(r"\]\(.*?\)|<img.*?>", "", before))) <= 250
-    assert before.index("<img") < before.index("filip search")
-    page = " ".join(README.split())
-    assert "never released by its authors" in page and "arxiv.org/abs/2203.05796" in page
-    assert "**No GPU has run it**" in page and "docs/status.md" in page
-    times = dict(re.findall(r"\| (?:the installation|`(make \w+)`)[^|]* \| \d+ minutes? \| (\w[^|]*) \|", page))
-    assert {"make demo", "make test"} <= set(times) and all(times.values())
-
-
-def test_readme_leads_to_five_readers_and_they_to_every_page_of_the_manual() -> None:
-    table = README.partition("## Documentation")[2].partition("\n## ")[0]
-    assert re.findall(r"\]\((docs/\w+\.md)\)", table) == READERS
-    linked = {name for page in READERS for name in re.findall(r"\]\((\w+\.md)", (ROOT / page).read_text())}
-    pages = {page.name for page in (ROOT / "docs").glob("*.md")} - {"index.md"}
-    assert pages - {Path(page).name for page in READERS} <= linked
-
-
 def test_every_block_has_a_known_language_and_every_link_a_file() -> None:
     for page in RUN:
         languages = {language for language, _ in BLOCK.findall((ROOT / page).read_text())}

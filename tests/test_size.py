@@ -36,7 +36,9 @@ def test_no_command_is_new() -> None:
 
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
 @pytest.mark.parametrize("name", NAMES)
-def test_no_option_is_new(name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_help_says_what_a_command_does_and_shows_no_option_that_is_new(
+    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sys, "argv", sys.argv)
     if name == "train":  # ends its process
         command = [sys.executable, "-m", "filip", "train", "--help"]
@@ -44,4 +46,6 @@ def test_no_option_is_new(name: str, capsys: pytest.CaptureFixture[str], monkeyp
     else:
         run([*name.split(), "--help"])
         printed = capsys.readouterr().out
+    about = next(command.about for command in commands() if " ".join(command.words) == name)
+    assert about.split(".")[0][:40] in " ".join(printed.split()) and "key=value" in printed
     assert re.findall(r"^  ([\w.]+)=", printed, re.MULTILINE) == LIMITS["options"][name].split()

@@ -1,8 +1,6 @@
 """The stream of pairs: right, complete, the same for any number of workers and ranks."""
 
-import hashlib
 import itertools
-import random
 from collections import Counter
 from pathlib import Path
 
@@ -157,39 +155,3 @@ def test_captions_of_the_tar_serve_without_sidecars(pairs: Pairs) -> None:
     batch = next(iter(stream))
     n = number_of(batch["pixels"][0], 30)
     assert batch["ids"][0, : batch["lengths"][0]].tolist() == tokenize(f"thing {n} 0")[0][0].tolist()
-
-
-class Draws:
-    """A stand-in for the augmentation that records the random numbers it was given."""
-
-    image_size = 4
-
-    def __init__(self) -> None:
-        self.seen: list[float] = []
-
-    def pixels(self, data: bytes, rng: random.Random) -> np.ndarray:
-        self.seen.append(rng.random())
-        return np.zeros((4, 4, 3), np.uint8)
-
-
-@pytest.mark.parametrize(
-    ("window", "groups", "expected"),
-    [(2, 1, "57de8ec06ac6297b"), (2, 2, "70ce50b3c608328e"), (3, 4, "bc9245c6822f8041")],
-)
-def test_batches_are_those_of_older_versions(tmp_path: Path, window: int, groups: int, expected: str) -> None:
-    """Two epochs of two ranks and two sources give the numbers computed with commit da902be."""
-    first = write_pairs(tmp_path / "a", [9, 1, 14, 0, 6, 8])
-    second = write_pairs(tmp_path / "b", [5, 5, 11, 2], captions=3).source
-    sources = [first.source, Source(second.shards, second.captions, weight=1.5)]
-    seen = hashlib.sha256()
-    draws: list[float] = []
-    options = {"seed": 9, "world_size": 2, "shuffle_window_shards": window, "reader_groups": groups}
-    for epoch in range(2):
-        for rank in range(2):
-            recorder = Draws()
-            for batch in loader(sources, rank=rank, epoch=epoch, transform=recorder, **options):
-                content = (batch["key"], batch["group"].tolist(), batch["ids"].tolist())
-                seen.update(repr(content).encode())
-            draws += recorder.seen
-    seen.update(repr(draws).encode())
-    assert seen.hexdigest()[:16] == expected

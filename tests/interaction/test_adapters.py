@@ -156,29 +156,20 @@ def multiplied_by_masks(query: Tensor, document: Tensor, queries_mask: Tensor, d
     return products.max(dim=-1).values.sum(dim=-1)
 
 
-def pylate_itself() -> Callable[..., Tensor]:
-    reason = "PyLate 1.6 wants sentence-transformers 5.3: pip install --no-deps pylate beside 6 runs its scores"
-    return pytest.importorskip("pylate.scores", reason=reason).ColBERTScores()
-
-
-@pytest.mark.parametrize("installed", [False, True], ids=["its formula", "installed"])
-def test_pylates_scores_and_gradients_are_ours_where_padding_does_not_win(installed: bool) -> None:
-    theirs = pylate_itself() if installed else multiplied_by_masks
+def test_pylates_scores_and_gradients_are_ours_where_padding_does_not_win() -> None:
     query, document, query_mask, document_mask = batch(1)
     masks = {"queries_mask": query_mask, "documents_mask": document_mask}
-    assert_same(solve(colbert_scores, query, document, **masks), solve(theirs, query, document, **masks))
+    assert_same(solve(colbert_scores, query, document, **masks), solve(multiplied_by_masks, query, document, **masks))
 
 
-@pytest.mark.parametrize("installed", [False, True], ids=["its formula", "installed"])
-def test_below_zero_padding_wins_in_pylate_and_never_here(installed: bool) -> None:
-    theirs = pylate_itself() if installed else multiplied_by_masks
+def test_below_zero_padding_wins_in_pylate_and_never_here() -> None:
     query, document, query_mask, document_mask = batch(-1)
     masks = {"queries_mask": query_mask, "documents_mask": document_mask}
     ours = colbert_scores(query, document, **masks)
-    assert not torch.allclose(theirs(query, document, **masks), ours)
+    assert not torch.allclose(multiplied_by_masks(query, document, **masks), ours)
     for j, kept in enumerate(document_mask.flatten(0, 1)):  # theirs for each document without its padding
         alone = document.flatten(0, 1)[j, kept][None, None]
-        expected = theirs(query, alone, queries_mask=query_mask, documents_mask=torch.ones(1, 1, int(kept.sum())))
+        expected = multiplied_by_masks(query, alone, query_mask, torch.ones(1, 1, int(kept.sum())))
         torch.testing.assert_close(ours[:, j : j + 1], expected)
 
 
@@ -190,11 +181,3 @@ def test_the_distillation_of_sentence_transformers_takes_the_scorer() -> None:
     ours = MultiVectorDistillKLDivLoss(Given(), similarity_fct=colbert_kd_scores)
     theirs = MultiVectorDistillKLDivLoss(Given())
     assert_same(loss_and_gradients(ours, tensors, labels=labels), loss_and_gradients(theirs, tensors, labels=labels))
-
-
-def test_the_loss_of_pylate_takes_the_scorer() -> None:
-    losses = pytest.importorskip("pylate.losses", reason="see pylate_itself")
-    query, document, query_mask, document_mask = batch(1)
-    tensors = (query.abs(), document.abs(), query_mask, document_mask)
-    ours = losses.Contrastive(Given(), score_metric=colbert_scores)
-    assert_same(loss_and_gradients(ours, tensors), loss_and_gradients(losses.Contrastive(Given()), tensors))

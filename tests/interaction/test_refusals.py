@@ -9,6 +9,7 @@ from filip.interaction import distributed_late_interaction, late_interaction
 from filip.interaction.backends import choose_backend
 from tests.interaction.available import BACKENDS
 from tests.interaction.problems import random_problem
+from tests.support.training import compose
 
 
 def test_backend_can_be_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,6 +73,7 @@ def test_a_backend_is_one_entry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(backends.BACKENDS, "mine", entry)
     assert choose_backend(torch.zeros(2, 3, 16), 5, "mine") is reference
     assert choose_backend(torch.zeros(2, 3, 16, device="meta"), 5) is reference
+    assert compose("model=tiny", "backend=mine").backend == "mine"
     with pytest.raises(ValueError, match="choose one of auto, reference, tiled, native, triton, mine"):
         choose_backend(torch.zeros(2, 3, 16), 5, "yours")
     monkeypatch.setitem(backends.BACKENDS, "absent", backends.BackendEntry("no_such_module"))

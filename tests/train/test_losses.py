@@ -14,7 +14,7 @@ from filip.plugins import load_plugins
 from filip.train import losses
 from filip.train.counts import count
 from filip.train.engine import Batching
-from filip.train.losses import Loss, Term, TermOutput, resolve_weights
+from filip.train.losses import Loss, resolve_weights
 from filip.train.losses.token_wise import selection_metrics
 from filip.train.losses.weights import as_setting
 from tests.support.training import compose
@@ -111,28 +111,6 @@ def test_a_term_counts_only_in_the_steps_that_give_it_a_weight() -> None:
 def test_what_is_no_weight_is_refused(overrides: list[str], complaint: str) -> None:
     with pytest.raises(UserError, match=complaint):
         compose(*overrides)
-
-
-def test_chance_counts_every_term() -> None:
-    loss = Loss({"token_wise": 1.0, "pooled": 0.5}, compose())
-    assert loss.chance(128) == pytest.approx(1.5 * math.log(128))
-    assert loss.describe() == "token_wise + 0.5 x pooled"
-
-
-def test_a_term_from_outside_needs_one_entry_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    def compute(batch: losses.LossInput) -> TermOutput:
-        image, text = batch.vectors
-        distance = (image - text).square().sum(dim=1).mean()
-        return TermOutput(distance, {"alignment/distance": distance.sqrt()})
-
-    term = Term(compute, "vectors", lambda pairs: 2.0, lambda shape: 0.0, "squared distance")
-    monkeypatch.setitem(losses.TERMS, "distance", term)
-    config = compose("backend=reference", "+loss.distance=0.1")
-    weights = resolve_weights(config.loss, "token_wise")
-    assert weights == {"token_wise": 1.0, "distance": 0.1}
-    output = Loss(weights, config)(encoded(), torch.arange(4))
-    assert {"loss/distance", "alignment/distance_distance"} <= set(output.metrics)
-    assert Loss(weights, config).chance(8) == pytest.approx(math.log(8) + 0.2)
 
 
 TERM_OF_ANOTHER_PACKAGE = """

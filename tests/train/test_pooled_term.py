@@ -9,32 +9,7 @@ from filip.models import load_model, load_preset
 from filip.train.counts import count
 from filip.train.engine import Batching
 from filip.train.loop import initial_model
-from tests.support.training import compose, largest_difference, losses, run_many, same_weights, series, train_arguments
-
-
-@pytest.mark.slow
-def test_on_two_ranks_it_is_that_of_one_process(squares: Path, tmp_path: Path) -> None:
-    def arguments(name: str, *overrides: str) -> list[str]:
-        return train_arguments(squares, tmp_path / name, "max_steps=6", *overrides)
-
-    both = "loss.pooled=0.5"
-    single = [arguments("tokens"), arguments("vectors", "model.interaction=pooled"), arguments("one", both)]
-    assert run_many(1, single, tmp_path / "one.log") == [0] * len(single)
-    double = [
-        arguments("two_zero3", both, "zero_stage=3"),
-        arguments("two_cached", both, "zero_stage=2", "gradient_cache=4"),
-    ]
-    assert run_many(2, double, tmp_path / "two.log") == [0] * len(double)
-    reference, tokens, vectors = (losses(tmp_path / name) for name in ("one", "tokens", "vectors"))
-    # Same seed, same parameters: the first step shows the two terms, the later ones that both train the towers.
-    assert reference[0] == pytest.approx(tokens[0] + 0.5 * vectors[0], abs=1e-6)
-    assert series(tmp_path / "one", "loss/pooled")[0] == pytest.approx(vectors[0], abs=1e-5)
-    assert "token_wise + 0.5 x pooled" in (tmp_path / "one.log").read_text()
-    assert abs(reference[-1] - 1.5 * tokens[-1]) > 1e-2
-    assert "loss/pooled" not in (tmp_path / "tokens" / "log.jsonl").read_text()
-    for name in ("two_zero3", "two_cached"):
-        assert losses(tmp_path / name)[:4] == pytest.approx(reference[:4], abs=1e-5), name
-        assert largest_difference(tmp_path / "one", tmp_path / name) < 2e-3, name
+from tests.support.training import compose, losses, run_many, same_weights, train_arguments
 
 
 @pytest.mark.slow
