@@ -1,12 +1,8 @@
 """One set, one answer: ingest, evaluation, explorer and index see the same images and the same captions."""
 
 import csv
-import gzip
 import io
 import json
-import os
-import socket
-import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +17,6 @@ from filip.errors import UserError
 from filip.eval.formats import open_set
 from filip.eval.own_data import retrieval_card
 from filip.explore.pictures import open_pictures
-from filip.rgb import IMAGE_FILES
 from filip.sets.image_set import open_images
 from filip.sets.layout import FOR_TRAINING, Reading
 from filip.sets.pictures import SetPictures
@@ -157,117 +152,9 @@ def test_ingest_evaluation_explorer_and_index_see_the_same(tmp_path: Path, layou
     assert answers(place, tmp_path / "shards") == [expected] * 4
 
 
-# ---- what is not used is counted ---------------------------------------------------------------------
-
-
 def counted(place: Path, **settings: object) -> tuple[int, dict[str, int]]:
     found = open_images(Reading(place, **settings))  # type: ignore[arg-type]
     return len(found), dict(found.account.counts)
-
-
-def test_a_line_of_a_table_is_read_or_counted(tmp_path: Path) -> None:
-    """The lines are Latin-1, have too many and too few cells, an unclosed quote, or bytes of a picture."""
-    write_images(tmp_path)
-    rows = [
-        b"image,caption",
-        b"dog.png,a caf\xe9 in Paris",
-        "two cats.png,a café in Paris".encode(),
-        b"dog.png,a dog, a cat, and a bird",
-        b"dog.png",
-        b'dog.png,"a dog that is never closed',
-        b"\x89PNG\xff\x00\x01,\x02",
-        b'bridge #3.png,"a bridge,',
-        b'and ""water"""',
-    ]
-    (tmp_path / "captions.csv").write_bytes(b"\n".join(rows) + b"\n")
-    found = open_images(Reading(tmp_path))
-    texts = {item.name: item.captions for item in found.items}
-    assert texts == {
-        "dog.png": ["a café in Paris"],
-        "two cats.png": ["a café in Paris"],
-        "bridge #3.png": ['a bridge, and "water"'],
-    }
-    assert dict(found.account.counts) == {"broken_line": 4, "no_caption": 2}
-    assert "4 lines that cannot be read, such as captions.csv:4 (it has 4 cells" in found.account.line()
-
-
-def test_nothing_in_a_folder_vanishes_and_a_pipe_is_never_opened(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    own_images.text_beside(tmp_path / "own")
-    own = tmp_path / "own"
-    os.mkfifo(own / "9.jpg")
-    os.mkfifo(own / "9.txt")
-    with socket.socket(socket.AF_UNIX) as listening:
-        monkeypatch.chdir(own)  # the name of a socket is short
-        listening.bind("8.png")
-    (own / "alone.txt").write_text("a caption without a picture")
-    (own / "silent.png").write_bytes(picture("dog.png"))
-    (own / "notes.pdf").write_bytes(b"%PDF")
-    for name in ("a.jxl", "b.svg", *(["c.heic"] if ".heic" not in IMAGE_FILES else [])):
-        (own / name).write_bytes(b"\0")
-    (own / "a.txt").write_text("a picture of a kind that is not read")
-    (own / "gone.png").symlink_to(tmp_path / "nowhere")
-    (own / "gone.txt").write_text("a link that leads nowhere")
-    (own / "circle").symlink_to(own)
-    (own / "binary.png").write_bytes(picture("dog.png"))
-    (own / "binary.txt").write_bytes(bytes(range(256)))
-    formats = 3 if ".heic" not in IMAGE_FILES else 2
-    expected = {
-        "not_a_file": 4,
-        "no_image": 1,
-        "no_caption": 1,
-        "other_file": 1,
-        "format": formats,
-        "missing_file": 1,
-        "not_text": 1,
-    }
-    assert counted(own) == (len(CAPTIONS), expected)
-    one = card(own)
-    _, funnel = ingest(one, IngestConfig(one.name, out=str(tmp_path / "shards")))
-    assert (funnel.n_out, dict(funnel.dropped)) == (len(CAPTIONS), expected)
-    data = open_set(retrieval_card(str(own)), ".")
-    assert len(data) == len(CAPTIONS)
-    said = capsys.readouterr().err
-    assert "4 that are not files" in said and "1 captions without a picture, such as alone.txt" in said
-
-
-def test_a_pipe_in_a_table_is_never_opened(tmp_path: Path) -> None:
-    write_images(tmp_path / "own")
-    os.mkfifo(tmp_path / "own" / "pipe.png")
-    (tmp_path / "own" / "captions.csv").write_text("image,caption\ndog.png,a dog\npipe.png,a pipe\n")
-    one = card(tmp_path / "own" / "captions.csv")
-    _, funnel = ingest(one, IngestConfig(one.name, out=str(tmp_path / "shards")))
-    assert (funnel.n_out, dict(funnel.dropped)) == (1, {"not_a_file": 1})
-    assert counted(tmp_path / "own" / "captions.csv") == (1, {"not_a_file": 1})
-
-
-def test_every_key_of_a_tar_is_accounted_for(tmp_path: Path) -> None:
-    members = [("0.png", picture("dog.png")), ("0.txt", b"a dog\nthat runs")]
-    members += [("1.txt", b"no picture"), ("2.heif.txt", b"no picture"), ("3.jxl", b"\0"), ("3.txt", b"a caption")]
-    members += [("4.png", picture("dog.png")), ("5.png", picture("dog.png")), ("5.jpg", picture("dog.png"))]
-    members += [("5.txt", b"two pictures"), ("README", b"no suffix"), ("6.json", b"{}")]
-    with tarfile.open(tmp_path / "a.tar", "w") as tar:
-        for name, content in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-    assert counted(tmp_path) == (2, {"no_image": 3, "format": 1, "no_caption": 1, "second_image": 1, "other_file": 1})
-
-
-def test_annotations_that_fit_no_image_are_counted(tmp_path: Path) -> None:
-    write_images(tmp_path)
-    content = {
-        "images": [{"id": 1, "file_name": "dog.png"}, {"id": 2}, {"id": 3, "file_name": "gone.png"}],
-        "annotations": [
-            {"image_id": 1, "caption": "a dog"},
-            {"image_id": 9, "caption": "nobody's"},
-            {"caption": "of what?"},
-            {"image_id": 3, "caption": "a picture that is not there"},
-        ],
-    }
-    (tmp_path / "captions.json").write_text(json.dumps(content))
-    assert counted(tmp_path / "captions.json") == (1, {"broken_line": 2, "no_image": 1, "missing_file": 1})
 
 
 # ---- splits ------------------------------------------------------------------------------------------
@@ -423,17 +310,6 @@ def test_pictures_of_a_train_are_no_split(tmp_path: Path) -> None:
 
 
 # ---- odd tables, and folders that hold more ----------------------------------------------------------
-
-
-def test_a_packed_table_that_is_cut_off_gives_the_lines_before_the_cut(tmp_path: Path) -> None:
-    write_images(tmp_path)
-    rows = "".join(f"gone {n} {hash(str(n))}.png,a picture of {n}\n" for n in range(3000))
-    packed = gzip.compress(f"image,caption\ndog.png,a dog\n{rows}".encode())
-    (tmp_path / "captions.csv.gz").write_bytes(packed[: len(packed) // 2])
-    found = open_images(Reading(tmp_path / "captions.csv.gz"))
-    assert [item.name for item in found.items] == ["dog.png"]
-    assert found.account.counts["missing_file"] > 500
-    assert "cut off or damaged here" in found.account.examples["broken_line"][-1]
 
 
 def test_columns_without_a_header_are_named_by_the_card(tmp_path: Path) -> None:
