@@ -1,7 +1,7 @@
 """Error bounds of every backend of the late interaction: python -m bench.interaction_errors
 
 Prints the table of docs/interaction_how.md, and next to each bound the largest error that was found on this machine.
-tests/interaction/test_errors.py holds the bounds. The Triton kernels need TRITON_INTERPRET=1, or a GPU (device=cuda).
+tests/interaction/test_backends.py holds the bounds. The Triton kernels need TRITON_INTERPRET=1, or a GPU (device=cuda).
 """
 
 import argparse

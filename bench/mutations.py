@@ -230,7 +230,7 @@ MUTATIONS = [
         "filip/train/engine.py",
         'value if name.endswith("lengths") else value.to(',
         "value.to(",
-        "tests/train/test_waits.py::wait",
+        "tests/train/test_losses.py::wait",
     ),
 ]
 

@@ -1,10 +1,11 @@
-"""A decoder that dies of certain images, in a module that worker processes can import."""
+"""What kills its worker: certain images, one shard; in a module that worker processes can import."""
 
 import io
 import os
 from typing import Any
 
 from filip.data.fetching.image_rules import CheckedResizer
+from filip.data.fetching.shards import ShardDownloader
 from tests.data import hostile
 
 
@@ -13,3 +14,13 @@ class DeadlyResizer(CheckedResizer):
         if img_stream.getvalue() in (hostile.GOOD["jpeg"](), hostile.GOOD["webp"]()):
             os._exit(9)
         return super().__call__(img_stream)
+
+
+POISON = 1
+
+
+class Poisoned(ShardDownloader):
+    def download_shard(self, row: tuple[int, str]) -> None:
+        if row[0] == POISON:
+            os._exit(9)
+        super().download_shard(row)

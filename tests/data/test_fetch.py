@@ -13,6 +13,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from email.message import Message
 from functools import partial
 from pathlib import Path
 
@@ -21,6 +22,7 @@ import pytest
 from filip.data.fetching.access import PUBLIC, Access, is_public
 from filip.data.fetching.fetch import _HTTPSHandler, _opener, _retry_after, ascii_url, fetch
 from filip.data.fetching.hosts import Hosts
+from filip.data.fetching.opt_out import opt_out
 from filip.data.fetching.outcomes import Answer
 from tests.data import hostile
 
@@ -333,3 +335,26 @@ def test_a_file_has_to_be_in_the_cards_folder(tmp_path: Path) -> None:
     access = Access(folder=str(tmp_path / "images"))
     for name in ("../secret.jpg", "%2e%2e/secret.jpg"):
         assert get(f"{url}/{name}", access=access)[1] == "outside"
+
+
+@pytest.mark.parametrize(
+    ("headers", "found"),
+    [
+        ([("X-Robots-Tag", "noai")], "X-Robots-Tag"),
+        ([("X-Robots-Tag", "noarchive"), ("X-Robots-Tag", "NoImageAI, nofollow")], "X-Robots-Tag"),
+        ([("X-Robots-Tag", "img2dataset: noindex")], "X-Robots-Tag"),
+        ([("X-Robots-Tag", "*: noai")], "X-Robots-Tag"),
+        ([("X-Robots-Tag", "googlebot: noai, noindex")], None),
+        ([("X-Robots-Tag", "unavailable_after: 25 Jun 2030 15:00:00 PST")], None),
+        ([("X-Robots-Tag", "noai, unavailable_after: 25 Jun 2030 15:00:00 PST")], "X-Robots-Tag"),
+        ([("TDM-Reservation", "1")], "tdm-reservation"),
+        ([("tdm-reservation", "0")], None),
+        ([], None),
+    ],
+)
+def test_headers_that_forbid_the_use_of_an_image(headers: list[tuple[str, str]], found: str | None) -> None:
+    message = Message()
+    for name, value in headers:
+        message[name] = value
+    assert opt_out(message, "img2dataset", {"noai", "noimageai", "noindex", "noimageindex"}) == found
+    assert opt_out(message, "img2dataset", ()) is None

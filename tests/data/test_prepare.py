@@ -19,12 +19,6 @@ from filip.sets.image_set import open_images
 from filip.sets.layout import Reading
 from tests.eval.miniature import picture
 
-PAIRS = [
-    ("https://a.org/1.jpg", 'a "quoted" cat'),
-    ("http://b.org/2.jpg?x=1&y=2", "Ünïcode, with comma"),
-    ("https://c.org/3.jpg", "tail"),
-]
-
 
 def run(tmp_path: Path, source: Path | str, **options) -> pa.Table:
     main(PrepareConfig(str(source), str(tmp_path / "list.parquet"), funnel=str(tmp_path / "f.json"), **options))
@@ -34,56 +28,6 @@ def run(tmp_path: Path, source: Path | str, **options) -> pa.Table:
 
 def funnel(tmp_path: Path) -> dict:
     return json.loads((tmp_path / "f.json").read_text())
-
-
-def csv_line(url: str, caption: str) -> str:
-    quoted = caption.replace('"', '""')
-    return f'{url},"{quoted}"\n'
-
-
-def as_tsv(path: Path, opener: Callable) -> None:
-    with opener(path, "wt", encoding="utf-8") as file:
-        file.write("url\tcaption\n" + "".join(f"{u}\t{c}\n" for u, c in PAIRS))
-
-
-def as_csv(path: Path, opener: Callable) -> None:
-    with opener(path, "wt", encoding="utf-8") as file:
-        file.write("url,caption\n" + "".join(csv_line(u, c) for u, c in PAIRS))
-
-
-def as_jsonl(path: Path, opener: Callable) -> None:
-    with opener(path, "wt", encoding="utf-8") as file:
-        file.write("".join(json.dumps({"url": u, "caption": c}) + "\n" for u, c in PAIRS))
-
-
-def as_parquet(path: Path, _: Callable) -> None:
-    pq.write_table(pa.table({"url": [u for u, _ in PAIRS], "caption": [c for _, c in PAIRS]}), path)
-
-
-def zst_open(path: Path, mode: str, encoding: str) -> io.TextIOWrapper:
-    return io.TextIOWrapper(pa.CompressedOutputStream(str(path), "zstd"), encoding=encoding)
-
-
-@pytest.mark.parametrize(
-    ("name", "write", "opener"),
-    [
-        ("l.tsv", as_tsv, open),
-        ("l.tsv.gz", as_tsv, gzip.open),
-        ("l.tsv.bz2", as_tsv, bz2.open),
-        ("l.tsv.zst", as_tsv, zst_open),
-        ("l.csv", as_csv, open),
-        ("l.csv.gz", as_csv, gzip.open),
-        ("l.jsonl", as_jsonl, open),
-        ("l.jsonl.gz", as_jsonl, gzip.open),
-        ("l.jsonl.zst", as_jsonl, zst_open),
-        ("l.parquet", as_parquet, open),
-    ],
-)
-def test_every_format_gives_the_same_rows(tmp_path: Path, name: str, write, opener) -> None:
-    write(tmp_path / name, opener)
-    table = run(tmp_path, tmp_path / name, shuffle=False)
-    assert list(zip(table["url"].to_pylist(), table["caption"].to_pylist(), strict=True)) == PAIRS
-    assert funnel(tmp_path)["dropped"] == {}
 
 
 def test_own_column_names_extra_and_reserved_columns(tmp_path: Path) -> None:
@@ -404,6 +348,26 @@ def test_a_list_of_urls_is_read_as_the_table_of_a_folder_of_pictures(tmp_path: P
     assert table["caption"].to_pylist() == captions == [caption for item in pictures.items for caption in item.captions]
     assert [Path(url).name for url in table["url"].to_pylist()] == [item.name for item in pictures.items]
     assert funnel(tmp_path)["dropped"] == {"no_caption": 1}
+
+
+def zst(content: bytes) -> bytes:
+    out = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(out, "zstd") as stream:
+        stream.write(content)
+    return bytes(out.getvalue().to_pybytes())
+
+
+PACKED: dict[str, Callable[[bytes], bytes]] = {"gz": gzip.compress, "bz2": bz2.compress, "zst": zst}
+
+
+@pytest.mark.parametrize("suffix", PACKED)
+@pytest.mark.parametrize("name", ["tabs.tsv", "latin_1.csv", "lines.jsonl"])
+def test_a_packed_list_has_the_rows_of_the_list(tmp_path: Path, name: str, suffix: str) -> None:
+    content = SAME[name](with_images(tmp_path))
+    (tmp_path / name).write_bytes(content)
+    packed = tmp_path / f"{name}.{suffix}"
+    packed.write_bytes(PACKED[suffix](content))
+    assert run(tmp_path, packed, shuffle=False).equals(run(tmp_path, tmp_path / name, shuffle=False))
 
 
 @pytest.mark.parametrize("name", ["semicolon.csv", "utf_16.csv", "tabs.tsv", "lines.jsonl"])

@@ -16,8 +16,7 @@ from filip.data.cards import SourceCard
 from filip.data.sidecar import group_id, read_sidecar
 from filip.data.translate import TranslateConfig, TranslationJob, main, open_caches, translate
 from filip.errors import UserError
-from tests.data.killing import kill_at_random, kill_group
-from tests.support.processes import Process
+from tests.support.processes import Process, kill_at_random, kill_group
 
 CAPTIONS = [
     "a man riding a wave on top of a surfboard",

@@ -14,78 +14,26 @@ from filip.eval.scorer import load_scorer
 from filip.export.clip_tokenizer import clip_tokenizer
 from filip.export.multi_vector_folder import write_multi_vector
 from filip.export.open_clip_folder import write_open_clip
-from filip.models import DualEncoder, build_model, load_model
+from filip.models import DualEncoder, ModelConfig, build_model, load_model, save_model
 from filip.runs.checkpoint import STATE, LoopState
 from filip.runs.source import read_source
+from filip.train.warm_start import load_initial
 from tests.eval.miniature import SIDE, picture, run_protocol, tiny_config, write_model, write_webdataset
+from tests.support.clips import hf_folder
 
-ARCHITECTURE = "ViT-tiny-of-tests"
 TEXTS = ["a photo of a cat.", "two dogs", "a rather longer caption, with a comma"]
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
-    """Save the same random CLIP as weights of open_clip and as a folder of transformers; return the names of both."""
-    import open_clip
-
-    folder = tmp_path_factory.mktemp("pair")
-    config = {
-        "embed_dim": 16,
-        "vision_cfg": {"image_size": SIDE, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8},
-        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
-    }
-    (folder / "architectures").mkdir()
-    (folder / "architectures" / f"{ARCHITECTURE}.json").write_text(json.dumps(config))
-    open_clip.add_model_config(folder / "architectures")
-    torch.manual_seed(0)
-    model = open_clip.create_model(ARCHITECTURE)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
-    torch.save(model.state_dict(), folder / "weights.pt")
-    write_hugging_face(folder / "hf", model.state_dict())
-    return f"open_clip:{ARCHITECTURE}:{folder}/weights.pt:gelu", f"hf:{folder}/hf"
-
-
-def write_hugging_face(folder: Path, theirs: dict[str, torch.Tensor]) -> None:
-    """Write open_clip's tensors under the names of ``transformers.CLIPModel``."""
-    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
-
-    tower = {"hidden_size": 32, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
-    config = CLIPConfig(
-        vision_config={**tower, "image_size": SIDE, "patch_size": 8, "hidden_act": "gelu"},
-        text_config={**tower, "hidden_act": "gelu", "eos_token_id": 49407, "bos_token_id": 49406},
-        projection_dim=16,
-    )
-    state = {
-        "logit_scale": theirs["logit_scale"],
-        "text_projection.weight": theirs["text_projection"].T,
-        "visual_projection.weight": theirs["visual.proj"].T,
-        "text_model.embeddings.token_embedding.weight": theirs["token_embedding.weight"],
-        "text_model.embeddings.position_embedding.weight": theirs["positional_embedding"],
-        "vision_model.embeddings.class_embedding": theirs["visual.class_embedding"],
-        "vision_model.embeddings.position_embedding.weight": theirs["visual.positional_embedding"],
-        "vision_model.embeddings.patch_embedding.weight": theirs["visual.conv1.weight"],
-    }
-    norms = {"text_model.final_layer_norm": "ln_final", "vision_model.pre_layrnorm": "visual.ln_pre"}
-    norms["vision_model.post_layernorm"] = "visual.ln_post"
-    for ours, prefix in (("text_model", ""), ("vision_model", "visual.")):
-        for i in range(2):
-            a, b = f"{ours}.encoder.layers.{i}", f"{prefix}transformer.resblocks.{i}"
-            norms |= {f"{a}.layer_norm1": f"{b}.ln_1", f"{a}.layer_norm2": f"{b}.ln_2"}
-            norms |= {f"{a}.self_attn.out_proj": f"{b}.attn.out_proj"}
-            norms |= {f"{a}.mlp.fc1": f"{b}.mlp.c_fc", f"{a}.mlp.fc2": f"{b}.mlp.c_proj"}
-            for end in ("weight", "bias"):
-                parts = theirs[f"{b}.attn.in_proj_{end}"].chunk(3)
-                state |= {f"{a}.self_attn.{n}_proj.{end}": part for n, part in zip("qkv", parts, strict=True)}
-    state |= {f"{a}.{end}": theirs[f"{b}.{end}"] for a, b in norms.items() for end in ("weight", "bias")}
-    model = CLIPModel(config)
-    missing = model.load_state_dict({k: v.contiguous() for k, v in state.items()}, strict=False)
-    assert not missing.unexpected_keys and all("position_ids" in key for key in missing.missing_keys)
-    model.save_pretrained(folder)
-    clip_tokenizer(build_model(tiny_config())).save_pretrained(folder)
-    size = {"height": SIDE, "width": SIDE}
-    CLIPImageProcessor(size={"shortest_edge": SIDE}, crop_size=size).save_pretrained(folder)
+def clip(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Return the names of one CLIP that transformers wrote: its folder, our file of it, and open_clip's export."""
+    folder = tmp_path_factory.mktemp("clip")
+    hf_folder(folder / "hf", activation="gelu", steps=3)
+    clip_tokenizer(build_model(tiny_config())).save_pretrained(folder / "hf")
+    ours = str(folder / "ours.safetensors")
+    save_model(ours, load_initial(f"hf:{folder / 'hf'}", ModelConfig(interaction="pooled")))
+    write_open_clip(read_source(ours), str(folder / "exported"))
+    return [f"hf:{folder / 'hf'}", f"open_clip:local-dir:{folder / 'exported'}", ours]
 
 
 def tables(model: str, root: Path, *options: str) -> dict[str, Any]:
@@ -115,29 +63,29 @@ def root(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("tokens", ["false", "true"])
-def test_one_clip_from_open_clip_and_from_transformers_gives_equal_tables(
-    pair: tuple[str, str], root: Path, tokens: str
+def test_one_clip_gives_equal_tables_from_transformers_from_open_clip_and_from_our_file(
+    clip: list[str], root: Path, tokens: str
 ) -> None:
-    theirs, huggings = (tables(model, root, f"tokens={tokens}") for model in pair)
-    assert theirs == huggings
-    assert theirs["scorer"] == ("token-wise" if tokens == "true" else "pooled")
-    assert 0 < theirs["retrieval"]["demo_fluent"]["i2t"]["r5"] < 1
+    found, *others = (tables(model, root, f"tokens={tokens}") for model in clip)
+    assert others == [found, found]
+    assert found["scorer"] == ("token-wise" if tokens == "true" else "pooled")
+    assert 0 < found["retrieval"]["demo_fluent"]["i2t"]["r5"] < 1
 
 
-def test_both_give_the_same_tokens_and_another_image_size_works(pair: tuple[str, str]) -> None:
-    for size in (None, 48):
-        encoders = [load_encoder(model, size, tokens=True) for model in pair]
-        pixels = [torch.stack([e.transform(picture(i, size or SIDE)) for i in range(2)]) for e in encoders]
+def test_both_libraries_give_the_same_tokens_and_another_image_size_works(clip: list[str]) -> None:
+    for size in (None, 256):
+        encoders = [load_encoder(model, size, tokens=True) for model in clip[:2]]
+        pixels = [torch.stack([e.transform(picture(i, size or 224)) for i in range(2)]) for e in encoders]
         torch.testing.assert_close(*pixels, atol=1e-6, rtol=0)
         images = [e.encode_images(pixels[0]) for e in encoders]
         if size is None:  # else each interpolates the positions in its own way
             torch.testing.assert_close(*images, atol=1e-5, rtol=0)
-        assert encoders[0].grid == encoders[1].grid == (((size or SIDE) // 8),) * 2
+        assert encoders[0].grid == encoders[1].grid == (((size or 224) // 32),) * 2
         assert images[0].shape[1] == encoders[0].grid[0] ** 2
     (a, lengths), (b, same) = (e.encode_texts(TEXTS) for e in encoders)
     assert lengths is not None and same is not None and lengths.tolist() == same.tolist()
     torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
-    pooled = load_encoder(pair[0]).encode_texts(TEXTS)[0]
+    pooled = load_encoder(clip[0]).encode_texts(TEXTS)[0]
     # [EOS] is the pooled token
     torch.testing.assert_close(a[lengths.cumsum(0) - 1], pooled, atol=1e-5, rtol=0)
     assert encoders[0].tokens("two dogs") == encoders[1].tokens("two dogs") == ["[BOS]", "two", "dogs", "[EOS]"]
@@ -145,18 +93,16 @@ def test_both_give_the_same_tokens_and_another_image_size_works(pair: tuple[str,
 
 
 @pytest.mark.parametrize("interaction", ["token_wise", "pooled"])
-def test_similarities_and_probe_of_one_pass_are_those_of_two(
-    pair: tuple[str, str], tmp_path: Path, interaction: str
-) -> None:
+def test_similarities_and_probe_of_one_pass_are_those_of_two(clip: list[str], tmp_path: Path, interaction: str) -> None:
     ours = write_model(tmp_path / "m.safetensors", interaction)
-    for model, tokens in ((ours, False), (ours, True), *((theirs, False) for theirs in pair)):
+    for model, tokens in ((ours, False), (ours, True), *((theirs, False) for theirs in clip[:2])):
         encoder = load_encoder(model, tokens=tokens)
         pixels = torch.stack([encoder.transform(picture(i)) for i in range(3)])
         both = encoder.image_and_probe(pixels)
         assert both is not None
         assert torch.equal(both[0], encoder.encode_images(pixels))
         assert torch.equal(both[1], encoder.probe_features(pixels))
-    for model in pair:  # the tokens of other projects' models take a separate pass
+    for model in clip[:2]:  # the tokens of other projects' models take a separate pass
         assert load_encoder(model, tokens=True).image_and_probe(pixels) is None
 
 
@@ -253,14 +199,6 @@ def test_tips_is_scored_as_its_authors_code_scores_it(tmp_path: Path) -> None:
     torch.testing.assert_close(patches, torch.nn.functional.normalize(seen, dim=-1), atol=1e-5, rtol=0)
     read = torch.nn.functional.normalize(expected.text_model_output.last_hidden_state, dim=-1)
     torch.testing.assert_close(words[: lengths[0]], read[0, : lengths[0]], atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize("tokens", ["false", "true"])
-def test_an_exported_folder_of_open_clip_gives_the_tables_of_our_file(root: Path, tokens: str) -> None:
-    ours = write_model(root / "m.safetensors", "pooled")
-    write_open_clip(read_source(ours), str(root / "exported"))
-    theirs = f"open_clip:local-dir:{root / 'exported'}"
-    assert tables(ours, root, f"tokens={tokens}") == tables(theirs, root, f"tokens={tokens}")
 
 
 def test_an_exported_multi_vector_folder_gives_the_tables_of_our_file(root: Path) -> None:

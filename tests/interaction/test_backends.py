@@ -1,9 +1,12 @@
 """Values and gradients of every backend that runs here, against the definition and the float64 reference."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
-from filip.interaction import late_interaction
+from bench.interaction_errors import BOUNDS, measure, table
+from filip.interaction import late_interaction, native
 from tests.interaction.available import BACKENDS
 from tests.interaction.problems import (
     Problem,
@@ -189,3 +192,18 @@ def test_tokens_that_are_all_zero_give_exactly_zero(backend: str) -> None:
     nothing = Problem(torch.zeros_like(problem.image_tokens), *problem[1:])
     found = solve(nothing, backend)
     assert not found.i2t.any() and not found.t2i.any()
+
+
+@pytest.mark.parametrize(("backend", "dtype"), [key for key in BOUNDS if key[0] != "triton"])
+def test_errors_stay_within_their_bounds(backend: str, dtype: str) -> None:
+    if backend == "native" and native.unavailable_reason():
+        pytest.skip(native.unavailable_reason())
+    found, bound = measure(backend, dtype), BOUNDS[backend, dtype]
+    assert found.similarities <= bound.similarities and found.gradients <= bound.gradients, found
+
+
+def test_the_page_shows_the_same_table() -> None:
+    page = Path(__file__).parents[2] / "docs" / "interaction_how.md"
+    assert table() in page.read_text(), (
+        "docs/interaction_how.md shows other bounds than python -m bench.interaction_errors"
+    )

@@ -1,4 +1,4 @@
-"""Gather and ring on two, three and four gloo ranks equal one process; what the ranks do is in ranks.py."""
+"""Gather and ring on two, three and four gloo ranks equal one process, and ranks agree before they begin."""
 
 import functools
 from collections.abc import Callable
@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from filip.interaction import (
+    agreement,
     distributed_late_interaction,
     distributed_pooled_similarity,
     gather_ids,
@@ -63,3 +64,32 @@ def failures(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], dict[s
 @pytest.mark.parametrize(("ranks", "case"), [(ranks, case) for ranks in (2, 3, 4) for case in cases(ranks)])
 def test_ranks_equal_one_process(failures: Callable[[int], dict[str, str]], ranks: int, case: str) -> None:
     assert not failures(ranks)[case], failures(ranks)[case]
+
+
+def calls(**changes: object) -> list[agreement.Call]:
+    """Return the calls of three ranks with unequal batches, the last of which does something else."""
+    tokens = torch.zeros(2, 3, 4), torch.zeros(5, 4)
+    first, second = (agreement.describe("distributed_late_interaction", *tokens, texts) for texts in (2, 3))
+    return [first, second, first._replace(**changes)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"features": 5}, "disagree on the number of features: 4 on rank 0, 5 on rank 2; use one width"),
+        ({"image_dtype": 0}, "the dtype of the image tokens: torch.float32 on rank 0, torch.float16 on rank 2"),
+        ({"text_dtype": 1}, "the dtype of the text tokens: torch.float32 on rank 0, torch.bfloat16 on rank 2"),
+        ({"exchange": 1}, "exchange: 'gather' on rank 0, 'ring' on rank 2; pass the same one"),
+        ({"image_gradient": 1}, "image tokens need a gradient: no on rank 0, yes on rank 2; freeze a tower"),
+        ({"text_gradient": 1}, "text tokens need a gradient: no on rank 0, yes on rank 2; freeze a tower"),
+        ({"function": 3}, "different functions: distributed_late_interaction on rank 0, .* gather_ids on rank 2"),
+    ],
+)
+def test_each_disagreement_is_named(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        agreement._compare(calls(**changes))
+
+
+def test_counts_may_differ() -> None:
+    agreement._compare(calls(images=9, texts=1))
+    assert len(agreement._MUST_AGREE) + len(("function", "valid", "images", "texts")) == len(agreement.Call())

@@ -1,10 +1,13 @@
-"""Starting Python as a user does, with its output kept."""
+"""Starting Python as a user does, with its output kept, and killing it at moments that nobody chose."""
 
 import os
+import random
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -41,3 +44,18 @@ def run_python(
     """Run Python to its end."""
     command = [sys.executable, *arguments]
     return subprocess.run(command, env=variables, cwd=cwd, timeout=timeout, capture_output=True, text=True)
+
+
+def kill_group(running: Process | subprocess.Popen[bytes]) -> None:
+    """Kill a process with everything that it has started; it may be over."""
+    with suppress(ProcessLookupError):  # it has ended and been waited for
+        os.killpg(running.pid, signal.SIGKILL)
+    running.wait()
+
+
+def kill_at_random(running: Process | subprocess.Popen[bytes], longest: float) -> None:
+    """Kill a process with its session after 0 to ``longest`` seconds; it may be over by then."""
+    moment = random.SystemRandom().uniform(0, longest)
+    time.sleep(moment)
+    kill_group(running)
+    print(f"killed after {moment:.3f} of at most {longest:.3f} s")  # shown when the test fails

@@ -1,4 +1,4 @@
-"""Which checkpoints exist, which are kept, which can be gone on from: without processes."""
+"""Which checkpoints exist, are kept, can be gone on from, and on which data; and what a full disk leaves."""
 
 import json
 from dataclasses import asdict
@@ -6,10 +6,17 @@ from pathlib import Path
 
 import pytest
 
+from filip.command import compose_config
+from filip.data import manifest
+from filip.data.sidecar import write_sidecar
 from filip.errors import UserError
 from filip.runs.checkpoint import LoopState, complete_checkpoints, read_state
 from filip.train.checkpoint import _prune, check_compatible, find_checkpoint, needs_conversion
-from filip.train.config import CheckpointConfig
+from filip.train.config import CheckpointConfig, TrainConfig
+from filip.train.manifests import refuse_changed_data
+from tests.data.test_manifest import data_set
+from tests.support.processes import run_python
+from tests.support.training import train_arguments
 
 
 def make(folder: Path, step: int, complete: bool = True) -> Path:
@@ -77,3 +84,37 @@ def test_another_run_is_refused_by_name(change: dict) -> None:
     check_compatible(
         LoopState(model={"gradient_checkpointing": True}), LoopState(model={"gradient_checkpointing": False})
     )
+
+
+LIMITED = """
+import resource, runpy, sys
+sys.dont_write_bytecode = True  # Python would cut it off
+resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, resource.RLIM_INFINITY))  # to a program the same as a full disk
+runpy.run_module("filip.train", run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("every", "named"), [(0, "model.safetensors"), (1, "checkpoints")])
+def test_a_full_disk_is_a_sentence(every: int, named: str, squares: Path, tmp_path: Path) -> None:
+    settings = ["max_steps=2", "optimizer.warmup_steps=1", f"checkpoint.every_steps={every}"]
+    _, _, *arguments = train_arguments(squares, tmp_path / "run", *settings)
+    found = run_python("-c", LIMITED, *arguments)
+    assert found.returncode == 2 and "Traceback" not in found.stderr, found.stderr
+    assert found.stderr.splitlines()[-1].startswith(f"error: {tmp_path / 'run' / named}: ")
+    assert not list((tmp_path / "run").glob("*model.safetensors*"))
+
+
+def test_changed_captions_are_refused_until_the_manifest_is_written_again(tmp_path: Path) -> None:
+    described = data_set(tmp_path / "data")
+    manifest.main(described)
+    source = f"{{shards: {described.shards}, captions: {described.captions}, manifest: {described.out}}}"
+    places = ["run_dir=-", "out=-"]
+    config = compose_config(TrainConfig, ["experiment=demo", *places, f"data.sources=[{source}]"], "train")
+    refuse_changed_data(config)
+    row = {"key": "10", "captions": ["another one"], "origins": ["original"], "group": 5}
+    write_sidecar(Path(described.captions) / "00001.parquet", [row])
+    with pytest.raises(UserError, match=r"manifest\.json: shard 00001: .*captions.* changed"):
+        refuse_changed_data(config)
+    manifest.main(described)
+    refuse_changed_data(config)

@@ -1,11 +1,20 @@
-"""LAMB against a float64 transcription of its definition, with whole tensors and with flat ones."""
+"""The rate's schedule, the temperature's clamp, and LAMB against a float64 transcription of its definition."""
+
+import math
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
+from filip.command import compose_config
+from filip.errors import UserError
+from filip.models import DualEncoder, build_model, load_preset
+from filip.train.config import TrainConfig
+from filip.train.engine import make_optimizer
 from filip.train.lamb import Lamb, SliceLayout
 from filip.train.optimizers import AVERAGE, AfterStep
+from filip.train.schedule import make_schedule
 
 LR, BETA1, BETA2, EPS, DECAY = 0.05, 0.9, 0.999, 1e-4, 0.03
 
@@ -121,3 +130,76 @@ def test_the_average_of_the_weights_is_its_recursion() -> None:
         seen.append(weight.item())
         expected = seen[0] if expected is None else decay * expected + (1 - decay) * seen[-1]
         assert optimizer.state[weight][AVERAGE].item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_papers_peak_and_the_shape_of_the_curve() -> None:
+    schedule = make_schedule(6e-3, global_batch=8192, warmup_steps=3000, steps=50_000)
+    assert schedule.peak == pytest.approx(6e-3 * 4)  # sqrt(8192 / 512)
+    assert schedule.at(0) == pytest.approx(schedule.peak / 3000)
+    assert schedule.at(1499) == pytest.approx(schedule.peak / 2)
+    assert schedule.at(2999) == schedule.at(3000) == pytest.approx(schedule.peak)
+    assert schedule.at(26_500) == pytest.approx(schedule.peak / 2)
+    assert schedule.at(50_000) == pytest.approx(0)
+    values = [schedule.at(step) for step in range(3000, 50_000, 100)]
+    assert values == sorted(values, reverse=True)
+    assert "sqrt(8192 / 512)" in schedule.reason(6e-3, 8192)
+
+
+def test_no_warm_up_is_allowed() -> None:
+    schedule = make_schedule(1.0, 512, warmup_steps=0, steps=10)
+    assert schedule.at(0) == 1.0
+    assert schedule.at(5) == pytest.approx(0.5)
+
+
+def test_a_warm_up_longer_than_the_run_is_refused() -> None:
+    with pytest.raises(UserError, match="warmup_steps=3000"):
+        make_schedule(1.0, 512, warmup_steps=3000, steps=600)
+
+
+class MixedPrecision:
+    """A working copy of the temperature in ``dtype`` over a float32 master that the optimiser steps, as ZeRO has it."""
+
+    def __init__(self, dtype: torch.dtype, name: str) -> None:
+        self.model: DualEncoder = build_model(load_preset("tiny"))
+        overrides = ["run_dir=-", "out=-", f"optimizer.name={name}", "optimizer.base_lr=0.02"]
+        self.optimizer = make_optimizer(self.model, compose_config(TrainConfig, overrides, "train"))
+        self.master = self.model.logit_scale
+        with torch.no_grad():
+            self.master.fill_(math.log(90))
+        self.model.logit_scale = nn.Parameter(self.master.detach().to(dtype))
+
+    def step(self, sign: float) -> float:
+        """Take one step whose loss is ``sign`` times the scale. Return the scale after it."""
+        working = self.model.logit_scale
+        working.grad = None
+        (sign * self.model.scale()).sum().backward()
+        assert working.grad is not None
+        self.master.grad = working.grad.float()
+        self.optimizer.step()
+        with torch.no_grad():
+            working.copy_(self.master)
+        return self.model.scale().item()
+
+
+@pytest.mark.parametrize("name", ["lamb", "adamw"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_a_scale_at_its_clamp_comes_down_again_under_an_opposite_gradient(dtype: torch.dtype, name: str) -> None:
+    training = MixedPrecision(dtype, name)
+    upwards = [training.step(-1.0) for _ in range(30)]
+    # 100.04 is float16's neighbour of log(100), 98.8 bfloat16's.
+    assert all(98.8 < scale < 100.04 for scale in upwards[-5:])
+    downwards = [training.step(1.0) for _ in range(60)]
+    assert downwards[-1] < 90, downwards
+
+
+def test_the_temperature_can_be_given_a_smaller_step() -> None:
+    steps = {}
+    for factor in (1.0, 0.1):
+        model = build_model(load_preset("tiny"))
+        overrides = ["run_dir=-", "out=-", f"optimizer.temperature_lr_factor={factor}"]
+        optimizer = make_optimizer(model, compose_config(TrainConfig, overrides, "train"))
+        before = float(model.logit_scale)
+        model.scale().sum().backward()
+        optimizer.step()
+        steps[factor] = before - float(model.logit_scale)
+    assert steps[0.1] == pytest.approx(0.1 * steps[1.0], rel=1e-3)
