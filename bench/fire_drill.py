@@ -28,7 +28,7 @@ import psutil
 
 from filip.command import MISSING, option, run_command
 from filip.errors import UserError
-from filip.runs.checkpoint import newest_intact
+from filip.runs.saved_files import newest_intact
 from filip.train.job import attempts
 from tests.cluster.desk import RUNS, Desk, kill, make_checkout, make_study
 from tests.cluster.one_host_slurm import OneHostSlurm, why_not

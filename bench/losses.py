@@ -29,7 +29,7 @@ from torch import Tensor
 from bench.interaction_memory import growth
 from filip.interaction import Blockwise, Similarity, SmoothMaximum, late_interaction, pooled_similarity, top_k_mean
 from filip.interaction.backends import Backend
-from filip_research.sigmoid_loss import distributed_sigmoid_loss, sigmoid_loss
+from filip_research.sigmoid import distributed_sigmoid_loss, sigmoid_loss
 from filip_research.sparc import local_loss
 from filip_research.text_conditioned import attended_similarity, initial
 

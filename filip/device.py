@@ -1,4 +1,4 @@
-"""Hide how CUDA, XPU, MPS and the CPU differ. A new kind of device is an entry of ``_DRIVERS``."""
+"""Hide how accelerators, whichever this PyTorch was built for, and the CPU differ."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import ctypes
 import os
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,84 +27,22 @@ MB = 2**20
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # from glibc's malloc.h
 
 
-@dataclass(frozen=True)
-class _Driver:
-    """The functions that torch offers for one kind of accelerator."""
-
-    available: Callable[[], bool]
-    count: Callable[[], int]
-    memory: Callable[[torch.device], int]  # bytes that tensors hold now
-    peak_memory: Callable[[torch.device], int]  # bytes, the most so far
-    reset_peak: Callable[[torch.device], None]
-    synchronize: Callable[[torch.device], None]
-    name: Callable[[torch.device], str]
-    random_state: Callable[[], Any]
-    restore_random_state: Callable[[Any], None]
-    pins_memory: bool
-    half: Callable[[], str]  # the 16-bit precision that the hardware multiplies; "fp32" if there is none
-
-
-# In the order of preference. MPS keeps no peak: what the driver holds for this process comes nearest.
-_DRIVERS: dict[str, _Driver] = {
-    "cuda": _Driver(
-        torch.cuda.is_available,
-        torch.cuda.device_count,
-        torch.cuda.memory_allocated,
-        torch.cuda.max_memory_allocated,
-        torch.cuda.reset_peak_memory_stats,
-        torch.cuda.synchronize,
-        torch.cuda.get_device_name,
-        torch.cuda.get_rng_state,
-        torch.cuda.set_rng_state,
-        pins_memory=True,
-        half=lambda: "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16",
-    ),
-    "xpu": _Driver(
-        torch.xpu.is_available,
-        torch.xpu.device_count,
-        torch.xpu.memory_allocated,
-        torch.xpu.max_memory_allocated,
-        torch.xpu.reset_peak_memory_stats,
-        torch.xpu.synchronize,
-        torch.xpu.get_device_name,
-        torch.xpu.get_rng_state,
-        torch.xpu.set_rng_state,
-        pins_memory=True,
-        half=lambda: "bf16",
-    ),
-    "mps": _Driver(
-        torch.backends.mps.is_available,
-        lambda: 1,
-        lambda _: torch.mps.current_allocated_memory(),
-        lambda _: torch.mps.driver_allocated_memory(),
-        lambda _: None,
-        lambda _: torch.mps.synchronize(),
-        lambda _: "Apple GPU",
-        torch.mps.get_rng_state,
-        torch.mps.set_rng_state,
-        pins_memory=False,
-        half=lambda: "fp32",  # has not been measured on any
-    ),
-}
-
-
 def best_device() -> torch.device:
     """Return the accelerator of this machine, or the CPU if there is none."""
-    return torch.device(next((kind for kind, driver in _DRIVERS.items() if driver.available()), "cpu"))
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
 def own_device(local_rank: int) -> torch.device:
     """Return the device of the process that is number ``local_rank`` on this machine."""
-    best = best_device()
-    count = _count(best) if best.type in _DRIVERS else 1
+    best, count = best_device(), torch.accelerator.device_count()
     return torch.device(best.type, local_rank % count) if count > 1 else best
 
 
 def machine() -> str:
     """Describe the accelerators of this machine, or its CPU, in the same words on every machine of that kind."""
     best = best_device()
-    if best.type in _DRIVERS:
-        return f"{_count(best)} x {name(best)}"
+    if best.type != "cpu":
+        return f"{torch.accelerator.device_count()} x {name(best)}"
     return f"{platform.machine()} CPU with {os.cpu_count()} cores"
 
 
@@ -124,15 +61,11 @@ def cpu() -> dict[str, Any]:
     }
 
 
-def _count(device: torch.device) -> int:
-    return _DRIVERS[device.type].count()
-
-
 def resolve(wanted: str) -> torch.device:
     """Return the device that ``device=`` names ("auto": the best). Raises UserError if this machine lacks it."""
     if wanted == "auto":
         return best_device()
-    counts = {kind: driver.count() for kind, driver in _DRIVERS.items() if driver.available()} | {"cpu": 1}
+    counts = {best_device().type: max(1, torch.accelerator.device_count()), "cpu": 1}
     kind, colon, number = wanted.partition(":")
     if kind in counts and (not colon or (number.isdecimal() and int(number) < counts[kind])):
         return torch.device(wanted)
@@ -183,15 +116,15 @@ def best_precision(device: torch.device) -> str:
     Emulation does not count: PyTorch offers bfloat16 on every CPU and GPU, and convolutions then take many times as
     long as in float32 (:func:`bf16_slowdown` measures it).
     """
-    driver = _DRIVERS.get(device.type)
-    if driver:
-        return driver.half()
-    return "bf16" if _cpu_multiplies_bf16() else "fp32"
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    multiplies = device.type == "xpu" or (device.type == "cpu" and _cpu_multiplies_bf16())
+    return "bf16" if multiplies else "fp32"
 
 
 def evaluation_precision(device: torch.device) -> str:
     """Return :func:`best_precision` of an accelerator, and "fp32" for a CPU, on which no figure should depend."""
-    return best_precision(device) if device.type in _DRIVERS else "fp32"
+    return "fp32" if device.type == "cpu" else best_precision(device)
 
 
 def multiplies_bf16(device: torch.device) -> bool:
@@ -229,8 +162,11 @@ def bf16_slowdown(device: torch.device) -> float:
 
 def memory_mb(device: torch.device) -> float:
     """Return the MB that this process holds now: tensors on an accelerator, resident memory on the CPU."""
-    driver = _DRIVERS.get(device.type)
-    return (driver.memory(device) if driver else psutil.Process().memory_info().rss) / MB
+    if device.type == "cpu":
+        return psutil.Process().memory_info().rss / MB
+    if device.type == "mps":  # keeps no statistics
+        return torch.mps.driver_allocated_memory() / MB
+    return torch.accelerator.memory_allocated(device) / MB
 
 
 def keep_freed_memory(most: int = 512 * MB) -> None:
@@ -247,9 +183,10 @@ def keep_freed_memory(most: int = 512 * MB) -> None:
 
 def peak_memory_mb(device: torch.device) -> float:
     """Return the most MB that this process has held, counted as by :func:`memory_mb`."""
-    driver = _DRIVERS.get(device.type)
-    if driver:
-        return driver.peak_memory(device) / MB
+    if device.type == "mps":
+        return memory_mb(device)
+    if device.type != "cpu":
+        return torch.accelerator.max_memory_allocated(device) / MB
     status = Path("/proc/self/status")
     if status.exists():  # getrusage would start with the maximum of the process that started this one
         lines = status.read_text().splitlines()
@@ -262,9 +199,8 @@ def peak_memory_mb(device: torch.device) -> float:
 
 def reset_peak_memory(device: torch.device) -> None:
     """Let :func:`peak_memory_mb` start again from what is held now; do nothing where that is not possible."""
-    driver = _DRIVERS.get(device.type)
-    if driver:
-        driver.reset_peak(device)
+    if device.type not in ("cpu", "mps"):
+        torch.accelerator.reset_peak_memory_stats(device)
         return
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)  # memory that the allocator keeps would hide what a step needs
@@ -273,14 +209,14 @@ def reset_peak_memory(device: torch.device) -> None:
 
 def synchronize(device: torch.device) -> None:
     """Wait until the device has done what it was given."""
-    if driver := _DRIVERS.get(device.type):
-        driver.synchronize(device)
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
 
 
 def name(device: torch.device) -> str:
     """Return the model of the device, e.g. ``NVIDIA A100-SXM4-80GB``; ``cpu`` for the CPU."""
-    driver = _DRIVERS.get(device.type)
-    return driver.name(device) if driver else "cpu"
+    describe = getattr(torch.get_device_module(device), "get_device_name", None)
+    return str(describe(device)) if describe else device.type
 
 
 def choose_attention(device: torch.device, precision: str) -> None:
@@ -296,22 +232,22 @@ def choose_attention(device: torch.device, precision: str) -> None:
 
 def pins_memory(device: torch.device) -> bool:
     """Return True if batches in page-locked memory are copied to ``device`` faster."""
-    driver = _DRIVERS.get(device.type)
-    return driver.pins_memory if driver else False
+    return device.type not in ("cpu", "mps")
 
 
 def random_state() -> dict[str, Any]:
-    """Return the state of torch's generators on the CPU and on the current accelerator of each kind."""
-    accelerators = {kind: driver.random_state() for kind, driver in _DRIVERS.items() if driver.available()}
-    return {"torch": torch.get_rng_state(), **accelerators}
+    """Return the state of torch's generators on the CPU and on the current accelerator."""
+    best = best_device().type
+    state = {"torch": torch.get_rng_state()}
+    return state if best == "cpu" else state | {best: torch.get_device_module(best).get_rng_state()}
 
 
 def restore_random_state(state: dict[str, Any]) -> None:
-    """Restore what :func:`random_state` returned; generators of missing devices are skipped."""
+    """Restore what :func:`random_state` returned; the generator of a missing accelerator is skipped."""
     torch.set_rng_state(state["torch"])
-    for kind, driver in _DRIVERS.items():
-        if state.get(kind) is not None and driver.available():
-            driver.restore_random_state(state[kind])
+    best = best_device().type
+    if best in state:
+        torch.get_device_module(best).set_rng_state(state[best])
 
 
 def keep_compiled_kernels_apart() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 import re
 import unicodedata
 from collections.abc import Iterable
@@ -12,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from filip_demo.artists import NAMES_PACKAGE, Artist
+from filip_demo.packages import NAMES_PACKAGE, Artist
 
 HELD_OUT_SHARE = 0.1  # share of the concepts that no training drawing shows, whoever drew it
 SHORTCODES = ("joypixels", "iamcal", "github", "emojibase")  # the chat names that emoji sets took slugs from
@@ -184,3 +185,25 @@ def _first_wins(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
     for name, code in pairs:
         table.setdefault(name.replace("-", ""), normalise(code))
     return table
+
+
+MAX_TAGS = 2
+# CLDR's keywords for chopsticks; a text rule drops what is not English
+NOT_ENGLISH = ("hashi", "jeotgarak", "kuaizi")
+LABEL_ONLY = 0.9  # share of captions without keywords; the test captions are labels
+
+
+def caption_of(drawing: Drawing) -> str:
+    """Return e.g. ``tulip`` or ``tulip, flower, growth``: the same at every build, different for each artist."""
+    choose = random.Random(f"caption {drawing.artist} {drawing.emoji.code}")
+    tags = informative_tags(drawing.emoji)
+    if not tags or choose.random() < LABEL_ONLY:
+        return drawing.emoji.label
+    count = min(len(tags), choose.randint(1, MAX_TAGS))
+    return ", ".join([drawing.emoji.label, *choose.sample(tags, count)])
+
+
+def informative_tags(emoji: Emoji) -> list[str]:
+    """Return the keywords that say more than the label, in CLDR's order."""
+    words = set(emoji.label.lower().replace(":", " ").split())
+    return [tag for tag in emoji.tags if not set(tag.lower().split()) <= words and tag not in NOT_ENGLISH]

@@ -25,7 +25,6 @@ import pyarrow as pa
 from filip.command import MISSING, option, run_command
 from filip.errors import UserError
 from filip.files import write_json
-from filip_demo.artists import ARTISTS, PACKAGES, Artist
 from filip_demo.catalogue import Catalogue, Drawing, hash_of
 from filip_demo.evaluation import (
     FLAT,
@@ -40,7 +39,7 @@ from filip_demo.evaluation import (
     write_benchmark,
 )
 from filip_demo.faulty_rows import PLANTED, plant, write_planted
-from filip_demo.packages import fetch_packages
+from filip_demo.packages import ARTISTS, PACKAGES, Artist, fetch_packages
 from filip_demo.render import SIDE, Rendering, render_all, svg_document
 from filip_demo.scene_sets import SceneFacts, scene_makers, write_scene_sets, write_training_scenes
 from filip_demo.scenes import in_scenes, load_sprites

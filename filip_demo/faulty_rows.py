@@ -14,9 +14,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from filip_demo.artists import NAMES_PACKAGE
-from filip_demo.captions import informative_tags
-from filip_demo.catalogue import Catalogue, Drawing, Emoji, hash_of, read_emoji
+from filip_demo.catalogue import Catalogue, Drawing, Emoji, hash_of, informative_tags, read_emoji
+from filip_demo.packages import NAMES_PACKAGE
 from filip_demo.render import png_bytes, write_atomically
 
 PLANTED = {

@@ -1,4 +1,4 @@
-"""Fetch the npm packages of the demo corpus into a cache folder, once."""
+"""Fetch the npm packages of the demo corpus, which hold the drawings and their names, into a cache folder."""
 
 from __future__ import annotations
 
@@ -8,12 +8,42 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from filip.errors import UserError
 from filip.files import locked
 from filip.progress import Progress, say
-from filip_demo.artists import PACKAGES
+
+
+@dataclass(frozen=True)
+class Artist:
+    """A set of drawings. ``key`` names the folder of its images and its entry in the card's attribution."""
+
+    key: str
+    version: str  # pinned version of the npm package: another version gives another corpus
+    test: bool = False  # never in the training list
+
+    @property
+    def package(self) -> str:
+        return f"@iconify-json/{self.key}"
+
+
+# fluent-emoji and fluent-emoji-flat are two renderings of the same drawings: both are held out or neither.
+ARTISTS = (
+    Artist("openmoji", "1.2.29"),
+    Artist("twemoji", "1.2.5"),
+    Artist("noto", "1.2.9"),
+    Artist("noto-v1", "1.2.5"),
+    Artist("emojione", "1.2.3"),
+    Artist("emojione-v1", "1.2.3"),
+    Artist("fxemoji", "1.2.2"),
+    Artist("fluent-emoji", "1.2.7", test=True),
+    Artist("fluent-emoji-flat", "1.2.6", test=True),
+)
+NAMES_PACKAGE = "emojibase-data"  # labels, tags, groups and skin tones of Unicode CLDR in 30 locales
+PACKAGES = {a.package: a.version for a in ARTISTS} | {NAMES_PACKAGE: "17.0.0"}
+
 
 ATTEMPTS = 3
 

@@ -12,8 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from filip.files import replacing
-from filip_demo.captions import caption_of
-from filip_demo.catalogue import Drawing, hash_of
+from filip_demo.catalogue import Drawing, caption_of, hash_of
 from filip_demo.faulty_rows import PlantedRow
 from filip_demo.scene_sets import SceneFacts
 

@@ -3,9 +3,9 @@
     L = (L_i2t + L_t2i) / 2 + p mean over i of log(1 + exp(t s^I(i, c_i') - log sum over j of exp(t s^I_ij)))
 
 c_i' is the caption of image i in which the word that relates two things gives way to its opposite (see
-:func:`filip_research.word_swaps.with_relation_reversed`), p the setting ``pressure``. Images whose caption has no such
-word, or several, have no such term. Hoehing et al. find that CLIP does not learn positions from pairs alone, and that
-it can be taught them by pairs that differ in nothing else.
+:func:`~filip_research.swapped_words.with_relation_reversed`), p the setting ``pressure``. Images whose caption has no
+such word, or several, have no such term. Hoehing et al. find that CLIP does not learn positions from pairs alone, and
+that it can be taught them by pairs that differ in nothing else.
 
 Use it on a trained model (``init_from``), with captions most of which tell a relation.
 """
@@ -17,8 +17,7 @@ from dataclasses import dataclass, replace
 from filip import citations
 from filip.command import option
 from filip.train.losses.term import LossInput, TermOutput, sum_of
-from filip_research.swapped_words import SWAPPED_WORDS, against_altered
-from filip_research.word_swaps import with_relation_reversed
+from filip_research.swapped_words import SWAPPED_WORDS, against_altered, with_relation_reversed
 
 
 @dataclass

@@ -30,8 +30,7 @@ from torch import Tensor
 
 from filip.interaction import Blockwise, distributed_late_interaction
 from filip.train.losses.term import BatchShape, LossInput, Term, TermOutput, transport_dtype
-from filip_research.sigmoid import INITIAL_BIAS, chance
-from filip_research.sigmoid_loss import sigmoid_loss
+from filip_research.sigmoid import INITIAL_BIAS, chance, sigmoid_loss
 
 INITIAL_TEMPERATURE = 0.1  # temperature of the attention by cosine
 

@@ -1,7 +1,5 @@
 """``device=`` names a device of this machine, or the message names those that there are."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 
@@ -31,20 +29,18 @@ def test_cuda_without_cuda_is_a_sentence() -> None:
 
 @pytest.fixture
 def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Give this machine two accelerators of a new kind, which one entry adds."""
-    driver = replace(
-        device._DRIVERS["mps"], available=lambda: True, count=lambda: 2, name=lambda _: "New GPU", half=lambda: "bf16",
-        memory=lambda _: 3 * device.MB, random_state=lambda: "state",
-    )  # fmt: skip
-    monkeypatch.setattr(device, "_DRIVERS", {"privateuseone": driver})
+    """Give this machine two accelerators, as torch reports them."""
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: torch.device("xpu"))
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.xpu, "get_device_name", lambda _: "New GPU")
 
 
 @pytest.mark.usefixtures("two_gpus")
-def test_a_kind_of_device_is_one_entry() -> None:
+def test_an_accelerator_is_what_torch_reports() -> None:
     assert machine() == "2 x New GPU"
     assert [own_device(rank).index for rank in (0, 1, 2)] == [0, 1, 0]
-    assert evaluation_precision(best_device()) == "bf16" and device.memory_mb(best_device()) == 3
-    assert device.random_state()["privateuseone"] == "state"
+    assert resolve("xpu:1") == torch.device("xpu:1")
+    assert evaluation_precision(best_device()) == "bf16"
 
 
 def test_the_figures_of_a_model_do_not_depend_on_the_cpu() -> None:

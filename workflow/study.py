@@ -22,8 +22,7 @@ from filip.study import resolve
 from filip.study.checks import check_accuracy_of
 from filip.study.evaluation import check_evaluation_options
 from workflow.evaluation import StudyEvaluations
-from workflow.launch import Launch
-from workflow.slurm import wait_for_earlier_jobs
+from workflow.launch import Launch, wait_for_earlier_jobs
 from workflow.sources import StudySources
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -140,7 +139,7 @@ class WorkflowStudy(StudySources, StudyEvaluations):
         """
 
         def found() -> str:
-            from filip.train.fingerprint import settings_hash
+            from filip.train.provenance import settings_hash
 
             return settings_hash(resolve(*self.train_arguments(run)))
 

@@ -52,7 +52,7 @@ def learned_tokens(encoder: Encoder) -> Tensor | None:
 
 @lru_cache(maxsize=4)  # once for a model, not for every caption of a page
 def _taught(embedding: Tensor) -> Tensor:
-    from filip.models.taught import taught  # filip.models imports timm, which whoever has a model has imported
+    from filip.models.weights import taught  # filip.models imports timm, which whoever has a model has imported
 
     return taught(embedding)
 

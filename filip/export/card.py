@@ -13,8 +13,8 @@ from filip.data.shard_set import read_manifest
 from filip.models import ImageTowerConfig
 from filip.runs.source import ModelSource
 from filip.train.config import TrainConfig
-from filip.train.fingerprint import NOT_LEARNING, flat
 from filip.train.losses import TERMS, resolve_weights
+from filip.train.provenance import NOT_LEARNING, flat
 
 
 def write_card(folder: Path, source: ModelSource, library: str, use: str, more: str = "") -> None:

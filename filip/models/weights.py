@@ -10,13 +10,13 @@ from typing import Any, cast
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from filip.errors import UserError, plain
 from filip.files import replacing
 from filip.json_tokenizer import JsonTokenizer
 from filip.models.config import config_from_dict
 from filip.models.dual_encoder import LOSS_PARAMETER, DualEncoder, build_model
-from filip.models.taught import taught
 
 EMBEDDING, ROWS = "text.token_embedding.weight", "text.token_embedding.rows"
 TOKENIZER = "tokenizer.json"  # key for the tokenizer in a file whose vocabulary is not CLIP's
@@ -151,3 +151,23 @@ def _read(path: str | Path, tensors: bool = True) -> tuple[dict[str, str], dict[
             f"{path} is a safetensors file without a model configuration; give the file that training wrote (out=…)"
         )
     return metadata, state
+
+
+def taught(embedding: Tensor) -> Tensor:
+    """Return bool ``[tokens]``: which rows of a token embedding differ from what they were initialised with.
+
+    Most tokens of CLIP's vocabulary never occur in a small training, and an optimiser scales their rows at most, all by
+    one factor (weight decay). So they are still draws from one normal distribution, whose norms spread by
+    1 / sqrt(2 width) of their mean; a row that has been trained lies outside. If most rows are not alike in this way,
+    as in a model trained on everything, all count as taught.
+    """
+    norms = embedding.detach().float().norm(dim=1)
+    if float(norms.median()) == 0:  # a compact file, which leaves them out
+        return norms > 0
+    spread = (2 * embedding.shape[1]) ** -0.5
+    distance = (norms / norms.median().clamp(min=1e-12) - 1).abs()
+    alike = distance < 4.5 * spread
+    measured = float(distance[alike].square().mean().sqrt())
+    if alike.float().mean() < 0.5 or not 0.7 * spread < measured < 1.4 * spread:
+        return torch.ones(len(norms), dtype=torch.bool)
+    return ~alike

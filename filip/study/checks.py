@@ -201,7 +201,7 @@ def check_accuracy_of(
 
 def _settings(config: TrainConfig, sources: list[str]) -> dict[str, Any]:
     """Return the settings of a training that have to be equal, flat: {"model.embed_dim": 256, …}."""
-    from filip.train.fingerprint import learning_settings
+    from filip.train.provenance import learning_settings
 
     settings = learning_settings(config)
     flat = {key: value for key, value in settings.items() if key not in NOT_COMPARED}

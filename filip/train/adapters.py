@@ -13,7 +13,7 @@ from torch import nn
 from filip.errors import UserError
 from filip.extras import how_to_install
 from filip.models import DualEncoder
-from filip.runs.weights import ADAPTER_SCALE
+from filip.runs.source import ADAPTER_SCALE
 from filip.train.config import WarmStartConfig
 
 LORA_RANK = 16  # rank of the adapters

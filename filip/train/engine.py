@@ -19,8 +19,7 @@ from filip.errors import UserError
 from filip.models import DualEncoder, Encoded
 from filip.train.config import AUTO, DEFAULT_GLOBAL_BATCH, TrainConfig
 from filip.train.losses import Loss
-from filip.train.optimizers import AVERAGE, OPTIMIZERS, AfterStep
-from filip.train.param_groups import param_groups, set_lr
+from filip.train.optimizers import AVERAGE, OPTIMIZERS, AfterStep, param_groups, set_lr
 from filip.train.ranks import Ranks, deepspeed_accelerator
 
 MOST_FITTED = 1024  # pairs of a batch that global_batch=auto chooses

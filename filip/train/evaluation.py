@@ -28,8 +28,8 @@ from filip.eval.protocols import Protocol, protocols
 from filip.eval.sharing import Share
 from filip.files import write_json
 from filip.models import read_extra, save_model
-from filip.runs.checkpoint import BEST
-from filip.runs.weights import merged
+from filip.runs.saved_files import BEST
+from filip.runs.source import merged
 from filip.train.checkpoint import random_states, restore_random_states
 from filip.train.config import EvalConfig
 from filip.train.ranks import Ranks, barrier, raise_together

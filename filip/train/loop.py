@@ -23,33 +23,37 @@ from filip.errors import UserError
 from filip.files import replacing
 from filip.models import DualEncoder, build_model
 from filip.models.weights import TOKENIZER
-from filip.runs.checkpoint import LoopState, newest_intact, read_state
-from filip.runs.weights import merged
+from filip.runs.saved_files import LoopState, newest_intact, read_state
+from filip.runs.source import merged
 from filip.train import monitors, progress
 from filip.train.adapters import adapt
-from filip.train.checkpoint import load_checkpoint, needs_conversion, prepare_folder, save_checkpoint, to_universal
+from filip.train.checkpoint import (
+    choose_checkpoint,
+    continue_from,
+    load_checkpoint,
+    needs_conversion,
+    prepare_folder,
+    save_checkpoint,
+    saved_precision,
+    to_universal,
+    training_hash,
+)
 from filip.train.config import TrainConfig
 from filip.train.engine import Batching, make_engine, resolve_batching, settle_precision, to_device
 from filip.train.evaluation import check_evaluation, evaluate
 from filip.train.feature_cache import fill
-from filip.train.fingerprint import resumable_settings
 from filip.train.launcher_env import STOPPED_BY_SIGNAL
 from filip.train.losses import Loss, check_model, resolve_weights, resolved_settings
-from filip.train.manifests import read_manifests
-from filip.train.metrics import Interval, StepMetrics, over_ranks
-from filip.train.profiling import profiled
-from filip.train.provenance import code_hash, put_in_place, record_finish, record_start
+from filip.train.provenance import code_hash, put_in_place, record_finish, record_start, resumable_settings
 from filip.train.ranks import Ranks, StopSignal, barrier, from_main, raise_together, start_ranks
 from filip.train.result import gather_to_main, timings, write_result
-from filip.train.resume import choose_checkpoint, continue_from, saved_precision, training_hash
 from filip.train.run import Run
 from filip.train.schedule import Schedule, make_schedule
-from filip.train.stall_detector import StallDetector
-from filip.train.step import StepOutput, backward
-from filip.train.telemetry import say
-from filip.train.training_data import fit_to_pairs, training_loader
+from filip.train.step import Interval, StepMetrics, StepOutput, backward, over_ranks
+from filip.train.telemetry import profiled, say
+from filip.train.training_data import fit_to_pairs, read_manifests, training_loader
 from filip.train.warm_start import content_hash, load_initial
-from filip.train.watchdog import Limits, StepStatus, Watchdog
+from filip.train.watchdog import Limits, StallDetector, StepStatus, Watchdog
 
 UNTIMED_STEPS = 5  # the first of every start: memory is allocated and kernels are chosen in them
 MAX_ROLLBACKS = 3  # a run with watchdog.non_finite=rollback stops after so many

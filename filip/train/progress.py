@@ -14,10 +14,10 @@ from filip.progress import say
 from filip.train.config import TrainConfig
 from filip.train.counts import count
 from filip.train.hardware import peak_flops
-from filip.train.metrics import Interval
+from filip.train.monitors import RankReport, fleet_report, summed
 from filip.train.ranks import Ranks
 from filip.train.run import Run
-from filip.train.stragglers import RankReport, fleet_report, summed
+from filip.train.step import Interval
 from filip.train.telemetry import Telemetry, text_line
 from filip.train.watchdog import at_clamp
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from filip.files import write_json
 from filip.models import read_extra, save_model
-from filip.runs.checkpoint import BEST
+from filip.runs.saved_files import BEST
 from filip.train.config import TrainConfig
 from filip.train.engine import Engine
 from filip.train.optimizers import AVERAGE

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from filip.data.loading.streaming import Loader
-from filip.runs.checkpoint import LoopState
+from filip.runs.saved_files import LoopState
 from filip.train.config import TrainConfig
 from filip.train.counts import step_flops
 from filip.train.engine import Batching, Engine
@@ -17,9 +17,8 @@ from filip.train.losses import Loss
 from filip.train.provenance import now
 from filip.train.ranks import Ranks, StopSignal
 from filip.train.schedule import Schedule
-from filip.train.stall_detector import StallDetector
 from filip.train.telemetry import Telemetry
-from filip.train.watchdog import Watchdog
+from filip.train.watchdog import StallDetector, Watchdog
 
 
 @dataclass

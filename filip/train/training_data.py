@@ -1,21 +1,24 @@
-"""The batches of a training: its settings and its model, as the loader takes them."""
+"""The data of a training: its manifests, and the batches that the loader makes for its settings and model."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from pathlib import Path
 
 from filip import device
-from filip.data.loading.config import DataConfig, StreamConfig, is_streamed
+from filip.data.loading.config import DataConfig, Source, StreamConfig, is_streamed
 from filip.data.loading.loader import build_loader
 from filip.data.loading.pair_index import index_source
 from filip.data.loading.streaming import Loader, build_stream_loader
+from filip.data.remote_tars import address
+from filip.data.shard_set import changed_since, manifest_hash, read_manifest
 from filip.errors import UserError
 from filip.models import DualEncoder
 from filip.train.config import AUTO, TrainConfig
 from filip.train.engine import MOST_FITTED, Batching, fitting_chunk
 from filip.train.feature_cache import cache_folder
 from filip.train.losses import TERMS, resolve_weights
-from filip.train.manifests import as_they_lie
 from filip.train.ranks import Ranks
 
 FEWEST_STEPS = 300  # of a training whose length is fitted to few pairs,
@@ -109,3 +112,41 @@ def check_own_shapes(config: TrainConfig, model: DualEncoder) -> None:
             raise UserError(
                 f"{given}: {setting} is for squares; give {setting}={advice}, or leave data.patch_budgets out"
             )
+
+
+def read_manifests(config: TrainConfig) -> dict[str, str]:
+    """Return {shards folder: hash in its manifest}. Raise UserError for a given manifest that cannot be read."""
+    return {
+        source.shards: manifest_hash(source.manifest) for source in config.data.sources if source.manifest is not None
+    }
+
+
+def as_they_lie(data: DataConfig) -> DataConfig:
+    """Return the settings with the address of shards whose tars are in a bucket, and with their number of pairs."""
+    return replace(data, sources=[_as_it_lies(source) for source in data.sources])
+
+
+def _as_it_lies(source: Source) -> Source:
+    if not is_streamed(source.shards):
+        bucket = address(min(Path(source.shards).glob("*.tar"), default=Path()))
+        if bucket is None:
+            return source
+        source = replace(source, shards=bucket.rpartition("/")[0])
+    if source.pairs is None and source.manifest is not None:
+        source = replace(source, pairs=read_manifest(source.manifest)["captions"]["images"])
+    return source
+
+
+def refuse_changed_data(config: TrainConfig) -> None:
+    """Raise UserError if the data of a source no longer match its manifest.
+
+    This reads every side-car: call it on one rank only.
+    """
+    for source in config.data.sources:
+        if source.manifest is None or not (changed := changed_since(source.manifest)):
+            continue
+        more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+        raise UserError(
+            f"the data no longer match {source.manifest}: {'; '.join(changed[:3])}{more}. Restore them, or write the "
+            "manifest again with python -m filip.data.manifest and start a new run"
+        )

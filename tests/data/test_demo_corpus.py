@@ -21,12 +21,11 @@ from filip.command import compose_config
 from filip.data.cards import load_source
 from filip.errors import UserError
 from filip_demo import packages
-from filip_demo.artists import ARTISTS, PACKAGES
-from filip_demo.captions import MAX_TAGS, caption_of, informative_tags
-from filip_demo.catalogue import Catalogue, Drawing, Emoji, normalise, slugify
+from filip_demo.catalogue import MAX_TAGS, Catalogue, Drawing, Emoji, caption_of, informative_tags, normalise, slugify
 from filip_demo.corpus import Corpus, choose_concepts, main, train_and_test
 from filip_demo.evaluation import TONES, Benchmark, benchmarks, without_copies
 from filip_demo.faulty_rows import PLANTED, plant, spoil
+from filip_demo.packages import ARTISTS, PACKAGES
 from filip_demo.render import SIDE, png_bytes
 from filip_demo.training_list import training_table
 from filip_demo.twins import Twins

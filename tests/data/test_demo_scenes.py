@@ -17,16 +17,19 @@ from PIL import Image
 from filip.command import compose_config
 from filip_demo.catalogue import Emoji
 from filip_demo.corpus import Corpus, main
-from filip_demo.distractors import (
+from filip_demo.scene_captions import TEMPLATES, article, fill, relation_of
+from filip_demo.scene_sets import (
+    SEARCH,
     WRONG_NAMES,
+    SceneFacts,
     half_name_choices,
     half_relation_choices,
     may_be_called,
     name_choices,
     relation_choices,
+    scene_makers,
+    write_scene_sets,
 )
-from filip_demo.scene_captions import TEMPLATES, article, fill, relation_of
-from filip_demo.scene_sets import SEARCH, SceneFacts, scene_makers, write_scene_sets
 from filip_demo.scenes import (
     SIDE,
     Sprite,

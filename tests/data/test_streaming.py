@@ -32,7 +32,7 @@ from filip.data.prepare import PrepareConfig, prepare, resolve_card
 from filip.data.remote_tars import address
 from filip.data.verify import verify
 from filip.errors import UserError
-from filip.train.manifests import as_they_lie
+from filip.train.training_data import as_they_lie
 from tests.data.downloads import write_list
 from tests.data.loaders import keys
 from tests.data.own_images import CAPTIONS, picture, text_beside, write_images

@@ -15,7 +15,7 @@ from filip.export.clip_tokenizer import clip_tokenizer
 from filip.export.multi_vector_folder import write_multi_vector
 from filip.export.open_clip_folder import write_open_clip
 from filip.models import DualEncoder, ModelConfig, build_model, load_model, save_model
-from filip.runs.checkpoint import STATE, LoopState
+from filip.runs.saved_files import STATE, LoopState
 from filip.runs.source import read_source
 from filip.train.warm_start import load_initial
 from tests.eval.miniature import SIDE, picture, run_protocol, tiny_config, write_model, write_webdataset

@@ -13,7 +13,7 @@ from filip.errors import UserError
 from filip.export.__main__ import Export, export
 from filip.export.formats import FORMATS
 from filip.models import ModelConfig, build_model, load_preset
-from filip.runs.checkpoint import LoopState
+from filip.runs.saved_files import LoopState
 
 WEIGHTS = "mp_rank_00_model_states.pt"
 

@@ -22,8 +22,7 @@ from filip.models import (
     read_extra,
     save_model,
 )
-from filip.models.taught import taught
-from filip.models.weights import save_compact
+from filip.models.weights import save_compact, taught
 from filip.tokenizer import tokenize
 
 

@@ -6,7 +6,7 @@ import torch
 from filip.errors import UserError
 from filip.models import TextFeatures, build_model, load_preset
 from filip.tokenizer import decode_token, token_texts, tokenize
-from filip_research.word_swaps import nouns, with_noun_exchanged, with_relation_reversed
+from filip_research.swapped_words import nouns, with_noun_exchanged, with_relation_reversed
 from tests.support.training import compose
 
 

@@ -10,14 +10,13 @@ from safetensors.torch import load_file
 from filip.command import run_command
 from filip.errors import UserError
 from filip.models import DualEncoder, TextFeatures, build_model, load_preset, save_model
-from filip.runs.source import read_source
-from filip.runs.weights import merged
+from filip.runs.source import merged, read_source
 from filip.tokenizer import tokenize
 from filip.train.config import TrainConfig
 from filip.train.counts import activation_bytes, count
 from filip.train.engine import Batching, make_optimizer
 from filip.train.loop import initial_model
-from filip.train.param_groups import set_lr
+from filip.train.optimizers import set_lr
 from filip.train.plan import Plan, main
 from tests.support.training import compose, run_many, same_weights, train_arguments
 

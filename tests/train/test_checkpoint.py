@@ -10,10 +10,10 @@ from filip.command import compose_config
 from filip.data import manifest
 from filip.data.sidecar import write_sidecar
 from filip.errors import UserError
-from filip.runs.checkpoint import LoopState, complete_checkpoints, read_state
+from filip.runs.saved_files import LoopState, complete_checkpoints, read_state
 from filip.train.checkpoint import _prune, check_compatible, find_checkpoint, needs_conversion
 from filip.train.config import CheckpointConfig, TrainConfig
-from filip.train.manifests import refuse_changed_data
+from filip.train.training_data import refuse_changed_data
 from tests.data.test_manifest import data_set
 from tests.support.processes import run_python
 from tests.support.training import train_arguments

@@ -218,7 +218,7 @@ def test_a_broken_file_is_named(model: DualEncoder, tmp_path: Path) -> None:
 
 
 def test_no_setting_of_the_learning(tmp_path: Path) -> None:
-    from filip.train.fingerprint import settings_hash
+    from filip.train.provenance import settings_hash
 
     whole = [f"data.{name}={value}" for name, value in WHOLE.items()]
     one: TrainConfig = compose(*whole)

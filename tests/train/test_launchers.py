@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from filip.errors import UserError
-from filip.runs.checkpoint import complete_checkpoints
+from filip.runs.saved_files import complete_checkpoints
 from filip.train.launcher_env import FIRST_PORT, PORTS, environment_rank, fill_environment, first_host
 from filip.train.ranks import Ranks as RankPlace
 from filip.train.ranks import own_device

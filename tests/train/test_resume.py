@@ -13,7 +13,7 @@ import torch
 from filip.export.__main__ import Export, export
 from filip.models import load_model
 from filip.resources import shipped
-from filip.runs.checkpoint import complete_checkpoints
+from filip.runs.saved_files import complete_checkpoints
 from tests.support.launched_ranks import Ranks
 from tests.support.training import losses, records, run_many, same_weights, train_arguments
 

@@ -10,15 +10,20 @@ import pytest
 import torch
 
 from filip.errors import UserError
-from filip.runs.checkpoint import LoopState, is_finished, newest_intact
-from filip.train import provenance, resume
-from filip.train.checkpoint import prepare_folder
+from filip.runs.saved_files import LoopState, is_finished, newest_intact
+from filip.train import checkpoint, provenance
+from filip.train.checkpoint import Resumption, choose_checkpoint, prepare_folder, training_hash
 from filip.train.config import TrainConfig
-from filip.train.fingerprint import learning_settings, resumable_settings, settings_hash
 from filip.train.losses import TERMS
-from filip.train.provenance import put_in_place, record_finish, record_start
+from filip.train.provenance import (
+    learning_settings,
+    put_in_place,
+    record_finish,
+    record_start,
+    resumable_settings,
+    settings_hash,
+)
 from filip.train.ranks import Ranks
-from filip.train.resume import Resumption, choose_checkpoint, training_hash
 from tests.support.training import compose
 
 ROOT = Path(__file__).parents[2]
@@ -151,7 +156,7 @@ def test_a_finished_run_whose_result_is_gone_gets_it_back_unless_anything_differ
         choose(run, resume="never", **SAME),
     ):
         assert again.kept is None and again.start_again
-    monkeypatch.setattr(resume, "code_hash", lambda _: "of a later version")
+    monkeypatch.setattr(checkpoint, "code_hash", lambda _: "of a later version")
     assert choose(run, **SAME).kept is None
 
 
@@ -212,11 +217,9 @@ def test_the_folder_hash_covers_learning_settings_only() -> None:
 
 
 def test_a_setting_at_its_default_does_not_enter_the_hash(monkeypatch: pytest.MonkeyPatch) -> None:
-    from filip.train import fingerprint
-
     before = settings_hash(compose("model=tiny"))
     with_more = lambda config: {**learning_settings(config), "field.of_tomorrow": 0}  # noqa: E731
-    monkeypatch.setattr(fingerprint, "learning_settings", with_more)
+    monkeypatch.setattr(provenance, "learning_settings", with_more)
     assert settings_hash(compose("model=tiny")) == before
 
 

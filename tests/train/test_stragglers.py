@@ -5,10 +5,9 @@ import threading
 import pytest
 
 from filip.train.config import WatchdogConfig
-from filip.train.stall_detector import StallDetector
-from filip.train.stragglers import RankReport, fleet_report
+from filip.train.monitors import RankReport, fleet_report
 from filip.train.telemetry import text_line
-from filip.train.watchdog import Limits, StepStatus, Watchdog
+from filip.train.watchdog import Limits, StallDetector, StepStatus, Watchdog
 
 
 def reports(*encoding: float, data_wait: float = 0.0) -> list[RankReport]:

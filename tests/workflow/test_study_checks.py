@@ -9,7 +9,7 @@ from filip.errors import UserError
 from filip.eval.encoders import backends
 from filip.study import Study, check
 from filip.study.checks import NOT_COMPARED, check_config
-from filip.train.fingerprint import learning_settings
+from filip.train.provenance import learning_settings
 from workflow.study import ROOT, WorkflowStudy
 
 

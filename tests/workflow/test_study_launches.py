@@ -12,7 +12,7 @@ import yaml
 from filip.errors import UserError
 from filip.train.counts import count
 from filip.train.engine import resolve_batching
-from workflow.slurm import earlier_jobs
+from workflow.launch import earlier_jobs
 from workflow.study import ROOT, WorkflowStudy
 
 
@@ -154,7 +154,7 @@ def test_a_scheduler_that_does_not_answer_is_asked_only_to_submit_and_then_repor
     squeue.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
-    monkeypatch.setattr("workflow.slurm.ANSWERS_WITHIN", 0.5)
+    monkeypatch.setattr("workflow.launch.ANSWERS_WITHIN", 0.5)
     demo["launch"] = {"launcher": "srun", "ranks_per_node": 8}
     extra = WorkflowStudy(demo).train_resources(submits=lambda: False)["slurm_extra"]
     assert extra(["filip"]) == "--signal=USR1@600"

@@ -18,10 +18,19 @@ from filip.errors import UserError
 from filip.interaction import gather_ids
 from filip.models import DualEncoder, Encoded
 from filip.train.losses.pooled import POOLED
-from filip.train.losses.settings import given_weight, term_settings, with_settings
 from filip.train.losses.term import BatchShape, LossInput, LossSettings, Term, TermOutput, sum_of
 from filip.train.losses.token_wise import TOKEN_WISE, scorer_parameters
-from filip.train.losses.weights import Weight, WeightSchedule, as_setting, check_every_step, parse_weight, weight_at
+from filip.train.losses.weights import (
+    Weight,
+    WeightSchedule,
+    as_setting,
+    check_every_step,
+    given_weight,
+    parse_weight,
+    term_settings,
+    weight_at,
+    with_settings,
+)
 
 __all__ = [
     "TERMS", "BatchShape", "Loss", "LossInput", "LossOutput", "LossSettings", "Term", "TermOutput", "check_model",

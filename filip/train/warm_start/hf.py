@@ -11,8 +11,7 @@ from filip.errors import UserError, first_line
 from filip.extras import how_to_install
 from filip.models import DualEncoder, ModelConfig, TextTowerConfig
 from filip.train.warm_start import siglip
-from filip.train.warm_start.clip import build_clip, image_config, refuse_normalisation
-from filip.train.warm_start.hf_names import block_state
+from filip.train.warm_start.clip import block_state, build_clip, image_config, refuse_normalisation
 
 _TOWERS = {  # ours, theirs
     "image.trunk.norm_pre": "vision_model.pre_layrnorm",

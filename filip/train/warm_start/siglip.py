@@ -21,7 +21,7 @@ from filip.errors import UserError, first_line
 from filip.files import digest
 from filip.json_tokenizer import JsonTokenizer
 from filip.models import DualEncoder, ImageTowerConfig, ModelConfig, TextTowerConfig, build_model
-from filip.train.warm_start.hf_names import block_state
+from filip.train.warm_start.clip import block_state
 from filip.train.warm_start.timm import fold_normalisation
 
 IMAGE_ONLY = ":image"  # behind the name: the vision tower alone

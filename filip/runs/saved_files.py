@@ -36,7 +36,7 @@ class LoopState:
     model: dict[str, Any] = field(default_factory=dict)
     optimizer: str = "lamb"
     manifests: dict[str, str] = field(default_factory=dict)
-    settings: dict[str, Any] = field(default_factory=dict)  # see filip.train.fingerprint
+    settings: dict[str, Any] = field(default_factory=dict)  # see filip.train.provenance
     init_from: str | None = None  # hash of the weights that the run started from
     files: dict[str, int] = field(default_factory=dict)  # bytes of each file of the checkpoint
 
