@@ -2,8 +2,8 @@
 
     score[q, d] = sum over the tokens of q of the largest dot product with a token of d        (MaxSim)
 
-is ``late_interaction`` in one direction: queries in the role of images, their masked tokens set to zero (a zero adds
-nothing to the sum), documents packed, and ``i2t`` times the number of query positions. These libraries take a scorer
+is ``late_interaction`` in one direction: queries in the role of images, both sides packed, and ``i2t`` times the number
+of the query's tokens. These libraries take a scorer
 as a function; docs/interaction.md shows each. None of them is imported here.
 """
 
@@ -48,8 +48,8 @@ def colbert_scores(
     Raises ValueError for shapes that do not match.
     """
     packed = _pack(queries_embeddings, documents_embeddings, queries_mask, documents_mask)
-    found = late_interaction(packed.queries, packed.documents, packed.lengths, backend=backend).i2t
-    return packed.scores(found, packed.empty, length_normalize)
+    means = late_interaction(*packed.tokens, image_mask=packed.queries_mask, backend=backend).i2t
+    return packed.scores(means, packed.empty, length_normalize)
 
 
 def mean_colbert_scores(
@@ -88,36 +88,33 @@ def colbert_kd_scores(
     packed = _pack(queries_embeddings, documents_embeddings, queries_mask, documents_mask)
     of_query = torch.arange(packed.empty.numel()).view(documents_embeddings.shape[:2])
     own = torch.arange(len(of_query))[:, None].expand_as(of_query)
-    found = late_interaction_pairs(packed.queries, packed.documents, packed.lengths, own, of_query).i2t
-    return packed.scores(found, packed.empty.view(found.shape), length_normalize)
+    means = late_interaction_pairs(*packed.tokens, own, of_query, image_mask=packed.queries_mask).i2t
+    return packed.scores(means, packed.empty.view(means.shape), length_normalize)
 
 
 class _Packed(NamedTuple):
-    """The tokens of both sides: queries [q, n1, d], zero where masked; the documents' packed, with their lengths.
+    """The tokens of both sides, as :func:`late_interaction` takes them. An item without a token has a stand-in."""
 
-    ``empty`` says which documents have none.
-    """
-
-    queries: Tensor
-    documents: Tensor
-    lengths: Tensor
-    empty: Tensor
-    counts: Tensor  # [q] tokens of each query
+    tokens: tuple[Tensor, Tensor, Tensor]  # queries [q, n1, d], the documents' packed, their lengths
+    queries_mask: Tensor  # [q, n1]
+    counts: Tensor  # [q, 1] tokens of each query
+    empty: Tensor  # [documents] whether one has no token
 
     def scores(self, means: Tensor, empty: Tensor, length_normalize: bool) -> Tensor:
-        """Return ``means`` [q, ...] over all n1 positions, as sums or as means over the query's own tokens."""
-        scores = (means * self.queries.shape[1]).masked_fill(empty, EMPTY_DOCUMENT_SCORE)
-        return scores / self.counts.clamp_min(1)[:, None] if length_normalize else scores
+        """Return ``means`` [q, ...] over a query's tokens as sums, or as they are; 0 for a query without a token."""
+        scores = (means * self.counts).masked_fill(empty, EMPTY_DOCUMENT_SCORE)
+        return scores / self.counts.clamp(min=1) if length_normalize else scores
 
 
 def _pack(queries: Tensor, documents: Tensor, queries_mask: Tensor | None, documents_mask: Tensor | None) -> _Packed:
     queries_mask = _mask(queries, queries_mask, "queries_mask")
     documents_mask = _mask(documents, documents_mask, "documents_mask").flatten(0, -2)
-    empty = ~documents_mask.any(dim=1)
-    kept = documents_mask.clone()
-    kept[:, 0] |= empty  # a stand-in, whose score is overwritten
-    zeroed = queries.masked_fill(~queries_mask[..., None], 0)
-    return _Packed(zeroed, documents.flatten(0, -3)[kept], kept.sum(dim=1), empty, queries_mask.sum(dim=1))
+    counts, lengths = queries_mask.sum(dim=1, keepdim=True), documents_mask.sum(dim=1)
+    first = torch.arange(queries_mask.shape[1], device=queries.device) == 0
+    queries_mask = queries_mask | ((counts == 0) & first)
+    first = torch.arange(documents_mask.shape[1], device=documents.device) == 0
+    packed = documents.flatten(0, -3)[documents_mask | ((lengths == 0)[:, None] & first)]
+    return _Packed((queries, packed, lengths.clamp(min=1)), queries_mask, counts, lengths == 0)
 
 
 def _mask(embeddings: Tensor, mask: Tensor | None, name: str) -> Tensor:

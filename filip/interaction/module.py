@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from filip.interaction.collectives import Group, group_rank
@@ -17,6 +18,7 @@ class LateInteractionLoss(nn.Module):
 
     ``log_scale`` [1] is a parameter: pass it to the optimiser, without weight decay. It is kept at or below
     log(``largest_scale``) by clamping the parameter itself before each use, so that its gradient never vanishes.
+    ``normalize`` divides each token by its length, without which similarities are no cosines; False: they come so.
     Options are those of :func:`distributed_late_interaction`; on one process nothing is sent.
     """
 
@@ -30,12 +32,13 @@ class LateInteractionLoss(nn.Module):
         transport_dtype: torch.dtype | None = None,
         backend: str = "auto",
         recompute: bool = False,
+        normalize: bool = True,
     ) -> None:
         super().__init__()
         if not 0 < scale <= largest_scale < math.inf:
             raise ValueError(f"0 < scale <= largest_scale must hold, got {scale} and {largest_scale}")
         self.log_scale = nn.Parameter(torch.tensor([math.log(scale)]))
-        self.largest_scale = largest_scale
+        self.largest_scale, self.normalize = largest_scale, normalize
         self.options = Options(group, exchange, transport_dtype, backend, recompute)
 
     def forward(
@@ -48,12 +51,14 @@ class LateInteractionLoss(nn.Module):
     ) -> ContrastiveOutput:
         """Return the loss of this rank's ``image_tokens`` [b, n1, d] and packed ``text_tokens`` [T, d], lengths [b].
 
-        Tokens should be of unit length. ``image_mask`` [b, n1] as in :func:`late_interaction`. ``ids`` [b] int64: pairs
+        ``image_mask`` [b, n1] as in :func:`late_interaction`. ``ids`` [b] int64: pairs
         with an equal id, on whichever rank, count as positives of each other. Averaging the ranks' gradients, as DDP
         does, gives those of the whole batch.
         """
         with torch.no_grad():
             self.log_scale.clamp_(max=math.log(self.largest_scale))
+        if self.normalize:
+            image_tokens, text_tokens = F.normalize(image_tokens, dim=-1), F.normalize(text_tokens, dim=-1)
         similarity, counts = score_ranks(image_tokens, text_tokens, text_lengths, self.options, image_mask)
         offset, all_ids = sum(counts[: group_rank(self.options.group)]), None
         if ids is not None:

@@ -83,6 +83,15 @@ def test_a_document_without_a_token_scores_what_it_does_in_sentence_transformers
     assert (found[0][:, 2] == -1e9).all() and (found[2][1, 0] == 0).all()
 
 
+def test_a_query_without_a_token_scores_nothing() -> None:
+    query, document, query_mask, document_mask = batch(None)
+    query_mask[2] = False
+    for normalize in (False, True):
+        masks = {"queries_mask": query_mask, "documents_mask": document_mask, "length_normalize": normalize}
+        scores, of_query, _ = solve(colbert_scores, query, document, **masks)
+        assert (scores[2] == 0).all() and (of_query[2] == 0).all() and (scores[1] != 0).all()
+
+
 def test_without_masks_rows_of_zeros_are_padding_as_in_sentence_transformers() -> None:
     from sentence_transformers.multi_vector_encoder import scoring
 

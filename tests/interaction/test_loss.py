@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+import torch.nn.functional as F
 from torch import Tensor
 
 from filip.interaction import LateInteractionLoss, Similarity, contrastive_loss, late_interaction, pooled_similarity
@@ -113,6 +114,15 @@ def test_the_module_is_the_function_with_a_temperature_that_can_come_down_again(
     assert module.log_scale.grad is not None and float(module.log_scale.grad) != 0
     with pytest.raises(ValueError, match="0 < scale <= largest_scale"):
         LateInteractionLoss(scale=200.0)
+
+
+def test_the_module_compares_directions_unless_told_otherwise() -> None:
+    image, text, lengths = random_problem(5, 9, [3, 6, 2, 4, 5], 16)
+    longer = image * 7, text * torch.linspace(0.1, 3, len(text))[:, None], lengths
+    directions = F.normalize(image, dim=-1), F.normalize(text, dim=-1), lengths
+    expected = LateInteractionLoss(normalize=False)(*directions).loss
+    torch.testing.assert_close(LateInteractionLoss()(*longer).loss, expected)
+    assert abs(LateInteractionLoss(normalize=False)(*longer).loss - expected) > 0.1
 
 
 def test_the_example_of_the_manual_learns(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,7 @@
 """The native kernels on every instruction set of this CPU, against the float64 reference."""
 
 import functools
+import multiprocessing
 from collections.abc import Iterator
 
 import pytest
@@ -366,3 +367,18 @@ def test_a_kernel_that_disagrees_is_left_out(
     monkeypatch.setattr(native, "_call", call_and_spoil)
     assert native._measured(names, bf16=True) != names[0]
     assert f"the {names[0]} kernel is left out" in capsys.readouterr().err
+
+
+def test_a_forked_process_scores_alone(threads: None) -> None:
+    torch.set_num_threads(2)
+    problem = random_problem(300, 36, [3] * 1000, 64)  # more than one unit of work, or no thread is started
+    expected = late_interaction(*problem, backend="native").i2t
+    fork = multiprocessing.get_context("fork")
+    receiving, sending = fork.Pipe()
+    child = fork.Process(target=lambda: sending.send(late_interaction(*problem, backend="native").i2t[7].tolist()))
+    child.start()
+    try:
+        assert receiving.poll(60), "it waits for threads that it does not have"
+        assert receiving.recv() == expected[7].tolist()
+    finally:
+        child.kill()

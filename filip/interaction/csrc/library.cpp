@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include <unistd.h>
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
@@ -89,12 +90,16 @@ class FlushDenormals {
 #endif
 };
 
+// OpenMP's threads do not survive a fork, and a process forked after they have started would wait for them
+// for ever: it works alone.
+const pid_t LOADED_BY = getpid();
+
 // Runs work(unit, scratch) for every unit on PyTorch's threads, each with scratch memory of its own. Units are taken
 // from a counter, since a thread may be held up; whoever runs one, its result is the same.
 class Workers {
  public:
   explicit Workers(int64_t scratch_bytes)
-      : threads_(at::get_num_threads()), bytes_(round_up(scratch_bytes, 4096)), scratch_(threads_ * bytes_) {}
+      : threads_(getpid() == LOADED_BY ? at::get_num_threads() : 1), bytes_(round_up(scratch_bytes, 4096)), scratch_(threads_ * bytes_) {}
 
   template <class Work>
   void operator()(int64_t units, const Work& work) {
