@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-import torch.nn.functional as F
 from torch import Tensor
 
 from filip.interaction import LateInteractionLoss, Similarity, contrastive_loss, late_interaction, pooled_similarity
