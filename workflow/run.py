@@ -114,7 +114,9 @@ class Runner:
 
     def _stop(self) -> None:
         assert self.child is not None
-        self.child.send_signal(signal.SIGINT)  # starts no more jobs, and waits for those that run
+        # Snakemake starts no more jobs then, and waits for those that run. Before it runs any, while it is still loading,
+        # it would print a stack trace; it does not handle SIGTERM then, which ends it.
+        self.child.send_signal(signal.SIGINT if self._runs_jobs() else signal.SIGTERM)
         time.sleep(0.3)
         one_run.end(self._left, PATIENCE)
         try:
@@ -123,6 +125,14 @@ class Runner:
             self.child.kill()
             self.child.wait()
         one_run.end(self._left, 0)
+
+    def _runs_jobs(self) -> bool:
+        """Return whether Snakemake handles SIGTERM, as it does from its first job on."""
+        assert self.child is not None
+        with suppress(OSError):
+            status = Path(f"/proc/{self.child.pid}/status").read_text()
+            return bool(int(status.partition("SigCgt:")[2].split()[0], 16) & 1 << (signal.SIGTERM - 1))
+        return True
 
     def _note(self, number: int, _: FrameType | None) -> None:
         if self.stopped_by is None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.support.snakemake_runs import write_clone
 from workflow import one_run
 from workflow.study import ROOT
 
@@ -89,3 +90,18 @@ def test_the_processes_of_a_run_are_found_by_their_mark_and_ended(
     assert bystander.poll() is None and find() == []
     bystander.kill()
     bystander.wait()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [0, 0.4, 1.5])
+def test_a_run_that_is_stopped_while_snakemake_loads_ends_in_a_sentence(tmp_path: Path, seconds: float) -> None:
+    command = [sys.executable, "-m", "workflow.run", "own_images", "--cores", "1", "--dry-run"]
+    with subprocess.Popen(command, cwd=write_clone(tmp_path / "filip"), stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        while "loading Snakemake" not in process.stderr.readline():
+            pass
+        time.sleep(seconds)
+        process.terminate()
+        said = process.communicate(timeout=60)[1]
+    assert "stopped; the same command continues" in said and "Traceback" not in said
+    assert process.returncode == 128 + signal.SIGTERM
