@@ -114,8 +114,8 @@ class Runner:
 
     def _stop(self) -> None:
         assert self.child is not None
-        # Snakemake starts no more jobs then, and waits for those that run. Before it runs any, while it is still loading,
-        # it would print a stack trace; it does not handle SIGTERM then, which ends it.
+        # Snakemake starts no more jobs then, and waits for those that run. While it is still loading,
+        # it would print a stack trace, and SIGTERM, which it does not handle yet, just ends it.
         self.child.send_signal(signal.SIGINT if self._runs_jobs() else signal.SIGTERM)
         time.sleep(0.3)
         one_run.end(self._left, PATIENCE)
