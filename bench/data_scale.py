@@ -51,7 +51,7 @@ from filip.data.loading.pair_index import index_source
 from filip.data.loading.shard_index import ShardIndex, write_index
 from filip.data.manifest import make_manifest
 from filip.data.prepare import prepare
-from filip.data.scoring.near import nearest
+from filip.data.scoring import nearest
 from filip.data.text_rules import apply_text_rules
 from filip.data.translate import TranslationJob, translate
 from filip.files import write_json

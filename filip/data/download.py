@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections import Counter
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from multiprocessing import forkserver, get_context
 from pathlib import Path
@@ -25,12 +25,10 @@ from filip.command import MISSING, option, run_command
 from filip.data.cards import SourceCard, load_source
 from filip.data.fetching.download_plan import (
     add_retry_pass,
-    is_retry,
     make_plan,
     missing_shards,
     outcomes,
     retried_rows,
-    retries_at_the_end,
     shards_of,
 )
 from filip.data.fetching.outcomes import reason_of
@@ -39,8 +37,7 @@ from filip.data.lists.columns import RESERVED
 from filip.data.lists.parquet_rows import whole_file
 from filip.data.parts import parse_part
 from filip.data.remote_tars import claim
-from filip.data.shard_set import set_aside
-from filip.data.stage import ByShard, tell
+from filip.data.stage import ByShard, filling, tell
 from filip.data.text_rules import check_list
 from filip.errors import UserError, counted
 from filip.files import locked
@@ -68,7 +65,6 @@ class DownloadConfig:
     threads: int | None = option(None, "threads of each process; default: the card's", at_least=1)
     timeout: int | None = option(None, "seconds for an image; default: the card's", at_least=1)
     part: str | None = option(None, "0/8 to 7/8: download only this eighth of the shards, and stop")
-    memory: str = option("1GB", "DuckDB memory, used when a filled folder is asked for with another list or rule")
 
 
 def main(config: DownloadConfig) -> None:
@@ -77,35 +73,53 @@ def main(config: DownloadConfig) -> None:
     for key in ("retry_passes", "processes", "threads", "timeout"):
         if getattr(config, key) is not None:
             setattr(card.download, key, getattr(config, key))
-    if part := parse_part(config.part):
-        download_part(config.list, config.out, card, part, config.memory, config.tars)
+    fragment = download(config.list, config.out, card, config.tars, parse_part(config.part))
+    if fragment is None:
         print(f"part {config.part} is in {config.out}; run again without part= when all are")
         return
-    fragment = download(config.list, config.out, card, config.memory, config.tars)
     head = f"{config.out}: {fragment.n_out:,} of {fragment.n_in:,} images in {fragment.notes['shards']} shards"
     tell(fragment, config.funnel, head, lambda reason: fragment.notes["examples"].get(reason, [""])[0][:90])
 
 
 def download(
-    list_path: str | Path, out: str | Path, card: SourceCard, memory: str = "1GB", tars: str | None = None
-) -> Fragment:
+    list_path: str | Path, out: str | Path, card: SourceCard, tars: str | None = None, part: Part = None
+) -> Fragment | None:
     """Fill the folder ``out`` with the images of ``list_path`` and account for every URL.
 
-    tars: folder of a bucket to which each finished tar is sent; see :mod:`filip.data.remote_tars`.
+    tars: folder of a bucket to which each finished tar is sent; see :mod:`filip.data.remote_tars`. part (i, n): fetch
+    the planned shards i, i + n, i + 2n, … alone, and return None: nothing is tried again or accounted for.
 
-    A folder that was filled from another list, or with other image rules, keeps the images that are still wanted.
-    Raises UserError when it was filled with other settings of the images, when another process is filling it, when a
-    shard could not be completed, or when no image could be fetched.
+    Raises UserError when the folder was filled from another list or with other settings, when another process is
+    filling it, when a shard could not be completed, or when no image could be fetched.
     """
-    with _planned(list_path, out, card, memory, tars) as (plan, folder, columns):
-        sweep(folder / "_work")
+    columns = check_list(list_path)
+    reserved = sorted(set(columns) & set(RESERVED) - {"url", "caption"})
+    if reserved:
+        raise UserError(
+            f"{list_path} has the columns {', '.join(reserved)}, which the shards have themselves: "
+            "`filip data prepare` renames them"
+        )
+    folder = Path(out).resolve()
+    work = folder / "_work"
+    alone: AbstractContextManager[None] = nullcontext()
+    if part is not None:  # not the same part twice at once
+        name = f"{part[0]}-of-{part[1]}"
+        alone = locked(work / f"part-{name}.lock", f"part {name} of {folder} is being filled by another process")
+    with filling(folder, shared=part is not None), alone:
+        with locked(work / "plan.lock"):
+            plan = make_plan(Path(list_path), folder, card, columns)
+            if tars is not None:
+                claim(tars, folder)
+        sweep(work, part=part)
         number = 0
         while number < len(plan["passes"]):
-            _run_pass(plan, number, folder, card, columns, tars)
+            _run_pass(plan, number, folder, card, columns, tars, part)
             number += 1
-            if number == len(plan["passes"]) and retries_at_the_end(plan) < card.download.retry_passes:
+            if part is None and number == len(plan["passes"]) <= card.download.retry_passes:
                 add_retry_pass(plan, folder, columns)
-        sweep(folder / "_work", finished=True)
+        if part is not None:
+            return None
+        sweep(work, finished=True)
         fragment = account(folder, card)
         if not fragment.n_out:
             raise UserError(
@@ -116,56 +130,6 @@ def download(
     return fragment
 
 
-def download_part(
-    list_path: str | Path,
-    out: str | Path,
-    card: SourceCard,
-    part: tuple[int, int],
-    memory: str = "1GB",
-    tars: str | None = None,
-) -> None:
-    """Fetch the planned shards i, i + n, i + 2n, … of ``part`` (i, n); nothing is tried again or accounted for."""
-    with _planned(list_path, out, card, memory, tars, part) as (plan, folder, columns):
-        sweep(folder / "_work", part=part)
-        for number in range(len(plan["passes"])):
-            _run_pass(plan, number, folder, card, columns, tars, part)
-
-
-@contextmanager
-def _planned(
-    list_path: str | Path, out: str | Path, card: SourceCard, memory: str, tars: str | None, part: Part = None
-) -> Iterator[tuple[dict[str, Any], Path, list[str]]]:
-    """Hold the locks of a folder, or of its part; yield its plan, the folder, and the columns of the list."""
-    columns = check_list(list_path)
-    reserved = sorted(set(columns) & set(RESERVED) - {"url", "caption"})
-    if reserved:
-        raise UserError(
-            f"{list_path} has the columns {', '.join(reserved)}, which the shards have themselves: "
-            "`filip data prepare` renames them"
-        )
-    folder = Path(out).resolve()
-    busy = f"{folder} is being filled by another process: wait for it or stop it"
-    work = folder / "_work"
-    with locked(work / "lock", busy, shared=part is not None), _only(work, part):
-        with locked(work / "plan.lock"):
-            plan = make_plan(Path(list_path), folder, card, columns, memory)
-            if tars is not None:
-                claim(tars, folder)
-        yield plan, folder, columns
-
-
-def _only(work: Path, part: Part) -> AbstractContextManager[None]:
-    """Hold the lock of a part, so that it is not downloaded twice at once."""
-    if part is None:
-        return nullcontext()
-    name = f"{part[0]}-of-{part[1]}"
-    return locked(work / f"part-{name}.lock", f"part {name} of {work.parent} is being filled by another process")
-
-
-def _is_in(shard: str, part: Part) -> bool:
-    return part is None or (shard.isdigit() and int(shard) % part[1] == part[0])
-
-
 def sweep(work: Path, finished: bool = False, part: Part = None) -> None:
     """Remove the half-finished shards that killed workers left; when all are ``finished``, also their progress.
 
@@ -173,7 +137,8 @@ def sweep(work: Path, finished: bool = False, part: Part = None) -> None:
     """
     files = (".feather", ".progress", ".lock") if finished else (".feather",)
     for path in work.iterdir():
-        if not _is_in(path.name.partition(".")[0], part):
+        shard = path.name.partition(".")[0]
+        if part is not None and not (shard.isdigit() and int(shard) % part[1] == part[0]):
             continue
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
@@ -193,13 +158,17 @@ def _run_pass(
     """Download the incomplete shards of one pass. Raises UserError when one cannot be completed."""
     this = plan["passes"][number]
     shards = shards_of(this)
-    todo = {shard for shard in missing_shards(plan, number, folder) if _is_in(str(shard), part)}
+    missing = missing_shards(plan, number, folder)
+    todo = {shard for shard in missing if part is None or shard % part[1] == part[0]}
     if not todo:
         return
     for shard in todo:  # its remains must not look complete
         (folder / f"{shard:05d}_stats.json").unlink(missing_ok=True)
     load = card.download
-    _start_fork_server()
+    # the process that workers are forked from imports OpenCV and the rest while this process does
+    get_context("forkserver").set_forkserver_preload(["filip.data.fetching.shards", "filip.data.fetching.image_rules"])
+    with deaf_to_ctrl_c():
+        forkserver.ensure_running()
     # imported only now: it takes seconds, and a rerun with nothing to do should not
     from filip.data.fetching.shard_maker import shard_name
     from filip.data.fetching.shards import ListReader, ShardDownloader
@@ -214,12 +183,18 @@ def _run_pass(
         columns=columns,
         opt_outs=OPT_OUT_DIRECTIVES,
         retried={shard: rows for shard, rows in retried_rows(plan, number) if shard in todo},
-        patient=is_retry(this),
+        patient=number > 0,
     )
     workers = LocalWorkers(downloader, min(load.processes, len(todo)))
-    what = "download" if this["first_shard"] == 0 else "download, retry"
-    with Progress(what, "shards", len(todo)) as progress:
-        failures = download_shards(workers, downloader, reader, _ShardProgress(folder, progress))
+    totals: Counter[str] = Counter()
+    with Progress("download, retry" if number else "download", "shards", len(todo)) as progress:
+
+        def finished(shard: int) -> None:
+            totals.update({key: stats_of(folder, shard)[key] for key in ("count", "successes")})
+            urls, images = totals["count"], totals["successes"]
+            progress.add(note=f"{images:,} images of {urls:,} URLs ({images / max(1, urls):.1%})")
+
+        failures = download_shards(workers, downloader, reader, finished)
     if failures:
         listed = "; ".join(f"{shard_name(shard)}: {why}" for shard, why in sorted(failures.items())[:5])
         raise UserError(
@@ -228,26 +203,10 @@ def _run_pass(
         )
 
 
-def _start_fork_server() -> None:
-    """Start the process that workers are forked from; it imports OpenCV and the rest while this process does."""
-    get_context("forkserver").set_forkserver_preload(["filip.data.fetching.shards", "filip.data.fetching.image_rules"])
-    with deaf_to_ctrl_c():
-        forkserver.ensure_running()
-
-
-class _ShardProgress:
-    """Callback for finished shards, which shows progress and the share of URLs that gave an image."""
-
-    def __init__(self, folder: Path, progress: Progress) -> None:
-        self.folder, self.progress = folder, progress
-        self.urls = self.images = 0
-
-    def __call__(self, shard: int) -> None:
-        stats = json.loads((self.folder / f"{shard:05d}_stats.json").read_text())
-        self.urls += stats["count"]
-        self.images += stats["successes"]
-        share = self.images / max(1, self.urls)
-        self.progress.add(note=f"{self.images:,} images of {self.urls:,} URLs ({share:.1%})")
+def stats_of(folder: Path, shard: int) -> dict[str, Any]:
+    """Return the statistics of a finished shard."""
+    stats: dict[str, Any] = json.loads((folder / f"{shard:05d}_stats.json").read_text())
+    return stats
 
 
 def account(folder: Path, card: SourceCard) -> Fragment:
@@ -258,30 +217,25 @@ def account(folder: Path, card: SourceCard) -> Fragment:
     plan = json.loads((folder / "_work" / "plan.json").read_text())
     dropped = Account()
     images, seconds, urls = 0, 0.0, 0
-    aside = ByShard(set_aside(folder), {})
-    if plan.get("repeated"):
-        dropped.counts["repeated_row"] = plan["repeated"]
     for number, one_pass in enumerate(plan["passes"]):
-        # rows that were retried before the list was replaced are among those set aside
-        retries = ByShard(retried_rows(plan, number) if number + 1 >= plan.get("revised_at", 0) else iter(()), set())
+        retries = ByShard(retried_rows(plan, number), set())
         for shard in shards_of(one_pass):
-            retried, unwanted = retries.of(shard), aside.of(shard)
+            retried = retries.of(shard)
             table = whole_file(folder / f"{shard:05d}.parquet", ["url", "status", "error_message"])
             urls_of_shard = table["url"].to_pylist()
             for row, (url, (status, error)) in enumerate(zip(urls_of_shard, outcomes(table), strict=True)):
-                if row in retried or (row in unwanted and unwanted[row] is None):
+                if row in retried:
                     continue
                 reason, detail = reason_of(status, error)
-                reason = unwanted.get(row, reason)
                 if reason is None:
                     images += 1
                 else:
                     dropped.add(url, f"{reason}: {detail}" if detail else reason)
-            stats = json.loads((folder / f"{shard:05d}_stats.json").read_text())
+            stats = stats_of(folder, shard)
             seconds, urls = seconds + stats["duration"], urls + stats["count"]
     notes = {
         "shards": sum(len(shards_of(one_pass)) for one_pass in plan["passes"]),
-        "retried": [one_pass["rows"] for one_pass in plan["passes"] if is_retry(one_pass)],
+        "retried": [one_pass["rows"] for one_pass in plan["passes"][1:]],
         "success_rate": round(images / plan["rows"], 4),
         "urls_per_second_and_process": round(urls / seconds, 1) if seconds else None,
         "image_rules": asdict(card.image_rules),

@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import re
 import tarfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,9 +32,10 @@ from filip.data.manifest import sign_again
 from filip.data.remote_tars import address, local, send
 from filip.data.shard_set import TAR_SHA256
 from filip.data.sidecar import write_sidecar
+from filip.data.stage import filling, work_folder
 from filip.data.translate import shard_files
 from filip.errors import UserError
-from filip.files import locked, nothing_at, replacing, sha256_of, write_json
+from filip.files import nothing_at, replacing, sha256_of, write_json
 from filip.progress import track
 
 Paths = list[str]
@@ -81,10 +81,9 @@ def forget(config: ForgetConfig) -> dict[str, Any]:
         if not Path(path).exists():
             raise UserError(nothing_at(path, "name all places that have something of these images"))
     work = folder / "_work"
-    with locked(work / "lock", f"{folder} is being filled by another process: wait for it or stop it"):
-        con = duckdb_io.connect(2, "1GB", work / "spill")
-        rows, counts = _find(con, files, asked, config)
-        con.close()
+    with filling(folder):
+        with work_folder(folder) as (_, con):
+            rows, counts = _find(con, files, asked, config)
         Forgotten.load(folder).add(
             {*map(hash_of_url, asked["urls"])}, asked["sha256"] | {row["sha256"] for row in rows if row["by_phash"]}
         )
@@ -135,13 +134,14 @@ def _find(
     )
     alike = "(SELECT NULL::VARCHAR AS shard, NULL::VARCHAR AS key, NULL::VARCHAR AS phash WHERE false)"
     if asked["phash"]:
-        scored = [folder for folder in map(Path, config.captions) if _has_hashes(folder)]
+        sidecars = [sorted(Path(folder).glob("*.parquet")) for folder in config.captions]
+        scored = [files for files in sidecars if files and "phash" in pq.read_schema(files[0]).names]
         if not scored:
             raise UserError(
                 "phash= needs side-cars with perceptual hashes: run `filip data score`, and name its folder in "
                 "captions="
             )
-        source = duckdb_io.parquet(sorted(scored[0].glob("*.parquet")), duckdb_io.WITH_FILE)
+        source = duckdb_io.parquet(scored[0], duckdb_io.WITH_FILE)
         alike = f"(SELECT {duckdb_io.FILE_STEM} AS shard, key, printf('%016x', phash) AS phash FROM {source})"
     con.execute(
         f"""CREATE TEMP TABLE found AS SELECT l.*, a.phash, a.phash IN (FROM asked_phash) AS by_phash,
@@ -159,11 +159,6 @@ def _find(
     }
     rows = con.sql("SELECT * FROM found ORDER BY shard, key").to_arrow_table().to_pylist()
     return rows, {"not_found": missing, "copies": copies}
-
-
-def _has_hashes(folder: Path) -> bool:
-    first = next(iter(sorted(folder.glob("*.parquet"))), None)
-    return first is not None and "phash" in pq.read_schema(first).names
 
 
 def _without(path: Path, column: str, values: set[str]) -> None:
@@ -245,15 +240,10 @@ def _copy_tar(tar: Path, part: Path, keys: set[str]) -> None:
     index = shard_index(tar)
     gone = {offset for key, offset in zip(index.keys, index.offsets, strict=True) if key in keys}
     with tarfile.open(tar, "r:") as source, tarfile.open(part, "w", format=tarfile.PAX_FORMAT) as target:
-        for member in _members(source):
+        while (member := source.next()) is not None:
+            source.members = []  # type: ignore[attr-defined]  # or all of them stay in memory
             if member.offset_data not in gone:
                 target.addfile(member, source.extractfile(member) if member.isreg() else None)
-
-
-def _members(tar: Any) -> Iterator[tarfile.TarInfo]:
-    while (member := tar.next()) is not None:
-        tar.members = []  # or all of them stay in memory
-        yield member
 
 
 if __name__ == "__main__":

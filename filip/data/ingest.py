@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -29,14 +28,14 @@ from filip.command import MISSING, option, run_command
 from filip.data.cards import SourceCard, load_source, parse_card
 from filip.data.fetching.outcomes import reason_of
 from filip.data.funnel import Fragment, write_fragment
-from filip.data.ingesting.listing import find_part, group_captions
+from filip.data.ingesting import find_part, group_captions, is_current, store_shard, sweep
 from filip.data.lists import duckdb_io
 from filip.data.lists.columns import cleaned
 from filip.data.remote_tars import address, claim, fetched
-from filip.data.stage import tell, work_folder
+from filip.data.stage import filling, tell, work_folder
 from filip.data.text_rules import apply_text_rules
 from filip.errors import UserError, counted
-from filip.files import digest, file_state, locked, replacing, write_json
+from filip.files import digest, file_state, replacing, write_json
 from filip.sets.account import Account
 from filip.sets.layout import RANK, Layout, Reading
 from filip.sets.layouts import LAYOUTS, recognise
@@ -118,8 +117,13 @@ def ingest(card: SourceCard, config: IngestConfig) -> tuple[Fragment, Fragment]:
     work = folder / "_work"
     listed = Path(config.list) if config.list else work / "list.parquet"
     kept = Path(config.kept) if config.kept else work / "kept.parquet"
-    with locked(work / "lock", f"{folder} is being filled by another process: wait for it or stop it"):
-        _claim(folder, card)
+    with filling(folder):
+        mark, mine = work / "ingest.json", {"source": card.name}  # changes within a source are found shard by shard
+        if not mark.exists() and any(folder.glob("*.tar")):
+            raise UserError(f"{folder} has shards that were not made by ingest: give another out=FOLDER")
+        if mark.exists() and json.loads(mark.read_text(encoding="utf-8")) != mine:
+            raise UserError(f"{folder} was filled from another source than '{card.name}': give another out=FOLDER")
+        write_json(mark, mine)
         if config.tars is not None:
             claim(config.tars, folder)
         _list_images(card, reading, layout, parts, listed, work, config)
@@ -152,17 +156,6 @@ def state_of_images(card: SourceCard, out: str) -> str:
         return digest({file: file_state(file) for file in LAYOUTS[layout].files(reading)})
     except UserError:
         return ""  # the command says what is wrong
-
-
-def _claim(folder: Path, card: SourceCard) -> None:
-    """Claim the folder for one source. Changes within the source are found shard by shard."""
-    mark = folder / "_work" / "ingest.json"
-    mine = {"source": card.name}
-    if not mark.exists() and any(folder.glob("*.tar")):
-        raise UserError(f"{folder} has shards that were not made by ingest: give another out=FOLDER")
-    if mark.exists() and json.loads(mark.read_text(encoding="utf-8")) != mine:
-        raise UserError(f"{folder} was filled from another source than '{card.name}': give another out=FOLDER")
-    write_json(mark, mine)
 
 
 def _list_images(
@@ -220,7 +213,11 @@ def _apply_rules(
         if not count:
             first = con.sql(f"SELECT _problem FROM {duckdb_io.parquet(listed)} WHERE _problem LIKE '%: %' LIMIT 1")
             example = "".join(f"; the first is {problem}" for (problem,) in first.fetchall())
-            raise UserError(f"not one image of {card.images} has a caption: {counted(_problems(con, listed))}{example}")
+            reason = "coalesce(split_part(_problem, ':', 1), 'no_caption')"
+            found = con.sql(
+                f"SELECT {reason}, count(*) FROM {duckdb_io.parquet(listed)} GROUP BY 1 ORDER BY 1"
+            ).fetchall()
+            raise UserError(f"not one image of {card.images} has a caption: {counted(dict(found))}{example}")
         rules = card.text_rules
         if rules.max_repeats is None:  # your own captions may be names of classes
             rules = replace(rules, max_repeats=0)
@@ -246,14 +243,6 @@ def _apply_rules(
             captions_of_images = group_captions(con.sql(query).to_arrow_reader(10_000), by=("_shard", "_image"))
             _write_by_shard(captions_of_images, kept)
     return replace(fragment, unit="captions")
-
-
-def _problems(con: Any, listed: Path) -> dict[str, int]:
-    found = con.sql(
-        f"SELECT coalesce(split_part(_problem, ':', 1), 'no_caption'), count(*) FROM {duckdb_io.parquet(listed)} "
-        "GROUP BY 1 ORDER BY 1"
-    ).fetchall()
-    return dict(found)
 
 
 def _write_by_shard(images: Iterator[pa.Table], path: Path) -> None:
@@ -287,8 +276,6 @@ def _write_by_shard(images: Iterator[pa.Table], path: Path) -> None:
 
 def _store(card: SourceCard, layout: str, kept: Path, folder: Path, tars: str | None) -> range:
     """Make the shards that are missing, or differ from what the rows and settings now say."""
-    from filip.data.ingesting.storing import is_current, store_shard, sweep
-
     parquet = pq.ParquetFile(kept)
     shards = range(parquet.num_row_groups)
     sweep(folder, shards)
@@ -332,22 +319,19 @@ def _account(card: SourceCard, layout: str, listed: Path, folder: Path, shards: 
     if without > seen:
         dropped["text_rules"] = without - seen  # images of which no caption is left
     if not images:
-        raise UserError(_none_left(total, dropped, account.examples, card))
+        shown = next(
+            (account.examples[reason][0] for reason, _ in dropped.most_common() if reason in account.examples), ""
+        )
+        sentence = f"not one of {total:,} images can be used: {counted(dropped)}, e.g. {shown[:120]}"
+        if dropped.keys() & {"too_small", "aspect"}:
+            rules = card.image_rules
+            sentence += (
+                f". The shorter side must have at least {rules.min_side} px, and the longer one at most "
+                f"{rules.max_aspect:g} times as many; image_rules={{min_side:0,max_aspect:20}} takes others, too"
+            )
+        raise UserError(sentence)
     notes = {"shards": len(shards), "linked": linked, "layout": layout, "examples": account.examples}
     return Fragment("ingest", card.name, total, images, dict(dropped), "images", notes)
-
-
-def _none_left(total: int, dropped: Counter[str], examples: dict[str, list[str]], card: SourceCard) -> str:
-    """Say why no image is left: how many each rule dropped, an example of each, and where the rules can be changed."""
-    shown = next((examples[reason][0] for reason, _ in dropped.most_common() if reason in examples), "")
-    sentence = f"not one of {total:,} images can be used: {counted(dropped)}, e.g. {shown[:120]}"
-    rules = card.image_rules
-    if dropped.keys() & {"too_small", "aspect"}:
-        sentence += (
-            f". The shorter side must have at least {rules.min_side} px, and the longer one at most "
-            f"{rules.max_aspect:g} times as many; image_rules={{min_side:0,max_aspect:20}} takes others, too"
-        )
-    return sentence
 
 
 if __name__ == "__main__":

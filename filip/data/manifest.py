@@ -85,7 +85,13 @@ def make_manifest(
     """
     entries = shard_entries(shards, captions)
     stages = merge(read_fragment(path) for path in funnels)["stages"]
-    _check_counts(stages, entries, shards)
+    images = sum(entry["images"] for entry in entries)
+    for stage in stages:
+        if stage["stage"] in ("download", "ingest") and stage["out"] != images:
+            raise UserError(
+                f"stage '{stage['stage']}' gave out {stage['out']:,} images, but the {len(entries)} shards of "
+                f"{shards} hold {images:,}: shards are missing, or the funnel is stale. Run that stage again"
+            )
     with work_folder(scratch, threads, memory) as (_, con), duckdb_io.plain_errors(con, "manifest"):
         statistics = caption_statistics(con, [captions / f"{entry['name']}.parquet" for entry in entries])
     rules = {
@@ -102,10 +108,7 @@ def make_manifest(
         "inputs": {"list": _input(list_path), "kept": _input(kept), "settings_sha256": digest(rules)},
         "settings": rules,
         "stages": stages,
-        "images": {
-            "count": sum(entry["images"] for entry in entries),
-            "bytes": sum(entry["tar_bytes"] for entry in entries),
-        },
+        "images": {"count": images, "bytes": sum(entry["tar_bytes"] for entry in entries)},
         "captions": statistics,
         "shards": entries,
         "folders": {"shards": str(shards.resolve()), "captions": str(captions.resolve())},
@@ -136,17 +139,6 @@ def _pictures(rules: dict[str, Any]) -> dict[str, Any]:
     """Return the settings that decide how an image is stored."""
     names = ("image_size", "resize_mode", "only_if_bigger", "encode_format", "encode_quality")
     return {name: rules["download"][name] for name in names}
-
-
-def _check_counts(stages: list[dict[str, Any]], entries: list[dict[str, Any]], shards: Path) -> None:
-    """Check that the shards hold as many images as the stage that made them says."""
-    images = sum(entry["images"] for entry in entries)
-    for stage in stages:
-        if stage["stage"] in ("download", "ingest") and stage["out"] != images:
-            raise UserError(
-                f"stage '{stage['stage']}' gave out {stage['out']:,} images, but the {len(entries)} shards of "
-                f"{shards} hold {images:,}: shards are missing, or the funnel is stale. Run that stage again"
-            )
 
 
 def _input(path: Path) -> dict[str, Any]:

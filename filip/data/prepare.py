@@ -20,9 +20,8 @@ from filip.command import MISSING, option, run_command
 from filip.data.cards import SourceCard, load_source
 from filip.data.funnel import Fragment, write_fragment
 from filip.data.lists import duckdb_io
-from filip.data.lists.columns import REASON, ROW, judged_rows
+from filip.data.lists.columns import REASON, ROW, judged_rows, uids_condition, where_condition, write_uids
 from filip.data.lists.reading import SUFFIXES, list_files, lists_here, relation
-from filip.data.lists.selection import uids_condition, where_condition, write_uids
 from filip.data.stage import work_folder
 from filip.errors import UserError, counted
 from filip.progress import say

@@ -24,8 +24,15 @@ from filip.data.captions.sidecar_tables import rows_by_shard
 from filip.data.cards import load_source
 from filip.data.lists import duckdb_io
 from filip.data.lists.parquet_rows import reading, whole_file
-from filip.data.scoring.measuring import hash_shard, hash_test_set, score_shard, start_scorer, state_of_test_set
-from filip.data.scoring.near import HASH_BITS, nearest
+from filip.data.scoring import (
+    HASH_BITS,
+    hash_shard,
+    hash_test_set,
+    nearest,
+    score_shard,
+    start_scorer,
+    state_of_test_set,
+)
 from filip.data.sidecar import write_sidecar
 from filip.data.stage import ByShard
 from filip.errors import UserError
@@ -148,14 +155,13 @@ def _measure(
     """Run ``function(tar, file, *arguments)`` for each shard whose file is missing."""
     files[0].parent.mkdir(parents=True, exist_ok=True)
     todo = [(tar, file, *arguments) for tar, file in zip(tars, files, strict=True) if not file.exists()]
-    total = sum(_rows_of(Path(config.captions) / f"{tar.stem}.parquet") for tar, *_ in todo)
+    total = 0
+    for tar, *_ in todo:
+        sidecar = Path(config.captions) / f"{tar.stem}.parquet"
+        with reading(sidecar):
+            total += pq.read_metadata(sidecar).num_rows
     given = {"start": start[0], "start_arguments": start[1]}
     run_blocks(function, todo, config.processes, what=what, unit="images", total=total, **given)
-
-
-def _rows_of(sidecar: Path) -> int:
-    with reading(sidecar):
-        return int(pq.read_metadata(sidecar).num_rows)
 
 
 def _similarities(tars: list[Path], config: ScoreConfig, cache: Path) -> list[Path] | None:
@@ -219,7 +225,10 @@ def _test_images(config: ScoreConfig, cache: Path) -> str:
 def _write(tars: list[Path], config: ScoreConfig, out: Path, measured: tuple[Any, ...]) -> None:
     """Write the side-cars with their scores, in the rows' order."""
     hashes, similarities, *found = measured
-    near, test = map(_by_shard, found)
+    near, test = (
+        ByShard(rows_by_shard(pq.ParquetFile(path).iter_batches(10_000)), pq.read_schema(path).empty_table())
+        for path in found
+    )
     for path in out.glob("*.parquet"):
         if path.stem not in {tar.stem for tar in tars}:
             path.unlink()  # its shard no longer exists
@@ -239,12 +248,6 @@ def _write(tars: list[Path], config: ScoreConfig, out: Path, measured: tuple[Any
         for name, column in columns.items():
             table = table.append_column(name, column)
         write_sidecar(out / f"{tar.stem}.parquet", table)
-
-
-def _by_shard(path: Path) -> ByShard:
-    """Look rows up in a Parquet file that is sorted by ``shard``."""
-    rows = rows_by_shard(pq.ParquetFile(path).iter_batches(10_000))
-    return ByShard(rows, pq.read_schema(path).empty_table())
 
 
 def _aligned(keys: pa.ChunkedArray, measured: pa.Table, column: str) -> pa.Array:

@@ -19,8 +19,8 @@ import duckdb
 from filip.command import MISSING, option, run_command
 from filip.data.cards import load_source
 from filip.data.funnel import Fragment, write_fragment
+from filip.data.lists.columns import where_condition
 from filip.data.lists.duckdb_io import parquet, plain_errors, sql_identifier
-from filip.data.lists.selection import where_condition
 from filip.data.sidecar import SCHEMA, write_sidecar
 from filip.errors import UserError, counted
 from filip.progress import track

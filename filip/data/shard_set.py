@@ -1,4 +1,4 @@
-"""Read a folder of shards: the rows that do not count, size and hash of each shard, and the manifest about them.
+"""Read a folder of shards: size and hash of each shard, and the manifest about them.
 
 The training reads these too, so nothing here imports the downloader or DuckDB.
 """
@@ -6,10 +6,7 @@ The training reads these too, so nothing here imports the downloader or DuckDB.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import groupby
-from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -21,36 +18,8 @@ from filip.data.remote_tars import hash_of, size_of
 from filip.errors import UserError
 from filip.files import nothing_at, sha256_of
 
-WORK = "_work"
 TAR_SHA256 = b"tar_sha256"  # key in the metadata of NNNNN.parquet for the hash of NNNNN.tar as it was written
 THREADS = 8
-
-
-def set_aside_file(folder: Path) -> Path:
-    """Return the file of rows that do not count: shard, row, key, stored (an image is there), reason."""
-    return folder / WORK / "set_aside.parquet"
-
-
-def set_aside(folder: Path) -> Iterator[tuple[int, dict[int, str | None]]]:
-    """Yield (shard, {row: rule that drops it, or None}), in order, for the shards that have such rows."""
-    path = set_aside_file(folder)
-    if not path.exists():
-        return
-    with pq.ParquetFile(path) as parquet:
-        batches = parquet.iter_batches(columns=["shard", "row", "reason"])
-        rows = (row for batch in batches for row in batch.to_pylist())
-        for shard, found in groupby(rows, key=itemgetter("shard")):
-            yield shard, {row["row"]: row["reason"] for row in found}
-
-
-def images_set_aside(folder: Path) -> dict[int, int]:
-    """Return, by shard, how many of its images do not count."""
-    path = set_aside_file(folder)
-    if not path.exists():
-        return {}
-    table = pq.read_table(path, columns=["shard"], filters=pc.field("stored"))
-    counted = table.group_by("shard").aggregate([([], "count_all")])
-    return dict(zip(counted["shard"].to_pylist(), counted["count_all"].to_pylist(), strict=True))
 
 
 def shard_entries(shards: Path, captions: Path, read_tars: bool = True) -> list[dict[str, Any]]:
@@ -64,10 +33,8 @@ def shard_entries(shards: Path, captions: Path, read_tars: bool = True) -> list[
             f"{len(lost)} shards of {shards} have a Parquet file and no tar: {', '.join(sorted(lost)[:5])}. Run the "
             "same `filip data download` (or ingest) again: it makes them again"
         )
-    aside = {f"{shard:05d}": count for shard, count in images_set_aside(shards).items()}
     with ThreadPoolExecutor(THREADS) as pool:
-        entries = list(pool.map(lambda tar: _entry(tar, captions / f"{tar.stem}.parquet", read_tars), tars))
-    return [{**entry, "images": entry["images"] - aside.get(entry["name"], 0)} for entry in entries]
+        return list(pool.map(lambda tar: _entry(tar, captions / f"{tar.stem}.parquet", read_tars), tars))
 
 
 def _entry(tar: Path, sidecar: Path, read_tar: bool) -> dict[str, Any]:

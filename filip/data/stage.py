@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import duckdb
 
 from filip.data.funnel import Fragment, write_fragment
 from filip.data.lists import duckdb_io
-from filip.files import digest, replacing, scratch_folder
+from filip.files import digest, locked, replacing, scratch_folder
 
 
 @contextmanager
@@ -25,6 +25,12 @@ def work_folder(
             yield scratch, con
         finally:
             con.close()
+
+
+def filling(folder: Path, shared: bool = False) -> AbstractContextManager[None]:
+    """Hold the lock of a folder of shards, alone or ``shared``. Raises UserError if another process holds it."""
+    busy = f"{folder} is being filled by another process: wait for it or stop it"
+    return locked(folder / "_work" / "lock", busy, shared)
 
 
 def resume(folder: Path, identity: Any) -> None:

@@ -25,8 +25,7 @@ from filip.data.funnel import Fragment
 from filip.data.lists import duckdb_io
 from filip.data.lists.caption_rules import NORMALISE, conditions
 from filip.data.lists.parquet_rows import row_group
-from filip.data.lists.python_rules import active_rules
-from filip.data.lists.word_lists import read_word_list
+from filip.data.lists.python_rules import active_rules, read_word_list
 from filip.data.stage import resume, tell, work_folder
 from filip.errors import UserError, counted
 from filip.files import nothing_at, replacing, sha256_of
@@ -100,7 +99,11 @@ def apply_text_rules(
     rules = conditions(card.text_rules)
     with work_folder(out, threads, memory, keep_on_failure=True) as (scratch, con):
         resume(scratch, _identity(list_path, card.text_rules))
-        unique = _unique_captions(con, list_path, scratch)
+        unique = scratch / "unique.parquet"
+        if not unique.exists():
+            normal, listed = NORMALISE.format("coalesce(caption, '')"), duckdb_io.parquet(list_path)
+            distinct = f"SELECT {normal} AS c, count(*) AS pairs FROM {listed} GROUP BY 1"
+            duckdb_io.write_parquet(con, distinct, unique, "text rules: distinct captions")
         blocks = judge_blocks(unique, scratch / "judged", card.text_rules, processes)
         _charge(con, blocks, rules, scratch)
         fragment = _account(con, rules, card, scratch)
@@ -145,19 +148,6 @@ def _identity(list_path: str | Path, rules: TextRuleSettings) -> dict[str, Any]:
         read_word_list(path, key)  # a missing list is reported before the work starts
     hashes = {key: path and sha256_of(path) for key, path in words.items()}
     return {"list": sha256_of(list_path), "rules": asdict(rules), "words": hashes}
-
-
-def _unique_captions(con: duckdb.DuckDBPyConnection, list_path: str | Path, scratch: Path) -> Path:
-    unique = scratch / "unique.parquet"
-    if not unique.exists():
-        normal = NORMALISE.format("coalesce(caption, '')")
-        duckdb_io.write_parquet(
-            con,
-            f"SELECT {normal} AS c, count(*) AS pairs FROM {duckdb_io.parquet(list_path)} GROUP BY 1",
-            unique,
-            "text rules: distinct captions",
-        )
-    return unique
 
 
 def judge_blocks(unique: Path, folder: Path, rules: TextRuleSettings, processes: int) -> Path:

@@ -21,18 +21,15 @@ import pyarrow.parquet as pq
 
 from filip.command import MISSING, option, run_command
 from filip.data.captions.judging import AcceptanceLimits, judge
-from filip.data.captions.same_images import CONTENT, find_same_images
 from filip.data.captions.semantic_similarity import require_packages, require_pivots
-from filip.data.captions.sidecar_tables import rows_by_shard, sidecar_table
+from filip.data.captions.sidecar_tables import CONTENT, find_same_images, rows_by_shard, sidecar_table
 from filip.data.captions.translation_cache import TranslationCache
 from filip.data.cards import BackTranslationSettings, SourceCard, load_source
 from filip.data.engines import load_engine
-from filip.data.fetching.revision import counted_only
 from filip.data.funnel import Fragment
 from filip.data.lists import duckdb_io
 from filip.data.lists.parquet_rows import reading
 from filip.data.parts import parse_part
-from filip.data.shard_set import set_aside_file
 from filip.data.sidecar import write_sidecar
 from filip.data.stage import resume, tell
 from filip.errors import UserError
@@ -191,9 +188,7 @@ def _rows(con: duckdb.DuckDBPyConnection, job: TranslationJob, work: Path) -> st
     group_value and image are text or NULL.
     """
     files = shard_files(job.shards)
-    aside = set_aside_file(job.shards)
-    states = [*files, aside] if aside.exists() else files
-    state = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in states]
+    state = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]
     resume(work, [state, job.share])
     # images of filip.data.ingest may have several captions, those of a list of URLs have one
     column, captions = ("captions", "captions") if job.card.images else ("caption", "[coalesce(caption, '')]")
@@ -220,7 +215,7 @@ def _rows(con: duckdb.DuckDBPyConnection, job: TranslationJob, work: Path) -> st
     )
     return (
         "(SELECT shard, key, group_value, image, unnest(captions) AS caption, "
-        f"generate_subscripts(captions, 1) AS nth FROM {counted_only(job.shards, images)})"
+        f"generate_subscripts(captions, 1) AS nth FROM {images})"
     )
 
 

@@ -1,5 +1,6 @@
 """The download against a hostile server: every URL ends in one bucket, and every image is right."""
 
+import dataclasses
 import hashlib
 import io
 import json
@@ -12,8 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 import webdataset as wds
 
-from filip.data.cards import SourceCard, parse_card
+from filip.data.cards import ImageRuleSettings, SourceCard, parse_card
 from filip.data.download import download
+from filip.data.ingest import IngestConfig, ingest
 from filip.data.loading.shard_index import index_of, index_path, shard_index
 from filip.errors import UserError
 from filip.files import locked
@@ -97,6 +99,11 @@ def test_every_url_of_a_hostile_server_ends_in_one_bucket(tmp_path: Path) -> Non
         assert rows["key"].to_pylist() == sorted(rows["key"].to_pylist())
         assert json.loads(tar.with_name(f"{tar.stem}_stats.json").read_text())["count"] == rows.num_rows
     assert {p.name for p in (out / "_work").iterdir()} == {"plan.json", "lock", "retry_1.parquet"}
+
+    # other rules take over what is here, without another download
+    narrow = dataclasses.replace(card, images=str(out), image_rules=ImageRuleSettings(min_side=0, max_aspect=2))
+    _, taken = ingest(narrow, IngestConfig("hostile", out=str(tmp_path / "narrow")))
+    assert (taken.n_out, taken.dropped["aspect"]) == (fragment.n_out - 1, 1)
 
     # a folder holds images of one size
     card.download.image_size = 100

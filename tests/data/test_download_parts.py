@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from filip.data.cards import load_source
-from filip.data.download import download, download_part
+from filip.data.download import download
 from filip.data.funnel import Fragment, write_fragment
 from filip.data.manifest import ManifestConfig
 from filip.data.manifest import main as sign
@@ -59,7 +59,7 @@ def test_parts_give_the_manifest_of_one_job_also_when_one_is_killed(tmp_path: Pa
             with pytest.raises(UserError, match="shared is being filled by another process"):
                 download(source, shared, card)
             with pytest.raises(UserError, match=r"part 0-of-2 of .*shared is being filled by another process"):
-                download_part(source, shared, card, (0, 2))
+                download(source, shared, card, part=(0, 2))
             first.signal_group(signal.SIGKILL)
             assert first.wait() != 0 and second.wait(300) == 0
         finally:
@@ -68,7 +68,7 @@ def test_parts_give_the_manifest_of_one_job_also_when_one_is_killed(tmp_path: Pa
                     process.signal_group(signal.SIGKILL)
         server.gate.set()
         assert {path.name[:5] for path in shared.glob("*_stats.json")} == {"00000", "00001", "00003"}
-        assert download_part(source, shared, card, (0, 2)) is None
+        assert download(source, shared, card, part=(0, 2)) is None
         assert len(list(shared.glob("*_stats.json"))) == 5, "no part retries"
         merged = download(source, shared, card)
         whole = download(source, tmp_path / "whole", card)

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from filip.data.ingesting.listing import group_captions
+from filip.data.ingesting import group_captions
 from filip.data.lists import duckdb_io
 from filip.errors import UserError
 

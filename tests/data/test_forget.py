@@ -21,7 +21,7 @@ from filip.data.loading.config import Source
 from filip.data.loading.pair_index import index_source
 from filip.data.manifest import make_manifest
 from filip.data.score import ScoreConfig, score
-from filip.data.scoring.measuring import perceptual_hash, shard_images
+from filip.data.scoring import perceptual_hash, shard_images
 from filip.data.shard_set import read_manifest
 from filip.data.translate import TranslationJob, translate
 from filip.data.verify import verify

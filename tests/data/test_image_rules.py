@@ -15,7 +15,7 @@ from PIL import Image
 
 from filip.data.cards import DownloadSettings, ImageRuleSettings
 from filip.data.fetching.image_rules import CheckedResizer, inspect
-from filip.data.loading.images import decode
+from filip.data.loading.transforms import decode
 from filip.rgb import UNDECODABLE
 from tests.data import hostile
 

@@ -14,8 +14,8 @@ from filip.data.cards import SourceCard, parse_card
 from filip.data.funnel import Fragment, check_fragment
 from filip.data.ingest import IngestConfig, ingest, main
 from filip.data.loading.config import Source
-from filip.data.loading.images import decode
 from filip.data.loading.pair_index import index_source
+from filip.data.loading.transforms import decode
 from filip.data.manifest import make_manifest
 from filip.data.sidecar import read_sidecar
 from filip.data.translate import TranslationJob, translate
@@ -319,7 +319,7 @@ def test_what_is_no_data_set_is_refused_with_what_is_known(tmp_path: Path) -> No
 
 
 def test_shards_that_are_no_longer_wanted_go_beyond_99_999_too(tmp_path: Path) -> None:
-    from filip.data.ingesting.storing import sweep
+    from filip.data.ingesting import sweep
 
     (tmp_path / "_work" / "100001.host.7").mkdir(parents=True)
     for name in ("99999.tar", "100000.tar", "100000_stats.json", "100001.parquet", "notes.tar"):

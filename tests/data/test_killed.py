@@ -19,7 +19,7 @@ from tests.support.processes import Process, kill_at_random, kill_group
 
 SMALL_BLOCKS = "import filip.data.lists.duckdb_io as d; d.ROWS_PER_GROUP = 250; "
 # in the other languages' lists no word is looked up: it takes three seconds of every start to read them
-ENGLISH = "import filip.data.lists.word_frequencies as w; w._languages = lambda: {'en'}; "
+ENGLISH = "import filip.data.lists.language as w; w._languages = lambda: {'en'}; "
 PREPARE = "from filip.data.prepare import PrepareConfig as C, main; "
 RULES = "from filip.data.text_rules import TextRulesConfig as C, main; "
 RUN = "from filip.command import run_command; run_command(main, C)"

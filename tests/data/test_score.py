@@ -16,8 +16,7 @@ from PIL import Image, ImageFilter
 
 from filip.data.lists import duckdb_io
 from filip.data.score import ANY_DISTANCE, ScoreConfig, main, score
-from filip.data.scoring.measuring import shard_images
-from filip.data.scoring.near import band_choices, nearest
+from filip.data.scoring import band_choices, nearest, shard_images
 from filip.data.select import SelectConfig, select
 from filip.data.sidecar import SCHEMA, read_sidecar, write_sidecar
 from filip.errors import UserError
@@ -148,7 +147,7 @@ def test_banded_search_finds_what_comparing_all_pairs_finds(
     keys = [f"{i:04d}" for i in range(300)]
     columns = {"shard": ["0"] * 300, "key": keys, "id": keys, "phash": hashes.view(np.int64)}
     pq.write_table(pa.table(columns), tmp_path / "h.parquet")
-    monkeypatch.setattr("filip.data.scoring.near.band_choices", lambda hashes, d: band_choices(as_if, d))
+    monkeypatch.setattr("filip.data.scoring.band_choices", lambda hashes, d: band_choices(as_if, d))
     con = duckdb_io.connect(1, "500MB", tmp_path / "s")
     images = duckdb_io.parquet(tmp_path / "h.parquet")
     count = nearest(con, images, images, distance, tmp_path / "near.parquet")

@@ -6,8 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from filip.data.captions.same_images import group_of_root
-from filip.data.captions.sidecar_tables import rows_by_shard, sidecar_table
+from filip.data.captions.sidecar_tables import group_of_root, rows_by_shard, sidecar_table
 from filip.data.sidecar import SCHEMA, group_id
 
 ORIGINS = ["original", "engine:de", "engine:ru"]

@@ -12,8 +12,7 @@ from bench.caption_rules import rule_accuracy
 from filip.data.cards import SourceCard, TextRuleSettings, parse_card
 from filip.data.lists import python_rules
 from filip.data.lists.caption_rules import MEANINGLESS
-from filip.data.lists.language import are_english, are_in
-from filip.data.lists.word_frequencies import zipf
+from filip.data.lists.language import are_english, are_in, zipf
 from filip.data.prepare import prepare
 from filip.data.text_rules import TextRulesConfig, apply_text_rules, main, with_rules
 from filip.errors import UserError

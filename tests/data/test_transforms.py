@@ -12,10 +12,8 @@ from PIL import Image
 from torchvision import transforms as tv
 from torchvision.transforms import autoaugment as tv_auto
 
-from filip.data.loading.auto_augment import AutoAugment
 from filip.data.loading.config import AugmentConfig
-from filip.data.loading.images import decode
-from filip.data.loading.transforms import TrainTransform
+from filip.data.loading.transforms import AutoAugment, TrainTransform, decode
 from filip.data.preprocessing import denormalize, eval_transform, normalize
 from filip.pixels import CLIP_MEAN, CLIP_STD
 from filip.rgb import UNDECODABLE, to_rgb
@@ -65,20 +63,6 @@ def test_training_and_evaluation_normalise_to_the_same_bits() -> None:
 def test_denormalize_gives_the_pixels_back() -> None:
     pixels = np.array(picture(16, 16))
     assert np.array_equal(denormalize(torch.stack([normalize(pixels)] * 2))[1], pixels)
-
-
-def test_auto_augment_operations_are_torchvisions() -> None:
-    """Every operation and magnitude of the policy gives torchvision's pixels."""
-    ours = AutoAugment(40, FILL)
-    images = [picture(40, 40, 1), Image.new("RGB", (40, 40), (7, 7, 7)), picture(40, 40, 2).point(lambda v: v // 3)]
-    used = {(name, step) for policy in ours.policies for name, _, step in policy}
-    assert len(used) > 20
-    for image in images:
-        for name, step in used:
-            magnitude = 0.0 if step is None else float(ours.magnitudes[name][0][step])
-            for signed in (magnitude, -magnitude) if ours.magnitudes[name][1] else (magnitude,):
-                expected = tv_auto._apply_op(image, name, signed, tv.InterpolationMode.BILINEAR, list(FILL))
-                assert np.array_equal(ours.apply(image, name, signed), expected), (name, signed)
 
 
 def test_auto_augment_policy_is_torchvisions() -> None:

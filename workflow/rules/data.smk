@@ -60,7 +60,6 @@ rule download_part:
     output:
         touch(f"{DATA}/{{source}}/downloaded/{{part}}-of-{{parts}}.done"),
     params:
-        memory=STUDY.data_memory,
         card="data/{source}.yaml",
         settings=lambda wildcards: STUDY.settings(wildcards.source, "download"),
         shards=f"{DATA}/{{source}}/shards",
@@ -74,7 +73,7 @@ rule download_part:
         "../envs/filip.yaml"
     shell:
         "python -m filip.data.download source={params.card:q} list={input.kept:q} out={params.shards:q}"
-        " part={wildcards.part}/{wildcards.parts} {params.tars} memory={params.memory:q} > {log:q} 2>&1"
+        " part={wildcards.part}/{wildcards.parts} {params.tars} > {log:q} 2>&1"
 
 
 # Tries again what failed and accounts for all. Its result says how many shards there are, and thereby how many jobs share the translation.
@@ -86,7 +85,6 @@ checkpoint download:
     output:
         funnel=f"{DATA}/{{source}}/funnel/download.json",
     params:
-        memory=STUDY.data_memory,
         card="data/{source}.yaml",
         settings=lambda wildcards: STUDY.settings(wildcards.source, "download"),
         # Images that are built here come from a server that lives as long as the download. Not a service() rule: when
@@ -105,8 +103,7 @@ checkpoint download:
         "../envs/filip.yaml"
     shell:
         "{params.while_served}python -m filip.data.download source={params.card:q} list={input.kept:q}"
-        " out={params.shards:q} funnel={output.funnel:q} {params.tars} "
-        "memory={params.memory:q} > {log:q} 2>&1"
+        " out={params.shards:q} funnel={output.funnel:q} {params.tars} > {log:q} 2>&1"
 
 
 # For a source that has its images, in place of the three rules above. Like the download, it says how many shards there are.

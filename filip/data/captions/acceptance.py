@@ -66,8 +66,10 @@ def _by_words(original: str, translation: str) -> str | None:
             return "too_short"
     if loops(original_words, translated_words):
         return "repetitive"
-    if _has_number(original, original_words) and _spoken(original) - numbers(translation):
-        return "number_lost"
+    if _NUMBER.search(original) or not NUMBER_WORDS.keys().isdisjoint(original_words):
+        ones = Counter({NUMBER_WORDS["one"]: plain(original).split().count("one")})  # "one" may become "a"
+        if numbers(original) - ones - numbers(translation):
+            return "number_lost"
     # most captions have no capitals and thus no names
     if original != original.lower():
         folded = _fold(translation)
@@ -81,12 +83,6 @@ def numbers(text: str) -> Counter[str]:
     digits = _NUMBER.findall(_GROUPED.sub("", text))
     words = [NUMBER_WORDS[word] for word in plain(text).split() if word in NUMBER_WORDS]
     return Counter([number.lstrip("0") or "0" for number in digits]) + Counter(words)
-
-
-def _spoken(text: str) -> Counter[str]:
-    """Return the numbers that must survive: "one" may become "a"."""
-    ones = Counter({NUMBER_WORDS["one"]: plain(text).split().count("one")})
-    return numbers(text) - ones
 
 
 def names(text: str) -> list[str]:
@@ -105,10 +101,6 @@ def names(text: str) -> list[str]:
 def _fold(text: str) -> str:
     decomposed = unicodedata.normalize("NFKD", text.casefold())
     return "".join(c for c in decomposed if not unicodedata.combining(c))
-
-
-def _has_number(text: str, words: list[str]) -> bool:
-    return _NUMBER.search(text) is not None or not NUMBER_WORDS.keys().isdisjoint(words)
 
 
 def loops(original_words: list[str], translated_words: list[str]) -> bool:

@@ -12,8 +12,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from filip.data.captions.acceptance import MAX_ORIGINALS, rejections
-from filip.data.captions.same_images import PLAIN
 from filip.data.captions.semantic_similarity import pivot_similarities, similarities
+from filip.data.captions.sidecar_tables import PLAIN
 from filip.data.captions.translation_cache import TranslationCache
 from filip.data.lists import duckdb_io
 from filip.data.lists.parquet_rows import row_group
@@ -55,6 +55,9 @@ def judge(
     engines_id = digest([cache.folder.name for cache in caches])[:16]
     candidates = work / f"candidates-{engines_id}-{MAX_ORIGINALS}.parquet"
     if not candidates.exists():
+        # seconds of work by the rules; English embeddings take 1000 times as long
+        few = -(-pq.read_metadata(captions).num_rows * len(caches) // (4 * processes))
+        block = duckdb_io.ROWS_PER_GROUP if limits.similarity is None else min(5000, max(250, few))
         duckdb_io.write_parquet(
             con,
             f"""WITH plain AS (SELECT *, {back_plain} AS back_plain FROM ({union})),
@@ -68,7 +71,7 @@ def judge(
                 FROM plain LEFT JOIN favourites USING (pivot_index, back_plain) ORDER BY caption, pivot_index""",
             candidates,
             "translate: candidates",
-            _rows_per_block(pq.read_metadata(captions).num_rows * len(caches), limits, processes),
+            block,
         )
     folder = work / f"judged-{engines_id}-{limits.similarity}-{limits.pivot_similarity}"
     folder.mkdir(exist_ok=True)
@@ -84,13 +87,6 @@ def judge(
         total=groups.num_rows,
     )
     return duckdb_io.parquet([path for _, _, path, _ in todo]) if todo else nothing
-
-
-def _rows_per_block(candidates: int, limits: AcceptanceLimits, processes: int) -> int:
-    """Return the candidates per block: seconds of work by the rules; English embeddings take 1000 times as long."""
-    if limits.similarity is None:
-        return duckdb_io.ROWS_PER_GROUP
-    return min(5000, max(250, -(-candidates // (4 * processes))))
 
 
 def judge_block(candidates: Path, group: int, path: Path, limits: AcceptanceLimits) -> int:

@@ -90,7 +90,7 @@ class TranslationCache:
             (group, self.folder / f"{name}-{group:05d}.parquet")
             for group in range(index, parquet.num_row_groups, count)
         ]
-        todo = [(group, path) for group, path in todo if not self._done(path)]
+        todo = [(group, path) for group, path in todo if not path.exists()]
         todo.reverse()  # long captions first: the estimate of the time left errs on the safe side
         at_once = min(BLOCKS_AT_ONCE, max(1, len(todo) // (8 * processes)))
         run_blocks(
@@ -103,9 +103,6 @@ class TranslationCache:
             start=start_engine,
             start_arguments=(self.engine, self.pivot, self.models),
         )
-
-    def _done(self, block: Path) -> bool:
-        return block.exists()
 
 
 def start_engine(engine: str, pivot: str, models: str | None) -> None:

@@ -48,7 +48,9 @@ def round_trips(engine: Engine, texts: Sequence[str]) -> tuple[list[str], list[s
 
     Raises RuntimeError when an engine returns a different number of lines, as none could be matched to its text.
     """
-    lines = [_printable(" ".join(text.split())) for text in texts]
+    lines = [" ".join(text.split()) for text in texts]
+    # an engine may read control and format characters as markers, or as the end of its input
+    lines = [line if line.isprintable() else "".join(filter(str.isprintable, line)).strip() for line in lines]
     wanted = [i for i, line in enumerate(lines) if line]
     there = engine.to_pivot([lines[i] for i in wanted]) if wanted else []
     back = engine.to_english(there) if wanted else []
@@ -59,11 +61,6 @@ def round_trips(engine: Engine, texts: Sequence[str]) -> tuple[list[str], list[s
         for i, text in zip(wanted, translated, strict=True):
             out[i] = " ".join(text.split())
     return pivots, english
-
-
-def _printable(line: str) -> str:
-    """Remove control and format characters, which an engine may read as markers or as the end of its input."""
-    return line if line.isprintable() else "".join(c for c in line if c.isprintable()).strip()
 
 
 def load_engine(name: str, pivot: str, models: str | None = None) -> Engine:

@@ -26,8 +26,7 @@ from typing import Any
 
 from filip.data.fetching.access import PUBLIC, Access, Refused
 from filip.data.fetching.hosts import HOSTS, host_of, not_asked
-from filip.data.fetching.opt_out import opt_out
-from filip.data.fetching.outcomes import MAX_BYTES, TRANSIENT, Answer
+from filip.data.fetching.outcomes import MAX_BYTES, TRANSIENT, Answer, opt_out
 
 DEADLINE = 3  # times the timeout: from the first connection to the last byte, redirects included
 BUSY = (429, 503)  # answers that may say Retry-After

@@ -171,12 +171,9 @@ class PatientRows:
         if new or tried:
             wait = self.hosts.wait(host)
             self._waited[host] += wait
-            if self._is_hopeless(host, wait):
+            if self.hosts.rounds(host) >= REFUSALS or wait > LONGEST_WAIT or self._waited[host] > PATIENCE:
                 given_up = [result for _, result in self._waiting.pop(host)]
                 self.given_up[host] = len(given_up)
                 self.left += given_up
             else:
                 heapq.heappush(self._times, (time.monotonic() + wait, host))
-
-    def _is_hopeless(self, host: str, wait: float) -> bool:
-        return self.hosts.rounds(host) >= REFUSALS or wait > LONGEST_WAIT or self._waited[host] > PATIENCE

@@ -1,8 +1,12 @@
-"""Record the outcome of a URL: img2dataset's status, and our "reason: detail" as its error message."""
+"""Record the outcome of a URL: img2dataset's status, and our "reason: detail" as its error message.
+
+A response may also forbid the use of its image for training: X-Robots-Tag, and the W3C's TDM reservation.
+"""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,3 +41,27 @@ def reason_of(status: str, error: str | None) -> tuple[str | None, str]:
         return None, ""
     reason, _, detail = (error or "other: no message").partition(":")
     return (reason, detail.strip()) if reason.replace("_", "").isalnum() else ("other", error or "")
+
+
+_WITH_VALUE = ("unavailable_after", "max-snippet", "max-image-preview", "max-video-preview")
+
+
+def opt_out(headers: Any, agent: str | None, directives: Collection[str]) -> str | None:
+    """Return the header that forbids the use of an image, or None.
+
+    headers: with ``get_all``, as http.client gives them. agent: our name in X-Robots-Tag. directives: those that forbid
+    it (``noai``); without any, nothing is asked.
+    """
+    if not directives:
+        return None
+    if any(value.strip() == "1" for value in headers.get_all("tdm-reservation", [])):
+        return "tdm-reservation"
+    for value in headers.get_all("X-Robots-Tag", []):
+        name, colon, rest = value.lower().partition(":")
+        for_one = bool(colon) and "," not in name and name.strip() not in _WITH_VALUE
+        if for_one and name.strip() not in (agent or "", "*"):
+            continue
+        found = {part.strip() for part in (rest if for_one else value.lower()).split(",")}
+        if not found.isdisjoint(directives):
+            return "X-Robots-Tag"
+    return None

@@ -14,9 +14,10 @@ import shutil
 import tarfile
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,6 @@ import pyarrow.parquet as pq
 
 from filip.data.cards import SourceCard
 from filip.data.fetching.image_rules import CheckedResizer
-from filip.data.fetching.in_progress import CRASHED, InProgress
 from filip.data.loading.shard_index import index_of, write_index
 from filip.data.remote_tars import is_there, send
 from filip.data.shard_set import TAR_SHA256
@@ -36,6 +36,8 @@ WORK = "_work"  # folder inside the shards' folder: plan, lists of retries, half
 SUFFIXES = (".tar", ".index", ".answers", ".parquet", "_stats.json")  # with the last, a shard is complete
 LIST_SHA256 = "source_sha256"  # column in which a list says what the bytes of an image are
 MOST_OUTCOMES = 200  # that the statistics of a shard tell apart
+SECONDS_ALONE = 600.0  # time in which a suspected image has to be decoded
+CRASHED = "crashed: the process that decodes it dies (out of memory, or a fault of the decoder)"
 OUTCOME = pa.schema(
     [
         ("status", pa.string()),
@@ -218,7 +220,10 @@ class OrderedWriter:
                     for extension, start, size in places:
                         self.spool.seek(start)
                         name = f"{key}.{extension}"
-                        header = _tar_header(name, size)
+                        info = tarfile.TarInfo(name)
+                        info.size, info.mode, info.mtime = size, 0o444, 0
+                        info.uname = info.gname = "bigdata"  # as webdataset's TarWriter sets it
+                        header = info.tobuf(tarfile.USTAR_FORMAT)
                         content = self.spool.read(size) + b"\0" * (-size % tarfile.BLOCKSIZE)
                         members.append(Member(name, tar.tell() + len(header), size))
                         tar.write(header + content)
@@ -235,8 +240,40 @@ class OrderedWriter:
             self.spool.close()
 
 
-def _tar_header(name: str, size: int) -> bytes:
-    info = tarfile.TarInfo(name)
-    info.size, info.mode, info.mtime = size, 0o444, 0
-    info.uname = info.gname = "bigdata"  # as webdataset's TarWriter sets it
-    return info.tobuf(tarfile.USTAR_FORMAT)
+class InProgress:
+    """A file that holds the number of the image being decoded: one line for each process that worked on the shard.
+
+    Without it one image that kills its process (there is one among millions: a decoder crashes, or memory runs out)
+    stops its shard each time, and with it the whole download.
+
+    A number that a killed process left is not proof: the whole run may have been killed. That image is decoded in a
+    separate process, and is given up only if that process dies as well.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.suspects = path, suspects(path)
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT)
+        self._end = os.lseek(self._file, 0, os.SEEK_END)
+
+    def survives(self, number: int, decode: Callable[..., Any], *arguments: Any) -> bool:
+        """Note that image ``number`` comes next; False if ``decode(*arguments)`` would kill this process."""
+        if number not in self.suspects:
+            os.pwrite(self._file, f"{number:<11}\n".encode(), self._end)
+            return True
+        alone = get_context("spawn").Process(target=decode, args=arguments)
+        alone.start()
+        alone.join(SECONDS_ALONE)
+        exit_code = alone.exitcode
+        alone.kill()
+        return exit_code == 0
+
+    def close(self, complete: bool) -> None:
+        """End the work on the shard; ``complete``: the note of what was in progress is no longer needed."""
+        os.close(self._file)
+        if complete:
+            self.path.unlink(missing_ok=True)  # a worker that a cluster presumed lost may do the same shard
+
+
+def suspects(path: Path) -> set[int]:
+    """Return the numbers of the images that were being decoded when a process died; none if no such file exists."""
+    return {int(number) for number in path.read_text().split()} if path.exists() else set()

@@ -30,7 +30,6 @@ from filip.data.fetching.fetch import DEADLINE, fetch
 from filip.data.fetching.forgotten import FORGOTTEN, Forgotten
 from filip.data.fetching.hosts import PATIENCE, REFUSALS, PatientRows, Result, Row, of_one_host
 from filip.data.fetching.outcomes import Answer
-from filip.data.fetching.revision import RETRIED
 from filip.data.fetching.shard_maker import Image, ShardMaker, schema_of, shard_name
 from filip.data.lists.parquet_rows import tables
 from filip.files import write_json
@@ -42,6 +41,16 @@ SECONDS_PER_IMAGE = 1.0  # seconds for an image besides the network: far more th
 SECONDS_PER_SHARD = 600.0
 AGENT = "img2dataset"  # our name in X-Robots-Tag: whoever forbids it to img2dataset means us
 MOST_HOSTS = 5  # given up in a shard, that are named
+
+ANSWERS = pa.schema(
+    [
+        ("key", pa.string()),
+        ("time", pa.timestamp("ms", tz="UTC")),
+        ("status", pa.int16()),
+        ("x_robots_tag", pa.string()),
+        ("tdm_reservation", pa.string()),
+    ]
+)
 
 
 class ListReader:
@@ -89,7 +98,11 @@ class ShardDownloader(ShardMaker):
             with closing(self._fetched(shard, [str(row["url"] or "") for row in rows])) as fetched:
                 images = self._without_answers(shard, fetched, answers)
                 stats = self.fill(shard, staging, progress, rows, schema_of(table.schema), images)
-            _write_answers(staging / f"{shard_name(shard)}.answers", answers)
+            # in a separate file: the shard's other files do not depend on the time
+            told = sorted(answers, key=lambda answer: str(answer["key"]))
+            told = [{**answer, "time": answer["time"] and round(1000 * answer["time"])} for answer in told]
+            file = staging / f"{shard_name(shard)}.answers"
+            pq.write_table(pa.Table.from_pylist(told, ANSWERS), file, compression="zstd")
             ended = time.time()
             stats |= {"duration": ended - started, "start_time": started, "end_time": ended}
             write_json(staging / f"{shard_name(shard)}_stats.json", stats)
@@ -119,7 +132,7 @@ class ShardDownloader(ShardMaker):
         patiently = PatientRows(wanted if patient else [])
         rows = patiently if patient else wanted
         for number in sorted(skipped):
-            yield number, None, f"{RETRIED}in a later pass", Answer()
+            yield number, None, "retried: in a later pass", Answer()
         with ThreadPool(self.card.download.threads) as pool:
             try:
                 for result in pool.imap_unordered(partial(self._fetch, forgotten, given_up), bounded(rows)):
@@ -147,25 +160,6 @@ class ShardDownloader(ShardMaker):
         if data is not None and forgotten.refuses("", data):
             return number, None, f"{FORGOTTEN}: on request", answer
         return number, data, problem, answer
-
-
-ANSWERS = pa.schema(
-    [
-        ("key", pa.string()),
-        ("time", pa.timestamp("ms", tz="UTC")),
-        ("status", pa.int16()),
-        ("x_robots_tag", pa.string()),
-        ("tdm_reservation", pa.string()),
-    ]
-)
-
-
-def _write_answers(path: Path, answers: list[dict[str, Any]]) -> None:
-    """Write what the servers said, in a separate file: the shard's other files do not depend on the time."""
-    rows = sorted(answers, key=lambda row: str(row["key"]))
-    for row in rows:
-        row["time"] = row["time"] and round(1000 * row["time"])
-    pq.write_table(pa.Table.from_pylist(rows, ANSWERS), path, compression="zstd")
 
 
 def longest_time(downloader: ShardDownloader) -> float:

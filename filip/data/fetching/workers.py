@@ -13,8 +13,7 @@ from contextlib import contextmanager
 from itertools import chain, islice
 from multiprocessing import get_context
 
-from filip.data.fetching.in_progress import suspects
-from filip.data.fetching.shard_maker import is_complete, progress_file, shard_name
+from filip.data.fetching.shard_maker import is_complete, progress_file, shard_name, suspects
 from filip.data.fetching.shards import DISK_FULL, ListReader, Outcome, ShardDownloader, longest_time, run_shard
 from filip.errors import UserError
 from filip.progress import say

@@ -1,19 +1,32 @@
-"""Select the columns of a list as the download needs them, and find the rows that cannot be used."""
+"""Select columns and rows of a list as the download needs them, and find the rows that cannot be used.
+
+A card selects rows by ``only`` and ``subset``, by an SQL condition (``where``), or by a file of ids (``uids``).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from filip.data.cards import SourceCard
 from filip.data.lists import duckdb_io
-from filip.errors import UserError
+from filip.errors import UserError, first_line
+from filip.files import nothing_at
 
 ROW, REASON = "_row_", "_drop_reason_"  # columns that this stage adds to those of the list
 # img2dataset writes columns of these names itself and refuses a list that has them.
 RESERVED = ["key", "url", "caption", "status", "error_message", "width", "height", "original_width"]
 RESERVED += ["original_height", "exif", "md5", "sha256", "sha512"]
 AS_JSON = ("VARCHAR", "VARCHAR[]", "BOOLEAN", "TINYINT", "SMALLINT", "INTEGER", "BIGINT", "FLOAT", "DOUBLE")
+LOOKED_AT = 100_000  # values that decide whether a text column holds numbers
+UIDS_AT_ONCE = 1 << 20
 
 
 def judged_rows(card: SourceCard, types: dict[str, str], where: str, selected: Sequence[str] = ()) -> str:
@@ -100,3 +113,99 @@ def cleaned(column: str, card: SourceCard) -> str:
         if step == "html_tags":
             text = f"regexp_replace({text}, '<[^<>]+>', ' ', 'g')"
     return text
+
+
+def where_condition(
+    con: duckdb.DuckDBPyConnection, where: str, types: dict[str, str], is_text: bool, setting: str = "where"
+) -> str:
+    """Return SQL of the card's ``where`` for the relation ``listed``, as a truth value without unknowns.
+
+    setting: where the condition comes from, for messages.
+    is_text: the list is a text file, whose columns are all text: those that hold numbers are compared as numbers.
+    Raises UserError, before any work, for anything that is not a condition on these columns.
+    """
+    condition = _with_numbers(where, _numeric(con, list(types))) if is_text else where
+    try:
+        whole = len(duckdb.extract_statements(f"SELECT ({condition})")) == 1
+        described = f"DESCRIBE SELECT ({condition}) FROM listed WHERE ({condition})"
+        kind = con.sql(described).fetchall()[0][1] if whole else None
+    except duckdb.Error as error:
+        problem = first_line(error).split(": ", 1)[-1]
+        raise UserError(
+            f"{setting}: {where!r} cannot be evaluated: {problem.rstrip('!')}. There are the columns "
+            f"{', '.join(f'{name} ({types[name]})' for name in types)}; write e.g. "
+            "similarity > 0.3"
+        ) from error
+    if kind != "BOOLEAN":
+        raise UserError(
+            f"{setting}: {where!r} is {kind or 'more than one expression'}, but must be true or false for a row"
+        )
+    return f"coalesce(({condition}), false)"
+
+
+def _with_numbers(where: str, numeric: list[str]) -> str:
+    """Return the condition with the names of these columns replaced by their values as numbers."""
+    names = {form: name for name in numeric for form in (name.lower(), duckdb_io.sql_identifier(name).lower())}
+    starts = [offset for offset, _ in duckdb.tokenize(where)]
+    pieces = [where[start:end] for start, end in pairwise([0, *starts, len(where)])]
+    for place, piece in enumerate(pieces):
+        name = names.get(piece.strip().lower())
+        if name is not None:
+            pieces[place] = f"TRY_CAST({duckdb_io.sql_identifier(name)} AS DOUBLE) "
+    return "".join(pieces)
+
+
+def _numeric(con: duckdb.DuckDBPyConnection, columns: list[str]) -> list[str]:
+    """Return the text columns of ``listed`` whose first values are all numbers."""
+    sums = ", ".join(
+        f"count({value}) > 0 AND count({value}) = count(TRY_CAST({value} AS DOUBLE))"
+        for value in (f"nullif(trim({duckdb_io.sql_identifier(name)}), '')" for name in columns)
+    )
+    found = con.sql(f"SELECT {sums} FROM (SELECT * FROM listed LIMIT {LOOKED_AT})").fetchall()[0]
+    return [name for name, numeric in zip(columns, found, strict=True) if numeric]
+
+
+def write_uids(path: str | Path, target: Path) -> int:
+    """Write the ids in an ``.npy`` file to Parquet: ``high`` and ``low``, or ``text``; return how many.
+
+    DataComp's files hold an id of 32 hexadecimal digits as two unsigned integers; arrays of texts are read, too.
+    """
+    ids = _load(path)
+    columns = ("high", "low") if ids.dtype.fields else ("text",)
+    schema = pa.schema([(name, pa.uint64() if ids.dtype.fields else pa.string()) for name in columns])
+    with pq.ParquetWriter(target, schema) as writer:
+        for start in range(0, len(ids), UIDS_AT_ONCE):
+            some = ids[start : start + UIDS_AT_ONCE]
+            if some.dtype.fields:
+                arrays = [pa.array(np.ascontiguousarray(some[name])) for name in some.dtype.names]
+            else:
+                arrays = [pa.array(some.astype(str).tolist(), pa.string())]
+            writer.write_table(pa.table(arrays, schema=schema))
+    return len(ids)
+
+
+def _load(path: str | Path) -> Any:
+    if not Path(path).is_file():
+        raise UserError(f"uids: {nothing_at(path, 'give the .npy file of the rows to take')}")
+    try:
+        ids = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise UserError(f"uids: {path} is not an .npy file of ids: {first_line(error)}") from error
+    pairs = ids.dtype.names is not None and [ids.dtype[n] for n in ids.dtype.names] == [np.dtype("u8")] * 2
+    if ids.ndim != 1 or not (pairs or ids.dtype.kind in "US"):
+        raise UserError(
+            f"uids: {path} holds {ids.dtype} {list(ids.shape)}, but must hold a row of ids: pairs of u8, as DataComp's "
+            "subsets do, or texts"
+        )
+    return ids
+
+
+def uids_condition(uids: Path, column: str) -> str:
+    """Return SQL: whether the id in ``column`` is among those that :func:`write_uids` wrote."""
+    value = f"CAST({duckdb_io.sql_identifier(column)} AS VARCHAR)"
+    if "text" in pq.read_schema(uids).names:
+        return f"coalesce({value}, '') IN (SELECT text FROM {duckdb_io.parquet(uids)})"
+    halves = [f"TRY_CAST('0x' || {part}({value}, 16) AS UBIGINT)" for part in ("left", "right")]
+    key = f"struct_pack(high := {halves[0]}, low := {halves[1]})"
+    among = f"{key} IN (SELECT struct_pack(high := high, low := low) FROM {duckdb_io.parquet(uids)})"
+    return f"(length({value}) = 32 AND {among}) IS TRUE"

@@ -139,8 +139,10 @@ def _write_parquet(batches: Iterable[pa.RecordBatch], schema: pa.Schema, path: s
 
 def parquet(paths: str | Path | Sequence[str | Path], *options: str) -> str:
     """Return SQL that reads one or several Parquet files. options: e.g. WITH_FILE."""
-    files = [paths] if isinstance(paths, str | Path) else paths
-    return f"read_parquet({', '.join([file_list(files), NO_FOLDER_IS_A_COLUMN, *options])})"
+    # never a pattern: a bracket in a folder's name would be part of it
+    files = [sql_literal(str(path)) for path in ([paths] if isinstance(paths, str | Path) else paths)]
+    listed = f"[{', '.join(files)}]"
+    return f"read_parquet({', '.join([listed, NO_FOLDER_IS_A_COLUMN, *options])})"
 
 
 def columns_of_many(files: Sequence[Path], columns: Sequence[str], *options: str) -> str:
@@ -169,8 +171,3 @@ def _types(columns: Sequence[str], file: Path) -> tuple[str | None, ...]:
         schema = pq.read_schema(file)
     kinds = [str(schema.field(name).type) if name in schema.names else "null" for name in columns]
     return tuple(None if kind == "null" else kind for kind in kinds)
-
-
-def file_list(paths: Iterable[str | Path]) -> str:
-    """Return SQL of the paths. Never give DuckDB a pattern: a bracket in a folder's name would be part of it."""
-    return f"[{', '.join(sql_literal(str(path)) for path in paths)}]"

@@ -18,10 +18,12 @@ import math
 import re
 from collections.abc import Sequence
 from functools import cache, lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from filip.data.lists.word_frequencies import UNKNOWN, zipf
+import numpy as np
+
 from filip.errors import UserError
 from filip.tokenizer import is_one_token
 
@@ -39,6 +41,19 @@ GOOD_LEAD = -1.0  # with this much, what it refused is English, for most caption
 # ... if its words are known: their mean frequency, and the share of unknown ones
 FAMILIAR, MOST_UNKNOWN = 2.0, 1 / 3
 COMMON = 5.5  # higher frequencies count as this: "el" in a name does not make a sentence Spanish
+UNKNOWN = 1.0  # for words that a list does not have; the rarest that it has are as rare
+# fastText's codes of languages that have a list under another code, or are close to a language with a list.
+_ALIASES = {
+    "no": "nb",
+    "nn": "nb",
+    "bs": "sh",
+    "hr": "sh",
+    "sr": "sh",
+    "tl": "fil",
+    "gl": "pt",
+    "ast": "es",
+    "af": "nl",
+}
 _WORDS = re.compile(r"[^\W\d_][^\s]*")
 _WORD = re.compile(r"[^\W\d_]+")
 # Letters of other scripts than the Latin one. fastText knows few words of them, and takes unknown ones for English.
@@ -67,7 +82,8 @@ def are_english(captions: Sequence[str]) -> list[bool]:
     predict = _model().predict
     verdicts = []
     for caption in captions:
-        if not caption.isascii() and _is_of_another_script(caption):
+        foreign = 0 if caption.isascii() else len(_FOREIGN.findall(caption))
+        if foreign and 2 * foreign >= sum(map(str.isalpha, caption)):  # half of the letters are not Latin
             verdicts.append(False)
             continue
         named = _NAMED.fullmatch(caption)
@@ -105,12 +121,6 @@ def _is_among(caption: str, languages: Sequence[str]) -> bool:
     chance = sum(chances.get(code, 0.0) for code in languages if code != "en")
     least = SHORT_SCORE if text.count(" ") < 2 else SCORE
     return chance >= least and chance >= RATIO_5 * max(chances.values(), default=0.0)
-
-
-def _is_of_another_script(caption: str) -> bool:
-    """Return whether at least half of the letters are not Latin."""
-    foreign = len(_FOREIGN.findall(caption))
-    return foreign > 0 and 2 * foreign >= sum(map(str.isalpha, caption))
 
 
 def _is_english(text: str, words: int, labels: Sequence[str], scores: Sequence[float]) -> bool:
@@ -155,3 +165,37 @@ def _known(text: str) -> bool:
 
 
 _is_one_token = lru_cache(maxsize=100_000)(is_one_token)
+
+
+@lru_cache(maxsize=100_000)  # most words of captions are the same few; a look-up costs microseconds
+def zipf(word: str, language: str) -> float | None:
+    """Return log10 of how often a lower-case word occurs among 10^9 of a language; None if the language has no list."""
+    found = _list_of(language)
+    if found is None:
+        return None
+    hashes, values = found
+    place = int(np.searchsorted(hashes, hash(word)))
+    return float(values[place]) if place < len(hashes) and hashes[place] == hash(word) else UNKNOWN
+
+
+@cache
+def _list_of(language: str) -> tuple[np.ndarray, np.ndarray] | None:
+    import wordfreq
+
+    name = _ALIASES.get(language, language)
+    if name not in _languages():
+        return None
+    by_rank = wordfreq.get_frequency_list(name)  # by 1/10 of a decibel, from the most common
+    wordfreq.get_frequency_list.cache_clear()  # it would keep every word as a string: 25 MB a language
+    counts = [len(words) for words in by_rank]
+    hashes = np.fromiter(map(hash, chain.from_iterable(by_rank)), np.int64, sum(counts))
+    values = np.maximum(9 - np.arange(len(counts)) / 100, UNKNOWN).astype(np.float32)
+    order = np.argsort(hashes)
+    return hashes[order], np.repeat(values, counts)[order]
+
+
+@cache
+def _languages() -> frozenset[str]:
+    import wordfreq
+
+    return frozenset(wordfreq.available_languages())

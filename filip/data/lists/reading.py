@@ -135,7 +135,8 @@ def _json_relation(copied: str, card: SourceCard) -> str:
     texts = {card.url_column, card.caption_column, *card.caption_columns}
     columns = []
     for key, kind in structure.items():
-        value = f"json_extract(json, {duckdb_io.sql_literal(_json_pointer(key))})"
+        pointer = "/" + key.replace("~", "~0").replace("/", "~1")
+        value = f"json_extract(json, {duckdb_io.sql_literal(pointer)})"
         if key in texts or kind == "VARCHAR":  # a title may be 1984 in one line
             value = f"CASE json_type({value}) WHEN 'NULL' THEN NULL ELSE {value} ->> '$' END"
         elif isinstance(kind, str) and kind != "JSON":
@@ -144,7 +145,3 @@ def _json_relation(copied: str, card: SourceCard) -> str:
             value = f"TRY_CAST({value} AS VARCHAR[])"
         columns.append(f"{value} AS {duckdb_io.sql_identifier(key)}")
     return f"(SELECT {', '.join(columns) or 'NULL AS nothing'} FROM {lines})"
-
-
-def _json_pointer(key: str) -> str:
-    return "/" + key.replace("~", "~0").replace("/", "~1")

@@ -50,7 +50,8 @@ class EpochOrder:
 
     def slots(self, group: int, start: int, stop: int) -> Slots:
         """Return the slots start … stop - 1 of a reader group."""
-        lengths = [self._length(source, group) for source in range(len(self.counts))]
+        pairs = zip(self.counts, self.weights, strict=True)
+        lengths = [_source_length(counts, weight, group, self.groups) for counts, weight in pairs]
         if not 0 <= start <= stop <= sum(lengths):
             raise IndexError(f"slots {start} to {stop} of {sum(lengths)}")
         columns: list[tuple[np.ndarray, Slots]] = []
@@ -61,9 +62,6 @@ class EpochOrder:
         order = np.argsort(np.concatenate([place for place, _ in columns]), kind="stable")
         parts = zip(*(slots for _, slots in columns), strict=True)
         return Slots(*(np.concatenate(column)[order] for column in parts))
-
-    def _length(self, source: int, group: int) -> int:
-        return _source_length(self.counts[source], self.weights[source], group, self.groups)
 
     def _of_source(self, source: int, group: int, start: int, stop: int) -> Slots:
         """Return the slots start … stop - 1 among those of one source, visit after visit."""

@@ -32,7 +32,7 @@ from filip.data.loading.config import Source
 from filip.data.loading.shard_index import shard_index
 from filip.data.sidecar import group_id
 from filip.errors import UserError, counted
-from filip.files import locked
+from filip.files import file_state, locked
 from filip.progress import track
 
 VERSION = 1  # version of the joined index
@@ -108,17 +108,10 @@ def _writable_folder(source: Source, folder: str | Path | None) -> Path:
 def _identity(source: Source, tars: list[Path]) -> tuple[str, str]:
     """Return two names: one for the source's place, one for the state of all its files (by size and time of change)."""
     files = [*tars, *(sidecar_path(source, tar) for tar in tars if source.captions is not None)]
-    states = [(f.name, *((s.st_size, s.st_mtime_ns) if (s := _stat(f)) else ())) for f in files]
+    states = [(file.name, *(file_state(file) or ())) for file in files]
     place = [str(Path(folder).resolve()) for folder in (source.shards, source.captions) if folder is not None]
     where, state = (hashlib.sha256(json.dumps([VERSION, value]).encode()).hexdigest()[:16] for value in (place, states))
     return where, state
-
-
-def _stat(path: Path) -> os.stat_result | None:
-    try:
-        return path.stat()
-    except FileNotFoundError:
-        return None
 
 
 def _build(source: Source, tars: list[Path], entry: Path, processes: int) -> None:

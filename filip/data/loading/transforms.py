@@ -1,4 +1,4 @@
-"""Turn images into tensors for training: random resized crop, flip and AutoAugment.
+"""Turn images into tensors for training: decoding, random resized crop, flip and AutoAugment.
 
 Every random choice comes from the generator that the caller passes, never from a global one, so that an
 augmented image is a function of (image, seed) alone.
@@ -6,24 +6,29 @@ augmented image is a function of (image, seed) alone.
 
 from __future__ import annotations
 
+import io
 import math
 import random
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
+from torchvision.io import ImageReadMode, decode_jpeg, decode_png
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms import autoaugment as tv
 
-from filip.data.loading.auto_augment import AutoAugment
 from filip.data.loading.config import AugmentConfig, StreamConfig
-from filip.data.loading.images import decode, open_draft
 from filip.data.preprocessing import normalize
 from filip.pixels import CLIP_MEAN
-from filip.rgb import to_rgb
+from filip.rgb import FORMATS, to_rgb
 
 # the colour that AutoAugment fills in; close to 0 once normalised
 _FILL = tuple(round(255 * m) for m in CLIP_MEAN)
+_PNG = b"\x89PNG\r\n\x1a\n"
+_WORTH_A_DRAFT = 16384  # bytes; for smaller files, decoding at full size costs less than looking first
 
 
 class TrainTransform:
@@ -141,3 +146,54 @@ def _resize(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     channels_last = torch.from_numpy(np.ascontiguousarray(array)).permute(2, 0, 1)[None]
     resized = F.interpolate(channels_last, size, mode="bicubic", antialias=True)
     return resized[0].permute(1, 2, 0).contiguous().numpy()
+
+
+def decode(data: bytes) -> np.ndarray:
+    """Return uint8 ``[H, W, 3]`` of an encoded image; raise one of ``rgb.UNDECODABLE``.
+
+    A whole JPEG or 8-bit RGB PNG goes through torchvision's decoder (PIL's pixels in two thirds of the time);
+    everything else (palettes, transparency, CMYK, 16 bit, damaged headers) goes through PIL.
+    """
+    if data.startswith(b"\xff\xd8"):
+        kind = decode_jpeg
+    elif data.startswith(_PNG) and data[24:26] == b"\x08\x02" and b"tRNS" not in data[:1024]:  # 8 bit, RGB
+        kind = decode_png
+    else:
+        return np.array(to_rgb(Image.open(io.BytesIO(data), formats=FORMATS)))
+    try:
+        image = kind(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.UNCHANGED)
+    except RuntimeError:
+        image = None
+    if image is None or image.shape[0] != 3:
+        return np.array(to_rgb(Image.open(io.BytesIO(data), formats=FORMATS)))
+    return image.permute(1, 2, 0).numpy()
+
+
+def open_draft(data: bytes) -> Image.Image | None:
+    """Return a large JPEG, opened but not decoded, for callers that may need fewer pixels than it has; else None."""
+    if len(data) < _WORTH_A_DRAFT or not data.startswith(b"\xff\xd8"):
+        return None
+    return Image.open(io.BytesIO(data), formats=FORMATS)
+
+
+class AutoAugment:
+    """torchvision's AutoAugment (ImageNet policy), with every draw from the generator that the caller passes."""
+
+    def __init__(self, size: int, fill: Sequence[int]) -> None:
+        library = tv.AutoAugment(tv.AutoAugmentPolicy.IMAGENET)
+        space = library._augmentation_space(10, (size, size))
+        self.policies = library.policies
+        self.magnitudes = {name: (values.tolist(), signed) for name, (values, signed) in space.items()}
+        self.fill = [float(f) for f in fill]
+
+    def __call__(self, image: Image.Image, rng: random.Random) -> Image.Image:
+        """Return an augmented copy of an RGB image."""
+        policy = self.policies[rng.randrange(len(self.policies))]
+        draws = [(rng.random(), rng.random() < 0.5) for _ in policy]
+        for (name, probability, step), (chance, negative) in zip(policy, draws, strict=True):
+            if chance <= probability:
+                values, signed = self.magnitudes[name]
+                magnitude = float(values[step]) if step is not None else 0.0
+                magnitude = -magnitude if signed and negative else magnitude
+                image = tv._apply_op(image, name, magnitude, InterpolationMode.BILINEAR, self.fill)
+        return image
