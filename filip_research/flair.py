@@ -19,7 +19,7 @@ from filip.errors import UserError, first_line
 from filip.eval.encoders import Loading
 from filip.eval.encoders.open_clip import OpenClipEncoder, clip_of, read_checkpoint
 from filip.eval.encoders.two_tower import TwoTowerEncoder
-from filip.eval.precision import autocast
+from filip.eval.half_precision import autocast
 
 HEADS = 8
 PAIRS = 1 << 15  # pairs of image and text that attend at once: with 196 patches, 0.2 GB of weights

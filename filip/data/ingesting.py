@@ -1,4 +1,4 @@
-"""List the rows of a set on disk, and store its shards: the files of a download, or a link to a tar that fits as it is."""
+"""List the rows of a set on disk, and store its shards as a download does, or as links to tars that fit as they are."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Measure the images of a shard by perceptual hashes and a model's similarity, and find images that look like others."""
+"""Measure images by perceptual hashes and a model's similarity to their captions, and find images that look alike."""
 
 from __future__ import annotations
 

@@ -26,13 +26,12 @@ from filip.command import option, run_command
 from filip.data.parts import parse_part
 from filip.errors import UserError
 from filip.eval.cards import BenchmarkCard
-from filip.eval.context import Context
+from filip.eval.encode_set import Context
 from filip.eval.encoders import Encoder
 from filip.eval.evaluation import evaluate, settings_of
 from filip.eval.families import AUTO, CLIP_PROMPTS, PROMPTS, prompt_file
 from filip.eval.features import ShardEncodedError, files_of, weights_of
-from filip.eval.opening import check_sets
-from filip.eval.options import DataOptions, ModelOptions, result_header, store_of
+from filip.eval.options import DataOptions, ModelOptions, check_sets, result_header, store_of
 from filip.eval.outcomes import outcomes_file, write_outcomes
 from filip.eval.protocols import protocol_of, protocols, value_at
 from filip.eval.sharing import Share, launched

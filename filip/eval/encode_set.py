@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,8 +13,11 @@ from torch import Tensor
 from filip.errors import UserError
 from filip.eval.cards import BenchmarkCard
 from filip.eval.datasets import Batch, EvalSet, Sample, batches
+from filip.eval.encoders import Encoder
+from filip.eval.families import AUTO, PROMPTS, prompts_for
 from filip.eval.features import FeatureStore, ShardEncodedError, features_of_batches
-from filip.eval.scorer import Scorer
+from filip.eval.scorer import Scorer, scorer_for
+from filip.eval.sharing import ALONE, Share
 from filip.progress import Progress, say
 
 T = TypeVar("T")
@@ -178,3 +181,38 @@ def size_note(card: BenchmarkCard, n: int) -> str | None:
         said = card.not_comparable
         return f"not comparable with published numbers: {said}" if said else None
     return f"{n} images, but the card's split has {card.size}: not comparable with published numbers"
+
+
+@dataclass(frozen=True)
+class Context:
+    """The surroundings of an evaluation.
+
+    root: folder below which the data sets of cards lie. prompts: a prompt file, one prompt with {c} in it, or
+    "auto": the file of the model's family. store: the image features that are kept. share: this process among those
+    that evaluate together. text_tokens: which take part in a token-wise score (:mod:`filip.eval.text_tokens`).
+    """
+
+    root: str = "."
+    prompts: str = PROMPTS
+    batch_size: int = 64
+    workers: int = 0
+    store: FeatureStore | None = None
+    share: Share = ALONE
+    text_tokens: str = "all"
+    family_prompts: str = PROMPTS  # the file of the model's family
+
+    @property
+    def prompt_file(self) -> str:
+        """Return the prompt file for protocols to which one prompt for all classes says nothing."""
+        return self.family_prompts if "{c}" in self.prompts else self.prompts
+
+    def of(self, encoder: Encoder, card: BenchmarkCard) -> Context:
+        """Return the context with the prompts that a model has on a card's benchmark, where they are "auto"."""
+        own = prompts_for(encoder.family, card)
+        return replace(self, prompts=own if self.prompts == AUTO else self.prompts, family_prompts=own)
+
+    def scorer(self, encoder: Encoder) -> Scorer:
+        """Return the scorer that fits the model, with the kept features and the processes of this evaluation."""
+        scorer = scorer_for(encoder)
+        scorer.store, scorer.share, scorer.text_tokens = self.store, self.share, self.text_tokens
+        return scorer

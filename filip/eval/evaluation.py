@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from filip.eval.cards import BenchmarkCard
-from filip.eval.context import Context
+from filip.eval.encode_set import Context
 from filip.eval.encoders import Encoder
 from filip.eval.families import AUTO, FAMILIES
 from filip.eval.outcomes import Record

@@ -29,7 +29,7 @@ from torch import Tensor
 from filip.eval.cards import BenchmarkCard
 from filip.eval.datasets import Batch
 from filip.eval.encoders import Encoder
-from filip.eval.precision import name_of
+from filip.eval.half_precision import name_of
 from filip.files import digest, readable, replacing, sha256_of
 from filip.progress import say
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,14 +10,17 @@ from typing import Any
 from filip.command import MISSING, option
 from filip.data.parts import parse_part
 from filip.errors import UserError
-from filip.eval.cards import KINDS, BenchmarkCard
+from filip.eval.cards import KINDS, BenchmarkCard, match_classes
 from filip.eval.encoders import Encoder, forms, load_encoder
 from filip.eval.features import FeatureStore, model_key
 from filip.eval.fit import FITS
-from filip.eval.opening import MISSING_SETS, check_sets
+from filip.eval.formats import open_set
+from filip.eval.half_precision import PRECISIONS, name_of
 from filip.eval.own_data import cards_of
-from filip.eval.precision import PRECISIONS, name_of
 from filip.eval.sharing import device_of, launched
+from filip.progress import say
+
+MISSING_SETS = ("stop", "skip")
 
 
 @dataclass
@@ -100,7 +103,7 @@ class DataOptions:
         return cards
 
     def load(self) -> tuple[list[BenchmarkCard], dict[str, str]]:
-        """Return the benchmarks that are there, and why others are not; see :func:`filip.eval.opening.check_sets`."""
+        """Return the benchmarks that are there, and why others are not; see :func:`filip.eval.options.check_sets`."""
         return check_sets(self.cards(), self.root, self.missing)
 
 
@@ -126,3 +129,30 @@ def store_of(
             raise UserError(f"shard={shard} needs features=FOLDER, where all parts are put together")
         return None
     return FeatureStore(Path(folder), model_key(options.model, encoder), int(gigabytes * 1e9), part)
+
+
+def check_sets(
+    cards: Sequence[BenchmarkCard], root: str | Path, missing: str = "stop"
+) -> tuple[list[BenchmarkCard], dict[str, str]]:
+    """Open each data set and match its classes; return (cards that can be evaluated, {name of another one: why not}).
+
+    missing: "stop": UserError, one sentence for each data set that is not there or does not fit its card; "skip": a
+    line on stderr for each, and the others are evaluated.
+    """
+    good, skipped = [], {}
+    for card in cards:
+        try:
+            data = open_set(card, root)
+            if data.classes is not None:
+                match_classes(card, data.classes)
+            good.append(card)
+        except UserError as error:
+            skipped[card.name] = str(error)
+    if skipped and missing == "stop":
+        if len(skipped) == 1:
+            raise UserError(next(iter(skipped.values())))
+        listed = "".join(f"\n  {name}: {why}" for name, why in skipped.items())
+        raise UserError(f"{len(skipped)} of {len(cards)} data sets cannot be evaluated:{listed}")
+    for name, why in skipped.items():
+        say(f"{name}: left out: {why}")
+    return good, skipped

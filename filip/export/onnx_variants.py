@@ -101,7 +101,7 @@ def megabytes(folder: Path, variant: str) -> float:
 
 def _recall(folder: Path, variant: str, card: BenchmarkCard, root: str) -> dict[str, list[float]]:
     """Return R@1 and R@10 in percent, both ways."""
-    from filip.eval.context import Context
+    from filip.eval.encode_set import Context
     from filip.eval.prompts import Prompt
     from filip.eval.protocols.retrieval import retrieval_benchmark
     from filip.eval.scorer import load_scorer

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from filip.errors import UserError
 from filip.eval.cards import load_card, load_cards
-from filip.eval.context import Context
+from filip.eval.encode_set import Context
 from filip.eval.evaluation import evaluate as evaluate_cards
 from filip.eval.families import PROMPTS
 from filip.eval.formats import open_set

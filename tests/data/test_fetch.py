@@ -22,8 +22,7 @@ import pytest
 from filip.data.fetching.access import PUBLIC, Access, is_public
 from filip.data.fetching.fetch import _HTTPSHandler, _opener, _retry_after, ascii_url, fetch
 from filip.data.fetching.hosts import Hosts
-from filip.data.fetching.outcomes import opt_out
-from filip.data.fetching.outcomes import Answer
+from filip.data.fetching.outcomes import Answer, opt_out
 from tests.data import hostile
 
 TIMEOUT = 0.6

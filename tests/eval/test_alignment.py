@@ -254,10 +254,12 @@ def test_models_side_by_side_and_heat_maps_of_any_caption(tmp_path):
     write_webdataset(tmp_path / "data" / "demo_fluent", None, [[f"label {i}"] for i in range(8)], masks=True)
     models = [write_model(tmp_path / f"{kind}.safetensors", kind) for kind in ("pooled", "token_wise")]
     picture = tmp_path / "side.png"
-    argv = [f"models=[{','.join(models)}]", "labels=[CLIP,FILIP]", f"root={tmp_path / 'data'}", f"out={picture}"]
-    argv += [f"card={EVAL / 'demo_fluent.yaml'}", f"prompts={EVAL / 'prompts.yaml'}", "examples=2", "composites=1"]
-    draw("compare", *argv)
-    assert Image.open(picture).width == 4 * 300 + 5 * 26  # two comparisons in a row
+    argv = [f"model={models[0]}", f"others={models[1]}", f"root={tmp_path / 'data'}", f"out={picture}"]
+    argv += [f"data={EVAL / 'demo_fluent.yaml'}", f"prompts={EVAL / 'prompts.yaml'}", "examples=2", "composites=1"]
+    with pytest.raises(SystemExit):
+        draw("alignment", *argv, "labels=[CLIP]")
+    draw("alignment", *argv, "labels=[CLIP,FILIP]", "columns=5")
+    assert Image.open(picture).width == 4 * 320 + 5 * 26  # two comparisons in a row
     ITEMS[0].image.save(tmp_path / "red.png")
     argv = [f"model={models[1]}", f"image={tmp_path / 'red.png'}", "caption='a red, red thing'", f"out={picture}"]
     draw("heatmap", *argv)

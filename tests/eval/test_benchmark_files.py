@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from filip.eval.cards import load_card
-from filip.eval.context import Context
+from filip.eval.encode_set import Context
 from filip.eval.prompts import Prompt
 from filip.eval.protocols.retrieval import retrieval_benchmark
 from filip.eval.protocols.selection import chosen, select, winoground_outcome

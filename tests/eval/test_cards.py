@@ -14,8 +14,7 @@ from torch import Tensor
 
 from filip.errors import UserError
 from filip.eval.cards import BenchmarkCard, load_card, load_cards, match_classes
-from filip.eval.context import Context
-from filip.eval.encode_set import size_note
+from filip.eval.encode_set import Context, size_note
 from filip.eval.formats import open_set
 from filip.eval.prompts import card_ensemble, load_ensemble, load_retrieval_prompts
 from filip.eval.protocols.linear_probe import training_card

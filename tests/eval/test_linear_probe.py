@@ -12,7 +12,7 @@ from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
 from filip.errors import UserError
 from filip.eval import logistic
-from filip.eval.context import Context
+from filip.eval.encode_set import Context
 from filip.eval.encoders import load_encoder
 from filip.eval.formats.webdataset import WebdatasetFolder
 from filip.eval.protocols.linear_probe import LinearProbeSettings

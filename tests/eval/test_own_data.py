@@ -16,8 +16,8 @@ from filip.errors import UserError
 from filip.eval.__main__ import Evaluation
 from filip.eval.__main__ import main as evaluate
 from filip.eval.cards import load_card
-from filip.eval.context import Context
 from filip.eval.datasets import EvalSet
+from filip.eval.encode_set import Context
 from filip.eval.formats import open_set
 from filip.eval.formats.class_maps import ClassMaps
 from filip.eval.formats.coco_boxes import CocoBoxes

@@ -14,8 +14,8 @@ from torch import Tensor
 from filip.command import run_command
 from filip.errors import UserError
 from filip.eval.cards import load_card
-from filip.eval.context import Context
 from filip.eval.datasets import EvalSet, Sample, Thing
+from filip.eval.encode_set import Context
 from filip.eval.formats import open_set
 from filip.eval.outcomes import read_outcomes
 from filip.eval.pictures.drawing import INK

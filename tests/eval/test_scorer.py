@@ -11,12 +11,11 @@ from torch import Tensor
 from filip.data.preprocessing import eval_transform
 from filip.errors import UserError
 from filip.eval.cards import load_card
-from filip.eval.context import Context
+from filip.eval.encode_set import Context
 from filip.eval.prompts import load_ensemble
-from filip.eval.protocols.retrieval import recalls, retrieval_benchmark
+from filip.eval.protocols.retrieval import recalls, rerank, retrieval_benchmark
 from filip.eval.protocols.zero_shot import class_scores, zero_shot_task
 from filip.eval.scorer import PooledScorer, Texts, TokenScorer, load_scorer
-from filip.eval.shortlist import rerank
 from filip.eval.text_tokens import kept_tokens
 from filip.tokenizer import decode_token, tokenize
 from tests.eval.miniature import picture, write_model, write_webdataset

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from filip.errors import UserError
 from filip.eval.cards import load_card
-from filip.eval.context import Context
+from filip.eval.encode_set import Context
 from filip.eval.formats import open_set
 from filip.eval.prompts import Prompt
 from filip.eval.protocols.segmentation import intersection_over_union, segment

@@ -9,7 +9,7 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from filip.eval.cards import load_cards
-from filip.eval.context import Context
+from filip.eval.encode_set import Context
 from filip.eval.encoders import load_encoder
 from filip.eval.evaluation import evaluate
 from tests.eval.test_scenes import card_file, write_scenes

@@ -13,7 +13,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from filip import device
-from filip.eval.precision import dtype_of, name_of
+from filip.eval.half_precision import dtype_of, name_of
 from filip.resources import shipped
 from filip.study import resolve
 from filip.train.engine import settle_precision

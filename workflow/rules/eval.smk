@@ -100,7 +100,7 @@ rule compare:
         ),
     params:
         gpu=STUDY.own_gpu,
-        models=lambda wildcards, input: "[" + ",".join(input.weights) + "]",
+        others=lambda wildcards, input: "[" + ",".join(input.weights[1:]) + "]",
         labels=STUDY.quoted_labels("alignment"),
         root=STUDY.evaluation["root"],
         card=lambda wildcards, input: input.cards[0],
@@ -113,8 +113,8 @@ rule compare:
     conda:
         "../envs/filip.yaml"
     shell:
-        "{params.gpu}python -m filip.eval.picture kind=compare 'models={params.models}' {params.labels}"
-        " root={params.root} card={params.card} prompts={input.prompts} out={output} > {log} 2>&1"
+        "{params.gpu}python -m filip.eval.picture kind=alignment model={input.weights[0]} 'others={params.others}'"
+        " {params.labels} root={params.root} data={params.card} prompts={input.prompts} out={output} > {log} 2>&1"
 
 
 # The page in which a person looks for words and patches: one file, no server.

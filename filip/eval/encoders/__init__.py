@@ -24,7 +24,7 @@ from filip import resources
 from filip.device import keep_freed_memory, resolve
 from filip.errors import UserError, nearest
 from filip.eval.fit import FITS, Boxed, Padded, Tiled
-from filip.eval.precision import autocast, dtype_of
+from filip.eval.half_precision import autocast, dtype_of
 from filip.files import nothing_at
 from filip.plugins import load_plugins
 
@@ -82,7 +82,7 @@ class Loading:
     """The settings with which a model is loaded.
 
     image_size: evaluate at another resolution, position embeddings are interpolated; None: the model's own.
-    device: a torch device. dtype: see :mod:`filip.eval.precision`. tokens: score a pooled model token-wise, by the
+    device: a torch device. dtype: see :mod:`filip.eval.half_precision`. tokens: score a pooled model token-wise, by the
     vectors that its projections make of every patch and word. trust_remote_code: run code that lies in the
     model's folder. stem_maps: a folder that keeps what the stem of a model of ours computes on a CPU
     (:meth:`filip.models.stem.Stem.keep_maps`); "": none.

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from filip.errors import UserError, first_line
 from filip.eval.encoders import Loading
-from filip.eval.precision import autocast
+from filip.eval.half_precision import autocast
 from filip.hub import hub_asked
 from filip.json_tokenizer import readable_token
 

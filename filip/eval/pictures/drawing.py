@@ -14,7 +14,7 @@ from filip.command import MISSING, option
 from filip.eval.word_patch import WordPatch
 from filip.files import replacing
 
-KINDS = ("alignment", "compare", "heatmap", "scenes")
+KINDS = ("alignment", "heatmap", "scenes")
 
 
 @dataclass

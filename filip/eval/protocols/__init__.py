@@ -23,7 +23,7 @@ from filip.eval.cards import METRIC_TITLES, BenchmarkCard
 from filip.plugins import load_plugins
 
 if TYPE_CHECKING:
-    from filip.eval.context import Context
+    from filip.eval.encode_set import Context
     from filip.eval.encoders import Encoder
     from filip.eval.outcomes import Record
 

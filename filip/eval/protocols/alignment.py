@@ -17,7 +17,7 @@ from torch import Tensor
 from filip import citations
 from filip.command import option
 from filip.eval.cards import KINDS, BenchmarkCard, match_classes
-from filip.eval.context import Context
+from filip.eval.encode_set import Context
 from filip.eval.encoders import Encoder
 from filip.eval.formats import open_set
 from filip.eval.outcomes import Record

@@ -19,8 +19,7 @@ from filip.command import option
 from filip.errors import UserError
 from filip.eval.cards import BenchmarkCard, match_classes
 from filip.eval.classification import measure, outcomes
-from filip.eval.context import Context
-from filip.eval.encode_set import ImageSource, encoded_batches, size_note
+from filip.eval.encode_set import Context, ImageSource, encoded_batches, size_note
 from filip.eval.encoders import Encoder
 from filip.eval.features import FeatureStore
 from filip.eval.formats import open_set

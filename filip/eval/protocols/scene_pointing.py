@@ -10,7 +10,7 @@ from __future__ import annotations
 from filip import citations
 from filip.errors import UserError
 from filip.eval.cards import BenchmarkCard
-from filip.eval.context import Context
+from filip.eval.encode_set import Context
 from filip.eval.encoders import Encoder
 from filip.eval.formats import open_set
 from filip.eval.outcomes import Outcomes, Record

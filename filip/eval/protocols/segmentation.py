@@ -22,9 +22,8 @@ from filip import citations
 from filip.command import option
 from filip.errors import UserError
 from filip.eval.cards import BenchmarkCard
-from filip.eval.context import Context
 from filip.eval.datasets import Sample
-from filip.eval.encode_set import size_note
+from filip.eval.encode_set import Context, size_note
 from filip.eval.encoders import Encoder
 from filip.eval.formats import open_set
 from filip.eval.metrics import mean_interval

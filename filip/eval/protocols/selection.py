@@ -18,8 +18,7 @@ from torch import Tensor
 from filip import citations
 from filip.errors import UserError
 from filip.eval.cards import BenchmarkCard
-from filip.eval.context import Context
-from filip.eval.encode_set import CutTexts, ImageSource, encoded_batches, size_note
+from filip.eval.encode_set import Context, CutTexts, ImageSource, encoded_batches, size_note
 from filip.eval.encoders import Encoder
 from filip.eval.formats import open_set
 from filip.eval.metrics import mean_interval

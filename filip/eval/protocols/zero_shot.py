@@ -21,9 +21,8 @@ from filip.command import option
 from filip.errors import UserError
 from filip.eval.cards import BenchmarkCard, match_classes
 from filip.eval.classification import measure, outcomes
-from filip.eval.context import Context
 from filip.eval.datasets import Batch
-from filip.eval.encode_set import ImageSource, collect
+from filip.eval.encode_set import Context, ImageSource, collect
 from filip.eval.encoders import Encoder
 from filip.eval.families import AUTO, FAMILIES
 from filip.eval.formats import open_set
