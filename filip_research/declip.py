@@ -23,9 +23,9 @@ from torch import Tensor, nn
 
 from filip.errors import UserError, first_line
 from filip.eval.encoders import Loading
-from filip.eval.encoders.open_clip import clip_of, read_checkpoint
 from filip.eval.encoders.two_tower import TwoTowerEncoder
 from filip.tokenizer import BOS, token_counts, token_names, tokenize
+from filip_research.checkpoints import clip_of, read_checkpoint
 
 CONTEXT, MASK_TOKENS = 77, 1
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from filip.errors import UserError, first_line
 from filip.eval.encoders import Loading
-from filip.eval.encoders.open_clip import OpenClipEncoder, clip_of, read_checkpoint
+from filip.eval.encoders.open_clip import OpenClipEncoder
 from filip.eval.encoders.two_tower import TwoTowerEncoder
 from filip.eval.half_precision import autocast
+from filip_research.checkpoints import clip_of, read_checkpoint
 
 HEADS = 8
 PAIRS = 1 << 15  # pairs of image and text that attend at once: with 196 patches, 0.2 GB of weights

@@ -125,8 +125,14 @@ def main(config: EvaluationOptions) -> None:
     share = launched()
     with contextlib.redirect_stderr(io.StringIO()) if share.rank else contextlib.nullcontext():
         jobs = planned(config)
+        # Read prompts and whatever else a protocol reads for its cards, so that a mistake in them is known at once.
+        known = (
+            PROMPTS if config.prompts == AUTO else config.prompts
+        )  # our own file has an entry for every card of ours
         for job in jobs:
-            _prepare(config, job)
+            if (prepare := protocol_of(job.protocol).prepare) is not None:
+                for card in job.cards:
+                    prepare(card, config.settings(job.protocol), Context(config.root, known))
         requests = _requests(config, jobs)
         # A file that the first process has just written is not there for the others.
         kept = [_kept(config, job, request) for job, request in zip(jobs, requests, strict=True)]
@@ -157,7 +163,12 @@ def planned(config: EvaluationOptions) -> list[EvaluationJob]:
     if config.shard and (unfit := [name for name, protocol in chosen.items() if not protocol.in_parts]):
         chosen = {name: protocol for name, protocol in chosen.items() if protocol.in_parts}
         say(f"shard={config.shard}: {', '.join(unfit)} keep no features; they are left to the run without shard=")
-    _check_only(config, [card.name for card in cards])
+    for protocol, names in config.only.items():
+        if protocol not in config.protocols:
+            raise UserError(f"only: {protocol} is none of the protocols that run, {', '.join(config.protocols)}")
+        if absent := set(names) - {card.name for card in cards}:
+            there = ", ".join(card.name for card in cards)
+            raise UserError(f"only: {protocol} has no card {min(absent)} in data=; there are {there}")
     there, skipped = check_sets(cards, config.root, config.missing)
     if config.one_file:
         return [EvaluationJob(name, there, Path(config.out), skipped) for name in chosen]
@@ -174,24 +185,6 @@ def planned(config: EvaluationOptions) -> list[EvaluationJob]:
         for name, protocol in chosen.items()
         if card.kind in protocol.kinds and card.name in config.only.get(name, [card.name])
     ]
-
-
-def _check_only(config: EvaluationOptions, cards: list[str]) -> None:
-    for protocol, names in config.only.items():
-        if protocol not in config.protocols:
-            raise UserError(f"only: {protocol} is none of the protocols that run, {', '.join(config.protocols)}")
-        if absent := [name for name in names if name not in cards]:
-            raise UserError(f"only: {protocol} has no card {absent[0]} in data=; there are {', '.join(cards)}")
-
-
-def _prepare(config: EvaluationOptions, job: EvaluationJob) -> None:
-    """Read prompts and whatever else a protocol reads for its cards, so that a mistake in them is known at once."""
-    prepare = protocol_of(job.protocol).prepare
-    if prepare is not None:
-        # it has an entry for every card of ours
-        known = PROMPTS if config.prompts == AUTO else config.prompts
-        for card in job.cards:
-            prepare(card, config.settings(job.protocol), Context(config.root, known))
 
 
 def _run(

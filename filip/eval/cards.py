@@ -73,7 +73,11 @@ def _card(raw: dict[str, Any], loader: str | None) -> BenchmarkCard:
         raise UserError(f"metric={card.metric} must be {' or '.join(KINDS[card.kind])} for {card.kind}")
     if card.kind == "classification" and given is None:
         raise UserError(f"classes is missing; give {{raw: prompt name}} or `{FROM_DATA}`")
-    return replace(card, classes=None if card.kind in HAVE_CAPTIONS else _classes(given))
+    if card.kind in HAVE_CAPTIONS or given in (None, FROM_DATA):
+        return replace(card, classes=None)
+    if not isinstance(given, dict):
+        raise UserError(f"classes should be {{raw class: prompt name}} or `{FROM_DATA}`")
+    return replace(card, classes={str(raw): str(name) for raw, name in given.items()})
 
 
 def _layout(layouts: Any, loader: str) -> dict[str, Any]:
@@ -87,14 +91,6 @@ def _layout(layouts: Any, loader: str) -> dict[str, Any]:
         raise UserError(f"layouts.{loader}.split is missing (the folder or split name, e.g. test)")
     known = {key: options.pop(key) for key in ("path", "split", "size") if key in options}
     return {"loader": loader, **known, "options": options}
-
-
-def _classes(classes: Any) -> dict[str, str] | None:
-    if classes in (None, FROM_DATA):
-        return None
-    if not isinstance(classes, dict):
-        raise UserError(f"classes should be {{raw class: prompt name}} or `{FROM_DATA}`")
-    return {str(raw): str(name) for raw, name in classes.items()}
 
 
 def match_classes(card: BenchmarkCard, names: list[str]) -> list[str]:

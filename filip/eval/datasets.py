@@ -62,10 +62,6 @@ class Sample:
     whole: Image.Image | None = None  # where ``image`` is a box cut out of another: that one, RGB
     box: tuple[float, ...] | None = None  # the object's left, top, right, bottom in pixels
 
-    def mask_of(self, number: int) -> Image.Image:
-        """Return where the pixels of a class are (mode L, 0 or 255)."""
-        return Image.fromarray(255 * (np.asarray(self.segments) == number).astype(np.uint8))
-
 
 def shown_box(stored: Image.Image, box: tuple[float, ...], edges: tuple[int, ...]) -> dict[str, Any]:
     """Return ``image``, ``whole`` and ``box`` of a sample, all upright, for a box in the pixels of a stored picture.

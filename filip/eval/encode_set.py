@@ -1,4 +1,4 @@
-"""Encodes a whole test set with a progress display, and notes when its size is unexpected."""
+"""Go through a whole test set with a progress display: the settings that protocols share, images, texts, sizes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from PIL import Image
 from torch import Tensor
 
 from filip.errors import UserError
@@ -95,7 +94,12 @@ def _features_of(
 
     def read(some: list[int]) -> Iterator[Batch]:
         part = _SomeBatches(source.data, source.batch_size, some)
-        return _all_batches(part, scorer.transform, source.title, source.batch_size, source.workers)
+        with Progress(source.title, "images", len(part)) as progress:
+            for batch in batches(part, scorer.transform, source.batch_size, source.workers):
+                for problem in batch.undecodable:
+                    say(f"{source.title}: left out an unreadable image, {problem}")
+                yield batch
+                progress.add(len(batch.keys) + len(batch.undecodable))
 
     if store is None or kept is None:
         yield from features_of_batches(None, numbers, kind, encode, read, device)
@@ -131,18 +135,6 @@ class _SomeBatches(EvalSet):
 
     def name_of(self, index: int) -> str:
         return self.data.name_of(self.places[index])
-
-
-def _all_batches(
-    data: EvalSet, transform: Callable[[Image.Image], Tensor], title: str, batch_size: int, workers: int
-) -> Iterator[Batch]:
-    """Yield every batch, including those without a readable image."""
-    with Progress(title, "images", len(data)) as progress:
-        for batch in batches(data, transform, batch_size, workers):
-            for problem in batch.undecodable:
-                say(f"{title}: left out an unreadable image, {problem}")
-            yield batch
-            progress.add(len(batch.keys) + len(batch.undecodable))
 
 
 def _require(found: bool, title: str) -> None:
@@ -210,6 +202,10 @@ class Context:
         """Return the context with the prompts that a model has on a card's benchmark, where they are "auto"."""
         own = prompts_for(encoder.family, card)
         return replace(self, prompts=own if self.prompts == AUTO else self.prompts, family_prompts=own)
+
+    def source(self, data: EvalSet, card: BenchmarkCard, title: str = "", **more: bool) -> ImageSource:
+        """Return a card's data set to go through."""
+        return ImageSource(data, title or card.name, self.batch_size, self.workers, card, self.root, **more)
 
     def scorer(self, encoder: Encoder) -> Scorer:
         """Return the scorer that fits the model, with the kept features and the processes of this evaluation."""

@@ -18,16 +18,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from filip.errors import UserError, first_line
+from filip.errors import UserError
 from filip.eval.encoders import Loading
 from filip.eval.encoders.two_tower import TwoTowerEncoder, one_by_one
-from filip.files import nothing_at
 from filip.hub import hub_asked
 from filip.json_tokenizer import readable_token
 
 ACTIVATIONS = ("gelu", "quickgelu")
 SCHEMES = ("hf-hub:", "local-dir:")
-HEAD = 64  # channels of an attention head in OpenAI's towers
 
 
 class OpenClipEncoder(TwoTowerEncoder):
@@ -68,7 +66,8 @@ class OpenClipEncoder(TwoTowerEncoder):
     def _hold(self, model: Any, transform: Callable[[Image.Image], Tensor], tokenizer: Any) -> None:
         """Keep a model, its transform and its tokenizer. UserError if it is to be token-wise and cannot be."""
         self.model = model.eval().to(self.device)
-        self.details = {"activation": _built_with(model)} | self.details
+        quick = any(type(module).__name__ == "QuickGELU" for module in model.modules())
+        self.details = {"activation": "quickgelu" if quick else "gelu"} | self.details
         self.transform = transform
         self.tokenizer = tokenizer
         self.text_tower = getattr(model, "text", model)  # CLIP has the text tower's modules itself
@@ -149,58 +148,11 @@ class OpenClipEncoder(TwoTowerEncoder):
         return [len(ids) for ids in self.tokenizer.tokenizer(list(texts))["input_ids"]]
 
 
-def clip_of(state: dict[str, Tensor], quick_gelu: bool) -> Any:
-    """Build open_clip's ViT of the sizes that tensors have, with heads of 64 channels as OpenAI's, and load them.
-
-    Raises KeyError, ValueError or RuntimeError if they are not those of such a model.
-    """
-    from open_clip import CLIP, CLIPTextCfg, CLIPVisionCfg
-
-    width, _, patch, _ = state["visual.conv1.weight"].shape
-    side = patch * round((len(state["visual.positional_embedding"]) - 1) ** 0.5)
-    vocabulary, text_width = state["token_embedding.weight"].shape
-    context = len(state["positional_embedding"])
-    model = CLIP(
-        state["visual.proj"].shape[1],
-        CLIPVisionCfg(_blocks(state, "visual."), width, HEAD, image_size=side, patch_size=patch),
-        CLIPTextCfg(context, vocabulary, width=text_width, heads=text_width // HEAD, layers=_blocks(state, "")),
-        quick_gelu=quick_gelu,
-    )
-    model.load_state_dict(state)
-    return model
-
-
-def _blocks(state: dict[str, Tensor], prefix: str) -> int:
-    start = f"{prefix}transformer.resblocks."
-    return len({name.removeprefix(start).split(".")[0] for name in state if name.startswith(start)})
-
-
-def read_checkpoint(file: str, whose: str, entry: str) -> dict[str, Tensor]:
-    """Return the tensors of a checkpoint by their names, without the prefix of their wrapper.
-
-    whose: "a checkpoint of …", for messages. entry: under which the tensors are, if there is anything else.
-    """
-    if not Path(file).is_file():
-        raise UserError(nothing_at(Path(file), f"give {whose}"))
-    try:
-        # With their optimiser's state, a checkpoint holds tensors, numbers and strings alone.
-        found = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise UserError(f"torch cannot read {file}: {first_line(error)}") from error
-    state = found.get(entry, found) if isinstance(found, dict) else {}
-    return {str(name).removeprefix("module."): value for name, value in state.items()}
-
-
 def _timm_head(trunk: Any, tokens: Tensor) -> Tensor:
     """Do to tokens [m, 1, w] what timm's ViT does to the pooled token -> [m, d]."""
     pool = getattr(trunk, "attn_pool", None)
     pooled = pool(tokens) if pool is not None else tokens[:, 0]
     return trunk.head(trunk.fc_norm(pooled))
-
-
-def _built_with(model: Any) -> str:
-    """Return the activation that a model's blocks have."""
-    return "quickgelu" if any(type(m).__name__ == "QuickGELU" for m in model.modules()) else "gelu"
 
 
 @contextmanager

@@ -45,11 +45,8 @@ def run(
     test = open_set(card, context.root)
     names = match_classes(card, test.classes or [])
     training = training_card(card, context.root)
-    batches = (context.batch_size, context.workers)
     # Zero-shot goes through the same images: what one pass makes is kept for both. A training split is only probed.
-    source = ImageSource(
-        test, card.name, *batches, card, context.root, with_probe=True, another_follows=training is not None
-    )
+    source = context.source(test, card, with_probe=True, another_follows=training is not None)
     features, labels, keys, clusters = _features(encoder, source, context.store)
     if training is None:
         scores, protocol = _cross_validated(encoder, features, labels, len(names), settings)
@@ -57,7 +54,7 @@ def run(
         train = open_set(training, context.root)
         if match_classes(card, train.classes or []) != names:
             raise UserError(f"{card.name}: the training and the test split number their classes differently")
-        source = ImageSource(train, f"{card.name}, training split", *batches, training, context.root)
+        source = context.source(train, training, f"{card.name}, training split")
         fitted = _fit(encoder, *_features(encoder, source, context.store)[:2], settings)
         scores = fitted.log_probabilities(features, len(names))
         protocol = f"trained on {len(train):,} images of the training split"

@@ -20,7 +20,7 @@ from filip.command import option
 from filip.errors import UserError
 from filip.eval.cards import BenchmarkCard
 from filip.eval.datasets import Batch
-from filip.eval.encode_set import Context, CutTexts, ImageSource, collect, size_note
+from filip.eval.encode_set import Context, CutTexts, collect, size_note
 from filip.eval.encoders import Encoder
 from filip.eval.formats import open_set
 from filip.eval.metrics import mean_interval, retrieval_chance, retrieval_hits
@@ -153,7 +153,7 @@ def _collect(scorer: Scorer, card: BenchmarkCard, context: Context) -> _Collecte
     def keep(images: Tensor, batch: Batch) -> tuple[Tensor, list[str], list[list[str]]]:
         return scorer.movable(images), batch.keys, batch.captions
 
-    parts = collect(scorer, ImageSource(data, card.name, context.batch_size, context.workers, card, context.root), keep)
+    parts = collect(scorer, context.source(data, card), keep)
     for _, of_batch, theirs in parts:
         for key, own in zip(of_batch, theirs, strict=True):
             if not own:

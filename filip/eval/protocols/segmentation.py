@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from filip import citations
@@ -67,6 +68,7 @@ def segment(
     classes = list(data.classes or [])
     names = [(card.classes or {}).get(name, name) for name in classes]
     vectors = class_vectors(encoder, names, ensemble)
+    seen = encoder.transform, encoder.grid
     areas = []  # per image [3, classes]: pixels that are right, predicted and true, in patches
     own = []  # per image: what it finds where only its own classes are there to choose from
     keys = []
@@ -75,7 +77,11 @@ def segment(
             samples = [data.needed(index) for index in range(start, min(start + batch_size, len(data)))]
             scored = class_scores(encoder, samples, vectors, len(ensemble))
             for sample, scores in zip(samples, scored, strict=True):
-                shares = class_shares(encoder, sample)
+                values = np.asarray(sample.segments)
+                shares = {  # {class in the image: [rows, columns], the share that it has of each patch}
+                    int(number): coverage(Image.fromarray(255 * (values == number).astype(np.uint8)), *seen)
+                    for number in np.unique(values[values >= 0])
+                }
                 areas.append(image_areas(shares, scores.argmax(-1), len(classes)))
                 own.append(among_own(shares, scores, len(classes)))
                 keys.append(sample.key)
@@ -126,16 +132,6 @@ def class_scores(encoder: Encoder, samples: list[Sample], vectors: list[Tensor],
     best_token = torch.stack([part.amax(-1) for part in similarity.split(lengths, dim=-1)], -1)
     scores = best_token.view(*patches.shape[:2], -1, prompts).mean(-1)
     return list(scores.view(len(samples), *encoder.grid, -1).numpy())
-
-
-def class_shares(encoder: Encoder, sample: Sample) -> dict[int, np.ndarray]:
-    """Return {class in the image: [rows, columns], the share that it has of each patch}."""
-    assert sample.segments is not None
-    values = np.asarray(sample.segments)
-    return {
-        int(number): coverage(sample.mask_of(int(number)), encoder.transform, encoder.grid)
-        for number in np.unique(values[values >= 0])
-    }
 
 
 def image_areas(shares: dict[int, np.ndarray], best: np.ndarray, classes: int) -> np.ndarray:

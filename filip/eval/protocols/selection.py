@@ -13,12 +13,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from filip import citations
 from filip.errors import UserError
 from filip.eval.cards import BenchmarkCard
-from filip.eval.encode_set import Context, CutTexts, ImageSource, encoded_batches, size_note
+from filip.eval.encode_set import Context, CutTexts, encoded_batches, size_note
 from filip.eval.encoders import Encoder
 from filip.eval.formats import open_set
 from filip.eval.metrics import mean_interval
@@ -48,7 +47,7 @@ def select(
     categories: list[str] = []
     truths: list[int] = []
     cut = CutTexts(scorer)
-    source = ImageSource(data, card.name, context.batch_size, context.workers, card, context.root)
+    source = context.source(data, card)
     for images, batch in encoded_batches(source, scorer, scorer.store):
         own = [len(captions) for captions in batch.captions]
         for key, count, true in zip(batch.keys, own, batch.truths, strict=True):
@@ -59,7 +58,8 @@ def select(
         texts = scorer.encode_texts(captions)
         similarity = scorer.similarity(images, texts)
         for by in RANKINGS:
-            parts[by] += _own_scores(ranking(similarity, by), own)
+            scores = ranking(similarity, by)  # [images, captions of all images one after the other]
+            parts[by] += [row[end - n : end].tolist() for row, n, end in zip(scores, own, np.cumsum(own), strict=True)]
         keys += batch.keys
         clusters += batch.clusters
         categories += batch.categories
@@ -76,15 +76,6 @@ def select(
     chance = float(np.mean([1 / math.comb(n, t) for n, t in zip(counts, truths, strict=True)]))
     result = {"n": len(keys), "chance": chance, **common, **rates}
     return result | ({"by_category": _by_category(hits, categories, card)} if any(categories) else {})
-
-
-def _own_scores(scores: Tensor, counts: list[int]) -> list[list[float]]:
-    """Return the scores of each image's captions. scores: [images, captions of all images one after the other]."""
-    found, start = [], 0
-    for row, count in zip(scores, counts, strict=True):
-        found.append(row[start : start + count].tolist())
-        start += count
-    return found
 
 
 def chosen(scores: Sequence[float], truths: int = 1) -> float:
@@ -169,15 +160,6 @@ def winoground_outcome(first: Sequence[float], second: Sequence[float]) -> tuple
     return text, image, group, 0.5 if right == wrong else float(right > wrong)
 
 
-def has_categories(card: BenchmarkCard) -> bool:
-    """Return whether the rows of a card's table have categories, over which a mean can be taken."""
-    return "category" in card.layout.options
-
-
-def is_winoground(card: BenchmarkCard) -> bool:
-    return card.loader == "winoground"
-
-
 PROTOCOL = Protocol(
     "selection",
     ("selection",),
@@ -196,7 +178,7 @@ PROTOCOL = Protocol(
                 f"by_category.mean.{by}",
                 chance="",
                 interval="",
-                only=has_categories,
+                only=lambda card: "category" in card.layout.options,
                 headline=by == "mean",
             )
             for by, name in RANKING_TITLES.items()
@@ -209,7 +191,7 @@ PROTOCOL = Protocol(
                 f"{by}.match.chance",
                 f"{by}.match.ci95",
                 outcome=f"/match_{by}",
-                only=is_winoground,
+                only=lambda card: card.loader == "winoground",
             )
             for by, name in RANKING_TITLES.items()
         ),

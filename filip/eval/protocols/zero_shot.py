@@ -22,7 +22,7 @@ from filip.errors import UserError
 from filip.eval.cards import BenchmarkCard, match_classes
 from filip.eval.classification import measure, outcomes
 from filip.eval.datasets import Batch
-from filip.eval.encode_set import Context, ImageSource, collect
+from filip.eval.encode_set import Context, collect
 from filip.eval.encoders import Encoder
 from filip.eval.families import AUTO, FAMILIES
 from filip.eval.formats import open_set
@@ -77,14 +77,19 @@ def zero_shot_task(
     data = open_set(card, context.root)
     names = match_classes(card, data.classes or [])
     texts = scorer.encode_texts([p.fill(name) for name in names for p in ensemble])
-    if average == "embedding":
-        texts = mean_embeddings(scorer, texts, len(ensemble))
-    prompts = 1 if average == "embedding" else len(ensemble)
+    prompts = len(ensemble)
+    if average == "embedding" and scorer.token_wise:
+        raise UserError(
+            "ensemble=embedding averages vectors, which has no meaning for a token-wise model: use ensemble=score"
+        )
+    if average == "embedding":  # CLIP's ensemble: the normalised mean of a class's prompt vectors
+        means = texts.values.view(len(names), prompts, -1).mean(1)
+        texts, prompts = Texts(F.normalize(means, dim=-1), None), 1
 
     def keep(images: Tensor, batch: Batch) -> tuple[Similarity, Tensor, list[str], list[str]]:
         return class_scores(scorer, images, texts, prompts), batch.labels, batch.keys, batch.clusters
 
-    source = ImageSource(data, card.name, context.batch_size, context.workers, card, context.root, with_probe=True)
+    source = context.source(data, card, with_probe=True)
     parts = collect(scorer, source, keep)
     scores, labels, keys_of, clusters_of = zip(*parts, strict=True)
     every_score, every_label = torch.cat([found.i2t for found in scores]), torch.cat(labels)
@@ -102,15 +107,6 @@ def class_scores(scorer: Scorer, images: Tensor, texts: Texts, prompts: int) -> 
     """Return means over each class's prompts, [images, classes] each. texts: class-major, ``prompts`` a class."""
     found = scorer.similarity(images, texts)
     return Similarity(*(scores.view(len(images), -1, prompts).mean(2) for scores in (found.i2t, found.t2i)))
-
-
-def mean_embeddings(scorer: Scorer, texts: Texts, prompts: int) -> Texts:
-    """Make CLIP's ensemble: the normalised mean of a class's prompt vectors, for pooled models only."""
-    if scorer.token_wise:
-        raise UserError(
-            "ensemble=embedding averages vectors, which has no meaning for a token-wise model: use ensemble=score"
-        )
-    return Texts(F.normalize(texts.values.view(-1, prompts, texts.values.shape[1]).mean(1), dim=-1), None)
 
 
 PROTOCOL = Protocol(
