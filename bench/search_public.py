@@ -20,7 +20,7 @@ import torch
 
 from filip.command import option, run_command
 from filip.eval.scorer import load_scorer
-from filip.export.clip_tokenizer import clip_tokenizer
+from filip.export.hf_folder import clip_tokenizer
 from filip.index.store import Index
 from filip.models import ImageTowerConfig, ModelConfig, TextTowerConfig, build_model
 from filip.search.ranking import query_of, rank

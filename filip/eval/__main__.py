@@ -167,8 +167,8 @@ def planned(config: EvaluationOptions) -> list[EvaluationJob]:
         if protocol not in config.protocols:
             raise UserError(f"only: {protocol} is none of the protocols that run, {', '.join(config.protocols)}")
         if absent := set(names) - {card.name for card in cards}:
-            there = ", ".join(card.name for card in cards)
-            raise UserError(f"only: {protocol} has no card {min(absent)} in data=; there are {there}")
+            known = ", ".join(card.name for card in cards)
+            raise UserError(f"only: {protocol} has no card {min(absent)} in data=; there are {known}")
     there, skipped = check_sets(cards, config.root, config.missing)
     if config.one_file:
         return [EvaluationJob(name, there, Path(config.out), skipped) for name in chosen]

@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from filip.command import MISSING, option, run_command
 from filip.errors import UserError
 from filip.export.formats import FORMATS
-from filip.export.onnx_folder import write_onnx
-from filip.export.onnx_variants import VARIANTS
+from filip.export.onnx_folder import VARIANTS, write_onnx
 from filip.files import check_output
 from filip.progress import say
 from filip.runs.source import read_source

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from filip.export.hf_folder import write_hf
-from filip.export.multi_vector_folder import write_multi_vector
+from filip.export.hf_folder import write_hf, write_multi_vector
 from filip.export.onnx_folder import write_onnx
 from filip.export.open_clip_folder import write_open_clip
 from filip.models import save_model

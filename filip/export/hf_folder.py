@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
@@ -10,12 +12,11 @@ from typing import Any
 
 from filip.errors import UserError
 from filip.export.card import write_card
-from filip.export.clip_tokenizer import clip_tokenizer
-from filip.export.folder import new_folder
-from filip.files import write_json
+from filip.files import naming, write_json
 from filip.models import DualEncoder
 from filip.models.weights import write_safetensors
 from filip.runs.source import ModelSource
+from filip.tokenizer import BOS, EOS, merges, vocabulary
 
 USE = """    from transformers import AutoModel, AutoProcessor
     model = AutoModel.from_pretrained("FOLDER", trust_remote_code=True).eval()
@@ -101,3 +102,93 @@ def copy_code(folder: Path, names: tuple[str, ...]) -> None:
     for name in names:
         with resources.as_file(resources.files("filip.export.standalone").joinpath(name)) as file:
             shutil.copyfile(file, folder / name)
+
+
+def clip_tokenizer(model: DualEncoder) -> Any:
+    """Return a ``transformers.CLIPTokenizer`` with the ids of :mod:`filip.tokenizer` that cuts at the model's length.
+
+    It lacks the cleaning of :func:`filip.tokenizer.clean`, which exported folders contain. Raises UserError if the
+    model has another text tower or vocabulary than CLIP's.
+    """
+    from transformers import CLIPTokenizer
+
+    if not model.config.text.like_clip:
+        raise UserError(
+            "to=hf, mv and onnx hold CLIP's text tower and vocabulary alone, and this model's text tower is another; "
+            "to=safetensors and compact hold it"
+        )
+    if model.config.text.vocab_size != EOS + 1:
+        raise UserError(
+            f"the model has {model.config.text.vocab_size} word vectors and CLIP's vocabulary {EOS + 1} tokens: "
+            "no tokenizer can be exported with it"
+        )
+    ids: dict[str, int] = {token: number for number, token in enumerate(vocabulary())}
+    ids |= {"<|startoftext|>": BOS, "<|endoftext|>": EOS}
+    pairs: Any = list(merges())  # transformers' annotation says strings
+    longest = model.config.text.context_length
+    tokenizer = CLIPTokenizer(vocab=ids, merges=pairs, model_max_length=longest)
+    # in tokenizer.json, for readers without transformers
+    tokenizer.backend_tokenizer.enable_truncation(longest)
+    return tokenizer
+
+
+@contextmanager
+def new_folder(out: str | Path) -> Iterator[Path]:
+    """Yield a folder next to ``out`` to write to, which becomes ``out`` on success and is removed on failure.
+
+    Raises UserError if ``out`` exists and is not an empty folder: nothing of the user's is overwritten.
+    """
+    out = Path(out).absolute()
+    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+        raise UserError(f"out={out} exists already; delete it or give another folder")
+    part = out.with_name(f".{out.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    with naming(out):
+        try:
+            yield part
+            for file in part.rglob("*"):  # safetensors lets only the owner read what it writes
+                file.chmod(0o755 if file.is_dir() else 0o644)
+            if out.is_dir():
+                out.rmdir()
+            part.rename(out)
+        except BaseException:
+            shutil.rmtree(part, ignore_errors=True)
+            raise
+
+
+MULTI_VECTOR_USE = """    from sentence_transformers import MultiVectorEncoder
+    model = MultiVectorEncoder("FOLDER", trust_remote_code=True)
+    texts, images = model.encode_query(["a photo of a cat"]), model.encode_document([image])
+    print(model.similarity(texts, images))      # text to image; with the images first, image to text
+"""
+MULTI_VECTOR_CODE = ("multi_vector_filip.py", "filip_towers.py", "filip_inputs.py")
+
+
+def write_multi_vector(source: ModelSource, out: str) -> None:
+    """Write ``modules.json`` with our module, weights, tokenizer and code; the similarity is the mean of maxima.
+
+    Raises UserError for a pooled model, which has one vector, not several.
+    """
+    if source.model.config.interaction != "token_wise":
+        raise UserError(
+            "to=mv is for token-wise models: this one is pooled and has a single vector per image and text; "
+            "to=hf and to=open_clip hold it"
+        )
+    tokenizer = clip_tokenizer(source.model)
+    refuse_computed_tables(source.model, "mv")
+    from sentence_transformers import MultiVectorEncoder
+
+    from filip.export.standalone.multi_vector_filip import FilipMultiVector
+
+    module = FilipMultiVector(tower_config(source.model), tokenizer)
+    module.towers.load_state_dict(source.model.state_dict())
+    encoder = MultiVectorEncoder(modules=[module], similarity_fn_name="meanmaxsim", device="cpu")
+    with new_folder(out) as folder:
+        encoder.save(str(folder), create_model_card=False)
+        copy_code(folder, MULTI_VECTOR_CODE)
+        write_json(
+            folder / "modules.json",
+            [{"idx": 0, "name": "0", "path": "", "type": "multi_vector_filip.FilipMultiVector"}],
+        )
+        write_card(folder, source, "sentence-transformers", MULTI_VECTOR_USE)

@@ -6,7 +6,7 @@ from typing import Any, cast
 
 from filip.errors import UserError
 from filip.export.card import write_card
-from filip.export.folder import new_folder
+from filip.export.hf_folder import new_folder
 from filip.files import write_json
 from filip.models import DualEncoder
 from filip.models.open_clip_names import open_clip_names, to_open_clip

@@ -11,8 +11,7 @@ import torch
 from filip.errors import UserError
 from filip.eval.encoders import load_encoder
 from filip.eval.scorer import load_scorer
-from filip.export.clip_tokenizer import clip_tokenizer
-from filip.export.multi_vector_folder import write_multi_vector
+from filip.export.hf_folder import clip_tokenizer, write_multi_vector
 from filip.export.open_clip_folder import write_open_clip
 from filip.models import DualEncoder, ModelConfig, build_model, load_model, save_model
 from filip.runs.saved_files import STATE, LoopState

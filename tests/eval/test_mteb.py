@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from filip.eval.formats.webdataset import WebdatasetFolder
-from filip.export.multi_vector_folder import write_multi_vector
+from filip.export.hf_folder import write_multi_vector
 from filip.runs.source import read_source
 from tests.eval.miniature import run_protocol, write_model, write_webdataset
 

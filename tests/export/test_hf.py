@@ -19,8 +19,7 @@ import filip
 from filip.data.preprocessing import eval_transform
 from filip.errors import UserError
 from filip.export.__main__ import Export, export
-from filip.export.clip_tokenizer import clip_tokenizer
-from filip.export.hf_folder import refuse_computed_tables
+from filip.export.hf_folder import clip_tokenizer, refuse_computed_tables
 from filip.export.standalone.filip_inputs import clean, to_pixels
 from filip.models import ModelConfig, load_model
 from filip.resources import weights

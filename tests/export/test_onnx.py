@@ -18,7 +18,7 @@ import filip
 from filip.errors import UserError
 from filip.eval.encoders import load_encoder
 from filip.export.__main__ import Export, export
-from filip.export.onnx_variants import write_variant
+from filip.export.onnx_folder import write_variant
 from filip.export.standalone.filip_inputs import clean, to_pixels
 from filip.models import ModelConfig, load_model
 from tests.support.captions import UNTIDY_CAPTIONS

@@ -17,7 +17,7 @@ from filip.errors import UserError
 from filip.eval.encoders import load_encoder
 from filip.eval.fit import Boxed
 from filip.eval.scorer import load_scorer
-from filip.export.clip_tokenizer import clip_tokenizer
+from filip.export.hf_folder import clip_tokenizer
 from filip.index.build import Build
 from filip.index.build import main as build
 from filip.models import build_model
