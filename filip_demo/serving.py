@@ -37,7 +37,7 @@ class CorpusServer(ThreadingHTTPServer):
 
     daemon_threads = True
     block_on_close = False
-    request_queue_size = 512  # img2dataset opens a connection for every image, from many threads
+    request_queue_size = 512  # the download opens a connection for every image, from many threads
 
     def __init__(self, root: Path, port: int):
         self.root = root.resolve()

@@ -282,7 +282,7 @@ def test_the_protocol_of_the_extending_page_is_run_and_has_its_line_and_its_tabl
 def test_the_text_rule_of_the_extending_page_drops_what_it_says() -> None:
     """It runs in a separate process, since it registers a rule."""
     [code] = blocks("extending.md", "python", "A text rule")
-    shown = "\nfrom filip.data.lists.python_rules import PYTHON_RULES\n"
+    shown = "\nfrom filip.data.lists.caption_filters import PYTHON_RULES\n"
     shown += "assert PYTHON_RULES['shouting'].drops(['AAA', 'a'], None) == [True, False]"
     done = run_python("-c", code + shown)
     assert done.returncode == 0, done.stderr

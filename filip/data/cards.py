@@ -53,7 +53,7 @@ class ImageRuleSettings:
 
 @dataclass
 class DownloadSettings:
-    """Settings by which img2dataset fetches and stores the images (see :mod:`filip.data.download`)."""
+    """The size and the file format in which the download stores the images."""
 
     image_size: int = option(256, "pixels of the side that resize_mode names", at_least=1)
     resize_mode: str = option("keep_ratio", "keep_ratio = shorter side to image_size", choices=RESIZE_MODES)

@@ -94,10 +94,10 @@ def score_shard(tar: Path, file: Path, captions: str, batch: int) -> int:
     """Write each pair's similarity of the image and its original caption, the mean of both directions."""
     import torch
 
-    from filip.data.preprocessing import eval_transform, normalize
+    from filip.data.eval_transform import EvalTransform, normalize
 
     scorer = _scorers[0]
-    make = eval_transform(scorer.image_size)
+    make = EvalTransform(scorer.image_size)
     texts = {row["key"]: row["captions"][0] for row in read_sidecar(Path(captions) / f"{tar.stem}.parquet")}
     keys: list[str] = []
     scores: list[float] = []

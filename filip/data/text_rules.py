@@ -23,9 +23,8 @@ from filip.command import MISSING, option, run_command
 from filip.data.cards import SourceCard, TextRuleSettings, load_source, parse_card
 from filip.data.funnel import Fragment
 from filip.data.lists import duckdb_io
-from filip.data.lists.caption_rules import NORMALISE, conditions
+from filip.data.lists.caption_filters import NORMALISE, active_rules, conditions, read_word_list
 from filip.data.lists.parquet_rows import row_group
-from filip.data.lists.python_rules import active_rules, read_word_list
 from filip.data.stage import resume, tell, work_folder
 from filip.errors import UserError, counted
 from filip.files import nothing_at, replacing, sha256_of
@@ -154,7 +153,7 @@ def judge_blocks(unique: Path, folder: Path, rules: TextRuleSettings, processes:
     """Run the rules that need Python over the distinct captions, one row group at a time, in ``processes``.
 
     Each block becomes one file in ``folder`` with the columns c, pairs, new_caption, and per active rule of
-    :mod:`filip.data.lists.python_rules` whether it drops the caption; blocks that are there are not judged again.
+    :mod:`filip.data.lists.caption_filters` whether it drops the caption; blocks that are there are not judged again.
     """
     parquet = pq.ParquetFile(unique)
     todo = [group for group in range(parquet.num_row_groups) if not (folder / f"{group:05d}.parquet").exists()]

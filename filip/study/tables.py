@@ -16,6 +16,7 @@ class TableKind:
     """The way in which a table is made, and what has to be evaluated for it.
 
     protocols: those in filip/eval/protocols that the table's runs go through.
+    paper: the tables of the paper that it reproduces; "" where the paper numbers none.
     with_peers: other people's models (the study's ``peers``) follow the runs.
     rows: what they are: "listed" by the study under ``tables.<name>``; the same, or without that line all pre-training
     runs if the protocol is "evaluated"; its "efficiency", the pre-training "runs", all that is "trained", or the
@@ -23,22 +24,23 @@ class TableKind:
     """
 
     protocols: tuple[str, ...]
+    paper: str = ""
     with_peers: bool = False
     rows: str = "listed"
 
 
 TABLES: dict[str, TableKind] = {
-    "zero_shot": TableKind(("zero_shot",), with_peers=True),
+    "zero_shot": TableKind(("zero_shot",), "table 1", with_peers=True),
     "linear_probe": TableKind(("linear_probe",)),
-    "retrieval": TableKind(("retrieval",), with_peers=True),
+    "retrieval": TableKind(("retrieval",), "table 2 and table 3", with_peers=True),
     "rankings": TableKind(("retrieval",), with_peers=True),
     "scene_pointing": TableKind(("scene_pointing",)),
     "selection": TableKind(("selection",), with_peers=True),
     "segmentation": TableKind(("segmentation",), with_peers=True),
-    "component_ablation": TableKind(("zero_shot", "retrieval")),
+    "component_ablation": TableKind(("zero_shot", "retrieval"), "table 4"),
     "recipes": TableKind(("retrieval", "selection", "scene_pointing", "segmentation", "zero_shot")),
     "alignment": TableKind(("alignment",)),
-    "efficiency_ablation": TableKind(("zero_shot",), rows="efficiency"),
+    "efficiency_ablation": TableKind(("zero_shot",), "table 5", rows="efficiency"),
     "model_sizes": TableKind((), rows="runs"),
     "training_settings": TableKind((), rows="trained"),
     "prompts": TableKind((), rows="benchmarks"),

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from filip import device, resources
-from filip.data.preprocessing import normalize_patches, normalize_planes
+from filip.data.eval_transform import normalize_patches, normalize_planes
 from filip.errors import UserError
 from filip.models import DualEncoder, Encoded
 from filip.train.config import AUTO, DEFAULT_GLOBAL_BATCH, TrainConfig

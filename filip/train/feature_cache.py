@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from filip.data.eval_transform import normalize_planes
 from filip.data.loading.feature_maps import map_path, write_maps
 from filip.data.loading.loader import PairStream, read_image
-from filip.data.preprocessing import normalize_planes
 from filip.errors import UserError
 from filip.files import claimed
 from filip.models import DualEncoder

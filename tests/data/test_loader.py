@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from filip.data.eval_transform import EvalTransform
 from filip.data.loading.config import Source
-from filip.data.preprocessing import EvalTransform
 from filip.errors import UserError
 from filip.tokenizer import tokenize
 from tests.data.loaders import assert_same, keys, loader

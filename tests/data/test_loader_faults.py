@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
+from filip.data.eval_transform import EvalTransform
 from filip.data.loading.config import Source
-from filip.data.preprocessing import EvalTransform
 from filip.errors import UserError
 from tests.data.loaders import assert_same, keys, loader
 from tests.data.pair_shards import Pairs, key_of, write_pairs

@@ -170,7 +170,7 @@ def test_few_images_that_are_unlike_are_compared() -> None:
 
 
 def test_similarity_is_that_of_the_evaluation(tmp_path: Path) -> None:
-    from filip.data.preprocessing import eval_transform
+    from filip.data.eval_transform import EvalTransform
     from filip.eval.scorer import load_scorer
     from filip.models import build_model, load_preset, save_model
 
@@ -182,7 +182,7 @@ def test_similarity_is_that_of_the_evaluation(tmp_path: Path) -> None:
     for shard in range(2):
         texts = {row["key"]: row["captions"][0] for row in read_sidecar(pairs.sidecar(shard))}
         for key, data in shard_images(pairs.tar(shard)):
-            pixels = eval_transform(scorer.image_size)(Image.open(io.BytesIO(data)))[None]
+            pixels = EvalTransform(scorer.image_size)(Image.open(io.BytesIO(data)))[None]
             with torch.inference_mode():
                 both = scorer.similarity(scorer.encode_images(pixels), scorer.encode_texts([texts[key]]))
             expected[key] = float(both.i2t + both.t2i) / 2

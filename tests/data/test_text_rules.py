@@ -10,8 +10,8 @@ import pytest
 
 from bench.caption_rules import rule_accuracy
 from filip.data.cards import SourceCard, TextRuleSettings, parse_card
-from filip.data.lists import python_rules
-from filip.data.lists.caption_rules import MEANINGLESS
+from filip.data.lists import caption_filters
+from filip.data.lists.caption_filters import MEANINGLESS
 from filip.data.lists.language import are_english, are_in, zipf
 from filip.data.prepare import prepare
 from filip.data.text_rules import TextRulesConfig, apply_text_rules, main, with_rules
@@ -305,9 +305,9 @@ def test_user_mistakes_are_named(tmp_path: Path) -> None:
 
 
 def test_a_rule_in_python_is_one_registered_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(python_rules, "PYTHON_RULES", dict(python_rules.PYTHON_RULES))
+    monkeypatch.setattr(caption_filters, "PYTHON_RULES", dict(caption_filters.PYTHON_RULES))
 
-    @python_rules.python_rule("shouting", applies=lambda settings: settings.meaningless)
+    @caption_filters.python_rule("shouting", applies=lambda settings: settings.meaningless)
     def shouting(captions: Sequence[str], settings: TextRuleSettings) -> list[bool]:
         return [caption.isupper() for caption in captions]
 

@@ -12,9 +12,9 @@ from PIL import Image
 from torchvision import transforms as tv
 from torchvision.transforms import autoaugment as tv_auto
 
+from filip.data.eval_transform import EvalTransform, denormalize, normalize
 from filip.data.loading.config import AugmentConfig
 from filip.data.loading.transforms import AutoAugment, TrainTransform, decode
-from filip.data.preprocessing import denormalize, eval_transform, normalize
 from filip.pixels import CLIP_MEAN, CLIP_STD
 from filip.rgb import UNDECODABLE, to_rgb
 from filip.train.engine import to_device
@@ -46,9 +46,9 @@ def test_eval_transform_is_clips(size: tuple[int, int]) -> None:
             tv.Normalize(CLIP_MEAN, CLIP_STD),
         ]
     )(picture(*size))
-    torch.testing.assert_close(eval_transform(32)(picture(*size)), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(EvalTransform(32)(picture(*size)), expected, atol=1e-5, rtol=1e-5)
     data = encoded(picture(*size), "PNG")
-    torch.testing.assert_close(normalize(eval_transform(32).pixels(data)), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(normalize(EvalTransform(32).pixels(data)), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_training_and_evaluation_normalise_to_the_same_bits() -> None:
@@ -56,7 +56,7 @@ def test_training_and_evaluation_normalise_to_the_same_bits() -> None:
     images = [np.array(picture(16, 16)), np.array(picture(16, 16).rotate(90))]
     batch = {"pixels": torch.stack([torch.from_numpy(image).permute(2, 0, 1) for image in images])}
     moved = to_device(batch, torch.device("cpu"), None)["pixels"]
-    assert torch.equal(moved, torch.stack([eval_transform(16)(Image.fromarray(image)) for image in images]))
+    assert torch.equal(moved, torch.stack([EvalTransform(16)(Image.fromarray(image)) for image in images]))
     assert torch.equal(to_device({"pixels": moved}, torch.device("cpu"), torch.float16)["pixels"], moved.half())
 
 
@@ -213,7 +213,7 @@ def test_cmyk_grey_and_bilevel() -> None:
 def test_broken_images_raise_what_the_loader_catches(kind: str, share: float) -> None:
     data = encoded(picture(), kind)
     cut = data[: int(len(data) * share)]
-    for transform in (TrainTransform(32), eval_transform(32)):
+    for transform in (TrainTransform(32), EvalTransform(32)):
         with pytest.raises(UNDECODABLE):
             transform.pixels(cut, random.Random(0))
     with pytest.raises(UNDECODABLE):

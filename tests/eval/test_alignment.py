@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from filip.command import run_command
-from filip.data.preprocessing import eval_transform
+from filip.data.eval_transform import EvalTransform
 from filip.errors import UserError
 from filip.eval.encoders import load_encoder
 from filip.eval.formats.webdataset import WebdatasetFolder
@@ -38,7 +38,7 @@ class ColourBlind:
 
     def __init__(self, blind: bool = False):
         self.blind = blind
-        self.transform = eval_transform(32)
+        self.transform = EvalTransform(32)
 
     def patches(self, pixels: Tensor) -> Tensor:
         if self.blind:
@@ -164,7 +164,7 @@ def test_without_masks_or_labels_nothing_is_measured():
 def test_coverage_follows_the_transform_s_crop():
     mask = Image.new("L", (64, 32), 0)
     mask.paste(255, (16, 0, 32, 32))  # the left half of the centre crop
-    share = coverage(mask, eval_transform(16), (2, 2))
+    share = coverage(mask, EvalTransform(16), (2, 2))
     assert share == pytest.approx(np.array([[1.0, 0.0], [1.0, 0.0]]), abs=0.06)
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from filip.data.preprocessing import eval_transform
+from filip.data.eval_transform import EvalTransform
 from filip.errors import UserError
 from filip.eval.datasets import batches
 from filip.eval.formats.webdataset import WebdatasetFolder
@@ -45,8 +45,8 @@ def test_captions_and_masks(tmp_path):
 def test_the_cluster_of_a_sample_is_the_field_that_the_card_names(tmp_path):
     write_webdataset(tmp_path, ["a", "b"], [0, 1, 0], codes=["x", "y", "x"])
     data = WebdatasetFolder(tmp_path, cluster="code")
-    assert [c for b in batches(data, eval_transform(16), 2) for c in b.clusters] == ["x", "y", "x"]
-    alone = [c for b in batches(WebdatasetFolder(tmp_path), eval_transform(16), 2) for c in b.clusters]
+    assert [c for b in batches(data, EvalTransform(16), 2) for c in b.clusters] == ["x", "y", "x"]
+    alone = [c for b in batches(WebdatasetFolder(tmp_path), EvalTransform(16), 2) for c in b.clusters]
     assert alone == ["s0000000", "s0000001", "s0000002"]
     with pytest.raises(UserError, match=r"sample s0000000 in .* has no 'colour' in a \.json"):
         WebdatasetFolder(tmp_path, cluster="colour")[0]
@@ -60,8 +60,8 @@ def test_a_blank_class_name_keeps_its_place(tmp_path):
 def test_workers_change_neither_order_nor_content(tmp_path):
     write_webdataset(tmp_path, list("abcd"), [i % 4 for i in range(21)], shards=3)
     data = WebdatasetFolder(tmp_path)
-    plain = list(batches(data, eval_transform(16), 4))
-    parallel = list(batches(data, eval_transform(16), 4, workers=2))
+    plain = list(batches(data, EvalTransform(16), 4))
+    parallel = list(batches(data, EvalTransform(16), 4, workers=2))
     assert [b.keys for b in plain] == [b.keys for b in parallel]
     assert sum(len(b.keys) for b in plain) == 21
     for one, other in zip(plain, parallel, strict=True):
@@ -84,7 +84,7 @@ def test_an_unreadable_image_is_left_out_and_named(tmp_path, capsys):
     (tmp_path / "test" / "nshards.txt").write_text("1")
     (tmp_path / "classnames.txt").write_text("a\nb\n")
     data = WebdatasetFolder(tmp_path)
-    (batch,) = batches(data, eval_transform(16), 8)
+    (batch,) = batches(data, EvalTransform(16), 8)
     assert batch.keys == ["s0"] and len(batch.undecodable) == 3
     assert batch.undecodable[0].startswith("number 1 (s1): ")
     assert batch.undecodable[1] == "number 2 (s2): it is not an image"

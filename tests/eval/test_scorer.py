@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from filip.data.preprocessing import eval_transform
+from filip.data.eval_transform import EvalTransform
 from filip.errors import UserError
 from filip.eval.cards import load_card
 from filip.eval.encode_set import Context
@@ -34,7 +34,7 @@ class Vectors:
 
     def __init__(self, token_wise: bool):
         self.token_wise = token_wise
-        self.transform = eval_transform(16)
+        self.transform = EvalTransform(16)
         self.calls: list[int] = []
 
     def token_counts(self, texts: Sequence[str]) -> list[int]:

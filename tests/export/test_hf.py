@@ -16,7 +16,7 @@ from PIL import Image
 from tokenizers import Tokenizer
 
 import filip
-from filip.data.preprocessing import eval_transform
+from filip.data.eval_transform import EvalTransform
 from filip.errors import UserError
 from filip.export.__main__ import Export, export
 from filip.export.hf_folder import clip_tokenizer, refuse_computed_tables
@@ -158,7 +158,7 @@ def test_the_processors_pixels_are_those_of_the_evaluation(pictures: list[Image.
     deep = Image.fromarray((np.arange(50 * 40).reshape(50, 40) * 30).astype(np.uint16))
     for image in [*pictures, pictures[0].convert("P"), pictures[3].convert("LA"), deep]:
         np.testing.assert_allclose(
-            to_pixels(image, 32), eval_transform(32)(image).numpy(), atol=1e-6, err_msg=image.mode
+            to_pixels(image, 32), EvalTransform(32)(image).numpy(), atol=1e-6, err_msg=image.mode
         )
     with pytest.raises(ValueError, match="60000 x 1 pixels: too long and narrow"):
         to_pixels(Image.new("L", (60_000, 1)), 32)

@@ -12,9 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
+from filip.data.eval_transform import normalize_planes
 from filip.data.loading.feature_maps import map_path, open_maps, write_maps
 from filip.data.loading.loader import PairLoader
-from filip.data.preprocessing import normalize_planes
 from filip.errors import UserError
 from filip.models import DualEncoder
 from filip.train.config import TrainConfig

@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 from transformers import Siglip2ImageProcessor
 
+from filip.data.eval_transform import normalize_patches
 from filip.data.loading.batches import patches_of
 from filip.data.loading.config import DataConfig, Source, StreamConfig
 from filip.data.loading.loader import PairLoader, build_loader
-from filip.data.preprocessing import normalize_patches
 from filip.errors import UserError
 from filip.eval.encoders import FilipEncoder
 from filip.explore.towers import NotInPage, image_tower

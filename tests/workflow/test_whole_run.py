@@ -44,7 +44,7 @@ def reduced(config: dict) -> dict:
 
 @pytest.fixture(scope="module")
 def finished(clone: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Run the reduced study once: npm corpus, HTTP server, img2dataset, one and two ranks, tables."""
+    """Run the reduced study once: npm corpus, HTTP server, download, one and two ranks, tables."""
     config = tmp_path_factory.mktemp("study") / "reduced.yaml"
     config.write_text(yaml.safe_dump(reduced(yaml.safe_load((ROOT / "workflow/config/demo.yaml").read_text()))))
     done = run_study("--show-failed-logs", cwd=clone, config=config, timeout=1500)

@@ -1,5 +1,5 @@
 # A corpus that is built here (its card's `built_by`): the demo's emoji come from npm packages and are served over HTTP
-# while img2dataset downloads them.
+# while the study downloads them.
 
 DEMO = config.get("demo", {})
 

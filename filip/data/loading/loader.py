@@ -22,13 +22,13 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from filip.data.eval_transform import EvalTransform
 from filip.data.loading.batches import Batch, Pair, batch_of, hash_of, prepare_worker, sentence_of
 from filip.data.loading.config import PREFETCH, StreamConfig
 from filip.data.loading.epoch_order import EpochOrder, group_length
 from filip.data.loading.feature_maps import features_of, map_path, open_maps
 from filip.data.loading.pair_index import ShardCaptions, SourceIndex, index_source, sidecar_path
 from filip.data.loading.transforms import OwnShapeTransform, TrainTransform, train_transform
-from filip.data.preprocessing import EvalTransform
 from filip.errors import UserError
 from filip.rgb import UNDECODABLE
 from filip.worker_pool import LOADER_START

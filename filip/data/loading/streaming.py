@@ -26,13 +26,13 @@ import torch
 import webdataset
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from filip.data.eval_transform import EvalTransform
 from filip.data.loading.batches import Batch, Pair, batch_of, hash_of, prepare_worker, sentence_of
 from filip.data.loading.config import PREFETCH, Source, StreamConfig, is_streamed
 from filip.data.loading.loader import PairLoader
 from filip.data.loading.pair_index import ShardCaptions
 from filip.data.loading.remote_shards import samples_in, shard_urls
 from filip.data.loading.transforms import TrainTransform
-from filip.data.preprocessing import EvalTransform
 from filip.data.remote_tars import explained
 from filip.data.sidecar import group_id
 from filip.errors import UserError

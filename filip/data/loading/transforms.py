@@ -20,8 +20,8 @@ from torchvision.io import ImageReadMode, decode_jpeg, decode_png
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import autoaugment as tv
 
+from filip.data.eval_transform import normalize
 from filip.data.loading.config import AugmentConfig, StreamConfig
-from filip.data.preprocessing import normalize
 from filip.pixels import CLIP_MEAN
 from filip.rgb import FORMATS, to_rgb
 

@@ -240,7 +240,7 @@ class FilipEncoder:
     """
 
     def __init__(self, model: Any, name: str, device: str = "cpu", loading: Loading | None = None):
-        from filip.data.preprocessing import eval_transform
+        from filip.data.eval_transform import EvalTransform
 
         loading = loading or Loading(device=device)
         self.model: Any = model
@@ -254,7 +254,7 @@ class FilipEncoder:
         # the vectors of learned queries have no place in the image
         self.grid: tuple[int, int] = (0, 0) if self.model.config.pooling == "queries" else self.model.image.grid
         self.context_length = self.model.text.context_length
-        self.transform: Callable[[Image.Image], Tensor] = eval_transform(self.image_size)
+        self.transform: Callable[[Image.Image], Tensor] = EvalTransform(self.image_size)
 
     @torch.inference_mode()
     def encode_images(self, pixels: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ class OnnxEncoder:
             import onnxruntime
         except ImportError as error:
             raise UserError(f"onnx: models need onnxruntime: {how_to_install('export')}") from error
-        from filip.data.preprocessing import eval_transform
+        from filip.data.eval_transform import EvalTransform
 
         place, end = Path(folder), f"_{variant}" if variant else ""
         files = [place / f"{tower}{end}.onnx" for tower in ("image", "text")]
@@ -51,7 +51,7 @@ class OnnxEncoder:
         self.image_size, self.context_length = int(about["image_size"]), int(about["context_length"])
         rows, columns = about["grid"] if self.token_wise else (0, 0)
         self.grid: tuple[int, int] = (rows, columns)
-        self.transform: Callable[[Image.Image], Tensor] = eval_transform(self.image_size)
+        self.transform: Callable[[Image.Image], Tensor] = EvalTransform(self.image_size)
 
     @classmethod
     def from_name(cls, name: str, loading: Loading) -> OnnxEncoder:

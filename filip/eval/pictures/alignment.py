@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from PIL import Image
 
 from filip.command import option
-from filip.data.preprocessing import denormalize
+from filip.data.eval_transform import denormalize
 from filip.errors import UserError
 from filip.eval.cards import BenchmarkCard, match_classes
 from filip.eval.encoders import Encoder

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from filip.command import MISSING, option
-from filip.data.preprocessing import denormalize
+from filip.data.eval_transform import denormalize
 from filip.errors import UserError
 from filip.eval.encoders import Encoder
 from filip.eval.options import ModelOptions

@@ -1,5 +1,5 @@
 "use strict";
-// A picture as a model sees it: Pillow's bicubic resampling of the shorter side, then the middle (filip/data/preprocessing.py).
+// A picture as a model sees it: Pillow's bicubic resampling of the shorter side, then the middle (filip/data/eval_transform.py).
 
 const MOST_ASPECT = 50, THUMBNAIL_SIDE = 192;
 const DRAFT_SIDE = 2048; // pixels of the shorter side that are kept of a larger picture, as filip/rgb.py drafts a JPEG

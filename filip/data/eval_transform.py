@@ -1,4 +1,4 @@
-"""Turn pictures into tensors as a model sees them (resize, centre crop, CLIP's normalisation), and back to pixels.
+"""Evaluation's image transform (resize, centre crop, CLIP's normalisation), and back from tensors to pixels.
 
 The decoders and augmentations of training are in :mod:`filip.data.loading.transforms`.
 """
@@ -74,8 +74,3 @@ class EvalTransform:
             image = image.resize(new, Image.Resampling.BICUBIC)
         left, top = round((new[0] - size) / 2), round((new[1] - size) / 2)
         return np.array(image.crop((left, top, left + size, top + size)))
-
-
-def eval_transform(image_size: int) -> EvalTransform:
-    """Return a callable PIL image -> float32 ``[3, S, S]``."""
-    return EvalTransform(image_size)
