@@ -179,7 +179,7 @@ class App {
       },
     }, element("small", {}, String(token)), speaker.tokens[token]);
     speaker.tokens.forEach((_, token) => {
-      if (done.has(token)) return;
+      if (done.has(token) || (isSpecial(speaker.tokens[token]) && state.view !== "numbers")) return;
       const name = nameOf(speaker, token);
       if (name < 0) return items.push(element("li", {}, chip(token)));
       const tokens = speaker.names[name].tokens, long = tokens.length > 1;
