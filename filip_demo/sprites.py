@@ -1,0 +1,61 @@
+"""Write the sprites of ``records/speedrun.py``: one artist's drawings of single things, small, in grey and alpha.
+
+    python -m filip_demo.sprites out=records/speedrun.npz
+
+``names`` [n] str, one word each and no colour; ``pixels`` [n, 24, 24, 2] uint8, luminance and alpha. The speedrun tints
+them and composes scenes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import resvg_py
+from PIL import Image
+
+from filip.command import option, run_command
+from filip.files import naming
+from filip.progress import say, track
+from filip_demo.catalogue import Catalogue, Drawing
+from filip_demo.packages import ARTISTS, fetch_packages
+from filip_demo.render import svg_document
+from filip_demo.scenes import in_scenes
+
+SIDE = 24  # pixels
+COLOURS = ("orange",)  # names that the speedrun's captions use as colours
+ARTIST = "noto"  # its licence, Apache-2.0, allows the drawings in this repository
+
+
+@dataclass
+class Sprites:
+    out: str = option("records/speedrun.npz", "file that will hold the sprites", writes="file")
+    cache: str = option(".cache/demo", "folder where the npm packages are kept")
+
+
+def main(config: Sprites) -> None:
+    """Draw the things that scenes may show, 24 pixels wide, in grey and alpha."""
+    artist = next(artist for artist in ARTISTS if artist.key == ARTIST)
+    drawings = Catalogue(fetch_packages(config.cache)).drawings(artist)
+    chosen = {d.emoji.label.lower(): d for d in drawings if not d.emoji.tones and in_scenes(d.emoji)}
+    chosen = {name: drawing for name, drawing in chosen.items() if name.isalpha() and name not in COLOURS}
+    names = sorted(chosen)
+    pixels = np.stack([grey_and_alpha(chosen[name]) for name in track(names, "drawing sprites", "sprites")])
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, names=np.array(names), pixels=pixels)
+    with naming(config.out):
+        Path(config.out).write_bytes(buffer.getvalue())
+    say(f"{config.out}: {len(names)} sprites of {artist.key}, SHA-256 {hashlib.sha256(buffer.getvalue()).hexdigest()}")
+
+
+def grey_and_alpha(drawing: Drawing) -> np.ndarray:
+    """Return the drawing as luminance and alpha [SIDE, SIDE, 2] uint8."""
+    png = resvg_py.svg_to_bytes(svg_string=svg_document(drawing), width=SIDE, height=SIDE, skip_system_fonts=True)
+    return np.asarray(Image.open(io.BytesIO(png)).convert("LA"))
+
+
+if __name__ == "__main__":
+    run_command(main, Sprites)

@@ -1,0 +1,332 @@
+"""See token-wise learning happen: a model learns, on two cores, to find scenes and to tell whose colour is whose.
+
+    pip install torch numpy && python records/speedrun.py        # nothing else is needed; torch 2.9 or newer
+    python records/speedrun.py model=clip,heads,filip,smooth seeds=3 steps=240
+
+A scene shows two to four tinted things in a grid of 3 x 3 ("a red cat, a blue crab and a pink kiwi"). It is drawn when
+it is needed: no picture is seen twice. Every third thing is reserved: in training no scene that shows one has anything
+red, green or blue. The 1,000 test scenes show three reserved things in exactly these three colours, so a caption with
+two colours exchanged is as new as the true one. The target: at least 90 % of the exchanged captions are rejected
+(chance: 50), and half of the test scenes are found among each other, image to text and text to image (chance: 0.1),
+each with p < 0.01 over the seeds.
+
+``filip`` averages the best word of each patch, and the reverse (Yao et al., ICLR 2022, equations 4 to 6); ``smooth``
+has t log mean exp(s / t) in place of the maximum, in training only; ``clip`` compares one vector a side, the mean of
+its tokens, and ``heads`` one of 16 queries, each with its own projection, concatenated.
+"""
+
+import hashlib
+import math
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.optim.lr_scheduler import OneCycleLR
+
+WIDTH = 64  # the one dial: of both towers and of a token's vector; batch and rate follow from it
+BATCH, RATE = WIDTH, 0.2 / WIDTH
+STEPS = 240
+SMOOTH = 0.05  # temperature of the smooth maximum
+SCALE = 30.0  # of the similarities at first; then it is learned
+
+# --- Data: 420 drawings of things in grey, and eight colours to tint them ---
+SPRITES = Path(__file__).with_name("speedrun.npz")  # Noto Emoji, Google Inc., Apache-2.0: see speedrun.npz.license
+SHA256 = "51dbe047edb7ca0a9dc6bb6d36746d3682152171808defa3ed7f6f255896f708"
+COLOURS = {  # the first three are never near a reserved thing in training
+    "red": (225, 40, 40), "green": (40, 170, 60), "blue": (50, 80, 225), "yellow": (245, 215, 40),
+    "purple": (145, 60, 185), "orange": (245, 140, 30), "pink": (245, 140, 190), "cyan": (60, 205, 220),
+}  # fmt: skip
+RESERVED, SIDE, GRID, PATCH, PATCHES = 3, 24, 3, 12, 36  # every third; pixels; things across; pixels; in a scene
+
+
+class Scenes(NamedTuple):
+    """Scenes as arrays [n, things]: numbers of things (-1 for none) and colours, and their cells in the grid."""
+
+    things: np.ndarray
+    colours: np.ndarray
+    cells: np.ndarray
+
+    def exchange(self, i, j):
+        """Return the scenes with the colours of their things i and j exchanged."""
+        order = [{i: j, j: i}.get(k, k) for k in range(self.things.shape[1])]
+        return self._replace(colours=self.colours[:, order])
+
+
+class World:
+    """The drawings and names, and what is made of them: scenes, pictures, captions."""
+
+    def __init__(self):
+        if hashlib.sha256(SPRITES.read_bytes()).hexdigest() != SHA256:
+            sys.exit(f"error: the SHA-256 of {SPRITES} is not {SHA256}: fetch the file that belongs to this program")
+        with np.load(SPRITES) as sprites:
+            self.names = [str(name) for name in sprites["names"]]
+            self.pixels = torch.from_numpy(sprites["pixels"]).float() / 255  # [things, 24, 24, grey and alpha]
+        self.ids = {word: i for i, word in enumerate(["", "a", "and", *COLOURS, *self.names])}
+        self.rgb = torch.tensor(list(COLOURS.values())) / 255
+
+    def training_scenes(self, random, count):
+        """Return scenes of two to four things; those with a reserved thing have nothing red, green or blue."""
+        things = random.integers(len(self.names), size=(count, 4))
+        things[np.arange(4) >= random.integers(2, 5, (count, 1))] = -1
+        order = random.random((count, len(COLOURS)))
+        order[(things % RESERVED == 0).any(1), :3] += 1  # red, green and blue come last
+        return Scenes(things, order.argsort(1)[:, :4], random.random((count, GRID**2)).argsort(1)[:, :4])
+
+    def test_scenes(self, count=1000):
+        """Return scenes of three reserved things, one red, one green, one blue."""
+        random = np.random.default_rng(10**6)
+        reserved = np.arange(0, len(self.names), RESERVED)
+        things, colours, cells = (random.random((count, n)).argsort(1)[:, :3] for n in (len(reserved), 3, GRID**2))
+        return Scenes(reserved[things], colours, cells)
+
+    def draw(self, scenes):
+        """Return the pictures [n, 3, 72, 72] as ink on paper: 0 is white, 2 is none of a colour's light."""
+        count, there = len(scenes.things), scenes.things >= 0
+        grey, alpha = self.pixels[scenes.things[there]].unbind(-1)
+        tint = self.rgb[scenes.colours[there]][:, :, None, None] * (0.35 + 0.65 * grey[:, None])
+        page = torch.zeros(count * GRID**2, 3, SIDE, SIDE)
+        page[(GRID**2 * np.arange(count)[:, None] + scenes.cells)[there]] = 2 * alpha[:, None] * (1 - tint)
+        page = page.view(count, GRID, GRID, 3, SIDE, SIDE).permute(0, 3, 1, 4, 2, 5)  # [n, 3, row, y, column, x]
+        return page.flatten(4).flatten(2, 3)
+
+    def captions(self, scenes):
+        """Return captions such as "a red cat, a blue crab and a pink kiwi"."""
+        colours = list(COLOURS)
+        for things, tints in zip(scenes.things, scenes.colours, strict=True):
+            parts = [f"a {colours[c]} {self.names[t]}" for t, c in zip(things, tints, strict=True) if t >= 0]
+            yield ", ".join(parts[:-1]) + " and " + parts[-1]
+
+    def encode(self, scenes):
+        """Return the numbers of the captions' words [n, longest] int64, with 0 behind the last word."""
+        rows = [torch.tensor([self.ids[w] for w in c.replace(",", "").split()]) for c in self.captions(scenes)]
+        return nn.utils.rnn.pad_sequence(rows, batch_first=True)
+
+
+# --- Towers: one pre-norm layer each; every token is projected ---
+class Block(nn.Module):
+    def __init__(self, width, heads=4):
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.qkv, self.proj = nn.LayerNorm(width), nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.norm2, self.fc1, self.fc2 = nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x, mask=None):
+        q, k, v = self.qkv(self.norm1(x)).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        x = x + self.proj(F.scaled_dot_product_attention(q, k, v, mask).transpose(1, 2).flatten(2))
+        return x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
+
+
+class ImageTower(nn.Module):
+    """Pictures [n, 3, 72, 72] to a token for each patch [n, 36, width]."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Linear(3 * PATCH**2, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+        self.positions = nn.Parameter(0.02 * torch.randn(PATCHES, width))
+        self.block, self.norm = Block(width), nn.LayerNorm(width)
+        self.projection = nn.Linear(width, width, bias=False)
+
+    def forward(self, pixels):
+        patches = F.unfold(pixels, PATCH, stride=PATCH).transpose(1, 2)
+        x = self.stem(patches) + self.positions
+        return self.projection(self.norm(self.block(x)))
+
+
+class TextTower(nn.Module):
+    """Numbers of words [n, longest] to a token for each word [n, longest, width]; a word sees the whole caption."""
+
+    def __init__(self, width, words, longest=16):
+        super().__init__()
+        self.embedding = nn.Embedding(words, width)
+        nn.init.normal_(self.embedding.weight, std=0.02)
+        self.positions = nn.Parameter(0.01 * torch.randn(longest, width))
+        self.block, self.norm = Block(width), nn.LayerNorm(width)
+        self.projection = nn.Linear(width, width, bias=False)
+
+    def forward(self, ids):
+        x = self.embedding(ids) + self.positions[: ids.shape[1]]
+        return self.projection(self.norm(self.block(x, (ids > 0)[:, None, None, :])))
+
+
+class Model(nn.Module):
+    """Both towers; a side gives unit vectors [n, tokens, d] and which of them count. A pooled model has one token."""
+
+    def __init__(self, kind, words, width=WIDTH):
+        super().__init__()
+        self.kind, self.image, self.text = kind, ImageTower(width), TextTower(width, words)
+        if kind == "heads":  # of each side
+            self.queries = nn.Parameter(0.02 * torch.randn(2, 16, width))
+            self.values = nn.Parameter(width**-0.5 * torch.randn(2, 16, width, width))
+        self.log_scale = nn.Parameter(torch.tensor(math.log(SCALE)))
+
+    def images(self, pixels):
+        return self.pool(0, self.image(pixels), torch.ones(len(pixels), PATCHES, dtype=torch.bool))[0]
+
+    def texts(self, ids):
+        return self.pool(1, self.text(ids), ids > 0)
+
+    def pool(self, side, tokens, mask):
+        if self.kind == "clip":
+            tokens = (tokens * mask[:, :, None]).sum(1, keepdim=True) / mask.sum(1)[:, None, None]
+        if self.kind == "heads":
+            weights = (tokens @ self.queries[side].T).masked_fill(~mask[:, :, None], -1e9).softmax(1)
+            tokens = torch.einsum("nhw,hwd->nhd", weights.transpose(1, 2) @ tokens, self.values[side])[:, None].flatten(
+                2
+            )
+        return F.normalize(tokens, dim=2), mask[:, : tokens.shape[1]]
+
+
+def similarity(images, texts, mask, smooth=0.0):
+    """Return s^I and s^T [n, m] of images [n, p, d] and texts [m, l, d] with mask [m, l], unit vectors.
+
+    Padding has no part in a maximum or mean. ``smooth``: temperature of the smooth maximum; 0 is the maximum itself.
+    """
+    pairs = (images.flatten(0, 1) @ texts.flatten(0, 1).T).view(*images.shape[:2], *texts.shape[:2])  # [n, p, m, l]
+    words = mask.sum(1)
+    if smooth:  # one exponential serves both directions; a cosine is at most 1, so it cannot overflow
+        e = ((pairs - 1) / smooth).exp() * mask
+        best_word, best_patch = (1 + smooth * (x + 1e-30).log() for x in (e.sum(3) / words, e.mean(1)))
+    else:
+        best_word, best_patch = pairs.masked_fill(~mask, -2).max(3).values, pairs.max(1).values
+    return best_word.mean(1), (best_patch * mask).sum(2) / words
+
+
+def contrastive_loss(i2t, t2i, scale):
+    """Return the mean cross-entropy of finding each image's text by s^I and each text's image by s^T."""
+    own = torch.arange(len(i2t))
+    return (F.cross_entropy(scale * i2t, own) + F.cross_entropy(scale * t2i.T, own)) / 2
+
+
+def recall(scores):
+    """Return the share of rows with their highest score on the diagonal; equal scores share the hit."""
+    own = scores.diagonal()[:, None]
+    return (((scores > own).sum(1) == 0) / (scores == own).sum(1)).mean().item()
+
+
+@torch.no_grad()
+def evaluate(world, model, scenes):
+    """Return in percent R@1 image to text, text to image, exchanges rejected by s^I, by s^T; always by maxima."""
+    images = torch.cat([model.images(pixels) for pixels in world.draw(scenes).split(200)])
+    texts, mask = model.texts(world.encode(scenes))
+    parts = [similarity(part, texts, mask) for part in images.split(20)]
+    i2t, t2i = (torch.cat(side) for side in zip(*parts, strict=True))
+    rejected = []
+    for pair in ((0, 1), (0, 2), (1, 2)):
+        others, _ = model.texts(world.encode(scenes.exchange(*pair)))
+        pairs = images @ others.transpose(1, 2)  # [n, patches, words]; all captions have the same number of words
+        for true, other in ((i2t, pairs.amax(2).mean(1)), (t2i, pairs.amax(1).mean(1))):
+            rejected.append(sum((true.diagonal() > other + e).float().mean() / 2 for e in (1e-6, -1e-6)))
+    return [100 * float(x) for x in (recall(i2t), recall(t2i.T), np.mean(rejected[::2]), np.mean(rejected[1::2]))]
+
+
+# --- Training ---
+def optimisers(model, steps):
+    """Return AdamW and its schedule."""
+    rest = [p for p in model.parameters() if p is not model.log_scale]
+    groups = [{"params": rest}, {"params": [model.log_scale], "lr": 3 * RATE}]
+    adamw = torch.optim.AdamW(groups, lr=RATE, betas=(0.9, 0.98), weight_decay=0.0)
+    return [adamw, OneCycleLR(adamw, [RATE, 3 * RATE], steps, pct_start=0.1, cycle_momentum=False)]
+
+
+def clock():
+    return np.array([time.perf_counter(), time.process_time()])  # the wall's seconds, and those of all threads
+
+
+def train(world, kind, seed, steps, tests):
+    """Return the model, its curve [(step, seconds, *evaluation)], and its seconds of wall and processor."""
+    torch.manual_seed(seed)
+    random, model = np.random.default_rng(seed), Model(kind, len(world.ids))
+    curve, seconds, start = [], 0, clock()
+    updates = optimisers(model, steps)
+    for step in range(1, steps + 1):
+        scenes = world.training_scenes(random, BATCH)
+        texts, mask = model.texts(world.encode(scenes))
+        scores = similarity(model.images(world.draw(scenes)), texts, mask, SMOOTH if kind == "smooth" else 0)
+        loss = contrastive_loss(*scores, model.log_scale.exp().clamp(max=100))
+        model.zero_grad()
+        loss.backward()
+        for update in updates:
+            update.step()
+        if step % max(1, steps // 8) == 0 or step == steps:  # its seconds do not count
+            seconds = seconds + clock() - start
+            curve.append((step, seconds[0], *evaluate(world, model, Scenes(*(a[:200] for a in tests)))))
+            print("{:6} seed {}  step {:4}  {:5.1f} s  found {:4.1f} / {:4.1f} %  exchange rejected {:4.1f} / {:4.1f} %"
+                  .format(kind, seed, *curve[-1]), flush=True)  # fmt: skip
+            start = clock()
+    return model, curve, seconds
+
+
+SVG = '<svg xmlns="http://www.w3.org/2000/svg" width="{}" height="{}" font-size="12" style="background:#fff">{}</svg>'
+
+
+def p_above(values, target):
+    """Return the one-sided p of Student's t test that the mean is above the target, by a million draws."""
+    if len(values) < 2:
+        return math.nan
+    t = (np.mean(values) - target) / max(np.std(values, ddof=1), 1e-9) * len(values) ** 0.5
+    return (np.random.default_rng(0).standard_t(len(values) - 1, 10**6) >= t).mean()
+
+
+def draw_curves(curves):
+    """Return the learning curves as SVG: found (solid) and exchange rejected (dashed), by step and by second."""
+    inks = {"clip": "#888", "heads": "#c70", "filip": "#06c", "smooth": "#083"}
+    text = '<text x="40" y="262">solid: found, R@1 of 200; dashed: exchange rejected; percent</text>'
+    text += "".join(f'<text x="{430 + 70 * i}" y="262" fill="{inks[k]}">{k}</text>' for i, k in enumerate(dict(curves)))
+    for left, axis, name in ((40, 0, "steps"), (390, 1, "seconds")):
+        most = max(curve[-1][axis] for _, curve in curves)
+        text += f'<path d="M{left} 20v200h300" fill="none" stroke="black"/>'
+        text += f'<text x="{left + 250}" y="236">{most:.0f} {name}</text>'
+        text += "".join(f'<text x="{left - 28}" y="{224 - 2 * y}">{y}</text>' for y in (0, 50, 90))
+        for kind, curve in curves:
+            for dash, k in (("none", 2), ("4", 4)):
+                points = " ".join(f"{left + 300 * c[axis] / most:.1f},{220 - c[k] - c[k + 1]:.1f}" for c in curve)
+                text += f'<polyline points="{points}" fill="none" stroke="{inks[kind]}" stroke-dasharray="{dash}"/>'
+    return SVG.format(710, 275, text)
+
+
+@torch.no_grad()
+def draw_words(world, model, scenes):
+    """Return scenes as SVG, and each again for its words: the less a patch is like the word, the darker."""
+    pictures, text = world.draw(scenes), ""
+    images, (texts, _) = model.images(pictures), model.texts(world.encode(scenes))
+    for row, caption in enumerate(world.captions(scenes)):
+        pixels = (255 - 127.5 * pictures[row]).to(torch.uint8).permute(1, 2, 0).numpy()
+        drawn = np.argwhere((pixels < 255).any(2)).tolist()
+        dots = "".join(f'<path d="M{x} {y}h1" stroke="rgb{tuple(pixels[y, x].tolist())}"/>' for y, x in drawn)
+        words = [(i, w) for i, w in enumerate(caption.replace(",", "").split()) if w not in ("a", "and")]
+        for column, (i, word) in enumerate([(0, ""), *words]):  # first the scene alone
+            text += f'<g transform="translate({10 + 84 * column} {10 + 98 * row})"><text y="85">{word}</text>{dots}'
+            seen = images[row] @ texts[row, i]
+            for k, dark in enumerate((seen.max() - seen) / (seen.max() - seen.min()) if word else ()):
+                text += f'<path d="M{k % 6 * PATCH} {k // 6 * PATCH}h12v12h-12" opacity="{0.8 * dark:.2f}"/>'
+            text += "</g>"
+    return SVG.format(600, 10 + 98 * len(pictures), text)
+
+
+def main(model="filip", seeds=3, steps=STEPS):
+    torch.set_num_threads(min(2, torch.get_num_threads()))
+    world = World()
+    tests, curves = world.test_scenes(), []
+    for kind in model.split(","):
+        results, times = [], []
+        for seed in range(int(seeds)):
+            trained, curve, seconds = train(world, kind, seed, int(steps), tests)
+            results.append(evaluate(world, trained, tests))
+            times.append(seconds)
+            curves.append((kind, curve))
+        (i2t, t2i, *rejected), (wall, cpu) = np.mean(results, axis=0), np.mean(times, axis=0)
+        p = max(p_above(np.min([r[:2] for r in results], 1), 50), p_above(np.mean([r[2:] for r in results], 1), 90))
+        print(f"{kind:6} {seeds} seeds, {steps} steps: found {i2t:.1f} / {t2i:.1f} %, exchange rejected "
+              f"{np.mean(rejected):.1f} %, p {p:.1g}, {wall:.1f} s ({cpu:.1f} CPU s) a training")  # fmt: skip
+    Path("learning.svg").write_text(draw_curves(curves))
+    if trained.kind in ("filip", "smooth"):
+        Path("words.svg").write_text(draw_words(world, trained, Scenes(*(a[:3] for a in tests))))
+
+
+if __name__ == "__main__":
+    main(**dict(option.split("=", 1) for option in sys.argv[1:]))
