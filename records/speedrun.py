@@ -33,6 +33,7 @@ BATCH, RATE = WIDTH, 0.2 / WIDTH
 STEPS = 240
 SMOOTH = 0.05  # temperature of the smooth maximum
 SCALE = 30.0  # of the similarities at first; then it is learned
+WHITE = 128  # numbers of a patch after the whitening, of 432
 
 # --- Data: 420 drawings of things in grey, and eight colours to tint them ---
 SPRITES = Path(__file__).with_name("speedrun.npz")  # Noto Emoji, Google Inc., Apache-2.0: see speedrun.npz.license
@@ -126,14 +127,24 @@ class ImageTower(nn.Module):
 
     def __init__(self, width):
         super().__init__()
-        self.stem = nn.Sequential(nn.Linear(3 * PATCH**2, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+        self.register_buffer("mean", torch.zeros(3 * PATCH**2))
+        self.register_buffer("whitening", torch.zeros(3 * PATCH**2, WHITE))
+        self.stem = nn.Sequential(nn.Linear(WHITE, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
         self.positions = nn.Parameter(0.02 * torch.randn(PATCHES, width))
         self.block, self.norm = Block(width), nn.LayerNorm(width)
         self.projection = nn.Linear(width, width, bias=False)
 
+    def whiten(self, pixels):
+        """Choose the first layer, which is not trained: it makes the numbers of a patch uncorrelated and equal."""
+        patches = F.unfold(pixels, PATCH, stride=PATCH).transpose(1, 2).flatten(0, 1)
+        patches = patches[patches.abs().sum(1) > 0]
+        values, vectors = torch.linalg.eigh(torch.cov(patches.T))
+        self.mean.copy_(patches.mean(0))
+        self.whitening.copy_(vectors[:, -WHITE:] * (values[-WHITE:] + 0.01) ** -0.5)
+
     def forward(self, pixels):
         patches = F.unfold(pixels, PATCH, stride=PATCH).transpose(1, 2)
-        x = self.stem(patches) + self.positions
+        x = self.stem((patches - self.mean) @ self.whitening) + self.positions
         return self.projection(self.norm(self.block(x)))
 
 
@@ -242,6 +253,7 @@ def train(world, kind, seed, steps, tests):
     torch.manual_seed(seed)
     random, model = np.random.default_rng(seed), Model(kind, len(world.ids))
     curve, seconds, start = [], 0, clock()
+    model.image.whiten(world.draw(world.training_scenes(random, 500)))
     updates = optimisers(model, steps)
     for step in range(1, steps + 1):
         scenes = world.training_scenes(random, BATCH)
