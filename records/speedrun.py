@@ -29,7 +29,7 @@ from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR
 
 WIDTH = 64  # the one dial: of both towers and of a token's vector; batch and rate follow from it
-BATCH, RATE = WIDTH, 0.2 / WIDTH
+BATCH, RATE, MUON_RATE = WIDTH, 0.4 / WIDTH, 0.02
 STEPS = 240
 SMOOTH = 0.05  # temperature of the smooth maximum
 SCALE = 30.0  # of the similarities at first; then it is learned
@@ -237,11 +237,14 @@ def evaluate(world, model, scenes):
 
 # --- Training ---
 def optimisers(model, steps):
-    """Return AdamW and its schedule."""
-    rest = [p for p in model.parameters() if p is not model.log_scale]
+    """Return Muon for the linear layers and AdamW for the rest, with their schedules."""
+    matrices = [module.weight for module in model.modules() if isinstance(module, nn.Linear)]
+    rest = [p for p in model.parameters() if all(p is not other for other in (*matrices, model.log_scale))]
     groups = [{"params": rest}, {"params": [model.log_scale], "lr": 3 * RATE}]
     adamw = torch.optim.AdamW(groups, lr=RATE, betas=(0.9, 0.98), weight_decay=0.0)
-    return [adamw, OneCycleLR(adamw, [RATE, 3 * RATE], steps, pct_start=0.1, cycle_momentum=False)]
+    muon = torch.optim.Muon(matrices, lr=MUON_RATE, weight_decay=0.0)
+    rates = ((o, [group["lr"] for group in o.param_groups]) for o in (adamw, muon))
+    return [adamw, muon, *(OneCycleLR(o, r, steps, pct_start=0.1, cycle_momentum=False) for o, r in rates)]
 
 
 def clock():
