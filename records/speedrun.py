@@ -156,11 +156,13 @@ class TextTower(nn.Module):
         self.embedding = nn.Embedding(words, width)
         nn.init.normal_(self.embedding.weight, std=0.02)
         self.positions = nn.Parameter(0.01 * torch.randn(longest, width))
+        self.before = nn.Linear(width, width, bias=False)  # adds the word before: "red" to "cat"
         self.block, self.norm = Block(width), nn.LayerNorm(width)
         self.projection = nn.Linear(width, width, bias=False)
 
     def forward(self, ids):
         x = self.embedding(ids) + self.positions[: ids.shape[1]]
+        x = x + F.pad(self.before(x[:, :-1]), (0, 0, 1, 0))
         return self.projection(self.norm(self.block(x, (ids > 0)[:, None, None, :])))
 
 
