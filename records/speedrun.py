@@ -325,7 +325,7 @@ def draw_words(world, model, scenes):
     return SVG.format(600, 10 + 98 * len(pictures), text)
 
 
-def main(model="filip", seeds=3, steps=STEPS):
+def main(model="smooth", seeds=3, steps=STEPS):
     torch.set_num_threads(min(2, torch.get_num_threads()))
     world = World()
     tests, curves = world.test_scenes(), []

@@ -1,0 +1,175 @@
+"""The speedrun is written independently of the library: both compute the same losses, gradients, recall and towers."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from filip.eval.metrics import retrieval_hits
+from filip.interaction import SmoothMaximum, contrastive_loss, late_interaction
+from filip.models.config import ImageTowerConfig, TextTowerConfig
+from filip.models.image_tower import ImageTower
+from filip.models.text_tower import TextTower
+from filip_demo.sprites import COLOURS
+
+RECORDS = Path(__file__).parents[1] / "records"
+
+
+def load():
+    spec = importlib.util.spec_from_file_location("speedrun", RECORDS / "speedrun.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+speedrun = load()
+
+
+@pytest.fixture(scope="module")
+def world():
+    return speedrun.World()
+
+
+def tokens(requires_grad: bool = True):
+    torch.manual_seed(0)
+    images, texts = F.normalize(torch.randn(5, 9, 8), dim=2), F.normalize(torch.randn(5, 7, 8), dim=2)
+    mask = torch.arange(7) < torch.tensor([7, 3, 1, 5, 4])[:, None]
+    return images.requires_grad_(requires_grad), texts.requires_grad_(requires_grad), mask
+
+
+@pytest.mark.parametrize("smooth", [0.0, 0.05, 1.0])
+def test_similarities_loss_and_gradients_are_those_of_the_library(smooth: float) -> None:
+    scale = torch.tensor(20.0)
+    images, texts, mask = tokens()
+    i2t, t2i = speedrun.similarity(images, texts, mask, smooth)
+    loss = speedrun.contrastive_loss(i2t, t2i, scale)
+    loss.backward()
+
+    their_images, their_texts, mask = tokens()
+    backend = SmoothMaximum(smooth) if smooth else "auto"
+    theirs = late_interaction(their_images, their_texts[mask], mask.sum(1), backend=backend)
+    their_loss = contrastive_loss(theirs, scale).loss
+    their_loss.backward()
+
+    torch.testing.assert_close(i2t, theirs.i2t)
+    torch.testing.assert_close(t2i, theirs.t2i)
+    torch.testing.assert_close(loss, their_loss)
+    torch.testing.assert_close(images.grad, their_images.grad)
+    torch.testing.assert_close(texts.grad, their_texts.grad)
+    assert images.grad.abs().sum() > 0
+
+
+def test_recall_is_that_of_the_library_with_ties() -> None:
+    scores = torch.randint(0, 3, (40, 40), generator=torch.Generator().manual_seed(0)).float() + 3 * torch.eye(40)
+    scores[20:] -= 3 * torch.eye(40)[20:]
+    own = torch.arange(40)
+    assert speedrun.recall(scores) == pytest.approx(retrieval_hits(scores, own, own, [1]).mean().item())
+    assert 0.5 < speedrun.recall(scores) < 0.6
+
+
+def test_the_image_tower_above_the_stem_is_that_of_the_library() -> None:
+    torch.manual_seed(0)
+    ours = speedrun.ImageTower(64)
+    options = {"class_token": False, "norm_layer": torch.nn.LayerNorm}
+    config = ImageTowerConfig("vit_tiny_patch16_224", 72, 12, 64, 1, 4, init="timm", options=options)
+    theirs = ImageTower(config, 64)
+    trunk = theirs.trunk
+    trunk.patch_embed = torch.nn.Identity()
+    block, other = ours.block, trunk.blocks[0]
+    pairs = [(other.norm1, block.norm1), (other.attn.qkv, block.qkv), (other.attn.proj, block.proj)]
+    pairs += [(other.norm2, block.norm2), (other.mlp.fc1, block.fc1), (other.mlp.fc2, block.fc2)]
+    for theirs_, ours_ in [*pairs, (trunk.norm, ours.norm), (theirs.projection, ours.projection)]:
+        theirs_.load_state_dict(ours_.state_dict())
+    trunk.pos_embed.data.copy_(ours.positions[None])
+    pixels = torch.randn(3, 3, 72, 72)
+    ours.whiten(pixels)
+    patches = F.unfold(pixels, 12, stride=12).transpose(1, 2)
+    stem = ours.stem((patches - ours.mean) @ ours.whitening)
+    torch.testing.assert_close(ours(pixels), theirs(stem), rtol=1e-4, atol=1e-5)
+
+
+def test_the_text_tower_is_that_of_the_library_with_the_word_before_added() -> None:
+    torch.manual_seed(0)
+    ours = speedrun.TextTower(64, words=30)
+    ours.before.weight.data.zero_()
+    theirs = TextTower(TextTowerConfig(64, 1, 4, context_length=16, vocab_size=30, padding=0), 64)
+    block, other = ours.block, theirs.blocks[0]
+    for name in ("norm1", "qkv", "proj", "norm2", "fc1", "fc2"):
+        getattr(other, name).load_state_dict(getattr(block, name).state_dict())
+    theirs.norm.load_state_dict(ours.norm.state_dict())
+    theirs.projection.load_state_dict(ours.projection.state_dict())
+    theirs.token_embedding.load_state_dict(ours.embedding.state_dict())
+    theirs.pos_embed.data.copy_(ours.positions)
+    ids = torch.randint(1, 30, (4, 16))  # captions of full length: the library's tower would read padding
+    torch.testing.assert_close(ours(ids).flatten(0, 1), theirs(ids, torch.full((4,), 16)), rtol=1e-4, atol=1e-5)
+    with_padding, longer = ids[:, :9], F.pad(ids[:, :9], (0, 5))
+    torch.testing.assert_close(ours(with_padding), ours(longer)[:, :9], rtol=1e-4, atol=1e-5)
+
+
+def test_no_training_scene_has_a_reserved_thing_in_or_near_a_test_colour(world) -> None:
+    scenes = world.training_scenes(np.random.default_rng(0), 2000)
+    reserved = ((scenes.things % speedrun.RESERVED == 0) & (scenes.things >= 0)).any(1)
+    shown = np.where(scenes.things >= 0, scenes.colours, 9)
+    assert 0.3 < reserved.mean() < 0.9
+    assert (shown[reserved] >= 3).all() and (shown[~reserved] < 3).any()
+    tests = world.test_scenes()
+    assert (tests.things % speedrun.RESERVED == 0).all() and (np.sort(tests.colours, 1) == [0, 1, 2]).all()
+    assert not set(world.names) & {"a", "and", *speedrun.COLOURS} and set(COLOURS) <= set(speedrun.COLOURS)
+
+
+def test_a_caption_names_what_is_drawn_and_an_exchange_changes_two_colours_alone(world) -> None:
+    tests = world.test_scenes(5)
+    for true, exchanged in zip(world.captions(tests), world.captions(tests.exchange(0, 2)), strict=True):
+        assert true != exchanged and sorted(true.replace(",", "").split()) == sorted(exchanged.replace(",", "").split())
+    pictures, others = world.draw(tests), world.draw(tests.exchange(0, 2))
+    assert ((pictures > 0).any(1) == (others > 0).any(1)).float().mean() > 0.99 and not pictures.equal(others)
+
+
+def test_the_closed_form_finds_the_scenes_and_cannot_tell_whose_colour_is_whose(world) -> None:
+    """Row nought of the board: ridge regression from random features to the bag of words, one vector a side."""
+    random = np.random.default_rng(0)
+    weights = torch.from_numpy(random.normal(0, 0.05, (432, 192))).float()
+
+    def both_sides(scenes):
+        hidden = F.relu(F.unfold(world.draw(scenes), 12, stride=12).transpose(1, 2) @ weights)
+        bags = F.one_hot(world.encode(scenes), len(world.ids)).sum(1)[:, 3:].float()
+        return torch.cat([hidden.amax(1), hidden.mean(1)], dim=1), bags
+
+    batches = [both_sides(world.training_scenes(random, 100)) for _ in range(60)]
+    x, y = torch.cat([x for x, _ in batches]), torch.cat([y for _, y in batches])
+    rare = (y.sum(0) + 1) ** -0.5
+    to_words = torch.linalg.solve(x.T @ x + 0.01 * len(x) * torch.eye(x.shape[1]), x.T @ (y - y.mean(0)))
+    tests = world.test_scenes()
+    x, y = both_sides(tests)
+    scores = F.normalize(x @ to_words * rare, dim=1) @ F.normalize(y * rare, dim=1).T
+    assert min(speedrun.recall(scores), speedrun.recall(scores.T)) > 0.9
+    assert both_sides(tests.exchange(0, 1))[1].equal(y)
+
+
+@pytest.mark.slow
+def test_it_runs_alone_and_writes_its_pictures(tmp_path: Path) -> None:
+    for name in ("speedrun.py", "speedrun.npz"):
+        shutil.copy(RECORDS / name, tmp_path)
+    command = [sys.executable, "-I", "speedrun.py", "model=clip,heads,filip,smooth", "seeds=2", "steps=4"]
+    printed = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    lines = [line for line in printed.splitlines() if "2 seeds, 4 steps" in line]
+    assert [line.split()[0] for line in lines] == ["clip", "heads", "filip", "smooth"]
+    assert all("polyline" in (tmp_path / "learning.svg").read_text() for _ in lines)
+    assert (tmp_path / "words.svg").read_text().count("<g ") == 21
+    (tmp_path / "speedrun.npz").write_bytes(b"other")
+    failed = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert failed.returncode == 1 and failed.stderr.startswith("error: the SHA-256 of ")
+
+
+def test_it_is_one_file_that_needs_torch_and_numpy_alone() -> None:
+    lines = (RECORDS / "speedrun.py").read_text(encoding="utf-8").splitlines()
+    imports = {line.split()[1].split(".")[0] for line in lines if line.startswith(("import ", "from "))}
+    assert len(lines) <= 350 and imports - set(sys.stdlib_module_names) == {"numpy", "torch"}
