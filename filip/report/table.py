@@ -1,14 +1,11 @@
-"""A table as a data frame: a row for each cell, with value, chance, number of images, interval and difference.
-
-Builders (:mod:`filip.report.rows`) give :class:`Row` and :class:`Cell`; everybody else reads :attr:`Table.frame`.
-"""
+"""A table of the report: rows of cells with value, chance, number of images, interval and difference."""
 
 from __future__ import annotations
 
 import math
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -56,20 +53,16 @@ class Cell:
     less: Less | None = None
     leads: bool = False
 
+    @property
+    def number(self) -> float | None:
+        """Return the value where it is a number."""
+        return self.value if isinstance(self.value, int | float) else None
+
     def record(self) -> dict[str, Any]:
-        """Return the cell as a part of a row of the frame."""
+        """Return the cell as a part of a line of the CSV."""
         body = (self.value, self.chance, self.n, *(self.ci95 or (None, None)), self.seeds, self.std, self.reason)
         less = (self.less.effect, *self.less.interval, self.less.p, self.less.holds) if self.less else (None,) * 5
         return dict(zip((*BODY, *LESS, "leads"), (*body, *less, self.leads), strict=True))
-
-    @staticmethod
-    def of(record: dict[str, Any]) -> Cell:
-        """Return the cell that a row of the frame stands for."""
-        value, chance, n, low, high, seeds, std, reason = (record[name] for name in BODY)
-        effect, *ends, p, holds = (record[name] for name in LESS)
-        less = None if effect is None else Less(effect, ends, p, holds)
-        interval = None if low is None else [low, high]
-        return Cell(value, chance, n, interval, seeds, std, reason, less, record["leads"])
 
 
 @dataclass
@@ -117,55 +110,44 @@ class Row:
         return f"{self.run_id or self.run or ''}{commit}{repeated}"
 
 
+@dataclass
 class Table:
-    """A table of the report.
+    """A table: columns, rows and the notes below it. Each row is given a cell of its own in every column."""
 
-    frame: one row for each cell, indexed by the number of its line and the key of its column; its columns are those in
-    the CSV. columns, notes: what else is printed.
-    """
+    name: str
+    title: str
+    columns: list[Column]
+    rows: list[Row]
+    notes: list[str] = field(default_factory=list)
 
-    def __init__(
-        self, name: str, title: str, columns: Sequence[Column], rows: Sequence[Row], notes: Sequence[str] = ()
-    ) -> None:
-        self.name, self.title, self.columns, self.notes = name, title, list(columns), list(notes)
-        records, index = [], []
-        for number, row in enumerate(rows):
-            for column in columns:
-                origin = (name, row.section, row.label, row.kind, row.run, row.run_id, row.commit)
-                cell = row.cells.get(column.key, Cell(reason="not reported"))
-                head = dict(zip(HEAD, (*origin, column.key, column.unit), strict=True))
-                records.append({**head, **cell.record()})
-                index.append((number, column.key))
-        lines, keys = zip(*index, strict=True) if index else ((), ())
-        place = pd.MultiIndex.from_arrays([lines, keys], names=("line", "key"))
-        self.frame = pd.DataFrame(records, place, [*HEAD, *BODY, *LESS, "leads"], dtype=object)
-
-    @property
-    def rows(self) -> list[Row]:
-        """Return the frame's rows as objects, each with all of its cells."""
-        found: dict[int, Row] = {}
-        for (number, key), record in zip(self.frame.index, self.frame.to_dict("records"), strict=True):
-            head = (record[name] for name in ("section", "run", "run_id", "commit"))
-            row = found.setdefault(number, Row(record["row"], record["kind"], {}, *head))
-            row.cells[key] = Cell.of(record)
-        return list(found.values())
+    def __post_init__(self) -> None:
+        missing = Cell(reason="not reported")
+        for row in self.rows:
+            row.cells = {c.key: replace(row.cells.get(c.key, missing)) for c in self.columns}
 
     @property
     def sections(self) -> list[str]:
-        return list(dict.fromkeys(self.frame["section"]))
+        return list(dict.fromkeys(row.section for row in self.rows))
+
+    def records(self) -> list[dict[str, Any]]:
+        """Return a line of the CSV for each cell."""
+        found = []
+        for row in self.rows:
+            origin = (self.name, row.section, row.label, row.kind, row.run, row.run_id, row.commit)
+            for column in self.columns:
+                head = dict(zip(HEAD, (*origin, column.key, column.unit), strict=True))
+                found.append({**head, **row.cells[column.key].record()})
+        return found
 
     def numbers(self, what: str = "value") -> pd.DataFrame:
-        """Return one figure of all cells as numbers, lines x columns; NaN where there is none."""
-        numeric = self.frame[what].map(lambda found: found if isinstance(found, int | float) else np.nan)
-        keys = [column.key for column in self.columns]
-        if self.frame.empty:
-            return pd.DataFrame(columns=keys, dtype=float)
-        return numeric.astype(float).unstack("key").reindex(columns=keys)
+        """Return one figure of all cells, by its name in the CSV: lines x columns, NaN where there is no number."""
+        figures = [[cell.record()[what] for cell in row.cells.values()] for row in self.rows]
+        numeric = [[value if isinstance(value, int | float) else np.nan for value in line] for line in figures]
+        return pd.DataFrame(numeric, columns=[column.key for column in self.columns], dtype=float)
 
     def as_json(self) -> dict[str, Any]:
         """Return plain data, as in ``tables.json``."""
-        columns, rows = ([asdict(part) for part in parts] for parts in (self.columns, self.rows))
-        return {"name": self.name, "title": self.title, "columns": columns, "rows": rows, "notes": self.notes}
+        return asdict(self)
 
     @staticmethod
     def from_json(content: dict[str, Any]) -> Table:
@@ -206,7 +188,7 @@ class Table:
         origins = "; ".join(f"{label}: {where}" for label, where in known.items() if where)
         below = [*(self.notes if notes is None else notes), *([f"Runs: {origins}"] if origins else [])]
         heads = [Head(column.title, column.group) for column in columns]
-        return Grid(heads, lines, self.title, below, name=self.name, records=self.frame.to_dict("records"))
+        return Grid(heads, lines, self.title, below, name=self.name, records=self.records())
 
 
 def _common(rows: Sequence[Row], column: Column, key: str) -> Any:
@@ -269,10 +251,10 @@ def combine(cells: list[Cell]) -> Cell:
 
     Repetitions that have no value are left out. One repetition is returned as it is.
     """
-    measured = [cell for cell in cells if isinstance(cell.value, int | float)]
+    measured = [cell for cell in cells if cell.number is not None]
     if len(measured) <= 1:
         return measured[0] if measured else (cells[0] if cells else Cell(reason="not run"))
-    values = [float(cell.value) for cell in measured if cell.value is not None]
+    values = [float(cell.number) for cell in measured if cell.number is not None]
     mean, std = statistics.fmean(values), statistics.stdev(values)
     half = float(stdtrit(len(values) - 1, 0.975)) * std / math.sqrt(len(values))
     return Cell(mean, measured[0].chance, measured[0].n, [mean - half, mean + half], len(values), std)
@@ -282,14 +264,14 @@ def average(cells: list[Cell], what: str) -> Cell:
     """Return the plain mean over benchmarks; empty if one of them is, as a mean over fewer would not compare."""
     if not cells:
         return Cell(reason=f"no {what}")
-    if missing := [cell for cell in cells if not isinstance(cell.value, int | float)]:
+    if missing := [cell for cell in cells if cell.number is None]:
         return Cell(reason=missing[0].reason or f"not all {what} run")
     chances = [cell.chance for cell in cells if cell.chance is not None]
     counts = [cell.n for cell in cells if cell.n is not None]
     # This counts as if no image were in two of them: the squares of the half widths add. Where there are outcomes,
     # filip.report.rows.pairs replaces this interval by one that draws shared images together.
     halves = [(c.ci95[1] - c.ci95[0]) / 2 for c in cells if c.ci95]
-    mean = statistics.fmean(float(c.value) for c in cells if isinstance(c.value, int | float))
+    mean = statistics.fmean(cell.number for cell in cells if cell.number is not None)
     half = math.sqrt(sum(h * h for h in halves)) / len(cells) if len(halves) == len(cells) else None
     return Cell(
         mean,

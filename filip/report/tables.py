@@ -47,8 +47,8 @@ def main(config: Tables) -> None:
             text = render(shown, form)
             with replacing(out / f"{name}.{extension}") as part:
                 part.write_text(page(table.title, text) if form == "html" else text, encoding="utf-8")
-        ours = table.frame[table.frame["kind"] != "paper"]
-        say(f"{out / name}.html: {ours['value'].notna().sum()} of {len(ours)} cells filled")
+        values = [cell.value for row in table.rows if row.kind != "paper" for cell in row.cells.values()]
+        say(f"{out / name}.html: {len(values) - values.count(None)} of {len(values)} cells filled")
     content = {"study": study.name, "title": study.title}
     write_json(out / "tables.json", {**content, "tables": {n: t.as_json() for n, t in tables.items()}})
 

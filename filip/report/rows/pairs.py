@@ -9,7 +9,7 @@ from filip.errors import UserError
 from filip.eval.outcomes import Record
 from filip.report.differences import FEWEST, Difference, Resampled, shared_columns
 from filip.report.rows.cells import Inputs
-from filip.report.table import LESS, Table
+from filip.report.table import Less, Row, Table
 
 PAIRED = (
     "With sign: the difference from the first row of the section, paired over the same images (and seeds), with its "
@@ -20,7 +20,7 @@ TOO_FEW = f"Nothing is marked for fewer than {FEWEST} trainings: intervals over 
 
 
 def compare_rows(table: Table, inputs: Inputs, protocols: Sequence[str], resamples: int) -> None:
-    """Fill the frame's differences and ``leads``, and the intervals of averages; explain them in the notes.
+    """Fill the cells' differences and ``leads``, and the intervals of averages; explain them in the notes.
 
     Two rows compare where both have a value and outcomes for the same images. The correction (Holm) is over the
     columns in which they do.
@@ -29,7 +29,7 @@ def compare_rows(table: Table, inputs: Inputs, protocols: Sequence[str], resampl
     if resampled is not None:
         _average_intervals(table, resampled)
     measured = _measured(table)
-    sections = [[n for n in measured if measured[n][0] == section] for section in table.sections]
+    sections = [[n for n in measured if measured[n].section == section] for section in table.sections]
     found = {
         (one, other): _differences(table, resampled, other, one)
         for members in sections
@@ -45,16 +45,15 @@ def compare_rows(table: Table, inputs: Inputs, protocols: Sequence[str], resampl
         table.notes.append("Nothing is bold: no two rows have outcomes per image to compare.")
 
 
-def _measured(table: Table) -> dict[int, tuple[str, str]]:
-    """Return section and run of each line that was measured here, by its number."""
-    ours = table.frame[(table.frame["kind"] != "paper") & table.frame["run"].notna()]
-    return dict(zip(ours.index.get_level_values("line"), zip(ours["section"], ours["run"], strict=True), strict=True))
+def _measured(table: Table) -> dict[int, Row]:
+    """Return each row that was measured here, by its number."""
+    return {n: row for n, row in enumerate(table.rows) if row.kind != "paper" and row.run is not None}
 
 
 def _resampled(table: Table, inputs: Inputs, protocols: Sequence[str], resamples: int) -> Resampled | None:
     """Return every column for which the rows have outcomes, resampled; None if no two rows have any in common."""
     trainings: dict[str, list[Record]] = {}
-    for run in dict.fromkeys(run for _, run in _measured(table).values()):
+    for run in dict.fromkeys(str(row.run) for row in _measured(table).values()):
         if records := _outcomes(inputs, run, protocols):
             trainings[run] = records
     shared = set(shared_columns([record for records in trainings.values() for record in records]))
@@ -79,12 +78,11 @@ def _outcomes(inputs: Inputs, run: str, protocols: Sequence[str]) -> list[Record
 
 def _differences(table: Table, resampled: Resampled | None, ours: int, base: int) -> dict[str, Difference]:
     """Return one line minus another, by column; empty if they cannot be compared."""
-    runs = table.frame["run"]
-    a, b = (runs.loc[(n, table.columns[0].key)] for n in (ours, base))
+    rows = [table.rows[ours], table.rows[base]]
+    a, b = (str(row.run) for row in rows)
     if resampled is None or not {a, b} <= resampled.runs:
         return {}
-    both = table.numbers().loc[[ours, base]].notna().all()
-    columns = [name for name in resampled.columns if both[name]]
+    columns = [name for name in resampled.columns if all(row.cells[name].number is not None for row in rows)]
     try:
         return {d.column: d for d in resampled.difference(a, b, columns)} if columns else {}
     except UserError:  # other numbers of trainings
@@ -94,13 +92,13 @@ def _differences(table: Table, resampled: Resampled | None, ours: int, base: int
 def _fill(table: Table, members: list[int], found: dict[tuple[int, int], dict[str, Difference]]) -> None:
     for line in members[1:]:
         for key, d in found[members[0], line].items():
-            table.frame.loc[(line, key), list(LESS)] = [d.effect, *d.interval, d.p_adjusted, d.holds]
-    for key, values in table.numbers().loc[members].items():
-        present = values.dropna()
-        if len(present) > 1:
-            best = present.idxmax()
-            against = [found[min(best, n), max(best, n)].get(key) for n in present.index if n != best]
-            table.frame.loc[(best, key), "leads"] = all(d is not None and d.holds for d in against)
+            table.rows[line].cells[key].less = Less(d.effect, list(d.interval), d.p_adjusted, d.holds)
+    for key in (column.key for column in table.columns):
+        values = {n: value for n in members if (value := table.rows[n].cells[key].number) is not None}
+        if len(values) > 1:
+            best = max(values, key=values.__getitem__)
+            against = [found[min(best, n), max(best, n)].get(key) for n in values if n != best]
+            table.rows[best].cells[key].leads = all(d is not None and d.holds for d in against)
 
 
 def _average_intervals(table: Table, resampled: Resampled) -> None:
@@ -109,8 +107,8 @@ def _average_intervals(table: Table, resampled: Resampled) -> None:
     With several seeds a cell keeps its interval over trainings.
     """
     averages = [c.key for c in table.columns if len(c.outcomes) > 1 and c.key in resampled.columns]
-    for line, (_, run) in _measured(table).items():
+    for row in _measured(table).values():
         for key in averages:
-            cell = table.frame.loc[(line, key)]
-            if run in resampled.runs and cell["seeds"] == 1 and isinstance(cell["value"], int | float):
-                table.frame.loc[(line, key), ["ci95_low", "ci95_high"]] = resampled.interval(run, key)
+            cell = row.cells[key]
+            if row.run in resampled.runs and cell.seeds == 1 and cell.number is not None:
+                cell.ci95 = list(resampled.interval(row.run, key))
