@@ -29,13 +29,11 @@ from filip.files import replacing
 from filip.progress import say
 from filip.report.findings import NOTE, cost, findings, findings_grid
 from filip.report.plots import DROPPED, INK, KEPT, LINE, MUTED, stage_bars
-from filip.report.provenance import duration, facts, stage_groups
 from filip.report.results import Results
-from filip.report.search import search_grid
 from filip.report.show import headline
 from filip.report.style import COLOURS, TEMPLATES, looks, style
-from filip.report.summary import funnel_grid, runs_grid, stages_grid, summary
-from filip.report.table import Table
+from filip.report.summary import funnel_grid, runs_grid, search_grid, stages_grid, summary
+from filip.report.table import short_commit
 from filip.report.table_plots import forest
 from filip.study import Study, load_study
 from filip.table_writer import Grid, render
@@ -53,6 +51,13 @@ FIGURES = {
     "funnel": "Data funnel",
 }
 SHEET = "eval/alignment_compared.png"  # below the results: words on patches
+# Rules by what they are part of; all others are data stages.
+KINDS = {
+    "train": ("train", "efficiency"),
+    "eval": ("evaluate", "alignment_sheet", "compare", "scene_sheet", "explorer"),
+    "report": ("tables", "figures", "summary", "page"),
+}
+ORDER = ("data", "train", "eval", "report")
 
 
 @dataclass
@@ -105,7 +110,8 @@ def _content(study: Study, results: Results, figures: Path) -> dict[str, Any]:
     folded = scenes or any(picture["src"] is None for picture in sheet)
     if scenes:
         scenes["scenes"].sort(key=lambda scene: scene["kind"] != "Median")  # a typical one first, the largest
-    common = _common_notes(tables)
+    counted = Counter(note for table in tables.values() for note in table.notes)
+    common = [note for note, times in counted.items() if times > 1]  # printed once, above the tables
     groups = stage_groups(whole["stages"])
     compared = found["difference"].notna().any()
     numbers = findings_grid(found, cost(study, whole["runs"], found))
@@ -165,12 +171,6 @@ def _table(grid: Grid) -> str:
     return render(grid, "html")
 
 
-def _common_notes(tables: Mapping[str, Table]) -> list[str]:
-    """Return the notes that several tables share; they are said once, above the tables."""
-    counted = Counter(note for table in tables.values() for note in table.notes)
-    return [note for note, times in counted.items() if times > 1]
-
-
 # ---- pictures ------------------------------------------------------------------------------------------
 
 
@@ -222,6 +222,64 @@ def _credits(study: Study, results: Results) -> list[dict[str, Any]]:
     keys = ("title", "author", "homepage", "license", "license_url", "role", "images", "package", "changes")
     entries = [(name, entry) for name, entry in json.loads(text).items() if isinstance(entry, dict)]
     return [{**dict.fromkeys(keys, ""), "title": name, **entry} for name, entry in entries]
+
+
+# ---- where the results come from -------------------------------------------------------------------------
+
+
+def stage_groups(seconds: Mapping[str, float]) -> list[tuple[str, str, float]]:
+    """Return (kind, rule in words, seconds) of every rule, in the order of the DAG. seconds: of ``<rule>/<job>``."""
+    found: dict[str, float] = {}
+    for name, value in seconds.items():
+        rule = name.partition("/")[0]
+        found[rule] = found.get(rule, 0.0) + value
+    kinds = {rule: kind for kind, rules in KINDS.items() for rule in rules}
+    grouped = [(kinds.get(rule, "data"), rule.replace("_", " "), value) for rule, value in found.items()]
+    return sorted(grouped, key=lambda group: (ORDER.index(group[0]), -group[2]))
+
+
+def duration(seconds: float) -> str:
+    """Return ``42 s``, ``6.2 min`` or ``3.1 h``."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def facts(study: Study, results: Results) -> list[tuple[str, str]]:
+    """Return where the trainings come from and when they ran: (name, value) pairs for print."""
+    trained = [training for run in study.trained if (training := results.training(run))]
+    starts = [start for run in study.trained if (start := _last_start(results, run))]
+    begun, ended = (
+        sorted(str(training[key])[:16].replace("T", " ") for training in trained if training.get(key))
+        for key in ("started", "finished")
+    )
+    versions = [(start.get("versions") or {}).items() for start in starts]
+    hashes = [(training.get("manifest_hashes") or {}).items() for training in trained]
+    rows = {
+        "commit": [short_commit(str(training.get("commit") or "")) for training in trained],
+        "trained": [f"{begun[0]} to {ended[-1]} (UTC)"] if begun and ended else [],
+        "versions": [", ".join(f"{name} {version}" for name, version in pairs) for pairs in versions],
+        "machine": [_machine(start) for start in starts],
+        "data": [", ".join(f"{name} (manifest {str(value)[:12]})" for name, value in pairs) for pairs in hashes],
+        "results": [str(results.folder)],
+    }
+    return [(name, "; ".join(dict.fromkeys(filter(None, values)))) for name, values in rows.items() if any(values)]
+
+
+def _machine(start: Mapping[str, Any]) -> str:
+    ranks = start.get("world_size")
+    counted = f"{ranks} {'rank' if ranks == 1 else 'ranks'}" if ranks else ""
+    return ", ".join(part for part in (counted, str(start.get("machine") or "")) if part)
+
+
+def _last_start(results: Results, run: str) -> dict[str, Any] | None:
+    folder = results.run_dir(run)
+    file = folder / "starts.jsonl" if folder else None
+    lines = file.read_text(encoding="utf-8").splitlines() if file and file.is_file() else []
+    try:
+        return json.loads(lines[-1]) if lines else None
+    except json.JSONDecodeError:  # cut short by a kill
+        return None
 
 
 if __name__ == "__main__":

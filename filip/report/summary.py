@@ -12,15 +12,16 @@ import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from filip.command import MISSING, option, run_command
 from filip.errors import UserError
 from filip.files import write_json
 from filip.report.results import Results
-from filip.report.search import searches
 from filip.report.table import Table, short_commit
 from filip.study import PROTOCOLS, Study, load_study
+from filip.study.search import best_values, scores
 from filip.table_writer import Grid, Head, Line, words
 from filip.train.telemetry import LOG, read_log, scalars
 
@@ -122,6 +123,23 @@ def _curve(results: Results, run: str) -> list[dict[str, float]]:
     ]
 
 
+def searches(study: Study, results: Results) -> dict[str, Any]:
+    """Return by run its settings, the score of each combination of values by seed, and the best values.
+
+    A run with a trial that is not there yet is left out.
+    """
+    by_run = {}
+    for run in study.runs:
+        trials = [results.training(trial) for trial in study.trials_of(run)]
+        if trials and all(trials) and (searched := study.searched(run)):
+            card = study.config["search"]["card"]
+            by_values = scores([trial for trial in trials if trial], searched[1], card)
+            tried = [{"values": list(values), "scores": by_seed} for values, by_seed in by_values.items()]
+            best = list(best_values(by_values, card))
+            by_run[run] = {"card": card, "settings": searched[1], "tried": tried, "best": best}
+    return by_run
+
+
 # ---- as tables, for the page and the terminal ----------------------------------------------------------
 
 
@@ -160,6 +178,24 @@ def runs_grid(runs: Mapping[str, Mapping[str, Any]]) -> Grid:
         shown = words(run["run_id"] or name, *facts, run["precision"] or "–", commit)
         lines.append(Line(run["label"], shown))
     return Grid([*heads, Head("commit", words=True)], lines, "Runs", corner="run", whole=True)
+
+
+def search_grid(study: Study, by_run: Mapping[str, Mapping[str, Any]]) -> Grid:
+    """Return a row for each run and combination of values: the mean score over the seeds, and whether it was taken."""
+    lines = []
+    for run, search in by_run.items():
+        for number, tried in enumerate(search["tried"]):
+            values = ", ".join(
+                f"{name} {value}" for name, value in zip(search["settings"], tried["values"], strict=True)
+            )
+            mean = f"{100 * fmean(tried['scores'].values()):.1f}"
+            at_edge = len(search["settings"]) == 1 and number in (0, len(search["tried"]) - 1)
+            edge = ", at the edge of the grid" if at_edge else ""
+            taken = f"taken{edge}" if tried["values"] == search["best"] else ""
+            lines.append(Line(study.label(run), words(values, mean, str(len(tried["scores"])), taken)))
+    card = study.config["search"]["card"]
+    heads = [Head("values", words=True), Head(f"score on {card}, %"), Head("seeds"), Head("", words=True)]
+    return Grid(heads, lines, "The search: settings of which each run takes the best values", corner="run", whole=True)
 
 
 if __name__ == "__main__":

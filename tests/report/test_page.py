@@ -20,9 +20,8 @@ from filip.report import page as module
 from filip.report.figures import Figures
 from filip.report.figures import main as draw
 from filip.report.findings import cost, findings
-from filip.report.page import Page, inline_svg, main
+from filip.report.page import Page, inline_svg, main, stage_groups
 from filip.report.plots import MUTED
-from filip.report.provenance import stage_groups
 from filip.report.results import Results
 from filip.report.rows import build_tables
 from filip.report.style import COLOURS, looks

@@ -8,10 +8,9 @@ import pytest
 from filip.command import run_command
 from filip.errors import UserError
 from filip.report.results import Results
-from filip.report.search import search_grid
 from filip.report.show import Show, text
 from filip.report.show import main as show
-from filip.report.summary import Summary, main, stage_seconds
+from filip.report.summary import Summary, main, search_grid, stage_seconds
 from filip.report.summary import summary as summarized
 from filip.study import load_study
 from filip.table_writer import render

@@ -10,10 +10,10 @@ from typing import Any
 
 from filip.report.differences import RESAMPLES
 from filip.report.results import Results
-from filip.report.rows import component_ablation, efficiency, prompts, protocol, recipes, settings
+from filip.report.rows import component_ablation, efficiency, protocol, recipes, settings
 from filip.report.rows.cells import Inputs
-from filip.report.rows.notes import intervals
 from filip.report.rows.pairs import compare_rows
+from filip.report.rows.protocol import intervals
 from filip.report.table import Table
 from filip.study import TABLES, Study
 
@@ -24,7 +24,7 @@ BUILDERS: dict[str, Callable[[Inputs], Table]] = {
     "efficiency_ablation": efficiency.build,
     "model_sizes": settings.build_models,
     "training_settings": settings.build_trainings,
-    "prompts": prompts.build,
+    "prompts": settings.build_prompts,
 }
 
 
