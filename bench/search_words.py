@@ -19,7 +19,7 @@ from filip.eval.encoders import FilipEncoder
 from filip.eval.formats import open_set
 from filip.eval.scorer import Scorer, load_scorer
 from filip.eval.text_tokens import CHOICES
-from filip.index.tokens import pooled, restored, rounded
+from filip.index.store import pooled, restored, rounded
 from filip.search.ranking import bound, typical
 
 

@@ -25,8 +25,7 @@ from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Re
 from starlette.routing import Route
 
 from filip.errors import UserError
-from filip.explore.export import common_data
-from filip.explore.page import page
+from filip.explore.export import common_data, page
 from filip.explore.search import GallerySearch
 from filip.sets.pictures import MAX_BYTES, MAX_PIXELS, read_image
 

@@ -11,21 +11,37 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from filip import resources
 from filip.command import MISSING, option, run_command
 from filip.errors import UserError
 from filip.explore.gallery import Gallery, GalleryOptions, ViewedImages, ViewedText, Viewer
 from filip.explore.packing import base64_of, packed
-from filip.explore.page import page
 from filip.explore.towers import NotInPage, image_tower, text_tower, tokenizer_data
 from filip.files import replacing
 from filip.progress import say, track
 from filip.words import FUNCTION_WORDS
+
+ASSETS = Path(__file__).resolve().parent / "assets"
+SCRIPTS = (
+    "tokenizer.js",
+    "towers.js",
+    "pixels.js",
+    "feed_static.js",
+    "feed_live.js",
+    "pictures.js",
+    "panel.js",
+    "search.js",
+    "app.js",
+)  # in this order
+MOST_BYTES = 16_000_000
 
 
 @dataclass
@@ -39,9 +55,6 @@ class ExplorerExport(GalleryOptions):
         choices=("auto", "none"),
     )
     out: str = option(MISSING, "the page (HTML)", writes="file")
-
-
-MOST_BYTES = 16_000_000
 
 
 def main(config: ExplorerExport) -> None:
@@ -166,6 +179,22 @@ def _model_data(viewer: Viewer, features: ViewedImages, texts: list[ViewedText],
             vectors = torch.cat([text.scored.values for text in texts]).float()
             data["text_vectors"] = base64_of(vectors)
     return data
+
+
+def page(data: dict[str, Any], live: bool = False) -> str:
+    """Return the whole page, which loads nothing: its content security policy allows its own parts, the pictures inside
+    it and, in live mode, the server that it came from. data: see :func:`static_data` and :mod:`filip.explore.app`.
+    """
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    parts = {
+        "style": resources.page_style() + (ASSETS / "style.css").read_text(encoding="utf-8"),
+        "script": "\n".join((ASSETS / name).read_text(encoding="utf-8") for name in SCRIPTS),
+        # safe inside a <script>, even if a caption contains </script>
+        "data": text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029"),
+    }
+    frame = (ASSETS / "page.html").read_text(encoding="utf-8")
+    whole = re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], frame)
+    return resources.sealed(whole, "data: 'self'" if live else "data:", "'self'" if live else "'none'")
 
 
 if __name__ == "__main__":

@@ -25,8 +25,7 @@ from filip.index.build import Build, OtherIndexError, scorer_of, up_to_date, wei
 from filip.index.store import FORMAT, Index
 from filip.progress import say
 from filip.rgb import IMAGE_FILES, UNDECODABLE, upright_size
-from filip.search.boxes import boxes
-from filip.search.hits import write_hits
+from filip.search.hits import boxes, write_hits
 from filip.search.ranking import RANKED_AGAIN, Ranked, Ranking, is_picture, query_of, rank
 
 DEFAULT_MODEL = "emoji"

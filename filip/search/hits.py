@@ -1,14 +1,21 @@
-"""Write the hits of a search as one page: the pictures, and where each word of the text is in them."""
+"""Find where the words of a text are in the hits of a search, and write the hits as one page."""
 
 from __future__ import annotations
 
 import base64
 import html
 import io
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from scipy.ndimage import label
+from torch import Tensor
+
 from filip.errors import UserError
+from filip.eval.encoders import Encoder
+from filip.explore.names import named_things, unknown_words
 from filip.files import replacing
 from filip.report.style import COLOURS, page
 from filip.sets.pictures import read_image
@@ -57,3 +64,48 @@ def _figure(place: int, hit: dict[str, Any], colours: dict[str, str]) -> str:
         f'<image href="data:image/webp;base64,{data}" width="{width}" height="{height}"/>{drawn}</svg>'
         f"<figcaption>{html.escape(caption)}</figcaption></figure>\n"
     )
+
+
+@dataclass(frozen=True)
+class Box:
+    """A word, and the part of the picture that it fits best. box: left, top, right, bottom in pixels, upright."""
+
+    word: str
+    box: tuple[int, int, int, int]
+    cosine: float
+
+
+def boxes(encoder: Encoder, text: str, tokens: Tensor, size: tuple[int, int], fit: str) -> list[Box]:
+    """Return a box for each word of a text that names something.
+
+    tokens: a picture's, [n1, d]. size: its width and height. fit: how the model saw it, "crop" or "pad".
+    A word's box is around its best patch and the patches connected to that one that are closer to it than to the
+    picture's mean.
+    """
+    rows, columns = encoder.grid
+    unknown = [word["tokens"] for word in unknown_words(encoder, text)]
+    names = [name for name in named_things(encoder, text) if name["tokens"] not in unknown]
+    words = encoder.words([text])[0]
+    patches = tokens[len(tokens) - rows * columns :]
+    inside = [cell_box(place, encoder.grid, size, fit) for place in range(rows * columns)]
+    found = []
+    for name in names:
+        heat = (patches @ words[name["tokens"]].T).amax(1)
+        heat[[n for n, (left, top, right, bottom) in enumerate(inside) if left >= right or top >= bottom]] = -1
+        seen = heat[heat > -1]
+        parts = label((heat >= (seen.max() + seen.mean()) / 2).view(rows, columns).cpu())[0].ravel()
+        edges = torch.tensor(inside)[parts == parts[int(heat.argmax())]]
+        (left, top), (right, bottom) = edges[:, :2].amin(0).tolist(), edges[:, 2:].amax(0).tolist()
+        found.append(Box(name["label"], (left, top, right, bottom), float(heat.max())))
+    return found
+
+
+def cell_box(place: int, grid: tuple[int, int], size: tuple[int, int], fit: str) -> tuple[int, int, int, int]:
+    """Return the pixels of one patch of a picture of ``size``: none if the patch lies in a border."""
+    (rows, columns), (width, height) = grid, size
+    side = max(size) if fit == "pad" else min(size)
+    left, top = (width - side) / 2, (height - side) / 2
+    row, column = divmod(place, columns)
+    edges = (left + column * side / columns, top + row * side / rows)
+    ends = (left + (column + 1) * side / columns, top + (row + 1) * side / rows)
+    return (max(round(edges[0]), 0), max(round(edges[1]), 0), min(round(ends[0]), width), min(round(ends[1]), height))

@@ -12,9 +12,8 @@ from pathlib import Path
 from filip.errors import UserError
 from filip.rgb import not_read
 from filip.sets.annotations import Coco, Karpathy
-from filip.sets.arrow import ArrowImages
 from filip.sets.layout import Layout, NotUnderstoodError, Reading, Row, other_split, walk
-from filip.sets.parquet import ParquetImages
+from filip.sets.parquet import ArrowImages, ParquetImages
 from filip.sets.table import Table
 from filip.sets.tars import Tars
 from filip.sets.text_beside import TextBeside

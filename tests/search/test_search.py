@@ -4,14 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 from PIL import Image
 
 from filip.command import run_command
 from filip.eval.scorer import load_scorer
 from filip.rgb import read_rgb, upright_size
 from filip.search import __main__ as search
-from filip.search.boxes import cell_box, connected
+from filip.search.hits import cell_box
 from filip.search.ranking import query_of
 from tests.eval.miniature import picture, write_model
 
@@ -107,7 +106,6 @@ def test_words_have_places_in_the_pictures_own_pixels(album: Path, capsys: pytes
     # of a square of 90 with the picture in its middle, the first row of four is half outside
     assert cell_box(0, (4, 4), (90, 60), "pad") == (0, 0, 22, 8)
     assert cell_box(15, (4, 4), (90, 60), "crop") == (60, 45, 75, 60)
-    assert connected(torch.tensor([1, 0, 1, 1, 0, 1]).bool(), 5, 3) == [2, 5], "3 is in the next row"
 
 
 def test_a_pooled_model_is_searched_too_and_token_wise_by_name(album: Path, capsys: pytest.CaptureFixture[str]) -> None:
