@@ -13,7 +13,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from filip.data.lists.parquet_rows import reading
+from filip.data.lists.parquet_rows import reading, rebatched
 from filip.errors import UserError
 from filip.files import replacing
 from filip.progress import Progress
@@ -119,21 +119,10 @@ def _write_parquet(batches: Iterable[pa.RecordBatch], schema: pa.Schema, path: s
         pq.ParquetWriter(part, schema, compression="zstd", use_dictionary=False) as writer,
         Progress(what, "rows written") as progress,
     ):
-        pending: list[pa.RecordBatch] = []
-        held = 0
-        for batch in batches:
-            pending.append(batch)
-            held += batch.num_rows
-            while held >= size:
-                table = pa.Table.from_batches(pending)
-                writer.write_table(table.slice(0, size).combine_chunks(), size)
-                pending = table.slice(size).to_batches()
-                held -= size
-                rows += size
-                progress.add(size)
-        if held:
-            writer.write_table(pa.Table.from_batches(pending).combine_chunks(), size)
-            rows += held
+        for table in rebatched(batches, size):
+            writer.write_table(table.combine_chunks(), size)
+            rows += table.num_rows
+            progress.add(table.num_rows)
     return rows
 
 

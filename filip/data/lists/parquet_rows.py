@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -34,17 +34,22 @@ def whole_file(path: Path | BinaryIO, columns: Sequence[str] | None = None) -> p
 
 def tables(path: Path, rows: int, columns: Sequence[str]) -> Iterator[pa.Table]:
     """Yield the rows of a file in tables of ``rows``; the last may be shorter."""
+    with pq.ParquetFile(path) as parquet:
+        yield from rebatched(parquet.iter_batches(rows, columns=list(columns)), rows)
+
+
+def rebatched(batches: Iterable[pa.RecordBatch], rows: int) -> Iterator[pa.Table]:
+    """Yield the rows of batches of any size in tables of ``rows``; the last may be shorter."""
     pending: list[pa.RecordBatch] = []
     held = 0
-    with pq.ParquetFile(path) as parquet:
-        for batch in parquet.iter_batches(rows, columns=list(columns)):
-            pending.append(batch)
-            held += batch.num_rows
-            while held >= rows:
-                table = pa.Table.from_batches(pending)
-                yield table.slice(0, rows)
-                pending = table.slice(rows).to_batches()
-                held -= rows
+    for batch in batches:
+        pending.append(batch)
+        held += batch.num_rows
+        while held >= rows:
+            table = pa.Table.from_batches(pending)
+            yield table.slice(0, rows)
+            pending = table.slice(rows).to_batches()
+            held -= rows
     if held:
         yield pa.Table.from_batches(pending)
 
