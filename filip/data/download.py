@@ -194,7 +194,7 @@ def _run_pass(
             urls, images = totals["count"], totals["successes"]
             progress.add(note=f"{images:,} images of {urls:,} URLs ({images / max(1, urls):.1%})")
 
-        failures = download_shards(workers, downloader, reader, finished)
+        failures = download_shards(workers, reader, finished)
     if failures:
         listed = "; ".join(f"{shard_name(shard)}: {why}" for shard, why in sorted(failures.items())[:5])
         raise UserError(

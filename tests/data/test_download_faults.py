@@ -136,7 +136,7 @@ def test_a_shard_that_kills_every_worker_fails_alone(tmp_path: Path) -> None:
     reader = ListReader(source, 1, 0, ["url", "caption"], out / "_work")
     reader.wanted = set(range(9))
     done: list[int] = []
-    failures = download_shards(LocalWorkers(downloader, 2), downloader, reader, done.append)
+    failures = download_shards(LocalWorkers(downloader, 2), reader, done.append)
     assert list(failures) == [POISON] and "killed" in failures[POISON] and SHARD_TRIES > 1
     assert sorted(done) == [shard for shard in range(9) if shard != POISON]
     assert len(list(out.glob("*_stats.json"))) == 8
@@ -279,8 +279,8 @@ def test_a_full_disk_ends_the_download_at_once(tmp_path: Path) -> None:
         done: list[int] = []
         full = pytest.raises(UserError, match=r"shards cannot be written to: .*make room and run the same")
         with disk_with_room_for(30_000), full:
-            download_shards(workers, workers.downloader, reader, done.append)
+            download_shards(workers, reader, done.append)
         assert not done and server.requests.total() < BEFORE_IT_IS_FULL, "neither the rest of the shard nor the next"
         reader.wanted = set(range(5))
-        assert download_shards(workers, workers.downloader, reader, done.append) == {}
+        assert download_shards(workers, reader, done.append) == {}
     assert done == list(range(5))

@@ -47,9 +47,7 @@ class LocalWorkers:
         return 1 if alone else 2 * self.processes
 
 
-def download_shards(
-    workers: LocalWorkers, downloader: ShardDownloader, reader: ListReader, finished: Callable[[int], None]
-) -> dict[int, str]:
+def download_shards(workers: LocalWorkers, reader: ListReader, finished: Callable[[int], None]) -> dict[int, str]:
     """Download the reader's wanted shards; calls ``finished(shard)``; returns {shard: why it could not be completed}.
 
     A shard that failed, or whose worker was killed, is tried again, SHARD_TRIES times in all. Where one death takes
@@ -57,20 +55,18 @@ def download_shards(
     Raises UserError when the disk is full, or when workers do nothing but die.
     """
     try:
-        return _tries(workers, downloader, reader, finished)
+        return _tries(workers, reader, finished)
     except OSError as error:
         if error.errno not in DISK_FULL:
             raise
         raise UserError(
-            f"{downloader.final_folder} cannot be written to: {os.strerror(error.errno)}. What is done is kept: make "
-            "room and run the same command again"
+            f"{workers.downloader.final_folder} cannot be written to: {os.strerror(error.errno)}. What is done is "
+            "kept: make room and run the same command again"
         ) from error
 
 
-def _tries(
-    workers: LocalWorkers, downloader: ShardDownloader, reader: ListReader, finished: Callable[[int], None]
-) -> dict[int, str]:
-    folder, todo = downloader.final_folder, set(reader.wanted)
+def _tries(workers: LocalWorkers, reader: ListReader, finished: Callable[[int], None]) -> dict[int, str]:
+    folder, todo = workers.downloader.final_folder, set(reader.wanted)
     failures: dict[int, str] = {}
     suspected: set[int] = set()
     deadly: dict[int, int] = {}  # shard: how many of its images are known to kill, or were in progress
@@ -82,7 +78,7 @@ def _tries(
         for shards, alone in ((todo - suspected, False), (todo & suspected, True)):
             reader.wanted = shards
             if shards:
-                lost |= _run_round(workers, downloader, reader, alone, finished, failures)
+                lost |= _run_round(workers, reader, alone, finished, failures)
         suspected |= set(lost)
         failures |= lost
         if not failures:
@@ -99,12 +95,7 @@ def _tries(
 
 
 def _run_round(
-    workers: LocalWorkers,
-    downloader: ShardDownloader,
-    reader: ListReader,
-    alone: bool,
-    finished: Callable[[int], None],
-    failures: dict[int, str],
+    workers: LocalWorkers, reader: ListReader, alone: bool, finished: Callable[[int], None], failures: dict[int, str]
 ) -> dict[int, str]:
     """Try each of the reader's wanted shards once; return those whose worker died, with what is known about it."""
     lost: dict[int, str] = {}
@@ -132,25 +123,18 @@ def _run_round(
                         "memory? a broken installation?). Finished shards are kept: fix the cause, or give fewer "
                         "processes and threads, and run the same command again"
                     )
-        lost |= _without_those_that_were_done(died, downloader, finished)
+        if died:
+            names = ", ".join(map(shard_name, sorted(died)))
+            say(
+                f"download: a worker was killed (out of memory?) or stuck; in progress were shards {names}: they are "
+                "tried again after the others"
+            )
+        for shard, why in sorted(died.items()):
+            if is_complete(workers.downloader.final_folder, shard):
+                finished(shard)
+            else:
+                lost[shard] = why
     return lost
-
-
-def _without_those_that_were_done(
-    died: dict[int, str], downloader: ShardDownloader, finished: Callable[[int], None]
-) -> dict[int, str]:
-    """Return the incomplete shards of dead workers; ``finished`` is called with the others."""
-    if not died:
-        return died
-    names = ", ".join(map(shard_name, sorted(died)))
-    say(
-        f"download: a worker was killed (out of memory?) or stuck; in progress were shards {names}: they are tried "
-        "again after the others"
-    )
-    complete = {shard for shard in died if is_complete(downloader.final_folder, shard)}
-    for shard in sorted(complete):
-        finished(shard)
-    return {shard: why for shard, why in died.items() if shard not in complete}
 
 
 def _outcomes(
