@@ -26,7 +26,7 @@ if "study" not in config:
     configfile: "workflow/config/demo.yaml"
 
 try:
-    STUDY = WorkflowStudy(config, checked=not workflow.is_main_process)  # jobs of a cluster read it again
+    STUDY = WorkflowStudy(config)
 except UserError as error:
     # One plain sentence: an exception would come with the Snakefile's name and line.
     print(f"error: {error}", file=sys.stderr, flush=True)

@@ -29,7 +29,7 @@ from torch import Tensor
 from bench.interaction_memory import growth
 from filip.interaction import Blockwise, Similarity, SmoothMaximum, late_interaction, pooled_similarity, top_k_mean
 from filip.interaction.backends import Backend
-from filip_research.sigmoid import distributed_sigmoid_loss, sigmoid_loss
+from filip_research.sigmoid import sigmoid_loss
 from filip_research.sparc import local_loss
 from filip_research.text_conditioned import attended_similarity, initial
 
@@ -103,7 +103,7 @@ def ours(batch: Batch) -> dict[str, Loss]:
     return {
         "token_wise": token_wise,
         "pooled": lambda: batch.own(pooled_similarity(batch.image_vector, batch.text_vector)),
-        "sigmoid": lambda: distributed_sigmoid_loss(batch.image_vector, batch.text_vector, SCALE, BIAS).loss,
+        "sigmoid": lambda: sigmoid_loss(pooled_similarity(batch.image_vector, batch.text_vector).i2t, SCALE, BIAS).loss,
         "sparc": sparc,
         "text_conditioned": attend,
         "hard_negatives": hard_negatives,

@@ -11,7 +11,6 @@ import difflib
 import functools
 import runpy
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -50,16 +49,14 @@ class Command(NamedTuple):
 @functools.cache
 def commands() -> list[Command]:
     """Return all commands of the package, found by reading its files; none of them is imported."""
-    return sorted(_find_commands())
-
-
-def _find_commands() -> Iterator[Command]:
+    found = []
     for file in PACKAGE.rglob("*.py"):
         source = file.read_text(encoding="utf-8")
         if f"\n{_ENTRY}" in source and file != Path(__file__).resolve():
             parts = file.relative_to(PACKAGE).with_suffix("").parts
             words = parts[:-1] if parts[-1] == "__main__" else parts
-            yield Command(words, ".".join(("filip", *words)), _about(source))
+            found.append(Command(words, ".".join(("filip", *words)), _about(source)))
+    return sorted(found)
 
 
 def _about(source: str) -> str:

@@ -41,7 +41,7 @@ from filip.errors import UserError, reader_may_leave, stopped_by_ctrl_c
 from filip.extras import missing_extra
 from filip.files import check_output, disk_error, explained
 from filip.option import check_values, option, range_of
-from filip.overrides import check_overrides, config_groups, missing_options, parse, structured_config
+from filip.overrides import check_overrides, config_groups, options_of, parse, structured_config
 
 T = TypeVar("T")
 __all__ = ["MISSING", "compose_config", "option", "run_command"]
@@ -65,7 +65,7 @@ def compose_config(schema: type[T], overrides: Sequence[str], config_name: str |
         for value in values:
             if not _is_of_hydra(value, groups):
                 OmegaConf.update(config, value.key_or_group, value.value(), merge=True)
-        if missing := missing_options(config):
+        if missing := sorted(OmegaConf.missing_keys(config)):
             raise UserError(f"required but not given: {', '.join(missing)}; add e.g. {missing[0]}=VALUE (see --help)")
         found = OmegaConf.to_object(config)
     except (HydraException, OmegaConfBaseException) as error:  # no single argument is to blame
@@ -99,20 +99,10 @@ def _composed(schema: type, config_name: str | None, overrides: tuple[str, ...])
     )
     with sources:
         own = f"schema_{schema.__name__}" if config_name is None else f"{config_name}_schema"
-        _register(own, schema)
+        ConfigStore.instance().store(name=own, node=schema)
         composed = compose(config_name or own, overrides=list(overrides))
     # Merged as plain values, which the schema checks: Hydra's `+key=value` would add a key that it does not have.
     return cast(DictConfig, OmegaConf.merge(structured_config(schema), OmegaConf.to_container(composed)))
-
-
-_registered: dict[str, type] = {}  # whose defaults Hydra knows, by their name there
-
-
-def _register(name: str, schema: type) -> None:
-    """Let Hydra know the defaults of ``schema`` by a name; it takes a tenth of a second for a training's."""
-    if _registered.get(name) is not schema:
-        ConfigStore.instance().store(name=name, node=schema)
-        _registered[name] = schema
 
 
 def run_command(
@@ -220,7 +210,7 @@ def help_text(main: Callable[[T], Any], schema: type[T], words: Sequence[str] = 
 
 def _help_lines(schema: type, prefix: str) -> list[str]:
     lines = []
-    for field in dataclasses.fields(cast(Any, schema)):
+    for field in options_of(schema):
         default = field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
         if dataclasses.is_dataclass(default):
             lines += [f"  {prefix}{field.name}:  {field.metadata.get('help', '')}"]

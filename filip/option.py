@@ -32,6 +32,7 @@ def option(
     at_most: float | None = None,
     choices: Collection[Any] | Callable[[], Collection[Any]] = (),
     writes: str | None = None,
+    typed: bool = True,
 ) -> Any:
     """Return a dataclass field with its default and the sentence that ``--help`` prints for it.
 
@@ -39,9 +40,10 @@ def option(
     them.
     writes: "file" or "folder", if it names what the command writes, which is then checked before the command starts;
     "store" is a folder whose files would make a folder of pictures something else.
+    typed: whether it is an option of the command line; others are set by files and converters alone.
     """
     limits = {"at_least": at_least, "above": above, "at_most": at_most}
-    metadata = {"help": help, "choices": choices, "writes": writes, **limits}
+    metadata = {"help": help, "choices": choices, "writes": writes, "typed": typed, **limits}
     if isinstance(default, list | dict) or dataclasses.is_dataclass(default):
         return dataclasses.field(default_factory=lambda: copy.deepcopy(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -75,6 +77,13 @@ def check_values(settings: Any, prefix: str = "") -> None:
                 check_values(element, f"{name}." if number is None else f"{name}[{number}].")
             else:
                 _check_value(name, field, element)
+
+
+def check_given(schema: type, values: Mapping[str, Any], prefix: str) -> None:
+    """Raise UserError for one of ``values`` that the option of its name in the dataclass ``schema`` does not take."""
+    for field in dataclasses.fields(cast(Any, schema)):
+        if field.name in values:
+            _check_value(f"{prefix}{field.name}", field, values[field.name])
 
 
 def _check_value(name: str, field: dataclasses.Field[Any], value: Any) -> None:

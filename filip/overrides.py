@@ -105,7 +105,7 @@ def _refuse_bare(schema: type, given: Sequence[str]) -> None:
     if not bare:
         return
     named = {a.partition("=")[0] for a in given if "=" in a}
-    required = [field.name for field in _fields(schema) if field.default == MISSING and field.name not in named]
+    required = [field.name for field in options_of(schema) if field.default == MISSING and field.name not in named]
     meant = " ".join(shlex.quote(f"{key}={value}") for key, value in zip(required, bare, strict=False))
     example = f", e.g. {meant}" if meant else ""
     raise UserError(f"{bare[0]!r} has no key: every argument is key=value{example} (see --help)")
@@ -135,7 +135,7 @@ def _inner(schema: type, key: str, error: OmegaConfBaseException) -> str:
     """Name the unknown field of a record inside a value, e.g. of one source in a list; "" for another mistake."""
     if not isinstance(error, ConfigKeyError) or not dataclasses.is_dataclass(error.object_type):
         return ""
-    names = [field.name for field in _fields(cast(type, error.object_type))]
+    names = [field.name for field in options_of(cast(type, error.object_type))]
     return f"there is no {error.key}{one_of(str(error.key), names)}"
 
 
@@ -157,9 +157,9 @@ def _type_of(schema: type, key: str, groups: Iterable[str]) -> tuple[Any, bool]:
 def _level(schema: type, key: str, place: str = "") -> tuple[str, str, list[str]]:
     """Return where the first unknown part of a key stands, that part, and the names that are known there."""
     name, _, rest = key.partition(".")
-    field = next((field for field in _fields(schema) if field.name == name), None)
+    field = next((field for field in options_of(schema) if field.name == name), None)
     if field is None or not rest:
-        return place, name, [field.name for field in _fields(schema)]
+        return place, name, [field.name for field in options_of(schema)]
     declared, inner = (_declared(schema, name) or (None,))[0], f"{place}.{name}".lstrip(".")
     if dataclasses.is_dataclass(declared):
         return _level(cast(type, declared), rest, inner)
@@ -169,7 +169,7 @@ def _level(schema: type, key: str, place: str = "") -> tuple[str, str, list[str]
 def _declared(schema: type, key: str) -> tuple[Any, bool] | None:
     """Return the type of a dotted key without ``| None``, and whether None fits; None for a key that is not there."""
     name, _, rest = key.partition(".")
-    field = next((field for field in _fields(schema) if field.name == name), None)
+    field = next((field for field in options_of(schema) if field.name == name), None)
     if field is None:
         return None
     declared, optional = _types(schema)[name], False
@@ -206,25 +206,18 @@ def _default(field: dataclasses.Field[Any]) -> dict[str, Any]:
     return found
 
 
-def _fields(schema: type) -> tuple[dataclasses.Field[Any], ...]:
-    return dataclasses.fields(cast(Any, schema))
+def options_of(schema: type) -> list[dataclasses.Field[Any]]:
+    """Return the fields of a command's dataclass that can be given on its command line."""
+    return [field for field in dataclasses.fields(cast(Any, schema)) if field.metadata.get("typed", True)]
 
 
 def _keys(schema: type, prefix: str = "") -> Iterator[str]:
     """Yield all keys of a schema, dotted."""
-    for field in _fields(schema):
+    for field in options_of(schema):
         yield f"{prefix}{field.name}"
         declared = _declared(schema, field.name)
         if declared and dataclasses.is_dataclass(declared[0]):
             yield from _keys(cast(type, declared[0]), f"{prefix}{field.name}.")
-
-
-# ---- after composition -----------------------------------------------------------------------------------
-
-
-def missing_options(config: Any) -> list[str]:
-    """Return the required options that have no value, in alphabetical order."""
-    return sorted(OmegaConf.missing_keys(config))
 
 
 # ---- text as it was typed --------------------------------------------------------------------------------

@@ -27,7 +27,6 @@ END_OF_WORD = "</w>"
 SPECIAL = {"<start_of_text>": BOS, "<end_of_text>": EOS}
 # The pieces of a word that are encoded one by one: endings such as 's, letters, single digits, signs.
 PIECES = r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
-REMEMBERED = 1 << 16  # words that one process remembers; some 15 MB
 
 
 def clean(text: str) -> str:
@@ -54,42 +53,25 @@ def token_names(text: str, context_length: int = 77) -> list[str]:
 
 
 def _ids_of(texts: Iterable[str]) -> list[list[int]]:
-    """Return each text's ids, uncut, without [BOS] and [EOS]. No piece spans a space, so each word is encoded once."""
-    rows = [clean(text).lower().split() for text in texts]
-    known = _known_words()
-    new = {word for words in rows for word in words if word not in known}
-    if new:
-        if len(known) + len(new) > REMEMBERED:
-            known.clear()
-            new = {word for words in rows for word in words}
-        known.update(_encode(sorted(new)))
-    return [[token for word in words for token in known[word]] for words in rows]
+    """Return each text's ids, uncut, without [BOS] and [EOS]."""
+    cleaned = [clean(text).lower() for text in texts]
+    encoded = _tokenizer().encode_batch_fast(cleaned, add_special_tokens=False)
+    return [
+        _with_special(text) if any(name in text for name in SPECIAL) else encoding.ids
+        for text, encoding in zip(cleaned, encoded, strict=True)
+    ]
 
 
-@cache
-def _known_words() -> dict[str, list[int]]:
-    return {}
-
-
-def _encode(words: list[str]) -> dict[str, list[int]]:
-    found = _tokenizer().encode_batch_fast(words, add_special_tokens=False)
-    ids = {word: encoding.ids for word, encoding in zip(words, found, strict=True)}
-    return ids | {word: _encode_special(word) for word in words if any(name in word for name in SPECIAL)}
-
-
-def _encode_special(word: str) -> list[int]:
-    """Return the token ids of a word that contains the name of a special token, where its pieces leave it whole."""
+def _with_special(text: str) -> list[int]:
+    """Return the ids of a text with the name of a special token, where its pieces leave that whole."""
     from tokenizers import Regex, pre_tokenizers
 
     split = pre_tokenizers.Split(Regex("|".join([*SPECIAL, PIECES])), "removed", invert=True)
-    pieces = [piece for piece, _ in split.pre_tokenize_str(word)]
-    return [
-        token
-        for piece in pieces
-        for token in (
-            [SPECIAL[piece]] if piece in SPECIAL else _tokenizer().encode(piece, add_special_tokens=False).ids
-        )
-    ]
+    ids: list[int] = []
+    for piece, _ in split.pre_tokenize_str(text):
+        special = SPECIAL.get(piece)
+        ids += [special] if special else _tokenizer().encode(piece, add_special_tokens=False).ids
+    return ids
 
 
 def tokenize(texts: str | Sequence[str], context_length: int = 77) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from filip.errors import UserError
 from filip.files import locked
-from filip.progress import Progress, say
+from filip.progress import say
 
 
 @dataclass(frozen=True)
@@ -101,8 +101,9 @@ def _install(folder: Path) -> None:
         if attempt:
             say(f"npm failed; attempt {attempt + 1} of {ATTEMPTS} …")
             time.sleep(3 * attempt)
-        failed, complaint = _watched([*command, *wanted], folder, environment)
-        if not failed and not missing_packages(folder / "node_modules"):
+        npm_run = subprocess.run([*command, *wanted], cwd=folder, env=environment, capture_output=True, text=True)
+        complaint = " ".join((npm_run.stderr or npm_run.stdout).split())
+        if not npm_run.returncode and not missing_packages(folder / "node_modules"):
             seconds = time.monotonic() - started
             say(f"fetched {len(wanted)} npm packages in {seconds:.0f} s")
             return
@@ -111,21 +112,3 @@ def _install(folder: Path) -> None:
         f"{folder} after {ATTEMPTS} attempts. npm says: {complaint[-600:] or 'nothing'}. Check that the npm "
         "registry can be reached ('npm ping'), or copy the cache folder from a machine where it worked"
     )
-
-
-def _watched(command: list[str], folder: Path, environment: dict[str, str]) -> tuple[bool, str]:
-    """Run npm and count the packages that it has unpacked; return whether it failed, and its output."""
-    installing = subprocess.Popen(
-        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    counted = 0
-    with Progress("fetching npm packages", "packages", len(PACKAGES)) as progress:
-        while True:
-            try:
-                out, err = installing.communicate(timeout=1)
-                break
-            except subprocess.TimeoutExpired:
-                there = len(PACKAGES) - len(missing_packages(folder / "node_modules"))
-                progress.add(there - counted)
-                counted = there
-    return installing.returncode != 0, " ".join((err or out).split())

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from filip.interaction import Blockwise, distributed_late_interaction
 from filip.train.losses.term import BatchShape, LossInput, Term, TermOutput, transport_dtype
-from filip_research.sigmoid import INITIAL_BIAS, chance, sigmoid_loss
+from filip_research.sigmoid import INITIAL_BIAS, chance, sigmoid_of
 
 INITIAL_TEMPERATURE = 0.1  # temperature of the attention by cosine
 
@@ -50,15 +50,7 @@ def compute(batch: LossInput) -> TermOutput:
         transport_dtype=transport_dtype(batch.settings),
         backend=Blockwise(attended_similarity, width=image.shape[2]),
     )
-    bias = batch.parameters["text_conditioned_bias"]
-    found = sigmoid_loss(
-        similarity.i2t,
-        batch.encoded.logit_scale,
-        bias,
-        offset=batch.offset,
-        ids=batch.positives,
-        all_ids=batch.all_positives,
-    )
+    found, bias = sigmoid_of(batch, similarity.i2t, "text_conditioned_bias"), batch.parameters["text_conditioned_bias"]
     return TermOutput(found.loss, {"accuracy/i2t": found.accuracy, "optimizer/logit_bias": bias.mean()})
 
 

@@ -17,6 +17,7 @@ from filip.command import MISSING, compose_config, help_text, option
 from filip.errors import UserError
 from filip.eval.pictures import alignment, heatmap, scenes
 from filip.option import read_settings
+from filip.overrides import options_of
 from filip.train.config import TrainConfig
 from tests.test_wrong_commands import JARGON
 
@@ -53,7 +54,7 @@ SCHEMAS = list(schemas())
 
 def numbers(schema: type, prefix: str = "") -> Iterator[str]:
     """Yield the names of all options that take a number, or a list of numbers."""
-    for field in dataclasses.fields(schema):
+    for field in options_of(schema):
         declared = get_type_hints(schema)[field.name]
         kinds = {*itertools.chain((declared,), get_args(declared), *map(get_args, get_args(declared)))}
         if dataclasses.is_dataclass(declared):

@@ -124,17 +124,6 @@ def test_counts_are_uncut_up_to_the_most_that_is_asked() -> None:
     assert token_counts(["", "a cat", "word " * 200], most=100) == [2, 4, 100]
 
 
-def test_more_words_than_are_remembered_change_no_id(monkeypatch: pytest.MonkeyPatch) -> None:
-    texts = ["one two three", "two four five six", "one six seven"]
-    expected = tokenize(texts)[0]
-    monkeypatch.setattr(tokenizer, "REMEMBERED", 4)
-    tokenizer._known_words().clear()
-    for _ in range(3):
-        for text, row in zip(texts, expected, strict=True):
-            assert torch.equal(tokenize(text)[0][0], row[row.nonzero().flatten()])
-        assert torch.equal(tokenize(texts)[0], expected)
-
-
 @pytest.mark.parametrize("text", ["a<end_of_text>b", "!!<end_of_text>", "x <Start_Of_Text>'s <start_of_text"])
 def test_names_of_special_tokens_inside_of_words(reference: open_clip.SimpleTokenizer, text: str) -> None:
     ids = [BOS, *reference.encode(text), EOS]

@@ -27,7 +27,7 @@ class Launch:
     accelerator: str | None
     hostfile: str | None
     master_port: int
-    cpus_per_rank: Callable[[], int]  # called for srun alone, since the answer may take PyTorch to find
+    cpus_per_rank: int
     side_by_side: int
     resources: dict[str, Any]
 
@@ -62,7 +62,7 @@ class Launch:
             # knows only what is spelled out here, and would otherwise start one task per node.
             return (
                 f"{accelerator}srun --nodes={self.nodes} --ntasks-per-node={self.ranks_per_node}"
-                f" --cpus-per-task={self.cpus_per_rank()} --kill-on-bad-exit=1 python -m {module}"
+                f" --cpus-per-task={self.cpus_per_rank} --kill-on-bad-exit=1 python -m {module}"
             )
         if self.ranks_per_node == 1 and self.accelerator == "cpu" and not self.hostfile:
             return f"{accelerator}python -m {module}"  # one process needs no launcher
@@ -85,7 +85,7 @@ class Launch:
         once. ``cores`` is only asked then: a cluster's profile gives no number of cores.
         """
         if self.launcher == "srun":
-            return self.cpus_per_rank()
+            return self.cpus_per_rank
         cpu = self.accelerator == "cpu"
         return max(self.ranks_per_node, (cores() or 1) // self.side_by_side) if cpu else self.ranks_per_node
 

@@ -6,7 +6,6 @@ The rules hold no logic; they ask this module, which knows nothing of Snakemake 
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import zlib
 from collections.abc import Callable
@@ -17,7 +16,7 @@ from typing import Any
 
 from filip.data.loading.config import Source
 from filip.errors import UserError
-from filip.files import digest
+from filip.option import check_given
 from filip.study import resolve
 from filip.study.checks import check_accuracy_of
 from filip.study.evaluation import check_evaluation_options
@@ -35,17 +34,16 @@ SIGNAL = "--signal=USR1@600"  # ten minutes before the time limit a training sav
 class WorkflowStudy(StudySources, StudyEvaluations):
     """A study with the paths of its files and the resources of its jobs. Paths are relative to the repository."""
 
-    def __init__(self, config: dict[str, Any], checked: bool = False) -> None:
-        """Read a study. checked: another process has checked the trainings, which takes seconds to import PyTorch."""
+    def __init__(self, config: dict[str, Any]) -> None:
         super().__init__(config)
         data = config.get("data", {})
         self.data_threads: int = data.get("threads", 2)
         self.data_memory: str = data.get("memory", "1GB")
-        if not checked:
-            # Here and not in Study: these import PyTorch, which the commands of the report do without.
-            check_evaluation_options(self.config)
-            check_accuracy_of(self.efficiency, lambda name: (self.resolved(name), self.training(name)["sources"]))
-            self._check_batches()
+        # Here and not in Study: these import PyTorch, which the commands of the report do without.
+        self._check_options()
+        check_evaluation_options(self.config)
+        check_accuracy_of(self.efficiency, lambda name: (self.resolved(name), self.training(name)["sources"]))
+        self._check_batches()
 
     # ---- training ------------------------------------------------------------------------------------
 
@@ -97,6 +95,16 @@ class WorkflowStudy(StudySources, StudyEvaluations):
         card = self.config["search"]["card"]
         return shlex.join([f"card={card}", f"settings=[{','.join(settings)}]", f"trials=[{','.join(results)}]"])
 
+    def _check_options(self) -> None:
+        """Raise UserError for a value that goes into an option of a command and that the option does not take."""
+        from filip.data.score import ScoreConfig
+        from filip.explore.export import ExplorerExport
+        from filip_demo.corpus import Corpus
+
+        for key, options in {"demo": Corpus, "select": ScoreConfig, "explorer": ExplorerExport}.items():
+            if key in self.config:
+                check_given(options, self.config[key], f"study config, key {key}.")
+
     def _check_batches(self) -> None:
         """Raise UserError for the first training whose batch its ranks cannot share.
 
@@ -138,23 +146,9 @@ class WorkflowStudy(StudySources, StudyEvaluations):
         Raises UserError if the overrides do not fit the training config, before any job starts.
         """
 
-        def found() -> str:
-            from filip.train.provenance import settings_hash
+        from filip.train.provenance import settings_hash
 
-            return settings_hash(resolve(*self.train_arguments(run)))
-
-        return f"{self.results}/runs/{run}-{self._once('HASH', run, found)}"
-
-    def _once(self, name: str, run: str, find: Callable[[], object]) -> str:
-        """Return what ``find`` says about a training, from the environment if it stands there.
-
-        A cluster's jobs inherit that from the Snakemake which submits them. Each of their two Snakemakes would else
-        import PyTorch to read the training's settings, in 2.4 seconds of a core.
-        """
-        variable = f"FILIP_{name}_{digest(self.train_arguments(run))[:16]}"
-        if variable not in os.environ:
-            os.environ[variable] = str(find())
-        return os.environ[variable]
+        return f"{self.results}/runs/{run}-{settings_hash(resolve(*self.train_arguments(run)))}"
 
     def launch(self, run: str) -> Launch:
         """Return how a training is started: the study's ``launch``, and what its own entry says differently."""
@@ -167,10 +161,7 @@ class WorkflowStudy(StudySources, StudyEvaluations):
             hostfile=settings.get("hostfile"),
             master_port=settings.get("master_port", 29500),
             # the training's own thread, and one per worker of its loader
-            cpus_per_rank=lambda: (
-                settings.get("cpus_per_rank")
-                or 1 + int(self._once("WORKERS", run, lambda: self.resolved(run).data.workers))
-            ),
+            cpus_per_rank=settings.get("cpus_per_rank") or 1 + self.resolved(run).data.workers,
             side_by_side=settings.get("side_by_side", 1),
             resources=settings.get("resources", {}),
         )
@@ -194,9 +185,6 @@ class WorkflowStudy(StudySources, StudyEvaluations):
             offsets[name] = offset
         return offsets
 
-    def launch_command(self, run: str) -> str:
-        return self.launch(run).command()
-
     def failures(self) -> list[str]:
         """Return a sentence for each training whose newest start failed: where, and the first error of its output."""
         from filip.train.job import last_failure
@@ -212,12 +200,6 @@ class WorkflowStudy(StudySources, StudyEvaluations):
     @property
     def efficiency_launch(self) -> Launch:
         return self.launch(next(iter(self.efficiency)))
-
-    def efficiency_command(self) -> str:
-        return self.efficiency_launch.command("filip.study.efficiency")
-
-    def efficiency_resources(self, submits: Callable[[], bool]) -> dict[str, Callable[[Any], Any]]:
-        return self.train_resources(submits, next(iter(self.efficiency)))
 
     def train_resources(self, submits: Callable[[], bool], run: str | None = None) -> dict[str, Callable[[Any], Any]]:
         """Return the Snakemake resources of a training job, each a function of its wildcards.

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from filip.interaction.collectives import Group, gather_counts, group_key
 
-FUNCTIONS = ("distributed_late_interaction", "distributed_pooled_similarity", "distributed_sigmoid_loss", "gather_ids")
+FUNCTIONS = ("distributed_late_interaction", "distributed_pooled_similarity", "gather_ids")
 EXCHANGES = ("gather", "ring")
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _MESSAGE_BYTES = 500

@@ -37,16 +37,21 @@ class ImageTowerConfig:
     width: int | None = option(None, "channels; null = as the timm name says", at_least=1)
     layers: int | None = option(None, "blocks; null = as the timm name says", at_least=1)
     heads: int | None = option(None, "attention heads; null = as the timm name says", at_least=1)
-    activation: str | None = option("gelu", "of the blocks; null = as the timm name says", choices=ACTIVATIONS)
+    activation: str | None = option(
+        "gelu", "of the blocks; null = as the timm name says", choices=ACTIVATIONS, typed=False
+    )
     init: str = option(
-        "clip", "clip = as CLIP's code initialises its vision tower; timm = timm's", choices=INITIALISATIONS
+        "clip",
+        "clip = as CLIP's code initialises its vision tower; timm = timm's",
+        choices=INITIALISATIONS,
+        typed=False,
     )
     stem: str | None = option(
         None, "convolutional network of timm below the transformer: the cells of its feature map are the patches"
     )
-    stem_stride: int = option(16, "px per cell of the stem's feature map", at_least=1)
+    stem_stride: int = option(16, "px per cell of the stem's feature map", at_least=1, typed=False)
     stem_cells: int = option(
-        1, "cells of the feature map along a side of a patch: 2 makes a patch of 2 x 2", at_least=1
+        1, "cells of the feature map along a side of a patch: 2 makes a patch of 2 x 2", at_least=1, typed=False
     )
     options: dict[str, Any] = option({}, "further arguments of the timm model, e.g. {reg_tokens: 4}")
 
@@ -60,7 +65,7 @@ class TextTowerConfig:
     heads: int = option(8, "attention heads; width must be divisible by it", at_least=1)
     context_length: int = option(77, "longest caption in tokens, [BOS] and [EOS] included", at_least=2)
     vocab_size: int = option(49408, "word vectors; CLIP's BPE has 49408 tokens", at_least=1)
-    activation: str = option("gelu", "of the blocks", choices=ACTIVATIONS)
+    activation: str = option("gelu", "of the blocks", choices=ACTIVATIONS, typed=False)
     tokenizer: str | None = option(
         None,
         "a tokenizer.json of Hugging Face's tokenizers, which run folder and saved model then carry; null = CLIP's BPE",
@@ -70,9 +75,10 @@ class TextTowerConfig:
         "id of the padding up to context_length, for a tower that looks both ways and reads it, as SigLIP's; null = "
         "causal and blind to padding, as CLIP's",
         at_least=0,
+        typed=False,
     )
-    mlp_width: int | None = option(None, "hidden channels of a block; null = 4 x width", at_least=1)
-    norm_eps: float = option(1e-5, "epsilon in the LayerNorms; SigLIP's is 1e-6", above=0)
+    mlp_width: int | None = option(None, "hidden channels of a block; null = 4 x width", at_least=1, typed=False)
+    norm_eps: float = option(1e-5, "epsilon in the LayerNorms; SigLIP's is 1e-6", above=0, typed=False)
 
     @property
     def like_clip(self) -> bool:
@@ -85,7 +91,7 @@ class TextTowerConfig:
 class ModelConfig:
     """FILIP (``interaction: token_wise``) or CLIP with the same encoders (``interaction: pooled``)."""
 
-    name: str = option("base", "shown in tables")
+    name: str = option("base", "shown in tables", typed=False)
     image: ImageTowerConfig = option(ImageTowerConfig(), "the vision transformer")
     text: TextTowerConfig = option(TextTowerConfig(), "the text transformer")
     embed_dim: int = option(256, "channels of each token (or pooled) embedding", at_least=1)
@@ -102,12 +108,14 @@ class ModelConfig:
         choices=POOLINGS,
     )
     pool_queries: int = option(4, "vectors a side of pooling: queries", at_least=1)
-    cls_in_interaction: bool = option(False, "let the image's [CLS] take part as one more token (paper: open)")
+    cls_in_interaction: bool = option(
+        False, "let the image's [CLS] take part as one more token (paper: open)", typed=False
+    )
     exclude_special_tokens: bool = option(
         False, "leave [BOS] and [EOS] out of the interaction, in training and evaluation (paper: both in)"
     )
     init_temperature: float = option(0.07, "the scale starts at 1 / this", above=0)
-    max_logit_scale: float = option(100.0, "clamp of the scale (paper: open)", above=0)
+    max_logit_scale: float = option(100.0, "clamp of the scale (paper: open)", above=0, typed=False)
     gradient_checkpointing: bool = option(False, "recompute blocks in the backward pass: memory for time")
 
     def check(self) -> ModelConfig:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from contextlib import nullcontext
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from filip import tokenizer as clip_tokenizer
 from filip.device import keep_compiled_kernels_apart
@@ -295,17 +293,4 @@ def _unit(x: Tensor) -> Tensor:
 
 def build_model(config: ModelConfig) -> DualEncoder:
     """Build a freshly initialised model (torch's global generator), or one without values on the meta device."""
-    with _NothingDrawn() if torch.get_default_device().type == "meta" else nullcontext():
-        return DualEncoder(config)
-
-
-class _NothingDrawn(TorchFunctionMode):
-    """Mode that skips the drawing of initial values, for which torch would import its compiler on the meta device."""
-
-    _DRAWING = frozenset({"normal_", "uniform_", "erfinv_", "clamp_"})
-
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if getattr(function, "__name__", "") in self._DRAWING:
-            return args[0] if args else kwargs["tensor"]  # a method of Tensor, or a function of torch.nn.init
-        return function(*args, **kwargs)
+    return DualEncoder(config)

@@ -56,12 +56,11 @@ class Stem(nn.Module):
         self.network = network
         known = timm.get_pretrained_cfg(name)
         mean, std = (known.mean, known.std) if known else (CLIP_MEAN, CLIP_STD)
-        # by NumPy: a division of tensors on the meta device would import torch's compiler, which takes seconds
         clip_mean, clip_std, own_mean, own_std = (
-            np.array(values, np.float32).reshape(3, 1, 1) for values in (CLIP_MEAN, CLIP_STD, mean, std)
+            torch.tensor(values).view(3, 1, 1) for values in (CLIP_MEAN, CLIP_STD, mean, std)
         )
-        self.register_buffer("factor", torch.tensor(clip_std / own_std))
-        self.register_buffer("shift", torch.tensor((clip_mean - own_mean) / own_std))
+        self.register_buffer("factor", clip_std / own_std)
+        self.register_buffer("shift", (clip_mean - own_mean) / own_std)
         for module in network.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.requires_grad_(False)

@@ -11,6 +11,7 @@ import random
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -41,21 +42,6 @@ from filip.train.ranks import Ranks, barrier, from_main, raise_together
 from filip.train.result import gather_to_main
 from filip.train.training_data import refuse_changed_data
 from filip.train.zero_layout import reading_universal
-
-
-def find_checkpoint(folder: Path, resume: str) -> Path | None:
-    """Find the checkpoint that ``auto``, ``never`` or a path names; UserError if the path is not a finished one."""
-    if resume == "never":
-        return None
-    if resume == "auto":
-        return newest_intact(folder)[0]
-    path = Path(resume)
-    if not (path / STATE).is_file():
-        raise UserError(
-            f"resume={resume} is not a finished checkpoint (no {STATE} in it); give a folder such as "
-            f"{folder}/step00001000, or resume=auto"
-        )
-    return path
 
 
 def needs_conversion(saved: LoopState, world_size: int, zero_stage: int) -> bool:
@@ -125,8 +111,9 @@ def save_checkpoint(engine: Engine, state: LoopState, folder: Path, settings: Ch
         state.files = {path.name: file_size(path) for path in sorted(aside.iterdir()) if path.is_file()}
         write_json(aside / STATE, asdict(state))
     barrier(ranks)
-    if ranks.local_rank == 0:
-        _to_disk(aside)
+    if ranks.local_rank == 0:  # a power cut after the rename loses nothing
+        for path in [*aside.iterdir(), aside]:
+            sync(path)
     barrier(ranks)
     if ranks.is_main:
         if final.exists():  # a rename cannot replace it; deleting it could be interrupted half-way
@@ -213,12 +200,6 @@ def _prune(folder: Path, settings: CheckpointConfig) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _to_disk(folder: Path) -> None:
-    """Flush the files that this host wrote, so that a power cut after the rename loses nothing."""
-    for path in [*folder.iterdir(), folder]:
-        sync(path)
-
-
 def random_states() -> dict[str, Any]:
     """Return the states of all generators that a training may draw from."""
     return {"python": random.getstate(), "numpy": np.random.get_state(), **device.random_state()}
@@ -229,6 +210,9 @@ def restore_random_states(states: dict[str, Any]) -> None:
     random.setstate(states["python"])
     np.random.set_state(states["numpy"])
     device.restore_random_state(states)
+
+
+OTHER_START = "init_from holds other weights than those that this run started from"
 
 
 @dataclass(frozen=True)
@@ -291,10 +275,15 @@ def _choose(config: TrainConfig, state: LoopState) -> Resumption:
     if config.resume == "never":
         return Resumption(start_again=True)
     if config.resume != "auto":
-        checkpoint = find_checkpoint(folder, config.resume)
-        assert checkpoint is not None
-        saved = read_state(checkpoint)
-        return _resumption(checkpoint, saved, state, (*_differences(saved, state), *_init_change(saved, state)))
+        given = Path(config.resume)
+        if not (given / STATE).is_file():
+            raise UserError(
+                f"resume={config.resume} is not a finished checkpoint (no {STATE} in it); give a folder such as "
+                f"{folder}/step00001000, or resume=auto"
+            )
+        saved = read_state(given)
+        other_start = [OTHER_START] if saved.init_from != state.init_from else []
+        return _resumption(given, saved, state, [*_differences(saved, state), *other_start])
     if is_finished(run_dir):
         if Path(config.result).is_file() and Path(config.out).is_file():
             raise UserError(
@@ -315,35 +304,29 @@ def _choose(config: TrainConfig, state: LoopState) -> Resumption:
     if checkpoint is None:
         return Resumption(notes=tuple(notes))
     saved = read_state(checkpoint)
-    if changed := _init_change(saved, state):
-        return Resumption(start_again=True, notes=(*notes, f"{changed[0]}; the run starts again"))
+    if saved.init_from != state.init_from:
+        return Resumption(start_again=True, notes=(*notes, f"{OTHER_START}; the run starts again"))
     check_compatible(saved, state)
     if differences := _differences(saved, state):
         raise UserError(
             f"{checkpoint} was saved by a training that differs: {'; '.join(differences)}. Give another run_dir, "
             f"resume=never to start again, or resume={checkpoint} to continue it with what is given now"
         )
-    return _resumption(checkpoint, saved, state, (), tuple(notes))
+    return _resumption(checkpoint, saved, state, [], notes)
 
 
 def _resumption(
-    checkpoint: Path, saved: LoopState, state: LoopState, differences: tuple[str, ...], notes: tuple[str, ...] = ()
+    checkpoint: Path, saved: LoopState, state: LoopState, differences: list[str], notes: Sequence[str] = ()
 ) -> Resumption:
     check_compatible(saved, state)
     convert = needs_conversion(saved, state.world_size, state.zero_stage)
-    changes = list(differences)
+    changes = [*differences]
     if saved.world_size != state.world_size:
         changes.append(f"{saved.world_size} ranks then, {state.world_size} now")
     if saved.zero_stage != state.zero_stage:
         changes.append(f"ZeRO-{saved.zero_stage} then, ZeRO-{state.zero_stage} now")
     sentence = "; ".join([f"resumed from {checkpoint} at step {saved.step}", *changes])
     return Resumption(checkpoint, saved, convert, notes=(*notes, sentence))
-
-
-def _init_change(saved: LoopState, state: LoopState) -> list[str]:
-    if saved.init_from == state.init_from:
-        return []
-    return ["init_from holds other weights than those that this run started from"]
 
 
 def _differences(saved: LoopState, state: LoopState) -> list[str]:

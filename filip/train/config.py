@@ -16,8 +16,8 @@ from filip.models.config import INTERACTIONS
 from filip.option import check_values
 from filip.plugins import load_plugins
 from filip.train.losses import TERMS, Term, check_terms, resolve_weights
-from filip.train.losses.weights import FORMS, parse_schedule, parse_setting
-from filip.train.optimizers import OPTIMIZERS, OptimizerKind
+from filip.train.losses.weights import FORMS, WeightSchedule, parse_weight
+from filip.train.optimizers import OPTIMIZERS, OptimizerConfig, OptimizerKind
 from filip.train.warm_start import check_init_from
 
 # Not where the registries are: a package that imports Term from there would be asked for its term before it has one.
@@ -29,36 +29,6 @@ TRANSPORT_DTYPES = ("auto", *PRECISIONS)
 TUNING = ("full", "frozen", "frozen_stem", "lora")  # how a tower learns, see filip.train.adapters
 DEFAULT_GLOBAL_BATCH = 8192  # the paper's ablation
 AUTO = "auto"  # global_batch: filip.train.training_data fits it to the number of pairs
-
-
-@dataclass
-class OptimizerConfig:
-    """LAMB as in the implementation that the paper names, AdamW or Muon; moments decay by 0.9 and 0.999."""
-
-    name: str = option("lamb", "optimiser", choices=OPTIMIZERS)
-    base_lr: float = option(6e-3, "per 512 pairs: peak LR = base_lr * sqrt(global batch / 512)", above=0)
-    warmup_steps: int = option(3000, "iterations of linear warm-up", at_least=0)
-    weight_decay: float = option(3e-2, "on matrices only; never on biases, norms, embeddings, temperature", at_least=0)
-    eps: float | None = option(
-        None,
-        "added outside the root; null = what suits the optimiser: 1e-4 for LAMB (the paper's implementation), 1e-8 for "
-        "AdamW, whose steps on small gradients 1e-4 would damp",
-        above=0,
-    )
-    temperature_lr_factor: float = option(
-        1.0,
-        "learning rate of the temperature over that of the rest. LAMB moves a lone number by lr * |log scale| per "
-        "step whatever its gradient; the implementation that the paper names does so too, hence 1. Lower it if the "
-        "scale jumps",
-        above=0,
-    )
-    average: float | None = option(
-        None,
-        "decay per step of an average of the weights, e.g. 0.999, which evaluations, checkpoints' exports and the "
-        "result then hold; (1 + step) / (10 + step) while that is less. null = the weights themselves",
-        above=0,
-        at_most=1,
-    )
 
 
 @dataclass
@@ -176,9 +146,6 @@ class TrainConfig:
     world_size: int | None = option(
         None, "ranks that the launcher should start; another number is refused, null accepts any", at_least=1
     )
-    threads: int | None = option(
-        None, "CPU threads per rank; null = OMP_NUM_THREADS or cores / ranks on the host", at_least=1
-    )
 
     token_keep_ratio: float = option(
         1.0, "share of its tokens that a sample sends to the loss (paper's late*: 0.25)", above=0, at_most=1
@@ -248,8 +215,6 @@ class TrainConfig:
         check_values(self)
         _check_keeping(self)
         _check_annealing(self)
-        if self.optimizer.eps is None:
-            self.optimizer.eps = OPTIMIZERS[self.optimizer.name].eps
         steps = self.profile_steps
         if steps is not None and not (len(steps) == 2 and steps[0] <= steps[1]):
             raise UserError(f"profile_steps={self.profile_steps}: give the first and the last step, e.g. [100,110]")
@@ -295,8 +260,8 @@ def _check_feature_cache(data: DataConfig) -> None:
 
 def _check_keeping(config: TrainConfig) -> None:
     """Raise UserError if the value is not a schedule of kept tokens, or keeps an impossible share."""
-    schedule = parse_schedule("token_keep_schedule", config.token_keep_schedule)
-    if schedule is None:
+    schedule = parse_weight("token_keep_schedule", config.token_keep_schedule)
+    if not isinstance(schedule, WeightSchedule):
         return
     for value in (schedule.start, schedule.end):
         if not 0 < value <= 1:
@@ -314,9 +279,11 @@ def _check_keeping(config: TrainConfig) -> None:
 
 def _check_annealing(config: TrainConfig) -> None:
     """Raise UserError if the temperature is neither positive nor a schedule, or nothing follows the schedule."""
-    temperature = parse_setting("token_temperature", config.token_temperature)
-    if temperature == 0:
-        raise UserError("token_temperature=0 must be positive; token_maximum=hard is the maximum itself")
+    temperature = parse_weight("token_temperature", config.token_temperature)
+    if not temperature:
+        raise UserError(
+            f"token_temperature={config.token_temperature} must be positive; token_maximum=hard is the maximum itself"
+        )
     if not isinstance(temperature, float) and config.token_maximum != "smooth":
         raise UserError(
             f"token_temperature={config.token_temperature!r} is for token_maximum=smooth, and "

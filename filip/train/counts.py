@@ -17,14 +17,14 @@ from filip.data.loading.config import PREFETCH, DataConfig
 from filip.files import readable
 from filip.interaction.cost import Setting, block_flops
 from filip.interaction.token_selection import kept_count
-from filip.models import DualEncoder, ModelConfig, TextTowerConfig, build_model
+from filip.models import DualEncoder, ModelConfig, build_model
 from filip.models.stem import Stem
 from filip.train.adapters import adapt, trainable
 from filip.train.config import TrainConfig
 from filip.train.engine import Batching, resolve_batching
 from filip.train.losses import BatchShape, Loss, exchanged, resolve_weights
 from filip.train.losses.term import transport_dtype
-from filip.train.losses.weights import parse_schedule
+from filip.train.losses.weights import WeightSchedule, parse_weight
 from filip.train.optimizers import OPTIMIZERS
 
 CAPTION_TOKENS = 18  # mean length of a web caption, [BOS] and [EOS] included
@@ -122,8 +122,10 @@ def count(model: ModelConfig, config: TrainConfig, batching: Batching, ranks: in
 
 def kept_shares(config: TrainConfig) -> tuple[float, float]:
     """Return the shares of the tokens that the loss sees in the first and in the last step."""
-    schedule = parse_schedule("token_keep_schedule", config.token_keep_schedule)
-    return (config.token_keep_ratio,) * 2 if schedule is None else (schedule.start, schedule.end)
+    schedule = parse_weight("token_keep_schedule", config.token_keep_schedule)
+    if isinstance(schedule, WeightSchedule):
+        return schedule.start, schedule.end
+    return config.token_keep_ratio, config.token_keep_ratio
 
 
 def contrastive_batch(model: DualEncoder, config: TrainConfig, batching: Batching, ranks: int, share: float) -> Setting:
@@ -146,13 +148,10 @@ def contrastive_batch(model: DualEncoder, config: TrainConfig, batching: Batchin
 def step_flops(model: DualEncoder, config: TrainConfig, batching: Batching) -> float:
     """Count the operations of both towers in a step of a rank: a backward pass counts as two forward ones."""
     text = model.config.text
-    of_a_pair = encoder_flops(model, encoded_tokens(text), text.context_length, config.data.feature_cache is None)
+    # a tower that reads its padding computes all of it
+    words = min(CAPTION_TOKENS, text.context_length) if text.padding is None else text.context_length
+    of_a_pair = encoder_flops(model, words, text.context_length, config.data.feature_cache is None)
     return 3 * sum(of_a_pair.values()) * batching.per_rank * batching.accumulation
-
-
-def encoded_tokens(text: TextTowerConfig) -> int:
-    """Return the tokens that the text tower computes of a typical caption."""
-    return min(CAPTION_TOKENS, text.context_length) if text.padding is None else text.context_length
 
 
 def encoder_flops(model: DualEncoder, words: float, columns: int, stem_computes: bool = True) -> dict[str, float]:

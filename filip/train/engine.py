@@ -147,7 +147,11 @@ def settle_precision(config: TrainConfig, ranks: Ranks, saved: str | None = None
         if not saved and best == "fp32":
             why = f"since this {ranks.device.type} does not multiply bf16 itself"
         sentence = f"precision {config.precision}, {why}{raised}"
-    require_precision(config)
+    accelerator = deepspeed_accelerator()
+    if config.precision == "fp16" and not accelerator.is_fp16_supported():
+        raise UserError(
+            f"precision=fp16: this {accelerator.device_name()} has no fp16 instructions; use precision=auto"
+        )
     checked_settings(config)  # before hours of feature maps
     if config.precision == "bf16" and not device.multiplies_bf16(ranks.device):
         if ranks.device.type == "cuda":
@@ -169,15 +173,6 @@ def use_precision(config: TrainConfig, precision: str) -> str:
         config.zero_stage = 1
         return "; ZeRO stage 1, since DeepSpeed has no fp16 without it"
     return ""
-
-
-def require_precision(config: TrainConfig) -> None:
-    """Raise UserError if this machine cannot train in ``config.precision``."""
-    accelerator = deepspeed_accelerator()
-    if config.precision == "fp16" and not accelerator.is_fp16_supported():
-        raise UserError(
-            f"precision=fp16: this {accelerator.device_name()} has no fp16 instructions; use precision=auto"
-        )
 
 
 @dataclass

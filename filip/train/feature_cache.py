@@ -7,7 +7,6 @@ lock; a training that is stopped or killed loses the shard that it was at.
 from __future__ import annotations
 
 import random
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +18,7 @@ from filip.data.eval_transform import normalize_planes
 from filip.data.loading.feature_maps import map_path, write_maps
 from filip.data.loading.loader import PairStream, read_image
 from filip.errors import UserError
-from filip.files import claimed
+from filip.files import claimed, locked
 from filip.models import DualEncoder
 from filip.models.stem import Stem
 from filip.progress import Progress
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
     from filip.train.ranks import StopSignal
 
 _IMAGES = 64  # at a time; a signal is noticed in between
-_SECONDS_BETWEEN_LOOKS = 0.2  # at the files that others are making
 
 
 class _Stopped(Exception):
@@ -64,8 +62,25 @@ def fill(stream: PairStream, model: DualEncoder, precision: str, device: torch.d
     if folder is None:
         return
     assert stem is not None
+    stem = stem.folded().to(device)
+    shards = [(source, n) for source, index in enumerate(stream.indices) for n in range(len(index.tars))]
+    paths = {shard: map_path(folder, stream.indices[shard[0]], shard[1]) for shard in shards}
+    images = {shard: int(stream.indices[shard[0]].counts[shard[1]]) for shard in shards}
+    missing = [shard for shard in shards if not paths[shard].exists()]
+    done: set[tuple[int, int]] = set()
     try:
-        _fill(stream, folder, stem, precision, device, stop)
+        total, is_main = sum(images[shard] for shard in missing), stream.config.rank == 0
+        with Progress("feature maps", "images", total, shown=is_main) as progress:
+            for hold in (claimed, locked):  # first what nobody is making, then what others were making, or killed at
+                for shard in [shard for shard in missing if shard not in done]:
+                    with hold(paths[shard].with_suffix(".lock")) as mine:
+                        if mine is False:
+                            continue
+                        if paths[shard].exists():
+                            progress.add(images[shard])
+                        else:
+                            write_maps(paths[shard], _maps(stream, shard, stem, precision, device, stop, progress))
+                        done.add(shard)
     except _Stopped:
         return
     except OSError as error:
@@ -73,47 +88,6 @@ def fill(stream: PairStream, model: DualEncoder, precision: str, device: torch.d
             f"cannot write feature maps below {folder}: {error.strerror or error}; is the disk full, or the folder "
             "read-only? Make room or give another data.feature_cache, and start again: finished files are kept"
         ) from error
-
-
-def _fill(
-    stream: PairStream, folder: Path, stem: Stem, precision: str, device: torch.device, stop: StopSignal | None
-) -> None:
-    stem = stem.folded().to(device)
-    shards = [(source, n) for source, index in enumerate(stream.indices) for n in range(len(index.tars))]
-    paths = {shard: map_path(folder, stream.indices[shard[0]], shard[1]) for shard in shards}
-    missing = [shard for shard in shards if not paths[shard].exists()]
-
-    def images(shard: tuple[int, int]) -> int:
-        return int(stream.indices[shard[0]].counts[shard[1]])
-
-    def make(shard: tuple[int, int]) -> bool:
-        """Make a shard's file; return False if it is there, or somebody else is making it."""
-        with claimed(paths[shard].with_suffix(".lock")) as mine:
-            if not mine or paths[shard].exists():
-                return False
-            write_maps(paths[shard], _maps(stream, shard, stem, precision, device, stop, progress))
-            return True
-
-    def unfinished(shards: list[tuple[int, int]]) -> list[tuple[int, int]]:
-        """Return the shards that others have yet to finish; the images of the rest are counted."""
-        rest = [shard for shard in shards if not paths[shard].exists()]
-        progress.add(sum(map(images, shards)) - sum(map(images, rest)))
-        return rest
-
-    total, is_main = sum(map(images, missing)), stream.config.rank == 0
-    with Progress("feature maps", "images", total, shown=is_main) as progress:
-        others: list[tuple[int, int]] = []
-        for shard in missing:
-            others = unfinished(others if make(shard) else [*others, shard])
-        while others:  # whoever is making them may be killed
-            _look_at(stop)
-            time.sleep(_SECONDS_BETWEEN_LOOKS)
-            others = unfinished(others[1:] if make(others[0]) else others)
-
-
-def _look_at(stop: StopSignal | None) -> None:
-    if stop is not None and stop.received is not None:
-        raise _Stopped
 
 
 @torch.no_grad()
@@ -133,7 +107,8 @@ def _maps(
     found: list[Tensor] = []
     with open(index.tars[number], "rb") as tar:
         for first in range(samples.start, samples.stop, _IMAGES):
-            _look_at(stop)
+            if stop is not None and stop.received is not None:
+                raise _Stopped
             chunk = samples[first - samples.start : first - samples.start + _IMAGES]
             pixels = torch.zeros(len(chunk), 3, side, side, dtype=torch.uint8)
             broken = torch.zeros(len(chunk), dtype=torch.bool)

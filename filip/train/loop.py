@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import statistics
 import sys
 import time
 from collections.abc import Iterator
@@ -46,11 +47,11 @@ from filip.train.launcher_env import STOPPED_BY_SIGNAL
 from filip.train.losses import Loss, check_model, resolve_weights, resolved_settings
 from filip.train.provenance import code_hash, put_in_place, record_finish, record_start, resumable_settings
 from filip.train.ranks import Ranks, StopSignal, barrier, from_main, raise_together, start_ranks
-from filip.train.result import gather_to_main, timings, write_result
+from filip.train.result import gather_to_main, write_result
 from filip.train.run import Run
 from filip.train.schedule import Schedule, make_schedule
 from filip.train.step import Interval, StepMetrics, StepOutput, backward, over_ranks
-from filip.train.telemetry import profiled, say
+from filip.train.telemetry import Telemetry, profiled, say
 from filip.train.training_data import fit_to_pairs, read_manifests, training_loader
 from filip.train.warm_start import content_hash, load_initial
 from filip.train.watchdog import Limits, StallDetector, StepStatus, Watchdog
@@ -63,7 +64,7 @@ TIMED_STEPS = 1000  # the result's median is over the seconds of that many recen
 def train(config: TrainConfig) -> None:
     """Train to the end, or until a signal; resumes by itself. Raises UserError, SystemExit(85) after a signal."""
     config.check()
-    ranks = start_ranks(config.threads, config.world_size, config.timeout_minutes)
+    ranks = start_ranks(config.world_size, config.timeout_minutes)
     config.data.workers = ranks.loader_processes(config.data.workers)
     with raise_together(ranks):
         if (chosen := settle_precision(config, ranks, saved_precision(config, ranks))) and ranks.is_main:
@@ -180,7 +181,7 @@ def open_run(
     if ranks.is_main and model.json_tokenizer is not None:
         with replacing(run_dir / TOKENIZER) as part:
             part.write_text(model.json_tokenizer.json, encoding="utf-8")
-    telemetry = progress.open_telemetry(config, ranks, state.step)
+    telemetry = Telemetry(run_dir, ranks.is_main, state.step)
     for note in notes:
         telemetry.event(state.step, "resume", note)
     lowest = max(Limits.min_loss_scale, engine.lowest_loss_scale())
@@ -255,8 +256,10 @@ def one_step(run: Run, batches: Iterator[Batch], inspect: bool) -> StepMetrics:
             progress.preview(run, batch)
         outputs.append(one_batch(run, batch, number, inspect))
     run.state.step += 1
-    stop = run.stop.received is not None
-    return over_ranks(outputs, run.ranks.world_size, data_wait, stop, wants_to_save(run))
+    stop, minutes = run.stop.received is not None, run.config.checkpoint.every_minutes
+    # the first rank's clock decides for all
+    save = run.ranks.is_main and minutes > 0 and time.monotonic() - run.last_saved > 60 * minutes
+    return over_ranks(outputs, run.ranks.world_size, data_wait, stop, save)
 
 
 def one_batch(run: Run, batch: Batch, number: int, inspect: bool) -> StepOutput:
@@ -286,12 +289,6 @@ def step_status(run: Run, metrics: StepMetrics, skipped: bool, due: bool, second
         data_share=metrics.data_wait / seconds,
         metrics=metrics.values,
     )
-
-
-def wants_to_save(run: Run) -> bool:
-    """Return True if it is time to save; the first rank's clock decides for all."""
-    minutes = run.config.checkpoint.every_minutes
-    return run.ranks.is_main and minutes > 0 and time.monotonic() - run.last_saved > 60 * minutes
 
 
 def save_if_due(run: Run, metrics: StepMetrics) -> None:
@@ -345,13 +342,15 @@ def finish(run: Run) -> None:
     maps = run.loader.stream.config.feature_maps if isinstance(run.loader, PairLoader) else None
     run.stalls.close()
     problems = progress.data_problems(run)
+    median = statistics.median(run.state.step_seconds) if run.state.step_seconds else None
     if run.ranks.is_main:
         measured = {
             "steps": run.state.step,
             "epochs": run.state.step * run.batching.pairs_per_step / run.loader.pairs,
             "pairs": run.loader.pairs,
             "world_size": run.ranks.world_size,
-            **timings(run.state.step_seconds, run.batching.pairs_per_step),
+            "seconds_per_iteration": median,
+            "samples_per_second": run.batching.pairs_per_step / median if median else None,
             "training_seconds": run.state.seconds,
             "processor_seconds": run.state.processor_seconds,
             "peak_memory_mb": peak,

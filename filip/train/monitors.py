@@ -128,34 +128,6 @@ class Slowest:
         return f"rank {self.rank} on {self.host} takes {self.seconds:.3g} s, the rank in the middle {self.median:.3g} s"
 
 
-@dataclass(frozen=True)
-class FleetReport:
-    """The figures of all ranks over an interval."""
-
-    data_wait: Slowest
-    encoding: Slowest
-    counters: dict[str, int]  # summed over ranks
-
-    def values(self) -> dict[str, float]:
-        """Return the numbers under their TensorBoard names."""
-        return {
-            "fleet/data_wait_slowest_seconds": self.data_wait.seconds,
-            "fleet/data_wait_slowest_rank": self.data_wait.rank,
-            "fleet/encoding_slowest_seconds": self.encoding.seconds,
-            "fleet/encoding_slowest_rank": self.encoding.rank,
-            "fleet/encoding_median_seconds": self.encoding.median,
-        }
-
-
-def fleet_report(reports: Sequence[RankReport]) -> FleetReport:
-    """Summarise the reports of all ranks, in order of rank."""
-    return FleetReport(
-        _slowest(reports, [report.data_wait for report in reports]),
-        _slowest(reports, [report.encoding for report in reports]),
-        summed([report.counters for report in reports]),
-    )
-
-
 def summed(counters: Sequence[dict[str, int]]) -> dict[str, int]:
     """Return the sum of each counter."""
     total: Counter[str] = Counter()
@@ -164,6 +136,8 @@ def summed(counters: Sequence[dict[str, int]]) -> dict[str, int]:
     return dict(total)
 
 
-def _slowest(reports: Sequence[RankReport], seconds: list[float]) -> Slowest:
+def slowest(reports: Sequence[RankReport], figure: str) -> Slowest:
+    """Return the rank with the most of a figure, ``data_wait`` or ``encoding``. reports: in order of rank."""
+    seconds = [getattr(report, figure) for report in reports]
     rank = max(range(len(seconds)), key=lambda r: seconds[r])
     return Slowest(rank, reports[rank].host, seconds[rank], statistics.median_low(seconds))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,20 +17,12 @@ from torch.optim import AdamW, Optimizer
 
 from filip.errors import UserError
 from filip.models import DualEncoder
+from filip.option import option
 from filip.train.lamb import Lamb
 from filip.train.zero_layout import bind_lamb, check_deepspeed_settings
 
 Groups = list[dict[str, Any]]
 Norms = dict[str, dict[str, float]]
-
-
-class OptimizerSettings(Protocol):
-    """The fields of the training configuration's ``optimizer`` that are read here."""
-
-    base_lr: float
-    eps: float | None  # None: the kind's own
-    weight_decay: float
-    average: float | None
 
 
 def _nothing(*_: Any) -> None:
@@ -47,30 +39,24 @@ class OptimizerKind:
 
     build           from parameter groups
     state_bytes     bytes of state per parameter, for the memory plan
-    eps             added outside the root, unless the configuration gives another
     attach          called with DeepSpeed's engine and the optimiser, after ``initialize`` and after each load
     check_settings  raises UserError for DeepSpeed settings under which it would be wrong
     norms           {parameter: {weight, update, gradient, trust_ratio}} of the last step; empty if unknown
     """
 
-    build: Callable[[Groups, OptimizerSettings], Optimizer]
+    build: Callable[[Groups, OptimizerConfig], Optimizer]
     state_bytes: int
-    eps: float = 1e-8
     attach: Callable[[Any, Any], None] = _nothing
     check_settings: Callable[[dict[str, Any]], None] = _nothing
     norms: Callable[[Any], Norms] = _no_norms
 
 
-def _eps(o: OptimizerSettings, name: str) -> float:
-    return OPTIMIZERS[name].eps if o.eps is None else o.eps
+def _lamb(groups: Groups, o: OptimizerConfig) -> Optimizer:
+    return Lamb(groups, o.base_lr, weight_decay=o.weight_decay)
 
 
-def _lamb(groups: Groups, o: OptimizerSettings) -> Optimizer:
-    return Lamb(groups, o.base_lr, eps=_eps(o, "lamb"), weight_decay=o.weight_decay)
-
-
-def _adamw(groups: Groups, o: OptimizerSettings) -> Optimizer:
-    adamw = AdamW(groups, o.base_lr, eps=_eps(o, "adamw"), weight_decay=o.weight_decay)
+def _adamw(groups: Groups, o: OptimizerConfig) -> Optimizer:
+    adamw = AdamW(groups, o.base_lr, weight_decay=o.weight_decay)
     adamw.register_step_pre_hook(_fuse_on_cpus)
     return adamw
 
@@ -81,7 +67,7 @@ def _fuse_on_cpus(optimizer: Optimizer, *_: Any) -> None:
         group["fused"] = all(tensor.device.type == "cpu" for tensor in group["params"])
 
 
-def _muon(groups: Groups, o: OptimizerSettings) -> Optimizer:
+def _muon(groups: Groups, o: OptimizerConfig) -> Optimizer:
     """Return DeepSpeed's Muon for the matrices of linear layers, with its AdamW for everything else.
 
     An update of Muon has a root mean square of 1 / sqrt(columns). Multiplied by 0.2 sqrt(columns) (Liu et al., 2025)
@@ -103,7 +89,7 @@ def _muon(groups: Groups, o: OptimizerSettings) -> Optimizer:
                 half["lr_factor"] *= scale
                 half["weight_decay"] /= scale  # it is multiplied by the learning rate
             else:
-                half |= {"betas": (0.9, 0.999), "eps": _eps(o, "muon")}
+                half |= {"betas": (0.9, 0.999), "eps": 1e-8}
             halves.append(half)
     optimizer: Optimizer = MuonWithAuxAdam(halves)
     return optimizer
@@ -155,11 +141,35 @@ class AfterStep:
 
 OPTIMIZERS: dict[str, OptimizerKind] = {
     "lamb": OptimizerKind(
-        _lamb, state_bytes=8, eps=1e-4, attach=bind_lamb, check_settings=check_deepspeed_settings, norms=Lamb.norms
+        _lamb, state_bytes=8, attach=bind_lamb, check_settings=check_deepspeed_settings, norms=Lamb.norms
     ),
-    "adamw": OptimizerKind(_adamw, state_bytes=8, eps=1e-8),
-    "muon": OptimizerKind(_muon, state_bytes=8, eps=1e-8, check_settings=_check_muon),  # 4 for its matrices
+    "adamw": OptimizerKind(_adamw, state_bytes=8),
+    "muon": OptimizerKind(_muon, state_bytes=8, check_settings=_check_muon),  # 4 for its matrices
 }
+
+
+@dataclass
+class OptimizerConfig:
+    """LAMB as in the implementation that the paper names, AdamW or Muon; moments decay by 0.9 and 0.999."""
+
+    name: str = option("lamb", "optimiser", choices=OPTIMIZERS)
+    base_lr: float = option(6e-3, "per 512 pairs: peak LR = base_lr * sqrt(global batch / 512)", above=0)
+    warmup_steps: int = option(3000, "iterations of linear warm-up", at_least=0)
+    weight_decay: float = option(3e-2, "on matrices only; never on biases, norms, embeddings, temperature", at_least=0)
+    temperature_lr_factor: float = option(
+        1.0,
+        "learning rate of the temperature over that of the rest. LAMB moves a lone number by lr * |log scale| per "
+        "step whatever its gradient; the implementation that the paper names does so too, hence 1. Lower it if the "
+        "scale jumps",
+        above=0,
+    )
+    average: float | None = option(
+        None,
+        "decay per step of an average of the weights, e.g. 0.999, which evaluations, checkpoints' exports and the "
+        "result then hold; (1 + step) / (10 + step) while that is less. null = the weights themselves",
+        above=0,
+        at_most=1,
+    )
 
 
 _DECAYING = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.MultiheadAttention)

@@ -21,7 +21,7 @@ from filip.train.config import TrainConfig
 from filip.train.counts import Counts, Message, by_part, count, host_memory, to_ask_for
 from filip.train.engine import Batching, resolve_batching
 from filip.train.hardware import GPUS
-from filip.train.telemetry import duration
+from filip.train.telemetry import duration, read_log
 
 IMAGE_BYTES = 20_000  # a stored image of 256 px, JPEG of quality 95
 
@@ -177,8 +177,7 @@ def measured_days(place: Path, steps: int, ranks: int, per_rank: int) -> str:
     if not log.is_file():
         raise UserError(f"log={place}: {nothing_at(log, 'give the run_dir of a training')}")
     seconds, pairs = [], 0.0
-    for line in log.read_text(encoding="utf-8").splitlines():
-        values = json.loads(line) if line.endswith("}") else {}
+    for values in read_log(log)[0]:
         if "speed/seconds_per_step" in values:
             seconds.append(float(values["speed/seconds_per_step"]))
             pairs = values["speed/pairs_per_second"] * seconds[-1]

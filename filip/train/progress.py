@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import math
 import statistics
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from filip import device
 from filip.progress import say
 from filip.train.config import TrainConfig
 from filip.train.counts import count
 from filip.train.hardware import peak_flops
-from filip.train.monitors import RankReport, fleet_report, summed
-from filip.train.ranks import Ranks
+from filip.train.monitors import RankReport, slowest, summed
 from filip.train.run import Run
 from filip.train.step import Interval
-from filip.train.telemetry import Telemetry, text_line
+from filip.train.telemetry import text_line
 from filip.train.watchdog import at_clamp
 
 
@@ -28,9 +27,17 @@ def write_interval(run: Run, interval: Interval) -> dict[str, Any]:
     peak = run.ranks.maximum(device.peak_memory_mb(run.ranks.device))
     values = interval_values(run, interval) | {"memory/now_mb": memory, "memory/peak_mb": peak}
     own = RankReport(interval.own_wait(), run.engine.encoding_seconds, dict(run.loader.counters))
-    fleet = fleet_report(run.ranks.gather(own, within_step=True))
-    values |= {f"data/{problem}": count for problem, count in fleet.counters.items()} | fleet.values()
-    for alert in run.watchdog.observe_fleet(run.state.step, values["speed/seconds_per_step"], fleet):
+    reports = run.ranks.gather(own, within_step=True)
+    waiting, encoding = slowest(reports, "data_wait"), slowest(reports, "encoding")
+    values |= {f"data/{problem}": count for problem, count in summed([r.counters for r in reports]).items()}
+    values |= {
+        "fleet/data_wait_slowest_seconds": waiting.seconds,
+        "fleet/data_wait_slowest_rank": waiting.rank,
+        "fleet/encoding_slowest_seconds": encoding.seconds,
+        "fleet/encoding_slowest_rank": encoding.rank,
+        "fleet/encoding_median_seconds": encoding.median,
+    }
+    for alert in run.watchdog.observe_fleet(run.state.step, values["speed/seconds_per_step"], waiting, encoding):
         run.telemetry.event(run.state.step, "watchdog", str(alert))
     if run.ranks.is_main:
         run.telemetry.record(run.state.step, values)
@@ -107,11 +114,6 @@ def final_metrics(record: dict[str, Any]) -> dict[str, float]:
     return found
 
 
-def open_telemetry(config: TrainConfig, ranks: Ranks, step: int) -> Telemetry:
-    """Open the places for numbers and events: on the first rank, elsewhere they take none."""
-    return Telemetry(Path(config.run_dir), ranks.is_main, step)
-
-
 def shown_settings(config: TrainConfig) -> dict[str, Any]:
     """Return the settings by which runs are told apart in TensorBoard."""
     model, data, optimizer = config.model, config.data, config.optimizer
@@ -139,9 +141,8 @@ def print_banner(run: Run) -> None:
         return
     b, c, loader = run.batching, run.config, run.loader
     optimizer = run.config.optimizer
-    threads = _threads()
-    kind = device.name(run.ranks.device)
-    say(f"run         {c.run} in {c.run_dir}, on {run.ranks.world_size} x {kind}, {threads}")
+    kind, threads = device.name(run.ranks.device), torch.get_num_threads()
+    say(f"run         {c.run} in {c.run_dir}, on {run.ranks.world_size} x {kind}, {threads} threads per rank")
     cached = f", encoded {b.chunk} at a time (gradient caching)" if b.chunks > 1 else ""
     accumulated = f", {b.accumulation} batches per optimiser step" if b.accumulation > 1 else ""
     say(f"batch       {b.global_batch} pairs = {b.per_rank} x {run.ranks.world_size} ranks{accumulated}{cached}")
@@ -180,9 +181,3 @@ def preview(run: Run, batch: dict[str, Any], count: int = 16) -> None:
     for ids, length in zip(batch["ids"][:count].tolist(), batch["lengths"][:count].tolist(), strict=True):
         captions.append(" ".join(name for name in map(read, ids[:length]) if name not in ("[BOS]", "[EOS]")))
     run.telemetry.text(0, "data/captions", "\n\n".join(captions))
-
-
-def _threads() -> str:
-    import torch
-
-    return f"{torch.get_num_threads()} threads per rank"

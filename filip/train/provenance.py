@@ -166,7 +166,7 @@ def now() -> str:
 NOT_LEARNING = (
     "run", "run_dir", "out", "resume", "log_every", "checkpoint", "watchdog", "eval", "profile_steps",
     "timeout_minutes",
-    "threads", "world_size", "backend", "exchange", "zero_stage", "compile", "gradient_cache",
+    "world_size", "backend", "exchange", "zero_stage", "compile", "gradient_cache",
     "data.workers", "data.feature_cache",
     "model.name", "model.gradient_checkpointing",
 )  # fmt: skip

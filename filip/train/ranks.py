@@ -72,11 +72,11 @@ class Ranks:
         return float(tensor)
 
 
-def start_ranks(threads: int | None = None, expected: int | None = None, timeout_minutes: float = 30) -> Ranks:
+def start_ranks(expected: int | None = None, timeout_minutes: float = 30) -> Ranks:
     """Join the process group that the launcher's environment describes, or be a group of one.
 
     Understands deepspeed and torchrun (RANK, WORLD_SIZE, …), and srun with one task per GPU (SLURM_PROCID, …).
-    Sets this process's threads so that the ranks of one host share its cores. Raises UserError, before anybody waits
+    Without OMP_NUM_THREADS the ranks of one host share its cores. Raises UserError, before anybody waits
     for anybody, if the launcher started another number of ranks than ``expected``. timeout_minutes: limit of a
     collective.
     """
@@ -84,9 +84,7 @@ def start_ranks(threads: int | None = None, expected: int | None = None, timeout
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     local_rank = int(os.environ["LOCAL_RANK"])
     local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", world_size)))
-    if threads is not None:
-        torch.set_num_threads(threads)
-    elif "OMP_NUM_THREADS" not in os.environ:
+    if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // max(1, local_world_size)))
     accelerator = deepspeed_accelerator()
     device = own_device(accelerator, local_rank)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -85,9 +84,3 @@ def write_result(
     }
     save_model(config.out, engine.model, extra, state=load_file(best) if chosen else weights)
     write_json(config.result, summary)
-
-
-def timings(step_seconds: list[float], pairs_per_step: int) -> dict[str, float | None]:
-    """Return the median seconds per iteration and the resulting pairs per second; None if nothing was timed."""
-    median = statistics.median(step_seconds) if step_seconds else None
-    return {"seconds_per_iteration": median, "samples_per_second": pairs_per_step / median if median else None}

@@ -33,7 +33,9 @@ def fit_to_pairs(config: TrainConfig, ranks: Ranks) -> str:
     """
     if config.global_batch != AUTO:
         return ""
-    pairs = count_pairs(as_they_lie(config.data))
+    sources = as_they_lie(config.data).sources
+    counts = [len(index_source(source)) if source.pairs is None else source.pairs for source in sources]
+    pairs = math.floor(sum(source.weight * count for source, count in zip(sources, counts, strict=True)))
     least = 2 * ranks.world_size
     if pairs < least:
         raise UserError(f"{pairs} pairs are too few for {ranks.world_size} ranks: a batch takes {least} at least")
@@ -52,15 +54,6 @@ def fit_to_pairs(config: TrainConfig, ranks: Ranks) -> str:
         f"({config.max_steps * batch / pairs:.3g} passes) and {config.optimizer.warmup_steps} of warm-up; give "
         "global_batch=, max_steps= and optimizer.warmup_steps= for others"
     )
-
-
-def count_pairs(data: DataConfig) -> int:
-    """Return how many pairs an epoch has, each source's times its weight."""
-    pairs = 0.0
-    for source in data.sources:
-        count = source.pairs
-        pairs += source.weight * (len(index_source(source)) if count is None else count)
-    return math.floor(pairs)
 
 
 def training_loader(config: TrainConfig, model: DualEncoder, batching: Batching, ranks: Ranks) -> Loader:

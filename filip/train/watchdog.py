@@ -8,12 +8,11 @@ import statistics
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from filip.train.config import WatchdogConfig
-from filip.train.monitors import FleetReport, Slowest
+from filip.train.monitors import Slowest
 
 STUCK_TOLERANCE = 0.01  # relative to the loss of chance
 HISTORY = 100  # steps whose losses a spike is compared with
@@ -79,11 +78,8 @@ class Alert:
         return f"watchdog: {self.kind} in steps {self.first} to {self.last}: {self.message}"
 
 
-class _Condition(NamedTuple):
-    kind: str
-    holds: bool | None  # None: this step does not say
-    patience: int  # observations in a row before it is reported
-    message: str
+# Its kind, whether it holds (None: this step does not say), observations in a row before it is reported, the message.
+_Condition = tuple[str, bool | None, int, str]
 
 
 class Watchdog:
@@ -130,7 +126,7 @@ class Watchdog:
             self._losses.append(status.loss)
         return found
 
-    def _numbers(self, status: StepStatus) -> list[_Condition]:
+    def _numbers(self, status: StepStatus) -> Iterator[_Condition]:
         """Return what the scalars of one step say."""
         s = self.limits
         stuck = status.finite and abs(status.loss - status.chance_loss) <= STUCK_TOLERANCE * status.chance_loss
@@ -140,95 +136,64 @@ class Watchdog:
         bad = not status.finite or (not excused and (status.skipped or not _finite(status.grad_norm)))
         spread = status.grad_norm_spread
         spike = self._is_spike(status)
-        return [
-            _Condition(
-                "non-finite", bad, s.non_finite_steps, "loss or gradients are not finite; a larger weight decay helps"
-            ),
-            _Condition("loss scale collapsed", collapsed, 1, f"it is {status.loss_scale:g} and steps still overflow"),
-            _Condition(
-                "logit scale at its clamp",
-                at_clamp(status.logit_scale, self.max_logit_scale),
-                s.clamp_steps,
-                f"the scale stays at {status.logit_scale:.1f}",
-            ),
-            _Condition(
-                "loss spike",
-                spike,
-                s.spike_steps,
-                f"the loss is {status.loss:.3f}, the median of the steps before {self._median:.3f}",
-            ),
-            _Condition(
-                "loss stuck at log(batch)",
-                stuck,
-                s.stuck_steps,
-                f"the loss stays at {status.chance_loss:.3f}, chance for {self.contrastive_batch} pairs",
-            ),
-            _Condition(
-                "ranks disagree on the gradient norm",
-                None if spread is None else spread > s.grad_norm_spread,
-                1,
-                f"by {spread or 0:.1e} of it, where it should be one number; their weights are no longer the same, so "
-                "stop and resume from the checkpoint before",
-            ),
-        ]
+        scale, loss, chance = status.logit_scale, status.loss, status.chance_loss
+        yield "non-finite", bad, s.non_finite_steps, "loss or gradients are not finite; a larger weight decay helps"
+        yield "loss scale collapsed", collapsed, 1, f"it is {status.loss_scale:g} and steps still overflow"
+        clamped = at_clamp(scale, self.max_logit_scale)
+        yield "logit scale at its clamp", clamped, s.clamp_steps, f"the scale stays at {scale:.1f}"
+        told = f"the loss is {loss:.3f}, the median of the steps before {self._median:.3f}"
+        yield "loss spike", spike, s.spike_steps, told
+        told = f"the loss stays at {chance:.3f}, chance for {self.contrastive_batch} pairs"
+        yield "loss stuck at log(batch)", stuck, s.stuck_steps, told
+        told = (
+            f"by {spread or 0:.1e} of it, where it should be one number; their weights are no longer the same, so stop "
+            "and resume from the checkpoint before"
+        )
+        disagree = None if spread is None else spread > s.grad_norm_spread
+        yield "ranks disagree on the gradient norm", disagree, 1, told
 
-    def _shares(self, status: StepStatus) -> list[_Condition]:
+    def _shares(self, status: StepStatus) -> Iterator[_Condition]:
         """Return what the last ``window_steps`` steps say together, once there are so many."""
         s = self.limits
-        saturated = self._mean("saturated", status.metrics.get("monitor/saturated_share"))
-        skipped = self._mean("skipped", float(status.skipped) if self.fp16 else None)
-        waiting = self._mean("waiting", status.data_share)
-
-        def condition(kind: str, share: float | None, limit: float, message: str) -> _Condition:
-            percent = f"{100 * (share or 0):.0f} % of the last {s.window_steps} steps"
-            return _Condition(kind, None if share is None else share >= limit, 1, message.format(percent))
-
-        return [
-            condition(
-                "loss saturated",
-                saturated,
-                s.saturated_share,
+        shares = (
+            (
+                "loss saturated", status.metrics.get("monitor/saturated_share"), s.saturated_share,
                 "the loss is under 1e-3 in {}, which teach next to nothing; larger batches or harder negatives help",
             ),
-            condition(
-                "many skipped steps",
-                skipped,
-                s.skipped_share,
+            (
+                "many skipped steps", float(status.skipped) if self.fp16 else None, s.skipped_share,
                 "fp16 discarded {}; a lower rate, a larger weight decay or bf16 helps",
             ),
-            condition(
-                "waiting for data",
-                waiting,
-                s.data_share,
+            (
+                "waiting for data", status.data_share, s.data_share,
                 "the ranks waited for batches during {}; more data.workers, faster storage or smaller images help",
             ),
-        ]
+        )  # fmt: skip
+        for kind, value, limit, message in shares:
+            share = self._mean(kind, value)
+            percent = f"{100 * (share or 0):.0f} % of the last {s.window_steps} steps"
+            yield kind, None if share is None else share >= limit, 1, message.format(percent)
 
-    def _embeddings(self, status: StepStatus) -> list[_Condition]:
+    def _embeddings(self, status: StepStatus) -> Iterator[_Condition]:
         """Return what the monitors of the embeddings say, in the steps that have them (see filip.train.monitors)."""
         s, metrics = self.limits, status.metrics
 
-        def share(kind: str, name: str, message: str) -> _Condition:
-            value = metrics.get(name)
-            holds = None if value is None else value >= s.collapse_share
-            return _Condition(kind, holds, s.collapse_checks, f"{100 * (value or 0):.0f} % of {message}")
-
-        ranks = {name: value for name, value in metrics.items() if name.endswith(("/image_rank", "/text_rank"))}
-        lowest = min(ranks, key=lambda name: ranks[name], default="")
-        return [
-            share("words point at one patch", "tokens/same_patch_share", "a caption's words have the same best patch"),
-            share(
+        for kind, name, message in (
+            ("words point at one patch", "same_patch_share", "a caption's words have the same best patch"),
+            (
                 "patches point at [BOS] or [EOS]",
-                "tokens/bos_eos_share",
+                "bos_eos_share",
                 "patches have [BOS] or [EOS] as their best token, so that words do no work",
             ),
-            _Condition(
-                "embeddings collapsed",
-                ranks[lowest] <= s.collapse_rank if ranks else None,
-                s.collapse_checks,
-                f"{lowest} is {ranks.get(lowest, 0):.2f}: the embeddings hardly differ",
-            ),
-        ]
+        ):
+            value = metrics.get(f"tokens/{name}")
+            holds = None if value is None else value >= s.collapse_share
+            yield kind, holds, s.collapse_checks, f"{100 * (value or 0):.0f} % of {message}"
+        ranks = {name: value for name, value in metrics.items() if name.endswith(("/image_rank", "/text_rank"))}
+        lowest = min(ranks, key=lambda name: ranks[name], default="")
+        collapsed = ranks[lowest] <= s.collapse_rank if ranks else None
+        told = f"{lowest} is {ranks.get(lowest, 0):.2f}: the embeddings hardly differ"
+        yield "embeddings collapsed", collapsed, s.collapse_checks, told
 
     def _mean(self, name: str, value: float | None) -> float | None:
         """Return the mean of the last ``window_steps`` values; None until there are so many."""
@@ -238,12 +203,11 @@ class Watchdog:
         window.append(value)
         return statistics.fmean(window) if len(window) == window.maxlen else None
 
-    def observe_fleet(self, step: int, seconds: float, fleet: FleetReport) -> list[Alert]:
+    def observe_fleet(self, step: int, seconds: float, data: Slowest, encoding: Slowest) -> list[Alert]:
         """Return alerts on one rank that keeps all others waiting.
 
-        ``seconds``: those of a step in this interval, which ends at ``step``.
+        ``seconds``: those of a step in this interval, which ends at ``step``. ``data``, ``encoding``: the slowest.
         """
-        data, encoding = fleet.data_wait, fleet.encoding
         found = []
         for kind, slowest, slow in (
             ("slow data", data, data.seconds - data.median > DATA_SHARE * seconds),

@@ -79,7 +79,7 @@ def test_deepspeed_with_a_hostfile_trains_across_the_cable(hosts: TwoHosts, data
     here = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", **INTERFACE}
     more.write_text("".join(f"{name}={value}\n" for name, value in here.items()))
     log, run = tmp_path / "log", tmp_path / "run"
-    launch = Launch("deepspeed", 2, 1, None, str(hostfile), int(PORT), lambda: 1, 1, {}).command()
+    launch = Launch("deepspeed", 2, 1, None, str(hostfile), int(PORT), 1, 1, {}).command()
     arguments = train_arguments(data, run, "max_steps=6", "world_size=2")[2:]
     before = hosts.received(1)
     with secure_shell.SecureShell(hosts, tmp_path / "ssh") as ssh:

@@ -165,7 +165,7 @@ def become_rank(world_size: int) -> None:
 if __name__ == "__main__":
     if "RANK" not in os.environ:
         become_rank(4)
-    started = start_ranks(threads=1)
+    started = start_ranks()
     outcome = {"steps": steps, "presets": presets, "wire": wire}[sys.argv[1]](started)
     if started.is_main:
         print("RESULT", json.dumps(outcome), flush=True)

@@ -109,7 +109,7 @@ def refuses_a_lost_stretch(stage: int, ranks: Ranks) -> float:
 
 
 def main() -> None:
-    ranks = start_ranks(threads=1)
+    ranks = start_ranks()
     expected = plain(5, ranks.world_size)
     errors = {
         f"stage {stage}{'' if bind else ' unbound'}": error(

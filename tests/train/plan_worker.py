@@ -93,7 +93,7 @@ def peak(ranks: Ranks, checkpointing: str) -> dict[str, float]:
 
 
 def main(what: str) -> None:
-    ranks = start_ranks(threads=1)
+    ranks = start_ranks()
     result = stages(ranks) if what == "stages" else peak(ranks, what)
     if ranks.is_main:
         print("RESULT", json.dumps(result), flush=True)

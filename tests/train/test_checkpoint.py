@@ -10,8 +10,8 @@ from filip.command import compose_config
 from filip.data import manifest
 from filip.data.sidecar import write_sidecar
 from filip.errors import UserError
-from filip.runs.saved_files import LoopState, complete_checkpoints, read_state
-from filip.train.checkpoint import _prune, check_compatible, find_checkpoint, needs_conversion
+from filip.runs.saved_files import LoopState, complete_checkpoints, newest_intact, read_state
+from filip.train.checkpoint import _prune, check_compatible, needs_conversion
 from filip.train.config import CheckpointConfig, TrainConfig
 from filip.train.training_data import refuse_changed_data
 from tests.data.test_manifest import data_set
@@ -28,17 +28,13 @@ def make(folder: Path, step: int, complete: bool = True) -> Path:
 
 
 def test_the_newest_finished_checkpoint_is_found(tmp_path: Path) -> None:
-    assert find_checkpoint(tmp_path / "none", "auto") is None
+    assert newest_intact(tmp_path / "none") == (None, [])
     older, newest = make(tmp_path, 90), make(tmp_path, 1000)
     make(tmp_path, 2000, complete=False)
     make(tmp_path, 3000).rename(tmp_path / ".saving-step00003000")  # killed just before it was published
     make(tmp_path, 80).rename(tmp_path / ".old-step00000080")  # killed while it was being deleted
     assert complete_checkpoints(tmp_path) == [older, newest]
-    assert find_checkpoint(tmp_path, "auto") == newest
-    assert find_checkpoint(tmp_path, "never") is None
-    assert find_checkpoint(tmp_path, str(older)) == older
-    with pytest.raises(UserError, match="not a finished checkpoint"):
-        find_checkpoint(tmp_path, str(tmp_path / "step00002000"))
+    assert newest_intact(tmp_path) == (newest, [])
     (older / "state.json").write_text("{")
     with pytest.raises(UserError, match=r"state\.json"):
         read_state(older)

@@ -53,7 +53,7 @@ def test_the_papers_settings() -> None:
     assert [c.optimizer.weight_decay for c in (ablation, base, large)] == [3e-2, 3e-3, 3e-3]
     for config in (ablation, base, large):
         o = config.optimizer
-        assert (o.name, o.eps, o.warmup_steps) == ("lamb", 1e-4, 3000)
+        assert (o.name, o.warmup_steps) == ("lamb", 3000)
         assert config.precision == "fp16" and config.epochs == 30
     for name in ("finetune_coco", "finetune_flickr30k"):
         tuned = compose(f"experiment={name}")
@@ -146,7 +146,6 @@ def test_muon_has_the_matrices_of_linear_layers_and_adamw_the_rest() -> None:
         (["global_batch=64", "batch_per_rank=8"], "global_batch=64 and batch_per_rank=8 are both given"),
         (["experiment=demo", "batch_per_rank=8"], "drop one"),
         (["global_batch=-8"], "global_batch=-8 must be at least 1"),
-        (["threads=0"], "threads=0 must be at least 1"),
         (["data.workers=-1"], "data.workers=-1 must be at least 0"),
         (["optimizer.weight_decay=-0.1"], r"optimizer\.weight_decay=-0\.1 must be at least 0"),
         (["data.crop_scale_min=2"], r"data\.crop_scale_min=2\.0 must be above 0 and at most 1"),
@@ -157,7 +156,6 @@ def test_muon_has_the_matrices_of_linear_layers_and_adamw_the_rest() -> None:
         (["model.image.width=-8"], r"model\.image\.width=-8 must be at least 1"),
         (["model.text.vocab_size=-5"], r"model\.text\.vocab_size=-5 must be at least 1"),
         (["epochs=inf"], "epochs=inf must be a finite number, above 0"),
-        (["backend=fast"], "backend=fast must be one of"),
         (["init_from=/no/such/model.safetensors"], "init_from: there is no file or folder '/no/such/model"),
         (["model.interaction=both"], "model.interaction=both"),
         (["optimizer.lr=1"], "lr"),
@@ -209,8 +207,6 @@ def test_decay_is_decided_by_the_kind_of_parameter() -> None:
     adamw = make_optimizer(model, compose("optimizer.name=adamw"))
     assert isinstance(adamw, torch.optim.AdamW)
     assert [group["eps"] for group in adamw.param_groups] == [1e-8] * 3  # LAMB's would damp its steps
-    given = make_optimizer(model, compose("optimizer.name=adamw", "optimizer.eps=1e-6"))
-    assert [group["eps"] for group in given.param_groups] == [1e-6] * 3
 
 
 def test_help_names_every_field_with_its_default() -> None:

@@ -16,7 +16,7 @@ from filip.train.counts import count
 from filip.train.engine import Batching, to_device
 from filip.train.losses import Loss, resolve_weights
 from filip.train.losses.token_wise import selection_metrics
-from filip.train.losses.weights import as_setting
+from filip.train.losses.weights import WeightSchedule
 from tests.support.training import compose
 from tests.support.waits import GPU, DeviceWaits
 from tests.train.loss_batches import settings
@@ -43,7 +43,7 @@ def test_weights_follow_the_model_unless_given() -> None:
 
 
 def test_the_total_is_the_weighted_sum_and_every_metric_has_a_name() -> None:
-    config = compose("backend=reference")
+    config = compose()
     group = torch.arange(4)
     one = {n: Loss({n: 1.0}, config)(encoded(), group) for n in ("token_wise", "pooled")}
     both = Loss({"token_wise": 1.0, "pooled": 0.5}, config)(encoded(), group)
@@ -76,12 +76,12 @@ def test_a_weight_follows_its_schedule(weight: str, at: dict[int, float]) -> Non
     loss = Loss(weights, config)
     assert {step: loss.weights_at(step).get("pooled", 0) for step in at} == pytest.approx(at)
     # A run writes its weights into its configuration, from which it is resumed and compared.
-    written = {name: as_setting(value) for name, value in weights.items()}
+    written = {name: str(value) if isinstance(value, WeightSchedule) else value for name, value in weights.items()}
     assert written["pooled"] == weight and resolve_weights(written, "token_wise") == weights
 
 
 def test_a_term_counts_only_in_the_steps_that_give_it_a_weight() -> None:
-    config = compose("backend=reference", "loss.token_wise=switch from 0 to 2 at step 3", "loss.pooled=0.5")
+    config = compose("loss.token_wise=switch from 0 to 2 at step 3", "loss.pooled=0.5")
     loss = Loss(resolve_weights(config.loss, "token_wise"), config)
     early, late = (loss(encoded(), torch.arange(4), step) for step in (2, 3))
     assert "loss/token_wise" not in early.metrics
@@ -97,8 +97,8 @@ def test_a_term_counts_only_in_the_steps_that_give_it_a_weight() -> None:
 @pytest.mark.parametrize(
     ("overrides", "complaint"),
     [
-        (["loss.pooled=falling"], "loss.pooled='falling' is no weight"),
-        (["loss.pooled=true"], "is no weight"),
+        (["loss.pooled=falling"], "loss.pooled='falling' is neither a number nor a schedule"),
+        (["loss.pooled=true"], "is neither a number nor a schedule"),
         (["loss.pooled=linear from 1 to 0 in steps 9 to 9"], "must come after step 9"),
         (["loss.pooled=linear from 1 to 0 at step 9"], "a switch has one step"),
         (["loss.pooled=linear from -1 to 0 in steps 0 to 9"], "must be 0 or positive"),
@@ -139,7 +139,7 @@ def test_a_term_of_an_installed_package_is_found(tmp_path: Path, monkeypatch: py
     found = load_plugins("filip.losses", losses.Term, own)
     assert found.keys() - losses.TERMS.keys() == {"distance"}
     monkeypatch.setattr(losses, "TERMS", {**losses.TERMS, **found})
-    config = compose("backend=reference", "+loss.distance=0.5")
+    config = compose("+loss.distance=0.5")
     output = Loss(resolve_weights(config.loss, "token_wise"), config)(encoded(), torch.arange(4))
     assert {"loss/token_wise", "loss/distance"} <= set(output.metrics)
     for wrong, complaint in (
@@ -168,8 +168,8 @@ def test_the_monitor_of_the_selection_tells_what_is_kept() -> None:
 
 def test_the_selection_reports_only_where_it_selects() -> None:
     group = torch.arange(4)
-    everything = Loss({"token_wise": 1.0}, compose("backend=reference"))(encoded(), group)
-    quarter = compose("backend=reference", "token_keep_ratio=0.25", "token_score=contrast")
+    everything = Loss({"token_wise": 1.0}, compose())(encoded(), group)
+    quarter = compose("token_keep_ratio=0.25", "token_score=contrast")
     selected = Loss({"token_wise": 1.0}, quarter)(encoded(), group)
     added = set(selected.metrics) - set(everything.metrics)
     assert added == {f"tokens/kept_{n}" for n in ("bos_eos", "same_patch", "text_cosine", "image_cosine")}
@@ -178,14 +178,14 @@ def test_the_selection_reports_only_where_it_selects() -> None:
 def test_the_share_of_kept_tokens_follows_its_schedule() -> None:
     group = torch.arange(4)
     falling = "token_keep_schedule=linear from 1 to 0.25 in steps 0 to 4"
-    loss, batch = (Loss({"token_wise": 1.0}, compose("backend=reference", "token_keep_ratio=0.25", falling)), encoded())
+    loss, batch = (Loss({"token_wise": 1.0}, compose("token_keep_ratio=0.25", falling)), encoded())
     for step, ratio in ((0, 1.0), (2, 0.625), (4, 0.25), (9, 0.25)):
-        fixed = Loss({"token_wise": 1.0}, compose("backend=reference", f"token_keep_ratio={ratio}"))
+        fixed = Loss({"token_wise": 1.0}, compose(f"token_keep_ratio={ratio}"))
         found = loss(batch, group, step)
         torch.testing.assert_close(found.loss, fixed(batch, group).loss)
         assert float(found.metrics["tokens/keep_ratio"]) == ratio
     for override, reason in (
-        ("token_keep_schedule=falling", "is no schedule"),
+        ("token_keep_schedule=falling", "neither a number nor a schedule"),
         ("token_keep_schedule=linear from 1 to 0 in steps 0 to 4", "keeps 0; shares must be above 0"),
     ):
         with pytest.raises(UserError, match=reason):
@@ -226,8 +226,8 @@ def test_the_temperature_of_the_smooth_maximum_follows_its_schedule_to_the_maxim
 
 def test_the_minimum_of_the_selection_reaches_the_loss() -> None:
     group = torch.arange(4)
-    settings = ("backend=reference", "token_keep_ratio=0.25")
-    whole = Loss({"token_wise": 1.0}, compose("backend=reference"))(encoded(), group)
+    settings = ("token_keep_ratio=0.25",)
+    whole = Loss({"token_wise": 1.0}, compose())(encoded(), group)
     floor = Loss({"token_wise": 1.0}, compose(*settings, "token_keep_minimum=5"))(encoded(), group)
     paper = Loss({"token_wise": 1.0}, compose(*settings))(encoded(), group)
     assert float(floor.loss) == pytest.approx(float(whole.loss))
@@ -240,7 +240,7 @@ def test_a_step_does_not_wait_for_the_device(share: float, monkeypatch: pytest.M
     lengths = torch.tensor([5, 3, 7])
     size = model.image_size
     batch = {"pixels": torch.zeros(3, 3, size, size), "ids": torch.ones(3, 7, dtype=torch.int64), "lengths": lengths}
-    loss = Loss(resolve_weights({"token_wise": 1.0}, "token_wise"), settings(token_keep_ratio=share, backend="tiled"))
+    loss = Loss(resolve_weights({"token_wise": 1.0}, "token_wise"), settings(token_keep_ratio=share))
     seen = DeviceWaits(lengths)
     monkeypatch.setattr(dispatch, "run_backward", seen.inside(dispatch.run_backward))
     with seen:

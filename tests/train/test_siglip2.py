@@ -140,10 +140,11 @@ def test_it_trains_resumes_and_is_loaded_with_its_own_vocabulary(squares: Path, 
 def test_a_tower_from_random_weights_takes_a_tokenizer_json(squares: Path, folder: Path, tmp_path: Path) -> None:
     tokenizer = JsonTokenizer.from_file(folder / "tokenizer.json")
     text = f"model.text.tokenizer={folder / 'tokenizer.json'}"
-    small = compose("model=tiny", text, "model.text.padding=0", "model.text.vocab_size=9")
+    small = compose("model=tiny", text, "model.text.vocab_size=9")
     with pytest.raises(UserError, match=f"give model.text.vocab_size={tokenizer.size}"):
         _ = build_model(small.model).tokenizer
-    config = compose("model=tiny", text, "model.text.padding=0", f"model.text.vocab_size={tokenizer.size}")
+    config = compose("model=tiny", text, f"model.text.vocab_size={tokenizer.size}")
+    config.model.text.padding = 0
     model = build_model(config.model)
     _ = model.tokenizer
     stream = StreamConfig(

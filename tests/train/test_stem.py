@@ -115,7 +115,9 @@ def test_cells_are_patches_and_a_file_holds_it_all(warm: dict, tmp_path: Path) -
         assert model.encode_image(pixels).shape == (2, 16, 16)
         torch.testing.assert_close(again.encode_image(pixels), model.encode_image(pixels))
         assert larger.encode_image(torch.randn(1, 3, 96, 96)).shape == (1, 36, 16)
-    wide = build_model(compose(*STEM, "model.image.stem_cells=2").model)
+    config = compose(*STEM).model
+    config.image.stem_cells = 2
+    wide = build_model(config)
     assert wide.image.grid == (2, 2) and wide.image.patch_size == (32, 32)
     with torch.no_grad():
         maps = wide.image.stem(pixels)
@@ -142,16 +144,21 @@ def test_a_frozen_stem_has_no_gradient_and_the_rest_has(warm: dict) -> None:
     [
         (("model.image.stem=resnet0",), "cannot build model.image.stem='resnet0'"),
         ((f"model.image.stem={NAME}", "model.image.image_size=40"), "not a multiple of model.image.stem_stride=16"),
-        (
-            (f"model.image.stem={NAME}", "model.image.image_size=48", "model.image.stem_cells=2"),
-            "stem_stride=16 times model.image.stem_cells=2",
-        ),
-        ((f"model.image.stem={NAME}", "model.image.stem_stride=1"), r"strides \[2, 4, 8, 16, 32\]"),
     ],
 )
 def test_a_stem_that_cannot_be_is_refused(overrides: tuple[str, ...], reason: str) -> None:
     with pytest.raises(UserError, match=reason):
         build_model(compose("model=tiny", *overrides).model)
+
+
+def test_cells_that_do_not_fill_an_image_are_refused_and_so_are_strides_that_a_network_lacks() -> None:
+    config = compose("model=tiny", f"model.image.stem={NAME}", "model.image.image_size=48").model
+    config.image.stem_cells = 2
+    with pytest.raises(UserError, match=r"stem_stride=16 times model.image.stem_cells=2"):
+        build_model(config)
+    config.image.stem_cells, config.image.stem_stride = 1, 1
+    with pytest.raises(UserError, match=r"strides \[2, 4, 8, 16, 32\]"):
+        build_model(config)
 
 
 def test_weights_that_are_no_stem_of_the_model_are_refused() -> None:

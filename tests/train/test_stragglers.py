@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from filip.train.config import WatchdogConfig
-from filip.train.monitors import RankReport, fleet_report
+from filip.train.monitors import RankReport, Slowest, slowest, summed
 from filip.train.telemetry import text_line
 from filip.train.watchdog import Limits, StallDetector, StepStatus, Watchdog
 
@@ -17,48 +17,52 @@ def reports(*encoding: float, data_wait: float = 0.0) -> list[RankReport]:
     return [RankReport(wait, seconds, {"undecodable": rank}, f"host{rank}") for rank, (seconds, wait) in pairs]
 
 
+def of(ranks: list[RankReport]) -> tuple[Slowest, Slowest]:
+    return slowest(ranks, "data_wait"), slowest(ranks, "encoding")
+
+
 def watchdog(straggler_intervals: int = 3) -> Watchdog:
     limits = Limits(straggler_intervals=straggler_intervals)
     return Watchdog(WatchdogConfig(), 128, max_logit_scale=100.0, fp16=False, limits=limits)
 
 
 def test_counters_are_summed_and_the_slowest_rank_has_a_name() -> None:
-    report = fleet_report(reports(1.0, 1.1, 3.0, 0.9, data_wait=0.5))
-    assert report.counters == {"undecodable": 0 + 1 + 2 + 3}
-    assert (report.encoding.rank, report.encoding.host, report.encoding.median) == (2, "host2", 1.0)
-    assert (report.data_wait.rank, report.data_wait.seconds, report.data_wait.median) == (3, 0.5, 0.0)
-    assert report.values()["fleet/encoding_slowest_rank"] == 2
+    ranks = reports(1.0, 1.1, 3.0, 0.9, data_wait=0.5)
+    data_wait, encoding = of(ranks)
+    assert summed([report.counters for report in ranks]) == {"undecodable": 0 + 1 + 2 + 3}
+    assert (encoding.rank, encoding.host, encoding.median) == (2, "host2", 1.0)
+    assert (data_wait.rank, data_wait.seconds, data_wait.median) == (3, 0.5, 0.0)
 
 
 def test_a_straggler_is_reported_once_it_has_lasted() -> None:
     dog = watchdog(straggler_intervals=3)
-    slow, even = fleet_report(reports(1.0, 1.0, 2.0)), fleet_report(reports(1.0, 1.1, 1.2))
-    assert dog.observe_fleet(10, 4.0, slow) == dog.observe_fleet(20, 4.0, slow) == []
-    (alert,) = dog.observe_fleet(30, 4.0, slow)
+    slow, even = of(reports(1.0, 1.0, 2.0)), of(reports(1.0, 1.1, 1.2))
+    assert dog.observe_fleet(10, 4.0, *slow) == dog.observe_fleet(20, 4.0, *slow) == []
+    (alert,) = dog.observe_fleet(30, 4.0, *slow)
     assert (alert.kind, alert.first, alert.last) == ("straggler", 10, 30)
     assert "rank 2 on host2 takes 2 s, the rank in the middle 1 s" in str(alert)
-    assert dog.observe_fleet(40, 4.0, slow) == []  # said
+    assert dog.observe_fleet(40, 4.0, *slow) == []  # said
     for step in (50, 60, 70, 80):
-        assert dog.observe_fleet(step, 4.0, even) == []
-    other = fleet_report(reports(2.0, 1.0, 1.0))
-    found = [dog.observe_fleet(step, 4.0, which) for step, which in ((90, slow), (100, other), (110, slow))]
+        assert dog.observe_fleet(step, 4.0, *even) == []
+    other = of(reports(2.0, 1.0, 1.0))
+    found = [dog.observe_fleet(step, 4.0, *which) for step, which in ((90, slow), (100, other), (110, slow))]
     assert found == [[], [], []]  # never the same rank three times in a row
 
 
 def test_a_few_milliseconds_are_no_straggler() -> None:
     """Nor is a share of the step that nobody notices."""
     dog = watchdog(straggler_intervals=1)
-    assert dog.observe_fleet(10, 0.02, fleet_report(reports(0.0050, 0.0051, 0.0079))) == []
-    assert dog.observe_fleet(20, 40.0, fleet_report(reports(1.0, 1.0, 2.0))) == []
-    assert dog.observe_fleet(30, 0.2, fleet_report(reports(0.05, 0.05, 0.08)))
+    assert dog.observe_fleet(10, 0.02, *of(reports(0.0050, 0.0051, 0.0079))) == []
+    assert dog.observe_fleet(20, 40.0, *of(reports(1.0, 1.0, 2.0))) == []
+    assert dog.observe_fleet(30, 0.2, *of(reports(0.05, 0.05, 0.08)))
 
 
 def test_a_rank_with_slow_data_is_reported() -> None:
     dog = watchdog(straggler_intervals=2)
-    report = fleet_report(reports(1.0, 1.0, 1.0, data_wait=1.2))
-    assert dog.observe_fleet(1, 10.0, report) == dog.observe_fleet(2, 10.0, report) == []  # 12 % of a step
-    assert dog.observe_fleet(3, 4.0, report) == []
-    (alert,) = dog.observe_fleet(4, 4.0, report)
+    report = of(reports(1.0, 1.0, 1.0, data_wait=1.2))
+    assert dog.observe_fleet(1, 10.0, *report) == dog.observe_fleet(2, 10.0, *report) == []  # 12 % of a step
+    assert dog.observe_fleet(3, 4.0, *report) == []
+    (alert,) = dog.observe_fleet(4, 4.0, *report)
     assert alert.kind == "slow data" and "rank 2 on host2 takes 1.2 s" in str(alert)
 
 

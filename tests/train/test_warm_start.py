@@ -271,7 +271,8 @@ def test_folders_of_transformers_that_do_not_fit_are_refused(tmp_path: Path) -> 
 
 def test_a_training_starts_from_it_with_its_own_interaction_and_size(tmp_path: Path) -> None:
     hf_folder(tmp_path / "clip")
-    config = compose(f"init_from=hf:{tmp_path / 'clip'}", "model.cls_in_interaction=true", "image_size=64")
+    config = compose(f"init_from=hf:{tmp_path / 'clip'}", "image_size=64")
+    config.model.cls_in_interaction = True
     model = initial_model(config)
     assert model.training and model.image_size == 64 and model.image.grid == (2, 2)
     assert config.model.interaction == "token_wise" and config.model.cls_in_interaction

@@ -63,7 +63,7 @@ def test_a_further_run_changes_no_other_command(demo: dict) -> None:
     runs = {"first": demo["runs"]["filip"], **demo["runs"]}
     before, after = WorkflowStudy(demo), WorkflowStudy({**demo, "runs": runs})
     for name in before.trained:
-        assert after.launch_command(name) == before.launch_command(name), name
+        assert after.launch(name).command() == before.launch(name).command(), name
 
 
 def test_trainings_and_evaluations_of_a_server_ask_for_gpus_of_their_own(demo: dict) -> None:
@@ -188,11 +188,11 @@ def test_a_cluster_s_profile_need_not_know_a_number_of_cores(demo: dict) -> None
 
 def test_all_efficiency_rows_are_one_start_of_their_own_module(demo: dict) -> None:
     study = WorkflowStudy(demo)
-    assert study.efficiency_command().endswith("--module filip.study.efficiency")
+    assert study.efficiency_launch.command("filip.study.efficiency").endswith("--module filip.study.efficiency")
     assert study.gathered == "2048"
     del demo["efficiency_train"]["gathered"]
     assert WorkflowStudy(demo).gathered == "null"
-    assert study.efficiency_resources(submits=lambda: False)["nodes"](None) == 1
+    assert study.train_resources(lambda: False, next(iter(study.efficiency)))["nodes"](None) == 1
 
 
 def test_arguments_reach_the_other_hosts_of_a_hostfile_as_one_word_each(demo: dict) -> None:

@@ -13,7 +13,7 @@ rule pretrain:
     wildcard_constraints:
         run="|".join([*STUDY.runs, *STUDY.trials]),
     params:
-        launch=lambda wildcards: STUDY.launch_command(wildcards.run),
+        launch=lambda wildcards: STUDY.launch(wildcards.run).command(),
         ranks=lambda wildcards: STUDY.launch(wildcards.run).ranks_of_a_start,
         arguments=lambda wildcards: STUDY.quoted_arguments(wildcards.run),
         chosen=lambda wildcards: [f"$(cat {file})" for file in STUDY.chosen(wildcards.run)],
@@ -68,7 +68,7 @@ if STUDY.efficiency:
         output:
             expand(f"{RESULTS}/efficiency/{{row}}.json", row=STUDY.efficiency),
         params:
-            launch=lambda wildcards: STUDY.efficiency_command(),
+            launch=STUDY.efficiency_launch.command("filip.study.efficiency"),
             ranks=STUDY.efficiency_launch.ranks_of_a_start,
             out=lambda wildcards, output: Path(output[0]).parent,
             gathered=STUDY.gathered,
@@ -80,7 +80,7 @@ if STUDY.efficiency:
         threads: lambda wildcards: STUDY.efficiency_launch.threads(lambda: workflow.cores)
         retries: 0
         resources:
-            **STUDY.efficiency_resources(lambda: workflow.non_local_exec),
+            **STUDY.train_resources(lambda: workflow.non_local_exec, next(iter(STUDY.efficiency))),
         conda:
             "../envs/filip.yaml"
         shell:

@@ -9,7 +9,7 @@ examples.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -21,15 +21,14 @@ from filip.train.losses.pooled import POOLED
 from filip.train.losses.term import BatchShape, LossInput, LossSettings, Term, TermOutput, sum_of
 from filip.train.losses.token_wise import TOKEN_WISE, scorer_parameters
 from filip.train.losses.weights import (
+    WEIGHT,
     Weight,
     WeightSchedule,
-    as_setting,
     check_every_step,
     given_weight,
     parse_weight,
     term_settings,
     weight_at,
-    with_settings,
 )
 
 __all__ = [
@@ -166,7 +165,8 @@ def resolve_weights(weights: Mapping[str, object], interaction: str) -> dict[str
         if name not in TERMS:
             raise UserError(f"loss.{name}: there is no such term; choose among {', '.join(TERMS)}")
     given = {
-        name: parse_weight(name, given_weight(name, weights.get(name), term.settings)) for name, term in TERMS.items()
+        name: parse_weight(f"loss.{name}", given_weight(name, weights.get(name), term.settings))
+        for name, term in TERMS.items()
     }
     resolved = {name: float(name == interaction) if weight is None else weight for name, weight in given.items()}
     active = {name: weight for name, weight in resolved.items() if weight != 0}
@@ -178,13 +178,14 @@ def resolve_weights(weights: Mapping[str, object], interaction: str) -> dict[str
 
 def resolved_settings(config: LossSettings, weights: Mapping[str, Weight]) -> dict[str, Any]:
     """Return ``loss`` of a configuration with every weight and setting in it, none left to a default."""
-    return {
-        name: with_settings(
-            as_setting(weights.get(name, 0.0)),
-            term_settings(name, config.loss.get(name), term.settings) if name in weights else None,
-        )
-        for name, term in TERMS.items()
-    }
+    resolved: dict[str, Any] = {}
+    for name, term in TERMS.items():
+        weight = weights.get(name, 0.0)
+        resolved[name] = str(weight) if isinstance(weight, WeightSchedule) else weight
+        if name in weights and term.settings is not None:
+            settings = asdict(term_settings(name, config.loss.get(name), term.settings))
+            resolved[name] = {WEIGHT: resolved[name], **settings}
+    return resolved
 
 
 def check_terms(config: LossSettings) -> None:
@@ -193,7 +194,7 @@ def check_terms(config: LossSettings) -> None:
         if name not in TERMS:
             continue  # resolve_weights names the others
         term_settings(name, value, TERMS[name].settings)
-        if parse_weight(name, given_weight(name, value, TERMS[name].settings)):
+        if parse_weight(f"loss.{name}", given_weight(name, value, TERMS[name].settings)):
             TERMS[name].check(config)
 
 

@@ -13,7 +13,7 @@ from filip.interaction import ContrastiveOutput, Similarity, contrastive_loss
 from filip.interaction.cost import Setting
 from filip.models import Encoded, ModelConfig, PooledFeatures, TextFeatures
 from filip.models.dual_encoder import without_ends
-from filip.train.losses.weights import parse_schedule, parse_setting, weight_at
+from filip.train.losses.weights import parse_weight, weight_at
 
 T = TypeVar("T")
 
@@ -66,13 +66,13 @@ class LossInput:
     @property
     def keep_ratio(self) -> float:
         """Return the share of its tokens that a sample sends to the loss in this step."""
-        schedule = parse_schedule("token_keep_schedule", self.settings.token_keep_schedule)
-        return self.settings.token_keep_ratio if schedule is None else schedule.at(self.step)
+        schedule = parse_weight("token_keep_schedule", self.settings.token_keep_schedule)
+        return self.settings.token_keep_ratio if schedule is None else weight_at(schedule, self.step)
 
     @property
     def token_temperature(self) -> float:
         """Return the temperature of the smooth maximum in this step; 0 stands for the maximum itself."""
-        return weight_at(parse_setting("token_temperature", self.settings.token_temperature), self.step)
+        return weight_at(parse_weight("token_temperature", self.settings.token_temperature) or 0.0, self.step)
 
     @property
     def tokens(self) -> tuple[Tensor, TextFeatures]:

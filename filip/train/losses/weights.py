@@ -8,8 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from functools import lru_cache
+from dataclasses import dataclass
 from typing import Any
 
 from filip.errors import UserError
@@ -65,37 +64,17 @@ def weight_at(weight: Weight, step: int) -> float:
     return weight.at(step) if isinstance(weight, WeightSchedule) else weight
 
 
-def as_setting(weight: Weight) -> float | str:
-    """Return ``weight`` as it stands in a configuration; :func:`parse_weight` reads it back."""
-    return str(weight) if isinstance(weight, WeightSchedule) else weight
-
-
 def parse_weight(name: str, value: object) -> Weight | None:
-    """Parse ``value`` of ``loss.<name>``. Raise UserError if it is neither one of :data:`FORMS` nor null."""
-    return None if value is None else _weight(f"loss.{name}", value, f"no weight; write {FORMS}")
+    """Parse the number or schedule in the key ``name`` of the configuration; None stays None.
 
-
-@lru_cache
-def parse_setting(name: str, value: object) -> Weight:
-    """Parse the number or schedule in the key ``name`` of the configuration. Raise UserError if it is neither."""
-    return _weight(name, value, f"neither a number nor a schedule; write {FORMS}")
-
-
-def _weight(name: str, value: object, complaint: str) -> Weight:
+    Raises UserError if it is neither one of :data:`FORMS` nor null.
+    """
+    if value is None:
+        return None
     if isinstance(value, int | float) and not isinstance(value, bool):
         return _number(name, value, value)
-    return _schedule(name, value, complaint)
-
-
-@lru_cache
-def parse_schedule(name: str, value: str | None) -> WeightSchedule | None:
-    """Parse the schedule in the key ``name`` of the configuration. Raise UserError if it is neither one nor null."""
-    return None if value is None else _schedule(name, value, f"no schedule; write {FORMS.partition(', ')[2]}")
-
-
-def _schedule(name: str, value: object, complaint: str) -> WeightSchedule:
     if not isinstance(value, str) or (found := _SCHEDULE.fullmatch(" ".join(value.split()))) is None:
-        raise UserError(f"{name}={value!r} is {complaint}")
+        raise UserError(f"{name}={value!r} is neither a number nor a schedule; write {FORMS}")
     start, end = (_number(name, found[key], value) for key in ("start", "end"))
     if (found["shape"] == "switch") != (found["at"] is not None):
         raise UserError(f"{name}={value!r}: a switch has one step, the others a first and a last; write {FORMS}")
@@ -152,11 +131,6 @@ def term_settings(name: str, value: object, kind: type | None) -> Any:
         return None
     given = {key: value[key] for key in value if key != WEIGHT} if isinstance(value, Mapping) else {}
     return read_settings(kind, given, f"loss.{name}.")
-
-
-def with_settings(weight: float | str, settings: Any) -> float | str | dict[str, Any]:
-    """Return ``weight`` and ``settings`` as they stand in a configuration; :func:`term_settings` reads them back."""
-    return weight if settings is None else {WEIGHT: weight, **asdict(settings)}
 
 
 def _shown(value: Mapping[Any, object]) -> str:

@@ -11,11 +11,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from filip.errors import UserError
+from filip.errors import UserError, first_line
 from filip.models import DualEncoder, ImageTowerConfig, ModelConfig, TextTowerConfig, build_model
 from filip.pixels import CLIP_MEAN, CLIP_STD
 from filip.tokenizer import EOS
@@ -91,3 +92,16 @@ def block_state(state: dict[str, Tensor], ours: str, theirs: str, layers: int, p
                 part = name if "." in packed else name.rpartition(".")[2]
                 found[f"{ours}.{i}.{part}.{end}"] = state[f"{theirs}.{i}.{source}.{end}"]
     return found
+
+
+def source_of(name: str, kind: Any, without: tuple[str, ...] = ()) -> Any:
+    """Return the model of transformers. Raises UserError if its file lacks weights, but for those ``without`` names."""
+    try:
+        loaded: Any = kind.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
+    except Exception as error:
+        raise UserError(f"init_from=hf:{name}: its weights cannot be loaded: {first_line(error)}") from error
+    source, report = loaded
+    missing = [key for key in sorted(report["missing_keys"]) if not any(part in key for part in without)]
+    if missing:
+        raise UserError(f"init_from=hf:{name}: its weights lack {missing[0]} ({len(missing)} tensors in all)")
+    return source

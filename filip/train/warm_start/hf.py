@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from filip.errors import UserError, first_line
 from filip.extras import how_to_install
 from filip.models import DualEncoder, ModelConfig, TextTowerConfig
 from filip.train.warm_start import siglip
-from filip.train.warm_start.clip import block_state, build_clip, image_config, refuse_normalisation
+from filip.train.warm_start.clip import block_state, build_clip, image_config, refuse_normalisation, source_of
 
 _TOWERS = {  # ours, theirs
     "image.trunk.norm_pre": "vision_model.pre_layrnorm",
@@ -52,13 +51,7 @@ def from_hf(name: str, config: ModelConfig) -> DualEncoder:
             "the model (CLIPImageProcessor().save_pretrained for OpenAI's)"
         ) from error
     refuse_normalisation(name, processor.image_mean, processor.image_std)
-    try:
-        loaded: Any = CLIPModel.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
-    except Exception as error:
-        raise UserError(f"init_from=hf:{name}: its weights cannot be loaded: {first_line(error)}") from error
-    source, report = loaded
-    if missing := sorted(report["missing_keys"]):
-        raise UserError(f"init_from=hf:{name}: its weights lack {missing[0]} ({len(missing)} tensors in all)")
+    source = source_of(name, CLIPModel)
     return build_clip(
         config,
         name.rstrip("/").rpartition("/")[2],

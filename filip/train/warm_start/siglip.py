@@ -13,7 +13,6 @@ import math
 from dataclasses import replace
 from typing import Any
 
-import torch
 from timm.models.naflexvit import checkpoint_filter_fn
 from torch import Tensor
 
@@ -21,11 +20,12 @@ from filip.errors import UserError, first_line
 from filip.files import digest
 from filip.json_tokenizer import JsonTokenizer
 from filip.models import DualEncoder, ImageTowerConfig, ModelConfig, TextTowerConfig, build_model
-from filip.train.warm_start.clip import block_state
+from filip.train.warm_start.clip import block_state, source_of
 from filip.train.warm_start.timm import fold_normalisation
 
 IMAGE_ONLY = ":image"  # behind the name: the vision tower alone
 TYPES = ("siglip", "siglip_vision_model", "siglip2", "siglip2_vision_model")
+LEFT_OUT = ("head.", "logit_")  # weights of the source that we do not take
 # A ViT of timm without [CLS], norm_pre and pooling; its sizes are all given below.
 TIMM_NAME = "vit_base_patch16_siglip_gap_224"
 # theirs, timm's and ours
@@ -46,14 +46,14 @@ def from_siglip(name: str, known: Any, config: ModelConfig, image_only: bool = F
         from transformers import Siglip2VisionModel, SiglipVisionModel
 
         model = build_model(config)
-        source = _source(name, Siglip2VisionModel if naflex else SiglipVisionModel)
+        source = source_of(name, Siglip2VisionModel if naflex else SiglipVisionModel, LEFT_OUT)
         _load_image(model, name, vision, source)
         return model
     from transformers import AutoModel
 
     tokenizer, padding = _tokenizer(name)
     model = build_model(replace(config, text=_text_config(name, text, tokenizer, padding)))
-    model.json_tokenizer, source = tokenizer, _source(name, AutoModel)
+    model.json_tokenizer, source = tokenizer, source_of(name, AutoModel, LEFT_OUT)
     _load_text(model, source.text_model.state_dict(), text.num_hidden_layers)
     _load_image(model, name, vision, source.vision_model)
     return model
@@ -84,19 +84,6 @@ def _load_text(model: DualEncoder, state: dict[str, Tensor], layers: int) -> Non
         "projection.weight": model.text.projection.weight,
     }
     model.text.load_state_dict(found | block_state(state, "blocks", "encoder.layers", layers, packed="qkv"))
-
-
-def _source(name: str, kind: Any) -> Any:
-    """Return the model of transformers; its heads, scale and bias, which we leave out, may be missing."""
-    try:
-        loaded: Any = kind.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
-    except Exception as error:
-        raise UserError(f"init_from=hf:{name}: its weights cannot be loaded: {first_line(error)}") from error
-    source, report = loaded
-    missing = [key for key in sorted(report["missing_keys"]) if "head." not in key and "logit_" not in key]
-    if missing:
-        raise UserError(f"init_from=hf:{name}: its weights lack {missing[0]} ({len(missing)} tensors in all)")
-    return source
 
 
 def _tokenizer(name: str) -> tuple[JsonTokenizer, int]:
