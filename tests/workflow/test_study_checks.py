@@ -14,6 +14,17 @@ from workflow.study import ROOT, WorkflowStudy
 
 
 @pytest.mark.parametrize(
+    ("key", "name", "value"), [("demo", "port", 70_000), ("demo", "limit", 3), ("explorer", "count", 0)]
+)
+def test_a_value_that_a_command_would_refuse_is_refused_before_any_job(
+    demo: dict, key: str, name: str, value: int
+) -> None:
+    demo[key][name] = value
+    with pytest.raises(UserError, match=f"^study config, key {key}.{name}={value} must be at"):
+        WorkflowStudy(demo)
+
+
+@pytest.mark.parametrize(
     ("change", "named"),
     [
         (lambda c: c.pop("runs"), "runs"),
