@@ -24,6 +24,7 @@ LATEX |= {letter: "\\" + letter for letter in "&%$#_{}"}
 # characters that pdflatex does not know
 LATEX |= {"→": "$\\rightarrow$", "×": "$\\times$", "·": "$\\cdot$", "−": "$-$"}
 LATEX |= {"…": "\\ldots{}", "–": "--"}
+LATEX |= {"<": "$<$", ">": "$>$", "|": "\\textbar{}"}  # other letters in TeX's own encoding
 
 
 @dataclass
