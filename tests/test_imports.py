@@ -1,15 +1,11 @@
 """The imports of a command at its start: a list of modules rather than seconds, which depend on the machine."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-from tests.eval.miniature import write_model, write_webdataset
+from tests.support.processes import run_python
 
-ROOT = Path(__file__).resolve().parent.parent
 DRAWING = {"matplotlib"}
 STATISTICS = {"scipy.stats", "sklearn", "pandas"}
 COMPILER = {"torch._dynamo", "torch._inductor", "sympy", "triton"}
@@ -38,41 +34,11 @@ for name, forbidden in json.loads(sys.argv[1]).items():
     found[name] = sorted(set(forbidden) & set(sys.modules))
 print(json.dumps(found))
 """
-EVALUATED = """
-import json, runpy, sys
-forbidden, *sys.argv[1:] = sys.argv[1:]
-runpy.run_module("filip", run_name="__main__", alter_sys=True)
-print(json.dumps(sorted(set(json.loads(forbidden)) & set(sys.modules))))
-"""
-STUDY_READ = """
-import json, sys
-from filip.study import load_study
-assert load_study("workflow/config/demo.yaml").rows("retrieval")
-print(json.dumps("torch" in sys.modules))
-"""
-
-
-def run(code: str, *arguments: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
 
 
 @pytest.mark.parametrize("started", [STARTED, REPORT], ids=["commands", "report"])
 def test_what_a_command_need_not_have_is_not_imported(started: dict[str, set[str]]) -> None:
     lists = {name: sorted(forbidden) for name, forbidden in started.items()}
-    assert json.loads(run(IMPORTED, json.dumps(lists))) == {name: [] for name in started}
-
-
-def test_an_evaluation_loads_and_runs_a_model_without_drawing(tmp_path: Path) -> None:
-    write_webdataset(tmp_path / "demo_fluent", None, [[f"text {i}"] for i in range(4)])
-    model = write_model(tmp_path / "m.safetensors")
-    options = [f"model={model}", "data=[demo_fluent]", f"root={tmp_path}", f"out={tmp_path / 'out'}"]
-    printed = run(EVALUATED, json.dumps(sorted(DRAWING | STATISTICS | {"deepspeed", "transformers"})), "eval", *options)
-    assert "retrieval" in printed and json.loads(printed.splitlines()[-1]) == []
-
-
-def test_the_report_reads_a_study_without_pytorch() -> None:
-    assert json.loads(run(STUDY_READ)) is False
+    done = run_python("-c", IMPORTED, json.dumps(lists))
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {name: [] for name in started}

@@ -220,19 +220,6 @@ def test_parts_fill_the_cache_between_them(tmp_path: Path, monkeypatch) -> None:
     assert sum(map(len, tables)) == len({text for table in tables for text in table})
 
 
-def test_many_blocks_are_written_beside_the_engine_each_once(tmp_path: Path, monkeypatch) -> None:
-    captions = [f"a dog and {n} cats" for n in range(40)]
-    make_shards(tmp_path / "shards", captions, per_shard=40)
-    one = job(tmp_path, out=tmp_path / "one", cache=tmp_path / "one_cache")
-    fragment = translate(one)
-    monkeypatch.setattr("filip.data.captions.translation_cache.SMALLEST_BLOCK", 1)
-    many = job(tmp_path)
-    assert translate(many) == fragment
-    assert rows_of(many.out) == rows_of(one.out)
-    written = [pq.read_table(path)["text"].to_pylist() for path in many.cache.rglob("*.parquet")]
-    assert sorted(written) == sorted([caption] for n, caption in enumerate(captions) if n % 5 != 4)
-
-
 @pytest.mark.slow
 def test_the_translations_of_all_shards_need_not_fit_into_memory(tmp_path: Path) -> None:
     """There are 100,000 captions of 240 characters and their translations, of which DuckDB may hold 120 MB."""

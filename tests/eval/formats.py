@@ -20,8 +20,6 @@ from PIL import Image
 from scipy.io import savemat
 from torchvision import datasets
 
-__all__ = ["WRITERS", "colour", "number_of", "shown"]
-
 STEP = 25  # between colour levels: more than JPEG disturbs
 
 
@@ -187,17 +185,8 @@ def imagenet(root: Path, classes: list[str], patch: pytest.MonkeyPatch) -> None:
     torch.save(({wnid: (f"word {wnid}",) for wnid in classes}, classes), root / "meta.bin")
 
 
-WRITERS: dict[str, Callable[[Path, list[str], pytest.MonkeyPatch], None]] = {
-    "cifar10": cifar10,
-    "cifar100": cifar100,
-    "caltech101": caltech101,
-    "stanford_cars": stanford_cars,
-    "flowers102": flowers102,
-    "food101": food101,
-    "sun397": sun397,
-    "dtd": dtd,
-    "fgvc_aircraft": fgvc_aircraft,
-    "oxford_pets": oxford_pets,
-    "eurosat": eurosat,
-    "imagenet": imagenet,
-}
+FORMATS = (
+    cifar10, cifar100, caltech101, stanford_cars, flowers102, food101, sun397, dtd, fgvc_aircraft, oxford_pets, eurosat,
+    imagenet,
+)  # fmt: skip
+WRITERS: dict[str, Callable[[Path, list[str], pytest.MonkeyPatch], None]] = {write.__name__: write for write in FORMATS}

@@ -134,8 +134,6 @@ def cases(ranks: int) -> Cases:
         found[f"{exchange}, mistakes"] = partial(a_mistake_on_one_is_an_error_on_all, exchange=exchange)
         found[f"{exchange}, images of different sizes"] = partial(masked_images, exchange=exchange)
         found[f"{exchange}, waits for the device"] = partial(waits_for_the_device, exchange=exchange)
-        found[f"{exchange}, shapes"] = partial(matrices_have_their_shapes, exchange=exchange)
-        found[f"{exchange}, gradients reach their owner"] = partial(gradients_reach_their_owner, exchange=exchange)
         if ranks == 4:
             found[f"{exchange}, groups of two"] = partial(groups_of_two, exchange=exchange)
             found[f"{exchange}, memory of the backward"] = partial(only_tokens_are_saved, exchange=exchange)
@@ -144,21 +142,6 @@ def cases(ranks: int) -> Cases:
 
 def as_one_process(rank: int, ranks: int, *, tolerance: float, **options: Any) -> None:
     compare(PAIRS[:ranks], rank, None, tolerance, **options)
-
-
-def matrices_have_their_shapes(rank: int, ranks: int, *, exchange: str) -> None:
-    """Check that i2t [b, N] and t2i [N, b] are the rows and the columns of the single process's matrices."""
-    counts = PAIRS[:ranks]
-    pairs = Pairs(counts)
-    image, text = F.normalize(pairs.image, dim=-1)[:, :, :4], F.normalize(pairs.text, dim=-1)
-    whole = late_interaction(image, text, pairs.lengths, backend="reference")
-    first = sum(counts[:rank])
-    own = slice(first, first + counts[rank])
-    tokens = pairs.lengths.cumsum(0)
-    mine = text[int(tokens[first] - pairs.lengths[first]) : int(tokens[own.stop - 1])]
-    found = distributed_late_interaction(image[own], mine, pairs.lengths[own], exchange=exchange, backend="tiled")
-    torch.testing.assert_close(found.i2t, whole.i2t[own])
-    torch.testing.assert_close(found.t2i, whole.t2i[:, own])
 
 
 def masked_images(rank: int, ranks: int, *, exchange: str) -> None:
@@ -319,17 +302,6 @@ def each_rank_uses_another_matrix(rank: int, ranks: int) -> None:
     found = distributed_pooled_similarity(image, text)
     found[rank % 2].square().sum().backward()
     assert image.grad is not None and text.grad is not None and bool(text.grad.any())
-
-
-def gradients_reach_their_owner(rank: int, ranks: int, *, exchange: str) -> None:
-    """Check that a loss on rank 0 alone reaches the tokens of every other rank."""
-    image, text, lengths, _ = Pairs(PAIRS[:ranks]).of(rank)
-    text = F.normalize(text, dim=-1).requires_grad_()
-    found = distributed_late_interaction(
-        F.normalize(image[:, :, :4], dim=-1), text, lengths, exchange=exchange, backend="tiled"
-    )
-    (found.i2t.sum() * (rank == 0)).backward()
-    assert text.grad is not None and float(text.grad.abs().max()) > 0
 
 
 def groups_of_two(rank: int, ranks: int, *, exchange: str) -> None:

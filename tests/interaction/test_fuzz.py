@@ -71,6 +71,7 @@ def check(backend: str, dtype_name: str, temperature: float | None, seed: int, r
     image, text = (side.clone().requires_grad_() for side in problem[:2])
     chosen = backend if temperature is None else SmoothMaximum(temperature)
     found = late_interaction_padded(image, text, problem.text_mask, image_mask=problem.image_mask, backend=chosen)
+    assert found.i2t.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     weights = [weight.to(found.i2t.dtype) for weight in upstream(found.i2t.shape)]
     everything = *found, *torch.autograd.grad(tuple(found), (image, text), weights)
     # An exponent of |s| / t has the rounding error of s, divided by t.

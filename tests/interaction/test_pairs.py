@@ -77,20 +77,9 @@ def test_mistakes_are_named() -> None:
             late_interaction_pairs(*problem, torch.tensor(images), torch.tensor(texts))
 
 
-def test_a_mask_of_text_tokens_with_holes() -> None:
-    """Masked tokens are NaN, and take part in nothing."""
-    problem = random_problem(3, 4, [3, 1, 2], 16)
-    mask = torch.tensor([[1, 0, 1, 1], [0, 0, 1, 0], [1, 1, 0, 0]]).bool()
-    padded = torch.full((3, 4, 16), float("nan"))
-    padded[mask] = problem.text_tokens
-    padded.requires_grad_()
-    found = late_interaction_padded(problem.image_tokens, padded, mask, backend="tiled")
-    expected = late_interaction(*problem, backend="tiled")
-    assert torch.equal(found.i2t, expected.i2t) and torch.equal(found.t2i, expected.t2i)
-    (gradient,) = torch.autograd.grad(found.t2i.sum(), padded)
-    assert bool(gradient.isfinite().all()) and not gradient[~mask].any() and bool(gradient[mask].any())
+def test_a_mask_of_text_tokens_has_their_shape() -> None:
     with pytest.raises(ValueError, match=r"a mask \[texts, n2\]"):
-        late_interaction_padded(problem.image_tokens, padded, mask[:, :3])
+        late_interaction_padded(torch.ones(3, 4, 16), torch.ones(3, 4, 16), torch.ones(3, 3, dtype=torch.bool))
 
 
 def test_cumulative_lengths_are_recognised() -> None:

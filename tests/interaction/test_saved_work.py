@@ -71,16 +71,3 @@ def test_blocks_give_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(found.i2t, expected.i2t.detach(), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(found.t2i, expected.t2i.detach(), rtol=1e-5, atol=1e-6)
     assert sum(done) == 11 * 13 and len(done) == 3 * 3
-
-
-def test_one_block_is_in_memory_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    shapes = []
-
-    def spy(image: torch.Tensor, text: torch.Tensor, lengths: torch.Tensor, **options: object) -> object:
-        shapes.append((len(image), len(lengths)))
-        return late_interaction(image, text, lengths, **options)
-
-    monkeypatch.setattr("filip.interaction.scoring.late_interaction", spy)
-    score(*random_problem(300, 2, [1] * 600, 16), backend="tiled")
-    assert max(i for i, _ in shapes) <= 128 and max(t for _, t in shapes) <= 256
-    assert sum(i * t for i, t in shapes) == 300 * 600

@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from filip.interaction import (
     TokenScorers,
     choose_tokens,
-    contrastive_loss,
     late_interaction,
     pack_tokens,
     select_tokens,
@@ -183,32 +182,3 @@ def test_the_towers_learn_as_without_scorers() -> None:
         gradients.append(torch.autograd.grad(similarity.i2t.square().sum(), leaves))
     for with_scorers, without in zip(*gradients, strict=True):
         assert torch.equal(with_scorers, without)
-
-
-def test_scorers_find_the_tokens_that_tell_pairs_apart() -> None:
-    """Two of eight tokens name the pair, the others are the same in all pairs: half of the names are kept at first."""
-    generator = torch.Generator().manual_seed(0)
-    names = F.normalize(torch.randn(32, 2, 24, generator=generator), dim=2)
-    names = F.normalize(torch.cat([names, torch.full((32, 2, 1), 0.5)], dim=2), dim=2)
-    places = torch.rand(2, 32, 8, generator=generator).argsort(dim=2)[..., :2]
-    sides = F.normalize(torch.randn(2, 1, 8, 25, generator=generator), dim=3).repeat(1, 32, 1, 1)
-    named = torch.zeros(2, 32, 8, dtype=torch.bool).scatter(2, places, True)
-    for side, where in zip(sides, places, strict=True):
-        side.scatter_(1, where[..., None].expand(-1, -1, 25), names)
-    tokens = sides[0], sides[1].flatten(0, 1), torch.full((32,), 8)
-    scorers = TokenScorers(*(torch.zeros(25, requires_grad=True) for _ in range(2)))
-    optimizer = torch.optim.Adam(scorers, lr=0.01)
-
-    def kept() -> float:
-        """Return the share of the names."""
-        choice = choose_tokens(*tokens, 0.5, score="learned", scorers=scorers)
-        found = named[0].flatten()[choice.image_rows], named[1].flatten()[choice.text_rows]
-        return float(torch.cat(found).sum() / named.sum())
-
-    before = kept()
-    for _ in range(20):
-        selected = select_tokens(*tokens, 0.5, score="learned", scorers=scorers)
-        optimizer.zero_grad()
-        contrastive_loss(late_interaction(*selected), torch.tensor(10.0)).loss.backward()
-        optimizer.step()
-    assert before < 0.6 and kept() > 0.95

@@ -183,32 +183,9 @@ def test_kernels_are_launched_on_the_device_of_the_tokens(monkeypatch: pytest.Mo
     assert len(devices) == 2 and all(len(tensor) == 3 for tensor in devices)
 
 
-def test_captions_are_laid_out_in_order_of_length() -> None:
-    lengths = [3, 5, 1, 3] + [2] * 62
-    starts = torch.tensor(lengths).cumsum(0) - torch.tensor(lengths)
-    layout = triton_layout.lay_out(lengths, torch.device("cpu"))
-    assert layout.positions.tolist() == [3, 5] and layout.first.tolist() == [0, 4]  # for 4 and 6 tiles
-    assert layout.text[:3].tolist() == [2, 4, 5] and layout.text[62:67].tolist() == [65, 0, 3, 1, -1]
-    seen = []
-    for group, position, rows in zip(layout.group, layout.position, layout.row.view(-1, 64), strict=True):
-        for slot, row in enumerate(rows.tolist(), 64 * int(group)):
-            text, length = int(layout.text[slot]), int(layout.length[slot])
-            if text >= 0:
-                assert row == starts[text] + min(int(position), length - 1)
-            if position < length:
-                seen.append(row)
-    assert sorted(seen) == list(range(sum(lengths)))
-
-
 def test_ties_go_to_the_lowest_index() -> None:
     problem = tied_problem(2, 70, [1, 4, 7], 4)
     assert_close(solve(problem, "triton"), by_definition(problem), 1e-6)
-
-
-def test_negative_similarities() -> None:
-    problem = random_problem(2, 6, [2, 9], 16)
-    opposite = Problem(problem.image_tokens.abs(), -problem.text_tokens.abs(), problem.text_lengths)
-    assert_close(solve(opposite, "triton"), solve(opposite, "reference", torch.float64), 1e-5)
 
 
 def test_what_it_cannot_do_is_said() -> None:

@@ -1,8 +1,10 @@
 """Launching real ranks without a launcher."""
 
+import json
 import os
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 from torch.distributed import TCPStore
@@ -49,6 +51,12 @@ class Ranks:
             self.kill()
             pytest.fail(f"ranks did not end:\n{self.text()[-3000:]}")
         return codes
+
+    def result(self) -> Any:
+        """Return the JSON that a rank prints behind RESULT, after all have ended without an error."""
+        assert set(self.wait()) == {0}, self.text()[-3000:]
+        line = next(line for line in self.text().splitlines() if line.startswith("RESULT"))
+        return json.loads(line.removeprefix("RESULT"))
 
     def kill(self) -> None:
         for process in self.processes:

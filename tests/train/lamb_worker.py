@@ -119,7 +119,7 @@ def main() -> None:
     }
     errors |= {f"stage {stage} refused": refuses_a_lost_stretch(stage, ranks) for stage in (1, 3)}
     if ranks.is_main:
-        print("ERRORS", json.dumps(errors), flush=True)
+        print("RESULT", json.dumps(errors), flush=True)
     os._exit(0)
 
 

@@ -1,4 +1,4 @@
-"""Run by test_host_memory.py: what a loader and its workers hold once all batches are prepared."""
+"""Run by test_plan.py: what a loader and its workers hold once all batches are prepared."""
 
 import contextlib
 import gc

@@ -1,7 +1,6 @@
 """The fleet on paper: its counts against what torch counts and what ranks send; its days from a log alone."""
 
 import json
-import re
 import shutil
 import subprocess
 import sys
@@ -24,7 +23,7 @@ from filip.train.hardware import GPUS, peak_flops
 from filip.train.plan import FleetPlan, Plan, main, plan_fleet
 from tests.support.launched_ranks import Ranks, environment
 
-WORKER = str(Path(__file__).parent / "fleet_worker.py")
+WORKER = str(Path(__file__).parent / "planned_ranks.py")
 
 
 @pytest.mark.parametrize("name", ["tiny", "demo"])
@@ -66,23 +65,12 @@ def test_scoring_takes_the_flops_that_torch_counts() -> None:
     assert counter.get_total_flops() == fused(setting).flops - winners
 
 
-def ranks_say(what: str, launch: list[str], log: Path) -> dict:
-    done = subprocess.run([*launch, WORKER, what], capture_output=True, text=True, timeout=240, env=environment())
-    log.write_text(done.stdout + done.stderr)
-    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT")]
-    assert lines, log.read_text()[-3000:]
-    return json.loads(lines[0].removeprefix("RESULT"))
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("steps", ["steps", "presets"])
 def test_ranks_receive_the_planned_bytes_at_every_zero_stage_and_with_the_paper_s_presets(
     steps: str, tmp_path: Path
 ) -> None:
-    ranks = Ranks(2, [WORKER, steps], tmp_path / "log")
-    assert ranks.wait() == [0, 0], ranks.text()[-3000:]
-    line = next(line for line in ranks.text().splitlines() if line.startswith("RESULT"))
-    for step, found in json.loads(line.removeprefix("RESULT")).items():
+    for step, found in Ranks(2, [WORKER, steps], tmp_path / "log").result().items():
         assert found["received"] == pytest.approx(found["planned"], rel=0.002), step
 
 
@@ -91,7 +79,11 @@ def test_the_wire_carries_the_planned_bytes_between_four_ranks(tmp_path: Path) -
     alone = ["unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh"]
     if shutil.which("unshare") is None or subprocess.run([*alone, "true"], capture_output=True).returncode:
         pytest.skip("no network namespace can be made here (root and iproute2 are needed)")
-    for exchange, found in ranks_say("wire", [*alone, sys.executable], tmp_path / "log").items():
+    command = [*alone, sys.executable, WORKER, "wire"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment())
+    lines = [line.removeprefix("RESULT") for line in done.stdout.splitlines() if line.startswith("RESULT")]
+    assert lines, done.stdout[-3000:] + done.stderr[-3000:]
+    for exchange, found in json.loads(lines[0]).items():
         assert found["carried"] == pytest.approx(found["planned"], rel=0.02), exchange
 
 
@@ -174,13 +166,3 @@ def test_peaks_are_known_by_the_name_of_the_device() -> None:
     assert peak_flops("NVIDIA H100 80GB HBM3", "bf16") == GPUS["h100"].half
     assert peak_flops("Tesla V100-SXM2-32GB", "fp32") == GPUS["v100"].single
     assert peak_flops("NVIDIA H100 PCIe", "bf16") is None and peak_flops("AMD EPYC", "fp32") is None
-
-
-def test_the_page_on_clusters_prints_what_the_command_prints() -> None:
-    """Line by line; an ellipsis in the page stands for anything."""
-    page = (Path(__file__).parents[2] / "docs/cluster.md").read_text(encoding="utf-8")
-    command, *shown = page.partition("    $ filip train plan ")[2].partition("\n\n")[0].splitlines()
-    printed = plan_of(*command.split(), gpus=192).lines()
-    for line, found in zip(shown, printed, strict=False):
-        assert re.fullmatch(re.escape(line.strip()).replace("…", ".*"), found), found
-    assert len(shown) == 8

@@ -119,13 +119,6 @@ def test_keeping_by_a_learned_score_is_its_definition(shape: str) -> None:
     assert_same(run("token_wise", batch, **LEARNED).loss, of_kept_tokens(batch), batch)
 
 
-def test_a_cold_smooth_maximum_is_the_maximum() -> None:
-    batch = random_batch("token_wise", [5])
-    expected = float(run("token_wise", batch).loss.detach())
-    cold = run("token_wise", batch, token_maximum="smooth", token_temperature=1e-6)
-    assert float(cold.loss.detach()) == pytest.approx(expected, abs=1e-3)
-
-
 @pytest.mark.parametrize("term", ["token_wise", "token_wise_sigmoid", "sparc"])
 def test_without_special_tokens_a_caption_is_its_words(term: str) -> None:
     batch, words = (random_batch(term, [4], seed=5) for _ in range(2))
@@ -135,23 +128,6 @@ def test_without_special_tokens_a_caption_is_its_words(term: str) -> None:
     found = run(term, batch, model=ModelConfig(exclude_special_tokens=True))
     assert float(found.loss.detach()) == pytest.approx(float(run(term, words).loss.detach()))
     assert len(words.text) < len(batch.text)
-
-
-def test_several_captions_of_an_image_are_all_its_positives() -> None:
-    """The loader gives one caption with each image; several of one image come as several pairs of one group."""
-    batch = random_batch("sigmoid", [6])
-    batch.group = torch.tensor([0, 0, 0, 1, 1, 2])
-    with torch.no_grad():
-        batch.image_vector[1:3] = batch.image_vector[0]
-    found = float(run("sigmoid", batch).loss.detach())
-    logits = (batch.scale * batch.image_vector @ batch.text_vector.T + batch.parameters["sigmoid_bias"]).detach()
-    by_image = torch.nn.functional.softplus(-logits[0, :3]).sum() + torch.nn.functional.softplus(logits[0, 3:]).sum()
-    rest = [
-        torch.nn.functional.softplus(-logits[i, j] if batch.group[i] == batch.group[j] else logits[i, j])
-        for i in range(3, 6)
-        for j in range(6)
-    ]
-    assert found == pytest.approx(float((3 * by_image + torch.stack(rest).sum()) / 6))
 
 
 @pytest.mark.parametrize("term", ["token_wise", "text_conditioned"])

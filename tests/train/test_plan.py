@@ -1,8 +1,5 @@
 """The memory plan against what autograd keeps, what ranks hold and what a loader holds."""
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +14,8 @@ from filip.train.plan import Plan, main
 from tests.data.pair_shards import write_pairs
 from tests.support.launched_ranks import Ranks, environment
 from tests.support.processes import run_python
+
+HERE = Path(__file__).parent
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -76,26 +75,22 @@ def test_the_plan_is_for_the_resolution_asked_for(
     assert "not a multiple of the patch size 32" in capsys.readouterr().err
 
 
-def measured_by(what: str, world_size: int, log: Path) -> dict:
-    ranks = Ranks(world_size, [str(Path(__file__).parent / "plan_worker.py"), what], log)
-    assert ranks.wait() == [0] * world_size, ranks.text()[-3000:]
-    line = next(line for line in ranks.text().splitlines() if line.startswith("RESULT"))
-    return json.loads(line.removeprefix("RESULT"))
+def measured_by(world_size: int, log: Path, *what: str) -> dict:
+    return Ranks(world_size, [str(HERE / "planned_ranks.py"), *what], log).result()
 
 
 @pytest.mark.slow
 def test_ranks_hold_what_was_planned(tmp_path: Path) -> None:
-    for stage, result in measured_by("stages", 2, tmp_path / "log").items():
+    for stage, result in measured_by(2, tmp_path / "log", "stages").items():
         for purpose, size in result["held"].items():
             assert size == pytest.approx(result["planned"][purpose], rel=0.02, abs=20_000), (stage, purpose)
-    peaks = {c: measured_by(f"{c}", 1, tmp_path / f"log{c}") for c in (False, True)}
+    peaks = {c: measured_by(1, tmp_path / f"log{c}", "peak", f"{c}") for c in (False, True)}
     for result in peaks.values():
         # The plan adds up terms that do not all peak at once: activations are gone when the last gradients arrive.
         assert 0.7 * result["planned"] < result["measured"] < 1.35 * result["planned"], peaks
     assert peaks[True]["measured"] < peaks[False]["measured"]
 
 
-WORKER = str(Path(__file__).parent / "loader_memory.py")
 FILIP340M = {"ranks": 8, "world_size": 128, "batch_per_rank": 320, "image_size": 224, "pairs": 340_000_000}
 
 
@@ -104,11 +99,8 @@ def test_a_loader_holds_what_was_planned(tmp_path: Path) -> None:
     pairs = write_pairs(tmp_path, [150, 150])
     batch, size = 32, 320
     for workers in (1, 3):
-        command = [sys.executable, WORKER, str(tmp_path), str(workers), str(batch), str(size)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment())
-        lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT")]
-        assert lines, done.stderr[-3000:]
-        measured = json.loads(lines[0].removeprefix("RESULT"))
+        arguments = [str(HERE / "loader_memory.py"), str(tmp_path), str(workers), str(batch), str(size)]
+        measured = Ranks(1, arguments, tmp_path / f"log{workers}").result()
         data = DataConfig(sources=[pairs.source], workers=workers)
         shape = {"batch_per_rank": batch, "image_size": size, "parameters": 0, "pairs": 300}
         planned = node_bytes(data, ranks=1, world_size=1, gpu=False, **shape)

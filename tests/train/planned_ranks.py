@@ -1,8 +1,10 @@
-"""Run in each rank by test_fleet.py: bytes that one training step receives, beside those that the plan counts.
+"""Run in each rank by test_fleet.py and test_plan.py: what a training step receives and holds, beside its plan.
 
-Counted at the calls of torch.distributed, and, where the rank has a loopback interface to itself, on the wire.
+What it receives is counted at the calls of torch.distributed, and, where the rank has a loopback interface to itself,
+on the wire.
 """
 
+import gc
 import json
 import math
 import os
@@ -18,11 +20,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from filip.command import compose_config
+from filip.device import peak_memory_mb
 from filip.interaction import distributed_late_interaction
 from filip.models import Encoded, TextFeatures, build_model
 from filip.train.config import TrainConfig
-from filip.train.counts import Message, count
-from filip.train.engine import make_engine, resolve_batching
+from filip.train.counts import Counts, Message, count
+from filip.train.engine import Engine, make_engine, resolve_batching
 from filip.train.losses import Loss, resolve_weights
 from filip.train.ranks import Ranks, start_ranks
 from filip.train.step import backward
@@ -67,29 +70,44 @@ def planned(messages: list[Message], ranks: int) -> dict[str, float]:
     return dict(found)
 
 
+def config_of(*overrides: str) -> TrainConfig:
+    return compose_config(TrainConfig, ["run_dir=-", "out=-", *overrides], "train")
+
+
+def plan_of(config: TrainConfig, ranks: Ranks) -> Counts:
+    return count(config.model, config, resolve_batching(config, ranks.world_size), ranks.world_size)
+
+
+def one_step(config: TrainConfig, ranks: Ranks, words: int) -> tuple[Engine, Counter[str]]:
+    """Take two steps; return their engine, and the bytes that the second has received."""
+    torch.manual_seed(0)
+    batching = resolve_batching(config, ranks.world_size)
+    loss = Loss(resolve_weights(config.loss, config.model.interaction), config)
+    engine = make_engine(build_model(config.model), config, batching, ranks.world_size, loss)
+    b, side = batching.per_rank, config.model.image.image_size
+    batch = {
+        "pixels": torch.randn(b, 3, side, side),
+        "ids": torch.randint(1, 49000, (b, words)),
+        "lengths": torch.full((b,), words),
+        "group": torch.arange(b) + b * ranks.rank,
+    }
+    backward(engine, batch, loss)
+    with Received() as received:
+        backward(engine, batch, loss)
+    return engine, received.bytes
+
+
 def steps(ranks: Ranks) -> dict[str, Any]:
     result = {}
     for stage, exchange in ((0, "ring"), (1, "gather"), (2, "ring"), (3, "gather")):
-        overrides = ["model=tiny", "precision=fp32", f"zero_stage={stage}", f"exchange={exchange}"]
-        overrides += [f"global_batch={96 * ranks.world_size}", "run_dir=-", "out=-"]
-        config = compose_config(TrainConfig, overrides, "train")
-        batching = resolve_batching(config, ranks.world_size)
-        loss = Loss(resolve_weights(config.loss, config.model.interaction), config)
-        engine = make_engine(build_model(config.model), config, batching, ranks.world_size, loss)
-        messages = count(config.model, config, batching, ranks.world_size).messages
-        side, b = config.model.image.image_size, batching.per_rank
-        batch = {
-            "pixels": torch.randn(b, 3, side, side),
-            "ids": torch.randint(1, 49000, (b, WORDS)),
-            "lengths": torch.full((b,), WORDS),
-            "group": torch.arange(b) + b * ranks.rank,
-        }
-        backward(engine, batch, loss)
-        with Received() as received:
-            backward(engine, batch, loss)
+        config = config_of(
+            "model=tiny", "precision=fp32", f"zero_stage={stage}", f"exchange={exchange}",
+            f"global_batch={96 * ranks.world_size}",
+        )  # fmt: skip
+        _, received = one_step(config, ranks, WORDS)
         result[f"stage {stage}, {exchange}"] = {
-            "received": dict(received.bytes),
-            "planned": planned(messages, ranks.world_size),
+            "received": dict(received),
+            "planned": planned(plan_of(config, ranks).messages, ranks.world_size),
         }
     return result
 
@@ -98,9 +116,8 @@ def presets(ranks: Ranks) -> dict[str, Any]:
     """Return what the loss of the paper's two presets receives in their first step and in a late one."""
     result = {}
     for name in ("base", "large"):
-        overrides = [f"experiment={name}", f"global_batch={32 * ranks.world_size}", "run_dir=-", "out=-"]
-        config = compose_config(TrainConfig, overrides, "train")
-        counts = count(config.model, config, resolve_batching(config, ranks.world_size), ranks.world_size)
+        config = config_of(f"experiment={name}", f"global_batch={32 * ranks.world_size}")
+        counts = plan_of(config, ranks)
         with torch.device("meta"):
             patches = math.prod(build_model(config.model).image.grid)
         for step, messages in ((0, counts.early_messages), (10_000, counts.messages)):
@@ -127,8 +144,7 @@ def wire(ranks: Ranks) -> dict[str, Any]:
     """Return the bytes on the wire of the ring and of a gather without its backward: what gloo does as NCCL would."""
     result = {}
     for exchange, backwards in (("ring", True), ("gather", False)):
-        overrides = ["model=base", "precision=fp32", f"exchange={exchange}", "run_dir=-", "out=-"]
-        config = compose_config(TrainConfig, [*overrides, f"global_batch={64 * ranks.world_size}"], "train")
+        config = config_of("model=base")
         b, d = 64, config.model.embed_dim
         image = torch.randn(b, 4, d, requires_grad=True)
         text = torch.randn(b * WORDS, d, requires_grad=True)
@@ -154,6 +170,58 @@ def wire(ranks: Ranks) -> dict[str, Any]:
     return result
 
 
+def held(engine: Engine) -> dict[str, int]:
+    """Return the bytes of distinct storages: weights, master weights that are not views of them, moments."""
+    moments = [t for state in engine.optimizer.state.values() for t in state.values() if isinstance(t, Tensor)]
+    wrapper = engine.deepspeed.optimizer
+    flats = [
+        *getattr(wrapper, "single_partition_of_fp32_groups", []),
+        *getattr(wrapper, "fp32_partitioned_groups_flat", []),
+    ]
+    weights = [getattr(p, "ds_tensor", p) for p in engine.model.parameters()]
+    weight_storages = storages(weights)
+    return {
+        "weights": sum(weight_storages.values()),
+        "master weights": sum(size for place, size in storages(flats).items() if place not in weight_storages),
+        "moments": sum(storages(moments).values()),
+    }
+
+
+def storages(tensors: list[Tensor]) -> dict[int, int]:
+    return {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+
+
+def peak_mb(ranks: Ranks) -> float:
+    return peak_memory_mb(ranks.device) * 2**20 / 1e6
+
+
+def stages(ranks: Ranks) -> dict[str, dict]:
+    result = {}
+    for stage in range(4):
+        config = config_of("model=tiny", "precision=fp32", f"zero_stage={stage}", "global_batch=12")
+        engine, _ = one_step(config, ranks, config.model.text.context_length)
+        result[f"stage {stage}"] = {"held": held(engine), "planned": plan_of(config, ranks).memory}
+        del engine
+        gc.collect()
+    return result
+
+
+def peak(ranks: Ranks, checkpointing: str) -> dict[str, float]:
+    config = config_of(
+        "model=small",
+        "precision=fp32",
+        "global_batch=32",
+        "model.image.layers=6",
+        "model.text.layers=3",
+        f"model.gradient_checkpointing={checkpointing}",
+    )
+    words = config.model.text.context_length
+    one_step(config_of("model=tiny", "precision=fp32", "global_batch=4"), ranks, words)  # what is loaded at first use
+    before = peak_mb(ranks)
+    one_step(config, ranks, words)
+    return {"measured": peak_mb(ranks) - before, "planned": plan_of(config, ranks).total / 1e6}
+
+
 def become_rank(world_size: int) -> None:
     """Fork the ranks, so that what they import is imported once. They may be alone in a network: any port is free."""
     place = {"WORLD_SIZE": f"{world_size}", "LOCAL_WORLD_SIZE": f"{world_size}"}
@@ -166,7 +234,9 @@ if __name__ == "__main__":
     if "RANK" not in os.environ:
         become_rank(4)
     started = start_ranks()
-    outcome = {"steps": steps, "presets": presets, "wire": wire}[sys.argv[1]](started)
+    what, *options = sys.argv[1:]
+    measured = {"steps": steps, "presets": presets, "wire": wire, "stages": stages, "peak": peak}[what]
+    outcome = measured(started, *options)
     if started.is_main:
         print("RESULT", json.dumps(outcome), flush=True)
     dist.barrier()
