@@ -81,9 +81,7 @@ def test_a_group_lists_its_commands_however_it_is_asked(typed: str, capsys: pyte
 
 
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
-def test_help_before_a_command_is_help_behind_it(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_help_works_before_and_behind(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", sys.argv)
     run(["help", "index", "build"])
     assert "images=REQUIRED" in capsys.readouterr().out

@@ -59,7 +59,5 @@ def test_the_figures_of_a_model_do_not_depend_on_the_cpu() -> None:
         ((9, 1), "sm_90a", False),
     ],
 )
-def test_a_pytorch_without_code_for_a_gpu_is_known_before_its_first_kernel(
-    capability: tuple[int, int], built: str, runs: bool
-) -> None:
+def test_a_pytorch_without_code_for_a_gpu_is_told_first(capability: tuple[int, int], built: str, runs: bool) -> None:
     assert device.runs_on(capability, built.split()) == runs

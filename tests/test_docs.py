@@ -195,9 +195,7 @@ def my_package(tmp_path: Path) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
 
 
-def test_a_training_is_planned_with_the_term_and_the_optimiser_of_the_extending_page(
-    my_package: dict[str, str],
-) -> None:
+def test_a_training_is_planned_with_the_pages_term_and_optimiser(my_package: dict[str, str]) -> None:
     """By rank, and for a fleet, in one process."""
     code = """
 import sys
@@ -207,7 +205,7 @@ for fleet in ([], ["gpus=8"]):
     sys.argv += ["loss.my_term=0.5", "loss.my_margin={weight: 0.5, margin: 0.1}"]
     main()
 """
-    done = subprocess.run([sys.executable, "-c", code], env=my_package, capture_output=True, text=True, timeout=120)
+    done = run_python("-c", code, variables=my_package)
     assert done.returncode == 0, done.stdout + done.stderr
     # SGD keeps nothing, so the memory plans have no moments
     assert "moments" not in done.stdout, done.stdout
@@ -215,9 +213,7 @@ for fleet in ([], ["gpus=8"]):
     assert "master weights" in by_rank and "master weights" in fleet, done.stdout
 
 
-def test_a_package_that_is_imported_before_filip_has_its_optimiser_and_a_term_that_computes_by_its_setting(
-    my_package: dict[str, str],
-) -> None:
+def test_a_package_imported_before_filip_has_its_optimiser_and_term(my_package: dict[str, str]) -> None:
     code = """
 import my_package.my_term, my_package.sgd
 import torch, torch.nn.functional as F
@@ -233,27 +229,21 @@ for given in (0.0, 0.5):
     found = Loss({"my_margin": 1.0}, config)(Encoded(image, text, torch.ones(1)), torch.arange(4)).loss
     torch.testing.assert_close(found, (1 - (image * text).sum(1) - given).relu().mean())
 """
-    done = subprocess.run([sys.executable, "-c", code], env=my_package, capture_output=True, text=True, timeout=120)
+    done = run_python("-c", code, variables=my_package)
     assert done.returncode == 0, done.stderr
 
 
 def test_the_model_of_the_extending_page_is_evaluated_by_its_prefix(my_package: dict[str, str], tmp_path: Path) -> None:
     write_webdataset(tmp_path / "demo_fluent", None, [["text " * (i + 1)] for i in range(6)])
-    command = [
-        sys.executable, "-m", "filip", "eval", "model=colours:plain", f"root={tmp_path}", "data=demo_fluent",
-        "protocols=[retrieval]", f"out={tmp_path}/retrieval.json",
-    ]  # fmt: skip
-    done = subprocess.run(command, env=my_package, capture_output=True, text=True, timeout=120, cwd=ROOT)
+    more = [f"root={tmp_path}", "data=demo_fluent", "protocols=[retrieval]", f"out={tmp_path}/retrieval.json"]
+    done = run_python("-m", "filip", "eval", "model=colours:plain", *more, variables=my_package, cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
     assert json.loads((tmp_path / "retrieval.json").read_text())["benchmarks"]["demo_fluent"]["images"] == 6
-    command[4] = "model=colour:plain"
-    done = subprocess.run(command, env=my_package, capture_output=True, text=True, timeout=120, cwd=ROOT)
+    done = run_python("-m", "filip", "eval", "model=colour:plain", *more, variables=my_package, cwd=ROOT)
     assert "did you mean colours:plain?" in done.stderr and "flair, colours)" in done.stderr
 
 
-def test_the_protocol_of_the_extending_page_is_run_and_has_its_line_and_its_table(
-    my_package: dict[str, str], tmp_path: Path
-) -> None:
+def test_the_pages_protocol_is_run_and_has_line_and_table(my_package: dict[str, str], tmp_path: Path) -> None:
     write_webdataset(tmp_path / "demo_fluent", None, [[f"text {i}"] for i in range(6)])
     model = write_model(tmp_path / "m.safetensors")
     command = [
@@ -271,8 +261,8 @@ def test_the_protocol_of_the_extending_page_is_run_and_has_its_line_and_its_tabl
     write_results(results)
     write(results / "study.json", {**STUDY, "eval": {**STUDY["eval"], "agreement": ["demo_fluent"]}})
     write(results / "eval/filip/agreement/all.json", found)
-    command = [sys.executable, "-m", "filip.report.tables", f"results={results}", "resamples=10"]
-    done = subprocess.run(command, env=my_package, capture_output=True, text=True, timeout=120, cwd=ROOT)
+    command = ("-m", "filip.report.tables", f"results={results}", "resamples=10")
+    done = run_python(*command, variables=my_package, cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
     table = json.loads((results / "tables/tables.json").read_text())["tables"]["agreement"]
     shown = {row["run"]: row["cells"]["demo_fluent"]["value"] for row in table["rows"]}

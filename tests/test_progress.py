@@ -8,9 +8,7 @@ from filip.progress import Progress, clock, say, track
 from filip.train.telemetry import text_line
 
 
-def test_a_log_gets_whole_lines_with_rate_and_time_left(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_log_gets_rate_and_time_left(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 1e-9)
     with Progress("translate pt", "captions", 9000) as bar:
         bar.add(1024)
@@ -26,9 +24,7 @@ def test_a_short_job_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == ""
 
 
-def test_an_unknown_total_shows_no_time_left(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unknown_total_has_no_time_left(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 1e-9)
     list(track(iter("ab"), "reading", "rows"))
     lines = capsys.readouterr().err.splitlines()

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -36,15 +37,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("seconds", [1.5, 3.0, 5.0])
 def test_ctrl_c_is_answered_with_a_sentence(folder: Path, seconds: float) -> None:
     """As a terminal sends it: to the command and to all processes that it has started."""
+    options: dict[str, Any] = {"cwd": folder, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     started = [
-        subprocess.Popen(
-            [sys.executable, "-m", "filip", *command.split()],
-            cwd=folder,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
+        subprocess.Popen([sys.executable, "-m", "filip", *command.split()], start_new_session=True, **options)
         for command in COMMANDS
     ]
     time.sleep(seconds)

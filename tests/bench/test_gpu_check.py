@@ -44,9 +44,7 @@ def test_a_gpu_without_machine_code_is_refused(
 
 
 @pytest.mark.parametrize(("seconds", "verdict"), [(4.4, PASS), (4.6, FAIL)])
-def test_a_loss_that_takes_too_long_fails(
-    seconds: float, verdict: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_slow_loss_fails(seconds: float, verdict: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loss, "SQUARES", [(2, 3)])
     monkeypatch.setattr(loss, "SLICES", [])
     taken = {"product, forward": 1.0, "auto": seconds}

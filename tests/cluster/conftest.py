@@ -8,6 +8,7 @@ import pytest
 
 from tests.cluster.desk import Desk, make_checkout, make_study
 from tests.cluster.one_host_slurm import OneHostSlurm, why_not
+from tests.train.conftest import squares  # noqa: F401  # a fixture of these tests too
 
 NODES = 24
 

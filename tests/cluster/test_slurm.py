@@ -67,9 +67,7 @@ def submit(slurm: OneHostSlurm, folder: Path, behaviour: str, nodes: int = 2, ra
     return Submitted(slurm, slurm.ask(*request, f"--wrap={stripped}\n{command}", env=environment), folder)
 
 
-def test_192_processes_on_24_nodes_wait_for_a_dead_node_and_then_find_each_other(
-    slurm: OneHostSlurm, tmp_path: Path
-) -> None:
+def test_192_processes_wait_for_a_dead_node_and_find_each_other(slurm: OneHostSlurm, tmp_path: Path) -> None:
     last = slurm.nodes - 1
     slurm.kill_node(last)
     slurm.set_nodes(f"node{last}", "DOWN")  # as the controller does by itself after SlurmdTimeout

@@ -12,10 +12,9 @@ from pathlib import Path
 import pytest
 
 from filip.train.launcher_env import lost_contact
-from tests.cluster import secure_shell
 from tests.cluster.two_hosts import ADDRESSES, INTERFACE, TwoHosts, why_not
+from tests.support.debian import why_not_installed
 from tests.support.launched_ranks import environment
-from tests.support.squares import write_shards
 from tests.support.training import records, train_arguments
 from workflow.launch import Launch
 from workflow.study import ROOT
@@ -31,13 +30,6 @@ def hosts() -> Iterator[TwoHosts]:
         pytest.skip(reason)
     with TwoHosts() as both:
         yield both
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("squares")
-    write_shards(folder, shards=2, per_shard=64)
-    return folder
 
 
 def variables() -> dict[str, str]:
@@ -69,9 +61,9 @@ def wait_for_step(run: Path, step: int, started: list[subprocess.Popen[bytes]], 
         time.sleep(0.2)
 
 
-def test_deepspeed_with_a_hostfile_trains_across_the_cable(hosts: TwoHosts, data: Path, tmp_path: Path) -> None:
-    """The launch line of a study, started on the first host: DeepSpeed reaches both by pdsh and ssh."""
-    if reason := secure_shell.why_not():
+def test_deepspeed_with_a_hostfile_trains_across_the_cable(hosts: TwoHosts, squares: Path, tmp_path: Path) -> None:
+    """The launch line of a study, started on the first host: DeepSpeed reaches both by pdsh."""
+    if reason := why_not_installed(("pdsh",), ("pdsh",)):
         pytest.skip(reason)
     hostfile, more = tmp_path / "hosts", tmp_path / "variables"
     hostfile.write_text("".join(f"{address} slots=1\n" for address in ADDRESSES))
@@ -80,24 +72,21 @@ def test_deepspeed_with_a_hostfile_trains_across_the_cable(hosts: TwoHosts, data
     more.write_text("".join(f"{name}={value}\n" for name, value in here.items()))
     log, run = tmp_path / "log", tmp_path / "run"
     launch = Launch("deepspeed", 2, 1, None, str(hostfile), int(PORT), 1, 1, {}).command()
-    arguments = train_arguments(data, run, "max_steps=6", "world_size=2")[2:]
+    arguments = train_arguments(squares, run, "max_steps=6", "world_size=2")[2:]
     before = hosts.received(1)
-    with secure_shell.SecureShell(hosts, tmp_path / "ssh") as ssh:
-        path = f"{ssh.bin}:{BIN}:{os.environ['PATH']}"
-        given = environment(PATH=path, DS_ENV_FILE=str(more), PYTHONPATH=str(ROOT))
-        started = [hosts.start(0, [*shlex.split(launch), *arguments], given, log)]
-        assert ended(started, 500) == [0], log.read_text()[-3000:]
+    path = f"{hosts.shell(tmp_path / 'bin')}:{BIN}:{os.environ['PATH']}"
+    given = environment(PATH=path, DS_ENV_FILE=str(more), PYTHONPATH=str(ROOT))
+    started = [hosts.start(0, [*shlex.split(launch), *arguments], given, log)]
+    assert ended(started, 500) == [0], log.read_text()[-3000:]
     result = json.loads((run / "model.json").read_text())
     assert (result["world_size"], result["steps"]) == (2, 6)
     # the gradients of every step, in float32
     assert hosts.received(1) - before > 6 * 4 * result["parameters"]
 
 
-def test_a_pulled_cable_is_survived_or_ends_all_ranks_with_a_sentence(
-    hosts: TwoHosts, data: Path, tmp_path: Path
-) -> None:
+def test_a_pulled_cable_is_survived_or_ends_all_ranks(hosts: TwoHosts, squares: Path, tmp_path: Path) -> None:
     logs, run = [tmp_path / "log0", tmp_path / "log1"], tmp_path / "run"
-    arguments = train_arguments(data, run, "max_steps=100000", "timeout_minutes=0.4", "world_size=2")
+    arguments = train_arguments(squares, run, "max_steps=100000", "timeout_minutes=0.4", "world_size=2")
     started = [hosts.start(host, [*torchrun(host), *arguments], variables(), logs[host]) for host in (0, 1)]
     wait_for_step(run, 3, started, logs[0])
     hosts.cut()

@@ -55,6 +55,18 @@ class TwoHosts:
         with open(log, "ab") as out:
             return subprocess.Popen(command, env={**environment, **INTERFACE}, stdout=out, stderr=out)
 
+    def shell(self, folder: Path) -> Path:
+        """Write an ``ssh`` that runs a command on an address's host, with an empty environment; return its folder."""
+        folder.mkdir()
+        program = folder / "ssh"
+        program.write_text(
+            "#!/bin/sh\nwhile :; do case $1 in -o) shift 2;; -*) shift;; *) break;; esac; done\n"
+            f"case $1 in {ADDRESSES[0]}) name={self.names[0]};; *) name={self.names[1]};; esac; shift\n"
+            'exec ip netns exec $name env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME="$HOME" sh -c "$*"\n'
+        )
+        program.chmod(0o755)
+        return folder
+
     def cut(self) -> None:
         """Pull the cable."""
         self._do("-n", self.names[0], "link", "set", CARD, "down")

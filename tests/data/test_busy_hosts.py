@@ -121,9 +121,7 @@ def test_a_first_pass_of_many_threads_asks_a_busy_host_no_more_than_once_a_threa
         assert found[""] == 200 and 1 <= server.asked["127.0.0.2"] <= 8
 
 
-def test_a_retry_pass_gives_up_a_host_that_only_refuses(
-    retry_pass: ShardDownloader, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_retry_pass_gives_up_a_refusing_host(retry_pass: ShardDownloader, capfd: pytest.CaptureFixture[str]) -> None:
     with serving(host2=for_ever, host3=without_a_word, host4=for_an_hour) as server:
         urls = [url for n in (1, 2, 3, 4) for url in server.urls(f"127.0.0.{n}", 9)]
         found = reasons(retry_pass, urls)
@@ -153,9 +151,7 @@ def test_a_first_pass_waits_for_the_host_of_most_of_a_shard(first_pass: ShardDow
         assert reasons(first_pass, urls) == {"http_429": 1, "busy_host": 199}
 
 
-def test_a_retry_pass_ends_with_a_host_that_limits_the_rate(
-    retry_pass: ShardDownloader, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_retry_pass_ends_with_a_limiting_host(retry_pass: ShardDownloader, monkeypatch: pytest.MonkeyPatch) -> None:
     with serving(host2=every_second) as server:
         assert reasons(retry_pass, server.urls("127.0.0.2", 3)) == {"": 3}
         monkeypatch.setattr(hosts, "PATIENCE", 1.5)  # seconds: two pauses of one

@@ -25,36 +25,17 @@ from tests.data.downloads import write_list
 from tests.data.test_image_rules import EXPECTED, PROBLEMS, assert_colours
 
 HTTP = {
-    "nothing": "http_404",
-    "status_403": "http_403",
-    "status_500": "http_5xx",
-    "hang": "timeout",
-    "drip": "timeout",
-    "drip_header": "timeout",
-    "loop": "redirect_loop",
-    "opted_out": "opted_out",
-    "cut_off": "cut_off",
+    "nothing": "http_404", "status_403": "http_403", "status_500": "http_5xx", "hang": "timeout", "drip": "timeout",
+    "drip_header": "timeout", "loop": "redirect_loop", "opted_out": "opted_out", "cut_off": "cut_off",
     "reset": "connection",
-}
+}  # fmt: skip
 
 
 @pytest.mark.slow
 def test_every_url_of_a_hostile_server_ends_in_one_bucket(tmp_path: Path) -> None:
-    card = parse_card(
-        {
-            "name": "hostile",
-            "allow_private_hosts": True,
-            "download": {
-                "image_size": 120,
-                "timeout": 1,
-                "retries": 0,
-                "retry_passes": 1,
-                "samples_per_shard": 20,
-                "normal_success_rate": 0.9,
-            },
-        },
-        Path("hostile.yaml"),
-    )
+    settings = {"image_size": 120, "timeout": 1, "retries": 0, "retry_passes": 1, "samples_per_shard": 20}
+    settings |= {"normal_success_rate": 0.9}
+    card = parse_card({"name": "hostile", "allow_private_hosts": True, "download": settings}, Path("hostile.yaml"))
     reasons = {**HTTP, **PROBLEMS, **dict.fromkeys([*EXPECTED, "moved", "café", "flaky"], "ok")}
     names = sorted(reasons, key=lambda name: hashlib.md5(name.encode()).hexdigest())
     with hostile.hostile_server(slow=1) as server:

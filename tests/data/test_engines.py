@@ -153,9 +153,7 @@ def write_model(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_model_of_the_hub_is_converted_and_translates_as_transformers_does(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_model_of_the_hub_translates_as_in_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("filip.data.engines.marian.QUANTIZATION", "float32")
     monkeypatch.setattr("filip.data.engines.marian.BEAM", 1)
     monkeypatch.setattr("filip.data.engines.marian.MAX_LENGTH", 14)  # the 16 below include start and end

@@ -88,9 +88,7 @@ def test_what_never_ends_is_ended(server: hostile.Hostile, path: str) -> None:
     assert seconds < (1.8 if path == "hang" else 4.5) * TIMEOUT
 
 
-def test_what_never_ends_is_ended_for_the_first_threads_of_a_process(
-    server: hostile.Hostile, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_first_threads_of_a_process_end_it_too(server: hostile.Hostile, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("filip.data.fetching.fetch._deadlines_by_process", {})  # as in a new process
     with ThreadPoolExecutor(16) as pool:
         results = list(pool.map(get, [server.url("drip_header")] * 16))
@@ -129,9 +127,7 @@ def test_a_host_of_many_dead_addresses_is_given_up_in_time(monkeypatch: pytest.M
             sock.close()
 
 
-def test_a_host_is_looked_up_once_a_minute_and_a_failure_again(
-    server: hostile.Hostile, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_host_is_looked_up_once_a_minute(server: hostile.Hostile, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
     place = ("127.0.0.1", server.server.server_port)
 
@@ -289,9 +285,7 @@ def test_a_list_does_not_reach_this_machine_unless_the_card_allows_it(server: ho
     assert len(server.agents) == asked, "refused before a byte is sent"
 
 
-def test_a_name_that_resolves_to_this_machine_is_refused_by_its_address(
-    server: hostile.Hostile, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_name_of_this_machine_is_refused_by_address(server: hostile.Hostile, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only the resolver is replaced: an attacker's name server answers what it likes."""
     place = ("127.0.0.1", server.server.server_port)
     answer = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", place)]
@@ -300,9 +294,7 @@ def test_a_name_that_resolves_to_this_machine_is_refused_by_its_address(
     assert get("http://pictures.example/jpeg")[0] == hostile.plain()
 
 
-def test_redirections_into_the_private_network_and_to_files_are_refused(
-    server: hostile.Hostile, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_redirections_to_private_places_are_refused(server: hostile.Hostile, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first host counts as public here; the one that it sends to does not."""
     with hostile.redirecting_server() as (port, targets):
         targets["/private"] = server.url("jpeg").replace("127.0.0.1", "127.0.0.2")
@@ -315,9 +307,7 @@ def test_redirections_into_the_private_network_and_to_files_are_refused(
         assert get(f"http://127.0.0.1:{port}/file", access=Access(True, folder="/"))[1] == "forbidden_scheme"
 
 
-def test_a_proxy_may_be_private_but_is_not_asked_for_private_hosts(
-    server: hostile.Hostile, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_private_proxy_gets_no_private_hosts(server: hostile.Hostile, monkeypatch: pytest.MonkeyPatch) -> None:
     opener = _opener.__wrapped__
     monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{server.server.server_port}")
     monkeypatch.setenv("no_proxy", "")

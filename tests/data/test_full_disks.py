@@ -201,9 +201,7 @@ def test_a_disk_without_room_is_one_sentence_and_the_next_run_goes_on(
 
 
 @pytest.mark.parametrize("stage", ["prepare", "text_rules", "translate"])
-def test_a_limit_on_files_is_a_full_disk_where_nobody_may_mount_one(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], stage: str
-) -> None:
+def test_a_limit_on_files_is_a_full_disk_too(tmp_path: Path, capsys: pytest.CaptureFixture[str], stage: str) -> None:
     captions = [f"a photo of {n} dogs at the lake {n * 7919 % 5003}" for n in range(3000)]
     urls = [f"https://a.org/{n}" for n in range(3000)]
     pq.write_table(pa.table({"url": urls, "caption": captions}), tmp_path / "l.parquet")

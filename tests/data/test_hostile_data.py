@@ -150,9 +150,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("stage", BROKEN)
-def test_a_broken_file_is_named_by_the_stage_that_reads_it(
-    tmp_path: Path, stage: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_broken_file_is_named_by_its_stage(tmp_path: Path, stage: str, capsys: pytest.CaptureFixture[str]) -> None:
     command = commands(tmp_path)[stage]
     for name in BROKEN[stage]:
         whole = (tmp_path / name).read_bytes()
@@ -177,9 +175,7 @@ def test_a_broken_file_is_named_by_the_stage_that_reads_it(
         ("l.yaml", b"!!python/object/apply:os.mkdir [made_by_a_card]"),
     ],
 )
-def test_a_broken_list_is_one_sentence(
-    tmp_path: Path, name: str, content: bytes, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_broken_list_is_named(tmp_path: Path, name: str, content: bytes, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / name).write_bytes(content)
     arguments = [f"source={tmp_path / name}", f"out={tmp_path}/out.parquet"]
     with pytest.raises(SystemExit):

@@ -290,13 +290,6 @@ def test_a_rerun_repeats_nothing_and_a_changed_rule_repeats_what_it_touches(tmp_
     assert contents(tmp_path / "shards") == before
 
 
-def test_a_folder_with_a_quotation_mark_can_be_ingested_twice(tmp_path: Path) -> None:
-    one = card(LAYOUTS["text_beside"](tmp_path / 'my "best" photos'))
-    one.name = 'my "best" photos'
-    first, second = (run(one, tmp_path / "shards") for _ in range(2))
-    assert first == second and first[1].n_out == len(CAPTIONS)
-
-
 def test_what_is_no_data_set_is_refused_with_what_is_known(tmp_path: Path) -> None:
     write_images(tmp_path / "own")
     with pytest.raises(UserError, match=r"no captions that are understood.*\.txt of the same name"):

@@ -112,9 +112,7 @@ def open_tars() -> int:
 
 
 @pytest.mark.parametrize(("groups", "world_size"), [(1, 1), (8, 8), (8, 2)])
-def test_open_shards_are_bounded_by_the_window_and_not_by_the_groups(
-    tmp_path: Path, groups: int, world_size: int
-) -> None:
+def test_open_shards_are_bounded_by_the_window(tmp_path: Path, groups: int, world_size: int) -> None:
     """A rank keeps a window of its reader groups open, whatever groups other ranks read from."""
     data = write_pairs(tmp_path / "many", [2] * 160, size=8)
     options = {"shuffle_window_shards": 3, "reader_groups": groups, "transform": EvalTransform(8)}

@@ -135,9 +135,7 @@ def test_copies_in_other_sources_and_in_benchmarks(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("as_if", [300, 340_000_000])
 @pytest.mark.parametrize("distance", [0, 2, 5])
-def test_banded_search_finds_what_comparing_all_pairs_finds(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, distance: int, as_if: int
-) -> None:
+def test_banded_search_finds_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, distance: int, as_if: int) -> None:
     rng = np.random.default_rng(distance)
     hashes = rng.integers(0, 1 << 63, 300, dtype=np.uint64) << np.uint64(1)
     for i in range(100, 300):  # neighbours of the first hundred, 0 to 7 bits away

@@ -161,9 +161,7 @@ def test_two_ranks_read_every_pair_of_a_bucket_once_an_epoch(bucket: str, pairs:
     assert keys(list(stream(bucket, 0, ranks=2, workers=workers))) == keys(epochs[0])[:24]
 
 
-def test_a_resumed_run_reads_the_shards_that_are_not_finished(
-    web: str, pairs: Pairs, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_resumed_run_reads_the_unfinished_shards(web: str, pairs: Pairs, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two ranks with two workers stop; one with one worker goes on: nothing is lost, finished shards do not return."""
     monkeypatch.setattr(streaming, "BUFFER", 2)  # so that a shard is finished soon
     shards = f"{web}/shards/{{00000..00007}}.tar"

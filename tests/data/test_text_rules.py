@@ -36,38 +36,16 @@ MEANINGLESS_CAPTIONS = {
     "no_letters": ["...", "★★★★★", "- -"],
 }  # fmt: skip
 MEANINGFUL = [
-    "A dog in the park.",
-    "llama",
-    "t-shirt",
-    "camera with flash",
-    "framed picture of a boat",
-    "2 dogs playing",
-    "Boeing 747-400 taking off at dusk",
-    "a page from a medieval book",
-    "Route 66 sign at sunset",
-    "12 May 2014, two children on a beach",
-    "dog.com mascot in a blue hat",
-    "The best photo I have ever taken",
-    "<PERSON> arrives at the premiere",
-    "5 > 3 on a blackboard",
-    "keycap: 10",
-    "Windows 95 start screen",
-    "iPhone 6s on a wooden table",
-    "hundred points",
-    "slide in a playground",
+    "A dog in the park.", "llama", "t-shirt", "camera with flash", "framed picture of a boat", "2 dogs playing",
+    "Boeing 747-400 taking off at dusk", "a page from a medieval book", "Route 66 sign at sunset",
+    "12 May 2014, two children on a beach", "dog.com mascot in a blue hat", "The best photo I have ever taken",
+    "<PERSON> arrives at the premiere", "5 > 3 on a blackboard", "keycap: 10", "Windows 95 start screen",
+    "iPhone 6s on a wooden table", "hundred points", "slide in a playground",
     # each was dropped once, as a date, a camera's name, a URL, a template or a hash
-    "Marathon 2016",
-    "Mars 2020",
-    "Juno 2007",
-    "Augusta 2013",
-    "Photo 2015-03-04 Wedding of Ann and Bob in Rome",
-    "Picture 20140704 fireworks over the river",
-    "Figure 8",
-    "Page 3",
-    "Amazon.com",
-    "photo of a dog [gallery]",
+    "Marathon 2016", "Mars 2020", "Juno 2007", "Augusta 2013", "Photo 2015-03-04 Wedding of Ann and Bob in Rome",
+    "Picture 20140704 fireworks over the river", "Figure 8", "Page 3", "Amazon.com", "photo of a dog [gallery]",
     "C6H12O6",
-]
+]  # fmt: skip
 
 
 def write_list(path: Path, captions: list[str | None], **columns: list) -> Path:

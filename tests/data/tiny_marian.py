@@ -16,19 +16,9 @@ from ctranslate2.converters.marian import _make_sinusoidal_position_encodings
 from torch import nn
 
 WORDS = {
-    "dog": "hund",
-    "cat": "katze",
-    "house": "haus",
-    "tree": "baum",
-    "red": "rot",
-    "green": "gruen",
-    "large": "gross",
-    "big": "gross",
-    "sees": "sieht",
-    "likes": "mag",
-    "the": "der",
-    "and": "und",
-}
+    "dog": "hund", "cat": "katze", "house": "haus", "tree": "baum", "red": "rot", "green": "gruen", "large": "gross",
+    "big": "gross", "sees": "sieht", "likes": "mag", "the": "der", "and": "und",
+}  # fmt: skip
 WIDTH, HEADS, HIDDEN, LENGTH = 48, 4, 96, 6
 EOS = 0
 
@@ -135,18 +125,11 @@ def _marian_weights(net: Net) -> dict[str, Any]:
     weights["encoder_Wemb"] = net.source.weight.detach().numpy()
     weights["decoder_Wemb"] = net.target.weight.detach().numpy()
     config = {
-        "type": "transformer",
-        "enc-depth": 1,
-        "dec-depth": 1,
-        "transformer-heads": HEADS,
-        "transformer-ffn-activation": "relu",
-        "transformer-preprocess": "",
-        "transformer-postprocess": "dan",
-        "transformer-postprocess-emb": "d",
-        "transformer-decoder-autoreg": "self-attention",
-        "transformer-no-projection": False,
-        "transformer-guided-alignment-layer": "last",
-    }
+        "type": "transformer", "enc-depth": 1, "dec-depth": 1, "transformer-heads": HEADS,
+        "transformer-ffn-activation": "relu", "transformer-preprocess": "", "transformer-postprocess": "dan",
+        "transformer-postprocess-emb": "d", "transformer-decoder-autoreg": "self-attention",
+        "transformer-no-projection": False, "transformer-guided-alignment-layer": "last",
+    }  # fmt: skip
     weights["special:model.yml"] = np.frombuffer(yaml.safe_dump(config).encode() + b"\0", np.int8)
     return weights
 

@@ -35,9 +35,7 @@ def evaluate(folder: Path, capsys: pytest.CaptureFixture[str], *more: str, model
     return printed.out + printed.err
 
 
-def test_pictures_that_are_exchanged_or_added_make_new_numbers(
-    folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_exchanged_or_added_pictures_make_new_numbers(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first = evaluate(folder, capsys)
     assert "done before" in evaluate(folder, capsys)
 
@@ -56,9 +54,7 @@ def test_pictures_that_are_exchanged_or_added_make_new_numbers(
     assert "pictures: 12 images then, 22 now" in third
 
 
-def test_other_weights_make_new_numbers_in_a_file_and_in_a_folder(
-    folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_other_weights_in_file_or_folder_make_new_numbers(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "run").mkdir()
     shutil.copy(folder / "model.safetensors", folder / "run" / "model.safetensors")
     for model in ("model.safetensors", "run/model.safetensors"):

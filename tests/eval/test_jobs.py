@@ -51,9 +51,7 @@ def evaluate(root: Path, out: Path, cards: list[str], *more: str) -> None:
     run_command(main, Evaluation, argv=[*given, *more])
 
 
-def test_a_job_runs_each_protocol_on_its_cards_and_again_only_what_is_gone(
-    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_job_runs_again_only_what_is_gone(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     only = "only={linear_probe:[demo_food],alignment:[demo_fluent]}"
     given = ("protocols=[zero_shot,retrieval,linear_probe,alignment]", only)
     evaluate(root, tmp_path / "out", [*TASKS[:2], *CAPTIONS], *given)
@@ -70,9 +68,7 @@ def test_a_job_runs_each_protocol_on_its_cards_and_again_only_what_is_gone(
     assert capsys.readouterr().err.count("done before") == 5 and gone.read_text() == before
 
 
-def test_a_protocol_that_only_names_has_to_be_there(
-    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_protocol_named_in_only_must_exist(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for only, message in (
         ("only={zero_shot:[demo_fod]}", "only: zero_shot has no card demo_fod in data="),
         ("only={zeroshot:[demo_food]}", "only: zeroshot is none of the protocols"),
@@ -104,7 +100,7 @@ def test_a_missing_data_set_costs_its_cell_and_no_other_until_it_is_there(root: 
     assert again["demo_food"].value == cells["demo_food"].value
 
 
-def test_all_that_is_missing_is_named_before_a_model_is_loaded(
+def test_what_is_missing_is_named_before_loading(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for protocol in ("zero_shot", "linear_probe"):

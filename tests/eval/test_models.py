@@ -62,9 +62,7 @@ def root(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("tokens", ["false", "true"])
-def test_one_clip_gives_equal_tables_from_transformers_from_open_clip_and_from_our_file(
-    clip: list[str], root: Path, tokens: str
-) -> None:
+def test_one_clip_gives_equal_tables_in_every_form(clip: list[str], root: Path, tokens: str) -> None:
     found, *others = (tables(model, root, f"tokens={tokens}") for model in clip)
     assert others == [found, found]
     assert found["scorer"] == ("token-wise" if tokens == "true" else "pooled")

@@ -41,7 +41,7 @@ def write_card(root: Path, layout: str, kind: str = "retrieval", **options: obje
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_captions_and_records_give_the_same_numbers_and_reasons(
+def test_captions_and_records_give_equal_numbers(
     tmp_path: Path, fault: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_set(tmp_path, FAULTS[fault])
@@ -59,9 +59,7 @@ def test_captions_and_records_give_the_same_numbers_and_reasons(
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_row_to_select_from_that_cannot_be_used_is_left_out_with_its_reason(
-    tmp_path: Path, fault: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_unusable_row_is_left_out(tmp_path: Path, fault: str, capsys: pytest.CaptureFixture[str]) -> None:
     write_set(tmp_path, FAULTS[fault].replace('"caption"', '"wrong": "other", "caption"'))
     card = load_card(str(write_card(tmp_path, "records", "selection", positive="caption", negative="wrong")))
     data = open_set(card, tmp_path)

@@ -243,9 +243,7 @@ def test_a_token_is_marked_on_every_picture_and_a_patch_has_its_words(visit: Vis
     assert visit.state("token") is None
 
 
-def test_a_chosen_word_has_the_mask_of_the_thing_that_it_names(
-    browser: Browser, prepared: Prepared, tmp_path: Path
-) -> None:
+def test_a_chosen_word_has_the_mask_of_its_thing(browser: Browser, prepared: Prepared, tmp_path: Path) -> None:
     write_scenes(tmp_path / "demo_scenes_new", count=2)
     out = tmp_path / "page.html"
     card = ["images=demo_scenes_new", f"root={tmp_path}", "device=cpu", f"out={out}"]
@@ -289,9 +287,7 @@ def test_the_words_of_a_score_add_up_to_it(visit: Visit) -> None:
     assert visit.page.locator(".model:first-child .why td.share").count() == 0, "a pooled score is no sum over words"
 
 
-def test_numbers_are_drawn_and_the_address_brings_everything_back(
-    browser: Browser, visit: Visit, prepared: Prepared
-) -> None:
+def test_numbers_are_drawn_and_the_address_restores_them(browser: Browser, visit: Visit, prepared: Prepared) -> None:
     page = visit.page
     before = visit.ink(".model:last-child .large canvas")
     page.keyboard.press("v")

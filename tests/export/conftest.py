@@ -1,5 +1,7 @@
-"""Small trained-looking models to export."""
+"""Small trained-looking models to export, and programs that read what was exported."""
 
+import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +11,32 @@ from PIL import Image
 
 from filip.models import ModelConfig, build_model, load_preset, save_model
 from tests.eval.miniature import picture
+from tests.support.captions import UNTIDY_CAPTIONS
+from tests.support.processes import run_python
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+ALONE = """
+import sys
+sys.path[:] = [p for p in sys.path if p not in ("", {root!r})]
+sys.modules["filip"] = None  # an editable install would bring it back
+"""
+
+
+def run_without_us(program: str, folder: Path) -> None:
+    """Run a program in a process that cannot import this project, nor reach a hub."""
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    environment |= {"HF_HOME": str(folder / "hub"), "HF_HUB_OFFLINE": "1"}
+    run = run_python("-c", ALONE.format(root=str(ROOT)) + program, variables=environment, cwd=folder)
+    assert run.returncode == 0, run.stderr[-3000:]
+
+
+def write_inputs(folder: Path, pictures: list[Image.Image]) -> None:
+    """Write 0.png, 1.png, … and captions.json."""
+    for i, image in enumerate(pictures):
+        image.save(folder / f"{i}.png")
+    (folder / "captions.json").write_text(json.dumps(UNTIDY_CAPTIONS))
 
 
 @pytest.fixture

@@ -83,9 +83,7 @@ def test_a_vocabulary_that_no_tokenizer_has_is_refused(to: str, saved: Callable[
 
 
 @pytest.mark.parametrize("to", ["hf", "mv", "onnx"])
-def test_a_model_that_leaves_out_special_tokens_is_refused_where_they_would_be_scored(
-    to: str, saved: Callable[..., str]
-) -> None:
+def test_a_model_that_leaves_out_special_tokens_is_refused(to: str, saved: Callable[..., str]) -> None:
     refuse(saved(lambda config: setattr(config, "exclude_special_tokens", True)), "to=safetensors holds it", to)
 
 

@@ -2,9 +2,6 @@
 
 import gzip
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,13 +22,12 @@ from filip.models import ModelConfig, load_model
 from filip.resources import weights
 from filip.tokenizer import tokenize
 from tests.eval.miniature import write_model
+from tests.export.conftest import run_without_us, write_inputs
 from tests.support.captions import UNTIDY_CAPTIONS
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = """
-import json, sys
-sys.path[:] = [p for p in sys.path if p not in ("", {root!r})]
-sys.modules["filip"] = None  # an editable install would bring it back
+import json
 import torch
 from PIL import Image
 from transformers import AutoModel, AutoProcessor
@@ -87,9 +83,7 @@ assert torch.allclose(torch.tensor([scores[text] for text in texts]), expected, 
 
 
 @pytest.mark.slow
-def test_transformers_gives_our_embeddings_without_this_project(
-    saved: Callable[..., str], tmp_path: Path, pictures: list[Image.Image]
-) -> None:
+def test_transformers_gives_our_vectors(saved: Callable[..., str], tmp_path: Path, pictures: list[Image.Image]) -> None:
     def kind(
         interaction: str, cls: bool, stem: str | None = None, pooling: str = "ends"
     ) -> Callable[[ModelConfig], None]:
@@ -111,17 +105,10 @@ def test_transformers_gives_our_embeddings_without_this_project(
     for name, arguments in kinds.items():
         file = Path(saved(kind(*arguments))).rename(tmp_path / f"{name}.safetensors")
         export(Export(model=str(file), out=str(tmp_path / name), to="hf"))
-    for i, image in enumerate(pictures):
-        image.save(tmp_path / f"{i}.png")
-    (tmp_path / "captions.json").write_text(json.dumps(UNTIDY_CAPTIONS))
+    write_inputs(tmp_path, pictures)
     folders = [str(tmp_path / name) for name in kinds]
-    program = PROGRAM.format(root=str(ROOT), folders=folders, here=str(tmp_path), images=len(pictures))
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    environment |= {"HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
-    run = subprocess.run(
-        [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
-    )
-    assert run.returncode == 0, run.stderr[-3000:]
+    program = PROGRAM.format(folders=folders, here=str(tmp_path), images=len(pictures))
+    run_without_us(program, tmp_path)
 
     for name in kinds:
         found, file = torch.load(tmp_path / name / "found.pt"), tmp_path / f"{name}.safetensors"
@@ -185,6 +172,13 @@ def test_a_table_that_no_file_holds_is_refused(saved: Callable[..., str]) -> Non
         refuse_computed_tables(model, "hf")
 
 
+def card_with(folder: Path, *parts: str) -> str:
+    """Return the card of an exported folder, which has these parts."""
+    card = (folder / "README.md").read_text()
+    assert [part for part in parts if part not in card] == []
+    return card
+
+
 def test_the_card_tells_of_the_training_beside_the_weights(saved: Callable[..., str], tmp_path: Path) -> None:
     file = Path(saved())
     config = {
@@ -198,34 +192,23 @@ def test_the_card_tells_of_the_training_beside_the_weights(saved: Callable[..., 
     (tmp_path / "tables").mkdir()
     (tmp_path / "tables" / "zero_shot.md").write_text("| model | CIFAR-10 |\n")
     export(Export(model=str(file), out=str(tmp_path / "out"), to="hf"))
-    card = (tmp_path / "out" / "README.md").read_text()
-    parts = (
-        "# squares",
-        "cc3m, weight 2.0",
-        "3,456 pairs",
-        "| `optimizer.base_lr` | 0.5 |",
-        "commit abc",
-        "| CIFAR-10 |",
-        "arXiv 2111.07783",
-        "arXiv 2401.09865",
-    )
-    assert [part for part in parts if part not in card] == []
+    card = card_with(
+        tmp_path / "out", "# squares", "cc3m, weight 2.0", "3,456 pairs", "| `optimizer.base_lr` | 0.5 |", "commit abc",
+        "| CIFAR-10 |", "arXiv 2111.07783", "arXiv 2401.09865",
+    )  # fmt: skip
     assert "arXiv 2103.00020" not in card  # CLIP's loss had no weight
 
 
-def test_the_model_of_the_package_takes_its_card_and_attribution_with_it(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_shipped_model_takes_card_and_attribution_along(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     export(Export(model="emoji", out=str(tmp_path / "out"), to="hf"))
-    card = (tmp_path / "out" / "README.md").read_text()
-    parts = (
+    card = card_with(
+        tmp_path / "out",
         "license: cc-by-sa-4.0\n---",
         "above tf_efficientnet_lite0 up to its cells of 16 px; 96 px, 6 x 6 patches |",
         "**It knows nothing of\nphotographs.**",
         "## Licence and attribution",
         "| `demo_scenes_new`: 1,000 scenes",
     )
-    assert [part for part in parts if part not in card] == []
     assert "Not recorded" not in card and "| file |" not in card
     export(Export(model="emoji", out=str(tmp_path / "a.safetensors"), to="compact"))
     assert "pass its attribution on with it: " in capsys.readouterr().err
@@ -240,13 +223,12 @@ def test_what_started_from_a_licensed_model_carries_its_licence_and_attribution(
         config = {"init_from": start, "data": {"sources": [{"shards": "shards"}]}}
         (tmp_path / f"{name}.json").write_text(json.dumps({"run": "run", "config": config}))
     export(Export(model=str(tmp_path / "second.safetensors"), out=str(tmp_path / "out"), to="hf"))
-    card = (tmp_path / "out" / "README.md").read_text()
-    parts = (
+    card_with(
+        tmp_path / "out",
         "license: cc-by-sa-4.0\n---",
         "# second\n",
         "- shards, weight 1.0\n",
         "changed ones of `first`, which started from `emoji` under cc-by-sa-4.0",
         "`emoji_attribution.json`",
     )
-    assert [part for part in parts if part not in card] == []
     assert (tmp_path / "out" / "emoji_attribution.json").is_file()

@@ -1,9 +1,5 @@
 """The exported folder in sentence-transformers: its embeddings, its scores and its tools."""
 
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,13 +11,11 @@ import filip
 from filip.errors import UserError
 from filip.export.__main__ import Export, export
 from filip.models import ModelConfig
+from tests.export.conftest import run_without_us, write_inputs
 from tests.support.captions import UNTIDY_CAPTIONS
 
-ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = """
-import json, sys
-sys.path[:] = [p for p in sys.path if p not in ("", {root!r})]
-sys.modules["filip"] = None  # an editable install would bring it back
+import json
 import numpy, torch
 from PIL import Image
 from sentence_transformers import MultiVectorEncoder
@@ -50,25 +44,16 @@ torch.save({{
 
 
 @pytest.mark.slow
-def test_sentence_transformers_gives_our_tokens_and_scores(
-    saved: Callable[..., str], tmp_path: Path, pictures: list[Image.Image]
-) -> None:
+def test_sentence_transformers_agrees(saved: Callable[..., str], tmp_path: Path, pictures: list[Image.Image]) -> None:
     def change(config: ModelConfig) -> None:
         config.cls_in_interaction, config.image.stem = True, "tf_efficientnet_lite0"  # like the demo's model
         config.image.stem_stride = 8
 
     file, folder = saved(change), tmp_path / "exported"
     export(Export(model=file, out=str(folder), to="mv"))
-    for i, image in enumerate(pictures):
-        image.save(tmp_path / f"{i}.png")
-    (tmp_path / "captions.json").write_text(json.dumps(UNTIDY_CAPTIONS))
-    program = PROGRAM.format(root=str(ROOT), folder=str(folder), here=str(tmp_path), images=len(pictures))
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    environment |= {"HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
-    run = subprocess.run(
-        [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
-    )
-    assert run.returncode == 0, run.stderr[-3000:]
+    write_inputs(tmp_path, pictures)
+    program = PROGRAM.format(folder=str(folder), here=str(tmp_path), images=len(pictures))
+    run_without_us(program, tmp_path)
     found = torch.load(tmp_path / "found.pt")
 
     model = filip.load(file, device="cpu")

@@ -10,6 +10,7 @@ from filip.command import run_command
 from filip.eval.scorer import load_scorer
 from filip.explore.names import encode_query
 from filip.index import build
+from tests.eval.miniature import write_model
 
 
 def write_images(folder: Path, count: int, first: int = 0) -> None:
@@ -25,6 +26,14 @@ EXACT = ("dtype=float32", "pool=1")
 def build_index(folder: Path, model: str, *more: str) -> None:
     arguments = [f"model={model}", f"images={folder / 'photos'}", f"out={folder / 'index'}", "device=cpu"]
     run_command(build.main, build.Build, argv=[*arguments, "batch_size=8", *EXACT, *more])
+
+
+def index_of(folder: Path, count: int, *more: str, interaction: str = "token_wise") -> str:
+    """Write a model and so many pictures, and make their index; return the model's file."""
+    model = write_model(folder / "model.safetensors", interaction, seed=1)
+    write_images(folder / "photos", count)
+    build_index(folder, model, *more)
+    return model
 
 
 def exact(model: str, paths: list[Path], text: str, tokens: str = "all") -> list[tuple[str, float]]:

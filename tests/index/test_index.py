@@ -24,7 +24,7 @@ from filip.rgb import IMAGE_FILES
 from filip.search import __main__ as search
 from filip.search.ranking import query_of, rank
 from tests.eval.miniature import write_model
-from tests.index.folders import build_index, exact, write_images
+from tests.index.folders import build_index, exact, index_of, write_images
 
 TEXTS = ["a red dog on the beach", "two black cats", "a lamp"]
 
@@ -68,9 +68,7 @@ def test_the_command_prints_and_writes_the_same_list(
     assert [line.split(maxsplit=3)[3] for line in printed] == [str(folder / "photos" / h["path"]) for h in hits]
 
 
-def test_a_second_build_encodes_what_is_new_or_changed_and_forgets_what_is_gone(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_second_build_encodes_and_forgets_what_changed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = write_model(tmp_path / "model.safetensors", "token_wise", seed=1)
     photos = tmp_path / "photos"
     write_images(photos, 20)
@@ -111,9 +109,7 @@ def test_an_interrupted_build_continues(
 
 
 def test_half_precision_takes_half_the_bytes_and_finds_nearly_the_same(tmp_path: Path) -> None:
-    model = write_model(tmp_path / "model.safetensors", "token_wise", seed=1)
-    write_images(tmp_path / "photos", 10)
-    build_index(tmp_path, model, "dtype=float16")
+    model = index_of(tmp_path, 10, "dtype=float16")
     index = Index.open(tmp_path / "index")
     (path, tokens), *_ = index.tokens()
     whole = load(model, device="cpu").encode_images([str(tmp_path / "photos" / path)])[0]
@@ -122,9 +118,7 @@ def test_half_precision_takes_half_the_bytes_and_finds_nearly_the_same(tmp_path:
 
 
 def test_by_default_similar_patches_are_averaged_and_rounded(tmp_path: Path) -> None:
-    model = write_model(tmp_path / "model.safetensors", "token_wise", seed=1)
-    write_images(tmp_path / "photos", 10)
-    build_index(tmp_path, model, "dtype=int8", "pool=4")
+    model = index_of(tmp_path, 10, "dtype=int8", "pool=4")
     index = Index.open(tmp_path / "index")
     (path, tokens), *_ = index.tokens()
     whole = load(model, device="cpu").encode_images([str(tmp_path / "photos" / path)])[0]
@@ -133,9 +127,7 @@ def test_by_default_similar_patches_are_averaged_and_rounded(tmp_path: Path) -> 
     index.close()
 
 
-def test_of_many_pictures_the_best_by_integers_are_scored_exactly(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_best_by_integers_are_scored_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scorer = load_scorer(write_model(tmp_path / "model.safetensors", "token_wise", seed=1))
     texts = scorer.encode_texts(["a red dog on the beach"])
     dim = texts.values.shape[1]
@@ -189,9 +181,7 @@ def test_mistakes_are_told_in_a_sentence(built: tuple[Path, str], tmp_path: Path
         ("tokens-0.bin", "cut off"),
     ],
 )
-def test_a_damaged_index_is_told_in_a_sentence(
-    built: tuple[Path, str], tmp_path: Path, file: str, content: str | None
-) -> None:
+def test_a_damaged_index_is_refused(built: tuple[Path, str], tmp_path: Path, file: str, content: str | None) -> None:
     folder, _ = built
     damaged = Path(shutil.copytree(folder / "index", tmp_path / "index")) / file
     if content is None:
@@ -203,12 +193,8 @@ def test_a_damaged_index_is_told_in_a_sentence(
     assert "\n" not in str(told.value)
 
 
-def test_an_edited_account_of_an_index_and_a_flipped_bit_are_told(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    model = write_model(tmp_path / "model.safetensors", "token_wise", seed=1)
-    write_images(tmp_path / "photos", 9)
-    build_index(tmp_path, model, "dtype=int8", "pool=4")
+def test_an_edited_index_and_a_flipped_bit_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = index_of(tmp_path, 9, "dtype=int8", "pool=4")
     tokens = tmp_path / "index" / "tokens-0.bin"
     stored = bytearray(tokens.read_bytes())
     stored[len(stored) // 2] ^= 4
@@ -273,9 +259,7 @@ def test_qdrant_finds_with_the_documented_code_what_the_index_finds(
 
 
 def test_the_explorer_takes_an_index_and_encodes_only_what_has_changed(tmp_path: Path) -> None:
-    model = write_model(tmp_path / "model.safetensors", "token_wise", seed=1)
-    write_images(tmp_path / "photos", 12)
-    build_index(tmp_path, model)
+    model = index_of(tmp_path, 12)
     write_images(tmp_path / "photos", 1, first=50)
     (tmp_path / "photos/photo #0.png").unlink()
     (tmp_path / "photos/photo #2.png").replace(tmp_path / "photos/photo #1.png")
@@ -302,9 +286,7 @@ def test_pictures_that_are_not_read_are_counted(tmp_path: Path, capsys: pytest.C
         open_pictures(str(tmp_path / "raw"), None, None)
 
 
-def test_pictures_of_phones_are_read_where_pillow_heif_is_installed_and_else_counted(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_pictures_of_phones_are_read_with_pillow_heif_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = write_model(tmp_path / "model.safetensors", "pooled")
     write_images(tmp_path / "photos", 2)
     if ".heic" in IMAGE_FILES:

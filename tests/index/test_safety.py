@@ -16,7 +16,7 @@ from filip.runs.source import read_source
 from filip.search import __main__ as search
 from filip.search.ranking import query_of, rank
 from tests.eval.miniature import write_model
-from tests.index.folders import build_index, exact, write_images
+from tests.index.folders import build_index, exact, index_of, write_images
 from tests.support.processes import Process
 
 READER = """
@@ -41,9 +41,7 @@ print(last, opened)
 @pytest.mark.slow
 def test_others_read_while_one_builds(tmp_path: Path) -> None:
     """Two readers open, read and close the index all the time; one of them used to end the build."""
-    model = write_model(tmp_path / "model.safetensors", "token_wise", seed=1)
-    write_images(tmp_path / "photos", 8)
-    build_index(tmp_path, model)
+    model = index_of(tmp_path, 8)
     write_images(tmp_path / "photos", 240)
     done = tmp_path / "done"
     logs = [tmp_path / f"reader{number}.txt" for number in range(2)]
@@ -63,9 +61,7 @@ def test_others_read_while_one_builds(tmp_path: Path) -> None:
 
 
 def test_a_reader_keeps_what_it_opened_while_tokens_move(tmp_path: Path) -> None:
-    model = write_model(tmp_path / "model.safetensors", "token_wise", seed=1)
-    write_images(tmp_path / "photos", 12)
-    build_index(tmp_path, model)
+    model = index_of(tmp_path, 12)
     scorer = load_scorer(model)
     reader = Index.open(tmp_path / "index")
     query = query_of(scorer, "a lamp", "all")
@@ -190,9 +186,7 @@ def test_a_folder_with_other_weights_is_another_model(tmp_path: Path, run: bool)
 
 
 def test_a_full_disk_is_a_sentence_and_keeps_the_index(tmp_path: Path) -> None:
-    model = write_model(tmp_path / "model.safetensors", "token_wise", seed=1)
-    write_images(tmp_path / "photos", 6)
-    build_index(tmp_path, model)
+    index_of(tmp_path, 6)
     index = Index.open(tmp_path / "index")
     features = torch.nn.functional.normalize(torch.randn(3, index._an_image, index.about.dim), dim=-1)
     index._table.execute("PRAGMA max_page_count = 1")
@@ -204,12 +198,8 @@ def test_a_full_disk_is_a_sentence_and_keeps_the_index(tmp_path: Path) -> None:
     assert len(again) == 6 == sum(1 for _ in again.tokens())
 
 
-def test_a_moved_folder_is_the_same_folder_and_another_one_is_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    model = write_model(tmp_path / "model.safetensors", "pooled")
-    write_images(tmp_path / "photos", 4)
-    build_index(tmp_path, model)
+def test_a_moved_folder_is_known_and_another_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = index_of(tmp_path, 4, interaction="pooled")
     write_images(tmp_path / "others", 4, first=50)
     others = build.Build(model, str(tmp_path / "others"), str(tmp_path / "index"), "float32", 1, device="cpu")
     with pytest.raises(UserError, match=r"made of the images in .*photos, not in .*others: give another"):

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from packaging.utils import canonicalize_name
+
 ROOT = Path(__file__).parents[2]
 _IMPORT = """
 import sys
@@ -31,10 +33,6 @@ print(sorted(name for name in sys.modules if name.split(".")[0] == "filip" and "
 """
 
 
-def canonical(distribution: str) -> str:
-    return re.sub(r"[-_.]+", "-", distribution).lower()
-
-
 def modules_of(distribution: str, owners: Mapping[str, list[str]], seen: set[str]) -> set[str]:
     """Return importable names of a distribution and of all that it requires; ``owners`` has whose each name is."""
     if distribution in seen:
@@ -44,8 +42,8 @@ def modules_of(distribution: str, owners: Mapping[str, list[str]], seen: set[str
         required = importlib.metadata.requires(distribution) or []
     except importlib.metadata.PackageNotFoundError:  # for another platform
         return set()
-    own = {module for module, names in owners.items() if distribution in map(canonical, names)}
-    wanted = [canonical(re.match(r"[\w.-]+", line)[0]) for line in required if "extra ==" not in line]
+    own = {module for module, names in owners.items() if distribution in map(canonicalize_name, names)}
+    wanted = [canonicalize_name(re.match(r"[\w.-]+", line)[0]) for line in required if "extra ==" not in line]
     return own.union(*(modules_of(other, owners, seen) for other in wanted))
 
 

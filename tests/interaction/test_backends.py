@@ -96,9 +96,7 @@ def test_autocast_rounds_nothing(backend: str) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("setting", ["high", "medium"])
-def test_float32_is_multiplied_as_such_whatever_the_setting(
-    backend: str, setting: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_float32_is_multiplied_as_such_always(backend: str, setting: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """PyTorch may round factors to TF32 or bfloat16 if asked to; nearly equal tokens would lose their winners."""
     if backend == "reference":
         pytest.skip("plain PyTorch, as the user has set it")

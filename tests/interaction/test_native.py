@@ -354,9 +354,7 @@ def test_the_fastest_instruction_set_is_measured_once_and_kept(bf16: bool, monke
     assert native.fastest_isa(bf16) == chosen
 
 
-def test_a_kernel_that_disagrees_is_left_out(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_disagreeing_kernel_is_left_out(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     names, call = native.isas(), native._call
 
     def call_and_spoil(*arguments: object, isa: str) -> None:

@@ -27,9 +27,7 @@ def test_backend_can_be_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
         choose_backend(tokens, 5, "auto")
 
 
-def test_one_notice_when_the_fast_backend_is_missing(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_one_notice_without_a_fast_backend(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     from filip.interaction import backends, tiled
 
     monkeypatch.delenv("FILIP_INTERACTION_BACKEND", raising=False)

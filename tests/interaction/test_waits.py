@@ -37,9 +37,7 @@ def test_it_sees_what_waits() -> None:
 
 @pytest.mark.parametrize("backend", ["tiled", "tiled on a GPU", Blockwise(smooth_maximum(0.1))])
 @pytest.mark.parametrize("on_host", [True, False])
-def test_only_lengths_that_are_on_the_device_are_waited_for(
-    backend: str | Blockwise, on_host: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_lengths_are_waited_for(backend: str | Blockwise, on_host: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if backend == "tiled on a GPU":
         backend = "tiled"
         monkeypatch.setattr(tiled, "_by_sums", tiled._by_products)

@@ -58,9 +58,7 @@ def test_compiled_kernels_are_close_to_eager_ones() -> None:
         torch.testing.assert_close(one_step(compiled, seed), theirs, rtol=1e-4, atol=1e-5)
 
 
-def test_kernels_for_a_lowered_cpu_are_kept_apart_from_this_cpu_s(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_kernels_for_a_lowered_cpu_are_kept_apart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     # Those of the one abort in the other, or give NaN: torch's cache does not tell them apart.
     folders = {}
     for capability in ("", "avx2", "default"):

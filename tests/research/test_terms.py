@@ -11,7 +11,6 @@ from filip.errors import UserError
 from filip.train.losses import TERMS, Loss, resolve_weights, resolved_settings
 from filip_research.sparc import patch_weights
 from tests.research.references import reversed_relations
-from tests.support.squares import write_shards
 from tests.support.training import compose, losses, run_many, series, train_arguments
 from tests.train.loss_batches import random_batch, run, settings
 from tests.train.test_loss_terms import assert_same
@@ -69,10 +68,8 @@ def test_captions_are_made_by_one_term_only(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.slow
-def test_a_run_trains_with_swapped_captions_and_a_setting(tmp_path: Path) -> None:
+def test_a_run_trains_with_swapped_captions_and_a_setting(squares: Path, tmp_path: Path) -> None:
     terms = ("loss.swapped_words=1", "loss.hard_negatives={weight: 0.5, margin: 0.2}", "max_steps=6")
-    squares = tmp_path / "squares"
-    write_shards(squares, shards=3, per_shard=64)
     runs = [
         train_arguments(squares, tmp_path / "one", *terms),
         train_arguments(squares, tmp_path / "cached", *terms, "gradient_cache=6"),

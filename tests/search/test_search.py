@@ -42,9 +42,7 @@ def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(search, "place_of", lambda config, model: tmp_path / f"cache/{Path(model).stem}")
 
 
-def test_the_first_search_indexes_and_the_next_encodes_only_what_is_new(
-    album: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_next_search_encodes_only_what_is_new(album: Path, capsys: pytest.CaptureFixture[str]) -> None:
     answer = found(album, capsys, "a red dog", "count=24")
     scores = {Path(hit["file"]).name: hit["score"] for hit in answer["hits"]}
     assert len(scores) == answer["images"] == 24
@@ -65,9 +63,7 @@ def test_the_first_search_indexes_and_the_next_encodes_only_what_is_new(
     (album / "photos" / "new.png").unlink()
 
 
-def test_an_index_of_another_model_or_folder_is_not_searched_instead(
-    album: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_another_s_index_is_not_searched(album: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "others").mkdir()
     picture(1, 60).save(tmp_path / "others" / "1.png")
     found(album, capsys, "a dog", f"index={tmp_path / 'i'}", "fit=crop")
@@ -82,9 +78,7 @@ def test_an_index_of_another_model_or_folder_is_not_searched_instead(
     assert "was made of the images in" in capsys.readouterr().err
 
 
-def test_a_picture_finds_itself_and_a_word_to_leave_out_lowers_where_it_stands_out(
-    album: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_picture_finds_itself_and_an_unwanted_word_lowers_it(album: Path, capsys: pytest.CaptureFixture[str]) -> None:
     mirrored = found(album, capsys, str(album / "photos" / "7.png"))
     assert mirrored["hits"][0]["path"] == "7.png" and mirrored["hits"][0]["score"] > 0.999
     assert "words" not in mirrored["hits"][0], "a picture has no words that could be anywhere"

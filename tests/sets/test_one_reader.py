@@ -286,9 +286,7 @@ def hub_of_two(root: Path, where: dict[str, str]) -> Path:
         karpathy_of_two, saved_dictionary, tars_of_two,
     ],
 )  # fmt: skip
-def test_a_split_gives_its_own_images_and_no_others_in_every_layout(
-    tmp_path: Path, write: Callable[[Path, dict[str, str]], Path]
-) -> None:
+def test_a_split_gives_its_own_images_only(tmp_path: Path, write: Callable[[Path, dict[str, str]], Path]) -> None:
     names = list(CAPTIONS)
     where = dict.fromkeys(names[:3], "train") | dict.fromkeys(names[3:], "test")
     place = write(tmp_path / "own", where)

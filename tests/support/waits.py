@@ -10,20 +10,9 @@ from torch.overrides import TorchFunctionMode
 
 # Calls that bring a number to Python or make a result whose size depends on numbers.
 _WAITS = {
-    Tensor.tolist,
-    Tensor.item,
-    Tensor.cpu,
-    Tensor.numpy,
-    Tensor.nonzero,
-    Tensor.__bool__,
-    Tensor.__int__,
-    Tensor.__float__,
-    Tensor.__index__,
-    torch.nonzero,
-    torch.allclose,
-    torch.unique,
-    torch.masked_select,
-}
+    Tensor.tolist, Tensor.item, Tensor.cpu, Tensor.numpy, Tensor.nonzero, Tensor.__bool__, Tensor.__int__,
+    Tensor.__float__, Tensor.__index__, torch.nonzero, torch.allclose, torch.unique, torch.masked_select,
+}  # fmt: skip
 
 
 GPU = torch.device("cpu", 0)  # what tensors give for their device that are taken to be on a GPU

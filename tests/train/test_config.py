@@ -106,9 +106,7 @@ def test_settings_that_deepspeed_would_accept_and_do_wrongly_are_refused(change,
         ({"zero_optimization": {"stage": 3}}, "zero_stage=3 does not go with optimizer.name=muon"),
     ],
 )
-def test_muon_is_refused_where_deepspeed_does_it_wrongly_before_any_work(
-    settings: dict, sentence: str, tmp_path: Path
-) -> None:
+def test_muon_is_refused_where_deepspeed_does_it_wrongly(settings: dict, sentence: str, tmp_path: Path) -> None:
     file = tmp_path / "settings.json"
     file.write_text(json.dumps({"gradient_clipping": 0.0, "zero_optimization": {"stage": 1}} | settings))
     stage = settings.get("zero_optimization", {}).get("stage", 1)

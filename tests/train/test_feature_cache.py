@@ -181,9 +181,7 @@ def test_a_stem_that_learns_or_none_has_no_maps_to_keep(model: DualEncoder) -> N
             cache_folder("c", initial_model(compose(*overrides)), "fp32")
 
 
-def test_a_disk_that_is_full_is_one_sentence_and_the_rest_is_kept(
-    model: DualEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_keeps_what_is_there(model: DualEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = write_pairs(tmp_path, [5, 5])
     written: list[int] = []
 

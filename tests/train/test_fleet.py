@@ -67,9 +67,7 @@ def test_scoring_takes_the_flops_that_torch_counts() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("steps", ["steps", "presets"])
-def test_ranks_receive_the_planned_bytes_at_every_zero_stage_and_with_the_paper_s_presets(
-    steps: str, tmp_path: Path
-) -> None:
+def test_ranks_receive_the_planned_bytes_at_every_stage_and_preset(steps: str, tmp_path: Path) -> None:
     for step, found in Ranks(2, [WORKER, steps], tmp_path / "log").result().items():
         assert found["received"] == pytest.approx(found["planned"], rel=0.002), step
 

@@ -28,9 +28,7 @@ def run(folder: Path, requeues: list[bool], script: str, patience: float = 0) ->
     return supervise(attempt, ["sh", "-c", script], 3, patience, lambda: requeues.append(True))
 
 
-def test_a_signal_after_the_request_for_another_start_ends_the_wait(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_signal_after_a_requeue_ends_the_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that lived on would end after the next start, and Snakemake then deletes what that one has made."""
     monkeypatch.setattr(job, "SECONDS_BETWEEN_LOOKS", 0.01)
     monkeypatch.setattr(job.wait_for_the_end, "__defaults__", (1e9,))  # without the signal the test times out
@@ -61,9 +59,7 @@ def test_a_training_that_finishes_or_is_refused_is_not_started_again(tmp_path: P
     assert not requeues
 
 
-def test_a_training_that_saved_is_started_again_as_often_as_it_takes(
-    tmp_path: Path, requeues: list[bool], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_saved_training_starts_again(tmp_path: Path, requeues: list[bool], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for step in range(1, 6):
         assert run(tmp_path, requeues, SAVED % step) == 85
@@ -89,9 +85,7 @@ def test_pre_emption_during_the_start_up_is_no_crash(tmp_path: Path, requeues: l
     assert "launch.resources.runtime" in (tmp_path / "rule.log").read_text()
 
 
-def test_a_crash_during_the_start_up_is_one_although_srun_stops_the_other_tasks(
-    tmp_path: Path, requeues: list[bool]
-) -> None:
+def test_a_crash_in_the_start_up_is_one_though_srun_stops_others(tmp_path: Path, requeues: list[bool]) -> None:
     """They answer its SIGTERM as they answer pre-emption."""
     stopped = "SIGTERM: stopped before the first step\nslurmstepd: error: *** STEP 5.0 ON n3 CANCELLED AT 12:00 ***\n"
     assert job.was_stopped(stopped + "srun: error: node3: tasks 0-1: Exited with exit code 85", answered=True)
@@ -192,9 +186,7 @@ def _of_the_lock(folder: Path) -> int:
     raise AssertionError("nobody has the lock open")
 
 
-def test_a_file_system_without_locks_gets_a_sentence(
-    tmp_path: Path, requeues: list[bool], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_disk_without_locks_is_told(tmp_path: Path, requeues: list[bool], monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(file: int, how: int) -> None:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 

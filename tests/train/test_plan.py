@@ -63,9 +63,7 @@ def test_the_papers_sizes_are_printed_without_a_gpu() -> None:
     assert rows == [[n, b, s] for n, b in (("8", "3840"), ("128", "240"), ("192", "160")) for s in "123"]
 
 
-def test_the_plan_is_for_the_resolution_asked_for(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_plan_has_the_given_resolution(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     run_command(main, Plan, "train", ["experiment=finetune_coco", "model=large", "ranks=[64]"])
     positions = (28 * 28 - 16 * 16) * 1024  # at 392 px, beyond those of 224 px

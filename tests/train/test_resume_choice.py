@@ -80,9 +80,7 @@ def test_the_same_training_continues_whatever_its_speed_and_reporting(run: Path,
         (["epochs=3"], r"epochs was 30\.0, is 3\.0"),
     ],
 )
-def test_other_learning_settings_are_refused_by_name_unless_the_checkpoint_is_named(
-    run: Path, overrides: list[str], name: str
-) -> None:
+def test_other_settings_are_refused_unless_the_checkpoint_is_named(run: Path, overrides: list[str], name: str) -> None:
     with pytest.raises(UserError, match=name):
         choose(run, *overrides, **SAME)
     newest = run / "checkpoints" / "step00000020"
@@ -129,7 +127,7 @@ def test_a_finished_run_with_its_result_is_not_trained_again_by_accident(run: Pa
         choose_checkpoint(config, state_of(config, **SAME), ALONE)
 
 
-def test_a_finished_run_whose_result_is_gone_gets_it_back_unless_anything_differs(
+def test_a_finished_run_gets_its_lost_result_back_if_nothing_differs(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A workflow whose Snakemake was killed deletes the result and starts the training anew."""
@@ -241,9 +239,7 @@ def test_what_is_edited_in_a_deepspeed_file_is_a_change_of_the_training(tmp_path
     assert clipped[0] != before[0] and clipped[1]["deepspeed"] != before[1]["deepspeed"]
 
 
-def test_the_code_of_a_term_of_another_package_is_code_of_the_training(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_package_s_term_is_code_of_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A change of it would otherwise be answered with the weights of before."""
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "outside_terms.py").write_text("def compute(batch): return 1\n")

@@ -75,9 +75,7 @@ def test_a_command_waits_for_a_gpu_until_its_holder_is_gone_even_if_killed(tmp_p
 
 
 @pytest.mark.parametrize("missing", [None, "nvidia-smi"])
-def test_a_machine_without_gpus_starts_the_command_at_once(
-    tmp_path: Path, missing: str | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_gpus_it_starts_at_once(tmp_path: Path, missing: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(VARIABLE, raising=False)
     if missing:
         monkeypatch.setenv("PATH", "/nowhere")

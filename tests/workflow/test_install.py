@@ -1,7 +1,6 @@
 """The Makefile's targets that a newcomer types first, and the installation: what they refuse, in a sentence."""
 
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 from packaging.markers import Marker
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from workflow import install
 
@@ -92,9 +92,7 @@ def test_a_venv_that_was_moved_is_named(checkout: Path) -> None:
     assert ".venv was made as /before/.venv and does not run elsewhere" in refused(checkout, "demo")
 
 
-def test_what_is_installed_is_not_installed_again_until_a_version_changes(
-    checkout: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nothing_is_installed_again_until_a_version_changes(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
     monkeypatch.setattr(install, "ROOT", checkout)
     monkeypatch.setattr(install, "VENV", venv(checkout))
@@ -142,13 +140,13 @@ def test_the_lock_has_a_version_that_suits_every_requirement() -> None:
     for line in install.LOCK.read_text().splitlines():
         if line and not line.startswith("#"):
             pin = Requirement(line)
-            pins.setdefault(canonical(pin.name), []).append(pin)
+            pins.setdefault(canonicalize_name(pin.name), []).append(pin)
     lines = [*PROJECT["dependencies"], *(x for extra in PROJECT["optional-dependencies"].values() for x in extra)]
     for line in lines:
         wanted = Requirement(line)
-        if canonical(wanted.name) == PROJECT["name"] or not applies(wanted.marker):
+        if canonicalize_name(wanted.name) == PROJECT["name"] or not applies(wanted.marker):
             continue
-        found = [pin for pin in pins.get(canonical(wanted.name), []) if applies(pin.marker)]
+        found = [pin for pin in pins.get(canonicalize_name(wanted.name), []) if applies(pin.marker)]
         assert len(found) == 1, f"{line}: {found}"
         (version,) = [one.version for one in found[0].specifier]
         assert wanted.specifier.contains(version, prereleases=True), f"{line}: the lock has {version}"
@@ -158,19 +156,15 @@ def applies(marker: Marker | None) -> bool:
     return marker is None or marker.evaluate()
 
 
-def canonical(name: str) -> str:
-    return re.sub(r"[-_.]+", "-", name).lower()
-
-
 @pytest.mark.parametrize("module", ["playwright", "clip-benchmark", "ruff", "mypy"])
 def test_the_demo_installs_no_tools_of_tests_or_clusters(module: str) -> None:
     extras, wanted, seen = PROJECT["optional-dependencies"], ["demo"], set[str]()
     while wanted:
         for line in extras[wanted.pop()]:
             requirement = Requirement(line)
-            if canonical(requirement.name) == PROJECT["name"]:
+            if canonicalize_name(requirement.name) == PROJECT["name"]:
                 wanted += requirement.extras
-            seen.add(canonical(requirement.name))
+            seen.add(canonicalize_name(requirement.name))
     assert "snakemake" in seen and module not in seen
 
 

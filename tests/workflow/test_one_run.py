@@ -65,9 +65,7 @@ def test_a_process_that_is_gone_when_it_is_to_be_ended_is_no_fault() -> None:
     assert one_run.end(lambda: found.pop() if found else [], patience=1) == 0
 
 
-def test_the_processes_of_a_run_are_found_by_their_mark_and_ended(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_processes_of_a_run_are_found_by_mark_and_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(one_run.MARK, "")
     one_run.mark(tmp_path / "results/demo")
     willing = "import time; print(1, flush=True); time.sleep(60)"

@@ -41,7 +41,7 @@ def test_every_card_that_the_rules_wait_for_exists(path: Path) -> None:
         ("large", "filip_large", ("large_all_tokens", "filip_large_all_tokens")),
     ],
 )
-def test_the_paper_s_quarter_of_the_tokens_is_the_experiment_s_and_all_tokens_are_a_run_of_ours(
+def test_the_paper_keeps_a_quarter_and_all_tokens_are_our_run(
     study: str, run: str, all_tokens: tuple[str, str]
 ) -> None:
     theirs = load_study(ROOT / f"workflow/config/{study}.yaml").resolved(run)

@@ -81,9 +81,7 @@ def test_a_card_that_does_not_exist_is_refused_by_name(demo: dict, change, named
         ("late_64_bf16_25", "filip", "token_keep_ratio is 1.0 there and 0.25 here"),
     ],
 )
-def test_an_accuracy_of_other_settings_is_refused_with_the_difference(
-    demo: dict, row: str, run: str, difference: str
-) -> None:
+def test_an_accuracy_of_other_settings_is_refused(demo: dict, row: str, run: str, difference: str) -> None:
     demo["efficiency"][row]["accuracy_of"] = run
     with pytest.raises(UserError, match=rf"efficiency\.{row}\.accuracy_of") as caught:
         WorkflowStudy(demo)
@@ -126,9 +124,7 @@ def test_a_batch_that_its_ranks_cannot_share_is_refused_before_any_job(study: st
         ({"loaders": {"cifar10": "torchvision"}}, "eval.loaders.cifar10: no protocol of the study evaluates that card"),
     ],
 )
-def test_an_option_that_an_evaluation_does_not_have_is_refused(
-    demo: dict, change: dict, message: str, tmp_path: Path
-) -> None:
+def test_an_unknown_option_of_an_evaluation_is_refused(demo: dict, change: dict, message: str, tmp_path: Path) -> None:
     demo["eval"] |= change
     with pytest.raises(UserError, match=message):
         WorkflowStudy(demo)
@@ -149,9 +145,7 @@ def test_a_peer_may_be_of_any_kind_that_the_evaluation_loads(demo: dict, prefix:
     assert WorkflowStudy(demo).peers["theirs"]["model"] == f"{prefix}:some/where"
 
 
-def test_tars_in_a_bucket_take_no_local_disk_and_lists_in_one_are_not_missing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_bucket_takes_no_local_disk_and_its_lists_are_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     card = {"title": "T", "list": "s3://bucket/list.parquet", "expected_count": 10**9}
     (tmp_path / "far.yaml").write_text(yaml.safe_dump(card))
     study = yaml.safe_load((ROOT / "workflow/config/one_gpu.yaml").read_text())

@@ -145,7 +145,7 @@ def test_jobs_of_a_dead_snakemake_that_make_the_same_training_are_found(tmp_path
     assert earlier_jobs(listing, "filip", tmp_path) == ["7"]
 
 
-def test_a_scheduler_that_does_not_answer_is_asked_only_to_submit_and_then_reported(
+def test_a_silent_scheduler_is_asked_only_to_submit(
     demo: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """squeue without its controller waits for good: a dry run must not."""

@@ -1,17 +1,13 @@
-"""The demo through Snakemake on a reduced corpus: every stage and table, once more, and stopped and killed."""
+"""The demo through Snakemake on a reduced corpus: every stage and table, and once more."""
 
 import json
-import signal
-import subprocess
-import time
 from pathlib import Path
 
-import psutil
 import pytest
 import yaml
 
 from tests.support.ports import free_port
-from tests.support.snakemake_runs import run_snakemake, run_study, study_command
+from tests.support.snakemake_runs import run_snakemake, run_study
 from workflow.study import ROOT
 
 
@@ -117,42 +113,3 @@ def test_a_second_run_does_nothing_and_prompts_rerun_only_what_depends_on_them(f
         assert affected in printed
     for unaffected in ("pretrain", "fine_tune", "download", "translate", "efficiency"):
         assert unaffected not in printed
-
-
-def ranks_of(process: subprocess.Popen, run: str) -> list[psutil.Process]:
-    """Return the training processes below Snakemake, not their launchers."""
-    below = psutil.Process(process.pid).children(recursive=True)
-    return [p for p in below if "RANK" in p.environ() and f"run={run}" in p.cmdline()]
-
-
-@pytest.mark.slow
-def test_a_pre_empted_or_killed_training_resumes(finished: tuple[Path, Path], tmp_path: Path) -> None:
-    clone, config = finished
-    study = yaml.safe_load(config.read_text())
-    longer = ["model=tiny", "global_batch=16", "max_steps=36", "log_every=3", "checkpoint.every_steps=6"]
-    study["runs"]["long"] = {"label": "long", "overrides": [*study["runs"]["filip"]["overrides"], *longer]}
-    study["runs"]["long"]["launch"] = {"ranks_per_node": 2, "side_by_side": 1}
-    config = tmp_path / "longer.yaml"
-    config.write_text(yaml.safe_dump(study))
-    target = clone / "results/reduced/models/long.json"
-    for number, steps in ((signal.SIGUSR1, 3), (signal.SIGKILL, 9)):
-        command, environment = study_command(str(target.relative_to(clone)), cwd=clone, config=config)
-        running = subprocess.Popen(command, cwd=clone, env=environment, stdout=subprocess.DEVNULL)
-        deadline = time.monotonic() + 600
-        while last_step(clone) < steps and time.monotonic() < deadline and running.poll() is None:
-            time.sleep(0.1)
-        for rank in ranks_of(running, "long"):
-            rank.send_signal(number)
-        assert running.wait(300) != 0 and not target.exists()
-    done = run_study(str(target.relative_to(clone)), cwd=clone, config=config)
-    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
-    assert json.loads(target.read_text())["steps"] == 36
-    (log,) = clone.glob("results/reduced/runs/long-*/log.jsonl")
-    text = log.read_text()
-    assert "stopped by a signal after step" in text and text.count("resumed from") == 2, text
-
-
-def last_step(clone: Path) -> int:
-    """Return the last step of the run `long`, as far as its log tells."""
-    lines = [s for log in clone.glob("results/reduced/runs/long-*/log.jsonl") for s in log.read_text().splitlines()]
-    return json.loads(lines[-1])["step"] if lines else 0
