@@ -15,13 +15,10 @@ with one whose translations (words in another order) are in the cache, so withou
 comparison without the hashing; `ingest` is all of that stage but the language rule and the images, which are missing.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shutil
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -37,7 +34,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
 
-from bench.text_rules import PeakMemory
+from bench.text_rules import Peak
+from bench.text_rules import memory as resident_memory
 from filip.command import option, run_command
 from filip.data.captions.translation_cache import SCHEMA, TranslationCache
 from filip.data.cards import SourceCard, TextRuleSettings
@@ -72,31 +70,6 @@ class DataScaleBench:
     threads: int = option(2, "DuckDB threads, and processes")
     memory: str = option("1GB", "DuckDB's memory limit")
     language: bool = option(True, "with the language rule, which takes most of the time and no memory of DuckDB's")
-
-
-class PeakDisk:
-    """The most bytes that a folder held at once, sampled."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.bytes, self._stop = folder, 0, threading.Event()
-
-    def __enter__(self) -> PeakDisk:
-        self._thread = threading.Thread(target=self._sample, daemon=True)
-        self._thread.start()
-        return self
-
-    def _sample(self) -> None:
-        pause = 0.2
-        while not self._stop.wait(pause):
-            started = time.perf_counter()
-            self.bytes = max(self.bytes, bytes_of(self.folder))
-            # looking at a hundred thousand files takes seconds, which would count as the stage's
-            pause = max(0.2, 20 * (time.perf_counter() - started))
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-        self.bytes = max(self.bytes, bytes_of(self.folder))
 
 
 def emptied(folder: Path) -> Path:
@@ -302,15 +275,15 @@ def measure(stage: Stage, folder: Path, threads: int, memory: str) -> dict[str, 
     """
     before = bytes_of(folder)
     started, used = time.perf_counter(), processor_time()
-    with PeakMemory() as peak, PeakDisk(folder) as disk:
+    with Peak(resident_memory) as peak, Peak(lambda: bytes_of(folder)) as disk:
         stage(folder, threads, memory)
     seconds = time.perf_counter() - started
     return {
         "seconds": seconds,
         "cpu": processor_time() - used,
-        "memory": peak.bytes,
+        "memory": peak.value,
         "result": bytes_of(folder) - before,
-        "scratch": disk.bytes - bytes_of(folder),
+        "scratch": disk.value - bytes_of(folder),
     }
 
 

@@ -8,15 +8,14 @@ Captions: human labels of pictures in twelve languages, see ``tests/support/capt
 combined in pairs and numbered, so that about nine captions in ten are distinct.
 """
 
-from __future__ import annotations
-
 import json
-import os
 import shutil
 import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,29 +35,38 @@ class TextRulesBench:
     memory: str = option("1GB", "memory limit of DuckDB")
 
 
-class PeakMemory:
-    """The peak of the resident memory of this process and its children, sampled; bytes."""
+class Peak:
+    """The largest of the values that ``measure`` returns while a block runs, sampled."""
 
-    def __enter__(self) -> PeakMemory:
-        self.bytes, self._stop = 0, threading.Event()
+    def __init__(self, measure: Callable[[], int]) -> None:
+        self.measure, self.value, self._stop = measure, 0, threading.Event()
+
+    def __enter__(self) -> "Peak":
         self._thread = threading.Thread(target=self._sample, daemon=True)
         self._thread.start()
         return self
 
     def _sample(self) -> None:
-        me = psutil.Process(os.getpid())
-        while not self._stop.wait(0.1):
-            total = 0
-            for process in (me, *me.children(recursive=True)):
-                try:
-                    total += process.memory_info().rss
-                except psutil.NoSuchProcess:
-                    continue
-            self.bytes = max(self.bytes, total)
+        pause = 0.1
+        while not self._stop.wait(pause):
+            started = time.perf_counter()
+            self.value = max(self.value, self.measure())
+            # looking at a hundred thousand files takes seconds, which would count as those of the block
+            pause = max(0.1, 20 * (time.perf_counter() - started))
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join()
+        self.value = max(self.value, self.measure())
+
+
+def memory() -> int:
+    """Return the resident bytes of this process and its children."""
+    me, total = psutil.Process(), 0
+    for process in (me, *me.children(recursive=True)):
+        with suppress(psutil.NoSuchProcess):
+            total += process.memory_info().rss
+    return total
 
 
 def main(config: TextRulesBench) -> None:
@@ -73,7 +81,7 @@ def main(config: TextRulesBench) -> None:
             synthetic_list(folder / "list.parquet", config.rows)
             print(f"{config.rows:,} rows written; the stage starts", file=sys.stderr)
             started = time.perf_counter()
-            with PeakMemory() as peak:
+            with Peak(memory) as peak:
                 fragment = apply_text_rules(
                     folder / "list.parquet",
                     folder / "kept.parquet",
@@ -88,7 +96,7 @@ def main(config: TextRulesBench) -> None:
                 "distinct_captions": fragment.notes["distinct_captions"],
                 "seconds": round(seconds, 1),
                 "rows_per_second": round(config.rows / seconds),
-                "peak_memory_gib": round(peak.bytes / 2**30, 2),
+                "peak_memory_gib": round(peak.value / 2**30, 2),
                 "kept": fragment.n_out,
             }
         finally:

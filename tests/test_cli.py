@@ -44,13 +44,8 @@ def test_train_is_a_command_like_the_others() -> None:
 
 
 def test_the_list_needs_no_third_party_package_and_a_group_lists_its_own() -> None:
-    found = subprocess.run(
-        [sys.executable, "-S", "-c", "from filip.__main__ import run; run([]); run(['report'])"],
-        capture_output=True,
-        text=True,
-        env={"PYTHONPATH": str(ROOT)},
-        check=True,
-    )
+    program = "from filip.__main__ import run; run([]); run(['report'])"
+    found = run_python("-S", "-c", program, variables={"PYTHONPATH": str(ROOT)})
     everything, group = found.stdout.split("filip COMMAND key=value")[1:]
     assert "data download" in everything
     assert "report tables" in group and "data download" not in group
@@ -142,9 +137,7 @@ import filip
 print(sorted(name for name in sys.modules if name.partition(".")[0] not in sys.stdlib_module_names))
 assert dict(os.environ) == before
 """
-    found = subprocess.run(
-        [sys.executable, "-S", "-c", program], capture_output=True, text=True, env={"PYTHONPATH": str(ROOT)}, check=True
-    )
+    found = run_python("-S", "-c", program, variables={"PYTHONPATH": str(ROOT)})
     assert found.stdout == "['__main__', 'filip']\n"
 
 

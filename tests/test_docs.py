@@ -1,11 +1,9 @@
 """The documentation site builds strictly, from this checkout alone."""
 
-import configparser
 import dataclasses
 import html
 import importlib
 import importlib.util
-import itertools
 import json
 import os
 import re
@@ -276,15 +274,3 @@ def test_the_text_rule_of_the_extending_page_drops_what_it_says() -> None:
     shown += "assert PYTHON_RULES['shouting'].drops(['AAA', 'a'], None) == [True, False]"
     done = run_python("-c", code + shown)
     assert done.returncode == 0, done.stderr
-
-
-def test_the_map_shows_the_floors_that_lint_checks() -> None:
-    contract = configparser.ConfigParser()
-    contract.read(ROOT / ".importlinter")
-    floors = contract["importlinter:contract:floors"]["layers"].split("\n")
-    named = [[name for name in re.split(r"[\s:]+", floor.strip()) if name and "(" not in name] for floor in floors]
-    [shown] = re.findall(r"^```text\n(.*?)^```$", (ROOT / "docs/extending.md").read_text(), re.M | re.S)
-    lines = [line.strip() for line in shown.splitlines() if re.match(r"  \w", line)]
-    assert [re.split(r"\s{2,}", line)[0].split(" · ") for line in lines] == [names for names in named if names]
-    for name in itertools.chain(*named):
-        assert (ROOT / "filip" / name).is_dir() or (ROOT / "filip" / f"{name}.py").is_file(), name

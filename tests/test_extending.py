@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch.optim import SGD
 
 from filip.data import engines
 from filip.export import formats
@@ -17,11 +16,7 @@ from filip.runs.source import ModelSource
 from filip.sets import layouts
 from filip.sets.image_set import open_images
 from filip.sets.layout import Layout, Reading, Row
-from filip.train import optimizers
-from filip.train.engine import make_optimizer
-from filip.train.optimizers import OptimizerKind
 from tests.eval.miniature import picture
-from tests.support.training import compose
 
 
 class OneJson(Layout):
@@ -47,13 +42,6 @@ def test_a_layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = open_images(Reading(tmp_path))
     assert [(item.name, item.captions) for item in found.items] == [("a.png", ["one", "two"])]
     assert found.layout == "one_json" and "such as gone.png" in found.summary()
-
-
-def test_an_optimiser(monkeypatch: pytest.MonkeyPatch) -> None:
-    kind = OptimizerKind(lambda groups, settings: SGD(groups, settings.base_lr), state_bytes=0)
-    monkeypatch.setitem(optimizers.OPTIMIZERS, "sgd", kind)
-    config = compose("model=tiny", "optimizer.name=sgd")
-    assert isinstance(make_optimizer(build_model(config.model), config), SGD)
 
 
 class Shouting:

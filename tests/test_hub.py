@@ -3,8 +3,6 @@
 import http.server
 import os
 import socket
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 
@@ -13,6 +11,7 @@ import pytest
 from filip import hub
 from filip.errors import UserError
 from tests.eval.miniature import picture
+from tests.support.processes import run_python
 
 
 @pytest.fixture
@@ -41,13 +40,9 @@ def test_a_model_of_a_hub_that_does_not_answer_is_one_sentence(silent: str, tmp_
     picture(0).save(tmp_path / "a.png")
     program = "import sys; from filip.__main__ import main; main()"
     command = ["eval", "picture", "kind=heatmap", "model=hf:nobody/nothing"]
-    found = subprocess.run(
-        [sys.executable, "-c", program, *command, f"image={tmp_path}/a.png", "caption=a cat", f"out={tmp_path}/p.png"],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "HF_ENDPOINT": silent, "HF_HOME": str(tmp_path / "cache")},
-    )
+    command += [f"image={tmp_path}/a.png", "caption=a cat", f"out={tmp_path}/p.png"]
+    variables = {**os.environ, "HF_ENDPOINT": silent, "HF_HOME": str(tmp_path / "cache")}
+    found = run_python("-c", program, *command, variables=variables)
     assert found.returncode == 2
     waiting, error = found.stderr.splitlines()  # and none of the libraries' retries
     assert waiting.endswith(f"waiting for {silent}")

@@ -64,4 +64,5 @@ def test_a_line_of_a_training_has_step_rate_and_time_left() -> None:
     }  # fmt: skip
     line = text_line(1100, 3500, values, 4800.0)
     assert line.startswith("training: 1,100 of 3,500 steps, 0.5 steps/s, 1:20:00 left, loss 1.0000  lr 1.00e-03")
+    assert "MFU" not in line and "MFU 31%" in text_line(1100, 3500, values | {"speed/mfu": 0.314}, 4800.0)
     assert [clock(s) for s in (42.9, 370, 11_100)] == ["0:42", "6:10", "3:05:00"]

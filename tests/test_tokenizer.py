@@ -12,31 +12,15 @@ from filip import tokenizer
 from filip.tokenizer import BOS, EOS, clean, decode_token, is_one_token, token_counts, token_texts, tokenize
 
 HAND_PICKED = [
-    "a photo of a cat",
-    "",
-    "   spaces \t tabs \n and lines  ",
-    "Isn't it? They're here; I'd've, we'll",
-    "price: $3,000.50 (50% off!!!)",
-    "😀 grinning face 👩🏽‍🚀 🏴󠁧󠁢󠁥󠁮󠁧󠁿 🇧🇷",
-    "cafe\u0301 café naïve Łódź ß İstanbul",
-    "Tom &amp; Jerry &amp;lt;b&amp;gt; &eacute; &#39;",
-    "schÃ¶n â€“ mojibake",
-    "ﬁ ﬂ ligatures, “curly” ‘quotes’ … ellipsis",
-    "中文 日本語 한국어 русский עברית العربية",
-    "hashtag#one@two_three-four/five\\six",
-    "MiXeD CaSe AND SHOUTING",
-    "!!! ! !",
-    "0",
-    "1234567890" * 5,
-    "\u200bzero\u200bwidth\u00a0space",
-    "half width ＡＢＣ",
-    "word " * 200,
-    "supercalifragilisticexpialidocious" * 10,
-    "<end_of_text> inside <start_of_text>",
-    "a&b a&b; &nbsp;x&copy;",
-    "tail&amp",
-    "control\x07bell \x1b[31mred",
-]
+    "a photo of a cat", "", "   spaces \t tabs \n and lines  ", "Isn't it? They're here; I'd've, we'll",
+    "price: $3,000.50 (50% off!!!)", "😀 grinning face 👩🏽‍🚀 🏴󠁧󠁢󠁥󠁮󠁧󠁿 🇧🇷",
+    "cafe\u0301 café naïve Łódź ß İstanbul", "Tom &amp; Jerry &amp;lt;b&amp;gt; &eacute; &#39;",
+    "schÃ¶n â€“ mojibake", "ﬁ ﬂ ligatures, “curly” ‘quotes’ … ellipsis", "中文 日本語 한국어 русский עברית العربية",
+    "hashtag#one@two_three-four/five\\six", "MiXeD CaSe AND SHOUTING", "!!! ! !", "0", "1234567890" * 5,
+    "\u200bzero\u200bwidth\u00a0space", "half width ＡＢＣ", "word " * 200,
+    "supercalifragilisticexpialidocious" * 10, "<end_of_text> inside <start_of_text>",
+    "a&b a&b; &nbsp;x&copy;", "tail&amp", "control\x07bell \x1b[31mred",
+]  # fmt: skip
 
 
 def random_strings(n: int) -> list[str]:

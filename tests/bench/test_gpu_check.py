@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bench import gpu_check
-from bench.gpu import fp16, loss, paper, run
+from bench.gpu import fp16, loss, run
 from bench.gpu.finding import FAIL, PASS, SKIPPED, Place
 from bench.gpu_check import GpuCheck
 from filip.command import compose_config
@@ -79,11 +79,6 @@ def test_a_check_that_fails_or_hangs_does_not_stop_the_rest(tmp_path: Path, monk
     assert "not done after 0.02 minutes" in found["hangs"]["said"]
     report = (tmp_path / "out" / "gpu_check.md").read_text()
     assert "| environment | pass | a \\| b |" in report and "| 1.235 |  |" in report
-
-
-def test_the_page_of_costs_quotes_what_is_counted() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "interaction_cost.md").read_text()
-    assert paper.table() in page
 
 
 def test_the_demo_is_trained_and_evaluated_by_commands_that_exist() -> None:

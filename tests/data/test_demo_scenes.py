@@ -123,13 +123,8 @@ def test_every_template_names_each_thing_once() -> None:
             sentence = fill(template, names)
             assert [sentence.count(name) for name in names] == [1] * count, sentence
     assert fill("{list}", ["tulip", "onion", "scissors"]) == "a tulip, an onion and scissors"
-    assert [article(name) for name in ("unicorn", "bus", "cactus", "glasses", "T-Rex")] == [
-        "a unicorn",
-        "a bus",
-        "a cactus",
-        "glasses",
-        "T-Rex",
-    ]
+    names = ("unicorn", "bus", "cactus", "glasses", "T-Rex")
+    assert [article(name) for name in names] == ["a unicorn", "a bus", "a cactus", "glasses", "T-Rex"]
 
 
 def test_a_relation_that_a_caption_states_is_true() -> None:

@@ -18,6 +18,7 @@ from filip.errors import UserError
 from filip.sets.image_set import open_images
 from filip.sets.layout import Reading
 from tests.eval.miniature import picture
+from tests.support.shards import zst
 
 
 def run(tmp_path: Path, source: Path | str, **options) -> pa.Table:
@@ -348,13 +349,6 @@ def test_a_list_of_urls_is_read_as_the_table_of_a_folder_of_pictures(tmp_path: P
     assert table["caption"].to_pylist() == captions == [caption for item in pictures.items for caption in item.captions]
     assert [Path(url).name for url in table["url"].to_pylist()] == [item.name for item in pictures.items]
     assert funnel(tmp_path)["dropped"] == {"no_caption": 1}
-
-
-def zst(content: bytes) -> bytes:
-    out = pa.BufferOutputStream()
-    with pa.CompressedOutputStream(out, "zstd") as stream:
-        stream.write(content)
-    return bytes(out.getvalue().to_pybytes())
 
 
 PACKED: dict[str, Callable[[bytes], bytes]] = {"gz": gzip.compress, "bz2": bz2.compress, "zst": zst}

@@ -10,18 +10,8 @@ from filip.data.captions.sidecar_tables import group_of_root, rows_by_shard, sid
 from filip.data.sidecar import SCHEMA, group_id
 
 ORIGINS = ["original", "engine:de", "engine:ru"]
-COLUMNS = pa.schema(
-    {
-        "shard": pa.string(),
-        "key": pa.string(),
-        "caption": pa.string(),
-        "group_value": pa.string(),
-        "root": pa.string(),
-        "nth": pa.int64(),
-        "pivot_index": pa.int32(),
-        "back": pa.string(),
-    }
-)
+TEXTS = ("shard", "key", "caption", "group_value", "root", "back")
+COLUMNS = pa.schema(dict.fromkeys(TEXTS, pa.string()) | {"nth": pa.int64(), "pivot_index": pa.int32()})
 
 
 def some_rows(rng: random.Random) -> list[dict[str, Any]]:

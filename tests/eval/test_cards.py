@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from PIL import Image
 from torch import Tensor
 
 from filip.errors import UserError
@@ -21,6 +20,7 @@ from filip.eval.protocols.linear_probe import training_card
 from filip.eval.protocols.retrieval import retrieval_benchmark
 from filip.eval.protocols.zero_shot import zero_shot_task
 from filip.eval.scorer import PooledScorer
+from tests.eval.benchmark_files import Reader
 from tests.eval.formats import WRITERS, number_of, shown
 from tests.support.shards import encoded, write_tar
 
@@ -48,11 +48,8 @@ SIZES = {name: size for name, (_, size) in STATED.items()} | {"flickr30k": 1000,
 MEAN_PER_CLASS = {"caltech101", "flowers102", "fgvc_aircraft", "oxford_pets"}
 
 
-class Oracle:
+class Oracle(Reader):
     """A model that is always right: it reads an image's class from its colour, and knows every prompt."""
-
-    name, token_wise, image_size, dtype, context_length = "oracle", False, 8, torch.float32, 77
-    device = "cpu"
 
     def __init__(self, names: Sequence[str], prompts: dict[str, str]):
         self.names = names  # the true prompt name of colour i
@@ -62,16 +59,9 @@ class Oracle:
             name: torch.tensor(rng.standard_normal(64), dtype=torch.float32) for name in dict.fromkeys(names)
         }
 
-    def transform(self, image: Image.Image) -> Tensor:
-        mean = np.asarray(image, dtype=float).mean((0, 1))
-        return torch.full((3, 1, 1), float(number_of(mean)))
-
     def encode_images(self, pixels: Tensor) -> Tensor:
         vectors = torch.stack([self.vectors[self.names[int(p[0, 0, 0])]] for p in pixels])
         return torch.nn.functional.normalize(vectors, dim=-1)
-
-    def token_counts(self, texts: Sequence[str]) -> list[int]:
-        return [len(text.split()) + 2 for text in texts]
 
     def encode_texts(self, texts: Sequence[str]) -> tuple[Tensor, None]:
         vectors = torch.stack([self.vectors[self.prompts[text]] for text in texts])

@@ -3,8 +3,6 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ from filip.report.results import Results
 from filip.report.rows import build_tables
 from filip.study import Study
 from tests.eval.miniature import run_protocol, write_model, write_webdataset
+from tests.support.processes import run_python
 
 ROOT = Path(__file__).parents[2]
 TASKS = ["demo_food", "demo_skin_tone", "demo_animals"]
@@ -126,16 +125,10 @@ def test_two_processes_write_the_file_of_one(tmp_path: Path) -> None:
     model = write_model(tmp_path / "m.safetensors")
     given = [f"model={model}", f"root={tmp_path}", "data=demo_food", "batch_size=4", "device=cpu"]
     run_protocol("zero_shot", [*given, f"out={tmp_path}/one.json"])
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    run = subprocess.run(
-        [*launcher, "-m", "filip.eval", "protocols=[zero_shot]", *given, f"out={tmp_path}/two.json"],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=400,
-        check=False,
-    )
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "filip.eval"]
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    given = [*given, "protocols=[zero_shot]", f"out={tmp_path}/two.json"]
+    run = run_python(*launcher, *given, variables=variables, cwd=ROOT)
     assert run.returncode == 0, run.stderr[-3000:]
     one, two = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("one", "two"))
     assert one == two and one["benchmarks"]["demo_food"]["n"] == 23

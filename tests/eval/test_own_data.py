@@ -20,7 +20,6 @@ from filip.eval.datasets import EvalSet
 from filip.eval.encode_set import Context
 from filip.eval.formats import open_set
 from filip.eval.formats.class_maps import ClassMaps
-from filip.eval.formats.coco_boxes import CocoBoxes
 from filip.eval.formats.imagefolder import ImageFolder
 from filip.eval.formats.text_pairs import TextPairs
 from filip.eval.formats.webdataset import WebdatasetFolder
@@ -225,17 +224,8 @@ def test_pictures_are_seen_upright_in_every_layout(layout: Callable[[Path], Eval
 
 
 def test_places_in_a_picture_are_those_of_its_stored_pixels(tmp_path: Path) -> None:
-    """Benchmarks' boxes and maps are; what they show is upright all the same."""
-    upright = lying(tmp_path / "images" / "a.png")
+    """Benchmarks' maps are, and their boxes (test_fit.py); what they show is upright all the same."""
     lying(tmp_path / "images" / "a.jpg")
-    top = upright[:, 20:]  # the upper half as it is stored is the right one upright
-    coco = {
-        "images": [{"id": 1, "file_name": "a.png"}],
-        "categories": [{"id": 1, "name": "dog"}],
-        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 48, 20]}],
-    }
-    (tmp_path / "boxes.json").write_text(json.dumps(coco))
-    assert np.array_equal(np.asarray(CocoBoxes(tmp_path, "boxes.json", "images")[0].image), top)
     values = np.ones((40, 48), np.uint8)
     values[:20] = 2
     (tmp_path / "maps").mkdir()

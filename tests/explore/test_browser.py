@@ -166,20 +166,6 @@ def test_a_text_that_nobody_wrote_is_encoded_by_the_page_as_by_the_models(visit:
     expect(visit.page.locator("#message")).to_contain_text("zeppelin")
 
 
-def test_a_dropped_picture_is_seen_by_the_page_as_by_the_models(visit: Visit, prepared: Prepared) -> None:
-    photo = picture(77, 150).resize((200, 131))
-    drop(visit.page, photo)
-    expect(visit.page.locator(".badge", has_text="yours")).to_have_count(2)
-    for number, path in enumerate(prepared.models):
-        scorer = load_scorer(path)
-        query = encode_query(scorer, visit.state("text"))
-        exact = scorer.similarity(scorer.encode_images(scorer.transform(photo)[None]), query)
-        score = visit.page.evaluate(f"app.result.models[{number}].score('u0')")
-        assert score == pytest.approx(float(exact.t2i), abs=3e-3)
-    visit.page.evaluate("app.upload(new File(['no picture'], 'notes.txt'))")
-    expect(visit.page.locator("#message")).to_contain_text("notes.txt")
-
-
 def test_a_convolutional_stem_is_computed_in_the_page(browser: Browser, tmp_path: Path) -> None:
     torch.manual_seed(3)
     config = tiny_config()

@@ -3,12 +3,12 @@
 import importlib.metadata
 import os
 import re
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 from packaging.utils import canonicalize_name
+
+from tests.support.processes import run_python
 
 ROOT = Path(__file__).parents[2]
 _IMPORT = """
@@ -52,13 +52,6 @@ def test_only_pytorch_is_imported(tmp_path: Path) -> None:
     allowed = modules_of("torch", owners, set()) | {"torch", "torchgen", "functorch", "filip"}
     script = tmp_path / "alone.py"
     script.write_text(f"ALLOWED = {sorted(allowed)}\n{_IMPORT}")
-    done = subprocess.run(
-        [sys.executable, "-P", str(script)],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    done = run_python("-P", str(script), variables={**os.environ, "PYTHONPATH": str(ROOT)}, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "['filip']"

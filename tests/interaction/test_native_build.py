@@ -1,14 +1,13 @@
 """Compiling the native kernels on first use: without a compiler, and after a build that was killed."""
 
 import json
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from filip.interaction import native_build
+from tests.support.processes import run_python
 
 # Each environment has a process that has asked nothing before; PyTorch is imported once for all.
 _ASK = """
@@ -24,9 +23,7 @@ for environment in json.loads(sys.argv[1]):
 
 
 def _ask(*environments: dict[str, str]) -> list[str]:
-    process = subprocess.run(
-        [sys.executable, "-c", _ASK, json.dumps(environments)], capture_output=True, text=True, timeout=120
-    )
+    process = run_python("-c", _ASK, json.dumps(environments))
     assert process.returncode == 0, process.stderr
     return process.stdout.splitlines()
 

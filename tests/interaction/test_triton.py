@@ -2,11 +2,11 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.support.processes import run_python
 
 pytest.importorskip("triton")
 HERE = Path(__file__).parent
@@ -14,14 +14,7 @@ ROOT = HERE.parent.parent
 
 
 def run(*arguments: str, **environment: str) -> str:
-    done = subprocess.run(
-        [sys.executable, *arguments],
-        cwd=ROOT,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=550,
-    )
+    done = run_python(*arguments, variables={**os.environ, **environment}, cwd=ROOT, timeout=550)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     return done.stdout
 

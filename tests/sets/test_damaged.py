@@ -24,6 +24,7 @@ from tests.data import own_images
 from tests.data.own_images import CAPTIONS, picture, write_images
 from tests.data.test_ingest import card
 from tests.sets.test_one_reader import counted
+from tests.support.shards import zst
 
 GOOD = {"dog.png": ["a dog, that runs"], "two cats.png": ["cats"]}
 # Lines of every list: name, captions, and why the image is not used.
@@ -34,13 +35,6 @@ BAD = [
     ("", ["a picture without a name"], "no_file"),
 ]
 LISTED = [*((name, captions) for name, captions in GOOD.items()), *((name, captions) for name, captions, _ in BAD)]
-
-
-def zst(content: bytes) -> bytes:
-    out = pa.BufferOutputStream()
-    with pa.CompressedOutputStream(out, "zstd") as stream:
-        stream.write(content)
-    return bytes(out.getvalue().to_pybytes())
 
 
 def rows(*broken: str) -> bytes:

@@ -30,6 +30,14 @@ def encoded(image: Image.Image, form: str = "PNG", **options: int) -> bytes:
     return buffer.getvalue()
 
 
+def zst(content: bytes) -> bytes:
+    """Compress as Zstandard."""
+    out = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(out, "zstd") as stream:
+        stream.write(content)
+    return bytes(out.getvalue().to_pybytes())
+
+
 def add_to_tar(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     info = tarfile.TarInfo(name)
     info.size = len(data)

@@ -7,11 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from filip.command import help_text
 from filip.errors import UserError
 from filip.models import build_model, load_preset
 from filip.resources import shipped
-from filip.train.config import PRECISIONS, TrainConfig
+from filip.train.config import PRECISIONS
 from filip.train.engine import (
     Batching,
     deepspeed_settings,
@@ -205,17 +204,3 @@ def test_decay_is_decided_by_the_kind_of_parameter() -> None:
     adamw = make_optimizer(model, compose("optimizer.name=adamw"))
     assert isinstance(adamw, torch.optim.AdamW)
     assert [group["eps"] for group in adamw.param_groups] == [1e-8] * 3  # LAMB's would damp its steps
-
-
-def test_help_names_every_field_with_its_default() -> None:
-    from filip.train.__main__ import train
-
-    text = help_text(train, TrainConfig)
-    for wanted in (
-        "token_keep_ratio=1.0",
-        "optimizer.base_lr=0.006",
-        "checkpoint.keep=2",
-        "model.image.image_size=224",
-    ):
-        assert wanted in text
-    assert "REQUIRED" in text

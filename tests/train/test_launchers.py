@@ -21,7 +21,7 @@ from filip.train.ranks import Ranks as RankPlace
 from filip.train.ranks import own_device
 from tests.support.launched_ranks import environment
 from tests.support.ports import free_port
-from tests.support.processes import Process, run_python
+from tests.support.processes import Process
 from tests.support.training import train_arguments
 
 BIN = Path(sys.executable).parent
@@ -144,14 +144,6 @@ def test_a_loader_has_no_more_processes_than_its_rank_has_cores(
     others = [(here, mask) for mask in masks] + [("elsewhere", {0, 1, 2, 3, 4, 5, 6, 7})]
     monkeypatch.setattr(RankPlace, "gather", lambda *_: others)
     assert RankPlace(0, 3, 0, 2, torch.device("cpu")).loader_processes(wanted) == found
-
-
-def test_help_is_for_people() -> None:
-    done = run_python("-m", "filip.train", "--help", variables=launched())
-    assert done.returncode == 0
-    assert "token_keep_ratio=1.0" in done.stdout and "optimizer.warmup_steps=3000" in done.stdout
-    done = run_python("-m", "filip.train", "experiment=demo", variables=launched())
-    assert done.returncode == 2 and "run_dir" in done.stderr and "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(

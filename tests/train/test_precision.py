@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 from copy import deepcopy
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,12 +11,14 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from filip import device
+from filip.errors import UserError
 from filip.eval.half_precision import dtype_of, name_of
 from filip.resources import shipped
 from filip.study import resolve
 from filip.train.engine import settle_precision
 from tests.support.launched_ranks import Ranks
-from tests.support.training import records, run_many, series, train_arguments
+from tests.support.processes import run_python
+from tests.support.training import compose, records, run_many, series, train_arguments
 
 
 @pytest.mark.slow
@@ -104,9 +104,7 @@ def ranks(*places: str) -> SimpleNamespace:
 
 
 def test_a_cpu_that_is_told_to_be_avx2_has_no_bf16() -> None:
-    found = subprocess.run(
-        [sys.executable, "-c", ASK], env={**os.environ, **AVX2}, cwd=ROOT, capture_output=True, text=True, check=True
-    )
+    found = run_python("-c", ASK, variables={**os.environ, **AVX2}, cwd=ROOT)
     assert found.stdout.strip() == "fp32"
 
 
@@ -140,6 +138,13 @@ def test_an_explicit_bf16_without_hardware_is_a_warning_with_a_measured_factor(m
     sentence = settle_precision(config, ranks())  # type: ignore[arg-type]
     assert config.precision == "bf16"
     assert sentence.startswith("warning: precision=bf16") and "times as long as in fp32" in sentence
+
+
+@pytest.mark.skipif(bool(torch.ops.mkldnn._is_mkldnn_fp16_supported()), reason="this CPU has fp16 instructions")
+def test_fp16_without_hardware_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    with pytest.raises(UserError, match="no fp16 instructions; use precision=auto"):
+        settle_precision(compose("precision=fp16"), ranks())  # type: ignore[arg-type]
 
 
 def test_an_evaluation_on_a_cpu_is_in_fp32_whatever_the_cpu() -> None:

@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 
 from filip.export.__main__ import Export, export
 from filip.models import load_model
@@ -169,12 +168,8 @@ def test_signals_reach_real_processes_and_user_mistakes_are_told_once(squares: P
     assert len(complete_checkpoints(run / "checkpoints")) == 1 and not (run / "model.json").exists()
     for overrides, sentence in {
         ("global_batch=25",): "global_batch=25 cannot be shared evenly by 2 ranks",
-        ("data.sources=[{shards: /nowhere}]",): "no shards: /nowhere",
-        ("precision=fp16",): "no fp16 instructions",
         ("no_such_key=1",): "no_such_key",
     }.items():
-        if overrides == ("precision=fp16",) and has_fp16():
-            continue
         ranks = Ranks(2, train_arguments(squares, tmp_path / "bad", *overrides), tmp_path / "log2")
         assert ranks.wait() == [2, 2]
         text = ranks.text()
@@ -192,7 +187,3 @@ def test_a_signal_to_the_loaders_workers_too_still_saves(squares: Path, tmp_path
     assert ranks.wait() == [85], ranks.text()[-2000:]
     assert len(complete_checkpoints(run / "checkpoints")) == 1
     assert ranks.text().count("saving at the next step boundary") == 1
-
-
-def has_fp16() -> bool:
-    return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())

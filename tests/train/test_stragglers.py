@@ -2,11 +2,8 @@
 
 import threading
 
-import pytest
-
 from filip.train.config import WatchdogConfig
 from filip.train.monitors import RankReport, Slowest, slowest, summed
-from filip.train.telemetry import text_line
 from filip.train.watchdog import Limits, StallDetector, StepStatus, Watchdog
 
 
@@ -115,12 +112,3 @@ def test_the_watch_speaks_while_the_step_hangs() -> None:
     watch.step_begins()
     assert heard.wait(30)
     watch.close()
-
-
-@pytest.mark.parametrize(("mfu", "shown"), [({"speed/mfu": 0.314}, True), ({}, False)])
-def test_mfu_is_shown_where_the_peak_is_known(mfu: dict[str, float], shown: bool) -> None:
-    values = {
-        "loss/total": 1.0, "optimizer/lr": 1e-3, "optimizer/logit_scale": 14.0, "speed/pairs_per_second": 10.0,
-        "speed/data_share": 0.1, "memory/peak_mb": 5.0, "speed/seconds_per_step": 3.0,
-    }  # fmt: skip
-    assert ("MFU 31%" in text_line(1, 2, values | mfu, 3.0)) is shown

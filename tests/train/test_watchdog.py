@@ -6,14 +6,9 @@ from filip.train.config import WatchdogConfig
 from filip.train.watchdog import Limits, StepStatus, Watchdog
 
 GOOD = {
-    "loss": 2.0,
-    "grad_norm": 1.0,
-    "logit_scale": 20.0,
-    "loss_scale": 65536.0,
-    "skipped": False,
-    "finite": True,
+    "loss": 2.0, "grad_norm": 1.0, "logit_scale": 20.0, "loss_scale": 65536.0, "skipped": False, "finite": True,
     "chance_loss": math.log(128),
-}
+}  # fmt: skip
 
 
 def kinds(steps: list[dict], fp16: bool = False, limits: Limits | None = None) -> list[tuple[str, int, int]]:

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.processes import run_python
 from workflow.gpus import LOCKS, VARIABLE, take
 from workflow.study import ROOT
-
-PROGRAM = [sys.executable, "-m", "workflow.gpus"]
 
 
 def environment(tmp_path: Path, gpus: str) -> dict[str, str]:
@@ -18,15 +17,7 @@ def environment(tmp_path: Path, gpus: str) -> dict[str, str]:
 
 
 def output(tmp_path: Path, gpus: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*PROGRAM, *arguments],
-        cwd=ROOT,
-        env=environment(tmp_path, gpus),
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    return run_python("-m", "workflow.gpus", *arguments, variables=environment(tmp_path, gpus), cwd=ROOT)
 
 
 def test_no_gpu_is_given_twice_and_too_few_are_none(tmp_path: Path) -> None:
@@ -59,7 +50,7 @@ def test_more_gpus_than_there_are_is_one_sentence(tmp_path: Path) -> None:
 
 def test_a_command_waits_for_a_gpu_until_its_holder_is_gone_even_if_killed(tmp_path: Path) -> None:
     def start() -> subprocess.Popen[str]:
-        command = [*PROGRAM, "1", "--", "sh", "-c", f"echo ${VARIABLE}; read line"]
+        command = [sys.executable, "-m", "workflow.gpus", "1", "--", "sh", "-c", f"echo ${VARIABLE}; read line"]
         pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
         return subprocess.Popen(command, cwd=ROOT, env=environment(tmp_path, "7"), text=True, **pipes)
 

@@ -12,6 +12,7 @@ from packaging.markers import Marker
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from tests.support.processes import run_python
 from workflow import install
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,9 +42,7 @@ def venv(checkout: Path, version: str = HERE) -> Path:
 
 def refused(checkout: Path, *arguments: str) -> str:
     """Return the one sentence by which `workflow/install.py` refuses."""
-    done = subprocess.run(
-        [sys.executable, "workflow/install.py", *arguments], cwd=checkout, capture_output=True, text=True
-    )
+    done = run_python("workflow/install.py", *arguments, cwd=checkout)
     assert done.returncode == 1 and done.stdout == ""
     (sentence,) = done.stderr.splitlines()
     return sentence

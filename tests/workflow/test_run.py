@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -15,6 +14,7 @@ import pytest
 import yaml
 
 from tests.support.ports import free_port
+from tests.support.processes import run_python
 from tests.support.snakemake_runs import write_clone
 from tests.support.squares import square, write_test_set
 
@@ -62,9 +62,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def call(clone: Path, *arguments: str, timeout: int = 300) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "NO_ALBUMENTATIONS_UPDATE": "1", "PYTHONPATH": str(clone)}
-    return subprocess.run(
-        [sys.executable, "-m", *arguments], cwd=clone, env=environment, capture_output=True, text=True, timeout=timeout
-    )
+    return run_python("-m", *arguments, variables=environment, cwd=clone, timeout=timeout)
 
 
 @pytest.fixture(scope="module")

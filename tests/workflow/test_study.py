@@ -243,14 +243,8 @@ def write_trials(folder: Path, scores: dict[tuple[float, int], float]) -> list[s
 
 
 def test_the_values_with_the_highest_mean_over_the_seeds_are_chosen(tmp_path: Path) -> None:
-    found = {
-        (0.002, 100): 0.1,
-        (0.002, 101): 0.5,
-        (0.004, 100): 0.3,
-        (0.004, 101): 0.35,
-        (0.008, 100): 0.2,
-        (0.008, 101): 0.2,
-    }
+    of_rates = {0.002: (0.1, 0.5), 0.004: (0.3, 0.35), 0.008: (0.2, 0.2)}
+    found = {(rate, 100 + n): score for rate, scores in of_rates.items() for n, score in enumerate(scores)}
     trials, out = ",".join(write_trials(tmp_path, found)), tmp_path / "best.txt"
     arguments = ["card=scenes", "settings=[optimizer.base_lr]", f"trials=[{trials}]", f"out={out}"]
     run_command(main, Search, argv=arguments)
