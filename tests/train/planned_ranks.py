@@ -78,8 +78,9 @@ def plan_of(config: TrainConfig, ranks: Ranks) -> Counts:
     return count(config.model, config, resolve_batching(config, ranks.world_size), ranks.world_size)
 
 
-def one_step(config: TrainConfig, ranks: Ranks, words: int) -> tuple[Engine, Counter[str]]:
-    """Take two steps; return their engine, and the bytes that the second has received."""
+def two_steps(config: TrainConfig, ranks: Ranks, words: int | None = None) -> tuple[Engine, Counter[str]]:
+    """Take two steps with captions of full length or so many words; return the engine, and what the second received."""
+    words = words or config.model.text.context_length
     torch.manual_seed(0)
     batching = resolve_batching(config, ranks.world_size)
     loss = Loss(resolve_weights(config.loss, config.model.interaction), config)
@@ -104,7 +105,7 @@ def steps(ranks: Ranks) -> dict[str, Any]:
             "model=tiny", "precision=fp32", f"zero_stage={stage}", f"exchange={exchange}",
             f"global_batch={96 * ranks.world_size}",
         )  # fmt: skip
-        _, received = one_step(config, ranks, WORDS)
+        _, received = two_steps(config, ranks, WORDS)
         result[f"stage {stage}, {exchange}"] = {
             "received": dict(received),
             "planned": planned(plan_of(config, ranks).messages, ranks.world_size),
@@ -199,7 +200,7 @@ def stages(ranks: Ranks) -> dict[str, dict]:
     result = {}
     for stage in range(4):
         config = config_of("model=tiny", "precision=fp32", f"zero_stage={stage}", "global_batch=12")
-        engine, _ = one_step(config, ranks, config.model.text.context_length)
+        engine, _ = two_steps(config, ranks)
         result[f"stage {stage}"] = {"held": held(engine), "planned": plan_of(config, ranks).memory}
         del engine
         gc.collect()
@@ -215,10 +216,9 @@ def peak(ranks: Ranks, checkpointing: str) -> dict[str, float]:
         "model.text.layers=3",
         f"model.gradient_checkpointing={checkpointing}",
     )
-    words = config.model.text.context_length
-    one_step(config_of("model=tiny", "precision=fp32", "global_batch=4"), ranks, words)  # what is loaded at first use
+    two_steps(config_of("model=tiny", "precision=fp32", "global_batch=4"), ranks)  # what is loaded at first use
     before = peak_mb(ranks)
-    one_step(config, ranks, words)
+    two_steps(config, ranks)
     return {"measured": peak_mb(ranks) - before, "planned": plan_of(config, ranks).total / 1e6}
 
 
