@@ -1,7 +1,7 @@
 """See token-wise learning happen: a model learns, on two cores, to find scenes and to tell whose colour is whose.
 
     pip install torch numpy && python records/speedrun.py        # nothing else is needed; torch 2.9 or newer
-    python records/speedrun.py model=clip,heads,filip,smooth seeds=3 steps=240
+    python records/speedrun.py model=clip,heads,filip,smooth seeds=3 steps=180
 
 A scene shows two to four tinted things in a grid of 3 x 3 ("a red cat, a blue crab and a pink kiwi"). It is drawn when
 it is needed: no picture is seen twice. Every third thing is reserved: in training no scene that shows one has anything
@@ -30,7 +30,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 
 WIDTH = 64  # the one dial: of both towers and of a token's vector; batch and rate follow from it
 BATCH, RATE, MUON_RATE = WIDTH, 0.4 / WIDTH, 0.02
-STEPS = 240
+STEPS = 180
 SMOOTH = 0.05  # temperature of the smooth maximum
 SCALE = 30.0  # of the similarities at first; then it is learned
 WHITE = 128  # numbers of a patch after the whitening, of 432
@@ -108,7 +108,7 @@ class World:
         return nn.utils.rnn.pad_sequence(rows, batch_first=True)
 
 
-# --- Towers: one pre-norm layer each; every token is projected ---
+# --- Towers: patches stay local, words see their caption in one pre-norm layer; every token is projected ---
 class Block(nn.Module):
     def __init__(self, width, heads=4):
         super().__init__()
@@ -130,8 +130,7 @@ class ImageTower(nn.Module):
         self.register_buffer("mean", torch.zeros(3 * PATCH**2))
         self.register_buffer("whitening", torch.zeros(3 * PATCH**2, WHITE))
         self.stem = nn.Sequential(nn.Linear(WHITE, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
-        self.positions = nn.Parameter(0.02 * torch.randn(PATCHES, width))
-        self.block, self.norm = Block(width), nn.LayerNorm(width)
+        self.norm = nn.LayerNorm(width)
         self.projection = nn.Linear(width, width, bias=False)
 
     def whiten(self, pixels):
@@ -144,8 +143,7 @@ class ImageTower(nn.Module):
 
     def forward(self, pixels):
         patches = F.unfold(pixels, PATCH, stride=PATCH).transpose(1, 2)
-        x = self.stem((patches - self.mean) @ self.whitening) + self.positions
-        return self.projection(self.norm(self.block(x)))
+        return self.projection(self.norm(self.stem((patches - self.mean) @ self.whitening)))
 
 
 class TextTower(nn.Module):
@@ -319,7 +317,7 @@ def draw_words(world, model, scenes):
         for column, (i, word) in enumerate([(0, ""), *words]):  # first the scene alone
             text += f'<g transform="translate({10 + 84 * column} {10 + 98 * row})"><text y="85">{word}</text>{dots}'
             seen = images[row] @ texts[row, i]
-            for k, dark in enumerate((seen.max() - seen) / (seen.max() - seen.min()) if word else ()):
+            for k, dark in enumerate(((seen.max() - seen) / (seen.max() - seen.min())).sqrt() if word else ()):
                 text += f'<path d="M{k % 6 * PATCH} {k // 6 * PATCH}h12v12h-12" opacity="{0.8 * dark:.2f}"/>'
             text += "</g>"
     return SVG.format(600, 10 + 98 * len(pictures), text)
