@@ -150,13 +150,6 @@ def test_global_random_state_is_left_alone(pairs: Pairs) -> None:
     assert np.random.get_state()[1].tolist() == before[1]  # type: ignore[index]
 
 
-def test_captions_of_the_tar_serve_without_sidecars(pairs: Pairs) -> None:
-    stream = loader([Source(pairs.source.shards)], transform=EvalTransform(16))
-    batch = next(iter(stream))
-    n = number_of(batch["pixels"][0], 30)
-    assert batch["ids"][0, : batch["lengths"][0]].tolist() == tokenize(f"thing {n} 0")[0][0].tolist()
-
-
 @pytest.mark.parametrize(("before", "after"), [(0, 0), (0, 2), (2, 0), (1, 3), (2, 2)])
 def test_resume_goes_on_with_the_very_next_batch(pairs: Pairs, before: int, after: int) -> None:
     everything = list(loader(pairs))

@@ -88,26 +88,6 @@ def test_a_second_build_encodes_and_forgets_what_changed(tmp_path: Path, capsys:
     index.close()
 
 
-def test_an_interrupted_build_continues(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    model = write_model(tmp_path / "model.safetensors", "token_wise", seed=1)
-    write_images(tmp_path / "photos", 30)
-    add, calls = Index.add, []
-
-    def interrupted(self, *arguments) -> None:
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        calls.append(arguments)
-        add(self, *arguments)
-
-    with monkeypatch.context() as patched, pytest.raises((KeyboardInterrupt, SystemExit)):
-        patched.setattr(Index, "add", interrupted)
-        build_index(tmp_path, model)
-    build_index(tmp_path, model)
-    assert "30 images; 14 encoded, 16 already there" in capsys.readouterr().err
-
-
 def test_half_precision_takes_half_the_bytes_and_finds_nearly_the_same(tmp_path: Path) -> None:
     model = index_of(tmp_path, 10, "dtype=float16")
     index = Index.open(tmp_path / "index")

@@ -79,14 +79,6 @@ def test_parameters_are_those_of_clip(preset: str, reference: str) -> None:
     assert count == sum(p.numel() for p in theirs.parameters()) - fewer
 
 
-def test_the_baseline_has_clips_numbers_of_parameters() -> None:
-    """ViT-B-32 of OpenAI and open_clip has 151,277,313."""
-    config = load_preset("base")
-    config.interaction, config.embed_dim = "pooled", 512
-    with torch.device("meta"):
-        assert sum(p.numel() for p in build_model(config).parameters()) == 151_277_313
-
-
 @pytest.mark.parametrize("activation", ["gelu", "quick_gelu"])
 def test_global_embeddings_equal_open_clip(activation: str) -> None:
     ours, theirs = small_pair(activation, interaction="pooled")
@@ -276,19 +268,6 @@ def test_resized_positions_are_timms() -> None:
         assert model.encode_image(some_pixels(1, 112)).shape == (1, 49, 24)
     with pytest.raises(UserError, match="96 or 112"):
         model.resize_images(100)
-
-
-def test_resizing_equals_a_timm_model_of_that_size() -> None:
-    """Compare with timm's own route: load the small checkpoint into a model built for larger images."""
-    model = build_model(small_config()).eval()
-    large = timm.create_model(
-        "vit_base_patch32_clip_224", img_size=96, patch_size=16, embed_dim=64, depth=2, num_heads=4, num_classes=0
-    ).eval()
-    state = timm.models.vision_transformer.checkpoint_filter_fn(model.image.trunk.state_dict(), large)
-    large.load_state_dict(state)
-    model.resize_images(96)
-    with torch.no_grad():
-        torch.testing.assert_close(model.image.trunk(some_pixels(2, 96)), large.forward_features(some_pixels(2, 96)))
 
 
 @pytest.mark.parametrize(

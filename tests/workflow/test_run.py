@@ -96,20 +96,10 @@ def test_a_folder_of_one_s_own_images_becomes_tables(clone: Path, reference: Pat
 @pytest.mark.timeout(1800)  # two minutes on two idle cores
 def test_an_interrupted_study_continues_to_the_same_tables(clone: Path, reference: Path) -> None:
     """Ctrl-C and the end of Snakemake here; ``python -m bench.demo_kills study=demo`` does it to the whole demo."""
-    done = call(
-        clone,
-        "bench.demo_kills",
-        "study=photos.yaml",
-        "places=[training,evaluation]",
-        "signals=[INT,KILL]",
-        "in_turn=true",
-        "cores=1",  # two threads of a rank would wait for each other while other tests have the cores
-        f"target=[{TABLES}]",
-        f"reference={reference}",
-        "after=0.5",
-        "limit=30",  # seconds: the machine may be busy
-        timeout=1700,
-    )
+    # one core: two threads of a rank would wait for each other while other tests have the cores
+    options = ["places=[training,evaluation]", "signals=[INT,KILL]", "in_turn=true", "cores=1", f"target=[{TABLES}]"]
+    options += [f"reference={reference}", "after=0.5", "limit=30"]  # seconds: the machine may be busy
+    done = call(clone, "bench.demo_kills", "study=photos.yaml", *options, timeout=1700)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("0 processes left") == 2 and "0 cells differ" in done.stdout
 
