@@ -1,0 +1,3 @@
+"""The data that trainings of this folder see."""
+
+from tests.train.conftest import squares  # noqa: F401
