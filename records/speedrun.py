@@ -3,6 +3,8 @@
     pip install torch numpy && python records/speedrun.py        # nothing else is needed; torch 2.9 or newer
     python records/speedrun.py model=clip,heads,filip,smooth seeds=3 steps=180
 
+Finds 94.7 / 97.2 %, rejects 98.3 % (n = 3) in 14.4 seconds of a busy core a training: virtual AMD EPYC, Zen 4, AVX512.
+
 A scene shows two to four tinted things in a grid of 3 x 3 ("a red cat, a blue crab and a pink kiwi"). It is drawn when
 it is needed: no picture is seen twice. Every third thing is reserved: in training no scene that shows one has anything
 red, green or blue. The 1,000 test scenes show three reserved things in exactly these three colours, so a caption with
@@ -315,7 +317,8 @@ def draw_words(world, model, scenes):
         dots = "".join(f'<path d="M{x} {y}h1" stroke="rgb{tuple(pixels[y, x].tolist())}"/>' for y, x in drawn)
         words = [(i, w) for i, w in enumerate(caption.replace(",", "").split()) if w not in ("a", "and")]
         for column, (i, word) in enumerate([(0, ""), *words]):  # first the scene alone
-            text += f'<g transform="translate({10 + 84 * column} {10 + 98 * row})"><text y="85">{word}</text>{dots}'
+            scene = f'<use href="#scene{row}"/>' if word else f'<g id="scene{row}">{dots}</g>'
+            text += f'<g transform="translate({10 + 84 * column} {10 + 98 * row})"><text y="85">{word}</text>{scene}'
             seen = images[row] @ texts[row, i]
             for k, dark in enumerate(((seen.max() - seen) / (seen.max() - seen.min())).sqrt() if word else ()):
                 text += f'<path d="M{k % 6 * PATCH} {k // 6 * PATCH}h12v12h-12" opacity="{0.8 * dark:.2f}"/>'

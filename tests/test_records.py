@@ -43,3 +43,15 @@ def test_a_record_takes_what_its_search_found_best_on_other_seeds_than_it_report
             assert config == value, (run, setting)
         seeds = {seed for tried in search["tried"] for seed in tried["scores"]}
         assert str(content["runs"][run]["config"]["seed"]) not in seeds
+
+
+@pytest.mark.skipif(SHALLOW.stdout.strip() != "false", reason="needs the history of the repository")
+@pytest.mark.parametrize("record", sorted((ROOT / "records" / "speedrun").glob("*.json")), ids=lambda path: path.stem)
+def test_a_row_of_the_speedrun_names_the_commit_of_its_program_and_the_board_shows_it(record: Path) -> None:
+    content = json.loads(record.read_text(encoding="utf-8"))
+    program = f"{content['commit']}:records/speedrun.py"
+    assert subprocess.run(["git", "cat-file", "-e", program], cwd=ROOT).returncode == 0
+    assert subprocess.run(["git", "merge-base", "--is-ancestor", content["commit"], "HEAD"], cwd=ROOT).returncode == 0
+    assert content["cpu"]["model"] and content["cpu"]["flags"] and len(content["trainings"]) >= 1
+    board = (ROOT / "records" / "README.md").read_text(encoding="utf-8")
+    assert content["row"] in board

@@ -155,7 +155,7 @@ def test_it_runs_alone_and_writes_its_pictures(tmp_path: Path) -> None:
     lines = [line for line in printed.splitlines() if "2 seeds, 4 steps" in line]
     assert [line.split()[0] for line in lines] == ["clip", "heads", "filip", "smooth"]
     assert all("polyline" in (tmp_path / "learning.svg").read_text() for _ in lines)
-    assert (tmp_path / "words.svg").read_text().count("<g ") == 21
+    assert (tmp_path / "words.svg").read_text().count("<g ") == 24
     (tmp_path / "speedrun.npz").write_bytes(b"other")
     failed = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert failed.returncode == 1 and failed.stderr.startswith("error: the SHA-256 of ")
