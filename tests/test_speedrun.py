@@ -17,7 +17,7 @@ from filip.eval.metrics import retrieval_hits
 from filip.interaction import SmoothMaximum, contrastive_loss, late_interaction
 from filip.models.config import TextTowerConfig
 from filip.models.text_tower import TextTower
-from filip_demo.sprites import COLOURS
+from filip_demo.sprites import COLOURS, Sprites, main
 
 RECORDS = Path(__file__).parents[1] / "records"
 
@@ -146,13 +146,19 @@ def test_the_closed_form_finds_the_scenes_and_cannot_tell_whose_colour_is_whose(
     assert both_sides(tests.exchange(0, 1))[1].equal(y)
 
 
+def test_the_sprites_are_those_that_the_command_makes(tmp_path: Path) -> None:
+    main(Sprites(str(tmp_path / "made.npz"), str(RECORDS.parent / ".cache" / "demo")))
+    with np.load(tmp_path / "made.npz") as made, np.load(RECORDS / "speedrun.npz") as committed:
+        assert all((made[name] == committed[name]).all() for name in ("names", "pixels"))
+
+
 @pytest.mark.slow
 def test_it_runs_alone_and_writes_its_pictures(tmp_path: Path) -> None:
     for name in ("speedrun.py", "speedrun.npz"):
         shutil.copy(RECORDS / name, tmp_path)
-    command = [sys.executable, "-I", "speedrun.py", "model=clip,heads,filip,smooth", "seeds=2", "steps=4"]
+    command = [sys.executable, "-I", "speedrun.py", "model=clip,heads,filip,smooth", "seeds=2", "steps=2"]
     printed = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
-    lines = [line for line in printed.splitlines() if "2 seeds, 4 steps" in line]
+    lines = [line for line in printed.splitlines() if "2 seeds, 2 steps" in line]
     assert [line.split()[0] for line in lines] == ["clip", "heads", "filip", "smooth"]
     assert all("polyline" in (tmp_path / "learning.svg").read_text() for _ in lines)
     assert (tmp_path / "words.svg").read_text().count("<g ") == 24
