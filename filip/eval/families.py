@@ -16,7 +16,7 @@ from filip.errors import UserError
 from filip.files import file_state
 
 if TYPE_CHECKING:
-    from filip.eval.cards import BenchmarkCard
+    from filip.eval.benchmark import BenchmarkCard
 
 AUTO = "auto"  # by the family of the model
 PROMPTS = "eval/prompts.yaml"

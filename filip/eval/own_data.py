@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from filip.errors import UserError
-from filip.eval.cards import BenchmarkCard, BenchmarkLayout, load_card
+from filip.eval.benchmark import BenchmarkCard, BenchmarkLayout
+from filip.eval.cards import load_card
 from filip.eval.formats.imagefolder import images_below
 from filip.sets.columns import CAPTION_COLUMNS, LABEL_COLUMNS
 from filip.sets.layout import FOR_EVALUATION, NotUnderstoodError, Reading

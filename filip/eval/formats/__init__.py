@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from filip.errors import UserError
 
 if TYPE_CHECKING:
-    from filip.eval.cards import BenchmarkCard
+    from filip.eval.benchmark import BenchmarkCard
     from filip.eval.datasets import EvalSet
 
 FORMATS = tuple(sorted(module.name for module in pkgutil.iter_modules(__path__)))

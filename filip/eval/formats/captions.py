@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from filip.errors import UserError
-from filip.eval.cards import BenchmarkCard
+from filip.eval.benchmark import BenchmarkCard
 from filip.eval.datasets import EvalSet, Sample
 from filip.progress import say
 from filip.rgb import read_rgb

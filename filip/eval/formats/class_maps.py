@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from filip.errors import UserError
-from filip.eval.cards import BenchmarkCard
+from filip.eval.benchmark import BenchmarkCard
 from filip.eval.datasets import EvalSet, Sample
 from filip.rgb import ORIENTATION, read_rgb, upright
 

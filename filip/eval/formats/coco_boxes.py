@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 from filip.errors import UserError
-from filip.eval.cards import BenchmarkCard
+from filip.eval.benchmark import BenchmarkCard
 from filip.eval.datasets import EvalSet, Sample, shown_box
 from filip.rgb import FORMATS
 

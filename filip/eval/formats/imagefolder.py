@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from filip.errors import UserError
-from filip.eval.cards import BenchmarkCard
+from filip.eval.benchmark import BenchmarkCard
 from filip.eval.datasets import EvalSet, Sample
 from filip.progress import say
 from filip.rgb import not_read, read_rgb

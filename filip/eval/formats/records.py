@@ -32,7 +32,7 @@ from typing import Any
 from PIL import Image
 
 from filip.errors import UserError
-from filip.eval.cards import BenchmarkCard
+from filip.eval.benchmark import BenchmarkCard
 from filip.eval.datasets import EvalSet, Sample, shown_box
 from filip.eval.formats import captions
 from filip.files import nothing_at

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from filip.errors import UserError
-from filip.eval.cards import BenchmarkCard
+from filip.eval.benchmark import BenchmarkCard
 from filip.eval.datasets import EvalSet, Sample
 from filip.eval.formats.imagefolder import images_below
 from filip.rgb import read_rgb

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from filip.errors import UserError
-from filip.eval.cards import BenchmarkCard
+from filip.eval.benchmark import BenchmarkCard
 from filip.eval.datasets import EvalSet, Sample
 from filip.rgb import to_rgb, upright
 

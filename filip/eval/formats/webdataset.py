@@ -13,7 +13,7 @@ from typing import Any
 from PIL import Image
 
 from filip.errors import UserError
-from filip.eval.cards import BenchmarkCard
+from filip.eval.benchmark import BenchmarkCard
 from filip.eval.datasets import EvalSet, Sample, Thing
 from filip.rgb import read_rgb
 from filip.sets.samples import lines_of
