@@ -98,15 +98,9 @@ def test_one_bad_image_among_many_is_counted_by_its_reason(tmp_path: Path) -> No
     _, funnel = run(card(tmp_path / "own"), tmp_path / "shards")
     assert funnel.n_out == len(CAPTIONS)
     assert dict(funnel.dropped) == {
-        "not_an_image": 2,
-        "truncated": 2,
-        "undecodable": 1,
-        "too_many_pixels": 1,
-        "too_small": 1,
-        "aspect": 1,
-        "missing_file": 1,
-        "no_caption": 1,
-    }
+        "not_an_image": 2, "truncated": 2, "undecodable": 1, "too_many_pixels": 1, "too_small": 1, "aspect": 1,
+        "missing_file": 1, "no_caption": 1,
+    }  # fmt: skip
     assert any("wide.jpg" in example for example in funnel.notes["examples"]["aspect"])
 
 

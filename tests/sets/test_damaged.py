@@ -171,14 +171,9 @@ def test_nothing_in_a_folder_vanishes_and_a_pipe_is_never_opened(
     (own / "binary.txt").write_bytes(bytes(range(256)))
     formats = 3 if ".heic" not in IMAGE_FILES else 2
     expected = {
-        "not_a_file": 4,
-        "no_image": 1,
-        "no_caption": 1,
-        "other_file": 1,
-        "format": formats,
-        "missing_file": 1,
+        "not_a_file": 4, "no_image": 1, "no_caption": 1, "other_file": 1, "format": formats, "missing_file": 1,
         "not_text": 1,
-    }
+    }  # fmt: skip
     assert counted(own) == (len(CAPTIONS), expected)
     one = card(own)
     _, funnel = ingest(one, IngestConfig(one.name, out=str(tmp_path / "shards")))

@@ -132,17 +132,11 @@ def img2dataset_files(root: Path) -> str:
 
 
 LAYOUTS: dict[str, Callable[[Path], str]] = {
-    **own_images.LAYOUTS,
-    "two_lines_and_another_suffix": two_lines_and_another_suffix,
-    "image_path_and_sentence": image_path_and_sentence,
-    "semicolons": semicolons,
-    "utf_16": utf_16,
-    "list_in_json": list_in_json,
-    "karpathy": karpathy,
-    "coco_folder": coco_folder,
-    "clip_benchmark": clip_benchmark,
+    **own_images.LAYOUTS, "two_lines_and_another_suffix": two_lines_and_another_suffix,
+    "image_path_and_sentence": image_path_and_sentence, "semicolons": semicolons, "utf_16": utf_16,
+    "list_in_json": list_in_json, "karpathy": karpathy, "coco_folder": coco_folder, "clip_benchmark": clip_benchmark,
     "img2dataset_files": img2dataset_files,
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
