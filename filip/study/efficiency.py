@@ -39,10 +39,11 @@ from filip.progress import Progress, say
 from filip.study import load_study
 from filip.train.adapters import adapt
 from filip.train.config import TrainConfig
-from filip.train.engine import Engine, make_engine, resolve_batching, settle_precision, to_device
+from filip.train.engine import Engine, make_engine, resolve_batching, to_device
 from filip.train.losses import Loss, resolve_weights
 from filip.train.losses.term import transport_dtype
 from filip.train.losses.token_wise import token_scorers
+from filip.train.precision import settle_precision
 from filip.train.provenance import commit
 from filip.train.ranks import Ranks, raise_together, start_ranks
 

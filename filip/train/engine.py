@@ -20,7 +20,6 @@ from filip.models import DualEncoder, Encoded
 from filip.train.config import AUTO, DEFAULT_GLOBAL_BATCH, TrainConfig
 from filip.train.losses import Loss
 from filip.train.optimizers import AVERAGE, OPTIMIZERS, AfterStep, param_groups, set_lr
-from filip.train.ranks import Ranks, deepspeed_accelerator
 
 MOST_FITTED = 1024  # pairs of a batch that global_batch=auto chooses
 
@@ -128,51 +127,6 @@ def checked_settings(config: TrainConfig) -> dict[str, Any]:
         raise UserError(f"{path}: the bf16 block without ZeRO takes a phantom step at the start; use torch_autocast")
     OPTIMIZERS[config.optimizer.name].check_settings(settings)
     return settings
-
-
-def settle_precision(config: TrainConfig, ranks: Ranks, saved: str | None = None) -> str:
-    """Replace ``precision=auto`` in ``config`` by what this training uses, the same on all ranks.
-
-    saved: the precision of the checkpoint that the run continues from, which it keeps. Returns a sentence for the log,
-    or "". Raises UserError if this machine cannot train so.
-    """
-    if absent := device.why_no_kernels(ranks.device):
-        raise UserError(absent)
-    places = ranks.gather(device.best_precision(ranks.device))
-    sentence = ""
-    if config.precision == "auto":
-        best = places[0] if len(set(places)) == 1 else "fp32"
-        raised = use_precision(config, saved or best)
-        why = "as the checkpoint" if saved else f"which the {ranks.device.type} of every rank multiplies"
-        if not saved and best == "fp32":
-            why = f"since this {ranks.device.type} does not multiply bf16 itself"
-        sentence = f"precision {config.precision}, {why}{raised}"
-    accelerator = deepspeed_accelerator()
-    if config.precision == "fp16" and not accelerator.is_fp16_supported():
-        raise UserError(
-            f"precision=fp16: this {accelerator.device_name()} has no fp16 instructions; use precision=auto"
-        )
-    checked_settings(config)  # before hours of feature maps
-    if config.precision == "bf16" and not device.multiplies_bf16(ranks.device):
-        if ranks.device.type == "cuda":
-            raise UserError(
-                f"precision=bf16: {device.name(ranks.device)} has no bf16, and PyTorch would only emulate it; use "
-                "precision=fp16, or precision=auto"
-            )
-        sentence = (
-            f"warning: precision=bf16, and this {ranks.device.type} only emulates it: convolutions take "
-            f"{device.bf16_slowdown(ranks.device):.0f} times as long as in fp32 (measured now); use precision=auto"
-        )
-    return sentence
-
-
-def use_precision(config: TrainConfig, precision: str) -> str:
-    """Replace ``auto`` by a precision and set what it needs; return what else that changes, or ""."""
-    config.precision = precision
-    if precision == "fp16" and config.zero_stage == 0 and config.deepspeed is None:
-        config.zero_stage = 1
-        return "; ZeRO stage 1, since DeepSpeed has no fp16 without it"
-    return ""
 
 
 @dataclass

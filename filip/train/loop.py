@@ -40,11 +40,12 @@ from filip.train.checkpoint import (
     training_hash,
 )
 from filip.train.config import TrainConfig
-from filip.train.engine import Batching, make_engine, resolve_batching, settle_precision, to_device
+from filip.train.engine import Batching, make_engine, resolve_batching, to_device
 from filip.train.evaluation import check_evaluation, evaluate
 from filip.train.feature_cache import fill
 from filip.train.launcher_env import STOPPED_BY_SIGNAL
 from filip.train.losses import Loss, check_model, resolve_weights, resolved_settings
+from filip.train.precision import settle_precision
 from filip.train.provenance import code_hash, put_in_place, record_finish, record_start, resumable_settings
 from filip.train.ranks import Ranks, StopSignal, barrier, from_main, raise_together, start_ranks
 from filip.train.result import gather_to_main, write_result

@@ -11,15 +11,9 @@ from filip.errors import UserError
 from filip.models import build_model, load_preset
 from filip.resources import shipped
 from filip.train.config import PRECISIONS
-from filip.train.engine import (
-    Batching,
-    deepspeed_settings,
-    make_optimizer,
-    resolve_batching,
-    settle_precision,
-    use_precision,
-)
+from filip.train.engine import Batching, deepspeed_settings, make_optimizer, resolve_batching
 from filip.train.lamb import Lamb
+from filip.train.precision import settle_precision, use_precision
 from filip.train.ranks import Ranks
 from tests.support.training import compose
 

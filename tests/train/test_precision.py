@@ -15,7 +15,7 @@ from filip.errors import UserError
 from filip.eval.half_precision import dtype_of, name_of
 from filip.resources import shipped
 from filip.study import resolve
-from filip.train.engine import settle_precision
+from filip.train.precision import settle_precision
 from tests.support.launched_ranks import Ranks
 from tests.support.processes import run_python
 from tests.support.training import compose, records, run_many, series, train_arguments
