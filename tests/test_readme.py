@@ -120,7 +120,7 @@ def left_to_the_shell(command: str, workspace: Path) -> None:
     """Leave out what changes the shell alone."""
 
 
-def tested_apart(command: str, workspace: Path) -> None:
+def runs_elsewhere(command: str, workspace: Path) -> None:
     """Leave out what tests/test_speedrun.py runs with fewer steps."""
 
 
@@ -158,7 +158,7 @@ def installable(command: str, workspace: Path) -> None:
 SHELL: list[tuple[str, Callable[[str, Path], None]]] = [
     (r"(\w+=\S+ )*make [a-z-]+( [A-Z]+=\w+)*", made),
     (r"\. .venv/bin/activate", left_to_the_shell),
-    (r"python records/speedrun\.py", tested_apart),
+    (r"python records/speedrun\.py", runs_elsewhere),
     (r"filip new .*", a_new_study),
     (r"sed .* > workflow/config/\w+\.yaml", whole),
     (r"filip data (prepare|text_rules) .*", whole),
