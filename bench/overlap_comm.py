@@ -70,7 +70,8 @@ class Side:
 
 def main(options: OverlapComm) -> None:
     """Time a step with overlap_comm off and on."""
-    ranks = start_ranks(options.threads)
+    torch.set_num_threads(options.threads)
+    ranks = start_ranks()
     sides = {overlap: Side(options, ranks, overlap) for overlap in (False, True)}
     for number in range(options.steps + 2):
         for overlap in (False, True) if number % 2 else (True, False):

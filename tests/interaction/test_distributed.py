@@ -82,7 +82,7 @@ def calls(**changes: object) -> list[agreement.Call]:
         ({"exchange": 1}, "exchange: 'gather' on rank 0, 'ring' on rank 2; pass the same one"),
         ({"image_gradient": 1}, "image tokens need a gradient: no on rank 0, yes on rank 2; freeze a tower"),
         ({"text_gradient": 1}, "text tokens need a gradient: no on rank 0, yes on rank 2; freeze a tower"),
-        ({"function": 3}, "different functions: distributed_late_interaction on rank 0, .* gather_ids on rank 2"),
+        ({"function": 2}, "different functions: distributed_late_interaction on rank 0, .* gather_ids on rank 2"),
     ],
 )
 def test_each_disagreement_is_named(changes: dict[str, object], message: str) -> None:

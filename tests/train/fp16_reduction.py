@@ -10,7 +10,8 @@ from filip.train.ranks import deepspeed_accelerator, start_ranks
 
 SMALLEST = 2.0**-24
 
-ranks = start_ranks(1)
+torch.set_num_threads(1)
+ranks = start_ranks()
 type(deepspeed_accelerator()).is_fp16_supported = lambda self: True
 import deepspeed  # noqa: E402
 
