@@ -5,12 +5,12 @@
 
 Finds 94.7 / 97.2 %, rejects 98.3 % (n = 3) in 14.4 seconds of a busy core a training: virtual AMD EPYC, Zen 4, AVX512.
 
-A scene shows two to four tinted things in a grid of 3 x 3 ("a red cat, a blue crab and a pink kiwi"). It is drawn when
-it is needed: no picture is seen twice. Every third thing is reserved: in training no scene that shows one has anything
-red, green or blue. The 1,000 test scenes show three reserved things in exactly these three colours, so a caption with
-two colours exchanged is as new as the true one. The target: at least 90 % of the exchanged captions are rejected
-(chance: 50), and half of the test scenes are found among each other, image to text and text to image (chance: 0.1),
-each with p < 0.01 over the seeds.
+A scene shows two to four tinted things in a grid of 3 x 3 ("a red cat, a blue crab and a pink kiwi"), drawn when it is
+needed: no picture is seen twice. Every third thing is reserved: no training scene that shows one has anything red,
+green or blue. The 1,000 test scenes show three reserved things in exactly these colours, so a caption with two of them
+exchanged is as new as the true one. The target: at least 90 % of the exchanged captions are rejected (chance: 50), and
+half of the test scenes are found, image to text and text to image (chance: 0.1), each with p < 0.01 over the seeds.
+Two quiet Zen 4 cores take 55 s for three seeds; seeds 0 to 5 find 94.0 / 97.7 % and reject 98.5 %, p 6e-6.
 
 ``filip`` averages the best word of each patch, and the reverse (Yao et al., ICLR 2022, equations 4 to 6); ``smooth``
 has t log mean exp(s / t) in place of the maximum, in training only; ``clip`` compares one vector a side, the mean of
