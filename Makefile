@@ -42,7 +42,7 @@ $(error CPU=$(CPU): only CPU=avx2 is known, which computes as a CPU with AVX2 an
 endif
 export ONEDNN_MAX_CPU_ISA := AVX2
 export ATEN_CPU_CAPABILITY := avx2
-export FILIP_NATIVE_ISA := avx2
+export LATE_INTERACTION_ISA := avx2
 endif
 
 .DEFAULT_GOAL := help

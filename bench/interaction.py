@@ -30,7 +30,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch loads OpenMP
 import torch
 
 from bench.interaction_memory import peak_megabytes
-from filip.interaction import native
+from late_interaction import native
 
 QUICK, MAIN_SHAPE, SLICE = (96, 49), (256, 49), (16, 49)
 SHAPES = [(64, 49), MAIN_SHAPE, (512, 49), (64, 256), (256, 256), SLICE]

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from bench import interaction_slice
 from bench.interaction_problem import TEXT_POSITIONS, Problem, Step, random_problem
-from filip.interaction import Similarity, SmoothMaximum, contrastive_loss, late_interaction, pooled_similarity
-from filip.interaction.backends import Backend
+from late_interaction import Similarity, SmoothMaximum, contrastive_loss, late_interaction, pooled_similarity
+from late_interaction.backends import Backend
 
 SCALE = torch.tensor(1 / 0.07)
 

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from filip.interaction import reference
-from filip.interaction.backends import choose_backend
-from filip.interaction.packing import Tokens
+from late_interaction import reference
+from late_interaction.backends import choose_backend
+from late_interaction.packing import Tokens
 
 
 class Errors(NamedTuple):

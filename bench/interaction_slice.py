@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.interaction_problem import Problem, Step
-from filip.interaction import late_interaction
-from filip.interaction.backends import Backend
 from filip.models import build_model, load_preset
+from late_interaction import late_interaction
+from late_interaction.backends import Backend
 
 PAIRS, GLOBAL_PAIRS = 16, 8192
 

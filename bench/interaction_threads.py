@@ -17,7 +17,7 @@ import torch
 from bench.interaction_contenders import product
 from bench.interaction_problem import Step, random_problem
 from bench.interaction_slice import filip_loss
-from filip.interaction import native
+from late_interaction import native
 
 SHAPES = {"16 images, 8,192 captions": (16, 8192), "256 pairs": (256, 256)}
 

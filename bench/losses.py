@@ -27,11 +27,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.interaction_memory import growth
-from filip.interaction import Blockwise, Similarity, SmoothMaximum, late_interaction, pooled_similarity, top_k_mean
-from filip.interaction.backends import Backend
 from filip_research.sigmoid import sigmoid_loss
 from filip_research.sparc import local_loss
 from filip_research.text_conditioned import attended_similarity, initial
+from late_interaction import Blockwise, Similarity, SmoothMaximum, late_interaction, pooled_similarity, top_k_mean
+from late_interaction.backends import Backend
 
 D, PATCHES = 256, 49
 SCALE, BIAS = torch.tensor(1 / 0.07), torch.tensor(-10.0)

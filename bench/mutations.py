@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-ENGINE, TESTS = "filip/interaction", "tests/interaction"
+ENGINE, TESTS = "late-interaction/late_interaction", "tests/interaction"
 _FAILED = 1  # pytest's exit code for "some tests failed"
 
 
@@ -262,7 +262,7 @@ def noticed(mutation: Mutation, folder: Path) -> bool:
 
 
 def copy_sources(to: Path) -> Path:
-    for name in ("filip", "tests", "bench"):
+    for name in ("filip", "late-interaction", "tests", "bench"):
         shutil.copytree(ROOT / name, to / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", to)
     return to
@@ -273,9 +273,9 @@ def run(sources: Path, tests: str, interpreted: bool) -> int:
     file, expression = tests.split("::")
     environment = {
         **os.environ,
-        "PYTHONPATH": str(sources),
+        "PYTHONPATH": os.pathsep.join([str(sources), str(sources / "late-interaction")]),
         "TRITON_INTERPRET": str(int(interpreted)),
-        "FILIP_NATIVE_CACHE": str(sources.parent / "native"),
+        "LATE_INTERACTION_CACHE": str(sources.parent / "native"),
     }
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", file, "-k", expression]
     return subprocess.run(command, cwd=sources, env=environment, capture_output=True).returncode

@@ -12,9 +12,9 @@ from collections.abc import Callable
 
 import torch
 
-from filip.interaction import triton_layout
-from filip.interaction.lengths import Lengths, by_length
-from filip.interaction.lengths import tiles as cut
+from late_interaction import triton_layout
+from late_interaction.lengths import Lengths, by_length
+from late_interaction.lengths import tiles as cut
 
 CAPTIONS, PATCHES = 40_960, 49
 

@@ -16,10 +16,10 @@ import torch
 
 from filip.command import option, run_command
 from filip.device import synchronize
-from filip.interaction import contrastive_loss, pooled_similarity
 from filip.models import build_model, load_preset
 from filip.resources import shipped
 from filip.train.ranks import Ranks, start_ranks
+from late_interaction import contrastive_loss, pooled_similarity
 
 
 @dataclass

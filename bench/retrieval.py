@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from bench.zero_shot import product_alone
 from filip.device import peak_memory_mb
 from filip.eval.protocols.retrieval import recalls
-from filip.interaction import Similarity, score
 from filip.progress import Progress
+from late_interaction import Similarity, score
 
 
 def main() -> None:

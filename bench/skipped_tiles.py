@@ -17,10 +17,10 @@ from filip.command import option, run_command
 from filip.eval.cards import load_card
 from filip.eval.formats import open_set
 from filip.eval.scorer import load_scorer
-from filip.interaction import Similarity, contrastive_loss, score
-from filip.interaction.packing import LARGEST_WEIGHT
-from filip.interaction.triton_layout import NEGLIGIBLE, active_tiles, lay_out, scaled_weights
 from filip.models import load_model
+from late_interaction import Similarity, contrastive_loss, score
+from late_interaction.packing import LARGEST_WEIGHT
+from late_interaction.triton_layout import NEGLIGIBLE, active_tiles, lay_out, scaled_weights
 
 
 @dataclass

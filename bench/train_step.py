@@ -25,9 +25,9 @@ from torch import Tensor
 
 from filip import device as devices
 from filip.command import option, run_command
-from filip.interaction import SmoothMaximum, contrastive_loss, late_interaction, pooled_similarity
-from filip.interaction.backends import Backend
 from filip.models import ModelConfig, TextFeatures, build_model, load_preset
+from late_interaction import SmoothMaximum, contrastive_loss, late_interaction, pooled_similarity
+from late_interaction.backends import Backend
 
 CPU = torch.device("cpu")
 WORDS = ["a", "the", "photo", "of", "on", "in", "red", "small", "old", "street", "dog", "boat", "tree", "two", "people"]

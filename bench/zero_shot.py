@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from filip.device import synchronize
-from filip.interaction import score
+from late_interaction import score
 
 IMAGENET = 50_000
 

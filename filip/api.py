@@ -28,8 +28,8 @@ from filip.eval.scorer import OwnScorer, Scorer, Texts, load_scorer, ranking
 from filip.eval.text_tokens import kept_tokens
 from filip.eval.word_patch import word_patches
 from filip.files import nothing_at
-from filip.interaction import Similarity
 from filip.rgb import MAX_ASPECT, UNDECODABLE, unreadable, upright
+from late_interaction import Similarity
 
 __all__ = ["Alignment", "Model", "Similarity", "Texts", "load"]
 

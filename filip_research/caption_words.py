@@ -21,9 +21,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from filip.interaction.packing import accumulation_dtype
 from filip.tokenizer import EOS
 from filip.train.losses.term import BatchShape, LossInput, Term, TermOutput
+from late_interaction.packing import accumulation_dtype
 
 VOCABULARY = EOS + 1
 NAME = "caption_words"

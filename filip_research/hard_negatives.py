@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 from filip.command import option
-from filip.interaction import Similarity, distributed_pooled_similarity
 from filip.train.losses import token_wise
 from filip.train.losses.term import BatchShape, LossInput, Term, TermOutput
+from late_interaction import Similarity, distributed_pooled_similarity
 
 
 @dataclass

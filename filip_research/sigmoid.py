@@ -18,10 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from filip.citations import FILIP, SIGLIP
-from filip.interaction import distributed_pooled_similarity
-from filip.interaction.packing import accumulation_dtype
 from filip.train.losses import pooled, token_wise
 from filip.train.losses.term import LossInput, Term, TermOutput
+from late_interaction import distributed_pooled_similarity
+from late_interaction.packing import accumulation_dtype
 
 INITIAL_BIAS = -10.0
 

@@ -28,8 +28,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from filip import citations
-from filip.interaction.packing import accumulation_dtype
 from filip.train.losses.term import BatchShape, LossInput, Term, TermOutput, sum_of
+from late_interaction.packing import accumulation_dtype
 
 TYPICAL_WORDS = 18  # in a web caption, [BOS] and [EOS] included
 

@@ -28,9 +28,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from filip.interaction import Blockwise, distributed_late_interaction
 from filip.train.losses.term import BatchShape, LossInput, Term, TermOutput, transport_dtype
 from filip_research.sigmoid import INITIAL_BIAS, chance, sigmoid_of
+from late_interaction import Blockwise, distributed_late_interaction
 
 INITIAL_TEMPERATURE = 0.1  # temperature of the attention by cosine
 

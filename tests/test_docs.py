@@ -162,7 +162,7 @@ def test_the_python_of_the_interaction_page_runs() -> None:
     absent = [name for name in ("pylate",) if importlib.util.find_spec(name) is None]
     for block in re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL):
         if not any(f"from {name}" in block for name in absent):
-            exec("from filip.interaction import *\n" + block, namespace)
+            exec("from late_interaction import *\n" + block, namespace)
     assert namespace["image_tokens"].grad.abs().sum() > 0
     assert namespace["loss"] > namespace["token"].loss
 

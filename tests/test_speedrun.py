@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 
 from filip.eval.metrics import retrieval_hits
-from filip.interaction import SmoothMaximum, contrastive_loss, late_interaction
 from filip.models.config import TextTowerConfig
 from filip.models.text_tower import TextTower
 from filip_demo.sprites import COLOURS, Sprites, main
+from late_interaction import SmoothMaximum, contrastive_loss, late_interaction
 
 RECORDS = Path(__file__).parents[1] / "records"
 

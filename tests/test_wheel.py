@@ -39,7 +39,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
             (folder / "source" / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / "source" / name)
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
-    run(*pip, "wheel", "--no-build-isolation", "--no-deps", "-q", "-w", folder, folder / "source", cwd=folder)
+    sources = folder / "source", folder / "source/late-interaction"
+    run(*pip, "wheel", "--no-build-isolation", "--no-deps", "-q", "-w", folder, *sources, cwd=folder)
     return next(folder.glob("filip_pretraining-*.whl"))
 
 
@@ -52,7 +53,8 @@ def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     site = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=folder).strip())
     # A path in a .pth file: packages there can be imported, but its own .pth files (an editable FILIP) do not count.
     (site / "dependencies.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
-    run(sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "-q", wheel, cwd=folder)
+    wheels = wheel.parent.glob("*.whl")
+    run(sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "-q", *wheels, cwd=folder)
     return python
 
 

@@ -28,6 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 LOCK = ROOT / "workflow" / "envs" / "lock.txt"
 UV = "uv>=0.9,<1"
+ENGINE = "./late-interaction"  # the loss, a distribution of its own
 # Each tier: its extras of pyproject.toml, and the file in .venv that says that they are installed.
 TIERS = {"demo": ("demo", ".installed"), "dev": ("demo,dev,oracles", ".installed-dev")}
 LOCK_HEADER = """\
@@ -116,7 +117,7 @@ def stamp(tier: str) -> Path:
 
 def digest(tier: str) -> str:
     """Return a hash that changes when what is to be installed does."""
-    files = (ROOT / "pyproject.toml", ROOT / "setup.py", LOCK)
+    files = (ROOT / "pyproject.toml", ROOT / "setup.py", ROOT / ENGINE / "pyproject.toml", LOCK)
     parts = [TIERS[tier][0], *(file.read_text() for file in files)]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
@@ -152,7 +153,7 @@ def install(tier: str, new: bool) -> None:
     command = [str(VENV / "bin" / "uv"), "pip", "install", "--python", str(python)]
     for constraints in [str(LOCK), *settings.get("constraint", [])]:
         command += ["--constraint", constraints]
-    command += ["--editable", f".[{TIERS[tier][0]}]"]
+    command += ["--editable", ENGINE, "--editable", f".[{TIERS[tier][0]}]"]
     backend = torch_backend()
     status = run_uv([*command, "--torch-backend", backend] if backend else command)
     if status and backend:
@@ -169,6 +170,7 @@ def lock() -> None:
     """Write the newest versions that suit all extras on every Python that the project runs on."""
     command = [str(VENV / "bin" / "uv"), "pip", "compile", "--quiet", "--universal", "--all-extras", "--upgrade"]
     command += ["--python-version", f"3.{supported()[0]}", "--no-annotate", "--no-header", "pyproject.toml"]
+    command += ["--no-emit-package", "late-interaction"]
     os.environ.update({k: v for k, v in like_pip(pip_settings(VENV / "bin" / "python")).items() if k in INDEXES})
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     if done.returncode:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from bench.gpu.finding import FAIL, PASS, Finding, Place
-from filip.interaction import late_interaction
+from late_interaction import late_interaction
 from tests.interaction.problems import Problem, random_lengths, random_problem, upstream
 from tests.interaction.triton_interpreted import SHAPES
 

@@ -6,9 +6,9 @@ import torch.nn.functional as F
 from bench.gpu.finding import FAIL, PASS, Finding, Place, seconds_and_bytes
 from bench.train_step import captions
 from filip.eval.scorer import Scorer, load_scorer
-from filip.interaction import Similarity, score
 from filip.models import build_model, load_preset
 from filip.models.weights import save_model
+from late_interaction import Similarity, score
 
 # Bounds for similarities of unit tokens. 16 bits: towers of random weights in another precision than the CPU's float32.
 CLOSE = {"fp32": 1e-3, "auto": 5e-2}

@@ -11,8 +11,8 @@ from torch import Tensor
 from bench.gpu.finding import FAIL, PASS, Finding, Place, seconds_and_bytes
 from bench.interaction_contenders import masked_einsum_similarity
 from bench.interaction_problem import Problem, random_problem
-from filip.interaction import late_interaction
 from filip.train.hardware import peak_flops
+from late_interaction import late_interaction
 
 # Images, their tokens, texts: whole batches, and what one GPU of the paper's 128 and 192 does
 SQUARES = [(256, 49), (512, 49), (1024, 49), (2048, 49), (4096, 49)]

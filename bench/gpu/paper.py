@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 import torch
 
-from filip.interaction.cost import Setting, caption_lengths, dense_products, encoder_flops, triton_flops
-from filip.interaction.lengths import Lengths
-from filip.interaction.packing import Tokens
-from filip.interaction.triton_layout import cut, parts_of, rows_of
+from filip.train.cost import Setting, caption_lengths, dense_products, encoder_flops, triton_flops
+from late_interaction.lengths import Lengths
+from late_interaction.packing import Tokens
+from late_interaction.triton_layout import cut, parts_of, rows_of
 
 PEAK, PROCESSORS = 989e12, 132  # dense bfloat16 flops a second
 MEMORY = 3.35e12  # bytes a second

@@ -6,7 +6,7 @@
     similarity = scorer.similarity(images, texts)      # .i2t and .t2i, both [images, texts]
 
 Similarity is never pooled by accident: a token-wise model's tokens only ever meet in
-:func:`filip.interaction.score`, a pooled model's vectors only in a matrix product.
+:func:`late_interaction.score`, a pooled model's vectors only in a matrix product.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from filip.eval.encoders import Encoder, load_encoder
 from filip.eval.features import FeatureStore
 from filip.eval.sharing import ALONE, Share
 from filip.eval.text_tokens import select_tokens
-from filip.interaction import Similarity, pooled_similarity, score
-from filip.interaction.scoring import BLOCK_IMAGES
 from filip.progress import Progress
+from late_interaction import Similarity, pooled_similarity, score
+from late_interaction.scoring import BLOCK_IMAGES
 
 
 @dataclass

@@ -33,7 +33,6 @@ from filip import device
 from filip.command import MISSING, option, run_command
 from filip.errors import UserError
 from filip.files import write_json
-from filip.interaction import late_interaction, select_tokens
 from filip.models import Encoded, TextFeatures, build_model
 from filip.progress import Progress, say
 from filip.study import load_study
@@ -46,6 +45,7 @@ from filip.train.losses.token_wise import token_scorers
 from filip.train.precision import settle_precision
 from filip.train.provenance import commit
 from filip.train.ranks import Ranks, raise_together, start_ranks
+from late_interaction import late_interaction, select_tokens
 
 MB = 2**20
 CAPTION_TOKENS = (6, 16)  # shortest and longest caption, [BOS] and [EOS] included

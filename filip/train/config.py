@@ -9,8 +9,6 @@ from typing import Any
 from filip.command import MISSING, option
 from filip.data.loading.config import DataConfig
 from filip.errors import UserError
-from filip.interaction.backends import backend_names
-from filip.interaction.token_selection import SCORES
 from filip.models import ModelConfig
 from filip.models.config import INTERACTIONS
 from filip.option import check_values
@@ -19,6 +17,8 @@ from filip.train.losses import TERMS, Term, check_terms, resolve_weights
 from filip.train.losses.weights import FORMS, WeightSchedule, parse_weight
 from filip.train.optimizers import OPTIMIZERS, OptimizerConfig, OptimizerKind
 from filip.train.warm_start import check_init_from
+from late_interaction.backends import backend_names
+from late_interaction.token_selection import SCORES
 
 # Not where the registries are: a package that imports Term from there would be asked for its term before it has one.
 TERMS.update(load_plugins("filip.losses", Term, TERMS))

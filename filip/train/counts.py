@@ -15,17 +15,17 @@ import torch
 
 from filip.data.loading.config import PREFETCH, DataConfig
 from filip.files import readable
-from filip.interaction.cost import Setting, block_flops
-from filip.interaction.token_selection import kept_count
 from filip.models import DualEncoder, ModelConfig, build_model
 from filip.models.stem import Stem
 from filip.train.adapters import adapt, trainable
 from filip.train.config import TrainConfig
+from filip.train.cost import Setting, block_flops
 from filip.train.engine import Batching, resolve_batching
 from filip.train.losses import BatchShape, Loss, exchanged, resolve_weights
 from filip.train.losses.term import transport_dtype
 from filip.train.losses.weights import WeightSchedule, parse_weight
 from filip.train.optimizers import OPTIMIZERS
+from late_interaction.token_selection import kept_count
 
 CAPTION_TOKENS = 18  # mean length of a web caption, [BOS] and [EOS] included
 
@@ -129,7 +129,7 @@ def kept_shares(config: TrainConfig) -> tuple[float, float]:
 
 
 def contrastive_batch(model: DualEncoder, config: TrainConfig, batching: Batching, ranks: int, share: float) -> Setting:
-    """Return one contrastive batch, of which ``share`` of the tokens is left, for filip.interaction.cost."""
+    """Return one contrastive batch, of which ``share`` of the tokens is left, for filip.train.cost."""
     patches = model.image.grid[0] * model.image.grid[1]
     words = min(CAPTION_TOKENS, model.config.text.context_length)
     return Setting(
@@ -256,7 +256,7 @@ VALUE_BYTES = {"fp32": 4.0, "bf16": 2.4, "fp16": 2.0}
 def memory_bytes(model: DualEncoder, config: TrainConfig, batching: Batching, ranks: int) -> dict[str, int]:
     """Return the bytes of a rank by purpose: states, activations and the terms of the loss.
 
-    Terms hold embeddings with their gradients, and what filip.interaction.cost counts.
+    Terms hold embeddings with their gradients, and what filip.train.cost counts.
     """
     moments = OPTIMIZERS[config.optimizer.name].state_bytes + 4 * (config.optimizer.average is not None)
     learning = trainable(model)

@@ -18,8 +18,8 @@ import torch
 import torch.distributed as dist
 
 from filip.errors import UserError
-from filip.interaction import use_host_group
 from filip.train.launcher_env import fill_environment
+from late_interaction import use_host_group
 
 T = TypeVar("T")
 # How long ranks wait for what some of them do alone: comparing data, converting checkpoints, writing, evaluating.

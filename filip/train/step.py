@@ -10,10 +10,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from filip.interaction import cached_backward
 from filip.models import Encoded, PooledFeatures, TextFeatures
 from filip.train.engine import Engine
 from filip.train.losses import LossOutput
+from late_interaction import cached_backward
 
 LossFunction = Callable[[Encoded, Tensor], LossOutput]
 Inspection = Callable[[Encoded], dict[str, Tensor]]
@@ -49,7 +49,7 @@ def backward(
 def _cached_backward(
     engine: Engine, batch: dict[str, Tensor], loss: LossFunction, inspect: Inspection | None
 ) -> StepOutput:
-    """Do the same with the activations of one chunk at a time (see filip.interaction.grad_cache)."""
+    """Do the same with the activations of one chunk at a time (see late_interaction.grad_cache)."""
     found: list[StepOutput] = []
     names: list[str] = []
 

@@ -24,7 +24,7 @@ from filip.eval.pictures.scenes import PATCH, SceneSheet, chosen, coloured_capti
 from filip.eval.pointing import BACKGROUND, name_prompts, point, pointed_scenes
 from filip.eval.protocols import NoSettings, scene_pointing
 from filip.eval.protocols.selection import select
-from filip.interaction import Similarity
+from late_interaction import Similarity
 from tests.eval.miniature import run_protocol, write_model, write_webdataset
 from tests.eval.test_alignment import COLOURS, ColourBlind
 from tests.support.shards import encoded, write_tar

@@ -20,7 +20,7 @@ from filip.explore.gallery import Viewer
 from filip.explore.names import encode_query, named_things
 from filip.explore.outlines import outlines
 from filip.explore.packing import pack
-from filip.interaction import score
+from late_interaction import score
 from tests.eval.miniature import picture, write_model
 from tests.explore.conftest import CAPTIONS, Prepared
 

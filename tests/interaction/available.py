@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from filip.interaction import backends
-from filip.interaction.backends import choose_backend
+from late_interaction import backends
+from late_interaction.backends import choose_backend
 
 
 def runs(backend: str) -> bool:

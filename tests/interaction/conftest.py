@@ -2,7 +2,7 @@
 
 import pytest
 
-from filip.interaction import native
+from late_interaction import native
 
 
 @pytest.fixture(params=[] if native.unavailable_reason() else native.isas())

@@ -4,13 +4,13 @@
 #include <vector>
 
 extern "C" {
-const char* filip_isas();
+const char* interaction_isas();
 #define PROBLEM \
   const char *, const void *, const void *, const int64_t *, const int64_t *, int64_t, int64_t, int64_t, int, int
-int filip_forward(PROBLEM, float*, float*, void*, void*);
-int filip_backward(PROBLEM, const float*, const float*, void*, void*, float*, float*);
-int filip_smooth_forward(PROBLEM, float, int, float*, float*);
-int filip_smooth_backward(PROBLEM, float, int, const float*, const float*, float*, float*);
+int interaction_forward(PROBLEM, float*, float*, void*, void*);
+int interaction_backward(PROBLEM, const float*, const float*, void*, void*, float*, float*);
+int interaction_smooth_forward(PROBLEM, float, int, float*, float*);
+int interaction_smooth_backward(PROBLEM, float, int, const float*, const float*, float*, float*);
 }
 
 template <class T>
@@ -35,17 +35,17 @@ int main(int, char** names) {
   };
 #define ARGUMENTS \
   "", image.data(), text.data(), image_offsets.data(), text_offsets.data(), b, t, d, static_cast<int>(size[3]), 0
-  int code = filip_forward(ARGUMENTS, i2t.data(), t2i.data(), i2t_map.data(), t2i_map.data());
-  code |= filip_backward(ARGUMENTS, grad_i2t.data(), grad_t2i.data(), i2t_map.data(), t2i_map.data(), of_image.data(),
+  int code = interaction_forward(ARGUMENTS, i2t.data(), t2i.data(), i2t_map.data(), t2i_map.data());
+  code |= interaction_backward(ARGUMENTS, grad_i2t.data(), grad_t2i.data(), i2t_map.data(), t2i_map.data(), of_image.data(),
                          of_text.data());
   write();
   for (const int shifted : {0, 1}) {
-    code |= filip_smooth_forward(ARGUMENTS, 0.05f, shifted, i2t.data(), t2i.data());
-    code |= filip_smooth_backward(ARGUMENTS, 0.05f, shifted, grad_i2t.data(), grad_t2i.data(), of_image.data(),
+    code |= interaction_smooth_forward(ARGUMENTS, 0.05f, shifted, i2t.data(), t2i.data());
+    code |= interaction_smooth_backward(ARGUMENTS, 0.05f, shifted, grad_i2t.data(), grad_t2i.data(), of_image.data(),
                                   of_text.data());
     write();
   }
   fclose(out);
-  puts(filip_isas());
+  puts(interaction_isas());
   return code;
 }

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from filip.interaction import late_interaction
-from filip.interaction.packing import Tokens
+from late_interaction import late_interaction
+from late_interaction.packing import Tokens
 
 
 class Problem(NamedTuple):

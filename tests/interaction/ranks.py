@@ -9,7 +9,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from filip.interaction import (
+from late_interaction import (
     ContrastiveOutput,
     LateInteractionLoss,
     Similarity,

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from filip.interaction.adapters import colbert_kd_scores, colbert_scores, mean_colbert_scores
+from late_interaction.adapters import colbert_kd_scores, colbert_scores, mean_colbert_scores
 
 BACKENDS = ("reference", "tiled", "auto")
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from bench.interaction_errors import BOUNDS, measure
-from filip.interaction import late_interaction, native
+from late_interaction import late_interaction, native
 from tests.interaction.available import BACKENDS
 from tests.interaction.problems import (
     Problem,

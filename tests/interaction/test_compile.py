@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from filip.interaction import (
+from late_interaction import (
     LateInteractionLoss,
     Similarity,
     contrastive_loss,
@@ -75,7 +75,7 @@ def test_what_is_frozen_recomputed_or_masked_is_so_in_a_graph() -> None:
 
 
 def test_without_a_gradient_a_graph_saves_no_maps(monkeypatch: pytest.MonkeyPatch) -> None:
-    from filip.interaction import tiled
+    from late_interaction import tiled
 
     saved: list[bool] = []
     original = tiled.forward
@@ -108,7 +108,7 @@ def test_mistakes_are_named_when_the_graph_runs() -> None:
 
 
 def test_the_operator_keeps_to_pytorchs_rules() -> None:
-    from filip.interaction import operator
+    from late_interaction import operator
 
     image, text, lengths = random_problem(3, 4, [2, 5], 8)
     for tokens in ((image, text), (image.requires_grad_(), text.requires_grad_())):

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from filip.interaction import (
+from late_interaction import (
     agreement,
     distributed_late_interaction,
     distributed_pooled_similarity,

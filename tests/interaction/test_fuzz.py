@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.interaction_errors import BOUNDS
-from filip.interaction import SmoothMaximum, late_interaction_padded
-from filip.interaction.backends import ENVIRONMENT_VARIABLE
+from late_interaction import SmoothMaximum, late_interaction_padded
+from late_interaction.backends import ENVIRONMENT_VARIABLE
 from tests.interaction.problems import upstream
 
 PROBLEMS = 12

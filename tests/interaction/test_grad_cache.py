@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from filip.interaction import ContrastiveOutput, Similarity, cached_backward, contrastive_loss, late_interaction
+from late_interaction import ContrastiveOutput, Similarity, cached_backward, contrastive_loss, late_interaction
 
 Batch = tuple[Tensor, Tensor, Tensor]
 

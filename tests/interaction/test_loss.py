@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from filip.interaction import LateInteractionLoss, Similarity, contrastive_loss, late_interaction, pooled_similarity
+from late_interaction import LateInteractionLoss, Similarity, contrastive_loss, late_interaction, pooled_similarity
 from tests.interaction.problems import random_problem
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from filip.interaction import late_interaction, late_interaction_padded, pack_tokens
+from late_interaction import late_interaction, late_interaction_padded, pack_tokens
 from tests.interaction.available import BACKENDS
 from tests.interaction.problems import random_problem, upstream
 

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from filip.interaction import SmoothMaximum, late_interaction, native
-from filip.interaction.packing import Tokens
+from late_interaction import SmoothMaximum, late_interaction, native
+from late_interaction.packing import Tokens
 from tests.interaction.problems import (
     Problem,
     Result,
@@ -328,7 +328,7 @@ def test_mistakes_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(ValueError, match=message):
             native.forward(Tokens(*arguments))
     monkeypatch.setenv(native.ISA_VARIABLE, "avx3")
-    with pytest.raises(ValueError, match="FILIP_NATIVE_ISA='avx3' is not an instruction set of this CPU"):
+    with pytest.raises(ValueError, match="LATE_INTERACTION_ISA='avx3' is not an instruction set of this CPU"):
         native.forward(Tokens(image, text, lengths))
 
 
@@ -359,7 +359,7 @@ def test_a_disagreeing_kernel_is_left_out(monkeypatch: pytest.MonkeyPatch, capsy
 
     def call_and_spoil(*arguments: object, isa: str) -> None:
         call(*arguments, isa=isa)
-        if isa == names[0] and arguments[0] == "filip_forward":
+        if isa == names[0] and arguments[0] == "interaction_forward":
             arguments[3][0, 0] += 1  # type: ignore[index]
 
     monkeypatch.setattr(native, "_call", call_and_spoil)

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from filip.interaction import native_build
+from late_interaction import native_build
 from tests.support.processes import run_python
 
 # Each environment has a process that has asked nothing before; PyTorch is imported once for all.
 _ASK = """
 import json, os, sys
-from filip.interaction import native
+from late_interaction import native
 for environment in json.loads(sys.argv[1]):
     if not os.fork():
         os.environ.update(environment)
@@ -29,7 +29,7 @@ def _ask(*environments: dict[str, str]) -> list[str]:
 
 
 def test_without_a_compiler_there_is_one_line_and_no_crash(tmp_path: Path) -> None:
-    cache = {"FILIP_NATIVE_CACHE": str(tmp_path)}
+    cache = {"LATE_INTERACTION_CACHE": str(tmp_path)}
     absent, no_path, useless = _ask(
         {"CXX": "/nonexistent/c++", **cache},
         {"PATH": "", **cache},

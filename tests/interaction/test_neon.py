@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from filip.interaction import SmoothMaximum, late_interaction
-from filip.interaction.native_build import SOURCES
+from late_interaction import SmoothMaximum, late_interaction
+from late_interaction.native_build import SOURCES
 from tests.interaction.problems import random_problem, upstream
 
 COMPILER, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"

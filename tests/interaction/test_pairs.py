@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from filip.interaction import late_interaction, late_interaction_padded, late_interaction_pairs, pairs
+from late_interaction import late_interaction, late_interaction_padded, late_interaction_pairs, pairs
 from tests.interaction.problems import random_problem, tied_problem, upstream
 
 MASK = torch.arange(6) < torch.tensor([[6], [3], [1], [5]])

@@ -5,51 +5,51 @@ from dataclasses import replace
 import pytest
 import torch
 
-from filip.interaction import distributed_late_interaction, late_interaction
-from filip.interaction.backends import choose_backend
+from late_interaction import distributed_late_interaction, late_interaction
+from late_interaction.backends import choose_backend
 from tests.interaction.available import BACKENDS
 from tests.interaction.problems import random_problem
 from tests.support.training import compose
 
 
 def test_backend_can_be_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
-    from filip.interaction import reference, tiled
+    from late_interaction import reference, tiled
 
-    monkeypatch.delenv("FILIP_INTERACTION_BACKEND", raising=False)
+    monkeypatch.delenv("LATE_INTERACTION_BACKEND", raising=False)
     tokens = torch.zeros(2, 3, 16)
     assert choose_backend(tokens, 5, "reference") is reference
     assert choose_backend(tokens.double(), 5, "auto") is tiled
-    monkeypatch.setenv("FILIP_INTERACTION_BACKEND", "reference")
+    monkeypatch.setenv("LATE_INTERACTION_BACKEND", "reference")
     assert choose_backend(tokens, 5, "auto") is reference
     assert choose_backend(tokens, 5, "tiled") is tiled  # an explicit choice wins over the environment
-    monkeypatch.setenv("FILIP_INTERACTION_BACKEND", "natve")
-    with pytest.raises(ValueError, match="FILIP_INTERACTION_BACKEND='natve'"):
+    monkeypatch.setenv("LATE_INTERACTION_BACKEND", "natve")
+    with pytest.raises(ValueError, match="LATE_INTERACTION_BACKEND='natve'"):
         choose_backend(tokens, 5, "auto")
 
 
 def test_one_notice_without_a_fast_backend(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    from filip.interaction import backends, tiled
+    from late_interaction import backends, tiled
 
-    monkeypatch.delenv("FILIP_INTERACTION_BACKEND", raising=False)
+    monkeypatch.delenv("LATE_INTERACTION_BACKEND", raising=False)
     monkeypatch.setattr(backends, "_notices", set())
-    monkeypatch.setattr("filip.interaction.native.unavailable_reason", lambda tokens, longest: "no compiler here")
+    monkeypatch.setattr("late_interaction.native.unavailable_reason", lambda tokens, longest: "no compiler here")
     for _ in range(2):
         assert choose_backend(torch.zeros(2, 3, 16), 5) is tiled
     assert choose_backend(torch.zeros(2, 3, 16).half(), 5) is tiled
     lines = capsys.readouterr().err.splitlines()
-    assert lines == ["filip.interaction: no compiler here; using the tiled PyTorch backend, which is exact but slower"]
+    assert lines == ["late_interaction: no compiler here; using the tiled PyTorch backend, which is exact but slower"]
     with pytest.raises(ValueError, match="'native' cannot run here: no compiler here; use 'tiled' or 'auto'"):
         choose_backend(torch.zeros(2, 3, 16), 5, "native")
 
 
 def test_a_scoring_waits_for_no_compiler(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """A small one needs no kernel; a large one starts to compile it elsewhere; a training waits, and stays with it."""
-    from filip.interaction import backends, native_build, reference, tiled
+    from late_interaction import backends, native_build, reference, tiled
 
-    monkeypatch.delenv("FILIP_INTERACTION_BACKEND", raising=False)
+    monkeypatch.delenv("LATE_INTERACTION_BACKEND", raising=False)
     monkeypatch.setattr(backends, "_notices", set())
     monkeypatch.setitem(
-        backends.BACKENDS, "native", replace(backends.BACKENDS["native"], module="filip.interaction.reference")
+        backends.BACKENDS, "native", replace(backends.BACKENDS["native"], module="late_interaction.reference")
     )
     built = []
     monkeypatch.setattr(native_build, "ready", lambda: bool(built))
@@ -65,9 +65,9 @@ def test_a_scoring_waits_for_no_compiler(monkeypatch: pytest.MonkeyPatch, capsys
 
 
 def test_a_backend_is_one_entry(monkeypatch: pytest.MonkeyPatch) -> None:
-    from filip.interaction import backends, reference
+    from late_interaction import backends, reference
 
-    entry = backends.BackendEntry("filip.interaction.reference", auto_on="meta")
+    entry = backends.BackendEntry("late_interaction.reference", auto_on="meta")
     monkeypatch.setitem(backends.BACKENDS, "mine", entry)
     assert choose_backend(torch.zeros(2, 3, 16), 5, "mine") is reference
     assert choose_backend(torch.zeros(2, 3, 16, device="meta"), 5) is reference

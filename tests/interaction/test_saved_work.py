@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from filip.interaction import distributed_late_interaction, late_interaction, score
-from filip.interaction.backends import choose_backend
+from late_interaction import distributed_late_interaction, late_interaction, score
+from late_interaction.backends import choose_backend
 from tests.interaction.available import BACKENDS
 from tests.interaction.problems import random_lengths, random_problem, solve, upstream
 
@@ -59,8 +59,8 @@ def test_recomputed_maps_are_not_kept_and_change_nothing() -> None:
 
 
 def test_blocks_give_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("filip.interaction.scoring.BLOCK_IMAGES", 4)
-    monkeypatch.setattr("filip.interaction.scoring._BLOCK_TEXTS", 5)
+    monkeypatch.setattr("late_interaction.scoring.BLOCK_IMAGES", 4)
+    monkeypatch.setattr("late_interaction.scoring._BLOCK_TEXTS", 5)
     problem = random_problem(11, 7, random_lengths(13, 1, 20), 16)
     problem.image_tokens.requires_grad_()
     done: list[int] = []

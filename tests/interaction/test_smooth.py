@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from filip.interaction import Blockwise, SmoothMaximum, late_interaction, native
+from late_interaction import Blockwise, SmoothMaximum, late_interaction, native
 from tests.interaction.problems import Problem, random_problem, solve, upstream
 
 if native.unavailable_reason():

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from filip.interaction import late_interaction, tiled
-from filip.interaction.lengths import tiles
-from filip.interaction.packing import Tokens
+from late_interaction import late_interaction, tiled
+from late_interaction.lengths import tiles
+from late_interaction.packing import Tokens
 from tests.interaction.problems import random_lengths, random_problem
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from filip.interaction import (
+from late_interaction import (
     TokenScorers,
     choose_tokens,
     late_interaction,
@@ -16,7 +16,7 @@ from filip.interaction import (
     take_tokens,
     token_scores,
 )
-from filip.interaction.token_selection import SCORES
+from late_interaction.token_selection import SCORES
 from tests.interaction.problems import random_problem
 
 
@@ -40,7 +40,7 @@ def test_keeps_the_best_of_each_item(keep_ratio: float) -> None:
 def test_scores_do_not_depend_on_the_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     image, text, _ = random_problem(6, 9, [4, 11, 7], 16)
     whole = token_scores(image, text)
-    monkeypatch.setattr("filip.interaction.token_selection._TILE_ELEMENTS", 50)
+    monkeypatch.setattr("late_interaction.token_selection._TILE_ELEMENTS", 50)
     for a, b in zip(whole, token_scores(image, text), strict=True):
         torch.testing.assert_close(a, b)
 

@@ -67,7 +67,7 @@ def test_on_this_cpu_it_says_why_not() -> None:
         pytest.skip("the interpreter runs here")
     code = """
 import torch
-from filip.interaction import late_interaction
+from late_interaction import late_interaction
 try:
     late_interaction(torch.zeros(1, 2, 8), torch.zeros(2, 8), torch.tensor([2]), backend="triton")
 except ValueError as error:

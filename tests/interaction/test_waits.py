@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from filip.interaction import (
+from late_interaction import (
     Blockwise,
     contrastive_loss,
     dispatch,

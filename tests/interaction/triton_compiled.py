@@ -22,11 +22,11 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from filip.interaction import triton_backend, triton_smooth
-from filip.interaction import triton_kernels as kernels
-from filip.interaction import triton_smooth_kernels as smooth
-from filip.interaction.triton_launch import of_rows
-from filip.interaction.triton_layout import GROUP, cut
+from late_interaction import triton_backend, triton_smooth
+from late_interaction import triton_kernels as kernels
+from late_interaction import triton_smooth_kernels as smooth
+from late_interaction.triton_launch import of_rows
+from late_interaction.triton_layout import GROUP, cut
 
 D = 256
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"

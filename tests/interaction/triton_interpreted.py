@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from bench.interaction_errors import BOUNDS, measure
-from filip.interaction import (
+from filip.train.cost import triton_flops
+from late_interaction import (
     SmoothMaximum,
     late_interaction,
     reference,
@@ -19,9 +20,8 @@ from filip.interaction import (
     triton_smooth,
     triton_smooth_kernels,
 )
-from filip.interaction.blockwise import Blockwise, smooth_maximum
-from filip.interaction.cost import triton_flops
-from filip.interaction.packing import Tokens
+from late_interaction.blockwise import Blockwise, smooth_maximum
+from late_interaction.packing import Tokens
 from tests.interaction.problems import (
     Problem,
     Result,
@@ -158,7 +158,7 @@ def test_gradients_far_below_float16_do_not_underflow() -> None:
 @pytest.mark.parametrize("backend", [triton_backend, SmoothMaximum(0.05)])
 def test_only_what_is_asked_for(backend: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """No maps or sums without a backward, no gradient of a frozen side; the rest is the same."""
-    monkeypatch.setenv("FILIP_INTERACTION_BACKEND", "triton")
+    monkeypatch.setenv("LATE_INTERACTION_BACKEND", "triton")
     tokens = random_problem(2, 9, [3, 8], 16).tokens()
     found, saved = backend.forward(tokens)
     bare, none = backend.forward(tokens, False)
@@ -195,7 +195,7 @@ def test_what_it_cannot_do_is_said() -> None:
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_smooth_maximum_in_float32(shape: tuple[int, int, list[int], int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FILIP_INTERACTION_BACKEND", "triton")
+    monkeypatch.setenv("LATE_INTERACTION_BACKEND", "triton")
     problem = random_problem(*shape)
     found = solve(problem, SmoothMaximum(0.05))
     assert_close(found, solve(problem, Blockwise(smooth_maximum(0.05)), torch.float64), 2e-6)
@@ -203,7 +203,7 @@ def test_smooth_maximum_in_float32(shape: tuple[int, int, list[int], int], monke
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_smooth_maximum_in_16_bits(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FILIP_INTERACTION_BACKEND", "triton")
+    monkeypatch.setenv("LATE_INTERACTION_BACKEND", "triton")
     problem = random_problem(2, 49, [2, 7, 7, 10], 80)
     rounded = Problem(problem.image_tokens.to(dtype), problem.text_tokens.to(dtype), problem.text_lengths)
     expected = solve(rounded, Blockwise(smooth_maximum(0.02)), torch.float64)
@@ -244,7 +244,7 @@ def ragged_tokens(seed: int, dtype: torch.dtype) -> Tokens:
 @pytest.mark.parametrize("smooth", [False, True])
 def test_ragged_images(seed: int, dtype: str, smooth: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also the upstream gradients of a loss in which some images, of all sizes, meet some texts only."""
-    monkeypatch.setenv("FILIP_INTERACTION_BACKEND", "triton")
+    monkeypatch.setenv("LATE_INTERACTION_BACKEND", "triton")
     backend: Any = SmoothMaximum(0.05) if smooth else triton_backend
     oracle: Any = Blockwise(smooth_maximum(0.05)) if smooth else reference
     tokens = ragged_tokens(seed, getattr(torch, dtype))
@@ -263,7 +263,7 @@ def test_ragged_images(seed: int, dtype: str, smooth: bool, monkeypatch: pytest.
 @pytest.mark.parametrize("smooth", [False, True])
 def test_a_mask_is_the_padded_form_of_ragged_images(smooth: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Padding is NaN, and may lie anywhere. The sides exchanged give the same in the other direction."""
-    monkeypatch.setenv("FILIP_INTERACTION_BACKEND", "triton")
+    monkeypatch.setenv("LATE_INTERACTION_BACKEND", "triton")
     backend: Any = SmoothMaximum(0.05) if smooth else "triton"
     problem = random_problem(3, 20, [3, 1, 4], 16)
     mask = torch.rand(3, 20, generator=torch.Generator().manual_seed(3)) < torch.tensor([[0.9], [0.1], [0.5]])

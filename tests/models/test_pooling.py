@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 
 from filip.errors import UserError
-from filip.interaction import late_interaction
 from filip.models import ModelConfig, TextFeatures, build_model, load_preset
 from filip.models.config import config_from_dict
 from filip.models.pooling import Pooling
 from filip.tokenizer import tokenize
+from late_interaction import late_interaction
 
 CAPTIONS = ["a dog", "two cats sleep below a very old wooden table", "snow"]
 

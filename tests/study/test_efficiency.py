@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 import yaml
 
-from filip.interaction import late_interaction
 from filip.models import TextFeatures
 from filip.study import resolve
 from filip.study.efficiency import gathered_rows, gathered_texts, kept_tokens, random_batch
+from late_interaction import late_interaction
 from tests.support.launched_ranks import Ranks
 
 ROOT = Path(__file__).parents[2]

@@ -23,7 +23,7 @@ class DeviceWaits(TorchFunctionMode):
     """A mode in which all tensors count as on a GPU, but those passed to ``on_host`` and what is made from them or on
     a CPU.
 
-    ``waits`` holds the name of each function that would wait. (torch.equal is left out: filip.interaction.loss calls it
+    ``waits`` holds the name of each function that would wait. (torch.equal is left out: late_interaction.loss calls it
     on CPUs only.) PyTorch switches such modes off in the backward of a node; ``inside`` brings it back there.
     """
 

@@ -21,7 +21,6 @@ from torch.utils._pytree import tree_leaves
 
 from filip.command import compose_config
 from filip.device import peak_memory_mb
-from filip.interaction import distributed_late_interaction
 from filip.models import Encoded, TextFeatures, build_model
 from filip.train.config import TrainConfig
 from filip.train.counts import Counts, Message, count
@@ -29,6 +28,7 @@ from filip.train.engine import Engine, make_engine, resolve_batching
 from filip.train.losses import Loss, resolve_weights
 from filip.train.ranks import Ranks, start_ranks
 from filip.train.step import backward
+from late_interaction import distributed_late_interaction
 
 WORDS = 18  # tokens of every caption, as the plan assumes
 

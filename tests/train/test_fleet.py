@@ -13,14 +13,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from filip.command import compose_config, run_command
 from filip.errors import UserError
-from filip.interaction import tiled
-from filip.interaction.cost import Setting, fused
-from filip.interaction.cost import encoder_flops as loss_encoder_flops
-from filip.interaction.packing import Tokens
 from filip.models import build_model, load_preset
+from filip.train.cost import Setting, fused
+from filip.train.cost import encoder_flops as loss_encoder_flops
 from filip.train.counts import Message, encoder_flops, loss_messages, passes, zero_messages
 from filip.train.hardware import GPUS, peak_flops
 from filip.train.plan import FleetPlan, Plan, main, plan_fleet
+from late_interaction import tiled
+from late_interaction.packing import Tokens
 from tests.support.launched_ranks import Ranks, environment
 
 WORKER = str(Path(__file__).parent / "planned_ranks.py")

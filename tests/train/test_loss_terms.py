@@ -11,12 +11,12 @@ from open_clip.loss import ClipLoss, SigLipLoss
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from filip.interaction import cached_backward
-from filip.interaction import lengths as interaction_lengths
-from filip.interaction.cost import Setting
 from filip.models import ModelConfig
+from filip.train.cost import Setting
 from filip.train.losses import TERMS, BatchShape, Loss, LossOutput
 from filip.train.step import by_name, from_names
+from late_interaction import cached_backward
+from late_interaction import lengths as interaction_lengths
 from tests.support.ranks import run_cases
 from tests.train.loss_batches import Batch, random_batch, run, settings
 from tests.train.loss_ranks import REFERENCES, cases

@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from filip.errors import UserError
-from filip.interaction import choose_tokens, dispatch
 from filip.models import Encoded, PooledFeatures, TextFeatures, build_model, load_preset
 from filip.plugins import load_plugins
 from filip.train import losses
@@ -17,6 +16,7 @@ from filip.train.engine import Batching, to_device
 from filip.train.losses import Loss, resolve_weights
 from filip.train.losses.token_wise import selection_metrics
 from filip.train.losses.weights import WeightSchedule
+from late_interaction import choose_tokens, dispatch
 from tests.support.training import compose
 from tests.support.waits import GPU, DeviceWaits
 from tests.train.loss_batches import settings

@@ -94,7 +94,7 @@ def test_the_smallest_gradient_of_fp16_reaches_the_optimiser(tmp_path: Path) -> 
 
 ROOT = Path(__file__).parents[2]
 
-AVX2 = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "FILIP_NATIVE_ISA": "avx2"}
+AVX2 = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "LATE_INTERACTION_ISA": "avx2"}
 ASK = "import torch; from filip.device import best_precision; print(best_precision(torch.device('cpu')))"
 
 

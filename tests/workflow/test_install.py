@@ -1,5 +1,6 @@
 """The Makefile's targets that a newcomer types first, and the installation: what they refuse, in a sentence."""
 
+import importlib.metadata
 import os
 import shutil
 import subprocess
@@ -25,7 +26,9 @@ def checkout(tmp_path: Path) -> Path:
     """Make the files that the installation reads, without a .venv."""
     folder = tmp_path / "a checkout"
     (folder / "workflow/envs").mkdir(parents=True)
-    for name in ("Makefile", "pyproject.toml", "setup.py", "workflow/install.py", "workflow/envs/lock.txt"):
+    (folder / "late-interaction").mkdir()
+    read = ("Makefile", "pyproject.toml", "setup.py", "late-interaction/pyproject.toml")
+    for name in (*read, "workflow/install.py", "workflow/envs/lock.txt"):
         shutil.copy(ROOT / name, folder / name)
     shutil.copytree(ROOT / "workflow/config", folder / "workflow/config")
     return folder
@@ -140,10 +143,9 @@ def test_the_lock_has_a_version_that_suits_every_requirement() -> None:
         if line and not line.startswith("#"):
             pin = Requirement(line)
             pins.setdefault(canonicalize_name(pin.name), []).append(pin)
-    lines = [*PROJECT["dependencies"], *(x for extra in PROJECT["optional-dependencies"].values() for x in extra)]
-    for line in lines:
+    for line in importlib.metadata.requires(PROJECT["name"]):
         wanted = Requirement(line)
-        if canonicalize_name(wanted.name) == PROJECT["name"] or not applies(wanted.marker):
+        if canonicalize_name(wanted.name) == PROJECT["name"] or wanted.url or not applies(wanted.marker):
             continue
         found = [pin for pin in pins.get(canonicalize_name(wanted.name), []) if applies(pin.marker)]
         assert len(found) == 1, f"{line}: {found}"

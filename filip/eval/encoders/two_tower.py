@@ -18,7 +18,7 @@ from torch import Tensor
 from filip.errors import UserError
 from filip.eval.encoders import OWN_PROJECTIONS, Loading
 from filip.eval.half_precision import autocast
-from filip.interaction.packing import pack_tokens
+from late_interaction.packing import pack_tokens
 
 
 class TwoTowerEncoder:

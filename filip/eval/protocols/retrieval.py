@@ -29,8 +29,8 @@ from filip.eval.prompts import Prompt, load_retrieval_prompts
 from filip.eval.protocols import Column, Numbers, Protocol, ReportTable
 from filip.eval.scorer import RANKING_TITLES, RANKINGS, Scorer, Texts, ranking
 from filip.eval.text_tokens import CHOICES
-from filip.interaction import Similarity
 from filip.progress import track
+from late_interaction import Similarity
 
 KS = (1, 5, 10)
 WAYS = {"i2t": "image → text", "t2i": "text → image"}

@@ -30,7 +30,7 @@ from filip.eval.outcomes import Record
 from filip.eval.prompts import Prompt, card_ensemble
 from filip.eval.protocols import Column, Numbers, Protocol, ReportTable
 from filip.eval.scorer import Scorer, Texts
-from filip.interaction import Similarity
+from late_interaction import Similarity
 
 ENSEMBLES = (AUTO, "score", "embedding")
 

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from filip.errors import UserError
-from filip.interaction import gather_ids
 from filip.models import DualEncoder, Encoded
 from filip.train.losses.pooled import POOLED
 from filip.train.losses.term import BatchShape, LossInput, LossSettings, Term, TermOutput, sum_of
@@ -30,6 +29,7 @@ from filip.train.losses.weights import (
     term_settings,
     weight_at,
 )
+from late_interaction import gather_ids
 
 __all__ = [
     "TERMS", "BatchShape", "Loss", "LossInput", "LossOutput", "LossSettings", "Term", "TermOutput", "check_model",

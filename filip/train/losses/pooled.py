@@ -10,9 +10,9 @@ import math
 from dataclasses import replace
 
 from filip.citations import CLIP
-from filip.interaction import distributed_pooled_similarity
-from filip.interaction.cost import clip
+from filip.train.cost import clip
 from filip.train.losses.term import BatchShape, LossInput, Term, TermOutput
+from late_interaction import distributed_pooled_similarity
 
 
 def compute(batch: LossInput) -> TermOutput:

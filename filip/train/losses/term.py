@@ -9,11 +9,11 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from filip.interaction import ContrastiveOutput, Similarity, contrastive_loss
-from filip.interaction.cost import Setting
 from filip.models import Encoded, ModelConfig, PooledFeatures, TextFeatures
 from filip.models.dual_encoder import without_ends
+from filip.train.cost import Setting
 from filip.train.losses.weights import parse_weight, weight_at
+from late_interaction import ContrastiveOutput, Similarity, contrastive_loss
 
 T = TypeVar("T")
 
@@ -128,7 +128,7 @@ class BatchShape:
     words: int  # tokens of a typical caption
     dim: int  # channels of an embedding
     exchange: str
-    setting: Setting  # the same after token selection, for filip.interaction.cost
+    setting: Setting  # the same after token selection, for filip.train.cost
 
 
 def sum_of(losses: list[Tensor]) -> Tensor:

@@ -18,7 +18,10 @@ import torch
 from torch import Tensor
 
 from filip.citations import FILIP
-from filip.interaction import (
+from filip.models import TextFeatures
+from filip.train.cost import fused
+from filip.train.losses.term import BatchShape, LossInput, LossSettings, Term, TermOutput, transport_dtype
+from late_interaction import (
     Blockwise,
     Similarity,
     SmoothMaximum,
@@ -30,10 +33,7 @@ from filip.interaction import (
     take_tokens,
     top_k_mean,
 )
-from filip.interaction.backends import Backend
-from filip.interaction.cost import fused
-from filip.models import TextFeatures
-from filip.train.losses.term import BatchShape, LossInput, LossSettings, Term, TermOutput, transport_dtype
+from late_interaction.backends import Backend
 
 TOP_K = 2  # similarities that token_maximum=top_k takes the mean of: the one number that was trained with
 

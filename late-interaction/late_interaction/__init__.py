@@ -1,0 +1,59 @@
+"""Compute late interaction exactly, on all tokens, at close to the cost of the matrix product.
+
+    similarity = late_interaction(image_tokens, text_tokens, text_lengths)    # s^I and s^T
+    output = contrastive_loss(similarity, logit_scale)
+
+One function with several exact backends. It is the base of the forms for many ranks, gradient caching for batches
+beyond the memory, and the scorer for evaluation.
+"""
+
+from late_interaction.blockwise import Blockwise, smooth_maximum, softmax_mean, top_k_mean
+from late_interaction.collectives import use_host_group
+from late_interaction.dispatch import late_interaction, late_interaction_padded
+from late_interaction.distributed import distributed_late_interaction, distributed_pooled_similarity, gather_ids
+from late_interaction.grad_cache import cached_backward
+from late_interaction.loss import ContrastiveOutput, contrastive_loss, pooled_similarity
+from late_interaction.module import LateInteractionLoss
+from late_interaction.packing import Similarity, pack_tokens
+from late_interaction.pairs import late_interaction_pairs
+from late_interaction.scoring import score
+from late_interaction.smooth import SmoothMaximum
+from late_interaction.token_selection import (
+    TokenChoice,
+    TokenScorers,
+    choose_tokens,
+    select_tokens,
+    straight_through,
+    take_tokens,
+    token_scores,
+)
+
+__all__ = [
+    "Blockwise",
+    "ContrastiveOutput",
+    "LateInteractionLoss",
+    "Similarity",
+    "SmoothMaximum",
+    "TokenChoice",
+    "TokenScorers",
+    "cached_backward",
+    "choose_tokens",
+    "contrastive_loss",
+    "distributed_late_interaction",
+    "distributed_pooled_similarity",
+    "gather_ids",
+    "late_interaction",
+    "late_interaction_padded",
+    "late_interaction_pairs",
+    "pack_tokens",
+    "pooled_similarity",
+    "score",
+    "select_tokens",
+    "smooth_maximum",
+    "softmax_mean",
+    "straight_through",
+    "take_tokens",
+    "token_scores",
+    "top_k_mean",
+    "use_host_group",
+]

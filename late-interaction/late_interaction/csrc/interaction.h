@@ -1,0 +1,142 @@
+// The native late interaction: what the instruction-set files and the entry points share.
+//
+// A file that is compiled for a wider instruction set includes this and the kernels, and no header of the standard
+// library: an inline function instantiated there could be merged by the linker with the one in the portable code, which
+// would then die on an older CPU. So: plain structs, pointers, static inline.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+namespace interaction {
+
+struct Range {
+  int64_t begin, end;
+};
+
+// Images against texts. The tokens of either side are packed, one item after the other, row-major [rows][dim].
+struct Problem {
+  const void* image;             // [image_offsets[images]][dim], float or bfloat16
+  const void* text;              // [text_offsets[texts]][dim], same type
+  const int64_t* image_offsets;  // [images + 1] first row of each image
+  const int64_t* text_offsets;   // [texts + 1] first row of each text
+  int64_t images, texts, dim;
+  int64_t longest_image, longest_text;  // rows
+  bool bf16;                            // the type of both inputs
+  bool wide;                            // arg-max maps are int16 instead of uint8
+};
+
+// The winning text token of each image token, [images][texts][rows of the image], and the winning image token of each
+// text token, [images][rows of text]. Null when nobody will ask for a gradient.
+struct Maps {
+  void* i2t;
+  void* t2i;
+};
+
+struct ForwardCall {
+  Problem problem;
+  Maps maps;
+  float* i2t;  // [images][texts]
+  float* t2i;  // likewise
+};
+
+struct BackwardCall {
+  Problem problem;
+  Maps maps;
+  const float* grad_i2t;  // [images][texts]
+  const float* grad_t2i;  // likewise
+  const float* inverse_image;  // [images] one over the number of tokens
+  const float* inverse_text;   // [texts] likewise
+  float* grad_image;  // [rows of image][dim], or null: nobody asks for it
+  float* grad_text;   // [rows of text][dim], likewise
+};
+
+// The smooth maximum: forward fills i2t and t2i; backward reads the gradients and adds to both of the tokens'.
+struct SmoothCall {
+  Problem problem;
+  float temperature;
+  bool shifted;  // exponentials may leave the range of float32, so each sum is taken relative to its largest term
+  float* i2t;  // [images][texts]
+  float* t2i;  // likewise
+  const float* grad_i2t;
+  const float* grad_t2i;
+  float* grad_image;  // [rows of image][dim], or null: nobody asks for it
+  float* grad_text;   // [rows of text][dim], likewise
+};
+
+// One implementation. A unit of work is a block of images against a range of texts (forward), or a block of
+// images (texts) and a slice of columns (backward). A unit computes the same bits whoever runs it.
+struct Isa {
+  const char* name;
+  int64_t (*block_end)(const Problem&, int64_t first);  // the end of a forward unit's images from `first`
+
+  int64_t (*forward_bytes)(const ForwardCall&, Range images);
+  void (*forward)(const ForwardCall&, Range images, Range texts, char* scratch);
+
+  int64_t (*slice_width)(const Problem&);  // columns per backward unit
+  int64_t (*backward_bytes)(const Problem&, int64_t rows);
+  // The gradient of some images (or texts), one slice of columns.
+  void (*backward)(const BackwardCall&, bool image, Range items, int64_t slice, char* scratch);
+
+  int64_t (*smooth_bytes)(const SmoothCall&, Range images, bool gradients);
+  void (*smooth_forward)(const SmoothCall&, Range images, Range texts, char* scratch);
+  // Adds to grad_text, and to `image_sums` (or null): the rows of these images in strips of columns, which add_strips
+  // adds to the rows of a gradient.
+  void (*smooth_backward)(const SmoothCall&, Range images, Range texts, float* image_sums, char* scratch);
+  int64_t (*padded_dim)(const Problem&);  // columns of a row in strips
+  void (*add_strips)(const Problem&, const float* strips, int64_t rows, float* target);
+};
+
+const Isa* portable_isa();
+const Isa* avx2_isa();
+const Isa* avx512_isa();
+#if defined(__x86_64__) && (defined(__clang__) || __GNUC__ >= 11)
+#define INTERACTION_HAS_AVX512_BF16 1
+const Isa* avx512_bf16_isa();
+#endif
+
+static inline Range image_rows(const Problem& p, Range images) {
+  return {p.image_offsets[images.begin], p.image_offsets[images.end]};
+}
+
+static inline int64_t div_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+static inline int64_t round_up(int64_t a, int64_t b) { return div_up(a, b) * b; }
+static inline int64_t at_most(int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int64_t at_least(int64_t a, int64_t b) { return a > b ? a : b; }
+
+// Part p of `total` split into `parts` nearly equal ones: 20 rows in 4 parts are 5, 5, 5, 5 and not 6, 6, 6, 2.
+static inline Range part_of(int64_t total, int64_t parts, int64_t p) {
+  return {total * p / parts, total * (p + 1) / parts};
+}
+
+static inline float bf16_to_float(uint16_t bits) {
+  uint32_t wide = static_cast<uint32_t>(bits) << 16;
+  float value;
+  __builtin_memcpy(&value, &wide, 4);
+  return value;
+}
+
+static inline float element(const void* rows, bool bf16, int64_t index) {
+  return bf16 ? bf16_to_float(static_cast<const uint16_t*>(rows)[index])
+              : static_cast<const float*>(rows)[index];
+}
+
+static inline void store_map(void* map, bool wide, int64_t index, int64_t value) {
+  if (wide)
+    static_cast<int16_t*>(map)[index] = static_cast<int16_t>(value);
+  else
+    static_cast<uint8_t*>(map)[index] = static_cast<uint8_t>(value);
+}
+
+// Hands out 64-byte aligned pieces of a scratch buffer. With base 0 it only counts.
+struct Arena {
+  uintptr_t next;
+  template <class T>
+  T* take(int64_t count) {
+    T* piece = reinterpret_cast<T*>(next);
+    next += static_cast<uintptr_t>(round_up(count * static_cast<int64_t>(sizeof(T)), 64));
+    return piece;
+  }
+};
+
+}  // namespace interaction

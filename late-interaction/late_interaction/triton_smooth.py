@@ -1,0 +1,87 @@
+"""Run the Triton kernels of the smooth maximum ``t log(mean exp(s / t))``: one exponential serves both directions.
+
+Status: as :mod:`late_interaction.triton_backend`, whose layout this has; no GPU has run them.
+
+With E = exp(S / t), row sums R over a caption's tokens and column sums C over an image's, both similarities are means
+of logarithms, and the gradient of the similarity of a pair of tokens is E (gI / (n1 R) + gT / (n2 C)). The tile is
+multiplied again in the backward, as FlashAttention does: five products in place of the maximum's three, for 16-bit
+tokens of up to 256 features (float32 ones take one more on each side for every further 64 features). R and C are kept
+in float32, four bytes where the maximum keeps one for each winner. 16-bit tokens meet weights in 16 bits, scaled as the
+maximum's. Exponentials are not shifted: |x| |y| / t may be 75 at most (unit tokens: t above 0.0134).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from late_interaction import triton_launch
+from late_interaction.packing import Pair, Residuals, Tokens
+from late_interaction.triton_launch import Kernels, Options
+from late_interaction.triton_layout import GROUP, Layout, power_of_two
+from late_interaction.triton_smooth_kernels import (
+    smooth_forward_kernel,
+    smooth_image_gradient_kernel,
+    smooth_text_gradient_kernel,
+)
+
+RANGE = 75.0  # the largest |x| |y| / t whose exponentials, and sums of thousands of them, float32 holds
+
+
+def unavailable_reason(tokens: Tokens, temperature: float) -> str:
+    """Return why these kernels cannot compute this problem; "" if they can. It waits for a GPU to compute norms."""
+    if reason := triton_launch.unavailable_reason(tokens.image):
+        return reason
+    longest = _longest(tokens.image) * _longest(tokens.text)
+    if longest <= RANGE * temperature:
+        return ""
+    return f"tokens of length {longest:.3g} over a temperature of {temperature:g} exceed float32"
+
+
+def _longest(tokens: Tensor) -> float:
+    """Return the largest norm of a token."""
+    return float(torch.linalg.vector_norm(tokens.detach(), dim=-1, dtype=torch.float32).max())
+
+
+def launch_options(dtype: torch.dtype, d: int, capability: int) -> Options:
+    """Return block sizes, warps and pipeline stages of the three kernels, the same for every ``capability``."""
+    wide, features = dtype == torch.float32, power_of_two(d)
+    pieces = {"BLOCK_K": min(features, 32 if wide else 64), "num_warps": 8, "num_stages": 2}
+    # A program multiplies the tile again for each block of features that it owns: all of them, where registers allow.
+    backward = {"ROWS": 64, **pieces, "BLOCK_D": min(features, 64 if wide else 256)}
+    return {"forward": {"ROWS": 128, **pieces}, "image": backward, "text": backward}
+
+
+def _allocate(
+    tokens: Tokens, layout: Layout, several: bool, save: bool
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, ...]]:
+    """Make the sums R [groups, P, 64] and C [tiles, images, 64]; the latter also hold the sums over rows so far."""
+    rows, b = sum(tokens.patches) if save else 0, len(tokens.patches) if save or several else 0
+    row_sums = tokens.image.new_empty(len(layout.first), rows, GROUP, dtype=torch.float32)
+    return (row_sums, tokens.image.new_empty(len(layout.group), b, GROUP, dtype=torch.float32)), ()
+
+
+KERNELS = Kernels(
+    smooth_forward_kernel,
+    smooth_image_gradient_kernel,
+    smooth_text_gradient_kernel,
+    launch_options,
+    _allocate,
+    multiplies_again=True,
+    text_tiles=1,
+)
+
+
+def forward(tokens: Tokens, temperature: float, save_for_backward: bool = True) -> tuple[Pair, Residuals]:
+    """Return s^I, s^T [images, texts] float32 and the sums R [groups, P, 64] and C [tiles, images, 64]."""
+    numbers = 1 / (temperature * math.log(2)), temperature * math.log(2)
+    return triton_launch.forward(KERNELS, tokens, save_for_backward, numbers)
+
+
+def backward(
+    tokens: Tokens, temperature: float, grads: Pair, residuals: Residuals, needs: tuple[bool, bool] = (True, True)
+) -> Pair:
+    """Return float32 gradients of both inputs; one that is not needed is an empty tensor."""
+    return triton_launch.backward(KERNELS, tokens, grads, residuals, needs, (1 / (temperature * math.log(2)),))
