@@ -38,13 +38,10 @@ ROWS = (  # heading, table, column
 )
 DEMO = Path("workflow/config/demo.yaml")
 SHEET = "eval/scenes_compared.png"  # below the results
-TOO_FEW = (
-    "Differences are paired over the same images: their intervals say nothing of other seeds, so that none is called "
-    "significant."
-)
+TOO_FEW = f"Differences are paired over the same images and seeds; with fewer than {FEWEST} none is called significant."
 STARRED = (
-    "Differences are paired over the seeds and the same images (a t interval over both); those marked * are not "
-    "significant at 5 % after Holm's correction over the columns of their table."
+    "Differences are paired over the seeds and the same images (a t interval over both); those marked * are "
+    "significant at 5 % after Holm's correction over the primary columns, which `workflow/config/demo.yaml` names."
 )
 
 
@@ -127,7 +124,7 @@ def results_block(study: Study, steps: Sequence[Mapping[str, Table]], runs: Sequ
     less = [f"{ours} less {base}" for base, ours in pairwise(labels)]
     heads = [Head(head) for head in ("chance", *labels, *less)]
     spread = (
-        f"means of {trainings} trainings of each model, with 95 % intervals of the mean over trainings."
+        f"means of {trainings} trainings of each model, with 95 % intervals over trainings and test images."
         if trainings > 1
         else "one training of each model, with 95 % intervals over the test images."
     )
@@ -180,7 +177,7 @@ def _difference(cell: Cell) -> Shown:
     if less is None:
         return Shown()
     shown = difference(less.effect, less.interval, less.holds)
-    shown.interval += "" if less.holds or cell.seeds < FEWEST else " *"
+    shown.interval += " *" if less.holds else ""
     return shown
 
 

@@ -12,7 +12,7 @@ hide; correcting for the number of comparisons keeps out those that are not ther
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +22,7 @@ from filip.errors import UserError
 from filip.eval.outcomes import Outcomes, Record
 
 LEVEL = 0.05
-FEWEST = 3  # fewest trainings of a run from which a difference may be called more than chance
+FEWEST = 5  # fewest trainings of a run from which a difference may be called more than chance
 RESAMPLES = 10_000
 
 
@@ -31,8 +31,8 @@ class Difference:
     """A difference: the mean of one measure in our run minus that in the baseline.
 
     column: its name, "<group>/<measure>" of the outcomes unless others were given. effect and interval (95 %):
-    fractions, not percentages. p: two-sided; p_adjusted: after Holm's correction for the columns it was computed with.
-    n: queries; clusters: independent units among them (images, concepts); trainings: how many on each side.
+    fractions, not percentages. p: two-sided; p_adjusted: after Holm's correction, NaN for a column that is no primary
+    one. n: queries; clusters: independent units among them (images, concepts); trainings: how many on each side.
     """
 
     column: str
@@ -43,6 +43,11 @@ class Difference:
     n: int
     clusters: int
     trainings: int
+
+    @property
+    def tested(self) -> bool:
+        """Return whether the column is a primary one."""
+        return not np.isnan(self.p_adjusted)
 
     @property
     def holds(self) -> bool:
@@ -77,12 +82,16 @@ def shared_columns(records: Sequence[Record]) -> list[str]:
     return [name for name in names[0] if all(name in others for others in names)] if names else []
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjust p-values (Holm 1979): the chance of any false discovery among them stays below the level."""
+def holm(p_values: Sequence[float], family: int = 0) -> list[float]:
+    """Adjust p-values (Holm 1979): the chance of any false discovery among them stays below the level.
+
+    family: how many are tested in all, where those of other tables are not among these: each is then adjusted at least
+    as much as it would be among all of them.
+    """
     order = sorted(range(len(p_values)), key=p_values.__getitem__)
     adjusted, highest = [0.0] * len(p_values), 0.0
     for rank, i in enumerate(order):
-        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[i]))
+        highest = max(highest, min(1.0, (max(family, len(p_values)) - rank) * p_values[i]))
         adjusted[i] = highest
     return adjusted
 
@@ -131,11 +140,19 @@ class Resampled:
                     means = np.mean([found.means(weights) for found in sets], axis=0)
                     self._drawn[start : start + len(weights), :, place] = means
 
-    def difference(self, ours: str, baseline: str, columns: Sequence[str] | None = None) -> list[Difference]:
-        """Return one run minus another, in all columns or in ``columns``, over which p is corrected (Holm).
+    def difference(
+        self,
+        ours: str,
+        baseline: str,
+        columns: Sequence[str] | None = None,
+        primary: Collection[str] | None = None,
+        family: int = 0,
+    ) -> list[Difference]:
+        """Return one run minus another, in all columns or in ``columns``.
 
-        Several trainings of each are paired by their order (a seed gives the same data in the same order). Raises
-        UserError if the runs have different numbers of trainings.
+        p is corrected (Holm) over the primary columns among them, by default all; ``family``: the number of primary
+        columns, also of other tables. Several trainings of each are paired by their order (a seed gives the same data
+        in the same order). Raises UserError if the runs have different numbers of trainings.
         """
         chosen = self.columns if columns is None else list(columns)
         a, b = self._members[ours], self._members[baseline]
@@ -150,12 +167,13 @@ class Resampled:
         drawn = self._drawn[:, a][:, :, place].mean(1, dtype=float) - self._drawn[:, b][:, :, place].mean(
             1, dtype=float
         )
-        clusters = np.array([self._counts[name][1] for name in chosen])
         if trainings == 1:
             low, high, p_values = _over_images(drawn)
         else:
-            low, high, p_values = over_trainings(measured, drawn.var(0, ddof=1), clusters)
-        adjusted = holm(p_values.tolist())
+            low, high, p_values = over_trainings(measured, drawn.var(0, ddof=1))
+        tested = [n for n, name in enumerate(chosen) if primary is None or name in primary]
+        adjusted = np.full(len(chosen), np.nan)
+        adjusted[tested] = holm(p_values[tested].tolist(), family)
         effects = measured.mean(0)
         found = []
         for n, name in enumerate(chosen):
@@ -163,7 +181,7 @@ class Resampled:
             interval = (float(low[n]), float(high[n]))
             p = float(p_values[n])
             found.append(
-                Difference(name, float(effects[n]), interval, p, adjusted[n], queries, clusters_of_it, trainings)
+                Difference(name, float(effects[n]), interval, p, float(adjusted[n]), queries, clusters_of_it, trainings)
             )
         return found
 
@@ -244,25 +262,21 @@ def _over_images(drawn: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]
     return low, high, np.minimum(1.0, 2 * (1 + tails) / (1 + len(drawn)))
 
 
-def over_trainings(
-    paired: np.ndarray, image_variance: np.ndarray, clusters: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def over_trainings(paired: np.ndarray, image_variance: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the ends of the 95 % interval and p of each column: a paired t over other trainings and other images.
 
-    paired: the measured differences [trainings, columns]. image_variance, clusters [columns]: the variance of their
-    mean over resampled images, and the number of these. Both variances add up, with Satterthwaite's degrees of freedom;
-    what trainings make of an image by chance is in both, which errs on the careful side. A bootstrap over three
-    trainings calls 17 % of what is nothing significant (tests/report/test_differences.py has this one's share).
+    paired: the measured differences [trainings, columns], or the levels of one run. image_variance [columns]: the
+    variance of their mean over resampled images. Both variances add up; what trainings make of an image by chance is
+    in both, which errs on the careful side. The degrees of freedom are those of the trainings: Satterthwaite's for the
+    sum jump where a few trainings agree by luck, and call up to 28 % of tables without an effect significant.
     """
     trainings = len(paired)
-    effect, training_variance = paired.mean(0), paired.var(0, ddof=1) / trainings
-    variance = training_variance + image_variance
-    squares = training_variance**2 / (trainings - 1) + image_variance**2 / np.maximum(clusters - 1, 1)
+    effect = paired.mean(0)
+    error = np.sqrt(paired.var(0, ddof=1) / trainings + image_variance)
     with np.errstate(divide="ignore", invalid="ignore"):
-        freedom = np.where(squares > 0, variance**2 / squares, trainings - 1)
-        t = np.where(effect == 0, 0.0, np.abs(effect) / np.sqrt(variance))
-    half = stdtrit(freedom, 0.975) * np.sqrt(variance)
-    return effect - half, effect + half, 2 * stdtr(freedom, -t)
+        t = np.where(effect == 0, 0.0, np.abs(effect) / error)
+    half = stdtrit(trainings - 1, 0.975) * error
+    return effect - half, effect + half, 2 * stdtr(trainings - 1, -t)
 
 
 def _in_order(found: Outcomes, measure: str, keys: np.ndarray, group: str) -> np.ndarray:

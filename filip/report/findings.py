@@ -24,9 +24,9 @@ COLUMNS = (
     *("difference", "difference_low", "difference_high", "p", "holds", "trainings", "finding"),
 )
 NOTE = (
-    "Points of accuracy or recall, with 95 % intervals paired over the same images (and seeds). A difference holds if "
-    f"p < 0.05 after Holm's correction over the columns of its table, over {FEWEST} trainings or more: fewer say "
-    "nothing of other seeds."
+    "Points of accuracy or recall, with 95 % intervals paired over the same images (and seeds: Student's t). A "
+    f"difference holds if p < 0.05 after Holm's correction over the study's primary columns, over {FEWEST} trainings "
+    "or more."
 )
 
 
@@ -70,6 +70,8 @@ def _finding(cell: Cell) -> str:
         return "not compared"
     if cell.less.holds:
         return "better" if cell.less.effect > 0 else "worse"
+    if cell.less.p is None:
+        return "descriptive"
     return "no difference" if cell.seeds >= FEWEST else f"fewer than {FEWEST} trainings"
 
 
@@ -104,7 +106,7 @@ def findings_grid(found: pd.DataFrame, below: Line | None = None) -> Grid:
                 shown[1].interval = interval_text(item.low, item.high)
         else:
             less = difference(item.difference, [item.difference_low, item.difference_high], item.holds)
-            shown += [less, Shown(f"{item.p:.2g}")]
+            shown += [less, Shown("" if item.p is None else f"{item.p:.2g}")]
         label = item.measure if len(pairs) == 1 else f"{item.measure}: {item.row}"
         lines.append(Line(label, [*shown, *words(str(item.trainings), item.finding)], item.area))
     heads = [Head(base or "baseline"), Head(ours), Head("chance"), Head("difference"), Head("p"), Head("trainings")]

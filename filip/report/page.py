@@ -27,6 +27,7 @@ from filip import resources
 from filip.command import MISSING, option, run_command
 from filip.files import replacing
 from filip.progress import say
+from filip.report.differences import FEWEST
 from filip.report.findings import NOTE, cost, findings, findings_grid
 from filip.report.plots import DROPPED, INK, KEPT, LINE, MUTED, stage_bars
 from filip.report.results import Results
@@ -154,15 +155,19 @@ def _content(study: Study, results: Results, figures: Path) -> dict[str, Any]:
 
 
 def verdict(found: pd.DataFrame) -> list[str]:
-    """Say for each compared row in how many headline measures it is ahead of the baseline, behind, or neither."""
+    """Say for each compared row in how many headline measures it is above the baseline, and where that holds."""
     sentences = []
     for row, items in found[found["difference"].notna()].groupby("row", sort=False):
-        better, worse = (int((items["finding"] == which).sum()) for which in ("better", "worse"))
-        rest = len(items) - better - worse
-        least = f"; behind: {', '.join(items.loc[items['finding'] == 'worse', 'measure'])}" if worse else ""
+        above, below = (items["difference"] > 0).sum(), items.loc[items["difference"] < 0, "measure"]
+        listed = f" ({', '.join(below)})" if len(below) else ""
+        tested = items[items["finding"] != "descriptive"]
+        holding = int(tested["finding"].isin(["better", "worse"]).sum())
+        few = f"no difference is called significant with fewer than {FEWEST} trainings"
         sentences.append(
-            f"{row} is ahead of {items['base'].iloc[0]} in {better} of {len(items)} measures and behind in {worse}; "
-            f"in {rest} no difference holds{least}."
+            f"{row} is above {items['base'].iloc[0]} in {above} of {len(items)} measures "
+            f"and below in {len(below)}{listed}; "
+            + (few if items["trainings"].max() < FEWEST else f"{holding} of {len(tested)} primary differences hold")
+            + "."
         )
     return sentences
 

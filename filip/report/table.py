@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.special import stdtrit
 
+from filip.report.differences import over_trainings
 from filip.table_writer import Grid, Head, Line, Shown
 
 HEAD = ("table", "section", "row", "kind", "run", "run_id", "commit", "column", "unit")
 BODY = ("value", "chance", "n", "ci95_low", "ci95_high", "seeds", "std", "reason")
+NORMAL = 1.96  # half a 95 % interval in standard deviations
 LESS = ("less", "less_low", "less_high", "less_p", "less_holds")
 
 
@@ -23,13 +24,13 @@ LESS = ("less", "less_low", "less_high", "less_p", "less_holds")
 class Less:
     """The difference from the first row of a cell's section: paired over images (:mod:`filip.report.differences`).
 
-    effect, interval (95 %): fractions. p: after Holm's correction over the row's columns. holds: significant at 5 %,
-    over enough trainings.
+    effect, interval (95 %): fractions. p: after Holm's correction over the primary columns; None for another column.
+    holds: significant at 5 %, over enough trainings.
     """
 
     effect: float
     interval: list[float]
-    p: float
+    p: float | None
     holds: bool
 
 
@@ -246,8 +247,7 @@ def short_commit(commit: str) -> str:
 
 
 def combine(cells: list[Cell]) -> Cell:
-    """Average repetitions with other seeds; the interval is then Student's t for the mean over
-    seeds (it covers the variance between trainings, not that of the test images).
+    """Average repetitions with other seeds; the interval is then Student's t over trainings and test images.
 
     Repetitions that have no value are left out. One repetition is returned as it is.
     """
@@ -255,9 +255,10 @@ def combine(cells: list[Cell]) -> Cell:
     if len(measured) <= 1:
         return measured[0] if measured else (cells[0] if cells else Cell(reason="not run"))
     values = [float(cell.number) for cell in measured if cell.number is not None]
+    over_images = statistics.fmean((c.ci95[1] - c.ci95[0]) / 2 / NORMAL if c.ci95 else 0.0 for c in measured)
+    low, high, _ = over_trainings(np.array(values)[:, None], np.array([over_images**2]))
     mean, std = statistics.fmean(values), statistics.stdev(values)
-    half = float(stdtrit(len(values) - 1, 0.975)) * std / math.sqrt(len(values))
-    return Cell(mean, measured[0].chance, measured[0].n, [mean - half, mean + half], len(values), std)
+    return Cell(mean, measured[0].chance, measured[0].n, [float(low[0]), float(high[0])], len(values), std)
 
 
 def average(cells: list[Cell], what: str) -> Cell:

@@ -66,7 +66,6 @@ def test_patches_that_name_their_class_give_one_and_others_do_not_count(tmp_path
     found = segment(Coloured(token_wise), card, str(tmp_path), prompts, record)  # type: ignore[arg-type]
     assert (found["n"], found["classes"], found["prompts"]) == (3, 3, 2)
     assert found["miou"] == pytest.approx(1, abs=0.01) and found["pixels"] == pytest.approx(1, abs=0.01)
-    assert found["ci95"] == pytest.approx([found["miou"]] * 2, abs=1e-9)  # all images are alike
     assert list(record["squares"].key) == ["0", "1", "2"]
 
 
@@ -121,7 +120,7 @@ def test_as_a_command_on_a_model_and_on_a_pooled_one_by_its_own_projections(tmp_
         given = [f"model={model}", f"root={tmp_path}", f"data=[{card}]", f"out={tmp_path}/{interaction}.json"]
         run_protocol("segmentation", given)
         found = json.loads((tmp_path / f"{interaction}.json").read_text())["benchmarks"]["squares"]
-        assert 0 <= found["miou"] < 1 and found["ci95"][0] <= found["miou"] <= found["ci95"][1]
+        assert 0 <= found["miou"] < 1
 
 
 @pytest.mark.parametrize(("name", "classes"), [("voc20", 20), ("context59", 59), ("ade150", 150)])

@@ -14,24 +14,25 @@ from filip.report.table import Less, Row, Table
 PAIRED = (
     "With sign: the difference from the first row of the section, paired over the same images (and seeds), with its "
     "95 % interval. Bold: ahead of every other row of the section by a difference that holds (p < 0.05 after Holm's "
-    f"correction over the columns, over {FEWEST} trainings or more)."
+    f"correction over the primary columns, which the study names in `headline`, over {FEWEST} trainings or more)."
 )
-TOO_FEW = f"Nothing is marked for fewer than {FEWEST} trainings: intervals over images say nothing of other seeds."
+TOO_FEW = f"Nothing is marked for fewer than {FEWEST} trainings."
 
 
 def compare_rows(table: Table, inputs: Inputs, protocols: Sequence[str], resamples: int) -> None:
     """Fill the cells' differences and ``leads``, and the intervals of averages; explain them in the notes.
 
     Two rows compare where both have a value and outcomes for the same images. The correction (Holm) is over the
-    columns in which they do.
+    primary columns, which the study names for all of its tables together; without any, over the table's columns.
     """
     resampled = _resampled(table, inputs, protocols, resamples)
     if resampled is not None:
         _average_intervals(table, resampled)
     measured = _measured(table)
     sections = [[n for n in measured if measured[n].section == section] for section in table.sections]
+    primary = inputs.study.config.get("headline")
     found = {
-        (one, other): _differences(table, resampled, other, one)
+        (one, other): _differences(table, resampled, other, one, primary)
         for members in sections
         for one, other in combinations(members, 2)
     }
@@ -76,15 +77,22 @@ def _outcomes(inputs: Inputs, run: str, protocols: Sequence[str]) -> list[Record
     return records
 
 
-def _differences(table: Table, resampled: Resampled | None, ours: int, base: int) -> dict[str, Difference]:
-    """Return one line minus another, by column; empty if they cannot be compared."""
+def _differences(
+    table: Table, resampled: Resampled | None, ours: int, base: int, primary: Sequence[str] | None
+) -> dict[str, Difference]:
+    """Return one line minus another, by column; {} if they cannot be compared. primary: "table/column"; None: all."""
     rows = [table.rows[ours], table.rows[base]]
     a, b = (str(row.run) for row in rows)
     if resampled is None or not {a, b} <= resampled.runs:
         return {}
     columns = [name for name in resampled.columns if all(row.cells[name].number is not None for row in rows)]
     try:
-        return {d.column: d for d in resampled.difference(a, b, columns)} if columns else {}
+        tested = (
+            None
+            if primary is None
+            else [name.partition("/")[2] for name in primary if name.startswith(f"{table.name}/")]
+        )
+        return {d.column: d for d in resampled.difference(a, b, columns, tested, len(primary or []))} if columns else {}
     except UserError:  # other numbers of trainings
         return {}
 
@@ -92,7 +100,9 @@ def _differences(table: Table, resampled: Resampled | None, ours: int, base: int
 def _fill(table: Table, members: list[int], found: dict[tuple[int, int], dict[str, Difference]]) -> None:
     for line in members[1:]:
         for key, d in found[members[0], line].items():
-            table.rows[line].cells[key].less = Less(d.effect, list(d.interval), d.p_adjusted, d.holds)
+            table.rows[line].cells[key].less = Less(
+                d.effect, list(d.interval), d.p_adjusted if d.tested else None, d.holds
+            )
     for key in (column.key for column in table.columns):
         values = {n: value for n in members if (value := table.rows[n].cells[key].number) is not None}
         if len(values) > 1:

@@ -157,7 +157,7 @@ def intervals(table: Table) -> list[str]:
         counts = " or ".join(str(n) for n in several)
         notes.append(
             f"Rows of {counts} seeds: the mean over the trainings, and the 95 % interval of that mean (Student's t "
-            "over the trainings)."
+            "over trainings and test images)."
         )
     return notes
 
