@@ -150,7 +150,7 @@ def install(tier: str, new: bool) -> None:
     os.environ.update(like_pip(settings))
     print("== installing what {} needs, in the versions of {}".format(
         "`make demo`" if tier == "demo" else "`make test`", shown(LOCK)))  # fmt: skip
-    command = [str(VENV / "bin" / "uv"), "pip", "install", "--python", str(python)]
+    command = [str(VENV / "bin" / "uv"), "pip", "install", "--compile-bytecode", "--python", str(python)]
     for constraints in [str(LOCK), *settings.get("constraint", [])]:
         command += ["--constraint", constraints]
     command += ["--editable", ENGINE, "--editable", f".[{TIERS[tier][0]}]"]
