@@ -58,7 +58,7 @@ def model_card(source: ModelSource, library: str, use: str) -> str:
         f"| image tower | {_tower(config.image)}; {config.image.image_size} px, {rows} x {columns} patches |",
         f"| text tower | {_blocks(config.text.layers)} of width {config.text.width}, at most "
         f"{config.text.context_length} tokens |",
-        f"| embeddings | {config.embed_dim} channels, unit length |",
+        f"| embeddings | {config.compared_dim} channels, unit length |",
         f"| parameters | {parameters:,} |",
         "",
         "## Use",

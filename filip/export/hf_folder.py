@@ -79,9 +79,8 @@ def tower_config(model: DualEncoder) -> dict[str, Any]:
             "for; to=safetensors holds it"
         )
     config = asdict(model.config)
-    return {
-        name: config[name] for name in ("image", "text", "embed_dim", "interaction", "pooling", "cls_in_interaction")
-    }
+    towers = ("image", "text", "embed_dim", "interaction", "pooling", "pool_queries", "cls_in_interaction")
+    return {name: config[name] for name in towers}
 
 
 def refuse_computed_tables(model: DualEncoder, to: str) -> None:

@@ -14,7 +14,7 @@ from filip.option import check_values, option, read_settings
 INTERACTIONS = ("token_wise", "pooled")
 ACTIVATIONS = ("gelu", "quick_gelu", "gelu_tanh")
 INITIALISATIONS = ("clip", "timm")
-POOLINGS = ("ends", "mean", "attention", "queries")
+POOLINGS = ("ends", "mean", "attention", "heads", "queries")
 
 
 @dataclass
@@ -103,11 +103,12 @@ class ModelConfig:
     pooling: str = option(
         "ends",
         "what a pooled model's vector is made of: ends = [CLS] and [EOS], as CLIP; mean = of all patches and of all "
-        "tokens; attention = the same, weighted by a learned query on each side. queries = pool_queries such vectors a "
-        "side, which a token_wise model compares in place of patches and words",
+        "tokens; attention = the same, weighted by a learned query on each side; heads = pool_queries such vectors, "
+        "each projected, in one. queries = pool_queries of them a side, which a token_wise model compares in place of "
+        "patches and words",
         choices=POOLINGS,
     )
-    pool_queries: int = option(4, "vectors a side of pooling: queries", at_least=1)
+    pool_queries: int = option(4, "learned queries a side of pooling: heads or queries", at_least=1)
     cls_in_interaction: bool = option(
         False, "let the image's [CLS] take part as one more token (paper: open)", typed=False
     )
@@ -117,6 +118,12 @@ class ModelConfig:
     init_temperature: float = option(0.07, "the scale starts at 1 / this", above=0)
     max_logit_scale: float = option(100.0, "clamp of the scale (paper: open)", above=0, typed=False)
     gradient_checkpointing: bool = option(False, "recompute blocks in the backward pass: memory for time")
+
+    @property
+    def compared_dim(self) -> int:
+        """Return the channels of the vectors that are compared: of each token, or of the pooled vector."""
+        heads = self.pool_queries if self.interaction == "pooled" and self.pooling == "heads" else 1
+        return heads * self.embed_dim
 
     def check(self) -> ModelConfig:
         """Return self, or raise UserError for a value that no model can be built from."""

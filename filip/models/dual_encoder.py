@@ -44,7 +44,7 @@ def without_ends(text: TextFeatures) -> TextFeatures:
 class PooledFeatures(NamedTuple):
     """One unit vector per image and per text, which ``model.pooling`` makes from their projected tokens."""
 
-    image: Tensor  # [b, d] float32
+    image: Tensor  # [b, d] float32; d is that of a token, times the heads
     text: Tensor  # [b, d] float32
 
 
@@ -78,9 +78,9 @@ class DualEncoder(nn.Module):
         self.image_pool: Pooling | None = None
         self.text_pool: Pooling | None = None
         if config.pooling != "ends":
-            queries = {"mean": 0, "attention": 1, "queries": config.pool_queries}[config.pooling]
-            self.image_pool = Pooling(config.embed_dim, queries)
-            self.text_pool = Pooling(config.embed_dim, queries)
+            queries = {"mean": 0, "attention": 1}.get(config.pooling, config.pool_queries)
+            self.image_pool = Pooling(config.embed_dim, queries, config.pooling == "heads")
+            self.text_pool = Pooling(config.embed_dim, queries, config.pooling == "heads")
         self.set_interaction(config.interaction)
         if config.cls_in_interaction:
             self.require_cls("model.cls_in_interaction", "model.cls_in_interaction=false")

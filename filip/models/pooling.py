@@ -11,13 +11,15 @@ class Pooling(nn.Module):
 
     ``forward(tokens [T, d], lengths [b] int64)`` returns ``[b, queries, d]`` float32, one row for the mean
     (``queries`` 0): sample j owns ``lengths[j]`` consecutive rows of ``tokens``, T = ``lengths.sum()``.
+    heads: each query has a projection, and the result is their concatenation ``[b, 1, queries * d]``.
     """
 
-    def __init__(self, width: int, queries: int) -> None:
+    def __init__(self, width: int, queries: int, heads: bool = False) -> None:
         super().__init__()
         # One query starts at zero, which is the mean. Several would stay alike for ever, and start apart.
         start = torch.zeros(width) if queries == 1 else torch.randn(queries, width)
         self.query = nn.Parameter(start) if queries else None
+        self.heads = nn.Parameter(width**-0.5 * torch.randn(queries, width, width)) if heads else None
 
     def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         tokens, lengths = tokens.float(), lengths.to(tokens.device)
@@ -33,4 +35,11 @@ class Pooling(nn.Module):
             raised = (scores - highest[owner]).exp()
             weights = raised / raised.new_zeros(highest.shape).index_add(0, owner, raised)[owner]
         pooled = tokens.new_zeros(len(lengths), weights.shape[1], tokens.shape[1])
-        return pooled.index_add(0, owner, weights[:, :, None] * tokens[:, None, :])
+        pooled = pooled.index_add(0, owner, weights[:, :, None] * tokens[:, None, :])
+        if self.heads is None:
+            return pooled
+        return torch.einsum("bkd,kde->bke", pooled, self.heads.float()).flatten(1)[:, None]
+
+    def each(self, tokens: Tensor) -> Tensor:
+        """Return what ``forward`` makes of each token [..., d] alone: itself, or with heads ``[..., queries * d]``."""
+        return tokens if self.heads is None else torch.einsum("...d,kde->...ke", tokens, self.heads).flatten(-2)

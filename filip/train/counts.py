@@ -99,7 +99,7 @@ def count(model: ModelConfig, config: TrainConfig, batching: Batching, ranks: in
     gradients = zero_messages(sum(parts.values()), config, batching.accumulation * batching.chunks)
     messages, early = (
         loss_messages(
-            contrastive_batch(built, config, batching, ranks, share), sent, config.exchange, model.embed_dim,
+            contrastive_batch(built, config, batching, ranks, share), sent, config.exchange, model.compared_dim,
             batching.accumulation,
         )
         + gradients
@@ -137,7 +137,7 @@ def contrastive_batch(model: DualEncoder, config: TrainConfig, batching: Batchin
         gpus=ranks,
         n1=kept_count(patches, share, config.token_keep_minimum),
         n2=kept_count(words, share, config.token_keep_minimum),
-        dim=model.config.embed_dim,
+        dim=model.config.compared_dim,
         token_bytes=4 if transport_dtype(config) is None else 2,
     )
 
@@ -268,7 +268,7 @@ def memory_bytes(model: DualEncoder, config: TrainConfig, batching: Batching, ra
     patches = model.image.grid[0] * model.image.grid[1]
     words = min(CAPTION_TOKENS, model.config.text.context_length)
     most = contrastive_batch(model, config, batching, ranks, max(kept_shares(config)))
-    shape = BatchShape(batching.per_rank, patches, words, model.config.embed_dim, config.exchange, most)
+    shape = BatchShape(batching.per_rank, patches, words, model.config.compared_dim, config.exchange, most)
     return sizes | {"loss": loss.memory(shape)}
 
 

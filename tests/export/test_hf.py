@@ -101,6 +101,7 @@ def test_transformers_gives_our_vectors(saved: Callable[..., str], tmp_path: Pat
         "stem": ("token_wise", False, "tf_efficientnet_lite0"),
         "mean": ("pooled", False, None, "mean"),
         "attention": ("pooled", False, None, "attention"),
+        "heads": ("pooled", False, None, "heads"),
     }
     for name, arguments in kinds.items():
         file = Path(saved(kind(*arguments))).rename(tmp_path / f"{name}.safetensors")

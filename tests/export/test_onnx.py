@@ -32,7 +32,7 @@ def one_layer(config: ModelConfig) -> None:
 @pytest.mark.slow  # torch's exporter takes its time
 @pytest.mark.parametrize(
     ("interaction", "pooling", "stem"),
-    [("pooled", "ends", None), ("pooled", "attention", None), ("token_wise", "ends", "test_efficientnet")],
+    [("pooled", "ends", None), ("pooled", "heads", None), ("token_wise", "ends", "test_efficientnet")],
 )
 def test_onnxruntime_gives_our_embeddings(
     interaction: str,

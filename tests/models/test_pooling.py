@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from filip.errors import UserError
+from filip.eval.encoders import FilipEncoder
 from filip.models import ModelConfig, TextFeatures, build_model, load_preset
 from filip.models.config import config_from_dict
 from filip.models.pooling import Pooling
@@ -44,6 +45,30 @@ def test_a_vector_is_the_weighted_mean_of_its_own_tokens(queries: int, dtype: to
         torch.testing.assert_close(found.double(), weights @ own, rtol=1e-5, atol=1e-6)
 
 
+def test_heads_are_projected_means_in_one_vector() -> None:
+    torch.manual_seed(0)
+    settings = config("heads")
+    settings.pool_queries, dim = 3, settings.embed_dim
+    model = build_model(settings).eval()
+    pixels = torch.randn(2, 3, model.image_size, model.image_size)
+    ids, lengths = tokenize(CAPTIONS)
+    words = model.text(ids, lengths).split(lengths.tolist())
+    for pool, tokens, vectors in (
+        (model.image_pool, model.image(pixels)[:, model.image.prefix_tokens :], model.encode_image(pixels)),
+        (model.text_pool, words, model.encode_text(ids, lengths)),
+    ):
+        for own, vector in zip(tokens, vectors, strict=True):
+            heads = [(own @ q / dim**0.5).softmax(0) @ own @ w for q, w in zip(pool.query, pool.heads, strict=True)]
+            torch.testing.assert_close(vector, F.normalize(torch.cat(heads), dim=0))
+    (vectors.sum() + model.encode_image(pixels).sum()).backward()
+    assert all(p.grad.abs().sum() > 0 for pool in (model.image_pool, model.text_pool) for p in pool.parameters())
+    # A word is compared with a patch as one that the queries saw alone.
+    encoder = FilipEncoder(model, "heads")
+    alone = model.text_pool(words[0], torch.ones(len(words[0]), dtype=torch.int64))[:, 0]
+    torch.testing.assert_close(encoder.words(CAPTIONS)[0], F.normalize(alone, dim=1))
+    assert encoder.patches(pixels).shape[2] == settings.compared_dim == 3 * dim
+
+
 def test_large_scores_do_not_overflow_and_the_gradient_is_right() -> None:
     pool = Pooling(4, 1).double()
     torch.nn.init.normal_(pool.query, std=300)
@@ -60,7 +85,7 @@ def test_large_scores_do_not_overflow_and_the_gradient_is_right() -> None:
     torch.testing.assert_close(found, wanted)
 
 
-@pytest.mark.parametrize("pooling", ["mean", "attention"])
+@pytest.mark.parametrize("pooling", ["mean", "attention", "heads"])
 def test_a_model_pools_what_it_would_compare_token_wise(pooling: str) -> None:
     torch.manual_seed(0)
     model = build_model(config(pooling)).eval()
@@ -92,7 +117,7 @@ def test_only_ends_need_a_class_token() -> None:
     build_model(config("mean", cls=False))
     with pytest.raises(UserError, match=r"model\.interaction=pooled needs a \[CLS\] token.*model\.pooling=mean"):
         build_model(config("ends", cls=False))
-    with pytest.raises(UserError, match=r"model\.pooling=men must be one of ends, mean, attention, queries"):
+    with pytest.raises(UserError, match=r"model\.pooling=men must be one of ends, mean, attention, heads, queries"):
         config_from_dict({"pooling": "men"})
 
 

@@ -310,7 +310,12 @@ class FilipEncoder:
         return self._unit_patches(tokens)
 
     def _unit_patches(self, tokens: Tensor) -> Tensor:
-        return F.normalize(tokens[:, self.model.image.prefix_tokens :].float(), dim=-1)
+        return self._unit_tokens(tokens[:, self.model.image.prefix_tokens :], self.model.image_pool)
+
+    def _unit_tokens(self, tokens: Tensor, pool: Any) -> Tensor:
+        """Return unit vectors of tokens [..., d], where a pooled model has heads with their projections."""
+        pooled = pool is not None and self.model.config.interaction == "pooled"
+        return F.normalize(pool.each(tokens.float()) if pooled else tokens.float(), dim=-1)
 
     def tokens(self, text: str) -> list[str]:
         return self.model.tokenizer.token_names(text, self.context_length)
@@ -324,7 +329,7 @@ class FilipEncoder:
         ids, lengths = self._ids(texts)
         with autocast(self.device, self.dtype):
             vectors = self.model.text(ids, lengths)  # every token, even of a pooled model
-        return F.normalize(vectors.float(), dim=-1), lengths
+        return self._unit_tokens(vectors, self.model.text_pool), lengths
 
     def _ids(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         ids, lengths = self.model.tokenizer.tokenize(list(texts), self.context_length)

@@ -19,6 +19,7 @@ class FilipConfig(PretrainedConfig):
         embed_dim: int = 256,
         interaction: str = "token_wise",
         pooling: str = "ends",
+        pool_queries: int = 1,
         cls_in_interaction: bool = False,
         **kwargs: Any,
     ) -> None:
@@ -27,5 +28,6 @@ class FilipConfig(PretrainedConfig):
         self.embed_dim = embed_dim
         self.interaction = interaction
         self.pooling = pooling
+        self.pool_queries = pool_queries
         self.cls_in_interaction = cls_in_interaction
         super().__init__(**kwargs)

@@ -111,18 +111,24 @@ class TextTower(nn.Module):
 
 
 class Pooling(nn.Module):
-    """The mean of the tokens ``[b, n, d]`` where ``mask [b, n]`` is 1, weighted by a learned query if there is one."""
+    """The mean of the tokens ``[b, n, d]`` where ``mask [b, n]`` is 1, weighted by a learned query if there is one.
 
-    def __init__(self, width: int, attention: bool) -> None:
+    With heads, the means by several queries, each projected, concatenated: ``[b, heads * d]``.
+    """
+
+    def __init__(self, width: int, pooling: str, heads: int) -> None:
         super().__init__()
-        self.query = nn.Parameter(torch.zeros(width)) if attention else None
+        several = pooling == "heads"
+        self.query = None if pooling == "mean" else nn.Parameter(torch.zeros((heads, width) if several else width))
+        self.heads = nn.Parameter(torch.zeros(heads, width, width)) if several else None
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        weights = mask.to(tokens.dtype)
+        weights = mask.to(tokens.dtype).unsqueeze(-1)
         if self.query is not None:
-            scores = tokens @ self.query * tokens.shape[2] ** -0.5
-            weights = scores.masked_fill(mask == 0, torch.finfo(scores.dtype).min).softmax(1)
-        return (weights.unsqueeze(-1) * tokens).sum(1)
+            scores = tokens @ self.query.view(-1, tokens.shape[2]).T * tokens.shape[2] ** -0.5
+            weights = scores.masked_fill(weights == 0, torch.finfo(scores.dtype).min).softmax(1)
+        pooled = weights.transpose(1, 2) @ tokens
+        return (pooled if self.heads is None else torch.einsum("bkd,kde->bke", pooled, self.heads)).flatten(1)
 
 
 class Towers(nn.Module):
@@ -138,8 +144,8 @@ class Towers(nn.Module):
         self.image_pool: nn.Module | None = None
         self.text_pool: nn.Module | None = None
         if config["pooling"] != "ends":
-            self.image_pool = Pooling(config["embed_dim"], config["pooling"] == "attention")
-            self.text_pool = Pooling(config["embed_dim"], config["pooling"] == "attention")
+            sizes = config["embed_dim"], config["pooling"], config["pool_queries"]
+            self.image_pool, self.text_pool = Pooling(*sizes), Pooling(*sizes)
 
     def encode_image(self, pixels: Tensor) -> Tensor:
         """Encode ``[b, 3, S, S]`` to ``[b, n1, d]``, patches row by row, or ``[b, d]`` for a pooled model."""

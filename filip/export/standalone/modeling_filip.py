@@ -47,6 +47,7 @@ class FilipModel(PreTrainedModel):
                 "embed_dim": config.embed_dim,
                 "interaction": config.interaction,
                 "pooling": config.pooling,
+                "pool_queries": config.pool_queries,
                 "cls_in_interaction": config.cls_in_interaction,
             }
         )
