@@ -30,8 +30,9 @@ from filip.eval.cards import BenchmarkCard
 from filip.eval.datasets import Batch
 from filip.eval.encoders import Encoder
 from filip.eval.half_precision import name_of
-from filip.files import digest, readable, replacing, sha256_of
+from filip.files import digest, readable, replacing
 from filip.progress import say
+from filip.runs.saved_files import weights_of
 
 FORM = 2  # version of the files' format; a set of another version is a different set
 IN_A_BATCH = ("labels", "captions", "keys", "clusters", "undecodable", "truths", "categories")
@@ -154,33 +155,13 @@ def model_key(model: str, encoder: Encoder) -> dict[str, Any]:
     }
 
 
-def weights_of(model: str) -> Any:
-    """Return the content of a file of weights, or names, sizes and times of a folder's files; else the name alone."""
-    for name in (model, *model.split(":")):
-        place = Path(name)
-        if name and place.is_file():
-            return {"name": model if ":" in model else "", "sha256": sha256_of(place)}
-        if name and ":" not in name and place.is_dir():
-            return {"name": model, "files": _stamps(place)}
-    return {"name": model}
-
-
 def files_of(root: Path, card: BenchmarkCard) -> Any:
     """Return names, sizes and times of the files of a card's data; nothing for layouts that name no separate folder."""
     place = root / card.path
-    if not card.path:
-        return None
-    return _stamps(place) if place.is_dir() else _stamp(place)
-
-
-def _stamps(folder: Path) -> str:
-    found = []
-    for where, folders, files in os.walk(folder):
-        folders.sort()
-        for name in sorted(files):
-            place = Path(where, name)
-            found.append([str(place.relative_to(folder)), _stamp(place)])
-    return digest(found)
+    if not card.path or not place.is_dir():
+        return _stamp(place) if card.path else None
+    files = sorted(Path(folder, name) for folder, _, names in os.walk(place) for name in names)
+    return digest([[str(file.relative_to(place)), _stamp(file)] for file in files])
 
 
 def _stamp(file: Path) -> list[int] | None:

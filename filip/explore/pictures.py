@@ -11,10 +11,10 @@ from filip.errors import UserError
 from filip.eval.cards import load_card, match_classes
 from filip.eval.formats import open_set
 from filip.files import nothing_at
-from filip.index.build import weights_of
 from filip.index.store import Index
 from filip.progress import say
 from filip.rgb import UNDECODABLE
+from filip.runs.saved_files import weights_of
 from filip.sets.pictures import Picture, Pictures, SetPictures, spread
 
 

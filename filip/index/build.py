@@ -16,20 +16,19 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from filip import resources
 from filip.command import MISSING, option, run_command
 from filip.device import best_precision, resolve
 from filip.errors import UserError
 from filip.eval.fit import WITH_A_GRID
 from filip.eval.scorer import Scorer, load_scorer
-from filip.files import digest, locked, sha256_of
+from filip.files import locked
 from filip.index.store import About, Index
 from filip.index.tokens import DTYPES
 from filip.progress import Progress, say
+from filip.runs.saved_files import weights_of
 from filip.sets.pictures import SetPictures
 
 FORGOTTEN, FEW = 0.1, 10  # share of the images, and how many: if more are gone, their disk may be missing
-_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".onnx")
 
 
 class OtherIndexError(UserError):
@@ -131,22 +130,6 @@ def update(index: Index, scorer: Scorer, pictures: SetPictures, batch_size: int,
         f"{len(present) - len(wanted):,} already there, {len(gone):,} gone, {unreadable:,} unreadable"
         + (f"; left out: {pictures.left_out}" if pictures.left_out else "")
     )
-
-
-def weights_of(model: str) -> str:
-    """Return the SHA-256 of a model's file, or of the files of weights in a model's folder; else the name itself.
-
-    A run folder stands for the file or the checkpoint that is read of it.
-    """
-    model = resources.weights(model)
-    place = Path(model)
-    if (place / "checkpoints").is_dir():
-        from filip.runs.source import source_of  # imports the towers, which a search does without
-
-        place = source_of(model)
-    if place.is_dir():
-        return digest([sha256_of(file) for file in sorted(place.rglob("*")) if file.suffix in _WEIGHTS])
-    return sha256_of(place) if place.is_file() else model
 
 
 def _opened(config: Build, scorer: Scorer, out: Path) -> Index:

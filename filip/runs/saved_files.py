@@ -1,15 +1,18 @@
-"""Read the checkpoints of a run: which are finished and intact, and the loop state of each."""
+"""Find the weights of a run, and read its checkpoints: which are finished and intact, and the loop state of each."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from filip import resources
 from filip.errors import UserError
+from filip.files import digest, nothing_at, sha256_of
 
 _COMPLETE = re.compile(r"step(\d{8})")
 STATE = "state.json"
@@ -93,3 +96,63 @@ def file_size(path: Path) -> int:
 def is_finished(run_dir: Path) -> bool:
     """Return whether the last start of the run wrote its result."""
     return (run_dir / FINISHED).is_file()
+
+
+def json_object(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file; empty without one."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def source_of(path: str) -> Path:
+    """Return the file of weights or the checkpoint that ``path`` stands for. Raises UserError if there is none."""
+    place = Path(resources.weights(path))
+    if place.is_file() or (place / STATE).is_file():
+        return place
+    if not place.is_dir():
+        raise UserError(nothing_at(path, "give a .safetensors file, a run folder or a checkpoint"))
+    config = json_object(place / "config.json")
+    if "run_dir" not in config and not (place / "checkpoints").is_dir():
+        raise UserError(
+            f"model={path}: this is not a run folder (it has no config.json of a training and no checkpoints); a model "
+            f"of another project can be converted by a training, e.g. init_from=hf:{path}"
+        )
+    if is_finished(place) and "out" in config:
+        out = Path(config["out"])  # from elsewhere a relative one is not there, but the run keeps a copy
+        for file in (out, place / KEPT / out.name):
+            if file.is_file():
+                return file
+    checkpoint, damaged = newest_intact(place / "checkpoints")
+    if checkpoint is None and damaged:
+        raise UserError(f"no checkpoint of {place} can be read; {damaged[0]}")
+    if checkpoint is None:
+        raise UserError(
+            f"no finished checkpoint in {place / 'checkpoints'}; was the run started, and long enough to save one?"
+        )
+    return checkpoint
+
+
+def weights_of(model: str) -> str:
+    """Return the SHA-256 of a model's file, or a hash of the files in its folder; the name of what is elsewhere.
+
+    A run folder stands for the file or the checkpoint that is read of it. model: as on the command line, ``mv:FOLDER``.
+    """
+    if Path(resources.weights(model)).exists():
+        return _content(Path(resources.weights(model)))
+    kind, *parts = model.split(":")
+    there = {part: _content(Path(part)) for part in parts if part and Path(part).exists()}
+    return digest([kind, *(there.get(part, part) for part in parts)]) if there else model
+
+
+def _content(place: Path) -> str:
+    with suppress(UserError):  # a folder of another project
+        place = source_of(str(place))
+    if (place / STATE).is_file():  # which has the hashes of all other files
+        place /= STATE
+    if place.is_file():
+        return sha256_of(place)
+    files = sorted(Path(folder, name) for folder, _, names in os.walk(place) for name in names)
+    return digest([[str(file.relative_to(place)), sha256_of(file)] for file in files])

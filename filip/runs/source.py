@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,11 +15,10 @@ from torch import Tensor
 
 from filip import resources
 from filip.errors import UserError
-from filip.files import nothing_at
 from filip.json_tokenizer import JsonTokenizer
 from filip.models import DualEncoder, build_model, config_from_dict, load_model, read_extra
 from filip.models.weights import TOKENIZER, pop_loss_parameters
-from filip.runs.saved_files import AVERAGED, KEPT, STATE, LoopState, find_damage, is_finished, newest_intact, read_state
+from filip.runs.saved_files import AVERAGED, LoopState, find_damage, json_object, read_state, source_of
 
 
 @dataclass(frozen=True)
@@ -55,37 +53,9 @@ def read_source(path: str) -> ModelSource:
     return _of_file(place) if place.is_file() else _of_checkpoint(place)
 
 
-def source_of(path: str) -> Path:
-    """Return the file of weights or the checkpoint that ``path`` stands for. Raises UserError if there is none."""
-    place = Path(resources.weights(path))
-    if place.is_file() or (place / STATE).is_file():
-        return place
-    if not place.is_dir():
-        raise UserError(nothing_at(path, "give a .safetensors file, a run folder or a checkpoint"))
-    config = _json(place / "config.json")
-    if "run_dir" not in config and not (place / "checkpoints").is_dir():
-        raise UserError(
-            f"model={path}: this is not a run folder (it has no config.json of a training and no checkpoints); a model "
-            f"of another project can be converted by a training, e.g. init_from=hf:{path}"
-        )
-    if is_finished(place) and "out" in config:
-        out = Path(config["out"])  # from elsewhere a relative one is not there, but the run keeps a copy
-        for file in (out, place / KEPT / out.name):
-            if file.is_file():
-                return file
-    checkpoint, damaged = newest_intact(place / "checkpoints")
-    if checkpoint is None and damaged:
-        raise UserError(f"no checkpoint of {place} can be read; {damaged[0]}")
-    if checkpoint is None:
-        raise UserError(
-            f"no finished checkpoint in {place / 'checkpoints'}; was the run started, and long enough to save one?"
-        )
-    return checkpoint
-
-
 def _of_file(path: Path) -> ModelSource:
     model, extra = load_model(path), read_extra(path)
-    known = _json(path.with_suffix(".json"))
+    known = json_object(path.with_suffix(".json"))
     known = known if known.get("config") else {}
     return ModelSource(
         model, str(path), extra, known, _tables(path) if known else {}, _card(path), *_descent(str(path), known)
@@ -108,12 +78,23 @@ def _descent(origin: str, result: dict[str, Any]) -> tuple[list[Path], list[str]
         candidates = [weights.with_name(f"{weights.stem}_attribution.json"), *of_study]
         attributions += [file for file in candidates if file.is_file() and file not in attributions][:1]
         stated = re.search(r"^license: (.+)$", _card(weights), re.MULTILINE)
-        licence = licence or (stated[1] if stated else "")
+        licence = licence or (stated[1] if stated else "") or _licence_of_data(result, attributions)
         origin = result.get("config", {}).get("init_from") or ""
         if not origin or origin in started_from:
             return attributions, started_from, licence
         started_from.append(origin)
-        result = _json(Path(origin).with_suffix(".json"))
+        result = json_object(Path(origin).with_suffix(".json"))
+
+
+def _licence_of_data(result: dict[str, Any], attributions: list[Path]) -> str:
+    """Return the licence of a training's data: the only one, or one that asks for itself ("share alike"), or other."""
+    sources = result.get("config", {}).get("data", {}).get("sources", [])
+    about = [json_object(Path(source.get("manifest") or "")) for source in sources]
+    about += [work for file in attributions for work in json_object(file).values()]
+    names = {str(work.get("license") or "").lower() for work in about}
+    names = {name for name in names if re.fullmatch(r"[\w.-]+", name)}
+    alike = [name for name in names if name.startswith("cc-by-sa")]
+    return min(alike or ([*names] if len(names) < 2 else ["other"]), default="")
 
 
 def _tables(weights: Path) -> dict[str, str]:
@@ -137,20 +118,11 @@ def _of_checkpoint(checkpoint: Path) -> ModelSource:
     model.load_state_dict(weights)
     if model.config.text.tokenizer is not None:
         model.json_tokenizer = JsonTokenizer.from_file(checkpoint.parents[1] / TOKENIZER)
-    config = _json(checkpoint.parents[1] / "config.json")
+    config = json_object(checkpoint.parents[1] / "config.json")
     result = {"run": config.get("run"), "config": config, "steps": state.step} if config else {}
     extra = {"checkpoint": str(checkpoint), "steps": state.step}
     descent = _descent(str(checkpoint.parents[1]), result)
     return ModelSource(model.eval(), f"step {state.step} in {checkpoint}", extra, result, {}, "", *descent)
-
-
-def _json(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file; empty without one."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 _ADAPTER = ".lora_{}.default.weight"  # as peft names them

@@ -21,10 +21,11 @@ from filip.eval.scorer import Scorer, load_scorer
 from filip.eval.text_tokens import CHOICES
 from filip.explore.names import NothingKnownError, listed, unknown_words
 from filip.files import check_output, nothing_at, write_json
-from filip.index.build import Build, OtherIndexError, scorer_of, up_to_date, weights_of
+from filip.index.build import Build, OtherIndexError, scorer_of, up_to_date
 from filip.index.store import FORMAT, Index
 from filip.progress import say
 from filip.rgb import IMAGE_FILES, UNDECODABLE, upright_size
+from filip.runs.saved_files import weights_of
 from filip.search.hits import boxes, write_hits
 from filip.search.ranking import RANKED_AGAIN, Ranked, Ranking, is_picture, query_of, rank
 

@@ -1,5 +1,6 @@
 """A result is kept only while its data, its weights and its prompts are those that are there now."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from PIL import Image
 
 from filip.command import run_command
 from filip.eval.__main__ import Evaluation, main
-from filip.eval.features import weights_of
+from filip.runs.saved_files import weights_of
 from tests.eval.miniature import write_model
 
 
@@ -67,9 +68,11 @@ def test_other_weights_in_file_or_folder_make_new_numbers(folder: Path, capsys: 
 @pytest.mark.parametrize("name", ["{}", "mv:{}", "hf:{}", "onnx:{}:int8"])
 def test_a_model_in_a_folder_is_known_by_its_files(tmp_path: Path, name: str) -> None:
     (tmp_path / "weights.bin").write_bytes(b"one")
+    os.utime(tmp_path / "weights.bin", (1, 1))  # as archives leave it
     before = weights_of(name.format(tmp_path))
     assert before == weights_of(name.format(tmp_path))
-    (tmp_path / "weights.bin").write_bytes(b"another")
+    (tmp_path / "weights.bin").write_bytes(b"two")
+    os.utime(tmp_path / "weights.bin", (1, 1))
     assert weights_of(name.format(tmp_path)) != before
 
 

@@ -12,6 +12,7 @@ from filip.errors import UserError
 from filip.eval.scorer import load_scorer
 from filip.index import build
 from filip.index.store import Index
+from filip.runs.saved_files import weights_of
 from filip.runs.source import read_source
 from filip.search import __main__ as search
 from filip.search.ranking import query_of, rank
@@ -177,10 +178,10 @@ def test_a_folder_with_other_weights_is_another_model(tmp_path: Path, run: bool)
         (folder / "config.json").write_text(json.dumps(config))
         (folder / "finished.json").write_text("{}")
     write_model(weights, "pooled")
-    first = build.weights_of(str(folder))
-    assert first == build.weights_of(str(folder))
+    first = weights_of(str(folder))
+    assert first == weights_of(str(folder))
     write_model(weights, "pooled", seed=7)
-    assert build.weights_of(str(folder)) != first
+    assert weights_of(str(folder)) != first
     if run:
         assert read_source(str(folder)).origin == str(weights)
 
