@@ -27,7 +27,7 @@ def write_card(folder: Path, source: ModelSource, library: str, use: str, more: 
 def model_card(source: ModelSource, library: str, use: str) -> str:
     """Return Markdown with the front matter that model hubs read.
 
-    library: its name in the front matter. use: an indented code block that loads the model.
+    library: its name in the front matter. use: Python that loads the model in the folder of the card.
     """
     config, result = source.model.config, source.result
     what = (
@@ -63,7 +63,7 @@ def model_card(source: ModelSource, library: str, use: str) -> str:
         "",
         "## Use",
         "",
-        use.rstrip("\n"),
+        f"```python\n{use}```",
         "",
         *(_known(source.card) if source.card else (*_data(result), *_recipe(result), *_licence(source))),
         *_citations(result, config.interaction),

@@ -18,11 +18,14 @@ from filip.models.weights import write_safetensors
 from filip.runs.source import ModelSource
 from filip.tokenizer import BOS, EOS, merges, vocabulary
 
-USE = """    from transformers import AutoModel, AutoProcessor
-    model = AutoModel.from_pretrained("FOLDER", trust_remote_code=True).eval()
-    processor = AutoProcessor.from_pretrained("FOLDER", trust_remote_code=True)
-    inputs = processor(images=[image], text=["a photo of a cat", "a photo of a dog"])
-    print(model(**inputs).logits_per_image.softmax(1))
+PICTURE = 'image = Image.new("RGB", (300, 200), "red")  # or Image.open("photo.jpg")\n'
+USE = f"""from PIL import Image
+from transformers import AutoModel, AutoProcessor
+
+model = AutoModel.from_pretrained(".", trust_remote_code=True).eval()  # . or another path to this folder
+processor = AutoProcessor.from_pretrained(".", trust_remote_code=True)
+{PICTURE}inputs = processor(images=[image], text=["a photo of a cat", "a photo of a dog"])
+print(model(**inputs).logits_per_image.softmax(1))
 """
 CODE = ("configuration_filip.py", "modeling_filip.py", "processing_filip.py", "filip_towers.py", "filip_inputs.py")
 
@@ -156,10 +159,12 @@ def new_folder(out: str | Path) -> Iterator[Path]:
             raise
 
 
-MULTI_VECTOR_USE = """    from sentence_transformers import MultiVectorEncoder
-    model = MultiVectorEncoder("FOLDER", trust_remote_code=True)
-    texts, images = model.encode_query(["a photo of a cat"]), model.encode_document([image])
-    print(model.similarity(texts, images))      # text to image; with the images first, image to text
+MULTI_VECTOR_USE = f"""from PIL import Image
+from sentence_transformers import MultiVectorEncoder
+
+model = MultiVectorEncoder(".", trust_remote_code=True)  # . or another path to this folder
+{PICTURE}texts, images = model.encode_query(["a photo of a cat"]), model.encode_document([image])
+print(model.similarity(texts, images))      # text to image; with the images first, image to text
 """
 MULTI_VECTOR_CODE = ("multi_vector_filip.py", "filip_towers.py", "filip_inputs.py")
 

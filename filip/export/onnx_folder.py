@@ -25,22 +25,26 @@ from filip.progress import say
 from filip.runs.source import ModelSource
 from filip.tokenizer import BOS
 
-USE = """    import numpy, onnxruntime
-    from PIL import Image
-    from tokenizers import Tokenizer
-    from filip_inputs import clean, to_pixels            # next to the graphs; needs numpy, Pillow and ftfy
-    image, text, score = (onnxruntime.InferenceSession(f"FOLDER/{name}.onnx") for name in ("image", "text", "score"))
-    tokenizer = Tokenizer.from_file("FOLDER/tokenizer.json")
-    tokenizer.enable_padding()
-    read = tokenizer.encode_batch([clean("a photo of a cat"), clean("two dogs")])
-    ids, mask = (numpy.array([getattr(one, name) for one in read]) for name in ("ids", "attention_mask"))
-    pixels = numpy.stack([to_pixels(Image.open("cat.jpg"), SIZE)])
-    images = image.run(None, {"pixel_values": pixels})[0]
-    texts = text.run(None, {"input_ids": ids, "attention_mask": mask})[0]
-    # logits per image and per text
-    score.run(None, {"image_embeds": images, "text_embeds": texts, "attention_mask": mask})
+USE = """import numpy
+import onnxruntime
+from PIL import Image
+from tokenizers import Tokenizer
+
+from filip_inputs import clean, to_pixels  # next to the graphs, in whose folder this runs; needs numpy, Pillow and ftfy
+
+image, text, score = (onnxruntime.InferenceSession(f"{name}.onnx") for name in ("image", "text", "score"))
+tokenizer = Tokenizer.from_file("tokenizer.json")
+tokenizer.enable_padding()
+read = tokenizer.encode_batch([clean("a photo of a cat"), clean("two dogs")])
+ids, mask = (numpy.array([getattr(one, name) for one in read]) for name in ("ids", "attention_mask"))
+picture = Image.new("RGB", (300, 200), "red")  # or Image.open("photo.jpg")
+pixels = numpy.stack([to_pixels(picture, SIZE)])
+images = image.run(None, {"pixel_values": pixels})[0]
+texts = text.run(None, {"input_ids": ids, "attention_mask": mask})[0]
+# logits per image and per text
+print(score.run(None, {"image_embeds": images, "text_embeds": texts, "attention_mask": mask}))
 """
-USE_POOLED = USE.replace('"text_embeds": texts, "attention_mask": mask})', '"text_embeds": texts})')
+USE_POOLED = USE.replace('"text_embeds": texts, "attention_mask": mask}', '"text_embeds": texts}')
 TOLERANCE = 1e-4
 ONE_FILE = 1_500_000_000  # bytes of weights; ONNX's own file may not pass 2 GB
 

@@ -6,7 +6,7 @@ from typing import Any, cast
 
 from filip.errors import UserError
 from filip.export.card import write_card
-from filip.export.hf_folder import new_folder
+from filip.export.hf_folder import PICTURE, new_folder
 from filip.files import write_json
 from filip.models import DualEncoder
 from filip.models.open_clip_names import open_clip_names, to_open_clip
@@ -15,9 +15,14 @@ from filip.pixels import CLIP_MEAN, CLIP_STD
 from filip.runs.source import ModelSource
 from filip.tokenizer import EOS
 
-USE = """    import open_clip
-    model, _, transform = open_clip.create_model_and_transforms("local-dir:FOLDER")
-    tokenizer = open_clip.get_tokenizer("local-dir:FOLDER")
+USE = f"""import open_clip
+from PIL import Image
+
+model, _, transform = open_clip.create_model_and_transforms("local-dir:.")  # . or another path to this folder
+tokenizer = open_clip.get_tokenizer("local-dir:.")
+{PICTURE}images = model.eval().encode_image(transform(image)[None], normalize=True)
+texts = model.encode_text(tokenizer(["a photo of a cat", "a photo of a dog"]), normalize=True)
+print((model.logit_scale.exp() * images @ texts.T).softmax(1))
 """
 
 

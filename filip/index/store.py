@@ -109,6 +109,8 @@ class Index:
                 raise UserError(
                     f"{folder} has format {about.get('format')}, this version {FORMAT}: delete it and build it again"
                 )
+            if not isinstance(about.get("images"), str):  # the table keeps all the rest, too
+                raise TypeError(f"images is {about.get('images')!r}")
             # for writing, too: the first process after a killed writer undoes its last transaction
             place = f"{(folder / 'images.sqlite').resolve().as_uri()}?mode=rw"
             return cls(folder, About(**about), sqlite3.connect(place, PATIENCE, uri=True))

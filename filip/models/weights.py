@@ -15,7 +15,7 @@ from torch import Tensor
 from filip.errors import UserError, plain
 from filip.files import replacing
 from filip.json_tokenizer import JsonTokenizer
-from filip.models.config import config_from_dict
+from filip.models.config import ModelConfig, config_from_dict
 from filip.models.dual_encoder import LOSS_PARAMETER, DualEncoder, build_model
 
 EMBEDDING, ROWS = "text.token_embedding.weight", "text.token_embedding.rows"
@@ -146,10 +146,16 @@ def _read(path: str | Path, tensors: bool = True) -> tuple[dict[str, str], dict[
         raise UserError(f"cannot read the model {path}: {plain(error)}") from error
     except SafetensorError as error:
         raise UserError(f"{path} is not a safetensors file, or is damaged ({error})") from error
-    if "config" not in metadata:
-        raise UserError(
-            f"{path} is a safetensors file without a model configuration; give the file that training wrote (out=…)"
-        )
+    if "config" not in metadata:  # a folder that was exported to transformers, and may have been trained there
+        about = Path(path).with_name("config.json")
+        settings = _json(about, about.read_text(encoding="utf-8")) if about.is_file() else {}
+        if settings.get("model_type") != "filip":
+            raise UserError(
+                f"{path} is a safetensors file without a model configuration; give the file that training wrote (out=…)"
+            )
+        fields = {field.name for field in dataclasses.fields(ModelConfig)} & settings.keys()
+        metadata = {**metadata, "config": json.dumps({name: settings[name] for name in fields})}
+        state = {name.removeprefix("towers."): tensor.float() for name, tensor in state.items()}
     return metadata, state
 
 

@@ -1,4 +1,4 @@
-"""The Python of docs/models.md under "Exports" runs as written, without this project."""
+"""The Python of docs/models.md under "Exports" and of the exports' cards runs as written, without this project."""
 
 import json
 import re
@@ -15,10 +15,14 @@ from tests.eval.miniature import picture
 
 PAGE = Path(__file__).resolve().parents[2] / "docs/models.md"
 RUN = """
-import json, sys
-sys.path.insert(0, "exported/a-onnx")
+import json, os, sys
+sys.path.insert(0, os.path.abspath("exported/a-onnx"))
 sys.modules["filip"] = None
-for block in json.load(open("blocks.json")):
+blocks, cards = json.load(open("blocks.json"))
+for block in blocks:
+    exec(compile(block, block, "exec"), {})
+for folder, block in cards.items():
+    os.chdir(folder)
     exec(compile(block, block, "exec"), {})
 """
 
@@ -33,13 +37,15 @@ def test_the_code_of_the_page_runs_as_written_without_this_project(saved: Callab
         change(config)
         config.interaction = "pooled"
 
+    cards = {}
     for form, place, kind in (
         ("hf", "a", change),
         ("mv", "a-mv", change),
         ("onnx", "a-onnx", change),
         ("open_clip", "a-open_clip", pooled),
     ):
-        export(Export(model=saved(kind), out=str(tmp_path / "exported" / place), to=form))
+        export(Export(model=saved(kind), out=str(folder := tmp_path / "exported" / place), to=form))
+        cards[str(folder)] = re.findall(r"^```python\n(.*?)^```$", (folder / "README.md").read_text(), re.M | re.S)[0]
     for name in ("bicycle", "cat"):
         picture(len(name), 250).save(tmp_path / f"{name}.jpg")
     page = PAGE.read_text()
@@ -50,6 +56,6 @@ def test_the_code_of_the_page_runs_as_written_without_this_project(saved: Callab
         "onnx",
         "open_clip",
     ]
-    (tmp_path / "blocks.json").write_text(json.dumps(blocks))
+    (tmp_path / "blocks.json").write_text(json.dumps([blocks, cards]))
     run = subprocess.run([sys.executable, "-c", RUN], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr

@@ -21,9 +21,11 @@ from filip.export.standalone.filip_inputs import clean, to_pixels
 from filip.models import ModelConfig, load_model
 from filip.resources import weights
 from filip.tokenizer import tokenize
+from filip.train.warm_start import check_init_from, load_initial
 from tests.eval.miniature import write_model
 from tests.export.conftest import run_without_us, write_inputs
 from tests.support.captions import UNTIDY_CAPTIONS
+from tests.support.squares import square
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = """
@@ -80,6 +82,60 @@ scores = {{one["label"]: one["score"] for one in found}}
 expected = model(**inputs).logits_per_image[0].softmax(0)
 assert torch.allclose(torch.tensor([scores[text] for text in texts]), expected, atol=1e-5), (scores, expected)
 """
+
+TRAINING = """
+import json
+import torch
+from PIL import Image
+from transformers import AutoModel, AutoProcessor, Trainer, TrainingArguments
+model = AutoModel.from_pretrained("out", trust_remote_code=True)
+processor = AutoProcessor.from_pretrained("out", trust_remote_code=True)
+texts = json.load(open("texts.json"))
+def collate(numbers):
+    images = [Image.open(f"{n}.png") for n in numbers]
+    return {**processor(images=images, text=[texts[n] for n in numbers], padding="max_length"), "return_loss": True}
+def r1(mode):
+    with torch.no_grad():
+        found = model.train(mode)(**collate(range(len(texts))))
+    return float(found.loss), float((found.logits_per_image.argmax(1) == torch.arange(len(texts))).float().mean())
+frozen = {name: value.clone() for name, value in model.state_dict().items() if "backbone" in name}
+before = r1(False)
+assert abs(before[0] - r1(True)[0]) < 1e-6
+assert all(torch.equal(model.state_dict()[name], value) for name, value in frozen.items())
+assert sum("running_mean" in name for name in frozen) > 3
+gradients = []
+for _ in range(2):
+    model.zero_grad()
+    model(**collate(range(8))).loss.backward()
+    gradients.append({name: value.grad.clone() for name, value in model.named_parameters() if value.grad is not None})
+    model.gradient_checkpointing_enable()
+assert all(torch.allclose(gradients[0][name], gradients[1][name], atol=1e-6) for name in gradients[1])
+settings = dict(max_steps=100, per_device_train_batch_size=32, learning_rate=3e-3, report_to=[], use_cpu=True)
+arguments = TrainingArguments("trainer", remove_unused_columns=False, **settings)
+Trainer(model, arguments, collate, range(len(texts))).train()
+after = r1(False)
+assert abs(after[0] - r1(True)[0]) < 1e-6 and after[1] > before[1] + 0.15, (before, after)
+model.save_pretrained("trained")
+torch.save(model(**collate(range(4))).text_embeds, "texts.pt")
+"""
+
+
+@pytest.mark.slow
+def test_an_export_is_trained_by_transformers_and_comes_back(saved: Callable[..., str], tmp_path: Path) -> None:
+    def change(config: ModelConfig) -> None:
+        config.image.stem, config.image.stem_stride = "test_efficientnet", 8
+
+    export(Export(model=saved(change), out=str(tmp_path / "out"), to="hf"))
+    pairs = [square(n) for n in range(0, 224, 3)]
+    for n, (image, _) in enumerate(pairs):
+        (tmp_path / f"{n}.png").write_bytes(image)
+    (tmp_path / "texts.json").write_text(json.dumps([text for _, text in pairs]))
+    run_without_us(TRAINING, tmp_path)
+    check_init_from(start := str(tmp_path / "trained" / "model.safetensors"))
+    theirs, model = torch.load(tmp_path / "texts.pt"), load_initial(start, ModelConfig())
+    ours = filip.load(start, device="cpu").encode_texts([text for _, text in pairs[:4]])
+    torch.testing.assert_close(ours.values, theirs[theirs.norm(dim=2) > 0], atol=1e-6, rtol=0)
+    assert model.config.image.stem == "test_efficientnet"
 
 
 @pytest.mark.slow
@@ -192,10 +248,13 @@ def test_the_card_tells_of_the_training_beside_the_weights(saved: Callable[..., 
     file.with_suffix(".json").write_text(json.dumps(result))
     (tmp_path / "tables").mkdir()
     (tmp_path / "tables" / "zero_shot.md").write_text("| model | CIFAR-10 |\n")
+    (tmp_path / "corpus").mkdir()
+    works = {"a": {"license": "MIT"}, "b": {"license": "CC-BY-SA-4.0"}}
+    (tmp_path / "corpus" / "attribution.json").write_text(json.dumps(works))
     export(Export(model=str(file), out=str(tmp_path / "out"), to="hf"))
     card = card_with(
-        tmp_path / "out", "# squares", "cc3m, weight 2.0", "3,456 pairs", "| `optimizer.base_lr` | 0.5 |", "commit abc",
-        "| CIFAR-10 |", "arXiv 2111.07783", "arXiv 2401.09865",
+        tmp_path / "out", "license: cc-by-sa-4.0\n", "# squares", "cc3m, weight 2.0", "3,456 pairs",
+        "| `optimizer.base_lr` | 0.5 |", "commit abc", "| CIFAR-10 |", "arXiv 2111.07783", "arXiv 2401.09865",
     )  # fmt: skip
     assert "arXiv 2103.00020" not in card  # CLIP's loss had no weight
 

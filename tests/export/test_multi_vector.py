@@ -28,6 +28,12 @@ images, texts = model.encode([Image.open(path) for path in paths]), model.encode
 assert all(torch.equal(a, b) for a, b in zip(images, model.encode_document(paths)))
 shown = numpy.asarray(Image.open(paths[0]))
 assert torch.equal(model.encode_document([shown])[0], model.encode_document(paths[:1])[0])
+given = model.preprocess(paths)
+seen = [model.train(mode)(dict(given))["token_embeddings"] for mode in (False, True)]
+assert torch.allclose(*seen, atol=1e-6) and seen[1].requires_grad
+model.gradient_checkpointing_enable()
+assert torch.allclose(model(dict(given))["token_embeddings"], seen[0], atol=1e-6)
+model.eval()
 pooled = model.encode_document(paths, token_pooling=HierarchicalTokenPooling(pool_factor=4))
 model.save({folder!r} + "-again")
 again = MultiVectorEncoder({folder!r} + "-again", trust_remote_code=True, device="cpu", local_files_only=True)

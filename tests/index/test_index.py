@@ -155,6 +155,7 @@ def test_mistakes_are_told_in_a_sentence(built: tuple[Path, str], tmp_path: Path
     [
         ("about.json", '{"format": 4'),
         ("about.json", '{"format": 4}'),
+        ("about.json", '{"format": 4, "images": 5}'),
         ("images.sqlite", None),
         ("images.sqlite", "no database, however long it may be" * 99),
         ("tokens-0.bin", None),

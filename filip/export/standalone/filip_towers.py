@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import timm
 import torch
 import torch.nn.functional as F
 from timm.layers import HybridEmbed
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 class QuickGELU(nn.Module):
@@ -18,7 +19,11 @@ class QuickGELU(nn.Module):
 
 
 class Stem(nn.Module):
-    """Convolutional network from pixels normalised as CLIP's to a feature map, whose cells are the patches."""
+    """Convolutional network from pixels normalised as CLIP's to a feature map, whose cells are the patches.
+
+    It is frozen, and in evaluation mode also while the towers above it are trained: batch norms that follow the batch
+    would give these another feature map than they have learned from.
+    """
 
     factor: Tensor
     shift: Tensor
@@ -35,12 +40,18 @@ class Stem(nn.Module):
         # to the normalisation that the network was trained with
         self.register_buffer("factor", torch.ones(3, 1, 1))
         self.register_buffer("shift", torch.zeros(3, 1, 1))
+        self.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> Self:
+        return super().train(False)
 
     def forward(self, pixels: Tensor) -> Tensor:
         return self.network(pixels * self.factor + self.shift)[0]
 
 
 class ImageTower(nn.Module):
+    gradient_checkpointing = False
+
     def __init__(self, image: dict[str, Any], embed_dim: int) -> None:
         super().__init__()
         sizes = {
@@ -69,6 +80,7 @@ class ImageTower(nn.Module):
         self.projection = nn.Linear(trunk.embed_dim, embed_dim, bias=False)
 
     def forward(self, pixels: Tensor) -> Tensor:
+        self.trunk.set_grad_checkpointing(self.gradient_checkpointing and self.training)
         return self.projection(self.trunk(pixels))
 
 
@@ -94,6 +106,8 @@ class Block(nn.Module):
 class TextTower(nn.Module):
     """Causal text encoder: tokens after [EOS] change nothing before it, so padding needs no mask here."""
 
+    gradient_checkpointing = False
+
     def __init__(self, text: dict[str, Any], embed_dim: int) -> None:
         super().__init__()
         width = text["width"]
@@ -106,7 +120,8 @@ class TextTower(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         x = self.token_embedding(ids) + self.pos_embed[: ids.shape[1]]
         for block in self.blocks:
-            x = block(x)
+            again = self.gradient_checkpointing and self.training
+            x = checkpoint(block, x, use_reentrant=False) if again else block(x)
         return self.projection(self.norm(x))
 
 
@@ -146,6 +161,10 @@ class Towers(nn.Module):
         if config["pooling"] != "ends":
             sizes = config["embed_dim"], config["pooling"], config["pool_queries"]
             self.image_pool, self.text_pool = Pooling(*sizes), Pooling(*sizes)
+
+    def gradient_checkpointing_enable(self, *_: Any, **__: Any) -> None:
+        """Compute blocks again in the backward pass; sentence-transformers calls this, transformers sets the fields."""
+        self.image.gradient_checkpointing = self.text.gradient_checkpointing = True
 
     def encode_image(self, pixels: Tensor) -> Tensor:
         """Encode ``[b, 3, S, S]`` to ``[b, n1, d]``, patches row by row, or ``[b, d]`` for a pooled model."""

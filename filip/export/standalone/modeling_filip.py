@@ -32,11 +32,12 @@ class FilipOutput(ModelOutput):
 
 
 class FilipModel(PreTrainedModel):
-    """The dual encoder for inference."""
+    """The dual encoder; a convolutional stem stays frozen while the towers above it are trained."""
 
     config_class = FilipConfig
     base_model_prefix = "filip"
     main_input_name = "pixel_values"
+    supports_gradient_checkpointing = True
 
     def __init__(self, config: FilipConfig) -> None:
         super().__init__(config)
