@@ -2,8 +2,8 @@
 
 A test set is written in CLIP_benchmark's webdataset layout. In addition to image and caption a sample has
 ``.things.png`` (mode L: pixels of the n-th thing are n, of the background 0), ``.json`` (the things in that
-order: concept, label, artist, box) and, where there are any, ``.names.txt``, ``.relation.txt``, ``.half_name.txt`` and
-``.half_relation.txt`` (captions to select from, the true one first).
+order: concept, label, artist, box) and, where there are any, ``.names.txt``, ``.relation.txt``, ``.half_name.txt``,
+``.whole_name.txt``, ``.half_relation.txt`` and ``.whole_relation.txt`` (captions to select from, the true one first).
 
 A false caption must be false. A name may replace another only if no word of it belongs to the labels or keywords of
 what is shown, nor vice versa, and if it comes from another subgroup of CLDR than all that is shown: "bird" is never
@@ -148,12 +148,12 @@ def _members(
         "things.png": png_bytes(Image.fromarray(thing_map(scene))),
         "json": json.dumps({"things": things}, ensure_ascii=False).encode(),
     }
-    choices = {
-        "names.txt": name_choices(scene, emoji, distractors),
-        "relation.txt": relation_choices(scene),
-        "half_name.txt": half_name_choices(scene, emoji, distractors),
-        "half_relation.txt": half_relation_choices(scene),
-    }
+    choices = {"names.txt": name_choices(scene, emoji, distractors), "relation.txt": relation_choices(scene)}
+    halves = {"name": half_name_choices(scene, emoji, distractors), "relation": half_relation_choices(scene)}
+    for what, captions in halves.items():
+        if captions:
+            short, wrong, true = captions
+            choices |= {f"half_{what}.txt": [short, wrong], f"whole_{what}.txt": [true, short]}
     members |= {extension: "\n".join(found).encode() for extension, found in choices.items() if found}
     return members, things
 
@@ -239,22 +239,25 @@ def relation_choices(scene: Scene) -> list[str]:
 
 
 def half_name_choices(scene: Scene, emoji: Mapping[str, Emoji], names: Sequence[str]) -> list[str]:
-    """Return a true list of all things but one, then the same with one wrong name added; [] if there is none.
+    """Return a true list of all things but one, the same with a wrong name added, and with the true one; [] if none.
 
-    The second is a half-truth (Kargi et al., 2026): longer, and mostly right.
+    The second is a half-truth (Kargi et al., 2026): longer, and mostly right. The third is the control: a model that
+    prefers what is short prefers the first to it, too.
     """
     draw = random.Random(f"half-truth {scene.caption} {scene.index}")
     true = draw.sample([thing.label for thing in scene.things], len(scene.things) - 1)
     wrong = _wrong_labels(draw, scene, emoji, names, 1)
-    return [fill(LIST, true), fill(LIST, [*true, *wrong])] if true and wrong else []
+    missing = [thing.label for thing in scene.things if thing.label not in true]
+    return [fill(LIST, true + more) for more in ([], wrong, missing)] if true and wrong else []
 
 
 def half_relation_choices(scene: Scene) -> list[str]:
-    """Return two things of the scene, then the two with a relation that is wrong; [] if no relation is clear."""
+    """Return two things of the scene, the two in a wrong relation, and in the true one; [] if no relation is clear."""
     (first, second, *_), relation = _related("half-truth, relation", scene)
     if relation is None:
         return []
-    return [fill(LIST, [first, second]), relation_sentence(first, OPPOSITE[relation], second, [])]
+    related = [relation_sentence(first, found, second, []) for found in (OPPOSITE[relation], relation)]
+    return [fill(LIST, [first, second]), *related]
 
 
 def _related(purpose: str, scene: Scene) -> tuple[list[str], str | None]:

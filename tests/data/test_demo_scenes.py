@@ -217,23 +217,23 @@ def test_the_two_captions_of_a_relation_have_the_same_words_and_only_one_is_true
     assert found > 50
 
 
-def test_a_half_truth_adds_what_is_false_to_what_is_true() -> None:
+def test_a_half_truth_adds_what_is_false_to_what_is_true_and_its_control_what_is_true() -> None:
     scenes = [new_scene(SPRITES, NAMES, 1, index) for index in range(60)]
     relations = 0
     for scene in scenes:
         shown = {thing.label: thing for thing in scene.things}
-        true, half = half_name_choices(scene, CONCEPTS, NAMES)
-        named = [re.findall(r"thing\d+", caption) for caption in (true, half)]
+        named = [re.findall(r"thing\d+", caption) for caption in half_name_choices(scene, CONCEPTS, NAMES)]
         assert len(named[0]) == 2 and set(named[0]) < set(shown)
-        assert named[1][:2] == named[0] and named[1][2] not in shown
+        assert named[1][:2] == named[2][:2] == named[0] and named[1][2] not in shown and set(named[2]) == set(shown)
         if not (choices := half_relation_choices(scene)):
             continue
         relations += 1
-        true, half = choices
+        true, half, whole = choices
         first, second = re.findall(r"thing\d+", true)
-        assert re.findall(r"thing\d+", half) == [first, second]
+        assert re.findall(r"thing\d+", half) == re.findall(r"thing\d+", whole) == [first, second]
         true_ones = {relation_of(shown[first], shown[second], random.Random(seed)) for seed in range(20)}
         assert not any(f" {relation} " in half for relation in true_ones) and len(half) > len(true)
+        assert any(f" {relation} " in whole for relation in true_ones)
     assert relations > 50
 
 
