@@ -32,7 +32,6 @@ DEPENDENCIES = [
     "psutil>=5,<8",
     "hydra-core>=1.3,<2",  # every command reads its options with it, the evaluations of the core included;
     "omegaconf>=2.3,<3",  # it is pure Python and small
-    "ninja>=1.11",  # builds the engine's CPU kernels on first use
 ]
 
 setup(

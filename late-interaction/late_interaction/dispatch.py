@@ -33,7 +33,7 @@ def late_interaction(
     image_mask: Tensor | None = None,
     backend: str | Backend = "auto",
 ) -> Similarity:
-    """Compute the token-wise similarity of every image with every text (FILIP, eq. 3 to 5), differentiable.
+    """Compute the token-wise similarity of every image with every text, differentiable (arXiv 2111.07783, eq. 3 to 5).
 
     With f_i the n1 tokens of image i (n1 may differ) and g_j the n2_j tokens of text j,
 

@@ -2,13 +2,13 @@
 
 Tokens are float32 or bfloat16; float16 ones are widened to float32 first, which is exact.
 
-The library is built with PyTorch's extension builder on first use and cached per user, PyTorch version, compiler and
-source text; it is plain C underneath, so loading it again takes a millisecond. It holds a kernel for each instruction
-set (AVX-512 with and without products of bfloat16 pairs, AVX2 with FMA, and whatever the compiler's base target offers)
-and takes the fastest of those that the CPU has, by a measurement of a few milliseconds that is kept with the library:
-a product of bfloat16 pairs is twice as fast as float32's on AMD's Zen 4, and half as fast on Intel's Sapphire Rapids.
-``LATE_INTERACTION_ISA`` names another (``isas()`` lists those that run here). Threads are PyTorch's
-(``torch.set_num_threads``); the result is the same to the bit whatever their number.
+The library is in the wheel, or is compiled on first use and cached per user, compiler and source text. It is plain C
+and fits every version of PyTorch, whose OpenMP runtime it uses. It holds a kernel for each instruction set (AVX-512
+with and without products of bfloat16 pairs, AVX2 with FMA, and whatever the compiler's base target offers) and takes
+the fastest that the CPU has, by a measurement that is kept in the cache: a product of bfloat16 pairs
+is twice as fast as float32's on AMD's Zen 4, and half as fast on Intel's Sapphire Rapids. ``LATE_INTERACTION_ISA``
+names another (``isas()`` lists those that run here). Threads are PyTorch's (``torch.set_num_threads``); the result is
+the same to the bit whatever their number.
 
 ``LATE_INTERACTION_CACHE`` moves the cache from ``$XDG_CACHE_HOME/late-interaction`` (``~/.cache/…``).
 """
@@ -67,15 +67,17 @@ def isas() -> list[str]:
 def fastest_isa(bf16: bool) -> str:
     """Return the instruction set that is fastest on this CPU for tokens of bfloat16, or of float32.
 
-    It is measured once for each model of CPU, and kept beside the library. One whose results differ from those of the
+    It is measured once for each model of CPU and each library. One whose results differ from those of the
     most portable one is left out, with a line on stderr.
     """
-    file = Path(_require_library()._name).with_name(f"isa-{_cpu_model()}.json")
+    library = hashlib.sha256(Path(_require_library()._name).read_bytes()).hexdigest()[:12]
+    file = native_build.cache_folder() / f"isa-{_cpu_model()}-{library}.json"
     try:
         chosen: dict[str, str] = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         chosen = {kind: _measured(isas(), kind == "bf16") for kind in ("bf16", "fp32")}
         try:
+            file.parent.mkdir(parents=True, exist_ok=True)
             part = file.with_suffix(f".{os.getpid()}")
             part.write_text(json.dumps(chosen), encoding="utf-8")
             part.replace(file)
@@ -249,6 +251,7 @@ def _call(name: str, problem: _Problem, wide: bool, *others: Tensor | float | No
         *(_Size(n) for n in (*items, problem.text.shape[1])),
         ctypes.c_int(bf16),
         ctypes.c_int(wide),
+        ctypes.c_int(torch.get_num_threads()),
     ]
     code = getattr(_require_library(), name)(*arguments, *map(_argument, others))
     if code == 1:

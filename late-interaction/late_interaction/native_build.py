@@ -1,4 +1,7 @@
-"""Build the native library once per user, PyTorch version, compiler and source text, and cache it."""
+"""Find the native library: in a wheel, or built once per user, compiler and source text, and cached.
+
+Nothing here imports PyTorch: setup.py builds the library of a wheel with it.
+"""
 
 from __future__ import annotations
 
@@ -11,20 +14,16 @@ import shlex
 import shutil
 import subprocess
 import sys
-import sysconfig
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
-
 CACHE_VARIABLE = "LATE_INTERACTION_CACHE"
 SOURCES = Path(__file__).with_name("csrc")
-_NAME = "late_interaction_native"
-# No -ffast-math: it would let the compiler ignore NaN and reorder sums. No -march=native: the cache may be on a disk
-# shared by different machines, so wider instruction sets are requested for each file and chosen at run time.
-_FLAGS = ["-O3", "-fopenmp", "-fno-math-errno", "-ffp-contract=fast", "-fvisibility=hidden", "-g0"]
+PACKAGED = Path(__file__).with_name("kernels.so")  # in a wheel for one platform
+# No -ffast-math: it would let the compiler ignore NaN and reorder sums. No -march=native: wheels, and a cache on a disk
+# that different machines share, hold all instruction sets; each file asks for its own, and one is chosen at run time.
+_FLAGS = ["-std=c++20", "-O3", "-fPIC", "-fno-math-errno", "-ffp-contract=fast", "-fvisibility=hidden", "-g0"]
 
 
 class BuildError(RuntimeError):
@@ -32,7 +31,7 @@ class BuildError(RuntimeError):
 
 
 def library_path() -> Path:
-    """Return the compiled library, built now if it is not in the cache. Raises BuildError."""
+    """Return the compiled library, built now if neither the wheel nor the cache has it. Raises BuildError."""
     library = _place()
     folder = library.parent
     if library.exists():
@@ -43,7 +42,8 @@ def library_path() -> Path:
             if not library.exists():  # another process may have built it while this one waited
                 for abandoned in folder.glob("build-*"):
                     shutil.rmtree(abandoned, ignore_errors=True)
-                _build(library)
+                print("late_interaction: compiling the native CPU kernels (once)", file=sys.stderr, flush=True)
+                compile_library(library)
     except OSError as error:
         raise BuildError(f"cannot write to {folder} ({error.strerror}); set {CACHE_VARIABLE}") from error
     return library
@@ -67,7 +67,7 @@ def ready() -> bool:
 
 def _place() -> Path:
     """Return where the library is or will be. Raises BuildError without a compiler."""
-    return cache_folder() / f"native-{_key(_compiler())}" / f"{_NAME}.so"
+    return PACKAGED if PACKAGED.exists() else cache_folder() / f"native-{_key(_compiler())}" / PACKAGED.name
 
 
 def cache_folder() -> Path:
@@ -78,7 +78,7 @@ def cache_folder() -> Path:
 
 
 def _compiler() -> str:
-    """Return the C++ compiler as PyTorch would choose it: $CXX, else c++."""
+    """Return the C++ compiler: $CXX, else c++."""
     if sys.platform == "win32":
         raise BuildError("they are not built on Windows")
     command = os.environ.get("CXX", "c++")
@@ -87,10 +87,15 @@ def _compiler() -> str:
     return command
 
 
+def has_compiler() -> bool:
+    with contextlib.suppress(BuildError):
+        return bool(_compiler())
+    return False
+
+
 @functools.cache
 def _key(compiler: str) -> str:
-    version = subprocess.run([*shlex.split(compiler), "--version"], capture_output=True, text=True).stdout
-    parts = [torch.__version__, platform.machine(), compiler, version.split("\n")[0], *_FLAGS]
+    parts = [platform.machine(), compiler, _version(compiler).split("\n")[0], *_FLAGS]
     digest = hashlib.sha256("\0".join(parts).encode())
     for source in sorted(SOURCES.iterdir()):
         digest.update(source.name.encode() + source.read_bytes())
@@ -107,41 +112,35 @@ def _lock(path: Path) -> Iterator[None]:
         yield
 
 
-def _build(library: Path) -> None:
-    """Build in a separate folder and publish by renaming: the cache never holds half a library."""
-    started = time.monotonic()
-    print("late_interaction: compiling the native CPU kernels (once)", file=sys.stderr, flush=True)
-    with tempfile.TemporaryDirectory(dir=library.parent, prefix="build-") as folder, _tools_on_path():
-        from torch.utils import cpp_extension
+def compile_library(library: Path) -> None:
+    """Compile all sources at once, in a separate folder, and publish by renaming: there is never half a library.
 
-        try:
-            cpp_extension.load(
-                _NAME,
-                [str(source) for source in sorted(SOURCES.glob("*.cpp"))],
-                extra_cflags=_FLAGS,
-                extra_ldflags=["-fopenmp"],
-                build_directory=folder,
-                is_python_module=False,
-            )
-        except (RuntimeError, OSError, subprocess.SubprocessError) as error:
-            raise BuildError(f"compilation failed ({_first_error(str(error))})") from error
+    It is linked without a runtime of OpenMP, and finds that of PyTorch in the process that loads it. Clang's code asks
+    for another one than the GNU runtime of PyTorch's Linux builds. Raises BuildError.
+    """
+    compiler = shlex.split(_compiler())
+    openmp, link = ["-fopenmp"], ["-shared"]
+    if sys.platform == "darwin":
+        openmp, link = ["-Xclang", "-fopenmp"], ["-shared", "-undefined", "dynamic_lookup"]
+    elif "clang" in _version(_compiler()):
+        link += openmp
+    with tempfile.TemporaryDirectory(dir=library.parent, prefix="build-") as folder:
+        sources = sorted(SOURCES.glob("*.cpp"))
+        objects = [f"{folder}/{source.stem}.o" for source in sources]
+        _run(*([*compiler, *_FLAGS, *openmp, "-c", str(a), "-o", b] for a, b in zip(sources, objects, strict=True)))
+        _run([*compiler, *link, *objects, "-o", f"{folder}/{library.name}"])
         os.replace(Path(folder) / library.name, library)
-    seconds = time.monotonic() - started
-    print(f"late_interaction: native CPU kernels compiled in {seconds:.0f} s", file=sys.stderr, flush=True)
 
 
-@contextlib.contextmanager
-def _tools_on_path() -> Iterator[None]:
-    """Put python's folder on PATH, where ninja is in a virtual environment that is not activated."""
-    before = os.environ.get("PATH", "")
-    os.environ["PATH"] = os.pathsep.join([before, sysconfig.get_path("scripts")])
-    try:
-        yield
-    finally:
-        os.environ["PATH"] = before
+def _run(*commands: list[str]) -> None:
+    """Run compilers side by side; raise BuildError with the first complaint."""
+    jobs = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for command in commands]
+    said = [job.communicate()[1] for job in jobs]
+    lines = [line.strip() for job, text in zip(jobs, said, strict=True) if job.returncode for line in text.splitlines()]
+    if any(job.returncode for job in jobs):
+        complaint = next((line for line in lines if "error" in line), "no message")
+        raise BuildError(f"compilation failed ({complaint[:200]})")
 
 
-def _first_error(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    wanted = [line for line in lines if "error" in line.lower() and not line.startswith("FAILED")]
-    return (wanted or lines or ["no message"])[0 if len(wanted) < 2 else 1][:200]
+def _version(compiler: str) -> str:
+    return subprocess.run([*shlex.split(compiler), "--version"], capture_output=True, text=True).stdout

@@ -6,7 +6,7 @@
 extern "C" {
 const char* interaction_isas();
 #define PROBLEM \
-  const char *, const void *, const void *, const int64_t *, const int64_t *, int64_t, int64_t, int64_t, int, int
+  const char *, const void *, const void *, const int64_t *, const int64_t *, int64_t, int64_t, int64_t, int, int, int
 int interaction_forward(PROBLEM, float*, float*, void*, void*);
 int interaction_backward(PROBLEM, const float*, const float*, void*, void*, float*, float*);
 int interaction_smooth_forward(PROBLEM, float, int, float*, float*);
@@ -34,7 +34,7 @@ int main(int, char** names) {
     for (auto* part : {&i2t, &t2i, &of_image, &of_text}) fwrite(part->data(), 4, part->size(), out);
   };
 #define ARGUMENTS \
-  "", image.data(), text.data(), image_offsets.data(), text_offsets.data(), b, t, d, static_cast<int>(size[3]), 0
+  "", image.data(), text.data(), image_offsets.data(), text_offsets.data(), b, t, d, static_cast<int>(size[3]), 0, 1
   int code = interaction_forward(ARGUMENTS, i2t.data(), t2i.data(), i2t_map.data(), t2i_map.data());
   code |= interaction_backward(ARGUMENTS, grad_i2t.data(), grad_t2i.data(), i2t_map.data(), t2i_map.data(), of_image.data(),
                          of_text.data());

@@ -22,6 +22,7 @@ struct Problem {
   const int64_t* text_offsets;   // [texts + 1] first row of each text
   int64_t images, texts, dim;
   int64_t longest_image, longest_text;  // rows
+  int64_t threads;
   bool bf16;                            // the type of both inputs
   bool wide;                            // arg-max maps are int16 instead of uint8
 };

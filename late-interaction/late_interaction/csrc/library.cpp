@@ -1,6 +1,5 @@
-// Entry points (plain C, called through ctypes) and the division of the work among threads.
-#include <ATen/Parallel.h>
-
+// Entry points (plain C, called through ctypes) and the division of the work among OpenMP's threads. The library is linked
+// without a runtime of them: the process has PyTorch's, and the threads of a second one would compete with the first's.
 #include <algorithm>
 #include <atomic>
 #include <cstdlib>
@@ -94,21 +93,25 @@ class FlushDenormals {
 // for ever: it works alone.
 const pid_t LOADED_BY = getpid();
 
-// Runs work(unit, scratch) for every unit on PyTorch's threads, each with scratch memory of its own. Units are taken
+// Runs work(unit, scratch) for every unit on so many threads, each with scratch memory of its own. Units are taken
 // from a counter, since a thread may be held up; whoever runs one, its result is the same.
 class Workers {
  public:
-  explicit Workers(int64_t scratch_bytes)
-      : threads_(getpid() == LOADED_BY ? at::get_num_threads() : 1), bytes_(round_up(scratch_bytes, 4096)), scratch_(threads_ * bytes_) {}
+  Workers(int64_t threads, int64_t scratch_bytes)
+      : threads_(getpid() == LOADED_BY ? threads : 1),
+        bytes_(round_up(scratch_bytes, 4096)),
+        scratch_(threads_ * bytes_) {}
 
   template <class Work>
   void operator()(int64_t units, const Work& work) {
-    std::atomic<int64_t> next{0};
-    at::parallel_for(0, at_most(units, threads_), 1, [&](int64_t begin, int64_t end) {
+    std::atomic<int64_t> started{0}, next{0};
+    const int team = static_cast<int>(at_most(units, threads_));
+#pragma omp parallel num_threads(team) if (team > 1)
+    {
       const FlushDenormals in_this_thread;
-      for (int64_t thread = begin; thread < end; ++thread)
-        for (int64_t unit; (unit = next.fetch_add(1)) < units;) work(unit, scratch_.data() + thread * bytes_);
-    });
+      char* scratch = scratch_.data() + started.fetch_add(1) * bytes_;
+      for (int64_t unit; (unit = next.fetch_add(1)) < units;) work(unit, scratch);
+    }
   }
 
  private:
@@ -153,7 +156,7 @@ template <class Bytes, class Forward>
 void run_tiles(const Isa& isa, const Problem& p, const Bytes& bytes, const Forward& forward) {
   const auto spans = text_spans(p, SPAN_ROWS), blocks = image_blocks(isa, p);
   const int64_t count = static_cast<int64_t>(spans.size()) - 1;
-  Workers for_each_unit(largest(blocks, bytes));
+  Workers for_each_unit(p.threads, largest(blocks, bytes));
   for_each_unit((static_cast<int64_t>(blocks.size()) - 1) * count, [&](int64_t unit, char* memory) {
     const int64_t block = unit / count, span = unit % count;
     forward(Range{blocks[block], blocks[block + 1]}, Range{spans[span], spans[span + 1]}, memory);
@@ -186,11 +189,11 @@ void run_backward(const Isa& isa, BackwardCall call) {
     prefer_huge_pages(image ? call.grad_image : call.grad_text,
                       static_cast<size_t>(start(items) * p.dim) * sizeof(float));
     // A block's sums stay in the second-level cache; smaller ones where there are threads to feed.
-    const int64_t share = div_up(start(items) * slices, 2 * at::get_num_threads());
+    const int64_t share = div_up(start(items) * slices, 2 * p.threads);
     const auto bounds = blocks_of(items, at_least(1, at_most(BLOCK_ROWS, share)), start);
     const int64_t rows = largest(bounds, [&](Range items) { return start(items.end) - start(items.begin); });
     const int64_t blocks = static_cast<int64_t>(bounds.size()) - 1;
-    Workers for_each_unit(isa.backward_bytes(p, rows));
+    Workers for_each_unit(p.threads, isa.backward_bytes(p, rows));
     for_each_unit(blocks * slices, [&](int64_t unit, char* memory) {
       const Range range{bounds[unit / slices], bounds[unit / slices + 1]};
       isa.backward(call, image, range, unit % slices, memory);
@@ -215,7 +218,7 @@ void run_smooth_backward(const Isa& isa, const SmoothCall& call) {
   const int64_t count = static_cast<int64_t>(spans.size()) - 1;
   const auto rows_of = [&](Range images) { return image_rows(p, images).end - image_rows(p, images).begin; };
   const int64_t size = largest(blocks, rows_of) * isa.padded_dim(p);
-  Workers for_each_unit(largest(blocks, [&](Range images) { return isa.smooth_bytes(call, images, true); }));
+  Workers for_each_unit(p.threads, largest(blocks, [&](Range images) { return isa.smooth_bytes(call, images, true); }));
   std::vector<float> sums(call.grad_image ? count * size : 0);
   const auto clear = [](float* gradient, int64_t numbers) {
     if (!gradient) return;
@@ -269,11 +272,11 @@ extern "C" {
 // The problem, as every pass takes it. An empty name means the best instruction set.
 #define INTERACTION_PROBLEM                                                                                           \
   const char *isa_name, const void *image, const void *text, const int64_t *image_offsets,                      \
-      const int64_t *text_offsets, int64_t images, int64_t texts, int64_t dim, int bf16, int wide
+      const int64_t *text_offsets, int64_t images, int64_t texts, int64_t dim, int bf16, int wide, int threads
 #define INTERACTION_AS_PROBLEM                                                                                        \
   Problem {                                                                                                     \
     image, text, image_offsets, text_offsets, images, texts, dim, longest(image_offsets, images),               \
-        longest(text_offsets, texts), bf16 != 0, wide != 0                                                      \
+        longest(text_offsets, texts), threads, bf16 != 0, wide != 0                                             \
   }
 
 // Names of the instruction sets this CPU can run, best first, separated by spaces.

@@ -1,0 +1,34 @@
+"""A wheel with the compiled CPU kernels where there is a compiler; all else is in pyproject.toml."""
+
+import runpy
+from pathlib import Path
+
+from setuptools import Distribution, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_py import build_py
+
+# The file alone: to import the package would import PyTorch, which is not there yet.
+NATIVE = runpy.run_path(str(Path(__file__).parent / "late_interaction/native_build.py"))
+
+
+class BuildWithKernels(build_py):
+    """Compile the kernels into the wheel; an editable installation compiles them when it first needs them."""
+
+    def run(self) -> None:
+        super().run()
+        if self.distribution.has_ext_modules() and not self.editable_mode:
+            NATIVE["compile_library"](Path(self.build_lib, "late_interaction", NATIVE["PACKAGED"].name).resolve())
+
+
+class WheelForEveryPython(bdist_wheel):
+    def get_tag(self) -> tuple[str, str, str]:
+        """Return a tag for one platform: the kernels are loaded with ctypes, which any Python does."""
+        return super().get_tag() if self.root_is_pure else ("py3", "none", super().get_tag()[2])
+
+
+class WithKernels(Distribution):
+    def has_ext_modules(self) -> bool:
+        return bool(NATIVE["has_compiler"]())
+
+
+setup(cmdclass={"build_py": BuildWithKernels, "bdist_wheel": WheelForEveryPython}, distclass=WithKernels)
