@@ -63,12 +63,15 @@ class Ratio(NamedTuple):
 
 RATIOS = [
     Ratio("native", "product", 1.0),
-    Ratio("native_bf16", "product_bf16"),
-    Ratio("native", "native_bf16"),
+    Ratio("native_bf16", "product_bf16", 4.0),
+    Ratio("native_bf16", "native", 1.05),
     Ratio("native_ragged", "native", 1.05),
     Ratio("smooth", "native", 3.0),
     Ratio("smooth_bf16", "native_bf16", 3.0),
     Ratio("smooth_ragged", "smooth", 1.05),
+    Ratio("smooth_cold", "smooth", 1.3),
+    Ratio("smooth_77", "native_77", 3.0),
+    Ratio("smooth_300", "native_300", 3.0),
     Ratio("einsum_longest", "native", 8.0, more=True),
     Ratio("einsum", "native"),
     Ratio("native", "einsum_quarter", 0.75),
