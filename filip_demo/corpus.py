@@ -16,6 +16,7 @@ import sys
 import time
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -40,12 +41,19 @@ from filip_demo.evaluation import (
 from filip_demo.faulty_rows import PLANTED, plant, write_planted
 from filip_demo.packages import ARTISTS, PACKAGES, Artist, fetch_packages
 from filip_demo.render import SIDE, Rendering, render_all, svg_document
-from filip_demo.scene_sets import SceneFacts, scene_makers, write_scene_sets, write_training_scenes
-from filip_demo.scenes import in_scenes, load_sprites
+from filip_demo.scene_sets import (
+    SceneFacts,
+    name_and_relation_choices,
+    scene_makers,
+    write_scene_sets,
+    write_training_scenes,
+)
+from filip_demo.scenes import in_scenes, load_sprites, training_scene
 from filip_demo.training_list import training_table, write_captions, write_table
 
 # Skin tones kept per artist and concept, next to the plain drawing; with all, 56 % of the drawings would be people.
 TONES_PER_CONCEPT = 2
+TRAINING_SEED = 0
 
 
 @dataclass
@@ -84,9 +92,11 @@ def main(config: Corpus) -> None:
 
     sprites = load_sprites(trained, out / "sprites")
     known = sorted(set(sprites) - catalogue.held_out)
-    scenes = write_training_scenes(out, sprites, known, config.scenes, processes)
+    compose = partial(training_scene, sprites, known, TRAINING_SEED)
+    scenes = write_training_scenes(out, compose, config.scenes if known else 0, processes)
     makers = scene_makers(sprites, load_sprites(unseen_artist, out / "sprites"), catalogue.held_out)
-    scene_counts = write_scene_sets(makers, out / "eval", config.test_scenes, processes, catalogue.emoji, known)
+    choices = partial(name_and_relation_choices, catalogue.emoji, known)
+    scene_counts = write_scene_sets(makers, out / "eval", config.test_scenes, processes, choices)
 
     planted = plant(catalogue, training)
     write_planted(planted, out / "images", out)

@@ -33,11 +33,9 @@ from filip_demo.catalogue import Emoji
 from filip_demo.evaluation import add_member
 from filip_demo.render import is_written, png_bytes, write_atomically
 from filip_demo.scene_captions import fill, relation_of, relation_sentence
-from filip_demo.scenes import Scene, Sprites, new_scene, pairs_of, training_scene
+from filip_demo.scenes import Scene, Sprites, new_scene, pairs_of
 
 SEARCH = "demo_scenes_search"
-SETS = ("demo_scenes_new", "demo_scenes_artist", "demo_scenes_concepts", SEARCH)  # their seeds are 1, 2, 3, 4
-TRAINING_SEED = 0
 
 
 @dataclass(frozen=True)
@@ -57,13 +55,8 @@ class SceneFacts:
         return int.from_bytes(hashlib.sha256(codes.encode()).digest()[:8], "big") >> 1
 
 
-def write_training_scenes(
-    out: Path, sprites: Sprites, concepts: Sequence[str], count: int, processes: int
-) -> list[SceneFacts]:
+def write_training_scenes(out: Path, compose: Callable[..., Scene], count: int, processes: int) -> list[SceneFacts]:
     """Compose the training scenes, write their images below ``out`` and return what they show."""
-    if not concepts:
-        return []
-    compose = partial(training_scene, sprites, concepts, TRAINING_SEED)
     made = _for_each(partial(_write_image, out, compose), count, processes)
     return list(track(made, "composing training scenes", "scenes", total=count))
 
@@ -89,13 +82,13 @@ def scene_makers(trained: Sprites, unseen_artist: Sprites, held_out: frozenset[s
     drawn = [concept for concept in known if concept in unseen_artist]
     makers: dict[str, Callable[..., Scene]] = {}
     if len(known) > 2:
-        makers["demo_scenes_new"] = partial(new_scene, trained, known)
+        makers["demo_scenes_new"] = partial(new_scene, trained, known, seed=1)
     if len(drawn) > 2:
-        makers["demo_scenes_artist"] = partial(new_scene, unseen_artist, drawn)
+        makers["demo_scenes_artist"] = partial(new_scene, unseen_artist, drawn, seed=2)
     if len(known) > 1 and unseen:
-        makers["demo_scenes_concepts"] = partial(new_scene, trained, known, unseen=unseen)
+        makers["demo_scenes_concepts"] = partial(new_scene, trained, known, seed=3, unseen=unseen)
     if len(known) > 2:
-        makers[SEARCH] = partial(new_scene, trained, known)
+        makers[SEARCH] = partial(new_scene, trained, known, seed=4)
     return makers
 
 
@@ -104,20 +97,19 @@ def write_scene_sets(
     root: Path,
     count: int,
     processes: int,
-    emoji: Mapping[str, Emoji],
-    distractors: Sequence[str],
+    choices: Callable[[Scene], dict[str, list[str]]],
 ) -> dict[str, dict[str, Any]]:
     """Write ``root/<name>/…`` of each maker and return their summaries.
 
-    distractors: concepts whose names make false captions. The last set, on which settings are searched, shows no two
-    things together that an earlier set shows together.
+    choices: the captions to select from, by the extension of their file. SEARCH, on which settings are searched, shows
+    no two things together that an earlier set shows together.
     """
     shown: set[frozenset[str]] = set()
     summaries = {}
     for name, compose in makers.items():
         if name == SEARCH:
             compose = partial(compose, avoided=frozenset(shown))
-        make = partial(_members, partial(compose, seed=SETS.index(name) + 1), emoji, distractors)
+        make = partial(_members, compose, choices)
         folder = root / name
         (folder / "test").mkdir(parents=True, exist_ok=True)
         write_atomically(folder / "dataset_type.txt", b"retrieval\n")
@@ -137,7 +129,7 @@ def write_scene_sets(
 
 
 def _members(
-    compose: Callable[..., Scene], emoji: Mapping[str, Emoji], distractors: Sequence[str], index: int
+    compose: Callable[..., Scene], choices: Callable[[Scene], dict[str, list[str]]], index: int
 ) -> tuple[dict[str, bytes], list[dict[str, Any]]]:
     """Return the files of one test scene by extension, and its things."""
     scene = compose(index=index)
@@ -148,14 +140,19 @@ def _members(
         "things.png": png_bytes(Image.fromarray(thing_map(scene))),
         "json": json.dumps({"things": things}, ensure_ascii=False).encode(),
     }
-    choices = {"names.txt": name_choices(scene, emoji, distractors), "relation.txt": relation_choices(scene)}
-    halves = {"name": half_name_choices(scene, emoji, distractors), "relation": half_relation_choices(scene)}
+    members |= {extension: "\n".join(found).encode() for extension, found in choices(scene).items() if found}
+    return members, things
+
+
+def name_and_relation_choices(emoji: Mapping[str, Emoji], names: Sequence[str], scene: Scene) -> dict[str, list[str]]:
+    """Return the captions to select from by extension. names: concepts whose names make false captions."""
+    choices = {"names.txt": name_choices(scene, emoji, names), "relation.txt": relation_choices(scene)}
+    halves = {"name": half_name_choices(scene, emoji, names), "relation": half_relation_choices(scene)}
     for what, captions in halves.items():
         if captions:
             short, wrong, true = captions
             choices |= {f"half_{what}.txt": [short, wrong], f"whole_{what}.txt": [true, short]}
-    members |= {extension: "\n".join(found).encode() for extension, found in choices.items() if found}
-    return members, things
+    return choices
 
 
 def thing_map(scene: Scene) -> np.ndarray:

@@ -38,17 +38,22 @@ class Sprites:
 
 def main(config: Sprites) -> None:
     """Draw the things that scenes may show, 24 pixels wide, in grey and alpha."""
-    artist = next(artist for artist in ARTISTS if artist.key == ARTIST)
-    drawings = Catalogue(fetch_packages(config.cache)).drawings(artist)
-    chosen = {d.emoji.label.lower(): d for d in drawings if not d.emoji.tones and in_scenes(d.emoji)}
-    chosen = {name: drawing for name, drawing in chosen.items() if name.isalpha() and name not in COLOURS}
-    names = sorted(chosen)
+    chosen = things_to_tint(Catalogue(fetch_packages(config.cache)))
+    names = list(chosen)
     pixels = np.stack([grey_and_alpha(chosen[name]) for name in track(names, "drawing sprites", "sprites")])
     buffer = io.BytesIO()
     np.savez_compressed(buffer, names=np.array(names), pixels=pixels)
     with naming(config.out):
         Path(config.out).write_bytes(buffer.getvalue())
-    say(f"{config.out}: {len(names)} sprites of {artist.key}, SHA-256 {hashlib.sha256(buffer.getvalue()).hexdigest()}")
+    say(f"{config.out}: {len(names)} sprites of {ARTIST}, SHA-256 {hashlib.sha256(buffer.getvalue()).hexdigest()}")
+
+
+def things_to_tint(catalogue: Catalogue) -> dict[str, Drawing]:
+    """Return one artist's drawings of things with a name of one word that is no colour, in the order of the names."""
+    artist = next(artist for artist in ARTISTS if artist.key == ARTIST)
+    drawings = catalogue.drawings(artist)
+    chosen = {d.emoji.label.lower(): d for d in drawings if not d.emoji.tones and in_scenes(d.emoji)}
+    return {name: chosen[name] for name in sorted(chosen) if name.isalpha() and name not in COLOURS}
 
 
 def grey_and_alpha(drawing: Drawing) -> np.ndarray:

@@ -70,7 +70,7 @@ class StudyEvaluations(Study):
 
     def _inputs(self, model: str, names: list[str]) -> dict[str, Any]:
         return {
-            "weights": self.model_file(model),
+            "weights": self.model_file(model) or self.manifests(self.peers[model].get("sources", [])),
             "cards": [f"eval/{name}.yaml" for name in names],
             "prompts": self.prompt_file(model),
             "corpus": self.benchmark_files(),
@@ -95,6 +95,10 @@ class StudyEvaluations(Study):
 
     def benchmark_files(self) -> list[str]:
         """Return the files that must exist before an evaluation."""
+        raise NotImplementedError
+
+    def manifests(self, sources: list[str]) -> list[str]:
+        """Return the files that must exist before sources are read."""
         raise NotImplementedError
 
     # ---- command lines -------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 
 class Pooling(nn.Module):
@@ -34,8 +35,12 @@ class Pooling(nn.Module):
             )
             raised = (scores - highest[owner]).exp()
             weights = raised / raised.new_zeros(highest.shape).index_add(0, owner, raised)[owner]
-        pooled = tokens.new_zeros(len(lengths), weights.shape[1], tokens.shape[1])
-        pooled = pooled.index_add(0, owner, weights[:, :, None] * tokens[:, None, :])
+        if weights.shape[1] > 1:  # padded: a token times each of its weights would be as many copies of it
+            padded = [pad_sequence(x.split(lengths.tolist()), batch_first=True) for x in (weights, tokens)]
+            pooled = padded[0].transpose(1, 2) @ padded[1]
+        else:
+            pooled = tokens.new_zeros(len(lengths), 1, tokens.shape[1])
+            pooled = pooled.index_add(0, owner, weights[:, :, None] * tokens[:, None, :])
         if self.heads is None:
             return pooled
         return torch.einsum("bkd,kde->bke", pooled, self.heads.float()).flatten(1)[:, None]

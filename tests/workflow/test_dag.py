@@ -69,7 +69,7 @@ def test_dry_run_prints_the_complete_dag_without_data(clone: Path, study: str) -
     for run in [*written_out.runs, *written_out.trials]:
         assert f"models/{run}.safetensors" in printed
     counts = job_counts(printed)
-    built = {"demo", "own_images"} & set(config["sources"])
+    built = [source for source in config["sources"] if load_source(source).built_by]
     tuned = {tune["source"] for tune in config.get("fine_tune", {}).values()}
     assert counts["pretrain"] == len(written_out.runs) + len(written_out.trials)
     assert counts.get("fine_tune", 0) == len(config.get("fine_tune", {}))

@@ -1,8 +1,6 @@
 # A corpus that is built here (its card's `built_by`): the demo's emoji come from npm packages and are served over HTTP
 # while the study downloads them.
 
-DEMO = config.get("demo", {})
-
 
 rule demo_corpus:
     output:
@@ -12,10 +10,7 @@ rule demo_corpus:
     params:
         builder=STUDY.corpus_builder,
         out=lambda wildcards, output: Path(output.list).parent,
-        port=DEMO.get("port", 8765),
-        limit=DEMO.get("limit") or "null",
-        scenes=" ".join(f"{key}={DEMO[key]}" for key in ("scenes", "test_scenes") if key in DEMO),
-        cache=DEMO.get("cache", ".cache/demo"),
+        options=[f"{key}={'null' if value is None else value}" for key, value in config.get("demo", {}).items()],
     log:
         f"{RESULTS}/logs/demo_corpus.log",
     benchmark:
@@ -24,5 +19,4 @@ rule demo_corpus:
     conda:
         "../envs/filip.yaml"
     shell:
-        "python -m {params.builder} out={params.out} port={params.port} limit={params.limit}"
-        " {params.scenes} cache={params.cache} > {log} 2>&1"
+        "python -m {params.builder} out={params.out} {params.options} > {log} 2>&1"
