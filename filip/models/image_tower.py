@@ -6,6 +6,7 @@ from typing import Any
 
 import timm
 import torch
+from timm.models import is_model_in_modules
 from timm.models.eva import Eva
 from timm.models.naflexvit import NaFlexVit
 from timm.models.vision_transformer import VisionTransformer
@@ -135,6 +136,8 @@ def _create_trunk(config: ImageTowerConfig) -> VisionTransformer | Eva | NaFlexV
         "act_layer": config.activation,
     }
     arguments |= {name: value for name, value in sizes.items() if value is not None}
+    if is_model_in_modules(config.timm.partition(".")[0], ["eva"]) and config.activation == "gelu":
+        del arguments["act_layer"]  # DINOv3 and PE-Core bring theirs
     if config.stem is not None:
         stem = stem_layer(config.stem, config.stem_stride, config.stem_cells, config.image_size)
         arguments |= {"patch_size": config.stem_cells, "embed_layer": stem}

@@ -6,13 +6,13 @@ import json
 import os
 import re
 from contextlib import suppress
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from filip import resources
 from filip.errors import UserError
-from filip.files import digest, nothing_at, sha256_of
+from filip.files import digest, nothing_at, sha256_of, write_json
 
 _COMPLETE = re.compile(r"step(\d{8})")
 STATE = "state.json"
@@ -42,6 +42,7 @@ class LoopState:
     settings: dict[str, Any] = field(default_factory=dict)  # see filip.train.provenance
     init_from: str | None = None  # hash of the weights that the run started from
     files: dict[str, int] = field(default_factory=dict)  # bytes of each file of the checkpoint
+    hashes: dict[str, str] = field(default_factory=dict)  # SHA-256 of each
 
 
 def complete_checkpoints(folder: Path) -> list[Path]:
@@ -52,29 +53,40 @@ def complete_checkpoints(folder: Path) -> list[Path]:
 
 
 def newest_intact(folder: Path) -> tuple[Path | None, list[str]]:
-    """Return the newest checkpoint whose files have their saved sizes, and a note on each one that is skipped."""
+    """Return the newest checkpoint whose files have their saved sizes, and a note on each one that is skipped.
+
+    A training sets damaged ones aside, whose content it compares as well: filip.train.checkpoint.set_aside_damaged.
+    """
     notes: list[str] = []
     for checkpoint in reversed(complete_checkpoints(folder)):
-        damage = find_damage(checkpoint)
+        damage = find_damage(checkpoint, hashed=slice(0))
         if damage is None:
             return checkpoint, notes
         notes.append(f"skipped the damaged checkpoint {checkpoint}: {damage}")
     return None, notes
 
 
-def find_damage(checkpoint: Path) -> str | None:
-    """Return what is wrong with a checkpoint's files, or None. Only sizes are compared, not the content."""
+def find_damage(checkpoint: Path, hashed: slice = slice(None)) -> str | None:
+    """Return what is wrong with a checkpoint's files, or None. hashed: the files whose content is read, too."""
     try:
-        expected = read_state(checkpoint).files
+        saved = read_state(checkpoint)
+        for name, size in saved.files.items():
+            if (found := file_size(checkpoint / name)) != size:
+                return f"{name} has {found} bytes instead of {size}"
+        for name in sorted(saved.hashes)[hashed]:
+            if sha256_of(checkpoint / name) != saved.hashes[name]:
+                return f"the content of {name} is not as it was written"
     except UserError as error:
         return str(error)
-    for name, size in expected.items():
-        path = checkpoint / name
-        if not path.is_file():
-            return f"{name} is missing"
-        if file_size(path) != size:
-            return f"{name} has {file_size(path)} bytes instead of {size}"
+    except OSError as error:
+        return f"{Path(error.filename or checkpoint).name} cannot be read: {error.strerror}"
     return None
+
+
+def write_state(checkpoint: Path, state: LoopState) -> None:
+    """Write the loop state, which makes a folder a checkpoint."""
+    values = json.loads(json.dumps(asdict(state)))
+    write_json(checkpoint / STATE, {**values, "digest": digest(values)})
 
 
 def read_state(checkpoint: Path) -> LoopState:
@@ -82,6 +94,8 @@ def read_state(checkpoint: Path) -> LoopState:
     known = {f.name for f in fields(LoopState)}
     try:
         values = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
+        if values.pop("digest", None) not in (None, digest(values)):
+            raise ValueError("it is not as it was written")
         return LoopState(**{name: value for name, value in values.items() if name in known})
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise UserError(f"cannot read {checkpoint / STATE}: {error}; resume from another checkpoint") from error

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import sys
 import time
 import traceback
@@ -12,7 +11,15 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from filip.train.launcher_env import EXIT_CODE_FILE, STOPPED_BY_SIGNAL, environment_rank, lost_contact
+from filip.train.launcher_env import (
+    EXIT_CODE_FILE,
+    MACHINE_FAILED,
+    STOPPED_BY_SIGNAL,
+    MachineError,
+    environment_rank,
+    lost_contact,
+    this_rank,
+)
 
 if TYPE_CHECKING:
     from filip.train.config import TrainConfig
@@ -33,7 +40,7 @@ def train(config: TrainConfig) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    """Run the command; after a user's mistake only the first rank prints the message, and all exit with 2."""
+    """Run the command. Of a mistake that all ranks find before the first step only the first one prints the message."""
     from filip.command import run_command
     from filip.train.config import TrainConfig
 
@@ -78,11 +85,12 @@ if __name__ == "__main__":
     except SystemExit as stopped:
         exit_code = stopped.code if isinstance(stopped.code, int) else 1
     except BaseException as error:  # no waiting for threads of a broken process group
-        sentence = lost_contact(error)
+        failed = isinstance(error, MachineError)
+        sentence = f"{this_rank()}: {error}" if failed else lost_contact(error)
         if sentence is None:  # a bug of ours, or a device that fails
             traceback.print_exc()
             said = (str(error).strip() or "no message").splitlines()[0]
-            sentence = f"rank {environment_rank()} on {socket.gethostname()}: {type(error).__name__}: {said}"
+            sentence = f"{this_rank()}: {type(error).__name__}: {said}"
         print(f"error: {sentence}", file=sys.stderr)
-        exit_code = 1
+        exit_code = MACHINE_FAILED if failed else 1
     leave(exit_code)

@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 
 from filip import device
 from filip.errors import UserError
-from filip.files import digest, naming, sync, write_json
+from filip.files import digest, naming, sha256_of, sync
 from filip.models import config_from_dict
 from filip.runs.saved_files import (
     AVERAGED,
@@ -31,9 +31,11 @@ from filip.runs.saved_files import (
     LoopState,
     complete_checkpoints,
     file_size,
+    find_damage,
     is_finished,
     newest_intact,
     read_state,
+    write_state,
 )
 from filip.train.config import CheckpointConfig, TrainConfig
 from filip.train.engine import Engine
@@ -107,9 +109,12 @@ def save_checkpoint(engine: Engine, state: LoopState, folder: Path, settings: Ch
         if engine.averages and (average := gather_to_main(engine, ranks)):
             save_file(average, aside / AVERAGED)
     barrier(ranks)
+    files = sorted(path for path in aside.iterdir() if path.is_file())
+    hashes = ranks.gather({path.name: sha256_of(path) for path in files[ranks.rank :: ranks.world_size]})
     if ranks.is_main:
-        state.files = {path.name: file_size(path) for path in sorted(aside.iterdir()) if path.is_file()}
-        write_json(aside / STATE, asdict(state))
+        state.files = {path.name: file_size(path) for path in files}
+        state.hashes = dict(sorted(item for share in hashes for item in share.items()))
+        write_state(aside, state)
     barrier(ranks)
     if ranks.local_rank == 0:  # a power cut after the rename loses nothing
         for path in [*aside.iterdir(), aside]:
@@ -172,11 +177,32 @@ def set_aside_newer(folder: Path, step: int, ranks: Ranks) -> list[str]:
         return []
     if ranks.is_main:
         for path in newer:
-            target = path.with_name(f"superseded-{path.name}")
-            shutil.rmtree(target, ignore_errors=True)
-            os.rename(path, target)
+            _rename(path, "superseded")
     names = ", ".join(path.name for path in newer)
     return [f"renamed the newer checkpoints {names} to superseded-*; delete them when unneeded"]
+
+
+def set_aside_damaged(folder: Path, ranks: Ranks) -> list[str]:
+    """Rename damaged checkpoints until the newest is intact: no later save may keep one of them instead of a good one.
+
+    All ranks call, and each reads its share of the files. Returns a note on each.
+    """
+    notes: list[str] = []
+    while (newest := from_main(ranks, next(reversed(complete_checkpoints(folder)), None))) is not None:
+        damage = next(filter(None, ranks.gather(find_damage(newest, slice(ranks.rank, None, ranks.world_size)))), None)
+        if damage is None:
+            break
+        if ranks.is_main:
+            _rename(newest, "damaged")
+        notes.append(f"skipped the damaged checkpoint {newest}: {damage}; it is now called damaged-{newest.name}")
+        barrier(ranks)
+    return notes
+
+
+def _rename(checkpoint: Path, kind: str) -> None:
+    target = checkpoint.with_name(f"{kind}-{checkpoint.name}")
+    shutil.rmtree(target, ignore_errors=True)
+    os.rename(checkpoint, target)
 
 
 def prepare_folder(folder: Path, ranks: Ranks, start_again: bool) -> None:
@@ -249,9 +275,10 @@ def choose_checkpoint(config: TrainConfig, state: LoopState, ranks: Ranks) -> Re
     Raises UserError if the checkpoints belong to a training with other settings or data.
     """
     found = Resumption()
+    notes = set_aside_damaged(Path(config.run_dir) / "checkpoints", ranks) if config.resume == "auto" else []
     with raise_together(ranks):
         if ranks.is_main:
-            found = _choose(config, state)
+            found = _choose(config, state, notes)
             if found.checkpoint is not None:
                 refuse_changed_data(config)
     return from_main(ranks, found)
@@ -269,7 +296,7 @@ def continue_from(found: Resumption, engine: Engine, state: LoopState, folder: P
     return [*found.notes, *set_aside_newer(folder, saved.step, ranks)]
 
 
-def _choose(config: TrainConfig, state: LoopState) -> Resumption:
+def _choose(config: TrainConfig, state: LoopState, notes: list[str]) -> Resumption:
     run_dir = Path(config.run_dir)
     folder = run_dir / "checkpoints"
     if config.resume == "never":
@@ -281,6 +308,8 @@ def _choose(config: TrainConfig, state: LoopState) -> Resumption:
                 f"resume={config.resume} is not a finished checkpoint (no {STATE} in it); give a folder such as "
                 f"{folder}/step00001000, or resume=auto"
             )
+        if damage := find_damage(given):
+            raise UserError(f"resume={config.resume} is damaged: {damage}; give another checkpoint, or resume=auto")
         saved = read_state(given)
         other_start = [OTHER_START] if saved.init_from != state.init_from else []
         return _resumption(given, saved, state, [*_differences(saved, state), *other_start])
@@ -300,7 +329,7 @@ def _choose(config: TrainConfig, state: LoopState) -> Resumption:
                 ),
             )
         return Resumption(start_again=True, notes=("this run has finished before; it starts again",))
-    checkpoint, notes = newest_intact(folder)
+    checkpoint = next(reversed(complete_checkpoints(folder)), None)
     if checkpoint is None:
         return Resumption(notes=tuple(notes))
     saved = read_state(checkpoint)

@@ -6,7 +6,9 @@ lock; a training that is stopped or killed loses the shard that it was at.
 
 from __future__ import annotations
 
+import os
 import random
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +18,7 @@ from torch import Tensor
 
 from filip.data.eval_transform import normalize_planes
 from filip.data.loading.feature_maps import map_path, write_maps
-from filip.data.loading.loader import PairStream, read_image
+from filip.data.loading.loader import PairStream, patiently
 from filip.errors import UserError
 from filip.files import claimed, locked
 from filip.models import DualEncoder
@@ -114,7 +116,7 @@ def _maps(
             broken = torch.zeros(len(chunk), dtype=torch.bool)
             for i, sample in enumerate(chunk):
                 size, offset = int(index.size[sample]), int(index.offset[sample])
-                data = read_image(tar.fileno(), size, offset, index.tars[number])
+                data = patiently(partial(os.pread, tar.fileno(), size, offset), index.tars[number])
                 try:
                     image = stream.transform.pixels(data, random.Random(sample))
                     pixels[i] = torch.from_numpy(image).permute(2, 0, 1)

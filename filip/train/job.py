@@ -19,8 +19,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -28,17 +28,20 @@ from typing import IO, Any
 
 from filip.command import MISSING, option, run_command
 from filip.errors import UserError
-from filip.train.launcher_env import EXIT_CODE_FILE, STOPPED_BY_SIGNAL, USERS_MISTAKE
+from filip.train.launcher_env import EXIT_CODE_FILE, LOST_CONTACT, STOPPED_BY_SIGNAL, USERS_MISTAKE
 
 ATTEMPTS = "attempts.jsonl"
 LOCKED = 75  # exit code: another start holds the run's folder
 STOPS = 20  # so many signals in a row before a checkpoint say that the time of a job is too short
+MINUTES_AFTER_A_KILL = 0.5
 SECONDS_BETWEEN_LOOKS, SECONDS_BETWEEN_SENTENCES = 1.0, 60.0
 # How a failure begins in the output of ranks, launchers, NCCL and Slurm.
 _ERROR = re.compile(
     r"(\[rank\d+\]: ?)?(error: |[\w.]*(Error|Exception|Interrupt)(: |$)|(srun|slurmstepd): error|\[E\d{4} )"
     r"|.*(NCCL WARN|Segmentation fault|Bus error|[Oo]ut of memory|oom.kill|exits with return code|Signal \d+ \(SIG)"
 )
+# What the death of one rank makes the others and the launcher say.
+_FOLLOWS = re.compile(rf".*({LOST_CONTACT}|Exited with exit code|exits with return code)")
 # How Slurm tells of tasks that it has stopped, or that have stopped because of a signal.
 _STOPPED = re.compile(rf"(srun|slurmstepd): error: .*(exit code {STOPPED_BY_SIGNAL}\b|CANCELLED|Terminated)")
 
@@ -100,9 +103,10 @@ class Attempt:
 
 
 def first_error(output: str) -> str:
-    """Return the first line of ``output`` that tells of a failure, or the last line of a Python trace."""
+    """Return the first line of ``output`` that tells of a failure, which those that it caused may come before."""
     lines = [line.strip() for line in output.splitlines() if not line.startswith("training job: ")]
-    found = next((line for line in lines if _ERROR.match(line)), None)
+    errors = [line for line in lines if _ERROR.match(line)]
+    found = next((line for line in errors if not _FOLLOWS.match(line)), next(iter(errors), None))
     return found or next((f"no error in its output, which ends in: {line}" for line in reversed(lines) if line), "")
 
 
@@ -133,13 +137,29 @@ def attempts(run_dir: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines if line.endswith("}")]
 
 
-def hold(attempt: Attempt, minutes: float) -> int | None:
-    """Lock the run's folder for this process and its children; return the lock, or None if others hold it all along.
+@contextmanager
+def holding(run_dir: Path, say: Callable[[str], None]) -> Iterator[None]:
+    """Lock the folder of a training that no job has started, which would hold the lock. UserError if it is held."""
+    if EXIT_CODE_FILE in os.environ:
+        yield
+        return
+    run_dir.mkdir(parents=True, exist_ok=True)
+    # the loader's processes of a training that was killed live on for some seconds
+    if (lock := hold(run_dir / "lock", "a training", say, MINUTES_AFTER_A_KILL)) is None:
+        raise UserError(f"another training is at work in {run_dir}: wait for it, stop it, or give another run_dir")
+    try:
+        yield
+    finally:
+        os.close(lock)
 
-    The host of the last start may have died: the file system then frees its lock only after a lease, or when it has
-    given the host up. On a file system without such locks a sentence says so, and the training goes on.
+
+def hold(place: Path, name: str, say: Callable[[str], None], minutes: float) -> int | None:
+    """Lock a run's folder for this process and its children; return the lock, or None if others hold it all along.
+
+    place, name: the file to lock, and who locks it, for others. The host of the last start may have died: the file system
+    then frees its lock only after a lease, or when it has given the host up. On a file system without such locks a
+    sentence says so, and the training goes on.
     """
-    place = attempt.run_dir / "lock"
     deadline, spoken = time.monotonic() + 60 * minutes, -SECONDS_BETWEEN_SENTENCES
     while True:
         lock = os.open(place, os.O_CREAT | os.O_RDWR, 0o644)  # anew each time: a person may have removed it
@@ -149,25 +169,25 @@ def hold(attempt: Attempt, minutes: float) -> int | None:
             holder = os.read(lock, 1000).decode(errors="replace").strip() or "a process that left no name"
             os.close(lock)
             if time.monotonic() > deadline:
-                attempt.say(f"{place} is still held after {minutes:g} minutes, by {holder}")
+                say(f"{place} is still held after {minutes:g} minutes, by {holder}")
                 return None
             if time.monotonic() - spoken >= SECONDS_BETWEEN_SENTENCES:
                 spoken = time.monotonic()
-                attempt.say(
+                say(
                     f"waiting for {place}, held by {holder}; at most {minutes:g} minutes. If that process is gone for "
                     f"good and its file system has not noticed, remove {place}"
                 )
             time.sleep(SECONDS_BETWEEN_LOOKS)
             continue
         except OSError as error:
-            attempt.say(
+            say(
                 f"the file system of {place} has no locks (flock: {error.strerror}), so nothing here keeps a second "
                 "training out of this folder; Slurm's --dependency=singleton with one job name does, and so does a "
                 "mount with -o flock (Lustre)"
             )
         me = _here()
         os.ftruncate(lock, 0)
-        os.pwrite(lock, f"start {attempt.number}, {', '.join(f'{k} {v}' for k, v in me.items())}\n".encode(), 0)
+        os.pwrite(lock, f"{name}, {', '.join(f'{k} {v}' for k, v in me.items())}\n".encode(), 0)
         os.set_inheritable(lock, True)
         return lock
 
@@ -185,13 +205,13 @@ def supervise(
 
     - stopped by a signal (pre-emption, the time limit), which ranks answer with 85: ``requeue``.
     - 2, a user's mistake, or numbers that are no longer finite: a person has to decide.
-    - anything else is a crash (a dead node, GPU or process): ``requeue``, unless it was the ``crashes``-th one since
-      the newest checkpoint, which then is not an accident.
+    - anything else is a crash (a dead node, GPU or process; 74: a disk that failed in a step): ``requeue``, unless it
+      was the ``crashes``-th one since the newest checkpoint, which then is not an accident.
 
     ``requeue`` returns why it did not, or None.
     """
     run_dir = attempt.run_dir
-    lock = hold(attempt, patience)
+    lock = hold(run_dir / "lock", f"start {attempt.number}", attempt.say, patience)
     if lock is None:
         held = f"another start holds {run_dir}/lock"
         return _again(attempt, LOCKED, "locked", crashes, requeue, held)

@@ -11,7 +11,8 @@ from filip.errors import UserError
 
 # Exit codes of a training.
 STOPPED_BY_SIGNAL = 85  # saved at a step boundary because of SIGTERM or SIGUSR1; start again to continue
-USERS_MISTAKE = 2  # also: numbers no longer finite
+USERS_MISTAKE = 2  # found by the checks before the first step; also: numbers no longer finite
+MACHINE_FAILED = 74  # a disk, a shard or a network, after the first step has begun; start again
 # Phrases in the messages of gloo, TCP stores and NCCL.
 _SIGNS_OF_LOST_CONTACT = (
     "Timed out waiting", "Application timeout caused pair closure",
@@ -21,6 +22,7 @@ _SIGNS_OF_LOST_CONTACT = (
 )  # fmt: skip
 # Below Linux's ephemeral ports (from 32768 on), of which any process may hold one at the moment.
 FIRST_PORT, PORTS = 20000, 12000
+LOST_CONTACT = "has lost contact with the other ranks"
 EXIT_CODE_FILE = "FILIP_EXIT_CODE_FILE"  # where the first rank leaves its exit code, if that is set
 
 
@@ -28,6 +30,14 @@ def environment_rank(environment: Mapping[str, str] = os.environ) -> int:
     """Return the rank that the launcher gave this process; 0 without a launcher."""
     step = _in_step(environment)
     return int(environment.get("RANK", environment["SLURM_PROCID"] if step else "0"))
+
+
+def this_rank() -> str:
+    return f"rank {environment_rank()} on {socket.gethostname()}"
+
+
+class MachineError(Exception):
+    """What has stopped this rank after the first step began, in a sentence: a disk, a shard, but no setting."""
 
 
 def fill_environment(expected: int | None = None, environment: MutableMapping[str, str] = os.environ) -> None:
@@ -70,9 +80,9 @@ def lost_contact(error: BaseException) -> str | None:
     if not isinstance(error, RuntimeError) or not any(sign in said for sign in _SIGNS_OF_LOST_CONTACT):
         return None
     return (
-        f"rank {environment_rank()} on {socket.gethostname()} has lost contact with the other ranks: one of them has "
-        "died, or the network between them is down (a collective may take timeout_minutes). Started again, the run "
-        f"continues from its last checkpoint. torch says: {said.splitlines()[0]}"
+        f"{this_rank()} {LOST_CONTACT}: one of them has died, or the network between them is down "
+        "(a collective may take timeout_minutes). Started again, the run continues from its last checkpoint. torch "
+        f"says: {said.splitlines()[0]}"
     )
 
 

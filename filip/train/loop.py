@@ -8,6 +8,7 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
 from itertools import chain, repeat
@@ -21,7 +22,7 @@ from filip.data.loading.batches import Batch
 from filip.data.loading.loader import PairLoader
 from filip.data.loading.streaming import Loader
 from filip.errors import UserError
-from filip.files import replacing
+from filip.files import disk_error, explained, replacing
 from filip.models import DualEncoder, build_model
 from filip.models.weights import TOKENIZER
 from filip.runs.saved_files import LoopState, newest_intact, read_state
@@ -36,6 +37,7 @@ from filip.train.checkpoint import (
     prepare_folder,
     save_checkpoint,
     saved_precision,
+    set_aside_damaged,
     to_universal,
     training_hash,
 )
@@ -43,7 +45,8 @@ from filip.train.config import TrainConfig
 from filip.train.engine import Batching, make_engine, resolve_batching, to_device
 from filip.train.evaluation import check_evaluation, evaluate
 from filip.train.feature_cache import fill
-from filip.train.launcher_env import STOPPED_BY_SIGNAL
+from filip.train.job import holding
+from filip.train.launcher_env import STOPPED_BY_SIGNAL, MachineError
 from filip.train.losses import Loss, check_model, resolve_weights, resolved_settings
 from filip.train.precision import settle_precision
 from filip.train.provenance import code_hash, put_in_place, record_finish, record_start, resumable_settings
@@ -66,6 +69,15 @@ def train(config: TrainConfig) -> None:
     """Train to the end, or until a signal; resumes by itself. Raises UserError, SystemExit(85) after a signal."""
     config.check()
     ranks = start_ranks(config.world_size, config.timeout_minutes)
+    with ExitStack() as held:
+        with raise_together(ranks):
+            if ranks.is_main:
+                held.enter_context(holding(Path(config.run_dir), say))
+        train_alone(config, ranks)
+
+
+def train_alone(config: TrainConfig, ranks: Ranks) -> None:
+    """Train in a folder that nobody else trains in."""
     config.data.workers = ranks.loader_processes(config.data.workers)
     with raise_together(ranks):
         if (chosen := settle_precision(config, ranks, saved_precision(config, ranks))) and ranks.is_main:
@@ -92,9 +104,21 @@ def train(config: TrainConfig) -> None:
     progress.print_banner(run)
     # DeepSpeed's Muon compiles its update, which takes minutes and a C++ compiler on a CPU
     eager = ranks.device.type == "cpu" and not config.compile
-    with torch.compiler.set_stance("force_eager" if eager else "default"):
-        take_steps(run)
-    finish(run)
+    try:
+        with torch.compiler.set_stance("force_eager" if eager else "default"):
+            take_steps(run)
+        finish(run)
+    except NotFiniteError:
+        raise
+    except Exception as error:  # settings were checked before
+        disk = disk_error(error)
+        if isinstance(error, UserError) or disk is not None:
+            raise MachineError(str(error if disk is None else explained(disk, ()) or disk)) from error
+        raise
+
+
+class NotFiniteError(UserError):
+    """A training has lost its numbers: a person has to decide how it goes on."""
 
 
 def initial_model(config: TrainConfig) -> DualEncoder:
@@ -305,6 +329,8 @@ def save_if_due(run: Run, metrics: StepMetrics) -> None:
         started = time.perf_counter()
         path = save_checkpoint(run.engine, state, run.checkpoints, c, run.ranks)
         run.telemetry.event(state.step, "checkpoint", f"saved {path} in {time.perf_counter() - started:.1f} s")
+    elif not metrics.stop:
+        run.telemetry.event(state.step, "checkpoint", "not saved, because its numbers are not finite")
     run.last_saved = time.monotonic()
     if metrics.stop:
         outcome = "saved" if good else "not saved, because its numbers are not finite"
@@ -315,12 +341,14 @@ def save_if_due(run: Run, metrics: StepMetrics) -> None:
 
 def recover(run: Run, why: str) -> None:
     """Stop after non-finite numbers and name the last good checkpoint, or return to it and skip the data since."""
+    for note in set_aside_damaged(run.checkpoints, run.ranks):
+        run.telemetry.event(run.state.step, "checkpoint", note)
     good = from_main(run.ranks, newest_intact(run.checkpoints)[0])
     named = f"the last good checkpoint is {good}" if good else "there is no checkpoint yet"
     settings = run.config.watchdog
     if settings.non_finite == "stop" or good is None or run.state.rollbacks >= MAX_ROLLBACKS:
         run.telemetry.close()
-        raise UserError(
+        raise NotFiniteError(
             f"{why}. Stopped; {named}. Start again if a device was at fault; else resume=PATH with a larger "
             "optimizer.weight_decay, a lower optimizer.base_lr, or watchdog.non_finite=rollback to skip the data since"
         )

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 
 from filip.errors import UserError
-from filip.train.launcher_env import fill_environment
+from filip.train.launcher_env import MachineError, fill_environment
 from late_interaction import use_host_group
 
 T = TypeVar("T")
@@ -81,6 +81,13 @@ def start_ranks(expected: int | None = None, timeout_minutes: float = 30) -> Ran
     collective.
     """
     fill_environment(expected)
+    try:
+        socket.getaddrinfo(os.environ["MASTER_ADDR"], None)
+    except socket.gaierror as error:  # torch would ask again and again, until the time-out
+        raise MachineError(
+            f"the first rank's host, {os.environ['MASTER_ADDR']!r}, has no address here ({error.strerror}); set "
+            "MASTER_ADDR to a name or an address that all hosts know"
+        ) from error
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     local_rank = int(os.environ["LOCAL_RANK"])
     local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", world_size)))

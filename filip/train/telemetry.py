@@ -121,11 +121,12 @@ def scalars(numbers: Mapping[str, Any]) -> dict[str, float]:
 
 
 def score_on(card: str, evaluated: Mapping[str, float]) -> float:
-    """Return the score of an evaluation while training on a card: its value, or the mean of its R@1 both ways.
+    """Return the score of an evaluation while training on a card: its value, or the mean of its R@1 both ways,
+    or that by the mean of both similarities.
 
     evaluated: the numbers of all cards under their TensorBoard names. NaN if the card is not among them.
     """
-    found = [value for key, value in evaluated.items() if re.fullmatch(rf"eval/{re.escape(card)}(_\w+_r1)?", key)]
+    found = [value for key, value in evaluated.items() if re.fullmatch(rf"eval/{re.escape(card)}(_\w+_r1|_mean)?", key)]
     return sum(found) / len(found) if found else math.nan
 
 

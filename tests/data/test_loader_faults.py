@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from filip.data.eval_transform import EvalTransform
+from filip.data.loading import loader as loading
 from filip.data.loading.config import Source
 from filip.errors import UserError
 from tests.data.loaders import assert_same, keys, loader
@@ -146,15 +147,33 @@ def test_a_window_beyond_the_limit_of_descriptors_still_reads(tmp_path: Path) ->
     assert done.stdout.strip() == "120", done.stderr
 
 
-def test_a_disk_that_fails_is_no_broken_image(pairs: Pairs, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It used to be replaced by another image, and counted as undecodable."""
+@pytest.mark.parametrize("times", [2, 3])
+def test_a_disk_that_fails_is_asked_three_times(pairs: Pairs, monkeypatch: pytest.MonkeyPatch, times: int) -> None:
+    """Its image is no broken one, which another would replace; and a stale handle needs a new one."""
+    handles, read = [], os.pread
 
-    def fails(*_: Any) -> bytes:
-        raise OSError(errno.EIO, "Input/output error")
+    def fails(file: int, *rest: Any) -> bytes:
+        handles.append(file)
+        if len(handles) > times:
+            return read(file, *rest)
+        raise OSError(errno.ESTALE, "Stale file handle")
 
-    stream = loader(pairs)
+    expected, stream = next(iter(loader(pairs))), loader(pairs)
+    monkeypatch.setattr(loading, "PAUSES", (0, 0))
     monkeypatch.setattr(os, "pread", fails)
-    with pytest.raises(UserError, match=r"cannot read .* of the shard .*\.tar: Input/output error"):
+    if times == 2:
+        assert_same([next(iter(stream))], [expected])
+        return
+    with pytest.raises(UserError, match=r"cannot read the shard .*\.tar: Stale file handle$"):
+        next(iter(stream))
+
+
+def test_a_shard_that_is_gone_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = write_pairs(tmp_path / "gone", [5])
+    stream = loader(data)
+    data.tar(0).unlink()
+    monkeypatch.setattr(loading, "PAUSES", (0, 0))
+    with pytest.raises(UserError, match=r"cannot read the shard .*00000\.tar: No such file or directory$"):
         next(iter(stream))
 
 
@@ -165,6 +184,7 @@ def test_too_many_open_files_is_not_a_broken_side_car(pairs: Pairs, monkeypatch:
         raise OSError(errno.EMFILE, "Too many open files")
 
     stream = loader(pairs)
+    monkeypatch.setattr(loading, "PAUSES", (0, 0))
     monkeypatch.setattr("filip.data.loading.pair_index.whole_file", fails)
     with pytest.raises(UserError, match=r"cannot open the side-car .*: Too many open files$"):
         next(iter(stream))

@@ -236,7 +236,7 @@ def test_any_vit_of_timm_gives_its_patches(name: str, side: int, prefix: int) ->
     """[CLS] and registers are not patches, and a tower that was made for another size is as timm makes it."""
     sizes = {"depth": 2, "embed_dim": 96, "num_heads": 2}
     config = small_config()
-    config.image = ImageTowerConfig(timm=name, image_size=2 * side, layers=2, width=96, heads=2, activation=None)
+    config.image = ImageTowerConfig(timm=name, image_size=2 * side, layers=2, width=96, heads=2)
     model = build_model(config).eval()
     model.resize_images(side)
     with torch.no_grad():

@@ -76,6 +76,8 @@ def test_learning_is_what_a_card_measured_while_training_by_step_and_by_the_seco
         clock = {"step": 50, "time/processor_seconds": seconds}
         return [clock | {"loss/total": 4.0}, clock | evaluated, {"step": 100, "loss/total": 3.0}]
 
+    by_similarity = {"eval/scenes_image": 0.1, "eval/scenes_text": 0.2, "eval/scenes_mean": 0.7}
+    assert score_on("scenes", by_similarity) == 0.7  # of a selection
     share = partial(score_on, "scenes")
     by_step, by_second = plots.learning({"clip": [log(8, 0.1), log(12, 0.3)]}, {}, share, "R@1").axes
     *seeds, mean = by_step.lines

@@ -3,6 +3,7 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
+from socket import gethostname
 
 import pytest
 
@@ -13,6 +14,7 @@ from filip.errors import UserError
 from filip.runs.saved_files import LoopState, complete_checkpoints, newest_intact, read_state
 from filip.train.checkpoint import _prune, check_compatible, needs_conversion
 from filip.train.config import CheckpointConfig, TrainConfig
+from filip.train.launcher_env import MACHINE_FAILED
 from filip.train.training_data import refuse_changed_data
 from tests.data.test_manifest import data_set
 from tests.support.processes import run_python
@@ -96,8 +98,8 @@ def test_a_full_disk_is_a_sentence(every: int, named: str, squares: Path, tmp_pa
     settings = ["max_steps=2", "optimizer.warmup_steps=1", f"checkpoint.every_steps={every}"]
     _, _, *arguments = train_arguments(squares, tmp_path / "run", *settings)
     found = run_python("-c", LIMITED, *arguments)
-    assert found.returncode == 2 and "Traceback" not in found.stderr, found.stderr
-    assert found.stderr.splitlines()[-1].startswith(f"error: {tmp_path / 'run' / named}: ")
+    assert found.returncode == MACHINE_FAILED and "Traceback" not in found.stderr, found.stderr
+    assert f"error: rank 0 on {gethostname()}: {tmp_path / 'run' / named}: " in found.stderr.splitlines()[-1]
     assert not list((tmp_path / "run").glob("*model.safetensors*"))
 
 

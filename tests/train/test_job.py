@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from filip.errors import UserError
 from filip.train import job
 from filip.train.job import Attempt, attempts, first_error, last_failure, requeue_job, supervise
+from filip.train.launcher_env import LOST_CONTACT
 
 
 @pytest.fixture
@@ -131,6 +133,7 @@ def test_every_start_keeps_its_output_and_its_first_error(tmp_path: Path, requeu
         ("[rank3]:[E1128 12:00:00 x.cpp:6] Watchdog\nerror: later", "[rank3]:[E1128 12:00:00 x.cpp:6] Watchdog"),
         ("node1:1:2 [0] NCCL WARN Call failed", "node1:1:2 [0] NCCL WARN Call failed"),
         ("torch.OutOfMemoryError: CUDA out of memory. Tried", "torch.OutOfMemoryError: CUDA out of memory. Tried"),
+        (f"error: rank 0 on n {LOST_CONTACT}\nsrun: error: n1: task 1: Exited with exit code 74\nerror: a", "error: a"),
         ("UserWarning: no error: fine\n0 errors so far", "no error in its output, which ends in: 0 errors so far"),
         ("", ""),
     ],
@@ -158,6 +161,20 @@ def test_a_lock_that_is_still_held_is_waited_for(tmp_path: Path, requeues: list[
         holder.wait()
     assert "works" in (tmp_path / "rule.log").read_text()
     assert (tmp_path / "lock").read_text().startswith("start 2, host ")
+
+
+def test_a_training_without_a_job_locks_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(job, "MINUTES_AFTER_A_KILL", 0)
+    said: list[str] = []
+    with job.holding(tmp_path / "run", said.append):
+        with pytest.raises(UserError, match=r"another training is at work in .*run: wait"):
+            job.holding(tmp_path / "run", said.append).__enter__()
+        assert f"by a training, host {os.uname().nodename}, process {os.getpid()}" in said[-1]
+        monkeypatch.setenv(job.EXIT_CODE_FILE, str(tmp_path / "code"))  # of a job, which holds the lock
+        job.holding(tmp_path / "run", said.append).__enter__()
+        monkeypatch.delenv(job.EXIT_CODE_FILE)
+    with job.holding(tmp_path / "run", said.append):
+        pass
 
 
 def test_children_hold_the_lock_when_the_job_s_own_process_is_killed(tmp_path: Path, requeues: list[bool]) -> None:

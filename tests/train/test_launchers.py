@@ -16,9 +16,9 @@ import torch
 
 from filip.errors import UserError
 from filip.runs.saved_files import complete_checkpoints
-from filip.train.launcher_env import FIRST_PORT, PORTS, environment_rank, fill_environment, first_host
+from filip.train.launcher_env import FIRST_PORT, PORTS, MachineError, environment_rank, fill_environment, first_host
 from filip.train.ranks import Ranks as RankPlace
-from filip.train.ranks import own_device
+from filip.train.ranks import own_device, start_ranks
 from tests.support.launched_ranks import environment
 from tests.support.ports import free_port
 from tests.support.processes import Process
@@ -125,6 +125,14 @@ def test_another_number_of_ranks_than_the_study_s_is_refused() -> None:
         fill_environment(128, one_task_per_node)
     with pytest.raises(UserError, match="1 ranks were started, and world_size=2"):
         fill_environment(2, {})
+
+
+def test_a_host_without_an_address_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "no-such-host.invalid"}
+    for name, value in alone.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(MachineError, match=r"'no-such-host\.invalid', has no address here .* set MASTER_ADDR"):
+        start_ranks()
 
 
 @pytest.mark.parametrize(

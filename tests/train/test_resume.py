@@ -6,6 +6,7 @@ import shutil
 import signal
 import time
 from pathlib import Path
+from socket import gethostname
 
 import pytest
 
@@ -13,6 +14,8 @@ from filip.export.__main__ import Export, export
 from filip.models import load_model
 from filip.resources import shipped
 from filip.runs.saved_files import complete_checkpoints
+from filip.train.job import first_error
+from filip.train.launcher_env import MACHINE_FAILED
 from tests.support.launched_ranks import Ranks
 from tests.support.training import losses, records, run_many, same_weights, train_arguments
 
@@ -100,18 +103,26 @@ def test_stopped_by_a_signal_goes_on_bit_identical_in_every_precision(squares: P
 
 
 @pytest.mark.slow
-def test_going_back_to_an_older_checkpoint_gives_up_the_newer_ones(squares: Path, tmp_path: Path) -> None:
+def test_older_checkpoints_are_gone_back_to_by_name_and_from_damaged_ones(squares: Path, tmp_path: Path) -> None:
     def arguments(*overrides: str) -> list[str]:
         return train_arguments(squares, tmp_path / "run", "max_steps=10", "checkpoint.every_steps=3", *overrides)
 
     saves = tmp_path / "run" / "checkpoints"
     whole = arguments(f"out={tmp_path}/whole.safetensors", "checkpoint.keep=3")
-    back = [*arguments(f"resume={saves}/step00000003"), "stop_after=5"]
-    assert run_many(2, [whole, back, arguments()], tmp_path / "log") == [0, 85, 0]
+    back = [*arguments(f"resume={saves}/step00000003", "checkpoint.keep=2"), "stop_after=5"]
+    assert run_many(2, [whole, back], tmp_path / "log") == [0, 85]
+    assert "renamed the newer checkpoints step00000006, step00000009" in (tmp_path / "log").read_text()
+    largest = max((saves / "step00000006").iterdir(), key=lambda file: file.stat().st_size)
+    with open(largest, "r+b") as file:  # torch.load would not notice
+        file.seek(largest.stat().st_size // 2)
+        file.write(bytes(range(256)))
+    assert run_many(2, [arguments("checkpoint.keep=1")], tmp_path / "log") == [0]
+    assert f"step00000006: the content of {largest.name} is not as it was written" in (tmp_path / "log").read_text()
     assert same_weights(tmp_path / "whole.safetensors", tmp_path / "run" / "model.safetensors")
     names = sorted(path.name for path in saves.iterdir() if path.is_dir())
-    assert names == ["step00000009", "superseded-step00000006", "superseded-step00000009"]
-    assert "renamed the newer checkpoints step00000006, step00000009" in (tmp_path / "log").read_text()
+    assert names == [
+        "damaged-step00000006", "step00000009", "superseded-step00000006", "superseded-step00000009",
+    ]  # fmt: skip
 
 
 @pytest.mark.slow
@@ -174,6 +185,33 @@ def test_signals_reach_real_processes_and_user_mistakes_are_told_once(squares: P
         assert ranks.wait() == [2, 2]
         text = ranks.text()
         assert text.count("error:") == 1 and sentence in text and "Traceback" not in text, text
+
+
+FAILING_DISK = """
+import os, runpy, sys
+failing, read, done = sys.argv.pop(1), os.pread, []
+def pread(*given):
+    done.append(given)
+    if os.environ["RANK"] == failing and len(done) > 40:
+        raise OSError(5, "Input/output error")
+    return read(*given)
+os.pread = pread
+from filip.data.loading import loader
+loader.PAUSES = (0, 0)
+runpy.run_module("filip.train", run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("failing", [0, 1])
+def test_any_rank_names_its_broken_disk_and_asks_for_another_start(squares: Path, tmp_path: Path, failing: int) -> None:
+    _, _, *arguments = train_arguments(squares, tmp_path / "run", "max_steps=2000")
+    ranks = Ranks(2, ["-c", FAILING_DISK, str(failing), *arguments], tmp_path / "log")
+    codes = ranks_end(ranks)
+    assert codes[failing] == MACHINE_FAILED
+    sentence = first_error(ranks.text())
+    assert sentence.startswith(f"error: rank {failing} on {gethostname()}: cannot read the shard {squares / 'shards'}")
+    assert sentence.endswith(".tar: Input/output error")
 
 
 @pytest.mark.slow

@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from filip.errors import UserError
-from filip.runs.saved_files import LoopState, is_finished, newest_intact
+from filip.files import sha256_of
+from filip.runs.saved_files import LoopState, is_finished, newest_intact, write_state
 from filip.train import checkpoint, provenance
-from filip.train.checkpoint import Resumption, choose_checkpoint, prepare_folder, training_hash
-from filip.train.config import TrainConfig
+from filip.train.checkpoint import Resumption, _prune, choose_checkpoint, prepare_folder, training_hash
+from filip.train.config import CheckpointConfig, TrainConfig
 from filip.train.losses import TERMS
 from filip.train.provenance import (
     learning_settings,
@@ -40,8 +41,8 @@ def save(folder: Path, step: int, state: LoopState) -> Path:
     path = folder / "checkpoints" / f"step{step:08d}"
     path.mkdir(parents=True)
     (path / "weights.pt").write_bytes(b"12345678")
-    saved = replace(state, step=step, files={"weights.pt": 8})
-    (path / "state.json").write_text(json.dumps(asdict(saved)))
+    hashes = {"weights.pt": sha256_of(path / "weights.pt")}
+    write_state(path, replace(state, step=step, files={"weights.pt": 8}, hashes=hashes))
     return path
 
 
@@ -164,25 +165,33 @@ def test_never_renames_and_counts_up(run: Path) -> None:
         save(run, 5, state_of(compose("model=tiny")))
 
 
-@pytest.mark.parametrize("damage", ["truncated", "missing", "unreadable"])
+@pytest.mark.parametrize("damage", ["truncated", "missing", "unreadable", "other weights", "another state"])
 def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(run: Path, damage: str) -> None:
     newest = run / "checkpoints" / "step00000020"
     if damage == "truncated":
         (newest / "weights.pt").write_bytes(b"123")
     elif damage == "missing":
         (newest / "weights.pt").unlink()
+    elif damage == "other weights":
+        (newest / "weights.pt").write_bytes(b"12345677")
+    elif damage == "another state":
+        state = (newest / "state.json").read_text()
+        (newest / "state.json").write_text(state.replace('"step": 20', '"step": 21'))
     else:
         (newest / "state.json").write_text("{")
     found = choose(run, **SAME)
     assert found.checkpoint == run / "checkpoints" / "step00000010"
     assert "skipped the damaged checkpoint" in found.notes[0] and "step00000020" in found.notes[0]
     assert newest_intact(run / "checkpoints")[0] == found.checkpoint
+    save(run, 15, state_of(compose("model=tiny")))
+    _prune(run / "checkpoints", CheckpointConfig(keep=1))
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {"step00000015", "damaged-step00000020"}
 
 
 def test_a_checkpoint_with_fields_more_or_less_is_read(run: Path) -> None:
     path = run / "checkpoints" / "step00000020" / "state.json"
     saved = json.loads(path.read_text())
-    del saved["files"]
+    del saved["files"], saved["digest"]
     saved["model"] = {k: v for k, v in saved["model"].items() if k != "cls_in_interaction"}
     saved["field_of_tomorrow"] = 1
     path.write_text(json.dumps(saved))

@@ -12,11 +12,12 @@ import logging
 import os
 import random
 import resource
+import time
 from collections import Counter, OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -29,11 +30,13 @@ from filip.data.loading.epoch_order import EpochOrder, group_length
 from filip.data.loading.feature_maps import features_of, map_path, open_maps
 from filip.data.loading.pair_index import ShardCaptions, SourceIndex, index_source, sidecar_path
 from filip.data.loading.transforms import OwnShapeTransform, TrainTransform, train_transform
-from filip.errors import UserError
+from filip.errors import UserError, plain
 from filip.rgb import UNDECODABLE
 from filip.worker_pool import LOADER_START
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
+PAUSES = (2.0, 10.0)  # seconds between the attempts to read from a disk that fails
 _NEARBY, _ATTEMPTS = 5, 50  # images tried for one slot: within its shard, and before giving up
 
 
@@ -120,7 +123,7 @@ class PairStream(Dataset[Batch]):
         substitutes = random.Random(hash_of(self.config.seed, epoch, visit, source, sample, "substitute"))
         for attempt in range(_ATTEMPTS):
             shard = index.shard_of(sample)
-            file, captions, maps = self._shard(source, shard)
+            (_, captions, maps), data = self._read(source, shard, sample)
             row = int(index.row[sample])
             key = captions.key(row)
             rng = random.Random(hash_of(self.config.seed, epoch, visit, source, shard, key))
@@ -129,7 +132,6 @@ class PairStream(Dataset[Batch]):
                 if maps is not None:
                     pixels = torch.from_numpy(features_of(maps, sample - int(index.starts[shard])))
                 else:
-                    data = read_image(file, int(index.size[sample]), int(index.offset[sample]), index.tars[shard])
                     # bytes, normalised on the device: a quarter of the shared memory and of the copying
                     pixels = torch.from_numpy(self.transform.pixels(data, rng)).permute(2, 0, 1)
                 text = captions.text(row, draw, data_config.back_translation)
@@ -163,23 +165,38 @@ class PairStream(Dataset[Batch]):
             captions = ShardCaptions.from_sidecar(sidecar_path(index.source, tar))
         folder = self.config.feature_maps
         maps = None if folder is None else open_maps(map_path(folder, index, shard))
-        try:
-            opened = _OpenShard(os.open(tar, os.O_RDONLY), captions, maps)
-        except OSError as error:
-            raise UserError(f"cannot open the shard {tar}: {error.strerror}") from error
-        self._open[place] = opened
+        self._open[place] = opened = _OpenShard(os.open(tar, os.O_RDONLY), captions, maps)
         return opened
 
+    def _read(self, source: int, shard: int, sample: int) -> tuple[_OpenShard, bytes]:
+        """Return a shard, and the bytes of an image in it unless it has feature maps."""
+        index = self.indices[source]
 
-def read_image(file: int, size: int, offset: int, tar: Path) -> bytes:
-    """Read an image's bytes. A disk error is a UserError, not a broken image that another one replaces."""
-    try:
-        return os.pread(file, size, offset)
-    except OSError as error:
-        raise UserError(
-            f"cannot read {size} bytes of the shard {tar}: {error.strerror}; once the disk is in order, start "
-            "again: the run continues from its last checkpoint"
-        ) from error
+        def read() -> tuple[_OpenShard, bytes]:
+            try:
+                opened = self._shard(source, shard)
+                size, offset = int(index.size[sample]), int(index.offset[sample])
+                return opened, os.pread(opened.file, size, offset) if opened.maps is None else b""
+            except OSError:  # the next attempt opens the file anew: a stale handle of NFS stays stale
+                if stale := self._open.pop((source, shard), None):
+                    os.close(stale.file)
+                raise
+
+        return patiently(read, index.tars[shard])
+
+
+def patiently(read: Callable[[], T], tar: Path) -> T:
+    """Return what ``read`` returns, which a failing disk gets three attempts for; UserError if it fails in all."""
+    for pause in (*PAUSES, None):
+        try:
+            return read()
+        except (OSError, UserError) as error:
+            named = isinstance(error, UserError)
+            if pause is None or (named and not isinstance(error.__cause__, OSError)):
+                raise error if named else UserError(f"cannot read the shard {tar}: {plain(error)}") from error
+            log.warning("%s: %s; trying again in %g s", tar, plain(error), pause)
+            time.sleep(pause)
+    raise AssertionError
 
 
 @dataclass
