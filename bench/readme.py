@@ -1,7 +1,8 @@
-"""The first table and the pictures of README.md, from the demo: ``python -m bench.readme results=results/demo``.
+"""The tables and the pictures of README.md: ``python -m bench.readme``, after ``make demo`` and the study binding.
 
-Writes what stands between the two marks in README.md, so that no figure there is typed by hand, copies the sheet of
-scenes to ``picture``, and draws how the models learn into ``curves``.
+Writes what stands between the marks in README.md, so that no figure there is typed by hand, copies the sheet of
+scenes to ``picture``, and draws how the models learn into ``curves``. A study whose results are not there keeps its
+table.
 """
 
 import shutil
@@ -18,6 +19,7 @@ import yaml
 from filip.command import option, run_command
 from filip.errors import UserError
 from filip.files import replacing
+from filip.models.config import config_from_dict
 from filip.report.differences import FEWEST
 from filip.report.results import Results
 from filip.report.rows import build_tables
@@ -28,6 +30,7 @@ from filip.study import Study, load_study
 from filip.table_writer import Grid, Head, Line, Shown, render
 
 BEGIN, END = "<!-- demo-results:begin -->", "<!-- demo-results:end -->"
+BINDING = "<!-- binding-results:begin -->", "<!-- binding-results:end -->"
 
 
 ROWS = (  # heading, table, column
@@ -35,6 +38,12 @@ ROWS = (  # heading, table, column
     ("the same by an artist of whom no picture was trained on", "retrieval", "demo_scenes_artist_t2i_r1"),
     ("the best patch of a word is on its thing", "scene_pointing", "demo_pointing_all"),
     ("a drawing of one thing is found by its caption, R@1", "retrieval", "demo_test_t2i_r1"),
+)
+BINDING_COLUMNS = (  # heading, table, column
+    ("true caption preferred to one with two colours exchanged", "selection", "binding_exchange_mean"),
+    ("R@1, image → text", "retrieval", "binding_new_i2t_r1"),
+    ("R@1, text → image", "retrieval", "binding_new_t2i_r1"),
+    ("best patch of a word is on its thing", "scene_pointing", "binding_pointing_all"),
 )
 DEMO = Path("workflow/config/demo.yaml")
 SHEET = "eval/scenes_compared.png"  # below the results
@@ -48,6 +57,7 @@ STARRED = (
 @dataclass
 class Readme:
     results: str = option("results/demo", "results of the demo")
+    binding: str = option("results/binding", "results of the study binding, of the first table")
     readme: str = option("README.md", "file with the two marks, rewritten in place")
     picture: str = option("docs/images/alignment.png", "where the sheet of scenes goes, which README shows at its top")
     curves: str = option("docs/images/learning.png", "where the learning curves go, which README shows below the table")
@@ -56,7 +66,12 @@ class Readme:
 
 
 def main(config: Readme) -> None:
-    """Write the demo's results into README.md."""
+    """Write the results of the demo and of the study binding into README.md."""
+    if Path(config.binding).is_dir():
+        block = binding_block(load_study(None, config.binding), Results(config.binding), config.published)
+        put_on_page(Path(config.readme), block, BINDING)
+    if not Path(config.results).is_dir():
+        return
     study, results = load_study(None, config.results), Results(config.results)
     published = load_published(config.published)
     steps = [build_tables(_only(study, pair), results, published) for pair in pairwise(config.runs)]
@@ -138,6 +153,37 @@ def results_block(study: Study, steps: Sequence[Mapping[str, Table]], runs: Sequ
     return "\n".join([table, *textwrap.wrap(" ".join(note), 118, break_long_words=False)])
 
 
+def binding_block(study: Study, results: Results, published: str) -> str:
+    """Return the table of which colour belongs to which thing: a row a model, with its size and its seconds."""
+    tables = build_tables(study, results, load_published(published))
+    heads = [Head("numbers a side"), Head("CPU s")]
+    for heading, name, column in BINDING_COLUMNS:
+        chance = next(c for row in tables[name].rows if (c := row.cells[column].chance) is not None)
+        heads.append(Head(f"{heading} (chance {chance_text(chance)})"))
+    lines, trainings = [], 1
+    for run in sorted(study.rows("selection"), key=lambda run: run not in study.peers):
+        trained = [entry for member in study.replicas(run) if (entry := results.training(member))]
+        seconds = [entry["processor_seconds"] for entry in trained]
+        if trained:
+            count, dim = vectors(trained[0]["config"]["model"])
+            numbers = f"{count} x {dim}" if count > 1 else f"{dim:,}"
+        else:
+            numbers = (results.evaluation(run, "retrieval") or {}).get("numbers", "")
+        shown = [Shown(numbers), Shown(f"{fmean(seconds):.0f}" if seconds else "")]
+        for _, name, column in BINDING_COLUMNS:
+            cell = _cell(tables[name], column, run)
+            trainings = max(trainings, cell.seeds)
+            shown.append(_shown(cell))
+        lines.append(Line(study.label(run), shown))
+    note = (
+        f"From `make run STUDY={study.name} SEEDS={trainings}` and `python -m bench.readme`, in percent: means of "
+        f"{trainings} trainings, with 95 % intervals over trainings and test images. The seconds are those of a "
+        "training's steps, user and system. `" + str(results.folder) + "/tables/` has all columns and rows."
+    )
+    table = render(Grid(heads, lines, whole=True), "markdown")
+    return "\n".join([table, *textwrap.wrap(note, 118, break_long_words=False)])
+
+
 def _seeds_by_default() -> int:
     return int(yaml.safe_load(DEMO.read_text(encoding="utf-8"))["seeds"])
 
@@ -148,18 +194,17 @@ def _prices(study: Study, runs: Sequence[str], results: Results) -> list[str]:
     for run in runs:
         trained = [entry for member in study.replicas(run) if (entry := results.training(member))]
         seconds = [entry["training_seconds"] for entry in trained if "training_seconds" in entry]
-        size = _image_bytes(trained[0].get("config", {}).get("model", {})) if trained else None
-        if seconds and size:
-            found.append(f"{study.label(run)} {fmean(seconds):.0f} s and {size / 1000:.1f} kB")
+        if seconds and "model" in trained[0].get("config", {}):
+            count, dim = vectors(trained[0]["config"]["model"])
+            found.append(f"{study.label(run)} {fmean(seconds):.0f} s and {4 * count * dim / 1000:.1f} kB")
     return [f"A training takes one core, and a picture's vectors: {', '.join(found)}."] if found else []
 
 
-def _image_bytes(model: Mapping[str, Any]) -> int | None:
-    image, dim = model.get("image", {}), model.get("embed_dim")
-    side, patch = (image.get("image_size"), image.get("stem_stride") if image.get("stem") else image.get("patch_size"))
-    if not (dim and side and patch):
-        return None
-    return 4 * int(dim) * (1 if model.get("interaction") == "pooled" else (side // patch) ** 2)
+def vectors(model: Mapping[str, Any]) -> tuple[int, int]:
+    """Return how many vectors of an image a model above a stem compares, and of how many numbers each."""
+    config = config_from_dict(dict(model))
+    side = config.image.image_size // (config.image.stem_stride * config.image.stem_cells)
+    return 1 if config.interaction == "pooled" else side**2, config.compared_dim
 
 
 def _cell(table: Table, column: str, run: str) -> Cell:

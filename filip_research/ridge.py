@@ -69,6 +69,7 @@ class RidgeEncoder(FilipEncoder):
         second.diagonal().add_(RIDGE * second.diagonal().mean())
         targets = (bags - self.share) * self.share**-RARE
         self.map = torch.linalg.solve(second, features.T @ targets / len(features))
+        self.details = {"numbers": f"{len(self.spoken):,}"}
         say(f"ridge regression from {features.shape[1]} features to {len(self.spoken):,} tokens, {len(bags):,} pairs")
 
     def _features(self, maps: Tensor) -> Tensor:
