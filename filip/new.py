@@ -19,13 +19,12 @@ from filip.command import MISSING, option, run_command
 from filip.errors import UserError
 from filip.files import nothing_at, replacing, write_json
 from filip.progress import say
-from filip.sets.columns import CAPTION_COLUMNS
+from filip.sets.columns import CAPTION_COLUMNS, usual_column
 from filip.sets.image_set import Item, open_images
 from filip.sets.layout import ALL, Reading
 from filip.sets.layouts import LAYOUTS
 
-URL_COLUMNS = ("url", "URL", "link", "image_url", "img_url", "src")
-URL_CAPTION_COLUMNS = (*CAPTION_COLUMNS, "TEXT")
+URL_COLUMNS = ("url", "link", "image_url", "img_url", "src")
 SHARE = 0.1  # of the pictures is held out,
 MOST_HELD_OUT = 5_000  # at most so many
 FROM_SCRATCH = 100_000  # pairs from which on a training does not start from the small model of the package
@@ -64,7 +63,7 @@ def main(config: New) -> None:
     if not place.exists():
         raise UserError(nothing_at(place, "give a folder of pictures with captions, a table, or a list of URLs"))
     columns = _columns(place)
-    if url := next((name for name in URL_COLUMNS if name in columns), None):
+    if url := usual_column(columns, URL_COLUMNS):
         pairs, cards = _of_urls(config, place, url, columns)
     else:
         pairs, cards = _of_pictures(config, place)
@@ -152,10 +151,10 @@ def _of_urls(config: New, place: Path, url: str, columns: list[str]) -> tuple[in
     """Return the number of rows of a list and its cards: one to train on, and one for the rows that are held out."""
     import duckdb
 
-    caption = next((name for name in URL_CAPTION_COLUMNS if name in columns), None)
+    caption = usual_column(columns, CAPTION_COLUMNS)
     if caption is None:
         raise UserError(
-            f"{place} has no column of captions ({', '.join(URL_CAPTION_COLUMNS)}); it has {', '.join(columns)}"
+            f"{place} has no column of captions ({', '.join(CAPTION_COLUMNS)}); it has {', '.join(columns)}"
         )
     with duckdb.connect() as con:
         opened = con.read_parquet(str(place)) if place.suffix == ".parquet" else con.read_csv(str(place))

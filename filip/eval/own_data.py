@@ -8,7 +8,7 @@ from filip.errors import UserError
 from filip.eval.benchmark import BenchmarkCard, BenchmarkLayout
 from filip.eval.cards import load_card
 from filip.eval.formats.imagefolder import images_below
-from filip.sets.columns import CAPTION_COLUMNS, LABEL_COLUMNS
+from filip.sets.columns import CAPTION_COLUMNS, LABEL_COLUMNS, usual_column
 from filip.sets.layout import FOR_EVALUATION, NotUnderstoodError, Reading
 from filip.sets.layouts import LAYOUTS, recognise
 
@@ -57,9 +57,13 @@ def _with_captions_or_labels(place: Path) -> list[BenchmarkCard]:
     kinds = {"retrieval": CAPTION_COLUMNS, "classification": LABEL_COLUMNS}
     if layout == "parquet" and len(parts) > 1:
         del kinds["classification"]  # it is read from one file
-    fitting = [kind for kind, names in kinds.items() if any(name in columns for name in names)]
+    fitting = [kind for kind, names in kinds.items() if usual_column(columns, names)]
     if not fitting and place.is_dir():
-        return []  # a table of something else, in a folder of classes
+        try:
+            next(LAYOUTS[layout].find(parts[0], reading), None)
+        except UserError:
+            return []  # a table of something else, in a folder of classes
+        fitting = ["retrieval"]
     if not fitting:
         raise UserError(
             f"{parts[0]} has no column of captions ({', '.join(CAPTION_COLUMNS)}) and none of labels "

@@ -10,32 +10,40 @@ from typing import Any
 
 from filip.errors import UserError
 from filip.sets.columns import one_line, texts
-from filip.sets.layout import Reading, Row, files_in, inside, split_of_folder
+from filip.sets.layout import Reading, Row
+from filip.sets.named import SAMPLE, finder, lists_in, split_of_row
 from filip.sets.table import Listed
 from filip.sets.tables import json_in
 
 
 class _Annotations(Listed):
     def lists(self, reading: Reading) -> list[Path]:
-        return [path for path in files_in(reading, [".json"], deep=False) if self.fits(path)]
+        return lists_in(reading, [".json"], self.fits)
 
 
 class Coco(_Annotations):
     """COCO's JSON: ``images`` with file names, ``annotations`` with the captions; an image has all its captions."""
 
-    about = "COCO's JSON of captions; the images are in image_root, or next to the JSON"
+    about = "COCO's JSON of captions and its images"
+
+    def lists(self, reading: Reading) -> list[Path]:
+        found = super().lists(reading)  # COCO's archive has boxes and keypoints beside the captions
+        captioned = [path for path in found if any(_has(one, "caption") for one in _content(path)["annotations"][:100])]
+        return captioned or found
 
     def fits(self, path: Path) -> bool:
         content = _content(path)
         return all(isinstance(content.get(key), list) for key in ("images", "annotations"))
 
     def splits(self, part: Path, reading: Reading) -> set[str | None]:
-        root = reading.root_of(part)
-        names = (str(image["file_name"]) for image in _content(part)["images"] if _is_image(image))
-        return {split_of_folder(Path(inside(root, name)[0]), Path(root)) for name in names}
+        names = [str(image["file_name"]) for image in _content(part)["images"] if _is_image(image)]
+        find = finder(part, reading, names[:SAMPLE])
+        return {split_of_row(None, find(name)[0], part, reading) for name in names}
 
     def find(self, part: Path, reading: Reading) -> Iterator[Row]:
-        content, name, root = _content(part), reading.name_of(part), reading.root_of(part)
+        content, name = _content(part), reading.name_of(part)
+        listed = [str(image["file_name"]) for image in content["images"][:SAMPLE] if _is_image(image)]
+        find = finder(part, reading, listed)
         captions: dict[Any, list[str]] = defaultdict(list)
         unread: list[tuple[int, str]] = []
         images = {image["id"] for image in content["images"] if _is_image(image)}
@@ -52,8 +60,8 @@ class Coco(_Annotations):
                 yield Row(f"{name}: images {number}", [], f"{part}#{number}", problem=problem)
                 continue
             url, own = str(image["file_name"]), captions[image["id"]]
-            path, trouble = inside(root, url)
-            split = split_of_folder(Path(path), Path(root))
+            path, trouble = find(url)
+            split = split_of_row(None, path, part, reading)
             yield Row(url, own, path or f"{part}#{number}", group=str(image["id"]), problem=trouble, split=split)
         for number, problem in unread:
             yield Row(f"{name}: annotations {number}", [], f"{part}#annotations {number}", problem=problem)
@@ -62,7 +70,7 @@ class Coco(_Annotations):
 class Karpathy(_Annotations):
     """Karpathy's split files of COCO and Flickr30k; "train+restval" unless another ``split`` is asked for."""
 
-    about = "one of Karpathy's split files (dataset_flickr30k.json); the images are in image_root, or next to it"
+    about = "one of Karpathy's split files (dataset_flickr30k.json) and its images"
 
     def fits(self, path: Path) -> bool:
         listed: Any = _content(path).get("images")
@@ -72,17 +80,22 @@ class Karpathy(_Annotations):
         return {str(one["split"]) for one in _content(part)["images"] if _is_entry(one)}
 
     def find(self, part: Path, reading: Reading) -> Iterator[Row]:
-        listed, name, root = _content(part)["images"], reading.name_of(part), reading.root_of(part)
+        listed, name = _content(part)["images"], reading.name_of(part)
+        find = finder(part, reading, [_name(image) for image in listed[:SAMPLE] if _is_entry(image)])
         for number, image in enumerate(listed, 1):
             if not _is_entry(image):
                 problem = "broken_line: an entry without split, filename or sentences"
                 yield Row(f"{name}: images {number}", [], f"{part}#{number}", problem=problem)
                 continue
-            url = "/".join(str(piece) for piece in (image.get("filepath", ""), image["filename"]) if piece)
-            path, trouble = inside(root, url)
+            url = _name(image)
+            path, trouble = find(url)
             captions, split = one_line(texts(image["sentences"])), str(image["split"])
             group = str(image.get("cocoid", image.get("imgid", number)))
             yield Row(url, captions, path or f"{part}#{number}", group=group, problem=trouble, split=split)
+
+
+def _name(image: Mapping[str, Any]) -> str:
+    return "/".join(str(piece) for piece in (image.get("filepath", ""), image["filename"]) if piece)
 
 
 def _is_image(value: Any) -> bool:
@@ -97,7 +110,7 @@ def _has(value: Any, *keys: str) -> bool:
     return isinstance(value, Mapping) and all(key in value for key in keys)
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=4)
 def _content(path: Path) -> Mapping[str, Any]:
     """Return the JSON object in a file; an empty one if it holds none."""
     if path.suffix != ".json" or not path.is_file():

@@ -14,18 +14,18 @@ if TYPE_CHECKING:
 # If no column is named, the first of these that exists is used.
 IMAGE_COLUMNS = (
     *("path", "image", "image_path", "img_path", "file_name", "filename", "filepath", "file", "image_file"),
-    "img",
+    *("img", "image_name", "datei"),
 )
 CAPTION_COLUMNS = (
     *("caption", "captions", "text", "texts", "sentences", "sentence", "alt_text", "alt", "title"),
-    "description",
+    *("description", "comment", "conversations"),
 )
 SPLIT = "split"  # the column that says which split a row belongs to
 LABEL_COLUMNS = ("label", "class", "cls", "category")
 
 
 def texts(value: Any) -> list[str]:
-    """Return the captions in a value of a record: a text, a list of them, or a list of records that have one."""
+    """Return the captions in a value of a record: a text, a list of them or of records, or the answers of a talk."""
     if value is None:
         return []
     if isinstance(value, str):
@@ -34,6 +34,8 @@ def texts(value: Any) -> list[str]:
         text = decoded(value)
         return [] if text is None else [text]
     if isinstance(value, Mapping):
+        if "from" in value:  # a turn of LLaVA's conversations
+            return texts(value.get("value")) if value["from"] == "gpt" else []
         found = next((value[name] for name in ("raw", *CAPTION_COLUMNS) if name in value), None)
         return texts(found)
     if isinstance(value, Sequence):
@@ -46,10 +48,16 @@ def one_line(captions: Sequence[str]) -> list[str]:
     return [line for text in captions if (line := " ".join(text.replace("\0", " ").split()))]
 
 
+def usual_column(names: Sequence[str], usual: Sequence[str]) -> str | None:
+    """Return the column that has the first of the usual names, in capitals or not."""
+    lower = {name.lower(): name for name in reversed(names)}
+    return next((lower[name] for name in usual if name in lower), None)
+
+
 def image_column(names: Sequence[str], reading: Reading, where: object) -> str:
     """Return the column that names the images. Raises UserError if there is none."""
     asked = [reading.image_column] if reading.image_column else IMAGE_COLUMNS
-    found = next((name for name in asked if name in names), None)
+    found = reading.image_column if reading.image_column in names else usual_column(names, asked)
     if found is None:
         raise UserError(
             f"{where} has no column {' or '.join(map(repr, asked))}; its columns are {', '.join(names)}. Say in a "
@@ -64,7 +72,7 @@ def caption_columns(names: Sequence[str], reading: Reading, where: object) -> li
     if all(column in names for column in asked):
         return list(asked)
     if not reading.caption_columns:
-        known = next((name for name in CAPTION_COLUMNS if name in names), None)
+        known = usual_column(names, CAPTION_COLUMNS)
         if known:
             return [known]
     raise UserError(

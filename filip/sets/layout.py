@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -48,6 +48,7 @@ class Reading:
     split: str | None = None  # the splits to take, joined by "+", or "all"; None: the first of ``prefer``
     prefer: Sequence[str] = FOR_TRAINING
     taken: Sequence[str] | None = None  # the splits to take, once ``recognise`` knows those of the set; None: all
+    several: bool = False  # whether the set has several lists, once ``recognise`` knows
     inside_only: bool = False  # links that lead out of the folder are not followed
     without: str | None = None  # absolute path of a folder that does not belong to it, such as the output
 
@@ -187,8 +188,14 @@ def split_of_folder(path: Path, place: Path) -> str | None:
     """Return the split by a folder below the place alone: ``train.jpg`` may be a picture of a train."""
     if not path.is_relative_to(place):
         return None
-    folders = [folder.lower() for folder in path.relative_to(place).parts[:-1]]
+    folders = [folder.lower().rstrip("0123456789") for folder in path.relative_to(place).parts[:-1]]  # train2017
     return next((SPLITS[folder] for folder in reversed(folders) if folder in SPLITS), None)
+
+
+def split_named(path: Path, place: Path) -> str | None:
+    """Return the split of a list by a word of its name, such as ``captions_val2017.json``, or by a folder."""
+    words = re.split("[^a-z]+", path.name.lower())
+    return next((SPLITS[word] for word in words if word in SPLITS), None) or split_of_folder(path, place)
 
 
 def other_split(split: str | None) -> str:
@@ -216,17 +223,22 @@ class Entry(NamedTuple):
     problem: str | None = None
 
 
-def walk(folder: Path, inside_only: bool = False, deep: bool = True, without: str | None = None) -> Iterator[Entry]:
+def walk(
+    folder: Path, inside_only: bool = False, depth: int | None = None, without: str | None = None
+) -> Iterator[Entry]:
     """Yield all files of a folder, hidden ones left out, in a fixed order: those of a folder, then those below it.
 
     Pipes, sockets, devices, and folders that may not be read or lead in a circle have a problem; so have links out of
-    the folder, if ``inside_only``. without: absolute path of a folder that is left out.
+    the folder, if ``inside_only``. depth: how many levels of folders are read. without: absolute path of a folder that
+    is left out.
     """
     root = os.path.realpath(folder) if inside_only else None
-    yield from _walk(folder, root, without if deep else "/", ())
+    yield from _walk(folder, root, depth, without, ())
 
 
-def _walk(folder: Path, root: str | None, without: str | None, above: tuple[str, ...]) -> Iterator[Entry]:
+def _walk(
+    folder: Path, root: str | None, depth: int | None, without: str | None, above: tuple[str, ...]
+) -> Iterator[Entry]:
     real = os.path.realpath(folder)
     if real in above:
         yield Entry(folder, "not_a_file: a link to a folder that it lies in")
@@ -244,13 +256,13 @@ def _walk(folder: Path, root: str | None, without: str | None, above: tuple[str,
             below.append((path, entry.is_symlink()))
         else:
             yield Entry(path, _problem(entry, root))
-    for path, linked in below:
+    for path, linked in below if depth is None or len(above) + 1 < depth else ():
         if without is not None and _below(os.path.abspath(path), without):
             continue
         if linked and root is not None and not _below(os.path.realpath(path), root):
             yield Entry(path, "outside: a link out of the folder")
         else:
-            yield from _walk(path, root, without, (*above, real))
+            yield from _walk(path, root, depth, without, (*above, real))
 
 
 def _problem(entry: os.DirEntry[str], root: str | None) -> str | None:
@@ -277,8 +289,8 @@ def _below(path: str, root: str) -> bool:
     return os.path.commonpath([path, root]) == root
 
 
-def files_in(reading: Reading, suffixes: Sequence[str], deep: bool = True) -> list[Path]:
+def files_in(reading: Reading, suffixes: Collection[str], depth: int | None = None) -> list[Path]:
     """Return the files of the folder that have one of these suffixes and can be opened."""
-    found = walk(reading.place, reading.inside_only, deep, reading.without)
+    found = walk(reading.place, reading.inside_only, depth, reading.without)
     endings = tuple(suffixes)
     return [path for path, problem in found if problem is None and path.name.lower().endswith(endings)]

@@ -5,6 +5,7 @@ A new layout is a subclass of :class:`filip.sets.layout.Layout` and a line here.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 from filip.errors import UserError
 from filip.rgb import not_read
 from filip.sets.annotations import Coco, Karpathy
-from filip.sets.layout import Layout, NotUnderstoodError, Reading, Row, other_split, walk
+from filip.sets.layout import Layout, NotUnderstoodError, Reading, Row, is_picture, other_split, walk
 from filip.sets.parquet import ArrowImages, ParquetImages
 from filip.sets.table import Table
 from filip.sets.tars import Tars
@@ -38,14 +39,29 @@ def recognise(reading: Reading) -> tuple[str, list[Path], Reading]:
         raise UserError(f"layout is {reading.layout!r}, but must be auto or one of {', '.join(LAYOUTS)}")
     for name in LAYOUTS if reading.layout == "auto" else [reading.layout]:
         if parts := LAYOUTS[name].parts(reading):
+            reading = replace(reading, several=len(parts) > 1)
             splits = {split for part in parts for split in LAYOUTS[name].splits(part, reading) if split is not None}
             reading = replace(reading, taken=tuple(reading.splits_taken(sorted(splits), reading.place)))
             return name, wanted_parts(name, parts, reading), reading
     known = "; ".join(layout.about for layout in LAYOUTS.values())
-    files = walk(reading.place, reading.inside_only, without=reading.without) if reading.place.is_dir() else ()
-    unread = not_read(path for path, _ in files)
-    there = f" There are {unread}." if unread else ""
-    raise NotUnderstoodError(f"{reading.place} has no captions that are understood.{there} Known are: {known}")
+    raise NotUnderstoodError(
+        f"{reading.place} has no captions that are understood.{_there(reading)} Known are: {known}"
+    )
+
+
+def _there(reading: Reading) -> str:
+    """Say what is in a folder in which no layout was recognised."""
+    if not reading.place.is_dir():
+        return ""
+    files = [path for path, _ in walk(reading.place, reading.inside_only, without=reading.without)]
+    pictures = [path for path in files if is_picture(path)]
+    others = Counter(path.suffix.lower() for path in files if not is_picture(path))
+    unread = not_read(files)
+    said = [
+        f"{len(pictures):,} pictures",
+        *(f"{count:,} {suffix or 'without suffix'}" for suffix, count in others.most_common(5)),
+    ]
+    return f" There are {', '.join(said)}{f'; {unread}' if unread else ''}."
 
 
 def rows_of(layout: str, part: Path | None, reading: Reading) -> Iterator[Row]:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from filip.sets.columns import CAPTION_COLUMNS, captions_of, one_line, texts
-from filip.sets.layout import Reading
+from filip.sets.described import xmp_description
+from filip.sets.layout import Reading, is_picture
 from filip.sets.text import decoded
 
 CAPTION_SUFFIXES = ("txt", "caption", "captions", "text")  # each line is a caption
-TEXT_SUFFIXES = (*CAPTION_SUFFIXES, "json")
+TEXT_SUFFIXES = (*CAPTION_SUFFIXES, "json", "xmp")
 MAX_CAPTION_BYTES = 1 << 20
 
 
@@ -20,7 +22,8 @@ def captions_in(files: Mapping[str, Callable[[], bytes]], reading: Reading) -> t
 
     files: functions that read the bytes of each text of the image, by its suffix (``txt``, ``meta.json``). A record
     that has caption's column, or a list of captions, counts first: the text that img2dataset writes repeats it. Then
-    count the lines of all texts, without repetitions; finally, other usual keys of the record.
+    count the lines of all texts, without repetitions; then other usual keys of the record, but for a title that is a
+    picture's name (Google Takeout), and finally the description in a photographer's ``.xmp``.
     """
     record: dict[str, Any] = {}
     problem = None
@@ -47,7 +50,11 @@ def captions_in(files: Mapping[str, Callable[[], bytes]], reading: Reading) -> t
                     problem = problem or f"not_text: .{suffix} is neither UTF-8 nor Latin-1"
                 captions += lines or []
     if not captions:
-        captions = next((found for name in CAPTION_COLUMNS if (found := one_line(texts(record.get(name))))), [])
+        others = (one_line(texts(record.get(name))) for name in CAPTION_COLUMNS)
+        captions = next((found for found in others if found and not is_picture(Path(found[0]))), [])
+    for suffix, read in files.items():
+        if not captions and suffix.rpartition(".")[2] == "xmp":
+            captions = xmp_description(read())
     return list(dict.fromkeys(captions)), group, None if captions else problem
 
 

@@ -3,18 +3,33 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 from filip.errors import UserError
-from filip.sets.columns import caption_columns, captions_of, group_of, image_column, split_in
-from filip.sets.layout import Layout, Reading, Row, files_in, inside, is_picture, split_of_folder, unused, walk
+from filip.sets.columns import (
+    CAPTION_COLUMNS,
+    IMAGE_COLUMNS,
+    caption_columns,
+    captions_of,
+    group_of,
+    image_column,
+    split_in,
+)
+from filip.sets.layout import Layout, Reading, Row, is_picture, split_of_folder, unused, walk
+from filip.sets.named import SAMPLE, Finder, are_parts, finder, last_part, lists_in, pictures_below, split_of_row
 from filip.sets.parquet import image_bytes_column
-from filip.sets.tables import JSON_PACKED, SUFFIXES, Broken, read_table
+from filip.sets.tables import JSON_PACKED, SUFFIXES, Broken, Record, Rows, read_table
+from filip.sets.text import decoded, read_file
 
 # if a folder has several tables, the one with such a name counts
 USUAL = ("metadata", "captions", "annotations", "labels")
+HEAD = 20_000  # bytes of a text or a JSON by which a table is known
+NUMBER = re.compile(r"#\d+$")  # of a caption, behind the name of its image in Flickr8k
 
 
 class Listed(Layout):
@@ -30,7 +45,9 @@ class Listed(Layout):
         found = self.lists(reading)
         if len(found) > 1:
             usual = [path for path in found if path.name.split(".")[0].lower() in USUAL]
-            if len(usual) != 1:
+            if are_parts(found, reading.place):
+                usual = found
+            elif len(usual) != 1:
                 raise UserError(
                     f"{reading.place} holds several tables ({', '.join(path.name for path in found[:5])}): name the "
                     f"one with the captions, such as {found[0]}"
@@ -70,32 +87,27 @@ class Table(Listed):
     about = "a folder of images with a table (CSV, TSV, JSON lines, Parquet) of path and caption"
 
     def lists(self, reading: Reading) -> list[Path]:
-        found = files_in(reading, [*SUFFIXES, ".json"], deep=False)
-        usual = [path for path in found if path.suffix != ".json" or path.stem.lower() in USUAL]
-        return [path for path in usual if not _has_bytes(path)]
+        return lists_in(reading, [*SUFFIXES, ".json", ".txt"], _is_list)
 
     def fits(self, path: Path) -> bool:
         return path.name.lower().endswith((*SUFFIXES, ".txt", ".json", *JSON_PACKED)) and not _has_bytes(path)
 
     def splits(self, part: Path, reading: Reading) -> set[str | None]:
-        table, root = read_table(part, reading.header, reading.columns), reading.root_of(part)
         try:
-            image = image_column(table.names, reading, part)
+            table = _open(part, reading)
         except UserError:  # find says so
             return set()
         rows = (row[1] for row in table.rows if not isinstance(row, Broken))
         return {
-            _split(record, inside(root, file_named(record.get(image), reading))[0], root, reading) for record in rows
+            _split(record, table.find(file_named(record.get(table.image), reading))[0], part, reading)
+            for record in rows
         }
 
     def columns(self, part: Path, reading: Reading) -> list[str]:
-        return read_table(part, reading.header, reading.columns).names
+        return _rows(part, reading).names
 
     def find(self, part: Path, reading: Reading) -> Iterator[Row]:
-        root, name = reading.root_of(part), reading.name_of(part)
-        table = read_table(part, reading.header, reading.columns)
-        image = image_column(table.names, reading, part)
-        columns = caption_columns(table.names, reading, part)
+        name, table = reading.name_of(part), _open(part, reading)
         empty = dict.fromkeys(table.names)
         for row in table.rows:
             if isinstance(row, Broken):
@@ -104,22 +116,95 @@ class Table(Listed):
                 continue
             number, record = row
             wanted = all(str(record.get(column)) == value for column, value in reading.only.items())
-            file = file_named(record.get(image), reading)
-            path, problem = inside(root, file)
+            file = file_named(record.get(table.image), reading)
+            path, problem = table.find(file)
             problem = problem if wanted else "not_wanted: `only` in the card"
             yield Row(
-                file or f"{name}:{number} (a row without {image})",
-                captions_of(record, columns) if problem is None else [],
+                file or f"{name}:{number} (a row without {table.image})",
+                captions_of(record, table.captions) if problem is None else [],
                 path or f"{part}#{number}",  # rows of one file are one image
                 group=group_of({**empty, **record}, reading, part) if reading.group_column else None,
                 problem=problem,
-                split=_split(record, path, root, reading),
+                split=_split(record, path, part, reading),
             )
 
 
-def _split(record: Mapping[str, Any], path: str, root: str, reading: Reading) -> str | None:
-    """Return the split of a row: that of its column, or else of the folder of its image."""
-    return split_in(record, reading) or split_of_folder(Path(path), Path(root))
+@dataclass
+class _Open(Rows):
+    """The rows of a table, the columns of its images and captions, and where its images are."""
+
+    image: str
+    captions: list[str]
+    find: Finder
+
+
+def _open(part: Path, reading: Reading) -> _Open:
+    table = _rows(part, reading)
+    start = list(islice(table.rows, SAMPLE))
+    records = [row[1] for row in start if not isinstance(row, Broken)]
+    image = _image_column(table.names, records, reading, part)
+    captions = _caption_columns(table.names, records, image, reading, part)
+    find = finder(part, reading, [file_named(record.get(image), reading) for record in records])
+    return _Open(table.names, chain(start, table.rows), image, captions, find)
+
+
+def _rows(part: Path, reading: Reading) -> Rows:
+    table = read_table(part, reading.header, reading.columns)
+    if len(table.names) == 2 and reading.header and not reading.columns and _names_a_picture(table.names[0]):
+        return read_table(part, False, ("image", "caption"))  # Flickr8k.token.txt has no header
+    return table
+
+
+def _image_column(names: Sequence[str], records: Sequence[Record], reading: Reading, part: Path) -> str:
+    """Return the column with the usual name, or the only one that names pictures of the folder."""
+    try:
+        return image_column(names, reading, part)
+    except UserError:
+        if reading.image_column or not reading.place.is_dir():
+            raise
+        there = pictures_below(reading.place, reading.inside_only, reading.without)
+        fitting = [
+            c for c in names if any(last_part(file_named(record.get(c), reading)) in there for record in records)
+        ]
+        if len(fitting) != 1:
+            raise
+        return fitting[0]
+
+
+def _caption_columns(
+    names: Sequence[str], records: Sequence[Record], image: str, reading: Reading, part: Path
+) -> list[str]:
+    """Return the columns with the usual names, or the only other one whose cells have several words."""
+    try:
+        return caption_columns(names, reading, part)
+    except UserError:
+        wordy = [c for c in names if c != image and any(" " in str(r.get(c) or "").strip() for r in records)]
+        if reading.caption_columns or len(wordy) != 1:
+            raise
+        return wordy
+
+
+def _split(record: Mapping[str, Any], path: str, part: Path, reading: Reading) -> str | None:
+    return split_of_row(split_in(record, reading), path, part, reading)
+
+
+def _is_list(path: Path) -> bool:
+    """Return whether a file of a folder is a table of images; texts and JSON may be anything else."""
+    if path.suffix.lower() not in (".txt", ".json"):
+        return not _has_bytes(path)
+    if path.stem.lower() in USUAL and path.suffix.lower() == ".json":
+        return True
+    start = decoded(read_file(path, size=HEAD).rpartition(b"\n")[0]) or ""
+    if path.suffix.lower() == ".json":
+        named = [any(f'"{name}"' in start for name in usual) for usual in (IMAGE_COLUMNS, CAPTION_COLUMNS)]
+        return start.lstrip()[:1] == "[" and all(named)
+    cells = [cell.strip().lower() for cell in re.split("[,;\t|]", start.partition("\n")[0])]
+    header = any(cell in IMAGE_COLUMNS for cell in cells) and any(cell in CAPTION_COLUMNS for cell in cells)
+    return header or (len(cells) == 2 and _names_a_picture(cells[0]))
+
+
+def _names_a_picture(cell: str) -> bool:
+    return is_picture(Path(NUMBER.sub("", cell)))
 
 
 def file_named(value: Any, reading: Reading) -> str:
@@ -127,6 +212,8 @@ def file_named(value: Any, reading: Reading) -> str:
     if isinstance(value, Mapping):
         value = value.get("path") or value.get("file_name")
     name = "" if value is None else str(value).strip()
+    if NUMBER.search(name) and _names_a_picture(name):
+        name = NUMBER.sub("", name)
     return reading.image_name.replace("{}", name) if name else ""
 
 

@@ -117,7 +117,11 @@ def _csv(path: Path, stream: BinaryIO, kind: str, header: bool, names: Sequence[
     first = next(source, None)
     if first is None:
         raise UserError(f"{path} is empty: it needs a line with the names of its columns, and rows")
+    told = (first.text or "").lower().strip().startswith("sep=")  # Excel's way to name the delimiter
     delimiter = "\t" if kind == "tsv" else _delimiter(first.text or "", kind, len(names))
+    if told:
+        delimiter = (first.text or "").strip()[4:5] or "\t"
+        first = next(source, TextLine(2, ""))
     found = _records(chain([first], source), delimiter)
     if names:
         columns = list(names)

@@ -1,23 +1,32 @@
-"""Read a folder of images, each with its captions in a text of the same name: ``a.txt`` or ``a.jpg.caption``."""
+"""Read a folder of images, each with its captions in a text of the same name: ``a.txt`` or ``a.jpg.caption``.
+
+Where there is no such text, captions are the descriptions of Google Takeout's records (``a.jpg.json``), of XMP beside
+the pictures (``a.xmp``), and of XMP and IPTC in them.
+"""
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from functools import partial
 from itertools import groupby
 from pathlib import Path
 
 from filip.rgb import OTHER_PICTURES
+from filip.sets.described import description_in
 from filip.sets.layout import Entry, Layout, Reading, Row, is_picture, split_of_folder, unused, walk
 from filip.sets.samples import CAPTION_SUFFIXES, MAX_CAPTION_BYTES, TEXT_SUFFIXES, captions_in
 from filip.sets.text import NotAFileError, read_file
+
+LOOKED_AT = 200  # pictures in which a description is looked for before the folder has none
+TAKEOUT = re.compile(r"\.supp[a-z-]*\.json$")  # a.jpg.supplemental-metadata.json, which may be cut short
 
 
 class TextBeside(Layout):
     """Layout in which every line of an image's text is a caption."""
 
-    about = "a folder of images, each with a .txt of the same name"
+    about = "a folder of images, each with a .txt of the same name, or with a description in it or in an .xmp"
 
     def parts(self, reading: Reading) -> list[Path]:
         if not reading.place.is_dir():
@@ -27,20 +36,21 @@ class TextBeside(Layout):
             own = [_belonging(path, texts) for path in pictures if is_picture(path)]
             if any(suffix.endswith(CAPTION_SUFFIXES) for found in own for suffix in found):
                 return [reading.place]  # records without texts may describe anything
-        return []
+        return [reading.place] if _is_described(reading) else []
 
     def splits(self, part: Path, reading: Reading) -> set[str | None]:
         found = walk(reading.place, reading.inside_only, without=reading.without)
         return {split_of_folder(path, reading.place) for path, _ in found if is_picture(path)}
 
     def find(self, part: Path, reading: Reading) -> Iterator[Row]:
+        described = _is_described(reading)
         for _, entries in _folders(reading):
             pictures, texts = _sorted_out(entries)
             used: set[str] = set()
             for path in pictures:
                 own = _belonging(path, texts)
                 used.update(text.name for text in own.values())
-                yield _picture(path, own, reading)
+                yield _picture(path, own, reading, described)
             for path, problem in entries:
                 if path in pictures or path.name in used:
                     continue
@@ -71,7 +81,7 @@ def _sorted_out(entries: list[Entry]) -> tuple[dict[Path, None], dict[str, Path]
         if problem is None and (is_picture(path) or path.suffix.lower() in OTHER_PICTURES):
             pictures[path] = None
         elif problem is None and path.suffix.lower()[1:] in TEXT_SUFFIXES:
-            texts[path.name] = path
+            texts[TAKEOUT.sub(".json", path.name)] = path
     return pictures, texts
 
 
@@ -85,7 +95,23 @@ def _belonging(picture: Path, texts: dict[str, Path]) -> dict[str, Path]:
     return found
 
 
-def _picture(path: Path, texts: dict[str, Path], reading: Reading) -> Row:
+def _is_described(reading: Reading) -> bool:
+    """Return whether some of the first pictures have a description in them, in XMP beside them or by Google Takeout."""
+    looked = 0
+    for _, entries in _folders(reading):
+        pictures, texts = _sorted_out(entries)
+        for path in filter(is_picture, pictures):
+            own = _belonging(path, texts)
+            sure = {suffix: text for suffix, text in own.items() if suffix.endswith(".json") or suffix.endswith("xmp")}
+            if _picture(path, sure, reading, True).captions:
+                return True
+            looked += 1
+            if looked == LOOKED_AT:
+                return False
+    return False
+
+
+def _picture(path: Path, texts: dict[str, Path], reading: Reading, described: bool = False) -> Row:
     if not is_picture(path):
         return unused(path, reading)
     try:
@@ -95,5 +121,7 @@ def _picture(path: Path, texts: dict[str, Path], reading: Reading) -> Row:
         captions, group, problem = [], None, f"not_a_file: its text is {error.strerror}"
     except OSError as error:
         captions, group, problem = [], None, f"missing_file: its text: {error.strerror}"
+    if described and not captions and problem is None:
+        captions = description_in(path)
     split = split_of_folder(path, reading.place)
     return Row(reading.name_of(path), captions, os.path.abspath(path), group=group, problem=problem, split=split)

@@ -291,14 +291,16 @@ def test_what_is_no_data_set_is_refused_with_what_is_known(tmp_path: Path) -> No
     (tmp_path / "raw").mkdir()
     for name in ("a.nef", "a.txt"):
         (tmp_path / "raw" / name).write_text("a dog")
-    with pytest.raises(UserError, match=r"understood\. There are 1 \.nef \(these formats are not read\)\. Known"):
+    with pytest.raises(
+        UserError, match=r"There are 0 pictures, 1 \.nef, 1 \.txt; 1 \.nef \(these formats are not read\)\. Known"
+    ):
         run(card(tmp_path / "raw"), tmp_path / "shards")
     for name in ("a.csv", "b.csv"):
         (tmp_path / "own" / name).write_text("path,caption\n")
     with pytest.raises(UserError, match="several tables"):
         run(card(tmp_path / "own"), tmp_path / "shards")
-    (tmp_path / "own" / "a.csv").write_text("where,what\ndog.png,a dog\n")
-    with pytest.raises(UserError, match=r"no column 'path'.*columns are where, what.*image_column"):
+    (tmp_path / "own" / "a.csv").write_text("where,what,who\ndog.png,a dog,a man\n")
+    with pytest.raises(UserError, match=r"no column 'path'.*columns are where, what, who.*image_column"):
         run(card(tmp_path / "own" / "a.csv"), tmp_path / "shards")
     with pytest.raises(UserError, match=r"no column 'caption'.*caption_column"):
         run(card(tmp_path / "own" / "a.csv", image_column="where"), tmp_path / "shards")

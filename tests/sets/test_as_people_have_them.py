@@ -1,0 +1,184 @@
+"""Folders as archives, hubs, phones and photographers' programs leave them are read without a card."""
+
+import csv
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from filip.errors import UserError
+from filip.sets.described import xmp_description
+from filip.sets.image_set import open_images
+from filip.sets.layout import Reading
+from tests.data.own_images import CAPTIONS, COLOURS, picture
+from tests.sets.test_one_reader import answers, counted
+
+ONE = {Path(name).name: captions[0] for name, captions in CAPTIONS.items()}  # a caption for each file
+XMP = """<?xpacket begin="" id="W5M0MpCehiHzreSzNTczkc9d"?><x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF
+ xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description xmlns:dc="http://purl.org/dc/elements/1.1/">
+ <dc:description><rdf:Alt><rdf:li xml:lang="de">etwas</rdf:li><rdf:li xml:lang="x-default">{}</rdf:li></rdf:Alt>
+ </dc:description></rdf:Description></rdf:RDF></x:xmpmeta><?xpacket end="w"?>"""
+
+
+def images(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    for name in CAPTIONS:
+        (folder / Path(name).name).write_bytes(picture(name))
+    return folder
+
+
+def save(path: Path, content: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+
+
+def rows(
+    path: Path, lines: list[tuple[str, ...]], delimiter: str = ",", first: str = "", encoding: str = "utf-8"
+) -> None:
+    text = io.StringIO(first)
+    text.seek(0, io.SEEK_END)
+    csv.writer(text, delimiter=delimiter).writerows(lines)
+    path.write_bytes(text.getvalue().encode(encoding))
+
+
+def coco_as_its_archives_unpack(root: Path) -> None:
+    images(root / "train2017")
+    listed = [{"id": n, "file_name": name} for n, name in enumerate(ONE)]
+    texts = [{"image_id": n, "caption": caption} for n, caption in enumerate(ONE.values())]
+    boxes = [{"image_id": n, "bbox": [0, 0, 9, 9], "category_id": 1} for n in range(len(ONE))]
+    for kind, found in (("captions", texts), ("instances", boxes)):
+        save(root / "annotations" / f"{kind}_train2017.json", {"images": listed, "annotations": found})
+
+
+def hub_image_folder(root: Path) -> None:
+    images(root / "train")
+    lines = [json.dumps({"file_name": name, "text": caption}) for name, caption in ONE.items()]
+    save(root / "train" / "metadata.jsonl", "\n".join(lines))
+
+
+def flickr8k_of_kaggle(root: Path) -> None:
+    images(root / "Images")
+    rows(root / "captions.txt", [("image", "caption"), *ONE.items()])
+
+
+def flickr30k_of_kaggle(root: Path) -> None:
+    images(root / "flickr30k_images")
+    lines = [(name, " 0", f" {caption}") for name, caption in ONE.items()]
+    rows(root / "results.csv", [("image_name", " comment_number", " comment"), *lines], "|")
+
+
+def flickr8k_tokens(root: Path) -> None:
+    images(root / "Flicker8k_Dataset")
+    save(root / "Flickr8k.token.txt", "".join(f"{name}#0\t{caption}\n" for name, caption in ONE.items()))
+
+
+def karpathy_beside_its_images(root: Path) -> None:
+    images(root / "flickr30k-images")
+    listed = [{"filename": n, "split": "train", "sentences": [{"raw": caption}]} for n, caption in ONE.items()]
+    save(root / "dataset_flickr30k.json", {"images": listed})
+
+
+def llava(root: Path) -> None:
+    images(root / "coco" / "train2017")
+    talks = [
+        {"id": n, "image": f"train2017/{name}", "conversations": [
+            {"from": "human", "value": "<image>\nWhat is this?"}, {"from": "gpt", "value": caption}]}
+        for n, (name, caption) in enumerate(ONE.items())
+    ]  # fmt: skip
+    save(root / "llava_instruct_150k.json", json.dumps(talks, indent=1))
+
+
+def takeout(root: Path) -> None:
+    images(root)
+    for n, (name, caption) in enumerate(ONE.items()):
+        ending = (".json", ".supplemental-metadata.json", ".supplemental-met.json")[n % 3]
+        save(root / f"{name}{ending}", {"title": name, "description": caption, "imageViews": "3"})
+
+
+def xmp_beside(root: Path) -> None:
+    images(root)
+    for name, caption in ONE.items():
+        (root / name).with_suffix(".xmp").write_text(XMP.format(caption))
+
+
+def xmp_inside(root: Path) -> None:
+    root.mkdir()
+    for name, caption in CAPTIONS.items():
+        about = PngInfo()
+        about.add_itxt("XML:com.adobe.xmp", XMP.format(caption[0]))
+        Image.new("RGB", (240, 240), COLOURS[name]).save(root / Path(name).name, pnginfo=about)
+
+
+def windows_paths(root: Path) -> None:
+    images(root / "Bilder")
+    rows(
+        root / "liste.csv",
+        [("Datei", "Text"), *((f"Bilder\\{n.upper()}", c) for n, c in ONE.items())],
+        ";",
+        "sep=;\r\n",
+    )
+
+
+def columns_of_unusual_names(root: Path) -> None:
+    images(root / "scans")
+    rows(root / "katalog.csv", [("Nr", "Scan", "Legende"), *((str(i), n, c) for i, (n, c) in enumerate(ONE.items()))])
+
+
+FOLDERS: list[Callable[[Path], None]] = [
+    coco_as_its_archives_unpack, hub_image_folder, flickr8k_of_kaggle, flickr30k_of_kaggle, flickr8k_tokens,
+    karpathy_beside_its_images, llava, takeout, xmp_beside, xmp_inside, windows_paths, columns_of_unusual_names,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("write", FOLDERS)
+def test_it_is_read_as_it_is_by_all_four_readers(tmp_path: Path, write: Callable[[Path], None]) -> None:
+    write(tmp_path / "own")
+    expected = {COLOURS[name]: captions[:1] for name, captions in CAPTIONS.items()}
+    assert answers(str(tmp_path / "own"), tmp_path / "shards") == [expected] * 4
+
+
+def test_a_list_in_each_split_is_a_part_of_one_set(tmp_path: Path) -> None:
+    for split, names in (("train", list(ONE)[:3]), ("test", list(ONE)[3:])):
+        images(tmp_path / split)
+        for name in set(ONE) - set(names):
+            (tmp_path / split / name).unlink()
+        lines = [json.dumps({"file_name": name, "text": ONE[name]}) for name in names]
+        save(tmp_path / split / "metadata.jsonl", "\n".join(lines))
+    assert [counted(tmp_path, split=split)[0] for split in ("train", "test", "all")] == [3, 2, 5]
+
+
+def test_of_several_pictures_with_one_name_none_is_taken(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        images(tmp_path / folder)
+    (tmp_path / "b" / "dog.png").unlink()
+    rows(tmp_path / "captions.csv", [("image", "caption"), *ONE.items()])
+    assert counted(tmp_path) == (1, {"missing_file": 4, "no_caption": 8})
+
+
+def test_iptc_s_caption_is_read_where_there_is_no_xmp(tmp_path: Path) -> None:
+    caption = "ein Fluß bei Nacht".encode("latin-1")
+    record = b"\x1c\x02\x78" + len(caption).to_bytes(2, "big") + caption
+    block = (
+        b"Photoshop 3.0\x008BIM\x04\x04\x00\x00" + len(record).to_bytes(4, "big") + record + b"\x00" * (len(record) % 2)
+    )
+    plain = picture("dog.png", kind="JPEG")
+    segment = b"\xff\xed" + (len(block) + 2).to_bytes(2, "big") + block
+    (tmp_path / "a.jpg").write_bytes(plain[:2] + segment + plain[2:])
+    assert [item.captions for item in open_images(Reading(tmp_path)).items] == [["ein Fluß bei Nacht"]]
+
+
+def test_a_packet_that_defines_entities_is_not_expanded() -> None:
+    bomb = '<!DOCTYPE x [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;">]>' + XMP.format("&b;")
+    assert xmp_description(bomb) == [] and xmp_description(XMP.format("a dog")) == ["a dog"]
+    assert xmp_description(b"\xff\x00 no XML") == []
+
+
+def test_a_refusal_says_what_is_there(tmp_path: Path) -> None:
+    images(tmp_path / "images")
+    save(tmp_path / "labels" / "dog.txt", "0 0.5 0.5 0.2 0.2\n")
+    with pytest.raises(UserError, match=r"understood\. There are 5 pictures, 1 \.txt\. Known are"):
+        counted(tmp_path)
