@@ -238,7 +238,7 @@ def test_the_model_of_the_extending_page_is_evaluated_by_its_prefix(my_package: 
     assert done.returncode == 0, done.stdout + done.stderr
     assert json.loads((tmp_path / "retrieval.json").read_text())["benchmarks"]["demo_fluent"]["images"] == 6
     done = run_python("-m", "filip", "eval", "model=colour:plain", *more, variables=my_package, cwd=ROOT)
-    assert "did you mean colours:plain?" in done.stderr and "flair, colours)" in done.stderr
+    assert "did you mean colours:plain?" in done.stderr and "ridge, colours)" in done.stderr
 
 
 def test_the_pages_protocol_is_run_and_has_line_and_table(my_package: dict[str, str], tmp_path: Path) -> None:
