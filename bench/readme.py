@@ -68,8 +68,9 @@ class Readme:
 def main(config: Readme) -> None:
     """Write the results of the demo and of the study binding into README.md."""
     if Path(config.binding).is_dir():
-        block = binding_block(load_study(None, config.binding), Results(config.binding), config.published)
-        put_on_page(Path(config.readme), block, BINDING)
+        study, results = load_study(None, config.binding), Results(config.binding)
+        tables = build_tables(study, results, load_published(config.published))
+        put_on_page(Path(config.readme), binding_block(study, tables, results), BINDING)
     if not Path(config.results).is_dir():
         return
     study, results = load_study(None, config.results), Results(config.results)
@@ -153,9 +154,8 @@ def results_block(study: Study, steps: Sequence[Mapping[str, Table]], runs: Sequ
     return "\n".join([table, *textwrap.wrap(" ".join(note), 118, break_long_words=False)])
 
 
-def binding_block(study: Study, results: Results, published: str) -> str:
+def binding_block(study: Study, tables: Mapping[str, Table], results: Results) -> str:
     """Return the table of which colour belongs to which thing: a row a model, with its size and its seconds."""
-    tables = build_tables(study, results, load_published(published))
     heads = [Head("numbers a side"), Head("CPU s")]
     for heading, name, column in BINDING_COLUMNS:
         chance = next(c for row in tables[name].rows if (c := row.cells[column].chance) is not None)
@@ -175,10 +175,10 @@ def binding_block(study: Study, results: Results, published: str) -> str:
             trainings = max(trainings, cell.seeds)
             shown.append(_shown(cell))
         lines.append(Line(study.label(run), shown))
+    asked = "" if trainings == study.config.get("seeds", 1) else f" SEEDS={trainings}"
     note = (
-        f"From `make run STUDY={study.name} SEEDS={trainings}` and `python -m bench.readme`, in percent: means of "
-        f"{trainings} trainings, with 95 % intervals over trainings and test images. The seconds are those of a "
-        "training's steps, user and system. `" + str(results.folder) + "/tables/` has all columns and rows."
+        f"From `make run STUDY={study.name}{asked}` and `python -m bench.readme`, in percent: means of {trainings} "
+        "trainings, with 95 % intervals over trainings and test images. CPU s: user and system, of a training's steps."
     )
     table = render(Grid(heads, lines, whole=True), "markdown")
     return "\n".join([table, *textwrap.wrap(note, 118, break_long_words=False)])

@@ -1,14 +1,26 @@
 """README's first table: written by a command, and README has what that command writes."""
 
+import itertools
 import json
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
-from bench.readme import BEGIN, END, ROWS, Readme, main, put_between_marks, results_block
+from bench.readme import (
+    BEGIN,
+    BINDING_COLUMNS,
+    END,
+    ROWS,
+    Readme,
+    binding_block,
+    main,
+    put_between_marks,
+    results_block,
+)
 from filip.command import run_command
 from filip.errors import UserError
+from filip.files import write_json
 from filip.report.results import Results
 from filip.report.table import Cell, Column, Less, Row, Table
 from filip.study import load_study
@@ -88,6 +100,33 @@ def test_seconds_and_bytes_of_each_run_are_said(tmp_path: Path) -> None:
     steps = [tables(pair) for pair in pairwise(RUNS)]
     text = results_block(STUDY, steps, RUNS, Results(tmp_path)).replace("\n", " ")
     assert "CLIP 40 s and 0.5 kB, FILIP 40 s and 18.4 kB." in text
+
+
+def test_the_table_of_binding_has_each_model_with_its_numbers_and_seconds(tmp_path: Path) -> None:
+    study = load_study(ROOT / "workflow/config/binding.yaml")
+    models = {
+        "clip": {"interaction": "pooled", "pooling": "attention"},
+        "heads": {"interaction": "pooled", "pooling": "heads", "pool_queries": 16},
+        "filip": {"interaction": "token_wise"},
+    }
+    image = {"image_size": 96, "stem": "a", "stem_stride": 16}
+    for run, seconds in itertools.product(models, (40, 41)):
+        model = {"embed_dim": 128, "image": image, **models[run]}
+        result = {"processor_seconds": seconds, "config": {"model": model}}
+        member = run if seconds == 40 else f"{run}_s1"
+        write_json(tmp_path / "models" / f"{member}.json", result)
+    write_json(tmp_path / "eval" / "ridge" / "retrieval" / "binding_new.json", {"numbers": "424", "benchmarks": {}})
+    found: dict[str, Table] = {}
+    for _, name, column in BINDING_COLUMNS:
+        runs = [*study.runs, *(["ridge"] if name != "scene_pointing" else [])]
+        table = found.setdefault(name, Table(name, "", [], [Row(run, "ours", {}, run=run) for run in runs]))
+        for row in table.rows:
+            row.cells[column] = Cell(0.5, 0.001, 1000, [0.4, 0.6], 5)
+    text = binding_block(study, found, Results(tmp_path))
+    lines = {line[0]: line[1:] for line in rows(text)[2:]}
+    assert lines["ridge to words"] == ["424", "", *["50.0 [40.0, 60.0]"] * 3, "not run"]
+    assert [lines[study.label(run)][:2] for run in models] == [["128", "40"], ["2,048", "40"], ["36 x 128", "40"]]
+    assert "From `make run STUDY=binding` and" in text and "means of 5 trainings" in text.replace("\n", " ")
 
 
 def test_the_block_goes_between_the_marks_and_leaves_the_rest_alone() -> None:
