@@ -129,6 +129,8 @@ def _filled(schema: type, values: Mapping[str, Any], prefix: str) -> Any:
             place = f" in {prefix.rstrip('.')}" if prefix else ""
             raise UserError(f"there is no key {key!r}{place}{one_of(str(key), types)}")
         alternatives = get_args(types[key]) if NoneType in get_args(types[key]) else (types[key],)
+        if "${" in str(value):  # OmegaConf would resolve it: a file of somebody else must not ask for ${oc.env:TOKEN}
+            raise UserError(f"{name}={value}: ${{…}} is not resolved in this file; write the value itself")
         if dataclasses.is_dataclass(alternatives[0]) and isinstance(value, Mapping):
             structured[key] = _filled(cast(type, alternatives[0]), value, f"{name}.")
             continue

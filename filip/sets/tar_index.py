@@ -62,11 +62,12 @@ def _scan(data: mmap.mmap, members: list[Member]) -> str | None:
         kind = header[156]
         if kind in b"0\0":
             members.append(Member(long_name or _name(header), start, size))
-            long_name = None
         elif kind == ord("L"):  # GNU: the next member's name
             long_name = data[start : start + size].rstrip(b"\0").decode("utf-8", "replace")
         elif kind == ord("x"):  # pax: the next member's attributes
             long_name = _pax_path(data[start : start + size]) or long_name
+        if kind not in b"LKxg":  # a member, also a folder or a link, to which the name before it belonged
+            long_name = None
         position = start + (size + _BLOCK - 1) // _BLOCK * _BLOCK
     return "truncated"
 

@@ -156,9 +156,9 @@ def holding(run_dir: Path, say: Callable[[str], None]) -> Iterator[None]:
 def hold(place: Path, name: str, say: Callable[[str], None], minutes: float) -> int | None:
     """Lock a run's folder for this process and its children; return the lock, or None if others hold it all along.
 
-    place, name: the file to lock, and who locks it, for others. The host of the last start may have died: the file system
-    then frees its lock only after a lease, or when it has given the host up. On a file system without such locks a
-    sentence says so, and the training goes on.
+    place, name: the file to lock, and who locks it, for others. The host of the last start may have died: the file
+    system then frees its lock only after a lease, or when it has given the host up. On a file system without such locks
+    a sentence says so, and the training goes on.
     """
     deadline, spoken = time.monotonic() + 60 * minutes, -SECONDS_BETWEEN_SENTENCES
     while True:

@@ -1,5 +1,6 @@
 """A web server with everything that goes wrong on the web, on a free port of this machine."""
 
+import gzip
 import io
 import random
 import socket
@@ -188,6 +189,9 @@ class Hostile:
                     self.close_connection = True
                 elif name == "huge":
                     self.reply(200, b"x", Content_Length=str(1 << 40))
+                elif name in ("gzip", "said_gzip"):
+                    body = gzip.compress(bodies["jpeg"]) if name == "gzip" else bodies["jpeg"]
+                    self.reply(200, body, Content_Encoding="gzip")
                 elif name == "no_length":
                     self.reply(200, bodies["jpeg"], Content_Length="unknown")
                 elif name in bodies:

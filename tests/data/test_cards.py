@@ -22,6 +22,10 @@ def test_every_card_in_the_repository_loads(path: Path) -> None:
         ({"download": {"timeout": "soon"}}, "download.timeout"),
         ({"download": {"resize_mode": "squash"}}, "download.resize_mode"),
         ({"download": {"threads": 0}}, "download.threads"),
+        (
+            {"image_root": "https://a.org/${oc.env:HOME}/"},
+            r"image_root=https://a\.org/\$\{oc\.env:HOME\}/: \$\{…\} is not resolved",
+        ),
         ({"download": 3}, "download"),
         ({"image_rules": {"max_aspect": 0.5}}, "image_rules.max_aspect"),
         ({"format": "xls"}, "format"),

@@ -21,11 +21,14 @@ from tests.support.shards import write_sidecar
 
 
 def write_tar(path: Path, files: dict[str, bytes], kind: int) -> None:
+    """Write the files, before each of which comes a member that is none, with a long name where the format has some."""
+    others = (tarfile.DIRTYPE, tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE)
+    long = "" if kind == tarfile.USTAR_FORMAT else "ü" * 120
     with tarfile.open(path, "w", format=kind) as tar:
-        folder = tarfile.TarInfo("some/folder")
-        folder.type = tarfile.DIRTYPE
-        tar.addfile(folder)
-        for name, data in files.items():
+        for number, (name, data) in enumerate(files.items()):
+            other = tarfile.TarInfo(f"some/folder{long}")
+            other.type, other.linkname = others[number % len(others)], f"elsewhere{long}"
+            tar.addfile(other)
             info = tarfile.TarInfo(name)
             info.size, info.mtime = len(data), 1.5  # a fractional time makes a pax header
             tar.addfile(info, io.BytesIO(data))

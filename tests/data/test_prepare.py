@@ -165,6 +165,7 @@ def laion(path: Path) -> Path:
     [
         ("similarity > 0.3 and punsafe < 0.5", [0, 4]),
         ("Similarity >= 0.3 AND lang = 'en'", [0, 2]),
+        ("lang = 'é' or similarity > 0.3 and similarity < 0.35", [0]),
         ("punsafe IS NULL or lang in ('similarity', 'de')", [3, 4]),
     ],
 )
@@ -173,6 +174,12 @@ def test_rows_are_selected_by_what_the_list_has(tmp_path: Path, name: str, where
     table = run(tmp_path, laion(tmp_path / name), where=where, **names)
     assert table["caption"].to_pylist() == [f"picture {n}" for n in rows]
     assert funnel(tmp_path)["dropped"] == {"not_wanted": len(LAION) - len(rows)}
+
+
+def test_ids_of_64_bits_are_compared_exactly(tmp_path: Path) -> None:
+    rows = "".join(f"https://a.org/{n}.jpg,picture {n},{2**53 + n}\n" for n in range(3))
+    (tmp_path / "l.csv").write_text("url,caption,id\n" + rows)
+    assert run(tmp_path, tmp_path / "l.csv", where=f"id = {2**53 + 1}")["caption"].to_pylist() == ["picture 1"]
 
 
 @pytest.mark.parametrize(
@@ -184,6 +191,9 @@ def test_rows_are_selected_by_what_the_list_has(tmp_path: Path, name: str, where
         ("similarity", "is DOUBLE, but must be true or false"),
         ("lang > 0.3", "Cannot compare"),
         ("true); SELECT (true", "more than one expression"),
+        ("random() < 0.1", r"has random, which would choose other rows each time; .* hash\(url\) % 10 = 0"),
+        ("current_date > '2020-01-01'", "has current_date, which"),
+        ("lang = (SELECT content FROM read_text('/etc/passwd'))", "cannot be evaluated: Cannot access file"),
     ],
 )
 def test_a_condition_that_is_none_is_refused_before_any_work(tmp_path: Path, where: str, said: str) -> None:

@@ -24,6 +24,7 @@ RESERVED = [
         "192.0.0.0/24",  # protocol assignments; Oracle's metadata
         "192.88.99.0/24",  # relays of 6to4
         "64:ff9b:1::/48",  # a network's own translation to IPv4
+        "::/96",  # an IPv4 address with zeros before it
         "::ffff:0:0:0/96",  # translated IPv4 (SIIT)
         "2001::/23",  # protocol assignments
         "3fff::/20",  # documentation

@@ -20,12 +20,13 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
+import zlib
 from email.utils import parsedate_to_datetime
 from functools import cache, lru_cache, partial
 from typing import Any
 
 from filip.data.fetching.access import PUBLIC, Access, Refused
-from filip.data.fetching.hosts import HOSTS, host_of, not_asked
+from filip.data.fetching.hosts import DEAD_HOST, HOSTS, LOST, host_of, not_asked
 from filip.data.fetching.outcomes import MAX_BYTES, TRANSIENT, Answer, opt_out
 
 DEADLINE = 3  # times the timeout: from the first connection to the last byte, redirects included
@@ -102,7 +103,15 @@ def _resolved(host: str, port: int, minute: int) -> list[Any]:
 def _connect(access: Access, address: tuple[str, int], timeout: float, *_: Any) -> socket.socket:
     """Connect to an allowed address, within this thread's deadline however many are dead."""
     problem: OSError = TimeoutError("timed out: no time left to connect")
-    for family, kind, protocol, _name, place in _resolved(*address, _minute()):
+    if HOSTS.is_dead(address):
+        raise Refused(DEAD_HOST, f"not asked for, as {address[0]} does not answer")
+    try:
+        addresses = _resolved(*address, _minute())
+    except socket.gaierror as error:
+        if error.errno == socket.EAI_NONAME:
+            HOSTS.lost(address, LOST)
+        raise
+    for family, kind, protocol, _name, place in addresses:
         left = min(timeout, _deadlines().left())
         if left <= 0:
             break
@@ -114,11 +123,14 @@ def _connect(access: Access, address: tuple[str, int], timeout: float, *_: Any) 
             sock.connect(place)
             sock.settimeout(timeout)
             _deadlines().add(sock)
+            HOSTS.reached(address)
             return sock
         except OSError as error:
             problem = error
             if sock:
                 sock.close()
+    if isinstance(problem, TimeoutError):
+        HOSTS.lost(address)
     raise problem
 
 
@@ -255,6 +267,8 @@ def _attempts(
                 return data, ""
         except Exception as error:  # anything may be raised here; one URL must not stop a shard
             late = time.monotonic() - started > DEADLINE * timeout
+            if attempt and getattr(getattr(error, "reason", None), "reason", None) == DEAD_HOST:
+                break  # as the attempt before has told
             problem = "timeout: too slow as a whole" if late else explain(error)
             if isinstance(error, urllib.error.HTTPError):
                 _note(answer, error, url, started)
@@ -315,6 +329,11 @@ def _fetch_once(
             return None, "timeout: too slow as a whole"  # its deadline ended the body
         if size < promised:
             return None, f"cut_off: {size} of {promised} bytes"
+        if response.headers.get("Content-Encoding", "").lower() in ("gzip", "x-gzip", "deflate"):
+            with contextlib.suppress(zlib.error):  # of a server that does not do what it says
+                body = io.BytesIO(zlib.decompressobj(zlib.MAX_WBITS + 32).decompress(body.getvalue(), MAX_BYTES + 1))
+            if len(body.getvalue()) > MAX_BYTES:
+                return None, f"too_many_bytes: more than {MAX_BYTES}"
         body.seek(0)
         return body, ""
 

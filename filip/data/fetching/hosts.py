@@ -4,6 +4,8 @@ A host that answers 429, or 503 with ``Retry-After``, is not asked by any thread
 In the first pass its URLs are not waited for: they are left to the retry pass, unless most of a shard is of that host.
 There they wait in a queue, not in a thread; then one URL is asked for, and only if it is answered come the others. A
 host that does nothing but refuse is given up, so that the pass ends however long a host says 429.
+
+A host without an address, or to which three connections in a row time out, is dead: the process tries it once a minute.
 """
 
 from __future__ import annotations
@@ -25,6 +27,8 @@ REFUSALS = 3  # rounds in a row in which a host answers with nothing else: a ret
 LONGEST_WAIT = 60.0  # seconds: a retry pass gives up a host that asks for more at once
 PATIENCE = 600.0  # seconds that a shard of a retry pass waits for one host in all
 DAY = 86_400.0
+DEAD_HOST = "dead_host"  # the reason of a URL that was not asked for
+LOST = 3  # connections in a row that time out, until a host is dead; one in a retry pass
 
 
 def host_of(url: str) -> str:
@@ -55,6 +59,30 @@ class Hosts:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._busy: dict[str, _Busy] = {}
+        # by name and port: how many connections timed out, and when another is tried, as networks fail for a while, too
+        self._lost: dict[tuple[str, int], tuple[int, float]] = {}
+        self.most_lost = LOST
+
+    def is_dead(self, place: tuple[str, int]) -> bool:
+        """Return whether a host is not to be asked; once in a while it is."""
+        with self._lock:
+            lost, again = self._lost.get(place, (0, 0.0))
+            if lost < self.most_lost:
+                return False
+            if due := time.monotonic() > again:
+                self._lost[place] = lost, time.monotonic() + LONGEST_WAIT
+            return not due
+
+    def lost(self, place: tuple[str, int], connections: int = 1) -> None:
+        """Note that a host does not answer."""
+        with self._lock:
+            before, _ = self._lost.get(place, (0, 0.0))
+            self._lost[place] = before + connections, time.monotonic() + LONGEST_WAIT
+
+    def reached(self, place: tuple[str, int]) -> None:
+        """Note that a host answers."""
+        with self._lock:
+            self._lost.pop(place, None)
 
     def refused(self, host: str, seconds: float | None, asked: float) -> bool:
         """Note that a host refused a request of the time ``asked``; return whether it is to be left alone.

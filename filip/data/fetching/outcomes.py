@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 # Transient reasons, worth another try: at once in fetch, in a separate pass in download.
-TRANSIENT = ("timeout", "connection", "dns", "cut_off", "http_408", "http_429", "http_5xx", "busy_host")
+TRANSIENT = ("timeout", "connection", "dns", "cut_off", "http_408", "http_429", "http_5xx", "busy_host", "dead_host")
 
 MAX_BYTES = 64 << 20  # the largest image that is fetched or read
 
@@ -62,6 +62,7 @@ def opt_out(headers: Any, agent: str | None, directives: Collection[str]) -> str
         if for_one and name.strip() not in (agent or "", "*"):
             continue
         found = {part.strip() for part in (rest if for_one else value.lower()).split(",")}
+        found |= {"noindex", "nofollow"} if "none" in found else set()
         if not found.isdisjoint(directives):
             return "X-Robots-Tag"
     return None

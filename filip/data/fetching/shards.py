@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 from filip.data.fetching.access import Access, local_root
 from filip.data.fetching.fetch import DEADLINE, fetch
 from filip.data.fetching.forgotten import FORGOTTEN, Forgotten
-from filip.data.fetching.hosts import PATIENCE, REFUSALS, PatientRows, Result, Row, of_one_host
+from filip.data.fetching.hosts import HOSTS, LOST, PATIENCE, REFUSALS, PatientRows, Result, Row, of_one_host
 from filip.data.fetching.outcomes import Answer
 from filip.data.fetching.shard_maker import Image, ShardMaker, schema_of, shard_name
 from filip.data.lists.parquet_rows import tables
@@ -116,6 +116,7 @@ class ShardDownloader(ShardMaker):
 
     def _fetched(self, shard: int, urls: list[str]) -> Generator[Result, None, None]:
         """Yield the result of each row, as they come."""
+        HOSTS.most_lost = 1 if self.patient else LOST
         skipped, forgotten = self.retried.get(shard, set()), Forgotten.load(self.final_folder)
         given_up = threading.Event()  # the rest is not asked for
         waiting = threading.Semaphore(2 * self.card.download.threads)  # no more images than this wait to be resized

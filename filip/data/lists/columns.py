@@ -5,6 +5,7 @@ A card selects rows by ``only`` and ``subset``, by an SQL condition (``where``),
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -125,10 +126,15 @@ def where_condition(
     Raises UserError, before any work, for anything that is not a condition on these columns.
     """
     condition = _with_numbers(where, _numeric(con, list(types))) if is_text else where
+    columns = ", ".join(f"{duckdb_io.sql_identifier(name)} {kind}" for name, kind in types.items())
     try:
         whole = len(duckdb.extract_statements(f"SELECT ({condition})")) == 1
-        described = f"DESCRIBE SELECT ({condition}) FROM listed WHERE ({condition})"
-        kind = con.sql(described).fetchall()[0][1] if whole else None
+        # apart, where it sees these columns alone: a card of somebody else must not read this machine's files
+        with duckdb.connect(config={"enable_external_access": False}) as apart:
+            apart.execute(f"CREATE TABLE listed ({columns})")
+            described = f"DESCRIBE SELECT ({condition}) FROM listed WHERE ({condition})"
+            kind = apart.sql(described).fetchall()[0][1] if whole else None
+            volatile = whole and _volatile(apart, condition) - {name.lower() for name in types}
     except duckdb.Error as error:
         problem = first_line(error).split(": ", 1)[-1]
         raise UserError(
@@ -140,29 +146,48 @@ def where_condition(
         raise UserError(
             f"{setting}: {where!r} is {kind or 'more than one expression'}, but must be true or false for a row"
         )
+    if volatile:
+        raise UserError(
+            f"{setting}: {where!r} has {min(volatile)}, which would choose other rows each time; a sample of a tenth "
+            "is hash(url) % 10 = 0"
+        )
     return f"coalesce(({condition}), false)"
 
 
-def _with_numbers(where: str, numeric: list[str]) -> str:
-    """Return the condition with the names of these columns replaced by their values as numbers."""
+def _volatile(con: duckdb.DuckDBPyConnection, condition: str) -> set[str]:
+    """Return the functions in a condition that give another value each time: chances and clocks."""
+    (tree,) = con.execute("SELECT json_serialize_sql(?)", [f"SELECT ({condition})"]).fetchall()[0]
+    names = set(re.findall(r'"(?:function_name|column_names)":\[?"(\w+)"', tree.lower()))
+    known = con.sql(
+        "SELECT DISTINCT function_name FROM duckdb_functions() WHERE stability = 'VOLATILE' OR "
+        "stability = 'CONSISTENT_WITHIN_QUERY' AND len(parameters) = 0"
+    ).fetchall()
+    return names & {name for (name,) in known}
+
+
+def _with_numbers(where: str, numeric: dict[str, str]) -> str:
+    """Return the condition with the names of these columns replaced by their values as numbers of a type."""
     names = {form: name for name in numeric for form in (name.lower(), duckdb_io.sql_identifier(name).lower())}
+    text = where.encode()  # DuckDB counts bytes
     starts = [offset for offset, _ in duckdb.tokenize(where)]
-    pieces = [where[start:end] for start, end in pairwise([0, *starts, len(where)])]
+    pieces = [text[start:end].decode() for start, end in pairwise([0, *starts, len(text)])]
     for place, piece in enumerate(pieces):
         name = names.get(piece.strip().lower())
         if name is not None:
-            pieces[place] = f"TRY_CAST({duckdb_io.sql_identifier(name)} AS DOUBLE) "
+            pieces[place] = f"TRY_CAST({duckdb_io.sql_identifier(name)} AS {numeric[name]}) "
     return "".join(pieces)
 
 
-def _numeric(con: duckdb.DuckDBPyConnection, columns: list[str]) -> list[str]:
-    """Return the text columns of ``listed`` whose first values are all numbers."""
+def _numeric(con: duckdb.DuckDBPyConnection, columns: list[str]) -> dict[str, str]:
+    """Return the text columns of ``listed`` whose first values are all numbers: BIGINT for integers, else DOUBLE."""
     sums = ", ".join(
-        f"count({value}) > 0 AND count({value}) = count(TRY_CAST({value} AS DOUBLE))"
+        f"count({value}) > 0 AND count({value}) = count(TRY_CAST({value} AS DOUBLE)), "
+        f"bool_and(regexp_full_match({value}, '[+-]?[0-9]+') AND TRY_CAST({value} AS BIGINT) IS NOT NULL)"
         for value in (f"nullif(trim({duckdb_io.sql_identifier(name)}), '')" for name in columns)
     )
     found = con.sql(f"SELECT {sums} FROM (SELECT * FROM listed LIMIT {LOOKED_AT})").fetchall()[0]
-    return [name for name, numeric in zip(columns, found, strict=True) if numeric]
+    kinds = zip(columns, found[::2], found[1::2], strict=True)
+    return {name: "BIGINT" if integers else "DOUBLE" for name, numbers, integers in kinds if numbers}
 
 
 def write_uids(path: str | Path, target: Path) -> int:
