@@ -67,7 +67,10 @@ def newest_intact(folder: Path) -> tuple[Path | None, list[str]]:
 
 
 def find_damage(checkpoint: Path, hashed: slice = slice(None)) -> str | None:
-    """Return what is wrong with a checkpoint's files, or None. hashed: the files whose content is read, too."""
+    """Return what is wrong with a checkpoint's files, or None. hashed: the files whose content is read, too.
+
+    Raises OSError for a disk that fails now, which tells nothing of the checkpoint.
+    """
     try:
         saved = read_state(checkpoint)
         for name, size in saved.files.items():
@@ -76,10 +79,12 @@ def find_damage(checkpoint: Path, hashed: slice = slice(None)) -> str | None:
         for name in sorted(saved.hashes)[hashed]:
             if sha256_of(checkpoint / name) != saved.hashes[name]:
                 return f"the content of {name} is not as it was written"
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is missing"
     except UserError as error:
+        if isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, FileNotFoundError):
+            raise error.__cause__ from None
         return str(error)
-    except OSError as error:
-        return f"{Path(error.filename or checkpoint).name} cannot be read: {error.strerror}"
     return None
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 
 from filip.data.fetching.access import PUBLIC, Access, is_public
-from filip.data.fetching.fetch import _HTTPSHandler, _opener, _retry_after, ascii_url, fetch
+from filip.data.fetching.fetch import _opener, _retry_after, _WebHandler, ascii_url, fetch
 from filip.data.fetching.hosts import Hosts
 from filip.data.fetching.outcomes import Answer, opt_out
 from tests.data import hostile
@@ -104,7 +104,7 @@ def test_a_handshake_that_drips_is_ended() -> None:
     with hostile.dripping_port(b"HTTP/1.1 200 OK\r\nX-Long: " + b"x" * 10_000, TIMEOUT / 4) as port:
         opener = urllib.request.OpenerDirector()
         opener.add_handler(urllib.request.ProxyHandler({"https": f"http://127.0.0.1:{port}"}))
-        opener.add_handler(_HTTPSHandler())
+        opener.add_handler(_WebHandler())
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("filip.data.fetching.fetch._opener", lambda access: opener)
             _, reason, seconds = get("https://a.invalid/a.jpg")

@@ -1,5 +1,6 @@
 """A result is kept only while its data, its weights and its prompts are those that are there now."""
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -66,14 +67,23 @@ def test_other_weights_in_file_or_folder_make_new_numbers(folder: Path, capsys: 
 
 
 @pytest.mark.parametrize("name", ["{}", "mv:{}", "hf:{}", "onnx:{}:int8"])
-def test_a_model_in_a_folder_is_known_by_its_files(tmp_path: Path, name: str) -> None:
-    (tmp_path / "weights.bin").write_bytes(b"one")
-    os.utime(tmp_path / "weights.bin", (1, 1))  # as archives leave it
-    before = weights_of(name.format(tmp_path))
-    assert before == weights_of(name.format(tmp_path))
-    (tmp_path / "weights.bin").write_bytes(b"two")
-    os.utime(tmp_path / "weights.bin", (1, 1))
-    assert weights_of(name.format(tmp_path)) != before
+@pytest.mark.parametrize("run", [True, False])
+def test_a_model_in_a_folder_is_known_by_its_files(tmp_path: Path, name: str, run: bool) -> None:
+    """Also where sizes and times are equal, as archives leave them. A run folder is what is read of it."""
+    weights = tmp_path / ("finished" if run else "0_module") / "model.safetensors"
+    weights.parent.mkdir()
+    if run:
+        (tmp_path / "checkpoints").mkdir()
+        config = {"run_dir": "runs/a", "out": "models/model.safetensors"}  # its result lies where it was trained
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        (tmp_path / "finished.json").write_text("{}")
+    found = []
+    for content, log in ((b"one", "step 1"), (b"one", "step 2" if run else "step 1"), (b"two", "step 1")):
+        weights.write_bytes(content)
+        os.utime(weights, (1, 1))
+        (tmp_path / "log.jsonl").write_text(log)
+        found.append(weights_of(name.format(tmp_path)))
+    assert found[0] == found[1] != found[2]
 
 
 def test_other_texts_in_the_file_of_prompts_make_new_numbers(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,5 @@
 """An index loses nothing: to readers while it is built, kills, missing disks, moved folders and full disks."""
 
-import json
 import time
 from pathlib import Path
 
@@ -12,8 +11,6 @@ from filip.errors import UserError
 from filip.eval.scorer import load_scorer
 from filip.index import build
 from filip.index.store import Index
-from filip.runs.saved_files import weights_of
-from filip.runs.source import read_source
 from filip.search import __main__ as search
 from filip.search.ranking import query_of, rank
 from tests.eval.miniature import write_model
@@ -164,26 +161,6 @@ def test_the_model_is_found_again_from_another_folder_and_missed_when_it_has_cha
     search.main(search.Search(images=str(tmp_path / "index"), text="a", device="cpu"))
     captured = capsys.readouterr()
     assert len(captured.out.splitlines()) == 3 and "1 of these are no longer there" in captured.err
-
-
-@pytest.mark.parametrize("run", [True, False])
-def test_a_folder_with_other_weights_is_another_model(tmp_path: Path, run: bool) -> None:
-    """A run folder as trainings write it, whose result lies where it was trained; or a folder of another project."""
-    folder = tmp_path / "folder"
-    weights = folder / ("finished" if run else "0_module") / "model.safetensors"
-    weights.parent.mkdir(parents=True)
-    if run:
-        (folder / "checkpoints").mkdir()
-        config = {"run_dir": "runs/a", "out": "models/model.safetensors"}
-        (folder / "config.json").write_text(json.dumps(config))
-        (folder / "finished.json").write_text("{}")
-    write_model(weights, "pooled")
-    first = weights_of(str(folder))
-    assert first == weights_of(str(folder))
-    write_model(weights, "pooled", seed=7)
-    assert weights_of(str(folder)) != first
-    if run:
-        assert read_source(str(folder)).origin == str(weights)
 
 
 def test_a_full_disk_is_a_sentence_and_keeps_the_index(tmp_path: Path) -> None:

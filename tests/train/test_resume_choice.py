@@ -1,7 +1,9 @@
 """Which checkpoint a start continues from, and when it refuses or starts again: without processes."""
 
+import errno
 import importlib
 import json
+import os
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -11,6 +13,7 @@ import torch
 
 from filip.errors import UserError
 from filip.files import sha256_of
+from filip.runs import saved_files
 from filip.runs.saved_files import LoopState, is_finished, newest_intact, write_state
 from filip.train import checkpoint, provenance
 from filip.train.checkpoint import Resumption, _prune, choose_checkpoint, prepare_folder, training_hash
@@ -186,6 +189,18 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(run: Path, dam
     save(run, 15, state_of(compose("model=tiny")))
     _prune(run / "checkpoints", CheckpointConfig(keep=1))
     assert {path.name for path in (run / "checkpoints").iterdir()} == {"step00000015", "damaged-step00000020"}
+
+
+def test_a_disk_that_fails_now_damages_no_checkpoint(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise the training would set all of them aside, and start again."""
+
+    def fails(path: Path) -> str:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+    monkeypatch.setattr(saved_files, "sha256_of", fails)
+    with pytest.raises(OSError, match="Input/output error"):
+        choose(run, **SAME)
+    assert (run / "checkpoints" / "step00000020").is_dir()
 
 
 def test_a_checkpoint_with_fields_more_or_less_is_read(run: Path) -> None:

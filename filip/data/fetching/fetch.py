@@ -134,45 +134,35 @@ def _connect(access: Access, address: tuple[str, int], timeout: float, *_: Any) 
     raise problem
 
 
-class _HTTPConnection(http.client.HTTPConnection):
-    _create_connection: Any  # http.client calls it to connect, before a proxy's tunnel and before TLS
-
-    def __init__(self, *args: Any, access: Access = PUBLIC, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self._create_connection = partial(_connect, access)
-
-
-class _HTTPSConnection(http.client.HTTPSConnection):
-    _create_connection: Any
-
-    def __init__(self, *args: Any, access: Access = PUBLIC, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self._create_connection = partial(_connect, access)
-
-
-class _HTTPHandler(urllib.request.HTTPHandler):
-    def __init__(self, access: Access = PUBLIC) -> None:
-        super().__init__()
-        self.access = access
-
-    def http_open(self, request: urllib.request.Request) -> Any:
-        return self.do_open(_HTTPConnection, request, access=_access_of(request, self.access))
-
-
 @cache
 def _trusted() -> ssl.SSLContext:
     """Return the certificates to trust, read once: to read them takes most of a connection's processor time."""
     return ssl.create_default_context()
 
 
-class _HTTPSHandler(urllib.request.HTTPSHandler):
+def _connection(kind: Any, access: Access, *args: Any, **options: Any) -> Any:
+    """Return a connection of http.client that connects, before a proxy's tunnel and before TLS, as _connect does."""
+    connection = kind(*args, **options)
+    connection._create_connection = partial(_connect, access)
+    return connection
+
+
+class _WebHandler(urllib.request.AbstractHTTPHandler):
+    http_request = https_request = urllib.request.AbstractHTTPHandler.do_request_
+
     def __init__(self, access: Access = PUBLIC) -> None:
         super().__init__()
         self.access = access
 
+    def http_open(self, request: urllib.request.Request) -> Any:
+        return self._open(http.client.HTTPConnection, request)
+
     def https_open(self, request: urllib.request.Request) -> Any:
-        access = _access_of(request, self.access)
-        return self.do_open(_HTTPSConnection, request, access=access, context=_trusted())
+        return self._open(http.client.HTTPSConnection, request, context=_trusted())
+
+    def _open(self, kind: Any, request: urllib.request.Request, **options: Any) -> Any:
+        connection: Any = partial(_connection, kind, _access_of(request, self.access))
+        return self.do_open(connection, request, **options)
 
 
 def _access_of(request: urllib.request.Request, access: Access) -> Access:
@@ -207,8 +197,7 @@ def _opener(access: Access) -> urllib.request.OpenerDirector:
     handlers: list[urllib.request.BaseHandler] = [
         urllib.request.ProxyHandler(),
         urllib.request.UnknownHandler(),
-        _HTTPHandler(access),
-        _HTTPSHandler(access),
+        _WebHandler(access),
         urllib.request.HTTPDefaultErrorHandler(),
         _RedirectHandler(),
         urllib.request.HTTPErrorProcessor(),
