@@ -42,6 +42,9 @@ _MONTH = (
     r"nov(ember)?|dec(ember)?)\.?"
 )
 _DOMAIN = r"\.(com|net|org|info|co\.uk|de|ru|io|edu|gov)"
+_PICTURE = r"(image|photo|picture|photograph|pic)"
+_NETWORKS = r"(facebook|twitter|instagram|pinterest|youtube|linkedin|whatsapp|tiktok|snapchat)"
+_AGENCIES = r"(getty images|shutterstock|istock(photo)?|alamy( stock photo)?|adobe stock|unsplash|depositphotos)"
 _TAGS = "a|abbr|b|blockquote|br|center|div|em|embed|font|h[1-6]|hr|i|iframe|img|li|ol|p|script|span|strong|style"
 _TAGS += "|sub|sup|table|td|tr|u|ul"
 
@@ -49,7 +52,16 @@ MOST_REPEATS = 10  # a list of URLs may have a caption so often, as in the paper
 
 # name: regular expressions (case-insensitive); the rule holds when one of them matches
 MEANINGLESS: dict[str, tuple[str, ...]] = {
-    "file_name": (rf"^\S+{_EXTENSION}$", rf"^{_CAMERA}[\s_\-]*[(\[]?\d*[)\]]?{_EXTENSION}$"),
+    "file_name": (
+        rf"^\S+{_EXTENSION}(\?\S*)?$",
+        rf"^{_CAMERA}[\s_\-]*[(\[]?\d*[)\]]?{_EXTENSION}$",
+        r"^[\w+\-]{8,12}\._\S+_$",  # Amazon's
+        r"^(fb_img|received|mmexport|unnamed|download|maxresdefault|hqdefault|s-l)[\s_\-]*[(\[]?\d*[)\]]?$",
+        r"^(\S+[_\-])?\d{2,4}x\d{2,4}$",  # WordPress's sizes
+        r"^\S+[_\-](v\d+|bg)$",
+        r"^cropped-\S+$",
+        r"^[a-z]+([_\-][a-z]+)+[_\-]\d{3,}$",
+    ),
     "camera_name": (
         rf"^{_NUMBERED}[(\[]?\d+[)\]]?([\s_\-.]+[a-z]{{0,3}}\d+)*$",
         # after the day, only a time, a running number, or something joined by an underscore: no words
@@ -64,6 +76,39 @@ MEANINGLESS: dict[str, tuple[str, ...]] = {
         r"undefined|unknown|default|caption|description|title|image not (found|available)|"
         r"click (here|(to|for) (enlarge|view|zoom|larger|full).*)|read more|loading|coming soon|"
         r"processed with vsco.*|exif_jpeg_picture|lorem ipsum.*)[\])>\"'.…]*$",
+        rf"^no {_PICTURE}s?( (description|preview))?( (is )?(yet )?available)?\.?$",
+        rf"^{_PICTURE}s? (is )?(not|un) ?-?(found|available)( yet)?\.?$",
+        rf"^(image )?may (contain:?|be an? ({_PICTURE}|graphic|illustration|meme|cartoon|screenshot)) ",  # Facebook's
+        r"^(featured|product|main|header|hero|background|post|article|blog|gallery|slide(show|r)?|cover|preview|related"
+        rf"|decorative|profile|user|site|company|brand|store)[\s_\-]({_PICTURE}|avatar|logo|icon|thumbnail|banner)s?"
+        r"( \d+)?$",
+        rf"^({_PICTURE} )?(logo|icon|banner|spacer|divider|separator|placeholder|result.*|description)$",
+        r"^(insert|add|enter) (an? )?(alt( text)?|caption|description)( here)?$",
+        r"^alt=",
+        rf"^({_PICTURE}|slide|page)? ?\d+ of \d+$",
+    ),
+    "page_text": (
+        r"^this image has an empty alt attribute",  # WordPress's
+        r"^(please )?enable (javascript|cookies)",
+        r"\b(your browser does not support|we use cookies|all rights reserved)\b",
+        r"^(accept (all )?cookies|skip to .*|back to top|return to (home ?page|top)|toggle navigation|next|previous"
+        r"|close|menu|search|log ?(in|out)|sign (in|up)|my account|shopping (cart|bag)|contact us|about us|quick view"
+        r"|(next|previous) (slide|page|post)|zoom (in|out)|continue reading|leave a comment|no comments( yet)?"
+        r"|opens? in (a )?new (tab|window)|play video|tap to unmute|loading|404\b.*|page not found|advertise?ment"
+        r"|sponsored( (content|post))?)[.!…]*$",
+        r"^(add to (cart|bag|basket|wish ?list)|(buy|shop|order|book|download|apply) (it )?now)\b.{0,30}$",
+        r"^((see|show|load|learn|read|view|discover) (more|all|details)|view (larger|full)\b.*|watch the video"
+        r"|download pdf)$",
+        r"^(click|tap|hover)( here| image| on( the)? image)? (to|for) ",
+        rf"^(share|tweet|pin|print|email|like|follow)( (this|it|us|page|post|on|by|via|{_NETWORKS}))+$",
+        r"^(subscribe|sign up|join)( to| for)? (our|the) (newsletter|mailing list)",
+        r"^(free (shipping|delivery)\b.*|(out of|in) stock|sold out|sale!?|best (price|sellers?)|\d+ ?% off)$",
+        r"^(rated )?\d(\.\d+)? ?(out of 5|stars?)( stars)?$",
+        rf"^{_NETWORKS}( (icon|logo|button|link|page))?$",
+        r"^(get it on google play|(download|available) on the app ?store)$",
+        rf"^{_PICTURE}s? ((source|credits?|courtesy)\b|by (?-i:[A-Z])).{{0,40}}$",
+        rf"^{_AGENCIES}$",
+        r"^powered by \S+$",
     ),
     "url": (
         r"^(https?://|www\.)\S+$",
@@ -79,6 +124,8 @@ MEANINGLESS: dict[str, tuple[str, ...]] = {
         r"^\[(caption|gallery|img|url)\]$",
         r"\[(caption|gallery|img|url)(\s+\w+)?=.*\]",  # "photo of a dog [gallery]" has no attribute
         r"\[/(caption|gallery|img|url)\]",
+        r"^(\{[\w.]*\}|\[\[.*\]\]|<[%?].*[%?]>|%%?\w+%%?|[$@][\p{L}_][\w.]*)$",
+        r"^(&(amp;)?#?\w+;\s*)+$",
     ),
     "hash": (
         r"^[0-9a-f]{16,}([_\-][a-z0-9]{1,4})*$",
@@ -120,6 +167,8 @@ def conditions(rules: TextRuleSettings) -> dict[str, str]:
             if name not in rules.switched_off:
                 matches = " OR ".join(f"regexp_matches(c, {sql_literal(p)}, 'i')" for p in patterns)
                 found[name] = f"c <> '' AND ({matches})"
+        distinct = "len(list_distinct(string_split(lower(c), ' ')))"
+        found["repeats_words"] = f"{words} > 3 AND 3 * {distinct} <= {words}"  # dog dog dog dog
     # columns, as judge_block writes them
     found |= {rule: sql_identifier(rule) for rule in active_rules(rules)}
     repeats = MOST_REPEATS if rules.max_repeats is None else rules.max_repeats

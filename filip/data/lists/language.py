@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from collections.abc import Sequence
 from functools import cache, lru_cache
 from itertools import chain
@@ -63,6 +64,9 @@ _FOREIGN = re.compile(
 _NAMED = re.compile(r"([A-Za-z][a-z]+(?: [a-z]+)?): (.+)")  # a thing and its name: "flag: Côte d’Ivoire"
 _PUNCTUATION = re.compile(r"[^\w\s'-]+")
 _ARTICLE = re.compile(r"(a|an|the) ")
+_ENGLISH = re.compile(
+    r"\b(the|with|from|and|on a|in a|for a|made of|view of)\b", re.IGNORECASE
+)  # words that hardly any rival has
 # Signs of typesetting, not of a language: ’ must not make "woman’s hat" foreign.
 _ASCII_SIGNS = {"'": "‘’‛′", '"': "“”„″", "-": "‐‑‒–—―", ".": "…"}
 _TYPOGRAPHIC = {ord(sign): plain for plain, signs in _ASCII_SIGNS.items() for sign in signs}
@@ -79,11 +83,27 @@ def _model() -> Any:
 
 def are_english(captions: Sequence[str]) -> list[bool]:
     """Return whether each caption counts as English; tens of thousands per second and core."""
+    verdicts = _are_english(captions)
+    for n, caption in enumerate(captions):
+        if verdicts[n] or caption.count(" ") < 2 or _is_foreign(caption):
+            continue
+        plain = "".join(c for c in unicodedata.normalize("NFKD", caption) if not unicodedata.combining(c))
+        # Names and dishes keep their accents in English, which neither fastText nor the lists of words expect.
+        verdicts[n] = bool(_ENGLISH.search(caption)) or (plain != caption and _are_english([plain])[0])
+    return verdicts
+
+
+def _is_foreign(caption: str) -> bool:
+    """Return whether half of the letters are not Latin."""
+    foreign = 0 if caption.isascii() else len(_FOREIGN.findall(caption))
+    return bool(foreign) and 2 * foreign >= sum(map(str.isalpha, caption))
+
+
+def _are_english(captions: Sequence[str]) -> list[bool]:
     predict = _model().predict
     verdicts = []
     for caption in captions:
-        foreign = 0 if caption.isascii() else len(_FOREIGN.findall(caption))
-        if foreign and 2 * foreign >= sum(map(str.isalpha, caption)):  # half of the letters are not Latin
+        if _is_foreign(caption):
             verdicts.append(False)
             continue
         named = _NAMED.fullmatch(caption)
