@@ -92,7 +92,7 @@ MEANINGLESS: dict[str, tuple[str, ...]] = {
         r"^(please )?enable (javascript|cookies)",
         r"\b(your browser does not support|we use cookies|all rights reserved)\b",
         r"^(accept (all )?cookies|skip to .*|back to top|return to (home ?page|top)|toggle navigation|next|previous"
-        r"|close|menu|search|log ?(in|out)|sign (in|up)|my account|shopping (cart|bag)|contact us|about us|quick view"
+        r"|close|search|log ?(in|out)|sign (in|up)|my account|contact us|about us|quick view"
         r"|(next|previous) (slide|page|post)|zoom (in|out)|continue reading|leave a comment|no comments( yet)?"
         r"|opens? in (a )?new (tab|window)|play video|tap to unmute|loading|404\b.*|page not found|advertise?ment"
         r"|sponsored( (content|post))?)[.!…]*$",
