@@ -178,7 +178,9 @@ def test_good_answers(server: hostile.Hostile, tmp_path: Path) -> None:
     assert get(server.url("gzip"))[0] == get(server.url("said_gzip"))[0] == expected
     assert get(server.url("café"))[0] == expected
     assert get(server.url("jpeg?x=caf%C3%A9"))[0] == expected
-    assert any("img2dataset" in agent for agent in server.agents), "the agent says who asks"
+    assert all("filip/" in agent and "http" not in agent for agent in server.agents), "the agent says who asks"
+    assert get(server.url("jpeg"), access=Access(True, contact="mailto:me@example.org"))[0] == expected
+    assert any("; +mailto:me@example.org)" in agent for agent in server.agents)
     image = tmp_path / "a b.jpg"
     image.write_bytes(expected)
     assert get(image.as_uri())[1] == "malformed_url", "a list must not read this machine's files"

@@ -25,6 +25,7 @@ from email.utils import parsedate_to_datetime
 from functools import cache, lru_cache, partial
 from typing import Any
 
+from filip import __version__
 from filip.data.fetching.access import PUBLIC, Access, Refused
 from filip.data.fetching.hosts import DEAD_HOST, HOSTS, LOST, host_of, not_asked
 from filip.data.fetching.outcomes import MAX_BYTES, TRANSIENT, Answer, opt_out
@@ -32,7 +33,7 @@ from filip.data.fetching.outcomes import MAX_BYTES, TRANSIENT, Answer, opt_out
 DEADLINE = 3  # times the timeout: from the first connection to the last byte, redirects included
 BUSY = (429, 503)  # answers that may say Retry-After
 CHUNK = 1 << 16
-USER_AGENT = "Mozilla/5.0 (X11; Linux x86_64) filip (compatible; {token}; +https://github.com/rom1504/img2dataset)"
+USER_AGENT = f"Mozilla/5.0 (X11; Linux x86_64) filip/{__version__} (compatible; downloads lists of images{{contact}})"
 
 
 class _Deadlines:
@@ -295,7 +296,7 @@ def _retry_after(error: urllib.error.HTTPError) -> float | None:
 def _fetch_once(
     url: str, timeout: float, token: str | None, directives: set[str] | None, access: Access, answer: Answer
 ) -> tuple[io.BytesIO | None, str]:
-    agent = USER_AGENT.format(token=token or "img2dataset")
+    agent = USER_AGENT.format(contact=f"; +{access.contact}" if access.contact else "")
     request = urllib.request.Request(ascii_url(url), headers={"User-Agent": agent})
     started = time.monotonic()
     with _opener(access).open(request, timeout=timeout) as response:

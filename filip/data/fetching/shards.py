@@ -83,7 +83,9 @@ class ShardDownloader(ShardMaker):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.access = Access(self.card.allow_private_hosts, local_root(self.card.image_root))
+        self.access = Access(
+            self.card.allow_private_hosts, local_root(self.card.image_root), self.card.download.contact
+        )
         self.digits = math.ceil(math.log10(self.card.download.samples_per_shard))
 
     def download_shard(self, row: tuple[int, str]) -> None:
