@@ -29,9 +29,9 @@ from filip.train.precision import settle_precision
 from filip.train.ranks import Ranks
 from filip.train.training_data import training_loader
 
-FEATURES = 256  # random ones of a cell
+FEATURES = 512  # random ones of a cell
 RIDGE = 1e-3  # share of the features' mean variance
-RARE = 0.75  # the weight of a token is its share of the captions, to the power of -RARE
+RARE = 0.5  # the weight of a token is its share of the captions, to the power of -RARE
 LEAST = 5  # captions that have a token
 
 
@@ -92,4 +92,4 @@ class RidgeEncoder(FilipEncoder):
 def _bags(ids: Tensor, lengths: Tensor, size: int) -> Tensor:
     """Return [b, size] float32: 1 for each token of a caption, without its padding."""
     there = torch.arange(ids.shape[1]) < lengths[:, None]
-    return torch.zeros(len(ids), size).scatter_(1, ids.long(), there.float(), reduce="add").clamp_(max=1)
+    return torch.zeros(len(ids), size).scatter_add_(1, ids.long(), there.float()).clamp_(max=1)
