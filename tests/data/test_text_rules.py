@@ -45,8 +45,8 @@ MEANINGFUL = [
     # each was dropped once, as a date, a camera's name, a URL, a template or a hash
     "Marathon 2016", "Mars 2020", "Juno 2007", "Augusta 2013", "Photo 2015-03-04 Wedding of Ann and Bob in Rome",
     "Picture 20140704 fireworks over the river", "Figure 8", "Page 3", "Amazon.com", "photo of a dog [gallery]",
-    "C6H12O6", "photo by the river", "a menu on a table", "row row row your boat gently", "arrow", "shopping cart", "5 stars on
-    a flag", "a search dog", "Print of a fox", "Next to a closed door", "product image of a red shoe",
+    "C6H12O6", "photo by the river", "a menu on a table", "row row row your boat gently", "arrow", "shopping cart",
+    "5 stars on a flag", "a search dog", "Print of a fox", "Next to a closed door", "product image of a red shoe",
 ]  # fmt: skip
 
 
