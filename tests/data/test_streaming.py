@@ -161,9 +161,16 @@ def test_two_ranks_read_every_pair_of_a_bucket_once_an_epoch(bucket: str, pairs:
     assert keys(list(stream(bucket, 0, ranks=2, workers=workers))) == keys(epochs[0])[:24]
 
 
+def test_a_batch_has_pairs_of_many_shards(web: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streaming, "BUFFER", 1)
+    batches = itertools.islice(stream(web, shards=f"{web}/shards/{{00000..00007}}.tar"), 3)
+    assert len({number_of(image, 48) // 6 for batch in batches for image in batch["pixels"]}) == 8
+
+
 def test_a_resumed_run_reads_the_unfinished_shards(web: str, pairs: Pairs, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two ranks with two workers stop; one with one worker goes on: nothing is lost, finished shards do not return."""
     monkeypatch.setattr(streaming, "BUFFER", 2)  # so that a shard is finished soon
+    monkeypatch.setattr(streaming, "AT_A_TIME", 1)
     shards = f"{web}/shards/{{00000..00007}}.tar"
     ranks = [stream(web, rank, ranks=2, workers=2, shards=shards) for rank in range(2)]
     before = [batch for rank in ranks for batch in itertools.islice(rank, 5)]

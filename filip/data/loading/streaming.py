@@ -16,7 +16,7 @@ import json
 import logging
 import random
 import re
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,6 +41,7 @@ from filip.sets.tar_index import IMAGE_SUFFIXES
 from filip.worker_pool import LOADER_START
 
 log = logging.getLogger(__name__)
+AT_A_TIME = 8  # shards that a worker reads in turn: a shard's pictures are often of one kind, or one host's
 BUFFER = 2_000  # encoded samples that a worker shuffles among each other: some 100 MB at 256 px
 USELESS = 1_000  # samples, or shards, in a row without a pair end the run
 
@@ -70,6 +71,16 @@ def _captions(source: Source, url: str) -> ShardCaptions | None:
         raise
     except Exception as error:
         raise explained(file, error) from error
+
+
+def _in_turn(streams: Sequence[Iterator[dict[str, Any]]]) -> Iterator[dict[str, Any]]:
+    waiting = deque(streams)
+    while waiting:
+        stream = waiting.popleft()
+        for item in stream:
+            yield item
+            waiting.append(stream)
+            break
 
 
 class ShardStream(IterableDataset[Batch]):
@@ -128,7 +139,9 @@ class ShardStream(IterableDataset[Batch]):
         worker = info.id if (info := get_worker_info()) else 0
         for visit, of_pass in itertools.groupby(places, lambda place: place.visit):
             rng = random.Random(hash_of(self.config.seed, visit, self.config.rank, worker))
-            yield from webdataset.shuffle(BUFFER, initial=BUFFER // 4, rng=rng)(self._samples(of_pass))
+            left = iter(of_pass)
+            shards = [self._samples(left) for _ in range(AT_A_TIME)]  # each takes the next place when it is done
+            yield from webdataset.shuffle(BUFFER, initial=BUFFER // 4, rng=rng)(_in_turn(shards))
 
     def _samples(self, places: Iterator[StreamPlace]) -> Iterator[dict[str, Any]]:
         """Yield the samples of the shards, each with its place and, if there are side-cars, its row in them."""
@@ -238,7 +251,8 @@ class StreamLoader:
         few = f"; fewer than the {workers} workers that read them" if self.stream.shards < workers else ""
         return (
             f"{len(self.stream.sources)} sources, {self.stream.shards} shards, streamed{few}. Unlike local shards: "
-            f"a worker shuffles among {BUFFER:,} samples, and a resumed run reads the shards that it was at again"
+            f"a worker shuffles among {BUFFER:,} samples of at least {AT_A_TIME} shards, and a resumed run reads the "
+            "shards that it was at again"
         )
 
     def __iter__(self) -> Iterator[Batch]:
