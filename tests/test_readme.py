@@ -152,7 +152,7 @@ def arguments_checked(command: str, workspace: Path) -> None:
 
 def installable(command: str, workspace: Path) -> None:
     for word in shlex.split(command)[2:]:
-        assert word == "." or Requirement(word)
+        assert word == "." or (workspace / word / "pyproject.toml").is_file() or Requirement(word)
 
 
 SHELL: list[tuple[str, Callable[[str, Path], None]]] = [
