@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from filip.errors import UserError
 from filip.eval.encoders import FilipEncoder
+from filip.explore.towers import NotInPage, own_model
 from filip.models import ModelConfig, TextFeatures, build_model, load_preset
 from filip.models.config import config_from_dict
 from filip.models.pooling import Pooling
@@ -67,6 +68,8 @@ def test_heads_are_projected_means_in_one_vector() -> None:
     alone = model.text_pool(words[0], torch.ones(len(words[0]), dtype=torch.int64))[:, 0]
     torch.testing.assert_close(encoder.words(CAPTIONS)[0], F.normalize(alone, dim=1))
     assert encoder.patches(pixels).shape[2] == settings.compared_dim == 3 * dim
+    with pytest.raises(NotInPage, match="no heads"):
+        own_model(encoder)
 
 
 def test_large_scores_do_not_overflow_and_the_gradient_is_right() -> None:
