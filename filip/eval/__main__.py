@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import re
 from dataclasses import asdict, dataclass, fields, make_dataclass
 from pathlib import Path
@@ -39,7 +38,7 @@ from filip.eval.table import as_text, measures
 from filip.eval.text_tokens import CHOICES as TEXT_TOKENS
 from filip.files import check_output, digest, write_json
 from filip.progress import say
-from filip.runs.saved_files import weights_of
+from filip.runs.saved_files import json_object, weights_of
 
 
 @dataclass
@@ -220,7 +219,7 @@ def _run(
         if not config.one_file:
             result["requests"] = request
         if share.rank == 0:
-            _say_counts(job, _read(job.file).get("benchmarks", {}), found["benchmarks"])
+            _say_counts(job, json_object(job.file).get("benchmarks", {}), found["benchmarks"])
             write_outcomes(job.file, record)
             write_json(job.file, result)
         results.append(result)
@@ -269,7 +268,7 @@ def _kept(config: EvaluationOptions, job: EvaluationJob, request: dict[str, Any]
     """Return the result that an earlier run wrote for the same request; None if there is none, or it is not wanted."""
     if config.one_file or config.overwrite or not job.cards:
         return None
-    result = _read(job.file)
+    result = json_object(job.file)
     before = result.get("requests", {})
     if before == request and outcomes_file(job.file).is_file():
         return result
@@ -277,15 +276,6 @@ def _kept(config: EvaluationOptions, job: EvaluationJob, request: dict[str, Any]
         changed = [key for key, value in request.get(name, {}).items() if before[name].get(key) != value]
         say(f"{job.file}: evaluated again, since it was made with other {', '.join(changed)}")
     return None
-
-
-def _read(file: Path) -> dict[str, Any]:
-    """Return a result file; {} if there is none, or it is cut short."""
-    try:
-        result: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return result
 
 
 if __name__ == "__main__":
