@@ -15,15 +15,15 @@ from itertools import groupby
 from typing import Any
 
 FORMS = ("text", "markdown", "csv", "latex", "html")
-# columns: GitHub's page is narrow; twelve benchmarks and their average
-SIDE_BY_SIDE = {"markdown": 5, "latex": 13}
+SIDE_BY_SIDE = 5  # columns in Markdown: GitHub's page is narrow
+LATEX_PAGE, LATEX_TITLE = 80, 14  # letters of a line in footnotesize, and of a line of a column's title
 QUIET = ("common", "difference")  # kinds of lines in italics
 LONGEST_LABEL = 34  # letters of plain text, where its width is limited
 LATEX = {"\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}"}
 LATEX |= {letter: "\\" + letter for letter in "&%$#_{}"}
 # characters that pdflatex does not know
 LATEX |= {"→": "$\\rightarrow$", "×": "$\\times$", "·": "$\\cdot$", "−": "$-$"}
-LATEX |= {"…": "\\ldots{}", "–": "--"}
+LATEX |= {"…": "\\ldots{}", "–": "--", "†": "\\dag{}"}
 LATEX |= {"<": "$<$", ">": "$>$", "|": "\\textbar{}"}  # other letters in TeX's own encoding
 
 
@@ -174,7 +174,7 @@ def _markdown(grid: Grid) -> str:
         return "| " + " | ".join(text.replace("|", "\\|") for text in texts) + " |"
 
     out = [f"## {grid.title}", ""] if grid.title else []
-    for group, block in _blocks(grid, len(grid.heads) if grid.whole else SIDE_BY_SIDE["markdown"]):
+    for group, block in _blocks(grid, len(grid.heads) if grid.whole else SIDE_BY_SIDE):
         heads = [grid.heads[n] for n in block]
         out += [f"### {group}", ""] if group else []
         out.append(row([grid.corner, *(head.title for head in heads)]))
@@ -194,25 +194,34 @@ def _plain(text: str) -> str:
 
 
 def _latex(grid: Grid) -> str:
-    """Return a booktabs table; if not all columns fit, blocks one below the other, cut between groups."""
+    """Return booktabs tables of at most a page's width in footnotesize, cut between groups: one for each block."""
     marks = _marks(grid)
 
     def cell(shown: Shown) -> str:
         if shown.reason:
             return f"\\textsuperscript{{{marks[shown.reason]}}}"
         text = f"\\textbf{{{_escaped(shown.text)}}}" if shown.bold else _escaped(shown.text)
+        text += "\\textsuperscript{\\dag}" if shown.tone else ""
         return f"{text} {{\\scriptsize {_escaped(shown.interval)}}}" if shown.interval else text
 
-    out = ["% needs \\usepackage{booktabs,graphicx}", "\\begin{table}"]
-    out += [f"\\caption{{{_escaped(grid.title)}}}", f"\\label{{tab:{grid.name}}}"]
-    for _, block in _blocks(grid, SIDE_BY_SIDE["latex"], pack=True):
+    def title(head: Head) -> str:
+        lines = " \\\\ ".join(map(_escaped, textwrap.wrap(head.title, LATEX_TITLE)))
+        return f"\\shortstack[r]{{{lines}}}"
+
+    out = ["% needs \\usepackage{booktabs}"]
+    blocks = list(_blocks(grid, _latex_room(grid), pack=True))
+    for number, (_, block) in enumerate(blocks):
         heads = [grid.heads[n] for n in block]
-        out += ["\\resizebox{\\textwidth}{!}{%", f"\\begin{{tabular}}{{l{'r' * len(block)}}}", "\\toprule"]
+        part = f" ({number + 1} of {len(blocks)})" if blocks[1:] else ""
+        label = f"tab:{grid.name}" + (f"-{number + 1}" if number else "")
+        out += ["\\begin{table}", "\\centering\\footnotesize\\setlength{\\tabcolsep}{4pt}"]
+        out += [f"\\caption{{{_escaped(grid.title)}{part}}}", f"\\label{{{label}}}"]
+        out += [f"\\begin{{tabular}}{{l{'r' * len(block)}}}", "\\toprule"]
         if any(head.group for head in heads):
             spans = [(group, len(list(members))) for group, members in groupby(head.group for head in heads)]
             cells = [f"\\multicolumn{{{count}}}{{c}}{{{_escaped(group)}}}" for group, count in spans]
             out.append(" & ".join(["", *cells]) + " \\\\")
-        out += [" & ".join([_escaped(grid.corner), *(_escaped(head.title) for head in heads)]) + " \\\\"]
+        out += [" & ".join([_escaped(grid.corner), *map(title, heads)]) + " \\\\"]
         for section, lines in _sections(grid, block):
             out.append("\\midrule")
             if section:
@@ -220,9 +229,21 @@ def _latex(grid: Grid) -> str:
             for line in lines:
                 label = f"\\textit{{{_escaped(line.label)}}}" if line.kind in QUIET else _escaped(line.label)
                 out.append(" & ".join([label, *(cell(line.cells[n]) for n in block)]) + " \\\\")
-        out += ["\\bottomrule", "\\end{tabular}}\\par\\medskip"]
-    out += [f"\\par\\footnotesize {_escaped(note)}" for note in _notes(grid, marks)]
-    return "\n".join([*out, "\\end{table}"]) + "\n"
+        out += ["\\bottomrule", "\\end{tabular}"]
+        if number == len(blocks) - 1:
+            dagger = any(cell.tone for line in grid.lines for cell in line.cells)
+            notes = [*_notes(grid, marks), *(["†: a difference that holds"] if dagger else [])]
+            out += ["\\par\\smallskip\\raggedright", *(f"{_escaped(note)}\\par" for note in notes)]
+        out.append("\\end{table}")
+    return "\n".join(out) + "\n"
+
+
+def _latex_room(grid: Grid) -> int:
+    """Return how many columns beside the labels are as wide as a page of LaTeX's article, by letters of mean width."""
+    label = max([len(line.label) for line in grid.lines], default=0)
+    found = [(len(cell.text) + 0.85 * len(cell.interval)) for line in grid.lines for cell in line.cells]
+    found += [min(LATEX_TITLE, len(head.title)) for head in grid.heads]
+    return max(1, int((LATEX_PAGE - label) / (max(found, default=0) + 2)))
 
 
 def _escaped(text: str) -> str:

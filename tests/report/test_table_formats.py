@@ -3,6 +3,8 @@
 import csv
 import json
 import re
+import shutil
+import subprocess
 from html.parser import HTMLParser
 
 import pytest
@@ -105,7 +107,9 @@ def test_a_difference_stands_below_its_row(folder):
     ends = f"[{100 * less.interval[0]:.1f}, {100 * less.interval[1]:.1f}]"
     assert f"| *less baseline (CLIP)* | *{effect} {ends}* |" in shown(table, "markdown")
     assert f'<span class="up">{effect}</span><small>{ends}</small>' in shown(table, "html")
-    assert f"\\textit{{less baseline (CLIP)}} & {effect} {{\\scriptsize {ends}}}" in shown(table, "latex")
+    assert f"\\textit{{less baseline (CLIP)}} & {effect}\\textsuperscript{{\\dag}} {{\\scriptsize {ends}}}" in shown(
+        table, "latex"
+    )
     rows = list(csv.DictReader(shown(table, "csv").splitlines()))
     found = next(r for r in rows if r["run"] == "filip" and r["column"] == "demo_fluent_i2t_r1")
     assert float(found["less"]) == less.effect and found["less_holds"] == found["leads"] == "True"
@@ -145,17 +149,29 @@ def test_latex_escapes_and_has_as_many_columns_in_each_line(folder):
     assert {len(re.findall(r"(?<!\\)&", line)) for line in body} == {3}
 
 
+@pytest.mark.skipif(not shutil.which("pdflatex"), reason="no LaTeX here")
+def test_latex_is_set_within_the_width_of_a_page(folder, tmp_path):
+    for name, table in tables_of(folder).items():
+        text = "\\documentclass{article}\\usepackage{booktabs}\\begin{document}" + shown(table, "latex")
+        (tmp_path / f"{name}.tex").write_text(text + "\\end{document}")
+        done = subprocess.run(
+            ["pdflatex", "-interaction=batchmode", f"{name}.tex"], cwd=tmp_path, capture_output=True, text=True
+        )
+        log = (tmp_path / f"{name}.log").read_text(errors="replace")
+        assert done.returncode == 0 and "Overfull \\hbox" not in log and "too large for page" not in log, name
+
+
 def test_a_wide_latex_table_is_cut_between_benchmarks(folder):
     benchmarks = {**STUDY["eval"], "retrieval": ["demo_fluent", "demo_flat", "demo_unseen"]}
     table = tables_of(folder, changed(folder, "wide", eval=benchmarks))["retrieval"]
     text = shown(table, "latex")
     blocks = text.split("\\begin{tabular}")[1:]
-    assert [block[: block.index("}")].count("r") for block in blocks] == [12, 6]
+    assert [block[: block.index("}")].count("r") for block in blocks] == [3] * 6
     for block in blocks:
         assert "baseline (CLIP)" in block
-    assert "FILIP, fine-tuned" in blocks[0] and "FILIP, fine-tuned" not in blocks[1]  # nothing to show there
-    assert "Unseen concepts" not in blocks[0] and "Unseen concepts" in blocks[1]
-    assert text.count("\\begin{table}") == text.count("\\end{table}") == text.count("\\caption") == 1
+    assert "FILIP, fine-tuned" in blocks[0] and "FILIP, fine-tuned" not in blocks[5]  # nothing to show there
+    assert "Unseen concepts" not in blocks[0] and "Unseen concepts" in blocks[5]
+    assert text.count("\\begin{table}") == text.count("\\end{table}") == text.count("\\caption") == 6
 
 
 def test_small_numbers():
