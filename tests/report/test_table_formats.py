@@ -107,9 +107,8 @@ def test_a_difference_stands_below_its_row(folder):
     ends = f"[{100 * less.interval[0]:.1f}, {100 * less.interval[1]:.1f}]"
     assert f"| *less baseline (CLIP)* | *{effect} {ends}* |" in shown(table, "markdown")
     assert f'<span class="up">{effect}</span><small>{ends}</small>' in shown(table, "html")
-    assert f"\\textit{{less baseline (CLIP)}} & {effect}\\textsuperscript{{\\dag}} {{\\scriptsize {ends}}}" in shown(
-        table, "latex"
-    )
+    cell = f"{effect}\\textsuperscript{{\\dag}} {{\\scriptsize {ends}}}"
+    assert f"\\textit{{less baseline (CLIP)}} & {cell}" in shown(table, "latex")
     rows = list(csv.DictReader(shown(table, "csv").splitlines()))
     found = next(r for r in rows if r["run"] == "filip" and r["column"] == "demo_fluent_i2t_r1")
     assert float(found["less"]) == less.effect and found["less_holds"] == found["leads"] == "True"
@@ -167,8 +166,6 @@ def test_a_wide_latex_table_is_cut_between_benchmarks(folder):
     text = shown(table, "latex")
     blocks = text.split("\\begin{tabular}")[1:]
     assert [block[: block.index("}")].count("r") for block in blocks] == [3] * 6
-    for block in blocks:
-        assert "baseline (CLIP)" in block
     assert "FILIP, fine-tuned" in blocks[0] and "FILIP, fine-tuned" not in blocks[5]  # nothing to show there
     assert "Unseen concepts" not in blocks[0] and "Unseen concepts" in blocks[5]
     assert text.count("\\begin{table}") == text.count("\\end{table}") == text.count("\\caption") == 6
