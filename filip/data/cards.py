@@ -68,6 +68,8 @@ class DownloadSettings:
     processes: int = option(2, "processes that download", at_least=1)
     threads: int = option(32, "threads per process", at_least=1)
     samples_per_shard: int = option(10_000, "images of a shard", at_least=1)
+    engine: str = option("own", "own, or img2dataset in an environment of its own", choices=("own", "img2dataset"))
+    img2dataset: dict[str, Any] = option({}, "any options of img2dataset, for that engine")
     contact: str | None = option(None, "a page or an address for webmasters, which the user agent names")
     verify_sha256: bool = option(True, "drop an image if its bytes are not those of the list's column sha256")
     normal_success_rate: float | None = option(

@@ -93,6 +93,12 @@ def download(
     filling it, when a shard could not be completed, or when no image could be fetched.
     """
     columns = check_list(list_path)
+    if card.download.engine == "img2dataset":
+        if part is not None:
+            raise UserError("part= is for our own engine: img2dataset shares its work by download.img2dataset")
+        from filip.data.by_img2dataset import download_by_img2dataset  # which ingests
+
+        return download_by_img2dataset(list_path, out, card, tars)
     reserved = sorted(set(columns) & set(RESERVED) - {"url", "caption"})
     if reserved:
         raise UserError(
