@@ -42,10 +42,8 @@ REASONS = {
     "decod|image file": "not_an_image",
 }
 # The list has been judged before, and img2dataset has judged the pictures in their own sizes.
-UNJUDGED = {
-    "text_rules": TextRuleSettings(False, False, [], 0, 0, sys.maxsize, 0, sys.maxsize),
-    "image_rules": ImageRuleSettings(0, float("inf")),
-}
+ANY_TEXT = TextRuleSettings(False, False, [], 0, 0, sys.maxsize, 0, sys.maxsize)
+ANY_IMAGE = ImageRuleSettings(0, float("inf"))
 
 
 def download_by_img2dataset(list_path: str | Path, out: str | Path, card: SourceCard, tars: str | None) -> Fragment:
@@ -71,7 +69,8 @@ def download_by_img2dataset(list_path: str | Path, out: str | Path, card: Source
         dropped["lost_shard"] = missing  # img2dataset counts a shard that failed on its screen alone
     if not fetched:
         raise UserError(f"img2dataset fetched not one of {rows:,} images: {dict(dropped)}")
-    source = replace(card, images=str(theirs), layout="tars", list=None, split="all", **UNJUDGED)
+    found = {"images": str(theirs), "layout": "tars", "list": None, "split": "all"}
+    source = replace(card, text_rules=ANY_TEXT, image_rules=ANY_IMAGE, **found)  # type: ignore[arg-type]
     _, images = ingest(source, IngestConfig(card.name, out=str(folder), tars=tars, shuffle=False))
     dropped.update({reason: n for reason, n in images.dropped.items() if reason != "other_file"})
     notes = {**images.notes, "engine": "img2dataset", "success_rate": round(fetched / rows, 4)}
