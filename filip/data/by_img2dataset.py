@@ -69,8 +69,8 @@ def download_by_img2dataset(list_path: str | Path, out: str | Path, card: Source
         dropped["lost_shard"] = missing  # img2dataset counts a shard that failed on its screen alone
     if not fetched:
         raise UserError(f"img2dataset fetched not one of {rows:,} images: {dict(dropped)}")
-    found = {"images": str(theirs), "layout": "tars", "list": None, "split": "all"}
-    source = replace(card, text_rules=ANY_TEXT, image_rules=ANY_IMAGE, **found)  # type: ignore[arg-type]
+    source = replace(card, images=str(theirs), layout="tars", list=None, split="all")
+    source = replace(source, text_rules=ANY_TEXT, image_rules=ANY_IMAGE)
     _, images = ingest(source, IngestConfig(card.name, out=str(folder), tars=tars, shuffle=False))
     dropped.update({reason: n for reason, n in images.dropped.items() if reason != "other_file"})
     notes = {**images.notes, "engine": "img2dataset", "success_rate": round(fetched / rows, 4)}
