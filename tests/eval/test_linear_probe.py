@@ -8,14 +8,14 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score
-from sklearn.model_selection import StratifiedKFold, cross_val_predict
+from sklearn.model_selection import StratifiedKFold, cross_val_predict, train_test_split
 
 from filip.errors import UserError
 from filip.eval import logistic
 from filip.eval.encode_set import Context
 from filip.eval.encoders import load_encoder
 from filip.eval.formats.webdataset import WebdatasetFolder
-from filip.eval.protocols.linear_probe import LinearProbeSettings
+from filip.eval.protocols.linear_probe import SWEEP, LinearProbeSettings, _fit
 from filip.eval.protocols.linear_probe import run as probe
 from tests.eval.miniature import run_protocol, write_model, write_webdataset
 
@@ -25,6 +25,7 @@ NAMES = ["a", "b", "c"]
 
 def run(tmp_path: Path, model: str) -> dict:
     argv = [f"model={model}", f"root={tmp_path}", f"data=[{EVAL / 'demo_food.yaml'}]", f"out={tmp_path / 'o.json'}"]
+    argv.append("linear_probe.regularisation=1")
     run_protocol("linear_probe", argv)
     return json.loads((tmp_path / "o.json").read_text())["benchmarks"]["demo_food"]
 
@@ -49,7 +50,7 @@ def test_trained_on_the_training_split(tmp_path):
     fitted = LogisticRegression(max_iter=1000).fit(*features(model, folder, "train"))
     x, y = features(model, folder, "test")
     assert found["top1"] == pytest.approx(accuracy_score(y, fitted.predict(x)))
-    assert found["protocol"] == "trained on 21 images of the training split" and found["n"] == 15
+    assert found["protocol"] == "trained on 21 images of the training split, C = 1" and found["n"] == 15
 
 
 def test_cross_validated_without_one(tmp_path):
@@ -62,6 +63,23 @@ def test_cross_validated_without_one(tmp_path):
     predicted = cross_val_predict(LogisticRegression(max_iter=1000), x, y, cv=folds)
     assert found["top1"] == pytest.approx(accuracy_score(y, predicted))
     assert found["protocol"].startswith("5-fold cross-validation")
+
+
+def test_the_penalty_is_the_one_that_scikit_learn_finds_best_on_images_held_out(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(3).repeat(40)
+    features = torch.randn(120, 60, generator=generator)  # most of them noise
+    features[:, :3] += 1.5 * torch.eye(3)[labels]
+    fitted, chosen = _fit(
+        load_encoder(write_model(tmp_path / "m.safetensors")), features, labels, LinearProbeSettings()
+    )
+    known, held_out = train_test_split(np.arange(120), test_size=0.2, random_state=0, stratify=labels)
+    x, y = features.double().numpy(), labels.numpy()
+    scores = {
+        c: LogisticRegression(C=c, max_iter=5000).fit(x[known], y[known]).score(x[held_out], y[held_out]) for c in SWEEP
+    }
+    assert chosen == max(SWEEP, key=scores.__getitem__) and len(set(scores.values())) > 1
+    assert fitted.log_probabilities(features, 3).shape == (120, 3)
 
 
 @pytest.mark.parametrize("classes", [2, 5])
