@@ -16,7 +16,7 @@ from torch import Tensor
 from bench import interaction_slice
 from bench.interaction_problem import TEXT_POSITIONS, Problem, Step, random_problem
 from late_interaction import Similarity, SmoothMaximum, contrastive_loss, late_interaction, pooled_similarity
-from late_interaction.backends import Backend
+from late_interaction.backends import AnyBackend
 
 SCALE = torch.tensor(1 / 0.07)
 
@@ -33,7 +33,7 @@ def _loss_step(similarity: Callable[[], tuple[Tensor, Tensor]], *inputs: Tensor)
     return step
 
 
-def ragged(problem: Problem, backend: str | Backend) -> Step:
+def ragged(problem: Problem, backend: AnyBackend) -> Step:
     """Return the step on as many image tokens, unequally divided: images have 1 to 2 n1 - 1, packed."""
     b, n1, d = problem.image.shape
     generator = torch.Generator().manual_seed(1)
@@ -46,7 +46,7 @@ def ragged(problem: Problem, backend: str | Backend) -> Step:
     )
 
 
-def ours(problem: Problem, backend: str | Backend, dtype: torch.dtype = torch.float32) -> Step:
+def ours(problem: Problem, backend: AnyBackend, dtype: torch.dtype = torch.float32) -> Step:
     image = problem.image.to(dtype).detach().requires_grad_()
     text = problem.text.to(dtype).detach().requires_grad_()
     return _loss_step(lambda: late_interaction(image, text, problem.lengths, backend=backend), image, text)
@@ -65,7 +65,7 @@ def cold(problem: Problem) -> Step:
     return ours(Problem(*sides, problem.lengths), SmoothMaximum(0.01))
 
 
-def of_words(problem: Problem, words: int, backend: str | Backend) -> Step:
+def of_words(problem: Problem, words: int, backend: AnyBackend) -> Step:
     """Return the step on fewer pairs, with captions of so many tokens each."""
     pairs = len(problem.text) // words
     lengths = torch.full((pairs,), words)

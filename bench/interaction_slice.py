@@ -13,7 +13,7 @@ from torch import Tensor
 from bench.interaction_problem import Problem, Step
 from filip.models import build_model, load_preset
 from late_interaction import late_interaction
-from late_interaction.backends import Backend
+from late_interaction.backends import AnyBackend
 
 PAIRS, GLOBAL_PAIRS = 16, 8192
 
@@ -46,7 +46,7 @@ def clip_loss() -> Step:
     return step
 
 
-def filip_loss(problem: Problem, backend: str | Backend = "auto") -> Step:
+def filip_loss(problem: Problem, backend: AnyBackend = "auto") -> Step:
     """Return a step of both matrices, their soft-maxes over the captions and the gradients of all tokens."""
     image, text = (tokens.detach().requires_grad_() for tokens in (problem.image, problem.text))
 

@@ -31,7 +31,7 @@ from filip_research.sigmoid import sigmoid_loss
 from filip_research.sparc import local_loss
 from filip_research.text_conditioned import attended_similarity, initial
 from late_interaction import Blockwise, Similarity, SmoothMaximum, late_interaction, pooled_similarity, top_k_mean
-from late_interaction.backends import Backend
+from late_interaction.backends import AnyBackend
 
 D, PATCHES = 256, 49
 SCALE, BIAS = torch.tensor(1 / 0.07), torch.tensor(-10.0)
@@ -75,7 +75,7 @@ class Batch:
 def ours(batch: Batch) -> dict[str, Loss]:
     """Return the terms with the settings of a training."""
 
-    def token_wise(backend: str | Backend = "auto") -> Tensor:
+    def token_wise(backend: AnyBackend = "auto") -> Tensor:
         return batch.own(late_interaction(batch.image, batch.text, batch.lengths, backend=backend))
 
     def sparc() -> Tensor:

@@ -27,7 +27,7 @@ from filip import device as devices
 from filip.command import option, run_command
 from filip.models import ModelConfig, TextFeatures, build_model, load_preset
 from late_interaction import SmoothMaximum, contrastive_loss, late_interaction, pooled_similarity
-from late_interaction.backends import Backend
+from late_interaction.backends import AnyBackend
 
 CPU = torch.device("cpu")
 WORDS = ["a", "the", "photo", "of", "on", "in", "red", "small", "old", "street", "dog", "boat", "tree", "two", "people"]
@@ -82,7 +82,7 @@ def filip_step(
     options: TrainStep,
     pixels: Tensor,
     texts: list[str],
-    backend: str | Backend,
+    backend: AnyBackend,
     compiled: bool = False,
 ) -> Callable[[], Tensor]:
     """Return a closure that does one step and returns the loss."""

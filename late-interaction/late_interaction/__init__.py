@@ -7,17 +7,17 @@ One function with several exact backends. It is the base of the forms for many r
 beyond the memory, and the scorer for evaluation.
 """
 
+from late_interaction.backends import SmoothMaximum
 from late_interaction.blockwise import Blockwise, smooth_maximum, softmax_mean, top_k_mean
 from late_interaction.collectives import use_host_group
-from late_interaction.dispatch import late_interaction, late_interaction_padded
 from late_interaction.distributed import distributed_late_interaction, distributed_pooled_similarity, gather_ids
 from late_interaction.grad_cache import cached_backward
 from late_interaction.loss import ContrastiveOutput, contrastive_loss, pooled_similarity
 from late_interaction.module import LateInteractionLoss
+from late_interaction.operator import late_interaction
 from late_interaction.packing import Similarity, pack_tokens
 from late_interaction.pairs import late_interaction_pairs
 from late_interaction.scoring import score
-from late_interaction.smooth import SmoothMaximum
 from late_interaction.token_selection import (
     TokenChoice,
     TokenScorers,
@@ -43,7 +43,6 @@ __all__ = [
     "distributed_pooled_similarity",
     "gather_ids",
     "late_interaction",
-    "late_interaction_padded",
     "late_interaction_pairs",
     "pack_tokens",
     "pooled_similarity",

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from late_interaction.dispatch import late_interaction
+from late_interaction.operator import late_interaction
 from late_interaction.pairs import late_interaction_pairs
 
 EMPTY_DOCUMENT_SCORE = -1e9  # as in sentence-transformers: below every score that a document can have

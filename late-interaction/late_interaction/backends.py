@@ -8,7 +8,9 @@ A backend is a module with two functions that know nothing of autograd:
 ``tokens`` are :class:`late_interaction.packing.Tokens`. ``residuals`` is a tuple of tensors whose contents only the
 backend knows, and undefined unless ``save_for_backward`` is true. s^I and s^T are [b, texts]; everything but the tokens
 is in the accumulation dtype (float32, or float64 for float64 tokens), the gradients too. ``needs`` says which of the
-two gradients are wanted; nothing is computed for the other side, and an empty tensor is returned for it.
+two gradients are wanted; nothing is computed for the other side, and an empty tensor is returned for it. ``backward``
+may find the residuals as flat bytes: it knows their shapes from the tokens. Where ``tokens.temperature`` is above 0
+both compute the smooth maximum of it.
 
 A backend that does not run everywhere has a third function, ``unavailable_reason(image_tokens, longest)``: it returns
 a sentence, or "" where it can run. A new backend is an entry of :data:`BACKENDS`.
@@ -17,6 +19,7 @@ a sentence, or "" where it can run. A new backend is an entry of :data:`BACKENDS
 from __future__ import annotations
 
 import importlib
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -34,13 +37,43 @@ FEW_PRODUCTS = 30_000_000  # those of a query and 1,000 small pictures: millisec
 
 
 class Backend(Protocol):
-    """The module that dispatch expects (see above)."""
+    """The module that the operators expect (see above)."""
 
     def forward(self, tokens: Tokens, save_for_backward: bool = True, /) -> tuple[Pair, Residuals]: ...
 
     def backward(
         self, tokens: Tokens, grads: Pair, residuals: Residuals, needs: tuple[bool, bool] = (True, True), /
     ) -> Pair: ...
+
+
+@dataclass(frozen=True)
+class SmoothMaximum:
+    """The smooth maximum ``t log(mean exp(s / t))`` of a temperature t > 0 in place of the maximum.
+
+        similarity = late_interaction(image_tokens, text_tokens, text_lengths, backend=SmoothMaximum(0.05))
+
+    It lies between the mean (t to infinity) and the maximum (t to 0), never above the maximum; every token has a part
+    in the gradient. Native kernels compute it on CPUs, for all dtypes but float64, and Triton's on GPUs where
+    exponentials stay in the range of float32; elsewhere PyTorch computes it in blocks. Only Triton's save something for
+    the backward. The smooth Chamfer similarity (arXiv 2211.16761) has a sum for the mean.
+    """
+
+    temperature: float
+    backend: str = "auto"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.temperature < math.inf:
+            raise ValueError(f"temperature must be positive, got {self.temperature}")
+
+
+AnyBackend = str | Backend | SmoothMaximum
+
+
+def named(backend: AnyBackend) -> tuple[str | Backend, float]:
+    """Return the backend and the temperature; that of the maximum is 0."""
+    if isinstance(backend, SmoothMaximum):
+        return backend.backend, float(backend.temperature)
+    return backend, 0.0
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 The function sees a block of equally long images and of equally long texts, so it needs no mask, and returns s^I and
 s^T of the block. The forward keeps nothing else. The backward computes each block again and lets PyTorch differentiate
-it. So the memory is that of one block whatever the batch, and everything that takes a backend takes these: ``gather``
-and ``ring`` on many ranks, 16-bit tokens on the wire, gradient caching.
+it. So the memory is that of one block whatever the batch, and what takes a backend takes
+these: ``gather`` and ``ring`` on many ranks, 16-bit tokens on the wire, gradient caching.
 
     similarity = late_interaction(image_tokens, text_tokens, text_lengths, backend=Blockwise(smooth_maximum(0.05)))
 """
@@ -58,16 +58,21 @@ class Blockwise:
             for side, need in zip(sides, needs, strict=True)
         ]
         for blocks in self._blocks(tokens):
-            with torch.enable_grad():
-                both = [side[block.rows].detach().to(wide) for side, block in zip(sides, blocks, strict=True)]
-                inputs = [part.requires_grad_() for part, need in zip(both, needs, strict=True) if need]
-                scores = self.score(both[0], both[1])
+            parts = [side[block.rows].detach().to(wide) for side, block in zip(sides, blocks, strict=True)]
             upstream = [grad[blocks[0].items[:, None], blocks[1].items].to(wide) for grad in grads]
-            gradients = iter(torch.autograd.grad(scores, inputs, upstream) if inputs else ())
-            for side, block in enumerate(blocks):
-                if needs[side]:
-                    found[side].index_add_(0, block.rows.flatten(), next(gradients).flatten(0, 1))
+            for side, gradient in enumerate(self._gradients(parts, upstream, needs)):
+                if gradient is not None:
+                    found[side].index_add_(0, blocks[side].rows.flatten(), gradient.flatten(0, 1))
         return found[0].view(tokens.image.shape if needs[0] else (0,)), found[1]
+
+    def _gradients(
+        self, parts: list[Tensor], upstream: list[Tensor], needs: tuple[bool, bool]
+    ) -> Iterator[Tensor | None]:
+        with torch.enable_grad():
+            inputs = [part.requires_grad_() for part, need in zip(parts, needs, strict=True) if need]
+            scores = self.score(*parts)
+        found = iter(torch.autograd.grad(scores, inputs, upstream) if inputs else ())
+        return (next(found) if need else None for need in needs)
 
     def _blocks(self, tokens: Tokens) -> Iterator[tuple[_Block, _Block]]:
         """Yield the images and the texts of each block: those of a side are equally long."""
@@ -79,6 +84,24 @@ class Blockwise:
                 rows = order.rows[order.offsets[items.start] : order.offsets[items.stop]]
                 sides.append(_Block(order.items[items], rows.view(items.stop - items.start, -1)))
             yield sides[0], sides[1]
+
+
+class SmoothBlocks(Blockwise):
+    """The smooth maximum with its gradient written out, since an operator's own operations are not differentiated."""
+
+    def __init__(self, temperature: float) -> None:
+        super().__init__(smooth_maximum(temperature))
+        self.temperature = temperature
+
+    def _gradients(
+        self, parts: list[Tensor], upstream: list[Tensor], needs: tuple[bool, bool]
+    ) -> Iterator[Tensor | None]:
+        image, text = (part.flatten(0, 1) for part in parts)
+        powers = (image @ text.T / self.temperature).view(*parts[0].shape[:2], *parts[1].shape[:2])
+        of_i2t, of_t2i = (grad[:, None, :, None] / powers.shape[n] for grad, n in zip(upstream, (1, 3), strict=True))
+        weights = (of_i2t * powers.softmax(dim=3) + of_t2i * powers.softmax(dim=1)).view(len(image), len(text))
+        for part, need, gradient in zip(parts, needs, (weights @ text, weights.T @ image), strict=True):
+            yield gradient.view(part.shape) if need else None
 
 
 class _Block(NamedTuple):

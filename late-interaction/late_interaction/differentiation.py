@@ -52,9 +52,11 @@ def refuse_second_derivative(ctx: Any, *grads: Tensor) -> Gradients:
 
 
 def refuse_transforms(name: str) -> None:
-    """Raise NotImplementedError inside torch.func.grad, vmap, jvp and similar transforms."""
+    """Raise NotImplementedError inside torch.func.grad, vmap, jvp and similar transforms, and in torch.jit.trace."""
     if torch.compiler.is_compiling():
         return
+    if torch.jit.is_tracing():
+        raise NotImplementedError(f"{name} cannot be traced by torch.jit, which records no operator; use torch.export")
     active = getattr(torch._C, "_are_functorch_transforms_active", None)
     if active is not None and active():
         raise NotImplementedError(

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from late_interaction.agreement import EXCHANGES, FUNCTIONS, Call, describe, exchange_calls
-from late_interaction.backends import Backend, choose_backend
+from late_interaction.backends import AnyBackend, choose_backend, named
 from late_interaction.collectives import (
     Group,
     all_to_all_blocks,
@@ -32,10 +32,10 @@ from late_interaction.collectives import (
     world_size,
 )
 from late_interaction.differentiation import first_derivative_only, refuse_transforms
-from late_interaction.dispatch import Plan, as_input_gradients, interact, wants_gradient
 from late_interaction.lengths import Lengths
 from late_interaction.loss import check_vectors, pooled_similarity
-from late_interaction.packing import Pair, Similarity, accumulation_dtype, check_tokens, longest_of, pack_images
+from late_interaction.operator import Plan, as_input_gradients, interact, wants_gradient
+from late_interaction.packing import Pair, Similarity, accumulation_dtype, longest_of, pack
 
 
 def distributed_late_interaction(
@@ -48,7 +48,7 @@ def distributed_late_interaction(
     group: Group = None,
     exchange: str = "gather",
     transport_dtype: torch.dtype | None = None,
-    backend: str | Backend = "auto",
+    backend: AnyBackend = "auto",
     recompute: bool = False,
 ) -> Similarity:
     """Compute :func:`late_interaction` of this rank's b images and texts with those of all ranks, N in total.
@@ -82,7 +82,7 @@ class Options(NamedTuple):
     group: Group
     exchange: str
     transport_dtype: torch.dtype | None
-    backend: str | Backend
+    backend: AnyBackend
     recompute: bool
 
 
@@ -105,14 +105,16 @@ def score_ranks(
         found = interact(*tokens, backend=backend, dtype=dtype, recompute=recompute)
         return found, [found.i2t.shape[1]]
     own: Call | Exception
+    chosen, temperature = named(backend)
     lengths: list[int] = []
     of_images: list[int] | None = None
     try:
         if exchange not in EXCHANGES:
             raise unknown_exchange(exchange)
-        image_tokens, image_lengths = pack_images(image_tokens, image_mask, image_lengths)
-        lengths, of_images = check_tokens(image_tokens, text_tokens, text_lengths, image_lengths)
-        choose_backend(image_tokens[:0].to(dtype), longest_of(lengths, of_images), backend)
+        image_tokens, text_tokens, lengths, of_images, _ = pack(
+            image_tokens, text_tokens, text_lengths, image_mask, image_lengths
+        )
+        choose_backend(image_tokens[:0].to(dtype), longest_of(lengths, of_images), chosen)
         own = describe(
             "distributed_late_interaction", image_tokens, text_tokens, len(lengths), exchange, dtype
         )._replace(images=len(of_images or image_tokens))
@@ -121,10 +123,10 @@ def score_ranks(
     calls, every = exchange_calls(own, image_tokens.device, group, lengths)
     layout = Layout(group, group_rank(group), [call.images for call in calls], [Lengths(n) for n in every])
     longest = longest_of(layout.all_lengths, of_images)
-    module = choose_backend(image_tokens[:0].to(dtype), longest, backend)
+    module = choose_backend(image_tokens[:0].to(dtype), longest, chosen)
     function = _Gathered if exchange == "gather" else _Ring
     recompute = recompute or not wants_gradient(image_tokens, text_tokens)  # no backward, so no maps
-    plan = Plan(module, dtype, recompute, layout.all_lengths, of_images)
+    plan = Plan(module, dtype, recompute, layout.all_lengths, of_images, temperature)
     return Similarity(*function.apply(image_tokens, text_tokens, plan, layout)), layout.texts
 
 

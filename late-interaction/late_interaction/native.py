@@ -31,7 +31,7 @@ from torch import Tensor
 
 from late_interaction import native_build
 from late_interaction.lengths import offsets_of
-from late_interaction.packing import Pair, Residuals, Tokens
+from late_interaction.packing import Pair, Residuals, Tokens, longest_of
 
 ISA_VARIABLE = "LATE_INTERACTION_ISA"
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -104,7 +104,7 @@ def _measured(names: list[str], bf16: bool) -> str:
     )
     dtype = torch.bfloat16 if bf16 else torch.float32
     tokens = Tokens(image.view(8, 36, 64).to(dtype), text.to(dtype), [12] * 24)
-    problem = _checked(tokens)
+    problem = _problem(tokens)
     upstream = tuple(torch.randn(8, 24, generator=generator) for _ in range(2))
 
     def run(isa: str) -> tuple[float, list[Tensor]]:
@@ -130,23 +130,25 @@ def _measured(names: list[str], bf16: bool) -> str:
 
 
 def forward(tokens: Tokens, save_for_backward: bool = True) -> tuple[Pair, Residuals]:
-    """Return s^I, s^T [images, texts] and, with ``save_for_backward``, the two arg-max maps.
+    """Return s^I, s^T [images, texts] and, with ``save_for_backward``, the two arg-max maps of the maximum.
 
     The maps: winning text token of each image token [b, t, n1] (flat where n1 differs), winning image token of each
-    text token [b, T]; uint8, int16 above 256 tokens. Raises RuntimeError if the kernels are unavailable, ValueError for
-    tokens that they do not take.
+    text token [b, T]; uint8, int16 above 256 tokens. A smooth maximum keeps nothing.
     """
-    problem = _checked(tokens)
+    problem = _problem(tokens)
     b, texts = tokens.shape
-    wide = max(tokens.longest_image, max(tokens.lengths)) > 256
     i2t, t2i = (torch.empty(b, texts) for _ in range(2))
+    if tokens.temperature:
+        shifted = _shifted(problem, tokens.temperature)
+        _call("interaction_smooth_forward", problem, False, tokens.temperature, shifted, i2t, t2i)
+        return (i2t, t2i), ()
     maps: Residuals = ()
     if save_for_backward:
-        index = torch.int16 if wide else torch.uint8
+        index = torch.int16 if _wide(tokens) else torch.uint8
         flat = torch.empty(len(problem.image) * texts, dtype=index)
         of_images = flat.view(b, texts, -1) if tokens.image_lengths is None else flat
         maps = of_images, torch.empty(b, len(problem.text), dtype=index)
-    _call("interaction_forward", problem, wide, i2t, t2i, *(maps or (None, None)))
+    _call("interaction_forward", problem, _wide(tokens), i2t, t2i, *(maps or (None, None)))
     return (i2t, t2i), maps
 
 
@@ -155,29 +157,19 @@ def backward(tokens: Tokens, grads: Pair, residuals: Residuals, needs: tuple[boo
 
     One that is not needed is an empty tensor.
     """
-    wide = residuals[0].dtype == torch.int16
-    upstream, found = _upstream(tokens, grads), _gradients(tokens, needs)
-    _call("interaction_backward", _checked(tokens), wide, *upstream, *residuals, *found)
+    problem, found = _problem(tokens), _gradients(tokens, needs)
+    upstream = [g.detach().to(torch.float32).expand(tokens.shape).contiguous() for g in grads]
+    if tokens.temperature:
+        shifted = _shifted(problem, tokens.temperature)
+        _call("interaction_smooth_backward", problem, False, tokens.temperature, shifted, *upstream, *found)
+    else:
+        _call("interaction_backward", problem, _wide(tokens), *upstream, *residuals, *found)
     return found
 
 
-def smooth_forward(tokens: Tokens, temperature: float) -> Pair:
-    """Return s^I, s^T [images, texts] with the smooth maximum; nothing is saved for the backward.
-
-    Raises as ``forward`` does.
-    """
-    problem = _checked(tokens)
-    i2t, t2i = (torch.empty(tokens.shape) for _ in range(2))
-    _call("interaction_smooth_forward", problem, False, temperature, _shifted(problem, temperature), i2t, t2i)
-    return i2t, t2i
-
-
-def smooth_backward(tokens: Tokens, temperature: float, grads: Pair, needs: tuple[bool, bool] = (True, True)) -> Pair:
-    """Return float32 gradients of both inputs; one that is not needed is an empty tensor."""
-    problem, upstream, found = _checked(tokens), _upstream(tokens, grads), _gradients(tokens, needs)
-    shifted = _shifted(problem, temperature)
-    _call("interaction_smooth_backward", problem, False, temperature, shifted, *upstream, *found)
-    return found
+def _wide(tokens: Tokens) -> bool:
+    """Return whether the maps are of 16 bits."""
+    return longest_of(tokens.lengths, tokens.patches) > 256
 
 
 def _shifted(problem: _Problem, temperature: float) -> bool:
@@ -187,10 +179,6 @@ def _shifted(problem: _Problem, temperature: float) -> bool:
         for side in (problem.image, problem.text)
     ]
     return not longest[0] * longest[1] <= _SMOOTH_RANGE * temperature
-
-
-def _upstream(tokens: Tokens, grads: Pair) -> list[Tensor]:
-    return [g.detach().to(torch.float32).expand(tokens.shape).contiguous() for g in grads]
 
 
 def _gradients(tokens: Tokens, needs: tuple[bool, bool]) -> Pair:
@@ -210,30 +198,12 @@ class _Problem(NamedTuple):
     text_offsets: Tensor  # [texts + 1]
 
 
-def _checked(tokens: Tokens) -> _Problem:
-    """Return what the kernels take; raise as ``forward`` does."""
+def _problem(tokens: Tokens) -> _Problem:
     image, text = (side.detach().contiguous() for side in tokens[:2])
-    if image.dim() != (3 if tokens.image_lengths is None else 2) or text.dim() != 2 or 0 in image.shape:
-        raise ValueError(
-            f"expected image tokens [b, n1, d] (or [P, d] and lengths) and text tokens [T, d], at least one of each, "
-            f"got {list(image.shape)} and {list(text.shape)}"
-        )
-    if image.dtype != text.dtype or image.shape[-1] != text.shape[1]:
-        raise ValueError(
-            f"image and text tokens differ: {image.dtype} with {image.shape[-1]} features "
-            f"and {text.dtype} with {text.shape[1]}"
-        )
-    found = _Problem(
-        image.flatten(0, -2), text, *(torch.tensor(offsets_of(n)) for n in (tokens.patches, tokens.lengths))
-    )
-    for side, rows, offsets in (("image", found.image, found[2]), ("text", found.text, found[3])):
-        if len(offsets) < 2 or int(offsets.diff().min()) < 1 or int(offsets[-1]) != len(rows):
-            raise ValueError(f"{side} lengths must be >= 1 with sum {len(rows)}; they sum to {int(offsets[-1])}")
-    if reason := unavailable_reason(image, max(tokens.longest_image, max(tokens.lengths))):
-        raise (RuntimeError if unavailable_reason() else ValueError)(reason)
     if image.dtype == torch.float16:
-        return found._replace(image=found.image.float(), text=text.float())
-    return found
+        image, text = image.float(), text.float()
+    offsets = (torch.tensor(offsets_of(lengths)) for lengths in (tokens.patches, tokens.lengths))
+    return _Problem(image.flatten(0, -2), text, *offsets)
 
 
 def _call(name: str, problem: _Problem, wide: bool, *others: Tensor | float | None, isa: str | None = None) -> None:

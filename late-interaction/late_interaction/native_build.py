@@ -88,9 +88,10 @@ def _compiler() -> str:
 
 
 def has_compiler() -> bool:
-    with contextlib.suppress(BuildError):
+    try:
         return bool(_compiler())
-    return False
+    except BuildError:
+        return False
 
 
 @functools.cache

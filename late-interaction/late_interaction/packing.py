@@ -31,6 +31,7 @@ class Tokens(NamedTuple):
     text: Tensor  # [T, d]: the tokens of all texts, one text after the other
     lengths: list[int]  # one per text, all >= 1 with sum T
     image_lengths: list[int] | None = None  # one per image, all >= 1 with sum P; None: all have n1
+    temperature: float = 0.0  # of the smooth maximum; 0: the maximum itself
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -48,9 +49,39 @@ class Tokens(NamedTuple):
     def longest_image(self) -> int:
         return self.image.shape[1] if self.image_lengths is None else max(self.image_lengths)
 
+    def rounded(self, dtype: torch.dtype) -> Tokens:
+        return self._replace(image=self.image.to(dtype), text=self.text.to(dtype))
+
 
 Pair = tuple[Tensor, Tensor]  # one tensor for each direction, or for each side
 Residuals = tuple[Tensor, ...]  # left by a backend's forward for its backward
+
+
+def check_are_tensors(text_lengths: Tensor, image_lengths: Tensor | None = None) -> None:
+    """Raise ValueError if lengths are a list."""
+    for name, given in (("text_lengths", text_lengths), ("image_lengths", image_lengths)):
+        if given is not None and not isinstance(given, Tensor):
+            raise ValueError(f"{name} must be a tensor of integers, got a {type(given).__name__}")
+
+
+def pack(
+    image_tokens: Tensor,
+    text_tokens: Tensor,
+    text_lengths: Tensor,
+    image_mask: Tensor | None = None,
+    image_lengths: Tensor | None = None,
+    temperature: float = 0.0,
+) -> Tokens:
+    """Return both sides without padding. Differentiable. Raises ValueError unless they are a late interaction.
+
+    Texts are packed, [T, d] with lengths [texts], or padded, [texts, n2, d] with lengths or a mask [texts, n2].
+    """
+    image_tokens, image_lengths = pack_images(image_tokens, image_mask, image_lengths)
+    if text_tokens.dim() == 3:
+        mask = text_mask(text_tokens, text_lengths)
+        text_tokens, text_lengths = text_tokens[mask], mask.sum(dim=1)
+    lengths = check_tokens(image_tokens, text_tokens, text_lengths, image_lengths)
+    return Tokens(image_tokens, text_tokens, *lengths, temperature)
 
 
 def check_tokens(
@@ -61,10 +92,8 @@ def check_tokens(
     ``image_tokens`` [b, n1, d], ``text_tokens`` [T, d] packed, ``text_lengths`` [t] with sum T, all >= 1. With
     ``image_lengths`` [b] the images are packed like the texts.
     """
+    check_are_tensors(text_lengths, image_lengths)
     packed = image_lengths is not None
-    for name, given in (("text_lengths", text_lengths), ("image_lengths", image_lengths)):
-        if given is not None and not isinstance(given, Tensor):
-            raise ValueError(f"{name} must be a tensor of integers, got a {type(given).__name__}")
     if image_tokens.dim() != (2 if packed else 3) or text_tokens.dim() != 2 or text_lengths.dim() != 1:
         images = "[P, d] (packed) with image_lengths [images]" if packed else "[images, n1, d]"
         raise ValueError(
@@ -139,28 +168,27 @@ def pack_tokens(padded: Tensor, lengths: Tensor) -> Tensor:
     Values at or beyond a text's length are never read into the result, so they may even be NaN.
     Raises ValueError when a length exceeds n2.
     """
-    if padded.dim() != 3 or lengths.dim() != 1 or padded.shape[0] != lengths.shape[0]:
+    return padded[text_mask(padded, lengths)]
+
+
+def text_mask(padded: Tensor, lengths: Tensor) -> Tensor:
+    """Return which tokens of ``padded`` [t, n2, d] exist, [t, n2], from ``lengths`` [t] or from a mask: that one.
+
+    In a mask a text's tokens may lie anywhere. Raises ValueError if they do not fit, or a text has no token.
+    """
+    shape = padded.shape[:2] if lengths.dtype == torch.bool else padded.shape[:1]
+    if padded.dim() != 3 or lengths.shape != shape:
         raise ValueError(
-            f"expected padded tokens [texts, n2, d] and lengths [texts], got {list(padded.shape)} and "
-            f"{list(lengths.shape)}"
+            f"expected padded tokens [texts, n2, d] and lengths [texts] or a mask [texts, n2], got "
+            f"{list(padded.shape)} and {list(lengths.shape)}"
         )
+    if lengths.dtype == torch.bool:
+        check_each_has_a_token("text", lengths.sum(dim=1).tolist())
+        return lengths.to(padded.device)
+    check_each_has_a_token("text", lengths.tolist())
     if lengths.numel() and int(lengths.max()) > padded.shape[1]:
         raise ValueError(f"a text of {int(lengths.max())} tokens does not fit in {padded.shape[1]} positions")
-    positions = torch.arange(padded.shape[1], device=padded.device)
-    return padded[positions < lengths.to(padded.device)[:, None]]
-
-
-def pack_masked(padded: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Return ``padded`` [t, n2, d] where ``mask`` [t, n2] is true, [T, d], and the lengths [t]. Differentiable.
-
-    The tokens of a text need not be adjacent, nor at its beginning.
-    """
-    if padded.dim() != 3 or mask.shape != padded.shape[:2]:
-        raise ValueError(
-            f"expected padded tokens [texts, n2, d] and a mask [texts, n2], got {list(padded.shape)} and "
-            f"{list(mask.shape)}"
-        )
-    return padded[mask.to(padded.device)], mask.sum(dim=1)
+    return torch.arange(padded.shape[1], device=padded.device) < lengths.to(padded.device)[:, None]
 
 
 def pack_images(

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from late_interaction.differentiation import first_derivative_only, refuse_transforms
-from late_interaction.dispatch import wants_gradient
 from late_interaction.lengths import by_length, equal_runs, index_dtype, offsets_of
+from late_interaction.operator import wants_gradient
 from late_interaction.packing import Similarity, accumulation_dtype, check_mask, check_tokens, full_precision
 
 _TILE_ELEMENTS = 1 << 22

@@ -9,6 +9,8 @@ gradient there, which is the rule for every backend.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -16,23 +18,34 @@ from late_interaction.packing import Pair, Residuals, Tokens, accumulation_dtype
 
 
 def late_interaction(
-    image_tokens: Tensor, text_tokens: Tensor, lengths: list[int], image_lengths: list[int] | None = None
+    image_tokens: Tensor,
+    text_tokens: Tensor,
+    lengths: list[int],
+    image_lengths: list[int] | None = None,
+    temperature: float = 0.0,
 ) -> Pair:
     """Return s^I and s^T [images, texts] from ``image_tokens`` [b, n1, d] and packed ``text_tokens`` [T, d].
 
-    With ``image_lengths`` the images are packed, too.
+    With ``image_lengths`` the images are packed, too. With a ``temperature`` the maximum is the smooth one.
     """
     if image_lengths is not None:
-        alone = (late_interaction(one[None], text_tokens, lengths) for one in image_tokens.split(image_lengths))
+        parts = image_tokens.split(image_lengths)
+        alone = (late_interaction(one[None], text_tokens, lengths, None, temperature) for one in parts)
         i2t_rows, t2i_rows = zip(*alone, strict=True)
         return torch.cat(i2t_rows), torch.cat(t2i_rows)
     wide = accumulation_dtype(image_tokens.dtype)
     images = image_tokens.to(wide)
+
+    def maximum(similarity: Tensor, dim: int) -> Tensor:
+        if not temperature:
+            return similarity.max(dim=dim).values
+        return temperature * (torch.logsumexp(similarity / temperature, dim) - math.log(similarity.shape[dim]))
+
     i2t, t2i = [], []
     for text in text_tokens.to(wide).split(lengths):
         similarity = images @ text.T  # [b, n1, n2_j]
-        i2t.append(similarity.max(dim=2).values.mean(dim=1))
-        t2i.append(similarity.max(dim=1).values.mean(dim=1))
+        i2t.append(maximum(similarity, 2).mean(dim=1))
+        t2i.append(maximum(similarity, 1).mean(dim=1))
     return torch.stack(i2t, dim=1), torch.stack(t2i, dim=1)
 
 
@@ -44,14 +57,9 @@ def forward(tokens: Tokens, save_for_backward: bool = True) -> tuple[Pair, Resid
 
 def backward(tokens: Tokens, grads: Pair, residuals: Residuals, needs: tuple[bool, bool] = (True, True)) -> Pair:
     """Return the gradients of both inputs by PyTorch's own differentiation of the equation."""
-    with torch.enable_grad():
-        wide = accumulation_dtype(tokens.image.dtype)
-        image, text = (
-            side.detach().to(wide).requires_grad_(need)
-            for side, need in zip((tokens.image, tokens.text), needs, strict=True)
-        )
-        similarity = late_interaction(image, text, *tokens[2:])
-        wanted = [side for side in (image, text) if side.requires_grad]
-        found = iter(torch.autograd.grad(similarity, wanted, grads) if wanted else ())
-    none = tokens.image.new_empty(0, dtype=wide)
-    return next(found) if needs[0] else none, next(found) if needs[1] else none
+    wide = accumulation_dtype(tokens.image.dtype)
+    sides = [side.detach().to(wide) for side in (tokens.image, tokens.text)]
+    # In an operator autograd records nothing, but this does.
+    found = torch.func.vjp(lambda image, text: late_interaction(image, text, *tokens[2:]), *sides)[1](tuple(grads))
+    none = sides[0].new_empty(0)
+    return found[0] if needs[0] else none, found[1] if needs[1] else none

@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from late_interaction.backends import Backend, choose_backend
-from late_interaction.dispatch import late_interaction
-from late_interaction.lengths import offsets_of
-from late_interaction.packing import Similarity, check_tokens, longest_of, pack_images
+from late_interaction.backends import AnyBackend, choose_backend, named, run_forward
+from late_interaction.lengths import Lengths, offsets_of
+from late_interaction.packing import Similarity, Tokens, accumulation_dtype, longest_of, pack
 
 BLOCK_IMAGES, _BLOCK_TEXTS = 128, 256
 
@@ -24,7 +23,7 @@ def score(
     *,
     image_lengths: Tensor | None = None,
     image_mask: Tensor | None = None,
-    backend: str | Backend = "auto",
+    backend: AnyBackend = "auto",
     progress: Callable[[int], Any] | None = None,
 ) -> Similarity:
     """Compute :func:`late_interaction` without gradients, for problems such as 5,000 images x 25,010 captions.
@@ -33,35 +32,31 @@ def score(
     of images against one block of texts is in memory at a time. ``progress`` is called with the number of
     image-text pairs that were scored since its last call.
     """
-    image_tokens, image_lengths = pack_images(image_tokens, image_mask, image_lengths)
-    lengths, of_images = check_tokens(image_tokens, text_tokens, text_lengths, image_lengths)
-    offsets, count = offsets_of(lengths), len(of_images or image_tokens)
-    image_rows = list(range(count + 1)) if of_images is None else offsets_of(of_images)
+    chosen, temperature = named(backend)
     dtype = torch.promote_types(image_tokens.dtype, text_tokens.dtype)
-    products = image_tokens[..., 0].numel() * text_tokens.numel()
-    module = choose_backend(image_tokens[:0].to(dtype), longest_of(lengths, of_images), backend, products)
-    i2t: Tensor | None = None
-    t2i: Tensor | None = None
+    tokens = pack(image_tokens, text_tokens, text_lengths, image_mask, image_lengths, temperature).rounded(dtype)
+    (count, texts), of_images = tokens.shape, tokens.image_lengths
+    image_rows = list(range(count + 1)) if of_images is None else offsets_of(of_images)
+    text_rows = offsets_of(tokens.lengths)
+    products = tokens.image[..., 0].numel() * tokens.text.numel()
+    module = choose_backend(tokens.image[:0], longest_of(tokens.lengths, of_images), chosen, products)
+    i2t, t2i = (torch.empty(count, texts, dtype=accumulation_dtype(dtype), device=tokens.image.device) for _ in "it")
     # On a GPU a block's products must outlast its launches; two matrices of 8 MB are a block's results there.
     larger = 1 if image_tokens.device.type == "cpu" else 8
     images_at_once, texts_at_once = larger * BLOCK_IMAGES, larger * _BLOCK_TEXTS
-    for first in range(0, len(lengths), texts_at_once):
-        last = min(first + texts_at_once, len(lengths))
-        texts, block_lengths = text_tokens[offsets[first] : offsets[last]], text_lengths[first:last]
+    for first in range(0, texts, texts_at_once):
+        last = min(first + texts_at_once, texts)
+        of_texts = Lengths(tokens.lengths[first:last])
         for row in range(0, count, images_at_once):
-            rows = slice(row, min(row + images_at_once, count))
-            block = late_interaction(
-                image_tokens[image_rows[rows.start] : image_rows[rows.stop]],
-                texts,
-                block_lengths,
-                image_lengths=None if image_lengths is None else image_lengths[rows],
-                backend=module,
+            end = min(row + images_at_once, count)
+            block = Tokens(
+                tokens.image[image_rows[row] : image_rows[end]],
+                tokens.text[text_rows[first] : text_rows[last]],
+                of_texts,
+                None if of_images is None else Lengths(of_images[row:end]),
+                temperature,
             )
-            if i2t is None or t2i is None:
-                i2t = block.i2t.new_empty(count, len(lengths))
-                t2i = torch.empty_like(i2t)
-            i2t[rows, first:last], t2i[rows, first:last] = block
+            i2t[row:end, first:last], t2i[row:end, first:last] = run_forward(module, block, False)[0]
             if progress is not None:
-                progress(block.i2t.numel())
-    assert i2t is not None and t2i is not None
+                progress((end - row) * (last - first))
     return Similarity(i2t, t2i)

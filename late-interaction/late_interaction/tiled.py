@@ -26,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from late_interaction.blockwise import SmoothBlocks
 from late_interaction.lengths import Order, by_length, index_dtype, tiles
 from late_interaction.packing import Pair, Residuals, Tokens, accumulation_dtype, product, scale_of_rows, scaled_by_item
 
@@ -60,6 +61,8 @@ def forward(tokens: Tokens, save_for_backward: bool = True) -> tuple[Pair, Resid
     Without ``save_for_backward`` it makes no maps and takes half the time: PyTorch's maximum is fast, its maximum with
     the index is not.
     """
+    if tokens.temperature:
+        return SmoothBlocks(tokens.temperature).forward(tokens)
     image, text, device = tokens.image, tokens.text, tokens.image.device
     images_by, texts_by = _orders(tokens)
     image, text = _in_order(image.flatten(0, -2), tokens, images_by), text[texts_by.rows]
@@ -67,10 +70,7 @@ def forward(tokens: Tokens, save_for_backward: bool = True) -> tuple[Pair, Resid
     t2i = torch.empty_like(i2t)
     residuals: Residuals = ()
     if save_for_backward:
-        residuals = Maps(
-            image.new_empty(len(image), len(texts_by.lengths), dtype=index_dtype(texts_by.lengths[-1])),
-            image.new_empty(len(images_by.lengths), len(text), dtype=index_dtype(images_by.lengths[-1])),
-        )
+        residuals = Maps(*(image.new_empty(shape, dtype=dtype) for shape, dtype in _form(tokens)))
     blocks = functools.cache(functools.partial(_block, images_by, device))
     for images, texts in tiles(images_by.lengths, texts_by.lengths, device):
         span = slice(texts_by.offsets[texts.start], texts_by.offsets[texts.stop])
@@ -96,6 +96,13 @@ def forward(tokens: Tokens, save_for_backward: bool = True) -> tuple[Pair, Resid
     if tokens.image_lengths is not None:
         i2t, t2i = i2t[images_by.back], t2i[images_by.back]
     return (i2t[:, back], t2i[:, back]), residuals
+
+
+def _form(tokens: Tokens) -> list[tuple[tuple[int, int], torch.dtype]]:
+    """Return shape and dtype of both maps."""
+    images, texts = tokens.shape
+    of_images = (sum(tokens.patches), texts), index_dtype(max(tokens.lengths))
+    return [of_images, ((images, sum(tokens.lengths)), index_dtype(tokens.longest_image))]
 
 
 def _orders(tokens: Tokens) -> tuple[Order, Order]:
@@ -125,7 +132,10 @@ def _block(order: Order, device: torch.device, first: int, last: int) -> Block:
 
 def backward(tokens: Tokens, grads: Pair, residuals: Residuals, needs: tuple[bool, bool] = (True, True)) -> Pair:
     """Return both inputs' gradients, in the accumulation dtype, from those of s^I and s^T [images, texts]."""
+    if tokens.temperature:
+        return SmoothBlocks(tokens.temperature).backward(tokens, grads, residuals, needs)
     image, text, device = tokens.image, tokens.text, tokens.image.device
+    maps = Maps(*(kept.view(dtype).view(shape) for kept, (shape, dtype) in zip(residuals, _form(tokens), strict=True)))
     wide = accumulation_dtype(image.dtype)
     images_by, texts_by = _orders(tokens)
     per_image, per_text = (torch.tensor(order.lengths, device=device) for order in (images_by, texts_by))
@@ -137,7 +147,7 @@ def backward(tokens: Tokens, grads: Pair, residuals: Residuals, needs: tuple[boo
         torch.zeros(len(side) if need else 0, side.shape[1], dtype=wide, device=device)
         for side, need in zip((rows, text), needs, strict=True)
     )
-    add(weights, rows, text, Maps(*residuals), (images_by, texts_by), needs, (of_images, of_texts))
+    add(weights, rows, text, maps, (images_by, texts_by), needs, (of_images, of_texts))
     return (
         of_images.view(image.shape if needs[0] else (0,))
         if tokens.image_lengths is None

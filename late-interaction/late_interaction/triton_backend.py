@@ -26,7 +26,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from late_interaction import triton_launch
+from late_interaction import tiled, triton_launch, triton_smooth
 from late_interaction.lengths import index_dtype
 from late_interaction.packing import Pair, Residuals, Tokens
 from late_interaction.triton_kernels import forward_kernel, image_gradient_kernel, text_gradient_kernel
@@ -71,17 +71,19 @@ def launch_options(dtype: torch.dtype, d: int, capability: int) -> Options:
     }
 
 
+def _dtypes(tokens: Tokens) -> tuple[torch.dtype, torch.dtype]:
+    """Return those of the maps, in which the number of tokens itself stands for "none"."""
+    return index_dtype(max(tokens.lengths) + 1), index_dtype(tokens.longest_image + 1)
+
+
 def _allocate(
     tokens: Tokens, layout: Layout, several: bool, save: bool
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, ...]]:
     """Make the arg-max maps [groups, P, 64] and [tiles, images, 64], and the maximum over an image's blocks so far."""
     images, groups, tiles = tokens.image, len(layout.first), len(layout.group)
     b, rows = (len(tokens.patches), sum(tokens.patches)) if save else (0, 0)
-    # The number of tokens itself stands for "none".
-    maps = (
-        images.new_empty(groups, rows, GROUP, dtype=index_dtype(max(tokens.lengths) + 1)),
-        images.new_empty(tiles, b, GROUP, dtype=index_dtype(tokens.longest_image + 1)),
-    )
+    of_rows, of_entries = _dtypes(tokens)
+    maps = images.new_empty(groups, rows, GROUP, dtype=of_rows), images.new_empty(tiles, b, GROUP, dtype=of_entries)
     best = images.new_empty(tiles, len(tokens.patches) if several else 0, GROUP, dtype=torch.float32)
     return maps, (best,)
 
@@ -92,16 +94,26 @@ KERNELS = Kernels(
     text_gradient_kernel,
     launch_options,
     _allocate,
+    _dtypes,
     multiplies_again=False,
     text_tiles=2,
 )
 
 
 def forward(tokens: Tokens, save_for_backward: bool = True) -> tuple[Pair, Residuals]:
-    """Return s^I, s^T [images, texts] float32 and the arg-max maps [groups, P, 64] and [tiles, images, 64]."""
+    """Return s^I, s^T [images, texts] float32 and the arg-max maps [groups, P, 64] and [tiles, images, 64].
+
+    A smooth maximum of exponentials beyond float32 is computed, and differentiated, by the tiled backend.
+    """
+    if tokens.temperature:
+        if triton_smooth.beyond_range(tokens):
+            return tiled.forward(tokens, save_for_backward)
+        return triton_smooth.forward(tokens, save_for_backward)
     return triton_launch.forward(KERNELS, tokens, save_for_backward)
 
 
 def backward(tokens: Tokens, grads: Pair, residuals: Residuals, needs: tuple[bool, bool] = (True, True)) -> Pair:
     """Return float32 gradients of both inputs; one that is not needed is an empty tensor."""
+    if tokens.temperature:
+        return (triton_smooth if residuals else tiled).backward(tokens, grads, residuals, needs)
     return triton_launch.backward(KERNELS, tokens, grads, residuals, needs)

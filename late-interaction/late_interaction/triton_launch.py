@@ -46,6 +46,7 @@ class Kernels:
     # Make the two residuals, and what the launches of an image hand on if there are several; of tokens, layout, whether
     # there are, and whether to save
     allocate: Callable[[Tokens, Layout, bool, bool], tuple[tuple[Tensor, Tensor], tuple[Tensor, ...]]]
+    dtypes: Callable[[Tokens], tuple[torch.dtype, torch.dtype]]  # of the residuals
     multiplies_again: bool  # the gradients read the tokens of both sides
     text_tiles: int  # tiles of one group that a program of the texts' gradient takes at once
 
@@ -132,7 +133,9 @@ def backward(
 ) -> Pair:
     """Return float32 gradients of both inputs; one that is not needed is an empty tensor."""
     launches = _launches(kernels, tokens)
-    images = launches.images
+    images, layout = launches.images, launches.layout
+    items = zip(residuals, kernels.dtypes(tokens), (len(layout.first), len(layout.group)), strict=True)
+    residuals = tuple(kept.view(dtype).view(count, -1, GROUP) for kept, dtype, count in items)
     per_image, per_text = (torch.tensor(n, device=images.device) for n in (tokens.patches, tokens.lengths))
     upstream = grads[0].float() / per_image[:, None], grads[1].float() / per_text
     of_images, of_texts = tokens.image[:0].float(), tokens.text[:0].float()

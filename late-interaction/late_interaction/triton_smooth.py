@@ -30,14 +30,9 @@ from late_interaction.triton_smooth_kernels import (
 RANGE = 75.0  # the largest |x| |y| / t whose exponentials, and sums of thousands of them, float32 holds
 
 
-def unavailable_reason(tokens: Tokens, temperature: float) -> str:
-    """Return why these kernels cannot compute this problem; "" if they can. It waits for a GPU to compute norms."""
-    if reason := triton_launch.unavailable_reason(tokens.image):
-        return reason
-    longest = _longest(tokens.image) * _longest(tokens.text)
-    if longest <= RANGE * temperature:
-        return ""
-    return f"tokens of length {longest:.3g} over a temperature of {temperature:g} exceed float32"
+def beyond_range(tokens: Tokens) -> bool:
+    """Return whether exponentials may exceed float32. It waits for a GPU to compute norms."""
+    return not _longest(tokens.image) * _longest(tokens.text) <= RANGE * tokens.temperature
 
 
 def _longest(tokens: Tensor) -> float:
@@ -69,19 +64,18 @@ KERNELS = Kernels(
     smooth_text_gradient_kernel,
     launch_options,
     _allocate,
+    lambda _: (torch.float32, torch.float32),
     multiplies_again=True,
     text_tiles=1,
 )
 
 
-def forward(tokens: Tokens, temperature: float, save_for_backward: bool = True) -> tuple[Pair, Residuals]:
+def forward(tokens: Tokens, save_for_backward: bool = True) -> tuple[Pair, Residuals]:
     """Return s^I, s^T [images, texts] float32 and the sums R [groups, P, 64] and C [tiles, images, 64]."""
-    numbers = 1 / (temperature * math.log(2)), temperature * math.log(2)
+    numbers = 1 / (tokens.temperature * math.log(2)), tokens.temperature * math.log(2)
     return triton_launch.forward(KERNELS, tokens, save_for_backward, numbers)
 
 
-def backward(
-    tokens: Tokens, temperature: float, grads: Pair, residuals: Residuals, needs: tuple[bool, bool] = (True, True)
-) -> Pair:
+def backward(tokens: Tokens, grads: Pair, residuals: Residuals, needs: tuple[bool, bool] = (True, True)) -> Pair:
     """Return float32 gradients of both inputs; one that is not needed is an empty tensor."""
-    return triton_launch.backward(KERNELS, tokens, grads, residuals, needs, (1 / (temperature * math.log(2)),))
+    return triton_launch.backward(KERNELS, tokens, grads, residuals, needs, (1 / (tokens.temperature * math.log(2)),))

@@ -14,11 +14,11 @@ from late_interaction import (
     LateInteractionLoss,
     Similarity,
     contrastive_loss,
-    dispatch,
     distributed_late_interaction,
     distributed_pooled_similarity,
     gather_ids,
     late_interaction,
+    operator,
     pooled_similarity,
     use_host_group,
 )
@@ -179,12 +179,12 @@ def waits_for_the_device(rank: int, ranks: int, *, exchange: str) -> None:
     way."""
     image, text, lengths, ids = Pairs(PAIRS[:ranks]).of(rank)
     module = LateInteractionLoss(exchange=exchange, backend="tiled")
-    config, run_backward = dist.get_backend_config, dispatch.run_backward
+    config, run_backward = dist.get_backend_config, operator.run_backward
 
     def waits() -> list[str]:
         tokens = [F.normalize(part[..., :4], dim=-1).requires_grad_() for part in (image, text)]
         seen = DeviceWaits(lengths)
-        dispatch.run_backward = seen.inside(run_backward)
+        operator.run_backward = seen.inside(run_backward)
         with seen:
             module(*tokens, lengths, ids).loss.backward()
         return seen.waits
@@ -198,7 +198,7 @@ def waits_for_the_device(rank: int, ranks: int, *, exchange: str) -> None:
         use_host_group(host)
         assert waits() == []
     finally:
-        dist.get_backend_config, dispatch.run_backward = config, run_backward
+        dist.get_backend_config, operator.run_backward = config, run_backward
         use_host_group(None)
 
 

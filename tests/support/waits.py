@@ -46,7 +46,7 @@ class DeviceWaits(TorchFunctionMode):
             self.waits.append(getattr(func, "__name__", str(func)))
         result = func(*args, **kwargs)
         made_here = func in _FACTORIES if not tensors else not on_gpu
-        if target == torch.device("cpu") or (target is None and made_here):
+        if func is Tensor.cpu or target == torch.device("cpu") or (target is None and made_here):
             for tensor in _tensors(result):
                 _mark(tensor)
         return result

@@ -16,7 +16,7 @@ from filip.train.engine import Batching, to_device
 from filip.train.losses import Loss, resolve_weights
 from filip.train.losses.token_wise import selection_metrics
 from filip.train.losses.weights import WeightSchedule
-from late_interaction import choose_tokens, dispatch
+from late_interaction import choose_tokens, operator
 from tests.support.training import compose
 from tests.support.waits import GPU, DeviceWaits
 from tests.train.loss_batches import settings
@@ -236,7 +236,8 @@ def test_a_step_does_not_wait_for_the_device(share: float, monkeypatch: pytest.M
     batch = {"pixels": torch.zeros(3, 3, size, size), "ids": torch.ones(3, 7, dtype=torch.int64), "lengths": lengths}
     loss = Loss(resolve_weights({"token_wise": 1.0}, "token_wise"), settings(token_keep_ratio=share))
     seen = DeviceWaits(lengths)
-    monkeypatch.setattr(dispatch, "run_backward", seen.inside(dispatch.run_backward))
+    for name in ("run_forward", "run_backward"):
+        monkeypatch.setattr(operator, name, seen.inside(getattr(operator, name)))
     with seen:
         moved = to_device(batch, GPU, None)
         encoded = model(moved["pixels"], moved["ids"], moved["lengths"])

@@ -33,7 +33,7 @@ from late_interaction import (
     take_tokens,
     top_k_mean,
 )
-from late_interaction.backends import Backend
+from late_interaction.backends import AnyBackend
 
 TOP_K = 2  # similarities that token_maximum=top_k takes the mean of: the one number that was trained with
 
@@ -98,7 +98,7 @@ def token_scorers(settings: LossSettings, parameters: Mapping[str, Tensor]) -> T
     return TokenScorers(*(parameters[f"token_scorer_{side}"][0] for side in TokenScorers._fields))
 
 
-def backend(settings: LossSettings, temperature: float) -> str | Backend:
+def backend(settings: LossSettings, temperature: float) -> AnyBackend:
     """Return the backend that takes the maximum, or what takes its place; a ``temperature`` of 0 is the maximum."""
     if settings.token_maximum == "smooth" and temperature > 0:
         return SmoothMaximum(temperature)
