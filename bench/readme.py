@@ -163,13 +163,17 @@ def binding_block(study: Study, tables: Mapping[str, Table], results: Results) -
     lines, trainings = [], 1
     for run in sorted(study.rows("selection"), key=lambda run: run not in study.peers):
         trained = [entry for member in study.replicas(run) if (entry := results.training(member))]
-        seconds = [entry["processor_seconds"] for entry in trained]
+        job = results.folder / "benchmarks" / "evaluate" / f"{run}.tsv"
         if trained:
             count, dim = vectors(trained[0]["config"]["model"])
             numbers = f"{count} x {dim}" if count > 1 else f"{dim:,}"
-        else:
+            seconds = f"{fmean(entry['processor_seconds'] for entry in trained):.0f}"
+        elif run in study.peers:  # fitted when it is evaluated, in one job
             numbers = (results.evaluation(run, "retrieval") or {}).get("numbers", "")
-        shown = [Shown(numbers), Shown(f"{fmean(seconds):.0f}" if seconds else "")]
+            seconds = f"{float(job.read_text().split()[-1]):.0f}, with its evaluation" if job.is_file() else ""
+        else:
+            continue
+        shown = [Shown(numbers), Shown(seconds)]
         for _, name, column in BINDING_COLUMNS:
             cell = _cell(tables[name], column, run)
             trainings = max(trainings, cell.seeds)
