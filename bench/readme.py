@@ -177,7 +177,7 @@ def binding_block(study: Study, tables: Mapping[str, Table], results: Results) -
         for _, name, column in BINDING_COLUMNS:
             cell = _cell(tables[name], column, run)
             trainings = max(trainings, cell.seeds)
-            shown.append(_shown(cell))
+            shown.append(Shown("–") if cell == Cell() else _shown(cell))  # a peer in no such table has no patches
         lines.append(Line(study.label(run), shown))
     asked = "" if trainings == study.config.get("seeds", 1) else f" SEEDS={trainings}"
     note = (

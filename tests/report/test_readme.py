@@ -124,7 +124,7 @@ def test_the_table_of_binding_has_each_model_with_its_numbers_and_seconds(tmp_pa
             row.cells[column] = Cell(0.5, 0.001, 1000, [0.4, 0.6], 5)
     text = binding_block(study, found, Results(tmp_path))
     lines = {line[0]: line[1:] for line in rows(text)[2:]}
-    assert lines["ridge to words"] == ["424", "", *["50.0 [40.0, 60.0]"] * 3, "not run"]
+    assert lines["ridge to words"] == ["424", "", *["50.0 [40.0, 60.0]"] * 3, "–"]
     assert [lines[study.label(run)][:2] for run in models] == [["128", "40"], ["2,048", "40"], ["36 x 128", "40"]]
     assert "From `make run STUDY=binding` and" in text and "means of 5 trainings" in text.replace("\n", " ")
 
