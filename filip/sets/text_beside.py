@@ -19,7 +19,7 @@ from filip.sets.layout import Entry, Layout, Reading, Row, is_picture, split_of_
 from filip.sets.samples import CAPTION_SUFFIXES, MAX_CAPTION_BYTES, TEXT_SUFFIXES, captions_in
 from filip.sets.text import NotAFileError, read_file
 
-LOOKED_AT = 200  # pictures in which a description is looked for before the folder has none
+LOOKED_AT = 50  # pictures in which a description is looked for before the folder has none
 TAKEOUT = re.compile(r"\.supp[a-z-]*\.json$")  # a.jpg.supplemental-metadata.json, which may be cut short
 
 
