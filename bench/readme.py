@@ -46,7 +46,7 @@ BINDING_COLUMNS = (  # heading, table, column
     ("R@1, text → image", "retrieval", "binding_new_t2i_r1"),
     ("best patch of a word is on its thing", "scene_pointing", "binding_pointing_all"),
 )
-DEMO = Path("workflow/config/demo.yaml")
+CONFIGS = Path("workflow/config")
 SHEET = "eval/scenes_compared.png"  # below the results
 TOO_FEW = f"Differences are paired over the same images and seeds; with fewer than {FEWEST} none is called significant."
 STARRED = (
@@ -147,7 +147,7 @@ def results_block(study: Study, steps: Sequence[Mapping[str, Table]], runs: Sequ
         if trainings > 1
         else "one training of each model, with 95 % intervals over the test images."
     )
-    asked = "" if trainings == _seeds_by_default() else f" SEEDS={trainings}"
+    asked = "" if trainings == _seeds_by_default("demo") else f" SEEDS={trainings}"
     note = [f"From `make demo{asked}`, in percent: {spread}"]
     if compared:
         note.append(TOO_FEW if trainings < FEWEST else STARRED)
@@ -163,9 +163,10 @@ def binding_block(study: Study, tables: Mapping[str, Table], results: Results) -
     for heading, name, column in BINDING_COLUMNS:
         chance = next(c for row in tables[name].rows if (c := row.cells[column].chance) is not None)
         heads.append(Head(f"{heading} (chance {chance_text(chance)})"))
-    lines, trainings = [], 1
-    for run in sorted(study.rows("selection"), key=lambda run: run not in study.peers):
-        trained = [entry for member in study.replicas(run) if (entry := results.training(member))]
+    rows = sorted(study.rows("selection"), key=lambda run: run not in study.peers)
+    entries = {run: [entry for member in study.replicas(run) if (entry := results.training(member))] for run in rows}
+    lines, trainings = [], max(map(len, entries.values()))
+    for run, trained in entries.items():
         job = results.folder / "benchmarks" / "evaluate" / f"{run}.tsv"
         if trained:
             count, dim = vectors(trained[0]["config"]["model"])
@@ -179,10 +180,10 @@ def binding_block(study: Study, tables: Mapping[str, Table], results: Results) -
         shown = [Shown(numbers), Shown(seconds)]
         for _, name, column in BINDING_COLUMNS:
             cell = _cell(tables[name], column, run)
-            trainings = max(trainings, cell.seeds)
             shown.append(Shown("–") if cell == Cell() else _shown(cell))  # a peer in no such table has no patches
-        lines.append(Line(study.label(run), shown))
-    asked = "" if trainings == study.config.get("seeds", 1) else f" SEEDS={trainings}"
+        fewer = f" ({len(trained)} trainings)" if trained and len(trained) < trainings else ""
+        lines.append(Line(study.label(run) + fewer, shown))
+    asked = "" if trainings == _seeds_by_default(study.name) else f" SEEDS={trainings}"
     note = (
         f"From `make run STUDY={study.name}{asked}` and `python -m bench.readme`, in percent: means of {trainings} "
         "trainings, with 95 % intervals over trainings and test images. CPU s: user and system, of a training's steps."
@@ -207,8 +208,8 @@ def efficiency_block(table: Table) -> str:
     return "\n".join([table_here, *textwrap.wrap(note, 118, break_long_words=False)])
 
 
-def _seeds_by_default() -> int:
-    return int(yaml.safe_load(DEMO.read_text(encoding="utf-8"))["seeds"])
+def _seeds_by_default(study: str) -> int:
+    return int(yaml.safe_load((CONFIGS / f"{study}.yaml").read_text(encoding="utf-8"))["seeds"])
 
 
 def _prices(study: Study, runs: Sequence[str], results: Results) -> list[str]:

@@ -126,7 +126,7 @@ def test_the_table_of_binding_has_each_model_with_its_numbers_and_seconds(tmp_pa
     lines = {line[0]: line[1:] for line in rows(text)[2:]}
     assert lines["ridge to words"] == ["424", "", *["50.0 [40.0, 60.0]"] * 3, "–"]
     assert [lines[study.label(run)][:2] for run in models] == [["128", "40"], ["2,048", "40"], ["36 x 128", "40"]]
-    assert "From `make run STUDY=binding` and" in text and "means of 5 trainings" in text.replace("\n", " ")
+    assert "From `make run STUDY=binding SEEDS=2` and" in text and "means of 2 trainings" in text.replace("\n", " ")
 
 
 def test_the_block_goes_between_the_marks_and_leaves_the_rest_alone() -> None:
