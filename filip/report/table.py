@@ -257,8 +257,12 @@ def combine(cells: list[Cell]) -> Cell:
     values = [float(cell.number) for cell in measured if cell.number is not None]
     over_images = statistics.fmean((c.ci95[1] - c.ci95[0]) / 2 / NORMAL if c.ci95 else 0.0 for c in measured)
     low, high, _ = over_trainings(np.array(values)[:, None], np.array([over_images**2]))
-    mean, std = statistics.fmean(values), statistics.stdev(values)
-    return Cell(mean, measured[0].chance, measured[0].n, [float(low[0]), float(high[0])], len(values), std)
+    ends = [float(low[0]), float(high[0])]
+    if all(cell.ci95 for cell in measured):  # a share ends at 0 and 1
+        ends = [max(0.0, ends[0]), min(1.0, ends[1])]
+    return Cell(
+        statistics.fmean(values), measured[0].chance, measured[0].n, ends, len(values), statistics.stdev(values)
+    )
 
 
 def average(cells: list[Cell], what: str) -> Cell:

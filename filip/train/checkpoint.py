@@ -291,7 +291,8 @@ def continue_from(found: Resumption, engine: Engine, state: LoopState, folder: P
     saved = found.saved
     universal = to_universal(found.checkpoint, ranks) if found.convert else None
     load_checkpoint(engine, found.checkpoint, ranks, universal)
-    state.step, state.loader, state.seconds = saved.step, saved.loader, saved.seconds
+    state.step, state.loader = saved.step, saved.loader
+    state.seconds, state.processor_seconds = saved.seconds, saved.processor_seconds
     state.rollbacks, state.step_seconds = saved.rollbacks, saved.step_seconds
     return [*found.notes, *set_aside_newer(folder, saved.step, ranks)]
 

@@ -51,6 +51,8 @@ def test_killed_three_times_ends_bit_identical(squares: Path, tmp_path: Path) ->
     assert last.wait() == [0, 0], last.text()[-2000:]
     assert same_weights(undisturbed / "model.safetensors", killed / "model.safetensors")
     assert losses(undisturbed) == losses(killed)  # the log has each step once, with the very same numbers
+    seconds = [record["time/processor_seconds"] for record in records(killed) if "time/processor_seconds" in record]
+    assert seconds == sorted(seconds) and seconds
     assert [p.name for p in saves.iterdir() if p.name.startswith(".")] == []
     assert len(complete_checkpoints(saves)) == 1
 
