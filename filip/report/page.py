@@ -162,12 +162,12 @@ def verdict(found: pd.DataFrame) -> list[str]:
         listed = f" ({', '.join(below)})" if len(below) else ""
         tested = items[items["finding"] != "descriptive"]
         holding = int(tested["finding"].isin(["better", "worse"]).sum())
-        few = f"no difference is called significant with fewer than {FEWEST} trainings"
+        verdict = f"{holding} of {len(tested)} primary differences hold"
+        if items["trainings"].max() < FEWEST:
+            verdict = f"no difference is called significant with fewer than {FEWEST} trainings"
+        base = items["base"].iloc[0]
         sentences.append(
-            f"{row} is above {items['base'].iloc[0]} in {above} of {len(items)} measures "
-            f"and below in {len(below)}{listed}; "
-            + (few if items["trainings"].max() < FEWEST else f"{holding} of {len(tested)} primary differences hold")
-            + "."
+            f"{row} is above {base} in {above} of {len(items)} measures and below in {len(below)}{listed}; {verdict}."
         )
     return sentences
 

@@ -249,7 +249,7 @@ def short_commit(commit: str) -> str:
 def combine(cells: list[Cell]) -> Cell:
     """Average repetitions with other seeds; the interval is then Student's t over trainings and test images.
 
-    Repetitions that have no value are left out. One repetition is returned as it is.
+    Repetitions without a value are left out; one alone is returned as it is.
     """
     measured = [cell for cell in cells if cell.number is not None]
     if len(measured) <= 1:
@@ -257,12 +257,10 @@ def combine(cells: list[Cell]) -> Cell:
     values = [float(cell.number) for cell in measured if cell.number is not None]
     over_images = statistics.fmean((c.ci95[1] - c.ci95[0]) / 2 / NORMAL if c.ci95 else 0.0 for c in measured)
     low, high, _ = over_trainings(np.array(values)[:, None], np.array([over_images**2]))
-    ends = [float(low[0]), float(high[0])]
     if all(cell.ci95 for cell in measured):  # a share ends at 0 and 1
-        ends = [max(0.0, ends[0]), min(1.0, ends[1])]
-    return Cell(
-        statistics.fmean(values), measured[0].chance, measured[0].n, ends, len(values), statistics.stdev(values)
-    )
+        low, high = np.clip([low, high], 0, 1)
+    mean, std = statistics.fmean(values), statistics.stdev(values)
+    return Cell(mean, measured[0].chance, measured[0].n, [float(low[0]), float(high[0])], len(values), std)
 
 
 def average(cells: list[Cell], what: str) -> Cell:
