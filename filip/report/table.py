@@ -16,7 +16,6 @@ from filip.table_writer import Grid, Head, Line, Shown
 
 HEAD = ("table", "section", "row", "kind", "run", "run_id", "commit", "column", "unit")
 BODY = ("value", "chance", "n", "ci95_low", "ci95_high", "seeds", "std", "reason")
-NORMAL = 1.96  # half a 95 % interval in standard deviations
 LESS = ("less", "less_low", "less_high", "less_p", "less_holds")
 
 
@@ -255,7 +254,7 @@ def combine(cells: list[Cell]) -> Cell:
     if len(measured) <= 1:
         return measured[0] if measured else (cells[0] if cells else Cell(reason="not run"))
     values = [float(cell.number) for cell in measured if cell.number is not None]
-    over_images = statistics.fmean((c.ci95[1] - c.ci95[0]) / 2 / NORMAL if c.ci95 else 0.0 for c in measured)
+    over_images = statistics.fmean((c.ci95[1] - c.ci95[0]) / 2 / 1.96 if c.ci95 else 0.0 for c in measured)
     low, high, _ = over_trainings(np.array(values)[:, None], np.array([over_images**2]))
     if all(cell.ci95 for cell in measured):  # a share ends at 0 and 1
         low, high = np.clip([low, high], 0, 1)
