@@ -9,7 +9,7 @@ scene that shows one has anything red, green or blue. The 1,000 test scenes show
 colours, so a caption with two of them exchanged is as new as the true one. The target: at least 90 % of the exchanged
 captions are rejected (chance: 50), and half of the test scenes are found, image to text and text to image (chance:
 0.1), each with p < 0.01 over the seeds. ``smooth`` finds 94.0 / 97.7 % and rejects 98.5 % (seeds 0 to 5, p < 1e-4) in
-10 seconds a training on two quiet Zen 4 cores (virtual AMD EPYC, AVX-512). learning.svg and words.svg are written.
+7 seconds a training on two quiet Zen 4 cores (virtual AMD EPYC, AVX-512). learning.svg and words.svg are written.
 
 ``filip`` averages each patch's best word (s^I) and each word's best patch (s^T) (Yao et al., ICLR 2022, equations 4 to
 6); ``smooth`` trains with t log mean exp(s / t), t = 0.05, for the maximum, and is tested with the maximum. ``clip``
