@@ -24,6 +24,7 @@ from filip.data.funnel import Fragment
 from filip.data.ingest import IngestConfig, ingest
 from filip.data.stage import filling
 from filip.errors import UserError
+from filip.progress import say
 
 VERSIONS = "img2dataset>=1.45,<1.48"
 # The first of these that is found in the message is the reason, as our own engine calls it.
@@ -51,11 +52,13 @@ def download_by_img2dataset(list_path: str | Path, out: str | Path, card: Source
     folder = Path(out).resolve()
     theirs = folder.with_name(f"{folder.name}.img2dataset")
     columns = [name for name in pq.read_schema(list_path).names if name not in ("url", "caption")]
+    if not card.allow_private_hosts:
+        say("download: img2dataset asks private addresses as well, although the card has allow_private_hosts: false")
     with filling(theirs):
         command = [*_program(), *_arguments(Path(list_path), theirs, card, columns)]
         done = subprocess.run(command, env={**os.environ, "NO_ALBUMENTATIONS_UPDATE": "1"}, stdout=sys.stderr)
     if done.returncode:
-        raise UserError(f"img2dataset ended with status {done.returncode}; it says above why. The command goes on")
+        raise UserError(f"img2dataset ended with status {done.returncode}; it says above why. The same command goes on")
     dropped: Counter[str] = Counter()
     rows = pq.read_metadata(list_path).num_rows
     fetched = 0

@@ -19,6 +19,7 @@ from filip.sets.columns import (
     group_of,
     image_column,
     split_in,
+    usual_column,
 )
 from filip.sets.layout import Layout, Reading, Row, is_picture, split_of_folder, unused, walk
 from filip.sets.named import SAMPLE, Finder, are_parts, finder, last_part, lists_in, pictures_below, split_of_row
@@ -87,7 +88,8 @@ class Table(Listed):
     about = "a folder of images with a table (CSV, TSV, JSON lines, Parquet) of path and caption"
 
     def lists(self, reading: Reading) -> list[Path]:
-        return lists_in(reading, [*SUFFIXES, ".json", ".txt"], _is_list)
+        found = lists_in(reading, [*SUFFIXES, ".json", ".txt"], _is_list)
+        return [path for path in found if path.parent == reading.place or _has_usual_columns(path)]
 
     def fits(self, path: Path) -> bool:
         return path.name.lower().endswith((*SUFFIXES, ".txt", ".json", *JSON_PACKED)) and not _has_bytes(path)
@@ -201,6 +203,15 @@ def _is_list(path: Path) -> bool:
     cells = [cell.strip().lower() for cell in re.split("[,;\t|]", start.partition("\n")[0])]
     header = any(cell in IMAGE_COLUMNS for cell in cells) and any(cell in CAPTION_COLUMNS for cell in cells)
     return header or (len(cells) == 2 and _names_a_picture(cells[0]))
+
+
+def _has_usual_columns(path: Path) -> bool:
+    """Return whether a table in a folder below is one of images, and not of something else beside them."""
+    try:
+        names = _rows(path, Reading(path)).names
+    except UserError:
+        return False
+    return None not in (usual_column(names, IMAGE_COLUMNS), usual_column(names, CAPTION_COLUMNS))
 
 
 def _names_a_picture(cell: str) -> bool:

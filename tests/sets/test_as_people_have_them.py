@@ -151,6 +151,14 @@ def test_a_list_in_each_split_is_a_part_of_one_set(tmp_path: Path) -> None:
     assert [counted(tmp_path, split=split)[0] for split in ("train", "test", "all")] == [3, 2, 5]
 
 
+def test_a_table_of_something_else_in_a_folder_below_is_no_list(tmp_path: Path) -> None:
+    place = images(tmp_path / "own")
+    for name, caption in ONE.items():
+        (place / name).with_suffix(".txt").write_text(caption)
+    save(place / "bills" / "prices.csv", "article,price\nfilm,3\n")
+    assert counted(place) == (5, {"other_file": 1})
+
+
 def test_of_several_pictures_with_one_name_none_is_taken(tmp_path: Path) -> None:
     for folder in ("a", "b"):
         images(tmp_path / folder)
