@@ -13,5 +13,5 @@ FG_CLIP = Backend(
     "filip_research.fgclip", "FgClipEncoder", "fgclip:FOLDER[:long|:box] or fgclip:OWNER/NAME (FG-CLIP and FG-CLIP 2)"
 )
 RIDGE = Backend(
-    "filip_research.ridge", "RidgeEncoder", "ridge:FOLDER (shards and captions of a source; fitted when read)"
+    "filip_research.ridge", "RidgeEncoder", "ridge:FOLDER[:pairs] (shards and captions of a source; fitted when read)"
 )

@@ -34,3 +34,8 @@ def test_vectors_are_those_of_ridge_regression_to_the_tokens_of_captions() -> No
     assert encoder.details == {"numbers": str(len(known))}
     first, second = encoder.encode_texts(["a red cat and a blue hat", "a blue cat and a red hat"])[0]
     assert torch.equal(first, second)
+
+    pairs = RidgeEncoder(model, [(maps, ids, lengths)], Loading(), pairs=True)
+    assert int(pairs.details["numbers"]) > len(known)
+    first, second = pairs.encode_texts(["a red cat and a blue hat", "a blue cat and a red hat"])[0]
+    assert not torch.equal(first, second), "which colour is before which thing is in the vector now"
