@@ -169,8 +169,10 @@ def test_rules_on_a_sample_that_they_were_not_made_for(tmp_path: Path) -> None:
         right, found, wanted = rule_accuracy(verdicts, rule)
         assert right >= 0.85 * found and right >= 0.85 * wanted, rule
     accents = [row for row in verdicts if row["kind"] == "accents"]  # names and dishes, the hardest kind
-    assert sum(row["found"] == "keep" for row in accents) >= 0.8 * len(accents)
-    right, found, wanted = rule_accuracy([row for row in verdicts if row["kind"] != "accents"], "not_english")
+    assert sum(row["found"] == "keep" for row in accents) >= 0.93 * len(accents)
+    english = [row for row in verdicts if row["expected"] == "keep" and row["kind"] != "furniture"]
+    assert sum(row["found"] == "keep" for row in english) >= 0.965 * len(english)
+    right, found, wanted = rule_accuracy(verdicts, "not_english")
     assert right >= 0.93 * found and right >= 0.85 * wanted
     furniture = [row for row in verdicts if row["kind"] == "furniture" and row["expected"] != "keep"]
     assert sum(row["found"] == "keep" for row in furniture) <= 0.05 * len(furniture)
@@ -180,6 +182,19 @@ def test_rules_on_a_sample_that_they_were_not_made_for(tmp_path: Path) -> None:
     gone = pq.read_table(tmp_path / "dropped.parquet")
     assert gone.num_rows == sum(row["found"] != "keep" for row in verdicts)
     assert gone["url"].to_pylist() == [str(n) for n, row in enumerate(verdicts) if row["found"] != "keep"]
+
+
+def test_rules_on_a_sample_that_was_labelled_before_they_met_it(tmp_path: Path) -> None:
+    """The first run kept .947 of the English ones and .777 of the furniture; half was looked at before the next."""
+    verdicts = verdicts_on_kinds(tmp_path, "unseen_captions")
+    kept = {
+        kind: [row["found"] == "keep" for row in verdicts if row["kind"] == kind]
+        for kind in dict.fromkeys(row["kind"] for row in verdicts)
+    }
+    furniture, foreign = kept.pop("furniture"), kept.pop("foreign")
+    english = [one for judged in kept.values() for one in judged]
+    assert (len(english), len(furniture), len(foreign)) == (170, 121, 40)
+    assert sum(english) >= 0.97 * 170 and sum(furniture) <= 0.1 * 121 and sum(foreign) <= 2
 
 
 def test_typesetting_does_not_make_a_caption_foreign() -> None:

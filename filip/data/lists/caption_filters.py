@@ -44,7 +44,31 @@ _MONTH = (
 _DOMAIN = r"\.(com|net|org|info|co\.uk|de|ru|io|edu|gov)"
 _PICTURE = r"(image|photo|picture|photograph|pic)"
 _NETWORKS = r"(facebook|twitter|instagram|pinterest|youtube|linkedin|whatsapp|tiktok|snapchat)"
-_AGENCIES = r"(getty images|shutterstock|istock(photo)?|alamy( stock photo)?|adobe stock|unsplash|depositphotos)"
+_AGENCIES = r"(getty ?images|shutterstock|istock(photo)?|alamy( stock photo)?|adobe ?stock|unsplash|depositphotos)"
+# Words of a page: a text of them alone, with one of the first kind, describes nothing ("Hamburger menu icon").
+_OF_PAGES = (
+    r"((image|photo|picture|thumbnail|avatar|logo|icon|banner|attachment|podcast|advert|coupon|option|review|detail)s?"
+    r"|gravatar|favicon|placeholder|load(ing|ed)?|unavailable|click|swipe|zoom|enlarge|toggle|subscribe|newsletter|tweet"
+    r"|admin|web ?site|home ?page|footer|header|sidebar|widget|rss|spotify|twitch|checkout|wish ?list|log ?in"
+    r"|sign ?(in|up)|null|undefined|captcha|paypal|mastercard|dummy|chevron|sku|ads|sponsored|denied|verified|untitled"
+    r"|bg|img|asset|tracking|info|discount)"
+)
+_WITH_THEM = (
+    r"(a|all|an|any|are|at|be|by|can|for|from|full|get|here|in|is|it|its|more|my|new|next|no|not|now|of|off|on|or|our|out"
+    r"|page|post|previous|see|site|sized?|larger?|screen|this|to|up|us|via|view|with|you|your|access|add|available|buy"
+    r"|choose|compare|failed|follow|gallery|hamburger|hero|lazy|link|listen|main|menu|open|pixel|product|author|user"
+    r"|profile|company|read|report|sample|save|select|share|shop|show|skip|slide|stock|customer|purchase|arrow|button|left"
+    r"|right|down|video|visa|default|feed|back|go|written|design|amazon|wp|thumb|phone|cart|\d+(x\d+)?)"
+)
+_CALL = (
+    r"(add|book|browse|buy|choose|compare|find|follow|get|join|listen|order|read|register|report|request|see|select|shop"
+    r"|show|skip|start|try|use|view|visit|watch)"
+)
+_CALLED = (
+    r"(a|all|an|at|compare|for|free|full|in|it|now|on|online|our|the|this|to|today|us|your|ads?|apps?|cart|code|deals?"
+    r"|details|(apple )?podcasts|involved|look|options?|posts?|prices?|quote|results?|stay|stores?|started|table|tickets?"
+    r"|trailer|trial|video|website)"
+)
 _TAGS = "a|abbr|b|blockquote|br|center|div|em|embed|font|h[1-6]|hr|i|iframe|img|li|ol|p|script|span|strong|style"
 _TAGS += "|sub|sup|table|td|tr|u|ul"
 
@@ -59,14 +83,15 @@ MEANINGLESS: dict[str, tuple[str, ...]] = {
         r"^(fb_img|received|mmexport|unnamed|download|maxresdefault|hqdefault|s-l)[\s_\-]*[(\[]?\d*[)\]]?$",
         r"^(\S+[_\-])?\d{2,4}x\d{2,4}$",  # WordPress's sizes
         r"^\S+[_\-](v\d+|bg)$",
-        r"^cropped-\S+$",
+        r"^(cropped|thumb|resized|scaled)[_\-]\S+$",
+        rf"^{_AGENCIES}[_\-]\S+$",
         r"^[a-z]+([_\-][a-z]+)+[_\-]\d{3,}$",
     ),
     "camera_name": (
         rf"^{_NUMBERED}[(\[]?\d+[)\]]?([\s_\-.]+[a-z]{{0,3}}\d+)*$",
         # after the day, only a time, a running number, or something joined by an underscore: no words
         rf"^{_CAMERA}[\s_\-]*(from )?\d{{4}}[\-_.]?\d{{2}}[\-_.]?\d{{2}}(at|[ap]\.?m\b|wa\d+|_[a-z]+|[^\p{{L}}])*$",
-        r"^p\d{6,}$",
+        r"^(p\d{6,}|img_[a-z]\d+)$",
         r"^(olympus|minolta|konica|samsung|casio|kodak|sony|pentax|fuji)?\s*(digital (still )?camera|dsc|camera"
         r" pictures|exif_jpeg_picture|exif_jpeg_t422)$",
     ),
@@ -84,7 +109,9 @@ MEANINGLESS: dict[str, tuple[str, ...]] = {
         r"( \d+)?$",
         rf"^({_PICTURE} )?(logo|icon|banner|spacer|divider|separator|placeholder|result.*|description)$",
         r"^(insert|add|enter) (an? )?(alt( text)?|caption|description)( here)?$",
-        r"^alt=",
+        r"^(alt=|\[object \w+\]$|this is an? (placeholder|sample|test|dummy)\b|thumbnail (for|of) )",
+        r"(^(avatar|profile (photo|picture)) (of|for) .*|['’]s (avatar|profile (photo|picture|image)))$",
+        r"^(blank|transparent|spacer|empty|(logo|icon)@\dx|(arrow|chevron)[\s_\-](left|right|up|down))$",
         rf"^({_PICTURE}|slide|page)? ?\d+ of \d+$",
     ),
     "page_text": (
@@ -108,6 +135,12 @@ MEANINGLESS: dict[str, tuple[str, ...]] = {
         r"^(get it on google play|(download|available) on the app ?store)$",
         rf"^{_PICTURE}s? ((source|credits?|courtesy)\b|by (?-i:[A-Z])).{{0,40}}$",
         rf"^{_AGENCIES}$",
+        rf"^\W*({_WITH_THEM}[\W_]+)*{_OF_PAGES}([\W_]*\d+|[\W_]+({_OF_PAGES}|{_WITH_THEM}))*\W*$",
+        rf"^{_CALL}( ({_CALLED}|{_NETWORKS}))+[.!…]*$",
+        r"^(view|see|browse) all (posts|articles|stories|products|photos|results|reviews)\b",
+        r"^(scroll (down|up|to)|swipe|are you (a robot|human)|limited time|ads by|posted (in|by)|use code)\b.{0,30}$",
+        r"^(save|extra|enjoy|take|get) (an extra |up to )?\d+ ?%",
+        rf"^((stock )?{_PICTURE}|item|product|article|ref|sku|isbn|asin)( (id|no|number))?[\s:#.]+[a-z]*\d[\w\-]*$",
         r"^powered by \S+$",
     ),
     "url": (
@@ -124,7 +157,7 @@ MEANINGLESS: dict[str, tuple[str, ...]] = {
         r"^\[(caption|gallery|img|url)\]$",
         r"\[(caption|gallery|img|url)(\s+\w+)?=.*\]",  # "photo of a dog [gallery]" has no attribute
         r"\[/(caption|gallery|img|url)\]",
-        r"^(\{[\w.]*\}|\[\[.*\]\]|<[%?].*[%?]>|%%?\w+%%?|[$@][\p{L}_][\w.]*)$",
+        r"^(\{[\w.]*\}|\[\[.*\]\]|<[%?].*[%?]>|%%?\w+%%?|[$@][\p{L}_][\w.]*|#\{.*\}|\{%.*%\}|__\w+__)$",
         r"^(&(amp;)?#?\w+;\s*)+$",
     ),
     "hash": (

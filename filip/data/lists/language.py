@@ -41,6 +41,8 @@ LEAST_LEAD = -2.0  # with less, what fastText accepted is foreign
 GOOD_LEAD = -1.0  # with this much, what it refused is English, for most captions are ...
 # ... if its words are known: their mean frequency, and the share of unknown ones
 FAMILIAR, MOST_UNKNOWN = 2.0, 1 / 3
+NAMES_LEAD = 0.4  # the lead of the words that are no names, in a caption that was refused
+PLACE = 2.7  # frequency in English of a place that ends a caption of names
 COMMON = 5.5  # higher frequencies count as this: "el" in a name does not make a sentence Spanish
 UNKNOWN = 1.0  # for words that a list does not have; the rarest that it has are as rare
 # fastText's codes of languages that have a list under another code, or are close to a language with a list.
@@ -64,6 +66,7 @@ _FOREIGN = re.compile(
 _NAMED = re.compile(r"([A-Za-z][a-z]+(?: [a-z]+)?): (.+)")  # a thing and its name: "flag: Côte d’Ivoire"
 _PUNCTUATION = re.compile(r"[^\w\s'-]+")
 _ARTICLE = re.compile(r"(a|an|the) ")
+_PARTICLES = re.compile(r"d[aeiou]|del(la)?|l[ae]s?|el|los|v[ao]n|de[nrs]|al|y|et?|und")  # in names
 _ENGLISH = re.compile(
     r"\b(the|with|from|and|on a|in a|for a|made of|view of)\b", re.IGNORECASE
 )  # words that hardly any rival has
@@ -85,12 +88,27 @@ def are_english(captions: Sequence[str]) -> list[bool]:
     """Return whether each caption counts as English; tens of thousands per second and core."""
     verdicts = _are_english(captions)
     for n, caption in enumerate(captions):
-        if verdicts[n] or caption.count(" ") < 2 or _is_foreign(caption):
+        if verdicts[n] or (caption.count(" ") < 2 and ", " not in caption) or _is_foreign(caption):
             continue
         plain = "".join(c for c in unicodedata.normalize("NFKD", caption) if not unicodedata.combining(c))
         # Names and dishes keep their accents in English, which neither fastText nor the lists of words expect.
-        verdicts[n] = bool(_ENGLISH.search(caption)) or (plain != caption and _are_english([plain])[0])
+        verdicts[n] = (plain != caption and _are_english([plain])[0]) or _has_names(caption)
     return verdicts
+
+
+def _has_names(caption: str) -> bool:
+    """Return whether the other words of a caption with names are English, or a place known in English ends it."""
+    if _ENGLISH.search(caption):
+        return caption.count(" ") > 1
+    words = [word for word in _WORD.findall(caption) if not _PARTICLES.fullmatch(word.lower())]
+    others = [word for word in words if word == word.lower() and not _FOREIGN.search(word)]
+    if others:
+        rivals = [label.removeprefix("__label__") for label in _model().predict(caption.lower(), k=CANDIDATES)[0]]
+        common, lead = _by_words(" ".join(others), [rival for rival in rivals if rival != "en"])
+        return len(others) < len(words) and common and lead >= NAMES_LEAD
+    place = caption.lower().rpartition(", ")
+    found = [zipf(word, "en") or UNKNOWN for word in _WORD.findall(place[2])]
+    return bool(place[0]) and ":" not in caption and len(place[2]) > 4 and min(found, default=0.0) >= PLACE
 
 
 def _is_foreign(caption: str) -> bool:
