@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from filip.errors import UserError, first_line
+from filip.eval.encoders import stacked
 from filip.rgb import UNDECODABLE, to_rgb, upright, upright_box
 from filip.worker_pool import LOADER_START
 
@@ -110,9 +111,9 @@ class EvalSet(Dataset[Sample]):
 
 @dataclass
 class Batch:
-    """A batch. pixels: [b, 3, H, W] float; labels: [b] int64; the lists up to clusters: b entries each, see Sample."""
+    """A batch. pixels: as the encoder takes them; labels: [b] int64; the lists up to clusters: b entries each, see Sample."""
 
-    pixels: Tensor
+    pixels: Any
     labels: Tensor
     captions: list[list[str]]
     keys: list[str]
@@ -162,7 +163,7 @@ def batches(
 def _collate(items: list[tuple[Tensor | None, Sample | str]]) -> Batch:
     good = [(p, s) for p, s in items if p is not None and isinstance(s, Sample)]
     return Batch(
-        torch.stack([p for p, _ in good]) if good else torch.zeros(0, 3, 1, 1),
+        stacked([p for p, _ in good]) if good else torch.zeros(0, 3, 1, 1),
         torch.tensor([s.label for _, s in good], dtype=torch.int64),
         [s.captions for _, s in good],
         [s.key for _, s in good],

@@ -179,11 +179,13 @@ class TokenScorer(Scorer):
 
     def similarity(self, images: Tensor, texts: Texts, progress: bool = False) -> Similarity:
         assert texts.lengths is not None, "a token-wise scorer was given pooled texts"
+        tokens = images.any(dim=-1)  # all but the padding of images in shapes of their own
+        mask = None if bool(tokens.all()) else tokens
         if not progress:
-            found = score(images, texts.values, texts.lengths)
+            found = score(images, texts.values, texts.lengths, image_mask=mask)
         else:
             with Progress("scoring", "image-text pairs", len(images) * len(texts)) as bar:
-                found = score(images, texts.values, texts.lengths, progress=bar.add)
+                found = score(images, texts.values, texts.lengths, image_mask=mask, progress=bar.add)
         return Similarity(found.i2t.cpu(), found.t2i.cpu())
 
 

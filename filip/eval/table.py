@@ -99,7 +99,7 @@ def measures(result: dict[str, Any]) -> list[Measure]:
 def _settings(result: dict[str, Any]) -> Iterable[str]:
     """Yield what models have to have in common to be compared."""
     yield from (f"{name} {value}" for name, value in result.get("settings", {}).items() if value != "")
-    yield f"{result.get('image_size')} px"
+    yield f"{result['image_size']} px" if result.get("image_size") else "pictures in their own shapes"
     yield str(result.get("scorer"))
     if result.get("precision", "fp32") != "fp32":
         yield str(result["precision"])

@@ -12,13 +12,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from PIL import Image
 from torch import Tensor
 
 from filip.command import MISSING, option, run_command
 from filip.device import best_precision, resolve
 from filip.errors import UserError
+from filip.eval.encoders import stacked
 from filip.eval.fit import WITH_A_GRID
 from filip.eval.scorer import Scorer, load_scorer
 from filip.files import locked
@@ -122,7 +122,7 @@ def update(index: Index, scorer: Scorer, pictures: SetPictures, batch_size: int,
             good = [n for n, values in enumerate(pixels) if values is not None]
             unreadable += len(keys) - len(good)
             if good:
-                features = scorer.encode_images(torch.stack([p for p in pixels if p is not None]))
+                features = scorer.encode_images(stacked([p for p in pixels if p is not None]))
                 index.add([keys[n] for n in good], [stamps[n] for n in good], features)
             progress.add(len(keys))
     say(
@@ -134,7 +134,7 @@ def update(index: Index, scorer: Scorer, pictures: SetPictures, batch_size: int,
 
 def _opened(config: Build, scorer: Scorer, out: Path) -> Index:
     """Open the index at ``out``, or a new one. Raises UserError if it was made with another model or dtype."""
-    patches = scorer.encode_images(scorer.transform(Image.new("RGB", (64, 64)))[None])
+    patches = scorer.encode_images(stacked([scorer.transform(Image.new("RGB", (64, 64)))]))
     if patches.ndim == 3 and not scorer.token_wise:
         raise UserError(f"an index cannot hold the comparisons of {scorer.name}, which are its own: add tokens=true")
     about = About(

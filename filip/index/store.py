@@ -200,11 +200,14 @@ class Index:
         features = features.float().cpu()
         if features.ndim == 2:
             features = features[:, None]
+        alike = bool(features.any(-1).all())  # else rows of zeros are padding of images in shapes of their own
+        parts = [features] if alike else [image[image.any(-1)][None] for image in features]
         if self.about.pool > 1 and features.shape[1] > 1:
-            features = pooled(features, max(1, features.shape[1] // self.about.pool))
-        values = rounded(features, self.about.dtype)
-        if self._rows and values.shape[1] != self._an_image:
-            raise ValueError(f"{values.shape[1]} tokens an image, not {self._an_image}")
+            parts = [pooled(part, max(1, part.shape[1] // self.about.pool)) for part in parts]
+        longest = max(self._an_image, *(part.shape[1] for part in parts))
+        values = np.concatenate([_lengthened(rounded(part, self.about.dtype), longest) for part in parts])
+        if self._rows and longest > self._an_image:
+            self._rewrite(longest)
         with naming(self._file), open(self._file, "r+b") as file:
             file.seek(self._rows * values[0].nbytes)
             file.write(values.tobytes())
@@ -236,19 +239,27 @@ class Index:
 
     def compact(self) -> None:
         """Rewrite the file of tokens if most of it belongs to images that were replaced or forgotten."""
-        if self._rows <= 2 * len(self):
-            return
+        if self._rows > 2 * len(self):
+            self._rewrite(self._an_image)
+
+    def _rewrite(self, an_image: int) -> None:
+        """Write the tokens of the images to a new file, ``an_image`` of each."""
         _, _, number = self._file.stem.partition("-")
         target = self.folder / f"tokens-{int(number) + 1}.bin"
+        placed = []
         with naming(target), target.open("wb") as file:
-            for _, row in self._images.values():
-                file.write(self._tokens[row].tobytes())
+            for place, (path, (_, row)) in enumerate(self._images.items()):
+                tokens = _lengthened(self._tokens[row : row + 1], an_image).tobytes()
+                file.write(tokens)
+                placed.append((place, zlib.crc32(tokens), path))
             file.flush()
             os.fsync(file.fileno())
-        old, placed = self._file, [(row, path) for row, path in enumerate(self._images)]
+        old = self._file
         with self._transaction():
-            self._table.executemany("UPDATE images SET row = ? WHERE path = ?", placed)
-            self._table.execute("UPDATE tokens SET file = ?, rows = ?", (target.name, len(placed)))
+            self._table.executemany("UPDATE images SET row = ?, crc = ? WHERE path = ?", placed)
+            self._table.execute(
+                "UPDATE tokens SET file = ?, rows = ?, an_image = ?", (target.name, len(placed), an_image)
+            )
         self._load()
         old.unlink()  # a process that has it mapped keeps it
 
@@ -288,6 +299,11 @@ class Index:
                 features = features[:, 0]
             scores += scorer.similarity(features, texts).t2i[:, 0].tolist()
         return torch.tensor(scores)
+
+
+def _lengthened(stored: np.ndarray, count: int) -> np.ndarray:
+    """Return stored tokens [images, n1] as [images, count], the first ones repeated, which no maximum notices."""
+    return stored[:, np.arange(count) % stored.shape[1]]
 
 
 def _damaged(folder: Path, error: Exception) -> UserError:

@@ -136,7 +136,7 @@ def _opened(config: Search) -> tuple[Index, Scorer]:
             f"the tokens of {len(damaged):,} images in {config.images} are damaged, such as {damaged[0]}: "
             "`filip index build` of the same folder encodes them again"
         )
-    size = about.image_size
+    size = about.image_size or None
     return index, load_scorer(model, size, config.device, tokens=about.tokens, fit=about.fit)
 
 

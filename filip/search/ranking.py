@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from filip.errors import UserError
+from filip.eval.encoders import joined, stacked
 from filip.eval.scorer import Scorer, Texts
 from filip.explore.names import encode_query
 from filip.index.store import Index
@@ -71,7 +72,7 @@ def query_of(scorer: Scorer, text: str, tokens: str = "content") -> Texts:
         image = read_image(Path(text))
     except UserError as error:
         raise UserError(f"the picture to look for, {text}: {error}") from error
-    features = scorer.encode_images(scorer.transform(image)[None]).float().cpu()
+    features = scorer.encode_images(stacked([scorer.transform(image)])).float().cpu()
     if not scorer.token_wise:
         return Texts(features, None)
     return Texts(features[0], torch.tensor([features.shape[1]]))
@@ -157,8 +158,8 @@ def _all_tokens(index: Index, scorer: Scorer, paths: Sequence[str]) -> dict[str,
         read = [(path, image) for path, image in zip(paths, pool.map(pixels, paths), strict=True) if image is not None]
     if not read:
         return {}
-    tokens = [scorer.encode_images(torch.stack([image for _, image in part])) for part in _batches(read)]
-    return dict(zip((path for path, _ in read), torch.cat(tokens).float().cpu(), strict=True))
+    tokens = [scorer.encode_images(stacked([image for _, image in part])) for part in _batches(read)]
+    return dict(zip((path for path, _ in read), joined(tokens).float().cpu(), strict=True))
 
 
 def _batches(items: list[tuple[str, Tensor]], size: int = 50) -> list[list[tuple[str, Tensor]]]:

@@ -32,7 +32,8 @@ from filip.plugins import load_plugins
 class Encoder(Protocol):
     """A model as a scorer needs it. ``token_wise``: a vector per token, not one per image or text.
 
-    ``family``: whose protocol it is scored by (:mod:`filip.eval.families`).
+    ``family``: whose protocol it is scored by (:mod:`filip.eval.families`). ``image_size``: the side of a picture in
+    pixels; 0 if the model sees each picture in its own shape, in as many tokens as that takes.
     ``grid``: rows and columns of the patches; (0, 0) if the model has no ``patches``. ``details``: what else a
     result file should say of the model, such as an activation that its weights do not imply. ``dtype``: in which the
     towers compute and tokens are kept; ``device``: where both are.
@@ -50,7 +51,11 @@ class Encoder(Protocol):
     transform: Callable[[Image.Image], Tensor]
 
     def encode_images(self, pixels: Tensor) -> Tensor:
-        """Encode pixels [b, 3, H, W] -> [b, d], or [b, n1, d] if token-wise; float32, unit length."""
+        """Encode pixels -> [b, d], or [b, n1, d] if token-wise; float32, unit length.
+
+        pixels: [b, 3, H, W]; without an ``image_size`` what :func:`stacked` makes of pictures. Rows of zeros after the
+        tokens of an image are padding.
+        """
 
     def encode_texts(self, texts: Sequence[str]) -> tuple[Tensor, Tensor | None]:
         """Encode texts -> ([t, d], None), or if token-wise (packed tokens [T, d], lengths [t] int64); unit length."""
@@ -75,6 +80,20 @@ class Encoder(Protocol):
 
     # A pooled model that compares in another way than by a product of unit vectors also has
     # ``similarity(images, texts)`` -> [images, texts], which takes what it encodes (``filip_research/flair.py``).
+
+
+def stacked(pictures: Sequence[Tensor]) -> Any:
+    """Return pictures [3, H, W] as one tensor [b, 3, H, W], or as a list where they differ in shape."""
+    alike = all(picture.shape == pictures[0].shape for picture in pictures)
+    return torch.stack(list(pictures)) if alike else list(pictures)
+
+
+def joined(features: Sequence[Tensor]) -> Tensor:
+    """Return features of images [b, d] or [b, n1, d], one batch after the other, padded by zeros to the largest n1."""
+    longest = max(part.shape[-2] for part in features)
+    if features[0].ndim == 3:
+        features = [F.pad(part, (0, 0, 0, longest - part.shape[1])) for part in features]
+    return torch.cat(list(features))
 
 
 @dataclass(frozen=True)
@@ -173,7 +192,9 @@ def load_encoder(
     device = str(resolve(device))
     loading = Loading(image_size, device, dtype_of(precision, device), tokens, trust_remote_code, stem_maps)
     encoder = _load(model, loading)
-    if fit == "pad":
+    if not encoder.image_size and fit in ("tiles", "box"):
+        raise UserError(f"fit={fit} cuts squares, and {encoder.name} sees each picture whole, in its own shape")
+    if fit == "pad" and encoder.image_size:
         encoder.transform = Padded(encoder.transform)
         encoder.details = {**encoder.details, "fit": "pad"}
     if fit == "box":

@@ -7,10 +7,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from filip.errors import UserError, first_line
 from filip.eval.encoders import Loading
@@ -18,9 +20,14 @@ from filip.eval.half_precision import autocast
 from filip.hub import hub_asked
 from filip.json_tokenizer import readable_token
 
+PROBES = ((64, 64), (128, 64), (1500, 1000))  # pixels of pictures that show whether the number of tokens differs
+
 
 class MultiVectorEncoder:
     """A model that is token-wise by nature: an image is a document of it, a text a query.
+
+    A model that makes squares of pictures takes them in batches; another (``image_size`` 0), such as a ColQwen2, takes
+    one picture at a time, by its own ``encode_document``.
 
     folder: what sentence-transformers saved, or a name on the hub. Raises UserError if it cannot be loaded, and if its
     folder holds code that ``loading.trust_remote_code`` does not allow to run.
@@ -31,8 +38,6 @@ class MultiVectorEncoder:
             from sentence_transformers import MultiVectorEncoder as Loaded
         except ImportError as error:
             raise UserError("mv: models need `pip install 'sentence-transformers>=6'`") from error
-        if loading.image_size is not None:
-            raise UserError("image_size= cannot be changed for a MultiVectorEncoder: its own code resizes images")
         code = any(Path(folder).glob("*.py"))
         if code and not loading.trust_remote_code:
             raise UserError(f"{folder} holds its own code; add trust_remote_code=true if you trust it")
@@ -48,17 +53,23 @@ class MultiVectorEncoder:
         self.family = "filip"
         self.details: dict[str, str] = {}
         self.context_length = int(model.max_seq_length or 0)
+        first, *others = [_preprocessed(model, Image.new("RGB", size)) for size in PROBES]
+        squares = all(_same(first, other) for other in others)
+        self.image_size = int(first["pixel_values"].shape[-1]) if squares else 0
+        if loading.image_size not in (None, self.image_size):
+            raise UserError("image_size= cannot be changed for a MultiVectorEncoder: its own code resizes images")
+        self.transform: Callable[[Image.Image], Tensor] = _Pixels(model) if squares else _whole
         # ColPali reads its pictures with a prompt, the same for all.
-        further = model.preprocess([Image.new("RGB", (64, 64))])
-        pixels = further.pop("pixel_values")[0]
-        self.further: dict[str, Any] = further
-        self.transform: Callable[[Image.Image], Tensor] = _Preprocess(model, further)
-        with torch.inference_mode():
-            count = self.encode_images(pixels[None]).shape[1]
-        self.image_size = int(pixels.shape[-1])
+        self.further: dict[str, Any] = {name: value for name, value in first.items() if name != "pixel_values"}
         # With [CLS] or other tokens among the patches nobody says which are which: there is nothing to point at.
+        count = self.encode_images(first["pixel_values"]).shape[1] if squares else 0
         side = math.isqrt(count)
         self.grid = (side, side) if side * side == count else (0, 0)
+        lengths = model.encode_document([Image.new("RGB", PROBES[0])], show_progress_bar=False)[0].float().norm(dim=-1)
+        if not bool(torch.isclose(lengths, torch.ones_like(lengths), atol=0.01).all()):
+            raise UserError(
+                f"the tokens of mv:{folder} have lengths up to {lengths.max():.3g} instead of 1; add Normalize"
+            )
 
     @classmethod
     def from_name(cls, name: str, loading: Loading) -> MultiVectorEncoder:
@@ -66,14 +77,17 @@ class MultiVectorEncoder:
             return cls(name, loading)
 
     @torch.inference_mode()
-    def encode_images(self, pixels: Tensor) -> Tensor:
+    def encode_images(self, pixels: Any) -> Tensor:
         with autocast(self.device, self.dtype):
+            if not self.image_size:
+                images = [Image.fromarray(picture.permute(1, 2, 0).numpy()) for picture in pixels]
+                # one at a time: some processors take a batch of pictures for those of one document
+                tokens = [self.model.encode_document([image], show_progress_bar=False)[0].float() for image in images]
+                return pad_sequence([F.normalize(of_image, dim=-1) for of_image in tokens], batch_first=True)
             made = {name: _repeated(value, len(pixels), self.device) for name, value in self.further.items()}
             found = self.model({"pixel_values": pixels.to(self.device), **made})
         kept = found["attention_mask"].bool()
-        if not bool((kept == kept[0]).all()):
-            raise UserError(f"{self.name} gives its images different numbers of tokens, which is not supported here")
-        return F.normalize(found["token_embeddings"][:, kept[0]].float(), dim=-1)
+        return F.normalize(found["token_embeddings"].float(), dim=-1)[:, kept[0]]
 
     @torch.inference_mode()
     def encode_texts(self, texts: Sequence[str]) -> tuple[Tensor, Tensor | None]:
@@ -81,12 +95,12 @@ class MultiVectorEncoder:
         lengths = torch.tensor([len(one) for one in vectors])
         return F.normalize(torch.cat(vectors).float(), dim=-1), lengths
 
-    def probe_features(self, pixels: Tensor) -> Tensor:
-        return self.encode_images(pixels).mean(1).cpu()
+    def probe_features(self, pixels: Any) -> Tensor:
+        return self.image_and_probe(pixels)[1]
 
-    def image_and_probe(self, pixels: Tensor) -> tuple[Tensor, Tensor] | None:
+    def image_and_probe(self, pixels: Any) -> tuple[Tensor, Tensor]:
         tokens = self.encode_images(pixels)
-        return tokens, tokens.mean(1).cpu()
+        return tokens, (tokens.sum(1) / tokens.any(-1).sum(1, keepdim=True)).cpu()
 
     def patches(self, pixels: Tensor) -> Tensor:
         if self.grid == (0, 0):
@@ -106,25 +120,39 @@ class MultiVectorEncoder:
         return [len(ids) for ids in self.model.tokenizer(list(texts))["input_ids"]]
 
 
-class _Preprocess:
-    """The model's own preprocessing as a function of one image. A class, so that it reaches processes that decode.
+def _preprocessed(model: Any, image: Image.Image) -> dict[str, Any]:
+    return dict(model.preprocess([image.convert("RGB")]))
 
-    further: what it gives to the model with the pixels of any image.
-    """
 
-    def __init__(self, model: Any, further: dict[str, Any]) -> None:
-        self.model, self.further = model, further
+def _same(first: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Return whether two pictures become equally many pixels, and all else that the model takes is the same."""
+    pixels, others = first["pixel_values"], other["pixel_values"]
+    return (
+        pixels.ndim == 4
+        and pixels.shape == others.shape
+        and first.keys() == other.keys()
+        and all(
+            torch.equal(value, other[name])
+            for name, value in first.items()
+            if isinstance(value, Tensor) and name != "pixel_values"
+        )
+    )
+
+
+class _Pixels:
+    """The model's own preprocessing as a function of one image. A class, so that it reaches processes that decode."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
 
     def __call__(self, image: Image.Image) -> Tensor:
-        made = self.model.preprocess([image.convert("RGB")])
-        pixels: Tensor = made.pop("pixel_values")[0]
-        tensors = {name: value for name, value in made.items() if isinstance(value, Tensor)}
-        if own := [name for name, value in tensors.items() if not torch.equal(value, self.further[name])]:
-            raise UserError(
-                f"this MultiVectorEncoder turns an image into {', '.join(sorted(own))} of its own as well as pixels, "
-                "and only its own methods can use these"
-            )
+        pixels: Tensor = _preprocessed(self.model, image)["pixel_values"][0]
         return pixels
+
+
+def _whole(image: Image.Image) -> Tensor:
+    """Return a picture as it is: uint8 [3, H, W]."""
+    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
 
 
 def _repeated(value: Any, count: int, device: str) -> Any:

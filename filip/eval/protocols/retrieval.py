@@ -21,7 +21,7 @@ from filip.errors import UserError
 from filip.eval.cards import BenchmarkCard
 from filip.eval.datasets import Batch
 from filip.eval.encode_set import Context, CutTexts, collect, size_note
-from filip.eval.encoders import Encoder
+from filip.eval.encoders import Encoder, joined
 from filip.eval.formats import open_set
 from filip.eval.metrics import mean_interval, retrieval_chance, retrieval_hits
 from filip.eval.outcomes import Outcomes, Record
@@ -161,7 +161,7 @@ def _collect(scorer: Scorer, card: BenchmarkCard, context: Context) -> _Collecte
             captions += own
             owner += [len(keys)] * len(own)
             keys.append(key)
-    features = scorer.moved_back(torch.cat([images for images, *_ in parts]))
+    features = scorer.moved_back(joined([images for images, *_ in parts]))
     return _Collected(features, captions, torch.tensor(owner, dtype=torch.int64), keys)
 
 
