@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import yaml
 from PIL import Image
 
 from filip.command import run_command
@@ -72,12 +73,16 @@ def test_three_commands_lead_from_a_folder_to_explorer_table_and_export(tmp_path
     said = filip("new", "mine", str(photos))
     for left_out in ("4 .cr2", "3 .heic", "missing.jpg", "a link out of the folder", "make run STUDY=mine"):
         assert left_out in said
-    done = run_study(cwd=clone, config=clone / "workflow/config/mine.yaml", timeout=1200)
+    study = clone / "workflow/config/mine.yaml"
+    config = yaml.safe_load(study.read_text())
+    config["eval"]["retrieval"].append("docs/scenes/")
+    study.write_text(yaml.safe_dump(config))
+    done = run_study(cwd=clone, config=study, timeout=1200)
     assert done.returncode == 0, done.stderr[-3000:]
     results = clone / "results/mine"
     assert (results / "explore.html").stat().st_size > 100_000
     table = (results / "tables/retrieval.md").read_text()
-    assert "| FILIP on mine |" in table and "emoji, before the training" in table
+    assert "| FILIP on mine |" in table and "emoji, before the training" in table and "scenes, image" in table
     card = (results / "export/filip/README.md").read_text()
     assert "license: cc-by-sa-4.0" in card and "Pictures of Meine Fotos" in card
     assert (results / "export/filip/emoji_attribution.json").is_file()

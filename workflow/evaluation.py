@@ -7,10 +7,9 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from filip.eval.cards import load_card
 from filip.eval.families import AUTO, CLIP_PROMPTS, PROMPTS
 from filip.study import Study
-from filip.study.evaluation import evaluation_options
+from filip.study.evaluation import card_of, evaluation_options
 
 OF_A_SHEET = ("prompts", "image_size", "precision", "tokens", "device")  # options that the picture of an alignment has
 
@@ -38,7 +37,11 @@ class StudyEvaluations(Study):
         return self.peers[name]["model"] if name in self.peers else self.weights(name)
 
     def cards(self, protocol: str) -> list[str]:
-        return [f"eval/{name}.yaml" for name in self.benchmarks(protocol)]
+        return [self.card_file(name) for name in self.benchmarks(protocol)]
+
+    def card_file(self, name: str) -> str:
+        """Return the file of a card, or the folder or table that the study evaluates on."""
+        return str(self.evaluation["places"].get(name, f"eval/{name}.yaml"))
 
     # ---- jobs ----------------------------------------------------------------------------------------
 
@@ -71,7 +74,7 @@ class StudyEvaluations(Study):
     def _inputs(self, model: str, names: list[str]) -> dict[str, Any]:
         return {
             "weights": self.model_file(model) or self.manifests(self.peers[model].get("sources", [])),
-            "cards": [f"eval/{name}.yaml" for name in names],
+            "cards": [self.card_file(name) for name in names],
             "prompts": self.prompt_file(model),
             "corpus": self.benchmark_files(),
             "data": [str(place) for name in names if (place := self.data_of(name)) and place.exists()],
@@ -84,7 +87,7 @@ class StudyEvaluations(Study):
     def data_of(self, name: str) -> Path | None:
         """Return where a card's data are that a job per card may find missing; None if it has no such place."""
         if name not in self._places:
-            path = load_card(name, self.evaluation.get("loaders", {}).get(name)).path
+            path = card_of(self.evaluation, name, self.evaluation.get("loaders", {}).get(name)).path
             self._places[name] = Path(self.evaluation["root"], path) if self.per_card and path else None
         return self._places[name]
 
@@ -124,7 +127,7 @@ class StudyEvaluations(Study):
     def _shared_arguments(self, model: str, names: list[str]) -> dict[str, str]:
         """Return the model and the data of a command that evaluates it or draws it."""
         loaders = self.evaluation.get("loaders", {})
-        cards = [f"eval/{name}.yaml" + (f"@{loaders[name]}" if name in loaders else "") for name in names]
+        cards = [self.card_file(name) + (f"@{loaders[name]}" if name in loaders else "") for name in names]
         given = {"model": self.model(model), "root": self.evaluation["root"], "data": f"[{','.join(cards)}]"}
         return {**given, "missing": "skip"} if self.per_card else given
 
@@ -189,4 +192,4 @@ class StudyEvaluations(Study):
 
     def report_cards(self) -> list[str]:
         """Return the cards of all benchmarks: tables take titles and metrics from them."""
-        return [f"eval/{name}.yaml" for name in self.all_benchmarks]
+        return [self.card_file(name) for name in self.all_benchmarks]

@@ -19,10 +19,9 @@ from filip.command import MISSING, option, run_command
 from filip.data.cards import SourceCard, load_source
 from filip.data.engines import engine_class
 from filip.errors import UserError
-from filip.eval.cards import load_card
 from filip.extras import how_to_install
 from filip.files import readable
-from filip.study.evaluation import check_evaluation_options
+from filip.study.evaluation import card_of, check_evaluation_options
 from filip.study.study import Study, load_study
 
 # Kinds of needs, and the rules of the workflow that have them.
@@ -180,7 +179,7 @@ def _benchmarks(study: Study, cards: dict[str, SourceCard]) -> Iterator[Finding]
     if any(card.built_by for card in cards.values()):
         return  # they are made with the corpus
     root, loaders = Path(study.evaluation["root"]), study.evaluation.get("loaders", {})
-    places = {name: load_card(name, loaders.get(name)).path for name in study.all_benchmarks}
+    places = {name: card_of(study.evaluation, name, loaders.get(name)).path for name in study.all_benchmarks}
     absent = [f"{name} ({place})" for name, place in places.items() if not (root / place).exists()]
     if absent:
         per_card = study.evaluation.get("per_card", False)

@@ -12,7 +12,7 @@ import yaml
 from filip.data.cards import load_source
 from filip.errors import UserError
 from filip.eval.cards import load_card
-from filip.study.evaluation import ALL
+from filip.study.evaluation import ALL, with_folders
 from filip.study.tables import PROTOCOLS, TABLES
 
 if TYPE_CHECKING:
@@ -43,11 +43,7 @@ def check_config(config: dict[str, Any]) -> dict[str, Any]:
             ".".join(str(part) for part in worst.absolute_path) or "the top level",
             f"{worst.message} (schema: filip/conf/study.schema.yaml)",
         )
-    config = {
-        **config,
-        "eval": {"root": "results/benchmarks", "zero_shot": [], "retrieval": [], **config.get("eval", {})},
-        "tables": config.get("tables", {}),
-    }
+    config = {**config, "eval": with_folders(config.get("eval", {})), "tables": config.get("tables", {})}
     _check_launches(config)
     _check_runs(config)
     _check_search(config)
@@ -169,6 +165,7 @@ def _check_cards(config: dict[str, Any]) -> None:
     benchmarks = {
         f"eval.{protocol}, '{card}'": card for protocol in PROTOCOLS for card in config["eval"].get(protocol, [])
     }
+    benchmarks = {key: name for key, name in benchmarks.items() if name not in config["eval"]["places"]}
     benchmarks |= {f"{key}.card": config[key]["card"] for key in ("explorer", "curve", "search") if key in config}
     for names, load in ((sources, load_source), (benchmarks, load_card)):
         for key, name in names.items():

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 from filip.errors import UserError
+from filip.eval.benchmark import BenchmarkCard
 from filip.eval.cards import load_card
 from filip.eval.families import AUTO, PROMPTS
+from filip.files import nothing_at
 from filip.study.tables import PROTOCOLS
 
 SET_BY_THE_STUDY = ("model", "root", "data", "protocols", "only", "out", "run")  # no override may change these
@@ -28,6 +31,47 @@ def evaluation_options(config: Mapping[str, Any], model: str, protocols: Sequenc
         given += overrides.get(ALL, [])
         given += [f"{protocol}.{text}" for protocol in protocols for text in overrides.get(protocol, [])]
     return dict(text.split("=", 1) for text in given)
+
+
+def with_folders(evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a study's ``eval`` with its defaults, and names for folders and tables, which are in ``places``.
+
+    A path has a slash: ``retrieval: [photos/]``. It is what ``filip eval data=`` takes.
+    """
+    evaluation = {"root": "results/benchmarks", "zero_shot": [], "retrieval": [], **evaluation}
+    places = dict(evaluation.get("places", {}))
+    for protocol in PROTOCOLS:
+        names = []
+        for entry in evaluation.get(protocol, []):
+            cards = _cards_at(entry, protocol) if "/" in entry else {}
+            places |= dict.fromkeys(cards, entry)
+            names += list(cards) or [entry]
+        if names:
+            evaluation[protocol] = names
+    return {**evaluation, "places": places}
+
+
+def _cards_at(path: str, protocol: str) -> dict[str, BenchmarkCard]:
+    from filip.eval.own_data import cards_of  # with the readers of all layouts
+
+    key = f"study config, key eval.{protocol}"
+    if not Path(path).exists():
+        raise UserError(f"{key}: {nothing_at(path, 'give a folder or a table, or the name of a card without a slash')}")
+    kind = "classification" if protocol in ("zero_shot", "linear_probe") else "retrieval"
+    cards = {card.name: card for card in cards_of(path)}
+    fitting = {name: card for name, card in cards.items() if card.kind == kind}
+    if not fitting:
+        raise UserError(f"{key}: {path} has {' and '.join(card.kind for card in cards.values())}, no {kind}")
+    return fitting
+
+
+def card_of(evaluation: Mapping[str, Any], name: str, loader: str | None = None) -> BenchmarkCard:
+    """Return the card of a benchmark that a study names, or of a folder in its ``places``."""
+    if (place := evaluation.get("places", {}).get(name)) is None:
+        return load_card(name, loader)
+    from filip.eval.own_data import cards_of
+
+    return next(card for card in cards_of(place) if card.name == name)
 
 
 def check_evaluation_options(config: Mapping[str, Any]) -> None:

@@ -1,11 +1,13 @@
 """The evaluations of a study, their options, and what its report shows."""
 
+import json
 import shlex
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import yaml
+from PIL import Image
 
 from filip.command import compose_config
 from filip.errors import UserError
@@ -67,6 +69,27 @@ def test_a_job_evaluates_a_model_by_all_protocols_or_on_one_card(demo: dict) -> 
     sheet = single.sheet_arguments(job("clip"))
     assert "data=[eval/demo_fluent.yaml]" in sheet and "missing=skip" in sheet and "protocols" not in sheet
     assert single.sheet_inputs(job("clip"))["cards"] == ["eval/demo_fluent.yaml"]
+
+
+def test_a_folder_and_a_table_are_evaluated_as_filip_eval_does(demo: dict, tmp_path: Path) -> None:
+    album, labelled = tmp_path / "my album", tmp_path / "labelled.csv"
+    album.mkdir()
+    Image.new("RGB", (8, 8)).save(album / "1.png")
+    (album / "1.txt").write_text("a dog")
+    labelled.write_text("file,label,caption\nmy album/1.png,dog,a dog\n")
+    demo["eval"] |= {"retrieval": [f"{album}/", str(labelled)], "zero_shot": ["demo_food", str(labelled)]}
+    study = WorkflowStudy(demo)
+    assert study.benchmarks("retrieval") == ["my album", "labelled_retrieval"]
+    assert study.benchmarks("zero_shot") == ["demo_food", "labelled_classification"]
+    again = WorkflowStudy(json.loads(study.config_text()))
+    given = options(again, "clip")
+    assert f"{album}/" in given["data"] and str(labelled) in given["data"] and "eval/demo_food.yaml" in given["data"]
+    assert "zero_shot:[demo_food,labelled_classification]" in given["only"]
+    assert f"{album}/" in again.report_cards()
+    with pytest.raises(UserError, match=r"eval.retrieval: .*there is no file or folder"):
+        WorkflowStudy({**demo, "eval": {"retrieval": ["missing/"]}})
+    with pytest.raises(UserError, match=r"eval.zero_shot: .*has retrieval, no classification"):
+        WorkflowStudy({**demo, "eval": {"zero_shot": [f"{album}/"]}})
 
 
 def test_data_that_appear_later_become_an_input_and_are_named_until_then(tmp_path: Path) -> None:

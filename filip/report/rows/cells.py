@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from filip.eval import protocols
-from filip.eval.cards import BenchmarkCard, load_card
+from filip.eval.benchmark import BenchmarkCard
 from filip.report.results import Results
 from filip.report.table import Cell, Column, Row, average, combine
 from filip.study import Study
+from filip.study.evaluation import card_of
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Inputs:
     @staticmethod
     def of(study: Study, results: Results, published: dict[str, Any]) -> Inputs:
         """Collect the inputs with the card of every benchmark that the study evaluates. UserError if one is missing."""
-        cards = {name: load_card(name) for name in study.all_benchmarks}
+        cards = {name: card_of(study.evaluation, name) for name in study.all_benchmarks}
         return Inputs(study, results, published, cards)
 
     def title(self, benchmark: str) -> str:
