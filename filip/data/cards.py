@@ -7,6 +7,7 @@ is refused with a sentence that names the key.
 
 from __future__ import annotations
 
+import codecs
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,10 @@ class SourceCard:
         None, "the column of a table with the names of image files; null = found by its name"
     )
     format: str = option("auto", "format of the list; auto = by file name", choices=FORMATS)
+    encoding: str | None = option(
+        None, "encoding of tables and texts, e.g. cp1250; null = UTF-8, UTF-16, or Windows' western code page"
+    )
+    follow_links: bool = option(False, "take files of `images` by links that lead out of its folder")
     header: bool = option(True, "tsv/csv: does the first line name the columns?")
     columns: Names = option([], "names, if the file has no header")
     url_column: str = "url"
@@ -190,6 +195,10 @@ def _check(card: SourceCard) -> None:
     for key in ("list", "where", "uids"):
         if card.images is not None and getattr(card, key) is not None:
             raise UserError(f"{key}={getattr(card, key)} is for a list of URLs; leave it or `images` out")
+    try:
+        codecs.lookup(card.encoding or "utf-8")
+    except LookupError as error:
+        raise UserError(f"encoding={card.encoding} is unknown; write e.g. cp1250 or gb18030") from error
     if (card.subset_on is None) != (card.subset is None):
         raise UserError("subset and subset_on go together: give both or neither")
     language = card.text_rules.language

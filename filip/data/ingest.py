@@ -141,8 +141,9 @@ def reading_of(card: SourceCard, out: str | None = None) -> Reading:
             f"source '{card.name}': no images at {images}. {' '.join(card.obtain.split()) or 'Set `images`'}"
         )
     same = ("layout", "image_column", "image_root", "caption_column", "caption_columns", "group_column", "only")
-    settings = {name: getattr(card, name) for name in (*same, "header", "columns", "split")}
-    return Reading(images, without=None if out is None else os.path.abspath(out), **settings)
+    settings = {name: getattr(card, name) for name in (*same, "header", "columns", "split", "encoding")}
+    without = None if out is None else os.path.abspath(out)
+    return Reading(images, without=without, inside_only=not card.follow_links, **settings)
 
 
 def state_of_images(card: SourceCard, out: str) -> str:

@@ -81,9 +81,11 @@ def read_yaml(file: Path) -> Any:
             "spreadsheet can be saved as CSV)"
         )
     # ten times as fast, where PyYAML was built with it
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    loader, text = getattr(yaml, "CSafeLoader", yaml.SafeLoader), file.read_text(encoding="utf-8")
     try:
-        return yaml.load(file.read_text(encoding="utf-8"), loader)
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, loader)):
+            raise UserError(f"{file} repeats a part by *NAME, of which a few lines may become gigabytes: write it out")
+        return yaml.load(text, loader)
     except yaml.YAMLError as error:
         raise UserError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from error
 

@@ -67,7 +67,7 @@ def open_images(reading: Reading, captions: bool = True) -> ImageSet:
     account = Account()
     items = []
     for row in merged(rows):
-        problem = row.problem or _unreachable(row, layout, reading)
+        problem = row.problem or _unreachable(row, layout)
         if problem is None and captions and not row.captions:
             problem = "no_caption"
         if problem is not None:
@@ -89,7 +89,7 @@ def _recognised(reading: Reading, captions: bool) -> tuple[str, list[Path], Read
     return layout, parts, reading
 
 
-def _unreachable(row: Row, layout: str, reading: Reading) -> str | None:
+def _unreachable(row: Row, layout: str) -> str | None:
     """Say why the file of an image cannot be opened; None if it can."""
     if LAYOUTS[layout].in_order:
         return None
@@ -97,10 +97,6 @@ def _unreachable(row: Row, layout: str, reading: Reading) -> str | None:
         if os.path.exists(row.file):
             return "not_a_file: a folder, a pipe, a socket or a device"
         return "missing_file: No such file or directory"
-    if reading.inside_only:
-        root = os.path.realpath(reading.place if reading.place.is_dir() else reading.place.parent)
-        if os.path.commonpath([os.path.realpath(row.file), root]) != root:
-            return "outside: a link out of the folder"
     return None
 
 

@@ -45,6 +45,7 @@ class Reading:
     only: Mapping[str, str] = field(default_factory=dict)  # column: value that a row must have
     header: bool = True  # whether a CSV has one
     columns: Sequence[str] = ()  # names, if the file has no header
+    encoding: str | None = None  # of tables and texts; None: found out
     split: str | None = None  # the splits to take, joined by "+", or "all"; None: the first of ``prefer``
     prefer: Sequence[str] = FOR_TRAINING
     taken: Sequence[str] | None = None  # the splits to take, once ``recognise`` knows those of the set; None: all
@@ -59,6 +60,7 @@ class Reading:
             *(self.group_column, {**self.only}, self.header, [*self.columns], self.split, [*self.prefer]),
             *(self.inside_only, None if self.taken is None else [*self.taken]),
             *([] if self.image_name == "{}" else [self.image_name]),
+            *([self.encoding] if self.encoding else []),
         ]
 
     def name_of(self, path: str | Path) -> str:
@@ -198,6 +200,9 @@ def split_named(path: Path, place: Path) -> str | None:
     return next((SPLITS[word] for word in words if word in SPLITS), None) or split_of_folder(path, place)
 
 
+OUTSIDE = "outside: a link out of the folder (follow_links in a card takes it)"
+
+
 def other_split(split: str | None) -> str:
     """Return the problem of a row, or a file, that belongs to a split that is not taken."""
     return f"not_wanted: it belongs to the split {split}"
@@ -260,7 +265,7 @@ def _walk(
         if without is not None and _below(os.path.abspath(path), without):
             continue
         if linked and root is not None and not _below(os.path.realpath(path), root):
-            yield Entry(path, "outside: a link out of the folder")
+            yield Entry(path, OUTSIDE)
         else:
             yield from _walk(path, root, depth, without, (*above, real))
 
@@ -272,7 +277,7 @@ def _problem(entry: os.DirEntry[str], root: str | None) -> str | None:
         return "name: not UTF-8; rename it"
     if _is(entry, "is_file"):
         outside = root is not None and entry.is_symlink() and not _below(os.path.realpath(entry.path), root)
-        return "outside: a link out of the folder" if outside else None
+        return OUTSIDE if outside else None
     if os.path.exists(entry.path):
         return "not_a_file: a pipe, a socket or a device"
     return None  # a dangling link: reading it says so

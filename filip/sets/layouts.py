@@ -5,6 +5,7 @@ A new layout is a subclass of :class:`filip.sets.layout.Layout` and a line here.
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -13,7 +14,7 @@ from pathlib import Path
 from filip.errors import UserError
 from filip.rgb import not_read
 from filip.sets.annotations import Coco, Karpathy
-from filip.sets.layout import Layout, NotUnderstoodError, Reading, Row, is_picture, other_split, walk
+from filip.sets.layout import OUTSIDE, Layout, NotUnderstoodError, Reading, Row, is_picture, other_split, walk
 from filip.sets.parquet import ArrowImages, ParquetImages
 from filip.sets.table import Table
 from filip.sets.tars import Tars
@@ -74,9 +75,16 @@ def rows_of(layout: str, part: Path | None, reading: Reading) -> Iterator[Row]:
         rows = LAYOUTS[layout].find(part, reading)
     elif reading.place.is_dir():
         rows = LAYOUTS[layout].rest(reading, wanted_parts(layout, LAYOUTS[layout].parts(reading), reading))
+    roots = [os.path.realpath(place) for place in (reading.place, reading.image_root) if place is not None]
+    roots = [root if os.path.isdir(root) else os.path.dirname(root) for root in roots]
+    checked = reading.inside_only and not LAYOUTS[layout].in_order
     for row in rows:
-        wanted = _is_taken(row.split, reading)
-        yield row if wanted else replace(row, captions=(), problem=other_split(row.split))
+        problem = None if _is_taken(row.split, reading) else other_split(row.split)
+        if checked and row.problem is None and problem is None:
+            file = os.path.realpath(row.file)
+            inside = any(os.path.commonpath([file, root]) == root for root in roots)
+            problem = None if inside or not os.path.exists(file) else OUTSIDE
+        yield row if problem is None else replace(row, captions=(), problem=problem)
 
 
 def wanted_parts(layout: str, parts: list[Path], reading: Reading) -> list[Path]:

@@ -4,7 +4,9 @@ Arrow files that the `datasets` library saves (``save_to_disk``)."""
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,17 +16,8 @@ import numpy as np
 from filip.errors import UserError, first_line
 from filip.sets.columns import SPLIT, caption_columns, captions_of, group_of, split_in
 from filip.sets.layout import Layout, Reading, Row, files_in, inside
-from filip.sets.tables import Broken, Record, parquet_rows
+from filip.sets.tables import Broken, Record, batch_rows, parquet_rows
 from filip.sets.text import read_file
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-
-import re
-from typing import TYPE_CHECKING
-
-from filip.sets.tables import batch_rows
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -40,7 +33,7 @@ class ParquetImages(Layout):
     def parts(self, reading: Reading) -> list[Path]:
         found = [reading.place] if reading.place.suffix == ".parquet" and reading.place.is_file() else []
         if reading.place.is_dir():
-            found = files_in(reading, self.suffixes)
+            found = files_in(replace(reading, inside_only=False), self.suffixes)  # the hub's cache has links
         if not any(image_bytes_column(path) for path in found):
             return []
         return found
@@ -190,7 +183,11 @@ class ArrowImages(Layout):
     def parts(self, reading: Reading) -> list[Path]:
         if reading.place.is_file():
             return [reading.place] if reading.place.suffix == ".arrow" else []
-        return [path for path in files_in(reading, self.suffixes) if not path.name.startswith("cache-")]
+        return [
+            path
+            for path in files_in(replace(reading, inside_only=False), self.suffixes)
+            if not path.name.startswith("cache-")
+        ]
 
     def splits(self, part: Path, reading: Reading) -> set[str | None]:
         """Return the split of a file: a dictionary of data sets has a folder for each."""

@@ -10,7 +10,7 @@ from typing import Any
 from filip.sets.columns import CAPTION_COLUMNS, captions_of, one_line, texts
 from filip.sets.described import xmp_description
 from filip.sets.layout import Reading, is_picture
-from filip.sets.text import decoded
+from filip.sets.text import UNKNOWN, decoded
 
 CAPTION_SUFFIXES = ("txt", "caption", "captions", "text")  # each line is a caption
 TEXT_SUFFIXES = (*CAPTION_SUFFIXES, "json", "xmp")
@@ -45,9 +45,9 @@ def captions_in(files: Mapping[str, Callable[[], bytes]], reading: Reading) -> t
     for kind in CAPTION_SUFFIXES:
         for suffix, read in files.items():
             if suffix.rpartition(".")[2] == kind:
-                lines = lines_of(read())
+                lines = lines_of(read(), reading.encoding)
                 if lines is None:
-                    problem = problem or f"not_text: .{suffix} is neither UTF-8 nor Latin-1"
+                    problem = problem or f"not_text: {UNKNOWN} (.{suffix})"
                 captions += lines or []
     if not captions:
         others = (one_line(texts(record.get(name))) for name in CAPTION_COLUMNS)
@@ -58,9 +58,9 @@ def captions_in(files: Mapping[str, Callable[[], bytes]], reading: Reading) -> t
     return list(dict.fromkeys(captions)), group, None if captions else problem
 
 
-def lines_of(data: bytes) -> list[str] | None:
+def lines_of(data: bytes, encoding: str | None = None) -> list[str] | None:
     """Return the captions in a text, one a line; None if it cannot be read."""
-    text = decoded(data)
+    text = decoded(data, encoding)
     return None if text is None else one_line(text.splitlines())
 
 

@@ -51,11 +51,13 @@ class Rows:
     rows: Iterator[tuple[int, Record] | Broken]  # with the number of the line or row, from 1
 
 
-def read_table(path: Path, header: bool = True, names: Sequence[str] = (), kind: str | None = None) -> Rows:
+def read_table(
+    path: Path, header: bool = True, names: Sequence[str] = (), kind: str | None = None, encoding: str | None = None
+) -> Rows:
     """Return the rows of a table. Raises UserError if nothing in it can be understood.
 
     header: the first line names the columns. names: of the columns, if it does not. kind: csv, tsv, txt (either), json,
-    jsonl or parquet; None: by the suffix.
+    jsonl or parquet; None: by the suffix. encoding: of the lines; None: found out.
     """
     kind = kind or _kind(path)
     try:
@@ -63,10 +65,10 @@ def read_table(path: Path, header: bool = True, names: Sequence[str] = (), kind:
             return _parquet(path)
         if kind == "json":
             return _numbered(_objects_of(path))
-        stream = _opened(path)
+        source = _lines(_opened(path), encoding)
         if kind == "jsonl":
-            return _numbered(_json_lines(stream))
-        return _csv(path, stream, kind, header, names)
+            return _numbered(_json_lines(source))
+        return _csv(path, source, kind, header, names)
     except (OSError, EOFError, zlib.error) as error:
         if isinstance(error, OSError) and error.errno is not None and not isinstance(error, NotAFileError):
             raise
@@ -95,12 +97,12 @@ def _opened(path: Path) -> BinaryIO:
     return open(path, "rb")
 
 
-def _lines(stream: BinaryIO) -> Iterator[TextLine]:
+def _lines(stream: BinaryIO, encoding: str | None = None) -> Iterator[TextLine]:
     """Yield the lines; if a compressed file is cut off, the last one says so."""
     number = 0
     try:
         with stream:
-            for line in lines(stream):
+            for line in lines(stream, encoding):
                 number = line.number
                 yield line
     except (EOFError, OSError, zlib.error) as error:
@@ -112,8 +114,8 @@ def _lines(stream: BinaryIO) -> Iterator[TextLine]:
 # ---- CSV ---------------------------------------------------------------------------------------------
 
 
-def _csv(path: Path, stream: BinaryIO, kind: str, header: bool, names: Sequence[str]) -> Rows:
-    source = (line for line in _lines(stream) if line.text is None or line.text.strip())
+def _csv(path: Path, found: Iterator[TextLine], kind: str, header: bool, names: Sequence[str]) -> Rows:
+    source = (line for line in found if line.text is None or line.text.strip())
     first = next(source, None)
     if first is None:
         raise UserError(f"{path} is empty: it needs a line with the names of its columns, and rows")
@@ -122,17 +124,17 @@ def _csv(path: Path, stream: BinaryIO, kind: str, header: bool, names: Sequence[
     if told:
         delimiter = (first.text or "").strip()[4:5] or "\t"
         first = next(source, TextLine(2, ""))
-    found = _records(chain([first], source), delimiter)
+    rows = _records(chain([first], source), delimiter)
     if names:
         columns = list(names)
     else:
-        line = next(found)
+        line = next(rows)
         if isinstance(line, Broken):
             raise UserError(f"{path}: the first line cannot be read: {line.why}")
         columns = [name.strip() for name in line[1]]
         if not header:
-            columns, found = [f"column{n}" for n in range(len(columns))], chain([line], found)
-    return Rows(columns, _named(found, columns))
+            columns, rows = [f"column{n}" for n in range(len(columns))], chain([line], rows)
+    return Rows(columns, _named(rows, columns))
 
 
 def _delimiter(first: str, kind: str, columns: int) -> str:
@@ -224,7 +226,7 @@ def _objects_of(path: Path) -> Iterator[tuple[int, Record] | Broken]:
     try:
         content = json_in(path)
     except UserError:
-        found = _json_lines(_opened(path))
+        found = _json_lines(_lines(_opened(path)))
         first = next(found, None)
         if first is None or isinstance(first, Broken):
             raise
@@ -238,8 +240,8 @@ def _objects_of(path: Path) -> Iterator[tuple[int, Record] | Broken]:
         yield (number, row) if isinstance(row, dict) else Broken(number, "it is not an object")
 
 
-def _json_lines(stream: BinaryIO) -> Iterator[tuple[int, Record] | Broken]:
-    for line in _lines(stream):
+def _json_lines(source: Iterator[TextLine]) -> Iterator[tuple[int, Record] | Broken]:
+    for line in source:
         if line.text is None:
             yield Broken(line.number, line.problem)
         elif line.text.strip():

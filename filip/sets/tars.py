@@ -10,6 +10,7 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -42,7 +43,7 @@ class Tars(Layout):
     def parts(self, reading: Reading) -> list[Path]:
         if reading.place.is_file():
             return [reading.place] if reading.place.suffix == ".tar" else []
-        return files_in(reading, self.suffixes)
+        return files_in(replace(reading, inside_only=False), self.suffixes)  # ingest links to tars elsewhere
 
     def find(self, part: Path, reading: Reading) -> Iterator[Row]:
         members, defect = scan_tar(part)

@@ -1,10 +1,14 @@
-"""Read text files of other people: UTF-8, UTF-16, or what Windows wrote; never a guess from damaged bytes."""
+"""Read text files of other people: in a given encoding, in UTF-8 or UTF-16, or in Windows' western code page.
+
+The last is a guess, which is made only where the text then looks like one of a western language.
+"""
 
 from __future__ import annotations
 
 import codecs
 import io
 import os
+import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +23,9 @@ _BOMS = (
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 DAMAGED = "\ufffd"
+UNKNOWN = "its bytes are neither UTF-8 nor Latin-1; `encoding` in a card says what they are"
+# What other code pages become: Cyrillic and Greek words, Polish and Turkish letters. Czech and Hungarian look western.
+_NOT_WESTERN = re.compile(r"[^\W\d_a-zA-Z]{3}|[ÝýÞþÐðŸ]|[^\W\d_][¹³¥£¿¯¾¼][^\W\d_]|(?<!\w)[³¾¼¥£¯¹][^\W\d_]")
 
 
 class NotAFileError(OSError):
@@ -44,17 +51,16 @@ def read_file(path: str | Path, offset: int = 0, size: int = -1) -> bytes:
         return file.read(size)
 
 
-def decoded(data: bytes) -> str | None:
-    """Return the text in some bytes; None if they are not text, or are damaged."""
-    encoding = _wide(data)
-    if encoding:
+def decoded(data: bytes, encoding: str | None = None) -> str | None:
+    """Return the text in some bytes; None if they are not text, or are damaged. encoding: None to find it out."""
+    if encoding := encoding or _wide(data):
         text = data.decode(encoding, "replace").removeprefix("\ufeff")
         return None if DAMAGED in text else text
     return _narrow(data)
 
 
 def _narrow(data: bytes) -> str | None:
-    """Decode bytes as UTF-8, or else as Windows' western code page."""
+    """Decode bytes as UTF-8, or else as Windows' western code page, if they then look western."""
     try:
         return data.removeprefix(codecs.BOM_UTF8).decode("utf-8")
     except UnicodeDecodeError:
@@ -66,7 +72,8 @@ def _narrow(data: bytes) -> str | None:
         text = data.decode("cp1252")
     except UnicodeDecodeError:
         return None
-    return None if any(character < " " and not character.isspace() for character in text) else text
+    odd = any(character < " " and not character.isspace() for character in text)
+    return None if odd or _NOT_WESTERN.search(text) else text
 
 
 def _wide(data: bytes) -> str | None:
@@ -82,14 +89,14 @@ def _wide(data: bytes) -> str | None:
     return None
 
 
-def lines(stream: BinaryIO) -> Iterator[TextLine]:
+def lines(stream: BinaryIO, encoding: str | None = None) -> Iterator[TextLine]:
     """Yield the lines of a text file of any of these encodings; each is decoded alone, so a bad one costs only itself.
 
     Memory is bounded by the longest line. Raises what reading raises (EOFError and OSError for a compressed file that
     is cut off).
     """
     buffered = io.BufferedReader(stream, 1 << 16)  # type: ignore[type-var]
-    wide = _wide(buffered.peek(4096)[:4096])
+    wide = encoding or _wide(buffered.peek(4096)[:4096])
     text = io.TextIOWrapper(buffered, wide or "latin-1", errors="replace", newline=None)
     number = 0
     while piece := text.readline(MAX_LINE):
@@ -105,7 +112,7 @@ def lines(stream: BinaryIO) -> Iterator[TextLine]:
             found = None if DAMAGED in line else line.removeprefix("\ufeff")
         else:
             found = decoded_line(line)
-        yield TextLine(number, found, "" if found is not None else "its bytes are neither UTF-8 nor Latin-1")
+        yield TextLine(number, found, "" if found is not None else UNKNOWN)
 
 
 def decoded_line(latin: str) -> str | None:

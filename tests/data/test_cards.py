@@ -52,6 +52,9 @@ def test_card_by_name_by_path_and_missing(tmp_path: Path) -> None:
     mine.write_text("title: [unclosed\n")
     with pytest.raises(UserError, match="not valid YAML"):
         load_source(mine)
+    mine.write_text("a: &a [x, x]\nb: &b [*a, *a]\ntitle: [*b, *b]\n")  # each further line doubles what it holds
+    with pytest.raises(UserError, match=r"repeats a part by \*NAME"):
+        load_source(mine)
     mine.write_text("- a\n- b\n")
     with pytest.raises(UserError, match="mapping"):
         load_source(mine)

@@ -13,13 +13,16 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from filip.data.ingest import IngestConfig, _list_images, ingest
+from filip.errors import UserError
 from filip.eval.formats import open_set
 from filip.eval.own_data import retrieval_card
 from filip.rgb import IMAGE_FILES
 from filip.sets.image_set import open_images, recognise
 from filip.sets.layout import Reading
+from filip.sets.text import decoded
 from tests.data import own_images
 from tests.data.own_images import CAPTIONS, picture, write_images
 from tests.data.test_ingest import card
@@ -182,6 +185,43 @@ def test_nothing_in_a_folder_vanishes_and_a_pipe_is_never_opened(
     assert len(data) == len(CAPTIONS)
     said = capsys.readouterr().err
     assert "4 that are not files" in said and "1 captions without a picture, such as alone.txt" in said
+
+
+def test_links_out_of_the_folder_are_counted_and_not_followed(tmp_path: Path) -> None:
+    """An archive from elsewhere must not make captions of files of this machine."""
+    names = list(CAPTIONS)
+    own = write_images(tmp_path / "own")
+    (tmp_path / "secret.txt").write_text("the key of the house")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "a.png").write_bytes(picture(names[0]))
+    (own / names[0]).with_suffix(".txt").symlink_to(tmp_path / "secret.txt")
+    (own / names[1]).with_suffix(".txt").write_text("two cats")
+    (own / "link").symlink_to(tmp_path / "elsewhere")
+    one = card(own)
+    _, funnel = ingest(one, IngestConfig(one.name, out=str(tmp_path / "shards")))
+    assert (funnel.n_out, dict(funnel.dropped)) == (1, {"no_caption": 4, "outside": 2})
+    (own / "captions.csv").write_text(f"image,caption\nlink/a.png,a dog\n{names[1]},two cats\n")
+    _, funnel = ingest(card(own / "captions.csv"), IngestConfig("mine", out=str(tmp_path / "table")))
+    assert (funnel.n_out, dict(funnel.dropped)) == (1, {"outside": 1})
+    followed = card(own / "captions.csv", follow_links=True)
+    assert ingest(followed, IngestConfig("mine", out=str(tmp_path / "followed")))[1].n_out == 2
+
+
+@pytest.mark.parametrize("name", ["red.txt", "table.csv"])
+def test_code_pages_that_are_not_western_are_named_and_not_guessed(tmp_path: Path, name: str) -> None:
+    texts = {"cp1251": "красная лодка у берега", "cp1250": "łódź na rzece", "cp1253": "κόκκινη βάρκα",
+             "cp1254": "kırmızı şişe", "gb18030": "红色的船"}  # fmt: skip
+    Image.new("RGB", (240, 240)).save(tmp_path / "red.png")
+    for encoding, text in texts.items():
+        written = text if name == "red.txt" else f"image,caption\nred.png,{text}\n"
+        (tmp_path / name).write_bytes(written.encode(encoding))
+        assert not len(open_images(Reading(tmp_path))), "a guess"
+        found = open_images(Reading(tmp_path, encoding=encoding)).items
+        assert [item.captions for item in found] == [[text]]
+    western = ["Crème brûlée", "¿Qué es?", "Größe 5 m²", "½ cup", "Ærø, Åse", "créée"]
+    assert [decoded(text.encode("cp1252")) for text in western] == western
+    with pytest.raises(UserError, match="encoding=cp9999 is unknown"):
+        card(tmp_path, encoding="cp9999")
 
 
 def test_a_pipe_in_a_table_is_never_opened(tmp_path: Path) -> None:

@@ -66,8 +66,8 @@ _CALL = (
 )
 _CALLED = (
     r"(a|all|an|at|compare|for|free|full|in|it|now|on|online|our|the|this|to|today|us|your|ads?|apps?|cart|code|deals?"
-    r"|details|(apple )?podcasts|involved|look|options?|posts?|prices?|quote|results?|stay|stores?|started|table|tickets?"
-    r"|trailer|trial|video|website)"
+    r"|details|(apple )?podcasts|involved|look|options?|posts?|prices?|quote|results?|stay|stores?|started|table"
+    r"|tickets?|trailer|trial|video|website)"
 )
 _TAGS = "a|abbr|b|blockquote|br|center|div|em|embed|font|h[1-6]|hr|i|iframe|img|li|ol|p|script|span|strong|style"
 _TAGS += "|sub|sup|table|td|tr|u|ul"

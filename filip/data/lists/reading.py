@@ -96,7 +96,7 @@ def relation(card: SourceCard, paths: Sequence[str], scratch: Path, strict: bool
 
 def _copy(card: SourceCard, path: Path, kind: str, target: Path) -> int:
     """Write the rows of a list as Parquet, JSON objects as texts; return how many lines cannot be read."""
-    table = read_table(path, card.header, card.columns, kind)
+    table = read_table(path, card.header, card.columns, kind, card.encoding)
     names = [name or f"column{number}" for number, name in enumerate(table.names)]
     if kind in ("json", "jsonl"):
         schema = pa.schema([("json", pa.string())])
