@@ -4,9 +4,9 @@
         manifests=[manifest.json] urls=urls.txt sha256=hashes.txt phash=hashes.txt
 
 For takedowns: what the rules drop stays in the tars, what is forgotten does not. Each image loses its files in the tar,
-its row in every side-car, its texts in the cache of translations, its rows in the lists, and all that its shard's
-Parquet file says of it. A hash of what was asked for is kept in ``SHARDS/_work/forgotten.json``, so that no later
-download or ingest brings it back. A killed run is started again with the same command.
+its row in every side-car, its texts in the cache of translations, its rows in the lists, its samples in funnels, and
+all that its shard's Parquet file says of it. Hashes of what was asked for stay in ``SHARDS/_work/forgotten.json``, so
+that no later download or ingest brings it back. A killed run is started again with the same command.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 
 from filip.command import MISSING, option, run_command
 from filip.data.fetching.download_plan import ROW, SHARD
-from filip.data.fetching.forgotten import FORGOTTEN, Forgotten, hash_of_url
+from filip.data.fetching.forgotten import FORGOTTEN, Forgotten, hash_of_url, place_of
 from filip.data.lists import duckdb_io
 from filip.data.lists.parquet_rows import reading, whole_file
 from filip.data.loading.shard_index import shard_index
@@ -39,6 +39,7 @@ from filip.files import nothing_at, replacing, sha256_of, write_json
 from filip.progress import track
 
 Paths = list[str]
+SHOWN = 200  # characters of a text that a funnel shows
 
 
 @dataclass
@@ -47,6 +48,7 @@ class ForgetConfig:
     captions: Paths = option(MISSING, "all folders of their side-cars: captions, scored, selected")
     lists: Paths = option([], "Parquet lists that name the images: list.parquet, kept.parquet")
     manifests: Paths = option([], "manifests of the data set, which are signed again")
+    funnels: Paths = option([], "funnel fragments, whose samples may show the images' captions")
     urls: str | None = option(None, "file of URLs (of images on disk: their names), one a line")
     sha256: str | None = option(None, "file of SHA-256 of the files as they were fetched, 64 hex digits a line")
     phash: str | None = option(None, "file of perceptual hashes, 16 hex digits a line; needs scored side-cars")
@@ -77,15 +79,17 @@ def forget(config: ForgetConfig) -> dict[str, Any]:
         raise UserError("nothing to forget: give urls=FILE, sha256=FILE or phash=FILE, one a line")
     folder = Path(config.shards).resolve()
     files = shard_files(folder)
-    for path in [*config.captions, *config.lists, *config.manifests]:
+    for path in [*config.captions, *config.lists, *config.manifests, *config.funnels]:
         if not Path(path).exists():
             raise UserError(nothing_at(path, "name all places that have something of these images"))
     work = folder / "_work"
     with filling(folder):
         with work_folder(folder) as (_, con):
             rows, counts = _find(con, files, asked, config)
+        urls = {row["url"] for row in rows}
         Forgotten.load(folder).add(
-            {*map(hash_of_url, asked["urls"])}, asked["sha256"] | {row["sha256"] for row in rows if row["by_phash"]}
+            {hash_of_url(name) for name in asked["urls"] | urls | _places(work / "list.parquet", urls)},
+            asked["sha256"] | {row["sha256"] for row in rows if row["by_phash"]},
         )
         by_shard: dict[str, list[dict[str, Any]]] = {}
         for row in rows:
@@ -94,14 +98,44 @@ def forget(config: ForgetConfig) -> dict[str, Any]:
         for place in config.captions:
             for cached in Path(place).glob("_cache/*/*.parquet"):
                 _without(cached, "text", captions)
-        urls = {row["url"] for row in rows}
-        for listed in [*map(Path, config.lists), *work.glob("*.parquet"), *work.glob("found/*.parquet")]:
+        for listed in [*map(Path, config.lists), *work.glob("*.parquet")]:
             _without(listed, "url", urls)
+        for listing in work.glob("found/*.parquet"):  # by which list.parquet is made: ingest lists anew
+            listing.unlink()
         for shard in track(sorted(by_shard), "forget", "shards", total=len(by_shard)):
             _forget_in_shard(folder, shard, by_shard[shard], [Path(place) for place in config.captions])
+        for path in [*config.funnels, *config.manifests]:
+            _scrub(Path(path), {" ".join(text.split())[:SHOWN] for text in captions | urls})
         for manifest in config.manifests:
             sign_again(Path(manifest), len(rows), FORGOTTEN)
     return {"images": len(rows), "shards": len(by_shard), **counts}
+
+
+def _places(listed: Path, urls: set[str]) -> set[str]:
+    """Return the places of images on disk, by ingest's list."""
+    if not listed.exists() or not urls:
+        return set()
+    rows = pq.read_table(listed, columns=["_file", "_position"], filters=[("url", "in", urls)]).to_pylist()
+    return {place_of(row["_file"], row["_position"]) for row in rows}
+
+
+def _scrub(path: Path, gone: set[str]) -> None:
+    """Remove the samples with one of these texts from a funnel, or from a file of several."""
+    content = json.loads(path.read_text())
+    for fragment in content.get("stages", [content]):
+        fragment["notes"] = _without_texts(fragment.get("notes", {}), gone)
+    write_json(path, content)
+
+
+def _without_texts(value: Any, gone: set[str]) -> Any:
+    """Return JSON without the items of its lists that are, or hold, one of these texts, maybe with a remark behind."""
+    if isinstance(value, dict):
+        return {name: _without_texts(part, gone) for name, part in value.items()}
+    if not isinstance(value, list):
+        return value
+    texts = [item.values() if isinstance(item, dict) else [item] for item in value]
+    shown = [{form for text in found for form in (str(text), str(text).rpartition(" (")[0])} for found in texts]
+    return [item for item, found in zip(value, shown, strict=True) if not {" ".join(t.split()) for t in found} & gone]
 
 
 def _lines(path: str | None, pattern: str) -> set[str]:

@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 
 from filip.command import MISSING, option, run_command
 from filip.data.cards import SourceCard, load_source, parse_card
+from filip.data.fetching.forgotten import FORGOTTEN, Forgotten
 from filip.data.fetching.outcomes import reason_of
 from filip.data.funnel import Fragment, write_fragment
 from filip.data.ingesting import find_part, group_captions, is_current, store_shard, sweep
@@ -163,16 +164,17 @@ def _list_images(
     card: SourceCard, reading: Reading, layout: str, parts: list[Path], listed: Path, work: Path, config: IngestConfig
 ) -> None:
     """Write list.parquet: one row per image, with all its captions. Files are not listed a second time."""
-    folder = work / "found"
+    folder, forgotten = work / "found", Forgotten.load(work.parent)
     folder.mkdir(exist_ok=True)
     files, todo = [], []
     for number, part in enumerate([*parts, None]):
         state: list[Any] = ["" if part is None else str(part.resolve()), layout, reading.settings()]
         state += [] if part is None else [part.stat().st_size, part.stat().st_mtime_ns]
+        state += [sorted(forgotten.urls), sorted(forgotten.files)] if forgotten.path.exists() else []
         files.append(folder / f"{number:05d}-{digest(state)[:12]}.parquet")
         # a folder's mtime does not change when a subfolder does
         if part is None or part.is_dir() or not files[-1].exists():
-            todo.append((layout, part, number, reading, files[-1]))
+            todo.append((layout, part, number, reading, files[-1], forgotten))
     for path in folder.glob("*.parquet"):
         if path not in files:
             path.unlink()
@@ -236,10 +238,12 @@ def _apply_rules(
             if layout.shard_per_file
             else f"(dense_rank() OVER (ORDER BY {order}) - 1) // {card.download.samples_per_shard}"
         )
-        # a row per caption
+        # a row per caption; what was forgotten keeps its place, so that the other shards stay as they are
         query = f"""SELECT l.url, '' AS caption, p.caption AS captions,
                 l.* EXCLUDE (url, captions, _problem, _n), {shard} AS _shard
-            FROM {numbered} l JOIN {duckdb_io.parquet(passed)} p USING (_image) ORDER BY _shard, {order}, p._nth"""
+            FROM {numbered} l JOIN (SELECT _image, caption, _nth FROM {duckdb_io.parquet(passed)} UNION ALL
+                SELECT _image, '', 1 FROM {numbered} WHERE url = '{FORGOTTEN}') p USING (_image)
+            ORDER BY _shard, {order}, p._nth"""
         with duckdb_io.plain_errors(con, "ingest: shards"):
             captions_of_images = group_captions(con.sql(query).to_arrow_reader(10_000), by=("_shard", "_image"))
             _write_by_shard(captions_of_images, kept)
@@ -296,9 +300,9 @@ def _account(card: SourceCard, layout: str, listed: Path, folder: Path, shards: 
     total, without = table.metadata.num_rows, 0
     for batch in table.iter_batches(50_000, columns=["url", "captions", "_problem"]):
         for row in batch.to_pylist():
-            if row["_problem"] is not None:
+            if row["_problem"] is not None and row["url"] != FORGOTTEN:
                 account.add(row["url"], row["_problem"])
-            elif not row["captions"]:
+            elif not row["captions"] and row["url"] != FORGOTTEN:
                 account.add(row["url"], "no_caption")
             else:
                 without += 1

@@ -22,24 +22,16 @@ import pyarrow.parquet as pq
 from PIL import Image as Picture
 
 from filip.data.cards import SourceCard
-from filip.data.fetching.forgotten import FORGOTTEN, Forgotten
+from filip.data.fetching.forgotten import FORGOTTEN, Forgotten, hash_of_url, place_of
 from filip.data.fetching.image_rules import inspect
 from filip.data.fetching.outcomes import MAX_BYTES
-from filip.data.fetching.shard_maker import (
-    SUFFIXES,
-    Image,
-    ShardMaker,
-    Stored,
-    is_complete,
-    schema_of,
-    shard_name,
-    statistics,
-)
+from filip.data.fetching.shard_maker import SUFFIXES, ShardMaker, Stored, is_complete, schema_of, shard_name, statistics
 from filip.data.lists.parquet_rows import row_group
 from filip.data.loading.shard_index import shard_index
 from filip.errors import UserError
 from filip.files import digest, file_state, replacing, write_json
 from filip.sets.layout import Reading
+from filip.sets.layout import Row as ListedRow
 from filip.sets.layouts import LAYOUTS, rows_of
 from filip.sets.text import NotAFileError
 
@@ -91,13 +83,13 @@ def store_shard(kept: Path, shard: int, folder: Path, card: SourceCard, layout: 
     rows = _rows(kept, shard)
     # before the files are read: one that changes meanwhile is read again next time
     made_from = _identity(rows, card)
-    forgotten = Forgotten.load(folder)
     maker = ShardMaker(card=card, final_folder=folder, tars=tars)
     schema = _schema(kept, shard)
     with maker.staged(shard) as (staging, progress):
-        stats = None if forgotten.path.exists() else _link(rows, schema, staging / shard_name(shard), card, layout)
+        linked = not Forgotten.load(folder).path.exists()  # else the tar may hold what was forgotten
+        stats = _link(rows, schema, staging / shard_name(shard), card, layout) if linked else None
         if stats is None:
-            images = _images(rows, layout, forgotten)
+            images = ((number, *_read(row, layout)) for number, row in enumerate(rows))
             stats = maker.fill(shard, staging, progress, [_shown(row) for row in rows], schema, images)
         write_json(staging / f"{shard_name(shard)}_stats.json", stats | {"made_from": made_from})
     return len(rows)
@@ -111,16 +103,10 @@ def _shown(row: Row) -> Row:
     return {name: value for name, value in row.items() if name not in LOCATORS}
 
 
-def _images(rows: list[Row], layout: str, forgotten: Forgotten) -> Iterator[Image]:
-    for number, row in enumerate(rows):
-        data, problem = _read(row, layout)
-        if forgotten.refuses(row["url"], data):
-            data, problem = None, f"{FORGOTTEN}: on request"
-        yield number, data, problem
-
-
 def _read(row: Row, layout: str) -> tuple[bytes | None, str]:
     """Return the bytes of an image, or None and the reason. Raises UserError when the disk fails."""
+    if row["url"] == FORGOTTEN:
+        return None, f"{FORGOTTEN}: on request"
     try:
         size = row["_size"] if row["_size"] >= 0 else os.stat(row["_file"]).st_size
         if not LAYOUTS[layout].in_order and size > MAX_BYTES:
@@ -198,10 +184,10 @@ ROW_SCHEMA = pa.schema(
 )
 
 
-def find_part(layout: str, part: Path | None, number: int, reading: Reading, out: Path) -> int:
+def find_part(layout: str, part: Path | None, number: int, reading: Reading, out: Path, forgotten: Forgotten) -> int:
     """List the rows of one part into ``out``; return 1, for the progress. Runs in a worker process."""
     with replacing(out) as path, pq.ParquetWriter(path, ROW_SCHEMA, compression="zstd") as writer:
-        found = rows_of(layout, part, reading)
+        found = (_unless_forgotten(row, layout, forgotten) for row in rows_of(layout, part, reading))
         n = 0
         while batch := list(islice(found, BATCH)):
             rows = [
@@ -213,6 +199,17 @@ def find_part(layout: str, part: Path | None, number: int, reading: Reading, out
             writer.write_table(pa.Table.from_pylist(rows, ROW_SCHEMA))
             n += len(batch)
     return 1
+
+
+def _unless_forgotten(row: ListedRow, layout: str, forgotten: Forgotten) -> ListedRow:
+    """Return the row, or, if its image was forgotten, one that keeps its place among the others and names nothing."""
+    data = None
+    if forgotten.files and row.problem is None:
+        data, _ = _read({"url": row.url, "_file": row.file, "_position": row.position, "_size": row.size}, layout)
+    place = place_of(row.file, row.position)
+    if not forgotten.refuses(row.url, data) and not forgotten.refuses(place):
+        return row
+    return ListedRow(FORGOTTEN, [], f"{FORGOTTEN} {hash_of_url(place)}", problem=f"{FORGOTTEN}: on request")
 
 
 def _valid(text: str) -> str:

@@ -32,8 +32,9 @@ class Account:
         self.examples: dict[str, list[str]] = {}
         self._formats: Counter[str] = Counter()
 
-    def add(self, name: str, problem: str) -> None:
+    def add(self, name: str | None, problem: str) -> None:
         """Note that ``name`` was not used. problem: "reason: detail" or the reason alone."""
+        name = name or "one without a name"
         reason, _, detail = problem.partition(":")
         self.counts[reason] += 1
         if reason == "format":

@@ -22,6 +22,7 @@ from filip.data.loading.pair_index import index_source
 from filip.data.manifest import make_manifest
 from filip.data.score import ScoreConfig, score
 from filip.data.scoring import perceptual_hash, shard_images
+from filip.data.select import SelectConfig, select
 from filip.data.shard_set import read_manifest
 from filip.data.translate import TranslationJob, translate
 from filip.data.verify import verify
@@ -48,8 +49,12 @@ def write_data_set(root: Path, tars: str | None = None) -> Any:
     (root / "mine.yaml").write_text("title: T\n")
     score(ScoreConfig(str(root / "mine.yaml"), str(root / "shards"), str(root / "captions"), str(root / "scored"),
                       processes=1))  # fmt: skip
+    below = ["right(captions[1], 1) < '4'"]
+    chosen = SelectConfig(str(root / "mine.yaml"), str(root / "scored"), str(root / "selected"), below)
+    write_fragment(root / "select.json", select(chosen))
     lists = [root / "shards" / "_work" / name for name in ("list.parquet", "kept.parquet")]
     described = make_manifest(card, *lists, root / "shards", root / "captions", [], scratch=root / "m.json")
+    described["stages"] = [json.loads((root / "select.json").read_text())]
     write_json(root / "m.json", described)
     return card
 
@@ -61,20 +66,21 @@ def ingested(card: Any, root: Path, tars: str | None = None) -> dict[str, int]:
 
 
 def config(root: Path, **asked: str) -> ForgetConfig:
-    folders = [str(root / name) for name in ("captions", "scored")]
-    return ForgetConfig(str(root / "shards"), folders, manifests=[str(root / "m.json")], **asked)
+    folders = [str(root / name) for name in ("captions", "scored", "selected")]
+    jsons = {"manifests": [str(root / "m.json")], "funnels": [str(root / "select.json")]}
+    return ForgetConfig(str(root / "shards"), folders, **jsons, **asked)
 
 
 def everything(root: Path) -> bytes:
     """Return the bytes of all files of a data set; those of Parquet files unpacked, as JSON."""
     pieces = []
-    for folder in ("shards", "captions", "scored"):
+    for folder in ("shards", "captions", "scored", "selected"):
         for path in sorted((root / folder).rglob("*")):
             if path.suffix in (".parquet", ".index"):
                 pieces.append(json.dumps(pq.read_table(path).to_pylist(), default=str).encode())
             elif path.is_file():
                 pieces.append(path.read_bytes())
-    return b"\n".join([*pieces, (root / "m.json").read_bytes()])
+    return b"\n".join([*pieces, *(path.read_bytes() for path in root.glob("*.json"))])
 
 
 def test_nothing_is_left_of_what_is_forgotten(tmp_path: Path) -> None:
@@ -124,6 +130,7 @@ def test_nothing_is_left_of_what_is_forgotten(tmp_path: Path) -> None:
     assert ingested(card, tmp_path) == {"forgotten": 3}
     remade = [data for tar in (tmp_path / "shards").glob("*.tar") for _, data in shard_images(tar)]
     assert sorted(remade) == sorted(stored[f"{n}.jpg"] for n in range(COUNT) if n not in (0, 4, 8))
+    check()  # nor do their captions and names
 
 
 @pytest.mark.slow

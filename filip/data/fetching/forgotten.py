@@ -16,6 +16,11 @@ def hash_of_url(url: str) -> str:
     return hashlib.sha256(url.encode()).hexdigest()
 
 
+def place_of(file: str, position: int) -> str:
+    """Return the second name of an image on disk: tables and folders may call one file differently."""
+    return f"{file}#{position}"
+
+
 @dataclass
 class Forgotten:
     """Hashes of URLs, and of files as they were fetched, that a folder of shards must not have."""
