@@ -94,7 +94,7 @@ def _of_pictures(config: New, place: Path) -> tuple[int, dict[str, str]]:
     if LAYOUTS[images.layout].in_order:
         raise UserError(
             f"{place} holds its pictures in {images.layout}, which `filip new` does not split: write a card with "
-            f"images: {place}, and name its split for the evaluation (docs/train.md)"
+            f"images: {place}, and name its split for the evaluation (docs/own_data.md)"
         )
     held_out = _held_out(images.items)
     if not held_out or len(held_out) == len(images.items):

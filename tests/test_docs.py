@@ -96,7 +96,7 @@ def documented_commands() -> Iterator[tuple[str, str, str]]:
     """Yield (page, module, arguments) of every command in the manual, the measurements and the README."""
     known = {command.words: command.module for command in filip_commands()}
     groups = "|".join(sorted({words[0] for words in known}))
-    for page in [*sorted((ROOT / "docs").rglob("*.md")), ROOT / "README.md"]:
+    for page in [*sorted((ROOT / "docs").rglob("*.md")), ROOT / "README.md", ROOT / "bench/RESULTS.md"]:
         text = page.read_text().replace("\\\n", " ")
         for module, arguments in re.findall(r"(?:-m|--module) ((?:filip|bench)\.[\w.]*\w)((?: [^\n`#]*)?)", text):
             yield page.name, module, arguments
@@ -140,7 +140,7 @@ def fields_of(schema: typing.Any, prefix: str = "") -> set[str]:
 
 def test_python_stands_only_on_pages_that_a_test_runs() -> None:
     # test_readme.py; here; tests/export/test_documented.py; tests/index/test_index.py
-    run = {"background", "use", "extending", "interaction", "models", "search"}
+    run = {"quickstart", "extending", "interaction", "models", "search"}
     assert {page.stem for page in (ROOT / "docs").glob("*.md") if "```python" in page.read_text()} <= run
 
 

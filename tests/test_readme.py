@@ -1,6 +1,6 @@
 """The commands and the Python of the README and of the readers' pages run as printed.
 
-A reader's page is where a reader begins: to use, to train, to scale, to extend, or to know the background. The code of
+A reader's page is where a reader begins: to use, to train, to compare, or to extend. The code of
 ``docs/extending.md`` is run by test_docs.py.
 
 Every fenced block has a language that says what happens to it. ``sh``: each command must match one line of
@@ -42,7 +42,7 @@ from tests.support.snakemake_runs import run_snakemake
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
-READERS = [f"docs/{name}.md" for name in ("use", "train", "scale", "extending", "background")]
+READERS = [f"docs/{name}.md" for name in ("quickstart", "own_data", "scale", "extending")]
 RUN = ["README.md", *(page for page in READERS if page != "docs/extending.md")]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 BIN = Path(sys.executable).parent

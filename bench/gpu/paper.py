@@ -91,7 +91,7 @@ def tiles(s: Setting) -> float:
 
 
 def table(s: Setting = BASE) -> str:
-    """Write the table of docs/interaction_cost.md."""
+    """Write the table of docs/interaction_how.md."""
     encoders, three = encoder_flops(s), dense_products(s)
     padded = 3 * tiles(s) * TILE_FLOPS
     lines = [

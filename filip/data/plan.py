@@ -3,7 +3,7 @@
 filip data plan rows=340e6 cores=64 urls_per_second=3000
 filip data plan source=cc12m rows=12.4e6
 
-Processor time, disk and memory per row were measured on up to ten million rows (docs/measurements.md has the tables and
+Processor time, disk and memory per row were measured on up to ten million rows (bench/RESULTS.md has the tables and
 their command). The user states what depends on the network and on the engine: ``urls_per_second``
 of the whole download, ``captions_per_second`` of a core that translates.
 """
@@ -22,7 +22,7 @@ MB, GB = 10**6, 10**9
 SHARDS_PER_TRANSLATION = 8  # shards that each translation job gets ...
 MOST_TRANSLATIONS = 256  # ... but at most so many jobs: each reads the plan that all share
 
-# Core seconds per row (docs/measurements.md; Zen 4 and Zen 5).
+# Core seconds per row (bench/RESULTS.md; Zen 4 and Zen 5).
 PREPARE, TEXT_RULES, PLAN, TRANSLATE = 6e-6, 50e-6, 6e-6, 20e-6
 JUDGE = 150e-6  # per translation: the rules of ``captions.acceptance``, and the statistics over all of them
 MANIFEST, INDEX, NEAR_DUPLICATES = 5e-6, 12e-6, 10e-6

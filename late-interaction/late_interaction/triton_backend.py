@@ -17,7 +17,7 @@ each image and text token.
 Backward. From the arg-max maps a tile of the similarity's gradient is rebuilt in registers (two one-hot matrices times
 their weights) and multiplied with the tokens of the other side. Adding the winners' rows instead, as on the CPU, is a
 thirteenth of the arithmetic, but outside the tensor cores, and has to read a row for each addition: no faster
-(docs/interaction_cost.md has the estimate). Tiles whose weights are all negligible are left out. No atomics: each
+(docs/interaction_how.md has the estimate). Tiles whose weights are all negligible are left out. No atomics: each
 program owns what it writes, and the result has the same bits each time.
 """
 
