@@ -118,7 +118,7 @@ test-quick: setup-dev  ## only the tests that start no processes
 size: setup-dev  ## lines and files of each package, and their budgets
 	@$(VENV)/bin/python -m bench.size
 
-gpu-check: setup-dev  ## on a machine with a GPU: correctness, speed, memory and trainings, into results/gpu-check (two hours)
+gpu-check: setup-dev  ## on a machine with a GPU: correctness, speed and trainings, into results/gpu-check
 	@$(VENV)/bin/python -m bench.gpu_check out=results/gpu-check
 
 clean:  ## remove caches and the built documentation; .venv and results stay

@@ -1,4 +1,4 @@
-"""The loss on an H100 on paper: python -m bench.gpu.paper
+"""The loss on an H100 on paper: python -m bench.triton_paper
 
 Counts, and no measurement. What the kernels take beyond their products comes from their machine code
 (``python -m tests.interaction.triton_compiled 90 bfloat16 49``, whose figures are repeated here; for images that differ
