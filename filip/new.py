@@ -38,8 +38,8 @@ class New:
     pictures: str = option(MISSING, "folder of pictures with captions, a table of them, or a list of URLs; the second")
     start: str | None = option(
         None,
-        "model that the training starts from: open_clip:…, hf:…, a file; none = from scratch (default: emoji, and none "
-        f"for {FROM_SCRATCH:,} pairs and more)",
+        "model that the training starts from: open_clip:…, timm:…, a file; none = from scratch (default: emoji, and "
+        f"none for {FROM_SCRATCH:,} pairs and more)",
     )
     license: str = option("", "licence of the pictures, for the cards of the data and the model")
     gpus: int | None = option(None, "GPUs to train on; default: those of this machine, 0 = its CPU", at_least=0)

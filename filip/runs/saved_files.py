@@ -137,7 +137,7 @@ def source_of(path: str) -> Path:
     if "run_dir" not in config and not (place / "checkpoints").is_dir():
         raise UserError(
             f"model={path}: this is not a run folder (it has no config.json of a training and no checkpoints); a model "
-            f"of another project can be converted by a training, e.g. init_from=hf:{path}"
+            f"of transformers is hf:{path}"
         )
     if is_finished(place) and "out" in config:
         out = Path(config["out"])  # from elsewhere a relative one is not there, but the run keeps a copy

@@ -110,7 +110,7 @@ class TrainConfig:
     init_from: str | None = option(
         None,
         "start from emoji, from this model.safetensors (fine-tuning), or from open_clip:ARCH:TAG, "
-        "open_clip:ARCH:FILE:ACTIVATION, hf:FOLDER or timm:NAME (warm start, docs/models.md); its architecture counts",
+        "open_clip:ARCH:FILE:ACTIVATION or timm:NAME (warm start, docs/models.md); its architecture counts",
     )
     warm_start: WarmStartConfig = option(WarmStartConfig(), "how what init_from brings is trained")
     image_size: int | None = option(None, "other image side in px: position embeddings are interpolated", at_least=1)

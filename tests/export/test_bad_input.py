@@ -91,7 +91,7 @@ def test_an_unknown_format_or_model_is_refused(saved: Callable[..., str], tmp_pa
     refuse(tmp_path / "gone.safetensors", "there is no file or folder .*: give a .safetensors file")
     (tmp_path / "clip").mkdir()
     (tmp_path / "clip/config.json").write_text('{"model_type": "clip"}')
-    refuse(tmp_path / "clip", r"this is not a run folder .*a training, e\.g\. init_from=hf:")
+    refuse(tmp_path / "clip", r"this is not a run folder .*a model of transformers is hf:")
     (tmp_path / "run/checkpoints").mkdir(parents=True)
     refuse(tmp_path / "run", "no finished checkpoint in .*checkpoints; was the run started")
 

@@ -11,18 +11,7 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer, normalizers, pre_tokenizers, processors, trainers
 from tokenizers.models import Unigram
 from torch import Tensor
-from transformers import (
-    CLIPConfig,
-    CLIPImageProcessor,
-    CLIPModel,
-    PreTrainedTokenizerFast,
-    Siglip2Config,
-    Siglip2ImageProcessor,
-    Siglip2Model,
-    SiglipConfig,
-    SiglipImageProcessor,
-    SiglipModel,
-)
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
 from filip.tokenizer import BOS, EOS
 
@@ -108,23 +97,6 @@ def hf_folder(
     return model
 
 
-def siglip_folder(folder: Path, width: int = 64, mlp: int = 256, patch: int = 32, **changes: Any) -> SiglipModel:
-    """Write a random SigLIP that transformers saved, both towers and its processor."""
-    torch.manual_seed(0)
-    vision = {
-        "hidden_size": width, "intermediate_size": mlp, "num_hidden_layers": 2, "num_attention_heads": width // 32,
-        "image_size": 224, "patch_size": patch, **changes,
-    }  # fmt: skip
-    text = {
-        "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1, "num_attention_heads": 2,
-        "projection_size": width,
-    }  # fmt: skip
-    model = shaken(SiglipModel(SiglipConfig(vision_config=vision, text_config=text)))
-    model.save_pretrained(folder)
-    SiglipImageProcessor().save_pretrained(folder)
-    return model
-
-
 def unigram_tokenizer(captions: list[str], words: int = 120) -> Tokenizer:
     """Return a small sentencepiece-like tokenizer in the form of Gemma's: lower case, spaces as ▁, [EOS] behind."""
     tokenizer = Tokenizer(Unigram())
@@ -137,27 +109,3 @@ def unigram_tokenizer(captions: list[str], words: int = 120) -> Tokenizer:
     )
     tokenizer.post_processor = processors.TemplateProcessing(single="$A <eos>", special_tokens=[("<eos>", 1)])
     return tokenizer
-
-
-def siglip2_folder(
-    folder: Path, captions: list[str], naflex: bool = False, image_size: int = 32, context: int = 24
-) -> Any:
-    """Write a random SigLIP 2 that transformers saved: both towers, processor, a vocabulary of ``captions``."""
-    torch.manual_seed(0)
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=unigram_tokenizer(captions), eos_token="<eos>", pad_token="<pad>", unk_token="<unk>",
-        bos_token="<bos>", padding_side="right", model_max_length=context,
-    )  # fmt: skip
-    sizes = {"hidden_size": 32, "intermediate_size": 72, "num_hidden_layers": 2, "num_attention_heads": 2}
-    vision = {**sizes, "patch_size": 8}
-    text = {**sizes, "vocab_size": len(tokenizer) + 3, "max_position_embeddings": context, "projection_size": 32}
-    if naflex:
-        config: Any = Siglip2Config(vision_config={**vision, "num_patches": (image_size // 8) ** 2}, text_config=text)
-        model: Any = Siglip2Model(config)
-        Siglip2ImageProcessor(patch_size=8, max_num_patches=(image_size // 8) ** 2).save_pretrained(folder)
-    else:
-        model = SiglipModel(SiglipConfig(vision_config={**vision, "image_size": image_size}, text_config=text))
-        SiglipImageProcessor(size={"height": image_size, "width": image_size}).save_pretrained(folder)
-    shaken(model).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return model

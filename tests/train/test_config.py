@@ -27,7 +27,7 @@ SETTINGS = sorted(shipped("ds_configs").glob("*.json"))
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_experiment_composes_and_finds_its_deepspeed_settings(name: str) -> None:
-    start = ["init_from=hf:openai/clip-vit-base-patch32"] if name in ("warm_start", "lit", "lora") else []
+    start = ["init_from=open_clip:ViT-B-32:openai"] if name in ("warm_start", "lit", "lora") else []
     config = compose(f"experiment={name}", *start)
     world_size = {"base": 128, "large": 192}.get(name, 8)
     batching = resolve_batching(config, world_size)

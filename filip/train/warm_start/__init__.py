@@ -1,4 +1,4 @@
-"""Training that starts from a model of somebody else: ``init_from=open_clip:…``, ``hf:…`` or ``timm:…``.
+"""Training that starts from a model of somebody else: ``init_from=open_clip:…`` or ``timm:…``.
 
 What a source computes, ours computes: activation, LayerNorms, positions and packed q/k/v are mapped exactly, and a
 source that differs where our towers cannot follow is refused. The architecture comes from the source; interaction,
@@ -15,17 +15,11 @@ from filip.errors import UserError
 from filip.files import digest, nothing_at, sha256_of
 from filip.hub import hub_asked
 from filip.models import DualEncoder, ModelConfig, load_model
-from filip.train.warm_start.hf import from_hf
 from filip.train.warm_start.open_clip import from_open_clip
-from filip.train.warm_start.siglip import IMAGE_ONLY
 from filip.train.warm_start.timm import WHEEL, from_timm
 
 # Each takes what follows its prefix, and the training's model settings.
-SOURCES: dict[str, Callable[[str, ModelConfig], DualEncoder]] = {
-    "open_clip": from_open_clip,
-    "hf": from_hf,
-    "timm": from_timm,
-}
+SOURCES: dict[str, Callable[[str, ModelConfig], DualEncoder]] = {"open_clip": from_open_clip, "timm": from_timm}
 
 
 def check_init_from(init_from: str, option: str = "init_from") -> None:
@@ -35,7 +29,7 @@ def check_init_from(init_from: str, option: str = "init_from") -> None:
     """
     prefix, name = _split(init_from)
     if prefix is None and not Path(name).is_file():
-        others = "open_clip:ARCH:TAG, open_clip:ARCH:FILE:ACTIVATION, hf:FOLDER or timm:NAME"
+        others = "open_clip:ARCH:TAG, open_clip:ARCH:FILE:ACTIVATION or timm:NAME"
         ours = " or ".join(resources.WEIGHTS)
         advice = f"give {ours}, the out=… of a finished training, or a model of another project as {others}"
         raise UserError(
@@ -66,13 +60,6 @@ def content_hash(init_from: str) -> str:
     prefix, name = _split(init_from)
     if prefix is None:
         return sha256_of(name)
-    folder = Path(name.removesuffix(IMAGE_ONLY))
-    if prefix == "hf" and folder.is_dir():
-        kinds = ["*.safetensors", "*.bin", "config.json"]
-        if not name.endswith(IMAGE_ONLY):
-            kinds.append("tokenizer*.json")
-        files = [p for pattern in kinds for p in folder.glob(pattern)]
-        return digest([prefix, *([p.name, sha256_of(p)] for p in sorted(files))])
     return digest([prefix, *(sha256_of(part) if Path(part).is_file() else part for part in name.split(":"))])
 
 

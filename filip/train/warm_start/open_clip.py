@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import MISSING, fields
+import math
+from collections.abc import Sequence
+from dataclasses import MISSING, fields, replace
 from typing import Any
+
+import torch
 
 from filip.errors import UserError, first_line
 from filip.eval.encoders.open_clip import activation_of, split_name
-from filip.models import DualEncoder, ModelConfig, TextTowerConfig
+from filip.models import DualEncoder, ImageTowerConfig, ModelConfig, TextTowerConfig, build_model
 from filip.models.open_clip_names import from_open_clip as state_from_open_clip
-from filip.train.warm_start.clip import build_clip, image_config, refuse_normalisation
+from filip.pixels import CLIP_MEAN, CLIP_STD
+from filip.tokenizer import EOS
+
+# Any *_clip_* name has CLIP's norm_pre, epsilon and patch embedding without bias; its sizes are all given below.
+TIMM_NAME = "vit_base_patch32_clip_224"
 
 # Our configuration holds these fields; the others must have open_clip's default. Dropping patches is for training only.
 _VISION = {"image_size", "layers", "width", "head_width", "patch_size", "patch_dropout", "output_tokens"}
@@ -42,31 +50,41 @@ def from_open_clip(name: str, config: ModelConfig) -> DualEncoder:
             f"init_from: open_clip cannot load {weights} into {architecture}: {first_line(error)}"
         ) from error
     preprocess = source.visual.preprocess_cfg
-    refuse_normalisation(f"{architecture}:{weights}", preprocess["mean"], preprocess["std"])
-    vision, text = known["vision_cfg"], known["text_cfg"]
+    _refuse_normalisation(f"{architecture}:{weights}", preprocess["mean"], preprocess["std"])
     ours = activation.replace("quickgelu", "quick_gelu")
-    sizes = _with_defaults(open_clip.CLIPVisionCfg, vision)
-    return build_clip(
-        config,
-        architecture,
-        image_config(
-            sizes["image_size"],
-            sizes["patch_size"],
-            sizes["width"],
-            sizes["layers"],
-            sizes["width"] // sizes["head_width"],
-            ours,
-        ),
-        TextTowerConfig(
-            **{
-                name: _with_defaults(open_clip.CLIPTextCfg, text)[name]
-                for name in ("width", "layers", "heads", "context_length", "vocab_size")
-            },
-            activation=ours,
-        ),
-        known["embed_dim"],
-        state_from_open_clip(source.state_dict(), sizes["layers"], len(source.transformer.resblocks)),
+    sizes = _with_defaults(open_clip.CLIPVisionCfg, known["vision_cfg"])
+    of_text = _with_defaults(open_clip.CLIPTextCfg, known["text_cfg"])
+    shape = [of_text[key] for key in ("width", "layers", "heads", "context_length", "vocab_size")]
+    if of_text["vocab_size"] != EOS + 1:
+        raise UserError(
+            f"init_from: the text tower of {architecture} has {of_text['vocab_size']} word vectors; this project's "
+            f"tokenizer is CLIP's, with {EOS + 1} tokens"
+        )
+    image = ImageTowerConfig(
+        TIMM_NAME,
+        sizes["image_size"],
+        sizes["patch_size"],
+        sizes["width"],
+        sizes["layers"],
+        sizes["width"] // sizes["head_width"],
+        ours,
     )
+    text = TextTowerConfig(*shape, activation=ours)
+    model = build_model(replace(config, name=architecture, image=image, text=text, embed_dim=known["embed_dim"]))
+    blocks = len(source.transformer.resblocks)
+    model.load_state_dict(state_from_open_clip(source.state_dict(), sizes["layers"], blocks))
+    with torch.no_grad():  # as the optimiser does after each step
+        model.logit_scale.clamp_(max=math.log(config.max_logit_scale))
+    return model
+
+
+def _refuse_normalisation(name: str, mean: Sequence[float], std: Sequence[float]) -> None:
+    """Refuse a tower trained with another normalisation than CLIP's, which ours is: it would see other pixels."""
+    if not all(math.isclose(a, b, abs_tol=1e-4) for a, b in zip([*mean, *std], [*CLIP_MEAN, *CLIP_STD], strict=True)):
+        raise UserError(
+            f"init_from: {name} normalises its pixels with mean {list(mean)} and deviation {list(std)}; this project's "
+            "are CLIP's, and CLIP's patch embedding has no bias that could make up for it"
+        )
 
 
 def _refuse_other_architectures(architecture: str, known: dict[str, Any]) -> None:
