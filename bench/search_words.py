@@ -8,14 +8,12 @@ scene, comes first. With all patches in float32, and as an index stores them.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from filip.command import option, run_command
 from filip.eval.cards import load_card
-from filip.eval.encoders import FilipEncoder
 from filip.eval.formats import open_set
 from filip.eval.scorer import Scorer, load_scorer
 from filip.eval.text_tokens import CHOICES
@@ -33,8 +31,6 @@ class SearchWords:
 def main(study: SearchWords) -> None:
     """Print a row for each choice of tokens."""
     scorer = load_scorer(study.model, device="cpu")
-    if isinstance(scorer.encoder, FilipEncoder) and scorer.encoder.model.image.stem is not None:
-        scorer.encoder.model.image.stem.keep_maps(Path(".cache/stem_maps"))
     data = open_set(load_card(study.card), study.root)
     samples = [data[n] for n in range(len(data))]
     pixels = (

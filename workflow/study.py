@@ -75,13 +75,7 @@ class WorkflowStudy(StudySources, StudyEvaluations):
             card, every = self.curve["card"], self.curve["every_steps"]
         else:
             return []
-        maps = self.evaluation.get("stem_maps")
-        return [
-            f"eval.every_steps={every}",
-            f"eval.data=[eval/{card}.yaml]",
-            f"eval.root={self.evaluation['root']}",
-            *([f"eval.stem_maps={maps}"] if maps else []),
-        ]
+        return [f"eval.every_steps={every}", f"eval.data=[eval/{card}.yaml]", f"eval.root={self.evaluation['root']}"]
 
     def chosen(self, run: str) -> list[str]:
         """Return the file with the best values of a run's search, which end the command of its training; [] if none."""

@@ -44,12 +44,6 @@ class ModelOptions:
     )
     trust_remote_code: bool = option(False, "run code that lies in the model's folder (mv: models)")
 
-    stem_maps: str = option(
-        "",
-        "folder that keeps what a convolutional stem computes of each image, for all models above it; empty: none",
-        writes="folder",
-    )
-
     def encoder(self) -> Encoder:
         """Load the model. Raises UserError if there is none."""
         return load_encoder(
@@ -60,7 +54,6 @@ class ModelOptions:
             tokens=self.tokens,
             trust_remote_code=self.trust_remote_code,
             fit=self.fit,
-            stem_maps=self.stem_maps,
         )
 
     def run_name(self, run: str = "") -> str:

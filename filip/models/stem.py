@@ -6,10 +6,8 @@ import hashlib
 from collections.abc import Callable
 from copy import deepcopy
 from functools import partial
-from pathlib import Path
 from typing import Any, Self
 
-import numpy as np
 import timm
 import torch
 from timm.layers import HybridEmbed
@@ -17,7 +15,6 @@ from torch import Tensor, nn
 from torch.nn.utils import fuse_conv_bn_weights
 
 from filip.errors import UserError
-from filip.files import replacing
 from filip.pixels import CLIP_MEAN, CLIP_STD
 
 CPU_IMAGES = 16  # at a time on a CPU, whose caches then hold the activations between layers
@@ -35,7 +32,6 @@ class Stem(nn.Module):
 
     factor: Tensor
     shift: Tensor
-    kept: Path | None = None  # see keep_maps
 
     def __init__(self, name: str, stride: int) -> None:
         super().__init__()
@@ -93,13 +89,6 @@ class Stem(nn.Module):
                 before = child
         return copy
 
-    def keep_maps(self, folder: Path) -> None:
-        """Keep the maps of every batch below ``folder``: no model above the same network computes them again.
-
-        A file is named by the pixels of its batch and the precision, its folder by the network's weights.
-        """
-        self.kept = folder / self.fingerprint()
-
     def fingerprint(self) -> str:
         """Return 12 hex digits that change with the network's weights."""
         weights = hashlib.sha256()
@@ -110,22 +99,6 @@ class Stem(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         if pixels.shape[1] == self.num_features:
             return pixels
-        if self.kept is None:
-            return self._all_features(pixels)
-        autocast = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else pixels.dtype
-        # twice blake2b's speed: CPUs have it built in
-        content = hashlib.sha256(f"{pixels.shape} {autocast}".encode())
-        content.update(pixels.contiguous().numpy().data)
-        file = self.kept / f"{content.hexdigest()[:32]}.npy"
-        try:
-            return torch.from_numpy(np.load(file))
-        except (OSError, ValueError, EOFError):  # not there, or half there after a power cut
-            maps = self._all_features(pixels)
-        with replacing(file, shared=True) as part, open(part, "wb") as target:
-            np.save(target, maps.float().numpy())
-        return maps.float()
-
-    def _all_features(self, pixels: Tensor) -> Tensor:
         if pixels.device.type == "cpu" and len(pixels) > CPU_IMAGES:
             return torch.cat([self._features(part) for part in pixels.split(CPU_IMAGES)])
         return self._features(pixels)

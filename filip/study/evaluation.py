@@ -25,8 +25,7 @@ def evaluation_options(config: Mapping[str, Any], model: str, protocols: Sequenc
     peer has the prompts and the ensemble of its authors, ``eval.overrides``, the peer's own ``eval``.
     """
     evaluation, peer = config["eval"], config.get("peers", {}).get(model)
-    given = [f"stem_maps={evaluation['stem_maps']}"] if "stem_maps" in evaluation and peer is None else []
-    given.append(f"prompts={evaluation.get('prompts', PROMPTS if peer is None else AUTO)}")
+    given = [f"prompts={evaluation.get('prompts', PROMPTS if peer is None else AUTO)}"]
     for overrides in (evaluation.get("overrides", {}), (peer or {}).get("eval", {})):
         given += overrides.get(ALL, [])
         given += [f"{protocol}.{text}" for protocol in protocols for text in overrides.get(protocol, [])]

@@ -83,9 +83,6 @@ class EvalConfig:
         "cards, e.g. [cifar10, flickr30k]: of classification, retrieval or selection, which are measured, or of "
         "pointing, whose best, median and worst scene is drawn as in the report",
     )
-    stem_maps: str = option(
-        "", "folder that keeps what a frozen stem computes of the test images, as for `filip eval`; empty: none"
-    )
     best: str | None = option(
         None,
         "name of a card of data by which the model is chosen: the result is the one of the evaluation with the best "
@@ -195,9 +192,6 @@ class TrainConfig:
         30.0, "a step's collective that takes longer ends the run with an error: a rank is dead or unreachable", above=0
     )
     log_every: int = option(10, "steps per line, TensorBoard point and log.jsonl entry", at_least=1)
-    profile_steps: list[int] | None = option(
-        None, "[first, last]: the first rank's operations in these steps, as a trace in run_dir/profile", at_least=1
-    )
     checkpoint: CheckpointConfig = option(CheckpointConfig(), "cadence and retention")
     watchdog: WatchdogConfig = option(WatchdogConfig(), "the watchdog")
     eval: EvalConfig = option(EvalConfig(), "evaluation while training")
@@ -215,9 +209,6 @@ class TrainConfig:
         check_values(self)
         _check_keeping(self)
         _check_annealing(self)
-        steps = self.profile_steps
-        if steps is not None and not (len(steps) == 2 and steps[0] <= steps[1]):
-            raise UserError(f"profile_steps={self.profile_steps}: give the first and the last step, e.g. [100,110]")
         if self.compile and self.zero_stage == 3:
             raise UserError(
                 "compile=true with zero_stage=3: ZeRO-3 takes a block's weights away between its layers, which no "

@@ -99,7 +99,7 @@ def _measure(run: Run, weights: dict[str, torch.Tensor]) -> dict[str, float]:
         if run.ranks.is_main:
             save_model(model, run.engine.model, {"run": run.config.run, "steps": step}, state=merged(weights))
     weights.clear()
-    own = ModelOptions(model=str(model), device=str(run.ranks.device), stem_maps=c.stem_maps)
+    own = ModelOptions(model=str(model), device=str(run.ranks.device))
     values: dict[str, float] = {}
     log = folder / "eval.log" if run.ranks.is_main else Path(os.devnull)
     with open(log, "a", encoding="utf-8") as file, contextlib.redirect_stderr(file):

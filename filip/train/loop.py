@@ -55,7 +55,7 @@ from filip.train.result import gather_to_main, write_result
 from filip.train.run import Run
 from filip.train.schedule import Schedule, make_schedule
 from filip.train.step import Interval, StepMetrics, StepOutput, backward, over_ranks
-from filip.train.telemetry import Telemetry, profiled, say
+from filip.train.telemetry import Telemetry, say
 from filip.train.training_data import fit_to_pairs, read_manifests, training_loader
 from filip.train.warm_start import content_hash, load_initial
 from filip.train.watchdog import Limits, StallDetector, StepStatus, Watchdog
@@ -226,14 +226,10 @@ def open_run(
 
 def take_steps(run: Run) -> None:
     """Take optimiser steps until the schedule ends or a signal comes."""
-    config, interval, batches = run.config, Interval(), chain.from_iterable(repeat(run.loader))
+    interval, batches = Interval(), chain.from_iterable(repeat(run.loader))
     run.stop.promise = "saving at the next step boundary"
-    window = config.profile_steps if run.ranks.is_main else None
-    with profiled(window, run.state.step, Path(config.run_dir) / "profile", say) as profiler:
-        while not run.is_over:
-            take_step(run, batches, interval)
-            if profiler is not None:
-                profiler.step()
+    while not run.is_over:
+        take_step(run, batches, interval)
 
 
 def take_step(run: Run, batches: Iterator[Batch], interval: Interval) -> None:

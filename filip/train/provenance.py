@@ -164,7 +164,7 @@ def now() -> str:
 
 # These settings, and everything below them, change speed, place or reporting, but not what is learned (up to rounding).
 NOT_LEARNING = (
-    "run", "run_dir", "out", "resume", "log_every", "checkpoint", "watchdog", "eval", "profile_steps",
+    "run", "run_dir", "out", "resume", "log_every", "checkpoint", "watchdog", "eval",
     "timeout_minutes",
     "world_size", "backend", "exchange", "zero_stage", "compile", "gradient_cache",
     "data.workers", "data.feature_cache",

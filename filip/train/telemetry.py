@@ -1,4 +1,4 @@
-"""Logging of the first rank: TensorBoard, and a JSON and a text line per interval, a profile of a few steps."""
+"""Logging of the first rank: TensorBoard, and a JSON and a text line per interval."""
 
 from __future__ import annotations
 
@@ -7,13 +7,11 @@ import math
 import os
 import re
 import time
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch.profiler import ProfilerAction, profile
 
 from filip.progress import clock, say
 
@@ -175,32 +173,3 @@ def _drop_after(path: Path, step: int) -> None:
     part = path.with_name(f".{path.name}.part")
     part.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     os.replace(part, path)
-
-
-def profiled(
-    window: list[int] | None, done: int, folder: Path, say: Callable[[str], None]
-) -> AbstractContextManager[Any]:
-    """Return a profiler of the steps ``window`` [first, last], or a context of None if there is nothing to profile.
-
-    Its ``step()`` is to be called after every step; ``done`` steps have been taken before. The trace, in Chrome's
-    format, goes to ``folder`` (https://ui.perfetto.dev and chrome://tracing show it). Recording slows the steps down.
-    """
-    if window is None or done >= window[1]:
-        return nullcontext()
-    first, last = window
-
-    def action(number: int) -> ProfilerAction:
-        step = done + number + 1
-        if step == last:
-            return ProfilerAction.RECORD_AND_SAVE
-        if first <= step < last:
-            return ProfilerAction.RECORD
-        return ProfilerAction.WARMUP if step == first - 1 else ProfilerAction.NONE
-
-    def write(found: Any) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = folder / f"steps{first}-{last}.json"
-        found.export_chrome_trace(str(file))
-        say(f"profiled steps {first} to {last}: {file}")
-
-    return profile(schedule=action, on_trace_ready=write)

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import timm
 import torch
@@ -53,23 +52,6 @@ def test_folded_for_inference_it_computes_the_same_and_the_model_keeps_its_norms
         torch.testing.assert_close(stem(pixels), expected, atol=0, rtol=0)
     assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in stem.folded().modules())
     assert any(isinstance(module, torch.nn.BatchNorm2d) for module in stem.modules())
-
-
-def test_kept_maps_are_what_it_computes_and_are_read_by_another_model(warm: dict, tmp_path: Path) -> None:
-    stem, pixels = warm["model"].image.stem.folded(), torch.randn(3, 3, 64, 64)
-    with torch.no_grad():
-        expected = stem(pixels)
-        stem.keep_maps(tmp_path)
-        assert torch.equal(stem(pixels), expected)
-        (file,) = tmp_path.glob("*/*.npy")
-        np.save(file, 2 * expected.numpy())
-        again = warm["model"].image.stem.folded()
-        again.keep_maps(tmp_path)
-        assert torch.equal(again(pixels), 2 * expected) and torch.equal(again(expected), expected)
-        with torch.autocast("cpu", torch.bfloat16):
-            assert not torch.equal(again(pixels), 2 * expected)  # of another precision
-        file.write_bytes(b"")
-        assert torch.equal(again(pixels), expected)
 
 
 def test_under_autocast_it_stays_in_half_precision_with_channels_last(warm: dict) -> None:

@@ -1,8 +1,6 @@
 """TensorBoard gets more than curves: a chart for all runs of a study, and a row of settings and final metrics."""
 
-import json
 import re
-from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -68,8 +66,8 @@ def test_a_log_is_read_as_measurements_and_events(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_mfu_is_the_encoders_arithmetic_over_the_peak_of_the_device(squares: Path, tmp_path: Path) -> None:
-    """``encoder_flops`` is compared with torch's own count in test_fleet.py. Two of the steps are profiled."""
-    few = ("max_steps=4", "optimizer.warmup_steps=1", "profile_steps=[2,3]")
+    """``encoder_flops`` is compared with torch's own count in test_fleet.py."""
+    few = ("max_steps=4", "optimizer.warmup_steps=1")
     arguments = train_arguments(squares, tmp_path / "run", *few)[2:]
     ranks = Ranks(1, [str(Path(__file__).parent / "known_peak.py"), *arguments], tmp_path / "log")
     assert ranks.wait() == [0], ranks.text()[-3000:]
@@ -81,7 +79,3 @@ def test_mfu_is_the_encoders_arithmetic_over_the_peak_of_the_device(squares: Pat
     for line in intervals:
         assert line["speed/mfu"] == pytest.approx(step * line["speed/pairs_per_second"] / 1e9)
     assert ranks.text().count("MFU ") == 4
-    trace = json.loads((tmp_path / "run/profile/steps2-3.json").read_text())
-    named = Counter(event.get("name") for event in trace["traceEvents"])
-    assert named["ProfilerStep#1"] == named["ProfilerStep#2"] == 1 and named["ProfilerStep#3"] == 0, named
-    assert named["aten::mm"] + named["aten::addmm"] > 10

@@ -13,7 +13,7 @@ from workflow.study import ROOT
 def demo() -> dict:
     """Return the demo with one seed of each run; every table evaluates all of them where a test gives more."""
     config = yaml.safe_load((ROOT / "workflow" / "config" / "demo.yaml").read_text())
-    del config["seeds"], config["eval"]["one_seed"], config["eval"]["stem_maps"]
+    del config["seeds"], config["eval"]["one_seed"]
     return config
 
 

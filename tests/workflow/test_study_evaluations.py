@@ -125,7 +125,6 @@ def test_peers_are_evaluated_by_open_clip_and_wait_for_no_training(demo: dict) -
 
 def test_a_study_sets_the_options_of_its_evaluations(demo: dict) -> None:
     demo["eval"] |= {
-        "stem_maps": "maps",
         "overrides": {"all": ["workers=3", "precision=bf16"], "zero_shot": ["ensemble=score"]},
         "prompts": "eval/prompts.yaml",
     }
@@ -135,12 +134,8 @@ def test_a_study_sets_the_options_of_its_evaluations(demo: dict) -> None:
     study = WorkflowStudy(demo)
     ours, theirs = options(study, "clip"), options(study, "b32")
     shared = {"prompts": "eval/prompts.yaml", "precision": "bf16", "zero_shot.ensemble": "score"}
-    assert {**shared, "stem_maps": "maps", "workers": "3"}.items() <= ours.items() and "retrieval.shortlist" not in ours
-    assert {
-        **shared,
-        "workers": "1",
-        "retrieval.shortlist": "9",
-    }.items() <= theirs.items() and "stem_maps" not in theirs
+    assert {**shared, "workers": "3"}.items() <= ours.items() and "retrieval.shortlist" not in ours
+    assert {**shared, "workers": "1", "retrieval.shortlist": "9"}.items() <= theirs.items()
 
 
 def test_an_option_of_all_protocols_is_refused_below_one(demo: dict) -> None:

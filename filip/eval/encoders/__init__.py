@@ -103,8 +103,7 @@ class Loading:
     image_size: evaluate at another resolution, position embeddings are interpolated; None: the model's own.
     device: a torch device. dtype: see :mod:`filip.eval.half_precision`. tokens: score a pooled model token-wise, by the
     vectors that its projections make of every patch and word. trust_remote_code: run code that lies in the
-    model's folder. stem_maps: a folder that keeps what the stem of a model of ours computes on a CPU
-    (:meth:`filip.models.stem.Stem.keep_maps`); "": none.
+    model's folder.
     """
 
     image_size: int | None = None
@@ -112,7 +111,6 @@ class Loading:
     dtype: torch.dtype = torch.float32
     tokens: bool = False
     trust_remote_code: bool = False
-    stem_maps: str = ""
 
 
 @dataclass(frozen=True)
@@ -173,14 +171,13 @@ def load_encoder(
     tokens: bool = False,
     trust_remote_code: bool = False,
     fit: str = "crop",
-    stem_maps: str = "",
 ) -> Encoder:
     """Load a model by its name.
 
     model: a ``.safetensors`` file written by training, a run folder or a DeepSpeed checkpoint of ours, or a name with a
     prefix of :func:`backends`. A folder that sentence-transformers saved needs no prefix.
     device: a torch device, or "auto": a GPU where there is one. precision: "fp32", "bf16", "fp16", "auto".
-    image_size, tokens, trust_remote_code, stem_maps: see :class:`Loading`. fit: "crop": pictures that are not square as
+    image_size, tokens, trust_remote_code: see :class:`Loading`. fit: "crop": pictures that are not square as
     the model's authors do, mostly by their centre; "pad": whole, in a square with grey borders; "tiles": three squares;
     "box": the whole picture, of which the features in each sample's box are pooled.
     Raises UserError, one sentence, if there is no such model or device, or it cannot be loaded that way.
@@ -190,7 +187,7 @@ def load_encoder(
     if fit not in FITS:
         raise UserError(f"fit={fit}: a picture that is not square is fitted by {', '.join(FITS)}")
     device = str(resolve(device))
-    loading = Loading(image_size, device, dtype_of(precision, device), tokens, trust_remote_code, stem_maps)
+    loading = Loading(image_size, device, dtype_of(precision, device), tokens, trust_remote_code)
     encoder = _load(model, loading)
     if not encoder.image_size and fit in ("tiles", "box"):
         raise UserError(f"fit={fit} cuts squares, and {encoder.name} sees each picture whole, in its own shape")
@@ -233,8 +230,6 @@ def _load(model: str, loading: Loading) -> Encoder:
     own = _own_model(place, loading.image_size).to(loading.device)
     if loading.device == "cpu":
         own.image.fold_stem()
-        if loading.stem_maps and own.image.stem is not None:
-            own.image.stem.keep_maps(Path(loading.stem_maps))
         keep_freed_memory()
     return FilipEncoder(own, place.stem, loading=loading)
 

@@ -54,7 +54,7 @@ def from_open_clip(name: str, config: ModelConfig) -> DualEncoder:
     ours = activation.replace("quickgelu", "quick_gelu")
     sizes = _with_defaults(open_clip.CLIPVisionCfg, known["vision_cfg"])
     of_text = _with_defaults(open_clip.CLIPTextCfg, known["text_cfg"])
-    shape = [of_text[key] for key in ("width", "layers", "heads", "context_length", "vocab_size")]
+    shape = {key: of_text[key] for key in ("width", "layers", "heads", "context_length", "vocab_size")}
     if of_text["vocab_size"] != EOS + 1:
         raise UserError(
             f"init_from: the text tower of {architecture} has {of_text['vocab_size']} word vectors; this project's "
@@ -69,7 +69,7 @@ def from_open_clip(name: str, config: ModelConfig) -> DualEncoder:
         sizes["width"] // sizes["head_width"],
         ours,
     )
-    text = TextTowerConfig(*shape, activation=ours)
+    text = TextTowerConfig(**shape, activation=ours)
     model = build_model(replace(config, name=architecture, image=image, text=text, embed_dim=known["embed_dim"]))
     blocks = len(source.transformer.resblocks)
     model.load_state_dict(state_from_open_clip(source.state_dict(), sizes["layers"], blocks))
