@@ -123,6 +123,19 @@ class EvaluationJob(NamedTuple):
 def main(config: EvaluationOptions) -> None:
     """Evaluate a model on your own data or on benchmarks: every protocol that fits, and one table."""
     share = launched()
+    results = results_of(config)
+    if share.rank == 0 and config.shard:
+        print(f"part {config.shard} is in {config.features}; run the same without shard= when all parts are")
+    elif share.rank == 0:
+        print(as_text([row for result in results for row in measures(result)]))
+        print(f"\nresults: {config.place}")
+    if share.ranks > 1:
+        dist.barrier()
+
+
+def results_of(config: EvaluationOptions) -> list[dict[str, Any]]:
+    """Return the results of all files, run or kept. Raises UserError as :func:`planned` does."""
+    share = launched()
     with contextlib.redirect_stderr(io.StringIO()) if share.rank else contextlib.nullcontext():
         jobs = planned(config)
         # Read prompts and whatever else a protocol reads for its cards, so that a mistake in them is known at once.
@@ -136,14 +149,7 @@ def main(config: EvaluationOptions) -> None:
         requests = _requests(config, jobs)
         # A file that the first process has just written is not there for the others.
         kept = [_kept(config, job, request) for job, request in zip(jobs, requests, strict=True)]
-        results = _run(config, jobs, requests, share.exchange(kept)[0])
-    if share.rank == 0 and config.shard:
-        print(f"part {config.shard} is in {config.features}; run the same without shard= when all parts are")
-    elif share.rank == 0:
-        print(as_text([row for result in results for row in measures(result)]))
-        print(f"\nresults: {config.place}")
-    if share.ranks > 1:
-        dist.barrier()
+        return _run(config, jobs, requests, share.exchange(kept)[0])
 
 
 def planned(config: EvaluationOptions) -> list[EvaluationJob]:
@@ -209,6 +215,9 @@ def _run(
         if encoder is None:
             encoder = config.encoder()
             context = config.context(encoder, share)
+        if encoder.grid == (0, 0) and protocol_of(job.protocol).on_patches and len(jobs) > 1:
+            say(f"{', '.join(card.name for card in job.cards)}: left out: {encoder.name} has tokens without places")
+            continue
         try:
             found, record = evaluate(job.protocol, encoder, job.cards, context, config.settings(job.protocol))
         except ShardEncodedError:

@@ -111,7 +111,7 @@ class EvalSet(Dataset[Sample]):
 
 @dataclass
 class Batch:
-    """A batch. pixels: as the encoder takes them; labels: [b] int64; the lists up to clusters: b entries each, see Sample."""
+    """A batch. pixels: as the encoder takes them; labels: [b] int64; lists up to clusters: b each, see Sample."""
 
     pixels: Any
     labels: Tensor

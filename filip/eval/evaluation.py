@@ -34,7 +34,7 @@ def evaluate(
         of_card = context.of(encoder, card)
         benchmarks[card.name] = found = protocol.run(encoder, card, settings, of_card, record)
         prompts.append(of_card.prompts)
-        say(f"{card.name}: {summary(protocol, found)}")
+        say(f"{card.name}: {summary(protocol, found, not encoder.token_wise)}")
     if not prompts:  # nothing was there to evaluate
         prompts = [FAMILIES[encoder.family].prompts if context.prompts == AUTO else context.prompts]
     part = {} if context.text_tokens == "all" else {"text_tokens": context.text_tokens}
@@ -50,10 +50,10 @@ def settings_of(protocol: Protocol, settings: Any, prompts: str) -> dict[str, An
     return {**({"prompts": prompts} if protocol.reads_prompts else {}), **asdict(settings)}
 
 
-def summary(protocol: Protocol, found: Numbers) -> str:
+def summary(protocol: Protocol, found: Numbers, pooled: bool = False) -> str:
     """Return the columns of a protocol on one benchmark in a line, and its warnings."""
     columns = []
-    for one in protocol.measured(found):
+    for one in protocol.measured(found, pooled):
         by_chance = "" if one.chance is None else f" (chance {shown(one.chance, one.unit)})"
         columns.append(f"{one.title} {shown(one.value, one.unit)} {one.unit}".rstrip() + by_chance)
     warning = [found["cut_note"]] if "cut_note" in found else []

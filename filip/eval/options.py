@@ -12,6 +12,7 @@ from filip.data.parts import parse_part
 from filip.errors import UserError
 from filip.eval.cards import KINDS, BenchmarkCard, match_classes
 from filip.eval.encoders import Encoder, forms, load_encoder
+from filip.eval.families import FAMILIES
 from filip.eval.features import FeatureStore, model_key
 from filip.eval.fit import FITS
 from filip.eval.formats import open_set
@@ -106,6 +107,7 @@ def result_header(options: ModelOptions, encoder: Encoder, run: str = "") -> dic
         "run": options.run_name(run),
         "model": options.model,
         "scorer": "token-wise" if encoder.token_wise else "pooled",
+        "own_similarity": FAMILIES[encoder.family].similarity,
         "image_size": encoder.image_size,
         "precision": name_of(encoder.dtype),
         **encoder.details,

@@ -92,7 +92,7 @@ def measures(result: dict[str, Any]) -> list[Measure]:
             str(numbers.get("note") or ""),
         )
         for benchmark, numbers in result["benchmarks"].items()
-        for measured in protocol.measured(numbers)
+        for measured in protocol.measured(numbers, result.get("scorer") == "pooled")
     ]
 
 

@@ -1,7 +1,7 @@
 """Late-interaction models of other projects, as ``mv:``: evaluated, indexed and searched with their library's scores.
 
-A ColPali sees squares. A ColQwen2 and an EmbeddingGemma 2 see each picture in its own shape, so that the number of tokens
-depends on the picture.
+A ColPali sees squares. A ColQwen2 and an EmbeddingGemma 2 see each picture in its own shape, so that the number of
+tokens depends on the picture.
 """
 
 import json
@@ -66,7 +66,7 @@ def test_retrieval_index_and_search_rank_as_the_library_does(
     table.write_text("\n".join(map(json.dumps, lines)))
     run_protocol("retrieval", [f"model={model}", f"data=[{table}]", "prompts={c}", "batch_size=2", f"out={out}"])
     (found,) = json.loads(out.read_text())["benchmarks"].values()
-    ranks = (theirs.T > theirs.diagonal()[:, None]).sum(1)
+    ranks = (theirs.diagonal()[:, None] < theirs.T).sum(1)
     assert found["t2i"]["r1"] == pytest.approx((ranks < 1).float().mean().item())
     assert found["t2i"]["r5"] == pytest.approx((ranks < 5).float().mean().item()) and 0 < found["t2i"]["r5"] < 1
 

@@ -52,6 +52,8 @@ def write_scenes(folder: Path, count: int = 6, cut: int | None = None) -> None:
         members += [(f"{key}.things.png", encoded(shown)[:cut])]
         members += [(f"{key}.json", json.dumps({"things": [{"label": n} for n in PLACES]}).encode())]
         members += [(f"{key}.names.txt", b"a red and a blue\na red and a bus\na bus and a blue")]
+        members += [(f"{key}.half_name.txt", b"a red and a blue\na red, a blue and a bus")]
+        members += [(f"{key}.whole_name.txt", b"a red, a green and a blue\na red and a green")]
         if number % 2:
             members += [(f"{key}.relation.txt", b"a red left of a green\na green left of a red")]
     write_tar(folder / "test" / "0.tar", members)

@@ -50,7 +50,7 @@ class MultiVectorEncoder:
         self.model: Any = model
         self.name = f"mv {Path(folder).name}"
         self.device, self.dtype, self.token_wise = loading.device, loading.dtype, True
-        self.family = "filip"
+        self.family = "retriever"
         self.details: dict[str, str] = {}
         self.context_length = int(model.max_seq_length or 0)
         first, *others = [_preprocessed(model, Image.new("RGB", size)) for size in PROBES]

@@ -45,7 +45,8 @@ class Column:
     joined by dots; without chance "", with the protocol's size "". unit: in which it is shown; "%" of a fraction.
     outcome: ends the name of the outcomes that it is the mean of, after the benchmark's, with the card's metric for
     ``{metric}``; "" if rows are not compared in pairs by it. only: the cards that have it; None: all. headline: whether
-    it is among the findings of a study. in_report: whether a table of the report has it.
+    it is among the findings of a study. in_report: whether a table of the report has it. similarity: by which it is, of
+    a token-wise model; a pooled model has one only, "mean".
     """
 
     title: str
@@ -60,6 +61,7 @@ class Column:
     only: Callable[[BenchmarkCard], bool] | None = None
     headline: bool = False
     in_report: bool = True
+    similarity: str = ""
 
     def titled(self, metric: str) -> str:
         """Return the title for a card's metric."""
@@ -115,7 +117,8 @@ class Protocol:
     report, by name. prepare: reads what a card needs, such as its prompts, so that a mistake is known before a model is
     loaded. settle: fills in settings that depend on the model. size: where the number of images is among the numbers.
     on_request: only where ``protocols=`` names it. in_parts: goes through images in batches that several jobs can share
-    (``shard=``). citation: the papers that it comes from, for docs/related.md.
+    (``shard=``). on_patches: asks where in a picture a model's tokens are. citation: the papers that it comes from, for
+    docs/related.md.
     """
 
     title: str
@@ -131,6 +134,7 @@ class Protocol:
     on_request: bool = False
     in_parts: bool = False
     reads_prompts: bool = False
+    on_patches: bool = False
     citation: tuple[str, ...] = ()
 
     def measure(self, column: Column, numbers: Numbers) -> Measured:
@@ -148,9 +152,10 @@ class Protocol:
             None if value is not None else str(reason),
         )
 
-    def measured(self, numbers: Numbers) -> list[Measured]:
-        """Return the columns of all tables that a benchmark's numbers fill, in order."""
+    def measured(self, numbers: Numbers, pooled: bool = False) -> list[Measured]:
+        """Return the columns that a benchmark's numbers fill, in order; of a pooled model those of one similarity."""
         columns = [column for table in (self.table, *self.more.values()) for column in table.columns]
+        columns = [column for column in columns if not pooled or column.similarity in ("", "mean")]
         return [one for column in columns if (one := self.measure(column, numbers)).reason is None]
 
 

@@ -119,5 +119,6 @@ PROTOCOL = Protocol(
     size="pointing.n",
     on_request=True,
     reads_prompts=True,
+    on_patches=True,
     citation=(citations.FILIP, citations.EXCITATION_BACKPROP),
 )

@@ -74,5 +74,6 @@ PROTOCOL = Protocol(
         ),
     ),
     note="The patch most similar to any token of a name belongs to the thing of that name.",
+    on_patches=True,
     citation=(citations.EXCITATION_BACKPROP,),
 )

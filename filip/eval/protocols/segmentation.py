@@ -215,5 +215,6 @@ PROTOCOL = Protocol(
     note="Each patch takes its best class, each pixel the class of its patch: mean intersection over union.",
     prepare=prompts_of,
     reads_prompts=True,
+    on_patches=True,
     citation=(citations.SPARC,),
 )

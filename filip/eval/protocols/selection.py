@@ -25,6 +25,8 @@ from filip.eval.outcomes import Outcomes, Record
 from filip.eval.protocols import Column, NoSettings, Numbers, Protocol, ReportTable
 from filip.eval.scorer import RANKING_TITLES, RANKINGS, Scorer, ranking
 
+WINOGROUND = ("text", "image", "group", "match")
+
 
 def run(encoder: Encoder, card: BenchmarkCard, settings: NoSettings, context: Context, record: Record) -> Numbers:
     return select(context.scorer(encoder), card, context, record)
@@ -121,12 +123,12 @@ def _winoground(
     """Score as Thrush et al. 2022: ``text`` (each image prefers its caption), ``image`` (each caption its image),
     ``group``; and as Zhu et al. 2025 (arXiv 2510.07632): ``match`` (the right pairing of both has the highest sum).
 
-    The ranking's number itself is that of ``group``. An example of which an image could not be read is left out.
+    An example of which an image could not be read is left out.
     """
     pairs = [n for n in range(len(examples) - 1) if examples[n] == examples[n + 1]]
     if not pairs:
         raise UserError(f"{card.name}: no example has both of its images")
-    chance = {"text": 1 / 4, "image": 1 / 4, "group": 1 / 6, "match": 1 / 2}
+    chance = dict(zip(WINOGROUND, (1 / 4, 1 / 4, 1 / 6, 1 / 2), strict=True))
     outcomes: dict[str, list[float]] = {}
     result: dict[str, Any] = {"n": len(pairs), "chance": chance["group"], "note": size_note(card, len(pairs))}
     for by, scores in parts.items():
@@ -134,8 +136,7 @@ def _winoground(
         columns = dict(zip(chance, found.T, strict=True))
         outcomes |= {f"{measure}_{by}": list(values) for measure, values in columns.items()}
         names = [examples[n] for n in pairs]
-        rates = {m: _rate(values, names) | {"chance": chance[m]} for m, values in columns.items()}
-        result[by] = rates["group"] | {name: rates[name] for name in ("text", "image", "match")}
+        result[by] = {m: _rate(values, names) | {"chance": chance[m]} for m, values in columns.items()}
     if record is not None:
         record[card.name] = Outcomes.of([examples[n] for n in pairs], outcomes)
     return result
@@ -168,7 +169,17 @@ PROTOCOL = Protocol(
     ReportTable(
         "Caption selection (accuracy, %)",
         tuple(
-            Column(name, by, f"{by}.value", "chance", f"{by}.ci95", outcome=f"/{by}", headline=by == "mean")
+            Column(
+                name,
+                by,
+                f"{by}.value",
+                "chance",
+                f"{by}.ci95",
+                outcome=f"/{by}",
+                only=lambda card: card.loader != "winoground",
+                headline=by == "mean",
+                similarity=by,
+            )
             for by, name in RANKING_TITLES.items()
         )
         + tuple(
@@ -180,19 +191,23 @@ PROTOCOL = Protocol(
                 interval="",
                 only=lambda card: "category" in card.layout.options,
                 headline=by == "mean",
+                similarity=by,
             )
             for by, name in RANKING_TITLES.items()
         )
         + tuple(
             Column(
-                f"match {name}",
-                f"match_{by}",
-                f"{by}.match.value",
-                f"{by}.match.chance",
-                f"{by}.match.ci95",
-                outcome=f"/match_{by}",
+                f"{measure} {name}",
+                f"{measure}_{by}",
+                f"{by}.{measure}.value",
+                f"{by}.{measure}.chance",
+                f"{by}.{measure}.ci95",
+                outcome=f"/{measure}_{by}",
                 only=lambda card: card.loader == "winoground",
+                headline=(measure, by) == ("group", "mean"),
+                similarity=by,
             )
+            for measure in WINOGROUND
             for by, name in RANKING_TITLES.items()
         ),
         ("A pooled model has one similarity only.",),
