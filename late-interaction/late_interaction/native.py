@@ -3,12 +3,13 @@
 Tokens are float32 or bfloat16; float16 ones are widened to float32 first, which is exact.
 
 The library is in the wheel, or is compiled on first use and cached per user, compiler and source text. It is plain C
-and fits every version of PyTorch, whose OpenMP runtime it uses. It holds a kernel for each instruction set (AVX-512
-with and without products of bfloat16 pairs, AVX2 with FMA, and whatever the compiler's base target offers) and takes
-the fastest that the CPU has, by a measurement that is kept in the cache: a product of bfloat16 pairs
+and fits every version of PyTorch, whose OpenMP runtime it uses. It holds a kernel for each instruction set (AMX,
+AVX-512 with and without products of bfloat16 pairs, AVX2 with FMA, and whatever the compiler's base target offers) and
+takes the fastest that the CPU has, by a measurement that is kept in the cache: a product of bfloat16 pairs
 is twice as fast as float32's on AMD's Zen 4, and half as fast on Intel's Sapphire Rapids. ``LATE_INTERACTION_ISA``
-names another (``isas()`` lists those that run here). Threads are PyTorch's (``torch.set_num_threads``); the result is
-the same to the bit whatever their number.
+names another (``isas()`` lists those that run here). AMX multiplies float32 as the sum of two bfloat16, with 16 bits of
+each token, so it takes float32 only after ``torch.set_float32_matmul_precision("high")``. Threads are PyTorch's
+(``torch.set_num_threads``); the result is the same to the bit whatever their number.
 
 ``LATE_INTERACTION_CACHE`` moves the cache from ``$XDG_CACHE_HOME/late-interaction`` (``~/.cache/…``).
 """
@@ -34,6 +35,7 @@ from late_interaction.lengths import offsets_of
 from late_interaction.packing import Pair, Residuals, Tokens, longest_of
 
 ISA_VARIABLE = "LATE_INTERACTION_ISA"
+KINDS = ("bf16", "fp32", "fp32_high")  # tokens of bfloat16, of float32, of float32 where 16 bits are enough
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _SMOOTH_RANGE = 75.0  # exp() of more, summed over a hundred thousand tokens, is beyond float32
 _LARGEST = torch.iinfo(torch.int16).max  # indices of the arg-max maps
@@ -56,6 +58,7 @@ def unavailable_reason(image_tokens: Tensor | None = None, longest: int = 1) -> 
     return _library()[1] or ""
 
 
+@functools.cache
 def isas() -> list[str]:
     """Return the instruction sets with a kernel that this CPU can run, the newest first."""
     library = _require_library()
@@ -64,18 +67,18 @@ def isas() -> list[str]:
 
 
 @functools.cache
-def fastest_isa(bf16: bool) -> str:
-    """Return the instruction set that is fastest on this CPU for tokens of bfloat16, or of float32.
+def fastest_isa(kind: str) -> str:
+    """Return the instruction set that is fastest on this CPU for one of KINDS.
 
     It is measured once for each model of CPU and each library. One whose results differ from those of the
     most portable one is left out, with a line on stderr.
     """
-    library = hashlib.sha256(Path(_require_library()._name).read_bytes()).hexdigest()[:12]
+    library = hashlib.sha256(Path(_require_library()._name).read_bytes() + " ".join(isas()).encode()).hexdigest()[:12]
     file = native_build.cache_folder() / f"isa-{_cpu_model()}-{library}.json"
     try:
         chosen: dict[str, str] = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        chosen = {kind: _measured(isas(), kind == "bf16") for kind in ("bf16", "fp32")}
+        chosen = {each: _measured(_exact_isas() if each == "fp32" else isas(), each == "bf16") for each in KINDS}
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             part = file.with_suffix(f".{os.getpid()}")
@@ -83,7 +86,21 @@ def fastest_isa(bf16: bool) -> str:
             part.replace(file)
         except OSError:
             pass  # a cache that cannot be written to: the next process measures again
-    return chosen["bf16" if bf16 else "fp32"]
+    return chosen[kind]
+
+
+def _exact_isas() -> list[str]:
+    return [isa for isa in isas() if isa != "amx"]
+
+
+def _kind(tokens: Tensor) -> str:
+    if tokens.dtype == torch.bfloat16:
+        return "bf16"
+    try:
+        exact = isas() == _exact_isas() or torch.get_float32_matmul_precision() == "highest"
+    except RuntimeError:  # a precision was set for one of PyTorch's backends, which is none of ours
+        exact = True
+    return "fp32" if exact else "fp32_high"
 
 
 def _cpu_model() -> str:
@@ -100,10 +117,10 @@ def _measured(names: list[str], bf16: bool) -> str:
     """Return the fastest instruction set at a forward pass and both of a smooth maximum, of those that agree."""
     generator = torch.Generator().manual_seed(0)
     image, text = (
-        torch.nn.functional.normalize(torch.randn(rows, 64, generator=generator), dim=-1) for rows in (8 * 36, 24 * 12)
+        torch.nn.functional.normalize(torch.randn(rows, 64, generator=generator), dim=-1) for rows in (8 * 49, 24 * 12)
     )
     dtype = torch.bfloat16 if bf16 else torch.float32
-    tokens = Tokens(image.view(8, 36, 64).to(dtype), text.to(dtype), [12] * 24)
+    tokens = Tokens(image.view(8, 49, 64).to(dtype), text.to(dtype), [12] * 24)
     problem = _problem(tokens)
     upstream = tuple(torch.randn(8, 24, generator=generator) for _ in range(2))
 
@@ -117,11 +134,11 @@ def _measured(names: list[str], bf16: bool) -> str:
     expected = run(names[-1])[1]
     agreeing = []
     for isa in names:
-        worst = max(float((a - b).norm() / b.norm()) for a, b in zip(run(isa)[1], expected, strict=True))
-        if worst < 0.02:  # weights of the gradients are rounded to bfloat16; NaN is no agreement
+        errors = [float((a - b).norm() / b.norm()) for a, b in zip(run(isa)[1], expected, strict=True)]
+        if max(errors[:2]) < 1e-4 and max(errors[2:]) < 0.02:  # the gradients' weights may be bfloat16; NaN disagrees
             agreeing.append(isa)
         else:
-            print(f"late_interaction: the {isa} kernel is left out, it is off by {worst:.2g}", file=sys.stderr)
+            print(f"late_interaction: the {isa} kernel is left out, it is off by {max(errors):.2g}", file=sys.stderr)
     seconds: dict[str, list[float]] = {isa: [] for isa in agreeing}
     for _ in range(5):  # in turns, and the best of them: another process may have the core
         for isa in agreeing:
@@ -212,14 +229,13 @@ def _call(name: str, problem: _Problem, wide: bool, *others: Tensor | float | No
     ``others`` follow the problem in its signature: numbers, tensors, null for None and empty ones. ctypes releases the
     global interpreter lock meanwhile.
     """
-    bf16 = problem.image.dtype == torch.bfloat16
-    isa = isa or os.environ.get(ISA_VARIABLE) or fastest_isa(bf16)
+    isa = isa or os.environ.get(ISA_VARIABLE) or fastest_isa(_kind(problem.image))
     items = len(problem.image_offsets) - 1, len(problem.text_offsets) - 1
     arguments = [
         ctypes.c_char_p(isa.encode()),
         *(_Pointer(t.data_ptr()) for t in problem),
         *(_Size(n) for n in (*items, problem.text.shape[1])),
-        ctypes.c_int(bf16),
+        ctypes.c_int(problem.image.dtype == torch.bfloat16),
         ctypes.c_int(wide),
         ctypes.c_int(torch.get_num_threads()),
     ]

@@ -9,69 +9,14 @@
 // and text then hold pairs in the place of floats. The products are exact either way.
 #pragma once
 
-#include "vector.h"
+#if TILES
+#include "tiles.h"
+#else
+#include "products.h"
+#endif
 
 namespace interaction {
 namespace {
-
-// A column of the panel: a float of each token, or two bfloat16 of it.
-struct Floats {
-  typedef float element;
-  typedef vf vector;
-  static vf add_product(vf sum, vf feature, vf token) { return sum + feature * token; }
-};
-
-#if BFLOAT16_PAIRS
-struct Pairs {
-  typedef int32_t element;
-  typedef vi vector;
-  static vf add_product(vf sum, vi feature, vi token) {
-    return (vf)_mm512_dpbf16_ps((__m512)sum, (__m512bh)feature, (__m512bh)token);
-  }
-};
-#endif
-
-static bool in_pairs(const Problem& p) { return BFLOAT16_PAIRS && p.bf16 && p.dim % 2 == 0; }
-
-// Columns of a token as the product sees them, 4 bytes each.
-static int64_t columns_of(const Problem& p) { return in_pairs(p) ? p.dim / 2 : p.dim; }
-
-template <class Column, int R, int V>
-static void product(const float* panel, const float* rows, int64_t stride, int64_t columns, float* tile,
-                    int64_t tile_stride) {
-  vf sum[R][V] = {};
-  for (int64_t c = 0; c < columns; ++c, panel += V * LANES) {
-    typename Column::vector token[V];
-#pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) __builtin_memcpy(&token[v], panel + v * LANES, VECTOR_BYTES);
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-      typename Column::element value;
-      __builtin_memcpy(&value, rows + r * stride + c, sizeof value);
-      const typename Column::vector feature = splat(value);
-#pragma GCC unroll 4
-      for (int v = 0; v < V; ++v) sum[r][v] = Column::add_product(sum[r][v], feature, token[v]);
-    }
-  }
-#pragma GCC unroll 8
-  for (int r = 0; r < R; ++r)
-#pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) store(tile + r * tile_stride + v * LANES, sum[r][v]);
-}
-
-typedef void (*Product)(const float*, const float*, int64_t, int64_t, float*, int64_t);
-
-#define INTERACTION_ROWS(C, R) {product<C, R, 1>, product<C, R, 2>, product<C, R, 3>, product<C, R, 4>}
-#define INTERACTION_PRODUCTS(C)                                                                                  \
-  {INTERACTION_ROWS(C, 1), INTERACTION_ROWS(C, 2), INTERACTION_ROWS(C, 3), INTERACTION_ROWS(C, 4), INTERACTION_ROWS(C, 5), INTERACTION_ROWS(C, 6)}
-static const Product PRODUCTS[][6][4] = {
-    INTERACTION_PRODUCTS(Floats),
-#if BFLOAT16_PAIRS
-    INTERACTION_PRODUCTS(Pairs),
-#endif
-};
-#undef INTERACTION_PRODUCTS
-#undef INTERACTION_ROWS
 
 // The largest value among n and its lowest index.
 static inline void first_maximum(const float* values, int64_t n, float* value, int64_t* index) {
@@ -151,15 +96,11 @@ static int64_t block_end(const Problem& p, int64_t first) {
   double best_use = 0;
   for (int64_t end = most; end - first > (most - first) / 2; --end) {
     const int64_t tokens = row[end] - row[first];
-    const double use = static_cast<double>(tokens) / static_cast<double>(round_up(tokens, LANES));
+    const double use = static_cast<double>(tokens) / static_cast<double>(round_up(tokens, LANE_STEP));
     if (use > best_use + 0.005) best_use = use, best = end;
   }
   return best;
 }
-
-// Text rows of one tile: enough that few register tiles are lower than they could be, and that the sums of the backward
-// pass over them are long, few enough for the second-level cache.
-constexpr int64_t CHUNK_ROWS = 96;
 
 // The end of the texts from `first` that make one tile; at least one.
 static int64_t chunk_end(const Problem& p, int64_t first, int64_t end) {
@@ -175,11 +116,10 @@ struct ForwardScratch {
   Arena arena;
   ForwardScratch(const ForwardCall& call, Range images, uintptr_t base) : arena{base} {
     const Problem& p = call.problem;
-    const int64_t longest = at_least(p.longest_text, CHUNK_ROWS);
-    const Range rows = image_rows(p, images);
-    vectors = div_up(rows.end - rows.begin, LANES);
+    const int64_t longest = round_up(at_least(p.longest_text, CHUNK_ROWS), ROW_STEP);
+    vectors = vectors_of(image_rows(p, images));
     panel = arena.take<float>(vectors * LANES * columns_of(p));
-    text = arena.take<float>(p.bf16 && !in_pairs(p) ? longest * p.dim : 0);
+    text = arena.take<float>(TILES || widens(p) ? longest * columns_of(p) : 0);
     tile = arena.take<float>(longest * vectors * LANES);
     best = arena.take<float>(vectors * LANES);
     winner = arena.take<int32_t>(vectors * LANES);
@@ -188,34 +128,6 @@ struct ForwardScratch {
 
 static int64_t forward_bytes(const ForwardCall& call, Range images) {
   return static_cast<int64_t>(ForwardScratch(call, images, 0).arena.next);
-}
-
-// Strips no narrower than the register tile where they can be wider instead: a vector of 8 floats alone keeps half of
-// AVX2's multipliers busy.
-static int64_t strips_of_block(int64_t vectors) {
-  return STRIP_VECTORS == 2 ? at_least(1, vectors / 2) : div_up(vectors, STRIP_VECTORS);
-}
-
-static void pack_panel(const Problem& p, Range images, int64_t vectors, float* panel) {
-  const int64_t first = p.image_offsets[images.begin], rows = p.image_offsets[images.end] - first;
-  const int64_t columns = columns_of(p);
-  const char* tokens = static_cast<const char*>(p.image) + first * columns * 4;  // floats, or pairs
-  const bool narrow = p.bf16 && !in_pairs(p);
-  const int64_t strips = strips_of_block(vectors);
-  for (int64_t s = 0; s < strips; ++s) {
-    const Range strip = part_of(vectors, strips, s);
-    const int64_t width = (strip.end - strip.begin) * LANES;
-    for (int64_t l = 0; l < width; ++l) {
-      const int64_t row = strip.begin * LANES + l;
-      float* out = panel + strip.begin * LANES * columns + l;
-      if (row >= rows)
-        for (int64_t c = 0; c < columns; ++c) out[c * width] = 0;
-      else if (narrow)
-        for (int64_t c = 0; c < columns; ++c) out[c * width] = element(p.image, true, (first + row) * p.dim + c);
-      else
-        for (int64_t c = 0; c < columns; ++c) __builtin_memcpy(out + c * width, tokens + (row * columns + c) * 4, 4);
-    }
-  }
 }
 
 // What is not finite in one direction shows in both. A token that is not finite is so in all its products, which are all
@@ -262,36 +174,14 @@ static void finish_text(const ForwardCall& call, Range images, int64_t j, const 
   }
 }
 
-// The products of `length` rows of text, in the form of the columns, with a packed block: tile[row][lane].
-static void product_tile(const Problem& p, const float* text, int64_t length, const float* packed, int64_t vectors,
-                         float* tile) {
-  const int64_t stride = vectors * LANES, strips = strips_of_block(vectors), columns = columns_of(p);
-  for (int64_t strip = 0; strip < strips; ++strip) {
-    const Range some = part_of(vectors, strips, strip);
-    const float* panel = packed + some.begin * LANES * columns;
-    const int64_t parts = div_up(length, some.end - some.begin > STRIP_VECTORS ? 4 : TILE_ROWS);
-    for (int64_t part = 0; part < parts; ++part) {
-      const Range rows = part_of(length, parts, part);
-      PRODUCTS[in_pairs(p)][rows.end - rows.begin - 1][some.end - some.begin - 1](
-          panel, text + rows.begin * columns, columns, columns, tile + rows.begin * stride + some.begin * LANES,
-          stride);
-    }
-  }
-}
-
 static void forward(const ForwardCall& call, Range images, Range texts, char* scratch) {
   const Problem& p = call.problem;
   const ForwardScratch s(call, images, reinterpret_cast<uintptr_t>(scratch));
-  pack_panel(p, images, s.vectors, s.panel);
-  const int64_t columns = columns_of(p);
+  const Tiles tiles{};
+  pack_panel(p, images, s.vectors, s.panel, s.text);
   for (int64_t j = texts.begin; j < texts.end;) {
     const int64_t last = chunk_end(p, j, texts.end), row0 = p.text_offsets[j], length = p.text_offsets[last] - row0;
-    const float* text = static_cast<const float*>(p.text) + row0 * columns;
-    if (p.bf16 && !in_pairs(p)) {
-      copy_columns(p.text, true, {row0, row0 + length}, p.dim, 0, p.dim, p.dim, s.text);
-      text = s.text;
-    }
-    product_tile(p, text, length, s.panel, s.vectors, s.tile);
+    product_tile(p, text_columns(p, {row0, row0 + length}, s.text), length, s.panel, s.vectors, s.tile);
     for (; j < last; ++j)
       finish_text(call, images, j, s.tile + (p.text_offsets[j] - row0) * s.vectors * LANES, s);
   }

@@ -84,7 +84,7 @@ struct Isa {
   // Adds to grad_text, and to `image_sums` (or null): the rows of these images in strips of columns, which add_strips
   // adds to the rows of a gradient.
   void (*smooth_backward)(const SmoothCall&, Range images, Range texts, float* image_sums, char* scratch);
-  int64_t (*padded_dim)(const Problem&);  // columns of a row in strips
+  int64_t (*padded_dim)(const Problem&);  // columns of a row in strips; the rows are a multiple of 32
   void (*add_strips)(const Problem&, const float* strips, int64_t rows, float* target);
 };
 
@@ -94,6 +94,10 @@ const Isa* avx512_isa();
 #if defined(__x86_64__) && (defined(__clang__) || __GNUC__ >= 11)
 #define INTERACTION_HAS_AVX512_BF16 1
 const Isa* avx512_bf16_isa();
+#endif
+#if INTERACTION_HAS_AVX512_BF16 && defined(__linux__)
+#define INTERACTION_HAS_AMX 1
+const Isa* amx_isa();
 #endif
 
 static inline Range image_rows(const Problem& p, Range images) {

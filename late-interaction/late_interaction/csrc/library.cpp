@@ -13,17 +13,41 @@
 #include <sys/mman.h>
 #endif
 #if defined(__x86_64__)
+#include <cpuid.h>
 #include <xmmintrin.h>
 #endif
 
 #include "interaction.h"
+
+#if INTERACTION_HAS_AMX
+#include <sys/syscall.h>
+#endif
 
 namespace interaction {
 namespace {
 
 constexpr int64_t BLOCK_ROWS = 3000;  // destination rows of a backward unit: 768 KB in slices of 64 columns
 
-// Isas of this CPU, best first.
+#if INTERACTION_HAS_AMX
+// Whether this CPU multiplies tiles of bfloat16, and Linux lets this process use them: it asks once, and its threads and
+// children may use them from then on.
+bool has_tiles() {
+#ifdef INTERACTION_TILES_HEADER
+  return true;
+#else
+  constexpr unsigned AMX_BF16 = 1u << 22, AMX_TILE = 1u << 24;
+  constexpr int ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18;
+  static const bool granted = [] {
+    unsigned eax, ebx, ecx, edx;
+    return __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) && (edx & AMX_BF16) && (edx & AMX_TILE) &&
+           syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
+  }();
+  return granted;
+#endif
+}
+#endif
+
+// Isas of this CPU, the newest first.
 std::vector<const Isa*> available_isas() {
   std::vector<const Isa*> isas;
 #if defined(__x86_64__)
@@ -31,6 +55,9 @@ std::vector<const Isa*> available_isas() {
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+#if INTERACTION_HAS_AMX
+  if (avx512 && __builtin_cpu_supports("avx512bf16") && has_tiles()) isas.push_back(amx_isa());
+#endif
 #if INTERACTION_HAS_AVX512_BF16
   if (avx512 && __builtin_cpu_supports("avx512bf16")) isas.push_back(avx512_bf16_isa());
 #endif
@@ -217,7 +244,7 @@ void run_smooth_backward(const Isa& isa, const SmoothCall& call) {
   const auto spans = text_spans(p, at_least(FEWEST_ROWS, div_up(total, SPANS))), blocks = image_blocks(isa, p);
   const int64_t count = static_cast<int64_t>(spans.size()) - 1;
   const auto rows_of = [&](Range images) { return image_rows(p, images).end - image_rows(p, images).begin; };
-  const int64_t size = largest(blocks, rows_of) * isa.padded_dim(p);
+  const int64_t size = round_up(largest(blocks, rows_of), 32) * isa.padded_dim(p);
   Workers for_each_unit(p.threads, largest(blocks, [&](Range images) { return isa.smooth_bytes(call, images, true); }));
   std::vector<float> sums(call.grad_image ? count * size : 0);
   const auto clear = [](float* gradient, int64_t numbers) {
@@ -234,10 +261,10 @@ void run_smooth_backward(const Isa& isa, const SmoothCall& call) {
       float* own = call.grad_image ? sums.data() + span * size : nullptr;
       isa.smooth_backward(call, images, {spans[span], spans[span + 1]}, own, memory);
     });
-    if (call.grad_image)
-      for (int64_t span = 0; span < count; ++span)
-        isa.add_strips(p, sums.data() + span * size, rows_of(images),
-                       call.grad_image + p.image_offsets[images.begin] * p.dim);
+    if (!call.grad_image) continue;
+    for (int64_t span = 1; span < count; ++span)
+      for (int64_t n = 0; n < size; ++n) sums[n] += sums[span * size + n];
+    isa.add_strips(p, sums.data(), rows_of(images), call.grad_image + p.image_offsets[images.begin] * p.dim);
   }
 }
 

@@ -100,7 +100,7 @@ typedef void (*WeightedRows)(const float*, int64_t, int64_t, const float*, int64
    INTERACTION_ROWS(C, 5, ADD), INTERACTION_ROWS(C, 6, ADD)}
 static const WeightedRows WEIGHTED_ROWS[][2][6][4] = {
     {INTERACTION_ALL(Floats, false), INTERACTION_ALL(Floats, true)},
-#if BFLOAT16_PAIRS
+#if BFLOAT16_PAIRS && !TILES
     {INTERACTION_ALL(Pairs, false), INTERACTION_ALL(Pairs, true)},
 #endif
 };
@@ -111,7 +111,7 @@ static const WeightedRows WEIGHTED_ROWS[][2][6][4] = {
 constexpr int64_t STRIP = STRIP_VECTORS * LANES;
 
 static int64_t strips_of(const Problem& p) { return div_up(p.dim, STRIP); }
-static int64_t padded_dim(const Problem& p) { return round_up(p.dim, LANES); }
+static int64_t padded_dim(const Problem& p) { return round_up(p.dim, LANE_STEP); }
 
 // Rows as the products of weights see them: two rows of bfloat16 in one of float's size where those are multiplied.
 static int64_t rows_in_strips(const Problem& p, int64_t rows) { return in_pairs(p) ? div_up(rows, 2) : rows; }
@@ -185,8 +185,16 @@ static void pair_lanes(float*, int64_t, int64_t, int64_t, float*) {}
 static void pair_rows(const float*, int64_t, int64_t, float*) {}
 #endif
 
-// target[row][0 .. dim) += the rows in strips.
+// target[row][0 .. dim) += the rows in strips; those that tiles have summed are the columns of a matrix [dim][rows].
 static void add_strips(const Problem& p, const float* strips, int64_t rows, float* target) {
+  if (TILES && in_pairs(p)) {
+    const int64_t lanes = round_up(rows, LANE_STEP);
+    for (int64_t first = 0; first < rows; first += LANES)
+      for (int64_t c = 0; c < p.dim; ++c)
+        for (int64_t row = first; row < at_most(rows, first + LANES); ++row)
+          target[row * p.dim + c] += strips[c * lanes + row];
+    return;
+  }
   for (int64_t row = 0; row < rows; ++row)
     for (int64_t s = 0; s < strips_of(p); ++s) {
       const Slice strip = slice_of(p.dim, STRIP, s);
@@ -205,19 +213,17 @@ struct SmoothScratch {
   Arena arena;
   SmoothScratch(const SmoothCall& call, Range images, bool gradients, uintptr_t base) : arena{base} {
     const Problem& p = call.problem;
-    const int64_t rows = at_least(p.longest_text, CHUNK_ROWS);
-    const Range image = image_rows(p, images);
-    const int64_t tokens = image.end - image.begin;
-    vectors = div_up(tokens, LANES);
+    const int64_t rows = round_up(at_least(p.longest_text, CHUNK_ROWS), ROW_STEP);
+    vectors = vectors_of(image_rows(p, images));
     const int64_t lanes = (vectors + 1) * LANES;  // the last vector of an image may reach beyond its row
     panel = arena.take<float>(vectors * LANES * columns_of(p));
-    text = arena.take<float>(p.bf16 && !in_pairs(p) ? rows * p.dim : 0);
+    text = arena.take<float>(TILES || widens(p) ? rows * columns_of(p) : 0);
     tile = arena.take<float>(rows * vectors * LANES + LANES);
     of_lane = arena.take<float>(lanes);
     of_row = arena.take<float>(lanes);
     shift = arena.take<float>(lanes);
     paired = arena.take<float>(gradients && in_pairs(p) ? div_up(rows, 2) * vectors * LANES : 0);
-    image_strips = arena.take<float>(gradients ? rows_in_strips(p, tokens) * padded_dim(p) : 0);
+    image_strips = arena.take<float>(gradients ? rows_in_strips(p, vectors * LANES) * padded_dim(p) : 0);
     text_strips = arena.take<float>(gradients ? rows_in_strips(p, rows) * padded_dim(p) : 0);
     text_sums = arena.take<float>(gradients ? rows * padded_dim(p) : 0);
   }
@@ -227,14 +233,10 @@ static int64_t smooth_bytes(const SmoothCall& call, Range images, bool gradients
   return static_cast<int64_t>(SmoothScratch(call, images, gradients, 0).arena.next);
 }
 
-// s.tile = the similarities of some text rows with the block of images. Returns whether s.text has those rows as floats.
-static bool similarities(const SmoothCall& call, Range rows, const SmoothScratch& s) {
+// s.tile = the similarities of some text rows with the block of images.
+static void similarities(const SmoothCall& call, Range rows, const SmoothScratch& s) {
   const Problem& p = call.problem;
-  const float* text = static_cast<const float*>(p.text) + rows.begin * columns_of(p);
-  const bool widened = p.bf16 && !in_pairs(p);
-  if (widened) copy_columns(p.text, true, rows, p.dim, 0, p.dim, p.dim, s.text);
-  product_tile(p, widened ? s.text : text, rows.end - rows.begin, s.panel, s.vectors, s.tile);
-  return widened;
+  product_tile(p, text_columns(p, rows, s.text), rows.end - rows.begin, s.panel, s.vectors, s.tile);
 }
 
 // A sum over the rows of a tile in every lane, of 2^(scale * similarity). Within the range of float32 the exponentials
@@ -313,7 +315,8 @@ template <bool SHIFTED>
 static void any_forward(const SmoothCall& call, Range images, Range texts, char* scratch) {
   const Problem& p = call.problem;
   const SmoothScratch s(call, images, false, reinterpret_cast<uintptr_t>(scratch));
-  pack_panel(p, images, s.vectors, s.panel);
+  const Tiles tiles{};
+  pack_panel(p, images, s.vectors, s.panel, s.text);
   for (int64_t j = texts.begin; j < texts.end;) {
     const int64_t last = chunk_end(p, j, texts.end);
     const Range rows = {p.text_offsets[j], p.text_offsets[last]};
@@ -363,26 +366,62 @@ static void smooth_forward(const SmoothCall& call, Range images, Range texts, ch
   call.shifted ? any_forward<true>(call, images, texts, scratch) : any_forward<false>(call, images, texts, scratch);
 }
 
+#if TILES
+// Adds to both gradients what the weights in s.tile say: image_sums [dim][lanes] += Y^T W, grad_text += W X.
+static void tile_gradients(const SmoothCall& call, Range rows, int64_t tokens, float* image_sums, const SmoothScratch& s) {
+  const Problem& p = call.problem;
+  const int64_t lanes = s.vectors * LANES, dim = padded_dim(p);
+  const int64_t length = rows.end - rows.begin, padded = round_up(length, ROW_STEP);
+  for (int64_t r = 0; r < padded; ++r)
+    for (int64_t l = r < length ? tokens : 0; l < lanes; ++l) s.tile[r * lanes + l] = 0;
+  if (image_sums) {
+    const uint16_t* text = static_cast<const uint16_t*>(p.text) + rows.begin * p.dim;
+    pack_columns(text, length, p.dim, padded / 2, s.text_strips);
+    pair_rows(s.tile, padded, lanes, s.paired);
+    tile_product({s.text_strips, padded / 2}, {s.paired, lanes, 32}, dim, lanes, padded / 2, false, true, image_sums, lanes);
+  }
+  if (call.grad_text) {
+    pair_lanes(s.tile, padded, lanes, lanes, s.paired);
+    tile_product({s.paired, lanes / 2}, {s.image_strips, 32, 16 * lanes}, padded, dim, lanes / 2, false, false,
+                 s.text_sums, dim);
+    for (int64_t r = 0; r < length; ++r)
+      for (int64_t c = 0; c < p.dim; ++c) call.grad_text[(rows.begin + r) * p.dim + c] += s.text_sums[r * dim + c];
+  }
+}
+#endif
+
 // Both gradients of a block of images against a range of texts. That of the texts is added to call.grad_text; that of
 // the images is added to `image_sums`, in strips.
 static void smooth_backward(const SmoothCall& call, Range images, Range texts, float* image_sums, char* scratch) {
   const Problem& p = call.problem;
   const SmoothScratch s(call, images, true, reinterpret_cast<uintptr_t>(scratch));
+  const Tiles tiles{};
   const Range image = image_rows(p, images);
   const int64_t stride = s.vectors * LANES, tokens = image.end - image.begin;
+  const bool pairs = in_pairs(p), widened = widens(p);
   for (int64_t l = 0; l < stride; ++l) s.of_row[l] = 0;
-  pack_panel(p, images, s.vectors, s.panel);
-  if (call.grad_text) pack_strips(p, p.image, p.bf16, image, s.image_strips);
+  pack_panel(p, images, s.vectors, s.panel, s.text);
+#if TILES
+  const uint16_t* image_tokens = static_cast<const uint16_t*>(p.image) + image.begin * p.dim;
+  if (pairs && call.grad_text)
+    pack_row_pairs(image_tokens, tokens, p.dim, stride / 2, padded_dim(p), s.image_strips);
+#endif
+  if (call.grad_text && !(TILES && pairs)) pack_strips(p, p.image, p.bf16, image, s.image_strips);
   for (int64_t j = texts.begin; j < texts.end;) {
     const int64_t last = chunk_end(p, j, texts.end);
     const Range rows = {p.text_offsets[j], p.text_offsets[last]};
     const int64_t length = rows.end - rows.begin;
-    const bool widened = similarities(call, rows, s);
+    similarities(call, rows, s);
     for (; j < last; ++j) {
       float* tile = s.tile + (p.text_offsets[j] - rows.begin) * stride;
       call.shifted ? weigh<true>(call, images, j, tile, s) : weigh<false>(call, images, j, tile, s);
     }
-    const bool pairs = in_pairs(p);
+#if TILES
+    if (pairs) {
+      tile_gradients(call, rows, tokens, image_sums, s);
+      continue;
+    }
+#endif
     const float* weights = pairs ? s.paired : s.tile;
     if (image_sums) {
       pack_strips(p, widened ? s.text : p.text, p.bf16 && !widened, widened ? Range{0, length} : rows, s.text_strips);
