@@ -1,6 +1,6 @@
 """The console command `filip`.
 
-It lies outside of the package, since PyPI has another project called `filip`, of the same import name: where that one
+It is outside of the package, since PyPI has another project called `filip`, of the same import name: where that one
 is installed too, `import filip` may be theirs.
 """
 

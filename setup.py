@@ -1,4 +1,4 @@
-"""What pyproject.toml cannot say: dependencies, one of which lies in this folder, and the cards at its top."""
+"""What pyproject.toml cannot say: dependencies, one of which is in this folder, and the cards at its top."""
 
 import os
 import sys
@@ -11,7 +11,7 @@ if not (3, 11) <= HERE < (3, 15):  # said at once: pip would first look through 
     sys.exit(f"error: FILIP runs on Python 3.11 to 3.14, and this is {HERE[0]}.{HERE[1]}")
 
 SHIPPED = {f"filip.resources.{folder}": folder for folder in ("data", "eval", "ds_configs")}
-# The loss is a distribution of its own: that of this checkout, unless the wheel is to be carried elsewhere.
+# The loss is a distribution of its own, from this checkout unless the wheel is to be carried elsewhere.
 ENGINE = f"late-interaction @ {(Path(__file__).resolve().parent / 'late-interaction').as_uri()}"
 if os.environ.get("FILIP_WHEEL"):
     ENGINE = "late-interaction>=0.1,<0.2"

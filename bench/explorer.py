@@ -44,7 +44,7 @@ WORDS = ("a dog cat red boat on the beach two black house", "old bridge river wi
 
 
 def gallery_of(images: int, preset: str) -> Gallery:
-    """Make random unit tokens, as many and as long as those of the preset."""
+    """Make random unit tokens, as many and as long as the preset's."""
     generator = torch.Generator().manual_seed(0)
     viewers, features = [], []
     for interaction in ("pooled", "token_wise"):

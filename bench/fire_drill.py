@@ -37,7 +37,7 @@ from tests.support.training import same_weights
 STRUCK = "shaken"
 LOCKED_SECONDS, SLOW_SECONDS = 20, 15
 SAVE_EVERY = 5  # steps
-BETWEEN = 7  # steps between two strikes: a checkpoint lies there, or the third crash would be the last
+BETWEEN = 7  # steps between two strikes: a checkpoint is there, or the third crash would be the last
 
 
 @dataclass
@@ -302,7 +302,7 @@ def report(drill: Drill) -> bool:
 
 
 def goodput(desk: Desk, run: str) -> str:
-    """Say which share of a training's life went into steps that counted."""
+    """Return which share of a training's life went into steps that counted."""
     lines = [line for line in desk.records(run) if "speed/seconds_per_step" in line]
     steps = {line["step"]: line["speed/seconds_per_step"] for line in lines}  # a start drops what it repeats
     folder = desk.run_folder(run)

@@ -21,7 +21,7 @@ _FAILED = 1  # pytest's exit code for "some tests failed"
 
 @dataclass(frozen=True)
 class Mutation:
-    """A fault: ``old`` becomes ``new`` wherever it stands in ``file``, and one of ``tests`` must fail."""
+    """A fault: ``old`` becomes ``new`` wherever it is in ``file``, and one of ``tests`` must fail."""
 
     fault: str
     file: str

@@ -1,6 +1,6 @@
 """The tables and the pictures of README.md: ``python -m bench.readme``, after ``make demo`` and the study binding.
 
-Writes what stands between the marks in README.md, so that no figure there is typed by hand, copies the sheet of
+Writes what is between the marks in README.md, so that no figure there is typed by hand, copies the sheet of
 scenes to ``picture``, and draws how the models learn into ``curves``. A study whose results are not there keeps its
 table.
 """

@@ -2,7 +2,7 @@
 
     python -m bench.related
 
-Writes what stands between the two marks of the page, from the ``citation`` of each term and protocol.
+Writes what is between the two marks of the page, from the ``citation`` of each term and protocol.
 """
 
 from collections.abc import Mapping

@@ -93,7 +93,7 @@ class Alignment:
 class Model:
     """A trained model: it turns images and texts into unit embeddings, compares them, and aligns patches with words.
 
-    name: that of its file. token_wise: True for FILIP, which has an embedding per patch and token; False for a pooled
+    name: its file's name. token_wise: True for FILIP, which has an embedding per patch and token; False for a pooled
     model (CLIP), which has one per image and text. image_size: side of its input in pixels.
     """
 
@@ -109,7 +109,7 @@ class Model:
         images: paths, PIL images, or tensors: uint8 ``[3, H, W]`` is a picture of any size; float ``[3, S, S]`` has
         been resized to ``image_size`` and normalised by the caller. A tensor ``[n, 3, ...]`` is n of these.
         The n1 tokens of an image are its patches, row by row (after [CLS], if the model was trained with it).
-        Raises UserError for what is not an image, or a file that cannot be read as one.
+        Raises UserError for anything but an image, or for a file that cannot be read as one.
         """
         if isinstance(images, str | PathLike | Image.Image) or (isinstance(images, Tensor) and images.ndim != 4):
             raise UserError(
@@ -131,7 +131,7 @@ class Model:
 
         Returns ``values`` ``[T, d]``, the tokens of all texts one after another, with their ``lengths`` ``[t]`` ([BOS]
         and [EOS] included) if token-wise; else ``values`` ``[t, d]``, and ``lengths`` is None. A text that is longer
-        than the model reads is cut, with a warning. Raises UserError for what is not a list of strings.
+        than the model reads is cut, with a warning. Raises UserError for anything but a list of strings.
         """
         if isinstance(texts, str) or not isinstance(texts, Iterable):
             raise UserError(f"encode_texts takes a list of strings, not {_kind(texts)}; for one text give [text]")
@@ -149,7 +149,7 @@ class Model:
     ) -> Similarity:
         """Compute the similarity of every image with every text in both directions, float32 ``[images, texts]`` each.
 
-        images, texts: what :meth:`encode_images` and :meth:`encode_texts` take, or what they have returned.
+        images, texts: arguments of :meth:`encode_images` and :meth:`encode_texts`, or their results.
         ``i2t`` ranks the texts of an image: the mean over its patches of the best token (equation 4 of the paper);
         ``t2i`` ranks the images of a text: the mean over its tokens of the best patch (equation 5). A pooled model's
         are both the cosine. Raises UserError for what another kind of model has encoded.
@@ -256,7 +256,7 @@ class Model:
 
 
 def _is_encoded(images: object) -> bool:
-    """Return whether a tensor is what a model has made of images: unit vectors, which pixels are not."""
+    """Return whether a tensor holds a model's image tokens, which are unit vectors, and no pixels."""
     return (
         isinstance(images, Tensor)
         and images.ndim in (2, 3)

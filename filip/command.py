@@ -199,7 +199,7 @@ def module_name(function: Callable[..., Any]) -> str:
 
 
 def help_text(main: Callable[[T], Any], schema: type[T], words: Sequence[str] = ()) -> str:
-    """Return the text of ``--help``: what the command does, then each field as ``key=default  meaning``."""
+    """Return the text of ``--help``: the command's summary, then each field as ``key=default  meaning``."""
     module = inspect.getmodule(main)
     about = inspect.getdoc(main) or (module and inspect.getdoc(module)) or ""
     command = module_name(main).removeprefix("filip.").removesuffix(".__main__").replace(".", " ")

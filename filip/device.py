@@ -47,7 +47,7 @@ def machine() -> str:
 
 
 def cpu() -> dict[str, Any]:
-    """Return the CPU's model, its family and model number, its vector instructions, and those that PyTorch uses."""
+    """Return the CPU's model, family and model number, its vector instructions, and PyTorch's."""
     found: dict[str, str] = {}
     with suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").partition("\n\n")[0].splitlines()
@@ -97,7 +97,7 @@ def runs_on(capability: tuple[int, int], built: Sequence[str]) -> bool:
 
 
 def why_no_kernels(device: torch.device) -> str | None:
-    """Say that this PyTorch was not built for a GPU, and what to do; None if it was. Starts no kernel."""
+    """Return a sentence for a PyTorch that was not built for the GPU; None if it was. Starts no kernel."""
     if device.type != "cuda" or torch.version.cuda is None:
         return None
     capability, built = torch.cuda.get_device_capability(device), torch.cuda.get_arch_list()
@@ -198,17 +198,17 @@ def peak_memory_mb(device: torch.device) -> float:
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Let :func:`peak_memory_mb` start again from what is held now; do nothing where that is not possible."""
+    """Let :func:`peak_memory_mb` start again from the present use; do nothing where that is not possible."""
     if device.type not in ("cpu", "mps"):
         torch.accelerator.reset_peak_memory_stats(device)
         return
     with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)  # memory that the allocator keeps would hide what a step needs
+        ctypes.CDLL(None).malloc_trim(0)  # memory that the allocator keeps would hide the needs of a step
         Path("/proc/self/clear_refs").write_text("5")  # Linux: VmHWM starts again
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has done what it was given."""
+    """Wait until the device has finished its work."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
 
@@ -224,7 +224,7 @@ def choose_attention(device: torch.device, precision: str) -> None:
 
     On CPUs the backward pass of PyTorch's flash attention is slow in bfloat16 at short sequences: the demo's model
     (36 patches) trains 686 pairs/s and core without it and 458 with it (Zen 5). In float32 both are alike.
-    The name of PyTorch's switch says cuda, but the CPU obeys it as well.
+    PyTorch's switch has cuda in its name, but the CPU obeys it as well.
     """
     if device.type == "cpu" and precision == "bf16":
         torch.backends.cuda.enable_flash_sdp(False)
@@ -253,7 +253,7 @@ def restore_random_state(state: dict[str, Any]) -> None:
 def keep_compiled_kernels_apart() -> None:
     """Give torch's compiler a cache for each ATEN_CPU_CAPABILITY, unless TORCHINDUCTOR_CACHE_DIR names one.
 
-    Its own cache does not tell them apart: kernels made for one abort in another, or give NaN (torch 2.13).
+    Its own cache does not distinguish them: kernels made for one abort in another, or give NaN (torch 2.13).
     """
     from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 

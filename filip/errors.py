@@ -14,7 +14,7 @@ from types import FrameType
 
 
 class UserError(Exception):
-    """An error that a user can fix: the message says what was wrong, the value, where it came from, what to do.
+    """An error that a user can fix: the message has the fault, the value, its origin and the remedy.
 
     Commands print the message without a stack trace and exit with 2 (see :mod:`filip.command`). Anything
     else that escapes is a bug of ours and keeps its trace.
@@ -22,12 +22,12 @@ class UserError(Exception):
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of an error's message, for a sentence of ours; the name of its class if it says nothing."""
+    """Return the first line of an error's message, for a sentence of ours; the name of its class if it is empty."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def plain(error: Exception) -> str:
-    """Say in a few words why a file cannot be read, without the number and the path that Python puts there."""
+    """Return in a few words why a file cannot be read, without the number and the path that Python puts there."""
     if isinstance(error, UnicodeDecodeError):
         return f"it is not UTF-8 text (byte {error.start})"
     return getattr(error, "strerror", None) or first_line(error)
@@ -53,7 +53,7 @@ def one_of(typed: str, known: Iterable[str]) -> str:
 
 
 def nearest(typed: str, known: Iterable[str], count: int = 1) -> list[str]:
-    """Return at most ``count`` names that differ little from what was typed, or begin with it; the nearest first."""
+    """Return at most ``count`` names that differ little from the typed one, or begin with it; the nearest first."""
     names = list(known)
     folded = {name.lower(): name for name in reversed(names)}
     found = difflib.get_close_matches(typed, names, count)
@@ -69,10 +69,10 @@ def reader_may_leave() -> Iterator[None]:
         sys.stdout.flush()
     except BrokenPipeError:
         of_output = select.poll()
-        of_output.register(sys.stdout.fileno(), 0)  # errors are told in any case
+        of_output.register(sys.stdout.fileno(), 0)  # errors are printed in any case
         if not any(event & select.POLLERR for _, event in of_output.poll(0)):
             raise  # another pipe
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is buffered still
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for text that is still buffered
         sys.exit(0)
 
 

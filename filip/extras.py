@@ -34,7 +34,7 @@ def extra_of(module: str) -> str | None:
 
 
 def missing_extra(error: ModuleNotFoundError, module: str) -> Exception:
-    """Return a UserError that names the extra to install; ``error`` itself if what is missing is a module of ours."""
+    """Return a UserError that names the extra to install; ``error`` itself if a module of ours is missing."""
     from filip_command import other_project
 
     missing = (error.name or "").partition(".")[0]

@@ -16,7 +16,7 @@ from typing import Any
 
 from filip.errors import UserError, nearest
 
-# Neither the program nor the data are at fault, and the sentence says all that a person needs.
+# Neither the program nor the data are at fault, and the sentence is enough for a person.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _SQLITE_FULL = 13  # sqlite3.SQLITE_FULL, without the import
 _OF_THE_DISK = (*_FULL, errno.EROFS, errno.EACCES, errno.EPERM)
@@ -36,7 +36,7 @@ _OF_A_PATH = {
 def replacing(path: str | Path, shared: bool = False) -> Iterator[Path]:
     """Yield a path next to ``path`` to write to; on success it replaces ``path``, on failure it is removed.
 
-    The name is fixed (``.NAME.part``), so that a rerun overwrites what a killed run left; ``shared``: a name of
+    The name is fixed (``.NAME.part``), so that a rerun overwrites a killed run's file; ``shared``: a name of
     this process, for files that several processes may write at once.
     """
     path = Path(path)
@@ -55,7 +55,7 @@ def replacing(path: str | Path, shared: bool = False) -> Iterator[Path]:
 
 @contextmanager
 def naming(path: str | Path) -> Iterator[None]:
-    """Let a disk error in this block, which writes to ``path``, say so and name the place.
+    """Let a disk error in this block, which writes to ``path``, name the place.
 
     A write that fails for want of room does not know for which file, and a copy names the file that it reads.
     """
@@ -82,7 +82,7 @@ def disk_error(error: BaseException) -> OSError | None:
     if getattr(error, "sqlite_errorcode", None) == _SQLITE_FULL:
         return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     if isinstance(error, RuntimeError) and re.search(r"PytorchStreamWriter failed writing|unexpected pos", str(error)):
-        return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # torch.save does not say why
+        return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # torch.save gives no reason
     return None
 
 
@@ -117,7 +117,7 @@ def explained(error: OSError, given: Sequence[str]) -> UserError | None:
 
 
 def _is_among(path: Path, values: Sequence[str]) -> bool:
-    """Return whether a path was typed, or lies below or above one that was."""
+    """Return whether a path was typed, or is below or above one that was."""
     own = Path(os.path.abspath(path))
     for value in values:
         for part in filter(None, re.split(r"[\[\],]", value)):
@@ -169,7 +169,7 @@ def near_path(path: str | os.PathLike[str]) -> str | None:
 def scratch_folder(out: str | Path, keep_on_failure: bool = False) -> Iterator[Path]:
     """Yield a folder ``.NAME.work`` next to ``out`` for intermediate files, removed at the end.
 
-    What a killed run left in it is removed first, unless ``keep_on_failure`` is set: then a failed or killed run
+    A killed run's files in it are removed first, unless ``keep_on_failure`` is set: then a failed or killed run
     leaves it and the next run finds its files.
     """
     out = Path(out).resolve()
@@ -196,7 +196,7 @@ def locked(path: str | Path, busy: str | None = None, shared: bool = False) -> I
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a+") as lock:  # NFS locks for sharing only what can be read
+    with open(path, "a+") as lock:  # NFS locks for sharing only readable files
         try:
             kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
             fcntl.flock(lock, kind | (0 if busy is None else fcntl.LOCK_NB))

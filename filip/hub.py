@@ -18,14 +18,14 @@ from filip.errors import UserError, plain
 from filip.progress import say
 
 WAIT = 5.0  # seconds for an answer
-SIGN = 1.5  # seconds after which a line says what is being waited for
+SIGN = 1.5  # seconds after which a line names the wait
 
 
 @contextmanager
 def hub_asked(local: bool = False) -> Iterator[None]:
     """Run a block that may download a model; ``local``: it does not.
 
-    A UserError in the block says in addition if the hub cannot be reached.
+    A UserError in the block also mentions a hub that cannot be reached.
     """
     try:
         from huggingface_hub import constants

@@ -1,4 +1,4 @@
-"""Tokenize by a ``tokenizer.json`` of Hugging Face's tokenizers, for text towers whose vocabulary is not CLIP's."""
+"""Tokenize by a ``tokenizer.json`` of Hugging Face's tokenizers, for other vocabularies than CLIP's."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class CaptionTokenizer(Protocol):
 
 
 class JsonTokenizer:
-    """A tokenizer from the text of its ``tokenizer.json``, whose normaliser and special tokens it applies.
+    """A tokenizer from the text of its ``tokenizer.json``, with its normaliser and special tokens.
 
     A text that is cut keeps its special tokens; one of which nothing is left has one token, with id 0.
     """

@@ -1,6 +1,6 @@
 """Write a study of your own pictures: ``filip new mine photos/``, then ``make run STUDY=mine``.
 
-The pictures are a folder with captions or a table, in any layout whose files lie on the disk (docs/data.md), or a list
+The pictures are a folder with captions or a table, in any layout whose files are on the disk (docs/data.md), or a list
 of URLs and captions. It writes data/NAME.yaml, eval/NAME.yaml and workflow/config/NAME.yaml, which may be edited.
 """
 
@@ -74,7 +74,7 @@ def main(config: New) -> None:
 
 
 def _columns(place: Path) -> list[str]:
-    """Return the columns of a table; [] for a folder, and for what is not a table."""
+    """Return the columns of a table; [] for a folder, and for anything but a table."""
     if not place.is_file():
         return []
     reading = Reading(place)

@@ -38,8 +38,8 @@ def option(
 
     at_least, above, at_most: the range of its numbers. choices: the values that it takes, or a function that returns
     them.
-    writes: "file" or "folder", if it names what the command writes, which is then checked before the command starts;
-    "store" is a folder whose files would make a folder of pictures something else.
+    writes: "file" or "folder", if the command writes there, which is then checked before it starts;
+    "store" is a folder with files that would make a folder of pictures something else.
     typed: whether it is an option of the command line; others are set by files and converters alone.
     """
     limits = {"at_least": at_least, "above": above, "at_most": at_most}

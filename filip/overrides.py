@@ -41,7 +41,7 @@ _OTHERS = {
 
 
 def check_overrides(schema: type, overrides: Sequence[str], groups: Mapping[str, Sequence[str]]) -> None:
-    """Raise UserError for the first argument that is not an option of ``schema``, or whose value does not fit it.
+    """Raise UserError for the first argument that is no option of ``schema``, or has a value that does not fit it.
 
     groups: the names of the files behind ``KEY=NAME``, by key (see :func:`config_groups`).
     """
@@ -224,7 +224,7 @@ def _keys(schema: type, prefix: str = "") -> Iterator[str]:
 
 
 def quote_text(schema: type, override: str) -> str:
-    """Quote ``key=value`` for Hydra, whose grammar would read a comma, an apostrophe or ``=`` in a text as syntax.
+    """Quote ``key=value`` for Hydra, which would otherwise read a comma, an apostrophe or ``=`` in a text as syntax.
 
     The value of a field of type ``str``, and each element of a ``list[str]``, is quoted; a list of one element may come
     without its brackets. New names may be written into a dict, for which Hydra wants ``++``. Left as they are:

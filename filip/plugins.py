@@ -17,7 +17,7 @@ def plugin_names(group: str) -> list[str]:
 
 
 def load_plugins(group: str, kind: type[Kind], known: Container[str]) -> dict[str, Kind]:
-    """Return what the installed packages offer under the entry point group ``group``, by name.
+    """Return the objects that the installed packages offer under the entry point group ``group``, by name.
 
     Raises UserError for a name that is in ``known`` or given twice, an entry that cannot be loaded, and one that is not
     a ``kind``.

@@ -53,9 +53,9 @@ _Bar.set_lock(threading.RLock())  # tqdm's own lock is a semaphore shared with o
 
 
 class Progress:
-    """A count of what is done of ``total`` (None: unknown); used as a context manager.
+    """A count of the work done of ``total`` (None: unknown); used as a context manager.
 
-    what: the job, e.g. "translate pt". unit: what is counted, in the plural, e.g. "captions". shown: False for a
+    what: the job, e.g. "translate pt". unit: the counted things, in the plural, e.g. "captions". shown: False for a
     process if another one counts the same.
     """
 

@@ -15,7 +15,7 @@ from PIL import ExifTags, Image, ImageOps
 
 from filip.errors import UserError, plain
 
-# The formats that Pillow may open from other people: those of pictures on the web. Its other 30 are code that hostile
+# The formats that Pillow may open from other people: pictures on the web. Its other 30 are code that hostile
 # bytes need not reach (EPS starts Ghostscript).
 FORMATS: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 IMAGE_FILES: tuple[str, ...] = (
@@ -57,7 +57,7 @@ STRIP = 256  # rows at a time, if a step needs a multiple of the picture's memor
 
 
 def not_read(paths: Iterable[Path]) -> str:
-    """Say how many files look like pictures of formats that are not read here, and what would read them; "" if none."""
+    """Return how many files look like pictures of formats that are not read here, and a remedy; "" if none."""
     counts = Counter(path.suffix.lower() for path in paths if path.suffix.lower() in OTHER_PICTURES)
     if not counts:
         return ""
@@ -101,7 +101,7 @@ def read_rgb(file: str | PathLike[str] | IO[bytes], max_pixels: int | None = Non
     """Read a picture as models see it: upright, as 8-bit RGB on white. Raises one of :data:`UNDECODABLE`.
 
     One that is more than 50 times as long as wide is refused; of any number of pixels only where ``max_pixels``, for
-    the files of other people, says so. draft: a JPEG of many pixels is decoded at a half, a quarter or an eighth of its
+    the files of other people, has one. draft: a JPEG of many pixels is decoded at a half, a quarter or an eighth of its
     size, down to 1,024 pixels of its shorter side, in a fraction of the time.
     """
     image = _opened(file)

@@ -1,6 +1,6 @@
-"""Write a table as Markdown, LaTeX, HTML, plain text or CSV: the report's, those of ``filip eval`` and README's alike.
+"""Write a table as Markdown, LaTeX, HTML, plain text or CSV: for the report, ``filip eval`` and README alike.
 
-A :class:`Grid` is what a table shows, cell by cell: not a data frame, so that ``filip eval`` prints without pandas.
+A :class:`Grid` is a printed table, cell by cell: not a data frame, so that ``filip eval`` prints without pandas.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def _csv(grid: Grid) -> str:
     return out.getvalue()
 
 
-# ---- what the formats share ----------------------------------------------------------------------------
+# ---- shared by the formats ----------------------------------------------------------------------------
 
 
 def _marks(grid: Grid) -> dict[str, str]:
@@ -126,7 +126,7 @@ def _notes(grid: Grid, marks: dict[str, str]) -> list[str]:
 
 
 def _blocks(grid: Grid, room: int, pack: bool = False) -> Iterator[tuple[str, list[int]]]:
-    """Yield the columns that stand side by side, with the name of their group: "" where titles tell them apart.
+    """Yield the columns that are side by side, with the name of their group: "" where titles tell them apart.
 
     pack: several groups may share a block.
     """
@@ -189,7 +189,7 @@ def _markdown(grid: Grid) -> str:
 
 
 def _plain(text: str) -> str:
-    """Return text whose asterisks are not read as emphasis."""
+    """Return text with asterisks that are not read as emphasis."""
     return text.replace("*", "\\*")
 
 

@@ -1,6 +1,6 @@
 """Tokenize by CLIP's byte-pair encoding: lower-cased, 49,408 tokens, [BOS] text [EOS].
 
-Token id 0 is a real token and CLIP also pads with it, so a caption's length is where its [EOS] stands,
+Token id 0 is a real token and CLIP also pads with it, so a caption's length is the place of its [EOS],
 never the number of ids above 0.
 """
 
@@ -23,7 +23,7 @@ BOS = 49406
 EOS = 49407
 MERGES = Path(__file__).resolve().parent / "resources" / "clip_merges.txt.gz"
 END_OF_WORD = "</w>"
-# In a text these stand for their ids, as in open_clip.
+# In a text these mean their ids, as in open_clip.
 SPECIAL = {"<start_of_text>": BOS, "<end_of_text>": EOS}
 # The pieces of a word that are encoded one by one: endings such as 's, letters, single digits, signs.
 PIECES = r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
@@ -132,7 +132,7 @@ def vocabulary() -> tuple[str, ...]:
 
 @cache
 def _letters() -> dict[int, str]:
-    """Return the sign that stands for each byte, by id: printable ones stand for themselves, the others follow."""
+    """Return the sign of each byte, by id: printable ones are themselves, the others follow."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in printable]
     return {byte: chr(byte) for byte in printable} | {byte: chr(256 + n) for n, byte in enumerate(others)}

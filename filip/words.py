@@ -20,7 +20,7 @@ _PLAIN = re.compile(r"[^\W_]+")
 
 
 def plain(text: str) -> str:
-    """Return the lower-cased words with single spaces: texts with the same plain form say the same."""
+    """Return the lower-cased words with single spaces: texts with the same plain form mean the same."""
     return " ".join(words_of(text))
 
 

@@ -132,7 +132,7 @@ def _first_by_group(drawings: list[Drawing]) -> list[Drawing]:
 
 
 def write_benchmark(benchmark: Benchmark, images: Path, root: Path, unseen: frozenset[str]) -> None:
-    """Write ``root/<name>/…``. The images and masks lie at ``images/<artist>/<slug>.png`` and ``.mask.png``.
+    """Write ``root/<name>/…``. The images and masks are at ``images/<artist>/<slug>.png`` and ``.mask.png``.
 
     The order is by hash, so that the first n samples of any n are a fair sample.
     """

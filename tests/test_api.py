@@ -213,7 +213,7 @@ def test_names_of_the_package_are_those_of_the_api() -> None:
 
 @pytest.mark.parametrize("orientation", range(2, 9))
 def test_a_picture_is_seen_upright_wherever_it_is_read(orientation: int, folder: Path, tmp_path: Path) -> None:
-    """It is turned as the download turns those of a training; a phone writes nearly every photograph turned."""
+    """It is turned as the download turns a training's pictures; a phone writes nearly every photograph turned."""
     stored = picture(3, 48).crop((0, 0, 48, 40))
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = orientation

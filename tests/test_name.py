@@ -10,7 +10,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 LISTED = subprocess.run(
     ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True
 ).stdout.split()
-# Where its own name may stand: what declares it, what explains it, what tests it.
+# Where its own name may be: what declares it, what explains it, what tests it.
 NAMED = {"pyproject.toml", "docs/installation.md", "CHANGELOG.md", "tests/test_wheel.py", "tests/test_name.py"}
 TEXTS = {
     name: (ROOT / name).read_text()

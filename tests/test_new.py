@@ -32,7 +32,7 @@ SUFFIXES = [".png", ".jpg", ".JPG", ".webp"]
 
 
 def album(folder: Path) -> Path:
-    """Write 149 files: 130 pictures with odd names in nested folders, and what else lies in such a folder."""
+    """Write 149 files: 130 pictures with odd names in nested folders, and what else is in such a folder."""
     scenes = sorted((ROOT / "docs/scenes").glob("*.png"))
     rows = []
     for number in range(130):

@@ -197,7 +197,7 @@ def test_the_study_of_the_recipe_has_a_complete_plan(workspace: Path) -> None:
 
 
 def test_the_python_runs(workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    """README's lines print what stands below them."""
+    """README's lines print what is below them."""
     monkeypatch.chdir(workspace)
     first, *others = blocks("python")
     exec(first, {})

@@ -73,7 +73,7 @@ def _lock(file: IO[str], how: int) -> bool:
 
 
 def mark(results: str | Path) -> None:
-    """Mark the processes that are started from now on as those of this run."""
+    """Mark the processes that are started from now on as this run's."""
     os.environ[MARK] = str(Path(results).resolve())
 
 

@@ -16,7 +16,7 @@ from filip.study import Study
 
 
 class Selection:
-    """Scored and selected side-cars of a study, in ``results/<study>/``. What is measured lies with the shards."""
+    """Scored and selected side-cars of a study, in ``results/<study>/``. What is measured is with the shards."""
 
     def __init__(self, study: StudySources, config: dict[str, Any]) -> None:
         self.study, self.config = study, config
@@ -113,7 +113,7 @@ class StudySources(Study):
         return "|".join(names) or "no source"
 
     def images(self, source: str) -> str:
-        """Return where the images of a source lie: as its card says, or in the corpus that is built here."""
+        """Return where the images of a source are: as its card says, or in the corpus that is built here."""
         card = self.source_cards[source]
         return f"{self.corpus}/captions.csv" if card.built_by else card.images or ""
 

@@ -48,7 +48,7 @@ class WorkflowStudy(StudySources, StudyEvaluations):
     # ---- training ------------------------------------------------------------------------------------
 
     def train_arguments(self, run: str) -> list[str]:
-        """Return Hydra overrides of filip.train that say what is trained (not where the files lie)."""
+        """Return Hydra overrides of filip.train that say what is trained (not where the files are)."""
         training = self.training(run)
         sources = ",".join(
             # spaces: DeepSpeed quotes no other arguments for the shells of further hosts, and bash expands braces

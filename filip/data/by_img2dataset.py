@@ -1,7 +1,7 @@
 """Download by img2dataset itself, in a process and an environment of its own: ``download: {engine: img2dataset}``.
 
-Its folder of tars lies beside the shards and comes in by :mod:`filip.data.ingest`, so that the shards and the
-funnel are the same; what it could not fetch is in the funnel under our names. ``download.img2dataset`` has any
+Its folder of tars is beside the shards and comes in by :mod:`filip.data.ingest`, so that the shards and the
+funnel are the same; its failures are in the funnel under our names. ``download.img2dataset`` has any
 of its own options (https://github.com/rom1504/img2dataset). It asks for inner addresses as well: what
 ``allow_private_hosts`` forbids, our own engine alone refuses.
 """
@@ -81,7 +81,7 @@ def download_by_img2dataset(list_path: str | Path, out: str | Path, card: Source
 
 
 def reason_of_message(message: str) -> str:
-    """Return our name for what img2dataset says of a URL; "other" for what it has never said to us."""
+    """Return our name for img2dataset's status of a URL; "other" for an unknown one."""
     for pattern, reason in REASONS.items():
         if found := re.search(pattern, message, re.IGNORECASE):
             return found.expand(reason)

@@ -1,6 +1,6 @@
 """Source cards: one YAML file per training source, ``data/<name>.yaml``, found by :mod:`filip.resources`.
 
-A card says where a list of URLs and captions comes from, how to read it, and which rules apply to it. To add
+A card has the origin of a list of URLs and captions, its columns, and its rules. To add
 a data set is to add a card. Every key has a type and a default here; a card with an unknown or mistyped key
 is refused with a sentence that names the key.
 """

@@ -139,7 +139,7 @@ def download(
 def sweep(work: Path, finished: bool = False, part: Part = None) -> None:
     """Remove the half-finished shards that killed workers left; when all are ``finished``, also their progress.
 
-    part: leave those of other parts, whose jobs may run.
+    part: leave the shards of other parts, which may be running.
     """
     files = (".feather", ".progress", ".lock") if finished else (".feather",)
     for path in work.iterdir():

@@ -3,9 +3,9 @@
     python -m filip.data.forget shards=SHARDS captions=[CAPTIONS,SCORED] lists=[list.parquet,kept.parquet] \\
         manifests=[manifest.json] urls=urls.txt sha256=hashes.txt phash=hashes.txt
 
-For takedowns: what the rules drop stays in the tars, what is forgotten does not. Each image loses its files in the tar,
-its row in every side-car, its texts in the cache of translations, its rows in the lists, its samples in funnels, and
-all that its shard's Parquet file says of it. Hashes of what was asked for stay in ``SHARDS/_work/forgotten.json``, so
+For takedowns: images that the rules drop stay in the tars, forgotten ones do not. Each image loses its files in the
+tar, its row in every side-car, its texts in the cache of translations, its rows in the lists, its samples in funnels,
+and its row in the shard's Parquet file. Hashes of the requests stay in ``SHARDS/_work/forgotten.json``, so
 that no later download or ingest brings it back. A killed run is started again with the same command.
 """
 
@@ -55,7 +55,7 @@ class ForgetConfig:
 
 
 def main(config: ForgetConfig) -> None:
-    """Remove images with all that is known of them, by URL, SHA-256 or perceptual hash."""
+    """Remove images with every trace of them, by URL, SHA-256 or perceptual hash."""
     found = forget(config)
     print(f"{config.shards}: {found['images']:,} images forgotten in {found['shards']:,} shards")
     for name, count in found["not_found"].items():
@@ -69,7 +69,7 @@ def main(config: ForgetConfig) -> None:
 
 
 def forget(config: ForgetConfig) -> dict[str, Any]:
-    """Remove the images and return how many. Raises UserError for files that do not hold what they should."""
+    """Remove the images and return how many. Raises UserError for files without the expected content."""
     asked = {
         "urls": _lines(config.urls, r"\S.*"),
         "sha256": {line.lower() for line in _lines(config.sha256, r"[0-9a-fA-F]{64}")},
@@ -154,7 +154,7 @@ def _lines(path: str | None, pattern: str) -> set[str]:
 def _find(
     con: Any, files: list[Path], asked: dict[str, set[str]], config: ForgetConfig
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Return the rows of the shards that were asked for; and what was not found, and how many have copies elsewhere."""
+    """Return the requested rows of the shards, the requests without an image, and how many have copies elsewhere."""
     # an image that a killed run was at may have no score any more by which it could be found
     before = Forgotten.load(Path(config.shards)).files
     for name, values in (*asked.items(), ("files", asked["sha256"] | before)):
@@ -247,7 +247,7 @@ def _forget_in_shard(folder: Path, shard: str, rows: list[dict[str, Any]], capti
     with local(tar, folder / "_work") as before, replacing(tar) as part:
         _copy_tar(before, part, keys)
     shard_index(tar)  # written anew: the tar has changed
-    answers = tar.with_suffix(".answers")  # what the servers said, if the shard was downloaded
+    answers = tar.with_suffix(".answers")  # the servers' headers, if the shard was downloaded
     if answers.exists():
         told = whole_file(answers)
         with replacing(answers) as part:
@@ -275,7 +275,7 @@ def _copy_tar(tar: Path, part: Path, keys: set[str]) -> None:
     gone = {offset for key, offset in zip(index.keys, index.offsets, strict=True) if key in keys}
     with tarfile.open(tar, "r:") as source, tarfile.open(part, "w", format=tarfile.PAX_FORMAT) as target:
         while (member := source.next()) is not None:
-            source.members = []  # type: ignore[attr-defined]  # or all of them stay in memory
+            source.members = []  # type: ignore[attr-defined]  # or they all stay in memory
             if member.offset_data not in gone:
                 target.addfile(member, source.extractfile(member) if member.isreg() else None)
 

@@ -1,7 +1,7 @@
 """Account in a funnel for what came into each stage, what went out, and why the rest was dropped.
 
 A stage writes a fragment; ``python -m filip.data.funnel fragments=[a.json,b.json] out=funnel.json`` merges them.
-In each fragment ``in == out + sum(dropped)``, and a stage takes in what the one before it gave out: both are
+In each fragment ``in == out + sum(dropped)``, and a stage takes in the pairs that the one before gave out: both are
 checked when a fragment is written and when it is read, so that no pair can vanish between two files.
 """
 

@@ -157,7 +157,7 @@ def state_of_images(card: SourceCard, out: str) -> str:
         layout, _, reading = recognise(reading)
         return digest({file: file_state(file) for file in LAYOUTS[layout].files(reading)})
     except UserError:
-        return ""  # the command says what is wrong
+        return ""  # the command names the fault
 
 
 def _list_images(
@@ -183,7 +183,7 @@ def _list_images(
     group = ""
     if card.group_column:
         group = f'"group" AS {duckdb_io.sql_identifier(card.group_column)},'
-    # the first row of the lowest rank counts for an image, and its place is that of the image
+    # the first row of the lowest rank counts for an image, and its place is the image's
     query = f"""SELECT url, captions, {group} problem AS _problem, file AS _file, position AS _position,
             size AS _size, "key" AS _key, first_value(part) OVER image AS _part, first_value(n) OVER image AS _n
         FROM (SELECT *, {RANK} AS rank FROM {duckdb_io.parquet(files)})
@@ -238,7 +238,7 @@ def _apply_rules(
             if layout.shard_per_file
             else f"(dense_rank() OVER (ORDER BY {order}) - 1) // {card.download.samples_per_shard}"
         )
-        # a row per caption; what was forgotten keeps its place, so that the other shards stay as they are
+        # a row per caption; forgotten images keep their places, so that the other shards stay as they are
         query = f"""SELECT l.url, '' AS caption, p.caption AS captions,
                 l.* EXCLUDE (url, captions, _problem, _n), {shard} AS _shard
             FROM {numbered} l JOIN (SELECT _image, caption, _nth FROM {duckdb_io.parquet(passed)} UNION ALL
@@ -280,7 +280,7 @@ def _write_by_shard(images: Iterator[pa.Table], path: Path) -> None:
 
 
 def _store(card: SourceCard, layout: str, kept: Path, folder: Path, tars: str | None) -> range:
-    """Make the shards that are missing, or differ from what the rows and settings now say."""
+    """Make the shards that are missing, or differ from the present rows and settings."""
     parquet = pq.ParquetFile(kept)
     shards = range(parquet.num_row_groups)
     sweep(folder, shards)

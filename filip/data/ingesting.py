@@ -86,7 +86,7 @@ def store_shard(kept: Path, shard: int, folder: Path, card: SourceCard, layout: 
     maker = ShardMaker(card=card, final_folder=folder, tars=tars)
     schema = _schema(kept, shard)
     with maker.staged(shard) as (staging, progress):
-        linked = not Forgotten.load(folder).path.exists()  # else the tar may hold what was forgotten
+        linked = not Forgotten.load(folder).path.exists()  # else the tar may hold forgotten images
         stats = _link(rows, schema, staging / shard_name(shard), card, layout) if linked else None
         if stats is None:
             images = ((number, *_read(row, layout)) for number, row in enumerate(rows))
@@ -129,7 +129,7 @@ def _read(row: Row, layout: str) -> tuple[bytes | None, str]:
 def _link(rows: list[Row], schema: pa.Schema, path: Path, card: SourceCard, layout: str) -> dict[str, Any] | None:
     """Link to the rows' tar, if no image in it has to change and a loader finds each by its key; else return None.
 
-    path: that of the shard's files without a suffix. Returns the statistics.
+    path: of the shard's files, without a suffix. Returns the statistics.
     """
     if not LAYOUTS[layout].shard_per_file or any(row["_key"] is None for row in rows):
         return None
@@ -221,7 +221,7 @@ def group_captions(sorted_rows: pa.RecordBatchReader, by: Sequence[str], once: b
     """Yield one row for each run of rows with equal columns ``by``, in tables of any size; the last may be empty.
 
     The column ``captions`` (strings, or lists of them) becomes the list of all values in the run, in their order and,
-    if ``once``, without repetitions; the other columns are those of the first row.
+    if ``once``, without repetitions; the other columns come from the first row.
     """
     held = sorted_rows.schema.empty_table()
     for batch in sorted_rows:

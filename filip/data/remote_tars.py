@@ -26,7 +26,7 @@ OWNER = "filip.json"  # in the bucket: which folder fills it
 
 
 def address(tar: Path) -> str | None:
-    """Return where the tar of a shard lies if it is in a bucket; None for a file, or if there is none."""
+    """Return where the tar of a shard is if it is in a bucket; None for a file, or if there is none."""
     target = os.readlink(tar) if tar.is_symlink() else ""
     return target if "://" in target else None
 

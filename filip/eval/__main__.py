@@ -7,7 +7,7 @@
 
 Each data set is opened before anything is encoded. Results are kept as ``<out>/<protocol>/<data set>.json``, with the
 outcome of each image next to them; a result that is there, for the same weights, data and settings, is kept. With
-``out=FILE.json`` all benchmarks of one protocol stand in one file.
+``out=FILE.json`` all benchmarks of one protocol are in one file.
 """
 
 from __future__ import annotations

@@ -166,7 +166,7 @@ class CutTexts:
 
 
 def size_note(card: BenchmarkCard, n: int) -> str | None:
-    """Say why a number cannot be compared with published ones: other images, or what the card says; None if it can."""
+    """Return why a number cannot be compared with published ones, by the images or the card; None if it can."""
     if card.published_size not in (None, n):
         return f"{n} images, but the published numbers are of {card.published_size}: not comparable"
     if card.size is None or card.size == n:
@@ -179,7 +179,7 @@ def size_note(card: BenchmarkCard, n: int) -> str | None:
 class Context:
     """The surroundings of an evaluation.
 
-    root: folder below which the data sets of cards lie. prompts: a prompt file, one prompt with {c} in it, or
+    root: folder below which the data sets of cards are. prompts: a prompt file, one prompt with {c} in it, or
     "auto": the file of the model's family. store: the image features that are kept. share: this process among those
     that evaluate together. text_tokens: which take part in a token-wise score (:mod:`filip.eval.text_tokens`).
     """

@@ -21,7 +21,7 @@ def evaluate(
     """Return (what a result file says beyond the model, the outcome of each image) of the protocol ``name`` on the
     cards.
 
-    settings: those of the protocol; None: its defaults. Raises UserError as the protocol does.
+    settings: of the protocol; None: its defaults. Raises UserError as the protocol does.
     """
     protocol = protocol_of(name)
     settings = protocol.settings() if settings is None else settings

@@ -1,6 +1,6 @@
 """Fit a picture that is not square to a model that sees squares: by its centre, whole with borders, or in tiles.
 
-Or see the whole of it, and keep of its features those of a box.
+Or see the whole picture, and keep the features of a box.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
     C * (sum of the cross-entropies) + |W|^2 / 2, the biases unpenalised, by L-BFGS
 
 divided by C times the number of images. Two classes have one weight vector, as scikit-learn has it. The features
-are gone through in blocks, so that ImageNet's 1.28 M images times 1,000 classes never stand in memory at once.
+are gone through in blocks, so that ImageNet's 1.28 M images times 1,000 classes are never in memory at once.
 """
 
 from __future__ import annotations

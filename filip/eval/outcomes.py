@@ -41,7 +41,7 @@ class Outcomes:
         values: Mapping[str, np.ndarray | Tensor | Sequence[float]],
         cluster: Sequence[str] | None = None,
     ) -> Outcomes:
-        """Make outcomes from lists; without ``cluster`` every query stands alone."""
+        """Make outcomes from lists; without ``cluster`` every query is alone."""
         measures = {name: np.asarray(value, dtype=np.float32) for name, value in values.items()}
         return cls(np.asarray(key, str), measures, np.asarray(key if cluster is None else cluster, str))
 

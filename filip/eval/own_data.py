@@ -16,7 +16,7 @@ from filip.sets.layouts import LAYOUTS, recognise
 def cards_of(data: str, loader: str | None = None) -> list[BenchmarkCard]:
     """Return the benchmarks in ``data``: a card by name or path, or a folder or file with your data.
 
-    A card may name its layout: ``cifar10@torchvision``; ``loader`` is that of the others.
+    A card may name its layout: ``cifar10@torchvision``; ``loader`` is the layout of the others.
 
     Your data may be: a folder of classes (``class/image.jpg``), CLIP_benchmark's webdataset, a table with a column of
     labels, or images with captions in any layout that :mod:`filip.sets` reads. With labels and captions it is two

@@ -166,7 +166,7 @@ def pointed_scenes(
 
 
 def name_prompts(caption: str, labels: Sequence[str], key: str = "") -> list[Prompt]:
-    """Return what stands before and after each label in the caption; "dog" is not looked for in "hot dog".
+    """Return what is before and after each label in the caption; "dog" is not looked for in "hot dog".
 
     Raises UserError if a label is not there.
     """
@@ -184,10 +184,10 @@ def name_prompts(caption: str, labels: Sequence[str], key: str = "") -> list[Pro
 
 
 def coverage(mask: Image.Image, transform: Callable[[Image.Image], Tensor], grid: tuple[int, int]) -> np.ndarray:
-    """Return [rows, columns]: the share of each patch that lies on the object, after the image's own transform.
+    """Return [rows, columns]: the share of each patch that is on the object, after the image's own transform.
 
     The mask goes through the transform as if it were the image, whatever that resizes or crops; its
-    normalisation is undone by comparing with what black and white become. Borders, where both are the same, lie on
+    normalisation is undone by comparing with what black and white become. Borders, where both are the same, are on
     nothing.
     """
     black, white = (_transformed(transform, mask.size, colour) for colour in ("black", "white"))
@@ -256,7 +256,7 @@ def pointing(
 
     The outcome of each image is put into ``record`` as ``<name>.pointing``.
 
-    Also ``hit_precision``, the share of patches aligned with a label token that lie on the object, and
+    Also ``hit_precision``, the share of patches aligned with a label token that are on the object, and
     ``hit_recall``, the share of the object's patches that are so aligned.
     """
     scenes: list[PointedScene] = []
@@ -321,8 +321,8 @@ def composite_pointing(
 
     The outcome of each label is put into ``record`` as ``<name>.composites``, the labels of a pair as one cluster.
 
-    ``value``: a label's best patch lies on its own object (chance: the fraction of patches that do).
-    ``own_side``: it lies in its own object's half. The text names the left object first in every second pair, the
+    ``value``: a label's best patch is on its own object (chance: the fraction of patches that do).
+    ``own_side``: it is in its own object's half. The text names the left object first in every second pair, the
     right one in the others: a model that sends the first name to the left, whatever it sees, gets one half.
     """
     usable = [item for item in items if item.mask is not None]

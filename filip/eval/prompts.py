@@ -31,7 +31,7 @@ class Prompt:
 
 
 def compose(prefix: str, description: str, suffix: str, comma: bool = True) -> Prompt:
-    """Make one prompt of the paper's form. comma: whether one stands between label and description."""
+    """Make one prompt of the paper's form. comma: whether one is between label and description."""
     if not (prefix or description or suffix):
         return Prompt("", "")
     before = f"{prefix} " if prefix else ""

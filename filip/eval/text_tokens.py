@@ -59,7 +59,7 @@ def select_tokens(
 ) -> tuple[Tensor, Tensor]:
     """Return (which of the packed tokens take part [T] bool, how many are left of each text [t] int64).
 
-    tokens: those of each text, with or without a vector for its ends; lengths: [t] int64, the vectors of each.
+    tokens: of each text, with or without a vector for its ends; lengths: [t] int64, the vectors of each.
     """
     masks = []
     for text, names, length in zip(texts, tokens, lengths.tolist(), strict=True):

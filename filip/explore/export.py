@@ -128,7 +128,7 @@ def static_data(gallery: Gallery, towers: PageTowers) -> dict[str, Any]:
 
 
 def common_data(gallery: Gallery) -> dict[str, Any]:
-    """Return the data of both feeds: the title, the texts to choose from, and what each image shows."""
+    """Return the data of both feeds: the title, the texts to choose from, and the things on each image."""
     return {
         "title": gallery.title,
         "texts": gallery.texts,
@@ -161,7 +161,7 @@ def _model_data(viewer: Viewer, features: ViewedImages, texts: list[ViewedText],
     data = viewer.about()
     if viewer.has_map:
         image_tokens = features.map.flatten(0, 1)
-        # the products with these are what the rounding is to keep
+        # the rounding keeps the products with these
         text_tokens = torch.cat([text.vectors for text in texts] or [image_tokens])
         data |= {
             "dim": features.map.shape[-1],

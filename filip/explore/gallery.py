@@ -1,4 +1,4 @@
-"""Hold images and texts as one or two models see them: what the explorer ranks, and why.
+"""Hold images and texts as one or two models see them, for the explorer to rank and explain.
 
 A token-wise model ranks images as `filip search` does, by s^T: the mean over the tokens of words that name something of
 their best patch (equation 5 of the paper), by the scorer of every table. A pooled model ranks by its cosine, and its
@@ -103,7 +103,7 @@ class Viewer:
         return self.scorer.similarity(images.scored, text.scored).t2i[:, 0]
 
     def about(self) -> dict:
-        """Return what the page says about the model. extra: tokens before the patches, such as [CLS]."""
+        """Return the page's description of the model. extra: tokens before the patches, such as [CLS]."""
         return {"label": self.label, "token_wise": self.token_wise, "grid": list(self.grid)}
 
 
@@ -203,7 +203,7 @@ class Gallery:
         return positions[text]
 
     def alternative(self, index: int) -> str:
-        """Describe in words what an image shows, for those who do not see it."""
+        """Describe an image in words, for people who do not see it."""
         own = self.own_text[index]
         return self.keys[index] if own is None else self.texts[own]
 

@@ -1,4 +1,4 @@
-"""Read a text as a search does: the words that name a thing, those that a model never learned, the tokens that count.
+"""Read a text as a search does: its names of things, the words that a model never learned, the tokens that count.
 
 A search counts the tokens of words that name something and that the training had; the page of a file computes the same
 (``assets/tokenizer.js``).
@@ -34,7 +34,7 @@ class NothingKnownError(UserError):
 def named_things(encoder: Encoder, text: str, things: Sequence[str] = ()) -> list[dict[str, Any]]:
     """Return ``[{"label": "slot machine", "tokens": [9, 10]}, …]``: positions in ``encoder.tokens(text)``, in order.
 
-    things: what the text is known to name. Without them, or if it does not name them all, every word that is not a
+    things: known names of the text. Without them, or if it does not name them all, every word that is not a
     function word counts as a name.
     """
     prompts = _known(text, things)

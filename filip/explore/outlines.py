@@ -30,7 +30,7 @@ def outlines(masks: Iterable[tuple[str, Image.Image]]) -> dict[str, str]:
 
 
 def _loops(inside: np.ndarray) -> Iterator[list[Point]]:
-    """Yield the closed lines between cells inside and outside: corners (x, y), clockwise around what is inside."""
+    """Yield the closed lines between cells inside and outside: corners (x, y), clockwise around the inside."""
     padded = np.pad(inside, 1)
     ways: dict[Point, list[Point]] = {}
     # the neighbour of a cell that is outside, and the corners at which the edge towards it begins and ends

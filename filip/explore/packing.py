@@ -15,7 +15,7 @@ def pack(vectors: Tensor, against: Tensor | None = None) -> tuple[Tensor, Tensor
     """Pack ``[n, d]`` float into (int8 ``[n, d]``, float32 ``[n]``): a vector is its integers times its scale.
 
     The largest component of each vector becomes 127. Plain rounding puts a component off by at most half a step.
-    against: vectors ``[m, d]`` whose products with these matter. Then components are rounded one after the other, and
+    against: vectors ``[m, d]``; the products with them matter. Then components are rounded one after the other, and
     the error of each is carried into the later ones so that the products change least: the update of GPTQ (Frantar et
     al., 2022, equation 3) with the second moment of ``against`` for its Hessian. The demo's scores come out four times
     as close, which is what keeps the first image of a ranking the first.

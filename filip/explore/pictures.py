@@ -1,4 +1,4 @@
-"""Open what is to be explored: a folder or set of images, a search index, or a benchmark card."""
+"""Open the images to explore: a folder or set of images, a search index, or a benchmark card."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def open_pictures(images: str, root: str | None, count: int | None) -> Pictures:
     """Return the pictures of a folder, a set with captions, a search index or a benchmark card.
 
     images: a folder; a file or folder in any layout that :mod:`filip.sets` reads; a folder that ``filip index build``
-    has written; or a card's name or path, whose data lie below ``root``. count: maximum number, evenly spread; None:
+    has written; or a card's name or path, whose data are below ``root``. count: maximum number, evenly spread; None:
     all. Raises UserError if the folder or card does not exist or has no picture.
     """
     place = Path(images)

@@ -159,7 +159,7 @@ class _Convolutions:
 
 
 def _stem(network: Any) -> dict[str, Any]:
-    """Return an EfficientNet whose norms are folded: its convolutions, and which outputs are added to which."""
+    """Return an EfficientNet with folded norms: its convolutions, and the outputs that are added to others."""
     found = _Convolutions()
     found.add("stem", network.conv_stem, type(network.bn1).__name__)
     parts = {"DepthwiseSeparableConv": ("conv_dw", "conv_pw"), "InvertedResidual": ("conv_pw", "conv_dw", "conv_pwl")}

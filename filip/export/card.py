@@ -75,7 +75,7 @@ def model_card(source: ModelSource, library: str, use: str) -> str:
 
 
 def _tower(image: ImageTowerConfig) -> str:
-    """Describe an image tower: the name of timm stands for its size only as far as nothing changes that."""
+    """Describe an image tower: timm's name means its size only as long as nothing changes it."""
     changed = [_blocks(image.layers)] if image.layers else []
     changed += [f"width {image.width}"] if image.width else []
     tower = " with ".join(part for part in (image.timm, " of ".join(changed)) if part)
@@ -87,7 +87,7 @@ def _blocks(count: int) -> str:
 
 
 def _introduction(card: str) -> list[str]:
-    """Return what a card says before its first section, without its table."""
+    """Return the beginning of a card, up to its first section, without its table."""
     text = card.partition("\n# ")[2].partition("\n## ")[0].partition("\n")[2]
     text = re.sub(r"^\|.*\n?", "", text, flags=re.MULTILINE).strip()
     return [text, ""] if text else []
@@ -114,7 +114,7 @@ def _licence(source: ModelSource) -> list[str]:
 
 
 def _citations(result: dict[str, Any], interaction: str) -> list[str]:
-    """Return the papers of what the model compares by, and of the terms of its loss."""
+    """Return the papers of the model's comparison and of the terms of its loss."""
     loss = result.get("config", {}).get("loss", {})
     known = {name: value for name, value in loss.items() if name in TERMS}
     trained = resolve_weights(known, interaction) if known else {}
@@ -146,7 +146,7 @@ def _manifest(path: str | None) -> dict[str, Any]:
 
 
 def _recipe(result: dict[str, Any]) -> list[str]:
-    """Return the settings that decide what is learned, as far as they differ from the defaults of this version."""
+    """Return the settings that decide the result of learning, if they differ from this version's defaults."""
     if not result.get("config"):
         return ["## Training", "", "Not recorded with these weights.", ""]
     defaults = dict(flat(asdict(TrainConfig())))

@@ -18,7 +18,7 @@ class Format:
     """A format to export to.
 
     write  takes the source and ``out``, and raises UserError if the format cannot hold the model
-    out    "file" or "folder": what is written at ``out``
+    out    "file" or "folder", written at ``out``
     """
 
     write: Callable[[ModelSource, str], None]

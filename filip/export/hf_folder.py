@@ -126,7 +126,7 @@ def clip_tokenizer(model: DualEncoder) -> Any:
         )
     ids: dict[str, int] = {token: number for number, token in enumerate(vocabulary())}
     ids |= {"<|startoftext|>": BOS, "<|endoftext|>": EOS}
-    pairs: Any = list(merges())  # transformers' annotation says strings
+    pairs: Any = list(merges())  # transformers' annotation has strings
     longest = model.config.text.context_length
     tokenizer = CLIPTokenizer(vocab=ids, merges=pairs, model_max_length=longest)
     # in tokenizer.json, for readers without transformers
@@ -149,7 +149,7 @@ def new_folder(out: str | Path) -> Iterator[Path]:
     with naming(out):
         try:
             yield part
-            for file in part.rglob("*"):  # safetensors lets only the owner read what it writes
+            for file in part.rglob("*"):  # safetensors lets only the owner read its files
                 file.chmod(0o755 if file.is_dir() else 0o644)
             if out.is_dir():
                 out.rmdir()

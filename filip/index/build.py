@@ -159,7 +159,7 @@ def _opened(config: Build, scorer: Scorer, out: Path) -> Index:
 
 
 def _difference(old: About, new: About) -> str:
-    """Say how an index differs from the request; "" if in nothing that counts."""
+    """Return how an index differs from the request; "" if in nothing that counts."""
     if old.weights != new.weights:
         if old.model != new.model:
             return f"was made by the model {old.model}, not {new.model}"

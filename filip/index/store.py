@@ -181,7 +181,7 @@ class Index:
         """Release the files."""
         self._table.close()
 
-    # ---- what is in it -------------------------------------------------------------------------------
+    # ---- its content -------------------------------------------------------------------------------
 
     def stamps(self) -> dict[str, str]:
         """Return the stamp of every image by its path; see :class:`filip.sets.image_set.Item`."""

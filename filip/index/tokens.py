@@ -1,4 +1,4 @@
-"""Make the tokens of images small: similar ones averaged, each rounded to 8 bits; and score all of them at once."""
+"""Make the tokens of images small: similar ones averaged, each rounded to 8 bits; and score them all at once."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ BLOCK = 128 << 20
 
 
 def token_type(dtype: str, dim: int) -> np.dtype:
-    """Return the type of a stored token: its values, and for int8 by what they are to be multiplied."""
+    """Return the type of a stored token: its values, and for int8 their factor."""
     values = ("values", dtype, (dim,))
     return np.dtype([values, ("scale", "<f4")] if dtype == "int8" else [values])
 

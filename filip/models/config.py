@@ -22,7 +22,7 @@ class ImageTowerConfig:
     """A vision transformer from timm, by name, with optional changes of its size.
 
     CLIP's ViT and timm's plain ViT (``vit_base_patch32_224``) differ in four places; timm's ``*_clip_*``
-    names have CLIP's version of the first three, and those are what the presets use:
+    names have CLIP's version of the first three, which the presets use:
 
     - CLIP normalises once more *before* the blocks (``norm_pre``), timm does not;
     - CLIP's patch embedding has no bias, timm's has one;

@@ -44,7 +44,7 @@ def without_ends(text: TextFeatures) -> TextFeatures:
 class PooledFeatures(NamedTuple):
     """One unit vector per image and per text, which ``model.pooling`` makes from their projected tokens."""
 
-    image: Tensor  # [b, d] float32; d is that of a token, times the heads
+    image: Tensor  # [b, d] float32; d is a token's width, times the heads
     text: Tensor  # [b, d] float32
 
 
@@ -57,7 +57,7 @@ class Encoded(NamedTuple):
     pooled: PooledFeatures | None = None  # in addition to tokens, if requested
     further: TextFeatures | None = None  # tokens of further captions, if given; some have none
     parameters: Mapping[str, Tensor] = MappingProxyType({})  # parameters of the loss by name, each [1, ...] float32
-    image_lengths: Tensor | None = None  # [b] int64, tokens of each image; what is behind them is padding. None: all n1
+    image_lengths: Tensor | None = None  # [b] int64, tokens of each image; the rest is padding. None: all n1
 
 
 class DualEncoder(nn.Module):
@@ -275,7 +275,7 @@ class DualEncoder(nn.Module):
     def scale(self) -> Tensor:
         """Return ``[1]``, the factor on the similarities, 1/temperature.
 
-        Not clamped here: the optimiser clamps the parameter to ``log(config.max_logit_scale)``, whose exponential
+        Not clamped here: the optimiser clamps the parameter to ``log(config.max_logit_scale)``, and its exponential
         exceeds the maximum by rounding (100.0000076 in float32, 100.04 from a float16 copy). A clamp of the result
         would then have gradient 0, and the temperature could never move again.
         """

@@ -1,4 +1,4 @@
-"""Define the image encoder: a timm ViT whose tokens are all projected, plus resizing of its position embeddings."""
+"""Define the image encoder: a timm ViT with all tokens projected, plus resizing of its position embeddings."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class ImageTower(nn.Module):
 
     ``forward(pixels [b, 3, H, W])`` returns all tokens ``[b, prefix + patches, embed_dim]``, prefix tokens
     ([CLS], registers) first. A NaFlex also takes pictures in their own shape: ``forward(patches [b, n, p * p * 3],
-    grids [b, 2])``, the values of each patch with the colours last, row by row; what is beyond rows * columns is
+    grids [b, 2])``, the values of each patch with the colours last, row by row; the rest, beyond rows * columns, is
     padding.
     """
 

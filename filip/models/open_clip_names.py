@@ -37,7 +37,7 @@ _TEXT_BLOCK = {
 
 
 def open_clip_names(image_layers: int, text_layers: int) -> dict[str, str]:
-    """Map the names of our parameters to those of ``open_clip.CLIP`` with as many blocks."""
+    """Map the names of our parameters to the names in ``open_clip.CLIP`` with as many blocks."""
     names = {
         "logit_scale": "logit_scale",
         "image.projection.weight": "visual.proj",
@@ -64,7 +64,7 @@ def from_open_clip(state: dict[str, Tensor], image_layers: int, text_layers: int
 
 
 def to_open_clip(model: DualEncoder) -> dict[str, Tensor]:
-    """Convert our state dict to that of ``open_clip.CLIP``."""
+    """Convert our state dict to ``open_clip.CLIP``'s."""
     state = model.state_dict()
     names = open_clip_names(model.image.depth, len(model.text.blocks))
     return {theirs: _as_theirs(ours, state[ours]) for ours, theirs in names.items()}

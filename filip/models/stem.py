@@ -17,7 +17,7 @@ from torch.nn.utils import fuse_conv_bn_weights
 from filip.errors import UserError
 from filip.pixels import CLIP_MEAN, CLIP_STD
 
-CPU_IMAGES = 16  # at a time on a CPU, whose caches then hold the activations between layers
+CPU_IMAGES = 16  # at a time on a CPU: its caches then hold the activations between layers
 
 
 class Stem(nn.Module):
@@ -25,8 +25,8 @@ class Stem(nn.Module):
 
     A feature map that was computed before (data.feature_cache) is returned as it is.
 
-    The network sees pixels normalised as those that it was trained with. Its batch norms keep their statistics and
-    weights: with those of the batch, the loss would depend on how a batch is divided into ranks and chunks. (timm's
+    The network sees pixels normalised as in its training. Its batch norms keep their statistics and
+    weights: with the batch's, the loss would depend on how a batch is divided into ranks and chunks. (timm's
     ``freeze_batch_norm_2d`` computes in float32 under autocast, which takes three times as long on a CPU.)
     """
 
@@ -110,7 +110,7 @@ class Stem(nn.Module):
 
 
 def stem_layer(name: str, stride: int, cells: int, image_size: int) -> Callable[..., nn.Module]:
-    """Return the ``embed_layer`` of a VisionTransformer whose ``patch_size`` is ``cells`` of the feature map.
+    """Return the ``embed_layer`` of a VisionTransformer with a ``patch_size`` of ``cells`` of the feature map.
 
     Raises UserError if timm lacks the network, or if the patches do not fill the image.
     """

@@ -72,7 +72,7 @@ class TextTower(nn.Module):
     """Text encoder: token ids to embeddings, not yet normalised.
 
     ``forward(ids [b, n] int64, lengths [b] int64)`` returns the embeddings of all tokens without padding,
-    caption by caption: ``[lengths.sum(), embed_dim]``; with ``only_last`` those of the [EOS] tokens:
+    caption by caption: ``[lengths.sum(), embed_dim]``; with ``only_last`` the [EOS] tokens:
     ``[b, embed_dim]``. Padding costs nothing except in the attention product, unless the tower reads it
     (``config.padding``). ``lengths`` may stay on the host.
     """

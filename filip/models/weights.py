@@ -19,7 +19,7 @@ from filip.models.config import ModelConfig, config_from_dict
 from filip.models.dual_encoder import LOSS_PARAMETER, DualEncoder, build_model
 
 EMBEDDING, ROWS = "text.token_embedding.weight", "text.token_embedding.rows"
-TOKENIZER = "tokenizer.json"  # key for the tokenizer in a file whose vocabulary is not CLIP's
+TOKENIZER = "tokenizer.json"  # key for the tokenizer in a file with another vocabulary than CLIP's
 
 
 def save_model(
@@ -160,11 +160,11 @@ def _read(path: str | Path, tensors: bool = True) -> tuple[dict[str, str], dict[
 
 
 def taught(embedding: Tensor) -> Tensor:
-    """Return bool ``[tokens]``: which rows of a token embedding differ from what they were initialised with.
+    """Return bool ``[tokens]``: which rows of a token embedding differ from their initial values.
 
     Most tokens of CLIP's vocabulary never occur in a small training, and an optimiser scales their rows at most, all by
-    one factor (weight decay). So they are still draws from one normal distribution, whose norms spread by
-    1 / sqrt(2 width) of their mean; a row that has been trained lies outside. If most rows are not alike in this way,
+    one factor (weight decay). So they are still draws from one normal distribution, and their norms spread by
+    1 / sqrt(2 width) of their mean; a row that has been trained is outside. If most rows are not alike in this way,
     as in a model trained on everything, all count as taught.
     """
     norms = embedding.detach().float().norm(dim=1)

@@ -2,7 +2,7 @@
 
     filip report funnel fragments=[text_rules.json,download.json] shards=[SHARDS] captions=[CAPTIONS] out=funnel.html
 
-Pictures are read from the shards, also where their tars lie in a bucket; what was never stored is shown by its text.
+Pictures are read from the shards, also where their tars are in a bucket; what was never stored is shown by its text.
 """
 
 from __future__ import annotations

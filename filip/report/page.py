@@ -209,7 +209,7 @@ def inline(figure: Figure, name: str) -> str:
 def inline_svg(text: str, name: str) -> str:
     """Make a figure of matplotlib a part of a page: colours become the page's, so that they follow light and dark.
 
-    name: prefix of its ids, which must not meet those of other figures.
+    name: prefix of its ids, which must not meet the ids of other figures.
     """
     body = text[text.index("<svg") :]
     body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)

@@ -82,7 +82,7 @@ class Column:
 
     @property
     def heading(self) -> str:
-        """Return the column's name where it stands alone, with its group."""
+        """Return the column's name where it is alone, with its group."""
         distinct = self.group and self.group != self.title
         return f"{self.group}: {self.title}" if distinct else self.title
 
@@ -164,7 +164,7 @@ class Table:
         return Table(content["name"], content["title"], columns, rows, content["notes"])
 
     def grid(self, notes: Sequence[str] | None = None) -> Grid:
-        """Return what is printed, with ``notes`` below it (None: the table's). A row's differences stand below it."""
+        """Return what is printed, with ``notes`` below it (None: the table's). A row's differences are below it."""
         rows, columns = self.rows, self.columns
         lines = []
         for label, key, write in (("test images", "n", "{:,}".format), ("chance", "chance", chance_text)):

@@ -1,6 +1,6 @@
 """Find the files that a person edits: source cards, benchmark cards, prompts, published numbers, DeepSpeed settings.
 
-They lie in ``data/``, ``eval/`` and ``ds_configs/`` at the top of the repository. A wheel carries these folders next to
+They are in ``data/``, ``eval/`` and ``ds_configs/`` at the top of the repository. A wheel carries these folders next to
 this file (``setup.py`` maps them there), so that an installed FILIP knows every card from any working directory.
 """
 
@@ -41,7 +41,7 @@ KINDS = {
     "deepspeed": Kind("DeepSpeed settings file", "ds_configs", suffix=".json"),
 }
 WEIGHTS = ("emoji",)  # models that come with the package; NAME.md next to the file is its card
-_LISTED = 12  # names in a message; if there are more, it says where they lie
+_LISTED = 12  # names in a message; if there are more, it says where they are
 _PACKAGE = Path(__file__).resolve().parent
 _CHECKOUT = _PACKAGE.parents[1]
 
@@ -53,7 +53,7 @@ def find(kind: str, name: str | Path) -> Path:
     A bare name is looked for in the kind's folder, first below the working directory, then in the package. A path is
     taken as it stands; one into the kind's folder that does not exist (``eval/prompts.yaml`` from an empty folder)
     is looked for in the package as well.
-    Raises UserError that says what was looked for, where, and which names are known.
+    Raises UserError with the name, the places that were searched, and the known names.
     """
     of = KINDS[kind]
     candidates = list(_candidates(of, Path(name)))
@@ -72,7 +72,7 @@ def find(kind: str, name: str | Path) -> Path:
 
 
 def read_yaml(file: Path) -> Any:
-    """Return what a YAML file holds. Raises UserError if it is not YAML."""
+    """Return the content of a YAML file. Raises UserError if it is not YAML."""
     import yaml
 
     if file.suffix.lower() not in (".yaml", ".yml"):

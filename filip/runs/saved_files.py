@@ -53,9 +53,9 @@ def complete_checkpoints(folder: Path) -> list[Path]:
 
 
 def newest_intact(folder: Path) -> tuple[Path | None, list[str]]:
-    """Return the newest checkpoint whose files have their saved sizes, and a note on each one that is skipped.
+    """Return the newest checkpoint with files of their saved sizes, and a note on each one that is skipped.
 
-    A training sets damaged ones aside, whose content it compares as well: filip.train.checkpoint.set_aside_damaged.
+    A training compares the content as well, and sets damaged ones aside: filip.train.checkpoint.set_aside_damaged.
     """
     notes: list[str] = []
     for checkpoint in reversed(complete_checkpoints(folder)):
@@ -67,9 +67,9 @@ def newest_intact(folder: Path) -> tuple[Path | None, list[str]]:
 
 
 def find_damage(checkpoint: Path, hashed: slice = slice(None)) -> str | None:
-    """Return what is wrong with a checkpoint's files, or None. hashed: the files whose content is read, too.
+    """Return the fault of a checkpoint's files, or None. hashed: the files to read and compare, too.
 
-    Raises OSError for a disk that fails now, which tells nothing of the checkpoint.
+    Raises OSError for a disk that fails now, which proves nothing about the checkpoint.
     """
     try:
         saved = read_state(checkpoint)
@@ -127,7 +127,7 @@ def json_object(path: Path) -> dict[str, Any]:
 
 
 def source_of(path: str) -> Path:
-    """Return the file of weights or the checkpoint that ``path`` stands for. Raises UserError if there is none."""
+    """Return the file of weights or the checkpoint that ``path`` means. Raises UserError if there is none."""
     place = Path(resources.weights(path))
     if place.is_file() or (place / STATE).is_file():
         return place
@@ -155,9 +155,9 @@ def source_of(path: str) -> Path:
 
 
 def weights_of(model: str) -> str:
-    """Return the SHA-256 of a model's file, or a hash of the files in its folder; the name of what is elsewhere.
+    """Return the SHA-256 of a model's file, or a hash of the files in its folder; the name of a model elsewhere.
 
-    A run folder stands for the file or the checkpoint that is read of it. model: as on the command line, ``mv:FOLDER``.
+    A run folder means the file or the checkpoint that is read from it. model: as on the command line, ``mv:FOLDER``.
     """
     if Path(resources.weights(model)).exists():
         return _content(Path(resources.weights(model)))

@@ -23,13 +23,13 @@ from filip.runs.saved_files import AVERAGED, LoopState, find_damage, json_object
 
 @dataclass(frozen=True)
 class ModelSource:
-    """A model, and what is known about its training.
+    """A model, and the facts about its training.
 
     extra: goes into a safetensors file. result: the training's result file, or as much of it as a run that has not
     finished has (its ``config``); empty if nothing of it was found. tables: the study's tables in Markdown, by name.
     card: Markdown of NAME.md next to NAME.safetensors, as the models of the package have it. attributions: the files
-    that name the works, authors and licences of what the model and those that it started from were trained on.
-    started_from: the names of the latter, the last one first. licence: theirs, or that of ``card``; "" if unknown.
+    that name the works, authors and licences of the training data, and of the data of models that it started from.
+    started_from: the names of the latter, the last one first. licence: theirs, or ``card``'s; "" if unknown.
     """
 
     model: DualEncoder
@@ -46,7 +46,7 @@ class ModelSource:
 def read_source(path: str) -> ModelSource:
     """Read the model at ``path``: a ``.safetensors`` file, a run folder or one of its checkpoints.
 
-    A run folder stands for the weights of the finished run, or else for its newest intact checkpoint.
+    A run folder means the weights of the finished run, or else for its newest intact checkpoint.
     Raises UserError if there is none.
     """
     place = source_of(path)
@@ -98,7 +98,7 @@ def _licence_of_data(result: dict[str, Any], attributions: list[Path]) -> str:
 
 
 def _tables(weights: Path) -> dict[str, str]:
-    """Return the tables RESULTS/tables/*.md of a study whose weights are RESULTS/models/RUN.safetensors."""
+    """Return the tables RESULTS/tables/*.md of a study with the weights RESULTS/models/RUN.safetensors."""
     folder = weights.resolve().parent.parent / "tables"
     return {table.stem: table.read_text(encoding="utf-8") for table in sorted(folder.glob("*.md"))}
 

@@ -100,7 +100,7 @@ def _least(config: Search) -> float:
 
 
 def _nothing(config: Search, ranking: Ranking) -> str:
-    """Say why nothing is found; "" if something is."""
+    """Return why nothing is found; "" if something is."""
     least = ranking.bound if config.least is None else config.least
     if not ranking.hits:
         return "the index has no pictures"
@@ -167,7 +167,7 @@ def _of_folder(config: Search) -> tuple[Index, Scorer]:
 
 
 def place_of(config: Search, model: str) -> Path:
-    """Return the folder of the user's cache in which the index of a folder lies."""
+    """Return the folder of the user's cache in which the index of a folder is."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     images = Path(config.images).resolve()
     key = json.dumps([str(images), weights_of(model), config.tokens, config.fit, FORMAT])

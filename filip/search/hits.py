@@ -101,7 +101,7 @@ def boxes(encoder: Encoder, text: str, tokens: Tensor, size: tuple[int, int], fi
 
 
 def cell_box(place: int, grid: tuple[int, int], size: tuple[int, int], fit: str) -> tuple[int, int, int, int]:
-    """Return the pixels of one patch of a picture of ``size``: none if the patch lies in a border."""
+    """Return the pixels of one patch of a picture of ``size``: none if the patch is in a border."""
     (rows, columns), (width, height) = grid, size
     side = max(size) if fit == "pad" else min(size)
     left, top = (width - side) / 2, (height - side) / 2

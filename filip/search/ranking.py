@@ -1,4 +1,4 @@
-"""Rank the pictures of an index for a text or a picture, less what is to be left out, and say which stand out.
+"""Rank the pictures of an index for a text or a picture, less the words to leave out, and mark those that stand out.
 
 An index stores averages of similar patches, which order pictures almost as all patches do: the best are read again, and
 ranked by all of their patches.
@@ -22,9 +22,9 @@ from filip.explore.names import encode_query
 from filip.index.store import Index
 from filip.sets.pictures import read_image
 
-ENOUGH = 8  # pictures of which one can say that some stand out
+ENOUGH = 8  # pictures among which some can stand out
 RANKED_AGAIN = 150  # pictures of which all patches are compared: with 100, 9.4 of the ten best are the exact ones
-# Share of the distance that chance alone reaches; `python -m bench.search_words` measures what it loses and refuses.
+# Share of the distance that chance alone reaches; `python -m bench.search_words` measures its losses and refusals.
 FOUND = 0.75
 
 
@@ -53,7 +53,7 @@ class Ranking:
     tokens: dict[str, Tensor] = field(default_factory=dict)
 
     def reason(self) -> str:
-        """Say how many of the pictures stand out."""
+        """Return how many of the pictures stand out."""
         count, above = len(self.hits), sum(hit.stands_out >= self.bound for hit in self.hits)
         if count < ENOUGH:
             return f"{count} picture{'s are' if count > 1 else ' is'} too few to say which of them stand out"
@@ -63,7 +63,7 @@ class Ranking:
 def query_of(scorer: Scorer, text: str, tokens: str = "content") -> Texts:
     """Encode a query: a text, or the picture in the file of that name, whose patches then take the place of words.
 
-    tokens: those of a text that count, see :mod:`filip.eval.text_tokens`. Raises NothingKnownError for a text of which
+    tokens: a text's tokens that count, see :mod:`filip.eval.text_tokens`. Raises NothingKnownError for a text of which
     the model knows no word.
     """
     if not is_picture(text):
@@ -117,9 +117,9 @@ def rank(
 
 
 def typical(scores: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the median of each row, and the deviation from it of what lies below, both [rows, 1].
+    """Return the median of each row, and the deviation from it of what is below, both [rows, 1].
 
-    Unlike mean and standard deviation they do not move when a third of the pictures shows what one looks for.
+    Unlike mean and standard deviation they do not move when a third of the pictures shows the query.
     """
     median = scores.median(1, keepdim=True).values
     below = scores <= median

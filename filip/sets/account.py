@@ -25,7 +25,7 @@ WORDS = {  # words for the reasons, in a sentence
 
 
 class Account:
-    """Counts and examples of what was not used."""
+    """Counts and examples of unused files."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()

@@ -118,5 +118,5 @@ def _content(path: Path) -> Mapping[str, Any]:
     try:
         content = json_in(path)
     except UserError:
-        return {}  # a table says what is wrong with it, unless it is one of JSON lines
+        return {}  # a table names its fault, unless it is one of JSON lines
     return content if isinstance(content, dict) else {}

@@ -20,7 +20,7 @@ CAPTION_COLUMNS = (
     *("caption", "captions", "text", "texts", "sentences", "sentence", "alt_text", "alt", "title"),
     *("description", "comment", "conversations"),
 )
-SPLIT = "split"  # the column that says which split a row belongs to
+SPLIT = "split"  # the column with the split of a row
 LABEL_COLUMNS = ("label", "class", "cls", "category")
 
 
@@ -82,7 +82,7 @@ def caption_columns(names: Sequence[str], reading: Reading, where: object) -> li
 
 
 def captions_of(record: Mapping[str, Any], columns: Sequence[str]) -> list[str]:
-    """Return the captions of a record; those of several columns are joined, as in a list of URLs."""
+    """Return the captions of a record, several columns joined, as in a list of URLs."""
     if len(columns) == 1:
         return one_line(texts(record.get(columns[0])))
     joined = ". ".join(text for column in columns for text in texts(record.get(column)) if text.strip())

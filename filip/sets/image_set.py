@@ -1,4 +1,4 @@
-"""Hold a set in memory: its images in order, each once with all its captions, and what was left out."""
+"""Hold a set in memory: its images in order, each once with all its captions, and the account of the others."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Item:
 
 
 class ImageSet:
-    """Images of a set, in its order. account: what was left out, and why."""
+    """Images of a set, in its order. account: the others, and why they were left out."""
 
     def __init__(self, reading: Reading, layout: str, items: list[Item], account: Account):
         self.reading, self.layout, self.items, self.account = reading, layout, items, account
@@ -46,7 +46,7 @@ class ImageSet:
         return LAYOUTS[self.layout].read(item.file, item.position, item.size)
 
     def summary(self) -> str:
-        """Return one line: how many images and captions, and what was left out."""
+        """Return one line: how many images and captions, and how many were left out."""
         captions = sum(len(item.captions) for item in self.items)
         line = self.account.line()
         return f"{self.reading.place}: {len(self):,} images with {captions:,} captions" + (
@@ -90,7 +90,7 @@ def _recognised(reading: Reading, captions: bool) -> tuple[str, list[Path], Read
 
 
 def _unreachable(row: Row, layout: str) -> str | None:
-    """Say why the file of an image cannot be opened; None if it can."""
+    """Return why the file of an image cannot be opened; None if it can."""
     if LAYOUTS[layout].in_order:
         return None
     if not os.path.isfile(row.file):

@@ -48,7 +48,7 @@ class Reading:
     encoding: str | None = None  # of tables and texts; None: found out
     split: str | None = None  # the splits to take, joined by "+", or "all"; None: the first of ``prefer``
     prefer: Sequence[str] = FOR_TRAINING
-    taken: Sequence[str] | None = None  # the splits to take, once ``recognise`` knows those of the set; None: all
+    taken: Sequence[str] | None = None  # the splits to take, once ``recognise`` knows the set's splits; None: all
     several: bool = False  # whether the set has several lists, once ``recognise`` knows
     inside_only: bool = False  # links that lead out of the folder are not followed
     without: str | None = None  # absolute path of a folder that does not belong to it, such as the output
@@ -107,7 +107,7 @@ class Row:
     group: str | None = None  # value of the group_column
     key: str | None = None  # key by which a loader finds it in its tar; None: not in a tar, or not findable
     problem: str | None = None  # why it cannot be taken ("reason: detail")
-    split: str | None = None  # the split that it belongs to; None: that of its part, or none
+    split: str | None = None  # the split that it belongs to; None: its part's split, or none
 
     @property
     def rank(self) -> int:
@@ -125,10 +125,10 @@ class NotUnderstoodError(UserError):
 class Layout(ABC):
     """A way in which images and captions are stored on disk."""
 
-    about: str  # a line for messages that says what a person has
+    about: str  # a line for messages that describes the set
     in_order = False  # images follow each other in large files: they are read in order, not shuffled
     shard_per_file = False  # each file becomes one shard
-    suffixes: Sequence[str] = ()  # those of the files that hold the images
+    suffixes: Sequence[str] = ()  # of the files that hold the images
     companions = re.compile("$^")  # names of further files of the layout, which hold no image and no caption
 
     @abstractmethod
@@ -140,7 +140,7 @@ class Layout(ABC):
         """Yield the rows of one part, always in the same order."""
 
     def splits(self, part: Path, reading: Reading) -> set[str | None]:
-        """Return the splits of the images of one part; here all have that of the part's name or folder."""
+        """Return the splits of the images of one part; here all have the split of the part's name or folder."""
         return {split_of(part, reading.place)}
 
     def columns(self, part: Path, reading: Reading) -> list[str]:
@@ -209,7 +209,7 @@ def other_split(split: str | None) -> str:
 
 
 def inside(base: str, name: str) -> tuple[str, str | None]:
-    """Return the path of ``name`` below ``base``, and what is wrong with it, as a list must not name files elsewhere.
+    """Return the path of ``name`` below ``base``, and its fault, as a list must not name files elsewhere.
 
     base: absolute, as ``os.path.abspath`` returns it.
     """
@@ -231,7 +231,7 @@ class Entry(NamedTuple):
 def walk(
     folder: Path, inside_only: bool = False, depth: int | None = None, without: str | None = None
 ) -> Iterator[Entry]:
-    """Yield all files of a folder, hidden ones left out, in a fixed order: those of a folder, then those below it.
+    """Yield all files of a folder, hidden ones left out, in a fixed order: the files of a folder before its folders.
 
     Pipes, sockets, devices, and folders that may not be read or lead in a circle have a problem; so have links out of
     the folder, if ``inside_only``. depth: how many levels of folders are read. without: absolute path of a folder that
@@ -280,7 +280,7 @@ def _problem(entry: os.DirEntry[str], root: str | None) -> str | None:
         return OUTSIDE if outside else None
     if os.path.exists(entry.path):
         return "not_a_file: a pipe, a socket or a device"
-    return None  # a dangling link: reading it says so
+    return None  # a dangling link: reading it reports it
 
 
 def _is(entry: os.DirEntry[str], question: str) -> bool:

@@ -51,7 +51,7 @@ def recognise(reading: Reading) -> tuple[str, list[Path], Reading]:
 
 
 def _there(reading: Reading) -> str:
-    """Say what is in a folder in which no layout was recognised."""
+    """Describe a folder in which no layout was recognised."""
     if not reading.place.is_dir():
         return ""
     files = [path for path, _ in walk(reading.place, reading.inside_only, without=reading.without)]
@@ -68,7 +68,7 @@ def _there(reading: Reading) -> str:
 def rows_of(layout: str, part: Path | None, reading: Reading) -> Iterator[Row]:
     """Yield the rows of one part of a set; without a part, the rows of files that belong to none.
 
-    Those of splits that are not taken have that for a problem, in every layout.
+    Rows of splits that are not taken have that for a problem, in every layout.
     """
     rows: Iterable[Row] = ()
     if part is not None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from filip.sets.layout import Reading, files_in, inside, is_picture, split_named, split_of_folder
 
 SAMPLE = 50  # names of a list by which its pictures are looked for
-FEW = 10  # lists of one kind in a folder; more are records that lie beside pictures
+FEW = 10  # lists of one kind in a folder; more are records that are beside pictures
 
 Finder = Callable[[str], tuple[str, str | None]]
 
@@ -35,7 +35,7 @@ def are_parts(lists: Collection[Path], place: Path) -> bool:
 
 
 def finder(part: Path, reading: Reading, names: Iterable[str]) -> Finder:
-    """Return the function that gives the path of a picture that a list names, and what is wrong with it.
+    """Return the function that gives the path of a picture that a list names, and its fault.
 
     names: some of the list. They are relative to the list's folder, or else to the set's. If none of these pictures is
     there, they are looked for by the last part of their names, wherever in the set they are; of several with one name
@@ -60,7 +60,7 @@ def finder(part: Path, reading: Reading, names: Iterable[str]) -> Finder:
 
 
 def split_of_row(column: str | None, path: str, part: Path, reading: Reading) -> str | None:
-    """Return the split of a row: that of its column, of its picture's folder, or of one of several lists."""
+    """Return the split of a row: its column's, its picture's folder's, or its list's."""
     base = reading.place if reading.place.is_dir() else reading.root_of(part)
     found = column or split_of_folder(Path(path), Path(os.path.abspath(base)))
     return found or (split_named(part, reading.place) if reading.several else None)

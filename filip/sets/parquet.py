@@ -1,5 +1,5 @@
-"""Read files whose rows hold the images themselves, bytes or {bytes, path}: Parquet of Hugging Face data sets, and the
-Arrow files that the `datasets` library saves (``save_to_disk``)."""
+"""Read files with the images themselves in their rows, bytes or {bytes, path}: Parquet of Hugging Face data sets, and
+the Arrow files that the `datasets` library saves (``save_to_disk``)."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class ParquetImages(Layout):
 def found_in(
     rows: Iterable[tuple[int, Record] | Broken], columns: list[str], part: Path, reading: Reading
 ) -> Iterator[Row]:
-    """Yield the rows of ``part``, by their numbers; ``columns`` are those of the captions."""
+    """Yield the rows of ``part``, by their numbers; ``columns`` have the captions."""
     file, name = os.path.abspath(part), reading.name_of(part)
     for row in rows:
         number = row.number if isinstance(row, Broken) else row[0]
@@ -103,7 +103,7 @@ def splits_of_column(part: Path, reading: Reading) -> set[str | None]:
         if SPLIT in reading.only or SPLIT not in pq.read_schema(part).names:
             return set()
         values = pq.read_table(part, columns=[SPLIT])[SPLIT].unique().to_pylist()
-    except (pa.ArrowException, OSError):  # find says so
+    except (pa.ArrowException, OSError):  # find reports it
         return set()
     return {split_in({SPLIT: value}, reading) for value in values}
 

@@ -24,8 +24,8 @@ MAX_PIXELS = 250_000_000
 
 @dataclass
 class Picture:
-    """An image. things: what its first caption names; masks: names of things, and where each is (mode L, 0 or 255), if
-    the data set says it."""
+    """An image. things: the names in its first caption; masks: names of things, and where each is (mode L, 0 or 255),
+    if the data set has it."""
 
     key: str
     image: Image.Image  # RGB
@@ -35,7 +35,7 @@ class Picture:
 
 
 class Pictures:
-    """``len`` pictures under a ``title``. Iterating skips those that cannot be read, with a line on stderr each."""
+    """``len`` pictures under a ``title``. Iterating skips pictures that cannot be read, with a line on stderr each."""
 
     title: str
 

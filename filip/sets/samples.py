@@ -18,7 +18,7 @@ MAX_CAPTION_BYTES = 1 << 20
 
 
 def captions_in(files: Mapping[str, Callable[[], bytes]], reading: Reading) -> tuple[list[str], str | None, str | None]:
-    """Return the captions of an image, its group and what is wrong with its texts.
+    """Return the captions of an image, its group and the fault of its texts.
 
     files: functions that read the bytes of each text of the image, by its suffix (``txt``, ``meta.json``). A record
     that has caption's column, or a list of captions, counts first: the text that img2dataset writes repeats it. Then

@@ -68,7 +68,7 @@ class Listed(Layout):
             yield from (row.file for row in self.rest(reading, parts))
 
     def rest(self, reading: Reading, parts: Sequence[Path]) -> Iterator[Row]:
-        """Yield a row for each file; those of pictures that the list names are merged with the rows of the list."""
+        """Yield a row for each file; pictures that the list names are merged with the rows of the list."""
         taken = {os.path.abspath(part) for part in parts}
         for path, problem in walk(reading.place, reading.inside_only, without=reading.without):
             if os.path.abspath(path) in taken:
@@ -97,7 +97,7 @@ class Table(Listed):
     def splits(self, part: Path, reading: Reading) -> set[str | None]:
         try:
             table = _open(part, reading)
-        except UserError:  # find says so
+        except UserError:  # find reports it
             return set()
         rows = (row[1] for row in table.rows if not isinstance(row, Broken))
         return {
@@ -178,7 +178,7 @@ def _image_column(names: Sequence[str], records: Sequence[Record], reading: Read
 def _caption_columns(
     names: Sequence[str], records: Sequence[Record], image: str, reading: Reading, part: Path
 ) -> list[str]:
-    """Return the columns with the usual names, or the only other one whose cells have several words."""
+    """Return the columns with the usual names, or the only other one with several words in its cells."""
     try:
         return caption_columns(names, reading, part)
     except UserError:

@@ -98,7 +98,7 @@ def _opened(path: Path) -> BinaryIO:
 
 
 def _lines(stream: BinaryIO, encoding: str | None = None) -> Iterator[TextLine]:
-    """Yield the lines; if a compressed file is cut off, the last one says so."""
+    """Yield the lines; if a compressed file is cut off, the last one reports it."""
     number = 0
     try:
         with stream:
@@ -188,7 +188,7 @@ OPEN = "unexpected end of data"
 
 def _cells(text: str, delimiter: str) -> tuple[list[str] | None, str]:
     try:
-        # as a stream, so that a line end inside a quoted cell stays what it is
+        # as a stream, so that a line end inside a quoted cell stays one
         found = list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True))
     except csv.Error as error:
         return None, str(error)
@@ -211,7 +211,7 @@ def _named(
 
 
 def json_in(path: Path) -> Any:
-    """Return what a JSON file holds, compressed or not. Raises UserError if it is not JSON."""
+    """Return the content of a JSON file, compressed or not. Raises UserError if it is not JSON."""
     try:
         with _opened(path) as stream:
             text = decoded(stream.read())

@@ -1,4 +1,4 @@
-"""Find where each file of a tar lies, from its headers alone."""
+"""Find where each file of a tar is, from its headers alone."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def split_key(name: str) -> tuple[str, str]:
 
 
 def scan_tar(path: str | Path) -> tuple[list[Member], str | None]:
-    """Return all complete regular files of a tar, in order, and what is wrong with it.
+    """Return all complete regular files of a tar, in order, and its fault.
 
     The defect is None, ``empty``, ``unreadable``, ``truncated`` (the last file is cut off and left out, or
     the end mark is missing) or ``corrupt`` (no header where one should be). It is some ten times as fast as

@@ -29,7 +29,7 @@ class TarSample(NamedTuple):
 
 
 class Tars(Layout):
-    """Layout of tars, which are never unpacked; ``position`` and ``size`` are those of the image inside the tar."""
+    """Layout of tars, which are never unpacked; ``position`` and ``size`` locate the image inside the tar."""
 
     about = "webdataset tars: KEY.jpg with KEY.txt or KEY.json"
     in_order = True
@@ -96,7 +96,7 @@ def is_image(suffix: str) -> bool:
 
 
 def samples_of(members: list[Member]) -> list[TarSample]:
-    """Return the samples of a tar, by webdataset's key; under the key "" the files whose names have no suffix."""
+    """Return the samples of a tar, by webdataset's key; under the key "" the files without a suffix."""
     files: dict[str, list[tuple[str, Member]]] = defaultdict(list)
     for member in members:
         key, suffix = split_key(member.name)

@@ -24,7 +24,7 @@ _BOMS = (
 )
 DAMAGED = "\ufffd"
 UNKNOWN = "its bytes are neither UTF-8 nor Latin-1; `encoding` in a card says what they are"
-# What other code pages become: Cyrillic and Greek words, Polish and Turkish letters. Czech and Hungarian look western.
+# Other code pages become Cyrillic and Greek words, Polish and Turkish letters. Czech and Hungarian look western.
 _NOT_WESTERN = re.compile(r"[^\W\d_a-zA-Z]{3}|[ÝýÞþÐðŸ]|[^\W\d_][¹³¥£¿¯¾¼][^\W\d_]|(?<!\w)[³¾¼¥£¯¹][^\W\d_]")
 
 
@@ -33,7 +33,7 @@ class NotAFileError(OSError):
 
 
 class TextLine(NamedTuple):
-    """A line of a file, without its end. text: None if it cannot be read, and ``problem`` says why."""
+    """A line of a file, without its end. text: None if it cannot be read, with the reason in ``problem``."""
 
     number: int
     text: str | None
@@ -116,5 +116,5 @@ def lines(stream: BinaryIO, encoding: str | None = None) -> Iterator[TextLine]:
 
 
 def decoded_line(latin: str) -> str | None:
-    """Return the text of a line whose bytes were read as Latin-1."""
+    """Return the text of a line of bytes that were read as Latin-1."""
     return latin if latin.isascii() else _narrow(latin.encode("latin-1"))

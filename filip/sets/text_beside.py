@@ -63,7 +63,7 @@ class TextBeside(Layout):
         yield from (os.path.abspath(entry.path) for entry in found)
 
     def rest(self, reading: Reading, parts: object) -> Iterator[Row]:
-        yield from ()  # find has yielded all of them
+        yield from ()  # find has yielded them all
 
 
 def _folders(reading: Reading) -> Iterator[tuple[Path, list[Entry]]]:

@@ -204,7 +204,7 @@ def _disk(study: Study, cards: dict[str, SourceCard]) -> Iterator[Finding]:
             continue
         config = PlanConfig(rows=card.expected_count)
         if study.config.get("tars"):
-            config.image_bytes = -IN_TAR  # they lie in a bucket
+            config.image_bytes = -IN_TAR  # they are in a bucket
         planned = [one for one in stages(config, card) if "(" not in one.name]
         needs += sum(one.disk for one in planned) + max(one.scratch for one in planned)
     if needs > free or unknown:

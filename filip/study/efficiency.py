@@ -201,7 +201,7 @@ def kept_tokens(
 ) -> tuple[Tensor, TextFeatures]:
     """Return the tokens that the row's selection leaves; all of them with token_keep_ratio=1.
 
-    ``parameters``: those of the loss.
+    ``parameters``: of the loss.
     """
     if row.token_keep_ratio >= 1:
         return image, text

@@ -45,7 +45,7 @@ def with_seeds(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def searched_settings(config: Mapping[str, Any], run: Mapping[str, Any]) -> Settings:
-    """Return the settings of which a run takes the best values: its own ``search``, or that of the study."""
+    """Return the settings of which a run takes the best values: its own ``search``, or the study's."""
     settings: Settings = run.get("search", config.get("search", {}).get("settings", {}))
     return settings
 

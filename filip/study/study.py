@@ -124,9 +124,9 @@ class Study:
         return [*inherited, *own.get("overrides", [])]
 
     def launch_settings(self, name: str) -> dict[str, Any]:
-        """Return the study's ``launch``, and over it that of the training.
+        """Return the study's ``launch``, with the training's over it.
 
-        The latter stands in the training's own settings, in those of its base or in efficiency_train.
+        The latter is in the training's own settings, in those of its base or in efficiency_train.
         """
         shared = self.config["launch"]
         if name in self.efficiency:
@@ -161,7 +161,7 @@ class Study:
         return list(dict.fromkeys(name for protocol in PROTOCOLS for name in self.benchmarks(protocol)))
 
     def rows(self, table: str) -> list[str]:
-        """Return what stands in a table, in order: runs, then peers; or what its kind says. Empty: no table."""
+        """Return what is in a table, in order: runs, then peers; or what its kind says. Empty: no table."""
         kind = TABLES[table]
         own = [run for run in self.runs if not self.is_replica(run)]
         if kind.rows == "evaluated":
@@ -207,7 +207,7 @@ class Study:
         }
 
     def _accuracies(self) -> list[str]:
-        """Return the trained runs whose accuracy stands in the efficiency table."""
+        """Return the trained runs whose accuracy is in the efficiency table."""
         return [row["accuracy_of"] for row in self.efficiency.values() if row.get("accuracy_of")]
 
     def label(self, name: str) -> str:

@@ -1,4 +1,4 @@
-"""Choose what a pre-trained tower learns: all of it, nothing (as in LiT), or low-rank adapters (LoRA).
+"""Choose the part of a pre-trained tower that learns: all of it, nothing (as in LiT), or low-rank adapters (LoRA).
 
 LoRA (Hu et al., 2022) replaces the output W x of a linear layer by W x + (alpha / rank) B A x, in which A [rank, in]
 and B [out, rank] learn and W does not. B starts at 0, so that a training starts from the model as it was. The layers
@@ -20,7 +20,7 @@ LORA_RANK = 16  # rank of the adapters
 
 
 def adapt(model: DualEncoder, settings: WarmStartConfig) -> None:
-    """Freeze the towers of ``model`` or give them adapters, in place, as ``settings`` say; UserError without peft."""
+    """Freeze the towers of ``model`` or give them adapters, in place, by ``settings``; UserError without peft."""
     for tower, projection, tuning in (
         (model.image, model.image.projection, settings.image),
         (model.text, model.text.projection, settings.text),

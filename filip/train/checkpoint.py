@@ -206,7 +206,7 @@ def _rename(checkpoint: Path, kind: str) -> None:
 
 
 def prepare_folder(folder: Path, ranks: Ranks, start_again: bool) -> None:
-    """Remove what an interrupted save left. With ``start_again`` rename an earlier run's folder to ``….1`` etc."""
+    """Remove the rest of an interrupted save. With ``start_again`` rename an earlier run's folder to ``….1`` etc."""
     if not ranks.is_main or not folder.is_dir():
         return
     for path in folder.glob(".*"):
@@ -285,7 +285,7 @@ def choose_checkpoint(config: TrainConfig, state: LoopState, ranks: Ranks) -> Re
 
 
 def continue_from(found: Resumption, engine: Engine, state: LoopState, folder: Path, ranks: Ranks) -> list[str]:
-    """Load the checkpoint into ``engine`` and ``state``. Returns what is worth a line in the log."""
+    """Load the checkpoint into ``engine`` and ``state``. Returns the lines for the log."""
     if found.checkpoint is None or found.saved is None:
         return list(found.notes)
     saved = found.saved

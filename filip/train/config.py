@@ -62,7 +62,7 @@ class CheckpointConfig:
 
 @dataclass
 class WatchdogConfig:
-    """The watchdog's reactions to an alert. :class:`filip.train.watchdog.Limits` says when it raises one."""
+    """The watchdog's reactions to an alert. :class:`filip.train.watchdog.Limits` has the limits."""
 
     non_finite: str = option(
         "stop",
@@ -231,7 +231,7 @@ class TrainConfig:
         _check_feature_cache(self.data)
         self.model.check()
         check_terms(self)
-        if self.init_from is None:  # else the interaction is that of the model to start from, read later
+        if self.init_from is None:  # else the interaction comes from the model to start from, read later
             resolve_weights(self.loss, self.model.interaction)
         return self
 
@@ -240,7 +240,7 @@ _WHOLE_IMAGES = {"auto_augment": 0.0, "crop_scale_min": 1.0, "flip_probability":
 
 
 def _check_feature_cache(data: DataConfig) -> None:
-    """Refuse to augment images whose feature maps are kept: they have to be the same every time."""
+    """Refuse to augment images with stored feature maps: they have to be the same every time."""
     changed = [f"data.{name}={value}" for name, value in _WHOLE_IMAGES.items() if getattr(data, name) != value]
     if data.feature_cache is not None and changed:
         raise UserError(

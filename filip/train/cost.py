@@ -1,7 +1,7 @@
-"""Count, without measuring, what the token-wise loss costs per GPU and step: flops, memory and traffic.
+"""Count, without measuring, the cost of the token-wise loss per GPU and step: flops, memory and traffic.
 
 ``filip train cost`` prints the table for the paper's base model (global batch 40,960 on 128 GPUs, ViT-B/32);
-``--help`` lists what can be changed. docs/interaction_how.md explains the design from it.
+``--help`` lists its options. docs/interaction_how.md explains the design from it.
 """
 
 from __future__ import annotations

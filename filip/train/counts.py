@@ -1,6 +1,6 @@
-"""Count what a training takes before any of it is allocated: arithmetic, bytes on links, memory of ranks and nodes.
+"""Count the needs of a training before anything is allocated: arithmetic, bytes on links, memory of ranks and nodes.
 
-All of it follows from the configuration, on the meta device. Tests compare it with the operations that torch counts,
+Everything follows from the configuration, on the meta device. Tests compare it with the operations that torch counts,
 the bytes that ranks send, and the memory that autograd, ranks and a loader's processes hold.
 """
 
@@ -47,7 +47,7 @@ class Message:
     times: int = 1
 
     def received(self, ranks: int) -> float:
-        """Return the bytes that each rank receives in a step, which is also what it sends."""
+        """Return the bytes that each rank receives, and also sends, in a step."""
         share = {"all_reduce": 2.0, "ring_and_back": ranks / max(1, ranks - 1)}.get(self.kind, 1.0)
         return self.times * share * self.size * (ranks - 1) / ranks
 
@@ -148,7 +148,7 @@ def contrastive_batch(model: DualEncoder, config: TrainConfig, batching: Batchin
 def step_flops(model: DualEncoder, config: TrainConfig, batching: Batching) -> float:
     """Count the operations of both towers in a step of a rank: a backward pass counts as two forward ones."""
     text = model.config.text
-    # a tower that reads its padding computes all of it
+    # a tower that reads its padding computes it
     words = min(CAPTION_TOKENS, text.context_length) if text.padding is None else text.context_length
     of_a_pair = encoder_flops(model, words, text.context_length, config.data.feature_cache is None)
     return 3 * sum(of_a_pair.values()) * batching.per_rank * batching.accumulation
@@ -203,7 +203,7 @@ def passes(checkpointing: bool, chunks: int) -> int:
 
 
 def loss_messages(setting: Setting, exchanged: set[str], exchange: str, dim: int, times: int) -> list[Message]:
-    """List what the terms of the loss exchange ("tokens", "vectors"), ``times`` contrastive batches a step."""
+    """List the features that terms of the loss exchange ("tokens", "vectors"), ``times`` contrastive batches a step."""
     texts = setting.global_batch * setting.n2 * setting.dim
     vectors = setting.global_batch * dim * 4
     scores = 4 * setting.local * setting.global_batch
@@ -246,7 +246,7 @@ def zero_messages(parameters: int, config: TrainConfig, micro_steps: int) -> lis
 
 # Values per token and channel that autograd keeps of one pre-norm block (counted with saved-tensor hooks): both norms'
 # and both MLP layers' inputs, q/k/v, the attention's output, the 4-fold hidden layer before and after its activation.
-# The text tower's fused q/k/v is copied once more. Then, per tower, what stands before and after the blocks.
+# The text tower's fused q/k/v is copied once more. Then, per tower, the layers before and after the blocks.
 IMAGE_BLOCK, TEXT_BLOCK, IMAGE_ENDS, TEXT_ENDS = 16, 20, 4, 3
 REDUCE_BUCKET = 50_000_000  # elements; reduce_bucket_size of ds_configs/*.json
 # Bytes per value: autocast keeps norms and the residual stream in fp32 and the rest in bf16.
@@ -298,7 +298,7 @@ def activation_bytes(model: DualEncoder, precision: str, images: int, captions: 
     Captions count at full length. ``captions``: how many of each image the text tower encodes.
 
     With gradient checkpointing only each block's input is kept, plus the recomputation of one block. For a tower
-    that does not learn only the output is kept, and what one block holds while it computes. Adapters do not reduce
+    that does not learn only the output is kept, and the working memory of one block. Adapters do not reduce
     this: each needs the input of its layer.
     """
     config = model.config
@@ -383,7 +383,7 @@ def node_bytes(
     """Return the bytes by part of a node with ``ranks`` of the ``world_size`` ranks.
 
     Everything but the index grows with the loader's workers, of which a node has ranks x data.workers.
-    batch_per_rank: pairs that a rank loads for one contrastive batch. pairs: those of one epoch, all sources.
+    batch_per_rank: pairs that a rank loads for one contrastive batch. pairs: in one epoch, of all sources.
     """
     sources = max(1, len(data.sources))
     readers = ranks * max(1, data.workers)  # processes that read; with workers=0 the ranks themselves

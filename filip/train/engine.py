@@ -79,7 +79,7 @@ def settings_path(config: TrainConfig) -> Path:
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """Read a file of DeepSpeed settings, as it stands there. Raises UserError if it is none."""
+    """Read a file of DeepSpeed settings, as it is there. Raises UserError if it is none."""
     try:
         settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -219,7 +219,7 @@ class Engine:
         if norms:
             return all(math.isfinite(n["weight"] + n["update"] + n["gradient"]) for n in norms.values())
         if self.zero_stage:
-            return True  # DeepSpeed takes no step whose gradients are not finite, and AdamW's step is bounded
+            return True  # DeepSpeed skips a step with gradients that are not finite, and AdamW's step is bounded
         return all(bool(torch.isfinite(parameter).all()) for parameter in self.model.parameters())
 
 

@@ -129,7 +129,7 @@ def _measure(run: Run, weights: dict[str, torch.Tensor]) -> dict[str, float]:
 def _keep_best(run: Run, card: str) -> None:
     """Keep the model that was just evaluated if its mean score on ``card`` is above that of every one before.
 
-    A kept model of a later step is that of a start which was resumed from an earlier one, and counts no more.
+    A kept model of a later step comes from a start that was resumed at an earlier one, and counts no more.
     """
     step, kept = run.state.step, run.folder / BEST
     score = score_on(card, run.evaluated)
@@ -162,7 +162,7 @@ def _draw_scenes(run: Run, card: str, model: str, folder: Path) -> None:
 
 @contextlib.contextmanager
 def _alone(ranks: Ranks) -> Iterator[None]:
-    """Run a block that each rank does by itself: what one of them raises, all raise, so that none is left waiting."""
+    """Run a block on each rank by itself: an error of one rank is raised on all, so that none is left waiting."""
     with raise_together(ranks):
         try:
             yield

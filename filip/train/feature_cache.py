@@ -58,7 +58,7 @@ def cache_folder(feature_cache: str | None, model: DualEncoder, precision: str) 
 def fill(stream: PairStream, model: DualEncoder, precision: str, device: torch.device, stop: StopSignal | None) -> None:
     """Make the missing maps that ``stream`` reads, together with all others that want them; stop at a signal.
 
-    Raises UserError if they cannot be written; those that are finished stay.
+    Raises UserError if they cannot be written; finished maps stay.
     """
     folder, stem = stream.config.feature_maps, model.image.stem
     if folder is None:
@@ -73,7 +73,10 @@ def fill(stream: PairStream, model: DualEncoder, precision: str, device: torch.d
     try:
         total, is_main = sum(images[shard] for shard in missing), stream.config.rank == 0
         with Progress("feature maps", "images", total, shown=is_main) as progress:
-            for hold in (claimed, locked):  # first what nobody is making, then what others were making, or killed at
+            for hold in (
+                claimed,
+                locked,
+            ):  # first the maps that nobody is making, then those of other ranks, perhaps killed ones
                 for shard in [shard for shard in missing if shard not in done]:
                     with hold(paths[shard].with_suffix(".lock")) as mine:
                         if mine is False:

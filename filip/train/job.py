@@ -3,9 +3,9 @@
     python -m filip.train.job run_dir=DIR -- deepspeed ... --module filip.train run_dir=DIR ...
     python -m filip.train.job run_dir=DIR requeue=true -- srun --nodes=16 ... python -m filip.train run_dir=DIR ...
 
-Every start has its own log in ``DIR/logs`` and two lines in ``DIR/attempts.jsonl``, so that what a start said
-outlives the next one. What srun returns says little: when one task fails it kills the others, and its own exit code
-is then that of a signal. The first rank therefore leaves its exit code in ``$FILIP_EXIT_CODE_FILE``.
+Every start has its own log in ``DIR/logs`` and two lines in ``DIR/attempts.jsonl``, so that the output of a start
+outlives the next one. The exit code of srun helps little: when one task fails it kills the others, and its own exit
+code is then a signal's. The first rank therefore leaves its exit code in ``$FILIP_EXIT_CODE_FILE``.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from filip.train.launcher_env import EXIT_CODE_FILE, LOST_CONTACT, STOPPED_BY_SI
 
 ATTEMPTS = "attempts.jsonl"
 LOCKED = 75  # exit code: another start holds the run's folder
-STOPS = 20  # so many signals in a row before a checkpoint say that the time of a job is too short
+STOPS = 20  # after so many signals in a row before a checkpoint the time of a job is too short
 MINUTES_AFTER_A_KILL = 0.5
 SECONDS_BETWEEN_LOOKS, SECONDS_BETWEEN_SENTENCES = 1.0, 60.0
 # How a failure begins in the output of ranks, launchers, NCCL and Slurm.
@@ -40,9 +40,9 @@ _ERROR = re.compile(
     r"(\[rank\d+\]: ?)?(error: |[\w.]*(Error|Exception|Interrupt)(: |$)|(srun|slurmstepd): error|\[E\d{4} )"
     r"|.*(NCCL WARN|Segmentation fault|Bus error|[Oo]ut of memory|oom.kill|exits with return code|Signal \d+ \(SIG)"
 )
-# What the death of one rank makes the others and the launcher say.
+# Output of the other ranks and of the launcher after the death of a rank.
 _FOLLOWS = re.compile(rf".*({LOST_CONTACT}|Exited with exit code|exits with return code)")
-# How Slurm tells of tasks that it has stopped, or that have stopped because of a signal.
+# Slurm's lines about tasks that it has stopped, or that have stopped because of a signal.
 _STOPPED = re.compile(rf"(srun|slurmstepd): error: .*(exit code {STOPPED_BY_SIGNAL}\b|CANCELLED|Terminated)")
 
 
@@ -103,7 +103,7 @@ class Attempt:
 
 
 def first_error(output: str) -> str:
-    """Return the first line of ``output`` that tells of a failure, which those that it caused may come before."""
+    """Return the first line of ``output`` about a failure; its consequences may come before it."""
     lines = [line.strip() for line in output.splitlines() if not line.startswith("training job: ")]
     errors = [line for line in lines if _ERROR.match(line)]
     found = next((line for line in errors if not _FOLLOWS.match(line)), next(iter(errors), None))
@@ -111,11 +111,11 @@ def first_error(output: str) -> str:
 
 
 def was_stopped(output: str, answered: bool) -> bool:
-    """Return whether ``output`` tells of tasks that were stopped, and of no other failure.
+    """Return whether ``output`` reports tasks that were stopped, and no other failure.
 
     srun ends the other tasks of one that has crashed by a signal, too, and they answer it as they answer pre-emption.
     answered: the first rank has answered the signal. One that comes while Python starts ends it without an answer, and
-    then Slurm alone tells of it.
+    then Slurm alone reports it.
     """
     errors = [line.strip() for line in output.splitlines() if _ERROR.match(line.strip())]
     return all(_STOPPED.match(line) for line in errors) and (answered or bool(errors))
@@ -158,7 +158,7 @@ def hold(place: Path, name: str, say: Callable[[str], None], minutes: float) -> 
 
     place, name: the file to lock, and who locks it, for others. The host of the last start may have died: the file
     system then frees its lock only after a lease, or when it has given the host up. On a file system without such locks
-    a sentence says so, and the training goes on.
+    a sentence reports it, and the training goes on.
     """
     deadline, spoken = time.monotonic() + 60 * minutes, -SECONDS_BETWEEN_SENTENCES
     while True:
@@ -290,9 +290,9 @@ def note_signal(number: int, _: object = None) -> None:
 def wait_for_the_end(code: int, seconds: float = 120) -> int:
     """Wait for Slurm to end this process: until then the job must not look finished. Return ``code`` if it does not.
 
-    Slurm first sends a signal. Where it then loses sight of a process whose parents have died (any ``ProctrackType``
+    Slurm first sends a signal. Where it then loses sight of a process without living parents (any ``ProctrackType``
     but cgroup), nothing else comes. To live on would be harmful: a Snakemake that is still there deletes the outputs of
-    its failed job, which by then may be those of the next start.
+    its failed job, which by then may be the next start's.
     """
     deadline = time.monotonic() + seconds
     while not _signals and time.monotonic() < deadline:

@@ -1,6 +1,6 @@
 """LAMB as in the paper's implementation, correct for whole parameters and for ZeRO's flat slices alike.
 
-DeepSpeed hands an optimiser not parameters but flat slices of all of them, cut anywhere. A trust ratio taken over
+DeepSpeed hands an optimiser not parameters but flat slices of them all, cut anywhere. A trust ratio taken over
 such a slice is wrong (measured: steps off by 37 % at ZeRO-1/2, a thousandfold at ZeRO-3). Here an optimiser tensor
 carries a *layout* (see filip.train.zero_layout): which stretch of it belongs to which parameter. Norms are summed
 per stretch, completed over the ranks by one all-reduce, and applied per stretch.
@@ -22,7 +22,7 @@ _CHUNK = 1 << 16
 
 @dataclass(frozen=True)
 class SliceLayout:
-    """Say which parameters lie where in an optimiser tensor of ``sum(sizes)`` elements.
+    """Return which parameters are where in an optimiser tensor of ``sum(sizes)`` elements.
 
     ``sizes[k]`` consecutive elements belong to parameter ``owners[k]``, an index into ``names``, or to none (-1:
     padding). ``names`` is the same on all ranks of ``group``; a rank may hold no piece of a parameter.
@@ -69,7 +69,7 @@ class Lamb(Optimizer):
         self.report: dict[str, Tensor] = {}
 
     def bind(self, layouts: dict[Tensor, SliceLayout]) -> None:
-        """Say what each optimiser tensor holds. ZeRO replaces the tensors, so bind again after every load."""
+        """Set the content of each optimiser tensor. ZeRO replaces the tensors, so bind again after every load."""
         for tensor, layout in layouts.items():
             if sum(layout.sizes) != tensor.numel():
                 raise RuntimeError(f"layout of {sum(layout.sizes)} elements for a tensor of {tensor.numel()}")
@@ -120,7 +120,7 @@ class Lamb(Optimizer):
     def norms(self) -> dict[str, dict[str, float]]:
         """Return {parameter: {weight, update, gradient, trust_ratio}} of the last step.
 
-        The norms are those of whole parameters, over all ranks.
+        The norms are of whole parameters, over all ranks.
         """
         kinds = ("weight", "update", "gradient", "trust_ratio")
         if not self.report:

@@ -37,13 +37,13 @@ def this_rank() -> str:
 
 
 class MachineError(Exception):
-    """What has stopped this rank after the first step began, in a sentence: a disk, a shard, but no setting."""
+    """The reason why this rank stopped after the first step began, in a sentence: a disk, a shard, but no setting."""
 
 
 def fill_environment(expected: int | None = None, environment: MutableMapping[str, str] = os.environ) -> None:
     """Set the variables that torch.distributed reads where the launcher did not: for srun, or for one process alone.
 
-    deepspeed and torchrun set all of them. A task of srun takes its rank from Slurm; all meet on the first node of the
+    deepspeed and torchrun set them all. A task of srun takes its rank from Slurm; all meet on the first node of the
     step, at a port that follows from the job's id. ``MASTER_ADDR`` and ``MASTER_PORT`` overrule that.
 
     Raises UserError if there are not ``expected`` ranks, or if a process of a Slurm allocation of several tasks was not

@@ -124,7 +124,7 @@ class NotFiniteError(UserError):
 def initial_model(config: TrainConfig) -> DualEncoder:
     """Return a fresh model, the same on every rank, or the one to fine-tune, at the resolution asked for.
 
-    Writes what was decided here back into ``config``: the model's own configuration and the weights of the loss.
+    Writes the decisions back into ``config``: the model's own configuration and the weights of the loss.
     """
     random.seed(config.seed)
     np.random.seed(config.seed % 2**32)
@@ -233,7 +233,7 @@ def take_steps(run: Run) -> None:
 
 
 def take_step(run: Run, batches: Iterator[Batch], interval: Interval) -> None:
-    """Take one optimiser step, and what is due after it: a line of the log, an evaluation, a checkpoint."""
+    """Take one optimiser step, then whatever is due: a line of the log, an evaluation, a checkpoint."""
     config = run.config
     started, processor = time.perf_counter(), time.process_time()
     due = (run.state.step + 1) % config.log_every == 0 or run.state.step + 1 == run.schedule.steps
@@ -294,7 +294,7 @@ def one_batch(run: Run, batch: Batch, number: int, inspect: bool) -> StepOutput:
 
 
 def step_status(run: Run, metrics: StepMetrics, skipped: bool, due: bool, seconds: float) -> StepStatus:
-    """Return what the watchdog needs to know of a step. Gradient norms wait for the device, so only when due."""
+    """Return the watchdog's view of a step. Gradient norms wait for the device, so only when due."""
     grad_norm = run.engine.grad_norm() if due else None
     spread = None if grad_norm is None else monitors.spread_over_ranks(grad_norm, run.ranks.device)
     return StepStatus(
@@ -313,7 +313,7 @@ def step_status(run: Run, metrics: StepMetrics, skipped: bool, due: bool, second
 
 
 def save_if_due(run: Run, metrics: StepMetrics) -> None:
-    """Save by cadence; after a signal save and exit with the code that says so."""
+    """Save by cadence; after a signal save and exit with the code for it."""
     c, state = run.config.checkpoint, run.state
     by_step = c.every_steps > 0 and state.step % c.every_steps == 0
     if run.is_over or not (metrics.stop or metrics.save or by_step):

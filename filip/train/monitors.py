@@ -1,9 +1,9 @@
 """Monitor what goes wrong without showing in the loss: in the embeddings of a batch, and between the ranks.
 
-Collectives make every rank's step as long as the slowest rank's, so a step's duration names nobody. What a rank does
-without the others does: waiting for its data, and encoding its batch.
+Collectives make every rank's step as long as the slowest rank's, so a step's duration names nobody. The work that a
+rank does without the others does: waiting for its data, and encoding its batch.
 
-docs/monitors.md says what each looks like when it is ill, and what to try; filip.train.watchdog turns them into alerts.
+docs/monitors.md shows each when it is ill, and the remedies; filip.train.watchdog turns them into alerts.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from filip.models import Encoded, PooledFeatures, TextFeatures
 def inspect(encoded: Encoded, pairs: int = 32) -> dict[str, Tensor]:
     """Compute scalars over the first ``pairs`` pairs of this rank, by their TensorBoard names.
 
-    ``tokens/bos_eos_share``      share of patches whose best token in their own caption is [BOS] or [EOS]
-    ``tokens/same_patch_share``   share of a caption's words whose best patch in their own image is the commonest choice
-                                  of that caption; 1 if all words point at one patch. Captions of one token are left out
+    ``tokens/bos_eos_share``      share of patches with [BOS] or [EOS] as the best token of their own caption
+    ``tokens/same_patch_share``   share of a caption's words with the commonest choice of a best patch in their
+                                  own image; 1 if all words point at one patch. Captions of one token are left out
     ``tokens/winner_entropy``     entropy of the positions of the words' best patches over all pairs, as a share of the
                                   largest possible; 0 if they are always at the same position
     ``tokens/image_rank`` and ``tokens/text_rank``   effective rank of the tokens, see :func:`effective_rank`

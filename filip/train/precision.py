@@ -1,4 +1,4 @@
-"""Choose a training's mixed precision: bf16, fp16 or fp32, by what the devices of all its ranks multiply."""
+"""Choose a training's mixed precision: bf16, fp16 or fp32, by the products of the devices of all its ranks."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def settle_precision(config: TrainConfig, ranks: Ranks, saved: str | None = None
 
 
 def use_precision(config: TrainConfig, precision: str) -> str:
-    """Replace ``auto`` by a precision and set what it needs; return what else that changes, or ""."""
+    """Replace ``auto`` by a precision and set its needs; return a note on other changes, or ""."""
     config.precision = precision
     if precision == "fp16" and config.zero_stage == 0 and config.deepspeed is None:
         config.zero_stage = 1

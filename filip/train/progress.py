@@ -75,7 +75,7 @@ def interval_values(run: Run, interval: Interval) -> dict[str, Any]:
         values |= {f"loss_weight/{name}": weights.get(name, 0.0) for name in run.loss.weights}
     values |= norm_values(engine.norms(), engine.grad_norm())
     peak = peak_flops(device.name(run.ranks.device), run.config.precision)
-    if peak is not None and not run.config.data.patch_budgets:  # whose operations differ from step to step
+    if peak is not None and not run.config.data.patch_budgets:  # its operations differ from step to step
         values["speed/mfu"] = run.step_flops * steps / seconds / peak
     return values
 
@@ -115,7 +115,7 @@ def final_metrics(record: dict[str, Any]) -> dict[str, float]:
 
 
 def shown_settings(config: TrainConfig) -> dict[str, Any]:
-    """Return the settings by which runs are told apart in TensorBoard."""
+    """Return the settings that distinguish runs in TensorBoard."""
     model, data, optimizer = config.model, config.data, config.optimizer
     return {
         "interaction": model.interaction,

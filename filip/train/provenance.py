@@ -62,7 +62,7 @@ def record_finish(
 ) -> None:
     """Mark the run as finished: its checkpoints are not continued by the next start.
 
-    training: hash of what a later start must have in common with this run to be given its result.
+    training: hash of the settings that a later start must share to be given this run's result.
     files: the results, of which the run keeps copies. code: :func:`code_hash` of this training.
     """
     kept = run_dir / KEPT
@@ -77,7 +77,7 @@ def kept_result(run_dir: Path, training: str, files: Sequence[str], code: str) -
     """Return the folder with copies of a finished run's ``files``, or None.
 
     None if the run was not this ``training`` with this code. Otherwise another training would only repeat it. A
-    workflow whose Snakemake died asks for one: it deletes the results before it starts the training anew.
+    workflow asks for one after its Snakemake has died: it deletes the results before it starts the training anew.
     """
     record, kept = json.loads((run_dir / FINISHED).read_text(encoding="utf-8")), run_dir / KEPT
     if (record.get("training"), record.get("code")) != (training, code):
@@ -102,9 +102,9 @@ def copy_or_link(source: Path, target: Path) -> None:
 
 
 def code_hash(config: TrainConfig) -> str:
-    """Return a SHA-256 over the code that decides what is learned, committed or not.
+    """Return a SHA-256 over the code that decides the result of learning, committed or not.
 
-    That is ours, and of other packages those whose terms or optimiser this training uses.
+    This is our code, and the packages of the terms or the optimiser that this training uses.
     """
     root = Path(filip.__file__).resolve().parent
     files = [root / name for name in ("device.py", "tokenizer.py", "json_tokenizer.py")]
@@ -162,7 +162,7 @@ def now() -> str:
     return datetime.now(UTC).astimezone().isoformat(timespec="seconds")
 
 
-# These settings, and everything below them, change speed, place or reporting, but not what is learned (up to rounding).
+# These settings, and everything below them, change speed, place or reporting, not learning (up to rounding).
 NOT_LEARNING = (
     "run", "run_dir", "out", "resume", "log_every", "checkpoint", "watchdog", "eval",
     "timeout_minutes",
@@ -180,9 +180,9 @@ NOT_LEARNING_IN_DEEPSPEED = (
 
 
 def learning_settings(config: TrainConfig) -> dict[str, Any]:
-    """Return the settings that decide what is learned, flat: {"optimizer.base_lr": 0.006, …}.
+    """Return the settings that decide the result of learning, flat: {"optimizer.base_lr": 0.006, …}.
 
-    ``deepspeed`` is the content of the file that it names: what is edited there is learned from. So is a tokenizer.
+    ``deepspeed`` is the content of the file that it names: an edit there changes learning. So is a tokenizer.
     """
     settings = {
         name: value
@@ -199,7 +199,7 @@ def learning_settings(config: TrainConfig) -> dict[str, Any]:
 
 
 def deepspeed_file(config: TrainConfig) -> dict[str, Any]:
-    """Return what the DeepSpeed file of a training says about learning. Raises UserError if it cannot be read."""
+    """Return the learning settings of a training's DeepSpeed file. Raises UserError if it cannot be read."""
     said = read_settings(settings_path(config))
     return {key: value for key, value in said.items() if key not in NOT_LEARNING_IN_DEEPSPEED}
 

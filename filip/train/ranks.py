@@ -48,7 +48,7 @@ class Ranks:
 
         It may be anything that can be pickled, with tensors on the CPU.
 
-        within_step: with the time-out of a step's collectives instead of the patience for what is done between steps.
+        within_step: with the time-out of a step's collectives instead of the patience between steps.
         """
         if self.world_size == 1:
             return [value]
@@ -59,7 +59,7 @@ class Ranks:
     def loader_processes(self, wanted: int) -> int:
         """Return how many processes this rank's loader gets: at most its share of its host's cores, less its own.
 
-        All ranks call. The cores are those of the affinity masks, which a scheduler gives per rank or per host.
+        All ranks call. The cores come from the affinity masks, which a scheduler gives per rank or per host.
         """
         masks = self.gather((socket.gethostname(), os.sched_getaffinity(0)))
         here = [mask for host, mask in masks if host == socket.gethostname()]
@@ -138,7 +138,7 @@ def deepspeed_accelerator() -> Any:
 
 @contextmanager
 def raise_together(ranks: Ranks) -> Iterator[None]:
-    """Raise a UserError of any rank inside the block on all of them, so that none is left waiting."""
+    """Raise a UserError of any rank inside the block on all ranks, so that none is left waiting."""
     message: str | None = None
     try:
         yield
@@ -156,7 +156,7 @@ def raise_together(ranks: Ranks) -> Iterator[None]:
 class StopSignal:
     """A handler of SIGTERM, SIGUSR1 and Ctrl-C: save at the next step boundary on all ranks, then exit with 85.
 
-    promise: what is about to happen, for the line that answers the signal. A second Ctrl-C ends at once.
+    promise: the next event, for the line that answers the signal. A second Ctrl-C ends at once.
     """
 
     def __init__(self) -> None:

@@ -61,7 +61,7 @@ def write_result(
     manifests: dict[str, str],
     commit: str | None,
 ) -> None:
-    """Write ``config.out``, then ``config.result``; on the first rank only. ``commit``: that of the training code."""
+    """Write ``config.out``, then ``config.result``; on the first rank only. ``commit``: of the training code."""
     best = Path(config.run_dir, BEST)
     chosen = read_extra(best)["best"] if config.eval.best is not None and best.is_file() else None
     summary = {

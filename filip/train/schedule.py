@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from filip.errors import UserError
 
 REFERENCE_BATCH = 512
-FINAL_LR = 0.0  # the paper does not say; CLIP and those who follow it end their cosine at 0
+FINAL_LR = 0.0  # the paper leaves it open; CLIP and its followers end their cosine at 0
 
 
 @dataclass(frozen=True)
 class Schedule:
     """The learning rate over a run.
 
-    ``at(step)`` is that of optimiser step ``step`` (the first is 0) of ``steps``.
+    ``at(step)`` is the rate of optimiser step ``step`` (the first is 0) of ``steps``.
     """
 
     peak: float

@@ -136,7 +136,7 @@ class StepMetrics:
 
 
 def over_ranks(outputs: list[StepOutput], world_size: int, data_wait: float, stop: bool, save: bool) -> StepMetrics:
-    """Average the metrics of all ranks' batches and tell all ranks each one's requests, with one all-reduce."""
+    """Average the metrics of all ranks' batches and pass on each rank's requests, with one all-reduce."""
     names = list(outputs[0].metrics)
     means = [torch.stack([output.metrics[name].float() for output in outputs]).mean() for name in names]
     device = means[0].device

@@ -33,7 +33,7 @@ class Telemetry:
     """A writer for the first rank; elsewhere every call does nothing."""
 
     def __init__(self, run_dir: Path, enabled: bool, step: int) -> None:
-        """Open the files. ``step``: where the run starts; what an earlier attempt wrote after it is dropped."""
+        """Open the files. ``step``: where the run starts; later lines of an earlier attempt are dropped."""
         self.enabled = enabled
         if not enabled:
             return
@@ -76,7 +76,7 @@ class Telemetry:
             self.writer.add_text(tag, text, step)
 
     def hparams(self, step: int, settings: dict[str, Any], final: dict[str, float]) -> None:
-        """Record the run as a row of the tab "HParams": what was trained, and what came out (``final/<name>``)."""
+        """Record the run as a row of the tab "HParams": its settings and its results (``final/<name>``)."""
         if not self.enabled:
             return
         from torch.utils.tensorboard.summary import hparams

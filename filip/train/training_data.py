@@ -21,7 +21,7 @@ from filip.train.feature_cache import cache_folder
 from filip.train.losses import TERMS, resolve_weights
 from filip.train.ranks import Ranks
 
-FEWEST_STEPS = 300  # of a training whose length is fitted to few pairs,
+FEWEST_STEPS = 300  # of a training on few pairs,
 MOST_PASSES = 40  # unless they are more passes over them
 
 
@@ -115,7 +115,7 @@ def read_manifests(config: TrainConfig) -> dict[str, str]:
 
 
 def as_they_lie(data: DataConfig) -> DataConfig:
-    """Return the settings with the address of shards whose tars are in a bucket, and with their number of pairs."""
+    """Return the settings with the address of shards with tars in a bucket, and with their number of pairs."""
     return replace(data, sources=[_as_it_lies(source) for source in data.sources])
 
 

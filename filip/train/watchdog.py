@@ -15,7 +15,7 @@ from filip.train.config import WatchdogConfig
 from filip.train.monitors import Slowest
 
 STUCK_TOLERANCE = 0.01  # relative to the loss of chance
-HISTORY = 100  # steps whose losses a spike is compared with
+HISTORY = 100  # steps with losses that a spike is compared with
 DATA_SHARE = 0.2  # share of a step that one rank waits longer for its data than the rank in the middle
 
 
@@ -36,8 +36,8 @@ class Limits:
     collapse_rank: float = 2.0  # the embeddings' effective rank; 1 = one direction
     collapse_checks: int = 5  # looks at the embeddings in a row, one per log_every
     grad_norm_spread: float = 1e-3  # relative difference of the ranks' gradient norms, which should be 0
-    straggler_factor: float = 1.5  # a rank's seconds for encoding its batch, over those of the median rank ...
-    straggler_share: float = 0.1  # ... and the seconds above those, as a share of the step that everybody waits ...
+    straggler_factor: float = 1.5  # a rank's seconds for encoding its batch, over the median rank's ...
+    straggler_share: float = 0.1  # ... and the seconds above them, as a share of the step that everybody waits ...
     straggler_intervals: int = 3  # logged intervals with the same slow rank
     straggler_seconds: float = 0.02  # ... and at least so many: below that the scheduler of a busy host decides
 

@@ -38,7 +38,7 @@ def colbert_scores(
         documents_embeddings  [documents, n2, d], or [groups, N, n2, d]: N documents of each query, the first of them
                               the positive one
         queries_mask          [queries, n1], documents_mask [documents, n2] or [groups, N, n2]; what is not 0 (or False)
-                              takes part. Valid tokens may lie anywhere. None: rows of zeros are padding
+                              takes part. Valid tokens may be anywhere. None: rows of zeros are padding
         length_normalize      divide each score by the number of the query's tokens that take part
         backend               as in :func:`late_interaction`
 

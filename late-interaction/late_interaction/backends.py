@@ -52,7 +52,7 @@ class SmoothMaximum:
 
         similarity = late_interaction(image_tokens, text_tokens, text_lengths, backend=SmoothMaximum(0.05))
 
-    It lies between the mean (t to infinity) and the maximum (t to 0), never above the maximum; every token has a part
+    It is between the mean (t to infinity) and the maximum (t to 0), never above the maximum; every token has a part
     in the gradient. Native kernels compute it on CPUs, for all dtypes but float64, and Triton's on GPUs where
     exponentials stay in the range of float32; elsewhere PyTorch computes it in blocks. Only Triton's save something for
     the backward. The smooth Chamfer similarity (arXiv 2211.16761) has a sum for the mean.

@@ -112,7 +112,7 @@ class _Block(NamedTuple):
 def smooth_maximum(temperature: float) -> Score:
     """Make a softened maximum over the n tokens of the other side.
 
-    ``temperature * log(mean(exp(s / temperature)))`` lies between the mean (a high temperature) and the maximum
+    ``temperature * log(mean(exp(s / temperature)))`` is between the mean (a high temperature) and the maximum
     (towards 0), so that every token gets a gradient. The mean instead of the sum inside the logarithm keeps a long
     caption from scoring log(n) * temperature higher.
     """
@@ -139,7 +139,7 @@ def top_k_mean(k: int) -> Score:
 def softmax_mean(temperature: float) -> Score:
     """Make the mean of the similarities weighted by their softmax, ``sum_r softmax(s / temperature)_r s_r``.
 
-    Like the smooth maximum it lies between the mean and the maximum, but it falls where a similarity that is small
+    Like the smooth maximum it is between the mean and the maximum, but it falls where a similarity that is small
     enough rises. Suresh et al., "Spike Hijacking in Late-Interaction Retrieval" (2026), compare it with the maximum.
     """
     _check_temperature(temperature)

@@ -193,7 +193,7 @@ class Layout:
         return Lengths(length for of_rank in self.lengths for length in of_rank)
 
     def columns(self, owner: int) -> slice:
-        """Return where the texts of ``owner`` lie among all texts."""
+        """Return where the texts of ``owner`` are among all texts."""
         start = sum(self.texts[:owner])
         return slice(start, start + self.texts[owner])
 

@@ -40,7 +40,7 @@ class Order(NamedTuple):
     """The order of items by length, so that equally long ones form a rectangle."""
 
     items: Tensor  # [items] the caller's index of the items, shortest first
-    back: Tensor  # [items] the inverse: where each of the caller's items lies in that order
+    back: Tensor  # [items] the inverse: where each of the caller's items is in that order
     rows: Tensor  # [T] the caller's row of each packed token in that order
     lengths: list[int]  # ascending
     offsets: list[int]

@@ -174,7 +174,7 @@ def pack_tokens(padded: Tensor, lengths: Tensor) -> Tensor:
 def text_mask(padded: Tensor, lengths: Tensor) -> Tensor:
     """Return which tokens of ``padded`` [t, n2, d] exist, [t, n2], from ``lengths`` [t] or from a mask: that one.
 
-    In a mask a text's tokens may lie anywhere. Raises ValueError if they do not fit, or a text has no token.
+    In a mask a text's tokens may be anywhere. Raises ValueError if they do not fit, or a text has no token.
     """
     shape = padded.shape[:2] if lengths.dtype == torch.bool else padded.shape[:1]
     if padded.dim() != 3 or lengths.shape != shape:

@@ -72,7 +72,7 @@ def launch_options(dtype: torch.dtype, d: int, capability: int) -> Options:
 
 
 def _dtypes(tokens: Tokens) -> tuple[torch.dtype, torch.dtype]:
-    """Return those of the maps, in which the number of tokens itself stands for "none"."""
+    """Return the maps, in which the number of tokens itself stands for "none"."""
     return index_dtype(max(tokens.lengths) + 1), index_dtype(tokens.longest_image + 1)
 
 

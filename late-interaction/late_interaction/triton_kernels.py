@@ -21,7 +21,7 @@ def _dot(x, y, total, WIDEN: tl.constexpr):
 def _images(place, places_ptr, n_blocks, n1, RAGGED: tl.constexpr):
     """Return index, first row and tokens of the images of these blocks, and which token begins the block.
 
-    Beyond the last block they are those of the last.
+    Beyond the last block they repeat the last.
     """
     known = tl.minimum(place, n_blocks - 1)
     if RAGGED:
@@ -33,7 +33,7 @@ def _images(place, places_ptr, n_blocks, n1, RAGGED: tl.constexpr):
 
 @triton.jit
 def _within(rows: tl.constexpr, feature, d: tl.constexpr):
-    """Return where these features of adjacent rows lie, [rows, features], from the beginning of the first.
+    """Return where these features of adjacent rows are, [rows, features], from the beginning of the first.
 
     The features of whole rows are numbered in one, by which the compiler knows their distances from one address.
     """

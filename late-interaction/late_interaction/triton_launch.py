@@ -37,7 +37,7 @@ Options = dict[str, dict[str, int | bool]]  # of "forward", "image" and "text"
 
 @dataclass(frozen=True)
 class Kernels:
-    """The three kernels of a maximum, and how their arguments differ from those of another one."""
+    """The three kernels of a maximum, and how their arguments differ from another maximum's."""
 
     forward: Any
     image: Any  # the gradient of the images

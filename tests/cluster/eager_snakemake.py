@@ -1,5 +1,5 @@
 """Snakemake whose Slurm plugin asks for its jobs every second. No setting says so: it asks ever more seldom, until
-three minutes lie between two questions. What it makes of the answers is untouched.
+three minutes are between two questions. What it makes of the answers is untouched.
 
 It finds no sacct, either: our Slurm has no accounting, and a plugin that falls back to sacct (when slurmctld does not
 answer, be it for the load) forgets its jobs when that fails, and waits for ever.

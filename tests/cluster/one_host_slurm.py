@@ -32,7 +32,7 @@ FOLDER_PREFIX = "one-host-slurm"  # name of the folder with the files of such a 
 
 
 def why_not() -> str | None:
-    """Say why no Slurm can be started here, in one line; None if it can. Install the packages where possible."""
+    """Return why no Slurm can be started here, in one line; None if it can. Install the packages where possible."""
     if os.geteuid() != 0:
         return "the one-host Slurm needs root"
     if reason := why_not_installed(PROGRAMS, PACKAGES):

@@ -1,6 +1,6 @@
 """Studies on a real Slurm: what becomes of a job, and of a study of trainings, whatever happens to their nodes.
 
-All in one file, so that one process runs it: this Slurm's names are those of the machine.
+All in one file, so that one process runs it: this Slurm has the machine's names.
 """
 
 import json
@@ -131,7 +131,7 @@ def start_with_a_node_down(desk: Desk) -> Process:
 
 
 def kill_and_start_again(desk: Desk, first: Process) -> Process:
-    """Start another Snakemake in place of one that is killed; its jobs wait for those of the first."""
+    """Start another Snakemake in place of one that is killed; its jobs wait for the first one's."""
     kill(first)
     desk.unlock()
     second = desk.start()

@@ -19,7 +19,7 @@ def ip(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 def why_not() -> str | None:
-    """Say why no namespaces can be made here, in one line; None if they can."""
+    """Return why no namespaces can be made here, in one line; None if they can."""
     if os.geteuid() != 0 or shutil.which("ip") is None:
         return "two hosts need root and iproute2"
     name = f"filip-try-{os.getpid()}"

@@ -86,7 +86,7 @@ def test_masks_say_which_pixels_show_which_thing(index: int) -> None:
         assert thing.mask.any() and not outside.any()
         own = np.asarray(SPRITES[thing.concept][0].image)[-1, -1, :3].astype(int)
         away = np.abs(pixels.astype(int) - own).max(2)
-        # the thing's own colour inside its mask; only edges are blended with what lies behind
+        # the thing's own colour inside its mask; only edges are blended with what is behind
         assert np.median(away[thing.mask]) <= 1
         corner = np.zeros_like(thing.mask)
         corner[top + 2 : (top + bottom) // 2 - 2, left + 2 : (left + right) // 2 - 2] = True

@@ -53,7 +53,7 @@ def test_files_come_whole_with_type_and_length(server):
         assert answer.read() == PIXELS
         assert answer.headers["Content-Type"] == "image/png"
         assert int(answer.headers["Content-Length"]) == len(PIXELS)
-    with get(server, "planted/truncated/0000.png") as answer:  # the fault lies in the file
+    with get(server, "planted/truncated/0000.png") as answer:  # the fault is in the file
         assert answer.read() == PIXELS
 
 

@@ -1,4 +1,4 @@
-"""Jobs that share a download: one is killed in the middle, and the bytes and the funnel are those of one job."""
+"""Jobs that share a download: one is killed in the middle, and the bytes and the funnel equal one job's."""
 
 import json
 import signal

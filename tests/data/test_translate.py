@@ -116,7 +116,7 @@ def test_side_cars_hold_the_original_first_and_what_the_guard_accepts(tmp_path: 
 
 
 def test_collapsed_translations_are_dropped_over_the_whole_data_set(tmp_path: Path) -> None:
-    """A cache stands in for an engine with a favourite sentence; its captions lie in different shards."""
+    """A cache stands in for an engine with a favourite sentence; its captions are in different shards."""
     vans = ["a red van", "a blue van", "a brown van", "a black van"]
     lorries = ["a green lorry", "a grey lorry", "a white lorry"]
     make_shards(tmp_path / "shards", [*vans, "download failed", *lorries], per_shard=2)

@@ -67,7 +67,7 @@ def test_retrieval_and_a_second_time_gives_the_same_file(root):
 
 @pytest.mark.parametrize(("texts_by", "images_by"), [("image", "text"), ("text", "image"), ("mean", "mean")])
 def test_each_direction_is_ranked_by_the_similarity_that_was_asked_for(root, texts_by, images_by):
-    """The ranks equal those of the definition, pair by pair in float64, and a sort."""
+    """The ranks equal the definition's, pair by pair in float64, and a sort."""
     model = write_model(root / "m.safetensors", seed=3)
     options = [f"retrieval.rank_texts_by={texts_by}", f"retrieval.rank_images_by={images_by}"]
     options.append("retrieval.compare_text_tokens=[all]")

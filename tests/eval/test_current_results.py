@@ -74,7 +74,7 @@ def test_a_model_in_a_folder_is_known_by_its_files(tmp_path: Path, name: str, ru
     weights.parent.mkdir()
     if run:
         (tmp_path / "checkpoints").mkdir()
-        config = {"run_dir": "runs/a", "out": "models/model.safetensors"}  # its result lies where it was trained
+        config = {"run_dir": "runs/a", "out": "models/model.safetensors"}  # its result is where it was trained
         (tmp_path / "config.json").write_text(json.dumps(config))
         (tmp_path / "finished.json").write_text("{}")
     found = []

@@ -48,7 +48,7 @@ def exact(problem: Drawn, temperature: float | None) -> tuple[Tensor, ...]:
     masks = problem.image_mask[:, None, :, None], problem.text_mask[None, :, None, :]
 
     def direction(own: int) -> Tensor:
-        """Return the mean over the tokens of side ``own`` of the maximum over those of the other."""
+        """Return the mean over the tokens of side ``own`` of the maximum over the other side."""
         over = 3 - own
         allowed = similarity.masked_fill(~masks[1 - own], -torch.inf)
         if temperature is None:

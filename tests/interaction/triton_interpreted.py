@@ -259,7 +259,7 @@ def test_ragged_images(seed: int, dtype: str, smooth: bool) -> None:
 
 @pytest.mark.parametrize("smooth", [False, True])
 def test_a_mask_is_the_padded_form_of_ragged_images(smooth: bool) -> None:
-    """Padding is NaN, and may lie anywhere. The sides exchanged give the same in the other direction."""
+    """Padding is NaN, and may be anywhere. The sides exchanged give the same in the other direction."""
     backend: Any = SmoothMaximum(0.05, "triton") if smooth else "triton"
     problem = random_problem(3, 20, [3, 1, 4], 16)
     mask = torch.rand(3, 20, generator=torch.Generator().manual_seed(3)) < torch.tensor([[0.9], [0.1], [0.5]])

@@ -109,7 +109,7 @@ def test_a_model_pools_what_it_would_compare_token_wise(pooling: str) -> None:
         assert not torch.allclose(
             texts, F.normalize(Pooling(texts.shape[1], 0)(model.text(ids, lengths), lengths)[:, 0])
         )
-    # Tokens and vectors of one pass are those of two.
+    # One pass gives the tokens and vectors of two.
     both = model(pixels.repeat(2, 1, 1, 1)[:3], ids, lengths, tokens_and_vectors=True)
     torch.testing.assert_close(both.pooled.text, texts)
     torch.testing.assert_close(both.pooled.image[:2], expected)

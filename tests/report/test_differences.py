@@ -76,7 +76,7 @@ def test_captions_of_an_image_count_as_one() -> None:
 def test_of_tables_without_an_effect_at_most_6_percent_have_a_star(trainings: int, spread: float) -> None:
     """There are 2,000 tables of 30 correlated columns over 1,000 images; two runs differ by chance alone.
 
-    spread: standard deviation of a training's accuracy around that of its run.
+    spread: standard deviation of a training's accuracy around its run's.
     """
     rng, tables, columns, images = np.random.default_rng(trainings), 2000, 30, 1000
 

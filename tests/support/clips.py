@@ -1,4 +1,4 @@
-"""Random models that open_clip and transformers themselves wrote, with the files that lie beside them."""
+"""Random models that open_clip and transformers themselves wrote, with the files that are beside them."""
 
 import json
 from collections.abc import Callable

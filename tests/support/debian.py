@@ -6,7 +6,7 @@ import subprocess
 
 
 def why_not_installed(programs: tuple[str, ...], packages: tuple[str, ...]) -> str | None:
-    """Say why the programs are not to be had, in one line; None if they are there, or have just been installed."""
+    """Return why the programs are not to be had, in one line; None if they are there, or have just been installed."""
     if all(map(shutil.which, programs)):
         return None
     if os.geteuid() != 0 or shutil.which("apt-get") is None:

@@ -50,7 +50,7 @@ def colpali(folder: Path) -> None:
 
 
 def colqwen2(folder: Path) -> None:
-    """Save a ColQwen2, which keeps the shape of a picture: 4 to 16 tokens, and those of its prompt."""
+    """Save a ColQwen2, which keeps the shape of a picture: 4 to 16 tokens, and its prompt's."""
     from transformers import (
         ColQwen2Config,
         ColQwen2ForRetrieval,

@@ -22,7 +22,7 @@ def held() -> int:
     batches.
 
     Pages of files are left out: libraries, which all processes of the machine share that have loaded them, so that a
-    process's part depends on what else is running. Batches lie in files without a name in shared memory, which
+    process's part depends on what else is running. Batches are in files without a name in shared memory, which
     nobody has mapped between a worker and this process.
     """
     me = psutil.Process()

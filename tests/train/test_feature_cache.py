@@ -239,7 +239,7 @@ def test_ranks_and_trainings_fill_it_together_and_learn_the_same(squares: Path, 
     runs = [train_arguments(squares, tmp_path / name, *of) for name, of in (("plain", settings), ("later", cached))]
     assert run_many(2, runs, tmp_path / "log") == [0, 0], (tmp_path / "log").read_text()[-3000:]
     later = tmp_path / "later" / "model.safetensors"
-    # the order of the data is that of the seed, whether the maps were there or not
+    # the order of the data follows the seed, whether the maps were there or not
     assert all(same_weights(tmp_path / name / "model.safetensors", later) for name in ("a", "b"))
     for name in ("a", "b"):
         np.testing.assert_allclose(losses(tmp_path / name), losses(tmp_path / "plain"), rtol=2e-3)

@@ -64,7 +64,7 @@ def test_under_autocast_it_stays_in_half_precision_with_channels_last(warm: dict
 
 @pytest.mark.slow
 def test_deepspeed_trains_it_frozen_and_not(squares: Path, tmp_path: Path) -> None:
-    """It broadcasts the weights as they lie in memory, and refuses those that are not contiguous."""
+    """It broadcasts the weights as they are in memory, and refuses those that are not contiguous."""
     start = (*STEM[1:], f"init_from=timm:{NAME}:wheel", "max_steps=2", "optimizer.warmup_steps=1")
     runs = [
         train_arguments(squares, tmp_path / "frozen", *start, "warm_start.image=frozen_stem"),

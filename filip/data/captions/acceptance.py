@@ -1,7 +1,7 @@
 """Rules that accept back-translations as alternatives to the original caption.
 
 A round trip that returns the caption itself adds nothing; one that loses a number or a name, or runs into a loop,
-says something else. A small model also has favourite sentences: to "flag: Chad" and a dozen others it says
+says something else. A small model also has favourite sentences: to "flag: Chad" and a dozen others it answers
 "Flag of the United States"; that shows only over the whole data set.
 """
 
@@ -35,7 +35,7 @@ NUMBER_WORDS = dict(
 
 
 def rejections(originals: Sequence[str], translations: Sequence[str]) -> list[str | None]:
-    """Return the reason why each translation may not stand for its original, or None where it may."""
+    """Return the reason why each translation may not replace its original, or None where it may."""
     reasons = [_by_words(*pair) for pair in zip(originals, translations, strict=True)]
     # by far the slowest rule, so it runs last and in one batch
     left = [i for i, reason in enumerate(reasons) if reason is None]

@@ -1,4 +1,4 @@
-"""Judge each back-translation by the rules of ``acceptance``, by statistics over all of them, and by embeddings."""
+"""Judge each back-translation by the rules of ``acceptance``, by statistics over them all, and by embeddings."""
 
 from __future__ import annotations
 

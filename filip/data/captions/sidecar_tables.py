@@ -33,8 +33,8 @@ def rows_by_shard(batches: Iterable[pa.RecordBatch]) -> Iterator[tuple[str, pa.T
 def sidecar_table(rows: pa.Table, origins: list[str], source: str) -> pa.Table:
     """Return a row per image: its captions, then the accepted translations of each.
 
-    rows: those of an image together, its captions in order (``nth``), each once or once per accepted translation
-    (``back``, by pivot ``pivot_index``; null where there is none). origins: those of the
+    rows: an image's together, its captions in order (``nth``), each once or once per accepted translation
+    (``back``, by pivot ``pivot_index``; null where there is none). origins: where the
     captions, then of the pivots.
     """
     rows = rows.combine_chunks()
@@ -60,7 +60,7 @@ def sidecar_table(rows: pa.Table, origins: list[str], source: str) -> pa.Table:
 
 
 def _differs_from_last(column: pa.ChunkedArray) -> np.ndarray:
-    """Return bool [rows]: whether a value differs from that of the row before; true for the first."""
+    """Return bool [rows]: whether a value differs from the row before; true for the first."""
     values = column.combine_chunks()
     return np.concatenate([[True], pc.not_equal(values[1:], values[:-1]).to_numpy(zero_copy_only=False)])
 

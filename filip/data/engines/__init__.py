@@ -28,7 +28,7 @@ class Engine(Protocol):
 
     @staticmethod
     def missing(pivot: str, models: str | None) -> str | None:
-        """Return what is not here that this engine needs for a pivot, and what to do; loads nothing."""
+        """Return the missing needs of this engine for a pivot, and the remedy; loads nothing."""
 
     def to_pivot(self, texts: Sequence[str]) -> list[str]:
         """Translate English → pivot: one translation per text, in order. The caller sorts by length."""

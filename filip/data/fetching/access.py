@@ -1,4 +1,4 @@
-"""Restrict what a list of URLs may reach: hosts of the public internet, and one folder if the card names it.
+"""Restrict the addresses that a list of URLs may reach: public hosts, and one folder if the card names it.
 
 A list from elsewhere cannot be trusted: its URLs, their redirections, and the names that a server of
 theirs resolves may point at this machine, at its network, or at a cloud's metadata service. So the address itself is
@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
-# Refused whatever this Python's tables say about them: clouds serve credentials and settings there.
+# Refused whatever this Python's tables have about them: clouds serve credentials and settings there.
 RESERVED = [
     ipaddress.ip_network(network)
     for network in (
@@ -74,7 +74,7 @@ class Access:
             self.check_address(host, host)
 
     def check_file(self, path: str) -> None:
-        """Raise Refused unless ``path`` lies in the folder."""
+        """Raise Refused unless ``path`` is in the folder."""
         folder = os.path.abspath(self.folder or "")
         if self.folder is None or os.path.commonpath([folder, os.path.abspath(path)]) != folder:
             raise Refused("outside", f"{path} is not in {self.folder}")

@@ -80,7 +80,7 @@ def _append_pass(plan: dict[str, Any], path: Path, rows: int) -> None:
 def add_retry_pass(plan: dict[str, Any], folder: Path, columns: list[str]) -> None:
     """Plan shards for the URLs that the last pass lost to transient failures, if there are any.
 
-    The list says where each was, so that a shard that is made again leaves them to that pass.
+    The list has the place of each, so that a shard that is made again leaves them to that pass.
     """
     last = plan["passes"][-1]
     path = folder / "_work" / f"retry_{len(plan['passes'])}.parquet"

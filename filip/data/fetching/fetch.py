@@ -2,7 +2,7 @@
 
 img2dataset's own fetch has a timeout per read, so that a server sending a byte every few seconds holds a thread
 forever, and reads a body of any size. Here the whole exchange has a deadline (a thread shuts its connections
-down, from the first byte on, which also ends a header or a proxy that drips), and the body has a limit, that of a
+down, from the first byte on, which also ends a header or a proxy that drips), and the body has a limit, also in a
 redirection included. Errors that another attempt cannot fix are not retried.
 A URL whose host wants to be left alone is not asked for (``hosts``).
 """
@@ -31,7 +31,7 @@ from filip.data.fetching.hosts import DEAD_HOST, HOSTS, LOST, host_of, not_asked
 from filip.data.fetching.outcomes import MAX_BYTES, TRANSIENT, Answer, opt_out
 
 DEADLINE = 3  # times the timeout: from the first connection to the last byte, redirects included
-BUSY = (429, 503)  # answers that may say Retry-After
+BUSY = (429, 503)  # answers that may have Retry-After
 CHUNK = 1 << 16
 USER_AGENT = f"Mozilla/5.0 (X11; Linux x86_64) filip/{__version__} (compatible; downloads lists of images{{contact}})"
 
@@ -220,7 +220,7 @@ def fetch(
 ) -> tuple[int, io.BytesIO | None, str | None]:
     """Fetch ``(key, url)`` → ``(key, bytes, None)`` or ``(key, None, "reason: detail")``; never raise, never hang.
 
-    answer: is told what the server said.
+    answer: receives the server's headers.
     """
     key, url = row
     try:
@@ -258,7 +258,7 @@ def _attempts(
         except Exception as error:  # anything may be raised here; one URL must not stop a shard
             late = time.monotonic() - started > DEADLINE * timeout
             if attempt and getattr(getattr(error, "reason", None), "reason", None) == DEAD_HOST:
-                break  # as the attempt before has told
+                break  # as the attempt before found
             problem = "timeout: too slow as a whole" if late else explain(error)
             if isinstance(error, urllib.error.HTTPError):
                 _note(answer, error, url, started)
@@ -270,7 +270,7 @@ def _attempts(
 
 
 def _note(answer: Answer, error: urllib.error.HTTPError, url: str, asked: float) -> None:
-    """Note what an answer without an image says, and whether its host (after redirections) is to be left alone."""
+    """Note the headers of an answer without an image, and whether its host (after redirections) is to be left alone."""
     answer.note(error.code, error.headers)
     host = host_of(error.filename or url)
     if error.code not in BUSY:
@@ -320,7 +320,7 @@ def _fetch_once(
         if size < promised:
             return None, f"cut_off: {size} of {promised} bytes"
         if response.headers.get("Content-Encoding", "").lower() in ("gzip", "x-gzip", "deflate"):
-            with contextlib.suppress(zlib.error):  # of a server that does not do what it says
+            with contextlib.suppress(zlib.error):  # of a server that breaks its promise
                 body = io.BytesIO(zlib.decompressobj(zlib.MAX_WBITS + 32).decompress(body.getvalue(), MAX_BYTES + 1))
             if len(body.getvalue()) > MAX_BYTES:
                 return None, f"too_many_bytes: more than {MAX_BYTES}"

@@ -1,4 +1,4 @@
-"""Remember what was forgotten on request, by hashes, so that no later run brings it back."""
+"""Remember the images that were forgotten on request, by hashes, so that no later run brings it back."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Forgotten:
 
     @staticmethod
     def load(folder: Path) -> Forgotten:
-        """Return what was forgotten in a folder of shards."""
+        """Return the forgotten images of a folder of shards."""
         path = folder / "_work" / "forgotten.json"
         try:
             found = json.loads(path.read_text())
@@ -40,7 +40,7 @@ class Forgotten:
         return Forgotten(path, frozenset(found["urls"]), frozenset(found["files"]))
 
     def add(self, urls: set[str], files: set[str]) -> None:
-        """Write these hashes to those that are there."""
+        """Add these hashes to the file."""
         write_json(self.path, {"urls": sorted(self.urls | urls), "files": sorted(self.files | files)})
 
     def refuses(self, url: str, data: bytes | None = None) -> bool:

@@ -3,7 +3,7 @@
 A host that answers 429, or 503 with ``Retry-After``, is not asked by any thread of the process until its time is over.
 In the first pass its URLs are not waited for: they are left to the retry pass, unless most of a shard is of that host.
 There they wait in a queue, not in a thread; then one URL is asked for, and only if it is answered come the others. A
-host that does nothing but refuse is given up, so that the pass ends however long a host says 429.
+host that does nothing but refuse is given up, so that the pass ends however long a host answers 429.
 
 A host without an address, or to which three connections in a row time out, is dead: the process tries it once a minute.
 """
@@ -50,7 +50,7 @@ def not_asked(host: str) -> str:
 class _Busy:
     until: float  # by time.monotonic
     refused: float  # when it refused last
-    rounds: int  # refusals in a row; those of requests that were under way together count once
+    rounds: int  # refusals in a row; requests that were under way together count once
 
 
 class Hosts:
@@ -87,7 +87,7 @@ class Hosts:
     def refused(self, host: str, seconds: float | None, asked: float) -> bool:
         """Note that a host refused a request of the time ``asked``; return whether it is to be left alone.
 
-        seconds: for which it wants to be left alone; None: it does not say, so the time doubles with each round.
+        seconds: for which it wants to be left alone; None: without a header, so the time doubles with each round.
         """
         now = time.monotonic()
         with self._lock:
@@ -100,7 +100,7 @@ class Hosts:
         return pause > 0
 
     def answered(self, host: str, asked: float) -> None:
-        """Note that a host answered a request of the time ``asked``, which tells nothing if it has refused since."""
+        """Note that a host answered a request of the time ``asked``, which proves nothing if it has refused since."""
         with self._lock:
             if host in self._busy and asked >= self._busy[host].refused:
                 del self._busy[host]
@@ -121,7 +121,7 @@ HOSTS = Hosts()  # shared by all threads of this process
 class PatientRows:
     """Iterator over the rows of a shard that are to be asked for next; rows of a busy host come when it may be asked.
 
-    Another thread says what became of each: ``is_final(result)``. It ends when all have their answer or are ``left``.
+    Another thread has the result of each: ``is_final(result)``. It ends when all have their answer or are ``left``.
     """
 
     def __init__(self, rows: Iterable[Row], hosts: Hosts = HOSTS) -> None:
@@ -172,7 +172,7 @@ class PatientRows:
             return None
 
     def _on_trial(self) -> Row | None:
-        """Return a row of a host whose time is over."""
+        """Return a row of a host after its time is over."""
         if not self._times or self._times[0][0] > time.monotonic():
             return None
         _, host = heapq.heappop(self._times)

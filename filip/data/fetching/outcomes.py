@@ -20,7 +20,7 @@ MOST_OF_A_HEADER = 1000  # characters that are kept
 
 @dataclass
 class Answer:
-    """The last answer to a URL: when it came, its status, and what it says of the image's use."""
+    """The last answer to a URL: its time, its status, and its headers about the image's use."""
 
     time: float | None = None  # Unix time, seconds; None: nothing answered
     status: int | None = None  # HTTP status code
@@ -49,8 +49,8 @@ _WITH_VALUE = ("unavailable_after", "max-snippet", "max-image-preview", "max-vid
 def opt_out(headers: Any, agent: str | None, directives: Collection[str]) -> str | None:
     """Return the header that forbids the use of an image, or None.
 
-    headers: with ``get_all``, as http.client gives them. agent: our name in X-Robots-Tag. directives: those that forbid
-    it (``noai``); without any, nothing is asked.
+    headers: with ``get_all``, as http.client gives them. agent: our name in X-Robots-Tag. directives: the ones that
+    forbid it (``noai``); without any, nothing is asked.
     """
     if not directives:
         return None

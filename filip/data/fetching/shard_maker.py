@@ -34,8 +34,8 @@ from filip.sets.tar_index import Member
 
 WORK = "_work"  # folder inside the shards' folder: plan, lists of retries, half-finished shards
 SUFFIXES = (".tar", ".index", ".answers", ".parquet", "_stats.json")  # with the last, a shard is complete
-LIST_SHA256 = "source_sha256"  # column in which a list says what the bytes of an image are
-MOST_OUTCOMES = 200  # that the statistics of a shard tell apart
+LIST_SHA256 = "source_sha256"  # column in which a list has the hash of an image's bytes
+MOST_OUTCOMES = 200  # different ones in the statistics of a shard
 SECONDS_ALONE = 600.0  # time in which a suspected image has to be decoded
 CRASHED = "crashed: the process that decodes it dies (out of memory, or a fault of the decoder)"
 OUTCOME = pa.schema(
@@ -67,7 +67,7 @@ class Stored:
         return self.error_message or self.status
 
     def described(self, row: dict[str, Any], key: str) -> dict[str, Any]:
-        """Return what the shard tells of the image: the row of the list, its key, and the outcome."""
+        """Return the shard's facts about the image: the row of the list, its key, and the outcome."""
         return {**row, "key": key, **{name: getattr(self, name) for name in OUTCOME.names}}
 
 
@@ -76,7 +76,7 @@ def shard_name(shard: int) -> str:
 
 
 def schema_of(listed: pa.Schema) -> pa.Schema:
-    """Return the columns of a shard's Parquet file: those of the list, and the outcome."""
+    """Return the columns of a shard's Parquet file: the list's, and the outcome."""
     return pa.schema([*listed, ("key", pa.string()), *OUTCOME])
 
 
@@ -142,7 +142,7 @@ class ShardMaker:
     ) -> dict[str, Any]:
         """Write tar, index and Parquet of a shard; return its statistics, as img2dataset has them.
 
-        rows: those of the list. images: one for each row, in any order. schema: :func:`schema_of` the list.
+        rows: rows of the list. images: one for each row, in any order. schema: :func:`schema_of` the list.
         """
         writer = OrderedWriter(staging / shard_name(shard), schema, self.card.download.encode_format)
         counts: Counter[str] = Counter()
@@ -192,7 +192,7 @@ class OrderedWriter:
     """
 
     def __init__(self, path: Path, schema: pa.Schema, encode_format: str) -> None:
-        """path: that of the files without a suffix."""
+        """path: of the files, without a suffix."""
         self.path, self.schema, self.encode_format = path, schema, encode_format
         self.spool = tempfile.TemporaryFile(dir=path.parent)  # noqa: SIM115 (closed in close)
         self.rows: list[dict[str, Any]] = []
@@ -268,7 +268,7 @@ class InProgress:
         return exit_code == 0
 
     def close(self, complete: bool) -> None:
-        """End the work on the shard; ``complete``: the note of what was in progress is no longer needed."""
+        """End the work on the shard; ``complete``: the note of the work in progress is no longer needed."""
         os.close(self._file)
         if complete:
             self.path.unlink(missing_ok=True)  # a worker that a cluster presumed lost may do the same shard

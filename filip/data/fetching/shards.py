@@ -4,7 +4,7 @@
 - a busy host is put off, which img2dataset's loop over a shard cannot do,
 - a worker that is stuck ends itself.
 
-``filip.data.fetching.shard_maker`` makes the files, and ``workers`` runs all of it and tries again.
+``filip.data.fetching.shard_maker`` makes the files, and ``workers`` runs it and tries again.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class ListReader:
 
 @dataclass(kw_only=True)
 class ShardDownloader(ShardMaker):
-    """Maker of shards whose images are fetched. It can be pickled to any worker."""
+    """Maker of shards of fetched images. It can be pickled to any worker."""
 
     columns: list[str]
     opt_outs: list[str]  # directives that forbid the use of an image
@@ -111,7 +111,7 @@ class ShardDownloader(ShardMaker):
         listed.unlink(missing_ok=True)
 
     def _without_answers(self, shard: int, fetched: Iterable[Result], answers: list[dict[str, Any]]) -> Iterator[Image]:
-        """Yield what was fetched, and note what the servers said in ``answers``."""
+        """Yield the fetched images, and note the servers' headers in ``answers``."""
         for number, data, problem, answer in fetched:
             answers.append({"key": self.key(shard, number), **asdict(answer)})
             yield number, data, problem or ""

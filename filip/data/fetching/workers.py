@@ -20,7 +20,7 @@ from filip.progress import say
 from filip.worker_pool import die_with_parent
 
 SHARDS_PER_WORKER = 20  # image libraries leak: a worker is renewed after so many
-SHARD_TRIES = 3  # attempts at a shard whose worker was killed or whose disk failed
+SHARD_TRIES = 3  # attempts at a shard after a killed worker or a failed disk
 # If all shards in flight were lost so many times in a row, without one done, the fault is not a shard's.
 DEAD_WORKERS = 10
 DEADLY_IMAGES = 20  # in one shard, one try each: with more of them the fault is not the images'
@@ -30,7 +30,7 @@ Submit = Callable[[Row], "Future[Outcome]"]  # the future raises if the worker d
 
 
 class LocalWorkers:
-    """Processes of this machine, forked from a server that ``filip.data.download`` started and told what to import."""
+    """Processes of this machine, forked from a server that ``filip.data.download`` started with its imports."""
 
     def __init__(self, downloader: ShardDownloader, processes: int) -> None:
         self.downloader, self.processes = downloader, processes
@@ -50,7 +50,7 @@ class LocalWorkers:
 def download_shards(workers: LocalWorkers, reader: ListReader, finished: Callable[[int], None]) -> dict[int, str]:
     """Download the reader's wanted shards; calls ``finished(shard)``; returns {shard: why it could not be completed}.
 
-    A shard that failed, or whose worker was killed, is tried again, SHARD_TRIES times in all. Where one death takes
+    A shard that failed, or lost its worker, is tried again, SHARD_TRIES times in all. Where one death takes
     others with it, all that was in flight is suspect and is tried one by one, so that only the one at fault fails.
     Raises UserError when the disk is full, or when workers do nothing but die.
     """
@@ -97,7 +97,7 @@ def _tries(workers: LocalWorkers, reader: ListReader, finished: Callable[[int], 
 def _run_round(
     workers: LocalWorkers, reader: ListReader, alone: bool, finished: Callable[[int], None], failures: dict[int, str]
 ) -> dict[int, str]:
-    """Try each of the reader's wanted shards once; return those whose worker died, with what is known about it."""
+    """Try each of the reader's wanted shards once; return the shards with a dead worker, and the cause."""
     lost: dict[int, str] = {}
     deaths = 0  # since the last finished shard
     rows = iter(reader)

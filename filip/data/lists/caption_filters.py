@@ -1,4 +1,4 @@
-"""The rules that filter captions, by the names under which the funnel counts what they drop.
+"""The rules that filter captions, by the names under which the funnel counts their drops.
 
 Most are SQL conditions (DuckDB, RE2) on a caption's normalised form ``c``: ``MEANINGLESS`` has the texts that name or
 number an image without describing it; a card switches single ones off (``text_rules.switched_off``). What SQL cannot do
@@ -227,7 +227,7 @@ PYTHON_RULES: dict[str, PythonRule] = {}
 
 
 def python_rule(name: str, applies: Callable[[TextRuleSettings], bool]) -> Callable[[Drops], Drops]:
-    """Register a rule under ``name``; ``applies`` tells from a card's settings whether it is on."""
+    """Register a rule under ``name``; ``applies`` returns from a card's settings whether it is on."""
 
     def register(drops: Drops) -> Drops:
         PYTHON_RULES[name] = PythonRule(applies, drops)

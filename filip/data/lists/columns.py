@@ -21,7 +21,7 @@ from filip.data.lists import duckdb_io
 from filip.errors import UserError, first_line
 from filip.files import nothing_at
 
-ROW, REASON = "_row_", "_drop_reason_"  # columns that this stage adds to those of the list
+ROW, REASON = "_row_", "_drop_reason_"  # columns that this stage adds to the list's
 # img2dataset writes columns of these names itself and refuses a list that has them.
 RESERVED = ["key", "url", "caption", "status", "error_message", "width", "height", "original_width"]
 RESERVED += ["original_height", "exif", "md5", "sha256", "sha512"]
@@ -122,7 +122,7 @@ def where_condition(
     """Return SQL of the card's ``where`` for the relation ``listed``, as a truth value without unknowns.
 
     setting: where the condition comes from, for messages.
-    is_text: the list is a text file, whose columns are all text: those that hold numbers are compared as numbers.
+    is_text: the list is a text file, with columns of text: the ones that hold numbers are compared as numbers.
     Raises UserError, before any work, for anything that is not a condition on these columns.
     """
     condition = _with_numbers(where, _numeric(con, list(types))) if is_text else where
@@ -179,7 +179,7 @@ def _with_numbers(where: str, numeric: dict[str, str]) -> str:
 
 
 def _numeric(con: duckdb.DuckDBPyConnection, columns: list[str]) -> dict[str, str]:
-    """Return the text columns of ``listed`` whose first values are all numbers: BIGINT for integers, else DOUBLE."""
+    """Return the text columns of ``listed`` with numbers as first values: BIGINT for integers, else DOUBLE."""
     sums = ", ".join(
         f"count({value}) > 0 AND count({value}) = count(TRY_CAST({value} AS DOUBLE)), "
         f"bool_and(regexp_full_match({value}, '[+-]?[0-9]+') AND TRY_CAST({value} AS BIGINT) IS NOT NULL)"
@@ -226,7 +226,7 @@ def _load(path: str | Path) -> Any:
 
 
 def uids_condition(uids: Path, column: str) -> str:
-    """Return SQL: whether the id in ``column`` is among those that :func:`write_uids` wrote."""
+    """Return SQL: whether the id in ``column`` is among the ids that :func:`write_uids` wrote."""
     value = f"CAST({duckdb_io.sql_identifier(column)} AS VARCHAR)"
     if "text" in pq.read_schema(uids).names:
         return f"coalesce({value}, '') IN (SELECT text FROM {duckdb_io.parquet(uids)})"

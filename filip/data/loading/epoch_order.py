@@ -64,7 +64,7 @@ class EpochOrder:
         return Slots(*(np.concatenate(column)[order] for column in parts))
 
     def _of_source(self, source: int, group: int, start: int, stop: int) -> Slots:
-        """Return the slots start … stop - 1 among those of one source, visit after visit."""
+        """Return the slots start … stop - 1 of one source, visit after visit."""
         low, high = _bounds(self.counts[source], group, self.groups)
         samples, visits, passed = [np.empty(0, np.int64)], [np.empty(0, np.int16)], 0
         for visit, share in _visits(self.weights[source]):
@@ -156,7 +156,7 @@ def _source_length(counts: np.ndarray, weight: float, group: int, groups: int) -
     return sum(_partial(share, high - low) for _, share in _visits(weight))
 
 
-# The k-th of a source's n slots belongs at the fraction (k + 1/2) / n of the epoch; of equal fractions, that of the
+# The k-th of a source's n slots belongs at the fraction (k + 1/2) / n of the epoch; of equal fractions, the one of the
 # earlier source comes first.
 
 
@@ -165,7 +165,7 @@ def _fraction(k: np.ndarray, n: int) -> np.ndarray:
 
 
 def _places(k: np.ndarray, source: int, lengths: Sequence[int]) -> np.ndarray:
-    """Return where the k-th slots of a source stand among the slots of all sources."""
+    """Return where the k-th slots of a source are among the slots of all sources."""
     fraction = _fraction(k, lengths[source])
     place = k.copy()
     for other, n in enumerate(lengths):
@@ -184,7 +184,7 @@ def _count_before(fraction: np.ndarray, n: int, before: np.ufunc) -> np.ndarray:
 
 
 def _first_at(place: int, source: int, lengths: Sequence[int]) -> int:
-    """Return the first slot of a source that stands at ``place`` or later among the slots of all sources."""
+    """Return the first slot of a source that is at ``place`` or later among the slots of all sources."""
     guess = place * lengths[source] // max(1, sum(lengths))
     near = len(lengths) + 2  # each other source shifts a slot by at most one place
     k = np.arange(max(0, guess - near), min(lengths[source], guess + near + 1))

@@ -1,7 +1,7 @@
 """Keep the feature maps of a frozen network on disk: each image passes through it once, and not once an epoch.
 
 One file a shard, ``<name of the tar>-<state>.npy``: float16 ``[images, channels, rows, columns]``, an image for each
-usable sample in the order of the index. The state is that of the tar and of its used part, so that the file of a
+usable sample in the order of the index. The state is the tar's and its used part's, so that the file of a
 shard that has changed is never read; the folder is one for each network and image size. An image that could not be
 decoded has NaN everywhere.
 """
@@ -22,7 +22,7 @@ class NoFeatures(ValueError):
 
 
 def map_path(folder: Path, index: SourceIndex, shard: int) -> Path:
-    """Return where the feature maps of a shard's images lie."""
+    """Return where the feature maps of a shard's images are."""
     tar, start = index.tars[shard], int(index.starts[shard])
     used = index.offset[start : start + int(index.counts[shard])]
     stat = tar.stat()

@@ -263,7 +263,7 @@ class PairLoader:
         self._at.epoch, self._at.batch = self._at.epoch + 1, 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Return where the stream stands after the last batch, in plain values; only the counters differ by rank."""
+        """Return where the stream is after the last batch, in plain values; only the counters differ by rank."""
         return {
             "epoch": self.epoch,
             "pairs_done": self.batch * self.stream.config.global_batch,
@@ -273,7 +273,7 @@ class PairLoader:
 
     @staticmethod
     def merged(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """Return the state of all ranks' streams, which all stand at the same batch."""
+        """Return the state of all ranks' streams, which all are at the same batch."""
         return states[0]
 
     def describe(self) -> str:
@@ -282,7 +282,7 @@ class PairLoader:
         return f"{len(indices)} sources, {sum(len(index.tars) for index in indices)} shards"
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue with the next batch. Workers and ranks may differ from those that wrote the state.
+        """Continue with the next batch. Workers and ranks may differ from the writers of the state.
 
         Raises UserError if the data, the seed or the weights are others, or the global batch size does not divide
         the number of pairs already seen.
@@ -340,8 +340,8 @@ def build_loader(
     ``pixels`` are these, float16; with ``data.patch_budgets`` they are [b, n, p * p * 3], and there is ``grids``
     [b, 2] int64. Every rank gets the same number of full batches; an epoch has ``loader.pairs`` pairs over all ranks,
     each image once (times its source's weight).
-    ``transform`` replaces the training transform. ``loader.counters`` names what was missing or broken so far.
-    Raises UserError when there is nothing to train on.
+    ``transform`` replaces the training transform. ``loader.counters`` counts missing and broken samples so far.
+    Raises UserError if there is nothing to train on.
     """
     data = config.data
     if not data.sources:

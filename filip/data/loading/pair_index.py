@@ -179,7 +179,7 @@ def _find_tars(source: Source) -> list[Path]:
 
 
 def _index_shard(source: Source, tar: Path) -> _Part:
-    """Return offset, size and row of each usable sample of a shard, and what is wrong with the others."""
+    """Return offset, size and row of each usable sample of a shard, and the faults of the others."""
     problems: Counter[str] = Counter()
     index = shard_index(tar)
     if index.defect is not None:

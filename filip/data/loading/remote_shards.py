@@ -20,7 +20,7 @@ from filip.data.remote_tars import explained
 from filip.errors import UserError
 
 log = logging.getLogger(__name__)
-ATTEMPTS = 4  # at a shard, whose connection may break
+ATTEMPTS = 4  # at a shard: a connection may break
 PAUSE = 1.0  # seconds before the second attempt, doubled before each further one
 ABSENT = "; does data.sources name the shards as they are, and all of them?"
 
@@ -89,7 +89,7 @@ class _Whole:
         return data
 
     def check_end(self) -> None:
-        """Read the rest. Raises tarfile.ReadError if the end is not that of a tar."""
+        """Read the rest. Raises tarfile.ReadError if the tar does not end here."""
         while self.read(1 << 20):
             pass
         if not self.last or self.last.strip(b"\0"):

@@ -1,4 +1,4 @@
-"""Store where each file of a shard lies: ``NNNNN.index`` next to ``NNNNN.tar``, so that no tar is scanned twice.
+"""Store where each file of a shard is: ``NNNNN.index`` next to ``NNNNN.tar``, so that no tar is scanned twice.
 
 The download writes it with the shard; a tar from elsewhere is scanned on first use (200,000 files a second, but
 every byte of the tar passes through memory) and is indexed then. The index holds the size and the time of

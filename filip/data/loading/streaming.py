@@ -1,10 +1,10 @@
 """Stream shards that are not local (``s3://``, ``gs://``, ``hf://``, ``https://``, ``pipe:``) through webdataset.
 
-Local shards have an index, from which :mod:`filip.data.loading.loader` reads any batch of any epoch. What lies in a
-bucket is read from front to back instead. The shards of all passes are one endless list, of which each rank takes every
-n-th, and of these each worker (webdataset's way of splitting); so every shard is read once a pass, by one worker. A
-checkpoint holds which places of the list are finished, whoever read them: a resumed run goes on with the others, on any
-number of ranks and workers.
+Local shards have an index, from which :mod:`filip.data.loading.loader` reads any batch of any epoch. Shards in a
+bucket are read from front to back instead. The shards of all passes are one endless list, of which each rank takes
+every n-th, and of these each worker (webdataset's way of splitting); so every shard is read once a pass, by one worker.
+A checkpoint holds which places of the list are finished, whoever read them: a resumed run goes on with the others, on
+any number of ranks and workers.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ USELESS = 1_000  # samples, or shards, in a row without a pair end the run
 
 
 class StreamPlace(NamedTuple):
-    """A shard's place in the endless list, and what lies there."""
+    """A shard's place in the endless list, and what is there."""
 
     number: int
     visit: int  # the pass
@@ -276,7 +276,7 @@ class StreamLoader:
         self.epoch, self.batch = self.epoch + 1, 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Return where this rank's stream stands after the last batch; see :meth:`merged`."""
+        """Return where this rank's stream is after the last batch; see :meth:`merged`."""
         now = {place for place, samples in self._ended.items() if self._read[place] == samples}
         return {
             "epoch": self.epoch,
@@ -328,7 +328,7 @@ def build_stream_loader(
 ) -> StreamLoader:
     """Build the stream of one rank from shards that are not local; batches are those of ``build_loader``.
 
-    Raises UserError when there is nothing to train on.
+    Raises UserError if there is nothing to train on.
     """
     data = config.data
     for source in data.sources:

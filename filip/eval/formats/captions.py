@@ -6,11 +6,11 @@
 Options, all of which may be left out:
 
     annotations       the list below ``path``; left out: ``path`` is the set
-    images            folder below ``path`` that the list's names are relative to; left out: that of the list
+    images            folder below ``path`` that the list's names are relative to; left out: the list's folder
     layout            its name in filip/sets/layouts.py; left out: found out
     image, caption    columns; left out: the usual names are looked for (filip/sets/columns.py)
     keep              {column: value}: only rows of a table that have it, e.g. a split
-    prefix, suffix    what stands before and behind a name in a table's image column, e.g. ".jpg"
+    prefix, suffix    what is before and behind a name in a table's image column, e.g. ".jpg"
 """
 
 from __future__ import annotations

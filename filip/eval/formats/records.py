@@ -8,7 +8,7 @@ The table may be JSON, JSON lines, CSV, TSV, Parquet, or a data set that ``datas
 read as :mod:`filip.eval.formats.captions` reads them. Options:
 
     annotations       the table below ``path``; left out: ``path`` is the table itself
-    images            folder of the images below ``path``; left out: that of the table
+    images            folder of the images below ``path``; left out: the table's folder
     image, caption, label    columns; left out: the usual names are looked for (filip/sets/columns.py)
     positive, negative    columns of captions to select from (a string or a list; or a list of columns), for selection
     options           a column with all captions to select from, the true one first
@@ -17,8 +17,8 @@ read as :mod:`filip.eval.formats.captions` reads them. Options:
     category_least    rows that a category needs to count in that mean
     category_without    categories that do not count in it
     keep              {column: value}: only rows that have it, e.g. a split
-    prefix            what stands before a name in the image column
-    suffix            what stands behind it, e.g. ".jpg"
+    prefix            what is before a name in the image column
+    suffix            what is behind it, e.g. ".jpg"
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def open_set(card: BenchmarkCard, root: str | Path) -> EvalSet:
 class Records:
     """The rows of a table by number, each a dict, in the order of the file.
 
-    names: those of the classes, where the source numbers its labels and says what the numbers mean. account: the lines
+    names: of the classes, where the source numbers its labels and says what the numbers mean. account: the lines
     that cannot be read.
     """
 
@@ -121,7 +121,7 @@ def _parquet(place: Path) -> Records:
         table = pyarrow.parquet.read_table(place)
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{place} is not a readable parquet table: {error}") from error
-    # Row by row: pictures may lie in the table itself, and need not all be Python objects at once.
+    # Row by row: pictures may be in the table itself, and need not all be Python objects at once.
     return Records(table.num_rows, lambda index: table.slice(index, 1).to_pylist()[0], table.column_names)
 
 
@@ -147,7 +147,7 @@ def _hugging_face(folder: Path, split: str) -> Records:
 class RecordSet(EvalSet):
     """A set in a table, a sample for each row; a line on stderr tells which rows are left out and why.
 
-    place: the table, or the folder of ``annotations``; kind: that of the card; options: see the module.
+    place: the table, or the folder of ``annotations``; kind: the card's kind; options: see the module.
     """
 
     def __init__(self, place: Path, split: str, kind: str, options: dict[str, Any]):
@@ -257,7 +257,7 @@ def _names(columns: str | list[str] | None) -> list[str]:
 
 
 def _stored(cell: Any) -> bytes | None:
-    """Return the bytes of a picture that lie in its cell; None if the cell names a file."""
+    """Return the bytes of a picture that are in its cell; None if the cell names a file."""
     stored = cell.get("bytes") if isinstance(cell, dict) else cell
     return stored if isinstance(stored, bytes) else None
 

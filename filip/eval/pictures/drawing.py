@@ -142,7 +142,7 @@ def sheet(
     rows = []
     for start in range(0, len(cells), columns):
         chosen = cells[start : start + columns]
-        lines = max(len(cell.heading(cell_width)) for cell in chosen)  # pictures in a row stand on one line
+        lines = max(len(cell.heading(cell_width)) for cell in chosen)  # pictures in a row are on one line
         rows.append([cell.draw(cell_width, lines) for cell in chosen])
     width = columns * cell_width + (columns + 1) * gap
     note_lines = _wrap([(word, MUTED) for word in note.split()], font(14), width - 2 * gap, space=" ") if note else []

@@ -8,7 +8,7 @@ from transformers import PretrainedConfig
 
 
 class FilipConfig(PretrainedConfig):
-    """The model's configuration. image, text: those of the towers, with the keys of FILIP's own configuration."""
+    """The model's configuration. image, text: the towers' settings, with the keys of FILIP's own configuration."""
 
     model_type = "filip"
 

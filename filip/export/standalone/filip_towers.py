@@ -19,7 +19,7 @@ class QuickGELU(nn.Module):
 
 
 class Stem(nn.Module):
-    """Convolutional network from pixels normalised as CLIP's to a feature map, whose cells are the patches.
+    """Convolutional network from pixels normalised as CLIP's to a feature map; its cells are the patches.
 
     It is frozen, and in evaluation mode also while the towers above it are trained: batch norms that follow the batch
     would give these another feature map than they have learned from.
@@ -192,9 +192,9 @@ class Towers(nn.Module):
         return _unit(tokens) * mask.unsqueeze(-1)
 
     def logits(self, image: Tensor, text: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the scaled similarities per image ``[b1, b2]`` and per text ``[b2, b1]`` of what was encoded.
+        """Return the scaled similarities per image ``[b1, b2]`` and per text ``[b2, b1]`` of encoded tokens.
 
-        mask ``[b2, n2]``: that of the texts; a pooled model does not look at it.
+        mask ``[b2, n2]``: true where a text has a token; a pooled model does not look at it.
         """
         scale = self.logit_scale.float().exp()
         if self.pooled:

@@ -106,7 +106,7 @@ class FilipMultiVector(InputModule):
         cls.load_torch_weights(model_name_or_path, cache_folder=cache_folder, model=model, **where)
         given = model_kwargs or {}
         dtype = given.get("dtype", given.get("torch_dtype"))
-        if isinstance(dtype, str):  # "auto" is that of the file
+        if isinstance(dtype, str):  # "auto" is the file's
             dtype = getattr(torch, dtype, None)
         return model if dtype is None else model.to(dtype)
 

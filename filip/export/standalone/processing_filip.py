@@ -44,7 +44,7 @@ class FilipImageProcessor(BaseImageProcessor):
 
 
 def _flat(images: Any) -> list[Any]:
-    """Yield one image, or those of a list or of a batch in an array."""
+    """Yield one image, or each of a list or of a batch in an array."""
     if isinstance(images, np.ndarray | torch.Tensor):
         return list(images) if images.ndim == 4 else [images]
     return list(images) if isinstance(images, list | tuple) else [images]
@@ -77,7 +77,7 @@ class FilipProcessor(ProcessorMixin):
     ) -> BatchFeature:
         """Return ``pixel_values`` for images, ``input_ids`` and ``attention_mask`` for texts.
 
-        size: that of the images. Other settings go to the tokenizer: padding, truncation, max_length, …
+        size: of the images. Other settings go to the tokenizer: padding, truncation, max_length, …
         """
         found: dict[str, Any] = {}
         if text is not None:

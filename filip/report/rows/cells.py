@@ -87,7 +87,7 @@ class Inputs:
         ]
 
     def column(self, figure: Figure, title: str | None = None) -> Column:
-        """Return a figure's column. Where a protocol has one on each benchmark, benchmarks stand below its title.
+        """Return a figure's column. Where a protocol has one on each benchmark, benchmarks are below its title.
 
         title: instead of the figure's.
         """

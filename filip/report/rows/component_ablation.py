@@ -18,7 +18,7 @@ def build(inputs: Inputs) -> Table:
         for figure in inputs.figures("retrieval", benchmarks=inputs.study.benchmarks("retrieval")[:1])
         if figure.key.endswith(("_r1", "_r5"))
     ]
-    # in this table an accuracy's key has an ending like a recall's, and all accuracies stand below "Zero-shot"
+    # in this table an accuracy's key has an ending like a recall's, and all accuracies are below "Zero-shot"
     tasks = [replace(f, column=replace(f.column, key="top1")) for f in inputs.figures("zero_shot")]
     columns = [replace(inputs.column(figure), headline=True) for figure in recalls]
     columns += [replace(inputs.column(figure, "Zero-shot"), headline=True) for figure in tasks]

@@ -185,7 +185,7 @@ def warnings(inputs: Inputs, protocol: str, runs: Sequence[str]) -> list[str]:
 
 
 def _two_stages(stage: dict[str, Any]) -> str:
-    """Say how a recall that is not exact came about, and what it lost."""
+    """Return how a recall that is not exact came about, and what it lost."""
     lost = stage.get("lost")
     loss = "what that loses was not measured"
     if lost:

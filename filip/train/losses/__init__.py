@@ -52,13 +52,13 @@ class LossOutput(NamedTuple):
 
 
 class Loss:
-    """The weighted sum of terms. ``loss(encoded, group, step)`` compares this rank's pairs with those of all ranks.
+    """The weighted sum of terms. ``loss(encoded, group, step)`` compares this rank's pairs with all ranks' pairs.
 
     ``group``: [b] int64. ``captions``: ids [b, n] and lengths [b], for terms that read the words themselves.
     """
 
     def __init__(self, weights: Mapping[str, Weight], settings: LossSettings) -> None:
-        """Build the terms. ``weights``: those of all terms that count, as :func:`resolve_weights` returns them."""
+        """Build the terms. ``weights``: of all terms that count, as :func:`resolve_weights` returns them."""
         self.weights, self.settings = dict(weights), settings
         self.own = {name: term_settings(name, settings.loss.get(name), TERMS[name].settings) for name in self.weights}
         self._captions = _caption_maker(self.weights)
@@ -89,8 +89,8 @@ class Loss:
     def _named(self, outputs: dict[str, TermOutput]) -> dict[str, Tensor]:
         """Return the metrics of all terms, each under a separate name, the same in every step.
 
-        Those of the first term keep their names. With several terms there is also ``loss/<term>`` for each, and the
-        metrics of the later ones end in ``_<term>``.
+        The metrics of the first term keep their names. With several terms there is also ``loss/<term>`` for each, and
+        the metrics of the later ones end in ``_<term>``.
         """
         metrics, first = {}, next(iter(self.weights))
         for term, output in outputs.items():
@@ -120,13 +120,13 @@ class Loss:
         return int(sum(TERMS[name].memory(shape) for name in self.weights))
 
     def reads_both(self, interaction: str) -> bool:
-        """Return True if a term reads what a model of ``interaction`` does not give by itself: vectors, or tokens."""
+        """Return True if a term reads features, vectors or tokens, that a model of ``interaction`` does not give."""
         other = "vectors" if interaction == "token_wise" else "tokens"
         return any(other in TERMS[name].features for name in self.weights)
 
     @property
     def reads_further_captions(self) -> bool:
-        """Return True if a term makes captions that the text tower encodes with those of the batch."""
+        """Return True if a term makes captions that the text tower encodes with the batch."""
         return self._captions is not None
 
     def with_further_captions(self, batch: dict[str, Any], key: str) -> dict[str, Any]:
@@ -214,7 +214,7 @@ def exchanged(weights: Mapping[str, Weight]) -> set[str]:
 
 
 def check_model(weights: Mapping[str, Weight], model: DualEncoder) -> None:
-    """Raise UserError if ``model`` lacks what a term reads, or if no term trains the vectors that it will score by."""
+    """Raise UserError if ``model`` lacks features that a term reads, or if no term trains the vectors that score."""
     if model.config.interaction == "pooled" and not any("vectors" in TERMS[name].features for name in weights):
         raise UserError(
             f"loss.{next(iter(weights))} reads tokens, but model.interaction=pooled compares an image and a caption by "

@@ -60,7 +60,7 @@ class LossInput:
 
     @property
     def parameters(self) -> Mapping[str, Tensor]:
-        """Return what the terms learn, by the names of :attr:`Term.parameters`."""
+        """Return the parameters of the terms, by the names of :attr:`Term.parameters`."""
         return self.encoded.parameters
 
     @property
@@ -71,7 +71,7 @@ class LossInput:
 
     @property
     def token_temperature(self) -> float:
-        """Return the temperature of the smooth maximum in this step; 0 stands for the maximum itself."""
+        """Return the temperature of the smooth maximum in this step; 0 is the maximum itself."""
         return weight_at(parse_weight("token_temperature", self.settings.token_temperature) or 0.0, self.step)
 
     @property
@@ -153,18 +153,18 @@ class Term:
     """One summand of the loss.
 
     compute    this rank's share: the mean over ranks is the loss of one process that holds the whole batch
-    features   what it reads: "tokens", "vectors" or "tokens and vectors"
+    features   its input: "tokens", "vectors" or "tokens and vectors"
     chance     its value for a model that knows nothing, from the number of pairs in the contrastive batch
     memory     bytes of embeddings, their gradients and whatever the term allocates, on one rank
     about      for the log
-    parameters what the term learns in addition to the towers: initial values, each [1, ...], by names that no other
+    parameters learned by the term in addition to the towers: initial values, each [1, ...], by names that no other
                term uses; from the width of the embeddings. They are saved with the model; evaluation does not read them
     exchanged  what ranks send one another for it, "tokens" or "vectors", for the plan of a fleet; empty: nothing, as
                for a term that looks at own pairs only. Terms that exchange the same send it once
     settings   a dataclass of filip.command.option fields, one for each setting of the term. They are given with its
                weight, ``loss.NAME={weight: 1, SETTING: VALUE}``, and ``compute`` reads them from ``batch.own``
     check      raises UserError for a training configuration under which the term would be wrong
-    captions   further captions, one or none for each pair, which the text tower encodes with those of the batch: from
+    captions   further captions, one or none for each pair, which the text tower encodes with the batch: from
                the loader's batch and a key that decides every random choice, ids [b, n] and lengths [b], 0 for none.
                ``compute`` finds their tokens in ``batch.encoded.further``. One term of a loss may have them
     own_shapes whether it knows of images of different sizes; a term of vectors need not

@@ -46,7 +46,7 @@ def compute(batch: LossInput) -> TermOutput:
 
 
 def token_wise_similarity(batch: LossInput) -> tuple[Similarity, dict[str, Tensor]]:
-    """Return s^I and s^T of own pairs with those of all ranks, and what the token selection reports.
+    """Return s^I and s^T of own pairs with all ranks' pairs, and the metrics of the token selection.
 
     Several terms read it: ask for it by ``batch.once("token_wise", token_wise_similarity)``.
     """
@@ -65,7 +65,7 @@ def token_wise_similarity(batch: LossInput) -> tuple[Similarity, dict[str, Tenso
         )
         metrics |= selection_metrics(choice, image, text)
         if settings.model.exclude_special_tokens or settings.model.text.tokenizer is not None:
-            metrics.pop("tokens/kept_bos_eos")  # they were gone before, or other tokens stand there
+            metrics.pop("tokens/kept_bos_eos")  # they were gone before, or other tokens are there
         image, *kept = take_tokens(image, text.tokens, choice, scorers)
         text = TextFeatures(*kept)
     similarity = distributed_late_interaction(
@@ -111,7 +111,7 @@ def backend(settings: LossSettings, temperature: float) -> AnyBackend:
 
 @torch.no_grad()
 def selection_metrics(choice: TokenChoice, image: Tensor, text: TextFeatures) -> dict[str, Tensor]:
-    """Measure what the selection keeps, so that a self-reinforcing selection is visible in TensorBoard.
+    """Measure the kept tokens, so that a self-reinforcing selection is visible in TensorBoard.
 
     ``tokens/kept_bos_eos``     share of the kept text tokens that are [BOS] or [EOS]; 2 / length without a preference
     ``tokens/kept_same_patch``  share of the kept patches at the most frequent position; 1 / n1 without a preference
@@ -137,7 +137,7 @@ def _mean_cosine(unit: Tensor) -> Tensor:
 
 
 def memory(shape: BatchShape) -> float:
-    """Return the bytes of this rank's tokens and their gradients in float32, and of what the interaction allocates."""
+    """Return the bytes of this rank's tokens and their gradients in float32, and of the interaction's memory."""
     tokens = shape.pairs * (shape.patches + shape.words) * shape.dim * 8
     return tokens + fused(shape.setting, shape.exchange).memory
 

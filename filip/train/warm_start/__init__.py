@@ -1,6 +1,6 @@
 """Training that starts from a model of somebody else: ``init_from=open_clip:…`` or ``timm:…``.
 
-What a source computes, ours computes: activation, LayerNorms, positions and packed q/k/v are mapped exactly, and a
+Our towers compute the same as the source: activation, LayerNorms, positions and packed q/k/v are mapped exactly, and a
 source that differs where our towers cannot follow is refused. The architecture comes from the source; interaction,
 clamp of the temperature and gradient checkpointing come from the training's own ``model`` settings.
 """
@@ -45,7 +45,7 @@ def load_initial(init_from: str, config: ModelConfig) -> DualEncoder:
     """Load the model to start from, float32 on the CPU.
 
     config: the training's; a file of ours brings its own instead. Raises UserError if the model does not exist or
-    cannot be read, or if our towers cannot compute what it computes.
+    cannot be read, or if our towers cannot compute the same.
     """
     prefix, name = _split(init_from)
     if prefix is None:
@@ -56,7 +56,7 @@ def load_initial(init_from: str, config: ModelConfig) -> DualEncoder:
 
 
 def content_hash(init_from: str) -> str:
-    """Hash the weights: the files that are named, wherever they lie, or the name for what a hub keeps."""
+    """Hash the weights: the files that are named, wherever they are, or the name for a hub's files."""
     prefix, name = _split(init_from)
     if prefix is None:
         return sha256_of(name)

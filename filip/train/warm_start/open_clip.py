@@ -26,7 +26,7 @@ _TOP = {"embed_dim", "vision_cfg", "text_cfg", "quick_gelu"}
 
 
 def from_open_clip(name: str, config: ModelConfig) -> DualEncoder:
-    """Build the model with open_clip's weights; the tag says which activation they need, a file needs it stated."""
+    """Build the model with open_clip's weights; the tag determines their activation, a file needs it in its name."""
     try:
         import open_clip
     except ImportError as error:

