@@ -63,11 +63,18 @@ class DownloadSettings:
     encode_quality: int | None = option(
         None, "null = 95 for jpg and webp; png: compression level 6 of 0..9", at_least=0, at_most=100
     )
+    full_decoding: bool = option(
+        False, "decode JPEGs whole: img2dataset's bytes, twice the time; else at 1/2, 1/4 or 1/8 where that is enough"
+    )
+    blur: str | None = option(
+        None, "column with boxes that are blurred, [left, top, right, bottom] in shares of the sides: face_bboxes"
+    )
     timeout: int = option(10, "seconds per URL", at_least=1)
     retries: int = option(1, "immediate ones", at_least=0)
     retry_passes: int = option(1, "after all others, over the URLs that failed for a transient reason", at_least=0)
     processes: int = option(2, "processes that download", at_least=1)
     threads: int = option(32, "threads per process", at_least=1)
+    per_host: int = option(8, "threads of a process that ask one host at once", at_least=1)
     samples_per_shard: int = option(10_000, "images of a shard", at_least=1)
     engine: str = option("own", "own, or img2dataset in an environment of its own", choices=("own", "img2dataset"))
     img2dataset: dict[str, Any] = option({}, "any options of img2dataset, for that engine")

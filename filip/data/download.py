@@ -105,6 +105,8 @@ def download(
             f"{list_path} has the columns {', '.join(reserved)}, which the shards have themselves: "
             "`filip data prepare` renames them"
         )
+    if card.download.blur is not None and card.download.blur not in columns:
+        raise UserError(f"{list_path} has no column {card.download.blur}, whose boxes the card blurs (download.blur)")
     folder = Path(out).resolve()
     work = folder / "_work"
     alone: AbstractContextManager[None] = nullcontext()

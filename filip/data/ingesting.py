@@ -72,7 +72,8 @@ def _identity(rows: list[Row], card: SourceCard) -> str:
     load = card.download
     pictures = (load.image_size, load.resize_mode, load.only_if_bigger, load.encode_format, load.quality)
     files = {row["_file"]: file_state(row["_file"]) for row in rows}
-    return digest([rows, files, asdict(card.image_rules), pictures])
+    whole = ["full_decoding"] if load.full_decoding else []
+    return digest([rows, files, asdict(card.image_rules), pictures, *whole])
 
 
 def store_shard(kept: Path, shard: int, folder: Path, card: SourceCard, layout: str, tars: str | None = None) -> int:

@@ -13,10 +13,12 @@ import pytest
 from filip.data.cards import SourceCard, parse_card
 from filip.data.download import download
 from filip.data.fetching import hosts
+from filip.data.fetching.access import Access
 from filip.data.fetching.shards import ShardDownloader
 from tests.data import hostile
 from tests.data.downloads import write_list
 
+SLOW = 0.01  # seconds that an answer takes
 # how a host answers its n-th request: with an image (None) or with a status and Retry-After
 Says = Callable[[int], tuple[int, str | None] | None]
 
@@ -48,6 +50,8 @@ class Server:
         self.port = port
         self.asked: Counter[str] = Counter()
         self.paths: Counter[str] = Counter()
+        self.now: Counter[str] = Counter()  # requests that are being answered
+        self.most: Counter[str] = Counter()  # the most of them at one time
 
     def urls(self, host: str, count: int) -> list[str]:
         return [f"http://{host}:{self.port}/{number}" for number in range(count)]
@@ -67,11 +71,16 @@ def serving(**says: Says) -> Iterator[Server]:
             with lock:
                 running.asked[host] += 1
                 running.paths[host + self.path] += 1
+                running.now[host] += 1
+                running.most[host] = max(running.most[host], running.now[host])
                 said = says.get(f"host{host.rpartition('.')[2]}", lambda _: None)(running.asked[host])
             self.send_response(200 if said is None else said[0])
             if said is not None and said[1] is not None:
                 self.send_header("Retry-After", said[1])
             self.end_headers()
+            time.sleep(SLOW)
+            with lock:
+                running.now[host] -= 1
             self.wfile.write(image if said is None else b"")
 
     with ThreadingHTTPServer(("0.0.0.0", 0), Handler) as server:
@@ -119,6 +128,14 @@ def test_a_first_pass_of_many_threads_asks_a_busy_host_no_more_than_once_a_threa
     with serving(host2=for_an_hour) as server:
         found = reasons(first_pass, server.urls("127.0.0.2", 200) + server.urls("127.0.0.1", 200))
         assert found[""] == 200 and 1 <= server.asked["127.0.0.2"] <= 8
+
+
+def test_a_few_threads_ask_one_host_at_once(first_pass: ShardDownloader) -> None:
+    first_pass.card.download.threads, first_pass.access = 16, Access(private_hosts=True, per_host=3)
+    with serving() as server:
+        urls = server.urls("127.0.0.2", 100) + server.urls("127.0.0.1", 9)
+        assert reasons(first_pass, urls) == {"": 109}
+        assert server.most["127.0.0.2"] == 3 and server.asked.total() == 109
 
 
 def test_a_retry_pass_gives_up_a_refusing_host(retry_pass: ShardDownloader, capfd: pytest.CaptureFixture[str]) -> None:

@@ -23,7 +23,7 @@ NAMES += ["opted_out", "reset", "hang"]
 
 def card_of(engine: str, **more: object) -> SourceCard:
     download = {"engine": engine, "image_size": 64, "timeout": 2, "retries": 0, "retry_passes": 0, "processes": 1,
-                "samples_per_shard": 100, "threads": 4, **more}  # fmt: skip
+                "samples_per_shard": 100, "threads": 4, "full_decoding": True, **more}  # fmt: skip
     return parse_card({"name": "web", "allow_private_hosts": True, "download": download}, Path("web.yaml"))
 
 

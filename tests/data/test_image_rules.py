@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from sklearn.datasets import load_sample_images
 
 from filip.data.cards import DownloadSettings, ImageRuleSettings
-from filip.data.fetching.image_rules import CheckedResizer, inspect
+from filip.data.fetching.image_rules import CheckedResizer, boxes_of, inspect
 from filip.data.loading.transforms import decode
 from filip.rgb import UNDECODABLE
 from tests.data import hostile
@@ -139,6 +140,38 @@ def test_images_are_resized_as_by_img2dataset(mode: str, only_if_bigger: bool, e
             picture = Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8))
             data = hostile.encode(picture, "PNG")
             assert ours(io.BytesIO(data)) == img2dataset(io.BytesIO(data)), (size, shape)
+
+
+@pytest.mark.parametrize("mode", ["keep_ratio", "center_crop", "border", "keep_ratio_largest"])
+@pytest.mark.parametrize("colours", ["RGB", "L"])
+def test_a_large_jpeg_is_decoded_in_part_and_looks_the_same(mode: str, colours: str) -> None:
+    photograph = Image.fromarray(load_sample_images().images[1]).convert(colours)
+    for side in (700, 1410, 2900):
+        data = hostile.encode(photograph.resize((side, side - 60), Image.Resampling.LANCZOS), "JPEG", quality=95)
+        rules = ImageRuleSettings()
+        found = [
+            CheckedResizer(DownloadSettings(128, mode, full_decoding=whole), rules)(io.BytesIO(data))
+            for whole in (False, True)
+        ]
+        assert found[0][1:] == found[1][1:] and found[0][3:5] == (side, side - 60)
+        part, whole = (np.asarray(Image.open(io.BytesIO(one[0]))).astype(float) for one in found)
+        assert found[0][0] != found[1][0] and ((part - whole) ** 2).mean() < 40, "less than 32 dB"
+
+
+def test_boxes_are_blurred_and_the_rest_is_as_it_was(resizer: CheckedResizer) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (400, 500, 3), dtype=np.uint8)
+    stored = CheckedResizer(DownloadSettings(400, encode_format="png"), ImageRuleSettings())
+    boxes = boxes_of("[[0.2, 0.25, 0.4, 0.5], [0.9, 0.9, 1.2, 1.1]]")
+    data = hostile.encode(Image.fromarray(noise), "PNG")
+    pixels = np.asarray(Image.open(io.BytesIO(stored(io.BytesIO(data), boxes)[0])))
+    assert noise[110:190, 110:190].std() > 70 and pixels[110:190, 110:190].std() < 5
+    assert pixels[370:, 460:].std() < 10 and (pixels[:280, 280:] == noise[:280, 280:]).all()
+    grey = hostile.encode(Image.fromarray(noise[..., 0]), "PNG")
+    assert np.asarray(Image.open(io.BytesIO(stored(io.BytesIO(grey), boxes)[0])))[110:190, 110:190].std() < 5
+    assert boxes_of(None) == boxes_of([]) == []
+    for wrong in ([[0.1, 0.2]], "[[0, 0, 1, NaN]]", "faces", 3):
+        with pytest.raises((ValueError, TypeError)):
+            boxes_of(wrong)
 
 
 PEAK = """

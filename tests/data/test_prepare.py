@@ -1,6 +1,7 @@
 import bz2
 import csv
 import gzip
+import hashlib
 import io
 import json
 from collections.abc import Callable
@@ -11,9 +12,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
-from filip.data.cards import SourceCard, load_source
+from filip.data.cards import SourceCard, load_source, parse_card
+from filip.data.download import download
 from filip.data.prepare import PrepareConfig, main, prepare
+from filip.data.scoring import shard_images
 from filip.errors import UserError
 from filip.sets.image_set import open_images
 from filip.sets.layout import Reading
@@ -223,6 +227,27 @@ def test_datacomp_s_subsets_of_uids(tmp_path: Path) -> None:
             url_column="URL",
             caption_column="TEXT",
         )
+
+
+def test_datacomp_s_faces_are_blurred_and_its_hashes_hold(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (300, 300, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "a.png")
+    right = hashlib.sha256((tmp_path / "a.png").read_bytes()).hexdigest()
+    hashes, faces = [right, right, "0" * 64, "1" * 64], [[[0.25, 0.25, 0.75, 0.75]], [], [], None]
+    rows = {"url": ["a.png"] * 4, "caption": [f"picture {n}" for n in range(4)], "sha256": hashes, "face_bboxes": faces}
+    pq.write_table(pa.table(rows), tmp_path / "l.parquet")
+    np.save(tmp_path / "subset.npy", np.array([right, "0" * 64]))
+    chosen = {"uids": str(tmp_path / "subset.npy"), "uid_column": "sha256", "image_root": str(tmp_path)}
+    stored = {"blur": "face_bboxes", "encode_format": "png", "image_size": 300, "processes": 1, "threads": 1}
+    card = parse_card({**chosen, "list": str(tmp_path / "l.parquet"), "download": stored}, tmp_path / "c.yaml")
+    assert prepare(card, tmp_path / "list.parquet", shuffle=False).dropped == {"not_wanted": 1, "repeated_row": 0}
+    done = download(tmp_path / "list.parquet", tmp_path / "shards", card)
+    assert done is not None and (done.n_out, done.dropped) == (2, {"hash_mismatch": 1})
+    images = [np.asarray(Image.open(io.BytesIO(data))) for _, data in shard_images(tmp_path / "shards/00000.tar")]
+    assert images[0][100:200, 100:200].std() < 5 and (images[0][:20] == noise[:20]).all() and (images[1] == noise).all()
+    pq.write_table(pq.read_table(tmp_path / "list.parquet").drop_columns(["face_bboxes"]), tmp_path / "list.parquet")
+    with pytest.raises(UserError, match="has no column face_bboxes, whose boxes the card blurs"):
+        download(tmp_path / "list.parquet", tmp_path / "others", card)
 
 
 def test_missing_lists_say_how_to_obtain_them(tmp_path: Path) -> None:

@@ -49,6 +49,7 @@ class Access:
     private_hosts: bool = False  # loopback, link-local and private addresses
     folder: str | None = None  # `file:` URLs below this folder
     contact: str | None = None  # whom a webmaster may ask, in the user agent
+    per_host: int = 8  # threads that ask one host at once
 
     def check_address(self, address: str, host: str) -> None:
         """Raise Refused unless a connection to this address (of the host ``host``) is allowed."""

@@ -39,6 +39,7 @@ def make_plan(list_path: Path, folder: Path, card: SourceCard, columns: list[str
         "encode_quality": load.quality,
         "samples_per_shard": load.samples_per_shard,
         **({"allow_private_hosts": True} if card.allow_private_hosts else {}),
+        **{key: getattr(load, key) for key in ("full_decoding", "blur") if getattr(load, key)},
     }
     rows = pq.read_metadata(list_path).num_rows
     wanted = {"list": content_hash(list_path, columns), "columns": columns, **settings}

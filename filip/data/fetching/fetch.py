@@ -250,7 +250,8 @@ def _attempts(
             return None, problem if attempt else not_asked(host)
         started = time.monotonic()
         try:
-            with _deadlines().deadline(DEADLINE * timeout):
+            with HOSTS.asking(host, access.per_host), _deadlines().deadline(DEADLINE * timeout):
+                started = time.monotonic()
                 data, problem = _fetch_once(url, timeout, token, directives, access, answer)
             HOSTS.answered(host, started)
             if data is not None:

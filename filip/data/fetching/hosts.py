@@ -15,6 +15,7 @@ import threading
 import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from filip.data.fetching.outcomes import Answer
@@ -62,6 +63,22 @@ class Hosts:
         # by name and port: how many connections timed out, and when another is tried, as networks fail for a while, too
         self._lost: dict[tuple[str, int], tuple[int, float]] = {}
         self.most_lost = LOST
+        self._asking: Counter[str] = Counter()  # threads at each host
+        self._done = threading.Condition()
+
+    @contextmanager
+    def asking(self, host: str, most: int) -> Iterator[None]:
+        """Wait until less than ``most`` threads of this process ask a host, and be one of them."""
+        with self._done:
+            self._done.wait_for(lambda: self._asking[host] < most)
+            self._asking[host] += 1
+        try:
+            yield
+        finally:
+            with self._done:
+                self._asking[host] -= 1
+                self._asking += Counter()  # drops hosts that nobody asks
+                self._done.notify_all()
 
     def is_dead(self, place: tuple[str, int]) -> bool:
         """Return whether a host is not to be asked; once in a while it is."""

@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from filip.data.cards import SourceCard
-from filip.data.fetching.image_rules import CheckedResizer
+from filip.data.fetching.image_rules import CheckedResizer, boxes_of
 from filip.data.loading.shard_index import index_of, write_index
 from filip.data.remote_tars import is_there, send
 from filip.data.shard_set import TAR_SHA256
@@ -167,9 +167,13 @@ class ShardMaker:
         expected = row.get(LIST_SHA256) if self.card.download.verify_sha256 else None
         if expected and str(expected).lower() != sha256:
             return Stored(status="failed_to_download", error_message=f"hash_mismatch: the list says {expected}")
-        if not progress.survives(number, self.resizer, io.BytesIO(data)):
+        try:
+            boxes = boxes_of(row[self.card.download.blur]) if self.card.download.blur else []
+        except (ValueError, TypeError) as error:
+            return Stored(status="failed_to_resize", error_message=f"bad_boxes: {error}")
+        if not progress.survives(number, self.resizer, io.BytesIO(data), boxes):
             return Stored(status="failed_to_resize", error_message=CRASHED)
-        image, width, height, original_width, original_height, problem = self.resizer(io.BytesIO(data))
+        image, width, height, original_width, original_height, problem = self.resizer(io.BytesIO(data), boxes)
         if problem is not None:
             return Stored(status="failed_to_resize", error_message=problem)
         return Stored(image, "success", None, width, height, original_width, original_height, sha256)

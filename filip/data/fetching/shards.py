@@ -83,9 +83,8 @@ class ShardDownloader(ShardMaker):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.access = Access(
-            self.card.allow_private_hosts, local_root(self.card.image_root), self.card.download.contact
-        )
+        card, load = self.card, self.card.download
+        self.access = Access(card.allow_private_hosts, local_root(card.image_root), load.contact, load.per_host)
         self.digits = math.ceil(math.log10(self.card.download.samples_per_shard))
 
     def download_shard(self, row: tuple[int, str]) -> None:
@@ -168,7 +167,7 @@ class ShardDownloader(ShardMaker):
 def longest_time(downloader: ShardDownloader) -> float:
     """Return an upper bound on the seconds that a shard takes; a worker that exceeds it is considered stuck."""
     load = downloader.card.download
-    rounds = -(-load.samples_per_shard // load.threads) * (load.retries + 1 + REFUSALS)
+    rounds = -(-load.samples_per_shard // min(load.threads, load.per_host)) * (load.retries + 1 + REFUSALS)
     working = SECONDS_PER_SHARD + SECONDS_PER_IMAGE * load.samples_per_shard
     return working + rounds * DEADLINE * load.timeout + PATIENCE
 
