@@ -1,7 +1,7 @@
 """The papers that terms of the loss and protocols of the evaluation come from, each written down once.
 
-A term or a protocol names its own in ``citation``; docs/related.md and model cards list them from there. What a package
-outside of FILIP cites it writes itself.
+A term or a protocol names its own in ``citation``; docs/related.md and model cards list them from there. A package
+outside of FILIP writes its own list.
 """
 
 from __future__ import annotations

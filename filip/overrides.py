@@ -72,7 +72,7 @@ def parse(schema: type, override: str) -> Override:
 
 @cache
 def structured_config(schema: type) -> Any:
-    """Return OmegaConf's form of a dataclass, not to be changed: making that of a training takes 0.1 s."""
+    """Return OmegaConf's form of a dataclass, not to be changed: a training's takes 0.1 s."""
     return OmegaConf.structured(schema)
 
 
@@ -155,7 +155,7 @@ def _type_of(schema: type, key: str, groups: Iterable[str]) -> tuple[Any, bool]:
 
 
 def _level(schema: type, key: str, place: str = "") -> tuple[str, str, list[str]]:
-    """Return where the first unknown part of a key stands, that part, and the names that are known there."""
+    """Return the place of the first unknown part of a key, that part, and the names that are known there."""
     name, _, rest = key.partition(".")
     field = next((field for field in options_of(schema) if field.name == name), None)
     if field is None or not rest:

@@ -111,7 +111,7 @@ def _csv(grid: Grid) -> str:
 
 
 def _marks(grid: Grid) -> dict[str, str]:
-    """Return the letter that stands for each reason of an empty cell, in order of appearance."""
+    """Return the letter of each reason of an empty cell, in order of appearance."""
     reasons = dict.fromkeys(cell.reason for line in grid.lines for cell in line.cells if cell.reason)
     return {reason: letters(number) for number, reason in enumerate(reasons)}
 
@@ -126,7 +126,7 @@ def _notes(grid: Grid, marks: dict[str, str]) -> list[str]:
 
 
 def _blocks(grid: Grid, room: int, pack: bool = False) -> Iterator[tuple[str, list[int]]]:
-    """Yield the columns that are side by side, with the name of their group: "" where titles tell them apart.
+    """Yield the columns that are side by side, with the name of their group: "" where titles distinguish them.
 
     pack: several groups may share a block.
     """

@@ -16,7 +16,7 @@ from typing import Any
 from filip.errors import UserError
 from filip.progress import Progress
 
-# How loaders start their workers, on every Python: forked workers share what the process has loaded, and end with it.
+# How loaders start their workers, on every Python: forked workers share the process's modules, and end with it.
 # With Python 3.14's default each worker would import PyTorch, and go on running after the process was killed.
 LOADER_START = "fork"
 

@@ -1,4 +1,4 @@
-"""Build scenes of tinted things, which ask whose colour is whose, with captions in which two colours are exchanged.
+"""Build scenes of tinted things, which ask which colour belongs to which thing, with captions that exchange two colours.
 
     python -m filip_demo.binding out=DIR
 

@@ -90,7 +90,7 @@ class Catalogue:
         return [found[code] for code in self.emoji if code in found]
 
     def _resolve(self, slug: str, own: dict[str, str]) -> str | None:
-        """Return the code that a slug stands for, by the set's table, else by any of the emoji's names."""
+        """Return the code of a slug, by the set's table, else by any of the emoji's names."""
         plain = slug.replace("-", "")
         ways: list[str | None] = [own.get(slug), self._by_label.get(slug)]
         if not own:  # sets without a table take their slugs from older Unicode names and chat shortcodes
@@ -188,7 +188,7 @@ def _first_wins(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
 
 
 MAX_TAGS = 2
-# CLDR's keywords for chopsticks; a text rule drops what is not English
+# CLDR's keywords for chopsticks; a text rule drops other languages
 NOT_ENGLISH = ("hashi", "jeotgarak", "kuaizi")
 LABEL_ONLY = 0.9  # share of captions without keywords; the test captions are labels
 
@@ -204,6 +204,6 @@ def caption_of(drawing: Drawing) -> str:
 
 
 def informative_tags(emoji: Emoji) -> list[str]:
-    """Return the keywords that say more than the label, in CLDR's order."""
+    """Return the keywords that add to the label, in CLDR's order."""
     words = set(emoji.label.lower().replace(":", " ").split())
     return [tag for tag in emoji.tags if not set(tag.lower().split()) <= words and tag not in NOT_ENGLISH]

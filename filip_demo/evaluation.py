@@ -76,7 +76,7 @@ def test_split(training: list[Drawing]) -> list[Drawing]:
 
 
 def benchmarks(catalogue: Catalogue, fluent: list[Drawing], flat: list[Drawing], own: list[Drawing]) -> list[Benchmark]:
-    """Return all test sets but those that are empty in a reduced corpus. ``own``: see test_split."""
+    """Return all test sets that are not empty in a reduced corpus. ``own``: see test_split."""
     plain = {name: [d for d in ds if not d.emoji.tones] for name, ds in ((FLUENT, fluent), (FLAT, flat))}
     both = plain[FLUENT] + plain[FLAT]
     unseen = [d for d in plain[FLUENT] if d.emoji.concept in catalogue.held_out]

@@ -35,7 +35,7 @@ STRIP = 4  # drawings side by side
 REPEATED_CAPTIONS = ("click on the picture for a larger view", "this image is no longer available here")
 GROUPS_LEFT_OUT = ("flags", "component")  # country names are the same in many languages
 FUNCTION_WORDS = frozenset(["and", "behind", "from", "holding", "in", "of", "on", "over", "with", "without"])
-# Locales that separate words by spaces and whose longer labels no language detector mistakes for English.
+# Locales with spaces between words, and longer labels that no language detector mistakes for English.
 LOCALES = ["bn", "da", "de", "es", "et", "fi", "hi", "hu", "ko", "lt", "pl", "pt", "ru", "sv", "uk", "vi"]
 
 

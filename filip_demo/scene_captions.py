@@ -6,8 +6,8 @@ import random
 from collections.abc import Sequence
 from typing import Protocol
 
-# {0} … are names with an article ("a tulip"), {names} the plain names separated by commas, {list} all of them with
-# articles and an "and" before the last. The order of the names is random and says nothing about where the things are.
+# {0} … are names with an article ("a tulip"), {names} the plain names separated by commas, {list} them all with
+# articles and an "and" before the last. The order of the names is random and independent of the places of the things.
 TEMPLATES: dict[int, list[str]] = {
     1: ["{0}", "{names}", "a picture of {0}", "there is {0} here", "here we see {0}"],
     2: ["{list}", "{names}", "a picture of {list}", "{0} with {1}", "{0} next to {1}", "here we see {list}"],
@@ -29,7 +29,7 @@ TEMPLATES: dict[int, list[str]] = {
     ],
 }
 MORE = ["{list}", "{names}", "a picture of {list}", "here we see {list}"]  # for any number of things
-RELATION_SHARE = 0.2  # share of the captions of two or more things that say where one thing is relative to another
+RELATION_SHARE = 0.2  # share of the captions of two or more things with the place of one thing relative to another
 
 
 class Placed(Protocol):

@@ -1,4 +1,4 @@
-"""Make many scenes: those of the training list, and the test sets with their ground truth.
+"""Make many scenes: the training list, and the test sets with their ground truth.
 
 A test set is written in CLIP_benchmark's webdataset layout. In addition to image and caption a sample has
 ``.things.png`` (mode L: pixels of the n-th thing are n, of the background 0), ``.json`` (the things in that
@@ -56,7 +56,7 @@ class SceneFacts:
 
 
 def write_training_scenes(out: Path, compose: Callable[..., Scene], count: int, processes: int) -> list[SceneFacts]:
-    """Compose the training scenes, write their images below ``out`` and return what they show."""
+    """Compose the training scenes, write their images below ``out`` and return their things."""
     made = _for_each(partial(_write_image, out, compose), count, processes)
     return list(track(made, "composing training scenes", "scenes", total=count))
 
@@ -145,7 +145,7 @@ def _members(
 
 
 def name_and_relation_choices(emoji: Mapping[str, Emoji], names: Sequence[str], scene: Scene) -> dict[str, list[str]]:
-    """Return the captions to select from by extension. names: concepts whose names make false captions."""
+    """Return the captions to select from by extension. names: concepts with names for false captions."""
     choices = {"names.txt": name_choices(scene, emoji, names), "relation.txt": relation_choices(scene)}
     halves = {"name": half_name_choices(scene, emoji, names), "relation": half_relation_choices(scene)}
     for what, captions in halves.items():
@@ -220,7 +220,7 @@ def _wrong_labels(
 
 
 def may_be_called(shown: Emoji, other: Emoji) -> bool:
-    """Return whether a picture of ``shown`` might be said to show ``other``."""
+    """Return whether ``other`` might be a right name for a picture of ``shown``."""
     own, name = _words(shown.label), _words(other.label)
     known_as = own.union(*map(_words, shown.tags))
     other_known_as = name.union(*map(_words, other.tags))

@@ -67,7 +67,7 @@ def in_scenes(emoji: Emoji) -> bool:
 
 
 def load_sprites(drawings: Iterable[Drawing], folder: Path) -> dict[str, list[Sprite]]:
-    """Load the sprites at ``folder/<artist>/<slug>.png`` by concept, without those that have no visible pixel."""
+    """Load the sprites at ``folder/<artist>/<slug>.png`` by concept, without drawings that have no visible pixel."""
     found: dict[str, list[Sprite]] = {}
     for drawing in drawings:
         file = folder / drawing.artist / f"{drawing.slug}.png"
@@ -243,7 +243,7 @@ def new_scene(
 def test_concepts(
     concepts: Sequence[str], seed: int, index: int, unseen: Sequence[str] = (), attempt: int = 0
 ) -> list[str]:
-    """Choose what the test scene number ``index`` shows; another ``attempt`` gives another choice."""
+    """Choose the things of test scene number ``index``; another ``attempt`` gives another choice."""
     draw = random.Random(f"test scene {seed} {index}{f' {attempt}' if attempt else ''}")
     chosen = new_concepts(draw, concepts, 2 if unseen else 3, pair_share(len(concepts)))
     if unseen:

@@ -115,7 +115,7 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Log no line per request: the counters say more than ten thousand lines."""
+        """Log no line per request: the counters are worth more than ten thousand lines."""
 
 
 def summary(server: CorpusServer) -> str:

@@ -46,7 +46,7 @@ def main(config: Twins) -> None:
 
 
 def trained_pixels(corpus: Path) -> dict[bytes, str]:
-    """Return the pictures of the training list by their pixels; those that do not decode are not trained on."""
+    """Return the pictures of the training list by their pixels, without pictures that do not decode."""
     found: dict[bytes, str] = {}
     for url in pq.read_table(corpus / "list.parquet", columns=["url"])["url"].to_pylist():
         path = corpus / urlsplit(url).path.lstrip("/")

@@ -17,7 +17,7 @@ HEAD = 64  # channels of an attention head in OpenAI's towers
 def clip_of(state: dict[str, Tensor], quick_gelu: bool) -> Any:
     """Build open_clip's ViT of the sizes that tensors have, with heads of 64 channels as OpenAI's, and load them.
 
-    Raises KeyError, ValueError or RuntimeError if they are not those of such a model.
+    Raises KeyError, ValueError or RuntimeError if they are not such a model's.
     """
     from open_clip import CLIP, CLIPTextCfg, CLIPVisionCfg
 

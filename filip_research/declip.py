@@ -35,7 +35,7 @@ TEXTS = ("words",)
 class DeclipEncoder(TwoTowerEncoder):
     """A checkpoint of FILIP or DeFILIP by DeCLIP's authors, token-wise.
 
-    file: what they published. texts: "words" leaves the padding out. Raises UserError for another kind of file.
+    file: as they published it. texts: "words" leaves the padding out. Raises UserError for another kind of file.
     """
 
     def __init__(self, file: str, texts: str, loading: Loading) -> None:

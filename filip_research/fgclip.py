@@ -6,7 +6,7 @@ descriptions of a part of a picture. No code of the folder runs. Read off the au
 
 - FG-CLIP squeezes a picture to a square; its dense features are the last layer's without attention between patches.
 - FG-CLIP 2 keeps the shape of a picture, in 128 to 1,024 patches by its size. With ``image_size=`` or ``tokens=true``
-  it sees squares, as only they have a grid. Its dense features are a pooling head whose queries are the patches.
+  it sees squares, as only they have a grid. Its dense features are a pooling head with the patches as queries.
 """
 
 from __future__ import annotations

@@ -82,7 +82,7 @@ class FlairEncoder(OpenClipEncoder):
 
     @torch.inference_mode()
     def similarity(self, images: Tensor, texts: Tensor) -> Tensor:
-        """Compare patches [i, n, d] with vectors [t, d] -> cosines [i, t] of each text and what it finds."""
+        """Compare patches [i, n, d] with vectors [t, d] -> cosines [i, t] of each text with its attended patches."""
         unit, found = F.normalize(texts, dim=-1), []
         for part in images.split(max(1, PAIRS // max(1, len(texts)))):
             found.append((F.normalize(self.pooling(texts, part), dim=-1) * unit).sum(-1))

@@ -49,7 +49,7 @@ def compute(batch: LossInput) -> TermOutput:
 
 @torch.no_grad()
 def caption_similarity(batch: LossInput) -> Tensor:
-    """Return the cosine of own captions with those of all ranks [b, N]; 0 for positives."""
+    """Return the cosine of own captions with all ranks' captions [b, N]; 0 for positives."""
     vectors = batch.vectors.text
     cosine = distributed_pooled_similarity(vectors, vectors).i2t
     if batch.positives is None or batch.all_positives is None:

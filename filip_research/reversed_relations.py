@@ -7,7 +7,7 @@ c_i' is the caption of image i in which the word that relates two things gives w
 such word, or several, have no such term. Hoehing et al. find that CLIP does not learn positions from pairs alone, and
 that it can be taught them by pairs that differ in nothing else.
 
-Use it on a trained model (``init_from``), with captions most of which tell a relation.
+Use it on a trained model (``init_from``), with captions that mostly have a relation.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Pressure:
 
 
 def compute(batch: LossInput) -> TermOutput:
-    """Compute FILIP's loss and what the reversed captions add."""
+    """Compute FILIP's loss and the reversed captions' part."""
     plain, added, exists = against_altered(batch, "reversed")
     return TermOutput(sum_of([plain.loss, batch.own.pressure * (added * exists).mean()]), plain.metrics)
 

@@ -80,7 +80,7 @@ TOKEN_WISE_SIGMOID = Term(
 
 
 class SigmoidOutput(NamedTuple):
-    """Scalars. ``loss`` carries the gradient; ``accuracy``: the share of rows whose best item is a positive."""
+    """Scalars. ``loss`` carries the gradient; ``accuracy``: the share of rows with a positive as best item."""
 
     loss: Tensor
     accuracy: Tensor

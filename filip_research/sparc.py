@@ -1,4 +1,4 @@
-"""SPARC's local term: the words of a caption against what each of them gathers from its own image (Bica et al., 2024).
+"""SPARC's local term: the words of a caption against patches gathered from its own image (Bica et al., 2024).
 
 With the tokens t_j of a caption and the P patches v_k of its image, both of unit length here:
 
@@ -67,7 +67,7 @@ def local_loss(image: Tensor, words: Tensor, scale: Tensor) -> tuple[Tensor, Ten
 
 
 def patch_weights(words: Tensor, image: Tensor) -> Tensor:
-    """Return a of eq. 4 [m, n, P]: what each word takes of each patch; not negative, with sum 1."""
+    """Return a of eq. 4 [m, n, P]: the weight of each patch for each word; not negative, with sum 1."""
     similarity = torch.bmm(words, image.mT)
     low, high = similarity.amin(dim=2, keepdim=True), similarity.amax(dim=2, keepdim=True)
     flat = high == low
@@ -78,7 +78,7 @@ def patch_weights(words: Tensor, image: Tensor) -> Tensor:
 
 
 def chance(pairs: int) -> float:
-    """Return the loss of a caption of typical length whose words are equally close to everything.
+    """Return the loss of a caption of typical length with words equally close to everything.
 
     The number of pairs does not matter.
     """
@@ -88,7 +88,7 @@ def chance(pairs: int) -> float:
 def memory(shape: BatchShape) -> float:
     """Return the bytes of this rank's tokens and their gradients in float32, and of the similarities per pair.
 
-    The latter are those of words with patches and of words with words, each several times.
+    The latter are words with patches and words with words, each several times.
     """
     tokens = shape.pairs * (shape.patches + 3 * shape.words) * shape.dim * 8
     return tokens + shape.pairs * shape.words * (8 * shape.patches + 6 * shape.words) * 4

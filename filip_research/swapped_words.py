@@ -7,7 +7,7 @@ c_i' is the caption of image i in which another noun of the batch stands in plac
 among all N captions and this one, as in NegCLIP (Yuksekgonul et al., 2023). There an image sees the altered captions of
 all images, which may well be true of it; here it sees its own only, as in CE-CLIP (Zhang et al., 2024), whose wrong
 captions also come from exchanged words instead of from an exchange of places: "a dog and a cat" stays true in another
-order. Images whose caption has no noun to exchange have no such term.
+order. Images without a noun to exchange have no such term.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from filip.words import FUNCTION_WORDS
 
 
 def compute(batch: LossInput) -> TermOutput:
-    """Compute FILIP's loss and what the swapped captions add.
+    """Compute FILIP's loss and the swapped captions' part.
 
     The metrics also hold the share of images that prefer their true caption.
     """
@@ -43,7 +43,7 @@ def compute(batch: LossInput) -> TermOutput:
 
 
 def against_altered(batch: LossInput, name: str) -> tuple[TermOutput, Tensor, Tensor]:
-    """Return FILIP's loss, what each image's altered caption adds to its cross-entropy [b], and which there are [b].
+    """Return FILIP's loss, each image's gain in cross-entropy by its altered caption [b], and which have one [b].
 
     The metrics hold the share of images that prefer their true caption, and the share of captions that were altered.
     """

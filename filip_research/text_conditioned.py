@@ -1,4 +1,4 @@
-"""FLAIR's local term: a caption attends over the patches of an image and judges what it sees (Xiao et al., 2025).
+"""FLAIR's local term: a caption attends over the patches of an image and judges the result (Xiao et al., 2025).
 
 With the unit vector t_j of a caption and the unit patches v_ik of an image
 
@@ -17,7 +17,7 @@ the identity, V the identity), so that it means something at the first step. Its
 own; ours is [EOS] through the projection of all tokens.
 
 Captions of all ranks meet this rank's images one block at a time, forward and backward, gathered or around the ring:
-what is sent are the query and the vector of each caption.
+ranks send the query and the vector of each caption.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ INITIAL_TEMPERATURE = 0.1  # temperature of the attention by cosine
 
 
 def compute(batch: LossInput) -> TermOutput:
-    """Compute the sigmoid loss over the cosine of each caption with what it attends to in each image."""
+    """Compute the sigmoid loss over the cosine of each caption with its attended patches of each image."""
     image, vectors = batch.encoded.image, batch.vectors.text
     query, key, value = (batch.parameters[f"text_conditioned_{name}"][0] for name in ("query", "key", "value"))
     with torch.autocast(image.device.type, enabled=False):
@@ -55,7 +55,7 @@ def compute(batch: LossInput) -> TermOutput:
 
 
 def attended_similarity(images: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the cosine of a caption with what it attends to in an image (FLAIR, Xiao et al., 2025).
+    """Return the cosine of a caption with its attended patches of an image (FLAIR, Xiao et al., 2025).
 
     ``images`` [i, n1, 2 d]: the key and the value of each patch, one after the other. ``texts`` [t, 1, 2 d]: the query
     of each caption and the unit vector that the result is compared with. A patch of zeros is added, so that a caption

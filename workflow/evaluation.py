@@ -29,7 +29,7 @@ class StudyEvaluations(Study):
         return f"{self.results}/models/{run}.safetensors"
 
     def model_file(self, name: str) -> list[str]:
-        """Return the weights that an evaluation waits for; none for a peer, whose model open_clip loads."""
+        """Return the weights that an evaluation waits for; none for a peer."""
         return [] if name in self.peers else [self.weights(name)]
 
     def model(self, name: str) -> str:
@@ -68,7 +68,7 @@ class StudyEvaluations(Study):
         return self._inputs(wildcards.run, [wildcards.card] if self.per_card else self.cards_of(wildcards.run))
 
     def sheet_inputs(self, wildcards: Any) -> dict[str, Any]:
-        """Return the inputs of a run's alignment sheet: those of an evaluation of all its cards."""
+        """Return the inputs of a run's alignment sheet: an evaluation's of all its cards."""
         return self._inputs(wildcards.run, self.benchmarks("alignment"))
 
     def _inputs(self, model: str, names: list[str]) -> dict[str, Any]:
@@ -92,7 +92,7 @@ class StudyEvaluations(Study):
         return self._places[name]
 
     def missing_data(self) -> list[str]:
-        """Return the benchmarks of a study with a job per card whose data are not there; their cells will be empty."""
+        """Return the benchmarks of a study with a job per card that have no data; their cells will be empty."""
         places = {name: self.data_of(name) for name in self.all_benchmarks}
         return [name for name, place in places.items() if place is not None and not place.exists()]
 
@@ -163,7 +163,7 @@ class StudyEvaluations(Study):
 
     @property
     def explorer(self) -> dict[str, Any] | None:
-        """Return what the page ``explore.html`` shows: models, labels (for a shell), card, count. None: no page."""
+        """Return the content of ``explore.html``: models, labels (for a shell), card, count. None: no page."""
         wanted = self.config.get("explorer")
         return wanted and {
             "models": [self.model(run) for run in wanted["models"]],
@@ -175,7 +175,7 @@ class StudyEvaluations(Study):
 
     @property
     def gathered(self) -> str:
-        """Return the argument of filip.study.efficiency that says how many texts a rank's pairs are scored against."""
+        """Return filip.study.efficiency's argument for the number of texts that a rank's pairs are scored against."""
         return str(self.config.get("efficiency_train", {}).get("gathered", "null"))
 
     # ---- report --------------------------------------------------------------------------------------

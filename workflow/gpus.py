@@ -20,11 +20,11 @@ from filip.errors import UserError
 VARIABLE = "CUDA_VISIBLE_DEVICES"
 LOCKS = "FILIP_GPU_LOCKS"  # folder of the locks; by default one for the user in the machine's own temporary folder
 STRIDE = 100  # between the ports of two GPUs: a study's own trainings differ by less
-WAIT = 2.0  # seconds between two looks at what is free
+WAIT = 2.0  # seconds between two looks at the free ones
 
 
 def visible() -> list[str]:
-    """Return the GPUs that this process may use: those of CUDA_VISIBLE_DEVICES, or all that nvidia-smi lists."""
+    """Return the GPUs that this process may use: from CUDA_VISIBLE_DEVICES, or from nvidia-smi."""
     given = os.environ.get(VARIABLE)
     if given is not None:
         return [name.strip() for name in given.split(",") if name.strip()]

@@ -4,8 +4,8 @@
     python3.12 workflow/install.py dev       # and what `make test`, `make lint` and `make docs` need
     python3.12 workflow/install.py lock      # choose the versions anew
 
-Versions are those of workflow/envs/lock.txt. This file imports the standard library alone and can be read by old
-Pythons, since the first thing that it may have to say is that this one is too old.
+Versions come from workflow/envs/lock.txt. This file imports the standard library alone and can be read by old
+Pythons, since it may have to refuse one that is too old.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ VENV = ROOT / ".venv"
 LOCK = ROOT / "workflow" / "envs" / "lock.txt"
 UV = "uv>=0.9,<1"
 ENGINE = "./late-interaction"  # the loss, a distribution of its own
-# Each tier: its extras of pyproject.toml, and the file in .venv that says that they are installed.
+# Each tier: its extras of pyproject.toml, and the file in .venv that marks them as installed.
 TIERS = {"demo": ("demo", ".installed"), "dev": ("demo,dev,oracles", ".installed-dev")}
 LOCK_HEADER = """\
 # The versions that `make setup` installs: constraints, written by `make lock` from pyproject.toml for all its extras
@@ -116,7 +116,7 @@ def stamp(tier: str) -> Path:
 
 
 def digest(tier: str) -> str:
-    """Return a hash that changes when what is to be installed does."""
+    """Return a hash of the requirements."""
     files = (ROOT / "pyproject.toml", ROOT / "setup.py", ROOT / ENGINE / "pyproject.toml", LOCK)
     parts = [TIERS[tier][0], *(file.read_text() for file in files)]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
@@ -210,7 +210,7 @@ def pip_settings(python: Path) -> dict:
 def like_pip(settings: dict) -> dict:
     """Return pip's settings as environment variables for uv, which reads neither pip.conf nor PIP_* variables.
 
-    What the user has set for uv itself stays.
+    The user's own settings of uv stay.
     """
     names = {
         "index-url": "UV_DEFAULT_INDEX",
@@ -264,7 +264,7 @@ def answers(url: str) -> bool:
 
 
 def run_uv(command: list) -> int:
-    """Run uv, which draws its own bars in a terminal; elsewhere say from time to time that it works."""
+    """Run uv, which draws its own bars in a terminal; elsewhere print from time to time that it works."""
     running = subprocess.Popen(command, cwd=ROOT)
     began = time.monotonic()
     while True:

@@ -59,7 +59,7 @@ class Launch:
         accelerator = f"DS_ACCELERATOR={self.accelerator} " if self.accelerator else ""
         if self.launcher == "srun":
             # One task per GPU, so that signals reach every rank. Snakemake's job step removes Slurm's variables: srun
-            # knows only what is spelled out here, and would otherwise start one task per node.
+            # knows only these settings, and would otherwise start one task per node.
             return (
                 f"{accelerator}srun --nodes={self.nodes} --ntasks-per-node={self.ranks_per_node}"
                 f" --cpus-per-task={self.cpus_per_rank} --kill-on-bad-exit=1 python -m {module}"
@@ -79,7 +79,7 @@ class Launch:
         return f"{accelerator}deepspeed {hosts}{ranks} --module {module}"
 
     def threads(self, cores: Callable[[], int | None]) -> int:
-        """Return Snakemake's threads: under srun the cores of a task, on one machine those of all ranks.
+        """Return Snakemake's threads: under srun the cores of a task, on one machine the cores of all ranks.
 
         If it trains on the CPU of one machine, they are its share of the cores where ``side_by_side`` trainings run at
         once. ``cores`` is only asked then: a cluster's profile gives no number of cores.

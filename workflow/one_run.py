@@ -1,4 +1,4 @@
-"""Allow one run of a study at a time: lock it, find what a killed run has left, and end all processes of a run.
+"""Allow one run of a study at a time: lock it, find the rest of a killed run, and end all processes of a run.
 
 A run holds two advisory locks, which the kernel frees when its last process with them dies: one on its study, and a
 shared one on the checkout, without which no other run is at work here. Every process that a run starts on this
@@ -54,7 +54,7 @@ def take(study: str) -> tuple[int, ...]:
 
 
 def name_holder(process: int) -> None:
-    """Write the process that a second start of the study is told of: Snakemake, which outlives a killed parent."""
+    """Write the process that a second start of the study names: Snakemake, which outlives a killed parent."""
     study = _locks[0]
     study.truncate(0)
     study.write(f"{process}\n")

@@ -32,7 +32,7 @@ from workflow import one_run
 CONFIGS = Path(__file__).resolve().parent / "config"
 LOCAL = "workflow/profiles/local"
 TIMES = "times.json"  # in a study's results: how long it took from beginning to end
-PATIENCE = 3.5  # seconds for jobs to save what they have
+PATIENCE = 3.5  # seconds for jobs to save
 LAST_PATIENCE = 1.0  # more, for Snakemake itself; it then waits for no job
 CLUSTER_PATIENCE = 60.0  # to cancel the jobs of a cluster
 
@@ -114,7 +114,7 @@ class Runner:
 
     def _stop(self) -> None:
         assert self.child is not None
-        # Snakemake starts no more jobs then, and waits for those that run. While it is still loading,
+        # Snakemake starts no more jobs then, and waits for the running ones. While it is still loading,
         # it would print a stack trace, and SIGTERM, which it does not handle yet, just ends it.
         self.child.send_signal(signal.SIGINT if self._runs_jobs() else signal.SIGTERM)
         time.sleep(0.3)

@@ -16,13 +16,13 @@ from filip.study import Study
 
 
 class Selection:
-    """Scored and selected side-cars of a study, in ``results/<study>/``. What is measured is with the shards."""
+    """Scored and selected side-cars of a study, in ``results/<study>/``. Measurements are with the shards."""
 
     def __init__(self, study: StudySources, config: dict[str, Any]) -> None:
         self.study, self.config = study, config
 
     def folder(self, source: str) -> str:
-        """Return the folder of what is selected of a source; the name may be a wildcard."""
+        """Return the folder of a source's selection; the name may be a wildcard."""
         return f"{self.study.results}/selected/{source}"
 
     def scored(self, source: str) -> str:
@@ -82,7 +82,7 @@ NOT_READ = {"title", "license", "homepage", "obtain", "expected_count", "attribu
 
 
 class StudySources(Study):
-    """A study with the paths of its data and what its sources' cards say."""
+    """A study with the paths of its data and its sources' cards."""
 
     # Each stage writes a funnel fragment.
     DATA_STAGES = ("prepare", "text_rules", "download", "translate")
@@ -108,19 +108,19 @@ class StudySources(Study):
         return self.source_cards[source].images is not None
 
     def pattern(self, *, with_images: bool) -> str:
-        """Return a regular expression of the sources that have their images, or of those that are lists of URLs."""
+        """Return a regular expression of the sources that have their images, or of lists of URLs."""
         names = [source for source in self.sources if self.has_images(source) == with_images]
         return "|".join(names) or "no source"
 
     def images(self, source: str) -> str:
-        """Return where the images of a source are: as its card says, or in the corpus that is built here."""
+        """Return where the images of a source are: by its card, or in the corpus that is built here."""
         card = self.source_cards[source]
         return f"{self.corpus}/captions.csv" if card.built_by else card.images or ""
 
     def images_input(self, source: str) -> list[str]:
         """Return the images as a job's input, so that it runs again when they change.
 
-        If they are absent, the command says so.
+        If they are absent, the command reports it.
         """
         built = self.built_list(source)
         return built or [path for path in (self.images(source),) if Path(path).exists()]
@@ -135,20 +135,20 @@ class StudySources(Study):
         return self._images_states[source]
 
     def built_list(self, source: str) -> list[str]:
-        """Return the list of a source that is built here; empty for others, whose cards say where the list is."""
+        """Return the list of a source that is built here; empty for others: their cards name the list."""
         return [f"{self.corpus}/list.parquet"] if self.source_cards[source].built_by else []
 
     def list_input(self, source: str) -> list[str]:
         """Return the files of a source's list as inputs, so that a list that has grown is read again.
 
-        Missing files are left to the command, which says how to obtain them.
+        Missing files are left to the command, which describes how to obtain them.
         """
         card = self.source_cards[source]
         found = [path for named in (card.list, card.subset, card.uids) if named for path in sorted(glob(named))]
         return self.built_list(source) or found
 
     def settings(self, source: str, stage: str) -> str:
-        """Return a hash of what a stage reads of a source's card.
+        """Return a hash of a stage's part of a source's card.
 
         When it changes, the stage and what follows run again.
         """
@@ -183,7 +183,7 @@ class StudySources(Study):
     def translation_parts(self, source: str, stored: str | Path) -> list[str]:
         """Return the jobs that share a source's back-translation, by the number of shards that `stored` reports.
 
-        Empty if one job is enough: rule `translate` then does all of it.
+        Empty if one job is enough: rule `translate` then does it all.
         """
         shards = json.loads(Path(stored).read_text())["notes"]["shards"]
         parts = translation_jobs(shards)
@@ -205,7 +205,7 @@ class StudySources(Study):
         return [f"{self.data_dir}/{source}/funnel/{stage}.json" for stage in stages]
 
     def stored(self, source: str) -> str:
-        """Return the fragment of the stage that stores a source's images: it says how many shards there are."""
+        """Return the fragment of the stage that stores a source's images: it has the number of shards."""
         return self.source_fragments(source)[-2]
 
     def funnel_of(self, source: str) -> list[str]:
@@ -235,8 +235,8 @@ class StudySources(Study):
     def benchmark_files(self) -> list[str]:
         """Return the files that must exist before an evaluation.
 
-        The demo's benchmarks are made with its corpus, and those of ``eval.sources`` are downloaded; all others are the
-        user's, below ``eval.root``, and the command names those that are missing.
+        The demo's benchmarks are made with its corpus, and ``eval.sources`` are downloaded; all others are the
+        user's, below ``eval.root``, and the command names the missing ones.
         """
         downloaded = [self.stored(source) for source in self.evaluation.get("sources", [])]
         return [*([f"{self.corpus}/corpus.json"] if self.corpus_builder else []), *downloaded]

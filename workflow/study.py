@@ -48,7 +48,7 @@ class WorkflowStudy(StudySources, StudyEvaluations):
     # ---- training ------------------------------------------------------------------------------------
 
     def train_arguments(self, run: str) -> list[str]:
-        """Return Hydra overrides of filip.train that say what is trained (not where the files are)."""
+        """Return Hydra overrides of filip.train of the training itself (not of its files)."""
         training = self.training(run)
         sources = ",".join(
             # spaces: DeepSpeed quotes no other arguments for the shells of further hosts, and bash expands braces
@@ -100,7 +100,7 @@ class WorkflowStudy(StudySources, StudyEvaluations):
                 check_given(options, self.config[key], f"study config, key {key}.")
 
     def _check_batches(self) -> None:
-        """Raise UserError for the first training whose batch its ranks cannot share.
+        """Raise UserError for the first training with a batch that its ranks cannot share.
 
         This comes before the months that precede the training.
         """
@@ -132,7 +132,7 @@ class WorkflowStudy(StudySources, StudyEvaluations):
         return inputs
 
     def run_dir(self, run: str) -> str:
-        """Return the run's folder, whose name carries a hash of the learning settings.
+        """Return the run's folder, with a name that has a hash of the learning settings.
 
         Changing one of them thus starts a new run next to the old one, while a repeated or interrupted one finds its
         checkpoints again.
@@ -145,7 +145,7 @@ class WorkflowStudy(StudySources, StudyEvaluations):
         return f"{self.results}/runs/{run}-{settings_hash(resolve(*self.train_arguments(run)))}"
 
     def launch(self, run: str) -> Launch:
-        """Return how a training is started: the study's ``launch``, and what its own entry says differently."""
+        """Return how a training is started: the study's ``launch``, and its own entry's changes."""
         settings = self.launch_settings(run)
         launch = Launch(
             launcher=settings["launcher"],
@@ -167,7 +167,7 @@ class WorkflowStudy(StudySources, StudyEvaluations):
     def port_offsets(self) -> dict[str, int]:
         """Return a number below PORTS for each training, since Snakemake may run two of them at once.
 
-        It follows from the name: a port is part of the command, and a training whose command has changed is trained
+        It follows from the name: a port is part of the command, and a training with a changed command is trained
         again. A number by place would change with every run that is added. If two are equal, the later training takes
         the next.
         """
@@ -180,7 +180,7 @@ class WorkflowStudy(StudySources, StudyEvaluations):
         return offsets
 
     def failures(self) -> list[str]:
-        """Return a sentence for each training whose newest start failed: where, and the first error of its output."""
+        """Return a sentence for each training with a failed newest start: where, and the first error of its output."""
         from filip.train.job import last_failure
 
         folders = {run: Path(self.run_dir(run)) for run in self.trained if not Path(self.weights(run)).exists()}
@@ -189,7 +189,7 @@ class WorkflowStudy(StudySources, StudyEvaluations):
         found = {name: last_failure(folder) for name, folder in folders.items()}
         return [f"training {name} failed: {sentence}" for name, sentence in found.items() if sentence]
 
-    # The rows of the efficiency ablation are measured by one command, started as the first of them says.
+    # The rows of the efficiency ablation are measured by one command, started by the first one's settings.
 
     @property
     def efficiency_launch(self) -> Launch:
@@ -200,9 +200,9 @@ class WorkflowStudy(StudySources, StudyEvaluations):
 
         The wildcards hold the name of the training, unless it is given as ``run``.
 
-        They are nodes and tasks for a cluster, and what the launch adds. A job of a training that this user has already
+        They are nodes and tasks for a cluster, and the launch's own. A job of a training that this user has already
         queued or running, left by a Snakemake that died, is waited for: both would train the same model side by side.
-        ``submits`` says whether Snakemake is about to submit jobs: otherwise, as in a dry run, no scheduler is asked.
+        ``submits``: Snakemake is about to submit jobs: otherwise, as in a dry run, no scheduler is asked.
         """
         if self.config["launch"]["launcher"] != "srun":
             gpu = ["gpu"] if self.launch(next(iter(self.runs))).local_gpus else []

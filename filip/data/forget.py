@@ -198,7 +198,7 @@ def _find(
 def _without(path: Path, column: str, values: set[str]) -> None:
     """Rewrite a Parquet file without the rows that have one of the values, if it has any; row groups stay.
 
-    In a list of URLs that are tried again the rows are emptied instead: their places say where they were before.
+    In a list of URLs that are tried again the rows are emptied instead: their places remain.
     """
     with reading(path):
         parquet = pq.ParquetFile(path)

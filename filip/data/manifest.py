@@ -116,7 +116,7 @@ def make_manifest(
 
 
 def sign_again(path: Path, forgotten: int, reason: str) -> None:
-    """Describe a data set anew after images were removed from it; its funnel gets a stage that says how many."""
+    """Describe a data set anew after images were removed from it; its funnel gets a stage with their number."""
     manifest = read_manifest(path)
     folders = {name: Path(place) for name, place in manifest["folders"].items()}
     entries = shard_entries(folders["shards"], folders["captions"])

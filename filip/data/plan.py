@@ -1,4 +1,4 @@
-"""Estimate what a list of so many rows takes, stage by stage, before anything is started.
+"""Estimate the needs of a list of so many rows, stage by stage, before anything is started.
 
 filip data plan rows=340e6 cores=64 urls_per_second=3000
 filip data plan source=cc12m rows=12.4e6
@@ -24,7 +24,7 @@ MOST_TRANSLATIONS = 256  # ... but at most so many jobs: each reads the plan tha
 
 # Core seconds per row (bench/RESULTS.md; Zen 4 and Zen 5).
 PREPARE, TEXT_RULES, PLAN, TRANSLATE = 6e-6, 50e-6, 6e-6, 20e-6
-JUDGE = 150e-6  # per translation: the rules of ``captions.acceptance``, and the statistics over all of them
+JUDGE = 150e-6  # per translation: the rules of ``captions.acceptance``, and the statistics over them all
 MANIFEST, INDEX, NEAR_DUPLICATES = 5e-6, 12e-6, 10e-6
 STORE, HASH = 3e-3, 2.5e-3  # per image: checked, resized to 256 px and encoded; hashed for near-duplicates
 # Bytes per row that stay, packed: a list, a shard's description, its index and its side-car, the joined index ...
@@ -62,7 +62,7 @@ class PlanConfig:
 
 @dataclass(frozen=True)
 class PlannedStage:
-    """A stage: bytes and hours are those of the whole stage, memory and cores those of one of its jobs."""
+    """A stage: bytes and hours are the whole stage's, memory and cores one job's."""
 
     name: str
     jobs: int
@@ -93,7 +93,7 @@ def least_memory(rows: float) -> float:
 
 
 def translation_jobs(shards: int) -> int:
-    """Return how many jobs share the translation of a source; 1: one does all of it."""
+    """Return how many jobs share the translation of a source; 1: one does it all."""
     return min(-(-shards // SHARDS_PER_TRANSLATION), MOST_TRANSLATIONS)
 
 
@@ -106,7 +106,7 @@ def stages(config: PlanConfig, card: SourceCard) -> list[PlannedStage]:
     shards = -(-kept // card.download.samples_per_shard)
     threads = min(config.threads, config.cores)
     list_memory, opened = duckdb_memory(rows) + PROCESS, shards * SHARD
-    # the card says how many processes download; a study says how many read its images
+    # the card has the processes of the download, a study those that read its images
     processes = threads if card.images is not None else min(card.download.processes, config.cores)
     downloading = processes * DOWNLOADER
     stored = images * (config.image_bytes + IN_TAR) + kept * DESCRIBED + images * INDEXED

@@ -132,7 +132,7 @@ def _tars(config: ScoreConfig) -> list[Path]:
 
 
 def _named(folder: Path, tars: list[Path], captions: Path | None = None) -> list[Path]:
-    """Return a file per shard, SHARD-IDENTITY.parquet, whose name changes with the shard (or its side-car)."""
+    """Return a file per shard, SHARD-IDENTITY.parquet: the name changes with the shard (or its side-car)."""
     names = []
     for tar in tars:
         # a tar in a bucket has no time here; what describes it changes with it
@@ -152,7 +152,7 @@ def _measure(
     what: str,
     start: tuple[Any, tuple[Any, ...]] = (None, ()),
 ) -> None:
-    """Run ``function(tar, file, *arguments)`` for each shard whose file is missing."""
+    """Run ``function(tar, file, *arguments)`` for each shard without its file."""
     files[0].parent.mkdir(parents=True, exist_ok=True)
     todo = [(tar, file, *arguments) for tar, file in zip(tars, files, strict=True) if not file.exists()]
     total = 0

@@ -143,7 +143,7 @@ def nearest(con: duckdb.DuckDBPyConnection, images: str, others: str, distance: 
     ``distance`` bits) and other (its id), by shard and key.
 
     Two hashes that differ in at most d bits agree in at least t of d + t bands of bits: for each choice of t bands,
-    only the images that share all of them are compared. t grows with the number of hashes, so that hardly any that are
+    only the images that share them all are compared. t grows with the number of hashes, so that hardly any that are
     unlike share a choice (for d = 3: 10 choices of 26 bits at 10 million, 20 of 32 bits at 340 million).
     """
     con.execute(f"CREATE OR REPLACE TEMP TABLE asked AS SELECT DISTINCT phash FROM {images}")

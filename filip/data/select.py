@@ -39,7 +39,7 @@ class SelectConfig:
 
 
 def main(config: SelectConfig) -> None:
-    """Keep the pairs whose scores meet all conditions, by writing side-cars without the others."""
+    """Keep the pairs with scores that meet all conditions, by writing side-cars without the others."""
     fragment = select(config)
     if config.funnel:
         write_fragment(config.funnel, fragment)
@@ -58,7 +58,7 @@ def select(config: SelectConfig) -> Fragment:
     if not config.keep:
         raise UserError('nothing to select by: give conditions, e.g. keep=["similarity > 0.25"]')
     con = duckdb.connect()
-    con.execute("SET threads = 1")  # the order of the rows is that of the side-car
+    con.execute("SET threads = 1")  # the rows keep the side-car's order
     con.execute(f"CREATE TEMP VIEW listed AS SELECT * FROM {parquet(files[0])}")
     types = {row[0]: row[1] for row in con.sql("DESCRIBE listed").fetchall()}
     conditions = [where_condition(con, text, types, is_text=False, setting="keep") for text in config.keep]

@@ -23,7 +23,7 @@ THREADS = 8
 
 
 def shard_entries(shards: Path, captions: Path, read_tars: bool = True) -> list[dict[str, Any]]:
-    """Return for each shard: name, images, sizes, hashes. ``read_tars``: hash also tars whose hash was not noted."""
+    """Return for each shard: name, images, sizes, hashes. ``read_tars``: hash also tars without a noted hash."""
     tars = sorted(shards.glob("*.tar"))
     if not tars:
         raise UserError(f"no NNNNN.tar in {shards}: give the folder that `filip data download` filled")

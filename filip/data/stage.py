@@ -1,4 +1,4 @@
-"""Share what every data command does: open a work folder with DuckDB, resume in it, and tell what was dropped."""
+"""Share what every data command does: open a work folder with DuckDB, resume in it, and report the dropped rows."""
 
 from __future__ import annotations
 

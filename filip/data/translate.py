@@ -156,7 +156,7 @@ def translate(job: TranslationJob, part: tuple[int, int] | None = None, plan_onl
 
 
 def _within(share: float) -> str:
-    """Return SQL that says whether a caption is in the ``share`` to translate: by hash, so equal captions agree."""
+    """Return SQL of whether a caption is in the ``share`` to translate: by hash, so equal captions agree."""
     if share >= 1:
         return "true"
     return f"CAST(concat('0x', left(md5(caption), 8)) AS BIGINT) < {round(share * 2**32)}"
@@ -190,7 +190,7 @@ def _rows(con: duckdb.DuckDBPyConnection, job: TranslationJob, work: Path) -> st
     files = shard_files(job.shards)
     state = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]
     resume(work, [state, job.share])
-    # images of filip.data.ingest may have several captions, those of a list of URLs have one
+    # images of filip.data.ingest may have several captions, images of a list of URLs have one
     column, captions = ("captions", "captions") if job.card.images else ("caption", "[coalesce(caption, '')]")
     group = job.card.group_column
     with reading(files[0]):

@@ -57,7 +57,7 @@ def verify(manifest: str | Path, threads: int = 4) -> list[str]:
 
 
 def _fault_of(tar: Path, wanted: str) -> str | None:
-    """Return what is wrong with a tar that should have this hash, or None."""
+    """Return the fault of a tar that should have this hash, or None."""
     try:
         found = hash_of(tar)
     except UserError as error:  # in a bucket, which has it no longer or does not answer

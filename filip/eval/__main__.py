@@ -87,7 +87,7 @@ class EvaluationOptions(DataOptions, ModelOptions):
         return Path(self.out or Path("results") / "eval" / model_name(self))
 
     def context(self, encoder: Encoder, share: Share) -> Context:
-        """Return what the protocols share."""
+        """Return the context that the protocols share."""
         store = store_of(self, encoder, self.features, self.features_gb, self.shard)
         return Context(self.root, self.prompts, self.batch_size, self.workers, store, share, self.text_tokens)
 
@@ -236,7 +236,7 @@ def _run(
 
 
 def _say_counts(job: EvaluationJob, before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Tell where an earlier result of a job is of another number of images."""
+    """Warn where an earlier result of a job has another number of images."""
     protocol = protocol_of(job.protocol)
     for name in before.keys() & now.keys():
         then, again = (value_at(numbers[name], protocol.size) for numbers in (before, now))
@@ -254,7 +254,7 @@ def model_name(config: ModelOptions) -> str:
 
 
 def _requests(config: EvaluationOptions, jobs: list[EvaluationJob]) -> list[dict[str, Any]]:
-    """Return what the result of each job depends on, by benchmark; a result with another request is not kept."""
+    """Return the request of each job, by benchmark; a result with another request is not kept."""
     if config.one_file:
         return [{} for _ in jobs]
     options = {key: getattr(config, key) for key in MODEL_AND_TEXTS}

@@ -14,8 +14,8 @@ KINDS = {
     "classification": ("top1", "top5", "mean_per_class"),
     "retrieval": ("recall",),
     "selection": ("accuracy",),  # captions of which the first is true
-    "segmentation": ("miou",),  # images whose pixels have classes
-    "pointing": ("accuracy",),  # a caption that names things whose places are known
+    "segmentation": ("miou",),  # images with classes of pixels
+    "pointing": ("accuracy",),  # a caption that names things with known places
 }
 HAVE_CAPTIONS = ("retrieval", "selection", "pointing")
 

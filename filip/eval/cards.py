@@ -1,9 +1,9 @@
-"""Benchmark cards: one YAML file says everything that a benchmark is.
+"""Benchmark cards: one YAML file describes a benchmark.
 
     name: oxford_pets
     title: Oxford-IIIT Pets
     kind: classification            # or retrieval, selection, pointing, segmentation
-    metric: mean_per_class          # what the tables show: top1, mean_per_class; recall; miou; else accuracy
+    metric: mean_per_class          # in the tables: top1, mean_per_class; recall; miou; else accuracy
     loader: webdataset              # the layout used unless the command line names another
     layouts:
       webdataset: {path: wds_vtab-pets, split: test, size: 3669}

@@ -26,7 +26,7 @@ from filip.worker_pool import LOADER_START
 class Thing:
     """Something in an image that the captions call ``label``: the pixels of ``shown`` (mode L) of value ``number``.
 
-    number: None if ``shown`` is the mask of its place. file: that of ``shown``, for messages.
+    number: None if ``shown`` is the mask of its place. file: of ``shown``, for messages.
     """
 
     label: str
@@ -55,8 +55,8 @@ class Sample:
     label: int = -1
     captions: list[str] = field(default_factory=list)
     cluster: str = ""  # samples with an equal one are not independent, e.g. two drawings of a concept; "" = alone
-    mask: Image.Image | None = None  # where the object is, if the data set says so (mode L, 0 or 255)
-    things: list[Thing] = field(default_factory=list)  # where each thing of a scene is, if it says that
+    mask: Image.Image | None = None  # where the object is, if the data set has it (mode L, 0 or 255)
+    things: list[Thing] = field(default_factory=list)  # where each thing of a scene is, if it has that
     segments: np.ndarray | None = None  # [height, width] int: the class of each pixel, negative = unlabelled
     truths: int = 1  # in sets to select from: the captions that are true, which come first
     category: str = ""  # a category for which the results are also reported separately, "" = none
@@ -86,7 +86,7 @@ class EvalSet(Dataset[Sample]):
         raise NotImplementedError
 
     def name_of(self, index: int) -> str:
-        """Return what a message calls an image that may not be readable."""
+        """Return the name of an image, readable or not, for messages."""
         return f"number {index}"
 
     def read(self, index: int) -> tuple[Sample | None, str]:
@@ -104,7 +104,7 @@ class EvalSet(Dataset[Sample]):
         return sample
 
     def problem(self, index: int, error: Exception) -> str:
-        """Say which image cannot be read, and why."""
+        """Return a sentence on an image that cannot be read."""
         unknown = isinstance(error, UnidentifiedImageError)  # its text names an address in memory
         return f"{self.name_of(index)}: {'it is not an image' if unknown else first_line(error)}"
 

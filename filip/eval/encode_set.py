@@ -51,7 +51,7 @@ def encoded_batches(
 ) -> Iterator[tuple[Tensor, Batch]]:
     """Yield (features, batch) through the set, in order; batches whose features are kept in ``store`` are not read.
 
-    kind: "image", what the scorer takes, on its device; or "probe", what a linear probe sees, on the CPU.
+    kind: "image", for the scorer, on its device; or "probe", for a linear probe, on the CPU.
     Images that cannot be read are left out: a line on stderr names each. Raises UserError if nothing is left, and
     ShardEncodedError if only a part is to be encoded, without giving any of it; if another set follows, it just ends.
     """
@@ -195,7 +195,7 @@ class Context:
 
     @property
     def prompt_file(self) -> str:
-        """Return the prompt file for protocols to which one prompt for all classes says nothing."""
+        """Return the prompt file for protocols that need a prompt for each class."""
         return self.family_prompts if "{c}" in self.prompts else self.prompts
 
     def of(self, encoder: Encoder, card: BenchmarkCard) -> Context:

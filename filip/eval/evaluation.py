@@ -18,7 +18,7 @@ from filip.progress import say
 def evaluate(
     name: str, encoder: Encoder, cards: Sequence[BenchmarkCard], context: Context, settings: Any = None
 ) -> tuple[dict[str, Any], Record]:
-    """Return (what a result file says beyond the model, the outcome of each image) of the protocol ``name`` on the
+    """Return (the entries of a result file beyond the model, the outcome of each image) of the protocol ``name`` on the
     cards.
 
     settings: of the protocol; None: its defaults. Raises UserError as the protocol does.
@@ -46,7 +46,7 @@ def evaluate(
 
 
 def settings_of(protocol: Protocol, settings: Any, prompts: str) -> dict[str, Any]:
-    """Return what a result depends on beyond model and data: the protocol's settings and any prompts it reads."""
+    """Return a result's dependencies beyond model and data: the protocol's settings and any prompts it reads."""
     return {**({"prompts": prompts} if protocol.reads_prompts else {}), **asdict(settings)}
 
 

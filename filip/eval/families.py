@@ -1,6 +1,6 @@
-"""Evaluate a family of models as its authors do: with which prompts, and what they average over them.
+"""Evaluate a family of models as its authors do: with their prompts and averages.
 
-A model is scored by its own protocol unless the command line says otherwise, so that a CLIP's row holds the numbers
+A model is scored by its own protocol unless the command line changes that, so that a CLIP's row holds the numbers
 that are published for it. A card names its entry in a prompt file; the file is the family's.
 """
 

@@ -1,15 +1,15 @@
 """Image features kept on disk, so that no image is encoded twice by the same model, and several jobs can share a set.
 
-    filip eval model=M data=[imagenet] root=DIR features=CACHE                # encodes, and keeps what it encoded
+    filip eval model=M data=[imagenet] root=DIR features=CACHE                # encodes, and keeps the features
     filip eval model=M data=[imagenet] root=DIR features=CACHE prompts='…'    # encodes no image
     filip eval model=M data=[imagenet] root=DIR features=CACHE shard=3/8      # encodes its eighth only, of 0/8 to 7/8
 
-A set is kept under a hash of all that its features depend on: the weights, the resolution, the precision, the card's
-layout, and size and time of the data's files. Change one of them, and it is another set. Each batch is a separate
-file, so a run that was interrupted, or several jobs with ``shard=``, leave what the next run goes on with; it gives the
-same numbers to the bit, since the batches are the same.
+A set is kept under a hash of everything that its features depend on: the weights, the resolution, the precision, the
+card's layout, and size and time of the data's files. Change one of them, and it is another set. Each batch is a
+separate file, so a run that was interrupted, or several jobs with ``shard=``, leave a beginning for the next run, which
+gives the same numbers to the bit, since the batches are the same.
 
-Of a batch there are two kinds: "image", what similarities are computed from, and "probe", what a linear probe sees. On
+Of a batch there are two kinds: "image", for similarities, and "probe", for a linear probe. On
 the images of a classification card one pass of the encoder makes and keeps both, where the model can.
 """
 
@@ -46,7 +46,7 @@ class ShardEncodedError(Exception):
 class FeatureStore:
     """The features of one model in a folder.
 
-    model: what the features depend on in the model, see :func:`model_key`. limit: bytes, above which the sets that
+    model: hash of the model, see :func:`model_key`. limit: bytes, above which the sets that
     were used longest ago are removed. shard: (number from 0, of how many) if only that part is to be encoded.
     """
 
@@ -56,7 +56,7 @@ class FeatureStore:
     shard: tuple[int, int] | None = None
 
     def of_set(self, card: BenchmarkCard, root: str | Path, batch_size: int) -> KeptSet:
-        """Return what is kept of a data set."""
+        """Return the stored features of a data set."""
         layout = asdict(card.layout)
         about = {"form": FORM, "model": self.model, "layout": layout, "batch_size": batch_size}
         name = digest({**about, "root": str(Path(root).resolve()), "data": files_of(Path(root), card)})
@@ -91,7 +91,7 @@ class KeptSet:
         return self.folder / f"{number}.{kind}.pt"
 
     def put(self, number: int, kind: str, features: Tensor, batch: Batch) -> None:
-        """Keep the features of a batch, and all that is known of its images but the pixels."""
+        """Keep the features of a batch, and its images' data except the pixels."""
         content = {"features": features.cpu(), **{name: getattr(batch, name) for name in IN_A_BATCH}}
         with replacing(self._file(number, kind), shared=True) as part:
             torch.save(content, part)
@@ -145,7 +145,7 @@ def features_of_batches(
 
 
 def model_key(model: str, encoder: Encoder) -> dict[str, Any]:
-    """Return what a model's features depend on. model: as on the command line; its files are read once for this."""
+    """Return a hash of a model, for its features. model: as on the command line; its files are read once for this."""
     return {
         "weights": weights_of(model),
         "image_size": encoder.image_size,

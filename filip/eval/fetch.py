@@ -1,7 +1,7 @@
 """Fetch benchmarks from the Hugging Face hub: ``filip eval fetch cards=[cifar10,mscoco] root=DIR``.
 
 A card says under ``hub`` where its data are published (``{repo: clip-benchmark/wds_vtab-cifar10}``, and optionally
-``files``, patterns of what to fetch); a webdataset layout without it is CLIP_benchmark's folder of that name. What is
+``files``, patterns of its files); a webdataset layout without it is CLIP_benchmark's folder of that name. What is
 there already is not fetched again. Sets that need a licence agreement ask for ``huggingface-cli login`` first.
 """
 

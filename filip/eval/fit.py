@@ -50,13 +50,13 @@ def squared(image: Image.Image) -> Image.Image:
 class Tiled:
     """An encoder that sees each picture as :data:`TILES` squares: all their tokens, or the mean of pooled vectors.
 
-    A square picture has equal tiles, so that its scores are those of the encoder alone, up to rounding. Pixels are
+    A square picture has equal tiles, so that its scores are the encoder's alone, up to rounding. Pixels are
     [b, 3 * TILES, S, S]. There is no grid: nothing can be aligned with such patches.
     """
 
     grid = (0, 0)
 
-    def __init__(self, encoder: Any) -> None:  # an Encoder, whose module imports this one
+    def __init__(self, encoder: Any) -> None:  # an Encoder: its module imports this one
         self.encoder = encoder
         self.details = {**encoder.details, "fit": "tiles"}
         self.transform: Callable[[Image.Image], Tensor] = _TiledTransform(encoder.transform)
@@ -161,7 +161,7 @@ class _BoxTransform:
     def __call__(self, image: Image.Image) -> Tensor:
         return self._of(image, (0.0, 0.0, *image.size))
 
-    def of_sample(self, sample: Any) -> Tensor:  # a Sample, whose module needs no transforms
+    def of_sample(self, sample: Any) -> Tensor:  # a Sample: its module needs no transforms
         if sample.whole is None:
             return self(sample.image)
         return self._of(sample.whole, sample.box)

@@ -14,7 +14,7 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 
 
 def dtype_of(precision: str, device: str) -> torch.dtype:
-    """Return the dtype that ``precision=`` stands for on a device.
+    """Return the dtype of ``precision=`` on a device.
 
     precision: "fp32", "bf16", "fp16" or "auto": :func:`filip.device.evaluation_precision`.
     Raises UserError for another word.

@@ -1,7 +1,7 @@
 """Accuracy, recall at k, chance and intervals. Nothing here knows of models or files.
 
 **Ties.** Equal scores are ordered at random, and a metric is its expected value over those orders: an item
-whose own score is shared by two others counts 1/3 at k = 1. A collapsed model, whose scores are all equal,
+with a score that two others share counts 1/3 at k = 1. A collapsed model, with equal scores,
 therefore gets exactly chance, never 100 % because of a lucky sort. Scores that are not finite rank last.
 """
 
@@ -69,7 +69,7 @@ def retrieval_hits(
 
 
 def _rankable(scores: Tensor) -> Tensor:
-    """Replace what is not finite by the lowest finite number: it ranks last and still counts as a tie."""
+    """Replace numbers that are not finite by the lowest finite one: it ranks last and still counts as a tie."""
     if bool(torch.isfinite(scores).all()):
         return scores
     return torch.where(torch.isfinite(scores), scores, torch.full_like(scores, torch.finfo(scores.dtype).min))
@@ -79,7 +79,7 @@ def class_accuracies(hits: Tensor, labels: Tensor, classes: int) -> Tensor:
     """Return the accuracy within each class: [classes]; NaN for a class without images. hits: [n]; labels: [n]."""
     total = torch.zeros(classes, dtype=torch.float64).index_add_(0, labels, hits.double())
     count = torch.bincount(labels, minlength=classes).double()
-    return total / count  # 0 / 0 is NaN, which is what an absent class should be
+    return total / count  # 0 / 0 is NaN, as an absent class should be
 
 
 def confusion(scores: Tensor, labels: Tensor, classes: int) -> Tensor:

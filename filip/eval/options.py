@@ -102,7 +102,7 @@ class DataOptions:
 
 
 def result_header(options: ModelOptions, encoder: Encoder, run: str = "") -> dict[str, Any]:
-    """Return what a result file says about the model; ``run`` is the name of its row, the model's if empty."""
+    """Return a result file's entries about the model; ``run`` is the name of its row, the model's if empty."""
     return {
         "run": options.run_name(run),
         "model": options.model,

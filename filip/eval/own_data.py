@@ -1,4 +1,4 @@
-"""Data without a card: what a folder or a table holds decides what can be measured on it."""
+"""Data without a card: the content of a folder or a table decides which protocols fit."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def cards_of(data: str, loader: str | None = None) -> list[BenchmarkCard]:
 
     Your data may be: a folder of classes (``class/image.jpg``), CLIP_benchmark's webdataset, a table with a column of
     labels, or images with captions in any layout that :mod:`filip.sets` reads. With labels and captions it is two
-    benchmarks. Raises UserError that says what was looked for.
+    benchmarks. Raises UserError with the places that were searched.
     """
     place = Path(data)
     if place.suffix in (".yaml", ".yml") or not place.exists():

@@ -32,7 +32,7 @@ def schema_of(arguments: list[str]) -> type[PictureOptions]:
 
 
 def draw(arguments: list[str]) -> None:
-    """Draw what the command line asks for. If the kind does not exist, nothing else is looked at."""
+    """Draw the picture that the command line asks for. If the kind does not exist, nothing else is looked at."""
     schema = schema_of(arguments)
     if schema is PictureOptions:
         arguments = [*(argument for argument in arguments if argument.startswith("kind=")), "out=p.png"]

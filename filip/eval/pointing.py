@@ -39,7 +39,7 @@ BACKGROUND = -1
 
 @dataclass
 class Labelled:
-    """An image, what is on it, and where (mode L, 0 or 255, the image's size; None if unknown).
+    """An image, the thing on it, and where (mode L, 0 or 255, the image's size; None if unknown).
 
     patches: unit vectors [rows * columns, d] float32 that an earlier evaluation kept of the image; None: encode it.
     """
@@ -166,7 +166,7 @@ def pointed_scenes(
 
 
 def name_prompts(caption: str, labels: Sequence[str], key: str = "") -> list[Prompt]:
-    """Return what is before and after each label in the caption; "dog" is not looked for in "hot dog".
+    """Return the text before and after each label in the caption; "dog" is not looked for in "hot dog".
 
     Raises UserError if a label is not there.
     """

@@ -1,4 +1,4 @@
-"""Several processes that evaluate one model together: each takes every n-th part of the work, and all get all of it.
+"""Several processes that evaluate one model together: each takes every n-th part of the work, and all get the whole.
 
 Parts are whole batches and blocks, the same as for one process, so that every number is the same to the bit.
 """
@@ -25,7 +25,7 @@ def _alone(own: Any) -> list[Any]:
 
 @dataclass(frozen=True)
 class Share:
-    """This process among those that evaluate together.
+    """This process among the ones that evaluate together.
 
     exchange: gives a picklable value to all and returns everybody's, in order of rank; all processes call it.
     """
@@ -35,9 +35,9 @@ class Share:
     exchange: Callable[[Any], list[Any]] = _alone
 
     def together(self, count: int, compute: Callable[[Iterable[int]], list[T]]) -> list[T]:
-        """Return the results of ``count`` parts, in order. ``compute`` returns those of the numbers that it is given.
+        """Return the results of ``count`` parts, in order. ``compute`` returns the parts with the given numbers.
 
-        What one process raises is raised by it, and as a UserError with the same words by the others. Tensors have to
+        An error of one process is raised there, and by the others as a UserError with the same words. Tensors have to
         be on the CPU if there are several processes.
         """
         if self.ranks == 1:
@@ -64,7 +64,7 @@ ALONE = Share()
 def launched() -> Share:
     """Return the processes that ``torchrun -m filip.eval.…`` started; otherwise this one alone.
 
-    Also alone inside a training, whose ranks share an evaluation in their own way.
+    Also alone inside a training: its ranks share an evaluation in their own way.
     """
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     if ranks == 1 or "TORCHELASTIC_RUN_ID" not in os.environ or dist.is_initialized():

@@ -1,6 +1,6 @@
 """Make one table of loose result files: ``filip eval table results/*.json``, whichever command wrote them.
 
-Lines are benchmarks and what is measured on them, columns are models; a cell is a percentage with its 95 % interval.
+Lines are benchmarks and their measures, columns are models; a cell is a percentage with its 95 % interval.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Measure(NamedTuple):
     interval: tuple[float, float] | None
     n: int
     unit: str
-    settings: str  # what has to be equal for rows to be comparable
+    settings: str  # equal in comparable rows
     note: str = ""  # why no published number can be compared with it
 
 
@@ -52,7 +52,7 @@ def main(config: TableOptions) -> None:
 
 
 def files_of(places: Sequence[str]) -> list[Path]:
-    """Return result files: files as they stand, and all ``.json`` below folders. UserError for what is not there."""
+    """Return result files: files themselves, and all ``.json`` below folders. UserError for a missing path."""
     files: list[Path] = []
     for place in map(Path, places):
         if not place.exists():

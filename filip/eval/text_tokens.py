@@ -1,8 +1,8 @@
 """Choose the tokens of a text that take part in a token-wise score.
 
-They are all, all but [BOS] and [EOS], or those of words that name something. The paper does not say whether [BOS] and
-[EOS] count. Models are trained with them here, and much of image to text rests on them and on function words, to which
-the patches of a background go.
+They are all, all but [BOS] and [EOS], or the tokens of words that name something. The paper leaves open whether [BOS]
+and [EOS] count. Models are trained with them here, and much of image to text rests on them and on function words, to
+which the patches of a background go.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def _names(text: str, tokens: Sequence[str]) -> list[bool]:
             names.append(False)
             continue
         so_far += token
-        if not word.startswith(so_far):  # the tokenizer split elsewhere: the piece stands for itself
+        if not word.startswith(so_far):  # the tokenizer split elsewhere: the piece is its own word
             word = so_far = token
         # a byte of a letter that took several tokens is "\ufffd"
         names.append(any(sign.isalnum() or sign == "\ufffd" for sign in word) and word not in FUNCTION_WORDS)

@@ -46,7 +46,7 @@ def word_patches(encoder: Encoder, pixels: Tensor, labels: Sequence[str], prompt
     """Align each image with its label in a prompt.
 
     pixels: [b, 3, H, W], transformed for ``encoder``; labels: b strings. A pooled model's patch and word
-    vectors are those of its projections applied to every token, which its training never used.
+    vectors come from its projections, applied to every token, which its training never used.
     """
     words = encoder.words([prompt.fill(label) for label in labels])
     return [

@@ -143,8 +143,8 @@ def load_viewers(models: Sequence[str], labels: Sequence[str], device: str = "au
 class Gallery:
     """Encoded images with their captions.
 
-    own_text: for each image the position in ``texts`` of its first caption, or None. things: for each text, what it is
-    known to name. outlines: for each image its things, as far as the data set has their masks (see outlines).
+    own_text: for each image the position in ``texts`` of its first caption, or None. things: for each text, its known
+    names. outlines: for each image its things, as far as the data set has their masks (see outlines).
     """
 
     title: str

@@ -1,7 +1,7 @@
 """Index a folder of images: ``filip index build model=filip.safetensors images=FOLDER out=INDEX``.
 
-A second build adds new images, replaces changed ones (by size and time of modification) and forgets those that are
-gone; one that was interrupted continues. Images that cannot be read are left out, named and counted. Others may search
+A second build adds new images, replaces changed ones (by size and time of modification) and forgets missing
+ones; one that was interrupted continues. Images that cannot be read are left out, named and counted. Others may search
 the index meanwhile. A folder of images that has been moved is the same folder if the old one is no longer there.
 """
 

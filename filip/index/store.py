@@ -5,8 +5,8 @@ A text's score for an image is s^T, the mean over its tokens of the largest cosi
 indexes in int8 it scores the best :data:`RERANKED` of a product in integers.
 
 Any number of processes may read while one writes. Tokens are appended and then entered in the table in one transaction;
-a reader sees the table as it was when it opened the index, and no token that it may read is ever overwritten. What
-a killed writer has appended but not entered is overwritten by the next.
+a reader sees the table as it was when it opened the index, and no token that it may read is ever overwritten. Tokens
+that a killed writer has appended but not entered are overwritten by the next.
 """
 
 from __future__ import annotations

@@ -82,8 +82,8 @@ def write_safetensors(tensors: dict[str, torch.Tensor], path: str | Path, metada
 def load_model(path: str | Path, image_size: int | None = None, loss_parameters: bool = False) -> DualEncoder:
     """Load the model saved in ``path``, in float32, on the CPU and in evaluation mode.
 
-    With ``image_size`` its position embeddings are interpolated to that input size. ``loss_parameters``: with those
-    that terms of the loss have learned, for further training. UserError if the file is missing or not one of ours.
+    With ``image_size`` its position embeddings are interpolated to that input size. ``loss_parameters``: with the
+    parameters that terms of the loss have learned, for further training. UserError if the file is missing or not ours.
     """
     metadata, state = _read(path)
     of_loss, tokenizer = pop_loss_parameters(state), state.pop(TOKENIZER, None)

@@ -2,7 +2,7 @@
 
 Runs see the same images, so most of the variation of their accuracies is shared: an image that is hard for one is hard
 for the other. The interval of the *difference* leaves it out, and shows effects that overlapping marginal intervals
-hide; correcting for the number of comparisons keeps out those that are not there.
+hide; correcting for the number of comparisons keeps out false ones.
 
     found = differences([ours], [baseline])         # outcomes of filip.eval, one entry per training
     for difference in found: print(difference.column, difference.effect, difference.interval, difference.holds)
@@ -86,7 +86,7 @@ def holm(p_values: Sequence[float], family: int = 0) -> list[float]:
     """Adjust p-values (Holm 1979): the chance of any false discovery among them stays below the level.
 
     family: how many are tested in all, where those of other tables are not among these: each is then adjusted at least
-    as much as it would be among all of them.
+    as much as it would be among them all.
     """
     order = sorted(range(len(p_values)), key=p_values.__getitem__)
     adjusted, highest = [0.0] * len(p_values), 0.0
@@ -240,7 +240,7 @@ def _number_clusters(sets: Sequence[_Benchmark]) -> int:
 
 
 def _cluster_names(group: str, found: Outcomes) -> np.ndarray:
-    """Name the clusters: an image is its benchmark's own; a concept, whose name no key contains, is shared by all."""
+    """Name the clusters: an image is its benchmark's own; a concept, which no key names, is shared by all."""
     benchmark = group.partition(".")[0]
     own = np.char.startswith(found.key, found.cluster)
     return np.where(own, np.char.add(f"{benchmark}/", found.cluster), found.cluster)
@@ -267,7 +267,7 @@ def over_trainings(paired: np.ndarray, image_variance: np.ndarray) -> tuple[np.n
 
     paired: the measured differences [trainings, columns], or the levels of one run. image_variance [columns]: the
     variance of their mean over resampled images. Both variances add up; what trainings make of an image by chance is
-    in both, which errs on the careful side. The degrees of freedom are those of the trainings: Satterthwaite's for the
+    in both, which errs on the careful side. The degrees of freedom are the trainings': Satterthwaite's for the
     sum jump where a few trainings agree by luck, and call up to 28 % of tables without an effect significant.
     """
     trainings = len(paired)

@@ -1,7 +1,7 @@
 """The report's figures: ``python -m filip.report.figures results=results/demo``, after ``filip.report.tables``.
 
 Always written: loss_curves, funnel, recall, confusion; zero_shot, component_ablation, efficiency and learning where the
-study has them. SVG; with ``png=true`` also as PNG. A figure without data says what is missing. A run has the same
+study has them. SVG; with ``png=true`` also as PNG. A figure without data names the missing data. A run has the same
 colour in all.
 """
 

@@ -1,7 +1,7 @@
 """The findings of a study: a row for each headline column of its tables, with its difference from the baseline.
 
 The first of our rows in the first section of a table is the baseline. One or two others are compared with it; of more
-the last one, the whole recipe. A difference holds or does not as the table says (:mod:`filip.report.rows.pairs`).
+the last one, the whole recipe. A difference holds or does not as in the table (:mod:`filip.report.rows.pairs`).
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def _finding(cell: Cell) -> str:
 
 
 def cost(study: Study, runs: Mapping[str, Any], found: pd.DataFrame) -> Line | None:
-    """Return what a training step of the compared runs costs; None where it was not measured.
+    """Return the cost of a training step of the compared runs; None where it was not measured.
 
     The efficiency ablation gives it where it has a row for both, since its steps are interleaved; else the trainings.
     """

@@ -1,8 +1,8 @@
-"""The funnel of a data set as one page: what each stage dropped, samples of every rule, and what training gets.
+"""The funnel of a data set as one page: each stage's drops, samples of every rule, and the pairs of training.
 
     filip report funnel fragments=[text_rules.json,download.json] shards=[SHARDS] captions=[CAPTIONS] out=funnel.html
 
-Pictures are read from the shards, also where their tars are in a bucket; what was never stored is shown by its text.
+Pictures are read from the shards, also where their tars are in a bucket; pairs never stored are shown by their text.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class FunnelPage(AugmentConfig):
 
 
 def main(config: FunnelPage) -> None:
-    """Write a page that shows what each stage of a funnel dropped, with samples, and what training gets."""
+    """Write a page with the dropped pairs of each stage, samples, and the pairs of training."""
     if Path(config.out).suffix != ".html":
         raise UserError(f"out={config.out}: the name must end in .html")
     fragments = [fragment for path in config.fragments for fragment in _read(path)]
@@ -89,7 +89,7 @@ def _read(path: str) -> list[Fragment]:
     return [Fragment(**{names.get(key, key): value for key, value in stage.items()}) for stage in stages]
 
 
-# ---- what was dropped ----------------------------------------------------------------------------------
+# ---- the dropped pairs ----------------------------------------------------------------------------------
 
 
 def _stage(fragment: Fragment, shards: Path | None) -> dict[str, Any]:

@@ -52,7 +52,7 @@ FIGURES = {
     "funnel": "Data funnel",
 }
 SHEET = "eval/alignment_compared.png"  # below the results: words on patches
-# Rules by what they are part of; all others are data stages.
+# Rules by their part of a study; all others are data stages.
 KINDS = {
     "train": ("train", "efficiency"),
     "eval": ("evaluate", "alignment_sheet", "compare", "scene_sheet", "explorer"),
@@ -155,7 +155,7 @@ def _content(study: Study, results: Results, figures: Path) -> dict[str, Any]:
 
 
 def verdict(found: pd.DataFrame) -> list[str]:
-    """Say for each compared row in how many headline measures it is above the baseline, and where that holds."""
+    """Count for each compared row the headline measures in which it is above the baseline, and where that holds."""
     sentences = []
     for row, items in found[found["difference"].notna()].groupby("row", sort=False):
         above, below = (items["difference"] > 0).sum(), items.loc[items["difference"] < 0, "measure"]

@@ -62,7 +62,7 @@ def curves(logs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], looks: Loo
 
     logs: {label: one list of log.jsonl's lines per seed, each with "step"}; looks: by label.
 
-    With several seeds the mean is drawn at the steps that all of them logged, and each seed faintly behind it.
+    With several seeds the mean is drawn at the steps that they all logged, and each seed faintly behind it.
     """
     figure, axes = grid(2, 3, 13, 6.6)
     for axis, (key, title, factor) in zip(axes, PANELS, strict=True):
@@ -93,7 +93,7 @@ def learning(
     title: str,
     clock: tuple[str, str] = ("time/processor_seconds", "processor seconds of the steps"),
 ) -> Figure:
-    """Draw what is found in percent while models learn, over steps and over seconds; logs and looks as ``curves``.
+    """Draw the found share in percent while models learn, over steps and over seconds; logs and looks as ``curves``.
 
     share: returns the share that a line has, in 0..1; None or NaN if it has none. clock: key and title of the seconds.
     """
@@ -135,7 +135,7 @@ def _curve(axis: Axes, series: Sequence[Mapping[Any, float]], look: Look, label:
 
 
 def no_data(axis: Axes, reason: str) -> None:
-    """Say in an empty panel why it is empty."""
+    """Write the reason into an empty panel."""
     axis.text(0.5, 0.5, reason, ha="center", color=MUTED, transform=axis.transAxes)
 
 
@@ -176,7 +176,7 @@ def funnel(stages: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def _funnel_bar(axis: Axes, stage: Mapping[str, Any], y: float) -> None:
-    """Draw one stage: what it kept in blue, what it dropped in shades of red, the reasons on the right."""
+    """Draw one stage: kept pairs in blue, dropped ones in shades of red, the reasons on the right."""
     whole = max(stage["in"], 1)
     kept = stage["out"] / whole
     axis.barh(y, kept, height=1.7, color=KEPT)

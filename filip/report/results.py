@@ -1,4 +1,4 @@
-"""Read ``results/<study>``: what was trained, evaluated and measured, and why something is missing."""
+"""Read ``results/<study>``: trainings, evaluations and measurements, and the reasons for missing ones."""
 
 from __future__ import annotations
 

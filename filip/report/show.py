@@ -29,7 +29,7 @@ class Show:
 
 
 def main(config: Show) -> None:
-    """Print what a study has found: a line for each model, and where the rest is."""
+    """Print the results of a study: a line for each model, and where the rest is."""
     file = summary_file(config.results)
     summary = json.loads(file.read_text(encoding="utf-8"))
     width = shutil.get_terminal_size((110, 40)).columns

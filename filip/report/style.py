@@ -38,8 +38,8 @@ class Look:
 def looks(study: Study) -> dict[str, Look]:
     """Return the look of every run, fine-tuning, peer and efficiency row of a study, by name.
 
-    Runs are coloured in their order, the replicas of a run as the run; an efficiency row as the run whose accuracy it
-    shows, or else as the first run with its interaction.
+    Runs are coloured in their order, the replicas of a run as the run; an efficiency row as the run of its
+    accuracy, or else as the first run with its interaction.
     """
     replicas = {member: run for run in study.runs for member in study.replicas(run)[1:]}
     own = [run for run in study.runs if run not in replicas]

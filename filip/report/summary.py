@@ -2,7 +2,7 @@
 
 ``summary.json`` has ``stages`` (seconds by stage), ``funnel`` (by stage: in, out, dropped by reason), ``tables``
 (each cell with value, chance, n), ``search`` (each run's scores by the values that were tried) and ``runs`` (of every
-training: config, commit, CPU, seconds, hashes of its data, what it found, and its curve). It is the record of a study:
+training: config, commit, CPU, seconds, hashes of its data, its results, and its curve). It is the record of a study:
 records/README.md. ``filip report page`` and ``filip report show`` are for people.
 """
 
@@ -25,7 +25,7 @@ from filip.study.search import best_values, scores
 from filip.table_writer import Grid, Head, Line, words
 from filip.train.telemetry import LOG, read_log, scalars
 
-RUN_FACTS = (  # what the summary takes over from the result of a training
+RUN_FACTS = (  # taken over from the result of a training
     *("config", "commit", "cpu", "samples_per_second", "seconds_per_iteration", "training_seconds"),
     *("processor_seconds", "peak_memory_mb", "steps", "epochs", "world_size", "global_batch", "precision", "final"),
     *("manifest_hashes", "feature_maps", "started", "finished"),
@@ -47,7 +47,7 @@ class Summary:
 
 
 def main(config: Summary) -> None:
-    """Write what a study has found as one JSON."""
+    """Write the results of a study as one JSON."""
     study, results = load_study(config.study, config.results), Results(config.results)
     content = summary(study, results, results.tables())
     write_json(config.out or results.folder / "summary.json", content)
@@ -113,7 +113,7 @@ def _found(results: Results, run: str) -> dict[str, float]:
 
 
 def _curve(results: Results, run: str) -> list[dict[str, float]]:
-    """Return what a training measured while it learned, by step, with the seconds of the steps until then."""
+    """Return the measurements of a training while it learned, by step, with the seconds of the steps until then."""
     file = results.run_dir(run)
     lines = read_log(file / LOG)[0] if file and (file / LOG).is_file() else []
     return [

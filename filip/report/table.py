@@ -35,7 +35,7 @@ class Less:
 
 @dataclass
 class Cell:
-    """One figure. Accuracies, recalls and chance are fractions in 0..1 (``Column.unit`` says what it is).
+    """One figure. Accuracies, recalls and chance are fractions in 0..1 (``Column.unit`` is its unit).
 
     seeds, std: number of repetitions that were averaged, and their standard deviation.
     reason: why value is None.
@@ -164,7 +164,7 @@ class Table:
         return Table(content["name"], content["title"], columns, rows, content["notes"])
 
     def grid(self, notes: Sequence[str] | None = None) -> Grid:
-        """Return what is printed, with ``notes`` below it (None: the table's). A row's differences are below it."""
+        """Return the printed table, with ``notes`` below it (None: the table's). A row's differences are below it."""
         rows, columns = self.rows, self.columns
         lines = []
         for label, key, write in (("test images", "n", "{:,}".format), ("chance", "chance", chance_text)):

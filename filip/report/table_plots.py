@@ -30,7 +30,7 @@ def _reach(value: Any, low: Any, high: Any) -> np.ndarray:
 def benchmark_dots(table: Table, looks: Looks) -> Figure:
     """Draw a line per column of ``table`` with a dot for each row; bars are 95 % intervals, ticks chance.
 
-    Published rows are hollow marks, and are left out where they say nothing about any of the columns.
+    Published rows are hollow marks, and are left out where they have none of the columns.
     """
     figure, (axis,) = grid(1, 1, 10, 1.4 + (0.3 + 0.04 * len(table.rows)) * max(3, len(table.columns)))
     percent = _percent(table)

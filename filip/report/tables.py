@@ -1,7 +1,7 @@
 """The paper's tables: ``python -m filip.report.tables results=results/demo``.
 
-Writes every table of the study as .md, .csv, .tex and .html, and all of them as ``tables.json``, which figures and
-summary read. Cells that were not run are empty and say why.
+Writes every table of the study as .md, .csv, .tex and .html, and together as ``tables.json``, which figures and
+summary read. Cells that were not run are empty, with the reason.
 """
 
 from __future__ import annotations

@@ -61,7 +61,7 @@ class Ranking:
 
 
 def query_of(scorer: Scorer, text: str, tokens: str = "content") -> Texts:
-    """Encode a query: a text, or the picture in the file of that name, whose patches then take the place of words.
+    """Encode a query: a text, or the picture in the file of that name: its patches then replace words.
 
     tokens: a text's tokens that count, see :mod:`filip.eval.text_tokens`. Raises NothingKnownError for a text of which
     the model knows no word.
@@ -117,7 +117,7 @@ def rank(
 
 
 def typical(scores: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the median of each row, and the deviation from it of what is below, both [rows, 1].
+    """Return the median of each row, and the deviation from it of the values below, both [rows, 1].
 
     Unlike mean and standard deviation they do not move when a third of the pictures shows the query.
     """

@@ -26,7 +26,7 @@ class Item:
 
     @property
     def stamp(self) -> str:
-        """Tell a changed image from an unchanged one: size and time of the file, and the place in a larger one."""
+        """Distinguish a changed image from an unchanged one: size and time of the file, place in a larger one."""
         found = os.stat(self.file)
         inside = f" {self.position} {self.size}" if self.position or self.size >= 0 else ""
         return f"{found.st_size} {found.st_mtime_ns}{inside}"

@@ -1,4 +1,4 @@
-"""A study: what is trained on what, how it is evaluated, and which tables show it."""
+"""A study: trainings, their data, evaluations and tables."""
 
 from filip.study.grid import with_seeds
 from filip.study.study import Study, load_study, resolve

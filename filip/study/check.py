@@ -51,7 +51,7 @@ class Check:
 
 
 def main(config: Check) -> None:
-    """Print what a study needs and this machine lacks: lists, engines, extras, benchmarks, disk, GPUs."""
+    """Print the needs of a study that this machine lacks: lists, engines, extras, benchmarks, disk, GPUs."""
     named = Path("workflow/config", f"{config.study}.yaml")
     study = load_study(named if named.is_file() else config.study)
     check_evaluation_options(study.config)
@@ -91,7 +91,7 @@ def require(study: Study, rules: Collection[str]) -> list[str]:
 
 
 def findings(study: Study, kinds: Collection[str] = tuple(KINDS)) -> list[Finding]:
-    """Return all that is missing of these kinds."""
+    """Return everything that is missing of these kinds."""
     cards = {source: load_source(source) for source in study.sources}
     open_ = {
         source: card
@@ -117,7 +117,7 @@ def _lists(study: Study, cards: dict[str, SourceCard]) -> Iterator[Finding]:
         if card.built_by or Path(study.data_dir, source, "list.parquet").exists():
             continue
         if "://" in (card.images or card.list or ""):
-            continue  # in a bucket: the job says if it is not there
+            continue  # in a bucket: the job reports a missing one
         try:
             if card.images is None:
                 list_files(card)
@@ -159,7 +159,7 @@ def _extras(study: Study, cards: dict[str, SourceCard]) -> Iterator[Finding]:
 
 
 def absent_packages(extra: str) -> list[str]:
-    """Return the packages of an extra of this project that are not installed; those of extras inside it left out."""
+    """Return the packages of an extra of this project that are not installed, without extras inside it."""
     from filip_command import this_project
 
     project = this_project()

@@ -18,9 +18,9 @@ from filip.study.tables import PROTOCOLS, TABLES
 if TYPE_CHECKING:
     from filip.train.config import TrainConfig
 
-# The settings for learning in which a timing run of a few steps may differ from the training whose accuracy its row
-# shows: how many pairs there are and in which order they come, and what was searched for each run, since no step takes
-# longer for it.
+# The settings for learning in which a timing run of a few steps may differ from the training of its row's accuracy,
+# which the row shows: how many pairs there are and in which order they come, and the searched settings, since no step
+# takes longer for it.
 NOT_COMPARED = (
     *("seed", "global_batch", "batch_per_rank", "epochs", "max_steps", "optimizer.warmup_steps"),
     *("data.shuffle_window_shards", "data.reader_groups"),
@@ -29,9 +29,9 @@ NOT_COMPARED = (
 
 
 def check_config(config: dict[str, Any]) -> dict[str, Any]:
-    """Check ``config`` against the schema and its own cross-references, and return it with what it may leave out.
+    """Check ``config`` against the schema and its own cross-references, and return it with its defaults.
 
-    Raises UserError naming the first offending key, its value and what was expected.
+    Raises UserError naming the first offending key, its value and the expected one.
     """
     if "study" not in config:
         raise UserError("no study given: add --configfile workflow/config/demo.yaml (or another study's YAML)")
@@ -182,7 +182,7 @@ def check_accuracy_of(
 
     rows: the study's ``efficiency``. training: the config and the sources of a row or a run, by its name.
 
-    What the row states (interaction, dimension, precision, tokens kept) has to hold for the run as well; only the
+    The settings of the row (interaction, dimension, precision, tokens kept) have to hold for the run as well; only the
     settings in ``NOT_COMPARED`` may differ. Raises UserError with the settings that differ.
     """
     for name, row in rows.items():

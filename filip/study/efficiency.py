@@ -4,7 +4,7 @@
         out=results/demo/efficiency gathered=1024
 
 Steps of the rows are interleaved in an order that is drawn anew each round, so that whatever else the machine does
-falls on all of them, and the median comes with its quartiles. Pixels and captions are random: a step costs the same
+falls on them all, and the median comes with its quartiles. Pixels and captions are random: a step costs the same
 whatever they show.
 
 With ``gathered``, a rank does the work of one of many: its own pairs are scored against so many texts, most of them
@@ -116,7 +116,7 @@ class Step:
         if row.data.feature_cache is not None and stem is not None:
             shape = (stem.num_features, *model.image.grid)
         batch = random_batch(row, shape, self.batching.per_rank, config.seed + ranks.rank)
-        if self.loss.reads_further_captions:  # as long as the true ones: what they say costs nothing
+        if self.loss.reads_further_captions:  # as long as the true ones: their words cost nothing
             batch |= {"further_ids": batch["ids"], "further_lengths": batch["lengths"]}
         self.batch = to_device(batch, ranks.device, torch.float16 if self.engine.is_fp16 else None)
         self.score: Callable[[Encoded], Tensor] = self._own_texts
@@ -128,7 +128,7 @@ class Step:
     def take(self, timed: bool) -> None:
         """Run forward, loss, backward and update; all ranks start together."""
         dist.barrier()
-        device.reset_peak_memory(self.ranks.device)  # first: it also gives back what other rows have freed
+        device.reset_peak_memory(self.ranks.device)  # first: it also gives back memory that other rows have freed
         held = device.memory_mb(self.ranks.device)
         started = time.perf_counter()
         encoded = self.engine.encode(self.batch)
@@ -162,7 +162,7 @@ class Step:
         ) / 2
 
     def result(self, name: str) -> dict[str, Any]:
-        """Return what the report reads: medians over the steps, and the largest over ranks."""
+        """Return the report's numbers: medians over the steps, and the largest over ranks."""
         quartiles = [self.ranks.maximum(value) for value in statistics.quantiles(self.seconds, n=4, method="inclusive")]
         pairs = self.batching.global_batch
         return {
@@ -199,7 +199,7 @@ def random_batch(row: TrainConfig, shape: tuple[int, int, int], pairs: int, seed
 def kept_tokens(
     row: TrainConfig, image: Tensor, text: TextFeatures, parameters: Mapping[str, Tensor] = MappingProxyType({})
 ) -> tuple[Tensor, TextFeatures]:
-    """Return the tokens that the row's selection leaves; all of them with token_keep_ratio=1.
+    """Return the tokens that the row's selection leaves; all with token_keep_ratio=1.
 
     ``parameters``: of the loss.
     """

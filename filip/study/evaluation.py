@@ -1,4 +1,4 @@
-"""The options that a study gives to its evaluations: its own, and those of somebody else's model."""
+"""The options that a study gives to its evaluations: its own, and another project's model's."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from filip.files import nothing_at
 from filip.study.tables import PROTOCOLS
 
 SET_BY_THE_STUDY = ("model", "root", "data", "protocols", "only", "out", "run")  # no override may change these
-ALL = "all"  # beside the names of protocols: options that all of them share
+ALL = "all"  # beside the names of protocols: options that they all share
 
 
 def evaluation_options(config: Mapping[str, Any], model: str, protocols: Sequence[str]) -> dict[str, str]:

@@ -62,7 +62,7 @@ class Study:
 
     @property
     def sources(self) -> list[str]:
-        """Return all sources, those of single runs and of fine-tunings included, each once, in order of first use."""
+        """Return all sources, also of single runs and of fine-tunings, each once, in order of first use."""
         own = [source for run in self.runs.values() for source in run.get("sources", [])]
         tuned = [tune["source"] for tune in self.fine_tunes.values()]
         return list(dict.fromkeys([*self.config["sources"], *own, *tuned, *self.evaluation.get("sources", [])]))
@@ -70,7 +70,7 @@ class Study:
     def replicas(self, run: str, *protocols: str) -> list[str]:
         """Return a run and its repetitions with other seeds; the run alone if it has none.
 
-        protocols: evaluations that all of them go through; those of ``eval.one_seed`` see the first training only.
+        protocols: evaluations for them all; the ones of ``eval.one_seed`` see the first training only.
         """
         one = set(protocols) & set(self.evaluation.get("one_seed", []))
         return [run] if one else [run, *self._replicas.get(run, [])]
@@ -118,7 +118,7 @@ class Study:
         }
 
     def _overrides(self, run: str) -> list[str]:
-        """Return a run's overrides without those that all trainings share."""
+        """Return a run's overrides without the ones that all trainings share."""
         own = self.runs[run]
         inherited = self._overrides(own["variant_of"]) if "variant_of" in own else []
         return [*inherited, *own.get("overrides", [])]
@@ -126,7 +126,7 @@ class Study:
     def launch_settings(self, name: str) -> dict[str, Any]:
         """Return the study's ``launch``, with the training's over it.
 
-        The latter is in the training's own settings, in those of its base or in efficiency_train.
+        The latter is in the settings of the training, of its base or in efficiency_train.
         """
         shared = self.config["launch"]
         if name in self.efficiency:
@@ -151,7 +151,7 @@ class Study:
     # ---- evaluation and tables -----------------------------------------------------------------------
 
     def benchmarks(self, protocol: str) -> list[str]:
-        """Return the benchmark cards of a protocol; the linear probe's are those of zero_shot unless stated."""
+        """Return the benchmark cards of a protocol; the linear probe's are zero_shot's unless stated."""
         named = self.evaluation.get(protocol, [])
         return named or (self.evaluation["zero_shot"] if protocol == "linear_probe" else [])
 
@@ -161,7 +161,7 @@ class Study:
         return list(dict.fromkeys(name for protocol in PROTOCOLS for name in self.benchmarks(protocol)))
 
     def rows(self, table: str) -> list[str]:
-        """Return what is in a table, in order: runs, then peers; or what its kind says. Empty: no table."""
+        """Return the rows of a table, in order: runs, then peers; or by its kind. Empty: no table."""
         kind = TABLES[table]
         own = [run for run in self.runs if not self.is_replica(run)]
         if kind.rows == "evaluated":
@@ -185,7 +185,7 @@ class Study:
         return [model for model in self.models if model not in self.peers]
 
     def evaluated_by(self, protocol: str) -> list[str]:
-        """Return the models that a protocol evaluates: those of all tables that need it, with their replicas."""
+        """Return the models that a protocol evaluates: from all tables that need it, with their replicas."""
         models = []
         for name in self.tables:
             if protocol in TABLES[name].protocols:
@@ -207,7 +207,7 @@ class Study:
         }
 
     def _accuracies(self) -> list[str]:
-        """Return the trained runs whose accuracy is in the efficiency table."""
+        """Return the trained runs with their accuracy in the efficiency table."""
         return [row["accuracy_of"] for row in self.efficiency.values() if row.get("accuracy_of")]
 
     def label(self, name: str) -> str:
@@ -230,7 +230,7 @@ def _resolve(arguments: tuple[str, ...]) -> TrainConfig:
     from filip.train.config import TrainConfig
 
     try:
-        # The places of a run's files are not part of what is trained.
+        # The places of a run's files are no part of its training.
         config = compose_config(TrainConfig, [*arguments, "run_dir=.", "out=."], "train")
         return config.check(weights_exist=False)  # the weights to start from may not be trained yet
     except UserError as error:
@@ -241,7 +241,7 @@ def load_study(path: str | Path | None, results: str | Path | None = None) -> St
     """Read a study from ``path``, or, if that is None, from the ``study.json`` that its results were made with.
 
     The number of seeds may have been given on the command line (``make demo SEEDS=3``) and then is not in the YAML,
-    whose tables would show one of three trainings. If ``path`` does not state it, it is taken from
+    with tables of one of three trainings. If ``path`` does not state it, it is taken from
     ``results``/study.json. Raises UserError if a file is missing or is not a study config.
     """
     effective = Path(results) / "study.json" if results is not None else None

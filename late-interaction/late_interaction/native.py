@@ -70,7 +70,7 @@ def isas() -> list[str]:
 def fastest_isa(kind: str) -> str:
     """Return the instruction set that is fastest on this CPU for one of KINDS.
 
-    It is measured once for each model of CPU and each library. One whose results differ from those of the
+    It is measured once for each model of CPU and each library. One with other results than the
     most portable one is left out, with a line on stderr.
     """
     library = hashlib.sha256(Path(_require_library()._name).read_bytes() + " ".join(isas()).encode()).hexdigest()[:12]
@@ -114,7 +114,7 @@ def _cpu_model() -> str:
 
 
 def _measured(names: list[str], bf16: bool) -> str:
-    """Return the fastest instruction set at a forward pass and both of a smooth maximum, of those that agree."""
+    """Return the fastest instruction set at a forward pass and both of a smooth maximum, among the ones that agree."""
     generator = torch.Generator().manual_seed(0)
     image, text = (
         torch.nn.functional.normalize(torch.randn(rows, 64, generator=generator), dim=-1) for rows in (8 * 49, 24 * 12)
@@ -170,7 +170,7 @@ def forward(tokens: Tokens, save_for_backward: bool = True) -> tuple[Pair, Resid
 
 
 def backward(tokens: Tokens, grads: Pair, residuals: Residuals, needs: tuple[bool, bool] = (True, True)) -> Pair:
-    """Return float32 gradients of both inputs, from those of s^I and s^T and the maps that ``forward`` saved.
+    """Return float32 gradients of both inputs, from the gradients of s^I and s^T and the maps that ``forward`` saved.
 
     One that is not needed is an empty tensor.
     """

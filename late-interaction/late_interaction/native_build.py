@@ -116,7 +116,7 @@ def _lock(path: Path) -> Iterator[None]:
 def compile_library(library: Path) -> None:
     """Compile all sources at once, in a separate folder, and publish by renaming: there is never half a library.
 
-    It is linked without a runtime of OpenMP, and finds that of PyTorch in the process that loads it. Clang's code asks
+    It is linked without a runtime of OpenMP, and finds PyTorch's in the process that loads it. Clang's code asks
     for another one than the GNU runtime of PyTorch's Linux builds. Raises BuildError.
     """
     compiler = shlex.split(_compiler())

@@ -119,7 +119,7 @@ class Plan(NamedTuple):
         return Tokens(*sides, self.lengths, self.image_lengths, self.temperature)
 
     def score(self, tokens: Tokens) -> tuple[Pair, Residuals]:
-        """Return both similarities, and what the backward is to keep of them."""
+        """Return both similarities, and the backend's state for the backward."""
         found, residuals = run_forward(self.module, tokens, save_for_backward=not self.recompute)
         return found, () if self.recompute else residuals
 
@@ -152,7 +152,7 @@ class _OfPython(torch.autograd.Function):
 def as_input_gradients(
     found: Pair, needs: tuple[bool, bool], tokens: tuple[Tensor, Tensor]
 ) -> tuple[Tensor | None, ...]:
-    """Return what an autograd Function returns for ``tokens``: each in its dtype, None where no gradient is needed."""
+    """Return an autograd Function's gradients for ``tokens``: each in its dtype, None where none is needed."""
     return tuple(g.to(t.dtype) if need else None for g, need, t in zip(found, needs, tokens, strict=True))
 
 
@@ -169,7 +169,7 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return i2t, t2i and, with ``save``, the bytes that the backend keeps, for tokens rounded to ``dtype``.
 
-    ``temperature`` is that of the smooth maximum; 0: the maximum.
+    ``temperature``: of the smooth maximum; 0: the maximum.
     """
     tokens = pack(image_tokens, text_tokens, text_lengths, image_mask, image_lengths, temperature).rounded(dtype)
     found, residuals = run_forward(_module(tokens, backend), tokens, save)
@@ -206,7 +206,7 @@ def _backward(
 ) -> tuple[Tensor, Tensor]:
     """Return the gradients of the tokens, in their dtypes; one that is not needed is empty.
 
-    Without ``saved`` what the backend keeps is made again.
+    Without ``saved`` the backend's state is made again.
     """
     tokens = pack(image_tokens, text_tokens, text_lengths, image_mask, image_lengths, temperature).rounded(dtype)
     module = _module(tokens, backend)

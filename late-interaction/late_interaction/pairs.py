@@ -33,7 +33,7 @@ def late_interaction_pairs(
         k candidates of each image   images = torch.arange(b)[:, None].expand(-1, k), texts [b, k]
         k candidates of each text    texts = torch.arange(t)[:, None].expand(-1, k), images [t, k]
 
-    The other arguments and the errors are those of late_interaction. Pairs of one length are multiplied together, in
+    The other arguments and the errors are late_interaction's. Pairs of one length are multiplied together, in
     PyTorch, one block at a time; for the gradient the winners are kept, n1 + n2 small integers a pair.
     If most pairs are wanted, late_interaction is faster.
     """
@@ -52,7 +52,7 @@ def late_interaction_pairs(
 
 
 class _Chosen(NamedTuple):
-    """The pairs, and what tells the tokens of an item from the others."""
+    """The pairs, and the borders of each item's tokens."""
 
     images: Tensor
     texts: Tensor  # the same shape
@@ -60,7 +60,7 @@ class _Chosen(NamedTuple):
     mask: Tensor | None
 
     def blocks(self, n1: int, device: torch.device) -> Iterator[_Block]:
-        """Yield blocks of pairs whose texts are equally long."""
+        """Yield blocks of pairs with equally long texts."""
         starts = torch.tensor(offsets_of(self.lengths)[:-1])
         images, texts = self.images.flatten().cpu(), self.texts.flatten().cpu()
         order = by_length(torch.tensor(self.lengths)[texts].tolist(), texts.device)

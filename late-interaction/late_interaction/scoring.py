@@ -28,7 +28,7 @@ def score(
 ) -> Similarity:
     """Compute :func:`late_interaction` without gradients, for problems such as 5,000 images x 25,010 captions.
 
-    The arguments are those of late_interaction. In addition to the two float32 results [images, texts] only one block
+    The arguments are late_interaction's. In addition to the two float32 results [images, texts] only one block
     of images against one block of texts is in memory at a time. ``progress`` is called with the number of
     image-text pairs that were scored since its last call.
     """

@@ -48,7 +48,7 @@ class Block(NamedTuple):
     padded: Tensor | None  # [images, n1] rows within the block; None: they are equally long
     inside: Tensor | None  # [images, n1]: which of these are not repeated
     kept: Tensor | None  # [rows of the block] where those are among images * n1
-    per_image: Tensor | int  # [images, 1] tokens of each, or of all of them
+    per_image: Tensor | int  # [images, 1] tokens of each, or of all
 
     def of(self, tokens: Tensor) -> Tensor:
         """Return the block's [images * n1, d] of all images' tokens."""
@@ -131,7 +131,7 @@ def _block(order: Order, device: torch.device, first: int, last: int) -> Block:
 
 
 def backward(tokens: Tokens, grads: Pair, residuals: Residuals, needs: tuple[bool, bool] = (True, True)) -> Pair:
-    """Return both inputs' gradients, in the accumulation dtype, from those of s^I and s^T [images, texts]."""
+    """Return both inputs' gradients, in the accumulation dtype, from the gradients of s^I and s^T [images, texts]."""
     if tokens.temperature:
         return SmoothBlocks(tokens.temperature).backward(tokens, grads, residuals, needs)
     image, text, device = tokens.image, tokens.text, tokens.image.device

@@ -1,4 +1,4 @@
-"""Select tokens, the paper's third saving: keep only those that matter most to the local batch."""
+"""Select tokens, the paper's third saving: keep only the ones that matter most to the local batch."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ def token_scores(
 
     "maximum" is the paper's: the largest similarity. "contrast" subtracts the mean similarity from it, so that a token
     which is equally close to everything ([BOS], "a", a comma) scores low. "salience" does not look at the other side:
-    it is minus the mean similarity to the tokens on its side, so that what is rare in the batch scores high, at
+    it is minus the mean similarity to the tokens on its side, so that rare tokens of the batch score high, at
     b * n1 * d operations instead of b * n1 * T * d. "learned" looks at the token alone: its product with the direction
     in ``scorers``, which :func:`straight_through` lets a loss train. None knows which image and text belong together: a
-    score that does would tell the loss the answer.
+    score that does would give the loss the answer.
 
     ``image_tokens`` [b, n1, d] and ``text_tokens`` [T, d] give [b, n1] and [T] in small tiles.
     """
@@ -83,12 +83,12 @@ def straight_through(tokens: Tensor, direction: Tensor, lengths: Tensor | None =
         x_k (1 + g_k - c_k)   with  g_k = <w, x_k> - mean of <w, x> over the item's tokens,  c_k = g_k as a constant
 
     ``tokens``: [b, k, d] of images, or [T, d] of texts of ``lengths`` [b]. As a value this is x_k, whatever w is, so
-    that similarities stay cosines and nothing leaks; the towers' gradient is that of the tokens themselves, x being a
-    constant within g. The direction w gets what it would get if the means of s^I and s^T were weighted by 1 + g_k:
+    that similarities stay cosines and nothing leaks; the towers' gradient is the tokens' own, x being a
+    constant within g. The direction w gets the gradient as if the means of s^I and s^T were weighted by 1 + g_k:
 
         sum over kept tokens of  (<dL/dx_k, x_k> - its mean over the item) x_k
 
-    so that a token whose similarities the loss wants larger than those of the others scores higher from now on. Without
+    so that a token scores higher if the loss wants its similarities larger than the others' from now on. Without
     the item's mean all kept tokens score higher or lower together, as a change of the temperature would have it.
 
     Sources: a linear layer on the token that gates its vector is ColBERTer's way of dropping words (Hofstätter et al.,

@@ -6,7 +6,7 @@ Triton's interpreter on a CPU (``TRITON_INTERPRET=1``) and look at the machine c
 "auto" takes the tiled backend. float64 is not supported.
 
 Layout. Captions are put in order of length and cut into groups of 64. A tile is *one position* of the 64 captions of a
-group: 64 rows of text tokens, those of captions that end before the group's longest repeating their last token, which
+group: 64 rows of text tokens, captions that end before the group's longest repeating their last token, which
 cannot change a maximum. So captions of any length are scored by one kernel with almost no padding, and the maximum over
 the tokens of a caption is a running maximum over tiles, element by element, that never crosses a thread. The texts are
 copied in the order of the tiles, so that a tile is read from one address. An image occupies 16, 32, 64 or 128 rows of a
@@ -18,7 +18,7 @@ Backward. From the arg-max maps a tile of the similarity's gradient is rebuilt i
 their weights) and multiplied with the tokens of the other side. Adding the winners' rows instead, as on the CPU, is a
 thirteenth of the arithmetic, but outside the tensor cores, and has to read a row for each addition: no faster
 (docs/interaction_how.md has the estimate). Tiles whose weights are all negligible are left out. No atomics: each
-program owns what it writes, and the result has the same bits each time.
+program owns its output, and the result has the same bits each time.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ def _rows(tokens, block, rows: tl.constexpr, feature, d: tl.constexpr):
 
 @triton.jit
 def _of_group(group, count, index, GROUP: tl.constexpr):
-    """Return the places of items [..., GROUP] in what is kept for each group (or tile), item and caption."""
+    """Return the places of items [..., GROUP] in the state of each group (or tile), item and caption."""
     at = group.to(tl.int64) * (count * GROUP) + index.to(tl.int64)[:, None] * GROUP
     return at + tl.arange(0, GROUP)[None, :]
 

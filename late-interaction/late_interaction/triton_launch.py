@@ -1,7 +1,7 @@
 """Launch the Triton kernels of a maximum: the three of either kind differ in what they keep, multiply again and read.
 
 A maximum is a :class:`Kernels`. Images are cut into blocks of 16, 32, 64 or 128 rows; a launch takes those of one size.
-Each program owns what it writes; where there are too few of them for a GPU they share the steps of one, and their parts
+Each program owns its output; where there are too few of them for a GPU they share the steps of one, and their parts
 are added in a fixed order. So there are no atomics, and the same bits each time.
 """
 
@@ -43,8 +43,8 @@ class Kernels:
     image: Any  # the gradient of the images
     text: Any
     options: Callable[[torch.dtype, int, int], Options]  # of dtype, d and compute capability
-    # Make the two residuals, and what the launches of an image hand on if there are several; of tokens, layout, whether
-    # there are, and whether to save
+    # Make the two residuals, and the state that the launches of an image hand on if there are several; of tokens,
+    # layout, whether there are, and whether to save
     allocate: Callable[[Tokens, Layout, bool, bool], tuple[tuple[Tensor, Tensor], tuple[Tensor, ...]]]
     dtypes: Callable[[Tokens], tuple[torch.dtype, torch.dtype]]  # of the residuals
     multiplies_again: bool  # the gradients read the tokens of both sides
@@ -104,7 +104,7 @@ def _launches(kernels: Kernels, tokens: Tokens) -> _Launches:
 def forward(
     kernels: Kernels, tokens: Tokens, save_for_backward: bool, numbers: tuple[float, ...] = ()
 ) -> tuple[Pair, Residuals]:
-    """Return s^I, s^T [images, texts] float32 and what the kernels keep. ``numbers`` are their last arguments."""
+    """Return s^I, s^T [images, texts] float32 and the kernels' state. ``numbers`` are their last arguments."""
     launches = _launches(kernels, tokens)
     _, images, layout, _ = launches
     parts, texts = launches.parts("forward"), launches.texts

@@ -1,7 +1,7 @@
-"""Lay out what the Triton kernels multiply: captions in groups of 64, and weights that 16 bits can hold.
+"""Lay out the operands of the Triton kernels: captions in groups of 64, and weights that 16 bits can hold.
 
 A tile of the kernels is *one position* of the 64 captions of a group: 64 rows of text tokens. Captions are put in order
-of length first, so that those of a group are about equally long; one that ends before the longest repeats its last
+of length first, so that a group's are about equally long; one that ends before the longest repeats its last
 token, which cannot change a maximum. Nothing here needs Triton.
 """
 
@@ -163,7 +163,7 @@ def active_tiles(weights: Pair, images: int) -> Tensor:
 
 
 def listed(active: Tensor) -> Pair:
-    """Return per row of ``active`` the columns that are true, before those that are not; and how many are true."""
+    """Return per row of ``active`` the columns that are true, before the others; and how many are true."""
     order = active.to(torch.uint8).sort(dim=1, descending=True, stable=True).indices
     return order.int(), active.sum(dim=1, dtype=torch.int32)
 

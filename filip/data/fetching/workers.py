@@ -51,7 +51,7 @@ def download_shards(workers: LocalWorkers, reader: ListReader, finished: Callabl
     """Download the reader's wanted shards; calls ``finished(shard)``; returns {shard: why it could not be completed}.
 
     A shard that failed, or lost its worker, is tried again, SHARD_TRIES times in all. Where one death takes
-    others with it, all that was in flight is suspect and is tried one by one, so that only the one at fault fails.
+    others with it, every shard in flight is suspect and is tried one by one, so that only the one at fault fails.
     Raises UserError when the disk is full, or when workers do nothing but die.
     """
     try:

@@ -47,7 +47,7 @@ USELESS = 1_000  # samples, or shards, in a row without a pair end the run
 
 
 class StreamPlace(NamedTuple):
-    """A shard's place in the endless list, and what is there."""
+    """A shard's place in the endless list, and its address."""
 
     number: int
     visit: int  # the pass
@@ -186,7 +186,7 @@ class ShardStream(IterableDataset[Batch]):
                     collection.clear()
 
     def _pair(self, sample: dict[str, Any]) -> Pair:
-        """Return the pair of a sample. Raises KeyError(what is missing), or one of UNDECODABLE."""
+        """Return the pair of a sample. Raises KeyError with the missing name, or one of UNDECODABLE."""
         place, captions, row = sample["place"], sample["captions"], sample["row"]
         images = [data for suffix, data in sample.items() if suffix in IMAGE_SUFFIXES]
         if not images:
@@ -242,7 +242,7 @@ class StreamLoader:
         )
 
     def __len__(self) -> int:
-        """Return the batches per epoch, by the number of pairs that the sources say they have."""
+        """Return the batches per epoch, by the number of pairs in the sources' settings."""
         return self._batches
 
     def describe(self) -> str:
@@ -326,7 +326,7 @@ Loader = PairLoader | StreamLoader
 def build_stream_loader(
     config: StreamConfig, *, transform: TrainTransform | EvalTransform | None = None, pin_memory: bool = False
 ) -> StreamLoader:
-    """Build the stream of one rank from shards that are not local; batches are those of ``build_loader``.
+    """Build the stream of one rank from shards that are not local; batches are like ``build_loader``'s.
 
     Raises UserError if there is nothing to train on.
     """

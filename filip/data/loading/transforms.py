@@ -110,7 +110,7 @@ class TrainTransform:
 class OwnShapeTransform(TrainTransform):
     """As TrainTransform for a NaFlex: the crop keeps the image's shape, and gets all patches that fit into ``budget``.
 
-    The rule of sizes is timm's, and that of SigLIP 2's processor in transformers.
+    The rule of sizes is timm's, and SigLIP 2's in transformers.
     """
 
     def __init__(self, image_size: int, augment: AugmentConfig, patch_size: int) -> None:

@@ -32,7 +32,7 @@ from filip.plugins import load_plugins
 class Encoder(Protocol):
     """A model as a scorer needs it. ``token_wise``: a vector per token, not one per image or text.
 
-    ``family``: whose protocol it is scored by (:mod:`filip.eval.families`). ``image_size``: the side of a picture in
+    ``family``: its protocol is used for scoring (:mod:`filip.eval.families`). ``image_size``: the side of a picture in
     pixels; 0 if the model sees each picture in its own shape, in as many tokens as that takes.
     ``grid``: rows and columns of the patches; (0, 0) if the model has no ``patches``. ``details``: what else a
     result file should say of the model, such as an activation that its weights do not imply. ``dtype``: in which the
@@ -43,7 +43,7 @@ class Encoder(Protocol):
     family: str
     token_wise: bool
     image_size: int
-    context_length: int  # tokens of a text, [BOS] and [EOS] included; what is beyond is cut
+    context_length: int  # tokens of a text, [BOS] and [EOS] included; longer texts are cut
     grid: tuple[int, int]
     device: str
     dtype: torch.dtype
@@ -102,7 +102,7 @@ class Loading:
 
     image_size: evaluate at another resolution, position embeddings are interpolated; None: the model's own.
     device: a torch device. dtype: see :mod:`filip.eval.half_precision`. tokens: score a pooled model token-wise, by the
-    vectors that its projections make of every patch and word. trust_remote_code: run code that lies in the
+    vectors that its projections make of every patch and word. trust_remote_code: run code of the
     model's folder.
     """
 
@@ -115,7 +115,7 @@ class Loading:
 
 @dataclass(frozen=True)
 class Backend:
-    """A kind of model: where its class is (``class.from_name(name, loading)``), and what its name looks like."""
+    """A kind of model: where its class is (``class.from_name(name, loading)``), and the form of its name."""
 
     module: str
     encoder: str
@@ -152,12 +152,12 @@ OWN_PROJECTIONS = "of every patch and word, by the pooled model's own projection
 
 @functools.cache
 def backends() -> dict[str, Backend]:
-    """Return the kinds of models by their prefix, those of other installed packages included."""
+    """Return the kinds of models by their prefix, including other installed packages."""
     return BACKENDS | load_plugins("filip.encoders", Backend, BACKENDS)
 
 
 def forms() -> str:
-    """Return what the name of a model may look like, for help and messages."""
+    """Return the forms of a model's name, for help and messages."""
     own = "emoji (it comes with the package), a .safetensors file, a run folder, a checkpoint"
     return ", ".join([own, *(backend.form for backend in backends().values())])
 
@@ -249,7 +249,7 @@ def _own_model(place: Path, image_size: int | None) -> Any:
 
 
 class FilipEncoder:
-    """A model of this project in memory: FILIP, or its CLIP baseline, as its config says.
+    """A model of this project in memory: FILIP, or its CLIP baseline, by its config.
 
     model: a :class:`filip.models.DualEncoder` on ``device``, in evaluation mode; a training loop may wrap the
     model it trains to see how it is doing. loading: device, dtype and tokens; its image size has been applied.

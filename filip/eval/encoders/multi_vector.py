@@ -61,7 +61,7 @@ class MultiVectorEncoder:
         self.transform: Callable[[Image.Image], Tensor] = _Pixels(model) if squares else _whole
         # ColPali reads its pictures with a prompt, the same for all.
         self.further: dict[str, Any] = {name: value for name, value in first.items() if name != "pixel_values"}
-        # With [CLS] or other tokens among the patches nobody says which are which: there is nothing to point at.
+        # With [CLS] or other tokens among the patches nobody knows which are which: there is nothing to point at.
         count = self.encode_images(first["pixel_values"]).shape[1] if squares else 0
         side = math.isqrt(count)
         self.grid = (side, side) if side * side == count else (0, 0)

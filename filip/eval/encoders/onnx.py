@@ -19,7 +19,7 @@ from filip.extras import how_to_install
 class OnnxEncoder:
     """Both graphs of a folder, on the CPU; whatever the variant computes in, vectors come out in float32.
 
-    The graphs hold what the model scores by: the words and patches of a token-wise model, one vector of a pooled one.
+    The graphs hold the model's features: the words and patches of a token-wise model, one vector of a pooled one.
     UserError if the folder or the variant is missing, or another device or image size is asked for.
     """
 

@@ -171,7 +171,7 @@ def _one_sentence(model: str) -> Iterator[None]:
 
 
 def split_name(name: str) -> tuple[str, str | None, str | None]:
-    """Split ``ARCH[:WEIGHTS[:ACTIVATION]]`` into its parts; None for what is not there. A scheme is part of ARCH."""
+    """Split ``ARCH[:WEIGHTS[:ACTIVATION]]`` into its parts; None for a missing part. A scheme is part of ARCH."""
     activation = None
     if name.rpartition(":")[2] in ACTIVATIONS:
         name, _, activation = name.rpartition(":")
@@ -192,9 +192,9 @@ def _is_local(architecture: str, weights: str | None) -> bool:
 
 
 def activation_of(architecture: str, weights: str | None, stated: str | None) -> str:
-    """Return "gelu" or "quickgelu": as stated, or as the tag or (without weights) the architecture says.
+    """Return "gelu" or "quickgelu": as stated, or by the tag or (without weights) the architecture.
 
-    Raises UserError if nothing says it, or if what is stated contradicts the architecture.
+    Raises UserError if it is nowhere, or contradicts the architecture.
     """
     import open_clip
 

@@ -10,7 +10,7 @@ Options, all of which may be left out:
     layout            its name in filip/sets/layouts.py; left out: found out
     image, caption    columns; left out: the usual names are looked for (filip/sets/columns.py)
     keep              {column: value}: only rows of a table that have it, e.g. a split
-    prefix, suffix    what is before and behind a name in a table's image column, e.g. ".jpg"
+    prefix, suffix    texts before and behind a name in a table's image column, e.g. ".jpg"
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Captions(EvalSet):
 
     place: folder or file of the set; split: "" = test, else validation, else the first; options: see the module.
 
-    A line on stderr says how many images there are, and what of the place is left out and why.
+    A line on stderr counts the images, and names the others and the reasons.
     """
 
     def __init__(self, place: Path, split: str = "", annotations: str = "", images: str = "", **options: Any):

@@ -1,4 +1,4 @@
-"""Images with a PNG each whose pixel values are classes: VOC, Pascal Context and ADE20K in their usual folders."""
+"""Images with a PNG of classes each: VOC, Pascal Context and ADE20K in their usual folders."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def open_set(card: BenchmarkCard, root: str | Path) -> EvalSet:
 
 
 class ClassMaps(EvalSet):
-    """Images whose pixels have classes.
+    """Images with classes of pixels.
 
     folder: holds ``images`` (JPEG) and ``maps`` (PNG) of equal names.
 

@@ -13,12 +13,12 @@ read as :mod:`filip.eval.formats.captions` reads them. Options:
     positive, negative    columns of captions to select from (a string or a list; or a list of columns), for selection
     options           a column with all captions to select from, the true one first
     crop              column of a box [x, y, width, height] in pixels, or the four columns of it: only that is shown
-    category          column of what is reported separately, and as a mean over categories
+    category          column of the categories, reported separately and as a mean over them
     category_least    rows that a category needs to count in that mean
     category_without    categories that do not count in it
     keep              {column: value}: only rows that have it, e.g. a split
-    prefix            what is before a name in the image column
-    suffix            what is behind it, e.g. ".jpg"
+    prefix            text before a name in the image column
+    suffix            text behind it, e.g. ".jpg"
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def open_set(card: BenchmarkCard, root: str | Path) -> EvalSet:
 class Records:
     """The rows of a table by number, each a dict, in the order of the file.
 
-    names: of the classes, where the source numbers its labels and says what the numbers mean. account: the lines
+    names: of the classes, where the source numbers its labels and has their names. account: the lines
     that cannot be read.
     """
 
@@ -145,7 +145,7 @@ def _hugging_face(folder: Path, split: str) -> Records:
 
 
 class RecordSet(EvalSet):
-    """A set in a table, a sample for each row; a line on stderr tells which rows are left out and why.
+    """A set in a table, a sample for each row; a line on stderr names the rows that are left out, and why.
 
     place: the table, or the folder of ``annotations``; kind: the card's kind; options: see the module.
     """

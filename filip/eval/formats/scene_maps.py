@@ -3,8 +3,8 @@
     layouts:
       scene_maps: {path: demo_scenes_new, split: test}
 
-Classes are the distinct labels of the set's things, in alphabetical order; the background is unlabelled. A sample says
-where its things are as in :mod:`filip.eval.formats.webdataset` (``.things.png`` and ``.json``).
+Classes are the distinct labels of the set's things, in alphabetical order; the background is unlabelled. A sample has
+the places of its things as in :mod:`filip.eval.formats.webdataset` (``.things.png`` and ``.json``).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def open_set(card: BenchmarkCard, root: str | Path) -> EvalSet:
 
 
 class SceneMaps(EvalSet):
-    """A set of scenes with their things. Raises UserError if a sample does not say where its things are."""
+    """A set of scenes with their things. Raises UserError if a sample has no places of its things."""
 
     def __init__(self, scenes: WebdatasetFolder):
         self.scenes = scenes

@@ -19,8 +19,8 @@ def open_set(card: BenchmarkCard, root: str | Path) -> EvalSet:
 class TextPairs(EvalSet):
     """A set with one caption per image.
 
-    folder: holds the folders ``images`` and ``texts``, which may be the same. form: "txt", or "json" whose field
-    ``image`` names the image and whose fields ``caption`` are joined to the caption.
+    folder: holds the folders ``images`` and ``texts``, which may be the same. form: "txt", or "json" with a field
+    ``image`` for the image and fields ``caption`` that are joined to the caption.
     """
 
     def __init__(

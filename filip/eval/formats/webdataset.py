@@ -39,9 +39,9 @@ class WebdatasetFolder(EvalSet):
     """A set in CLIP_benchmark's layout: ``<folder>/<split>/{nshards.txt,0.tar,…}`` with ``<folder>/classnames.txt``.
 
     A sample is an image (webp, png, jpg) and ``.cls`` (label) or ``.txt`` (captions, one a line), and
-    optionally ``.mask.png``, where its object is, and ``.json``: with ``.things.png`` it says where each of its things
-    is, and its field ``cluster`` (the layout's option of that name) says which samples show the same thing. The tars
-    are indexed once by their headers; samples are then read in any order.
+    optionally ``.mask.png``, where its object is, and ``.json``: with ``.things.png`` it has the places of its
+    things, and its field ``cluster`` (the layout's option of that name) marks samples that show the same thing. The
+    tars are indexed once by their headers; samples are then read in any order.
 
     choices: extension of the captions to select from (one a line, the true one first), instead of ``.txt``; samples
     that have none are left out.

@@ -29,7 +29,7 @@ from filip.eval.pointing import PointedScene, point, pointed_scenes
 from filip.files import write_json
 
 Colour = tuple[int, int, int]
-# colours that everybody can tell apart
+# colours that everybody can distinguish
 COLOURS: tuple[Colour, ...] = ((213, 94, 0), (0, 114, 178), (0, 140, 90), (170, 60, 150))
 DOT = 7  # radius of a dot in pixels
 PATCH = 48  # side of a patch in pixels, before the picture is fitted into its cell

@@ -1,4 +1,4 @@
-"""The protocols of the evaluation. Each is one file of this folder, and its ``PROTOCOL`` says all that others ask.
+"""The protocols of the evaluation. Each is one file of this folder, and others read its ``PROTOCOL``.
 
     table = ReportTable("Image-text retrieval (recall, %)", (Column("R@1", …), …))
     PROTOCOL = Protocol("retrieval", ("retrieval",), run, RetrievalSettings, table, note="…")
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from filip.eval.encoders import Encoder
     from filip.eval.outcomes import Record
 
-Numbers = dict[str, Any]  # what a protocol found on one benchmark, as its result file holds it
+Numbers = dict[str, Any]  # the numbers of a protocol on one benchmark, as in its result file
 
 
 @dataclass(frozen=True)
@@ -113,8 +113,8 @@ class Protocol:
 
     title: its name in tables. kinds: the kinds of cards that it is for. run: see below; the outcome of each image goes
     into the record under the card's name. settings: a dataclass of options with their defaults. table: its table in the
-    report; ``filip eval`` prints the same columns. note: one line on what is measured. more: further tables of the
-    report, by name. prepare: reads what a card needs, such as its prompts, so that a mistake is known before a model is
+    report; ``filip eval`` prints the same columns. note: one line on the measure. more: further tables of the
+    report, by name. prepare: reads a card's needs, such as its prompts, so that a mistake is known before a model is
     loaded. settle: fills in settings that depend on the model. size: where the number of images is among the numbers.
     on_request: only where ``protocols=`` names it. in_parts: goes through images in batches that several jobs can share
     (``shard=``). on_patches: asks where in a picture a model's tokens are. citation: the papers that it comes from, for
@@ -138,7 +138,7 @@ class Protocol:
     citation: tuple[str, ...] = ()
 
     def measure(self, column: Column, numbers: Numbers) -> Measured:
-        """Return what a column has among a benchmark's numbers."""
+        """Return a column's number among a benchmark's numbers."""
         interval = value_at(numbers, column.interval)
         value = value_at(numbers, column.value)
         reason = value_at(numbers, f"{column.value.rpartition('.')[0]}.reason".lstrip(".")) or "not measured"
@@ -153,7 +153,7 @@ class Protocol:
         )
 
     def measured(self, numbers: Numbers, pooled: bool = False) -> list[Measured]:
-        """Return the columns that a benchmark's numbers fill, in order; of a pooled model those of one similarity."""
+        """Return the columns that a benchmark's numbers fill, in order; for a pooled model, of one similarity."""
         columns = [column for table in (self.table, *self.more.values()) for column in table.columns]
         columns = [column for column in columns if not pooled or column.similarity in ("", "mean")]
         return [one for column in columns if (one := self.measure(column, numbers)).reason is None]

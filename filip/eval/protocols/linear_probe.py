@@ -4,7 +4,7 @@ The encoder is frozen; an image is the mean of its patch tokens; a logistic regr
 iterations, scikit-learn's objective, on the model's device) is fitted on the training split and tested on the test
 split. Its penalty is chosen as CLIP's was, by a sweep on a part of the training images that the others are not fitted
 on; the test images have no say. A benchmark without a training split is cross-validated on its test split, and the
-result says so.
+result notes it.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ def run(
     test = open_set(card, context.root)
     names = match_classes(card, test.classes or [])
     training = training_card(card, context.root)
-    # Zero-shot goes through the same images: what one pass makes is kept for both. A training split is only probed.
+    # Zero-shot goes through the same images: the features of one pass are kept for both. A training split is only
+    # probed.
     source = context.source(test, card, with_probe=True, another_follows=training is not None)
     features, labels, keys, clusters = _features(encoder, source, context.store)
     if training is None:

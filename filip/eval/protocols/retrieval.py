@@ -204,7 +204,7 @@ def _by_text_tokens(
 
 @dataclass
 class Recalls:
-    """The recalls. table: what the result file says. hits: for "i2t" [images, len(KS)], for "t2i" [texts, len(KS)]."""
+    """The recalls. table: for the result file. hits: for "i2t" [images, len(KS)], for "t2i" [texts, len(KS)]."""
 
     table: dict[str, Any]
     hits: dict[str, Tensor]

@@ -70,7 +70,7 @@ def segment(
     vectors = class_vectors(encoder, names, ensemble)
     seen = encoder.transform, encoder.grid
     areas = []  # per image [3, classes]: pixels that are right, predicted and true, in patches
-    own = []  # per image: what it finds where only its own classes are there to choose from
+    own = []  # per image: the predictions among its own classes
     keys = []
     with Progress(card.name, "images", len(data)) as progress:
         for start in range(0, len(data), batch_size):

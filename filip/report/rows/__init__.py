@@ -1,4 +1,4 @@
-"""The tables of the report: those that protocols declare, and a module of this folder for each other.
+"""The tables of the report: the protocols' own, and a module of this folder for each other.
 
 :data:`filip.study.TABLES` lists them.
 """

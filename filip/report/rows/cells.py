@@ -53,9 +53,9 @@ class Inputs:
         return dict(self.published.get(name) or {"columns": []})
 
     def published_names(self, protocol: str) -> dict[str, str]:
-        """Return the published names of a protocol's benchmarks, by our name; only of those that the paper has.
+        """Return the published names of a protocol's benchmarks, by our name; only if the paper has them.
 
-        Their cards say so (``published``): the file of a card may be called anything.
+        Their cards have it (``published``): the file of a card may be called anything.
         """
         names = {name: self.cards[name].published for name in self.study.benchmarks(protocol)}
         return {name: theirs for name, theirs in names.items() if theirs is not None}
@@ -103,7 +103,7 @@ class Inputs:
         return Column(figure.key, title, group, unit, outcomes, column.headline)
 
     def numbers(self, run: str, protocol: str, benchmark: str) -> dict[str, Any] | None:
-        """Return what a training's result file says of a benchmark; None if it was not evaluated."""
+        """Return a training's numbers of a benchmark; None if it was not evaluated."""
         result = self.results.evaluation(run, protocol) or {}
         numbers: dict[str, Any] | None = result.get("benchmarks", {}).get(benchmark)
         return numbers
@@ -147,7 +147,7 @@ class Inputs:
 
 
 def tokens_kept(config: dict[str, Any]) -> str:
-    """Return what a row's label says of a token-wise training that keeps a part of the tokens; "" if it keeps all."""
+    """Return the suffix of a row's label for a token-wise training with a part of the tokens; "" if it keeps all."""
     ratio = config.get("token_keep_ratio", 1.0)
     if ratio == 1.0 or (config.get("model") or {}).get("interaction") == "pooled":
         return ""

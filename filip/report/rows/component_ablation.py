@@ -1,4 +1,4 @@
-"""The component ablation: what each part of the recipe adds to the baseline (the paper's Table 4)."""
+"""The component ablation: the gain of each part of the recipe over the baseline (the paper's Table 4)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The efficiency ablation: what the loss costs in time and memory, with the paper's own measurements."""
+"""The efficiency ablation: the loss's time and memory, with the paper's own measurements."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 from filip.report.rows.cells import Inputs
 from filip.report.table import Cell, Column, Row, Table, published_cell, text_cell
 
-# facts of what a row trains, from its config
+# facts of a row's training, from its config
 FACTS = ("interaction", "embed_dim", "precision", "token_keep_ratio")
 INTERACTIONS = {"pooled": "pooled", "token_wise": "token-wise"}
 NOT_APPLICABLE = "does not apply"
@@ -88,7 +88,7 @@ def step_cells(inputs: Inputs, name: str) -> dict[str, Cell]:
 
 
 def _facts(config: dict[str, Any]) -> dict[str, Cell]:
-    """Return what was trained, from the config that the training itself recorded."""
+    """Return the settings of a training, from the config that the training itself recorded."""
     model = config["model"]
     pooled = model["interaction"] == "pooled"  # its vectors are sent in float32
     sent = config["precision"] if config["transport_dtype"] == "auto" else config["transport_dtype"]

@@ -112,7 +112,7 @@ def _fill(table: Table, members: list[int], found: dict[tuple[int, int], dict[st
 
 
 def _average_intervals(table: Table, resampled: Resampled) -> None:
-    """Give averages over benchmarks an interval that draws the concepts that they share for all of them at once.
+    """Give averages over benchmarks an interval that draws the concepts that they share for them all at once.
 
     With several seeds a cell keeps its interval over trainings.
     """

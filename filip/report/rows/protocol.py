@@ -67,7 +67,7 @@ def _parts(inputs: Inputs, table: ReportTable, protocol: str, runs: list[str], b
 
 
 def _rows(inputs: Inputs, run: str, name: str, protocol: str, table: ReportTable, figures: list[Figure]) -> list[Row]:
-    """Return the rows of a run: one for each part of its numbers, or for what it was fine-tuned on and what not."""
+    """Return the rows of a run: one for each part of its numbers, or for benchmarks of its fine-tuning and others."""
     if table.by_tuning and run in inputs.study.fine_tunes:
         return _fine_tuned(inputs, run, figures)
     benchmarks = list(dict.fromkeys(figure.benchmark for figure in figures))
@@ -83,7 +83,7 @@ def _rows(inputs: Inputs, run: str, name: str, protocol: str, table: ReportTable
 def _fine_tuned(inputs: Inputs, run: str, figures: list[Figure]) -> list[Row]:
     """Return a fine-tuning on the benchmarks that it was made for and, in a separate row, on the others.
 
-    Its own are those with training splits that it used; if no card names its source, those of cards that name none.
+    Its own are the ones with training splits that it used; if no card names its source, the cards without one.
     """
     source = str(inputs.study.fine_tunes[run].get("source"))
     tuned_on = {figure.benchmark: inputs.cards[figure.benchmark].fine_tuned_on for figure in figures}
@@ -148,7 +148,7 @@ def _flat(columns: Sequence[str], entry: Any) -> dict[str, float]:
 
 
 def intervals(table: Table) -> list[str]:
-    """Say what the intervals of a table are; nothing if it has none."""
+    """Describe the intervals of a table; nothing if it has none."""
     cells = [c for row in table.rows for c in row.cells.values() if c.ci95 and row.kind != "paper"]
     notes = []
     if any(cell.seeds == 1 for cell in cells):
@@ -185,7 +185,7 @@ def warnings(inputs: Inputs, protocol: str, runs: Sequence[str]) -> list[str]:
 
 
 def _two_stages(stage: dict[str, Any]) -> str:
-    """Return how a recall that is not exact came about, and what it lost."""
+    """Return how a recall that is not exact came about, and its loss."""
     lost = stage.get("lost")
     loss = "what that loses was not measured"
     if lost:
@@ -207,7 +207,7 @@ def differences(inputs: Inputs, protocol: str, runs: Sequence[str]) -> list[str]
 
 
 def _settings(result: dict[str, Any]) -> dict[str, str]:
-    """Return what a result file says about how it came about; nothing for what it does not say."""
+    """Return a result file's facts about its making; nothing for missing facts."""
     own = result.get("settings") or {}
     ranking = {"i2t": own.get("rank_texts_by"), "t2i": own.get("rank_images_by")}
     settings = {

@@ -1,4 +1,4 @@
-"""Every recipe in one row: what it finds in each kind of evaluation, and what a step of it costs."""
+"""Every recipe in one row: its results in each kind of evaluation, and the cost of a step."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ def build_trainings(inputs: Inputs) -> Table:
 def _recorded(
     inputs: Inputs, run: str, keys: dict[str, Any], said: Callable[[dict[str, Any]], dict[str, Any]]
 ) -> dict[str, Cell]:
-    """Return what is said about the config that a training recorded; empty if it has not run."""
+    """Return the printed settings of the config that a training recorded; empty if it has not run."""
     training = inputs.results.training(run)
     if training is None:
         return dict.fromkeys(keys, Cell(reason=inputs.results.why("models", f"{run}.json")))
@@ -122,7 +122,7 @@ def trained_with(config: dict[str, Any], sources: list[str], tuned: bool) -> dic
 
 
 def _stated(block: dict[str, Any], section: str) -> list[Row]:
-    """Return the rows of a block of published settings, as written there; what the paper does not say is empty."""
+    """Return the rows of a block of published settings, as written there; empty where the paper leaves a setting open."""
     rows = []
     for label, values in block.items():
         if label != "columns":
