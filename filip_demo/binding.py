@@ -1,4 +1,4 @@
-"""Build scenes of tinted things, which ask which colour belongs to which thing, with captions that exchange two colours.
+"""Build scenes of tinted things, which ask which colour belongs to which thing, and captions that exchange two.
 
     python -m filip_demo.binding out=DIR
 

@@ -51,8 +51,7 @@ def run(
     test = open_set(card, context.root)
     names = match_classes(card, test.classes or [])
     training = training_card(card, context.root)
-    # Zero-shot goes through the same images: the features of one pass are kept for both. A training split is only
-    # probed.
+    # Zero-shot goes through the same images: one pass keeps features for both. A training split is only probed.
     source = context.source(test, card, with_probe=True, another_follows=training is not None)
     features, labels, keys, clusters = _features(encoder, source, context.store)
     if training is None:

@@ -122,7 +122,7 @@ def trained_with(config: dict[str, Any], sources: list[str], tuned: bool) -> dic
 
 
 def _stated(block: dict[str, Any], section: str) -> list[Row]:
-    """Return the rows of a block of published settings, as written there; empty where the paper leaves a setting open."""
+    """Return the rows of a block of published settings, as written; empty where the paper leaves one open."""
     rows = []
     for label, values in block.items():
         if label != "columns":
