@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-from filip.train.cost import Setting, caption_lengths, dense_products, encoder_flops, triton_flops
+from bench.loss_cost import Step, caption_lengths, dense_products, encoder_flops, triton_flops
 from late_interaction.lengths import Lengths
 from late_interaction.packing import Tokens
 from late_interaction.triton_layout import cut, parts_of, rows_of
@@ -21,8 +21,8 @@ CLOCK = PEAK / PROCESSORS / 4096  # of which a processor multiplies 4,096 a cycl
 ENCODERS_OF_PEAK = 0.4  # an assumption: the share of the peak that encoders reach
 TILE_FLOPS, TILE_BYTES = 2 * 128 * 64 * 256, 64 * 256 * 2  # a product, and the operand that it reads anew
 LOAD_CYCLES = 700  # an assumption: a tile of text comes from the second-level cache
-BASE, LARGE = Setting(), replace(
-    Setting(), global_batch=30_720, gpus=192, n1=256, image_layers=24, image_width=1024, patch_side=14,
+BASE, LARGE = Step(), replace(
+    Step(), global_batch=30_720, gpus=192, n1=256, image_layers=24, image_width=1024, patch_side=14,
     text_width=768,
 )  # fmt: skip
 
@@ -60,13 +60,13 @@ def as_compiled(kernels: tuple[Kernel, Kernel, Kernel]) -> float:
     return first + sum(kernel.cycles + kernel.product / 2 for kernel in gradients)
 
 
-def seconds_of_kernels(s: Setting, overlapped: bool) -> float:
+def seconds_of_kernels(s: Step, overlapped: bool) -> float:
     """Return the least time of the three kernels: instructions hidden behind products, or as the code is compiled."""
     hidden = sum(max(kernel.product, kernel.cycles) for kernel in KERNELS)
     return tiles(s) / PROCESSORS * (hidden if overlapped else as_compiled(KERNELS)) / CLOCK
 
 
-def seconds_of_copies(s: Setting) -> float:
+def seconds_of_copies(s: Step) -> float:
     """Return the time of reading and writing all texts before the forward and before the gradient of the images."""
     return 2 * 2 * s.global_batch * s.n2 * s.dim * s.token_bytes / MEMORY
 
@@ -85,12 +85,12 @@ def rows_of_unequal_images(images: int = 320) -> str:
     )
 
 
-def tiles(s: Setting) -> float:
+def tiles(s: Step) -> float:
     """Return the tiles of one of the three products, padded as the kernels pad."""
     return triton_flops(s.local, s.n1, s.dim, caption_lengths(s)) / 3 / TILE_FLOPS
 
 
-def table(s: Setting = BASE) -> str:
+def table(s: Step = BASE) -> str:
     """Write the table of docs/interaction_how.md."""
     encoders, three = encoder_flops(s), dense_products(s)
     padded = 3 * tiles(s) * TILE_FLOPS

@@ -149,16 +149,6 @@ def text_line(step: int, steps: int, values: dict[str, Any], eta_seconds: float)
     return "  ".join(parts)
 
 
-def duration(seconds: float) -> str:
-    """Format seconds as ``1d02h``, ``2h05m``, ``3m20s`` or ``12s``."""
-    minutes, s = divmod(max(0, round(seconds)), 60)
-    hours, m = divmod(minutes, 60)
-    days, h = divmod(hours, 24)
-    if days:
-        return f"{days}d{h:02d}h"
-    return f"{h}h{m:02d}m" if h else f"{m}m{s:02d}s" if m else f"{s}s"
-
-
 def _drop_after(path: Path, step: int) -> None:
     """Keep only lines up to ``step``: a resumed run writes the rest again."""
     if not path.exists():

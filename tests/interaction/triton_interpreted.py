@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from bench.interaction_errors import BOUNDS, measure
-from filip.train.cost import triton_flops
+from bench.loss_cost import triton_flops
 from late_interaction import (
     SmoothMaximum,
     late_interaction,

@@ -5,21 +5,20 @@ from dataclasses import replace
 
 import pytest
 
-from filip.train.cost import (
-    Setting,
+from bench.loss_cost import (
+    Step,
     caption_lengths,
-    clip,
     dense_products,
     encoder_flops,
-    fused,
     materialised,
     table,
     triton,
     triton_flops,
 )
+from filip.train.cost import clip, fused
 from late_interaction.triton_layout import cut, rows_of
 
-EIGHT_GPUS = Setting(global_batch=8192, gpus=8, tile_bytes=0)
+EIGHT_GPUS = Step(global_batch=8192, gpus=8, tile_bytes=0)
 
 
 def test_forward_of_the_packed_product() -> None:
@@ -34,7 +33,7 @@ def test_the_triton_kernels_multiply_padded_tiles_three_times() -> None:
     assert triton_flops(10, 49, 256, [5] * 63 + [7]) == 2 * 10 * 64 * (7 + 7 + 8) * 64 * 256
     assert triton_flops(10, 196, 256, [5] * 64) == 2 * 10 * (128 + 64 + 16) * (5 + 5 + 6) * 64 * 256
     # Sorted by length, the paper's captions are hardly padded.
-    base = Setting()
+    base = Step()
     packed = 2 * base.local * base.global_batch * 49 * 18 * 256
     assert triton(base).flops == pytest.approx(3 * packed * 64 / 49, rel=0.02)
     lengths = caption_lengths(base)
@@ -64,7 +63,7 @@ def test_memory() -> None:
 
 def test_ring_memory_for_remote_tokens_does_not_grow_with_the_ranks() -> None:
     def remote(gpus: int) -> float:
-        setting = Setting(global_batch=320 * gpus, gpus=gpus, tile_bytes=0)
+        setting = Step(global_batch=320 * gpus, gpus=gpus, tile_bytes=0)
         return fused(setting, "ring", recompute=True).memory - 16 * 320 * 320 * gpus
 
     assert remote(8) == remote(128)
@@ -72,7 +71,7 @@ def test_ring_memory_for_remote_tokens_does_not_grow_with_the_ranks() -> None:
 
 def test_three_dense_products_grow_with_the_batch() -> None:
     """By rule they take 0.19 of ViT-B's encoders at 4,096 pairs, and ten times as much at ten times the batch."""
-    small, large = (replace(Setting(), global_batch=n, gpus=1) for n in (4096, 40_960))
+    small, large = (replace(Step(), global_batch=n, gpus=1) for n in (4096, 40_960))
     share = dense_products(small) / encoder_flops(small)
     assert 0.15 < share < 0.2
     assert dense_products(large) / encoder_flops(large) == pytest.approx(10 * share)
@@ -85,7 +84,7 @@ def test_a_quarter_of_the_tokens() -> None:
 
 
 def test_table_names_every_form() -> None:
-    text = table(Setting())
+    text = table(Step())
     assert "Global batch 40,960 on 128 GPUs (320 pairs each)" in text
     assert len([line for line in text.splitlines() if "engine" in line or "einsum" in line or "CLIP" in line]) == 5
-    assert clip(Setting()).flops < 0.01 * encoder_flops(Setting())
+    assert clip(Step()).flops < 0.01 * encoder_flops(Step())

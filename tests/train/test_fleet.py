@@ -11,14 +11,14 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from bench import loss_cost
 from filip.command import compose_config, run_command
-from filip.errors import UserError
 from filip.models import build_model, load_preset
 from filip.train.cost import Setting, fused
-from filip.train.cost import encoder_flops as loss_encoder_flops
 from filip.train.counts import Message, encoder_flops, loss_messages, passes, zero_messages
+from filip.train.engine import resolve_batching
 from filip.train.hardware import GPUS, peak_flops
-from filip.train.plan import FleetPlan, Plan, main, plan_fleet
+from filip.train.plan import Plan, main, node_bytes, planned_steps, report
 from late_interaction import tiled
 from late_interaction.packing import Tokens
 from tests.support.launched_ranks import Ranks, environment
@@ -52,8 +52,8 @@ def test_encoders_take_the_flops_that_torch_counts(name: str, interaction: str) 
 def test_the_costs_of_the_loss_are_compared_with_the_same_encoders() -> None:
     with torch.device("meta"):
         model = build_model(load_preset("base"))
-    one = Setting(global_batch=1, gpus=1)
-    assert loss_encoder_flops(one) == 3 * sum(encoder_flops(model, one.n2, one.n2_padded).values())
+    one = loss_cost.Step(global_batch=1, gpus=1)
+    assert loss_cost.encoder_flops(one) == 3 * sum(encoder_flops(model, one.n2, one.n2_padded).values())
 
 
 def test_scoring_takes_the_flops_that_torch_counts() -> None:
@@ -86,13 +86,12 @@ def test_the_wire_carries_the_planned_bytes_between_four_ranks(tmp_path: Path) -
 
 
 def test_what_crosses_the_network_enters_a_node_once() -> None:
-    plan = plan_of("model=tiny", "global_batch=256")  # two nodes of eight
-    gather = Message("exchange", "all_gather", 16e9)
-    assert plan.node_bytes(gather) == 15e9
-    assert plan.node_bytes(Message("gradients", "all_reduce", 16e9)) == 30e9
+    gather = Message("exchange", "all_gather", 16e9)  # two nodes of eight
+    assert node_bytes(gather, 16, 8) == 15e9
+    assert node_bytes(Message("gradients", "all_reduce", 16e9), 16, 8) == 30e9
     scores = Message("exchange", "all_to_all", 16e9)  # 8 GPUs, half of it from the other node
-    assert plan.node_bytes(scores) == pytest.approx(8 * 15e9 * 8 / 15)
-    assert plan_of("model=tiny", "global_batch=256", gpus=8).node_bytes(gather) == 0
+    assert node_bytes(scores, 16, 8) == pytest.approx(8 * 15e9 * 8 / 15)
+    assert node_bytes(gather, 8, 8) == 0
 
 
 def test_messages_of_a_step() -> None:
@@ -108,38 +107,18 @@ def test_messages_of_a_step() -> None:
     assert (reduced.received(4), gathered.received(4)) == (3 * 2 * 4000 * 0.75, 2000 * 0.75)
 
 
-def plan_of(*overrides: str, gpus: int = 16, gpu: str = "h100") -> FleetPlan:
-    config = compose_config(Plan, ["precision=fp16", *overrides, f"gpus={gpus}", f"gpu={gpu}"], "train")
-    config.check()
-    return plan_fleet(config)
+def plan_of(*overrides: str) -> Plan:
+    return compose_config(Plan, ["precision=fp16", *overrides], "train")
 
 
 def test_steps_are_those_of_the_study_s_own_pairs_or_unknown() -> None:
     """The plan of one data set had the number of pairs of another, and days that followed."""
-    assert "pairs=N" in plan_of("experiment=ablation", gpus=8).lines()[-1]
-    assert plan_of("experiment=ablation", "pairs=26e6", gpus=8).steps == 30 * (26_000_000 // 8192)
-    assert plan_of("model=tiny", "global_batch=256", "max_steps=1000", "epochs=null").steps == 1000
-    assert "DOES NOT FIT" in "\n".join(
-        plan_of("experiment=ablation", "model.gradient_checkpointing=false", gpus=8, gpu="v100").lines()
-    )
-
-
-def test_days_come_from_a_measured_log_with_their_spread(tmp_path: Path) -> None:
-    records = [
-        {"step": 10 * n, "speed/seconds_per_step": seconds, "speed/pairs_per_second": 16 * 8 / seconds}
-        for n, seconds in enumerate([9.0] + [0.5, 0.6, 0.4] * 9)
-    ]
-    torn = '{"step": 300, "speed/sec'
-    (tmp_path / "log.jsonl").write_text("\n".join([*map(json.dumps, records), '{"text": "saved"}', torn]))
-    (tmp_path / "starts.jsonl").write_text(json.dumps({"world_size": 8}) + "\n")
-    options = ("model=tiny", "max_steps=172800", "epochs=null", f"log={tmp_path}")
-    last = plan_of(*options, "global_batch=128", gpus=8).lines()[-1]
-    assert last.startswith("run         172,800 steps, 1d00h (19h12m to 1d04h) at 0.500 s a step (80% of 26 intervals")
-    assert "measured on 8 ranks, and 16 exchange more" in plan_of(*options, "global_batch=256").lines()[-1]
-    with pytest.raises(UserError, match="16 pairs per rank, and 8 in this plan"):
-        plan_of(*options, "global_batch=64", gpus=8).lines()
-    with pytest.raises(UserError, match=r"(?i)give the run_dir of a training"):
-        plan_of(*options[:-1], f"log={tmp_path}/other", "global_batch=128", gpus=8).lines()
+    assert "pairs=N" in report(plan_of("experiment=ablation"))[-1]
+    config = plan_of("experiment=ablation", "pairs=26e6")
+    assert planned_steps(config, resolve_batching(config, 8)) == 30 * (26_000_000 // 8192)
+    assert "1,000 steps" in report(plan_of("model=tiny", "global_batch=256", "max_steps=1000", "epochs=null"))[-1]
+    large = plan_of("experiment=ablation", "model.gradient_checkpointing=false", "gpu=v100")
+    assert "DOES NOT FIT" in "\n".join(report(large))
 
 
 @pytest.mark.parametrize(
