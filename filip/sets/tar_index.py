@@ -45,7 +45,8 @@ def scan_tar(path: str | Path) -> tuple[list[Member], str | None]:
 
 
 def _scan(data: mmap.mmap, members: list[Member]) -> str | None:
-    position, end, long_name = 0, len(data), None
+    position, end = 0, len(data)
+    long_name, long_size = None, None
     while position + _BLOCK <= end:
         header = data[position : position + _BLOCK]
         if not header[0]:
@@ -53,21 +54,25 @@ def _scan(data: mmap.mmap, members: list[Member]) -> str | None:
         if not header.startswith(b"ustar", 257) and not _checksum_fits(header):
             return "corrupt"
         try:
-            size = _number(header[124:136])
+            size = long_size if long_size is not None else _number(header[124:136])
         except ValueError:
             return "corrupt"
-        start = position + _BLOCK
+        start, kind = position + _BLOCK, header[156]
+        if kind in b"123456":  # a link, a device or a folder: no bytes follow, whatever its size says
+            size = 0
         if start + size > end:
             return "truncated"
-        kind = header[156]
-        if kind in b"0\0":
-            members.append(Member(long_name or _name(header), start, size))
+        name = long_name or _name(header)
+        if kind in b"07" or (kind == 0 and not name.endswith("/")):
+            members.append(Member(name, start, size))
         elif kind == ord("L"):  # GNU: the next member's name
             long_name = data[start : start + size].rstrip(b"\0").decode("utf-8", "replace")
         elif kind == ord("x"):  # pax: the next member's attributes
-            long_name = _pax_path(data[start : start + size]) or long_name
+            attributes = _pax(data[start : start + size])
+            long_name = attributes.get("path", long_name)
+            long_size = int(attributes["size"]) if attributes.get("size", "").isdecimal() else None
         if kind not in b"LKxg":  # a member, also a folder or a link, to which the name before it belonged
-            long_name = None
+            long_name, long_size = None, None
         position = start + (size + _BLOCK - 1) // _BLOCK * _BLOCK
     return "truncated"
 
@@ -91,13 +96,14 @@ def _checksum_fits(header: bytes) -> bool:
         return False
 
 
-def _pax_path(records: bytes) -> str | None:
+def _pax(records: bytes) -> dict[str, str]:
+    """Return the attributes in a pax header, as far as it can be read."""
+    attributes = {}
     while records:
         length, _, _ = records.partition(b" ")
         if not length.isdigit() or not 0 < int(length) <= len(records):
-            return None
-        name, _, value = records[len(length) + 1 : int(length) - 1].partition(b"=")
-        if name == b"path":
-            return value.decode("utf-8", "replace")
+            break
+        name, _, value = records[len(length) + 1 : int(length) - 1].decode("utf-8", "replace").partition("=")
+        attributes[name] = value
         records = records[int(length) :]
-    return None
+    return attributes

@@ -10,7 +10,7 @@ import time
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
@@ -252,6 +252,17 @@ def redirecting_server() -> Iterator[tuple[int, dict[str, str]]]:
     finally:
         server.shutdown()
         server.server_close()
+
+
+@contextmanager
+def dead_host(host: str) -> Iterator[tuple[str, int]]:
+    """Yield an address at which no connection is answered."""
+    with socket.create_server((host, 0), backlog=0) as full, ExitStack() as stack:
+        for _ in range(3):  # they fill the backlog: the next one's SYN is not answered
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(full.getsockname())
+        yield full.getsockname()
 
 
 @contextmanager

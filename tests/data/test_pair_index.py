@@ -1,5 +1,6 @@
 """The tar scan against Python's tarfile; the index and what it counts."""
 
+import contextlib
 import io
 import os
 import signal
@@ -20,37 +21,47 @@ from tests.support.processes import Process
 from tests.support.shards import write_sidecar
 
 
-def write_tar(path: Path, files: dict[str, bytes], kind: int) -> None:
-    """Write the files, before each of which comes a member that is none, with a long name where the format has some."""
-    others = (tarfile.DIRTYPE, tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE)
-    long = "" if kind == tarfile.USTAR_FORMAT else "ü" * 120
+def write_tar(path: Path, files: dict[str, bytes], kind: int, seed: int = 0) -> None:
+    """Write files, and among them members of all other types, with names and links of any length."""
+    rng = np.random.default_rng(seed)
     with tarfile.open(path, "w", format=kind) as tar:
         for number, (name, data) in enumerate(files.items()):
-            other = tarfile.TarInfo(f"some/folder{long}")
-            other.type, other.linkname = others[number % len(others)], f"elsewhere{long}"
-            tar.addfile(other)
+            for _ in range(rng.integers(0, 4)):
+                other = tarfile.TarInfo("some/folder" + "ü" * int(rng.choice([0, 5, 90, 200])))
+                other.type, other.linkname = rng.choice(OTHERS).tobytes(), "elsewhere" + "x" * int(rng.choice([0, 150]))
+                other.size = int(rng.choice([0, 700]))  # which has no bytes behind it
+                with contextlib.suppress(ValueError):  # too long for USTAR
+                    tar.addfile(other)
             info = tarfile.TarInfo(name)
+            info.type = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)[(number + seed) % 3]
             info.size, info.mtime = len(data), 1.5  # a fractional time makes a pax header
             tar.addfile(info, io.BytesIO(data))
 
 
+OTHERS = np.array(
+    [tarfile.DIRTYPE, tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE]
+)
+
+
 @pytest.mark.parametrize("kind", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 def test_scan_equals_tarfile(tmp_path: Path, kind: int) -> None:
-    rng = np.random.default_rng(0)
+    """300 tars of random members of every type that ``tarfile`` writes."""
     names = ["a.jpg", "a.txt", "x/y.z/b.tar.gz", "d" * 90 + "/" + "e" * 60 + ".png", "empty.txt", "last"]
-    if kind != tarfile.USTAR_FORMAT:
-        names += ["f" * 180 + ".jpg", "ünïcödé 名前.png", "after.txt"]
-    sizes = [511, 512, 513, 0, 0, 5000, 1, 1024, 3][: len(names)]
-    files = {n: rng.integers(0, 256, s, dtype=np.uint8).tobytes() for n, s in zip(names, sizes, strict=True)}
+    names += (
+        [] if kind == tarfile.USTAR_FORMAT else ["f" * 180 + ".jpg", "ünïcödé 名前.png", "ü" * 99, "g" * 100, "after"]
+    )
     path = tmp_path / "x.tar"
-    write_tar(path, files, kind)
-    members, defect = scan_tar(path)
-    assert defect is None
-    data = path.read_bytes()
-    with tarfile.open(path) as tar:
-        expected = [(m.name, tar.extractfile(m).read()) for m in tar if m.isreg()]  # type: ignore[union-attr]
-    assert [(m.name, data[m.offset : m.offset + m.size]) for m in members] == expected
-    assert dict(expected) == files
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+        chosen = rng.permutation(names)[: rng.integers(1, len(names) + 1)]
+        files = {str(n): rng.bytes(rng.choice([0, 1, 511, 512, 513, 1024, 5000])) for n in chosen}
+        write_tar(path, files, kind, seed)
+        members, defect = scan_tar(path)
+        data = path.read_bytes()
+        with tarfile.open(path) as tar:
+            expected = [(m.name, tar.extractfile(m).read()) for m in tar if m.isreg()]  # type: ignore[union-attr]
+        assert [(m.name, data[m.offset : m.offset + m.size]) for m in members] == expected, seed
+        assert dict(expected) == files and defect is None
 
 
 def test_scan_of_damaged_tars(tmp_path: Path) -> None:
