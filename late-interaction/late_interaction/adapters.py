@@ -4,16 +4,19 @@
 
 is ``late_interaction`` in one direction: queries in the role of images, both sides packed, and ``i2t`` times the number
 of the query's tokens. These libraries take a scorer
-as a function; docs/interaction.md shows each. None of them is imported here.
+as a function, or by a patch in contrib/; docs/interaction.md shows each. None of them is imported here.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
+from late_interaction.backends import SmoothMaximum
 from late_interaction.operator import late_interaction
 from late_interaction.pairs import late_interaction_pairs
 
@@ -90,6 +93,40 @@ def colbert_kd_scores(
     own = torch.arange(len(of_query))[:, None].expand_as(of_query)
     means = late_interaction_pairs(*packed.tokens, own, of_query, image_mask=packed.queries_mask).i2t
     return packed.scores(means, packed.empty.view(means.shape), length_normalize)
+
+
+class MultiVectorSymmetricLoss(nn.Module):
+    """Train a ``MultiVectorEncoder`` of sentence-transformers by both directions of one product, as FILIP does.
+
+    The columns of a batch are queries, their documents, and any number of negatives for each query. The loss is the
+    mean of two cross-entropies: of each query over all documents by s^I, and of each positive document over all queries
+    by s^T. ``scale`` multiplies the means over tokens, which are cosines; ``temperature`` is that of the smooth
+    maximum, 0 takes the maximum.
+    """
+
+    def __init__(self, model: nn.Module, scale: float = 20.0, temperature: float = 0.05) -> None:
+        super().__init__()
+        self.model, self.scale, self.temperature = model, scale, temperature
+
+    def get_config_dict(self) -> dict[str, Any]:
+        """Return what the model card says."""
+        return {"scale": self.scale, "temperature": self.temperature}
+
+    def forward(self, sentence_features: Iterable[dict[str, Any]], labels: Tensor | None = None) -> Tensor:
+        """Return the loss of columns of features, the queries first."""
+        outputs = [
+            self.model(dict(column), task=column.get("task", "document" if place else "query"))
+            for place, column in enumerate(sentence_features)
+        ]
+        tokens, masks = ([output[key] for output in outputs] for key in ("token_embeddings", "attention_mask"))
+        queries, queries_mask, masks = tokens[0], masks[0].bool(), [mask.bool() for mask in masks[1:]]
+        documents = torch.cat([column[mask] for column, mask in zip(tokens[1:], masks, strict=True)])
+        lengths = torch.cat([mask.sum(dim=1) for mask in masks])
+        backend = SmoothMaximum(self.temperature) if self.temperature else "auto"
+        i2t, t2i = late_interaction(queries, documents, lengths, image_mask=queries_mask, backend=backend)
+        pairs = torch.arange(len(queries), device=queries.device)
+        of_documents = t2i[:, : len(queries)].T
+        return (F.cross_entropy(self.scale * i2t, pairs) + F.cross_entropy(self.scale * of_documents, pairs)) / 2
 
 
 class _Packed(NamedTuple):

@@ -1,6 +1,12 @@
 """The engine in place of other libraries' scorers: their own functions give the same values and gradients."""
 
+import importlib.metadata
+import os
+import shutil
+import subprocess
 from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,7 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from late_interaction.adapters import colbert_kd_scores, colbert_scores, mean_colbert_scores
+from late_interaction.adapters import MultiVectorSymmetricLoss, colbert_kd_scores, colbert_scores, mean_colbert_scores
+from tests.support.processes import run_python
+
+CONTRIB = Path(__file__).parents[2] / "late-interaction/contrib"
 
 BACKENDS = ("reference", "tiled", "auto")
 
@@ -190,3 +199,63 @@ def test_the_distillation_of_sentence_transformers_takes_the_scorer() -> None:
     ours = MultiVectorDistillKLDivLoss(Given(), similarity_fct=colbert_kd_scores)
     theirs = MultiVectorDistillKLDivLoss(Given())
     assert_same(loss_and_gradients(ours, tensors, labels=labels), loss_and_gradients(theirs, tensors, labels=labels))
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.1])
+def test_the_symmetric_loss_has_both_directions(temperature: float) -> None:
+    def by_definition(features: list[dict[str, Tensor]]) -> Tensor:
+        query, *documents = (column["token_embeddings"].double() for column in features)
+        masks = [column["attention_mask"] for column in features]
+        i2t, t2i = [], []
+        for i in range(len(query)):
+            rows = query[i, masks[0][i]]
+            for column, mask in zip(documents, masks[1:], strict=True):
+                for j in range(len(column)):
+                    products = rows @ column[j, mask[j]].T
+                    for dim, scores in ((1, i2t), (0, t2i)):
+                        count = products.shape[dim]
+                        smooth = temperature and temperature * ((products / temperature).exp().sum(dim) / count).log()
+                        scores.append((smooth if temperature else products.amax(dim)).mean())
+        own = torch.arange(len(query))
+        both = [20 * torch.stack(scores).view(len(query), -1) for scores in (i2t, t2i)]
+        return (F.cross_entropy(both[0], own) + F.cross_entropy(both[1][:, : len(query)].T, own)) / 2
+
+    ours = MultiVectorSymmetricLoss(Given(), temperature=temperature)
+    found, expected = (loss_and_gradients(loss, batch(None)) for loss in (ours, by_definition))
+    assert_same(found, (expected[0].float(), *expected[1:]))
+
+
+# Run the scorer of a library unpatched and patched, which differ in nothing but the variable that names the backend.
+_BACKENDS = """
+import os, sys, torch
+module, function, variable = sys.argv[1:]
+score = getattr(__import__(module, fromlist=[function]), function)
+query, document = torch.rand(3, 4, 8).requires_grad_(), torch.rand(5, 6, 8)
+results = []
+for os.environ[variable] in ("torch", "late-interaction"):
+    scores = score(query, document)
+    results.append((scores, *torch.autograd.grad(scores.square().sum(), query)))
+for one, other in zip(*results):
+    torch.testing.assert_close(one, other)
+"""
+
+
+@pytest.mark.parametrize(
+    ("patch", "module", "function", "variable"),
+    [
+        ("pylate-1.6.0", "pylate.scores.colbert", "colbert_scores", "PYLATE_SCORES_BACKEND"),
+        ("colpali-engine-0.3.18", "colpali_engine.utils.maxsim", "maxsim_inbatch", "COLPALI_SCORES_BACKEND"),
+    ],
+)
+def test_a_patch_makes_the_engine_a_backend(
+    tmp_path: Path, patch: str, module: str, function: str, variable: str
+) -> None:
+    package, (distribution, version) = module.split(".")[0], patch.rsplit("-", 1)
+    spec = find_spec(package)
+    if spec is None or not spec.submodule_search_locations or importlib.metadata.version(distribution) != version:
+        pytest.skip(f"{patch} is not installed")
+    shutil.copytree(spec.submodule_search_locations[0], tmp_path / package)
+    subprocess.run(["patch", "-p1", "-i", str(CONTRIB / f"{patch}.patch")], cwd=tmp_path, check=True)
+    variables = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = run_python("-P", "-c", _BACKENDS, module, function, variable, variables=variables)
+    assert done.returncode == 0, done.stderr
