@@ -74,7 +74,6 @@ TOKEN_WISE_SIGMOID = Term(
     "sigmoid of the token-wise maximum similarity",
     lambda dim: {"token_wise_sigmoid_bias": torch.tensor([INITIAL_BIAS])},
     exchanged=("tokens",),
-    own_shapes=True,
     citation=(SIGLIP, FILIP),
 )
 

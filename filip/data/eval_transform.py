@@ -32,12 +32,6 @@ def normalize_planes(pixels: Tensor) -> Tensor:
     return pixels.to(torch.float32, memory_format=torch.contiguous_format).mul_(scale).add_(shift)
 
 
-def normalize_patches(patches: Tensor) -> Tensor:
-    """Turn uint8 ``[..., p * p * 3]``, the colours last, into float32 with CLIP's mean and deviation."""
-    scale, shift = (constant.flatten() for constant in _constants(patches.device))
-    return patches.unflatten(-1, (-1, 3)).float().mul_(scale).add_(shift).flatten(-2)
-
-
 @functools.cache
 def _constants(device: torch.device) -> tuple[Tensor, Tensor]:
     return _SCALE.to(device), _SHIFT.to(device)

@@ -92,8 +92,8 @@ def image_tower(encoder: Encoder) -> tuple[dict[str, Any], dict[str, Any] | None
     model = own_model(encoder)
     tower, config = model.image, model.config
     trunk: Any = tower.trunk  # timm's parts are tensors or modules to mypy
-    if tower.takes_shapes or getattr(trunk, "rope", None) is not None:
-        raise NotInPage("a ViT with rotary positions, or one for images in their own shape")
+    if getattr(trunk, "rope", None) is not None:
+        raise NotInPage("a ViT with rotary positions")
     if trunk.no_embed_class or trunk.reg_token is not None or type(trunk.fc_norm).__name__ != PLAIN:
         raise NotInPage("a ViT with registers, or with a norm after pooling")
     stem = tower.stem

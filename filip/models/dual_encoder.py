@@ -57,7 +57,6 @@ class Encoded(NamedTuple):
     pooled: PooledFeatures | None = None  # in addition to tokens, if requested
     further: TextFeatures | None = None  # tokens of further captions, if given; some have none
     parameters: Mapping[str, Tensor] = MappingProxyType({})  # parameters of the loss by name, each [1, ...] float32
-    image_lengths: Tensor | None = None  # [b] int64, tokens of each image; the rest is padding. None: all n1
 
 
 class DualEncoder(nn.Module):
@@ -105,7 +104,7 @@ class DualEncoder(nn.Module):
         """
         keep_compiled_kernels_apart()
         for block in self.image.trunk.blocks:
-            block.compile(dynamic=True if self.image.takes_shapes else None, **options)
+            block.compile(**options)
         for block in self.text.blocks:
             block.compile(dynamic=True, **options)
 
@@ -136,18 +135,14 @@ class DualEncoder(nn.Module):
         tokens_and_vectors: bool = False,
         further_ids: Tensor | None = None,
         further_lengths: Tensor | None = None,
-        grids: Tensor | None = None,
     ) -> Encoded:
         """Run both encoders and the scale in one call, so that engines that hook ``forward`` see every parameter.
 
         ``tokens_and_vectors`` requests both, whatever the interaction; ``model.pooling=ends`` needs a [CLS] token.
         ``further_ids`` and ``further_lengths``: further captions, as wide as ``ids``, of which some may be empty.
-        ``grids`` [b, 2]: rows and columns of patches of images in their own shape, of which ``pixels`` are the patches
-        (:class:`ImageTower`).
         """
         token_wise = tokens_and_vectors or self.config.interaction == "token_wise"
-        states, further = self.image(pixels, grids), None
-        patches = None if grids is None else grids.prod(dim=1)
+        states, further = self.image(pixels), None
         text: TextFeatures | Tensor
         vectors = None
         if token_wise:
@@ -160,14 +155,13 @@ class DualEncoder(nn.Module):
             if further_lengths is not None:
                 further = self._text_tokens(words[own:], further_lengths)
             if tokens_and_vectors:
-                vectors = PooledFeatures(self._image_vectors(states, patches), self._text_vectors(words[:own], lengths))
+                vectors = PooledFeatures(self._image_vectors(states), self._text_vectors(words[:own], lengths))
         else:
             text = self._pooled_text(ids, lengths)
         # Copies, since ZeRO-3 takes the parameters themselves away at the end of this call.
         of_loss = {name: parameter.float().clone() for name, parameter in self.loss_parameters().items()}
-        image = self._image_embeddings(states, token_wise, patches)
-        counted = patches if token_wise and self.config.pooling != "queries" else None
-        return Encoded(image, text, self.scale(), vectors, further, of_loss, counted)
+        image = self._image_embeddings(states, token_wise)
+        return Encoded(image, text, self.scale(), vectors, further, of_loss)
 
     def loss_parameters(self) -> dict[str, nn.Parameter]:
         """Return the parameters that terms of the loss learn, by the term's name for them. Evaluation needs none."""
@@ -213,28 +207,26 @@ class DualEncoder(nn.Module):
         """Return the output of :meth:`encode_image` from the image tower's tokens ``[b, tokens, d]``."""
         return self._image_embeddings(tokens, self.config.interaction == "token_wise")
 
-    def _image_embeddings(self, tokens: Tensor, token_wise: bool, counts: Tensor | None = None) -> Tensor:
+    def _image_embeddings(self, tokens: Tensor, token_wise: bool) -> Tensor:
         if not token_wise:
-            return self._image_vectors(tokens, counts)
+            return self._image_vectors(tokens)
         patches = tokens[:, self.image.prefix_tokens :]
         if self.config.pooling == "queries":
-            return _unit(self._pooled_patches(patches, counts))
+            return _unit(self._pooled_patches(patches))
         if self.config.cls_in_interaction:
             patches = torch.cat([tokens[:, :1], patches], dim=1)
         return _unit(patches)
 
-    def _image_vectors(self, tokens: Tensor, counts: Tensor | None = None) -> Tensor:
+    def _image_vectors(self, tokens: Tensor) -> Tensor:
         if self.image_pool is None:
             return _unit(tokens[:, 0])
-        return _unit(self._pooled_patches(tokens[:, self.image.prefix_tokens :], counts)[:, 0])
+        return _unit(self._pooled_patches(tokens[:, self.image.prefix_tokens :])[:, 0])
 
-    def _pooled_patches(self, patches: Tensor, counts: Tensor | None) -> Tensor:
-        """Pool [b, n, d], of which image i has the first counts[i], to [b, queries, d], not yet normalised."""
+    def _pooled_patches(self, patches: Tensor) -> Tensor:
+        """Pool [b, n, d] to [b, queries, d], not yet normalised."""
         assert self.image_pool is not None
-        if counts is None:
-            counts = torch.full((len(patches),), patches.shape[1], device=patches.device)
-        there = torch.arange(patches.shape[1], device=patches.device) < counts[:, None]
-        pooled: Tensor = self.image_pool(patches[there], counts)
+        counts = torch.full((len(patches),), patches.shape[1], device=patches.device)
+        pooled: Tensor = self.image_pool(patches.flatten(0, 1), counts)
         return pooled
 
     def encode_text(self, ids: Tensor, lengths: Tensor) -> TextFeatures | Tensor:

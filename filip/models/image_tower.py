@@ -8,7 +8,6 @@ import timm
 import torch
 from timm.models import is_model_in_modules
 from timm.models.eva import Eva
-from timm.models.naflexvit import NaFlexVit
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -21,9 +20,7 @@ class ImageTower(nn.Module):
     """Image encoder: pixels to embeddings, not yet normalised.
 
     ``forward(pixels [b, 3, H, W])`` returns all tokens ``[b, prefix + patches, embed_dim]``, prefix tokens
-    ([CLS], registers) first. A NaFlex also takes pictures in their own shape: ``forward(patches [b, n, p * p * 3],
-    grids [b, 2])``, the values of each patch with the colours last, row by row; the rest, beyond rows * columns, is
-    padding.
+    ([CLS], registers) first.
     """
 
     def __init__(self, config: ImageTowerConfig, embed_dim: int) -> None:
@@ -40,18 +37,13 @@ class ImageTower(nn.Module):
         return self.trunk.num_prefix_tokens
 
     @property
-    def takes_shapes(self) -> bool:
-        """Return whether images may have different grids of patches."""
-        return isinstance(self.trunk, NaFlexVit)
-
-    @property
     def patch_embed(self) -> Any:
-        """Return what makes patches of pixels; in a NaFlex it holds positions and prefix tokens as well."""
-        return self.trunk.embeds if isinstance(self.trunk, NaFlexVit) else self.trunk.patch_embed
+        """Return the layer that makes patches of pixels."""
+        return self.trunk.patch_embed
 
     @property
     def has_cls(self) -> bool:
-        return _tokens_of(self.trunk).cls_token is not None
+        return self.trunk.cls_token is not None
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -87,10 +79,10 @@ class ImageTower(nn.Module):
         """Return the number of transformer blocks."""
         return len(self.trunk.blocks)
 
-    def forward(self, pixels: Tensor, grids: Tensor | None = None) -> Tensor:
+    def forward(self, pixels: Tensor) -> Tensor:
         # The trunk is *called* (not .forward_features) so that ZeRO-3's hooks gather its own parameters;
         # global_pool="" and num_classes=0 make that call return every token after the final LayerNorm.
-        return self.projection(self.trunk(pixels, *_places(pixels, grids)))
+        return self.projection(self.trunk(pixels))
 
     def patch_features(self, pixels: Tensor) -> Tensor:
         """Return the patch tokens before the projection, ``[b, patches, width]``, which a linear probe sees."""
@@ -106,27 +98,10 @@ class ImageTower(nn.Module):
                 f"choose {below} or {below + patch_rows}"
             )
         self.image_size = image_size
-        if not isinstance(self.trunk, NaFlexVit):  # which interpolates its positions at every call
-            self.trunk.set_input_size(img_size=(image_size, image_size))
+        self.trunk.set_input_size(img_size=(image_size, image_size))
 
 
-def _tokens_of(trunk: Any) -> Any:
-    """Return the module with a trunk's positions and prefix tokens."""
-    return trunk.embeds if isinstance(trunk, NaFlexVit) else trunk
-
-
-def _places(patches: Tensor, grids: Tensor | None) -> tuple[Tensor, ...]:
-    """Return row and column of each patch [b, n, 2], and which patches there are [b, n]; nothing for squares."""
-    if grids is None:
-        return ()
-    number = torch.arange(patches.shape[1], device=patches.device)
-    there = number < grids.prod(dim=1, keepdim=True)
-    columns = grids[:, 1:]
-    places = torch.stack([number // columns, number % columns], dim=2)
-    return places * there[:, :, None], there
-
-
-def _create_trunk(config: ImageTowerConfig) -> VisionTransformer | Eva | NaFlexVit:
+def _create_trunk(config: ImageTowerConfig) -> VisionTransformer | Eva:
     arguments: dict[str, Any] = dict(config.options)
     sizes = {
         "patch_size": config.patch_size,
@@ -145,12 +120,12 @@ def _create_trunk(config: ImageTowerConfig) -> VisionTransformer | Eva | NaFlexV
         trunk = timm.create_model(config.timm, img_size=config.image_size, num_classes=0, global_pool="", **arguments)
     except (RuntimeError, TypeError, AssertionError, ValueError) as error:
         raise UserError(f"timm cannot build model.image.timm={config.timm!r} with {arguments}: {error}") from error
-    if not isinstance(trunk, VisionTransformer | Eva | NaFlexVit):
+    if not isinstance(trunk, VisionTransformer | Eva):
         raise UserError(
-            f"model.image.timm={config.timm!r} is a {type(trunk).__name__}; choose a VisionTransformer, an Eva "
-            "(DINOv3, PE-Core) or a NaFlexVit, which give patch tokens: most of timm.list_models('vit_*')"
+            f"model.image.timm={config.timm!r} is a {type(trunk).__name__}; choose a VisionTransformer or an Eva "
+            "(DINOv3, PE-Core), which give patch tokens: most of timm.list_models('vit_*')"
         )
-    patches: Any = trunk.embeds if isinstance(trunk, NaFlexVit) else trunk.patch_embed
+    patches: Any = trunk.patch_embed
     rows, columns = patches.feat_ratio(as_scalar=False)
     if config.image_size % rows or config.image_size % columns:
         raise UserError(
@@ -161,15 +136,14 @@ def _create_trunk(config: ImageTowerConfig) -> VisionTransformer | Eva | NaFlexV
 
 
 @torch.no_grad()
-def _init_as_clip(trunk: VisionTransformer | Eva | NaFlexVit) -> None:
+def _init_as_clip(trunk: VisionTransformer | Eva) -> None:
     """Initialise as CLIP's vision tower: embeddings from N(0, 1/width), the rest as torch's layers do.
 
     CLIP's GPT-2 style scaling of the blocks is applied to its text tower only. torch's MultiheadAttention
     draws the joint q/k/v weight by Xavier over its joint shape and sets the attention biases to zero.
     """
     std = trunk.embed_dim**-0.5
-    tokens = _tokens_of(trunk)
-    for parameter in (tokens.cls_token, tokens.reg_token, tokens.pos_embed):
+    for parameter in (trunk.cls_token, trunk.reg_token, trunk.pos_embed):
         if parameter is not None:
             nn.init.normal_(parameter, std=std)
     for name, module in trunk.named_modules():

@@ -107,9 +107,6 @@ def count(model: ModelConfig, config: TrainConfig, batching: Batching, ranks: in
     )  # fmt: skip
     with torch.device("meta"):
         adapt(built, config.warm_start)
-    if config.data.patch_budgets:  # counted as the square with the most patches that an image can have
-        most = math.ceil(math.sqrt(max(config.data.patch_budgets)))
-        built.image.image_size = most * built.image.patch_size[0]
     return Counts(
         parts,
         trainable(built),

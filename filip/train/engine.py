@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from filip import device, resources
-from filip.data.eval_transform import normalize_patches, normalize_planes
+from filip.data.eval_transform import normalize_planes
 from filip.errors import UserError
 from filip.models import DualEncoder, Encoded
 from filip.train.config import AUTO, DEFAULT_GLOBAL_BATCH, TrainConfig
@@ -149,7 +149,7 @@ class Engine:
         if self.timed:
             device.synchronize(place)
         started = time.perf_counter()
-        further = {name: batch[name] for name in ("further_ids", "further_lengths", "grids") if name in batch}
+        further = {name: batch[name] for name in ("further_ids", "further_lengths") if name in batch}
         encoded: Encoded = self.deepspeed(
             batch["pixels"], batch["ids"], batch["lengths"], tokens_and_vectors=self.tokens_and_vectors, **further
         )
@@ -268,7 +268,6 @@ def to_device(batch: dict[str, Any], device: torch.device, dtype: torch.dtype | 
         if isinstance(value, Tensor)
     }
     if moved["pixels"].dtype == torch.uint8:  # as the loader gives them
-        normalized = normalize_patches if "grids" in moved else normalize_planes
-        moved["pixels"] = normalized(moved["pixels"])
+        moved["pixels"] = normalize_planes(moved["pixels"])
     moved["pixels"] = moved["pixels"].to(dtype or torch.float32)
     return moved

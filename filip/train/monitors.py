@@ -40,8 +40,6 @@ def inspect(encoded: Encoded, pairs: int = 32) -> dict[str, Tensor]:
         lengths: list[int] = encoded.text.lengths[:pairs].tolist()
         words = encoded.text.tokens[: sum(lengths)].float()
         images = list(encoded.image[:pairs].float())
-        if encoded.image_lengths is not None:
-            images = [image[:n] for image, n in zip(images, encoded.image_lengths.tolist(), strict=False)]
         found |= _winners(images, list(words.split(lengths)))
         found |= {"tokens/image_rank": effective_rank(torch.cat(images)), "tokens/text_rank": effective_rank(words)}
     else:

@@ -75,7 +75,7 @@ def interval_values(run: Run, interval: Interval) -> dict[str, Any]:
         values |= {f"loss_weight/{name}": weights.get(name, 0.0) for name in run.loss.weights}
     values |= norm_values(engine.norms(), engine.grad_norm())
     peak = peak_flops(device.name(run.ranks.device), run.config.precision)
-    if peak is not None and not run.config.data.patch_budgets:  # its operations differ from step to step
+    if peak is not None:
         values["speed/mfu"] = run.step_flops * steps / seconds / peak
     return values
 
@@ -170,9 +170,7 @@ def preview(run: Run, batch: dict[str, Any], count: int = 16) -> None:
     """Show the first images as the model sees them, augmented, and their captions in TensorBoard."""
     if not run.ranks.is_main:
         return
-    data = run.config.data
-    squares = data.feature_cache is None and not data.patch_budgets
-    images = batch["pixels"][:count] if squares else batch["pixels"][:0, None]
+    images = batch["pixels"][:count] if run.config.data.feature_cache is None else batch["pixels"][:0, None]
     pixels = images.movedim(1, -1).numpy()
     rows = [np.concatenate(list(pixels[i : i + 4]), axis=1) for i in range(0, len(pixels) - len(pixels) % 4, 4)]
     if rows:

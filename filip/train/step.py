@@ -85,8 +85,6 @@ def by_name(encoded: Encoded) -> dict[str, Tensor]:
         tensors |= {"pooled.image": encoded.pooled.image, "pooled.text": encoded.pooled.text}
     if encoded.further is not None:
         tensors |= {"further": encoded.further.tokens, "further_lengths": encoded.further.lengths}
-    if encoded.image_lengths is not None:
-        tensors["image_lengths"] = encoded.image_lengths
     return tensors | {f"parameters.{name}": value for name, value in encoded.parameters.items()}
 
 
@@ -103,13 +101,7 @@ def from_names(tensors: dict[str, Tensor]) -> Encoded:
     own = {name.removeprefix("parameters."): value for name, value in of_model.items()}
     further = TextFeatures(tensors["further"], tensors["further_lengths"]) if "further" in tensors else None
     return Encoded(
-        tensors["image"],
-        text if lengths is None else TextFeatures(text, lengths),
-        scale,
-        pooled,
-        further,
-        own,
-        tensors.get("image_lengths"),
+        tensors["image"], text if lengths is None else TextFeatures(text, lengths), scale, pooled, further, own
     )
 
 

@@ -18,7 +18,6 @@ from filip.models import DualEncoder
 from filip.train.config import AUTO, TrainConfig
 from filip.train.engine import MOST_FITTED, Batching, fitting_chunk
 from filip.train.feature_cache import cache_folder
-from filip.train.losses import TERMS, resolve_weights
 from filip.train.ranks import Ranks
 
 FEWEST_STEPS = 300  # of a training on few pairs,
@@ -59,15 +58,12 @@ def fit_to_pairs(config: TrainConfig, ranks: Ranks) -> str:
 def training_loader(config: TrainConfig, model: DualEncoder, batching: Batching, ranks: Ranks) -> Loader:
     """Return this rank's stream of contrastive batches. Raises UserError if the model cannot take them."""
     data = as_they_lie(config.data)
-    if data.patch_budgets:
-        check_own_shapes(config, model)
     model.tokenizer.prepare()
     stream = StreamConfig(
         data,
         batch_size=batching.per_rank,
         image_size=model.image_size,
         context_length=model.config.text.context_length,
-        patch_size=model.image.patch_size[0] if data.patch_budgets else 0,
         json_tokenizer=model.json_tokenizer,
         seed=config.seed,
         rank=ranks.rank,
@@ -77,34 +73,6 @@ def training_loader(config: TrainConfig, model: DualEncoder, batching: Batching,
     streamed = any(is_streamed(source.shards) for source in data.sources)
     build = build_stream_loader if streamed else build_loader
     return build(stream, pin_memory=device.pins_memory(ranks.device))
-
-
-def check_own_shapes(config: TrainConfig, model: DualEncoder) -> None:
-    """Raise UserError if a training on images in their own shape lacks the tower for it, or asks for more."""
-    given = f"data.patch_budgets={config.data.patch_budgets}"
-    if not model.image.takes_shapes:
-        raise UserError(
-            f"{given} needs an image tower that takes images in their own shape: give "
-            "model.image.options={use_naflex: true}, or leave data.patch_budgets out"
-        )
-    weights = resolve_weights(config.loss, model.config.interaction)
-    other = [name for name in weights if "tokens" in TERMS[name].features and not TERMS[name].own_shapes]
-    if other:
-        raise UserError(
-            f"{given}: loss.{other[0]} compares images of equally many patches; "
-            f"{', '.join(name for name, term in TERMS.items() if term.own_shapes)} and the terms of vectors do not: "
-            f"give loss.{other[0]}=0"
-        )
-    for setting, advice, set_so in (
-        ("token_keep_ratio", "1", config.token_keep_ratio < 1),
-        ("token_keep_schedule", "null", config.token_keep_schedule is not None),
-        ("model.cls_in_interaction", "false", model.config.cls_in_interaction),
-        ("data.feature_cache", "null", config.data.feature_cache is not None),
-    ):
-        if set_so:
-            raise UserError(
-                f"{given}: {setting} is for squares; give {setting}={advice}, or leave data.patch_budgets out"
-            )
 
 
 def read_manifests(config: TrainConfig) -> dict[str, str]:

@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch.nn.utils.rnn import pad_sequence
 
 from filip.data.loading.config import StreamConfig
 from filip.errors import UserError
@@ -33,28 +32,13 @@ def batch_of(pairs: Sequence[Pair], problems: Mapping[str, int], config: StreamC
     """Collate a batch; see :func:`build_loader`. ``problems``: faults of samples since the last one."""
     ids, lengths = config.tokenizer.tokenize([pair.text for pair in pairs], config.context_length)
     return {
-        **_images([pair.pixels for pair in pairs], config.patch_size),
+        "pixels": torch.stack([pair.pixels for pair in pairs]),
         "ids": ids,
         "lengths": lengths,
         "group": torch.tensor([pair.group for pair in pairs], dtype=torch.int64),
         "key": [pair.key for pair in pairs],
         "problems": dict(problems),
     }
-
-
-def _images(images: list[torch.Tensor], patch: int) -> dict[str, torch.Tensor]:
-    """Return ``pixels`` [b, 3, S, S]; with a size of patches, images [3, H, W] of any shape as ``patches_of`` them."""
-    if not patch:
-        return {"pixels": torch.stack(images)}
-    grids = torch.tensor([[image.shape[1] // patch, image.shape[2] // patch] for image in images])
-    return {"pixels": pad_sequence([patches_of(image, patch) for image in images], batch_first=True), "grids": grids}
-
-
-def patches_of(image: torch.Tensor, patch: int) -> torch.Tensor:
-    """Cut [3, H, W] into patches, row by row: [rows * columns, patch * patch * 3], the colours last."""
-    rows, columns = image.shape[1] // patch, image.shape[2] // patch
-    cut = image.reshape(3, rows, patch, columns, patch).permute(1, 3, 2, 4, 0)
-    return cut.reshape(rows * columns, patch * patch * 3)
 
 
 def sentence_of(error: UserError) -> str:

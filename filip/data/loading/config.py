@@ -71,12 +71,6 @@ class DataConfig(AugmentConfig):
     shuffle_window_shards: int = option(
         16, "shards whose samples are shuffled among each other, and kept open by a reader", at_least=1
     )
-    patch_budgets: list[int] = option(
-        [],
-        "for a NaFlex tower (model.image.options={use_naflex: true}): images keep their shape and get as many patches "
-        "as fit into one of these numbers, drawn for each batch, e.g. [64, 144, 256]; [] = squares of image_size",
-        at_least=1,
-    )
     reader_groups: int = option(
         1,
         "groups of ranks that share no shards: 1 on one machine, else the number of ranks or a divisor of it, so "
@@ -102,7 +96,6 @@ class StreamConfig:
     rank: int = 0
     world_size: int = 1
     feature_maps: Path | None = None  # folder of feature maps, to read instead of images
-    patch_size: int = 0  # pixels, for data.patch_budgets
     json_tokenizer: JsonTokenizer | None = None  # for another vocabulary than CLIP's
 
     @property

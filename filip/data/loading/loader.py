@@ -29,7 +29,7 @@ from filip.data.loading.config import PREFETCH, StreamConfig
 from filip.data.loading.epoch_order import EpochOrder, group_length
 from filip.data.loading.feature_maps import features_of, map_path, open_maps
 from filip.data.loading.pair_index import ShardCaptions, SourceIndex, index_source, sidecar_path
-from filip.data.loading.transforms import OwnShapeTransform, TrainTransform, train_transform
+from filip.data.loading.transforms import TrainTransform
 from filip.errors import UserError, plain
 from filip.rgb import UNDECODABLE
 from filip.worker_pool import LOADER_START
@@ -105,9 +105,6 @@ class PairStream(Dataset[Batch]):
     def __getitem__(self, item: tuple[int, int]) -> Batch:
         epoch, batch = item
         problems: Counter[str] = Counter()
-        if isinstance(self.transform, OwnShapeTransform):  # on all ranks the same, and after a restart
-            budgets = self.config.data.patch_budgets
-            self.transform.budget = random.Random(hash_of(self.config.seed, epoch, batch, "patches")).choice(budgets)
         pairs = [self._pair(epoch, *slot, problems) for slot in self.slots(epoch, batch)]
         return batch_of(pairs, problems, self.config)
 
@@ -337,9 +334,8 @@ def build_loader(
 
     Yields ``dict(pixels [b, 3, S, S] uint8, ids [b, n2] int64 padded with 0, lengths [b] int64, group [b]
     int64, key list[str])`` with b = ``config.batch_size`` pairs of this rank; if ``config.feature_maps`` is given,
-    ``pixels`` are these, float16; with ``data.patch_budgets`` they are [b, n, p * p * 3], and there is ``grids``
-    [b, 2] int64. Every rank gets the same number of full batches; an epoch has ``loader.pairs`` pairs over all ranks,
-    each image once (times its source's weight).
+    ``pixels`` are these, float16. Every rank gets the same number of full batches; an epoch has ``loader.pairs``
+    pairs over all ranks, each image once (times its source's weight).
     ``transform`` replaces the training transform. ``loader.counters`` counts missing and broken samples so far.
     Raises UserError if there is nothing to train on.
     """
@@ -355,5 +351,5 @@ def build_loader(
         )
     config.tokenizer.prepare()
     indices = [index_source(source, processes=max(1, data.workers)) for source in data.sources]
-    stream = PairStream(indices, config, transform or train_transform(config))
+    stream = PairStream(indices, config, transform or TrainTransform(config.image_size, data))
     return PairLoader(stream, pin_memory)

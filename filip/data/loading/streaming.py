@@ -345,7 +345,6 @@ def build_stream_loader(
     for name, given in {
         "feature_cache": config.feature_maps is not None,
         "reader_groups": data.reader_groups != 1,
-        "patch_budgets": bool(data.patch_budgets),
     }.items():
         if not given:
             continue

@@ -21,7 +21,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import autoaugment as tv
 
 from filip.data.eval_transform import normalize
-from filip.data.loading.config import AugmentConfig, StreamConfig
+from filip.data.loading.config import AugmentConfig
 from filip.pixels import CLIP_MEAN
 from filip.rgb import FORMATS, to_rgb
 
@@ -105,40 +105,6 @@ class TrainTransform:
         ratio = min(max(width / height, self.crop_ratio[0]), self.crop_ratio[1])
         w, h = min(width, round(height * ratio)), min(height, round(width / ratio))
         return (width - w) // 2, (height - h) // 2, w, h
-
-
-class OwnShapeTransform(TrainTransform):
-    """As TrainTransform for a NaFlex: the crop keeps the image's shape, and gets all patches that fit into ``budget``.
-
-    The rule of sizes is timm's, and SigLIP 2's in transformers.
-    """
-
-    def __init__(self, image_size: int, augment: AugmentConfig, patch_size: int) -> None:
-        super().__init__(image_size, augment)
-        self.patch_size, self.budget = patch_size, (image_size // patch_size) ** 2
-
-    def pixels(self, data: bytes, rng: random.Random) -> np.ndarray:
-        """Return uint8 ``[H, W, 3]``, both a multiple of the patch's size; raise one of ``rgb.UNDECODABLE``."""
-        array = decode(data)
-        return self._finish(array, self._crop(array.shape[1], array.shape[0], rng), rng)
-
-    def _size(self, width: int, height: int) -> tuple[int, int]:
-        from timm.data.naflex_transforms import get_image_size_for_seq
-
-        _, size = get_image_size_for_seq((height, width), self.patch_size, self.budget)
-        return size
-
-    def _crop(self, width: int, height: int, rng: random.Random) -> tuple[int, int, int, int]:
-        side = math.sqrt(rng.uniform(*self.crop_scale))
-        w, h = max(1, round(width * side)), max(1, round(height * side))
-        return rng.randint(0, width - w), rng.randint(0, height - h), w, h
-
-
-def train_transform(config: StreamConfig) -> TrainTransform:
-    """Return the transform of a training: to squares, or for a NaFlex in each image's own shape."""
-    if not config.data.patch_budgets:
-        return TrainTransform(config.image_size, config.data)
-    return OwnShapeTransform(config.image_size, config.data, config.patch_size)
 
 
 def _resize(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -41,8 +41,7 @@ class FilipMultiVector(InputModule):
     def processor(self) -> SimpleNamespace:
         """Return what ``get_n_patches`` asks for: how many patches an image has, [CLS] not among them."""
         trunk, size = self.towers.image.trunk, self.config["image"]["image_size"]
-        # a NaFlexVit has embeds, others patch_embed
-        patches: Any = getattr(trunk, "embeds", None) or trunk.patch_embed
+        patches: Any = trunk.patch_embed
         height, width = patches.feat_ratio(as_scalar=False)
         return SimpleNamespace(image_seq_length=size // height * (size // width))
 

@@ -82,12 +82,6 @@ class LossInput:
         return self.encoded.image, without_ends(text) if self.settings.model.exclude_special_tokens else text
 
     @property
-    def image_mask(self) -> Tensor | None:
-        """Return which of the images' tokens there are [b, n1]; None if all."""
-        image, lengths = self.encoded.image, self.encoded.image_lengths
-        return None if lengths is None else torch.arange(image.shape[1], device=image.device) < lengths[:, None]
-
-    @property
     def vectors(self) -> PooledFeatures:
         """Return one unit vector per image and per caption, each [b, d]."""
         if self.encoded.pooled is not None:
@@ -167,7 +161,6 @@ class Term:
     captions   further captions, one or none for each pair, which the text tower encodes with the batch: from
                the loader's batch and a key that decides every random choice, ids [b, n] and lengths [b], 0 for none.
                ``compute`` finds their tokens in ``batch.encoded.further``. One term of a loss may have them
-    own_shapes whether it knows of images of different sizes; a term of vectors need not
     clip_words whether it reads or makes ids of CLIP's vocabulary
     citation   the papers that it comes from, for docs/related.md and the cards of models that it trained
     """
@@ -182,7 +175,6 @@ class Term:
     settings: type | None = None
     check: Callable[[LossSettings], None] = no_conditions
     captions: Callable[[Mapping[str, Any], str], tuple[Tensor, Tensor]] | None = None
-    own_shapes: bool = False
     clip_words: bool = False
     citation: tuple[str, ...] = ()
 

@@ -71,7 +71,6 @@ def token_wise_similarity(batch: LossInput) -> tuple[Similarity, dict[str, Tenso
     similarity = distributed_late_interaction(
         image,
         *text,
-        image_mask=batch.image_mask,
         exchange=settings.exchange,
         transport_dtype=transport_dtype(settings),
         backend=backend(settings, batch.token_temperature),
@@ -143,12 +142,5 @@ def memory(shape: BatchShape) -> float:
 
 
 TOKEN_WISE = Term(
-    compute,
-    "tokens",
-    math.log,
-    memory,
-    "token-wise maximum similarity",
-    exchanged=("tokens",),
-    own_shapes=True,
-    citation=(FILIP,),
+    compute, "tokens", math.log, memory, "token-wise maximum similarity", exchanged=("tokens",), citation=(FILIP,)
 )

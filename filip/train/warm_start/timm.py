@@ -107,12 +107,6 @@ def fold_normalisation(trunk: Any, name: str, mean: tuple[float, ...], std: tupl
     shift = (torch.tensor(CLIP_MEAN) - torch.tensor(mean)) / torch.tensor(std)
     if torch.allclose(factor, torch.ones(3), atol=1e-4) and torch.allclose(shift, torch.zeros(3), atol=1e-4):
         return
-    if hasattr(trunk, "embeds"):  # a NaFlex: a linear layer of the values of a patch, the colours last
-        linear = trunk.embeds.proj
-        of_colours = linear.weight.view(len(linear.weight), -1, 3)
-        linear.bias += (of_colours * shift).sum((1, 2))
-        of_colours *= factor
-        return
     convolution = trunk.patch_embed.proj
     shifted = (convolution.weight * shift.view(1, 3, 1, 1)).sum((1, 2, 3))
     if convolution.bias is not None:
