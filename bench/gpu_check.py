@@ -115,7 +115,7 @@ def _solve(image: torch.Tensor, text: torch.Tensor, lengths: torch.Tensor, backe
 
 
 def speed(device: torch.device, shapes: list[tuple[int, int, int]]) -> list[str]:
-    """Compare a step of the loss with three products of all tokens, in 16 bits."""
+    """Compare a step of the loss with three products of all tokens, in 16 bits, at the card's peak if it is known."""
     half = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] < 8
     dtype, peak, wrong = torch.float16 if half else torch.bfloat16, peak_flops(devices.name(device), "bf16"), []
     for images, patches, texts in shapes:
@@ -131,10 +131,11 @@ def speed(device: torch.device, shapes: list[tuple[int, int, int]]) -> list[str]
             for rows in image.detach().flatten(0, 1).split(max(1, (1 << 30) // len(text))):  # all at once: 23 GB
                 torch.mm(rows, text.detach().T)
 
-        seconds, three = _seconds(loss, device), 3 * _seconds(product, device)
-        share = f", {6 * image.numel() * len(text) / seconds / peak:.1%} of the peak" if peak else ""
+        seconds, written = _seconds(loss, device), 3 * _seconds(product, device)  # torch.mm writes its result
+        three = 6 * image.numel() * len(text) / peak if peak else written
         line = (
-            f"loss, {images} x {patches} against {texts}: {1e3 * seconds:.1f} ms, {seconds / three:.2f} products{share}"
+            f"loss, {images} x {patches} against {texts}: {1e3 * seconds:.1f} ms, {seconds / three:.2f} times three "
+            f"products {'at the peak' if peak else 'as measured'}, {seconds / written:.2f} times torch.mm's"
         )
         say(line)
         if seconds > GOAL * three and device.type == "cuda":
