@@ -18,10 +18,9 @@ import random
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -41,7 +40,6 @@ from filip.train.config import TrainConfig
 from filip.train.engine import Engine, make_engine, resolve_batching, to_device
 from filip.train.losses import Loss, resolve_weights
 from filip.train.losses.term import transport_dtype
-from filip.train.losses.token_wise import token_scorers
 from filip.train.precision import settle_precision
 from filip.train.provenance import commit
 from filip.train.ranks import Ranks, raise_together, start_ranks
@@ -150,7 +148,7 @@ class Step:
         if isinstance(encoded.text, Tensor):
             similarity = encoded.image.float() @ gathered_rows(encoded.text.float(), self.gathered).T
             return F.cross_entropy(similarity * encoded.logit_scale.float(), targets)
-        image, text = kept_tokens(self.row, encoded.image, encoded.text, encoded.parameters)
+        image, text = kept_tokens(self.row, encoded.image, encoded.text)
         if dtype is not None:
             image, text = image.to(dtype), TextFeatures(text.tokens.to(dtype), text.lengths)
         tokens, lengths = gathered_texts(text, self.gathered)
@@ -196,22 +194,12 @@ def random_batch(row: TrainConfig, shape: tuple[int, int, int], pairs: int, seed
     }
 
 
-def kept_tokens(
-    row: TrainConfig, image: Tensor, text: TextFeatures, parameters: Mapping[str, Tensor] = MappingProxyType({})
-) -> tuple[Tensor, TextFeatures]:
-    """Return the tokens that the row's selection leaves; all with token_keep_ratio=1.
-
-    ``parameters``: of the loss.
-    """
+def kept_tokens(row: TrainConfig, image: Tensor, text: TextFeatures) -> tuple[Tensor, TextFeatures]:
+    """Return the tokens that the row's selection leaves; all of them with token_keep_ratio=1."""
     if row.token_keep_ratio >= 1:
         return image, text
     image, *kept = select_tokens(
-        image,
-        *text,
-        row.token_keep_ratio,
-        score=row.token_score,
-        minimum=row.token_keep_minimum,
-        scorers=token_scorers(row, parameters),
+        image, *text, row.token_keep_ratio, score=row.token_score, minimum=row.token_keep_minimum
     )
     return image, TextFeatures(*kept)
 

@@ -155,9 +155,7 @@ class TrainConfig:
     token_score: str = option(
         "maximum",
         "what the kept tokens are chosen by: maximum = the largest similarity to any token of the local batch (the "
-        "paper); contrast = that minus the mean similarity, which [BOS] and commas do not win; salience = what is rare "
-        "among the batch's own patches or words, whatever the other side shows; learned = a direction for each side, "
-        "trained with the model",
+        "paper); contrast = that minus the mean similarity, which [BOS] and commas do not win",
         choices=SCORES,
     )
     token_keep_minimum: int = option(

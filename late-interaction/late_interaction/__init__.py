@@ -18,15 +18,7 @@ from late_interaction.operator import late_interaction
 from late_interaction.packing import Similarity, pack_tokens
 from late_interaction.pairs import late_interaction_pairs
 from late_interaction.scoring import score
-from late_interaction.token_selection import (
-    TokenChoice,
-    TokenScorers,
-    choose_tokens,
-    select_tokens,
-    straight_through,
-    take_tokens,
-    token_scores,
-)
+from late_interaction.token_selection import TokenChoice, choose_tokens, select_tokens, take_tokens, token_scores
 
 __all__ = [
     "Blockwise",
@@ -35,7 +27,6 @@ __all__ = [
     "Similarity",
     "SmoothMaximum",
     "TokenChoice",
-    "TokenScorers",
     "cached_backward",
     "choose_tokens",
     "contrastive_loss",
@@ -50,7 +41,6 @@ __all__ = [
     "select_tokens",
     "smooth_maximum",
     "softmax_mean",
-    "straight_through",
     "take_tokens",
     "token_scores",
     "top_k_mean",

@@ -14,14 +14,7 @@ from late_interaction.packing import accumulation_dtype, check_tokens, product
 _TILE_ELEMENTS = 1 << 22
 
 
-SCORES = ("maximum", "contrast", "salience", "learned")
-
-
-class TokenScorers(NamedTuple):
-    """The directions by which ``score="learned"`` scores: a token's score is its product with its side's direction."""
-
-    image: Tensor  # [d]
-    text: Tensor  # [d]
+SCORES = ("maximum", "contrast")
 
 
 class TokenChoice(NamedTuple):
@@ -33,31 +26,18 @@ class TokenChoice(NamedTuple):
 
 
 @torch.no_grad()
-def token_scores(
-    image_tokens: Tensor, text_tokens: Tensor, score: str = "maximum", scorers: TokenScorers | None = None
-) -> tuple[Tensor, Tensor]:
+def token_scores(image_tokens: Tensor, text_tokens: Tensor, score: str = "maximum") -> tuple[Tensor, Tensor]:
     """Score each token against *all* tokens of the other side, whichever pair they belong to.
 
     "maximum" is the paper's: the largest similarity. "contrast" subtracts the mean similarity from it, so that a token
-    which is equally close to everything ([BOS], "a", a comma) scores low. "salience" does not look at the other side:
-    it is minus the mean similarity to the tokens on its side, so that rare tokens of the batch score high, at
-    b * n1 * d operations instead of b * n1 * T * d. "learned" looks at the token alone: its product with the direction
-    in ``scorers``, which :func:`straight_through` lets a loss train. None knows which image and text belong together: a
-    score that does would give the loss the answer.
+    which is equally close to everything ([BOS], "a", a comma) scores low. Neither knows which image and text belong
+    together: a score that does would give the loss the answer.
 
     ``image_tokens`` [b, n1, d] and ``text_tokens`` [T, d] give [b, n1] and [T] in small tiles.
     """
     if score not in SCORES:
         raise ValueError(f"score={score!r} is unknown; choose one of {', '.join(SCORES)}")
-    if score == "learned":
-        if scorers is None:
-            raise ValueError("score='learned' needs scorers, a direction for each side")
-        return _products(image_tokens, scorers.image), _products(text_tokens, scorers.text)
     rows, wide = image_tokens.flatten(0, 1), accumulation_dtype(image_tokens.dtype)
-    if score == "salience":
-        with torch.autocast(rows.device.type, enabled=False):
-            of_images, of_texts = (-(tokens.to(wide) @ tokens.to(wide).mean(dim=0)) for tokens in (rows, text_tokens))
-        return of_images.view(image_tokens.shape[:2]), of_texts
     image_scores, text_scores = [], torch.full_like(text_tokens[:, 0], -math.inf, dtype=wide)
     with torch.autocast(rows.device.type, enabled=False):
         for block in rows.split(max(1, _TILE_ELEMENTS // len(text_tokens))):
@@ -71,41 +51,6 @@ def token_scores(
     return of_images.view(image_tokens.shape[:2]), text_scores
 
 
-def _products(tokens: Tensor, direction: Tensor) -> Tensor:
-    wide = accumulation_dtype(torch.promote_types(tokens.dtype, direction.dtype))
-    with torch.autocast(tokens.device.type, enabled=False):
-        return tokens.to(wide) @ direction.to(wide)
-
-
-def straight_through(tokens: Tensor, direction: Tensor, lengths: Tensor | None = None) -> Tensor:
-    """Return the same kept ``tokens``, through which a loss trains the ``direction`` [d] that scored them.
-
-        x_k (1 + g_k - c_k)   with  g_k = <w, x_k> - mean of <w, x> over the item's tokens,  c_k = g_k as a constant
-
-    ``tokens``: [b, k, d] of images, or [T, d] of texts of ``lengths`` [b]. As a value this is x_k, whatever w is, so
-    that similarities stay cosines and nothing leaks; the towers' gradient is the tokens' own, x being a
-    constant within g. The direction w gets the gradient as if the means of s^I and s^T were weighted by 1 + g_k:
-
-        sum over kept tokens of  (<dL/dx_k, x_k> - its mean over the item) x_k
-
-    so that a token scores higher if the loss wants its similarities larger than the others' from now on. Without
-    the item's mean all kept tokens score higher or lower together, as a change of the temperature would have it.
-
-    Sources: a linear layer on the token that gates its vector is ColBERTer's way of dropping words (Hofstätter et al.,
-    2022), whose gate, a ReLU, scales the vector in the forward pass too and is pressed to 0 by an L1 norm; passing the
-    gradient on as if the gate had been there is the straight-through estimator (Bengio et al., 2013).
-    """
-    scores = _products(tokens.detach(), direction)
-    if lengths is None:
-        means = scores.mean(dim=1, keepdim=True)
-    else:
-        item = torch.repeat_interleave(torch.arange(len(lengths)), lengths.cpu()).to(scores.device)
-        sums = scores.new_zeros(len(lengths)).index_add(0, item, scores)
-        means = (sums / lengths.to(sums))[item]
-    weights = scores - means
-    return tokens * (1 + (weights - weights.detach())).to(tokens.dtype)[..., None]
-
-
 def choose_tokens(
     image_tokens: Tensor,
     text_tokens: Tensor,
@@ -114,7 +59,6 @@ def choose_tokens(
     *,
     score: str = "maximum",
     minimum: int = 1,
-    scorers: TokenScorers | None = None,
 ) -> TokenChoice:
     """Return the tokens that :func:`select_tokens` returns, as indices; arguments and errors as there."""
     if not 0 < keep_ratio <= 1:
@@ -122,7 +66,7 @@ def choose_tokens(
     if minimum < 1:
         raise ValueError(f"minimum must be at least 1 token, got {minimum}")
     check_tokens(image_tokens, text_tokens, text_lengths)
-    scores = token_scores(image_tokens, text_tokens, score, scorers)
+    scores = token_scores(image_tokens, text_tokens, score)
     return best_of_each(*scores, text_lengths, keep_ratio, minimum)
 
 
@@ -146,38 +90,25 @@ def select_tokens(
     *,
     score: str = "maximum",
     minimum: int = 1,
-    scorers: TokenScorers | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Keep the fraction ``keep_ratio`` of each image's and each text's tokens with the highest scores.
 
     For the scores see token_scores; shapes are as in late_interaction. Of n valid tokens max(``minimum``,
     ceil(keep_ratio * n)) stay (or all n, if there are fewer), in their order; among equal scores the lower index wins.
     Call it before tokens are sent to other ranks. Gradients flow to the selected tokens; the selection is not
-    differentiated, but the ``scorers`` of "learned" get their own, see :func:`straight_through`. ``keep_ratio=1``
-    returns the arguments. Raises ValueError for a keep_ratio outside (0, 1], a minimum below 1, an unknown score or one
-    without its scorers.
+    differentiated. ``keep_ratio=1`` returns the arguments. Raises ValueError for a keep_ratio outside (0, 1], a minimum
+    below 1 or an unknown score.
     """
     if keep_ratio == 1:
         return image_tokens, text_tokens, text_lengths
-    choice = choose_tokens(
-        image_tokens, text_tokens, text_lengths, keep_ratio, score=score, minimum=minimum, scorers=scorers
-    )
-    return take_tokens(image_tokens, text_tokens, choice, scorers if score == "learned" else None)
+    choice = choose_tokens(image_tokens, text_tokens, text_lengths, keep_ratio, score=score, minimum=minimum)
+    return take_tokens(image_tokens, text_tokens, choice)
 
 
-def take_tokens(
-    image_tokens: Tensor, text_tokens: Tensor, choice: TokenChoice, scorers: TokenScorers | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the tokens of a choice, [b, k, d] and [K, d], and the texts' lengths.
-
-    ``scorers`` get a gradient through them.
-    """
+def take_tokens(image_tokens: Tensor, text_tokens: Tensor, choice: TokenChoice) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the tokens of a choice, [b, k, d] and [K, d], and the texts' lengths."""
     images = image_tokens.flatten(0, 1)[choice.image_rows].view(len(image_tokens), -1, image_tokens.shape[2])
-    texts = text_tokens[choice.text_rows]
-    if scorers is not None:
-        images = straight_through(images, scorers.image)
-        texts = straight_through(texts, scorers.text, choice.text_lengths)
-    return images, texts, choice.text_lengths
+    return images, text_tokens[choice.text_rows], choice.text_lengths
 
 
 def kept_count(tokens: int, keep_ratio: float, minimum: int) -> int:

@@ -6,16 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from late_interaction import (
-    TokenScorers,
-    choose_tokens,
-    late_interaction,
-    pack_tokens,
-    select_tokens,
-    straight_through,
-    take_tokens,
-    token_scores,
-)
+from late_interaction import choose_tokens, late_interaction, pack_tokens, select_tokens, token_scores
 from late_interaction.token_selection import SCORES
 from tests.interaction.problems import random_problem
 
@@ -106,79 +97,11 @@ def test_contrast_prefers_a_word_over_a_token_that_is_close_to_everything() -> N
     assert chosen["contrast"].tolist() == [1, 1, 1, 1]
 
 
-def test_salience_keeps_what_is_rare_on_its_own_side() -> None:
-    axes = torch.eye(8)
-    image = axes[[0, 0, 1, 0, 2, 0]].view(2, 3, 8)  # a background patch, and one thing in each image
-    text = axes[[6, 3, 7, 6, 4, 7]]  # [BOS], a separate word, [EOS]
-    choice = choose_tokens(image, text, torch.tensor([3, 3]), 0.3, score="salience")
-    assert choice.image_rows.tolist() == [2, 4] and choice.text_rows.tolist() == [1, 4]
-
-
 @pytest.mark.parametrize("score", SCORES)
 def test_a_score_does_not_know_which_text_belongs_to_an_image(score: str) -> None:
     image, text, lengths = random_problem(3, 10, [4, 4, 4], 16)
     other = text.view(3, 4, 16)[[2, 0, 1]].flatten(0, 1)
-    scorers = TokenScorers(*torch.randn(2, 16, generator=torch.Generator().manual_seed(0)))
-    rows = [choose_tokens(image, t, lengths, 0.3, score=score, scorers=scorers).image_rows for t in (text, other)]
+    rows = [choose_tokens(image, t, lengths, 0.3, score=score).image_rows for t in (text, other)]
     assert torch.equal(rows[0], rows[1])
     with pytest.raises(ValueError, match="score='own' is unknown; choose one of maximum, contrast"):
         token_scores(image, text, "own")
-
-
-def test_a_learned_score_keeps_what_lies_in_its_direction() -> None:
-    axes = torch.eye(8)
-    image = axes[[0, 1, 2, 2, 0, 1]].view(2, 3, 8)
-    text = axes[[6, 3, 7, 3, 6, 7]]
-    scorers = TokenScorers(axes[1], axes[3])
-    selected = select_tokens(image, text, torch.tensor([3, 3]), 0.3, score="learned", scorers=scorers)
-    assert torch.equal(selected[0], axes[[1, 1], None]) and torch.equal(selected[1], axes[[3, 3]])
-    with pytest.raises(ValueError, match="score='learned' needs scorers"):
-        token_scores(image, text, "learned")
-
-
-def test_scorers_learn_through_tokens_that_stay_as_they_are() -> None:
-    """Compare the directions' gradient with differences of s^I and s^T with weighted means in place of means."""
-    image, text, lengths = (t.double() for t in random_problem(3, 4, [2, 1, 5], 8))
-    lengths = lengths.long()
-    generator = torch.Generator().manual_seed(0)
-    directions = torch.randn(2, 8, generator=generator, dtype=torch.float64).requires_grad_()
-    factors = torch.randn(2, 3, 3, generator=generator, dtype=torch.float64)
-    tokens = straight_through(image, directions[0]), straight_through(text, directions[1], lengths)
-    assert torch.equal(tokens[0], image) and torch.equal(tokens[1], text)
-    found = late_interaction(*tokens, lengths)
-    (gradient,) = torch.autograd.grad((found.i2t * factors[0]).sum(), directions, retain_graph=True)
-
-    def weighted(at: torch.Tensor) -> torch.Tensor:
-        """Return s^I times the factors; a patch counts 1 + its score - its image's mean score, its word likewise."""
-        total = torch.zeros((), dtype=torch.float64)
-        moved = at - directions
-        of_patch = image @ moved[0]
-        of_patch = of_patch - of_patch.mean(dim=1, keepdim=True)
-        for j, caption in enumerate(text.split(lengths.tolist())):
-            of_word = caption @ moved[1]
-            best = (image @ caption.T).max(dim=2)
-            counts = (1 + of_patch) * (1 + of_word - of_word.mean())[best.indices]
-            total = total + (factors[0, :, j] * (counts * best.values).mean(dim=1)).sum()
-        return total
-
-    differences = torch.zeros_like(gradient)
-    with torch.no_grad():
-        for side in range(2):
-            for channel in range(8):
-                step = torch.zeros_like(directions)
-                step[side, channel] = 1e-6
-                differences[side, channel] = (weighted(directions + step) - weighted(directions - step)) / 2e-6
-    torch.testing.assert_close(gradient, differences, rtol=1e-6, atol=1e-8)
-
-
-def test_the_towers_learn_as_without_scorers() -> None:
-    image, text, lengths = random_problem(3, 8, [4, 4, 4], 16)
-    leaves = image.requires_grad_(), text.requires_grad_()
-    scorers = TokenScorers(*torch.randn(2, 16, generator=torch.Generator().manual_seed(0)))
-    choice = choose_tokens(image, text, lengths, 0.5, score="learned", scorers=scorers)
-    gradients = []
-    for given in (scorers, None):
-        similarity = late_interaction(*take_tokens(image, text, choice, given))
-        gradients.append(torch.autograd.grad(similarity.i2t.square().sum(), leaves))
-    for with_scorers, without in zip(*gradients, strict=True):
-        assert torch.equal(with_scorers, without)

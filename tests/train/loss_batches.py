@@ -10,7 +10,6 @@ from torch import Tensor
 from filip.models import Encoded, PooledFeatures, TextFeatures
 from filip.train.config import TrainConfig
 from filip.train.losses import TERMS, Loss, LossOutput
-from filip.train.losses.token_wise import scorer_parameters
 
 D = 8
 
@@ -79,11 +78,10 @@ def random_batch(
     groups: int | None = None,
     ties: bool = False,
     seed: int = 0,
-    **changes: Any,
 ) -> Batch:
     """Make a batch. ``ties``: components of -1/4, 0 and 1/4, whose products are exact and often equal.
 
-    ``groups``: this many different ones, instead of one a pair. ``changes``: of the settings, which may add parameters.
+    ``groups``: this many different ones, instead of one a pair.
     """
     generator = torch.Generator().manual_seed(seed)
     total = sum(counts)
@@ -94,7 +92,6 @@ def random_batch(
         return F.normalize(torch.randn(*shape, D, generator=generator, dtype=torch.float64), dim=-1)
 
     lengths = torch.randint(1, longest + 1, (total,), generator=generator)
-    initial = TERMS[term].parameters(D) | scorer_parameters(settings(**changes), D)
     batch = Batch(
         draw(total, n1),
         draw(int(lengths.sum())),
@@ -104,7 +101,7 @@ def random_batch(
         torch.tensor([7.0], dtype=torch.float64),
         {
             name: value.double() + 0.3 * torch.randn(value.shape, generator=generator, dtype=torch.float64)
-            for name, value in initial.items()
+            for name, value in TERMS[term].parameters(D).items()
         },
         torch.arange(total) if groups is None else torch.randint(0, groups, (total,), generator=generator),
         counts,

@@ -11,30 +11,21 @@ from torch import Tensor
 from tests.research.references import RESEARCH
 from tests.support.ranks import Cases
 from tests.train.loss_batches import Batch, random_batch, run
-from tests.train.loss_references import CORE, LEARNED, cross_entropy, of_kept_tokens, token_wise_matrices
+from tests.train.loss_references import CORE, cross_entropy, token_wise_matrices
 
 REFERENCES = CORE | RESEARCH
 PAIRS = [3, 2, 4, 1]  # pairs of each rank: unequal on purpose
 
 
 def cases(ranks: int) -> Cases:
-    return (
-        {
-            f"{term}, {exchange}": partial(as_one_process, term=term, exchange=exchange)
-            for term in REFERENCES
-            for exchange in ("gather", "ring")
-        }
-        | {
-            f"smooth maximum, {exchange}": partial(smooth_as_one_process, exchange=exchange)
-            for exchange in ("gather", "ring")
-        }
-        | {
-            f"learned keeping, {exchange}": partial(
-                as_one_process, term="token_wise", definition=of_kept_tokens, exchange=exchange, **LEARNED
-            )
-            for exchange in ("gather", "ring")
-        }
-    )
+    return {
+        f"{term}, {exchange}": partial(as_one_process, term=term, exchange=exchange)
+        for term in REFERENCES
+        for exchange in ("gather", "ring")
+    } | {
+        f"smooth maximum, {exchange}": partial(smooth_as_one_process, exchange=exchange)
+        for exchange in ("gather", "ring")
+    }
 
 
 def smooth_as_one_process(rank: int, ranks: int, *, exchange: str) -> None:
@@ -51,7 +42,7 @@ def as_one_process(
 ) -> None:
     """Check value and gradients, of the tokens on the rank that owns them, of the model's parameters as the mean."""
     counts = PAIRS[:ranks]
-    batch, alone = (random_batch(term, counts, groups=sum(counts) - 2, **changes) for _ in range(2))
+    batch, alone = (random_batch(term, counts, groups=sum(counts) - 2) for _ in range(2))
     # With unequal shares the mean over ranks is the mean over pairs only if each rank counts by its pairs.
     weight = counts[rank] * ranks / sum(counts)
     output = run(term, batch, rank, **changes)

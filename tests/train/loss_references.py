@@ -1,8 +1,6 @@
 """The terms of the loss written out from their papers, pair by pair, in float64: what the tests compare with."""
 
-import math
 from collections.abc import Callable
-from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -36,25 +34,6 @@ def cross_entropy(i2t: Tensor, t2i: Tensor, batch: Batch) -> Tensor:
 
 def token_wise(batch: Batch) -> Tensor:
     return cross_entropy(*token_wise_matrices(batch), batch)
-
-
-LEARNED = {"token_keep_ratio": 0.4, "token_score": "learned"}  # the settings of the next one
-
-
-def of_kept_tokens(batch: Batch) -> Tensor:
-    """Compute FILIP's loss over the 40 % of each item's tokens that a direction puts first, with their weights'
-    gradient."""
-
-    def kept(tokens: Tensor, side: str) -> Tensor:
-        scores = tokens.detach() @ batch.parameters[f"token_scorer_{side}"][0]
-        best = sorted(scores.detach().argsort(descending=True)[: math.ceil(0.4 * len(tokens))].tolist())
-        weights = scores[best] - scores[best].mean()
-        return torch.stack([tokens[k] * (1 + w - w.detach()) for k, w in zip(best, weights, strict=True)])
-
-    images = torch.stack([kept(patches, "image") for patches in batch.image])
-    captions = [kept(caption, "text") for caption in batch.captions()]
-    lengths = torch.tensor([len(caption) for caption in captions])
-    return token_wise(replace(batch, image=images, text=torch.cat(captions), lengths=lengths))
 
 
 def pooled(batch: Batch) -> Tensor:

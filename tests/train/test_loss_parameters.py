@@ -18,21 +18,18 @@ from tests.train.loss_batches import settings
 
 def test_they_are_saved_with_the_model_and_evaluation_does_without(tmp_path: Path) -> None:
     model = build_model(load_preset("tiny"))
-    learned = settings(token_keep_ratio=0.25, token_score="learned")
-    loss = Loss({"sigmoid": 1.0}, learned)
+    loss = Loss({"sigmoid": 1.0}, settings())
     model.set_loss_parameters(loss.parameters(model))
-    assert set(model.loss_parameters()) == {"sigmoid_bias", "token_scorer_image", "token_scorer_text"}
+    assert set(model.loss_parameters()) == {"sigmoid_bias"}
     assert torch.equal(model.loss_parameters()["sigmoid_bias"].detach(), torch.tensor([-10.0]))
     with torch.no_grad():
         model.loss_parameters()["sigmoid_bias"].fill_(-3)
-        model.loss_parameters()["token_scorer_text"].fill_(2)
     save_model(tmp_path / "model.safetensors", model)
     evaluated = load_model(tmp_path / "model.safetensors")
     assert not evaluated.loss_parameters()
     assert evaluated.state_dict().keys() == build_model(load_preset("tiny")).state_dict().keys()
     tuned = load_model(tmp_path / "model.safetensors", loss_parameters=True)
     assert float(loss.parameters(tuned)["sigmoid_bias"].detach()) == -3
-    assert (loss.parameters(tuned)["token_scorer_text"] == 2).all()
     # Another loss needs others: what it does not use must not stay, since DeepSpeed would wait for its gradient.
     tuned.set_loss_parameters(Loss({"pooled": 1.0}, settings()).parameters(tuned))
     assert not tuned.loss_parameters()
@@ -47,7 +44,6 @@ def test_they_train_under_zero_and_with_gradient_caching_as_on_one_process(squar
         "loss.text_conditioned=0.5",
         "loss.token_wise_sigmoid=switch from 0 to 1 at step 2",
         "token_keep_ratio=0.5",
-        "token_score=learned",
         "optimizer.warmup_steps=1",
     )
 
@@ -64,7 +60,6 @@ def test_they_train_under_zero_and_with_gradient_caching_as_on_one_process(squar
     assert series(tmp_path / "one", "loss_weight/token_wise_sigmoid") == [0, 0, 1, 1]
     saved = load_file(tmp_path / "one" / "model.safetensors")
     assert {float(saved[f"loss_{name}_bias"]) for name in ("sigmoid", "token_wise_sigmoid")}.isdisjoint({-10.0})
-    assert all(float(saved[f"loss_token_scorer_{side}"].abs().max()) > 1e-4 for side in ("image", "text"))
     query = saved["loss_text_conditioned_query"][0]
     assert float((query - query[0, 0] * torch.eye(len(query))).abs().max()) > 1e-4
     for name in ("zero1", "zero3"):

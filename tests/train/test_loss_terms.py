@@ -20,7 +20,7 @@ from late_interaction import lengths as interaction_lengths
 from tests.support.ranks import run_cases
 from tests.train.loss_batches import Batch, random_batch, run, settings
 from tests.train.loss_ranks import REFERENCES, cases
-from tests.train.loss_references import LEARNED, Maximum, cross_entropy, of_kept_tokens, token_wise_matrices
+from tests.train.loss_references import Maximum, cross_entropy, token_wise_matrices
 
 SHAPES = {
     "a batch": {"counts": [6]},
@@ -112,13 +112,6 @@ def test_what_takes_the_place_of_the_maximum_is_its_definition(maximum: str, sha
     assert_same(run("token_wise", batch, token_maximum=maximum, **options).loss, expected, batch)
 
 
-@pytest.mark.parametrize("shape", [shape for shape in SHAPES if shape != "ties"])
-def test_keeping_by_a_learned_score_is_its_definition(shape: str) -> None:
-    batch = random_batch("token_wise", **SHAPES[shape], **LEARNED)  # type: ignore[arg-type]
-    assert set(batch.parameters) == {"token_scorer_image", "token_scorer_text"}
-    assert_same(run("token_wise", batch, **LEARNED).loss, of_kept_tokens(batch), batch)
-
-
 @pytest.mark.parametrize("term", ["token_wise", "token_wise_sigmoid", "sparc"])
 def test_without_special_tokens_a_caption_is_its_words(term: str) -> None:
     batch, words = (random_batch(term, [4], seed=5) for _ in range(2))
@@ -152,9 +145,9 @@ def test_no_tensor_holds_all_tokens_against_all_tokens(term: str) -> None:
     assert largest <= max(2 * limit, 2 * tokens) < len(batch.image) * 16 * int(batch.lengths.sum()) / 2
 
 
-@pytest.mark.parametrize(("term", "changes"), [*((term, {}) for term in REFERENCES), ("token_wise", LEARNED)])
-def test_gradient_caching_changes_nothing(term: str, changes: dict[str, Any]) -> None:
-    batch = random_batch(term, [2, 3, 1], groups=4, **changes)
+@pytest.mark.parametrize("term", REFERENCES)
+def test_gradient_caching_changes_nothing(term: str) -> None:
+    batch = random_batch(term, [2, 3, 1], groups=4)
     names: list[str] = []
 
     def encode(chunk: int) -> tuple[Tensor, ...]:
@@ -165,10 +158,10 @@ def test_gradient_caching_changes_nothing(term: str, changes: dict[str, Any]) ->
     def loss(*tensors: Tensor) -> LossOutput:
         encoded = from_names(dict(zip(names, tensors, strict=True)))
         captions = batch.ids, batch.lengths
-        return Loss({term: 1.0}, settings(**changes))(encoded, batch.group, captions=captions)
+        return Loss({term: 1.0}, settings())(encoded, batch.group, captions=captions)
 
     found = cached_backward([0, 1, 2], encode, loss, Tensor.backward)
-    expected = run(term, batch, **changes).loss
+    expected = run(term, batch).loss
     torch.testing.assert_close(found.loss, expected.detach())
     leaves = batch.leaves()
     gradients = torch.autograd.grad(expected, list(leaves.values()), materialize_grads=True)

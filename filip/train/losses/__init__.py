@@ -18,7 +18,7 @@ from filip.errors import UserError
 from filip.models import DualEncoder, Encoded
 from filip.train.losses.pooled import POOLED
 from filip.train.losses.term import BatchShape, LossInput, LossSettings, Term, TermOutput, sum_of
-from filip.train.losses.token_wise import TOKEN_WISE, scorer_parameters
+from filip.train.losses.token_wise import TOKEN_WISE
 from filip.train.losses.weights import (
     WEIGHT,
     Weight,
@@ -105,8 +105,8 @@ class Loss:
         return sum(weight * TERMS[name].chance(pairs) for name, weight in self.weights_at(step).items())
 
     def parameters(self, model: DualEncoder) -> dict[str, Tensor]:
-        """Return what terms and selection learn apart from the towers: ``model``'s values, or those to start from."""
-        initial = scorer_parameters(self.settings, model.config.embed_dim)
+        """Return what the terms learn apart from the towers: ``model``'s values, or those to start from."""
+        initial: dict[str, Tensor] = {}
         for name in self.weights:
             initial |= TERMS[name].parameters(model.config.embed_dim)
         known = model.loss_parameters()

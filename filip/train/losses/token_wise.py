@@ -12,7 +12,6 @@ None is in the paper; evaluation uses the maximum.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -26,7 +25,6 @@ from late_interaction import (
     Similarity,
     SmoothMaximum,
     TokenChoice,
-    TokenScorers,
     choose_tokens,
     distributed_late_interaction,
     softmax_mean,
@@ -59,14 +57,13 @@ def token_wise_similarity(batch: LossInput) -> tuple[Similarity, dict[str, Tenso
     if isinstance(settings.token_temperature, str):
         metrics["tokens/temperature"] = torch.tensor(batch.token_temperature, device=image.device)
     if keep_ratio < 1:
-        scorers = token_scorers(settings, batch.parameters)
         choice = choose_tokens(
-            image, *text, keep_ratio, score=settings.token_score, minimum=settings.token_keep_minimum, scorers=scorers
+            image, *text, keep_ratio, score=settings.token_score, minimum=settings.token_keep_minimum
         )
         metrics |= selection_metrics(choice, image, text)
         if settings.model.exclude_special_tokens or settings.model.text.tokenizer is not None:
             metrics.pop("tokens/kept_bos_eos")  # they were gone before, or other tokens are there
-        image, *kept = take_tokens(image, text.tokens, choice, scorers)
+        image, *kept = take_tokens(image, text.tokens, choice)
         text = TextFeatures(*kept)
     similarity = distributed_late_interaction(
         image,
@@ -76,25 +73,6 @@ def token_wise_similarity(batch: LossInput) -> tuple[Similarity, dict[str, Tenso
         backend=backend(settings, batch.token_temperature),
     )
     return similarity, metrics
-
-
-def scorer_parameters(settings: LossSettings, dim: int) -> dict[str, Tensor]:
-    """Return the initial parameters of ``token_score=learned``.
-
-    Among equal scores the first tokens win, which happens in the first step only.
-    The result has the form of :attr:`Term.parameters`; it is empty for other scores and where all tokens stay.
-    """
-    selects = settings.token_keep_ratio < 1 or settings.token_keep_schedule is not None
-    if settings.token_score != "learned" or not selects:
-        return {}
-    return {f"token_scorer_{side}": torch.zeros(1, dim) for side in TokenScorers._fields}
-
-
-def token_scorers(settings: LossSettings, parameters: Mapping[str, Tensor]) -> TokenScorers | None:
-    """Return :func:`scorer_parameters` as they are now; None for other scores."""
-    if settings.token_score != "learned":
-        return None
-    return TokenScorers(*(parameters[f"token_scorer_{side}"][0] for side in TokenScorers._fields))
 
 
 def backend(settings: LossSettings, temperature: float) -> AnyBackend:
