@@ -26,9 +26,10 @@ MOST_TRANSLATIONS = 256  # ... but at most so many jobs: each reads the plan tha
 PREPARE, TEXT_RULES, PLAN, TRANSLATE = 6e-6, 50e-6, 6e-6, 20e-6
 JUDGE = 150e-6  # per translation: the rules of ``captions.acceptance``, and the statistics over them all
 MANIFEST, INDEX, NEAR_DUPLICATES = 5e-6, 12e-6, 10e-6
-STORE, HASH = 3e-3, 2.5e-3  # per image: checked, resized to 256 px and encoded; hashed for near-duplicates
+# Per image: checked, resized to 256 px and encoded, for each million pixels more, and hashed for near-duplicates.
+STORE, STORE_MEGAPIXEL, HASH = 3e-3, 1e-3, 2.5e-3
 # Bytes per row that stay, packed: a list, a shard's description, its index and its side-car, the joined index ...
-LISTED, DESCRIBED, INDEXED, SIDECAR, JOINED = 36, 68, 32, 36, 16
+LISTED, DESCRIBED, INDEXED, SIDECAR, JOINED = 73, 68, 32, 36, 16
 TRANSLATED, ACCEPTED = 70, 25  # ... and per translation, in the cache and in the side-car
 IN_TAR = 3500  # per image in addition to its bytes: three headers, .json and .txt, each padded to 512
 # Temporary bytes per row, measured on 10 million rows with DuckDB's lowest limit, where nearly all is spilled (1 GB for
@@ -58,6 +59,10 @@ class PlanConfig:
         100.0, "round trips of a translating core; bench/translate.py measures it", above=0
     )
     image_bytes: int = option(25_000, "mean size of a stored image", at_least=1)
+    megapixels: float = option(0.3, "mean size of a picture before it is resized", above=0)
+    dead: float = option(
+        0.0, "share of the rows with a host that never answers, in LAION about 0.05", at_least=0, at_most=1
+    )
 
 
 @dataclass(frozen=True)
@@ -110,6 +115,7 @@ def stages(config: PlanConfig, card: SourceCard) -> list[PlannedStage]:
     processes = threads if card.images is not None else min(card.download.processes, config.cores)
     downloading = processes * DOWNLOADER
     stored = images * (config.image_bytes + IN_TAR) + kept * DESCRIBED + images * INDEXED
+    storing = images * (STORE + STORE_MEGAPIXEL * config.megapixels)
     planned: list[PlannedStage] = []
 
     def add(
@@ -125,10 +131,13 @@ def stages(config: PlanConfig, card: SourceCard) -> list[PlannedStage]:
     rules = list_memory + threads * PROCESS
     add("text_rules", 1, rules, kept * LISTED, rows * SCRATCH_RULES, rows * TEXT_RULES)
     if card.images is not None:
-        add("ingest", 4 * shards, max(rules, downloading), stored, rows * SCRATCH_INGEST, images * STORE)
+        add("ingest", 4 * shards, max(rules, downloading), stored, rows * SCRATCH_INGEST, storing)
     else:
-        network = kept / config.urls_per_second
-        add("download", 4 * shards, downloading, stored, 0, images * STORE, cores=config.cores, least=network)
+        load = card.download
+        # at worst each is of another host: its attempts of the first pass, and one of the retry pass, wait in a thread
+        waiting = kept * config.dead * (load.retries + 2) * load.timeout / (processes * load.threads)
+        network = kept / config.urls_per_second + waiting
+        add("download", 4 * shards, downloading, stored, 0, storing, cores=config.cores, least=network)
     translation = card.back_translation
     pivots = len(translation.pivots) if translation else 0
     translated = images * translation.share if translation else 0
@@ -179,6 +188,7 @@ def table(config: PlanConfig) -> list[str]:
         "after the other",
         "memory and cores are those of one job; scratch is needed in addition to disk until the stage is done",
         f"in the study: data: {{threads: {min(config.threads, config.cores)}, memory: {limit / GB:.0f}GB}}",
+        f"each start of a training looks at {2 * translating.files:,} files on every rank",
         f"assumed: {config.urls_per_second:,.0f} URLs a second, {config.captions_per_second:,.0f} translations a "
         f"second and core, {config.image_bytes:,} bytes an image; measure them on a part of your list",
     ]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from filip.data.cards import SourceCard, load_source
+from filip.data.cards import DownloadSettings, SourceCard, load_source
 from filip.data.plan import PlanConfig, stages, table
 
 
@@ -31,6 +31,16 @@ def test_a_small_source_is_translated_by_one_job_and_images_of_one_s_own_are_not
     assert found["ingest"].memory < planned(PlanConfig(340e6), load_source("own_images"))["ingest"].memory
 
 
+def test_dead_hosts_and_large_pictures_take_their_time() -> None:
+    web = SourceCard("web", download=DownloadSettings(processes=8, threads=128))
+    hours = {dead: planned(PlanConfig(340e6, cores=64, dead=dead), web)["download"].hours for dead in (0.0, 0.05)}
+    # 17 million URLs wait three times ten seconds in one of 1,024 threads
+    assert hours[0.05] - hours[0.0] == pytest.approx(0.05 * 340e6 * 30 / 1024 / 3600)
+    images = [planned(PlanConfig(1e6, megapixels=n), load_source("own_images"))["ingest"].hours for n in (0.3, 12)]
+    assert 4 < images[1] / images[0] < 5
+
+
 def test_the_summary_names_the_study_s_memory() -> None:
     lines = table(PlanConfig(340e6, source="filip300m", threads=8, cores=8))
     assert any("data: {threads: 8, memory: 7GB}" in line for line in lines)
+    assert any("looks at 68,000 files on every rank" in line for line in lines)
