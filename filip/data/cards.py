@@ -60,15 +60,9 @@ class DownloadSettings:
     resize_mode: str = option("keep_ratio", "keep_ratio = shorter side to image_size", choices=RESIZE_MODES)
     only_if_bigger: bool = option(True, "never enlarge")
     encode_format: str = option("jpg", "format of the stored images", choices=ENCODE_FORMATS)
-    encode_quality: int | None = option(
-        None, "null = 95 for jpg and webp; png: compression level 6 of 0..9", at_least=0, at_most=100
-    )
-    full_decoding: bool = option(
-        False, "decode JPEGs whole: img2dataset's bytes, twice the time; else at 1/2, 1/4 or 1/8 where that is enough"
-    )
-    blur: str | None = option(
-        None, "column with boxes that are blurred, [left, top, right, bottom] in shares of the sides: face_bboxes"
-    )
+    encode_quality: int | None = option(None, "null = 95; png: compression level 6 of 0..9", at_least=0, at_most=100)
+    full_decoding: bool = option(False, "decode large JPEGs whole (img2dataset's bytes), not at 1/2, 1/4 or 1/8")
+    blur: str | None = option(None, "column of boxes to blur (left, top, right, bottom as shares): face_bboxes")
     timeout: int = option(10, "seconds per URL", at_least=1)
     retries: int = option(1, "immediate ones", at_least=0)
     retry_passes: int = option(1, "after all others, over the URLs that failed for a transient reason", at_least=0)
@@ -80,9 +74,7 @@ class DownloadSettings:
     img2dataset: dict[str, Any] = option({}, "any options of img2dataset, for that engine")
     contact: str | None = option(None, "a page or an address for webmasters, which the user agent names")
     verify_sha256: bool = option(True, "drop an image if its bytes are not those of the list's column sha256")
-    normal_success_rate: float | None = option(
-        None, "images / URLs as others report it; a much lower rate is warned about", at_least=0, at_most=1
-    )
+    normal_success_rate: float | None = option(None, "usual images / URLs; less warns", at_least=0, at_most=1)
 
     @property
     def quality(self) -> int:
@@ -99,21 +91,9 @@ class BackTranslationSettings:
     engine: str = option("marian", "translation engine")
     pivots: list[str] = option(["de", "ru"], "languages to translate into and back")
     models: str | None = option(None, "folder with the engine's weights, for engines that do not ship them")
-    min_similarity: float | None = option(
-        None, "minimum cosine of sentence embeddings (about 0.8); null = not measured", at_least=-1, at_most=1
-    )
-    min_pivot_similarity: float | None = option(
-        None,
-        "minimum cosine of caption and pivot text, by a multilingual model (about 0.75); null = not measured",
-        at_least=-1,
-        at_most=1,
-    )
-    share: float = option(
-        1.0,
-        "share of the distinct captions, chosen by hash, that are translated; the others keep only the original",
-        above=0,
-        at_most=1,
-    )
+    min_similarity: float | None = option(None, "cosine of embeddings, 0.8; null = off", at_least=-1, at_most=1)
+    min_pivot_similarity: float | None = option(None, "of caption and pivot, 0.75", at_least=-1, at_most=1)
+    share: float = option(1.0, "share of the distinct captions, by hash, that are translated", above=0, at_most=1)
 
 
 @dataclass
@@ -128,13 +108,9 @@ class SourceCard:
     list: str | None = option(None, "path or glob of the list; null = give list=PATH to `prepare`")
     images: str | None = option(None, "instead of a list: a folder or file with the images themselves, for `ingest`")
     layout: str = option("auto", "how they are stored there; auto = detected, else a name in filip/sets/layouts.py")
-    image_column: str | None = option(
-        None, "the column of a table with the names of image files; null = found by its name"
-    )
+    image_column: str | None = option(None, "column with the names of image files; null = found by its name")
     format: str = option("auto", "format of the list; auto = by file name", choices=FORMATS)
-    encoding: str | None = option(
-        None, "encoding of tables and texts, e.g. cp1250; null = UTF-8, UTF-16, or Windows' western code page"
-    )
+    encoding: str | None = option(None, "of tables and texts, e.g. cp1250; null = UTF-8, UTF-16 or Windows-1252")
     follow_links: bool = option(False, "take files of `images` by links that lead out of its folder")
     header: bool = option(True, "tsv/csv: does the first line name the columns?")
     columns: Names = option([], "names, if the file has no header")
@@ -152,22 +128,14 @@ class SourceCard:
     group_column: str | None = option(None, "equal value = same content, a positive in a batch")
     extra_columns: Names = option([], "columns of the list that the shards keep")
     image_root: str | None = option(None, "put before the url column where the list has file names only")
-    allow_private_hosts: bool = option(
-        False, "URLs of this machine and its network; a list from elsewhere must not have them"
-    )
-    split: str | None = option(
-        None, 'splits to take from sets and lists that have several, joined by "+"; null means train for a set'
-    )
+    allow_private_hosts: bool = option(False, "take URLs of this machine and its network")
+    split: str | None = option(None, 'of sets and lists that have several, joined by "+"; null = train for a set')
     expected_count: int | None = option(None, "pairs in the published list", at_least=0)
     text_rules: TextRuleSettings = option(TextRuleSettings(), "rules of captions")
     image_rules: ImageRuleSettings = option(ImageRuleSettings(), "rules of images")
     download: DownloadSettings = option(DownloadSettings(), "how images are fetched and stored")
-    back_translation: BackTranslationSettings | None = option(
-        BackTranslationSettings(), "how captions are translated; null = not"
-    )
-    built_by: str | None = option(
-        None, "module that builds the list and the images here; null = a person obtains the list"
-    )
+    back_translation: BackTranslationSettings | None = option(BackTranslationSettings(), "null = not translated")
+    built_by: str | None = option(None, "module that builds list and images here; null = a person obtains the list")
     served_by: str | None = option(None, "module that serves those images while they are downloaded")
     planted: dict[str, int] = option({}, "demo: deliberately bad rows by kind")
     attribution: dict[str, Any] = option({}, "authors that the licence requires to name")

@@ -54,13 +54,9 @@ class DownloadConfig:
     source: str = option(MISSING, "source card (name or path): image rules, sizes, timeouts")
     list: str = option(MISSING, "Parquet file with the columns url and caption; the others are carried along")
     out: str = option(MISSING, "folder of the shards: NNNNN.tar, NNNNN.parquet, NNNNN_stats.json", writes="store")
-    tars: str | None = option(
-        None, "folder of a bucket (s3://…, gs://…, hf://…) that takes the tars; `out` keeps what describes them"
-    )
+    tars: str | None = option(None, "a bucket's folder (s3://…, gs://…, hf://…) that takes the tars")
     funnel: str | None = option(None, "funnel fragment to write, JSON", writes="file")
-    retry_passes: int | None = option(
-        None, "passes over transient failures; a higher number later adds passes", at_least=0
-    )
+    retry_passes: int | None = option(None, "passes over transient failures; default: the card's", at_least=0)
     processes: int | None = option(None, "processes that download; default: the card's", at_least=1)
     threads: int | None = option(None, "threads of each process; default: the card's", at_least=1)
     timeout: int | None = option(None, "seconds for an image; default: the card's", at_least=1)

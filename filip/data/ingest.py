@@ -48,22 +48,14 @@ class IngestConfig:
     source: str = option(MISSING, "source card (name or path), or directly the folder or file with the images")
     images: str | None = option(None, "folder or file with the images, or its s3://…; default: the card's")
     out: str = option(MISSING, "folder of the shards: NNNNN.tar, NNNNN.parquet, NNNNN_stats.json", writes="store")
-    tars: str | None = option(
-        None, "folder of a bucket (s3://…, gs://…, hf://…) that takes the tars; `out` keeps what describes them"
-    )
+    tars: str | None = option(None, "a bucket's folder (s3://…, gs://…, hf://…) that takes the tars")
     funnel: str | None = option(None, "funnel fragment to write, JSON (unit: images)", writes="file")
     text_funnel: str | None = option(None, "funnel fragment of the text rules, JSON (unit: captions)", writes="file")
     list: str | None = option(None, "Parquet of all images found; default: OUT/_work/list.parquet", writes="file")
-    kept: str | None = option(
-        None, "Parquet of the images that the text rules keep; default: OUT/_work/kept.parquet", writes="file"
-    )
-    layout: str | None = option(
-        None, f"{', '.join(LAYOUTS)}; default: the card's, else detected", choices=("auto", *LAYOUTS)
-    )
+    kept: str | None = option(None, "Parquet of the images that stay; default: OUT/_work/kept.parquet", writes="file")
+    layout: str | None = option(None, "default: the card's, else detected", choices=("auto", *LAYOUTS))
     split: str | None = option(None, "e.g. test, train+test, all; default: the card's, else train")
-    image_rules: dict[str, Any] = option(
-        {}, "overrides for the card's image rules, e.g. image_rules={min_side:0} for pictures below 200 px"
-    )
+    image_rules: dict[str, Any] = option({}, "overrides, e.g. image_rules={min_side:0} for pictures below 200 px")
     shuffle: bool | None = option(None, "default: yes, but tars, Parquet and Arrow files keep their order")
     seed: int = option(0, "seed of the shuffle", at_least=0)
     processes: int | None = option(None, "processes that download; default: the card's", at_least=1)

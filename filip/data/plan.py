@@ -44,25 +44,17 @@ ENGINE = 1000 * MB  # a translating process: two directions of an OPUS-MT model 
 
 @dataclass
 class PlanConfig:
-    rows: float = option(
-        MISSING, "rows of the list (or images, for a source that has its images), e.g. 340e6", at_least=1
-    )
+    rows: float = option(MISSING, "rows of the list, or images, e.g. 340e6", at_least=1)
     source: str | None = option(None, "source card: shard size, pivots, success rate; default: the cards' defaults")
     cores: int = option(2, "cores that work at once", at_least=1)
     threads: int = option(8, "cores of one job: data.threads of a study", at_least=1)
     kept: float = option(1.0, "share of the rows that the text rules keep", above=0, at_most=1)
-    success: float | None = option(
-        None, "share of the URLs that give an image; default: the card's normal, else 1", above=0, at_most=1
-    )
+    success: float | None = option(None, "share of URLs that give an image; default: the card's", above=0, at_most=1)
     urls_per_second: float = option(1000.0, "URLs that the download tries, all machines together", above=0)
-    captions_per_second: float = option(
-        100.0, "round trips of a translating core; bench/translate.py measures it", above=0
-    )
+    captions_per_second: float = option(100.0, "round trips of a core (bench/translate.py)", above=0)
     image_bytes: int = option(25_000, "mean size of a stored image", at_least=1)
     megapixels: float = option(0.3, "mean size of a picture before it is resized", above=0)
-    dead: float = option(
-        0.0, "share of the rows with a host that never answers, in LAION about 0.05", at_least=0, at_most=1
-    )
+    dead: float = option(0.0, "share of the rows whose host never answers; LAION: 0.05", at_least=0, at_most=1)
 
 
 @dataclass(frozen=True)

@@ -33,18 +33,12 @@ SAMPLES = 10  # rows shown per reason
 class PrepareConfig:
     source: str = option(MISSING, "source card (name or path), or directly a list: Parquet, TSV, CSV, JSON lines")
     out: str = option(MISSING, "Parquet file to write", writes="file")
-    list: str | None = option(
-        None, "path or glob of the list, also in a bucket (s3://…, gs://…, hf://…); default: the card's"
-    )
+    list: str | None = option(None, "path or glob, also s3://…, gs://…, hf://…; default: the card's")
     url_column: str | None = option(None, "name of the URL column; default: the card's, else 'url'")
     caption_column: str | None = option(None, "name of the caption column; default: the card's, else 'caption'")
     subset: str | None = option(None, "path of the list of rows to take; default: the card's, if it has one")
-    where: str | None = option(
-        None, "SQL condition on the list's columns, e.g. 'similarity > 0.3 and punsafe < 0.5'; default: the card's"
-    )
-    uids: str | None = option(
-        None, ".npy file of the ids of the rows to take, as DataComp's subsets; default: the card's, if it has one"
-    )
+    where: str | None = option(None, "SQL condition, e.g. 'similarity > 0.3'; default: the card's")
+    uids: str | None = option(None, ".npy file of the ids of the rows to take; default: the card's")
     funnel: str | None = option(None, "funnel fragment to write, JSON", writes="file")
     shuffle: bool = option(True, "shuffle the rows: shards stay mixed, and no host is hit by all workers at once")
     seed: int = option(0, "seed of the shuffle", at_least=0)

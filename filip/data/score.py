@@ -51,16 +51,10 @@ class ScoreConfig:
     shards: str = option(MISSING, "folder of the shards")
     captions: str = option(MISSING, "folder of their side-cars")
     out: str = option(MISSING, "folder of the side-cars with scores", writes="folder")
-    cache: str | None = option(
-        None, "folder of what is measured shard by shard; default: OUT/_measured", writes="folder"
-    )
+    cache: str | None = option(None, "folder of what is measured by shard; default: OUT/_measured", writes="folder")
     summary: str | None = option(None, "quantiles of the scores to write, JSON", writes="file")
-    model: str | None = option(
-        None, "model of the similarity: .safetensors, a run folder, or open_clip:ARCHITECTURE:TAG; default: none"
-    )
-    max_distance: int = option(
-        6, "near-duplicates: bits of 64 up to which distances are told", at_least=0, at_most=FURTHEST
-    )
+    model: str | None = option(None, "of the similarity: .safetensors, a run folder, open_clip:ARCHITECTURE:TAG")
+    max_distance: int = option(6, "bits of 64 up to which near-duplicates are told", at_least=0, at_most=FURTHEST)
     against: Paths = option([], "folders of other sources' scored side-cars: their images come before these")
     test_sets: Paths = option([], "benchmark cards (names or paths) whose images are looked for")
     root: str = option("results/benchmarks", "folder that holds the benchmarks")

@@ -37,13 +37,9 @@ SAMPLES = 20  # captions shown per rule, for a person to read
 class TextRulesConfig:
     source: str = option(MISSING, "source card (name or path)")
     list: str = option(MISSING, "Parquet file with the columns url and caption")
-    out: str = option(
-        MISSING, "Parquet file to write: the rows that stay, in the same order and columns", writes="file"
-    )
+    out: str = option(MISSING, "Parquet file of the rows that stay, in their order", writes="file")
     funnel: str | None = option(None, "funnel fragment to write, JSON", writes="file")
-    dropped: str | None = option(
-        None, "Parquet file of the rows that go, with their `reason`; default: not kept", writes="file"
-    )
+    dropped: str | None = option(None, "Parquet file of the rows that go, with their `reason`", writes="file")
     rules: dict[str, Any] = option({}, "overrides for the card's text_rules, e.g. rules={max_repeats:5}")
     processes: int = option(2, "processes of the language model", at_least=1)
     threads: int = option(2, "DuckDB threads", at_least=1)

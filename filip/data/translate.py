@@ -47,9 +47,7 @@ class TranslateConfig:
     engine: str | None = option(None, "another engine than the card's; none = original captions only")
     pivots: list[str] | None = option(None, "other pivot languages than the card's, e.g. [pt]")
     models: str | None = option(None, "folder of the engine's weights; default: the card's")
-    cache: str | None = option(
-        None, "folder of the translations; default: OUT/_cache; share it between runs", writes="folder"
-    )
+    cache: str | None = option(None, "folder of the translations; default: OUT/_cache", writes="folder")
     part: str | None = option(None, "0/8 to 7/8: translate only this eighth of the blocks, and stop")
     plan_only: bool = option(False, "only plan what the parts translate, and stop")
     processes: int = option(2, "translating processes", at_least=1)

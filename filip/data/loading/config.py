@@ -25,11 +25,7 @@ class Source:
     captions: str | None = option(None, "folder of caption side-cars; null = the .txt files in the tars")
     weight: float = option(1.0, "passes over this source per epoch; 0.5 = a random half of it", at_least=0)
     manifest: str | None = option(None, "its manifest.json; the hash goes into the run and is compared on resume")
-    pairs: int | None = option(
-        None,
-        "pairs in all shards, if they are streamed; default: as its manifest says. Local shards are counted",
-        at_least=1,
-    )
+    pairs: int | None = option(None, "pairs of a stream; default: as its manifest says", at_least=1)
 
 
 def is_streamed(shards: str) -> bool:
@@ -41,22 +37,9 @@ def is_streamed(shards: str) -> bool:
 class AugmentConfig:
     """Random resized crop, flip and AutoAugment."""
 
-    auto_augment: float = option(
-        1.0,
-        "share of the images that AutoAugment (ImageNet policy) applies to, after crop and flip; 0 = none; "
-        "short trainings need less",
-        at_least=0,
-        at_most=1,
-    )
-    crop_scale_min: float = option(
-        0.5, "smallest share of the image that random resized crop keeps (paper: open)", above=0, at_most=1
-    )
-    flip_probability: float = option(
-        0.5,
-        "probability of a horizontal flip (paper: open); 0 if captions say what is left of what",
-        at_least=0,
-        at_most=1,
-    )
+    auto_augment: float = option(1.0, "share of the images with AutoAugment (ImageNet policy)", at_least=0, at_most=1)
+    crop_scale_min: float = option(0.5, "smallest share that a random crop keeps (paper: open)", above=0, at_most=1)
+    flip_probability: float = option(0.5, "0 if captions say what is left of what", at_least=0, at_most=1)
 
 
 @dataclass
@@ -65,12 +48,8 @@ class DataConfig(AugmentConfig):
 
     sources: list[Source] = option([], "list of {shards, captions, weight, manifest, pairs}")
     back_translation: bool = option(True, "draw the caption uniformly from the original and its translations")
-    workers: int = option(
-        2, "loader processes per rank, not more than its cores; 0 = load in the training process", at_least=0
-    )
-    shuffle_window_shards: int = option(
-        16, "shards whose samples are shuffled among each other, and kept open by a reader", at_least=1
-    )
+    workers: int = option(2, "loader processes per rank; 0 = load in the training process", at_least=0)
+    shuffle_window_shards: int = option(16, "shards whose samples are shuffled among each other", at_least=1)
     reader_groups: int = option(
         1,
         "groups of ranks that share no shards: 1 on one machine, else the number of ranks or a divisor of it, so "
@@ -96,6 +75,7 @@ class StreamConfig:
     rank: int = 0
     world_size: int = 1
     feature_maps: Path | None = None  # folder of feature maps, to read instead of images
+    patch_size: int = 0  # pixels, for data.patch_budgets
     json_tokenizer: JsonTokenizer | None = None  # for another vocabulary than CLIP's
 
     @property
