@@ -15,8 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from filip.command import option, run_command
-from filip.data.captions.acceptance import rejection
-from filip.data.captions.semantic_similarity import pivot_similarities, similarities
+from filip.data.captions.judging import pivot_similarities, rejection, similarities
 from filip.data.engines import load_engine
 from tests.support.captions import pivot_errors
 

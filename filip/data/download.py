@@ -170,13 +170,12 @@ def _run_pass(
         (folder / f"{shard:05d}_stats.json").unlink(missing_ok=True)
     load = card.download
     # the process that workers are forked from imports OpenCV and the rest while this process does
-    get_context("forkserver").set_forkserver_preload(["filip.data.fetching.shards", "filip.data.fetching.image_rules"])
+    get_context("forkserver").set_forkserver_preload(["filip.data.fetching.workers", "filip.data.fetching.image_rules"])
     with deaf_to_ctrl_c():
         forkserver.ensure_running()
     # imported only now: it takes seconds, and a rerun with nothing to do should not
     from filip.data.fetching.shard_maker import shard_name
-    from filip.data.fetching.shards import ListReader, ShardDownloader
-    from filip.data.fetching.workers import LocalWorkers, download_shards
+    from filip.data.fetching.workers import ListReader, LocalWorkers, ShardDownloader, download_shards
 
     reader = ListReader(Path(this["list"]), load.samples_per_shard, this["first_shard"], columns, folder / "_work")
     reader.wanted = todo

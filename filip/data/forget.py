@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 
 from filip.command import MISSING, option, run_command
 from filip.data.fetching.download_plan import ROW, SHARD
-from filip.data.fetching.forgotten import FORGOTTEN, Forgotten, hash_of_url, place_of
+from filip.data.fetching.outcomes import FORGOTTEN, Forgotten, hash_of_url, place_of
 from filip.data.lists import duckdb_io
 from filip.data.lists.parquet_rows import reading, whole_file
 from filip.data.loading.shard_index import shard_index

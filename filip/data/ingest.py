@@ -26,8 +26,7 @@ import pyarrow.parquet as pq
 
 from filip.command import MISSING, option, run_command
 from filip.data.cards import SourceCard, load_source, parse_card
-from filip.data.fetching.forgotten import FORGOTTEN, Forgotten
-from filip.data.fetching.outcomes import reason_of
+from filip.data.fetching.outcomes import FORGOTTEN, Forgotten, reason_of
 from filip.data.funnel import Fragment, write_fragment
 from filip.data.ingesting import find_part, group_captions, is_current, store_shard, sweep
 from filip.data.lists import duckdb_io

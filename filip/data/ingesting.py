@@ -22,9 +22,8 @@ import pyarrow.parquet as pq
 from PIL import Image as Picture
 
 from filip.data.cards import SourceCard
-from filip.data.fetching.forgotten import FORGOTTEN, Forgotten, hash_of_url, place_of
 from filip.data.fetching.image_rules import inspect
-from filip.data.fetching.outcomes import MAX_BYTES
+from filip.data.fetching.outcomes import FORGOTTEN, MAX_BYTES, Forgotten, hash_of_url, place_of
 from filip.data.fetching.shard_maker import SUFFIXES, ShardMaker, Stored, is_complete, schema_of, shard_name, statistics
 from filip.data.lists.parquet_rows import row_group
 from filip.data.loading.shard_index import shard_index

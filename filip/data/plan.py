@@ -24,7 +24,7 @@ MOST_TRANSLATIONS = 256  # ... but at most so many jobs: each reads the plan tha
 
 # Core seconds per row (bench/RESULTS.md; Zen 4 and Zen 5).
 PREPARE, TEXT_RULES, PLAN, TRANSLATE = 6e-6, 50e-6, 6e-6, 20e-6
-JUDGE = 150e-6  # per translation: the rules of ``captions.acceptance``, and the statistics over them all
+JUDGE = 150e-6  # per translation: the rules of ``captions.judging``, and the statistics over them all
 MANIFEST, INDEX, NEAR_DUPLICATES = 5e-6, 12e-6, 10e-6
 # Per image: checked, resized to 256 px and encoded, for each million pixels more, and hashed for near-duplicates.
 STORE, STORE_MEGAPIXEL, HASH = 3e-3, 1e-3, 2.5e-3

@@ -20,8 +20,7 @@ import duckdb
 import pyarrow.parquet as pq
 
 from filip.command import MISSING, option, run_command
-from filip.data.captions.judging import AcceptanceLimits, judge
-from filip.data.captions.semantic_similarity import require_packages, require_pivots
+from filip.data.captions.judging import AcceptanceLimits, judge, require_packages, require_pivots
 from filip.data.captions.sidecar_tables import CONTENT, find_same_images, rows_by_shard, sidecar_table
 from filip.data.captions.translation_cache import TranslationCache
 from filip.data.cards import BackTranslationSettings, SourceCard, load_source

@@ -11,8 +11,7 @@ from typing import Any
 from filip.errors import UserError
 from filip.sets.columns import one_line, texts
 from filip.sets.layout import Reading, Row
-from filip.sets.named import SAMPLE, finder, lists_in, split_of_row
-from filip.sets.table import Listed
+from filip.sets.table import SAMPLE, Listed, finder, lists_in, split_of_row
 from filip.sets.tables import json_in
 
 

@@ -14,9 +14,8 @@ from itertools import groupby
 from pathlib import Path
 
 from filip.rgb import OTHER_PICTURES
-from filip.sets.described import description_in
 from filip.sets.layout import Entry, Layout, Reading, Row, is_picture, split_of_folder, unused, walk
-from filip.sets.samples import CAPTION_SUFFIXES, MAX_CAPTION_BYTES, TEXT_SUFFIXES, captions_in
+from filip.sets.samples import CAPTION_SUFFIXES, MAX_CAPTION_BYTES, TEXT_SUFFIXES, captions_in, description_in
 from filip.sets.text import NotAFileError, read_file
 
 LOOKED_AT = 50  # pictures in which a description is looked for before the folder has none

@@ -5,7 +5,7 @@ import os
 from typing import Any
 
 from filip.data.fetching.image_rules import CheckedResizer
-from filip.data.fetching.shards import ShardDownloader
+from filip.data.fetching.workers import ShardDownloader
 from tests.data import hostile
 
 

@@ -1,6 +1,6 @@
 import pytest
 
-from filip.data.captions.acceptance import names, numbers, plain, rejection, rejections
+from filip.data.captions.judging import names, numbers, plain, rejection, rejections
 from tests.support.captions import pivot_errors
 
 CASES = [
@@ -58,7 +58,7 @@ def test_numbers_and_names() -> None:
 
 @pytest.mark.slow
 def test_meaning_of_a_paraphrase_and_of_another_sentence() -> None:
-    from filip.data.captions.semantic_similarity import similarities
+    from filip.data.captions.judging import similarities
 
     caption = "a man riding a wave on top of a surfboard"
     others = ["a surfer rides a wave on his board", caption, "a cat sleeping on a red sofa"]
@@ -68,7 +68,7 @@ def test_meaning_of_a_paraphrase_and_of_another_sentence() -> None:
 
 def test_a_wrong_flag_number_or_negation_in_the_pivot_is_further_from_the_caption() -> None:
     """The threshold is 0.75, on pairs with one known error each; docs/data.md has the table."""
-    from filip.data.captions.semantic_similarity import pivot_similarities
+    from filip.data.captions.judging import pivot_similarities
 
     rows = pivot_errors()
     english = [row["english"] for row in rows]

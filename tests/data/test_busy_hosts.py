@@ -16,7 +16,7 @@ from filip.data.cards import SourceCard, parse_card
 from filip.data.download import download
 from filip.data.fetching import hosts
 from filip.data.fetching.access import Access
-from filip.data.fetching.shards import ShardDownloader
+from filip.data.fetching.workers import ShardDownloader
 from tests.data import hostile
 from tests.data.downloads import write_list
 

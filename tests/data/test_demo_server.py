@@ -112,12 +112,6 @@ def test_a_connection_serves_several_requests(server):
     assert answer.read() == b"" and answer.headers["Content-Length"] == str(len(PIXELS))
 
 
-def test_many_clients_at_once(server):
-    with ThreadPoolExecutor(64) as pool:
-        bodies = list(pool.map(lambda _: get(server, "images/twemoji/duck.png").read(), range(512)))
-    assert bodies == [PIXELS] * 512
-
-
 CLIENT = """
 import http.client, sys, time
 hanging = http.client.HTTPConnection("127.0.0.1", int(sys.argv[1]), timeout=30)

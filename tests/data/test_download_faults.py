@@ -41,7 +41,7 @@ BEFORE_IT_IS_FULL = 20 if io.DEFAULT_BUFFER_SIZE < 30_000 else 21
 
 
 def downloader_of(card: SourceCard, out: Path, columns: Sequence[str] = ("url", "caption")) -> Any:
-    from filip.data.fetching.shards import ShardDownloader
+    from filip.data.fetching.workers import ShardDownloader
 
     return ShardDownloader(card=card, final_folder=out, columns=[*columns], opt_outs=[])
 
@@ -99,9 +99,9 @@ def test_a_worker_in_a_call_that_never_returns_is_ended(tmp_path: Path, monkeypa
     """It opens a pipe that nobody writes to: as with a network disk that went away, no time-out reaches it."""
     # leaves 1 s an image and 3 s of time-outs
     for name, value in {
-        "shards.SECONDS_PER_SHARD": 0,
-        "shards.PATIENCE": 0,
-        "shards.REFUSALS": 0,
+        "workers.SECONDS_PER_SHARD": 0,
+        "workers.PATIENCE": 0,
+        "workers.REFUSALS": 0,
         "workers.SHARD_TRIES": 2,
     }.items():
         monkeypatch.setattr(f"filip.data.fetching.{name}", value)
@@ -115,14 +115,13 @@ def test_a_worker_in_a_call_that_never_returns_is_ended(tmp_path: Path, monkeypa
         download(source, tmp_path / "shards", card)
     assert [path.name for path in (tmp_path / "shards").glob("*.tar")] == ["00000.tar"]
     (tmp_path / "3.jpg").unlink()
-    monkeypatch.setattr("filip.data.fetching.shards.SECONDS_PER_SHARD", 600)  # the rest may take its time
+    monkeypatch.setattr("filip.data.fetching.workers.SECONDS_PER_SHARD", 600)  # the rest may take its time
     assert download(source, tmp_path / "shards", card).dropped == {"missing_file": 1}
 
 
 @pytest.mark.slow
 def test_a_shard_that_kills_every_worker_fails_alone(tmp_path: Path) -> None:
-    from filip.data.fetching.shards import ListReader
-    from filip.data.fetching.workers import SHARD_TRIES, LocalWorkers, download_shards
+    from filip.data.fetching.workers import SHARD_TRIES, ListReader, LocalWorkers, download_shards
     from tests.data.deadly import POISON, Poisoned
 
     settings = {"image_size": 32, "samples_per_shard": 1, "threads": 1}
@@ -200,7 +199,7 @@ def test_what_a_killed_worker_was_decoding_is_known_until_all_is_done(tmp_path: 
 @pytest.mark.parametrize("verify", [True, False])
 def test_bytes_that_are_not_those_of_the_list_are_dropped(tmp_path: Path, verify: bool) -> None:
     """A list's sha256 tells whether a URL still gives what it gave: domains expire, and others buy them."""
-    from filip.data.fetching.shards import ListReader
+    from filip.data.fetching.workers import ListReader
 
     settings = {"image_size": 32, "samples_per_shard": 9, "threads": 2, "verify_sha256": verify}
     rules = {"image_rules": {"min_side": 0}, "image_root": str(tmp_path)}
@@ -225,7 +224,7 @@ class OneAfterTheOther(LocalWorkers):
 
     @contextmanager
     def pool(self, alone: bool):
-        from filip.data.fetching.shards import run_shard
+        from filip.data.fetching.workers import run_shard
 
         def submit(row) -> Future:
             future: Future = Future()
@@ -239,7 +238,7 @@ class OneAfterTheOther(LocalWorkers):
 
 
 def test_a_full_disk_ends_the_download_at_once(tmp_path: Path) -> None:
-    from filip.data.fetching.shards import ListReader
+    from filip.data.fetching.workers import ListReader
 
     settings = {"image_size": 48, "threads": 2, "samples_per_shard": 20}
     rules = {"image_rules": {"min_side": 0}, "allow_private_hosts": True}

@@ -1,6 +1,5 @@
 """The translation engines: real models, in the files in which they are published."""
 
-import json
 import shutil
 import threading
 from dataclasses import replace
@@ -35,7 +34,7 @@ def marian_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_marian_reads_opus_mt_files_and_its_own_conversion(marian_models: Path, tmp_path: Path) -> None:
+def test_marian_reads_the_hub_s_files_and_its_own_conversion(marian_models: Path, tmp_path: Path) -> None:
     engines = []
     # two processes of one run may both be the first to find the model unconverted
     threads = [
@@ -98,9 +97,9 @@ def test_marian_says_what_is_missing(tmp_path: Path) -> None:
         load_engine("marian", "ru", str(tmp_path))
     (tmp_path / "en-ru").mkdir()
     (tmp_path / "ru-en").mkdir()
-    with pytest.raises(UserError, match=r"neither model\.bin .* nor decoder\.yml"):
+    with pytest.raises(UserError, match=r"neither model\.bin .* nor config\.json"):
         load_engine("marian", "ru", str(tmp_path))
-    (tmp_path / "en-ru" / "decoder.yml").write_text("models: [model.npz]\nvocabs: [a.yml, b.yml]\n")
+    (tmp_path / "en-ru" / "config.json").write_text("{}")
     with pytest.raises(UserError, match="cannot be converted"):
         load_engine("marian", "ru", str(tmp_path))
 
@@ -126,39 +125,15 @@ def test_quality_against_human_translations() -> None:
     assert 0.2 < measured["unchanged"] < 0.7 and measured["accepted"] > 0.3
 
 
-def write_model(folder: Path) -> None:
-    """Write a random Marian model as transformers does."""
-    import torch
-    from transformers import MarianConfig, MarianMTModel
-
-    from tests.data.tiny_marian import WORDS, _vocabulary
-
-    folder.mkdir(parents=True)
-    words = sorted({*WORDS, *WORDS.values()})
-    vocabulary = _vocabulary(folder, "source", words)
-    (folder / "target.spm").write_bytes((folder / "source.spm").read_bytes())
-    (folder / "source.yml").unlink()
-    (folder / "vocab.json").write_text(json.dumps({**vocabulary, "<pad>": len(vocabulary)}))
-    (folder / "tokenizer_config.json").write_text(json.dumps({"source_lang": "en", "target_lang": "de"}))
-    pad = len(vocabulary)
-    layers = {f"{side}_{name}": value for side in ("encoder", "decoder")
-              for name, value in (("layers", 2), ("attention_heads", 2), ("ffn_dim", 64))}  # fmt: skip
-    torch.manual_seed(0)
-    config = MarianConfig(
-        vocab_size=pad + 1, d_model=32, **layers, pad_token_id=pad, eos_token_id=0, decoder_start_token_id=pad,
-        forced_eos_token_id=0, max_position_embeddings=64, max_length=16, num_beams=1, bad_words_ids=[[pad]],
-        activation_function="swish", static_position_embeddings=True, scale_embedding=True, init_std=0.3,
-    )  # fmt: skip
-    MarianMTModel(config).save_pretrained(folder)
-
-
 @pytest.mark.slow
-def test_a_model_of_the_hub_translates_as_in_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_of_the_hub_translates_as_in_transformers(
+    marian_models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("filip.data.engines.marian.QUANTIZATION", "float32")
     monkeypatch.setattr("filip.data.engines.marian.BEAM", 1)
     monkeypatch.setattr("filip.data.engines.marian.MAX_LENGTH", 14)  # the 16 below include start and end
     for direction in ("en-de", "de-en"):
-        write_model(tmp_path / direction)
+        shutil.copytree(marian_models / direction, tmp_path / direction, ignore=shutil.ignore_patterns("ctranslate2"))
 
     from transformers import MarianMTModel, MarianTokenizer
 

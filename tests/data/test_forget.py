@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from filip.data.cards import parse_card
-from filip.data.fetching.forgotten import Forgotten, hash_of_url
+from filip.data.fetching.outcomes import Forgotten, hash_of_url
 from filip.data.forget import ForgetConfig, forget
 from filip.data.funnel import write_fragment
 from filip.data.ingest import IngestConfig, ingest

@@ -22,7 +22,7 @@ import webdataset as wds
 
 from filip.data.cards import parse_card
 from filip.data.fetching.shard_maker import is_complete
-from filip.data.fetching.shards import ListReader, ShardDownloader
+from filip.data.fetching.workers import ListReader, ShardDownloader
 from filip.data.forget import forget
 from filip.data.ingest import IngestConfig, ingest
 from filip.data.ingest import resolve_card as resolve_ingest
@@ -287,7 +287,7 @@ def test_a_download_killed_while_it_sends_a_tar_is_finished_by_the_next(bucket: 
     write_list(tmp_path / "list.parquet", urls)
     (tmp_path / "web.yaml").write_text(f"title: T\nimage_root: {tmp_path}/own\n")
     stopped = (
-        "import os, signal, filip.data.fetching.shards as s, filip.data.remote_tars as r, s3fs\n"
+        "import os, signal, filip.data.fetching.workers as s, filip.data.remote_tars as r, s3fs\n"
         "def cut(self, path, place, **_):\n"
         "    with self.open(place, 'wb') as file: file.write(open(path, 'rb').read(9)); os.kill(os.getpid(), 9)\n"
         "s3fs.S3FileSystem.put_file = cut\n"

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from filip.data.captions.acceptance import MAX_ORIGINALS
+from filip.data.captions.judging import MAX_ORIGINALS
 from filip.data.captions.translation_cache import SCHEMA
 from filip.data.cards import SourceCard
 from filip.data.sidecar import group_id, read_sidecar
@@ -247,7 +247,7 @@ def test_mistakes_are_named(tmp_path: Path, monkeypatch) -> None:
     with pytest.raises(UserError, match=r"no NNNNN\.parquet in"):
         translate(job(tmp_path, shards=tmp_path / "nothing"))
     missing = dict.fromkeys(("min_similarity", "min_pivot_similarity"), (("no_such_package",), "it"))
-    monkeypatch.setattr("filip.data.captions.semantic_similarity.PACKAGES", missing)
+    monkeypatch.setattr("filip.data.captions.judging.PACKAGES", missing)
     for setting in missing:
         with pytest.raises(UserError, match=f"{setting} needs no_such_package: pip install it"):
             translate(job(tmp_path, **{setting: 0.8}))

@@ -11,9 +11,9 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from filip.errors import UserError
-from filip.sets.described import xmp_description
 from filip.sets.image_set import open_images
 from filip.sets.layout import Reading
+from filip.sets.samples import xmp_description
 from tests.data.own_images import CAPTIONS, COLOURS, picture
 from tests.sets.test_one_reader import answers, counted
 

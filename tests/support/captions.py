@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from filip.data.captions.acceptance import rejection
+from filip.data.captions.judging import rejection
 from filip.data.cards import SourceCard, TextRuleSettings
 from filip.data.engines import Engine, round_trips
 from filip.data.lists.language import are_english

