@@ -10,6 +10,7 @@ from pathlib import Path
 
 import sentencepiece
 import torch
+import transformers
 
 WORDS = {
     "dog": "hund", "cat": "katze", "house": "haus", "tree": "baum", "red": "rot", "green": "gruen", "large": "gross",
@@ -19,20 +20,18 @@ WORDS = {
 
 def build(folder: Path, lexicon: dict[str, str], steps: int = 400) -> None:
     """Train ``lexicon`` and write the model."""
-    from transformers import MarianConfig, MarianMTModel
-
     folder.mkdir(parents=True)
     vocabulary = _vocabulary(folder, sorted({*WORDS, *WORDS.values()}))
     end, pad = vocabulary["</s>"], vocabulary["<pad>"]
     layers = {f"{side}_{name}": value for side in ("encoder", "decoder")
               for name, value in (("layers", 1), ("attention_heads", 4), ("ffn_dim", 96))}  # fmt: skip
-    config = MarianConfig(
+    config = transformers.MarianConfig(  # type: ignore[attr-defined]
         vocab_size=len(vocabulary), d_model=48, **layers, pad_token_id=pad, eos_token_id=end, dropout=0.0,
         decoder_start_token_id=pad, forced_eos_token_id=end, max_position_embeddings=64, max_length=16, num_beams=1,
         bad_words_ids=[[pad]], static_position_embeddings=True, scale_embedding=True, init_std=48**-0.5,
     )  # fmt: skip
     torch.manual_seed(0)
-    rng, model = random.Random(0), MarianMTModel(config)
+    rng, model = random.Random(0), transformers.MarianMTModel(config)  # type: ignore[attr-defined]
     optimizer = torch.optim.Adam(model.parameters(), 3e-3)
     for step in range(steps):
         for group in optimizer.param_groups:
