@@ -215,14 +215,8 @@ def _apply_rules(
         rules = card.text_rules
         if rules.max_repeats is None:  # your own captions may be names of classes
             rules = replace(rules, max_repeats=0)
-        fragment = apply_text_rules(
-            captions,
-            passed,
-            replace(card, text_rules=rules),
-            processes=card.download.processes,
-            threads=config.threads,
-            memory=config.memory,
-        )
+        judged, processes = replace(card, text_rules=rules), card.download.processes
+        fragment = apply_text_rules(captions, passed, judged, None, processes, config.threads, config.memory)
         order = f"md5(_image || ',{config.seed}'), _image" if shuffle else "_image"
         shard = (
             "dense_rank() OVER (ORDER BY _part) - 1"

@@ -168,19 +168,9 @@ def _size_that_fits(data: bytes, card: SourceCard) -> tuple[int, int] | None:
 
 
 BATCH = 10_000
+_TEXTS, _NUMBERS = ("url", "file", "group", "key", "problem"), ("position", "size", "part", "n")
 ROW_SCHEMA = pa.schema(
-    [
-        ("url", pa.string()),
-        ("captions", pa.list_(pa.string())),
-        ("file", pa.string()),
-        ("position", pa.int64()),
-        ("size", pa.int64()),
-        ("group", pa.string()),
-        ("key", pa.string()),
-        ("problem", pa.string()),
-        ("part", pa.int64()),
-        ("n", pa.int64()),
-    ]
+    [("captions", pa.list_(pa.string())), *((n, pa.string()) for n in _TEXTS), *((n, pa.int64()) for n in _NUMBERS)]
 )
 
 

@@ -47,17 +47,7 @@ class ManifestConfig:
 
 def main(config: ManifestConfig) -> None:
     """Describe a finished data set in one file, with a hash of everything that training will see."""
-    manifest = make_manifest(
-        load_source(config.source),
-        Path(config.list),
-        Path(config.kept),
-        Path(config.shards),
-        Path(config.captions),
-        [Path(path) for path in config.funnels],
-        scratch=Path(config.out),
-        threads=config.threads,
-        memory=config.memory,
-    )
+    manifest = make_manifest(load_source(config.source), config)
     write_json(config.out, manifest)
     images, captions = manifest["images"], manifest["captions"]
     print(
@@ -67,24 +57,14 @@ def main(config: ManifestConfig) -> None:
     )
 
 
-def make_manifest(
-    card: SourceCard,
-    list_path: Path,
-    kept: Path,
-    shards: Path,
-    captions: Path,
-    funnels: list[Path],
-    *,
-    scratch: Path,
-    threads: int = 2,
-    memory: str = "1GB",
-) -> dict[str, Any]:
-    """Return the manifest; intermediate files are written next to ``scratch``.
+def make_manifest(card: SourceCard, config: ManifestConfig) -> dict[str, Any]:
+    """Return the manifest; intermediate files are written next to ``config.out``.
 
     Raises UserError when a shard has no side-car, or the stages do not fit together.
     """
+    shards, captions = Path(config.shards), Path(config.captions)
     entries = shard_entries(shards, captions)
-    stages = merge(read_fragment(path) for path in funnels)["stages"]
+    stages = merge(read_fragment(path) for path in config.funnels)["stages"]
     images = sum(entry["images"] for entry in entries)
     for stage in stages:
         if stage["stage"] in ("download", "ingest") and stage["out"] != images:
@@ -92,7 +72,7 @@ def make_manifest(
                 f"stage '{stage['stage']}' gave out {stage['out']:,} images, but the {len(entries)} shards of "
                 f"{shards} hold {images:,}: shards are missing, or the funnel is stale. Run that stage again"
             )
-    with work_folder(scratch, threads, memory) as (_, con), duckdb_io.plain_errors(con, "manifest"):
+    with work_folder(config.out, config.threads, config.memory) as (_, con), duckdb_io.plain_errors(con, "manifest"):
         statistics = caption_statistics(con, [captions / f"{entry['name']}.parquet" for entry in entries])
     rules = {
         key: value
@@ -105,7 +85,11 @@ def make_manifest(
         "license": card.license,
         # hash of what training sees: not of paths, time-outs, or rules that changed nothing
         "sha256": digest([_pictures(rules), entries]),
-        "inputs": {"list": _input(list_path), "kept": _input(kept), "settings_sha256": digest(rules)},
+        "inputs": {
+            "list": _input(Path(config.list)),
+            "kept": _input(Path(config.kept)),
+            "settings_sha256": digest(rules),
+        },
         "settings": rules,
         "stages": stages,
         "images": {"count": images, "bytes": sum(entry["tar_bytes"] for entry in entries)},

@@ -49,15 +49,8 @@ class TextRulesConfig:
 def main(config: TextRulesConfig) -> None:
     """Drop captions that are not English, meaningless, repeated too often, too short or too long."""
     card = with_rules(load_source(config.source), config.rules)
-    fragment = apply_text_rules(
-        config.list,
-        config.out,
-        card,
-        dropped=config.dropped,
-        processes=config.processes,
-        threads=config.threads,
-        memory=config.memory,
-    )
+    threads, memory = config.threads, config.memory
+    fragment = apply_text_rules(config.list, config.out, card, config.dropped, config.processes, threads, memory)
 
     def example(reason: str) -> str:
         shown = "; ".join(repr(text[:40]) for text in fragment.notes["samples"][reason][:3])
@@ -78,7 +71,6 @@ def apply_text_rules(
     list_path: str | Path,
     out: str | Path,
     card: SourceCard,
-    *,
     dropped: str | Path | None = None,
     processes: int = 2,
     threads: int = 2,

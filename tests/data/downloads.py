@@ -1,6 +1,8 @@
-"""Lists to download, what became of them, and a disk that is full."""
+"""Lists to download, what became of them, a disk that is full, and what kills its worker."""
 
 import hashlib
+import io
+import os
 import resource
 import sys
 from collections.abc import Iterator, Sequence
@@ -10,6 +12,10 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from filip.data.fetching.image_rules import CheckedResizer
+from filip.data.fetching.workers import ShardDownloader
+from tests.data import hostile
 
 
 def write_list(path: Path, urls: Sequence[str | None], **columns: Sequence[Any]) -> Path:
@@ -38,3 +44,20 @@ def disk_with_room_for(size: int) -> Iterator[None]:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         sys.dont_write_bytecode = compiles
+
+
+class DeadlyResizer(CheckedResizer):
+    def __call__(self, img_stream: io.BytesIO, boxes: Any = ()) -> tuple[Any, ...]:
+        if img_stream.getvalue() in (hostile.GOOD["jpeg"](), hostile.GOOD["webp"]()):
+            os._exit(9)
+        return super().__call__(img_stream, boxes)
+
+
+POISON = 1
+
+
+class Poisoned(ShardDownloader):
+    def download_shard(self, row: tuple[int, str]) -> None:
+        if row[0] == POISON:
+            os._exit(9)
+        super().download_shard(row)

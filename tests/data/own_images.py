@@ -178,16 +178,8 @@ SEVERAL_EXTENSIONS = [
     for name, captions in CAPTIONS.items()
 ]
 LAYOUTS: dict[str, Callable[[Path], str]] = {
-    "text_beside": text_beside,
-    "csv": table("csv"),
-    "tsv": table("tsv"),
-    "jsonl": json_lines,
-    "parquet_table": parquet_table,
-    "parquet_bytes": parquet_bytes,
-    "saved_to_disk": saved_to_disk,
-    "hugging_face_parquet": hugging_face_parquet,
-    "coco": coco,
-    "karpathy": karpathy,
-    "tar_json": tar(WITH_JSON),
+    "text_beside": text_beside, "csv": table("csv"), "tsv": table("tsv"), "jsonl": json_lines,
+    "parquet_table": parquet_table, "parquet_bytes": parquet_bytes, "saved_to_disk": saved_to_disk,
+    "hugging_face_parquet": hugging_face_parquet, "coco": coco, "karpathy": karpathy, "tar_json": tar(WITH_JSON),
     "tar_extensions": tar(SEVERAL_EXTENSIONS),
-}
+}  # fmt: skip

@@ -97,21 +97,6 @@ def test_a_hanging_url_outlasts_the_client_and_holds_up_nobody(server):
         assert time.monotonic() - started > 1.4
 
 
-def test_a_connection_serves_several_requests(server):
-    connection = http.client.HTTPConnection("127.0.0.1", server["port"], timeout=10)
-    connection.connect()
-    socket = connection.sock
-    for path, status in (("duck", 200), ("none", 404), ("duck", 200)):
-        connection.request("GET", f"/images/twemoji/{path}.png")
-        answer = connection.getresponse()
-        assert answer.status == status
-        answer.read()
-        assert connection.sock is socket, "the server closed the connection"
-    connection.request("HEAD", "/images/twemoji/duck.png")
-    answer = connection.getresponse()
-    assert answer.read() == b"" and answer.headers["Content-Length"] == str(len(PIXELS))
-
-
 CLIENT = """
 import http.client, sys, time
 hanging = http.client.HTTPConnection("127.0.0.1", int(sys.argv[1]), timeout=30)

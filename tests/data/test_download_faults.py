@@ -21,8 +21,7 @@ from filip.data.download import download, sweep
 from filip.data.fetching.workers import LocalWorkers, download_shards
 from filip.errors import UserError
 from tests.data import hostile
-from tests.data.deadly import DeadlyResizer
-from tests.data.downloads import disk_with_room_for, hashes, write_list
+from tests.data.downloads import DeadlyResizer, disk_with_room_for, hashes, write_list
 from tests.support.processes import Process, kill_at_random
 
 KILLED = """
@@ -122,7 +121,7 @@ def test_a_worker_in_a_call_that_never_returns_is_ended(tmp_path: Path, monkeypa
 @pytest.mark.slow
 def test_a_shard_that_kills_every_worker_fails_alone(tmp_path: Path) -> None:
     from filip.data.fetching.workers import SHARD_TRIES, ListReader, LocalWorkers, download_shards
-    from tests.data.deadly import POISON, Poisoned
+    from tests.data.downloads import POISON, Poisoned
 
     settings = {"image_size": 32, "samples_per_shard": 1, "threads": 1}
     card = parse_card({"image_root": str(tmp_path), "download": settings}, Path("c.yaml"))

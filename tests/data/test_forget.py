@@ -19,7 +19,7 @@ from filip.data.funnel import write_fragment
 from filip.data.ingest import IngestConfig, ingest
 from filip.data.loading.config import Source
 from filip.data.loading.pair_index import index_source
-from filip.data.manifest import make_manifest
+from filip.data.manifest import ManifestConfig, make_manifest
 from filip.data.score import ScoreConfig, score
 from filip.data.scoring import perceptual_hash, shard_images
 from filip.data.select import SelectConfig, select
@@ -53,7 +53,8 @@ def write_data_set(root: Path, tars: str | None = None) -> Any:
     chosen = SelectConfig(str(root / "mine.yaml"), str(root / "scored"), str(root / "selected"), below)
     write_fragment(root / "select.json", select(chosen))
     lists = [root / "shards" / "_work" / name for name in ("list.parquet", "kept.parquet")]
-    described = make_manifest(card, *lists, root / "shards", root / "captions", [], scratch=root / "m.json")
+    places = map(str, (*lists, root / "shards", root / "captions"))
+    described = make_manifest(card, ManifestConfig(card.name, *places, [], str(root / "m.json")))
     described["stages"] = [json.loads((root / "select.json").read_text())]
     write_json(root / "m.json", described)
     return card

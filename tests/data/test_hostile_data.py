@@ -19,7 +19,7 @@ from filip.data.sidecar import read_sidecar
 from filip.data.text_rules import apply_text_rules
 from filip.errors import UserError
 from tests.data.own_images import picture
-from tests.data.test_full_disks import commands
+from tests.data.test_full_disks import Command, arguments
 from tests.data.test_translate import job, make_shards
 
 CAPTIONS = [
@@ -151,7 +151,7 @@ BROKEN = {
 
 @pytest.mark.parametrize("stage", BROKEN)
 def test_a_broken_file_is_named_by_its_stage(tmp_path: Path, stage: str, capsys: pytest.CaptureFixture[str]) -> None:
-    command = commands(tmp_path)[stage]
+    command = Command(stage, arguments(tmp_path)[stage])
     for name in BROKEN[stage]:
         whole = (tmp_path / name).read_bytes()
         for content in (b"", b"\xff\0" * 400, whole[: len(whole) // 2]):

@@ -16,7 +16,7 @@ from filip.data.ingest import IngestConfig, ingest, main
 from filip.data.loading.config import Source
 from filip.data.loading.pair_index import index_source
 from filip.data.loading.transforms import decode
-from filip.data.manifest import make_manifest
+from filip.data.manifest import ManifestConfig, make_manifest
 from filip.data.sidecar import read_sidecar
 from filip.data.translate import TranslationJob, translate
 from filip.errors import UserError
@@ -233,11 +233,9 @@ def test_several_captions_reach_side_car_loader_and_manifest(tmp_path: Path) -> 
     assert len({row["group"] for row in rows}) == len(rows)
     for fragment, name in ((texts, "texts"), (images, "images"), (done, "translate")):
         write_json(tmp_path / f"{name}.json", fragment.as_dict())
-    manifest = make_manifest(
-        one, out / "_work/list.parquet", out / "_work/kept.parquet", out, captions,
-        [tmp_path / f"{name}.json" for name in ("texts", "images", "translate")],
-        scratch=tmp_path / "manifest.json",
-    )  # fmt: skip
+    places = [str(path) for path in (out / "_work/list.parquet", out / "_work/kept.parquet", out, captions)]
+    funnels = [str(tmp_path / f"{name}.json") for name in ("texts", "images", "translate")]
+    manifest = make_manifest(one, ManifestConfig(one.name, *places, funnels, str(tmp_path / "manifest.json")))
     assert manifest["captions"]["origins"]["original"] == 6 and manifest["images"]["count"] == 5
 
     drawn = {translated: set() for translated in (False, True)}

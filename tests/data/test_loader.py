@@ -12,8 +12,7 @@ from filip.data.eval_transform import EvalTransform
 from filip.data.loading.config import Source
 from filip.errors import UserError
 from filip.tokenizer import tokenize
-from tests.data.loaders import assert_same, keys, loader
-from tests.data.pair_shards import Pairs, key_of, number_of, write_pairs
+from tests.data.pair_shards import Pairs, assert_same, key_of, keys, loader, number_of, write_pairs
 from tests.support.shards import write_sidecar
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*worker processes in total")

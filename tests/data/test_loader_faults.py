@@ -16,8 +16,7 @@ from filip.data.eval_transform import EvalTransform
 from filip.data.loading import loader as loading
 from filip.data.loading.config import Source
 from filip.errors import UserError
-from tests.data.loaders import assert_same, keys, loader
-from tests.data.pair_shards import Pairs, key_of, write_pairs
+from tests.data.pair_shards import Pairs, assert_same, key_of, keys, loader, write_pairs
 from tests.support.processes import run_python
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*worker processes in total")

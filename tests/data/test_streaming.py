@@ -36,9 +36,8 @@ from filip.data.verify import verify
 from filip.errors import UserError
 from filip.train.training_data import as_they_lie
 from tests.data.downloads import write_list
-from tests.data.loaders import keys, loader
 from tests.data.own_images import CAPTIONS, picture, text_beside, write_images
-from tests.data.pair_shards import Pairs, number_of, write_pairs
+from tests.data.pair_shards import Pairs, keys, loader, number_of, write_pairs
 from tests.data.test_forget import COUNT, config, ingested, write_data_set
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*worker processes in total")

@@ -154,18 +154,7 @@ def test_rules_on_a_sample_that_they_were_not_made_for(tmp_path: Path) -> None:
     """Docs quote the exact figures; here is what would be a regression."""
     verdicts = verdicts_on_kinds(tmp_path)
     assert len(verdicts) >= 500
-    for rule in (
-        "camera_name",
-        "date",
-        "file_name",
-        "hash",
-        "html",
-        "number",
-        "page_text",
-        "placeholder",
-        "template",
-        "url",
-    ):
+    for rule in MEANINGLESS.keys() - {"no_letters"}:
         right, found, wanted = rule_accuracy(verdicts, rule)
         assert right >= 0.85 * found and right >= 0.85 * wanted, rule
     accents = [row for row in verdicts if row["kind"] == "accents"]  # names and dishes, the hardest kind

@@ -21,8 +21,7 @@ from filip.train.config import TrainConfig
 from filip.train.feature_cache import cache_folder, fill
 from filip.train.loop import initial_model
 from filip.train.ranks import StopSignal
-from tests.data.loaders import loader
-from tests.data.pair_shards import Pairs, key_of, write_pairs
+from tests.data.pair_shards import Pairs, key_of, loader, write_pairs
 from tests.support.launched_ranks import Ranks
 from tests.support.training import compose, losses, run_many, same_weights, train_arguments
 

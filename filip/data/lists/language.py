@@ -46,17 +46,8 @@ PLACE = 2.7  # frequency in English of a place that ends a caption of names
 COMMON = 5.5  # higher frequencies count as this: "el" in a name does not make a sentence Spanish
 UNKNOWN = 1.0  # for words that a list does not have; the rarest that it has are as rare
 # fastText's codes of languages that have a list under another code, or are close to a language with a list.
-_ALIASES = {
-    "no": "nb",
-    "nn": "nb",
-    "bs": "sh",
-    "hr": "sh",
-    "sr": "sh",
-    "tl": "fil",
-    "gl": "pt",
-    "ast": "es",
-    "af": "nl",
-}
+_ALIASES = {"no": "nb", "nn": "nb", "tl": "fil", "gl": "pt", "ast": "es", "af": "nl"}
+_ALIASES |= dict.fromkeys(("bs", "hr", "sr"), "sh")
 _WORDS = re.compile(r"[^\W\d_][^\s]*")
 _WORD = re.compile(r"[^\W\d_]+")
 # Letters of other scripts than the Latin one. fastText knows few words of them, and takes unknown ones for English.
