@@ -15,12 +15,15 @@ from statistics import fmean
 from typing import Any
 
 import yaml
+from matplotlib.figure import Figure
 
 from filip.command import option, run_command
 from filip.errors import UserError
 from filip.files import replacing
 from filip.models.config import config_from_dict
+from filip.report import plots
 from filip.report.differences import FEWEST
+from filip.report.figures import training_logs
 from filip.report.results import Results
 from filip.report.rows import build_tables
 from filip.report.style import looks
@@ -62,6 +65,7 @@ class Readme:
     readme: str = option("README.md", "file with the two marks, rewritten in place")
     picture: str = option("docs/images/alignment.png", "where the sheet of scenes goes, which README shows at its top")
     curves: str = option("docs/images/learning.png", "where the learning curves go, which README shows below the table")
+    binding_picture: str = option("docs/images/binding.svg", "where exchanged colours by size go: docs/token_wise.md")
     runs: list[str] = option(["clip", "filip", "smooth"], "the columns; each is compared with the one before it")
     published: str = option("eval/published.yaml", "published numbers")
 
@@ -72,6 +76,8 @@ def main(config: Readme) -> None:
         study, results = load_study(None, config.binding), Results(config.binding)
         tables = build_tables(study, results, load_published(config.published))
         put_on_page(Path(config.readme), binding_block(study, tables, results), BINDING)
+        with replacing(config.binding_picture) as part:
+            binding_figure(study, tables, results).savefig(part, format="svg")
     if not Path(config.results).is_dir():
         return
     study, results = load_study(None, config.results), Results(config.results)
@@ -84,9 +90,6 @@ def main(config: Readme) -> None:
     if sheet.is_file():
         with replacing(config.picture) as part:
             shutil.copyfile(sheet, part)
-    from filip.report import plots  # drawing and its libraries are for this picture alone
-    from filip.report.figures import training_logs
-
     logs = training_logs(study, results)
     labels = {study.label(run): look for run, look in looks(study).items() if run in config.runs}
     if shown := {label: logs[label] for label in labels if label in logs}:
@@ -190,6 +193,29 @@ def binding_block(study: Study, tables: Mapping[str, Table], results: Results) -
     )
     table = render(Grid(heads, lines, whole=True), "markdown")
     return "\n".join([table, *textwrap.wrap(note, 118, break_long_words=False)])
+
+
+def binding_figure(study: Study, tables: Mapping[str, Table], results: Results) -> Figure:
+    """Draw how often the true caption is preferred to one with two colours exchanged, over the numbers a side."""
+    figure, (axis,) = plots.grid(1, 1, 6.5, 3.6)
+    shown = looks(study)
+    for run in study.rows("selection"):
+        trained = [entry for member in study.replicas(run) if (entry := results.training(member))]
+        cell = _cell(tables["selection"], BINDING_COLUMNS[0][2], run)
+        if not trained or cell.value is None:
+            continue
+        count, dim = vectors(trained[0]["config"]["model"])
+        value, label = 100 * cell.value, study.label(run)
+        ends = [[100 * abs(cell.value - end)] for end in cell.ci95] if cell.ci95 else None
+        axis.errorbar(count * dim, value, ends, fmt="o", color=shown[run].colour, capsize=2)
+        seconds = fmean(entry["processor_seconds"] for entry in trained)
+        axis.annotate(f" {label}, {seconds:.0f} s", (count * dim, value), (5, -3), textcoords="offset points", size=7)
+    axis.set_xscale("log", base=2)
+    axis.set_xlim(100, 40_000)
+    axis.set_xlabel("numbers that an image keeps")
+    axis.set_ylabel("exchanged colours rejected, % (chance 50)")
+    axis.grid(True, axis="y")
+    return figure
 
 
 def efficiency_block(table: Table) -> str:
