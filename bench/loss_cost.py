@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from statistics import NormalDist
 
 from filip.command import option, run_command
-from filip.train.cost import Cost, Setting, block_flops, clip, fused
+from filip.train.cost import SOFTMAX_BYTES, Cost, Setting, block_flops, clip, fused
 from late_interaction.triton_layout import GROUP, cut, rows_of
 
 
@@ -54,7 +54,7 @@ def materialised(s: Step, keep_ratio: float = 1.0) -> Cost:
     similarity = s.local * s.global_batch * n1 * n2 * s.token_bytes
     gathered = s.global_batch * (n1 + n2) * s.dim * s.token_bytes
     remote = gathered * (s.gpus - 1) / s.gpus
-    matrices = 2 * 2 * 4 * s.local * s.global_batch
+    matrices = SOFTMAX_BYTES * s.local * s.global_batch
     return Cost(2 * 3 * product + choosing, 2 * similarity + 2 * gathered + matrices, 2 * remote)
 
 

@@ -15,7 +15,7 @@ from bench.loss_cost import (
     triton,
     triton_flops,
 )
-from filip.train.cost import clip, fused
+from filip.train.cost import SOFTMAX_BYTES, clip, fused
 from late_interaction.triton_layout import cut, rows_of
 
 EIGHT_GPUS = Step(global_batch=8192, gpus=8, tile_bytes=0)
@@ -52,7 +52,7 @@ def test_images_of_any_length_take_fewer_rows_than_as_many_of_49() -> None:
 
 def test_memory() -> None:
     pairs = 1024 * 8192
-    maps_and_matrices = pairs * (49 + 18) + 16 * pairs
+    maps_and_matrices = pairs * (49 + 18) + SOFTMAX_BYTES * pairs
     texts = 8192 * 18 * 256
     assert fused(EIGHT_GPUS).memory == maps_and_matrices + texts * (2 + 8)
     assert fused(EIGHT_GPUS, "ring").memory == maps_and_matrices + texts / 8 * (2 * 2 + 3 * 4)
@@ -64,7 +64,7 @@ def test_memory() -> None:
 def test_ring_memory_for_remote_tokens_does_not_grow_with_the_ranks() -> None:
     def remote(gpus: int) -> float:
         setting = Step(global_batch=320 * gpus, gpus=gpus, tile_bytes=0)
-        return fused(setting, "ring", recompute=True).memory - 16 * 320 * 320 * gpus
+        return fused(setting, "ring", recompute=True).memory - SOFTMAX_BYTES * 320 * 320 * gpus
 
     assert remote(8) == remote(128)
 
