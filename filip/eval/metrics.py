@@ -47,14 +47,20 @@ def label_hits(scores: Tensor, labels: Tensor, ks: Sequence[int]) -> Tensor:
 
 
 def retrieval_hits(
-    scores: Tensor, query_group: Tensor, candidate_group: Tensor, ks: Sequence[int], rows: int = 512
+    scores: Tensor,
+    query_group: Tensor,
+    candidate_group: Tensor,
+    ks: Sequence[int],
+    rows: int = 512,
+    ties: str = "expected",
 ) -> Tensor:
     """Return hits at k where a candidate is a query's own if both carry the same group number.
 
     scores: [queries, candidates]; query_group: [queries] and candidate_group: [candidates], int64 (for image
     to text: the image's index, and the index of the image that a caption belongs to). A hit is any own
     candidate in the top k. Works through ``rows`` queries at a time, so that nothing as large as ``scores``
-    is allocated. Returns [queries, len(ks)] float64. Raises ValueError if a query has no own candidate.
+    is allocated. ties: "first" takes the candidates that torch.topk finds first. Returns [queries, len(ks)] float64.
+    Raises ValueError if a query has no own candidate.
     """
     found = []
     for start in range(0, len(scores), rows):
@@ -63,6 +69,10 @@ def retrieval_hits(
         if not bool(own.any(1).all()):
             lost = start + int((~own.any(1)).nonzero()[0])
             raise ValueError(f"query {lost} has no own candidate")
+        if ties == "first":
+            first = own.gather(1, part.topk(min(max(ks), part.shape[1]), dim=1).indices)
+            found.append(torch.stack([first[:, :k].any(1) for k in ks], 1).double())
+            continue
         best_own = part.masked_fill(~own, -torch.inf).amax(1)
         found.append(hits_at_k(best_own, part, own, ks))
     return torch.cat(found) if found else torch.zeros(0, len(ks), dtype=torch.float64)

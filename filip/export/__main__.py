@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from filip.command import MISSING, option, run_command
-from filip.errors import UserError
+from filip.errors import UserError, first_line
 from filip.export.formats import FORMATS
 from filip.export.onnx_folder import VARIANTS, write_onnx
 from filip.files import check_output
@@ -36,6 +36,7 @@ class Export:
         None, "with to=onnx: pictures with captions, or a card, on which the recall lost by the variants is measured"
     )
     root: str = option(".", "folder below which the data set of a card lies")
+    push: str = option("", "upload the folder to this repository of the hub, too: OWNER/NAME")
 
 
 def export(config: Export) -> None:
@@ -44,6 +45,8 @@ def export(config: Export) -> None:
         raise UserError(f"variants= and data= are for to=onnx; to={config.to} has only one form")
     chosen = FORMATS[config.to]
     check_output("out", config.out, chosen.out)
+    if config.push:
+        check_push(config.push, chosen.out)
     source = read_source(config.model)
     if config.to == "onnx":
         write_onnx(source, config.out, config.variants, config.data, config.root)
@@ -51,8 +54,31 @@ def export(config: Export) -> None:
         chosen.write(source, config.out)
     parameters = sum(p.numel() for p in source.model.parameters())
     say(f"wrote {config.out} ({config.to}): {parameters:,} parameters of {source.origin}")
+    if config.push:
+        upload(config.out, config.push)
     if chosen.out == "file" and source.attributions:
         say(f"pass its attribution on with it: {', '.join(map(str, source.attributions))}")
+
+
+def check_push(repository: str, kind: str) -> None:
+    """Raise UserError for what the hub would not take, before anything is written."""
+    from huggingface_hub import get_token
+
+    if kind == "file":
+        raise UserError(f"push={repository} uploads a folder: give to=hf, mv, onnx, open_clip or clip")
+    if not get_token():
+        raise UserError(f"push={repository} needs a token of the hub: run `hf auth login`, or set HF_TOKEN")
+
+
+def upload(folder: str, repository: str) -> None:
+    """Upload an exported folder. Raises UserError if the hub refuses it; the folder stays."""
+    from huggingface_hub import HfApi
+
+    try:
+        HfApi().create_repo(repository, exist_ok=True)
+        say(f"uploaded to {HfApi().upload_folder(repo_id=repository, folder_path=folder)}")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder} is written, and was not uploaded to {repository}: {first_line(error)}") from error
 
 
 if __name__ == "__main__":

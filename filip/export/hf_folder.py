@@ -10,11 +10,15 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from filip.errors import UserError
 from filip.export.card import write_card
 from filip.files import naming, write_json
 from filip.models import DualEncoder
-from filip.models.weights import write_safetensors
+from filip.models.weights import EMBEDDING, ROW_OF_TOKEN, taught, write_safetensors
+from filip.pixels import CLIP_MEAN, CLIP_STD
 from filip.runs.source import ModelSource
 from filip.tokenizer import BOS, EOS, merges, vocabulary
 
@@ -35,6 +39,7 @@ def write_hf(source: ModelSource, out: str) -> None:
 
     tokenizer = clip_tokenizer(source.model)
     refuse_computed_tables(source.model, "hf")
+    config, weights = towers_of(source.model)
     with new_folder(out) as folder:
         copy_code(folder, CODE)
         write_json(
@@ -48,10 +53,10 @@ def write_hf(source: ModelSource, out: str) -> None:
                 },
                 "model_type": "filip",
                 "dtype": "float32",
-                **tower_config(source.model),
+                **config,
             },
         )
-        state = {f"towers.{name}": value.contiguous() for name, value in source.model.state_dict().items()}
+        state = {f"towers.{name}": value.contiguous() for name, value in weights.items()}
         write_safetensors(state, folder / "model.safetensors", {"format": "pt"})
         tokenizer.save_pretrained(folder)
         write_json(
@@ -67,6 +72,20 @@ def write_hf(source: ModelSource, out: str) -> None:
             },
         )
         write_card(folder, source, "transformers", USE)
+
+
+def towers_of(model: DualEncoder) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return configuration and state of the exported towers, without the embeddings of tokens that never occurred.
+
+    They share one row of zeros, as in :func:`filip.models.weights.save_compact`.
+    """
+    config, state = tower_config(model), model.state_dict()
+    learned = taught(state[EMBEDDING])
+    if not learned.all():
+        rows = torch.where(learned, learned.cumsum(0) - 1, learned.sum())
+        state |= {ROW_OF_TOKEN: rows.int(), EMBEDDING: torch.nn.functional.pad(state[EMBEDDING][learned], (0, 0, 0, 1))}
+        config["text"]["token_rows"] = len(state[EMBEDDING])
+    return config, state
 
 
 def tower_config(model: DualEncoder) -> dict[str, Any]:
@@ -97,6 +116,21 @@ def refuse_computed_tables(model: DualEncoder, to: str) -> None:
             f"to={to}: {names[0]} of the image tower {model.config.image.timm!r} is computed and not stored, and the "
             "loaders of this format would leave it empty"
         )
+
+
+def preprocessor(size: int) -> dict[str, Any]:
+    """Return the settings with which transformers' processor of CLIP makes squares of that side."""
+    return {
+        "image_processor_type": "CLIPImageProcessor",
+        "processor_class": "CLIPProcessor",
+        "size": {"shortest_edge": size},
+        "crop_size": {"height": size, "width": size},
+        "resample": 3,
+        "rescale_factor": 1 / 255,
+        "image_mean": CLIP_MEAN,
+        "image_std": CLIP_STD,
+        **{f"do_{step}": True for step in ("resize", "center_crop", "rescale", "normalize", "convert_rgb")},
+    }
 
 
 def copy_code(folder: Path, names: tuple[str, ...]) -> None:
@@ -185,8 +219,9 @@ def write_multi_vector(source: ModelSource, out: str) -> None:
 
     from filip.export.standalone.multi_vector_filip import FilipMultiVector
 
-    module = FilipMultiVector(tower_config(source.model), tokenizer)
-    module.towers.load_state_dict(source.model.state_dict())
+    config, weights = towers_of(source.model)
+    module = FilipMultiVector(config, tokenizer)
+    module.towers.load_state_dict(weights)
     encoder = MultiVectorEncoder(modules=[module], similarity_fn_name="meanmaxsim", device="cpu")
     with new_folder(out) as folder:
         encoder.save(str(folder), create_model_card=False)

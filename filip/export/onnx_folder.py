@@ -17,7 +17,7 @@ from filip.errors import UserError
 from filip.eval.cards import BenchmarkCard
 from filip.eval.own_data import retrieval_card
 from filip.export.card import write_card
-from filip.export.hf_folder import clip_tokenizer, copy_code, new_folder, tower_config
+from filip.export.hf_folder import clip_tokenizer, copy_code, new_folder, preprocessor, towers_of
 from filip.export.standalone.filip_towers import Towers
 from filip.files import write_json
 from filip.pixels import CLIP_MEAN, CLIP_STD
@@ -30,9 +30,10 @@ import onnxruntime
 from PIL import Image
 from tokenizers import Tokenizer
 
-from filip_inputs import clean, to_pixels  # next to the graphs, in whose folder this runs; needs numpy, Pillow and ftfy
+from filip_inputs import clean, to_pixels  # in the folder, where this runs; needs numpy, Pillow and ftfy
 
-image, text, score = (onnxruntime.InferenceSession(f"{name}.onnx") for name in ("image", "text", "score"))
+names = ("vision_model", "text_model", "score")
+image, text, score = (onnxruntime.InferenceSession(f"onnx/{name}.onnx") for name in names)
 tokenizer = Tokenizer.from_file("tokenizer.json")
 tokenizer.enable_padding()
 read = tokenizer.encode_batch([clean("a photo of a cat"), clean("two dogs")])
@@ -52,8 +53,9 @@ ONE_FILE = 1_500_000_000  # bytes of weights; ONNX's own file may not pass 2 GB
 def write_onnx(
     source: ModelSource, out: str, variants: Sequence[str] = (), data: str | None = None, root: str = "."
 ) -> None:
-    """Write the graphs ``image``, ``text`` and ``score``, tokenizer, ``inputs.json`` and the code for inputs.
+    """Write the graphs of both towers and of the score, tokenizer, ``inputs.json`` and the code for inputs.
 
+    Names, ``config.json`` and ``preprocessor_config.json`` are those with which transformers.js reads a CLIP.
     Each graph is run in onnxruntime on shapes that it was not traced with; RuntimeError if it then differs from the
     model by more than 1e-4. variants: further graphs, see :mod:`filip.export.onnx_folder`. data: pictures with
     captions on which the recall of all graphs is measured, printed and written into the model card; root: for a card.
@@ -62,25 +64,37 @@ def write_onnx(
     if data is not None:
         retrieval_card(data)  # its errors are reported before the graphs are written
     tokenizer = clip_tokenizer(source.model)
-    towers = Towers(tower_config(source.model))
-    towers.load_state_dict(source.model.state_dict())
+    config, weights = towers_of(source.model)
+    towers = Towers(config)
+    towers.load_state_dict(weights)
     size, longest = source.model.image_size, source.model.config.text.context_length
     batch, length = torch.export.Dim("batch"), torch.export.Dim("length", min=2, max=longest)
     with new_folder(out) as folder:
-        _write(_Images(towers), folder / "image.onnx", [_pixels(n, size) for n in (2, 1, 3)], ({0: batch},))
+        (folder / "onnx").mkdir()
+        _write(_Images(towers), graph_file(folder, "image"), [_pixels(n, size) for n in (2, 1, 3)], ({0: batch},))
         texts = [_texts(2, longest // 2), _texts(1, longest), _texts(3, 2)]
-        _write(_Texts(towers), folder / "text.onnx", texts, ({0: batch, 1: length}, {0: batch, 1: length}))
-        _write_scores(towers, folder / "score.onnx", size, longest)
+        _write(_Texts(towers), graph_file(folder, "text"), texts, ({0: batch, 1: length}, {0: batch, 1: length}))
+        _write_scores(towers, graph_file(folder, "score"), size, longest)
         tokenizer.save_pretrained(folder)
         copy_code(folder, ("filip_inputs.py",))
         write_json(folder / "inputs.json", _inputs(source))
+        write_json(folder / "config.json", {"model_type": "clip"})
+        write_json(folder / "preprocessor_config.json", preprocessor(size))
         for variant in variants:
             for graph in ("image", "text"):
-                file = folder / f"{graph}.onnx"
+                file = graph_file(folder, graph)
                 write_variant(file, variant, external=file.with_name(f"{file.name}.data").exists())
         use = USE_POOLED if towers.pooled else USE
         measured = "" if data is None else f"\n## Variants\n\n{recall_table(folder, variants, data, root)}"
         write_card(folder, source, "onnx", use.replace("SIZE", str(size)), measured)
+
+
+GRAPHS = {"image": "vision_model", "text": "text_model", "score": "score"}
+
+
+def graph_file(folder: Path, graph: str, variant: str = "") -> Path:
+    """Return the file of one of GRAPHS, which transformers.js looks for by that name."""
+    return folder / "onnx" / f"{GRAPHS[graph]}{'_' if variant else ''}{variant}.onnx"
 
 
 def _inputs(source: ModelSource) -> dict[str, Any]:
@@ -206,7 +220,7 @@ def check_variants(variants: Sequence[str]) -> None:
 
 
 def write_variant(file: Path, variant: str, external: bool) -> None:
-    """Write e.g. ``image_int8.onnx`` next to ``image.onnx``. external: the weights are too many for one file.
+    """Write e.g. ``vision_model_int8.onnx`` beside the whole graph. external: the weights are too many for one file.
 
     fp16 computes in half precision; inputs and outputs stay float32. int8 quantises the weights of matrix products and
     embeddings, and activations as they come (onnxruntime's dynamic quantisation): a quarter of the size. Weights take 7
@@ -276,8 +290,8 @@ def recall_table(folder: Path, variants: Sequence[str], data: str, root: str) ->
 
 def megabytes(folder: Path, variant: str) -> float:
     """Return the size of both graphs in MB."""
-    end = f"_{variant}" if variant else ""
-    files = [file for tower in ("image", "text") for file in folder.glob(f"{tower}{end}.onnx*")]
+    graphs = [graph_file(folder, graph, variant) for graph in ("image", "text")]
+    files = [file for graph in graphs for file in graph.parent.glob(f"{graph.name}*")]
     return sum(file.stat().st_size for file in files) / 1e6
 
 

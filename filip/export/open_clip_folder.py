@@ -1,19 +1,22 @@
-"""Write a pooled model for open_clip: ``create_model_and_transforms("local-dir:FOLDER")``."""
+"""Write a pooled model with CLIP's towers for open_clip, and for transformers without code of ours."""
 
 from __future__ import annotations
 
+import re
 from typing import Any, cast
+
+from torch import Tensor
 
 from filip.errors import UserError
 from filip.export.card import write_card
-from filip.export.hf_folder import PICTURE, new_folder
+from filip.export.hf_folder import PICTURE, clip_tokenizer, new_folder, preprocessor
 from filip.files import write_json
 from filip.models import DualEncoder
 from filip.models.open_clip_names import open_clip_names, to_open_clip
 from filip.models.weights import write_safetensors
 from filip.pixels import CLIP_MEAN, CLIP_STD
 from filip.runs.source import ModelSource
-from filip.tokenizer import EOS
+from filip.tokenizer import BOS, EOS
 
 USE = f"""import open_clip
 from PIL import Image
@@ -38,6 +41,74 @@ def write_open_clip(source: ModelSource, out: str) -> None:
         weights = to_open_clip(source.model)
         write_safetensors(weights, folder / "open_clip_model.safetensors", {"format": "pt"})
         write_card(folder, source, "open_clip", USE)
+
+
+CLIP_USE = f"""from PIL import Image
+from transformers import AutoModel, AutoProcessor
+
+model = AutoModel.from_pretrained(".").eval()  # . or another path to this folder
+processor = AutoProcessor.from_pretrained(".")
+{PICTURE}texts = ["a photo of a cat", "a photo of a dog"]
+inputs = processor(images=[image], text=texts, padding=True, return_tensors="pt")
+print(model(**inputs).logits_per_image.softmax(1))
+"""
+HF_NAMES = (  # open_clip's names to those of transformers' CLIPModel, in this order
+    (r"^visual\.proj$", "visual_projection.weight"),
+    (r"^text_projection$", "text_projection.weight"),
+    (r"^visual\.transformer\.resblocks", "vision_model.encoder.layers"),
+    (r"^transformer\.resblocks", "text_model.encoder.layers"),
+    (r"^visual\.class_embedding", "vision_model.embeddings.class_embedding"),
+    (r"^visual\.positional_embedding", "vision_model.embeddings.position_embedding.weight"),
+    (r"^visual\.conv1", "vision_model.embeddings.patch_embedding"),
+    (r"^visual\.ln_pre", "vision_model.pre_layrnorm"),
+    (r"^visual\.ln_post", "vision_model.post_layernorm"),
+    (r"^token_embedding", "text_model.embeddings.token_embedding"),
+    (r"^positional_embedding", "text_model.embeddings.position_embedding.weight"),
+    (r"^ln_final", "text_model.final_layer_norm"),
+    (r"\.ln_(\d)\.", r".layer_norm\1."),
+    (r"\.attn\.out_proj\.", ".self_attn.out_proj."),
+    (r"\.mlp\.c_fc\.", ".mlp.fc1."),
+    (r"\.mlp\.c_proj\.", ".mlp.fc2."),
+)
+
+
+def write_clip(source: ModelSource, out: str) -> None:
+    """Write a folder that transformers' own ``CLIPModel`` loads, without code. UserError as :func:`write_open_clip`."""
+    from transformers import CLIPConfig
+
+    about, model = open_clip_config(source.model), source.model
+    state: dict[str, Tensor] = {}
+    for name, tensor in to_open_clip(model).items():
+        for pattern, replacement in HF_NAMES:
+            name = re.sub(pattern, replacement, name)
+        if name.endswith("projection.weight"):
+            state[name] = tensor.T.contiguous()
+        elif ".attn.in_proj_" in name:
+            for letter, part in zip("qkv", tensor.chunk(3), strict=True):
+                state[name.replace(".attn.in_proj_", f".self_attn.{letter}_proj.")] = part.contiguous()
+        else:
+            state[name] = tensor.contiguous()
+    common = {"hidden_act": "quick_gelu" if about["quick_gelu"] else "gelu", "projection_dim": about["embed_dim"]}
+    heads = {
+        "vision": about["vision_cfg"]["width"] // about["vision_cfg"]["head_width"],
+        "text": about["text_cfg"]["heads"],
+    }
+    towers = {}
+    for tower in heads:
+        width, layers = (about[f"{tower}_cfg"][name] for name in ("width", "layers"))
+        blocks = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads[tower]}
+        towers[tower] = {**common, **blocks, "intermediate_size": 4 * width}
+    towers["vision"] |= {name: about["vision_cfg"][name] for name in ("image_size", "patch_size")}
+    towers["text"] |= {"vocab_size": EOS + 1, "max_position_embeddings": about["text_cfg"]["context_length"]}
+    towers["text"] |= {"bos_token_id": BOS, "eos_token_id": EOS, "pad_token_id": EOS}
+    config = CLIPConfig(vision_config=towers["vision"], text_config=towers["text"], projection_dim=about["embed_dim"])
+    config.architectures = ["CLIPModel"]
+    with new_folder(out) as folder:
+        config.save_pretrained(folder)
+        write_safetensors(state, folder / "model.safetensors", {"format": "pt"})
+        clip_tokenizer(model).save_pretrained(folder)
+        write_json(folder / "preprocessor_config.json", preprocessor(model.image_size))
+        write_card(folder, source, "transformers", CLIP_USE)
 
 
 def open_clip_config(model: DualEncoder) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from filip.models.config import ModelConfig, config_from_dict
 from filip.models.dual_encoder import LOSS_PARAMETER, DualEncoder, build_model
 
 EMBEDDING, ROWS = "text.token_embedding.weight", "text.token_embedding.rows"
+ROW_OF_TOKEN = "text.row_of_token"  # of an export for other libraries: int32 [tokens]
 TOKENIZER = "tokenizer.json"  # key for the tokenizer in a file with another vocabulary than CLIP's
 
 
@@ -153,9 +154,13 @@ def _read(path: str | Path, tensors: bool = True) -> tuple[dict[str, str], dict[
             raise UserError(
                 f"{path} is a safetensors file without a model configuration; give the file that training wrote (out=…)"
             )
+        settings.get("text", {}).pop("token_rows", None)
         fields = {field.name for field in dataclasses.fields(ModelConfig)} & settings.keys()
         metadata = {**metadata, "config": json.dumps({name: settings[name] for name in fields})}
-        state = {name.removeprefix("towers."): tensor.float() for name, tensor in state.items()}
+        state = {name.removeprefix("towers."): tensor for name, tensor in state.items()}
+        if ROW_OF_TOKEN in state:
+            state[EMBEDDING] = state[EMBEDDING][state.pop(ROW_OF_TOKEN).long()]
+        state = {name: tensor.float() for name, tensor in state.items()}
     return metadata, state
 
 

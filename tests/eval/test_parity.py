@@ -69,6 +69,19 @@ def test_open_clip_scored_by_us_and_by_clip_benchmark(tmp_path):
         assert ours["t2i"][f"r{k}"] == pytest.approx(recalls[f"image_retrieval_recall@{k}"], abs=1e-6)
     assert 0 < ours["i2t"]["r5"] < 1
 
+    # where images share their captions, theirs depends on the order of the data
+    write_webdataset(tmp_path / "wds_flickr30k", None, [[f"a {ANIMALS[i % 7]}", f"number {i}"] for i in range(36)])
+    data = build_wds_dataset("flickr30k", transform, "test", str(tmp_path / "wds_flickr30k"))
+    loader = DataLoader(data.batched(36, collation_fn=get_dataset_collate_fn("flickr30k")), batch_size=None)
+    recalls = retrieval.evaluate(model, loader, tokenizer, "cpu", amp=False, recall_k_list=[1, 5, 10])
+    found = {}
+    for ties in ("first", "expected"):
+        run_protocol("retrieval", [*common, "data=[flickr30k]", f"retrieval.ties={ties}"])
+        found[ties] = json.loads(out.read_text())["benchmarks"]["flickr30k"]
+        assert "36 of 72 captions are those of other images" in found[ties]["note"]
+    assert found["first"]["i2t"] == pytest.approx({f"r{k}": recalls[f"text_retrieval_recall@{k}"] for k in (1, 5, 10)})
+    assert found["first"]["i2t"] != found["expected"]["i2t"]
+
     run_protocol("linear_probe", [*common, cifar10])
     probed = json.loads(out.read_text())["benchmarks"]["cifar10"]
     assert probed["n"] == 36 and "cross-validation" in probed["protocol"]

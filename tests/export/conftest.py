@@ -49,9 +49,12 @@ def pictures() -> list[Image.Image]:
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Callable[..., str]:
-    """Return a writer of a tiny random model, whose config the given function changes; the writer returns its file."""
+    """Return a writer of a tiny random model, whose config the given function changes; the writer returns its file.
 
-    def save(change: Callable[[ModelConfig], object] | None = None) -> str:
+    touched: the training saw only so many tokens, the first ones; 0: all.
+    """
+
+    def save(change: Callable[[ModelConfig], object] | None = None, touched: int = 0) -> str:
         torch.manual_seed(0)
         config = load_preset("tiny")
         if change is not None:
@@ -60,6 +63,11 @@ def saved(tmp_path: Path) -> Callable[..., str]:
         with torch.no_grad():  # norms and biases too, which start at 1 and 0
             for parameter in model.parameters():
                 parameter.add_(0.02 * torch.randn_like(parameter))
+            if touched:
+                model.text.token_embedding.weight[touched:] *= 0
+            else:  # of lengths as they are after a training on everything
+                words = model.text.token_embedding.weight
+                words *= 0.5 + torch.rand(len(words), 1)
         save_model(tmp_path / "models" / "m.safetensors", model, {"run": "tiny", "steps": 3})
         return str(tmp_path / "models" / "m.safetensors")
 

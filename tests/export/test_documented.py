@@ -43,6 +43,7 @@ def test_the_code_of_the_page_runs_as_written_without_this_project(saved: Callab
         ("mv", "a-mv", change),
         ("onnx", "a-onnx", change),
         ("open_clip", "a-open_clip", pooled),
+        ("clip", "a-clip", pooled),
     ):
         export(Export(model=saved(kind), out=str(folder := tmp_path / "exported" / place), to=form))
         cards[str(folder)] = re.findall(r"^```python\n(.*?)^```$", (folder / "README.md").read_text(), re.M | re.S)[0]

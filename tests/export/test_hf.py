@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 import filip
 from filip.data.eval_transform import EvalTransform
 from filip.errors import UserError
+from filip.eval.encoders import load_encoder
 from filip.export.__main__ import Export, export
 from filip.export.hf_folder import clip_tokenizer, refuse_computed_tables
 from filip.export.standalone.filip_inputs import clean, to_pixels
@@ -118,6 +119,21 @@ assert abs(after[0] - r1(True)[0]) < 1e-6 and after[1] > before[1] + 0.15, (befo
 model.save_pretrained("trained")
 torch.save(model(**collate(range(4))).text_embeds, "texts.pt")
 """
+
+
+def test_embeddings_of_tokens_that_no_training_touched_are_left_out(saved: Callable[..., str], tmp_path: Path) -> None:
+    file = saved(touched=2000)
+    ours, whole = filip.load(file, device="cpu"), Path(file).stat().st_size
+    expected = ours.encode_texts(UNTIDY_CAPTIONS)
+    for to, graph in {"hf": "model.safetensors", "mv": "model.safetensors", "onnx": "onnx/text_model.onnx"}.items():
+        export(Export(model=file, out=str(tmp_path / to), to=to))
+        assert (tmp_path / to / graph).stat().st_size < whole / 5
+        if to != "hf":
+            found, lengths = load_encoder(f"{to}:{tmp_path / to}", trust_remote_code=True).encode_texts(UNTIDY_CAPTIONS)
+            assert torch.equal(lengths, expected.lengths)
+            torch.testing.assert_close(found, expected.values, atol=1e-4, rtol=0)
+    again = load_model(tmp_path / "hf" / "model.safetensors").state_dict()
+    assert all(torch.equal(value, again[name]) for name, value in load_model(file).state_dict().items())
 
 
 @pytest.mark.slow

@@ -50,8 +50,8 @@ def test_onnxruntime_gives_our_embeddings(
     export(Export(model=file, out=str(tmp_path / "out"), to="onnx"))
     model = filip.load(file, device="cpu")
     image, text, score = (
-        onnxruntime.InferenceSession(tmp_path / "out" / f"{name}.onnx", providers=["CPUExecutionProvider"])
-        for name in ("image", "text", "score")
+        onnxruntime.InferenceSession(tmp_path / "out" / "onnx" / f"{name}.onnx", providers=["CPUExecutionProvider"])
+        for name in ("vision_model", "text_model", "score")
     )
     pixels = np.stack([to_pixels(picture, 32) for picture in pictures])
     for n in (1, 4):
@@ -106,9 +106,9 @@ def test_variants_are_smaller_and_their_loss_of_recall_is_printed(
         assert re.search(rf"^{variant}, .* MB: R@1/10 of pairs i2t .* %, t2i .* %; lost .* points$", said, re.M)
     card = (out / "README.md").read_text()
     assert "| int8 |" in card.partition("## Variants")[2]
-    assert_7_bits(out / "image_int8.onnx")
-    assert_7_bits(out / "text_int8.onnx")
-    sizes = [(out / f"text{end}.onnx").stat().st_size for end in ("", "_fp16", "_int8")]
+    assert_7_bits(out / "onnx" / "vision_model_int8.onnx")
+    assert_7_bits(out / "onnx" / "text_model_int8.onnx")
+    sizes = [(out / "onnx" / f"text_model{end}.onnx").stat().st_size for end in ("", "_fp16", "_int8")]
     assert sizes[1] < 0.6 * sizes[0] and sizes[2] < 0.3 * sizes[0]
     whole, half, quarter = (load_encoder(f"onnx:{out}{end}") for end in ("", ":fp16", ":int8"))
     pixels = torch.stack([whole.transform(picture.convert("RGB")) for picture in pictures])
@@ -148,15 +148,16 @@ def test_what_no_variant_can_be_made_of_is_refused(
 
 def test_a_folder_without_the_variant_is_told_in_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(
-        UserError, match=r"has no image_int8.onnx; write the folder with `filip export to=onnx variants"
+        UserError, match=r"has no vision_model_int8.onnx; write the folder with `filip export to=onnx variants"
     ):
         load_encoder(f"onnx:{tmp_path}:int8")
-    for name in ("image.onnx", "text.onnx"):
-        (tmp_path / name).write_bytes(b"cut")
+    (tmp_path / "onnx").mkdir()
+    for name in ("vision_model.onnx", "text_model.onnx"):
+        (tmp_path / "onnx" / name).write_bytes(b"cut")
     (tmp_path / "inputs.json").write_text(
         '{"image_size": 32, "context_length": 16, "token_wise": true, "grid": [4, 4]}'
     )
-    with pytest.raises(UserError, match=r"onnxruntime cannot load .*image.onnx"):
+    with pytest.raises(UserError, match=r"onnxruntime cannot load .*vision_model.onnx"):
         load_encoder(f"onnx:{tmp_path}")
     with pytest.raises(UserError, match=r"runs on the CPU, at its own 32 px"):
         load_encoder(f"onnx:{tmp_path}", image_size=64)

@@ -7,6 +7,7 @@ import open_clip
 import pytest
 import torch
 from PIL import Image
+from transformers import CLIPModel, CLIPProcessor
 
 import filip
 from filip.errors import UserError
@@ -39,6 +40,17 @@ def test_open_clip_gives_our_vectors(
             theirs.encode_image(pixels, True), ours.encode_images(pictures[:1]), atol=1e-6, rtol=0
         )
         torch.testing.assert_close(theirs.logit_scale.exp(), load_model(file).scale()[0])
+
+    export(Export(model=file, out=str(tmp_path / "clip"), to="clip"))
+    assert not list((tmp_path / "clip").glob("*.py"))  # transformers' own class, without code of ours
+    model, processor = (kind.from_pretrained(tmp_path / "clip") for kind in (CLIPModel, CLIPProcessor))
+    # its processor resizes by torchvision, to a grey level of Pillow's
+    texts = ["a red cat", "two dogs and a very small bird"]
+    inputs = processor(images=pictures[:2], text=texts, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        found = model.eval()(**inputs)
+    scores = ours.similarity(ours.encode_images(pictures[:2]), ours.encode_texts(texts)).i2t
+    torch.testing.assert_close(found.logits_per_image / model.logit_scale.exp(), scores, atol=1e-4, rtol=0)
 
 
 def test_what_clip_is_not_is_refused_with_the_reason(saved: Callable[..., str], tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ class OnnxEncoder:
         from filip.data.eval_transform import EvalTransform
 
         place, end = Path(folder), f"_{variant}" if variant else ""
-        files = [place / f"{tower}{end}.onnx" for tower in ("image", "text")]
+        files = [place / "onnx" / f"{tower}{end}.onnx" for tower in ("vision_model", "text_model")]
         if missing := [file for file in [*files, place / "inputs.json"] if not file.is_file()]:
             raise UserError(
                 f"onnx:{folder}{':' if variant else ''}{variant} has no {missing[0].name}; write the folder with "

@@ -52,6 +52,12 @@ class RetrievalSettings:
         [],
         "token-wise models: benchmarks to rank also without [BOS] and [EOS], and by content words alone; [all] = each",
     )
+    ties: str = option(
+        "expected",
+        "equal scores, as captions of several images have: expected = the mean over their orders; first = those that "
+        "torch.topk finds first, as in CLIP_benchmark",
+        choices=("expected", "first"),
+    )
     shortlist: int = option(0, "two-stage: exact scores for this many candidates only; 0 = all, exact", at_least=0)
     compare: bool = option(True, "also rank exactly, where there is a shortlist, and report the recall that it loses")
 
@@ -109,7 +115,7 @@ def retrieval_benchmark(
         "prompts": [prompt.fill("{c}") for prompt in prompts],
         "split": card.split,
         "layout": card.loader,
-        "note": size_note(card, len(found.images)),
+        "note": "; ".join(filter(None, (size_note(card, len(found.images)), _shared(found, settings)))) or None,
         **cut.result(),
     }
     exact = None
@@ -125,13 +131,25 @@ def retrieval_benchmark(
     scores = rerank(
         scorer, found.images, for_texts, for_images, settings.shortlist, settings.rank_texts_by, settings.rank_images_by
     )
-    short = recalls(*scores, found.owner)
+    short = recalls(*scores, found.owner, settings.ties)
     _record(record, card.name, found, short)
     lost = None
     if exact is not None:
         lost = {way: {r: exact.table[way][r] - short.table[way][r] for r in exact.table[way]} for way in WAYS}
     stage = {"shortlist": settings.shortlist, "by": "pooled", "lost": lost}
     return result | short.table | {"two_stage": stage, "exact": exact.table if exact else None}
+
+
+def _shared(found: _Collected, settings: RetrievalSettings) -> str:
+    """Say how many captions other images have, too; "" if none, or if equal scores are not ordered by chance."""
+    owners: dict[str, set[int]] = {}
+    for caption, owner in zip(found.captions, found.owner.tolist(), strict=True):
+        owners.setdefault(caption, set()).add(owner)
+    shared = sum(len(owners[caption]) > 1 for caption in found.captions)
+    if not shared:
+        return ""
+    how = "count by their expected value (retrieval.ties)" if settings.ties == "expected" else "are taken as found"
+    return f"{shared:,} of {len(found.captions):,} captions are those of other images, too; equal scores {how}"
 
 
 def _record(record: Record | None, name: str, found: _Collected, recalls: Recalls) -> None:
@@ -177,7 +195,7 @@ def _exact(
         rank_images = scorer.large_similarity(found.images, for_images)
 
     def by(texts_by: str, images_by: str) -> Recalls:
-        return recalls(ranking(rank_texts, texts_by), ranking(rank_images, images_by), found.owner)
+        return recalls(ranking(rank_texts, texts_by), ranking(rank_images, images_by), found.owner, settings.ties)
 
     chosen = by(settings.rank_texts_by, settings.rank_images_by)
     if not scorer.token_wise:
@@ -210,16 +228,20 @@ class Recalls:
     hits: dict[str, Tensor]
 
 
-def recalls(rank_texts: Tensor, rank_images: Tensor, owner: Tensor) -> Recalls:
+def recalls(rank_texts: Tensor, rank_images: Tensor, owner: Tensor, ties: str = "expected") -> Recalls:
     """Return R@1, R@5, R@10 both ways, with chance and 95 % intervals over images.
 
     rank_texts, rank_images: [images, texts], the scores that rank texts for an image, and images for a text.
-    owner: [texts] int64, the image that a text belongs to.
+    owner: [texts] int64, the image that a text belongs to. ties: see :class:`RetrievalSettings`.
     """
     images = torch.arange(len(rank_texts))
     ways = {
-        "i2t": (retrieval_hits(rank_texts, images, owner, KS), retrieval_chance(images, owner, KS), images),
-        "t2i": (retrieval_hits(rank_images.T, owner, images, KS), retrieval_chance(owner, images, KS), owner),
+        "i2t": (retrieval_hits(rank_texts, images, owner, KS, ties=ties), retrieval_chance(images, owner, KS), images),
+        "t2i": (
+            retrieval_hits(rank_images.T, owner, images, KS, ties=ties),
+            retrieval_chance(owner, images, KS),
+            owner,
+        ),
     }
     names = [f"r{k}" for k in KS]
     table: dict[str, Any] = {"chance": {}, "ci95": {}}

@@ -104,21 +104,28 @@ class Block(nn.Module):
 
 
 class TextTower(nn.Module):
-    """Causal text encoder: tokens after [EOS] change nothing before it, so padding needs no mask here."""
+    """Causal text encoder: tokens after [EOS] change nothing before it, so padding needs no mask here.
+
+    With ``token_rows`` in its configuration, tokens that no training has touched share the embedding's last row.
+    """
 
     gradient_checkpointing = False
+    row_of_token: Tensor
 
     def __init__(self, text: dict[str, Any], embed_dim: int) -> None:
         super().__init__()
         width = text["width"]
-        self.token_embedding = nn.Embedding(text["vocab_size"], width)
+        self.cut = bool(text.get("token_rows"))
+        self.token_embedding = nn.Embedding(text.get("token_rows") or text["vocab_size"], width)
+        if self.cut:
+            self.register_buffer("row_of_token", torch.zeros(text["vocab_size"], dtype=torch.int32))
         self.pos_embed = nn.Parameter(torch.zeros(text["context_length"], width))
         self.blocks = nn.ModuleList(Block(width, text["heads"], text["activation"]) for _ in range(text["layers"]))
         self.norm = nn.LayerNorm(width)
         self.projection = nn.Linear(width, embed_dim, bias=False)
 
     def forward(self, ids: Tensor) -> Tensor:
-        x = self.token_embedding(ids) + self.pos_embed[: ids.shape[1]]
+        x = self.token_embedding(self.row_of_token[ids] if self.cut else ids) + self.pos_embed[: ids.shape[1]]
         for block in self.blocks:
             again = self.gradient_checkpointing and self.training
             x = checkpoint(block, x, use_reentrant=False) if again else block(x)
