@@ -52,17 +52,9 @@ class Account:
                 continue
             example = self.examples[reason][0]
             # a name from an old disk, which no terminal shows
-            if not example.isprintable() or not _is_text(example):
+            if not example.isprintable():
                 name = example.partition(" (")[0] if reason == "name" else example
-                shown = repr(name.encode("utf-8", "surrogateescape")) if not _is_text(name) else repr(name)
+                shown = repr(name.encode("utf-8", "surrogateescape"))
                 example = f"{shown}; rename them" if reason == "name" else shown
             said.append(f"{count:,} {WORDS.get(reason, reason)}, such as {example[:150]}")
         return ", ".join(said)
-
-
-def _is_text(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

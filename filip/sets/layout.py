@@ -59,8 +59,7 @@ class Reading:
             *(self.layout, self.image_column, self.image_root, self.caption_column, [*self.caption_columns]),
             *(self.group_column, {**self.only}, self.header, [*self.columns], self.split, [*self.prefer]),
             *(self.inside_only, None if self.taken is None else [*self.taken]),
-            *([] if self.image_name == "{}" else [self.image_name]),
-            *([self.encoding] if self.encoding else []),
+            *(value for value in (self.image_name, self.encoding) if value not in ("{}", None)),
         ]
 
     def name_of(self, path: str | Path) -> str:

@@ -54,15 +54,11 @@ class Tars(Layout):
             for whole in samples_of(members):
                 if whole.key == "":
                     for _, member in whole.files:
-                        row = Row(f"{name}/{member.name}", [], file, member.offset, member.size)
-                        yield _with(row, "other_file: its name has no suffix")
+                        problem = "other_file: its name has no suffix"
+                        yield Row(f"{name}/{member.name}", [], file, member.offset, member.size, problem=problem)
                     continue
                 for sample in _split_by_last_dot(whole):
                     yield from _rows(sample, whole, tar, file, name, reading)
-
-
-def _with(row: Row, problem: str) -> Row:
-    return Row(row.url, [], row.file, row.position, row.size, problem=problem)
 
 
 def _rows(sample: TarSample, whole: TarSample, tar: BinaryIO, file: str, name: str, reading: Reading) -> Iterator[Row]:
@@ -86,8 +82,8 @@ def _rows(sample: TarSample, whole: TarSample, tar: BinaryIO, file: str, name: s
     found = sample.key if plain else None
     yield Row(f"{name}/{member.name}", captions, file, member.offset, member.size, group, found, problem)
     for _, further in images[1:]:
-        row = Row(f"{name}/{further.name}", [], file, further.offset, further.size)
-        yield _with(row, f"second_image: the key {sample.key} has {member.name}")
+        problem = f"second_image: the key {sample.key} has {member.name}"
+        yield Row(f"{name}/{further.name}", [], file, further.offset, further.size, problem=problem)
 
 
 def is_image(suffix: str) -> bool:
