@@ -43,7 +43,6 @@ def test_they_train_under_zero_and_with_gradient_caching_as_on_one_process(squar
         "loss.sparc=0.5",
         "loss.text_conditioned=0.5",
         "loss.token_wise_sigmoid=switch from 0 to 1 at step 2",
-        "token_keep_ratio=0.5",
         "optimizer.warmup_steps=1",
     )
 
