@@ -20,6 +20,7 @@ from filip.models import DualEncoder, Encoded
 from filip.train.config import AUTO, DEFAULT_GLOBAL_BATCH, TrainConfig
 from filip.train.losses import Loss
 from filip.train.optimizers import AVERAGE, OPTIMIZERS, AfterStep, param_groups, set_lr
+from filip.train.zero_layout import adjust
 
 MOST_FITTED = 1024  # pairs of a batch that global_batch=auto chooses
 
@@ -142,6 +143,7 @@ class Engine:
     tokens_and_vectors: bool  # the loss reads both
     timed: bool = False  # measure encode(), which then waits for the device
     encoding_seconds: float = 0.0  # spent in encode() since ``timed`` was set
+    lr: float = 0.0  # that of the last step, before the groups' factors
 
     def encode(self, batch: dict[str, Tensor]) -> Encoded:
         """Run the forward pass for this rank's pixels, ids and lengths."""
@@ -173,6 +175,7 @@ class Engine:
         OPTIMIZERS[self.optimizer_name].attach(self.deepspeed, self.optimizer)
 
     def set_lr(self, lr: float, step: int) -> None:
+        self.lr = lr
         set_lr(self.deepspeed.optimizer.param_groups, lr, step)
 
     @property
@@ -244,12 +247,7 @@ def make_engine(model: DualEncoder, config: TrainConfig, batching: Batching, wor
     optimizer = make_optimizer(model, config)
     groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
     wrapped, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings, dist_init_required=False)
-    if world_size == 1 and config.zero_stage == 0:
-        # it would copy all gradients twice, a tenth of a small model's step
-        wrapped.enable_backward_allreduce = False
-    scaler: Any = getattr(wrapped.optimizer, "loss_scaler", None)
-    if hasattr(scaler, "raise_error_at_min_scale"):
-        scaler.raise_error_at_min_scale = False  # the watchdog stops the run, with a message
+    adjust(wrapped, alone=world_size == 1 and config.zero_stage == 0)
     both = loss.reads_both(model.config.interaction)
     engine = Engine(wrapped, optimizer, config.optimizer.name, model, batching, groups, both)
     engine.bind()

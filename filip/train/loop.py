@@ -238,9 +238,9 @@ def take_step(run: Run, batches: Iterator[Batch], interval: Interval) -> None:
     started, processor = time.perf_counter(), time.process_time()
     due = (run.state.step + 1) % config.log_every == 0 or run.state.step + 1 == run.schedule.steps
     run.stalls.step_begins()
-    run.engine.set_lr(run.schedule.at(run.state.step), run.state.step)
+    skipped = run.engine.skipped_steps  # by fp16's loss scaler: the schedule waits for a step that is taken
+    run.engine.set_lr(run.schedule.at(run.state.step - skipped), run.state.step)
     run.engine.time_encoding(due)
-    skipped = run.engine.skipped_steps
     metrics = one_step(run, batches, inspect=due)
     run.stalls.step_ends()
     seconds = time.perf_counter() - started

@@ -56,7 +56,7 @@ def interval_values(run: Run, interval: Interval) -> dict[str, Any]:
         "epoch": round(run.state.step * run.batching.pairs_per_step / run.loader.pairs, 4),
         **run.elapsed,
         **interval.means(),
-        "optimizer/lr": run.schedule.at(run.state.step - 1),
+        "optimizer/lr": engine.lr,
         "optimizer/logit_scale": interval.steps[-1].logit_scale,
         "optimizer/loss_scale": engine.loss_scale(),
         "optimizer/skipped_steps": engine.skipped_steps,

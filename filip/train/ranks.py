@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import partial
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -19,6 +18,7 @@ import torch.distributed as dist
 
 from filip.errors import UserError
 from filip.train.launcher_env import MachineError, fill_environment
+from filip.train.zero_layout import limit_groups, without_builds
 from late_interaction import use_host_group
 
 T = TypeVar("T")
@@ -105,8 +105,7 @@ def start_ranks(expected: int | None = None, timeout_minutes: float = 30) -> Ran
             timeout=timedelta(minutes=timeout_minutes),
             verbose=False,
         )
-        # DeepSpeed makes separate groups, and gives them no time-out: they would wait for torch's 30 minutes.
-        deepspeed.comm.comm.cdb.new_group = partial(dist.new_group, timeout=timedelta(minutes=timeout_minutes))
+        limit_groups(timeout_minutes)
     side = None
     if world_size > 1 and device.type != "cpu":
         use_host_group(dist.new_group(backend="gloo", timeout=timedelta(minutes=timeout_minutes)))
@@ -129,9 +128,7 @@ def deepspeed_accelerator() -> Any:
     import deepspeed.utils
     from deepspeed.accelerator import get_accelerator
 
-    # The op speeds up inference only; building it needs a compiler, and a build that was killed hangs later runs.
-    # Nothing else is looked up there, and DeepSpeed would find out first what all ops need, with a compiler as well.
-    vars(deepspeed.ops).setdefault("__compatible_ops__", {})["deepspeed_shm_comm"] = False
+    without_builds(deepspeed)
     deepspeed.utils.logger.setLevel("WARNING")
     return get_accelerator()
 

@@ -1,12 +1,14 @@
 """Find which stretch of DeepSpeed's flat optimiser tensors belongs to which parameter.
 
-The only place that reads DeepSpeed's private attributes (hence deepspeed<0.20, and the parity tests of every stage).
+The only place that reads or sets DeepSpeed's private attributes (hence deepspeed<0.20, and the parity tests of every
+stage).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from functools import partial
 from importlib.metadata import version
 from typing import Any
@@ -17,6 +19,31 @@ from torch.optim import Optimizer
 
 from filip.errors import UserError
 from filip.train.lamb import Lamb, SliceLayout
+
+
+def without_builds(deepspeed: Any) -> None:
+    """Keep DeepSpeed from building its shared-memory op, which speeds up inference only and takes 33 seconds of C++.
+
+    A build that was killed hangs later runs. Nothing else is looked up there, and DeepSpeed would find out first what
+    all ops need, with a compiler as well.
+    """
+    vars(deepspeed.ops).setdefault("__compatible_ops__", {})["deepspeed_shm_comm"] = False
+
+
+def limit_groups(minutes: float) -> None:
+    """Give the groups that DeepSpeed makes a time-out: they would wait for torch's 30 minutes."""
+    import deepspeed.comm
+
+    deepspeed.comm.comm.cdb.new_group = partial(torch.distributed.new_group, timeout=timedelta(minutes=minutes))
+
+
+def adjust(engine: Any, alone: bool) -> None:
+    """Reduce no gradients where a rank is ``alone`` without ZeRO, and let the watchdog stop a run, with a message."""
+    if alone:  # it would copy all gradients twice, a tenth of a small model's step
+        engine.enable_backward_allreduce = False
+    scaler: Any = getattr(engine.optimizer, "loss_scaler", None)
+    if hasattr(scaler, "raise_error_at_min_scale"):
+        scaler.raise_error_at_min_scale = False
 
 
 def bind_lamb(engine: Any, lamb: Lamb) -> None:

@@ -1,6 +1,7 @@
 """Every configuration file is loaded by the code that reads it; what cannot work is refused in plain words."""
 
 import json
+from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from filip.train.config import PRECISIONS
 from filip.train.engine import Batching, deepspeed_settings, make_optimizer, resolve_batching
 from filip.train.lamb import Lamb
 from filip.train.precision import settle_precision, use_precision
+from filip.train.provenance import flat
 from filip.train.ranks import Ranks
 from tests.support.training import compose
 
@@ -29,7 +31,7 @@ SETTINGS = sorted(shipped("ds_configs").glob("*.json"))
 def test_every_experiment_composes_and_finds_its_deepspeed_settings(name: str) -> None:
     start = ["init_from=open_clip:ViT-B-32:openai"] if name in ("warm_start", "lit", "lora") else []
     config = compose(f"experiment={name}", *start)
-    world_size = {"base": 128, "large": 192}.get(name, 8)
+    world_size = {"base": 128, "large": 192}.get(name.removesuffix("_paper"), 8)
     batching = resolve_batching(config, world_size)
     for precision in PRECISIONS if config.precision == "auto" else (config.precision,):
         use_precision(config, precision)  # as settle_precision does where the training runs
@@ -48,6 +50,16 @@ def test_the_papers_settings() -> None:
         o = config.optimizer
         assert (o.name, o.warmup_steps) == ("lamb", 3000)
         assert config.precision == "fp16" and config.epochs == 30
+    for ours in (base, large):  # differ from the paper's in what docs/training.md lists
+        paper = compose(f"experiment={ours.model.name}_paper")
+        before, after = (dict(flat(asdict(config))) for config in (ours, paper))
+        different = {name: value for name, value in after.items() if value != before[name]}
+        assert different == {
+            "token_keep_schedule": None,
+            "token_keep_minimum": 1,
+            "soft_targets": False,
+            "optimizer.temperature_lr_factor": 1,
+        }
     for name in ("finetune_coco", "finetune_flickr30k"):
         tuned = compose(f"experiment={name}")
         assert (tuned.global_batch, tuned.epochs, tuned.image_size) == (5120, 3, 392)

@@ -16,6 +16,7 @@ from filip.eval.half_precision import dtype_of, name_of
 from filip.resources import shipped
 from filip.study import resolve
 from filip.train.precision import settle_precision
+from filip.train.schedule import make_schedule
 from tests.support.launched_ranks import Ranks
 from tests.support.processes import run_python
 from tests.support.training import compose, records, run_many, series, train_arguments
@@ -44,6 +45,9 @@ def test_loss_scale_and_non_finite_numbers(squares: Path, tmp_path: Path) -> Non
         series(tmp_path / "fp16", "optimizer/loss_scale"),
         series(tmp_path / "fp16", "optimizer/skipped_steps"),
     )
+    rates, taken = series(tmp_path / "fp16", "optimizer/lr"), [0, *(n - int(s) for n, s in enumerate(skipped[:-1], 1))]
+    schedule = make_schedule(1.3e-2, 24, 4, 22)
+    assert rates == pytest.approx([schedule.at(step) for step in taken])  # a skipped step does not count in it
     lowest = scale.index(min(scale))
     assert skipped[0] >= 1 and scale[lowest] < 2**15  # overflows are skipped, each halves the scale
     assert max(scale[lowest:]) >= 2 * scale[lowest]  # and it grows again after four good steps
