@@ -1,7 +1,6 @@
 """Run in each rank by test_fleet.py and test_plan.py: what a training step receives and holds, beside its plan.
 
-What it receives is counted at the calls of torch.distributed, and, where the rank has a loopback interface to itself,
-on the wire.
+What it receives is counted at the calls of torch.distributed.
 """
 
 import gc
@@ -10,7 +9,6 @@ import math
 import os
 import sys
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,7 +26,6 @@ from filip.train.engine import Engine, make_engine, resolve_batching
 from filip.train.losses import Loss, resolve_weights
 from filip.train.ranks import Ranks, start_ranks
 from filip.train.step import backward
-from late_interaction import distributed_late_interaction
 
 WORDS = 18  # tokens of every caption, as the plan assumes
 
@@ -135,42 +132,6 @@ def presets(ranks: Ranks) -> dict[str, Any]:
     return result
 
 
-def loopback() -> int:
-    """Return the bytes that the loopback interface of this network namespace has carried."""
-    line = next(line for line in Path("/proc/net/dev").read_text().splitlines() if line.strip().startswith("lo:"))
-    return int(line.split(":")[1].split()[0])
-
-
-def wire(ranks: Ranks) -> dict[str, Any]:
-    """Return the bytes on the wire of the ring and of a gather without its backward: what gloo does as NCCL would."""
-    result = {}
-    for exchange, backwards in (("ring", True), ("gather", False)):
-        config = config_of("model=base")
-        b, d = 64, config.model.embed_dim
-        image = torch.randn(b, 4, d, requires_grad=True)
-        text = torch.randn(b * WORDS, d, requires_grad=True)
-        lengths = torch.full((b,), WORDS)
-        dist.barrier()
-        before = loopback()
-        dist.barrier()
-        found = distributed_late_interaction(image, text, lengths, exchange=exchange)
-        if backwards:
-            (found.i2t.sum() + found.t2i.sum()).backward()
-        dist.barrier()
-        carried = loopback() - before
-        batch, tokens = b * ranks.world_size, b * ranks.world_size * WORDS * d * 4
-        scores = Message("", "all_to_all", 4 * b * batch, 2 if backwards else 1)
-        messages = [Message("", "ring", tokens, 2), Message("", "ring_and_back", tokens), scores]
-        if not backwards:
-            messages = [Message("", "all_gather", tokens), scores]
-        result[exchange] = {
-            "carried": carried,
-            "planned": sum(m.received(ranks.world_size) for m in messages) * ranks.world_size,
-        }
-        dist.barrier()
-    return result
-
-
 def held(engine: Engine) -> dict[str, int]:
     """Return the bytes of distinct storages: weights, master weights that are not views of them, moments."""
     moments = [t for state in engine.optimizer.state.values() for t in state.values() if isinstance(t, Tensor)]
@@ -222,20 +183,10 @@ def peak(ranks: Ranks, checkpointing: str) -> dict[str, float]:
     return {"measured": peak_mb(ranks) - before, "planned": plan_of(config, ranks).total / 1e6}
 
 
-def become_rank(world_size: int) -> None:
-    """Fork the ranks, so that what they import is imported once. They may be alone in a network: any port is free."""
-    place = {"WORLD_SIZE": f"{world_size}", "LOCAL_WORLD_SIZE": f"{world_size}"}
-    os.environ |= {**place, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29511"}
-    rank = next((rank for rank in range(1, world_size) if not os.fork()), 0)
-    os.environ |= {"RANK": f"{rank}", "LOCAL_RANK": f"{rank}"}
-
-
 if __name__ == "__main__":
-    if "RANK" not in os.environ:
-        become_rank(4)
     started = start_ranks()
     what, *options = sys.argv[1:]
-    measured = {"steps": steps, "presets": presets, "wire": wire, "stages": stages, "peak": peak}[what]
+    measured = {"steps": steps, "presets": presets, "stages": stages, "peak": peak}[what]
     outcome = measured(started, *options)
     if started.is_main:
         print("RESULT", json.dumps(outcome), flush=True)
