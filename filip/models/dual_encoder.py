@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -18,6 +17,7 @@ from filip.json_tokenizer import CaptionTokenizer, JsonTokenizer
 from filip.models.config import ModelConfig
 from filip.models.image_tower import ImageTower
 from filip.models.pooling import Pooling
+from filip.models.temperature import initial_logit_scale, scale_of
 from filip.models.text_tower import TextTower
 
 LOSS_PARAMETER = "loss_"  # prefix of the parameters that belong to a term of the loss
@@ -72,8 +72,7 @@ class DualEncoder(nn.Module):
         self.image = ImageTower(config.image, config.embed_dim)
         self.text = TextTower(config.text, config.embed_dim)
         self.json_tokenizer: JsonTokenizer | None = None  # read when it is needed, or set by what loads a model
-        # One element, not zero dimensions: DeepSpeed cannot partition a scalar tensor.
-        self.logit_scale = nn.Parameter(torch.full((1,), -math.log(config.init_temperature)))
+        self.logit_scale = initial_logit_scale(config.init_temperature)
         self.image_pool: Pooling | None = None
         self.text_pool: Pooling | None = None
         if config.pooling != "ends":
@@ -265,13 +264,8 @@ class DualEncoder(nn.Module):
         return self.text(ids, lengths, only_last=only_last)
 
     def scale(self) -> Tensor:
-        """Return ``[1]``, the factor on the similarities, 1/temperature.
-
-        Not clamped here: the optimiser clamps the parameter to ``log(config.max_logit_scale)``, and its exponential
-        exceeds the maximum by rounding (100.0000076 in float32, 100.04 from a float16 copy). A clamp of the result
-        would then have gradient 0, and the temperature could never move again.
-        """
-        return self.logit_scale.float().exp()
+        """Return the factor of the similarities, [1] float32; see :mod:`filip.models.temperature`."""
+        return scale_of(self.logit_scale)
 
     def resize_images(self, image_size: int) -> None:
         """Accept images with another side from now on; position embeddings are interpolated."""

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from filip import device
+from filip.models.temperature import at_clamp
 from filip.progress import say
 from filip.train.config import TrainConfig
 from filip.train.counts import count
@@ -18,7 +19,6 @@ from filip.train.monitors import RankReport, slowest, summed
 from filip.train.run import Run
 from filip.train.step import Interval
 from filip.train.telemetry import text_line
-from filip.train.watchdog import at_clamp
 
 
 def write_interval(run: Run, interval: Interval) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+from filip.models.temperature import at_clamp
 from filip.train.config import WatchdogConfig
 from filip.train.monitors import Slowest
 
@@ -40,11 +41,6 @@ class Limits:
     straggler_share: float = 0.1  # ... and the seconds above them, as a share of the step that everybody waits ...
     straggler_intervals: int = 3  # logged intervals with the same slow rank
     straggler_seconds: float = 0.02  # ... and at least so many: below that the scheduler of a busy host decides
-
-
-def at_clamp(logit_scale: float, largest: float) -> bool:
-    """Return True where the scale is as large as the optimiser lets it become, up to rounding."""
-    return logit_scale >= largest * (1 - 1e-3)
 
 
 @dataclass(frozen=True)
