@@ -9,7 +9,7 @@ from pathlib import Path
 from filip import device
 from filip.data.loading.config import DataConfig, Source, StreamConfig, is_streamed
 from filip.data.loading.loader import build_loader
-from filip.data.loading.pair_index import index_source
+from filip.data.loading.pair_index import identity_of, index_source
 from filip.data.loading.streaming import Loader, build_stream_loader
 from filip.data.remote_tars import address
 from filip.data.shard_set import changed_since, manifest_hash, read_manifest
@@ -18,7 +18,7 @@ from filip.models import DualEncoder
 from filip.train.config import AUTO, TrainConfig
 from filip.train.engine import MOST_FITTED, Batching, fitting_chunk
 from filip.train.feature_cache import cache_folder
-from filip.train.ranks import Ranks
+from filip.train.ranks import Ranks, from_main, raise_together
 
 FEWEST_STEPS = 300  # of a training on few pairs,
 MOST_PASSES = 40  # unless they are more passes over them
@@ -59,6 +59,11 @@ def training_loader(config: TrainConfig, model: DualEncoder, batching: Batching,
     """Return this rank's stream of contrastive batches. Raises UserError if the model cannot take them."""
     data = as_they_lie(config.data)
     model.tokenizer.prepare()
+    streamed = any(is_streamed(source.shards) for source in data.sources)
+    identities: tuple[tuple[str, str], ...] = ()
+    with raise_together(ranks):  # the first rank alone asks a file system that all share about each file
+        if ranks.is_main and not streamed:
+            identities = tuple(identity_of(source) for source in data.sources)
     stream = StreamConfig(
         data,
         batch_size=batching.per_rank,
@@ -69,8 +74,8 @@ def training_loader(config: TrainConfig, model: DualEncoder, batching: Batching,
         rank=ranks.rank,
         world_size=ranks.world_size,
         feature_maps=cache_folder(config.data.feature_cache, model, config.precision),
+        identities=from_main(ranks, identities),
     )
-    streamed = any(is_streamed(source.shards) for source in data.sources)
     build = build_stream_loader if streamed else build_loader
     return build(stream, pin_memory=device.pins_memory(ranks.device))
 

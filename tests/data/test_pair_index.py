@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from filip.data.loading.config import Source
-from filip.data.loading.pair_index import ShardCaptions, index_source
+from filip.data.loading.pair_index import ShardCaptions, identity_of, index_source
 from filip.data.loading.shard_index import index_path, shard_index
 from filip.data.sidecar import group_id
 from filip.errors import UserError
@@ -189,6 +189,15 @@ def test_all_who_ask_share_one_join_until_a_file_changes(tmp_path: Path, monkeyp
     assert index_source(pairs.source).counts.tolist() == [3, 1]
     folder = Path(pairs.source.captions or "") / "_index"
     assert len(list(folder.glob("*-*"))) == 1, "the stale one is gone"
+
+
+def test_a_rank_that_is_told_the_state_asks_about_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """34,000 shards on each of 192 ranks would be 13 million questions to a metadata server."""
+    pairs = write_pairs(tmp_path, [3, 4])
+    identity = identity_of(pairs.source)
+    index_source(pairs.source)
+    monkeypatch.setattr("filip.data.loading.pair_index.file_state", no_scan)
+    assert len(index_source(pairs.source, identity=identity)) == 7
 
 
 def test_a_read_only_data_set_is_indexed_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

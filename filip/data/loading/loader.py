@@ -350,6 +350,10 @@ def build_loader(
             f"data.reader_groups={data.reader_groups} does not divide the {config.global_batch} pairs of a global batch"
         )
     config.tokenizer.prepare()
-    indices = [index_source(source, processes=max(1, data.workers)) for source in data.sources]
+    identities = config.identities or [None] * len(data.sources)
+    indices = [
+        index_source(source, processes=max(1, data.workers), identity=identity)
+        for source, identity in zip(data.sources, identities, strict=True)
+    ]
     stream = PairStream(indices, config, transform or TrainTransform(config.image_size, data))
     return PairLoader(stream, pin_memory)

@@ -39,6 +39,7 @@ VERSION = 1  # version of the joined index
 FOLDER = "_index"  # next to the side-cars
 _ARRAYS = {"offset": np.int64, "size": np.int32, "row": np.int32}
 
+Identity = tuple[str, str]  # of a source's place and of the state of its files
 _Part = tuple[np.ndarray, np.ndarray, np.ndarray, Counter[str]]
 
 
@@ -64,17 +65,20 @@ class SourceIndex:
         return int(np.searchsorted(self.starts, sample, side="right")) - 1
 
 
-def index_source(source: Source, folder: str | Path | None = None, processes: int = 1) -> SourceIndex:
+def index_source(
+    source: Source, folder: str | Path | None = None, processes: int = 1, identity: Identity | None = None
+) -> SourceIndex:
     """Index every usable pair of a source, in memory-mapped arrays.
 
     One process makes them while the others wait; they are kept in ``folder`` until a tar or a
     side-car changes. None: in ``_index`` next to the side-cars (or the shards, if there are none), or where that
-    cannot be written, in the machine's folder for temporary files. Raises UserError if there is nothing to train on;
+    cannot be written, in the machine's folder for temporary files. identity: what :func:`identity_of` has returned to
+    another rank, so that this one asks the file system about no file. Raises UserError if there is nothing to train on;
     lesser defects are counted in ``problems``.
     """
     tars = _find_tars(source)
     kept = _writable_folder(source, folder)
-    where, state = _identity(source, tars)
+    where, state = identity or identity_of(source, tars)
     entry = kept / f"{where}-{state}"
     if not entry.is_dir():
         with locked(kept / "lock"):
@@ -105,8 +109,9 @@ def _writable_folder(source: Source, folder: str | Path | None) -> Path:
     return kept
 
 
-def _identity(source: Source, tars: list[Path]) -> tuple[str, str]:
+def identity_of(source: Source, tars: list[Path] | None = None) -> Identity:
     """Return two names: one for the source's place, one for the state of all its files (by size and time of change)."""
+    tars = tars or _find_tars(source)
     files = [*tars, *(sidecar_path(source, tar) for tar in tars if source.captions is not None)]
     states = [(file.name, *(file_state(file) or ())) for file in files]
     place = [str(Path(folder).resolve()) for folder in (source.shards, source.captions) if folder is not None]
