@@ -14,16 +14,18 @@ from snakemake.utils import min_version
 
 min_version("9.0")
 
-sys.path.insert(0, workflow.basedir)
+sys.path.insert(0, str(workflow.basedir))
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(workflow.basedir), os.environ.get("PYTHONPATH")]))
 from filip.errors import UserError
 from filip.progress import say
 from workflow import one_run
+from workflow.evaluation import edited
 from workflow.gpus import visible
 from workflow.study import WorkflowStudy
 
 if "study" not in config:
 
-    configfile: "workflow/config/demo.yaml"
+    configfile: Path(workflow.basedir, "workflow/config/demo.yaml")
 
 try:
     STUDY = WorkflowStudy(config)

@@ -14,6 +14,11 @@ from filip.study.evaluation import card_of, evaluation_options
 OF_A_SHEET = ("prompts", "image_size", "precision", "tokens", "device")  # options that the picture of an alignment has
 
 
+def edited(path: str) -> str:
+    """Return a file that a person may edit: below the working directory, or else as the checkout has it."""
+    return path if Path(path).exists() else str(Path(__file__).resolve().parents[1] / path)
+
+
 class StudyEvaluations(Study):
     """A study with the jobs of its evaluations: one per model, or with ``eval.per_card`` one per model and card.
 
@@ -41,7 +46,7 @@ class StudyEvaluations(Study):
 
     def card_file(self, name: str) -> str:
         """Return the file of a card, or the folder or table that the study evaluates on."""
-        return str(self.evaluation["places"].get(name, f"eval/{name}.yaml"))
+        return str(self.evaluation["places"].get(name) or edited(f"eval/{name}.yaml"))
 
     # ---- jobs ----------------------------------------------------------------------------------------
 
@@ -142,8 +147,8 @@ class StudyEvaluations(Study):
         """Return the files of prompts that an evaluation may read; none if the prompt is on its command line."""
         prompts = evaluation_options(self.config, model, [])["prompts"]
         if prompts == AUTO:
-            return [PROMPTS, CLIP_PROMPTS]
-        return [prompts] if "{c}" not in prompts else []
+            return [edited(PROMPTS), edited(CLIP_PROMPTS)]
+        return [edited(prompts)] if "{c}" not in prompts else []
 
     def quoted_labels(self, table: str) -> str:
         """Return the argument ``labels=[…]``, for a shell, of a command that draws a table's rows side by side."""
@@ -169,7 +174,7 @@ class StudyEvaluations(Study):
             "models": [self.model(run) for run in wanted["models"]],
             "weights": [file for run in wanted["models"] for file in self.model_file(run)],
             "labels": self._quoted_labels(wanted["models"]),
-            "card": f"eval/{wanted['card']}.yaml",
+            "card": edited(f"eval/{wanted['card']}.yaml"),
             "count": wanted.get("count", 500),
         }
 

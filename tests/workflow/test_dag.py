@@ -9,7 +9,8 @@ import yaml
 
 from filip.data.cards import load_source
 from filip.study import Study
-from tests.support.snakemake_runs import run_snakemake
+from tests.support.processes import run_python
+from tests.support.snakemake_runs import environment_of, run_snakemake
 from workflow.study import ROOT, WorkflowStudy
 
 STUDIES = sorted(path.stem for path in (ROOT / "workflow" / "config").glob("*.yaml"))
@@ -90,6 +91,14 @@ def test_dry_run_prints_the_complete_dag_without_data(clone: Path, study: str) -
     evaluated, per_card = WorkflowStudy(config), config["eval"].get("per_card", False)
     assert counts["evaluate"] == sum(len(evaluated.cards_of(run)) if per_card else 1 for run in evaluated.models)
     assert per_card == ("their cells will be empty" in printed)
+
+
+@pytest.mark.slow
+def test_a_study_is_planned_in_another_folder(clone: Path, tmp_path: Path) -> None:
+    command = ["-m", "snakemake", "-s", str(clone / "Snakefile"), "--directory", str(tmp_path), "--cores", "2", "-n"]
+    done = run_python(*command, variables=environment_of(clone), cwd=tmp_path, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert job_counts(done.stdout + done.stderr)["summary"] == 1
 
 
 @pytest.mark.slow

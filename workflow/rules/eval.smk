@@ -89,7 +89,7 @@ rule compare:
     input:
         weights=[STUDY.weights(run) for run in STUDY.rows("alignment")],
         cards=STUDY.cards("alignment"),
-        prompts=STUDY.prompts,
+        prompts=edited(STUDY.prompts),
         corpus=STUDY.benchmark_files(),
     output:
         report(

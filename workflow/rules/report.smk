@@ -29,7 +29,7 @@ rule tables:
         TRAININGS,
         study=STUDY.config_file,
         cards=STUDY.report_cards(),
-        published="eval/published.yaml",
+        published=edited("eval/published.yaml"),
     output:
         data=f"{RESULTS}/tables/tables.json",
         html=report(
