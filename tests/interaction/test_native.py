@@ -217,14 +217,15 @@ def test_tokens_of_any_length(isa: str) -> None:
     """Nothing assumes unit tokens: lengths span eight orders of magnitude, with zeros and one-hot rows."""
     image, text, lengths = random_problem(7, 20, [3, 9, 14], 48)
     image = image * torch.logspace(-4, 4, 7)[:, None, None]
-    text = text * torch.rand(26, 1)
+    text = text * torch.rand(26, 1, generator=torch.Generator().manual_seed(5))
     image[2, 5], text[4] = 0, 0
     image[3] = F.one_hot(torch.arange(20), 48).float()
     found, wanted = solve(Problem(image, text, lengths), "native"), exact(Problem(image, text, lengths))
     for name in ("i2t", "t2i", "grad_image"):  # each image to its own precision
         a, b = getattr(found, name).double(), getattr(wanted, name)
         for i in range(7):
-            torch.testing.assert_close(a[i], b[i], rtol=1e-6, atol=2e-6 * float(b[i].abs().max()))
+            atol = bits_of(isa, torch.float32) * 2e-6 * float(b[i].abs().max())
+            torch.testing.assert_close(a[i], b[i], rtol=1e-6, atol=atol)
 
 
 def test_ties_go_to_the_lowest_index(isa: str) -> None:

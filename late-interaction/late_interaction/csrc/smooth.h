@@ -376,7 +376,7 @@ static void tile_gradients(const SmoothCall& call, Range rows, int64_t tokens, f
     for (int64_t l = r < length ? tokens : 0; l < lanes; ++l) s.tile[r * lanes + l] = 0;
   if (image_sums) {
     const uint16_t* text = static_cast<const uint16_t*>(p.text) + rows.begin * p.dim;
-    pack_columns(text, length, p.dim, padded / 2, s.text_strips);
+    pack_columns(text, length, p.dim, padded / 2, dim, s.text_strips);
     pair_rows(s.tile, padded, lanes, s.paired);
     tile_product({s.text_strips, padded / 2}, {s.paired, lanes, 32}, dim, lanes, padded / 2, false, true, image_sums, lanes);
   }

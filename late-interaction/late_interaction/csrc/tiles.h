@@ -149,25 +149,35 @@ static void product_tile(const Problem& p, const float* text, int64_t length, co
                lanes);
 }
 
-// Pairs of neighbouring rows of bfloat16 as LanePairs of `lanes` columns in strips of 32, with zeros up to `words` pairs.
-static void pack_row_pairs(const uint16_t* in, int64_t rows, int64_t dim, int64_t words, int64_t lanes, float* out) {
+// Calls store(column, row / 2, pair) for the numbers of neighbouring rows of bfloat16 in columns [0, lanes), 32 columns of
+// a pair of rows after the other; beyond the rows, up to `words` pairs, and beyond dim they are zeros.
+template <class Store>
+static inline void each_row_pair(const uint16_t* in, int64_t rows, int64_t dim, int64_t words, int64_t lanes,
+                                 const Store& store) {
+  static const uint16_t none[32] = {};
   for (int64_t l = 0; l < lanes; l += 32)
-    for (int64_t row = 0; row < 2 * words; row += 2, out += 32)
-      for (int64_t c = l; c < l + 32; ++c) {
-        const uint32_t low = c < dim && row < rows ? in[row * dim + c] : 0;
-        const uint32_t high = c < dim && row + 1 < rows ? in[(row + 1) * dim + c] : 0;
-        const uint32_t pair = low | high << 16;
-        __builtin_memcpy(out + c - l, &pair, 4);
-      }
+    for (int64_t word = 0; word < words; ++word) {
+      const int64_t row = 2 * word, width = at_most(32, dim - l);
+      const uint16_t* low = row < rows ? in + row * dim + l : none;
+      const uint16_t* high = row + 1 < rows ? in + (row + 1) * dim + l : none;
+      for (int64_t c = 0; c < width; ++c) store(l + c, word, low[c] | static_cast<uint32_t>(high[c]) << 16);
+      for (int64_t c = width; c < 32; ++c) store(l + c, word, 0);
+    }
 }
 
-// The columns of bfloat16 rows as RowPairs of `words` pairs of those rows, with zeros beyond them.
-static void pack_columns(const uint16_t* in, int64_t rows, int64_t dim, int64_t words, float* out) {
-  uint16_t* column = reinterpret_cast<uint16_t*>(out);
-  for (int64_t c0 = 0; c0 < round_up(dim, 32); c0 += 32)
-    for (int64_t row = 0; row < 2 * words; ++row)
-      for (int64_t c = c0; c < c0 + 32; ++c)
-        column[c * 2 * words + row] = c < dim && row < rows ? in[row * dim + c] : 0;
+// As LanePairs of the columns, in strips of 32.
+static void pack_row_pairs(const uint16_t* in, int64_t rows, int64_t dim, int64_t words, int64_t lanes, float* out) {
+  uint32_t* pairs = reinterpret_cast<uint32_t*>(out);
+  each_row_pair(in, rows, dim, words, lanes, [&](int64_t column, int64_t word, uint32_t pair) {
+    pairs[(column / 32 * words + word) * 32 + column % 32] = pair;
+  });
+}
+
+// As RowPairs, a row for each column.
+static void pack_columns(const uint16_t* in, int64_t rows, int64_t dim, int64_t words, int64_t lanes, float* out) {
+  uint32_t* pairs = reinterpret_cast<uint32_t*>(out);
+  each_row_pair(in, rows, dim, words, lanes,
+                [&](int64_t column, int64_t word, uint32_t pair) { pairs[column * words + word] = pair; });
 }
 
 }  // namespace
