@@ -78,11 +78,7 @@ class EvalConfig:
 
     every_steps: int = option(0, "evaluate every N steps and at the end; 0 = never", at_least=0)
     root: str = option("results/benchmarks", "folder below which the test sets lie")
-    data: list[str] = option(
-        [],
-        "cards, e.g. [cifar10, flickr30k]: of classification, retrieval or selection, which are measured, or of "
-        "pointing, whose best, median and worst scene is drawn as in the report",
-    )
+    data: list[str] = option([], "cards of classification, retrieval or selection, e.g. [cifar10, flickr30k]")
     best: str | None = option(
         None,
         "name of a card of data by which the model is chosen: the result is the one of the evaluation with the best "

@@ -9,20 +9,17 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 
 from filip.errors import UserError
-from filip.eval.cards import load_card, load_cards
+from filip.eval.cards import load_cards
 from filip.eval.encode_set import Context
 from filip.eval.evaluation import evaluate as evaluate_cards
 from filip.eval.families import PROMPTS
 from filip.eval.formats import open_set
 from filip.eval.options import ModelOptions, result_header
 from filip.eval.outcomes import write_outcomes
-from filip.eval.pictures import scenes
 from filip.eval.prompts import load_ensemble
 from filip.eval.protocols import Protocol, protocols
 from filip.eval.sharing import Share
@@ -47,13 +44,11 @@ def check_evaluation(config: EvalConfig) -> None:
     if not config.data:
         raise UserError("eval.every_steps is set, but eval.data names no card")
     cards = load_cards(config.data)
-    names = [card.name for card in cards if card.kind != "pointing"]
+    names = [card.name for card in cards]
     if config.best is not None and config.best not in names:
-        raise UserError(
-            f"eval.best={config.best} is none of the cards of eval.data that are measured: {', '.join(names)}"
-        )
+        raise UserError(f"eval.best={config.best} is none of the cards of eval.data: {', '.join(names)}")
     for card in cards:
-        if card.kind not in ("pointing", *(kind for protocol in _shared().values() for kind in protocol.kinds)):
+        if card.kind not in {kind for protocol in _shared().values() for kind in protocol.kinds}:
             raise UserError(f"eval.data: {card.name} is a card for {card.kind}, which is not measured while training")
         open_set(card, config.root)
         if card.kind == "classification":
@@ -80,9 +75,7 @@ def evaluate(run: Run) -> None:
         if run.config.eval.best is not None and run.ranks.is_main:
             _keep_best(run, run.config.eval.best)
         shown = ", ".join(f"{key.removeprefix('eval/')} {100 * value:.1f} %" for key, value in values.items())
-        run.telemetry.event(
-            run.state.step, "evaluation", f"{shown or 'pictures'} ({time.perf_counter() - started:.0f} s)"
-        )
+        run.telemetry.event(run.state.step, "evaluation", f"{shown} ({time.perf_counter() - started:.0f} s)")
     except Exception as error:
         run.telemetry.event(run.state.step, "evaluation", f"evaluation failed: {_sentence(error)}")
     finally:
@@ -119,10 +112,6 @@ def _measure(run: Run, weights: dict[str, torch.Tensor]) -> dict[str, float]:
                     write_json(out, header | result)
             for benchmark, numbers in result["benchmarks"].items():
                 values |= {f"eval/{benchmark}{tag}": value for tag, value in scalars(numbers).items()}
-        for path, card in zip(c.data, cards, strict=True):
-            with _alone(run.ranks):
-                if run.ranks.is_main and card.kind == "pointing":
-                    _draw_scenes(run, path, str(model), folder)
     return values
 
 
@@ -140,24 +129,6 @@ def _keep_best(run: Run, card: str) -> None:
     best = {"card": card, "score": score, "step": step}
     model = load_file(run.folder / "eval" / "model.safetensors")
     save_model(kept, run.engine.model, {"run": run.config.run, "steps": step, "best": best}, state=model)
-
-
-def _draw_scenes(run: Run, card: str, model: str, folder: Path) -> None:
-    """Draw the sheet of the report with the current weights."""
-    step, name = run.state.step, load_card(card).name
-    picture = folder / f"scenes-{name}-{step:08d}.png"
-    settings = scenes.SceneSheet(
-        models=[model],
-        labels=[run.config.run],
-        root=run.config.eval.root,
-        card=card,
-        out=str(picture),
-        measure=200,
-        title=f"Where each name is seen at step {step:,}",
-        device=str(run.ranks.device),
-    )
-    scenes.draw(settings)
-    run.telemetry.images(step, f"eval/{name}", np.asarray(Image.open(picture).convert("RGB")))
 
 
 @contextlib.contextmanager
