@@ -76,10 +76,8 @@ def read_yaml(file: Path) -> Any:
     import yaml
 
     if file.suffix.lower() not in (".yaml", ".yml"):
-        raise UserError(
-            f"{file} is not a card, which is a YAML file; a list or a table is CSV, TSV, JSON lines or Parquet (a "
-            "spreadsheet can be saved as CSV)"
-        )
+        kinds = "a list or a table is CSV (which spreadsheets save), TSV, JSON lines or Parquet"
+        raise UserError(f"{file} is not a card, which is a YAML file; {kinds}")
     # ten times as fast, where PyYAML was built with it
     loader, text = getattr(yaml, "CSafeLoader", yaml.SafeLoader), file.read_text(encoding="utf-8")
     try:
