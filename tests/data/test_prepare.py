@@ -43,8 +43,8 @@ def test_own_column_names_extra_and_reserved_columns(tmp_path: Path) -> None:
                 "alt": ["hello"],
                 "caption": ["another caption column"],
                 "width": [3],
-                "row_number": [1],
-                "drop_reason": ["x"],
+                "_row_": [1],
+                "_drop_reason_": ["x"],
                 "score": [0.5],
                 "when": pa.array([0], pa.timestamp("s")),
             }
@@ -58,8 +58,8 @@ def test_own_column_names_extra_and_reserved_columns(tmp_path: Path) -> None:
             "caption": "hello",
             "source_caption": "another caption column",
             "source_width": 3,
-            "row_number": 1,
-            "drop_reason": "x",
+            "source__row_": 1,
+            "_drop_reason_": "x",
             "score": 0.5,
             "when": "1970-01-01 00:00:00",
         }

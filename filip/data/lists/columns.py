@@ -21,10 +21,10 @@ from filip.data.lists import duckdb_io
 from filip.errors import UserError, first_line
 from filip.files import nothing_at
 
-ROW, REASON = "_row_", "_drop_reason_"  # columns that this stage adds to the list's
+ROW, REASON = "_filip_row_", "_filip_reason_"  # columns that this stage adds to the list's
 # img2dataset writes columns of these names itself and refuses a list that has them.
 RESERVED = ["key", "url", "caption", "status", "error_message", "width", "height", "original_width"]
-RESERVED += ["original_height", "exif", "md5", "sha256", "sha512"]
+RESERVED += ["original_height", "exif", "md5", "sha256", "sha512", "_row_", "_shard_", "_wanted_", ROW, REASON]
 AS_JSON = ["VARCHAR", "VARCHAR[]", "BOOLEAN", "TINYINT", "SMALLINT", "INTEGER", "BIGINT", "FLOAT", "DOUBLE"]
 AS_JSON += ["FLOAT[]", "DOUBLE[]", "FLOAT[][]", "DOUBLE[][]"]  # boxes, as of faces
 LOOKED_AT = 100_000  # values that decide whether a text column holds numbers
