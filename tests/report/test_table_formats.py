@@ -1,11 +1,13 @@
 """The same tables in Markdown, HTML, LaTeX and CSV."""
 
+import ast
 import csv
 import json
 import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +15,8 @@ from filip.report.style import page
 from filip.report.table import Table, chance_text
 from filip.table_writer import Grid, Head, Line, Shown, letters, render
 from tests.report.results import STUDY, changed, tables_of, write_tables
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def shown(table: Table, form: str) -> str:
@@ -180,3 +184,17 @@ def test_a_wide_latex_table_is_cut_between_benchmarks(folder):
 def test_small_numbers():
     assert [letters(n) for n in (0, 25, 26, 27, 51, 52, 701, 702)] == ["a", "z", "aa", "ab", "az", "ba", "zz", "aaa"]
     assert [chance_text(c) for c in (0.2, 0.0125, 1 / 1590)] == ["20.0", "1.2", "0.063"]
+
+
+def test_no_sentence_of_a_page_has_a_figure_that_no_code_computed() -> None:
+    places = [ROOT / "filip" / "report", ROOT / "filip" / "eval"]
+    written = []
+    for file in (file for place in places for file in place.rglob("*.py")):
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        owners = [node for node in ast.walk(tree) if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)]
+        docstrings = {id(node.body[0].value) for node in owners if node.body and isinstance(node.body[0], ast.Expr)}
+        texts = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+        written += [f"{file.name}: {text.value}" for text in texts if id(text) not in docstrings]
+    figure = re.compile(r"(?<!\{)\b(?!95 %)\d+(\.\d+)? ?(%|points|seconds|times)|\b\d+ of \d+\b")
+    sentences = [text for text in written if len(text.split()) > 4]
+    assert len(sentences) > 300 and not [text for text in sentences if figure.search(text)]
