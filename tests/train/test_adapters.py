@@ -99,7 +99,7 @@ def test_the_plan_counts_what_learns(source: Path, capsys: pytest.CaptureFixture
         assert plans[tuning].memory["gradients"] == 4 * plans[tuning].trainable
         assert plans[tuning].memory["moments"] == 8 * plans[tuning].trainable
     assert plans["frozen"].memory["activations"] < plans["lora"].memory["activations"]
-    run_command(main, Plan, "train", ["experiment=lora", "model=tiny", f"init_from={source}", "ranks=[1]"])
+    run_command(main, Plan, "train", ["experiment=lora", "model=tiny", f"init_from={source}", "gpus=1"])
     whole, learning = sum(plans["lora"].parameters.values()), plans["lora"].trainable
     assert f"model       {whole:,} parameters" in (printed := capsys.readouterr().out)
     assert f"; {learning:,} learn" in printed
