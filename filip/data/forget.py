@@ -86,9 +86,9 @@ def forget(config: ForgetConfig) -> dict[str, Any]:
     with filling(folder):
         with work_folder(folder) as (_, con):
             rows, counts = _find(con, files, asked, config)
-        urls = {row["url"] for row in rows}
+        urls, lists = {row["url"] for row in rows}, [*map(Path, config.lists), *work.glob("*.parquet")]
         Forgotten.load(folder).add(
-            {hash_of_url(name) for name in asked["urls"] | urls | _places(work / "list.parquet", urls)},
+            {hash_of_url(name) for name in asked["urls"] | urls | _places(lists, urls)},
             asked["sha256"] | {row["sha256"] for row in rows if row["by_phash"]},
         )
         by_shard: dict[str, list[dict[str, Any]]] = {}
@@ -98,7 +98,7 @@ def forget(config: ForgetConfig) -> dict[str, Any]:
         for place in config.captions:
             for cached in Path(place).glob("_cache/*/*.parquet"):
                 _without(cached, "text", captions)
-        for listed in [*map(Path, config.lists), *work.glob("*.parquet")]:
+        for listed in lists:
             _without(listed, "url", urls)
         for listing in work.glob("found/*.parquet"):  # by which list.parquet is made: ingest lists anew
             listing.unlink()
@@ -111,12 +111,11 @@ def forget(config: ForgetConfig) -> dict[str, Any]:
     return {"images": len(rows), "shards": len(by_shard), **counts}
 
 
-def _places(listed: Path, urls: set[str]) -> set[str]:
-    """Return the places of images on disk, by ingest's list."""
-    if not listed.exists() or not urls:
-        return set()
-    rows = pq.read_table(listed, columns=["_file", "_position"], filters=[("url", "in", urls)]).to_pylist()
-    return {place_of(row["_file"], row["_position"]) for row in rows}
+def _places(lists: list[Path], urls: set[str]) -> set[str]:
+    """Return the places of images on disk, by ingest's lists."""
+    listed = [path for path in lists if urls and {"_file", "_position"} <= set(pq.read_schema(path).names)]
+    tables = [pq.read_table(path, columns=["_file", "_position"], filters=[("url", "in", urls)]) for path in listed]
+    return {place_of(row["_file"], row["_position"]) for table in tables for row in table.to_pylist()}
 
 
 def _scrub(path: Path, gone: set[str]) -> None:
