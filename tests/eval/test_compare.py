@@ -62,7 +62,7 @@ def test_five_models_in_one_table(tmp_path: Path, capsys: pytest.CaptureFixture[
     }
     hf_folder(tmp_path / "clip")
     clip_tokenizer(build_model(tiny_config())).save_pretrained(tmp_path / "clip")
-    siglip2_folder(tmp_path / "siglip", ["a red square", "two blue circles"] * 20, naflex=True)
+    siglip2_folder(tmp_path / "siglip", ["a red square", "two blue circles"] * 20)
     data = f"data=[{','.join([*CARDS, 'demo_half_name', 'demo_whole_name', 'demo_pointing'])}]"
     compare(tmp_path, list(models.values()), data, "form=csv")
     printed = capsys.readouterr().out

@@ -11,7 +11,15 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer, normalizers, pre_tokenizers, processors, trainers
 from tokenizers.models import Unigram
 from torch import Tensor
-from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
+    PreTrainedTokenizerFast,
+    Siglip2Config,
+    Siglip2ImageProcessor,
+    Siglip2Model,
+)
 
 from filip.tokenizer import BOS, EOS
 
@@ -109,3 +117,21 @@ def unigram_tokenizer(captions: list[str], words: int = 120) -> Tokenizer:
     )
     tokenizer.post_processor = processors.TemplateProcessing(single="$A <eos>", special_tokens=[("<eos>", 1)])
     return tokenizer
+
+
+def siglip2_folder(folder: Path, captions: list[str], image_size: int = 32, context: int = 24) -> Any:
+    """Write a random NaFlex of SigLIP 2 that transformers saved: both towers, processor, a vocabulary of captions."""
+    torch.manual_seed(0)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=unigram_tokenizer(captions), eos_token="<eos>", pad_token="<pad>", unk_token="<unk>",
+        bos_token="<bos>", padding_side="right", model_max_length=context,
+    )  # fmt: skip
+    sizes = {"hidden_size": 32, "intermediate_size": 72, "num_hidden_layers": 2, "num_attention_heads": 2}
+    patches = (image_size // 8) ** 2
+    text = {**sizes, "vocab_size": len(tokenizer) + 3, "max_position_embeddings": context, "projection_size": 32}
+    config = Siglip2Config(vision_config={**sizes, "patch_size": 8, "num_patches": patches}, text_config=text)
+    model: Any = Siglip2Model(config)
+    Siglip2ImageProcessor(patch_size=8, max_num_patches=patches).save_pretrained(folder)
+    shaken(model).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return model
