@@ -62,10 +62,10 @@ class Firefox:
         """Call an async function in JavaScript and return its value. It sees the page's window, not its constants."""
         script = f"""const [argument, done] = arguments;
             ({function})(argument).then((value) => done([value]), (error) => done(String(error)));"""
-        found = self.call("WebDriver:ExecuteAsyncScript", script=script, args=[argument])["value"]
-        if isinstance(found, str):
-            raise RuntimeError(f"the page: {found}")
-        return found[0]
+        value = self.call("WebDriver:ExecuteAsyncScript", script=script, args=[argument])["value"]
+        if isinstance(value, str):
+            raise RuntimeError(f"the page: {value}")
+        return value[0]
 
     def call(self, command: str, **parameters: Any) -> Any:
         """Send a command of WebDriver and return its result."""
@@ -116,8 +116,8 @@ def main() -> None:
     apt: list[list[str]] = []
     if os.geteuid() == 0 and shutil.which("apt-get"):
         apt = [["apt-get", "update", "-q"], ["apt-get", "install", "-y", "-q", "--no-install-recommends"]]
-    own = [sys.executable, "-m", "playwright", "install", "chromium"]
-    _ensure("Chromium", chromium, [own, *apt[:-1], *([*line, "chromium", "fonts-dejavu-core"] for line in apt[1:])])
+    command = [sys.executable, "-m", "playwright", "install", "chromium"]
+    _ensure("Chromium", chromium, [command, *apt[:-1], *([*line, "chromium", "fonts-dejavu-core"] for line in apt[1:])])
     _ensure("Firefox", firefox, [*apt[:-1], *([*line, "firefox-esr"] for line in apt[1:])])
 
 

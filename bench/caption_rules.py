@@ -48,8 +48,8 @@ def main(config: CaptionRulesBench) -> None:
         verdicts = verdicts_on_kinds(Path(folder))
     print(f"{'rule':<14} {'precision':<24} recall")
     for rule in sorted({row["expected"] for row in verdicts} | {row["found"] for row in verdicts}):
-        right, found, wanted = rule_accuracy(verdicts, rule)
-        print(f"{rule:<14} {share(right, found):<24} {share(right, wanted)}")
+        right, dropped, labelled = rule_accuracy(verdicts, rule)
+        print(f"{rule:<14} {share(right, dropped):<24} {share(right, labelled)}")
     print()
     for lengths in LENGTHS:
         chosen = [row for row in verdicts if of_length(row, lengths)]

@@ -125,9 +125,9 @@ def strike(config: Kills, results: Path, place: str, number: str) -> float:
     printed, _ = running.communicate(timeout=120)
     seconds = time.monotonic() - started
     left = one_run.processes(results)
-    told = "the same command continues" in printed
+    announced = "the same command continues" in printed
     print(f"{number:<5} at {place}: ended after {seconds:.1f} s, {len(left)} processes left", flush=True)
-    if left or not told or "Traceback" in printed:
+    if left or not announced or "Traceback" in printed:
         names = ", ".join(" ".join(process.cmdline()[:5]) for process in left)
         raise UserError(f"left: {names or 'nothing'}; it printed:\n{printed[-3000:]}")
     return seconds
@@ -145,8 +145,8 @@ def at(place: str, results: Path, since: float) -> bool:
 def arguments(process: psutil.Process) -> list[str]:
     """Return the command line of a process, empty if it is gone."""
     try:
-        found: list[str] = process.cmdline()
-        return found
+        words: list[str] = process.cmdline()
+        return words
     except psutil.Error:
         return []
 

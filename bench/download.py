@@ -74,8 +74,8 @@ def certificate(folder: Path) -> None:
     kinds = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     (folder / "key.pem").write_bytes(key.private_bytes(serialization.Encoding.PEM, *kinds))
     (folder / "certificate.pem").write_bytes(pem)
-    own = ssl.get_default_verify_paths().openssl_cafile
-    (folder / "trusted.pem").write_bytes((Path(own).read_bytes() if Path(own).exists() else b"") + pem)
+    bundle = ssl.get_default_verify_paths().openssl_cafile
+    (folder / "trusted.pem").write_bytes((Path(bundle).read_bytes() if Path(bundle).exists() else b"") + pem)
     os.environ["SSL_CERT_FILE"] = str(folder / "trusted.pem")
 
 
@@ -181,10 +181,10 @@ def processor_seconds(command: Callable[[], None]) -> float:
     time.sleep(1)  # its fork server ends by itself
     while True:  # orphans are waited for, as their time counts
         try:
-            found, _ = os.waitpid(-child, os.WNOHANG)
+            ended, _ = os.waitpid(-child, os.WNOHANG)
         except ChildProcessError:
             break
-        if not found:
+        if not ended:
             os.killpg(child, signal.SIGTERM)
             time.sleep(0.2)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -197,8 +197,8 @@ def main(config: DownloadBench) -> None:
     if config.https:
         certificate(folder)
     port = multiprocessing.Value("i", 0)
-    given = (port, 64, config.busy, folder if config.https else None)
-    server = multiprocessing.Process(target=serve, args=given, daemon=True)
+    arguments = (port, 64, config.busy, folder if config.https else None)
+    server = multiprocessing.Process(target=serve, args=arguments, daemon=True)
     server.start()
     while not port.value:
         time.sleep(0.1)
@@ -229,8 +229,8 @@ def main(config: DownloadBench) -> None:
         server.terminate()
     mean = {name: sum(values) / len(values) for name, values in rates.items()}
     ratio = round(mean["filip"] / mean["img2dataset"], 3)
-    found = {"images_per_second": rates, "filip_over_img2dataset": ratio, "cpu_ms_per_url": cost}
-    print(json.dumps(found | {"seconds_of_the_retry_pass": again}, indent=2))
+    report = {"images_per_second": rates, "filip_over_img2dataset": ratio, "cpu_ms_per_url": cost}
+    print(json.dumps(report | {"seconds_of_the_retry_pass": again}, indent=2))
 
 
 if __name__ == "__main__":

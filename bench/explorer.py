@@ -86,9 +86,9 @@ def live(images: int, preset: str, texts: int) -> dict[str, Any]:
             taken.append(1000 * (time.perf_counter() - started))
             used.append(1000 * (time.process_time() - busy))
     rows, dim = search.gallery.features[1].map.shape[1:]
-    found = {"images": images, "patches": rows, "dim": dim, "threads": torch.get_num_threads(), "texts": texts}
+    report = {"images": images, "patches": rows, "dim": dim, "threads": torch.get_num_threads(), "texts": texts}
     times = {"median_ms": np.median(taken), "p90_ms": np.quantile(taken, 0.9), "cpu_ms": np.median(used)}
-    return {**found, **{name: float(value) for name, value in times.items()}}
+    return {**report, **{name: float(value) for name, value in times.items()}}
 
 
 SEARCH = """async text => { const started = performance.now(), found = await app.feed.search(text);
@@ -143,14 +143,14 @@ def _exact(models: list[str], pictures: Pictures, texts: list[str], asked: list[
     """Return each model's label, its first image for each text asked and its first text for each picture shown."""
     gallery = Gallery.of(load_viewers(models, []), pictures)
     assert gallery.texts == texts, "the page is of other images"
-    found = []
+    answers = []
     for viewer, features in zip(gallery.viewers, gallery.features, strict=True):
         scorer = viewer.scorer
         t2i = scorer.similarity(features.scored, scorer.encode_texts(asked)).t2i.argmax(0)
         seen = scorer.encode_images(torch.stack([scorer.transform(one) for one in shown]))
         i2t = scorer.similarity(seen, scorer.encode_texts(texts)).i2t.argmax(1)
-        found.append((viewer.label, t2i.numpy(), i2t.numpy()))
-    return found
+        answers.append((viewer.label, t2i.numpy(), i2t.numpy()))
+    return answers
 
 
 def main() -> None:
@@ -168,13 +168,13 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.page:
         a = arguments
-        found = dict(static(a.page, a.models, a.card, a.root, a.captions, a.pictures))
+        report = dict(static(a.page, a.models, a.card, a.root, a.captions, a.pictures))
     else:
-        found = {"live": live(arguments.images, arguments.preset, arguments.texts)}
-    for name, numbers in found.items():
+        report = {"live": live(arguments.images, arguments.preset, arguments.texts)}
+    for name, numbers in report.items():
         print(name, numbers, flush=True)
     if arguments.json:
-        Path(arguments.json).write_text(json.dumps(found, indent=2) + "\n")
+        Path(arguments.json).write_text(json.dumps(report, indent=2) + "\n")
 
 
 if __name__ == "__main__":

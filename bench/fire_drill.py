@@ -158,12 +158,12 @@ class Drill:
         """The file system of the checkpoints has no room for a further one: a person makes some, and starts again."""
         place = self._folder() / "checkpoints"
         self.desk.suspend(STRUCK)
-        with tempfile.TemporaryDirectory() as kept:
-            shutil.copytree(place, kept, dirs_exist_ok=True)
-            size = sum(file.stat().st_size + 4096 for file in Path(kept).rglob("*")) + 65536
+        with tempfile.TemporaryDirectory() as aside:
+            shutil.copytree(place, aside, dirs_exist_ok=True)
+            size = sum(file.stat().st_size + 4096 for file in Path(aside).rglob("*")) + 65536
             subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "drill", place], check=True)
             self.mounts.append(place)
-            shutil.copytree(kept, place, dirs_exist_ok=True)
+            shutil.copytree(aside, place, dirs_exist_ok=True)
         self.desk.resume(STRUCK)
         if not self.desk.ends(self.desk.started[-1]):
             raise UserError("Snakemake has ended well although no checkpoint could be written")

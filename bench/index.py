@@ -139,7 +139,7 @@ def recall_by_bytes(images: Tensor, captions: list[str], scorer: Scorer) -> list
     ]
     rows = []
     reference = None
-    own = torch.arange(len(captions))
+    positives = torch.arange(len(captions))
     default: tuple[str, int, Callable[[Tensor], Tensor]] = ("an index's default", ways[-2][1], lambda x: x)
     for name, size, store in track([*ways, default], "scoring", unit="ways"):
         if store is default[2]:
@@ -148,7 +148,7 @@ def recall_by_bytes(images: Tensor, captions: list[str], scorer: Scorer) -> list
             scores = scorer.similarity(store(images), texts).t2i.T  # [texts, images]
         best = scores.topk(10, 1).indices
         reference = best if reference is None else reference
-        rank = (scores > scores[own, own][:, None]).sum(1)
+        rank = (scores > scores[positives, positives][:, None]).sum(1)
         same = (best[:, :, None] == reference[:, None]).any(2).float().mean()
         percent = [100 * float(value) for value in ((rank < 1).float().mean(), (rank < 10).float().mean(), same)]
         rows.append((name, size, *percent))

@@ -130,9 +130,9 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, help="for a shape; 120, with --quick 25")
     parser.add_argument("--json", type=Path, help="write the ratios to this file")
     options = parser.parse_args()
-    known = {name: None for shape in (QUICK, SLICE) for name in contenders_of(shape)}
-    if unknown := set(options.only) - known.keys():
-        parser.error(f"--only {' '.join(unknown)}: the contenders are {', '.join(known)}")
+    contenders = {name: None for shape in (QUICK, SLICE) for name in contenders_of(shape)}
+    if unknown := set(options.only) - contenders.keys():
+        parser.error(f"--only {' '.join(unknown)}: the contenders are {', '.join(contenders)}")
     if reason := native.unavailable_reason():
         sys.exit(f"nothing to measure: {reason}")
     isas = [isa for isa in native.isas() if isa in (options.isa or LIMITS)]
@@ -166,12 +166,12 @@ def measure_shape(shape: tuple[int, int], isas: list[str], names: list[str], sec
     texts = " against 8,192 captions" if shape == SLICE else ""
     rounds = min(len(of_isa[names[0]]) for of_isa in taken.values())
     print(f"\n{images} pairs of {patches} image tokens{texts}, {rounds} rounds. CPU milliseconds:\n")
-    print_table(names, {isa: [f"{found[n]:,.1f}" for n in names] for isa, found in milliseconds.items()})
+    print_table(names, {isa: [f"{medians[n]:,.1f}" for n in names] for isa, medians in milliseconds.items()})
     shown = [ratio for ratio in RATIOS if ratio.name in ratios[isas[0]]]
     print("\nRatios; ! misses its goal:\n")
     rows = {
-        isa: [f"{found[r.name]:.2f}{' !' if r.missed(found[r.name], isa) else ''}" for r in shown]
-        for isa, found in ratios.items()
+        isa: [f"{medians[r.name]:.2f}{' !' if r.missed(medians[r.name], isa) else ''}" for r in shown]
+        for isa, medians in ratios.items()
     }
     goals = [r.goal_of(isas[0]) for r in shown]
     rows["goal"] = [
@@ -180,14 +180,14 @@ def measure_shape(shape: tuple[int, int], isas: list[str], names: list[str], sec
     ]
     print_table([r.name for r in shown], rows)
     prefix = f"B{images}_n{patches}"
-    found = {f"{isa}/{prefix}/{name}": value for isa in isas for name, value in ratios[isa].items()}
-    found |= {f"{isa}/{prefix}/{n}_ms": value for isa in isas for n, value in milliseconds[isa].items()}
+    medians = {f"{isa}/{prefix}/{name}": value for isa in isas for name, value in ratios[isa].items()}
+    medians |= {f"{isa}/{prefix}/{n}_ms": value for isa in isas for n, value in milliseconds[isa].items()}
     if shape == MAIN_SHAPE:
         memory = {name: peak_megabytes(name, *shape) for name in MEMORY_OF if name in names}
         print("\nMegabytes at the peak above the inputs, gradients included:\n")
         print_table(list(memory), {"MB": [f"{value:,.1f}" for value in memory.values()]})
-        found |= {f"{prefix}/{name}_peak_mb": value for name, value in memory.items()}
-    return found
+        medians |= {f"{prefix}/{name}_peak_mb": value for name, value in memory.items()}
+    return medians
 
 
 def contenders_of(shape: tuple[int, int]) -> list[str]:

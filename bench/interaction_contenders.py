@@ -89,9 +89,9 @@ def einsum_longest(problem: Problem) -> Step:
 def einsum_quarter(problem: Problem) -> Step:
     """Return the same step on a quarter of the tokens of either side (the paper's saving), without the cost of
     selecting them."""
-    kept = math.ceil(problem.image.shape[1] / 4), math.ceil(TEXT_POSITIONS / 4)
-    image = problem.image[:, : kept[0]].contiguous().requires_grad_()
-    text = problem.padded()[:, : kept[1]].contiguous().requires_grad_()
+    counts = math.ceil(problem.image.shape[1] / 4), math.ceil(TEXT_POSITIONS / 4)
+    image = problem.image[:, : counts[0]].contiguous().requires_grad_()
+    text = problem.padded()[:, : counts[1]].contiguous().requires_grad_()
     return _masked_einsum(image, text, (problem.lengths / 4).ceil().long())
 
 
@@ -214,11 +214,11 @@ def main(images: int, patches: int) -> None:
     """Answer the names on the standard input."""
     of_slice = images == interaction_slice.PAIRS
     problem = random_problem(images, patches, texts=interaction_slice.GLOBAL_PAIRS if of_slice else None)
-    known, steps = SLICE_CONTENDERS if of_slice else CONTENDERS, {}
+    contenders, steps = SLICE_CONTENDERS if of_slice else CONTENDERS, {}
     for line in sys.stdin:
         name = line.strip()
         if name not in steps:
-            steps[name] = known[name](problem)
+            steps[name] = contenders[name](problem)
             if name not in LARGE:
                 steps[name]()
         print(seconds_of(steps[name]), flush=True)

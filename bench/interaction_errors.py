@@ -62,13 +62,13 @@ def measure(backend: str, dtype_name: str, device: str = "cpu", lengths: Sequenc
         tokens = Tokens(image.to(device), text.to(device), list(lengths))
         exact = Tokens(image.double(), text.double(), list(lengths))
         i2t, t2i = reference.forward(exact)[0]
-        own = torch.eye(*i2t.shape)
-        upstream = (20 * i2t).softmax(1) - own, (20 * t2i).softmax(0) - own
-        wanted = i2t, t2i, *reference.backward(exact, upstream, ())
+        diagonal = torch.eye(*i2t.shape)
+        upstream = (20 * i2t).softmax(1) - diagonal, (20 * t2i).softmax(0) - diagonal
+        expected = i2t, t2i, *reference.backward(exact, upstream, ())
         (i2t, t2i), maps = module.forward(tokens, True)
         of_i2t, of_t2i = (weight.to(device, i2t.dtype) for weight in upstream)
-        found = i2t, t2i, *module.backward(tokens, (of_i2t, of_t2i), maps)
-        differences = [_difference(a, b) for a, b in zip(found, wanted, strict=True)]
+        results = i2t, t2i, *module.backward(tokens, (of_i2t, of_t2i), maps)
+        differences = [_difference(a, b) for a, b in zip(results, expected, strict=True)]
         worst = [max(worst[0], *differences[:2]), max(worst[1], *differences[2:])]
     return Errors(*worst)
 
@@ -93,14 +93,14 @@ def main() -> None:
     print(table(), end="\n\nLargest errors found:\n")
     for (backend, dtype), bound in BOUNDS.items():
         try:
-            found = measure(backend, dtype, device)
+            errors = measure(backend, dtype, device)
         except ValueError as error:
             print(f"  {backend:8} {dtype:9} {error}")
             continue
         if backend == "tiled" and device != "cpu":  # its weights are rounded there as Triton's are
             bound = BOUNDS.get(("triton", dtype), bound)
-        held = "" if all(a <= b for a, b in zip(found, bound, strict=True)) else "   BEYOND ITS BOUND"
-        print(f"  {backend:8} {dtype:9} {found.similarities:.1e} {found.gradients:.1e}{held}")
+        held = "" if all(a <= b for a, b in zip(errors, bound, strict=True)) else "   BEYOND ITS BOUND"
+        print(f"  {backend:8} {dtype:9} {errors.similarities:.1e} {errors.gradients:.1e}{held}")
 
 
 if __name__ == "__main__":

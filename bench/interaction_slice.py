@@ -35,11 +35,11 @@ def encoders() -> Step:
 
 def clip_loss() -> Step:
     """Return a step of CLIP's share: 16 rows of either soft-max over 8,192, with gradients for all vectors."""
-    own = [F.normalize(torch.randn(PAIRS, 512), dim=-1).requires_grad_() for _ in range(2)]
+    vectors = [F.normalize(torch.randn(PAIRS, 512), dim=-1).requires_grad_() for _ in range(2)]
     remote = [F.normalize(torch.randn(GLOBAL_PAIRS, 512), dim=-1).requires_grad_() for _ in range(2)]
 
     def step() -> None:
-        for a, b in zip(own, remote, strict=True):
+        for a, b in zip(vectors, remote, strict=True):
             a.grad = b.grad = None
             _cross_entropy(a @ b.T).backward()
 

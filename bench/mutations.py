@@ -248,10 +248,10 @@ def noticed(mutation: Mutation, folder: Path) -> bool:
     if mutation.old not in text:
         sys.exit(f"{mutation.file} no longer holds {mutation.old!r}: bring bench/mutations.py up to date")
     file.write_text(text.replace(mutation.old, mutation.new))
-    found = run(sources, mutation.tests, mutation.interpreted) == _FAILED
+    failed = run(sources, mutation.tests, mutation.interpreted) == _FAILED
     shutil.rmtree(sources)
-    print(f"{'noticed  ' if found else 'UNNOTICED'} {mutation.fault}", flush=True)
-    return found
+    print(f"{'noticed  ' if failed else 'UNNOTICED'} {mutation.fault}", flush=True)
+    return failed
 
 
 def copy_sources(to: Path) -> Path:

@@ -41,7 +41,7 @@ def main(study: SearchWords) -> None:
     stored = restored(rounded(pooled(images, images.shape[1] // 4), "int8"))
     shown = [{thing.label for thing in sample.things} for sample in samples]
     things = sorted(set().union(*shown))
-    wanted = torch.tensor([[thing in labels for labels in shown] for thing in things])
+    relevant = torch.tensor([[thing in labels for labels in shown] for thing in things])
     words = [f"{'an' if thing[0] in 'aeiou' else 'a'} {thing}" for thing in things]
     captions = [sample.captions[0] for sample in samples]
     print(f"{len(things)} things, {len(captions):,} captions of {study.card}, {study.model}\n")
@@ -51,13 +51,13 @@ def main(study: SearchWords) -> None:
         cells = [
             f"{100 * float(right.gather(1, first(scorer, tokens, texts, choice)[:, None]).float().mean()):.1f}"
             for tokens in (images, stored)
-            for texts, right in ((words, wanted), (captions, torch.eye(len(captions), dtype=torch.bool)))
+            for texts, right in ((words, relevant), (captions, torch.eye(len(captions), dtype=torch.bool)))
         ]
         print(f"| {choice} | {' | '.join(cells)} |", flush=True)
     print("\n| pictures | lost of the things shown | refused of the others |\n| ---: | ---: | ---: |")
     scores = scorer.similarity(images, scorer.with_tokens(words, scorer.encode_texts(words), "content")).t2i.T
     for count in (12, 50, 150, 500):
-        lost, refused = refusals(scores, wanted, count)
+        lost, refused = refusals(scores, relevant, count)
         print(f"| {count} | {100 * lost:.1f} | {100 * refused:.1f} |")
 
 

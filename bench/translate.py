@@ -119,10 +119,10 @@ def _captions(config: TranslateBench, folder: Path) -> list[str]:
         from tests.data.tiny_marian import WORDS
 
         rng = random.Random(0)
-        found: set[str] = set()
-        while len(found) < config.captions:
-            found.add(" ".join(rng.choices(list(WORDS), k=rng.randint(4, 6))))
-        return sorted(found)
+        captions: set[str] = set()
+        while len(captions) < config.captions:
+            captions.add(" ".join(rng.choices(list(WORDS), k=rng.randint(4, 6))))
+        return sorted(captions)
     from tests.support.captions import labelled_captions
 
     english = labelled_captions()["en"]

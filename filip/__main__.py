@@ -49,14 +49,14 @@ class Command(NamedTuple):
 @functools.cache
 def commands() -> list[Command]:
     """Return all commands of the package, found by reading its files; none of them is imported."""
-    found = []
+    registered = []
     for file in PACKAGE.rglob("*.py"):
         source = file.read_text(encoding="utf-8")
         if f"\n{_ENTRY}" in source and file != Path(__file__).resolve():
             parts = file.relative_to(PACKAGE).with_suffix("").parts
             words = parts[:-1] if parts[-1] == "__main__" else parts
-            found.append(Command(words, ".".join(("filip", *words)), _about(source)))
-    return sorted(found)
+            registered.append(Command(words, ".".join(("filip", *words)), _about(source)))
+    return sorted(registered)
 
 
 def _about(source: str) -> str:
@@ -98,18 +98,18 @@ def choose(arguments: list[str], found: list[Command]) -> tuple[Command, list[st
                 break  # not an option of `filip eval` but a mistyped command below it
             return command, rest
     typed = " ".join(word for word in arguments if "=" not in word and not word.startswith("-"))
-    known = [" ".join(words) for words in by_words]
+    names = [" ".join(words) for words in by_words]
     first = typed.partition(" ")[0]
-    close = difflib.get_close_matches(typed, known, 3)
-    if not close and first not in known:
-        close = difflib.get_close_matches(first, known, 1)
-    group = next((g for g in GROUPS if g and g not in known and f"{typed} ".startswith(f"{g} ")), None)
-    if group and not (typed != group and difflib.get_close_matches(typed, known, 1, cutoff=0.85)):
-        below = [name for name in known if name.startswith(f"{group} ")]
+    close = difflib.get_close_matches(typed, names, 3)
+    if not close and first not in names:
+        close = difflib.get_close_matches(first, names, 1)
+    group = next((g for g in GROUPS if g and g not in names and f"{typed} ".startswith(f"{g} ")), None)
+    if group and not (typed != group and difflib.get_close_matches(typed, names, 1, cutoff=0.85)):
+        below = [name for name in names if name.startswith(f"{group} ")]
         raise UserError(f"{group!r} is a group of commands; give one of {', '.join(below)}")
-    close += [name for name in known if name.endswith(f" {typed}") and name not in close]
+    close += [name for name in names if name.endswith(f" {typed}") and name not in close]
     hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else "; `filip` lists all commands"
-    if not close and first in known:
+    if not close and first in names:
         hint = f": `filip {first}` takes key=value, e.g. model=emoji (see --help)"
     raise UserError(f"there is no command {typed or arguments[0]!r}{hint}")
 
@@ -124,7 +124,7 @@ def _is_word(argument: str) -> bool:
 
 def run(arguments: list[str]) -> None:
     """Print the list, or run a command as ``python -m`` would."""
-    found = commands()
+    registered = commands()
     if arguments in (["--version"], ["-V"], ["version"]):
         from filip import __version__
 
@@ -132,12 +132,12 @@ def run(arguments: list[str]) -> None:
         return
     if arguments[:1] == ["help"]:  # `filip help train` is `filip train --help`
         arguments = [*arguments[1:], "--help"]
-    asked = _words([word for word in arguments if word not in HELP])
-    group = [command for command in found if command.words[: len(asked)] == asked]
-    if group and asked not in {command.words for command in found}:
+    words = _words([word for word in arguments if word not in HELP])
+    group = [command for command in registered if command.words[: len(words)] == words]
+    if group and words not in {command.words for command in registered}:
         print(overview(group))
         return
-    command, rest = choose(arguments, found)
+    command, rest = choose(arguments, registered)
     sys.argv = [command.module, *rest]
     try:
         runpy.run_module(command.module, run_name="__main__", alter_sys=True)

@@ -120,8 +120,8 @@ class Model:
             raise UserError(f"encode_images takes a list of images, not {_kind(images)}")
         if not isinstance(batch_size, int) or batch_size < 1:
             raise UserError(f"batch_size={batch_size!r} must be a whole number, at least 1")
-        given = images if isinstance(images, Tensor) else list(images)
-        encoded = [self._scorer.encode_images(pixels).float().cpu() for pixels in self._batches(given, batch_size)]
+        items = images if isinstance(images, Tensor) else list(images)
+        encoded = [self._scorer.encode_images(pixels).float().cpu() for pixels in self._batches(items, batch_size)]
         if not encoded:
             raise UserError("no images: the list is empty")
         return torch.cat(encoded)
@@ -135,14 +135,14 @@ class Model:
         """
         if isinstance(texts, str) or not isinstance(texts, Iterable):
             raise UserError(f"encode_texts takes a list of strings, not {_kind(texts)}; for one text give [text]")
-        given = list(texts)
-        if not given:
+        strings = list(texts)
+        if not strings:
             raise UserError("no texts: the list is empty")
-        for number, text in enumerate(given):
+        for number, text in enumerate(strings):
             if not isinstance(text, str):
                 raise UserError(f"encode_texts takes a list of strings, and number {number} is {_kind(text)}")
-        self._warn_of_cut(given)
-        return self._scorer.encode_texts(given).to("cpu")
+        self._warn_of_cut(strings)
+        return self._scorer.encode_texts(strings).to("cpu")
 
     def similarity(
         self, images: Sequence[ImageLike] | Tensor, texts: Sequence[str] | Texts, *, batch_size: int = 64
@@ -179,11 +179,13 @@ class Model:
         Texts of up to six tokens, such as "a snake", are ranked by s^T, longer ones by the mean of s^I and s^T, as is
         right most often. Raises what :meth:`similarity` raises.
         """
-        given = list(texts) if not isinstance(texts, str) and isinstance(texts, Iterable) else texts
-        encoded = self.encode_texts(given)
+        strings = list(texts) if not isinstance(texts, str) and isinstance(texts, Iterable) else texts
+        encoded = self.encode_texts(strings)
         short = encoded.lengths is None or int(encoded.lengths.max()) <= SHORT
         scores = ranking(self.similarity(images, encoded, batch_size=batch_size), "text" if short else "mean")
-        return [[given[place] for place in row] for row in scores.argsort(dim=1, descending=True, stable=True).tolist()]
+        return [
+            [strings[place] for place in row] for row in scores.argsort(dim=1, descending=True, stable=True).tolist()
+        ]
 
     def align(self, image: ImageLike, text: str) -> Alignment:
         """Find which patch of ``image`` belongs to which word of ``text``; the image as for :meth:`encode_images`.
@@ -198,9 +200,9 @@ class Model:
                 f"{self.name} is a pooled model: it was trained on one vector per image and text, so its patches and "
                 "words cannot be aligned; load a token-wise one (model.interaction=token_wise)"
             )
-        found = word_patches(self._scorer.encoder, self._pixels(image)[None], [text], Prompt("", ""))[0]
-        names = kept_tokens(text, found.tokens, "content")
-        return Alignment(found.tokens, found.similarity.reshape(*found.grid, -1), names)
+        patches = word_patches(self._scorer.encoder, self._pixels(image)[None], [text], Prompt("", ""))[0]
+        names = kept_tokens(text, patches.tokens, "content")
+        return Alignment(patches.tokens, patches.similarity.reshape(*patches.grid, -1), names)
 
     def _warn_of_cut(self, texts: list[str]) -> None:
         longest = self._scorer.encoder.context_length

@@ -54,11 +54,11 @@ def compose_config(schema: type[T], overrides: Sequence[str], config_name: str |
     (``--local_rank``) are ignored. Returns an instance of the dataclass ``schema``. Raises UserError for an unknown
     key, a value of the wrong type or outside of its range, or a required field (``MISSING``) without a value.
     """
-    given = [a for a in overrides if not a.startswith(("--local_rank", "--local-rank"))]
+    arguments = [a for a in overrides if not a.startswith(("--local_rank", "--local-rank"))]
     groups = {} if config_name is None else config_groups()
-    check_overrides(schema, given, groups)
+    check_overrides(schema, arguments, groups)
     try:
-        values = [parse(cast(type, schema), override) for override in given]
+        values = [parse(cast(type, schema), override) for override in arguments]
         # Composing takes a tenth of a second, so it is done once for all values of the same files.
         files = tuple(value.input_line for value in values if _is_of_hydra(value, groups))
         config = copy.deepcopy(_composed(cast(type, schema), config_name, files))
@@ -67,13 +67,13 @@ def compose_config(schema: type[T], overrides: Sequence[str], config_name: str |
                 OmegaConf.update(config, value.key_or_group, value.value(), merge=True)
         if missing := sorted(OmegaConf.missing_keys(config)):
             raise UserError(f"required but not given: {', '.join(missing)}; add e.g. {missing[0]}=VALUE (see --help)")
-        found = OmegaConf.to_object(config)
+        settings = OmegaConf.to_object(config)
     except (HydraException, OmegaConfBaseException) as error:  # no single argument is to blame
         raise UserError(
-            f"the options do not fit together: {_reason(error)} (given: {' '.join(given) or 'nothing'}; see --help)"
+            f"the options do not fit together: {_reason(error)} (given: {' '.join(arguments) or 'nothing'}; see --help)"
         ) from error
-    check_values(found)
-    return cast(T, found)
+    check_values(settings)
+    return cast(T, settings)
 
 
 def _is_of_hydra(override: Override, groups: Container[str]) -> bool:
@@ -98,9 +98,9 @@ def _composed(schema: type, config_name: str | None, overrides: tuple[str, ...])
         else initialize_config_module("filip.conf", version_base="1.3")
     )
     with sources:
-        own = f"schema_{schema.__name__}" if config_name is None else f"{config_name}_schema"
-        ConfigStore.instance().store(name=own, node=schema)
-        composed = compose(config_name or own, overrides=list(overrides))
+        schema_name = f"schema_{schema.__name__}" if config_name is None else f"{config_name}_schema"
+        ConfigStore.instance().store(name=schema_name, node=schema)
+        composed = compose(config_name or schema_name, overrides=list(overrides))
     # Merged as plain values, which the schema checks: Hydra's `+key=value` would add a key that it does not have.
     return cast(DictConfig, OmegaConf.merge(structured_config(schema), OmegaConf.to_container(composed)))
 
@@ -145,9 +145,9 @@ def _run(
         except UserError:
             raise
         except Exception as error:
-            given = [argument.partition("=")[2] for argument in arguments]
+            values = [argument.partition("=")[2] for argument in arguments]
             of_disk = disk_error(error)
-            sentence = None if of_disk is None else explained(of_disk, given)
+            sentence = None if of_disk is None else explained(of_disk, values)
             if sentence is None:
                 raise
             raise sentence from error

@@ -48,14 +48,14 @@ def machine() -> str:
 
 def cpu() -> dict[str, Any]:
     """Return the CPU's model, family and model number, its vector instructions, and PyTorch's."""
-    found: dict[str, str] = {}
+    facts: dict[str, str] = {}
     with suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").partition("\n\n")[0].splitlines()
-        found = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-    flags = (found.get("flags") or found.get("Features") or "").split()  # of x86, of Arm
+        facts = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    flags = (facts.get("flags") or facts.get("Features") or "").split()  # of x86, of Arm
     return {
-        "model": found.get("model name") or platform.processor() or platform.machine(),
-        "family": ", ".join(f"{key} {found[key]}" for key in ("cpu family", "model", "stepping") if key in found),
+        "model": facts.get("model name") or platform.processor() or platform.machine(),
+        "family": ", ".join(f"{key} {facts[key]}" for key in ("cpu family", "model", "stepping") if key in facts),
         "flags": [flag for flag in flags if flag.startswith(("avx", "amx", "fma", "sve", "asimd", "bf16", "i8mm"))],
         "computes_as": torch.backends.cpu.get_cpu_capability(),
     }
@@ -86,12 +86,12 @@ def runs_on(capability: tuple[int, int], built: Sequence[str]) -> bool:
         digits = number.rstrip("af")
         own = (int(digits[:-1]), int(digits[-1]))
         if number.endswith("a"):
-            found = own == capability
+            fits = own == capability
         elif number.endswith("f") or kind == "sm":
-            found = own[0] == major and own[1] <= minor
+            fits = own[0] == major and own[1] <= minor
         else:
-            found = own <= capability
-        if found:
+            fits = own <= capability
+        if fits:
             return True
     return False
 

@@ -56,9 +56,9 @@ def nearest(typed: str, known: Iterable[str], count: int = 1) -> list[str]:
     """Return at most ``count`` names that differ little from the typed one, or begin with it; the nearest first."""
     names = list(known)
     folded = {name.lower(): name for name in reversed(names)}
-    found = difflib.get_close_matches(typed, names, count)
-    found = found or [folded[name] for name in difflib.get_close_matches(typed.lower(), folded, count)]
-    return found or [name for name in names if len(typed) > 2 and name.startswith(typed)][:count]
+    matches = difflib.get_close_matches(typed, names, count)
+    matches = matches or [folded[name] for name in difflib.get_close_matches(typed.lower(), folded, count)]
+    return matches or [name for name in names if len(typed) > 2 and name.startswith(typed)][:count]
 
 
 @contextmanager

@@ -41,8 +41,8 @@ def replacing(path: str | Path, shared: bool = False) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    own = f".{os.uname().nodename}.{os.getpid()}" if shared else ""
-    part = path.with_name(f".{path.name}{own}.part")
+    suffix = f".{os.uname().nodename}.{os.getpid()}" if shared else ""
+    part = path.with_name(f".{path.name}{suffix}.part")
     with naming(path):
         try:
             yield part
@@ -62,14 +62,14 @@ def naming(path: str | Path) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        found = disk_error(error)
-        if found is None or found.errno is None:
+        named = disk_error(error)
+        if named is None or named.errno is None:
             raise
-        if found.filename is None or found.errno in _FULL:
-            found.filename = str(path)
-        if found is error:
+        if named.filename is None or named.errno in _FULL:
+            named.filename = str(path)
+        if named is error:
             raise
-        raise found from error
+        raise named from error
 
 
 def disk_error(error: BaseException) -> OSError | None:
@@ -118,11 +118,11 @@ def explained(error: OSError, given: Sequence[str]) -> UserError | None:
 
 def _is_among(path: Path, values: Sequence[str]) -> bool:
     """Return whether a path was typed, or is below or above one that was."""
-    own = Path(os.path.abspath(path))
+    absolute = Path(os.path.abspath(path))
     for value in values:
         for part in filter(None, re.split(r"[\[\],]", value)):
             typed = Path(os.path.abspath(part))
-            if own.is_relative_to(typed) or typed.is_relative_to(own):
+            if absolute.is_relative_to(typed) or typed.is_relative_to(absolute):
                 return True
     return False
 
@@ -162,7 +162,9 @@ def near_path(path: str | os.PathLike[str]) -> str | None:
     except OSError:  # not a folder, or one that must not be read
         return None
     rest = place.relative_to(first)
-    return next((str(found) for name in near for found in [first.with_name(name) / rest] if found.exists()), None)
+    return next(
+        (str(candidate) for name in near for candidate in [first.with_name(name) / rest] if candidate.exists()), None
+    )
 
 
 @contextmanager
@@ -228,10 +230,10 @@ def write_json(path: str | Path, value: Any) -> None:
 def file_state(path: str | Path) -> tuple[int, int] | None:
     """Return size and time of change (ns) of a file; None if there is none. Equal states, equal bytes."""
     try:
-        found = os.stat(path)
+        status = os.stat(path)
     except OSError:
         return None
-    return found.st_size, found.st_mtime_ns
+    return status.st_size, status.st_mtime_ns
 
 
 def sha256_of(path: str | Path) -> str:

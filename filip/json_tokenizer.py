@@ -40,11 +40,11 @@ class JsonTokenizer:
     def from_file(path: str | Path) -> JsonTokenizer:
         """Read a ``tokenizer.json``. Raises UserError if there is none, or if it is not a tokenizer."""
         try:
-            found = JsonTokenizer(Path(path).read_text(encoding="utf-8"), str(path))
+            tokenizer = JsonTokenizer(Path(path).read_text(encoding="utf-8"), str(path))
         except (OSError, ValueError) as error:
             raise UserError(f"cannot read the tokenizer {path}: {first_line(error)}") from error
-        found.prepare()
-        return found
+        tokenizer.prepare()
+        return tokenizer
 
     @cached_property
     def _tokenizer(self) -> Any:
@@ -79,7 +79,7 @@ class JsonTokenizer:
 
     def _ids(self, texts: Sequence[str], longest: int) -> list[list[int]]:
         self._tokenizer.enable_truncation(longest)
-        return [found.ids or [0] for found in self._tokenizer.encode_batch(list(texts))]
+        return [encoding.ids or [0] for encoding in self._tokenizer.encode_batch(list(texts))]
 
     def token_names(self, text: str, context_length: int = 64) -> list[str]:
         """Return the tokens of one text as a person reads them, cut as :meth:`tokenize` cuts."""

@@ -136,10 +136,10 @@ def _held_out(items: Sequence[Item]) -> set[str]:
         alone = sizes[os.path.getsize(item.file)] == 1
         content = item.name.encode("utf-8", "surrogateescape") if alone else Path(item.file).read_bytes()
         sides.setdefault(hashlib.sha256(content).hexdigest(), []).append(item.file)
-    wanted = min(MOST_HELD_OUT, max(1, round(SHARE * len(items))))
+    target = min(MOST_HELD_OUT, max(1, round(SHARE * len(items))))
     chosen: set[str] = set()
     for _, files in sorted(sides.items()):
-        if len(chosen) < wanted:
+        if len(chosen) < target:
             chosen.update(files)
     return chosen
 

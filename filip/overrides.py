@@ -79,11 +79,11 @@ def structured_config(schema: type) -> Any:
 def config_groups() -> dict[str, list[str]]:
     """Return the names that ``experiment=`` and ``model=`` take: the YAML files in the folders of ``filip/conf``."""
     folders = [entry for entry in resources.files("filip.conf").iterdir() if entry.is_dir()]
-    found = {
+    groups = {
         folder.name: sorted(file.name[: -len(".yaml")] for file in folder.iterdir() if file.name.endswith(".yaml"))
         for folder in folders
     }
-    return {name: files for name, files in found.items() if files}
+    return {name: files for name, files in groups.items() if files}
 
 
 def _refuse_bare(schema: type, given: Sequence[str]) -> None:
@@ -97,8 +97,8 @@ def _refuse_bare(schema: type, given: Sequence[str]) -> None:
                 kind = int if value[1:].isdecimal() else str
                 fitting = [key for key in _keys(schema) if (_declared(schema, key) or (None,))[0] is kind]
                 name = next((key for key in fitting if key.startswith(name)), next(iter(fitting), name))
-            known = "" if name in _keys(schema) else did_you_mean(name, list(_keys(schema)))
-            raise UserError(f"{argument}: options are written without dashes, {name}{value}{known} (see --help)")
+            hint = "" if name in _keys(schema) else did_you_mean(name, list(_keys(schema)))
+            raise UserError(f"{argument}: options are written without dashes, {name}{value}{hint} (see --help)")
         if argument.startswith("="):
             raise UserError(f"{argument!r} has no key: every argument is key=value (see --help)")
     bare = [a for a in given if "=" not in a and not a.startswith("~")]
@@ -113,14 +113,14 @@ def _refuse_bare(schema: type, given: Sequence[str]) -> None:
 
 def _check_value(schema: type, structured: Any, key: str, value: str, groups: Iterable[str]) -> None:
     declared, optional = _type_of(schema, key, groups)
-    wanted = f"{key} takes {in_words(declared, key)}{', or null' if optional else ''}"
+    rule = f"{key} takes {in_words(declared, key)}{', or null' if optional else ''}"
     try:
         parsed = parse(schema, f"{key}={value}")
     except HydraException as error:
-        raise UserError(f"{key}={value}: the value cannot be read; {wanted} (see --help)") from error
+        raise UserError(f"{key}={value}: the value cannot be read; {rule} (see --help)") from error
     if parsed.is_sweep_override():
         several = f"; write {key}=[{value}]" if get_origin(declared) in (list, tuple) else ""
-        raise UserError(f"{key}={value}: these are several values, and {wanted}{several}")
+        raise UserError(f"{key}={value}: these are several values, and {rule}{several}")
     found = parsed.value()
     length = len(get_args(declared)) if get_origin(declared) is tuple else 0
     try:
@@ -128,7 +128,7 @@ def _check_value(schema: type, structured: Any, key: str, value: str, groups: It
             raise OmegaConfBaseException("of another length")
         OmegaConf.update(structured, key, found)
     except OmegaConfBaseException as error:
-        raise UserError(f"{key}={value}: {_inner(schema, key, error) or wanted} (see --help)") from error
+        raise UserError(f"{key}={value}: {_inner(schema, key, error) or rule} (see --help)") from error
 
 
 def _inner(schema: type, key: str, error: OmegaConfBaseException) -> str:
@@ -141,17 +141,17 @@ def _inner(schema: type, key: str, error: OmegaConfBaseException) -> str:
 
 def _type_of(schema: type, key: str, groups: Iterable[str]) -> tuple[Any, bool]:
     """Return the type of a dotted key without ``| None``, and whether None fits. UserError for an unknown key."""
-    found = _declared(schema, key)
-    if found is not None:
-        return found
+    declared = _declared(schema, key)
+    if declared is not None:
+        return declared
     inside = [name for name in _keys(schema) if name.rpartition(".")[2] == key or name == _OTHERS.get(key)]
     if inside:
         raise UserError(f"there is no option {key!r}; did you mean {inside[0]!r}? (see --help)")
     place, name, names = _level(schema, key)
     if not names:
         raise UserError(f"{key}: {place} has no options inside it (see --help)")
-    known = one_of(name, names) if len(names) <= MOST_LISTED else did_you_mean(name, [*names, *groups])
-    raise UserError(f"there is no option {name!r}{f' in {place}' if place else ''}{known} (see --help)")
+    hint = one_of(name, names) if len(names) <= MOST_LISTED else did_you_mean(name, [*names, *groups])
+    raise UserError(f"there is no option {name!r}{f' in {place}' if place else ''}{hint} (see --help)")
 
 
 def _level(schema: type, key: str, place: str = "") -> tuple[str, str, list[str]]:
@@ -182,8 +182,8 @@ def _declared(schema: type, key: str) -> tuple[Any, bool] | None:
     if dataclasses.is_dataclass(declared):
         return _declared(cast(type, declared), rest)
     if get_origin(declared) is dict:
-        known = _default(field)
-        return (Any, True) if not known or rest.partition(".")[0] in known else None
+        default = _default(field)
+        return (Any, True) if not default or rest.partition(".")[0] in default else None
     return (Any, True) if get_origin(declared) is list else None
 
 
@@ -202,8 +202,8 @@ def _takes_new_names(schema: type, key: str) -> bool:
 
 def _default(field: dataclasses.Field[Any]) -> dict[str, Any]:
     """Return the default of a dict."""
-    found: dict[str, Any] = {} if field.default_factory is dataclasses.MISSING else field.default_factory()
-    return found
+    value: dict[str, Any] = {} if field.default_factory is dataclasses.MISSING else field.default_factory()
+    return value
 
 
 def options_of(schema: type) -> list[dataclasses.Field[Any]]:
@@ -245,8 +245,8 @@ def quote_text(schema: type, override: str) -> str:
 
 
 def _is_dict(schema: type, key: str) -> bool:
-    found = _declared(schema, key)
-    return found is not None and get_origin(found[0]) is dict
+    declared = _declared(schema, key)
+    return declared is not None and get_origin(declared[0]) is dict
 
 
 def _quoted(value: str) -> str:
@@ -262,5 +262,5 @@ _IN_QUOTES = r"'(?:\\.|[^'\\])*'" + "|" + r'"(?:\\.|[^"\\])*"'
 
 def _elements(inside: str) -> list[str]:
     """Return the elements of a list: split at commas outside quotes, where a quote only ever opens a whole element."""
-    one = rf"\s*((?:{_IN_QUOTES})(?=\s*(?:,|$))|[^,]*?)\s*(?:,|$)"
-    return [found[1] for found in re.finditer(one, inside, re.DOTALL)][:-1]  # the last match is the empty end
+    element = rf"\s*((?:{_IN_QUOTES})(?=\s*(?:,|$))|[^,]*?)\s*(?:,|$)"
+    return [match[1] for match in re.finditer(element, inside, re.DOTALL)][:-1]  # the last match is the empty end

@@ -134,14 +134,14 @@ def _blocks(grid: Grid, room: int, pack: bool = False) -> Iterator[tuple[str, li
     if len(numbers) <= room and (pack or not _repeated(grid)):
         yield "", numbers
         return
-    found: list[tuple[str, list[int]]] = []
+    blocks: list[tuple[str, list[int]]] = []
     for group, members in groupby(numbers, key=lambda n: grid.heads[n].group if _repeated(grid) else ""):
         together = list(members)
-        if pack and found and len(found[-1][1]) + len(together) <= room:
-            found[-1][1].extend(together)
+        if pack and blocks and len(blocks[-1][1]) + len(together) <= room:
+            blocks[-1][1].extend(together)
         else:
-            found += [(group, together[n : n + room]) for n in range(0, len(together), room)]
-    yield from found
+            blocks += [(group, together[n : n + room]) for n in range(0, len(together), room)]
+    yield from blocks
 
 
 def _repeated(grid: Grid) -> bool:
@@ -241,9 +241,9 @@ def _latex(grid: Grid) -> str:
 def _latex_room(grid: Grid) -> int:
     """Return how many columns beside the labels are as wide as a page of LaTeX's article, by letters of mean width."""
     label = max([len(line.label) for line in grid.lines], default=0)
-    found = [(len(cell.text) + 0.85 * len(cell.interval)) for line in grid.lines for cell in line.cells]
-    found += [min(LATEX_TITLE, len(head.title)) for head in grid.heads]
-    return max(1, int((LATEX_PAGE - label) / (max(found, default=0) + 2)))
+    widths = [(len(cell.text) + 0.85 * len(cell.interval)) for line in grid.lines for cell in line.cells]
+    widths += [min(LATEX_TITLE, len(head.title)) for head in grid.heads]
+    return max(1, int((LATEX_PAGE - label) / (max(widths, default=0) + 2)))
 
 
 def _escaped(text: str) -> str:
@@ -257,8 +257,8 @@ def _html(grid: Grid) -> str:
     kinds = []
     for number, head in enumerate(heads):
         first = number and head.group != heads[number - 1].group
-        found = " ".join(kind for kind, so in (("first", first), ("text", head.words)) if so)
-        kinds.append(f' class="{found}"' if found else "")
+        classes = " ".join(kind for kind, so in (("first", first), ("text", head.words)) if so)
+        kinds.append(f' class="{classes}"' if classes else "")
 
     def cell(shown: Shown, kind: str) -> str:
         if shown.reason:

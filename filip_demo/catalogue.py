@@ -76,18 +76,18 @@ class Catalogue:
         """Return the artist's drawings, one per emoji, in CLDR's order; drawings of anything else are left out."""
         folder = self.modules / artist.package
         icons = json.loads((folder / "icons.json").read_text())
-        own = {slug: normalise(code) for code, slug in _chars(folder).items()}
-        found: dict[str, Drawing] = {}
+        own_codes = {slug: normalise(code) for code, slug in _chars(folder).items()}
+        by_concept: dict[str, Drawing] = {}
         for slug, icon in icons["icons"].items():
-            code = None if icon.get("hidden") else self._resolve(slug, own)
-            if code is None or code in found:
+            code = None if icon.get("hidden") else self._resolve(slug, own_codes)
+            if code is None or code in by_concept:
                 continue
             box = tuple(
                 float(icon.get(key, icons.get(key, default)))
                 for key, default in (("left", 0), ("top", 0), ("width", 16), ("height", 16))
             )
-            found[code] = Drawing(artist.key, slug, self.emoji[code], icon["body"], box)  # type: ignore[arg-type]
-        return [found[code] for code in self.emoji if code in found]
+            by_concept[code] = Drawing(artist.key, slug, self.emoji[code], icon["body"], box)  # type: ignore[arg-type]
+        return [by_concept[code] for code in self.emoji if code in by_concept]
 
     def _resolve(self, slug: str, own: dict[str, str]) -> str | None:
         """Return the code of a slug, by the set's table, else by any of the emoji's names."""
@@ -137,20 +137,20 @@ def read_emoji(package: Path, locale: str) -> dict[str, Emoji]:
     """Read all emoji of a CLDR locale by code, with their skin tones, in CLDR's order."""
     structure = json.loads((package / "meta" / "groups.json").read_text())
     groups, subgroups = structure["groups"], structure["subgroups"]
-    found: dict[str, Emoji] = {}
+    emoji: dict[str, Emoji] = {}
     for entry in json.loads((package / locale / "data.json").read_text()):
         concept = normalise(entry["hexcode"])
         # The 26 regional indicators belong to no group.
         group = groups[str(entry["group"])] if "group" in entry else "component"
         subgroup = subgroups[str(entry["subgroup"])] if "subgroup" in entry else "regional-indicator"
         tags = tuple(entry.get("tags", ()))
-        found[concept] = Emoji(concept, concept, entry["label"], tags, group, subgroup)
+        emoji[concept] = Emoji(concept, concept, entry["label"], tags, group, subgroup)
         for skin in entry.get("skins", ()):
             code = normalise(skin["hexcode"])
             tones: Any = skin["tone"]
             tones = tuple(tones) if isinstance(tones, list) else (tones,)
-            found[code] = Emoji(code, concept, skin["label"], tags, group, subgroup, tones)
-    return found
+            emoji[code] = Emoji(code, concept, skin["label"], tags, group, subgroup, tones)
+    return emoji
 
 
 def normalise(code: str) -> str:

@@ -80,8 +80,8 @@ def main(config: Corpus) -> None:
     concepts = frozenset(choose_concepts(catalogue, drawings, config.limit))
     drawings = {key: [d for d in ds if d.emoji.concept in concepts] for key, ds in drawings.items()}
 
-    training, own = train_and_test(catalogue, drawings)
-    sets = benchmarks(catalogue, drawings[FLUENT], drawings[FLAT], own)
+    training, test_drawings = train_and_test(catalogue, drawings)
+    sets = benchmarks(catalogue, drawings[FLUENT], drawings[FLAT], test_drawings)
     unlisted = [d for a in ARTISTS if not a.test for d in drawings[a.key] if d.emoji.concept in catalogue.held_out]
     trained = [d for d in training + unlisted if in_scenes(d.emoji)]
     unseen_artist = [d for d in drawings[FLUENT] if in_scenes(d.emoji)]
@@ -140,9 +140,9 @@ def choose_concepts(catalogue: Catalogue, drawings: dict[str, list[Drawing]], li
 def train_and_test(catalogue: Catalogue, drawings: dict[str, list[Drawing]]) -> tuple[list[Drawing], list[Drawing]]:
     """Return the training artists' drawings: those to train on, and their test split."""
     whole = [d for a in ARTISTS if not a.test for d in training_drawings(catalogue, drawings[a.key])]
-    own = test_split(whole)
-    kept_out = {(d.artist, d.slug) for d in own}
-    return [d for d in whole if (d.artist, d.slug) not in kept_out], own
+    test_drawings = test_split(whole)
+    kept_out = {(d.artist, d.slug) for d in test_drawings}
+    return [d for d in whole if (d.artist, d.slug) not in kept_out], test_drawings
 
 
 def training_drawings(catalogue: Catalogue, drawings: list[Drawing]) -> list[Drawing]:

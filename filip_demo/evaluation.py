@@ -123,12 +123,12 @@ def tone_drawings(fluent: list[Drawing], flat: list[Drawing]) -> list[Drawing]:
 
 
 def _first_by_group(drawings: list[Drawing]) -> list[Drawing]:
-    kept: list[Drawing] = []
+    firsts: list[Drawing] = []
     for group in GROUPS:
         members = [d for d in drawings if d.emoji.group == group]
         concepts = sorted({d.emoji.concept for d in members}, key=hash_of)[:GROUP_CONCEPTS]
-        kept += [d for d in members if d.emoji.concept in set(concepts)]
-    return kept
+        firsts += [d for d in members if d.emoji.concept in set(concepts)]
+    return firsts
 
 
 def write_benchmark(benchmark: Benchmark, images: Path, root: Path, unseen: frozenset[str]) -> None:

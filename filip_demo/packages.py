@@ -90,22 +90,22 @@ def find_npm() -> tuple[str, dict[str, str]]:
 
 def _install(folder: Path) -> None:
     npm, environment = find_npm()
-    wanted = [f"{name}@{version}" for name, version in PACKAGES.items()]
+    packages = [f"{name}@{version}" for name, version in PACKAGES.items()]
     (folder / "package.json").write_text('{"private": true}\n')  # otherwise npm uses a parent folder's
     # The packages are only data: their scripts are not run.
     command = [npm, "install", "--ignore-scripts", "--no-save", "--no-audit", "--no-fund", "--loglevel=error"]
     started = time.monotonic()
-    say(f"fetching {len(wanted)} npm packages (36 MB) into {folder} …")
+    say(f"fetching {len(packages)} npm packages (36 MB) into {folder} …")
     complaint = ""
     for attempt in range(ATTEMPTS):
         if attempt:
             say(f"npm failed; attempt {attempt + 1} of {ATTEMPTS} …")
             time.sleep(3 * attempt)
-        npm_run = subprocess.run([*command, *wanted], cwd=folder, env=environment, capture_output=True, text=True)
+        npm_run = subprocess.run([*command, *packages], cwd=folder, env=environment, capture_output=True, text=True)
         complaint = " ".join((npm_run.stderr or npm_run.stdout).split())
         if not npm_run.returncode and not missing_packages(folder / "node_modules"):
             seconds = time.monotonic() - started
-            say(f"fetched {len(wanted)} npm packages in {seconds:.0f} s")
+            say(f"fetched {len(packages)} npm packages in {seconds:.0f} s")
             return
     raise UserError(
         f"could not fetch {', '.join(missing_packages(folder / 'node_modules')) or 'the npm packages'} into "

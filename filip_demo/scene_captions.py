@@ -64,8 +64,8 @@ def relation_caption(order: Sequence[Placed], draw: random.Random) -> str | None
     relation = relation_of(order[0], order[1], draw)
     if relation is None:
         return None
-    first, second, *others = (thing.label for thing in order)
-    return relation_sentence(first, relation, second, others)
+    first, second, *rest = (thing.label for thing in order)
+    return relation_sentence(first, relation, second, rest)
 
 
 def relation_sentence(first: str, relation: str, second: str, others: Sequence[str]) -> str:

@@ -77,18 +77,18 @@ def facts(scene: Scene, path: str) -> SceneFacts:
 
 def scene_makers(trained: Sprites, unseen_artist: Sprites, held_out: frozenset[str]) -> dict[str, Callable[..., Scene]]:
     """Return how each test set composes its scenes. trained: the training artists' sprites, held-out concepts too."""
-    known = sorted(concept for concept in trained if concept not in held_out)
+    concepts = sorted(concept for concept in trained if concept not in held_out)
     unseen = sorted(concept for concept in trained if concept in held_out)
-    drawn = [concept for concept in known if concept in unseen_artist]
+    drawn = [concept for concept in concepts if concept in unseen_artist]
     makers: dict[str, Callable[..., Scene]] = {}
-    if len(known) > 2:
-        makers["demo_scenes_new"] = partial(new_scene, trained, known, seed=1)
+    if len(concepts) > 2:
+        makers["demo_scenes_new"] = partial(new_scene, trained, concepts, seed=1)
     if len(drawn) > 2:
         makers["demo_scenes_artist"] = partial(new_scene, unseen_artist, drawn, seed=2)
-    if len(known) > 1 and unseen:
-        makers["demo_scenes_concepts"] = partial(new_scene, trained, known, seed=3, unseen=unseen)
-    if len(known) > 2:
-        makers[SEARCH] = partial(new_scene, trained, known, seed=4)
+    if len(concepts) > 1 and unseen:
+        makers["demo_scenes_concepts"] = partial(new_scene, trained, concepts, seed=3, unseen=unseen)
+    if len(concepts) > 2:
+        makers[SEARCH] = partial(new_scene, trained, concepts, seed=4)
     return makers
 
 
@@ -221,10 +221,10 @@ def _wrong_labels(
 
 def may_be_called(shown: Emoji, other: Emoji) -> bool:
     """Return whether ``other`` might be a right name for a picture of ``shown``."""
-    own, name = _words(shown.label), _words(other.label)
-    known_as = own.union(*map(_words, shown.tags))
+    words, name = _words(shown.label), _words(other.label)
+    known_as = words.union(*map(_words, shown.tags))
     other_known_as = name.union(*map(_words, other.tags))
-    return shown.subgroup == other.subgroup or bool(name & known_as) or bool(own & other_known_as)
+    return shown.subgroup == other.subgroup or bool(name & known_as) or bool(words & other_known_as)
 
 
 def relation_choices(scene: Scene) -> list[str]:

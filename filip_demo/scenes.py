@@ -68,13 +68,13 @@ def in_scenes(emoji: Emoji) -> bool:
 
 def load_sprites(drawings: Iterable[Drawing], folder: Path) -> dict[str, list[Sprite]]:
     """Load the sprites at ``folder/<artist>/<slug>.png`` by concept, without drawings that have no visible pixel."""
-    found: dict[str, list[Sprite]] = {}
+    sprites: dict[str, list[Sprite]] = {}
     for drawing in drawings:
         file = folder / drawing.artist / f"{drawing.slug}.png"
         if file.stat().st_size:
             image = Image.open(file).convert("RGBA")
-            found.setdefault(drawing.emoji.concept, []).append(Sprite(drawing.artist, drawing.emoji, image))
-    return found
+            sprites.setdefault(drawing.emoji.concept, []).append(Sprite(drawing.artist, drawing.emoji, image))
+    return sprites
 
 
 def pair_is_held_out(first: str, second: str, share: float = HELD_OUT_PAIRS) -> bool:
@@ -145,9 +145,9 @@ def place(draw: random.Random, sizes: Sequence[tuple[int, int]], side: int) -> l
         while True:
             scale = longer / max(width, height)
             w, h = max(1, round(width * scale)), max(1, round(height * scale))
-            found = _free_place(draw, w, h, boxes, side)
-            if found:
-                boxes.append(found)
+            corner = _free_place(draw, w, h, boxes, side)
+            if corner:
+                boxes.append(corner)
                 break
             longer *= 0.9
     return boxes

@@ -35,27 +35,27 @@ def main(config: Twins) -> None:
         raise UserError(f"corpus={corpus} has no list.parquet: make it with `python -m filip_demo.corpus out=DIR`")
     trained = trained_pixels(corpus)
     print(f"{len(trained):,} different pictures in the training list of {corpus}")
-    found = 0
+    n_twins = 0
     for folder in sorted(path for path in (corpus / "eval").iterdir() if path.is_dir()):
         pictures = [(name, _pixels(data)) for name, data in _pictures(folder)]
         twins = [f"{name} = {trained[pixels]}" for name, pixels in pictures if pixels in trained]
-        found += len(twins)
+        n_twins += len(twins)
         print(f"  {folder.name:<24} {len(pictures):>6,} pictures, {len(twins)} of them trained on", *twins[:3])
-    if found:
-        raise UserError(f"{found} pictures of the test sets are also in the training list")
+    if n_twins:
+        raise UserError(f"{n_twins} pictures of the test sets are also in the training list")
 
 
 def trained_pixels(corpus: Path) -> dict[bytes, str]:
     """Return the pictures of the training list by their pixels, without pictures that do not decode."""
-    found: dict[bytes, str] = {}
+    by_pixels: dict[bytes, str] = {}
     for url in pq.read_table(corpus / "list.parquet", columns=["url"])["url"].to_pylist():
         path = corpus / urlsplit(url).path.lstrip("/")
         if path.is_file():
             try:
-                found.setdefault(_pixels(path.read_bytes()), str(path.relative_to(corpus)))
+                by_pixels.setdefault(_pixels(path.read_bytes()), str(path.relative_to(corpus)))
             except (OSError, SyntaxError):  # one of the faults that are planted in the list
                 continue
-    return found
+    return by_pixels
 
 
 def _pictures(benchmark: Path) -> Iterator[tuple[str, bytes]]:

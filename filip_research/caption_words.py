@@ -34,10 +34,10 @@ def compute(batch: LossInput) -> TermOutput:
     image, _ = batch.tokens
     assert batch.captions is not None
     ids, lengths = batch.captions
-    own = first_occurrences(ids, lengths)
+    firsts = first_occurrences(ids, lengths)
     wide = accumulation_dtype(image.dtype)
     with torch.autocast(image.device.type, enabled=False):
-        weights = own * rarity(ids[own], len(ids)).to(wide)[ids]
+        weights = firsts * rarity(ids[firsts], len(ids)).to(wide)[ids]
         targets = weights / weights.sum(dim=1, keepdim=True).clamp(min=1e-6)
         seen = math.sqrt(image.shape[2]) * image.to(wide).mean(dim=1)
         scores = seen @ batch.parameters[NAME][0].to(wide).T

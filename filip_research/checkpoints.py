@@ -49,8 +49,8 @@ def read_checkpoint(file: str, whose: str, entry: str) -> dict[str, Tensor]:
         raise UserError(nothing_at(Path(file), f"give {whose}"))
     try:
         # With their optimiser's state, a checkpoint holds tensors, numbers and strings alone.
-        found = torch.load(file, map_location="cpu", weights_only=True)
+        content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
         raise UserError(f"torch cannot read {file}: {first_line(error)}") from error
-    state = found.get(entry, found) if isinstance(found, dict) else {}
+    state = content.get(entry, content) if isinstance(content, dict) else {}
     return {str(name).removeprefix("module."): value for name, value in state.items()}

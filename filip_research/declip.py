@@ -62,10 +62,10 @@ class DeclipEncoder(TwoTowerEncoder):
         return self.model.encode_image(pixels)
 
     def image_tokens(self, pixels: Tensor) -> Tensor:
-        found = self.model.visual.forward_intermediates(
+        output = self.model.visual.forward_intermediates(
             pixels, indices=1, normalize_intermediates=False, intermediates_only=True, output_fmt="NLC"
         )
-        return self.image_map(found["image_intermediates"][-1])
+        return self.image_map(output["image_intermediates"][-1])
 
     def token_ids(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         ids, lengths = tokenize(list(texts), CONTEXT)
@@ -79,8 +79,8 @@ class DeclipEncoder(TwoTowerEncoder):
         return self.text_map(tower.ln_final(tower.transformer(states, attn_mask=tower.attn_mask)))
 
     def tokens(self, text: str) -> list[str]:
-        found = token_names(text, CONTEXT)
-        return found + ["[PAD]"] * (CONTEXT - len(found)) if self.all_positions else found
+        names = token_names(text, CONTEXT)
+        return names + ["[PAD]"] * (CONTEXT - len(names)) if self.all_positions else names
 
     def token_counts(self, texts: Sequence[str]) -> list[int]:
         return token_counts(list(texts))
@@ -99,12 +99,12 @@ def _towers(state: dict[str, Tensor], file: str) -> Any:
     """Build open_clip's towers, which compute what theirs do, with the checkpoint's weights."""
     text, visual = "encode_text.", "visual."
     try:
-        own = {name: value for name, value in state.items() if name.startswith(visual)}
-        own |= {name.removeprefix(text): value for name, value in state.items() if name.startswith(text)}
-        own["logit_scale"] = state["logit_scale"].reshape(())
-        own["text_projection"] = own.pop("text_projection.weight").T
-        del own["text_projection.bias"]  # only the pooled vector has it, which no token-wise score reads
-        return clip_of(own, quick_gelu=True)
+        visual_state = {name: value for name, value in state.items() if name.startswith(visual)}
+        visual_state |= {name.removeprefix(text): value for name, value in state.items() if name.startswith(text)}
+        visual_state["logit_scale"] = state["logit_scale"].reshape(())
+        visual_state["text_projection"] = visual_state.pop("text_projection.weight").T
+        del visual_state["text_projection.bias"]  # only the pooled vector has it, which no token-wise score reads
+        return clip_of(visual_state, quick_gelu=True)
     except ImportError as error:
         raise UserError("declip: models need `pip install open_clip_torch`") from error
     except (KeyError, ValueError, RuntimeError) as error:

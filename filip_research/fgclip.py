@@ -62,8 +62,8 @@ class FgClipEncoder(HuggingFaceEncoder):
                 raise UserError(
                     f"{where} is not an FG-CLIP, but a {kind or config.get('model_type')!r}: try hf:{where}"
                 )
-            if walk not in (known := ("", "long", "box") if second else ("", "long")):
-                raise UserError(f"fgclip:{name}: after the folder may stand {', '.join(known[1:])}")
+            if walk not in (walks := ("", "long", "box") if second else ("", "long")):
+                raise UserError(f"fgclip:{name}: after the folder may stand {', '.join(walks[1:])}")
             return FgClip2Encoder(where, config, walk, loading) if second else cls(where, walk, loading)
 
     def image_tokens(self, pixels: Tensor) -> Tensor:
@@ -95,9 +95,9 @@ class FgClip2Encoder(HuggingFaceEncoder):
         whole: Any = Siglip2Config(text_config=text, vision_config=config["vision_config"])
         model, self.dense_head = (Siglip2Model(whole), Siglip2MultiheadAttentionPoolingHead(whole.vision_config))
         prefix = "dense_feature_head."
-        own = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+        tower_state = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
         try:
-            self.dense_head.load_state_dict(own)
+            self.dense_head.load_state_dict(tower_state)
             model.load_state_dict({name: state[name] for name in model.state_dict()})
         except (KeyError, RuntimeError) as error:
             raise UserError(f"{where} is not an FG-CLIP 2: {first_line(error)}") from error
@@ -118,8 +118,8 @@ class FgClip2Encoder(HuggingFaceEncoder):
 
     def image_tokens(self, pixels: Tensor) -> Tensor:
         states, head = self._see(pixels).last_hidden_state, self.dense_head
-        found = head.attention(states, states, states, need_weights=False)[0]
-        return found + head.mlp(head.layernorm(found))
+        attended = head.attention(states, states, states, need_weights=False)[0]
+        return attended + head.mlp(head.layernorm(attended))
 
     def _see(self, pixels: Tensor) -> Any:
         if pixels.ndim == 4:  # squares
@@ -148,12 +148,12 @@ def _file(where: str, name: str) -> str:
     except ImportError as error:
         raise UserError("fgclip: models need `pip install transformers`") from error
     try:
-        found = cached_file(where, name)
+        path = cached_file(where, name)
     except OSError as error:
         raise UserError(f"there is no {name} at fgclip:{where}: {first_line(error)}") from error
-    if found is None:  # a folder without that file
+    if path is None:  # a folder without that file
         raise UserError(f"there is no {name} in fgclip:{where}; give the folder that FG-CLIP's authors publish")
-    return str(found)
+    return str(path)
 
 
 def _tensors(where: str) -> dict[str, Tensor]:
@@ -162,10 +162,10 @@ def _tensors(where: str) -> dict[str, Tensor]:
     from transformers.utils import cached_file
 
     index = "model.safetensors.index.json"
-    found = cached_file(where, index, _raise_exceptions_for_missing_entries=False)
+    index_path = cached_file(where, index, _raise_exceptions_for_missing_entries=False)
     names = {"model.safetensors"}
-    if found is not None:
-        names = set(json.loads(Path(found).read_text(encoding="utf-8"))["weight_map"].values())
+    if index_path is not None:
+        names = set(json.loads(Path(index_path).read_text(encoding="utf-8"))["weight_map"].values())
     return {key: value.float() for name in sorted(names) for key, value in load_file(_file(where, name)).items()}
 
 
@@ -182,8 +182,8 @@ class _Squeezed:
 
     def __call__(self, image: Image.Image) -> Tensor:
         square = image.convert("RGB").resize((self.side, self.side), Image.Resampling.BICUBIC)
-        found: Tensor = self.transform(square)
-        return found
+        pixels: Tensor = self.transform(square)
+        return pixels
 
 
 class _Patches:
@@ -200,13 +200,13 @@ class _Patches:
         if rows:
             side = rows * self.patch, columns * self.patch
             image = image.resize(side, Image.Resampling.BILINEAR)
-            found = self.processor(images=image, max_num_patches=rows * columns, return_tensors="pt")
-            cut = found["pixel_values"][0].view(rows, columns, self.patch, self.patch, 3)
+            pixels = self.processor(images=image, max_num_patches=rows * columns, return_tensors="pt")
+            cut = pixels["pixel_values"][0].view(rows, columns, self.patch, self.patch, 3)
             return cut.permute(4, 0, 2, 1, 3).reshape(3, *side)
-        own = (image.width // self.patch) * (image.height // self.patch)
-        budget = next(seen for above, seen in BUDGETS if own > above or not above)
-        found = self.processor(images=image, max_num_patches=budget, return_tensors="pt")
-        values, shape = found["pixel_values"][0], found["spatial_shapes"][0]
+        n_patches = (image.width // self.patch) * (image.height // self.patch)
+        budget = next(seen for above, seen in BUDGETS if n_patches > above or not above)
+        pixels = self.processor(images=image, max_num_patches=budget, return_tensors="pt")
+        values, shape = pixels["pixel_values"][0], pixels["spatial_shapes"][0]
         packed = values.new_zeros(BUDGETS[0][1] + 1, values.shape[1])
         packed[: len(values)] = values
         packed[-1, :2] = shape

@@ -83,10 +83,10 @@ class FlairEncoder(OpenClipEncoder):
     @torch.inference_mode()
     def similarity(self, images: Tensor, texts: Tensor) -> Tensor:
         """Compare patches [i, n, d] with vectors [t, d] -> cosines [i, t] of each text with its attended patches."""
-        unit, found = F.normalize(texts, dim=-1), []
+        unit, cosines = F.normalize(texts, dim=-1), []
         for part in images.split(max(1, PAIRS // max(1, len(texts)))):
-            found.append((F.normalize(self.pooling(texts, part), dim=-1) * unit).sum(-1))
-        return torch.cat(found)
+            cosines.append((F.normalize(self.pooling(texts, part), dim=-1) * unit).sum(-1))
+        return torch.cat(cosines)
 
 
 class _Pooling(nn.Module):
@@ -99,5 +99,5 @@ class _Pooling(nn.Module):
 
     def forward(self, texts: Tensor, patches: Tensor) -> Tensor:
         query = self.ln_q(texts).expand(len(patches), -1, -1)
-        found: Tensor = self.attn(query, self.ln_k(patches), self.ln_v(patches), need_weights=False)[0]
-        return found
+        attended: Tensor = self.attn(query, self.ln_k(patches), self.ln_v(patches), need_weights=False)[0]
+        return attended

@@ -53,8 +53,8 @@ def caption_similarity(batch: LossInput) -> Tensor:
     vectors = batch.vectors.text
     cosine = distributed_pooled_similarity(vectors, vectors).i2t
     if batch.positives is None or batch.all_positives is None:
-        own = torch.arange(len(vectors), device=cosine.device)
-        cosine[own, batch.offset + own] = 0
+        rows = torch.arange(len(vectors), device=cosine.device)
+        cosine[rows, batch.offset + rows] = 0
         return cosine
     return cosine.masked_fill(batch.positives[:, None] == batch.all_positives[None, :], 0)
 

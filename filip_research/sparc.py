@@ -60,9 +60,9 @@ def local_loss(image: Tensor, words: Tensor, scale: Tensor) -> tuple[Tensor, Ten
         image, words, scale = image.to(wide), words.to(wide), scale.to(wide).reshape(())
         gathered = F.normalize(torch.bmm(patch_weights(words, image), image), dim=2)
         logits = scale * torch.bmm(words, gathered.mT)  # [m, word, what a word gathered]
-        own = torch.arange(words.shape[1], device=words.device).expand(len(words), -1)
-        halves = [F.cross_entropy(side.mT, own, reduction="none").mean(dim=1) for side in (logits, logits.mT)]
-        right = (logits.argmax(dim=2) == own).to(wide).mean(dim=1)
+        positions = torch.arange(words.shape[1], device=words.device).expand(len(words), -1)
+        halves = [F.cross_entropy(side.mT, positions, reduction="none").mean(dim=1) for side in (logits, logits.mT)]
+        right = (logits.argmax(dim=2) == positions).to(wide).mean(dim=1)
         return (halves[0] + halves[1]) / 2, right
 
 
@@ -73,8 +73,8 @@ def patch_weights(words: Tensor, image: Tensor) -> Tensor:
     flat = high == low
     scaled = (similarity - low) / torch.where(flat, torch.ones_like(high), high - low)
     scaled = torch.where(flat, torch.ones_like(scaled), scaled)
-    kept = torch.where(scaled >= 1 / image.shape[1], scaled, torch.zeros_like(scaled))
-    return kept / kept.sum(dim=2, keepdim=True)
+    above = torch.where(scaled >= 1 / image.shape[1], scaled, torch.zeros_like(scaled))
+    return above / above.sum(dim=2, keepdim=True)
 
 
 def chance(pairs: int) -> float:

@@ -54,14 +54,14 @@ def against_altered(batch: LossInput, name: str) -> tuple[TermOutput, Tensor, Te
     if batch.settings.model.exclude_special_tokens:
         altered = without_ends(altered)
     scale = batch.encoded.logit_scale.to(similarity.i2t.dtype)
-    others = (scale * similarity.i2t).logsumexp(dim=1)
+    normaliser = (scale * similarity.i2t).logsumexp(dim=1)
     smooth = batch.settings.token_maximum == "smooth"
     wrong = own_similarity(batch.encoded.image, altered, batch.token_temperature if smooth else 0.0)
     exists = (altered.lengths > 0).to(wrong)  # lengths may stay on the host
-    own = similarity.i2t[:, batch.offset : batch.offset + len(wrong)].diagonal()
-    right = ((own > wrong).to(wrong.dtype) * exists).sum() / exists.sum().clamp(min=1)
+    own_score = similarity.i2t[:, batch.offset : batch.offset + len(wrong)].diagonal()
+    right = ((own_score > wrong).to(wrong.dtype) * exists).sum() / exists.sum().clamp(min=1)
     found = {f"accuracy/{name}": right, f"tokens/{name}_share": exists.mean()}
-    return TermOutput(plain.loss, plain.metrics | metrics | found), F.softplus(scale * wrong - others), exists
+    return TermOutput(plain.loss, plain.metrics | metrics | found), F.softplus(scale * wrong - normaliser), exists
 
 
 def own_similarity(image: Tensor, text: TextFeatures, temperature: float = 0.0) -> Tensor:
@@ -154,22 +154,22 @@ def with_relation_reversed(batch: Mapping[str, Any], key: str) -> tuple[Tensor, 
 def opposites() -> Tensor:
     """Return [vocabulary] int64: for each word of OPPOSITES the id of the other one; -1 for all other tokens."""
     ids = {text: token for token, text in enumerate(token_texts())}
-    found = torch.full((len(token_texts()),), -1)
+    table = torch.full((len(token_texts()),), -1)
     for pair in OPPOSITES:
         first, second = (ids[f"{word} "] for word in pair.split())
-        found[first], found[second] = second, first
-    return found
+        table[first], table[second] = second, first
+    return table
 
 
 def nouns(ids: list[int]) -> list[int]:
     """Return the positions of words in one piece that end a run of content words, in a caption without padding."""
     content = is_content()
-    found = []
+    places = []
     for place, token in enumerate(ids):
         whole = bool(content[token]) and bool(ends_word()[ids[place - 1]])
         if whole and not content[ids[place + 1]]:
-            found.append(place)
-    return found
+            places.append(place)
+    return places
 
 
 @cache

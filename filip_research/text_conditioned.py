@@ -50,8 +50,8 @@ def compute(batch: LossInput) -> TermOutput:
         transport_dtype=transport_dtype(batch.settings),
         backend=Blockwise(attended_similarity, width=image.shape[2]),
     )
-    found, bias = sigmoid_of(batch, similarity.i2t, "text_conditioned_bias"), batch.parameters["text_conditioned_bias"]
-    return TermOutput(found.loss, {"accuracy/i2t": found.accuracy, "optimizer/logit_bias": bias.mean()})
+    loss, bias = sigmoid_of(batch, similarity.i2t, "text_conditioned_bias"), batch.parameters["text_conditioned_bias"]
+    return TermOutput(loss.loss, {"accuracy/i2t": loss.accuracy, "optimizer/logit_bias": bias.mean()})
 
 
 def attended_similarity(images: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:

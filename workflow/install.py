@@ -47,22 +47,22 @@ def main() -> None:
     parser.add_argument("tier", choices=[*TIERS, "lock"])
     parser.add_argument("--chosen", action="store_true", help="the user named this Python: .venv must be of it")
     options = parser.parse_args()
-    found = version_of_venv()
-    if found is None or options.chosen:
+    version = version_of_venv()
+    if version is None or options.chosen:
         check_python(sys.version_info[:2], f"{sys.executable} is")
-    if found is not None:
-        check_python(found, f"{shown(VENV)} holds", f"remove it (rm -r {shown(VENV)}) and run the same again")
+    if version is not None:
+        check_python(version, f"{shown(VENV)} holds", f"remove it (rm -r {shown(VENV)}) and run the same again")
         check_place()
-        if options.chosen and found != sys.version_info[:2]:
+        if options.chosen and version != sys.version_info[:2]:
             fail(
-                f"{shown(VENV)} holds Python {dotted(found)}, and PYTHON= names {dotted(sys.version_info[:2])}: "
+                f"{shown(VENV)} holds Python {dotted(version)}, and PYTHON= names {dotted(sys.version_info[:2])}: "
                 f"remove it first (rm -r {shown(VENV)}), or leave PYTHON= out"
             )
         if options.tier == "lock":
             return lock()
         if stamp(options.tier).is_file() and stamp(options.tier).read_text() == digest(options.tier):
             return
-    install(options.tier, new=found is None)
+    install(options.tier, new=version is None)
 
 
 def fail(sentence: str) -> NoReturn:

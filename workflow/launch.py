@@ -66,14 +66,14 @@ class Launch:
             )
         if self.ranks_per_node == 1 and self.accelerator == "cpu" and not self.hostfile:
             return f"{accelerator}python -m {module}"  # one process needs no launcher
-        own = f"{accelerator}python -m workflow.gpus {self.local_gpus} port={self.master_port} -- "
+        prefix = f"{accelerator}python -m workflow.gpus {self.local_gpus} port={self.master_port} -- "
         if self.launcher == "torchrun":
             start = f"--standalone --nproc_per_node {self.ranks_per_node} -m {module}"
-            return f"{own if self.local_gpus else accelerator}torchrun {start}"
+            return f"{prefix if self.local_gpus else accelerator}torchrun {start}"
         if self.local_gpus:
             # DeepSpeed's launcher ignores CUDA_VISIBLE_DEVICES if it is given --num_gpus.
             which = "--include localhost:@gpus --master_port @port --no_local_rank"
-            return f"{own}deepspeed {which} --module {module}"
+            return f"{prefix}deepspeed {which} --module {module}"
         hosts = f"--hostfile {shlex.quote(self.hostfile)} --num_nodes {self.nodes} " if self.hostfile else ""
         ranks = f"--num_gpus {self.ranks_per_node} --master_port {self.master_port} --no_local_rank"
         return f"{accelerator}deepspeed {hosts}{ranks} --module {module}"
@@ -115,16 +115,16 @@ def wait_for_earlier_jobs(training: str) -> str:
             f"squeue does not say which jobs are queued ({why}), so '{training}' may be in training already; start "
             "again when Slurm's controller answers"
         )
-    found = earlier_jobs(listing, training, Path.cwd())
-    return f"--dependency=afterany:{':'.join(found)}" if found else ""
+    jobs = earlier_jobs(listing, training, Path.cwd())
+    return f"--dependency=afterany:{':'.join(jobs)}" if jobs else ""
 
 
 def earlier_jobs(listing: str, training: str, folder: Path) -> list[str]:
     """Return the ids of the jobs in ``listing`` (id|working directory|comment) that make ``training`` in ``folder``."""
     ours = {f"rule_{rule}_wildcards_{training}" for rule in ("pretrain", "fine_tune", "efficiency")}
-    found = []
+    jobs = []
     for line in listing.splitlines():
         job, place, comment = line.split("|", 2)
         if comment in ours and Path(place).resolve() == folder.resolve():
-            found.append(job)
-    return found
+            jobs.append(job)
+    return jobs

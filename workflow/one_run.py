@@ -36,21 +36,21 @@ def take(study: str) -> tuple[int, ...]:
     If no run of any study is at work in this checkout, the locks that a killed Snakemake has left are removed.
     """
     FOLDER.mkdir(exist_ok=True)
-    own = open(FOLDER / f"run-{study}.lock", "a+", encoding="utf-8")  # noqa: SIM115
-    if not _lock(own, fcntl.LOCK_EX | fcntl.LOCK_NB):
-        own.seek(0)
+    lock = open(FOLDER / f"run-{study}.lock", "a+", encoding="utf-8")  # noqa: SIM115
+    if not _lock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB):
+        lock.seek(0)
         raise UserError(
-            f"the study {study} is being run already, by process {own.read().strip() or 'unknown'}: wait until it has "
+            f"the study {study} is being run already, by process {lock.read().strip() or 'unknown'}: wait until it has "
             "ended, or stop it with Ctrl-C where it runs"
         )
-    _locks.append(own)
+    _locks.append(lock)
     name_holder(os.getpid())
     checkout = open(FOLDER / "run.lock", "a+", encoding="utf-8")  # noqa: SIM115
     if _lock(checkout, fcntl.LOCK_EX | fcntl.LOCK_NB):
         shutil.rmtree(SNAKEMAKE_LOCKS, ignore_errors=True)
     _lock(checkout, fcntl.LOCK_SH)
     _locks.append(checkout)
-    return own.fileno(), checkout.fileno()
+    return lock.fileno(), checkout.fileno()
 
 
 def name_holder(process: int) -> None:
@@ -84,14 +84,14 @@ def processes(results: str | Path) -> list[psutil.Process]:
     """
     place, me = str(Path(results).resolve()), psutil.Process()
     above = {me.pid, *(parent.pid for parent in me.parents())}
-    found = []
+    pids = []
     for process in psutil.process_iter():
         try:
             if process.pid not in above and process.environ().get(MARK) == place:
-                found.append(process)
+                pids.append(process)
         except psutil.Error:
             continue  # somebody else's, or gone
-    return found
+    return pids
 
 
 def end(find: Callable[[], list[psutil.Process]], patience: float) -> int:
@@ -100,13 +100,13 @@ def end(find: Callable[[], list[psutil.Process]], patience: float) -> int:
     Returns how many there were. ``find`` is asked again and again: what ends may start another one.
     """
     deadline, ended = time.monotonic() + patience, set()
-    told: set[int] = set()
+    signalled: set[int] = set()
     while alive := [process for process in find() if _is_alive(process)]:
         late = time.monotonic() > deadline
         for process in alive:
             ended.add(process.pid)
-            if late or process.pid not in told:
-                told.add(process.pid)
+            if late or process.pid not in signalled:
+                signalled.add(process.pid)
                 try:
                     process.send_signal(signal.SIGKILL if late else signal.SIGTERM)
                 except psutil.Error:

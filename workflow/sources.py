@@ -144,8 +144,8 @@ class StudySources(Study):
         Missing files are left to the command, which describes how to obtain them.
         """
         card = self.source_cards[source]
-        found = [path for named in (card.list, card.subset, card.uids) if named for path in sorted(glob(named))]
-        return self.built_list(source) or found
+        paths = [path for named in (card.list, card.subset, card.uids) if named for path in sorted(glob(named))]
+        return self.built_list(source) or paths
 
     def settings(self, source: str, stage: str) -> str:
         """Return a hash of a stage's part of a source's card.

@@ -186,8 +186,8 @@ class WorkflowStudy(StudySources, StudyEvaluations):
         folders = {run: Path(self.run_dir(run)) for run in self.trained if not Path(self.weights(run)).exists()}
         if self.efficiency:
             folders["efficiency"] = Path(self.results, "efficiency")
-        found = {name: last_failure(folder) for name, folder in folders.items()}
-        return [f"training {name} failed: {sentence}" for name, sentence in found.items() if sentence]
+        by_run = {name: last_failure(folder) for name, folder in folders.items()}
+        return [f"training {name} failed: {sentence}" for name, sentence in by_run.items() if sentence]
 
     # The rows of the efficiency ablation are measured by one command, started by the first one's settings.
 
@@ -208,25 +208,25 @@ class WorkflowStudy(StudySources, StudyEvaluations):
             gpu = ["gpu"] if self.launch(next(iter(self.runs))).local_gpus else []
             names = ["nodes", *gpu, *self.config["launch"].get("resources", {})]
         else:
-            own = self.config["launch"].get("resources", {})
-            memory = [] if {"mem", "mem_mb_per_cpu"} & set(own) else ["mem_mb"]
+            resources = self.config["launch"].get("resources", {})
+            memory = [] if {"mem", "mem_mb_per_cpu"} & set(resources) else ["mem_mb"]
             slurm = ["nodes", "mpi", "tasks_per_node", "tasks_per_gpu", *memory]
-            names = list(dict.fromkeys([*slurm, *own, "slurm_extra"]))
+            names = list(dict.fromkeys([*slurm, *resources, "slurm_extra"]))
         return {name: partial(self._resource, name, submits, run) for name in names}
 
     def _resource(self, name: str, submits: Callable[[], bool], run: str | None, wildcards: Any) -> Any:
         run = run or str(wildcards[0])
         launch = self.launch(run)
         if launch.launcher == "srun":
-            own = {"mpi": "srun", "tasks_per_node": launch.ranks_per_node, "tasks_per_gpu": 0}
+            resources = {"mpi": "srun", "tasks_per_node": launch.ranks_per_node, "tasks_per_gpu": 0}
             waits = wait_for_earlier_jobs(run) if submits() else ""
             extra = [SIGNAL, launch.resources.get("slurm_extra", ""), waits]
             if name == "mem_mb" and name not in launch.resources:
                 return self.node_memory(run)
-            own |= launch.resources | {"slurm_extra": " ".join(filter(None, extra))}
+            resources |= launch.resources | {"slurm_extra": " ".join(filter(None, extra))}
         else:
-            own = {"gpu": launch.local_gpus, **launch.resources}
-        return {"nodes": launch.nodes, **own}[name]
+            resources = {"gpu": launch.local_gpus, **launch.resources}
+        return {"nodes": launch.nodes, **resources}[name]
 
     def node_memory(self, run: str) -> int:
         """Return the megabytes of main memory that a training's node needs, as ``filip train plan`` adds it up."""
@@ -238,17 +238,17 @@ class WorkflowStudy(StudySources, StudyEvaluations):
         sources = [Source(f"{self.data_dir}/{source}") for source in training["sources"]]
         config = replace(config, model=model, data=replace(config.data, sources=sources))
         lists = [self.source_cards[source].expected_count for source in training["sources"]]
-        known = [count for count in lists if count is not None]
+        counts = [count for count in lists if count is not None]
         # a list without a known length is taken to be as long as the paper's
-        pairs = sum(known) if len(known) == len(lists) else max(FILIP340M, sum(known))
+        pairs = sum(counts) if len(counts) == len(lists) else max(FILIP340M, sum(counts))
         gpu = launch.accelerator != "cpu"
         return to_ask_for(host_memory(config, launch.world_size, launch.ranks_per_node, pairs, gpu))
 
     @property
     def evaluates_on_gpus(self) -> bool:
         """Return whether each evaluation takes a GPU of this machine: trainings do, and no scheduler gives them any."""
-        asked = {"gres", "gpu"} & set(self.evaluation.get("resources", {}))
-        return self.launch(next(iter(self.runs))).local_gpus > 0 and not asked
+        options = {"gres", "gpu"} & set(self.evaluation.get("resources", {}))
+        return self.launch(next(iter(self.runs))).local_gpus > 0 and not options
 
     @property
     def own_gpu(self) -> str:

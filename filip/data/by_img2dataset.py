@@ -83,16 +83,16 @@ def download_by_img2dataset(list_path: str | Path, out: str | Path, card: Source
 def reason_of_message(message: str) -> str:
     """Return our name for img2dataset's status of a URL; "other" for an unknown one."""
     for pattern, reason in REASONS.items():
-        if found := re.search(pattern, message, re.IGNORECASE):
-            return found.expand(reason)
+        if match := re.search(pattern, message, re.IGNORECASE):
+            return match.expand(reason)
     return "other"
 
 
 def _program() -> list[str]:
     """Return img2dataset of this environment, or one that uv fetches into an environment of its own."""
-    own = Path(sys.executable).with_name("img2dataset")
-    if own.exists():
-        return [str(own)]
+    program = Path(sys.executable).with_name("img2dataset")
+    if program.exists():
+        return [str(program)]
     uv = Path(sys.executable).with_name("uv")
     if not uv.exists():
         raise UserError(f"engine: img2dataset needs it: pip install '{VERSIONS}', or uv, which fetches it by itself")

@@ -108,7 +108,7 @@ def ingest(card: SourceCard, config: IngestConfig) -> tuple[Fragment, Fragment]:
     folder = Path(config.out).resolve()
     work = folder / "_work"
     listed = Path(config.list) if config.list else work / "list.parquet"
-    kept = Path(config.kept) if config.kept else work / "kept.parquet"
+    kept_list = Path(config.kept) if config.kept else work / "kept.parquet"
     with filling(folder):
         mark, mine = work / "ingest.json", {"source": card.name}  # changes within a source are found shard by shard
         if not mark.exists() and any(folder.glob("*.tar")):
@@ -120,8 +120,8 @@ def ingest(card: SourceCard, config: IngestConfig) -> tuple[Fragment, Fragment]:
             claim(config.tars, folder)
         _list_images(card, reading, layout, parts, listed, work, config)
         shuffle = config.shuffle if config.shuffle is not None else not LAYOUTS[layout].in_order
-        texts = _apply_rules(card, LAYOUTS[layout], listed, kept, shuffle, config)
-        shards = _store(card, layout, kept, folder, config.tars)
+        texts = _apply_rules(card, LAYOUTS[layout], listed, kept_list, shuffle, config)
+        shards = _store(card, layout, kept_list, folder, config.tars)
         return texts, _account(card, layout, listed, folder, shards)
 
 
@@ -208,10 +208,10 @@ def _apply_rules(
             first = con.sql(f"SELECT _problem FROM {duckdb_io.parquet(listed)} WHERE _problem LIKE '%: %' LIMIT 1")
             example = "".join(f"; the first is {problem}" for (problem,) in first.fetchall())
             reason = "coalesce(split_part(_problem, ':', 1), 'no_caption')"
-            found = con.sql(
+            counts = con.sql(
                 f"SELECT {reason}, count(*) FROM {duckdb_io.parquet(listed)} GROUP BY 1 ORDER BY 1"
             ).fetchall()
-            raise UserError(f"not one image of {card.images} has a caption: {counted(dict(found))}{example}")
+            raise UserError(f"not one image of {card.images} has a caption: {counted(dict(counts))}{example}")
         rules = card.text_rules
         if rules.max_repeats is None:  # your own captions may be names of classes
             rules = replace(rules, max_repeats=0)

@@ -138,9 +138,9 @@ def _link(rows: list[Row], schema: pa.Schema, path: Path, card: SourceCard, layo
         outcome = Stored(status="failed_to_download")
         data, outcome.error_message = _read(row, layout)
         if data is not None:
-            found, repaired = inspect(data, card.image_rules.min_side, card.image_rules.max_aspect)
-            outcome = Stored(status="failed_to_resize", error_message=found)
-            if found is None:
+            problem, repaired = inspect(data, card.image_rules.min_side, card.image_rules.max_aspect)
+            outcome = Stored(status="failed_to_resize", error_message=problem)
+            if problem is None:
                 size = _size_that_fits(data, card)
                 if repaired is not None or size is None:
                     return None
@@ -157,13 +157,13 @@ def _size_that_fits(data: bytes, card: SourceCard) -> tuple[int, int] | None:
     """Return width and height in pixels of an image that the card's resizing would not change; else None."""
     with Picture.open(io.BytesIO(data)) as image:
         width, height = image.size
-    mode, wanted = card.download.resize_mode, card.download.image_size
+    mode, size = card.download.resize_mode, card.download.image_size
     if mode == "no":
         return width, height
     if mode in ("border", "center_crop"):
-        return (width, height) if width == height == wanted else None
+        return (width, height) if width == height == size else None
     side = min(width, height) if mode == "keep_ratio" else max(width, height)
-    fits = side <= wanted if card.download.only_if_bigger else side == wanted
+    fits = side <= size if card.download.only_if_bigger else side == size
     return (width, height) if fits else None
 
 

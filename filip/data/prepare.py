@@ -102,18 +102,18 @@ def prepare(
                 detail = " ".join(str(problem).split())[:300]
                 raise UserError(f"{', '.join(paths[:3])} cannot be read: {detail}") from problem
         shown = "{'hash': md5(concat(url, caption)), 'url': left(url, 200), 'caption': left(caption, 200)}"
-        found = con.sql(
+        counts_by_reason = con.sql(
             f"SELECT {REASON}, count(*), min({shown}, {SAMPLES}) FILTER ({REASON} IS NOT NULL) FROM "
             f"{duckdb_io.parquet(staged)} GROUP BY 1"
         ).fetchall()
-        counts = {reason: count for reason, count, _ in found}
+        counts = {reason: count for reason, count, _ in counts_by_reason}
         samples = {
             reason: [{"url": one["url"], "caption": one["caption"]} for one in some]
-            for reason, _, some in found
+            for reason, _, some in counts_by_reason
             if reason
         }
-        kept = counts.pop(None, 0)
-        if not kept:
+        n_kept = counts.pop(None, 0)
+        if not n_kept:
             raise UserError(
                 f"no usable row in {', '.join(paths[:3])}: {counted(counts) if counts else 'it is empty'}, "
                 f"{unreadable} unreadable lines. Are url_column and caption_column swapped?"
@@ -126,10 +126,10 @@ def prepare(
             con, f"SELECT * EXCLUDE ({ROW}, {REASON}) FROM {usable} AND {ROW} IN ({first}) {order}", out, "prepare"
         )
         con.close()
-    counts["repeated_row"], kept = kept - written, written
+    counts["repeated_row"], n_kept = n_kept - written, written
     if unreadable:
         counts["unreadable_line"] = unreadable
-    return Fragment("prepare", card.name, kept + sum(counts.values()), kept, counts, notes={"samples": samples})
+    return Fragment("prepare", card.name, n_kept + sum(counts.values()), n_kept, counts, notes={"samples": samples})
 
 
 def _stage(

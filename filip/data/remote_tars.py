@@ -44,12 +44,12 @@ def claim(tars: str, folder: Path) -> None:
     if "://" not in tars:
         raise UserError(f"tars={tars} is not an address of a bucket, as s3://bucket/folder; out= is the local folder")
     owner, mine = f"{tars.rstrip('/')}/{OWNER}", f"{os.uname().nodename}:{folder}"
-    kept = folder / "_work" / "tars.json"
+    note = folder / "_work" / "tars.json"
     try:
         files, path = fsspec.core.url_to_fs(owner)
         found = files.cat_file(path).decode() if files.exists(path) else None
         # the folder may have moved since it began to fill the bucket
-        if found is not None and found != mine and not (kept.exists() and found in kept.read_text()):
+        if found is not None and found != mine and not (note.exists() and found in note.read_text()):
             raise UserError(f"tars={tars} is filled from {found}: give another folder of the bucket, or delete {owner}")
         if found is None:
             files.pipe_file(path, mine.encode())
@@ -57,7 +57,7 @@ def claim(tars: str, folder: Path) -> None:
         raise
     except Exception as error:
         raise explained(tars, error) from error
-    write_json(kept, {"tars": tars, "owner": found or mine})
+    write_json(note, {"tars": tars, "owner": found or mine})
 
 
 def send(tar: Path, tars: str, *more: Path) -> None:
@@ -123,16 +123,16 @@ def fetched(url: str, folder: Path) -> str:
     url: e.g. ``s3://bucket/list.csv``, ``hf://datasets/USER/NAME/*.parquet``. folder: holds nothing else; what it has
     already is fetched again only if it has changed in the bucket. Raises UserError if there is nothing.
     """
-    kept = folder.with_name(f"{folder.name}.json")
-    before = json.loads(kept.read_text()) if kept.exists() else {}
+    note = folder.with_name(f"{folder.name}.json")
+    before = json.loads(note.read_text()) if note.exists() else {}
     try:
         files, path = fsspec.core.url_to_fs(url)
         whole = "*" not in path and files.isdir(path)
-        found = files.find(path) if whole else sorted(files.glob(path))
-        if not found:
+        paths = files.find(path) if whole else sorted(files.glob(path))
+        if not paths:
             raise FileNotFoundError(url)
         base = f"{path.rstrip('/')}/" if whole else path.partition("*")[0].rpartition("/")[0] + "/"
-        names = {name.removeprefix(base): name for name in found}
+        names = {name.removeprefix(base): name for name in paths}
         if outside := [name for name in names if ".." in name.split("/") or name.startswith("/")]:
             raise UserError(f"{url} has a file {outside[0]!r}, which would be written elsewhere: rename it")
         state = {name: str(files.ukey(names[name])) for name in names}
@@ -146,7 +146,7 @@ def fetched(url: str, folder: Path) -> str:
         raise
     except Exception as error:
         raise explained(url, error) from error
-    write_json(kept, state)
+    write_json(note, state)
     return str(folder if whole else Path(glob.escape(str(folder)), "*") if "*" in path else folder / next(iter(names)))
 
 

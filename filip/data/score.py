@@ -154,8 +154,8 @@ def _measure(
         sidecar = Path(config.captions) / f"{tar.stem}.parquet"
         with reading(sidecar):
             total += pq.read_metadata(sidecar).num_rows
-    given = {"start": start[0], "start_arguments": start[1]}
-    run_blocks(function, todo, config.processes, what=what, unit="images", total=total, **given)
+    start_options = {"start": start[0], "start_arguments": start[1]}
+    run_blocks(function, todo, config.processes, what=what, unit="images", total=total, **start_options)
 
 
 def _similarities(tars: list[Path], config: ScoreConfig, cache: Path) -> list[Path] | None:
@@ -218,10 +218,10 @@ def _test_images(config: ScoreConfig, cache: Path) -> str:
 
 def _write(tars: list[Path], config: ScoreConfig, out: Path, measured: tuple[Any, ...]) -> None:
     """Write the side-cars with their scores, in the rows' order."""
-    hashes, similarities, *found = measured
+    hashes, similarities, *distances = measured
     near, test = (
         ByShard(rows_by_shard(pq.ParquetFile(path).iter_batches(10_000)), pq.read_schema(path).empty_table())
-        for path in found
+        for path in distances
     )
     for path in out.glob("*.parquet"):
         if path.stem not in {tar.stem for tar in tars}:

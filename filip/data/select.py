@@ -67,7 +67,7 @@ def select(config: SelectConfig) -> Fragment:
     shown = ", ".join(["caption := captions[1]", "key := key", *(f"{name} := {name}" for name in scores)])
     counts = dict.fromkeys(config.keep, 0)
     samples: dict[str, list[dict[str, Any]]] = {text: [] for text in config.keep}
-    kept = 0
+    n_kept = 0
     for path in track(files, "select", "shards", total=len(files)):
         with plain_errors(con, "select"):
             judged = f"(SELECT *, CASE {first} END AS _failed FROM {parquet(path)})"
@@ -77,7 +77,7 @@ def select(config: SelectConfig) -> Fragment:
                 "WHERE _failed IS NOT NULL GROUP BY 1"
             ).fetchall()
         write_sidecar(out / path.name, table)
-        kept += len(table)
+        n_kept += len(table)
         for number, count, pairs in dropped:
             text = config.keep[number]
             counts[text] += count
@@ -86,10 +86,10 @@ def select(config: SelectConfig) -> Fragment:
     for path in out.glob("*.parquet"):
         if path.name not in {file.name for file in files}:
             path.unlink()
-    if not kept:
+    if not n_kept:
         raise UserError(f"the conditions leave nothing of {config.captions}: {counted(counts)}")
     unit = "images" if card.images else "pairs"
-    return Fragment("select", card.name, kept + sum(counts.values()), kept, counts, unit, {"samples": samples})
+    return Fragment("select", card.name, n_kept + sum(counts.values()), n_kept, counts, unit, {"samples": samples})
 
 
 if __name__ == "__main__":

@@ -35,13 +35,13 @@ def filling(folder: Path, shared: bool = False) -> AbstractContextManager[None]:
 
 def resume(folder: Path, identity: Any) -> None:
     """Delete the Parquet files that a killed run left in ``folder``, unless it had the same ``identity`` (JSON)."""
-    stamp, wanted = folder / "identity", digest(identity)
-    if stamp.exists() and stamp.read_text() == wanted:
+    stamp, identity_hash = folder / "identity", digest(identity)
+    if stamp.exists() and stamp.read_text() == identity_hash:
         return
     for path in folder.rglob("*.parquet"):
         path.unlink()
     with replacing(stamp) as part:
-        part.write_text(wanted)
+        part.write_text(identity_hash)
 
 
 def tell(fragment: Fragment, funnel: str | None, head: str, example: Callable[[str], str]) -> None:

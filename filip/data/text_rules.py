@@ -103,11 +103,11 @@ def apply_text_rules(
         judged = f"""(SELECT *, row_number() OVER () AS _row_ FROM {duckdb_io.parquet(list_path)}) l
             JOIN {duckdb_io.parquet(scratch / "charged.parquet")} v
             ON v.c = {NORMALISE.format("coalesce(l.caption, '')")}"""
-        kept = f"SELECT {listed} FROM {judged} WHERE v.reason IS NULL ORDER BY l._row_"
-        duckdb_io.write_parquet(con, kept, out, "text rules")
+        kept_rows = f"SELECT {listed} FROM {judged} WHERE v.reason IS NULL ORDER BY l._row_"
+        duckdb_io.write_parquet(con, kept_rows, out, "text rules")
         if dropped is not None:
-            own = ", ".join(f"l.{duckdb_io.sql_identifier(column)}" for column in columns if column != "reason")
-            gone = f"SELECT {own}, v.reason AS reason FROM {judged} WHERE v.reason IS NOT NULL ORDER BY l._row_"
+            columns_sql = ", ".join(f"l.{duckdb_io.sql_identifier(column)}" for column in columns if column != "reason")
+            gone = f"SELECT {columns_sql}, v.reason AS reason FROM {judged} WHERE v.reason IS NOT NULL ORDER BY l._row_"
             duckdb_io.write_parquet(con, gone, dropped, "text rules: dropped rows")
     return fragment
 
@@ -200,7 +200,7 @@ def _account(con: duckdb.DuckDBPyConnection, rules: dict[str, str], card: Source
             f"SELECT left(c, 200) FROM {charged} WHERE bits & {1 << i} <> 0 ORDER BY md5(c) LIMIT {SAMPLES}"
         ).fetchall()
         samples[name] = [row[0] for row in rows]
-    kept = counts.pop(None, 0)
+    n_kept = counts.pop(None, 0)
     dropped = {name: counts.get(name, 0) for name in rules}
     notes = {
         "distinct_captions": int(alone[-1]),
@@ -208,7 +208,7 @@ def _account(con: duckdb.DuckDBPyConnection, rules: dict[str, str], card: Source
         "samples": samples,
         "rules": yaml.safe_load(yaml.safe_dump(asdict(card.text_rules))),
     }
-    return Fragment("text_rules", card.name, kept + sum(dropped.values()), kept, dropped, "pairs", notes)
+    return Fragment("text_rules", card.name, n_kept + sum(dropped.values()), n_kept, dropped, "pairs", notes)
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ def verify(manifest: str | Path, threads: int = 4) -> list[str]:
     described = read_manifest(manifest)
     faults = changed_since(manifest)
     tars = [(Path(described["folders"]["shards"]) / f"{s['name']}.tar", s["tar_sha256"]) for s in described["shards"]]
-    there = [(tar, wanted) for tar, wanted in tars if is_there(tar)]
+    there = [(tar, expected) for tar, expected in tars if is_there(tar)]
     with Progress("verify", "tars", len(there)) as progress, ThreadPoolExecutor(threads) as pool:
         for fault in pool.map(lambda one: _fault_of(*one), there):
             faults += [fault] if fault else []
@@ -59,10 +59,10 @@ def verify(manifest: str | Path, threads: int = 4) -> list[str]:
 def _fault_of(tar: Path, wanted: str) -> str | None:
     """Return the fault of a tar that should have this hash, or None."""
     try:
-        found = hash_of(tar)
+        actual = hash_of(tar)
     except UserError as error:  # in a bucket, which has it no longer or does not answer
         return f"shard {tar.stem}: {error}"
-    return None if found == wanted else f"shard {tar.stem}: the bytes of {tar} are not those that were written"
+    return None if actual == wanted else f"shard {tar.stem}: the bytes of {tar} are not those that were written"
 
 
 if __name__ == "__main__":

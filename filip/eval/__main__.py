@@ -139,17 +139,17 @@ def results_of(config: EvaluationOptions) -> list[dict[str, Any]]:
     with contextlib.redirect_stderr(io.StringIO()) if share.rank else contextlib.nullcontext():
         jobs = planned(config)
         # Read prompts and whatever else a protocol reads for its cards, so that a mistake in them is known at once.
-        known = (
+        numbers = (
             PROMPTS if config.prompts == AUTO else config.prompts
         )  # our own file has an entry for every card of ours
         for job in jobs:
             if (prepare := protocol_of(job.protocol).prepare) is not None:
                 for card in job.cards:
-                    prepare(card, config.settings(job.protocol), Context(config.root, known))
+                    prepare(card, config.settings(job.protocol), Context(config.root, numbers))
         requests = _requests(config, jobs)
         # A file that the first process has just written is not there for the others.
-        kept = [_kept(config, job, request) for job, request in zip(jobs, requests, strict=True)]
-        return _run(config, jobs, requests, share.exchange(kept)[0])
+        earlier = [_kept(config, job, request) for job, request in zip(jobs, requests, strict=True)]
+        return _run(config, jobs, requests, share.exchange(earlier)[0])
 
 
 def planned(config: EvaluationOptions) -> list[EvaluationJob]:
@@ -219,16 +219,16 @@ def _run(
             say(f"{', '.join(card.name for card in job.cards)}: left out: {encoder.name} has tokens without places")
             continue
         try:
-            found, record = evaluate(job.protocol, encoder, job.cards, context, config.settings(job.protocol))
+            numbers, record = evaluate(job.protocol, encoder, job.cards, context, config.settings(job.protocol))
         except ShardEncodedError:
             continue
-        result = result_header(config, encoder, config.run) | found
+        result = result_header(config, encoder, config.run) | numbers
         if job.skipped:
             result["skipped"] = job.skipped
         if not config.one_file:
             result["requests"] = request
         if share.rank == 0:
-            _say_counts(job, json_object(job.file).get("benchmarks", {}), found["benchmarks"])
+            _say_counts(job, json_object(job.file).get("benchmarks", {}), numbers["benchmarks"])
             write_outcomes(job.file, record)
             write_json(job.file, result)
         results.append(result)
@@ -246,8 +246,8 @@ def _say_counts(job: EvaluationJob, before: dict[str, Any], now: dict[str, Any])
 
 def model_name(config: ModelOptions) -> str:
     """Return the name under which a model's results are kept: readable, and safe as a folder."""
-    own = Path(config.model).exists() and ":" not in config.model
-    name = Path(config.model).stem if own else config.model
+    is_file = Path(config.model).exists() and ":" not in config.model
+    name = Path(config.model).stem if is_file else config.model
     name += "-tokens" if config.tokens else ""
     name += f"-{config.image_size}px" if config.image_size else ""
     return re.sub(r"[^\w.-]+", "_", name).strip("_")

@@ -67,17 +67,17 @@ def _card(raw: dict[str, Any], loader: str | None) -> BenchmarkCard:
             raise UserError(f"the key {key!r} is missing")
     layout = _layout(raw.pop("layouts"), loader or raw["loader"])
     del raw["loader"]
-    given = raw.pop("classes", None)
+    classes = raw.pop("classes", None)
     card = read_settings(BenchmarkCard, {**raw, "layout": layout})
     if card.metric not in KINDS[card.kind]:
         raise UserError(f"metric={card.metric} must be {' or '.join(KINDS[card.kind])} for {card.kind}")
-    if card.kind == "classification" and given is None:
+    if card.kind == "classification" and classes is None:
         raise UserError(f"classes is missing; give {{raw: prompt name}} or `{FROM_DATA}`")
-    if card.kind in HAVE_CAPTIONS or given in (None, FROM_DATA):
+    if card.kind in HAVE_CAPTIONS or classes in (None, FROM_DATA):
         return replace(card, classes=None)
-    if not isinstance(given, dict):
+    if not isinstance(classes, dict):
         raise UserError(f"classes should be {{raw class: prompt name}} or `{FROM_DATA}`")
-    return replace(card, classes={str(raw): str(name) for raw, name in given.items()})
+    return replace(card, classes={str(raw): str(name) for raw, name in classes.items()})
 
 
 def _layout(layouts: Any, loader: str) -> dict[str, Any]:
@@ -89,8 +89,8 @@ def _layout(layouts: Any, loader: str) -> dict[str, Any]:
     options = dict(layouts[loader] or {})
     if options.get("split") is None:
         raise UserError(f"layouts.{loader}.split is missing (the folder or split name, e.g. test)")
-    known = {key: options.pop(key) for key in ("path", "split", "size") if key in options}
-    return {"loader": loader, **known, "options": options}
+    common = {key: options.pop(key) for key in ("path", "split", "size") if key in options}
+    return {"loader": loader, **common, "options": options}
 
 
 def match_classes(card: BenchmarkCard, names: list[str]) -> list[str]:
@@ -107,19 +107,19 @@ def match_classes(card: BenchmarkCard, names: list[str]) -> list[str]:
         return list(names)
     without = set(card.layout.options.get("without", ()))  # classes that this layout's copy does not have
     classes = {key: name for key, name in card.classes.items() if key not in without}
-    found = [_canonical(name) for name in names]
+    canonical = [_canonical(name) for name in names]
     raw = {_canonical(key): name for key, name in classes.items()}
     if len(raw) != len(classes):
         raise UserError(f"card {card.name}: two raw class names differ only in capitals or punctuation")
-    if set(found) == set(raw) and len(found) == len(raw):
-        return [raw[name] for name in found]
+    if set(canonical) == set(raw) and len(canonical) == len(raw):
+        return [raw[name] for name in canonical]
     prompt_names = list(classes.values())
-    if Counter(found) == Counter(_canonical(name) for name in prompt_names):
+    if Counter(canonical) == Counter(_canonical(name) for name in prompt_names):
         # Names may occur twice (ImageNet has two missiles): equal names are interchangeable.
         by_name = {_canonical(name): name for name in prompt_names}
-        return [by_name[name] for name in found]
+        return [by_name[name] for name in canonical]
     only_data = sorted(name for name in names if _canonical(name) not in raw)
-    only_card = sorted(key for key in classes if _canonical(key) not in set(found))
+    only_card = sorted(key for key in classes if _canonical(key) not in set(canonical))
     raise UserError(
         f"the classes of {card.name} ({len(names)} in the data set, {len(classes)} in its card) differ. "
         f"Only in the data set: {_some(only_data)}. Only in the card: {_some(only_card)}. "

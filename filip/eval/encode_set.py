@@ -55,12 +55,12 @@ def encoded_batches(
     Images that cannot be read are left out: a line on stderr names each. Raises UserError if nothing is left, and
     ShardEncodedError if only a part is to be encoded, without giving any of it; if another set follows, it just ends.
     """
-    found = False
+    any_batch = False
     for item in _features_of(source, range(source.count), scorer, store, kind):
         if item[1].keys:
-            found = True
+            any_batch = True
             yield item
-    _require(found or (store is not None and store.shard is not None), source.title)
+    _require(any_batch or (store is not None and store.shard is not None), source.title)
 
 
 def collect(scorer: Scorer, source: ImageSource, keep: Callable[[Tensor, Batch], T]) -> list[T]:
@@ -73,10 +73,10 @@ def collect(scorer: Scorer, source: ImageSource, keep: Callable[[Tensor, Batch],
         read = _features_of(source, numbers, scorer, scorer.store, "image")
         return [keep(features, batch) if batch.keys else None for features, batch in read]
 
-    found = scorer.share.together(source.count, encode)
-    kept = [of_batch for of_batch in found if of_batch is not None]
-    _require(bool(kept), source.title)
-    return kept
+    parts = scorer.share.together(source.count, encode)
+    batches_read = [of_batch for of_batch in parts if of_batch is not None]
+    _require(bool(batches_read), source.title)
+    return batches_read
 
 
 def _features_of(
@@ -84,10 +84,10 @@ def _features_of(
 ) -> Iterator[tuple[Tensor, Batch]]:
     """Yield every batch with its features, including batches without a readable image."""
     device = "cpu" if kind == "probe" else scorer.encoder.device
-    kept = None if store is None or source.card is None else store.of_set(source.card, source.root, source.batch_size)
+    stored = None if store is None or source.card is None else store.of_set(source.card, source.root, source.batch_size)
 
     def encode(pixels: Tensor) -> dict[str, Tensor]:
-        both = scorer.encode_images_and_probe(pixels) if source.with_probe and kept is not None else None
+        both = scorer.encode_images_and_probe(pixels) if source.with_probe and stored is not None else None
         if both is not None:
             return both
         return {kind: scorer.encode_images(pixels) if kind == "image" else scorer.encoder.probe_features(pixels)}
@@ -101,19 +101,19 @@ def _features_of(
                 yield batch
                 progress.add(len(batch.keys) + len(batch.undecodable))
 
-    if store is None or kept is None:
+    if store is None or stored is None:
         yield from features_of_batches(None, numbers, kind, encode, read, device)
         return
     if store.shard is not None:
-        own = list(store.own(source.count))
-        done = sum(1 for _ in features_of_batches(kept, own, kind, encode, read, device))
-        store.trim(kept)
+        mine = list(store.own(source.count))
+        done = sum(1 for _ in features_of_batches(stored, mine, kind, encode, read, device))
+        store.trim(stored)
         say(f"{source.title}: {done:,} of {source.count:,} batches are encoded")
         if not source.another_follows:
             raise ShardEncodedError(source.title)
         return
-    yield from features_of_batches(kept, numbers, kind, encode, read, device)
-    store.trim(kept)
+    yield from features_of_batches(stored, numbers, kind, encode, read, device)
+    store.trim(stored)
 
 
 class _SomeBatches(EvalSet):
@@ -200,8 +200,8 @@ class Context:
 
     def of(self, encoder: Encoder, card: BenchmarkCard) -> Context:
         """Return the context with the prompts that a model has on a card's benchmark, where they are "auto"."""
-        own = prompts_for(encoder.family, card)
-        return replace(self, prompts=own if self.prompts == AUTO else self.prompts, family_prompts=own)
+        prompts = prompts_for(encoder.family, card)
+        return replace(self, prompts=prompts if self.prompts == AUTO else self.prompts, family_prompts=prompts)
 
     def source(self, data: EvalSet, card: BenchmarkCard, title: str = "", **more: bool) -> ImageSource:
         """Return a card's data set to go through."""

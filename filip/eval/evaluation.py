@@ -32,9 +32,9 @@ def evaluate(
     prompts = []
     for card in cards:
         of_card = context.of(encoder, card)
-        benchmarks[card.name] = found = protocol.run(encoder, card, settings, of_card, record)
+        benchmarks[card.name] = numbers = protocol.run(encoder, card, settings, of_card, record)
         prompts.append(of_card.prompts)
-        say(f"{card.name}: {summary(protocol, found, not encoder.token_wise)}")
+        say(f"{card.name}: {summary(protocol, numbers, not encoder.token_wise)}")
     if not prompts:  # nothing was there to evaluate
         prompts = [FAMILIES[encoder.family].prompts if context.prompts == AUTO else context.prompts]
     part = {} if context.text_tokens == "all" else {"text_tokens": context.text_tokens}

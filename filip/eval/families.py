@@ -50,10 +50,10 @@ FAMILIES = {
 
 def prompts_for(family: str, card: BenchmarkCard) -> str:
     """Return the prompt file of a card for a family of models; :data:`PROMPTS` if the family's lacks the card."""
-    own = FAMILIES[family].prompts
-    content = prompt_file(own)
-    known = card.prompts in content or card.prompts in content.get("retrieval", {})
-    return own if card.prompts is None or known else PROMPTS
+    file = FAMILIES[family].prompts
+    content = prompt_file(file)
+    has_entry = card.prompts in content or card.prompts in content.get("retrieval", {})
+    return file if card.prompts is None or has_entry else PROMPTS
 
 
 def prompt_file(path: str | Path) -> dict[str, Any]:

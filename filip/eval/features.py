@@ -125,15 +125,15 @@ def features_of_batches(
     read: goes through the images of the batches that it is given, in order. encode: pixels -> features by kind, that
     kind among them; all of them are kept.
     """
-    wanted = list(numbers)
+    needed = list(numbers)
     if kept is None:
-        for batch in read(wanted):
+        for batch in read(needed):
             yield encode(batch.pixels)[kind] if batch.keys else batch.pixels, batch
         return
     kept.used()
-    there = {number for number in wanted if kept.has(number, kind)}
-    fresh = read([number for number in wanted if number not in there])
-    for number in wanted:
+    there = {number for number in needed if kept.has(number, kind)}
+    fresh = read([number for number in needed if number not in there])
+    for number in needed:
         found = kept.get(number, kind) if number in there else None
         if found is None:
             batch = next(read([number])) if number in there else next(fresh)

@@ -71,8 +71,8 @@ class Tiled:
 
     def probe_features(self, pixels: Tensor) -> Tensor:
         """Return the mean of the tiles' [b, width]."""
-        found = self.encoder.probe_features(pixels.unflatten(1, (TILES, 3)).flatten(0, 1))
-        return found.unflatten(0, (-1, TILES)).mean(1)
+        features = self.encoder.probe_features(pixels.unflatten(1, (TILES, 3)).flatten(0, 1))
+        return features.unflatten(0, (-1, TILES)).mean(1)
 
     def image_and_probe(self, pixels: Tensor) -> None:
         """Return None: the two are two passes."""

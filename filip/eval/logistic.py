@@ -29,12 +29,12 @@ class Classifier:
 
     def log_probabilities(self, features: Tensor, classes: int) -> Tensor:
         """Return [n, classes] on the CPU; a class that was never seen in training has -inf."""
-        found = torch.full((len(features), classes), -torch.inf, dtype=self.weight.dtype)
+        result = torch.full((len(features), classes), -torch.inf, dtype=self.weight.dtype)
         for start in range(0, len(features), _ROWS):
             part = features[start : start + _ROWS].to(self.weight)
             scores = torch.log_softmax(part @ self.weight.T + self.bias, dim=1)
-            found[start : start + _ROWS, self.seen.cpu()] = scores.cpu()
-        return found
+            result[start : start + _ROWS, self.seen.cpu()] = scores.cpu()
+        return result
 
 
 def fit(

@@ -86,10 +86,10 @@ class DataOptions:
         """
         cards = []
         for data in self.data:
-            found = cards_of(data, self.loader)
-            cards += (fitting := [card for card in found if card.kind in kinds])
+            chosen = cards_of(data, self.loader)
+            cards += (fitting := [card for card in chosen if card.kind in kinds])
             if not fitting:
-                unfit = ", ".join(f"{card.name} ({card.kind})" for card in found)
+                unfit = ", ".join(f"{card.name} ({card.kind})" for card in chosen)
                 raise UserError(f"data={data}: the protocols are for {', '.join(sorted(kinds))}, not for {unfit}")
         names = [card.name for card in cards]
         if twice := [name for name in names if names.count(name) > 1]:

@@ -57,9 +57,9 @@ def outcomes_file(result: str | Path) -> Path:
 def write_outcomes(result: str | Path, record: Record) -> None:
     """Write the outcomes of the result file ``result``, atomically."""
     arrays: dict[str, np.ndarray] = {}
-    for group, found in record.items():
-        arrays |= {f"{group}/{_KEY}": found.key, f"{group}/{_CLUSTER}": found.cluster}
-        arrays |= {f"{group}/{measure}": values for measure, values in found.values.items()}
+    for group, outcomes in record.items():
+        arrays |= {f"{group}/{_KEY}": outcomes.key, f"{group}/{_CLUSTER}": outcomes.cluster}
+        arrays |= {f"{group}/{measure}": values for measure, values in outcomes.values.items()}
     with replacing(outcomes_file(result)) as part, open(part, "wb") as file:
         np.savez_compressed(file, allow_pickle=False, **arrays)
 

@@ -36,10 +36,10 @@ def cards_of(data: str, loader: str | None = None) -> list[BenchmarkCard]:
     inside = next((place / name for name in ("test", "val", "validation") if (place / name).is_dir()), place)
     if place.is_dir() and any(images_below(folder) for folder in inside.iterdir() if folder.is_dir()):
         return [_card(place, "imagefolder", "classification", inside.name if inside != place else "all")]
-    known = "; ".join(layout.about for layout in LAYOUTS.values())
+    layouts = "; ".join(layout.about for layout in LAYOUTS.values())
     raise UserError(
         f"{place} holds nothing to evaluate on: give a folder of classes (class/image.jpg), a table with images and "
-        f"labels, a card, or images with captions: {known}"
+        f"labels, a card, or images with captions: {layouts}"
     )
 
 

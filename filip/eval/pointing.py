@@ -83,11 +83,11 @@ class PointedScene:
 
     def right_among_things(self) -> list[bool]:
         """Return ``right`` with the background's patches left out."""
-        found = []
+        right = []
         for n in self.counted:
             heat = np.where(self.owner == BACKGROUND, -np.inf, self.alignment.heat(self.names[n]))
-            found.append(bool(self.owner.flat[heat.argmax()] == n))
-        return found
+            right.append(bool(self.owner.flat[heat.argmax()] == n))
+        return right
 
     def chance(self, of: int | None = None) -> list[float]:
         """Return for each counted thing its share of the ``of`` patches (None: of all)."""
@@ -267,10 +267,10 @@ def pointing(
             for i in part
             if i.mask is not None
         ]
-        kept = [item.patches for item in part if item.patches is not None]
-        patches = torch.stack(kept) if kept and len(kept) == len(part) else None
-        found = point(encoder, samples, [[prompt]] * len(part), by_half, patches) if part else []
-        scenes += (scene for scene in found if scene.counted)
+        stored = [item.patches for item in part if item.patches is not None]
+        patches = torch.stack(stored) if stored and len(stored) == len(part) else None
+        points = point(encoder, samples, [[prompt]] * len(part), by_half, patches) if part else []
+        scenes += (scene for scene in points if scene.counted)
     if not scenes:
         return _nothing("no image of the set has a mask")
     right = [scene.right[0] for scene in scenes]

@@ -100,12 +100,12 @@ class Scorer:
         with Progress("encoding texts", "texts", len(unique)) as progress:
 
             def encode(numbers: Iterable[int]) -> list[tuple[Tensor, Tensor | None]]:
-                found = []
+                parts = []
                 for number in numbers:
                     value, length = self.encoder.encode_texts(batches[number])
-                    found.append((self.movable(self._kept(value)), None if length is None else length.cpu()))
+                    parts.append((self.movable(self._kept(value)), None if length is None else length.cpu()))
                     progress.add(len(batches[number]))
-                return found
+                return parts
 
             parts = self.share.together(len(batches), encode)
         lengths = [length for _, length in parts if length is not None]
@@ -157,8 +157,8 @@ class PooledScorer(Scorer):
     token_wise = False
 
     def similarity(self, images: Tensor, texts: Texts, progress: bool = False) -> Similarity:
-        found = pooled_similarity(images, texts.values)
-        on_cpu = found.i2t.cpu()
+        scores = pooled_similarity(images, texts.values)
+        on_cpu = scores.i2t.cpu()
         return Similarity(on_cpu, on_cpu)  # the same in both directions: one transfer
 
 
@@ -168,8 +168,8 @@ class OwnScorer(Scorer):
     token_wise = False
 
     def similarity(self, images: Tensor, texts: Texts, progress: bool = False) -> Similarity:
-        found = self.encoder.similarity(images, texts.values).cpu()  # type: ignore[attr-defined]
-        return Similarity(found, found)
+        scores = self.encoder.similarity(images, texts.values).cpu()  # type: ignore[attr-defined]
+        return Similarity(scores, scores)
 
 
 class TokenScorer(Scorer):
@@ -182,11 +182,11 @@ class TokenScorer(Scorer):
         tokens = images.any(dim=-1)  # all but the padding of images in shapes of their own
         mask = None if bool(tokens.all()) else tokens
         if not progress:
-            found = score(images, texts.values, texts.lengths, image_mask=mask)
+            scores = score(images, texts.values, texts.lengths, image_mask=mask)
         else:
             with Progress("scoring", "image-text pairs", len(images) * len(texts)) as bar:
-                found = score(images, texts.values, texts.lengths, image_mask=mask, progress=bar.add)
-        return Similarity(found.i2t.cpu(), found.t2i.cpu())
+                scores = score(images, texts.values, texts.lengths, image_mask=mask, progress=bar.add)
+        return Similarity(scores.i2t.cpu(), scores.t2i.cpu())
 
 
 RANKING_TITLES = {"image": "by s^I", "text": "by s^T", "mean": "by their mean"}

@@ -72,9 +72,9 @@ def launched() -> Share:
     dist.init_process_group("gloo")
 
     def exchange(own: Any) -> list[Any]:
-        found: list[Any] = [None] * ranks
-        dist.all_gather_object(found, own)
-        return found
+        gathered: list[Any] = [None] * ranks
+        dist.all_gather_object(gathered, own)
+        return gathered
 
     return Share(int(os.environ["RANK"]), ranks, exchange)
 

@@ -45,10 +45,10 @@ class Measure(NamedTuple):
 
 def main(config: TableOptions) -> None:
     """Print one table of result files, whichever evaluation wrote them."""
-    found = [measure for file in files_of(config.results) for measure in measures(_read(file))]
-    if not found:
+    rows = [measure for file in files_of(config.results) for measure in measures(_read(file))]
+    if not rows:
         raise UserError(f"no results of an evaluation in {', '.join(config.results)}")
-    print(as_text(found, config.form))
+    print(as_text(rows, config.form))
 
 
 def files_of(places: Sequence[str]) -> list[Path]:
@@ -112,10 +112,10 @@ def as_text(found: Sequence[Measure], form: str = "text") -> str:
     cells = {(m.protocol, m.benchmark, m.measure, m.model): m for m in found}
     lines = []
     for protocol, benchmark, measure in rows:
-        own = [cells.get((protocol, benchmark, measure, model)) for model in models]
-        first = next(m for m in own if m is not None)
+        row_cells = [cells.get((protocol, benchmark, measure, model)) for model in models]
+        first = next(m for m in row_cells if m is not None)
         chance = shown(first.chance, first.unit) if first.chance is not None else "–"
-        line = [Shown(measure), Shown(f"{first.n:,}"), Shown(chance), *map(_shown, own)]
+        line = [Shown(measure), Shown(f"{first.n:,}"), Shown(chance), *map(_shown, row_cells)]
         lines.append(Line(f"{benchmark} ({protocol})", line))
     heads = [Head("measure", words=True), *map(Head, ("images", "chance", *models))]
     records = [_record(measure) for measure in found]
@@ -134,17 +134,17 @@ def _shown(measure: Measure | None) -> Shown:
 def _record(measure: Measure) -> dict[str, Any]:
     """Return a measure as a line of the CSV, which has one for each model, in fractions."""
     low, high = measure.interval or (None, None)
-    found = measure._asdict()
-    del found["interval"], found["note"]
-    return {**found, "ci95_low": low, "ci95_high": high}
+    record = measure._asdict()
+    del record["interval"], record["note"]
+    return {**record, "ci95_low": low, "ci95_high": high}
 
 
 def _differences(found: Sequence[Measure]) -> list[str]:
     """Return the settings of each model on the benchmarks where models were not evaluated alike."""
     notes = []
     for protocol, benchmark in dict.fromkeys((m.protocol, m.benchmark) for m in found):
-        own = {m.model: {"": m.settings} for m in found if (m.protocol, m.benchmark) == (protocol, benchmark)}
-        notes += [f"{benchmark} ({protocol}): {said}" for _, said in differing(own)]
+        settings = {m.model: {"": m.settings} for m in found if (m.protocol, m.benchmark) == (protocol, benchmark)}
+        notes += [f"{benchmark} ({protocol}): {said}" for _, said in differing(settings)]
     return notes
 
 

@@ -28,12 +28,12 @@ def kept_tokens(text: str, tokens: Sequence[str], choice: str) -> list[bool]:
     empty keeps its ends.
     """
     inner = [token not in ENDS for token in tokens]
-    kept = [True] * len(tokens)
+    mask = [True] * len(tokens)
     if choice != "all":
-        kept = inner
+        mask = inner
     if choice == "content":
-        kept = [part and name for part, name in zip(inner, _names(text, tokens), strict=True)]
-    return next(found for found in (kept, inner, [True] * len(tokens)) if any(found) or not tokens)
+        mask = [part and name for part, name in zip(inner, _names(text, tokens), strict=True)]
+    return next(found for found in (mask, inner, [True] * len(tokens)) if any(found) or not tokens)
 
 
 def _names(text: str, tokens: Sequence[str]) -> list[bool]:

@@ -53,8 +53,8 @@ def application(
         number = int(digits) if digits.isascii() and digits.isdecimal() and len(digits) < 10 else -1
         if not 0 <= number < len(gallery.thumbnails):
             return _refusal(HTTPStatus.NOT_FOUND, f"there is no image {digits[:20]}")
-        kept = {"Cache-Control": "private, max-age=3600"}
-        return Response(gallery.thumbnails[number], media_type="image/webp", headers=kept)
+        headers = {"Cache-Control": "private, max-age=3600"}
+        return Response(gallery.thumbnails[number], media_type="image/webp", headers=headers)
 
     async def find(request: Request) -> Response:
         return JSONResponse(await run_in_threadpool(search.search, _text(request)))

@@ -81,9 +81,9 @@ class Viewer:
         new = [n for n, key in enumerate(keys) if key not in stored]
         if len(new) == len(keys):
             return self.images(torch.stack(list(pixels)))
-        found = torch.stack([stored[key] for key in keys if key in stored])
-        tokens = found.new_empty(len(keys), *found.shape[1:])
-        tokens[[n for n, key in enumerate(keys) if key in stored]] = found
+        vectors = torch.stack([stored[key] for key in keys if key in stored])
+        tokens = vectors.new_empty(len(keys), *vectors.shape[1:])
+        tokens[[n for n, key in enumerate(keys) if key in stored]] = vectors
         if new:
             tokens[new] = self.images(torch.stack([pixels[n] for n in new])).scored
         return ViewedImages(tokens, tokens)
@@ -177,8 +177,8 @@ class Gallery:
                 gallery.keys.append(picture.key)
                 gallery.thumbnails.append(thumbnail(picture.image, THUMBNAIL))
                 gallery.outlines.append(outlines(picture.masks))
-                own = [gallery._text(text, picture.things, positions) for text in picture.captions]
-                gallery.own_text.append(own[0] if own else None)
+                captions = [gallery._text(text, picture.things, positions) for text in picture.captions]
+                gallery.own_text.append(captions[0] if captions else None)
                 for viewer, waiting in zip(viewers, pixels, strict=True):
                     waiting.append(viewer.scorer.transform(picture.image))
                 if len(pixels[0]) == BATCH:
@@ -204,8 +204,8 @@ class Gallery:
 
     def alternative(self, index: int) -> str:
         """Describe an image in words, for people who do not see it."""
-        own = self.own_text[index]
-        return self.keys[index] if own is None else self.texts[own]
+        own_text = self.own_text[index]
+        return self.keys[index] if own_text is None else self.texts[own_text]
 
 
 def read_texts(path: str | None) -> list[str]:

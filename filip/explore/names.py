@@ -78,8 +78,8 @@ def counted_tokens(encoder: Encoder, text: str, choice: str = "content") -> list
     """
     unknown = unknown_words(encoder, text)
     left_out = {token for word in unknown for token in word["tokens"]}
-    kept = kept_tokens(text, encoder.tokens(text), choice)
-    counted = [token and place not in left_out for place, token in enumerate(kept)]
+    mask = kept_tokens(text, encoder.tokens(text), choice)
+    counted = [token and place not in left_out for place, token in enumerate(mask)]
     if unknown and not any(counted[1:-1]):
         raise NothingKnownError(f"the model never learned {listed(unknown)}, so it cannot look for it")
     return counted

@@ -20,13 +20,13 @@ def outlines(masks: Iterable[tuple[str, Image.Image]]) -> dict[str, str]:
 
     masks: names and masks (mode L, 0 or 255). Things that have the same name share a path.
     """
-    found: dict[str, str] = {}
+    paths: dict[str, str] = {}
     for name, mask in masks:
         cells = middle_square(mask).resize((SIDE, SIDE), Image.Resampling.BOX)
         path = "".join(_path(loop) for loop in _loops(np.asarray(cells) >= 128))
         if path:
-            found[name] = found.get(name, "") + path
-    return found
+            paths[name] = paths.get(name, "") + path
+    return paths
 
 
 def _loops(inside: np.ndarray) -> Iterator[list[Point]]:

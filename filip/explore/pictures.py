@@ -59,9 +59,9 @@ class IndexedPictures(SetPictures):
         index = Index.open(self.index)
         stamps = index.stamps()
         fresh = {key for key, item in self.items.items() if stamps.get(key) == item.stamp}
-        found = {key: tokens for key, tokens in index.tokens() if key in fresh}
+        tokens_by_key = {key: tokens for key, tokens in index.tokens() if key in fresh}
         index.close()
-        return found
+        return tokens_by_key
 
 
 class CardPictures(Pictures):

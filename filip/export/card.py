@@ -116,8 +116,8 @@ def _licence(source: ModelSource) -> list[str]:
 def _citations(result: dict[str, Any], interaction: str) -> list[str]:
     """Return the papers of the model's comparison and of the terms of its loss."""
     loss = result.get("config", {}).get("loss", {})
-    known = {name: value for name, value in loss.items() if name in TERMS}
-    trained = resolve_weights(known, interaction) if known else {}
+    terms = {name: value for name, value in loss.items() if name in TERMS}
+    trained = resolve_weights(terms, interaction) if terms else {}
     papers = [paper for name in (interaction, *trained) for paper in TERMS[name].citation]
     return ["## Citations", "", *(f"- {paper}" for paper in dict.fromkeys(papers)), ""]
 

@@ -154,8 +154,8 @@ def _write_scores(towers: Towers, file: Path, size: int, longest: int) -> None:
     length = torch.export.Dim("length", min=2, max=longest)
     with torch.no_grad():
         seen = [towers.encode_image(*_pixels(n, size)) for n in (2, 1, 3)]
-        read = [_texts(n, tokens) for n, tokens in ((3, longest // 2), (1, longest), (2, 2))]
-        examples = [(a, towers.encode_text(*b), b[1]) for a, b in zip(seen, read, strict=True)]
+        text_batches = [_texts(n, tokens) for n, tokens in ((3, longest // 2), (1, longest), (2, 2))]
+        examples = [(a, towers.encode_text(*b), b[1]) for a, b in zip(seen, text_batches, strict=True)]
     if towers.pooled:
         _write(_Scores(towers), file, [example[:2] for example in examples], ({0: images}, {0: texts}))
     else:
@@ -276,9 +276,9 @@ def recall_table(folder: Path, variants: Sequence[str], data: str, root: str) ->
     ]
     whole = _recall(folder, "", card, root)
     for variant in ("", *variants):
-        found = _recall(folder, variant, card, root) if variant else whole
-        lost = {way: [a - b for a, b in zip(whole[way], found[way], strict=True)] for way in WAYS} if variant else {}
-        cells = [_percent(values.get(way, [])) for values in (found, lost) for way in WAYS]
+        recalls = _recall(folder, variant, card, root) if variant else whole
+        lost = {way: [a - b for a, b in zip(whole[way], recalls[way], strict=True)] for way in WAYS} if variant else {}
+        cells = [_percent(values.get(way, [])) for values in (recalls, lost) for way in WAYS]
         size = f"{megabytes(folder, variant):.1f}"
         lines.append(f"| {variant or 'float32'} | {size} | {' | '.join(cells)} |")
         say(
@@ -304,8 +304,8 @@ def _recall(folder: Path, variant: str, card: BenchmarkCard, root: str) -> dict[
 
     name = f"onnx:{folder}{':' if variant else ''}{variant}"
     bare = Prompt("", "")
-    found = retrieval_benchmark(load_scorer(name), card, (bare, bare), context=Context(root))
-    return {way: [100 * float(found[way][rank]) for rank in ("r1", "r10")] for way in WAYS}
+    numbers = retrieval_benchmark(load_scorer(name), card, (bare, bare), context=Context(root))
+    return {way: [100 * float(numbers[way][rank]) for rank in ("r1", "r10")] for way in WAYS}
 
 
 def _percent(values: Sequence[float]) -> str:

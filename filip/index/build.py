@@ -113,10 +113,10 @@ def update(index: Index, scorer: Scorer, pictures: SetPictures, batch_size: int,
     gone = sorted(stored.keys() - present.keys())
     if gone:
         index.remove(gone)
-    wanted = [key for key, item in present.items() if stored.get(key) != item.stamp]
+    changed = [key for key, item in present.items() if stored.get(key) != item.stamp]
     unreadable = 0
-    with Progress("indexing", "images", len(wanted)) as progress, ThreadPoolExecutor(threads) as pool:
-        for keys in _chunks(wanted, batch_size):
+    with Progress("indexing", "images", len(changed)) as progress, ThreadPoolExecutor(threads) as pool:
+        for keys in _chunks(changed, batch_size):
             stamps = [present[key].stamp for key in keys]
             pixels = list(pool.map(lambda key: _pixels(scorer, key, pictures), keys))
             good = [n for n, values in enumerate(pixels) if values is not None]
@@ -126,8 +126,8 @@ def update(index: Index, scorer: Scorer, pictures: SetPictures, batch_size: int,
                 index.add([keys[n] for n in good], [stamps[n] for n in good], features)
             progress.add(len(keys))
     say(
-        f"{index.folder}: {len(index):,} images; {len(wanted) - unreadable:,} encoded, "
-        f"{len(present) - len(wanted):,} already there, {len(gone):,} gone, {unreadable:,} unreadable"
+        f"{index.folder}: {len(index):,} images; {len(changed) - unreadable:,} encoded, "
+        f"{len(present) - len(changed):,} already there, {len(gone):,} gone, {unreadable:,} unreadable"
         + (f"; left out: {pictures.left_out}" if pictures.left_out else "")
     )
 

@@ -50,8 +50,8 @@ class Stem(nn.Module):
             network.blocks = network.blocks[: max(stages)]
         self.num_features: int = network.feature_info.channels()[-1]
         self.network = network
-        known = timm.get_pretrained_cfg(name)
-        mean, std = (known.mean, known.std) if known else (CLIP_MEAN, CLIP_STD)
+        pretrained = timm.get_pretrained_cfg(name)
+        mean, std = (pretrained.mean, pretrained.std) if pretrained else (CLIP_MEAN, CLIP_STD)
         clip_mean, clip_std, own_mean, own_std = (
             torch.tensor(values).view(3, 1, 1) for values in (CLIP_MEAN, CLIP_STD, mean, std)
         )

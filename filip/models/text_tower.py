@@ -89,11 +89,11 @@ class TextTower(nn.Module):
         self._init_as_clip()
 
     def forward(self, ids: Tensor, lengths: Tensor, only_last: bool = False) -> Tensor:
-        read = lengths
+        read_lengths = lengths
         if self.padding is not None:
-            ids, read = self._padded(ids, lengths, self.padding)
+            ids, read_lengths = self._padded(ids, lengths, self.padding)
         # with lengths on the host nothing waits for a GPU
-        rows, width, positions = PackedLayout.of(read, ids.shape[1])
+        rows, width, positions = PackedLayout.of(read_lengths, ids.shape[1])
         layout = PackedLayout(rows, width, positions.to(ids.device, non_blocking=True))
         columns = layout.positions % layout.columns
         x = self.token_embedding(ids.flatten()[layout.positions]) + self.pos_embed[columns]

@@ -95,8 +95,8 @@ def load_model(path: str | Path, image_size: int | None = None, loss_parameters:
         model = build_model(config)
     if any(True for _ in model.buffers()):
         model = build_model(config)  # buffers that are not in the file would stay without memory
-    wanted = model.state_dict()
-    if difference := _difference(wanted, state):
+    expected = model.state_dict()
+    if difference := _difference(expected, state):
         raise UserError(f"{path} does not fit its configuration: {difference}")
     model.load_state_dict(state, assign=True)
     if tokenizer is not None:
@@ -121,10 +121,10 @@ def read_extra(path: str | Path) -> dict[str, Any]:
 
 def _json(path: str | Path, text: str) -> dict[str, Any]:
     try:
-        found = json.loads(text)
+        content = json.loads(text)
     except ValueError as error:
         raise UserError(f"{path}: the configuration in its metadata is damaged ({error})") from error
-    return cast(dict[str, Any], found)
+    return cast(dict[str, Any], content)
 
 
 def _difference(expected: dict[str, torch.Tensor], found: dict[str, torch.Tensor]) -> str:

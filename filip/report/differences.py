@@ -175,15 +175,15 @@ class Resampled:
         adjusted = np.full(len(chosen), np.nan)
         adjusted[tested] = holm(p_values[tested].tolist(), family)
         effects = measured.mean(0)
-        found = []
+        differences = []
         for n, name in enumerate(chosen):
             queries, clusters_of_it = self._counts[name]
             interval = (float(low[n]), float(high[n]))
             p = float(p_values[n])
-            found.append(
+            differences.append(
                 Difference(name, float(effects[n]), interval, p, float(adjusted[n]), queries, clusters_of_it, trainings)
             )
-        return found
+        return differences
 
     def interval(self, run: str, column: str) -> tuple[float, float]:
         """Return the 95 % interval of a column's mean in one run over images, or of its trainings' mean."""
@@ -196,8 +196,8 @@ class _Benchmark:
     """One group of outcomes in all trainings: for each cluster its number of queries, and sums over them."""
 
     def __init__(self, group: str, records: Sequence[Record], columns: Sequence[Sequence[str]]) -> None:
-        own = [[name for name in column if name.rpartition("/")[0] == group] for column in columns]
-        measures = [names[0].rpartition("/")[2] for names in own]
+        by_group = [[name for name in column if name.rpartition("/")[0] == group] for column in columns]
+        measures = [names[0].rpartition("/")[2] for names in by_group]
         missing = [m for m in measures if any(group not in r or m not in r[group].values for r in records)]
         if missing:
             raise UserError(f"no outcomes of {group}/{missing[0]} in every training")
@@ -242,8 +242,8 @@ def _number_clusters(sets: Sequence[_Benchmark]) -> int:
 def _cluster_names(group: str, found: Outcomes) -> np.ndarray:
     """Name the clusters: an image is its benchmark's own; a concept, which no key names, is shared by all."""
     benchmark = group.partition(".")[0]
-    own = np.char.startswith(found.key, found.cluster)
-    return np.where(own, np.char.add(f"{benchmark}/", found.cluster), found.cluster)
+    is_prefix = np.char.startswith(found.key, found.cluster)
+    return np.where(is_prefix, np.char.add(f"{benchmark}/", found.cluster), found.cluster)
 
 
 def _draws(rng: np.random.Generator, clusters: int, resamples: int) -> Iterator[tuple[int, np.ndarray]]:
@@ -280,9 +280,9 @@ def over_trainings(paired: np.ndarray, image_variance: np.ndarray) -> tuple[np.n
 
 
 def _in_order(found: Outcomes, measure: str, keys: np.ndarray, group: str) -> np.ndarray:
-    order, wanted = np.argsort(found.key, kind="stable"), np.argsort(keys, kind="stable")
-    if not np.array_equal(found.key[order], keys[wanted]):
+    order, target = np.argsort(found.key, kind="stable"), np.argsort(keys, kind="stable")
+    if not np.array_equal(found.key[order], keys[target]):
         raise UserError(f"{group}: the runs were evaluated on different images; evaluate them on the same copy")
     values = np.empty(len(keys))
-    values[wanted] = found.values[measure][order]
+    values[target] = found.values[measure][order]
     return values

@@ -32,8 +32,8 @@ NOTE = (
 
 def findings(tables: Mapping[str, Table]) -> pd.DataFrame:
     """Return a row of fractions for each headline column that was measured; a missing baseline's columns are empty."""
-    found = [record for table in tables.values() for record in _findings(table)]
-    return pd.DataFrame(found, columns=list(COLUMNS), dtype=object)
+    records = [record for table in tables.values() for record in _findings(table)]
+    return pd.DataFrame(records, columns=list(COLUMNS), dtype=object)
 
 
 def _findings(table: Table) -> Iterator[dict[str, Any]]:
@@ -54,15 +54,15 @@ def _findings(table: Table) -> Iterator[dict[str, Any]]:
 
 def _against(row: Row, base: Row | None, key: str) -> dict[str, Any]:
     cell = row.cells[key]
-    found: dict[str, Any] = dict.fromkeys(COLUMNS)
-    found |= {"row": row.label, "run": row.run, "value": cell.value, "chance": cell.chance}
-    found["low"], found["high"] = cell.ci95 or (None, None)
+    record: dict[str, Any] = dict.fromkeys(COLUMNS)
+    record |= {"row": row.label, "run": row.run, "value": cell.value, "chance": cell.chance}
+    record["low"], record["high"] = cell.ci95 or (None, None)
     if base is not None:
-        found |= {"base": base.label, "base_run": base.run, "base_value": base.cells[key].value}
+        record |= {"base": base.label, "base_run": base.run, "base_value": base.cells[key].value}
     if (less := cell.less) is not None:
-        found |= {"difference": less.effect, "p": less.p, "holds": less.holds}
-        found["difference_low"], found["difference_high"] = less.interval
-    return {**found, "trainings": cell.seeds, "finding": _finding(cell)}
+        record |= {"difference": less.effect, "p": less.p, "holds": less.holds}
+        record["difference_low"], record["difference_high"] = less.interval
+    return {**record, "trainings": cell.seeds, "finding": _finding(cell)}
 
 
 def _finding(cell: Cell) -> str:

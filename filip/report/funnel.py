@@ -95,8 +95,8 @@ def _read(path: str) -> list[Fragment]:
 def _stage(fragment: Fragment, shards: Path | None) -> dict[str, Any]:
     """Return a stage for the page: its counts, and for each reason its samples as a table or as pictures."""
     notes = {**fragment.notes.get("examples", {}), **fragment.notes.get("samples", {})}
-    wanted = [sample for some in notes.values() for sample in some if _is_stored(sample)]
-    found = _pictures(shards, wanted) if shards else {}
+    stored = [sample for some in notes.values() for sample in some if _is_stored(sample)]
+    pictures = _pictures(shards, stored) if shards else {}
     reasons = []
     for reason, count in fragment.as_dict()["dropped"].items():
         samples = notes.get(reason, [])
@@ -105,16 +105,16 @@ def _stage(fragment: Fragment, shards: Path | None) -> dict[str, Any]:
                 "title": reason.replace("_", " "),
                 "count": f"{count:,} ({count / fragment.n_in:.1%})",
                 "pictures": [
-                    {"src": found[sample["shard"], sample["key"]], "texts": _texts(sample)}
+                    {"src": pictures[sample["shard"], sample["key"]], "texts": _texts(sample)}
                     for sample in samples
-                    if _is_stored(sample) and (sample["shard"], sample["key"]) in found
+                    if _is_stored(sample) and (sample["shard"], sample["key"]) in pictures
                 ],
                 "html": render(_grid(samples, f"Samples of {reason}"), "html") if samples else None,
             }
         )
-    kept = f"{fragment.n_out:,} of {fragment.n_in:,} {fragment.unit} kept"
+    share = f"{fragment.n_out:,} of {fragment.n_in:,} {fragment.unit} kept"
     title = f"{fragment.stage.replace('_', ' ').capitalize()}: {fragment.source}"
-    return {"title": title, "kept": kept, "reasons": reasons}
+    return {"title": title, "kept": share, "reasons": reasons}
 
 
 def _is_stored(sample: str | Mapping[str, Any]) -> bool:
@@ -148,11 +148,11 @@ def _pictures(shards: Path, wanted: Sequence[Mapping[str, Any]]) -> dict[tuple[s
     keys: dict[str, set[str]] = defaultdict(set)
     for sample in wanted:
         keys[sample["shard"]].add(sample["key"])
-    found = {}
-    for shard, asked in keys.items():
-        for key, data in _images(shards / f"{shard}.tar", asked):
-            found[shard, key] = _embedded(read_rgb(io.BytesIO(data)))
-    return found
+    pictures = {}
+    for shard, keys_of_shard in keys.items():
+        for key, data in _images(shards / f"{shard}.tar", keys_of_shard):
+            pictures[shard, key] = _embedded(read_rgb(io.BytesIO(data)))
+    return pictures
 
 
 def _images(tar: Path, keys: set[str]) -> Iterator[tuple[str, bytes]]:

@@ -105,7 +105,7 @@ def _link(given: str | None, out: Path, name: str) -> str | None:
 def _content(study: Study, results: Results, figures: Path) -> dict[str, Any]:
     tables = results.tables()
     whole = summary(study, results, tables)
-    found = findings(tables)
+    frame = findings(tables)
     scenes = results.scenes()
     sheet = _sheet(results, LARGEST - len(json.dumps(scenes)))
     folded = scenes or any(picture["src"] is None for picture in sheet)
@@ -114,17 +114,17 @@ def _content(study: Study, results: Results, figures: Path) -> dict[str, Any]:
     counted = Counter(note for table in tables.values() for note in table.notes)
     common = [note for note, times in counted.items() if times > 1]  # printed once, above the tables
     groups = stage_groups(whole["stages"])
-    compared = found["difference"].notna().any()
-    numbers = findings_grid(found, cost(study, whole["runs"], found))
+    compared = frame["difference"].notna().any()
+    numbers = findings_grid(frame, cost(study, whole["runs"], frame))
     return {
         "study": study.name,
         "title": study.title,
         "style": style() + (TEMPLATES / "report.css").read_text(encoding="utf-8"),
         "note": NOTE,
-        "findings": {"title": "Each finding in numbers", "html": _table(numbers)} if len(found) else None,
-        "verdict": verdict(found),
+        "findings": {"title": "Each finding in numbers", "html": _table(numbers)} if len(frame) else None,
+        "verdict": verdict(frame),
         "headline": _table(headline(tables, study.config.get("headline", []))) if tables else None,
-        "forest": inline(forest(found, looks(study)), "forest") if compared else None,
+        "forest": inline(forest(frame, looks(study)), "forest") if compared else None,
         "scenes": scenes,
         "pictures": [] if folded else sheet,
         "reading": " ".join(common),
@@ -234,12 +234,12 @@ def _credits(study: Study, results: Results) -> list[dict[str, Any]]:
 
 def stage_groups(seconds: Mapping[str, float]) -> list[tuple[str, str, float]]:
     """Return (kind, rule in words, seconds) of every rule, in the order of the DAG. seconds: of ``<rule>/<job>``."""
-    found: dict[str, float] = {}
+    seconds_by_group: dict[str, float] = {}
     for name, value in seconds.items():
         rule = name.partition("/")[0]
-        found[rule] = found.get(rule, 0.0) + value
+        seconds_by_group[rule] = seconds_by_group.get(rule, 0.0) + value
     kinds = {rule: kind for kind, rules in KINDS.items() for rule in rules}
-    grouped = [(kinds.get(rule, "data"), rule.replace("_", " "), value) for rule, value in found.items()]
+    grouped = [(kinds.get(rule, "data"), rule.replace("_", " "), value) for rule, value in seconds_by_group.items()]
     return sorted(grouped, key=lambda group: (ORDER.index(group[0]), -group[2]))
 
 

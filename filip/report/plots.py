@@ -178,16 +178,16 @@ def funnel(stages: Sequence[Mapping[str, Any]]) -> Figure:
 def _funnel_bar(axis: Axes, stage: Mapping[str, Any], y: float) -> None:
     """Draw one stage: kept pairs in blue, dropped ones in shades of red, the reasons on the right."""
     whole = max(stage["in"], 1)
-    kept = stage["out"] / whole
-    axis.barh(y, kept, height=1.7, color=KEPT)
-    filled = kept
+    share = stage["out"] / whole
+    axis.barh(y, share, height=1.7, color=KEPT)
+    filled = share
     dropped = stage["dropped"]
     for shade, count in zip(np.linspace(0.9, 0.4, max(1, len(dropped))), dropped.values(), strict=False):
         axis.barh(y, count / whole, left=filled, height=1.7, color=DROPPED, alpha=shade)
         filled += count / whole
-    counted = f"{stage['out']:,} of {stage['in']:,} {stage.get('unit', 'pairs')} kept ({100 * kept:.1f} %)"
-    inside = kept > 0.45
-    x, colour = (0.012, "white") if inside else (kept + 0.012, INK)
+    counted = f"{stage['out']:,} of {stage['in']:,} {stage.get('unit', 'pairs')} kept ({100 * share:.1f} %)"
+    inside = share > 0.45
+    x, colour = (0.012, "white") if inside else (share + 0.012, INK)
     axis.text(x, y, counted, va="center", color=colour, fontweight="bold")
     top = y - (len(dropped) - 1) / 2
     for number, (reason, count) in enumerate(dropped.items()):
@@ -206,9 +206,9 @@ def stage_bars(stages: Sequence[tuple[str, str, float]]) -> Figure:
     kinds = list(dict.fromkeys(kind for kind, *_ in stages))
     figure, (axis,) = grid(1, 1, 10, 0.7 + 0.35 * len(kinds))
     for place, kind in enumerate(kinds):
-        own = np.array([seconds for other, _, seconds in stages if other == kind]) / 60
-        shades = np.linspace(1.0, 0.4, len(own))
-        for left, width, shade in zip(np.cumsum(own) - own, own, shades, strict=True):
+        minutes = np.array([seconds for other, _, seconds in stages if other == kind]) / 60
+        shades = np.linspace(1.0, 0.4, len(minutes))
+        for left, width, shade in zip(np.cumsum(minutes) - minutes, minutes, shades, strict=True):
             axis.barh(place, width, left=left, height=0.7, color=KEPT, alpha=shade)
     axis.set_yticks(range(len(kinds)), [kind.capitalize() for kind in kinds])
     axis.set_ylim(len(kinds) - 0.5, -0.5)

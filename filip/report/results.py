@@ -66,8 +66,8 @@ class Results:
         recorded = training.get("run_dir") or (training.get("config") or {}).get("run_dir")
         if recorded and Path(recorded).is_dir():
             return Path(recorded)
-        found = sorted(self.folder.glob(f"runs/{run}-*"), key=lambda path: path.stat().st_mtime)
-        return found[-1] if found else None
+        folders = sorted(self.folder.glob(f"runs/{run}-*"), key=lambda path: path.stat().st_mtime)
+        return folders[-1] if folders else None
 
     def run_id(self, run: str) -> str | None:
         """Return the run's name with its config hash, as its folder is called."""

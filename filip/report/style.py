@@ -42,17 +42,17 @@ def looks(study: Study) -> dict[str, Look]:
     accuracy, or else as the first run with its interaction.
     """
     replicas = {member: run for run in study.runs for member in study.replicas(run)[1:]}
-    own = [run for run in study.runs if run not in replicas]
-    found = {run: Look(number) for number, run in enumerate(own)}
-    found |= {member: found[run] for member, run in replicas.items()}
-    found |= {name: Look(found[tune["from"]].number, True) for name, tune in study.fine_tunes.items()}
-    found |= {peer: Look(len(own) + number) for number, peer in enumerate(study.peers)}
+    trained = [run for run in study.runs if run not in replicas]
+    by_run = {run: Look(number) for number, run in enumerate(trained)}
+    by_run |= {member: by_run[run] for member, run in replicas.items()}
+    by_run |= {name: Look(by_run[tune["from"]].number, True) for name, tune in study.fine_tunes.items()}
+    by_run |= {peer: Look(len(trained) + number) for number, peer in enumerate(study.peers)}
     by_interaction: dict[bool, Look] = {}
-    for run in own:
-        by_interaction.setdefault(_pooled(study.runs[run]), found[run])
+    for run in trained:
+        by_interaction.setdefault(_pooled(study.runs[run]), by_run[run])
     for name, row in study.efficiency.items():
-        found[name] = found.get(row.get("accuracy_of") or "") or by_interaction.get(_pooled(row), Look())
-    return found
+        by_run[name] = by_run.get(row.get("accuracy_of") or "") or by_interaction.get(_pooled(row), Look())
+    return by_run
 
 
 def _pooled(entry: dict[str, object]) -> bool:

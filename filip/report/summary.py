@@ -93,12 +93,12 @@ def _runs(study: Study, results: Results) -> dict[str, Any]:
 
 
 def _run(label: str, result: dict[str, Any] | None, run_id: str | None) -> dict[str, Any]:
-    found = result or {}
+    facts = result or {}
     return {
         "label": label,
         "run_id": run_id,
         "trained": result is not None,
-        **{key: found.get(key) for key in RUN_FACTS},
+        **{key: facts.get(key) for key in RUN_FACTS},
     }
 
 

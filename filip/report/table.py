@@ -131,13 +131,13 @@ class Table:
 
     def records(self) -> list[dict[str, Any]]:
         """Return a line of the CSV for each cell."""
-        found = []
+        rows = []
         for row in self.rows:
             origin = (self.name, row.section, row.label, row.kind, row.run, row.run_id, row.commit)
             for column in self.columns:
                 head = dict(zip(HEAD, (*origin, column.key, column.unit), strict=True))
-                found.append({**head, **row.cells[column.key].record()})
-        return found
+                rows.append({**head, **row.cells[column.key].record()})
+        return rows
 
     def numbers(self, what: str = "value") -> pd.DataFrame:
         """Return one figure of all cells, by its name in the CSV: lines x columns, NaN where there is no number."""

@@ -60,10 +60,10 @@ def find(kind: str, name: str | Path) -> Path:
     for candidate in candidates:
         if candidate.is_file():
             return candidate
-    known = names(kind)
+    available = names(kind)
     similar = near_path(name)
-    near = list(dict.fromkeys([*([similar] if similar else []), *nearest(Path(name).stem, known, 3)]))
-    lie = ", ".join(known) if len(known) <= _LISTED else f"{len(known)}, all in {shipped(of.folder)}"
+    near = list(dict.fromkeys([*([similar] if similar else []), *nearest(Path(name).stem, available, 3)]))
+    lie = ", ".join(available) if len(available) <= _LISTED else f"{len(available)}, all in {shipped(of.folder)}"
     raise UserError(
         f"there is no {of.title}, file or folder {str(name)!r}"
         + (f"; did you mean {' or '.join(map(repr, near))}? The {of.title}s are " if near else f"; {of.title}s are ")

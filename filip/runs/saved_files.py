@@ -74,8 +74,8 @@ def find_damage(checkpoint: Path, hashed: slice = slice(None)) -> str | None:
     try:
         saved = read_state(checkpoint)
         for name, size in saved.files.items():
-            if (found := file_size(checkpoint / name)) != size:
-                return f"{name} has {found} bytes instead of {size}"
+            if (size_now := file_size(checkpoint / name)) != size:
+                return f"{name} has {size_now} bytes instead of {size}"
         for name in sorted(saved.hashes)[hashed]:
             if sha256_of(checkpoint / name) != saved.hashes[name]:
                 return f"the content of {name} is not as it was written"
@@ -96,12 +96,12 @@ def write_state(checkpoint: Path, state: LoopState) -> None:
 
 def read_state(checkpoint: Path) -> LoopState:
     """Read a finished checkpoint's loop state. Fields of a later version are ignored, missing ones keep defaults."""
-    known = {f.name for f in fields(LoopState)}
+    names = {f.name for f in fields(LoopState)}
     try:
         values = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
         if values.pop("digest", None) not in (None, digest(values)):
             raise ValueError("it is not as it was written")
-        return LoopState(**{name: value for name, value in values.items() if name in known})
+        return LoopState(**{name: value for name, value in values.items() if name in names})
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise UserError(f"cannot read {checkpoint / STATE}: {error}; resume from another checkpoint") from error
 
@@ -120,10 +120,10 @@ def is_finished(run_dir: Path) -> bool:
 def json_object(path: Path) -> dict[str, Any]:
     """Return the object in a JSON file; empty without one."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
 def source_of(path: str) -> Path:

@@ -55,10 +55,10 @@ def read_source(path: str) -> ModelSource:
 
 def _of_file(path: Path) -> ModelSource:
     model, extra = load_model(path), read_extra(path)
-    known = json_object(path.with_suffix(".json"))
-    known = known if known.get("config") else {}
+    record = json_object(path.with_suffix(".json"))
+    record = record if record.get("config") else {}
     return ModelSource(
-        model, str(path), extra, known, _tables(path) if known else {}, _card(path), *_descent(str(path), known)
+        model, str(path), extra, record, _tables(path) if record else {}, _card(path), *_descent(str(path), record)
     )
 
 
@@ -111,9 +111,9 @@ def _of_checkpoint(checkpoint: Path) -> ModelSource:
     pop_loss_parameters(weights)
     model = build_model(config_from_dict(state.model))
     expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    found = {name: tuple(value.shape) for name, value in weights.items()}
-    if expected != found:
-        wrong = sorted(set(expected.items()) ^ set(found.items()))[0][0]
+    shapes = {name: tuple(value.shape) for name, value in weights.items()}
+    if expected != shapes:
+        wrong = sorted(set(expected.items()) ^ set(shapes.items()))[0][0]
         raise UserError(f"{checkpoint} does not hold the model that its {wrong!r} describes; it is damaged")
     model.load_state_dict(weights)
     if model.config.text.tokenizer is not None:

@@ -88,9 +88,9 @@ def main(config: Search) -> None:
         if not is_picture(config.text) and (unknown := unknown_words(scorer.encoder, config.text)):
             say(f"the model never learned {listed(unknown)}: looking for the rest")
     hits = [] if nothing else [hit for hit in ranking.hits[: config.count] if hit.stands_out >= _least(config)]
-    found = [_described(config, index, scorer, hit, ranking) for hit in hits]
+    described = [_described(config, index, scorer, hit, ranking) for hit in hits]
     index.close()
-    _show(config, index, ranking, found, nothing)
+    _show(config, index, ranking, described, nothing)
     if nothing:
         raise SystemExit(1)
 
@@ -150,8 +150,8 @@ def _of_folder(config: Search) -> tuple[Index, Scorer]:
     build = Build(model, config.images, str(out), tokens=config.tokens, fit=config.fit, device=config.device)
     if (out / "about.json").is_file():  # it stays as it was made
         about = Index.open(out).about
-        kept = ("dtype", "pool", "tokens", "fit")
-        build = replace(build, **{name: getattr(about, name) for name in kept})
+        stored = ("dtype", "pool", "tokens", "fit")
+        build = replace(build, **{name: getattr(about, name) for name in stored})
     scorer = scorer_of(build)
     if not config.update and (out / "about.json").is_file():
         return Index.open(out), scorer
@@ -179,23 +179,23 @@ def _described(config: Search, index: Index, scorer: Scorer, hit: Ranked, rankin
     if os.path.realpath(config.images) == folder:
         folder = config.images  # as the user wrote it
     file = Path(folder) / hit.path
-    found: dict[str, Any] = {"path": hit.path, "file": str(file), "score": hit.score}
-    found["stands_out"] = hit.stands_out
-    wanted = config.where and not config.paths and hit.stands_out >= ranking.bound and hit.path in ranking.tokens
-    if not wanted or not _has_places(index, scorer) or is_picture(config.text):
-        return found
+    entry: dict[str, Any] = {"path": hit.path, "file": str(file), "score": hit.score}
+    entry["stands_out"] = hit.stands_out
+    with_places = config.where and not config.paths and hit.stands_out >= ranking.bound and hit.path in ranking.tokens
+    if not with_places or not _has_places(index, scorer) or is_picture(config.text):
+        return entry
     try:
         size = upright_size(file)
     except UNDECODABLE:
-        return found  # it is in the index and no longer there, or in a larger file
+        return entry  # it is in the index and no longer there, or in a larger file
     places = boxes(scorer.encoder, config.text, ranking.tokens[hit.path], size, index.about.fit)
-    return found | {"size": list(size), "words": [asdict(place) for place in places]}
+    return entry | {"size": list(size), "words": [asdict(place) for place in places]}
 
 
 def _has_places(index: Index, scorer: Scorer) -> bool:
     """Return whether the model's patches are known places: it sees words, and how it cuts a picture is known."""
-    known = index.about.fit == "pad" or isinstance(scorer.encoder, FilipEncoder)
-    return index.about.token_wise and scorer.encoder.grid != (0, 0) and known
+    in_squares = index.about.fit == "pad" or isinstance(scorer.encoder, FilipEncoder)
+    return index.about.token_wise and scorer.encoder.grid != (0, 0) and in_squares
 
 
 def _show(config: Search, index: Index, ranking: Ranking, found: list[dict[str, Any]], nothing: str) -> None:

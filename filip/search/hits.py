@@ -88,7 +88,7 @@ def boxes(encoder: Encoder, text: str, tokens: Tensor, size: tuple[int, int], fi
     words = encoder.words([text])[0]
     patches = tokens[len(tokens) - rows * columns :]
     inside = [cell_box(place, encoder.grid, size, fit) for place in range(rows * columns)]
-    found = []
+    corners = []
     for name in names:
         heat = (patches @ words[name["tokens"]].T).amax(1)
         heat[[n for n, (left, top, right, bottom) in enumerate(inside) if left >= right or top >= bottom]] = -1
@@ -96,8 +96,8 @@ def boxes(encoder: Encoder, text: str, tokens: Tensor, size: tuple[int, int], fi
         parts = label((heat >= (seen.max() + seen.mean()) / 2).view(rows, columns).cpu())[0].ravel()
         edges = torch.tensor(inside)[parts == parts[int(heat.argmax())]]
         (left, top), (right, bottom) = edges[:, :2].amin(0).tolist(), edges[:, 2:].amax(0).tolist()
-        found.append(Box(name["label"], (left, top, right, bottom), float(heat.max())))
-    return found
+        corners.append(Box(name["label"], (left, top, right, bottom), float(heat.max())))
+    return corners
 
 
 def cell_box(place: int, grid: tuple[int, int], size: tuple[int, int], fit: str) -> tuple[int, int, int, int]:

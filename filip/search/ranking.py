@@ -155,11 +155,13 @@ def _all_tokens(index: Index, scorer: Scorer, paths: Sequence[str]) -> dict[str,
             return None
 
     with ThreadPoolExecutor(2) as pool:
-        read = [(path, image) for path, image in zip(paths, pool.map(pixels, paths), strict=True) if image is not None]
-    if not read:
+        images = [
+            (path, image) for path, image in zip(paths, pool.map(pixels, paths), strict=True) if image is not None
+        ]
+    if not images:
         return {}
-    tokens = [scorer.encode_images(stacked([image for _, image in part])) for part in _batches(read)]
-    return dict(zip((path for path, _ in read), joined(tokens).float().cpu(), strict=True))
+    tokens = [scorer.encode_images(stacked([image for _, image in part])) for part in _batches(images)]
+    return dict(zip((path for path, _ in images), joined(tokens).float().cpu(), strict=True))
 
 
 def _batches(items: list[tuple[str, Tensor]], size: int = 50) -> list[list[tuple[str, Tensor]]]:

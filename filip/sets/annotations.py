@@ -26,9 +26,9 @@ class Coco(_Annotations):
     about = "COCO's JSON of captions and its images"
 
     def lists(self, reading: Reading) -> list[Path]:
-        found = super().lists(reading)  # COCO's archive has boxes and keypoints beside the captions
-        captioned = [path for path in found if any(_has(one, "caption") for one in _content(path)["annotations"][:100])]
-        return captioned or found
+        paths = super().lists(reading)  # COCO's archive has boxes and keypoints beside the captions
+        captioned = [path for path in paths if any(_has(one, "caption") for one in _content(path)["annotations"][:100])]
+        return captioned or paths
 
     def fits(self, path: Path) -> bool:
         content = _content(path)
@@ -58,10 +58,12 @@ class Coco(_Annotations):
                 problem = "broken_line: an image without id or file_name"
                 yield Row(f"{name}: images {number}", [], f"{part}#{number}", problem=problem)
                 continue
-            url, own = str(image["file_name"]), captions[image["id"]]
+            url, image_captions = str(image["file_name"]), captions[image["id"]]
             path, trouble = find(url)
             split = split_of_row(None, path, part, reading)
-            yield Row(url, own, path or f"{part}#{number}", group=str(image["id"]), problem=trouble, split=split)
+            yield Row(
+                url, image_captions, path or f"{part}#{number}", group=str(image["id"]), problem=trouble, split=split
+            )
         for number, problem in unread:
             yield Row(f"{name}: annotations {number}", [], f"{part}#annotations {number}", problem=problem)
 

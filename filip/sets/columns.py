@@ -56,27 +56,27 @@ def usual_column(names: Sequence[str], usual: Sequence[str]) -> str | None:
 
 def image_column(names: Sequence[str], reading: Reading, where: object) -> str:
     """Return the column that names the images. Raises UserError if there is none."""
-    asked = [reading.image_column] if reading.image_column else IMAGE_COLUMNS
-    found = reading.image_column if reading.image_column in names else usual_column(names, asked)
-    if found is None:
+    candidates = [reading.image_column] if reading.image_column else IMAGE_COLUMNS
+    column = reading.image_column if reading.image_column in names else usual_column(names, candidates)
+    if column is None:
         raise UserError(
-            f"{where} has no column {' or '.join(map(repr, asked))}; its columns are {', '.join(names)}. Say in a "
+            f"{where} has no column {' or '.join(map(repr, candidates))}; its columns are {', '.join(names)}. Say in a "
             "card which holds the paths: image_column: NAME"
         )
-    return found
+    return column
 
 
 def caption_columns(names: Sequence[str], reading: Reading, where: object) -> list[str]:
     """Return the columns that hold the captions. Raises UserError if there is none."""
-    asked = reading.caption_columns or [reading.caption_column]
-    if all(column in names for column in asked):
-        return list(asked)
+    named = reading.caption_columns or [reading.caption_column]
+    if all(column in names for column in named):
+        return list(named)
     if not reading.caption_columns:
-        known = usual_column(names, CAPTION_COLUMNS)
-        if known:
-            return [known]
+        usual = usual_column(names, CAPTION_COLUMNS)
+        if usual:
+            return [usual]
     raise UserError(
-        f"{where} has no column {', '.join(map(repr, asked))}; its columns are {', '.join(names)}. Say in a card "
+        f"{where} has no column {', '.join(map(repr, named))}; its columns are {', '.join(names)}. Say in a card "
         "which holds the captions: caption_column: NAME"
     )
 

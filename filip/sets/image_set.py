@@ -27,9 +27,9 @@ class Item:
     @property
     def stamp(self) -> str:
         """Distinguish a changed image from an unchanged one: size and time of the file, place in a larger one."""
-        found = os.stat(self.file)
+        status = os.stat(self.file)
         inside = f" {self.position} {self.size}" if self.position or self.size >= 0 else ""
-        return f"{found.st_size} {found.st_mtime_ns}{inside}"
+        return f"{status.st_size} {status.st_mtime_ns}{inside}"
 
 
 class ImageSet:
@@ -105,11 +105,11 @@ def merged(rows: Iterable[Row]) -> list[Row]:
 
     DuckDB does the same for ingest, where a set need not fit in memory.
     """
-    found: dict[tuple[str, int], list[tuple[int, Row]]] = {}
+    by_image: dict[tuple[str, int], list[tuple[int, Row]]] = {}
     for number, row in enumerate(rows):
-        found.setdefault((row.file, row.position), []).append((number, row))
+        by_image.setdefault((row.file, row.position), []).append((number, row))
     images = []
-    for same in found.values():
+    for same in by_image.values():
         number, best = min(same, key=lambda one: (one[1].rank, one[0]))
         captions = dict.fromkeys(text for _, row in same for text in row.captions)
         images.append((number, replace(best, captions=list(captions))))

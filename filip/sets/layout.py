@@ -72,23 +72,23 @@ class Reading:
 
     def splits_taken(self, there: Sequence[str], where: object) -> list[str]:
         """Return which of the splits found are to be taken. Raises UserError if none fits."""
-        found = {name: SPLITS.get(name, name) for name in there}
-        if not found or self.split == ALL:
-            return list(found)
+        splits = {name: SPLITS.get(name, name) for name in there}
+        if not splits or self.split == ALL:
+            return list(splits)
         if self.split is None:
-            for wanted in self.prefer:
-                for name, usual in found.items():
-                    if wanted in (ANY, name, usual):
+            for preferred in self.prefer:
+                for name, usual in splits.items():
+                    if preferred in (ANY, name, usual):
                         # Karpathy's split files: COCO's 113,000 training images are both
-                        return [name, *(other for other in ("restval",) if name == "train" and other in found)]
-        asked = [] if self.split is None else self.split.split("+")
-        usually = [SPLITS.get(name, name) for name in asked]
-        taken = [name for name, usual in found.items() if name in asked or usual in usually]
-        unknown = [name for name in asked if name not in found and SPLITS.get(name, name) not in found.values()]
+                        return [name, *(other for other in ("restval",) if name == "train" and other in splits)]
+        names = [] if self.split is None else self.split.split("+")
+        usually = [SPLITS.get(name, name) for name in names]
+        taken = [name for name, usual in splits.items() if name in names or usual in usually]
+        unknown = [name for name in names if name not in splits and SPLITS.get(name, name) not in splits.values()]
         if unknown or not taken:
             missing = ", ".join(unknown or self.prefer)
             raise UserError(
-                f"{where} has no split {missing}; it has {', '.join(sorted(found))}. Say which to take by `split`: "
+                f"{where} has no split {missing}; it has {', '.join(sorted(splits))}. Say which to take by `split`: "
                 "a name, several joined by +, or all"
             )
         return taken
@@ -295,6 +295,6 @@ def _below(path: str, root: str) -> bool:
 
 def files_in(reading: Reading, suffixes: Collection[str], depth: int | None = None) -> list[Path]:
     """Return the files of the folder that have one of these suffixes and can be opened."""
-    found = walk(reading.place, reading.inside_only, depth, reading.without)
+    entries = walk(reading.place, reading.inside_only, depth, reading.without)
     endings = tuple(suffixes)
-    return [path for path, problem in found if problem is None and path.name.lower().endswith(endings)]
+    return [path for path, problem in entries if problem is None and path.name.lower().endswith(endings)]

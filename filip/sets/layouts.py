@@ -44,9 +44,9 @@ def recognise(reading: Reading) -> tuple[str, list[Path], Reading]:
             splits = {split for part in parts for split in LAYOUTS[name].splits(part, reading) if split is not None}
             reading = replace(reading, taken=tuple(reading.splits_taken(sorted(splits), reading.place)))
             return name, wanted_parts(name, parts, reading), reading
-    known = "; ".join(layout.about for layout in LAYOUTS.values())
+    layouts = "; ".join(layout.about for layout in LAYOUTS.values())
     raise NotUnderstoodError(
-        f"{reading.place} has no captions that are understood.{_there(reading)} Known are: {known}"
+        f"{reading.place} has no captions that are understood.{_there(reading)} Known are: {layouts}"
     )
 
 
@@ -56,11 +56,11 @@ def _there(reading: Reading) -> str:
         return ""
     files = [path for path, _ in walk(reading.place, reading.inside_only, without=reading.without)]
     pictures = [path for path in files if is_picture(path)]
-    others = Counter(path.suffix.lower() for path in files if not is_picture(path))
+    suffixes = Counter(path.suffix.lower() for path in files if not is_picture(path))
     unread = not_read(files)
     said = [
         f"{len(pictures):,} pictures",
-        *(f"{count:,} {suffix or 'without suffix'}" for suffix, count in others.most_common(5)),
+        *(f"{count:,} {suffix or 'without suffix'}" for suffix, count in suffixes.most_common(5)),
     ]
     return f" There are {', '.join(said)}{f'; {unread}' if unread else ''}."
 

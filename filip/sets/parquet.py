@@ -31,12 +31,12 @@ class ParquetImages(Layout):
     suffixes = (".parquet",)
 
     def parts(self, reading: Reading) -> list[Path]:
-        found = [reading.place] if reading.place.suffix == ".parquet" and reading.place.is_file() else []
+        files = [reading.place] if reading.place.suffix == ".parquet" and reading.place.is_file() else []
         if reading.place.is_dir():
-            found = files_in(replace(reading, inside_only=False), self.suffixes)  # the hub's cache has links
-        if not any(image_bytes_column(path) for path in found):
+            files = files_in(replace(reading, inside_only=False), self.suffixes)  # the hub's cache has links
+        if not any(image_bytes_column(path) for path in files):
             return []
-        return found
+        return files
 
     def splits(self, part: Path, reading: Reading) -> set[str | None]:
         return splits_of_column(part, reading) or super().splits(part, reading)
@@ -55,11 +55,11 @@ class ParquetImages(Layout):
             yield Row(reading.name_of(part), [], os.path.abspath(part), -1, problem=problem)
             return
         try:
-            others = [name for name in self.columns(part, reading) if name != image]
-            columns = caption_columns(others, reading, part)
+            columns_left = [name for name in self.columns(part, reading) if name != image]
+            columns = caption_columns(columns_left, reading, part)
             more = [SPLIT, *([reading.group_column] if reading.group_column else []), *reading.only]
-            wanted = dict.fromkeys([*columns, *more])
-            rows = parquet_rows(part, [name for name in wanted if name in others])
+            needed = dict.fromkeys([*columns, *more])
+            rows = parquet_rows(part, [name for name in needed if name in columns_left])
             yield from found_in(rows, columns, part, reading)
         except pa.ArrowException as error:
             raise UserError(f"{part} cannot be read: {first_line(error)}") from error
@@ -82,14 +82,14 @@ def found_in(
             yield Row(place, [], file, number - 1, problem=f"{row.reason}: {row.why}")
             continue
         record = row[1]
-        wanted = all(str(record.get(column)) == value for column, value in reading.only.items())
+        matches = all(str(record.get(column)) == value for column, value in reading.only.items())
         yield Row(
             place,
-            captions_of(record, columns) if wanted else [],
+            captions_of(record, columns) if matches else [],
             file,
             number - 1,
             group=group_of(record, reading, part),
-            problem=None if wanted else "not_wanted: `only` in the card",
+            problem=None if matches else "not_wanted: `only` in the card",
             split=split_in(record, reading),
         )
 
@@ -204,9 +204,9 @@ class ArrowImages(Layout):
         except UserError as error:
             yield Row(reading.name_of(part), [], os.path.abspath(part), -1, problem=f"unreadable: {error}")
             return
-        others = [name for name in table.column_names if name != image]
-        columns = caption_columns(others, reading, part)
-        yield from found_in(_numbered(table.select(others)), columns, part, reading)
+        columns_left = [name for name in table.column_names if name != image]
+        columns = caption_columns(columns_left, reading, part)
+        yield from found_in(_numbered(table.select(columns_left)), columns, part, reading)
 
     def read(self, file: str, position: int, size: int) -> bytes:
         table = _table(file)
@@ -222,10 +222,10 @@ def _numbered(table: pa.Table) -> Iterator[tuple[int, Record]]:
 
 
 def _column(table: pa.Table, part: Path) -> str:
-    found = bytes_column(table.schema)
-    if found is None:
+    column = bytes_column(table.schema)
+    if column is None:
         raise UserError(f"{part} has no column of images (bytes); its columns are {', '.join(table.column_names)}")
-    return found
+    return column
 
 
 @lru_cache(maxsize=8)

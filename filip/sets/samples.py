@@ -63,34 +63,36 @@ def captions_in(files: Mapping[str, Callable[[], bytes]], reading: Reading) -> t
     """
     record: dict[str, Any] = {}
     problem = None
-    for suffix, read in files.items():
+    for suffix, content in files.items():
         if suffix.rpartition(".")[2] == "json":
-            about = _record(read())
+            about = _record(content())
             problem = problem or (None if about is not None else f"not_text: .{suffix} is not a JSON object")
             record |= about or {}
     value = record.get(reading.group_column) if reading.group_column else None
     group = None if value is None else str(value)
-    asked = reading.caption_columns or [reading.caption_column]
+    named = reading.caption_columns or [reading.caption_column]
     captions: list[str] = []
-    if record and all(column in record for column in asked):
-        captions = captions_of(record, asked)
+    if record and all(column in record for column in named):
+        captions = captions_of(record, named)
     if isinstance(record.get("captions"), list) and not reading.caption_columns:
         captions = one_line(texts(record["captions"]))
     if captions:
         return captions, group, None
     for kind in CAPTION_SUFFIXES:
-        for suffix, read in files.items():
+        for suffix, content in files.items():
             if suffix.rpartition(".")[2] == kind:
-                lines = lines_of(read(), reading.encoding)
+                lines = lines_of(content(), reading.encoding)
                 if lines is None:
                     problem = problem or f"not_text: {UNKNOWN} (.{suffix})"
                 captions += lines or []
     if not captions:
-        others = (one_line(texts(record.get(name))) for name in CAPTION_COLUMNS)
-        captions = next((found for found in others if found and not is_picture(Path(found[0]))), [])
-    for suffix, read in files.items():
+        usual = (one_line(texts(record.get(name))) for name in CAPTION_COLUMNS)
+        captions = next(
+            (texts_found for texts_found in usual if texts_found and not is_picture(Path(texts_found[0]))), []
+        )
+    for suffix, content in files.items():
         if not captions and suffix.rpartition(".")[2] == "xmp":
-            captions = xmp_description(read())
+            captions = xmp_description(content())
     return list(dict.fromkeys(captions)), group, None if captions else problem
 
 

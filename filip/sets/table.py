@@ -124,18 +124,18 @@ class Listed(Layout):
     def parts(self, reading: Reading) -> list[Path]:
         if reading.place.is_file():
             return [reading.place] if self.fits(reading.place) else []
-        found = self.lists(reading)
-        if len(found) > 1:
-            usual = [path for path in found if path.name.split(".")[0].lower() in USUAL]
-            if are_parts(found, reading.place):
-                usual = found
+        lists = self.lists(reading)
+        if len(lists) > 1:
+            usual = [path for path in lists if path.name.split(".")[0].lower() in USUAL]
+            if are_parts(lists, reading.place):
+                usual = lists
             elif len(usual) != 1:
                 raise UserError(
-                    f"{reading.place} holds several tables ({', '.join(path.name for path in found[:5])}): name the "
-                    f"one with the captions, such as {found[0]}"
+                    f"{reading.place} holds several tables ({', '.join(path.name for path in lists[:5])}): name the "
+                    f"one with the captions, such as {lists[0]}"
                 )
-            found = usual
-        return found
+            lists = usual
+        return lists
 
     def fits(self, path: Path) -> bool:
         """Return whether a file is a list of this layout."""
@@ -169,8 +169,8 @@ class Table(Listed):
     about = "a folder of images with a table (CSV, TSV, JSON lines, Parquet) of path and caption"
 
     def lists(self, reading: Reading) -> list[Path]:
-        found = lists_in(reading, [*SUFFIXES, ".json", ".txt"], _is_list)
-        return [path for path in found if path.parent == reading.place or _has_usual_columns(path)]
+        paths = lists_in(reading, [*SUFFIXES, ".json", ".txt"], _is_list)
+        return [path for path in paths if path.parent == reading.place or _has_usual_columns(path)]
 
     def fits(self, path: Path) -> bool:
         return path.name.lower().endswith((*SUFFIXES, ".txt", ".json", *JSON_PACKED)) and not _has_bytes(path)
@@ -198,10 +198,10 @@ class Table(Listed):
                 yield Row(place, [], f"{part}#{row.number}", problem=f"{row.reason}: {row.why}")
                 continue
             number, record = row
-            wanted = all(str(record.get(column)) == value for column, value in reading.only.items())
+            matches = all(str(record.get(column)) == value for column, value in reading.only.items())
             file = file_named(record.get(table.image), reading)
             path, problem = table.find(file)
-            problem = problem if wanted else "not_wanted: `only` in the card"
+            problem = problem if matches else "not_wanted: `only` in the card"
             yield Row(
                 file or f"{name}:{number} (a row without {table.image})",
                 captions_of(record, table.captions) if problem is None else [],

@@ -119,9 +119,9 @@ def _csv(path: Path, found: Iterator[TextLine], kind: str, header: bool, names: 
     first = next(source, None)
     if first is None:
         raise UserError(f"{path} is empty: it needs a line with the names of its columns, and rows")
-    told = (first.text or "").lower().strip().startswith("sep=")  # Excel's way to name the delimiter
+    names_delimiter = (first.text or "").lower().strip().startswith("sep=")  # Excel's way to name the delimiter
     delimiter = "\t" if kind == "tsv" else _delimiter(first.text or "", kind, len(names))
-    if told:
+    if names_delimiter:
         delimiter = (first.text or "").strip()[4:5] or "\t"
         first = next(source, TextLine(2, ""))
     rows = _records(chain([first], source), delimiter)
@@ -189,10 +189,10 @@ OPEN = "unexpected end of data"
 def _cells(text: str, delimiter: str) -> tuple[list[str] | None, str]:
     try:
         # as a stream, so that a line end inside a quoted cell stays one
-        found = list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True))
+        rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True))
     except csv.Error as error:
         return None, str(error)
-    return (found[0], "") if len(found) == 1 else (None, "several rows in one")
+    return (rows[0], "") if len(rows) == 1 else (None, "several rows in one")
 
 
 def _named(
@@ -226,11 +226,11 @@ def _objects_of(path: Path) -> Iterator[tuple[int, Record] | Broken]:
     try:
         content = json_in(path)
     except UserError:
-        found = _json_lines(_lines(_opened(path)))
-        first = next(found, None)
+        objects = _json_lines(_lines(_opened(path)))
+        first = next(objects, None)
         if first is None or isinstance(first, Broken):
             raise
-        yield from chain([first], found)  # JSON lines under another name
+        yield from chain([first], objects)  # JSON lines under another name
         return
     if isinstance(content, dict):
         content = list(content.values())

@@ -79,8 +79,8 @@ def _rows(sample: TarSample, whole: TarSample, tar: BinaryIO, file: str, name: s
     # a loader that reads the tar as it is takes the last image of a key, by webdataset's rule
     in_tar = [s for s, _ in whole.files if is_image(s)]
     plain = sample is whole and in_tar == [suffix] and suffix in IMAGE_SUFFIXES
-    found = sample.key if plain else None
-    yield Row(f"{name}/{member.name}", captions, file, member.offset, member.size, group, found, problem)
+    key = sample.key if plain else None
+    yield Row(f"{name}/{member.name}", captions, file, member.offset, member.size, group, key, problem)
     for _, further in images[1:]:
         problem = f"second_image: the key {sample.key} has {member.name}"
         yield Row(f"{name}/{further.name}", [], file, further.offset, further.size, problem=problem)
@@ -107,7 +107,7 @@ def _split_by_last_dot(whole: TarSample) -> list[TarSample]:
     files: dict[str, list[tuple[str, Member]]] = defaultdict(list)
     for suffix, member in whole.files:
         files[member.name[: member.name.rindex(".")]].append((suffix.rpartition(".")[2], member))
-    samples = [TarSample(key, found) for key, found in files.items()]
+    samples = [TarSample(key, members) for key, members in files.items()]
     paired = [
         {suffix for suffix, _ in s.files if is_image(suffix)} and {suffix for suffix, _ in s.files} & {*TEXT_SUFFIXES}
         for s in samples

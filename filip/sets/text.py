@@ -65,8 +65,8 @@ def _narrow(data: bytes) -> str | None:
         return data.removeprefix(codecs.BOM_UTF8).decode("utf-8")
     except UnicodeDecodeError:
         pass
-    kept = data.decode("utf-8", "ignore")
-    if not kept.isascii():  # UTF-8 with missing bytes
+    valid = data.decode("utf-8", "ignore")
+    if not valid.isascii():  # UTF-8 with missing bytes
         return None
     try:
         text = data.decode("cp1252")
@@ -83,8 +83,8 @@ def _wide(data: bytes) -> str | None:
             return encoding
     start = data[:4096]
     for first, encoding in ((1, "utf-16-le"), (0, "utf-16-be")):
-        zeros, others = start[first::2], start[1 - first :: 2]
-        if len(start) > 3 and zeros.count(0) > 0.7 * len(zeros) and 0 not in others:
+        zeros, letters = start[first::2], start[1 - first :: 2]
+        if len(start) > 3 and zeros.count(0) > 0.7 * len(zeros) and 0 not in letters:
             return encoding
     return None
 

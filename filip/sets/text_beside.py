@@ -32,14 +32,14 @@ class TextBeside(Layout):
             return []
         for _, entries in _folders(reading):
             pictures, texts = _sorted_out(entries)
-            own = [_belonging(path, texts) for path in pictures if is_picture(path)]
-            if any(suffix.endswith(CAPTION_SUFFIXES) for found in own for suffix in found):
+            suffixes = [_belonging(path, texts) for path in pictures if is_picture(path)]
+            if any(suffix.endswith(CAPTION_SUFFIXES) for files in suffixes for suffix in files):
                 return [reading.place]  # records without texts may describe anything
         return [reading.place] if _is_described(reading) else []
 
     def splits(self, part: Path, reading: Reading) -> set[str | None]:
-        found = walk(reading.place, reading.inside_only, without=reading.without)
-        return {split_of_folder(path, reading.place) for path, _ in found if is_picture(path)}
+        entries = walk(reading.place, reading.inside_only, without=reading.without)
+        return {split_of_folder(path, reading.place) for path, _ in entries if is_picture(path)}
 
     def find(self, part: Path, reading: Reading) -> Iterator[Row]:
         described = _is_described(reading)
@@ -47,9 +47,9 @@ class TextBeside(Layout):
             pictures, texts = _sorted_out(entries)
             used: set[str] = set()
             for path in pictures:
-                own = _belonging(path, texts)
-                used.update(text.name for text in own.values())
-                yield _picture(path, own, reading, described)
+                belonging = _belonging(path, texts)
+                used.update(text.name for text in belonging.values())
+                yield _picture(path, belonging, reading, described)
             for path, problem in entries:
                 if path in pictures or path.name in used:
                     continue
@@ -58,8 +58,8 @@ class TextBeside(Layout):
                 yield unused(path, reading, problem)
 
     def files(self, reading: Reading) -> Iterator[str]:
-        found = walk(reading.place, reading.inside_only, without=reading.without)
-        yield from (os.path.abspath(entry.path) for entry in found)
+        entries = walk(reading.place, reading.inside_only, without=reading.without)
+        yield from (os.path.abspath(entry.path) for entry in entries)
 
     def rest(self, reading: Reading, parts: object) -> Iterator[Row]:
         yield from ()  # find has yielded them all
@@ -86,12 +86,12 @@ def _sorted_out(entries: list[Entry]) -> tuple[dict[Path, None], dict[str, Path]
 
 def _belonging(picture: Path, texts: dict[str, Path]) -> dict[str, Path]:
     """Return the texts of a picture by their suffixes: ``a.txt`` and ``a.jpg.txt``."""
-    found = {}
+    files = {}
     for suffix in TEXT_SUFFIXES:
         for name in (f"{picture.stem}.{suffix}", f"{picture.name}.{suffix}"):
             if name in texts:
-                found[name.removeprefix(f"{picture.stem}.")] = texts[name]
-    return found
+                files[name.removeprefix(f"{picture.stem}.")] = texts[name]
+    return files
 
 
 def _is_described(reading: Reading) -> bool:
@@ -100,8 +100,10 @@ def _is_described(reading: Reading) -> bool:
     for _, entries in _folders(reading):
         pictures, texts = _sorted_out(entries)
         for path in filter(is_picture, pictures):
-            own = _belonging(path, texts)
-            sure = {suffix: text for suffix, text in own.items() if suffix.endswith(".json") or suffix.endswith("xmp")}
+            belonging = _belonging(path, texts)
+            sure = {
+                suffix: text for suffix, text in belonging.items() if suffix.endswith(".json") or suffix.endswith("xmp")
+            }
             if _picture(path, sure, reading, True).captions:
                 return True
             looked += 1

@@ -55,9 +55,9 @@ def main(config: Check) -> None:
     named = Path("workflow/config", f"{config.study}.yaml")
     study = load_study(named if named.is_file() else config.study)
     check_evaluation_options(study.config)
-    found = findings(study)
-    print("\n".join(page(study, found)))
-    if any(finding.stops for finding in found):
+    results = findings(study)
+    print("\n".join(page(study, results)))
+    if any(finding.stops for finding in results):
         sys.exit(2)
 
 
@@ -65,9 +65,9 @@ def page(study: Study, found: list[Finding]) -> list[str]:
     """Return the findings as lines, the kinds in their order."""
     lines = [f"study {study.name}: {study.title}"]
     for kind in KINDS:
-        own = [finding for finding in found if finding.kind == kind]
-        lines += [f"{kind:<11} all here"] if not own else []
-        for number, finding in enumerate(own):
+        of_kind = [finding for finding in found if finding.kind == kind]
+        lines += [f"{kind:<11} all here"] if not of_kind else []
+        for number, finding in enumerate(of_kind):
             head = f"{'' if number else kind:<11} {'! ' if finding.stops else '- '}"
             lines += textwrap.wrap(
                 finding.text, 120, initial_indent=head, subsequent_indent=" " * 14, break_on_hyphens=False
@@ -83,11 +83,11 @@ def require(study: Study, rules: Collection[str]) -> list[str]:
     Raises UserError with everything that would stop one.
     """
     kinds = [kind for kind, of in KINDS.items() if set(of) & set(rules)]
-    found = findings(study, kinds)
-    if stopping := [finding for finding in found if finding.stops]:
+    results = findings(study, kinds)
+    if stopping := [finding for finding in results if finding.stops]:
         missing = "\n".join(f"  {finding.kind}: {finding.text}" for finding in stopping)
         raise UserError(f"the study {study.name} lacks what its jobs need:\n{missing}")
-    return [finding.text for finding in found]
+    return [finding.text for finding in results]
 
 
 def findings(study: Study, kinds: Collection[str] = tuple(KINDS)) -> list[Finding]:
@@ -130,12 +130,12 @@ def _lists(study: Study, cards: dict[str, SourceCard]) -> Iterator[Finding]:
 
 
 def _engines(cards: dict[str, SourceCard]) -> Iterator[Finding]:
-    wanted: dict[tuple[str, str, str | None], list[str]] = {}
+    engines: dict[tuple[str, str, str | None], list[str]] = {}
     for source, card in cards.items():
         if (own := card.back_translation) and own.engine != "none":
             for pivot in own.pivots:
-                wanted.setdefault((own.engine, pivot, own.models), []).append(source)
-    for (engine, pivot, models), sources in wanted.items():
+                engines.setdefault((own.engine, pivot, own.models), []).append(source)
+    for (engine, pivot, models), sources in engines.items():
         if absent := engine_class(engine).missing(pivot, models):
             yield Finding("engines", f"{', '.join(sources)}, captions through '{pivot}': {absent}")
 
@@ -143,7 +143,7 @@ def _engines(cards: dict[str, SourceCard]) -> Iterator[Finding]:
 def _extras(study: Study, cards: dict[str, SourceCard]) -> Iterator[Finding]:
     launchers = {study.launch_settings(name)["launcher"] for name in study.trained}
     tuned = [study.resolved(name).warm_start for name in study.trained]
-    wanted = {
+    extras = {
         "data": bool(cards),
         "demo": any(card.built_by for card in cards.values()),
         "train": True,
@@ -153,7 +153,7 @@ def _extras(study: Study, cards: dict[str, SourceCard]) -> Iterator[Finding]:
         "slurm": "srun" in launchers,
         "lora": any("lora" in (one.image, one.text) for one in tuned),
     }
-    for extra, needed in wanted.items():
+    for extra, needed in extras.items():
         if needed and (absent := absent_packages(extra)):
             yield Finding("extras", f"{', '.join(absent)} of the extra '{extra}': {how_to_install(extra)}")
 
@@ -252,8 +252,8 @@ def _slurm(nodes: int, gres: bool) -> Iterator[Finding]:
         )
         return
     try:
-        asked = ["sinfo", "-h", "-N", "-o", "%N %G"]
-        listed = subprocess.run(asked, capture_output=True, text=True, timeout=ASKS_FOR, check=True).stdout
+        command = ["sinfo", "-h", "-N", "-o", "%N %G"]
+        listed = subprocess.run(command, capture_output=True, text=True, timeout=ASKS_FOR, check=True).stdout
     except (subprocess.SubprocessError, OSError):
         yield Finding("GPUs", f"sinfo gives no answer within {ASKS_FOR:.0f} s, so the nodes are unknown", stops=False)
         return

@@ -54,14 +54,14 @@ def check_config(config: dict[str, Any]) -> dict[str, Any]:
 
 def schema() -> dict[str, Any]:
     """Return the JSON schema of a study, with the protocols and tables that there are."""
-    found = yaml.safe_load(resources.files("filip.conf").joinpath("study.schema.yaml").read_text("utf-8"))
+    content = yaml.safe_load(resources.files("filip.conf").joinpath("study.schema.yaml").read_text("utf-8"))
     names = {"$ref": "#/$defs/names"}
     listed = [name for name, kind in TABLES.items() if kind.rows in ("listed", "evaluated")]
-    found["properties"]["tables"]["properties"] = dict.fromkeys(listed, names)
-    found["properties"]["eval"]["properties"] |= dict.fromkeys(PROTOCOLS, names)
+    content["properties"]["tables"]["properties"] = dict.fromkeys(listed, names)
+    content["properties"]["eval"]["properties"] |= dict.fromkeys(PROTOCOLS, names)
     by_protocol = {"propertyNames": {"enum": [ALL, *PROTOCOLS]}}
-    found["$defs"]["by_protocol"] |= by_protocol
-    return found
+    content["$defs"]["by_protocol"] |= by_protocol
+    return content
 
 
 def _refuse(key: str, problem: str) -> None:
@@ -75,9 +75,9 @@ def _check_launches(config: dict[str, Any]) -> None:
     entries |= {f"fine_tune.{name}": tune for name, tune in config.get("fine_tune", {}).items()}
     entries["efficiency_train"] = config.get("efficiency_train", {})
     for name, entry in entries.items():
-        own = entry.get("launch", {})
-        _check_launch(f"{name}.launch", {**shared, **own})
-        for resource in own.get("resources", {}):
+        launch = entry.get("launch", {})
+        _check_launch(f"{name}.launch", {**shared, **launch})
+        for resource in launch.get("resources", {}):
             if resource not in {*shared.get("resources", {}), "slurm_extra"}:
                 _refuse(f"{name}.launch.resources.{resource}", "is not a resource of launch; state it there as well")
 

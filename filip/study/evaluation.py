@@ -25,11 +25,11 @@ def evaluation_options(config: Mapping[str, Any], model: str, protocols: Sequenc
     peer has the prompts and the ensemble of its authors, ``eval.overrides``, the peer's own ``eval``.
     """
     evaluation, peer = config["eval"], config.get("peers", {}).get(model)
-    given = [f"prompts={evaluation.get('prompts', PROMPTS if peer is None else AUTO)}"]
+    options = [f"prompts={evaluation.get('prompts', PROMPTS if peer is None else AUTO)}"]
     for overrides in (evaluation.get("overrides", {}), (peer or {}).get("eval", {})):
-        given += overrides.get(ALL, [])
-        given += [f"{protocol}.{text}" for protocol in protocols for text in overrides.get(protocol, [])]
-    return dict(text.split("=", 1) for text in given)
+        options += overrides.get(ALL, [])
+        options += [f"{protocol}.{text}" for protocol in protocols for text in overrides.get(protocol, [])]
+    return dict(text.split("=", 1) for text in options)
 
 
 def with_folders(evaluation: Mapping[str, Any]) -> dict[str, Any]:
@@ -81,13 +81,13 @@ def check_evaluation_options(config: Mapping[str, Any]) -> None:
     for key, (protocol, given) in places.items():
         for text in given:
             name = text.split("=", 1)[0]
-            known = _shared_options() if protocol == ALL else _settings_of(protocol)
-            if name not in known:
+            options = _shared_options() if protocol == ALL else _settings_of(protocol)
+            if name not in options:
                 whose = "filip eval" if protocol == ALL else f"the protocol {protocol}"
                 shared = f"; {name} is one of all protocols: give it in {ALL}" if name in _shared_options() else ""
                 raise UserError(
                     f"study config, key {key}: {whose} has no option {name!r} that a study may set; "
-                    f"it has {', '.join(known) or 'none'}{shared}"
+                    f"it has {', '.join(options) or 'none'}{shared}"
                 )
     cards = {name for protocol, names in config["eval"].items() if protocol in PROTOCOLS for name in names}
     for name, loader in config["eval"].get("loaders", {}).items():

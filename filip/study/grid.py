@@ -35,11 +35,11 @@ def with_grids(config: dict[str, Any]) -> dict[str, Any]:
 def with_seeds(config: dict[str, Any]) -> dict[str, Any]:
     """Write ``seeds: 3`` out: each run once more with seed 1 and 2, averaged into its row of every table."""
     runs, replicas = dict(config["runs"]), dict(config.get("replicas", {}))
-    for name, own in config["runs"].items():
+    for name, settings in config["runs"].items():
         for seed in range(1, config.get("seeds", 1)):
             member = f"{name}_s{seed}"
-            label = f"{own['label']}, seed {seed}"
-            runs[member] = {**own, "label": label, "overrides": [*own.get("overrides", []), f"seed={seed}"]}
+            label = f"{settings['label']}, seed {seed}"
+            runs[member] = {**settings, "label": label, "overrides": [*settings.get("overrides", []), f"seed={seed}"]}
             replicas[name] = [*replicas.get(name, []), member]
     return {**config, "runs": runs, "replicas": replicas}
 

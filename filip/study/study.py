@@ -63,17 +63,17 @@ class Study:
     @property
     def sources(self) -> list[str]:
         """Return all sources, also of single runs and of fine-tunings, each once, in order of first use."""
-        own = [source for run in self.runs.values() for source in run.get("sources", [])]
+        of_runs = [source for run in self.runs.values() for source in run.get("sources", [])]
         tuned = [tune["source"] for tune in self.fine_tunes.values()]
-        return list(dict.fromkeys([*self.config["sources"], *own, *tuned, *self.evaluation.get("sources", [])]))
+        return list(dict.fromkeys([*self.config["sources"], *of_runs, *tuned, *self.evaluation.get("sources", [])]))
 
     def replicas(self, run: str, *protocols: str) -> list[str]:
         """Return a run and its repetitions with other seeds; the run alone if it has none.
 
         protocols: evaluations for them all; the ones of ``eval.one_seed`` see the first training only.
         """
-        one = set(protocols) & set(self.evaluation.get("one_seed", []))
-        return [run] if one else [run, *self._replicas.get(run, [])]
+        single = set(protocols) & set(self.evaluation.get("one_seed", []))
+        return [run] if single else [run, *self._replicas.get(run, [])]
 
     def is_replica(self, run: str) -> bool:
         """Return True for a run that only repeats another one with another seed."""
@@ -96,32 +96,32 @@ class Study:
         """
         shared = self.config["train"]
         if name in self.fine_tunes:
-            own = self.fine_tunes[name]
-            sources = [own["source"]]
+            entry = self.fine_tunes[name]
+            sources = [entry["source"]]
             # The architecture is the run's. Its other overrides are about pre-training, and would undo settings of the
             # fine-tuning's experiment (no AutoAugment, no back-translation).
-            inherited = [text for text in self._overrides(own["from"]) if text.startswith("model.")]
+            inherited = [text for text in self._overrides(entry["from"]) if text.startswith("model.")]
         elif name in self.runs or name in self.trials:
-            own = self.runs.get(name) or self.trials[name]
-            sources = own.get("sources", self.config["sources"])
-            inherited = self._overrides(own["variant_of"]) if "variant_of" in own else []
+            entry = self.runs.get(name) or self.trials[name]
+            sources = entry.get("sources", self.config["sources"])
+            inherited = self._overrides(entry["variant_of"]) if "variant_of" in entry else []
         else:
-            own, sources = self.efficiency[name], self.config["sources"]
-            follows = "overrides" not in own and own.get("accuracy_of") in self.runs
-            inherited = self._overrides(own["accuracy_of"]) if follows else []
+            entry, sources = self.efficiency[name], self.config["sources"]
+            follows = "overrides" not in entry and entry.get("accuracy_of") in self.runs
+            inherited = self._overrides(entry["accuracy_of"]) if follows else []
             shared = {**shared, **self.config.get("efficiency_train", {})}
         return {
-            "experiment": own.get("experiment", shared["experiment"]),
+            "experiment": entry.get("experiment", shared["experiment"]),
             "sources": sources,
-            "overrides": [*shared.get("overrides", []), *inherited, *own.get("overrides", [])],
-            "from": own.get("from"),
+            "overrides": [*shared.get("overrides", []), *inherited, *entry.get("overrides", [])],
+            "from": entry.get("from"),
         }
 
     def _overrides(self, run: str) -> list[str]:
         """Return a run's overrides without the ones that all trainings share."""
-        own = self.runs[run]
-        inherited = self._overrides(own["variant_of"]) if "variant_of" in own else []
-        return [*inherited, *own.get("overrides", [])]
+        entry = self.runs[run]
+        inherited = self._overrides(entry["variant_of"]) if "variant_of" in entry else []
+        return [*inherited, *entry.get("overrides", [])]
 
     def launch_settings(self, name: str) -> dict[str, Any]:
         """Return the study's ``launch``, with the training's over it.
@@ -130,12 +130,12 @@ class Study:
         """
         shared = self.config["launch"]
         if name in self.efficiency:
-            own = self.config.get("efficiency_train", {}).get("launch", {})
+            launch = self.config.get("efficiency_train", {}).get("launch", {})
         else:
             entry = self.trained[name]
-            own = entry.get("launch") or self.runs.get(entry.get("variant_of", ""), {}).get("launch", {})
-        resources = {**shared.get("resources", {}), **own.get("resources", {})}
-        return {**shared, **own, "resources": resources}
+            launch = entry.get("launch") or self.runs.get(entry.get("variant_of", ""), {}).get("launch", {})
+        resources = {**shared.get("resources", {}), **launch.get("resources", {})}
+        return {**shared, **launch, "resources": resources}
 
     def resolved(self, name: str) -> TrainConfig:
         """Compose the training config from the settings of ``name``; without its files, which the workflow adds."""
@@ -163,13 +163,13 @@ class Study:
     def rows(self, table: str) -> list[str]:
         """Return the rows of a table, in order: runs, then peers; or by its kind. Empty: no table."""
         kind = TABLES[table]
-        own = [run for run in self.runs if not self.is_replica(run)]
+        runs = [run for run in self.runs if not self.is_replica(run)]
         if kind.rows == "evaluated":
-            return list(self.config["tables"].get(table, own if self.benchmarks(table) else []))
+            return list(self.config["tables"].get(table, runs if self.benchmarks(table) else []))
         if kind.rows != "listed":
             prompted = self.benchmarks("zero_shot") + self.benchmarks("retrieval")
-            found = {"efficiency": list(self.efficiency), "runs": own, "benchmarks": prompted}
-            return found.get(kind.rows, [*own, *self.fine_tunes])
+            rows_by_table = {"efficiency": list(self.efficiency), "runs": runs, "benchmarks": prompted}
+            return rows_by_table.get(kind.rows, [*runs, *self.fine_tunes])
         named = self._tables.get(table, [])
         peers = self.peers if named and kind.with_peers else {}
         return list(dict.fromkeys([*named, *peers]))

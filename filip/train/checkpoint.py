@@ -261,12 +261,12 @@ def training_hash(state: LoopState) -> str:
 
 def saved_precision(config: TrainConfig, ranks: Ranks) -> str | None:
     """Return the precision of the checkpoint from which ``resume=auto`` would continue; None without one."""
-    found = None
+    precision = None
     with raise_together(ranks):
         if ranks.is_main and config.resume == "auto" and not is_finished(Path(config.run_dir)):
             checkpoint, _ = newest_intact(Path(config.run_dir) / "checkpoints")
-            found = read_state(checkpoint).precision if checkpoint else None
-    return from_main(ranks, found)
+            precision = read_state(checkpoint).precision if checkpoint else None
+    return from_main(ranks, precision)
 
 
 def choose_checkpoint(config: TrainConfig, state: LoopState, ranks: Ranks) -> Resumption:
@@ -274,14 +274,14 @@ def choose_checkpoint(config: TrainConfig, state: LoopState, ranks: Ranks) -> Re
 
     Raises UserError if the checkpoints belong to a training with other settings or data.
     """
-    found = Resumption()
+    resumption = Resumption()
     notes = set_aside_damaged(Path(config.run_dir) / "checkpoints", ranks) if config.resume == "auto" else []
     with raise_together(ranks):
         if ranks.is_main:
-            found = _choose(config, state, notes)
-            if found.checkpoint is not None:
+            resumption = _choose(config, state, notes)
+            if resumption.checkpoint is not None:
                 refuse_changed_data(config)
-    return from_main(ranks, found)
+    return from_main(ranks, resumption)
 
 
 def continue_from(found: Resumption, engine: Engine, state: LoopState, folder: Path, ranks: Ranks) -> list[str]:
@@ -303,17 +303,17 @@ def _choose(config: TrainConfig, state: LoopState, notes: list[str]) -> Resumpti
     if config.resume == "never":
         return Resumption(start_again=True)
     if config.resume != "auto":
-        given = Path(config.resume)
-        if not (given / STATE).is_file():
+        chosen = Path(config.resume)
+        if not (chosen / STATE).is_file():
             raise UserError(
                 f"resume={config.resume} is not a finished checkpoint (no {STATE} in it); give a folder such as "
                 f"{folder}/step00001000, or resume=auto"
             )
-        if damage := find_damage(given):
+        if damage := find_damage(chosen):
             raise UserError(f"resume={config.resume} is damaged: {damage}; give another checkpoint, or resume=auto")
-        saved = read_state(given)
+        saved = read_state(chosen)
         other_start = [OTHER_START] if saved.init_from != state.init_from else []
-        return _resumption(given, saved, state, [*_differences(saved, state), *other_start])
+        return _resumption(chosen, saved, state, [*_differences(saved, state), *other_start])
     if is_finished(run_dir):
         if Path(config.result).is_file() and Path(config.out).is_file():
             raise UserError(
@@ -321,12 +321,12 @@ def _choose(config: TrainConfig, state: LoopState, notes: list[str]) -> Resumpti
                 "again, or resume=PATH to continue from a checkpoint"
             )
         results = (config.out, config.result)
-        if (kept := kept_result(run_dir, training_hash(state), results, code_hash(config))) is not None:
+        if (earlier_result := kept_result(run_dir, training_hash(state), results, code_hash(config))) is not None:
             return Resumption(
-                kept=kept,
+                kept=earlier_result,
                 notes=(
                     "this run has finished before, with the same code, settings and data: "
-                    f"its result is taken from {kept}; resume=never trains again",
+                    f"its result is taken from {earlier_result}; resume=never trains again",
                 ),
             )
         return Resumption(start_again=True, notes=("this run has finished before; it starts again",))
@@ -361,10 +361,10 @@ def _resumption(
 
 def _differences(saved: LoopState, state: LoopState) -> list[str]:
     """Return the differences from the checkpoint in learning settings and data, one sentence each."""
-    found = changed_settings(saved.settings, state.settings)
+    changed = changed_settings(saved.settings, state.settings)
     if saved.manifests and sorted(saved.manifests.values()) != sorted(state.manifests.values()):
         for place in sorted(saved.manifests.keys() | state.manifests.keys()):
             before, after = saved.manifests.get(place), state.manifests.get(place)
             if before != after:
-                found.append(f"the data manifest of {place} was {before}, is {after}")
-    return found
+                changed.append(f"the data manifest of {place} was {before}, is {after}")
+    return changed

@@ -92,13 +92,13 @@ def _measure(run: Run, weights: dict[str, torch.Tensor]) -> dict[str, float]:
         if run.ranks.is_main:
             save_model(model, run.engine.model, {"run": run.config.run, "steps": step}, state=merged(weights))
     weights.clear()
-    own = ModelOptions(model=str(model), device=str(run.ranks.device))
+    options = ModelOptions(model=str(model), device=str(run.ranks.device))
     values: dict[str, float] = {}
     log = folder / "eval.log" if run.ranks.is_main else Path(os.devnull)
     with open(log, "a", encoding="utf-8") as file, contextlib.redirect_stderr(file):
         with _alone(run.ranks):
-            encoder = own.encoder()
-        header = result_header(own, encoder, run.config.run)
+            encoder = options.encoder()
+        header = result_header(options, encoder, run.config.run)
         share = Share(run.ranks.rank, run.ranks.world_size, run.ranks.gather)
         context, cards = Context(c.root, share=share), load_cards(c.data)
         for name, protocol in _shared().items():

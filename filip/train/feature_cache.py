@@ -45,9 +45,9 @@ def cache_folder(feature_cache: str | None, model: DualEncoder, precision: str) 
         return None
     stem = model.image.stem
     if stem is None or any(parameter.requires_grad for parameter in stem.parameters()):
-        found = "there is none" if stem is None else "it learns"
+        reason = "there is none" if stem is None else "it learns"
         raise UserError(
-            f"data.feature_cache={feature_cache} keeps what a frozen model.image.stem computes, and {found}; give "
+            f"data.feature_cache={feature_cache} keeps what a frozen model.image.stem computes, and {reason}; give "
             "model.image.stem=…, init_from=timm:… and warm_start.image=frozen_stem, or leave data.feature_cache out"
         )
     config = model.config.image

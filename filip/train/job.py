@@ -123,11 +123,11 @@ def was_stopped(output: str, answered: bool) -> bool:
 
 def last_failure(run_dir: Path) -> str | None:
     """Return a sentence about how the newest start of a run failed; None if it did not, or is still at work."""
-    found = attempts(run_dir)
-    if not found or found[-1].get("outcome") in (None, "finished", "saved"):
+    starts = attempts(run_dir)
+    if not starts or starts[-1].get("outcome") in (None, "finished", "saved"):
         return None
-    begun = next(line for line in found if line["attempt"] == found[-1]["attempt"])
-    return f"start {begun['attempt']} on {begun['host']}: {found[-1]['error']} (see {run_dir / begun['log']})"
+    begun = next(line for line in starts if line["attempt"] == starts[-1]["attempt"])
+    return f"start {begun['attempt']} on {begun['host']}: {starts[-1]['error']} (see {run_dir / begun['log']})"
 
 
 def attempts(run_dir: Path) -> list[dict[str, Any]]:

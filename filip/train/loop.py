@@ -187,21 +187,21 @@ def open_run(
         settings=resumable_settings(config),
         init_from=content_hash(config.init_from) if config.init_from and ranks.is_main else None,
     )
-    found = choose_checkpoint(config, state, ranks)
-    if found.kept is not None:
+    resumption = choose_checkpoint(config, state, ranks)
+    if resumption.kept is not None:
         if ranks.is_main:
-            put_in_place(found.kept, (config.out, config.result))
-            say(found.notes[-1])
+            put_in_place(resumption.kept, (config.out, config.result))
+            say(resumption.notes[-1])
         barrier(ranks)
         sys.exit(0)
-    if found.saved is not None:
+    if resumption.saved is not None:
         with raise_together(ranks):
-            loader.load_state_dict(found.saved.loader)
+            loader.load_state_dict(resumption.saved.loader)
         if not ranks.is_main:
             loader.counters.clear()  # a checkpoint has the sums over ranks, which the first one carries on
-    prepare_folder(run_dir / "checkpoints", ranks, found.start_again)
+    prepare_folder(run_dir / "checkpoints", ranks, resumption.start_again)
     engine = make_engine(model, config, batching, ranks.world_size, loss)
-    notes = continue_from(found, engine, state, run_dir / "checkpoints", ranks)
+    notes = continue_from(resumption, engine, state, run_dir / "checkpoints", ranks)
     start = record_start(run_dir, config, state.step, ranks.world_size, schedule.steps) if ranks.is_main else {}
     if ranks.is_main and model.json_tokenizer is not None:
         with replacing(run_dir / TOKENIZER) as part:

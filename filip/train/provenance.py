@@ -65,10 +65,10 @@ def record_finish(
     training: hash of the settings that a later start must share to be given this run's result.
     files: the results, of which the run keeps copies. code: :func:`code_hash` of this training.
     """
-    kept = run_dir / KEPT
+    copies = run_dir / KEPT
     for file in files:
-        kept.mkdir(exist_ok=True)
-        copy_or_link(Path(file), kept / Path(file).name)
+        copies.mkdir(exist_ok=True)
+        copy_or_link(Path(file), copies / Path(file).name)
     record = {"time": now(), "step": step, "commit": commit, "code": code, "training": training}
     write_json(run_dir / FINISHED, record)
 
@@ -79,10 +79,10 @@ def kept_result(run_dir: Path, training: str, files: Sequence[str], code: str) -
     None if the run was not this ``training`` with this code. Otherwise another training would only repeat it. A
     workflow asks for one after its Snakemake has died: it deletes the results before it starts the training anew.
     """
-    record, kept = json.loads((run_dir / FINISHED).read_text(encoding="utf-8")), run_dir / KEPT
+    record, copies = json.loads((run_dir / FINISHED).read_text(encoding="utf-8")), run_dir / KEPT
     if (record.get("training"), record.get("code")) != (training, code):
         return None
-    return kept if all((kept / Path(file).name).is_file() for file in files) else None
+    return copies if all((copies / Path(file).name).is_file() for file in files) else None
 
 
 def put_in_place(kept: Path, files: Sequence[str]) -> None:
@@ -110,12 +110,12 @@ def code_hash(config: TrainConfig) -> str:
     files = [root / name for name in ("device.py", "tokenizer.py", "json_tokenizer.py")]
     for folder in ("train", "models", "interaction", "data/loading"):
         files += [file for file in (root / folder).rglob("*") if file.suffix in SOURCES]
-    found = {str(file.relative_to(root)): sha256_of(file) for file in sorted(files)}
+    hashes = {str(file.relative_to(root)): sha256_of(file) for file in sorted(files)}
     used = [TERMS[name].compute for name in resolve_weights(config.loss, config.model.interaction)]
     for package in sorted({_package(function) for function in (*used, OPTIMIZERS[config.optimizer.name].build)}):
         if package != "filip":
-            found |= {f"{package}:{name}": content for name, content in _sources(package).items()}
-    return digest(found)
+            hashes |= {f"{package}:{name}": content for name, content in _sources(package).items()}
+    return digest(hashes)
 
 
 def _package(function: Any) -> str:

@@ -31,12 +31,12 @@ def gather_to_main(engine: Engine, ranks: Ranks) -> dict[str, Tensor]:
     from deepspeed.utils import safe_get_full_fp32_param
 
     state: dict[str, Tensor] = {}
-    read = safe_get_full_fp32_param
+    full_parameter = safe_get_full_fp32_param
     if engine.averages:
-        read = state_reader(engine.deepspeed, engine.optimizer, AVERAGE)
+        full_parameter = state_reader(engine.deepspeed, engine.optimizer, AVERAGE)
     for name, parameter in engine.model.named_parameters():
         if parameter.requires_grad:
-            whole = read(parameter)
+            whole = full_parameter(parameter)
             if ranks.is_main:
                 state[name] = _to_cpu(parameter if whole is None else whole)
             continue

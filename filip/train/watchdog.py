@@ -102,7 +102,7 @@ class Watchdog:
 
     def observe(self, status: StepStatus) -> list[Alert]:
         """Return alerts that begin with this step; a condition is reported once until it has ended."""
-        found = []
+        alerts = []
         for kind, holds, patience, message in [
             *self._numbers(status),
             *self._shares(status),
@@ -117,10 +117,10 @@ class Watchdog:
             first = self._since.setdefault(kind, status.step)
             self._times[kind] = self._times.get(kind, 0) + 1
             if self._times[kind] == patience:
-                found.append(Alert(kind, first, status.step, message))
+                alerts.append(Alert(kind, first, status.step, message))
         if status.finite:
             self._losses.append(status.loss)
-        return found
+        return alerts
 
     def _numbers(self, status: StepStatus) -> Iterator[_Condition]:
         """Return what the scalars of one step say."""
@@ -137,16 +137,16 @@ class Watchdog:
         yield "loss scale collapsed", collapsed, 1, f"it is {status.loss_scale:g} and steps still overflow"
         clamped = at_clamp(scale, self.max_logit_scale)
         yield "logit scale at its clamp", clamped, s.clamp_steps, f"the scale stays at {scale:.1f}"
-        told = f"the loss is {loss:.3f}, the median of the steps before {self._median:.3f}"
-        yield "loss spike", spike, s.spike_steps, told
-        told = f"the loss stays at {chance:.3f}, chance for {self.contrastive_batch} pairs"
-        yield "loss stuck at log(batch)", stuck, s.stuck_steps, told
-        told = (
+        message = f"the loss is {loss:.3f}, the median of the steps before {self._median:.3f}"
+        yield "loss spike", spike, s.spike_steps, message
+        message = f"the loss stays at {chance:.3f}, chance for {self.contrastive_batch} pairs"
+        yield "loss stuck at log(batch)", stuck, s.stuck_steps, message
+        message = (
             f"by {spread or 0:.1e} of it, where it should be one number; their weights are no longer the same, so stop "
             "and resume from the checkpoint before"
         )
         disagree = None if spread is None else spread > s.grad_norm_spread
-        yield "ranks disagree on the gradient norm", disagree, 1, told
+        yield "ranks disagree on the gradient norm", disagree, 1, message
 
     def _shares(self, status: StepStatus) -> Iterator[_Condition]:
         """Return what the last ``window_steps`` steps say together, once there are so many."""
@@ -204,7 +204,7 @@ class Watchdog:
 
         ``seconds``: those of a step in this interval, which ends at ``step``. ``data``, ``encoding``: the slowest.
         """
-        found = []
+        alerts = []
         for kind, slowest, slow in (
             ("slow data", data, data.seconds - data.median > DATA_SHARE * seconds),
             ("straggler", encoding, self._straggles(encoding, seconds)),
@@ -216,8 +216,8 @@ class Watchdog:
                 seen.append((slowest.rank, step))
             if len(seen) == self.limits.straggler_intervals:
                 what = "waiting for its data" if kind == "slow data" else "encoding its batch"
-                found.append(Alert(kind, seen[0][1], step, f"{what}, {slowest}"))
-        return found
+                alerts.append(Alert(kind, seen[0][1], step, f"{what}, {slowest}"))
+        return alerts
 
     def _straggles(self, encoding: Slowest, seconds: float) -> bool:
         late = encoding.seconds - encoding.median

@@ -90,8 +90,8 @@ def colbert_kd_scores(
     """
     packed = _pack(queries_embeddings, documents_embeddings, queries_mask, documents_mask)
     of_query = torch.arange(packed.empty.numel()).view(documents_embeddings.shape[:2])
-    own = torch.arange(len(of_query))[:, None].expand_as(of_query)
-    means = late_interaction_pairs(*packed.tokens, own, of_query, image_mask=packed.queries_mask).i2t
+    queries = torch.arange(len(of_query))[:, None].expand_as(of_query)
+    means = late_interaction_pairs(*packed.tokens, queries, of_query, image_mask=packed.queries_mask).i2t
     return packed.scores(means, packed.empty.view(means.shape), length_normalize)
 
 

@@ -82,8 +82,8 @@ def exchange_calls(
     mistake = own if isinstance(own, Exception) else None
     call = Call() if isinstance(own, Exception) else own
     room = _rooms.get(group_key(group), 0)
-    told = gather_counts([*call, *_filled(lengths[:room], room)], device, group)
-    calls = [Call(*numbers[: len(call)]) for numbers in told]
+    gathered = gather_counts([*call, *_filled(lengths[:room], room)], device, group)
+    calls = [Call(*numbers[: len(call)]) for numbers in gathered]
     if not all(other.valid for other in calls):
         sentences = _gather_messages(str(mistake or ""), device, group)
         if mistake is not None:
@@ -91,7 +91,7 @@ def exchange_calls(
         rank = next(rank for rank, other in enumerate(calls) if not other.valid)
         raise ValueError(f"rank {rank} of {len(calls)} refused its arguments: {sentences[rank]}")
     _compare(calls)
-    every = [numbers[len(call) :] for numbers in told]
+    every = [numbers[len(call) :] for numbers in gathered]
     most = max(other.texts for other in calls)
     if lengths and most > room:
         room = _rooms[group_key(group)] = 1 << (most - 1).bit_length()

@@ -135,17 +135,17 @@ def choose_backend(
     """
     if not isinstance(backend, str):
         return backend
-    wanted, source = backend, "backend="
+    name, source = backend, "backend="
     if backend == "auto" and os.environ.get(ENVIRONMENT_VARIABLE):
-        wanted, source = os.environ[ENVIRONMENT_VARIABLE], f"the environment variable {ENVIRONMENT_VARIABLE}="
-    if wanted == "auto":
+        name, source = os.environ[ENVIRONMENT_VARIABLE], f"the environment variable {ENVIRONMENT_VARIABLE}="
+    if name == "auto":
         return _automatic(image_tokens, longest, products)
-    if wanted not in BACKENDS:
-        raise ValueError(f"{source}{wanted!r} is not a backend; choose one of {', '.join(backend_names())}")
-    found, reason = _load(wanted, image_tokens, longest)
-    if found is None:
-        raise ValueError(f"{source}{wanted!r} cannot run here: {reason}; use 'tiled' or 'auto'")
-    return found
+    if name not in BACKENDS:
+        raise ValueError(f"{source}{name!r} is not a backend; choose one of {', '.join(backend_names())}")
+    module, reason = _load(name, image_tokens, longest)
+    if module is None:
+        raise ValueError(f"{source}{name!r} cannot run here: {reason}; use 'tiled' or 'auto'")
+    return module
 
 
 def run_forward(module: Backend, tokens: Tokens, save_for_backward: bool = True) -> tuple[Pair, Residuals]:
@@ -163,11 +163,11 @@ def run_backward(module: Backend, tokens: Tokens, grads: Pair, residuals: Residu
 def _automatic(image_tokens: Tensor, longest: int, products: int | None) -> Backend:
     for name, entry in BACKENDS.items():
         if entry.auto_on == image_tokens.device.type:
-            found, reason = None, entry.declines(image_tokens, products)
+            module, reason = None, entry.declines(image_tokens, products)
             if reason is None:
-                found, reason = _load(name, image_tokens, longest)
-            if found is not None:
-                return found
+                module, reason = _load(name, image_tokens, longest)
+            if module is not None:
+                return module
             if reason:
                 _notice_once(f"{reason}; using the tiled PyTorch backend, which is exact but slower")
     return tiled

@@ -53,7 +53,7 @@ class Blockwise:
         """Return the gradients of both inputs in the accumulation dtype."""
         sides = tokens.image.flatten(0, -2), tokens.text
         wide = accumulation_dtype(tokens.image.dtype)
-        found = [
+        gradients = [
             torch.zeros_like(side, dtype=wide) if need else side.new_empty(0, dtype=wide)
             for side, need in zip(sides, needs, strict=True)
         ]
@@ -62,8 +62,8 @@ class Blockwise:
             upstream = [grad[blocks[0].items[:, None], blocks[1].items].to(wide) for grad in grads]
             for side, gradient in enumerate(self._gradients(parts, upstream, needs)):
                 if gradient is not None:
-                    found[side].index_add_(0, blocks[side].rows.flatten(), gradient.flatten(0, 1))
-        return found[0].view(tokens.image.shape if needs[0] else (0,)), found[1]
+                    gradients[side].index_add_(0, blocks[side].rows.flatten(), gradient.flatten(0, 1))
+        return gradients[0].view(tokens.image.shape if needs[0] else (0,)), gradients[1]
 
     def _gradients(
         self, parts: list[Tensor], upstream: list[Tensor], needs: tuple[bool, bool]
@@ -71,8 +71,8 @@ class Blockwise:
         with torch.enable_grad():
             inputs = [part.requires_grad_() for part, need in zip(parts, needs, strict=True) if need]
             scores = self.score(*parts)
-        found = iter(torch.autograd.grad(scores, inputs, upstream) if inputs else ())
-        return (next(found) if need else None for need in needs)
+        gradients = iter(torch.autograd.grad(scores, inputs, upstream) if inputs else ())
+        return (next(gradients) if need else None for need in needs)
 
     def _blocks(self, tokens: Tokens) -> Iterator[tuple[_Block, _Block]]:
         """Yield the images and the texts of each block: those of a side are equally long."""

@@ -47,8 +47,8 @@ def gather_counts(counts: list[int], device: torch.device, group: Group) -> list
     """Return every rank's ``counts`` (equally many on each), in rank order, through the host if the group can."""
     talking = _host_groups.get(group_key(group), group)
     on_host = "cpu:" in dist.get_backend_config(talking)
-    own = torch.tensor(counts, device="cpu" if on_host else device)
-    return _gather(own, talking).view(world_size(group), -1).tolist()
+    row = torch.tensor(counts, device="cpu" if on_host else device)
+    return _gather(row, talking).view(world_size(group), -1).tolist()
 
 
 def gather_rows(rows: Tensor, counts: Sequence[int], group: Group) -> Tensor:
@@ -76,11 +76,11 @@ def reduce_scatter_rows(rows: Tensor, counts: Sequence[int], group: Group) -> Te
         for section, part in zip(padded, rows.split(list(counts)), strict=True):
             section[: len(part)] = part
         padded = padded.flatten(0, 1)
-    own = rows.new_empty(longest, *rows.shape[1:])
+    block = rows.new_empty(longest, *rows.shape[1:])
     # PyTorch renames its collectives that take one tensor; those that take lists copy what they send and receive.
     scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
-    scatter(own, padded, group=group)
-    return own[: counts[group_rank(group)]]
+    scatter(block, padded, group=group)
+    return block[: counts[group_rank(group)]]
 
 
 def _gather(own: Tensor, group: Group) -> Tensor:

@@ -22,13 +22,13 @@ def first_derivative_only(backward: Callable[..., Gradients]) -> Callable[..., G
     @functools.wraps(backward)
     def once(ctx: Any, *grads: Tensor) -> Gradients:
         with torch.no_grad():
-            found = backward(ctx, *grads)
+            gradients = backward(ctx, *grads)
         if not torch.is_grad_enabled():  # enabled by create_graph=True
-            return found
+            return gradients
         # Anchored on the tokens, so that a derivative with respect to them is refused however it is asked for.
         anchors = [tensor for tensor in (*ctx.saved_tensors, *grads) if tensor.requires_grad]
         anchors = anchors or [torch.zeros((), requires_grad=True)]
-        return tuple(g if g is None else _SecondDerivative.apply(g, *anchors) for g in found)
+        return tuple(g if g is None else _SecondDerivative.apply(g, *anchors) for g in gradients)
 
     return once
 

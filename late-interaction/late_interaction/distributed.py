@@ -102,8 +102,8 @@ def score_ranks(
         if exchange not in EXCHANGES:
             raise unknown_exchange(exchange)
         tokens = image_tokens, text_tokens, text_lengths, image_mask, image_lengths
-        found = interact(*tokens, backend=backend, dtype=dtype, recompute=recompute)
-        return found, [found.i2t.shape[1]]
+        similarity = interact(*tokens, backend=backend, dtype=dtype, recompute=recompute)
+        return similarity, [similarity.i2t.shape[1]]
     own: Call | Exception
     chosen, temperature = named(backend)
     lengths: list[int] = []
@@ -217,10 +217,10 @@ class _Gathered(torch.autograd.Function):
     @staticmethod
     @first_derivative_only
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        image, text, texts, *kept = ctx.saved_tensors
+        image, text, texts, *residuals = ctx.saved_tensors
         plan, layout, needs = ctx.plan, ctx.layout, ctx.needs_input_grad[:2]
         grad_t2i = all_to_all_blocks(grads[1].T, layout.texts, layout.images, layout.group).T
-        own, remote = plan.gradients(plan.tokens(image, texts), (grads[0], grad_t2i), tuple(kept), needs)
+        own, remote = plan.gradients(plan.tokens(image, texts), (grads[0], grad_t2i), tuple(residuals), needs)
         if needs[1]:  # the same on all ranks
             remote = reduce_scatter_rows(remote, layout.tokens, layout.group)
         return *as_input_gradients((own, remote), needs, (image, text)), None, None
@@ -256,9 +256,9 @@ class _Ring(torch.autograd.Function):
         for step, (owner, block) in enumerate(ring_blocks(texts, layout)):
             columns = layout.columns(owner)
             of_owner = plan._replace(lengths=layout.lengths[owner])
-            kept = tuple(saved[step * per_step : (step + 1) * per_step])
+            residuals = tuple(saved[step * per_step : (step + 1) * per_step])
             both = (grads[0][:, columns], grad_t2i[:, columns])
-            own, remote = of_owner.gradients(of_owner.tokens(images, block), both, kept, needs)
+            own, remote = of_owner.gradients(of_owner.tokens(images, block), both, residuals, needs)
             if needs[0]:
                 grad_images += own
             if not needs[1]:  # the same on all ranks

@@ -116,10 +116,10 @@ def _gradients(
     leaves = [tensor.requires_grad_(tensor.is_floating_point()) for tensor in whole]
     with torch.enable_grad():
         result = loss(*leaves)
-        wanted = [leaf for leaf in leaves if leaf.requires_grad]
+        needing = [leaf for leaf in leaves if leaf.requires_grad]
         # zeros for an output that this step's loss does not read
-        found = torch.autograd.grad(result.loss * loss_scale, wanted, materialize_grads=True)
-    remaining = iter(found)
+        gradients = torch.autograd.grad(result.loss * loss_scale, needing, materialize_grads=True)
+    remaining = iter(gradients)
     split: list[Sequence[Tensor | None]] = []
     for position, leaf in enumerate(leaves):
         counts = [len(tensors[position]) for tensors in outputs]

@@ -27,8 +27,8 @@ class Lengths(list[int]):
         """Return ``make(self, *how)``, computed once."""
         if (make, *how) not in self._derived:
             self._derived[make, *how] = make(self, *how)
-        found: T = self._derived[make, *how]
-        return found
+        value: T = self._derived[make, *how]
+        return value
 
 
 def derived(lengths: list[int], make: Callable[..., T], *how: Any) -> T:

@@ -174,14 +174,14 @@ def backward(tokens: Tokens, grads: Pair, residuals: Residuals, needs: tuple[boo
 
     One that is not needed is an empty tensor.
     """
-    problem, found = _problem(tokens), _gradients(tokens, needs)
+    problem, gradients = _problem(tokens), _gradients(tokens, needs)
     upstream = [g.detach().to(torch.float32).expand(tokens.shape).contiguous() for g in grads]
     if tokens.temperature:
         shifted = _shifted(problem, tokens.temperature)
-        _call("interaction_smooth_backward", problem, False, tokens.temperature, shifted, *upstream, *found)
+        _call("interaction_smooth_backward", problem, False, tokens.temperature, shifted, *upstream, *gradients)
     else:
-        _call("interaction_backward", problem, _wide(tokens), *upstream, *residuals, *found)
-    return found
+        _call("interaction_backward", problem, _wide(tokens), *upstream, *residuals, *gradients)
+    return gradients
 
 
 def _wide(tokens: Tokens) -> bool:

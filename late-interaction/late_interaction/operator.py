@@ -120,8 +120,8 @@ class Plan(NamedTuple):
 
     def score(self, tokens: Tokens) -> tuple[Pair, Residuals]:
         """Return both similarities, and the backend's state for the backward."""
-        found, residuals = run_forward(self.module, tokens, save_for_backward=not self.recompute)
-        return found, () if self.recompute else residuals
+        scores, residuals = run_forward(self.module, tokens, save_for_backward=not self.recompute)
+        return scores, () if self.recompute else residuals
 
     def gradients(self, tokens: Tokens, grads: Pair, kept: Residuals, needs: tuple[bool, bool]) -> Pair:
         """Return the gradients of both sides, in the accumulation dtype."""
@@ -135,18 +135,18 @@ class _OfPython(torch.autograd.Function):
     # The tokens are saved as they came: a second derivative with respect to them is then seen, and refused.
     @staticmethod
     def forward(ctx: Any, image_tokens: Tensor, text_tokens: Tensor, plan: Plan) -> Pair:
-        found, residuals = plan.score(plan.tokens(image_tokens, text_tokens))
+        scores, residuals = plan.score(plan.tokens(image_tokens, text_tokens))
         ctx.save_for_backward(image_tokens, text_tokens, *residuals)
         ctx.plan = plan
-        return found
+        return scores
 
     @staticmethod
     @first_derivative_only
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        image, text, *kept = ctx.saved_tensors
+        image, text, *residuals = ctx.saved_tensors
         needs = ctx.needs_input_grad[:2]
-        found = ctx.plan.gradients(ctx.plan.tokens(image, text), grads, tuple(kept), needs)
-        return *as_input_gradients(found, needs, (image, text)), None
+        gradients = ctx.plan.gradients(ctx.plan.tokens(image, text), grads, tuple(residuals), needs)
+        return *as_input_gradients(gradients, needs, (image, text)), None
 
 
 def as_input_gradients(
@@ -172,11 +172,11 @@ def _forward(
     ``temperature``: of the smooth maximum; 0: the maximum.
     """
     tokens = pack(image_tokens, text_tokens, text_lengths, image_mask, image_lengths, temperature).rounded(dtype)
-    found, residuals = run_forward(_module(tokens, backend), tokens, save)
+    scores, residuals = run_forward(_module(tokens, backend), tokens, save)
     if not (save and residuals):
         residuals = image_tokens.new_empty(0), image_tokens.new_empty(0)
     first, second = (residual.flatten().view(torch.uint8) for residual in residuals)
-    return *found, first, second
+    return *scores, first, second
 
 
 def _shapes(image_tokens: Tensor, text_tokens: Tensor, text_lengths: Tensor, *others: Any) -> tuple[Tensor, ...]:
@@ -210,10 +210,12 @@ def _backward(
     """
     tokens = pack(image_tokens, text_tokens, text_lengths, image_mask, image_lengths, temperature).rounded(dtype)
     module = _module(tokens, backend)
-    residuals = tuple(kept for kept in (first, second) if kept.numel()) if saved else run_forward(module, tokens)[1]
-    found = run_backward(module, tokens, (grad_i2t, grad_t2i), residuals, (image_needed, text_needed))
+    residuals = (
+        tuple(residual for residual in (first, second) if residual.numel()) if saved else run_forward(module, tokens)[1]
+    )
+    gradients = run_backward(module, tokens, (grad_i2t, grad_t2i), residuals, (image_needed, text_needed))
     masks = image_mask, text_mask(text_tokens, text_lengths) if text_tokens.dim() == 3 else None
-    sides = zip(found, (image_tokens, text_tokens), masks, (image_needed, text_needed), strict=True)
+    sides = zip(gradients, (image_tokens, text_tokens), masks, (image_needed, text_needed), strict=True)
     of_images, of_texts = (_padded(*side) for side in sides)
     return of_images, of_texts
 
@@ -245,8 +247,8 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 
 def _differentiate(ctx: Any, grad_i2t: Tensor, grad_t2i: Tensor, *_: object) -> tuple[Tensor | None, ...]:
     needs = ctx.needs_input_grad[:2]
-    found = gradients(grad_i2t, grad_t2i, *ctx.saved_tensors, *ctx.settings, *needs)
-    return *(g if need else None for g, need in zip(found, needs, strict=True)), *[None] * 7
+    results = gradients(grad_i2t, grad_t2i, *ctx.saved_tensors, *ctx.settings, *needs)
+    return *(g if need else None for g, need in zip(results, needs, strict=True)), *[None] * 7
 
 
 def _register(name: str, function: Any, fake: Any, backward: Any, save: Any = None) -> Any:

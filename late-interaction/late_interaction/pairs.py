@@ -91,7 +91,7 @@ class _Pairs(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         image, text, *winners = ctx.saved_tensors
         chosen, needs = ctx.chosen, ctx.needs_input_grad[:2]
-        found = [
+        gradients = [
             torch.zeros_like(side, dtype=grads[0].dtype) if need else None
             for side, need in zip((image, text), needs, strict=True)
         ]
@@ -99,22 +99,22 @@ class _Pairs(torch.autograd.Function):
         counts = None if chosen.mask is None else chosen.mask.sum(dim=1)
         saved = iter(winners)
         with torch.autocast(image.device.type, enabled=False), full_precision(image.device):
-            for places, own, rows in chosen.blocks(image.shape[1], image.device):
+            for places, mask, rows in chosen.blocks(image.shape[1], image.device):
                 to_text, to_image = next(saved).long(), next(saved).long()  # [pairs, n1] and [pairs, n2]
-                by_image = of_i2t[places] / (image.shape[1] if counts is None else counts[own])
+                by_image = of_i2t[places] / (image.shape[1] if counts is None else counts[mask])
                 by_token = by_image[:, None].expand_as(to_text)
                 if chosen.mask is not None:
-                    by_token = torch.where(chosen.mask[own], by_token, 0)
+                    by_token = torch.where(chosen.mask[mask], by_token, 0)
                 by_word = (of_t2i[places] / rows.shape[1])[:, None].expand_as(to_image)
                 weights = by_token.new_zeros(*to_text.shape, rows.shape[1])
                 weights.scatter_(2, to_text[..., None], by_token[..., None])
                 weights.scatter_add_(1, to_image[:, None], by_word[:, None])
-                if found[0] is not None:
-                    found[0].index_add_(0, own, weights @ text[rows].to(weights.dtype))
-                if found[1] is not None:
-                    of_rows = weights.mT @ image[own].to(weights.dtype)
-                    found[1].index_add_(0, rows.flatten(), of_rows.flatten(0, 1))
-        return *(g if g is None else g.to(t.dtype) for g, t in zip(found, (image, text), strict=True)), None
+                if gradients[0] is not None:
+                    gradients[0].index_add_(0, mask, weights @ text[rows].to(weights.dtype))
+                if gradients[1] is not None:
+                    of_rows = weights.mT @ image[mask].to(weights.dtype)
+                    gradients[1].index_add_(0, rows.flatten(), of_rows.flatten(0, 1))
+        return *(g if g is None else g.to(t.dtype) for g, t in zip(gradients, (image, text), strict=True)), None
 
 
 def _score(

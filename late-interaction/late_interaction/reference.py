@@ -30,7 +30,7 @@ def late_interaction(
     """
     if image_lengths is not None:
         parts = image_tokens.split(image_lengths)
-        alone = (late_interaction(one[None], text_tokens, lengths, None, temperature) for one in parts)
+        alone = (late_interaction(part[None], text_tokens, lengths, None, temperature) for part in parts)
         i2t_rows, t2i_rows = zip(*alone, strict=True)
         return torch.cat(i2t_rows), torch.cat(t2i_rows)
     wide = accumulation_dtype(image_tokens.dtype)
@@ -60,6 +60,6 @@ def backward(tokens: Tokens, grads: Pair, residuals: Residuals, needs: tuple[boo
     wide = accumulation_dtype(tokens.image.dtype)
     sides = [side.detach().to(wide) for side in (tokens.image, tokens.text)]
     # In an operator autograd records nothing, but this does.
-    found = torch.func.vjp(lambda image, text: late_interaction(image, text, *tokens[2:]), *sides)[1](tuple(grads))
+    gradients = torch.func.vjp(lambda image, text: late_interaction(image, text, *tokens[2:]), *sides)[1](tuple(grads))
     none = sides[0].new_empty(0)
-    return found[0] if needs[0] else none, found[1] if needs[1] else none
+    return gradients[0] if needs[0] else none, gradients[1] if needs[1] else none

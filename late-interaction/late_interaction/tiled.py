@@ -126,8 +126,8 @@ def _block(order: Order, device: torch.device, first: int, last: int) -> Block:
     start = torch.tensor(offsets[first:last])[:, None] - rows.start
     padded = start + torch.minimum(position, per_image - 1)
     inside = position < per_image
-    kept = inside.flatten().nonzero()[:, 0]
-    return Block(rows, *(part.to(device) for part in (padded, inside, kept, per_image)))
+    valid = inside.flatten().nonzero()[:, 0]
+    return Block(rows, *(part.to(device) for part in (padded, inside, valid, per_image)))
 
 
 def backward(tokens: Tokens, grads: Pair, residuals: Residuals, needs: tuple[bool, bool] = (True, True)) -> Pair:
@@ -135,7 +135,7 @@ def backward(tokens: Tokens, grads: Pair, residuals: Residuals, needs: tuple[boo
     if tokens.temperature:
         return SmoothBlocks(tokens.temperature).backward(tokens, grads, residuals, needs)
     image, text, device = tokens.image, tokens.text, tokens.image.device
-    maps = Maps(*(kept.view(dtype).view(shape) for kept, (shape, dtype) in zip(residuals, _form(tokens), strict=True)))
+    maps = Maps(*(item.view(dtype).view(shape) for item, (shape, dtype) in zip(residuals, _form(tokens), strict=True)))
     wide = accumulation_dtype(image.dtype)
     images_by, texts_by = _orders(tokens)
     per_image, per_text = (torch.tensor(order.lengths, device=device) for order in (images_by, texts_by))
@@ -159,9 +159,9 @@ def backward(tokens: Tokens, grads: Pair, residuals: Residuals, needs: tuple[boo
 def _put_back(in_order: Tensor, order: Order, needed: bool) -> Tensor:
     if not needed:
         return in_order
-    found = torch.empty_like(in_order)
-    found[order.rows] = in_order
-    return found
+    restored = torch.empty_like(in_order)
+    restored[order.rows] = in_order
+    return restored
 
 
 def _by_sums(

@@ -162,11 +162,11 @@ def _image_gradient(
     partial = images.new_empty(splits, *images.shape, dtype=torch.float32)
     weights = by_group(weights)
     for (part, option), tiles in zip(parts, active, strict=True):
-        read: tuple[Tensor, ...] = (texts, partial)
+        inputs: tuple[Tensor, ...] = (texts, partial)
         if kernels.multiplies_again:
-            read = (part.padded(images, int(option["IMAGES"])), *read, layout.length)
+            inputs = (part.padded(images, int(option["IMAGES"])), *inputs, layout.length)
         kernels.image[(len(tiles), splits, triton.cdiv(images.shape[1], option["BLOCK_D"]))](
-            *read, layout.first, layout.positions, *weights, *residuals, part.places, *listed(tiles),
+            *inputs, layout.first, layout.positions, *weights, *residuals, part.places, *listed(tiles),
             *launches.counts(part), len(layout.first), splits, *numbers, **option,
         )  # fmt: skip
     return partial.sum(dim=0), scale
@@ -185,11 +185,11 @@ def _text_gradient(
     splits = _splits(len(group_of), max(tiles.shape[1] for tiles in active))
     make = images.new_zeros if parts[0][0].ragged else images.new_empty  # each part adds to those before
     partial = make(splits, *texts.shape, dtype=torch.float32)
-    read = (launches.texts, partial) if kernels.multiplies_again else (partial,)
+    inputs = (launches.texts, partial) if kernels.multiplies_again else (partial,)
     weights = by_group(weights)
     for (part, option), tiles in zip(parts, active, strict=True):
         kernels.text[(len(tiles), splits, triton.cdiv(texts.shape[1], option["BLOCK_D"]))](
-            part.padded(images, int(option["IMAGES"])), *read, layout.length, layout.group, layout.position,
+            part.padded(images, int(option["IMAGES"])), *inputs, layout.length, layout.group, layout.position,
             layout.row, *weights, *residuals, part.places, *listed(tiles), *launches.counts(part), len(texts), splits,
             *numbers, **option,
         )  # fmt: skip

@@ -96,14 +96,14 @@ def cut(tokens: int, most: int) -> list[tuple[int, int]]:
 
     A block is at least three quarters full, but for one of 16 or 32 rows.
     """
-    found, start = [], 0
+    blocks, start = [], 0
     while start < tokens:
         rows = min(power_of_two(tokens - start), most)
         if rows > 32 and 4 * (tokens - start) <= 3 * rows:
             rows //= 2
-        found.append((start, rows))
+        blocks.append((start, rows))
         start += rows
-    return found
+    return blocks
 
 
 def rows_of(tokens: int, most: int) -> int:
@@ -132,11 +132,11 @@ def _parts(lengths: list[int], device: torch.device, most: int, in_order: bool) 
             launch = (turn, rows, start + rows >= n) if in_order else (0, rows, False)
             places = torch.stack([index, first[index], tokens[index], torch.full_like(index, start)])
             launches.setdefault(launch, []).append(places)
-    found = []
+    parts = []
     for turn, rows, last in sorted(launches):
         joined = torch.cat(launches[turn, rows, last], dim=1).to(device, torch.int32)
-        found.append(Part(joined, joined.shape[1], rows, turn == 0, last))
-    return found
+        parts.append(Part(joined, joined.shape[1], rows, turn == 0, last))
+    return parts
 
 
 def scaled_weights(upstream: Pair, dim: int, layout: Layout, dtype: torch.dtype) -> tuple[Pair, Tensor]:
@@ -152,8 +152,8 @@ def scaled_weights(upstream: Pair, dim: int, layout: Layout, dtype: torch.dtype)
 
 def by_group(weights: Pair) -> Pair:
     """Return weights [images, slots] as the kernels read them: [groups, images, 64]."""
-    found = [weight.view(len(weight), -1, GROUP).transpose(0, 1).contiguous() for weight in weights]
-    return found[0], found[1]
+    grouped = [weight.view(len(weight), -1, GROUP).transpose(0, 1).contiguous() for weight in weights]
+    return grouped[0], grouped[1]
 
 
 def active_tiles(weights: Pair, images: int) -> Tensor:

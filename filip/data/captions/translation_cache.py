@@ -49,9 +49,9 @@ class TranslationCache:
         files = sorted(self.folder.glob("*.parquet"))
         if not files:
             return "(SELECT NULL::VARCHAR AS text, NULL::VARCHAR AS pivot_text, NULL::VARCHAR AS back WHERE false)"
-        found = duckdb_io.columns_of_many(files, SCHEMA.names)
+        columns = duckdb_io.columns_of_many(files, SCHEMA.names)
         first = "min(back) AS back, arg_min(pivot_text, back) AS pivot_text"
-        return f"(SELECT text, {first} FROM {found} GROUP BY text)"
+        return f"(SELECT text, {first} FROM {columns} GROUP BY text)"
 
     def plan(self, con: duckdb.DuckDBPyConnection, captions: Path, work: Path) -> Path:
         """Write the captions (column ``caption``) that are not translated yet, one row group per block."""
@@ -75,11 +75,11 @@ class TranslationCache:
 
         The plan of 300 million captions takes 10 GB, and hundreds of jobs share it.
         """
-        kept = plan.with_suffix(".sha256")
-        if not kept.exists():
-            with replacing(kept, shared=True) as part:
+        hash_file = plan.with_suffix(".sha256")
+        if not hash_file.exists():
+            with replacing(hash_file, shared=True) as part:
                 part.write_text(sha256_of(plan)[:16])
-        return kept.read_text()
+        return hash_file.read_text()
 
     def fill(self, plan: Path, processes: int, part: tuple[int, int] | None = None) -> None:
         """Translate the plan's missing blocks; part (i, n): only every n-th, from the i-th."""

@@ -51,14 +51,14 @@ def round_trips(engine: Engine, texts: Sequence[str]) -> tuple[list[str], list[s
     lines = [" ".join(text.split()) for text in texts]
     # an engine may read control and format characters as markers, or as the end of its input
     lines = [line if line.isprintable() else "".join(filter(str.isprintable, line)).strip() for line in lines]
-    wanted = [i for i, line in enumerate(lines) if line]
-    there = engine.to_pivot([lines[i] for i in wanted]) if wanted else []
-    back = engine.to_english(there) if wanted else []
+    filled = [i for i, line in enumerate(lines) if line]
+    there = engine.to_pivot([lines[i] for i in filled]) if filled else []
+    back = engine.to_english(there) if filled else []
     pivots, english = [""] * len(lines), [""] * len(lines)
     for translated, out in ((there, pivots), (back, english)):
-        if len(translated) != len(wanted):
-            raise RuntimeError(f"{type(engine).__name__} gave {len(translated)} translations of {len(wanted)} texts")
-        for i, text in zip(wanted, translated, strict=True):
+        if len(translated) != len(filled):
+            raise RuntimeError(f"{type(engine).__name__} gave {len(translated)} translations of {len(filled)} texts")
+        for i, text in zip(filled, translated, strict=True):
             out[i] = " ".join(text.split())
     return pivots, english
 
@@ -75,5 +75,5 @@ def engine_class(name: str) -> type[Engine]:
     if name not in ENGINES:
         raise UserError(f"back_translation.engine is '{name}', but the engines are {', '.join(ENGINES)} and none")
     module, _, attribute = ENGINES[name].partition(":")
-    found: type[Engine] = getattr(importlib.import_module(module), attribute)
-    return found
+    engine: type[Engine] = getattr(importlib.import_module(module), attribute)
+    return engine

@@ -84,8 +84,8 @@ class _Direction:
 
     def translate(self, texts: Sequence[str]) -> list[str]:
         """Return one translation per text; an empty text stays empty."""
-        wanted = [i for i, text in enumerate(texts) if text.strip()]
-        encoded = self._source.encode([texts[i] for i in wanted], out_type=str)
+        filled = [i for i, text in enumerate(texts) if text.strip()]
+        encoded = self._source.encode([texts[i] for i in filled], out_type=str)
         pieces = [sentence + self._end for sentence in encoded]
         results = self._model.translate_batch(
             pieces,
@@ -96,7 +96,7 @@ class _Direction:
             max_input_length=MAX_LENGTH,
         )
         out = [""] * len(texts)
-        for i, result in zip(wanted, results, strict=True):
+        for i, result in zip(filled, results, strict=True):
             out[i] = str(self._target.decode(result.hypotheses[0])).strip()
         return out
 

@@ -42,13 +42,13 @@ def make_plan(list_path: Path, folder: Path, card: SourceCard, columns: list[str
         **{key: getattr(load, key) for key in ("full_decoding", "blur") if getattr(load, key)},
     }
     rows = pq.read_metadata(list_path).num_rows
-    wanted = {"list": content_hash(list_path, columns), "columns": columns, **settings}
+    content = {"list": content_hash(list_path, columns), "columns": columns, **settings}
     if not rows:
         raise UserError(f"{list_path} is empty: nothing to download")
     if path.exists():
         plan = json.loads(path.read_text())
         filled = {"list": plan["content"], "columns": plan["columns"], **plan["settings"]}
-        if changed := [key for key in {**wanted, **filled} if filled.get(key) != wanted.get(key)]:
+        if changed := [key for key in {**content, **filled} if filled.get(key) != content.get(key)]:
             raise UserError(
                 f"{folder} was filled with another {', '.join(changed)} than {list_path} and the card '{card.name}' "
                 f"now ask for: give another out=FOLDER. `filip data ingest images={folder}` makes shards of what is "
@@ -58,7 +58,7 @@ def make_plan(list_path: Path, folder: Path, card: SourceCard, columns: list[str
         return plan
     if any(folder.glob("*.tar")):
         raise UserError(f"{folder} has shards of unknown origin (no _work/plan.json): give another out=FOLDER")
-    plan = {"content": wanted["list"], "rows": rows, "columns": columns, "settings": settings, "passes": []}
+    plan = {"content": content["list"], "rows": rows, "columns": columns, "settings": settings, "passes": []}
     _append_pass(plan, list_path.resolve(), rows)
     write_json(path, plan)
     return plan
@@ -114,8 +114,8 @@ def retried_rows(plan: dict[str, Any], number: int) -> Iterator[tuple[int, set[i
     with pq.ParquetFile(plan["passes"][number + 1]["list"]) as retries:
         batches = retries.iter_batches(columns=[SHARD, ROW])
         places = (place for batch in batches for place in zip(*batch.to_pydict().values(), strict=True))
-        for shard, found in groupby(places, key=itemgetter(0)):
-            yield shard, {row for _, row in found}
+        for shard, rows_of_shard in groupby(places, key=itemgetter(0)):
+            yield shard, {row for _, row in rows_of_shard}
 
 
 def shards_of(one_pass: dict[str, Any]) -> range:

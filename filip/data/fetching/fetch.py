@@ -285,11 +285,11 @@ def _retry_after(error: urllib.error.HTTPError) -> float | None:
 
     A 503 that does not ask is 0: a server that is down for one URL answers others.
     """
-    asked = error.headers.get("Retry-After", "")
-    if asked.isascii() and asked.strip().isdigit():  # "²" is a digit to Python, but int() refuses it
-        return float(asked)
+    header = error.headers.get("Retry-After", "")
+    if header.isascii() and header.strip().isdigit():  # "²" is a digit to Python, but int() refuses it
+        return float(header)
     try:
-        return max(0.0, parsedate_to_datetime(asked).timestamp() - time.time())
+        return max(0.0, parsedate_to_datetime(header).timestamp() - time.time())
     except (ValueError, TypeError, OverflowError, OSError):  # the last two for dates out of range
         return None if error.code == 429 else 0.0
 
@@ -309,8 +309,8 @@ def _fetch_once(
         if promised > MAX_BYTES:
             return None, f"too_many_bytes: {promised}"
         body, size = io.BytesIO(), 0
-        read = getattr(response, "read1", response.read)  # a file: response has no read1
-        while chunk := read(CHUNK):
+        read_some = getattr(response, "read1", response.read)  # a file: response has no read1
+        while chunk := read_some(CHUNK):
             size += body.write(chunk)
             if size > MAX_BYTES:
                 return None, f"too_many_bytes: more than {MAX_BYTES}"

@@ -77,19 +77,19 @@ class CheckedResizer:
 
     def _resized(self, pixels: Any, sides: tuple[int, int]) -> Any:
         """Resize decoded pixels; ``sides``: height and width of the whole image."""
-        mode, wanted, side = self.stored.resize_mode, self.stored.image_size, self._side(sides)
-        if mode == "no" or (self.stored.only_if_bigger and side <= wanted):
+        mode, size, side = self.stored.resize_mode, self.stored.image_size, self._side(sides)
+        if mode == "no" or (self.stored.only_if_bigger and side <= size):
             return pixels
-        height, width = (max(1, round(length * (wanted / side))) for length in sides)
+        height, width = (max(1, round(length * (size / side))) for length in sides)
         if (height, width) != pixels.shape[:2]:
-            how = cv2.INTER_AREA if side > wanted else cv2.INTER_LANCZOS4
+            how = cv2.INTER_AREA if side > size else cv2.INTER_LANCZOS4
             pixels = cv2.resize(pixels, (width, height), interpolation=how)
         if mode == "center_crop":
-            top, left = ((length - wanted) // 2 for length in (height, width))
-            return pixels[top : top + wanted, left : left + wanted]
+            top, left = ((length - size) // 2 for length in (height, width))
+            return pixels[top : top + size, left : left + size]
         if mode == "border":
-            top, left = ((wanted - length) // 2 for length in (height, width))
-            below, right = wanted - height - top, wanted - width - left
+            top, left = ((size - length) // 2 for length in (height, width))
+            below, right = size - height - top, size - width - left
             return cv2.copyMakeBorder(pixels, top, below, left, right, cv2.BORDER_CONSTANT, value=(255, 255, 255))
         return pixels
 
@@ -145,13 +145,13 @@ def _decoded(data: bytes, flag: int) -> Any:
 @contextmanager
 def _silent() -> Iterator[None]:
     """Let no codec write to this process's stderr: libjpeg and libpng complain about images that they decode."""
-    kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    stderr, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(nothing, 2)
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+        os.dup2(stderr, 2)
+        os.close(stderr)
         os.close(nothing)
 
 

@@ -108,8 +108,8 @@ def opt_out(headers: Any, agent: str | None, directives: Collection[str]) -> str
         for_one = bool(colon) and "," not in name and name.strip() not in _WITH_VALUE
         if for_one and name.strip() not in (agent or "", "*"):
             continue
-        found = {part.strip() for part in (rest if for_one else value.lower()).split(",")}
-        found |= {"noindex", "nofollow"} if "none" in found else set()
-        if not found.isdisjoint(directives):
+        directives_given = {part.strip() for part in (rest if for_one else value.lower()).split(",")}
+        directives_given |= {"noindex", "nofollow"} if "none" in directives_given else set()
+        if not directives_given.isdisjoint(directives):
             return "X-Robots-Tag"
     return None

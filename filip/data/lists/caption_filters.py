@@ -248,7 +248,7 @@ def not_english(captions: Sequence[str], settings: TextRuleSettings) -> list[boo
 
 @python_rule("other_language", applies=lambda settings: settings.language not in (True, False, ["en"]))
 def other_language(captions: Sequence[str], settings: TextRuleSettings) -> list[bool]:
-    return [not wanted for wanted in are_in(captions, settings.language)]
+    return [not allowed for allowed in are_in(captions, settings.language)]
 
 
 @python_rule("sensitive", applies=lambda settings: bool(settings.sensitive_words))
@@ -272,15 +272,15 @@ class WordList:
         """Return the character ranges of the entries in ``text``, longest first at each place, not overlapping."""
         words = list(_WORD.finditer(text))
         lowered = [word.group().lower() for word in words]
-        found, at = [], 0
+        pieces, at = [], 0
         while at < len(words):
             for length in range(min(self.longest, len(words) - at), 0, -1):
                 if tuple(lowered[at : at + length]) in self.phrases:
-                    found.append((words[at].start(), words[at + length - 1].end()))
+                    pieces.append((words[at].start(), words[at + length - 1].end()))
                     at += length - 1
                     break
             at += 1
-        return found
+        return pieces
 
     def found_in(self, text: str) -> bool:
         return bool(self.spans(text))

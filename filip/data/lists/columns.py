@@ -63,12 +63,12 @@ def judged_rows(card: SourceCard, types: dict[str, str], where: str, selected: S
 
 
 def _check_columns(card: SourceCard, types: dict[str, str], where: str) -> None:
-    asked = [("url_column", card.url_column)]
-    asked += [("caption_columns", c) for c in card.caption_columns] or [("caption_column", card.caption_column)]
-    asked += [("only", column) for column in card.only]
-    asked += [("subset_on", card.subset_on)] if card.subset_on else []
-    asked += [("uid_column", card.uid_column)] if card.uids else []
-    for key, column in asked:
+    needed = [("url_column", card.url_column)]
+    needed += [("caption_columns", c) for c in card.caption_columns] or [("caption_column", card.caption_column)]
+    needed += [("only", column) for column in card.only]
+    needed += [("subset_on", card.subset_on)] if card.subset_on else []
+    needed += [("uid_column", card.uid_column)] if card.uids else []
+    for key, column in needed:
         if column not in types:
             raise UserError(
                 f"{where} has no column '{column}' ({key}); its columns are {', '.join(types)}. Set {key}=NAME"
@@ -159,11 +159,11 @@ def _volatile(con: duckdb.DuckDBPyConnection, condition: str) -> set[str]:
     """Return the functions in a condition that give another value each time: chances and clocks."""
     (tree,) = con.execute("SELECT json_serialize_sql(?)", [f"SELECT ({condition})"]).fetchall()[0]
     names = set(re.findall(r'"(?:function_name|column_names)":\[?"(\w+)"', tree.lower()))
-    known = con.sql(
+    functions = con.sql(
         "SELECT DISTINCT function_name FROM duckdb_functions() WHERE stability = 'VOLATILE' OR "
         "stability = 'CONSISTENT_WITHIN_QUERY' AND len(parameters) = 0"
     ).fetchall()
-    return names & {name for (name,) in known}
+    return names & {name for (name,) in functions}
 
 
 def _with_numbers(where: str, numeric: dict[str, str]) -> str:
@@ -186,8 +186,8 @@ def _numeric(con: duckdb.DuckDBPyConnection, columns: list[str]) -> dict[str, st
         f"bool_and(regexp_full_match({value}, '[+-]?[0-9]+') AND TRY_CAST({value} AS BIGINT) IS NOT NULL)"
         for value in (f"nullif(trim({duckdb_io.sql_identifier(name)}), '')" for name in columns)
     )
-    found = con.sql(f"SELECT {sums} FROM (SELECT * FROM listed LIMIT {LOOKED_AT})").fetchall()[0]
-    kinds = zip(columns, found[::2], found[1::2], strict=True)
+    counts = con.sql(f"SELECT {sums} FROM (SELECT * FROM listed LIMIT {LOOKED_AT})").fetchall()[0]
+    kinds = zip(columns, counts[::2], counts[1::2], strict=True)
     return {name: "BIGINT" if integers else "DOUBLE" for name, numbers, integers in kinds if numbers}
 
 

@@ -145,12 +145,12 @@ def columns_of_many(files: Sequence[Path], columns: Sequence[str], *options: str
             alike.setdefault(types, []).append(file)
     added = [name for option, name in ((WITH_FILE, "_file_"), (ROW, "file_row_number")) if option in options]
     relations = []
-    for types, found in alike.items():
+    for types, paths in alike.items():
         chosen = [
             sql_identifier(name) if kind else f"NULL AS {sql_identifier(name)}"
             for name, kind in zip(columns, types, strict=True)
         ]
-        relations.append(f"SELECT {', '.join([*chosen, *added])} FROM {parquet(found, *options)}")
+        relations.append(f"SELECT {', '.join([*chosen, *added])} FROM {parquet(paths, *options)}")
     return f"({' UNION ALL BY NAME '.join(relations)})"
 
 

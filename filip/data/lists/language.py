@@ -98,8 +98,8 @@ def _has_names(caption: str) -> bool:
         common, lead = _by_words(" ".join(others), [rival for rival in rivals if rival != "en"])
         return len(others) < len(words) and common and lead >= NAMES_LEAD
     place = caption.lower().rpartition(", ")
-    found = [zipf(word, "en") or UNKNOWN for word in _WORD.findall(place[2])]
-    return bool(place[0]) and ":" not in caption and len(place[2]) > 4 and min(found, default=0.0) >= PLACE
+    frequencies = [zipf(word, "en") or UNKNOWN for word in _WORD.findall(place[2])]
+    return bool(place[0]) and ":" not in caption and len(place[2]) > 4 and min(frequencies, default=0.0) >= PLACE
 
 
 def _is_foreign(caption: str) -> bool:
@@ -124,8 +124,8 @@ def _are_english(captions: Sequence[str]) -> list[bool]:
         words = text.count(" ") + 1
         # Punctuation misleads it, but may also be a hint in a few words: these are classified with and without.
         bare = text if text.replace(" ", "").isalnum() else " ".join(_PUNCTUATION.sub(" ", text).split())
-        asked = [bare] if words >= 5 or bare == text else [bare, text]
-        answers = (predict(form, k=CANDIDATES, threshold=LEAST) for form in asked)
+        forms = [bare] if words >= 5 or bare == text else [bare, text]
+        answers = (predict(form, k=CANDIDATES, threshold=LEAST) for form in forms)
         verdicts.append(any(_is_english(text, words, labels, scores) for labels, scores in answers))
     return verdicts
 
@@ -135,12 +135,12 @@ def are_in(captions: Sequence[str], languages: Sequence[str]) -> list[bool]:
 
     English by its rule, others by fastText alone.
     """
-    known = {label.removeprefix("__label__") for label in _model().predict("a", k=1000, threshold=-1.0)[0]}
-    unknown = [code for code in languages if code not in known]
+    codes = {label.removeprefix("__label__") for label in _model().predict("a", k=1000, threshold=-1.0)[0]}
+    unknown = [code for code in languages if code not in codes]
     if unknown:
-        raise UserError(f"text_rules.language names {', '.join(unknown)}, but knows {', '.join(sorted(known))}")
+        raise UserError(f"text_rules.language names {', '.join(unknown)}, but knows {', '.join(sorted(codes))}")
     english = are_english(captions) if "en" in languages else [False] * len(captions)
-    return [found or _is_among(caption, languages) for found, caption in zip(english, captions, strict=True)]
+    return [is_english or _is_among(caption, languages) for is_english, caption in zip(english, captions, strict=True)]
 
 
 def _is_among(caption: str, languages: Sequence[str]) -> bool:
@@ -157,13 +157,13 @@ def _is_english(text: str, words: int, labels: Sequence[str], scores: Sequence[f
     english, best = chances.pop("en", 0.0), max(map(float, scores), default=0.0)
     if english >= SURE:
         return True
-    known = _known(text)
+    frequencies = _known(text)
     if words <= 2:
-        accepted = english >= SHORT_SCORE or known
-        trusted = known
+        accepted = english >= SHORT_SCORE or frequencies
+        trusted = frequencies
     else:
         close = english >= SCORE and english >= (RATIO_3_4 if words <= 4 else RATIO_5) * best
-        accepted = close or (english >= KNOWN_SCORE and (known or _ARTICLE.match(text) is not None))
+        accepted = close or (english >= KNOWN_SCORE and (frequencies or _ARTICLE.match(text) is not None))
         trusted = False
     if trusted:
         return True
@@ -199,10 +199,10 @@ _is_one_token = lru_cache(maxsize=100_000)(is_one_token)
 @lru_cache(maxsize=100_000)  # most words of captions are the same few; a look-up costs microseconds
 def zipf(word: str, language: str) -> float | None:
     """Return log10 of how often a lower-case word occurs among 10^9 of a language; None if the language has no list."""
-    found = _list_of(language)
-    if found is None:
+    table = _list_of(language)
+    if table is None:
         return None
-    hashes, values = found
+    hashes, values = table
     place = int(np.searchsorted(hashes, hash(word)))
     return float(values[place]) if place < len(hashes) and hashes[place] == hash(word) else UNKNOWN
 

@@ -69,11 +69,11 @@ def _opened(path: Path, *state: int) -> pq.ParquetFile:
 
 def content_hash(path: Path, columns: Sequence[str]) -> str:
     """Return the SHA-256 of the rows of these columns: equal for equal rows, however the file was written."""
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for table in tables(path, _HASHED, columns):
-        with pa.ipc.new_stream(_Sink(found), table.schema.remove_metadata()) as stream:
+        with pa.ipc.new_stream(_Sink(digest), table.schema.remove_metadata()) as stream:
             stream.write_table(table.replace_schema_metadata(None).combine_chunks())
-    return found.hexdigest()
+    return digest.hexdigest()
 
 
 class _Sink:

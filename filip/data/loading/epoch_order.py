@@ -106,12 +106,12 @@ class EpochOrder:
         # The number of the window goes in, although it is the same for all: draws that differ only in the last bits
         # are then equal, as they are when all windows are sorted at once, and keep the order of the shards.
         draws = number + np.random.Generator(bits).random(end - begin)
-        found = self._pass(source, visit).samples(begin, end)[np.argsort(draws, kind="stable")]
-        self._windows[key] = found
+        samples = self._pass(source, visit).samples(begin, end)[np.argsort(draws, kind="stable")]
+        self._windows[key] = samples
         readers = {(source, group) for source, _, group, _ in self._windows}
         while len(self._windows) > _WINDOWS_HELD * len(readers):
             self._windows.popitem(last=False)
-        return found
+        return samples
 
     def _pass(self, source: int, visit: int) -> _Pass:
         if (source, visit) not in self._passes:

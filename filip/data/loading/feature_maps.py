@@ -48,7 +48,7 @@ def open_maps(path: Path) -> np.ndarray:
 
 def features_of(maps: np.ndarray, number: int) -> np.ndarray:
     """Return float16 ``[channels, rows, columns]`` of one image; raise :class:`NoFeatures` if it was not decodable."""
-    found = np.array(maps[number])
-    if np.isnan(found[0, 0, 0]):
+    features = np.array(maps[number])
+    if np.isnan(features[0, 0, 0]):
         raise NoFeatures("not decodable when the feature maps were made")
-    return found
+    return features

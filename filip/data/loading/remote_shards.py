@@ -49,26 +49,26 @@ def samples_in(url: str, problems: Counter[str]) -> Iterator[dict[str, Any]]:
     A connection that breaks is made again, and the samples that were given are skipped. A tar that always breaks off
     is counted in ``problems``. Raises UserError if there is no such shard, or it cannot be read.
     """
-    given = 0
+    position = 0
     for attempt in range(1, ATTEMPTS + 1):
         try:
             with _opened(url) as opened:
                 stream = _Whole(opened)
                 files = tar_file_expander([{"url": url, "stream": stream}])
-                for sample in itertools.islice(group_by_keys(files), given, None):
-                    given += 1
+                for sample in itertools.islice(group_by_keys(files), position, None):
+                    position += 1
                     yield sample
                 stream.check_end()
             return
         except Exception as error:
             sentence = explained(url, error, ABSENT)
-            if isinstance(error, tarfile.ReadError) and given and attempt == ATTEMPTS:
+            if isinstance(error, tarfile.ReadError) and position and attempt == ATTEMPTS:
                 problems["shards_truncated"] += 1  # as the index of local shards counts it
                 log.warning("%s; what there is of it is used", sentence)
                 return
             if isinstance(error, FileNotFoundError | ImportError) or attempt == ATTEMPTS:
                 raise sentence from error
-            log.warning("%s, after %d samples; trying again", sentence, given)
+            log.warning("%s, after %d samples; trying again", sentence, position)
             time.sleep(PAUSE * 2 ** (attempt - 1))
 
 

@@ -51,16 +51,16 @@ class ShardIndex:
 def shard_index(tar: Path) -> ShardIndex:
     """Return the index of a shard: read if it is up to date, else made, and kept if the folder can be written to."""
     state = _state(tar)
-    found = _read(tar, state)
-    if found is None:
+    index = _read(tar, state)
+    if index is None:
         members, defect = scan_tar(tar)
-        found = index_of(members, defect)
+        index = index_of(members, defect)
         if state is not None:
             try:
-                write_index(tar, found, state)
+                write_index(tar, index, state)
             except OSError as error:
                 log.debug("no index next to %s: %s", tar, error)
-    return found
+    return index
 
 
 def index_of(members: Iterable[Member], defect: str | None = None) -> ShardIndex:

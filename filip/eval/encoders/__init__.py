@@ -122,8 +122,8 @@ class Backend:
     form: str
 
     def load(self, name: str, loading: Loading) -> Encoder:
-        found: Encoder = getattr(importlib.import_module(self.module), self.encoder).from_name(name, loading)
-        return found
+        encoder: Encoder = getattr(importlib.import_module(self.module), self.encoder).from_name(name, loading)
+        return encoder
 
 
 BACKENDS = {
@@ -158,8 +158,8 @@ def backends() -> dict[str, Backend]:
 
 def forms() -> str:
     """Return the forms of a model's name, for help and messages."""
-    own = "emoji (it comes with the package), a .safetensors file, a run folder, a checkpoint"
-    return ", ".join([own, *(backend.form for backend in backends().values())])
+    local = "emoji (it comes with the package), a .safetensors file, a run folder, a checkpoint"
+    return ", ".join([local, *(backend.form for backend in backends().values())])
 
 
 def load_encoder(
@@ -222,16 +222,16 @@ def _load(model: str, loading: Loading) -> Encoder:
         return BACKENDS["mv"].load(model, loading)
     if not place.exists():
         prefixes = ", ".join(backends())
-        given = f"give emoji, a .safetensors file, a run folder, or PREFIX:NAME, e.g. hf:OWNER/NAME ({prefixes})"
+        advice = f"give emoji, a .safetensors file, a run folder, or PREFIX:NAME, e.g. hf:OWNER/NAME ({prefixes})"
         meant = _meant(prefix, name) if colon else _meant("", model)
         raise UserError(
-            f"no model at {model}; did you mean {meant}? Otherwise {given}" if meant else nothing_at(model, given)
+            f"no model at {model}; did you mean {meant}? Otherwise {advice}" if meant else nothing_at(model, advice)
         )
-    own = _own_model(place, loading.image_size).to(loading.device)
+    loaded = _own_model(place, loading.image_size).to(loading.device)
     if loading.device == "cpu":
-        own.image.fold_stem()
+        loaded.image.fold_stem()
         keep_freed_memory()
-    return FilipEncoder(own, place.stem, loading=loading)
+    return FilipEncoder(loaded, place.stem, loading=loading)
 
 
 def _own_model(place: Path, image_size: int | None) -> Any:

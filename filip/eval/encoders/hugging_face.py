@@ -61,11 +61,11 @@ class HuggingFaceEncoder(TwoTowerEncoder):
         self.tokenizer: Any = tokenizer
         self.context_length = int(config.text_config.max_position_embeddings)
         patch = int(config.vision_config.patch_size)
-        own = patch * math.isqrt(processor.max_num_patches) if self.naflex else config.vision_config.image_size
-        self.image_size = loading.image_size or own
+        own_size = patch * math.isqrt(processor.max_num_patches) if self.naflex else config.vision_config.image_size
+        self.image_size = loading.image_size or own_size
         if self.image_size % patch:
             raise UserError(f"image_size={self.image_size} is not a multiple of the model's patches of {patch}")
-        self.interpolate = self.image_size != own
+        self.interpolate = self.image_size != own_size
         side = self.image_size // patch
         self.grid = (0, 0) if self.naflex else (side, side)
         self.transform: Callable[[Image.Image], Tensor] = (
@@ -100,7 +100,7 @@ class HuggingFaceEncoder(TwoTowerEncoder):
         return self.model.vision_model(pixels, interpolate_pos_encoding=self.interpolate)
 
     def token_ids(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        found = self.tokenizer(
+        encoded = self.tokenizer(
             list(texts),
             # SigLIP was trained to read its padding; TIPS, without special tokens, has nothing else of an empty text
             padding="max_length" if self.siglip or self.tips else True,
@@ -109,7 +109,7 @@ class HuggingFaceEncoder(TwoTowerEncoder):
             return_attention_mask=True,
             return_tensors="pt",
         )
-        return found["input_ids"], found["attention_mask"].sum(1).clamp(min=1)
+        return encoded["input_ids"], encoded["attention_mask"].sum(1).clamp(min=1)
 
     def text_vectors(self, ids: Tensor) -> Tensor:
         pooled = self._read(ids).pooler_output
@@ -128,8 +128,8 @@ class HuggingFaceEncoder(TwoTowerEncoder):
 
     def tokens(self, text: str) -> list[str]:
         ids, lengths = self.token_ids([text])
-        kept = ids[0, : int(lengths[0])].tolist()
-        return [readable_token(token) for token in self.tokenizer.convert_ids_to_tokens(kept)]
+        valid = ids[0, : int(lengths[0])].tolist()
+        return [readable_token(token) for token in self.tokenizer.convert_ids_to_tokens(valid)]
 
     def token_counts(self, texts: Sequence[str]) -> list[int]:
         return [len(ids) for ids in self.tokenizer(list(texts))["input_ids"]]
@@ -161,9 +161,9 @@ class _Patches:
         self.processor, self.number = processor, number
 
     def __call__(self, image: Image.Image) -> Tensor:
-        found = self.processor(images=image.convert("RGB"), max_num_patches=self.number, return_tensors="pt")
-        sides = found["spatial_shapes"].float().expand(self.number, 2)
-        return torch.cat([found["pixel_values"][0], sides], dim=1)
+        processed = self.processor(images=image.convert("RGB"), max_num_patches=self.number, return_tensors="pt")
+        sides = processed["spatial_shapes"].float().expand(self.number, 2)
+        return torch.cat([processed["pixel_values"][0], sides], dim=1)
 
 
 def _first_line(error: Exception) -> str:

@@ -85,9 +85,9 @@ class MultiVectorEncoder:
                 tokens = [self.model.encode_document([image], show_progress_bar=False)[0].float() for image in images]
                 return pad_sequence([F.normalize(of_image, dim=-1) for of_image in tokens], batch_first=True)
             made = {name: _repeated(value, len(pixels), self.device) for name, value in self.further.items()}
-            found = self.model({"pixel_values": pixels.to(self.device), **made})
-        kept = found["attention_mask"].bool()
-        return F.normalize(found["token_embeddings"].float(), dim=-1)[:, kept[0]]
+            output = self.model({"pixel_values": pixels.to(self.device), **made})
+        mask = output["attention_mask"].bool()
+        return F.normalize(output["token_embeddings"].float(), dim=-1)[:, mask[0]]
 
     @torch.inference_mode()
     def encode_texts(self, texts: Sequence[str]) -> tuple[Tensor, Tensor | None]:

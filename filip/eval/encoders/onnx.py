@@ -67,8 +67,8 @@ class OnnxEncoder:
         ids, lengths = tokenize(list(texts), self.context_length)
         mask = torch.arange(ids.shape[1]) < lengths[:, None]
         inputs = {"input_ids": ids.numpy(), "attention_mask": mask.long().numpy()}
-        found = torch.from_numpy(self._text.run(None, inputs)[0])
-        return (found[mask], lengths) if self.token_wise else (found, None)
+        features = torch.from_numpy(self._text.run(None, inputs)[0])
+        return (features[mask], lengths) if self.token_wise else (features, None)
 
     def probe_features(self, pixels: Tensor) -> Tensor:
         return self.patches(pixels).mean(1)

@@ -105,10 +105,10 @@ class OpenClipEncoder(TwoTowerEncoder):
         if hasattr(visual, "trunk"):
             states = visual.trunk.forward_features(pixels)[:, visual.trunk.num_prefix_tokens :]
             return one_by_one(lambda tokens: visual.head(_timm_head(visual.trunk, tokens)), states)
-        found = visual.forward_intermediates(
+        output = visual.forward_intermediates(
             pixels, indices=1, normalize_intermediates=True, intermediates_only=True, output_fmt="NLC"
         )
-        states = found["image_intermediates"][-1]
+        states = output["image_intermediates"][-1]
         return states if visual.proj is None else states @ visual.proj
 
     def token_ids(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
@@ -137,10 +137,10 @@ class OpenClipEncoder(TwoTowerEncoder):
 
     def tokens(self, text: str) -> list[str]:
         ids, lengths = self.token_ids([text])
-        kept = ids[0, : int(lengths[0])].tolist()
+        valid = ids[0, : int(lengths[0])].tolist()
         if hasattr(self.tokenizer, "decoder"):
-            return [readable_token(self.tokenizer.decoder[i]) for i in kept]
-        return [readable_token(token) for token in self.tokenizer.tokenizer.convert_ids_to_tokens(kept)]
+            return [readable_token(self.tokenizer.decoder[i]) for i in valid]
+        return [readable_token(token) for token in self.tokenizer.tokenizer.convert_ids_to_tokens(valid)]
 
     def token_counts(self, texts: Sequence[str]) -> list[int]:
         if hasattr(self.tokenizer, "encode"):
@@ -200,24 +200,24 @@ def activation_of(architecture: str, weights: str | None, stated: str | None) ->
 
     built_in = "quickgelu" if (open_clip.get_model_config(architecture) or {}).get("quick_gelu") else "gelu"
     if weights is None:
-        found = stated or built_in
+        activation = stated or built_in
     elif stated is not None:
-        found = stated
+        activation = stated
     elif weights in open_clip.list_pretrained_tags_by_model(architecture):
-        found = "quickgelu" if open_clip.get_pretrained_cfg(architecture, weights).get("quick_gelu") else "gelu"
+        activation = "quickgelu" if open_clip.get_pretrained_cfg(architecture, weights).get("quick_gelu") else "gelu"
     elif not Path(weights).is_file():
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(architecture)) or "none"
         raise UserError(
             f"open_clip:{architecture}:{weights} is neither a file nor a tag of that architecture (its tags: {tags})"
         )
     elif built_in == "quickgelu":
-        found = built_in
+        activation = built_in
     else:
         name = f"open_clip:{architecture}:{weights}"
         raise UserError(
             f"the file {weights} does not say which activation its weights were trained with: give {name}:quickgelu "
             f"(OpenAI's, MetaCLIP's, DFN's, LAION-400M's) or {name}:gelu (most others)"
         )
-    if built_in == "quickgelu" and found == "gelu":
+    if built_in == "quickgelu" and activation == "gelu":
         raise UserError(f"{architecture} is built with QuickGELU; for weights with GELU take the plain architecture")
-    return found
+    return activation

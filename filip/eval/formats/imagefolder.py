@@ -27,14 +27,14 @@ class ImageFolder(EvalSet):
         folder = folder / split if (folder / split).is_dir() else folder
         if not folder.is_dir():
             raise UserError(f"no data set at {folder}")
-        found = {entry.name: images_below(entry) for entry in sorted(folder.iterdir()) if entry.is_dir()}
+        files = {entry.name: images_below(entry) for entry in sorted(folder.iterdir()) if entry.is_dir()}
         self.folder = folder
-        self.classes = [name for name, images in found.items() if images]
+        self.classes = [name for name, images in files.items() if images]
         if len(self.classes) < 2:
             raise UserError(f"{folder} should hold a folder of images for each class; it has {len(self.classes)}")
         if left_out := not_read(path for path, _ in walk(folder)):
             say(f"{folder}: left out {left_out}")
-        self.items = [(path, label) for label, name in enumerate(self.classes) for path in found[name]]
+        self.items = [(path, label) for label, name in enumerate(self.classes) for path in files[name]]
 
     def __len__(self) -> int:
         return len(self.items)

@@ -94,7 +94,7 @@ def _in_partition(data: Any, folder: Path, partition: str) -> list[int]:
         raise UserError(f"no partition file at {file}; it comes with SUN397 as Partitions.zip")
     base = folder / "SUN397"
     index = {"/" + path.relative_to(base).as_posix(): i for i, path in enumerate(map(Path, data._image_files))}
-    wanted = [line.strip() for line in file.read_text().splitlines() if line.strip()]
-    if missing := [line for line in wanted if line not in index]:
+    names = [line.strip() for line in file.read_text().splitlines() if line.strip()]
+    if missing := [line for line in names if line not in index]:
         raise UserError(f"{len(missing)} images of {file} are not below {base}, e.g. {missing[0]}")
-    return [index[line] for line in wanted]
+    return [index[line] for line in names]

@@ -71,14 +71,14 @@ class WebdatasetFolder(EvalSet):
         if extension is None:
             raise UserError(f"sample {key} in {self.folder} has no image ({', '.join(IMAGE_EXTENSIONS)})")
         sample = Sample(key, read_rgb(io.BytesIO(self._read(members[extension]))))
-        wanted = self.captions if self.retrieval else "cls"
-        if wanted not in members:
-            raise UserError(f"sample {key} in {self.folder} has no .{wanted}")
-        text = self._read(members[wanted])
+        suffix = self.captions if self.retrieval else "cls"
+        if suffix not in members:
+            raise UserError(f"sample {key} in {self.folder} has no .{suffix}")
+        text = self._read(members[suffix])
         if self.retrieval:
             captions = lines_of(text)
             if not captions:
-                raise UserError(f"sample {key} in {self.folder} has no caption in its .{wanted}")
+                raise UserError(f"sample {key} in {self.folder} has no caption in its .{suffix}")
             sample.captions = captions
         else:
             sample.label = int(text)

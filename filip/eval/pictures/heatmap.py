@@ -65,16 +65,16 @@ def draw(config: Heatmap) -> None:
 def heat_cells(encoder: Encoder, image: Image.Image, caption: str, width: int) -> list[SheetCell]:
     """Return the alignment of an image with a caption, then one heat map per token, [BOS] and [EOS] last."""
     pixels = encoder.transform(image)
-    found = word_patches(encoder, pixels.unsqueeze(0), [caption], Prompt("", ""))[0]
+    patches = word_patches(encoder, pixels.unsqueeze(0), [caption], Prompt("", ""))[0]
     seen = Image.fromarray(denormalize(pixels))
-    patch = max(12, width // found.grid[1])
-    low, high = (float(v) for v in np.percentile(found.similarity.numpy(), [2, 99.5]))
-    words = [(f"{i} {t}", RED if i in found.label else MUTED) for i, t in enumerate(found.tokens)]
-    cells = [SheetCell(draw_alignment(seen, found, patch), encoder.name, words)]
-    last = len(found.tokens) - 1
+    patch = max(12, width // patches.grid[1])
+    low, high = (float(v) for v in np.percentile(patches.similarity.numpy(), [2, 99.5]))
+    words = [(f"{i} {t}", RED if i in patches.label else MUTED) for i, t in enumerate(patches.tokens)]
+    cells = [SheetCell(draw_alignment(seen, patches, patch), encoder.name, words)]
+    last = len(patches.tokens) - 1
     for i in [*range(1, last), 0, last]:
-        heat = found.similarity[:, i].view(found.grid).numpy()
-        share = float((found.indices == i).mean())
+        heat = patches.similarity[:, i].view(patches.grid).numpy()
+        share = float((patches.indices == i).mean())
         below = [(f"best token of {100 * share:.0f} % of the patches", MUTED)]
-        cells.append(SheetCell(draw_heat(seen, heat, low, high, patch), f"{i} {found.tokens[i]}", below))
+        cells.append(SheetCell(draw_heat(seen, heat, low, high, patch), f"{i} {patches.tokens[i]}", below))
     return cells

@@ -103,12 +103,12 @@ def chosen(scenes: Sequence[PointedScene], each: int) -> list[tuple[str, Pointed
 
 def margin(scene: PointedScene) -> float:
     """Return how much the names prefer their own thing's patches to all others, on average over the names (cosine)."""
-    found = []
+    margins = []
     for n in scene.counted:
         heat = scene.alignment.heat(scene.names[n])
-        own = scene.owner == n
-        found.append(float(heat[own].max() - heat[~own].max(initial=-1.0)))
-    return float(np.mean(found))
+        on_thing = scene.owner == n
+        margins.append(float(heat[on_thing].max() - heat[~on_thing].max(initial=-1.0)))
+    return float(np.mean(margins))
 
 
 def _webp(picture: Image.Image) -> str:

@@ -173,8 +173,8 @@ BUILT_IN = tuple(sorted(module.name for module in pkgutil.iter_modules(__path__)
 @cache
 def protocols() -> dict[str, Protocol]:
     """Return all protocols by name: this folder's, then other packages'. Raises UserError for a broken one."""
-    found = {name: importlib.import_module(f"{__name__}.{name}").PROTOCOL for name in BUILT_IN}
-    return found | load_plugins("filip.protocols", Protocol, found)
+    modules = {name: importlib.import_module(f"{__name__}.{name}").PROTOCOL for name in BUILT_IN}
+    return modules | load_plugins("filip.protocols", Protocol, modules)
 
 
 def protocol_of(name: str) -> Protocol:

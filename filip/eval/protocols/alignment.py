@@ -60,11 +60,11 @@ def kept_patches(encoder: Encoder, card: BenchmarkCard, context: Context) -> Cal
     store = context.store
     if store is None or not encoder.token_wise or encoder.dtype != torch.float32 or not rows:
         return lambda number, key: None
-    kept = store.of_set(card, context.root, context.batch_size)
+    stored = store.of_set(card, context.root, context.batch_size)
 
     @lru_cache(maxsize=1)  # images are asked for in order
     def patches_by_key(batch: int) -> dict[str, Tensor]:
-        found = kept.get(batch, "image")
+        found = stored.get(batch, "image")
         if found is None:
             return {}
         features, about = found

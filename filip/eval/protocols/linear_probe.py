@@ -112,10 +112,10 @@ def _swept(encoder: Encoder, features: Tensor, labels: Tensor, settings: LinearP
     counts = torch.bincount(labels)[torch.unique(labels)]
     if int(counts.min()) < 2 or len(labels) < 5 * len(counts):
         return 1.0
-    known, held_out = train_test_split(torch.arange(len(labels)), test_size=0.2, random_state=0, stratify=labels)
+    fitted_on, held_out = train_test_split(torch.arange(len(labels)), test_size=0.2, random_state=0, stratify=labels)
     best, most = 1.0, -1
     for penalty in SWEEP:
-        fitted = fit(features[known], labels[known], penalty, settings.iterations, encoder.device)
+        fitted = fit(features[fitted_on], labels[fitted_on], penalty, settings.iterations, encoder.device)
         scores = fitted.log_probabilities(features[held_out], int(labels.max()) + 1)
         if (right := int((scores.argmax(1).cpu() == labels[held_out]).sum())) > most:
             best, most = penalty, right

@@ -70,7 +70,7 @@ def segment(
     vectors = class_vectors(encoder, names, ensemble)
     seen = encoder.transform, encoder.grid
     areas = []  # per image [3, classes]: pixels that are right, predicted and true, in patches
-    own = []  # per image: the predictions among its own classes
+    among_own_classes = []  # per image: the predictions among its own classes
     keys = []
     with Progress(card.name, "images", len(data)) as progress:
         for start in range(0, len(data), batch_size):
@@ -83,13 +83,15 @@ def segment(
                     for number in np.unique(values[values >= 0])
                 }
                 areas.append(image_areas(shares, scores.argmax(-1), len(classes)))
-                own.append(among_own(shares, scores, len(classes)))
+                among_own_classes.append(among_own(shares, scores, len(classes)))
                 keys.append(sample.key)
             progress.add(len(samples))
     counted = np.stack(areas)
     right = counted[:, 0].sum(1) / np.maximum(counted[:, 2].sum(1), 1e-12)
     if record is not None:
-        record[card.name] = Outcomes.of(keys, {"pixels": right, "present": [found.pixels for found in own]})
+        record[card.name] = Outcomes.of(
+            keys, {"pixels": right, "present": [found.pixels for found in among_own_classes]}
+        )
     total = counted.sum(0)
     per_class = intersection_over_union(total)
     return {
@@ -98,7 +100,7 @@ def segment(
         "miou": float(np.nanmean(per_class)),
         "pixels": float(total[0].sum() / max(total[2].sum(), 1e-12)),
         "chance": 1 / len(classes),
-        "present": _over_images(own),
+        "present": _over_images(among_own_classes),
         "per_class": [[n, None if np.isnan(v) else float(v)] for n, v in zip(names, per_class, strict=True)],
         "prompts": len(ensemble),
         "split": card.split,
@@ -111,15 +113,15 @@ def class_vectors(encoder: Encoder, names: list[str], ensemble: list[Prompt]) ->
     if not encoder.token_wise:
         filled = [prompt.fill(name) for name in names for prompt in ensemble]
         return [vector.cpu()[None] for vector in F.normalize(encoder.encode_texts(filled)[0], dim=-1)]
-    found = []
+    vectors = []
     for name in names:
         texts = encoder.words([prompt.fill(name) for prompt in ensemble])
         for prompt, tokens in zip(ensemble, texts, strict=True):
             places = label_tokens(encoder, prompt, name)
             if not places:
                 raise UserError(f"the tokenizer leaves nothing of the class {name!r}")
-            found.append(tokens[places])
-    return found
+            vectors.append(tokens[places])
+    return vectors
 
 
 def class_scores(encoder: Encoder, samples: list[Sample], vectors: list[Tensor], prompts: int) -> list[np.ndarray]:
@@ -163,9 +165,9 @@ def among_own(shares: dict[int, np.ndarray], scores: np.ndarray, classes: int) -
         return AmongOwn(math.nan, math.nan, math.nan)
     present = np.array(list(shares))
     areas = image_areas(shares, present[scores[..., present].argmax(-1)], classes)
-    found = intersection_over_union(areas)[present]
+    ious = intersection_over_union(areas)[present]
     right = areas[0].sum() / max(areas[2].sum(), 1e-12)
-    return AmongOwn(float(right), float(np.nanmean(found)) if np.isfinite(found).any() else 0.0, 1 / len(present))
+    return AmongOwn(float(right), float(np.nanmean(ious)) if np.isfinite(ious).any() else 0.0, 1 / len(present))
 
 
 def _over_images(found: list[AmongOwn]) -> dict[str, Any]:

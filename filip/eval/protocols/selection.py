@@ -148,15 +148,15 @@ def winoground_outcome(first: Sequence[float], second: Sequence[float]) -> tuple
     Ties count by their expected value over the orders of equal scores.
     """
     scores = [s if math.isfinite(s) else -math.inf for s in (*first, *second)]  # c0 i0, c1 i0, c1 i1, c0 i1
-    found = []
+    outcomes = []
     for order in itertools.permutations(range(4)):  # from best to worst
         if any(scores[a] < scores[b] for a, b in itertools.pairwise(order)):
             continue
         rank = {number: place for place, number in enumerate(order)}
         text = rank[0] < rank[1] and rank[2] < rank[3]
         image = rank[0] < rank[3] and rank[2] < rank[1]
-        found.append((text, image, text and image))
-    text, image, group = np.mean(found, axis=0).tolist()
+        outcomes.append((text, image, text and image))
+    text, image, group = np.mean(outcomes, axis=0).tolist()
     right, wrong = scores[0] + scores[2], scores[1] + scores[3]
     return text, image, group, 0.5 if right == wrong else float(right > wrong)
 

@@ -92,11 +92,11 @@ def zero_shot_task(
     source = context.source(data, card, with_probe=True)
     parts = collect(scorer, source, keep)
     scores, labels, keys_of, clusters_of = zip(*parts, strict=True)
-    every_score, every_label = torch.cat([found.i2t for found in scores]), torch.cat(labels)
+    every_score, every_label = torch.cat([part.i2t for part in scores]), torch.cat(labels)
     keys, clusters = list(itertools.chain(*keys_of)), list(itertools.chain(*clusters_of))
     result = measure(card, every_score, every_label, names, clusters)
     if scorer.token_wise:
-        other = measure(card, torch.cat([found.t2i for found in scores]), every_label, names, clusters)
+        other = measure(card, torch.cat([part.t2i for part in scores]), every_label, names, clusters)
         result["by"] = {"text": {key: other[key] for key in ("value", "ci95")}}
     if record is not None:
         record[card.name] = outcomes(keys, clusters, every_score, every_label)
@@ -105,8 +105,8 @@ def zero_shot_task(
 
 def class_scores(scorer: Scorer, images: Tensor, texts: Texts, prompts: int) -> Similarity:
     """Return means over each class's prompts, [images, classes] each. texts: class-major, ``prompts`` a class."""
-    found = scorer.similarity(images, texts)
-    return Similarity(*(scores.view(len(images), -1, prompts).mean(2) for scores in (found.i2t, found.t2i)))
+    similarity = scorer.similarity(images, texts)
+    return Similarity(*(scores.view(len(images), -1, prompts).mean(2) for scores in (similarity.i2t, similarity.t2i)))
 
 
 PROTOCOL = Protocol(

@@ -122,9 +122,11 @@ class Inputs:
             numbers = split(numbers).get(part)
             if numbers is None:
                 return Cell(reason="not evaluated")
-        found = protocol.measure(figure.column, numbers)
-        interval = list(found.interval) if found.interval else None
-        return Cell(None if found.reason else found.value, found.chance, found.n, interval, reason=found.reason)
+        measured = protocol.measure(figure.column, numbers)
+        interval = list(measured.interval) if measured.interval else None
+        return Cell(
+            None if measured.reason else measured.value, measured.chance, measured.n, interval, reason=measured.reason
+        )
 
     def average_cell(self, run: str, protocol: str = "zero_shot") -> Cell:
         """Return the plain mean over the protocol's benchmarks; over seeds, the mean of their means."""
@@ -140,8 +142,8 @@ class Inputs:
 
     def why_empty(self, run: str, protocol: str, benchmark: str) -> str:
         """Return why an evaluation of a run has no result for a benchmark."""
-        found = self.results.evaluation(run, protocol) or {}
-        if why := found.get("skipped", {}).get(benchmark):
+        facts = self.results.evaluation(run, protocol) or {}
+        if why := facts.get("skipped", {}).get(benchmark):
             return f"not run: {why}"
         return self.results.why("eval", run, protocol, f"{benchmark}.json")
 

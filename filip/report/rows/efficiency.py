@@ -49,40 +49,40 @@ def build(inputs: Inputs) -> Table:
 def _geometry(inputs: Inputs) -> list[str]:
     """Return a sentence on how many pairs met how many texts."""
     for name in inputs.study.rows("efficiency_ablation"):
-        if (found := inputs.results.efficiency(name)) and "gathered_texts" in found:
+        if (timing := inputs.results.efficiency(name)) and "gathered_texts" in timing:
             return [
-                f"Each of {found['world_size']} ranks scored {found['pairs_per_rank']:,} pairs against "
-                f"{found['gathered_texts']:,} texts."
+                f"Each of {timing['world_size']} ranks scored {timing['pairs_per_rank']:,} pairs against "
+                f"{timing['gathered_texts']:,} texts."
             ]
     return []
 
 
 def _row(inputs: Inputs, name: str, measure: str) -> Row:
-    found = inputs.results.efficiency(name)
+    timing = inputs.results.efficiency(name)
     cells = step_cells(inputs, name)
-    if found is None:
+    if timing is None:
         why = inputs.results.why("efficiency", f"{name}.json")
         cells |= {key: Cell(reason=why) for key in (*FACTS, "seconds_quartiles")}
     else:
-        cells |= _facts(found["config"])
-        low, high = found.get("seconds_quartiles", (None, None))
+        cells |= _facts(timing["config"])
+        low, high = timing.get("seconds_quartiles", (None, None))
         cells["seconds_quartiles"] = text_cell(f"{low:.3g} to {high:.3g}" if low is not None else None)
     trained = inputs.study.efficiency[name].get("accuracy_of")
     cells[measure] = inputs.average_cell(trained) if trained else Cell(reason="not trained to the end")
-    commit = (found or {}).get("commit")
+    commit = (timing or {}).get("commit")
     label = inputs.study.label(name)
     return Row(label, "ours", cells, "measured here", name, inputs.results.run_id(name), commit)
 
 
 def step_cells(inputs: Inputs, name: str) -> dict[str, Cell]:
     """Return time and memory of a step of an efficiency row."""
-    found = inputs.results.efficiency(name)
-    if found is None:
+    timing = inputs.results.efficiency(name)
+    if timing is None:
         why = inputs.results.why("efficiency", f"{name}.json")
         return {key: Cell(reason=why) for key in ("seconds_per_iteration", "memory_mb")}
     measured = {"seconds_per_iteration": "seconds_per_iteration", "memory_mb": "peak_memory_mb"}
     return {
-        key: Cell(reason="not measured") if found.get(source) is None else Cell(found[source])
+        key: Cell(reason="not measured") if timing.get(source) is None else Cell(timing[source])
         for key, source in measured.items()
     }
 

@@ -31,16 +31,16 @@ def compare_rows(table: Table, inputs: Inputs, protocols: Sequence[str], resampl
     measured = _measured(table)
     sections = [[n for n in measured if measured[n].section == section] for section in table.sections]
     primary = inputs.study.config.get("headline")
-    found = {
+    pairs = {
         (one, other): _differences(table, resampled, other, one, primary)
         for members in sections
         for one, other in combinations(members, 2)
     }
     for members in sections:
-        _fill(table, members, found)
-    if any(found.values()):
+        _fill(table, members, pairs)
+    if any(pairs.values()):
         table.notes.append(PAIRED)
-        if any(d.trainings < FEWEST for differences in found.values() for d in differences.values()):
+        if any(d.trainings < FEWEST for differences in pairs.values() for d in differences.values()):
             table.notes.append(TOO_FEW)
     elif any(len(members) > 1 for members in sections) and any(c.outcomes for c in table.columns):
         table.notes.append("Nothing is bold: no two rows have outcomes per image to compare.")
@@ -70,10 +70,10 @@ def _outcomes(inputs: Inputs, run: str, protocols: Sequence[str]) -> list[Record
     """Return the outcomes of each training of a run in all protocols; none if one of them lacks some."""
     records = []
     for member in inputs.study.replicas(run, *protocols):
-        found = [inputs.results.outcomes(member, protocol) for protocol in protocols]
-        if any(record is None for record in found):
+        outcomes = [inputs.results.outcomes(member, protocol) for protocol in protocols]
+        if any(record is None for record in outcomes):
             return []
-        records.append({group: o for record in found if record for group, o in record.items()})
+        records.append({group: o for record in outcomes if record for group, o in record.items()})
     return records
 
 

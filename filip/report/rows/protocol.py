@@ -169,18 +169,18 @@ def warnings(inputs: Inputs, protocol: str, runs: Sequence[str]) -> list[str]:
     """
     notes = []
     for run in runs:
-        for name, found in (inputs.results.evaluation(run, protocol) or {}).get("benchmarks", {}).items():
+        for name, numbers in (inputs.results.evaluation(run, protocol) or {}).get("benchmarks", {}).items():
             where = f"{inputs.study.label(run)}, {inputs.title(name)}"
-            if found.get("protocol"):
-                notes.append(f"{inputs.title(name)}: {found['protocol']}.")
-            if found.get("note"):
-                notes.append(f"{inputs.title(name)}: {found['note']}.")
-            if bad := found.get("not_finite"):
+            if numbers.get("protocol"):
+                notes.append(f"{inputs.title(name)}: {numbers['protocol']}.")
+            if numbers.get("note"):
+                notes.append(f"{inputs.title(name)}: {numbers['note']}.")
+            if bad := numbers.get("not_finite"):
                 notes.append(
-                    f"{where}: {bad:,} of {found['n']:,} images have scores that are not finite; they rank last."
+                    f"{where}: {bad:,} of {numbers['n']:,} images have scores that are not finite; they rank last."
                 )
-            if found.get("two_stage"):
-                notes.append(f"{where}: {_two_stages(found['two_stage'])}")
+            if numbers.get("two_stage"):
+                notes.append(f"{where}: {_two_stages(numbers['two_stage'])}")
     return list(dict.fromkeys(notes))
 
 

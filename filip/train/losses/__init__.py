@@ -65,8 +65,8 @@ class Loss:
 
     def weights_at(self, step: int) -> dict[str, float]:
         """Return the weights of the terms that count in optimiser step ``step``, the first being 0."""
-        found = {name: weight_at(weight, step) for name, weight in self.weights.items()}
-        return {name: weight for name, weight in found.items() if weight}
+        weights = {name: weight_at(weight, step) for name, weight in self.weights.items()}
+        return {name: weight for name, weight in weights.items() if weight}
 
     def __call__(
         self, encoded: Encoded, group: Tensor, step: int = 0, captions: tuple[Tensor, Tensor] | None = None
@@ -109,9 +109,9 @@ class Loss:
         initial: dict[str, Tensor] = {}
         for name in self.weights:
             initial |= TERMS[name].parameters(model.config.embed_dim)
-        known = model.loss_parameters()
+        named = model.loss_parameters()
         return {
-            name: known[name] if name in known and known[name].shape == value.shape else value
+            name: named[name] if name in named and named[name].shape == value.shape else value
             for name, value in initial.items()
         }
 
@@ -164,11 +164,11 @@ def resolve_weights(weights: Mapping[str, object], interaction: str) -> dict[str
     for name in weights:
         if name not in TERMS:
             raise UserError(f"loss.{name}: there is no such term; choose among {', '.join(TERMS)}")
-    given = {
+    stated = {
         name: parse_weight(f"loss.{name}", given_weight(name, weights.get(name), term.settings))
         for name, term in TERMS.items()
     }
-    resolved = {name: float(name == interaction) if weight is None else weight for name, weight in given.items()}
+    resolved = {name: float(name == interaction) if weight is None else weight for name, weight in stated.items()}
     active = {name: weight for name, weight in resolved.items() if weight != 0}
     if not active:
         raise UserError(f"every term of the loss has weight 0; give one of {', '.join(TERMS)} a weight above 0")

@@ -73,16 +73,16 @@ def parse_weight(name: str, value: object) -> Weight | None:
         return None
     if isinstance(value, int | float) and not isinstance(value, bool):
         return _number(name, value, value)
-    if not isinstance(value, str) or (found := _SCHEDULE.fullmatch(" ".join(value.split()))) is None:
+    if not isinstance(value, str) or (match := _SCHEDULE.fullmatch(" ".join(value.split()))) is None:
         raise UserError(f"{name}={value!r} is neither a number nor a schedule; write {FORMS}")
-    start, end = (_number(name, found[key], value) for key in ("start", "end"))
-    if (found["shape"] == "switch") != (found["at"] is not None):
+    start, end = (_number(name, match[key], value) for key in ("start", "end"))
+    if (match["shape"] == "switch") != (match["at"] is not None):
         raise UserError(f"{name}={value!r}: a switch has one step, the others a first and a last; write {FORMS}")
-    first = int(found["first"] or found["at"])
-    last = int(found["last"] or first)
-    if found["shape"] != "switch" and last <= first:
+    first = int(match["first"] or match["at"])
+    last = int(match["last"] or first)
+    if match["shape"] != "switch" and last <= first:
         raise UserError(f"{name}={value!r} ends in step {last}, which must come after step {first}")
-    return WeightSchedule(found["shape"], start, end, first, last)
+    return WeightSchedule(match["shape"], start, end, first, last)
 
 
 def _number(name: str, text: object, value: object) -> float:
@@ -129,9 +129,9 @@ def term_settings(name: str, value: object, kind: type | None) -> Any:
     """
     if kind is None:
         return None
-    given = {key: value[key] for key in value if key != WEIGHT} if isinstance(value, Mapping) else {}
-    return read_settings(kind, given, f"loss.{name}.")
+    settings = {key: value[key] for key in value if key != WEIGHT} if isinstance(value, Mapping) else {}
+    return read_settings(kind, settings, f"loss.{name}.")
 
 
 def _shown(value: Mapping[Any, object]) -> str:
-    return "{" + ", ".join(f"{key}: {one}" for key, one in value.items()) + "}"
+    return "{" + ", ".join(f"{key}: {setting}" for key, setting in value.items()) + "}"

@@ -29,9 +29,9 @@ def check_init_from(init_from: str, option: str = "init_from") -> None:
     """
     prefix, name = _split(init_from)
     if prefix is None and not Path(name).is_file():
-        others = "open_clip:ARCH:TAG, open_clip:ARCH:FILE:ACTIVATION or timm:NAME"
+        forms = "open_clip:ARCH:TAG, open_clip:ARCH:FILE:ACTIVATION or timm:NAME"
         ours = " or ".join(resources.WEIGHTS)
-        advice = f"give {ours}, the out=… of a finished training, or a model of another project as {others}"
+        advice = f"give {ours}, the out=… of a finished training, or a model of another project as {forms}"
         raise UserError(
             f"{option}={init_from} is a folder; {advice}"
             if Path(init_from).exists()

@@ -39,8 +39,8 @@ def from_open_clip(name: str, config: ModelConfig) -> DualEncoder:
     if weights is None:
         raise UserError(f"init_from=open_clip:{name} names no weights: add :TAG, or :FILE:gelu or :FILE:quickgelu")
     activation = activation_of(architecture, weights, stated)
-    known = open_clip.get_model_config(architecture)
-    _refuse_other_architectures(architecture, known)
+    settings = open_clip.get_model_config(architecture)
+    _refuse_other_architectures(architecture, settings)
     try:
         source: Any = open_clip.create_model(
             architecture, pretrained=weights, force_quick_gelu=activation == "quickgelu", device="cpu"
@@ -52,8 +52,8 @@ def from_open_clip(name: str, config: ModelConfig) -> DualEncoder:
     preprocess = source.visual.preprocess_cfg
     _refuse_normalisation(f"{architecture}:{weights}", preprocess["mean"], preprocess["std"])
     ours = activation.replace("quickgelu", "quick_gelu")
-    sizes = _with_defaults(open_clip.CLIPVisionCfg, known["vision_cfg"])
-    of_text = _with_defaults(open_clip.CLIPTextCfg, known["text_cfg"])
+    sizes = _with_defaults(open_clip.CLIPVisionCfg, settings["vision_cfg"])
+    of_text = _with_defaults(open_clip.CLIPTextCfg, settings["text_cfg"])
     shape = {key: of_text[key] for key in ("width", "layers", "heads", "context_length", "vocab_size")}
     if of_text["vocab_size"] != EOS + 1:
         raise UserError(
@@ -70,7 +70,7 @@ def from_open_clip(name: str, config: ModelConfig) -> DualEncoder:
         ours,
     )
     text = TextTowerConfig(**shape, activation=ours)
-    model = build_model(replace(config, name=architecture, image=image, text=text, embed_dim=known["embed_dim"]))
+    model = build_model(replace(config, name=architecture, image=image, text=text, embed_dim=settings["embed_dim"]))
     blocks = len(source.transformer.resblocks)
     model.load_state_dict(state_from_open_clip(source.state_dict(), sizes["layers"], blocks))
     with torch.no_grad():  # as the optimiser does after each step
