@@ -92,9 +92,10 @@ tensorboard: setup  ## show the training curves of STUDY=demo in a browser
 	@echo "TensorBoard  http://localhost:$(PORT)   (Ctrl-C ends it; another port: make tensorboard PORT=6007)"
 	@$(VENV)/bin/tensorboard --logdir $(RESULTS)/runs --port $(PORT)
 
-lint: setup-dev  ## ruff, the floors of imports, mypy and snakemake --lint
+lint: setup-dev  ## ruff, the floors of imports, mypy, snakemake --lint and the habits of language
 	@$(RUFF)
 	@$(LINT)
+	@$(VENV)/bin/python -m pytest -q -n 0 tests/test_language.py
 
 docs: setup-dev  ## build the documentation into site/; a broken link or a missing reference fails
 	@$(VENV)/bin/zensical build --strict --config-file mkdocs.yml
