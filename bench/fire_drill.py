@@ -183,7 +183,7 @@ class Drill:
     # ---- around a strike ----------------------------------------------------------------------------------
 
     def strike(self, kind: str) -> None:
-        """Do one kind, wait until the training takes steps beyond where it was, and note what it cost."""
+        """Strike once, wait until the training takes further steps, and note the loss."""
         self.desk.wait_for_steps(STRUCK, BETWEEN)
         starts, begun = self._starts(), time.monotonic()
         what = getattr(self, kind)()

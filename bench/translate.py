@@ -11,7 +11,7 @@ that other load affects both, and the ratio is the median of the rounds'. Where 
 not count precedes them: libraries and lists of words are loaded in it. ``models=toy`` is the tests' tiny
 model, trained first, and its captions are sentences of the words that it knows: with others it says next to nothing.
 Quality: chrF++ (sacrebleu) of English → pivot against the human names of the same pictures, and of the round trip
-against the original; the share that returns unchanged, and which of the others are accepted. Captions: see
+against the original; the share that returns unchanged, and the share of the others that is accepted. Captions: see
 ``tests/support/captions.py``.
 """
 

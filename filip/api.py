@@ -151,8 +151,8 @@ class Model:
 
         images, texts: arguments of :meth:`encode_images` and :meth:`encode_texts`, or their results.
         ``i2t`` ranks the texts of an image: the mean over its patches of the best token (equation 4 of the paper);
-        ``t2i`` ranks the images of a text: the mean over its tokens of the best patch (equation 5). A pooled model's
-        are both the cosine. Raises UserError for what another kind of model has encoded.
+        ``t2i`` ranks the images of a text: the mean over its tokens of the best patch (equation 5). For a pooled
+        model both are the cosine. Raises UserError for embeddings of another kind of model.
         """
         features = images if _is_encoded(images) else self.encode_images(images, batch_size=batch_size)
         assert isinstance(features, Tensor)
@@ -179,13 +179,11 @@ class Model:
         Texts of up to six tokens, such as "a snake", are ranked by s^T, longer ones by the mean of s^I and s^T, as is
         right most often. Raises what :meth:`similarity` raises.
         """
-        strings = list(texts) if not isinstance(texts, str) and isinstance(texts, Iterable) else texts
-        encoded = self.encode_texts(strings)
+        items = list(texts) if not isinstance(texts, str) and isinstance(texts, Iterable) else texts
+        encoded = self.encode_texts(items)
         short = encoded.lengths is None or int(encoded.lengths.max()) <= SHORT
         scores = ranking(self.similarity(images, encoded, batch_size=batch_size), "text" if short else "mean")
-        return [
-            [strings[place] for place in row] for row in scores.argsort(dim=1, descending=True, stable=True).tolist()
-        ]
+        return [[items[place] for place in row] for row in scores.argsort(dim=1, descending=True, stable=True).tolist()]
 
     def align(self, image: ImageLike, text: str) -> Alignment:
         """Find which patch of ``image`` belongs to which word of ``text``; the image as for :meth:`encode_images`.

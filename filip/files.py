@@ -162,9 +162,7 @@ def near_path(path: str | os.PathLike[str]) -> str | None:
     except OSError:  # not a folder, or one that must not be read
         return None
     rest = place.relative_to(first)
-    return next(
-        (str(candidate) for name in near for candidate in [first.with_name(name) / rest] if candidate.exists()), None
-    )
+    return next((str(file) for name in near for file in [first.with_name(name) / rest] if file.exists()), None)
 
 
 @contextmanager

@@ -48,7 +48,7 @@ def compute(batch: LossInput) -> TermOutput:
 
 
 def first_occurrences(ids: Tensor, lengths: Tensor) -> Tensor:
-    """Return where a token of a caption is for the first time [b, n]; padding never does."""
+    """Return a mask [b, n] of the first occurrence of each token in its caption; padding is false."""
     columns = torch.arange(ids.shape[1], device=ids.device)
     before = columns[:, None] > columns[None, :]
     repeated = ((ids[:, :, None] == ids[:, None, :]) & before).any(dim=2)

@@ -46,9 +46,9 @@ def test_similarities_equal_the_evaluations_to_the_bit(interaction: str, folder:
     data = open_set(load_card("demo_fluent"), tmp_path)
     features = torch.cat([scorer.encode_images(batch.pixels) for batch in batches(data, scorer.transform, 3)])
     expected = scorer.similarity(features, scorer.encode_texts(TEXTS))
-    found = load(path, device="cpu").similarity(images, TEXTS, batch_size=3)
-    assert found.i2t.shape == found.t2i.shape == (4, 4)
-    assert torch.equal(found.i2t, expected.i2t) and torch.equal(found.t2i, expected.t2i)
+    result = load(path, device="cpu").similarity(images, TEXTS, batch_size=3)
+    assert result.i2t.shape == result.t2i.shape == (4, 4)
+    assert torch.equal(result.i2t, expected.i2t) and torch.equal(result.t2i, expected.t2i)
 
 
 @pytest.mark.parametrize("interaction", ["token_wise", "pooled"])
@@ -79,22 +79,22 @@ def test_similarity_takes_what_was_encoded_before(folder: Path) -> None:
 def test_alignment_is_the_one_behind_the_similarity(folder: Path) -> None:
     model = load(folder / "token_wise.safetensors")
     path = pictures(folder)[0]
-    found = model.align(path, TEXTS[1])
-    assert found.tokens == ["[BOS]", "a", "black", "dog", "runs", "on", "the", "beach", "[EOS]"]
-    assert found.similarity.shape == (4, 4, 9)
+    result = model.align(path, TEXTS[1])
+    assert result.tokens == ["[BOS]", "a", "black", "dog", "runs", "on", "the", "beach", "[EOS]"]
+    assert result.similarity.shape == (4, 4, 9)
     scores = model.similarity([path], [TEXTS[1]])
-    assert found.similarity.amax(2).mean().item() == pytest.approx(scores.i2t.item(), abs=1e-6)
-    assert found.similarity.amax((0, 1)).mean().item() == pytest.approx(scores.t2i.item(), abs=1e-6)
+    assert result.similarity.amax(2).mean().item() == pytest.approx(scores.i2t.item(), abs=1e-6)
+    assert result.similarity.amax((0, 1)).mean().item() == pytest.approx(scores.t2i.item(), abs=1e-6)
     for row in range(4):
         for column in range(4):
-            cosines = found.similarity[row, column]
-            assert cosines[found.best_token[row, column]] == cosines.max()
-            assert found.words[row][column] == found.tokens[int(cosines.argmax())]
-    for token, (row, column) in enumerate(found.best_patch.tolist()):
-        assert found.similarity[row, column, token] == found.similarity[:, :, token].max()
-    assert found.names == [False, False, True, True, True, False, False, True, False]
-    shown = [[word if word in ("black", "dog", "runs", "beach") else "." for word in row] for row in found.words]
-    assert [line.split() for line in str(found).splitlines()] == shown
+            cosines = result.similarity[row, column]
+            assert cosines[result.best_token[row, column]] == cosines.max()
+            assert result.words[row][column] == result.tokens[int(cosines.argmax())]
+    for token, (row, column) in enumerate(result.best_patch.tolist()):
+        assert result.similarity[row, column, token] == result.similarity[:, :, token].max()
+    assert result.names == [False, False, True, True, True, False, False, True, False]
+    shown = [[word if word in ("black", "dog", "runs", "beach") else "." for word in row] for row in result.words]
+    assert [line.split() for line in str(result).splitlines()] == shown
 
 
 @pytest.mark.parametrize("interaction", ["token_wise", "pooled"])

@@ -37,16 +37,16 @@ def filip_command(*arguments: str, before: str = "pass") -> subprocess.Completed
 
 
 def test_train_is_a_command_like_the_others() -> None:
-    found = run_python("-m", "filip", "train", "--help")
-    assert found.returncode == 0 and "run_dir=REQUIRED" in found.stdout
-    found = run_python("-m", "filip", "train", "experiment=demo")
-    assert found.returncode == 2 and found.stderr.startswith("error: required but not given: out, run_dir")
+    result = run_python("-m", "filip", "train", "--help")
+    assert result.returncode == 0 and "run_dir=REQUIRED" in result.stdout
+    result = run_python("-m", "filip", "train", "experiment=demo")
+    assert result.returncode == 2 and result.stderr.startswith("error: required but not given: out, run_dir")
 
 
 def test_the_list_needs_no_third_party_package_and_a_group_lists_its_own() -> None:
     program = "from filip.__main__ import run; run([]); run(['report'])"
-    found = run_python("-S", "-c", program, variables={"PYTHONPATH": str(ROOT)})
-    everything, group = found.stdout.split("filip COMMAND key=value")[1:]
+    result = run_python("-S", "-c", program, variables={"PYTHONPATH": str(ROOT)})
+    everything, group = result.stdout.split("filip COMMAND key=value")[1:]
     assert "data download" in everything
     assert "report tables" in group and "data download" not in group
 
@@ -99,8 +99,8 @@ def test_a_plain_argument_of_a_command_is_no_mistyped_command() -> None:
 
 
 def test_a_missing_extra_is_named() -> None:
-    found = filip_command("data", "text_rules", "--help", before="sys.modules['duckdb'] = None")
-    assert (found.returncode, found.stderr) == (
+    result = filip_command("data", "text_rules", "--help", before="sys.modules['duckdb'] = None")
+    assert (result.returncode, result.stderr) == (
         2,
         "error: filip.data.text_rules needs the module 'duckdb', which is not installed: pip install -e '.[data]'\n",
     )
@@ -123,8 +123,8 @@ def test_worker_processes_start_under_the_command(tmp_path: Path) -> None:
             "processes=2",
         ),
     ):
-        found = filip_command(*arguments)
-        assert found.returncode == 0, found.stderr
+        result = filip_command(*arguments)
+        assert result.returncode == 0, result.stderr
     assert (tmp_path / "kept.parquet").is_file()
 
 
@@ -137,8 +137,8 @@ import filip
 print(sorted(name for name in sys.modules if name.partition(".")[0] not in sys.stdlib_module_names))
 assert dict(os.environ) == before
 """
-    found = run_python("-S", "-c", program, variables={"PYTHONPATH": str(ROOT)})
-    assert found.stdout == "['__main__', 'filip']\n"
+    result = run_python("-S", "-c", program, variables={"PYTHONPATH": str(ROOT)})
+    assert result.stdout == "['__main__', 'filip']\n"
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["train", "cost", "--help"], ["train", "cost"]])

@@ -43,8 +43,8 @@ EVERYDAY = [
 
 @pytest.mark.parametrize("text", EVERYDAY)
 def test_a_text_arrives_as_it_was_typed(text: str) -> None:
-    found = compose_config(Options, [f"text={text}", f"maybe={text}", f"nested.text={text}"])
-    assert (found.text, found.maybe, found.nested.text) == (text, text, text)
+    result = compose_config(Options, [f"text={text}", f"maybe={text}", f"nested.text={text}"])
+    assert (result.text, result.maybe, result.nested.text) == (text, text, text)
 
 
 @pytest.mark.parametrize(
@@ -64,12 +64,12 @@ def test_the_elements_of_a_list_of_texts_arrive_as_they_were_typed(given: str, e
 
 
 def test_null_and_hydras_own_quotes_and_interpolations_in_them_still_work() -> None:
-    found = compose_config(
+    result = compose_config(
         Options, ["maybe=null", 'text="a dog, running"', "nested.text='${text}'", "number=3", "numbers=[1,2]"]
     )
-    assert found.maybe is None
-    assert found.text == found.nested.text == "a dog, running"
-    assert (found.number, found.numbers) == (3, [1, 2])
+    assert result.maybe is None
+    assert result.text == result.nested.text == "a dog, running"
+    assert (result.number, result.numbers) == (3, [1, 2])
 
 
 def test_names_can_be_written_into_a_dict() -> None:

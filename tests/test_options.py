@@ -44,9 +44,9 @@ def schemas() -> Iterator[tuple[str, type, str | None]]:
 
 
 def _schema(module: ModuleType, name: str) -> type:
-    found = getattr(module, name, TrainConfig)  # that of `filip train` is imported when it is called
-    assert inspect.isclass(found)
-    return found
+    result = getattr(module, name, TrainConfig)  # that of `filip train` is imported when it is called
+    assert inspect.isclass(result)
+    return result
 
 
 SCHEMAS = list(schemas())

@@ -51,7 +51,7 @@ BIN = Path(sys.executable).parent
 def blocks(language: str) -> list[str]:
     """Return the blocks of the README and the readers' pages in one language."""
     pages = ((ROOT / page).read_text() for page in RUN)
-    return [text for page in pages for found, text in BLOCK.findall(page) if found == language]
+    return [text for page in pages for result, text in BLOCK.findall(page) if result == language]
 
 
 def commands(block: str) -> Iterator[str]:
@@ -215,9 +215,9 @@ def test_the_search_prints_what_stands_below_it(
     in_process(next(command for command in commands(block) if command.startswith("filip search")), workspace)
     printed = capsys.readouterr()
     heading = next(line for line in printed.err.splitlines() if line.startswith("rank"))
-    found, expected = f"{heading}\n{printed.out}".split(), printed_below(block).split()
-    assert len(found) == len(expected)
-    for word, shown in zip(found, expected, strict=True):
+    result, expected = f"{heading}\n{printed.out}".split(), printed_below(block).split()
+    assert len(result) == len(expected)
+    for word, shown in zip(result, expected, strict=True):
         if re.fullmatch(r"[+-]?\d+\.\d+", shown):
             # a score is of exact tokens; deviations are of the index, which a CPU without bf16 products fills otherwise
             assert float(word) == pytest.approx(float(shown), abs=0.4 if shown[0] in "+-" else 0.005)
@@ -227,9 +227,9 @@ def test_the_search_prints_what_stands_below_it(
 
 def printed_below(block: str) -> str:
     """Return the block of text that follows a block of README."""
-    found = re.search(r"```text\n(.*?)```", README.partition(block)[2], re.DOTALL)
-    assert found
-    return found[1]
+    match = re.search(r"```text\n(.*?)```", README.partition(block)[2], re.DOTALL)
+    assert match
+    return match[1]
 
 
 def test_every_block_has_a_known_language_and_every_link_a_file() -> None:

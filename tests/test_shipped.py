@@ -21,11 +21,11 @@ def model() -> Model:
 
 
 def test_scenes_and_captions_find_each_other(model: Model) -> None:
-    found = model.similarity(SCENES, CAPTIONS)
+    result = model.similarity(SCENES, CAPTIONS)
     right = range(len(SCENES))
     assert len(SCENES) == 12
-    assert sum(a == b for a, b in zip(found.t2i.argmax(0).tolist(), right, strict=True)) >= 11
-    assert sum(a == b for a, b in zip(found.i2t.argmax(1).tolist(), right, strict=True)) >= 11
+    assert sum(a == b for a, b in zip(result.t2i.argmax(0).tolist(), right, strict=True)) >= 11
+    assert sum(a == b for a, b in zip(result.i2t.argmax(1).tolist(), right, strict=True)) >= 11
 
 
 def test_the_card_has_the_licence_and_the_figures() -> None:

@@ -23,11 +23,11 @@ pytestmark = pytest.mark.slow
 def run(*command: str | Path, cwd: Path) -> str:
     """Return the standard output of a command that must succeed, without the checkout on Python's path."""
     environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")}
-    found = subprocess.run(
+    result = subprocess.run(
         [str(part) for part in command], cwd=cwd, env=environment, capture_output=True, text=True, check=False
     )
-    assert found.returncode == 0, f"{command}\n{found.stdout}\n{found.stderr}"
-    return found.stdout
+    assert result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"
+    return result.stdout
 
 
 @pytest.fixture(scope="module")
@@ -62,8 +62,8 @@ def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_wheel_carries_every_card_and_setting_and_nothing_of_the_repository_beside(wheel: Path) -> None:
     inside = set(zipfile.ZipFile(wheel).namelist())
     for folder in ("data", "eval", "ds_configs"):
-        wanted = {f"filip/resources/{folder}/{file.name}" for file in (ROOT / folder).glob("*.[yj]*")}
-        assert wanted and wanted <= inside
+        expected = {f"filip/resources/{folder}/{file.name}" for file in (ROOT / folder).glob("*.[yj]*")}
+        assert expected and expected <= inside
     package = [file for file in (ROOT / "filip").rglob("*") if file.is_file() and "__pycache__" not in file.parts]
     assert {str(file.relative_to(ROOT)) for file in package} <= inside
     assert {name.partition("/")[0] for name in inside} == {

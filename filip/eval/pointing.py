@@ -105,7 +105,7 @@ def by_most(shares: np.ndarray) -> np.ndarray:
 
 
 def by_half(shares: np.ndarray) -> np.ndarray:
-    """Return the owner of each patch [rows, columns]: what covers at least half of it."""
+    """Return the owner of each patch [rows, columns]: the thing that covers at least half of it."""
     return np.where(shares.max(0) >= 0.5, shares.argmax(0), BACKGROUND)
 
 

@@ -70,7 +70,7 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def measures(result: dict[str, Any]) -> list[Measure]:
-    """Return the numbers of a result file that belong into a table; none if an evaluation did not write it."""
+    """Return the numbers of a result file that belong in a table; none if an evaluation did not write it."""
     name = result.get("protocol")
     if not isinstance(name, str) or not isinstance(result.get("benchmarks"), dict):
         return []

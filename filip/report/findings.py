@@ -1,7 +1,7 @@
 """The findings of a study: a row for each headline column of its tables, with its difference from the baseline.
 
-The first of our rows in the first section of a table is the baseline. One or two others are compared with it; of more
-the last one, the whole recipe. A difference holds or does not as in the table (:mod:`filip.report.rows.pairs`).
+The first of our rows in the first section of a table is the baseline. One or two others are compared with it, of more
+only the last, the whole recipe. A difference holds or does not as in the table (:mod:`filip.report.rows.pairs`).
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ def find(kind: str, name: str | Path) -> Path:
 
     kind: a key of :data:`KINDS`. name: a bare name (``cc3m``), or a path, which has the suffix of its kind.
     A bare name is looked for in the kind's folder, first below the working directory, then in the package. A path is
-    taken as it stands; one into the kind's folder that does not exist (``eval/prompts.yaml`` from an empty folder)
+    taken literally; one into the kind's folder that does not exist (``eval/prompts.yaml`` from an empty folder)
     is looked for in the package as well.
     Raises UserError with the name, the places that were searched, and the known names.
     """

@@ -155,13 +155,11 @@ def _all_tokens(index: Index, scorer: Scorer, paths: Sequence[str]) -> dict[str,
             return None
 
     with ThreadPoolExecutor(2) as pool:
-        images = [
-            (path, image) for path, image in zip(paths, pool.map(pixels, paths), strict=True) if image is not None
-        ]
-    if not images:
+        items = [(path, image) for path, image in zip(paths, pool.map(pixels, paths), strict=True) if image is not None]
+    if not items:
         return {}
-    tokens = [scorer.encode_images(stacked([image for _, image in part])) for part in _batches(images)]
-    return dict(zip((path for path, _ in images), joined(tokens).float().cpu(), strict=True))
+    tokens = [scorer.encode_images(stacked([image for _, image in part])) for part in _batches(items)]
+    return dict(zip((path for path, _ in items), joined(tokens).float().cpu(), strict=True))
 
 
 def _batches(items: list[tuple[str, Tensor]], size: int = 50) -> list[list[tuple[str, Tensor]]]:

@@ -58,12 +58,10 @@ class Coco(_Annotations):
                 problem = "broken_line: an image without id or file_name"
                 yield Row(f"{name}: images {number}", [], f"{part}#{number}", problem=problem)
                 continue
-            url, image_captions = str(image["file_name"]), captions[image["id"]]
+            url, lines = str(image["file_name"]), captions[image["id"]]
             path, trouble = find(url)
             split = split_of_row(None, path, part, reading)
-            yield Row(
-                url, image_captions, path or f"{part}#{number}", group=str(image["id"]), problem=trouble, split=split
-            )
+            yield Row(url, lines, path or f"{part}#{number}", group=str(image["id"]), problem=trouble, split=split)
         for number, problem in unread:
             yield Row(f"{name}: annotations {number}", [], f"{part}#annotations {number}", problem=problem)
 

@@ -87,9 +87,7 @@ def captions_in(files: Mapping[str, Callable[[], bytes]], reading: Reading) -> t
                 captions += lines or []
     if not captions:
         usual = (one_line(texts(record.get(name))) for name in CAPTION_COLUMNS)
-        captions = next(
-            (texts_found for texts_found in usual if texts_found and not is_picture(Path(texts_found[0]))), []
-        )
+        captions = next((some for some in usual if some and not is_picture(Path(some[0]))), [])
     for suffix, content in files.items():
         if not captions and suffix.rpartition(".")[2] == "xmp":
             captions = xmp_description(content())

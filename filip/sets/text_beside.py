@@ -47,9 +47,9 @@ class TextBeside(Layout):
             pictures, texts = _sorted_out(entries)
             used: set[str] = set()
             for path in pictures:
-                belonging = _belonging(path, texts)
-                used.update(text.name for text in belonging.values())
-                yield _picture(path, belonging, reading, described)
+                texts_of = _belonging(path, texts)
+                used.update(text.name for text in texts_of.values())
+                yield _picture(path, texts_of, reading, described)
             for path, problem in entries:
                 if path in pictures or path.name in used:
                     continue
@@ -101,9 +101,7 @@ def _is_described(reading: Reading) -> bool:
         pictures, texts = _sorted_out(entries)
         for path in filter(is_picture, pictures):
             belonging = _belonging(path, texts)
-            sure = {
-                suffix: text for suffix, text in belonging.items() if suffix.endswith(".json") or suffix.endswith("xmp")
-            }
+            sure = {suffix: text for suffix, text in belonging.items() if suffix.endswith((".json", "xmp"))}
             if _picture(path, sure, reading, True).captions:
                 return True
             looked += 1

@@ -105,7 +105,7 @@ def save_checkpoint(engine: Engine, state: LoopState, folder: Path, settings: Ch
     with naming(folder):
         engine.deepspeed.save_checkpoint(str(folder), tag=aside.name, save_latest=False)
         torch.save(random_states(), aside / f"random_rank{ranks.rank:05d}.pt")
-        # for readers; a resumed run has its parts
+        # for evaluation and export; a resumed run reads its parts from the optimiser
         if engine.averages and (average := gather_to_main(engine, ranks)):
             save_file(average, aside / AVERAGED)
     barrier(ranks)

@@ -118,7 +118,7 @@ def train_alone(config: TrainConfig, ranks: Ranks) -> None:
 
 
 class NotFiniteError(UserError):
-    """A training has lost its numbers: a person has to decide how it goes on."""
+    """The numbers of a training are no longer finite: a person has to decide how to continue."""
 
 
 def initial_model(config: TrainConfig) -> DualEncoder:

@@ -32,7 +32,7 @@ def backward(
 ) -> StepOutput:
     """Run forward and backward of one contrastive batch.
 
-    The optimiser steps if DeepSpeed has its micro-steps together.
+    The optimiser steps if this is DeepSpeed's last micro-step.
 
     ``batch``: this rank's pixels, ids, lengths and group. ``inspect`` looks at the embeddings and returns more metrics.
     """

@@ -124,10 +124,8 @@ def score_on(card: str, evaluated: Mapping[str, float]) -> float:
 
     evaluated: the numbers of all cards under their TensorBoard names. NaN if the card is not among them.
     """
-    values = [
-        value for key, value in evaluated.items() if re.fullmatch(rf"eval/{re.escape(card)}(_\w+_r1|_mean)?", key)
-    ]
-    return sum(values) / len(values) if values else math.nan
+    seen = [value for key, value in evaluated.items() if re.fullmatch(rf"eval/{re.escape(card)}(_\w+_r1|_mean)?", key)]
+    return sum(seen) / len(seen) if seen else math.nan
 
 
 def text_line(step: int, steps: int, values: dict[str, Any], eta_seconds: float) -> str:

@@ -74,7 +74,7 @@ class Alert:
         return f"watchdog: {self.kind} in steps {self.first} to {self.last}: {self.message}"
 
 
-# Its kind, whether it holds (None: this step does not say), observations in a row before it is reported, the message.
+# Its kind, whether it holds (None: unknown in this step), observations in a row before an alert, the message.
 _Condition = tuple[str, bool | None, int, str]
 
 
@@ -202,7 +202,7 @@ class Watchdog:
     def observe_fleet(self, step: int, seconds: float, data: Slowest, encoding: Slowest) -> list[Alert]:
         """Return alerts on one rank that keeps all others waiting.
 
-        ``seconds``: those of a step in this interval, which ends at ``step``. ``data``, ``encoding``: the slowest.
+        ``seconds``: of a step in this interval, which ends at ``step``. ``data``, ``encoding``: the slowest.
         """
         alerts = []
         for kind, slowest, slow in (

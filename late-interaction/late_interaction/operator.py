@@ -210,9 +210,7 @@ def _backward(
     """
     tokens = pack(image_tokens, text_tokens, text_lengths, image_mask, image_lengths, temperature).rounded(dtype)
     module = _module(tokens, backend)
-    residuals = (
-        tuple(residual for residual in (first, second) if residual.numel()) if saved else run_forward(module, tokens)[1]
-    )
+    residuals = tuple(item for item in (first, second) if item.numel()) if saved else run_forward(module, tokens)[1]
     gradients = run_backward(module, tokens, (grad_i2t, grad_t2i), residuals, (image_needed, text_needed))
     masks = image_mask, text_mask(text_tokens, text_lengths) if text_tokens.dim() == 3 else None
     sides = zip(gradients, (image_tokens, text_tokens), masks, (image_needed, text_needed), strict=True)

@@ -59,7 +59,7 @@ def backward(tokens: Tokens, grads: Pair, residuals: Residuals, needs: tuple[boo
     """Return the gradients of both inputs by PyTorch's own differentiation of the equation."""
     wide = accumulation_dtype(tokens.image.dtype)
     sides = [side.detach().to(wide) for side in (tokens.image, tokens.text)]
-    # In an operator autograd records nothing, but this does.
+    # Autograd records nothing inside an operator; vjp differentiates all the same.
     gradients = torch.func.vjp(lambda image, text: late_interaction(image, text, *tokens[2:]), *sides)[1](tuple(grads))
     none = sides[0].new_empty(0)
     return gradients[0] if needs[0] else none, gradients[1] if needs[1] else none

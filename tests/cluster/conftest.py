@@ -38,8 +38,8 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def desk(checkout: Path, slurm: OneHostSlurm, request: pytest.FixtureRequest) -> Iterator[Desk]:
     name = "".join(c for c in request.node.name if c.isalnum())[-40:].lower()
-    found = Desk(checkout, slurm, make_study(name))
-    yield found
-    found.leave()
+    result = Desk(checkout, slurm, make_study(name))
+    yield result
+    result.leave()
     shutil.rmtree(checkout / ".snakemake", ignore_errors=True)
     (checkout / "snakemake.log").unlink(missing_ok=True)

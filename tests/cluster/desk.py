@@ -148,7 +148,7 @@ class Desk:
 
     def ranks(self, run: str) -> list[psutil.Process]:
         """Return the ranks of a training of this study, in order, without the workers of their loaders."""
-        found = {}
+        result = {}
         for process in psutil.process_iter(["cmdline"]):
             command = process.info["cmdline"] or []
             if "filip.train" not in command[2:5] or f"out={self.weights(run)}" not in command:
@@ -156,8 +156,8 @@ class Desk:
             with contextlib.suppress(psutil.NoSuchProcess, FileNotFoundError):  # it, or its parent, has just ended
                 parent, number = process.parent(), int(process.environ()["SLURM_PROCID"])
                 if parent is None or parent.cmdline()[1:3] != ["-m", "filip.train"]:
-                    found[number] = process
-        return [found[rank] for rank in sorted(found)]
+                    result[number] = process
+        return [result[rank] for rank in sorted(result)]
 
     def suspend(self, run: str) -> None:
         for process in self.ranks(run):

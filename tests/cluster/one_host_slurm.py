@@ -131,15 +131,15 @@ class OneHostSlurm:
 
     def kill_node(self, node: int) -> None:
         """Kill it like a power cut: the daemon, its step daemons and what they started end; none reports the others."""
-        found = {psutil.Process(int(self._pid(f"slurmd-node{node}").read_text()))}
+        result = {psutil.Process(int(self._pid(f"slurmd-node{node}").read_text()))}
         for process in psutil.process_iter(["environ"]):
             if (process.info["environ"] or {}).get("SLURMD_NODENAME") == f"node{node}":
-                found.add(process)
+                result.add(process)
                 parent = process.parent()
                 if parent is not None and parent.name() == "slurmstepd":  # which hides its environment
-                    found.add(parent)
+                    result.add(parent)
         for act in (psutil.Process.suspend, psutil.Process.kill):
-            for process in found:
+            for process in result:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     act(process)
 

@@ -72,13 +72,13 @@ def test_192_processes_wait_for_a_dead_node_and_find_each_other(slurm: OneHostSl
     slurm.kill_node(last)
     slurm.set_nodes(f"node{last}", "DOWN")  # as the controller does by itself after SlurmdTimeout
     try:
-        found = submit(slurm, tmp_path, "meet", nodes=slurm.nodes, ranks_per_node=8)
-        slurm.wait_until(lambda: "DOWN" in slurm.ask("squeue", "-h", "-j", found.job, "-o", "%r"))
-        assert slurm.state(found.job) == "PENDING" and not found.starts
+        result = submit(slurm, tmp_path, "meet", nodes=slurm.nodes, ranks_per_node=8)
+        slurm.wait_until(lambda: "DOWN" in slurm.ask("squeue", "-h", "-j", result.job, "-o", "%r"))
+        assert slurm.state(result.job) == "PENDING" and not result.starts
     finally:
         slurm.start_node(last)
-    assert found.ends() == "COMPLETED", found.log
-    (start,) = found.starts
+    assert result.ends() == "COMPLETED", result.log
+    (start,) = result.starts
     assert start["met"] == list(range(192)) and start["local_world_size"] == 8
 
 
@@ -90,25 +90,25 @@ def together(slurm: OneHostSlurm, tmp_path_factory: pytest.TempPathFactory) -> d
 
 
 def test_a_pre_empted_job_is_started_again_and_a_cancelled_one_is_not(together: dict[str, Submitted]) -> None:
-    found = together["wait"]
-    found.starts_are(1)
-    found.slurm.ask("scancel", "--signal=TERM", found.job)  # of its ranks, as a partition's GraceTime does
-    found.starts_are(2)
-    found.slurm.ask("scancel", found.job)
-    assert found.ends() == "CANCELLED"
-    assert len(found.starts) == 2
+    result = together["wait"]
+    result.starts_are(1)
+    result.slurm.ask("scancel", "--signal=TERM", result.job)  # of its ranks, as a partition's GraceTime does
+    result.starts_are(2)
+    result.slurm.ask("scancel", result.job)
+    assert result.ends() == "CANCELLED"
+    assert len(result.starts) == 2
 
 
 def test_a_user_s_mistake_ends_the_job_at_once(together: dict[str, Submitted]) -> None:
-    found = together["mistake"]
-    assert found.ends() == "FAILED"
-    assert len(found.starts) == 1 and "not started again" in found.log
+    result = together["mistake"]
+    assert result.ends() == "FAILED"
+    assert len(result.starts) == 1 and "not started again" in result.log
 
 
 def test_a_rank_that_always_dies_gives_up_after_three_starts(together: dict[str, Submitted]) -> None:
-    found = together["one_rank_dies"]
-    assert found.ends() == "FAILED", found.log
-    assert len(found.starts) == 3 and "crashed 3 times" in found.log
+    result = together["one_rank_dies"]
+    assert result.ends() == "FAILED", result.log
+    assert len(result.starts) == 3 and "crashed 3 times" in result.log
 
 
 # ---- a study: Snakemake's own plugin, sbatch and srun, nodes, signals, kills, daemons that die -------

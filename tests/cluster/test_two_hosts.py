@@ -67,7 +67,7 @@ def test_deepspeed_with_a_hostfile_trains_across_the_cable(hosts: TwoHosts, squa
         pytest.skip(reason)
     hostfile, more = tmp_path / "hosts", tmp_path / "variables"
     hostfile.write_text("".join(f"{address} slots=1\n" for address in ADDRESSES))
-    # what a .deepspeed_env holds: of other variables DeepSpeed gives its hosts those of Python and the accelerator
+    # the content of .deepspeed_env: without it DeepSpeed passes on variables of Python and the accelerator alone
     here = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", **INTERFACE}
     more.write_text("".join(f"{name}={value}\n" for name, value in here.items()))
     log, run = tmp_path / "log", tmp_path / "run"
@@ -110,5 +110,5 @@ def test_other_errors_are_not_taken_for_lost_contact() -> None:
     # ss --kill
     assert lost_contact(RuntimeError("Read error [127.0.0.1]:1: Software caused connection abort"))
     assert lost_contact(ValueError("Connection reset by peer")) is None
-    found = lost_contact(RuntimeError("[tcp.cc:1] Timed out waiting 24000ms for recv operation\nmore"))
-    assert found is not None and found.endswith("[tcp.cc:1] Timed out waiting 24000ms for recv operation")
+    result = lost_contact(RuntimeError("[tcp.cc:1] Timed out waiting 24000ms for recv operation\nmore"))
+    assert result is not None and result.endswith("[tcp.cc:1] Timed out waiting 24000ms for recv operation")

@@ -29,15 +29,15 @@ def card_of(engine: str, **more: object) -> SourceCard:
 
 def stored(folder: Path) -> dict[str, np.ndarray]:
     """Return the picture of each caption."""
-    found = {}
+    result = {}
     for path in folder.glob("*.tar"):
         with tarfile.open(path) as tar:
             files = {member.name: tar.extractfile(member).read() for member in tar if member.isreg()}  # type: ignore[union-attr]
         for name, data in files.items():
             if name.endswith(".jpg"):
                 caption = json.loads(files[name.replace(".jpg", ".json")])["caption"]
-                found[caption] = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
-    return found
+                result[caption] = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    return result
 
 
 @pytest.mark.slow

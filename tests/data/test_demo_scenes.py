@@ -199,13 +199,13 @@ def test_a_word_that_fits_what_is_shown_is_no_wrong_name() -> None:
 
 
 def test_the_two_captions_of_a_relation_have_the_same_words_and_only_one_is_true() -> None:
-    found = 0
+    result = 0
     for index in range(60):
         scene = new_scene(SPRITES, NAMES, 1, index)
         choices = relation_choices(scene)
         if not choices:
             continue
-        found += 1
+        result += 1
         right, wrong = choices
         assert right != wrong
         assert Counter(right.replace(",", "").split()) == Counter(wrong.replace(",", "").split())
@@ -216,7 +216,7 @@ def test_the_two_captions_of_a_relation_have_the_same_words_and_only_one_is_true
         a, b = where[first.split()[-1]], where[second.split(",")[0].split()[-1]]
         a, b = (b, a) if flip else (a, b)
         assert a[axis + 2] <= b[axis]
-    assert found > 50
+    assert result > 50
 
 
 def test_a_half_truth_adds_what_is_false_to_what_is_true_and_its_control_what_is_true() -> None:
@@ -308,9 +308,9 @@ def test_scenes_to_search_on_show_no_two_things_that_reported_ones_show_together
 @pytest.mark.slow
 def test_test_scenes_come_with_their_ground_truth(corpus: Path) -> None:
     for name in ("demo_scenes_new", "demo_scenes_artist", "demo_scenes_concepts"):
-        found = samples(corpus / "eval" / name)
-        assert len(found) == 30
-        for _, members in found:
+        result = samples(corpus / "eval" / name)
+        assert len(result) == 30
+        for _, members in result:
             things = json.loads(members["json"])["things"]
             image = Image.open(io.BytesIO(members["png"]))
             shown = np.asarray(Image.open(io.BytesIO(members["things.png"])))
@@ -324,9 +324,9 @@ def test_test_scenes_come_with_their_ground_truth(corpus: Path) -> None:
 
 
 def samples(folder: Path) -> list[tuple[str, dict[str, bytes]]]:
-    found: dict[str, dict[str, bytes]] = {}
+    result: dict[str, dict[str, bytes]] = {}
     with tarfile.open(folder / "test" / "0.tar") as tar:
         for member in tar:
             key, _, extension = member.name.partition(".")
-            found.setdefault(key, {})[extension] = tar.extractfile(member).read()  # type: ignore[union-attr]
-    return list(found.items())
+            result.setdefault(key, {})[extension] = tar.extractfile(member).read()  # type: ignore[union-attr]
+    return list(result.items())

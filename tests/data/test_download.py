@@ -48,11 +48,11 @@ def test_every_url_of_a_hostile_server_ends_in_one_bucket(tmp_path: Path) -> Non
         assert download(source, out, card) == fragment and server.requests == asked, "a second run does nothing"
 
     # the funnel: each URL once, in the bucket that its server asked for
-    wanted = Counter(reasons.values())
-    assert fragment.n_in == len(names) and fragment.n_out == wanted.pop("ok")
-    assert fragment.dropped == dict(wanted)
+    expected = Counter(reasons.values())
+    assert fragment.n_in == len(names) and fragment.n_out == expected.pop("ok")
+    assert fragment.dropped == dict(expected)
     transient = ("http_5xx", "timeout", "cut_off", "connection")
-    assert fragment.notes["retried"] == [sum(wanted[r] for r in transient) + 1], "flaky is retried, and comes"
+    assert fragment.notes["retried"] == [sum(expected[r] for r in transient) + 1], "flaky is retried, and comes"
     assert asked["status_500"] == 2 and asked["nothing"] == asked["status_403"] == 1
     assert "warning" in fragment.notes
 

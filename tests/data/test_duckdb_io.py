@@ -26,14 +26,14 @@ def test_columns_of_files_that_differ_are_those_of_union_by_name(tmp_path: Path)
     files = [tmp_path / f"{number:05d}.parquet" for number in range(len(tables))]
     for table, path in zip(tables, files, strict=True):
         pq.write_table(table, path)
-    found = duckdb_io.columns_of_many(files, COLUMNS, duckdb_io.WITH_FILE, duckdb_io.ROW)
+    result = duckdb_io.columns_of_many(files, COLUMNS, duckdb_io.WITH_FILE, duckdb_io.ROW)
     whole = duckdb_io.parquet(files, duckdb_io.WITH_FILE, duckdb_io.ROW, "union_by_name = true")
     con = duckdb_io.connect(2, "1GB", tmp_path / "spill")
     names = f"{', '.join(COLUMNS)}, {duckdb_io.FILE_STEM} AS file, file_row_number"
-    rows, wanted = (
-        con.sql(f"SELECT {names} FROM {source} ORDER BY file, file_row_number").fetchall() for source in (found, whole)
+    rows, expected = (
+        con.sql(f"SELECT {names} FROM {source} ORDER BY file, file_row_number").fetchall() for source in (result, whole)
     )
-    assert rows == wanted and rows[3] == ("d", "four", None, "7", "00002", 0)
+    assert rows == expected and rows[3] == ("d", "four", None, "7", "00002", 0)
     nowhere = duckdb_io.columns_of_many(files, ["key", "nowhere"])
     assert con.sql(f"SELECT key FROM {nowhere} WHERE nowhere IS NULL ORDER BY key").fetchall() == [
         (key,) for key in "abcde"
@@ -81,21 +81,21 @@ def test_rows_of_an_image_become_one_wherever_a_batch_ends(once: bool) -> None:
     for seed in range(20):
         rng = random.Random(seed)
         rows = some_rows(rng)
-        wanted = []
+        expected = []
         for _, run in groupby(rows, key=lambda row: (row["part"], row["n"])):
             first, *others = run
             captions = [caption for row in (first, *others) for caption in row["captions"]]
-            wanted.append({**first, "captions": list(dict.fromkeys(captions)) if once else captions})
+            expected.append({**first, "captions": list(dict.fromkeys(captions)) if once else captions})
         table = pa.Table.from_pylist(rows, SCHEMA)
         size = rng.choice([1, 3, 17, 1000])
-        found = list(group_captions(table.to_reader(max_chunksize=size), by=("part", "n"), once=once))
-        assert all(part.schema == SCHEMA for part in found)
-        assert pa.concat_tables(found).to_pylist() == wanted
+        results = list(group_captions(table.to_reader(max_chunksize=size), by=("part", "n"), once=once))
+        assert all(part.schema == SCHEMA for part in results)
+        assert pa.concat_tables(results).to_pylist() == expected
 
 
 def test_a_caption_a_row_becomes_a_list_and_no_rows_become_an_empty_table() -> None:
     rows = pa.table({"image": [1, 1, 2], "captions": ["a", "b", "a"]})
-    found = pa.concat_tables(group_captions(rows.to_reader(max_chunksize=1), by=("image",)))
-    assert found.to_pylist() == [{"image": 1, "captions": ["a", "b"]}, {"image": 2, "captions": ["a"]}]
+    result = pa.concat_tables(group_captions(rows.to_reader(max_chunksize=1), by=("image",)))
+    assert result.to_pylist() == [{"image": 1, "captions": ["a", "b"]}, {"image": 2, "captions": ["a"]}]
     (empty,) = group_captions(rows.slice(0, 0).to_reader(), by=("image",))
-    assert len(empty) == 0 and empty.schema == found.schema
+    assert len(empty) == 0 and empty.schema == result.schema

@@ -138,9 +138,9 @@ def test_a_model_of_the_hub_translates_as_in_transformers(
     from transformers import MarianMTModel, MarianTokenizer
 
     texts = ["the big dog likes the cat", "red house", "a tree"]
-    found = load_engine("marian", "de", str(tmp_path)).to_pivot(texts)
+    result = load_engine("marian", "de", str(tmp_path)).to_pivot(texts)
     tokenizer = MarianTokenizer.from_pretrained(tmp_path / "en-de")
     model = MarianMTModel.from_pretrained(tmp_path / "en-de").eval()
-    for text, translation in zip(texts, found, strict=True):
+    for text, translation in zip(texts, result, strict=True):
         ids = model.generate(**tokenizer(text, return_tensors="pt"), num_beams=1, do_sample=False, max_length=16)
         assert translation == tokenizer.decode(ids[0], skip_special_tokens=True).strip()

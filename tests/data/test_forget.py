@@ -107,9 +107,9 @@ def test_nothing_is_left_of_what_is_forgotten(tmp_path: Path) -> None:
 
     asked = {"urls": "urls.txt", "sha256": "sha.txt", "phash": "phash.txt"}
     asked = {name: str(tmp_path / file) for name, file in asked.items()}
-    found = forget(config(tmp_path, **asked))
-    assert (found["images"], found["copies"]) == (3, 0)
-    assert found["not_found"] == {"urls": 1, "sha256": 0, "phash": 0}
+    result = forget(config(tmp_path, **asked))
+    assert (result["images"], result["copies"]) == (3, 0)
+    assert result["not_found"] == {"urls": 1, "sha256": 0, "phash": 0}
 
     def check() -> None:
         after = everything(tmp_path)

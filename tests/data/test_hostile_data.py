@@ -77,8 +77,8 @@ def test_the_name_of_a_folder_or_column_changes_nothing(tmp_path: Path) -> None:
     make_shards(place / "shards", captions, **odd)
     fragment = translate.translate(job(place))
     assert fragment is not None and fragment.n_in == 3
-    found = read_sidecar(place / "captions/00000.parquet")
-    assert [row["captions"][0] for row in found] == captions
+    result = read_sidecar(place / "captions/00000.parquet")
+    assert [row["captions"][0] for row in result] == captions
     translated = translate.translate(job(place, out=place / "again"))  # all of it from the cache
     assert translated is not None and translated.n_out == fragment.n_out >= 1
 

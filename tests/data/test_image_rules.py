@@ -149,13 +149,13 @@ def test_a_large_jpeg_is_decoded_in_part_and_looks_the_same(mode: str, colours: 
     for side in (700, 1410, 2900):
         data = hostile.encode(photograph.resize((side, side - 60), Image.Resampling.LANCZOS), "JPEG", quality=95)
         rules = ImageRuleSettings()
-        found = [
+        results = [
             CheckedResizer(DownloadSettings(128, mode, full_decoding=whole), rules)(io.BytesIO(data))
             for whole in (False, True)
         ]
-        assert found[0][1:] == found[1][1:] and found[0][3:5] == (side, side - 60)
-        part, whole = (np.asarray(Image.open(io.BytesIO(one[0]))).astype(float) for one in found)
-        assert found[0][0] != found[1][0] and ((part - whole) ** 2).mean() < 40, "less than 32 dB"
+        assert results[0][1:] == results[1][1:] and results[0][3:5] == (side, side - 60)
+        part, whole = (np.asarray(Image.open(io.BytesIO(one[0]))).astype(float) for one in results)
+        assert results[0][0] != results[1][0] and ((part - whole) ** 2).mean() < 40, "less than 32 dB"
 
 
 def test_boxes_are_blurred_and_the_rest_is_as_it_was(resizer: CheckedResizer) -> None:

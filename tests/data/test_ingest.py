@@ -55,7 +55,7 @@ def described(out: Path) -> list[dict[str, Any]]:
 
 def stored(out: Path) -> dict[tuple[int, ...], list[str]]:
     """Map the colour of each stored image → its captions, by the shards' own files."""
-    found = {}
+    result = {}
     for path in sorted(out.glob("*.parquet")):
         captions = {row["key"]: row["captions"] for row in pq.read_table(path).to_pylist()}
         with tarfile.open(path.with_suffix(".tar")) as tar:
@@ -63,8 +63,8 @@ def stored(out: Path) -> dict[tuple[int, ...], list[str]]:
                 key, _, suffix = member.name.partition(".")
                 if suffix in ("png", "jpg", "image.png"):
                     pixels = decode(tar.extractfile(member).read())
-                    found[tuple(int(v) for v in pixels[0, 0])] = captions[key]
-    return found
+                    result[tuple(int(v) for v in pixels[0, 0])] = captions[key]
+    return result
 
 
 def test_keys_with_dots_are_told_apart(tmp_path: Path) -> None:

@@ -11,24 +11,24 @@ def planned(config: PlanConfig, card: SourceCard) -> dict:
 
 
 def test_340_million_rows_are_few_jobs_of_bounded_memory() -> None:
-    found = planned(PlanConfig(340e6, cores=64, threads=16), SourceCard("web"))
-    assert sum(stage.jobs for stage in found.values()) < 300 and found["translate, parts"].jobs == 256
-    assert all(stage.memory < 16e9 for stage in found.values())
-    assert found["download"].files == 4 * 34_000
+    result = planned(PlanConfig(340e6, cores=64, threads=16), SourceCard("web"))
+    assert sum(stage.jobs for stage in result.values()) < 300 and result["translate, parts"].jobs == 256
+    assert all(stage.memory < 16e9 for stage in result.values())
+    assert result["download"].files == 4 * 34_000
     # 340 million images of 25 kB at 1,000 URLs a second: 8.5 TB and what tars add, four days
-    assert 8.5e12 < found["download"].disk < 1e13 and 94 < found["download"].hours < 95
+    assert 8.5e12 < result["download"].disk < 1e13 and 94 < result["download"].hours < 95
     # 680 million translations at 100 a second on each of 64 cores
-    assert found["translate, parts"].hours == pytest.approx(680e6 / 100 / 64 / 3600)
+    assert result["translate, parts"].hours == pytest.approx(680e6 / 100 / 64 / 3600)
 
 
 def test_a_small_source_is_translated_by_one_job_and_images_of_one_s_own_are_not_downloaded() -> None:
-    found = planned(PlanConfig(20_000), load_source("own_images"))
-    assert "prepare" not in found and "download" not in found and found["ingest"].files == 80
-    assert found["translate, parts"].jobs == 3 and found["manifest"].memory < 2e9
+    result = planned(PlanConfig(20_000), load_source("own_images"))
+    assert "prepare" not in result and "download" not in result and result["ingest"].files == 80
+    assert result["translate, parts"].jobs == 3 and result["manifest"].memory < 2e9
     assert planned(PlanConfig(20_000, cores=64, threads=4), load_source("own_images"))["ingest"].cores == 4
     assert "translate, plan" not in planned(PlanConfig(5_000), load_source("own_images"))
     # DuckDB's part of it grows with the list, and then it is more than that of the processes that store images
-    assert found["ingest"].memory < planned(PlanConfig(340e6), load_source("own_images"))["ingest"].memory
+    assert result["ingest"].memory < planned(PlanConfig(340e6), load_source("own_images"))["ingest"].memory
 
 
 def test_dead_hosts_and_large_pictures_take_their_time() -> None:

@@ -149,15 +149,15 @@ def test_banded_search_finds_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     con = duckdb_io.connect(1, "500MB", tmp_path / "s")
     images = duckdb_io.parquet(tmp_path / "h.parquet")
     count = nearest(con, images, images, distance, tmp_path / "near.parquet")
-    found = pq.read_table(tmp_path / "near.parquet").to_pylist()
-    assert count == len(found)
+    result = pq.read_table(tmp_path / "near.parquet").to_pylist()
+    assert count == len(result)
     differing = np.bitwise_count(hashes[:, None] ^ hashes[None, :])
     expected = {
         keys[i]: (int(differing[i, :i].min()), keys[int(differing[i, :i].argmin())])
         for i in range(1, 300)
         if differing[i, :i].min() <= distance
     }
-    assert expected and {row["key"]: (row["distance"], row["other"]) for row in found} == expected
+    assert expected and {row["key"]: (row["distance"], row["other"]) for row in result} == expected
 
 
 def test_few_images_that_are_unlike_are_compared() -> None:
@@ -195,9 +195,9 @@ def test_similarity_is_that_of_the_evaluation(tmp_path: Path) -> None:
         processes=1,
     )
     summary = score(config)
-    found = {key: row["similarity"] for key, row in scored(tmp_path / "scored").items()}
-    assert found == pytest.approx(expected, abs=1e-5)
-    assert min(found.values()) <= summary["similarity"]["50%"] <= max(found.values())
+    results = {key: row["similarity"] for key, row in scored(tmp_path / "scored").items()}
+    assert results == pytest.approx(expected, abs=1e-5)
+    assert min(results.values()) <= summary["similarity"]["50%"] <= max(results.values())
     limit = sorted(expected.values())[4] - 1e-5
     keep = [f"similarity >= {limit}"]
     fragment = select(SelectConfig(config.source, config.out, str(tmp_path / "selected"), keep))

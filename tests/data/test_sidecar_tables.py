@@ -35,13 +35,13 @@ def some_rows(rng: random.Random) -> list[dict[str, Any]]:
 
 
 def row_by_row(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    found = []
+    results = []
     for key, group in groupby(rows, key=lambda row: row["key"]):
         of_image = list(group)
         first = of_image[0]
         captions = [next(rows)["caption"] for _, rows in groupby(of_image, key=lambda row: row["nth"])]
         translated = [row for row in of_image if row["back"] is not None]
-        found.append(
+        results.append(
             {
                 "key": key,
                 "captions": captions + [row["back"] for row in translated],
@@ -51,7 +51,7 @@ def row_by_row(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 else group_id(first["caption"], "source", first["group_value"]),
             }
         )
-    return found
+    return results
 
 
 def test_the_captions_of_an_image_come_first_and_then_the_translations_of_each() -> None:
@@ -61,7 +61,7 @@ def test_the_captions_of_an_image_come_first_and_then_the_translations_of_each()
         whole = pa.Table.from_pylist(rows, COLUMNS)
         # that end within shards and images
         batches = whole.to_batches(max_chunksize=rng.choice([1, 5, 17, 1000]))
-        tables = {shard: sidecar_table(found, ORIGINS, "source") for shard, found in rows_by_shard(batches)}
+        tables = {shard: sidecar_table(result, ORIGINS, "source") for shard, result in rows_by_shard(batches)}
         assert list(tables) == sorted({row["shard"] for row in rows})
         for shard, table in tables.items():
             assert table.schema == SCHEMA

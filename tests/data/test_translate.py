@@ -150,8 +150,8 @@ def test_a_pivot_text_that_is_far_from_the_caption_is_dropped(tmp_path: Path) ->
         table = pq.read_table(path)
         assert "um homem montando uma onda no topo de uma prancha" in table["pivot_text"].to_pylist()
     samples = translate(job(tmp_path, min_pivot_similarity=0.8)).notes["samples"]
-    found = {reason: {sample["caption"] for sample in some} for reason, some in samples.items()}
-    assert found == {"accepted": {captions[1]}, "mistranslated": {captions[0], captions[2]}}
+    results = {reason: {sample["caption"] for sample in some} for reason, some in samples.items()}
+    assert results == {"accepted": {captions[1]}, "mistranslated": {captions[0], captions[2]}}
     with pytest.raises(UserError, match="does not know the pivot ca, only ar, de"):
         translate(job(tmp_path, pivots=["ca"], min_pivot_similarity=0.75))
 

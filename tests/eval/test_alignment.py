@@ -54,11 +54,11 @@ class ColourBlind:
         return ["[BOS]", *text.replace(".", " .").split(), "[EOS]"]
 
     def words(self, texts: Sequence[str]) -> list[Tensor]:
-        found = []
+        results = []
         for text in texts:
             rows = [torch.tensor(COLOURS.get(t, (-1, -1, -1)), dtype=torch.float32) for t in self.tokens(text)]
-            found.append(F.normalize(torch.stack(rows), dim=-1))
-        return found
+            results.append(F.normalize(torch.stack(rows), dim=-1))
+        return results
 
 
 def square(name: str, left: int, top: int) -> Labelled:
@@ -90,11 +90,11 @@ def test_label_tokens_are_those_of_the_label(tmp_path):
 def test_indices_are_the_arg_max_over_all_tokens(tmp_path):
     encoder = load_encoder(write_model(tmp_path / "m.safetensors"))
     pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    found = word_patches(encoder, pixels, ["cat", "a longer label"], alignment_prompt("a photo of a {c}."))
+    result = word_patches(encoder, pixels, ["cat", "a longer label"], alignment_prompt("a photo of a {c}."))
     images = encoder.encode_images(pixels)
     values, lengths = encoder.encode_texts(["a photo of a cat.", "a photo of a a longer label."])
     assert lengths is not None
-    for alignment, image, text in zip(found, images, values.split(lengths.tolist()), strict=True):
+    for alignment, image, text in zip(result, images, values.split(lengths.tolist()), strict=True):
         assert alignment.grid == (4, 4)
         assert (alignment.indices.reshape(-1) == (image @ text.T).argmax(1).numpy()).all()
 
@@ -103,14 +103,14 @@ def test_patches_need_not_form_a_square():
     class Wide(ColourBlind):
         grid = (2, 8)
 
-    (found,) = word_patches(Wide(), Wide().transform(ITEMS[0].image)[None], ["red"], Prompt("", ""))
-    assert found.grid == found.indices.shape == found.heat().shape == (2, 8)
+    (result,) = word_patches(Wide(), Wide().transform(ITEMS[0].image)[None], ["red"], Prompt("", ""))
+    assert result.grid == result.indices.shape == result.heat().shape == (2, 8)
 
 
 def test_a_pooled_model_has_patches_and_words_too(tmp_path):
     encoder = load_encoder(write_model(tmp_path / "m.safetensors", "pooled"))
-    (found,) = word_patches(encoder, torch.zeros(1, 3, 32, 32), ["cat"], Prompt("", ""))
-    assert found.similarity.shape == (16, 3)
+    (result,) = word_patches(encoder, torch.zeros(1, 3, 32, 32), ["cat"], Prompt("", ""))
+    assert result.similarity.shape == (16, 3)
     # Its last word vector is the one it is trained with.
     assert torch.allclose(encoder.words(["cat"])[0][-1], encoder.encode_texts(["cat"])[0][0], atol=1e-6)
 
@@ -142,12 +142,12 @@ def test_word_order_alone_does_not_win_composites():
             return sides.expand(len(pixels), -1, -1)
 
         def words(self, texts: Sequence[str]) -> list[Tensor]:
-            found = []
+            results = []
             for text in texts:
                 tokens = self.tokens(text)
                 second = torch.tensor([t > tokens.index("and") for t in range(len(tokens))])
-                found.append(torch.stack([(~second).float(), second.float()], dim=1))
-            return found
+                results.append(torch.stack([(~second).float(), second.float()], dim=1))
+            return results
 
     result = composite_pointing(Reader(), ITEMS, pairs=200)
     assert 0.4 < result["own_side"] < 0.6
@@ -169,8 +169,8 @@ def test_coverage_follows_the_transform_s_crop():
 
 
 def test_composite_places_both_with_their_masks():
-    found, _ = composite(square("red", 0, 0), square("blue", 16, 16))
-    page, (left, right) = found.image, [thing.mask for thing in found.things]
+    result, _ = composite(square("red", 0, 0), square("blue", 16, 16))
+    page, (left, right) = result.image, [thing.mask for thing in result.things]
     assert page.getpixel((3, 11)) == (255, 0, 0) and page.getpixel((28, 20)) == (0, 0, 255)
     assert left.getpixel((3, 11)) == 255 and left.getpixel((28, 20)) == 0
     assert right.getpixel((28, 20)) == 255 and right.getpixel((3, 11)) == 0
@@ -179,8 +179,8 @@ def test_composite_places_both_with_their_masks():
 def test_picture_is_opaque_with_red_where_the_label_hits_and_dimmed_with_white_elsewhere():
     similarity = torch.zeros(4, 3)
     similarity[0, 1] = similarity[1, 0] = similarity[2, 2] = similarity[3, 0] = 1.0
-    found = WordPatch(similarity, ["[BOS]", "green", "[EOS]"], [1], (2, 2))
-    picture = np.asarray(draw_alignment(Image.new("RGB", (32, 32), (0, 200, 0)), found, patch=40)).astype(int)
+    result = WordPatch(similarity, ["[BOS]", "green", "[EOS]"], [1], (2, 2))
+    picture = np.asarray(draw_alignment(Image.new("RGB", (32, 32), (0, 200, 0)), result, patch=40)).astype(int)
     assert tuple(picture[2, 2]) == (0, 200, 0)  # a hit: the image itself
     dimmed = 0.32 * np.array([0, 200, 0]) + 0.68 * np.array(DIM)
     assert np.abs(picture[2, 77] - dimmed).max() <= 2
@@ -229,8 +229,8 @@ def test_one_command_measures_and_one_draws(tmp_path):
     (tmp_path / "prompts.yaml").write_text(yaml.safe_dump(prompts))
     run_protocol("alignment", [*given, f"out={tmp_path / 'new' / 'a.json'}", "alignment.pairs=5"])
     draw("alignment", *given, f"out={tmp_path / 'new' / 'a.png'}", "examples=3")
-    found = json.loads((tmp_path / "new" / "a.json").read_text())
-    fluent, food = found["benchmarks"]["demo_fluent"], found["benchmarks"]["demo_food"]
+    result = json.loads((tmp_path / "new" / "a.json").read_text())
+    fluent, food = result["benchmarks"]["demo_fluent"], result["benchmarks"]["demo_food"]
     assert (fluent["prompt"], food["prompt"]) == ("{c}", "a {c}")
     assert fluent["pointing"]["n"] == 9 and fluent["pointing"]["chance"] == pytest.approx(0.5)
     assert Image.open(tmp_path / "new" / "a.png").width == 4 * 320 + 5 * 26
@@ -271,6 +271,6 @@ def test_models_side_by_side_and_heat_maps_of_any_caption(tmp_path):
 def test_the_heat_of_a_word_is_where_it_is():
     encoder = ColourBlind()
     image = square("red", 16, 0).image
-    (found,) = word_patches(encoder, encoder.transform(image).unsqueeze(0), ["red"], Prompt("a ", " one"))
-    heat = found.heat()
+    (result,) = word_patches(encoder, encoder.transform(image).unsqueeze(0), ["red"], Prompt("a ", " one"))
+    heat = result.heat()
     assert heat[:2, 2:].min() > heat[2:].max() and heat[:2, 2:].min() > heat[:2, :2].max()

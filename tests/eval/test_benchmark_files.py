@@ -27,19 +27,19 @@ def test_every_selection_card_through_its_loader(name: str, tmp_path: Path) -> N
     n = SELECTION[name](tmp_path, name)
     record: dict[str, Any] = {}
     scorer = PooledScorer(Reader())  # type: ignore[arg-type]
-    found = select(scorer, load_card(name), Context(str(tmp_path), batch_size=3), record)
+    result = select(scorer, load_card(name), Context(str(tmp_path), batch_size=3), record)
     measures_of = ("group", "text", "image", "match") if name == "winoground" else ("",)
-    values = [value_at(found, f"{by}.{m}.value".replace("..", ".")) for by in RANKINGS for m in measures_of]
-    assert found["n"] == n and set(values) == {1}
+    values = [value_at(result, f"{by}.{m}.value".replace("..", ".")) for by in RANKINGS for m in measures_of]
+    assert result["n"] == n and set(values) == {1}
     chance = {"sugar_crepe_pp": 1 / 3, "aro_coco": 1 / 5, "aro_flickr": 1 / 5, "fg_ovd": 1 / 11, "winoground": 1 / 6}
     expected = next((value for prefix, value in chance.items() if name.startswith(prefix)), 1 / 2)
-    assert found["chance"] == pytest.approx(expected)
+    assert result["chance"] == pytest.approx(expected)
     assert len(record[name].key) == n
     if name == "aro_relation":
-        assert found["by_category"]["of"]["on"] == {"n": 4, "image": 1, "text": 1, "mean": 1}
+        assert result["by_category"]["of"]["on"] == {"n": 4, "image": 1, "text": 1, "mean": 1}
     if name == "half_truths_coco":
-        assert set(found["by_category"]["of"]) == {"entity", "relation"}
-    table = as_text(measures({"protocol": "selection", "model": "m", "benchmarks": {name: found}}))
+        assert set(result["by_category"]["of"]) == {"entity", "relation"}
+    table = as_text(measures({"protocol": "selection", "model": "m", "benchmarks": {name: result}}))
     assert ("those pool features inside the box" in table) == name.startswith("fg_ovd")
     assert ("how to make the pairs, and no list" in table) == (name == "half_truths_coco")
 
@@ -145,7 +145,7 @@ def test_aro_s_own_evaluation_of_our_scores_gives_our_numbers(name: str, tmp_pat
     mean = np.mean(list(counted.values()))
     assert ours["by_category"]["mean"]["image"] == pytest.approx(mean)
     assert ours["by_category"]["categories"] == len(counted) == (2 if least == 25 else 3)
-    of = sorted(found["image"] for found in ours["by_category"]["of"].values() if found["n"] >= least)
+    of = sorted(result["image"] for result in ours["by_category"]["of"].values() if result["n"] >= least)
     assert of == pytest.approx(sorted(theirs["of"].values()))
 
 
@@ -167,8 +167,8 @@ def test_every_long_text_card_through_its_loader_and_what_is_cut_is_counted(name
     write_long(tmp_path, name)
     bare = (Prompt("", ""), Prompt("", ""))
     scorer = PooledScorer(Reader())  # type: ignore[arg-type]
-    found = retrieval_benchmark(scorer, load_card(name), bare, context=Context(str(tmp_path)))
-    assert (found["images"], found["captions"]) == (5, 5)
-    assert found["i2t"]["r1"] == found["t2i"]["r1"] == 1
-    assert found["cut_captions"] == (3 if name == "dci" else 2)  # cut at 8 tokens: words and two
-    assert f"of 5 captions are longer than the model's {found['cut_at']} tokens" in found["cut_note"]
+    result = retrieval_benchmark(scorer, load_card(name), bare, context=Context(str(tmp_path)))
+    assert (result["images"], result["captions"]) == (5, 5)
+    assert result["i2t"]["r1"] == result["t2i"]["r1"] == 1
+    assert result["cut_captions"] == (3 if name == "dci" else 2)  # cut at 8 tokens: words and two
+    assert f"of 5 captions are longer than the model's {result['cut_at']} tokens" in result["cut_note"]

@@ -96,7 +96,7 @@ def test_every_classification_card_through_torchvision_s_reader(name, tmp_path, 
 
 
 def check_training_split(card: BenchmarkCard, root: Path, raw: Sequence[str]) -> None:
-    """Check what a linear probe is fitted on: the layout's training split, numbered as its names say."""
+    """Check the data of a linear probe: the layout's training split, with labels numbered by its names."""
     training = training_card(card, root)
     train = training and open_set(training, root)
     if card.split == "all":  # Caltech101's and EuroSAT's official files have no split

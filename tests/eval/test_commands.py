@@ -35,10 +35,10 @@ def arguments(root: Path, cards: list[str], model: str, out: str = "out.json") -
 def test_zero_shot(root, interaction):
     model = write_model(root / "late.safetensors", interaction)
     run_protocol("zero_shot", arguments(root, ["demo_food", "demo_skin_tone"], model))
-    found = json.loads((root / "out.json").read_text())
-    assert (found["run"], found["model"]) == ("late", model)
-    assert found["scorer"] == ("token-wise" if interaction == "token_wise" else "pooled")
-    food, tone = found["benchmarks"]["demo_food"], found["benchmarks"]["demo_skin_tone"]
+    result = json.loads((root / "out.json").read_text())
+    assert (result["run"], result["model"]) == ("late", model)
+    assert result["scorer"] == ("token-wise" if interaction == "token_wise" else "pooled")
+    food, tone = result["benchmarks"]["demo_food"], result["benchmarks"]["demo_skin_tone"]
     assert {"metric", "value", "top1", "top5", "mean_per_class", "chance", "n", "classes", "ci95", "prompts"} <= set(
         food
     )
@@ -54,12 +54,12 @@ def test_retrieval_and_a_second_time_gives_the_same_file(root):
     model = write_model(root / "m.safetensors")
     run_protocol("retrieval", arguments(root, ["demo_fluent"], model))
     first = (root / "out.json").read_text()
-    found = json.loads(first)["benchmarks"]["demo_fluent"]
-    assert (found["images"], found["captions"]) == (24, 24)
+    result = json.loads(first)["benchmarks"]["demo_fluent"]
+    assert (result["images"], result["captions"]) == (24, 24)
     for way in ("i2t", "t2i"):
-        assert found["chance"][way]["r5"] == pytest.approx(5 / 24)
-        assert found[way]["r1"] <= found[way]["r5"] <= found[way]["r10"]
-        assert found["ci95"][way]["r5"][0] <= found[way]["r5"] <= found["ci95"][way]["r5"][1]
+        assert result["chance"][way]["r5"] == pytest.approx(5 / 24)
+        assert result[way]["r1"] <= result[way]["r5"] <= result[way]["r10"]
+        assert result["ci95"][way]["r5"][0] <= result[way]["r5"] <= result["ci95"][way]["r5"][1]
     run_protocol("retrieval", arguments(root, ["demo_fluent"], model))
     assert (root / "out.json").read_text() == first
     assert [p.name for p in root.iterdir() if "part" in p.name] == []
@@ -72,7 +72,7 @@ def test_each_direction_is_ranked_by_the_similarity_that_was_asked_for(root, tex
     options = [f"retrieval.rank_texts_by={texts_by}", f"retrieval.rank_images_by={images_by}"]
     options.append("retrieval.compare_text_tokens=[all]")
     run_protocol("retrieval", [*arguments(root, ["demo_fluent"], model), *options])
-    found = json.loads((root / "out.json").read_text())["benchmarks"]["demo_fluent"]
+    result = json.loads((root / "out.json").read_text())["benchmarks"]["demo_fluent"]
     scorer = load_scorer(model)
     data = WebdatasetFolder(root / "data" / "demo_fluent")
     images = scorer.encode_images(torch.stack([scorer.transform(data[i].image) for i in range(24)])).double()
@@ -85,12 +85,12 @@ def test_each_direction_is_ranked_by_the_similarity_that_was_asked_for(root, tex
         own = torch.arange(24)
         texts_found = (by[texts_by].topk(k, dim=1).indices == own[:, None]).any(1).double().mean()
         images_found = (by[images_by].topk(k, dim=0).indices == own[None]).any(0).double().mean()
-        assert found["i2t"][f"r{k}"] == pytest.approx(float(texts_found))
-        assert found["t2i"][f"r{k}"] == pytest.approx(float(images_found))
+        assert result["i2t"][f"r{k}"] == pytest.approx(float(texts_found))
+        assert result["t2i"][f"r{k}"] == pytest.approx(float(images_found))
     for name, scores in by.items():  # the others are among the numbers, too
         first = (scores.argmax(1) == own).double().mean(), (scores.argmax(0) == own).double().mean()
-        assert [found["by"][name][way]["r1"] for way in ("i2t", "t2i")] == pytest.approx([float(f) for f in first])
-    without = found["text_tokens"]["without_ends"]
+        assert [result["by"][name][way]["r1"] for way in ("i2t", "t2i")] == pytest.approx([float(f) for f in first])
+    without = result["text_tokens"]["without_ends"]
     inner = torch.tensor([[(image @ text[1:-1].T).amax(0).mean() for text in texts] for image in images])
     assert without["text"]["t2i"]["r1"] == pytest.approx(float((inner.argmax(0) == own).double().mean()))
     order = [by[name].argsort(1) for name in ("image", "text")]
@@ -100,23 +100,23 @@ def test_each_direction_is_ranked_by_the_similarity_that_was_asked_for(root, tex
 def test_outcomes_of_every_image_are_kept_and_their_mean_is_the_number(root):
     model = write_model(root / "m.safetensors")
     run_protocol("zero_shot", arguments(root, ["demo_food", "demo_skin_tone"], model, "z.json"))
-    found, tasks = read_outcomes(root / "z.json"), json.loads((root / "z.json").read_text())["benchmarks"]
-    assert list(found) == ["demo_food", "demo_skin_tone"] and set(found["demo_food"].values) == {"top1", "top5"}
-    assert list(found["demo_food"].key) == [f"s{i:07d}" for i in range(24)]
+    result, tasks = read_outcomes(root / "z.json"), json.loads((root / "z.json").read_text())["benchmarks"]
+    assert list(result) == ["demo_food", "demo_skin_tone"] and set(result["demo_food"].values) == {"top1", "top5"}
+    assert list(result["demo_food"].key) == [f"s{i:07d}" for i in range(24)]
     for name, task in tasks.items():
-        assert found[name].values["top1"].mean() == pytest.approx(task["top1"])
+        assert result[name].values["top1"].mean() == pytest.approx(task["top1"])
     write_webdataset(root / "data" / "demo_fluent", None, [[f"text {i}", "two"] for i in range(12)], masks=True)
     run_protocol("retrieval", arguments(root, ["demo_fluent"], model, "r.json"))
-    found, numbers = read_outcomes(root / "r.json"), json.loads((root / "r.json").read_text())["benchmarks"]
+    result, numbers = read_outcomes(root / "r.json"), json.loads((root / "r.json").read_text())["benchmarks"]
     for way, queries in (("i2t", 12), ("t2i", 24)):
-        outcomes = found[f"demo_fluent.{way}"]
+        outcomes = result[f"demo_fluent.{way}"]
         assert len(outcomes.key) == len(set(outcomes.key)) == queries and len(set(outcomes.cluster)) == 12
         for rank, values in outcomes.values.items():
             assert values.mean() == pytest.approx(numbers["demo_fluent"][way][rank])
     run_protocol("alignment", [*arguments(root, ["demo_fluent"], model, "a.json"), "alignment.pairs=9"])
-    found, numbers = read_outcomes(root / "a.json"), json.loads((root / "a.json").read_text())["benchmarks"]
+    result, numbers = read_outcomes(root / "a.json"), json.loads((root / "a.json").read_text())["benchmarks"]
     for measure in ("pointing", "composites"):
-        mean = found[f"demo_fluent.{measure}"].values["right"].mean()
+        mean = result[f"demo_fluent.{measure}"].values["right"].mean()
         assert mean == pytest.approx(numbers["demo_fluent"][measure]["value"])
 
 
@@ -124,13 +124,13 @@ def test_two_drawings_of_a_concept_count_as_one(root):
     """Each image is there twice under one code: the interval is that of half as many images."""
     model, folder = write_model(root / "m.safetensors"), root / "data" / "demo_food"
     dishes = [f"dish {i}" for i in range(8)]
-    found = []
+    results = []
     for codes in ([f"U{i}" for i in range(24)], [f"U{i // 2}" for i in range(24)]):
         write_webdataset(folder, dishes, [i % 8 for i in range(24)], codes=codes)
         run_protocol("zero_shot", arguments(root, ["demo_food"], model))
-        found.append(json.loads((root / "out.json").read_text())["benchmarks"]["demo_food"])
+        results.append(json.loads((root / "out.json").read_text())["benchmarks"]["demo_food"])
         assert list(read_outcomes(root / "out.json")["demo_food"].cluster) == codes
-    assert found[0]["top1"] == found[1]["top1"] and found[0]["ci95"] != found[1]["ci95"]
+    assert results[0]["top1"] == results[1]["top1"] and results[0]["ci95"] != results[1]["ci95"]
 
 
 def test_a_fine_tuned_model_ranks_bare_captions_of_its_own_set_only(root):
@@ -144,23 +144,23 @@ def test_a_fine_tuned_model_ranks_bare_captions_of_its_own_set_only(root):
         ("flickr30k", ["{c}", "{c}"]),
     ):
         run_protocol("retrieval", [*given, f"retrieval.fine_tuned_on={source}"])
-        found = json.loads((root / "out.json").read_text())["benchmarks"]["demo_fluent"]
-        assert found["prompts"] == prompts
+        result = json.loads((root / "out.json").read_text())["benchmarks"]["demo_fluent"]
+        assert result["prompts"] == prompts
 
 
 def test_retrieval_in_two_stages_reports_what_it_loses(root):
     model = write_model(root / "m.safetensors")
     common = arguments(root, ["demo_fluent"], model)
     run_protocol("retrieval", [*common, "retrieval.shortlist=10"])
-    found = json.loads((root / "out.json").read_text())["benchmarks"]["demo_fluent"]
-    stage = found["two_stage"]
+    result = json.loads((root / "out.json").read_text())["benchmarks"]["demo_fluent"]
+    stage = result["two_stage"]
     assert (stage["shortlist"], stage["by"]) == (10, "pooled")
     for way in ("i2t", "t2i"):
         for rank in ("r1", "r5", "r10"):
-            assert stage["lost"][way][rank] == pytest.approx(found["exact"][way][rank] - found[way][rank])
+            assert stage["lost"][way][rank] == pytest.approx(result["exact"][way][rank] - result[way][rank])
     run_protocol("retrieval", [*common, "retrieval.shortlist=24", "retrieval.compare=false"])
     everything = json.loads((root / "out.json").read_text())["benchmarks"]["demo_fluent"]
-    assert everything["i2t"] == found["exact"]["i2t"] and everything["exact"] is None
+    assert everything["i2t"] == result["exact"]["i2t"] and everything["exact"] is None
 
 
 def test_a_diverged_model_scores_chance_and_says_so(root):

@@ -75,10 +75,10 @@ def test_five_models_in_one_table(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert by["ColPali"] == by["ColQwen2"] == [("image", "False"), ("text", "True")]
 
     def number(model: str, column: str) -> float:
-        (found,) = {
+        (result,) = {
             r["value"] for r in rows if r["model"] == models[model] and r["title"] == column and r["own"] == "True"
         }
-        return float(found or "nan")
+        return float(result or "nan")
 
     for model in ("CLIP", "ColQwen2"):
         expected = [accuracy(models[model], *captions(tmp_path, part)) for part in PARTS]

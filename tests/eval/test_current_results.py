@@ -77,13 +77,13 @@ def test_a_model_in_a_folder_is_known_by_its_files(tmp_path: Path, name: str, ru
         config = {"run_dir": "runs/a", "out": "models/model.safetensors"}  # its result is where it was trained
         (tmp_path / "config.json").write_text(json.dumps(config))
         (tmp_path / "finished.json").write_text("{}")
-    found = []
+    results = []
     for content, log in ((b"one", "step 1"), (b"one", "step 2" if run else "step 1"), (b"two", "step 1")):
         weights.write_bytes(content)
         os.utime(weights, (1, 1))
         (tmp_path / "log.jsonl").write_text(log)
-        found.append(weights_of(name.format(tmp_path)))
-    assert found[0] == found[1] != found[2]
+        results.append(weights_of(name.format(tmp_path)))
+    assert results[0] == results[1] != results[2]
 
 
 def test_other_texts_in_the_file_of_prompts_make_new_numbers(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

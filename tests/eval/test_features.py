@@ -46,9 +46,9 @@ def results(root: Path, out: Path, *more: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def plain(root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    found = results(root, tmp_path_factory.mktemp("plain"))
-    assert [Path(name).parent.name for name in found] == ["linear_probe", "retrieval", "selection", "zero_shot"]
-    return found
+    result = results(root, tmp_path_factory.mktemp("plain"))
+    assert [Path(name).parent.name for name in result] == ["linear_probe", "retrieval", "selection", "zero_shot"]
+    return result
 
 
 def test_kept_features_give_the_same_numbers_and_no_image_is_encoded_again(

@@ -90,6 +90,6 @@ def test_the_repository_is_the_card_s_or_clip_benchmark_s() -> None:
 
 
 def test_a_repository_that_is_not_there_is_one_sentence(tmp_path: Path, hub: tuple[dict[str, str], list[str]]) -> None:
-    found = fetch(tmp_path, hub[0])
-    assert found.returncode == 2
-    assert found.stderr.startswith(f"error: cannot fetch {REPO} from the hub: ") and found.stderr.count("\n") == 1
+    result = fetch(tmp_path, hub[0])
+    assert result.returncode == 2
+    assert result.stderr.startswith(f"error: cannot fetch {REPO} from the hub: ") and result.stderr.count("\n") == 1

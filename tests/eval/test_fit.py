@@ -56,9 +56,9 @@ def test_tiles_see_every_part_and_a_square_as_the_model_alone_does(tmp_path, int
     alone, tiled = load_scorer(file), load_scorer(file, fit="tiles")
     pictures, texts = [picture(i) for i in range(3)], ["a cat", "two dogs on a sofa"]
     seen = [s.encode_images(torch.stack([s.transform(one) for one in pictures])) for s in (alone, tiled)]
-    found = [s.similarity(images, s.encode_texts(texts)) for s, images in zip((alone, tiled), seen, strict=True)]
-    torch.testing.assert_close(found[0].i2t, found[1].i2t, atol=1e-6, rtol=0)
-    torch.testing.assert_close(found[0].t2i, found[1].t2i, atol=1e-6, rtol=0)
+    results = [s.similarity(images, s.encode_texts(texts)) for s, images in zip((alone, tiled), seen, strict=True)]
+    torch.testing.assert_close(results[0].i2t, results[1].i2t, atol=1e-6, rtol=0)
+    torch.testing.assert_close(results[0].t2i, results[1].t2i, atol=1e-6, rtol=0)
     parts = [tiled.encoder.encoder.encode_images(alone.transform(picture(i))[None])[0] for i in range(3)]
     page = Image.new("RGB", (3 * SIDE, SIDE))
     for n in range(3):
@@ -83,9 +83,9 @@ def write_boxes(folder, boxes):
 @pytest.mark.parametrize("interaction", ["token_wise", "pooled"])
 def test_features_of_a_box_are_those_of_the_patches_in_it(tmp_path, interaction):
     """The model has 4 x 4 patches, each of 16 x 8 pixels of the picture: boxes along their edges pool whole patches."""
-    found = write_boxes(tmp_path, [[16, 8, 48, 24], [16, 0, 32, 16], [3, 1, 5, 4]])
+    result = write_boxes(tmp_path, [[16, 8, 48, 24], [16, 0, 32, 16], [3, 1, 5, 4]])
     encoder = load_encoder(write_model(tmp_path / "m.safetensors", interaction), fit="box")
-    (batch,) = batches(found, encoder.transform, 8)
+    (batch,) = batches(result, encoder.transform, 8)
     features = encoder.encode_images(batch.pixels)
     plain = encoder.encoder
     squeezed = Image.open(tmp_path / "a.png").resize((SIDE, SIDE), Image.Resampling.BICUBIC)
@@ -99,7 +99,7 @@ def test_features_of_a_box_are_those_of_the_patches_in_it(tmp_path, interaction)
         torch.testing.assert_close(features[:2], expected, atol=1e-6, rtol=0)
     assert features.norm(dim=-1) == pytest.approx(1, abs=1e-5) and encoder.details["fit"] == "box"
     crop = load_encoder(str(tmp_path / "m.safetensors"))
-    assert found[1].image.size == (32, 16) and crop.transform(found[1].image).shape == (3, SIDE, SIDE)
+    assert result[1].image.size == (32, 16) and crop.transform(result[1].image).shape == (3, SIDE, SIDE)
     with pytest.raises(UserError, match="fit=box: patches are of the whole picture"):
         encoder.patches(batch.pixels)
 
@@ -120,9 +120,9 @@ def test_a_box_of_a_turned_picture_is_found_in_the_upright_one(tmp_path, orienta
     (tmp_path / "coco.json").write_text(json.dumps(coco))
     (tmp_path / "boxes.json").write_text(json.dumps([{"file": "a.png", "bbox": corner, "y": "red", "n": ["no"]}]))
     options = {"annotations": "boxes.json", "image": "file", "positive": "y", "negative": "n", "crop": "bbox"}
-    for found in (RecordSet(tmp_path, "test", "selection", options)[0], CocoBoxes(tmp_path, "coco.json")[0]):
+    for result in (RecordSet(tmp_path, "test", "selection", options)[0], CocoBoxes(tmp_path, "coco.json")[0]):
         upright = ImageOps.exif_transpose(Image.open(tmp_path / "a.png"))
-        assert np.array_equal(found.whole, upright)
+        assert np.array_equal(result.whole, upright)
         red = np.asarray(upright)[..., 0] == 255
-        assert found.box == (*np.argwhere(red).min(0)[::-1], *(np.argwhere(red).max(0)[::-1] + 1))
-        assert (np.asarray(found.image)[..., 0] == 255).all() and found.image.width * found.image.height == 128
+        assert result.box == (*np.argwhere(red).min(0)[::-1], *(np.argwhere(red).max(0)[::-1] + 1))
+        assert (np.asarray(result.image)[..., 0] == 255).all() and result.image.width * result.image.height == 128

@@ -41,8 +41,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(protocol: str, root: Path, out: Path, cards: list[str], *more: str) -> dict[str, Any]:
     given = [f"model={root}/m.safetensors", f"root={root}", f"data=[{','.join(cards)}]", f"out={out}"]
     run_protocol(protocol, [*given, *more])
-    found: dict[str, Any] = json.loads(out.read_text())
-    return found
+    result: dict[str, Any] = json.loads(out.read_text())
+    return result
 
 
 def evaluate(root: Path, out: Path, cards: list[str], *more: str) -> None:
@@ -115,8 +115,8 @@ def test_a_sheet_of_pictures_without_data_says_so(root: Path, tmp_path: Path) ->
     given = [f"model={root}/m.safetensors", f"root={root}", "data=[demo_unseen]", "missing=skip"]
     run_command(picture, AlignmentSheet, argv=[*given, f"out={tmp_path}/sheet.png"])
     assert (tmp_path / "sheet.png").is_file()
-    found = run("alignment", root, tmp_path / "a.json", ["demo_unseen"], "missing=skip")
-    assert found["benchmarks"] == {} and "no data set at" in found["skipped"]["demo_unseen"]
+    result = run("alignment", root, tmp_path / "a.json", ["demo_unseen"], "missing=skip")
+    assert result["benchmarks"] == {} and "no data set at" in result["skipped"]["demo_unseen"]
 
 
 @pytest.mark.slow

@@ -47,13 +47,13 @@ def test_scores_are_those_of_the_models_own_library(model: str, theirs: torch.Te
     scorer = load_scorer(model)
     texts = scorer.encode_texts(TEXTS)
     together = scorer.encode_images(stacked([scorer.transform(image) for image in PICTURES]))
-    found = scorer.similarity(together, texts)
-    torch.testing.assert_close(found.t2i, theirs, atol=1e-5, rtol=0)
+    result = scorer.similarity(together, texts)
+    torch.testing.assert_close(result.t2i, theirs, atol=1e-5, rtol=0)
     assert scorer.encoder.grid == (0, 0)  # its prompt is among the tokens of an image
     alone = [scorer.encode_images(stacked([scorer.transform(image)])) for image in PICTURES]
     assert together.any(-1).sum(1).tolist() == [image.shape[1] for image in alone]
     assert (scorer.image_size == 0) == (len({image.shape[1] for image in alone}) > 3)
-    torch.testing.assert_close(torch.cat([scorer.similarity(image, texts).i2t for image in alone]), found.i2t)
+    torch.testing.assert_close(torch.cat([scorer.similarity(image, texts).i2t for image in alone]), result.i2t)
 
 
 def test_retrieval_index_and_search_rank_as_the_library_does(
@@ -65,10 +65,10 @@ def test_retrieval_index_and_search_rank_as_the_library_does(
     table, out = tmp_path / "pairs.jsonl", tmp_path / "out.json"
     table.write_text("\n".join(map(json.dumps, lines)))
     run_protocol("retrieval", [f"model={model}", f"data=[{table}]", "prompts={c}", "batch_size=2", f"out={out}"])
-    (found,) = json.loads(out.read_text())["benchmarks"].values()
+    (result,) = json.loads(out.read_text())["benchmarks"].values()
     ranks = (theirs.diagonal()[:, None] < theirs.T).sum(1)
-    assert found["t2i"]["r1"] == pytest.approx((ranks < 1).float().mean().item())
-    assert found["t2i"]["r5"] == pytest.approx((ranks < 5).float().mean().item()) and 0 < found["t2i"]["r5"] < 1
+    assert result["t2i"]["r1"] == pytest.approx((ranks < 1).float().mean().item())
+    assert result["t2i"]["r5"] == pytest.approx((ranks < 5).float().mean().item()) and 0 < result["t2i"]["r5"] < 1
 
     table.unlink()
     common = [f"model={model}", f"images={tmp_path}", "batch_size=2", "fit=pad" if "colpali" in model else "fit=crop"]
@@ -81,8 +81,8 @@ def test_retrieval_index_and_search_rank_as_the_library_does(
                 search, Search, argv=[f"images={index}", f"text={text}", "text_tokens=all", "json=true", "least=-9"]
             )
             hits = {Path(hit["path"]).stem: hit["score"] for hit in json.loads(capsys.readouterr().out)["hits"]}
-            found = torch.tensor([hits[str(n)] for n in range(9)])
-            torch.testing.assert_close(found, scores, atol=1e-5, rtol=0)
+            result = torch.tensor([hits[str(n)] for n in range(9)])
+            torch.testing.assert_close(result, scores, atol=1e-5, rtol=0)
 
 
 def test_what_is_made_for_squares_is_refused(model: str) -> None:

@@ -46,23 +46,23 @@ def test_trained_on_the_training_split(tmp_path):
     folder = tmp_path / "demo_food"
     write_webdataset(folder, NAMES, [i % 3 for i in range(21)], split="train")
     write_webdataset(folder, NAMES, [(i // 2) % 3 for i in range(15)])
-    found = run(tmp_path, model)
+    result = run(tmp_path, model)
     fitted = LogisticRegression(max_iter=1000).fit(*features(model, folder, "train"))
     x, y = features(model, folder, "test")
-    assert found["top1"] == pytest.approx(accuracy_score(y, fitted.predict(x)))
-    assert found["protocol"] == "trained on 21 images of the training split, C = 1" and found["n"] == 15
+    assert result["top1"] == pytest.approx(accuracy_score(y, fitted.predict(x)))
+    assert result["protocol"] == "trained on 21 images of the training split, C = 1" and result["n"] == 15
 
 
 def test_cross_validated_without_one(tmp_path):
     model = write_model(tmp_path / "m.safetensors")
     folder = tmp_path / "demo_food"
     write_webdataset(folder, NAMES, [i % 3 for i in range(24)])
-    found = run(tmp_path, model)
+    result = run(tmp_path, model)
     x, y = features(model, folder, "test")
     folds = StratifiedKFold(5, shuffle=True, random_state=0)
     predicted = cross_val_predict(LogisticRegression(max_iter=1000), x, y, cv=folds)
-    assert found["top1"] == pytest.approx(accuracy_score(y, predicted))
-    assert found["protocol"].startswith("5-fold cross-validation")
+    assert result["top1"] == pytest.approx(accuracy_score(y, predicted))
+    assert result["protocol"].startswith("5-fold cross-validation")
 
 
 def test_the_penalty_is_the_one_that_scikit_learn_finds_best_on_images_held_out(tmp_path: Path) -> None:
@@ -100,9 +100,9 @@ def test_the_classifier_is_scikit_learn_s(monkeypatch: pytest.MonkeyPatch, class
     ]
     theirs = LogisticRegression(C=c, max_iter=5000, tol=1e-8).fit(features.double().numpy(), labels.numpy())
     expected = theirs.predict_log_proba(features.double().numpy())
-    for found, tolerance in zip(ours, (1e-3, 1e-5), strict=True):
-        np.testing.assert_allclose(found[:, ::3].exp().numpy(), np.exp(expected), atol=tolerance)
-        assert bool((found[:, 1] == -torch.inf).all())
+    for result, tolerance in zip(ours, (1e-3, 1e-5), strict=True):
+        np.testing.assert_allclose(result[:, ::3].exp().numpy(), np.exp(expected), atol=tolerance)
+        assert bool((result[:, 1] == -torch.inf).all())
 
 
 def test_one_image_per_class_cannot_be_probed(tmp_path):

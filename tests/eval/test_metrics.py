@@ -36,11 +36,11 @@ def test_accuracies_equal_scikit_learn_without_ties():
 
 def expected_hit(scores: list[float], own: list[bool], k: int) -> float:
     """Count by brute force the share of all orders consistent with the scores that have an own item in the first k."""
-    found = []
+    results = []
     for order in itertools.permutations(range(len(scores))):
         if all(scores[a] >= scores[b] for a, b in itertools.pairwise(order)):
-            found.append(any(own[i] for i in order[:k]))
-    return sum(found) / len(found)
+            results.append(any(own[i] for i in order[:k]))
+    return sum(results) / len(results)
 
 
 @pytest.mark.parametrize("seed", range(12))

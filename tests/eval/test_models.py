@@ -63,10 +63,10 @@ def root(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("tokens", ["false", "true"])
 def test_one_clip_gives_equal_tables_in_every_form(clip: list[str], root: Path, tokens: str) -> None:
-    found, *others = (tables(model, root, f"tokens={tokens}") for model in clip)
-    assert others == [found, found]
-    assert found["scorer"] == ("token-wise" if tokens == "true" else "pooled")
-    assert 0 < found["retrieval"]["demo_fluent"]["i2t"]["r5"] < 1
+    result, *others = (tables(model, root, f"tokens={tokens}") for model in clip)
+    assert others == [result, result]
+    assert result["scorer"] == ("token-wise" if tokens == "true" else "pooled")
+    assert 0 < result["retrieval"]["demo_fluent"]["i2t"]["r5"] < 1
 
 
 def test_both_libraries_give_the_same_tokens_and_another_image_size_works(clip: list[str]) -> None:
@@ -185,9 +185,9 @@ def test_tips_is_scored_as_its_authors_code_scores_it(tmp_path: Path) -> None:
     ids = tokenizer(TEXTS, padding="max_length", max_length=64, return_tensors="pt")
     with torch.inference_mode():
         expected = theirs(**ids, pixel_values=processor(images=pictures, return_tensors="pt")["pixel_values"])
-    found = pooled.encode_images(pixels) @ pooled.encode_texts(TEXTS)[0].T
+    result = pooled.encode_images(pixels) @ pooled.encode_texts(TEXTS)[0].T
     own = expected.image_embeds @ expected.text_embeds.T
-    torch.testing.assert_close(found, own, atol=1e-5, rtol=0)
+    torch.testing.assert_close(result, own, atol=1e-5, rtol=0)
 
     patches, (words, lengths) = token_wise.encode_images(pixels), token_wise.encode_texts([*TEXTS, ""])
     assert patches.shape == (3, (SIDE // 8) ** 2, 32) and lengths is not None
@@ -203,8 +203,8 @@ def test_an_exported_multi_vector_folder_gives_the_tables_of_our_file(root: Path
     write_multi_vector(read_source(ours), str(root / "exported"))
     with pytest.raises(UserError, match="trust_remote_code=true if you trust it"):
         load_encoder(str(root / "exported"))
-    found = tables(str(root / "exported"), root, "trust_remote_code=true")
-    assert found == tables(ours, root)
+    result = tables(str(root / "exported"), root, "trust_remote_code=true")
+    assert result == tables(ours, root)
     encoder = load_encoder(f"mv:{root / 'exported'}", trust_remote_code=True)
     assert (encoder.image_size, encoder.grid) == (SIDE, (4, 4))
     assert encoder.tokens("two dogs")[1:3] == ["two", "dogs"]
@@ -225,10 +225,10 @@ def test_tokens_are_kept_in_the_precision_that_was_asked_for(tmp_path: Path) -> 
     images = [s.encode_images(torch.stack([s.transform(picture(i)) for i in range(3)])) for s in (full, half)]
     texts = [s.encode_texts(TEXTS) for s in (full, half)]
     assert images[1].dtype == texts[1].values.dtype == torch.bfloat16
-    found = [s.similarity(i, t) for s, i, t in zip((full, half), images, texts, strict=True)]
-    assert found[1].i2t.dtype == torch.float32
-    torch.testing.assert_close(found[0].i2t, found[1].i2t, atol=0.03, rtol=0)
-    assert not torch.equal(found[0].i2t, found[1].i2t)
+    results = [s.similarity(i, t) for s, i, t in zip((full, half), images, texts, strict=True)]
+    assert results[1].i2t.dtype == torch.float32
+    torch.testing.assert_close(results[0].i2t, results[1].i2t, atol=0.03, rtol=0)
+    assert not torch.equal(results[0].i2t, results[1].i2t)
 
 
 @pytest.mark.parametrize(

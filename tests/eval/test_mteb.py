@@ -35,8 +35,8 @@ def test_a_retrieval_of_mteb_finds_what_ours_finds(tmp_path: Path, monkeypatch: 
     model = MultiVectorWrapper(str(tmp_path / "exported"), trust_remote_code=True, device="cpu")
     model.mteb_model_meta.modalities = ["image", "text"]
     task = _task(WebdatasetFolder(tmp_path / "data" / "demo_fluent"))
-    found = mteb.evaluate(model, [task], cache=None).task_results[0].scores["test"][0]
-    assert [found[f"hit_rate_at_{k}"] for k in (1, 5)] == pytest.approx([ours["r1"], ours["r5"]], abs=1e-5)
+    result = mteb.evaluate(model, [task], cache=None).task_results[0].scores["test"][0]
+    assert [result[f"hit_rate_at_{k}"] for k in (1, 5)] == pytest.approx([ours["r1"], ours["r5"]], abs=1e-5)
     assert 0 < ours["r5"] < 1
 
 

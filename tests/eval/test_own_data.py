@@ -77,10 +77,10 @@ def own_table(root: Path, suffix: str) -> Path:
 def test_a_table_of_images_and_captions_needs_no_card(suffix: str, tmp_path: Path) -> None:
     (card,) = cards_of(str(own_table(tmp_path, suffix)))
     assert (card.name, card.kind) == (f"pairs{'' if suffix[0] == '.' else suffix}", "retrieval")
-    found = retrieval_benchmark(PooledScorer(Reader()), card, (Prompt("", ""), Prompt("", "")))  # type: ignore[arg-type]
+    result = retrieval_benchmark(PooledScorer(Reader()), card, (Prompt("", ""), Prompt("", "")))  # type: ignore[arg-type]
     rows_are_images = suffix == "_of_datasets"  # pictures inside the table: nothing says which are the same
-    assert (found["images"], found["captions"]) == ((8, 8) if rows_are_images else (4, 8))
-    assert found["t2i"]["r1"] == (0.5 if rows_are_images else 1)
+    assert (result["images"], result["captions"]) == ((8, 8) if rows_are_images else (4, 8))
+    assert result["t2i"]["r1"] == (0.5 if rows_are_images else 1)
 
 
 def evaluated(*given: str) -> None:

@@ -140,16 +140,16 @@ class Prefers:
 
 def test_selection_is_right_where_the_first_caption_scores_highest_by_each_ranking(root: Path) -> None:
     card = load_card(card_file(root, "selection", choices="names.txt"))
-    found = select(Prefers("a red and a blue", "a red and a bus"), card, Context(str(root), batch_size=4))  # type: ignore[arg-type]
-    assert (found["n"], found["chance"]) == (6, pytest.approx(1 / 3))
-    assert found["image"]["value"] == 1 and found["text"]["value"] == 0
-    assert found["mean"]["value"] == pytest.approx(1 / 2)  # a tie of two
+    result = select(Prefers("a red and a blue", "a red and a bus"), card, Context(str(root), batch_size=4))  # type: ignore[arg-type]
+    assert (result["n"], result["chance"]) == (6, pytest.approx(1 / 3))
+    assert result["image"]["value"] == 1 and result["text"]["value"] == 0
+    assert result["mean"]["value"] == pytest.approx(1 / 2)  # a tie of two
 
 
 def test_a_scorer_that_sees_no_difference_gets_chance(root: Path) -> None:
     card = load_card(card_file(root, "selection", choices="relation.txt"))
-    found = select(Prefers("", ""), card, Context(str(root)))  # type: ignore[arg-type]
-    assert (found["n"], found["chance"], found["image"]["value"]) == (3, 0.5, 0.5)
+    result = select(Prefers("", ""), card, Context(str(root)))  # type: ignore[arg-type]
+    assert (result["n"], result["chance"], result["image"]["value"]) == (3, 0.5, 0.5)
 
 
 @pytest.mark.parametrize("interaction", ["token_wise", "pooled"])
@@ -158,9 +158,9 @@ def test_selection_as_a_command(root: Path, interaction: str) -> None:
     cards = ",".join(str(card_file(root, "selection", choices=c)) for c in ("names.txt", "relation.txt"))
     out = root / "selection.json"
     run_protocol("selection", [f"model={model}", f"root={root}", f"data=[{cards}]", f"out={out}"])
-    found = json.loads(out.read_text())
-    assert found["run"] == "m" and len(found["benchmarks"]) == 2
-    for name, benchmark in found["benchmarks"].items():
+    result = json.loads(out.read_text())
+    assert result["run"] == "m" and len(result["benchmarks"]) == 2
+    for name, benchmark in result["benchmarks"].items():
         for by in ("image", "text", "mean"):
             low, high = benchmark[by]["ci95"]
             assert 0 <= low <= benchmark[by]["value"] <= high <= 1
@@ -170,17 +170,17 @@ def test_selection_as_a_command(root: Path, interaction: str) -> None:
 
 
 def test_each_name_points_at_its_own_thing() -> None:
-    (found,) = point(ColourBlind(), [sample()])  # type: ignore[arg-type]
-    assert found.right == found.right_among_things() == [True] * 3 and found.score == 1
+    (result,) = point(ColourBlind(), [sample()])  # type: ignore[arg-type]
+    assert result.right == result.right_among_things() == [True] * 3 and result.score == 1
     for number, name in enumerate(PLACES):
         left, top, right, bottom = (side // 8 for side in PLACES[name])
-        assert (found.owner[top:bottom, left:right] == number).all() and (found.owner == number).sum() == 4
-    assert (found.owner == BACKGROUND).sum() == 4
+        assert (result.owner[top:bottom, left:right] == number).all() and (result.owner == number).sum() == 4
+    assert (result.owner == BACKGROUND).sum() == 4
 
 
 def test_a_blind_model_points_at_one_patch_for_all_names() -> None:
-    (found,) = point(ColourBlind(blind=True), [sample()])  # type: ignore[arg-type]
-    assert sum(found.right) < 3
+    (result,) = point(ColourBlind(blind=True), [sample()])  # type: ignore[arg-type]
+    assert sum(result.right) < 3
 
 
 def test_a_thing_that_no_patch_belongs_to_is_not_counted() -> None:
@@ -204,13 +204,13 @@ def test_scene_pointing_as_a_command(root: Path) -> None:
     card = card_file(root, "pointing")
     arguments = [f"model={model}", f"root={root}", f"data=[{card}]", f"out={out}"]
     run_protocol("scene_pointing", arguments)
-    found = json.loads(out.read_text())["benchmarks"][card.stem]
-    assert (found["n"], found["images"]) == (18, 6)
+    result = json.loads(out.read_text())["benchmarks"][card.stem]
+    assert (result["n"], result["images"]) == (18, 6)
     outcomes = read_outcomes(out)[card.stem]
-    assert outcomes.values["right"].mean() == pytest.approx(found["value"])
+    assert outcomes.values["right"].mean() == pytest.approx(result["value"])
     assert len(set(outcomes.cluster)) == 6
-    assert found["chance"] == pytest.approx(1 / 4) and found["among_things"]["chance"] == pytest.approx(1 / 3)
-    assert 0 <= found["value"] <= found["among_things"]["value"] <= 1 or found["value"] == 0
+    assert result["chance"] == pytest.approx(1 / 4) and result["among_things"]["chance"] == pytest.approx(1 / 3)
+    assert 0 <= result["value"] <= result["among_things"]["value"] <= 1 or result["value"] == 0
 
 
 def test_scenes_are_let_go_as_they_are_measured(root: Path) -> None:
@@ -232,8 +232,8 @@ def test_scenes_are_let_go_as_they_are_measured(root: Path) -> None:
     card = load_card(card_file(root, "pointing"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scene_pointing, "open_set", lambda *_: data)
-        found = scene_pointing.run(ColourBlind(), card, NoSettings(), context, {})  # type: ignore[arg-type]
-    assert found["n"] == 576 and data.most <= 2 * 64
+        result = scene_pointing.run(ColourBlind(), card, NoSettings(), context, {})  # type: ignore[arg-type]
+    assert result["n"] == 576 and data.most <= 2 * 64
 
 
 def test_a_broken_map_of_the_things_is_named(root: Path) -> None:
@@ -264,13 +264,13 @@ def test_best_median_and_worst_scenes_are_chosen_by_score_and_then_by_margin() -
 
 
 def test_a_name_has_an_outline_around_its_patches_and_a_dot_on_the_best_in_its_colour() -> None:
-    (found,) = point(ColourBlind(), [sample()])  # type: ignore[arg-type]
-    page = np.asarray(marked(found)).astype(int)
+    (result,) = point(ColourBlind(), [sample()])  # type: ignore[arg-type]
+    page = np.asarray(marked(result)).astype(int)
     plain = np.asarray(sample().image.convert("RGB").resize((4 * PATCH, 4 * PATCH), Image.Resampling.LANCZOS))
     assert page.shape == plain.shape
     for number, name in enumerate(PLACES):
         left, top, *_ = (side // 8 * PATCH for side in PLACES[name])
-        row, column = (round((at + 0.5) * PATCH) for at in found.best[number])
+        row, column = (round((at + 0.5) * PATCH) for at in result.best[number])
         for y, x in ((row, column), (top + 4, left + PATCH)):
             assert tuple(page[y, x]) == COLOURS_OF_NAMES[number], name
         inside = (top + PATCH, left + 12)

@@ -58,7 +58,7 @@ def test_one_token_per_side_gives_exactly_the_pooled_tables(tmp_path):
     food, fluent = load_card(EVAL / "demo_food.yaml"), load_card(EVAL / "demo_fluent.yaml")
     ensemble = load_ensemble(EVAL / "prompts.yaml", "demo_food")
     context = Context(str(tmp_path))
-    found = []
+    results = []
     for scorer in (PooledScorer(Vectors(False)), TokenScorer(Vectors(True))):
         task = zero_shot_task(scorer, food, ensemble, context=context)
         by_text = task.pop("by", {}).get("text", task)
@@ -67,9 +67,9 @@ def test_one_token_per_side_gives_exactly_the_pooled_tables(tmp_path):
         both = retrieval_benchmark(scorer, fluent, (prompts[0], prompts[1]), context=context)
         by = both.pop("by", {})
         assert all(table["i2t"] == both["i2t"] and table["t2i"] == both["t2i"] for table in by.values())
-        found.append((task, both))
-    assert found[0] == found[1]
-    assert 0 < found[0][1]["t2i"]["r5"] < 1  # a table of zeros or ones would agree for nothing
+        results.append((task, both))
+    assert results[0] == results[1]
+    assert 0 < results[0][1]["t2i"]["r5"] < 1  # a table of zeros or ones would agree for nothing
 
 
 def test_token_wise_scores_are_the_definition(tmp_path):
@@ -189,8 +189,8 @@ def test_content_keeps_the_words_that_name_something(text, names):
     tokens = [decode_token(i) for i in tokenize([text], 77)[0][0].tolist()]
     tokens = tokens[: tokens.index("[EOS]") + 1]
     kept = kept_tokens(text, tokens, "content")
-    found = [token for token, keep in zip(tokens, kept, strict=True) if keep]
-    assert "".join(found) == names.replace(" ", "")
+    results = [token for token, keep in zip(tokens, kept, strict=True) if keep]
+    assert "".join(results) == names.replace(" ", "")
     assert kept_tokens(text, tokens, "without_ends") == [False, *[True] * (len(tokens) - 2), False]
     assert all(kept_tokens(text, tokens, "all"))
 

@@ -63,9 +63,9 @@ def test_patches_that_name_their_class_give_one_and_others_do_not_count(tmp_path
     card = load_card(squares(tmp_path))
     record: dict = {}
     prompts = [Prompt("a photo of a ", "."), Prompt("the ", "")]
-    found = segment(Coloured(token_wise), card, str(tmp_path), prompts, record)  # type: ignore[arg-type]
-    assert (found["n"], found["classes"], found["prompts"]) == (3, 3, 2)
-    assert found["miou"] == pytest.approx(1, abs=0.01) and found["pixels"] == pytest.approx(1, abs=0.01)
+    result = segment(Coloured(token_wise), card, str(tmp_path), prompts, record)  # type: ignore[arg-type]
+    assert (result["n"], result["classes"], result["prompts"]) == (3, 3, 2)
+    assert result["miou"] == pytest.approx(1, abs=0.01) and result["pixels"] == pytest.approx(1, abs=0.01)
     assert list(record["squares"].key) == ["0", "1", "2"]
 
 
@@ -75,18 +75,18 @@ def test_areas_are_those_of_counting_pixels(tmp_path: Path) -> None:
 
     class Confused(Coloured):
         def patches(self, pixels: Tensor) -> Tensor:
-            found = super().patches(pixels).view(len(pixels), 4, 4, 3).clone()
-            found[:, :1, :, :2] = found[:, :1, :, [1, 0]]  # the upper half of red and green, which are above
-            return found.view(len(pixels), 16, 3)
+            result = super().patches(pixels).view(len(pixels), 4, 4, 3).clone()
+            result[:, :1, :, :2] = result[:, :1, :, [1, 0]]  # the upper half of red and green, which are above
+            return result.view(len(pixels), 16, 3)
 
-    found = segment(Confused(True), card, str(tmp_path), [Prompt("", "")])  # type: ignore[arg-type]
-    by_class = dict(found["per_class"])
+    actual = segment(Confused(True), card, str(tmp_path), [Prompt("", "")])  # type: ignore[arg-type]
+    by_class = dict(actual["per_class"])
     # Each has 256 pixels, 128 of them right; predicted as it: 128 right and 128 of the other. 128 / 384.
     assert by_class["red"] == pytest.approx(1 / 3, abs=0.01) and by_class["green"] == pytest.approx(1 / 3, abs=0.01)
     assert by_class["blue"] == pytest.approx(1, abs=0.01)
-    assert found["pixels"] == pytest.approx(2 / 3, abs=0.01)
-    assert found["present"]["pixels"] == found["pixels"]  # the image has all classes
-    assert found["present"]["miou"] == pytest.approx(found["miou"])
+    assert actual["pixels"] == pytest.approx(2 / 3, abs=0.01)
+    assert actual["present"]["pixels"] == actual["pixels"]  # the image has all classes
+    assert actual["present"]["miou"] == pytest.approx(actual["miou"])
 
 
 def test_patches_choose_from_the_classes_that_their_image_has(tmp_path: Path) -> None:
@@ -99,13 +99,13 @@ def test_patches_choose_from_the_classes_that_their_image_has(tmp_path: Path) ->
 
     class Greenish(Coloured):
         def patches(self, pixels: Tensor) -> Tensor:
-            found = super().patches(pixels) + torch.tensor([0.0, 2.0, 0.0])  # green leads everywhere
-            return found / found.norm(dim=-1, keepdim=True)
+            result = super().patches(pixels) + torch.tensor([0.0, 2.0, 0.0])  # green leads everywhere
+            return result / result.norm(dim=-1, keepdim=True)
 
-    found = segment(Greenish(True), card, str(tmp_path), [Prompt("", "")])  # type: ignore[arg-type]
-    assert found["pixels"] == pytest.approx(0, abs=0.01)
-    assert found["present"]["pixels"] == pytest.approx(1, abs=0.01) and found["present"]["chance"] == 1 / 2
-    assert found["present"]["miou"] == pytest.approx(1, abs=0.01)
+    actual = segment(Greenish(True), card, str(tmp_path), [Prompt("", "")])  # type: ignore[arg-type]
+    assert actual["pixels"] == pytest.approx(0, abs=0.01)
+    assert actual["present"]["pixels"] == pytest.approx(1, abs=0.01) and actual["present"]["chance"] == 1 / 2
+    assert actual["present"]["miou"] == pytest.approx(1, abs=0.01)
 
 
 def test_a_class_that_is_neither_there_nor_predicted_has_no_score() -> None:
@@ -119,8 +119,8 @@ def test_as_a_command_on_a_model_and_on_a_pooled_one_by_its_own_projections(tmp_
         model = write_model(tmp_path / f"{interaction}.safetensors", interaction)
         given = [f"model={model}", f"root={tmp_path}", f"data=[{card}]", f"out={tmp_path}/{interaction}.json"]
         run_protocol("segmentation", given)
-        found = json.loads((tmp_path / f"{interaction}.json").read_text())["benchmarks"]["squares"]
-        assert 0 <= found["miou"] < 1
+        result = json.loads((tmp_path / f"{interaction}.json").read_text())["benchmarks"]["squares"]
+        assert 0 <= result["miou"] < 1
 
 
 @pytest.mark.parametrize(("name", "classes"), [("voc20", 20), ("context59", 59), ("ade150", 150)])
@@ -168,5 +168,5 @@ def test_boxes_are_cut_out_and_classified(tmp_path: Path, name: str) -> None:
         def encode_texts(self, texts):  # type: ignore[no-untyped-def]
             return super().encode_texts([text.replace("-", " ") for text in texts])
 
-    found = zero_shot_task(PooledScorer(Names()), card, [Prompt("a ", "")], context=Context(str(tmp_path)))  # type: ignore[arg-type]
-    assert (found["n"], found["classes"], found["top1"]) == (3, 2, 1)
+    result = zero_shot_task(PooledScorer(Names()), card, [Prompt("a ", "")], context=Context(str(tmp_path)))  # type: ignore[arg-type]
+    assert (result["n"], result["classes"], result["top1"]) == (3, 2, 1)

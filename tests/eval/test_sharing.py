@@ -80,8 +80,8 @@ def test_texts_and_scores_are_the_same_to_the_bit() -> None:
         scorer = TokenScorer(encoder, text_batch=4)
         scorer.share = share
         encoded = scorer.encode_texts(texts)
-        found = scorer.large_similarity(images, encoded)
-        return encoded.values, found.i2t, found.t2i
+        result = scorer.large_similarity(images, encoded)
+        return encoded.values, result.i2t, result.t2i
 
     for alone, *others in zip(work(ALONE), *in_threads(2, work), strict=True):
         assert all(torch.equal(alone, other) for other in others)

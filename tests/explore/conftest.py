@@ -58,6 +58,6 @@ class Prepared:
 
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
-    found = Prepared(tmp_path_factory.mktemp("explore"))
-    run_command(export, ExplorerExport, argv=[*found.options, f"out={found.page}"])
-    return found
+    result = Prepared(tmp_path_factory.mktemp("explore"))
+    run_command(export, ExplorerExport, argv=[*result.options, f"out={result.page}"])
+    return result

@@ -54,12 +54,12 @@ DROP = """async (encoded) => {
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    found = tmp_path_factory.mktemp("any_words") / "page.html"
+    result = tmp_path_factory.mktemp("any_words") / "page.html"
     run_command(
-        export, ExplorerExport, argv=["models=[emoji]", f"images={ROOT / 'docs/scenes'}", "device=cpu", f"out={found}"]
+        export, ExplorerExport, argv=["models=[emoji]", f"images={ROOT / 'docs/scenes'}", "device=cpu", f"out={result}"]
     )
-    assert found.stat().st_size < 16_000_000
-    return found
+    assert result.stat().st_size < 16_000_000
+    return result
 
 
 @pytest.fixture(scope="module")
@@ -116,8 +116,8 @@ def test_axe_finds_nothing_serious(page: Path, width: int, scheme: Any) -> None:
             view = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
             view.goto(page.as_uri())
             view.wait_for_selector("body:not([aria-busy]) .card")
-            found = Axe().run(view).response["violations"]
+            result = Axe().run(view).response["violations"]
     except NoBrowser as error:
         pytest.skip(str(error))
-    serious = [(one["id"], one["impact"], len(one["nodes"])) for one in found]
+    serious = [(one["id"], one["impact"], len(one["nodes"])) for one in result]
     assert not [one for one in serious if one[1] in ("serious", "critical")], serious

@@ -30,8 +30,8 @@ DOG = CAPTIONS[2]
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     try:
-        with chromium() as found:
-            yield found
+        with chromium() as result:
+            yield result
     except NoBrowser as error:
         pytest.skip(str(error))
 
@@ -95,11 +95,11 @@ def drop(page: Page, image: Image.Image) -> None:
 
 @pytest.fixture
 def visit(browser: Browser, prepared: Prepared) -> Iterator[Visit]:
-    found = Visit(browser, prepared.page.as_uri(), viewport={"width": 1400, "height": 1000})
-    yield found
-    assert found.complaints == []
-    assert all(url.startswith(("file:", "data:", "blob:")) for url in found.requests), found.requests
-    found.page.close()
+    result = Visit(browser, prepared.page.as_uri(), viewport={"width": 1400, "height": 1000})
+    yield result
+    assert result.complaints == []
+    assert all(url.startswith(("file:", "data:", "blob:")) for url in result.requests), result.requests
+    result.page.close()
 
 
 def test_the_page_ranks_as_the_models_do(visit: Visit, prepared: Prepared) -> None:
@@ -109,9 +109,9 @@ def test_the_page_ranks_as_the_models_do(visit: Visit, prepared: Prepared) -> No
         pixels = torch.stack([scorer.transform(image) for image in prepared.pictures])
         images = scorer.encode_images(pixels)
         for caption in CAPTIONS:
-            found = torch.tensor(visit.page.evaluate(script, caption)[number])
+            result = torch.tensor(visit.page.evaluate(script, caption)[number])
             exact = scorer.similarity(images, encode_query(scorer, caption)).t2i[:, 0]
-            assert torch.allclose(found, exact, atol=2e-3)
+            assert torch.allclose(result, exact, atol=2e-3)
     # The way from an image to its captions has the other direction's score, s^I.
     i2t = scorer.similarity(scorer.encode_images(pixels[:1]), scorer.encode_texts(CAPTIONS)).i2t[0]
     listed = visit.page.evaluate("app.feed.textsOf(0, 6)")[1]
@@ -189,8 +189,8 @@ def test_a_convolutional_stem_is_computed_in_the_page(browser: Browser, tmp_path
     expect(visit.page.locator(".badge", has_text="yours")).to_have_count(1)
     scorer = load_scorer(str(tmp_path / "m.safetensors"))
     exact = scorer.encode_images(scorer.transform(photo)[None])[0].flatten()
-    found = torch.tensor(visit.page.evaluate("Array.from(app.feed.models[0].uploads.get('u0').rows)"))
-    torch.testing.assert_close(found, exact, atol=5e-3, rtol=0)
+    result = torch.tensor(visit.page.evaluate("Array.from(app.feed.models[0].uploads.get('u0').rows)"))
+    torch.testing.assert_close(result, exact, atol=5e-3, rtol=0)
     assert visit.complaints == []
     visit.page.close()
 

@@ -32,8 +32,8 @@ def unpack(integers: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
 
 def data_of(page: Path) -> dict:
     text = page.read_text()
-    (found,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)
-    return json.loads(found)
+    (result,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)
+    return json.loads(result)
 
 
 def floats(text: str) -> np.ndarray:
@@ -69,9 +69,9 @@ def test_the_8_bit_ranking_has_the_same_first_image_for_99_texts_of_100() -> Non
         packed_images = unpack(*pack(images.flatten(0, 1), against[0])).view_as(images)
         return score(packed_images, unpack(*pack(texts, against[1])), lengths).t2i
 
-    found, plain = rounded(texts, images.flatten(0, 1)), rounded(None, None)
-    assert (exact.argmax(0) == found.argmax(0)).float().mean() >= 0.99
-    assert (exact - found).std() < (exact - plain).std() / 2, "the errors cancel in the products"
+    result, plain = rounded(texts, images.flatten(0, 1)), rounded(None, None)
+    assert (exact.argmax(0) == result.argmax(0)).float().mean() >= 0.99
+    assert (exact - result).std() < (exact - plain).std() / 2, "the errors cancel in the products"
 
 
 def test_the_page_has_the_tokens_of_both_models_and_asks_nobody(prepared: Prepared) -> None:
@@ -84,9 +84,9 @@ def test_the_page_has_the_tokens_of_both_models_and_asks_nobody(prepared: Prepar
         scorer = load_scorer(prepared.models[number])
         pixels = torch.stack([scorer.transform(image) for image in prepared.pictures])
         values = np.frombuffer(base64.b64decode(model["image_tokens"]["values"]), np.int8).reshape(-1, 16)
-        found = torch.from_numpy(values * floats(model["image_tokens"]["scales"])[:, None])
+        result = torch.from_numpy(values * floats(model["image_tokens"]["scales"])[:, None])
         expected = scorer.encoder.patches(pixels).flatten(0, 1)
-        assert torch.allclose(found, expected, atol=0.02)
+        assert torch.allclose(result, expected, atol=0.02)
         assert model["text_tower"] and model["image_tower"] and "text_tokens" not in model
     assert np.allclose(floats(clip["image_vectors"]).reshape(6, 16) ** 2 @ np.ones(16), 1, atol=1e-5)
     text = prepared.page.read_text()
@@ -150,14 +150,14 @@ def test_a_viewer_scores_as_the_tables_do(prepared: Prepared) -> None:
 def test_an_outline_encloses_what_is_in_the_mask_of_the_middle_square() -> None:
     noise = Image.fromarray(np.random.default_rng(3).integers(0, 256, (12, 18), dtype=np.uint8))
     inside = np.asarray(noise.resize((96, 64), Image.Resampling.BICUBIC)) > 140
-    found = outlines([("spots", Image.fromarray(inside * np.uint8(255))), ("nothing", Image.new("L", (96, 64)))])
-    assert list(found) == ["spots"]
+    result = outlines([("spots", Image.fromarray(inside * np.uint8(255))), ("nothing", Image.new("L", (96, 64)))])
+    assert list(result) == ["spots"]
     drawn = Image.new("1", (512, 512))  # at four times the path's half cells, by the even-odd rule
-    for loop in re.findall("M(.*?)z", found["spots"]):
+    for loop in re.findall("M(.*?)z", result["spots"]):
         start, steps = (re.findall(r"-?\d+", part) for part in loop.split("l"))
         points = np.cumsum(np.array([*start, *steps], int).reshape(-1, 2), axis=0)
         one = Image.new("1", drawn.size)
         ImageDraw.Draw(one).polygon([tuple(point) for point in (4 * points).tolist()], fill=1)
         drawn = ImageChops.logical_xor(drawn, one)
-    assert len(re.findall("M", found["spots"])) > 5
+    assert len(re.findall("M", result["spots"])) > 5
     assert (np.asarray(drawn)[4::8, 4::8] == inside[:, 16:80]).all(), "the middle of every cell"

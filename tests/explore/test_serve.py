@@ -55,21 +55,21 @@ def encoded(image: Image.Image, form: str = "PNG") -> bytes:
 
 
 def test_any_text_has_exactly_the_scores_of_the_tables(client: TestClient, prepared: Prepared) -> None:
-    found = client.get("/search", params={"text": SERVED}).json()["models"]
+    result = client.get("/search", params={"text": SERVED}).json()["models"]
     for number, path in enumerate(prepared.models):
         scorer = load_scorer(path)
         pixels = torch.stack([scorer.transform(image) for image in prepared.pictures])
         exact = scorer.similarity(scorer.encode_images(pixels), encode_query(scorer, SERVED)).t2i[:, 0]
-        assert found[number]["order"] == exact.argsort(descending=True, stable=True).tolist()
-        assert found[number]["scores"] == exact[found[number]["order"]].tolist()
-        assert found[number]["total"] == len(CAPTIONS) and found[number]["tokens"][0] == "[BOS]"
-        maps = [np.frombuffer(base64.b64decode(m), "<f4").reshape(16, -1) for m in found[number]["maps"]]
+        assert result[number]["order"] == exact.argsort(descending=True, stable=True).tolist()
+        assert result[number]["scores"] == exact[result[number]["order"]].tolist()
+        assert result[number]["total"] == len(CAPTIONS) and result[number]["tokens"][0] == "[BOS]"
+        maps = [np.frombuffer(base64.b64decode(m), "<f4").reshape(16, -1) for m in result[number]["maps"]]
         if scorer.token_wise:
-            assert [m.max(0)[found[number]["counted"]].mean() for m in maps] == pytest.approx(
-                found[number]["scores"], abs=1e-6
+            assert [m.max(0)[result[number]["counted"]].mean() for m in maps] == pytest.approx(
+                result[number]["scores"], abs=1e-6
             )
     seen = client.get("/look", params={"text": SERVED, "images": "3,0"}).json()["models"]
-    for model, looked in zip(found, seen, strict=True):
+    for model, looked in zip(result, seen, strict=True):
         assert [model["order"][one["rank"] - 1] for one in looked] == [3, 0]
         assert [model["scores"][one["rank"] - 1] for one in looked] == [one["score"] for one in looked]
 
@@ -154,8 +154,8 @@ def test_a_folder_is_never_left(tmp_path: Path) -> None:
     (inside / "link.png").symlink_to(tmp_path / "secret.png")
     (inside / "up").symlink_to(tmp_path)
     (inside / "a.txt").symlink_to(tmp_path / "secret.txt")
-    found = list(open_pictures(str(inside), None, None))
-    assert [(one.key, one.captions) for one in found] == [("a.png", [])]
+    results = list(open_pictures(str(inside), None, None))
+    assert [(one.key, one.captions) for one in results] == [("a.png", [])]
 
 
 def test_questions_without_sense_get_a_sentence(client: TestClient) -> None:

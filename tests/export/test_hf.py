@@ -184,34 +184,34 @@ def test_transformers_gives_our_vectors(saved: Callable[..., str], tmp_path: Pat
     run_without_us(program, tmp_path)
 
     for name in kinds:
-        found, file = torch.load(tmp_path / name / "found.pt"), tmp_path / f"{name}.safetensors"
-        assert found["class"].startswith("transformers_modules")
+        result, file = torch.load(tmp_path / name / "found.pt"), tmp_path / f"{name}.safetensors"
+        assert result["class"].startswith("transformers_modules")
         model = filip.load(file, device="cpu")
         image, text = model.encode_images(pictures), model.encode_texts(UNTIDY_CAPTIONS)
-        torch.testing.assert_close(found["image_embeds"], image, atol=3e-6, rtol=0)  # a stem is folded here
-        theirs = found["text_embeds"]
-        theirs = theirs if text.lengths is None else theirs[found["mask"].bool()]
+        torch.testing.assert_close(result["image_embeds"], image, atol=3e-6, rtol=0)  # a stem is folded here
+        theirs = result["text_embeds"]
+        theirs = theirs if text.lengths is None else theirs[result["mask"].bool()]
         torch.testing.assert_close(theirs, text.values, atol=1e-6, rtol=0)
         expected, scale = model.similarity(image, text), load_model(file).scale().detach()
-        torch.testing.assert_close(found["logits_per_image"] / scale, expected.i2t, atol=1e-6, rtol=0)
-        torch.testing.assert_close(found["logits_per_text"].T / scale, expected.t2i, atol=1e-6, rtol=0)
+        torch.testing.assert_close(result["logits_per_image"] / scale, expected.i2t, atol=1e-6, rtol=0)
+        torch.testing.assert_close(result["logits_per_text"].T / scale, expected.t2i, atol=1e-6, rtol=0)
 
 
 def test_the_tokenizer_has_our_ids(saved: Callable[..., str]) -> None:
     with gzip.open(ROOT / "tests" / "data" / "short_captions.tsv.gz", "rt", encoding="utf-8") as file:
         captions = [line.rstrip("\n").split("\t")[-1] for line in file][:3000] + UNTIDY_CAPTIONS
     tokenizer = clip_tokenizer(load_model(saved()))
-    found = tokenizer([clean(caption) for caption in captions], truncation=True)["input_ids"]
+    result = tokenizer([clean(caption) for caption in captions], truncation=True)["input_ids"]
     ids, lengths = tokenize(captions, 32)
-    for caption, theirs, ours, length in zip(captions, found, ids.tolist(), lengths.tolist(), strict=True):
+    for caption, theirs, ours, length in zip(captions, result, ids.tolist(), lengths.tolist(), strict=True):
         assert theirs == ours[:length], caption
 
 
 def test_a_long_text_is_cut_by_the_file_alone(saved: Callable[..., str], tmp_path: Path) -> None:
     clip_tokenizer(load_model(saved())).save_pretrained(tmp_path)
     text = "a red bicycle " * 30
-    found = Tokenizer.from_file(str(tmp_path / "tokenizer.json")).encode(text).ids
-    assert found == tokenize([text], 32)[0][0].tolist()
+    result = Tokenizer.from_file(str(tmp_path / "tokenizer.json")).encode(text).ids
+    assert result == tokenize([text], 32)[0][0].tolist()
 
 
 def test_the_processors_pixels_are_those_of_the_evaluation(pictures: list[Image.Image]) -> None:

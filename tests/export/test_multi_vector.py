@@ -60,21 +60,21 @@ def test_sentence_transformers_agrees(saved: Callable[..., str], tmp_path: Path,
     write_inputs(tmp_path, pictures)
     program = PROGRAM.format(folder=str(folder), here=str(tmp_path), images=len(pictures))
     run_without_us(program, tmp_path)
-    found = torch.load(tmp_path / "found.pt")
+    result = torch.load(tmp_path / "found.pt")
 
     model = filip.load(file, device="cpu")
     image, text = model.encode_images(pictures), model.encode_texts(UNTIDY_CAPTIONS)
     expected = model.similarity(image, text)
-    torch.testing.assert_close(torch.stack(found["images"]), image, atol=1e-6, rtol=0)
-    torch.testing.assert_close(torch.cat(found["texts"]), text.values, atol=1e-6, rtol=0)
-    torch.testing.assert_close(found["i2t"], expected.i2t, atol=1e-6, rtol=0)
-    torch.testing.assert_close(found["t2i"].T, expected.t2i, atol=1e-6, rtol=0)
-    assert found["pooled"] == [5] * len(pictures)  # 17 tokens over 4, rounded up
+    torch.testing.assert_close(torch.stack(result["images"]), image, atol=1e-6, rtol=0)
+    torch.testing.assert_close(torch.cat(result["texts"]), text.values, atol=1e-6, rtol=0)
+    torch.testing.assert_close(result["i2t"], expected.i2t, atol=1e-6, rtol=0)
+    torch.testing.assert_close(result["t2i"].T, expected.t2i, atol=1e-6, rtol=0)
+    assert result["pooled"] == [5] * len(pictures)  # 17 tokens over 4, rounded up
     # in batches of another size, which round differently
-    torch.testing.assert_close(torch.cat(found["again"]), text.values, atol=1e-6, rtol=0)
-    assert found["similarity"] == "meanmaxsim"
-    assert found["grid"] == (4, 4) and found["heat"] == pictures[0].size
-    torch.testing.assert_close(found["half"].float(), found["images"][0], atol=0.05, rtol=0)
+    torch.testing.assert_close(torch.cat(result["again"]), text.values, atol=1e-6, rtol=0)
+    assert result["similarity"] == "meanmaxsim"
+    assert result["grid"] == (4, 4) and result["heat"] == pictures[0].size
+    torch.testing.assert_close(result["half"].float(), result["images"][0], atol=0.05, rtol=0)
     assert {file.stat().st_mode & 0o777 for file in folder.rglob("*") if file.is_file()} == {0o644}
 
 

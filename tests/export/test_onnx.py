@@ -55,8 +55,8 @@ def test_onnxruntime_gives_our_embeddings(
     )
     pixels = np.stack([to_pixels(picture, 32) for picture in pictures])
     for n in (1, 4):
-        found = image.run(None, {"pixel_values": pixels[:n]})[0]
-        np.testing.assert_allclose(found, model.encode_images(pictures[:n]).numpy(), atol=1e-4)
+        result = image.run(None, {"pixel_values": pixels[:n]})[0]
+        np.testing.assert_allclose(result, model.encode_images(pictures[:n]).numpy(), atol=1e-4)
     tokenizer = Tokenizer.from_file(str(tmp_path / "out" / "tokenizer.json"))
     tokenizer.enable_padding()
     images = image.run(None, {"pixel_values": pixels})[0]
@@ -66,16 +66,16 @@ def test_onnxruntime_gives_our_embeddings(
             name: np.array([getattr(one, key) for one in read])
             for name, key in (("input_ids", "ids"), ("attention_mask", "attention_mask"))
         }
-        found = text.run(None, inputs)[0]
+        result = text.run(None, inputs)[0]
         mask = {} if interaction == "pooled" else {"attention_mask": inputs["attention_mask"]}
-        logits = score.run(None, {"image_embeds": images, "text_embeds": found, **mask})
+        logits = score.run(None, {"image_embeds": images, "text_embeds": result, **mask})
         expected = model.similarity(model.encode_images(pictures), model.encode_texts(texts))
         scale = float(load_model(file).scale())
         np.testing.assert_allclose(logits[0], scale * expected.i2t.numpy(), atol=1e-3)
         np.testing.assert_allclose(logits[1].T, scale * expected.t2i.numpy(), atol=1e-3)
         if interaction == "token_wise":
-            found = found[inputs["attention_mask"].astype(bool)]
-        np.testing.assert_allclose(found, model.encode_texts(texts).values.numpy(), atol=1e-4)
+            result = result[inputs["attention_mask"].astype(bool)]
+        np.testing.assert_allclose(result, model.encode_texts(texts).values.numpy(), atol=1e-4)
 
 
 def assert_7_bits(file: Path) -> None:
@@ -119,11 +119,11 @@ def test_variants_are_smaller_and_their_loss_of_recall_is_printed(
     assert torch.equal(lengths, same)
     torch.testing.assert_close(texts, expected, atol=1e-4, rtol=0)
     for encoder, tolerance in ((half, 0.01), (quarter, 0.2)):
-        found, same = encoder.encode_texts(UNTIDY_CAPTIONS)
+        result, same = encoder.encode_texts(UNTIDY_CAPTIONS)
         assert torch.equal(same, lengths)
-        torch.testing.assert_close(found, texts, atol=tolerance, rtol=0)
+        torch.testing.assert_close(result, texts, atol=tolerance, rtol=0)
         torch.testing.assert_close(encoder.encode_images(pixels), whole.encode_images(pixels), atol=tolerance, rtol=0)
-        assert not torch.equal(found, texts)
+        assert not torch.equal(result, texts)
     assert whole.patches(pixels).shape[1] == whole.grid[0] * whole.grid[1]
     both = whole.image_and_probe(pixels)
     assert both is not None and torch.equal(both[0], whole.encode_images(pixels))
@@ -176,5 +176,5 @@ def test_int8_of_convolutions_is_as_small_as_fp16(tmp_path: Path) -> None:
     sizes = {name: (tmp_path / f"image_{name}.onnx").stat().st_size for name in ("fp16", "int8")}
     assert sizes["int8"] < 1.1 * sizes["fp16"] < 0.7 * file.stat().st_size
     session = onnxruntime.InferenceSession(str(tmp_path / "image_int8.onnx"))
-    (found,) = session.run(None, {"pixels": pixels.numpy()})
-    assert torch.allclose(torch.from_numpy(found), network(pixels), atol=1e-2)
+    (result,) = session.run(None, {"pixels": pixels.numpy()})
+    assert torch.allclose(torch.from_numpy(result), network(pixels), atol=1e-2)

@@ -83,8 +83,8 @@ def test_a_second_build_encodes_and_forgets_what_changed(tmp_path: Path, capsys:
     build_index(tmp_path, model)
     assert "21 images; 4 encoded, 17 already there, 2 gone, 1 unreadable" in capsys.readouterr().err
     index = Index.open(tmp_path / "index")
-    found = index.stamps().keys()
-    assert "more/photo #100.png" in found and "photo #0.png" not in found and len(found) == len(index)
+    result = index.stamps().keys()
+    assert "more/photo #100.png" in result and "photo #0.png" not in result and len(result) == len(index)
     index.close()
 
 
@@ -120,14 +120,14 @@ def test_the_best_by_integers_are_scored_exactly(tmp_path: Path, monkeypatch: py
     index.remove(["007"])
     exact = index.scores(scorer, texts)
     query = query_of(scorer, "a red dog on the beach", "all")
-    found = [(hit.path, hit.score) for hit in rank(index, scorer, query).hits[:30]]
+    results = [(hit.path, hit.score) for hit in rank(index, scorer, query).hits[:30]]
     monkeypatch.setattr(store, "RERANKED", 40)
     monkeypatch.setattr(tokens_module, "BLOCK", 4096)
     quick = index.scores(scorer, texts)
     best = exact.topk(30).indices
     assert torch.equal(quick[best], exact[best])
     assert 0 < float((quick - exact).abs().max()) < 0.01
-    assert [(hit.path, hit.score) for hit in rank(index, scorer, query).hits[:30]] == found
+    assert [(hit.path, hit.score) for hit in rank(index, scorer, query).hits[:30]] == results
     index.close()
 
 
@@ -169,9 +169,9 @@ def test_a_damaged_index_is_refused(built: tuple[Path, str], tmp_path: Path, fil
         damaged.unlink()
     else:
         damaged.write_text(content)
-    with pytest.raises(UserError, match=r"the index at .* is damaged \(.*\): delete it and build it again") as told:
+    with pytest.raises(UserError, match=r"the index at .* is damaged \(.*\): delete it and build it again") as message:
         search.main(search.Search(images=str(tmp_path / "index"), text="a"))
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(message.value)
 
 
 def test_an_edited_index_and_a_flipped_bit_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -204,10 +204,10 @@ def test_the_documented_code_prints_what_exact_scoring_finds(
     (tmp_path / "photos.index").symlink_to(folder / "index")
     monkeypatch.chdir(tmp_path)
     exec(documented('Index.open("photos.index")'), {})
-    found = [line.rsplit(" ", 1) for line in capsys.readouterr().out.splitlines()]
+    results = [line.rsplit(" ", 1) for line in capsys.readouterr().out.splitlines()]
     expected = exact(model, sorted((folder / "photos").iterdir()), "a red bicycle", "content")[:5]
-    assert [path for path, _ in found] == [path for path, _ in expected]
-    assert [float(score) for _, score in found] == pytest.approx([score for _, score in expected], abs=1e-5)
+    assert [path for path, _ in results] == [path for path, _ in expected]
+    assert [float(score) for _, score in results] == pytest.approx([score for _, score in expected], abs=1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -233,10 +233,10 @@ def test_qdrant_finds_with_the_documented_code_what_the_index_finds(
     namespace: dict[str, Any] = {}
     exec(block, namespace)
     assert isinstance(namespace["client"], QdrantClient)
-    found = [(hit.payload["path"], hit.score / namespace["words"].shape[0]) for hit in namespace["hits"]]
+    results = [(hit.payload["path"], hit.score / namespace["words"].shape[0]) for hit in namespace["hits"]]
     expected = exact(model, sorted((exported / "photos").iterdir()), text)[:10]
-    assert [path for path, _ in found] == [path for path, _ in expected]
-    assert [score for _, score in found] == pytest.approx([score for _, score in expected], abs=1e-5)
+    assert [path for path, _ in results] == [path for path, _ in expected]
+    assert [score for _, score in results] == pytest.approx([score for _, score in expected], abs=1e-5)
 
 
 def test_the_explorer_takes_an_index_and_encodes_only_what_has_changed(tmp_path: Path) -> None:

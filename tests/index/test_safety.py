@@ -73,10 +73,10 @@ def test_a_reader_keeps_what_it_opened_while_tokens_move(tmp_path: Path) -> None
     assert rank(reader, scorer, query).hits == before
     now = Index.open(tmp_path / "index")
     paths = sorted((tmp_path / "photos").iterdir())
-    found = [(hit.path, hit.score) for hit in rank(now, scorer, query).hits]
+    results = [(hit.path, hit.score) for hit in rank(now, scorer, query).hits]
     expected = exact(model, paths, "a lamp")
-    assert [path for path, _ in found] == [path for path, _ in expected]
-    assert [score for _, score in found] == pytest.approx([score for _, score in expected], abs=1e-5)
+    assert [path for path, _ in results] == [path for path, _ in expected]
+    assert [score for _, score in results] == pytest.approx([score for _, score in expected], abs=1e-5)
 
 
 KILLED = """
@@ -120,8 +120,8 @@ def test_kill_9_of_a_build_loses_nothing_that_was_in_the_index(tmp_path: Path) -
     build_index(tmp_path, model)
     index = Index.open(tmp_path / "index")
     expected = load(model, device="cpu").encode_images([str(tmp_path / "photos" / p) for p in index.stamps()])
-    found = [tokens for _, tokens in index.tokens()]
-    assert len(found) == 60 and torch.allclose(torch.stack(found), torch.stack(list(expected)), atol=1e-6)
+    results = [tokens for _, tokens in index.tokens()]
+    assert len(results) == 60 and torch.allclose(torch.stack(results), torch.stack(list(expected)), atol=1e-6)
 
 
 def test_a_disk_that_is_not_there_makes_it_forget_nothing(tmp_path: Path) -> None:

@@ -94,16 +94,16 @@ def compare(counts: list[int], rank: int, group: Any, tolerance: float, **option
     (output.loss * weight).backward()
     scalars = torch.stack([value.detach() * weight / ranks for value in output])
     dist.all_reduce(scalars, group=group)
-    found = []
+    results = []
     for parameter in model.parameters():
         assert parameter.grad is not None
         dist.all_reduce(parameter.grad, group=group)
-        found.append(parameter.grad / ranks)
+        results.append(parameter.grad / ranks)
     alone = Towers()
     expected = whole_loss(pairs, alone, options)
     expected.loss.backward()
     torch.testing.assert_close(scalars, torch.stack([v.detach() for v in expected]), rtol=tolerance, atol=1e-6)
-    for a, parameter in zip(found, alone.parameters(), strict=True):
+    for a, parameter in zip(results, alone.parameters(), strict=True):
         assert parameter.grad is not None
         difference = float((a - parameter.grad).abs().max() / parameter.grad.abs().max())
         assert difference <= tolerance, f"{options}: gradient differs by {difference:.1e}"
@@ -111,7 +111,7 @@ def compare(counts: list[int], rank: int, group: Any, tolerance: float, **option
 
 def cases(ranks: int) -> Cases:
     """Return what must hold on ``ranks`` ranks: they equal one process, whatever the options."""
-    found: Cases = {
+    result: Cases = {
         "pooled": partial(as_one_process, tolerance=1e-5, exchange="pooled"),
         "pooled, mistakes": pooled_mistakes,
         "pooled, each rank uses another matrix": each_rank_uses_another_matrix,
@@ -125,19 +125,19 @@ def cases(ranks: int) -> Cases:
             "float16 on the wire": {"backend": "tiled", "transport_dtype": torch.float16, "tolerance": 2e-3},
         }
         for name, chosen in options.items():
-            found[f"{exchange}, {name}"] = partial(
+            result[f"{exchange}, {name}"] = partial(
                 as_one_process, **{"tolerance": 1e-5, "exchange": exchange, **chosen}
             )
-        found[f"{exchange}, small gradients in float16"] = partial(small_gradients_arrive, exchange=exchange)
-        found[f"{exchange}, frozen images"] = partial(one_side_frozen, exchange=exchange, frozen=0)
-        found[f"{exchange}, frozen texts"] = partial(one_side_frozen, exchange=exchange, frozen=1)
-        found[f"{exchange}, mistakes"] = partial(a_mistake_on_one_is_an_error_on_all, exchange=exchange)
-        found[f"{exchange}, images of different sizes"] = partial(masked_images, exchange=exchange)
-        found[f"{exchange}, waits for the device"] = partial(waits_for_the_device, exchange=exchange)
+        result[f"{exchange}, small gradients in float16"] = partial(small_gradients_arrive, exchange=exchange)
+        result[f"{exchange}, frozen images"] = partial(one_side_frozen, exchange=exchange, frozen=0)
+        result[f"{exchange}, frozen texts"] = partial(one_side_frozen, exchange=exchange, frozen=1)
+        result[f"{exchange}, mistakes"] = partial(a_mistake_on_one_is_an_error_on_all, exchange=exchange)
+        result[f"{exchange}, images of different sizes"] = partial(masked_images, exchange=exchange)
+        result[f"{exchange}, waits for the device"] = partial(waits_for_the_device, exchange=exchange)
         if ranks == 4:
-            found[f"{exchange}, groups of two"] = partial(groups_of_two, exchange=exchange)
-            found[f"{exchange}, memory of the backward"] = partial(only_tokens_are_saved, exchange=exchange)
-    return found
+            result[f"{exchange}, groups of two"] = partial(groups_of_two, exchange=exchange)
+            result[f"{exchange}, memory of the backward"] = partial(only_tokens_are_saved, exchange=exchange)
+    return result
 
 
 def as_one_process(rank: int, ranks: int, *, tolerance: float, **options: Any) -> None:
@@ -165,12 +165,12 @@ def masked_images(rank: int, ranks: int, *, exchange: str) -> None:
     everything, mine = slice(None), tokens(own, rows)
     whole = tokens(everything, everything)
     expected = late_interaction(*whole, pairs.lengths, image_mask=mask, backend="reference")
-    found = distributed_late_interaction(
+    result = distributed_late_interaction(
         *mine, pairs.lengths[own], image_mask=None if last else mask[own], exchange=exchange, backend="tiled"
     )
-    torch.testing.assert_close(found.i2t, expected.i2t[own])
-    torch.testing.assert_close(found.t2i, expected.t2i[:, own])
-    for name, a, b, part in zip("it", gradients(found, mine), gradients(expected, whole), (own, rows), strict=True):
+    torch.testing.assert_close(result.i2t, expected.i2t[own])
+    torch.testing.assert_close(result.t2i, expected.t2i[:, own])
+    for name, a, b, part in zip("it", gradients(result, mine), gradients(expected, whole), (own, rows), strict=True):
         torch.testing.assert_close(a, b[part], msg=lambda text, name=name: f"{name}: {text}")
 
 
@@ -208,10 +208,10 @@ def small_gradients_arrive(rank: int, ranks: int, *, exchange: str) -> None:
     gradients = []
     for weight in (1.0, 2.0**-40):
         tokens = [F.normalize(image[:, :, :4], dim=-1).requires_grad_(), F.normalize(text, dim=-1).requires_grad_()]
-        found = distributed_late_interaction(
+        result = distributed_late_interaction(
             *tokens, lengths, exchange=exchange, backend="tiled", transport_dtype=torch.float16
         )
-        ((found.i2t.sum() + found.t2i.square().sum()) * weight).backward()
+        ((result.i2t.sum() + result.t2i.square().sum()) * weight).backward()
         gradients.append([tensor.grad / weight for tensor in tokens if tensor.grad is not None])
     assert len(gradients[1]) == 2
     for large, small in zip(*gradients, strict=True):
@@ -227,8 +227,8 @@ def one_side_frozen(rank: int, ranks: int, *, exchange: str, frozen: int) -> Non
         tokens = [F.normalize(image[:, :, :4], dim=-1), F.normalize(text, dim=-1)]
         for tensor, need in zip(tokens, needs, strict=True):
             tensor.requires_grad_(need)
-        found = distributed_late_interaction(*tokens, lengths, exchange=exchange, backend="tiled")
-        (found.i2t.square().sum() + found.t2i.square().sum()).backward()
+        result = distributed_late_interaction(*tokens, lengths, exchange=exchange, backend="tiled")
+        (result.i2t.square().sum() + result.t2i.square().sum()).backward()
         gradients.append([tensor.grad for tensor in tokens])
     assert gradients[1][frozen] is None
     torch.testing.assert_close(gradients[0][1 - frozen], gradients[1][1 - frozen], rtol=0, atol=0)
@@ -299,8 +299,8 @@ def pooled_mistakes(rank: int, ranks: int) -> None:
 def each_rank_uses_another_matrix(rank: int, ranks: int) -> None:
     """Take a loss of i2t on one rank and of t2i on another: the backward's collectives match all the same."""
     image, text = torch.randn(3, 4).requires_grad_(), torch.randn(3, 4).requires_grad_()
-    found = distributed_pooled_similarity(image, text)
-    found[rank % 2].square().sum().backward()
+    result = distributed_pooled_similarity(image, text)
+    result[rank % 2].square().sum().backward()
     assert image.grad is not None and text.grad is not None and bool(text.grad.any())
 
 

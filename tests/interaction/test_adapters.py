@@ -27,8 +27,8 @@ def batch(sign: int | None, queries: int = 5, groups: int = 5, ways: int = 2) ->
     generator = torch.Generator().manual_seed(3)
 
     def tokens(*shape: int) -> Tensor:
-        found = torch.randn(*shape, 16, generator=generator)
-        return F.normalize(found if sign is None else found.abs(), dim=-1)
+        result = torch.randn(*shape, 16, generator=generator)
+        return F.normalize(result if sign is None else result.abs(), dim=-1)
 
     query, document = tokens(queries, 6), tokens(groups, ways, 9) * (1 if sign is None else sign)
     masks = [torch.rand(t.shape[:-1], generator=generator) < 0.6 for t in (query, document)]
@@ -61,11 +61,11 @@ def test_sentence_transformers_scores_and_gradients_are_ours(backend: str, sign:
     masks = {"queries_mask": query_mask, "documents_mask": document_mask}
     ours = mean_colbert_scores if mean else colbert_scores
     theirs = scoring.mean_colbert_scores if mean else scoring.colbert_scores
-    found = solve(ours, query, document, backend=backend, **masks)
-    assert found[0].shape == (5, 10) and found[0].dtype == torch.float32
-    assert_same(found, solve(theirs, query, document, **masks))
+    result = solve(ours, query, document, backend=backend, **masks)
+    assert result[0].shape == (5, 10) and result[0].dtype == torch.float32
+    assert_same(result, solve(theirs, query, document, **masks))
     numbers = {name: mask.float() for name, mask in masks.items()}  # masks of numbers mean the same
-    assert_same(solve(ours, query, document, **numbers), found)
+    assert_same(solve(ours, query, document, **numbers), result)
 
 
 @pytest.mark.parametrize("sign", [None, -1])
@@ -76,9 +76,9 @@ def test_sentence_transformers_scores_of_a_querys_own_documents_are_ours(sign: i
     query, document, query_mask, document_mask = batch(sign)
     document_mask[3, 1] = False
     masks = {"queries_mask": query_mask, "documents_mask": document_mask}
-    found = solve(colbert_kd_scores, query, document, length_normalize=mean, **masks)
-    assert found[0].shape == (5, 2) and found[0][3, 1] < -1e8
-    assert_same(found, solve(scoring.colbert_kd_scores, query, document, length_normalize=mean, **masks))
+    result = solve(colbert_kd_scores, query, document, length_normalize=mean, **masks)
+    assert result[0].shape == (5, 2) and result[0][3, 1] < -1e8
+    assert_same(result, solve(scoring.colbert_kd_scores, query, document, length_normalize=mean, **masks))
 
 
 def test_a_document_without_a_token_scores_what_it_does_in_sentence_transformers() -> None:
@@ -87,9 +87,9 @@ def test_a_document_without_a_token_scores_what_it_does_in_sentence_transformers
     query, document, query_mask, document_mask = batch(None)
     document_mask[1, 0] = False
     masks = {"queries_mask": query_mask, "documents_mask": document_mask}
-    found = solve(colbert_scores, query, document, **masks)
-    assert_same(found, solve(scoring.colbert_scores, query, document, **masks))
-    assert (found[0][:, 2] == -1e9).all() and (found[2][1, 0] == 0).all()
+    result = solve(colbert_scores, query, document, **masks)
+    assert_same(result, solve(scoring.colbert_scores, query, document, **masks))
+    assert (result[0][:, 2] == -1e9).all() and (result[2][1, 0] == 0).all()
 
 
 def test_a_query_without_a_token_scores_nothing() -> None:
@@ -113,11 +113,11 @@ def test_without_masks_rows_of_zeros_are_padding_as_in_sentence_transformers() -
 def test_half_precision_is_scored_without_rounding_the_products() -> None:
     query, document, query_mask, document_mask = batch(None)
     half = query.bfloat16(), document.bfloat16()
-    found = solve(colbert_scores, *half, queries_mask=query_mask, documents_mask=document_mask)
+    result = solve(colbert_scores, *half, queries_mask=query_mask, documents_mask=document_mask)
     wide = [tensor.float() for tensor in half]
     expected = solve(colbert_scores, *wide, queries_mask=query_mask, documents_mask=document_mask)
-    torch.testing.assert_close(found[0], expected[0], atol=1e-5, rtol=0)
-    assert found[1].dtype == found[2].dtype == torch.bfloat16
+    torch.testing.assert_close(result[0], expected[0], atol=1e-5, rtol=0)
+    assert result[1].dtype == result[2].dtype == torch.bfloat16
 
 
 def test_masks_of_another_shape_are_refused() -> None:

@@ -41,8 +41,8 @@ def modules_of(distribution: str, owners: Mapping[str, list[str]], seen: set[str
     except importlib.metadata.PackageNotFoundError:  # for another platform
         return set()
     own = {module for module, names in owners.items() if distribution in map(canonicalize_name, names)}
-    wanted = [canonicalize_name(re.match(r"[\w.-]+", line)[0]) for line in required if "extra ==" not in line]
-    return own.union(*(modules_of(other, owners, seen) for other in wanted))
+    expected = [canonicalize_name(re.match(r"[\w.-]+", line)[0]) for line in required if "extra ==" not in line]
+    return own.union(*(modules_of(other, owners, seen) for other in expected))
 
 
 def test_only_pytorch_is_imported(tmp_path: Path) -> None:

@@ -58,8 +58,8 @@ def test_non_contiguous_inputs(backend: str) -> None:
     image = problem.image_tokens.permute(2, 1, 0).contiguous().permute(2, 1, 0)
     text = torch.stack([problem.text_tokens, problem.text_tokens], dim=1)[:, 1]
     assert not image.is_contiguous() and not text.is_contiguous()
-    found = solve(Problem(image, text, problem.text_lengths), backend)
-    assert_close(found, solve(problem, "reference", torch.float64), 1e-5)
+    result = solve(Problem(image, text, problem.text_lengths), backend)
+    assert_close(result, solve(problem, "reference", torch.float64), 1e-5)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -115,11 +115,11 @@ def test_float32_is_multiplied_as_such_always(backend: str, setting: str, monkey
     try:
         torch.set_float32_matmul_precision(setting)
         monkeypatch.setattr(torch.Tensor, "__matmul__", matmul)
-        found = solve(problem, backend)
+        result = solve(problem, backend)
         assert torch.get_float32_matmul_precision() == setting
     finally:
         torch.set_float32_matmul_precision(before)
-    assert all(torch.equal(a, b) for a, b in zip(plain, found, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(plain, result, strict=True))
     assert set(seen) <= {"ieee"} and bool(seen) == (backend == "tiled")
 
 
@@ -145,5 +145,5 @@ def test_a_nan_is_not_hidden(backend: str) -> None:
 def test_errors_stay_within_their_bounds(backend: str, dtype: str) -> None:
     if backend == "native" and native.unavailable_reason():
         pytest.skip(native.unavailable_reason())
-    found, bound = measure(backend, dtype), BOUNDS[backend, dtype]
-    assert found.similarities <= bound.similarities and found.gradients <= bound.gradients, found
+    result, bound = measure(backend, dtype), BOUNDS[backend, dtype]
+    assert result.similarities <= bound.similarities and result.gradients <= bound.gradients, result

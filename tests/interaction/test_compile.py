@@ -47,8 +47,8 @@ def test_a_compiled_loss_is_the_eager_one_whatever_the_lengths(backend: str) -> 
     compiled = torch.compile(loss, fullgraph=True, backend=counter)
     problems = [random_problem(4, 6, lengths, 16, seed=seed) for seed, lengths in enumerate(LENGTHS)]
     for problem in problems:
-        found, expected = loss_and_gradients(compiled, problem), loss_and_gradients(loss, problem)
-        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+        result, expected = loss_and_gradients(compiled, problem), loss_and_gradients(loss, problem)
+        torch.testing.assert_close(result, expected, rtol=0, atol=0)
     assert counter.frame_count == 2  # the second serves any number of tokens
 
 
@@ -71,8 +71,8 @@ def test_what_is_frozen_recomputed_or_masked_is_so_in_a_graph() -> None:
     for loss, frozen in ((recomputed, None), (rounded, 0), (rounded, 1), (masked, None)):
         torch.compiler.reset()
         compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
-        found = loss_and_gradients(compiled, problem, frozen)
-        torch.testing.assert_close(found, loss_and_gradients(loss, problem, frozen), rtol=0, atol=0)
+        result = loss_and_gradients(compiled, problem, frozen)
+        torch.testing.assert_close(result, loss_and_gradients(loss, problem, frozen), rtol=0, atol=0)
 
 
 def test_without_a_gradient_a_graph_saves_no_maps(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,10 +92,10 @@ def test_the_module_is_compiled_whole() -> None:
     ids = torch.tensor([1, 2, 1, 3])
     eager, module = LateInteractionLoss(), LateInteractionLoss()
     compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
-    found, expected = compiled(*problem, ids), eager(*problem, ids)
-    found.loss.backward()
+    result, expected = compiled(*problem, ids), eager(*problem, ids)
+    result.loss.backward()
     expected.loss.backward()
-    torch.testing.assert_close(tuple(found), tuple(expected))
+    torch.testing.assert_close(tuple(result), tuple(expected))
     torch.testing.assert_close(module.log_scale.grad, eager.log_scale.grad)
 
 
@@ -107,8 +107,8 @@ def test_mistakes_are_named_when_the_graph_runs() -> None:
 
 
 def padded_loss(image: Tensor, text: Tensor, lengths: Tensor, temperature: float = 0.1) -> Tensor:
-    found = late_interaction(2 * image, text, lengths, backend=SmoothMaximum(temperature))
-    return found.i2t.square().sum() + found.t2i.sum()
+    result = late_interaction(2 * image, text, lengths, backend=SmoothMaximum(temperature))
+    return result.i2t.square().sum() + result.t2i.sum()
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -119,10 +119,10 @@ def test_a_smooth_maximum_of_padded_texts_is_compiled_whole(masked: bool) -> Non
     mask[:, 3] = True
     problem = Problem(image, text, mask if masked else torch.tensor([3, 9, 1, 5]))
     for temperature in (0.1, 0.05, 0.02):
-        found, expected = (
+        result, expected = (
             loss_and_gradients(lambda *a, f=f, t=temperature: f(*a, t), problem) for f in (compiled, padded_loss)
         )
-        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+        torch.testing.assert_close(result, expected, rtol=0, atol=0)
 
 
 def test_it_is_exported_and_not_traced() -> None:

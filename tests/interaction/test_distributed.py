@@ -24,8 +24,8 @@ def test_without_ranks_it_is_the_plain_function() -> None:
     problem = random_problem(3, 5, [2, 7, 4], 16)
     plain = late_interaction(*problem, backend="tiled")
     for exchange in ("gather", "ring"):
-        found = distributed_late_interaction(*problem, exchange=exchange, backend="tiled")
-        assert torch.equal(found.i2t, plain.i2t) and torch.equal(found.t2i, plain.t2i)
+        result = distributed_late_interaction(*problem, exchange=exchange, backend="tiled")
+        assert torch.equal(result.i2t, plain.i2t) and torch.equal(result.t2i, plain.t2i)
     rounded = distributed_late_interaction(*problem, transport_dtype=torch.float16, backend="tiled")
     expected = late_interaction(problem[0].half(), problem[1].half(), problem[2], backend="tiled")
     assert torch.equal(rounded.i2t, expected.i2t)
@@ -36,11 +36,11 @@ def test_without_ranks_it_is_the_plain_function() -> None:
 
 @pytest.mark.parametrize("transport", [torch.float16, torch.bfloat16])
 def test_gradients_are_not_rounded_with_the_tokens(transport: torch.dtype) -> None:
-    """The tokens are rounded; upstream gradients are 1e-9, as those of a loss that is nearly learned."""
+    """The tokens are rounded; upstream gradients are 1e-9, as of a loss that is nearly learned."""
     problem = random_problem(3, 5, [2, 7, 4], 16)
     tokens = [tensor.clone().requires_grad_() for tensor in problem[:2]]
-    found = distributed_late_interaction(*tokens, problem.text_lengths, transport_dtype=transport)
-    (1e-9 * (found.i2t.sum() + found.t2i.square().sum())).backward()
+    result = distributed_late_interaction(*tokens, problem.text_lengths, transport_dtype=transport)
+    (1e-9 * (result.i2t.sum() + result.t2i.square().sum())).backward()
     rounded = [tensor.to(transport).float().requires_grad_() for tensor in problem[:2]]
     i2t, t2i = reference.late_interaction(*rounded, problem.text_lengths.tolist())  # differentiated by PyTorch
     (1e-9 * (i2t.sum() + t2i.square().sum())).backward()

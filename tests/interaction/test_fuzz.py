@@ -69,16 +69,16 @@ def check(backend: str, dtype_name: str, temperature: float | None, seed: int, b
     problem, bound = drawn(seed, dtype), bound or BOUNDS[backend, dtype_name]
     image, text = (side.clone().requires_grad_() for side in problem[:2])
     chosen = backend if temperature is None else SmoothMaximum(temperature, backend)
-    found = late_interaction(image, text, problem.text_mask, image_mask=problem.image_mask, backend=chosen)
-    assert found.i2t.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
-    weights = [weight.to(found.i2t.dtype) for weight in upstream(found.i2t.shape)]
-    everything = *found, *torch.autograd.grad(tuple(found), (image, text), weights)
+    result = late_interaction(image, text, problem.text_mask, image_mask=problem.image_mask, backend=chosen)
+    assert result.i2t.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    weights = [weight.to(result.i2t.dtype) for weight in upstream(result.i2t.shape)]
+    everything = *result, *torch.autograd.grad(tuple(result), (image, text), weights)
     # An exponent of |s| / t has the rounding error of s, divided by t.
     steep = 1 if temperature is None else max(1.0, 0.014 / temperature)
     rounded = torch.finfo(dtype).eps / 2 if dtype in (torch.float16, torch.bfloat16) else 0.0
     allowed = [bound.similarities] * 2 + [steep * bound.gradients + rounded] * 2
-    wanted = exact(problem, temperature)
-    for place, (a, b, most) in enumerate(zip(everything, wanted, allowed, strict=True)):
+    expected = exact(problem, temperature)
+    for place, (a, b, most) in enumerate(zip(everything, expected, allowed, strict=True)):
         scale = float(b.abs().max()) + (temperature or 0.0) * (place < 2)
         difference = float((a.detach().double() - b).abs().max())
         assert difference <= most * scale, (seed, place, temperature, difference / scale)

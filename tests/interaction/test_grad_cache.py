@@ -41,10 +41,10 @@ def micro_batches(sizes: list[int]) -> list[Batch]:
 
 
 def gradients(model: nn.Module) -> list[Tensor]:
-    found = [p.grad.clone() for p in model.parameters() if p.grad is not None]
-    assert len(found) == len(list(model.parameters()))
+    results = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    assert len(results) == len(list(model.parameters()))
     model.zero_grad()
-    return found
+    return results
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
@@ -63,8 +63,8 @@ def test_exactly_the_big_batch(dropout: float, sizes: list[int]) -> None:
     assert torch.equal(torch.get_rng_state(), after)  # what follows draws as it would have
     torch.testing.assert_close(output.loss, whole.loss.detach())
     assert not output.loss.requires_grad
-    for found, wanted in zip(gradients(model), expected, strict=True):
-        torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-12)
+    for result, target in zip(gradients(model), expected, strict=True):
+        torch.testing.assert_close(result, target, rtol=1e-9, atol=1e-12)
 
 
 def test_a_plain_sum_over_micro_batches_is_something_else() -> None:

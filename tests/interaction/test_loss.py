@@ -23,15 +23,15 @@ def test_equals_open_clip(form: str) -> None:
     image, text = unit(12, 32, seed=1).requires_grad_(), unit(12, 32, seed=2).requires_grad_()
     scale = torch.tensor([20.0], requires_grad=True)
     expected = open_clip_loss.ClipLoss()(image, text, scale)
-    wanted = torch.autograd.grad(expected, (image, text, scale))
+    target = torch.autograd.grad(expected, (image, text, scale))
     if form == "pooled":
         similarity = pooled_similarity(image, text)
     else:
         similarity = late_interaction(image[:, None], text, torch.ones(12, dtype=torch.int64))
     output = contrastive_loss(similarity, scale)
-    found = torch.autograd.grad(output.loss, (image, text, scale))
+    result = torch.autograd.grad(output.loss, (image, text, scale))
     torch.testing.assert_close(output.loss, expected, rtol=1e-6, atol=1e-6)
-    for a, b in zip(found, wanted, strict=True):
+    for a, b in zip(result, target, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
@@ -93,10 +93,10 @@ def test_the_module_is_the_function_with_a_temperature_that_can_come_down_again(
     module = LateInteractionLoss(scale=100.0)
     with torch.no_grad():
         module.log_scale += 1
-    found = module(*problem, ids)
-    wanted = contrastive_loss(late_interaction(*problem), torch.tensor(100.0), ids=ids)
-    torch.testing.assert_close(found.loss, wanted.loss, rtol=1e-5, atol=0)
-    found.loss.backward()
+    result = module(*problem, ids)
+    expected = contrastive_loss(late_interaction(*problem), torch.tensor(100.0), ids=ids)
+    torch.testing.assert_close(result.loss, expected.loss, rtol=1e-5, atol=0)
+    result.loss.backward()
     assert module.log_scale.grad is not None and float(module.log_scale.grad) != 0
     with pytest.raises(ValueError, match="0 < scale <= largest_scale"):
         LateInteractionLoss(scale=200.0)

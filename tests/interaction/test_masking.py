@@ -38,16 +38,16 @@ def test_masked_image_tokens_take_part_in_nothing(backend: str, filler: float) -
     mask = torch.tensor([[1, 1, 1, 1, 1, 1], [0, 1, 0, 1, 1, 0], [1, 0, 0, 0, 0, 0]]).bool()
     image = torch.where(mask[..., None], problem.image_tokens.abs(), filler).requires_grad_()
     text = text.requires_grad_()
-    found = late_interaction(image, text, lengths, image_mask=mask, backend=backend)
+    result = late_interaction(image, text, lengths, image_mask=mask, backend=backend)
     alone = [
         late_interaction(tokens[keep][None], text, lengths, backend="reference")
         for tokens, keep in zip(image, mask, strict=True)
     ]
     for name in ("i2t", "t2i"):
-        wanted = torch.cat([getattr(similarity, name) for similarity in alone])
-        torch.testing.assert_close(getattr(found, name), wanted, rtol=1e-5, atol=1e-6)
-    weights = upstream(found.i2t.shape)
-    gradients = torch.autograd.grad(tuple(found), (image, text), weights)
+        expected = torch.cat([getattr(similarity, name) for similarity in alone])
+        torch.testing.assert_close(getattr(result, name), expected, rtol=1e-5, atol=1e-6)
+    weights = upstream(result.i2t.shape)
+    gradients = torch.autograd.grad(tuple(result), (image, text), weights)
     separate = tuple(torch.cat(matrices) for matrices in zip(*alone, strict=True))
     for a, b in zip(gradients, torch.autograd.grad(separate, (image, text), weights), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
@@ -120,8 +120,8 @@ def test_a_mask_keeps_the_digits_of_float64() -> None:
     problem = random_problem(3, 7, [3, 1, 5], 16)
     image, text = problem.image_tokens.double(), problem.text_tokens.double()
     mask = torch.arange(7) < torch.tensor([[7], [3], [5]])
-    found = late_interaction(image, text, problem.text_lengths, image_mask=mask, backend="reference")
+    result = late_interaction(image, text, problem.text_lengths, image_mask=mask, backend="reference")
     for n, count in enumerate((7, 3, 5)):
         alone = late_interaction(image[n : n + 1, :count], text, problem.text_lengths, backend="reference")
-        torch.testing.assert_close(found.i2t[n : n + 1], alone.i2t, rtol=1e-14, atol=1e-15)
-        torch.testing.assert_close(found.t2i[n : n + 1], alone.t2i, rtol=1e-14, atol=1e-15)
+        torch.testing.assert_close(result.i2t[n : n + 1], alone.i2t, rtol=1e-14, atol=1e-15)
+        torch.testing.assert_close(result.t2i[n : n + 1], alone.t2i, rtol=1e-14, atol=1e-15)

@@ -102,14 +102,14 @@ SHAPES = {
 @pytest.mark.parametrize("name", SHAPES)
 def test_values_winners_and_gradients(isa: str, name: str, dtype: torch.dtype) -> None:
     """They are those of the same tokens in float64; gradients of bfloat16 are rounded once, to the tokens' dtype."""
-    problem, wanted = problem_and_expected(name, dtype)
-    found = solve(problem, "native")
-    assert found.i2t.dtype == torch.float32 and found.grad_text.dtype == dtype
+    problem, expected = problem_and_expected(name, dtype)
+    result = solve(problem, "native")
+    assert result.i2t.dtype == torch.float32 and result.grad_text.dtype == dtype
     maps = native.forward(problem.tokens())[1]
     assert max(float(side.max()) for sides in shortfalls(problem, maps) for side in sides) <= bits_of(isa, dtype) * 5e-7
     routed = by_winners(problem, maps)
-    wanted = wanted._replace(grad_image=routed.grad_image, grad_text=routed.grad_text)
-    assert_close(found, wanted, bits_of(isa, dtype) * 5e-6, 2e-6 if dtype == torch.float32 else EPS / 2)
+    expected = expected._replace(grad_image=routed.grad_image, grad_text=routed.grad_text)
+    assert_close(result, expected, bits_of(isa, dtype) * 5e-6, 2e-6 if dtype == torch.float32 else EPS / 2)
 
 
 def bits_of(isa: str, dtype: torch.dtype) -> float:
@@ -136,8 +136,8 @@ def test_one_token_far_longer_than_the_others_costs_them_nothing(isa: str, dtype
     image[:, 7] = -norm * F.normalize(text.mean(dim=0), dim=-1)
     problem = Problem(image.to(dtype), text.to(dtype), lengths)
     (_, t2i), maps = native.forward(problem.tokens())
-    wanted = exact(problem)
-    torch.testing.assert_close(t2i.double(), wanted.t2i, rtol=2e-5, atol=1e-6)
+    expected = exact(problem)
+    torch.testing.assert_close(t2i.double(), expected.t2i, rtol=2e-5, atol=1e-6)
     for of_patches, _ in shortfalls(problem, maps):
         assert float(of_patches[:, torch.arange(49) != 7].max()) < 5e-7
 
@@ -160,9 +160,9 @@ def test_bfloat16_gradients_of_a_mean_are_summed_in_float32(isa: str, spread: fl
     problem = Problem(image, text, lengths)
     maps = native.forward(problem.tokens())[1]
     equal = torch.full((2, 300), 1 / 600)
-    found = native.backward(problem.tokens(), (equal, equal), maps)
-    wanted = native.backward(problem.tokens(torch.float32), (equal, equal), maps)
-    for a, b in zip(found, wanted, strict=True):
+    result = native.backward(problem.tokens(), (equal, equal), maps)
+    expected = native.backward(problem.tokens(torch.float32), (equal, equal), maps)
+    for a, b in zip(result, expected, strict=True):
         assert a.dtype == torch.float32
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-9)
 
@@ -176,9 +176,9 @@ def test_bfloat16_gradients_of_a_softmax_are_summed_in_float32(isa: str, spread:
     problem = Problem(image, text, lengths)
     (i2t, t2i), maps = native.forward(problem.tokens())
     upstream = [1e-6 * weight for weight in softmax_gradients(i2t, t2i, 100.0)]
-    found = native.backward(problem.tokens(), upstream, maps)
-    wanted = native.backward(problem.tokens(torch.float32), upstream, maps)
-    assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+    result = native.backward(problem.tokens(), upstream, maps)
+    expected = native.backward(problem.tokens(torch.float32), upstream, maps)
+    assert all(torch.equal(a, b) for a, b in zip(result, expected, strict=True))
 
 
 def test_bfloat16_gradients_of_nothing_and_of_what_is_no_number(isa: str) -> None:
@@ -207,10 +207,10 @@ def test_bfloat16_sums_too_small_to_count_leave_nothing_behind(isa: str) -> None
     maps = native.forward(problem.tokens(torch.float32))[1]
     weight = torch.full((3, 220), 1e-5)
     weight[:, :12] = 1e-29
-    found = native.backward(problem.tokens(), (weight, weight), maps)
-    wanted = native.backward(problem.tokens(torch.float32), (weight, weight), maps)
-    loss = (found[0].double() - wanted[0].double()).norm() / wanted[0].double().norm()
-    assert float(wanted[0].abs().max()) > 1e-35 and float(loss) < 2**-8
+    result = native.backward(problem.tokens(), (weight, weight), maps)
+    expected = native.backward(problem.tokens(torch.float32), (weight, weight), maps)
+    loss = (result[0].double() - expected[0].double()).norm() / expected[0].double().norm()
+    assert float(expected[0].abs().max()) > 1e-35 and float(loss) < 2**-8
 
 
 def test_tokens_of_any_length(isa: str) -> None:
@@ -220,9 +220,9 @@ def test_tokens_of_any_length(isa: str) -> None:
     text = text * torch.rand(26, 1, generator=torch.Generator().manual_seed(5))
     image[2, 5], text[4] = 0, 0
     image[3] = F.one_hot(torch.arange(20), 48).float()
-    found, wanted = solve(Problem(image, text, lengths), "native"), exact(Problem(image, text, lengths))
+    result, expected = solve(Problem(image, text, lengths), "native"), exact(Problem(image, text, lengths))
     for name in ("i2t", "t2i", "grad_image"):  # each image to its own precision
-        a, b = getattr(found, name).double(), getattr(wanted, name)
+        a, b = getattr(result, name).double(), getattr(expected, name)
         for i in range(7):
             atol = bits_of(isa, torch.float32) * 2e-6 * float(b[i].abs().max())
             torch.testing.assert_close(a[i], b[i], rtol=1e-6, atol=atol)
@@ -255,12 +255,12 @@ def test_winners_are_those_of_float64(
     image = F.normalize((1 - spread) * image[:1, :1] + spread * image, dim=-1)
     text = F.normalize((1 - spread) * text[:1] + spread * text, dim=-1)
     problem = Problem(image, text, counts)
-    found, maps = native.forward(problem.tokens())
+    result, maps = native.forward(problem.tokens())
     most *= bits_of(isa, torch.float32)
     assert max(float(side.max()) for sides in shortfalls(problem, maps) for side in sides) < most
-    wanted = exact(problem)
+    expected = exact(problem)
     atol = 5e-7 * bits_of(isa, torch.float32)
-    torch.testing.assert_close([side.double() for side in found], [wanted.i2t, wanted.t2i], rtol=0, atol=atol)
+    torch.testing.assert_close([side.double() for side in result], [expected.i2t, expected.t2i], rtol=0, atol=atol)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -282,10 +282,10 @@ def test_non_contiguous_and_unaligned_inputs(isa: str) -> None:
     wide[:, 1:34] = problem.text_tokens
     storage = torch.zeros(1 + 15 * 33)
     storage[1:] = problem.text_tokens.flatten()
-    wanted = exact(problem)
+    expected = exact(problem)
     for text in (wide[:, 1:34], storage[1:].view(15, 33)):
-        found = solve(Problem(transposed, text, problem.text_lengths), "native")
-        assert_close(found, wanted, 2e-6 * bits_of(isa, torch.float32), 2e-6)
+        result = solve(Problem(transposed, text, problem.text_lengths), "native")
+        assert_close(result, expected, 2e-6 * bits_of(isa, torch.float32), 2e-6)
 
 
 def test_upstream_gradients_that_are_zero_expanded_or_large(isa: str) -> None:
@@ -311,9 +311,9 @@ def test_tokens_whose_squares_overflow(isa: str) -> None:
     )
     text[4:] *= 2.0**70
     problem = Problem(image, text, lengths)
-    found, wanted = native.forward(problem.tokens())[0], exact(problem)
+    result, expected = native.forward(problem.tokens())[0], exact(problem)
     for column in (0, 1):
-        torch.testing.assert_close(found[0][:, column].double(), wanted.i2t[:, column], rtol=1e-5, atol=0)
+        torch.testing.assert_close(result[0][:, column].double(), expected.i2t[:, column], rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -321,13 +321,13 @@ def test_tokens_whose_squares_overflow(isa: str) -> None:
 def test_a_number_that_is_none_shows(isa: str, dtype: torch.dtype, bad: float) -> None:
     image, text, lengths = random_problem(3, 4, [2, 5], 16)
     image[1, 2, 3] = bad
-    found = solve(Problem(image.to(dtype), text.to(dtype), lengths), "native")
-    assert not bool(found.i2t[1].isfinite().any()) and bool(found.i2t[[0, 2]].isfinite().all())
+    result = solve(Problem(image.to(dtype), text.to(dtype), lengths), "native")
+    assert not bool(result.i2t[1].isfinite().any()) and bool(result.i2t[[0, 2]].isfinite().all())
     if bad != bad:
-        assert bool(found.t2i[1].isnan().all())
+        assert bool(result.t2i[1].isnan().all())
     text[1, 0] = bad
-    found = solve(Problem(image.to(dtype), text.to(dtype), lengths), "native")
-    assert not bool(found.t2i[:, 0].isfinite().any()) and bool(found.t2i[[0, 2], 1].isfinite().all())
+    result = solve(Problem(image.to(dtype), text.to(dtype), lengths), "native")
+    assert not bool(result.t2i[:, 0].isfinite().any()) and bool(result.t2i[[0, 2], 1].isfinite().all())
 
 
 def test_mistakes_are_named(monkeypatch: pytest.MonkeyPatch) -> None:

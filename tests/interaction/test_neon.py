@@ -40,13 +40,13 @@ def test_every_pass_is_that_of_float64(program: Path, dtype: torch.dtype, tmp_pa
     (tmp_path / "in").write_bytes(b"".join(part.contiguous().view(torch.uint8).numpy().tobytes() for part in parts))
     command = [EMULATOR, str(program), str(tmp_path / "in"), str(tmp_path / "out")]
     assert subprocess.run(command, check=True, capture_output=True, text=True).stdout == "neon\n"
-    found = torch.frombuffer(bytearray((tmp_path / "out").read_bytes()), dtype=torch.float32)
+    result = torch.frombuffer(bytearray((tmp_path / "out").read_bytes()), dtype=torch.float32)
     expected: list[Tensor] = []
     for backend in ("reference", SmoothMaximum(0.05), SmoothMaximum(0.05)):
         sides = [side.double().requires_grad_() for side in (image, text)]
         both = late_interaction(*sides, text_lengths, image_lengths=of_images, backend=backend)
         gradients = torch.autograd.grad(tuple(both), sides, [weight.double() for weight in weights])
         expected += [*both, *gradients]
-    for part, wanted in zip(found.split([one.numel() for one in expected]), expected, strict=True):
-        difference = (part.double() - wanted.detach().flatten()).abs().max()
-        assert float(difference / wanted.detach().abs().max()) <= 4e-6
+    for part, target in zip(result.split([one.numel() for one in expected]), expected, strict=True):
+        difference = (part.double() - target.detach().flatten()).abs().max()
+        assert float(difference / target.detach().abs().max()) <= 4e-6

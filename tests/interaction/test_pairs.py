@@ -30,12 +30,12 @@ def test_pairs_are_those_among_all(name: str, masked: bool, monkeypatch: pytest.
     for score in (late_interaction_pairs, None):
         tokens = image.clone().requires_grad_(), text.clone().requires_grad_()
         if score is not None:
-            found = score(*tokens, lengths, images, texts, image_mask=mask)
+            result = score(*tokens, lengths, images, texts, image_mask=mask)
         else:
             whole = late_interaction(*tokens, lengths, image_mask=mask, backend="reference")
-            found = whole._replace(i2t=whole.i2t[images, texts], t2i=whole.t2i[images, texts])
-        gradients = torch.autograd.grad(tuple(found), tokens, upstream(found.i2t.shape))
-        results.append([*found, gradients[0][MASK], gradients[1]])
+            result = whole._replace(i2t=whole.i2t[images, texts], t2i=whole.t2i[images, texts])
+        gradients = torch.autograd.grad(tuple(result), tokens, upstream(result.i2t.shape))
+        results.append([*result, gradients[0][MASK], gradients[1]])
         if masked:
             assert not gradients[0][~MASK].any()
     torch.testing.assert_close(results[0], results[1])
@@ -48,9 +48,9 @@ def test_between_the_passes_only_winners_are_kept() -> None:
     with torch.autograd.graph.saved_tensors_hooks(
         lambda tensor: kept.append(tensor.numel() * tensor.element_size()) or tensor, lambda tensor: tensor
     ):
-        found = late_interaction_pairs(*tokens, lengths, *PAIRS["candidates of each image"])
+        result = late_interaction_pairs(*tokens, lengths, *PAIRS["candidates of each image"])
     assert sum(kept) == 2 * (image.numel() + text.numel()) + 4 * (3 * 6 + 3 + 5 + 3)
-    gradients = torch.autograd.grad(found.i2t.sum() + found.t2i.sum(), tokens)
+    gradients = torch.autograd.grad(result.i2t.sum() + result.t2i.sum(), tokens)
     assert all(gradient.dtype == torch.bfloat16 for gradient in gradients)
 
 

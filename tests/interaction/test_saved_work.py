@@ -51,8 +51,8 @@ def test_recomputed_maps_are_not_kept_and_change_nothing() -> None:
         kept: list[int] = []
         tokens = [tensor.clone().requires_grad_() for tensor in problem[:2]]
         with torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: kept.append(t.numel()) or t, lambda t: t):
-            found = distributed_late_interaction(*tokens, problem.text_lengths, backend="tiled", recompute=recompute)
-        (found.i2t.square().sum() + found.t2i.sum()).backward()
+            result = distributed_late_interaction(*tokens, problem.text_lengths, backend="tiled", recompute=recompute)
+        (result.i2t.square().sum() + result.t2i.sum()).backward()
         results.append([tensor.grad for tensor in tokens])
         assert (sum(kept) == sum(tensor.numel() for tensor in (*tokens, problem.text_lengths))) == recompute
     torch.testing.assert_close(results[0], results[1], rtol=0, atol=0)
@@ -65,9 +65,9 @@ def test_blocks_give_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     problem.image_tokens.requires_grad_()
     done: list[int] = []
     mask = torch.arange(7) < torch.arange(1, 12)[:, None] % 7 + 1
-    found = score(*problem, image_mask=mask, progress=done.append)
+    result = score(*problem, image_mask=mask, progress=done.append)
     expected = late_interaction(*problem, image_mask=mask, backend="reference")
-    assert not found.i2t.requires_grad
-    torch.testing.assert_close(found.i2t, expected.i2t.detach(), rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(found.t2i, expected.t2i.detach(), rtol=1e-5, atol=1e-6)
+    assert not result.i2t.requires_grad
+    torch.testing.assert_close(result.i2t, expected.i2t.detach(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(result.t2i, expected.t2i.detach(), rtol=1e-5, atol=1e-6)
     assert sum(done) == 11 * 13 and len(done) == 3 * 3

@@ -37,8 +37,8 @@ def test_a_side_that_needs_no_gradient_gets_none_and_changes_nothing(side: int) 
     whole = solve(problem, SmoothMaximum(0.1))
     tokens = [one.detach().requires_grad_(n == side) for n, one in enumerate(problem[:2])]
     i2t, t2i = late_interaction(*tokens, problem.text_lengths, backend=SmoothMaximum(0.1))
-    (found,) = torch.autograd.grad((i2t, t2i), tokens[side], upstream(i2t.shape))
-    assert torch.equal(found, whole[2 + side])
+    (result,) = torch.autograd.grad((i2t, t2i), tokens[side], upstream(i2t.shape))
+    assert torch.equal(result, whole[2 + side])
 
 
 def scaled(problem: Problem, factor: float) -> Problem:
@@ -61,8 +61,8 @@ def test_it_lies_between_the_mean_and_the_maximum_whatever_the_range(factor: flo
 def test_what_is_not_a_number_shows(value: float) -> None:
     problem = random_problem(3, 4, [2, 3], 8)
     problem.image_tokens[1, 2, 3] = value
-    found = late_interaction(*problem, backend=SmoothMaximum(0.05))
-    for similarity in found:
+    result = late_interaction(*problem, backend=SmoothMaximum(0.05))
+    for similarity in result:
         assert not similarity[1].isfinite().any() and similarity[[0, 2]].isfinite().all()
 
 
@@ -81,6 +81,6 @@ def test_collapsed_and_opposite_tokens_keep_their_digits(isa: str) -> None:
 
     for sign in (1.0, -1.0):
         problem = Problem(tokens(6).view(2, 3, 64), tokens(9, sign), torch.tensor([4, 5]))
-        found = solve(problem, SmoothMaximum(0.02))
-        assert (found.i2t - sign).abs().max() < 1e-6 and (found.t2i - sign).abs().max() < 1e-6
-        assert found.grad_image.isfinite().all() and found.grad_text.isfinite().all()
+        result = solve(problem, SmoothMaximum(0.02))
+        assert (result.i2t - sign).abs().max() < 1e-6 and (result.t2i - sign).abs().max() < 1e-6
+        assert result.grad_image.isfinite().all() and result.grad_text.isfinite().all()

@@ -32,16 +32,16 @@ def test_gradients_by_products_are_those_by_sums(dtype: torch.dtype, monkeypatch
     maps = tiled.forward(tokens)[1]
     weight = torch.logspace(0, -9, 5)[:, None] * (1 + torch.rand(5, 5)) * 1e-3
     for gradient in (weight, weight.T):
-        wanted = tiled.backward(tokens, (gradient, gradient), maps)
+        expected = tiled.backward(tokens, (gradient, gradient), maps)
         with monkeypatch.context() as patch:
             patch.setattr(tiled, "_by_sums", tiled._by_products)
-            found = tiled.backward(tokens, (gradient, gradient), maps)
+            result = tiled.backward(tokens, (gradient, gradient), maps)
             frozen = tiled.backward(tokens, (gradient, gradient), maps, (False, True))
-        pairs = [*zip(found[0], wanted[0], strict=True)]
-        pairs += zip(*(of_texts.split(tokens.lengths) for _, of_texts in (found, wanted)), strict=True)
+        pairs = [*zip(result[0], expected[0], strict=True)]
+        pairs += zip(*(of_texts.split(tokens.lengths) for _, of_texts in (result, expected)), strict=True)
         for a, b in pairs:
             assert float((a - b).norm() / b.norm()) < 4 * torch.finfo(dtype).eps
-        assert frozen[0].numel() == 0 and torch.equal(frozen[1], found[1])
+        assert frozen[0].numel() == 0 and torch.equal(frozen[1], result[1])
 
 
 def test_the_slice_of_a_gpu_takes_few_kernels_and_little_scratch() -> None:
@@ -68,10 +68,10 @@ def test_the_slice_of_a_gpu_takes_few_kernels_and_little_scratch() -> None:
     text = torch.empty(sum(lengths), 256, dtype=torch.float16, device="meta")
     counts = []
     with Counted() as counted:
-        found, maps = tiled.forward(Tokens(image, text, lengths))
+        actual, maps = tiled.forward(Tokens(image, text, lengths))
         counts.append(counted.operations)
         counted.largest = 0
-        tiled.backward(Tokens(image, text, lengths), found, maps)
+        tiled.backward(Tokens(image, text, lengths), actual, maps)
         counts.append(counted.operations - counts[0])
     assert counts[0] < 2500 and counts[1] < 4500, counts  # 13,413 a forward before tiles grew with the device
     assert counted.largest <= 1 << 28  # bytes, where the lists of all winners took 1.6 GB
@@ -82,13 +82,13 @@ def test_tiles_cover_every_pair_once(device: str) -> None:
     """On a CPU they fit its cache, elsewhere they are few; "meta" stands for an accelerator."""
     lengths = sorted(random_lengths(300, 1, 40))
     seen = torch.zeros(20, 300, dtype=torch.int64)
-    found = list(tiles([49] * 20, lengths, torch.device(device)))
-    for images, texts in found:
+    results = list(tiles([49] * 20, lengths, torch.device(device)))
+    for images, texts in results:
         assert lengths[texts.start] == lengths[texts.stop - 1]
         seen[images, texts] += 1
     assert bool((seen == 1).all())
     if device == "meta":
-        assert len(found) == len(set(lengths))
+        assert len(results) == len(set(lengths))
 
 
 @pytest.mark.parametrize("waste", [0.0, 0.25])

@@ -65,8 +65,8 @@ def test_float32(shape: tuple[int, int, list[int], int]) -> None:
 
 def test_captions_of_more_than_128_tokens() -> None:
     problem = random_problem(1, 3, [130], 16)
-    found = late_interaction(*problem, backend="triton")
-    torch.testing.assert_close(found, late_interaction(*problem, backend="reference"), rtol=1e-5, atol=1e-6)
+    result = late_interaction(*problem, backend="triton")
+    torch.testing.assert_close(result, late_interaction(*problem, backend="reference"), rtol=1e-5, atol=1e-6)
     maps = [triton_backend.forward(random_problem(1, 1, [n], 16).tokens())[1] for n in (255, 256)]
     assert [of_images.dtype for of_images, _ in maps] == [torch.uint8, torch.int16]
 
@@ -74,8 +74,8 @@ def test_captions_of_more_than_128_tokens() -> None:
 @pytest.mark.parametrize("dtype", [dtype for backend, dtype in BOUNDS if backend == "triton"])
 def test_errors_stay_within_their_bounds(dtype: str) -> None:
     # Shorter captions than the other backends', of as many different lengths: the interpreter is slow.
-    found, bound = measure("triton", dtype, lengths=(4, 9, 2)), BOUNDS["triton", dtype]
-    assert found.similarities <= bound.similarities and found.gradients <= bound.gradients, found
+    result, bound = measure("triton", dtype, lengths=(4, 9, 2)), BOUNDS["triton", dtype]
+    assert result.similarities <= bound.similarities and result.gradients <= bound.gradients, result
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -100,10 +100,10 @@ def test_weights_of_any_size_keep_their_digits(dtype: torch.dtype) -> None:
     maps = triton_backend.forward(tokens)[1]
     weight = torch.logspace(0, -9, 5)[:, None] * (1 + torch.rand(5, 5)) * 1e-3
     for weights in ((weight, weight), (weight.T.contiguous(), weight.T.contiguous())):
-        found = triton_backend.backward(tokens, weights, maps)
-        wanted = triton_backend.backward(widened, weights, maps)
-        rows = [(found[0][i], wanted[0][i]) for i in range(5)]
-        rows += zip(*(gradient.split(tokens.lengths) for gradient in (found[1], wanted[1])), strict=True)
+        result = triton_backend.backward(tokens, weights, maps)
+        expected = triton_backend.backward(widened, weights, maps)
+        rows = [(result[0][i], expected[0][i]) for i in range(5)]
+        rows += zip(*(gradient.split(tokens.lengths) for gradient in (result[1], expected[1])), strict=True)
         for a, b in rows:
             assert float((a - b).norm() / b.norm()) < torch.finfo(dtype).eps
 
@@ -115,17 +115,17 @@ def test_a_weight_far_below_another_of_the_same_image_keeps_its_digits(dtype: to
     maps = triton_backend.forward(tokens)[1]
     for small in (2e-8, 5e-9):
         weight = torch.tensor([[3e-4, small * 3e-4]])
-        found, _ = triton_backend.backward(tokens, (torch.zeros(1, 2), weight), maps)
-        torch.testing.assert_close(found[0].diagonal(), weight[0], rtol=torch.finfo(dtype).eps / 2, atol=0)
+        result, _ = triton_backend.backward(tokens, (torch.zeros(1, 2), weight), maps)
+        torch.testing.assert_close(result[0].diagonal(), weight[0], rtol=torch.finfo(dtype).eps / 2, atol=0)
 
 
 def test_products_are_those_that_the_cost_model_counts(multiplied: list[int]) -> None:
     """Flops of every tile that the kernels really multiply; images and captions fill their blocks."""
     images, n1, dim, lengths = 8, 49, 16, [2] * 40 + [3] * 24 + [4] * 64
     tokens = random_problem(images, n1, lengths, dim).tokens()
-    found, maps = triton_backend.forward(tokens)
+    result, maps = triton_backend.forward(tokens)
     forward = multiplied[0]
-    triton_backend.backward(tokens, found, maps)
+    triton_backend.backward(tokens, result, maps)
     assert (forward, multiplied[0]) == (2 * images * 64 * 7 * 64 * dim, triton_flops(images, n1, dim, lengths))
 
 
@@ -140,18 +140,18 @@ def test_tiles_without_weights_are_left_out() -> None:
     assert active.tolist() == [[False, True], [True, False]]
     assert [part.tolist() for part in triton_layout.listed(active)] == [[[1, 0], [0, 1]], [1, 1]]
     maps = triton_backend.forward(problem.tokens())[1]
-    found = triton_backend.backward(problem.tokens(), (weight, weight), maps)
-    wanted = reference.backward(problem.tokens(), (weight, weight), ())
-    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
+    result = triton_backend.backward(problem.tokens(), (weight, weight), maps)
+    expected = reference.backward(problem.tokens(), (weight, weight), ())
+    torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_gradients_far_below_float16_do_not_underflow() -> None:
     tokens = random_problem(2, 9, [3, 5], 16).tokens(torch.float16)
     maps = triton_backend.forward(tokens)[1]
     small, one = torch.full((2, 2), 1e-9), torch.ones(2, 2)
-    found = triton_backend.backward(tokens, (small, small), maps)
+    result = triton_backend.backward(tokens, (small, small), maps)
     whole = triton_backend.backward(tokens, (one, one), maps)
-    for a, b in zip(found, whole, strict=True):
+    for a, b in zip(result, whole, strict=True):
         torch.testing.assert_close(a * 1e9, b, rtol=1e-5, atol=1e-6)
 
 
@@ -159,12 +159,12 @@ def test_gradients_far_below_float16_do_not_underflow() -> None:
 def test_only_what_is_asked_for(temperature: float) -> None:
     """No maps or sums without a backward, no gradient of a frozen side; the rest is the same."""
     backend, tokens = triton_backend, random_problem(2, 9, [3, 8], 16).tokens()._replace(temperature=temperature)
-    found, saved = backend.forward(tokens)
+    result, saved = backend.forward(tokens)
     bare, none = backend.forward(tokens, False)
-    assert all(torch.equal(a, b) for a, b in zip(bare, found, strict=True)) and none == ()
-    both = backend.backward(tokens, found, saved)
+    assert all(torch.equal(a, b) for a, b in zip(bare, result, strict=True)) and none == ()
+    both = backend.backward(tokens, result, saved)
     for side, needs in enumerate(((True, False), (False, True))):
-        one = backend.backward(tokens, found, saved, needs)
+        one = backend.backward(tokens, result, saved, needs)
         assert torch.equal(one[side], both[side]) and one[1 - side].numel() == 0
 
 
@@ -195,8 +195,8 @@ def test_what_it_cannot_do_is_said() -> None:
 @pytest.mark.parametrize("shape", SHAPES)
 def test_smooth_maximum_in_float32(shape: tuple[int, int, list[int], int]) -> None:
     problem = random_problem(*shape)
-    found = solve(problem, SmoothMaximum(0.05, "triton"))
-    assert_close(found, solve(problem, Blockwise(smooth_maximum(0.05)), torch.float64), 2e-6)
+    result = solve(problem, SmoothMaximum(0.05, "triton"))
+    assert_close(result, solve(problem, Blockwise(smooth_maximum(0.05)), torch.float64), 2e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -204,16 +204,16 @@ def test_smooth_maximum_in_16_bits(dtype: torch.dtype) -> None:
     problem = random_problem(2, 49, [2, 7, 7, 10], 80)
     rounded = Problem(problem.image_tokens.to(dtype), problem.text_tokens.to(dtype), problem.text_lengths)
     expected = solve(rounded, Blockwise(smooth_maximum(0.02)), torch.float64)
-    found = solve(rounded, SmoothMaximum(0.02, "triton"))
-    assert_close(found, expected, 2e-6, 2 * torch.finfo(dtype).eps)
+    result = solve(rounded, SmoothMaximum(0.02, "triton"))
+    assert_close(result, expected, 2e-6, 2 * torch.finfo(dtype).eps)
 
 
 def test_smooth_products_are_at_most_1_7_times_those_of_the_maximum(multiplied: list[int]) -> None:
     """Count the flops of every tile that is multiplied; images and captions fill their blocks."""
     images, n1, dim, lengths = 8, 49, 16, [2] * 40 + [4] * 24 + [4] * 64
     tokens = random_problem(images, n1, lengths, dim).tokens()._replace(temperature=0.05)
-    found, sums = triton_smooth.forward(tokens)
-    triton_smooth.backward(tokens, found, sums)
+    result, sums = triton_smooth.forward(tokens)
+    triton_smooth.backward(tokens, result, sums)
     assert 1.5 < multiplied[0] / triton_flops(images, n1, dim, lengths) <= 1.7
 
 
@@ -221,8 +221,8 @@ def test_what_float32_does_not_hold_is_computed_in_tiles() -> None:
     problem = random_problem(2, 9, [3, 8], 16)
     assert not triton_smooth.beyond_range(problem.tokens()._replace(temperature=0.05))
     assert triton_smooth.beyond_range(problem.tokens()._replace(temperature=0.01))
-    found, wanted = (solve(problem, SmoothMaximum(0.01, backend)) for backend in ("triton", "tiled"))
-    assert all(map(torch.equal, found, wanted))
+    result, expected = (solve(problem, SmoothMaximum(0.01, backend)) for backend in ("triton", "tiled"))
+    assert all(map(torch.equal, result, expected))
 
 
 def ragged_tokens(seed: int, dtype: torch.dtype) -> Tokens:
@@ -249,11 +249,11 @@ def test_ragged_images(seed: int, dtype: str, smooth: bool) -> None:
     generator = torch.Generator().manual_seed(seed)
     weights = torch.randn(2, *tokens.shape, generator=generator)
     weights *= torch.rand(weights.shape[1:], generator=generator) < 0.6
-    found, kept = backend.forward(tokens, True)
-    wanted = Result(*oracle.forward(exact)[0], *oracle.backward(exact, tuple(weights.double()), ()))
+    result, kept = backend.forward(tokens, True)
+    expected = Result(*oracle.forward(exact)[0], *oracle.backward(exact, tuple(weights.double()), ()))
     bound = BOUNDS["triton", dtype]
     assert_close(
-        Result(*found, *backend.backward(tokens, tuple(weights), kept)), wanted, bound.similarities, bound.gradients
+        Result(*result, *backend.backward(tokens, tuple(weights), kept)), expected, bound.similarities, bound.gradients
     )
 
 
@@ -275,9 +275,9 @@ def test_a_mask_is_the_padded_form_of_ragged_images(smooth: bool) -> None:
     of_ragged = torch.autograd.grad(tuple(ragged), (packed, texts), weights)
     of_exchanged = torch.autograd.grad((exchanged.t2i.T, exchanged.i2t.T), (packed, texts), weights)
     assert not of_padded[0][~mask].any()
-    found = *padded, of_padded[0][mask], of_padded[1]
-    assert all(map(torch.equal, found, (*ragged, *of_ragged)))
-    torch.testing.assert_close((exchanged.t2i.T, exchanged.i2t.T, *of_exchanged), found, rtol=1e-5, atol=1e-6)
+    result = *padded, of_padded[0][mask], of_padded[1]
+    assert all(map(torch.equal, result, (*ragged, *of_ragged)))
+    torch.testing.assert_close((exchanged.t2i.T, exchanged.i2t.T, *of_exchanged), result, rtol=1e-5, atol=1e-6)
     with pytest.raises(ValueError, match="every image needs at least one token"):
         late_interaction(packed, *problem[1:], image_lengths=torch.tensor([0, len(packed), 0]), backend=backend)
 
@@ -287,7 +287,7 @@ def test_ragged_images_take_the_rows_that_hold_them(multiplied: list[int]) -> No
     sizes, dim, lengths = [10] * 8 + [49] * 4 + [80] * 8, 16, [2] * 64
     tokens = random_problem(1, sum(sizes), lengths, dim).tokens()
     tokens = tokens._replace(image=tokens.image[0], image_lengths=sizes)
-    found, maps = triton_backend.forward(tokens)
-    triton_backend.backward(tokens, found, maps)
+    result, maps = triton_backend.forward(tokens)
+    triton_backend.backward(tokens, result, maps)
     rows = 8 * 16 + 4 * 64 + 8 * (64 + 16)
     assert multiplied[0] == sum(triton_flops(1, n1, dim, lengths) for n1 in sizes) == 3 * 2 * rows * 2 * 64 * dim

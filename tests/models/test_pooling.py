@@ -19,11 +19,11 @@ CAPTIONS = ["a dog", "two cats sleep below a very old wooden table", "snow"]
 
 
 def config(pooling: str, interaction: str = "pooled", cls: bool = True) -> ModelConfig:
-    found = load_preset("tiny")
-    found.pooling, found.interaction = pooling, interaction
+    result = load_preset("tiny")
+    result.pooling, result.interaction = pooling, interaction
     if not cls:
-        found.image.options = {"class_token": False}
-    return found
+        result.image.options = {"class_token": False}
+    return result
 
 
 def drawn(pool: Pooling) -> Pooling:
@@ -39,11 +39,11 @@ def test_a_vector_is_the_weighted_mean_of_its_own_tokens(queries: int, dtype: to
     pool = drawn(Pooling(6, queries))
     lengths = torch.tensor([3, 1, 7, 2])
     tokens = (5 * torch.randn(13, 6)).to(dtype)
-    for found, own in zip(pool(tokens, lengths), tokens.double().split(lengths.tolist()), strict=True):
+    for result, own in zip(pool(tokens, lengths), tokens.double().split(lengths.tolist()), strict=True):
         weights = torch.full((1, len(own)), 1 / len(own), dtype=torch.float64)
         if pool.query is not None:
             weights = (own @ pool.query.double().view(queries, 6).T / 6**0.5).softmax(0).T
-        torch.testing.assert_close(found.double(), weights @ own, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(result.double(), weights @ own, rtol=1e-5, atol=1e-6)
 
 
 def test_heads_are_projected_means_in_one_vector() -> None:
@@ -83,9 +83,9 @@ def test_large_scores_do_not_overflow_and_the_gradient_is_right() -> None:
         return torch.stack([(part @ query / 2).softmax(0) @ part for part in tokens.split([2, 4])])
 
     tokens, upstream = torch.randn(6, 4, requires_grad=True), torch.randn(2, 4)
-    found = torch.autograd.grad((pool(tokens, lengths)[:, 0] * upstream).sum(), [tokens, pool.query])
-    wanted = torch.autograd.grad((padded(tokens, pool.query) * upstream).sum(), [tokens, pool.query])
-    torch.testing.assert_close(found, wanted)
+    result = torch.autograd.grad((pool(tokens, lengths)[:, 0] * upstream).sum(), [tokens, pool.query])
+    expected = torch.autograd.grad((padded(tokens, pool.query) * upstream).sum(), [tokens, pool.query])
+    torch.testing.assert_close(result, expected)
 
 
 @pytest.mark.parametrize("pooling", ["mean", "attention", "heads"])

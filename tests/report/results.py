@@ -115,7 +115,7 @@ def write_tasks(folder: Path, run: str, tasks: dict[str, Any]) -> None:
     """Write a run's zero-shot results, with outcomes."""
     file = folder / "eval" / run / "zero_shot" / "all.json"
     write(file, {"run": run, "benchmarks": tasks})
-    write_outcomes(file, {name: outcomes(found["n"], top1=found["value"]) for name, found in tasks.items()})
+    write_outcomes(file, {name: outcomes(result["n"], top1=result["value"]) for name, result in tasks.items()})
 
 
 def write_recalls(folder: Path, run: str, found: dict[str, Any]) -> None:

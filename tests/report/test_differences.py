@@ -18,8 +18,8 @@ IMAGES = 800
 def hits(rng: np.random.Generator, difficulty: np.ndarray, gain: float = 0.0) -> np.ndarray:
     """Draw a run's hits: an image succeeds by its difficulty (shared by all runs), a few more at random by ``gain``."""
     flipped = rng.random(len(difficulty)) < 0.02  # the difference between two runs of equal quality
-    found = np.where(flipped, ~difficulty, difficulty)
-    return (found | (rng.random(len(difficulty)) < gain)).astype(float)
+    result = np.where(flipped, ~difficulty, difficulty)
+    return (result | (rng.random(len(difficulty)) < gain)).astype(float)
 
 
 def record(values: np.ndarray, name: str = "set", cluster: list[str] | None = None) -> Record:
@@ -31,12 +31,12 @@ def test_a_paired_effect_that_marginal_intervals_hide_is_found() -> None:
     difficulty = rng.random(IMAGES) < 0.3
     base, ours = hits(rng, difficulty), hits(rng, difficulty, gain=0.04)
     assert mean_interval(ours)[0] < mean_interval(base)[1]  # the marginal intervals overlap
-    (found,) = differences([record(ours)], [record(base)])
-    assert found.p_adjusted < 0.05 and found.interval[0] > 0
-    assert found.interval[0] <= found.effect <= found.interval[1]
-    assert found.effect == pytest.approx(ours.mean() - base.mean(), abs=1e-6)
+    (result,) = differences([record(ours)], [record(base)])
+    assert result.p_adjusted < 0.05 and result.interval[0] > 0
+    assert result.interval[0] <= result.effect <= result.interval[1]
+    assert result.effect == pytest.approx(ours.mean() - base.mean(), abs=1e-6)
     (reverse,) = differences([record(base)], [record(ours)])
-    assert reverse.p_adjusted < 0.05 and reverse.effect == pytest.approx(-found.effect)
+    assert reverse.p_adjusted < 0.05 and reverse.effect == pytest.approx(-result.effect)
 
 
 def test_runs_of_equal_quality_do_not_differ() -> None:
@@ -50,9 +50,9 @@ def test_runs_of_equal_quality_do_not_differ() -> None:
             difficulty = rng.random(200) < 0.3
             ours |= record(hits(rng, difficulty), f"set{column}")
             base |= record(hits(rng, difficulty), f"set{column}")
-        found = differences([ours], [base], resamples=1000)
-        uncorrected += sum(d.p < 0.05 for d in found)
-        false += any(d.p_adjusted < 0.05 for d in found)
+        result = differences([ours], [base], resamples=1000)
+        uncorrected += sum(d.p < 0.05 for d in result)
+        false += any(d.p_adjusted < 0.05 for d in result)
     assert uncorrected > 3 and false <= 2
     same = record(np.ones(50))
     (none,) = differences([same], [same])
@@ -111,8 +111,8 @@ def test_intervals_over_trainings_cover_what_they_promise(trainings: int, spread
     ]
     # Probabilities outside 0 and 1 bend the effect a little: the true one is measured without trainings.
     true = np.clip(difficulty + easier[0] + effect, 0, 1).mean() - np.clip(difficulty + easier[1], 0, 1).mean()
-    found = differences(*records, resamples=400)
-    assert np.mean([d.interval[0] <= true <= d.interval[1] for d in found]) > 0.94
+    result = differences(*records, resamples=400)
+    assert np.mean([d.interval[0] <= true <= d.interval[1] for d in result]) > 0.94
 
 
 def test_of_the_columns_the_primary_ones_are_tested_together() -> None:
@@ -136,8 +136,8 @@ def test_trainings_are_a_second_level() -> None:
     steady = [record(hits(rng, difficulty, 0.15)) for _ in range(5)]
     assert differences(lucky[:1], base[:1])[0].p_adjusted < 0.05
     assert not differences(lucky, base)[0].holds
-    found = differences(steady, base)[0]
-    assert found.holds and found.trainings == 5
+    result = differences(steady, base)[0]
+    assert result.holds and result.trainings == 5
 
 
 def test_of_fewer_than_five_trainings_nothing_holds() -> None:
@@ -145,8 +145,8 @@ def test_of_fewer_than_five_trainings_nothing_holds() -> None:
     difficulty = rng.random(IMAGES) < 0.3
     base = [record(hits(rng, difficulty)) for _ in range(5)]
     ours = [record(hits(rng, difficulty, 0.15)) for _ in range(5)]
-    found = [differences(ours[:n], base[:n])[0] for n in (1, 4, 5)]
-    assert [d.holds for d in found] == [False, False, True] and max(d.p_adjusted for d in found) < 0.05
+    results = [differences(ours[:n], base[:n])[0] for n in (1, 4, 5)]
+    assert [d.holds for d in results] == [False, False, True] and max(d.p_adjusted for d in results) < 0.05
 
 
 def test_pairs_are_found_by_key_whatever_the_order(tmp_path: Path) -> None:

@@ -94,7 +94,7 @@ def test_repetitions_with_other_seeds_belong_to_their_run(folder):
     log = (folder / "runs" / "clip-00c0ffee" / "log.jsonl").read_text()
     write(folder / "runs" / "clip_s1-00c0ffee" / "log.jsonl", log)
     logs = training_logs(load_study(study), Results(folder))
-    assert {label: len(found) for label, found in logs.items()} == {
+    assert {label: len(result) for label, result in logs.items()} == {
         STUDY["runs"]["clip"]["label"]: 2,
         STUDY["runs"]["filip"]["label"]: 1,
     }

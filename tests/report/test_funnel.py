@@ -47,8 +47,8 @@ def page_of(data: Path, *more: str) -> str:
 
 
 def pictures(page: str) -> list[Image.Image]:
-    found = re.findall(r"data:image/webp;base64,([^\"]+)", page)
-    return [Image.open(io.BytesIO(base64.b64decode(text))) for text in found]
+    result = re.findall(r"data:image/webp;base64,([^\"]+)", page)
+    return [Image.open(io.BytesIO(base64.b64decode(text))) for text in result]
 
 
 @pytest.mark.parametrize("in_a_bucket", [False, True])
@@ -104,8 +104,8 @@ def test_in_a_browser_it_fits_a_phone_runs_no_script_and_asks_nobody(data: Path)
                 tab.evaluate("document.querySelectorAll('details').forEach(fold => fold.open = true)")
                 assert [line for line in heard if not line.startswith(("file:", "data:"))] == []
                 assert tab.evaluate("document.documentElement.scrollWidth") <= width
-                found = Axe().run(tab).response["violations"]
-                assert not found, [(one["id"], one["nodes"][0]["html"][:200]) for one in found]
+                result = Axe().run(tab).response["violations"]
+                assert not result, [(one["id"], one["nodes"][0]["html"][:200]) for one in result]
                 tab.close()
     except NoBrowser as error:
         pytest.skip(str(error))

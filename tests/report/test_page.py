@@ -193,9 +193,9 @@ def test_the_page_asks_no_other_host_and_runs_no_script(whole):
 
 
 def test_every_drawing_is_well_formed_and_no_two_share_an_id(whole):
-    found = list(drawings(whole[1]))
-    assert len(found) >= 8  # the plot, the stages, five figures and the funnel
-    ids = [node.get("id") for drawing in found for node in drawing.iter() if node.get("id")]
+    results = list(drawings(whole[1]))
+    assert len(results) >= 8  # the plot, the stages, five figures and the funnel
+    ids = [node.get("id") for drawing in results for node in drawing.iter() if node.get("id")]
     assert len(ids) == len(set(ids))
 
 

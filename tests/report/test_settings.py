@@ -80,8 +80,8 @@ def test_the_sizes_that_a_name_implies_are_timm_s() -> None:
 def test_a_tower_that_the_name_does_not_describe_is_left_to_timm() -> None:
     from filip.study import resolve
 
-    found = sizes(asdict(resolve("experiment=base", "model.image.timm=deit3_small_patch16_224")))
-    assert found["image_tower"] == "deit3_small_patch16_224" and found["image_width"] is None
+    result = sizes(asdict(resolve("experiment=base", "model.image.timm=deit3_small_patch16_224")))
+    assert result["image_tower"] == "deit3_small_patch16_224" and result["image_width"] is None
     small = sizes(asdict(resolve("experiment=demo")))
     assert (small["patches"], small["image_width"], small["image_layers"]) == (36, 128, 3)
 

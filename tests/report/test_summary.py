@@ -50,14 +50,14 @@ def test_the_summary_has_each_trials_score_the_best_values_and_what_was_measured
         write(folder / "models" / f"clip-{rate}_s100.json", result)
     point = {"step": 300, "time/seconds": 9.0, "eval/demo_scenes_new_i2t_r1": 0.5}
     write(folder / "runs" / "clip-00c0ffee" / "log.jsonl", f'{{"step": 300, "loss/total": 1}}\n{json.dumps(point)}\n')
-    found, results = load_study(study), Results(folder)
-    content = summarized(found, results, {})
+    actual, results = load_study(study), Results(folder)
+    content = summarized(actual, results, {})
     assert list(content["search"]) == ["clip"]  # the others' trials are not there
     assert content["search"]["clip"]["best"] == [0.004]
     assert content["search"]["clip"]["tried"][0] == {"values": [0.002], "scores": {100: pytest.approx(0.2)}}
     assert content["runs"]["clip"]["curve"] == [point]
     assert content["runs"]["clip"]["found"]["retrieval/demo_fluent_i2t_r1"] == pytest.approx(0.02)
-    lines = render(search_grid(found, content["search"]), "text")
+    lines = render(search_grid(actual, content["search"]), "text")
     assert "base_lr 0.004" in lines and "30.0" in lines and "taken, at the edge of the grid" in lines
 
 
@@ -109,8 +109,8 @@ def test_the_headline_is_a_line_for_each_model_with_the_columns_that_the_study_n
 
 
 def test_the_terminal_command_says_what_is_missing(tmp_path):
-    found = run_python("-m", "filip.report.show", f"results={tmp_path}", cwd=ROOT)
-    assert found.returncode == 2 and found.stderr.startswith("error: no summary at") and "Traceback" not in found.stderr
+    done = run_python("-m", "filip.report.show", f"results={tmp_path}", cwd=ROOT)
+    assert done.returncode == 2 and done.stderr.startswith("error: no summary at") and "Traceback" not in done.stderr
 
 
 def test_a_stray_file_among_the_benchmarks_is_named(tmp_path):

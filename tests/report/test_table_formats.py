@@ -114,8 +114,8 @@ def test_a_difference_stands_below_its_row(folder):
     cell = f"{effect}\\textsuperscript{{\\dag}} {{\\scriptsize {ends}}}"
     assert f"\\textit{{less baseline (CLIP)}} & {cell}" in shown(table, "latex")
     rows = list(csv.DictReader(shown(table, "csv").splitlines()))
-    found = next(r for r in rows if r["run"] == "filip" and r["column"] == "demo_fluent_i2t_r1")
-    assert float(found["less"]) == less.effect and found["less_holds"] == found["leads"] == "True"
+    result = next(r for r in rows if r["run"] == "filip" and r["column"] == "demo_fluent_i2t_r1")
+    assert float(result["less"]) == less.effect and result["less_holds"] == result["leads"] == "True"
 
 
 def test_why_cells_are_empty_is_said_once_below_the_table(folder):

@@ -21,11 +21,11 @@ STUDIES = sorted((EVAL.parent / "workflow" / "config").glob("*.yaml"))
 
 def test_every_cell_has_value_chance_n_and_interval(folder):
     table = tables_of(folder)["zero_shot"]
-    found = cells(table, "baseline (CLIP)")
-    assert (found["demo_food"].value, found["demo_food"].chance, found["demo_food"].n) == (0.10, 0.01, 200)
-    assert found["demo_food"].ci95 == pytest.approx([0.08, 0.12])
-    assert found["average"].value == pytest.approx(0.075) and found["average"].n == 500
-    assert found["average"].chance == pytest.approx((1 / 100 + 1 / 130) / 2)
+    result = cells(table, "baseline (CLIP)")
+    assert (result["demo_food"].value, result["demo_food"].chance, result["demo_food"].n) == (0.10, 0.01, 200)
+    assert result["demo_food"].ci95 == pytest.approx([0.08, 0.12])
+    assert result["average"].value == pytest.approx(0.075) and result["average"].n == 500
+    assert result["average"].chance == pytest.approx((1 / 100 + 1 / 130) / 2)
     row = table.rows[0]
     assert (row.run, row.run_id, row.commit, row.kind) == ("clip", "clip-00c0ffee", "0123456789abcdef", "ours")
 
@@ -43,9 +43,9 @@ def test_what_was_not_run_is_empty_with_the_reason(folder):
 
 
 def test_ratios_are_to_the_first_row(folder):
-    found = cells(tables_of(folder)["efficiency_ablation"], "late-64")
-    assert found["time_ratio"].value == pytest.approx(1.5)
-    assert found["memory_ratio"].value == pytest.approx(1.5)
+    result = cells(tables_of(folder)["efficiency_ablation"], "late-64")
+    assert result["time_ratio"].value == pytest.approx(1.5)
+    assert result["memory_ratio"].value == pytest.approx(1.5)
 
 
 def test_the_demo_s_fine_tunings_own_the_splits_of_its_source_and_are_transferred_to_the_others(folder):
@@ -139,8 +139,8 @@ def test_recalls_by_each_similarity_and_with_part_of_the_tokens_have_a_table(fol
         ranking: {way: {"r1": value} for way in ("i2t", "t2i")} | {"ci95": {w: {"r1": None} for w in ("i2t", "t2i")}}
         for ranking, value in (("image", 0.5), ("text", 0.25), ("mean", 0.375))
     }
-    found = recalls(0.05) | {"by": by, "text_tokens": {"without_ends": by}}
-    write(folder / "eval" / "filip" / "retrieval" / "all.json", {"run": "filip", "benchmarks": {"demo_fluent": found}})
+    result = recalls(0.05) | {"by": by, "text_tokens": {"without_ends": by}}
+    write(folder / "eval" / "filip" / "retrieval" / "all.json", {"run": "filip", "benchmarks": {"demo_fluent": result}})
     study = changed(folder, "rankings", tables={**STUDY["tables"], "rankings": ["clip", "filip"]})
     clip, filip, without = tables_of(folder, study)["rankings"].rows
     assert without.label == f"{filip.label}, without [BOS] and [EOS]"
@@ -223,21 +223,21 @@ def alignment_table(folder: Path, **parts) -> Table:
 def test_alignment_shows_where_labels_point(folder):
     pointing = {"n": 90, "value": 0.7, "chance": 0.5, "ci95": [0.6, 0.8]}
     two = {**pointing, "own_side": 0.6, "own_side_chance": 0.5, "own_side_ci95": [0.5, 0.7]}
-    found = cells(alignment_table(folder, pointing=pointing, composites=two), "baseline (CLIP)")
-    on_object, own_side = found["demo_fluent_pointing_value"], found["demo_fluent_composites_own_side"]
+    result = cells(alignment_table(folder, pointing=pointing, composites=two), "baseline (CLIP)")
+    on_object, own_side = result["demo_fluent_pointing_value"], result["demo_fluent_composites_own_side"]
     assert (on_object.value, on_object.chance) == (0.7, 0.5)
     assert (own_side.value, own_side.n) == (0.6, 90)
 
 
 def test_alignment_that_could_not_be_measured_says_why(folder):
     none = {"n": 0, "value": None, "chance": None, "ci95": None, "reason": "no image of the set has a mask"}
-    found = cells(alignment_table(folder, pointing=none, composites=none), "baseline (CLIP)")
-    assert {cell.reason for cell in found.values()} == {"no image of the set has a mask"}
+    result = cells(alignment_table(folder, pointing=none, composites=none), "baseline (CLIP)")
+    assert {cell.reason for cell in result.values()} == {"no image of the set has a mask"}
 
 
 def test_segmentation_shows_both_shares_and_the_chance_of_a_pixel(folder):
-    found = {"n": 40, "classes": 8, "miou": 0.2, "pixels": 0.5, "chance": 1 / 8}
-    write(folder / "eval" / "clip" / "segmentation" / "all.json", {"benchmarks": {"demo_segmentation": found}})
+    result = {"n": 40, "classes": 8, "miou": 0.2, "pixels": 0.5, "chance": 1 / 8}
+    write(folder / "eval" / "clip" / "segmentation" / "all.json", {"benchmarks": {"demo_segmentation": result}})
     benchmarks = {**STUDY["eval"], "segmentation": ["demo_segmentation"]}
     study = changed(folder, "segments", eval=benchmarks, tables={"segmentation": ["clip"]})
     shown = cells(tables_of(folder, study)["segmentation"], "baseline (CLIP)")
@@ -256,12 +256,12 @@ def test_a_recipe_is_one_row_of_what_it_finds_and_costs_and_is_compared_with_the
     }
     for run, value in (("clip", 0.3), ("filip", 0.6)):
         measured = {"value": value, "chance": 0.2, "n": 500, "ci95": [value - 0.1, value + 0.1]}
-        found = {
+        actual = {
             "selection": ("demo_select_name", {**measured, "mean": measured}, {"mean": value}),
             "scene_pointing": ("demo_pointing", measured, {"right": value}),
             "segmentation": ("demo_segmentation", {"n": 40, "miou": value / 2, "ci95": [0.1, 0.4]}, {"hit": value}),
         }
-        for protocol, (benchmark, result, measures) in found.items():
+        for protocol, (benchmark, result, measures) in actual.items():
             file = folder / "eval" / run / protocol / "all.json"
             write(file, {"benchmarks": {benchmark: result}})
             write_outcomes(file, {benchmark: outcomes(500, **measures)})
@@ -283,19 +283,19 @@ def test_a_recipe_is_one_row_of_what_it_finds_and_costs_and_is_compared_with_the
     missing = cells(table, STUDY["runs"]["late"]["label"])
     assert all(cell.value is None and cell.reason for cell in missing.values())
     assert missing["seconds_per_iteration"].reason == "no efficiency row"
-    found = findings({"recipes": table})
-    assert list(found["run"]) == ["filip"] * 2 and list(found["finding"]) == ["better"] * 2  # R@1 both ways
+    actual = findings({"recipes": table})
+    assert list(actual["run"]) == ["filip"] * 2 and list(actual["finding"]) == ["better"] * 2  # R@1 both ways
 
 
 def test_the_facts_of_an_efficiency_row_are_those_of_its_training(folder):
     """The study labels the row; what it trained is in its result."""
-    found = cells(tables_of(folder)["efficiency_ablation"], "late-64")
-    facts = [found[key].value for key in ("interaction", "embed_dim", "precision", "token_keep_ratio")]
+    result = cells(tables_of(folder)["efficiency_ablation"], "late-64")
+    facts = [result[key].value for key in ("interaction", "embed_dim", "precision", "token_keep_ratio")]
     assert facts == ["token-wise", 64, "bf16", 1.0]
     other = training("late_64", folder, embed_dim=256, precision="fp16", token_keep_ratio=0.25)
     write(folder / "efficiency" / "late_64.json", other)
-    found = cells(tables_of(folder)["efficiency_ablation"], "late-64")
-    facts = [found[key].value for key in ("interaction", "embed_dim", "precision", "token_keep_ratio")]
+    result = cells(tables_of(folder)["efficiency_ablation"], "late-64")
+    facts = [result[key].value for key in ("interaction", "embed_dim", "precision", "token_keep_ratio")]
     assert facts == ["token-wise", 256, "fp16", 0.25]
 
 

@@ -98,5 +98,5 @@ def flair_similarity(state: State, pixels: Tensor, texts: Sequence[str]) -> Tens
     pool = part(state, "visual_proj.")
     keys, values, query = (norm(x, pool, f"ln_{n}") for x, n in ((patches, "k"), (patches, "v"), (vectors, "q")))
     weights = part(pool, "attn.") | {"zero": torch.zeros(1)}
-    found = attention(query.expand(len(pixels), -1, -1), keys, values, weights, 8)
-    return F.cosine_similarity(found, vectors[None], dim=-1)
+    result = attention(query.expand(len(pixels), -1, -1), keys, values, weights, 8)
+    return F.cosine_similarity(result, vectors[None], dim=-1)

@@ -108,16 +108,16 @@ def test_it_scores_as_they_do_and_on_request_without_padding(theirs):
     i2t, t2i = logits.amax(3).mean(2), logits.amax(2).mean(2)
 
     scorer = scorer_for(load_encoder(f"declip:{file}"))
-    found = scorer.similarity(scorer.encode_images(images), scorer.encode_texts(TEXTS))
-    assert found.i2t == pytest.approx(i2t, abs=2e-6) and found.t2i == pytest.approx(t2i, abs=2e-6)
+    result = scorer.similarity(scorer.encode_images(images), scorer.encode_texts(TEXTS))
+    assert result.i2t == pytest.approx(i2t, abs=2e-6) and result.t2i == pytest.approx(t2i, abs=2e-6)
     assert len(scorer.encoder.tokens("a cat")) == 77
 
     scorer = scorer_for(load_encoder(f"declip:{file}:words"))
-    found = scorer.similarity(scorer.encode_images(images), scorer.encode_texts(TEXTS))
+    result = scorer.similarity(scorer.encode_images(images), scorer.encode_texts(TEXTS))
     for number, length in enumerate(tokenize(TEXTS, 77)[1].tolist()):
         own = logits[:, number, :, :length]
-        assert found.i2t[:, number] == pytest.approx(own.amax(2).mean(1), abs=2e-6)
-        assert found.t2i[:, number] == pytest.approx(own.amax(1).mean(1), abs=2e-6)
+        assert result.i2t[:, number] == pytest.approx(own.amax(2).mean(1), abs=2e-6)
+        assert result.t2i[:, number] == pytest.approx(own.amax(1).mean(1), abs=2e-6)
     assert scorer.encoder.tokens("a cat") == ["[BOS]", "a", "cat", "[EOS]"]
 
 

@@ -143,12 +143,12 @@ def expected(kind: str, state: State, images: Sequence[Image.Image], texts: Sequ
         see = AutoImageProcessor.from_pretrained(folder, backend="pil")
         squeezed = [image.resize((SIDE, SIDE)) for image in images]
         seen = model.get_image_features(see(images=squeezed, return_tensors="pt")["pixel_values"])
-        found = [seen.pooler_output]
+        results = [seen.pooler_output]
     else:  # one by one, without padding to the largest
         see = Siglip2ImageProcessorPil.from_pretrained(folder)
         made = [see(images=image, max_num_patches=128, return_tensors="pt") for image in images]
-        found = [model.get_image_features(**one).pooler_output for one in made]
-    return F.normalize(torch.cat(found), dim=-1) @ F.normalize(words.pooler_output, dim=-1).T
+        results = [model.get_image_features(**one).pooler_output for one in made]
+    return F.normalize(torch.cat(results), dim=-1) @ F.normalize(words.pooler_output, dim=-1).T
 
 
 PEERS = ["flair", "fgclip", "fgclip2"]
@@ -159,19 +159,19 @@ def test_a_peer_compares_as_its_authors_do(kind: str, request: pytest.FixtureReq
     name, state = request.getfixturevalue(kind)
     scorer = load_scorer(name)
     pixels = torch.stack([scorer.transform(image) for image in pictures()])
-    found = scorer.similarity(scorer.encode_images(pixels), scorer.encode_texts(TEXTS))
+    result = scorer.similarity(scorer.encode_images(pixels), scorer.encode_texts(TEXTS))
     own = expected(kind, state, pictures(), TEXTS, name.partition(":")[2])
-    torch.testing.assert_close(found.i2t, own, atol=1e-5, rtol=0)
-    assert torch.equal(found.i2t, found.t2i) and own.std() > 0.01
+    torch.testing.assert_close(result.i2t, own, atol=1e-5, rtol=0)
+    assert torch.equal(result.i2t, result.t2i) and own.std() > 0.01
 
 
 def test_five_lines_compare_as_well_and_an_index_refuses(flair: tuple[str, State], tmp_path: Path) -> None:
     name, state = flair
     for number, image in enumerate(pictures()):
         image.save(tmp_path / f"{number}.png")
-    found = filip.load(name).similarity([tmp_path / f"{n}.png" for n in range(3)], TEXTS)
+    result = filip.load(name).similarity([tmp_path / f"{n}.png" for n in range(3)], TEXTS)
     own = expected("flair", state, pictures(), TEXTS, "")
-    torch.testing.assert_close(found.i2t, own, atol=1e-5, rtol=0)
+    torch.testing.assert_close(result.i2t, own, atol=1e-5, rtol=0)
     with pytest.raises(UserError, match=r"an index cannot hold the comparisons of flair flair-tiny, .* tokens=true"):
         build(Build(model=name, images=str(tmp_path), out=str(tmp_path / "index")))
 
@@ -217,11 +217,11 @@ def test_token_wise_a_peer_s_patches_are_its_dense_features(kind: str, request: 
     texts = scorer.encode_texts(TEXTS)
     assert texts.lengths is not None and texts.lengths.tolist() == [5, 10, 4, 64 if kind == "fgclip2" else 77]
     words = texts.values.split(texts.lengths.tolist())
-    found = scorer.similarity(own, texts)
+    result = scorer.similarity(own, texts)
     for number, word in enumerate(words):
         products = own @ word.T
-        torch.testing.assert_close(found.i2t[:, number], products.amax(2).mean(1), atol=1e-5, rtol=0)
-        torch.testing.assert_close(found.t2i[:, number], products.amax(1).mean(1), atol=1e-5, rtol=0)
+        torch.testing.assert_close(result.i2t[:, number], products.amax(2).mean(1), atol=1e-5, rtol=0)
+        torch.testing.assert_close(result.t2i[:, number], products.amax(1).mean(1), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("kind", ["fgclip", "fgclip2"])
@@ -235,8 +235,8 @@ def test_a_box_is_pooled_from_dense_features_and_then_normalised(kind: str, requ
     place = torch.zeros(1, 1, SIDE, SIDE)
     place[0, 0, 0, :4] = torch.tensor([0.25, 0.25, 1, 0.75])
     own = dense(kind, state, plain)[0].unflatten(0, (GRID, GRID))[1:3, 1:].flatten(0, 1).mean(0)
-    found = encoder.encode_images(torch.cat([plain, place], 1))[0]
-    torch.testing.assert_close(found, F.normalize(own, dim=-1), atol=1e-5, rtol=0)
+    result = encoder.encode_images(torch.cat([plain, place], 1))[0]
+    torch.testing.assert_close(result, F.normalize(own, dim=-1), atol=1e-5, rtol=0)
 
 
 LONG: list[tuple[str, str, int, Callable[[State], State]]] = [
@@ -260,8 +260,8 @@ def test_long_captions_and_parts_have_positions_and_a_head(
         changed[f"{place}.weight"] = torch.cat([state[f"{place}_ori.weight"][:20], state[f"{place}_res.weight"][20:]])
     model = theirs(kind, state, changed, positions)
     tokenizer = AutoTokenizer.from_pretrained(name.partition(":")[2])
-    found = model.get_text_features(**tokens(tokenizer, TEXTS, positions))
-    own = F.normalize(found.pooler_output, dim=-1)
+    result = model.get_text_features(**tokens(tokenizer, TEXTS, positions))
+    own = F.normalize(result.pooler_output, dim=-1)
     torch.testing.assert_close(encoder.encode_texts(TEXTS)[0], own, atol=1e-5, rtol=0)
     assert encoder.context_length == positions
 

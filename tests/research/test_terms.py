@@ -57,8 +57,8 @@ def test_a_setting_of_a_term_stands_with_its_weight() -> None:
 def test_altered_captions_are_compared_by_the_smooth_maximum_as_true_ones_are(counts: list[int]) -> None:
     batch = random_batch("reversed_relations", counts, longest=4, seed=3)
     expected = reversed_relations(batch, lambda s: 0.2 * torch.log(torch.exp(s / 0.2).mean(dim=-1)))
-    found = run("reversed_relations", batch, token_maximum="smooth", token_temperature=0.2).loss
-    assert_same(found, expected, batch)
+    result = run("reversed_relations", batch, token_maximum="smooth", token_temperature=0.2).loss
+    assert_same(result, expected, batch)
 
 
 def test_captions_are_made_by_one_term_only(monkeypatch: pytest.MonkeyPatch) -> None:

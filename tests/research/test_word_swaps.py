@@ -58,8 +58,8 @@ def test_a_caption_with_one_relation_has_it_reversed() -> None:
     batch = batch_of(captions, [0, 1, 2, 3])
     altered, lengths = with_relation_reversed(batch, "0")
     assert lengths.tolist() == [*batch["lengths"][:2].tolist(), 0, 0]  # none to reverse, and two of them
-    found = [text(altered[i], lengths[i]) for i in range(2)]
-    assert found == ["a cat right of a dog", "a bus below a tree , with a fish"]
+    results = [text(altered[i], lengths[i]) for i in range(2)]
+    assert results == ["a cat right of a dog", "a bus below a tree , with a fish"]
     again, _ = with_relation_reversed({**batch, "ids": altered}, "0")
     assert torch.equal(again[:2], batch["ids"][:2])
 

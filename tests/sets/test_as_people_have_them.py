@@ -50,8 +50,8 @@ def coco_as_its_archives_unpack(root: Path) -> None:
     listed = [{"id": n, "file_name": name} for n, name in enumerate(ONE)]
     texts = [{"image_id": n, "caption": caption} for n, caption in enumerate(ONE.values())]
     boxes = [{"image_id": n, "bbox": [0, 0, 9, 9], "category_id": 1} for n in range(len(ONE))]
-    for kind, found in (("captions", texts), ("instances", boxes)):
-        save(root / "annotations" / f"{kind}_train2017.json", {"images": listed, "annotations": found})
+    for kind, result in (("captions", texts), ("instances", boxes)):
+        save(root / "annotations" / f"{kind}_train2017.json", {"images": listed, "annotations": result})
 
 
 def hub_image_folder(root: Path) -> None:

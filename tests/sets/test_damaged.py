@@ -100,9 +100,9 @@ def test_what_a_list_names_is_read_or_has_a_reason(tmp_path: Path, name: str) ->
     content, broken = LISTS[name]
     place = write_images(tmp_path / "own") / name
     place.write_bytes(content())
-    found = open_images(Reading(place))
-    assert {item.name: item.captions for item in found.items} == GOOD
-    assert dict(found.account.counts) == {**{why: 1 for _, _, why in BAD}, **broken}
+    result = open_images(Reading(place))
+    assert {item.name: item.captions for item in result.items} == GOOD
+    assert dict(result.account.counts) == {**{why: 1 for _, _, why in BAD}, **broken}
     work = tmp_path / "work"
     work.mkdir()
     layout, parts, reading = recognise(Reading(place))
@@ -112,7 +112,7 @@ def test_what_a_list_names_is_read_or_has_a_reason(tmp_path: Path, name: str) ->
     # whether a file is there is seen when it is read
     there = {row["url"]: row["captions"] for row in listed if row["_problem"] is None and row["captions"]}
     assert {name: captions for name, captions in there.items() if name != "gone.png"} == GOOD
-    assert len(listed) == len(GOOD) + found.account.counts.total()
+    assert len(listed) == len(GOOD) + result.account.counts.total()
 
 
 @pytest.mark.parametrize("layout", ["parquet_bytes", "saved_to_disk"])
@@ -140,15 +140,15 @@ def test_a_line_of_a_table_is_read_or_counted(tmp_path: Path) -> None:
         b'and ""water"""',
     ]
     (tmp_path / "captions.csv").write_bytes(b"\n".join(rows) + b"\n")
-    found = open_images(Reading(tmp_path))
-    texts = {item.name: item.captions for item in found.items}
+    result = open_images(Reading(tmp_path))
+    texts = {item.name: item.captions for item in result.items}
     assert texts == {
         "dog.png": ["a café in Paris"],
         "two cats.png": ["a café in Paris"],
         "bridge #3.png": ['a bridge, and "water"'],
     }
-    assert dict(found.account.counts) == {"broken_line": 4, "no_caption": 2}
-    assert "4 lines that cannot be read, such as captions.csv:4 (it has 4 cells" in found.account.line()
+    assert dict(result.account.counts) == {"broken_line": 4, "no_caption": 2}
+    assert "4 lines that cannot be read, such as captions.csv:4 (it has 4 cells" in result.account.line()
 
 
 def test_nothing_in_a_folder_vanishes_and_a_pipe_is_never_opened(
@@ -216,8 +216,8 @@ def test_code_pages_that_are_not_western_are_named_and_not_guessed(tmp_path: Pat
         written = text if name == "red.txt" else f"image,caption\nred.png,{text}\n"
         (tmp_path / name).write_bytes(written.encode(encoding))
         assert not len(open_images(Reading(tmp_path))), "a guess"
-        found = open_images(Reading(tmp_path, encoding=encoding)).items
-        assert [item.captions for item in found] == [[text]]
+        result = open_images(Reading(tmp_path, encoding=encoding)).items
+        assert [item.captions for item in result] == [[text]]
     western = ["Crème brûlée", "¿Qué es?", "Größe 5 m²", "½ cup", "Ærø, Åse", "créée"]
     assert [decoded(text.encode("cp1252")) for text in western] == western
     with pytest.raises(UserError, match="encoding=cp9999 is unknown"):
@@ -267,7 +267,7 @@ def test_a_packed_table_that_is_cut_off_gives_the_lines_before_the_cut(tmp_path:
     rows = "".join(f"gone {n} {hash(str(n))}.png,a picture of {n}\n" for n in range(3000))
     packed = gzip.compress(f"image,caption\ndog.png,a dog\n{rows}".encode())
     (tmp_path / "captions.csv.gz").write_bytes(packed[: len(packed) // 2])
-    found = open_images(Reading(tmp_path / "captions.csv.gz"))
-    assert [item.name for item in found.items] == ["dog.png"]
-    assert found.account.counts["missing_file"] > 500
-    assert "cut off or damaged here" in found.account.examples["broken_line"][-1]
+    result = open_images(Reading(tmp_path / "captions.csv.gz"))
+    assert [item.name for item in result.items] == ["dog.png"]
+    assert result.account.counts["missing_file"] > 500
+    assert "cut off or damaged here" in result.account.examples["broken_line"][-1]

@@ -147,8 +147,8 @@ def test_ingest_evaluation_explorer_and_index_see_the_same(tmp_path: Path, layou
 
 
 def counted(place: Path, **settings: object) -> tuple[int, dict[str, int]]:
-    found = open_images(Reading(place, **settings))  # type: ignore[arg-type]
-    return len(found), dict(found.account.counts)
+    result = open_images(Reading(place, **settings))  # type: ignore[arg-type]
+    return len(result), dict(result.account.counts)
 
 
 # ---- splits ------------------------------------------------------------------------------------------
@@ -286,8 +286,8 @@ def test_a_split_gives_its_own_images_only(tmp_path: Path, write: Callable[[Path
     place = write(tmp_path / "own", where)
     colours = {split: {COLOURS[name] for name in names if where[name] == split} for split in ("train", "test")}
     for split in ("train", "test"):
-        found = open_images(Reading(place, split=split))
-        assert {colour(Image.open(io.BytesIO(found.read(item)))) for item in found.items} == colours[split]
+        result = open_images(Reading(place, split=split))
+        assert {colour(Image.open(io.BytesIO(result.read(item)))) for item in result.items} == colours[split]
     assert set(ingested(str(place), tmp_path / "shards")) == colours["train"]
     assert set(evaluated(str(place))) == colours["test"]
     assert counted(place, split="all")[0] == 5
@@ -341,8 +341,8 @@ def test_a_row_of_parquet_cannot_name_a_file_elsewhere(tmp_path: Path) -> None:
         [("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])), ("caption", pa.string())]
     )
     pq.write_table(pa.table(rows, schema), tmp_path / "own" / "rows.parquet")
-    found = open_images(Reading(tmp_path / "own" / "rows.parquet"))
-    assert found.read(found.items[0]) == picture("dog.png")
-    for item in found.items[1:]:
+    result = open_images(Reading(tmp_path / "own" / "rows.parquet"))
+    assert result.read(result.items[0]) == picture("dog.png")
+    for item in result.items[1:]:
         with pytest.raises(FileNotFoundError, match="holds no bytes, only the path"):
-            found.read(item)
+            result.read(item)

@@ -80,10 +80,10 @@ def test_all_rows_are_measured_in_one_start_of_two_ranks(tmp_path: Path) -> None
     ranks = Ranks(2, [*command, "gathered=256", "steps=3", "warmup=1"], tmp_path / "log")
     assert ranks.wait() == [0, 0], ranks.text()[-3000:]
     for name, interaction, kept in (("orig", "pooled", 1.0), ("late_64_bf16_25", "token_wise", 0.25)):
-        found = json.loads((tmp_path / "out" / f"{name}.json").read_text())
-        assert found["config"]["model"]["interaction"] == interaction
-        assert found["config"]["token_keep_ratio"] == kept
-        assert (found["world_size"], found["pairs_per_rank"], found["gathered_texts"]) == (2, 32, 256)
-        low, high = found["seconds_quartiles"]
-        assert 0 < low <= found["seconds_per_iteration"] <= high and found["steps"] == 3
-        assert found["peak_memory_mb"] > 0
+        result = json.loads((tmp_path / "out" / f"{name}.json").read_text())
+        assert result["config"]["model"]["interaction"] == interaction
+        assert result["config"]["token_keep_ratio"] == kept
+        assert (result["world_size"], result["pairs_per_rank"], result["gathered_texts"]) == (2, 32, 256)
+        low, high = result["seconds_quartiles"]
+        assert 0 < low <= result["seconds_per_iteration"] <= high and result["steps"] == 3
+        assert result["peak_memory_mb"] > 0

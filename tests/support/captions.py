@@ -29,12 +29,12 @@ DATA = Path(__file__).resolve().parents[1] / "data"
 
 def labelled_captions() -> dict[str, list[str]]:
     """Return language code → captions."""
-    found = defaultdict(list)
+    result = defaultdict(list)
     with gzip.open(DATA / "short_captions.tsv.gz", "rt", encoding="utf-8") as file:
         for line in file:
             language, caption = line.rstrip("\n").split("\t")
-            found[language].append(caption)
-    return dict(found)
+            result[language].append(caption)
+    return dict(result)
 
 
 def sample_of_kinds(name: str = "labelled_captions") -> list[dict[str, str]]:

@@ -37,7 +37,7 @@ def shaken(model: Any) -> Any:
 
 
 def briefly_trained(model: Any, vectors: Callable[[Tensor, Tensor], tuple[Tensor, ...]], steps: int) -> Any:
-    """Train ``steps`` of CLIP's loss on noise. vectors: pixels and ids to those of images and texts, and the scale."""
+    """Train ``steps`` of CLIP's loss on noise. vectors: maps pixels and ids to vectors of both sides, and the scale."""
     optimizer = torch.optim.AdamW(model.train().parameters(), lr=1e-2)
     ids = F.pad(torch.randint(1, BOS, (4, 10)), (0, 67), value=EOS)
     for _ in range(steps):
@@ -96,8 +96,8 @@ def hf_folder(
     model = shaken(CLIPModel(config))
 
     def vectors(pixels: Tensor, ids: Tensor) -> tuple[Tensor, ...]:
-        found = model(pixel_values=pixels, input_ids=ids)
-        return found.image_embeds, found.text_embeds, model.logit_scale.exp()
+        result = model(pixel_values=pixels, input_ids=ids)
+        return result.image_embeds, result.text_embeds, model.logit_scale.exp()
 
     model = briefly_trained(model, vectors, steps)
     model.save_pretrained(folder)

@@ -59,9 +59,9 @@ def run_many(world_size: int, runs: list[list[str]], log: Path, timeout: float =
     text = ranks.text()
     codes = []
     for number in range(len(runs)):
-        found = [line for line in text.splitlines() if line.startswith(f"run {number} exit ")]
-        assert len(found) == world_size and len(set(found)) == 1, text[-3000:]
-        codes.append(int(found[0].split()[-1]))
+        results = [line for line in text.splitlines() if line.startswith(f"run {number} exit ")]
+        assert len(results) == world_size and len(set(results)) == 1, text[-3000:]
+        codes.append(int(results[0].split()[-1]))
     return codes
 
 

@@ -15,7 +15,7 @@ _WAITS = {
 }  # fmt: skip
 
 
-GPU = torch.device("cpu", 0)  # what tensors give for their device that are taken to be on a GPU
+GPU = torch.device("cpu", 0)  # the device of tensors that pretend to be on a GPU
 _FACTORIES = {torch.tensor, torch.arange, torch.zeros, torch.ones, torch.empty, torch.full}
 
 

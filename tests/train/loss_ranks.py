@@ -53,9 +53,9 @@ def as_one_process(
     dist.all_reduce(total)
     torch.testing.assert_close(total, expected.detach())
     pairs, tokens, further = batch.rows(rank)
-    wanted = alone.leaves()
+    target = alone.leaves()
     for name, leaf in batch.leaves().items():
-        whole = wanted[name].grad
+        whole = target[name].grad
         if whole is None:
             assert leaf.grad is None, name
             continue

@@ -39,9 +39,9 @@ def started(source: Path, *overrides: str) -> tuple[DualEncoder, TrainConfig]:
 def encoded(model: DualEncoder) -> tuple[torch.Tensor, torch.Tensor]:
     ids, lengths = tokenize(["a red dog", "two cats"], 16)
     generator = torch.Generator().manual_seed(0)
-    found = model(torch.randn(2, 3, model.image_size, model.image_size, generator=generator), ids, lengths)
-    assert isinstance(found.text, TextFeatures)
-    return found.image, found.text.tokens
+    result = model(torch.randn(2, 3, model.image_size, model.image_size, generator=generator), ids, lengths)
+    assert isinstance(result.text, TextFeatures)
+    return result.image, result.text.tokens
 
 
 def take_steps(model: DualEncoder, config: TrainConfig, steps: int = 3) -> None:

@@ -97,9 +97,9 @@ runpy.run_module("filip.train", run_name="__main__", alter_sys=True)
 def test_a_full_disk_is_a_sentence(every: int, named: str, squares: Path, tmp_path: Path) -> None:
     settings = ["max_steps=2", "optimizer.warmup_steps=1", f"checkpoint.every_steps={every}"]
     _, _, *arguments = train_arguments(squares, tmp_path / "run", *settings)
-    found = run_python("-c", LIMITED, *arguments)
-    assert found.returncode == MACHINE_FAILED and "Traceback" not in found.stderr, found.stderr
-    assert f"error: rank 0 on {gethostname()}: {tmp_path / 'run' / named}: " in found.stderr.splitlines()[-1]
+    result = run_python("-c", LIMITED, *arguments)
+    assert result.returncode == MACHINE_FAILED and "Traceback" not in result.stderr, result.stderr
+    assert f"error: rank 0 on {gethostname()}: {tmp_path / 'run' / named}: " in result.stderr.splitlines()[-1]
     assert not list((tmp_path / "run").glob("*model.safetensors*"))
 
 

@@ -124,9 +124,9 @@ def test_muon_has_the_matrices_of_linear_layers_and_adamw_the_rest() -> None:
     model = build_model(load_preset("tiny"))
     optimizer = make_optimizer(model, compose("model=tiny", "optimizer.name=muon"))
     names = {id(p): n for n, p in model.named_parameters()}
-    found = {names[id(p)]: group["use_muon"] for group in optimizer.param_groups for p in group["params"]}
-    assert found.keys() == set(names.values())
-    for name, by_muon in found.items():
+    results = {names[id(p)]: group["use_muon"] for group in optimizer.param_groups for p in group["params"]}
+    assert results.keys() == set(names.values())
+    for name, by_muon in results.items():
         is_matrix = name.endswith("weight") and model.get_parameter(name).ndim == 2
         assert by_muon == (is_matrix and "embedding" not in name), name
     muon = [group for group in optimizer.param_groups if group["use_muon"]]

@@ -72,8 +72,8 @@ def test_evaluations_are_shown_and_change_nothing(squares: Path, tmp_path: Path)
     assert same_weights(tmp_path / "without" / "model.safetensors", last)
     board = EventAccumulator(str(tmp_path / "with" / "tensorboard"))
     board.Reload()
-    wanted = {"eval/colours", "eval/captions_i2t_r1", "eval/captions_t2i_r1"}
-    assert wanted <= set(board.Tags()["scalars"])
+    expected = {"eval/colours", "eval/captions_i2t_r1", "eval/captions_t2i_r1"}
+    assert expected <= set(board.Tags()["scalars"])
     assert [e.step for e in board.Scalars("eval/colours")] == [3, 6]
     assert "data/augmented" in set(board.Tags()["images"])
     result = json.loads((tmp_path / "with" / "eval" / "zero_shot-00000006.json").read_text())

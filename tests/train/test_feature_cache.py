@@ -175,8 +175,8 @@ def test_images_that_are_augmented_have_no_maps_to_keep(overrides: Sequence[str]
 
 
 def test_a_stem_that_learns_or_none_has_no_maps_to_keep(model: DualEncoder) -> None:
-    for overrides, found in ((STEM[:4], "it learns"), (("model=tiny",), "there is none")):
-        with pytest.raises(UserError, match=f"a frozen model.image.stem computes, and {found}"):
+    for overrides, result in ((STEM[:4], "it learns"), (("model=tiny",), "there is none")):
+        with pytest.raises(UserError, match=f"a frozen model.image.stem computes, and {result}"):
             cache_folder("c", initial_model(compose(*overrides)), "fp32")
 
 

@@ -223,7 +223,7 @@ def test_lines_that_a_power_cut_has_torn_are_left_out(tmp_path: Path) -> None:
 
 
 def test_a_signal_during_the_start_up_ends_a_training_at_once(tmp_path: Path) -> None:
-    """Without a handler it would look like a crash: nobody had said 85."""
+    """Without a handler it would look like a crash: no rank had exited with 85."""
     code = """\
 import os, runpy, signal, sys
 class Importing:

@@ -56,8 +56,8 @@ def test_stopped_under_deepspeed_and_finished_under_torchrun(squares: Path, tmp_
     command = [str(BIN / "torchrun"), "--standalone", "--nproc_per_node", "2", "-m", "filip.train"]
     done = subprocess.run([*command, *arguments], env=launched(), capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-2000:]
-    for told in ("batch ", "schedule ", "memory ", "loader ", "resumed from"):
-        assert told in done.stderr
+    for message in ("batch ", "schedule ", "memory ", "loader ", "resumed from"):
+        assert message in done.stderr
     result = json.loads((run / "model.json").read_text())
     assert result["steps"] == 48 and result["world_size"] == 2 and result["global_batch"] == 24
     assert result["seconds_per_iteration"] > 0 and result["peak_memory_mb"] > 100
@@ -94,7 +94,7 @@ def test_the_first_host_of_a_slurm_list(nodes: str, first: str) -> None:
 
 
 def step(tasks: int, per_node: str, **more: str) -> dict[str, str]:
-    """Return what srun sets in each of its tasks, as far as it is read."""
+    """Return the variables of a task of srun that our code reads."""
     common = {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": f"{tasks}", "SLURM_JOB_ID": "7"}
     return {**common, "SLURM_STEP_TASKS_PER_NODE": per_node, "SLURM_STEP_NODELIST": "n[3-9]", **more}
 

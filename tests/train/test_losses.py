@@ -130,9 +130,9 @@ def test_a_term_of_an_installed_package_is_found(tmp_path: Path, monkeypatch: py
     (about / "entry_points.txt").write_text("[filip.losses]\ndistance = distance_term:DISTANCE\n")
     monkeypatch.syspath_prepend(tmp_path)
     own = {name for name, term in losses.TERMS.items() if term.compute.__module__.startswith("filip.")}
-    found = load_plugins("filip.losses", losses.Term, own)
-    assert found.keys() - losses.TERMS.keys() == {"distance"}
-    monkeypatch.setattr(losses, "TERMS", {**losses.TERMS, **found})
+    result = load_plugins("filip.losses", losses.Term, own)
+    assert result.keys() - losses.TERMS.keys() == {"distance"}
+    monkeypatch.setattr(losses, "TERMS", {**losses.TERMS, **result})
     config = compose("+loss.distance=0.5")
     output = Loss(resolve_weights(config.loss, "token_wise"), config)(encoded(), torch.arange(4))
     assert {"loss/token_wise", "loss/distance"} <= set(output.metrics)
@@ -150,11 +150,11 @@ def test_the_monitor_of_the_selection_tells_what_is_kept() -> None:
     axes = torch.eye(8)
     image = axes[:4].repeat(3, 1, 1)  # 3 images of the same 4 patches
     text = TextFeatures(torch.cat([axes[[7, 0, 7]]] * 3), torch.full((3,), 3))  # [BOS], a word, [EOS]
-    told = selection_metrics(choose_tokens(image, *text, 0.25), image, text)
+    message = selection_metrics(choose_tokens(image, *text, 0.25), image, text)
     # Each caption keeps its word, and each image the patch that it names.
-    assert float(told["tokens/kept_bos_eos"]) == 0
-    assert float(told["tokens/kept_same_patch"]) == 1
-    assert float(told["tokens/kept_text_cosine"]) == pytest.approx(1)
+    assert float(message["tokens/kept_bos_eos"]) == 0
+    assert float(message["tokens/kept_same_patch"]) == 1
+    assert float(message["tokens/kept_text_cosine"]) == pytest.approx(1)
     both = selection_metrics(choose_tokens(image, *text, 0.6), image, text)  # 2 of 3: [BOS] wins the tie
     assert float(both["tokens/kept_bos_eos"]) == pytest.approx(1 / 2)
     assert float(both["tokens/kept_text_cosine"]) == pytest.approx(1 / 2)
@@ -175,9 +175,9 @@ def test_the_share_of_kept_tokens_follows_its_schedule() -> None:
     loss, batch = (Loss({"token_wise": 1.0}, compose("token_keep_ratio=0.25", falling)), encoded())
     for step, ratio in ((0, 1.0), (2, 0.625), (4, 0.25), (9, 0.25)):
         fixed = Loss({"token_wise": 1.0}, compose(f"token_keep_ratio={ratio}"))
-        found = loss(batch, group, step)
-        torch.testing.assert_close(found.loss, fixed(batch, group).loss)
-        assert float(found.metrics["tokens/keep_ratio"]) == ratio
+        result = loss(batch, group, step)
+        torch.testing.assert_close(result.loss, fixed(batch, group).loss)
+        assert float(result.metrics["tokens/keep_ratio"]) == ratio
     for override, reason in (
         ("token_keep_schedule=falling", "neither a number nor a schedule"),
         ("token_keep_schedule=linear from 1 to 0 in steps 0 to 4", "keeps 0; shares must be above 0"),
@@ -207,9 +207,9 @@ def test_the_temperature_of_the_smooth_maximum_follows_its_schedule_to_the_maxim
         (3, ("token_maximum=smooth", "token_temperature=0.05")),
         (4, ()),
     ):
-        found = loss(batch, group, step)
-        torch.testing.assert_close(found.loss, Loss({"token_wise": 1.0}, compose(*fixed))(batch, group).loss)
-    assert float(found.metrics["tokens/temperature"]) == 0
+        result = loss(batch, group, step)
+        torch.testing.assert_close(result.loss, Loss({"token_wise": 1.0}, compose(*fixed))(batch, group).loss)
+    assert float(result.metrics["tokens/temperature"]) == 0
     for overrides, reason in (
         (("token_maximum=smooth", "token_temperature=falling"), "neither a number nor a schedule"),
         ((falling,), "token_maximum=hard follows no schedule"),

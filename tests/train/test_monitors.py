@@ -29,26 +29,26 @@ def monitors(image: Tensor, text: Tensor, words: int) -> dict[str, float]:
 
 
 def test_healthy_embeddings_are_far_from_every_alarm() -> None:
-    found = monitors(unit(16, 9), unit(16 * 6, seed=1), 6)
-    assert found["tokens/bos_eos_share"] < 0.6 and found["tokens/same_patch_share"] < 0.5
-    assert found["tokens/winner_entropy"] > 0.9
-    assert min(found["tokens/image_rank"], found["tokens/text_rank"]) > 20
+    result = monitors(unit(16, 9), unit(16 * 6, seed=1), 6)
+    assert result["tokens/bos_eos_share"] < 0.6 and result["tokens/same_patch_share"] < 0.5
+    assert result["tokens/winner_entropy"] > 0.9
+    assert min(result["tokens/image_rank"], result["tokens/text_rank"]) > 20
 
 
 def test_one_patch_that_every_word_points_at_is_seen() -> None:
     axes = torch.eye(D)
     image = axes[:9].repeat(4, 1, 1)
     text = F.normalize(axes[4] + 0.1 * unit(4 * 6), dim=-1)  # every word resembles the patch at position 4
-    found = monitors(image, text, 6)
-    assert found["tokens/same_patch_share"] == 1 and found["tokens/winner_entropy"] == 0
+    result = monitors(image, text, 6)
+    assert result["tokens/same_patch_share"] == 1 and result["tokens/winner_entropy"] == 0
 
 
 def test_a_patch_of_its_own_for_every_image_is_seen_within_each() -> None:
     image = torch.eye(D)[:9].repeat(4, 1, 1)
     text = torch.eye(D)[torch.arange(4)].repeat_interleave(6, dim=0)  # all words of caption i: the patch at i
-    found = monitors(image, text, 6)
-    assert found["tokens/same_patch_share"] == 1
-    assert found["tokens/winner_entropy"] == pytest.approx(math.log(4) / math.log(9))
+    result = monitors(image, text, 6)
+    assert result["tokens/same_patch_share"] == 1
+    assert result["tokens/winner_entropy"] == pytest.approx(math.log(4) / math.log(9))
 
 
 def test_patches_that_point_at_the_ends_of_a_caption_are_seen() -> None:
@@ -70,8 +70,8 @@ def test_the_effective_rank_counts_directions() -> None:
 def test_embeddings_that_are_not_finite_do_not_stop_the_run() -> None:
     image = unit(4, 9)
     image[2, 3, 5] = math.nan
-    found = monitors(image, unit(4 * 6, seed=1), 6)
-    assert math.isnan(found["tokens/image_rank"]) and found["tokens/text_rank"] > 10
+    result = monitors(image, unit(4 * 6, seed=1), 6)
+    assert math.isnan(result["tokens/image_rank"]) and result["tokens/text_rank"] > 10
     everything = monitors(torch.full((2, 3, D), math.nan), torch.full((8, D), math.nan), 4)
     assert math.isnan(everything["tokens/text_rank"])
 

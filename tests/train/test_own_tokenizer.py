@@ -111,7 +111,7 @@ def test_it_trains_resumes_and_is_loaded_with_its_own_vocabulary(
     assert run_many(2, [start], tmp_path / "again.txt") == [0]
     assert "at step 2" in (tmp_path / "again.txt").read_text()
     assert same_weights(tmp_path / "first.safetensors", run / "model.safetensors")
-    theirs = [found.ids or [0] for found in Tokenizer.from_file(str(vocabulary)).encode_batch(TEXTS)]
+    theirs = [result.ids or [0] for result in Tokenizer.from_file(str(vocabulary)).encode_batch(TEXTS)]
     for model in (load_model(run / "model.safetensors"), read_source(str(run / "checkpoints/step00000002")).model):
         ids, lengths = model.tokenizer.tokenize(TEXTS, 1000)
         assert [row[:n].tolist() for row, n in zip(ids, lengths, strict=True)] == theirs

@@ -105,9 +105,9 @@ def test_a_loader_holds_what_was_planned(tmp_path: Path) -> None:
 
 def test_the_index_has_the_planned_size(tmp_path: Path) -> None:
     pairs = write_pairs(tmp_path, [30, 50])
-    found = index_source(pairs.source)
+    result = index_source(pairs.source)
     planned = node_bytes(DataConfig(sources=[pairs.source]), **{**FILIP340M, "pairs": 80}, parameters=0)
-    assert found.offset.nbytes + found.size.nbytes + found.row.nbytes == planned["index"]
+    assert result.offset.nbytes + result.size.nbytes + result.row.nbytes == planned["index"]
 
 
 def test_a_node_of_the_paper_s_base_run() -> None:

@@ -78,14 +78,14 @@ def watched_in_tensorboard(run_dir: Path) -> None:
     board = EventAccumulator(str(run_dir / "tensorboard"))
     board.Reload()
     tags = board.Tags()
-    wanted = {
+    expected = {
         "loss/total", "loss/i2t", "loss/t2i", "accuracy/i2t", "accuracy/t2i",
         "optimizer/lr", "optimizer/lr_temperature",
         "optimizer/logit_scale", "optimizer/loss_scale", "optimizer/skipped_steps", "optimizer/grad_norm",
         "optimizer/weight_norm", "trust_ratio/min", "trust_ratio/median", "trust_ratio/max", "tokens/bos_eos_share",
         "speed/pairs_per_second", "speed/data_wait_seconds", "speed/compute_seconds", "memory/peak_mb",
     }  # fmt: skip
-    assert wanted <= set(tags["scalars"])
+    assert expected <= set(tags["scalars"])
     assert any("watchdog" in tag for tag in tags["tensors"])
 
 
@@ -108,8 +108,8 @@ def ranks(*places: str) -> SimpleNamespace:
 
 
 def test_a_cpu_that_is_told_to_be_avx2_has_no_bf16() -> None:
-    found = run_python("-c", ASK, variables={**os.environ, **AVX2}, cwd=ROOT)
-    assert found.stdout.strip() == "fp32"
+    result = run_python("-c", ASK, variables={**os.environ, **AVX2}, cwd=ROOT)
+    assert result.stdout.strip() == "fp32"
 
 
 def test_a_cpu_multiplies_bf16_only_with_the_instructions_for_it() -> None:

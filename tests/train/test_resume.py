@@ -40,8 +40,8 @@ def test_killed_three_times_ends_bit_identical(squares: Path, tmp_path: Path) ->
         ranks = Ranks(2, train_arguments(squares, killed, *common), tmp_path / f"log{attempt}")
         while complete_checkpoints(saves) == before and ranks.processes[0].poll() is None:
             time.sleep(0.02)
-        told, more = len(records(killed)), choice.randrange(4)
-        while len(records(killed)) < told + more and ranks.processes[0].poll() is None:
+        message, more = len(records(killed)), choice.randrange(4)
+        while len(records(killed)) < message + more and ranks.processes[0].poll() is None:
             time.sleep(0.01)
         time.sleep(choice.random() * 0.1)  # anywhere in a step, or in the next save
         ranks.processes[choice.randrange(2)].kill()

@@ -69,9 +69,9 @@ SAME = {"init_from": "abc", "manifests": {"a": "1"}}
 
 @pytest.mark.parametrize("overrides", [(), ("log_every=1", "data.workers=6"), ("log_every=9", "checkpoint.keep=7")])
 def test_the_same_training_continues_whatever_its_speed_and_reporting(run: Path, overrides: tuple[str, ...]) -> None:
-    found = choose(run, *overrides, **SAME)
-    assert found.checkpoint == run / "checkpoints" / "step00000020"
-    assert not found.start_again and found.notes[-1].startswith("resumed from")
+    result = choose(run, *overrides, **SAME)
+    assert result.checkpoint == run / "checkpoints" / "step00000020"
+    assert not result.start_again and result.notes[-1].startswith("resumed from")
 
 
 @pytest.mark.parametrize(
@@ -88,8 +88,8 @@ def test_other_settings_are_refused_unless_the_checkpoint_is_named(run: Path, ov
     with pytest.raises(UserError, match=name):
         choose(run, *overrides, **SAME)
     newest = run / "checkpoints" / "step00000020"
-    found = choose(run, *overrides, resume=str(newest), **SAME)
-    assert found.checkpoint == newest and " was " in found.notes[-1]
+    result = choose(run, *overrides, resume=str(newest), **SAME)
+    assert result.checkpoint == newest and " was " in result.notes[-1]
 
 
 def test_changed_data_are_refused_by_name(run: Path) -> None:
@@ -99,10 +99,10 @@ def test_changed_data_are_refused_by_name(run: Path) -> None:
 
 
 def test_a_fine_tuning_of_other_weights_starts_again(run: Path) -> None:
-    found = choose(run, init_from="def", manifests={"a": "1"})
-    assert found.checkpoint is None and found.start_again
-    assert "init_from holds other weights" in found.notes[0]
-    prepare_folder(run / "checkpoints", ALONE, found.start_again)
+    result = choose(run, init_from="def", manifests={"a": "1"})
+    assert result.checkpoint is None and result.start_again
+    assert "init_from holds other weights" in result.notes[0]
+    prepare_folder(run / "checkpoints", ALONE, result.start_again)
     assert (run / "checkpoints.1" / "step00000020").is_dir() and not (run / "checkpoints").exists()
 
 
@@ -111,8 +111,8 @@ def test_a_finished_run_starts_again_and_never_overwrites_what_it_had(run: Path)
     record_start(run, config, 0, 1)
     record_finish(run, 30, "c0ffee")
     assert is_finished(run)
-    found = choose(run, **SAME)
-    assert found.checkpoint is None and found.start_again and "finished before" in found.notes[0]
+    result = choose(run, **SAME)
+    assert result.checkpoint is None and result.start_again and "finished before" in result.notes[0]
     record_start(run, config, 0, 1)
     assert not is_finished(run)
     starts = [json.loads(line) for line in (run / "starts.jsonl").read_text().splitlines()]
@@ -142,11 +142,11 @@ def test_a_finished_run_gets_its_lost_result_back_if_nothing_differs(
         file.write_text(file.name)
     code = provenance.code_hash(config)
     record_finish(run, 30, None, training_hash(state_of(config, **SAME)), [str(file) for file in files], code)
-    found = choose(run, **SAME)
-    assert found.kept == run / "finished" and not found.start_again and "taken from" in found.notes[0]
+    result = choose(run, **SAME)
+    assert result.kept == run / "finished" and not result.start_again and "taken from" in result.notes[0]
     for file in files:
         file.unlink()
-    put_in_place(found.kept, [str(file) for file in files])
+    put_in_place(result.kept, [str(file) for file in files])
     assert [file.read_text() for file in files] == ["o", "o.json"]
     assert choose(run, "log_every=3", "data.workers=6", **SAME).kept
     for again in (
@@ -182,10 +182,10 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(run: Path, dam
         (newest / "state.json").write_text(state.replace('"step": 20', '"step": 21'))
     else:
         (newest / "state.json").write_text("{")
-    found = choose(run, **SAME)
-    assert found.checkpoint == run / "checkpoints" / "step00000010"
-    assert "skipped the damaged checkpoint" in found.notes[0] and "step00000020" in found.notes[0]
-    assert newest_intact(run / "checkpoints")[0] == found.checkpoint
+    result = choose(run, **SAME)
+    assert result.checkpoint == run / "checkpoints" / "step00000010"
+    assert "skipped the damaged checkpoint" in result.notes[0] and "step00000020" in result.notes[0]
+    assert newest_intact(run / "checkpoints")[0] == result.checkpoint
     save(run, 15, state_of(compose("model=tiny")))
     _prune(run / "checkpoints", CheckpointConfig(keep=1))
     assert {path.name for path in (run / "checkpoints").iterdir()} == {"step00000015", "damaged-step00000020"}
@@ -214,8 +214,8 @@ def test_a_checkpoint_with_fields_more_or_less_is_read(run: Path) -> None:
 
 
 def test_other_ranks_are_noted(run: Path) -> None:
-    found = choose(run, **SAME, world_size=4)
-    assert "1 ranks then, 4 now" in found.notes[-1]
+    result = choose(run, **SAME, world_size=4)
+    assert "1 ranks then, 4 now" in result.notes[-1]
 
 
 def test_the_folder_hash_covers_learning_settings_only() -> None:

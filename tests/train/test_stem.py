@@ -47,8 +47,8 @@ def test_folded_for_inference_it_computes_the_same_and_the_model_keeps_its_norms
     stem = warm["model"].image.stem
     pixels = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        expected, found = stem(pixels), stem.folded()(pixels)
-        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+        expected, result = stem(pixels), stem.folded()(pixels)
+        torch.testing.assert_close(result, expected, atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(stem(pixels), expected, atol=0, rtol=0)
     assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in stem.folded().modules())
     assert any(isinstance(module, torch.nn.BatchNorm2d) for module in stem.modules())
@@ -75,8 +75,8 @@ def test_deepspeed_trains_it_frozen_and_not(squares: Path, tmp_path: Path) -> No
     as_shipped = initial_model(compose(*STEM, f"init_from=timm:{NAME}:wheel")).image.stem
     moved = [not torch.equal(a, b) for a, b in zip(*(s.parameters() for s in stems), strict=True)]
     assert any(moved)
-    for found, shipped in zip(stems[0].parameters(), as_shipped.parameters(), strict=True):
-        assert torch.equal(found, shipped)
+    for result, shipped in zip(stems[0].parameters(), as_shipped.parameters(), strict=True):
+        assert torch.equal(result, shipped)
 
 
 def test_many_images_are_computed_a_few_at_a_time(warm: dict) -> None:

@@ -42,8 +42,8 @@ def test_a_straggler_is_reported_once_it_has_lasted() -> None:
     for step in (50, 60, 70, 80):
         assert dog.observe_fleet(step, 4.0, *even) == []
     other = of(reports(2.0, 1.0, 1.0))
-    found = [dog.observe_fleet(step, 4.0, *which) for step, which in ((90, slow), (100, other), (110, slow))]
-    assert found == [[], [], []]  # never the same rank three times in a row
+    results = [dog.observe_fleet(step, 4.0, *which) for step, which in ((90, slow), (100, other), (110, slow))]
+    assert results == [[], [], []]  # never the same rank three times in a row
 
 
 def test_a_few_milliseconds_are_no_straggler() -> None:
@@ -65,13 +65,13 @@ def test_a_rank_with_slow_data_is_reported() -> None:
 
 def spikes(losses: list[float]) -> list[tuple[int, int]]:
     dog = watchdog()
-    found = []
+    results = []
     for step, loss in enumerate(losses, start=1):
         status = StepStatus(
             step, loss, grad_norm=1.0, logit_scale=20.0, loss_scale=1.0, skipped=False, finite=True, chance_loss=50.0
         )
-        found += [(a.first, a.last) for a in dog.observe(status) if a.kind == "loss spike"]
-    return found
+        results += [(a.first, a.last) for a in dog.observe(status) if a.kind == "loss spike"]
+    return results
 
 
 def test_a_loss_spike_is_a_loss_far_above_those_before() -> None:

@@ -25,9 +25,9 @@ def board(tmp_path: Path) -> EventAccumulator:
     telemetry.record(10, {**record, "optimizer/logit_scale": 14.0, "accuracy/t2i": 0.4})
     telemetry.hparams(20, shown_settings(TrainConfig()), {**final_metrics(record), "eval/food": 0.2})
     telemetry.close()
-    found = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
-    found.Reload()
-    return found
+    result = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    result.Reload()
+    return result
 
 
 def test_the_charts_of_all_runs_show_what_a_run_records(board: EventAccumulator) -> None:

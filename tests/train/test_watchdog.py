@@ -13,10 +13,10 @@ GOOD = {
 
 def kinds(steps: list[dict], fp16: bool = False, limits: Limits | None = None) -> list[tuple[str, int, int]]:
     watchdog = Watchdog(WatchdogConfig(), 128, max_logit_scale=100.0, fp16=fp16, limits=limits)
-    found = []
+    results = []
     for i, changes in enumerate(steps, start=1):
-        found += watchdog.observe(StepStatus(step=i, **{**GOOD, **changes}))
-    return [(f.kind, f.first, f.last) for f in found]
+        results += watchdog.observe(StepStatus(step=i, **{**GOOD, **changes}))
+    return [(f.kind, f.first, f.last) for f in results]
 
 
 @pytest.mark.parametrize(

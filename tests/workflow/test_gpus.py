@@ -72,5 +72,5 @@ def test_without_gpus_it_starts_at_once(tmp_path: Path, missing: str | None, mon
         monkeypatch.setenv("PATH", "/nowhere")
     from workflow.gpus import visible
 
-    found = visible()
-    assert found == [str(number) for number in range(len(found))]
+    result = visible()
+    assert result == [str(number) for number in range(len(result))]

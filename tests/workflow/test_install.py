@@ -124,12 +124,12 @@ def test_pips_settings_are_uvs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("PIP_TIMEOUT", "9")
     settings = install.pip_settings(Path(sys.executable))
     assert settings["constraint"] == ["/etc/constraints.txt"]
-    found = install.like_pip(settings)
-    assert found["UV_DEFAULT_INDEX"] == "https://mirror.example/simple"
-    assert found["UV_INDEX"].split() == ["https://a.example/x", "https://b.example/y"]
-    assert found["UV_INDEX_STRATEGY"] == "unsafe-best-match"
-    assert found["UV_FIND_LINKS"] == "/wheels,/more"
-    assert "UV_HTTP_TIMEOUT" not in found
+    result = install.like_pip(settings)
+    assert result["UV_DEFAULT_INDEX"] == "https://mirror.example/simple"
+    assert result["UV_INDEX"].split() == ["https://a.example/x", "https://b.example/y"]
+    assert result["UV_INDEX_STRATEGY"] == "unsafe-best-match"
+    assert result["UV_FIND_LINKS"] == "/wheels,/more"
+    assert "UV_HTTP_TIMEOUT" not in result
 
 
 def test_an_index_that_does_not_answer_is_not_waited_for() -> None:
@@ -144,13 +144,13 @@ def test_the_lock_has_a_version_that_suits_every_requirement() -> None:
             pin = Requirement(line)
             pins.setdefault(canonicalize_name(pin.name), []).append(pin)
     for line in importlib.metadata.requires(PROJECT["name"]):
-        wanted = Requirement(line)
-        if canonicalize_name(wanted.name) == PROJECT["name"] or wanted.url or not applies(wanted.marker):
+        expected = Requirement(line)
+        if canonicalize_name(expected.name) == PROJECT["name"] or expected.url or not applies(expected.marker):
             continue
-        found = [pin for pin in pins.get(canonicalize_name(wanted.name), []) if applies(pin.marker)]
-        assert len(found) == 1, f"{line}: {found}"
-        (version,) = [one.version for one in found[0].specifier]
-        assert wanted.specifier.contains(version, prereleases=True), f"{line}: the lock has {version}"
+        results = [pin for pin in pins.get(canonicalize_name(expected.name), []) if applies(pin.marker)]
+        assert len(results) == 1, f"{line}: {results}"
+        (version,) = [one.version for one in results[0].specifier]
+        assert expected.specifier.contains(version, prereleases=True), f"{line}: the lock has {version}"
 
 
 def applies(marker: Marker | None) -> bool:
@@ -159,12 +159,12 @@ def applies(marker: Marker | None) -> bool:
 
 @pytest.mark.parametrize("module", ["playwright", "clip-benchmark", "ruff", "mypy"])
 def test_the_demo_installs_no_tools_of_tests_or_clusters(module: str) -> None:
-    extras, wanted, seen = PROJECT["optional-dependencies"], ["demo"], set[str]()
-    while wanted:
-        for line in extras[wanted.pop()]:
+    extras, expected, seen = PROJECT["optional-dependencies"], ["demo"], set[str]()
+    while expected:
+        for line in extras[expected.pop()]:
             requirement = Requirement(line)
             if canonicalize_name(requirement.name) == PROJECT["name"]:
-                wanted += requirement.extras
+                expected += requirement.extras
             seen.add(canonicalize_name(requirement.name))
     assert "snakemake" in seen and module not in seen
 

@@ -61,8 +61,8 @@ def test_a_process_that_is_gone_when_it_is_to_be_ended_is_no_fault() -> None:
     process = subprocess.Popen(["true"])
     gone = psutil.Process(process.pid)
     process.wait()
-    found = [[gone]]
-    assert one_run.end(lambda: found.pop() if found else [], patience=1) == 0
+    results = [[gone]]
+    assert one_run.end(lambda: results.pop() if results else [], patience=1) == 0
 
 
 def test_processes_of_a_run_are_found_by_mark_and_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

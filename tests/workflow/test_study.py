@@ -54,9 +54,9 @@ def test_the_paper_keeps_a_quarter_and_all_tokens_are_our_run(
 
 @pytest.mark.parametrize(("study", "gpus"), [("base", 128), ("large", 192)])
 def test_the_paper_s_studies_train_one_model_on_its_gpus(study: str, gpus: int) -> None:
-    found = WorkflowStudy(yaml.safe_load((ROOT / f"workflow/config/{study}.yaml").read_text()))
-    assert [found.launch(run).world_size for run in found.runs] == [gpus]
-    assert {found.resolved(name).token_keep_ratio for name in found.fine_tunes} == {0.25}
+    result = WorkflowStudy(yaml.safe_load((ROOT / f"workflow/config/{study}.yaml").read_text()))
+    assert [result.launch(run).world_size for run in result.runs] == [gpus]
+    assert {result.resolved(name).token_keep_ratio for name in result.fine_tunes} == {0.25}
 
 
 def test_the_run_folder_follows_what_is_trained_and_nothing_else(demo: dict) -> None:
@@ -244,8 +244,8 @@ def write_trials(folder: Path, scores: dict[tuple[float, int], float]) -> list[s
 
 def test_the_values_with_the_highest_mean_over_the_seeds_are_chosen(tmp_path: Path) -> None:
     of_rates = {0.002: (0.1, 0.5), 0.004: (0.3, 0.35), 0.008: (0.2, 0.2)}
-    found = {(rate, 100 + n): score for rate, scores in of_rates.items() for n, score in enumerate(scores)}
-    trials, out = ",".join(write_trials(tmp_path, found)), tmp_path / "best.txt"
+    results = {(rate, 100 + n): score for rate, scores in of_rates.items() for n, score in enumerate(scores)}
+    trials, out = ",".join(write_trials(tmp_path, results)), tmp_path / "best.txt"
     arguments = ["card=scenes", "settings=[optimizer.base_lr]", f"trials=[{trials}]", f"out={out}"]
     run_command(main, Search, argv=arguments)
     assert out.read_text() == "optimizer.base_lr=0.004\n"

@@ -104,10 +104,10 @@ def test_a_training_on_a_cluster_asks_for_its_nodes_and_tasks(demo: dict) -> Non
 
 def test_nodes_of_the_paper_s_studies_ask_for_the_memory_that_the_plan_adds_up() -> None:
     for study, run in (("base", "filip_base"), ("large", "filip_large")):
-        found = WorkflowStudy(yaml.safe_load((ROOT / f"workflow/config/{study}.yaml").read_text()))
-        assert 40_000 < found.node_memory(run) < 200_000, study
-        for name in (*found.trained, *found.efficiency):
-            assert found.node_memory(name) > 1000
+        result = WorkflowStudy(yaml.safe_load((ROOT / f"workflow/config/{study}.yaml").read_text()))
+        assert 40_000 < result.node_memory(run) < 200_000, study
+        for name in (*result.trained, *result.efficiency):
+            assert result.node_memory(name) > 1000
 
 
 def test_the_trainer_is_told_how_many_ranks_there_should_be(demo: dict) -> None:
@@ -120,11 +120,11 @@ def test_the_trainer_is_told_how_many_ranks_there_should_be(demo: dict) -> None:
 @pytest.mark.parametrize("study", ["ablation", "base", "large"])
 def test_every_training_of_the_paper_s_studies_fits_its_gpus(study: str) -> None:
     """Each fits 32 GB of a V100, counted by the memory plan at its own launch, with a tenth left over."""
-    found = WorkflowStudy(yaml.safe_load((ROOT / f"workflow/config/{study}.yaml").read_text()))
-    for name in [*found.trained, *found.efficiency]:
-        config, ranks = copy.deepcopy(found.resolved(name)), found.launch(name).world_size
-        if name in found.fine_tunes:  # the trainer takes the architecture from the weights
-            model = found.resolved(found.fine_tunes[name]["from"]).model
+    result = WorkflowStudy(yaml.safe_load((ROOT / f"workflow/config/{study}.yaml").read_text()))
+    for name in [*result.trained, *result.efficiency]:
+        config, ranks = copy.deepcopy(result.resolved(name)), result.launch(name).world_size
+        if name in result.fine_tunes:  # the trainer takes the architecture from the weights
+            model = result.resolved(result.fine_tunes[name]["from"]).model
             model = replace(model, gradient_checkpointing=config.model.gradient_checkpointing)
             config.model = copy.deepcopy(model)
         config.model.image.image_size = config.image_size or config.model.image.image_size

@@ -25,8 +25,8 @@ def test_as_many_translating_jobs_as_the_download_has_shards_for(
     demo: dict, tmp_path: Path, shards: int, parts: int
 ) -> None:
     (tmp_path / "download.json").write_text(f'{{"notes": {{"shards": {shards}}}}}')
-    found = WorkflowStudy(demo).translation_parts("demo", tmp_path / "download.json")
-    assert found == [f"results/demo/data/demo/translated/{part}-of-{parts}.done" for part in range(parts)]
+    result = WorkflowStudy(demo).translation_parts("demo", tmp_path / "download.json")
+    assert result == [f"results/demo/data/demo/translated/{part}-of-{parts}.done" for part in range(parts)]
 
 
 def test_a_stage_is_stale_when_what_it_reads_of_a_card_changes_and_not_otherwise(demo: dict) -> None:

@@ -7,7 +7,7 @@ is a Python function: captions and settings in, True for each caption that it dr
     @python_rule("shouting", applies=lambda settings: settings.no_shouting)
     def shouting(captions, settings): return [caption.isupper() for caption in captions]
 
-It runs in worker processes over the distinct, normalised captions. The first rule that drops a caption is charged.
+It runs in worker processes over the distinct, normalised captions. The first rule that drops a caption is counted.
 """
 
 from __future__ import annotations

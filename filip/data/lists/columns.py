@@ -130,7 +130,7 @@ def where_condition(
     columns = ", ".join(f"{duckdb_io.sql_identifier(name)} {kind}" for name, kind in types.items())
     try:
         whole = len(duckdb.extract_statements(f"SELECT ({condition})")) == 1
-        # apart, where it sees these columns alone: a card of somebody else must not read this machine's files
+        # apart, where it sees these columns alone: somebody else's card must not read this machine's files
         with duckdb.connect(config={"enable_external_access": False}) as apart:
             apart.execute(f"CREATE TABLE listed ({columns})")
             described = f"DESCRIBE SELECT ({condition}) FROM listed WHERE ({condition})"

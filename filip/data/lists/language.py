@@ -88,7 +88,7 @@ def are_english(captions: Sequence[str]) -> list[bool]:
 
 
 def _has_names(caption: str) -> bool:
-    """Return whether the other words of a caption with names are English, or a place known in English ends it."""
+    """Return whether a caption's words beside names are English, or its end is a place that English knows."""
     if _ENGLISH.search(caption):
         return caption.count(" ") > 1
     words = [word for word in _WORD.findall(caption) if not _PARTICLES.fullmatch(word.lower())]

@@ -213,7 +213,7 @@ class ShardStream(IterableDataset[Batch]):
 
 
 class StreamLoader:
-    """Iterate over an epoch of a stream, then over the next: as PairLoader, but a position is a list of shards."""
+    """Iterate over an epoch of a stream, then over the next: like PairLoader, but a position is a list of shards."""
 
     def __init__(self, stream: ShardStream, pin_memory: bool = False) -> None:
         self.stream, self.epoch, self.batch = stream, 0, 0

@@ -70,7 +70,7 @@ def segment(
     vectors = class_vectors(encoder, names, ensemble)
     seen = encoder.transform, encoder.grid
     areas = []  # per image [3, classes]: pixels that are right, predicted and true, in patches
-    among_own_classes = []  # per image: the predictions among its own classes
+    rows = []  # per image: the predictions among its own classes
     keys = []
     with Progress(card.name, "images", len(data)) as progress:
         for start in range(0, len(data), batch_size):
@@ -83,15 +83,13 @@ def segment(
                     for number in np.unique(values[values >= 0])
                 }
                 areas.append(image_areas(shares, scores.argmax(-1), len(classes)))
-                among_own_classes.append(among_own(shares, scores, len(classes)))
+                rows.append(among_own(shares, scores, len(classes)))
                 keys.append(sample.key)
             progress.add(len(samples))
     counted = np.stack(areas)
     right = counted[:, 0].sum(1) / np.maximum(counted[:, 2].sum(1), 1e-12)
     if record is not None:
-        record[card.name] = Outcomes.of(
-            keys, {"pixels": right, "present": [found.pixels for found in among_own_classes]}
-        )
+        record[card.name] = Outcomes.of(keys, {"pixels": right, "present": [found.pixels for found in rows]})
     total = counted.sum(0)
     per_class = intersection_over_union(total)
     return {
@@ -100,7 +98,7 @@ def segment(
         "miou": float(np.nanmean(per_class)),
         "pixels": float(total[0].sum() / max(total[2].sum(), 1e-12)),
         "chance": 1 / len(classes),
-        "present": _over_images(among_own_classes),
+        "present": _over_images(rows),
         "per_class": [[n, None if np.isnan(v) else float(v)] for n, v in zip(names, per_class, strict=True)],
         "prompts": len(ensemble),
         "split": card.split,

@@ -122,11 +122,9 @@ class Inputs:
             numbers = split(numbers).get(part)
             if numbers is None:
                 return Cell(reason="not evaluated")
-        measured = protocol.measure(figure.column, numbers)
-        interval = list(measured.interval) if measured.interval else None
-        return Cell(
-            None if measured.reason else measured.value, measured.chance, measured.n, interval, reason=measured.reason
-        )
+        value = protocol.measure(figure.column, numbers)
+        interval = list(value.interval) if value.interval else None
+        return Cell(None if value.reason else value.value, value.chance, value.n, interval, reason=value.reason)
 
     def average_cell(self, run: str, protocol: str = "zero_shot") -> Cell:
         """Return the plain mean over the protocol's benchmarks; over seeds, the mean of their means."""
