@@ -251,7 +251,7 @@ def _prices(study: Study, runs: Sequence[str], results: Results) -> list[str]:
 
 
 def vectors(model: Mapping[str, Any]) -> tuple[int, int]:
-    """Return how many vectors of an image a model above a stem compares, and of how many numbers each."""
+    """Return the number of vectors of an image that a model above a stem compares, and their width."""
     config = config_from_dict(dict(model))
     side = config.image.image_size // (config.image.stem_stride * config.image.stem_cells)
     return 1 if config.interaction == "pooled" else side**2, config.compared_dim

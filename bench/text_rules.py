@@ -51,7 +51,7 @@ class Peak:
         while not self._stop.wait(pause):
             started = time.perf_counter()
             self.value = max(self.value, self.measure())
-            # looking at a hundred thousand files takes seconds, which would count as those of the block
+            # looking at a hundred thousand files takes seconds, which would count as the block's
             pause = max(0.1, 20 * (time.perf_counter() - started))
 
     def __exit__(self, *_: object) -> None:

@@ -4,8 +4,8 @@
 
 in both directions, and then CLIP's cross-entropy over the scaled s'. t are the unit vectors of the captions, taken
 without gradient; m is the setting ``margin``. A caption close to the true one has to be beaten by m more than one about
-something else, so that the loss does not vanish as soon as the easy negatives are told apart, which is what the paper
-finds plain cross-entropy to do within an epoch of fine-tuning. m = 0 is the plain loss.
+something else, so that the loss does not vanish as soon as the easy negatives are told apart, as plain
+cross-entropy does within an epoch of fine-tuning by the paper. m = 0 is the plain loss.
 
 The similarity is the token-wise one, shared with ``token_wise``; HN-CLIP's is the cosine of two vectors. Its code was
 not released: the form of the margin, added to the cosine before the scale, is from its description, and its exact
@@ -38,7 +38,7 @@ class Margin:
 def compute(batch: LossInput) -> TermOutput:
     """Compute the cross-entropy over the token-wise similarity plus the margin.
 
-    The accuracies are those with the margin.
+    The accuracies include the margin.
     """
     similarity, metrics = batch.once("token_wise", token_wise.token_wise_similarity)
     margin = batch.own.margin * caption_similarity(batch)

@@ -3,7 +3,7 @@
 A reader's page is where a reader begins: to use, to train, to compare, or to extend. The code of
 ``docs/extending.md`` is run by test_docs.py.
 
-Every fenced block has a language that says what happens to it. ``sh``: each command must match one line of
+Every fenced block has a language, which decides its fate. ``sh``: each command must match one line of
 ``SHELL``, which runs it whole where that is cheap, and otherwise checks its arguments as the command itself would
 (a command that matches none fails here, so that none is added untested). ``yaml`` and ``python`` blocks are used by
 the tests named after them. ``text`` is not run.
@@ -219,7 +219,7 @@ def test_the_search_prints_what_stands_below_it(
     assert len(result) == len(expected)
     for word, shown in zip(result, expected, strict=True):
         if re.fullmatch(r"[+-]?\d+\.\d+", shown):
-            # a score is of exact tokens; deviations are of the index, which a CPU without bf16 products fills otherwise
+            # a score comes from exact tokens; deviations come from the index, which a CPU fills by its own products
             assert float(word) == pytest.approx(float(shown), abs=0.4 if shown[0] in "+-" else 0.005)
         else:
             assert word.replace(f"{ROOT}/", "") == shown

@@ -47,7 +47,7 @@ class Block(NamedTuple):
     rows: slice  # among the packed tokens of all images, in order of length
     padded: Tensor | None  # [images, n1] rows within the block; None: they are equally long
     inside: Tensor | None  # [images, n1]: which of these are not repeated
-    kept: Tensor | None  # [rows of the block] where those are among images * n1
+    kept: Tensor | None  # [rows of the block] their places among images * n1
     per_image: Tensor | int  # [images, 1] tokens of each, or of all
 
     def of(self, tokens: Tensor) -> Tensor:
@@ -110,7 +110,7 @@ def _orders(tokens: Tokens) -> tuple[Order, Order]:
 
 
 def _in_order(of_images: Tensor, tokens: Tokens, order: Order) -> Tensor:
-    """Return what belongs to images, or to their tokens, in order of length."""
+    """Return values of images, or of their tokens, in order of length."""
     if tokens.image_lengths is None:
         return of_images
     return of_images[order.items if len(of_images) == len(order.items) else order.rows]

@@ -197,7 +197,7 @@ def _text_gradient(
 
 
 def _splits(programs: int, steps: int) -> int:
-    """Return among how many programs to divide the ``steps`` of each of ``programs``, by the shapes alone."""
+    """Return the number of programs that share the ``steps`` of each of ``programs``, by the shapes alone."""
     return min(steps, triton.cdiv(PROGRAMS, programs))
 
 

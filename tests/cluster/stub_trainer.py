@@ -1,4 +1,4 @@
-"""In place of filip.train: joins the other ranks as the trainer does, then behaves as its first argument says."""
+"""In place of filip.train: joins the other ranks as the trainer does, then behaves by its first argument."""
 
 import json
 import os

@@ -217,7 +217,7 @@ def table_of_images(root: Path) -> EvalSet:
     ids=lambda f: f.__name__,
 )
 def test_pictures_are_seen_upright_in_every_layout(layout: Callable[[Path], EvalSet], tmp_path: Path) -> None:
-    """As ingest turns them: a model is evaluated on what it was trained on."""
+    """Ingest turns them, too: evaluation sees the pictures that training saw."""
     upright = lying(tmp_path / "a.png")
     assert upright.shape == (48, 40, 3)
     assert np.array_equal(np.asarray(layout(tmp_path)[0].image), upright)
