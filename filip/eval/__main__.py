@@ -3,7 +3,7 @@
     filip eval model=filip.safetensors data=pictures                  # a folder of classes
     filip eval model=hf:openai/clip-vit-base-patch32 data=pairs.csv   # columns image and caption
     filip eval model=filip.safetensors data=[cifar10,flickr30k,sugar_crepe_swap_att] root=/data/benchmarks
-    filip eval model=M data=[mscoco,flickr30k] root=DIR protocols=[retrieval] retrieval.shortlist=100 out=retrieval.json
+    filip eval model=M data=[mscoco,flickr30k] root=DIR protocols=[retrieval] retrieval.ties=first out=retrieval.json
 
 Each data set is opened before anything is encoded. Results are kept as ``<out>/<protocol>/<data set>.json``, with the
 outcome of each image next to them; a result that is there, for the same weights, data and settings, is kept. With

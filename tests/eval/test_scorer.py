@@ -1,4 +1,4 @@
-"""Pooled and token-wise scorers: the definition, the text tokens that count, and the two-stage ranking."""
+"""Pooled and token-wise scorers: the definition, and the text tokens that count."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ from filip.errors import UserError
 from filip.eval.cards import load_card
 from filip.eval.encode_set import Context
 from filip.eval.prompts import load_ensemble
-from filip.eval.protocols.retrieval import recalls, rerank, retrieval_benchmark
+from filip.eval.protocols.retrieval import retrieval_benchmark
 from filip.eval.protocols.zero_shot import class_scores, zero_shot_task
 from filip.eval.scorer import PooledScorer, Texts, TokenScorer, load_scorer
 from filip.eval.text_tokens import kept_tokens
@@ -132,45 +132,6 @@ def test_pooled_model_and_mistakes(tmp_path):
         load_scorer(str(tmp_path / "none.safetensors"))
     with pytest.raises(UserError, match="no architecture 'ViT-Z'"):
         load_scorer("open_clip:ViT-Z")
-
-
-# ---- two stages ----------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def retrieval_problem() -> tuple[TokenScorer, Tensor, Texts, Tensor]:
-    """Return 30 images and 60 texts whose tokens are noisy copies of their image's."""
-    images = unit(30, 5, 8)
-    lengths = torch.tensor([2, 4] * 30)
-    owner = torch.arange(30).repeat_interleave(2)
-    rows = [images[i, : int(n)] for i, n in zip(owner, lengths, strict=True)]
-    noisy = torch.cat(rows) + 0.4 * torch.randn(180, 8, generator=torch.Generator().manual_seed(5))
-    return TokenScorer(Vectors(True)), images, Texts(F.normalize(noisy, dim=-1), lengths), owner
-
-
-def test_two_stages_with_everything_shortlisted_are_exact(retrieval_problem):
-    scorer, images, texts, owner = retrieval_problem
-    exact = scorer.similarity(images, texts)
-    ranked = rerank(scorer, images, texts, texts, 60, "image", "text")
-    assert torch.allclose(ranked[0], exact.i2t, atol=1e-6) and torch.allclose(ranked[1], exact.t2i, atol=1e-6)
-    assert recalls(*ranked, owner).table["i2t"] == recalls(exact.i2t, exact.t2i, owner).table["i2t"]
-
-
-def test_a_short_list_loses_what_it_left_out_and_nothing_else(retrieval_problem):
-    scorer, images, texts, _ = retrieval_problem
-    exact = scorer.similarity(images, texts)
-    ranked = rerank(scorer, images, texts, texts, 10, "mean", "image")
-    kept = torch.isfinite(ranked[0])
-    assert (kept.sum(1) == 10).all() and (torch.isfinite(ranked[1]).sum(0) == 10).all()
-    assert torch.allclose(ranked[0][kept], ((exact.i2t + exact.t2i) / 2)[kept], atol=1e-6)
-
-
-def test_two_stages_refuse_what_makes_no_sense(retrieval_problem):
-    scorer, images, texts, _ = retrieval_problem
-    with pytest.raises(UserError, match="at least 10"):
-        rerank(scorer, images, texts, texts, 5, "image", "text")
-    with pytest.raises(UserError, match="token-wise"):
-        rerank(PooledScorer(Vectors(False)), images, texts, texts, 20, "image", "text")
 
 
 TEXTS = ["a red bicycle in front of the lighthouse, at night.", "of the", "", "antidisestablishmentarianism!"]

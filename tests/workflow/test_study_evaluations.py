@@ -129,13 +129,13 @@ def test_a_study_sets_the_options_of_its_evaluations(demo: dict) -> None:
         "prompts": "eval/prompts.yaml",
     }
     demo["peers"] = {
-        "b32": {"label": "B/32", "model": "hf:some/clip", "eval": {"all": ["workers=1"], "retrieval": ["shortlist=9"]}}
+        "b32": {"label": "B/32", "model": "hf:some/clip", "eval": {"all": ["workers=1"], "retrieval": ["ties=first"]}}
     }
     study = WorkflowStudy(demo)
     ours, theirs = options(study, "clip"), options(study, "b32")
     shared = {"prompts": "eval/prompts.yaml", "precision": "bf16", "zero_shot.ensemble": "score"}
-    assert {**shared, "workers": "3"}.items() <= ours.items() and "retrieval.shortlist" not in ours
-    assert {**shared, "workers": "1", "retrieval.shortlist": "9"}.items() <= theirs.items()
+    assert {**shared, "workers": "3"}.items() <= ours.items() and "retrieval.ties" not in ours
+    assert {**shared, "workers": "1", "retrieval.ties": "first"}.items() <= theirs.items()
 
 
 def test_an_option_of_all_protocols_is_refused_below_one(demo: dict) -> None:

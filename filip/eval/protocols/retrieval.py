@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from filip import citations
@@ -29,8 +28,6 @@ from filip.eval.prompts import Prompt, load_retrieval_prompts
 from filip.eval.protocols import Column, Numbers, Protocol, ReportTable
 from filip.eval.scorer import RANKING_TITLES, RANKINGS, Scorer, Texts, ranking
 from filip.eval.text_tokens import CHOICES
-from filip.progress import track
-from late_interaction import Similarity
 
 KS = (1, 5, 10)
 WAYS = {"i2t": "image → text", "t2i": "text → image"}
@@ -58,8 +55,6 @@ class RetrievalSettings:
         "torch.topk finds first, as in CLIP_benchmark",
         choices=("expected", "first"),
     )
-    shortlist: int = option(0, "two-stage: exact scores for this many candidates only; 0 = all, exact", at_least=0)
-    compare: bool = option(True, "also rank exactly, where there is a shortlist, and report the recall that it loses")
 
 
 def run(
@@ -118,26 +113,12 @@ def retrieval_benchmark(
         "note": "; ".join(filter(None, (size_note(card, len(found.images)), _shared(found, settings)))) or None,
         **cut.result(),
     }
-    exact = None
-    if not settings.shortlist or settings.compare:
-        exact, by = _exact(scorer, found, for_texts, for_images, settings)
-        result |= by
-        if scorer.token_wise and {card.name, "all"} & set(settings.compare_text_tokens):
-            result["text_tokens"] = _by_text_tokens(scorer, found, prompts, texts, settings)
-    if not settings.shortlist:
-        assert exact is not None
-        _record(record, card.name, found, exact)
-        return result | exact.table
-    scores = rerank(
-        scorer, found.images, for_texts, for_images, settings.shortlist, settings.rank_texts_by, settings.rank_images_by
-    )
-    short = recalls(*scores, found.owner, settings.ties)
-    _record(record, card.name, found, short)
-    lost = None
-    if exact is not None:
-        lost = {way: {r: exact.table[way][r] - short.table[way][r] for r in exact.table[way]} for way in WAYS}
-    stage = {"shortlist": settings.shortlist, "by": "pooled", "lost": lost}
-    return result | short.table | {"two_stage": stage, "exact": exact.table if exact else None}
+    chosen, by = _exact(scorer, found, for_texts, for_images, settings)
+    result |= by
+    if scorer.token_wise and {card.name, "all"} & set(settings.compare_text_tokens):
+        result["text_tokens"] = _by_text_tokens(scorer, found, prompts, texts, settings)
+    _record(record, card.name, found, chosen)
+    return result | chosen.table
 
 
 def _shared(found: _Collected, settings: RetrievalSettings) -> str:
@@ -314,48 +295,3 @@ PROTOCOL = Protocol(
     reads_prompts=True,
     citation=(citations.FILIP, citations.KARPATHY),
 )
-
-
-def rerank(
-    scorer: Scorer,
-    images: Tensor,
-    for_texts: Texts,
-    for_images: Texts,
-    candidates: int,
-    rank_texts_by: str,
-    rank_images_by: str,
-) -> tuple[Tensor, Tensor]:
-    """Return exact scores for each query's ``candidates`` best candidates of a cheap first pass, -inf for all others.
-
-    images: [n, n1, d] tokens. for_texts, for_images: encoded texts when ranking texts, and when ranking
-    images. rank_*_by: "image" (s^I), "text" (s^T) or "mean".
-    Returns (what ranks texts, what ranks images), both [images, texts].
-    Raises UserError for a pooled model (exact is already one product) and for a shortlist under 10.
-    """
-    if not scorer.token_wise:
-        raise UserError("shortlist= is for token-wise models; a pooled model's exact ranking is one product")
-    if candidates < 10:
-        raise UserError(f"shortlist={candidates}: R@10 needs a shortlist of at least 10")
-    cheap = ranking(shortlist_scores(images, for_texts), rank_texts_by)
-    rows = cheap.topk(min(candidates, len(for_texts)), dim=1).indices
-    texts = torch.full((len(images), len(for_texts)), -torch.inf)
-    for i, chosen in enumerate(track(rows, "re-ranking texts", "images")):
-        similarity = scorer.similarity(images[i : i + 1], for_texts.select(chosen))
-        texts[i, chosen] = ranking(similarity, rank_texts_by)[0]
-    cheap = ranking(shortlist_scores(images, for_images), rank_images_by)
-    columns = cheap.topk(min(candidates, len(images)), dim=0).indices.T
-    pictures = torch.full_like(texts, -torch.inf)
-    for j, chosen in enumerate(track(columns, "re-ranking images", "texts")):
-        similarity = scorer.similarity(images[chosen.to(images.device)], for_images.select(torch.tensor([j])))
-        pictures[chosen, j] = ranking(similarity, rank_images_by)[:, 0]
-    return texts, pictures
-
-
-def shortlist_scores(images: Tensor, texts: Texts) -> Similarity:
-    """Compute the cheap first pass: cosines of mean vectors [images, texts], the same both ways, on the CPU."""
-    assert texts.lengths is not None
-    owner = torch.repeat_interleave(torch.arange(len(texts)), texts.lengths.cpu()).to(texts.values.device)
-    summed = texts.values.new_zeros(len(texts), texts.values.shape[1], dtype=torch.float32)
-    summed.index_add_(0, owner, texts.values.float())
-    product = (F.normalize(images.float().mean(1), dim=-1) @ F.normalize(summed, dim=-1).T).cpu()
-    return Similarity(product, product)

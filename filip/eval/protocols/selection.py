@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -161,6 +161,22 @@ def winoground_outcome(first: Sequence[float], second: Sequence[float]) -> tuple
     return text, image, group, 0.5 if right == wrong else float(right > wrong)
 
 
+def _columns(
+    title: str, key: str, value: str, only: Callable[[BenchmarkCard], bool], outcome: str = ""
+) -> Iterator[Column]:
+    """Yield a column for each similarity. value: where the number is below it; "": it is a mean over categories."""
+    for by, name in RANKING_TITLES.items():
+        place = f"{by}{value}" if value else f"by_category.mean.{by}"
+        chance = "chance" if value == ".value" else place.replace("value", "chance") if value else ""
+        interval = place.replace("value", "ci95") if value else ""
+        first = by == "mean" and title in ("", "mean of categories", "group")
+        said = f"{title} {name}".strip()
+        yield Column(
+            said, key.format(by=by), place, chance, interval,
+            outcome=outcome.format(by=by), only=only, headline=first, similarity=by,
+        )  # fmt: skip
+
+
 PROTOCOL = Protocol(
     "selection",
     ("selection",),
@@ -168,47 +184,20 @@ PROTOCOL = Protocol(
     NoSettings,
     ReportTable(
         "Caption selection (accuracy, %)",
-        tuple(
-            Column(
-                name,
-                by,
-                f"{by}.value",
-                "chance",
-                f"{by}.ci95",
-                outcome=f"/{by}",
-                only=lambda card: card.loader != "winoground",
-                headline=by == "mean",
-                similarity=by,
-            )
-            for by, name in RANKING_TITLES.items()
-        )
-        + tuple(
-            Column(
-                f"mean of categories {name}",
-                f"macro_{by}",
-                f"by_category.mean.{by}",
-                chance="",
-                interval="",
-                only=lambda card: "category" in card.layout.options,
-                headline=by == "mean",
-                similarity=by,
-            )
-            for by, name in RANKING_TITLES.items()
-        )
-        + tuple(
-            Column(
-                f"{measure} {name}",
-                f"{measure}_{by}",
-                f"{by}.{measure}.value",
-                f"{by}.{measure}.chance",
-                f"{by}.{measure}.ci95",
-                outcome=f"/{measure}_{by}",
-                only=lambda card: card.loader == "winoground",
-                headline=(measure, by) == ("group", "mean"),
-                similarity=by,
-            )
-            for measure in WINOGROUND
-            for by, name in RANKING_TITLES.items()
+        (
+            *_columns("", "{by}", ".value", only=lambda card: card.loader != "winoground", outcome="/{by}"),
+            *_columns("mean of categories", "macro_{by}", "", only=lambda card: "category" in card.layout.options),
+            *(
+                column
+                for measure in WINOGROUND
+                for column in _columns(
+                    measure,
+                    f"{measure}_{{by}}",
+                    f".{measure}.value",
+                    only=lambda card: card.loader == "winoground",
+                    outcome=f"/{measure}_{{by}}",
+                )
+            ),
         ),
         ("A pooled model has one similarity only.",),
         card_notes=True,

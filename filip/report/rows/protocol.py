@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from filip.eval.protocols import ReportTable, protocol_of
-from filip.eval.protocols.retrieval import WAYS
 from filip.report.rows.cells import Figure, Inputs
 from filip.report.table import Cell, Row, Table, published_cell
 from filip.table_writer import differing
@@ -165,7 +164,7 @@ def intervals(table: Table) -> list[str]:
 def warnings(inputs: Inputs, protocol: str, runs: Sequence[str]) -> list[str]:
     """Return the warnings of the evaluations of these runs, each once.
 
-    They are of a test set of another size, another split, scores that are not finite, ranking in two stages.
+    They are of a test set of another size, another split, scores that are not finite.
     """
     notes = []
     for run in runs:
@@ -179,21 +178,7 @@ def warnings(inputs: Inputs, protocol: str, runs: Sequence[str]) -> list[str]:
                 notes.append(
                     f"{where}: {bad:,} of {numbers['n']:,} images have scores that are not finite; they rank last."
                 )
-            if numbers.get("two_stage"):
-                notes.append(f"{where}: {_two_stages(numbers['two_stage'])}")
     return list(dict.fromkeys(notes))
-
-
-def _two_stages(stage: dict[str, Any]) -> str:
-    """Return how a recall that is not exact came about, and its loss."""
-    lost = stage.get("lost")
-    loss = "what that loses was not measured"
-    if lost:
-        points = [
-            f"{name} {' / '.join(f'{100 * lost[way][rank]:.1f}' for rank in lost[way])}" for way, name in WAYS.items()
-        ]
-        loss = f"points lost against exact ranking at R@1 / 5 / 10: {', '.join(points)}"
-    return f"exact scores only for the best {stage['shortlist']} by {stage['by']} vectors; {loss}."
 
 
 def differences(inputs: Inputs, protocol: str, runs: Sequence[str]) -> list[str]:
