@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import html
 import io
+import itertools
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ LONGEST_LABEL = 34  # letters of plain text, where its width is limited
 LATEX = {"\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}"}
 LATEX |= {letter: "\\" + letter for letter in "&%$#_{}"}
 # characters that pdflatex does not know
-LATEX |= {"→": "$\\rightarrow$", "×": "$\\times$", "·": "$\\cdot$", "−": "$-$"}
+LATEX |= {"→": "$\\rightarrow$", "×": "$\\times$", "·": "$\\cdot$", "−": "$-$", "±": "$\\pm$"}
 LATEX |= {"…": "\\ldots{}", "–": "--", "†": "\\dag{}"}
 LATEX |= {"<": "$<$", ">": "$>$", "|": "\\textbar{}"}  # other letters in TeX's own encoding
 
@@ -221,6 +222,10 @@ def _latex(grid: Grid) -> str:
             spans = [(group, len(list(members))) for group, members in groupby(head.group for head in heads)]
             cells = [f"\\multicolumn{{{count}}}{{c}}{{{_escaped(group)}}}" for group, count in spans]
             out.append(" & ".join(["", *cells]) + " \\\\")
+            last = itertools.accumulate((count for _, count in spans), initial=1)
+            ends = [(a + 1, b) for a, b in itertools.pairwise(last)]
+            rules = [f"\\cmidrule(lr){{{a}-{b}}}" for (group, _), (a, b) in zip(spans, ends, strict=True) if group]
+            out.append("".join(rules))
         out += [" & ".join([_escaped(grid.corner), *map(title, heads)]) + " \\\\"]
         for section, lines in _sections(grid, block):
             out.append("\\midrule")

@@ -33,6 +33,9 @@ class Less:
     holds: bool
 
 
+SPREADS = ("interval", "sd")
+
+
 @dataclass
 class Cell:
     """One figure. Accuracies, recalls and chance are fractions in 0..1 (``Column.unit`` is its unit).
@@ -163,8 +166,11 @@ class Table:
         columns = [Column(**column) for column in content["columns"]]
         return Table(content["name"], content["title"], columns, rows, content["notes"])
 
-    def grid(self, notes: Sequence[str] | None = None) -> Grid:
-        """Return the printed table, with ``notes`` below it (None: the table's). A row's differences are below it."""
+    def grid(self, notes: Sequence[str] | None = None, spread: str = "interval") -> Grid:
+        """Return the printed table, with ``notes`` below it (None: the table's). A row's differences are below it.
+
+        spread: one of SPREADS, next to means over trainings.
+        """
         rows, columns = self.rows, self.columns
         lines = []
         for label, key, write in (("test images", "n", "{:,}".format), ("chance", "chance", chance_text)):
@@ -178,7 +184,7 @@ class Table:
             # one of our rows may have the same label
             ambiguous = row.kind == "paper" and not row.section.startswith("published")
             label = row.label + (" (published)" if ambiguous else "")
-            cells = [_shown(row.cells[column.key], column) for column in columns]
+            cells = [_shown(row.cells[column.key], column, spread) for column in columns]
             lines.append(Line(label, cells, row.section, row.kind, row.origin))
             found = [row.cells[column.key].less for column in columns]
             if any(found):
@@ -197,10 +203,12 @@ def _common(rows: Sequence[Row], column: Column, key: str) -> Any:
     return next((getattr(cell, key) for cell in cells if cell.chance is not None), None)
 
 
-def _shown(cell: Cell, column: Column) -> Shown:
+def _shown(cell: Cell, column: Column, spread: str) -> Shown:
     if cell.value is None:
         return Shown(reason=cell.reason or "not reported")
     ends = interval_text(*cell.ci95) if cell.ci95 and column.unit == "percent" else ""
+    if spread == "sd" and cell.std is not None and column.unit == "percent":
+        ends = f"± {100 * cell.std:.1f}"
     return Shown(value_text(cell.value, column.unit), ends, cell.leads)
 
 

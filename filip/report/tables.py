@@ -6,7 +6,7 @@ summary read. Cells that were not run are empty, with the reason.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from filip.report.differences import RESAMPLES
 from filip.report.results import Results
 from filip.report.rows import build_tables
 from filip.report.style import page
+from filip.report.table import SPREADS
 from filip.study import load_study
 from filip.table_writer import render
 
@@ -33,6 +34,10 @@ class Tables:
     resamples: int = option(
         RESAMPLES, "draws of images behind the interval of each difference between rows", at_least=1
     )
+    columns: list[str] = option([], "titles of the columns to print, e.g. [R@1]; a table without any prints all")
+    spread: str = option(
+        "interval", "next to a mean over trainings: its 95 % interval, or sd, their standard deviation", choices=SPREADS
+    )
 
 
 def main(config: Tables) -> None:
@@ -42,7 +47,8 @@ def main(config: Tables) -> None:
     out = Path(config.out_dir or Path(config.results, "tables"))
     out.mkdir(parents=True, exist_ok=True)
     for name, table in tables.items():
-        shown = table.grid()
+        columns = [column for column in table.columns if column.title in config.columns]
+        shown = replace(table, columns=columns or table.columns).grid(spread=config.spread)
         for extension, form in FORMATS.items():
             text = render(shown, form)
             with replacing(out / f"{name}.{extension}") as part:

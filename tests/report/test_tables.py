@@ -14,7 +14,19 @@ from filip.report.rows.pairs import _measured
 from filip.report.table import Cell, Column, Table, average, combine, short_commit
 from filip.study import TABLES, load_study
 from filip.table_writer import FORMS, render
-from tests.report.results import EVAL, STUDY, cells, changed, outcomes, recalls, tables_of, task, training, write
+from tests.report.results import (
+    EVAL,
+    STUDY,
+    cells,
+    changed,
+    outcomes,
+    recalls,
+    tables_of,
+    task,
+    training,
+    write,
+    write_tables,
+)
 
 STUDIES = sorted((EVAL.parent / "workflow" / "config").glob("*.yaml"))
 
@@ -80,6 +92,15 @@ def three_seeds(folder: Path) -> Path:
         write(folder / "eval" / run / "zero_shot" / "all.json", {"benchmarks": tasks})
     write(folder / "study.json", {**STUDY, "seeds": 3})
     return folder
+
+
+def test_an_author_prints_one_column_with_the_deviation_of_the_trainings(three_seeds):
+    write_tables(three_seeds, "columns=[R@1]", "spread=sd", f"out_dir={three_seeds / 'paper'}")
+    for form, deviation in {"md": "±", "tex": "$\\pm$"}.items():
+        retrieval, zero_shot = (
+            (three_seeds / "paper" / f"{name}.{form}").read_text() for name in ("retrieval", "zero_shot")
+        )
+        assert "R@1" in retrieval and "R@5" not in retrieval and deviation in zero_shot
 
 
 def test_seeds_are_averaged_with_their_spread(three_seeds):
