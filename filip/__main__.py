@@ -76,20 +76,20 @@ def _about(source: str) -> str:
     return text.split("\n\n")[0].replace("\n", " ").replace("``", "")
 
 
-def overview(found: list[Command]) -> str:
+def overview(registered: list[Command]) -> str:
     """Return the list that ``filip`` prints: the commands by group, one line each."""
-    width = max(len(" ".join(command.words)) for command in found)
+    width = max(len(" ".join(command.words)) for command in registered)
     lines = ["filip COMMAND key=value ...   (filip COMMAND --help lists the keys)"]
     for group, title in GROUPS.items():
-        members = [command for command in found if command.group == group]
+        members = [command for command in registered if command.group == group]
         lines += ["", f"{title}:"] if members else []
         lines += [f"  {' '.join(command.words):<{width}}  {command.about}" for command in members]
     return "\n".join(lines)
 
 
-def choose(arguments: list[str], found: list[Command]) -> tuple[Command, list[str]]:
+def choose(arguments: list[str], registered: list[Command]) -> tuple[Command, list[str]]:
     """Return the longest command that the arguments begin with, and what follows it. UserError if there is none."""
-    by_words = {command.words: command for command in found}
+    by_words = {command.words: command for command in registered}
     for length in range(len(arguments), 0, -1):
         words = _words(arguments[:length])
         if command := by_words.get(words):

@@ -39,9 +39,9 @@ def counted(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{count:,} {name}" for name, count in largest) or "none"
 
 
-def did_you_mean(typed: str, known: Iterable[str], count: int = 1) -> str:
+def did_you_mean(typed: str, names: Iterable[str], count: int = 1) -> str:
     """Return ``; did you mean 'index'?`` with at most ``count`` names of ``known`` that are near; "" for none."""
-    near = nearest(typed, known, count)
+    near = nearest(typed, names, count)
     return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
 
 

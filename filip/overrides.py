@@ -86,9 +86,9 @@ def config_groups() -> dict[str, list[str]]:
     return {name: files for name, files in groups.items() if files}
 
 
-def _refuse_bare(schema: type, given: Sequence[str]) -> None:
+def _refuse_bare(schema: type, words: Sequence[str]) -> None:
     """Raise UserError for arguments without a key, with the required ones as an example. (``~key`` is Hydra's.)"""
-    for argument, following in zip(given, [*given[1:], ""], strict=False):
+    for argument, following in zip(words, [*words[1:], ""], strict=False):
         dashed = re.fullmatch(r"--?([\w.-]+)(=.*)?", argument, re.DOTALL)
         if dashed:
             value = dashed[2] or (f"={following}" if following and not re.match(r"-|\w*=", following) else "=VALUE")
@@ -101,10 +101,10 @@ def _refuse_bare(schema: type, given: Sequence[str]) -> None:
             raise UserError(f"{argument}: options are written without dashes, {name}{value}{hint} (see --help)")
         if argument.startswith("="):
             raise UserError(f"{argument!r} has no key: every argument is key=value (see --help)")
-    bare = [a for a in given if "=" not in a and not a.startswith("~")]
+    bare = [a for a in words if "=" not in a and not a.startswith("~")]
     if not bare:
         return
-    named = {a.partition("=")[0] for a in given if "=" in a}
+    named = {a.partition("=")[0] for a in words if "=" in a}
     required = [field.name for field in options_of(schema) if field.default == MISSING and field.name not in named]
     meant = " ".join(shlex.quote(f"{key}={value}") for key, value in zip(required, bare, strict=False))
     example = f", e.g. {meant}" if meant else ""
@@ -121,12 +121,12 @@ def _check_value(schema: type, structured: Any, key: str, value: str, groups: It
     if parsed.is_sweep_override():
         several = f"; write {key}=[{value}]" if get_origin(declared) in (list, tuple) else ""
         raise UserError(f"{key}={value}: these are several values, and {rule}{several}")
-    found = parsed.value()
+    result = parsed.value()
     length = len(get_args(declared)) if get_origin(declared) is tuple else 0
     try:
-        if length and isinstance(found, list) and len(found) != length:
+        if length and isinstance(result, list) and len(result) != length:
             raise OmegaConfBaseException("of another length")
-        OmegaConf.update(structured, key, found)
+        OmegaConf.update(structured, key, result)
     except OmegaConfBaseException as error:
         raise UserError(f"{key}={value}: {_inner(schema, key, error) or rule} (see --help)") from error
 

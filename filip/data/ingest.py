@@ -189,10 +189,10 @@ def _list_images(
 
 
 def _apply_rules(
-    card: SourceCard, layout: Layout, listed: Path, kept: Path, shuffle: bool, config: IngestConfig
+    card: SourceCard, layout: Layout, listed: Path, kept_list: Path, shuffle: bool, config: IngestConfig
 ) -> Fragment:
     """Write kept.parquet, the images that have a caption left, a row group per shard; return the captions' fragment."""
-    with work_folder(kept, config.threads, config.memory, keep_on_failure=True) as (scratch, con):
+    with work_folder(kept_list, config.threads, config.memory, keep_on_failure=True) as (scratch, con):
         numbered = f"(SELECT *, row_number() OVER () - 1 AS _image FROM {duckdb_io.parquet(listed)})"
         captions, passed = scratch / "captions.parquet", scratch / "passed.parquet"
         count = duckdb_io.write_parquet(
@@ -231,7 +231,7 @@ def _apply_rules(
             ORDER BY _shard, {order}, p._nth"""
         with duckdb_io.plain_errors(con, "ingest: shards"):
             captions_of_images = group_captions(con.sql(query).to_arrow_reader(10_000), by=("_shard", "_image"))
-            _write_by_shard(captions_of_images, kept)
+            _write_by_shard(captions_of_images, kept_list)
     return replace(fragment, unit="captions")
 
 
@@ -264,15 +264,15 @@ def _write_by_shard(images: Iterator[pa.Table], path: Path) -> None:
         flush()
 
 
-def _store(card: SourceCard, layout: str, kept: Path, folder: Path, tars: str | None) -> range:
+def _store(card: SourceCard, layout: str, kept_list: Path, folder: Path, tars: str | None) -> range:
     """Make the shards that are missing, or differ from the present rows and settings."""
-    parquet = pq.ParquetFile(kept)
+    parquet = pq.ParquetFile(kept_list)
     shards = range(parquet.num_row_groups)
     sweep(folder, shards)
-    todo = [shard for shard in shards if not is_current(folder, shard, kept, card)]
+    todo = [shard for shard in shards if not is_current(folder, shard, kept_list, card)]
     rows = sum(parquet.metadata.row_group(shard).num_rows for shard in todo)
     parquet.close()
-    blocks = [(kept, shard, folder, card, layout, tars) for shard in todo]
+    blocks = [(kept_list, shard, folder, card, layout, tars) for shard in todo]
     run_blocks(store_shard, blocks, card.download.processes, what="ingest", unit="images", total=rows)
     return shards
 

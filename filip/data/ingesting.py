@@ -62,8 +62,8 @@ def is_current(folder: Path, shard: int, kept: Path, card: SourceCard) -> bool:
     return complete and bool(stats.get("made_from") == _identity(_rows(kept, shard), card))
 
 
-def _rows(kept: Path, shard: int) -> list[Row]:
-    rows: list[Row] = row_group(kept, shard).to_pylist()
+def _rows(kept_list: Path, shard: int) -> list[Row]:
+    rows: list[Row] = row_group(kept_list, shard).to_pylist()
     return rows
 
 
@@ -95,8 +95,8 @@ def store_shard(kept: Path, shard: int, folder: Path, card: SourceCard, layout: 
     return len(rows)
 
 
-def _schema(kept: Path, shard: int) -> pa.Schema:
-    return schema_of(pa.schema([field for field in row_group(kept, shard).schema if field.name not in LOCATORS]))
+def _schema(kept_list: Path, shard: int) -> pa.Schema:
+    return schema_of(pa.schema([field for field in row_group(kept_list, shard).schema if field.name not in LOCATORS]))
 
 
 def _shown(row: Row) -> Row:
@@ -177,9 +177,9 @@ ROW_SCHEMA = pa.schema(
 def find_part(layout: str, part: Path | None, number: int, reading: Reading, out: Path, forgotten: Forgotten) -> int:
     """List the rows of one part into ``out``; return 1, for the progress. Runs in a worker process."""
     with replacing(out) as path, pq.ParquetWriter(path, ROW_SCHEMA, compression="zstd") as writer:
-        found = (_unless_forgotten(row, layout, forgotten) for row in rows_of(layout, part, reading))
+        rows_found = (_unless_forgotten(row, layout, forgotten) for row in rows_of(layout, part, reading))
         n = 0
-        while batch := list(islice(found, BATCH)):
+        while batch := list(islice(rows_found, BATCH)):
             rows = [
                 {**vars(image), "captions": [_valid(c) for c in image.captions], "part": number, "n": n + i}
                 for i, image in enumerate(batch)

@@ -66,14 +66,14 @@ class FeatureStore:
         """Return the numbers of the batches of this job's part, or of all ``count`` if the job has no part."""
         return range(count) if self.shard is None else range(self.shard[0], count, self.shard[1])
 
-    def trim(self, kept: KeptSet) -> None:
+    def trim(self, stored: KeptSet) -> None:
         """Remove the sets that were used longest ago until the folder is within its limit; ``kept`` stays."""
         sets = sorted((p for p in self.folder.iterdir() if p.is_dir()), key=lambda p: p.stat().st_mtime)
         sizes = {place: sum(file.stat().st_size for file in place.glob("*.pt")) for place in sets}
         for place in sets:
             if sum(sizes.values()) <= self.limit:
                 return
-            if place != kept.folder:
+            if place != stored.folder:
                 say(f"{place}: removed {readable(sizes.pop(place))}, features= may hold {readable(self.limit)}")
                 shutil.rmtree(place, ignore_errors=True)
 
@@ -134,14 +134,14 @@ def features_of_batches(
     there = {number for number in needed if kept.has(number, kind)}
     fresh = read([number for number in needed if number not in there])
     for number in needed:
-        found = kept.get(number, kind) if number in there else None
-        if found is None:
+        stored = kept.get(number, kind) if number in there else None
+        if stored is None:
             batch = next(read([number])) if number in there else next(fresh)
             made = encode(batch.pixels) if batch.keys else {kind: batch.pixels[:, 0, 0]}
             for each, features in made.items():
                 kept.put(number, each, features, batch)
-            found = made[kind], batch
-        yield found[0].to(device), found[1]
+            stored = made[kind], batch
+        yield stored[0].to(device), stored[1]
 
 
 def model_key(model: str, encoder: Encoder) -> dict[str, Any]:

@@ -149,12 +149,12 @@ class DualEncoder(nn.Module):
             if further_ids is not None and further_lengths is not None:
                 every, all_lengths = torch.cat([ids, further_ids]), torch.cat([lengths, further_lengths])
             words = self._word_states(every, all_lengths)
-            own = int(lengths.sum()) if further_lengths is not None else len(words)
-            text = self._text_tokens(words[:own], lengths)
+            n_own = int(lengths.sum()) if further_lengths is not None else len(words)
+            text = self._text_tokens(words[:n_own], lengths)
             if further_lengths is not None:
-                further = self._text_tokens(words[own:], further_lengths)
+                further = self._text_tokens(words[n_own:], further_lengths)
             if tokens_and_vectors:
-                vectors = PooledFeatures(self._image_vectors(states), self._text_vectors(words[:own], lengths))
+                vectors = PooledFeatures(self._image_vectors(states), self._text_vectors(words[:n_own], lengths))
         else:
             text = self._pooled_text(ids, lengths)
         # Copies, since ZeRO-3 takes the parameters themselves away at the end of this call.

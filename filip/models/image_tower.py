@@ -60,9 +60,9 @@ class ImageTower(nn.Module):
     @property
     def stem(self) -> Stem | None:
         """Return the convolutional network below the transformer, if there is one."""
-        found = getattr(self.patch_embed, "backbone", None)
-        assert found is None or isinstance(found, Stem)
-        return found
+        backbone = getattr(self.patch_embed, "backbone", None)
+        assert backbone is None or isinstance(backbone, Stem)
+        return backbone
 
     def fold_stem(self) -> None:
         """Replace the stem, if there is one, by a faster one for inference only (:meth:`Stem.folded`)."""

@@ -127,14 +127,14 @@ def _json(path: str | Path, text: str) -> dict[str, Any]:
     return cast(dict[str, Any], content)
 
 
-def _difference(expected: dict[str, torch.Tensor], found: dict[str, torch.Tensor]) -> str:
+def _difference(expected: dict[str, torch.Tensor], actual: dict[str, torch.Tensor]) -> str:
     """Describe the first missing, unexpected or mis-shaped tensor of a state dict; "" if it fits."""
-    for names, verb in ((expected.keys() - found.keys(), "lacks"), (found.keys() - expected.keys(), "also has")):
+    for names, verb in ((expected.keys() - actual.keys(), "lacks"), (actual.keys() - expected.keys(), "also has")):
         if names:
             return f"it {verb} {sorted(names)[0]}, of {len(names)} tensors in all"
     for name, tensor in expected.items():
-        if tensor.shape != found[name].shape:
-            return f"{name} is {list(found[name].shape)} and should be {list(tensor.shape)}"
+        if tensor.shape != actual[name].shape:
+            return f"{name} is {list(actual[name].shape)} and should be {list(tensor.shape)}"
     return ""
 
 

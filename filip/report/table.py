@@ -156,8 +156,8 @@ class Table:
     def from_json(content: dict[str, Any]) -> Table:
         """Return the table from which ``as_json`` made ``content``."""
 
-        def cell(found: dict[str, Any]) -> Cell:
-            return Cell(**{**found, "less": Less(**found["less"]) if found.get("less") else None})
+        def cell(content: dict[str, Any]) -> Cell:
+            return Cell(**{**content, "less": Less(**content["less"]) if content.get("less") else None})
 
         rows = [
             Row(**{**row, "cells": {key: cell(found) for key, found in row["cells"].items()}})
@@ -175,8 +175,8 @@ class Table:
         lines = []
         for label, key, write in (("test images", "n", "{:,}".format), ("chance", "chance", chance_text)):
             common = [_common(rows, column, key) for column in columns]
-            if any(found is not None for found in common):
-                cells = [Shown() if found is None else Shown(write(found)) for found in common]
+            if any(chance is not None for chance in common):
+                cells = [Shown() if chance is None else Shown(write(chance)) for chance in common]
                 lines.append(Line(label, cells, kind="common"))
         first: dict[str, Row] = {}
         for row in sorted(rows, key=lambda row: self.sections.index(row.section)):
@@ -186,12 +186,12 @@ class Table:
             label = row.label + (" (published)" if ambiguous else "")
             cells = [_shown(row.cells[column.key], column, spread) for column in columns]
             lines.append(Line(label, cells, row.section, row.kind, row.origin))
-            found = [row.cells[column.key].less for column in columns]
-            if any(found):
-                cells = [difference(less.effect, less.interval, less.holds) if less else Shown() for less in found]
+            gains = [row.cells[column.key].less for column in columns]
+            if any(gains):
+                cells = [difference(less.effect, less.interval, less.holds) if less else Shown() for less in gains]
                 lines.append(Line(f"less {base.label}", cells, row.section, "difference"))
-        known = {row.label: row.origin for row in rows if row.kind != "paper" and row.run_id}
-        origins = "; ".join(f"{label}: {where}" for label, where in known.items() if where)
+        origin_of = {row.label: row.origin for row in rows if row.kind != "paper" and row.run_id}
+        origins = "; ".join(f"{label}: {where}" for label, where in origin_of.items() if where)
         below = [*(self.notes if notes is None else notes), *([f"Runs: {origins}"] if origins else [])]
         heads = [Head(column.title, column.group) for column in columns]
         return Grid(heads, lines, self.title, below, name=self.name, records=self.records())

@@ -46,13 +46,13 @@ class Coco(_Annotations):
         captions: dict[Any, list[str]] = defaultdict(list)
         unread: list[tuple[int, str]] = []
         images = {image["id"] for image in content["images"] if _is_image(image)}
-        for number, one in enumerate(content["annotations"], 1):
-            if not _has(one, "image_id") or not isinstance(one["image_id"], int | str):
+        for number, entry in enumerate(content["annotations"], 1):
+            if not _has(entry, "image_id") or not isinstance(entry["image_id"], int | str):
                 unread.append((number, "broken_line: an annotation without image_id"))
-            elif one["image_id"] not in images:
-                unread.append((number, f"no_image: an annotation of image {one['image_id']}, which is not listed"))
-            elif "caption" in one:
-                captions[one["image_id"]] += one_line(texts(one["caption"]))
+            elif entry["image_id"] not in images:
+                unread.append((number, f"no_image: an annotation of image {entry['image_id']}, which is not listed"))
+            elif "caption" in entry:
+                captions[entry["image_id"]] += one_line(texts(entry["caption"]))
         for number, image in enumerate(content["images"], 1):
             if not _is_image(image):
                 problem = "broken_line: an image without id or file_name"
@@ -73,10 +73,10 @@ class Karpathy(_Annotations):
 
     def fits(self, path: Path) -> bool:
         listed: Any = _content(path).get("images")
-        return isinstance(listed, list) and any(_is_entry(one) for one in listed[:10])
+        return isinstance(listed, list) and any(_is_entry(entry) for entry in listed[:10])
 
     def splits(self, part: Path, reading: Reading) -> set[str | None]:
-        return {str(one["split"]) for one in _content(part)["images"] if _is_entry(one)}
+        return {str(image["split"]) for image in _content(part)["images"] if _is_entry(image)}
 
     def find(self, part: Path, reading: Reading) -> Iterator[Row]:
         listed, name = _content(part)["images"], reading.name_of(part)

@@ -36,8 +36,8 @@ def texts(value: Any) -> list[str]:
     if isinstance(value, Mapping):
         if "from" in value:  # a turn of LLaVA's conversations
             return texts(value.get("value")) if value["from"] == "gpt" else []
-        found = next((value[name] for name in ("raw", *CAPTION_COLUMNS) if name in value), None)
-        return texts(found)
+        first = next((value[name] for name in ("raw", *CAPTION_COLUMNS) if name in value), None)
+        return texts(first)
     if isinstance(value, Sequence):
         return [text for item in value for text in texts(item)]
     return [str(value)]

@@ -248,8 +248,8 @@ def _walk(
         yield Entry(folder, "not_a_file: a link to a folder that it lies in")
         return
     try:
-        with os.scandir(folder) as found:
-            entries = sorted((entry for entry in found if entry.name[0] != "."), key=lambda entry: entry.name)
+        with os.scandir(folder) as listing:
+            entries = sorted((entry for entry in listing if entry.name[0] != "."), key=lambda entry: entry.name)
     except OSError as error:
         yield Entry(folder, f"missing_file: {error.strerror}")
         return

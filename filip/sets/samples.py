@@ -43,7 +43,7 @@ def xmp_description(packet: bytes | str) -> list[str]:
         root = ElementTree.fromstring(data.strip(b"\0 \r\n\t"))
     except (ElementTree.ParseError, ValueError):
         return []
-    items = [item for found in root.iter(DESCRIPTION) for item in found.iter(ITEM)]
+    items = [item for description in root.iter(DESCRIPTION) for item in description.iter(ITEM)]
     items.sort(key=lambda item: item.get(LANGUAGE) != "x-default")
     return one_line([item.text or "" for item in items[:1]])
 

@@ -50,8 +50,8 @@ def lists_in(reading: Reading, suffixes: Collection[str], fits: Callable[[Path],
     for depth in (1, 2):
         there = files_in(reading, suffixes, depth)
         count = Counter((path.parent, path.suffix) for path in there)
-        if found := [path for path in there if count[path.parent, path.suffix] <= FEW and fits(path)]:
-            return found
+        if lists := [path for path in there if count[path.parent, path.suffix] <= FEW and fits(path)]:
+            return lists
     return []
 
 
@@ -90,8 +90,8 @@ def finder(part: Path, reading: Reading, names: Iterable[str]) -> Finder:
 def split_of_row(column: str | None, path: str, part: Path, reading: Reading) -> str | None:
     """Return the split of a row: its column's, its picture's folder's, or its list's."""
     base = reading.place if reading.place.is_dir() else reading.root_of(part)
-    found = column or split_of_folder(Path(path), Path(os.path.abspath(base)))
-    return found or (split_named(part, reading.place) if reading.several else None)
+    split = column or split_of_folder(Path(path), Path(os.path.abspath(base)))
+    return split or (split_named(part, reading.place) if reading.several else None)
 
 
 def last_part(name: str) -> str:
@@ -100,12 +100,12 @@ def last_part(name: str) -> str:
 
 def pictures_below(place: Path, inside_only: bool, without: str | None) -> dict[str, str | None]:
     """Return the path of each picture of a folder by its file's name in lower case; None for several of a name."""
-    found: dict[str, str | None] = {}
+    pictures: dict[str, str | None] = {}
     for path in files_in(Reading(place, inside_only=inside_only, without=without), [""]):
         if is_picture(path):
             name = path.name.lower()
-            found[name] = None if name in found else os.path.abspath(path)
-    return found
+            pictures[name] = None if name in pictures else os.path.abspath(path)
+    return pictures
 
 
 # if a folder has several tables, the one with such a name counts

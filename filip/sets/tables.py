@@ -114,8 +114,8 @@ def _lines(stream: BinaryIO, encoding: str | None = None) -> Iterator[TextLine]:
 # ---- CSV ---------------------------------------------------------------------------------------------
 
 
-def _csv(path: Path, found: Iterator[TextLine], kind: str, header: bool, names: Sequence[str]) -> Rows:
-    source = (line for line in found if line.text is None or line.text.strip())
+def _csv(path: Path, lines: Iterator[TextLine], kind: str, header: bool, names: Sequence[str]) -> Rows:
+    source = (line for line in lines if line.text is None or line.text.strip())
     first = next(source, None)
     if first is None:
         raise UserError(f"{path} is empty: it needs a line with the names of its columns, and rows")
@@ -145,7 +145,7 @@ def _delimiter(first: str, kind: str, columns: int) -> str:
     if kind == "txt" and "\t" in first:
         return "\t"
     if columns:
-        return next((one for one in ",;\t|" if first.count(one) == columns - 1), ",")
+        return next((sign for sign in ",;\t|" if first.count(sign) == columns - 1), ",")
     return max(",;\t|", key=first.count)
 
 
@@ -174,7 +174,9 @@ def _records(source: Iterator[TextLine], delimiter: str) -> Iterator[tuple[int, 
             if ahead[used].text is None:
                 break
             used += 1
-            cells, why = _cells("\n".join([line.text, *(str(one.text) for one in islice(ahead, used))]), delimiter)
+            cells, why = _cells(
+                "\n".join([line.text, *(str(line_used.text) for line_used in islice(ahead, used))]), delimiter
+            )
         if cells is None:
             yield Broken(line.number, "a quote is not closed" if why == OPEN else why)
             continue
@@ -195,10 +197,8 @@ def _cells(text: str, delimiter: str) -> tuple[list[str] | None, str]:
     return (rows[0], "") if len(rows) == 1 else (None, "several rows in one")
 
 
-def _named(
-    found: Iterator[tuple[int, list[str]] | Broken], columns: list[str]
-) -> Iterator[tuple[int, Record] | Broken]:
-    for line in found:
+def _named(rows: Iterator[tuple[int, list[str]] | Broken], columns: list[str]) -> Iterator[tuple[int, Record] | Broken]:
+    for line in rows:
         if isinstance(line, Broken):
             yield line
         elif len(line[1]) != len(columns):
@@ -253,14 +253,14 @@ def _json_lines(source: Iterator[TextLine]) -> Iterator[tuple[int, Record] | Bro
             yield (line.number, row) if isinstance(row, dict) else Broken(line.number, "it is not an object")
 
 
-def _numbered(found: Iterator[tuple[int, Record] | Broken]) -> Rows:
+def _numbered(rows: Iterator[tuple[int, Record] | Broken]) -> Rows:
     """Return the rows, with the keys of the first ones as columns."""
-    start = list(islice(found, LOOKED_AT))
+    start = list(islice(rows, LOOKED_AT))
     keys: dict[str, None] = {}
     for row in start:
         if not isinstance(row, Broken):
             keys |= dict.fromkeys(row[1])
-    return Rows(list(keys), chain(start, found))
+    return Rows(list(keys), chain(start, rows))
 
 
 # ---- Parquet -----------------------------------------------------------------------------------------

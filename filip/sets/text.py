@@ -107,12 +107,12 @@ def lines(stream: BinaryIO, encoding: str | None = None) -> Iterator[TextLine]:
             yield TextLine(number, None, f"longer than {MAX_LINE:,} characters")
             continue
         line = piece.rstrip("\n")
-        found: str | None
+        decoded: str | None
         if wide:
-            found = None if DAMAGED in line else line.removeprefix("\ufeff")
+            decoded = None if DAMAGED in line else line.removeprefix("\ufeff")
         else:
-            found = decoded_line(line)
-        yield TextLine(number, found, "" if found is not None else UNKNOWN)
+            decoded = decoded_line(line)
+        yield TextLine(number, decoded, "" if decoded is not None else UNKNOWN)
 
 
 def decoded_line(latin: str) -> str | None:

@@ -67,8 +67,8 @@ class TextBeside(Layout):
 
 def _folders(reading: Reading) -> Iterator[tuple[Path, list[Entry]]]:
     """Yield the files of each folder."""
-    found = walk(reading.place, reading.inside_only, without=reading.without)
-    for folder, entries in groupby(found, lambda entry: entry.path.parent):
+    files = walk(reading.place, reading.inside_only, without=reading.without)
+    for folder, entries in groupby(files, lambda entry: entry.path.parent):
         yield folder, list(entries)
 
 

@@ -61,20 +61,20 @@ def main(config: Check) -> None:
         sys.exit(2)
 
 
-def page(study: Study, found: list[Finding]) -> list[str]:
+def page(study: Study, results: list[Finding]) -> list[str]:
     """Return the findings as lines, the kinds in their order."""
     lines = [f"study {study.name}: {study.title}"]
     for kind in KINDS:
-        of_kind = [finding for finding in found if finding.kind == kind]
+        of_kind = [finding for finding in results if finding.kind == kind]
         lines += [f"{kind:<11} all here"] if not of_kind else []
         for number, finding in enumerate(of_kind):
             head = f"{'' if number else kind:<11} {'! ' if finding.stops else '- '}"
             lines += textwrap.wrap(
                 finding.text, 120, initial_indent=head, subsequent_indent=" " * 14, break_on_hyphens=False
             )
-    stopping = sum(finding.stops for finding in found)
+    stopping = sum(finding.stops for finding in results)
     note = f"{stopping} (!) would stop the study; look again after each, the others (-) would not"
-    return [*lines, note if found else "nothing is missing"]
+    return [*lines, note if results else "nothing is missing"]
 
 
 def require(study: Study, rules: Collection[str]) -> list[str]:
@@ -132,9 +132,9 @@ def _lists(study: Study, cards: dict[str, SourceCard]) -> Iterator[Finding]:
 def _engines(cards: dict[str, SourceCard]) -> Iterator[Finding]:
     engines: dict[tuple[str, str, str | None], list[str]] = {}
     for source, card in cards.items():
-        if (own := card.back_translation) and own.engine != "none":
-            for pivot in own.pivots:
-                engines.setdefault((own.engine, pivot, own.models), []).append(source)
+        if (settings := card.back_translation) and settings.engine != "none":
+            for pivot in settings.pivots:
+                engines.setdefault((settings.engine, pivot, settings.models), []).append(source)
     for (engine, pivot, models), sources in engines.items():
         if absent := engine_class(engine).missing(pivot, models):
             yield Finding("engines", f"{', '.join(sources)}, captions through '{pivot}': {absent}")
@@ -151,7 +151,7 @@ def _extras(study: Study, cards: dict[str, SourceCard]) -> Iterator[Finding]:
         "report": True,
         "workflow": True,
         "slurm": "srun" in launchers,
-        "lora": any("lora" in (one.image, one.text) for one in tuned),
+        "lora": any("lora" in (start.image, start.text) for start in tuned),
     }
     for extra, needed in extras.items():
         if needed and (absent := absent_packages(extra)):
@@ -205,8 +205,8 @@ def _disk(study: Study, cards: dict[str, SourceCard]) -> Iterator[Finding]:
         config = PlanConfig(rows=card.expected_count)
         if study.config.get("tars"):
             config.image_bytes = -IN_TAR  # they are in a bucket
-        planned = [one for one in stages(config, card) if "(" not in one.name]
-        needs += sum(one.disk for one in planned) + max(one.scratch for one in planned)
+        planned = [stage for stage in stages(config, card) if "(" not in stage.name]
+        needs += sum(stage.disk for stage in planned) + max(stage.scratch for stage in planned)
     if needs > free or unknown:
         more = f", and that of {', '.join(unknown)}, whose cards state no expected_count" if unknown else ""
         yield Finding(
@@ -223,11 +223,11 @@ def _gpus(study: Study) -> Iterator[Finding]:
     from filip.device import why_no_kernels
 
     launches = [study.launch_settings(name) for name in (*study.trained, *study.efficiency)]
-    launches = [one for one in launches if one.get("accelerator") != "cpu"]
+    launches = [launch for launch in launches if launch.get("accelerator") != "cpu"]
     if not launches:
         return
-    on_slurm = [one for one in launches if one["launcher"] == "srun"]
-    ranks = max((one["ranks_per_node"] for one in launches if one["launcher"] != "srun"), default=0)
+    on_slurm = [launch for launch in launches if launch["launcher"] == "srun"]
+    ranks = max((launch["ranks_per_node"] for launch in launches if launch["launcher"] != "srun"), default=0)
     if torch.version.cuda is None and torch.version.hip is None:
         advice = "install PyTorch's build for your GPUs (docs/installation.md), or set launch.accelerator: cpu"
         has_gpus = bool(on_slurm) or shutil.which("nvidia-smi") is not None
@@ -240,8 +240,8 @@ def _gpus(study: Study) -> Iterator[Finding]:
         if why := why_no_kernels(torch.device("cuda", number)):
             yield Finding("GPUs", why)
     if on_slurm:
-        nodes = max(one.get("nodes", 1) for one in on_slurm)
-        gres = any("gpu" in str(one.get("resources", {}).get("gres", "")) for one in on_slurm)
+        nodes = max(launch.get("nodes", 1) for launch in on_slurm)
+        gres = any("gpu" in str(launch.get("resources", {}).get("gres", "")) for launch in on_slurm)
         yield from _slurm(nodes, gres)
 
 

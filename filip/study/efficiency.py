@@ -152,11 +152,11 @@ class Step:
         if dtype is not None:
             image, text = image.to(dtype), TextFeatures(text.tokens.to(dtype), text.lengths)
         tokens, lengths = gathered_texts(text, self.gathered)
-        found = late_interaction(image, tokens, lengths, backend=self.row.backend)
+        scores = late_interaction(image, tokens, lengths, backend=self.row.backend)
         scale = encoded.logit_scale.float()
         # s^T of this rank's images and all texts goes to the texts' owners: here it counts with such gradients
         return (
-            F.cross_entropy(found.i2t.float() * scale, targets) + F.cross_entropy(found.t2i.float() * scale, targets)
+            F.cross_entropy(scores.i2t.float() * scale, targets) + F.cross_entropy(scores.t2i.float() * scale, targets)
         ) / 2
 
     def result(self, name: str) -> dict[str, Any]:
@@ -198,10 +198,10 @@ def kept_tokens(row: TrainConfig, image: Tensor, text: TextFeatures) -> tuple[Te
     """Return the tokens that the row's selection leaves; all of them with token_keep_ratio=1."""
     if row.token_keep_ratio >= 1:
         return image, text
-    image, *kept = select_tokens(
+    image, *rest = select_tokens(
         image, *text, row.token_keep_ratio, score=row.token_score, minimum=row.token_keep_minimum
     )
-    return image, TextFeatures(*kept)
+    return image, TextFeatures(*rest)
 
 
 def gathered_texts(text: TextFeatures, count: int) -> tuple[Tensor, Tensor]:

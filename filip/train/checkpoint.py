@@ -284,17 +284,17 @@ def choose_checkpoint(config: TrainConfig, state: LoopState, ranks: Ranks) -> Re
     return from_main(ranks, resumption)
 
 
-def continue_from(found: Resumption, engine: Engine, state: LoopState, folder: Path, ranks: Ranks) -> list[str]:
+def continue_from(resumption: Resumption, engine: Engine, state: LoopState, folder: Path, ranks: Ranks) -> list[str]:
     """Load the checkpoint into ``engine`` and ``state``. Returns the lines for the log."""
-    if found.checkpoint is None or found.saved is None:
-        return list(found.notes)
-    saved = found.saved
-    universal = to_universal(found.checkpoint, ranks) if found.convert else None
-    load_checkpoint(engine, found.checkpoint, ranks, universal)
+    if resumption.checkpoint is None or resumption.saved is None:
+        return list(resumption.notes)
+    saved = resumption.saved
+    universal = to_universal(resumption.checkpoint, ranks) if resumption.convert else None
+    load_checkpoint(engine, resumption.checkpoint, ranks, universal)
     state.step, state.loader = saved.step, saved.loader
     state.seconds, state.processor_seconds = saved.seconds, saved.processor_seconds
     state.rollbacks, state.step_seconds = saved.rollbacks, saved.step_seconds
-    return [*found.notes, *set_aside_newer(folder, saved.step, ranks)]
+    return [*resumption.notes, *set_aside_newer(folder, saved.step, ranks)]
 
 
 def _choose(config: TrainConfig, state: LoopState, notes: list[str]) -> Resumption:

@@ -279,12 +279,12 @@ def state_bytes(
     ``frozen``: the number of parameters that do not learn. They have weights, but no gradients or optimiser states.
     """
     size = 2 if precision == "fp16" else 4
-    own = [-(-parameters // world_size) if stage >= first else parameters for first in (1, 2, 3)]
+    shares = [-(-parameters // world_size) if stage >= first else parameters for first in (1, 2, 3)]
     return {
-        "weights": size * (own[2] + (-(-frozen // world_size) if stage == 3 else frozen)),
-        "gradients": size * own[1],
-        "master weights": 4 * own[0] if stage else 0,
-        "moments": moments * own[0],
+        "weights": size * (shares[2] + (-(-frozen // world_size) if stage == 3 else frozen)),
+        "gradients": size * shares[1],
+        "master weights": 4 * shares[0] if stage else 0,
+        "moments": moments * shares[0],
         "reduction buffer": 4 * min(parameters, REDUCE_BUCKET) if stage else 0,
     }
 
@@ -324,17 +324,17 @@ def stem_values(model: DualEncoder) -> int:
     if stem is None or not any(parameter.requires_grad for parameter in stem.parameters()):
         return 0
     stem = copy.deepcopy(stem).to("meta")
-    kept: dict[int, int] = {}
+    values: dict[int, int] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         if tensor.ndim == 4 and tensor.shape[0] == 1:  # the image's: every weight has several outputs
-            kept[tensor.untyped_storage()._cdata] = tensor.numel()
+            values[tensor.untyped_storage()._cdata] = tensor.numel()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         output = stem(torch.zeros(1, 3, model.image_size, model.image_size, device="meta"))
     del output
-    return sum(kept.values())
+    return sum(values.values())
 
 
 # --- a node's main memory, which a training asks the scheduler for

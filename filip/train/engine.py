@@ -116,9 +116,9 @@ def checked_settings(config: TrainConfig) -> dict[str, Any]:
     bf16 = bool(autocast.get("enabled")) or bool(settings.get("bf16", {}).get("enabled"))
     if autocast.get("enabled") and autocast.get("dtype") in ("float16", "fp16"):
         raise UserError(f"{path}: float16 autocast never lowers its loss scale under ZeRO; use the fp16 block")
-    found = "fp16" if fp16 else "bf16" if bf16 else "fp32"
-    if found != config.precision:
-        raise UserError(f"{path} trains in {found}, the config says precision={config.precision}; change one of them")
+    kind = "fp16" if fp16 else "bf16" if bf16 else "fp32"
+    if kind != config.precision:
+        raise UserError(f"{path} trains in {kind}, the config says precision={config.precision}; change one of them")
     stage = settings.get("zero_optimization", {}).get("stage", 0)
     if stage != config.zero_stage:
         raise UserError(f"{path} has ZeRO stage {stage}, the config says zero_stage={config.zero_stage}; change one")
@@ -170,8 +170,8 @@ class Engine:
         Also restores the groups' own settings: DeepSpeed's universal load of ZeRO-3 gives all groups the
         settings of the first, weight decay included.
         """
-        for group, own in zip(self.deepspeed.optimizer.param_groups, self.groups, strict=True):
-            group.update(own)
+        for group, settings in zip(self.deepspeed.optimizer.param_groups, self.groups, strict=True):
+            group.update(settings)
         OPTIMIZERS[self.optimizer_name].attach(self.deepspeed, self.optimizer)
 
     def set_lr(self, lr: float, step: int) -> None:
@@ -213,8 +213,8 @@ class Engine:
         norms = self.norms()
         if norms:
             return math.sqrt(sum(n["gradient"] ** 2 for n in norms.values()))
-        known = self.deepspeed.get_global_grad_norm()
-        return None if known is None else float(known)
+        norm = self.deepspeed.get_global_grad_norm()
+        return None if norm is None else float(norm)
 
     def is_finite(self) -> bool:
         """Return True if the last step that was taken left finite weights."""

@@ -34,22 +34,22 @@ def inspect(encoded: Encoded, pairs: int = 32) -> dict[str, Tensor]:
     ``tokens/image_rank`` and ``tokens/text_rank``   effective rank of the tokens, see :func:`effective_rank`
     ``vectors/image_rank`` and ``vectors/text_rank`` the same of pooled vectors, where there are any
     """
-    found: dict[str, Tensor] = {}
+    metrics: dict[str, Tensor] = {}
     pooled = encoded.pooled
     if isinstance(encoded.text, TextFeatures):
         lengths: list[int] = encoded.text.lengths[:pairs].tolist()
         words = encoded.text.tokens[: sum(lengths)].float()
         images = list(encoded.image[:pairs].float())
-        found |= _winners(images, list(words.split(lengths)))
-        found |= {"tokens/image_rank": effective_rank(torch.cat(images)), "tokens/text_rank": effective_rank(words)}
+        metrics |= _winners(images, list(words.split(lengths)))
+        metrics |= {"tokens/image_rank": effective_rank(torch.cat(images)), "tokens/text_rank": effective_rank(words)}
     else:
         pooled = PooledFeatures(encoded.image, encoded.text)
     if pooled is not None:
-        found |= {
+        metrics |= {
             "vectors/image_rank": effective_rank(pooled.image[:pairs].float()),
             "vectors/text_rank": effective_rank(pooled.text[:pairs].float()),
         }
-    return found
+    return metrics
 
 
 def _winners(images: list[Tensor], captions: list[Tensor]) -> dict[str, Tensor]:
@@ -129,8 +129,8 @@ class Slowest:
 def summed(counters: Sequence[dict[str, int]]) -> dict[str, int]:
     """Return the sum of each counter."""
     total: Counter[str] = Counter()
-    for own in counters:
-        total.update(own)
+    for counts in counters:
+        total.update(counts)
     return dict(total)
 
 

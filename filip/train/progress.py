@@ -26,8 +26,8 @@ def write_interval(run: Run, interval: Interval) -> dict[str, Any]:
     memory = run.ranks.maximum(device.memory_mb(run.ranks.device))
     peak = run.ranks.maximum(device.peak_memory_mb(run.ranks.device))
     values = interval_values(run, interval) | {"memory/now_mb": memory, "memory/peak_mb": peak}
-    own = RankReport(interval.own_wait(), run.engine.encoding_seconds, dict(run.loader.counters))
-    reports = run.ranks.gather(own, within_step=True)
+    report = RankReport(interval.own_wait(), run.engine.encoding_seconds, dict(run.loader.counters))
+    reports = run.ranks.gather(report, within_step=True)
     waiting, encoding = slowest(reports, "data_wait"), slowest(reports, "encoding")
     values |= {f"data/{problem}": count for problem, count in summed([r.counters for r in reports]).items()}
     values |= {
@@ -104,14 +104,14 @@ def final_metrics(record: dict[str, Any]) -> dict[str, float]:
 
     These are ``loss``, ``i2t_loss``, ``i2t_accuracy`` and so on.
     """
-    found = {}
+    metrics = {}
     for tag, value in record.items():
         kind, _, name = tag.partition("/")
         if kind in ("loss", "accuracy"):
-            found[kind if name == "total" else f"{name}_{kind}"] = value
+            metrics[kind if name == "total" else f"{name}_{kind}"] = value
     if "optimizer/logit_scale" in record:
-        found["logit_scale"] = record["optimizer/logit_scale"]
-    return found
+        metrics["logit_scale"] = record["optimizer/logit_scale"]
+    return metrics
 
 
 def shown_settings(config: TrainConfig) -> dict[str, Any]:
@@ -175,7 +175,7 @@ def preview(run: Run, batch: dict[str, Any], count: int = 16) -> None:
     rows = [np.concatenate(list(pixels[i : i + 4]), axis=1) for i in range(0, len(pixels) - len(pixels) % 4, 4)]
     if rows:
         run.telemetry.images(0, "data/augmented", np.concatenate(rows, axis=0))
-    captions, read = [], run.engine.model.tokenizer.decode_token
+    captions, decode = [], run.engine.model.tokenizer.decode_token
     for ids, length in zip(batch["ids"][:count].tolist(), batch["lengths"][:count].tolist(), strict=True):
-        captions.append(" ".join(name for name in map(read, ids[:length]) if name not in ("[BOS]", "[EOS]")))
+        captions.append(" ".join(name for name in map(decode, ids[:length]) if name not in ("[BOS]", "[EOS]")))
     run.telemetry.text(0, "data/captions", "\n\n".join(captions))

@@ -50,7 +50,7 @@ def _cached_backward(
     engine: Engine, batch: dict[str, Tensor], loss: LossFunction, inspect: Inspection | None
 ) -> StepOutput:
     """Do the same with the activations of one chunk at a time (see late_interaction.grad_cache)."""
-    found: list[StepOutput] = []
+    outputs: list[StepOutput] = []
     names: list[str] = []
 
     def encode(chunk: dict[str, Tensor]) -> tuple[Tensor, ...]:
@@ -62,7 +62,7 @@ def _cached_backward(
         encoded = from_names(dict(zip(names, tensors, strict=True)))
         output = loss(encoded, batch["group"])
         metrics = output.metrics | (inspect(encoded) if inspect else {})
-        found.append(StepOutput(metrics, encoded.logit_scale.detach()))
+        outputs.append(StepOutput(metrics, encoded.logit_scale.detach()))
         return output
 
     def carry_back(scalar: Tensor) -> None:
@@ -71,7 +71,7 @@ def _cached_backward(
 
     chunks = _chunks(batch, engine.batching.chunk)
     cached_backward(chunks, encode, whole_loss, carry_back, loss_scale=engine.loss_scale())
-    return found[0]
+    return outputs[0]
 
 
 def by_name(encoded: Encoded) -> dict[str, Tensor]:
@@ -98,10 +98,10 @@ def from_names(tensors: dict[str, Tensor]) -> Encoded:
         if name == "logit_scale" or name.startswith("parameters.")
     }
     scale = of_model.pop("logit_scale")
-    own = {name.removeprefix("parameters."): value for name, value in of_model.items()}
+    learned = {name.removeprefix("parameters."): value for name, value in of_model.items()}
     further = TextFeatures(tensors["further"], tensors["further_lengths"]) if "further" in tensors else None
     return Encoded(
-        tensors["image"], text if lengths is None else TextFeatures(text, lengths), scale, pooled, further, own
+        tensors["image"], text if lengths is None else TextFeatures(text, lengths), scale, pooled, further, learned
     )
 
 
@@ -132,8 +132,8 @@ def over_ranks(outputs: list[StepOutput], world_size: int, data_wait: float, sto
     names = list(outputs[0].metrics)
     means = [torch.stack([output.metrics[name].float() for output in outputs]).mean() for name in names]
     device = means[0].device
-    others = torch.tensor([data_wait, float(stop), float(save)], device=device)
-    vector = torch.cat([torch.stack([mean.to(device) for mean in means]), others])
+    flags = torch.tensor([data_wait, float(stop), float(save)], device=device)
+    vector = torch.cat([torch.stack([mean.to(device) for mean in means]), flags])
     dist.all_reduce(vector)
     *sums, wait, stops, saves = vector.tolist()
     return StepMetrics(

@@ -104,7 +104,7 @@ def score_ranks(
         tokens = image_tokens, text_tokens, text_lengths, image_mask, image_lengths
         similarity = interact(*tokens, backend=backend, dtype=dtype, recompute=recompute)
         return similarity, [similarity.i2t.shape[1]]
-    own: Call | Exception
+    own_call: Call | Exception
     chosen, temperature = named(backend)
     lengths: list[int] = []
     of_images: list[int] | None = None
@@ -115,12 +115,12 @@ def score_ranks(
             image_tokens, text_tokens, text_lengths, image_mask, image_lengths
         )
         choose_backend(image_tokens[:0].to(dtype), longest_of(lengths, of_images), chosen)
-        own = describe(
+        own_call = describe(
             "distributed_late_interaction", image_tokens, text_tokens, len(lengths), exchange, dtype
         )._replace(images=len(of_images or image_tokens))
     except Exception as mistake:  # raised below, once the other ranks know of it
-        own = mistake
-    calls, every = exchange_calls(own, image_tokens.device, group, lengths)
+        own_call = mistake
+    calls, every = exchange_calls(own_call, image_tokens.device, group, lengths)
     layout = Layout(group, group_rank(group), [call.images for call in calls], [Lengths(n) for n in every])
     longest = longest_of(layout.all_lengths, of_images)
     module = choose_backend(image_tokens[:0].to(dtype), longest, chosen)
@@ -142,13 +142,13 @@ def distributed_pooled_similarity(image: Tensor, text: Tensor, *, group: Group =
     """
     if world_size(group) == 1:
         return pooled_similarity(image, text)
-    own: Call | Exception
+    own_call: Call | Exception
     try:
         check_vectors(image, text)
-        own = describe("distributed_pooled_similarity", image, text, len(text))
+        own_call = describe("distributed_pooled_similarity", image, text, len(text))
     except Exception as mistake:  # raised below, once the other ranks know of it
-        own = mistake
-    calls, _ = exchange_calls(own, image.device, group)
+        own_call = mistake
+    calls, _ = exchange_calls(own_call, image.device, group)
     images, texts = [call.images for call in calls], [call.texts for call in calls]
     similarity = pooled_similarity(image, _AllRows.apply(text, texts, group)).i2t
     return Similarity(*_Exchange.apply(similarity, images, texts, group))
@@ -162,8 +162,8 @@ def gather_ids(ids: Tensor, *, group: Group = None, counts: Sequence[int] | None
     if world_size(group) == 1:
         return ids, 0
     if counts is None:
-        own = Call(FUNCTIONS.index("gather_ids"), valid=1, texts=len(ids))
-        counts = [call.texts for call in exchange_calls(own, ids.device, group)[0]]
+        own_call = Call(FUNCTIONS.index("gather_ids"), valid=1, texts=len(ids))
+        counts = [call.texts for call in exchange_calls(own_call, ids.device, group)[0]]
     return gather_rows(ids, counts, group), sum(counts[: group_rank(group)])
 
 
@@ -220,10 +220,10 @@ class _Gathered(torch.autograd.Function):
         image, text, texts, *residuals = ctx.saved_tensors
         plan, layout, needs = ctx.plan, ctx.layout, ctx.needs_input_grad[:2]
         grad_t2i = all_to_all_blocks(grads[1].T, layout.texts, layout.images, layout.group).T
-        own, remote = plan.gradients(plan.tokens(image, texts), (grads[0], grad_t2i), tuple(residuals), needs)
+        own_gradients, remote = plan.gradients(plan.tokens(image, texts), (grads[0], grad_t2i), tuple(residuals), needs)
         if needs[1]:  # the same on all ranks
             remote = reduce_scatter_rows(remote, layout.tokens, layout.group)
-        return *as_input_gradients((own, remote), needs, (image, text)), None, None
+        return *as_input_gradients((own_gradients, remote), needs, (image, text)), None, None
 
 
 class _Ring(torch.autograd.Function):
@@ -258,9 +258,9 @@ class _Ring(torch.autograd.Function):
             of_owner = plan._replace(lengths=layout.lengths[owner])
             residuals = tuple(saved[step * per_step : (step + 1) * per_step])
             both = (grads[0][:, columns], grad_t2i[:, columns])
-            own, remote = of_owner.gradients(of_owner.tokens(images, block), both, residuals, needs)
+            own_gradients, remote = of_owner.gradients(of_owner.tokens(images, block), both, residuals, needs)
             if needs[0]:
-                grad_images += own
+                grad_images += own_gradients
             if not needs[1]:  # the same on all ranks
                 continue
             wait_all(handles)  # this block's sum over the ranks before this one has arrived

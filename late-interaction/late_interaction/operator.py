@@ -150,10 +150,10 @@ class _OfPython(torch.autograd.Function):
 
 
 def as_input_gradients(
-    found: Pair, needs: tuple[bool, bool], tokens: tuple[Tensor, Tensor]
+    gradients: Pair, needs: tuple[bool, bool], tokens: tuple[Tensor, Tensor]
 ) -> tuple[Tensor | None, ...]:
     """Return an autograd Function's gradients for ``tokens``: each in its dtype, None where none is needed."""
-    return tuple(g.to(t.dtype) if need else None for g, need, t in zip(found, needs, tokens, strict=True))
+    return tuple(g.to(t.dtype) if need else None for g, need, t in zip(gradients, needs, tokens, strict=True))
 
 
 def _forward(

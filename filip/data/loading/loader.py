@@ -79,9 +79,9 @@ class PairStream(Dataset[Batch]):
     def most_open(self) -> int:
         """Return how many shards are kept open: per source and reader group, a window and one more."""
         groups = sum(1 for _ in self._groups())
-        wanted = (self.config.data.shuffle_window_shards + 1) * len(self.indices) * groups
+        needed = (self.config.data.shuffle_window_shards + 1) * len(self.indices) * groups
         descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        return max(1, min(wanted, descriptors // 2))
+        return max(1, min(needed, descriptors // 2))
 
     def slots(self, epoch: int, batch: int) -> list[tuple[int, int, int]]:
         """Return (source, sample, visit) of each pair in this rank's part of global batch ``batch``."""
@@ -98,8 +98,8 @@ class PairStream(Dataset[Batch]):
         result: list[tuple[int, int, int]] = []
         for group, first, end in self._groups():
             start = batch * self.group_share
-            found = self._order.slots(group, start + first, start + end)
-            result += zip(*(column.tolist() for column in found), strict=True)
+            numbers = self._order.slots(group, start + first, start + end)
+            result += zip(*(column.tolist() for column in numbers), strict=True)
         return result
 
     def __getitem__(self, item: tuple[int, int]) -> Batch:

@@ -77,14 +77,14 @@ def index_source(
     lesser defects are counted in ``problems``.
     """
     tars = _find_tars(source)
-    kept = _writable_folder(source, folder)
+    cache = _writable_folder(source, folder)
     where, state = identity or identity_of(source, tars)
-    entry = kept / f"{where}-{state}"
+    entry = cache / f"{where}-{state}"
     if not entry.is_dir():
-        with locked(kept / "lock"):
+        with locked(cache / "lock"):
             if not entry.is_dir():
                 _build(source, tars, entry, processes)
-                for path in kept.glob(f"{where}-*"):
+                for path in cache.glob(f"{where}-*"):
                     if path != entry:
                         shutil.rmtree(path, ignore_errors=True)  # the index of files that have changed since
     arrays = {name: np.memmap(entry / name, dtype, "r") for name, dtype in _ARRAYS.items()}
@@ -102,11 +102,11 @@ def _writable_folder(source: Source, folder: str | Path | None) -> Path:
         if os.access(joined, os.W_OK):
             return joined
         folder = Path(tempfile.gettempdir()) / f"filip-index-{os.getuid()}"
-    kept = Path(folder)
-    kept.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if kept.stat().st_uid != os.getuid():
-        raise UserError(f"{kept} belongs to another user: give a TMPDIR that is yours")
-    return kept
+    cache = Path(folder)
+    cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if cache.stat().st_uid != os.getuid():
+        raise UserError(f"{cache} belongs to another user: give a TMPDIR that is yours")
+    return cache
 
 
 def identity_of(source: Source, tars: list[Path] | None = None) -> Identity:
@@ -213,12 +213,12 @@ def _sidecar_rows(path: Path, keys: list[str], problems: Counter[str]) -> np.nda
         return nowhere
     captions = ShardCaptions.from_sidecar(path)
     rows = pc.index_in(pa.array(keys, captions.keys.type), value_set=captions.keys)
-    found = rows.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int32)
-    problems["not_in_sidecar"] += int((found < 0).sum())
-    problems["missing_image"] += len(captions.keys) - int((found >= 0).sum())
-    empty = (found >= 0) & (captions.counts[found] == 0) if len(captions.counts) else found >= 0
+    row_numbers = rows.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int32)
+    problems["not_in_sidecar"] += int((row_numbers < 0).sum())
+    problems["missing_image"] += len(captions.keys) - int((row_numbers >= 0).sum())
+    empty = (row_numbers >= 0) & (captions.counts[row_numbers] == 0) if len(captions.counts) else row_numbers >= 0
     problems["missing_caption"] += int(empty.sum())
-    return np.where(empty, nowhere, found)
+    return np.where(empty, nowhere, row_numbers)
 
 
 class ShardCaptions:
@@ -276,8 +276,8 @@ class ShardCaptions:
 def _originals(origins: pa.ListArray) -> np.ndarray:
     """Return how many of each row's captions are no translations."""
     rows = pc.list_parent_indices(origins).to_numpy()
-    found = pc.equal(pc.list_flatten(origins), "original").fill_null(False).to_numpy(zero_copy_only=False)
-    return np.bincount(rows[found], minlength=len(origins))
+    is_original = pc.equal(pc.list_flatten(origins), "original").fill_null(False).to_numpy(zero_copy_only=False)
+    return np.bincount(rows[is_original], minlength=len(origins))
 
 
 def _whole(column: pa.ChunkedArray) -> pa.Array:

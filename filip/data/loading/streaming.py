@@ -162,10 +162,10 @@ class ShardStream(IterableDataset[Batch]):
 
     def _batches(self, samples: Iterator[dict[str, Any]]) -> Iterator[Batch]:
         """Yield full batches. ``read``: samples that were taken of each place, ``ended``: how many it has."""
-        read, useless = Counter[int](), 0
+        counts, useless = Counter[int](), 0
         pairs: list[Pair] = []
         for sample in samples:
-            read[sample["place"].number] += 1
+            counts[sample["place"].number] += 1
             try:
                 pairs.append(self._pair(sample))
                 useless = 0
@@ -181,8 +181,8 @@ class ShardStream(IterableDataset[Batch]):
                 )
             if len(pairs) == self.config.batch_size:
                 batch = batch_of(pairs, self._problems, self.config)
-                yield {**batch, "read": dict(read), "ended": dict(self._ended)}
-                for collection in (pairs, read, self._problems, self._ended):
+                yield {**batch, "read": dict(counts), "ended": dict(self._ended)}
+                for collection in (pairs, counts, self._problems, self._ended):
                     collection.clear()
 
     def _pair(self, sample: dict[str, Any]) -> Pair:
@@ -342,11 +342,11 @@ def build_stream_loader(
                 f"data.sources: {source.shards} is streamed, and a stream cannot be counted: give the number of pairs "
                 "in all its shards, {shards: …, pairs: N}, or its manifest"
             )
-    for name, given in {
+    for name, value in {
         "feature_cache": config.feature_maps is not None,
         "reader_groups": data.reader_groups != 1,
     }.items():
-        if not given:
+        if not value:
             continue
         raise UserError(f"data.{name} is for local shards, and these are streamed; leave it out")
     config.tokenizer.prepare()

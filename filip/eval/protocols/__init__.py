@@ -156,7 +156,7 @@ class Protocol:
         """Return the columns that a benchmark's numbers fill, in order; for a pooled model, of one similarity."""
         columns = [column for table in (self.table, *self.more.values()) for column in table.columns]
         columns = [column for column in columns if not pooled or column.similarity in ("", "mean")]
-        return [one for column in columns if (one := self.measure(column, numbers)).reason is None]
+        return [value for column in columns if (value := self.measure(column, numbers)).reason is None]
 
 
 def value_at(numbers: Mapping[str, Any], path: str) -> Any:

@@ -64,10 +64,10 @@ def kept_patches(encoder: Encoder, card: BenchmarkCard, context: Context) -> Cal
 
     @lru_cache(maxsize=1)  # images are asked for in order
     def patches_by_key(batch: int) -> dict[str, Tensor]:
-        found = stored.get(batch, "image")
-        if found is None:
+        stored_features = stored.get(batch, "image")
+        if stored_features is None:
             return {}
-        features, about = found
+        features, about = stored_features
         # [CLS], if there is one, is first
         return dict(zip(about.keys, features[:, -rows * columns :], strict=True))
 

@@ -89,7 +89,7 @@ def segment(
     counted = np.stack(areas)
     right = counted[:, 0].sum(1) / np.maximum(counted[:, 2].sum(1), 1e-12)
     if record is not None:
-        record[card.name] = Outcomes.of(keys, {"pixels": right, "present": [found.pixels for found in rows]})
+        record[card.name] = Outcomes.of(keys, {"pixels": right, "present": [row.pixels for row in rows]})
     total = counted.sum(0)
     per_class = intersection_over_union(total)
     return {
@@ -168,9 +168,9 @@ def among_own(shares: dict[int, np.ndarray], scores: np.ndarray, classes: int) -
     return AmongOwn(float(right), float(np.nanmean(ious)) if np.isfinite(ious).any() else 0.0, 1 / len(present))
 
 
-def _over_images(found: list[AmongOwn]) -> dict[str, Any]:
+def _over_images(images: list[AmongOwn]) -> dict[str, Any]:
     """Return the means over images that have classes, with 95 % intervals over images."""
-    columns = np.array(found)[np.isfinite([one.chance for one in found])]
+    columns = np.array(images)[np.isfinite([image.chance for image in images])]
     if not len(columns):
         return {}
     means = dict(zip(AmongOwn._fields, columns.mean(0).tolist(), strict=True))

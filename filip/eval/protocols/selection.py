@@ -51,8 +51,8 @@ def select(
     cut = CutTexts(scorer)
     source = context.source(data, card)
     for images, batch in encoded_batches(source, scorer, scorer.store):
-        own = [len(captions) for captions in batch.captions]
-        for key, count, true in zip(batch.keys, own, batch.truths, strict=True):
+        sizes = [len(captions) for captions in batch.captions]
+        for key, count, true in zip(batch.keys, sizes, batch.truths, strict=True):
             if count <= true:
                 raise UserError(f"{card.name}: image {key} has {count} captions; there is nothing to select")
         captions = [caption for own_captions in batch.captions for caption in own_captions]
@@ -61,7 +61,9 @@ def select(
         similarity = scorer.similarity(images, texts)
         for by in RANKINGS:
             scores = ranking(similarity, by)  # [images, captions of all images one after the other]
-            parts[by] += [row[end - n : end].tolist() for row, n, end in zip(scores, own, np.cumsum(own), strict=True)]
+            parts[by] += [
+                row[end - n : end].tolist() for row, n, end in zip(scores, sizes, np.cumsum(sizes), strict=True)
+            ]
         keys += batch.keys
         clusters += batch.clusters
         categories += batch.categories
@@ -70,7 +72,7 @@ def select(
     if card.loader == "winoground":
         return common | _winoground(card, parts, clusters, record)
     common["note"] = size_note(card, len(keys))
-    hits = {by: np.array([chosen(s, t) for s, t in zip(found, truths, strict=True)]) for by, found in parts.items()}
+    hits = {by: np.array([chosen(s, t) for s, t in zip(values, truths, strict=True)]) for by, values in parts.items()}
     if record is not None:
         record[card.name] = Outcomes.of(keys, hits, clusters)
     rates = {by: _rate(right, clusters) for by, right in hits.items()}
@@ -132,8 +134,8 @@ def _winoground(
     outcomes: dict[str, list[float]] = {}
     result: dict[str, Any] = {"n": len(pairs), "chance": chance["group"], "note": size_note(card, len(pairs))}
     for by, scores in parts.items():
-        found = np.array([winoground_outcome(scores[n], scores[n + 1]) for n in pairs])
-        columns = dict(zip(chance, found.T, strict=True))
+        right = np.array([winoground_outcome(scores[n], scores[n + 1]) for n in pairs])
+        columns = dict(zip(chance, right.T, strict=True))
         outcomes |= {f"{measure}_{by}": list(values) for measure, values in columns.items()}
         names = [examples[n] for n in pairs]
         result[by] = {m: _rate(values, names) | {"chance": chance[m]} for m, values in columns.items()}

@@ -55,8 +55,8 @@ class LossInput:
         """Return ``compute(self)``, computed at its first use; later calls with the same ``name`` get that result."""
         if name not in self.shared:
             self.shared[name] = compute(self)
-        found: T = self.shared[name]
-        return found
+        value: T = self.shared[name]
+        return value
 
     @property
     def parameters(self) -> Mapping[str, Tensor]:

@@ -63,8 +63,8 @@ def token_wise_similarity(batch: LossInput) -> tuple[Similarity, dict[str, Tenso
         metrics |= selection_metrics(choice, image, text)
         if settings.model.exclude_special_tokens or settings.model.text.tokenizer is not None:
             metrics.pop("tokens/kept_bos_eos")  # they were gone before, or other tokens are there
-        image, *kept = take_tokens(image, text.tokens, choice)
-        text = TextFeatures(*kept)
+        image, *selected = take_tokens(image, text.tokens, choice)
+        text = TextFeatures(*selected)
     similarity = distributed_late_interaction(
         image,
         *text,
