@@ -141,7 +141,7 @@ assert dict(os.environ) == before
     assert result.stdout == "['__main__', 'filip']\n"
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["train", "cost", "--help"], ["train", "cost"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "plan", "--help"], ["data", "plan", "rows=1e6"]])
 def test_a_reader_that_leaves_is_no_error(arguments: list[str]) -> None:
     """As with ``filip … | head -1``: no trace, whatever is still to be printed."""
     program = [sys.executable, "-c", "import time, filip.__main__ as m; time.sleep(0.2); m.main()", *arguments]
