@@ -50,27 +50,28 @@ def report(config: Plan) -> list[str]:
     if config.precision == "bf16" and not gpu.bf16:
         raise UserError(f"precision=bf16: a {gpu.title} has no bf16; use precision=fp16")
     batch = resolve_batching(config, gpus)
-    counts, here = count(config.model, config, batch, gpus), config.gpus_per_node
-    nodes = -(-gpus // here)
+    counts, per_node = count(config.model, config, batch, gpus), config.gpus_per_node
+    nodes = -(-gpus // per_node)
+    place = f"{min(per_node, gpus)} a node; {f'{nodes} nodes' if nodes > 1 else 'one node'}"
     model, memory = counts.lines()
     fits = "fits" if counts.total < 0.9 * gpu.memory else "DOES NOT FIT"
     several = f", {batch.accumulation} batches per step" if batch.accumulation > 1 else ""
     lines = [
-        f"fleet       {gpus} x {gpu.title}, {min(here, gpus)} a node; {f'{nodes} nodes' if nodes > 1 else 'one node'}",
+        f"fleet       {gpus} x {gpu.title}, {place}",
         model,
         f"batch       {batch.global_batch} pairs = {batch.per_rank} x {gpus}{several}",
         f"encoders    {counts.flops / 1e12:,.1f} TFLOP a step and GPU, forward and backward",
-        f"links       {_traffic(counts.messages, gpus, here)}",
+        f"links       {_traffic(counts.messages, gpus, per_node)}",
     ]
     if counts.early_messages:
         schedule = f"token_keep_schedule: {config.token_keep_schedule}"
-        lines.append(f"at first    {_traffic(counts.early_messages, gpus, here)}; {schedule}")
+        lines.append(f"at first    {_traffic(counts.early_messages, gpus, per_node)}; {schedule}")
     lines += [
         f"files       {batch.pairs_per_step:,} reads of about {readable(IMAGE_BYTES)} a step",
         f"{memory} ({fits} in {readable(gpu.memory)})",
     ]
     if config.pairs is not None:
-        parts = host_memory(config, gpus, min(gpus, here), int(config.pairs))
+        parts = host_memory(config, gpus, min(gpus, per_node), int(config.pairs))
         whole, ask = readable(sum(parts.values())), f"ask for mem_mb={to_ask_for(parts)}"
         lines.append(f"host        about {whole} of main memory per node, {ask}: {by_part(parts)}")
     steps = planned_steps(config, batch)
