@@ -189,7 +189,7 @@ class WorkflowStudy(StudySources, StudyEvaluations):
         by_run = {name: last_failure(folder) for name, folder in folders.items()}
         return [f"training {name} failed: {sentence}" for name, sentence in by_run.items() if sentence]
 
-    # The rows of the efficiency ablation are measured by one command, started by the first one's settings.
+    # The rows of the efficiency ablation are measured by one command, with the launch of the first one.
 
     @property
     def efficiency_launch(self) -> Launch:

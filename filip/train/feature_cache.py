@@ -76,7 +76,7 @@ def fill(stream: PairStream, model: DualEncoder, precision: str, device: torch.d
             for hold in (
                 claimed,
                 locked,
-            ):  # first the maps that nobody is making, then those of other ranks, perhaps killed ones
+            ):  # first the maps that nobody is making, then other ranks' maps, since a rank may have been killed
                 for shard in [shard for shard in missing if shard not in done]:
                     with hold(paths[shard].with_suffix(".lock")) as mine:
                         if mine is False:

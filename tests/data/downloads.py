@@ -34,7 +34,7 @@ def hashes(folder: Path) -> dict[str, str]:
 def disk_with_room_for(size: int) -> Iterator[None]:
     """Let no file of this process grow beyond ``size`` bytes, which to a program is the same as a full disk.
 
-    Python would cut off the bytecode of what is imported meanwhile, and not notice.
+    Python would cut off the bytecode of modules that are imported meanwhile, and not notice.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     compiles, sys.dont_write_bytecode = sys.dont_write_bytecode, True

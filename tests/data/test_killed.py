@@ -138,7 +138,7 @@ def command(out: Path, card_path: Path) -> Process:
 def test_ingest_survives_kill_9(tmp_path: Path) -> None:
     """It is killed a few times here; FILIP_KILLS=20 for more, as before a release. A folder that is full is begun anew.
 
-    The moment is not one of the clock: on a busy machine all of them would fall into the imports.
+    The moments follow progress, not the clock: on a busy machine they would all fall into the imports.
     """
     rng = np.random.default_rng(0)
     (tmp_path / "own").mkdir()
