@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
 
+import numpy as np
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
@@ -87,7 +88,7 @@ def read_cut_outs(folder: Path) -> dict[str, list[Sprite]]:
         if (box := image.getchannel("A").getbbox()) is None or min(image.crop(box).size) < LEAST_SIDE:
             continue
         cut_out = image.crop(box)
-        if cut_out.getchannel("A").getextrema()[0] < 255:  # else a photograph with its background
+        if np.asarray(cut_out.getchannel("A")).min() < 255:  # else a photograph with its background
             found[named[1]] = [Sprite("tuxpaint", Emoji(named[1], named[1], named[1], (), "", ""), cut_out)]
     if len(found) < 2 * max(NUMBERS):
         raise UserError(

@@ -202,7 +202,7 @@ def binding_figure(study: Study, tables: Mapping[str, Table], results: Results) 
     for run in study.rows("selection"):
         trained = [entry for member in study.replicas(run) if (entry := results.training(member))]
         cell = _cell(tables["selection"], BINDING_COLUMNS[0][2], run)
-        if not trained or cell.value is None:
+        if not trained or not isinstance(cell.value, float):
             continue
         count, dim = vectors(trained[0]["config"]["model"])
         value, label = 100 * cell.value, study.label(run)

@@ -41,6 +41,7 @@ class TextRuleSettings:
     min_characters: int = option(2, "fewest characters", at_least=0)
     max_characters: int = option(2000, "most characters", at_least=1)
     person_names: str | None = option(None, "file of names, one a line: each becomes <person>; null = off")
+    personal_data: bool = option(False, "drop captions with an e-mail address or a telephone number")
     sensitive_words: str | None = option(None, "file of words, one a line: captions with one are dropped; null = off")
 
 

@@ -146,9 +146,9 @@ def test_a_downloaded_shard_goes_to_the_bucket_with_what_describes_it(bucket: st
     assert [sample["txt"].decode() for sample in samples] == [f"caption {n}" for n in range(len(urls))]
 
 
-def stream(root: str, rank: int = 0, ranks: int = 1, workers: int = 0, **source: Any) -> StreamLoader:
+def stream(root: str, rank: int = 0, ranks: int = 1, workers: int = 0, window: int = 16, **source: Any) -> StreamLoader:
     given = {"shards": f"{root}/shards", "captions": f"{root}/captions", "pairs": 48} | source
-    data = DataConfig(sources=[Source(**given)], workers=workers, auto_augment=0)
+    data = DataConfig(sources=[Source(**given)], workers=workers, auto_augment=0, shuffle_window_shards=window)
     config = StreamConfig(data, batch_size=3, image_size=16, seed=3, rank=rank, world_size=ranks)
     return build_stream_loader(config)
 
@@ -169,8 +169,9 @@ def test_two_ranks_read_every_pair_of_a_bucket_once_an_epoch(bucket: str, pairs:
 
 
 def test_a_batch_has_pairs_of_many_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Other people's tars are sorted. The buffer has a fifth of a shard, as 2,000 of 10,000 images."""
-    monkeypatch.setattr(streaming, "BUFFER", buffer := 13)
+    """Other people's tars are sorted. The buffer has a quarter of a shard, as 2,000 of 8,000 images."""
+    monkeypatch.setattr(streaming, "BUFFERED", 1)
+    buffer = 16
     many = write_pairs(tmp_path, [64] * 32, captions=1, size=8)
     tars = [str(many.tar(n)) for n in range(32)]
     with served(tmp_path) as address:
@@ -189,15 +190,14 @@ def test_a_batch_has_pairs_of_many_shards(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_a_resumed_run_reads_the_unfinished_shards(web: str, pairs: Pairs, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two ranks with two workers stop; one with one worker goes on: nothing is lost, finished shards do not return."""
-    monkeypatch.setattr(streaming, "BUFFER", 2)  # so that a shard is finished soon
-    monkeypatch.setattr(streaming, "AT_A_TIME", 1)
+    monkeypatch.setattr(streaming, "BUFFERED", 2)  # so that a shard is finished soon
     shards = f"{web}/shards/{{00000..00007}}.tar"
-    ranks = [stream(web, rank, ranks=2, workers=2, shards=shards) for rank in range(2)]
+    ranks = [stream(web, rank, ranks=2, workers=2, window=1, shards=shards) for rank in range(2)]
     before = [batch for rank in ranks for batch in itertools.islice(rank, 5)]
     state = StreamLoader.merged([rank.state_dict() for rank in ranks])
     finished = state["first"] + len(state["finished"])
     assert 1 < finished < 6 and state["pairs_done"] == 30
-    one = stream(web, workers=1, shards=shards)
+    one = stream(web, workers=1, window=1, shards=shards)
     one.load_state_dict(state)
     assert (one.epoch, one.batch) == (0, 10)
     rest = list(itertools.islice(itertools.chain(one, one), 2 * (8 - finished)))  # what the other shards hold

@@ -11,7 +11,7 @@ import pytest
 from bench.caption_rules import rule_accuracy
 from filip.data.cards import SourceCard, TextRuleSettings, parse_card
 from filip.data.lists import caption_filters
-from filip.data.lists.caption_filters import MEANINGLESS
+from filip.data.lists.caption_filters import MEANINGLESS, active_rules
 from filip.data.lists.language import are_english, are_in, zipf
 from filip.data.prepare import prepare
 from filip.data.text_rules import TextRulesConfig, apply_text_rules, main, with_rules
@@ -253,6 +253,21 @@ def test_any_number_of_threads_gives_the_same_bytes(tmp_path: Path) -> None:
         apply_text_rules(tmp_path / "list.parquet", tmp_path / "kept.parquet", card, processes=1, threads=threads)
         written.add(tuple((tmp_path / f"{name}.parquet").read_bytes() for name in ("list", "kept")))
     assert len(written) == 1
+
+
+def test_addresses_and_telephone_numbers_are_dropped_on_request() -> None:
+    private = [
+        "write to jane.doe@example.org",
+        "info [at] shop (dot) com",
+        "call +49 30 901820",
+        "Tel. (030) 9018-2012",
+    ]
+    private += ["555-123-4567 plumbing", "+1 (555) 123-4567", "0171/1234567", "call 5551234567 now"]
+    harmless = ["a dog, 12.03.2016", "2016-03-12 10:30:15", "1,000,000 people", "13 000 000 people", "ISBN 978-3-16"]
+    harmless += ["40.7128, -74.0060", "@home in berlin", "Boeing 747-400", "Ford 1948 1949 1950 models", "1890-1910"]
+    settings = TextRuleSettings(personal_data=True)
+    assert active_rules(settings)["personal_data"].drops(private + harmless, settings) == [True] * 8 + [False] * 10
+    assert "personal_data" not in active_rules(TextRuleSettings())
 
 
 def test_person_names_and_sensitive_words_from_lists(tmp_path: Path, monkeypatch) -> None:

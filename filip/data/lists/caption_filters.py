@@ -224,6 +224,9 @@ class PythonRule:
 
 
 PYTHON_RULES: dict[str, PythonRule] = {}
+_MAIL = re.compile(r"[\w.+-]+(@| ?[\[(]at[\])] ?)[\w-]+(\.| ?[\[(]dot[\])] ?)[a-z]{2,}", re.IGNORECASE)
+_GROUPS = re.compile(r"(?<![\w#.,:/-])(\+|00)?\(?\d{1,5}\)?([ ./-]?\(?\d{2,5}\)?){2,5}(?![\w,:]|[./-]\d)")
+_YEAR = re.compile(r"(1[5-9]|20)\d\d")
 
 
 def python_rule(name: str, applies: Callable[[TextRuleSettings], bool]) -> Callable[[Drops], Drops]:
@@ -249,6 +252,17 @@ def not_english(captions: Sequence[str], settings: TextRuleSettings) -> list[boo
 @python_rule("other_language", applies=lambda settings: settings.language not in (True, False, ["en"]))
 def other_language(captions: Sequence[str], settings: TextRuleSettings) -> list[bool]:
     return [not allowed for allowed in are_in(captions, settings.language)]
+
+
+@python_rule("personal_data", applies=lambda settings: settings.personal_data)
+def personal_data(captions: Sequence[str], settings: TextRuleSettings) -> list[bool]:
+    return [bool(_MAIL.search(caption)) or any(map(_telephone, _GROUPS.finditer(caption))) for caption in captions]
+
+
+def _telephone(found: re.Match[str]) -> bool:
+    """Return whether groups of digits are a telephone number: nine to fifteen, and not years. A date has eight."""
+    groups = re.findall(r"\d+", found[0])
+    return 9 <= sum(map(len, groups)) <= 15 and not all(map(_YEAR.fullmatch, groups))
 
 
 @python_rule("sensitive", applies=lambda settings: bool(settings.sensitive_words))

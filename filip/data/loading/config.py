@@ -49,7 +49,9 @@ class DataConfig(AugmentConfig):
     sources: list[Source] = option([], "list of {shards, captions, weight, manifest, pairs}")
     back_translation: bool = option(True, "draw the caption uniformly from the original and its translations")
     workers: int = option(2, "loader processes per rank; 0 = load in the training process", at_least=0)
-    shuffle_window_shards: int = option(16, "shards whose samples are shuffled among each other", at_least=1)
+    shuffle_window_shards: int = option(
+        16, "shards whose samples are shuffled among each other; a worker reads so many of a stream in turn", at_least=1
+    )
     reader_groups: int = option(
         1,
         "groups of ranks that share no shards: 1 on one machine, else the number of ranks or a divisor of it, so "

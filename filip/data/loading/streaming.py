@@ -41,8 +41,9 @@ from filip.sets.tar_index import IMAGE_SUFFIXES
 from filip.worker_pool import LOADER_START
 
 log = logging.getLogger(__name__)
-AT_A_TIME = 8  # shards that a worker reads in turn: a shard's pictures are often of one kind, or one host's
-BUFFER = 2_000  # encoded samples that a worker shuffles among each other: some 100 MB at 256 px
+# Encoded samples that a worker shuffles among each other, for each shard that it reads in turn: with 16 some 100 MB at
+# 256 px. A shard's pictures are often of one kind, or one host's.
+BUFFERED = 125
 USELESS = 1_000  # samples, or shards, in a row without a pair end the run
 
 
@@ -140,8 +141,10 @@ class ShardStream(IterableDataset[Batch]):
         for visit, of_pass in itertools.groupby(places, lambda place: place.visit):
             rng = random.Random(hash_of(self.config.seed, visit, self.config.rank, worker))
             left = iter(of_pass)
-            shards = [self._samples(left) for _ in range(AT_A_TIME)]  # each takes the next place when it is done
-            yield from webdataset.shuffle(BUFFER, initial=BUFFER // 4, rng=rng)(_in_turn(shards))
+            window = self.config.data.shuffle_window_shards
+            shards = [self._samples(left) for _ in range(window)]  # each takes the next place when it is done
+            buffer = window * BUFFERED
+            yield from webdataset.shuffle(buffer, initial=buffer // 4, rng=rng)(_in_turn(shards))
 
     def _samples(self, places: Iterator[StreamPlace]) -> Iterator[dict[str, Any]]:
         """Yield the samples of the shards, each with its place and, if there are side-cars, its row in them."""
@@ -248,10 +251,11 @@ class StreamLoader:
     def describe(self) -> str:
         """Return how many sources and shards there are, and what streaming them loses."""
         workers = self.stream.config.world_size * max(1, self.stream.config.data.workers)
+        window = self.stream.config.data.shuffle_window_shards
         few = f"; fewer than the {workers} workers that read them" if self.stream.shards < workers else ""
         return (
             f"{len(self.stream.sources)} sources, {self.stream.shards} shards, streamed{few}. Unlike local shards: "
-            f"a worker shuffles among {BUFFER:,} samples of at least {AT_A_TIME} shards, and a resumed run reads the "
+            f"a worker shuffles among {window * BUFFERED:,} samples of {window} shards, and a resumed run reads the "
             "shards that it was at again"
         )
 
