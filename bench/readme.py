@@ -205,13 +205,12 @@ def binding_figure(study: Study, tables: Mapping[str, Table], results: Results) 
         if not trained or not isinstance(cell.value, float):
             continue
         count, dim = vectors(trained[0]["config"]["model"])
-        value, label = 100 * cell.value, study.label(run)
         ends = [[100 * abs(cell.value - end)] for end in cell.ci95] if cell.ci95 else None
-        axis.errorbar(count * dim, value, ends, fmt="o", color=shown[run].colour, capsize=2)
         seconds = fmean(entry["processor_seconds"] for entry in trained)
-        axis.annotate(f" {label}, {seconds:.0f} s", (count * dim, value), (5, -3), textcoords="offset points", size=7)
+        label, colour = f"{study.label(run)}: {seconds:.0f} s", shown[run].colour
+        axis.errorbar(count * dim, 100 * cell.value, ends, fmt="o", color=colour, capsize=2, label=label)
     axis.set_xscale("log", base=2)
-    axis.set_xlim(100, 40_000)
+    axis.legend(loc="lower right")
     axis.set_xlabel("numbers that an image keeps")
     axis.set_ylabel("exchanged colours rejected, % (chance 50)")
     axis.grid(True, axis="y")

@@ -127,8 +127,8 @@ def test_the_table_of_binding_has_each_model_with_its_numbers_and_seconds(tmp_pa
     lines = {line[0]: line[1:] for line in rows(text)[2:]}
     assert lines["ridge to words"] == ["424", "", *["50.0 [40.0, 60.0]"] * 3, "–"]
     assert [lines[study.label(run)][:2] for run in models] == [["128", "40"], ["2,048", "40"], ["36 x 128", "40"]]
-    drawn = {label.get_text() for label in binding_figure(study, found, Results(tmp_path)).axes[0].texts}
-    assert {f" {study.label(run)}, 40 s" for run in models} <= drawn
+    drawn = {label.get_text() for label in binding_figure(study, found, Results(tmp_path)).axes[0].get_legend().texts}
+    assert {f"{study.label(run)}: 40 s" for run in models} <= drawn
     assert "From `make run STUDY=binding SEEDS=2` and" in text and "means of 2 trainings" in text.replace("\n", " ")
 
 
