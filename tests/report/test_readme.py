@@ -145,6 +145,7 @@ def test_the_command_writes_table_and_picture(folder: Path, tmp_path: Path) -> N
     readme.write_text(f"# Title\n{BEGIN}\n{END}\n")
     curves = tmp_path / "docs" / "learning.png"
     arguments = [f"results={folder}", f"readme={readme}", f"picture={picture}", f"curves={curves}", "runs=[clip,filip]"]
+    arguments.append(f"binding={tmp_path}/none")
     run_command(main, Readme, argv=arguments)
     assert not picture.exists()
     (folder / "eval" / "scenes_compared.png").write_bytes(b"a picture")
