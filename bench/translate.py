@@ -9,7 +9,7 @@ engine called directly, its own tokenisation included, on the same blocks in the
 Both times begin before their processes are started; with ``processes=1`` none are. Rounds alternate between the two, so
 that other load affects both, and the ratio is the median of the rounds'. Where there are several, a round that does
 not count precedes them: libraries and lists of words are loaded in it. ``models=toy`` is the tests' tiny
-model, trained first, and its captions are sentences of the words that it knows: with others it says next to nothing.
+model, trained first, and its captions use only words that it knows, since it returns next to nothing for others.
 Quality: chrF++ (sacrebleu) of English → pivot against the human names of the same pictures, and of the round trip
 against the original; the share that returns unchanged, and the share of the others that is accepted. Captions: see
 ``tests/support/captions.py``.

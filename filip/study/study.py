@@ -240,8 +240,8 @@ def _resolve(arguments: tuple[str, ...]) -> TrainConfig:
 def load_study(path: str | Path | None, results: str | Path | None = None) -> Study:
     """Read a study from ``path``, or, if that is None, from the ``study.json`` that its results were made with.
 
-    The number of seeds may have been given on the command line (``make demo SEEDS=3``) and then is not in the YAML,
-    with tables of one of three trainings. If ``path`` does not state it, it is taken from
+    The number of seeds may have been given on the command line (``make demo SEEDS=3``), so that the YAML lacks it
+    and its tables would show one of three trainings. If ``path`` does not state it, it is taken from
     ``results``/study.json. Raises UserError if a file is missing or is not a study config.
     """
     effective = Path(results) / "study.json" if results is not None else None

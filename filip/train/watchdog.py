@@ -123,7 +123,7 @@ class Watchdog:
         return alerts
 
     def _numbers(self, status: StepStatus) -> Iterator[_Condition]:
-        """Return what the scalars of one step say."""
+        """Return the conditions that the scalars of one step show."""
         s = self.limits
         stuck = status.finite and abs(status.loss - status.chance_loss) <= STUCK_TOLERANCE * status.chance_loss
         collapsed = self.fp16 and status.skipped and status.loss_scale <= s.min_loss_scale

@@ -1,4 +1,4 @@
-"""A study's config for the tests of what the workflow makes of it, and a clone to run studies in."""
+"""Fixtures: a study's config, and a clone in which studies run."""
 
 from pathlib import Path
 

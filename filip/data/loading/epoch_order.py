@@ -175,7 +175,7 @@ def _places(k: np.ndarray, source: int, lengths: Sequence[int]) -> np.ndarray:
 
 
 def _count_before(fraction: np.ndarray, n: int, before: np.ufunc) -> np.ndarray:
-    """Return how many of a source's n fractions are ``before`` (less, or less or equal) each given one."""
+    """Count the fractions of a source, of n, that are ``before`` each given one; before: less, or less or equal."""
     count = np.clip(np.ceil(fraction * n - 0.5), 0, n).astype(np.int64)
     # the product may have been rounded either way
     count -= (count > 0) & ~before(_fraction(count - 1, n), fraction)

@@ -125,7 +125,7 @@ def _preprocessed(model: Any, image: Image.Image) -> dict[str, Any]:
 
 
 def _same(first: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Return whether two pictures become equally many pixels, and all else that the model takes is the same."""
+    """Return whether two pictures have pixels of the same shape and the same other inputs."""
     pixels, others = first["pixel_values"], other["pixel_values"]
     return (
         pixels.ndim == 4

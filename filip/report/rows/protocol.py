@@ -82,7 +82,7 @@ def _rows(inputs: Inputs, run: str, name: str, protocol: str, table: ReportTable
 def _fine_tuned(inputs: Inputs, run: str, figures: list[Figure]) -> list[Row]:
     """Return a fine-tuning on the benchmarks that it was made for and, in a separate row, on the others.
 
-    Its own are the ones with training splits that it used; if no card names its source, the cards without one.
+    Those are the benchmarks with a training split that it used; if no card names its source, those without one.
     """
     source = str(inputs.study.fine_tunes[run].get("source"))
     tuned_on = {figure.benchmark: inputs.cards[figure.benchmark].fine_tuned_on for figure in figures}
