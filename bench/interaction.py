@@ -48,7 +48,7 @@ LIMITS = {
 class Ratio(NamedTuple):
     """The time of ``above`` over that of ``below``.
 
-    ``goal``: the most that it may be, with ``more`` the least; ``amx``: that on a CPU with AMX, if it is another.
+    ``goal``: its largest value, or its smallest with ``more``; ``amx``: another goal for a CPU with AMX.
     """
 
     above: str

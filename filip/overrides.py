@@ -66,7 +66,7 @@ def check_overrides(schema: type, overrides: Sequence[str], groups: Mapping[str,
 
 @lru_cache(maxsize=4096)
 def parse(schema: type, override: str) -> Override:
-    """Parse an argument with Hydra and cache it, since a study's trainings share most. Raise HydraException if it cannot."""
+    """Parse an argument with Hydra, once: a study's trainings share most of them. May raise HydraException."""
     return OverridesParser.create().parse_override(quote_text(schema, override))
 
 

@@ -83,7 +83,7 @@ def test_pre_emption_during_the_start_up_is_no_crash(tmp_path: Path, requeues: l
     """Imports and the index of a large data set take minutes, in which a job may be pre-empted again and again."""
     for _ in range(job.STOPS):
         assert run(tmp_path, requeues, "echo 85 > $FILIP_EXIT_CODE_FILE; exit 143") == 85
-    assert len(requeues) == job.STOPS - 1  # a time that never suffices ends with advice
+    assert len(requeues) == job.STOPS - 1  # a limit that no attempt can meet ends with advice
     assert "launch.resources.runtime" in (tmp_path / "rule.log").read_text()
 
 
