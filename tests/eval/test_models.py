@@ -12,25 +12,26 @@ from filip.errors import UserError
 from filip.eval.encoders import load_encoder
 from filip.eval.scorer import load_scorer
 from filip.export.hf_folder import clip_tokenizer, write_multi_vector
-from filip.export.open_clip_folder import write_open_clip
+from filip.export.open_clip_folder import write_clip, write_open_clip
 from filip.models import DualEncoder, ModelConfig, build_model, load_model, save_model
 from filip.runs.saved_files import STATE, LoopState
 from filip.runs.source import read_source
 from filip.train.warm_start import load_initial
 from tests.eval.miniature import SIDE, picture, run_protocol, tiny_config, write_model, write_webdataset
-from tests.support.clips import hf_folder
+from tests.support.clips import open_clip_file
 
 TEXTS = ["a photo of a cat.", "two dogs", "a rather longer caption, with a comma"]
 
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Return the names of one CLIP that transformers wrote: its folder, our file of it, and open_clip's export."""
+    """Return the names of one CLIP that open_clip trained: its export for transformers, for open_clip, and our file."""
     folder = tmp_path_factory.mktemp("clip")
-    hf_folder(folder / "hf", activation="gelu", steps=3)
-    clip_tokenizer(build_model(tiny_config())).save_pretrained(folder / "hf")
+    (folder / "trained").mkdir()
+    trained = open_clip_file(folder / "trained", steps=3)
     ours = str(folder / "ours.safetensors")
-    save_model(ours, load_initial(f"hf:{folder / 'hf'}", ModelConfig(interaction="pooled")))
+    save_model(ours, load_initial(f"open_clip:{trained}:gelu", ModelConfig(interaction="pooled")))
+    write_clip(read_source(ours), str(folder / "hf"))
     write_open_clip(read_source(ours), str(folder / "exported"))
     return [f"hf:{folder / 'hf'}", f"open_clip:local-dir:{folder / 'exported'}", ours]
 
@@ -200,6 +201,10 @@ def test_tips_is_scored_as_its_authors_code_scores_it(tmp_path: Path) -> None:
 
 def test_an_exported_multi_vector_folder_gives_the_tables_of_our_file(root: Path) -> None:
     ours = write_model(root / "m.safetensors")
+    model = load_model(ours)
+    with torch.no_grad():  # lengths as after a training on all tokens, or the export leaves them out
+        model.text.token_embedding.weight *= 0.5 + torch.rand(model.config.text.vocab_size, 1)
+    save_model(ours, model)
     write_multi_vector(read_source(ours), str(root / "exported"))
     with pytest.raises(UserError, match="trust_remote_code=true if you trust it"):
         load_encoder(str(root / "exported"))
