@@ -15,7 +15,7 @@ from snakemake.utils import min_version
 min_version("9.0")
 
 sys.path.insert(0, str(workflow.basedir))
-os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(workflow.basedir), os.environ.get("PYTHONPATH")]))
+os.environ.update(PYTHONPATH=os.pathsep.join(filter(None, [str(workflow.basedir), os.getenv("PYTHONPATH")])))
 from filip.errors import UserError
 from filip.progress import say
 from workflow import one_run
