@@ -112,13 +112,14 @@ def compared(cards: Sequence[BenchmarkCard]) -> Iterator[Compared]:
 
 def _cards(config: CompareOptions) -> list[BenchmarkCard]:
     """Return the cards to compare on. Raises UserError if none of ours is there, or one that was named is not."""
-    names = config.data or resources.names("benchmark")
-    cards = [card for card in map(load_card, names) if card.kind in ("selection", "pointing")]
-    there, missing = check_sets(cards, config.root, "stop" if config.data else "skip")
+    cards = [load_card(name) for name in config.data or resources.names("benchmark")]
+    fitting = [card for card in cards if card.kind in ("selection", "pointing")]
+    if config.data and (others := [card.name for card in cards if card not in fitting]):
+        raise UserError(f"data={','.join(others)}: this compares captions; name cards of kind selection or pointing")
+    there, missing = check_sets(fitting, config.root, "stop" if config.data else "skip")
     if not there:
-        raise UserError(
-            f"root={config.root} has none of {', '.join(missing)}: `filip eval fetch` gets those on the hub"
-        )
+        some = ", ".join(list(missing)[:4])
+        raise UserError(f"root={config.root} has no set of captions ({some}, …): `filip eval fetch` gets some of them")
     return there
 
 

@@ -115,4 +115,4 @@ def accuracy(model: str, images: list[Image.Image], texts: list[list[str]]) -> f
 def test_without_any_of_the_benchmarks_it_says_which(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         compare(tmp_path, [write_model(tmp_path / "m.safetensors")])
-    assert f"root={tmp_path} has none of" in capsys.readouterr().err
+    assert f"root={tmp_path} has no set of captions" in capsys.readouterr().err
