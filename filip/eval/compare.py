@@ -21,6 +21,7 @@ from filip.eval.options import check_sets
 from filip.eval.protocols import shown, value_at
 from filip.eval.scorer import RANKINGS
 from filip.eval.table import FORMS
+from filip.progress import say
 from filip.table_writer import Grid, Head, Line, Shown, render
 
 PROTOCOLS = ("selection", "scene_pointing")
@@ -66,7 +67,7 @@ def main(config: CompareOptions) -> None:
     data = list(dict.fromkeys(card for column in columns for card in column.cards))
     lines: list[Line] = []
     records: list[dict[str, Any]] = []
-    chances = [Shown("–")] * len(columns)
+    chances: list[dict[str, None]] = [{} for _ in columns]  # of pointing they differ by a model's patches
     notes = [f"{c.title}: {', '.join(c.cards)}" for c in columns if len(c.cards) > 1]
     for model in config.models:
         one = Evaluation(model=model, data=data, root=config.root, protocols=list(PROTOCOLS))
@@ -84,12 +85,13 @@ def main(config: CompareOptions) -> None:
             cells = [Shown("–" if value is None else shown(value, "%")) for value in values]
             lines.append(Line(f"{one.run_name()}{name}{' *' if by == own else ''}", cells))
             for number, (column, path, value) in enumerate(zip(columns, paths, values, strict=True)):
-                chance = _mean(numbers, column, path.replace("value", "chance")) or _mean(numbers, column, "chance")
-                chances[number] = chances[number] if chance is None else Shown(shown(chance, "%"))
+                place = f"{path.rpartition('.')[0]}.chance"  # Winoground's measures differ in it
+                chance = _mean(numbers, column, place) or _mean(numbers, column, "chance")
+                chances[number] |= {} if chance is None else {shown(chance, "%"): None}
                 about = {"model": model, "by": by, "own": by == own, **column._asdict()}
                 records.append(about | {"value": value, "chance": chance})
     heads = [Head(column.title) for column in columns]
-    lines.append(Line("chance", chances, kind="common"))
+    lines.append(Line("chance", [Shown(" / ".join(of_column) or "–") for of_column in chances], kind="common"))
     print(
         render(
             Grid(heads, lines, notes=[*NOTES, *notes], corner="accuracy, %", whole=True, records=records), config.form
@@ -113,13 +115,16 @@ def compared(cards: Sequence[BenchmarkCard]) -> Iterator[Compared]:
 def _cards(config: CompareOptions) -> list[BenchmarkCard]:
     """Return the cards to compare on. Raises UserError if none of ours is there, or one that was named is not."""
     cards = [load_card(name) for name in config.data or resources.names("benchmark")]
-    fitting = [card for card in cards if card.kind in ("selection", "pointing")]
+    names = {name for column in compared(cards) for name in column.cards}
+    fitting = [card for card in cards if card.kind in ("selection", "pointing") and card.name in names]
     if config.data and (others := [card.name for card in cards if card not in fitting]):
-        raise UserError(f"data={','.join(others)}: this compares captions; name cards of kind selection or pointing")
-    there, missing = check_sets(fitting, config.root, "stop" if config.data else "skip")
+        raise UserError(f"data={','.join(others)}: the table has no column for that; `filip eval data=` evaluates it")
+    there, missing = check_sets(fitting, config.root, "stop" if config.data else "quiet")
     if not there:
         some = ", ".join(list(missing)[:4])
         raise UserError(f"root={config.root} has no set of captions ({some}, …): `filip eval fetch` gets some of them")
+    if missing:
+        say(f"left out: {', '.join(missing)} (data=[{next(iter(missing))}] tells why)")
     return there
 
 

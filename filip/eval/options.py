@@ -132,7 +132,7 @@ def check_sets(
     """Open each data set and match its classes; return (cards that can be evaluated, {name of another one: why not}).
 
     missing: "stop": UserError, one sentence for each data set that is not there or does not fit its card; "skip": a
-    line on stderr for each, and the others are evaluated.
+    line on stderr for each, and the others are evaluated; "quiet": the same without a line.
     """
     good, skipped = [], {}
     for card in cards:
@@ -148,6 +148,6 @@ def check_sets(
             raise UserError(next(iter(skipped.values())))
         listed = "".join(f"\n  {name}: {why}" for name, why in skipped.items())
         raise UserError(f"{len(skipped)} of {len(cards)} data sets cannot be evaluated:{listed}")
-    for name, why in skipped.items():
+    for name, why in skipped.items() if missing == "skip" else ():
         say(f"{name}: left out: {why}")
     return good, skipped

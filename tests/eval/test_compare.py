@@ -66,6 +66,9 @@ def test_five_models_in_one_table(tmp_path: Path, capsys: pytest.CaptureFixture[
     printed = capsys.readouterr().out
     rows = list(csv.DictReader(printed[printed.index("model,by,") :].splitlines()))
     assert list(dict.fromkeys(row["title"] for row in rows)) == COLUMNS
+    chances = {(row["title"], round(float(row["chance"]), 3)) for row in rows if row["chance"]}
+    expected = [0.5, 0.5, 0.5, 0.333, 0.5, 0.5, 0.2, 0.25, 0.25, 0.167, 0.238]
+    assert chances == {*zip(COLUMNS, expected, strict=True), ("pointing", 0.25)}  # by a model's patches
     lines = list(dict.fromkeys((row["model"], row["by"], row["own"]) for row in rows))
     by = {name: [(by, own) for model, by, own in lines if model == models[name]] for name in models}
     assert by["CLIP"] == [("mean", "True")]
@@ -88,7 +91,7 @@ def test_five_models_in_one_table(tmp_path: Path, capsys: pytest.CaptureFixture[
 
     compare(tmp_path, list(models.values()), data)  # from the results that are kept
     again = capsys.readouterr()
-    assert "done before" in again.err and "balanced" in again.out
+    assert "done before" in again.err and "balanced" in again.out and "25.0 / 23.8" in again.out
     shown = next(line for line in again.out.splitlines() if line.startswith("filip, mean of both *"))
     assert f"{100 * number('FILIP', COLUMNS[1]):.1f}" in shown
 
@@ -116,3 +119,9 @@ def test_without_any_of_the_benchmarks_it_says_which(tmp_path: Path, capsys: pyt
     with pytest.raises(SystemExit):
         compare(tmp_path, [write_model(tmp_path / "m.safetensors")])
     assert f"root={tmp_path} has no set of captions" in capsys.readouterr().err
+
+
+def test_a_card_without_a_column_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        compare(tmp_path, ["emoji"], "data=[winoground,demo_select_name,mscoco]")
+    assert "data=demo_select_name,mscoco: the table has no column" in capsys.readouterr().err
