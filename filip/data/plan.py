@@ -54,7 +54,7 @@ class PlanConfig:
     captions_per_second: float = option(100.0, "round trips of a core (bench/translate.py)", above=0)
     image_bytes: int = option(25_000, "mean size of a stored image", at_least=1)
     megapixels: float = option(0.3, "mean size of a picture before it is resized", above=0)
-    dead: float = option(0.0, "share of the rows whose host never answers; LAION: 0.05", at_least=0, at_most=1)
+    dead: float = option(0.0, "share of the rows with a host that never answers", at_least=0, at_most=1)
 
 
 @dataclass(frozen=True)
