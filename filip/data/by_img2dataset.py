@@ -102,12 +102,26 @@ def _program() -> list[str]:
 def _arguments(listed: Path, out: Path, card: SourceCard, columns: list[str]) -> list[str]:
     load, rules = card.download, card.image_rules
     options = {
-        "url_list": str(listed), "input_format": "parquet", "url_col": "url", "caption_col": "caption",
-        "save_additional_columns": columns or None, "output_folder": str(out), "output_format": "webdataset",
-        "image_size": load.image_size, "resize_mode": load.resize_mode, "resize_only_if_bigger": load.only_if_bigger,
-        "encode_format": load.encode_format, "encode_quality": load.quality, "min_image_size": rules.min_side,
-        "max_aspect_ratio": rules.max_aspect, "processes_count": load.processes, "thread_count": load.threads,
-        "number_sample_per_shard": load.samples_per_shard, "timeout": load.timeout, "retries": load.retries,
-        "incremental_mode": "incremental", **load.img2dataset,
-    }  # fmt: skip
+        "url_list": str(listed),
+        "input_format": "parquet",
+        "url_col": "url",
+        "caption_col": "caption",
+        "save_additional_columns": columns or None,
+        "output_folder": str(out),
+        "output_format": "webdataset",
+        "image_size": load.image_size,
+        "resize_mode": load.resize_mode,
+        "resize_only_if_bigger": load.only_if_bigger,
+        "encode_format": load.encode_format,
+        "encode_quality": load.quality,
+        "min_image_size": rules.min_side,
+        "max_aspect_ratio": rules.max_aspect,
+        "processes_count": load.processes,
+        "thread_count": load.threads,
+        "number_sample_per_shard": load.samples_per_shard,
+        "timeout": load.timeout,
+        "retries": load.retries,
+        "incremental_mode": "incremental",
+        **load.img2dataset,
+    }
     return [f"--{name}={json.dumps(v) if isinstance(v, list) else v}" for name, v in options.items() if v is not None]

@@ -234,9 +234,8 @@ def _open(part: Path, reading: Reading) -> _Open:
 def _rows(part: Path, reading: Reading) -> Rows:
     table = read_table(part, reading.header, reading.columns, encoding=reading.encoding)
     if len(table.names) == 2 and reading.header and not reading.columns and _names_a_picture(table.names[0]):
-        return read_table(
-            part, False, ("image", "caption"), encoding=reading.encoding
-        )  # Flickr8k.token.txt has no header
+        # Flickr8k.token.txt has no header
+        return read_table(part, False, ("image", "caption"), encoding=reading.encoding)
     return table
 
 

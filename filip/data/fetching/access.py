@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
-# Refused whatever this Python's tables have about them: clouds serve credentials and settings there.
+# Refused even where this Python's tables call them public: clouds serve credentials and settings there.
 RESERVED = [
     ipaddress.ip_network(network)
     for network in (

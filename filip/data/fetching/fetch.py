@@ -2,8 +2,8 @@
 
 img2dataset's own fetch has a timeout per read, so that a server sending a byte every few seconds holds a thread
 forever, and reads a body of any size. Here the whole exchange has a deadline (a thread shuts its connections
-down, from the first byte on, which also ends a header or a proxy that drips), and the body has a limit, also in a
-redirection included. Errors that another attempt cannot fix are not retried.
+down, from the first byte on, which also ends a header or a proxy that drips), and a body has a limit, also that of a
+redirection. Errors that another attempt cannot fix are not retried.
 A URL of a host that wants to be left alone is not asked for (``hosts``).
 """
 

@@ -58,9 +58,8 @@ _NAMED = re.compile(r"([A-Za-z][a-z]+(?: [a-z]+)?): (.+)")  # a thing and its na
 _PUNCTUATION = re.compile(r"[^\w\s'-]+")
 _ARTICLE = re.compile(r"(a|an|the) ")
 _PARTICLES = re.compile(r"d[aeiou]|del(la)?|l[ae]s?|el|los|v[ao]n|de[nrs]|al|y|et?|und")  # in names
-_ENGLISH = re.compile(
-    r"\b(the|with|from|and|on a|in a|for a|made of|view of)\b", re.IGNORECASE
-)  # words that hardly any rival has
+# words that hardly any rival has
+_ENGLISH = re.compile(r"\b(the|with|from|and|on a|in a|for a|made of|view of)\b", re.IGNORECASE)
 # Signs of typesetting, not of a language: ’ must not make "woman’s hat" foreign.
 _ASCII_SIGNS = {"'": "‘’‛′", '"': "“”„″", "-": "‐‑‒–—―", ".": "…"}
 _TYPOGRAPHIC = {ord(sign): plain for plain, signs in _ASCII_SIGNS.items() for sign in signs}
@@ -157,13 +156,13 @@ def _is_english(text: str, words: int, labels: Sequence[str], scores: Sequence[f
     english, best = chances.pop("en", 0.0), max(map(float, scores), default=0.0)
     if english >= SURE:
         return True
-    frequencies = _known(text)
+    in_vocabulary = _known(text)
     if words <= 2:
-        accepted = english >= SHORT_SCORE or frequencies
-        trusted = frequencies
+        accepted = english >= SHORT_SCORE or in_vocabulary
+        trusted = in_vocabulary
     else:
         close = english >= SCORE and english >= (RATIO_3_4 if words <= 4 else RATIO_5) * best
-        accepted = close or (english >= KNOWN_SCORE and (frequencies or _ARTICLE.match(text) is not None))
+        accepted = close or (english >= KNOWN_SCORE and (in_vocabulary or _ARTICLE.match(text) is not None))
         trusted = False
     if trusted:
         return True

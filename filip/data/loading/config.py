@@ -77,7 +77,6 @@ class StreamConfig:
     rank: int = 0
     world_size: int = 1
     feature_maps: Path | None = None  # folder of feature maps, to read instead of images
-    patch_size: int = 0  # pixels, for data.patch_budgets
     json_tokenizer: JsonTokenizer | None = None  # for another vocabulary than CLIP's
     identities: tuple[tuple[str, str] | None, ...] = ()  # of the sources, where another rank has looked at their files
 
