@@ -161,6 +161,21 @@ def test_every_extra_that_a_hint_can_name_exists_and_all_has_them_all() -> None:
     assert declared("demo") <= declared("all")
 
 
+def test_the_demo_is_installed_without_img2dataset_and_its_packages() -> None:
+    """`engine: img2dataset` has an environment of its own. Markers of extras decide which requirements count."""
+    todo, installed_too = [(PROJECT["name"], ""), (PROJECT["name"], "demo")], set[tuple[str, str]]()
+    while todo:
+        name, extra = todo.pop()
+        if (name, extra) not in installed_too:
+            installed_too.add((name, extra))
+            for line in map(Requirement, requires(name) or ()):
+                if line.marker is None or line.marker.evaluate({"extra": extra}):
+                    todo += [(canonicalize_name(line.name), one) for one in ("", *line.extras)]
+    names = {name for name, _ in installed_too}
+    assert {"torch", "opencv-python-headless", "snakemake", "resvg-py"} <= names
+    assert [name for name in names if re.match("img2dataset|wandb|albu|opentelemetry|stringzilla", name)] == []
+
+
 def test_nothing_is_declared_that_nobody_imports() -> None:
     """This holds except for what is used without an import: plugins, compilers, command-line tools, stubs."""
     used_otherwise = {

@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from PIL import Image, ImageFilter
+from PIL import Image, ImageFilter, ImageOps
 
 from filip.data.lists import duckdb_io
 from filip.data.score import ANY_DISTANCE, ScoreConfig, main, score
-from filip.data.scoring import band_choices, nearest, shard_images
+from filip.data.scoring import band_choices, nearest, perceptual_hash, shard_images
 from filip.data.select import SelectConfig, select
 from filip.data.sidecar import SCHEMA, read_sidecar, write_sidecar
 from filip.errors import UserError
@@ -88,6 +89,31 @@ def test_copies_of_an_image_are_found_wherever_they_lie(tmp_path: Path) -> None:
     write_shards(tmp_path, [scenes[:5], [scene(n) for n in range(20, 25)], [scene(30), scene(31)]])
     score(config)
     assert copies(tmp_path) == {}
+
+
+def test_which_copies_are_found_and_which_are_not() -> None:
+    """docs/data.md has the counts: resized and recompressed copies are near, cropped and turned ones are not."""
+    near: list[Callable[[Image.Image], Image.Image]] = [
+        lambda image: image.resize((160, 120)),
+        lambda image: Image.open(io.BytesIO(jpeg(image, 30))),
+        lambda image: image.filter(ImageFilter.GaussianBlur(2)),
+        lambda image: image.convert("L"),
+        lambda image: ImageOps.colorize(image.convert("L"), "black", "bisque"),
+        lambda image: image.point(lambda value: min(255, value + 25)),
+        lambda image: ImageOps.posterize(image, 4),
+    ]
+    far: list[Callable[[Image.Image], Image.Image]] = [
+        lambda image: image.crop((16, 12, 320, 240)),  # without 5 % at a corner
+        ImageOps.mirror,
+        lambda image: image.rotate(90, expand=True),
+        lambda image: ImageOps.expand(image, 20, "white"),
+    ]
+    counts = []
+    for changes in (near, far):
+        pairs = [(scene(n), change(scene(n))) for change in changes for n in range(5)]
+        distances = [(perceptual_hash(a) ^ perceptual_hash(b)) & (1 << 64) - 1 for a, b in pairs]
+        counts.append((sum(distance.bit_count() <= 6 for distance in distances), len(pairs)))
+    assert counts == [(35, 35), (0, 20)]
 
 
 def test_an_image_that_the_side_cars_leave_out_makes_no_other_a_duplicate(tmp_path: Path) -> None:

@@ -7,15 +7,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from datasets import load_dataset
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+from torchvision.datasets import Flickr30k
 
 from filip.errors import UserError
 from filip.sets.image_set import open_images
 from filip.sets.layout import Reading
 from filip.sets.samples import xmp_description
 from tests.data.own_images import CAPTIONS, COLOURS, picture
-from tests.sets.test_one_reader import answers, counted
+from tests.sets.test_one_reader import answers, colour, counted
 
 ONE = {Path(name).name: captions[0] for name, captions in CAPTIONS.items()}  # a caption for each file
 XMP = """<?xpacket begin="" id="W5M0MpCehiHzreSzNTczkc9d"?><x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF
@@ -139,6 +141,17 @@ def test_it_is_read_as_it_is_by_all_four_readers(tmp_path: Path, write: Callable
     write(tmp_path / "own")
     expected = {COLOURS[name]: captions[:1] for name, captions in CAPTIONS.items()}
     assert answers(str(tmp_path / "own"), tmp_path / "shards") == [expected] * 4
+
+
+def test_the_libraries_of_two_forms_read_the_same(tmp_path: Path) -> None:
+    """The hub's folder is read by `datasets`, Flickr's tokens by torchvision."""
+    hub_image_folder(tmp_path / "hub")
+    hub = load_dataset("imagefolder", data_dir=str(tmp_path / "hub"), cache_dir=str(tmp_path / "cache"), split="train")
+    by_name = {COLOURS[name]: captions[0] for name, captions in CAPTIONS.items()}
+    assert {colour(row["image"]): row["text"] for row in hub} == by_name
+    flickr8k_tokens(tmp_path / "flickr")
+    flickr = Flickr30k(str(tmp_path / "flickr/Flicker8k_Dataset"), str(tmp_path / "flickr/Flickr8k.token.txt"))
+    assert {colour(picture): captions[0] for picture, captions in flickr} == by_name
 
 
 def test_a_list_in_each_split_is_a_part_of_one_set(tmp_path: Path) -> None:
