@@ -67,7 +67,7 @@ def finder(part: Path, reading: Reading, names: Iterable[str]) -> Finder:
 
     names: some of the list. They are relative to the list's folder, or else to the set's. If none of these pictures is
     there, they are looked for by the last part of their names, wherever in the set they are; of several with one name
-    none is taken.
+    the one in a folder of the list's split is taken, or else none.
     """
     root = reading.root_of(part)
     names = list(names)
@@ -76,7 +76,9 @@ def finder(part: Path, reading: Reading, names: Iterable[str]) -> Finder:
     for base in (root, os.path.abspath(reading.place)):
         if any(path and os.path.lexists(path) for path, _ in (inside(base, name) for name in names)):
             return partial(inside, base)
-    places = pictures_below(reading.place, reading.inside_only, reading.without)
+    pictures, split = pictures_below(reading), split_named(part, reading.place)
+    places = by_name(path for path in pictures if split and split_of_folder(path, reading.place) == split)
+    places = {**by_name(pictures), **places}
     if not any(places.get(last_part(name)) for name in names):
         return partial(inside, root)
 
@@ -98,14 +100,17 @@ def last_part(name: str) -> str:
     return re.split(r"[\\/]", name)[-1].lower()
 
 
-def pictures_below(place: Path, inside_only: bool, without: str | None) -> dict[str, str | None]:
-    """Return the path of each picture of a folder by its file's name in lower case; None for several of a name."""
-    pictures: dict[str, str | None] = {}
-    for path in files_in(Reading(place, inside_only=inside_only, without=without), [""]):
-        if is_picture(path):
-            name = path.name.lower()
-            pictures[name] = None if name in pictures else os.path.abspath(path)
-    return pictures
+def pictures_below(reading: Reading) -> list[Path]:
+    return [path for path in files_in(reading, [""]) if is_picture(path)]
+
+
+def by_name(pictures: Iterable[Path]) -> dict[str, str | None]:
+    """Return the path of each picture by its file's name in lower case; None for several of a name."""
+    places: dict[str, str | None] = {}
+    for path in pictures:
+        name = path.name.lower()
+        places[name] = None if name in places else os.path.abspath(path)
+    return places
 
 
 # if a folder has several tables, the one with such a name counts
@@ -246,7 +251,7 @@ def _image_column(names: Sequence[str], records: Sequence[Record], reading: Read
     except UserError:
         if reading.image_column or not reading.place.is_dir():
             raise
-        there = pictures_below(reading.place, reading.inside_only, reading.without)
+        there = by_name(pictures_below(reading))
         fitting = [
             c for c in names if any(last_part(file_named(record.get(c), reading)) in there for record in records)
         ]

@@ -180,6 +180,19 @@ def test_of_several_pictures_with_one_name_none_is_taken(tmp_path: Path) -> None
     assert counted(tmp_path) == (1, {"missing_file": 4, "no_caption": 8})
 
 
+def test_a_name_in_two_splits_is_the_picture_of_its_list_s_split(tmp_path: Path) -> None:
+    """Programs for annotation number the pictures of each split from 0."""
+    for split in ("train", "val"):
+        images(tmp_path / f"{split}2017")
+        listed = [{"id": n, "file_name": name} for n, name in enumerate(ONE)]
+        texts = [{"image_id": n, "caption": f"{caption} of {split}"} for n, caption in enumerate(ONE.values())]
+        save(tmp_path / "annotations" / f"captions_{split}2017.json", {"images": listed, "annotations": texts})
+    for split in ("train", "val"):
+        items = open_images(Reading(tmp_path, split=split)).items
+        assert [Path(item.file).parent.name for item in items] == [f"{split}2017"] * 5
+        assert [item.captions for item in items] == [[f"{caption} of {split}"] for caption in ONE.values()]
+
+
 def test_iptc_s_caption_is_read_where_there_is_no_xmp(tmp_path: Path) -> None:
     caption = "ein Fluß bei Nacht".encode("latin-1")
     record = b"\x1c\x02\x78" + len(caption).to_bytes(2, "big") + caption
