@@ -11,7 +11,7 @@ from typing import Any
 from filip.errors import UserError
 from filip.sets.columns import one_line, texts
 from filip.sets.layout import Reading, Row
-from filip.sets.table import SAMPLE, Listed, finder, lists_in, split_of_row
+from filip.sets.listed import SAMPLE, Listed, finder, lists_in, split_of_row
 from filip.sets.tables import json_in
 
 

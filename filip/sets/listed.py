@@ -1,0 +1,151 @@
+"""Find the lists of a set, one for each split or in all, and the pictures that they name.
+
+:mod:`filip.sets.table` and :mod:`filip.sets.annotations` read the lists.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+from filip.errors import UserError
+from filip.sets.layout import (
+    Layout,
+    Reading,
+    Row,
+    files_in,
+    inside,
+    is_picture,
+    split_named,
+    split_of_folder,
+    unused,
+    walk,
+)
+
+SAMPLE = 50  # names of a list by which its pictures are looked for
+FEW = 10  # lists of one kind in a folder; more are records that are beside pictures
+# if a folder has several lists, the one with such a name counts
+USUAL = ("metadata", "captions", "annotations", "labels")
+
+Finder = Callable[[str], tuple[str, str | None]]
+
+
+def lists_in(reading: Reading, suffixes: Collection[str], fits: Callable[[Path], bool]) -> list[Path]:
+    """Return the lists of a folder, or else those in the folders below it."""
+    for depth in (1, 2):
+        there = files_in(reading, suffixes, depth)
+        count = Counter((path.parent, path.suffix) for path in there)
+        if lists := [path for path in there if count[path.parent, path.suffix] <= FEW and fits(path)]:
+            return lists
+    return []
+
+
+def are_parts(lists: Collection[Path], place: Path) -> bool:
+    """Return whether several lists are parts of one set: of different splits, or in different folders."""
+    splits = [split_named(path, place) for path in lists]
+    folders = {path.parent for path in lists}
+    return (None not in splits and len(set(splits)) == len(lists)) or len(folders) == len(lists) > 1
+
+
+def finder(part: Path, reading: Reading, names: Iterable[str]) -> Finder:
+    """Return the function that gives the path of a picture that a list names, and its fault.
+
+    names: some of the list. They are relative to the list's folder, or else to the set's. If none of these pictures is
+    there, they are looked for by the last part of their names, wherever in the set they are; of several with one name
+    the one in a folder of the list's split is taken, or else none.
+    """
+    root = reading.root_of(part)
+    names = list(names)
+    if reading.image_root or not reading.place.is_dir():
+        return partial(inside, root)
+    for base in (root, os.path.abspath(reading.place)):
+        if any(path and os.path.lexists(path) for path, _ in (inside(base, name) for name in names)):
+            return partial(inside, base)
+    pictures, split = pictures_below(reading), split_named(part, reading.place)
+    places = by_name(path for path in pictures if split and split_of_folder(path, reading.place) == split)
+    places = {**by_name(pictures), **places}
+    if not any(places.get(last_part(name)) for name in names):
+        return partial(inside, root)
+
+    def find(name: str) -> tuple[str, str | None]:
+        path = places.get(last_part(name))
+        return (path, None) if path else inside(root, name.replace("\\", "/"))
+
+    return find
+
+
+def split_of_row(column: str | None, path: str, part: Path, reading: Reading) -> str | None:
+    """Return the split of a row: its column's, its picture's folder's, or its list's."""
+    base = reading.place if reading.place.is_dir() else reading.root_of(part)
+    split = column or split_of_folder(Path(path), Path(os.path.abspath(base)))
+    return split or (split_named(part, reading.place) if reading.several else None)
+
+
+def last_part(name: str) -> str:
+    return re.split(r"[\\/]", name)[-1].lower()
+
+
+def pictures_below(reading: Reading) -> list[Path]:
+    return [path for path in files_in(reading, [""]) if is_picture(path)]
+
+
+def by_name(pictures: Iterable[Path]) -> dict[str, str | None]:
+    """Return the path of each picture by its file's name in lower case; None for several of a name."""
+    places: dict[str, str | None] = {}
+    for path in pictures:
+        name = path.name.lower()
+        places[name] = None if name in places else os.path.abspath(path)
+    return places
+
+
+class Listed(Layout):
+    """Layout of a list of images, given alone or with its folder, to which the names are relative."""
+
+    def lists(self, reading: Reading) -> list[Path]:
+        """Return the lists of this layout in a folder."""
+        raise NotImplementedError
+
+    def parts(self, reading: Reading) -> list[Path]:
+        if reading.place.is_file():
+            return [reading.place] if self.fits(reading.place) else []
+        lists = self.lists(reading)
+        if len(lists) > 1:
+            usual = [path for path in lists if path.name.split(".")[0].lower() in USUAL]
+            if are_parts(lists, reading.place):
+                usual = lists
+            elif len(usual) != 1:
+                raise UserError(
+                    f"{reading.place} holds several tables ({', '.join(path.name for path in lists[:5])}): name the "
+                    f"one with the captions, such as {lists[0]}"
+                )
+            lists = usual
+        return lists
+
+    def fits(self, path: Path) -> bool:
+        """Return whether a file is a list of this layout."""
+        raise NotImplementedError
+
+    def files(self, reading: Reading) -> Iterator[str]:
+        parts = self.parts(reading)
+        yield from map(os.path.abspath, parts)
+        yield from (row.file for part in parts for row in self.find(part, reading))
+        if reading.place.is_dir():
+            yield from (row.file for row in self.rest(reading, parts))
+
+    def rest(self, reading: Reading, parts: Sequence[Path]) -> Iterator[Row]:
+        """Yield a row for each file; pictures that the list names are merged with the rows of the list."""
+        taken = {os.path.abspath(part) for part in parts}
+        for path, problem in walk(reading.place, reading.inside_only, without=reading.without):
+            if os.path.abspath(path) in taken:
+                continue
+            if problem is None and is_picture(path):
+                split = split_of_folder(path, reading.place)
+                yield Row(reading.name_of(path), [], os.path.abspath(path), split=split)
+            else:
+                row = unused(path, reading, problem)
+                # the place of a file that the list names
+                yield Row(row.url, [], row.file, 0, problem=row.problem)
