@@ -10,6 +10,7 @@ from filip.export.onnx_folder import write_onnx
 from filip.export.open_clip_folder import write_clip, write_open_clip
 from filip.models import save_model
 from filip.models.weights import save_compact
+from filip.progress import say
 from filip.runs.source import ModelSource
 
 
@@ -31,8 +32,12 @@ def write_safetensors(source: ModelSource, out: str) -> None:
 
 
 def write_compact(source: ModelSource, out: str) -> None:
-    """Write the same in float16, without the embeddings of tokens that the training never saw."""
-    save_compact(out, source.model, source.extra)
+    """Write the same in float16, without the embeddings that look untrained; say how many these are."""
+    if left_out := save_compact(out, source.model, source.extra):
+        say(
+            f"left out {left_out:,} of {source.model.config.text.vocab_size:,} token embeddings, as long as untrained "
+            "ones; after a short training these may be trained, too: to=safetensors keeps all"
+        )
 
 
 FORMATS: dict[str, Format] = {

@@ -17,7 +17,7 @@ from filip.errors import UserError
 from filip.export.card import write_card
 from filip.files import naming, write_json
 from filip.models import DualEncoder
-from filip.models.weights import EMBEDDING, ROW_OF_TOKEN, taught, write_safetensors
+from filip.models.weights import EMBEDDING, ROW_OF_TOKEN, write_safetensors
 from filip.pixels import CLIP_MEAN, CLIP_STD
 from filip.runs.source import ModelSource
 from filip.tokenizer import BOS, EOS, merges, vocabulary
@@ -75,15 +75,15 @@ def write_hf(source: ModelSource, out: str) -> None:
 
 
 def towers_of(model: DualEncoder) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Return configuration and state of the exported towers, without the embeddings of tokens that never occurred.
+    """Return configuration and state of the exported towers, with one row for all token embeddings of zeros.
 
-    They share one row of zeros, as in :func:`filip.models.weights.save_compact`.
+    A file of :func:`filip.models.weights.save_compact` has many of them.
     """
     config, state = tower_config(model), model.state_dict()
-    learned = taught(state[EMBEDDING])
-    if not learned.all():
-        rows = torch.where(learned, learned.cumsum(0) - 1, learned.sum())
-        state |= {ROW_OF_TOKEN: rows.int(), EMBEDDING: torch.nn.functional.pad(state[EMBEDDING][learned], (0, 0, 0, 1))}
+    present = state[EMBEDDING].any(dim=1)
+    if not present.all():
+        rows = torch.where(present, present.cumsum(0) - 1, present.sum())
+        state |= {ROW_OF_TOKEN: rows.int(), EMBEDDING: torch.nn.functional.pad(state[EMBEDDING][present], (0, 0, 0, 1))}
         config["text"]["token_rows"] = len(state[EMBEDDING])
     return config, state
 

@@ -98,13 +98,15 @@ def test_a_compact_file_leaves_out_what_no_training_has_touched(tmp_path: Path) 
         model.text.token_embedding.weight *= 0.7  # weight decay
         model.text.token_embedding.weight[seen.unique()] *= 3
     save_model(tmp_path / "whole.safetensors", model)
-    save_compact(tmp_path / "compact.safetensors", model, {"run": "r"})
+    left_out = save_compact(tmp_path / "compact.safetensors", model, {"run": "r"})
     whole, compact = (tmp_path / f"{name}.safetensors" for name in ("whole", "compact"))
     assert compact.stat().st_size < whole.stat().st_size / 3
     loaded = load_model(compact)
     assert read_extra(compact) == {"run": "r"} and loaded.text.token_embedding.weight.dtype == torch.float32
     rows = loaded.text.token_embedding.weight.abs().sum(1).nonzero()[:, 0]
     assert set(seen.unique().tolist()) <= set(rows.tolist()) and len(rows) < 30, "and next to nothing else has a value"
+    assert left_out == len(loaded.text.token_embedding.weight) - len(rows)
+    assert save_compact(tmp_path / "again.safetensors", loaded) == 0
     assert torch.equal(taught(loaded.text.token_embedding.weight).nonzero()[:, 0], rows)
     with torch.no_grad():
         expected = model.encode_text(seen, lengths).tokens

@@ -106,7 +106,7 @@ class Block(nn.Module):
 class TextTower(nn.Module):
     """Causal text encoder: tokens after [EOS] change nothing before it, so padding needs no mask here.
 
-    With ``token_rows`` in its configuration, tokens that no training has touched share the embedding's last row.
+    With ``token_rows`` in its configuration, tokens with an embedding of zeros share its last row.
     """
 
     gradient_checkpointing = False
