@@ -31,6 +31,7 @@ from filip.tokenizer import BOS, EOS, token_texts
 from filip.train.losses import token_wise
 from filip.train.losses.term import BatchShape, LossInput, LossSettings, Term, TermOutput, sum_of
 from filip.words import FUNCTION_WORDS
+from late_interaction import Similarity
 
 
 def compute(batch: LossInput) -> TermOutput:
@@ -48,20 +49,27 @@ def against_altered(batch: LossInput, name: str) -> tuple[TermOutput, Tensor, Te
     The metrics hold the share of images that prefer their true caption, and the share of captions that were altered.
     """
     similarity, metrics = batch.once("token_wise", token_wise.token_wise_similarity)
-    plain = batch.cross_entropy(similarity)
     altered = batch.encoded.further
     assert altered is not None, "the encoder was given no altered captions"
     if batch.settings.model.exclude_special_tokens:
         altered = without_ends(altered)
-    scale = batch.encoded.logit_scale.to(similarity.i2t.dtype)
-    normaliser = (scale * similarity.i2t).logsumexp(dim=1)
     smooth = batch.settings.token_maximum == "smooth"
     wrong = own_similarity(batch.encoded.image, altered, batch.token_temperature if smooth else 0.0)
-    exists = (altered.lengths > 0).to(wrong)  # lengths may stay on the host
+    plain, added, exists = gain(batch, similarity, wrong, name)
+    return plain._replace(metrics=plain.metrics | metrics), added, exists
+
+
+def gain(batch: LossInput, similarity: Similarity, wrong: Tensor, name: str) -> tuple[TermOutput, Tensor, Tensor]:
+    """Return the same from the similarity of all pairs and that of each image with its altered caption [b]."""
+    plain = batch.cross_entropy(similarity)
+    scale = batch.encoded.logit_scale.to(similarity.i2t.dtype)
+    normaliser = (scale * similarity.i2t).logsumexp(dim=1)
+    assert batch.encoded.further is not None
+    exists = (batch.encoded.further.lengths > 0).to(wrong)  # lengths may stay on the host
     own_score = similarity.i2t[:, batch.offset : batch.offset + len(wrong)].diagonal()
     right = ((own_score > wrong).to(wrong.dtype) * exists).sum() / exists.sum().clamp(min=1)
-    found = {f"accuracy/{name}": right, f"tokens/{name}_share": exists.mean()}
-    return TermOutput(plain.loss, plain.metrics | metrics | found), F.softplus(scale * wrong - normaliser), exists
+    metrics = {f"accuracy/{name}": right, f"tokens/{name}_share": exists.mean()}
+    return TermOutput(plain.loss, plain.metrics | metrics), F.softplus(scale * wrong - normaliser), exists
 
 
 def own_similarity(image: Tensor, text: TextFeatures, temperature: float = 0.0) -> Tensor:

@@ -55,7 +55,7 @@ class Encoded(NamedTuple):
     text: TextFeatures | Tensor  # packed tokens (token_wise) or [b, d] (pooled)
     logit_scale: Tensor  # [1], the factor itself, not its logarithm
     pooled: PooledFeatures | None = None  # in addition to tokens, if requested
-    further: TextFeatures | None = None  # tokens of further captions, if given; some have none
+    further: TextFeatures | None = None  # further captions' tokens, or their vectors as one token each; some have none
     parameters: Mapping[str, Tensor] = MappingProxyType({})  # parameters of the loss by name, each [1, ...] float32
 
 
@@ -157,6 +157,11 @@ class DualEncoder(nn.Module):
                 vectors = PooledFeatures(self._image_vectors(states), self._text_vectors(words[:n_own], lengths))
         else:
             text = self._pooled_text(ids, lengths)
+            if further_ids is not None and further_lengths is not None:
+                present = further_lengths > 0
+                ids = torch.where(present.to(ids.device)[:, None], further_ids, ids)
+                vectors_of = self._pooled_text(ids, torch.where(present, further_lengths, lengths))
+                further = TextFeatures(vectors_of[present.to(vectors_of.device)], present.long())
         # Copies, since ZeRO-3 takes the parameters themselves away at the end of this call.
         of_loss = {name: parameter.float().clone() for name, parameter in self.loss_parameters().items()}
         image = self._image_embeddings(states, token_wise)

@@ -79,6 +79,19 @@ def swapped_words(batch: Batch) -> Tensor:
     return plain + gained / 2
 
 
+def exchanged_nouns(batch: Batch) -> Tensor:
+    """Do the same with one vector a side."""
+    cosine = batch.image_vector @ batch.text_vector.T
+    loss = cross_entropy(cosine, cosine, batch)
+    target = batch.positives().double() / batch.positives().sum(dim=1, keepdim=True)
+    for i, altered in enumerate(batch.further.split(batch.further_lengths.tolist())):
+        if len(altered):
+            logits = batch.scale * torch.cat([cosine[i], (altered @ batch.image_vector[i]).max()[None]])
+            more = target[i] * (logits[:-1].log_softmax(dim=0) - logits.log_softmax(dim=0)[:-1])
+            loss = loss + more.sum() / 2 / len(batch.image)
+    return loss
+
+
 def reversed_relations(batch: Batch, maximum: Maximum = hard_maximum) -> Tensor:
     """Do the same with a weight of 4 instead of a half."""
     plain, gained = with_altered(batch, maximum)
@@ -105,6 +118,7 @@ RESEARCH: dict[str, Callable[[Batch], Tensor]] = {
     "text_conditioned": text_conditioned,
     "hard_negatives": hard_negatives,
     "swapped_words": swapped_words,
+    "exchanged_nouns": exchanged_nouns,
     "reversed_relations": reversed_relations,
     "caption_words": caption_words,
 }

@@ -6,6 +6,7 @@ import torch
 from filip.errors import UserError
 from filip.models import TextFeatures, build_model, load_preset
 from filip.tokenizer import decode_token, token_texts, tokenize
+from filip_research.exchanged_nouns import with_nouns_exchanged
 from filip_research.swapped_words import nouns, with_noun_exchanged, with_relation_reversed
 from tests.support.training import compose
 
@@ -53,6 +54,13 @@ def test_a_swapped_caption_differs_in_one_noun_that_its_group_does_not_have() ->
     assert torch.equal(with_noun_exchanged(batch, "1")[0], with_noun_exchanged(batch, "1")[0])
 
 
+def test_two_nouns_of_a_caption_change_places() -> None:
+    batch = batch_of(["a red cat and a blue car", "a cat and a cat", "a red dog"], [0, 1, 2])
+    altered, lengths = with_nouns_exchanged(batch, "0")
+    assert lengths.tolist() == [int(batch["lengths"][0]), 0, 0]  # nothing to exchange
+    assert text(altered[0], lengths[0]) == "a red car and a blue cat"
+
+
 def test_a_caption_with_one_relation_has_it_reversed() -> None:
     captions = ["a cat left of a dog", "a bus above a tree, with a fish", "a cat and a dog", "left of, or above, a hat"]
     batch = batch_of(captions, [0, 1, 2, 3])
@@ -77,6 +85,19 @@ def test_the_model_encodes_them_beside_the_captions() -> None:
     alone = model.encode_text(ids[there], lengths[there])
     assert isinstance(alone, TextFeatures)
     torch.testing.assert_close(encoded.further.tokens, alone.tokens)
+
+
+def test_a_model_of_one_vector_encodes_them_too() -> None:
+    torch.manual_seed(0)
+    config = load_preset("tiny")
+    config.interaction = "pooled"
+    model = build_model(config).eval()
+    batch = batch_of(["a red dog", "of the", "two cats"], [0, 1, 2])
+    ids, lengths = with_noun_exchanged(batch, "0")
+    pixels = torch.randn(3, 3, model.image_size, model.image_size)
+    encoded = model(pixels, batch["ids"], batch["lengths"], further_ids=ids, further_lengths=lengths)
+    assert encoded.further.lengths.tolist() == [1, 0, 1]
+    torch.testing.assert_close(encoded.further.tokens, model.encode_text(ids[[0, 2]], lengths[[0, 2]]))
 
 
 def test_captions_that_would_be_compared_otherwise_are_refused() -> None:
