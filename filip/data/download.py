@@ -46,7 +46,6 @@ from filip.sets.account import Account
 from filip.worker_pool import deaf_to_ctrl_c
 
 Part = tuple[int, int] | None
-OPT_OUT_DIRECTIVES = ["noai", "noimageai", "noindex", "noimageindex"]  # img2dataset's default
 
 
 @dataclass
@@ -178,13 +177,11 @@ def _run_pass(
     from filip.data.fetching.workers import ListReader, LocalWorkers, ShardDownloader, download_shards
 
     reader = ListReader(Path(this["list"]), load.samples_per_shard, this["first_shard"], columns, folder / "_work")
-    reader.wanted = todo
     downloader = ShardDownloader(
         card=card,
         final_folder=folder,
         tars=tars,
         columns=columns,
-        opt_outs=OPT_OUT_DIRECTIVES,
         retried={shard: rows for shard, rows in retried_rows(plan, number) if shard in todo},
         patient=number > 0,
     )
@@ -197,7 +194,7 @@ def _run_pass(
             urls, images = totals["count"], totals["successes"]
             progress.add(note=f"{images:,} images of {urls:,} URLs ({images / max(1, urls):.1%})")
 
-        failures = download_shards(workers, reader, finished)
+        failures = download_shards(workers, reader, todo, finished)
     if failures:
         listed = "; ".join(f"{shard_name(shard)}: {why}" for shard, why in sorted(failures.items())[:5])
         raise UserError(

@@ -5,23 +5,36 @@ import io
 import os
 import signal
 import time
-from collections.abc import Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pyarrow.parquet as pq
 import pytest
 import webdataset as wds
 
-from filip.data.cards import SourceCard, parse_card
+from filip.data.cards import parse_card
 from filip.data.download import download, sweep
-from filip.data.fetching.workers import LocalWorkers, download_shards
+from filip.data.fetching.workers import (
+    SHARD_TRIES,
+    ListReader,
+    LocalWorkers,
+    ShardDownloader,
+    download_shards,
+    run_shard,
+)
 from filip.errors import UserError
 from tests.data import hostile
-from tests.data.downloads import DeadlyResizer, disk_with_room_for, hashes, write_list
+from tests.data.downloads import (
+    POISON,
+    DeadlyResizer,
+    Poisoned,
+    disk_with_room_for,
+    download_first_shard,
+    hashes,
+    write_list,
+)
 from tests.support.processes import Process, kill_at_random
 
 KILLED = """
@@ -35,14 +48,9 @@ if __name__ == "__main__":
     print(download("list.parquet", "shards", card).n_out)
 """
 
+COLUMNS = ["url", "caption"]
 # Requests for a shard of 20 on a disk with room for 30,000 bytes; Python 3.14 first writes when it has 131,072.
 BEFORE_IT_IS_FULL = 20 if io.DEFAULT_BUFFER_SIZE < 30_000 else 21
-
-
-def downloader_of(card: SourceCard, out: Path, columns: Sequence[str] = ("url", "caption")) -> Any:
-    from filip.data.fetching.workers import ShardDownloader
-
-    return ShardDownloader(card=card, final_folder=out, columns=[*columns], opt_outs=[])
 
 
 def start(folder: Path) -> Process:
@@ -120,21 +128,16 @@ def test_a_worker_in_a_call_that_never_returns_is_ended(tmp_path: Path, monkeypa
 
 @pytest.mark.slow
 def test_a_shard_that_kills_every_worker_fails_alone(tmp_path: Path) -> None:
-    from filip.data.fetching.workers import SHARD_TRIES, ListReader, LocalWorkers, download_shards
-    from tests.data.downloads import POISON, Poisoned
-
     settings = {"image_size": 32, "samples_per_shard": 1, "threads": 1}
     card = parse_card({"image_root": str(tmp_path), "download": settings}, Path("c.yaml"))
     (tmp_path / "a.jpg").write_bytes(hostile.plain())
     source = write_list(tmp_path / "list.parquet", [(tmp_path / "a.jpg").as_uri()] * 9)
     out = tmp_path / "shards"
     out.mkdir()
-    downloader = downloader_of(card, out)
-    downloader.__class__ = Poisoned
-    reader = ListReader(source, 1, 0, ["url", "caption"], out / "_work")
-    reader.wanted = set(range(9))
+    downloader = Poisoned(card=card, final_folder=out, columns=COLUMNS)
+    reader = ListReader(source, 1, 0, COLUMNS, out / "_work")
     done: list[int] = []
-    failures = download_shards(LocalWorkers(downloader, 2), reader, done.append)
+    failures = download_shards(LocalWorkers(downloader, 2), reader, range(9), done.append)
     assert list(failures) == [POISON] and "killed" in failures[POISON] and SHARD_TRIES > 1
     assert sorted(done) == [shard for shard in range(9) if shard != POISON]
     assert len(list(out.glob("*_stats.json"))) == 8
@@ -198,8 +201,6 @@ def test_what_a_killed_worker_was_decoding_is_known_until_all_is_done(tmp_path: 
 @pytest.mark.parametrize("verify", [True, False])
 def test_bytes_that_are_not_those_of_the_list_are_dropped(tmp_path: Path, verify: bool) -> None:
     """A list's sha256 tells whether a URL still gives what it gave: domains expire, and others buy them."""
-    from filip.data.fetching.workers import ListReader
-
     settings = {"image_size": 32, "samples_per_shard": 9, "threads": 2, "verify_sha256": verify}
     rules = {"image_rules": {"min_side": 0}, "image_root": str(tmp_path)}
     card = parse_card({"download": settings, **rules}, Path("c.yaml"))
@@ -207,13 +208,8 @@ def test_bytes_that_are_not_those_of_the_list_are_dropped(tmp_path: Path, verify
     right = hashlib.sha256(hostile.plain()).hexdigest()
     url = (tmp_path / "a.jpg").as_uri()
     source = write_list(tmp_path / "l.parquet", [url] * 3, source_sha256=[right.upper(), "0" * 64, None])
-    out, columns = tmp_path / "shards", ["url", "caption", "source_sha256"]
-    out.mkdir()
-    reader = ListReader(source, 9, 0, columns, out / "_work")
-    reader.wanted = {0}
-    (row,) = reader
-    downloader_of(card, out, columns).download_shard(row)
-    table = pq.read_table(out / "00000.parquet").to_pylist()
+    download_first_shard(card, source, tmp_path / "shards")
+    table = pq.read_table(tmp_path / "shards" / "00000.parquet").to_pylist()
     assert [row["status"] for row in table] == ["success", "failed_to_download" if verify else "success", "success"]
     assert verify == str(table[1]["error_message"]).startswith("hash_mismatch: the list says 000")
 
@@ -223,11 +219,9 @@ class OneAfterTheOther(LocalWorkers):
 
     @contextmanager
     def pool(self, alone: bool):
-        from filip.data.fetching.workers import run_shard
-
-        def submit(row) -> Future:
+        def submit(part) -> Future:
             future: Future = Future()
-            future.set_result(run_shard(self.downloader, row, 600))
+            future.set_result(run_shard(self.downloader, part, 600))
             return future
 
         yield submit
@@ -237,8 +231,6 @@ class OneAfterTheOther(LocalWorkers):
 
 
 def test_a_full_disk_ends_the_download_at_once(tmp_path: Path) -> None:
-    from filip.data.fetching.workers import ListReader
-
     settings = {"image_size": 48, "threads": 2, "samples_per_shard": 20}
     rules = {"image_rules": {"min_side": 0}, "allow_private_hosts": True}
     card = parse_card({"download": settings, **rules}, Path("c.yaml"))
@@ -246,15 +238,13 @@ def test_a_full_disk_ends_the_download_at_once(tmp_path: Path) -> None:
     out.mkdir()
     with hostile.hostile_server() as server:
         source = write_list(tmp_path / "list.parquet", [server.url(f"image{i}") for i in range(100)])
-        reader = ListReader(source, 20, 0, ["url", "caption"], out / "_work")
-        reader.wanted = set(range(5))
-        workers = OneAfterTheOther(downloader_of(card, out), 1)
+        reader = ListReader(source, 20, 0, COLUMNS, out / "_work")
+        workers = OneAfterTheOther(ShardDownloader(card=card, final_folder=out, columns=COLUMNS), 1)
         done: list[int] = []
         full = pytest.raises(UserError, match=r"shards cannot be written to: .*make room and run the same")
         with disk_with_room_for(30_000), full:
-            download_shards(workers, reader, done.append)
+            download_shards(workers, reader, range(5), done.append)
         assert not done and server.requests.total() < BEFORE_IT_IS_FULL, "neither the rest of the shard nor the next"
-        reader.wanted = set(range(5))
         assert {path.suffix for path in out.rglob("*") if path.is_file()} <= {".feather", ".progress"}
-        assert download_shards(workers, reader, done.append) == {}
+        assert download_shards(workers, reader, range(5), done.append) == {}
     assert done == list(range(5)) and len(list(wds.WebDataset(str(out / "00000.tar"), shardshuffle=False))) == 20

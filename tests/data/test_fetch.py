@@ -26,7 +26,6 @@ from filip.data.fetching.outcomes import Answer, opt_out
 from tests.data import hostile
 
 TIMEOUT = 0.6
-DIRECTIVES = {"noai", "noindex"}
 ANSWERS = int(os.environ.get("FILIP_ANSWERS", "1000"))  # 10,000 by hand
 
 
@@ -46,9 +45,9 @@ def get(url: str, retries: int = 0, **options) -> tuple[bytes | None, str | None
     """Fetch from the servers of these tests, which are on this machine, unless ``access`` says otherwise."""
     options.setdefault("access", Access(private_hosts=True))
     started = time.monotonic()
-    key, body, error = fetch((7, url), TIMEOUT, retries, "img2dataset", DIRECTIVES, **options)
-    assert key == 7 and (body is None) != (error is None)
-    return body and body.read(), error and error.split(":")[0], time.monotonic() - started
+    body, error = fetch(url, TIMEOUT, retries, **options)
+    assert (body is None) != (error is None)
+    return body, error and error.split(":")[0], time.monotonic() - started
 
 
 @pytest.mark.parametrize(
@@ -243,12 +242,11 @@ def test_no_answer_raises_or_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
         threading.Thread(target=odd.serve_forever, daemon=True).start()
         fetched = partial(fetch, access=Access(private_hosts=True))
         with ThreadPoolExecutor(8) as threads:
-            rows = [(n, f"http://127.0.0.1:{odd.server_address[1]}/{n}") for n in range(ANSWERS)]
-            results = list(threads.map(lambda row: fetched(row, TIMEOUT, 0, None, {"noai"}), rows))
+            urls = [f"http://127.0.0.1:{odd.server_address[1]}/{n}" for n in range(ANSWERS)]
+            results = list(threads.map(lambda url: fetched(url, TIMEOUT, 0), urls))
         odd.shutdown()
-    assert [key for key, _, _ in results] == list(range(ANSWERS))
-    assert all((body is None) == bool(problem) for _, body, problem in results)
-    assert any(body is not None for _, body, _ in results)
+    assert all((body is None) == bool(problem) for body, problem in results)
+    assert any(body is not None for body, _ in results)
 
 
 @pytest.mark.parametrize(
@@ -355,5 +353,4 @@ def test_headers_that_forbid_the_use_of_an_image(headers: list[tuple[str, str]],
     message = Message()
     for name, value in headers:
         message[name] = value
-    assert opt_out(message, "img2dataset", {"noai", "noimageai", "noindex", "noimageindex"}) == found
-    assert opt_out(message, "img2dataset", ()) is None
+    assert opt_out(message) == found

@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import os
 import signal
 import subprocess
 import sys
@@ -22,7 +23,6 @@ import webdataset as wds
 
 from filip.data.cards import parse_card
 from filip.data.fetching.shard_maker import is_complete
-from filip.data.fetching.workers import ListReader, ShardDownloader
 from filip.data.forget import forget
 from filip.data.ingest import IngestConfig, ingest
 from filip.data.ingest import resolve_card as resolve_ingest
@@ -35,7 +35,7 @@ from filip.data.remote_tars import address
 from filip.data.verify import verify
 from filip.errors import UserError
 from filip.train.training_data import as_they_lie
-from tests.data.downloads import write_list
+from tests.data.downloads import download_first_shard, write_list
 from tests.data.own_images import CAPTIONS, picture, text_beside, write_images
 from tests.data.pair_shards import Pairs, keys, loader, number_of, write_pairs
 from tests.data.test_forget import COUNT, config, ingested, write_data_set
@@ -131,12 +131,7 @@ def test_a_downloaded_shard_goes_to_the_bucket_with_what_describes_it(bucket: st
     urls = [(tmp_path / "own" / name).as_uri() for name in CAPTIONS]
     listed, folder = write_list(tmp_path / "list.parquet", urls), tmp_path / "shards"
     card = parse_card({"name": "web", "image_root": str(tmp_path / "own")}, tmp_path / "web.yaml")
-    (folder / "_work").mkdir(parents=True)
-    reader = ListReader(listed, 10, 0, ["url", "caption"], folder / "_work")
-    reader.wanted = {0}
-    (row,) = reader
-    of = {"columns": reader.columns, "opt_outs": [], "tars": f"{bucket}/web"}
-    ShardDownloader(card=card, final_folder=folder, **of).download_shard(row)
+    download_first_shard(card, listed, folder, tars=f"{bucket}/web")
     assert is_complete(folder, 0) and address(folder / "00000.tar") == f"{bucket}/web/00000.tar"
     names = {path.rpartition("/")[2] for path in fsspec.filesystem("s3").ls(f"{bucket}/web")}
     assert names == {"00000.tar", "00000.parquet", "00000_stats.json"}
@@ -286,18 +281,17 @@ def test_a_download_killed_while_it_sends_a_tar_is_finished_by_the_next(bucket: 
     write_list(tmp_path / "list.parquet", urls)
     (tmp_path / "web.yaml").write_text(f"title: T\nimage_root: {tmp_path}/own\n")
     stopped = (
-        "import os, signal, filip.data.fetching.workers as s, filip.data.remote_tars as r, s3fs\n"
+        "import os, s3fs\n"
         "def cut(self, path, place, **_):\n"
         "    with self.open(place, 'wb') as file: file.write(open(path, 'rb').read(9)); os.kill(os.getpid(), 9)\n"
         "s3fs.S3FileSystem.put_file = cut\n"
         "from pathlib import Path\nfrom filip.data.cards import load_source\n"
-        "w = Path('shards/_work'); w.mkdir(parents=True)\n"
-        "reader = s.ListReader(Path('list.parquet'), 10, 0, ['url', 'caption'], w); reader.wanted = {0}\n"
-        "d = s.ShardDownloader(card=load_source('web.yaml'), final_folder=w.parent.resolve(), opt_outs=[], "
-        f"columns=reader.columns, tars='{bucket}/cut')\n"
-        "d.download_shard(next(iter(reader)))\n"
+        "from tests.data.downloads import download_first_shard\n"
+        "where = Path('list.parquet'), Path('shards').resolve()\n"
+        f"download_first_shard(load_source('web.yaml'), *where, tars='{bucket}/cut')\n"
     )
-    killed = subprocess.run([sys.executable, "-c", stopped], cwd=tmp_path, check=False)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    killed = subprocess.run([sys.executable, "-c", stopped], cwd=tmp_path, check=False, env=environment)
     assert killed.returncode == -signal.SIGKILL
     files, shards = fsspec.filesystem("s3"), tmp_path / "shards"
     assert list(shards.glob("_work/00000.*/00000.tar")) and not files.exists("pairs/cut/00000.tar")

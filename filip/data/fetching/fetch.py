@@ -209,39 +209,21 @@ def _opener(access: Access) -> urllib.request.OpenerDirector:
 
 
 def fetch(
-    row: tuple[int, str],
-    timeout: float,
-    retries: int,
-    user_agent_token: str | None,
-    disallowed_header_directives: set[str] | None,
-    *,
-    access: Access = PUBLIC,
-    answer: Answer | None = None,
-) -> tuple[int, io.BytesIO | None, str | None]:
-    """Fetch ``(key, url)`` → ``(key, bytes, None)`` or ``(key, None, "reason: detail")``; never raise, never hang.
+    url: str, timeout: float, retries: int, *, access: Access = PUBLIC, answer: Answer | None = None
+) -> tuple[bytes | None, str | None]:
+    """Return (bytes, None) or (None, "reason: detail" of the last attempt); never raise, never hang.
 
     answer: receives the server's headers.
     """
-    key, url = row
     try:
-        data, problem = _attempts(
-            url, timeout, retries, user_agent_token, disallowed_header_directives, access, answer or Answer()
-        )
+        return _attempts(url, timeout, retries, access, answer or Answer())
     except Exception as error:  # raised by readers of the headers
-        data, problem = None, explain(error)
-    return key, data, problem or None
+        return None, explain(error)
 
 
 def _attempts(
-    url: str,
-    timeout: float,
-    retries: int,
-    token: str | None,
-    directives: set[str] | None,
-    access: Access,
-    answer: Answer,
-) -> tuple[io.BytesIO | None, str]:
-    """Return the bytes and "", or None and the reason of the last attempt."""
+    url: str, timeout: float, retries: int, access: Access, answer: Answer
+) -> tuple[bytes | None, str | None]:
     problem = "other: not tried"
     host = host_of(url)
     for attempt in range(retries + 1):
@@ -252,10 +234,10 @@ def _attempts(
         try:
             with HOSTS.asking(host, access.per_host), _deadlines().deadline(DEADLINE * timeout):
                 started = time.monotonic()
-                data, problem = _fetch_once(url, timeout, token, directives, access, answer)
+                data, problem = _fetch_once(url, timeout, access, answer)
             HOSTS.answered(host, started)
             if data is not None:
-                return data, ""
+                return data, None
         except Exception as error:  # anything may be raised here; one URL must not stop a shard
             late = time.monotonic() - started > DEADLINE * timeout
             if attempt and getattr(getattr(error, "reason", None), "reason", None) == DEAD_HOST:
@@ -294,15 +276,13 @@ def _retry_after(error: urllib.error.HTTPError) -> float | None:
         return None if error.code == 429 else 0.0
 
 
-def _fetch_once(
-    url: str, timeout: float, token: str | None, directives: set[str] | None, access: Access, answer: Answer
-) -> tuple[io.BytesIO | None, str]:
+def _fetch_once(url: str, timeout: float, access: Access, answer: Answer) -> tuple[bytes | None, str]:
     agent = USER_AGENT.format(contact=f"; +{access.contact}" if access.contact else "")
     request = urllib.request.Request(ascii_url(url), headers={"User-Agent": agent})
     started = time.monotonic()
     with _opener(access).open(request, timeout=timeout) as response:
         answer.note(getattr(response, "status", None), response.headers)
-        forbidding = opt_out(response.headers, token, directives or ())
+        forbidding = opt_out(response.headers)
         if forbidding:
             return None, f"opted_out: by {forbidding}"
         promised = getattr(response, "length", None) or 0  # Content-Length, as http.client reads it
@@ -320,13 +300,13 @@ def _fetch_once(
             return None, "timeout: too slow as a whole"  # its deadline ended the body
         if size < promised:
             return None, f"cut_off: {size} of {promised} bytes"
+        data = body.getvalue()
         if response.headers.get("Content-Encoding", "").lower() in ("gzip", "x-gzip", "deflate"):
             with contextlib.suppress(zlib.error):  # of a server that breaks its promise
-                body = io.BytesIO(zlib.decompressobj(zlib.MAX_WBITS + 32).decompress(body.getvalue(), MAX_BYTES + 1))
-            if len(body.getvalue()) > MAX_BYTES:
+                data = zlib.decompressobj(zlib.MAX_WBITS + 32).decompress(data, MAX_BYTES + 1)
+            if len(data) > MAX_BYTES:
                 return None, f"too_many_bytes: more than {MAX_BYTES}"
-        body.seek(0)
-        return body, ""
+        return data, ""
 
 
 def ascii_url(url: str) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,26 +89,21 @@ def reason_of(status: str, error: str | None) -> tuple[str | None, str]:
     return (reason, detail.strip()) if reason.replace("_", "").isalnum() else ("other", error or "")
 
 
+AGENT = "img2dataset"  # our name in X-Robots-Tag: whoever forbids it to img2dataset means us
+DIRECTIVES = ("noai", "noimageai", "noindex", "noimageindex")  # that forbid it: img2dataset's default
 _WITH_VALUE = ("unavailable_after", "max-snippet", "max-image-preview", "max-video-preview")
 
 
-def opt_out(headers: Any, agent: str | None, directives: Collection[str]) -> str | None:
-    """Return the header that forbids the use of an image, or None.
-
-    headers: with ``get_all``, as http.client gives them. agent: our name in X-Robots-Tag. directives: the ones that
-    forbid it (``noai``); without any, nothing is asked.
-    """
-    if not directives:
-        return None
+def opt_out(headers: Any) -> str | None:
+    """Return the header (of http.client's) that forbids the use of an image, or None."""
     if any(value.strip() == "1" for value in headers.get_all("tdm-reservation", [])):
         return "tdm-reservation"
     for value in headers.get_all("X-Robots-Tag", []):
         name, colon, rest = value.lower().partition(":")
         for_one = bool(colon) and "," not in name and name.strip() not in _WITH_VALUE
-        if for_one and name.strip() not in (agent or "", "*"):
+        if for_one and name.strip() not in (AGENT, "*"):
             continue
-        directives_given = {part.strip() for part in (rest if for_one else value.lower()).split(",")}
-        directives_given |= {"noindex", "nofollow"} if "none" in directives_given else set()
-        if not directives_given.isdisjoint(directives):
+        given = {part.strip() for part in (rest if for_one else value.lower()).split(",")}
+        if not given.isdisjoint((*DIRECTIVES, "none")):  # none: noindex and nofollow
             return "X-Robots-Tag"
     return None

@@ -12,7 +12,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, as_completed, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
@@ -50,7 +50,6 @@ from filip.worker_pool import die_with_parent
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 SECONDS_PER_IMAGE = 1.0  # seconds for an image besides the network: far more than decoding and writing take
 SECONDS_PER_SHARD = 600.0
-AGENT = "img2dataset"  # our name in X-Robots-Tag: whoever forbids it to img2dataset means us
 MOST_HOSTS = 5  # given up in a shard, that are named
 
 ANSWERS = pa.schema(
@@ -64,19 +63,24 @@ ANSWERS = pa.schema(
 )
 
 
+Part = tuple[int, str]  # a shard and the Arrow file with its part of the list
+
+
+@dataclass
 class ListReader:
-    """Reader that cuts a URL list into shards; it yields what img2dataset's distributors take: (shard, Arrow file)."""
+    """Reader that cuts a URL list into shards."""
 
-    def __init__(self, path: Path, rows_per_shard: int, first_shard: int, columns: list[str], work: Path) -> None:
-        self.path, self.rows_per_shard, self.first_shard, self.columns = (path, rows_per_shard, first_shard, columns)
-        self.work = work
-        self.wanted: set[int] = set()
+    path: Path
+    rows_per_shard: int
+    first_shard: int
+    columns: list[str]
+    work: Path
 
-    def __iter__(self) -> Iterator[tuple[int, str]]:
-        """Yield the wanted shards in order. The Downloader removes each file when its shard is done."""
+    def parts(self, wanted: Collection[int]) -> Iterator[Part]:
+        """Yield the wanted shards in order. The downloader removes each file when its shard is done."""
         self.work.mkdir(parents=True, exist_ok=True)
         for shard, table in enumerate(tables(self.path, self.rows_per_shard, self.columns), self.first_shard):
-            if shard in self.wanted:
+            if shard in wanted:
                 path = self.work / f"{shard_name(shard)}.feather"
                 with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
                     writer.write_table(table)
@@ -88,7 +92,6 @@ class ShardDownloader(ShardMaker):
     """Maker of shards of fetched images. It can be pickled to any worker."""
 
     columns: list[str]
-    opt_outs: list[str]  # directives that forbid the use of an image
     retried: dict[int, set[int]] = field(default_factory=dict)  # shard: rows that a later pass has
     patient: bool = False  # wait for busy hosts; else a later pass does
 
@@ -98,9 +101,9 @@ class ShardDownloader(ShardMaker):
         self.access = Access(card.allow_private_hosts, local_root(card.image_root), load.contact, load.per_host)
         self.digits = math.ceil(math.log10(self.card.download.samples_per_shard))
 
-    def download_shard(self, row: tuple[int, str]) -> None:
+    def download_shard(self, part: Part) -> None:
         """Download one shard. Raises when it could not be completed, and leaves nothing behind."""
-        shard, listed = row[0], Path(row[1])
+        shard, listed = part[0], Path(part[1])
         with self.staged(shard) as (staging, progress):
             started = time.time()
             with pa.OSFile(str(listed), "rb") as source:
@@ -167,9 +170,8 @@ class ShardDownloader(ShardMaker):
             return number, None, "other: the shard was given up", answer
         if forgotten.refuses(url):
             return number, None, f"{FORGOTTEN}: on request", answer
-        load, directives = self.card.download, set(self.opt_outs)
-        _, body, problem = fetch(row, load.timeout, load.retries, AGENT, directives, access=self.access, answer=answer)
-        data = None if body is None else body.getvalue()
+        load = self.card.download
+        data, problem = fetch(url, load.timeout, load.retries, access=self.access, answer=answer)
         if data is not None and forgotten.refuses("", data):
             return number, None, f"{FORGOTTEN}: on request", answer
         return number, data, problem, answer
@@ -193,18 +195,18 @@ class Outcome:
     disk: int | None = None
 
 
-def run_shard(downloader: ShardDownloader, row: tuple[int, str], limit: float) -> Outcome:
+def run_shard(downloader: ShardDownloader, part: Part, limit: float) -> Outcome:
     """Download one shard, in a worker that ends itself after ``limit`` seconds."""
     # A thread in a system call that never returns (a name server, a network disk) cannot be ended, a process can.
-    stuck = threading.Timer(limit, _give_up, (row[0],))
+    stuck = threading.Timer(limit, _give_up, (part[0],))
     stuck.daemon = True
     stuck.start()
     try:
-        downloader.download_shard(row)
-        return Outcome(row[0])
+        downloader.download_shard(part)
+        return Outcome(part[0])
     except Exception as error:
         full = error.errno if isinstance(error, OSError) and error.errno in DISK_FULL else None
-        return Outcome(row[0], f"{type(error).__name__}: {error}", full)
+        return Outcome(part[0], f"{type(error).__name__}: {error}", full)
     finally:
         stuck.cancel()
 
@@ -220,7 +222,6 @@ SHARD_TRIES = 3  # attempts at a shard after a killed worker or a failed disk
 DEAD_WORKERS = 10
 DEADLY_IMAGES = 20  # in one shard, one try each: with more of them the fault is not the images'
 
-Part = tuple[int, str]  # a shard and the file with its part of the list
 Submit = Callable[[Part], "Future[Outcome]"]  # the future raises if the worker died
 
 
@@ -236,21 +237,23 @@ class LocalWorkers:
     def pool(self, alone: bool) -> Iterator[Submit]:
         processes = 1 if alone else self.processes
         with ProcessPoolExecutor(processes, get_context("forkserver"), die_with_parent) as pool:
-            yield lambda row: pool.submit(run_shard, self.downloader, row, self.limit)
+            yield lambda part: pool.submit(run_shard, self.downloader, part, self.limit)
 
     def in_flight(self, alone: bool) -> int:
         return 1 if alone else 2 * self.processes
 
 
-def download_shards(workers: LocalWorkers, reader: ListReader, finished: Callable[[int], None]) -> dict[int, str]:
-    """Download the reader's wanted shards; calls ``finished(shard)``; returns {shard: why it could not be completed}.
+def download_shards(
+    workers: LocalWorkers, reader: ListReader, shards: Collection[int], finished: Callable[[int], None]
+) -> dict[int, str]:
+    """Download these shards; calls ``finished(shard)``; returns {shard: why it could not be completed}.
 
     A shard that failed, or lost its worker, is tried again, SHARD_TRIES times in all. Where one death takes
     others with it, every shard in flight is suspect and is tried one by one, so that only the one at fault fails.
     Raises UserError when the disk is full, or when workers do nothing but die.
     """
     try:
-        return _tries(workers, reader, finished)
+        return _tries(workers, reader, shards, finished)
     except OSError as error:
         if error.errno not in DISK_FULL:
             raise
@@ -260,8 +263,10 @@ def download_shards(workers: LocalWorkers, reader: ListReader, finished: Callabl
         ) from error
 
 
-def _tries(workers: LocalWorkers, reader: ListReader, finished: Callable[[int], None]) -> dict[int, str]:
-    folder, todo = workers.downloader.final_folder, set(reader.wanted)
+def _tries(
+    workers: LocalWorkers, reader: ListReader, shards: Collection[int], finished: Callable[[int], None]
+) -> dict[int, str]:
+    folder, todo = workers.downloader.final_folder, set(shards)
     failures: dict[int, str] = {}
     suspected: set[int] = set()
     deadly: dict[int, int] = {}  # shard: how many of its images are known to kill, or were in progress
@@ -270,10 +275,9 @@ def _tries(workers: LocalWorkers, reader: ListReader, finished: Callable[[int], 
         failures = {}
         todo = {shard for shard in todo if not is_complete(folder, shard)}
         lost: dict[int, str] = {}
-        for shards, alone in ((todo - suspected, False), (todo & suspected, True)):
-            reader.wanted = shards
-            if shards:
-                lost |= _run_round(workers, reader, alone, finished, failures)
+        for some, alone in ((todo - suspected, False), (todo & suspected, True)):
+            if some:
+                lost |= _run_round(workers, reader.parts(some), alone, finished, failures)
         suspected |= set(lost)
         failures |= lost
         if not failures:
@@ -290,17 +294,16 @@ def _tries(workers: LocalWorkers, reader: ListReader, finished: Callable[[int], 
 
 
 def _run_round(
-    workers: LocalWorkers, reader: ListReader, alone: bool, finished: Callable[[int], None], failures: dict[int, str]
+    workers: LocalWorkers, parts: Iterator[Part], alone: bool, finished: Callable[[int], None], failures: dict[int, str]
 ) -> dict[int, str]:
-    """Try each of the reader's wanted shards once; return the shards with a dead worker, and the cause."""
+    """Try each of these shards once; return the shards with a dead worker, and the cause."""
     lost: dict[int, str] = {}
     deaths = 0  # since the last finished shard
-    rows = iter(reader)
-    while first := list(islice(rows, 1)):
-        part = chain(first, islice(rows, workers.shards_per_pool - 1))
+    while first := list(islice(parts, 1)):
+        of_pool = chain(first, islice(parts, workers.shards_per_pool - 1))
         died: dict[int, str] = {}
         with workers.pool(alone) as submit:
-            for shard, outcome in _outcomes(workers, submit, part, alone):
+            for shard, outcome in _outcomes(workers, submit, of_pool, alone):
                 if isinstance(outcome, str):
                     died[shard] = outcome
                     deaths += 1
@@ -333,16 +336,16 @@ def _run_round(
 
 
 def _outcomes(
-    workers: LocalWorkers, submit: Submit, rows: Iterable[Part], alone: bool
+    workers: LocalWorkers, submit: Submit, parts: Iterable[Part], alone: bool
 ) -> Iterator[tuple[int, Outcome | str]]:
     """Yield (shard, outcome, or why its worker died) as they come; end early if the pool is broken."""
     running: dict[Future[Outcome], int] = {}
     broken = False
-    for row in rows:
+    for part in parts:
         try:
-            running[submit(row)] = row[0]
+            running[submit(part)] = part[0]
         except BrokenProcessPool as error:
-            yield row[0], _death(error)
+            yield part[0], _death(error)
             break
         while running and len(running) >= workers.in_flight(alone):
             for future in wait(running, return_when=FIRST_COMPLETED).done:
