@@ -1,4 +1,4 @@
-"""What pyproject.toml cannot say: dependencies, one of which is in this folder, and the cards at its top."""
+"""Declare what pyproject.toml cannot: a dependency in this folder, and packages made of the cards at its top."""
 
 import os
 import sys
@@ -7,7 +7,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 HERE = sys.version_info[:2]
-if not (3, 11) <= HERE < (3, 15):  # said at once: pip would first look through gigabytes of wheels
+if not (3, 11) <= HERE < (3, 15):  # stop here: pip would first look through gigabytes of wheels
     sys.exit(f"error: FILIP runs on Python 3.11 to 3.14, and this is {HERE[0]}.{HERE[1]}")
 
 SHIPPED = {f"filip.resources.{folder}": folder for folder in ("data", "eval", "ds_configs")}

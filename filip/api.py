@@ -176,8 +176,8 @@ class Model:
     ) -> list[list[str]]:
         """Return, for each image, the texts from the best to the worst; images as :meth:`similarity` takes them.
 
-        Texts of up to six tokens, such as "a snake", are ranked by s^T, longer ones by the mean of s^I and s^T, as is
-        right most often. Raises what :meth:`similarity` raises.
+        Texts of up to six tokens, such as "a snake", are ranked by s^T, longer ones by the mean of s^I and s^T, as that
+        is right most often. Raises what :meth:`similarity` raises.
         """
         items = list(texts) if not isinstance(texts, str) and isinstance(texts, Iterable) else texts
         encoded = self.encode_texts(items)
@@ -256,7 +256,7 @@ class Model:
 
 
 def _is_encoded(images: object) -> bool:
-    """Return whether a tensor holds a model's image tokens, which are unit vectors, and no pixels."""
+    """Return whether a tensor holds encoded image tokens, which are unit vectors, and not pixels."""
     return (
         isinstance(images, Tensor)
         and images.ndim in (2, 3)
@@ -270,7 +270,7 @@ def _trained(token_wise: bool) -> str:
 
 
 def _kind(value: object) -> str:
-    """Name the kind of a value that was given, for a message."""
+    """Describe the type of a value, for a message."""
     if isinstance(value, Tensor):
         return f"a tensor of shape {list(value.shape)}"
     if isinstance(value, str):

@@ -116,7 +116,7 @@ def run_command(
     """Parse the command line, call ``main(config)``; a UserError becomes one plain message and exit code 2.
 
     schema, config_name: as for :func:`compose_config`. quiet: print neither help nor message (ranks beyond the first).
-    words: the options that arguments without a name are, in order.
+    words: the options that arguments without a name set, in order.
     """
     with stopped_by_ctrl_c(), reader_may_leave():
         _run(main, schema, config_name, list(sys.argv[1:] if argv is None else argv), quiet, words)

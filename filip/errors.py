@@ -63,7 +63,7 @@ def nearest(typed: str, known: Iterable[str], count: int = 1) -> list[str]:
 
 @contextmanager
 def reader_may_leave() -> Iterator[None]:
-    """End the process quietly if who reads its output, such as ``head``, has closed the pipe."""
+    """End the process quietly if the reader of its output, such as ``head``, has closed the pipe."""
     try:
         yield
         sys.stdout.flush()

@@ -55,7 +55,7 @@ def _choices(field: dataclasses.Field[Any]) -> Collection[Any]:
 
 
 def range_of(field: dataclasses.Field[Any]) -> str:
-    """Describe the values that an option takes, e.g. ``above 0 and at most 1``; "" if it takes any of its type."""
+    """Describe the values that an option takes, e.g. ``above 0 and at most 1``; "" if any value of its type will do."""
     if choices := _choices(field):
         return f"one of {', '.join(map(str, choices))}"
     limits = {name: field.metadata.get(name) for name in _LIMITS}

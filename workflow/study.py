@@ -102,7 +102,7 @@ class WorkflowStudy(StudySources, StudyEvaluations):
     def _check_batches(self) -> None:
         """Raise UserError for the first training with a batch that its ranks cannot share.
 
-        This comes before the months that precede the training.
+        It is checked first, since months of data stages may precede the training.
         """
         from filip.train.engine import resolve_batching
 
@@ -180,7 +180,7 @@ class WorkflowStudy(StudySources, StudyEvaluations):
         return offsets
 
     def failures(self) -> list[str]:
-        """Return a sentence for each training with a failed newest start: where, and the first error of its output."""
+        """Return a sentence for each training that failed at its last start: the place and its first error."""
         from filip.train.job import last_failure
 
         folders = {run: Path(self.run_dir(run)) for run in self.trained if not Path(self.weights(run)).exists()}
@@ -200,8 +200,8 @@ class WorkflowStudy(StudySources, StudyEvaluations):
 
         The wildcards hold the name of the training, unless it is given as ``run``.
 
-        They are nodes and tasks for a cluster, and the launch's own. A job of a training that this user has already
-        queued or running, left by a Snakemake that died, is waited for: both would train the same model side by side.
+        They are nodes and tasks for a cluster, and the launch's own. If a Snakemake that died has left
+        a job of this training, queued or running, a new one waits for it: both would train the same model at once.
         ``submits``: Snakemake is about to submit jobs: otherwise, as in a dry run, no scheduler is asked.
         """
         if self.config["launch"]["launcher"] != "srun":
@@ -246,7 +246,7 @@ class WorkflowStudy(StudySources, StudyEvaluations):
 
     @property
     def evaluates_on_gpus(self) -> bool:
-        """Return whether each evaluation takes a GPU of this machine: trainings do, and no scheduler gives them any."""
+        """Return whether each evaluation takes a GPU of this machine, as trainings do, unless a scheduler gives it."""
         options = {"gres", "gpu"} & set(self.evaluation.get("resources", {}))
         return self.launch(next(iter(self.runs))).local_gpus > 0 and not options
 

@@ -1,7 +1,7 @@
 """Source cards: one YAML file per training source, ``data/<name>.yaml``, found by :mod:`filip.resources`.
 
-A card has the origin of a list of URLs and captions, its columns, and its rules. To add
-a data set is to add a card. Every key has a type and a default here; a card with an unknown or mistyped key
+A card names the origin of a list of URLs and captions, its columns, and its rules. To add a
+data set, write a card. Every key has a type and a default here; a card with an unknown or mistyped key
 is refused with a sentence that names the key.
 """
 

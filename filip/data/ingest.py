@@ -5,8 +5,8 @@
 
 Reads a folder with a table of paths and captions, images with a .txt next to each, webdataset tars, Hugging Face
 datasets (on disk or as Parquet), COCO's and Karpathy's JSON: see filip/sets, which counts each file and line that
-cannot be used. An image has one row and all its captions. A tar in which nothing has to change is not copied: its shard
-is a link. One bad image costs that image. A killed run continues from its last shard, with an identical result.
+cannot be used. Each image is one row with all its captions. A tar in which nothing has to change is not copied: its
+shard is a link. A bad image is left out alone. A killed run continues from its last shard, with an identical result.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ def reading_of(card: SourceCard, out: str | None = None) -> Reading:
 def state_of_images(card: SourceCard, out: str) -> str:
     """Return a hash of the names, sizes and times of all files of a card's images; "" if they cannot be read.
 
-    out: folder of the shards, which does not count.
+    out: folder of the shards; its files are left out.
     """
     try:
         reading = reading_of(card, out)

@@ -53,7 +53,7 @@ class Texts:
         return Texts(self.values[rows.to(self.values.device)], lengths)
 
     def only(self, kept: Tensor, lengths: Tensor) -> Texts:
-        """Return the texts with some of their tokens. kept: [T] bool; lengths: [t] int64, the rest of each."""
+        """Return the texts with some of their tokens. kept: [T] bool; lengths: [t] int64, the number left of each."""
         return Texts(self.values[kept.to(self.values.device)], lengths)
 
     def to(self, device: str) -> Texts:

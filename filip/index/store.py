@@ -62,7 +62,7 @@ class About:
     format: int = FORMAT
 
     def made(self) -> str:
-        """Return what does not change while the index lives, as the table keeps it, too."""
+        """Return the settings that never change, as the table holds them, too."""
         return json.dumps({key: value for key, value in asdict(self).items() if key != "images"}, sort_keys=True)
 
 

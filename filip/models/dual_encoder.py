@@ -96,10 +96,10 @@ class DualEncoder(nn.Module):
         self.text.grad_checkpointing = enable
 
     def compile_blocks(self, **options: Any) -> None:
-        """Let torch compile every transformer block where it stands; weights and their names stay as they are.
+        """Let torch compile every transformer block in place; weights and their names stay as they are.
 
-        Blocks of a tower share their code, so that each tower is compiled once. What depends on the data, the layout of
-        packed captions, is computed outside of the blocks: no graph breaks, and no new graph for other lengths.
+        Blocks of a tower share their code, so that each tower is compiled once. The layout of packed captions
+        depends on the data and is computed outside of the blocks: no graph breaks, and no new graph for other lengths.
         """
         keep_compiled_kernels_apart()
         for block in self.image.trunk.blocks:
@@ -109,7 +109,7 @@ class DualEncoder(nn.Module):
 
     @property
     def tokenizer(self) -> CaptionTokenizer:
-        """Return what makes the text tower's ids. Raises UserError if its file is unreadable or has too many tokens."""
+        """Return the tokenizer of the text tower. Raises UserError if its file is unreadable or has too many tokens."""
         text = self.config.text
         if text.tokenizer is None:
             return clip_tokenizer
@@ -183,7 +183,7 @@ class DualEncoder(nn.Module):
             self.register_parameter(LOSS_PARAMETER + name, nn.Parameter(value.detach().clone().float()))
 
     def require_vector(self, what: str, otherwise: str) -> None:
-        """Raise UserError if an image has not one vector, which ``what`` needs.
+        """Raise UserError unless an image has exactly one vector, which ``what`` needs.
 
         It has none with ``pooling=ends`` and no [CLS] token, and several with ``pooling=queries``.
         """

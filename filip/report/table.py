@@ -115,7 +115,7 @@ class Row:
 
 @dataclass
 class Table:
-    """A table: columns, rows and the notes below it. Each row is given a cell of its own in every column."""
+    """A table: columns, rows and the notes below it. Every row has a cell in every column."""
 
     name: str
     title: str
@@ -271,7 +271,7 @@ def combine(cells: list[Cell]) -> Cell:
 
 
 def average(cells: list[Cell], what: str) -> Cell:
-    """Return the plain mean over benchmarks; empty if one of them is, as a mean over fewer would not compare."""
+    """Return the plain mean over benchmarks; empty if one of them is, as means over different ones do not compare."""
     if not cells:
         return Cell(reason=f"no {what}")
     if missing := [cell for cell in cells if cell.number is None]:

@@ -134,7 +134,7 @@ def _distance(standing: Tensor) -> Tensor:
 def bound(count: int) -> float:
     """Return the distance below which the best of ``count`` pictures is no hit: a share of what chance reaches.
 
-    Chance: the number of deviations above which a normal distribution has half a draw of ``count``.
+    Chance reaches the number of deviations that half of one among ``count`` normal values exceeds on average.
     """
     if count < ENOUGH:
         return -math.inf
@@ -142,7 +142,7 @@ def bound(count: int) -> float:
 
 
 def _all_tokens(index: Index, scorer: Scorer, paths: Sequence[str]) -> dict[str, Tensor]:
-    """Return all tokens of pictures, encoded again where the index holds averages; of none that is gone or in a tar."""
+    """Return all tokens of the pictures that still are files, encoded again where the index holds averages."""
     if not index.about.token_wise:
         return {}
     if index.about.pool == 1:

@@ -54,7 +54,7 @@ class Reading:
     without: str | None = None  # absolute path of a folder that does not belong to it, such as the output
 
     def settings(self) -> list[object]:
-        """Return all but the place, as JSON values: equal ones read equal rows."""
+        """Return everything but the place as JSON values; with equal settings equal rows are read."""
         return [
             *(self.layout, self.image_column, self.image_root, self.caption_column, [*self.caption_columns]),
             *(self.group_column, {**self.only}, self.header, [*self.columns], self.split, [*self.prefer]),
@@ -96,7 +96,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class Row:
-    """An image, a row of a table that names one, or something that cannot be used; several rows may be one image."""
+    """An image, a line of a table that names one, or something that cannot be used. Several rows may name one image."""
 
     url: str  # its name in reports, and in the column `url` of the shards
     captions: Sequence[str]
@@ -208,7 +208,7 @@ def other_split(split: str | None) -> str:
 
 
 def inside(base: str, name: str) -> tuple[str, str | None]:
-    """Return the path of ``name`` below ``base``, and its fault, as a list must not name files elsewhere.
+    """Return the path of ``name`` below ``base``, and a fault if it leads out: no list may name files elsewhere.
 
     base: absolute, as ``os.path.abspath`` returns it.
     """

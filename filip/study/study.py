@@ -161,7 +161,7 @@ class Study:
         return list(dict.fromkeys(name for protocol in PROTOCOLS for name in self.benchmarks(protocol)))
 
     def rows(self, table: str) -> list[str]:
-        """Return the rows of a table, in order: runs, then peers; or by its kind. Empty: no table."""
+        """Return the rows of a table in order: most kinds list runs, then peers. Without rows there is no table."""
         kind = TABLES[table]
         runs = [run for run in self.runs if not self.is_replica(run)]
         if kind.rows == "evaluated":

@@ -44,7 +44,7 @@ class Batching:
 
 
 def resolve_batching(config: TrainConfig, world_size: int) -> Batching:
-    """Return the batch sizes for ``world_size`` ranks. Raise UserError where they do not divide."""
+    """Return the batch sizes for ``world_size`` ranks. Raise UserError if the ranks cannot share the batch evenly."""
     if config.batch_per_rank is not None:
         per_rank = config.batch_per_rank
     elif config.global_batch == AUTO:  # the pairs are not known yet: the most that it can become
@@ -68,7 +68,7 @@ def resolve_batching(config: TrainConfig, world_size: int) -> Batching:
 
 
 def fitting_chunk(config: TrainConfig, per_rank: int) -> int:
-    """Return the pairs of a forward pass of gradient caching, at most ``per_rank``, which they divide."""
+    """Return how many pairs a forward pass of gradient caching takes, a divisor of ``per_rank``."""
     return math.gcd(config.gradient_cache or per_rank, per_rank)
 
 
@@ -80,7 +80,7 @@ def settings_path(config: TrainConfig) -> Path:
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """Read a file of DeepSpeed settings, as it is there. Raises UserError if it is none."""
+    """Read a file of DeepSpeed settings unchanged. Raises UserError if it is no such file."""
     try:
         settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

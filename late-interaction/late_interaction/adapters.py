@@ -3,8 +3,8 @@
     score[q, d] = sum over the tokens of q of the largest dot product with a token of d        (MaxSim)
 
 is ``late_interaction`` in one direction: queries in the role of images, both sides packed, and ``i2t`` times the number
-of the query's tokens. These libraries take a scorer
-as a function, or by a patch in contrib/; docs/interaction.md shows each. None of them is imported here.
+of the query's tokens. These libraries take a scorer as a function, or by a patch in contrib/; docs/interaction.md shows
+each. None of them is imported here.
 """
 
 from __future__ import annotations

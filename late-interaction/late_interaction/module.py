@@ -18,7 +18,7 @@ class LateInteractionLoss(nn.Module):
 
     ``log_scale`` [1] is a parameter: pass it to the optimiser, without weight decay. It is kept at or below
     log(``largest_scale``) by clamping the parameter itself before each use, so that its gradient never vanishes.
-    ``normalize`` divides each token by its length, without which similarities are no cosines; False: they come so.
+    ``normalize`` divides each token by its length, so that similarities are cosines; False: their length is 1.
     Options are those of :func:`distributed_late_interaction`; on one process nothing is sent.
     """
 

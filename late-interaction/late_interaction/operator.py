@@ -1,9 +1,10 @@
 """Compute the similarity on one process: the public function, and the PyTorch operators that run both of its passes.
 
 The operators serve eager mode and compiled graphs alike. A compiler traces with shapes and without numbers, and the
-lengths of the texts are numbers. So what depends on them (packing, checks, the backend, the order of the texts) happens
-inside the operators, where the numbers are known, and the compiler is told the shapes of the results only. What a
-backend keeps is bytes to it, whose number it learns from each call: a batch with other lengths runs the same graph.
+lengths of the texts are numbers. So everything that depends on them (packing, checks, the backend, the order of the
+texts) happens inside the operators, where the numbers are known, and the compiler is told the shapes of the results
+only. The state of a backend is a tensor of bytes to it, as long as each call makes it: a batch with other lengths runs
+the same graph.
 """
 
 from __future__ import annotations

@@ -72,7 +72,7 @@ def pack(
     image_lengths: Tensor | None = None,
     temperature: float = 0.0,
 ) -> Tokens:
-    """Return both sides without padding. Differentiable. Raises ValueError unless they are a late interaction.
+    """Return both sides without padding. Differentiable. Raises ValueError unless they fit together.
 
     Texts are packed, [T, d] with lengths [texts], or padded, [texts, n2, d] with lengths or a mask [texts, n2].
     """
@@ -172,7 +172,7 @@ def pack_tokens(padded: Tensor, lengths: Tensor) -> Tensor:
 
 
 def text_mask(padded: Tensor, lengths: Tensor) -> Tensor:
-    """Return which tokens of ``padded`` [t, n2, d] exist, [t, n2], from ``lengths`` [t] or from a mask: that one.
+    """Return which tokens of ``padded`` [t, n2, d] exist, [t, n2], from ``lengths`` [t] or a mask, returned as is.
 
     In a mask a text's tokens may be anywhere. Raises ValueError if they do not fit, or a text has no token.
     """
@@ -196,7 +196,7 @@ def pack_images(
 ) -> tuple[Tensor, Tensor | None]:
     """Drop the image tokens [images, n1, d] that a boolean ``image_mask`` [images, n1] excludes; return the lengths.
 
-    Without a mask, or with one that excludes nothing, the arguments are returned. A mask on a GPU is waited for.
+    Without a mask, or with one that excludes nothing, the arguments are returned. The host waits for a mask on a GPU.
     Raises ValueError for a mask that does not fit, or leaves an image without a token.
     """
     if image_mask is None:
@@ -240,7 +240,7 @@ def scaled_by_item(weights: Pair, dim: int) -> tuple[Pair, Tensor]:
 
 
 def scale_of_rows(scale: Tensor, tokens: Tensor, rows: int) -> Tensor:
-    """Return the scale of each of all items' ``rows`` [rows, 1], from those of items with so many ``tokens``."""
+    """Return the scale of every row [rows, 1], from the ``scale`` of each item and its number of ``tokens``."""
     return scale.flatten().repeat_interleave(tokens, output_size=rows)[:, None]
 
 

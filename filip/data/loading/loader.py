@@ -69,7 +69,7 @@ class PairStream(Dataset[Batch]):
         return self.config.global_batch // self.config.data.reader_groups
 
     def _groups(self) -> Iterator[tuple[int, int, int]]:
-        """Return the reader groups of this rank, each with the part from … to of its share of a batch."""
+        """Return the reader groups of this rank, each with the start and end of its part of a batch."""
         share, size = self.group_share, self.config.batch_size
         first, end = self.config.rank * size, (self.config.rank + 1) * size
         for group in range(first // share, (end - 1) // share + 1):
@@ -183,7 +183,7 @@ class PairStream(Dataset[Batch]):
 
 
 def patiently(read: Callable[[], T], tar: Path) -> T:
-    """Return what ``read`` returns, which a failing disk gets three attempts for; UserError if it fails in all."""
+    """Return the result of ``read``, tried three times since disks fail; raise UserError after the third failure."""
     for pause in (*PAUSES, None):
         try:
             return read()
@@ -270,7 +270,7 @@ class PairLoader:
 
     @staticmethod
     def merged(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """Return the state of all ranks' streams, which all are at the same batch."""
+        """Return the joint state of all ranks' streams, which are at the same batch."""
         return states[0]
 
     def describe(self) -> str:
@@ -281,7 +281,7 @@ class PairLoader:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue with the next batch. Workers and ranks may differ from the writers of the state.
 
-        Raises UserError if the data, the seed or the weights are others, or the global batch size does not divide
+        Raises UserError if the data, the seed or the weights have changed, or the global batch size does not divide
         the number of pairs already seen.
         """
         if state["fingerprint"] != self.fingerprint():

@@ -153,7 +153,7 @@ class Protocol:
         )
 
     def measured(self, numbers: Numbers, pooled: bool = False) -> list[Measured]:
-        """Return the columns that a benchmark's numbers fill, in order; for a pooled model, of one similarity."""
+        """Return the columns that a benchmark's numbers fill, in order; a pooled model has one similarity only."""
         columns = [column for table in (self.table, *self.more.values()) for column in table.columns]
         columns = [column for column in columns if not pooled or column.similarity in ("", "mean")]
         return [value for column in columns if (value := self.measure(column, numbers)).reason is None]

@@ -122,7 +122,7 @@ def retrieval_benchmark(
 
 
 def _shared(found: _Collected, settings: RetrievalSettings) -> str:
-    """Say how many captions other images have, too; "" if none, or if equal scores are not ordered by chance."""
+    """Return a note on captions that several images have; "" if none, or if equal scores are not ordered by chance."""
     owners: dict[str, set[int]] = {}
     for caption, owner in zip(found.captions, found.owner.tolist(), strict=True):
         owners.setdefault(caption, set()).add(owner)
@@ -203,7 +203,7 @@ def _by_text_tokens(
 
 @dataclass
 class Recalls:
-    """The recalls. table: for the result file. hits: for "i2t" [images, len(KS)], for "t2i" [texts, len(KS)]."""
+    """Recalls both ways. table: for the result file. hits: for "i2t" [images, len(KS)], for "t2i" [texts, len(KS)]."""
 
     table: dict[str, Any]
     hits: dict[str, Tensor]

@@ -126,7 +126,7 @@ class BatchShape:
 
 
 def sum_of(losses: list[Tensor]) -> Tensor:
-    """Return the sum, without a zero to start from."""
+    """Add up the losses without a zero to start from, so that one loss alone keeps its bits."""
     total = losses[0]
     for loss in losses[1:]:
         total = total + loss

@@ -76,7 +76,7 @@ def token_wise_similarity(batch: LossInput) -> tuple[Similarity, dict[str, Tenso
 
 
 def backend(settings: LossSettings, temperature: float) -> AnyBackend:
-    """Return the backend that takes the maximum, or what takes its place; a ``temperature`` of 0 is the maximum."""
+    """Return the backend that takes the maximum or its substitute; a ``temperature`` of 0 is the maximum."""
     if settings.token_maximum == "smooth" and temperature > 0:
         return SmoothMaximum(temperature)
     if settings.token_maximum == "softmax":
