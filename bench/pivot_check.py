@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from filip.command import option, run_command
-from filip.data.captions.judging import pivot_similarities, rejection, similarities
+from filip.data.captions.judging import pivot_similarities, rejections, similarities
 from filip.data.engines import load_engine
 from tests.support.captions import pivot_errors
 
@@ -46,7 +46,7 @@ def main(config: PivotCheck) -> None:
     captions = [row["english"] for row in chosen]
     back = {side: engine.to_english([row[side] for row in chosen]) for side in ("right", "wrong")}
     rules = {
-        side: np.array([rejection(*pair) not in (None, "identical") for pair in zip(captions, texts, strict=True)])
+        side: np.array([reason not in (None, "identical") for reason in rejections(captions, texts)])
         for side, texts in back.items()
     }
     meaning = {side: similarities(captions, texts) < config.min_similarity for side, texts in back.items()}

@@ -16,13 +16,6 @@ import torch
 
 from filip.errors import UserError
 
-__all__ = [
-    "best_device", "best_precision", "bf16_slowdown", "choose_attention", "cpu", "evaluation_precision",
-    "keep_freed_memory", "machine", "memory_mb", "multiplies_bf16", "name", "own_device", "peak_memory_mb",
-    "pins_memory", "random_state", "reset_peak_memory", "resolve", "restore_random_state", "runs_on", "synchronize",
-    "why_no_kernels",
-]  # fmt: skip
-
 MB = 2**20
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # from glibc's malloc.h
 

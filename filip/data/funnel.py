@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,15 +61,7 @@ def check_fragment(fragment: Fragment, where: str) -> None:
 
 def write_fragment(path: str | Path, fragment: Fragment) -> None:
     """Check and write a fragment, atomically. Reasons without a count are left out."""
-    fragment = Fragment(
-        fragment.stage,
-        fragment.source,
-        fragment.n_in,
-        fragment.n_out,
-        {reason: count for reason, count in fragment.dropped.items() if count},
-        fragment.unit,
-        fragment.notes,
-    )
+    fragment = replace(fragment, dropped={reason: count for reason, count in fragment.dropped.items() if count})
     check_fragment(fragment, str(path))
     write_json(path, fragment.as_dict())
 
@@ -78,15 +70,8 @@ def read_fragment(path: str | Path) -> Fragment:
     """Read and check a fragment. Raises UserError naming the file if it is missing, not JSON, or does not add up."""
     try:
         raw = json.loads(Path(path).read_text())
-        fragment = Fragment(
-            raw["stage"],
-            raw["source"],
-            raw["in"],
-            raw["out"],
-            raw["dropped"],
-            raw.get("unit", "pairs"),
-            raw.get("notes", {}),
-        )
+        stage, source, n_in, n_out, dropped = (raw[name] for name in ("stage", "source", "in", "out", "dropped"))
+        fragment = Fragment(stage, source, n_in, n_out, dropped, raw.get("unit", "pairs"), raw.get("notes", {}))
     except FileNotFoundError as error:
         raise UserError(nothing_at(path, "run the stage that writes this funnel fragment")) from error
     except (ValueError, KeyError, TypeError) as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors

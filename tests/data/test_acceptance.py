@@ -1,6 +1,6 @@
 import pytest
 
-from filip.data.captions.judging import names, numbers, plain, rejection, rejections
+from filip.data.captions.judging import names, numbers, plain, rejections
 from tests.support.captions import pivot_errors
 
 CASES = [
@@ -34,7 +34,7 @@ CASES = [
 
 @pytest.mark.parametrize(("original", "translation", "reason"), CASES)
 def test_rejection(original: str, translation: str, reason: str | None) -> None:
-    assert rejection(original, translation) == reason
+    assert rejections([original], [translation]) == [reason]
 
 
 def test_many_at_once_are_judged_as_each_alone() -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from filip.data.captions.judging import rejection
+from filip.data.captions.judging import rejections
 from filip.data.cards import SourceCard, TextRuleSettings
 from filip.data.engines import Engine, round_trips
 from filip.data.lists.language import are_english
@@ -127,7 +127,7 @@ def quality(engine: Engine, pivot: str, captions: int | None = None) -> dict[str
     back = round_trips(engine, english)[1]
     chrf = CHRF(word_order=2, lowercase=True)
     human = corpus.get(pivot, [])[:captions]
-    verdicts = Counter(rejection(a, b) or "accepted" for a, b in zip(english, back, strict=True))
+    verdicts = Counter(reason or "accepted" for reason in rejections(english, back))
     return {
         "captions": len(english),
         "chrf++ of the pivot, against human translations": round(chrf.corpus_score(there, [human]).score, 1)

@@ -71,11 +71,6 @@ def rejections(originals: Sequence[str], translations: Sequence[str]) -> list[st
     return reasons
 
 
-def rejection(original: str, translation: str) -> str | None:
-    """Return the result of :func:`rejections` for one pair."""
-    return rejections([original], [translation])[0]
-
-
 def _by_words(original: str, translation: str) -> str | None:
     """Apply all rules except the one about the language."""
     translated_words = words_of(translation)

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from filip.data.lists.parquet_rows import reading, rebatched
-from filip.errors import UserError
+from filip.errors import UserError, first_line
 from filip.files import replacing
 from filip.progress import Progress
 
@@ -61,7 +61,7 @@ def plain_errors(con: duckdb.DuckDBPyConnection, what: str, unreadable: bool = T
     except (duckdb.IOException, duckdb.InvalidInputException, duckdb.ConversionException) as error:
         if not unreadable and not isinstance(error, duckdb.IOException):
             raise
-        raise UserError(f"{what}: {_first_line(error)}") from error
+        raise UserError(f"{what}: {first_line(error)}") from error
     except OSError as error:
         if error.errno is not None:
             raise
@@ -70,14 +70,14 @@ def plain_errors(con: duckdb.DuckDBPyConnection, what: str, unreadable: bool = T
             raise UserError(_out_of_memory(con, what, error)) from error
         if not unreadable:
             raise
-        raise UserError(f"{what}: {_first_line(error)}") from error
+        raise UserError(f"{what}: {first_line(error)}") from error
 
 
 def _out_of_memory(con: duckdb.DuckDBPyConnection, what: str, error: Exception) -> str:
     limit = con.sql("SELECT current_setting('memory_limit')").fetchall()[0][0]
     return (
         f"{what}: DuckDB needs more than {limit}: give more by memory=2GB, or data.memory in a study (`filip data "
-        f"plan` says how much); {_first_line(error)}"
+        f"plan` says how much); {first_line(error)}"
     )
 
 
@@ -105,10 +105,6 @@ def write_parquet(
         first = next(tables)
         batches = (batch for table in chain([first], tables) for batch in table.to_batches())
         return _write_parquet(batches, first.schema, path, what, size)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]
 
 
 def _write_parquet(batches: Iterable[pa.RecordBatch], schema: pa.Schema, path: str | Path, what: str, size: int) -> int:

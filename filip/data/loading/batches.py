@@ -12,9 +12,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from torch.utils.data import DataLoader, Dataset
 
-from filip.data.loading.config import StreamConfig
+from filip.data.loading.config import PREFETCH, StreamConfig
 from filip.errors import UserError
+from filip.worker_pool import LOADER_START
 
 Batch = dict[str, Any]
 
@@ -39,6 +41,32 @@ def batch_of(pairs: Sequence[Pair], problems: Mapping[str, int], config: StreamC
         "key": [pair.key for pair in pairs],
         "problems": dict(problems),
     }
+
+
+def batches_an_epoch(batches: int, pairs: str, config: StreamConfig) -> int:
+    """Return ``batches``. Raises UserError if there is not one."""
+    if not batches:
+        raise UserError(
+            f"{pairs} do not fill one global batch of {config.global_batch} "
+            f"({config.batch_size} x {config.world_size} ranks): give global_batch=auto, or a smaller number"
+        )
+    return batches
+
+
+def in_workers(stream: Dataset[Batch], config: StreamConfig, pin_memory: bool, **options: Any) -> DataLoader[Batch]:
+    """Return a loader of a stream's batches, made in ``data.workers`` processes."""
+    workers = config.data.workers
+    return DataLoader(
+        stream,
+        batch_size=None,
+        num_workers=workers,
+        multiprocessing_context=LOADER_START if workers else None,
+        prefetch_factor=PREFETCH if workers else None,
+        pin_memory=pin_memory,
+        worker_init_fn=prepare_worker,
+        generator=torch.Generator(),  # otherwise each start would draw from torch's global one
+        **options,
+    )
 
 
 def sentence_of(error: UserError) -> str:

@@ -21,18 +21,17 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset, Sampler
 
 from filip.data.eval_transform import EvalTransform
-from filip.data.loading.batches import Batch, Pair, batch_of, hash_of, prepare_worker, sentence_of
-from filip.data.loading.config import PREFETCH, StreamConfig
+from filip.data.loading.batches import Batch, Pair, batch_of, batches_an_epoch, hash_of, in_workers, sentence_of
+from filip.data.loading.config import StreamConfig
 from filip.data.loading.epoch_order import EpochOrder, group_length
 from filip.data.loading.feature_maps import features_of, map_path, open_maps
 from filip.data.loading.pair_index import ShardCaptions, SourceIndex, index_source, sidecar_path
 from filip.data.loading.transforms import TrainTransform
 from filip.errors import UserError, plain
 from filip.rgb import UNDECODABLE
-from filip.worker_pool import LOADER_START
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -215,25 +214,9 @@ class PairLoader:
             log.warning("not all of the data is usable: %s", dict(self.counters))
         lengths, config = stream.group_lengths(), stream.config
         self.pairs = sum(lengths)
-        self._batches = min(lengths) // stream.group_share
-        if not self._batches:
-            raise UserError(
-                f"{self.pairs} pairs do not fill one global batch of {config.global_batch} "
-                f"({config.batch_size} x {config.world_size} ranks): give global_batch=auto, or a smaller number"
-            )
-        workers = config.data.workers
-        self._loader = DataLoader(
-            stream,
-            batch_size=None,
-            sampler=_Rest(self._at, self._batches),
-            num_workers=workers,
-            multiprocessing_context=LOADER_START if workers else None,
-            prefetch_factor=PREFETCH if workers else None,
-            persistent_workers=workers > 0,
-            pin_memory=pin_memory,
-            worker_init_fn=prepare_worker,
-            generator=torch.Generator(),  # otherwise each epoch's start would draw from torch's global one
-        )
+        self._batches = batches_an_epoch(min(lengths) // stream.group_share, f"{self.pairs} pairs", config)
+        rest = _Rest(self._at, self._batches)
+        self._loader = in_workers(stream, config, pin_memory, sampler=rest, persistent_workers=config.data.workers > 0)
 
     @property
     def epoch(self) -> int:

@@ -24,11 +24,11 @@ from typing import Any, NamedTuple
 import fsspec
 import torch
 import webdataset
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset, get_worker_info
 
 from filip.data.eval_transform import EvalTransform
-from filip.data.loading.batches import Batch, Pair, batch_of, hash_of, prepare_worker, sentence_of
-from filip.data.loading.config import PREFETCH, Source, StreamConfig, is_streamed
+from filip.data.loading.batches import Batch, Pair, batch_of, batches_an_epoch, hash_of, in_workers, sentence_of
+from filip.data.loading.config import Source, StreamConfig, is_streamed
 from filip.data.loading.loader import PairLoader
 from filip.data.loading.pair_index import ShardCaptions
 from filip.data.loading.remote_shards import samples_in, shard_urls
@@ -38,7 +38,6 @@ from filip.data.sidecar import group_id
 from filip.errors import UserError
 from filip.rgb import UNDECODABLE
 from filip.sets.tar_index import IMAGE_SUFFIXES
-from filip.worker_pool import LOADER_START
 
 log = logging.getLogger(__name__)
 # Encoded samples that a worker shuffles among each other, for each shard that it reads in turn: with 16 some 100 MB at
@@ -223,26 +222,12 @@ class StreamLoader:
         self.counters: Counter[str] = Counter()
         config = stream.config
         self.pairs = sum(round(source.weight * (source.pairs or 0)) for source in stream.sources)
-        self._batches = self.pairs // config.global_batch
-        if not self._batches:
-            raise UserError(
-                f"{self.pairs} pairs (data.sources.pairs) do not fill one global batch of {config.global_batch} "
-                f"({config.batch_size} x {config.world_size} ranks): give global_batch=auto, or a smaller number"
-            )
+        pairs = f"{self.pairs} pairs (data.sources.pairs)"
+        self._batches = batches_an_epoch(self.pairs // config.global_batch, pairs, config)
         self._read: Counter[int] = Counter()  # samples of each place that were given
         self._ended: dict[int, int] = {}
         self._endless: Iterator[Batch] | None = None
-        workers = config.data.workers
-        self._loader = DataLoader(
-            stream,
-            batch_size=None,
-            num_workers=workers,
-            multiprocessing_context=LOADER_START if workers else None,
-            prefetch_factor=PREFETCH if workers else None,
-            pin_memory=pin_memory,
-            worker_init_fn=prepare_worker,
-            generator=torch.Generator(),  # otherwise its start would draw from torch's global one
-        )
+        self._loader = in_workers(stream, config, pin_memory)
 
     def __len__(self) -> int:
         """Return the batches per epoch, by the number of pairs in the sources' settings."""
