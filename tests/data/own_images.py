@@ -56,8 +56,9 @@ def table(suffix: str) -> Callable[[Path], str]:
     def write(root: Path) -> str:
         write_images(root)
         rows = [(name, caption) for name, captions in CAPTIONS.items() for caption in captions]
+        names, delimiter = (("file_name", "text"), ",") if suffix == "csv" else (("image_path", "sentence"), "\t")
         with open(root / f"captions.{suffix}", "w", newline="") as file:
-            csv.writer(file, delimiter="," if suffix == "csv" else "\t").writerows([("file_name", "text"), *rows])
+            csv.writer(file, delimiter=delimiter).writerows([names, *rows])
         return str(root)
 
     return write

@@ -24,7 +24,6 @@ from filip.files import write_json
 from filip.sets.tar_index import scan_tar
 from tests.data import hostile
 from tests.data.own_images import CAPTIONS, COLOURS, KEYS, LAYOUTS, picture, text_beside, write_images
-from tests.data.test_image_rules import EXPECTED, assert_colours
 from tests.data.test_loader import loader
 from tests.support.shards import write_tar
 
@@ -46,11 +45,6 @@ def run(one: SourceCard, out: Path, **options: Any) -> tuple[Fragment, Fragment]
     for fragment in (texts, images):
         check_fragment(fragment, "test")
     return texts, images
-
-
-def described(out: Path) -> list[dict[str, Any]]:
-    """Return the rows of all shards, with the outcome of each image."""
-    return [row for path in sorted(out.glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
 
 
 def stored(out: Path) -> dict[tuple[int, ...], list[str]]:
@@ -129,33 +123,6 @@ def test_captions_of_one_s_own_may_be_names_of_classes(tmp_path: Path) -> None:
     one = card(tmp_path / "own", text_rules={"language": False, "max_repeats": 10})
     with pytest.raises(UserError, match="13 repeated"):
         run(one, tmp_path / "others")
-
-
-def test_odd_images_come_out_as_from_a_download(tmp_path: Path) -> None:
-    (tmp_path / "own").mkdir()
-    for name, body in hostile.GOOD.items():
-        (tmp_path / "own" / f"{name}.jpg").write_bytes(body())
-        (tmp_path / "own" / f"{name}.txt").write_text(f"a picture called {name}")
-    one = card(tmp_path / "own", download={"image_size": 120, "encode_format": "jpg", "processes": 1})
-    _, funnel = run(one, tmp_path / "shards")
-    assert funnel.n_out == len(hostile.GOOD), funnel.notes["examples"]
-    names = {row["key"]: row["url"].removesuffix(".jpg") for row in described(tmp_path / "shards")}
-    with tarfile.open(tmp_path / "shards" / "00000.tar") as tar:
-        for member in tar:
-            if member.name.endswith(".jpg"):
-                name = names[member.name.removesuffix(".jpg")]
-                assert_colours(tar.extractfile(member).read(), EXPECTED[name], name)
-
-
-def test_a_table_cannot_name_files_outside_of_its_folder(tmp_path: Path) -> None:
-    write_images(tmp_path / "own")
-    (tmp_path / "secret.png").write_bytes(picture("dog.png"))
-    names = ["dog.png", "../secret.png", str(tmp_path / "secret.png"), "", str(tmp_path / "own" / "two cats.png")]
-    rows = "".join(f"{name},a caption of number {n}\n" for n, name in enumerate(names))
-    (tmp_path / "own" / "captions.csv").write_text("path,caption\n" + rows)
-    _, funnel = run(card(tmp_path / "own"), tmp_path / "shards")
-    assert dict(funnel.dropped) == {"outside": 2, "no_file": 1, "no_caption": 3}  # not in the table
-    assert set(stored(tmp_path / "shards")) == {COLOURS["dog.png"], COLOURS["two cats.png"]}
 
 
 def test_the_text_rules_judge_each_caption_and_an_image_needs_one(tmp_path: Path) -> None:

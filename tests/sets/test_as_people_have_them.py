@@ -38,13 +38,11 @@ def save(path: Path, content: object) -> None:
     path.write_text(content if isinstance(content, str) else json.dumps(content))
 
 
-def rows(
-    path: Path, lines: list[tuple[str, ...]], delimiter: str = ",", first: str = "", encoding: str = "utf-8"
-) -> None:
+def rows(path: Path, lines: list[tuple[str, ...]], delimiter: str = ",", first: str = "") -> None:
     text = io.StringIO(first)
     text.seek(0, io.SEEK_END)
     csv.writer(text, delimiter=delimiter).writerows(lines)
-    path.write_bytes(text.getvalue().encode(encoding))
+    path.write_bytes(text.getvalue().encode())
 
 
 def coco_as_its_archives_unpack(root: Path) -> None:

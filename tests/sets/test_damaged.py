@@ -6,7 +6,6 @@ import io
 import json
 import os
 import socket
-import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,7 +26,7 @@ from tests.data import own_images
 from tests.data.own_images import CAPTIONS, picture, write_images
 from tests.data.test_ingest import card
 from tests.sets.test_one_reader import counted
-from tests.support.shards import zst
+from tests.support.shards import write_tar, zst
 
 GOOD = {"dog.png": ["a dog, that runs"], "two cats.png": ["cats"]}
 # Lines of every list: name, captions, and why the image is not used.
@@ -126,7 +125,7 @@ def test_a_part_that_is_cut_off_costs_that_part(tmp_path: Path, layout: str) -> 
 
 
 def test_a_line_of_a_table_is_read_or_counted(tmp_path: Path) -> None:
-    """The lines are Latin-1, have too many and too few cells, an unclosed quote, or bytes of a picture."""
+    """Latin-1, another system's ends of lines, too many and too few cells, odd quotes, bytes of a picture."""
     write_images(tmp_path)
     rows = [
         b"image,caption",
@@ -136,6 +135,9 @@ def test_a_line_of_a_table_is_read_or_counted(tmp_path: Path) -> None:
         b"dog.png",
         b'dog.png,"a dog that is never closed',
         b"\x89PNG\xff\x00\x01,\x02",
+        b"two cats.png,a cat\rand a dog",
+        b"two cats.png,sleep\r",
+        b'two cats.png,"cats \\"Tom\\" and another"',
         b'bridge #3.png,"a bridge,',
         b'and ""water"""',
     ]
@@ -144,11 +146,11 @@ def test_a_line_of_a_table_is_read_or_counted(tmp_path: Path) -> None:
     texts = {item.name: item.captions for item in result.items}
     assert texts == {
         "dog.png": ["a café in Paris"],
-        "two cats.png": ["a café in Paris"],
+        "two cats.png": ["a café in Paris", "a cat", "sleep"],
         "bridge #3.png": ['a bridge, and "water"'],
     }
-    assert dict(result.account.counts) == {"broken_line": 4, "no_caption": 2}
-    assert "4 lines that cannot be read, such as captions.csv:4 (it has 4 cells" in result.account.line()
+    assert dict(result.account.counts) == {"broken_line": 6, "no_caption": 2}
+    assert "6 lines that cannot be read, such as captions.csv:4 (it has 4 cells" in result.account.line()
 
 
 def test_nothing_in_a_folder_vanishes_and_a_pipe_is_never_opened(
@@ -200,11 +202,12 @@ def test_links_out_of_the_folder_are_counted_and_not_followed(tmp_path: Path) ->
     one = card(own)
     _, funnel = ingest(one, IngestConfig(one.name, out=str(tmp_path / "shards")))
     assert (funnel.n_out, dict(funnel.dropped)) == (1, {"no_caption": 4, "outside": 2})
-    (own / "captions.csv").write_text(f"image,caption\nlink/a.png,a dog\n{names[1]},two cats\n")
+    given = ["link/a.png,a dog", f"{names[1]},two cats", f"{own / names[2]},a bridge", f"{tmp_path}/elsewhere/a.png,a"]
+    (own / "captions.csv").write_text("\n".join(["image,caption", *given]))
     _, funnel = ingest(card(own / "captions.csv"), IngestConfig("mine", out=str(tmp_path / "table")))
-    assert (funnel.n_out, dict(funnel.dropped)) == (1, {"outside": 1})
+    assert (funnel.n_out, dict(funnel.dropped)) == (2, {"outside": 2})
     followed = card(own / "captions.csv", follow_links=True)
-    assert ingest(followed, IngestConfig("mine", out=str(tmp_path / "followed")))[1].n_out == 2
+    assert ingest(followed, IngestConfig("mine", out=str(tmp_path / "followed")))[1].n_out == 3
 
 
 @pytest.mark.parametrize("name", ["red.txt", "table.csv"])
@@ -239,27 +242,8 @@ def test_every_key_of_a_tar_is_accounted_for(tmp_path: Path) -> None:
     members += [("1.txt", b"no picture"), ("2.heif.txt", b"no picture"), ("3.jxl", b"\0"), ("3.txt", b"a caption")]
     members += [("4.png", picture("dog.png")), ("5.png", picture("dog.png")), ("5.jpg", picture("dog.png"))]
     members += [("5.txt", b"two pictures"), ("README", b"no suffix"), ("6.json", b"{}")]
-    with tarfile.open(tmp_path / "a.tar", "w") as tar:
-        for name, content in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
+    write_tar(tmp_path / "a.tar", members)
     assert counted(tmp_path) == (2, {"no_image": 3, "format": 1, "no_caption": 1, "second_image": 1, "other_file": 1})
-
-
-def test_annotations_that_fit_no_image_are_counted(tmp_path: Path) -> None:
-    write_images(tmp_path)
-    content = {
-        "images": [{"id": 1, "file_name": "dog.png"}, {"id": 2}, {"id": 3, "file_name": "gone.png"}],
-        "annotations": [
-            {"image_id": 1, "caption": "a dog"},
-            {"image_id": 9, "caption": "nobody's"},
-            {"caption": "of what?"},
-            {"image_id": 3, "caption": "a picture that is not there"},
-        ],
-    }
-    (tmp_path / "captions.json").write_text(json.dumps(content))
-    assert counted(tmp_path / "captions.json") == (1, {"broken_line": 2, "no_image": 1, "missing_file": 1})
 
 
 def test_a_packed_table_that_is_cut_off_gives_the_lines_before_the_cut(tmp_path: Path) -> None:

@@ -67,34 +67,6 @@ def two_lines_and_another_suffix(root: Path) -> str:
     return str(root)
 
 
-def image_path_and_sentence(root: Path) -> str:
-    return _csv(root, ("image_path", "sentence"))
-
-
-def _csv(root: Path, names: tuple[str, str], delimiter: str = ",", encoding: str = "utf-8") -> str:
-    write_images(root)
-    text = io.StringIO()
-    rows = [(name, caption) for name, captions in CAPTIONS.items() for caption in captions]
-    csv.writer(text, delimiter=delimiter).writerows([names, *rows])
-    (root / "captions.csv").write_bytes(text.getvalue().encode(encoding))
-    return str(root)
-
-
-def semicolons(root: Path) -> str:
-    return _csv(root, ("image", "caption"), ";", "utf-8-sig")
-
-
-def utf_16(root: Path) -> str:
-    return _csv(root, ("image", "caption"), "\t", "utf-16")
-
-
-def list_in_json(root: Path) -> str:
-    write_images(root)
-    rows = [{"image": name, "captions": captions} for name, captions in CAPTIONS.items()]
-    (root / "annotations.json").write_text(json.dumps(rows))
-    return str(root)
-
-
 def karpathy(root: Path) -> str:
     """Write it without its test split, which evaluation would take."""
     place = Path(own_images.karpathy(root))
@@ -102,10 +74,6 @@ def karpathy(root: Path) -> str:
     content["images"] = [image for image in content["images"] if image["split"] == "train"]
     place.write_text(json.dumps(content))
     return str(place)
-
-
-def coco_folder(root: Path) -> str:
-    return str(Path(own_images.coco(root)).parent)
 
 
 def clip_benchmark(root: Path) -> str:
@@ -132,11 +100,12 @@ def img2dataset_files(root: Path) -> str:
 
 
 LAYOUTS: dict[str, Callable[[Path], str]] = {
-    **own_images.LAYOUTS, "two_lines_and_another_suffix": two_lines_and_another_suffix,
-    "image_path_and_sentence": image_path_and_sentence, "semicolons": semicolons, "utf_16": utf_16,
-    "list_in_json": list_in_json, "karpathy": karpathy, "coco_folder": coco_folder, "clip_benchmark": clip_benchmark,
+    **own_images.LAYOUTS,
+    "two_lines_and_another_suffix": two_lines_and_another_suffix,
+    "karpathy": karpathy,
+    "clip_benchmark": clip_benchmark,
     "img2dataset_files": img2dataset_files,
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
