@@ -11,8 +11,6 @@ from filip.eval.families import AUTO, CLIP_PROMPTS, PROMPTS
 from filip.study import Study
 from filip.study.evaluation import card_of, evaluation_options
 
-OF_A_SHEET = ("prompts", "image_size", "precision", "tokens", "device")  # options that the picture of an alignment has
-
 
 def edited(path: str) -> str:
     """Return a file that a person may edit: below the working directory, or else as the checkout has it."""
@@ -70,13 +68,7 @@ class StudyEvaluations(Study):
 
         A job that found its data missing runs again once they are there: they have become an input.
         """
-        return self._inputs(wildcards.run, [wildcards.card] if self.per_card else self.cards_of(wildcards.run))
-
-    def sheet_inputs(self, wildcards: Any) -> dict[str, Any]:
-        """Return the inputs of a run's alignment sheet: an evaluation's of all its cards."""
-        return self._inputs(wildcards.run, self.benchmarks("alignment"))
-
-    def _inputs(self, model: str, names: list[str]) -> dict[str, Any]:
+        model, names = wildcards.run, [wildcards.card] if self.per_card else self.cards_of(wildcards.run)
         return {
             "weights": self.model_file(model) or self.manifests(self.peers[model].get("sources", [])),
             "cards": [self.card_file(name) for name in names],
@@ -122,25 +114,14 @@ class StudyEvaluations(Study):
         }
         on = {protocol: names for protocol, names in on.items() if names}
         names = list(dict.fromkeys(name for cards in on.values() for name in cards))
-        given = {"protocols": f"[{','.join(on)}]", **self._shared_arguments(model, names)}
+        loaders = self.evaluation.get("loaders", {})
+        cards = [self.card_file(name) + (f"@{loaders[name]}" if name in loaders else "") for name in names]
+        given = {"protocols": f"[{','.join(on)}]", "model": self.model(model), "root": self.evaluation["root"]}
+        given |= {"data": f"[{','.join(cards)}]", **({"missing": "skip"} if self.per_card else {})}
         given["only"] = "{" + ",".join(f"{protocol}:[{','.join(cards)}]" for protocol, cards in on.items()) + "}"
         if "retrieval" in on and model in self.fine_tunes:
             given["retrieval.fine_tuned_on"] = self.fine_tunes[model]["source"]
         given |= evaluation_options(self.config, model, list(on))
-        return shlex.join(f"{key}={value}" for key, value in given.items())
-
-    def _shared_arguments(self, model: str, names: list[str]) -> dict[str, str]:
-        """Return the model and the data of a command that evaluates it or draws it."""
-        loaders = self.evaluation.get("loaders", {})
-        cards = [self.card_file(name) + (f"@{loaders[name]}" if name in loaders else "") for name in names]
-        given = {"model": self.model(model), "root": self.evaluation["root"], "data": f"[{','.join(cards)}]"}
-        return {**given, "missing": "skip"} if self.per_card else given
-
-    def sheet_arguments(self, wildcards: Any) -> str:
-        """Return the arguments for a run's alignment sheet, for a shell: the evaluation's model, its cards."""
-        options = evaluation_options(self.config, wildcards.run, [])
-        given = self._shared_arguments(wildcards.run, self.benchmarks("alignment"))
-        given |= {key: value for key, value in options.items() if key in OF_A_SHEET}
         return shlex.join(f"{key}={value}" for key, value in given.items())
 
     def prompt_file(self, model: str) -> list[str]:
@@ -158,23 +139,25 @@ class StudyEvaluations(Study):
         names = ",".join(json.dumps(self.label(run), ensure_ascii=False) for run in runs)
         return shlex.quote(f"labels=[{names}]")
 
-    def draws_side_by_side(self, table: str) -> bool:
-        """Return whether the models of a table are drawn side by side.
-
-        They are if there are several, and the first card's data are there.
-        """
-        first = [name for name in self.benchmarks(table)[:1] if name not in self.missing_data()]
-        return len(self.rows(table)) > 1 and bool(first)
-
     @property
-    def explorer(self) -> dict[str, Any] | None:
-        """Return the content of ``explore.html``: models, labels (for a shell), card, count. None: no page."""
-        wanted = self.config.get("explorer")
-        return wanted and {
+    def draws_scenes(self) -> bool:
+        """Return whether models are drawn side by side on scenes: several, on the first card if its data are there."""
+        first = [name for name in self.benchmarks("scene_pointing")[:1] if name not in self.missing_data()]
+        return len(self.rows("scene_pointing")) > 1 and bool(first)
+
+    def shown(self, key: str) -> dict[str, Any] | None:
+        """Return what the picture ``alignment`` or the page ``explorer`` shows: models, labels (for a shell), card, …
+
+        None: the study has none, or no data for it.
+        """
+        wanted = self.config.get(key)
+        if wanted is None or ((place := self.data_of(wanted["card"])) and not place.exists()):
+            return None
+        return {
             "models": [self.model(run) for run in wanted["models"]],
             "weights": [file for run in wanted["models"] for file in self.model_file(run)],
             "labels": self._quoted_labels(wanted["models"]),
-            "card": edited(f"eval/{wanted['card']}.yaml"),
+            "card": self.card_file(wanted["card"]),
             "count": wanted.get("count", 500),
         }
 

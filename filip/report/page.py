@@ -51,11 +51,11 @@ FIGURES = {
     "confusion": "Most frequent mistakes",
     "funnel": "Data funnel",
 }
-SHEET = "eval/alignment_compared.png"  # below the results: words on patches
+SHEET = "eval/alignment.png"  # below the results: words on patches
 # Rules by their part of a study; all others are data stages.
 KINDS = {
     "train": ("train", "efficiency"),
-    "eval": ("evaluate", "alignment_sheet", "compare", "scene_sheet", "explorer"),
+    "eval": ("evaluate", "alignment_sheet", "scene_sheet", "explorer"),
     "report": ("tables", "figures", "summary", "page"),
 }
 ORDER = ("data", "train", "eval", "report")

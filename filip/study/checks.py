@@ -26,6 +26,7 @@ NOT_COMPARED = (
     *("data.shuffle_window_shards", "data.reader_groups"),
     *("optimizer.base_lr", "model.init_temperature"),
 )
+WITH_A_CARD = ("alignment", "explorer", "curve", "search")  # keys that name one benchmark
 
 
 def check_config(config: dict[str, Any]) -> dict[str, Any]:
@@ -146,8 +147,9 @@ def _check_tables(config: dict[str, Any]) -> None:
     for name, row in config.get("efficiency", {}).items():
         if row.get("accuracy_of"):
             _known(f"efficiency.{name}.accuracy_of", row["accuracy_of"], trained)
-    for name in config.get("explorer", {}).get("models", []):
-        _known("explorer.models", name, {**trained, **config.get("peers", {})})
+    for key in ("explorer", "alignment"):
+        for name in config.get(key, {}).get("models", []):
+            _known(f"{key}.models", name, {**trained, **config.get("peers", {})})
 
 
 def _known(key: str, name: str, runs: dict[str, Any]) -> None:
@@ -166,7 +168,7 @@ def _check_cards(config: dict[str, Any]) -> None:
         f"eval.{protocol}, '{card}'": card for protocol in PROTOCOLS for card in config["eval"].get(protocol, [])
     }
     benchmarks = {key: name for key, name in benchmarks.items() if name not in config["eval"]["places"]}
-    benchmarks |= {f"{key}.card": config[key]["card"] for key in ("explorer", "curve", "search") if key in config}
+    benchmarks |= {f"{key}.card": config[key]["card"] for key in WITH_A_CARD if key in config}
     for names, load in ((sources, load_source), (benchmarks, load_card)):
         for key, name in names.items():
             try:

@@ -18,7 +18,7 @@ from filip.eval.cards import load_card
 from filip.eval.encoders import FilipEncoder, load_encoder
 from filip.eval.features import FeatureStore, KeptSet, model_key
 from tests.eval.benchmark_files import sugar_crepe
-from tests.eval.miniature import run_protocol, write_model, write_webdataset
+from tests.eval.miniature import write_model, write_webdataset
 
 DATA = "data=[demo_food,demo_fluent,sugar_crepe_swap_att]"
 
@@ -100,29 +100,6 @@ def test_one_pass_over_the_images_is_enough_for_zero_shot_and_the_probe(
     kept = f"features={tmp_path / 'kept'}"
     assert [run("kept", protocol, kept) for protocol in order] == without
     assert len(encoded) == 23 + 40  # the test split once, and the training split
-
-
-def test_alignment_reads_the_tokens_that_retrieval_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_webdataset(tmp_path / "demo_fluent", None, [[f"text {i}"] for i in range(11)], masks=True)
-    write_model(tmp_path / "m.safetensors")
-    model, kept = f"model={tmp_path}/m.safetensors", f"features={tmp_path / 'kept'}"
-
-    def run(out: str, *more: str) -> Any:
-        given = [model, f"root={tmp_path}", "data=[demo_fluent]", f"out={tmp_path / out}", *more]
-        run_protocol("alignment", [*given, "alignment.pairs=0"])
-        return json.loads((tmp_path / out).read_text())
-
-    without = run("plain.json")
-    encoded: list[int] = []
-    patches = FilipEncoder.patches
-    monkeypatch.setattr(
-        FilipEncoder, "patches", lambda self, pixels: encoded.append(len(pixels)) or patches(self, pixels)
-    )
-    more = [model, "data=[demo_fluent]", f"root={tmp_path}", "batch_size=4", kept]
-    assert run("empty.json", kept) == without and encoded  # nothing is kept yet
-    run_command(evaluate, Evaluation, argv=[*more, f"out={tmp_path / 'out'}"])
-    encoded.clear()
-    assert run("kept.json", kept, "batch_size=4") == without and encoded == []
 
 
 def test_parts_of_the_images_put_together_are_one_run(

@@ -2,6 +2,7 @@
 
 import json
 import weakref
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -211,6 +212,35 @@ def test_scene_pointing_as_a_command(root: Path) -> None:
     assert len(set(outcomes.cluster)) == 6
     assert result["chance"] == pytest.approx(1 / 4) and result["among_things"]["chance"] == pytest.approx(1 / 3)
     assert 0 <= result["value"] <= result["among_things"]["value"] <= 1 or result["value"] == 0
+
+
+def test_an_image_with_one_mask_is_a_scene_of_the_thing_that_its_caption_names(root: Path) -> None:
+    image, shown = scene(("red",))
+    mask = shown.point(lambda value: 255 * value)
+    members = [
+        (f"s{n}.{suffix}", content)
+        for n in range(3)
+        for suffix, content in (("png", encoded(image)), ("txt", b"red"), ("mask.png", encoded(mask)))
+    ]
+    write_tar(root / "scenes" / "test" / "0.tar", members)
+    card, record = load_card(card_file(root, "pointing")), {}
+    result = scene_pointing.run(ColourBlind(), card, NoSettings(), Context(str(root)), record)  # type: ignore[arg-type]
+    assert (result["n"], result["value"], result["chance"]) == (3, 1.0, 4 / 16)
+    assert result["among_things"] == {"reason": "every image shows one thing"}
+    assert [
+        value.reason
+        for value in map(
+            partial(scene_pointing.PROTOCOL.measure, numbers=result), scene_pointing.PROTOCOL.table.columns
+        )
+    ] == [None, "every image shows one thing"]
+    write_tar(root / "scenes" / "test" / "0.tar", [*members[:2], ("s0.mask.png", encoded(mask)[:50])])
+    with pytest.raises(
+        UserError, match=r"s0\.mask\.png of my_pointing_all cannot be read \(.*\); fetch the test set again"
+    ):
+        list(pointed_scenes(ColourBlind(), card, open_set(card, root)))  # type: ignore[arg-type]
+    write_tar(root / "scenes" / "test" / "0.tar", members[:2])
+    with pytest.raises(UserError, match="does not say where its things are"):
+        list(pointed_scenes(ColourBlind(), card, open_set(card, root)))  # type: ignore[arg-type]
 
 
 def test_scenes_are_let_go_as_they_are_measured(root: Path) -> None:

@@ -234,12 +234,12 @@ def test_what_tables_share_is_said_once(whole):
 
 def test_pictures_beyond_the_limit_are_linked_not_embedded(folder, monkeypatch):
     noise = np.random.default_rng(0).integers(0, 256, (300, 900, 3), dtype=np.uint8)
-    Image.fromarray(noise).save(folder / "eval" / "alignment_compared.png")
+    Image.fromarray(noise).save(folder / "eval" / "alignment.png")
     embedded = render(folder)
     assert "data:image/webp" in embedded
     monkeypatch.setattr(module, "LARGEST", 1000)
     page = render(folder)
-    assert "data:image/webp" not in page and 'href="eval/alignment_compared.png"' in page
+    assert "data:image/webp" not in page and 'href="eval/alignment.png"' in page
 
 
 def test_the_page_of_a_study_that_has_not_run_says_so(tmp_path):

@@ -223,25 +223,14 @@ def test_the_linear_probe_may_have_benchmarks_of_its_own(probed):
     assert [column.key for column in tables_of(probed, study)["linear_probe"].columns] == ["demo_food"]
 
 
-def alignment_table(folder: Path, **parts) -> Table:
-    write(folder / "eval" / "clip" / "alignment" / "all.json", {"benchmarks": {"demo_fluent": parts}})
-    benchmarks = {**STUDY["eval"], "alignment": ["demo_fluent"]}
-    return tables_of(folder, changed(folder, "align", eval=benchmarks, tables={"alignment": ["clip"]}))["alignment"]
-
-
-def test_alignment_shows_where_labels_point(folder):
-    pointing = {"n": 90, "value": 0.7, "chance": 0.5, "ci95": [0.6, 0.8]}
-    two = {**pointing, "own_side": 0.6, "own_side_chance": 0.5, "own_side_ci95": [0.5, 0.7]}
-    result = cells(alignment_table(folder, pointing=pointing, composites=two), "baseline (CLIP)")
-    on_object, own_side = result["demo_fluent_pointing_value"], result["demo_fluent_composites_own_side"]
-    assert (on_object.value, on_object.chance) == (0.7, 0.5)
-    assert (own_side.value, own_side.n) == (0.6, 90)
-
-
-def test_alignment_that_could_not_be_measured_says_why(folder):
-    none = {"n": 0, "value": None, "chance": None, "ci95": None, "reason": "no image of the set has a mask"}
-    result = cells(alignment_table(folder, pointing=none, composites=none), "baseline (CLIP)")
-    assert {cell.reason for cell in result.values()} == {"no image of the set has a mask"}
+def test_pointing_says_why_it_could_not_be_measured_among_things(folder):
+    numbers = {"n": 90, "value": 0.7, "chance": 0.5, "ci95": [0.6, 0.8], "among_things": {"reason": "one thing"}}
+    write(folder / "eval" / "clip" / "scene_pointing" / "all.json", {"benchmarks": {"demo_pointing": numbers}})
+    benchmarks = {**STUDY["eval"], "scene_pointing": ["demo_pointing"]}
+    study = changed(folder, "points", eval=benchmarks, tables={"scene_pointing": ["clip"]})
+    result = cells(tables_of(folder, study)["scene_pointing"], "baseline (CLIP)")
+    assert (result["demo_pointing_all"].value, result["demo_pointing_all"].chance) == (0.7, 0.5)
+    assert result["demo_pointing_among_things"].reason == "one thing"
 
 
 def test_segmentation_shows_both_shares_and_the_chance_of_a_pixel(folder):

@@ -43,7 +43,7 @@ def test_a_value_that_a_command_would_refuse_is_refused_before_any_job(
         (lambda c: c["runs"]["clip"].update(variant_of="nobody"), "runs.clip.variant_of"),
         (lambda c: c["fine_tune"]["filip_ft"].update({"from": "nobody"}), "fine_tune.filip_ft.from"),
         (lambda c: c["tables"]["zero_shot"].append("nobody"), "tables.zero_shot"),
-        (lambda c: c["eval"].pop("alignment"), "tables.alignment"),
+        (lambda c: c["eval"].pop("scene_pointing"), "tables.scene_pointing"),
         (lambda c: c["efficiency"]["orig"].update(accuracy_of="nobody"), "efficiency.orig.accuracy_of"),
         # cards that do not exist
         (lambda c: c.update(sources=["nowhere"]), "sources, 'nowhere'"),

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,19 +21,19 @@ def test_every_seed_is_evaluated(demo: dict) -> None:
     study = WorkflowStudy({**demo, "seeds": 3})
     for protocol in ("zero_shot", "retrieval"):
         assert {"filip", "filip_s1", "filip_s2"} <= set(study.evaluated_by(protocol))
-    assert study.evaluated_by("alignment")[:4] == ["clip", "clip_s1", "clip_s2", "filip"]
+    assert study.evaluated_by("selection")[:4] == ["clip", "clip_s1", "clip_s2", "filip"]
 
 
 def test_a_protocol_of_one_seed_evaluates_the_first_training_of_each_run(demo: dict) -> None:
-    demo["eval"]["one_seed"] = ["alignment"]
+    demo["eval"]["one_seed"] = ["selection"]
     study = WorkflowStudy({**demo, "seeds": 3})
-    assert study.evaluated_by("alignment") == demo["tables"]["alignment"]
-    assert study.replicas("filip", "alignment", "retrieval") == ["filip"]
+    assert study.evaluated_by("selection") == demo["tables"]["selection"]
+    assert study.replicas("filip", "selection", "retrieval") == ["filip"]
     assert study.replicas("filip", "retrieval") == ["filip", "filip_s1", "filip_s2"]
 
 
 def test_a_run_whose_accuracy_is_shown_is_evaluated(demo: dict) -> None:
-    demo["tables"] = {"alignment": ["filip"]}
+    demo["tables"] = {"selection": ["filip"]}
     study = WorkflowStudy(demo)
     assert study.evaluated_by("zero_shot") == ["clip", "filip"]
     assert study.evaluated == ["clip", "filip"]
@@ -53,10 +54,10 @@ def test_a_job_evaluates_a_model_by_all_protocols_or_on_one_card(demo: dict) -> 
     together = WorkflowStudy(demo)
     assert together.job == "{run}" and together.evaluations() == together.models
     inputs = together.job_inputs(job("clip"))
-    assert {f"eval/{name}.yaml" for name in (*demo["eval"]["zero_shot"], "demo_fluent")} <= set(inputs["cards"])
+    assert {f"eval/{name}.yaml" for name in (*demo["eval"]["zero_shot"], "demo_pointing")} <= set(inputs["cards"])
     assert inputs["data"] == [] and inputs["corpus"] == ["results/demo/corpus/corpus.json"]
     given = options(together, "clip")
-    assert "missing" not in given and {"alignment", "retrieval"} <= set(given["protocols"].strip("[]").split(","))
+    assert "missing" not in given and {"selection", "retrieval"} <= set(given["protocols"].strip("[]").split(","))
     assert "linear_probe:[demo_skin_tone]" in given["only"]
 
     demo["eval"]["per_card"] = True
@@ -66,9 +67,6 @@ def test_a_job_evaluates_a_model_by_all_protocols_or_on_one_card(demo: dict) -> 
     given = options(single, "clip", "demo_food")
     assert (given["protocols"], given["data"], given["missing"]) == ("[zero_shot]", "[eval/demo_food.yaml]", "skip")
     assert given["only"] == "{zero_shot:[demo_food]}"
-    sheet = single.sheet_arguments(job("clip"))
-    assert "data=[eval/demo_fluent.yaml]" in sheet and "missing=skip" in sheet and "protocols" not in sheet
-    assert single.sheet_inputs(job("clip"))["cards"] == ["eval/demo_fluent.yaml"]
 
 
 def test_a_folder_and_a_table_are_evaluated_as_filip_eval_does(demo: dict, tmp_path: Path) -> None:
@@ -95,17 +93,15 @@ def test_a_folder_and_a_table_are_evaluated_as_filip_eval_does(demo: dict, tmp_p
 def test_data_that_appear_later_become_an_input_and_are_named_until_then(tmp_path: Path) -> None:
     config = yaml.safe_load((ROOT / "workflow/config/base.yaml").read_text())
     config["eval"]["root"] = str(tmp_path)
-    config["runs"]["again"] = config["runs"]["filip_base"]
-    config["tables"]["alignment"] = ["filip_base", "again"]
     (tmp_path / "wds_vtab-cifar10").mkdir()
     study = WorkflowStudy(config)
     assert "cifar10" not in study.missing_data() and "imagenet" in study.missing_data()
     there = study.job_inputs(job("filip_base", "cifar10"))["data"]
     assert there == [str(tmp_path / "wds_vtab-cifar10")]
     assert study.job_inputs(job("filip_base", "imagenet"))["data"] == []
-    assert not study.draws_side_by_side("alignment")
+    assert study.shown("alignment") is None
     (tmp_path / study.data_of("imagenet").name).mkdir()
-    assert study.draws_side_by_side("alignment")
+    assert study.shown("alignment")["models"] == ["results/base/models/filip_base.safetensors"]
 
 
 def test_a_fine_tuning_is_told_what_it_was_tuned_on(demo: dict) -> None:
@@ -117,7 +113,7 @@ def test_a_fine_tuning_is_told_what_it_was_tuned_on(demo: dict) -> None:
 def test_peers_are_evaluated_by_open_clip_and_wait_for_no_training(demo: dict) -> None:
     demo["peers"] = {"theirs": {"label": "theirs", "model": "open_clip:ViT-B-32"}}
     study = WorkflowStudy(demo)
-    assert "theirs" in study.evaluated_by("zero_shot") and "theirs" not in study.evaluated_by("alignment")
+    assert "theirs" in study.evaluated_by("zero_shot") and "theirs" not in study.evaluated_by("scene_pointing")
     assert study.model_file("theirs") == [] and study.model("theirs") == "open_clip:ViT-B-32"
     assert study.model_file("clip") == [study.model("clip")] == ["results/demo/models/clip.safetensors"]
     assert "theirs" not in study.evaluated
@@ -165,14 +161,14 @@ def test_labels_reach_the_commands_that_draw_models_beside_each_other(demo: dict
 
 
 def test_the_explorer_shows_runs_and_a_card_that_exist(demo: dict) -> None:
-    explorer = WorkflowStudy(demo).explorer
+    explorer = WorkflowStudy(demo).shown("explorer")
     assert explorer is not None and explorer["weights"] == explorer["models"]
     assert explorer["models"] == [f"results/demo/models/{run}.safetensors" for run in ("clip", "smooth")]
     assert compose_config(
         ExplorerExport, [shlex.split(explorer["labels"])[0], "models=[m]", "images=i", "out=o"]
     ).labels == ["CLIP", "FILIP, smooth"]
-    for change, named in (({"models": ["whale"]}, "explorer.models"), ({"card": "no_such"}, "explorer.card")):
-        with pytest.raises(UserError, match=named):
-            WorkflowStudy({**demo, "explorer": {**demo["explorer"], **change}})
+    for key, change in product(("alignment", "explorer"), ({"models": ["whale"]}, {"card": "no_such"})):
+        with pytest.raises(UserError, match=f"{key}.{next(iter(change))}"):
+            WorkflowStudy({**demo, key: {**demo[key], **change}})
     del demo["explorer"]
-    assert WorkflowStudy(demo).explorer is None
+    assert WorkflowStudy(demo).shown("explorer") is None

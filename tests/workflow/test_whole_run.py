@@ -31,8 +31,8 @@ def reduced(config: dict) -> dict:
         "component_ablation": ["clip", "filip"],
         "selection": ["filip"],
         "scene_pointing": ["filip"],
-        "alignment": ["filip"],
     }
+    config["alignment"]["models"] = ["filip"]
     config["explorer"]["models"] = ["clip", "filip"]
     config["eval"]["root"] = "results/reduced/corpus/eval"
     return config

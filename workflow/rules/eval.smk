@@ -1,3 +1,5 @@
+ALIGNMENT, EXPLORER = STUDY.shown("alignment"), STUDY.shown("explorer")
+
 # Evaluation: one job per model, or per model and card (eval.per_card of the study). It loads the model once and runs every
 # protocol of the study that shows it. Each result is a file of its own, with the outcome of every image or caption; a
 # job that runs again keeps those that are current.
@@ -23,32 +25,6 @@ rule evaluate:
         "../envs/filip.yaml"
     shell:
         "{params.gpu}python -m filip.eval {params.study} out={params.out} > {log} 2>&1"
-
-
-# The paper's alignment figure for one model.
-rule alignment_sheet:
-    input:
-        unpack(STUDY.sheet_inputs),
-    output:
-        report(
-            f"{RESULTS}/eval/{{run}}/alignment.png",
-            caption="../report/alignment.rst",
-            category="Word-patch alignment",
-            labels={"run": "{run}"},
-        ),
-    params:
-        gpu=STUDY.own_gpu,
-        study=STUDY.sheet_arguments,
-    log:
-        f"{RESULTS}/logs/alignment_sheet/{{run}}.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/alignment_sheet/{{run}}.tsv"
-    resources:
-        **STUDY.evaluation_resources,
-    conda:
-        "../envs/filip.yaml"
-    shell:
-        "{params.gpu}python -m filip.eval.picture kind=alignment {params.study} out={output} > {log} 2>&1"
 
 
 # Scenes of several things, and where each model's names point: the picture of README.
@@ -84,55 +60,58 @@ rule scene_sheet:
         " root={params.root} card={params.card} out={output.picture} parts={output.parts} > {log} 2>&1"
 
 
-# The paper's alignment figure, with all models of the alignment table side by side.
-rule compare:
-    input:
-        weights=[STUDY.weights(run) for run in STUDY.rows("alignment")],
-        cards=STUDY.cards("alignment"),
-        prompts=edited(STUDY.prompts),
-        corpus=STUDY.benchmark_files(),
-    output:
-        report(
-            f"{RESULTS}/eval/alignment_compared.png",
-            caption="../report/alignment.rst",
-            category="Word-patch alignment",
-            labels={"run": "side by side"},
-        ),
-    params:
-        gpu=STUDY.own_gpu,
-        others=lambda wildcards, input: "[" + ",".join(input.weights[1:]) + "]",
-        labels=STUDY.quoted_labels("alignment"),
-        root=STUDY.evaluation["root"],
-        card=lambda wildcards, input: input.cards[0],
-    log:
-        f"{RESULTS}/logs/compare.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/compare.tsv"
-    resources:
-        **STUDY.evaluation_resources,
-    conda:
-        "../envs/filip.yaml"
-    shell:
-        "{params.gpu}python -m filip.eval.picture kind=alignment model={input.weights[0]} 'others={params.others}'"
-        " {params.labels} root={params.root} data={params.card} prompts={input.prompts} out={output} > {log} 2>&1"
+# The paper's alignment figure: which word each patch looks at, of several models side by side.
+if ALIGNMENT:
+
+    rule alignment_sheet:
+        input:
+            weights=ALIGNMENT["weights"],
+            card=ALIGNMENT["card"],
+            prompts=STUDY.prompt_file(STUDY.config["alignment"]["models"][0]),
+            corpus=STUDY.benchmark_files(),
+        output:
+            report(
+                f"{RESULTS}/eval/alignment.png",
+                caption="../report/alignment.rst",
+                category="Word-patch alignment",
+                labels={"run": "words on patches, side by side"},
+            ),
+        params:
+            gpu=STUDY.own_gpu,
+            model=ALIGNMENT["models"][0],
+            others="[" + ",".join(ALIGNMENT["models"][1:]) + "]",
+            labels=ALIGNMENT["labels"],
+            root=STUDY.evaluation["root"],
+            prompts=STUDY.prompts,
+        log:
+            f"{RESULTS}/logs/alignment_sheet.log",
+        benchmark:
+            f"{RESULTS}/benchmarks/alignment_sheet.tsv"
+        resources:
+            **STUDY.evaluation_resources,
+        conda:
+            "../envs/filip.yaml"
+        shell:
+            "{params.gpu}python -m filip.eval.picture kind=alignment model={params.model} 'others={params.others}'"
+            " {params.labels} root={params.root} data={input.card} 'prompts={params.prompts}' out={output} > {log} 2>&1"
 
 
 # The page in which a person looks for words and patches: one file, no server.
-if STUDY.explorer:
+if EXPLORER:
 
     rule explorer:
         input:
-            weights=STUDY.explorer["weights"],
-            card=STUDY.explorer["card"],
+            weights=EXPLORER["weights"],
+            card=EXPLORER["card"],
             corpus=STUDY.benchmark_files(),
         output:
             f"{RESULTS}/explore.html",
         params:
             gpu=STUDY.own_gpu,
-            models="[" + ",".join(STUDY.explorer["models"]) + "]",
-            labels=STUDY.explorer["labels"],
+            models="[" + ",".join(EXPLORER["models"]) + "]",
+            labels=EXPLORER["labels"],
             root=STUDY.evaluation["root"],
-            most=STUDY.explorer["count"],
+            most=EXPLORER["count"],
         log:
             f"{RESULTS}/logs/explorer.log",
         benchmark:

@@ -1,10 +1,9 @@
 # From JSON files to what people read: tables, figures, one summary, one page. Snakemake's own report embeds them.
 
 EVALUATIONS = [f"{RESULTS}/eval/{job}.done" for job in STUDY.evaluations()]
-SHEETS = [f"{RESULTS}/eval/{run}/alignment.png" for run in STUDY.evaluated_by("alignment")]
-COMPARED = [f"{RESULTS}/eval/alignment_compared.png"] if STUDY.draws_side_by_side("alignment") else []
-SCENES = [f"{RESULTS}/eval/scenes_compared.json"] if STUDY.draws_side_by_side("scene_pointing") else []
-EXPLORER = [f"{RESULTS}/explore.html"] if STUDY.explorer else []
+PICTURES = [f"{RESULTS}/eval/alignment.png"] if ALIGNMENT else []
+PICTURES += [f"{RESULTS}/eval/scenes_compared.json"] if STUDY.draws_scenes else []
+PICTURES += [f"{RESULTS}/explore.html"] if EXPLORER else []
 TRAININGS = expand(f"{RESULTS}/models/{{run}}.json", run=STUDY.evaluated or STUDY.trained) + expand(
     f"{RESULTS}/efficiency/{{row}}.json", row=STUDY.efficiency
 )
@@ -114,10 +113,7 @@ rule summary:
 
 rule page:
     input:
-        SHEETS,
-        COMPARED,
-        SCENES,
-        EXPLORER,
+        PICTURES,
         rules.funnel_page.output,
         figures=rules.figures.output,
         summary=rules.summary.output,

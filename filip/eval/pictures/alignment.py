@@ -2,8 +2,8 @@
 
 Draws, as the paper's Figure 3, the index of the most similar text token on each patch of some images: label tokens red
 on opaque patches, others white on dimmed ones. With ``others=[…]`` several models align the same images side by side; a
-pooled model's patches and words go through its projections. How often a label points at its object is measured by the
-protocol ``alignment``.
+pooled model's patches and words go through its projections. The protocol ``scene_pointing`` measures how often a
+name points at its thing.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from filip.eval.families import PROMPTS
 from filip.eval.formats import open_set
 from filip.eval.options import DataOptions, ModelOptions
 from filip.eval.pictures.drawing import PictureOptions, SheetCell, alignment_cell, save_png, sheet
-from filip.eval.pointing import composite, labelled, point
 from filip.eval.prompts import alignment_template
-from filip.eval.word_patch import WordPatch, alignment_prompt, word_patches
+from filip.eval.word_patch import alignment_prompt, word_patches
+from filip.progress import say
 
 WIDTH = 320  # of a picture, in pixels
 NOTE = (
@@ -39,8 +39,6 @@ class AlignmentSheet(PictureOptions, DataOptions, ModelOptions):
     labels: list[str] = option([], "names of the models in the titles; the model files' names if empty")
     prompts: str = option(PROMPTS, "prompt file, whose `alignment` entry is used, or one prompt")
     examples: int = option(12, "pictures per card, evenly spread over the set", at_least=0)
-    composites: int = option(4, "pictures of two objects side by side", at_least=0)
-    measure: int = option(2000, "images per card to choose those two from, evenly spread", at_least=0)
     columns: int = option(4, "pictures per row", at_least=1)
 
 
@@ -60,25 +58,19 @@ def draw(config: AlignmentSheet) -> None:
 
 
 def _cells(encoders: dict[str, Encoder], card: BenchmarkCard, config: AlignmentSheet) -> Iterator[SheetCell]:
-    """Yield the examples of a card, then its composites, each by every model."""
+    """Yield the examples of a card, each by every model."""
     data = open_set(card, config.root)
     names = match_classes(card, data.classes) if data.classes is not None else None
     prompt = alignment_prompt(alignment_template(config.prompts, card.name))
 
-    def cell(name: str, image: Image.Image, found: WordPatch, text: str) -> SheetCell:
-        seen = Image.fromarray(denormalize(encoders[name].transform(image)))  # as the model saw it
-        return alignment_cell(seen, found, f"{name}: {text}" if len(encoders) > 1 else text, WIDTH)
-
-    for item in labelled(data, names, config.examples):
+    for number in range(min(config.examples, len(data))):
+        sample, problem = data.read(number * len(data) // min(config.examples, len(data)))
+        if sample is None:
+            say(f"left out an unreadable image, {problem}")
+            continue
+        label = names[sample.label] if names is not None else sample.captions[0]
         for name, encoder in encoders.items():
-            pixels = encoder.transform(item.image).unsqueeze(0)
-            yield cell(name, item.image, word_patches(encoder, pixels, [item.label], prompt)[0], item.label)
-    with_mask = []
-    if config.composites:
-        with_mask = [item for item in labelled(data, names, config.measure) if item.mask is not None]
-    for number in range(config.composites if len(with_mask) > 1 else 0):
-        step = max(1, len(with_mask) // (2 * config.composites))
-        left, right = (with_mask[place * step % len(with_mask)] for place in (2 * number, 2 * number + 1))
-        page, prompts = composite(left, right)
-        for name, encoder in encoders.items():
-            yield cell(name, page.image, point(encoder, [page], [prompts])[0].alignment, page.captions[0])
+            pixels = encoder.transform(sample.image)
+            result = word_patches(encoder, pixels.unsqueeze(0), [label], prompt)[0]
+            seen = Image.fromarray(denormalize(pixels))  # as the model saw it
+            yield alignment_cell(seen, result, f"{name}: {label}" if len(encoders) > 1 else label, WIDTH)

@@ -2,7 +2,8 @@
 
 A name points at the patch that is most similar to any of its tokens, and is right if that patch belongs to its thing;
 see :mod:`filip.eval.pointing`. Chance is the share of patches that are right. ``among_things`` asks the same of the
-patches of things alone: the first number is also lost to the background, the second only to another thing.
+patches of things alone: the first number is also lost to the background, the second only to another thing. Where every
+image shows one thing, the second is not there.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from filip.eval.formats import open_set
 from filip.eval.outcomes import Outcomes, Record
 from filip.eval.pointing import BACKGROUND, POOLED, pointed_scenes, rate
 from filip.eval.protocols import Column, NoSettings, Numbers, Protocol, ReportTable
+
+ONE_THING = "every image shows one thing"
 
 
 def run(encoder: Encoder, card: BenchmarkCard, settings: NoSettings, context: Context, record: Record) -> Numbers:
@@ -44,7 +47,7 @@ def run(encoder: Encoder, card: BenchmarkCard, settings: NoSettings, context: Co
         "n": len(keys),
         "images": len(set(scenes)),
         **rate(right, chance, scenes),
-        "among_things": rate(among, chance_among, scenes),
+        "among_things": rate(among, chance_among, scenes) if min(chance_among) < 1 else {"reason": ONE_THING},
         "split": card.split,
     }
 
