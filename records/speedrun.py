@@ -3,17 +3,16 @@
     pip install torch numpy && python records/speedrun.py     # and speedrun.npz beside it; torch 2.9 or newer
     python records/speedrun.py model=clip,heads,filip,smooth seeds=3 steps=180
 
-A scene shows two to four tinted things in a grid of 3 x 3 ("a red cat, a blue crab and a pink kiwi"), drawn when it is
-needed. A patch shows one thing at most, and patches do not mix; words do. Every third thing is reserved: no training
-scene that shows one has anything red, green or blue. The 1,000 test scenes show three reserved things in exactly these
-colours, so a caption with two of them exchanged is as new as the true one. The target: at least 90 % of the exchanged
-captions are rejected (chance: 50), and half of the test scenes are found, image to text and text to image (chance:
-0.1), each with p < 0.01 over the seeds. ``smooth`` finds 94.0 / 97.7 % and rejects 98.5 % (seeds 0 to 5, p < 1e-4) in
-7 seconds a training on two quiet Zen 4 cores (virtual AMD EPYC, AVX-512). learning.svg and words.svg are written.
+A scene shows two to four tinted things in a grid of 3 x 3 ("a red cat, a blue crab and a pink kiwi"). A patch shows one
+thing at most, and patches do not mix; words do. Every third thing is reserved: no training scene that shows one has
+anything red, green or blue. The 1,000 test scenes show three reserved things in these colours, so a caption with two
+colours exchanged is as new as the true one. The target: at least 90 % of the exchanged captions are rejected (chance:
+50), and half of the scenes are found in both directions (chance: 0.1), each with p < 0.01 over the seeds. README.md
+beside this file has the seconds and the recall of each model. learning.svg and words.svg are written.
 
 ``filip`` averages each patch's best word (s^I) and each word's best patch (s^T) (Yao et al., ICLR 2022, equations 4 to
-6); ``smooth`` trains with t log mean exp(s / t), t = 0.05, for the maximum, and is tested with the maximum. ``clip``
-compares one vector a side, the mean of its tokens; ``heads`` one, too, of 16 learned attention poolings, concatenated.
+6); ``smooth`` trains with t log mean exp(s / t) for the maximum, and is tested with the maximum. ``clip`` compares one
+vector a side, the mean of its tokens; ``heads`` one, too, of 16 learned attention poolings, concatenated.
 """
 
 import hashlib
@@ -44,7 +43,8 @@ COLOURS = {  # the first three are never near a reserved thing in training
     "red": (225, 40, 40), "green": (40, 170, 60), "blue": (50, 80, 225), "yellow": (245, 215, 40),
     "purple": (145, 60, 185), "orange": (245, 140, 30), "pink": (245, 140, 190), "cyan": (60, 205, 220),
 }  # fmt: skip
-RESERVED, SIDE, GRID, PATCH, PATCHES = 3, 24, 3, 12, 36  # every 3rd thing; its pixels; 3 x 3 things; 2 x 2 patches each
+RESERVED, SIDE, GRID, PATCH = 3, 24, 3, 12  # every 3rd thing; its pixels; 3 x 3 things; 2 x 2 patches each
+TOKENS = 16  # patches of four things; those of a picture with the most ink are its tokens, the others are empty
 
 
 class Scenes(NamedTuple):
@@ -53,11 +53,6 @@ class Scenes(NamedTuple):
     things: np.ndarray
     colours: np.ndarray
     cells: np.ndarray
-
-    def exchange(self, i, j):
-        """Return the scenes with the colours of their things i and j exchanged."""
-        order = [{i: j, j: i}.get(k, k) for k in range(self.things.shape[1])]  # (0, 1) gives [1, 0, 2]
-        return self._replace(colours=self.colours[:, order])
 
 
 class World:
@@ -124,8 +119,13 @@ class Block(nn.Module):
         return x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
 
 
+def inked(pixels):
+    """Return the numbers of the patches with the most ink [n, TOKENS] of pictures [n, 3, 72, 72]."""
+    return F.avg_pool2d(pixels, PATCH).sum(1).flatten(1).topk(TOKENS).indices.sort().values
+
+
 class ImageTower(nn.Module):
-    """Pictures [n, 3, 72, 72] to a token for each patch [n, 36, width]."""
+    """Pictures [n, 3, 72, 72] to a token for each of their inked patches [n, TOKENS, width]."""
 
     def __init__(self, width):
         super().__init__()
@@ -144,7 +144,7 @@ class ImageTower(nn.Module):
         self.whitening.copy_(vectors[:, -WHITE:] * (values[-WHITE:] + 0.01) ** -0.5)
 
     def forward(self, pixels):
-        patches = F.unfold(pixels, PATCH, stride=PATCH).transpose(1, 2)
+        patches = F.unfold(pixels, PATCH, stride=PATCH).transpose(1, 2).take_along_dim(inked(pixels)[:, :, None], 1)
         return self.projection(self.norm(self.stem((patches - self.mean) @ self.whitening)))
 
 
@@ -153,8 +153,7 @@ class TextTower(nn.Module):
 
     def __init__(self, width, words, longest=16):
         super().__init__()
-        self.embedding = nn.Embedding(words, width)
-        nn.init.normal_(self.embedding.weight, std=0.02)
+        self.embedding = nn.Embedding.from_pretrained(0.02 * torch.randn(words, width), freeze=False)
         self.positions = nn.Parameter(0.01 * torch.randn(longest, width))
         self.before = nn.Linear(width, width, bias=False)  # each word gets a map of the word before it
         self.block, self.norm = Block(width), nn.LayerNorm(width)
@@ -178,7 +177,7 @@ class Model(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor(math.log(SCALE)))
 
     def images(self, pixels):
-        return self.pool(0, self.image(pixels), torch.ones(len(pixels), PATCHES, dtype=torch.bool))[0]
+        return self.pool(0, self.image(pixels), torch.ones(len(pixels), TOKENS, dtype=torch.bool))[0]
 
     def texts(self, ids):
         return self.pool(1, self.text(ids), ids > 0)
@@ -196,7 +195,7 @@ class Model(nn.Module):
 def similarity(images, texts, mask, smooth=0.0):
     """Return s^I and s^T [n, m] of images [n, p, d] and texts [m, l, d] with mask [m, l], unit vectors.
 
-    Padding has no part in a maximum or mean; blank patches and "a" have. ``smooth``: its temperature; 0 is the maximum.
+    Padding has no part in a maximum or mean; "a" and "and" have. ``smooth``: its temperature; 0 is the maximum.
     """
     pairs = (images.flatten(0, 1) @ texts.flatten(0, 1).T).view(*images.shape[:2], *texts.shape[:2])  # [n, p, m, l]
     words = mask.sum(1)
@@ -228,8 +227,8 @@ def evaluate(world, model, scenes):
     parts = [similarity(part, texts, mask) for part in images.split(20)]
     i2t, t2i = (torch.cat(side) for side in zip(*parts, strict=True))
     rejected = []
-    for pair in ((0, 1), (0, 2), (1, 2)):
-        others, _ = model.texts(world.encode(scenes.exchange(*pair)))
+    for order in ([1, 0, 2], [2, 1, 0], [0, 2, 1]):  # two of the three colours exchanged
+        others, _ = model.texts(world.encode(scenes._replace(colours=scenes.colours[:, order])))
         pairs = images @ others.transpose(1, 2)  # [n, patches, words]; all captions have the same number of words
         for true, other in ((i2t, pairs.amax(2).mean(1)), (t2i, pairs.amax(1).mean(1))):
             rejected.append(sum((true.diagonal() > other + e).float().mean() / 2 for e in (1e-6, -1e-6)))  # a tie: half
@@ -306,9 +305,9 @@ def draw_curves(curves):
 
 @torch.no_grad()
 def draw_words(world, model, scenes):
-    """Return scenes as SVG, and each again for its words: the less a patch is like the word, the darker."""
+    """Return scenes as SVG, and each again for its words: the less an inked patch is like the word, the darker."""
     pictures, text = world.draw(scenes), ""
-    images, (texts, _) = model.images(pictures), model.texts(world.encode(scenes))
+    images, (texts, _), places = model.images(pictures), model.texts(world.encode(scenes)), inked(pictures)
     for row, caption in enumerate(world.captions(scenes)):
         pixels = (255 - 127.5 * pictures[row]).to(torch.uint8).permute(1, 2, 0).numpy()
         drawn = np.argwhere((pixels < 255).any(2)).tolist()
@@ -318,8 +317,9 @@ def draw_words(world, model, scenes):
             scene = f'<use href="#scene{row}"/>' if word else f'<g id="scene{row}">{dots}</g>'
             text += f'<g transform="translate({10 + 84 * column} {10 + 98 * row})"><text y="85">{word}</text>{scene}'
             seen = images[row] @ texts[row, i]
-            for k, dark in enumerate(((seen.max() - seen) / (seen.max() - seen.min())).sqrt() if word else ()):
-                text += f'<path d="M{k % 6 * PATCH} {k // 6 * PATCH}h12v12h-12" opacity="{0.8 * dark:.2f}"/>'
+            dark = 0.8 * ((seen.max() - seen) / (seen.max() - seen.min())).sqrt()
+            for k, opacity in zip(places[row].tolist(), dark, strict=True) if word else ():
+                text += f'<path d="M{k % 6 * PATCH} {k // 6 * PATCH}h12v12h-12" opacity="{opacity:.2f}"/>'
             text += "</g>"
     return SVG.format(600, 10 + 98 * len(pictures), text)
 
