@@ -28,8 +28,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR
 
-WIDTH = 64  # the one dial, of both towers and of a token's vector; 3,200 scenes are shown at each width
-BATCH, STEPS, RATE, MUON_RATE = WIDTH // 2, 6400 // WIDTH, 0.4 / WIDTH, 0.04
+WIDTH = 64  # the one dial, of both towers and of a token's vector; each width is trained with 3,200 scenes
+BATCH, STEPS, RATE, MUON_RATE = WIDTH // 2, 6400 // WIDTH, 0.4 / WIDTH, 0.04  # RATE is AdamW's
 SMOOTH = 0.1  # temperature of the smooth maximum
 SCALE = 10.0  # of the similarities at first; then it is learned
 WHITE = 128  # principal components kept of a patch's 3 * 12 * 12 numbers
@@ -86,10 +86,9 @@ class World:
         count, there = len(scenes.things), scenes.things >= 0
         grey, alpha = self.pixels[scenes.things[there]].unbind(-1)
         tint = self.rgb[scenes.colours[there]][:, :, None, None] * (0.35 + 0.65 * grey[:, None])
-        page = torch.zeros(count * GRID**2, 3, SIDE, SIDE)
+        page = torch.zeros(count * GRID**2, 3, SIDE, SIDE)  # every cell of every scene
         page[(GRID**2 * np.arange(count)[:, None] + scenes.cells)[there]] = 2 * alpha[:, None] * (1 - tint)
-        page = page.view(count, GRID, GRID, 3, SIDE, SIDE).permute(0, 3, 1, 4, 2, 5)  # [n, 3, row, y, column, x]
-        return page.flatten(4).flatten(2, 3)
+        return page.view(count, GRID, GRID, 3, SIDE, SIDE).permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
 
     def captions(self, scenes):
         """Return captions such as "a red cat, a blue crab and a pink kiwi"."""
@@ -242,8 +241,9 @@ def optimisers(model, steps):
     groups = [{"params": rest}, {"params": [model.log_scale], "lr": 3 * RATE}]
     adamw = torch.optim.AdamW(groups, lr=RATE, betas=(0.9, 0.98), weight_decay=0.0)
     muon = torch.optim.Muon(matrices, lr=MUON_RATE, weight_decay=0.0)
-    rates = ((o, [group["lr"] for group in o.param_groups]) for o in (adamw, muon))
-    return [adamw, muon, *(OneCycleLR(o, r, max(steps, 20), pct_start=0.1, cycle_momentum=False) for o, r in rates)]
+    shape = {"total_steps": max(steps, 20), "pct_start": 0.1, "cycle_momentum": False}  # a tenth up, then down to 0
+    schedules = [OneCycleLR(o, [group["lr"] for group in o.param_groups], **shape) for o in (adamw, muon)]
+    return [adamw, muon, *schedules]
 
 
 def clock():  # the wall's seconds, and those of all threads
@@ -254,7 +254,7 @@ def train(world, kind, seed, steps):
     """Return the model, its curve [(step, seconds, *evaluation)], and its seconds of wall and processor."""
     torch.manual_seed(seed)
     random, model = np.random.default_rng(seed), Model(kind, len(world.ids))
-    curve, seconds, other, start = [], 0, world.test_scenes(200, 10**6 + 1), clock()
+    curve, seconds, watched, start = [], 0, world.test_scenes(200, 10**6 + 1), clock()
     model.image.whiten(world.draw(world.training_scenes(random, 500)))
     updates = optimisers(model, steps)
     for step in range(1, steps + 1):
@@ -268,7 +268,7 @@ def train(world, kind, seed, steps):
             update.step()
         if step % max(1, steps // 8) == 0 or step == steps:  # on 200 other scenes; not timed
             seconds = seconds + clock() - start
-            curve.append((step, seconds[0], *evaluate(world, model, other)))
+            curve.append((step, seconds[0], *evaluate(world, model, watched)))
             print("{:6} seed {}  step {:4}  {:5.1f} s  of 200: {:4.1f} / {:4.1f} %  exchange rejected {:4.1f}, {:4.1f}"
                   .format(kind, seed, *curve[-1]), flush=True)  # fmt: skip
             start = clock()
