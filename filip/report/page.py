@@ -29,7 +29,7 @@ from filip.files import replacing
 from filip.progress import say
 from filip.report.differences import FEWEST
 from filip.report.findings import NOTE, cost, findings, findings_grid
-from filip.report.plots import DROPPED, INK, KEPT, LINE, MUTED, stage_bars
+from filip.report.plots import DROPPED, INK, KEPT, LINE, MUTED
 from filip.report.results import Results
 from filip.report.show import headline
 from filip.report.style import COLOURS, TEMPLATES, looks, style
@@ -39,7 +39,6 @@ from filip.report.table_plots import forest
 from filip.study import Study, load_study
 from filip.table_writer import Grid, render
 
-LARGEST = 3_000_000  # bytes of all embedded pictures together
 WIDEST = 1400  # pixels of an embedded picture
 FIGURES = {
     "learning": "Recall while the models learn",
@@ -52,13 +51,6 @@ FIGURES = {
     "funnel": "Data funnel",
 }
 SHEET = "eval/alignment.png"  # below the results: words on patches
-# Rules by their part of a study; all others are data stages.
-KINDS = {
-    "train": ("train", "efficiency"),
-    "eval": ("evaluate", "alignment_sheet", "scene_sheet", "explorer"),
-    "report": ("tables", "figures", "summary", "page"),
-}
-ORDER = ("data", "train", "eval", "report")
 
 
 @dataclass
@@ -107,13 +99,11 @@ def _content(study: Study, results: Results, figures: Path) -> dict[str, Any]:
     whole = summary(study, results, tables)
     frame = findings(tables)
     scenes = results.scenes()
-    sheet = _sheet(results, LARGEST - len(json.dumps(scenes)))
-    folded = scenes or any(picture["src"] is None for picture in sheet)
+    sheet = _sheet(results)
     if scenes:
         scenes["scenes"].sort(key=lambda scene: scene["kind"] != "Median")  # a typical one first, the largest
     counted = Counter(note for table in tables.values() for note in table.notes)
     common = [note for note, times in counted.items() if times > 1]  # printed once, above the tables
-    groups = stage_groups(whole["stages"])
     compared = frame["difference"].notna().any()
     numbers = findings_grid(frame, cost(study, whole["runs"], frame))
     return {
@@ -126,7 +116,7 @@ def _content(study: Study, results: Results, figures: Path) -> dict[str, Any]:
         "headline": _table(headline(tables, study.config.get("headline", []))) if tables else None,
         "forest": inline(forest(frame, looks(study)), "forest") if compared else None,
         "scenes": scenes,
-        "pictures": [] if folded else sheet,
+        "pictures": [] if scenes else sheet,
         "reading": " ".join(common),
         "tables": [
             {"title": table.title, "html": _table(table.grid([n for n in table.notes if n not in common]))}
@@ -138,10 +128,8 @@ def _content(study: Study, results: Results, figures: Path) -> dict[str, Any]:
                 for name, title in FIGURES.items()
                 if (file := figures / f"{name}.svg").is_file()
             ),
-            *(sheet if folded else []),
+            *(sheet if scenes else []),
         ],
-        "time": f"{duration(sum(whole['stages'].values()))} of work" if groups else None,
-        "stages": inline(stage_bars(groups), "stages") if groups else None,
         "facts": facts(study, results),
         "details": [
             {"title": "Data funnel, stage by stage", "html": _table(funnel_grid(whole["funnel"]))},
@@ -186,17 +174,16 @@ def webp(picture: Image.Image) -> str:
     return f"data:image/webp;base64,{base64.b64encode(stored.getvalue()).decode('ascii')}"
 
 
-def _sheet(results: Results, room: int) -> list[dict[str, Any]]:
-    """Return the sheet of words on patches, if there is one; its path alone if it has more than ``room`` bytes."""
+def _sheet(results: Results) -> list[dict[str, Any]]:
+    """Return the sheet of words on patches, if there is one."""
     file = results.folder / SHEET
     if not file.is_file():
         return []
     with Image.open(file) as image:
         picture = image.convert("RGB")
     picture.thumbnail((WIDEST, 4 * WIDEST))
-    data = webp(picture)
     about = {"title": "Words on patches, as in the paper", "alt": "The most similar word on each patch"}
-    return [{**about, "src": data if len(data) <= room else None, "path": SHEET}]
+    return [{**about, "src": webp(picture)}]
 
 
 def inline(figure: Figure, name: str) -> str:
@@ -230,24 +217,6 @@ def _credits(study: Study, results: Results) -> list[dict[str, Any]]:
 
 
 # ---- where the results come from -------------------------------------------------------------------------
-
-
-def stage_groups(seconds: Mapping[str, float]) -> list[tuple[str, str, float]]:
-    """Return (kind, rule in words, seconds) of every rule, in the order of the DAG. seconds: of ``<rule>/<job>``."""
-    seconds_by_group: dict[str, float] = {}
-    for name, value in seconds.items():
-        rule = name.partition("/")[0]
-        seconds_by_group[rule] = seconds_by_group.get(rule, 0.0) + value
-    kinds = {rule: kind for kind, rules in KINDS.items() for rule in rules}
-    grouped = [(kinds.get(rule, "data"), rule.replace("_", " "), value) for rule, value in seconds_by_group.items()]
-    return sorted(grouped, key=lambda group: (ORDER.index(group[0]), -group[2]))
-
-
-def duration(seconds: float) -> str:
-    """Return ``42 s``, ``6.2 min`` or ``3.1 h``."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def facts(study: Study, results: Results) -> list[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""The plots of logs and stages, and the style of all plots: functions of plain data that return a matplotlib figure."""
+"""The plots of logs and funnels, and the style of all plots: functions of plain data that return a figure."""
 
 from __future__ import annotations
 
@@ -199,22 +199,3 @@ def _funnel_bar(axis: Axes, stage: Mapping[str, Any], y: float) -> None:
 
 def _words(name: str) -> str:
     return name.replace("_", " ")
-
-
-def stage_bars(stages: Sequence[tuple[str, str, float]]) -> Figure:
-    """Draw where the time went. stages: (kind, name, seconds); a bar for each kind, its stages one after the other."""
-    kinds = list(dict.fromkeys(kind for kind, *_ in stages))
-    figure, (axis,) = grid(1, 1, 10, 0.7 + 0.35 * len(kinds))
-    for place, kind in enumerate(kinds):
-        minutes = np.array([seconds for other, _, seconds in stages if other == kind]) / 60
-        shades = np.linspace(1.0, 0.4, len(minutes))
-        for left, width, shade in zip(np.cumsum(minutes) - minutes, minutes, shades, strict=True):
-            axis.barh(place, width, left=left, height=0.7, color=KEPT, alpha=shade)
-    axis.set_yticks(range(len(kinds)), [kind.capitalize() for kind in kinds])
-    axis.set_ylim(len(kinds) - 0.5, -0.5)
-    axis.set_xlabel("minutes; stages that ran at the same time count in full")
-    axis.tick_params(axis="y", length=0, labelcolor=INK)
-    return figure
-
-
-# ---- tables as pictures --------------------------------------------------------------------------------

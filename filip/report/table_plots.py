@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, FormatStrFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullLocator
 
 from filip.report.plots import INK, MARKS, MUTED, Looks, grid, no_data
 from filip.report.style import Look
@@ -160,11 +160,8 @@ def _ratio_axis(axis: Axes, which: str, values: pd.Series) -> None:
     """Draw a logarithmic axis in plain numbers, at least a quarter up and down: noise should look like noise."""
     low, high = min(0.8, 0.88 * values.min()), max(1.25, 1.14 * values.max())
     axis.set(**{f"{which}scale": "log", f"{which}lim": (low, high)})
-    steps = [0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 4, 6, 8, 12, 20, 50, 100]
-    if high / low <= 4:  # there is room for more ticks around 1
-        steps += [0.85, 1.2]
     scale = axis.xaxis if which == "x" else axis.yaxis
-    scale.set_major_locator(FixedLocator([step for step in steps if low <= step <= high]))
+    scale.set_major_locator(LogLocator(subs=(1, 1.2, 1.5, 2, 3, 5, 8.5) if high / low <= 4 else (1, 2, 5)))
     scale.set_major_formatter(FormatStrFormatter("%g"))
     scale.set_minor_locator(NullLocator())
 

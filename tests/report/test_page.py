@@ -16,11 +16,10 @@ from bench.browser import NoBrowser, chromium
 from filip.command import run_command
 from filip.eval.outcomes import Outcomes, write_outcomes
 from filip.report import differences
-from filip.report import page as module
 from filip.report.figures import Figures
 from filip.report.figures import main as draw
 from filip.report.findings import cost, findings
-from filip.report.page import Page, inline_svg, main, stage_groups
+from filip.report.page import Page, inline_svg, main
 from filip.report.plots import MUTED
 from filip.report.results import Results
 from filip.report.rows import build_tables
@@ -194,7 +193,7 @@ def test_the_page_asks_no_other_host_and_runs_no_script(whole):
 
 def test_every_drawing_is_well_formed_and_no_two_share_an_id(whole):
     results = list(drawings(whole[1]))
-    assert len(results) >= 8  # the plot, the stages, five figures and the funnel
+    assert len(results) >= 7  # the plot, five figures and the funnel
     ids = [node.get("id") for drawing in results for node in drawing.iter() if node.get("id")]
     assert len(ids) == len(set(ids))
 
@@ -232,14 +231,9 @@ def test_what_tables_share_is_said_once(whole):
     assert whole[1].count("With sign: the difference from the first row") == 1
 
 
-def test_pictures_beyond_the_limit_are_linked_not_embedded(folder, monkeypatch):
-    noise = np.random.default_rng(0).integers(0, 256, (300, 900, 3), dtype=np.uint8)
-    Image.fromarray(noise).save(folder / "eval" / "alignment.png")
-    embedded = render(folder)
-    assert "data:image/webp" in embedded
-    monkeypatch.setattr(module, "LARGEST", 1000)
-    page = render(folder)
-    assert "data:image/webp" not in page and 'href="eval/alignment.png"' in page
+def test_the_sheet_of_words_on_patches_is_embedded(folder):
+    Image.new("RGB", (300, 900)).save(folder / "eval" / "alignment.png")
+    assert 'alt="The most similar word on each patch" src="data:image/webp' in render(folder)
 
 
 def test_the_page_of_a_study_that_has_not_run_says_so(tmp_path):
@@ -253,16 +247,6 @@ def test_the_page_credits_whoever_the_licences_require(whole):
     page = whole[1]
     assert "Noto &lt;Emoji&gt;" in page and "Google Inc" in page and 'href="https://example.org/licence"' in page
     assert re.search(r"· not english</th>.*?<td>7</td>", page)
-
-
-def test_stages_stand_in_the_order_of_the_pipeline():
-    seconds = {"train/filip": 150.0, "evaluate/clip": 7.0, "download/demo": 30.0, "train/clip": 100.0, "tables": 2.0}
-    assert stage_groups(seconds) == [
-        ("data", "download", 30.0),
-        ("train", "train", 250.0),
-        ("eval", "evaluate", 7.0),
-        ("report", "tables", 2.0),
-    ]
 
 
 def test_the_config_on_the_page_is_the_study_s(whole):
