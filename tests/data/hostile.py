@@ -1,7 +1,6 @@
 """A web server with everything that goes wrong on the web, on a free port of this machine."""
 
 import gzip
-import io
 import random
 import socket
 import struct
@@ -16,17 +15,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 from PIL import Image
 
+from tests.support.shards import encoded
+
 RED, GREEN, BLUE = (200, 30, 30), (30, 160, 30), (30, 30, 200)
 
 
-def encode(image: Image.Image, kind: str, **options) -> bytes:
-    out = io.BytesIO()
-    image.save(out, kind, **options)
-    return out.getvalue()
-
-
 def plain(width: int = 300, height: int = 240, colour=RED, kind: str = "JPEG", **options) -> bytes:
-    return encode(Image.new("RGB", (width, height), colour), kind, **options)
+    return encoded(Image.new("RGB", (width, height), colour), kind, **options)
 
 
 def noisy(width: int, height: int, seed: int) -> Image.Image:
@@ -66,19 +61,19 @@ def exif_rotated() -> bytes:
     stored = halves().rotate(90, expand=True)
     exif = Image.Exif()
     exif[0x0112] = 6  # turn 90 degrees clockwise to show
-    return encode(stored, "JPEG", exif=exif, quality=95)
+    return encoded(stored, "JPEG", exif=exif, quality=95)
 
 
 def rgba() -> bytes:
     """Return a picture that is green on the left and transparent (over black) on the right."""
     image = Image.new("RGBA", (300, 240), (0, 0, 0, 0))
     image.paste((*GREEN, 255), (0, 0, 150, 240))
-    return encode(image, "PNG")
+    return encoded(image, "PNG")
 
 
 def animated_gif() -> bytes:
     frames = [Image.new("RGB", (300, 240), c) for c in (RED, BLUE)]
-    return encode(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    return encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
 
 
 GOOD: dict[str, Callable[[], bytes]] = {
@@ -86,23 +81,23 @@ GOOD: dict[str, Callable[[], bytes]] = {
     "png": lambda: plain(colour=GREEN, kind="PNG"),
     "webp": lambda: plain(colour=BLUE, kind="WEBP"),
     "gif": animated_gif,
-    "cmyk": lambda: encode(Image.new("CMYK", (300, 240), (255, 255, 0, 0)), "JPEG"),
-    "palette": lambda: encode(halves().convert("P", palette=Image.Palette.ADAPTIVE), "PNG"),
-    "grey16": lambda: encode(Image.fromarray(np.full((240, 300), 0x8000, np.uint16)), "PNG"),
+    "cmyk": lambda: encoded(Image.new("CMYK", (300, 240), (255, 255, 0, 0)), "JPEG"),
+    "palette": lambda: encoded(halves().convert("P", palette=Image.Palette.ADAPTIVE), "PNG"),
+    "grey16": lambda: encoded(Image.fromarray(np.full((240, 300), 0x8000, np.uint16)), "PNG"),
     "rgb16": png16_rgb,
     "exif": exif_rotated,
     "rgba": rgba,
-    "grey": lambda: encode(Image.new("L", (300, 240), 90), "JPEG"),
+    "grey": lambda: encoded(Image.new("L", (300, 240), 90), "JPEG"),
     "text_plain": plain,  # served with a wrong content type
     "trailing": lambda: plain() + b"\r\n<!-- served by a careless proxy -->",
 }
 BAD: dict[str, Callable[[], bytes]] = {
     "html": lambda: b"<!DOCTYPE html><html><body>The image you requested is gone</body></html>",
     "empty": lambda: b"",
-    "truncated_jpeg": lambda: (data := encode(noisy(300, 240, 1), "JPEG"))[: len(data) // 2],
-    "truncated_png": lambda: (data := encode(noisy(300, 240, 2), "PNG"))[: len(data) // 2],
+    "truncated_jpeg": lambda: (data := encoded(noisy(300, 240, 1), "JPEG"))[: len(data) // 2],
+    "truncated_png": lambda: (data := encoded(noisy(300, 240, 2), "PNG"))[: len(data) // 2],
     "no_end": lambda: plain()[:-2],  # only the end marker is missing, but nothing says so
-    "broken_png": lambda: (data := encode(noisy(300, 240, 3), "PNG"))[:999] + b"\0" * 500 + data[1499:],
+    "broken_png": lambda: (data := encoded(noisy(300, 240, 3), "PNG"))[:999] + b"\0" * 500 + data[1499:],
     "bomb": bomb,
     "small": lambda: plain(300, 199),
     "wide": lambda: plain(901, 300),
@@ -204,7 +199,7 @@ class Hostile:
                     if name.startswith("gated"):
                         outer.gate.wait()
                     time.sleep(0.002 * (number % 5))  # so that they come back in another order
-                    self.reply(200, encode(noisy(64, 48, number), "JPEG"))
+                    self.reply(200, encoded(noisy(64, 48, number), "JPEG"))
                 else:
                     self.reply(404)
                 return None

@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 import time
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from filip.data.fetching.image_rules import CheckedResizer, boxes_of, inspect
 from filip.data.loading.transforms import decode
 from filip.rgb import UNDECODABLE
 from tests.data import hostile
+from tests.support.shards import encoded
 
 WHITE = (255, 255, 255)
 # colours at a quarter and at three quarters of the height, left and right: (top left, bottom left, bottom right)
@@ -102,12 +102,9 @@ def test_importing_the_rules_leaves_pillow_and_the_environment_alone() -> None:
 
 def test_more_pixels_than_pillow_opens_are_too_many() -> None:
     """The file is only a header, which says 20,000 x 20,000."""
-
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        return len(content).to_bytes(4, "big") + kind + content + zlib.crc32(kind + content).to_bytes(4, "big")
-
     side = (20_000).to_bytes(4, "big")
-    png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", side + side + b"\x08\x02\0\0\0") + chunk(b"IDAT", b"")
+    header = hostile.chunk(b"IHDR", side + side + b"\x08\x02\0\0\0")
+    png = b"\x89PNG\r\n\x1a\n" + header + hostile.chunk(b"IDAT", b"")
     problem, _ = inspect(png, 1, 3)
     assert problem is not None and problem.startswith("too_many_pixels")
 
@@ -123,7 +120,7 @@ def theirs(*arguments: Any, **options: Any) -> Any:
 @pytest.mark.parametrize("kind", ["PNG", "WEBP"])
 def test_alpha_is_blended_as_img2dataset_does_it(resizer: CheckedResizer, kind: str) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (600, 250, 4), dtype=np.uint8)
-    data = hostile.encode(Image.fromarray(pixels, "RGBA"), kind, **({"lossless": True} if kind == "WEBP" else {}))
+    data = encoded(Image.fromarray(pixels, "RGBA"), kind, **({"lossless": True} if kind == "WEBP" else {}))
     assert resizer(io.BytesIO(data)) == theirs(120, "keep_ratio", True)(io.BytesIO(data))
 
 
@@ -138,7 +135,7 @@ def test_images_are_resized_as_by_img2dataset(mode: str, only_if_bigger: bool, e
     for size in ((330, 217), (217, 330), (101, 101), (101, 150), (64, 80), (90, 131)):
         for shape in (size, (*size, 3)):
             picture = Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8))
-            data = hostile.encode(picture, "PNG")
+            data = encoded(picture, "PNG")
             assert ours(io.BytesIO(data)) == img2dataset(io.BytesIO(data)), (size, shape)
 
 
@@ -147,7 +144,7 @@ def test_images_are_resized_as_by_img2dataset(mode: str, only_if_bigger: bool, e
 def test_a_large_jpeg_is_decoded_in_part_and_looks_the_same(mode: str, colours: str) -> None:
     photograph = Image.fromarray(load_sample_images().images[1]).convert(colours)
     for side in (700, 1410, 2900):
-        data = hostile.encode(photograph.resize((side, side - 60), Image.Resampling.LANCZOS), "JPEG", quality=95)
+        data = encoded(photograph.resize((side, side - 60), Image.Resampling.LANCZOS), "JPEG", quality=95)
         rules = ImageRuleSettings()
         results = [
             CheckedResizer(DownloadSettings(128, mode, full_decoding=whole), rules)(io.BytesIO(data))
@@ -162,11 +159,11 @@ def test_boxes_are_blurred_and_the_rest_is_as_it_was(resizer: CheckedResizer) ->
     noise = np.random.default_rng(0).integers(0, 256, (400, 500, 3), dtype=np.uint8)
     stored = CheckedResizer(DownloadSettings(400, encode_format="png"), ImageRuleSettings())
     boxes = boxes_of("[[0.2, 0.25, 0.4, 0.5], [0.9, 0.9, 1.2, 1.1]]")
-    data = hostile.encode(Image.fromarray(noise), "PNG")
+    data = encoded(Image.fromarray(noise), "PNG")
     pixels = np.asarray(Image.open(io.BytesIO(stored(io.BytesIO(data), boxes)[0])))
     assert noise[110:190, 110:190].std() > 70 and pixels[110:190, 110:190].std() < 5
     assert pixels[370:, 460:].std() < 10 and (pixels[:280, 280:] == noise[:280, 280:]).all()
-    grey = hostile.encode(Image.fromarray(noise[..., 0]), "PNG")
+    grey = encoded(Image.fromarray(noise[..., 0]), "PNG")
     assert np.asarray(Image.open(io.BytesIO(stored(io.BytesIO(grey), boxes)[0])))[110:190, 110:190].std() < 5
     assert boxes_of(None) == boxes_of([]) == []
     for wrong in ([[0.1, 0.2]], "[[0, 0, 1, NaN]]", "faces", 3):

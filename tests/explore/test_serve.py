@@ -1,7 +1,6 @@
 """The live explorer: exact scores, nothing outside of what it was given, uploads within bounds, this machine alone."""
 
 import base64
-import io
 import json
 import socket
 import subprocess
@@ -33,6 +32,7 @@ from filip.explore.search import GallerySearch
 from filip.explore.serve import Serve, check, listen
 from tests.eval.miniature import picture, write_model
 from tests.explore.conftest import CAPTIONS, SERVED, Prepared
+from tests.support.shards import encoded
 
 TOKEN = "0123456789abcdef"
 
@@ -46,12 +46,6 @@ def search(prepared: Prepared) -> GallerySearch:
 @pytest.fixture
 def client(search: GallerySearch) -> TestClient:
     return TestClient(application(search), base_url="http://127.0.0.1:8768")
-
-
-def encoded(image: Image.Image, form: str = "PNG") -> bytes:
-    file = io.BytesIO()
-    image.save(file, form)
-    return file.getvalue()
 
 
 def test_any_text_has_exactly_the_scores_of_the_tables(client: TestClient, prepared: Prepared) -> None:
@@ -137,7 +131,8 @@ def test_of_parallel_uploads_one_at_a_time_is_in_memory(search: GallerySearch, m
 @pytest.mark.parametrize(
     "path",
     ["/../secret.txt", "/thumbnail/../secret.txt", "/thumbnail/..%2fsecret.txt", "/secret.txt", "/thumbnail/6",
-     "/thumbnail/-1", "/thumbnail/a.png", "/thumbnail//etc/passwd", "/static/app.py", "/docs"],
+     "/thumbnail/-1", "/thumbnail/99", "/thumbnail/²", "/thumbnail/1e3", f"/thumbnail/{'9' * 5000}",
+     "/thumbnail/a.png", "/thumbnail//etc/passwd", "/static/app.py", "/docs"],
 )  # fmt: skip
 def test_no_path_leads_to_a_file(client: TestClient, path: str) -> None:
     assert client.get("/thumbnail/5").headers["content-type"] == "image/webp"
@@ -176,11 +171,6 @@ def test_only_this_machine_and_the_own_page_are_answered(search: GallerySearch) 
     assert "connect-src 'self'" in front.text and front.headers["x-content-type-options"] == "nosniff"
 
 
-@pytest.mark.parametrize("number", ["9" * 5000, "-1", "²", "1e3", "99"])
-def test_a_thumbnail_that_is_not_there_is_not_found(client: TestClient, number: str) -> None:
-    assert client.get(f"/thumbnail/{number}").status_code == 404
-
-
 @pytest.mark.parametrize("value", ["[", "http://[", "a]b", "http://[::1"])
 def test_headers_that_are_no_addresses_are_no_errors(search: GallerySearch, value: str) -> None:
     odd = TestClient(application(search), base_url="http://127.0.0.1:8768", raise_server_exceptions=False)
@@ -208,6 +198,7 @@ def test_beyond_this_machine_there_is_no_answer_without_the_token(search: Galler
 
 def test_a_port_that_is_taken_is_said_before_anything_is_encoded() -> None:
     with listen("127.0.0.1", 0) as taken, pytest.raises(UserError, match="choose another port="):
+        assert taken.getsockname()[0] == "127.0.0.1" and taken.family == socket.AF_INET
         listen("127.0.0.1", taken.getsockname()[1])
 
 
@@ -276,8 +267,3 @@ def test_the_live_page_takes_any_text_and_a_picture(address: str, tmp_path: Path
             expect(page.locator("#message")).to_contain_text("not an image", timeout=60_000)
     except NoBrowser as error:
         pytest.skip(str(error))
-
-
-def test_listening_is_on_the_address_that_was_asked_for() -> None:
-    with listen("127.0.0.1", 0) as connection:
-        assert connection.getsockname()[0] == "127.0.0.1" and connection.family == socket.AF_INET

@@ -32,10 +32,7 @@ TEXTS = ["a red dog on the beach", "two black cats", "a lamp"]
 @pytest.fixture(scope="module", params=["token_wise", "pooled"])
 def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     folder = tmp_path_factory.mktemp("indexed")
-    model = write_model(folder / "model.safetensors", request.param, seed=1)
-    write_images(folder / "photos", 40)
-    build_index(folder, model)
-    return folder, model
+    return folder, index_of(folder, 40, interaction=request.param)
 
 
 @pytest.mark.parametrize("text", TEXTS)

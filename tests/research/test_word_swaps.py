@@ -1,10 +1,12 @@
 """Swapped captions: one noun of the batch in place of another, never a caption that is true by its words."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from filip.errors import UserError
-from filip.models import TextFeatures, build_model, load_preset
+from filip.models import build_model, load_preset
 from filip.tokenizer import decode_token, token_texts, tokenize
 from filip_research.exchanged_nouns import with_nouns_exchanged
 from filip_research.swapped_words import nouns, with_noun_exchanged, with_relation_reversed
@@ -72,32 +74,20 @@ def test_a_caption_with_one_relation_has_it_reversed() -> None:
     assert torch.equal(again[:2], batch["ids"][:2])
 
 
-def test_the_model_encodes_them_beside_the_captions() -> None:
-    model = build_model(load_preset("tiny")).eval()
+@pytest.mark.parametrize("interaction", ["token_wise", "pooled"])
+def test_the_model_encodes_them_beside_the_captions(interaction: str) -> None:
+    torch.manual_seed(0)
+    model = build_model(replace(load_preset("tiny"), interaction=interaction)).eval()
     batch = batch_of(["a red dog", "of the", "two cats"], [0, 1, 2])
     ids, lengths = with_noun_exchanged(batch, "0")
     pixels = torch.randn(3, 3, model.image_size, model.image_size)
     encoded = model(pixels, batch["ids"], batch["lengths"], further_ids=ids, further_lengths=lengths)
     plain = model(pixels, batch["ids"], batch["lengths"])
-    torch.testing.assert_close(encoded.text.tokens, plain.text.tokens)
+    torch.testing.assert_close(encoded.text, plain.text)
     there = lengths > 0
-    assert there.tolist() == [True, False, True]
-    alone = model.encode_text(ids[there], lengths[there])
-    assert isinstance(alone, TextFeatures)
-    torch.testing.assert_close(encoded.further.tokens, alone.tokens)
-
-
-def test_a_model_of_one_vector_encodes_them_too() -> None:
-    torch.manual_seed(0)
-    config = load_preset("tiny")
-    config.interaction = "pooled"
-    model = build_model(config).eval()
-    batch = batch_of(["a red dog", "of the", "two cats"], [0, 1, 2])
-    ids, lengths = with_noun_exchanged(batch, "0")
-    pixels = torch.randn(3, 3, model.image_size, model.image_size)
-    encoded = model(pixels, batch["ids"], batch["lengths"], further_ids=ids, further_lengths=lengths)
-    assert encoded.further.lengths.tolist() == [1, 0, 1]
-    torch.testing.assert_close(encoded.further.tokens, model.encode_text(ids[[0, 2]], lengths[[0, 2]]))
+    assert there.tolist() == (encoded.further.lengths > 0).tolist() == [True, False, True]
+    alone = model.encode_text(ids[there], lengths[there])  # one vector each, or tokens
+    torch.testing.assert_close(encoded.further.tokens, alone if interaction == "pooled" else alone.tokens)
 
 
 def test_captions_that_would_be_compared_otherwise_are_refused() -> None:

@@ -5,6 +5,7 @@ import tarfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,7 +24,7 @@ class Sample:
     meta: str | None = None  # content of the .json member; None: there is none
 
 
-def encoded(image: Image.Image, form: str = "PNG", **options: int) -> bytes:
+def encoded(image: Image.Image, form: str = "PNG", **options: Any) -> bytes:
     """Return the image as a file of the format ``form``."""
     buffer = io.BytesIO()
     image.save(buffer, form, **options)
