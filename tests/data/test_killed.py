@@ -20,13 +20,12 @@ from tests.support.processes import Process, kill_at_random, kill_group
 SMALL_BLOCKS = "import filip.data.lists.duckdb_io as d; d.ROWS_PER_GROUP = 250; "
 # in the other languages' lists no word is looked up: it takes three seconds of every start to read them
 ENGLISH = "import filip.data.lists.language as w; w._languages = lambda: {'en'}; "
-PREPARE = "from filip.data.prepare import PrepareConfig as C, main; "
-RULES = "from filip.data.text_rules import TextRulesConfig as C, main; "
-RUN = "from filip.command import run_command; run_command(main, C)"
 
 
-def start(program: str, *arguments: str) -> Process:
-    return Process(["-c", program + RUN, *arguments])
+def start(stage: str, config: str, before: str = "", **options: object) -> Process:
+    """Run a stage of filip.data, after the statements ``before``."""
+    program = f"{before}from filip.data.{stage} import {config} as C, main; from filip.command import run_command; "
+    return Process(["-c", f"{program}run_command(main, C)", *(f"{name}={value}" for name, value in options.items())])
 
 
 def kill_when(running: Process, moment: Callable[[], bool]) -> None:
@@ -48,63 +47,40 @@ def timed(stage: Callable[[str], Process], out: str) -> float:
 @pytest.mark.slow
 def test_score_and_select_survive_kill_9(tmp_path: Path) -> None:
     pairs = write_pairs(tmp_path, [40] * 8, size=64)
-    (tmp_path / "c.yaml").write_text("title: T\n")
+    card = tmp_path / "c.yaml"
+    card.write_text("title: T\n")
+    given = {"source": card, "shards": pairs.source.shards, "captions": pairs.source.captions}
 
     def scored(out: str) -> Process:
-        return start(
-            "from filip.data.score import ScoreConfig as C, main; ",
-            f"source={tmp_path}/c.yaml",
-            f"shards={pairs.source.shards}",
-            f"captions={pairs.source.captions}",
-            f"out={tmp_path}/{out}",
-            f"summary={tmp_path}/{out}.json",
-            "max_distance=2",
-            "processes=1",
-        )
-
-    took = timed(scored, "whole")
-    kill_when(scored("killed"), lambda: any((tmp_path / "killed").rglob("0*.parquet")))
-    kill_at_random(scored("killed"), took)
-    timed(scored, "killed")
-    one, two = (sorted((tmp_path / out).glob("*.parquet")) for out in ("whole", "killed"))
-    assert len(one) == 8 and [p.read_bytes() for p in one] == [p.read_bytes() for p in two]
-    assert (tmp_path / "whole.json").read_text() == (tmp_path / "killed.json").read_text()
+        places = {"out": tmp_path / out, "summary": tmp_path / f"{out}.json"}
+        return start("score", "ScoreConfig", **given, **places, max_distance=2, processes=1)
 
     def selected(out: str) -> Process:
-        return start(
-            "from filip.data.select import SelectConfig as C, main; ",
-            f"source={tmp_path}/c.yaml",
-            f"captions={tmp_path}/whole",
-            f"out={tmp_path}/{out}",
-            f"funnel={tmp_path}/{out}.json",
-            "keep=[phash % 2 = 0]",
-        )
+        places = {"captions": tmp_path / "whole", "out": tmp_path / out, "funnel": tmp_path / f"{out}.json"}
+        return start("select", "SelectConfig", source=card, **places, keep="[phash % 2 = 0]")
 
-    timed(selected, "chosen")
-    kill_when(selected("again"), lambda: any((tmp_path / "again").glob("0*.parquet")))
-    timed(selected, "again")
-    one, two = (sorted((tmp_path / out).glob("*.parquet")) for out in ("chosen", "again"))
-    assert len(one) == 8 and [p.read_bytes() for p in one] == [p.read_bytes() for p in two]
-    assert (tmp_path / "chosen.json").read_text() == (tmp_path / "again.json").read_text()
+    for stage, whole, killed in ((scored, "whole", "killed"), (selected, "chosen", "again")):
+        took = timed(stage, whole)
+        kill_when(stage(killed), lambda killed=killed: any((tmp_path / killed).rglob("0*.parquet")))
+        kill_at_random(stage(killed), took)
+        timed(stage, killed)
+        one, two = (sorted((tmp_path / out).glob("*.parquet")) for out in (whole, killed))
+        assert len(one) == 8 and [p.read_bytes() for p in one] == [p.read_bytes() for p in two]
+        assert (tmp_path / f"{whole}.json").read_text() == (tmp_path / f"{killed}.json").read_text()
 
 
 @pytest.mark.slow
 def test_prepare_and_text_rules_survive_kill_9(tmp_path: Path) -> None:
     synthetic_list(tmp_path / "source.parquet", 5_000)
-    (tmp_path / "c.yaml").write_text("text_rules: {max_repeats: 3}\n")
+    card = tmp_path / "c.yaml"
+    card.write_text("text_rules: {max_repeats: 3}\n")
 
     def prepare(out: str) -> Process:
-        return start(SMALL_BLOCKS + PREPARE, f"source={tmp_path}/source.parquet", f"out={tmp_path}/{out}")
+        return start("prepare", "PrepareConfig", SMALL_BLOCKS, source=tmp_path / "source.parquet", out=tmp_path / out)
 
     def rules(out: str) -> Process:
-        return start(
-            SMALL_BLOCKS + ENGLISH + RULES,
-            f"source={tmp_path}/c.yaml",
-            f"list={tmp_path}/list.parquet",
-            f"out={tmp_path}/{out}",
-            f"funnel={tmp_path}/{out}.json",
-            "processes=1",
-        )
+        places = {"list": tmp_path / "list.parquet", "out": tmp_path / out, "funnel": tmp_path / f"{out}.json"}
+        return start("text_rules", "TextRulesConfig", SMALL_BLOCKS + ENGLISH, source=card, **places, processes=1)
 
     timed(prepare, "list.parquet")
     work = tmp_path / ".again.parquet.work"

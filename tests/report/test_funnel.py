@@ -11,12 +11,12 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
 
-from bench.browser import NoBrowser, chromium
 from filip.command import run_command
 from filip.data.funnel import Fragment, write_fragment
 from filip.errors import UserError
 from filip.report.funnel import FunnelPage, main
 from tests.report.results import FUNNEL, write_images
+from tests.support.pages import opened
 
 SAMPLES = {
     "similarity > 0.3": [
@@ -93,19 +93,6 @@ def test_a_merged_funnel_has_all_its_sources(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_in_a_browser_it_fits_a_phone_runs_no_script_and_asks_nobody(data: Path) -> None:
     page_of(data, f"shards=[{data}/shards]", f"captions=[{data}/captions]")
-    try:
-        with chromium() as browser:
-            for width in (1440, 390):
-                tab = browser.new_page(viewport={"width": width, "height": 900})
-                heard: list[str] = []
-                tab.on("console", lambda message, heard=heard: heard.append(message.text))
-                tab.on("request", lambda request, heard=heard: heard.append(request.url))
-                tab.goto((data / "funnel.html").as_uri())
-                tab.evaluate("document.querySelectorAll('details').forEach(fold => fold.open = true)")
-                assert [line for line in heard if not line.startswith(("file:", "data:"))] == []
-                assert tab.evaluate("document.documentElement.scrollWidth") <= width
-                result = Axe().run(tab).response["violations"]
-                assert not result, [(one["id"], one["nodes"][0]["html"][:200]) for one in result]
-                tab.close()
-    except NoBrowser as error:
-        pytest.skip(str(error))
+    for tab in opened(data / "funnel.html", {"width": 1440}, {"width": 390}):
+        result = Axe().run(tab).response["violations"]
+        assert not result, [(one["id"], one["nodes"][0]["html"][:200]) for one in result]

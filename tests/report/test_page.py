@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bench.browser import NoBrowser, chromium
 from filip.command import run_command
 from filip.eval.outcomes import Outcomes, write_outcomes
 from filip.report import differences
@@ -38,6 +37,7 @@ from tests.report.results import (
     write_tables,
     write_tasks,
 )
+from tests.support.pages import opened
 
 WHOLE = STUDY["runs"]["filip"]["label"]
 
@@ -257,20 +257,7 @@ def test_the_config_on_the_page_is_the_study_s(whole):
 
 @pytest.mark.slow
 def test_in_a_browser_nothing_is_cut_off_on_a_phone_and_nobody_is_asked(whole):
-    try:
-        with chromium() as browser:
-            for width, scheme in ((1400, "light"), (390, "dark")):
-                page = browser.new_page(viewport={"width": width, "height": 844}, color_scheme=scheme)
-                page.set_default_timeout(120_000)
-                heard: list[str] = []
-                page.on("console", lambda message, heard=heard: heard.append(message.text))
-                page.on("request", lambda request, heard=heard: heard.append(request.url))
-                page.goto((whole[0] / "report.html").as_uri())
-                page.evaluate("document.querySelectorAll('details').forEach(fold => fold.open = true)")
-                assert [line for line in heard if not line.startswith(("file:", "data:"))] == []
-                assert page.evaluate("document.documentElement.scrollWidth") <= width
-                paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
-                assert paper == ("rgb(251, 250, 248)" if scheme == "light" else "rgb(20, 22, 26)")
-                page.close()
-    except NoBrowser as error:
-        pytest.skip(str(error))
+    views = [{"width": 1400, "color_scheme": "light"}, {"width": 390, "color_scheme": "dark"}]
+    papers = ["rgb(251, 250, 248)", "rgb(20, 22, 26)"]
+    for paper, tab in zip(papers, opened(whole[0] / "report.html", *views), strict=True):
+        assert tab.evaluate("getComputedStyle(document.body).backgroundColor") == paper

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from filip.command import compose_config
+from filip.models import DualEncoder
 from filip.train.config import TrainConfig
 from tests.support.launched_ranks import Ranks
 
@@ -63,6 +64,25 @@ def run_many(world_size: int, runs: list[list[str]], log: Path, timeout: float =
         assert len(results) == world_size and len(set(results)) == 1, text[-3000:]
         codes.append(int(results[0].split()[-1]))
     return codes
+
+
+def kept_by_autograd(model: DualEncoder, pairs: int) -> int:
+    """Return the bytes that the forward pass of so many pairs keeps for the backward pass, beside the weights."""
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    side, words, dtype = model.image_size, model.config.text.context_length, next(model.parameters()).dtype
+    batch = torch.randn(pairs, 3, side, side, dtype=dtype), torch.ones(pairs, words, dtype=torch.long)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        outputs = model(*batch, torch.full((pairs,), words))
+    del outputs
+    return sum(kept.values())
 
 
 def largest_difference(one: Path, other: Path) -> float:

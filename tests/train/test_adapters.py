@@ -18,7 +18,7 @@ from filip.train.engine import Batching, make_optimizer
 from filip.train.loop import initial_model
 from filip.train.optimizers import set_lr
 from filip.train.plan import Plan, main
-from tests.support.training import compose, run_many, same_weights, train_arguments
+from tests.support.training import compose, kept_by_autograd, run_many, same_weights, train_arguments
 
 ALWAYS = {"image.projection.weight", "text.projection.weight", "logit_scale"}
 
@@ -108,21 +108,8 @@ def test_the_plan_counts_what_learns(source: Path, capsys: pytest.CaptureFixture
 @pytest.mark.parametrize("tuning", ["frozen", "lora"])
 def test_activations_are_what_autograd_keeps_of_them(source: Path, tuning: str) -> None:
     model, _ = started(source, f"warm_start.image={tuning}", "warm_start.text=frozen")
-    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    kept: dict[int, int] = {}
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    side, words = model.image_size, model.config.text.context_length
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        outputs = model(torch.randn(2, 3, side, side), torch.ones(2, words, dtype=torch.long), torch.full((2,), words))
-    measured, planned = sum(kept.values()), activation_bytes(model, "fp32", 2)
+    measured, planned = kept_by_autograd(model, 2), activation_bytes(model, "fp32", 2)
     assert measured < planned < (3 if tuning == "lora" else 20) * measured
-    del outputs
 
 
 def test_what_cannot_be_is_refused(source: Path) -> None:

@@ -169,53 +169,54 @@ def test_the_selection_reports_only_where_it_selects() -> None:
     assert added == {f"tokens/kept_{n}" for n in ("bos_eos", "same_patch", "text_cosine", "image_cosine")}
 
 
-def test_the_share_of_kept_tokens_follows_its_schedule() -> None:
-    group = torch.arange(4)
-    falling = "token_keep_schedule=linear from 1 to 0.25 in steps 0 to 4"
-    loss, batch = (Loss({"token_wise": 1.0}, compose("token_keep_ratio=0.25", falling)), encoded())
-    for step, ratio in ((0, 1.0), (2, 0.625), (4, 0.25), (9, 0.25)):
-        fixed = Loss({"token_wise": 1.0}, compose(f"token_keep_ratio={ratio}"))
+def followed(scheduled: list[str], fixed: dict[int, list[str]]) -> list[dict[str, float]]:
+    """Compare the loss under a schedule with that of fixed settings at some steps; return the metric at each."""
+    loss, batch, group = Loss({"token_wise": 1.0}, compose(*scheduled)), encoded(), torch.arange(4)
+    metrics = []
+    for step, overrides in fixed.items():
         result = loss(batch, group, step)
-        torch.testing.assert_close(result.loss, fixed(batch, group).loss)
-        assert float(result.metrics["tokens/keep_ratio"]) == ratio
-    for override, reason in (
-        ("token_keep_schedule=falling", "neither a number nor a schedule"),
-        ("token_keep_schedule=linear from 1 to 0 in steps 0 to 4", "keeps 0; shares must be above 0"),
-    ):
-        with pytest.raises(UserError, match=reason):
-            compose(override)
-    with pytest.raises(UserError, match=r"ends at 0\.25, and token_keep_ratio=0\.5; .*token_keep_schedule=null"):
-        compose("token_keep_ratio=0.5", falling)
+        torch.testing.assert_close(result.loss, Loss({"token_wise": 1.0}, compose(*overrides))(batch, group).loss)
+        metrics.append({name: float(value) for name, value in result.metrics.items()})
+    return metrics
+
+
+RATIO = "token_keep_schedule=linear from 1 to 0.25 in steps 0 to 4"
+TEMPERATURE = "token_temperature=linear from 0.2 to 0 in steps 0 to 4"
+
+
+def test_share_of_tokens_and_temperature_follow_their_schedules() -> None:
+    shares = {0: 1.0, 2: 0.625, 4: 0.25, 9: 0.25}
+    fixed = {step: [f"token_keep_ratio={share}"] for step, share in shares.items()}
+    metrics = followed(["token_keep_ratio=0.25", RATIO], fixed)
+    assert [line["tokens/keep_ratio"] for line in metrics] == list(shares.values())
+    smooth = "token_maximum=smooth"
+    fixed = {0: [smooth, "token_temperature=0.2"], 3: [smooth, "token_temperature=0.05"], 4: []}
+    assert followed([smooth, TEMPERATURE], fixed)[-1]["tokens/temperature"] == 0  # the maximum itself
+
+
+@pytest.mark.parametrize(
+    ("overrides", "reason"),
+    [
+        (["token_keep_schedule=falling"], "neither a number nor a schedule"),
+        (["token_keep_schedule=linear from 1 to 0 in steps 0 to 4"], "keeps 0; shares must be above 0"),
+        (["token_keep_ratio=0.5", RATIO], r"ends at 0\.25, and token_keep_ratio=0\.5; .*token_keep_schedule=null"),
+        (["token_maximum=smooth", "token_temperature=falling"], "neither a number nor a schedule"),
+        ([TEMPERATURE], "token_maximum=hard follows no schedule"),
+    ],
+)
+def test_a_schedule_that_makes_no_sense_is_refused(overrides: list[str], reason: str) -> None:
+    with pytest.raises(UserError, match=reason):
+        compose(*overrides)
 
 
 def test_memory_is_planned_for_the_largest_share_of_tokens_that_a_schedule_keeps() -> None:
-    quarter, falling = "token_keep_ratio=0.25", "token_keep_schedule=linear from 1 to 0.25 in steps 0 to 4"
+    quarter = "token_keep_ratio=0.25"
     batching = Batching(global_batch=64, per_rank=64, accumulation=1, chunk=64)
     every, later, at_once = (
         count(config.model, config, batching, 1).memory
-        for config in (compose(), compose(quarter, falling), compose(quarter))
+        for config in (compose(), compose(quarter, RATIO), compose(quarter))
     )
     assert every == later and at_once["loss"] < later["loss"]
-
-
-def test_the_temperature_of_the_smooth_maximum_follows_its_schedule_to_the_maximum() -> None:
-    group = torch.arange(4)
-    falling = "token_temperature=linear from 0.2 to 0 in steps 0 to 4"
-    loss, batch = Loss({"token_wise": 1.0}, compose("token_maximum=smooth", falling)), encoded()
-    for step, fixed in (
-        (0, ("token_maximum=smooth", "token_temperature=0.2")),
-        (3, ("token_maximum=smooth", "token_temperature=0.05")),
-        (4, ()),
-    ):
-        result = loss(batch, group, step)
-        torch.testing.assert_close(result.loss, Loss({"token_wise": 1.0}, compose(*fixed))(batch, group).loss)
-    assert float(result.metrics["tokens/temperature"]) == 0
-    for overrides, reason in (
-        (("token_maximum=smooth", "token_temperature=falling"), "neither a number nor a schedule"),
-        ((falling,), "token_maximum=hard follows no schedule"),
-    ):
-        with pytest.raises(UserError, match=reason):
-            compose(*overrides)
 
 
 def test_the_minimum_of_the_selection_reaches_the_loss() -> None:

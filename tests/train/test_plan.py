@@ -14,6 +14,7 @@ from filip.train.plan import Plan, main
 from tests.data.pair_shards import write_pairs
 from tests.support.launched_ranks import Ranks, environment
 from tests.support.processes import run_python
+from tests.support.training import kept_by_autograd
 
 HERE = Path(__file__).parent
 
@@ -26,25 +27,11 @@ def test_activations_are_what_autograd_keeps(name: str, precision: str, checkpoi
     config.gradient_checkpointing = checkpointing
     # bfloat16 stands in for float16: the same bytes, and this CPU is not asked for fp16 kernels
     model = build_model(config).to(torch.float32 if precision == "fp32" else torch.bfloat16)
-    pairs, words, side = 2, config.text.context_length, config.image.image_size
-    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    kept: dict[int, torch.Tensor] = {}
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        if tensor.untyped_storage().data_ptr() not in own:
-            kept[tensor.untyped_storage().data_ptr()] = tensor
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        pixels = torch.randn(pairs, 3, side, side, dtype=next(model.parameters()).dtype)
-        outputs = model(pixels, torch.ones(pairs, words, dtype=torch.long), torch.full((pairs,), words))
-    measured = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
-    planned = activation_bytes(model, precision, pairs)
+    measured, planned = kept_by_autograd(model, 2), activation_bytes(model, precision, 2)
     if checkpointing:  # the plan adds the block that is being recomputed
         assert measured < planned < 3.5 * measured
     else:
         assert planned == pytest.approx(measured, rel=0.2)
-    del outputs
 
 
 def test_states_of_the_zero_paper() -> None:
