@@ -9,17 +9,19 @@ import csv
 import html
 import io
 import itertools
+import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
-FORMS = ("text", "markdown", "csv", "latex", "html")
+FORMS = ("text", "markdown", "csv", "latex", "siunitx", "html")
 SIDE_BY_SIDE = 5  # columns in Markdown: GitHub's page is narrow
 LATEX_PAGE, LATEX_TITLE = 80, 14  # letters of a line in footnotesize, and of a line of a column's title
 QUIET = ("common", "difference")  # kinds of lines in italics
 LONGEST_LABEL = 34  # letters of plain text, where its width is limited
+NUMBER = re.compile(r"[+−]?\d+(\.\d+)?")
 LATEX = {"\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}"}
 LATEX |= {letter: "\\" + letter for letter in "&%$#_{}"}
 # characters that pdflatex does not know
@@ -79,6 +81,8 @@ def render(grid: Grid, form: str, width: int | None = None) -> str:
         return _csv(grid)
     if form == "text":
         return _text(grid, width)
+    if form == "siunitx":
+        return _latex(grid, siunitx=True)
     return {"markdown": _markdown, "latex": _latex, "html": _html}[form](grid)
 
 
@@ -194,52 +198,84 @@ def _plain(text: str) -> str:
     return text.replace("*", "\\*")
 
 
-def _latex(grid: Grid) -> str:
-    """Return booktabs tables of at most a page's width in footnotesize, cut between groups: one for each block."""
+def _latex(grid: Grid, siunitx: bool = False) -> str:
+    """Return booktabs tables of at most a page's width in footnotesize, cut between groups: one for each block.
+
+    An interval is a column of its own, so that numbers are aligned. siunitx: with its columns, and threeparttable.
+    """
     marks = _marks(grid)
+    wide = [1 + any(line.cells[n].interval for line in grid.lines) for n in range(len(grid.heads))]
 
-    def cell(shown: Shown) -> str:
-        if shown.reason:
-            return f"\\textsuperscript{{{marks[shown.reason]}}}"
+    def cell(line: Line, n: int) -> str:
+        shown = line.cells[n]
         text = f"\\textbf{{{_escaped(shown.text)}}}" if shown.bold else _escaped(shown.text)
-        text += "\\textsuperscript{\\dag}" if shown.tone else ""
-        return f"{text} {{\\scriptsize {_escaped(shown.interval)}}}" if shown.interval else text
+        text = f"\\textsuperscript{{{marks[shown.reason]}}}" if shown.reason else text
+        if siunitx and NUMBER.fullmatch(shown.text) and line.kind != "common":
+            text = ("\\bfseries " if shown.bold else "") + shown.text.replace("−", "-")
+        elif siunitx and not grid.heads[n].words:
+            text = f"\\multicolumn{{1}}{{r}}{{{text}}}"
+        more = "\\textsuperscript{\\dag}" if shown.tone else ""
+        more += f"{{\\scriptsize {_escaped(shown.interval)}}}" if shown.interval else ""
+        return f"{text} & {more}" if wide[n] > 1 else text + more
 
-    def title(head: Head) -> str:
+    def title(head: Head, columns: int) -> str:
         lines = " \\\\ ".join(map(_escaped, textwrap.wrap(head.title, LATEX_TITLE)))
-        return f"\\shortstack[r]{{{lines}}}"
+        place = "l" if head.words else "c" if columns > 1 else "r"
+        return f"\\multicolumn{{{columns}}}{{{place}}}{{\\shortstack{{{lines}}}}}"
 
-    out = ["% needs \\usepackage{booktabs}"]
+    def column(n: int) -> str:
+        if grid.heads[n].words:
+            return "l"
+        texts = [line.cells[n].text.lstrip("+−") for line in grid.lines if line.kind != "common"]
+        numbers = [text.partition(".") for text in texts if siunitx and NUMBER.fullmatch(text)]
+        whole, decimals = (max((len(number[part]) for number in numbers), default=0) for part in (0, 2))
+        return f"S[table-format=+{whole}.{decimals},retain-explicit-plus,detect-weight]" if numbers else "r"
+
+    begin = ["\\begin{threeparttable}\\renewcommand{\\TPTminimum}{\\linewidth}"] if siunitx else []
+    end = ["\\end{threeparttable}"] if siunitx else []
+    out = [f"% needs \\usepackage{{{'booktabs,siunitx,threeparttable' if siunitx else 'booktabs'}}}"]
     blocks = list(_blocks(grid, _latex_room(grid), pack=True))
     for number, (_, block) in enumerate(blocks):
         heads = [grid.heads[n] for n in block]
         part = f" ({number + 1} of {len(blocks)})" if blocks[1:] else ""
         label = f"tab:{grid.name}" + (f"-{number + 1}" if number else "")
-        out += ["\\begin{table}", "\\centering\\footnotesize\\setlength{\\tabcolsep}{4pt}"]
+        out += ["\\begin{table}", "\\centering\\footnotesize\\setlength{\\tabcolsep}{4pt}", *begin]
         out += [f"\\caption{{{_escaped(grid.title)}{part}}}", f"\\label{{{label}}}"]
-        out += [f"\\begin{{tabular}}{{l{'r' * len(block)}}}", "\\toprule"]
+        columns = "".join(column(n) + ("@{\\,}l" if wide[n] > 1 else "") for n in block)
+        out += [f"\\begin{{tabular}}{{l{columns}}}", "\\toprule"]
         if any(head.group for head in heads):
-            spans = [(group, len(list(members))) for group, members in groupby(head.group for head in heads)]
+            groups = groupby(block, key=lambda n: grid.heads[n].group)
+            spans = [(group, sum(wide[n] for n in members)) for group, members in groups]
             cells = [f"\\multicolumn{{{count}}}{{c}}{{{_escaped(group)}}}" for group, count in spans]
             out.append(" & ".join(["", *cells]) + " \\\\")
             last = itertools.accumulate((count for _, count in spans), initial=1)
             ends = [(a + 1, b) for a, b in itertools.pairwise(last)]
             rules = [f"\\cmidrule(lr){{{a}-{b}}}" for (group, _), (a, b) in zip(spans, ends, strict=True) if group]
             out.append("".join(rules))
-        out += [" & ".join([_escaped(grid.corner), *map(title, heads)]) + " \\\\"]
+        out += [" & ".join([_escaped(grid.corner), *(title(grid.heads[n], wide[n]) for n in block)]) + " \\\\"]
         for section, lines in _sections(grid, block):
             out.append("\\midrule")
             if section:
-                out.append(f"\\multicolumn{{{len(block) + 1}}}{{l}}{{\\textit{{{_escaped(section)}}}}} \\\\")
+                span = 1 + sum(wide[n] for n in block)
+                out.append(f"\\multicolumn{{{span}}}{{l}}{{\\textit{{{_escaped(section)}}}}} \\\\")
             for line in lines:
                 label = f"\\textit{{{_escaped(line.label)}}}" if line.kind in QUIET else _escaped(line.label)
-                out.append(" & ".join([label, *(cell(line.cells[n]) for n in block)]) + " \\\\")
+                out.append(" & ".join([label, *(cell(line, n) for n in block)]) + " \\\\")
         out += ["\\bottomrule", "\\end{tabular}"]
         if number == len(blocks) - 1:
             dagger = any(cell.tone for line in grid.lines for cell in line.cells)
-            notes = [*_notes(grid, marks), *(["†: a difference that holds"] if dagger else [])]
-            out += ["\\par\\smallskip\\raggedright", *(f"{_escaped(note)}\\par" for note in notes)]
-        out.append("\\end{table}")
+            notes = [
+                _escaped(note) for note in (*_notes(grid, marks), *(["†: a difference that holds"] if dagger else []))
+            ]
+            if siunitx:
+                out += [
+                    "\\begin{tablenotes}\\footnotesize\\raggedright",
+                    *(f"\\item {note}" for note in notes or ["~"]),
+                    "\\end{tablenotes}",
+                ]
+            else:
+                out += ["\\par\\smallskip\\raggedright", *(f"{note}\\par" for note in notes)]
+        out += [*end, "\\end{table}"]
     return "\n".join(out) + "\n"
 
 

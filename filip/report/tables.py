@@ -22,6 +22,7 @@ from filip.report.table import SPREADS
 from filip.study import load_study
 from filip.table_writer import render
 
+LATEX = ("latex", "siunitx")
 FORMATS = {"md": "markdown", "csv": "csv", "tex": "latex", "html": "html"}  # by the end of the file's name
 
 
@@ -35,6 +36,7 @@ class Tables:
         RESAMPLES, "draws of images behind the interval of each difference between rows", at_least=1
     )
     columns: list[str] = option([], "titles of the columns to print, e.g. [R@1]; a table without any prints all")
+    latex: str = option("latex", "how the .tex are set: latex, or siunitx with threeparttable", choices=LATEX)
     spread: str = option(
         "interval", "next to a mean over trainings: its 95 % interval, or sd, their standard deviation", choices=SPREADS
     )
@@ -50,7 +52,7 @@ def main(config: Tables) -> None:
         columns = [column for column in table.columns if column.title in config.columns]
         shown = replace(table, columns=columns or table.columns).grid(spread=config.spread)
         for extension, form in FORMATS.items():
-            text = render(shown, form)
+            text = render(shown, config.latex if form == "latex" else form)
             with replacing(out / f"{name}.{extension}") as part:
                 part.write_text(page(table.title, text) if form == "html" else text, encoding="utf-8")
         values = [cell.value for row in table.rows if row.kind != "paper" for cell in row.cells.values()]

@@ -111,7 +111,7 @@ def test_a_difference_stands_below_its_row(folder):
     ends = f"[{100 * less.interval[0]:.1f}, {100 * less.interval[1]:.1f}]"
     assert f"| *less baseline (CLIP)* | *{effect} {ends}* |" in shown(table, "markdown")
     assert f'<span class="up">{effect}</span><small>{ends}</small>' in shown(table, "html")
-    cell = f"{effect}\\textsuperscript{{\\dag}} {{\\scriptsize {ends}}}"
+    cell = f"{effect} & \\textsuperscript{{\\dag}}{{\\scriptsize {ends}}}"
     assert f"\\textit{{less baseline (CLIP)}} & {cell}" in shown(table, "latex")
     rows = list(csv.DictReader(shown(table, "csv").splitlines()))
     result = next(r for r in rows if r["run"] == "filip" and r["column"] == "demo_fluent_i2t_r1")
@@ -149,20 +149,25 @@ def test_latex_escapes_and_has_as_many_columns_in_each_line(folder):
     assert all(shown(table, "latex").isascii() for table in tables_of(folder).values())
     assert any("p $<$ 0.05" in shown(table, "latex") for table in tables_of(folder).values())
     body = [line for line in text.splitlines() if line.endswith("\\\\") and "multicolumn" not in line]
-    assert {len(re.findall(r"(?<!\\)&", line)) for line in body} == {3}
+    assert {len(re.findall(r"(?<!\\)&", line)) for line in body} == {6}  # three columns, an interval beside each
 
 
-HAS_LATEX = (
-    shutil.which("pdflatex")
-    and subprocess.run(["kpsewhich", "booktabs.sty"], stdout=subprocess.DEVNULL).returncode == 0
+def lacking(*packages: str) -> list[str]:
+    """Return the packages of LaTeX that are not here."""
+    if not shutil.which("pdflatex"):
+        return ["pdflatex"]
+    return [name for name in packages if subprocess.run(["kpsewhich", f"{name}.sty"], capture_output=True).returncode]
+
+
+@pytest.mark.parametrize(
+    ("form", "packages"), [("latex", ["booktabs"]), ("siunitx", ["booktabs", "siunitx", "threeparttable"])]
 )
-
-
-@pytest.mark.skipif(not HAS_LATEX, reason="no LaTeX here")
-def test_latex_is_set_within_the_width_of_a_page(folder, tmp_path):
+def test_latex_is_set_within_the_width_of_a_page(folder, tmp_path, form, packages):
+    if missing := lacking(*packages):
+        pytest.skip(f"no {missing[0]} here")
     for name, table in tables_of(folder).items():
-        text = "\\documentclass{article}\\usepackage{booktabs}\\begin{document}" + shown(table, "latex")
-        (tmp_path / f"{name}.tex").write_text(text + "\\end{document}")
+        head = f"\\documentclass{{article}}\\usepackage{{{','.join(packages)}}}\\begin{{document}}"
+        (tmp_path / f"{name}.tex").write_text(head + shown(table, form) + "\\end{document}")
         done = subprocess.run(
             ["pdflatex", "-interaction=batchmode", f"{name}.tex"], cwd=tmp_path, capture_output=True, text=True
         )
@@ -170,12 +175,22 @@ def test_latex_is_set_within_the_width_of_a_page(folder, tmp_path):
         assert done.returncode == 0 and "Overfull \\hbox" not in log and "too large for page" not in log, name
 
 
+def test_siunitx_sets_numbers_in_its_columns_and_texts_in_braces():
+    cells = [Shown("+35.3", "[24.6, 46.0]", tone="up"), Shown("−1.5", bold=True), Shown("1,000"), Shown(reason="why")]
+    lines = [Line("less", [cell]) for cell in cells]
+    text = render(Grid([Head("R@1")], lines, notes=["a note"]), "siunitx")
+    assert "lS[table-format=+2.1,retain-explicit-plus,detect-weight]@{\\,}l}" in text
+    assert "less & +35.3 & \\textsuperscript{\\dag}{\\scriptsize [24.6, 46.0]} \\\\" in text
+    assert "less & \\bfseries -1.5 &  \\\\" in text and "less & \\multicolumn{1}{r}{1,000} &  \\\\" in text
+    assert "{r}{\\textsuperscript{a}}" in text and "\\raggedright\n\\item a note" in text
+
+
 def test_a_wide_latex_table_is_cut_between_benchmarks(folder):
     benchmarks = {**STUDY["eval"], "retrieval": ["demo_fluent", "demo_flat", "demo_unseen"]}
     table = tables_of(folder, changed(folder, "wide", eval=benchmarks))["retrieval"]
     text = shown(table, "latex")
     blocks = text.split("\\begin{tabular}")[1:]
-    assert [block[: block.index("}")].count("r") for block in blocks] == [3] * 6
+    assert [block.splitlines()[0].count("r") for block in blocks] == [3] * 6
     assert "FILIP, fine-tuned" in blocks[0] and "FILIP, fine-tuned" not in blocks[5]  # nothing to show there
     assert "Unseen concepts" not in blocks[0] and "Unseen concepts" in blocks[5]
     assert text.count("\\begin{table}") == text.count("\\end{table}") == text.count("\\caption") == 6
