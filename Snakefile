@@ -14,8 +14,9 @@ from snakemake.utils import min_version
 
 min_version("9.0")
 
-sys.path.insert(0, str(workflow.basedir))
-os.environ.update(PYTHONPATH=os.pathsep.join(filter(None, [str(workflow.basedir), os.getenv("PYTHONPATH")])))
+CHECKOUT = str(Path(workflow.current_basedir))  # not workflow.basedir: another Snakefile may take this one as a module
+sys.path.insert(0, CHECKOUT)
+os.environ.update(PYTHONPATH=os.pathsep.join(filter(None, [CHECKOUT, os.getenv("PYTHONPATH")])))
 from filip.errors import UserError
 from filip.progress import say
 from workflow import one_run
@@ -25,7 +26,7 @@ from workflow.study import WorkflowStudy
 
 if "study" not in config:
 
-    configfile: Path(workflow.basedir, "workflow/config/demo.yaml")
+    configfile: Path(CHECKOUT, "workflow/config/demo.yaml")
 
 try:
     STUDY = WorkflowStudy(config)

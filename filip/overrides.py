@@ -21,7 +21,7 @@ from hydra.errors import HydraException
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
-from filip.errors import UserError, did_you_mean, one_of
+from filip.errors import UserError, did_you_mean, nearest, one_of
 from filip.option import in_words
 
 MOST_LISTED = 24  # options in a message; if there are more, only the near ones
@@ -97,7 +97,8 @@ def _refuse_bare(schema: type, words: Sequence[str]) -> None:
                 kind = int if value[1:].isdecimal() else str
                 fitting = [key for key in _keys(schema) if (_declared(schema, key) or (None,))[0] is kind]
                 name = next((key for key in fitting if key.startswith(name)), next(iter(fitting), name))
-            hint = "" if name in _keys(schema) else did_you_mean(name, list(_keys(schema)))
+            near = [] if name in _keys(schema) else nearest(name, _keys(schema))
+            hint = f"; did you mean {near[0]}{value}?" if near else ""
             raise UserError(f"{argument}: options are written without dashes, {name}{value}{hint} (see --help)")
         if argument.startswith("="):
             raise UserError(f"{argument!r} has no key: every argument is key=value (see --help)")

@@ -18,7 +18,7 @@ from tests.support.training import records, run_many, same_weights, series, trai
 
 
 def write_test_set(folder: Path) -> list[str]:
-    """Write a test set that asks which colour the square is: CLIP_benchmark's layout, a card, one for retrieval."""
+    """Write a test set that asks which colour the square is: CLIP_benchmark's layout, a card of each kind."""
     names = list(COLOURS)
     for kind in ("colours", "captions"):
         (folder / kind / "test").mkdir(parents=True)
@@ -31,13 +31,17 @@ def write_test_set(folder: Path) -> list[str]:
                     add_to_tar(tar, f"{key}.png", picture(COLOURS[name], back, place))
                     text = str(i) if kind == "colours" else f"a {name} square at the {place}"
                     add_to_tar(tar, f"{key}.{'cls' if kind == 'colours' else 'txt'}", text.encode())
+                    false = f"a {names[i - 1]} square at the {place}"
+                    add_to_tar(tar, f"{key}.choices.txt", f"a {name} square at the {place}\n{false}".encode())
     (folder / "colours" / "classnames.txt").write_text("\n".join(names))
     (folder / "colours" / "zeroshot_classification_templates.txt").write_text("a {c} square")
     (folder / "captions" / "dataset_type.txt").write_text("retrieval")
     paths = []
-    for name, kind, metric in (("colours", "classification", "top1"), ("captions", "retrieval", "recall")):
+    cards = (("colours", "classification", "top1"), ("captions", "retrieval", "recall"))
+    for name, kind, metric in (*cards, ("choices", "selection", "accuracy")):
         card = {"name": name, "title": name, "kind": kind, "metric": metric, "loader": "webdataset"}
-        card |= {"layouts": {"webdataset": {"path": name, "split": "test"}}, "license": "none", "homepage": "none"}
+        layout = {"path": "captions", "choices": "choices.txt"} if kind == "selection" else {"path": name}
+        card |= {"layouts": {"webdataset": {**layout, "split": "test"}}, "license": "none", "homepage": "none"}
         if kind == "classification":
             card |= {"prompts": "cifar10", "classes": "from the data set", "origin": "none"}
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(card))
@@ -47,7 +51,7 @@ def write_test_set(folder: Path) -> list[str]:
 
 @pytest.mark.slow
 def test_evaluations_are_shown_and_change_nothing(squares: Path, tmp_path: Path) -> None:
-    colours, captions = write_test_set(tmp_path / "sets")
+    colours, captions, choices = write_test_set(tmp_path / "sets")
     common = ("max_steps=6", "zero_stage=3")
     measured = (
         *("eval.every_steps=3", f"eval.root={tmp_path / 'sets'}"),
@@ -58,8 +62,12 @@ def test_evaluations_are_shown_and_change_nothing(squares: Path, tmp_path: Path)
         train_arguments(squares, tmp_path / "with", *common, *measured),
         train_arguments(squares, tmp_path / "bad", *common, "eval.every_steps=3", f"eval.data=[{colours}]"),
         train_arguments(squares, tmp_path / "none", *common, *measured, "eval.best=others"),
-    ]
-    assert run_many(2, runs, tmp_path / "log") == [0, 0, 2, 2], (tmp_path / "log").read_text()[-3000:]
+        train_arguments(
+            squares, tmp_path / "selected", *common, *measured, "zero_stage=0", "optimizer.name=adamw",
+            f"eval.data=[{choices}]", "eval.best=choices",
+        ),
+    ]  # fmt: skip
+    assert run_many(2, runs, tmp_path / "log") == [0, 0, 2, 2, 0], (tmp_path / "log").read_text()[-3000:]
     assert "eval.best=others is none of the cards" in (tmp_path / "log").read_text()
     chosen = json.loads((tmp_path / "with" / "model.json").read_text())["chosen"]
     scores = dict(zip((3, 6), series(tmp_path / "with", "eval/colours"), strict=True))
@@ -67,6 +75,9 @@ def test_evaluations_are_shown_and_change_nothing(squares: Path, tmp_path: Path)
     assert chosen == {"card": "colours", "score": scores[best], "step": best}
     kept = tmp_path / "with" / "checkpoints" / "best.safetensors"
     assert same_weights(tmp_path / "with" / "model.safetensors", kept)
+    selected = json.loads((tmp_path / "selected" / "model.json").read_text())["chosen"]
+    assert selected["score"] == max(series(tmp_path / "selected", "eval/choices_mean"))
+    assert all(norm > 0 for norm in series(tmp_path / "selected", "optimizer/grad_norm")), "under ZeRO-0, too"
     last = tmp_path / "with" / "eval" / "model.safetensors"
     assert same_weights(kept, last) == (best == 6)
     assert same_weights(tmp_path / "without" / "model.safetensors", last)

@@ -102,6 +102,20 @@ def test_a_study_is_planned_in_another_folder(clone: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.slow
+def test_a_study_is_a_module_of_another_workflow(clone: Path, tmp_path: Path) -> None:
+    (tmp_path / "Snakefile").write_text(
+        f"module filip:\n    snakefile: {str(clone / 'Snakefile')!r}\nuse rule * from filip as filip_*\n"
+        "import os\nprint('jobs import', os.environ['PYTHONPATH'].split(':')[0])\n"
+        "rule all:\n    default_target: True\n    input: rules.filip_all.input\n"
+    )
+    variables = {**environment_of(clone), "PYTHONPATH": ""}
+    done = run_python("-m", "snakemake", "--cores", "2", "-n", variables=variables, cwd=tmp_path, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"jobs import {clone}" in done.stdout
+    assert job_counts(done.stdout + done.stderr)["filip_summary"] == 1
+
+
+@pytest.mark.slow
 def test_34_000_shards_of_each_source_are_few_jobs(clone: Path, tmp_path: Path) -> None:
     done = plan(clone, many_shards(tmp_path), "--rerun-triggers", "mtime")
     assert done.returncode == 0, done.stdout + done.stderr
