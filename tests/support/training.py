@@ -94,3 +94,12 @@ def largest_difference(one: Path, other: Path) -> float:
 def same_weights(one: Path, other: Path) -> bool:
     a, b = load_file(one), load_file(other)
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def flip_bit(file: Path, bit: int) -> None:
+    """Change one bit of a file in place, as failing memory or a failing disk does."""
+    with open(file, "r+b") as opened:
+        opened.seek(bit // 8)
+        byte = opened.read(1)[0]
+        opened.seek(bit // 8)
+        opened.write(bytes([byte ^ 1 << bit % 8]))

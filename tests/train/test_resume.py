@@ -13,11 +13,11 @@ import pytest
 from filip.export.__main__ import Export, export
 from filip.models import load_model
 from filip.resources import shipped
-from filip.runs.saved_files import complete_checkpoints
+from filip.runs.saved_files import complete_checkpoints, find_damage
 from filip.train.job import first_error
 from filip.train.launcher_env import MACHINE_FAILED
 from tests.support.launched_ranks import Ranks
-from tests.support.training import losses, records, run_many, same_weights, train_arguments
+from tests.support.training import flip_bit, losses, records, run_many, same_weights, train_arguments
 
 
 def fp16_settings(folder: Path, power: int) -> tuple[str, ...]:
@@ -114,10 +114,16 @@ def test_older_checkpoints_are_gone_back_to_by_name_and_from_damaged_ones(square
     back = [*arguments(f"resume={saves}/step00000003", "checkpoint.keep=2"), "stop_after=5"]
     assert run_many(2, [whole, back], tmp_path / "log") == [0, 85]
     assert "renamed the newer checkpoints step00000006, step00000009" in (tmp_path / "log").read_text()
-    largest = max((saves / "step00000006").iterdir(), key=lambda file: file.stat().st_size)
-    with open(largest, "r+b") as file:  # torch.load would not notice
-        file.seek(largest.stat().st_size // 2)
-        file.write(bytes(range(256)))
+    choice = random.Random(0)
+    files = [file for file in sorted((saves / "step00000006").iterdir()) if file.stat().st_size]
+    for file in choice.choices(files, [file.stat().st_size for file in files], k=100):
+        bit = choice.randrange(8 * file.stat().st_size)
+        flip_bit(file, bit)
+        assert find_damage(saves / "step00000006"), (file, bit)
+        flip_bit(file, bit)
+    assert find_damage(saves / "step00000006") is None
+    largest = max(files, key=lambda file: file.stat().st_size)
+    flip_bit(largest, 4 * largest.stat().st_size)  # torch.load would not notice
     assert run_many(2, [arguments("checkpoint.keep=1")], tmp_path / "log") == [0]
     assert f"step00000006: the content of {largest.name} is not as it was written" in (tmp_path / "log").read_text()
     assert same_weights(tmp_path / "whole.safetensors", tmp_path / "run" / "model.safetensors")
