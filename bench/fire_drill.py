@@ -1,25 +1,29 @@
 """Strike a training on a real Slurm in every way that a cluster has, and look whether it ends as if left alone.
 
     python -m bench.fire_drill folder=/tmp/drill              # as root; Debian's packages of Slurm are installed
-    python -m bench.fire_drill folder=/tmp/drill kinds=[dead_rank,held_lock]
+    python -m bench.fire_drill folder=/tmp/drill kinds=[eio,quota_on_one_node] ranks=[0,1]
 
 A study of two equal trainings (two ranks of a tiny model each) runs through Snakemake's Slurm plugin on virtual nodes
 of this machine. One is struck, the other is not, and nobody acts but as told at each kind. In the end weights, outcomes
-and tables of the two are equal, or the exit code is 1. Printed: what each strike did, the steps lost, the first
-error that its start has kept, and the goodput (seconds of the steps that counted over those of the training's life).
+and tables of the two are equal and the errors name rank and host, or the exit code is 1. Printed: what each strike did,
+the steps lost, the first error that its start has kept, and the goodput (seconds of the steps that counted over those
+of the training's life).
 """
 
 import contextlib
 import fcntl
+import os
 import re
 import shutil
 import signal
+import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -30,20 +34,23 @@ from filip.command import MISSING, option, run_command
 from filip.errors import UserError
 from filip.runs.saved_files import newest_intact
 from filip.train.job import attempts
+from filip.train.launcher_env import USERS_MISTAKE
 from tests.cluster.desk import RUNS, Desk, kill, make_checkout, make_study
 from tests.cluster.one_host_slurm import OneHostSlurm, why_not
-from tests.support.training import same_weights
+from tests.support.training import flip_bit, same_weights
 
 STRUCK = "shaken"
 LOCKED_SECONDS, SLOW_SECONDS = 20, 15
 SAVE_EVERY = 5  # steps
 BETWEEN = 7  # steps between two strikes: a checkpoint is there, or the third crash would be the last
+QUOTA = 100_000  # bytes of a file; a rank's part of a checkpoint is larger
 
 
 @dataclass
 class FireDrill:
     folder: str = option(MISSING, "where Slurm, the study and its logs live; must not exist", writes="folder")
     kinds: list[str] = option(["all"], "kinds of trouble, in turn")
+    ranks: list[int] = option([1], "the ranks, 0 or 1, that each kind for one rank strikes in turn")
     nodes: int = option(4, "virtual nodes", at_least=2)
 
 
@@ -52,8 +59,13 @@ class Drill:
 
     def __init__(self, desk: Desk) -> None:
         self.desk, self.slurm = desk, desk.slurm
-        self.rows: list[tuple[str, str, int, float, str]] = []
+        self.rows: list[tuple[str, int, str, int, float, str]] = []
         self.mounts: list[Path] = []
+        self.rank = 1  # the one that is struck
+        self.desk.study["train"]["overrides"] += [
+            f"checkpoint.every_steps={SAVE_EVERY}", "data.shuffle_window_shards=1"  # and so few shards stay open
+        ]  # fmt: skip
+        (self.desk.folder / "sitecustomize.py").write_text(SITE)
 
     def leave(self) -> None:
         """End what was started, and take the small disk away again."""
@@ -65,11 +77,11 @@ class Drill:
 
     def start_up_pre_emption(self) -> str:
         """TERM while the ranks import, after a crash that made them start."""
-        self._kill_rank(0)
+        self._kill_rank()
         begun = self._starts()
         self.desk.wait(lambda: self._starts() > begun and len(self.desk.ranks(STRUCK)) == 2)
         self.slurm.ask("scancel", "--signal=TERM", self._job())
-        return "rank 0 killed, and SIGTERM before the next start's first step"
+        return f"rank {self.rank} killed, and SIGTERM before the next start's first step"
 
     def time_limit(self) -> str:
         self.desk.reach_time_limit(STRUCK, self._job())
@@ -80,8 +92,8 @@ class Drill:
         return "SIGTERM to every rank"
 
     def dead_rank(self) -> str:
-        self._kill_rank(1)
-        return "rank 1 killed"
+        self._kill_rank()
+        return f"rank {self.rank} killed"
 
     def dead_node(self) -> str:
         """A power cut of the node that runs the batch script; its daemon comes back later."""
@@ -107,16 +119,16 @@ class Drill:
 
         threading.Thread(target=hold, daemon=True).start()
         time.sleep(1)
-        self._kill_rank(1)
+        self._kill_rank()
         self.desk.wait(taken.is_set)
-        return f"rank 1 killed, its lock held until {LOCKED_SECONDS} s after the next start"
+        return f"rank {self.rank} killed, its lock held until {LOCKED_SECONDS} s after the next start"
 
     def slow_rank(self) -> str:
         ranks = self.desk.ranks(STRUCK)
-        ranks[1].suspend()
+        ranks[self.rank].suspend()
         time.sleep(SLOW_SECONDS)
-        ranks[1].resume()
-        return f"rank 1 stands still for {SLOW_SECONDS} s"
+        ranks[self.rank].resume()
+        return f"rank {self.rank} stands still for {SLOW_SECONDS} s"
 
     def dead_controller(self) -> str:
         self.slurm.kill_controller()
@@ -132,15 +144,59 @@ class Drill:
         return "Snakemake killed, unlocked and started again"
 
     def corrupt_checkpoint(self) -> str:
-        """The newest checkpoint loses a file's second half while the training is down."""
+        return self._damage("cut in half", lambda file: os.truncate(file, file.stat().st_size // 2))
+
+    def bit_flips(self) -> str:
+        return self._damage("with a bit flipped", lambda file: flip_bit(file, 4 * file.stat().st_size))
+
+    def _damage(self, how: str, damage: Callable[[Path], None]) -> str:
+        """Damage the largest file of the newest checkpoint while the training is down."""
         newest, _ = newest_intact(self._folder() / "checkpoints")
         if newest is None:
-            raise UserError("no checkpoint yet to corrupt: strike later")
+            raise UserError("no checkpoint yet to damage: strike later")
         file = max(newest.iterdir(), key=lambda path: path.stat().st_size)
-        self._kill_rank(0)
-        with open(file, "r+b") as damaged:
-            damaged.truncate(file.stat().st_size // 2)
-        return f"rank 0 killed, {newest.name}/{file.name} cut in half"
+        self._kill_rank()
+        damage(file)
+        return f"rank {self.rank} killed, {newest.name}/{file.name} {how}"
+
+    def eio(self) -> str:
+        self._meet("eio")
+        return f"every read of a shard fails on rank {self.rank}"
+
+    def lost_shard(self) -> str:
+        self._meet("lost_shard")
+        return f"rank {self.rank} finds no shard"
+
+    def quota_on_one_node(self) -> str:
+        """Files of a rank may not grow, as where its node's quota is used up; its next start has room."""
+        self.desk.wait(lambda: len(self.desk.ranks(STRUCK)) == 2)
+        self.desk.ranks(STRUCK)[self.rank].rlimit(psutil.RLIMIT_FSIZE, (QUOTA, QUOTA))
+        return f"no file of rank {self.rank} may exceed {QUOTA / 1000:.0f} kB"
+
+    def no_such_host(self) -> str:
+        self._meet("no_such_host", self._kill_rank, starts=2)
+        return f"rank {self.rank} killed, and at the next start it cannot resolve the first rank's host"
+
+    def two_starts(self) -> str:
+        """A person starts the same training by hand."""
+        self.desk.wait(lambda: len(self.desk.ranks(STRUCK)) == 2)
+        command = [word for word in self.desk.ranks(STRUCK)[0].cmdline() if not word.startswith("world_size=")]
+        self.desk.suspend(STRUCK)  # or it might end first
+        second = subprocess.run(
+            command, env=self.desk.environment(), cwd=self.desk.folder, capture_output=True, text=True, check=False
+        )
+        self.desk.resume(STRUCK)
+        if second.returncode != USERS_MISTAKE or "another training is at work" not in second.stderr:
+            raise UserError(f"the second start was not refused: {second.stderr[-1000:]}")
+        return "started by hand in the same folder, and refused"
+
+    def _meet(self, kind: str, act: Callable[[], None] = lambda: None, starts: int = 1) -> None:
+        """Let the rank meet a trouble of ``SITE`` until so many starts have ended; act: what else happens."""
+        begun, place = self._starts(), self.desk.folder / "trouble"
+        place.write_text(f"{kind} {self.rank}")
+        act()
+        self.desk.wait(lambda: self._starts() >= begun + starts)
+        place.unlink()
 
     def cut_network(self) -> str:
         """The connections of both ranks are closed by the kernel, as a switch that forgets them does."""
@@ -174,16 +230,17 @@ class Drill:
     def not_finite(self) -> str:
         """A rank's weights are no longer numbers, as after a memory fault: a person looks at it, and starts again."""
         self.desk.wait(lambda: len(self.desk.ranks(STRUCK)) == 2)
-        self.desk.ranks(STRUCK)[1].send_signal(signal.SIGUSR2)
+        self.desk.ranks(STRUCK)[self.rank].send_signal(signal.SIGUSR2)
         if not self.desk.ends(self.desk.started[-1]):
             raise UserError("Snakemake has ended well although the weights of a rank were not finite")
         self.desk.start()
-        return "rank 1's weights made NaN; Snakemake ended, started again"
+        return f"rank {self.rank}'s weights made NaN; Snakemake ended, started again"
 
     # ---- around a strike ----------------------------------------------------------------------------------
 
-    def strike(self, kind: str) -> None:
+    def strike(self, kind: str, rank: int = 1) -> None:
         """Strike once, wait until the training takes further steps, and note the loss."""
+        self.rank = rank
         self.desk.wait_for_steps(STRUCK, BETWEEN)
         starts, begun = self._starts(), time.monotonic()
         what = getattr(self, kind)()
@@ -198,7 +255,7 @@ class Drill:
             for line in attempts(self._folder())
             if starts <= line["attempt"] < self._starts() and line.get("error")
         ]
-        self.rows.append((kind, what, lost, seconds, errors[0] if errors else ""))
+        self.rows.append((kind, rank, what, lost, seconds, "; then ".join(errors)))
         print(f"{kind}: {what}; steps again after {seconds:.0f} s, {lost} lost", flush=True)
 
     def _folder(self) -> Path:
@@ -230,20 +287,50 @@ class Drill:
     def _most(self) -> int:
         return max(self._steps(), default=0)
 
-    def _kill_rank(self, number: int) -> None:
+    def _kill_rank(self) -> None:
         self.desk.wait(lambda: len(self.desk.ranks(STRUCK)) == 2)
         with contextlib.suppress(psutil.NoSuchProcess):
-            self.desk.ranks(STRUCK)[number].kill()
+            self.desk.ranks(STRUCK)[self.rank].kill()
 
 
-KINDS = (
-    "dead_rank", "slow_rank", "pre_emption", "held_lock", "time_limit", "dead_controller", "start_up_pre_emption",
-    "dead_snakemake", "corrupt_checkpoint", "dead_node", "cut_network", "full_disk",
-    "not_finite",
+OF_A_RANK = (
+    "dead_rank", "slow_rank", "held_lock", "start_up_pre_emption", "corrupt_checkpoint", "bit_flips", "eio",
+    "lost_shard", "quota_on_one_node", "no_such_host", "not_finite",
 )  # fmt: skip
+OF_ALL = (
+    "pre_emption", "time_limit", "dead_controller", "dead_snakemake", "dead_node", "cut_network", "full_disk",
+    "two_starts",
+)  # fmt: skip
+KINDS = OF_A_RANK + OF_ALL
+NAMES_ITS_RANK = ("eio", "lost_shard", "quota_on_one_node", "no_such_host")  # the error that is kept
 
 # Python runs this file of its path at every start. A training without it would die of the signal.
-SITE = """import signal
+SITE = """import errno
+import os
+import signal
+from pathlib import Path
+
+TROUBLE = Path(__file__).with_name("trouble")  # a kind and a rank
+
+
+def meets(kind):
+    return TROUBLE.is_file() and TROUBLE.read_text() == f"{kind} {os.environ.get('SLURM_PROCID')}"
+
+
+def failing(call, kind, number):
+    def wrapped(place, *more, **named):
+        if meets(kind) and (isinstance(place, int) or str(place).endswith(".tar")):
+            raise OSError(number, os.strerror(number), place)
+        return call(place, *more, **named)
+
+    return wrapped
+
+
+os.pread = failing(os.pread, "eio", errno.EIO)
+os.open = failing(os.open, "lost_shard", errno.ENOENT)
+if meets("no_such_host"):
+    os.environ["MASTER_ADDR"] = "no-such-host"
+
 
 def strike(*_):
     import gc, torch
@@ -253,7 +340,7 @@ def strike(*_):
 
 signal.signal(signal.SIGUSR2, strike)
 """
-ENDS_A_START = {*KINDS} - {"slow_rank", "dead_controller", "dead_snakemake"}
+ENDS_A_START = {*KINDS} - {"slow_rank", "dead_controller", "dead_snakemake", "two_starts"}
 
 
 def main(config: FireDrill) -> None:
@@ -266,17 +353,15 @@ def main(config: FireDrill) -> None:
     folder = Path(config.folder).resolve()
     folder.mkdir(parents=True)
     make_checkout(folder)
-    (folder / "sitecustomize.py").write_text(SITE)
+    strikes = [(kind, rank) for kind in kinds for rank in (config.ranks if kind in OF_A_RANK else [1])]
     with OneHostSlurm(folder, nodes=config.nodes) as slurm:
         desk = Desk(folder, slurm, make_study("drill", nodes=1))
-        desk.study["train"]["overrides"] += [
-            f"max_steps={100 + 40 * len(kinds)}", f"checkpoint.every_steps={SAVE_EVERY}"
-        ]  # fmt: skip
+        desk.study["train"]["overrides"].append(f"max_steps={100 + 40 * len(strikes)}")
         drill = Drill(desk)
         try:
             desk.start()
-            for kind in kinds:
-                drill.strike(kind)
+            for kind, rank in strikes:
+                drill.strike(kind, rank)
             code = desk.ends(desk.started[-1], timeout=3600)
         finally:
             drill.leave()
@@ -285,10 +370,10 @@ def main(config: FireDrill) -> None:
 
 
 def report(drill: Drill) -> bool:
-    """Print the table, the goodput and the comparison; return whether the two trainings are equal."""
+    """Print the table, the goodput and the comparison; return whether both trainings and the errors are as expected."""
     desk = drill.desk
     print("\n| kind | what happened | steps lost | steps again after | first error kept |\n|---|---|---|---|---|")
-    for kind, what, lost, seconds, error in drill.rows:
+    for kind, _, what, lost, seconds, error in drill.rows:
         print(f"| {kind} | {what} | {lost} | {seconds:.0f} s | {error or '–'} |")
     for run in RUNS:
         print(f"{run}: {goodput(desk, run)}")
@@ -298,7 +383,13 @@ def report(drill: Drill) -> bool:
         "tables": desk.cells(RUNS[0]) == desk.cells(RUNS[1]),
     }
     print(", ".join(f"{name} {'equal' if yes else 'DIFFER'}" for name, yes in same.items()), flush=True)
-    return all(same.values())
+    named = [
+        f"rank {rank} on {socket.gethostname()}" in error
+        for kind, rank, *_, error in drill.rows
+        if kind in NAMES_ITS_RANK
+    ]
+    print(f"{sum(named)} of {len(named)} errors name the rank that was struck, and its host", flush=True)
+    return all([*same.values(), *named])
 
 
 def goodput(desk: Desk, run: str) -> str:

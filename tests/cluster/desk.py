@@ -196,7 +196,7 @@ def make_checkout(folder: Path) -> None:
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("*.pyc.*", "_*.so"))
     shutil.copy(ROOT / "Snakefile", folder)
     source = folder / "squares" / "cc3m"
-    write_shards(source, shards=2, per_shard=64)
+    write_shards(source, shards=8, per_shard=16)
     for tar in sorted((source / "shards").glob("*.tar")):
         keys = pq.read_table(source / "captions" / f"{tar.stem}.parquet")["key"]
         status = pa.array(["success"] * len(keys))

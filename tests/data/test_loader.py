@@ -193,6 +193,19 @@ def test_resume_under_another_world_size(pairs: Pairs) -> None:
         odd.load_state_dict(two[0].state_dict())
 
 
+def test_files_that_have_changed_are_told_where_no_manifest_would(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pairs = write_pairs(tmp_path, [9, 7])
+    state = loader(pairs).state_dict()
+    loader(pairs).load_state_dict(state)
+    assert not caplog.messages
+    write_pairs(tmp_path, [9, 7], size=24)  # other images, as many, under the same names
+    loader(pairs).load_state_dict(state)
+    (message,) = caplog.messages
+    assert f"{tmp_path / 'shards'} or its side-cars have changed" in message and "manifest" in message
+
+
 def test_resume_with_other_data_is_refused(pairs: Pairs, tmp_path: Path) -> None:
     state = loader(pairs).state_dict()
     other = write_pairs(tmp_path / "other", [9, 1, 14, 0, 7])

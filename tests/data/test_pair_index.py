@@ -6,6 +6,7 @@ import os
 import signal
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from filip.data.loading.shard_index import index_path, shard_index
 from filip.data.sidecar import group_id
 from filip.errors import UserError
 from filip.sets.tar_index import scan_tar
-from tests.data.pair_shards import key_of, write_pairs
+from tests.data.pair_shards import key_of, loader, write_pairs
 from tests.support.processes import Process
 from tests.support.shards import write_sidecar
 
@@ -191,13 +192,31 @@ def test_all_who_ask_share_one_join_until_a_file_changes(tmp_path: Path, monkeyp
     assert len(list(folder.glob("*-*"))) == 1, "the stale one is gone"
 
 
-def test_a_rank_that_is_told_the_state_asks_about_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """34,000 shards on each of 192 ranks would be 13 million questions to a metadata server."""
-    pairs = write_pairs(tmp_path, [3, 4])
-    identity = identity_of(pairs.source)
-    index_source(pairs.source)
-    monkeypatch.setattr("filip.data.loading.pair_index.file_state", no_scan)
-    assert len(index_source(pairs.source, identity=identity)) == 7
+def test_192_ranks_on_34_000_shards_ask_the_file_system_68_000_times(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was 13 million times: every rank asked about every file. Counted for few shards, whose number is factored."""
+    asked, stat = [], os.stat
+    counts = {}
+    for shards in (4, 16):
+        pairs = write_pairs(tmp_path / str(shards), [16] * shards)
+        index_source(pairs.source)  # of an earlier start
+
+        def counted_stat(*given: Any, **more: Any) -> os.stat_result:
+            asked.append(given)
+            return stat(*given, **more)
+
+        asked.clear()
+        monkeypatch.setattr(os, "stat", counted_stat)
+        identities = (identity_of(pairs.source),)  # the first rank's, which tells the others
+        for rank in range(8):
+            loader(pairs, batch_size=1, rank=rank, world_size=8, identities=identities)
+        counts[shards] = len(asked)
+        monkeypatch.undo()
+    a_shard = (counts[16] - counts[4]) / 12
+    a_rank = (counts[4] - 4 * a_shard) / 8
+    assert a_shard == 2, "its tar and its side-car"
+    assert 34_000 * a_shard + 192 * a_rank <= 70_000
 
 
 def test_a_read_only_data_set_is_indexed_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

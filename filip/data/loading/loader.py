@@ -248,6 +248,7 @@ class PairLoader:
             "epoch": self.epoch,
             "pairs_done": self.batch * self.stream.config.global_batch,
             "fingerprint": self.fingerprint(),
+            "files": [index.state for index in self.stream.indices],
             "counters": dict(self.counters),
         }
 
@@ -278,6 +279,13 @@ class PairLoader:
                 f"the checkpoint stands after {state['pairs_done']} pairs of the epoch, not a multiple of the "
                 f"global batch {self.stream.config.global_batch}; resume with the same global batch"
             )
+        for index, files in zip(self.stream.indices, state.get("files", []), strict=False):
+            if files != index.state and index.source.manifest is None and self.stream.config.rank == 0:
+                log.warning(
+                    "files of %s or its side-cars have changed since the checkpoint, in size or time; with a manifest "
+                    "(filip data manifest) a training compares their content",
+                    index.source.shards,
+                )
         self._at.epoch, self._at.batch = int(state["epoch"]), done
         self.counters = Counter(state["counters"])
 

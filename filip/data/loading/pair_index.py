@@ -53,6 +53,7 @@ class SourceIndex:
     size: np.ndarray  # int32, bytes
     row: np.ndarray  # int32: row of the side-car, or number of the .txt among the tar's files
     counts: np.ndarray  # int64 [shards]: samples per shard
+    state: str  # of all its files, see :func:`identity_of`
     problems: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
@@ -90,7 +91,7 @@ def index_source(
     arrays = {name: np.memmap(entry / name, dtype, "r") for name, dtype in _ARRAYS.items()}
     counts = np.load(entry / "counts.npy")
     problems = Counter(json.loads((entry / "problems.json").read_text()))
-    return SourceIndex(source, tars, **arrays, counts=counts, problems=problems)
+    return SourceIndex(source, tars, **arrays, counts=counts, state=state, problems=problems)
 
 
 def _writable_folder(source: Source, folder: str | Path | None) -> Path:
