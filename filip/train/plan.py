@@ -7,17 +7,29 @@ filip/train/counts.py counts all of it. Seconds are in the log of a run on the m
 
 from __future__ import annotations
 
+import io
+import math
 import os
+import random
+import time
 from dataclasses import dataclass
 
+import numpy as np
+import torch
+from PIL import Image
+
 from filip.command import option, run_command
+from filip.data.loading.config import AugmentConfig
+from filip.data.loading.transforms import TrainTransform
 from filip.errors import UserError
 from filip.files import readable
+from filip.models import build_model
 from filip.train.config import TrainConfig
-from filip.train.counts import Message, by_part, count, host_memory, to_ask_for
+from filip.train.counts import Message, by_part, count, host_memory, step_flops, to_ask_for
 from filip.train.engine import Batching, resolve_batching
-from filip.train.hardware import GPUS
+from filip.train.hardware import GPUS, Gpu
 
+BUSY = 0.15  # share of its peak at which a GPU should not wait for images; a run's own is speed/mfu in its log
 IMAGE_BYTES = 20_000  # a stored image of 256 px, JPEG of quality 95
 
 
@@ -68,6 +80,7 @@ def report(config: Plan) -> list[str]:
         lines.append(f"at first    {_traffic(counts.early_messages, gpus, per_node)}; {schedule}")
     lines += [
         f"files       {batch.pairs_per_step:,} reads of about {readable(IMAGE_BYTES)} a step",
+        *([f"loader      {loader_needs(config, gpu)[0]}"] if config.data.feature_cache is None else []),
         f"{memory} ({fits} in {readable(gpu.memory)})",
     ]
     if config.pairs is not None:
@@ -77,6 +90,36 @@ def report(config: Plan) -> list[str]:
     steps = planned_steps(config, batch)
     unknown = "as many steps as the data give: pairs=N says how many an epoch has"
     return [*lines, f"run         {unknown if steps is None else f'{steps:,} steps'}"]
+
+
+def loader_needs(config: TrainConfig, gpu: Gpu) -> tuple[str, bool]:
+    """Say how many cores make the images for a GPU that computes at BUSY of its peak; whether data.workers suffice."""
+    with torch.device("meta"):
+        model = build_model(config.model)
+    pair_flops = step_flops(model, config, Batching(1, 1, 1, 1))
+    peak = gpu.single if config.precision == "fp32" else gpu.half
+    rate, workers = images_per_second(config.data, model.image_size), config.data.workers
+    cores, fed = math.ceil(BUSY * peak / pair_flops / rate), workers * rate * pair_flops / peak
+    return (
+        f"needs {cores} core{'s' * (cores > 1)} a GPU at {BUSY:.0%} of its peak, {rate:,.0f} images/s a core here; data.workers={workers} "
+        f"feed {fed:.0%}",
+        fed >= BUSY,
+    )
+
+
+def images_per_second(augment: AugmentConfig, image_size: int, seconds: float = 0.5) -> float:
+    """Measure how many JPEGs of 256 px a core of this machine decodes and augments in a second of processor time."""
+    colours = np.random.default_rng(0).integers(0, 256, (64, 85, 3), np.uint8)
+    picture = io.BytesIO()
+    Image.fromarray(colours).resize((341, 256)).save(picture, "JPEG", quality=95)
+    transform, rng, threads = TrainTransform(image_size, augment), random.Random(0), torch.get_num_threads()
+    torch.set_num_threads(1)  # as in a worker of the loader
+    images, started = 0, time.process_time()
+    while (spent := time.process_time() - started) < seconds:
+        transform.pixels(picture.getvalue(), rng)
+        images += 1
+    torch.set_num_threads(threads)
+    return images / spent
 
 
 def planned_steps(config: Plan, batch: Batching) -> int | None:

@@ -9,12 +9,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bench import loss_cost
 from filip.command import compose_config, run_command
+from filip.data.loading.config import AugmentConfig
 from filip.models import build_model, load_preset
 from filip.train.cost import Setting, fused
 from filip.train.counts import Message, encoder_flops, loss_messages, passes, zero_messages
 from filip.train.engine import resolve_batching
 from filip.train.hardware import GPUS, peak_flops
-from filip.train.plan import Plan, main, node_bytes, planned_steps, report
+from filip.train.plan import Plan, images_per_second, loader_needs, main, node_bytes, planned_steps, report
 from late_interaction import tiled
 from late_interaction.packing import Tokens
 from tests.support.launched_ranks import Ranks
@@ -102,6 +103,19 @@ def test_steps_are_those_of_the_study_s_own_pairs_or_unknown() -> None:
     assert "1,000 steps" in report(plan_of("model=tiny", "global_batch=256", "max_steps=1000", "epochs=null"))[-1]
     large = plan_of("experiment=ablation", "model.gradient_checkpointing=false", "gpu=v100")
     assert "DOES NOT FIT" in "\n".join(report(large))
+
+
+def test_the_cores_that_feed_a_gpu_follow_from_measured_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert images_per_second(AugmentConfig(), 64, seconds=0.05) > 10
+    monkeypatch.setattr("filip.train.plan.images_per_second", lambda *_: 230.0)  # a core of Sapphire Rapids
+    base = plan_of("experiment=base", "precision=bf16")
+    text, enough = loader_needs(base, GPUS["h100"])
+    # 31 GFLOP a pair: an H100 at 15 % of its peak takes 4,800 pairs a second
+    assert text.startswith("needs 21 cores a GPU") and text.endswith("data.workers=6 feed 4%") and not enough
+    assert loader_needs(base, GPUS["v100"])[0].startswith("needs 3 cores a GPU")
+    assert f"loader      {text}" in report(base)
+    base.data.workers = 21
+    assert loader_needs(base, GPUS["h100"])[1]
 
 
 @pytest.mark.parametrize(
