@@ -8,10 +8,45 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from statistics import NormalDist
+from typing import NamedTuple
 
 from filip.command import option, run_command
-from filip.train.cost import SOFTMAX_BYTES, Cost, Setting, block_flops, clip, fused
+from filip.train.losses.term import SOFTMAX_BYTES, Setting
+from filip.train.losses.token_wise import packed_memory
 from late_interaction.triton_layout import GROUP, cut, rows_of
+
+
+class Cost(NamedTuple):
+    """The cost of one step on one GPU, forward and backward."""
+
+    flops: float
+    memory: float  # bytes in addition to the rank's tokens and their gradients
+    traffic: float  # bytes received from other GPUs
+
+
+def clip(s: Setting) -> Cost:
+    """Return the cost of one vector per side (2 x dim wide): both sides gathered, each direction its own product."""
+    width = 2 * s.dim
+    product = 2 * s.local * s.global_batch * width
+    gathered = 2 * s.global_batch * width * s.token_bytes
+    remote = gathered * (s.gpus - 1) / s.gpus
+    return Cost(2 * 3 * product, SOFTMAX_BYTES * s.local * s.global_batch + gathered, 2 * remote)
+
+
+def fused(s: Setting, exchange: str = "gather", recompute: bool = False) -> Cost:
+    """Return the cost of the native backend, and of tiled on a CPU.
+
+    Text is packed, every pair scored once, maps are saved and the backward adds rows.
+
+    The memory is tiled's, with one tile. Its sorts on a CPU are not flops and are not counted.
+    """
+    pairs = s.local * s.global_batch
+    product = 2 * pairs * s.n1 * s.n2 * s.dim
+    row_sums = 2 * 2 * pairs * (s.n1 + s.n2) * s.dim  # each winner is added once on either side
+    received = s.global_batch * s.n2 * s.dim * (s.gpus - 1) / s.gpus
+    passes = 1 if exchange == "gather" else 2  # the ring sends the tokens again in the backward
+    traffic = received * (passes * s.token_bytes + 4) + 2 * 4 * pairs
+    return Cost(product * (2 if recompute else 1) + row_sums, packed_memory(s, exchange, recompute), traffic)
 
 
 @dataclass
@@ -28,14 +63,23 @@ class Step(Setting):
 def encoder_flops(s: Step) -> float:
     """Count both encoders' flops for the local batch, forward and backward, as this project computes them.
 
-    Captions are packed, so that only the attention is padded. tests/train/test_fleet.py compares it with the counter
-    of ``filip train plan``, and that one with PyTorch's.
+    Captions are packed, so that only the attention is padded. tests/train/test_fleet.py compares it with PyTorch's
+    count.
     """
     patch = 2 * s.n1 * s.patch_side**2 * 3 * s.image_width
     blocks = s.image_layers * block_flops(s.n1 + 1, s.n1 + 1, s.image_width, 8 * s.image_width**2)
     text = s.text_layers * block_flops(s.n2, s.n2_padded, s.text_width, 8 * s.text_width**2)
     projections = 2 * s.dim * ((s.n1 + 1) * s.image_width + s.n2 * s.text_width)
     return 3 * (patch + blocks + text + projections) * s.local
+
+
+def block_flops(tokens: float, columns: float, width: int, mlp: int) -> float:
+    """Count a transformer block's forward pass for one sequence: two flops per product.
+
+    Every token meets the attention's four matrices and the ``mlp`` weights of the MLP; scores and sums are computed
+    over ``columns``, the length to which the attention alone is padded.
+    """
+    return tokens * 2 * (4 * width * width + mlp) + 4 * columns * columns * width
 
 
 def dense_products(s: Step) -> float:

@@ -12,17 +12,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from filip.data.loading.config import PREFETCH, DataConfig
 from filip.files import readable
 from filip.models import DualEncoder, ModelConfig, build_model
-from filip.models.stem import Stem
 from filip.train.adapters import adapt, trainable
 from filip.train.config import TrainConfig
-from filip.train.cost import Setting, block_flops
 from filip.train.engine import Batching, resolve_batching
 from filip.train.losses import BatchShape, Loss, exchanged, resolve_weights
-from filip.train.losses.term import transport_dtype
+from filip.train.losses.term import Setting, transport_dtype
 from filip.train.losses.weights import WeightSchedule, parse_weight
 from filip.train.optimizers import OPTIMIZERS
 from late_interaction.token_selection import kept_count
@@ -93,7 +92,7 @@ def count(model: ModelConfig, config: TrainConfig, batching: Batching, ranks: in
         "text": sum(p.numel() for p in built.text.parameters()),
         "temperature": built.logit_scale.numel(),
     }
-    flops = step_flops(built, config, batching)
+    flops = step_flops(model, config, batching)
     sent = exchanged(resolve_weights(config.loss, model.interaction))
     first, last = kept_shares(config)
     gradients = zero_messages(sum(parts.values()), config, batching.accumulation * batching.chunks)
@@ -126,7 +125,7 @@ def kept_shares(config: TrainConfig) -> tuple[float, float]:
 
 
 def contrastive_batch(model: DualEncoder, config: TrainConfig, batching: Batching, ranks: int, share: float) -> Setting:
-    """Return one contrastive batch, of which ``share`` of the tokens is left, for filip.train.cost."""
+    """Return one contrastive batch, of which ``share`` of the tokens is left."""
     patches = model.image.grid[0] * model.image.grid[1]
     words = min(CAPTION_TOKENS, model.config.text.context_length)
     return Setting(
@@ -142,58 +141,30 @@ def contrastive_batch(model: DualEncoder, config: TrainConfig, batching: Batchin
 # --- arithmetic
 
 
-def step_flops(model: DualEncoder, config: TrainConfig, batching: Batching) -> float:
+def step_flops(model: ModelConfig, config: TrainConfig, batching: Batching) -> float:
     """Count the operations of both towers in a step of a rank: a backward pass counts as two forward ones."""
-    text = model.config.text
-    # a tower that reads its padding computes it
-    words = min(CAPTION_TOKENS, text.context_length) if text.padding is None else text.context_length
-    of_a_pair = encoder_flops(model, words, text.context_length, config.data.feature_cache is None)
-    return 3 * sum(of_a_pair.values()) * batching.per_rank * batching.accumulation
+    words = min(CAPTION_TOKENS, model.text.context_length)
+    of_a_pair = encoder_flops(model, words, config.data.feature_cache is None)
+    return 3.0 * of_a_pair * batching.per_rank * batching.accumulation
 
 
-def encoder_flops(model: DualEncoder, words: float, columns: int, stem_computes: bool = True) -> dict[str, float]:
-    """Count the floating-point operations of one pair's forward pass, by tower: two per product.
+def encoder_flops(model: ModelConfig, words: int, stem_computes: bool = True) -> int:
+    """Let torch count the floating-point operations of a pair's forward pass, on the meta device: two per product.
 
-    words: tokens of its caption, which all linear layers compute with. columns: tokens of the longest caption of the
-    batch, to which the attention alone is padded. stem_computes: false with data.feature_cache.
+    words: tokens of its caption. stem_computes: false with data.feature_cache.
     """
-    config = model.config
-    rows, width, depth = model.image.grid[0] * model.image.grid[1], model.image.width, model.image.depth
-    patch_rows, patch_columns = model.image.patch_size
-    tokens = rows + model.image.prefix_tokens
-    first: Any = model.image.trunk.blocks[0]
-    layers = [layer for layer in first.mlp.modules() if isinstance(layer, torch.nn.Linear)]
-    mlp = sum(layer.in_features * layer.out_features for layer in layers)
-    stem = model.image.stem
-    image = 2.0 * rows * patch_rows * patch_columns * 3 * width
-    if stem is not None:  # a convolution of one px makes its cells wide enough
-        image = 2.0 * rows * stem.num_features * width
-        if stem_computes:
-            image += stem_flops(stem, model.image_size)
-    image += depth * block_flops(tokens, tokens, width, mlp) + 2 * tokens * width * config.embed_dim
-    text_width = config.text.width
-    text_mlp = 2 * text_width * (config.text.mlp_width or 4 * text_width)
-    text = float(config.text.layers) * block_flops(words, columns, text_width, text_mlp)
-    text += 2 * (words if config.interaction == "token_wise" else 1) * text_width * config.embed_dim
-    return {"image": image, "text": text}
-
-
-def stem_flops(stem: Stem, image_size: int) -> float:
-    """Count the floating-point operations of one image's forward pass, on the meta device."""
     from torch.utils.flop_counter import FlopCounterMode  # imports Triton where it is installed
 
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        copy.deepcopy(stem).to("meta")(torch.zeros(1, 3, image_size, image_size, device="meta"))
-    return float(counter.get_total_flops())
-
-
-def passes(checkpointing: bool, chunks: int) -> int:
-    """Return how many forward passes a step's arithmetic amounts to.
-
-    A backward pass is two, recomputing is one more. ``chunks`` above 1 is gradient caching, which first encodes without
-    gradients.
-    """
-    return 3 + checkpointing + (chunks > 1)
+    with torch.device("meta"):
+        built = build_model(model)
+        pixels = torch.zeros(1, 3, built.image_size, built.image_size)
+        ids = torch.zeros(1, words, dtype=torch.int64)
+        if built.image.stem is not None and not stem_computes:
+            pixels = built.image.stem(pixels)
+    # it does not know how many flops torch's fused attention for the CPU takes
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+        built(pixels, ids, torch.tensor([words]))
+    return counter.get_total_flops()
 
 
 # --- bytes on the links
@@ -253,7 +224,7 @@ VALUE_BYTES = {"fp32": 4.0, "bf16": 2.4, "fp16": 2.0}
 def memory_bytes(model: DualEncoder, config: TrainConfig, batching: Batching, ranks: int) -> dict[str, int]:
     """Return the bytes of a rank by purpose: states, activations and the terms of the loss.
 
-    Terms hold embeddings with their gradients, and what filip.train.cost counts.
+    Terms hold embeddings with their gradients, and what they count themselves.
     """
     moments = OPTIMIZERS[config.optimizer.name].state_bytes + 4 * (config.optimizer.average is not None)
     learning = trainable(model)

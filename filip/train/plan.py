@@ -23,7 +23,6 @@ from filip.data.loading.config import AugmentConfig
 from filip.data.loading.transforms import TrainTransform
 from filip.errors import UserError
 from filip.files import readable
-from filip.models import build_model
 from filip.train.config import TrainConfig
 from filip.train.counts import Message, by_part, count, host_memory, step_flops, to_ask_for
 from filip.train.engine import Batching, resolve_batching
@@ -94,15 +93,13 @@ def report(config: Plan) -> list[str]:
 
 def loader_needs(config: TrainConfig, gpu: Gpu) -> tuple[str, bool]:
     """Say how many cores make the images for a GPU that computes at BUSY of its peak; whether data.workers suffice."""
-    with torch.device("meta"):
-        model = build_model(config.model)
-    pair_flops = step_flops(model, config, Batching(1, 1, 1, 1))
+    pair_flops = step_flops(config.model, config, Batching(1, 1, 1, 1))
     peak = gpu.single if config.precision == "fp32" else gpu.half
-    rate, workers = images_per_second(config.data, model.image_size), config.data.workers
+    rate, workers = images_per_second(config.data, config.model.image.image_size), config.data.workers
     cores, fed = math.ceil(BUSY * peak / pair_flops / rate), workers * rate * pair_flops / peak
     return (
-        f"needs {cores} core{'s' * (cores > 1)} a GPU at {BUSY:.0%} of its peak, {rate:,.0f} images/s a core here; data.workers={workers} "
-        f"feed {fed:.0%}",
+        f"needs {cores} core{'s' * (cores > 1)} a GPU at {BUSY:.0%} of its peak, {rate:,.0f} images/s a core here; "
+        f"data.workers={workers} feed {fed:.0%}",
         fed >= BUSY,
     )
 

@@ -49,7 +49,7 @@ class Run:
 
         They are counted as by ``filip train plan``, with a caption of typical length.
         """
-        return step_flops(self.engine.model, self.config, self.batching)
+        return step_flops(self.engine.model.config, self.config, self.batching)
 
     @property
     def elapsed(self) -> dict[str, float]:

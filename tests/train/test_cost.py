@@ -8,14 +8,16 @@ import pytest
 from bench.loss_cost import (
     Step,
     caption_lengths,
+    clip,
     dense_products,
     encoder_flops,
+    fused,
     materialised,
     table,
     triton,
     triton_flops,
 )
-from filip.train.cost import SOFTMAX_BYTES, clip, fused
+from filip.train.losses.term import SOFTMAX_BYTES
 from late_interaction.triton_layout import cut, rows_of
 
 EIGHT_GPUS = Step(global_batch=8192, gpus=8, tile_bytes=0)

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from filip.models import ModelConfig
-from filip.train.cost import Setting
 from filip.train.losses import TERMS, BatchShape, Loss, LossOutput
+from filip.train.losses.term import Setting
 from filip.train.step import by_name, from_names
 from late_interaction import cached_backward
 from late_interaction import lengths as interaction_lengths

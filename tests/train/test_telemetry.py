@@ -8,7 +8,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import plugin_data_pb2
 
-from filip.models import build_model
 from filip.train.config import TrainConfig
 from filip.train.counts import CAPTION_TOKENS, encoder_flops
 from filip.train.progress import final_metrics, shown_settings
@@ -71,9 +70,8 @@ def test_mfu_is_the_encoders_arithmetic_over_the_peak_of_the_device(squares: Pat
     arguments = train_arguments(squares, tmp_path / "run", *few)[2:]
     ranks = Ranks(1, [str(Path(__file__).parent / "known_peak.py"), *arguments], tmp_path / "log")
     assert ranks.wait() == [0], ranks.text()[-3000:]
-    model = build_model(compose("experiment=demo", "model=tiny").model)
-    columns = model.config.text.context_length
-    step = 3 * sum(encoder_flops(model, min(CAPTION_TOKENS, columns), columns).values())
+    model = compose("experiment=demo", "model=tiny").model
+    step = 3 * encoder_flops(model, min(CAPTION_TOKENS, model.text.context_length))
     intervals = [line for line in records(tmp_path / "run") if "speed/mfu" in line]
     assert len(intervals) == 4
     for line in intervals:

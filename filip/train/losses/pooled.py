@@ -7,11 +7,9 @@ al., 2024) found the token-wise loss alone unstable at scale, and stable with th
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 from filip.citations import CLIP
-from filip.train.cost import clip
-from filip.train.losses.term import BatchShape, LossInput, Term, TermOutput
+from filip.train.losses.term import SOFTMAX_BYTES, BatchShape, LossInput, Term, TermOutput
 from late_interaction import distributed_pooled_similarity
 
 
@@ -21,8 +19,10 @@ def compute(batch: LossInput) -> TermOutput:
 
 
 def memory(shape: BatchShape) -> float:
-    """Return the bytes of this rank's vectors with gradients in float32, and of two matrices of logits with theirs."""
-    return shape.pairs * 2 * shape.dim * 8 + clip(replace(shape.setting, dim=shape.dim // 2)).memory
+    """Return the bytes of this rank's vectors with gradients in float32, of all ranks' vectors, and of the soft-max."""
+    step = shape.setting
+    gathered = 2 * step.global_batch * shape.dim * step.token_bytes
+    return shape.pairs * 2 * shape.dim * 8 + gathered + SOFTMAX_BYTES * step.local * step.global_batch
 
 
 POOLED = Term(

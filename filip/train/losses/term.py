@@ -11,7 +11,7 @@ from torch import Tensor
 
 from filip.models import Encoded, ModelConfig, PooledFeatures, TextFeatures
 from filip.models.dual_encoder import without_ends
-from filip.train.cost import Setting
+from filip.option import option
 from filip.train.losses.weights import parse_weight, weight_at
 from late_interaction import ContrastiveOutput, Similarity, contrastive_loss
 
@@ -113,6 +113,29 @@ class TermOutput(NamedTuple):
     metrics: dict[str, Tensor]
 
 
+# Of a pair of an own image and a text: s^I, s^T and, measured, the 6.4 float32 matrices of the soft-max with ids at its
+# peak, their gradients among them (4.2 without ids)
+SOFTMAX_BYTES = 34
+
+
+@dataclass
+class Setting:
+    """A training step as one GPU sees it. Defaults: the paper's FILIP base."""
+
+    global_batch: int = option(40_960, "pairs of one contrastive batch, all GPUs", at_least=1)
+    gpus: int = option(128, "GPUs that share the batch", at_least=1)
+    n1: int = option(49, "image tokens in the interaction", at_least=1)
+    n2: float = option(18.0, "mean tokens of a caption, [BOS] and [EOS] included", at_least=1)
+    n2_padded: int = option(77, "tokens of a caption that a padded implementation computes with", at_least=1)
+    dim: int = option(256, "features of a token", at_least=1)
+    token_bytes: int = option(2, "bytes of a feature when it is sent; 2 = fp16, as in the paper", at_least=1)
+    tile_bytes: int = option(1 << 28, "bytes of the similarity that the tiled backend holds on a GPU", at_least=1)
+
+    @property
+    def local(self) -> int:
+        return self.global_batch // self.gpus
+
+
 @dataclass(frozen=True)
 class BatchShape:
     """Sizes that decide how much memory a term needs on one rank."""
@@ -122,7 +145,7 @@ class BatchShape:
     words: int  # tokens of a typical caption
     dim: int  # channels of an embedding
     exchange: str
-    setting: Setting  # the same after token selection, for filip.train.cost
+    setting: Setting  # the same after token selection
 
 
 def sum_of(losses: list[Tensor]) -> Tensor:

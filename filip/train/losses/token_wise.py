@@ -18,8 +18,16 @@ from torch import Tensor
 
 from filip.citations import FILIP
 from filip.models import TextFeatures
-from filip.train.cost import fused
-from filip.train.losses.term import BatchShape, LossInput, LossSettings, Term, TermOutput, transport_dtype
+from filip.train.losses.term import (
+    SOFTMAX_BYTES,
+    BatchShape,
+    LossInput,
+    LossSettings,
+    Setting,
+    Term,
+    TermOutput,
+    transport_dtype,
+)
 from late_interaction import (
     Blockwise,
     Similarity,
@@ -116,7 +124,19 @@ def _mean_cosine(unit: Tensor) -> Tensor:
 def memory(shape: BatchShape) -> float:
     """Return the bytes of this rank's tokens and their gradients in float32, and of the interaction's memory."""
     tokens = shape.pairs * (shape.patches + shape.words) * shape.dim * 8
-    return tokens + fused(shape.setting, shape.exchange).memory
+    return tokens + packed_memory(shape.setting, shape.exchange)
+
+
+def packed_memory(s: Setting, exchange: str = "gather", recompute: bool = False) -> float:
+    """Return the bytes of the tiled backend, with one tile: maps of winners, soft-max, other ranks' packed texts."""
+    pairs, all_texts = s.local * s.global_batch, s.global_batch * s.n2 * s.dim
+    index_bytes = 1 if max(s.n1, s.n2_padded) <= 256 else 2
+    maps = 0 if recompute else pairs * (s.n1 + s.n2) * index_bytes
+    if exchange == "gather":  # all tokens, their float32 gradients, and those once more padded for the wire
+        remote = all_texts * (s.token_bytes + 2 * 4)
+    else:  # the block in hand and the one arriving; a gradient being computed, one leaving, one arriving
+        remote = all_texts / s.gpus * (2 * s.token_bytes + 3 * 4)
+    return maps + SOFTMAX_BYTES * pairs + remote + min(s.tile_bytes, 4 * pairs * s.n1 * s.n2)
 
 
 TOKEN_WISE = Term(
