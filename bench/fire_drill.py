@@ -310,11 +310,13 @@ import os
 import signal
 from pathlib import Path
 
-TROUBLE = Path(__file__).with_name("trouble")  # a kind and a rank
+TROUBLE = Path(__file__).with_name("trouble")  # a kind, and a rank of the training that is struck
+if b"run=shaken" in Path("/proc/self/cmdline").read_bytes():
+    os.environ["STRUCK_RANK"] = os.environ.get("SLURM_PROCID", "")  # for the loader's processes too
 
 
 def meets(kind):
-    return TROUBLE.is_file() and TROUBLE.read_text() == f"{kind} {os.environ.get('SLURM_PROCID')}"
+    return TROUBLE.is_file() and TROUBLE.read_text() == f"{kind} {os.environ.get('STRUCK_RANK')}"
 
 
 def failing(call, kind, number):

@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from filip.command import MISSING, option, run_command
 from filip.data.cards import SourceCard, load_source
@@ -24,9 +24,6 @@ from filip.extras import how_to_install
 from filip.files import readable
 from filip.study.evaluation import card_of, check_evaluation_options
 from filip.study.study import Study, load_study
-
-if TYPE_CHECKING:
-    from filip.train.config import TrainConfig
 
 # Kinds of needs, and the rules of the workflow that have them.
 KINDS = {
@@ -255,7 +252,7 @@ def _loader(study: Study) -> Iterator[Finding]:
     from filip.train.hardware import GPUS
     from filip.train.plan import loader_needs
 
-    alike: dict[str, tuple[TrainConfig, list[str]]] = {}
+    alike: dict[str, tuple[Any, list[str]]] = {}
     for name in study.trained:
         config = study.resolved(name)
         if study.launch_settings(name).get("accelerator") != "cpu" and config.data.feature_cache is None:

@@ -233,10 +233,9 @@ def memory_bytes(model: DualEncoder, config: TrainConfig, batching: Batching, ra
     loss = Loss(resolve_weights(config.loss, model.config.interaction), config)
     captions = 2 if loss.reads_further_captions else 1
     sizes["activations"] = activation_bytes(model, config.precision, batching.chunk, captions)
-    patches = model.image.grid[0] * model.image.grid[1]
-    words = min(CAPTION_TOKENS, model.config.text.context_length)
+    whole = contrastive_batch(model, config, batching, ranks, 1.0)
     most = contrastive_batch(model, config, batching, ranks, max(kept_shares(config)))
-    shape = BatchShape(batching.per_rank, patches, words, model.config.compared_dim, config.exchange, most)
+    shape = BatchShape(batching.per_rank, whole.n1, int(whole.n2), whole.dim, config.exchange, most)
     return sizes | {"loss": loss.memory(shape)}
 
 

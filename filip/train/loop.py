@@ -210,13 +210,8 @@ def open_run(
     for note in notes:
         telemetry.event(state.step, "resume", note)
     lowest = max(Limits.min_loss_scale, engine.lowest_loss_scale())
-    watchdog = Watchdog(
-        config.watchdog,
-        batching.global_batch,
-        model.config.max_logit_scale,
-        config.precision == "fp16",
-        Limits(min_loss_scale=lowest),
-    )
+    limits = Limits(min_loss_scale=lowest)
+    watchdog = Watchdog(batching.global_batch, model.config.max_logit_scale, config.precision == "fp16", limits)
     commit = start.get("commit")
     stalls = StallDetector(ranks.rank, say)
     return Run(

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from filip.models.temperature import at_clamp
-from filip.train.config import WatchdogConfig
 from filip.train.monitors import Slowest
 
 STUCK_TOLERANCE = 0.01  # relative to the loss of chance
@@ -82,17 +81,11 @@ class Watchdog:
     """Observe every step and return new alerts; the same status gives the same alerts on all ranks."""
 
     def __init__(
-        self,
-        settings: WatchdogConfig,
-        contrastive_batch: int,
-        max_logit_scale: float,
-        fp16: bool,
-        limits: Limits | None = None,
+        self, contrastive_batch: int, max_logit_scale: float, fp16: bool, limits: Limits | None = None
     ) -> None:
         """Set the thresholds. ``contrastive_batch``: pairs of one batch, of which the messages speak."""
-        self.settings, self.limits, self.fp16 = settings, limits or Limits(), fp16
-        self.contrastive_batch = contrastive_batch
-        self.max_logit_scale = max_logit_scale
+        self.limits, self.fp16 = limits or Limits(), fp16
+        self.contrastive_batch, self.max_logit_scale = contrastive_batch, max_logit_scale
         self._losses: deque[float] = deque(maxlen=HISTORY)
         self._stragglers: dict[str, list[tuple[int, int]]] = {}  # (rank, step) of the intervals in a row
         self._since: dict[str, int] = {}

@@ -2,7 +2,6 @@
 
 import threading
 
-from filip.train.config import WatchdogConfig
 from filip.train.monitors import RankReport, Slowest, slowest, summed
 from filip.train.watchdog import Limits, StallDetector, StepStatus, Watchdog
 
@@ -20,7 +19,7 @@ def of(ranks: list[RankReport]) -> tuple[Slowest, Slowest]:
 
 def watchdog(straggler_intervals: int = 3) -> Watchdog:
     limits = Limits(straggler_intervals=straggler_intervals)
-    return Watchdog(WatchdogConfig(), 128, max_logit_scale=100.0, fp16=False, limits=limits)
+    return Watchdog(128, max_logit_scale=100.0, fp16=False, limits=limits)
 
 
 def test_counters_are_summed_and_the_slowest_rank_has_a_name() -> None:

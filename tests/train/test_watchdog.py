@@ -2,7 +2,6 @@ import math
 
 import pytest
 
-from filip.train.config import WatchdogConfig
 from filip.train.watchdog import Limits, StepStatus, Watchdog
 
 GOOD = {
@@ -12,7 +11,7 @@ GOOD = {
 
 
 def kinds(steps: list[dict], fp16: bool = False, limits: Limits | None = None) -> list[tuple[str, int, int]]:
-    watchdog = Watchdog(WatchdogConfig(), 128, max_logit_scale=100.0, fp16=fp16, limits=limits)
+    watchdog = Watchdog(128, max_logit_scale=100.0, fp16=fp16, limits=limits)
     results = []
     for i, changes in enumerate(steps, start=1):
         results += watchdog.observe(StepStatus(step=i, **{**GOOD, **changes}))
@@ -52,7 +51,7 @@ def test_a_discarded_step_is_bad_where_no_scaler_is_at_work() -> None:
 
 
 def test_a_loss_stuck_at_chance_is_named() -> None:
-    watchdog = Watchdog(WatchdogConfig(), 128, 100.0, False, Limits(stuck_steps=1))
+    watchdog = Watchdog(128, 100.0, False, Limits(stuck_steps=1))
     status = {**GOOD, "loss": 1.5 * math.log(128), "chance_loss": 1.5 * math.log(128)}
     assert "chance for 128 pairs" in str(watchdog.observe(StepStatus(step=1, **status))[0])
     assert watchdog.observe(StepStatus(step=2, **{**status, "loss": math.log(128)})) == []
@@ -93,7 +92,7 @@ def test_ranks_with_different_gradient_norms_are_named_at_once() -> None:
 
 
 def test_nothing_is_good_while_a_non_finite_stretch_runs() -> None:
-    watchdog = Watchdog(WatchdogConfig(), 128, 100.0, False)
+    watchdog = Watchdog(128, 100.0, False)
     watchdog.observe(StepStatus(step=1, **GOOD))
     assert watchdog.healthy
     watchdog.observe(StepStatus(step=2, **{**GOOD, "finite": False}))
