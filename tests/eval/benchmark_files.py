@@ -49,13 +49,17 @@ def save(path: Path, number: int, box: tuple[int, int, int, int] | None = None) 
 BOX = (8, 4, 16, 20)
 
 
+def save_all(folder: Path, count: int, box: tuple[int, int, int, int] | None = None, name: str = "{}.jpg") -> None:
+    for i in range(count):
+        save(folder / name.format(i), i, box)
+
+
 def sugar_crepe(root: Path, name: str) -> int:
     rows = {
         str(3 * i): {"filename": f"{i:012d}.jpg", "caption": f"a {i}", "negative_caption": f"a {i + 50}"}
         for i in range(5)
     }
-    for i in range(5):
-        save(root / "sugar_crepe" / "val2017" / f"{i:012d}.jpg", i)
+    save_all(root / "sugar_crepe" / "val2017", 5, name="{:012d}.jpg")
     write_json(root / "sugar_crepe" / "data" / f"{name.removeprefix('sugar_crepe_')}.json", rows)
     return 5
 
@@ -71,22 +75,19 @@ def sugar_crepe_pp(root: Path, name: str) -> int:
         }
         for i in range(5)
     ]
-    for i in range(5):
-        save(root / "sugar_crepe_pp" / "val2017" / f"{i}.jpg", i)
+    save_all(root / "sugar_crepe_pp" / "val2017", 5)
     write_json(root / "sugar_crepe_pp" / "data" / f"{name.removeprefix('sugar_crepe_pp_')}.json", rows)
     return 5
 
 
 def aro_relation(root: Path, name: str) -> int:
-    x, y, w, h = BOX
-    box = {"bbox_x": x, "bbox_y": y, "bbox_w": w, "bbox_h": h}
+    box = dict(zip(("bbox_x", "bbox_y", "bbox_w", "bbox_h"), BOX, strict=True))
     about = {"relation_name": "on"} if name == "aro_relation" else {"attributes": ["red", "old"]}
     rows = [
         {"image_path": f"{i}.jpg", **box, "true_caption": f"a {i}", "false_caption": f"a {i + 50}", **about}
         for i in range(4)
     ]
-    for i in range(4):
-        save(root / "aro" / "images" / f"{i}.jpg", i, BOX)
+    save_all(root / "aro" / "images", 4, BOX)
     write_json(root / "aro" / f"visual_genome_{name.removeprefix('aro_')}.json", rows)
     return 4
 
@@ -94,27 +95,20 @@ def aro_relation(root: Path, name: str) -> int:
 def aro_order(root: Path, name: str) -> int:
     folder = root / ("coco" if "coco" in name else "flickr30k")
     rows = [{"image": f"v/{i}.jpg", "caption_options": [f"x {i + 50 * j}" for j in range(5)]} for i in range(4)]
-    for i in range(4):
-        save(folder / "v" / f"{i}.jpg", i)
+    save_all(folder / "v", 4)
     write_json(folder / f"{name.removeprefix('aro_')}_test.json", rows)
     return 4
 
 
 def fg_ovd(root: Path, name: str) -> int:
     files = {"hard": "h_attributes", "medium": "m_attributes", "easy": "e_attributes", "trivial": "shuffle_negatives"}
+    wrong = [[f"a {i + 10 * j}" for j in range(1, 11)] for i in range(4)]
     rows = [
-        {
-            "img_path": f"val2017/{i}.jpg",
-            "bbox": [float(v) for v in BOX],
-            "pos_expression": [f"a {i}"],
-            "neg_expression": [f"a {i + 10 * j}" for j in range(1, 11)],
-        }
+        {"img_path": f"val2017/{i}.jpg", "bbox": [*BOX], "pos_expression": [f"a {i}"], "neg_expression": wrong[i]}
         for i in range(4)
     ]
-    for i in range(4):
-        save(root / "fg_ovd" / "coco" / "val2017" / f"{i}.jpg", i, BOX)
-    file = root / "fg_ovd" / f"{files[name.removeprefix('fg_ovd_')]}_llava.jsonl"
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    save_all(root / "fg_ovd" / "coco" / "val2017", 4, BOX)
+    write_lines(root / "fg_ovd" / f"{files[name.removeprefix('fg_ovd_')]}_llava.jsonl", rows)
     return 4
 
 
@@ -126,7 +120,7 @@ def winoground(root: Path, name: str) -> int:
             row |= {f"image_{side}": f"ex_{i}_img_{side}", f"caption_{side}": f"some {2 * i + side}"}
             save(root / "winoground" / "images" / f"ex_{i}_img_{side}.png", 2 * i + side)
         rows.append(row)
-    (root / "winoground" / "examples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_lines(root / "winoground" / "examples.jsonl", rows)
     return 4
 
 
@@ -135,8 +129,7 @@ def half_truths(root: Path, name: str) -> int:
         {"image": f"{i}.jpg", "caption": f"a {i}", "half_truth": f"a {i + 50}", "kind": ("entity", "relation")[i % 2]}
         for i in range(4)
     ]
-    for i in range(4):
-        save(root / "half_truths" / "val2017" / f"{i}.jpg", i)
+    save_all(root / "half_truths" / "val2017", 4)
     write_json(root / "half_truths" / "half_truths.json", rows)
     return 4
 
@@ -144,6 +137,10 @@ def half_truths(root: Path, name: str) -> int:
 def write_json(path: Path, content: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content))
+
+
+def write_lines(path: Path, rows: Sequence[Any]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 PARTS = ("add_att", "add_obj", "replace_att", "replace_obj", "replace_rel", "swap_att", "swap_obj")
@@ -184,4 +181,4 @@ def write_long(root: Path, name: str) -> None:
     if rows:
         file = root / ("docci/docci_descriptions.jsonlines" if name == "docci" else "iiw/data.jsonl")
         other = [{**rows[0], "split": "train"}] if name == "docci" else []
-        file.write_text("".join(json.dumps(row) + "\n" for row in [*other, *rows]))
+        write_lines(file, [*other, *rows])

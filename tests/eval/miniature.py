@@ -24,6 +24,13 @@ def picture(seed: int, side: int = SIDE) -> Image.Image:
     return Image.fromarray(noise).resize((side, side), Image.Resampling.BICUBIC)
 
 
+def write_split(split: Path, shards: Sequence[Sequence[tuple[str, bytes]]]) -> None:
+    """Write a split's tars, each of (name, content), and their number."""
+    for number, members in enumerate(shards):
+        write_tar(split / f"{number}.tar", members)
+    (split / "nshards.txt").write_text(f"{len(shards)}\n")
+
+
 def write_webdataset(
     folder: Path,
     classes: Sequence[str] | None,
@@ -41,7 +48,7 @@ def write_webdataset(
         (folder / "dataset_type.txt").write_text("retrieval\n")
     else:
         (folder / "classnames.txt").write_text("".join(f"{name}\n" for name in classes))
-    per = -(-len(targets) // shards)
+    per, tars = -(-len(targets) // shards), []
     for shard in range(shards):
         members: list[tuple[str, bytes]] = []
         for i in range(shard * per, min((shard + 1) * per, len(targets))):
@@ -57,8 +64,8 @@ def write_webdataset(
                 mask = Image.new("L", images[i].size, 0)
                 mask.paste(255, (SIDE // 2, 0, SIDE, SIDE))
                 members.append((f"s{i:07d}.mask.png", encoded(mask)))
-        write_tar(folder / split / f"{shard}.tar", members)
-    (folder / split / "nshards.txt").write_text(f"{shards}\n")
+        tars.append(members)
+    write_split(folder / split, tars)
     return images
 
 

@@ -22,7 +22,8 @@ from filip.eval.protocols.zero_shot import zero_shot_task
 from filip.eval.scorer import PooledScorer
 from tests.eval.benchmark_files import Reader
 from tests.eval.formats import WRITERS, number_of, shown
-from tests.support.shards import encoded, write_tar
+from tests.eval.miniature import write_split
+from tests.support.shards import encoded
 
 ROOT = Path(__file__).parents[2]
 EVAL = ROOT / "eval"
@@ -120,8 +121,7 @@ def test_every_classification_card_through_the_webdataset_layout(name, tmp_path)
     members = []
     for i, which in enumerate(order):
         members += [(f"s{i:07d}.png", encoded(shown(int(which)))), (f"s{i:07d}.cls", str(i).encode())]
-    write_tar(folder / card.split / "0.tar", members)
-    (folder / card.split / "nshards.txt").write_text("1")
+    write_split(folder / card.split, [members])
     names = [card.classes[raw[which]] for which in order]
     (folder / "classnames.txt").write_text("\n".join(names) + "\n")
     scorer, ensemble = oracle(card, raw)
@@ -140,8 +140,7 @@ def test_retrieval_cards_through_both_layouts(name, layout, tmp_path):
         members = []
         for i, own in enumerate(captions):
             members += [(f"s{i:07d}.jpg", encoded(shown(i), "JPEG")), (f"s{i:07d}.txt", "\n".join(own).encode())]
-        write_tar(folder / "test" / "0.tar", members)
-        (folder / "test" / "nshards.txt").write_text("1\n")
+        write_split(folder / "test", [members])
         (folder / "dataset_type.txt").write_text("retrieval")
     else:
         write_karpathy(folder, card.layout.options, captions)
@@ -279,9 +278,7 @@ def test_a_data_set_that_is_not_there_is_named(tmp_path):
 
 
 def test_the_kind_of_the_data_must_be_the_card_s(tmp_path):
-    folder = tmp_path / "x" / "test"
-    write_tar(folder / "0.tar", [("s0.png", encoded(shown(1))), ("s0.txt", b"one")])
-    (folder / "nshards.txt").write_text("1")
+    write_split(tmp_path / "x" / "test", [[("s0.png", encoded(shown(1))), ("s0.txt", b"one")]])
     (tmp_path / "x" / "dataset_type.txt").write_text("retrieval\n")
     card = load_card(EVAL / "demo_food.yaml")
     card = dataclasses.replace(card, layout=dataclasses.replace(card.layout, path="x"))

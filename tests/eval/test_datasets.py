@@ -11,8 +11,8 @@ from filip.data.eval_transform import EvalTransform
 from filip.errors import UserError
 from filip.eval.datasets import batches
 from filip.eval.formats.webdataset import WebdatasetFolder
-from tests.eval.miniature import picture, write_webdataset
-from tests.support.shards import encoded, write_tar
+from tests.eval.miniature import picture, write_split, write_webdataset
+from tests.support.shards import encoded
 
 
 def to_tensor(image: Image.Image) -> torch.Tensor:
@@ -79,8 +79,7 @@ def test_an_unreadable_image_is_left_out_and_named(tmp_path):
         ("s3.png", encoded(Image.new("L", (60_000, 1)))),  # resized, it would take gigabytes
         ("s3.cls", b"1"),
     ]
-    write_tar(tmp_path / "test" / "0.tar", members)
-    (tmp_path / "test" / "nshards.txt").write_text("1")
+    write_split(tmp_path / "test", [members])
     (tmp_path / "classnames.txt").write_text("a\nb\n")
     data = WebdatasetFolder(tmp_path)
     (batch,) = batches(data, EvalTransform(16), 8)
