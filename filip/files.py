@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -208,12 +208,10 @@ def locked(path: str | Path, busy: str | None = None, shared: bool = False) -> I
 @contextmanager
 def claimed(path: str | Path) -> Iterator[bool]:
     """Hold an exclusive lock on the file ``path`` if nobody else does; yield whether this process holds it."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w") as lock:
+    with ExitStack() as stack:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            stack.enter_context(locked(path, "another process has it"))
+        except UserError:
             yield False
             return
         yield True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
@@ -50,15 +50,7 @@ def hash_shard(tar: Path, file: Path) -> int:
     """Write the perceptual hash (int64) of each image of a shard; return how many."""
     from filip.data.loading.transforms import decode
 
-    keys, hashes = [], []
-    for key, data in shard_images(tar):
-        try:
-            hashes.append(perceptual_hash(decode(data)))
-        except UNDECODABLE:
-            continue
-        keys.append(key)
-    _write(file, keys, pa.array(hashes, pa.int64()), "phash")
-    return len(keys)
+    return _write_hashes(file, shard_images(tar), decode)
 
 
 def state_of_test_set(card: str, root: str) -> str:
@@ -72,10 +64,17 @@ def hash_test_set(card: str, root: str, file: Path) -> int:
     """Write the perceptual hash of each image of a benchmark; return how many. Raises UserError if it is missing."""
     from filip.eval.test_images import test_images
 
+    return _write_hashes(file, test_images(card, root), lambda image: image)
+
+
+def _write_hashes(file: Path, images: Iterable[tuple[str, Any]], decoded: Callable[[Any], Any]) -> int:
     keys, hashes = [], []
-    for key, image in test_images(card, root):
+    for key, image in images:
+        try:
+            hashes.append(perceptual_hash(decoded(image)))
+        except UNDECODABLE:
+            continue
         keys.append(key)
-        hashes.append(perceptual_hash(image))
     _write(file, keys, pa.array(hashes, pa.int64()), "phash")
     return len(keys)
 
