@@ -34,6 +34,7 @@ from filip_demo.scene_sets import (
 )
 from filip_demo.scenes import (
     SIDE,
+    Scene,
     Sprite,
     compose,
     in_scenes,
@@ -129,19 +130,23 @@ def test_every_template_names_each_thing_once() -> None:
     assert [article(name) for name in names] == ["a unicorn", "a bus", "a cactus", "glasses", "T-Rex"]
 
 
+def stated_truly(scene: Scene, caption: str) -> list[bool]:
+    """Return for each relation that a caption states whether the scene shows it."""
+    where = {thing.label: thing.box for thing in scene.things}
+    results = []
+    for relation, axis, sign in (("left of", 0, 1), ("right of", 0, -1), ("above", 1, 1), ("below", 1, -1)):
+        if f" {relation} " in caption:
+            first, second = caption.split(f" {relation} ")
+            a, b = where[first.split()[-1]], where[second.split(",")[0].split()[-1]]
+            low, high = (a, b) if sign > 0 else (b, a)
+            results.append(low[axis + 2] <= high[axis])
+    return results
+
+
 def test_a_relation_that_a_caption_states_is_true() -> None:
-    stated = 0
-    for index in range(400):
-        scene = training_scene(SPRITES, NAMES, 1, index)
-        where = {thing.label: thing.box for thing in scene.things}
-        for relation, axis, sign in (("left of", 0, 1), ("right of", 0, -1), ("above", 1, 1), ("below", 1, -1)):
-            if f" {relation} " in scene.caption:
-                first, second = scene.caption.split(f" {relation} ")
-                a, b = where[first.split()[-1]], where[second.split(",")[0].split()[-1]]
-                low, high = (a, b) if sign > 0 else (b, a)
-                assert low[axis + 2] <= high[axis], scene.caption
-                stated += 1
-    assert stated > 30
+    scenes = [training_scene(SPRITES, NAMES, 1, index) for index in range(400)]
+    stated = [true for scene in scenes for true in stated_truly(scene, scene.caption)]
+    assert len(stated) > 30 and all(stated)
 
 
 def test_combinations_of_test_scenes_never_occur_in_training() -> None:
@@ -209,13 +214,7 @@ def test_the_two_captions_of_a_relation_have_the_same_words_and_only_one_is_true
         right, wrong = choices
         assert right != wrong
         assert Counter(right.replace(",", "").split()) == Counter(wrong.replace(",", "").split())
-        where = {thing.label: thing.box for thing in scene.things}
-        relation = next(r for r in ("left of", "right of", "above", "below") if f" {r} " in right)
-        axis, flip = (0 if relation in ("left of", "right of") else 1), relation in ("right of", "below")
-        first, second = right.split(f" {relation} ")
-        a, b = where[first.split()[-1]], where[second.split(",")[0].split()[-1]]
-        a, b = (b, a) if flip else (a, b)
-        assert a[axis + 2] <= b[axis]
+        assert stated_truly(scene, right) == [True] and stated_truly(scene, wrong) == [False]
     assert result > 50
 
 

@@ -104,20 +104,26 @@ def test_language_rule_recall_and_leakage() -> None:
     assert short["others_kept"] <= 0.25
 
 
-def test_words_decide_where_the_language_model_guesses() -> None:
-    """It took necktie for Hungarian and "a game die" for German, and lost 491 pairs of the demo; now 18."""
-    english = ["necktie", "chipmunk", "orangutan", "a game die", "a poultry leg", "falafel, lab coat", "a teddy bear"]
-    english += ["necktie, spiral notepad, pager", "flag: El Salvador", "hook, ant, crab, wrapped gift"]
-    assert are_english(english) == [True] * len(english)
-    foreign = ["hund", "ein Hund", "pies na plaży", "en hund på stranden", "mi casa es tu casa"]
-    assert are_english(foreign) == [False] * len(foreign)
+# By what the language model alone, or a list of words alone, took for another language, or for English.
+ENGLISH = {
+    "words": ["necktie", "chipmunk", "orangutan", "a game die", "a poultry leg", "falafel, lab coat", "a teddy bear",
+              "necktie, spiral notepad, pager", "flag: El Salvador", "hook, ant, crab, wrapped gift"],
+    "scripts": ["a view of Tokyo Tower (東京タワー)", "α-helix of a protein"],
+    "names": ["flag: Côte d’Ivoire", "flag: São Tomé & Príncipe", "flag: Sint Maarten", "flag: Türkiye",
+              "flag: Réunion", "flag: Afghanistan, AF"],
+    "typesetting": ["woman’s hat", "A knight’s helmet.", "A great blue heron.", "A yellow lemon.", "The letter K."],
+}  # fmt: skip
+FOREIGN = {
+    "words": ["hund", "ein Hund", "pies na plaży", "en hund på stranden", "mi casa es tu casa"],
+    "scripts": ["馴鹿", "塑料瓶", "笑得满地打滚", "笑顔", "끄덕끄덕", "더운 얼굴", "ঘোড়া", "กะโหลกไขว้", "ᖃᐅᔨᓴᕐᓂᖅ", "ጤና"],
+    "names": ["Flagge: Österreich", "drapeau : Réunion", "bandera: España", "Hund: ein Tier"],
+    "typesetting": ["la veste d’une femme", "der Hut — eine Zeichnung", "“perro en el parque”"],
+}
 
 
-def test_a_caption_of_another_script_is_not_english() -> None:
-    """The language model took a fifth of Chinese labels, and a tenth of Korean ones, for English."""
-    foreign = ["馴鹿", "塑料瓶", "笑得满地打滚", "笑顔", "끄덕끄덕", "더운 얼굴", "ঘোড়া", "กะโหลกไขว้", "ᖃᐅᔨᓴᕐᓂᖅ", "ጤና"]
-    assert are_english(foreign) == [False] * len(foreign)
-    assert are_english(["a view of Tokyo Tower (東京タワー)", "α-helix of a protein"]) == [True, True]
+@pytest.mark.parametrize("kind", ENGLISH)
+def test_short_captions_are_told_apart_by_words_script_and_names(kind: str) -> None:
+    assert are_english([*ENGLISH[kind], *FOREIGN[kind]]) == [True] * len(ENGLISH[kind]) + [False] * len(FOREIGN[kind])
 
 
 def test_several_languages(tmp_path: Path) -> None:
@@ -133,12 +139,6 @@ def test_several_languages(tmp_path: Path) -> None:
         are_in(captions, ["xx"])
     with pytest.raises(UserError, match=r"text_rules\.language=\[1\] must be"):
         parse_card({"text_rules": {"language": [1]}}, Path("c.yaml"))
-
-
-def test_a_name_is_of_no_language() -> None:
-    flags = ["Côte d’Ivoire", "São Tomé & Príncipe", "Sint Maarten", "Türkiye", "Réunion", "Afghanistan, AF"]
-    assert are_english([f"flag: {name}" for name in flags]) == [True] * len(flags)
-    assert are_english(["Flagge: Österreich", "drapeau : Réunion", "bandera: España", "Hund: ein Tier"]) == [False] * 4
 
 
 def test_the_word_lists_are_held_once_as_numbers() -> None:
@@ -184,12 +184,6 @@ def test_rules_on_a_sample_that_was_labelled_before_they_met_it(tmp_path: Path) 
     english = [one for judged in kept.values() for one in judged]
     assert (len(english), len(furniture), len(foreign)) == (170, 121, 40)
     assert sum(english) >= 0.97 * 170 and sum(furniture) <= 0.1 * 121 and sum(foreign) <= 2
-
-
-def test_typesetting_does_not_make_a_caption_foreign() -> None:
-    captions = ["woman’s hat", "A knight’s helmet.", "A great blue heron.", "A yellow lemon.", "The letter K."]
-    assert are_english(captions) == [True] * len(captions)
-    assert are_english(["la veste d’une femme", "der Hut — eine Zeichnung", "“perro en el parque”"]) == [False] * 3
 
 
 def test_other_scripts_never_pass_and_case_does_not_matter(tmp_path: Path) -> None:
