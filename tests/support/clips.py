@@ -1,7 +1,6 @@
 """Random models that open_clip and transformers themselves wrote, with the files that are beside them."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +9,7 @@ import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer, normalizers, pre_tokenizers, processors, trainers
 from tokenizers.models import Unigram
-from torch import Tensor
-from transformers import (
-    CLIPConfig,
-    CLIPImageProcessor,
-    CLIPModel,
-    PreTrainedTokenizerFast,
-    Siglip2Config,
-    Siglip2ImageProcessor,
-    Siglip2Model,
-)
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
 from filip.tokenizer import BOS, EOS
 
@@ -36,12 +26,12 @@ def shaken(model: Any) -> Any:
     return model.eval()
 
 
-def briefly_trained(model: Any, vectors: Callable[[Tensor, Tensor], tuple[Tensor, ...]], steps: int) -> Any:
-    """Train ``steps`` of CLIP's loss on noise. vectors: maps pixels and ids to vectors of both sides, and the scale."""
+def briefly_trained(model: Any, steps: int) -> Any:
+    """Train ``steps`` of CLIP's loss on noise."""
     optimizer = torch.optim.AdamW(model.train().parameters(), lr=1e-2)
     ids = F.pad(torch.randint(1, BOS, (4, 10)), (0, 67), value=EOS)
     for _ in range(steps):
-        image, text, scale = vectors(torch.randn(4, 3, 224, 224), ids)
+        image, text, scale = model(torch.randn(4, 3, 224, 224), ids)
         loss = F.cross_entropy(scale * F.normalize(image, dim=-1) @ F.normalize(text, dim=-1).T, torch.arange(4))
         optimizer.zero_grad()
         loss.backward()
@@ -70,39 +60,29 @@ def open_clip_file(folder: Path, quick_gelu: bool = False, shape: str = "tiny", 
     open_clip.add_model_config(folder / architecture)
     torch.manual_seed(0)
     model = shaken(open_clip.create_model(architecture))
-    model = briefly_trained(model, model, steps)
+    model = briefly_trained(model, steps)
     file = folder / architecture / "weights.pt"
     torch.save(model.state_dict(), file)
     return f"{architecture}:{file}"
 
 
-def hf_folder(
-    folder: Path, shape: str = "tiny", activation: str = "quick_gelu", steps: int = 0, **changes: Any
-) -> CLIPModel:
-    """Write a CLIP that transformers saved, with its processor; random or trained for ``steps``."""
-    patch, width, heads, text_width, embed_dim = SHAPES[shape]
+def hf_folder(folder: Path) -> None:
+    """Write a random CLIP that transformers saved, with its processor."""
+    patch, width, heads, text_width, embed_dim = SHAPES["tiny"]
     torch.manual_seed(0)
     config = CLIPConfig(
         vision_config={
-            "hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": 2, "hidden_act": activation,
-            "num_attention_heads": heads, "image_size": 224, "patch_size": patch, **changes,
+            "hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": 2, "num_attention_heads": heads,
+            "image_size": 224, "patch_size": patch,
         },
         text_config={
             "hidden_size": text_width, "intermediate_size": 4 * text_width, "num_hidden_layers": 2,
-            "num_attention_heads": text_width // 64, "hidden_act": activation,
+            "num_attention_heads": text_width // 64,
         },
         projection_dim=embed_dim,
     )  # fmt: skip
-    model = shaken(CLIPModel(config))
-
-    def vectors(pixels: Tensor, ids: Tensor) -> tuple[Tensor, ...]:
-        result = model(pixel_values=pixels, input_ids=ids)
-        return result.image_embeds, result.text_embeds, model.logit_scale.exp()
-
-    model = briefly_trained(model, vectors, steps)
-    model.save_pretrained(folder)
+    shaken(CLIPModel(config)).save_pretrained(folder)
     CLIPImageProcessor().save_pretrained(folder)
-    return model
 
 
 def unigram_tokenizer(captions: list[str], words: int = 120) -> Tokenizer:
@@ -117,21 +97,3 @@ def unigram_tokenizer(captions: list[str], words: int = 120) -> Tokenizer:
     )
     tokenizer.post_processor = processors.TemplateProcessing(single="$A <eos>", special_tokens=[("<eos>", 1)])
     return tokenizer
-
-
-def siglip2_folder(folder: Path, captions: list[str], image_size: int = 32, context: int = 24) -> Any:
-    """Write a random NaFlex of SigLIP 2 that transformers saved: both towers, processor, a vocabulary of captions."""
-    torch.manual_seed(0)
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=unigram_tokenizer(captions), eos_token="<eos>", pad_token="<pad>", unk_token="<unk>",
-        bos_token="<bos>", padding_side="right", model_max_length=context,
-    )  # fmt: skip
-    sizes = {"hidden_size": 32, "intermediate_size": 72, "num_hidden_layers": 2, "num_attention_heads": 2}
-    patches = (image_size // 8) ** 2
-    text = {**sizes, "vocab_size": len(tokenizer) + 3, "max_position_embeddings": context, "projection_size": 32}
-    config = Siglip2Config(vision_config={**sizes, "patch_size": 8, "num_patches": patches}, text_config=text)
-    model: Any = Siglip2Model(config)
-    Siglip2ImageProcessor(patch_size=8, max_num_patches=patches).save_pretrained(folder)
-    shaken(model).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return model
