@@ -6,7 +6,7 @@
 Reads a folder with a table of paths and captions, images with a .txt next to each, webdataset tars, Hugging Face
 datasets (on disk or as Parquet), COCO's and Karpathy's JSON: see filip/sets, which counts each file and line that
 cannot be used. Each image is one row with all its captions. A tar in which nothing has to change is not copied: its
-shard is a link. A bad image is left out alone. A killed run continues from its last shard, with an identical result.
+shard is a link. One bad image stops nothing. A killed run continues from its last shard, with an identical result.
 """
 
 from __future__ import annotations

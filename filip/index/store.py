@@ -44,8 +44,8 @@ CREATE TABLE tokens (file TEXT NOT NULL, rows INTEGER NOT NULL, an_image INTEGER
 class About:
     """How an index was made.
 
-    weights: SHA-256 of the model's file or files, or its name if it is neither. tokens: a pooled model was
-    indexed token-wise. fit: how pictures that are not square were made so, see :mod:`filip.eval.fit`. pool:
+    weights: SHA-256 of the model's file or files, or its name if it has none. tokens: a pooled model was
+    indexed token-wise. fit: how pictures were made square, see :mod:`filip.eval.fit`. pool:
     similar tokens of an image are averaged until one in so many is left.
     """
 

@@ -38,11 +38,11 @@ SPREADS = ("interval", "sd")
 
 @dataclass
 class Cell:
-    """One figure. Accuracies, recalls and chance are fractions in 0..1 (``Column.unit`` is its unit).
+    """One figure, in the unit of its column; accuracies, recalls and chance are fractions in 0..1.
 
     seeds, std: number of repetitions that were averaged, and their standard deviation.
     reason: why value is None.
-    less: its difference from the first row of the section, where outcomes per image are there.
+    less: its difference from the first row of the section, where there are outcomes per image.
     leads: whether it is ahead of every other row of its section by a difference that holds.
     """
 

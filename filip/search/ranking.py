@@ -117,7 +117,7 @@ def rank(
 
 
 def typical(scores: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the median of each row, and the deviation from it of the values below, both [rows, 1].
+    """Return the median of each row and the deviation of the values below it, both [rows, 1].
 
     Unlike mean and standard deviation they do not move when a third of the pictures shows the query.
     """

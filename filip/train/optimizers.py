@@ -217,7 +217,7 @@ def set_lr(groups: list[dict[str, Any]], lr: float, step: int) -> None:
 
 
 def _owned_parameters(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Parameter]]:
-    """Yield every trainable parameter once: the module that holds it, its whole name, itself."""
+    """Yield module, full name and tensor of every trainable parameter, each once."""
     seen: set[int] = set()
     for path, module in model.named_modules():
         for name, parameter in module.named_parameters(prefix=path, recurse=False):

@@ -109,7 +109,7 @@ class MultiVectorSymmetricLoss(nn.Module):
         self.model, self.scale, self.temperature = model, scale, temperature
 
     def get_config_dict(self) -> dict[str, Any]:
-        """Return what the model card says."""
+        """Return the settings for the model card."""
         return {"scale": self.scale, "temperature": self.temperature}
 
     def forward(self, sentence_features: Iterable[dict[str, Any]], labels: Tensor | None = None) -> Tensor:
