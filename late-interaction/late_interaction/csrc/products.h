@@ -1,59 +1,12 @@
 // Products of text rows with a panel of image tokens by register tiles: of floats, or of pairs of bfloat16.
 #pragma once
 
-#include "vector.h"
+#include "register_tile.h"
 
 namespace interaction {
 namespace {
 
 struct Tiles {};  // nothing to prepare: see tiles.h
-
-#if BFLOAT16_PAIRS
-struct Pairs {
-  typedef int32_t element;
-  typedef vi vector;
-  static vf add_product(vf sum, vi feature, vi token) {
-    return (vf)_mm512_dpbf16_ps((__m512)sum, (__m512bh)feature, (__m512bh)token);
-  }
-};
-#endif
-
-template <class Column, int R, int V>
-static void product(const float* panel, const float* rows, int64_t stride, int64_t columns, float* tile,
-                    int64_t tile_stride) {
-  vf sum[R][V] = {};
-  for (int64_t c = 0; c < columns; ++c, panel += V * LANES) {
-    typename Column::vector token[V];
-#pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) __builtin_memcpy(&token[v], panel + v * LANES, VECTOR_BYTES);
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-      typename Column::element value;
-      __builtin_memcpy(&value, rows + r * stride + c, sizeof value);
-      const typename Column::vector feature = splat(value);
-#pragma GCC unroll 4
-      for (int v = 0; v < V; ++v) sum[r][v] = Column::add_product(sum[r][v], feature, token[v]);
-    }
-  }
-#pragma GCC unroll 8
-  for (int r = 0; r < R; ++r)
-#pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) store(tile + r * tile_stride + v * LANES, sum[r][v]);
-}
-
-typedef void (*Product)(const float*, const float*, int64_t, int64_t, float*, int64_t);
-
-#define INTERACTION_ROWS(C, R) {product<C, R, 1>, product<C, R, 2>, product<C, R, 3>, product<C, R, 4>}
-#define INTERACTION_PRODUCTS(C)                                                                                  \
-  {INTERACTION_ROWS(C, 1), INTERACTION_ROWS(C, 2), INTERACTION_ROWS(C, 3), INTERACTION_ROWS(C, 4), INTERACTION_ROWS(C, 5), INTERACTION_ROWS(C, 6)}
-static const Product PRODUCTS[][6][4] = {
-    INTERACTION_PRODUCTS(Floats),
-#if BFLOAT16_PAIRS
-    INTERACTION_PRODUCTS(Pairs),
-#endif
-};
-#undef INTERACTION_PRODUCTS
-#undef INTERACTION_ROWS
 
 // Strips no narrower than the register tile where they can be wider instead: a vector of 8 floats alone keeps half of
 // AVX2's multipliers busy.
@@ -100,8 +53,8 @@ static void product_tile(const Problem& p, const float* text, int64_t length, co
     const int64_t parts = div_up(length, some.end - some.begin > STRIP_VECTORS ? 4 : TILE_ROWS);
     for (int64_t part = 0; part < parts; ++part) {
       const Range rows = part_of(length, parts, part);
-      PRODUCTS[in_pairs(p)][rows.end - rows.begin - 1][some.end - some.begin - 1](
-          panel, text + rows.begin * columns, columns, columns, tile + rows.begin * stride + some.begin * LANES,
+      WEIGHTED_ROWS[in_pairs(p)][false][rows.end - rows.begin - 1][some.end - some.begin - 1](
+          text + rows.begin * columns, columns, 1, panel, columns, tile + rows.begin * stride + some.begin * LANES,
           stride);
     }
   }
