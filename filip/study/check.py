@@ -149,11 +149,9 @@ def _extras(study: Study, cards: dict[str, SourceCard]) -> Iterator[Finding]:
     extras = {
         "data": bool(cards),
         "demo": any(card.built_by for card in cards.values()),
-        "train": True,
-        "eval": True,
-        "report": True,
-        "workflow": True,
+        **dict.fromkeys(("train", "eval", "report", "workflow"), True),
         "slurm": "srun" in launchers,
+        "export": "export" in study.config,
         "lora": any("lora" in (start.image, start.text) for start in tuned),
     }
     for extra, needed in extras.items():
