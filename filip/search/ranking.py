@@ -32,8 +32,8 @@ FOUND = 0.75
 class Ranked:
     """A picture of a ranking.
 
-    score: s^T of the query. stands_out: its distance from the typical (median) picture, in deviations of those below
-    that, less the distance by which the words to leave out stand out.
+    score: s^T of the query. stands_out: its distance from the typical (median) picture, in deviations of those that are
+    below it, less the distance by which the words to leave out stand out.
     """
 
     path: str

@@ -263,7 +263,7 @@ def _check_keeping(config: TrainConfig) -> None:
 
 
 def _check_annealing(config: TrainConfig) -> None:
-    """Raise UserError if the temperature is neither positive nor a schedule, or nothing follows the schedule."""
+    """Raise UserError if the temperature is neither positive nor a schedule, or a schedule is not used."""
     temperature = parse_weight("token_temperature", config.token_temperature)
     if not temperature:
         raise UserError(
