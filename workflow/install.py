@@ -1,6 +1,6 @@
 """Make .venv and install the project into it; every target of the Makefile begins with this.
 
-    python3.12 workflow/install.py demo      # what `make demo` runs
+    python3.12 workflow/install.py demo      # what `make demo` runs, and a study of `filip new`
     python3.12 workflow/install.py dev       # and what `make test`, `make lint` and `make docs` need
     python3.12 workflow/install.py lock      # choose the versions anew
 
@@ -30,7 +30,7 @@ LOCK = ROOT / "workflow" / "envs" / "lock.txt"
 UV = "uv>=0.9,<1"
 ENGINE = "./late-interaction"  # the loss, a distribution of its own
 # Each tier: its extras of pyproject.toml, and the file in .venv that marks them as installed.
-TIERS = {"demo": ("demo", ".installed"), "dev": ("demo,dev,oracles", ".installed-dev")}
+TIERS = {"demo": ("demo,export", ".installed"), "dev": ("demo,dev,oracles", ".installed-dev")}
 LOCK_HEADER = """\
 # The versions that `make setup` installs: constraints, written by `make lock` from pyproject.toml for all its extras
 # and every Python that it runs on.
