@@ -229,7 +229,7 @@ class DualEncoder(nn.Module):
     def _pooled_patches(self, patches: Tensor) -> Tensor:
         """Pool [b, n, d] to [b, queries, d], not yet normalised."""
         assert self.image_pool is not None
-        counts = torch.full((len(patches),), patches.shape[1], device=patches.device)
+        counts = torch.full((len(patches),), patches.shape[1])
         pooled: Tensor = self.image_pool(patches.flatten(0, 1), counts)
         return pooled
 

@@ -23,7 +23,7 @@ class Pooling(nn.Module):
         self.heads = nn.Parameter(width**-0.5 * torch.randn(queries, width, width)) if heads else None
 
     def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
-        tokens, lengths = tokens.float(), lengths.to(tokens.device)
+        on_host, tokens, lengths = lengths, tokens.float(), lengths.to(tokens.device)
         owner = torch.repeat_interleave(lengths, output_size=len(tokens))
         if self.query is None:
             weights = (1 / lengths.float())[owner, None]
@@ -36,7 +36,7 @@ class Pooling(nn.Module):
             raised = (scores - highest[owner]).exp()
             weights = raised / raised.new_zeros(highest.shape).index_add(0, owner, raised)[owner]
         if weights.shape[1] > 1:  # padded: a token times each of its weights would be as many copies of it
-            padded = [pad_sequence(x.split(lengths.tolist()), batch_first=True) for x in (weights, tokens)]
+            padded = [pad_sequence(x.split(on_host.tolist()), batch_first=True) for x in (weights, tokens)]
             pooled = padded[0].transpose(1, 2) @ padded[1]
         else:
             pooled = tokens.new_zeros(len(lengths), 1, tokens.shape[1])

@@ -8,6 +8,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import plugin_data_pb2
 
+from filip.models import load_preset
 from filip.train.config import TrainConfig
 from filip.train.counts import CAPTION_TOKENS, encoder_flops
 from filip.train.progress import final_metrics, shown_settings
@@ -63,9 +64,16 @@ def test_a_log_is_read_as_measurements_and_events(tmp_path: Path) -> None:
     assert [(entry["event"], entry["text"]) for entry in events] == [("watchdog", "something")]
 
 
+@pytest.mark.parametrize("pooling", ["attention", "heads", "queries"])
+def test_the_operations_of_every_pooling_are_counted(pooling: str) -> None:
+    mean, config = load_preset("tiny"), load_preset("tiny")
+    config.interaction = "token_wise" if pooling == "queries" else "pooled"
+    config.pooling, config.pool_queries = pooling, 1 if pooling == "attention" else 4
+    assert encoder_flops(config, 8) > encoder_flops(mean, 8)
+
+
 @pytest.mark.slow
 def test_mfu_is_the_encoders_arithmetic_over_the_peak_of_the_device(squares: Path, tmp_path: Path) -> None:
-    """``encoder_flops`` is compared with torch's own count in test_fleet.py."""
     few = ("max_steps=4", "optimizer.warmup_steps=1")
     arguments = train_arguments(squares, tmp_path / "run", *few)[2:]
     ranks = Ranks(1, [str(Path(__file__).parent / "known_peak.py"), *arguments], tmp_path / "log")
