@@ -78,11 +78,11 @@ if ALIGNMENT:
             ),
         params:
             gpu=STUDY.own_gpu,
-            model=ALIGNMENT["models"][0],
+            model=lambda wildcards: ALIGNMENT["models"][0],
             others="[" + ",".join(ALIGNMENT["models"][1:]) + "]",
             labels=ALIGNMENT["labels"],
             root=STUDY.evaluation["root"],
-            prompts=STUDY.prompts,
+            prompts=lambda wildcards: STUDY.prompts,
         log:
             f"{RESULTS}/logs/alignment_sheet.log",
         benchmark:
