@@ -208,7 +208,8 @@ def binding_figure(study: Study, tables: Mapping[str, Table], results: Results) 
         ends = [[100 * abs(cell.value - end)] for end in cell.ci95] if cell.ci95 else None
         seconds = fmean(entry["processor_seconds"] for entry in trained)
         label, colour = f"{study.label(run)}: {seconds:.0f} s", shown[run].colour
-        axis.errorbar(count * dim, 100 * cell.value, ends, fmt="o", color=colour, capsize=2, label=label)
+        marker = "s" if count > 1 else "o"  # there are more models than colours
+        axis.errorbar(count * dim, 100 * cell.value, ends, fmt=marker, color=colour, capsize=2, label=label)
     axis.set_xscale("log", base=2)
     axis.legend(loc="lower right")
     axis.set_xlabel("numbers that an image keeps")
