@@ -201,7 +201,7 @@ def _plain(text: str) -> str:
 def _latex(grid: Grid, siunitx: bool = False) -> str:
     """Return booktabs tables of at most a page's width in footnotesize, cut between groups: one for each block.
 
-    An interval is a column of its own, so that numbers are aligned. siunitx: with its columns, and threeparttable.
+    Intervals have their own columns, so that numbers align. siunitx: use its columns, and threeparttable.
     """
     marks = _marks(grid)
     wide = [1 + any(line.cells[n].interval for line in grid.lines) for n in range(len(grid.heads))]

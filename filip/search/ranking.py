@@ -32,8 +32,8 @@ FOUND = 0.75
 class Ranked:
     """A picture of a ranking.
 
-    score: s^T of the query. stands_out: its distance from the typical (median) picture, in deviations of those that are
-    below it, less the distance by which the words to leave out stand out.
+    score: s^T of the query. stands_out: its distance from the median picture, in standard deviations of the pictures
+    below the median, minus the same distance for the words to leave out.
     """
 
     path: str
@@ -134,7 +134,7 @@ def _distance(standing: Tensor) -> Tensor:
 def bound(count: int) -> float:
     """Return the distance below which the best of ``count`` pictures is no hit: a share of what chance reaches.
 
-    Chance reaches the number of deviations that half of one among ``count`` normal values exceeds on average.
+    Chance reaches the number of deviations that on average half a value of ``count`` normal ones exceeds.
     """
     if count < ENOUGH:
         return -math.inf

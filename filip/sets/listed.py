@@ -1,4 +1,4 @@
-"""Find the lists of a set, one for each split or in all, and the pictures that they name.
+"""Find the lists of a set, one for each split or one for all, and the pictures that they name.
 
 :mod:`filip.sets.table` and :mod:`filip.sets.annotations` read the lists.
 """
@@ -27,7 +27,7 @@ from filip.sets.layout import (
 )
 
 SAMPLE = 50  # names of a list by which its pictures are looked for
-FEW = 10  # lists of one kind in a folder; more are records that are beside pictures
+FEW = 10  # a folder with more files of one kind has a record beside each picture, and no lists
 # if a folder has several lists, the one with such a name counts
 USUAL = ("metadata", "captions", "annotations", "labels")
 

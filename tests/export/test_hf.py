@@ -287,8 +287,8 @@ def test_the_shipped_model_takes_card_and_attribution_along(tmp_path: Path, caps
     )
     assert "Not recorded" not in card and "| file |" not in card
     export(Export(model="emoji", out=str(tmp_path / "a.safetensors"), to="compact"))
-    said = capsys.readouterr().err
-    assert "pass its attribution on with it: " in said and "left out" not in said
+    printed = capsys.readouterr().err
+    assert "pass its attribution on with it: " in printed and "left out" not in printed
     given = tmp_path / "out" / "emoji_attribution.json"
     assert json.loads(given.read_text())["openmoji"]["license"] == "CC-BY-SA-4.0"
 

@@ -67,13 +67,13 @@ def run_many(world_size: int, runs: list[list[str]], log: Path, timeout: float =
 
 
 def kept_by_autograd(model: DualEncoder, pairs: int) -> int:
-    """Return the bytes that the forward pass of so many pairs keeps for the backward pass, beside the weights."""
-    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    """Return the bytes that a forward pass of ``pairs`` keeps for the backward pass, weights excluded."""
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
     kept: dict[int, int] = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
+        if storage.data_ptr() not in weights:
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 

@@ -77,7 +77,7 @@ def _out_of_memory(con: duckdb.DuckDBPyConnection, what: str, error: Exception) 
     limit = con.sql("SELECT current_setting('memory_limit')").fetchall()[0][0]
     return (
         f"{what}: DuckDB needs more than {limit}: give more by memory=2GB, or data.memory in a study (`filip data "
-        f"plan` says how much); {first_line(error)}"
+        f"plan` estimates it); {first_line(error)}"
     )
 
 
