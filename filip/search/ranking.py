@@ -109,6 +109,8 @@ def rank(
         features = torch.stack([whole[paths[place]] for place in reread])
         for row, texts in zip(scores, queries, strict=True):
             row[reread] = scorer.similarity(features, Texts(texts.values.float(), texts.lengths)).t2i[:, 0]
+        if len(reread) == len(index):  # averages depend on the CPU's rounding, and of few pictures the deviation does
+            median, deviation = typical(scores)
     distances = _distance((scores - median) / deviation).tolist()
     hits = [Ranked(*hit) for hit in zip(paths, scores[0].tolist(), distances, strict=True)]
     first = {paths[place] for place in best}
