@@ -15,6 +15,7 @@ from packaging.utils import canonicalize_name
 
 from filip.__main__ import commands
 from filip.extras import EXTRAS, extra_of
+from workflow.install import TIERS
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -163,7 +164,8 @@ def test_every_extra_that_a_hint_can_name_exists_and_all_has_them_all() -> None:
 
 def test_the_demo_is_installed_without_img2dataset_and_its_packages() -> None:
     """`engine: img2dataset` has an environment of its own. Markers of extras decide which requirements count."""
-    todo, installed_too = [(PROJECT["name"], ""), (PROJECT["name"], "demo")], set[tuple[str, str]]()
+    extras = TIERS["demo"][0].split(",")
+    todo, installed_too = [(PROJECT["name"], extra) for extra in ("", *extras)], set[tuple[str, str]]()
     while todo:
         name, extra = todo.pop()
         if (name, extra) not in installed_too:
@@ -172,7 +174,7 @@ def test_the_demo_is_installed_without_img2dataset_and_its_packages() -> None:
                 if line.marker is None or line.marker.evaluate({"extra": extra}):
                     todo += [(canonicalize_name(line.name), one) for one in ("", *line.extras)]
     names = {name for name, _ in installed_too}
-    assert {"torch", "opencv-python-headless", "snakemake", "resvg-py"} <= names
+    assert {"torch", "opencv-python-headless", "snakemake", "resvg-py", "transformers"} <= names
     assert [name for name in names if re.match("img2dataset|wandb|albu|opentelemetry|stringzilla", name)] == []
 
 
