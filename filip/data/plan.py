@@ -51,7 +51,7 @@ class PlanConfig:
     kept: float = option(1.0, "share of the rows that the text rules keep", above=0, at_most=1)
     success: float | None = option(None, "share of URLs that give an image; default: the card's", above=0, at_most=1)
     urls_per_second: float = option(1000.0, "URLs that the download tries, all machines together", above=0)
-    captions_per_second: float = option(100.0, "round trips of a core (bench/translate.py)", above=0)
+    captions_per_second: float = option(100.0, "round trips of a core", above=0)
     image_bytes: int = option(25_000, "mean size of a stored image", at_least=1)
     megapixels: float = option(0.3, "mean size of a picture before it is resized", above=0)
     dead: float = option(0.0, "share of the rows with a host that never answers", at_least=0, at_most=1)

@@ -8,7 +8,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from bench.caption_rules import rule_accuracy
 from filip.data.cards import SourceCard, TextRuleSettings, parse_card
 from filip.data.lists import caption_filters
 from filip.data.lists.caption_filters import MEANINGLESS, active_rules
@@ -48,6 +47,12 @@ MEANINGFUL = [
     "C6H12O6", "photo by the river", "a menu on a table", "row row row your boat gently", "arrow", "shopping cart",
     "5 stars on a flag", "a search dog", "Print of a fox", "Next to a closed door", "product image of a red shoe",
 ]  # fmt: skip
+
+
+def rule_accuracy(verdicts: list[dict], rule: str) -> tuple[int, int, int]:
+    """Count the captions that the rule drops rightly, that any rule drops by this name, and that it should drop."""
+    right = sum(row["found"] == row["expected"] == rule for row in verdicts)
+    return (right, sum(row["found"] == rule for row in verdicts), sum(row["expected"] == rule for row in verdicts))
 
 
 def write_list(path: Path, captions: list[str | None], **columns: list) -> Path:

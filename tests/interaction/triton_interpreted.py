@@ -1,6 +1,7 @@
 """Run by test_triton.py in a separate process with TRITON_INTERPRET=1: the kernels against the reference."""
 
 import contextlib
+import itertools
 from typing import Any
 
 import pytest
@@ -8,7 +9,6 @@ import torch
 import torch.nn.functional as F
 
 from bench.interaction_errors import BOUNDS, measure
-from bench.loss_cost import triton_flops
 from late_interaction import (
     SmoothMaximum,
     late_interaction,
@@ -41,6 +41,27 @@ SHAPES = [
     (1, 260, [2], 16),  # 16-bit maps of rows
     (2, 5, [1] * 63 + [2, 3, 2], 16),  # two groups of captions, whose tiles are odd in number
 ]
+
+
+def triton_flops(images: int, n1: int, dim: int, lengths: list[int]) -> int:
+    """Count the flops of forward and backward: an image takes the rows of its blocks, captions the columns of the
+    longest in their group of 64, in the text gradient an even number of them.
+    """
+    ordered, group = sorted(lengths), triton_layout.GROUP
+    tiles = [max(ordered[first : first + group]) for first in range(0, len(ordered), group)]
+    columns = sum(3 * number + number % 2 for number in tiles) * group
+    return 2 * images * triton_layout.rows_of(n1, 128) * columns * dim
+
+
+def test_images_of_any_length_take_fewer_rows_than_as_many_of_49() -> None:
+    """They are cut into blocks of 16 to 128 rows that follow one another and hold all tokens."""
+    for most, n in itertools.product((64, 128), range(1, 400)):
+        blocks = triton_layout.cut(n, most)
+        ends = [start + rows for start, rows in blocks]
+        assert [start for start, _ in blocks] == [0, *ends[:-1]] and n <= ends[-1] <= max(n + 15, 1.34 * n)
+        assert {rows for _, rows in blocks} <= {16, 32, 64, 128}
+    rows = sum(triton_layout.rows_of(n, 128) for n in range(10, 89))
+    assert rows < 0.9 * 79 * triton_layout.rows_of(49, 128)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Captions that people wrote for pictures, in several languages, and what is measured on them by tests and bench.
+"""Captions that people wrote for pictures, in several languages, and what is measured on them.
 
 Both files hold Unicode CLDR short names as packed in emojibase-data 17.0.0 (MIT). ``short_captions.tsv.gz``: labels in
 twelve languages, 1,200 English and 400 of each other language. ``parallel_captions.tsv.gz``: 800 names of two words

@@ -7,15 +7,14 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench import loss_cost
-from bench.loss_cost import fused
 from filip.command import compose_config, run_command
 from filip.data.loading.config import AugmentConfig
 from filip.models import build_model, load_preset
 from filip.train.counts import Message, encoder_flops, loss_messages, zero_messages
 from filip.train.engine import resolve_batching
 from filip.train.hardware import GPUS, peak_flops
-from filip.train.losses.term import Setting
+from filip.train.losses.term import SOFTMAX_BYTES, Setting
+from filip.train.losses.token_wise import packed_memory
 from filip.train.plan import Plan, images_per_second, loader_needs, main, node_bytes, planned_steps, report
 from late_interaction import tiled
 from late_interaction.packing import Tokens
@@ -49,18 +48,20 @@ def test_encoders_take_the_flops_that_torch_counts(name: str, interaction: str) 
     assert backward.get_total_flops() == 2 * planned - no_gradient_of_pixels
 
 
-def test_the_costs_of_the_loss_are_compared_with_the_same_encoders() -> None:
-    one = loss_cost.Step(global_batch=1, gpus=1, n2_padded=18)
-    assert loss_cost.encoder_flops(one) == 3 * encoder_flops(load_preset("base"), 18)
-
-
-def test_scoring_takes_the_flops_that_torch_counts() -> None:
-    setting = Setting(global_batch=12, gpus=3, n1=5, n2=7, dim=16)
+def test_scoring_takes_one_product_of_all_tokens() -> None:
     image, text = torch.randn(4, 5, 16), torch.randn(12 * 7, 16)
     with FlopCounterMode(display=False) as counter:
         tiled.forward(Tokens(image, text, [7] * 12))
-    winners = 4 * 4 * 12 * (5 + 7) * 16  # the backward's row sums, which are not products
-    assert counter.get_total_flops() == fused(setting).flops - winners
+    assert counter.get_total_flops() == 2 * 4 * 12 * 5 * 7 * 16
+
+
+def test_memory_of_the_loss() -> None:
+    """Maps of one byte, the matrices of the soft-max, and the texts of all ranks or of two blocks of the ring."""
+    eight_gpus = Setting(global_batch=8192, gpus=8, tile_bytes=0)
+    pairs, texts = 1024 * 8192, 8192 * 18 * 256
+    maps_and_matrices = pairs * (49 + 18) + SOFTMAX_BYTES * pairs
+    assert packed_memory(eight_gpus) == maps_and_matrices + texts * (2 + 8)
+    assert packed_memory(eight_gpus, "ring") == maps_and_matrices + texts / 8 * (2 * 2 + 3 * 4)
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ three on English has to be the best guess or close to it. Short captions get a s
 was learnt from English, so words that are one token are known English words. An article in front counts as well.
 If it is not sure, the words decide: "a game die" and "necktie, spiral notepad" have words that are more common in
 English than in the languages that it considered, and "hund" is not such a word (wordfreq's lists of 40 languages).
-``bench/caption_rules.py`` measures all of this on captions that were not used to choose thresholds.
+``tests/data/test_text_rules.py`` holds all of this to captions that were not used to choose thresholds.
 """
 
 from __future__ import annotations

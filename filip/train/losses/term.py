@@ -11,7 +11,6 @@ from torch import Tensor
 
 from filip.models import Encoded, ModelConfig, PooledFeatures, TextFeatures
 from filip.models.dual_encoder import without_ends
-from filip.option import option
 from filip.train.losses.weights import parse_weight, weight_at
 from late_interaction import ContrastiveOutput, Similarity, contrastive_loss
 
@@ -122,14 +121,14 @@ SOFTMAX_BYTES = 34
 class Setting:
     """A training step as one GPU sees it. Defaults: the paper's FILIP base."""
 
-    global_batch: int = option(40_960, "pairs of one contrastive batch, all GPUs", at_least=1)
-    gpus: int = option(128, "GPUs that share the batch", at_least=1)
-    n1: int = option(49, "image tokens in the interaction", at_least=1)
-    n2: float = option(18.0, "mean tokens of a caption, [BOS] and [EOS] included", at_least=1)
-    n2_padded: int = option(77, "tokens of a caption that a padded implementation computes with", at_least=1)
-    dim: int = option(256, "features of a token", at_least=1)
-    token_bytes: int = option(2, "bytes of a feature when it is sent; 2 = fp16, as in the paper", at_least=1)
-    tile_bytes: int = option(1 << 28, "bytes of the similarity that the tiled backend holds on a GPU", at_least=1)
+    global_batch: int = 40_960  # pairs of one contrastive batch, all GPUs
+    gpus: int = 128
+    n1: int = 49  # image tokens in the interaction
+    n2: float = 18.0  # mean tokens of a caption, [BOS] and [EOS] included
+    n2_padded: int = 77  # tokens of the longest caption
+    dim: int = 256  # features of a token
+    token_bytes: int = 2  # of a feature when it is sent: fp16, as in the paper
+    tile_bytes: int = 1 << 28  # of the similarity that the tiled backend holds on a GPU
 
     @property
     def local(self) -> int:

@@ -127,11 +127,11 @@ def memory(shape: BatchShape) -> float:
     return tokens + packed_memory(shape.setting, shape.exchange)
 
 
-def packed_memory(s: Setting, exchange: str = "gather", recompute: bool = False) -> float:
+def packed_memory(s: Setting, exchange: str = "gather") -> float:
     """Return the bytes of the tiled backend, with one tile: maps of winners, soft-max, other ranks' packed texts."""
     pairs, all_texts = s.local * s.global_batch, s.global_batch * s.n2 * s.dim
     index_bytes = 1 if max(s.n1, s.n2_padded) <= 256 else 2
-    maps = 0 if recompute else pairs * (s.n1 + s.n2) * index_bytes
+    maps = pairs * (s.n1 + s.n2) * index_bytes
     if exchange == "gather":  # all tokens, their float32 gradients, and those once more padded for the wire
         remote = all_texts * (s.token_bytes + 2 * 4)
     else:  # the block in hand and the one arriving; a gradient being computed, one leaving, one arriving
