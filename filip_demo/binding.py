@@ -1,11 +1,13 @@
-"""Build scenes of tinted things, which ask which colour belongs to which thing, and captions that exchange two.
+"""Build scenes of tinted, sized or counted things, which ask which property belongs to which thing.
 
     python -m filip_demo.binding out=DIR
+    python -m filip_demo.binding out=DIR properties=[size,number]
 
-A scene shows two to four things of one artist in different colours: "a red cat, a blue crab and a pink kiwi". Every
-third thing is reserved: in training it is never red, green or blue. A test scene shows three reserved things in exactly
-these colours, so that a caption with two of them exchanged is as new as the true one. ``out`` has the files of
-``filip_demo.corpus``; ``exchange.txt`` in a test sample has the caption, and one with two colours exchanged.
+A scene shows things of one artist that differ in a property: "a red cat, a blue crab and a pink kiwi", "a small cat and
+a huge crab", "two cats and a single crab". Every third thing is reserved: training never shows it red, green or blue,
+small or large, two or three times. A test scene shows reserved things in exactly these values, so that a caption with
+two of them exchanged is as new as the true one. ``out`` has the files of ``filip_demo.corpus``; ``exchange.txt`` in a
+test sample has the caption, and one with two values exchanged.
 """
 
 from __future__ import annotations
@@ -16,35 +18,56 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from filip.command import MISSING, option, run_command
+from filip.errors import UserError, one_of
 from filip.files import write_json
 from filip.progress import say
 from filip_demo.catalogue import Catalogue
 from filip_demo.corpus import attribution
 from filip_demo.packages import fetch_packages
 from filip_demo.render import Rendering, render_all, svg_document
-from filip_demo.scene_captions import fill
+from filip_demo.scene_captions import article, fill
 from filip_demo.scene_sets import LIST, write_scene_sets, write_training_scenes
-from filip_demo.scenes import Scene, Sprite, compose, load_sprites
+from filip_demo.scenes import SIZES, Scene, Sprite, compose, load_sprites
 from filip_demo.sprites import ARTIST, things_to_tint
 from filip_demo.training_list import training_table, write_captions, write_table
 
-COLOURS = {  # the first three are never near a reserved thing in training
+COLOURS = {
     "red": (225, 40, 40), "green": (40, 170, 60), "blue": (50, 80, 225), "yellow": (245, 215, 40),
     "purple": (145, 60, 185), "orange": (245, 140, 30), "pink": (245, 140, 190), "cyan": (60, 205, 220),
 }  # fmt: skip
-NEW = tuple(COLOURS)[:3]  # the colours of reserved things in test scenes, and in no training scene
 RESERVED = 3  # every third thing
 DARKEST = 0.35  # share of its colour that a black pixel keeps
+EACH = (0.16, 0.22)  # longer side of each of several equal things, as a share of the scene's
+
+
+@dataclass(frozen=True)
+class Property:
+    """A property that tells the things of a scene apart. No reserved thing has one of the first ``new`` in training."""
+
+    values: Mapping[str, Any]
+    new: int  # the things of a test scene, too
+    things: tuple[int, ...]  # in a training scene
+
+
+PROPERTIES = {
+    "colour": Property(COLOURS, 3, (2, 3, 4)),
+    # longer sides as shares of the scene's
+    "size": Property({"small": (0.18, 0.22), "large": (0.3, 0.36), "tiny": (0.1, 0.13), "huge": (0.4, 0.46)}, 2, (2,)),
+    "number": Property({"two": 2, "three": 3, "single": 1, "four": 4}, 2, (2,)),
+}
+SETS = {"colour": "binding"}  # beginnings of the test sets' names, by default the property
 
 
 @dataclass
 class Binding:
     out: str = option(MISSING, "folder that will hold the scenes", writes="folder")
+    properties: list[str] = option(["colour"], "what the things differ in, by turns: colour, size, number")
     limit: int | None = option(None, "keep only this many things (tests); null = all", at_least=9)
     scenes: int = option(20_000, "training scenes to compose", at_least=0)
     test_scenes: int = option(1000, "scenes in each test set", at_least=1)
@@ -54,6 +77,8 @@ class Binding:
 
 def main(config: Binding) -> None:
     """Build scenes of tinted things: a table of images and captions to train on, and test sets."""
+    if unknown := set(config.properties) - set(PROPERTIES):
+        raise UserError(f"properties={','.join(config.properties)}{one_of(min(unknown), PROPERTIES)}")
     out = Path(config.out)
     processes = config.processes or len(os.sched_getaffinity(0))
     modules = fetch_packages(config.cache)
@@ -61,9 +86,14 @@ def main(config: Binding) -> None:
     files = [Rendering(svg_document(d), sprite=f"{out}/sprites/{d.artist}/{d.slug}.png") for d in drawings]
     render_all(files, processes, "drawings")
     sprites = {s.emoji.label.lower(): s for (s,) in load_sprites(drawings, out / "sprites").values()}
-    scenes = write_training_scenes(out, partial(tinted_scene, sprites, seed=0), config.scenes, processes)
-    makers = {"binding_new": partial(new_tinted_scene, sprites, seed=1)}
-    makers["binding_search"] = partial(new_tinted_scene, sprites, seed=2)
+    scenes = write_training_scenes(
+        out, partial(binding_scene, sprites, config.properties, seed=0), config.scenes, processes
+    )
+    makers = {
+        f"{SETS.get(name, name)}_{purpose}": partial(new_binding_scene, sprites, name, seed=seed)
+        for name in config.properties
+        for purpose, seed in (("new", 1), ("search", 2))
+    }
     counts = write_scene_sets(makers, out / "eval", config.test_scenes, processes, exchange)
     table = training_table([], scenes, [], "")
     write_table(table, out / "list.parquet")
@@ -75,48 +105,76 @@ def main(config: Binding) -> None:
     say(f"{out}: {len(table):,} scenes of {len(sprites)} things, {len(counts)} test sets")
 
 
-def tinted_scene(sprites: Mapping[str, Sprite], seed: int, index: int) -> Scene:
-    """Compose training scene number ``index``: two to four things, of which no reserved one has a colour of NEW."""
+def binding_scene(sprites: Mapping[str, Sprite], properties: Sequence[str], seed: int, index: int) -> Scene:
+    """Compose training scene number ``index``, in which no reserved thing has a new value of the scene's property."""
+    kind = properties[index % len(properties)]
+    values, new = list(PROPERTIES[kind].values), new_values(kind)
     draw = random.Random(f"tinted training scene {seed} {index}")
-    names = draw.sample(list(sprites), draw.choice([2, 3, 4]))
+    names = draw.sample(list(sprites), draw.choice(PROPERTIES[kind].things))
     while True:
-        colours = draw.sample(list(COLOURS), len(names))
-        if not any(colour in NEW and name in reserved(sprites) for name, colour in zip(names, colours, strict=True)):
-            return tint_and_compose(sprites, names, colours, seed, index)
+        chosen = draw.sample(values, len(names))
+        if not any(value in new and name in reserved(sprites) for name, value in zip(names, chosen, strict=True)):
+            return compose_with(kind, sprites, names, chosen, seed, index)
 
 
-def new_tinted_scene(sprites: Mapping[str, Sprite], seed: int, index: int) -> Scene:
-    """Compose test scene number ``index``: three reserved things in the colours of NEW."""
+def new_binding_scene(sprites: Mapping[str, Sprite], kind: str, seed: int, index: int) -> Scene:
+    """Compose test scene number ``index``: reserved things with the new values of the property ``kind``."""
     draw = random.Random(f"tinted test scene {seed} {index}")
-    names = draw.sample(reserved(sprites), len(NEW))
-    return tint_and_compose(sprites, names, draw.sample(NEW, len(NEW)), seed, index)
+    new = new_values(kind)
+    names = draw.sample(reserved(sprites), len(new))
+    return compose_with(kind, sprites, names, draw.sample(new, len(new)), seed, index)
+
+
+def new_values(kind: str) -> list[str]:
+    """Return the values of a property that test scenes show of reserved things, and no training scene."""
+    return list(PROPERTIES[kind].values)[: PROPERTIES[kind].new]
 
 
 def reserved(sprites: Mapping[str, Sprite]) -> list[str]:
-    """Return the names of the things that no training scene shows in a colour of NEW."""
+    """Return the names of the things that no training scene shows with a new value."""
     return list(sprites)[::RESERVED]
 
 
-def tint_and_compose(
-    sprites: Mapping[str, Sprite], names: Sequence[str], colours: Sequence[str], seed: int, index: int
+def compose_with(
+    kind: str, sprites: Mapping[str, Sprite], names: Sequence[str], values: Sequence[str], seed: int, index: int
 ) -> Scene:
-    things = [tinted(sprites[name], name, colour) for name, colour in zip(names, colours, strict=True)]
-    scene = compose({t.emoji.concept: [t] for t in things}, [t.emoji.concept for t in things], seed, index)
-    return replace(scene, caption=fill(LIST, [thing.label for thing in scene.things]))
+    """Compose a scene of things, each with its value of the property ``kind``; its caption is in their order."""
+    things, sizes = [], []
+    for name, value in zip(names, values, strict=True):
+        what = PROPERTIES[kind].values[value]
+        copies = what if kind == "number" else 1
+        sprite = tinted(sprites[name], value) if kind == "colour" else sprites[name]
+        label = f"{value} {plural(name) if copies > 1 else name}"
+        emoji = replace(sprite.emoji, label=label, concept=f"{value} {sprite.emoji.concept}")
+        things += [replace(sprite, emoji=emoji)] * copies
+        sizes += [{"colour": SIZES[len(names)], "size": what, "number": EACH}[kind]] * copies
+    order = sorted(range(len(things)), key=lambda i: -sizes[i][0])  # the largest finds its place first
+    concepts = {thing.emoji.concept: [thing] for thing in things}
+    scene = compose(concepts, [things[i].emoji.concept for i in order], seed, index, sizes=[sizes[i] for i in order])
+    labels = [thing.emoji.label for thing in things]
+    shown = sorted(scene.things, key=lambda thing: labels.index(thing.label))
+    return replace(scene, things=tuple(shown), caption=fill(LIST, list(dict.fromkeys(labels))))
 
 
-def tinted(sprite: Sprite, name: str, colour: str) -> Sprite:
+def tinted(sprite: Sprite, colour: str) -> Sprite:
     """Return the thing in a colour: the lightness of its pixels, from DARKEST of the colour to the colour itself."""
     pixels = np.array(sprite.image)
     grey = np.asarray(sprite.image.convert("L"))[:, :, None] / 255
     pixels[:, :, :3] = (np.array(COLOURS[colour]) * (DARKEST + (1 - DARKEST) * grey)).round()
-    emoji = replace(sprite.emoji, label=f"{colour} {name}", concept=f"{colour} {sprite.emoji.concept}")
-    return Sprite(sprite.artist, emoji, Image.fromarray(pixels))
+    return replace(sprite, image=Image.fromarray(pixels))
+
+
+def plural(name: str) -> str:
+    if article(name) == name:  # "pancakes"
+        return name
+    if name.endswith("y") and name[-2] not in "aeiou":
+        return f"{name[:-1]}ies"
+    return name + ("es" if name.endswith(("s", "x", "z", "ch", "sh")) else "s")
 
 
 def exchange(scene: Scene) -> dict[str, list[str]]:
-    """Return the scene's caption, and the same with the colours of two of its things exchanged."""
-    labels = [thing.label for thing in scene.things]
+    """Return the scene's caption, and the same with the values of two of its things exchanged."""
+    labels = list(dict.fromkeys(thing.label for thing in scene.things))
     i, j = random.Random(f"exchange {scene.caption} {scene.index}").sample(range(len(labels)), 2)
     (first, one), (second, other) = labels[i].split(" ", 1), labels[j].split(" ", 1)
     labels[i], labels[j] = f"{second} {one}", f"{first} {other}"

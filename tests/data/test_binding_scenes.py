@@ -1,6 +1,8 @@
 """Scenes of tinted things: what training never shows, what is exchanged, and in which colours things are drawn."""
 
 import random
+import re
+from collections import Counter
 from functools import partial
 from pathlib import Path
 
@@ -10,9 +12,22 @@ import pytest
 from PIL import Image
 
 from filip.command import compose_config
-from filip_demo.binding import COLOURS, NEW, Binding, exchange, main, new_tinted_scene, reserved, tinted, tinted_scene
+from filip.errors import UserError
+from filip_demo.binding import (
+    COLOURS,
+    PROPERTIES,
+    Binding,
+    binding_scene,
+    exchange,
+    main,
+    new_binding_scene,
+    new_values,
+    plural,
+    reserved,
+    tinted,
+)
 from filip_demo.catalogue import Emoji
-from filip_demo.scenes import Sprite
+from filip_demo.scenes import SIDE, Sprite
 from tests.data.test_demo_scenes import CACHE, samples
 
 NAMES = [f"{letter}hing" for letter in "abcdefghijklmnopqrstuvwxyz"]
@@ -21,31 +36,52 @@ SPRITES = {name: Sprite("noto", Emoji(name, name, name, (), "objects", ""), GREY
 
 
 def pairs(scenes: range, make: partial) -> set[tuple[str, ...]]:
-    return {tuple(thing.label.split()) for n in scenes for thing in make(index=n).things}
+    """Return value and name of the things of many scenes; "two ahings" and "a single ahing" are of one name."""
+    labels = {tuple(thing.label.split()) for n in scenes for thing in make(index=n).things}
+    return {(value, name.removesuffix("s")) for value, name in labels}
 
 
-def test_no_training_scene_shows_a_pair_of_colour_and_thing_that_a_test_scene_shows() -> None:
-    trained = pairs(range(600), partial(tinted_scene, SPRITES, 0))
-    tested = pairs(range(200), partial(new_tinted_scene, SPRITES, 1))
-    assert tested == {(colour, name) for colour in NEW for name in reserved(SPRITES)} and len(reserved(SPRITES)) == 9
-    assert trained == {(colour, name) for colour in COLOURS for name in NAMES} - tested
+@pytest.mark.parametrize("kind", PROPERTIES)
+def test_no_training_scene_shows_a_thing_with_a_value_that_a_test_scene_shows(kind: str) -> None:
+    trained = pairs(range(600), partial(binding_scene, SPRITES, [kind], 0))
+    tested = pairs(range(200), partial(new_binding_scene, SPRITES, kind, 1))
+    assert len(reserved(SPRITES)) == 9
+    assert tested == {(value, name) for value in new_values(kind) for name in reserved(SPRITES)}
+    assert trained == {(value, name) for value in PROPERTIES[kind].values for name in NAMES} - tested
 
 
-def test_the_exchanged_caption_has_the_same_words_and_two_other_pairs_that_are_new() -> None:
-    new = pairs(range(200), partial(new_tinted_scene, SPRITES, 1))
+@pytest.mark.parametrize("kind", PROPERTIES)
+def test_the_exchanged_caption_has_the_same_words_and_two_other_pairs_that_are_new(kind: str) -> None:
+    new = pairs(range(200), partial(new_binding_scene, SPRITES, kind, 1))
     for index in range(50):
-        scene = new_tinted_scene(SPRITES, 1, index)
+        scene = new_binding_scene(SPRITES, kind, 1, index)
         captions = exchange(scene)["exchange.txt"]
-        words = [caption.replace(",", "").replace(" and", "").split() for caption in captions]
-        true, false = (list(zip(own[1::3], own[2::3], strict=True)) for own in words)
-        assert captions[0] == scene.caption and sorted(true) == sorted(tuple(t.label.split()) for t in scene.things)
-        assert sorted(words[0]) == sorted(words[1]) and words[0][2::3] == words[1][2::3]
-        assert len(set(true) & set(false)) == 1 and set(false) <= new
+        words = [re.sub(r",|\band\b|\ban?\b|s\b", "", caption).split() for caption in captions]
+        true, false = (list(zip(each[::2], each[1::2], strict=True)) for each in words)
+        assert captions[0] == scene.caption
+        assert sorted(true) == sorted({tuple(t.label.removesuffix("s").split()) for t in scene.things})
+        assert sorted(words[0]) == sorted(words[1]) and words[0][1::2] == words[1][1::2]
+        assert len(set(true) - set(false)) == 2 and set(false) <= new
+
+
+def test_scenes_show_the_sizes_and_the_numbers_that_their_captions_name() -> None:
+    for index in range(200):
+        scene = binding_scene(SPRITES, ["size", "number"], 0, index)
+        kind = ["size", "number"][index % 2]
+        shown = Counter(thing.label.split()[0] for thing in scene.things)
+        longer = {t.label.split()[0]: max(np.subtract(t.box[2:], t.box[:2])) / SIDE for t in scene.things}
+        for value, what in ((value, PROPERTIES[kind].values[value]) for value in shown):
+            assert what == shown[value] if kind == "number" else what[0] - 0.01 < longer[value] < what[1] + 0.01
+
+
+def test_a_plural_is_spelt_as_one_reads_it() -> None:
+    names = ["cat", "cherry", "key", "box", "bus", "glass", "fish", "pancakes"]
+    assert list(map(plural, names)) == ["cats", "cherries", "keys", "boxes", "buses", "glasses", "fishes", "pancakes"]
 
 
 @pytest.mark.parametrize("colour", COLOURS)
 def test_a_tint_keeps_lightness_and_outline(colour: str) -> None:
-    pixels = np.asarray(tinted(SPRITES["ahing"], "ahing", colour).image)
+    pixels = np.asarray(tinted(SPRITES["ahing"], colour).image)
     light = pixels[:, 0, :3].astype(int)
     assert light[-1].tolist() == pytest.approx(COLOURS[colour], abs=2) and (np.diff(light.sum(1)) >= 0).all()
     assert (pixels[:, :, 3] == 255).all()
@@ -61,3 +97,8 @@ def test_the_command_writes_a_table_and_test_sets(tmp_path: Path) -> None:
     assert drawn["exchange.txt"].split(b"\n")[0] == drawn["txt"] and b"things" in drawn["json"]
     new, search = ({s["txt"] for _, s in samples(out / "eval" / f"binding_{name}")} for name in ("new", "search"))
     assert len(new) == len(search) == 12 and not new & search
+
+
+def test_an_unknown_property_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="properties=size,shape; there are colour, size, number"):
+        main(compose_config(Binding, [f"out={tmp_path}/corpus", "properties=[size,shape]"]))

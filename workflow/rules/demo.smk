@@ -19,4 +19,4 @@ rule demo_corpus:
     conda:
         "../envs/filip.yaml"
     shell:
-        "python -m {params.builder} out={params.out} {params.options} > {log} 2>&1"
+        "python -m {params.builder} out={params.out} {params.options:q} > {log} 2>&1"
