@@ -13,6 +13,7 @@ import statistics
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,6 +137,7 @@ def speed(device: torch.device, shapes: list[tuple[int, int, int]]) -> list[str]
         line = (
             f"loss, {images} x {patches} against {texts}: {1e3 * seconds:.1f} ms, {seconds / three:.2f} times three "
             f"products {'at the peak' if peak else 'as measured'}, {seconds / written:.2f} times torch.mm's"
+            f"{_waits(loss) if device.type == 'cuda' else ''}"
         )
         say(line)
         if seconds > GOAL * three and device.type == "cuda":
@@ -152,6 +154,18 @@ def _seconds(step: Callable[[], object], device: torch.device) -> float:
         devices.synchronize(device)
         times.append(time.perf_counter() - started)
     return statistics.median(times[1:])
+
+
+def _waits(step: Callable[[], object]) -> str:
+    """Return how often a step waits for the card; text lengths are on the host, so that it need not."""
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return f", waits for the card {sum('synchroniz' in str(one.message) for one in seen)} times"
 
 
 def trainings(device: torch.device, out: Path, steps: int) -> list[str]:

@@ -77,9 +77,6 @@ class FlairEncoder(OpenClipEncoder):
         with autocast(self.device, self.dtype):
             return self.text_vectors(self.token_ids(texts)[0].to(self.device)).float(), None
 
-    def image_and_probe(self, pixels: Tensor) -> None:
-        """Return None: the two are two passes."""
-
     @torch.inference_mode()
     def similarity(self, images: Tensor, texts: Tensor) -> Tensor:
         """Compare patches [i, n, d] with vectors [t, d] -> cosines [i, t] of each text with its attended patches."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import re
 from dataclasses import asdict, dataclass, fields, make_dataclass
 from pathlib import Path
@@ -22,15 +23,13 @@ from typing import Any, NamedTuple
 import torch.distributed as dist
 
 from filip.command import option, run_command
-from filip.data.parts import parse_part
 from filip.errors import UserError
 from filip.eval.cards import BenchmarkCard
 from filip.eval.encode_set import Context
 from filip.eval.encoders import Encoder
 from filip.eval.evaluation import evaluate, settings_of
 from filip.eval.families import AUTO, CLIP_PROMPTS, PROMPTS, prompt_file
-from filip.eval.features import ShardEncodedError, files_of
-from filip.eval.options import DataOptions, ModelOptions, check_sets, result_header, store_of
+from filip.eval.options import DataOptions, ModelOptions, check_sets, result_header
 from filip.eval.outcomes import outcomes_file, write_outcomes
 from filip.eval.protocols import protocol_of, protocols, value_at
 from filip.eval.sharing import Share, launched
@@ -67,13 +66,6 @@ class EvaluationOptions(DataOptions, ModelOptions):
     )
     batch_size: int = option(64, "images at a time", at_least=1)
     workers: int = option(0, "processes that decode images", at_least=0)
-    features: str = option(
-        "",
-        "folder that keeps image features, so that no image is encoded twice by a model; empty: none",
-        writes="folder",
-    )
-    features_gb: float = option(50.0, "what that folder may hold; the sets used longest ago are removed", at_least=0)
-    shard: str = option("", "encode this part of the images only, 0/8 to 7/8, into features=; then run without it")
     overwrite: bool = option(False, "run again what is there already")
 
     @property
@@ -86,10 +78,9 @@ class EvaluationOptions(DataOptions, ModelOptions):
         """Return the file or the folder of the results."""
         return Path(self.out or Path("results") / "eval" / model_name(self))
 
-    def context(self, encoder: Encoder, share: Share) -> Context:
+    def context(self, share: Share) -> Context:
         """Return the context that the protocols share."""
-        store = store_of(self, encoder, self.features, self.features_gb, self.shard)
-        return Context(self.root, self.prompts, self.batch_size, self.workers, store, share, self.text_tokens)
+        return Context(self.root, self.prompts, self.batch_size, self.workers, share, self.text_tokens)
 
     def settings(self, protocol: str) -> Any:
         """Return the settings of a protocol; one that has any has an option of its name."""
@@ -124,9 +115,7 @@ def main(config: EvaluationOptions) -> None:
     """Evaluate a model on your own data or on benchmarks: every protocol that fits, and one table."""
     share = launched()
     results = results_of(config)
-    if share.rank == 0 and config.shard:
-        print(f"part {config.shard} is in {config.features}; run the same without shard= when all parts are")
-    elif share.rank == 0:
+    if share.rank == 0:
         print(as_text([row for result in results for row in measures(result)]))
         print(f"\nresults: {config.place}")
     if share.ranks > 1:
@@ -163,12 +152,8 @@ def planned(config: EvaluationOptions) -> list[EvaluationJob]:
             f"out={config.out} is one file, for one protocol: give one, e.g. protocols=[retrieval], with its cards in "
             "data= and without only=; or a folder as out="
         )
-    parse_part(config.shard, "shard")
     chosen = {name: protocol_of(name) for name in config.protocols}
     cards = config.cards(kinds={kind for protocol in chosen.values() for kind in protocol.kinds})
-    if config.shard and (unfit := [name for name, protocol in chosen.items() if not protocol.in_parts]):
-        chosen = {name: protocol for name, protocol in chosen.items() if protocol.in_parts}
-        say(f"shard={config.shard}: {', '.join(unfit)} keep no features; they are left to the run without shard=")
     for protocol, names in config.only.items():
         if protocol not in config.protocols:
             raise UserError(f"only: {protocol} is none of the protocols that run, {', '.join(config.protocols)}")
@@ -214,14 +199,11 @@ def _run(
             continue
         if encoder is None:
             encoder = config.encoder()
-            context = config.context(encoder, share)
+            context = config.context(share)
         if encoder.grid == (0, 0) and protocol_of(job.protocol).on_patches and len(jobs) > 1:
             say(f"{', '.join(card.name for card in job.cards)}: left out: {encoder.name} has tokens without places")
             continue
-        try:
-            numbers, record = evaluate(job.protocol, encoder, job.cards, context, config.settings(job.protocol))
-        except ShardEncodedError:
-            continue
+        numbers, record = evaluate(job.protocol, encoder, job.cards, context, config.settings(job.protocol))
         result = result_header(config, encoder, config.run) | numbers
         if job.skipped:
             result["skipped"] = job.skipped
@@ -261,7 +243,7 @@ def _requests(config: EvaluationOptions, jobs: list[EvaluationJob]) -> list[dict
     model = {**options, "weights": weights_of(config.model)}
     names = (PROMPTS, CLIP_PROMPTS) if config.prompts == AUTO else (config.prompts,)
     texts = digest([name if "{c}" in name else prompt_file(name) for name in names])
-    data = {card.path: files_of(Path(config.root), card) for job in jobs for card in job.cards}
+    data = {card.path: _files_of(Path(config.root), card) for job in jobs for card in job.cards}
     requests = []
     for job in jobs:
         protocol = protocol_of(job.protocol)
@@ -271,6 +253,22 @@ def _requests(config: EvaluationOptions, jobs: list[EvaluationJob]) -> list[dict
             {card.name: {**common, "card": digest(asdict(card)), "data": data[card.path]} for card in job.cards}
         )
     return requests
+
+
+def _files_of(root: Path, card: BenchmarkCard) -> Any:
+    """Return names, sizes and times of the files of a card's data; nothing for layouts that name no separate folder."""
+    place = root / card.path
+    if not card.path or not place.is_dir():
+        return _stamp(place) if card.path else None
+    files = sorted(Path(folder, name) for folder, _, names in os.walk(place) for name in names)
+    return digest([[str(file.relative_to(place)), _stamp(file)] for file in files])
+
+
+def _stamp(file: Path) -> list[int] | None:
+    with contextlib.suppress(OSError):
+        about = file.stat()
+        return [about.st_size, about.st_mtime_ns]
+    return None
 
 
 def _kept(config: EvaluationOptions, job: EvaluationJob, request: dict[str, Any]) -> dict[str, Any] | None:

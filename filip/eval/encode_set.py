@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, TypeVar
 
 from torch import Tensor
@@ -14,7 +13,6 @@ from filip.eval.cards import BenchmarkCard
 from filip.eval.datasets import Batch, EvalSet, Sample, batches
 from filip.eval.encoders import Encoder
 from filip.eval.families import AUTO, PROMPTS, prompts_for
-from filip.eval.features import FeatureStore, ShardEncodedError, features_of_batches
 from filip.eval.scorer import Scorer, scorer_for
 from filip.eval.sharing import ALONE, Share
 from filip.progress import Progress, say
@@ -26,19 +24,13 @@ T = TypeVar("T")
 class ImageSource:
     """A data set to go through, and the batches to take it in.
 
-    title: in the progress display and in messages. card, root: where the set is from; without a card its features are
-    not kept. with_probe: where features are kept, those for similarities and those for a linear probe are of one pass.
-    another_follows: a job that only encodes a part (``shard=``) has another set to encode after this one.
+    title: in the progress display and in messages.
     """
 
     data: EvalSet
     title: str
     batch_size: int = 64
     workers: int = 0
-    card: BenchmarkCard | None = None
-    root: str | Path = "."
-    with_probe: bool = False
-    another_follows: bool = False
 
     @property
     def count(self) -> int:
@@ -47,20 +39,19 @@ class ImageSource:
 
 
 def encoded_batches(
-    source: ImageSource, scorer: Scorer, store: FeatureStore | None = None, kind: str = "image"
+    source: ImageSource, scorer: Scorer, encode: Callable[[Tensor], Tensor] | None = None
 ) -> Iterator[tuple[Tensor, Batch]]:
-    """Yield (features, batch) through the set, in order; batches whose features are kept in ``store`` are not read.
+    """Yield (features, batch) through the set, in order.
 
-    kind: "image", for the scorer, on its device; or "probe", for a linear probe, on the CPU.
-    Images that cannot be read are left out: a line on stderr names each. Raises UserError if nothing is left, and
-    ShardEncodedError if only a part is to be encoded, without giving any of it; if another set follows, it just ends.
+    encode: pixels of a batch -> features; the scorer's features of images by default.
+    Images that cannot be read are left out: a line on stderr names each. Raises UserError if nothing is left.
     """
     any_batch = False
-    for item in _features_of(source, range(source.count), scorer, store, kind):
-        if item[1].keys:
+    for batch in _read(source, range(source.count), scorer):
+        if batch.keys:
             any_batch = True
-            yield item
-    _require(any_batch or (store is not None and store.shard is not None), source.title)
+            yield (encode or scorer.encode_images)(batch.pixels), batch
+    _require(any_batch, source.title)
 
 
 def collect(scorer: Scorer, source: ImageSource, keep: Callable[[Tensor, Batch], T]) -> list[T]:
@@ -70,8 +61,8 @@ def collect(scorer: Scorer, source: ImageSource, keep: Callable[[Tensor, Batch],
     """
 
     def encode(numbers: Iterable[int]) -> list[T | None]:
-        read = _features_of(source, numbers, scorer, scorer.store, "image")
-        return [keep(features, batch) if batch.keys else None for features, batch in read]
+        read = _read(source, numbers, scorer)
+        return [keep(scorer.encode_images(batch.pixels), batch) if batch.keys else None for batch in read]
 
     parts = scorer.share.together(source.count, encode)
     batches_read = [of_batch for of_batch in parts if of_batch is not None]
@@ -79,41 +70,15 @@ def collect(scorer: Scorer, source: ImageSource, keep: Callable[[Tensor, Batch],
     return batches_read
 
 
-def _features_of(
-    source: ImageSource, numbers: Iterable[int], scorer: Scorer, store: FeatureStore | None, kind: str
-) -> Iterator[tuple[Tensor, Batch]]:
-    """Yield every batch with its features, including batches without a readable image."""
-    device = "cpu" if kind == "probe" else scorer.encoder.device
-    stored = None if store is None or source.card is None else store.of_set(source.card, source.root, source.batch_size)
-
-    def encode(pixels: Tensor) -> dict[str, Tensor]:
-        both = scorer.encode_images_and_probe(pixels) if source.with_probe and stored is not None else None
-        if both is not None:
-            return both
-        return {kind: scorer.encode_images(pixels) if kind == "image" else scorer.encoder.probe_features(pixels)}
-
-    def read(some: list[int]) -> Iterator[Batch]:
-        part = _SomeBatches(source.data, source.batch_size, some)
-        with Progress(source.title, "images", len(part)) as progress:
-            for batch in batches(part, scorer.transform, source.batch_size, source.workers):
-                for problem in batch.undecodable:
-                    say(f"{source.title}: left out an unreadable image, {problem}")
-                yield batch
-                progress.add(len(batch.keys) + len(batch.undecodable))
-
-    if store is None or stored is None:
-        yield from features_of_batches(None, numbers, kind, encode, read, device)
-        return
-    if store.shard is not None:
-        mine = list(store.own(source.count))
-        done = sum(1 for _ in features_of_batches(stored, mine, kind, encode, read, device))
-        store.trim(stored)
-        say(f"{source.title}: {done:,} of {source.count:,} batches are encoded")
-        if not source.another_follows:
-            raise ShardEncodedError(source.title)
-        return
-    yield from features_of_batches(stored, numbers, kind, encode, read, device)
-    store.trim(stored)
+def _read(source: ImageSource, numbers: Iterable[int], scorer: Scorer) -> Iterator[Batch]:
+    """Yield some batches of a set, those without a readable image among them."""
+    part = _SomeBatches(source.data, source.batch_size, numbers)
+    with Progress(source.title, "images", len(part)) as progress:
+        for batch in batches(part, scorer.transform, source.batch_size, source.workers):
+            for problem in batch.undecodable:
+                say(f"{source.title}: left out an unreadable image, {problem}")
+            yield batch
+            progress.add(len(batch.keys) + len(batch.undecodable))
 
 
 class _SomeBatches(EvalSet):
@@ -180,15 +145,14 @@ class Context:
     """The surroundings of an evaluation.
 
     root: folder below which the data sets of cards are. prompts: a prompt file, one prompt with {c} in it, or
-    "auto": the file of the model's family. store: the image features that are kept. share: this process among those
-    that evaluate together. text_tokens: which take part in a token-wise score (:mod:`filip.eval.text_tokens`).
+    "auto": the file of the model's family. share: this process among those that evaluate together. text_tokens: which
+    take part in a token-wise score (:mod:`filip.eval.text_tokens`).
     """
 
     root: str = "."
     prompts: str = PROMPTS
     batch_size: int = 64
     workers: int = 0
-    store: FeatureStore | None = None
     share: Share = ALONE
     text_tokens: str = "all"
     family_prompts: str = PROMPTS  # the file of the model's family
@@ -203,12 +167,12 @@ class Context:
         prompts = prompts_for(encoder.family, card)
         return replace(self, prompts=prompts if self.prompts == AUTO else self.prompts, family_prompts=prompts)
 
-    def source(self, data: EvalSet, card: BenchmarkCard, title: str = "", **more: bool) -> ImageSource:
-        """Return a card's data set to go through."""
-        return ImageSource(data, title or card.name, self.batch_size, self.workers, card, self.root, **more)
+    def source(self, data: EvalSet, title: str) -> ImageSource:
+        """Return a data set to go through."""
+        return ImageSource(data, title, self.batch_size, self.workers)
 
     def scorer(self, encoder: Encoder) -> Scorer:
-        """Return the scorer that fits the model, with the kept features and the processes of this evaluation."""
+        """Return the scorer that fits the model, with the processes of this evaluation."""
         scorer = scorer_for(encoder)
-        scorer.store, scorer.share, scorer.text_tokens = self.store, self.share, self.text_tokens
+        scorer.share, scorer.text_tokens = self.share, self.text_tokens
         return scorer

@@ -74,9 +74,6 @@ class Tiled:
         features = self.encoder.probe_features(pixels.unflatten(1, (TILES, 3)).flatten(0, 1))
         return features.unflatten(0, (-1, TILES)).mean(1)
 
-    def image_and_probe(self, pixels: Tensor) -> None:
-        """Return None: the two are two passes."""
-
     def patches(self, pixels: Tensor) -> Tensor:
         """Raise UserError: such a picture has no single square."""
         raise UserError("fit=tiles: no picture of patches can be drawn of tiles; use fit=pad or fit=crop")
@@ -143,9 +140,6 @@ class Boxed:
     def probe_features(self, pixels: Tensor) -> Tensor:
         """Raise UserError: such a picture has no single square."""
         raise UserError("fit=box: a linear probe sees whole pictures; use fit=crop")
-
-    def image_and_probe(self, pixels: Tensor) -> None:
-        """Return None: there is no probe."""
 
     def patches(self, pixels: Tensor) -> Tensor:
         """Raise UserError: such a picture has no single square."""

@@ -8,12 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from filip.command import MISSING, option
-from filip.data.parts import parse_part
 from filip.errors import UserError
 from filip.eval.cards import KINDS, BenchmarkCard, match_classes
 from filip.eval.encoders import Encoder, forms, load_encoder
 from filip.eval.families import FAMILIES
-from filip.eval.features import FeatureStore, model_key
 from filip.eval.fit import FITS
 from filip.eval.formats import open_set
 from filip.eval.half_precision import PRECISIONS, name_of
@@ -112,18 +110,6 @@ def result_header(options: ModelOptions, encoder: Encoder, run: str = "") -> dic
         "precision": name_of(encoder.dtype),
         **encoder.details,
     }
-
-
-def store_of(
-    options: ModelOptions, encoder: Encoder, folder: str, gigabytes: float, shard: str = ""
-) -> FeatureStore | None:
-    """Return a model's store in ``folder``; None if that is empty. UserError for a part (``shard=3/8``) without one."""
-    part = parse_part(shard, "shard")
-    if not folder:
-        if part is not None:
-            raise UserError(f"shard={shard} needs features=FOLDER, where all parts are put together")
-        return None
-    return FeatureStore(Path(folder), model_key(options.model, encoder), int(gigabytes * 1e9), part)
 
 
 def check_sets(

@@ -20,7 +20,6 @@ from torch import Tensor
 
 from filip.errors import UserError
 from filip.eval.encoders import Encoder, load_encoder
-from filip.eval.features import FeatureStore
 from filip.eval.sharing import ALONE, Share
 from filip.eval.text_tokens import select_tokens
 from filip.progress import Progress
@@ -70,7 +69,6 @@ class Scorer:
 
     token_wise: bool
     share: Share = ALONE  # this process among those that evaluate together
-    store: FeatureStore | None = None  # where image features are kept
     text_tokens: str = "all"  # which tokens of a text take part, see filip.eval.text_tokens
 
     def __init__(self, encoder: Encoder, text_batch: int = 256):
@@ -83,11 +81,6 @@ class Scorer:
     def encode_images(self, pixels: Tensor) -> Tensor:
         """Encode pixels [b, 3, H, W] -> features on the model's device, to be concatenated along the first axis."""
         return self._kept(self.encoder.encode_images(pixels))
-
-    def encode_images_and_probe(self, pixels: Tensor) -> dict[str, Tensor] | None:
-        """Return ``encode_images`` as "image" and a linear probe's input as "probe"; None if that takes two passes."""
-        both = self.encoder.image_and_probe(pixels)
-        return None if both is None else {"image": self._kept(both[0]), "probe": both[1]}
 
     def _kept(self, features: Tensor) -> Tensor:
         # Vectors are few and keep their float32; tokens are what fills the memory.

@@ -50,30 +50,11 @@ def text_beside(root: Path) -> str:
     return str(root)
 
 
-def table(suffix: str) -> Callable[[Path], str]:
-    """Return a writer of one line per caption, as Flickr8k's captions.txt has them."""
-
-    def write(root: Path) -> str:
-        write_images(root)
-        rows = [(name, caption) for name, captions in CAPTIONS.items() for caption in captions]
-        names, delimiter = (("file_name", "text"), ",") if suffix == "csv" else (("image_path", "sentence"), "\t")
-        with open(root / f"captions.{suffix}", "w", newline="") as file:
-            csv.writer(file, delimiter=delimiter).writerows([names, *rows])
-        return str(root)
-
-    return write
-
-
-def json_lines(root: Path) -> str:
-    write_images(root)
-    rows = [{"image": name, "captions": captions} for name, captions in CAPTIONS.items()]
-    (root / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(root)
-
-
-def parquet_table(root: Path) -> str:
-    write_images(root)
-    pq.write_table(pa.table({"path": list(CAPTIONS), "captions": list(CAPTIONS.values())}), root / "list.parquet")
+def table(root: Path) -> str:
+    """Write one line per caption, as Flickr8k's captions.txt has them."""
+    rows = [(name, caption) for name, captions in CAPTIONS.items() for caption in captions]
+    with open(write_images(root) / "captions.csv", "w", newline="") as file:
+        csv.writer(file).writerows([("file_name", "text"), *rows])
     return str(root)
 
 
@@ -128,23 +109,6 @@ def coco(root: Path) -> str:
     return str(root / "captions_train2017.json")
 
 
-def karpathy(root: Path) -> str:
-    write_images(root)
-    images = [
-        {
-            "filename": Path(name).name,
-            "filepath": str(Path(name).parent) if "/" in name else "",
-            "imgid": n,
-            "split": "train",
-            "sentences": [{"raw": caption, "tokens": caption.split()} for caption in captions],
-        }
-        for n, (name, captions) in enumerate(CAPTIONS.items())
-    ]
-    images.append(images[0] | {"split": "test"})
-    (root / "dataset_flickr30k.json").write_text(json.dumps({"images": images, "dataset": "flickr30k"}))
-    return str(root / "dataset_flickr30k.json")
-
-
 def tar(samples: list[dict]) -> Callable[[Path], str]:
     """Return a writer of a tar by the webdataset library."""
 
@@ -179,8 +143,6 @@ SEVERAL_EXTENSIONS = [
     for name, captions in CAPTIONS.items()
 ]
 LAYOUTS: dict[str, Callable[[Path], str]] = {
-    "text_beside": text_beside, "csv": table("csv"), "tsv": table("tsv"), "jsonl": json_lines,
-    "parquet_table": parquet_table, "parquet_bytes": parquet_bytes, "saved_to_disk": saved_to_disk,
-    "hugging_face_parquet": hugging_face_parquet, "coco": coco, "karpathy": karpathy, "tar_json": tar(WITH_JSON),
-    "tar_extensions": tar(SEVERAL_EXTENSIONS),
+    "csv": table, "parquet_bytes": parquet_bytes, "saved_to_disk": saved_to_disk, "coco": coco,
+    "hugging_face_parquet": hugging_face_parquet, "tar_json": tar(WITH_JSON), "tar_extensions": tar(SEVERAL_EXTENSIONS),
 }  # fmt: skip

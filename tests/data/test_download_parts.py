@@ -85,8 +85,8 @@ def test_the_parts_of_an_array_of_jobs_are_counted_from_0() -> None:
 
 @pytest.mark.parametrize("part", ["3", "8/8", "9/8", "a/b", "1/0", "-1/8", "1/8/9"])
 def test_another_part_is_refused(part: str) -> None:
-    with pytest.raises(UserError, match=f"^shard={part}: parts are counted from 0.*--array=0-7$"):
-        parse_part(part, "shard")
+    with pytest.raises(UserError, match=f"^part={part}: parts are counted from 0.*--array=0-7$"):
+        parse_part(part)
 
 
 def test_the_last_part_counted_from_1_is_answered_with_the_parts_that_there_are() -> None:

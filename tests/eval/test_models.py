@@ -90,20 +90,6 @@ def test_both_libraries_give_the_same_tokens_and_another_image_size_works(clip: 
     assert encoders[0].token_counts(TEXTS) == encoders[1].token_counts(TEXTS) == lengths.tolist()
 
 
-@pytest.mark.parametrize("interaction", ["token_wise", "pooled"])
-def test_similarities_and_probe_of_one_pass_are_those_of_two(clip: list[str], tmp_path: Path, interaction: str) -> None:
-    ours = write_model(tmp_path / "m.safetensors", interaction)
-    for model, tokens in ((ours, False), (ours, True), *((theirs, False) for theirs in clip[:2])):
-        encoder = load_encoder(model, tokens=tokens)
-        pixels = torch.stack([encoder.transform(picture(i)) for i in range(3)])
-        both = encoder.image_and_probe(pixels)
-        assert both is not None
-        assert torch.equal(both[0], encoder.encode_images(pixels))
-        assert torch.equal(both[1], encoder.probe_features(pixels))
-    for model in clip[:2]:  # the tokens of other projects' models take a separate pass
-        assert load_encoder(model, tokens=True).image_and_probe(pixels) is None
-
-
 def test_a_siglip_and_its_tokens_are_those_of_its_pooling_head(tmp_path: Path) -> None:
     """For an image of one patch and a text of full length, the pooled vector is the vector of a token."""
     from transformers import SiglipConfig, SiglipImageProcessor, SiglipModel

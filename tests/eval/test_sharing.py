@@ -5,12 +5,9 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
-import torch
 
 from filip.errors import UserError
-from filip.eval.scorer import TokenScorer
 from filip.eval.sharing import ALONE, Share
-from filip.models import build_model, load_preset
 
 
 def in_threads(ranks: int, work: Callable[[Share], Any]) -> list[Any]:
@@ -66,22 +63,3 @@ def test_what_one_rank_raises_all_raise() -> None:
     assert isinstance(second, OSError)
     for other in (first, third):
         assert isinstance(other, UserError) and str(other) == "the disk is gone (rank 1)"
-
-
-def test_texts_and_scores_are_the_same_to_the_bit() -> None:
-    from filip.eval.encoders import FilipEncoder
-
-    torch.manual_seed(0)
-    encoder = FilipEncoder(build_model(load_preset("tiny")).eval(), "tiny")
-    texts = [f"a {colour} square {n}" for n in range(5) for colour in ("red", "green", "light blue")]
-    images = torch.nn.functional.normalize(torch.randn(300, 4, 16), dim=-1)
-
-    def work(share: Share) -> tuple[torch.Tensor, ...]:
-        scorer = TokenScorer(encoder, text_batch=4)
-        scorer.share = share
-        encoded = scorer.encode_texts(texts)
-        result = scorer.large_similarity(images, encoded)
-        return encoded.values, result.i2t, result.t2i
-
-    for alone, *others in zip(work(ALONE), *in_threads(2, work), strict=True):
-        assert all(torch.equal(alone, other) for other in others)

@@ -125,9 +125,7 @@ def test_variants_are_smaller_and_their_loss_of_recall_is_printed(
         torch.testing.assert_close(encoder.encode_images(pixels), whole.encode_images(pixels), atol=tolerance, rtol=0)
         assert not torch.equal(result, texts)
     assert whole.patches(pixels).shape[1] == whole.grid[0] * whole.grid[1]
-    both = whole.image_and_probe(pixels)
-    assert both is not None and torch.equal(both[0], whole.encode_images(pixels))
-    assert torch.equal(both[1], whole.probe_features(pixels))
+    assert torch.equal(whole.probe_features(pixels), whole.patches(pixels).mean(1))
 
 
 @pytest.mark.parametrize(

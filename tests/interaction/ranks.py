@@ -11,19 +11,15 @@ from torch import Tensor, nn
 
 from late_interaction import (
     ContrastiveOutput,
-    LateInteractionLoss,
     Similarity,
     contrastive_loss,
     distributed_late_interaction,
     distributed_pooled_similarity,
     gather_ids,
     late_interaction,
-    operator,
     pooled_similarity,
-    use_host_group,
 )
 from tests.support.ranks import Cases
-from tests.support.waits import DeviceWaits
 
 PAIRS = [3, 2, 4, 1]  # pairs of each rank: unequal on purpose
 N1, D = 6, 16
@@ -133,7 +129,6 @@ def cases(ranks: int) -> Cases:
         result[f"{exchange}, frozen texts"] = partial(one_side_frozen, exchange=exchange, frozen=1)
         result[f"{exchange}, mistakes"] = partial(a_mistake_on_one_is_an_error_on_all, exchange=exchange)
         result[f"{exchange}, images of different sizes"] = partial(masked_images, exchange=exchange)
-        result[f"{exchange}, waits for the device"] = partial(waits_for_the_device, exchange=exchange)
         if ranks == 4:
             result[f"{exchange}, groups of two"] = partial(groups_of_two, exchange=exchange)
             result[f"{exchange}, memory of the backward"] = partial(only_tokens_are_saved, exchange=exchange)
@@ -172,34 +167,6 @@ def masked_images(rank: int, ranks: int, *, exchange: str) -> None:
     torch.testing.assert_close(result.t2i, expected.t2i[:, own])
     for name, a, b, part in zip("it", gradients(result, mine), gradients(expected, whole), (own, rows), strict=True):
         torch.testing.assert_close(a, b[part], msg=lambda text, name=name: f"{name}: {text}")
-
-
-def waits_for_the_device(rank: int, ranks: int, *, exchange: str) -> None:
-    """Expect one wait a step if all goes through a group of GPUs (NCCL), none if counts and lengths take the host's
-    way."""
-    image, text, lengths, ids = Pairs(PAIRS[:ranks]).of(rank)
-    module = LateInteractionLoss(exchange=exchange, backend="tiled")
-    config, run_backward = dist.get_backend_config, operator.run_backward
-
-    def waits() -> list[str]:
-        tokens = [F.normalize(part[..., :4], dim=-1).requires_grad_() for part in (image, text)]
-        seen = DeviceWaits(lengths)
-        operator.run_backward = seen.inside(run_backward)
-        with seen:
-            module(*tokens, lengths, ids).loss.backward()
-        return seen.waits
-
-    module(F.normalize(image[..., :4], dim=-1), F.normalize(text, dim=-1), lengths)  # makes room for the lengths
-    assert waits() == []
-    host = dist.new_group()
-    dist.get_backend_config = lambda group=None: config(group) if group is host else "cuda:nccl"
-    try:
-        assert waits() == ["tolist"]
-        use_host_group(host)
-        assert waits() == []
-    finally:
-        dist.get_backend_config, operator.run_backward = config, run_backward
-        use_host_group(None)
 
 
 def small_gradients_arrive(rank: int, ranks: int, *, exchange: str) -> None:

@@ -67,15 +67,6 @@ def two_lines_and_another_suffix(root: Path) -> str:
     return str(root)
 
 
-def karpathy(root: Path) -> str:
-    """Write it without its test split, which evaluation would take."""
-    place = Path(own_images.karpathy(root))
-    content = json.loads(place.read_text())
-    content["images"] = [image for image in content["images"] if image["split"] == "train"]
-    place.write_text(json.dumps(content))
-    return str(place)
-
-
 def clip_benchmark(root: Path) -> str:
     """Write the train split, which evaluation takes if it finds no other."""
     samples = [
@@ -102,7 +93,6 @@ def img2dataset_files(root: Path) -> str:
 LAYOUTS: dict[str, Callable[[Path], str]] = {
     **own_images.LAYOUTS,
     "two_lines_and_another_suffix": two_lines_and_another_suffix,
-    "karpathy": karpathy,
     "clip_benchmark": clip_benchmark,
     "img2dataset_files": img2dataset_files,
 }
@@ -208,9 +198,10 @@ def coco_over_folders(root: Path, where: dict[str, str]) -> Path:
 
 def karpathy_of_two(root: Path, where: dict[str, str]) -> Path:
     images = [
-        {"filename": name, "imgid": n, "split": split, "sentences": [{"raw": CAPTIONS[name][0]}]}
+        {"filename": Path(name).name, "filepath": str(Path(name).parent), "imgid": n, "split": split,
+         "sentences": [{"raw": CAPTIONS[name][0]}]}
         for n, (name, split) in enumerate(where.items())
-    ]
+    ]  # fmt: skip
     (write_images(root) / "dataset_flickr30k.json").write_text(json.dumps({"images": images}))
     return root
 

@@ -1,13 +1,12 @@
 """Captions that people wrote for pictures, in several languages, and what is measured on them.
 
-Both files hold Unicode CLDR short names as packed in emojibase-data 17.0.0 (MIT). ``short_captions.tsv.gz``: labels in
-twelve languages, 1,200 English and 400 of each other language. ``parallel_captions.tsv.gz``: 800 names of two words
-and more, the same in five languages.
+``short_captions.tsv.gz`` holds Unicode CLDR short names as packed in emojibase-data 17.0.0 (MIT): labels in twelve
+languages, 1,200 English and 400 of each other language.
 """
 
 import csv
 import gzip
-from collections import Counter, defaultdict
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from filip.data.captions.judging import rejections
 from filip.data.cards import SourceCard, TextRuleSettings
-from filip.data.engines import Engine, round_trips
 from filip.data.lists.language import are_english
 from filip.data.text_rules import apply_text_rules
 
@@ -67,13 +64,6 @@ def verdicts_on_kinds(folder: Path, name: str = "labelled_captions") -> list[dic
     return [{**row, "found": reasons.get(url, "keep")} for url, row in zip(urls, sample, strict=True)]
 
 
-def parallel_captions() -> dict[str, list[str]]:
-    """Return language → captions; the n-th of each language names the same picture."""
-    with gzip.open(DATA / "parallel_captions.tsv.gz", "rt", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
-    return {language: [row[language] for row in rows] for language in rows[0]}
-
-
 def pivot_errors() -> list[dict[str, str]]:
     """Return 144 captions with a right and a wrong German, Portuguese or Russian translation, written for this purpose.
 
@@ -115,25 +105,3 @@ def synthetic_list(path: Path, rows: int, seed: int = 0) -> None:
             ]
             urls = [f"https://example.org/{start + i}.jpg" for i in range(n)]
             writer.write_table(pa.table({"url": urls, "caption": texts}, schema))
-
-
-def quality(engine: Engine, pivot: str, captions: int | None = None) -> dict[str, Any]:
-    """Return chrF++ (0..100) of pivot and round trip, and the candidates' fate (shares), on the first ``captions``."""
-    from sacrebleu.metrics import CHRF
-
-    corpus = parallel_captions()
-    english = corpus["en"][:captions]
-    there = engine.to_pivot(english)
-    back = round_trips(engine, english)[1]
-    chrf = CHRF(word_order=2, lowercase=True)
-    human = corpus.get(pivot, [])[:captions]
-    verdicts = Counter(reason or "accepted" for reason in rejections(english, back))
-    return {
-        "captions": len(english),
-        "chrf++ of the pivot, against human translations": round(chrf.corpus_score(there, [human]).score, 1)
-        if human
-        else None,
-        "chrf++ of the round trip, against the original": round(chrf.corpus_score(back, [english]).score, 1),
-        "unchanged": round(verdicts.pop("identical", 0) / len(english), 3),
-        **{name: round(count / len(english), 3) for name, count in verdicts.most_common()},
-    }

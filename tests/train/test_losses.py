@@ -8,18 +8,16 @@ import torch
 from torch import nn
 
 from filip.errors import UserError
-from filip.models import Encoded, PooledFeatures, TextFeatures, build_model, load_preset
+from filip.models import Encoded, PooledFeatures, TextFeatures
 from filip.plugins import load_plugins
 from filip.train import losses
 from filip.train.counts import count
-from filip.train.engine import Batching, to_device
+from filip.train.engine import Batching
 from filip.train.losses import Loss, resolve_weights
 from filip.train.losses.token_wise import selection_metrics
 from filip.train.losses.weights import WeightSchedule
-from late_interaction import choose_tokens, operator
+from late_interaction import choose_tokens
 from tests.support.training import compose
-from tests.support.waits import GPU, DeviceWaits
-from tests.train.loss_batches import settings
 
 
 def encoded(pairs: int = 4, dim: int = 8) -> Encoded:
@@ -227,20 +225,3 @@ def test_the_minimum_of_the_selection_reaches_the_loss() -> None:
     paper = Loss({"token_wise": 1.0}, compose(*settings))(encoded(), group)
     assert float(floor.loss) == pytest.approx(float(whole.loss))
     assert float(paper.loss) != pytest.approx(float(whole.loss))
-
-
-@pytest.mark.parametrize("share", [1.0, 0.5])
-def test_a_step_does_not_wait_for_the_device(share: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = build_model(load_preset("tiny"))
-    lengths = torch.tensor([5, 3, 7])
-    size = model.image_size
-    batch = {"pixels": torch.zeros(3, 3, size, size), "ids": torch.ones(3, 7, dtype=torch.int64), "lengths": lengths}
-    loss = Loss(resolve_weights({"token_wise": 1.0}, "token_wise"), settings(token_keep_ratio=share))
-    seen = DeviceWaits(lengths)
-    for name in ("run_forward", "run_backward"):
-        monkeypatch.setattr(operator, name, seen.inside(getattr(operator, name)))
-    with seen:
-        moved = to_device(batch, GPU, None)
-        encoded = model(moved["pixels"], moved["ids"], moved["lengths"])
-        loss(encoded, torch.arange(3)).loss.backward()
-    assert seen.waits == []

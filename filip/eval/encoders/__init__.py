@@ -63,9 +63,6 @@ class Encoder(Protocol):
     def probe_features(self, pixels: Tensor) -> Tensor:
         """Return the input of a linear probe [b, width], not normalised: the mean of the encoder's patch tokens."""
 
-    def image_and_probe(self, pixels: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Do ``encode_images`` and ``probe_features`` in one pass, equal to the bit; None if that takes two passes."""
-
     def patches(self, pixels: Tensor) -> Tensor:
         """Return one unit vector per image patch [b, rows * columns, d], also for a pooled model (for pictures)."""
 
@@ -298,17 +295,6 @@ class FilipEncoder:
         with autocast(self.device, self.dtype):
             features = self.model.image.patch_features(pixels.to(self.device))
         return features.float().mean(1).cpu()
-
-    @torch.inference_mode()
-    def image_and_probe(self, pixels: Tensor) -> tuple[Tensor, Tensor] | None:
-        tower = self.model.image
-        with autocast(self.device, self.dtype):
-            states = tower.trunk(pixels.to(self.device))
-            tokens = tower.projection(states)
-            features = None if self._projects_all else self.model.image_embeddings(tokens).float()
-        if features is None:
-            features = self._unit_patches(tokens)
-        return features, states[:, tower.prefix_tokens :].float().mean(1).cpu()
 
     def patches(self, pixels: Tensor) -> Tensor:
         if self.grid == (0, 0):

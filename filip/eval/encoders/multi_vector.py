@@ -96,11 +96,8 @@ class MultiVectorEncoder:
         return F.normalize(torch.cat(vectors).float(), dim=-1), lengths
 
     def probe_features(self, pixels: Any) -> Tensor:
-        return self.image_and_probe(pixels)[1]
-
-    def image_and_probe(self, pixels: Any) -> tuple[Tensor, Tensor]:
         tokens = self.encode_images(pixels)
-        return tokens, (tokens.sum(1) / tokens.any(-1).sum(1, keepdim=True)).cpu()
+        return (tokens.sum(1) / tokens.any(-1).sum(1, keepdim=True)).cpu()
 
     def patches(self, pixels: Tensor) -> Tensor:
         if self.grid == (0, 0):

@@ -73,19 +73,10 @@ class OnnxEncoder:
     def probe_features(self, pixels: Tensor) -> Tensor:
         return self.patches(pixels).mean(1)
 
-    def image_and_probe(self, pixels: Tensor) -> tuple[Tensor, Tensor] | None:
-        if self.grid == (0, 0):
-            return None  # there is nothing to probe
-        features = self.encode_images(pixels)
-        return features, self._without_cls(features).mean(1)
-
     def patches(self, pixels: Tensor) -> Tensor:
         if self.grid == (0, 0):
             raise UserError(f"{self.name} has one vector an image, and none of its patches")
-        return self._without_cls(self.encode_images(pixels))
-
-    def _without_cls(self, tokens: Tensor) -> Tensor:
-        return tokens[:, -self.grid[0] * self.grid[1] :]  # [CLS], if there is one, is first
+        return self.encode_images(pixels)[:, -self.grid[0] * self.grid[1] :]  # [CLS], if there is one, is first
 
     def words(self, texts: Sequence[str]) -> list[Tensor]:
         vectors, lengths = self.encode_texts(texts)

@@ -63,13 +63,6 @@ class TwoTowerEncoder:
         with autocast(self.device, self.dtype):
             return self.image_vectors(pixels.to(self.device)).float().cpu()
 
-    @torch.inference_mode()
-    def image_and_probe(self, pixels: Tensor) -> tuple[Tensor, Tensor] | None:
-        if self.token_wise:
-            return None  # the vector and the tokens are two passes
-        probe = self.probe_features(pixels)
-        return F.normalize(probe.to(self.device), dim=-1), probe
-
     def patches(self, pixels: Tensor) -> Tensor:
         return self._unit_patches(pixels).cpu()
 

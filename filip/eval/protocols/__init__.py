@@ -116,9 +116,9 @@ class Protocol:
     report; ``filip eval`` prints the same columns. note: one line on the measure. more: further tables of the
     report, by name. prepare: reads a card's needs, such as its prompts, so that a mistake is known before a model is
     loaded. settle: fills in settings that depend on the model. size: where the number of images is among the numbers.
-    on_request: only where ``protocols=`` names it. in_parts: goes through images in batches that several jobs can share
-    (``shard=``). on_patches: asks where in a picture a model's tokens are. citation: the papers that it comes from, for
-    docs/related.md.
+    on_request: only where ``protocols=`` names it. in_parts: can be measured while training, since each rank takes some
+    batches of the images. on_patches: asks where in a picture a model's tokens are. citation: the papers that it comes
+    from, for docs/related.md.
     """
 
     title: str

@@ -1,10 +1,9 @@
 """Linear probe.
 
-The encoder is frozen; an image is the mean of its patch tokens; a logistic regression by L-BFGS (at most 1,000
-iterations, scikit-learn's objective, on the model's device) is fitted on the training split and tested on the test
-split. Its penalty is chosen as CLIP's was, by a sweep on a part of the training images that the others are not fitted
-on; the test images have no say. A benchmark without a training split is cross-validated on its test split, and the
-result notes it.
+The encoder is frozen; an image is the mean of its patch tokens; scikit-learn's logistic regression (L-BFGS, at most
+1,000 iterations) is fitted on the training split and tested on the test split. Its penalty is chosen as CLIP's was, by
+a sweep on a part of the training images that the others are not fitted on; the test images have no say. A benchmark
+without a training split is cross-validated on its test split, and the result notes it.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -23,12 +23,13 @@ from filip.eval.cards import BenchmarkCard, match_classes
 from filip.eval.classification import measure, outcomes
 from filip.eval.encode_set import Context, ImageSource, encoded_batches, size_note
 from filip.eval.encoders import Encoder
-from filip.eval.features import FeatureStore
 from filip.eval.formats import open_set
-from filip.eval.logistic import Classifier, fit
 from filip.eval.outcomes import Record
 from filip.eval.protocols import Column, Numbers, Protocol, ReportTable
 from filip.eval.scorer import scorer_for
+
+if TYPE_CHECKING:
+    from sklearn.linear_model import LogisticRegression
 
 SWEEP = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0, 1000.0)
 
@@ -51,19 +52,17 @@ def run(
     test = open_set(card, context.root)
     names = match_classes(card, test.classes or [])
     training = training_card(card, context.root)
-    # Zero-shot goes through the same images: one pass keeps features for both. A training split is only probed.
-    source = context.source(test, card, with_probe=True, another_follows=training is not None)
-    features, labels, keys, clusters = _features(encoder, source, context.store)
+    features, labels, keys, clusters = _features(encoder, context.source(test, card.name))
     if training is None:
-        scores, protocol = _cross_validated(encoder, features, labels, len(names), settings)
+        scores, protocol = _cross_validated(features, labels, len(names), settings)
     else:
         train = open_set(training, context.root)
         if match_classes(card, train.classes or []) != names:
             raise UserError(f"{card.name}: the training and the test split number their classes differently")
-        source = context.source(train, training, f"{card.name}, training split")
-        fitted, penalty = _fit(encoder, *_features(encoder, source, context.store)[:2], settings)
-        scores = fitted.log_probabilities(features, len(names))
-        protocol = f"trained on {len(train):,} images of the training split, C = {penalty:g}"
+        source = context.source(train, f"{card.name}, training split")
+        fitted = _fit(*_features(encoder, source)[:2], settings)
+        scores = log_probabilities(fitted, features, len(names))
+        protocol = f"trained on {len(train):,} images of the training split, C = {fitted.C:g}"
     result = measure(card, scores, labels, names, clusters)
     record[card.name] = outcomes(keys, clusters, scores, labels)
     return {**result, "protocol": protocol, "split": card.split, "note": size_note(card, len(labels))}
@@ -82,30 +81,42 @@ def training_card(card: BenchmarkCard, root: str | Path) -> BenchmarkCard | None
     return dataclasses.replace(card, layout=dataclasses.replace(card.layout, split=split, options=options))
 
 
-def _features(
-    encoder: Encoder, source: ImageSource, store: FeatureStore | None
-) -> tuple[Tensor, Tensor, list[str], list[str]]:
+def _features(encoder: Encoder, source: ImageSource) -> tuple[Tensor, Tensor, list[str], list[str]]:
     """Return ([n, width] float32, [n] int64, n keys, n clusters)."""
     features, labels = [], []
     keys: list[str] = []
     clusters: list[str] = []
-    for vectors, batch in encoded_batches(source, scorer_for(encoder), store, "probe"):
-        features.append(vectors)
+    for vectors, batch in encoded_batches(source, scorer_for(encoder), encoder.probe_features):
+        features.append(vectors.cpu())
         labels.append(batch.labels)
         keys += batch.keys
         clusters += batch.clusters
-    if not features:  # only in a job that encodes a part, before the training split
-        return torch.zeros(0, 0), torch.zeros(0, dtype=torch.int64), keys, clusters
     return torch.cat(features), torch.cat(labels), keys, clusters
 
 
-def _fit(encoder: Encoder, features: Tensor, labels: Tensor, settings: LinearProbeSettings) -> tuple[Classifier, float]:
-    """Return the classifier and its C."""
-    penalty = settings.regularisation or _swept(encoder, features, labels, settings)
-    return fit(features, labels, penalty, settings.iterations, encoder.device), penalty
+def _classifier(features: Tensor, labels: Tensor, penalty: float, settings: LinearProbeSettings) -> LogisticRegression:
+    from sklearn.linear_model import LogisticRegression
+
+    # the default tolerance ends far from the minimum where the penalty is small
+    classifier = LogisticRegression(C=penalty, max_iter=settings.iterations, tol=1e-6)
+    return classifier.fit(features.double().numpy(), labels.numpy())
 
 
-def _swept(encoder: Encoder, features: Tensor, labels: Tensor, settings: LinearProbeSettings) -> float:
+def log_probabilities(classifier: LogisticRegression, features: Tensor, classes: int) -> Tensor:
+    """Return [n, classes] float64; a class that was never seen in training has -inf."""
+    result = torch.full((len(features), classes), -torch.inf, dtype=torch.float64)
+    logs = classifier.predict_log_proba(features.double().numpy())
+    result[:, torch.from_numpy(classifier.classes_)] = torch.from_numpy(logs)
+    return result
+
+
+def _fit(features: Tensor, labels: Tensor, settings: LinearProbeSettings) -> LogisticRegression:
+    """Fit a classifier with the given penalty, or the best of the sweep."""
+    penalty = settings.regularisation or _swept(features, labels, settings)
+    return _classifier(features, labels, penalty, settings)
+
+
+def _swept(features: Tensor, labels: Tensor, settings: LinearProbeSettings) -> float:
     """Return the C that is right most often on a fifth of the images; 1 where a class has a single one."""
     from sklearn.model_selection import train_test_split
 
@@ -113,17 +124,17 @@ def _swept(encoder: Encoder, features: Tensor, labels: Tensor, settings: LinearP
     if int(counts.min()) < 2 or len(labels) < 5 * len(counts):
         return 1.0
     fitted_on, held_out = train_test_split(torch.arange(len(labels)), test_size=0.2, random_state=0, stratify=labels)
-    best, most = 1.0, -1
-    for penalty in SWEEP:
-        fitted = fit(features[fitted_on], labels[fitted_on], penalty, settings.iterations, encoder.device)
-        scores = fitted.log_probabilities(features[held_out], int(labels.max()) + 1)
-        if (right := int((scores.argmax(1).cpu() == labels[held_out]).sum())) > most:
-            best, most = penalty, right
-    return best
+    shares = {
+        penalty: _classifier(features[fitted_on], labels[fitted_on], penalty, settings).score(
+            features[held_out].double().numpy(), labels[held_out].numpy()
+        )
+        for penalty in SWEEP
+    }
+    return max(SWEEP, key=shares.__getitem__)  # the first of equally good ones
 
 
 def _cross_validated(
-    encoder: Encoder, features: Tensor, labels: Tensor, classes: int, settings: LinearProbeSettings
+    features: Tensor, labels: Tensor, classes: int, settings: LinearProbeSettings
 ) -> tuple[Tensor, str]:
     """Return scores of each image from a classifier that was not fitted on it."""
     from sklearn.model_selection import StratifiedKFold
@@ -133,8 +144,8 @@ def _cross_validated(
         raise UserError("a linear probe needs a training split, or at least two images of every class to fold")
     scores = torch.zeros(len(labels), classes, dtype=torch.float64)
     for train, test in StratifiedKFold(folds, shuffle=True, random_state=0).split(features, labels):
-        fitted, _ = _fit(encoder, features[train], labels[train], settings)
-        scores[test] = fitted.log_probabilities(features[test], classes).double()
+        fitted = _fit(features[train], labels[train], settings)
+        scores[test] = log_probabilities(fitted, features[test], classes)
     return scores, f"{folds}-fold cross-validation of the test split, which has no training split"
 
 
@@ -146,6 +157,5 @@ PROTOCOL = Protocol(
     ReportTable("Linear probe (accuracy, %)", (Column("{metric}", outcome="/{metric}", headline=True),), average=True),
     note="A logistic regression on the mean patch token of the frozen encoder.",
     on_request=True,  # it trains
-    in_parts=True,
     citation=(citations.CLIP, citations.FILIP),
 )

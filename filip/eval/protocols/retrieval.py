@@ -152,7 +152,7 @@ def _collect(scorer: Scorer, card: BenchmarkCard, context: Context) -> _Collecte
     def keep(images: Tensor, batch: Batch) -> tuple[Tensor, list[str], list[list[str]]]:
         return scorer.movable(images), batch.keys, batch.captions
 
-    parts = collect(scorer, context.source(data, card), keep)
+    parts = collect(scorer, context.source(data, card.name), keep)
     for _, of_batch, theirs in parts:
         for key, own in zip(of_batch, theirs, strict=True):
             if not own:

@@ -49,8 +49,7 @@ def select(
     categories: list[str] = []
     truths: list[int] = []
     cut = CutTexts(scorer)
-    source = context.source(data, card)
-    for images, batch in encoded_batches(source, scorer, scorer.store):
+    for images, batch in encoded_batches(context.source(data, card.name), scorer):
         sizes = [len(captions) for captions in batch.captions]
         for key, count, true in zip(batch.keys, sizes, batch.truths, strict=True):
             if count <= true:

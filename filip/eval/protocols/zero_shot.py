@@ -89,8 +89,7 @@ def zero_shot_task(
     def keep(images: Tensor, batch: Batch) -> tuple[Similarity, Tensor, list[str], list[str]]:
         return class_scores(scorer, images, texts, prompts), batch.labels, batch.keys, batch.clusters
 
-    source = context.source(data, card, with_probe=True)
-    parts = collect(scorer, source, keep)
+    parts = collect(scorer, context.source(data, card.name), keep)
     scores, labels, keys_of, clusters_of = zip(*parts, strict=True)
     every_score, every_label = torch.cat([part.i2t for part in scores]), torch.cat(labels)
     keys, clusters = list(itertools.chain(*keys_of)), list(itertools.chain(*clusters_of))
