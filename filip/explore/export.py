@@ -13,7 +13,7 @@ import base64
 import json
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from filip.explore.packing import base64_of, packed
 from filip.explore.towers import NotInPage, image_tower, text_tower, tokenizer_data
 from filip.files import replacing
 from filip.progress import say, track
+from filip.runs.saved_files import FINISHED, complete_checkpoints, is_finished, json_object
 from filip.words import FUNCTION_WORDS
 
 ASSETS = Path(__file__).resolve().parent / "assets"
@@ -54,11 +55,18 @@ class ExplorerExport(GalleryOptions):
         "models in the page, which then takes any text and picture: none, or auto = if that gives at most 16 MB",
         choices=("auto", "none"),
     )
+    checkpoints: bool = option(
+        False, "show the models, which are run folders, at all their checkpoints, with a slider over the steps"
+    )
     out: str = option(MISSING, "the page (HTML)", writes="file")
 
 
 def main(config: ExplorerExport) -> None:
     """Write the explorer as one self-contained HTML file, with the images and captions of a card or folder."""
+    if config.checkpoints:
+        data = checkpoints_data(config)
+        write_page(config.out, data, f"its own captions only, at {len(data['steps'])} steps")
+        return
     gallery = config.gallery()
     towers = PageTowers.of(gallery) if config.towers == "auto" else PageTowers("towers=none")
     data = static_data(gallery, towers)
@@ -70,11 +78,45 @@ def main(config: ExplorerExport) -> None:
             f"images={config.images} come without captions, and this page cannot encode a text ({towers.missing}): "
             "give texts=FILE, one a line, or take `filip explore serve`"
         )
-    with replacing(config.out) as part:
-        part.write_text(page(data), encoding="utf-8")
-    counts = f"{len(gallery.keys):,} images, {len(gallery.texts):,} texts, {_size(data) / 1e6:.1f} MB"
     takes = f"its own captions only: {towers.missing}" if towers.missing else "any text and any picture"
-    say(f"{config.out}: {counts}; it takes {takes}")
+    write_page(config.out, data, takes)
+
+
+def write_page(out: str, data: dict[str, Any], takes: str) -> None:
+    """Write the page, and print its size and which texts it takes."""
+    with replacing(out) as part:
+        part.write_text(page(data), encoding="utf-8")
+    counts = f"{len(data['images']):,} images, {len(data['texts']):,} texts, {_size(data) / 1e6:.1f} MB"
+    say(f"{out}: {counts}; it takes {takes}")
+
+
+def checkpoints_data(config: ExplorerExport) -> dict[str, Any]:
+    """Return a page's data with ``steps``, in order: a step, and the models as they were at it.
+
+    Raises UserError if the run folders have no step in common, or the images no captions.
+    """
+    runs = [_steps_of(Path(run)) for run in config.models]
+    labels = config.labels or [Path(run).name for run in config.models]
+    steps: list[dict[str, Any]] = []
+    data: dict[str, Any] = {}
+    for step in sorted(set.intersection(*map(set, runs))):
+        gallery = replace(config, models=[str(run[step]) for run in runs], labels=labels).gallery()
+        if set(gallery.own_text) == {None}:
+            raise UserError(f"images={config.images} come without captions, which a page of checkpoints ranks")
+        data = static_data(gallery, PageTowers("the towers of all steps would be too large"))
+        steps.append({"step": step, "models": data.pop("models"), "recall": data.pop("recall")})
+    if not steps:
+        raise UserError(
+            f"models=[{','.join(config.models)}] are not run folders with checkpoints of the same steps: train with "
+            "checkpoint.every_steps=25 checkpoint.keep_every_steps=25"
+        )
+    return data | {"steps": steps}
+
+
+def _steps_of(run: Path) -> dict[int, Path]:
+    """Return the checkpoints of a run folder by their steps; the folder itself for the last step of a finished run."""
+    steps = {int(path.name.removeprefix("step")): path for path in complete_checkpoints(run / "checkpoints")}
+    return steps | ({json_object(run / FINISHED)["step"]: run} if is_finished(run) else {})
 
 
 def _size(data: dict[str, Any]) -> int:
@@ -110,15 +152,18 @@ class PageTowers:
 def static_data(gallery: Gallery, towers: PageTowers) -> dict[str, Any]:
     """Return all data that the page needs; arrays are base64."""
     texts = [[viewer.text(text, things) for text, things in _texts(gallery)] for viewer in gallery.viewers]
+    ranks = own_ranks(gallery, texts)
     data = {
         **common_data(gallery),
         "live": False,
-        "opening": opening(gallery, texts),
+        # of the captions with which the last model finds their own picture, the one that the first model ranks worst
+        "opening": max(ranks, key=lambda text: (ranks[text][-1] == 0) * ranks[text][0], default=0),
         "thumbnails": [base64.b64encode(data).decode("ascii") for data in gallery.thumbnails],
         "models": [
             _model_data(viewer, features, seen, with_texts=bool(towers.missing))
             for viewer, features, seen in zip(gallery.viewers, gallery.features, texts, strict=True)
         ],
+        "recall": [100 * ranks_of_model.count(0) / len(ranks) for ranks_of_model in zip(*ranks.values(), strict=True)],
     }
     if not towers.missing:
         for model, inside in zip(data["models"], towers.models, strict=True):
@@ -142,18 +187,13 @@ def _texts(gallery: Gallery) -> Iterable[tuple[str, list[str]]]:
     return track(list(zip(gallery.texts, gallery.things, strict=True)), "encoding", "texts")
 
 
-def opening(gallery: Gallery, texts: list[list[ViewedText]]) -> int:
-    """Return the caption that the page opens on: of those with which the last model finds their own picture first, the
-    one that the first model ranks worst. texts: the captions as each model sees them."""
-    best, worst = 0, 0
+def own_ranks(gallery: Gallery, texts: list[list[ViewedText]]) -> dict[int, list[int]]:
+    """Return how many images each model scores above the caption's own image, by caption. texts: as models see them."""
+    ranks = {}
     for text, image in {text: image for image, text in enumerate(gallery.own_text) if text is not None}.items():
-        ranks = []
-        for viewer, features, seen in zip(gallery.viewers, gallery.features, texts, strict=True):
-            scores = viewer.scores(features, seen[text])
-            ranks.append(int((scores > scores[image]).sum()))
-        if ranks[-1] == 0 and ranks[0] > worst:
-            best, worst = text, ranks[0]
-    return best
+        scores = [v.scores(f, seen[text]) for v, f, seen in zip(gallery.viewers, gallery.features, texts, strict=True)]
+        ranks[text] = [int((score > score[image]).sum()) for score in scores]
+    return ranks
 
 
 def _model_data(viewer: Viewer, features: ViewedImages, texts: list[ViewedText], with_texts: bool) -> dict[str, Any]:

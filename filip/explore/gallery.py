@@ -111,7 +111,7 @@ class Viewer:
 class GalleryOptions:
     """Options of page and server: the models and images to show."""
 
-    models: list[str] = option(MISSING, "one model, or two to be shown side by side: .safetensors files or open_clip:…")
+    models: list[str] = option(MISSING, "one to three models, shown side by side: .safetensors files or open_clip:…")
     labels: list[str] = option([], "names of the models in the page; the files' names if empty")
     images: str = option(MISSING, "a folder of images, a set with captions, an index, or a benchmark card")
     root: str | None = option(None, "folder below which a card's data lie")
@@ -130,9 +130,9 @@ class GalleryOptions:
 
 
 def load_viewers(models: Sequence[str], labels: Sequence[str], device: str = "auto") -> list[Viewer]:
-    """Load one or two models. Raises UserError for another number of models, or a different number of labels."""
-    if len(models) not in (1, 2):
-        raise UserError(f"models: {len(models)} given; the explorer shows one, or two side by side")
+    """Load one to three models. Raises UserError for another number of models, or a different number of labels."""
+    if len(models) not in (1, 2, 3):
+        raise UserError(f"models: {len(models)} given; the explorer shows one, two or three side by side")
     if labels and len(labels) != len(models):
         raise UserError(f"{len(labels)} labels for {len(models)} models: give one each, or none")
     names = list(labels) or [Path(model).stem for model in models]

@@ -158,10 +158,15 @@ class StaticFeed {
     this.data = data;
     this.positions = new Map(data.texts.map((text, index) => [text, index]));
     this.functionWords = new Set((data.function_words ?? "").split(" "));
-    this.models = data.models.map((model) => new StaticModel(model, this));
+    this.turnTo((data.steps ?? [data]).length - 1);
     this.uploads = new Map();
-    this.anyText = data.models.every((model) => model.text_tower);
-    this.anyPicture = this.anyText && data.models.every((model) => model.image_tower);
+    this.anyText = this.models.every((model) => model.data.text_tower);
+    this.anyPicture = this.anyText && this.models.every((model) => model.data.image_tower);
+  }
+
+  // Takes the models as they were at one of the page's steps.
+  turnTo(step) {
+    this.models = (this.data.steps ?? [this.data])[step].models.map((model) => new StaticModel(model, this));
   }
 
   knows(text) {
