@@ -134,6 +134,18 @@ def test_muon_has_the_matrices_of_linear_layers_and_adamw_the_rest() -> None:
         columns = {p.shape[1] for p in group["params"]}
         assert len(columns) == 1 and group["lr_factor"] == pytest.approx(0.2 * columns.pop() ** 0.5)
         assert group["lr"] * group["weight_decay"] == pytest.approx(6e-3 * 3e-2)
+    adamw = make_optimizer(model, compose("model=tiny", "optimizer.name=adamw"))
+    start = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    stepped = []
+    for stepping in (optimizer, adamw):
+        model.load_state_dict(start, strict=False)
+        for step in range(3):
+            for number, weight in enumerate(model.parameters()):
+                weight.grad = torch.randn(weight.shape, generator=torch.Generator().manual_seed(number + step))
+            stepping.step()
+        stepped.append({name: weight.detach().clone() for name, weight in model.named_parameters()})
+    for name, by_muon in results.items():
+        assert torch.equal(stepped[0][name], stepped[1][name]) != by_muon, name
 
 
 @pytest.mark.parametrize(
