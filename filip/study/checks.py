@@ -13,7 +13,7 @@ from filip.data.cards import load_source
 from filip.errors import UserError
 from filip.eval.cards import load_card
 from filip.study.evaluation import ALL, with_folders
-from filip.study.tables import PROTOCOLS, TABLES
+from filip.study.paper_tables import PROTOCOLS, TABLES
 
 if TYPE_CHECKING:
     from filip.train.config import TrainConfig

@@ -19,7 +19,7 @@ from filip.files import nothing_at
 from filip.progress import say
 from filip.study.checks import check_config
 from filip.study.grid import searched_settings, trials, with_grids, with_seeds
-from filip.study.tables import PROTOCOLS, TABLES
+from filip.study.paper_tables import PROTOCOLS, TABLES
 
 if TYPE_CHECKING:
     from filip.train.config import TrainConfig
