@@ -111,17 +111,10 @@ def test_worker_processes_start_under_the_command(tmp_path: Path) -> None:
     (tmp_path / "pairs.csv").write_text(
         "url,caption\n" + "".join(f"http://x/{i}.jpg,a dog number {i} runs on the beach\n" for i in range(40))
     )
+    places = (f"list={tmp_path}/list.parquet", f"out={tmp_path}/kept.parquet", f"funnel={tmp_path}/funnel.json")
     for arguments in (
         ("data", "prepare", f"source={tmp_path}/pairs.csv", f"out={tmp_path}/list.parquet"),
-        (
-            "data",
-            "text_rules",
-            "source=cc3m",
-            f"list={tmp_path}/list.parquet",
-            f"out={tmp_path}/kept.parquet",
-            f"funnel={tmp_path}/funnel.json",
-            "processes=2",
-        ),
+        ("data", "text_rules", "source=cc3m", *places, "processes=2"),
     ):
         result = filip_command(*arguments)
         assert result.returncode == 0, result.stderr

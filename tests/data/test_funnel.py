@@ -12,15 +12,8 @@ def test_fragment_round_trip_drops_empty_reasons_and_sorts_by_count(tmp_path: Pa
     path = tmp_path / "f" / "download.json"
     write_fragment(path, Fragment("download", "s", 10, 6, {"a": 1, "none": 0, "b": 3}, notes={"x": [1]}))
     raw = json.loads(path.read_text())
-    assert raw == {
-        "stage": "download",
-        "source": "s",
-        "unit": "pairs",
-        "in": 10,
-        "out": 6,
-        "dropped": {"b": 3, "a": 1},
-        "notes": {"x": [1]},
-    }
+    counts = {"in": 10, "out": 6, "dropped": {"b": 3, "a": 1}}
+    assert raw == {"stage": "download", "source": "s", "unit": "pairs", **counts, "notes": {"x": [1]}}
     assert list(raw["dropped"]) == ["b", "a"]
     assert read_fragment(path).n_out == 6
 
@@ -53,12 +46,8 @@ def test_merge_checks_that_each_stage_takes_what_the_last_gave(tmp_path: Path, c
         write_fragment(paths[-1], stage)
     out = tmp_path / "funnel.json"
     main(FunnelConfig(paths, str(out)))
-    assert [(s["source"], s["stage"]) for s in json.loads(out.read_text())["stages"]] == [
-        ("a", "text_rules"),
-        ("a", "download"),
-        ("a", "translate"),
-        ("b", "text_rules"),
-    ]
+    merged = [(stage["source"], stage["stage"]) for stage in json.loads(out.read_text())["stages"]]
+    assert merged == [*(("a", stage) for stage in ("text_rules", "download", "translate")), ("b", "text_rules")]
     assert "http_404 10" in capsys.readouterr().out
     write_fragment(paths[1], Fragment("download", "a", 79, 70, {"http_404": 9}))
     out.unlink()

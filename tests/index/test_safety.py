@@ -131,16 +131,7 @@ def test_a_disk_that_is_not_there_makes_it_forget_nothing(tmp_path: Path) -> Non
     build_index(tmp_path, model)
     (tmp_path / "photos/disk").rename(tmp_path / "unmounted")
     with pytest.raises(UserError, match=r"15 of the 20 images .* if a disk is missing, mount it"):
-        build.main(
-            build.Build(
-                model=model,
-                images=str(tmp_path / "photos"),
-                out=str(tmp_path / "index"),
-                dtype="float32",
-                pool=1,
-                device="cpu",
-            )
-        )
+        build.main(build.Build(model, str(tmp_path / "photos"), str(tmp_path / "index"), "float32", 1, device="cpu"))
     (tmp_path / "unmounted").rename(tmp_path / "photos/disk")
     index = Index.open(tmp_path / "index")
     assert len(index) == 20
