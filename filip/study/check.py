@@ -5,6 +5,7 @@ filip study check base                       # workflow/config/base.yaml; a path
 
 from __future__ import annotations
 
+import copy
 import re
 import shutil
 import subprocess
@@ -252,10 +253,10 @@ def _loader(study: Study) -> Iterator[Finding]:
 
     alike: dict[str, tuple[Any, list[str]]] = {}
     for name in study.trained:
-        config = study.resolved(name)
+        config = copy.deepcopy(study.resolved(name))  # others have the same object
         if study.launch_settings(name).get("accelerator") != "cpu" and config.data.feature_cache is None:
             if start := study.training(name)["from"]:
-                config.model = study.resolved(start).model
+                config.model = copy.deepcopy(study.resolved(start).model)
             config.model.image.image_size = config.image_size or config.model.image.image_size
             alike.setdefault(repr((config.model, config.data, config.precision)), (config, []))[1].append(name)
     for config, names in alike.values():

@@ -144,6 +144,7 @@ def test_what_a_study_lacks_is_named_before_its_first_job(
         assert words in page, words
 
     loaded = load_study("study.yaml")
+    assert loaded.resolved("filip_base").model.image.image_size == 224, "a fine-tuning's resolution stays its own"
     with pytest.raises(UserError, match="lists: mine: no list"):
         check.require(loaded, {"url_list"})
     with pytest.raises(UserError, match="engines: mine, captions"):
