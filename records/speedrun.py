@@ -1,7 +1,7 @@
 """See token-wise learning happen: a model learns, on two cores, to find scenes and to tell whose colour is whose.
 
     pip install torch numpy && python records/speedrun.py     # and speedrun.npz beside it; torch 2.9 or newer
-    python records/speedrun.py model=clip,heads,filip,smooth seeds=3 steps=40
+    python records/speedrun.py model=clip,heads,filip,smooth seeds=3 steps=60
 
 A scene shows two to four tinted things in a grid of 3 x 3 ("a red cat, a blue crab and a pink kiwi"). A patch shows one
 thing at most, and patches do not mix; words do. Every third thing is reserved: no training scene that shows one has
@@ -29,8 +29,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR
 
-WIDTH = 128  # the one dial, of both towers and of a token's vector; a wider model takes fewer steps
-BATCH, STEPS, RATE, MUON_RATE = 64, 5120 // WIDTH, 0.4 / WIDTH, 0.08  # RATE is AdamW's
+WIDTH = 64  # the one dial, of both towers and of a token's vector; each width is trained with 3,840 scenes
+BATCH, STEPS, RATE, MUON_RATE = 64, 3840 // WIDTH, 0.4 / WIDTH, 0.08  # RATE is AdamW's
 SMOOTH = 0.1  # temperature of the smooth maximum
 SCALE = 10.0  # of the similarities at first; then it is learned
 WHITE = 128  # principal components kept of a patch's 3 * 12 * 12 numbers
