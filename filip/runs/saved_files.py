@@ -16,6 +16,7 @@ from filip.files import digest, nothing_at, sha256_of, write_json
 
 _COMPLETE = re.compile(r"step(\d{8})")
 STATE = "state.json"
+DDP_STATES = "training.pt"  # in a checkpoint of engine=ddp: weights, optimiser and random states of all ranks
 AVERAGED = "average.safetensors"  # in a checkpoint, where the training averages its weights
 BEST = "checkpoints/best.safetensors"  # the model with the best score so far, where a training chooses by one
 FINISHED = "finished.json"  # in the run's folder, once it has written its results
@@ -33,7 +34,8 @@ class LoopState:
     rollbacks: int = 0
     step_seconds: list[float] = field(default_factory=list)  # recent steps, without the first of each start
     world_size: int = 1
-    zero_stage: int = 0
+    engine: str = "deepspeed"
+    zero_stage: int = 0  # 0 without ZeRO
     precision: str = "fp32"
     pairs_per_step: int = 0
     model: dict[str, Any] = field(default_factory=dict)

@@ -18,7 +18,7 @@ from filip.errors import UserError
 from filip.json_tokenizer import JsonTokenizer
 from filip.models import DualEncoder, build_model, config_from_dict, load_model, read_extra
 from filip.models.weights import TOKENIZER, pop_loss_parameters
-from filip.runs.saved_files import AVERAGED, LoopState, find_damage, json_object, read_state, source_of
+from filip.runs.saved_files import AVERAGED, DDP_STATES, LoopState, find_damage, json_object, read_state, source_of
 
 
 @dataclass(frozen=True)
@@ -135,9 +135,8 @@ def checkpoint_weights(checkpoint: Path, state: LoopState) -> dict[str, Tensor]:
         return dict(load_file(checkpoint / AVERAGED))
     whole: dict[str, Tensor] = {}
     if state.zero_stage < 3:  # includes frozen weights, of which ZeRO-1 keeps no other copy
-        saved: dict[str, Any] = torch.load(
-            checkpoint / "mp_rank_00_model_states.pt", map_location="cpu", weights_only=False
-        )
+        file = DDP_STATES if state.engine == "ddp" else "mp_rank_00_model_states.pt"
+        saved: dict[str, Any] = torch.load(checkpoint / file, map_location="cpu", weights_only=False)
         whole = {name: value.float() for name, value in saved["module"].items()}
     if state.zero_stage == 0:
         return whole

@@ -108,7 +108,7 @@ class Step:
         model = build_model(row.model)
         adapt(model, row.warm_start)
         self.loss = Loss(resolve_weights(row.loss, row.model.interaction), row)
-        self.engine: Engine = make_engine(model, row, self.batching, ranks.world_size, self.loss)
+        self.engine: Engine = make_engine(model, row, self.batching, ranks.device, self.loss)
         size, stem = row.image_size or model.image_size, model.image.stem
         shape = (3, size, size)
         if row.data.feature_cache is not None and stem is not None:
@@ -130,8 +130,7 @@ class Step:
         held = device.memory_mb(self.ranks.device)
         started = time.perf_counter()
         encoded = self.engine.encode(self.batch)
-        self.engine.deepspeed.backward(self.score(encoded))
-        self.engine.deepspeed.step()
+        self.engine.backward(self.score(encoded))
         device.synchronize(self.ranks.device)
         seconds = time.perf_counter() - started
         if timed:

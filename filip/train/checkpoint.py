@@ -12,13 +12,11 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from safetensors.torch import save_file
 
 from filip import device
@@ -43,7 +41,6 @@ from filip.train.provenance import changed_settings, code_hash, kept_result
 from filip.train.ranks import Ranks, barrier, from_main, raise_together
 from filip.train.result import gather_to_main
 from filip.train.training_data import refuse_changed_data
-from filip.train.zero_layout import reading_universal
 
 
 def needs_conversion(saved: LoopState, world_size: int, zero_stage: int) -> bool:
@@ -59,8 +56,7 @@ def needs_conversion(saved: LoopState, world_size: int, zero_stage: int) -> bool
             "is not converted to others; resume with as many ranks and the same zero_stage, or start a new run from "
             "its weights (filip export, then init_from=…)"
         )
-    families = {0: "0", 1: "1/2", 2: "1/2", 3: "3"}
-    if families[saved.zero_stage] != families[zero_stage]:
+    if 3 in (saved.zero_stage, zero_stage) and saved.zero_stage != zero_stage:
         raise UserError(
             f"the checkpoint was saved under ZeRO-{saved.zero_stage} and this run has zero_stage={zero_stage}: "
             "DeepSpeed converts only within stages 1 and 2, or within 3; resume with "
@@ -73,6 +69,7 @@ def needs_conversion(saved: LoopState, world_size: int, zero_stage: int) -> bool
 def check_compatible(saved: LoopState, now: LoopState) -> None:
     """Raise UserError if the checkpoint belongs to another run than this one."""
     for name, why in {
+        "engine": "each writes its own files",
         "pairs_per_step": "the schedule counts in steps of the same number of pairs",
         "precision": "states and loss scale differ",
         "optimizer": "its state means something else",
@@ -101,10 +98,10 @@ def save_checkpoint(engine: Engine, state: LoopState, folder: Path, settings: Ch
         folder.mkdir(parents=True, exist_ok=True)
         for leftover in folder.glob(".*"):
             shutil.rmtree(leftover, ignore_errors=True)
-    barrier(ranks)
+        aside.mkdir()
+    random = ranks.gather(random_states())
     with naming(folder):
-        engine.deepspeed.save_checkpoint(str(folder), tag=aside.name, save_latest=False)
-        torch.save(random_states(), aside / f"random_rank{ranks.rank:05d}.pt")
+        engine.save(aside, random)
         # for evaluation and export; a resumed run reads its parts from the optimiser
         if engine.averages and (average := gather_to_main(engine, ranks)):
             save_file(average, aside / AVERAGED)
@@ -132,15 +129,9 @@ def save_checkpoint(engine: Engine, state: LoopState, folder: Path, settings: Ch
 
 def load_checkpoint(engine: Engine, checkpoint: Path, ranks: Ranks, universal: Path | None = None) -> None:
     """Restore weights, optimiser, loss scale and, at the same world size, the random states."""
-    source = universal or checkpoint
-    with reading_universal(engine.deepspeed) if universal else nullcontext():
-        loaded, _ = engine.deepspeed.load_checkpoint(str(source.parent), tag=source.name)
-    if loaded is None:
-        raise UserError(f"DeepSpeed found nothing to load in {source}; delete that folder and resume from an older one")
-    engine.bind()
-    states = checkpoint / f"random_rank{ranks.rank:05d}.pt"
-    if universal is None and states.is_file():
-        restore_random_states(torch.load(states, weights_only=False))
+    random = engine.load(checkpoint, universal)
+    if len(random) == ranks.world_size:
+        restore_random_states(random[ranks.rank])
 
 
 def to_universal(checkpoint: Path, ranks: Ranks) -> Path:

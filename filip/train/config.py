@@ -131,7 +131,13 @@ class TrainConfig:
         "multiplies it, else fp16 on CUDA and fp32 on CPUs",
         choices=("auto", *PRECISIONS),
     )
-    zero_stage: int = option(1, "what DeepSpeed partitions over the ranks", choices=(0, 1, 2, 3))
+    engine: str = option(
+        "deepspeed",
+        "deepspeed; ddp = one rank alone or torch's DDP: bf16 or fp32, and a checkpoint is one file for any number of "
+        "ranks",
+        choices=("deepspeed", "ddp"),
+    )
+    zero_stage: int = option(1, "what DeepSpeed partitions over the ranks; ddp: nothing", choices=(1, 2, 3))
     deepspeed: str | None = option(None, "a name in ds_configs or a JSON file; null = zero<stage>_<precision>")
     compile: bool = option(
         False, "torch.compile for the blocks of both towers: faster steps after a first one of a minute or more"
@@ -191,6 +197,11 @@ class TrainConfig:
     eval: EvalConfig = option(EvalConfig(), "evaluation while training")
 
     @property
+    def sharding(self) -> int:
+        """Return the ZeRO stage; 0 where every rank has everything."""
+        return self.zero_stage if self.engine == "deepspeed" else 0
+
+    @property
     def result(self) -> str:
         """Return the path of the result file, which is written last of all."""
         return str(Path(self.out).with_suffix(".json"))
@@ -203,10 +214,18 @@ class TrainConfig:
         check_values(self)
         _check_keeping(self)
         _check_annealing(self)
-        if self.compile and self.zero_stage == 3:
+        if self.engine == "ddp" and self.precision == "fp16":
+            raise UserError(
+                "precision=fp16 with engine=ddp: only DeepSpeed scales the loss for fp16; give engine=deepspeed, or "
+                "precision=bf16"
+            )
+        if self.engine == "ddp" and (self.deepspeed is not None or self.zero_stage > 1):
+            unread = f"zero_stage={self.zero_stage}" if self.deepspeed is None else f"deepspeed={self.deepspeed}"
+            raise UserError(f"{unread} with engine=ddp, which does not read it; give engine=deepspeed, or drop it")
+        if self.compile and self.sharding == 3:
             raise UserError(
                 "compile=true with zero_stage=3: ZeRO-3 takes a block's weights away between its layers, which no "
-                "compiled block survives; use zero_stage 0 to 2, or compile=false"
+                "compiled block survives; use zero_stage 1 or 2, engine=ddp, or compile=false"
             )
         if not (self.global_batch in (None, AUTO) or type(self.global_batch) is int):
             raise UserError(f"global_batch={self.global_batch}: give a whole number or auto")

@@ -192,7 +192,7 @@ def loss_messages(setting: Setting, exchanged: set[str], exchange: str, dim: int
 
 
 def zero_messages(parameters: int, config: TrainConfig, micro_steps: int) -> list[Message]:
-    """List the messages of DeepSpeed's ZeRO stages as it sends them (0.19).
+    """List the messages of DDP (0) and of DeepSpeed's ZeRO stages (0.19).
 
     Stages 1 and 2 reduce whole buckets on every rank. Gradients travel in float32 whatever the precision.
     """
@@ -207,7 +207,7 @@ def zero_messages(parameters: int, config: TrainConfig, micro_steps: int) -> lis
             Message("gradients", "reduce_scatter", size, micro_steps),
             Message("gradients", "all_gather", held, micro_steps),
         ],
-    }[config.zero_stage]
+    }[config.sharding]
 
 
 # --- a rank's memory
@@ -229,7 +229,7 @@ def memory_bytes(model: DualEncoder, config: TrainConfig, batching: Batching, ra
     moments = OPTIMIZERS[config.optimizer.name].state_bytes + 4 * (config.optimizer.average is not None)
     learning = trainable(model)
     frozen = sum(p.numel() for p in model.parameters()) - learning
-    sizes = state_bytes(learning, config.precision, config.zero_stage, ranks, moments, frozen)
+    sizes = state_bytes(learning, config.precision, config.sharding, ranks, moments, frozen)
     loss = Loss(resolve_weights(config.loss, model.config.interaction), config)
     captions = 2 if loss.reads_further_captions else 1
     sizes["activations"] = activation_bytes(model, config.precision, batching.chunk, captions)

@@ -1,26 +1,30 @@
-"""Make a DeepSpeed engine of a model and a configuration, and take an optimiser step with it."""
+"""Take optimiser steps: one rank alone or several with torch's DDP. filip.train.deepspeed_engine has the other way."""
 
 from __future__ import annotations
 
-import json
 import math
 import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
-from filip import device, resources
+from filip import device
 from filip.data.eval_transform import normalize_planes
 from filip.errors import UserError
 from filip.models import DualEncoder, Encoded
+from filip.runs.saved_files import DDP_STATES
 from filip.train.config import AUTO, DEFAULT_GLOBAL_BATCH, TrainConfig
 from filip.train.losses import Loss
 from filip.train.optimizers import AVERAGE, OPTIMIZERS, AfterStep, param_groups, set_lr
-from filip.train.zero_layout import adjust
 
 MOST_FITTED = 1024  # pairs of a batch that global_batch=auto chooses
 
@@ -72,78 +76,50 @@ def fitting_chunk(config: TrainConfig, per_rank: int) -> int:
     return math.gcd(config.gradient_cache or per_rank, per_rank)
 
 
-def settings_path(config: TrainConfig) -> Path:
-    """Return the path of the JSON file that ``deepspeed``, or else ``zero_stage`` and ``precision``, name."""
-    if config.deepspeed is None and config.zero_stage == 0 and config.precision == "fp16":
-        raise UserError("zero_stage=0 with precision=fp16: DeepSpeed's fp16 needs zero_stage 1, 2 or 3")
-    return resources.find("deepspeed", config.deepspeed or f"zero{config.zero_stage}_{config.precision}")
+class Engine(ABC):
+    """A model, its optimiser, and the way in which ranks share the work of a step (``engine=ddp|deepspeed``)."""
 
+    zero_stage = 0
+    is_fp16 = False
+    gradient_clipping = 0.0
 
-def read_settings(path: Path) -> dict[str, Any]:
-    """Read a file of DeepSpeed settings unchanged. Raises UserError if it is no such file."""
-    try:
-        settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read the DeepSpeed settings {path}: {error.strerror}") from error
-    except json.JSONDecodeError as error:
-        raise UserError(f"the DeepSpeed settings {path} are not JSON: {error}") from error
-    return settings
+    def __init__(self, model: DualEncoder, config: TrainConfig, batching: Batching, loss: Loss) -> None:
+        """Make the optimiser, also of the parameters that the terms of ``loss`` learn in addition to the model's."""
+        model.set_loss_parameters(loss.parameters(model))
+        if config.compile:
+            model.compile_blocks()
+        self.model, self.batching = model, batching
+        self.optimizer = make_optimizer(model, config)
+        self.kind = OPTIMIZERS[config.optimizer.name]
+        self.groups = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
+        self.tokens_and_vectors = loss.reads_both(model.config.interaction)
+        self.lr = 0.0  # that of the last step, before the groups' factors
+        self.timed = False  # measure encode(), which then waits for the device
+        self.encoding_seconds = 0.0  # spent in encode() since ``timed`` was set
 
+    @abstractmethod
+    def forward(self, *inputs: Tensor, **options: Any) -> Encoded:
+        """Run the model in the training's precision."""
 
-def deepspeed_settings(config: TrainConfig, batching: Batching, world_size: int) -> dict[str, Any]:
-    """Return the DeepSpeed config of a run: its JSON file, checked, with the batch sizes filled in."""
-    settings = checked_settings(config)
-    micro_steps = batching.accumulation * batching.chunks
-    settings |= {
-        "train_micro_batch_size_per_gpu": batching.chunk,
-        "gradient_accumulation_steps": micro_steps,
-        "train_batch_size": batching.chunk * micro_steps * world_size,
-    }
-    return settings
+    @abstractmethod
+    def backward(self, loss: Tensor) -> None:
+        """Run the backward pass of one forward pass; the last one of a step averages over ranks and steps."""
 
+    @abstractmethod
+    def save(self, folder: Path, random: list[Any]) -> None:
+        """Write weights, states and each rank's ``random`` states into a folder that exists. All ranks call."""
 
-def checked_settings(config: TrainConfig) -> dict[str, Any]:
-    """Return the DeepSpeed settings of a training. Refuse what DeepSpeed 0.19 accepts but then does wrongly."""
-    path = settings_path(config)
-    settings = read_settings(path)
-    if "gradient_clipping" not in settings:
-        raise UserError(f"{path}: gradient_clipping is missing, and DeepSpeed's default clips at 1.0; write 0.0")
-    for key in ("optimizer", "scheduler"):
-        if key in settings:
-            raise UserError(f"{path}: {key} is decided by the training config ({key} there); remove it here")
-    fp16 = bool(settings.get("fp16", {}).get("enabled"))
-    autocast = settings.get("torch_autocast", {})
-    bf16 = bool(autocast.get("enabled")) or bool(settings.get("bf16", {}).get("enabled"))
-    if autocast.get("enabled") and autocast.get("dtype") in ("float16", "fp16"):
-        raise UserError(f"{path}: float16 autocast never lowers its loss scale under ZeRO; use the fp16 block")
-    kind = "fp16" if fp16 else "bf16" if bf16 else "fp32"
-    if kind != config.precision:
-        raise UserError(f"{path} trains in {kind}, the config says precision={config.precision}; change one of them")
-    stage = settings.get("zero_optimization", {}).get("stage", 0)
-    if stage != config.zero_stage:
-        raise UserError(f"{path} has ZeRO stage {stage}, the config says zero_stage={config.zero_stage}; change one")
-    if stage == 0 and fp16:
-        raise UserError(f"{path}: fp16 without ZeRO divides gradients by a scale it never applied; use stage 1 to 3")
-    if stage == 0 and settings.get("bf16", {}).get("enabled"):
-        raise UserError(f"{path}: the bf16 block without ZeRO takes a phantom step at the start; use torch_autocast")
-    OPTIMIZERS[config.optimizer.name].check_settings(settings)
-    return settings
+    @abstractmethod
+    def load(self, folder: Path, universal: Path | None = None) -> list[Any]:
+        """Restore what :meth:`save` wrote; return the random states, none for a ``universal`` checkpoint."""
 
+    @abstractmethod
+    def whole_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield each parameter's name and float32 value: its average where the optimiser has one. All ranks call."""
 
-@dataclass
-class Engine:
-    """A DeepSpeed engine with the optimiser inside it."""
-
-    deepspeed: Any
-    optimizer: Optimizer
-    optimizer_name: str
-    model: DualEncoder
-    batching: Batching
-    groups: list[dict[str, Any]]  # settings of the parameter groups, as configured
-    tokens_and_vectors: bool  # the loss reads both
-    timed: bool = False  # measure encode(), which then waits for the device
-    encoding_seconds: float = 0.0  # spent in encode() since ``timed`` was set
-    lr: float = 0.0  # that of the last step, before the groups' factors
+    @abstractmethod
+    def _gradient_norm(self) -> float | None:
+        """Return the L2 norm of the last step's gradient where the optimiser does not know it."""
 
     def encode(self, batch: dict[str, Tensor]) -> Encoded:
         """Run the forward pass for this rank's pixels, ids and lengths."""
@@ -152,7 +128,7 @@ class Engine:
             device.synchronize(place)
         started = time.perf_counter()
         further = {name: batch[name] for name in ("further_ids", "further_lengths") if name in batch}
-        encoded: Encoded = self.deepspeed(
+        encoded = self.forward(
             batch["pixels"], batch["ids"], batch["lengths"], tokens_and_vectors=self.tokens_and_vectors, **further
         )
         if self.timed:
@@ -164,57 +140,46 @@ class Engine:
         """Start or stop measuring encode()."""
         self.timed, self.encoding_seconds = on, 0.0 if on else self.encoding_seconds
 
-    def bind(self) -> None:
-        """Find the parameters in DeepSpeed's tensors again, after every load of a checkpoint.
+    def bind(self, owner: Any) -> None:
+        """Tell the optimiser what its tensors hold in ``owner``, a DeepSpeed engine or this; after every load, too.
 
         Also restores the groups' own settings: DeepSpeed's universal load of ZeRO-3 gives all groups the
         settings of the first, weight decay included.
         """
-        for group, settings in zip(self.deepspeed.optimizer.param_groups, self.groups, strict=True):
+        for group, settings in zip(self.optimizer.param_groups, self.groups, strict=True):
             group.update(settings)
-        OPTIMIZERS[self.optimizer_name].attach(self.deepspeed, self.optimizer)
+        self.kind.attach(owner, self.optimizer)
 
     def set_lr(self, lr: float, step: int) -> None:
         self.lr = lr
-        set_lr(self.deepspeed.optimizer.param_groups, lr, step)
+        set_lr(self.optimizer.param_groups, lr, step)
 
     @property
     def averages(self) -> bool:
         """Return True if the optimiser's state holds an average of the weights."""
         return any(AVERAGE in state for state in self.optimizer.state.values())
 
-    def loss_scale(self) -> float:
-        """Return the dynamic loss scale; 1 unless fp16."""
-        return float(getattr(self.deepspeed.optimizer, "loss_scale", 1.0)) if self.is_fp16 else 1.0
-
-    def lowest_loss_scale(self) -> float:
-        """Return the value below which DeepSpeed's loss scaler cannot go; a static scale cannot change at all."""
-        scaler = getattr(self.deepspeed.optimizer, "loss_scaler", None)
-        return float(getattr(scaler, "min_scale", self.loss_scale()))
-
-    @property
-    def is_fp16(self) -> bool:
-        return bool(self.deepspeed.fp16_enabled())
-
-    @property
-    def zero_stage(self) -> int:
-        return int(self.deepspeed.zero_optimization_stage())
-
     @property
     def skipped_steps(self) -> int:
-        return int(self.deepspeed.skipped_steps)
+        """Return how many steps the loss scaler discarded."""
+        return 0
+
+    def loss_scale(self) -> float:
+        """Return the dynamic loss scale; 1 unless fp16."""
+        return 1.0
+
+    def lowest_loss_scale(self) -> float:
+        """Return the value below which the loss scaler cannot go; a static scale cannot change at all."""
+        return 1.0
 
     def norms(self) -> dict[str, dict[str, float]]:
         """Return the optimiser's norms per parameter of the last step; empty if it has none. Waits for the device."""
-        return OPTIMIZERS[self.optimizer_name].norms(self.optimizer)
+        return self.kind.norms(self.optimizer)
 
     def grad_norm(self) -> float | None:
         """Return the L2 norm of the whole gradient of the last step (unscaled), if it is known."""
         norms = self.norms()
-        if norms:
-            return math.sqrt(sum(n["gradient"] ** 2 for n in norms.values()))
-        norm = self.deepspeed.get_global_grad_norm()
-        return None if norm is None else float(norm)
+        return math.sqrt(sum(n["gradient"] ** 2 for n in norms.values())) if norms else self._gradient_norm()
 
     def is_finite(self) -> bool:
         """Return True if the last step that was taken left finite weights."""
@@ -224,6 +189,58 @@ class Engine:
         if self.zero_stage:
             return True  # DeepSpeed skips a step with gradients that are not finite, and AdamW's step is bounded
         return all(bool(torch.isfinite(parameter).all()) for parameter in self.model.parameters())
+
+
+class DataParallel(Engine):
+    """Every rank has the whole model and optimiser: one rank alone, or torch's DDP. Weights stay float32."""
+
+    def __init__(
+        self, model: DualEncoder, config: TrainConfig, batching: Batching, loss: Loss, place: torch.device
+    ) -> None:
+        super().__init__(model.to(place), config, batching, loss)
+        self.module = model  # LAMB finds its parameters' names here
+        self.ddp = None
+        if torch.distributed.get_world_size() > 1:
+            self.ddp = DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+        self.bf16 = torch.autocast(place.type, torch.bfloat16, enabled=config.precision == "bf16")
+        self.passes = batching.accumulation * batching.chunks  # of a step
+        self.done = 0  # passes of this step
+        self.bind(self)
+
+    def forward(self, *inputs: Tensor, **options: Any) -> Encoded:
+        if self.done == 0:  # not after the step, which would leave no gradient to take a norm of
+            self.optimizer.zero_grad()
+        is_last = self.done + 1 == self.passes
+        with self.bf16, nullcontext() if self.ddp is None or is_last else self.ddp.no_sync():
+            encoded: Encoded = (self.ddp or self.module)(*inputs, **options)
+        return encoded
+
+    def backward(self, loss: Tensor) -> None:
+        loss.backward()
+        self.done += 1
+        if self.done == self.passes:
+            self.optimizer.step()
+            self.done = 0
+
+    def save(self, folder: Path, random: list[Any]) -> None:
+        if torch.distributed.get_rank() == 0:
+            states = {"module": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "random": random}
+            torch.save(states, folder / DDP_STATES)
+
+    def load(self, folder: Path, universal: Path | None = None) -> list[Any]:
+        saved = torch.load(folder / DDP_STATES, map_location="cpu", weights_only=False)
+        self.model.load_state_dict(saved["module"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.bind(self)
+        random: list[Any] = saved["random"]
+        return random
+
+    def whole_weights(self) -> Iterator[tuple[str, Tensor]]:
+        for name, parameter in self.model.named_parameters():
+            yield name, self.optimizer.state.get(parameter, {}).get(AVERAGE, parameter)
+
+    def _gradient_norm(self) -> float | None:
+        return float(get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None]))
 
 
 def make_optimizer(model: DualEncoder, config: TrainConfig) -> Optimizer:
@@ -236,22 +253,13 @@ def make_optimizer(model: DualEncoder, config: TrainConfig) -> Optimizer:
     return optimizer
 
 
-def make_engine(model: DualEncoder, config: TrainConfig, batching: Batching, world_size: int, loss: Loss) -> Engine:
-    """Hand ``model`` to DeepSpeed, with the parameters that the terms of ``loss`` learn in addition to its own."""
-    import deepspeed
+def make_engine(model: DualEncoder, config: TrainConfig, batching: Batching, place: torch.device, loss: Loss) -> Engine:
+    """Make the engine that ``config`` names, and the optimiser in it, on the device ``place``."""
+    if config.engine == "ddp":
+        return DataParallel(model, config, batching, loss, place)
+    from filip.train.deepspeed_engine import DeepSpeedEngine
 
-    model.set_loss_parameters(loss.parameters(model))
-    if config.compile:
-        model.compile_blocks()
-    settings = deepspeed_settings(config, batching, world_size)
-    optimizer = make_optimizer(model, config)
-    groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
-    wrapped, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings, dist_init_required=False)
-    adjust(wrapped, alone=world_size == 1 and config.zero_stage == 0)
-    both = loss.reads_both(model.config.interaction)
-    engine = Engine(wrapped, optimizer, config.optimizer.name, model, batching, groups, both)
-    engine.bind()
-    return engine
+    return DeepSpeedEngine(model, config, batching, loss)
 
 
 def to_device(batch: dict[str, Any], device: torch.device, dtype: torch.dtype | None) -> dict[str, Tensor]:

@@ -178,7 +178,8 @@ def open_run(
     run_dir = Path(config.run_dir)
     state = LoopState(
         world_size=ranks.world_size,
-        zero_stage=config.zero_stage,
+        engine=config.engine,
+        zero_stage=config.sharding,
         precision=config.precision,
         pairs_per_step=batching.pairs_per_step,
         model=asdict(model.config),
@@ -200,7 +201,7 @@ def open_run(
         if not ranks.is_main:
             loader.counters.clear()  # a checkpoint has the sums over ranks, which the first one carries on
     prepare_folder(run_dir / "checkpoints", ranks, resumption.start_again)
-    engine = make_engine(model, config, batching, ranks.world_size, loss)
+    engine = make_engine(model, config, batching, ranks.device, loss)
     notes = continue_from(resumption, engine, state, run_dir / "checkpoints", ranks)
     start = record_start(run_dir, config, state.step, ranks.world_size, schedule.steps) if ranks.is_main else {}
     if ranks.is_main and model.json_tokenizer is not None:
@@ -344,7 +345,7 @@ def recover(run: Run, why: str) -> None:
             "optimizer.weight_decay, a lower optimizer.base_lr, or watchdog.non_finite=rollback to skip the data since"
         )
     saved = read_state(good)
-    convert = needs_conversion(saved, run.ranks.world_size, run.config.zero_stage)
+    convert = needs_conversion(saved, run.ranks.world_size, run.config.sharding)
     universal = to_universal(good, run.ranks) if convert else None
     load_checkpoint(run.engine, good, run.ranks, universal)
     bad, run.state.step = run.state.step, saved.step

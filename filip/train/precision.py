@@ -5,8 +5,8 @@ from __future__ import annotations
 from filip import device
 from filip.errors import UserError
 from filip.train.config import TrainConfig
-from filip.train.engine import checked_settings
-from filip.train.ranks import Ranks, deepspeed_accelerator
+from filip.train.deepspeed_engine import checked_settings, deepspeed_accelerator
+from filip.train.ranks import Ranks
 
 
 def settle_precision(config: TrainConfig, ranks: Ranks, saved: str | None = None) -> str:
@@ -26,12 +26,10 @@ def settle_precision(config: TrainConfig, ranks: Ranks, saved: str | None = None
         if not saved and best == "fp32":
             why = f"since this {ranks.device.type} does not multiply bf16 itself"
         sentence = f"precision {config.precision}, {why}{raised}"
-    accelerator = deepspeed_accelerator()
-    if config.precision == "fp16" and not accelerator.is_fp16_supported():
-        raise UserError(
-            f"precision=fp16: this {accelerator.device_name()} has no fp16 instructions; use precision=auto"
-        )
-    checked_settings(config)  # before hours of feature maps
+    if config.precision == "fp16" and not deepspeed_accelerator().is_fp16_supported():
+        raise UserError(f"precision=fp16: this {ranks.device.type} has no fp16 instructions; use precision=auto")
+    if config.engine == "deepspeed":
+        checked_settings(config)  # before hours of feature maps
     if config.precision == "bf16" and not device.multiplies_bf16(ranks.device):
         if ranks.device.type == "cuda":
             raise UserError(
@@ -48,7 +46,7 @@ def settle_precision(config: TrainConfig, ranks: Ranks, saved: str | None = None
 def use_precision(config: TrainConfig, precision: str) -> str:
     """Replace ``auto`` by a precision and set its needs; return a note on other changes, or ""."""
     config.precision = precision
-    if precision == "fp16" and config.zero_stage == 0 and config.deepspeed is None:
-        config.zero_stage = 1
-        return "; ZeRO stage 1, since DeepSpeed has no fp16 without it"
+    if precision == "fp16" and config.engine == "ddp":
+        config.engine = "deepspeed"
+        return "; engine deepspeed, which alone scales the loss for it"
     return ""

@@ -68,7 +68,7 @@ def interval_values(run: Run, interval: Interval) -> dict[str, Any]:
         "speed/compute_seconds": seconds / steps - data_wait,
         "speed/data_share": data_wait * steps / seconds,
     }
-    for group in engine.deepspeed.optimizer.param_groups:
+    for group in engine.optimizer.param_groups:
         values[f"optimizer/lr_{group.get('name', 'all')}"] = group["lr"]
     if run.loss.follows_schedule():
         weights = run.loss.weights_at(run.state.step - 1)
@@ -126,7 +126,7 @@ def shown_settings(config: TrainConfig) -> dict[str, Any]:
         "base_lr": optimizer.base_lr,
         "weight_decay": optimizer.weight_decay,
         "precision": config.precision,
-        "zero_stage": config.zero_stage,
+        "zero_stage": config.sharding,
         "token_keep_ratio": config.token_keep_ratio,
         "auto_augment": data.auto_augment,
         "back_translation": data.back_translation,
@@ -152,7 +152,7 @@ def print_banner(run: Run) -> None:
     say(f"steps       {run.schedule.steps} = {epochs:.2f} epochs of {per_epoch:g} steps ({loader.pairs} pairs)")
     say(
         f"optimiser   {optimizer.name}, weight decay {optimizer.weight_decay:g} on matrices, "
-        f"gradient clipping {run.engine.deepspeed.gradient_clipping() or 'off'}"
+        f"gradient clipping {run.engine.gradient_clipping or 'off'}, engine {c.engine}"
     )
     say(f"encoders    {run.step_flops / 1e12:.3g} TFLOP a step and rank, forward and backward")
     say(f"loss        {run.loss.describe()}")

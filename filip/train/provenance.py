@@ -21,7 +21,7 @@ from filip.device import machine
 from filip.files import digest, replacing, sha256_of, write_json
 from filip.runs.saved_files import FINISHED, KEPT
 from filip.train.config import TrainConfig
-from filip.train.engine import read_settings, settings_path
+from filip.train.deepspeed_engine import read_settings, settings_path
 from filip.train.losses import TERMS, resolve_weights
 from filip.train.optimizers import OPTIMIZERS
 
@@ -166,7 +166,7 @@ def now() -> str:
 NOT_LEARNING = (
     "run", "run_dir", "out", "resume", "log_every", "checkpoint", "watchdog", "eval",
     "timeout_minutes",
-    "world_size", "backend", "exchange", "zero_stage", "compile", "gradient_cache",
+    "world_size", "backend", "exchange", "engine", "zero_stage", "compile", "gradient_cache",
     "data.workers", "data.feature_cache",
     "model.name", "model.gradient_checkpointing",
 )  # fmt: skip
@@ -220,7 +220,8 @@ def resumable_settings(config: TrainConfig) -> dict[str, Any]:
     """
     settings = learning_settings(config)
     settings.pop("init_from")
-    settings["deepspeed"] = deepspeed_file(config)
+    if config.engine == "deepspeed":
+        settings["deepspeed"] = deepspeed_file(config)
     settings["data.sources"] = [source.weight for source in config.data.sources]
     return settings
 

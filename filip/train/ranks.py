@@ -16,9 +16,9 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from filip.device import own_device
 from filip.errors import UserError
 from filip.train.launcher_env import MachineError, fill_environment
-from filip.train.zero_layout import limit_groups, without_builds
 from late_interaction import use_host_group
 
 T = TypeVar("T")
@@ -93,44 +93,19 @@ def start_ranks(expected: int | None = None, timeout_minutes: float = 30) -> Ran
     local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", world_size)))
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // max(1, local_world_size)))
-    accelerator = deepspeed_accelerator()
-    device = own_device(accelerator, local_rank)
-    if device.index is not None:
-        accelerator.set_device(device.index)
-    import deepspeed.comm
-
+    # DeepSpeed's variable counts for both engines
+    device = torch.device("cpu") if os.environ.get("DS_ACCELERATOR") == "cpu" else own_device(local_rank)
+    if device.type != "cpu":
+        torch.accelerator.set_device_index(device.index or 0)
     if not dist.is_initialized():
-        deepspeed.comm.init_distributed(
-            dist_backend="gloo" if device.type == "cpu" else None,
-            timeout=timedelta(minutes=timeout_minutes),
-            verbose=False,
-        )
-        limit_groups(timeout_minutes)
+        backend = dist.get_default_backend_for_device(device)
+        dist.init_process_group(backend, timeout=timedelta(minutes=timeout_minutes))
     side = None
     if world_size > 1 and device.type != "cpu":
         use_host_group(dist.new_group(backend="gloo", timeout=timedelta(minutes=timeout_minutes)))
     if world_size > 1:
         side = dist.new_group(backend="gloo", timeout=PATIENCE)
     return Ranks(rank, world_size, local_rank, local_world_size, device, side)
-
-
-def own_device(accelerator: Any, local_rank: int) -> torch.device:
-    """Return a rank's device, by its number on the host unless the scheduler shows each task its own device alone."""
-    name = accelerator.device_name()
-    if name == "cpu":
-        return torch.device(name)
-    return torch.device(name, local_rank % max(1, accelerator.device_count()))
-
-
-def deepspeed_accelerator() -> Any:
-    """Return DeepSpeed's accelerator, without its log messages and its 33-second C++ build."""
-    import deepspeed
-    import deepspeed.utils
-    from deepspeed.accelerator import get_accelerator
-
-    without_builds(deepspeed)
-    deepspeed.utils.logger.setLevel("WARNING")
-    return get_accelerator()
 
 
 @contextmanager

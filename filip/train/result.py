@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,41 +15,22 @@ from filip.models import read_extra, save_model
 from filip.runs.saved_files import BEST
 from filip.train.config import TrainConfig
 from filip.train.engine import Engine
-from filip.train.optimizers import AVERAGE
 from filip.train.provenance import now
 from filip.train.ranks import Ranks
-from filip.train.zero_layout import state_reader
 
 
 def gather_to_main(engine: Engine, ranks: Ranks) -> dict[str, Tensor]:
-    """Return the float32 state dict of the model on the first rank, gathered from any ZeRO stage; empty elsewhere.
+    """Return the float32 state dict of the model on the first rank, gathered from all ranks; empty elsewhere.
 
     These are the averaged weights where the training averages them (optimizer.average). All ranks call.
     """
-    from deepspeed.runtime.zero.partition_parameters import GatheredParameters
-    from deepspeed.utils import safe_get_full_fp32_param
-
     state: dict[str, Tensor] = {}
-    full_parameter = safe_get_full_fp32_param
-    if engine.averages:
-        full_parameter = state_reader(engine.deepspeed, engine.optimizer, AVERAGE)
-    for name, parameter in engine.model.named_parameters():
-        if parameter.requires_grad:
-            whole = full_parameter(parameter)
-            if ranks.is_main:
-                state[name] = _to_cpu(parameter if whole is None else whole)
-            continue
-        frozen = GatheredParameters([parameter]) if engine.zero_stage == 3 else nullcontext()
-        with frozen:  # the optimiser has no copy of it
-            if ranks.is_main:
-                state[name] = _to_cpu(parameter)
+    for name, weight in engine.whole_weights():
+        if ranks.is_main:
+            state[name] = weight.detach().to("cpu", torch.float32, copy=True)
     if ranks.is_main:
         state |= {name: buffer.detach().cpu() for name, buffer in engine.model.named_buffers()}
     return state
-
-
-def _to_cpu(value: Tensor) -> Tensor:
-    return value.detach().to("cpu", torch.float32, copy=True)
 
 
 def write_result(

@@ -32,7 +32,7 @@ def backward(
 ) -> StepOutput:
     """Run forward and backward of one contrastive batch.
 
-    The optimiser steps if this is DeepSpeed's last micro-step.
+    The optimiser steps if this is the last one of a step.
 
     ``batch``: this rank's pixels, ids, lengths and group. ``inspect`` looks at the embeddings and returns more metrics.
     """
@@ -41,8 +41,7 @@ def backward(
     encoded = engine.encode(batch)
     output = loss(encoded, batch["group"])
     metrics = output.metrics | (inspect(encoded) if inspect else {})
-    engine.deepspeed.backward(output.loss)
-    engine.deepspeed.step()
+    engine.backward(output.loss / engine.batching.accumulation)
     return StepOutput(metrics, encoded.logit_scale.detach())
 
 
@@ -66,8 +65,7 @@ def _cached_backward(
         return output
 
     def carry_back(scalar: Tensor) -> None:
-        engine.deepspeed.backward(scalar / engine.batching.accumulation, scale_wrt_gas=False)
-        engine.deepspeed.step()
+        engine.backward(scalar / engine.batching.accumulation)
 
     chunks = _chunks(batch, engine.batching.chunk)
     cached_backward(chunks, encode, whole_loss, carry_back, loss_scale=engine.loss_scale())

@@ -37,10 +37,8 @@ def limit_groups(minutes: float) -> None:
     deepspeed.comm.comm.cdb.new_group = partial(torch.distributed.new_group, timeout=timedelta(minutes=minutes))
 
 
-def adjust(engine: Any, alone: bool) -> None:
-    """Reduce no gradients where a rank is ``alone`` without ZeRO, and let the watchdog stop a run, with a message."""
-    if alone:  # it would copy all gradients twice, a tenth of a small model's step
-        engine.enable_backward_allreduce = False
+def let_scale_fall(engine: Any) -> None:
+    """Let the watchdog stop a run where the loss scale reaches its minimum, with a message."""
     scaler: Any = getattr(engine.optimizer, "loss_scaler", None)
     if hasattr(scaler, "raise_error_at_min_scale"):
         scaler.raise_error_at_min_scale = False
@@ -58,7 +56,7 @@ def bind_lamb(engine: Any, lamb: Lamb) -> None:
     names = {id(parameter): name for name, parameter in engine.module.named_parameters()}
     kind = type(wrapper).__name__
     if getattr(wrapper, "optimizer", None) is not lamb:
-        raise UserError(f"DeepSpeed wrapped LAMB into {kind} in a way this version does not know; use zero_stage 0-3")
+        raise UserError(f"DeepSpeed wrapped LAMB into {kind} in a way this version does not know; use zero_stage 1-3")
     if hasattr(wrapper, "single_partition_of_fp32_groups"):
         layouts = _stage_1_and_2(wrapper, names)
     elif hasattr(wrapper, "fp32_partitioned_groups_flat"):
@@ -80,8 +78,6 @@ def state_reader(engine: Any, optimizer: Optimizer, name: str) -> Callable[[Tens
     from deepspeed.utils import lazy_init_hp_params_optimizer_state, safe_get_full_optimizer_state
 
     wrapper = engine.optimizer
-    if wrapper is optimizer:
-        return lambda parameter: optimizer.state[parameter][name]
     flats = getattr(wrapper, "single_partition_of_fp32_groups", [])
     for parameters, flat in zip(getattr(wrapper, "bit16_groups", []), flats, strict=True):
         lazy_init_hp_params_optimizer_state(parameters, flat, optimizer.state)

@@ -22,7 +22,7 @@ from filip.errors import UserError
 from filip.models import save_model
 from filip.train import loop
 from filip.train.config import TrainConfig
-from filip.train.ranks import deepspeed_accelerator
+from filip.train.deepspeed_engine import deepspeed_accelerator
 from filip.train.result import gather_to_main
 from filip.train.watchdog import Limits
 

@@ -6,7 +6,8 @@ import os
 import torch
 
 from filip.resources import find
-from filip.train.ranks import deepspeed_accelerator, start_ranks
+from filip.train.deepspeed_engine import deepspeed_accelerator
+from filip.train.ranks import start_ranks
 
 SMALLEST = 2.0**-24
 

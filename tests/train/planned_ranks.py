@@ -22,11 +22,13 @@ from filip.device import peak_memory_mb
 from filip.models import Encoded, TextFeatures, build_model
 from filip.train.config import TrainConfig
 from filip.train.counts import Counts, Message, count
+from filip.train.deepspeed_engine import DeepSpeedEngine
 from filip.train.engine import Engine, make_engine, resolve_batching
 from filip.train.losses import Loss, resolve_weights
 from filip.train.ranks import Ranks, start_ranks
 from filip.train.step import backward
 
+ENGINES = ("engine=ddp", "zero_stage=1", "zero_stage=2", "zero_stage=3")
 WORDS = 18  # tokens of every caption, as the plan assumes
 
 
@@ -81,7 +83,7 @@ def two_steps(config: TrainConfig, ranks: Ranks, words: int | None = None) -> tu
     torch.manual_seed(0)
     batching = resolve_batching(config, ranks.world_size)
     loss = Loss(resolve_weights(config.loss, config.model.interaction), config)
-    engine = make_engine(build_model(config.model), config, batching, ranks.world_size, loss)
+    engine = make_engine(build_model(config.model), config, batching, ranks.device, loss)
     b, side = batching.per_rank, config.model.image.image_size
     batch = {
         "pixels": torch.randn(b, 3, side, side),
@@ -97,13 +99,12 @@ def two_steps(config: TrainConfig, ranks: Ranks, words: int | None = None) -> tu
 
 def steps(ranks: Ranks) -> dict[str, Any]:
     result = {}
-    for stage, exchange in ((0, "ring"), (1, "gather"), (2, "ring"), (3, "gather")):
+    for engine, exchange in zip(ENGINES, ("ring", "gather", "ring", "gather"), strict=True):
         config = config_of(
-            "model=tiny", "precision=fp32", f"zero_stage={stage}", f"exchange={exchange}",
-            f"global_batch={96 * ranks.world_size}",
-        )  # fmt: skip
+            "model=tiny", "precision=fp32", engine, f"exchange={exchange}", f"global_batch={96 * ranks.world_size}"
+        )
         _, received = two_steps(config, ranks, WORDS)
-        result[f"stage {stage}, {exchange}"] = {
+        result[f"{engine}, {exchange}"] = {
             "received": dict(received),
             "planned": planned(plan_of(config, ranks).messages, ranks.world_size),
         }
@@ -135,11 +136,11 @@ def presets(ranks: Ranks) -> dict[str, Any]:
 def held(engine: Engine) -> dict[str, int]:
     """Return the bytes of distinct storages: weights, master weights that are not views of them, moments."""
     moments = [t for state in engine.optimizer.state.values() for t in state.values() if isinstance(t, Tensor)]
-    wrapper = engine.deepspeed.optimizer
-    flats = [
-        *getattr(wrapper, "single_partition_of_fp32_groups", []),
-        *getattr(wrapper, "fp32_partitioned_groups_flat", []),
-    ]
+    flats = []
+    if isinstance(engine, DeepSpeedEngine):
+        wrapper = engine.deepspeed.optimizer
+        flats += getattr(wrapper, "single_partition_of_fp32_groups", [])
+        flats += getattr(wrapper, "fp32_partitioned_groups_flat", [])
     weights = [getattr(p, "ds_tensor", p) for p in engine.model.parameters()]
     weight_storages = storages(weights)
     return {
@@ -159,10 +160,10 @@ def peak_mb(ranks: Ranks) -> float:
 
 def stages(ranks: Ranks) -> dict[str, dict]:
     result = {}
-    for stage in range(4):
-        config = config_of("model=tiny", "precision=fp32", f"zero_stage={stage}", "global_batch=12")
+    for name in ENGINES:
+        config = config_of("model=tiny", "precision=fp32", name, "global_batch=12")
         engine, _ = two_steps(config, ranks)
-        result[f"stage {stage}"] = {"held": held(engine), "planned": plan_of(config, ranks).memory}
+        result[name] = {"held": held(engine), "planned": plan_of(config, ranks).memory}
         del engine
         gc.collect()
     return result

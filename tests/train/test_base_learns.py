@@ -44,7 +44,7 @@ def test_base_yaml_learns_with_a_quarter_of_the_tokens(tmp_path: Path) -> None:
     settings = {
         "experiment": "base", "global_batch": BATCH, "epochs": "null", "max_steps": STEPS, "log_every": 50,
         "model.image.layers": 1, "model.text.layers": 1, "model.embed_dim": 32, "model.image.image_size": 8 * SIDE,
-        "model.gradient_checkpointing": False, "data.reader_groups": 1, "data.auto_augment": 0, "zero_stage": 0,
+        "model.gradient_checkpointing": False, "data.reader_groups": 1, "data.auto_augment": 0, "engine": "ddp",
         "data.crop_scale_min": 1, "data.flip_probability": 0, "data.back_translation": False, "seed": 1,
         # the peak rate, decay and temperature of base.yaml, with a warm-up of a third
         "optimizer.base_lr": 2e-3 * math.sqrt(40960 / BATCH), "optimizer.weight_decay": 3e-3,

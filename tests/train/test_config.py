@@ -12,7 +12,8 @@ from filip.errors import UserError
 from filip.models import build_model, load_preset
 from filip.resources import shipped
 from filip.train.config import PRECISIONS
-from filip.train.engine import Batching, deepspeed_settings, make_optimizer, resolve_batching
+from filip.train.deepspeed_engine import deepspeed_settings
+from filip.train.engine import Batching, make_optimizer, resolve_batching
 from filip.train.lamb import Lamb
 from filip.train.precision import settle_precision, use_precision
 from filip.train.provenance import flat
@@ -35,6 +36,7 @@ def test_every_experiment_composes_and_finds_its_deepspeed_settings(name: str) -
     batching = resolve_batching(config, world_size)
     for precision in PRECISIONS if config.precision == "auto" else (config.precision,):
         use_precision(config, precision)  # as settle_precision does where the training runs
+        assert config.engine == "deepspeed" or precision != "fp16"
         settings = deepspeed_settings(config, batching, world_size)
         assert settings["train_batch_size"] == batching.pairs_per_step
 
@@ -153,6 +155,9 @@ def test_muon_has_the_matrices_of_linear_layers_and_adamw_the_rest() -> None:
     [
         (["precision=fp8"], "precision=fp8 must be one of auto, fp32"),
         (["zero_stage=4"], "zero_stage=4"),
+        (["engine=ddp"], "precision=fp16 with engine=ddp: only DeepSpeed scales the loss"),
+        (["engine=ddp", "precision=bf16", "deepspeed=zero1_bf16"], "deepspeed=zero1_bf16 with engine=ddp"),
+        (["engine=ddp", "precision=bf16", "zero_stage=3"], "zero_stage=3 with engine=ddp, which does not read it"),
         (["zero_stage=3", "compile=true"], "compile=true with zero_stage=3"),
         (["token_keep_ratio=0"], "token_keep_ratio=0"),
         (["token_keep_minimum=0"], "token_keep_minimum=0"),

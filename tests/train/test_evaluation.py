@@ -63,7 +63,7 @@ def test_evaluations_are_shown_and_change_nothing(squares: Path, tmp_path: Path)
         train_arguments(squares, tmp_path / "bad", *common, "eval.every_steps=3", f"eval.data=[{colours}]"),
         train_arguments(squares, tmp_path / "none", *common, *measured, "eval.best=others"),
         train_arguments(
-            squares, tmp_path / "selected", *common, *measured, "zero_stage=0", "optimizer.name=adamw",
+            squares, tmp_path / "selected", *common, *measured, "engine=ddp", "optimizer.name=adamw",
             f"eval.data=[{choices}]", "eval.best=choices",
         ),
     ]  # fmt: skip
@@ -77,7 +77,7 @@ def test_evaluations_are_shown_and_change_nothing(squares: Path, tmp_path: Path)
     assert same_weights(tmp_path / "with" / "model.safetensors", kept)
     selected = json.loads((tmp_path / "selected" / "model.json").read_text())["chosen"]
     assert selected["score"] == max(series(tmp_path / "selected", "eval/choices_mean"))
-    assert all(norm > 0 for norm in series(tmp_path / "selected", "optimizer/grad_norm")), "under ZeRO-0, too"
+    assert all(norm > 0 for norm in series(tmp_path / "selected", "optimizer/grad_norm")), "without DeepSpeed, too"
     last = tmp_path / "with" / "eval" / "model.safetensors"
     assert same_weights(kept, last) == (best == 6)
     assert same_weights(tmp_path / "without" / "model.safetensors", last)

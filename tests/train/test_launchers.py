@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -18,7 +17,7 @@ from filip.errors import UserError
 from filip.runs.saved_files import complete_checkpoints
 from filip.train.launcher_env import FIRST_PORT, PORTS, MachineError, environment_rank, fill_environment, first_host
 from filip.train.ranks import Ranks as RankPlace
-from filip.train.ranks import own_device, start_ranks
+from filip.train.ranks import start_ranks
 from tests.support.launched_ranks import environment
 from tests.support.ports import free_port
 from tests.support.processes import Process
@@ -152,13 +151,3 @@ def test_a_loader_has_no_more_processes_than_its_rank_has_cores(
     others = [(here, mask) for mask in masks] + [("elsewhere", {0, 1, 2, 3, 4, 5, 6, 7})]
     monkeypatch.setattr(RankPlace, "gather", lambda *_: others)
     assert RankPlace(0, 3, 0, 2, torch.device("cpu")).loader_processes(wanted) == found
-
-
-@pytest.mark.parametrize(
-    ("kind", "visible", "local_rank", "place"),
-    [("cuda", 8, 5, "cuda:5"), ("cuda", 1, 5, "cuda:0"), ("cpu", 1, 5, "cpu")],
-    ids=["all devices are visible", "the scheduler shows its own alone", "no accelerator"],
-)
-def test_a_rank_takes_a_device_that_it_sees(kind: str, visible: int, local_rank: int, place: str) -> None:
-    accelerator = SimpleNamespace(device_name=lambda: kind, device_count=lambda: visible)
-    assert str(own_device(accelerator, local_rank)) == place

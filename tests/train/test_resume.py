@@ -75,7 +75,7 @@ def test_stopped_by_a_signal_goes_on_bit_identical_in_every_precision(squares: P
         "muon": ("optimizer.name=muon", "zero_stage=2", "optimizer.base_lr=1e-3"),
         "adamw": (
             "optimizer.name=adamw",
-            "zero_stage=0",
+            "engine=ddp",
             "optimizer.base_lr=1e-3",
             "gradient_accumulation=2",
             "optimizer.average=0.9",
@@ -141,7 +141,7 @@ def test_another_number_of_ranks_goes_on_with_the_same_batches(squares: Path, tm
             "optimizer.average=0.9", *overrides
         )  # fmt: skip
 
-    none, third = ("zero_stage=0",), ("zero_stage=3",)
+    none, third = ("engine=ddp", "zero_stage=1"), ("zero_stage=3",)
     first = [
         arguments("whole"),
         [*arguments("shrinks"), "stop_after=6"],

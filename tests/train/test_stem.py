@@ -68,7 +68,7 @@ def test_deepspeed_trains_it_frozen_and_not(squares: Path, tmp_path: Path) -> No
     start = (*STEM[1:], f"init_from=timm:{NAME}:wheel", "max_steps=2", "optimizer.warmup_steps=1")
     runs = [
         train_arguments(squares, tmp_path / "frozen", *start, "warm_start.image=frozen_stem"),
-        train_arguments(squares, tmp_path / "tuned", *start, "zero_stage=0", "precision=bf16"),
+        train_arguments(squares, tmp_path / "tuned", *start, "engine=ddp", "precision=bf16"),
     ]
     assert run_many(1, runs, tmp_path / "log") == [0, 0], (tmp_path / "log").read_text()[-3000:]
     stems = [load_model(tmp_path / name / "model.safetensors").image.stem for name in ("frozen", "tuned")]
