@@ -37,7 +37,8 @@ from filip.progress import Progress, say
 from filip.study import load_study
 from filip.train.adapters import adapt
 from filip.train.config import TrainConfig
-from filip.train.engine import Engine, make_engine, resolve_batching, to_device
+from filip.train.engine import Engine, resolve_batching, to_device
+from filip.train.engines import make_engine
 from filip.train.losses import Loss, resolve_weights
 from filip.train.losses.term import transport_dtype
 from filip.train.precision import settle_precision

@@ -1,4 +1,4 @@
-"""Take optimiser steps: one rank alone or several with torch's DDP. filip.train.deepspeed_engine has the other way."""
+"""The interface of the two engines: forward and backward passes, optimiser steps, and what a checkpoint holds."""
 
 from __future__ import annotations
 
@@ -6,22 +6,18 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
-from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
 from filip import device
 from filip.data.eval_transform import normalize_planes
 from filip.errors import UserError
 from filip.models import DualEncoder, Encoded
-from filip.runs.saved_files import DDP_STATES
 from filip.train.config import AUTO, DEFAULT_GLOBAL_BATCH, TrainConfig
 from filip.train.losses import Loss
 from filip.train.optimizers import AVERAGE, OPTIMIZERS, AfterStep, param_groups, set_lr
@@ -191,58 +187,6 @@ class Engine(ABC):
         return all(bool(torch.isfinite(parameter).all()) for parameter in self.model.parameters())
 
 
-class DataParallel(Engine):
-    """Every rank has the whole model and optimiser: one rank alone, or torch's DDP. Weights stay float32."""
-
-    def __init__(
-        self, model: DualEncoder, config: TrainConfig, batching: Batching, loss: Loss, place: torch.device
-    ) -> None:
-        super().__init__(model.to(place), config, batching, loss)
-        self.module = model  # LAMB finds its parameters' names here
-        self.ddp = None
-        if torch.distributed.get_world_size() > 1:
-            self.ddp = DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
-        self.bf16 = torch.autocast(place.type, torch.bfloat16, enabled=config.precision == "bf16")
-        self.passes = batching.accumulation * batching.chunks  # of a step
-        self.done = 0  # passes of this step
-        self.bind(self)
-
-    def forward(self, *inputs: Tensor, **options: Any) -> Encoded:
-        if self.done == 0:  # not after the step, which would leave no gradient to take a norm of
-            self.optimizer.zero_grad()
-        is_last = self.done + 1 == self.passes
-        with self.bf16, nullcontext() if self.ddp is None or is_last else self.ddp.no_sync():
-            encoded: Encoded = (self.ddp or self.module)(*inputs, **options)
-        return encoded
-
-    def backward(self, loss: Tensor) -> None:
-        loss.backward()
-        self.done += 1
-        if self.done == self.passes:
-            self.optimizer.step()
-            self.done = 0
-
-    def save(self, folder: Path, random: list[Any]) -> None:
-        if torch.distributed.get_rank() == 0:
-            states = {"module": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "random": random}
-            torch.save(states, folder / DDP_STATES)
-
-    def load(self, folder: Path, universal: Path | None = None) -> list[Any]:
-        saved = torch.load(folder / DDP_STATES, map_location="cpu", weights_only=False)
-        self.model.load_state_dict(saved["module"])
-        self.optimizer.load_state_dict(saved["optimizer"])
-        self.bind(self)
-        random: list[Any] = saved["random"]
-        return random
-
-    def whole_weights(self) -> Iterator[tuple[str, Tensor]]:
-        for name, parameter in self.model.named_parameters():
-            yield name, self.optimizer.state.get(parameter, {}).get(AVERAGE, parameter)
-
-    def _gradient_norm(self) -> float | None:
-        return float(get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None]))
-
-
 def make_optimizer(model: DualEncoder, config: TrainConfig) -> Optimizer:
     """Make the optimiser that ``config`` names, over the parameter groups."""
     o = config.optimizer
@@ -251,15 +195,6 @@ def make_optimizer(model: DualEncoder, config: TrainConfig) -> Optimizer:
     optimizer.register_step_post_hook(AfterStep(o.average))
     set_lr(optimizer.param_groups, o.base_lr, 0)
     return optimizer
-
-
-def make_engine(model: DualEncoder, config: TrainConfig, batching: Batching, place: torch.device, loss: Loss) -> Engine:
-    """Make the engine that ``config`` names, and the optimiser in it, on the device ``place``."""
-    if config.engine == "ddp":
-        return DataParallel(model, config, batching, loss, place)
-    from filip.train.deepspeed_engine import DeepSpeedEngine
-
-    return DeepSpeedEngine(model, config, batching, loss)
 
 
 def to_device(batch: dict[str, Any], device: torch.device, dtype: torch.dtype | None) -> dict[str, Tensor]:

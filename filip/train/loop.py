@@ -42,7 +42,8 @@ from filip.train.checkpoint import (
     training_hash,
 )
 from filip.train.config import TrainConfig
-from filip.train.engine import Batching, make_engine, resolve_batching, to_device
+from filip.train.engine import Batching, resolve_batching, to_device
+from filip.train.engines import make_engine
 from filip.train.evaluation import check_evaluation, evaluate
 from filip.train.feature_cache import fill
 from filip.train.job import holding

@@ -19,7 +19,8 @@ from filip.errors import UserError
 from filip.models import DualEncoder, Encoded, build_model
 from filip.train import zero_layout
 from filip.train.config import TrainConfig
-from filip.train.engine import make_engine, resolve_batching
+from filip.train.engine import resolve_batching
+from filip.train.engines import make_engine
 from filip.train.losses import Loss, resolve_weights
 from filip.train.ranks import Ranks, start_ranks
 from filip.train.result import gather_to_main

@@ -23,7 +23,8 @@ from filip.models import Encoded, TextFeatures, build_model
 from filip.train.config import TrainConfig
 from filip.train.counts import Counts, Message, count
 from filip.train.deepspeed_engine import DeepSpeedEngine
-from filip.train.engine import Engine, make_engine, resolve_batching
+from filip.train.engine import Engine, resolve_batching
+from filip.train.engines import make_engine
 from filip.train.losses import Loss, resolve_weights
 from filip.train.ranks import Ranks, start_ranks
 from filip.train.step import backward
