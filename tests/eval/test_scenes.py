@@ -116,7 +116,7 @@ def test_only_samples_with_choices_take_part_in_a_selection(root: Path) -> None:
 class Prefers:
     """A scorer that likes some captions better than others, by one direction or the other."""
 
-    token_wise, store, device = True, None, "cpu"
+    token_wise, device = True, "cpu"
 
     def __init__(self, by_image: str, by_text: str):
         self.by_image, self.by_text = by_image, by_text
