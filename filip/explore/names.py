@@ -42,8 +42,11 @@ def named_things(encoder: Encoder, text: str, things: Sequence[str] = ()) -> lis
 
 
 def learned_tokens(encoder: Encoder) -> Tensor | None:
-    """Return which tokens of CLIP's vocabulary a model of this project has learned, bool [tokens]; None: unknown."""
-    model: Any = encoder.model if isinstance(encoder, FilipEncoder) else None
+    """Return which tokens of CLIP's vocabulary a model of this project has learned, bool [tokens]; None: unknown.
+
+    Of a checkpoint it is unknown: while it learns, the embedding's rows differ too little from their initial values.
+    """
+    model: Any = encoder.model if isinstance(encoder, FilipEncoder) and not encoder.checkpoint else None
     if model is None or not model.config.text.like_clip:
         return None
     rows = _taught(model.text.token_embedding.weight)

@@ -27,6 +27,7 @@ from filip.eval.fit import FITS, Boxed, Padded, Tiled
 from filip.eval.half_precision import autocast, dtype_of
 from filip.files import nothing_at
 from filip.plugins import load_plugins
+from filip.runs.saved_files import STATE
 
 
 class Encoder(Protocol):
@@ -228,7 +229,7 @@ def _load(model: str, loading: Loading) -> Encoder:
     if loading.device == "cpu":
         loaded.image.fold_stem()
         keep_freed_memory()
-    return FilipEncoder(loaded, place.stem, loading=loading)
+    return FilipEncoder(loaded, place.stem, loading=loading, checkpoint=(place / STATE).is_file())
 
 
 def _own_model(place: Path, image_size: int | None) -> Any:
@@ -250,14 +251,18 @@ class FilipEncoder:
 
     model: a :class:`filip.models.DualEncoder` on ``device``, in evaluation mode; a training loop may wrap the
     model it trains to see how it is doing. loading: device, dtype and tokens; its image size has been applied.
+    checkpoint: whether it is one of a training's, so that not every word that it will know is learned yet.
     """
 
-    def __init__(self, model: Any, name: str, device: str = "cpu", loading: Loading | None = None):
+    def __init__(
+        self, model: Any, name: str, device: str = "cpu", loading: Loading | None = None, checkpoint: bool = False
+    ):
         from filip.data.eval_transform import EvalTransform
 
         loading = loading or Loading(device=device)
         self.model: Any = model
         self.name, self.family = name, "filip"
+        self.checkpoint = checkpoint
         self.device, self.dtype = loading.device, loading.dtype
         trained_so = self.model.config.interaction == "token_wise"
         self.token_wise = trained_so or loading.tokens
