@@ -65,7 +65,6 @@ class Drill:
         self.desk.study["train"]["overrides"] += [
             f"checkpoint.every_steps={SAVE_EVERY}", "data.shuffle_window_shards=1"  # and so few shards stay open
         ]  # fmt: skip
-        (self.desk.folder / "sitecustomize.py").write_text(SITE)
 
     def leave(self) -> None:
         """End what was started, and take the small disk away again."""
@@ -78,8 +77,8 @@ class Drill:
     def start_up_pre_emption(self) -> str:
         """TERM while the ranks import, after a crash that made them start."""
         self._kill_rank()
-        begun = self._starts()
-        self.desk.wait(lambda: self._starts() > begun and len(self.desk.ranks(STRUCK)) == 2)
+        begun = self.desk.starts(STRUCK)
+        self.desk.wait(lambda: self.desk.starts(STRUCK) > begun and len(self.desk.ranks(STRUCK)) == 2)
         self.slurm.ask("scancel", "--signal=TERM", self._job())
         return f"rank {self.rank} killed, and SIGTERM before the next start's first step"
 
@@ -99,21 +98,21 @@ class Drill:
         """A power cut of the node that runs the batch script; its daemon comes back later."""
         node = self.desk.first_node(self._job())
         self.slurm.kill_node(node)
-        begun = self._starts()
-        self.desk.wait(lambda: self._starts() > begun)
+        begun = self.desk.starts(STRUCK)
+        self.desk.wait(lambda: self.desk.starts(STRUCK) > begun)
         self.slurm.start_node(node)
         return f"node{node} without power"
 
     def held_lock(self) -> str:
         """The lock of the dead start lives on, as on NFS or Lustre."""
-        place = self._folder() / "lock"
-        begun, taken = self._starts(), threading.Event()
+        place = self.desk.run_folder(STRUCK) / "lock"
+        begun, taken = self.desk.starts(STRUCK), threading.Event()
 
         def hold() -> None:
             with open(place, "r+") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)  # comes once the holder is dead
                 taken.set()
-                while self._starts() == begun:
+                while self.desk.starts(STRUCK) == begun:
                     time.sleep(0.5)
                 time.sleep(LOCKED_SECONDS)
 
@@ -151,7 +150,7 @@ class Drill:
 
     def _damage(self, how: str, damage: Callable[[Path], None]) -> str:
         """Damage the largest file of the newest checkpoint while the training is down."""
-        newest, _ = newest_intact(self._folder() / "checkpoints")
+        newest, _ = newest_intact(self.desk.run_folder(STRUCK) / "checkpoints")
         if newest is None:
             raise UserError("no checkpoint yet to damage: strike later")
         file = max(newest.iterdir(), key=lambda path: path.stat().st_size)
@@ -160,11 +159,11 @@ class Drill:
         return f"rank {self.rank} killed, {newest.name}/{file.name} {how}"
 
     def eio(self) -> str:
-        self._meet("eio")
+        self.desk.meet("eio", self.rank)
         return f"every read of a shard fails on rank {self.rank}"
 
     def lost_shard(self) -> str:
-        self._meet("lost_shard")
+        self.desk.meet("lost_shard", self.rank)
         return f"rank {self.rank} finds no shard"
 
     def quota_on_one_node(self) -> str:
@@ -174,7 +173,7 @@ class Drill:
         return f"no file of rank {self.rank} may exceed {QUOTA / 1000:.0f} kB"
 
     def no_such_host(self) -> str:
-        self._meet("no_such_host", self._kill_rank, starts=2)
+        self.desk.meet("no_such_host", self.rank, self._kill_rank, starts=2)
         return f"rank {self.rank} killed, and at the next start it cannot resolve the first rank's host"
 
     def two_starts(self) -> str:
@@ -190,14 +189,6 @@ class Drill:
             raise UserError(f"the second start was not refused: {second.stderr[-1000:]}")
         return "started by hand in the same folder, and refused"
 
-    def _meet(self, kind: str, act: Callable[[], None] = lambda: None, starts: int = 1) -> None:
-        """Let the rank meet a trouble of ``SITE`` until so many starts have ended; act: what else happens."""
-        begun, place = self._starts(), self.desk.folder / "trouble"
-        place.write_text(f"{kind} {self.rank}")
-        act()
-        self.desk.wait(lambda: self._starts() >= begun + starts)
-        place.unlink()
-
     def cut_network(self) -> str:
         """The connections of both ranks are closed by the kernel, as a switch that forgets them does."""
         ports = {
@@ -212,7 +203,7 @@ class Drill:
 
     def full_disk(self) -> str:
         """The file system of the checkpoints has no room for a further one: a person makes some, and starts again."""
-        place = self._folder() / "checkpoints"
+        place = self.desk.run_folder(STRUCK) / "checkpoints"
         self.desk.suspend(STRUCK)
         with tempfile.TemporaryDirectory() as aside:
             shutil.copytree(place, aside, dirs_exist_ok=True)
@@ -242,40 +233,32 @@ class Drill:
         """Strike once, wait until the training takes further steps, and note the loss."""
         self.rank = rank
         self.desk.wait_for_steps(STRUCK, BETWEEN)
-        starts, begun = self._starts(), time.monotonic()
+        starts, begun = self.desk.starts(STRUCK), time.monotonic()
         what = getattr(self, kind)()
-        if kind in ENDS_A_START:
-            self.desk.wait(lambda: self._starts() > starts)
+        if ENDS in KINDS[kind]:
+            self.desk.wait(lambda: self.desk.starts(STRUCK) > starts)
         reached, taken = self._most(), len(self._steps())
         self.desk.wait(lambda: len(self._steps()) > taken and self._most() > reached)
         seconds = time.monotonic() - begun
-        lost = self._lost(range(starts, self._starts()))
+        lost = self._lost(range(starts, self.desk.starts(STRUCK)))
         errors = [
             line.get("error", "")
-            for line in attempts(self._folder())
-            if starts <= line["attempt"] < self._starts() and line.get("error")
+            for line in attempts(self.desk.run_folder(STRUCK))
+            if starts <= line["attempt"] < self.desk.starts(STRUCK) and line.get("error")
         ]
         self.rows.append((kind, rank, what, lost, seconds, "; then ".join(errors)))
         print(f"{kind}: {what}; steps again after {seconds:.0f} s, {lost} lost", flush=True)
-
-    def _folder(self) -> Path:
-        folder = self.desk.run_folder(STRUCK)
-        assert folder is not None
-        return folder
 
     def _job(self) -> str:
         jobs = [job for job, state in self.desk.jobs(STRUCK).items() if state == "RUNNING"]
         return jobs[0] if jobs else next(iter(self.desk.jobs(STRUCK)))
 
-    def _starts(self) -> int:
-        return max((line["attempt"] for line in attempts(self._folder())), default=0)
-
     def _lost(self, ended: range) -> int:
         """Count the steps that these starts have taken beyond their newest checkpoint: the next start repeats them."""
         lost = 0
-        for line in attempts(self._folder()):
+        for line in attempts(self.desk.run_folder(STRUCK)):
             if line["attempt"] in ended and "outcome" in line:
-                output = (self._folder() / f"logs/{line['attempt']:03d}.log").read_text(encoding="utf-8")
+                output = (self.desk.run_folder(STRUCK) / f"logs/{line['attempt']:03d}.log").read_text(encoding="utf-8")
                 taken = [int(number) for number in re.findall(r"training: (\d+) of", output)]
                 saved = re.search(r"\d+", line["checkpoint"])
                 lost += max([0, *taken]) - int(saved[0]) if saved and taken else 0
@@ -293,56 +276,15 @@ class Drill:
             self.desk.ranks(STRUCK)[self.rank].kill()
 
 
-OF_A_RANK = (
-    "dead_rank", "slow_rank", "held_lock", "start_up_pre_emption", "corrupt_checkpoint", "bit_flips", "eio",
-    "lost_shard", "quota_on_one_node", "no_such_host", "not_finite",
-)  # fmt: skip
-OF_ALL = (
-    "pre_emption", "time_limit", "dead_controller", "dead_snakemake", "dead_node", "cut_network", "full_disk",
-    "two_starts",
-)  # fmt: skip
-KINDS = OF_A_RANK + OF_ALL
-NAMES_ITS_RANK = ("eio", "lost_shard", "quota_on_one_node", "no_such_host")  # the error that is kept
-
-# Python runs this file of its path at every start. A training without it would die of the signal.
-SITE = """import errno
-import os
-import signal
-from pathlib import Path
-
-TROUBLE = Path(__file__).with_name("trouble")  # a kind, and a rank of the training that is struck
-if b"run=shaken" in Path("/proc/self/cmdline").read_bytes():
-    os.environ["STRUCK_RANK"] = os.environ.get("SLURM_PROCID", "")  # for the loader's processes too
-
-
-def meets(kind):
-    return TROUBLE.is_file() and TROUBLE.read_text() == f"{kind} {os.environ.get('STRUCK_RANK')}"
-
-
-def failing(call, kind, number):
-    def wrapped(place, *more, **named):
-        if meets(kind) and (isinstance(place, int) or str(place).endswith(".tar")):
-            raise OSError(number, os.strerror(number), place)
-        return call(place, *more, **named)
-
-    return wrapped
-
-
-os.pread = failing(os.pread, "eio", errno.EIO)
-os.open = failing(os.open, "lost_shard", errno.ENOENT)
-if meets("no_such_host"):
-    os.environ["MASTER_ADDR"] = "no-such-host"
-
-
-def strike(*_):
-    import gc, torch
-    for thing in gc.get_objects():
-        if type(thing) is torch.nn.Parameter:
-            thing.data.fill_(float("nan"))
-
-signal.signal(signal.SIGUSR2, strike)
-"""
-ENDS_A_START = {*KINDS} - {"slow_rank", "dead_controller", "dead_snakemake", "two_starts"}
+# What is true of each kind, apart from its method above: it strikes a rank, whose error is kept, and ends a start.
+RANK, NAMED, ENDS = "rank", "named", "ends"
+KINDS = {
+    "dead_rank": {RANK, ENDS}, "slow_rank": {RANK}, "held_lock": {RANK, ENDS}, "start_up_pre_emption": {RANK, ENDS},
+    "corrupt_checkpoint": {RANK, ENDS}, "bit_flips": {RANK, ENDS}, "eio": {RANK, NAMED, ENDS},
+    "lost_shard": {RANK, NAMED, ENDS}, "quota_on_one_node": {RANK, NAMED, ENDS}, "no_such_host": {RANK, NAMED, ENDS},
+    "not_finite": {RANK, ENDS}, "pre_emption": {ENDS}, "time_limit": {ENDS}, "dead_controller": set(),
+    "dead_snakemake": set(), "dead_node": {ENDS}, "cut_network": {ENDS}, "full_disk": {ENDS}, "two_starts": set(),
+}  # fmt: skip
 
 
 def main(config: FireDrill) -> None:
@@ -355,7 +297,7 @@ def main(config: FireDrill) -> None:
     folder = Path(config.folder).resolve()
     folder.mkdir(parents=True)
     make_checkout(folder)
-    strikes = [(kind, rank) for kind in kinds for rank in (config.ranks if kind in OF_A_RANK else [1])]
+    strikes = [(kind, rank) for kind in kinds for rank in (config.ranks if RANK in KINDS[kind] else [1])]
     with OneHostSlurm(folder, nodes=config.nodes) as slurm:
         desk = Desk(folder, slurm, make_study("drill", nodes=1))
         desk.study["train"]["overrides"].append(f"max_steps={100 + 40 * len(strikes)}")
@@ -388,7 +330,7 @@ def report(drill: Drill) -> bool:
     named = [
         f"rank {rank} on {socket.gethostname()}" in error
         for kind, rank, *_, error in drill.rows
-        if kind in NAMES_ITS_RANK
+        if NAMED in KINDS[kind]
     ]
     print(f"{sum(named)} of {len(named)} errors name the rank that was struck, and its host", flush=True)
     return all([*same.values(), *named])
@@ -398,9 +340,7 @@ def goodput(desk: Desk, run: str) -> str:
     """Return which share of a training's life went into steps that counted."""
     lines = [line for line in desk.records(run) if "speed/seconds_per_step" in line]
     steps = {line["step"]: line["speed/seconds_per_step"] for line in lines}  # a start drops what it repeats
-    folder = desk.run_folder(run)
-    assert folder is not None
-    begun = attempts(folder)
+    begun = attempts(desk.run_folder(run))
     first, last = (datetime.fromisoformat(begun[index]["time"]) for index in (0, -1))
     life = (last - first).total_seconds()
     good = sum(steps.values())

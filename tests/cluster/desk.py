@@ -18,6 +18,7 @@ import yaml
 
 from filip.data.shard_set import shard_entries
 from filip.files import digest, write_json
+from filip.train.job import attempts
 from tests.cluster.one_host_slurm import OneHostSlurm
 from tests.support.processes import Process, run_python
 from tests.support.squares import write_shards, write_test_set
@@ -143,8 +144,19 @@ class Desk:
         logs = [self.folder / "snakemake.log", *(self.folder / self.results / "logs/train").glob("*.log")]
         return "\n".join([jobs, *(log.read_text()[-3000:] for log in logs if log.exists())])
 
-    def run_folder(self, run: str) -> Path | None:
-        return next((self.folder / self.results / "runs").glob(f"{run}-*"), None)
+    def run_folder(self, run: str) -> Path:
+        return next((self.folder / self.results / "runs").glob(f"{run}-*"))
+
+    def starts(self, run: str) -> int:
+        return max((line["attempt"] for line in attempts(self.run_folder(run))), default=0)
+
+    def meet(self, kind: str, rank: int, act: Callable[[], None] = lambda: None, starts: int = 1) -> None:
+        """Let a rank of the second run meet a kind of trouble.py until so many starts ended; act: what else happens."""
+        begun, place = self.starts(RUNS[1]), self.folder / "trouble"
+        place.write_text(f"{kind} {rank}")
+        act()
+        self.wait(lambda: self.starts(RUNS[1]) >= begun + starts)
+        place.unlink()
 
     def ranks(self, run: str) -> list[psutil.Process]:
         """Return the ranks of a training of this study, in order, without the workers of their loaders."""
@@ -195,6 +207,7 @@ def make_checkout(folder: Path) -> None:
     for name in ("filip", "workflow", "data", "eval", "ds_configs"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("*.pyc.*", "_*.so"))
     shutil.copy(ROOT / "Snakefile", folder)
+    shutil.copy(ROOT / "tests/cluster/trouble.py", folder / "sitecustomize.py")
     source = folder / "squares" / "cc3m"
     write_shards(source, shards=8, per_shard=16)
     for tar in sorted((source / "shards").glob("*.tar")):

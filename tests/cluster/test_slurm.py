@@ -8,9 +8,11 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from socket import gethostname
 
 import pytest
 
+from filip.train.job import attempts
 from tests.cluster.desk import ENDED, RUNS, STEPS, Desk, kill
 from tests.cluster.one_host_slurm import OneHostSlurm
 from tests.support.processes import Process
@@ -142,7 +144,7 @@ def kill_and_start_again(desk: Desk, first: Process) -> Process:
 def test_a_training_that_is_disturbed_in_every_way_ends_in_the_same_tables(desk: Desk) -> None:
     """Two trainings with the same settings, side by side. A node is down when they are submitted, and Snakemake is
     killed. Then one of them, ``shaken``, comes to its time limit, goes on without a controller and under a new one, and
-    loses a rank and a node. Pre-emption ends a job as its time limit does, and is left to the stub.
+    loses a rank to its disk, and a node. Pre-emption ends a job as its time limit does, and is left to the stub.
     """
     first = start_with_a_node_down(desk)
     for run in RUNS:
@@ -166,9 +168,10 @@ def test_a_training_that_is_disturbed_in_every_way_ends_in_the_same_tables(desk:
     desk.slurm.start_controller()
     desk.slurm.wait_for(job, "RUNNING")
 
-    _, second_rank, *_ = desk.ranks("shaken")
-    second_rank.kill()
     desk.resume("shaken")
+    desk.meet("eio", rank=1)
+    (error,) = [line["error"] for line in attempts(desk.run_folder("shaken")) if "shard" in line.get("error", "")]
+    assert f"rank 1 on {gethostname()}: cannot read the shard" in error and ".tar: Input/output error" in error
     desk.wait(lambda: desk.said("shaken", "resumed from") == 2)
     desk.wait_for_steps("shaken", 5)
 
