@@ -27,6 +27,7 @@ from filip.train.config import TrainConfig
 from filip.train.counts import Message, by_part, count, host_memory, step_flops, to_ask_for
 from filip.train.engine import Batching, resolve_batching
 from filip.train.hardware import GPUS, Gpu
+from filip.train.precision import use_precision
 
 BUSY = 0.15  # share of its peak at which a GPU should not wait for images; a run's own is speed/mfu in its log
 IMAGE_BYTES = 20_000  # a stored image of 256 px, JPEG of quality 95
@@ -49,7 +50,7 @@ def main(config: Plan) -> None:
     config.check()
     config.model.image.image_size = config.image_size or config.model.image.image_size
     if config.precision == "auto":
-        config.precision = "bf16" if GPUS[config.gpu].bf16 else "fp16"
+        use_precision(config, "bf16" if GPUS[config.gpu].bf16 else "fp16")
     print("\n".join(report(config)))
 
 
