@@ -91,6 +91,6 @@ if __name__ == "__main__":
             traceback.print_exc()
             said = (str(error).strip() or "no message").splitlines()[0]
             sentence = f"{this_rank()}: {type(error).__name__}: {said}"
-        print(f"error: {sentence}", file=sys.stderr)
+        sys.stderr.write(f"error: {sentence}\n")  # print's second write for the line's end lets other ranks in between
         exit_code = MACHINE_FAILED if failed else 1
     leave(exit_code)
