@@ -1,4 +1,4 @@
-"""The tables and the pictures of README.md: ``python -m bench.readme``, after ``make demo`` and the study binding.
+"""The tables and the pictures of README.md: ``python -m bench.readme``, after the studies demo, binding, demo_ablation.
 
 Writes what is between the marks in README.md, so that no figure there is typed by hand, copies the sheet of
 scenes to ``picture``, and draws how the models learn into ``curves``. A study whose results are not there keeps its
@@ -34,7 +34,8 @@ from filip.table_writer import Grid, Head, Line, Shown, render
 
 BEGIN, END = "<!-- demo-results:begin -->", "<!-- demo-results:end -->"
 BINDING = "<!-- binding-results:begin -->", "<!-- binding-results:end -->"
-EFFICIENCY = ("<!-- efficiency-results:begin -->", "<!-- efficiency-results:end -->")
+EFFICIENCY = "<!-- efficiency-results:begin -->", "<!-- efficiency-results:end -->"
+ABLATION = "<!-- ablation-results:begin -->", "<!-- ablation-results:end -->"
 
 
 ROWS = (  # heading, table, column
@@ -49,6 +50,11 @@ BINDING_COLUMNS = (  # heading, table, column
     ("R@1, text → image", "retrieval", "binding_new_t2i_r1"),
     ("best patch of a word is on its thing", "scene_pointing", "binding_pointing_all"),
 )
+ABLATION_COLUMNS = (  # heading, column of ours, the paper's benchmark, column of the paper
+    ("a scene is found by its caption, R@1", "demo_scenes_new_t2i_r1", "MSCOCO", "mscoco_t2i_r1"),
+    ("its caption is found, R@1", "demo_scenes_new_i2t_r1", "MSCOCO", "mscoco_i2t_r1"),
+    ("zero-shot, mean of eight sets", "average", "ImageNet", "imagenet_top1"),
+)
 CONFIGS = Path("workflow/config")
 SHEET = "eval/scenes_compared.png"  # below the results
 TOO_FEW = f"Differences are paired over the same images and seeds; with fewer than {FEWEST} none is called significant."
@@ -62,6 +68,7 @@ STARRED = (
 class Readme:
     results: str = option("results/demo", "results of the demo")
     binding: str = option("results/binding", "results of the study binding, of the first table")
+    ablation: str = option("results/demo_ablation", "results of the study demo_ablation")
     readme: str = option("README.md", "file with the two marks, rewritten in place")
     picture: str = option("docs/images/alignment.png", "where the sheet of scenes goes, which README shows at its top")
     curves: str = option("docs/images/learning.png", "where the learning curves go, which README shows below the table")
@@ -71,7 +78,11 @@ class Readme:
 
 
 def main(config: Readme) -> None:
-    """Write the results of the demo and of the study binding into README.md."""
+    """Write the results of the studies into README.md."""
+    if Path(config.ablation).is_dir():
+        study, published = load_study(None, config.ablation), load_published(config.published)
+        components = build_tables(study, Results(config.ablation), published)["component_ablation"]
+        put_on_page(Path(config.readme), ablation_block(components, published["component_ablation"]), ABLATION)
     if Path(config.binding).is_dir():
         study, results = load_study(None, config.binding), Results(config.binding)
         tables = build_tables(study, results, load_published(config.published))
@@ -232,6 +243,23 @@ def efficiency_block(table: Table) -> str:
     )
     table_here = render(Grid(heads, lines, whole=True), "markdown")
     return "\n".join([table_here, *textwrap.wrap(note, 118, break_long_words=False)])
+
+
+def ablation_block(table: Table, published: Mapping[str, Any]) -> str:
+    """Return the paper's Table 4 in small: what each component adds to the baseline, here and in the paper."""
+    paper = [dict(zip(published["columns"], numbers, strict=True)) for numbers in list(published.values())[1:]]
+    heads = [Head(head) for column in ABLATION_COLUMNS for head in (column[0], "gain", f"gain, paper, {column[2]}")]
+    lines = []
+    for row, theirs in zip(table.rows, paper, strict=True):
+        shown = []
+        for _, ours, _, benchmark in ABLATION_COLUMNS:
+            value, base = (r.cells[ours].number or 0.0 for r in (row, table.rows[0]))
+            gains = 100 * (value - base), theirs[benchmark] - paper[0][benchmark]
+            shown += [_shown(row.cells[ours]), *(Shown("" if row is table.rows[0] else f"{g:+.1f}") for g in gains)]
+        lines.append(Line(row.label, shown))
+    trainings = max(cell.seeds for row in table.rows for cell in row.cells.values())
+    note = f"From `make run STUDY=demo_ablation`, in percent: means of {trainings} trainings of each model."
+    return f"{render(Grid(heads, lines, whole=True), 'markdown')}\n{note}"
 
 
 def _seeds_by_default(study: str) -> int:

@@ -199,7 +199,7 @@ def test_a_training_is_planned_with_the_pages_term_and_optimiser(my_package: dic
     done = run_python(*plan, variables=my_package)
     assert done.returncode == 0, done.stdout + done.stderr
     # SGD keeps nothing, so the plan has no moments
-    assert "master weights" in done.stdout and "moments" not in done.stdout, done.stdout
+    assert "gradients" in done.stdout and "moments" not in done.stdout, done.stdout
 
 
 def test_a_package_imported_before_filip_has_its_optimiser_and_term(my_package: dict[str, str]) -> None:

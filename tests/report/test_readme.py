@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 
 from bench.readme import (
+    ABLATION_COLUMNS,
     BEGIN,
     BINDING_COLUMNS,
     END,
     ROWS,
     Readme,
+    ablation_block,
     binding_block,
     binding_figure,
     main,
@@ -130,6 +132,17 @@ def test_the_table_of_binding_has_each_model_with_its_numbers_and_seconds(tmp_pa
     drawn = {label.get_text() for label in binding_figure(study, found, Results(tmp_path)).axes[0].get_legend().texts}
     assert {f"{study.label(run)}: 40 s" for run in models} <= drawn
     assert "From `make run STUDY=binding SEEDS=2` and" in text and "means of 2 trainings" in text.replace("\n", " ")
+
+
+def test_the_component_ablation_has_gains_beside_the_papers() -> None:
+    keys = [column[1] for column in ABLATION_COLUMNS]
+    values = {"a": 0.3, "b": 0.345}
+    ours = [Row(name, "ours", {key: Cell(value, seeds=3) for key in keys}) for name, value in values.items()]
+    paper = {"columns": [column[3] for column in ABLATION_COLUMNS], "clip": [20, 30, 40], "late": [18.5, 33, 41]}
+    block = ablation_block(Table("component_ablation", "", [Column(key, "") for key in keys], ours), paper)
+    assert cells(block.splitlines()[2])[:4] == ["a", "30.0", "", ""]
+    assert cells(block.splitlines()[3]) == ["b", "34.5", "+4.5", "-1.5", "34.5", "+4.5", "+3.0", "34.5", "+4.5", "+1.0"]
+    assert "means of 3 trainings" in block
 
 
 def test_the_block_goes_between_the_marks_and_leaves_the_rest_alone() -> None:

@@ -1,6 +1,6 @@
 """Train rows of the speedrun's board in turns, each by the program of its commit, and compare each with the one before.
 
-    OMP_NUM_THREADS=1 python -m tests.support.speedrun_in_turns 0,1,2 31da7d9e:filip:240 90117b4b:filip:240
+    OMP_NUM_THREADS=1 python -m bench.speedrun_in_turns 0,1,2 31da7d9e:filip:240 90117b4b:filip:240
 
 The first word has the seeds, a round for each; the others are COMMIT:MODEL:STEPS. A ratio is that of the medians of the
 CPU seconds, so that work beside the trainings does little harm. One line of JSON a training goes to in_turns.jsonl.
@@ -19,7 +19,7 @@ from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import Any
 
-DATA = Path(__file__).parents[2] / "records" / "speedrun.npz"  # the same for all rows
+DATA = Path(__file__).parents[1] / "records" / "speedrun.npz"  # the same for all rows
 
 
 def program(commit: str, folder: Path) -> Any:
