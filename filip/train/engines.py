@@ -27,7 +27,8 @@ class DataParallel(Engine):
     def __init__(
         self, model: DualEncoder, config: TrainConfig, batching: Batching, loss: Loss, place: torch.device
     ) -> None:
-        super().__init__(model.to(place), config, batching, loss)
+        super().__init__(model, config, batching, loss)
+        model.to(place)  # with the parameters of the loss
         self.module = model  # LAMB finds its parameters' names here
         self.ddp = None
         if torch.distributed.get_world_size() > 1:
