@@ -276,7 +276,7 @@ class Drill:
             self.desk.ranks(STRUCK)[self.rank].kill()
 
 
-# What is true of each kind, apart from its method above: it strikes a rank, whose error is kept, and ends a start.
+# Besides its method above: a kind may strike one rank, leave that rank's error in the log of starts, and end a start.
 RANK, NAMED, ENDS = "rank", "named", "ends"
 KINDS = {
     "dead_rank": {RANK, ENDS}, "slow_rank": {RANK}, "held_lock": {RANK, ENDS}, "start_up_pre_emption": {RANK, ENDS},

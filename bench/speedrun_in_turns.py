@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 python -m bench.speedrun_in_turns 0,1,2 31da7d9e:filip:240 90117b4b:filip:240
 
 The first word has the seeds, a round for each; the others are COMMIT:MODEL:STEPS. A ratio is that of the medians of the
-CPU seconds, so that work beside the trainings does little harm. One line of JSON a training goes to in_turns.jsonl.
+CPU seconds, which other work on the machine changes little. Every training adds a line of JSON to in_turns.jsonl.
 """
 
 import inspect

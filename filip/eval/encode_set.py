@@ -145,8 +145,8 @@ class Context:
     """The surroundings of an evaluation.
 
     root: folder below which the data sets of cards are. prompts: a prompt file, one prompt with {c} in it, or
-    "auto": the file of the model's family. share: this process among those that evaluate together. text_tokens: which
-    take part in a token-wise score (:mod:`filip.eval.text_tokens`).
+    "auto": the file of the model's family. share: the number of this process, and of all that evaluate together.
+    text_tokens: the kind of text tokens that a token-wise score reads (:mod:`filip.eval.text_tokens`).
     """
 
     root: str = "."

@@ -27,7 +27,7 @@ from filip.sets.layout import (
 )
 
 SAMPLE = 50  # names of a list by which its pictures are looked for
-FEW = 10  # a folder with more files of one kind has a record beside each picture, and no lists
+FEW = 10  # with more files of one kind, a folder has one record for each picture, and no lists
 # if a folder has several lists, the one with such a name counts
 USUAL = ("metadata", "captions", "annotations", "labels")
 

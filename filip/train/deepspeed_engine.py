@@ -67,10 +67,10 @@ def checked_settings(config: TrainConfig) -> dict[str, Any]:
         raise UserError(f"{path}: float16 autocast never lowers its loss scale under ZeRO; use the fp16 block")
     kind = "fp16" if fp16 else "bf16" if bf16 else "fp32"
     if kind != config.precision:
-        raise UserError(f"{path} trains in {kind}, the config says precision={config.precision}; change one of them")
+        raise UserError(f"{path} trains in {kind}, but precision={config.precision}; change one of them")
     stage = settings.get("zero_optimization", {}).get("stage", 0)
     if stage != config.zero_stage:
-        raise UserError(f"{path} has ZeRO stage {stage}, the config says zero_stage={config.zero_stage}; change one")
+        raise UserError(f"{path} has ZeRO stage {stage}, but zero_stage={config.zero_stage}; change one of them")
     OPTIMIZERS[config.optimizer.name].check_settings(settings)
     return settings
 

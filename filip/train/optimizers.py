@@ -121,7 +121,7 @@ def _check_muon(settings: dict[str, Any]) -> None:
     if zero.get("stage") == 3 and zero.get("reduce_scatter", True):
         raise UserError(
             "zero_stage=3 does not go with optimizer.name=muon, which DeepSpeed refuses there unless the DeepSpeed "
-            "file says reduce_scatter: false; choose zero_stage 1 or 2, or engine=ddp"
+            "file has reduce_scatter: false; choose zero_stage 1 or 2, or engine=ddp"
         )
 
 

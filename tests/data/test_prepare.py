@@ -40,9 +40,9 @@ def test_own_column_names_extra_and_reserved_columns(tmp_path: Path) -> None:
     columns = {name: [value] for name, value in (named | reserved).items()}
     pq.write_table(pa.table({**columns, "when": pa.array([0], pa.timestamp("s"))}), tmp_path / "mine.parquet")
     table = run(tmp_path, tmp_path / "mine.parquet", url_column="link", caption_column="alt")
-    kept = {"url": named["link"], "caption": "hello", "source_caption": named["caption"], "source_width": 3}
-    kept |= {"source__row_": 1, "_drop_reason_": "x", "score": 0.5, "when": "1970-01-01 00:00:00"}
-    assert table.to_pylist() == [kept]
+    row = {"url": named["link"], "caption": "hello", "source_caption": named["caption"], "source_width": 3}
+    row |= {"source__row_": 1, "_drop_reason_": "x", "score": 0.5, "when": "1970-01-01 00:00:00"}
+    assert table.to_pylist() == [row]
     with pytest.raises(UserError, match=r"no column 'url'.*link, alt"):
         run(tmp_path, tmp_path / "mine.parquet")
 

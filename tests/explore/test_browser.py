@@ -304,10 +304,10 @@ def test_the_page_fits_a_phone_in_the_dark(browser: Browser, prepared: Prepared)
 
 def test_a_slider_turns_three_models_back_to_their_earlier_steps(browser: Browser, tmp_path: Path) -> None:
     write_shards(tmp_path, shards=1, per_shard=48)
-    kept = ("max_steps=4", "optimizer.warmup_steps=1", "checkpoint.every_steps=2", "checkpoint.keep_every_steps=2")
+    steps = ("max_steps=4", "optimizer.warmup_steps=1", "checkpoint.every_steps=2", "checkpoint.keep_every_steps=2")
     pooled = ("model.interaction=pooled", "model.pooling=mean")
     runs = [str(tmp_path / "clip"), str(tmp_path / "hard")]
-    trainings = [train_arguments(tmp_path, Path(r), *kept, *more) for r, more in zip(runs, (pooled, ()), strict=True)]
+    trainings = [train_arguments(tmp_path, Path(r), *steps, *more) for r, more in zip(runs, (pooled, ()), strict=True)]
     assert run_many(1, [arguments[2:] for arguments in trainings], tmp_path / "log") == [0, 0]
     photos, page_file = tmp_path / "photos", tmp_path / "page.html"
     photos.mkdir()
