@@ -27,6 +27,10 @@ from filip.train.optimizers import OPTIMIZERS
 
 STARTS = "starts.jsonl"
 SOURCES = (".py", ".cpp", ".h")
+LEARNING_CODE = (
+    "filip.train", "filip.models", "filip.data.loading", "filip.device", "filip.tokenizer", "filip.json_tokenizer",
+    "late_interaction",
+)  # fmt: skip
 PACKAGES = ("torch", "deepspeed", "timm", "numpy")
 
 
@@ -106,16 +110,9 @@ def code_hash(config: TrainConfig) -> str:
 
     This is our code, and the packages of the terms or the optimiser that this training uses.
     """
-    root = Path(filip.__file__).resolve().parent
-    files = [root / name for name in ("device.py", "tokenizer.py", "json_tokenizer.py")]
-    for folder in ("train", "models", "interaction", "data/loading"):
-        files += [file for file in (root / folder).rglob("*") if file.suffix in SOURCES]
-    hashes = {str(file.relative_to(root)): sha256_of(file) for file in sorted(files)}
-    used = [TERMS[name].compute for name in resolve_weights(config.loss, config.model.interaction)]
-    for package in sorted({_package(function) for function in (*used, OPTIMIZERS[config.optimizer.name].build)}):
-        if package != "filip":
-            hashes |= {f"{package}:{name}": content for name, content in _sources(package).items()}
-    return digest(hashes)
+    used: list[Any] = [TERMS[name].compute for name in resolve_weights(config.loss, config.model.interaction)]
+    packages = {*map(_package, [*used, OPTIMIZERS[config.optimizer.name].build])} - {"filip"}
+    return digest({name: _sources(name) for name in {*LEARNING_CODE, *packages}})
 
 
 def _package(function: Any) -> str:
@@ -127,11 +124,11 @@ def _package(function: Any) -> str:
 def _sources(package: str) -> dict[str, str]:
     """Return the hash of each source file of an importable package, or of the one file of a module."""
     spec = importlib.util.find_spec(package)
-    folders = [Path(folder) for folder in (spec and spec.submodule_search_locations) or []]
-    places = {str(file.relative_to(folder)): file for folder in folders for file in folder.rglob("*.py")}
-    if not folders and spec is not None and spec.origin is not None and Path(spec.origin).is_file():
-        places = {Path(spec.origin).name: Path(spec.origin)}
-    return {name: sha256_of(file) for name, file in sorted(places.items())}
+    assert spec is not None
+    if spec.submodule_search_locations is None:
+        return {package: sha256_of(str(spec.origin))}
+    files = [(Path(folder), file) for folder in spec.submodule_search_locations for file in Path(folder).rglob("*.*")]
+    return {str(file.relative_to(folder)): sha256_of(file) for folder, file in files if file.suffix in SOURCES}
 
 
 def versions() -> dict[str, str]:

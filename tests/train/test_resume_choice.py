@@ -271,3 +271,4 @@ def test_another_package_s_term_is_code_of_the_training(tmp_path: Path, monkeypa
     (tmp_path / "outside_terms.py").write_text("def compute(batch): return 2\n")
     assert len({plain, used, provenance.code_hash(config)}) == 3
     assert provenance.code_hash(compose("model=tiny")) == plain
+    assert all(map(provenance._sources, provenance.LEARNING_CODE)), "a package has moved"
