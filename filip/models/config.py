@@ -64,7 +64,7 @@ class TextTowerConfig:
     layers: int = option(12, "blocks", at_least=1)
     heads: int = option(8, "attention heads; width must be divisible by it", at_least=1)
     context_length: int = option(77, "longest caption in tokens, [BOS] and [EOS] included", at_least=2)
-    vocab_size: int = option(49408, "word vectors; CLIP's BPE has 49408 tokens", at_least=1)
+    vocab_size: int = option(49408, "word vectors; CLIP's BPE has 49408 tokens", at_least=1, typed=False)
     activation: str = option("gelu", "of the blocks", choices=ACTIVATIONS, typed=False)
     tokenizer: str | None = option(
         None,
@@ -142,8 +142,7 @@ class ModelConfig:
             )
         if self.text.padding is not None and self.text.padding >= self.text.vocab_size:
             raise UserError(
-                f"model.text.padding={self.text.padding} must be the id of one of the model.text.vocab_size="
-                f"{self.text.vocab_size} tokens"
+                f"model.text.padding={self.text.padding} must be the id of one of the {self.text.vocab_size} tokens"
             )
         if 1 / self.init_temperature > self.max_logit_scale:
             raise UserError(

@@ -118,7 +118,7 @@ class DualEncoder(nn.Module):
         if self.json_tokenizer.size > text.vocab_size:
             raise UserError(
                 f"model.text.tokenizer={text.tokenizer} has {self.json_tokenizer.size} tokens and the text tower "
-                f"{text.vocab_size} word vectors: give model.text.vocab_size={self.json_tokenizer.size}"
+                f"{text.vocab_size} word vectors: give the tokenizer that the model was trained with"
             )
         return self.json_tokenizer
 

@@ -9,6 +9,7 @@ from typing import Any
 from filip.command import MISSING, option
 from filip.data.loading.config import DataConfig
 from filip.errors import UserError
+from filip.json_tokenizer import JsonTokenizer
 from filip.models import ModelConfig
 from filip.models.config import INTERACTIONS
 from filip.option import check_values
@@ -242,6 +243,8 @@ class TrainConfig:
         elif self.warm_start != WarmStartConfig():
             raise UserError("warm_start is for a training that starts from a model: give init_from=…, or leave it out")
         _check_feature_cache(self.data)
+        if weights_exist and self.init_from is None and self.model.text.tokenizer is not None:
+            self.model.text.vocab_size = JsonTokenizer.from_file(self.model.text.tokenizer).size
         self.model.check()
         check_terms(self)
         if self.init_from is None:  # else the interaction comes from the model to start from, read later

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from filip.data.loading.config import PREFETCH, DataConfig
+from filip.data.loading.config import PREFETCH
 from filip.files import readable
 from filip.models import DualEncoder, ModelConfig, build_model
 from filip.train.adapters import adapt, trainable
@@ -321,37 +321,14 @@ SAFETY = 1.2  # factor on the sum: for the page cache, and for allocators that d
 
 
 def host_memory(config: TrainConfig, world_size: int, ranks: int, pairs: int, gpu: bool = True) -> dict[str, float]:
-    """Return the main memory, in bytes by part, of a node with ``ranks`` of the ``world_size`` ranks."""
-    with torch.device("meta"):
-        parameters = sum(p.numel() for p in build_model(config.model).parameters())
-    return node_bytes(
-        config.data,
-        ranks=ranks,
-        world_size=world_size,
-        batch_per_rank=resolve_batching(config, world_size).per_rank,
-        image_size=config.image_size or config.model.image.image_size,
-        parameters=parameters,
-        pairs=pairs,
-        gpu=gpu,
-    )
-
-
-def node_bytes(
-    data: DataConfig,
-    *,
-    ranks: int,
-    world_size: int,
-    batch_per_rank: int,
-    image_size: int,
-    parameters: int,
-    pairs: int,
-    gpu: bool = True,
-) -> dict[str, float]:
-    """Return the bytes by part of a node with ``ranks`` of the ``world_size`` ranks.
+    """Return the main memory, in bytes by part, of a node with ``ranks`` of the ``world_size`` ranks.
 
     Everything but the index grows with the loader's workers, of which a node has ranks x data.workers.
-    batch_per_rank: pairs that a rank loads for one contrastive batch. pairs: in one epoch, of all sources.
+    pairs: in one epoch, of all sources.
     """
+    data, image_size = config.data, config.image_size or config.model.image.image_size
+    with torch.device("meta"):
+        parameters = sum(p.numel() for p in build_model(config.model).parameters())
     sources = max(1, len(data.sources))
     readers = ranks * max(1, data.workers)  # processes that read; with workers=0 the ranks themselves
     shards = -(-pairs // PAIRS_PER_SHARD)
@@ -359,7 +336,7 @@ def node_bytes(
     windows = max(1, math.ceil(data.reader_groups / world_size)) * sources
     window = min(pairs, data.shuffle_window_shards * PAIRS_PER_SHARD)
     opened = min(shards, windows * (data.shuffle_window_shards + 1))
-    batch = batch_per_rank * 3 * image_size * image_size
+    batch = resolve_batching(config, world_size).per_rank * 3 * image_size * image_size
     # each worker has prepared `prefetch` batches and makes another; the rank holds one, pinned, and receives the next
     batches = data.workers * (PREFETCH + 1) + 2
     loader = COPIED_BYTES + data.workers * WORKER_BYTES if data.workers else 0.0

@@ -44,11 +44,13 @@ CASES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 def config_of(*overrides: str) -> TrainConfig:
     name = next((o.partition("=")[2] for o in overrides if o.startswith("optimizer.name=")), "lamb")
     fixed = [
-        "run_dir=-", "out=-", "model=tiny", "model.text.vocab_size=400", "precision=fp32", "transport_dtype=fp32",
+        "run_dir=-", "out=-", "model=tiny", "precision=fp32", "transport_dtype=fp32",
         "backend=tiled",
         f"global_batch={PAIRS}", f"optimizer.base_lr={RATES[name]}", f"optimizer.weight_decay={DECAY}",
     ]  # fmt: skip
-    return compose_config(TrainConfig, [*fixed, *overrides], "train").check()
+    config = compose_config(TrainConfig, [*fixed, *overrides], "train").check()
+    config.model.text.vocab_size = 400
+    return config
 
 
 def fresh_model(config: TrainConfig) -> DualEncoder:

@@ -174,7 +174,6 @@ def test_muon_has_the_matrices_of_linear_layers_and_adamw_the_rest() -> None:
         (["image_size=-32"], "image_size=-32 must be at least 1"),
         (["image_size=0"], "image_size=0 must be at least 1"),
         (["model.image.width=-8"], r"model\.image\.width=-8 must be at least 1"),
-        (["model.text.vocab_size=-5"], r"model\.text\.vocab_size=-5 must be at least 1"),
         (["epochs=inf"], "epochs=inf must be a finite number, above 0"),
         (["init_from=/no/such/model.safetensors"], "init_from: there is no file or folder '/no/such/model"),
         (["model.interaction=both"], "model.interaction=both"),

@@ -36,13 +36,8 @@ def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-def settings(vocabulary: Path) -> list[str]:
-    size = JsonTokenizer.from_file(vocabulary).size
-    return [f"model.text.tokenizer={vocabulary}", f"model.text.vocab_size={size}"]
-
-
 def built(vocabulary: Path, padding: int | None = None) -> DualEncoder:
-    config = compose("model=tiny", *settings(vocabulary))
+    config = compose("model=tiny", f"model.text.tokenizer={vocabulary}")
     config.model.text.padding = padding
     torch.manual_seed(0)
     return build_model(config.model).eval()
@@ -50,13 +45,14 @@ def built(vocabulary: Path, padding: int | None = None) -> DualEncoder:
 
 def test_what_cannot_be_taken_is_refused(vocabulary: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="leaves out the first and the last token"):
-        compose("model=tiny", *settings(vocabulary), "model.exclude_special_tokens=true")
+        compose("model=tiny", f"model.text.tokenizer={vocabulary}", "model.exclude_special_tokens=true")
     (tmp_path / "no.json").write_text('{"not": "a tokenizer"}')
     for path, reason in ((tmp_path / "no.json", "is not a tokenizer.json"), (tmp_path / "gone", "cannot read")):
         with pytest.raises(UserError, match=reason):
             JsonTokenizer.from_file(path)
-    small = compose("model=tiny", settings(vocabulary)[0], "model.text.vocab_size=9")
-    with pytest.raises(UserError, match=f"give {settings(vocabulary)[1]}"):
+    small = compose("model=tiny", f"model.text.tokenizer={vocabulary}")
+    small.model.text.vocab_size = 9
+    with pytest.raises(UserError, match="give the tokenizer that the model was trained with"):
         _ = build_model(small.model).tokenizer
 
 
@@ -101,7 +97,7 @@ def test_it_trains_resumes_and_is_loaded_with_its_own_vocabulary(
 ) -> None:
     run = tmp_path / "run"
     few = ("max_steps=4", "optimizer.warmup_steps=1", "checkpoint.every_steps=2")
-    start = train_arguments(squares, run, *settings(vocabulary), *few)
+    start = train_arguments(squares, run, f"model.text.tokenizer={vocabulary}", *few)
     assert run_many(2, [start], tmp_path / "log.txt") == [0]
     assert len(losses(run)) == 4 and all(map(math.isfinite, losses(run)))
     (run / "model.safetensors").rename(tmp_path / "first.safetensors")

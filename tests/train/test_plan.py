@@ -9,7 +9,8 @@ from filip.command import run_command
 from filip.data.loading.config import DataConfig, Source
 from filip.data.loading.pair_index import index_source
 from filip.models import build_model, load_preset
-from filip.train.counts import RANK_BYTES, activation_bytes, node_bytes, state_bytes, to_ask_for
+from filip.train.config import TrainConfig
+from filip.train.counts import RANK_BYTES, activation_bytes, host_memory, state_bytes, to_ask_for
 from filip.train.plan import Plan, main
 from tests.data.pair_shards import write_pairs
 from tests.support.launched_ranks import Ranks, environment
@@ -73,7 +74,12 @@ def test_ranks_hold_what_was_planned(tmp_path: Path) -> None:
     assert peaks[True]["measured"] < peaks[False]["measured"]
 
 
-FILIP340M = {"ranks": 8, "world_size": 128, "batch_per_rank": 320, "image_size": 224, "pairs": 340_000_000}
+def planned(
+    data: DataConfig, ranks: int = 8, world_size: int = 128, pairs: int = 340_000_000, batch: int = 320, side: int = 224
+) -> dict[str, float]:
+    """Plan a node without GPUs for the tiny model; by default one of the paper's base run."""
+    config = TrainConfig(model=load_preset("tiny"), data=data, batch_per_rank=batch, image_size=side)
+    return host_memory(config, world_size, ranks, pairs, gpu=False)
 
 
 @pytest.mark.slow
@@ -84,35 +90,32 @@ def test_a_loader_holds_what_was_planned(tmp_path: Path) -> None:
         arguments = [str(HERE / "loader_memory.py"), str(tmp_path), str(workers), str(batch), str(size)]
         measured = Ranks(1, arguments, tmp_path / f"log{workers}").result()
         data = DataConfig(sources=[pairs.source], workers=workers)
-        shape = {"batch_per_rank": batch, "image_size": size, "parameters": 0, "pairs": 300}
-        planned = node_bytes(data, ranks=1, world_size=1, gpu=False, **shape)
+        parts = planned(data, 1, 1, 300, batch, size)
         # For the rank itself only what the loader adds; a worker that has prepared its batches makes no other.
-        assert 0.8 < measured / (sum(planned.values()) - RANK_BYTES) < 1.1, (workers, measured, planned)
+        added = sum(parts.values()) - RANK_BYTES - parts["weights"]
+        assert 0.8 < measured / added < 1.1, (workers, measured, parts)
 
 
 def test_the_index_has_the_planned_size(tmp_path: Path) -> None:
     pairs = write_pairs(tmp_path, [30, 50])
     result = index_source(pairs.source)
-    planned = node_bytes(DataConfig(sources=[pairs.source]), **{**FILIP340M, "pairs": 80}, parameters=0)
-    assert result.offset.nbytes + result.size.nbytes + result.row.nbytes == planned["index"]
+    index = planned(DataConfig(sources=[pairs.source]), pairs=80)["index"]
+    assert result.offset.nbytes + result.size.nbytes + result.row.nbytes == index
 
 
 def test_a_node_of_the_paper_s_base_run() -> None:
     data = DataConfig(sources=[Source("a")] * 4, workers=6, reader_groups=16)
-    parts = node_bytes(data, **FILIP340M, parameters=150_000_000)
+    parts = planned(data)
     assert parts["index"] == 5.44e9  # once, whatever the number of processes
     assert parts["pixels"] == 8 * (6 * 5 + 2) * 320 * 3 * 224 * 224
     # 48 workers, a window of 16 shards and one in 4 sources
     assert parts["captions"] == 48 * 4 * 17 * 10_000 * 280
-    more = node_bytes(DataConfig(sources=data.sources, workers=12, reader_groups=16), **FILIP340M, parameters=0)
+    more = planned(DataConfig(sources=data.sources, workers=12, reader_groups=16))
     assert more["captions"] == 2 * parts["captions"] and more["index"] == parts["index"]
     assert to_ask_for({"a": 10.1e9}) == 13_000  # MB: a fifth more, in whole GB
 
 
 def test_a_rank_reads_from_its_own_group_unless_there_are_fewer_ranks() -> None:
     data = DataConfig(sources=[Source("a")], workers=1, reader_groups=16)
-    opened = {
-        ranks: node_bytes(data, **{**FILIP340M, "ranks": 1, "world_size": ranks}, parameters=0)["captions"]
-        for ranks in (128, 16, 4, 1)
-    }
+    opened = {ranks: planned(data, ranks=1, world_size=ranks)["captions"] for ranks in (128, 16, 4, 1)}
     assert [opened[ranks] / opened[128] for ranks in opened] == [1, 1, 4, 16]
