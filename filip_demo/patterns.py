@@ -3,8 +3,8 @@
     python -m filip_demo.patterns out=DIR
 
 A picture has 7 x 7 cells of 8 px: six show one of 48 patterns each, the others noise. Its caption names the six in 31
-tokens: "there is a dog, there is a cup, …". A quarter is 13 patches and 8 tokens: room for all six, if they are told from
-the rest. ``out`` has the files of ``filip_demo.corpus``.
+tokens: "there is a dog, there is a cup, …". A quarter of them is 13 patches and 8 tokens, which has room for all six.
+``out`` has the files of ``filip_demo.corpus``.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def main(config: Patterns) -> None:
 
 
 def pattern_scene(seed: int, index: int) -> Scene:
-    """Draw picture number ``index``: THINGS different patterns in cells of their own, named in the order of the draw."""
+    """Draw picture number ``index``: THINGS different patterns among noise, and a caption that names them."""
     draw = np.random.default_rng([seed, index])
     places, shown = (draw.permutation(count)[:THINGS] for count in (GRID**2, len(NAMES)))
     cells = 0.5 * draw.normal(size=(GRID**2, CELL, CELL, 3))

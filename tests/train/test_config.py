@@ -1,8 +1,8 @@
 """Every configuration file is loaded by the code that reads it; what cannot work is refused in plain words."""
 
 import json
+import re
 from dataclasses import asdict
-from importlib import resources
 from pathlib import Path
 
 import pytest
@@ -11,6 +11,7 @@ import torch
 from filip.errors import UserError
 from filip.models import build_model, load_preset
 from filip.resources import shipped
+from filip.study import load_study
 from filip.train.config import PRECISIONS
 from filip.train.deepspeed_engine import deepspeed_settings
 from filip.train.engine import Batching, make_optimizer, resolve_batching
@@ -20,18 +21,15 @@ from filip.train.provenance import flat
 from filip.train.ranks import Ranks
 from tests.support.training import compose
 
-EXPERIMENTS = sorted(
-    p.name.removesuffix(".yaml")
-    for p in resources.files("filip.conf").joinpath("experiment").iterdir()
-    if p.name.endswith(".yaml")
-)
+ROOT = Path(__file__).parents[2]
+EXPERIMENTS = sorted(path.stem for path in (ROOT / "filip/conf/experiment").glob("*.yaml"))
 SETTINGS = sorted(shipped("ds_configs").glob("*.json"))
+START = {name: ["init_from=open_clip:ViT-B-32:openai"] for name in ("warm_start", "lit", "lora")}
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_experiment_composes_and_finds_its_deepspeed_settings(name: str) -> None:
-    start = ["init_from=open_clip:ViT-B-32:openai"] if name in ("warm_start", "lit", "lora") else []
-    config = compose(f"experiment={name}", *start)
+    config = compose(f"experiment={name}", *START.get(name, []))
     world_size = {"base": 128, "large": 192}.get(name.removesuffix("_paper"), 8)
     batching = resolve_batching(config, world_size)
     for precision in PRECISIONS if config.precision == "auto" else (config.precision,):
@@ -39,6 +37,21 @@ def test_every_experiment_composes_and_finds_its_deepspeed_settings(name: str) -
         assert config.engine == "deepspeed" or precision != "fp16"
         settings = deepspeed_settings(config, batching, world_size)
         assert settings["train_batch_size"] == batching.pairs_per_step
+
+
+def test_every_experiment_and_its_studies_have_the_recipe_of_the_page() -> None:
+    page = (ROOT / "docs/training.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \| `(token_maximum=[^`]+)` \|", page, re.MULTILINE)
+    recipes = {name: options.split() for names, options in rows for name in re.findall(r"\w+", names)}
+    trained = {name: ([f"experiment={name}", *START.get(name, [])], recipes.get(name)) for name in EXPERIMENTS}
+    for study in map(load_study, (ROOT / "workflow/config").glob("*.yaml")):
+        experiment = study.config["train"]["experiment"]
+        if not experiment.startswith("demo"):  # whose studies compare maxima and optimisers
+            for run in study.runs:
+                start = [f"experiment={experiment}", *study.training(run)["overrides"]]
+                trained[f"{study.name} {run}"] = start, recipes[experiment][:2]  # without the tokens
+    different = [name for name, (start, recipe) in trained.items() if compose(*start, *recipe) != compose(*start)]
+    assert sorted(recipes) == EXPERIMENTS and different == []
 
 
 def test_the_papers_settings() -> None:

@@ -56,7 +56,7 @@ def test_the_paper_keeps_a_quarter_and_all_tokens_are_our_run(
 def test_the_paper_s_studies_train_one_model_on_its_gpus(study: str, gpus: int) -> None:
     result = WorkflowStudy(yaml.safe_load((ROOT / f"workflow/config/{study}.yaml").read_text()))
     assert [result.launch(run).world_size for run in result.runs] == [gpus]
-    assert {result.resolved(name).token_keep_ratio for name in result.fine_tunes} == {0.25}
+    assert {result.resolved(name).token_keep_ratio for name in result.fine_tunes} == {1}
 
 
 def test_the_run_folder_follows_what_is_trained_and_nothing_else(demo: dict) -> None:
