@@ -25,14 +25,6 @@ Groups = list[dict[str, Any]]
 Norms = dict[str, dict[str, float]]
 
 
-def _nothing(*_: Any) -> None:
-    """Do nothing: elementwise optimisers need no preparation, since any slicing by ZeRO is right for them."""
-
-
-def _no_norms(_: Any) -> Norms:
-    return {}
-
-
 @dataclass(frozen=True)
 class OptimizerKind:
     """The properties of an optimiser that the engine needs.
@@ -46,9 +38,9 @@ class OptimizerKind:
 
     build: Callable[[Groups, OptimizerConfig], Optimizer]
     state_bytes: int
-    attach: Callable[[Any, Any], None] = _nothing
-    check_settings: Callable[[dict[str, Any]], None] = _nothing
-    norms: Callable[[Any], Norms] = _no_norms
+    attach: Callable[[Any, Any], None] = lambda *_: None  # any slicing by ZeRO is right for an elementwise optimiser
+    check_settings: Callable[[dict[str, Any]], None] = lambda _: None
+    norms: Callable[[Any], Norms] = lambda _: {}
 
 
 def _lamb(groups: Groups, o: OptimizerConfig) -> Optimizer:
