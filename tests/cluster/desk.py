@@ -155,7 +155,8 @@ class Desk:
         begun, place = self.starts(RUNS[1]), self.folder / "trouble"
         place.write_text(f"{kind} {rank}")
         act()
-        self.wait(lambda: self.starts(RUNS[1]) >= begun + starts)
+        last = begun + starts - 1
+        self.wait(lambda: any(a["attempt"] == last and "outcome" in a for a in attempts(self.run_folder(RUNS[1]))))
         place.unlink()
 
     def ranks(self, run: str) -> list[psutil.Process]:
