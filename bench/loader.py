@@ -1,7 +1,8 @@
 """Samples per second of the loader and of open_clip's webdataset pipeline: same shards, same augmentation.
 
-Both run in one process without workers, so the figure is per core. Rounds of one whole epoch alternate between
-the two, so that other load on the machine affects both; the first round of each does not count.
+The loader does everything (``worker``), or decodes and leaves the rest to the device (``device``, data.augment_on);
+``decoder`` only decodes the same files from memory. All run in one process without workers, so a figure is per core.
+Seconds are the processor's. Rounds of one whole epoch alternate; the first does not count.
 
     python -m bench.loader                              # photographs of 256 px to 224, and 64 px to 48
     python -m bench.loader shards=DIR captions=DIR image_size=224
@@ -33,10 +34,12 @@ from webdataset.tariterators import tar_file_expander
 from filip.command import option, run_command
 from filip.data.loading.config import DataConfig, Source, StreamConfig
 from filip.data.loading.loader import build_loader
+from filip.data.loading.transforms import decode
 from filip.pixels import CLIP_MEAN, CLIP_STD
 from filip.sets.tar_index import scan_tar
 
 CROP_SCALE = (0.5, 1.0)
+GOAL = 3  # times the images a core when the device resizes and augments, with AutoAugment
 
 
 @dataclass
@@ -51,7 +54,7 @@ class LoaderBench:
 
 
 def main(config: LoaderBench) -> None:
-    """Measure both and print the ratio of the medians."""
+    """Measure all and print the ratios of the medians."""
     torch.set_num_threads(1)
     results = []
     with tempfile.TemporaryDirectory() as folder:
@@ -73,21 +76,29 @@ def main(config: LoaderBench) -> None:
 def compare(
     config: LoaderBench, shards: str, captions: str | None, image_size: int, auto_augment: bool
 ) -> dict[str, object]:
-    """Measure both pipelines on the same shards, interleaved."""
-    data = DataConfig(sources=[Source(shards, captions)], auto_augment=auto_augment, back_translation=False, workers=0)
-    ours = build_loader(StreamConfig(data, batch_size=config.batch_size, image_size=image_size))
-    theirs = open_clip_loader(shards, image_size, auto_augment, config.batch_size)
+    """Measure all pipelines on the same shards, interleaved."""
+    batch, sources = config.batch_size, [Source(shards, captions)]
+    worker, device = (
+        build_loader(
+            StreamConfig(DataConfig(auto_augment, sources=sources, workers=0, augment_on=place), batch, image_size)
+        )
+        for place in ("worker", "device")
+    )
+    theirs = open_clip_loader(shards, image_size, auto_augment, batch)
+    files = [file for tar in sorted(Path(shards).glob("*.tar")) for file in images_in(tar)]
     pipelines: dict[str, Callable[[], int]] = {
-        "filip": lambda: sum(len(batch["pixels"]) for batch in ours),
+        "worker": lambda: sum(len(batch["key"]) for batch in worker),
+        "device": lambda: sum(len(batch["key"]) for batch in device),
+        "decoder": lambda: sum(len(decode(file)) > 0 for file in files),
         "open_clip": lambda: sum(len(images) for images, _ in theirs),
     }
     rates: dict[str, list[float]] = {name: [] for name in pipelines}
     for round_number in range(config.rounds + 1):
         for name, run in pipelines.items():
-            started = time.perf_counter()
+            started = time.process_time()
             n = run()
             if round_number:
-                rates[name].append(n / (time.perf_counter() - started))
+                rates[name].append(n / (time.process_time() - started))
         print(f"  round {round_number} of {config.rounds}", file=sys.stderr, flush=True)
     medians = {name: statistics.median(values) for name, values in rates.items()}
     return {
@@ -95,18 +106,25 @@ def compare(
         "auto_augment": auto_augment,
         "samples_per_second_per_core": medians,
         "rounds": rates,
-        "ratio": medians["filip"] / medians["open_clip"],
+        "ratio": medians["worker"] / medians["open_clip"],
+        "decoding_only": medians["device"] / medians["worker"],
     }
 
 
 def sentence(result: dict[str, object]) -> str:
     medians = result["samples_per_second_per_core"]
     assert isinstance(medians, dict)
+    rates = ", ".join(f"{name} {rate:.0f}/s" for name, rate in medians.items())
     return (
-        f"{result['image_size']} px, AutoAugment {'on ' if result['auto_augment'] else 'off'}: "
-        f"filip {medians['filip']:.0f}/s, open_clip {medians['open_clip']:.0f}/s per core, "
-        f"{result['ratio']:.2f}x"
+        f"{result['image_size']} px, AutoAugment {'on ' if result['auto_augment'] else 'off'}: {rates} per core; "
+        f"worker / open_clip {result['ratio']:.2f}, device / worker {result['decoding_only']:.2f} (goal {GOAL})"
     )
+
+
+def images_in(tar: Path) -> list[bytes]:
+    data = tar.read_bytes()
+    members = (member for member in scan_tar(tar)[0] if member.name.endswith((".jpg", ".png", ".webp")))
+    return [data[member.offset : member.offset + member.size] for member in members]
 
 
 def open_clip_loader(shards: str, image_size: int, auto_augment: bool, batch_size: int) -> wds.WebLoader:

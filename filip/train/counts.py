@@ -26,6 +26,7 @@ from filip.train.losses.weights import WeightSchedule, parse_weight
 from filip.train.optimizers import OPTIMIZERS
 from late_interaction.token_selection import kept_count
 
+CROP = 1.3  # pixels of a mean crop from photographs of 256 px, as a share of those that a model of 224 px takes
 CAPTION_TOKENS = 18  # mean length of a web caption, [BOS] and [EOS] included
 
 
@@ -336,7 +337,8 @@ def host_memory(config: TrainConfig, world_size: int, ranks: int, pairs: int, gp
     windows = max(1, math.ceil(data.reader_groups / world_size)) * sources
     window = min(pairs, data.shuffle_window_shards * PAIRS_PER_SHARD)
     opened = min(shards, windows * (data.shuffle_window_shards + 1))
-    batch = resolve_batching(config, world_size).per_rank * 3 * image_size * image_size
+    crop = CROP if data.augment_on == "device" else 1
+    batch = resolve_batching(config, world_size).per_rank * 3 * image_size * image_size * crop
     # each worker has prepared `prefetch` batches and makes another; the rank holds one, pinned, and receives the next
     batches = data.workers * (PREFETCH + 1) + 2
     loader = COPIED_BYTES + data.workers * WORKER_BYTES if data.workers else 0.0

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from filip import device
 from filip.data.eval_transform import normalize_planes
+from filip.data.loading.crops import Crops, finish
 from filip.errors import UserError
 from filip.models import DualEncoder, Encoded
 from filip.train.config import AUTO, DEFAULT_GLOBAL_BATCH, TrainConfig
@@ -198,7 +199,7 @@ def make_optimizer(model: DualEncoder, config: TrainConfig) -> Optimizer:
 
 
 def to_device(batch: dict[str, Any], device: torch.device, dtype: torch.dtype | None) -> dict[str, Tensor]:
-    """Put the tensors of a loader's batch on ``device``; pixels normalised, in ``dtype`` or else float32.
+    """Put the tensors of a loader's batch on ``device``; pixels finished and normalised, in ``dtype`` or else float32.
 
     ``lengths`` and ``further_lengths`` stay on the host: they are needed everywhere as numbers, and reading them from a
     GPU would wait for it.
@@ -208,6 +209,8 @@ def to_device(batch: dict[str, Any], device: torch.device, dtype: torch.dtype | 
         for name, value in batch.items()
         if isinstance(value, Tensor)
     }
+    if isinstance(batch["pixels"], Crops):
+        moved["pixels"] = finish(batch["pixels"], device)
     if moved["pixels"].dtype == torch.uint8:  # as the loader gives them
         moved["pixels"] = normalize_planes(moved["pixels"])
     moved["pixels"] = moved["pixels"].to(dtype or torch.float32)

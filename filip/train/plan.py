@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 from filip.command import option, run_command
-from filip.data.loading.config import AugmentConfig
+from filip.data.loading.config import DataConfig
 from filip.data.loading.transforms import TrainTransform
 from filip.errors import UserError
 from filip.files import readable
@@ -105,16 +105,17 @@ def loader_needs(config: TrainConfig, gpu: Gpu) -> tuple[str, bool]:
     )
 
 
-def images_per_second(augment: AugmentConfig, image_size: int, seconds: float = 0.5) -> float:
-    """Measure how many JPEGs of 256 px a core of this machine decodes and augments in a second of processor time."""
+def images_per_second(data: DataConfig, image_size: int, seconds: float = 0.5) -> float:
+    """Measure how many JPEGs of 256 px a worker on this machine prepares in a second of processor time."""
     colours = np.random.default_rng(0).integers(0, 256, (64, 85, 3), np.uint8)
     picture = io.BytesIO()
     Image.fromarray(colours).resize((341, 256)).save(picture, "JPEG", quality=95)
-    transform, rng, threads = TrainTransform(image_size, augment), random.Random(0), torch.get_num_threads()
+    transform, rng, threads = TrainTransform(image_size, data), random.Random(0), torch.get_num_threads()
+    prepare = transform.crop if data.augment_on == "device" else transform.pixels
     torch.set_num_threads(1)  # as in a worker of the loader
     images, started = 0, time.process_time()
     while (spent := time.process_time() - started) < seconds:
-        transform.pixels(picture.getvalue(), rng)
+        prepare(picture.getvalue(), rng)
         images += 1
     torch.set_num_threads(threads)
     return images / spent

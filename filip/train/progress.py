@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from filip import device
+from filip.data.loading.crops import Crops, finish
 from filip.models.temperature import at_clamp
 from filip.progress import say
 from filip.train.config import TrainConfig
@@ -170,7 +171,10 @@ def preview(run: Run, batch: dict[str, Any], count: int = 16) -> None:
     """Show the first images as the model sees them, augmented, and their captions in TensorBoard."""
     if not run.ranks.is_main:
         return
-    images = batch["pixels"][:count] if run.config.data.feature_cache is None else batch["pixels"][:0, None]
+    images = batch["pixels"]
+    if isinstance(images, Crops):
+        images = finish(images, run.ranks.device).cpu()
+    images = images[:count] if run.config.data.feature_cache is None else images[:0, None]
     pixels = images.movedim(1, -1).numpy()
     rows = [np.concatenate(list(pixels[i : i + 4]), axis=1) for i in range(0, len(pixels) - len(pixels) % 4, 4)]
     if rows:

@@ -164,7 +164,7 @@ NOT_LEARNING = (
     "run", "run_dir", "out", "resume", "log_every", "checkpoint", "watchdog", "eval",
     "timeout_minutes",
     "world_size", "backend", "exchange", "engine", "zero_stage", "compile", "gradient_cache",
-    "data.workers", "data.feature_cache",
+    "data.workers", "data.augment_on", "data.feature_cache",
     "model.name", "model.gradient_checkpointing",
 )  # fmt: skip
 

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from filip.data.loading.config import DataConfig, Source, StreamConfig
+from filip.data.loading.crops import Crops
 from filip.data.loading.loader import PairLoader, build_loader
 from tests.support.shards import Sample, encoded, write_shard
 
@@ -92,7 +93,6 @@ def assert_same(a: list[dict[str, Any]], b: list[dict[str, Any]]) -> None:
     for x, y in zip(a, b, strict=True):
         assert x.keys() == y.keys()
         for name, value in x.items():
-            if isinstance(value, torch.Tensor):
-                assert torch.equal(value, y[name]), name
-            else:
-                assert value == y[name], name
+            parts = [each if isinstance(each, Crops) else [each] for each in (value, y[name])]
+            for one, other in zip(*parts, strict=True):
+                assert torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other, name

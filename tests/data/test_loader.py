@@ -61,20 +61,23 @@ def test_every_pair_is_seen_within_few_epochs(pairs: Pairs) -> None:
 
 
 def test_a_global_batch_does_not_depend_on_the_ranks(pairs: Pairs) -> None:
-    whole = list(loader(pairs, batch_size=6))
+    whole, crops = list(loader(pairs, batch_size=6)), list(loader(pairs, batch_size=6, augment_on="device"))
     for world_size in (2, 3):
-        ranks = [
-            list(loader(pairs, batch_size=6 // world_size, rank=r, world_size=world_size)) for r in range(world_size)
-        ]
+        shape = {"batch_size": 6 // world_size, "world_size": world_size}
+        ranks = [list(loader(pairs, rank=r, **shape)) for r in range(world_size)]
         for batch, *parts in zip(whole, *ranks, strict=True):
             assert batch["key"] == list(itertools.chain(*(p["key"] for p in parts)))
             assert torch.equal(batch["pixels"], torch.cat([p["pixels"] for p in parts]))
+        ranks = [list(loader(pairs, rank=r, augment_on="device", **shape)) for r in range(world_size)]
+        for batch, *parts in zip(crops, *ranks, strict=True):
+            for column in range(2):
+                assert torch.equal(batch["pixels"][column], torch.cat([p["pixels"][column] for p in parts]))
 
 
-@pytest.mark.parametrize("workers", [1, 2, 5])
-def test_workers_change_nothing(pairs: Pairs, workers: int) -> None:
+@pytest.mark.parametrize(("workers", "place"), [(1, "worker"), (2, "worker"), (2, "device"), (5, "worker")])
+def test_workers_change_nothing(pairs: Pairs, workers: int, place: str) -> None:
     """This holds with more workers than shards that hold something, and over two epochs."""
-    alone, together = loader(pairs), loader(pairs, workers=workers)
+    alone, together = loader(pairs, augment_on=place), loader(pairs, workers=workers, augment_on=place)
     for _ in range(2):
         assert_same(list(alone), list(together))
 
@@ -151,13 +154,14 @@ def test_global_random_state_is_left_alone(pairs: Pairs) -> None:
 
 @pytest.mark.parametrize(("before", "after"), [(0, 0), (0, 2), (2, 0), (1, 3), (2, 2)])
 def test_resume_goes_on_with_the_very_next_batch(pairs: Pairs, before: int, after: int) -> None:
-    everything = list(loader(pairs))
+    place = "device" if before == 2 else "worker"
+    everything = list(loader(pairs, augment_on=place))
     stop = 3
-    first = loader(pairs, workers=before)
+    first = loader(pairs, workers=before, augment_on=place)
     batches = list(itertools.islice(first, stop))
     state = first.state_dict()
     assert_same(batches, everything[:stop])
-    second = loader(pairs, workers=after)
+    second = loader(pairs, workers=after, augment_on=place)
     second.load_state_dict(state)
     assert_same(list(second), everything[stop:])
     assert second.epoch == 1

@@ -78,6 +78,8 @@ def test_stopped_by_a_signal_goes_on_bit_identical_in_every_precision(squares: P
             "engine=ddp",
             "optimizer.base_lr=1e-3",
             "gradient_accumulation=2",
+            "data.augment_on=device",
+            "data.auto_augment=1",
             "optimizer.average=0.9",
         ),
     }

@@ -129,6 +129,7 @@ def test_what_a_study_lacks_is_named_before_its_first_job(
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", str(tmp_path))  # without Slurm, wherever this runs
+    monkeypatch.setattr("filip.train.plan.images_per_second", lambda *_: 50.0)
     with pytest.raises(SystemExit):
         check.main(check.Check("study.yaml"))
     page = " ".join(capsys.readouterr().out.split())

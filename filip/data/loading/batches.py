@@ -15,6 +15,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from filip.data.loading.config import PREFETCH, StreamConfig
+from filip.data.loading.crops import Crop, pack
 from filip.errors import UserError
 from filip.worker_pool import LOADER_START
 
@@ -22,9 +23,9 @@ Batch = dict[str, Any]
 
 
 class Pair(NamedTuple):
-    """An image (or its feature map) and a caption, as a batch takes them."""
+    """An image (its feature map, or a crop that the device finishes) and a caption, as a batch takes them."""
 
-    pixels: torch.Tensor
+    image: torch.Tensor | Crop
     text: str
     group: int
     key: str
@@ -32,9 +33,10 @@ class Pair(NamedTuple):
 
 def batch_of(pairs: Sequence[Pair], problems: Mapping[str, int], config: StreamConfig) -> Batch:
     """Collate a batch; see :func:`build_loader`. ``problems``: faults of samples since the last one."""
+    images: list[Any] = [pair.image for pair in pairs]
     ids, lengths = config.tokenizer.tokenize([pair.text for pair in pairs], config.context_length)
     return {
-        "pixels": torch.stack([pair.pixels for pair in pairs]),
+        "pixels": pack(images, config.image_size) if isinstance(images[0], tuple) else torch.stack(images),
         "ids": ids,
         "lengths": lengths,
         "group": torch.tensor([pair.group for pair in pairs], dtype=torch.int64),

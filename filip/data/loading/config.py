@@ -49,6 +49,11 @@ class DataConfig(AugmentConfig):
     sources: list[Source] = option([], "list of {shards, captions, weight, manifest, pairs}")
     back_translation: bool = option(True, "draw the caption uniformly from the original and its translations")
     workers: int = option(2, "loader processes per rank; 0 = load in the training process", at_least=0)
+    augment_on: str = option(
+        "worker",
+        "who resizes, flips and augments images; device: the GPU that trains, so that the workers only decode",
+        choices=("worker", "device"),
+    )
     shuffle_window_shards: int = option(
         16, "shards whose samples are shuffled among each other; a worker reads so many of a stream in turn", at_least=1
     )

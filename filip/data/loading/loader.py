@@ -26,6 +26,7 @@ from torch.utils.data import Dataset, Sampler
 from filip.data.eval_transform import EvalTransform
 from filip.data.loading.batches import Batch, Pair, batch_of, batches_an_epoch, hash_of, in_workers, sentence_of
 from filip.data.loading.config import StreamConfig
+from filip.data.loading.crops import read_image
 from filip.data.loading.epoch_order import EpochOrder, group_length
 from filip.data.loading.feature_maps import features_of, map_path, open_maps
 from filip.data.loading.pair_index import ShardCaptions, SourceIndex, index_source, sidecar_path
@@ -125,14 +126,13 @@ class PairStream(Dataset[Batch]):
             rng = random.Random(hash_of(self.config.seed, epoch, visit, source, shard, key))
             draw = rng.random()  # always drawn: back-translation must not change the image
             try:
-                if maps is not None:
-                    pixels = torch.from_numpy(features_of(maps, sample - int(index.starts[shard])))
+                if maps is None:
+                    image = read_image(self.transform, data, rng, data_config)
                 else:
-                    # bytes, normalised on the device: a quarter of the shared memory and of the copying
-                    pixels = torch.from_numpy(self.transform.pixels(data, rng)).permute(2, 0, 1)
+                    image = torch.from_numpy(features_of(maps, sample - int(index.starts[shard])))
                 text = captions.text(row, draw, data_config.back_translation)
                 problems["substituted"] += attempt > 0
-                return Pair(pixels, text, int(captions.group[row]), key)
+                return Pair(image, text, int(captions.group[row]), key)
             except UNDECODABLE as error:
                 problems["undecodable"] += 1
                 log.debug("undecodable image %s in %s: %s", key, index.tars[shard], error)
@@ -324,9 +324,9 @@ def build_loader(
     """Build the training stream of one rank.
 
     Yields ``dict(pixels [b, 3, S, S] uint8, ids [b, n2] int64 padded with 0, lengths [b] int64, group [b]
-    int64, key list[str])`` with b = ``config.batch_size`` pairs of this rank; if ``config.feature_maps`` is given,
-    ``pixels`` are these, float16. Every rank gets the same number of full batches; an epoch has ``loader.pairs``
-    pairs over all ranks, each image once (times its source's weight).
+    int64, key list[str])`` with b = ``config.batch_size`` pairs of this rank. ``pixels`` are ``config.feature_maps``,
+    float16, if these are given, and with ``data.augment_on=device`` they are ``Crops``. Every rank gets the same number
+    of full batches; an epoch has ``loader.pairs`` pairs over all ranks, each image once (times its source's weight).
     ``transform`` replaces the training transform. ``loader.counters`` counts missing and broken samples so far.
     Raises UserError if there is nothing to train on.
     """

@@ -22,13 +22,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import fsspec
-import torch
 import webdataset
 from torch.utils.data import IterableDataset, get_worker_info
 
 from filip.data.eval_transform import EvalTransform
 from filip.data.loading.batches import Batch, Pair, batch_of, batches_an_epoch, hash_of, in_workers, sentence_of
 from filip.data.loading.config import Source, StreamConfig, is_streamed
+from filip.data.loading.crops import read_image
 from filip.data.loading.loader import PairLoader
 from filip.data.loading.pair_index import ShardCaptions
 from filip.data.loading.remote_shards import samples_in, shard_urls
@@ -206,12 +206,12 @@ class ShardStream(IterableDataset[Batch]):
         rng = random.Random(key)
         draw = rng.random()  # always drawn: back-translation must not change the image
         # the last of several images with one key counts, as in the index of local shards
-        pixels = torch.from_numpy(self.transform.pixels(images[-1], rng)).permute(2, 0, 1)
+        image = read_image(self.transform, images[-1], rng, self.config.data)
         if captions is None:
             text = sample["txt"].decode("utf-8", "replace")
-            return Pair(pixels, text, group_id(text), sample["__key__"])
+            return Pair(image, text, group_id(text), sample["__key__"])
         text = captions.text(row, draw, self.config.data.back_translation)
-        return Pair(pixels, text, int(captions.group[row]), sample["__key__"])
+        return Pair(image, text, int(captions.group[row]), sample["__key__"])
 
 
 class StreamLoader:
