@@ -61,16 +61,13 @@ def test_every_pair_is_seen_within_few_epochs(pairs: Pairs) -> None:
 
 
 def test_a_global_batch_does_not_depend_on_the_ranks(pairs: Pairs) -> None:
-    whole, crops = list(loader(pairs, batch_size=6)), list(loader(pairs, batch_size=6, augment_on="device"))
+    whole = list(loader(pairs, batch_size=6, augment_on="device"))
     for world_size in (2, 3):
-        shape = {"batch_size": 6 // world_size, "world_size": world_size}
+        shape = {"batch_size": 6 // world_size, "world_size": world_size, "augment_on": "device"}
         ranks = [list(loader(pairs, rank=r, **shape)) for r in range(world_size)]
         for batch, *parts in zip(whole, *ranks, strict=True):
             assert batch["key"] == list(itertools.chain(*(p["key"] for p in parts)))
-            assert torch.equal(batch["pixels"], torch.cat([p["pixels"] for p in parts]))
-        ranks = [list(loader(pairs, rank=r, augment_on="device", **shape)) for r in range(world_size)]
-        for batch, *parts in zip(crops, *ranks, strict=True):
-            for column in range(2):
+            for column in range(2):  # pixels and draws
                 assert torch.equal(batch["pixels"][column], torch.cat([p["pixels"][column] for p in parts]))
 
 
@@ -154,9 +151,8 @@ def test_global_random_state_is_left_alone(pairs: Pairs) -> None:
 
 @pytest.mark.parametrize(("before", "after"), [(0, 0), (0, 2), (2, 0), (1, 3), (2, 2)])
 def test_resume_goes_on_with_the_very_next_batch(pairs: Pairs, before: int, after: int) -> None:
-    place = "device" if before == 2 else "worker"
+    place, stop = "device" if before == 2 else "worker", 3
     everything = list(loader(pairs, augment_on=place))
-    stop = 3
     first = loader(pairs, workers=before, augment_on=place)
     batches = list(itertools.islice(first, stop))
     state = first.state_dict()

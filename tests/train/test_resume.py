@@ -74,15 +74,10 @@ def test_stopped_by_a_signal_goes_on_bit_identical_in_every_precision(squares: P
         "zero3": ("precision=fp32", "zero_stage=3", "optimizer.average=0.9"),
         "muon": ("optimizer.name=muon", "zero_stage=2", "optimizer.base_lr=1e-3"),
         "adamw": (
-            "optimizer.name=adamw",
-            "engine=ddp",
-            "optimizer.base_lr=1e-3",
-            "gradient_accumulation=2",
-            "data.augment_on=device",
-            "data.auto_augment=1",
-            "optimizer.average=0.9",
+            "optimizer.name=adamw", "engine=ddp", "optimizer.base_lr=1e-3", "gradient_accumulation=2",
+            "data.augment_on=device", "data.auto_augment=1", "optimizer.average=0.9",
         ),
-    }
+    }  # fmt: skip
     runs = []
     for name, overrides in cases.items():
         overrides = (*overrides, "max_steps=8", "global_batch=24")
