@@ -97,8 +97,9 @@ def test_each_operation_does_to_a_batch_what_it_does_to_an_image() -> None:
             assert abs(statistic(actual) - statistic(expected)) < (1 if borders else 0.6), (name, magnitude)
 
 
-def test_the_device_finishes_crops_as_the_workers_do() -> None:
+def test_the_device_finishes_crops_as_the_workers_do(monkeypatch: pytest.MonkeyPatch) -> None:
     """Flipped, larger and smaller than the model's size, of one column; with AutoAugment, the same in distribution."""
+    monkeypatch.setattr("filip.data.loading.crops._PIXELS", 1_000_000)  # of 203 images, eleven at a time
     sizes = [(20, 300), (300, 20), (1, 1), *((20 + 7 * n % 80, 20 + 11 * n % 80) for n in range(200))]
     files = [encoded(picture(*size, seed), "PNG") for seed, size in enumerate(sizes)]
     for share, limit in ((0.0, 0.001), (1.0, 0.04)):

@@ -1,12 +1,13 @@
 """Resize, flip and augment a batch of crops on the device that trains: the loader's workers then only decode.
 
-The random choices are the loader's, so a batch holds the same images as one that the workers finish: to a grey level
-after resizing, and to those of torch's and PIL's operations after AutoAugment.
+The random choices are the loader's, so the images are those that its workers would make, except for rounding and for
+the borders of pictures that AutoAugment rotates or shears.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 import random
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -19,7 +20,7 @@ from filip.data.eval_transform import EvalTransform
 from filip.data.loading.config import DataConfig
 from filip.data.loading.transforms import AutoAugment, Draws, TrainTransform
 
-_TOGETHER = 128  # images that are resized at a time: at 224 px they take half a gigabyte
+_PIXELS = 1 << 24  # of padded crops that are resized at a time, with half a gigabyte of memory
 
 _auto_augment = functools.cache(AutoAugment)
 Crop = tuple[np.ndarray, Draws]  # uint8 [h, w, 3]
@@ -55,8 +56,8 @@ def finish(crops: Crops, device: torch.device) -> Tensor:
     """Return uint8 ``[b, 3, S, S]`` on ``device``."""
     values, draws = (tensor.to(device, non_blocking=True) for tensor in crops[:2])
     sizes, longest = draws[:, :2].prod(1), crops.draws[:, :2].amax(0).tolist()
-    starts = sizes.cumsum(0) - sizes
-    parts = zip(starts.split(_TOGETHER), draws.split(_TOGETHER), strict=True)
+    starts, together = sizes.cumsum(0) - sizes, max(1, _PIXELS // math.prod(longest))
+    parts = zip(starts.split(together), draws.split(together), strict=True)
     pixels = torch.cat([_resized(values.view(-1, 3), *part, longest, crops.side) for part in parts])
     for column in crops.draws[:, 3:].unbind(1):
         for number in filter(None, column.unique().tolist()):
