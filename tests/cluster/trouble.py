@@ -9,8 +9,8 @@ import signal
 from pathlib import Path
 
 TROUBLE = Path(__file__).with_name("trouble")
-COMMAND = Path("/proc/self/cmdline").read_bytes()
-if b"run=shaken" in COMMAND and b"filip.train.job" not in COMMAND:  # which is task 0 of the batch script, and no rank
+COMMAND = Path("/proc/self/cmdline").read_bytes().split(b"\0")
+if COMMAND[1:3] == [b"-m", b"filip.train"] and b"run=shaken" in COMMAND:  # a rank, and not the job that starts ranks
     os.environ["STRUCK_RANK"] = os.environ.get("SLURM_PROCID", "")  # for the loader's processes too
 
 
