@@ -120,7 +120,7 @@ def presets(ranks: Ranks) -> dict[str, Any]:
         counts = plan_of(config, ranks)
         with torch.device("meta"):
             patches = math.prod(build_model(config.model).image.grid)
-        for step, messages in ((0, counts.early_messages), (10_000, counts.messages)):
+        for step, messages in ((0, counts.early_messages), (1_000_000, counts.messages)):
             image, text = (torch.randn(*shape, config.model.embed_dim) for shape in ((32, patches), (32 * WORDS,)))
             text = TextFeatures(text.requires_grad_(), torch.full((32,), WORDS))
             encoded = Encoded(image.requires_grad_(), text, torch.ones(1))
