@@ -145,7 +145,7 @@ class Context:
     """The surroundings of an evaluation.
 
     root: folder below which the data sets of cards are. prompts: a prompt file, one prompt with {c} in it, or
-    "auto": the file of the model's family. share: the number of this process, and of all that evaluate together.
+    "auto": the file of the model's family. share: this process's number, and how many processes share the evaluation.
     text_tokens: the kind of text tokens that a token-wise score reads (:mod:`filip.eval.text_tokens`).
     """
 

@@ -68,7 +68,7 @@ class Scorer:
     """
 
     token_wise: bool
-    share: Share = ALONE  # the number of this process, and of all that evaluate together
+    share: Share = ALONE  # this process's number, and how many processes share the evaluation
     text_tokens: str = "all"  # which tokens of a text take part, see filip.eval.text_tokens
 
     def __init__(self, encoder: Encoder, text_batch: int = 256):

@@ -26,7 +26,7 @@ from filip.train.losses.weights import WeightSchedule, parse_weight
 from filip.train.optimizers import OPTIMIZERS
 from late_interaction.token_selection import kept_count
 
-CROP = 1.3  # pixels of a mean crop from photographs of 256 px, as a share of those that a model of 224 px takes
+CROP = 1.3  # mean pixels of a crop of a 256 px photograph, over the pixels of a model of 224 px
 CAPTION_TOKENS = 18  # mean length of a web caption, [BOS] and [EOS] included
 
 

@@ -1,7 +1,7 @@
 """Resize, flip and augment a batch of crops on the device that trains: the loader's workers then only decode.
 
-The random choices are the loader's, so the images are those that its workers would make, except for rounding and for
-the borders of pictures that AutoAugment rotates or shears.
+The loader makes all random choices. So the images equal those of its workers, apart from rounding and from the borders
+of pictures that AutoAugment rotates or shears.
 """
 
 from __future__ import annotations
