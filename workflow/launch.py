@@ -72,10 +72,10 @@ class Launch:
             return f"{prefix if self.local_gpus else accelerator}torchrun {start}"
         if self.local_gpus:
             # DeepSpeed's launcher ignores CUDA_VISIBLE_DEVICES if it is given --num_gpus.
-            which = "--include localhost:@gpus --master_port @port --no_local_rank"
+            which = "--include localhost:@gpus --master_port @port"
             return f"{prefix}deepspeed {which} --module {module}"
         hosts = f"--hostfile {shlex.quote(self.hostfile)} --num_nodes {self.nodes} " if self.hostfile else ""
-        ranks = f"--num_gpus {self.ranks_per_node} --master_port {self.master_port} --no_local_rank"
+        ranks = f"--num_gpus {self.ranks_per_node} --master_port {self.master_port}"
         return f"{accelerator}deepspeed {hosts}{ranks} --module {module}"
 
     def threads(self, cores: Callable[[], int | None]) -> int:

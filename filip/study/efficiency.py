@@ -1,6 +1,6 @@
 """Time and memory of training steps, all rows of a study's efficiency ablation in one process group.
 
-    deepspeed --num_gpus 2 --no_local_rank --module filip.study.efficiency study=results/demo/study.json \\
+    deepspeed --num_gpus 2 --module filip.study.efficiency study=results/demo/study.json \\
         out=results/demo/efficiency gathered=1024
 
 Steps of the rows are interleaved in an order that is drawn anew each round, so that whatever else the machine does

@@ -1,4 +1,4 @@
-"""The training engine: ``deepspeed --num_gpus N --no_local_rank --module filip.train experiment=… …``.
+"""The training engine: ``deepspeed --num_gpus N --module filip.train experiment=… …``.
 
 Read in this order: :mod:`~filip.train.loop` (a run from its first line to its result), ``config`` (every field and its
 reason), ``engine``, ``engines``, ``deepspeed_engine`` and ``step``, ``losses`` (one file per term), ``optimizers``,

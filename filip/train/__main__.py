@@ -1,4 +1,4 @@
-"""Start with ``deepspeed --no_local_rank --module filip.train …``, ``torchrun -m filip.train …`` or ``python -m``."""
+"""Start with ``deepspeed --module filip.train …``, ``torchrun -m filip.train …`` or ``python -m``."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 def train(config: TrainConfig) -> None:
     """Train FILIP, or the CLIP baseline with the same encoders, with DeepSpeed.
 
-    deepspeed --num_gpus 2 --no_local_rank --module filip.train experiment=demo run_dir=DIR out=M.safetensors \\
+    deepspeed --num_gpus 2 --module filip.train experiment=demo run_dir=DIR out=M.safetensors \\
         data.sources='[{shards: DIR, captions: DIR}]'
 
     experiment=demo|ablation|base|large|finetune_coco|… (filip/conf/experiment) is a complete setting, model=… a size;

@@ -21,7 +21,7 @@ from workflow.study import ROOT, WorkflowStudy
     [
         (
             {"launcher": "deepspeed", "ranks_per_node": 2, "accelerator": "cpu"},
-            "DS_ACCELERATOR=cpu deepspeed --num_gpus 2 --master_port 30251 --no_local_rank --module filip.train",
+            "DS_ACCELERATOR=cpu deepspeed --num_gpus 2 --master_port 30251 --module filip.train",
         ),
         (
             {"launcher": "deepspeed", "ranks_per_node": 1, "accelerator": "cpu"},
@@ -29,8 +29,7 @@ from workflow.study import ROOT, WorkflowStudy
         ),
         (
             {"launcher": "deepspeed", "nodes": 2, "ranks_per_node": 8, "hostfile": "hosts"},
-            "deepspeed --hostfile hosts --num_nodes 2 --num_gpus 8 --master_port 30251 --no_local_rank "
-            "--module filip.train",
+            "deepspeed --hostfile hosts --num_nodes 2 --num_gpus 8 --master_port 30251 --module filip.train",
         ),
         (
             {"launcher": "torchrun", "ranks_per_node": 4},
@@ -39,7 +38,7 @@ from workflow.study import ROOT, WorkflowStudy
         (
             {"launcher": "deepspeed", "ranks_per_node": 8, "master_port": 29700},
             "python -m workflow.gpus 8 port=29700 -- deepspeed --include localhost:@gpus --master_port @port "
-            "--no_local_rank --module filip.train",
+            "--module filip.train",
         ),
         (
             {"launcher": "srun", "nodes": 16, "ranks_per_node": 8, "cpus_per_rank": 5},
