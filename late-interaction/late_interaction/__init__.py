@@ -8,7 +8,7 @@ beyond the memory, and the scorer for evaluation.
 """
 
 from late_interaction.backends import SmoothMaximum
-from late_interaction.blockwise import Blockwise, smooth_maximum, softmax_mean, top_k_mean
+from late_interaction.blockwise import Blockwise, log_sum_exp, smooth_maximum, softmax_mean, top_k_mean
 from late_interaction.collectives import use_host_group
 from late_interaction.distributed import distributed_late_interaction, distributed_pooled_similarity, gather_ids
 from late_interaction.grad_cache import cached_backward
@@ -35,6 +35,7 @@ __all__ = [
     "gather_ids",
     "late_interaction",
     "late_interaction_pairs",
+    "log_sum_exp",
     "pack_tokens",
     "pooled_similarity",
     "score",

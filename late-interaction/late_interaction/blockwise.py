@@ -125,6 +125,20 @@ def smooth_maximum(temperature: float) -> Score:
     return functools.partial(_token_wise, maximum)
 
 
+def log_sum_exp(temperature: float) -> Score:
+    """Make ``temperature * log(sum(exp(s / temperature)))``: the smooth maximum plus ``temperature * log(n)``.
+
+    Between the maximum and ``temperature * log(n)`` above it, so that a long text scores higher. colpali-engine's
+    losses have it as ``use_smooth_max``.
+    """
+    _check_temperature(temperature)
+
+    def maximum(similarity: Tensor, dim: int) -> Tensor:
+        return temperature * torch.logsumexp(similarity / temperature, dim=dim)
+
+    return functools.partial(_token_wise, maximum)
+
+
 def top_k_mean(k: int) -> Score:
     """Make the mean of the ``k`` largest similarities, or of all if there are fewer, to replace the largest."""
     if k < 1:

@@ -1,5 +1,6 @@
 """Pooled and token-wise scorers: the definition, and the text tokens that count."""
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from filip.errors import UserError
 from filip.eval.cards import load_card
 from filip.eval.encode_set import Context
 from filip.eval.prompts import load_ensemble
-from filip.eval.protocols.retrieval import retrieval_benchmark
+from filip.eval.protocols.retrieval import patch_cosine, retrieval_benchmark
 from filip.eval.protocols.zero_shot import class_scores, zero_shot_task
 from filip.eval.scorer import PooledScorer, Texts, TokenScorer, load_scorer
 from filip.eval.text_tokens import kept_tokens
@@ -85,6 +86,19 @@ def test_token_wise_scores_are_the_definition(tmp_path):
             product = images[i].double() @ tokens.double().T
             assert float(similarity.i2t[i, j]) == pytest.approx(float(product.amax(1).mean()), abs=1e-5)
             assert float(similarity.t2i[i, j]) == pytest.approx(float(product.amax(0).mean()), abs=1e-5)
+
+
+def test_the_cosine_of_patches_is_over_all_pairs_of_an_image_without_its_padding():
+    images = unit(4, 6, 8)
+    images[1, 2:] = 0  # two patches
+    images[2] = images[2, :1]  # collapsed
+    images[3, 1:] = 0  # one patch, no pair
+    means = []
+    for image, count in zip(images[:3], (6, 2, 6), strict=True):
+        means.append(torch.stack([a @ b for a, b in itertools.combinations(image[:count], 2)]).mean())
+    expected = float(torch.stack(means).mean())
+    assert patch_cosine(images) == {"patch_cosine": pytest.approx(expected, abs=6e-4)}
+    assert patch_cosine(images[:, :1]) == {}
 
 
 def test_class_score_is_the_mean_of_scores_over_prompts(tmp_path):

@@ -98,6 +98,7 @@ def test_the_sigmoid_counts_a_row_whose_best_text_is_a_positive() -> None:
 
 MAXIMA: dict[str, tuple[dict[str, Any], Maximum]] = {
     "smooth": ({"token_temperature": 0.2}, lambda s: 0.2 * torch.log(torch.exp(s / 0.2).mean(dim=-1))),
+    "log_sum_exp": ({"token_temperature": 0.2}, lambda s: 0.2 * torch.log(torch.exp(s / 0.2).sum(dim=-1))),
     "softmax": ({"token_temperature": 0.2}, lambda s: ((s / 0.2).softmax(dim=-1) * s).sum(dim=-1)),
     "top_k": ({}, lambda s: s.sort(dim=-1, descending=True).values[..., :2].mean(dim=-1)),
 }

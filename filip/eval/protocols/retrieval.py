@@ -113,12 +113,25 @@ def retrieval_benchmark(
         "note": "; ".join(filter(None, (size_note(card, len(found.images)), _shared(found, settings)))) or None,
         **cut.result(),
     }
+    if scorer.token_wise:
+        result |= patch_cosine(found.images)
     chosen, by = _exact(scorer, found, for_texts, for_images, settings)
     result |= by
     if scorer.token_wise and {card.name, "all"} & set(settings.compare_text_tokens):
         result["text_tokens"] = _by_text_tokens(scorer, found, prompts, texts, settings)
     _record(record, card.name, found, chosen)
     return result | chosen.table
+
+
+def patch_cosine(images: Tensor) -> dict[str, float]:
+    """Return the mean cosine of two patches of an image, of images [b, n, d] in unit vectors; {} where all have one.
+
+    Near 1 the patches have collapsed: all are the same vector.
+    """
+    counts = images.any(dim=-1).sum(dim=1)  # without the padding
+    products = images.sum(dim=1, dtype=torch.float32).square().sum(dim=-1) - counts  # of all ordered pairs
+    means = (products / (counts * (counts - 1)))[counts > 1]
+    return {"patch_cosine": round(float(means.mean()), 3)} if len(means) else {}
 
 
 def _shared(found: _Collected, settings: RetrievalSettings) -> str:

@@ -5,8 +5,8 @@
 and CLIP's cross-entropy over both, each in its own direction. Public re-implementations often count padding as words,
 use the transpose of s^I for s^T, or sum where the paper takes the mean. ``token_maximum`` puts something softer in
 place of the maximum: ``smooth``, a log-mean-exp of temperature ``token_temperature``, which a schedule may lower to 0,
-the maximum itself; ``softmax``, the mean weighted by a softmax; or ``top_k``, the mean of the two largest.
-None is in the paper; evaluation uses the maximum.
+the maximum itself; ``log_sum_exp``, the same with the sum in place of the mean; ``softmax``, the mean weighted by a
+softmax; or ``top_k``, the mean of the two largest. None is in the paper; evaluation uses the maximum.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from late_interaction import (
     TokenChoice,
     choose_tokens,
     distributed_late_interaction,
+    log_sum_exp,
     softmax_mean,
     take_tokens,
     top_k_mean,
@@ -87,6 +88,8 @@ def backend(settings: LossSettings, temperature: float) -> AnyBackend:
     """Return the backend that takes the maximum or its substitute; a ``temperature`` of 0 is the maximum."""
     if settings.token_maximum == "smooth" and temperature > 0:
         return SmoothMaximum(temperature)
+    if settings.token_maximum == "log_sum_exp":
+        return Blockwise(log_sum_exp(temperature))
     if settings.token_maximum == "softmax":
         return Blockwise(softmax_mean(temperature))
     if settings.token_maximum == "top_k":
