@@ -2,12 +2,14 @@
 
     python -m filip_demo.binding out=DIR
     python -m filip_demo.binding out=DIR properties=[size,number]
+    python -m filip_demo.binding out=DIR properties=[colour,place]
 
 A scene shows things of one artist that differ in a property: "a red cat, a blue crab and a pink kiwi", "a small cat and
-a huge crab", "two cats and a single crab". Every third thing is reserved: training never shows it red, green or blue,
-small or large, two or three times. A test scene shows reserved things in exactly these values, so that a caption with
-two of them exchanged is as new as the true one. ``out`` has the files of ``filip_demo.corpus``; ``exchange.txt`` in a
-test sample has the caption, and one with two values exchanged.
+a huge crab", "two cats and a single crab"; or it tells the place of one: "a cat left of a crab". Every third thing is
+reserved: training never shows it red, green or blue, small or large, two or three times, or tells its place by another
+reserved thing. A test scene shows reserved things in exactly these ways, so that a caption with two of them exchanged
+is as new as the true one. ``out`` has the files of ``filip_demo.corpus``; ``exchange.txt`` in a test sample has the
+caption, and one with two values, or the two things of a place, exchanged.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ from filip_demo.catalogue import Catalogue
 from filip_demo.corpus import attribution
 from filip_demo.packages import fetch_packages
 from filip_demo.render import Rendering, render_all, svg_document
-from filip_demo.scene_captions import article, fill
+from filip_demo.scene_captions import article, fill, relation_caption
 from filip_demo.scene_sets import LIST, write_scene_sets, write_training_scenes
 from filip_demo.scenes import SIZES, Scene, Sprite, compose, load_sprites
 from filip_demo.sprites import ARTIST, things_to_tint
@@ -61,13 +63,14 @@ PROPERTIES = {
     "size": Property({"small": (0.18, 0.22), "large": (0.3, 0.36), "tiny": (0.1, 0.13), "huge": (0.4, 0.46)}, 2, (2,)),
     "number": Property({"two": 2, "three": 3, "single": 1, "four": 4}, 2, (2,)),
 }
+PLACE = "place"  # of one thing, seen from another: no property, for it is of both
 SETS = {"colour": "binding"}  # beginnings of the test sets' names, by default the property
 
 
 @dataclass
 class Binding:
     out: str = option(MISSING, "folder that will hold the scenes", writes="folder")
-    properties: list[str] = option(["colour"], "what the things differ in, by turns: colour, size, number")
+    properties: list[str] = option(["colour"], "what the things differ in, by turns: colour, size, number, place")
     limit: int | None = option(None, "keep only this many things (tests); null = all", at_least=9)
     scenes: int = option(20_000, "training scenes to compose", at_least=0)
     test_scenes: int = option(1000, "scenes in each test set", at_least=1)
@@ -77,8 +80,9 @@ class Binding:
 
 def main(config: Binding) -> None:
     """Build scenes of tinted things: a table of images and captions to train on, and test sets."""
-    if unknown := set(config.properties) - set(PROPERTIES):
-        raise UserError(f"properties={','.join(config.properties)}{one_of(min(unknown), PROPERTIES)}")
+    known = [*PROPERTIES, PLACE]
+    if unknown := set(config.properties) - set(known):
+        raise UserError(f"properties={','.join(config.properties)}{one_of(min(unknown), known)}")
     out = Path(config.out)
     processes = config.processes or len(os.sched_getaffinity(0))
     modules = fetch_packages(config.cache)
@@ -108,8 +112,13 @@ def main(config: Binding) -> None:
 def binding_scene(sprites: Mapping[str, Sprite], properties: Sequence[str], seed: int, index: int) -> Scene:
     """Compose training scene number ``index``, in which no reserved thing has a new value of the scene's property."""
     kind = properties[index % len(properties)]
-    values, new = list(PROPERTIES[kind].values), new_values(kind)
     draw = random.Random(f"tinted training scene {seed} {index}")
+    if kind == PLACE:
+        names = draw.sample(list(sprites), 2)
+        while set(names) <= set(reserved(sprites)):
+            names = draw.sample(list(sprites), 2)
+        return placed_scene(sprites, names, seed, index)
+    values, new = list(PROPERTIES[kind].values), new_values(kind)
     names = draw.sample(list(sprites), draw.choice(PROPERTIES[kind].things))
     while True:
         chosen = draw.sample(values, len(names))
@@ -120,6 +129,8 @@ def binding_scene(sprites: Mapping[str, Sprite], properties: Sequence[str], seed
 def new_binding_scene(sprites: Mapping[str, Sprite], kind: str, seed: int, index: int) -> Scene:
     """Compose test scene number ``index``: reserved things with the new values of the property ``kind``."""
     draw = random.Random(f"tinted test scene {seed} {index}")
+    if kind == PLACE:
+        return placed_scene(sprites, draw.sample(reserved(sprites), 2), seed, index)
     new = new_values(kind)
     names = draw.sample(reserved(sprites), len(new))
     return compose_with(kind, sprites, names, draw.sample(new, len(new)), seed, index)
@@ -156,6 +167,15 @@ def compose_with(
     return replace(scene, things=tuple(shown), caption=fill(LIST, list(dict.fromkeys(labels))))
 
 
+def placed_scene(sprites: Mapping[str, Sprite], names: Sequence[str], seed: int, index: int) -> Scene:
+    """Compose a scene of two things whose caption tells where the first is, seen from the second."""
+    things = {sprites[name].emoji.concept: [sprites[name]] for name in names}
+    scene = compose(things, list(things), seed, index)
+    caption = relation_caption(scene.things, random.Random(f"place {seed} {index}"))
+    assert caption, "two boxes that do not overlap have a clear relation"
+    return replace(scene, caption=caption)
+
+
 def tinted(sprite: Sprite, colour: str) -> Sprite:
     """Return the thing in a colour: the lightness of its pixels, from DARKEST of the colour to the colour itself."""
     pixels = np.array(sprite.image)
@@ -173,8 +193,12 @@ def plural(name: str) -> str:
 
 
 def exchange(scene: Scene) -> dict[str, list[str]]:
-    """Return the scene's caption, and the same with the values of two of its things exchanged."""
+    """Return the scene's caption, and the same with the values of two of its things, or the two things, exchanged."""
     labels = list(dict.fromkeys(thing.label for thing in scene.things))
+    if scene.caption != fill(LIST, labels):
+        first, second = map(article, labels)
+        relation = scene.caption.removeprefix(first).removesuffix(second)
+        return {"exchange.txt": [scene.caption, f"{second}{relation}{first}"]}
     i, j = random.Random(f"exchange {scene.caption} {scene.index}").sample(range(len(labels)), 2)
     (first, one), (second, other) = labels[i].split(" ", 1), labels[j].split(" ", 1)
     labels[i], labels[j] = f"{second} {one}", f"{first} {other}"

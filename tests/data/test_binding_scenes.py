@@ -15,6 +15,7 @@ from filip.command import compose_config
 from filip.errors import UserError
 from filip_demo.binding import (
     COLOURS,
+    PLACE,
     PROPERTIES,
     Binding,
     binding_scene,
@@ -64,6 +65,21 @@ def test_the_exchanged_caption_has_the_same_words_and_two_other_pairs_that_are_n
         assert len(set(true) - set(false)) == 2 and set(false) <= new
 
 
+def test_a_place_is_true_its_exchange_is_false_and_training_shows_no_two_reserved_things() -> None:
+    assert all(
+        {t.label for t in binding_scene(SPRITES, [PLACE], 0, i).things} - {*reserved(SPRITES)} for i in range(300)
+    )
+    for index in range(100):
+        scene = new_binding_scene(SPRITES, PLACE, 1, index)
+        boxes = {thing.label: thing.box for thing in scene.things}
+        assert set(boxes) <= set(reserved(SPRITES))
+        for caption, holds in zip(exchange(scene)["exchange.txt"], (True, False), strict=True):
+            one, relation, other = re.fullmatch(r"an? (\w+) (.+) an? (\w+)", caption).groups()
+            (left, top, right, bottom), (l2, t2, r2, b2) = boxes[one], boxes[other]
+            true = {"left of": right <= l2, "right of": left >= r2, "above": bottom <= t2, "below": top >= b2}
+            assert true[relation] == holds and (caption == scene.caption) == holds
+
+
 def test_scenes_show_the_sizes_and_the_numbers_that_their_captions_name() -> None:
     for index in range(200):
         scene = binding_scene(SPRITES, ["size", "number"], 0, index)
@@ -100,5 +116,5 @@ def test_the_command_writes_a_table_and_test_sets(tmp_path: Path) -> None:
 
 
 def test_an_unknown_property_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="properties=size,shape; there are colour, size, number"):
+    with pytest.raises(UserError, match="properties=size,shape; there are colour, size, number, place"):
         main(compose_config(Binding, [f"out={tmp_path}/corpus", "properties=[size,shape]"]))
