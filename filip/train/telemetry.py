@@ -110,12 +110,16 @@ def read_log(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
 
 
 def scalars(numbers: Mapping[str, Any]) -> dict[str, float]:
-    """Return what TensorBoard shows of a benchmark: its one value, R@1 each way, or the value by each ranking."""
+    """Return what TensorBoard shows of a benchmark: its one value, R@1 each way, or the value by each ranking.
+
+    Also how alike the patches of an image are, of a token-wise model.
+    """
     if "value" in numbers:
         return {"": numbers["value"]}
+    cosine = {"_patch_cosine": numbers["patch_cosine"]} if "patch_cosine" in numbers else {}
     parts = {name: part for name, part in numbers.items() if isinstance(part, dict)}
     recalls = {f"_{way}_r1": part["r1"] for way, part in parts.items() if "r1" in part}
-    return recalls | {f"_{by}": part["value"] for by, part in parts.items() if "value" in part}
+    return cosine | recalls | {f"_{by}": part["value"] for by, part in parts.items() if "value" in part}
 
 
 def score_on(card: str, evaluated: Mapping[str, float]) -> float:

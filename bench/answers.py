@@ -1,0 +1,278 @@
+"""The figure and the table of each page that answers one question, from its study's record alone.
+
+    python -m bench.answers              # docs/maximum.md, muon.md, quarter.md, lead.md and their pictures
+    python -m bench.answers only=[lead]
+
+A row is the mean over its trainings; ± is half the 95 % interval over them, by Student's t. R@1 is the mean of both
+directions.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from scipy import stats
+
+from bench.readme import put_on_page
+from filip.command import option, run_command
+from filip.report import plots
+
+BEGIN, END = "<!-- answer:begin -->", "<!-- answer:end -->"
+FORMS = {  # of the study maximum, in the order of its table: what a row of so many patches is called
+    "hard": "the maximum",
+    "t-0.02": "log-mean-exp, t = 0.02",
+    "smooth": "log-mean-exp, t = 0.05",
+    "t-0.1": "log-mean-exp, t = 0.1",
+    "t-0.2": "log-mean-exp, t = 0.2",
+    "sum": "log-sum-exp, t = 0.05",
+    "softmax": "weighted by a softmax, t = 0.05",
+    "top_2": "mean of the two largest",
+    "annealed": "log-mean-exp, t from 0.1 to 0",
+    "hard_muon": "the maximum, Muon",
+    "smooth_muon": "log-mean-exp, t = 0.05, Muon",
+}
+MODELS = {"query": "CLIP, one query", "heads": "CLIP, 16 heads", "filip": "FILIP", "smooth": "FILIP, smooth"}
+COLOURS = dict(zip(MODELS, ("#b4603f", "#b88a1e", "#2f6690", "#3a8f62"), strict=True))
+
+
+@dataclass
+class Answers:
+    records: str = option("records", "folder of the records")
+    docs: str = option("docs", "folder of the pages; pictures go to its images/")
+    only: list[str] = option([], "studies; [] = all")
+
+
+class Record:
+    """The trainings of a study, by row and seed."""
+
+    def __init__(self, path: Path) -> None:
+        self.runs: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))["runs"]
+
+    def __contains__(self, row: str) -> bool:
+        return row in self.runs
+
+    def seeds(self, row: str) -> list[Mapping[str, Any]]:
+        named = [name for name in self.runs if re.fullmatch(rf"{re.escape(row)}(_s\d+)?", name)]
+        return [self.runs[name] for name in sorted(named)]
+
+    def found(self, row: str, *endings: str) -> np.ndarray:
+        """Return [trainings], in percent: the mean over what was found under keys with these endings."""
+        values = [[v for k, v in run["found"].items() if k.endswith(endings)] for run in self.seeds(row)]
+        return 100 * np.array([fmean(each) for each in values])
+
+    def recall(self, row: str) -> np.ndarray:
+        return self.found(row, "_new_i2t_r1", "_new_t2i_r1")
+
+    def seconds(self, row: str) -> float:
+        return fmean(run["processor_seconds"] for run in self.seeds(row))
+
+
+def main(config: Answers) -> None:
+    """Draw the figures and write the tables."""
+    for study in config.only or ANSWERS:
+        record, docs = Record(Path(config.records) / f"{study}.json"), Path(config.docs)
+        figure, table = ANSWERS[study]
+        figure(record).savefig(docs / "images" / f"{study}.svg", format="svg", metadata={"Date": None})
+        put_on_page(docs / f"{study}.md", table(record), (BEGIN, END))
+
+
+def with_interval(values: np.ndarray, signed: bool = False) -> str:
+    """Return e.g. ``61.2 ±3.4``; without ± for one training."""
+    mean = f"{values.mean():{'+' if signed else ''}.1f}"
+    if len(values) == 1:
+        return mean
+    return f"{mean} ±{stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)):.1f}"
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---", *["--:"] * (len(head) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+# ---- which maximum -----------------------------------------------------------------------------------------
+
+
+def maximum_row(form: str, patches: int) -> str:
+    name, _, value = form.partition("-")
+    name, muon = name.removesuffix("_muon"), "_muon" if name.endswith("_muon") else ""
+    return f"{name}_{patches}{muon}" + (f"-{value}" if value else "")
+
+
+def maximum_figure(record: Record) -> Figure:
+    figure, axes = plots.grid(1, 3, 10, 3.6)
+    for axis, patches in zip(axes, (9, 36, 144), strict=True):
+        rows = [form for form in FORMS if maximum_row(form, patches) in record]
+        for place, form in enumerate(reversed(rows)):
+            values = record.recall(maximum_row(form, patches))
+            colour = COLOURS["query" if form.startswith("hard") else "filip"]
+            dots(axis, place, values, colour)
+        axis.set_yticks(range(len(rows)), [FORMS[form] for form in reversed(rows)])
+        axis.set_title(f"{patches} patches")
+        axis.set_xlabel("R@1 of 1,000 new scenes, %")
+    return figure
+
+
+def dots(axis: Axes, place: float, values: np.ndarray, colour: str) -> None:
+    """Draw each training as a ring and the mean as a dot."""
+    axis.plot(values, [place] * len(values), "o", color=colour, markersize=4, fillstyle="none", alpha=0.6)
+    axis.plot(values.mean(), place, "o", color=colour, markersize=6)
+
+
+def maximum_table(record: Record) -> str:
+    counts = (9, 36, 144)
+    rows = []
+    for form, title in FORMS.items():
+        cells = []
+        for patches in counts:
+            row, hard = maximum_row(form, patches), maximum_row("hard" + "_muon" * form.endswith("_muon"), patches)
+            if row not in record:
+                cells += ["", ""]
+                continue
+            values, base = record.recall(row), record.recall(hard)
+            both = min(len(values), len(base))
+            less = "" if row == hard else with_interval(values[:both] - base[:both], signed=True)
+            cells += [f"{values.mean():.1f} ({len(values)})", less]
+        rows.append([title, *cells])
+    head = [text for patches in counts for text in (f"{patches} patches: R@1 (trainings)", "less the maximum")]
+    return markdown(["in training", *head], rows)
+
+
+# ---- which optimiser ---------------------------------------------------------------------------------------
+
+OF_MUON = {"query": "clip", "heads": "heads", "filip": "filip", "smooth": "smooth"}  # the rows of its study
+
+
+def muon_figure(record: Record) -> Figure:
+    figure, (axis,) = plots.grid(1, 1, 6.5, 2.6)
+    for place, (model, row) in enumerate(reversed(OF_MUON.items())):
+        before, after = record.recall(row), record.recall(f"{row}_muon")
+        axis.annotate("", (after.mean(), place), (before.mean(), place), arrowprops={"arrowstyle": "->"})
+        dots(axis, place, before, plots.MUTED)
+        dots(axis, place, after, COLOURS[model])
+    axis.set_yticks(range(len(OF_MUON)), [MODELS[model] for model in reversed(OF_MUON)])
+    axis.set_xlabel("R@1 of 1,000 new scenes, %: AdamW (grey) and Muon")
+    return figure
+
+
+def muon_table(record: Record) -> str:
+    rows = []
+    for model, row in OF_MUON.items():
+        pairs = [[record.found(name, key) for name in (row, f"{row}_muon")] for key in ("exchange_mean", "_pointing")]
+        rates = [f"{record.seeds(name)[0]['config']['optimizer']['base_lr']:g}" for name in (row, f"{row}_muon")]
+        recall = [" / ".join(f"{record.found(name, f'_{way}_r1').mean():.1f}" for way in ("i2t", "t2i"))
+                  for name in (row, f"{row}_muon")]  # fmt: skip
+        gain = with_interval(record.recall(f"{row}_muon") - record.recall(row), signed=True)
+        shown = [" → ".join(f"{values.mean():.1f}" for values in pair) for pair in pairs]
+        rows.append([MODELS[model], *recall, gain, *shown, " → ".join(rates)])
+    head = ["R@1, AdamW", "R@1, Muon", "gain, mean of both", "exchange rejected", "word points right", "rate"]
+    return markdown(["", *head], rows)
+
+
+# ---- a quarter of the tokens -------------------------------------------------------------------------------
+
+
+def quarter_rows(record: Record) -> dict[str, str]:
+    return {row: record.runs[row]["label"] for row in record.runs if not re.search(r"_s\d+$", row)}
+
+
+def quarter_figure(record: Record) -> Figure:
+    rows = quarter_rows(record)
+    figure, (axis,) = plots.grid(1, 1, 7.5, 0.9 + 0.28 * len(rows))
+    for place, row in enumerate(reversed(rows)):
+        dots(axis, place, record.recall(row), COLOURS["query" if row.startswith("all") else "filip"])
+    axis.set_yticks(range(len(rows)), list(reversed(rows.values())))
+    axis.set_xlabel("R@1 of 500 new pictures, % (chance 0.2)")
+    return figure
+
+
+def quarter_table(record: Record) -> str:
+    rows = []
+    for row, label in quarter_rows(record).items():
+        full = "all_256" if row.endswith("_256") else "all"
+        both = min(len(record.seeds(row)), len(record.seeds(full)))
+        less = record.recall(row)[:both] - record.recall(full)[:both]
+        ways = [f"{record.found(row, f'_{way}_r1').mean():.1f}" for way in ("i2t", "t2i")]
+        count = str(len(record.seeds(row)))
+        rows.append([label, *ways, count, "" if row == full else with_interval(less, signed=True)])
+    head = ["image → text", "text → image", "trainings", "less all tokens, mean of both"]
+    return markdown(["in training", *head], rows)
+
+
+# ---- the price of the lead ---------------------------------------------------------------------------------
+
+WIDTHS, STEPS = (32, 64, 128), (150, 300, 600, 1200)
+
+
+def lengths(record: Record, model: str, width: int) -> list[str]:
+    """Return the rows of a model and width, by length."""
+    names = [f"{model}_{width}" + ("" if steps == 300 else f"_{steps}") for steps in STEPS]
+    return [name for name in names if name in record]
+
+
+def seconds_to(record: Record, rows: Sequence[str], values: Callable[[str], float], goal: float) -> str:
+    """Return the processor seconds to a goal, between two lengths in proportion; a bound if it is outside of them."""
+    points = [(record.seconds(row), values(row)) for row in rows]
+    if points[0][1] >= goal:
+        return f"< {points[0][0]:.0f}"
+    for (before, low), (after, high) in itertools.pairwise(points):
+        if high >= goal:
+            return f"{before + (goal - low) / (high - low) * (after - before):.0f}"
+    return f"> {points[-1][0]:.0f}"
+
+
+def lead_figure(record: Record) -> Figure:
+    figure, axes = plots.grid(2, 3, 10, 5.6)
+    for column, width in enumerate(WIDTHS):
+        for model, title in MODELS.items():
+            rows = lengths(record, model, width)
+            seconds = [record.seconds(row) for row in rows]
+            for axis, found in ((axes[column], record.recall), (axes[3 + column], exchange(record))):
+                axis.plot(seconds, [np.mean(found(row)) for row in rows], "o-", color=COLOURS[model], label=title)
+        axes[column].set_title(f"{width} wide")
+        for axis, goal in ((axes[column], 50), (axes[3 + column], 90)):
+            axis.set_xscale("log")
+            axis.axhline(goal, color=plots.LINE)
+        axes[3 + column].set_xlabel("processor seconds of a training")
+    axes[0].set_ylabel("R@1 of 1,000 new scenes, %")
+    axes[3].set_ylabel("exchanged colours rejected, %")
+    axes[0].legend()
+    return figure
+
+
+def exchange(record: Record) -> Callable[[str], np.ndarray]:
+    return lambda row: record.found(row, "exchange_mean")
+
+
+def lead_table(record: Record) -> str:
+    rows = []
+    for width in WIDTHS:
+        for model, title in MODELS.items():
+            trained = lengths(record, model, width)
+            goals = [(record.recall, 50.0), (record.recall, 70.0), (exchange(record), 90.0)]
+            times = [seconds_to(record, trained, lambda row, found=found: found(row).mean(), g) for found, g in goals]
+            by_steps = {record.runs[row]["steps"]: f"{record.recall(row).mean():.1f}" for row in trained}
+            rows.append([f"{title}, {width} wide", *(by_steps.get(steps, "") for steps in STEPS), *times])
+    head = [*(f"{steps:,} steps" for steps in STEPS), "s to 50 %", "s to 70 %", "s to 90 % of exchanges"]
+    return markdown(["R@1", *head], rows)
+
+
+ANSWERS: dict[str, tuple[Callable[[Record], Figure], Callable[[Record], str]]] = {
+    "maximum": (maximum_figure, maximum_table),
+    "muon": (muon_figure, muon_table),
+    "quarter": (quarter_figure, quarter_table),
+    "lead": (lead_figure, lead_table),
+}
+
+
+if __name__ == "__main__":
+    run_command(main, Answers)
