@@ -14,6 +14,7 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -30,6 +31,7 @@ from filip.report import plots
 BEGIN, END = "<!-- answer:begin -->", "<!-- answer:end -->"
 FORMS = {  # of the study maximum, in the order of its table: what a row of so many patches is called
     "hard": "the maximum",
+    "hard_slow": "the maximum at half the rate",
     "t-0.02": "log-mean-exp, t = 0.02",
     "smooth": "log-mean-exp, t = 0.05",
     "t-0.1": "log-mean-exp, t = 0.1",
@@ -104,8 +106,8 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def maximum_row(form: str, patches: int) -> str:
     name, _, value = form.partition("-")
-    name, muon = name.removesuffix("_muon"), "_muon" if name.endswith("_muon") else ""
-    return f"{name}_{patches}{muon}" + (f"-{value}" if value else "")
+    name, _, how = name.partition("_") if name.endswith(("_muon", "_slow")) else (name, "", "")
+    return f"{name}_{patches}" + (f"_{how}" if how else "") + (f"-{value}" if value else "")
 
 
 def maximum_figure(record: Record) -> Figure:
@@ -249,6 +251,10 @@ def lead_figure(record: Record) -> Figure:
     return figure
 
 
+def mean_of(found: Callable[[str], np.ndarray], row: str) -> float:
+    return float(found(row).mean())
+
+
 def exchange(record: Record) -> Callable[[str], np.ndarray]:
     return lambda row: record.found(row, "exchange_mean")
 
@@ -259,7 +265,7 @@ def lead_table(record: Record) -> str:
         for model, title in MODELS.items():
             trained = lengths(record, model, width)
             goals = [(record.recall, 50.0), (record.recall, 70.0), (exchange(record), 90.0)]
-            times = [seconds_to(record, trained, lambda row, found=found: found(row).mean(), g) for found, g in goals]
+            times = [seconds_to(record, trained, partial(mean_of, found), g) for found, g in goals]
             by_steps = {record.runs[row]["steps"]: f"{record.recall(row).mean():.1f}" for row in trained}
             rows.append([f"{title}, {width} wide", *(by_steps.get(steps, "") for steps in STEPS), *times])
     head = [*(f"{steps:,} steps" for steps in STEPS), "s to 50 %", "s to 70 %", "s to 90 % of exchanges"]

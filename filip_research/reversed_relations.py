@@ -24,7 +24,7 @@ from filip_research.swapped_words import SWAPPED_WORDS, against_altered, with_re
 class Pressure:
     """Setting of this term."""
 
-    pressure: float = option(4.0, "weight of the penalty for reversed captions, relative to FILIP's loss", at_least=0)
+    pressure: float = option(0.25, "weight of the penalty for reversed captions, relative to FILIP's loss", at_least=0)
 
 
 def compute(batch: LossInput) -> TermOutput:
