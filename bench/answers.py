@@ -113,14 +113,15 @@ def maximum_row(form: str, patches: int) -> str:
 def maximum_figure(record: Record) -> Figure:
     figure, axes = plots.grid(1, 3, 10, 3.6)
     for axis, patches in zip(axes, (9, 36, 144), strict=True):
-        rows = [form for form in FORMS if maximum_row(form, patches) in record]
-        for place, form in enumerate(reversed(rows)):
-            values = record.recall(maximum_row(form, patches))
-            colour = COLOURS["query" if form.startswith("hard") else "filip"]
-            dots(axis, place, values, colour)
-        axis.set_yticks(range(len(rows)), [FORMS[form] for form in reversed(rows)])
+        for place, form in enumerate(reversed(FORMS)):
+            if (row := maximum_row(form, patches)) in record:
+                dots(axis, place, record.recall(row), COLOURS["query" if form.startswith("hard") else "filip"])
+        axis.set_yticks(range(len(FORMS)), list(reversed(FORMS.values())) if patches == 9 else [""] * len(FORMS))
+        axis.set_ylim(-0.5, len(FORMS) - 0.5)
+        axis.set_xlim(0, 100)
+        axis.grid(True, axis="y")
         axis.set_title(f"{patches} patches")
-        axis.set_xlabel("R@1 of 1,000 new scenes, %")
+    axes[1].set_xlabel("R@1 of 1,000 new scenes, %")
     return figure
 
 
@@ -212,7 +213,7 @@ def quarter_table(record: Record) -> str:
 
 # ---- the price of the lead ---------------------------------------------------------------------------------
 
-WIDTHS, STEPS = (32, 64, 128), (150, 300, 600, 1200)
+WIDTHS, STEPS, SECONDS = (32, 64, 128), (150, 300, 600, 1200), (5, 10, 20, 50, 100)
 
 
 def lengths(record: Record, model: str, width: int) -> list[str]:
@@ -243,11 +244,13 @@ def lead_figure(record: Record) -> Figure:
         axes[column].set_title(f"{width} wide")
         for axis, goal in ((axes[column], 50), (axes[3 + column], 90)):
             axis.set_xscale("log")
+            axis.set_xticks(SECONDS, map(str, SECONDS))
+            axis.minorticks_off()
             axis.axhline(goal, color=plots.LINE)
         axes[3 + column].set_xlabel("processor seconds of a training")
     axes[0].set_ylabel("R@1 of 1,000 new scenes, %")
     axes[3].set_ylabel("exchanged colours rejected, %")
-    axes[0].legend()
+    axes[3].legend(loc="center right", fontsize=8)
     return figure
 
 
