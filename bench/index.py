@@ -134,6 +134,7 @@ def recall_by_bytes(images: Tensor, captions: list[str], scorer: Scorer) -> list
         ("kept 25 %, float16", 2 * (n1 // 4) * d, lambda x: kept(x, n1 // 4)),
         ("pooled to a half, float16", 2 * (n1 // 2) * d, lambda x: pooled(x, n1 // 2)),
         ("pooled to a quarter, float16", 2 * (n1 // 4) * d, lambda x: pooled(x, n1 // 4)),
+        ("pooled to a fifth, int8", (n1 // 5) * (d + 4), lambda x: int8(pooled(x, n1 // 5))),
         ("pooled to a quarter, int8", (n1 // 4) * (d + 4), lambda x: int8(pooled(x, n1 // 4))),
         ("pooled to a quarter, 1 bit", (n1 // 4) * d // 8, lambda x: torch.sign(pooled(x, n1 // 4)) / d**0.5),
     ]
