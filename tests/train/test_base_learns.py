@@ -31,7 +31,7 @@ def test_the_pictures_have_the_counts_of_the_paper(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_base_yaml_learns_with_a_quarter_of_the_tokens(tmp_path: Path) -> None:
-    """Half of what the record's worst seed finds: seeds differ by a factor of three. s^I ranks pictures, too."""
+    """Half of what the record's worst seed finds: seeds differ by a factor of three."""
     study = load_study(ROOT / "workflow/config/quarter.yaml")
     training, rows = study.training(BASE), study.replicas(BASE)
     schedule = resolve("experiment=base").token_keep_schedule or ""
@@ -50,7 +50,6 @@ def test_base_yaml_learns_with_a_quarter_of_the_tokens(tmp_path: Path) -> None:
     for way, best in (("i2t", similarity.i2t.argmax(1)), ("t2i", similarity.t2i.argmax(0))):
         seeds = [run["found"][f"retrieval/patterns_new_{way}_r1"] for name, run in record.items() if name in rows]
         assert len(seeds) > 1 and found(best) > min(seeds) / 2, (way, seeds)
-    assert found(similarity.i2t.argmax(0)) > found(similarity.i2t.argmax(1)) / 5
 
 
 def found(best: torch.Tensor) -> float:
