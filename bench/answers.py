@@ -110,14 +110,19 @@ def maximum_row(form: str, patches: int) -> str:
     return f"{name}_{patches}" + (f"_{how}" if how else "") + (f"-{value}" if value else "")
 
 
+def trained_forms(record: Record) -> dict[str, str]:
+    return {form: title for form, title in FORMS.items() if any(maximum_row(form, n) in record for n in (9, 36, 144))}
+
+
 def maximum_figure(record: Record) -> Figure:
     figure, axes = plots.grid(1, 3, 10, 3.6)
+    forms = trained_forms(record)
     for axis, patches in zip(axes, (9, 36, 144), strict=True):
-        for place, form in enumerate(reversed(FORMS)):
+        for place, form in enumerate(reversed(forms)):
             if (row := maximum_row(form, patches)) in record:
                 dots(axis, place, record.recall(row), COLOURS["query" if form.startswith("hard") else "filip"])
-        axis.set_yticks(range(len(FORMS)), list(reversed(FORMS.values())) if patches == 9 else [""] * len(FORMS))
-        axis.set_ylim(-0.5, len(FORMS) - 0.5)
+        axis.set_yticks(range(len(forms)), list(reversed(forms.values())) if patches == 9 else [""] * len(forms))
+        axis.set_ylim(-0.5, len(forms) - 0.5)
         axis.set_xlim(0, 100)
         axis.grid(True, axis="y")
         axis.set_title(f"{patches} patches")
@@ -134,7 +139,7 @@ def dots(axis: Axes, place: float, values: np.ndarray, colour: str) -> None:
 def maximum_table(record: Record) -> str:
     counts = (9, 36, 144)
     rows = []
-    for form, title in FORMS.items():
+    for form, title in trained_forms(record).items():
         cells = []
         for patches in counts:
             row, hard = maximum_row(form, patches), maximum_row("hard" + "_muon" * form.endswith("_muon"), patches)
