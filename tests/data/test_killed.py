@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from filip.data.cards import load_source
+from filip.data.fetching.shard_maker import SUFFIXES, ShardMaker, is_complete
 from tests.data.pair_shards import write_pairs
 from tests.data.test_ingest import contents
 from tests.support.captions import synthetic_list
@@ -153,3 +155,12 @@ def test_ingest_survives_kill_9(tmp_path: Path) -> None:
             finish_and_compare()
             shutil.rmtree(tmp_path / "killed")
     finish_and_compare()
+
+
+def test_who_is_killed_once_a_shard_is_complete_leaves_no_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "c.yaml").write_text("title: T\n")
+    monkeypatch.setattr("filip.data.fetching.shard_maker.InProgress.close", lambda *_: None)
+    with ShardMaker(card=load_source(tmp_path / "c.yaml"), final_folder=tmp_path).staged(3) as (staging, _):
+        for suffix in SUFFIXES:
+            (staging / f"00003{suffix}").touch()
+    assert is_complete(tmp_path, 3) and list((tmp_path / "_work").iterdir()) == []

@@ -116,7 +116,6 @@ class ShardMaker:
         shutil.rmtree(staging, ignore_errors=True)  # left by a killed worker with the same shard
         staging.mkdir(parents=True)
         progress = InProgress(progress_file(self.final_folder, shard))
-        complete = False
         try:
             yield staging, progress
             if self.tars is not None:
@@ -124,11 +123,12 @@ class ShardMaker:
             # remove the mark of completeness first: while a shard is replaced, none must look complete
             (self.final_folder / f"{name}_stats.json").unlink(missing_ok=True)
             for suffix in SUFFIXES:
+                if suffix == SUFFIXES[-1]:
+                    progress.forget()  # before the shard is complete: a later run does not look at it again
                 if os.path.lexists(staging / f"{name}{suffix}"):
                     publish(staging / f"{name}{suffix}", self.final_folder / f"{name}{suffix}")
-            complete = True
         finally:
-            progress.close(complete)
+            progress.close()
             shutil.rmtree(staging, ignore_errors=True)
 
     def fill(
@@ -271,11 +271,13 @@ class InProgress:
         alone.kill()
         return exit_code == 0
 
-    def close(self, complete: bool) -> None:
-        """End the work on the shard; ``complete``: the note of the work in progress is no longer needed."""
+    def forget(self) -> None:
+        """Remove the note."""
+        self.path.unlink(missing_ok=True)  # a worker that a cluster presumed lost may do the same shard
+
+    def close(self) -> None:
+        """End the work on the shard."""
         os.close(self._file)
-        if complete:
-            self.path.unlink(missing_ok=True)  # a worker that a cluster presumed lost may do the same shard
 
 
 def suspects(path: Path) -> set[int]:
