@@ -27,6 +27,7 @@ from scipy import stats
 from bench.readme import put_on_page
 from filip.command import option, run_command
 from filip.report import plots
+from filip.table_writer import Grid, Head, Line, Shown, render
 
 BEGIN, END = "<!-- answer:begin -->", "<!-- answer:end -->"
 FORMS = {  # of the study maximum, in the order of its table: what a row of so many patches is called
@@ -97,8 +98,8 @@ def with_interval(values: np.ndarray, signed: bool = False) -> str:
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---", *["--:"] * (len(head) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    lines = [Line(label, [Shown(cell) for cell in cells]) for label, *cells in rows]
+    return render(Grid([Head(title) for title in head[1:]], lines, corner=head[0], whole=True), "markdown").rstrip()
 
 
 # ---- which maximum -----------------------------------------------------------------------------------------

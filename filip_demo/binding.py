@@ -80,9 +80,9 @@ class Binding:
 
 def main(config: Binding) -> None:
     """Build scenes of tinted things: a table of images and captions to train on, and test sets."""
-    known = [*PROPERTIES, PLACE]
-    if unknown := set(config.properties) - set(known):
-        raise UserError(f"properties={','.join(config.properties)}{one_of(min(unknown), known)}")
+    kinds = [*PROPERTIES, PLACE]
+    if unknown := set(config.properties) - set(kinds):
+        raise UserError(f"properties={','.join(config.properties)}{one_of(min(unknown), kinds)}")
     out = Path(config.out)
     processes = config.processes or len(os.sched_getaffinity(0))
     modules = fetch_packages(config.cache)

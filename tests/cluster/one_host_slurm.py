@@ -196,7 +196,6 @@ SchedulerParameters=sched_interval=1,bf_interval=1,batch_sched_delay=0
 ReturnToService=2
 MinJobAge=3600
 KillWait=15
-SlurmdTimeout=10
 JobRequeue=1
 GresTypes=gpu
 NodeName={names} NodeHostname={host} NodeAddr=127.0.0.1 Port={ports} {self.shape} State=UNKNOWN
