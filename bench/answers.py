@@ -14,7 +14,6 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -30,6 +29,7 @@ from filip.report import plots
 from filip.table_writer import Grid, Head, Line, Shown, render
 
 BEGIN, END = "<!-- answer:begin -->", "<!-- answer:end -->"
+PATCHES = (9, 36, 144)
 FORMS = {  # of the study maximum, in the order of its table: what a row of so many patches is called
     "hard": "the maximum",
     "hard_slow": "the maximum at half the rate",
@@ -76,6 +76,10 @@ class Record:
     def recall(self, row: str) -> np.ndarray:
         return self.found(row, "_new_i2t_r1", "_new_t2i_r1")
 
+    def less(self, row: str, base: str) -> np.ndarray:
+        """Return R@1 of a row less that of another, seed by seed."""
+        return np.array([one - other for one, other in zip(self.recall(row), self.recall(base), strict=False)])
+
     def seconds(self, row: str) -> float:
         return fmean(run["processor_seconds"] for run in self.seeds(row))
 
@@ -112,13 +116,13 @@ def maximum_row(form: str, patches: int) -> str:
 
 
 def trained_forms(record: Record) -> dict[str, str]:
-    return {form: title for form, title in FORMS.items() if any(maximum_row(form, n) in record for n in (9, 36, 144))}
+    return {form: title for form, title in FORMS.items() if any(maximum_row(form, n) in record for n in PATCHES)}
 
 
 def maximum_figure(record: Record) -> Figure:
     figure, axes = plots.grid(1, 3, 10, 3.6)
     forms = trained_forms(record)
-    for axis, patches in zip(axes, (9, 36, 144), strict=True):
+    for axis, patches in zip(axes, PATCHES, strict=True):
         for place, form in enumerate(reversed(forms)):
             if (row := maximum_row(form, patches)) in record:
                 dots(axis, place, record.recall(row), COLOURS["query" if form.startswith("hard") else "filip"])
@@ -138,21 +142,18 @@ def dots(axis: Axes, place: float, values: np.ndarray, colour: str) -> None:
 
 
 def maximum_table(record: Record) -> str:
-    counts = (9, 36, 144)
     rows = []
     for form, title in trained_forms(record).items():
         cells = []
-        for patches in counts:
+        for patches in PATCHES:
             row, hard = maximum_row(form, patches), maximum_row("hard" + "_muon" * form.endswith("_muon"), patches)
             if row not in record:
                 cells += ["", ""]
                 continue
-            values, base = record.recall(row), record.recall(hard)
-            both = min(len(values), len(base))
-            less = "" if row == hard else with_interval(values[:both] - base[:both], signed=True)
-            cells += [f"{values.mean():.1f} ({len(values)})", less]
+            less = "" if row == hard else with_interval(record.less(row, hard), signed=True)
+            cells += [f"{record.recall(row).mean():.1f} ({len(record.seeds(row))})", less]
         rows.append([title, *cells])
-    head = [text for patches in counts for text in (f"{patches} patches: R@1 (trainings)", "less the maximum")]
+    head = [text for patches in PATCHES for text in (f"{patches} patches: R@1 (trainings)", "less the maximum")]
     return markdown(["in training", *head], rows)
 
 
@@ -180,7 +181,7 @@ def muon_table(record: Record) -> str:
         rates = [f"{record.seeds(name)[0]['config']['optimizer']['base_lr']:g}" for name in (row, f"{row}_muon")]
         recall = [" / ".join(f"{record.found(name, f'_{way}_r1').mean():.1f}" for way in ("i2t", "t2i"))
                   for name in (row, f"{row}_muon")]  # fmt: skip
-        gain = with_interval(record.recall(f"{row}_muon") - record.recall(row), signed=True)
+        gain = with_interval(record.less(f"{row}_muon", row), signed=True)
         shown = [" → ".join(f"{values.mean():.1f}" for values in pair) for pair in pairs]
         rows.append([MODELS[model], *recall, gain, *shown, " → ".join(rates)])
     head = ["R@1, AdamW", "R@1, Muon", "gain, mean of both", "exchange rejected", "word points right", "rate"]
@@ -208,11 +209,9 @@ def quarter_table(record: Record) -> str:
     rows = []
     for row, label in quarter_rows(record).items():
         full = "all_256" if row.endswith("_256") else "all"
-        both = min(len(record.seeds(row)), len(record.seeds(full)))
-        less = record.recall(row)[:both] - record.recall(full)[:both]
         ways = [f"{record.found(row, f'_{way}_r1').mean():.1f}" for way in ("i2t", "t2i")]
         count = str(len(record.seeds(row)))
-        rows.append([label, *ways, count, "" if row == full else with_interval(less, signed=True)])
+        rows.append([label, *ways, count, "" if row == full else with_interval(record.less(row, full), signed=True)])
     head = ["image → text", "text → image", "trainings", "less all tokens, mean of both"]
     return markdown(["in training", *head], rows)
 
@@ -228,9 +227,9 @@ def lengths(record: Record, model: str, width: int) -> list[str]:
     return [name for name in names if name in record]
 
 
-def seconds_to(record: Record, rows: Sequence[str], values: Callable[[str], float], goal: float) -> str:
+def seconds_to(record: Record, rows: Sequence[str], found: Callable[[str], np.ndarray], goal: float) -> str:
     """Return the processor seconds to a goal, between two lengths in proportion; a bound if it is outside of them."""
-    points = [(record.seconds(row), values(row)) for row in rows]
+    points = [(record.seconds(row), found(row).mean()) for row in rows]
     if points[0][1] >= goal:
         return f"< {points[0][0]:.0f}"
     for (before, low), (after, high) in itertools.pairwise(points):
@@ -260,10 +259,6 @@ def lead_figure(record: Record) -> Figure:
     return figure
 
 
-def mean_of(found: Callable[[str], np.ndarray], row: str) -> float:
-    return float(found(row).mean())
-
-
 def exchange(record: Record) -> Callable[[str], np.ndarray]:
     return lambda row: record.found(row, "exchange_mean")
 
@@ -274,7 +269,7 @@ def lead_table(record: Record) -> str:
         for model, title in MODELS.items():
             trained = lengths(record, model, width)
             goals = [(record.recall, 50.0), (record.recall, 70.0), (exchange(record), 90.0)]
-            times = [seconds_to(record, trained, partial(mean_of, found), g) for found, g in goals]
+            times = [seconds_to(record, trained, found, g) for found, g in goals]
             by_steps = {record.runs[row]["steps"]: f"{record.recall(row).mean():.1f}" for row in trained}
             rows.append([f"{title}, {width} wide", *(by_steps.get(steps, "") for steps in STEPS), *times])
     head = [*(f"{steps:,} steps" for steps in STEPS), "s to 50 %", "s to 70 %", "s to 90 % of exchanges"]
