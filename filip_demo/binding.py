@@ -3,20 +3,22 @@
     python -m filip_demo.binding out=DIR
     python -m filip_demo.binding out=DIR properties=[size,number]
     python -m filip_demo.binding out=DIR properties=[colour,place]
+    python -m filip_demo.binding out=DIR filler=250
 
 A scene shows things of one artist that differ in a property: "a red cat, a blue crab and a pink kiwi", "a small cat and
 a huge crab", "two cats and a single crab"; or it tells the place of one: "a cat left of a crab". Every third thing is
 reserved: training never shows it red, green or blue, small or large, two or three times, or tells its place by another
 reserved thing. A test scene shows reserved things in exactly these ways, so that a caption with two of them exchanged
 is as new as the true one. ``out`` has the files of ``filip_demo.corpus``; ``exchange.txt`` in a test sample has the
-caption, and one with two values, or the two things of a place, exchanged.
+caption, and one with two values, or the two things of a place, exchanged. With ``filler`` captions are long, and there
+is no ``exchange.txt``.
 """
 
 from __future__ import annotations
 
 import os
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -45,6 +47,10 @@ COLOURS = {
 }  # fmt: skip
 RESERVED = 3  # every third thing
 DARKEST = 0.35  # share of its colour that a black pixel keeps
+FILLER = [  # words that say nothing of a scene
+    "the", "of", "and", "to", "in", "is", "it", "that", "was", "for", "on", "are", "with", "as", "his", "they", "at",
+    "be", "this", "from", "have", "or", "by", "one", "had", "not", "but", "what", "all", "were", "when", "we", "can",
+]  # fmt: skip
 EACH = (0.16, 0.22)  # longer side of each of several equal things, as a share of the scene's
 
 
@@ -71,6 +77,7 @@ SETS = {"colour": "binding"}  # beginnings of the test sets' names, by default t
 class Binding:
     out: str = option(MISSING, "folder that will hold the scenes", writes="folder")
     properties: list[str] = option(["colour"], "what the things differ in, by turns: colour, size, number, place")
+    filler: int = option(0, "words that follow each caption and say nothing of its scene", at_least=0)
     limit: int | None = option(None, "keep only this many things (tests); null = all", at_least=9)
     scenes: int = option(20_000, "training scenes to compose", at_least=0)
     test_scenes: int = option(1000, "scenes in each test set", at_least=1)
@@ -90,15 +97,18 @@ def main(config: Binding) -> None:
     files = [Rendering(svg_document(d), sprite=f"{out}/sprites/{d.artist}/{d.slug}.png") for d in drawings]
     render_all(files, processes, "drawings")
     sprites = {s.emoji.label.lower(): s for (s,) in load_sprites(drawings, out / "sprites").values()}
-    scenes = write_training_scenes(
-        out, partial(binding_scene, sprites, config.properties, seed=0), config.scenes, processes
-    )
+    make = partial(binding_scene, sprites, config.properties, seed=0)
+    scenes = write_training_scenes(out, partial(with_filler, make, config.filler), config.scenes, processes)
     makers = {
-        f"{SETS.get(name, name)}_{purpose}": partial(new_binding_scene, sprites, name, seed=seed)
+        f"{SETS.get(name, name)}_{purpose}": partial(
+            with_filler, partial(new_binding_scene, sprites, name, seed=seed), config.filler
+        )
         for name in config.properties
         for purpose, seed in (("new", 1), ("search", 2))
     }
-    counts = write_scene_sets(makers, out / "eval", config.test_scenes, processes, exchange)
+    counts = write_scene_sets(
+        makers, out / "eval", config.test_scenes, processes, (lambda scene: {}) if config.filler else exchange
+    )
     table = training_table([], scenes, [], "")
     write_table(table, out / "list.parquet")
     write_captions(table, out / "captions.csv")
@@ -134,6 +144,13 @@ def new_binding_scene(sprites: Mapping[str, Sprite], kind: str, seed: int, index
     new = new_values(kind)
     names = draw.sample(reserved(sprites), len(new))
     return compose_with(kind, sprites, names, draw.sample(new, len(new)), seed, index)
+
+
+def with_filler(make: Callable[..., Scene], words: int, index: int) -> Scene:
+    """Return a scene with so many drawn words of ``FILLER`` behind its caption."""
+    scene = make(index=index)
+    drawn = random.Random(f"filler {index} {scene.caption}").choices(FILLER, k=words)
+    return replace(scene, caption=". ".join([scene.caption, " ".join(drawn)]) if words else scene.caption)
 
 
 def new_values(kind: str) -> list[str]:

@@ -15,6 +15,7 @@ from filip.command import compose_config
 from filip.errors import UserError
 from filip_demo.binding import (
     COLOURS,
+    FILLER,
     PLACE,
     PROPERTIES,
     Binding,
@@ -26,6 +27,7 @@ from filip_demo.binding import (
     plural,
     reserved,
     tinted,
+    with_filler,
 )
 from filip_demo.catalogue import Emoji
 from filip_demo.scenes import SIDE, Sprite
@@ -78,6 +80,13 @@ def test_a_place_is_true_its_exchange_is_false_and_training_shows_no_two_reserve
             (left, top, right, bottom), (l2, t2, r2, b2) = boxes[one], boxes[other]
             true = {"left of": right <= l2, "right of": left >= r2, "above": bottom <= t2, "below": top >= b2}
             assert true[relation] == holds and (caption == scene.caption) == holds
+
+
+def test_filler_follows_the_caption_and_differs_between_scenes() -> None:
+    make = partial(binding_scene, SPRITES, ["colour"], 0)
+    captions, words = zip(*(with_filler(make, 9, i).caption.split(". ") for i in range(20)), strict=True)
+    assert list(captions) == [make(i).caption for i in range(20)] and len({*words}) == 20
+    assert all(len(drawn.split()) == 9 and {*drawn.split()} <= {*FILLER} for drawn in words)
 
 
 def test_scenes_show_the_sizes_and_the_numbers_that_their_captions_name() -> None:
