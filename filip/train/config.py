@@ -158,7 +158,8 @@ class TrainConfig:
     token_score: str = option(
         "maximum",
         "what the kept tokens are chosen by: maximum = the largest similarity to any token of the local batch (the "
-        "paper); contrast = that minus the mean similarity, which [BOS] and commas do not win",
+        "paper); contrast = that minus the mean similarity, which [BOS] and commas do not win; random = drawn anew in "
+        "each step",
         choices=SCORES,
     )
     token_keep_minimum: int = option(

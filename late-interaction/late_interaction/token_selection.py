@@ -14,7 +14,7 @@ from late_interaction.packing import accumulation_dtype, check_tokens, product
 _TILE_ELEMENTS = 1 << 22
 
 
-SCORES = ("maximum", "contrast")
+SCORES = ("maximum", "contrast", "random")
 
 
 class TokenChoice(NamedTuple):
@@ -26,17 +26,23 @@ class TokenChoice(NamedTuple):
 
 
 @torch.no_grad()
-def token_scores(image_tokens: Tensor, text_tokens: Tensor, score: str = "maximum") -> tuple[Tensor, Tensor]:
+def token_scores(
+    image_tokens: Tensor, text_tokens: Tensor, score: str = "maximum", generator: torch.Generator | None = None
+) -> tuple[Tensor, Tensor]:
     """Score each token against *all* tokens of the other side, whichever pair they belong to.
 
     "maximum" is the paper's: the largest similarity. "contrast" subtracts the mean similarity from it, so that a token
-    which is equally close to everything ([BOS], "a", a comma) scores low. Neither knows which image and text belong
-    together: a score that does would give the loss the answer.
+    which is equally close to everything ([BOS], "a", a comma) scores low. "random" draws a number for each token, from
+    ``generator`` on the CPU (None: PyTorch's own). None knows which image and text belong together: a score that does
+    would give the loss the answer.
 
     ``image_tokens`` [b, n1, d] and ``text_tokens`` [T, d] give [b, n1] and [T] in small tiles.
     """
     if score not in SCORES:
         raise ValueError(f"score={score!r} is unknown; choose one of {', '.join(SCORES)}")
+    if score == "random":
+        drawn = [torch.rand(tokens.shape[:-1], generator=generator) for tokens in (image_tokens, text_tokens)]
+        return drawn[0].to(image_tokens.device), drawn[1].to(text_tokens.device)
     rows, wide = image_tokens.flatten(0, 1), accumulation_dtype(image_tokens.dtype)
     image_scores, text_scores = [], torch.full_like(text_tokens[:, 0], -math.inf, dtype=wide)
     with torch.autocast(rows.device.type, enabled=False):
@@ -59,6 +65,7 @@ def choose_tokens(
     *,
     score: str = "maximum",
     minimum: int = 1,
+    generator: torch.Generator | None = None,
 ) -> TokenChoice:
     """Return the tokens that :func:`select_tokens` returns, as indices; arguments and errors as there."""
     if not 0 < keep_ratio <= 1:
@@ -66,7 +73,7 @@ def choose_tokens(
     if minimum < 1:
         raise ValueError(f"minimum must be at least 1 token, got {minimum}")
     check_tokens(image_tokens, text_tokens, text_lengths)
-    scores = token_scores(image_tokens, text_tokens, score)
+    scores = token_scores(image_tokens, text_tokens, score, generator)
     return best_of_each(*scores, text_lengths, keep_ratio, minimum)
 
 
@@ -90,6 +97,7 @@ def select_tokens(
     *,
     score: str = "maximum",
     minimum: int = 1,
+    generator: torch.Generator | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Keep the fraction ``keep_ratio`` of each image's and each text's tokens with the highest scores.
 
@@ -101,7 +109,9 @@ def select_tokens(
     """
     if keep_ratio == 1:
         return image_tokens, text_tokens, text_lengths
-    choice = choose_tokens(image_tokens, text_tokens, text_lengths, keep_ratio, score=score, minimum=minimum)
+    choice = choose_tokens(
+        image_tokens, text_tokens, text_lengths, keep_ratio, score=score, minimum=minimum, generator=generator
+    )
     return take_tokens(image_tokens, text_tokens, choice)
 
 

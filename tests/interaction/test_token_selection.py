@@ -101,7 +101,11 @@ def test_contrast_prefers_a_word_over_a_token_that_is_close_to_everything() -> N
 def test_a_score_does_not_know_which_text_belongs_to_an_image(score: str) -> None:
     image, text, lengths = random_problem(3, 10, [4, 4, 4], 16)
     other = text.view(3, 4, 16)[[2, 0, 1]].flatten(0, 1)
-    rows = [choose_tokens(image, t, lengths, 0.3, score=score).image_rows for t in (text, other)]
-    assert torch.equal(rows[0], rows[1])
-    with pytest.raises(ValueError, match="score='own' is unknown; choose one of maximum, contrast"):
+    draws = [torch.Generator().manual_seed(seed) for seed in (0, 0, 1)]
+    rows = [
+        choose_tokens(image, t, lengths, 0.3, score=score, generator=g).image_rows.tolist()
+        for t, g in zip((text, other, text), draws, strict=True)
+    ]
+    assert rows[0] == rows[1] and (rows[0] != rows[2]) == (score == "random")
+    with pytest.raises(ValueError, match="score='own' is unknown; choose one of maximum, contrast, random"):
         token_scores(image, text, "own")

@@ -174,7 +174,7 @@ def test_muon_has_the_matrices_of_linear_layers_and_adamw_the_rest() -> None:
         (["zero_stage=3", "compile=true"], "compile=true with zero_stage=3"),
         (["token_keep_ratio=0"], "token_keep_ratio=0"),
         (["token_keep_minimum=0"], "token_keep_minimum=0"),
-        (["token_score=own"], "maximum, contrast"),
+        (["token_score=own"], "maximum, contrast, random"),
         (["epochs=null"], "neither epochs nor max_steps"),
         (["global_batch=64", "batch_per_rank=8"], "global_batch=64 and batch_per_rank=8 are both given"),
         (["experiment=demo", "batch_per_rank=8"], "drop one"),

@@ -67,7 +67,12 @@ def token_wise_similarity(batch: LossInput) -> tuple[Similarity, dict[str, Tenso
         metrics["tokens/temperature"] = torch.tensor(batch.token_temperature, device=image.device)
     if keep_ratio < 1:
         choice = choose_tokens(
-            image, *text, keep_ratio, score=settings.token_score, minimum=settings.token_keep_minimum
+            image,
+            *text,
+            keep_ratio,
+            score=settings.token_score,
+            minimum=settings.token_keep_minimum,
+            generator=torch.Generator().manual_seed((batch.step << 24) + batch.offset),  # a resumed step draws the same
         )
         metrics |= selection_metrics(choice, image, text)
         if settings.model.exclude_special_tokens or settings.model.text.tokenizer is not None:
