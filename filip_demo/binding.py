@@ -49,7 +49,14 @@ RESERVED = 3  # every third thing
 DARKEST = 0.35  # share of its colour that a black pixel keeps
 FILLER = [  # words that say nothing of a scene
     "the", "of", "and", "to", "in", "is", "it", "that", "was", "for", "on", "are", "with", "as", "his", "they", "at",
-    "be", "this", "from", "have", "or", "by", "one", "had", "not", "but", "what", "all", "were", "when", "we", "can",
+    "be", "this", "from", "have", "or", "by", "had", "not", "but", "what", "all", "were", "when", "we", "can",
+    "there", "use", "an", "each", "which", "she", "do", "how", "their", "if", "will", "other", "about", "out", "many",
+    "then", "them", "these", "so", "some", "her", "would", "make", "like", "him", "into", "time", "has", "look",
+    "more", "write", "go", "see", "number", "no", "way", "could", "people", "my", "than", "been", "call", "who",
+    "its", "now", "find", "long", "down", "day", "did", "get", "come", "made", "may", "part", "over", "new", "sound",
+    "take", "only", "little", "work", "know", "place", "year", "live", "me", "back", "give", "most", "very", "after",
+    "thing", "our", "just", "name", "good", "sentence", "man", "think", "say", "great", "where", "help", "through",
+    "much", "before", "line", "right", "too", "mean", "old", "any", "same", "tell",
 ]  # fmt: skip
 EACH = (0.16, 0.22)  # longer side of each of several equal things, as a share of the scene's
 
