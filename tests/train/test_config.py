@@ -72,6 +72,7 @@ def test_the_papers_settings() -> None:
         assert different == {
             "token_keep_schedule": None,
             "token_keep_minimum": 1,
+            "token_score": "maximum",
             "soft_targets": False,
             "optimizer.temperature_lr_factor": 1,
         }
