@@ -14,6 +14,7 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -28,8 +29,6 @@ from filip.command import option, run_command
 from filip.report import plots
 from filip.table_writer import Grid, Head, Line, Shown, render
 
-BEGIN, END = "<!-- answer:begin -->", "<!-- answer:end -->"
-PATCHES = (9, 36, 144)
 FORMS = {  # of the study maximum, in the order of its table: what a row of so many patches is called
     "hard": "the maximum",
     "hard_slow": "the maximum at half the rate",
@@ -88,9 +87,13 @@ def main(config: Answers) -> None:
     """Draw the figures and write the tables."""
     for study in config.only or ANSWERS:
         record, docs = Record(Path(config.records) / f"{study}.json"), Path(config.docs)
-        figure, table = ANSWERS[study]
+        page, figure, table = ANSWERS[study]
         figure(record).savefig(docs / "images" / f"{study}.svg", format="svg", metadata={"Date": None})
-        put_on_page(docs / f"{study}.md", table(record), (BEGIN, END))
+        put_on_page(docs / page, table(record), marks(study))
+
+
+def marks(study: str) -> tuple[str, str]:
+    return f"<!-- {study}:begin -->", f"<!-- {study}:end -->"
 
 
 def with_interval(values: np.ndarray, signed: bool = False) -> str:
@@ -115,22 +118,28 @@ def maximum_row(form: str, patches: int) -> str:
     return f"{name}_{patches}" + (f"_{how}" if how else "") + (f"-{value}" if value else "")
 
 
+def numbers(record: Record) -> list[int]:
+    """Return the numbers of patches, or of tokens of a text, that the rows were trained with."""
+    return sorted(int(row.removeprefix("hard_")) for row in record.runs if re.fullmatch(r"hard_\d+", row))
+
+
 def trained_forms(record: Record) -> dict[str, str]:
-    return {form: title for form, title in FORMS.items() if any(maximum_row(form, n) in record for n in PATCHES)}
+    counts = numbers(record)
+    return {form: title for form, title in FORMS.items() if any(maximum_row(form, n) in record for n in counts)}
 
 
-def maximum_figure(record: Record) -> Figure:
-    figure, axes = plots.grid(1, 3, 10, 3.6)
-    forms = trained_forms(record)
-    for axis, patches in zip(axes, PATCHES, strict=True):
+def maximum_figure(record: Record, what: str = "patches") -> Figure:
+    counts, forms = numbers(record), trained_forms(record)
+    figure, axes = plots.grid(1, len(counts), 10, 0.9 + 0.23 * len(forms))
+    for axis, count in zip(axes, counts, strict=True):
         for place, form in enumerate(reversed(forms)):
-            if (row := maximum_row(form, patches)) in record:
+            if (row := maximum_row(form, count)) in record:
                 dots(axis, place, record.recall(row), COLOURS["query" if form.startswith("hard") else "filip"])
-        axis.set_yticks(range(len(forms)), list(reversed(forms.values())) if patches == 9 else [""] * len(forms))
+        axis.set_yticks(range(len(forms)), list(reversed(forms.values())) if count == counts[0] else [""] * len(forms))
         axis.set_ylim(-0.5, len(forms) - 0.5)
         axis.set_xlim(0, 100)
         axis.grid(True, axis="y")
-        axis.set_title(f"{patches} patches")
+        axis.set_title(f"{count} {what}")
     axes[1].set_xlabel("R@1 of 1,000 new scenes, %")
     return figure
 
@@ -141,19 +150,19 @@ def dots(axis: Axes, place: float, values: np.ndarray, colour: str) -> None:
     axis.plot(values.mean(), place, "o", color=colour, markersize=6)
 
 
-def maximum_table(record: Record) -> str:
-    rows = []
+def maximum_table(record: Record, what: str = "patches") -> str:
+    rows, counts = [], numbers(record)
     for form, title in trained_forms(record).items():
         cells = []
-        for patches in PATCHES:
-            row, hard = maximum_row(form, patches), maximum_row("hard" + "_muon" * form.endswith("_muon"), patches)
+        for count in counts:
+            row, hard = maximum_row(form, count), maximum_row("hard" + "_muon" * form.endswith("_muon"), count)
             if row not in record:
                 cells += ["", ""]
                 continue
             less = "" if row == hard else with_interval(record.less(row, hard), signed=True)
             cells += [f"{record.recall(row).mean():.1f} ({len(record.seeds(row))})", less]
         rows.append([title, *cells])
-    head = [text for patches in PATCHES for text in (f"{patches} patches: R@1 (trainings)", "less the maximum")]
+    head = [text for count in counts for text in (f"{count} {what}: R@1 (trainings)", "less the maximum")]
     return markdown(["in training", *head], rows)
 
 
@@ -188,26 +197,34 @@ def muon_table(record: Record) -> str:
     return markdown(["", *head], rows)
 
 
+def warm_start_table(record: Record) -> str:
+    rows = []
+    for row, label in labelled(record).items():
+        searched = record.found(row, "_search_i2t_r1", "_search_t2i_r1").mean()
+        rows.append([label, f"{searched:.1f}", with_interval(record.recall(row))])
+    return markdown(["", "search scenes", "new scenes"], rows)
+
+
 # ---- a quarter of the tokens -------------------------------------------------------------------------------
 
 
-def quarter_rows(record: Record) -> dict[str, str]:
+def labelled(record: Record) -> dict[str, str]:
     return {row: record.runs[row]["label"] for row in record.runs if not re.search(r"_s\d+$", row)}
 
 
-def quarter_figure(record: Record) -> Figure:
-    rows = quarter_rows(record)
+def labelled_figure(record: Record, of: str) -> Figure:
+    rows = labelled(record)
     figure, (axis,) = plots.grid(1, 1, 7.5, 0.9 + 0.28 * len(rows))
     for place, row in enumerate(reversed(rows)):
         dots(axis, place, record.recall(row), COLOURS["query" if row.startswith("all") else "filip"])
     axis.set_yticks(range(len(rows)), list(reversed(rows.values())))
-    axis.set_xlabel("R@1 of 500 new pictures, % (chance 0.2)")
+    axis.set_xlabel(f"R@1 of {of}")
     return figure
 
 
 def quarter_table(record: Record) -> str:
     rows = []
-    for row, label in quarter_rows(record).items():
+    for row, label in labelled(record).items():
         full = "all_256" if row.endswith("_256") else "all"
         ways = [f"{record.found(row, f'_{way}_r1').mean():.1f}" for way in ("i2t", "t2i")]
         count = str(len(record.seeds(row)))
@@ -270,17 +287,27 @@ def lead_table(record: Record) -> str:
             trained = lengths(record, model, width)
             goals = [(record.recall, 50.0), (record.recall, 70.0), (exchange(record), 90.0)]
             times = [seconds_to(record, trained, found, g) for found, g in goals]
-            by_steps = {record.runs[row]["steps"]: f"{record.recall(row).mean():.1f}" for row in trained}
-            rows.append([f"{title}, {width} wide", *(by_steps.get(steps, "") for steps in STEPS), *times])
-    head = [*(f"{steps:,} steps" for steps in STEPS), "s to 50 %", "s to 70 %", "s to 90 % of exchanges"]
+            by_steps = {record.runs[row]["steps"]: record.recall(row).mean() for row in trained}
+            shown = [f"{by_steps[steps]:.1f}" if steps in by_steps else "" for steps in STEPS]
+            doubling = f"{by_steps[600] - by_steps[300]:+.1f}"
+            rows.append([f"{title}, {width} wide", *shown, doubling, *times])
+    head = [
+        *(f"{steps:,} steps" for steps in STEPS),
+        "from 300 to 600",
+        "s to 50 %",
+        "s to 70 %",
+        "s to 90 % of exchanges",
+    ]
     return markdown(["R@1", *head], rows)
 
 
-ANSWERS: dict[str, tuple[Callable[[Record], Figure], Callable[[Record], str]]] = {
-    "maximum": (maximum_figure, maximum_table),
-    "muon": (muon_figure, muon_table),
-    "quarter": (quarter_figure, quarter_table),
-    "lead": (lead_figure, lead_table),
+ANSWERS: dict[str, tuple[str, Callable[[Record], Figure], Callable[[Record], str]]] = {  # page, figure, table
+    "maximum": ("maximum.md", maximum_figure, maximum_table),
+    "texts": ("maximum.md", partial(maximum_figure, what="tokens"), partial(maximum_table, what="tokens")),
+    "muon": ("muon.md", muon_figure, muon_table),
+    "warm_start": ("muon.md", partial(labelled_figure, of="1,000 new scenes, %"), warm_start_table),
+    "quarter": ("quarter.md", partial(labelled_figure, of="500 new pictures, % (chance 0.2)"), quarter_table),
+    "lead": ("lead.md", lead_figure, lead_table),
 }
 
 

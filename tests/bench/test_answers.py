@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.answers import ANSWERS, BEGIN, END, Record, maximum_row, seconds_to, with_interval
+from bench.answers import ANSWERS, Record, marks, maximum_row, seconds_to, with_interval
 from bench.readme import put_between_marks
 
 ROOT = Path(__file__).parents[2]
@@ -13,9 +13,9 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.parametrize("study", ANSWERS)
 def test_a_page_has_the_table_and_the_picture_of_its_record(study: str) -> None:
-    record, (figure, table) = Record(ROOT / "records" / f"{study}.json"), ANSWERS[study]
-    page = (ROOT / "docs" / f"{study}.md").read_text(encoding="utf-8")
-    assert put_between_marks(page, table(record), study, (BEGIN, END)) == page
+    record, (name, figure, table) = Record(ROOT / "records" / f"{study}.json"), ANSWERS[study]
+    page = (ROOT / "docs" / name).read_text(encoding="utf-8")
+    assert put_between_marks(page, table(record), study, marks(study)) == page
     assert f"(images/{study}.svg)" in page and (ROOT / "docs" / "images" / f"{study}.svg").is_file()
     assert all(axis.has_data() for axis in figure(record).axes)
 
