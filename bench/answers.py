@@ -29,7 +29,7 @@ from filip.command import option, run_command
 from filip.report import plots
 from filip.table_writer import Grid, Head, Line, Shown, render
 
-FORMS = {  # of the study maximum, in the order of its table: what a row of so many patches is called
+FORMS = {  # of the study maximum, in the order of its table: what a row of so many patches or tokens is called
     "hard": "the maximum",
     "hard_slow": "the maximum at half the rate",
     "t-0.02": "log-mean-exp, t = 0.02",
@@ -112,10 +112,10 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 # ---- which maximum -----------------------------------------------------------------------------------------
 
 
-def maximum_row(form: str, patches: int) -> str:
+def maximum_row(form: str, count: int) -> str:
     name, _, value = form.partition("-")
     name, _, how = name.partition("_") if name.endswith(("_muon", "_slow")) else (name, "", "")
-    return f"{name}_{patches}" + (f"_{how}" if how else "") + (f"-{value}" if value else "")
+    return f"{name}_{count}" + (f"_{how}" if how else "") + (f"-{value}" if value else "")
 
 
 def numbers(record: Record) -> list[int]:
@@ -293,7 +293,7 @@ def lead_table(record: Record) -> str:
             rows.append([f"{title}, {width} wide", *shown, doubling, *times])
     head = [
         *(f"{steps:,} steps" for steps in STEPS),
-        "from 300 to 600",
+        "gain from 300 to 600",
         "s to 50 %",
         "s to 70 %",
         "s to 90 % of exchanges",

@@ -167,6 +167,12 @@ def test_the_selection_reports_only_where_it_selects() -> None:
     assert added == {f"tokens/kept_{n}" for n in ("bos_eos", "same_patch", "text_cosine", "image_cosine")}
 
 
+def test_random_tokens_are_drawn_anew_in_each_step_and_again_where_it_is_repeated() -> None:
+    loss = Loss({"token_wise": 1.0}, compose("token_keep_ratio=0.25", "token_score=random"))
+    values = [float(loss(encoded(), torch.arange(4), step).loss) for step in (3, 3, 4)]
+    assert values[0] == values[1] != values[2]
+
+
 def followed(scheduled: list[str], fixed: dict[int, list[str]]) -> list[dict[str, float]]:
     """Compare the loss under a schedule with that of fixed settings at some steps; return the metric at each."""
     loss, batch, group = Loss({"token_wise": 1.0}, compose(*scheduled)), encoded(), torch.arange(4)
