@@ -176,6 +176,18 @@ class Desk:
         for process in self.ranks(run):
             process.suspend()
 
+    def suspend_at(self, count: int) -> None:
+        """Wait until each training has made this many steps, and suspend it then: any may be first by far."""
+        going = list(RUNS)
+
+        def all_suspended() -> bool:
+            for run in [run for run in going if self.step(run) >= count]:
+                self.suspend(run)
+                going.remove(run)
+            return not going
+
+        self.wait(all_suspended, every=0.05)
+
     def resume(self, run: str) -> None:
         for process in self.ranks(run):
             with contextlib.suppress(psutil.NoSuchProcess):

@@ -147,9 +147,7 @@ def test_a_training_that_is_disturbed_in_every_way_ends_in_the_same_tables(desk:
     loses a rank to its disk, and a node. Pre-emption ends a job as its time limit does, and is left to the stub.
     """
     first = start_with_a_node_down(desk)
-    for run in RUNS:
-        desk.wait_for_steps(run, 5)
-        desk.suspend(run)  # until the second Snakemake has submitted its jobs
+    desk.suspend_at(5)  # until the second Snakemake has submitted its jobs
     (job,) = desk.jobs("shaken")
     second = kill_and_start_again(desk, first)
     desk.resume("calm")
