@@ -225,7 +225,7 @@ def labelled_figure(record: Record, of: str) -> Figure:
 def quarter_table(record: Record) -> str:
     rows = []
     for row, label in labelled(record).items():
-        full = "all_256" if row.endswith("_256") else "all"
+        full = "all" + next(pairs for pairs in ("_1024", "_256", "") if row.endswith(pairs))
         ways = [f"{record.found(row, f'_{way}_r1').mean():.1f}" for way in ("i2t", "t2i")]
         count = str(len(record.seeds(row)))
         rows.append([label, *ways, count, "" if row == full else with_interval(record.less(row, full), signed=True)])
