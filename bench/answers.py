@@ -63,13 +63,14 @@ class Record:
     def __contains__(self, row: str) -> bool:
         return row in self.runs
 
-    def seeds(self, row: str) -> list[Mapping[str, Any]]:
-        named = [name for name in self.runs if re.fullmatch(rf"{re.escape(row)}(_s\d+)?", name)]
-        return [self.runs[name] for name in sorted(named)]
+    def seeds(self, row: str) -> dict[str, Mapping[str, Any]]:
+        """Return {what is added to the row's name: training}."""
+        named = [name for name in sorted(self.runs) if re.fullmatch(rf"{re.escape(row)}(_s\d+)?", name)]
+        return {name.removeprefix(row): self.runs[name] for name in named}
 
     def found(self, row: str, *endings: str) -> np.ndarray:
         """Return [trainings], in percent: the mean over what was found under keys with these endings."""
-        values = [[v for k, v in run["found"].items() if k.endswith(endings)] for run in self.seeds(row)]
+        values = [[v for k, v in run["found"].items() if k.endswith(endings)] for run in self.seeds(row).values()]
         return 100 * np.array([fmean(each) for each in values])
 
     def recall(self, row: str) -> np.ndarray:
@@ -77,10 +78,11 @@ class Record:
 
     def less(self, row: str, base: str) -> np.ndarray:
         """Return R@1 of a row less that of another, seed by seed."""
-        return np.array([one - other for one, other in zip(self.recall(row), self.recall(base), strict=False)])
+        ours, theirs = (dict(zip(self.seeds(each), self.recall(each), strict=True)) for each in (row, base))
+        return np.array([ours[seed] - theirs[seed] for seed in ours if seed in theirs])
 
     def seconds(self, row: str) -> float:
-        return fmean(run["processor_seconds"] for run in self.seeds(row))
+        return fmean(run["processor_seconds"] for run in self.seeds(row).values())
 
 
 def main(config: Answers) -> None:
@@ -187,7 +189,7 @@ def muon_table(record: Record) -> str:
     rows = []
     for model, row in OF_MUON.items():
         pairs = [[record.found(name, key) for name in (row, f"{row}_muon")] for key in ("exchange_mean", "_pointing")]
-        rates = [f"{record.seeds(name)[0]['config']['optimizer']['base_lr']:g}" for name in (row, f"{row}_muon")]
+        rates = [f"{record.runs[name]['config']['optimizer']['base_lr']:g}" for name in (row, f"{row}_muon")]
         recall = [" / ".join(f"{record.found(name, f'_{way}_r1').mean():.1f}" for way in ("i2t", "t2i"))
                   for name in (row, f"{row}_muon")]  # fmt: skip
         gain = with_interval(record.less(f"{row}_muon", row), signed=True)

@@ -33,3 +33,10 @@ def test_an_interval_is_students_and_a_row_is_named_as_in_its_study() -> None:
     assert with_interval(np.array([1.0, 2.0, 3.0]), signed=True) == "+2.0 ±2.5"  # 4.303 / sqrt(3)
     assert with_interval(np.array([61.24])) == "61.2"
     assert [maximum_row(form, 9) for form in ("hard", "t-0.1", "smooth_muon")] == ["hard_9", "t_9-0.1", "smooth_9_muon"]
+
+
+def test_trainings_are_compared_seed_by_seed() -> None:
+    record = Record.__new__(Record)
+    found = {"row": 0.5, "row_s1": 0.6, "row_s2": 0.7, "base": 0.1, "base_s2": 0.2}
+    record.runs = {name: {"found": {"x_new_i2t_r1": value}} for name, value in found.items()}
+    assert record.less("row", "base") == pytest.approx([40.0, 50.0])
