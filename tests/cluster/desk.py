@@ -147,12 +147,16 @@ class Desk:
     def run_folder(self, run: str) -> Path:
         return next((self.folder / self.results / "runs").glob(f"{run}-*"))
 
-    def cannot_read(self, rank: int) -> None:
-        """Let a rank of the second run meet I/O errors until this start of its training has ended."""
-        place = self.folder / "trouble"
-        start = max((line["attempt"] for line in attempts(self.run_folder(RUNS[1]))), default=0)
-        place.write_text(str(rank))
-        self.wait(lambda: any(a["attempt"] == start and "outcome" in a for a in attempts(self.run_folder(RUNS[1]))))
+    def starts(self, run: str) -> int:
+        return max((line["attempt"] for line in attempts(self.run_folder(run))), default=0)
+
+    def meet(self, kind: str, rank: int, act: Callable[[], None] = lambda: None, starts: int = 1) -> None:
+        """Let a rank of the second run meet a kind of trouble.py until so many starts ended; act: what else happens."""
+        begun, place = self.starts(RUNS[1]), self.folder / "trouble"
+        place.write_text(f"{kind} {rank}")
+        act()
+        last = begun + starts - 1
+        self.wait(lambda: any(a["attempt"] == last and "outcome" in a for a in attempts(self.run_folder(RUNS[1]))))
         place.unlink()
 
     def ranks(self, run: str) -> list[psutil.Process]:
