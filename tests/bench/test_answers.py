@@ -21,12 +21,8 @@ def test_a_page_has_the_table_and_the_picture_of_its_record(study: str) -> None:
 
 
 def test_the_seconds_to_a_goal_lie_between_two_lengths_or_are_a_bound() -> None:
-    record = Record.__new__(Record)
-    record.runs = {f"row{n}": {"processor_seconds": s, "found": {}} for n, s in enumerate((10.0, 20.0, 40.0))}
-    values = dict(zip(record.runs, np.array([[20.0], [60.0], [70.0]]), strict=True))
     goals = {10: "< 10", 40: "15", 60: "20", 65: "30", 71: "> 40"}
-    for goal, shown in goals.items():
-        assert seconds_to(record, list(values), values.__getitem__, goal) == shown
+    assert {goal: seconds_to([10, 20, 40], [20, 60, 70], goal) for goal in goals} == goals
 
 
 def test_an_interval_is_students_and_a_row_is_named_as_in_its_study() -> None:
