@@ -221,7 +221,7 @@ def labelled(record: Record) -> dict[str, str]:
 
 def labelled_figure(record: Record, of: str) -> Figure:
     rows = labelled(record)
-    figure, (axis,) = plots.grid(1, 1, 7.5, 0.9 + 0.28 * len(rows))
+    figure, (axis,) = plots.grid(1, 1, 9, 0.9 + 0.28 * len(rows))
     for place, row in enumerate(reversed(rows)):
         dots(axis, place, record.recall(row), COLOURS["query" if row.startswith("all") else "filip"])
     axis.set_yticks(range(len(rows)), list(reversed(rows.values())))
