@@ -86,7 +86,7 @@ class Record:
         return np.array([ours[seed] - theirs[seed] for seed in ours if seed in theirs])
 
     def seconds(self, row: str) -> float:
-        """Return the least processor seconds of its trainings: other work on the machine can only have added to them."""
+        """Return the least processor seconds of its trainings: other work on the machine can only add to them."""
         return min(run["processor_seconds"] for run in self.seeds(row).values())
 
 
