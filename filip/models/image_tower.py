@@ -10,6 +10,7 @@ from timm.models import is_model_in_modules
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+from torch.nn.utils import skip_init
 
 from filip.errors import UserError
 from filip.models.config import ImageTowerConfig
@@ -132,7 +133,30 @@ def _create_trunk(config: ImageTowerConfig) -> VisionTransformer | Eva:
             f"model.image.image_size={config.image_size} is not a multiple of the patch size {rows}; "
             "pixels at the border would be dropped"
         )
+    if isinstance(patches.proj, nn.Conv2d):
+        patches.proj = _PatchProjection.of(patches.proj)
     return trunk
+
+
+class _PatchProjection(nn.Conv2d):
+    """The convolution that makes patches; its gradient in float16 is too slow on a CPU.
+
+    There it goes through float32, which takes a fortieth of the time.
+    """
+
+    @classmethod
+    def of(cls, layer: nn.Conv2d) -> _PatchProjection:
+        """Return a layer with the parameters of another one, drawing no random numbers."""
+        with_bias = layer.bias is not None
+        patches = skip_init(cls, layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, bias=with_bias)
+        patches.weight, patches.bias = layer.weight, layer.bias
+        return patches
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        if pixels.dtype != torch.float16 or pixels.device.type != "cpu":
+            return super().forward(pixels)
+        bias = None if self.bias is None else self.bias.float()
+        return self._conv_forward(pixels.float(), self.weight.float(), bias).to(pixels.dtype)
 
 
 @torch.no_grad()

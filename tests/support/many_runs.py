@@ -4,8 +4,7 @@
 
 Prints the exit code of each. Among the overrides, ``stop_after=N`` sends the last rank SIGUSR1 after step N, so that
 all stop with step N + 1; the weights of that step, gathered from the engine, go to ``run_dir/at_stop.safetensors``.
-``poison_at=N`` gives the first rank pixels that are not numbers in step N and the two after it. ``fp16_on_cpu=1`` lets
-DeepSpeed run its fp16 block on a CPU without fp16 instructions, 6 to 40 times slower.
+``poison_at=N`` gives the first rank pixels that are not numbers in step N and the two after it.
 """
 
 import gc
@@ -22,7 +21,6 @@ from filip.errors import UserError
 from filip.models import save_model
 from filip.train import loop
 from filip.train.config import TrainConfig
-from filip.train.deepspeed_engine import deepspeed_accelerator
 from filip.train.result import gather_to_main
 from filip.train.watchdog import Limits
 
@@ -35,7 +33,7 @@ class Patient(Limits):
 
 
 def run(overrides: list[str]) -> int:
-    special = dict(o.split("=") for o in overrides if o.startswith(("stop_after=", "poison_at=", "fp16_on_cpu=")))
+    special = dict(o.split("=") for o in overrides if o.startswith(("stop_after=", "poison_at=")))
     overrides = [o for o in overrides if "=" in o and o.partition("=")[0] not in special]
     stop_after, poison_at = int(special.get("stop_after", -1)), int(special.get("poison_at", -1))
     status, one_batch, poisoned = loop.step_status, loop.one_batch, []
@@ -56,8 +54,6 @@ def run(overrides: list[str]) -> int:
         return one_batch(run, batch, *rest, **more)
 
     loop.step_status, loop.one_batch = watched, poisoning
-    if "fp16_on_cpu" in special:
-        type(deepspeed_accelerator()).is_fp16_supported = lambda self: True
     try:
         loop.train(compose_config(TrainConfig, overrides, "train"))
     except UserError as error:

@@ -11,7 +11,6 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from filip import device
-from filip.errors import UserError
 from filip.eval.half_precision import dtype_of, name_of
 from filip.resources import shipped
 from filip.study import resolve
@@ -19,7 +18,7 @@ from filip.train.precision import settle_precision
 from filip.train.schedule import make_schedule
 from tests.support.launched_ranks import Ranks
 from tests.support.processes import run_python
-from tests.support.training import compose, records, run_many, series, train_arguments
+from tests.support.training import records, run_many, series, train_arguments
 
 
 @pytest.mark.slow
@@ -27,7 +26,7 @@ def test_loss_scale_and_non_finite_numbers(squares: Path, tmp_path: Path) -> Non
     settings = json.loads((shipped("ds_configs") / "zero2_fp16.json").read_text())
     settings["fp16"] |= {"initial_scale_power": 16, "hysteresis": 1, "loss_scale_window": 4}
     (tmp_path / "fp16.json").write_text(json.dumps(settings))
-    fp16 = ("precision=fp16", "fp16_on_cpu=1", "zero_stage=2", f"deepspeed={tmp_path}/fp16.json")
+    fp16 = ("precision=fp16", "zero_stage=2", f"deepspeed={tmp_path}/fp16.json")
     settings["fp16"] |= {"initial_scale_power": 24, "min_loss_scale": 2**24}  # overflows, and cannot go down
     (tmp_path / "floor.json").write_text(json.dumps(settings))
     saving = ("max_steps=14", "checkpoint.every_steps=4", "poison_at=7")
@@ -37,7 +36,7 @@ def test_loss_scale_and_non_finite_numbers(squares: Path, tmp_path: Path) -> Non
         train_arguments(squares, tmp_path / "rolls_back", *saving, "watchdog.non_finite=rollback"),
         train_arguments(squares, tmp_path / "diverges", "optimizer.base_lr=1e30", "max_steps=14"),
         train_arguments(squares, tmp_path / "rolls_back3", *saving, "watchdog.non_finite=rollback", "zero_stage=3"),
-        train_arguments(squares, tmp_path / "floor", *fp16[:3], f"deepspeed={tmp_path}/floor.json"),
+        train_arguments(squares, tmp_path / "floor", *fp16[:2], f"deepspeed={tmp_path}/floor.json"),
     ]
     assert run_many(2, runs, tmp_path / "log") == [0, 2, 0, 2, 0, 2]
 
@@ -142,13 +141,6 @@ def test_an_explicit_bf16_without_hardware_is_a_warning_with_a_measured_factor(m
     sentence = settle_precision(config, ranks())  # type: ignore[arg-type]
     assert config.precision == "bf16"
     assert sentence.startswith("warning: precision=bf16") and "times as long as in fp32" in sentence
-
-
-@pytest.mark.skipif(bool(torch.ops.mkldnn._is_mkldnn_fp16_supported()), reason="this CPU has fp16 instructions")
-def test_fp16_without_hardware_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
-    with pytest.raises(UserError, match="no fp16 instructions; use precision=auto"):
-        settle_precision(compose("precision=fp16"), ranks())  # type: ignore[arg-type]
 
 
 def test_an_evaluation_on_a_cpu_is_in_fp32_whatever_the_cpu() -> None:

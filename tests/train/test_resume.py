@@ -25,7 +25,7 @@ def fp16_settings(folder: Path, power: int) -> tuple[str, ...]:
     settings = json.loads((shipped("ds_configs") / "zero2_fp16.json").read_text())
     settings["fp16"] |= {"initial_scale_power": power, "hysteresis": 1}
     (folder / "fp16.json").write_text(json.dumps(settings))
-    return "precision=fp16", "fp16_on_cpu=1", "zero_stage=2", f"deepspeed={folder / 'fp16.json'}"
+    return "precision=fp16", "zero_stage=2", f"deepspeed={folder / 'fp16.json'}"
 
 
 @pytest.mark.slow
