@@ -33,25 +33,6 @@ def test_every_card_that_the_rules_wait_for_exists(path: Path) -> None:
     assert cards and all((ROOT / card).is_file() for card in cards)
 
 
-@pytest.mark.parametrize(
-    ("study", "run", "all_tokens"),
-    [
-        ("ablation", "filip", ("ablation", "filip_all_tokens")),
-        ("base", "filip_base", ("base_all_tokens", "filip_base_all_tokens")),
-        ("large", "filip_large", ("large_all_tokens", "filip_large_all_tokens")),
-    ],
-)
-def test_the_paper_keeps_a_quarter_and_all_tokens_are_our_run(
-    study: str, run: str, all_tokens: tuple[str, str]
-) -> None:
-    theirs = load_study(ROOT / f"workflow/config/{study}.yaml").resolved(run)
-    assert theirs.token_keep_ratio == resolve(f"experiment={study}").token_keep_ratio == 0.25
-    ours = load_study(ROOT / f"workflow/config/{all_tokens[0]}.yaml").resolved(all_tokens[1])
-    assert ours.token_keep_ratio == 1
-    ours.token_keep_ratio, ours.token_keep_schedule = 0.25, theirs.token_keep_schedule
-    assert ours == theirs
-
-
 @pytest.mark.parametrize(("study", "gpus"), [("base", 128), ("large", 192)])
 def test_the_paper_s_studies_train_one_model_on_its_gpus(study: str, gpus: int) -> None:
     result = WorkflowStudy(yaml.safe_load((ROOT / f"workflow/config/{study}.yaml").read_text()))

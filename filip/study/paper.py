@@ -1,0 +1,146 @@
+"""Print the settings of the paper's trainings as our studies resolve them, next to the paper's own."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from filip.command import run_command
+from filip.data.cards import load_source
+from filip.models import build_model
+from filip.study.study import Study, load_study
+from filip.train.deepspeed_engine import read_settings, settings_path
+from filip.train.engine import make_optimizer
+from filip.train.losses import resolve_weights
+from filip.train.provenance import flat
+
+STUDIES = Path("workflow/config")  # of a checkout, as for `filip study check`
+WIDE = 40  # characters of a cell that may stick out of its column
+# section of filip/conf/paper.yaml: study and training of each of its columns
+TRAININGS = {
+    "pre-training": [("base", "filip_base"), ("large", "filip_large"), ("ablation", "filip")],
+    "fine-tuning": [("base", "filip_base_coco"), ("large", "filip_large_coco")],
+}
+
+
+@dataclass
+class Paper:
+    pass
+
+
+@dataclass(frozen=True)
+class Row:
+    """A setting: the paper's values (None where it is silent), ours, what ours should be, and notes."""
+
+    setting: str
+    paper: list[Any] | None
+    ours: list[Any]
+    expected: list[Any]
+    notes: str
+
+    @property
+    def state(self) -> str:
+        """Return "" for the paper's value, "open" or "ours" for a value that the file states, else "DIFFERENT"."""
+        if self.ours != self.expected:
+            return "DIFFERENT"
+        return "open" if self.paper is None else "" if self.ours == self.paper else "ours"
+
+
+def main(config: Paper) -> None:
+    """The resolved settings of base, large and ablation next to the paper's."""
+    for section, rows in compare().items():
+        names = " / ".join(study for study, _ in TRAININGS[section])
+        lines = [(section, "paper", names, ""), *(_line(row) for row in rows)]
+        widths = [max(len(line[column]) for line in lines if len(line[column]) < WIDE) for column in range(3)]
+        for line in lines:
+            print(
+                "  ".join([*(cell.ljust(width) for cell, width in zip(line, widths, strict=False)), line[3]]).rstrip()
+            )
+        print()
+
+
+def compare() -> dict[str, list[Row]]:
+    """Return the rows of ``filip/conf/paper.yaml`` by section, with the values of the studies' trainings."""
+    known = yaml.safe_load(resources.files("filip.conf").joinpath("paper.yaml").read_text(encoding="utf-8"))
+    sections = {}
+    for section, entries in known.items():
+        columns = [
+            resolved_settings(load_study(STUDIES / f"{name}.yaml"), training) for name, training in TRAININGS[section]
+        ]
+        sections[section] = [_row(entry, columns) for entry in entries]
+    return sections
+
+
+def _row(entry: dict[str, Any], columns: list[dict[str, Any]]) -> Row:
+    def each(key: str) -> list[Any] | None:
+        if key not in entry:
+            return None
+        value = entry[key]
+        return value if isinstance(value, list) else [value] * len(columns)
+
+    ours = [column[entry["setting"]] for column in columns]
+    notes = [entry.get("reason", ""), f"later {entry['later']}" if "later" in entry else ""]
+    return Row(
+        entry["setting"], each("paper"), ours, each("ours") or each("paper") or [], "; ".join(filter(None, notes))
+    )
+
+
+def _line(row: Row) -> tuple[str, str, str, str]:
+    paper = "open" if row.paper is None else _short(row.paper)
+    return row.setting, paper, _short(row.ours), ": ".join(filter(None, (row.state, row.notes)))
+
+
+def _short(values: list[Any]) -> str:
+    return " / ".join(str(value) for value in (values[:1] if len(set(map(str, values))) == 1 else values))
+
+
+def resolved_settings(study: Study, training: str) -> dict[str, Any]:
+    """Return the settings of a training as Hydra resolves them, and what follows from model, launch and sources."""
+    config, launch = study.resolved(training), study.launch_settings(training)
+    with torch.device("meta"):
+        model = build_model(config.model)
+    image = model.image
+    gpus = launch.get("nodes", 1) * launch["ranks_per_node"]
+    sources = study.training(training)["sources"]
+    cards = [load_source(name) for name in sources]
+    lamb = make_optimizer(model, config).param_groups[0]
+    return {
+        **dict(flat(asdict(config))),
+        "loss": ", ".join(resolve_weights(config.loss, config.model.interaction)),
+        "image layers": image.depth,
+        "image width": image.width,
+        "image heads": image.trunk.blocks[0].attn.num_heads,
+        "patches": image.grid[0] * image.grid[1],
+        "text layers": config.model.text.layers,
+        "text width": config.model.text.width,
+        "text heads": config.model.text.heads,
+        "GPUs": gpus,
+        "pairs per GPU": (config.global_batch or 0) // gpus,
+        "transport_dtype": config.precision if config.transport_dtype == "auto" else config.transport_dtype,
+        "betas": ", ".join(map(str, lamb["betas"])),
+        "epsilon": lamb["eps"],
+        "gradient clipping": read_settings(settings_path(config))["gradient_clipping"],
+        "sources": ", ".join(sources),
+        **{key: _only({rule(card) for card in cards}) for key, rule in _OF_CARDS.items()},
+    }
+
+
+_OF_CARDS = {
+    "shorter side in px": lambda card: card.image_rules.min_side,
+    "aspect ratio": lambda card: card.image_rules.max_aspect,
+    "equal captions": lambda card: card.text_rules.max_repeats,
+    "through": lambda card: ", ".join(card.back_translation.pivots) if card.back_translation else None,
+}
+
+
+def _only(values: set[Any]) -> Any:
+    return values.pop() if len(values) == 1 else sorted(values, key=str)
+
+
+if __name__ == "__main__":
+    run_command(main, Paper)
