@@ -1,4 +1,4 @@
-"""FILIP and DeFILIP as the authors of DeCLIP trained them (Cui et al. 2022, arXiv 2203.05796), the only public weights.
+"""FILIP and DeFILIP as the authors of DeCLIP trained them (Cui et al. 2022, arXiv 2203.05796).
 
 Their checkpoints (``ckpt.pth.tar`` of Sense-GVT/DeCLIP, ViT-B/32 on YFCC15M) hold towers in OpenAI's form and a linear
 map to 256 numbers on each side. Read off their code in November 2026, and different from the paper's model:
