@@ -183,8 +183,8 @@ class Watchdog:
         lowest = min(ranks, key=lambda name: ranks[name], default="")
         collapsed = ranks[lowest] <= s.collapse_rank if ranks else None
         told = (
-            f"{lowest} is {ranks.get(lowest, 0):.2f}: the embeddings hardly differ; the learning rate is {status.lr:.2g}, "
-            "and a lower optimizer.base_lr or a longer optimizer.warmup_steps helps"
+            f"{lowest} is {ranks.get(lowest, 0):.2f}: the embeddings hardly differ; the learning rate is "
+            f"{status.lr:.2g}, and a lower optimizer.base_lr or a longer optimizer.warmup_steps helps"
         )
         yield "embeddings collapsed", collapsed, s.collapse_checks, told
 
