@@ -232,11 +232,12 @@ def labelled_figure(record: Record, of: str) -> Figure:
 def quarter_table(record: Record) -> str:
     rows = []
     for row, label in labelled(record).items():
-        full = "all" + next(pairs for pairs in ("_1024", "_256", "") if row.endswith(pairs))
+        full = re.sub(r"^[a-z]+", "all", row)  # with as many pairs
         ways = [f"{record.found(row, f'_{way}_r1').mean():.1f}" for way in ("i2t", "t2i")]
-        count = str(len(record.seeds(row)))
-        rows.append([label, *ways, count, "" if row == full else with_interval(record.less(row, full), signed=True)])
-    head = ["image → text", "text → image", "trainings", "less all tokens, mean of both"]
+        facts = [f"{record.runs[row]['config']['optimizer']['base_lr']:g}", str(len(record.seeds(row)))]
+        less = "" if row == full else with_interval(record.less(row, full), signed=True)
+        rows.append([label, *ways, *facts, less])
+    head = ["image → text", "text → image", "base_lr", "trainings", "less all tokens, mean of both"]
     return markdown(["in training", *head], rows)
 
 

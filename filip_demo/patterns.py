@@ -40,17 +40,18 @@ MAKER = "filip_demo.patterns"
 class Patterns:
     out: str = option(MISSING, "folder that will hold the pictures", writes="folder")
     scenes: int = option(2400, "training pictures", at_least=0)
-    test_scenes: int = option(500, "pictures in the test set", at_least=1)
+    test_scenes: int = option(500, "pictures in each test set", at_least=1)
     processes: int = option(0, "processes that draw; 0 = one per core", at_least=0)
 
 
 def main(config: Patterns) -> None:
-    """Build pictures of patterns among noise: a table of images and captions to train on, and a test set."""
+    """Build pictures of patterns among noise: a table of images and captions to train on, and two test sets."""
     out, processes = Path(config.out), config.processes or len(os.sched_getaffinity(0))
     scenes = write_training_scenes(out, partial(pattern_scene, 0), config.scenes, processes)
     counts = write_scene_sets(
-        {"patterns_new": partial(pattern_scene, 1)}, out / "eval", config.test_scenes, processes, lambda scene: {}
-    )
+        {"patterns_new": partial(pattern_scene, 1), "patterns_search": partial(pattern_scene, 2)},
+        out / "eval", config.test_scenes, processes, lambda scene: {},
+    )  # fmt: skip
     table = training_table([], scenes, [], "")
     write_table(table, out / "list.parquet")
     write_captions(table, out / "captions.csv")
@@ -58,7 +59,7 @@ def main(config: Patterns) -> None:
     write_json(out / "attribution.json", {MAKER: about})
     os.sync()
     write_json(out / "corpus.json", {"pairs": len(table), "things": len(NAMES), "eval": counts})
-    say(f"{out}: {len(table):,} pictures of {THINGS} of {len(NAMES)} patterns each, {len(counts)} test set")
+    say(f"{out}: {len(table):,} pictures of {THINGS} of {len(NAMES)} patterns each, {len(counts)} test sets")
 
 
 def pattern_scene(seed: int, index: int) -> Scene:

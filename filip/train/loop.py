@@ -305,6 +305,7 @@ def step_status(run: Run, metrics: StepMetrics, skipped: bool, due: bool, second
         chance_loss=run.loss.chance(run.batching.global_batch, run.state.step - 1),
         grad_norm_spread=spread,
         data_share=metrics.data_wait / seconds,
+        lr=run.engine.lr,
         metrics=metrics.values,
     )
 

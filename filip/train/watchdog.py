@@ -56,6 +56,7 @@ class StepStatus:
     chance_loss: float  # the loss of a model that knows nothing
     grad_norm_spread: float | None = None  # relative difference over the ranks; None as grad_norm
     data_share: float = 0.0  # share of the step's time in which the ranks waited for data
+    lr: float = 0.0  # the step's learning rate
     # by TensorBoard name, as far as this step has them
     metrics: Mapping[str, float] = field(default_factory=dict)
 
@@ -181,7 +182,10 @@ class Watchdog:
         ranks = {name: value for name, value in metrics.items() if name.endswith(("/image_rank", "/text_rank"))}
         lowest = min(ranks, key=lambda name: ranks[name], default="")
         collapsed = ranks[lowest] <= s.collapse_rank if ranks else None
-        told = f"{lowest} is {ranks.get(lowest, 0):.2f}: the embeddings hardly differ"
+        told = (
+            f"{lowest} is {ranks.get(lowest, 0):.2f}: the embeddings hardly differ; the learning rate is "
+            f"{status.lr:.2g}, and a lower optimizer.base_lr or a longer optimizer.warmup_steps helps"
+        )
         yield "embeddings collapsed", collapsed, s.collapse_checks, told
 
     def _mean(self, name: str, value: float | None) -> float | None:

@@ -85,6 +85,14 @@ def test_a_collapse_is_named_by_the_steps_that_look_at_the_embeddings(metrics: d
     assert kinds([ill, ill, well, ill, ill], limits=limits) == []
 
 
+def test_a_collapse_names_the_learning_rate_and_what_helps() -> None:
+    watchdog = Watchdog(128, 100.0, False, Limits(collapse_checks=1))
+    status = StepStatus(step=9, **{**GOOD, "metrics": {"tokens/text_rank": 1.29}, "lr": 0.01789})
+    (alert,) = watchdog.observe(status)
+    assert "tokens/text_rank is 1.29" in alert.message and "the learning rate is 0.018" in alert.message
+    assert "lower optimizer.base_lr" in alert.message and "optimizer.warmup_steps" in alert.message
+
+
 def test_ranks_with_different_gradient_norms_are_named_at_once() -> None:
     assert kinds([{"grad_norm_spread": 1e-7}, {}, {"grad_norm_spread": 0.02}]) == [
         ("ranks disagree on the gradient norm", 3, 3)
