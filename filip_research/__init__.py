@@ -2,5 +2,5 @@
 
 No study that FILIP reports by is trained with them; ``demo_recipes`` compares them. Each is a module with a
 :class:`filip.train.losses.term.Term`, and a line under ``[project.entry-points."filip.losses"]`` in pyproject.toml.
-``encoders`` has the models, for the group ``filip.encoders``. FILIP itself imports none of them.
+``encoders`` has models, for the group ``filip.encoders``. FILIP itself imports none of them.
 """

@@ -76,9 +76,6 @@ class Encoder(Protocol):
     def token_counts(self, texts: Sequence[str]) -> list[int]:
         """Return how many tokens each text would have if nothing were cut."""
 
-    # A pooled model that compares in another way than by a product of unit vectors also has
-    # ``similarity(images, texts)`` -> [images, texts], which takes what it encodes (``filip_research/flair.py``).
-
 
 def stacked(pictures: Sequence[Tensor]) -> Any:
     """Return pictures [3, H, W] as one tensor [b, 3, H, W], or as a list where they differ in shape."""
