@@ -19,7 +19,7 @@ from filip.command import MISSING, option, run_command
 from filip.device import best_precision, resolve
 from filip.errors import UserError
 from filip.eval.encoders import stacked
-from filip.eval.fit import WITH_A_GRID
+from filip.eval.fit import FITS
 from filip.eval.scorer import Scorer, load_scorer
 from filip.files import locked
 from filip.index.store import About, Index
@@ -45,7 +45,7 @@ class Build:
     batch_size: int = option(64, "images encoded, and written, at a time", at_least=1)
     threads: int = option(2, "threads that decode images", at_least=1)
     tokens: bool = option(False, "index a pooled model token-wise: every patch by its own projection")
-    fit: str = option("crop", "pictures that are not square: crop = their centre, pad = whole", choices=WITH_A_GRID)
+    fit: str = option("crop", "pictures that are not square: crop = their centre, pad = whole", choices=FITS)
     forget: bool = option(
         False, f"forget images that are gone even if they are more than {FEW} and {FORGOTTEN:.0%} of the index"
     )

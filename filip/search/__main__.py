@@ -16,7 +16,7 @@ import torch
 from filip.command import MISSING, option, run_command
 from filip.errors import UserError
 from filip.eval.encoders import FilipEncoder
-from filip.eval.fit import WITH_A_GRID
+from filip.eval.fit import FITS
 from filip.eval.scorer import Scorer, load_scorer
 from filip.eval.text_tokens import CHOICES
 from filip.explore.names import NothingKnownError, listed, unknown_words
@@ -55,7 +55,7 @@ class Search:
     text_tokens: str = option(
         "content", "tokens that count: content = of words that name something, without_ends, all", choices=CHOICES
     )
-    fit: str = option("pad", "pictures that are not square: pad = whole, crop = their centre", choices=WITH_A_GRID)
+    fit: str = option("pad", "pictures that are not square: pad = whole, crop = their centre", choices=FITS)
     index: str | None = option(
         None,
         "where the index of a folder is kept (default: in the user's cache); an existing one keeps its fit",

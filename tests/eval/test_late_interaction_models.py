@@ -88,7 +88,3 @@ def test_retrieval_index_and_search_rank_as_the_library_does(
 def test_what_is_made_for_squares_is_refused(model: str) -> None:
     with pytest.raises(UserError, match="image_size= cannot be changed"):
         load_encoder(model, image_size=640)
-    if not load_encoder(model).image_size:
-        for fit in ("tiles", "box"):
-            with pytest.raises(UserError, match="in its own shape"):
-                load_encoder(model, fit=fit)

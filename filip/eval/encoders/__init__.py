@@ -23,7 +23,7 @@ from torch import Tensor
 from filip import resources
 from filip.device import keep_freed_memory, resolve
 from filip.errors import UserError, nearest
-from filip.eval.fit import FITS, Boxed, Padded, Tiled
+from filip.eval.fit import FITS, Padded
 from filip.eval.half_precision import autocast, dtype_of
 from filip.files import nothing_at
 from filip.plugins import load_plugins
@@ -173,8 +173,7 @@ def load_encoder(
     prefix of :func:`backends`. A folder that sentence-transformers saved needs no prefix.
     device: a torch device, or "auto": a GPU where there is one. precision: "fp32", "bf16", "fp16", "auto".
     image_size, tokens, trust_remote_code: see :class:`Loading`. fit: "crop": pictures that are not square as
-    the model's authors do, mostly by their centre; "pad": whole, in a square with grey borders; "tiles": three squares;
-    "box": the whole picture, of which the features in each sample's box are pooled.
+    the model's authors do, mostly by their centre; "pad": whole, in a square with grey borders.
     Raises UserError, one sentence, if there is no such model or device, or it cannot be loaded that way.
     """
     if image_size is not None and image_size < 1:
@@ -184,14 +183,10 @@ def load_encoder(
     device = str(resolve(device))
     loading = Loading(image_size, device, dtype_of(precision, device), tokens, trust_remote_code)
     encoder = _load(model, loading)
-    if not encoder.image_size and fit in ("tiles", "box"):
-        raise UserError(f"fit={fit} cuts squares, and {encoder.name} sees each picture whole, in its own shape")
     if fit == "pad" and encoder.image_size:
         encoder.transform = Padded(encoder.transform)
         encoder.details = {**encoder.details, "fit": "pad"}
-    if fit == "box":
-        return Boxed(encoder)
-    return Tiled(encoder) if fit == "tiles" else encoder
+    return encoder
 
 
 def _meant(prefix: str, name: str) -> str:
