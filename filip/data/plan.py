@@ -33,7 +33,7 @@ def disk_bytes(card: SourceCard, rows: int, local_tars: bool = True) -> float:
     shards = -(-rows // card.download.samples_per_shard)
     pivots = len(card.back_translation.pivots) if card.back_translation else 0
     translations = pivots * images * card.back_translation.share if card.back_translation else 0
-    stays = rows * (LISTED + DESCRIBED) + images * (INDEXED + SIDECAR + JOINED)
+    stays: float = rows * (LISTED + DESCRIBED) + images * (INDEXED + SIDECAR + JOINED)
     stays += translations * (TRANSLATED + ACCEPTED) + shards * 500 + (images * (IMAGE + IN_TAR) if local_tars else 0)
     scratch = [rows * SCRATCH_RULES, images * SCRATCH_TRANSLATE + translations * SCRATCH_JUDGE]
     if card.images is None:
