@@ -38,9 +38,8 @@ def test_who_refuses_or_is_silent_is_not(silent: str, capsys: pytest.CaptureFixt
 def test_a_model_of_a_hub_that_does_not_answer_is_one_sentence(silent: str, tmp_path) -> None:
     """This runs in a separate process: huggingface_hub reads its settings when it is imported."""
     picture(0).save(tmp_path / "a.png")
-    (tmp_path / "a.txt").write_text("a cat")
     program = "import sys; from filip.__main__ import main; main()"
-    command = ["eval", "model=hf:nobody/nothing", f"data={tmp_path}", f"out={tmp_path}/out"]
+    command = ["index", "build", "model=hf:nobody/nothing", f"images={tmp_path}", f"out={tmp_path}/index"]
     variables = {**os.environ, "HF_ENDPOINT": silent, "HF_HOME": str(tmp_path / "cache")}
     result = run_python("-c", program, *command, variables=variables)
     assert result.returncode == 2

@@ -138,9 +138,6 @@ BACKENDS = {
         "MultiVectorEncoder",
         "mv:FOLDER (a MultiVectorEncoder of sentence-transformers)",
     ),
-    "onnx": Backend(
-        "filip.eval.encoders.onnx", "OnnxEncoder", "onnx:FOLDER[:fp16|:int8] (what filip export to=onnx wrote)"
-    ),
 }
 OWN_PROJECTIONS = "of every patch and word, by the pooled model's own projections"
 
