@@ -14,7 +14,6 @@ from filip.export.hf_folder import clip_tokenizer
 from filip.models import build_model
 from tests.eval.benchmark_files import SELECTION
 from tests.eval.miniature import tiny_config, write_model
-from tests.eval.test_scenes import write_scenes
 from tests.support.clips import hf_folder
 from tests.support.late_interaction_models import write_late_interaction_model
 
@@ -42,7 +41,6 @@ def test_three_models_in_one_table(tmp_path: Path, capsys: pytest.CaptureFixture
     for n, row in enumerate(rows.values()):
         row["caption"], row["negative_caption"] = TEXTS[n % 3], TEXTS[(n + 1) % 3]
     file.write_text(json.dumps(rows))
-    write_scenes(tmp_path / "demo_scenes_new")
     hf_folder(tmp_path / "clip")
     clip_tokenizer(build_model(tiny_config())).save_pretrained(tmp_path / "clip")
     models = [
@@ -50,7 +48,7 @@ def test_three_models_in_one_table(tmp_path: Path, capsys: pytest.CaptureFixture
         f"hf:{tmp_path / 'clip'}",
         write_late_interaction_model(tmp_path / "ColQwen2", "ColQwen2"),
     ]
-    table(tmp_path, models, f"data=[{','.join([*CARDS, 'demo_pointing'])}]", "form=csv")
+    table(tmp_path, models, f"data=[{','.join(CARDS)}]", "form=csv")
     printed = capsys.readouterr().out
     lines = list(csv.DictReader(printed[printed.index("model,") :].splitlines()))
     names = list(dict.fromkeys(line["model"] for line in lines))
@@ -68,7 +66,6 @@ def test_three_models_in_one_table(tmp_path: Path, capsys: pytest.CaptureFixture
     for name, model, measure in zip(names[1:], models[1:], ("by their mean", "by s^T"), strict=True):
         right = accuracy(model, *captions(tmp_path))
         assert numbers(name, CARDS[0])[measure] == pytest.approx(right) and 0 < right < 1
-    assert [bool(numbers(name, "demo_pointing")) for name in names] == [True, True, False]  # which gives no places
 
     table(tmp_path, models)  # from the results that are kept, of all cards that are below root
     again = capsys.readouterr()
