@@ -33,12 +33,10 @@ from filip.train.checkpoint import (
     choose_checkpoint,
     continue_from,
     load_checkpoint,
-    needs_conversion,
     prepare_folder,
     save_checkpoint,
     saved_precision,
     set_aside_damaged,
-    to_universal,
     training_hash,
 )
 from filip.train.config import TrainConfig
@@ -346,9 +344,7 @@ def recover(run: Run, why: str) -> None:
             "optimizer.weight_decay, a lower optimizer.base_lr, or watchdog.non_finite=rollback to skip the data since"
         )
     saved = read_state(good)
-    convert = needs_conversion(saved, run.ranks.world_size, run.config.sharding)
-    universal = to_universal(good, run.ranks) if convert else None
-    load_checkpoint(run.engine, good, run.ranks, universal)
+    load_checkpoint(run.engine, good, run.ranks)
     bad, run.state.step = run.state.step, saved.step
     run.state.rollbacks += 1
     run.watchdog.reset()
