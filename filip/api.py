@@ -24,7 +24,7 @@ from torch import Tensor
 
 from filip.errors import UserError
 from filip.eval.prompts import Prompt
-from filip.eval.scorer import OwnScorer, Scorer, Texts, load_scorer, ranking
+from filip.eval.scorer import Scorer, Texts, load_scorer, ranking
 from filip.eval.text_tokens import kept_tokens
 from filip.eval.word_patch import word_patches
 from filip.files import nothing_at
@@ -157,8 +157,7 @@ class Model:
         features = images if _is_encoded(images) else self.encode_images(images, batch_size=batch_size)
         assert isinstance(features, Tensor)
         encoded = texts if isinstance(texts, Texts) else self.encode_texts(texts)
-        of_patches = features.ndim == 3 and not isinstance(self._scorer, OwnScorer)
-        for what, token_wise in (("images", of_patches), ("texts", encoded.lengths is not None)):
+        for what, token_wise in (("images", features.ndim == 3), ("texts", encoded.lengths is not None)):
             if token_wise != self.token_wise:
                 raise UserError(
                     f"these {what} were encoded by a {_trained(token_wise)} model, and {self.name} is a "

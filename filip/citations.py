@@ -12,20 +12,7 @@ CLIP = (
     "(arXiv 2103.00020)"
 )
 SIGLIP = "Zhai et al., Sigmoid Loss for Language Image Pre-Training, ICCV 2023 (arXiv 2303.15343)"
-SPARC = "Bica et al., Improving fine-grained understanding in image-text pre-training, ICML 2024 (arXiv 2401.09865)"
-KARPATHY = (
-    "Karpathy and Fei-Fei, Deep Visual-Semantic Alignments for Generating Image Descriptions, CVPR 2015 "
-    "(arXiv 1412.2306)"
-)
-EXCITATION_BACKPROP = (
-    "Zhang et al., Top-down Neural Attention by Excitation Backprop, ECCV 2016 (arXiv 1608.00507), the pointing game"
-)
-WINOGROUND = (
-    "Thrush et al., Winoground: Probing Vision and Language Models for Visio-Linguistic Compositionality, CVPR 2022 "
-    "(arXiv 2204.03162)"
-)
 BAGS_OF_WORDS = (
     "Yuksekgonul et al., When and why vision-language models behave like bags-of-words, and what to do about it?, "
     "ICLR 2023 (arXiv 2210.01936)"
 )
-HALF_TRUTHS = "Kargi et al., Half-Truths Break Similarity-Based Retrieval, 2026 (arXiv 2602.23906)"

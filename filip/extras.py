@@ -14,7 +14,7 @@ EXTRAS = {
     "filip_demo": "demo",
     "filip.data.loading": "train",
     "filip.eval": "eval",
-    "filip.explore": "explore",
+    "filip.explore": "eval",
     "filip.export": "export",
     "filip.new": "data",
     "filip.report": "report",

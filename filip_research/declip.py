@@ -24,12 +24,13 @@ from torch import Tensor, nn
 from filip.errors import UserError, first_line
 from filip.eval.encoders import Loading
 from filip.eval.encoders.two_tower import TwoTowerEncoder
+from filip.files import nothing_at
 from filip.tokenizer import BOS, token_counts, token_names, tokenize
-from filip_research.checkpoints import clip_of, read_checkpoint
 
 CONTEXT, MASK_TOKENS = 77, 1
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
 TEXTS = ("words",)
+HEAD = 64  # channels of an attention head in OpenAI's towers
 
 
 class DeclipEncoder(TwoTowerEncoder):
@@ -87,7 +88,15 @@ class DeclipEncoder(TwoTowerEncoder):
 
 
 def _read(file: str) -> dict[str, Tensor]:
-    state = read_checkpoint(file, "a checkpoint of DeCLIP's authors, ckpt.pth.tar", "model")
+    if not Path(file).is_file():
+        raise UserError(nothing_at(Path(file), "give a checkpoint of DeCLIP's authors, ckpt.pth.tar"))
+    try:
+        # With their optimiser's state, a checkpoint holds tensors, numbers and strings alone.
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise UserError(f"torch cannot read {file}: {first_line(error)}") from error
+    tensors = content.get("model", content) if isinstance(content, dict) else {}
+    state = {str(name).removeprefix("module."): value for name, value in tensors.items()}
     if missing := [f"{name}.weight" for name in ("image_mapping", "text_mapping") if f"{name}.weight" not in state]:
         raise UserError(
             f"{file} is not a FILIP of DeCLIP's authors: it has no {missing[0]}, nor have their CLIP, SLIP and DeCLIP"
@@ -104,11 +113,37 @@ def _towers(state: dict[str, Tensor], file: str) -> Any:
         visual_state["logit_scale"] = state["logit_scale"].reshape(())
         visual_state["text_projection"] = visual_state.pop("text_projection.weight").T
         del visual_state["text_projection.bias"]  # only the pooled vector has it, which no token-wise score reads
-        return clip_of(visual_state, quick_gelu=True)
+        return _clip_of(visual_state)
     except ImportError as error:
         raise UserError("declip: models need `pip install open_clip_torch`") from error
     except (KeyError, ValueError, RuntimeError) as error:
         raise UserError(f"{file} is not a ViT of DeCLIP's authors: {first_line(error)}") from error
+
+
+def _clip_of(state: dict[str, Tensor]) -> Any:
+    """Build open_clip's ViT of the sizes that tensors have, with heads of 64 channels as OpenAI's, and load them.
+
+    Raises KeyError, ValueError or RuntimeError if they are not such a model's.
+    """
+    from open_clip import CLIP, CLIPTextCfg, CLIPVisionCfg
+
+    width, _, patch, _ = state["visual.conv1.weight"].shape
+    side = patch * round((len(state["visual.positional_embedding"]) - 1) ** 0.5)
+    vocabulary, text_width = state["token_embedding.weight"].shape
+    context = len(state["positional_embedding"])
+    model = CLIP(
+        state["visual.proj"].shape[1],
+        CLIPVisionCfg(_blocks(state, "visual."), width, HEAD, image_size=side, patch_size=patch),
+        CLIPTextCfg(context, vocabulary, width=text_width, heads=text_width // HEAD, layers=_blocks(state, "")),
+        quick_gelu=True,
+    )
+    model.load_state_dict(state)
+    return model
+
+
+def _blocks(state: dict[str, Tensor], prefix: str) -> int:
+    start = f"{prefix}transformer.resblocks."
+    return len({name.removeprefix(start).split(".")[0] for name in state if name.startswith(start)})
 
 
 def _map(state: dict[str, Tensor], name: str) -> nn.Linear:

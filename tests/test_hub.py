@@ -39,8 +39,7 @@ def test_a_model_of_a_hub_that_does_not_answer_is_one_sentence(silent: str, tmp_
     """This runs in a separate process: huggingface_hub reads its settings when it is imported."""
     picture(0).save(tmp_path / "a.png")
     program = "import sys; from filip.__main__ import main; main()"
-    command = ["eval", "picture", "kind=heatmap", "model=hf:nobody/nothing"]
-    command += [f"image={tmp_path}/a.png", "caption=a cat", f"out={tmp_path}/p.png"]
+    command = ["index", "build", "model=hf:nobody/nothing", f"images={tmp_path}", f"out={tmp_path}/index"]
     variables = {**os.environ, "HF_ENDPOINT": silent, "HF_HOME": str(tmp_path / "cache")}
     result = run_python("-c", program, *command, variables=variables)
     assert result.returncode == 2

@@ -15,7 +15,7 @@ import pytest
 
 from filip.command import MISSING, compose_config, help_text, option
 from filip.errors import UserError
-from filip.eval.pictures import alignment, heatmap, scenes
+from filip.eval.pictures import alignment, scenes
 from filip.option import read_settings
 from filip.overrides import options_of
 from filip.train.config import TrainConfig
@@ -39,7 +39,7 @@ def schemas() -> Iterator[tuple[str, type, str | None]]:
             text = [ast.unparse(argument) for argument in calls[0].args]
             config_name = ast.literal_eval(text[2]) if len(text) > 2 and text[2] != "None" else None
             yield name, _schema(importlib.import_module(name), text[1]), config_name
-    for kind in (alignment.AlignmentSheet, heatmap.Heatmap, scenes.SceneSheet):
+    for kind in (alignment.AlignmentSheet, scenes.SceneSheet):
         yield f"filip.eval.picture {kind.__name__}", kind, None
 
 

@@ -124,8 +124,8 @@ def test_the_loss_is_native_without_a_compiler(python: Path, tmp_path: Path, mon
 
 
 def test_the_wheel_says_where_an_extra_comes_from(python: Path, wheel: Path, tmp_path: Path) -> None:
-    program = "from filip.extras import how_to_install; print(how_to_install('explore'))"
-    assert run(python, "-c", program, cwd=tmp_path) == f"pip install 'filip-pretraining[explore] @ {wheel.as_uri()}'\n"
+    program = "from filip.extras import how_to_install; print(how_to_install('eval'))"
+    assert run(python, "-c", program, cwd=tmp_path) == f"pip install 'filip-pretraining[eval] @ {wheel.as_uri()}'\n"
 
 
 def test_the_other_project_of_that_name_is_recognised(python: Path, tmp_path: Path) -> None:

@@ -29,11 +29,11 @@ from filip.eval.encode_set import Context
 from filip.eval.encoders import Encoder
 from filip.eval.evaluation import evaluate, settings_of
 from filip.eval.families import AUTO, CLIP_PROMPTS, PROMPTS, prompt_file
+from filip.eval.measures import as_text, measures
 from filip.eval.options import DataOptions, ModelOptions, check_sets, result_header
 from filip.eval.outcomes import outcomes_file, write_outcomes
 from filip.eval.protocols import protocol_of, protocols, value_at
 from filip.eval.sharing import Share, launched
-from filip.eval.table import as_text, measures
 from filip.eval.text_tokens import CHOICES as TEXT_TOKENS
 from filip.files import check_output, digest, write_json
 from filip.progress import say

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from filip.errors import UserError, first_line
 from filip.eval.encoders import stacked
-from filip.rgb import UNDECODABLE, to_rgb, upright, upright_box
+from filip.rgb import UNDECODABLE
 from filip.worker_pool import LOADER_START
 
 
@@ -60,18 +60,6 @@ class Sample:
     segments: np.ndarray | None = None  # [height, width] int: the class of each pixel, negative = unlabelled
     truths: int = 1  # in sets to select from: the captions that are true, which come first
     category: str = ""  # a category for which the results are also reported separately, "" = none
-    whole: Image.Image | None = None  # where ``image`` is a box cut out of another: that one, RGB
-    box: tuple[float, ...] | None = None  # the object's left, top, right, bottom in pixels
-
-
-def shown_box(stored: Image.Image, box: tuple[float, ...], edges: tuple[int, ...]) -> dict[str, Any]:
-    """Return ``image``, ``whole`` and ``box`` of a sample, all upright, for a box in the pixels of a stored picture.
-
-    edges: which pixels are cut out, as the benchmark's authors round them.
-    """
-    whole = to_rgb(upright(stored))
-    image = whole.crop(upright_box(stored, edges))  # type: ignore[arg-type]
-    return {"image": image, "whole": whole, "box": upright_box(stored, box)}
 
 
 class EvalSet(Dataset[Sample]):
@@ -135,11 +123,10 @@ class _Transformed(Dataset[Any]):
         if sample is None:
             return None, problem
         try:
-            of_sample = getattr(self.transform, "of_sample", None)  # only filip.eval.fit.Boxed has it
-            pixels = self.transform(sample.image) if of_sample is None else of_sample(sample)
+            pixels = self.transform(sample.image)
         except UNDECODABLE as error:
             return None, self.data.problem(index, error)
-        bare = replace(sample, image=_NO_IMAGE, mask=None, things=[], segments=None, whole=None)
+        bare = replace(sample, image=_NO_IMAGE, mask=None, things=[], segments=None)
         return pixels, bare
 
 

@@ -43,8 +43,6 @@ FAMILIES = {
     "retriever": Family(PROMPTS, "score", "text"),  # a mean or a sum over the tokens of a query
     "clip": Family(CLIP_PROMPTS, "embedding"),
     "siglip": Family(CLIP_PROMPTS, "embedding"),
-    # A mean vector would be a query that its attention was not trained with; its authors' classification was not found.
-    "flair": Family(CLIP_PROMPTS, "score"),
 }
 
 

@@ -37,8 +37,7 @@ class ModelOptions:
     tokens: bool = option(False, "score a pooled model token-wise: every patch and word through its own projections")
     fit: str = option(
         "crop",
-        "pictures that are not square: crop (their centre, as in published numbers), pad (whole, with borders), "
-        "tiles (three squares, whose tokens are all compared); box: boxes are not cut out, features are pooled in them",
+        "pictures that are not square: crop (their centre, as in published numbers), pad (whole, with borders)",
         choices=FITS,
     )
     trust_remote_code: bool = option(False, "run code that lies in the model's folder (mv: models)")

@@ -2,7 +2,6 @@
 
     filip eval picture kind=alignment model=M root=DIR data=[…] out=sheet.png      # a token's index on each patch
     filip eval picture kind=alignment model=M others=[…] root=DIR data=[…] out=side.png    # of several models
-    filip eval picture kind=heatmap model=M image=cat.jpg caption='a black cat' out=words.png
     filip eval picture kind=scenes models=[…] labels=[…] root=DIR out=scenes.png   # where each name is seen in a scene
 
 ``filip eval picture kind=KIND --help`` lists the options of a kind.
@@ -13,14 +12,14 @@ from __future__ import annotations
 import sys
 
 from filip.command import run_command
-from filip.eval.pictures import alignment, heatmap, scenes
+from filip.eval.pictures import alignment, scenes
 from filip.eval.pictures.drawing import PictureOptions
 
-DRAWN_BY = {alignment.AlignmentSheet: alignment.draw, heatmap.Heatmap: heatmap.draw, scenes.SceneSheet: scenes.draw}
+DRAWN_BY = {alignment.AlignmentSheet: alignment.draw, scenes.SceneSheet: scenes.draw}
 
 
 def main(config: PictureOptions) -> None:
-    """Draw which token each patch is most similar to, heat maps of words, or scenes."""
+    """Draw which token each patch is most similar to, or scenes."""
     DRAWN_BY[type(config)](config)  # type: ignore[operator]
 
 

@@ -155,16 +155,6 @@ class PooledScorer(Scorer):
         return Similarity(on_cpu, on_cpu)  # the same in both directions: one transfer
 
 
-class OwnScorer(Scorer):
-    """A scorer for a model that compares in its own way, the same in both directions: its ``similarity``."""
-
-    token_wise = False
-
-    def similarity(self, images: Tensor, texts: Texts, progress: bool = False) -> Similarity:
-        scores = self.encoder.similarity(images, texts.values).cpu()  # type: ignore[attr-defined]
-        return Similarity(scores, scores)
-
-
 class TokenScorer(Scorer):
     """A scorer for one vector per token: mean of maxima (equations 4 and 5 of the paper), in bounded memory."""
 
@@ -199,7 +189,5 @@ def load_scorer(model: str, image_size: int | None = None, device: str = "cpu", 
 
 
 def scorer_for(encoder: Encoder) -> Scorer:
-    """Return a token-wise or pooled scorer, as the encoder is, or one for its own similarity."""
-    if encoder.token_wise:
-        return TokenScorer(encoder)
-    return OwnScorer(encoder) if hasattr(encoder, "similarity") else PooledScorer(encoder)
+    """Return a token-wise or pooled scorer, as the encoder is."""
+    return TokenScorer(encoder) if encoder.token_wise else PooledScorer(encoder)

@@ -1,54 +1,65 @@
-"""Make one table of loose result files: ``filip eval table results/*.json``, whichever command wrote them.
+"""Make one table of several models, or of loose result files.
 
-Lines are benchmarks and their measures, columns are models; a cell is a percentage with its 95 % interval.
+filip eval table results/*.json                                  # whichever command wrote them
+filip eval table models=[filip.safetensors,hf:OWNER/NAME] data=[sugar_crepe_swap_att,winoground] root=DIR
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from filip.command import MISSING, option, run_command
+from filip import resources
+from filip.command import option, run_command
 from filip.errors import UserError
-from filip.eval.protocols import protocol_of, shown
+from filip.eval.__main__ import Evaluation, model_name, results_of
+from filip.eval.cards import load_card
+from filip.eval.measures import as_text, measures
+from filip.eval.options import check_sets
 from filip.files import nothing_at
-from filip.table_writer import Grid, Head, Line, Shown, differing, render
 
 FORMS = ("text", "markdown", "csv")
 
 
 @dataclass
 class TableOptions:
-    results: list[str] = option(MISSING, "result files, or folders of them; also as plain arguments")
+    results: list[str] = option([], "result files, or folders of them; also as plain arguments")
+    models: list[str] = option([], "models to evaluate as `filip eval model=` does; results that are there are kept")
+    data: list[str] = option([], "of models=: folders, tables or cards; empty: all of our cards that are below root")
+    root: str = option(".", "folder below which the data sets of cards lie")
+    out: str = option("results/eval", "folder for the results of models=, one in it for each model", writes="folder")
     form: str = option("text", "text, markdown or csv", choices=FORMS)
-
-
-class Measure(NamedTuple):
-    """One number of a model on a benchmark. unit: "%" for a fraction."""
-
-    model: str
-    protocol: str
-    benchmark: str
-    measure: str
-    value: float
-    chance: float | None
-    interval: tuple[float, float] | None
-    n: int
-    unit: str
-    settings: str  # equal in comparable rows
-    note: str = ""  # why no published number can be compared with it
+    device: str = option("auto", "torch device; auto = a GPU where there is one")
+    trust_remote_code: bool = option(False, "run code that lies in a model's folder (mv: models)")
 
 
 def main(config: TableOptions) -> None:
-    """Print one table of result files, whichever evaluation wrote them."""
-    rows = [measure for file in files_of(config.results) for measure in measures(_read(file))]
+    """Print one table of models, or of result files, whichever evaluation wrote them."""
+    if not config.results and not config.models:
+        raise UserError("give results=, files or folders of results, or models= to evaluate")
+    results = [_read(file) for file in files_of(config.results)]
+    data = config.data or (_sets_below(config.root) if config.models else [])
+    for model in config.models:
+        one = Evaluation(model=model, data=data, root=config.root)
+        one.device, one.trust_remote_code = config.device, config.trust_remote_code
+        one.out = f"{config.out}/{model_name(one)}"
+        results += results_of(one)
+    rows = [measure for result in results for measure in measures(result)]
     if not rows:
-        raise UserError(f"no results of an evaluation in {', '.join(config.results)}")
+        raise UserError(f"no results of an evaluation in {', '.join([*config.results, *config.models])}")
     print(as_text(rows, config.form))
+
+
+def _sets_below(root: str) -> list[str]:
+    """Return the cards of ours whose data lie below a folder. Raises UserError if none does."""
+    there, _ = check_sets([load_card(name) for name in resources.names("benchmark")], root, "quiet")
+    if not there:
+        raise UserError(f"root={root} has the data of none of our cards: `filip eval fetch` gets some of them")
+    return [card.name for card in there]
 
 
 def files_of(places: Sequence[str]) -> list[Path]:
@@ -67,85 +78,6 @@ def _read(file: Path) -> dict[str, Any]:
     except ValueError as error:
         raise UserError(f"{file} is not valid JSON: {error}") from error
     return content if isinstance(content, dict) else {}
-
-
-def measures(result: dict[str, Any]) -> list[Measure]:
-    """Return the numbers of a result file that belong in a table; none if an evaluation did not write it."""
-    name = result.get("protocol")
-    if not isinstance(name, str) or not isinstance(result.get("benchmarks"), dict):
-        return []
-    protocol = protocol_of(name)
-    model = str(result.get("run") or result.get("model") or "")
-    settings = ", ".join(_settings(result))
-    return [
-        Measure(
-            model,
-            protocol.title,
-            benchmark,
-            measured.title,
-            measured.value,
-            measured.chance,
-            measured.interval,
-            measured.n,
-            measured.unit,
-            settings,
-            str(numbers.get("note") or ""),
-        )
-        for benchmark, numbers in result["benchmarks"].items()
-        for measured in protocol.measured(numbers, result.get("scorer") == "pooled")
-    ]
-
-
-def _settings(result: dict[str, Any]) -> Iterable[str]:
-    """Yield what models have to have in common to be compared."""
-    yield from (f"{name} {value}" for name, value in result.get("settings", {}).items() if value != "")
-    yield f"{result['image_size']} px" if result.get("image_size") else "pictures in their own shapes"
-    yield str(result.get("scorer"))
-    if result.get("precision", "fp32") != "fp32":
-        yield str(result["precision"])
-
-
-def as_text(found: Sequence[Measure], form: str = "text") -> str:
-    """Return the table. Where models differ in them, prompts, image size and scorer of each follow below it."""
-    models = list(dict.fromkeys(m.model for m in found))
-    rows = list(dict.fromkeys((m.protocol, m.benchmark, m.measure) for m in found))
-    cells = {(m.protocol, m.benchmark, m.measure, m.model): m for m in found}
-    lines = []
-    for protocol, benchmark, measure in rows:
-        row_cells = [cells.get((protocol, benchmark, measure, model)) for model in models]
-        first = next(m for m in row_cells if m is not None)
-        chance = shown(first.chance, first.unit) if first.chance is not None else "–"
-        line = [Shown(measure), Shown(f"{first.n:,}"), Shown(chance), *map(_shown, row_cells)]
-        lines.append(Line(f"{benchmark} ({protocol})", line))
-    heads = [Head("measure", words=True), *map(Head, ("images", "chance", *models))]
-    records = [_record(measure) for measure in found]
-    notes = list(dict.fromkeys(f"{m.benchmark} ({m.protocol}): {m.note}" for m in found if m.note))
-    notes += _differences(found)
-    return render(Grid(heads, lines, notes=notes, corner="benchmark", whole=True, records=records), form).rstrip("\n")
-
-
-def _shown(measure: Measure | None) -> Shown:
-    if measure is None:
-        return Shown("–")
-    value, *ends = (shown(number, measure.unit) for number in (measure.value, *(measure.interval or ())))
-    return Shown(value, f"[{', '.join(ends)}]" if ends else "")
-
-
-def _record(measure: Measure) -> dict[str, Any]:
-    """Return a measure as a line of the CSV, which has one for each model, in fractions."""
-    low, high = measure.interval or (None, None)
-    record = measure._asdict()
-    del record["interval"], record["note"]
-    return {**record, "ci95_low": low, "ci95_high": high}
-
-
-def _differences(found: Sequence[Measure]) -> list[str]:
-    """Return the settings of each model on the benchmarks where models were not evaluated alike."""
-    notes = []
-    for protocol, benchmark in dict.fromkeys((m.protocol, m.benchmark) for m in found):
-        settings = {m.model: {"": m.settings} for m in found if (m.protocol, m.benchmark) == (protocol, benchmark)}
-        notes += [f"{benchmark} ({protocol}): {said}" for _, said in differing(settings)]
-    return notes
 
 
 def with_files(arguments: Sequence[str]) -> list[str]:

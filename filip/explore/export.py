@@ -4,7 +4,7 @@ images=demo_scenes_new root=DIR out=explore.html``.
 It opens from disk and needs no server: thumbnails and 8-bit image tokens are inside, and the page itself computes the
 late interaction of a text with all images, every token with every patch. The towers of small models are inside as well
 (:mod:`filip.explore.towers`), so that it takes any text and any picture. Where they are not, it has the tokens of its
-captions, and any other text needs ``filip explore serve``.
+captions and takes no other text.
 """
 
 from __future__ import annotations
@@ -36,7 +36,6 @@ SCRIPTS = (
     "towers.js",
     "pixels.js",
     "feed_static.js",
-    "feed_live.js",
     "pictures.js",
     "panel.js",
     "search.js",
@@ -76,7 +75,7 @@ def main(config: ExplorerExport) -> None:
     if towers.missing and not gallery.texts:
         raise UserError(
             f"images={config.images} come without captions, and this page cannot encode a text ({towers.missing}): "
-            "give texts=FILE, one a line, or take `filip explore serve`"
+            "give texts=FILE, one a line"
         )
     takes = f"its own captions only: {towers.missing}" if towers.missing else "any text and any picture"
     write_page(config.out, data, takes)
@@ -155,7 +154,6 @@ def static_data(gallery: Gallery, towers: PageTowers) -> dict[str, Any]:
     ranks = own_ranks(gallery, texts)
     data = {
         **common_data(gallery),
-        "live": False,
         # of the captions with which the last model finds their own picture, the one that the first model ranks worst
         "opening": max(ranks, key=lambda text: (ranks[text][-1] == 0) * ranks[text][0], default=0),
         "thumbnails": [base64.b64encode(data).decode("ascii") for data in gallery.thumbnails],
@@ -173,7 +171,7 @@ def static_data(gallery: Gallery, towers: PageTowers) -> dict[str, Any]:
 
 
 def common_data(gallery: Gallery) -> dict[str, Any]:
-    """Return the data of both feeds: the title, the texts to choose from, and the things on each image."""
+    """Return the page's data without its models: the title, the texts to choose from, and the things on each image."""
     return {
         "title": gallery.title,
         "texts": gallery.texts,
@@ -221,10 +219,9 @@ def _model_data(viewer: Viewer, features: ViewedImages, texts: list[ViewedText],
     return data
 
 
-def page(data: dict[str, Any], live: bool = False) -> str:
-    """Return the whole page, which loads nothing: its content security policy allows its own parts, the pictures inside
-    it and, in live mode, the server that it came from. data: see :func:`static_data` and :mod:`filip.explore.app`.
-    """
+def page(data: dict[str, Any]) -> str:
+    """Return the whole page, which loads nothing: its content security policy allows its own parts and the pictures
+    inside it. data: see :func:`static_data`."""
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
     parts = {
         "style": resources.page_style() + (ASSETS / "style.css").read_text(encoding="utf-8"),
@@ -234,7 +231,7 @@ def page(data: dict[str, Any], live: bool = False) -> str:
     }
     frame = (ASSETS / "page.html").read_text(encoding="utf-8")
     whole = re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], frame)
-    return resources.sealed(whole, "data: 'self'" if live else "data:", "'self'" if live else "'none'")
+    return resources.sealed(whole)
 
 
 if __name__ == "__main__":

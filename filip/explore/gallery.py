@@ -109,7 +109,7 @@ class Viewer:
 
 @dataclass
 class GalleryOptions:
-    """Options of page and server: the models and images to show."""
+    """Options of the page: the models and images to show."""
 
     models: list[str] = option(MISSING, "one to three models, shown side by side: .safetensors files or open_clip:…")
     labels: list[str] = option([], "names of the models in the page; the files' names if empty")

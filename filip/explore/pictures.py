@@ -52,8 +52,7 @@ class IndexedPictures(SetPictures):
 
     def stored(self, model: str) -> dict[str, Tensor]:
         """Return the tokens of unchanged images; none from another model, or if they are rounded."""
-        exact = self.about.dtype == "float32" and self.about.pool == 1
-        as_here = exact and self.about.fit == "crop" and not self.about.tokens
+        as_here = self.about.dtype == "float32" and self.about.fit == "crop" and not self.about.tokens
         if not as_here or weights_of(model) != self.about.weights:
             return {}
         index = Index.open(self.index)

@@ -2,7 +2,7 @@
 
     filip export to=safetensors model=runs/a out=a.safetensors     # plain float32 of the newest checkpoint
     filip export to=hf model=a.safetensors out=exported/a          # a folder for transformers
-    filip export to=onnx variants=[int8] data=photos model=a.safetensors out=exported/a-onnx
+    filip export to=onnx model=a.safetensors out=exported/a-onnx
 
 docs/models.md shows how each format is loaded.
 """
@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from filip.command import MISSING, option, run_command
 from filip.errors import UserError, first_line
 from filip.export.formats import FORMATS
-from filip.export.onnx_folder import VARIANTS, write_onnx
 from filip.files import check_output
 from filip.progress import say
 from filip.runs.source import read_source
@@ -29,29 +28,17 @@ class Export:
     )
     out: str = option(MISSING, "what to write: a file (safetensors, compact), else a folder that does not exist yet")
     to: str = option("safetensors", f"format: {', '.join(FORMATS)}", choices=tuple(FORMATS))
-    variants: list[str] = option(
-        [], f"with to=onnx: smaller graphs in addition to the float32 ones: {', '.join(VARIANTS)}"
-    )
-    data: str | None = option(
-        None, "with to=onnx: pictures with captions, or a card, on which the recall lost by the variants is measured"
-    )
-    root: str = option(".", "folder below which the data set of a card lies")
     push: str = option("", "upload the folder to this repository of the hub, too: OWNER/NAME")
 
 
 def export(config: Export) -> None:
     """Write a trained model, a run or a checkpoint in a format that other tools read."""
-    if config.to != "onnx" and (config.variants or config.data):
-        raise UserError(f"variants= and data= are for to=onnx; to={config.to} has only one form")
     chosen = FORMATS[config.to]
     check_output("out", config.out, chosen.out)
     if config.push:
         check_push(config.push, chosen.out)
     source = read_source(config.model)
-    if config.to == "onnx":
-        write_onnx(source, config.out, config.variants, config.data, config.root)
-    else:
-        chosen.write(source, config.out)
+    chosen.write(source, config.out)
     parameters = sum(p.numel() for p in source.model.parameters())
     say(f"wrote {config.out} ({config.to}): {parameters:,} parameters of {source.origin}")
     if config.push:

@@ -17,9 +17,9 @@ from filip.train.losses import TERMS, resolve_weights
 from filip.train.provenance import NOT_LEARNING, flat
 
 
-def write_card(folder: Path, source: ModelSource, library: str, use: str, more: str = "") -> None:
-    """Write README.md, and the attribution that has to be passed on with the weights. more: Markdown at its end."""
-    (folder / "README.md").write_text(model_card(source, library, use) + more, encoding="utf-8")
+def write_card(folder: Path, source: ModelSource, library: str, use: str) -> None:
+    """Write README.md, and the attribution that has to be passed on with the weights."""
+    (folder / "README.md").write_text(model_card(source, library, use), encoding="utf-8")
     for file in source.attributions:
         shutil.copyfile(file, folder / file.name)
 

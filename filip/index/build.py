@@ -19,7 +19,7 @@ from filip.command import MISSING, option, run_command
 from filip.device import best_precision, resolve
 from filip.errors import UserError
 from filip.eval.encoders import stacked
-from filip.eval.fit import WITH_A_GRID
+from filip.eval.fit import FITS
 from filip.eval.scorer import Scorer, load_scorer
 from filip.files import locked
 from filip.index.store import About, Index
@@ -41,11 +41,10 @@ class Build:
     images: str = option(MISSING, "folder of images, searched recursively; or a set with captions")
     out: str = option(MISSING, "folder of the index", writes="store")
     dtype: str = option("int8", "type of the stored tokens: float32, float16 or int8", choices=DTYPES)
-    pool: int = option(4, "average similar tokens of an image until one in so many is left; 1 = keep all", at_least=1)
     batch_size: int = option(64, "images encoded, and written, at a time", at_least=1)
     threads: int = option(2, "threads that decode images", at_least=1)
     tokens: bool = option(False, "index a pooled model token-wise: every patch by its own projection")
-    fit: str = option("crop", "pictures that are not square: crop = their centre, pad = whole", choices=WITH_A_GRID)
+    fit: str = option("crop", "pictures that are not square: crop = their centre, pad = whole", choices=FITS)
     forget: bool = option(
         False, f"forget images that are gone even if they are more than {FEW} and {FORGOTTEN:.0%} of the index"
     )
@@ -147,7 +146,6 @@ def _opened(config: Build, scorer: Scorer, out: Path) -> Index:
         images=str(Path(config.images).resolve()),
         tokens=config.tokens,
         fit=config.fit,
-        pool=config.pool,
     )
     if not (out / "about.json").is_file():
         return Index.create(out, about)
@@ -164,7 +162,7 @@ def _difference(old: About, new: About) -> str:
         if old.model != new.model:
             return f"was made by the model {old.model}, not {new.model}"
         return f"was made by {old.model} as it was then, and the file has changed since"
-    for key in ("image_size", "dtype", "pool", "tokens", "fit"):
+    for key in ("image_size", "dtype", "tokens", "fit"):
         if getattr(old, key) != getattr(new, key):
             return f"was made with {key}={getattr(old, key)}, not {getattr(new, key)}"
     return ""

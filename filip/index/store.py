@@ -27,9 +27,9 @@ from torch import Tensor
 from filip.errors import UserError, first_line
 from filip.eval.scorer import Scorer, Texts
 from filip.files import naming, nothing_at, write_json
-from filip.index.tokens import DTYPES, pooled, quick_scores, restored, rounded, token_type
+from filip.index.tokens import DTYPES, quick_scores, restored, rounded, token_type
 
-FORMAT = 4
+FORMAT = 5
 PATIENCE = 30.0  # seconds to wait for another process to end its transaction
 BLOCK = 64 << 20  # bytes of float32 tokens that are scored at a time
 RERANKED = 1000  # images that are scored exactly, if there are more and their tokens are int8
@@ -45,8 +45,7 @@ class About:
     """How an index was made.
 
     weights: SHA-256 of the model's file or files, or its name if it has none. tokens: a pooled model was
-    indexed token-wise. fit: how pictures were made square, see :mod:`filip.eval.fit`. pool:
-    similar tokens of an image are averaged until one in so many is left.
+    indexed token-wise. fit: how pictures were made square, see :mod:`filip.eval.fit`.
     """
 
     model: str
@@ -58,7 +57,6 @@ class About:
     images: str
     tokens: bool = False
     fit: str = "crop"
-    pool: int = 1
     format: int = FORMAT
 
     def made(self) -> str:
@@ -202,8 +200,6 @@ class Index:
             features = features[:, None]
         alike = bool(features.any(-1).all())  # else rows of zeros are padding of images in shapes of their own
         parts = [features] if alike else [image[image.any(-1)][None] for image in features]
-        if self.about.pool > 1 and features.shape[1] > 1:
-            parts = [pooled(part, max(1, part.shape[1] // self.about.pool)) for part in parts]
         longest = max(self._an_image, *(part.shape[1] for part in parts))
         values = np.concatenate([_lengthened(rounded(part, self.about.dtype), longest) for part in parts])
         if self._rows and longest > self._an_image:

@@ -1,11 +1,9 @@
-"""Make the tokens of images small: similar ones averaged, each rounded to 8 bits; and score them all at once."""
+"""Round the tokens of images to 8 bits, and score them all at once."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from scipy.cluster.hierarchy import fcluster, linkage
 from torch import Tensor
 
 DTYPES = ("float32", "float16", "int8")
@@ -36,23 +34,6 @@ def restored(stored: np.ndarray) -> Tensor:
     if "scale" in (stored.dtype.names or ()):
         values *= stored["scale"][..., None]
     return torch.from_numpy(values)
-
-
-def pooled(tokens: Tensor, count: int) -> Tensor:
-    """Average similar tokens of each image (Ward's clusters), as ColBERT's token pooling does.
-
-    tokens: float32 [n, n1, d]. Returns ``count`` unit vectors an image, [n, count, d], some repeated if there are fewer
-    clusters.
-    """
-    means = torch.empty(len(tokens), count, tokens.shape[2])
-    for n, image in enumerate(tokens):
-        places = np.zeros(len(image), int)
-        if count > 1:
-            places = fcluster(linkage(image.numpy(), "ward"), count, "maxclust") - 1
-        sums = torch.zeros(int(places.max()) + 1, image.shape[1])
-        sums.index_add_(0, torch.from_numpy(places.astype(np.int64)), image)
-        means[n] = sums[torch.arange(count) % len(sums)]
-    return F.normalize(means, dim=-1)  # all at once: a small operation waits for its threads
 
 
 def quick_scores(stored: np.ndarray, words: Tensor) -> Tensor:

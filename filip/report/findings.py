@@ -17,7 +17,7 @@ from filip.report.table import Cell, Row, Table, chance_text, difference, interv
 from filip.study import Study
 from filip.table_writer import Grid, Head, Line, Shown, words
 
-ALL_ROWS = ("component_ablation", "recipes")  # compare all rows with the first, however many there are
+ALL_ROWS = ("component_ablation",)  # compare all rows with the first, however many there are
 FEW_ROWS = 3
 COLUMNS = (
     *("area", "measure", "chance", "base", "base_run", "base_value", "row", "run", "value", "low", "high"),

@@ -129,10 +129,10 @@ def page_style() -> str:
     return Path(__file__).with_name("page.css").read_text(encoding="utf-8")
 
 
-def sealed(page: str, images: str = "data:", connect: str = "'none'") -> str:
+def sealed(page: str) -> str:
     """Return a page with a content security policy: it runs its own scripts, by their hashes, and asks nobody.
 
-    Attributes ``style=`` are allowed, which figures have. images, connect: whence pictures may come, and whom it asks.
+    Attributes ``style=`` are allowed, which figures have, and pictures inside the page.
     """
     hashes = {
         tag: " ".join(
@@ -144,7 +144,7 @@ def sealed(page: str, images: str = "data:", connect: str = "'none'") -> str:
     }
     policy = (
         f"default-src 'none'; script-src {hashes['script']}; style-src-elem {hashes['style']}; "
-        f"style-src-attr 'unsafe-inline'; img-src {images}; connect-src {connect}"
+        f"style-src-attr 'unsafe-inline'; img-src data:; connect-src 'none'"
     )
     meta = f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
     return re.sub(r'<meta charset="utf-8">', lambda found: found[0] + meta, page, count=1)

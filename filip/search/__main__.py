@@ -16,7 +16,7 @@ import torch
 from filip.command import MISSING, option, run_command
 from filip.errors import UserError
 from filip.eval.encoders import FilipEncoder
-from filip.eval.fit import WITH_A_GRID
+from filip.eval.fit import FITS
 from filip.eval.scorer import Scorer, load_scorer
 from filip.eval.text_tokens import CHOICES
 from filip.explore.names import NothingKnownError, listed, unknown_words
@@ -27,7 +27,7 @@ from filip.progress import say
 from filip.rgb import IMAGE_FILES, UNDECODABLE, upright_size
 from filip.runs.saved_files import weights_of
 from filip.search.hits import boxes, write_hits
-from filip.search.ranking import RANKED_AGAIN, Ranked, Ranking, is_picture, query_of, rank
+from filip.search.ranking import Ranked, Ranking, is_picture, query_of, rank
 
 DEFAULT_MODEL = "emoji"
 
@@ -38,11 +38,6 @@ class Search:
     text: str = option(MISSING, "text to look for, or the file of a picture to find others like it; the second")
     without: list[str] = option([], "texts to leave out, e.g. without=[snow,people]")
     count: int = option(10, "pictures to list", at_least=1)
-    again: int = option(
-        RANKED_AGAIN,
-        "best pictures that are read again and ranked by all of their patches; fewer are faster, 0 gives no places",
-        at_least=0,
-    )
     least: float | None = option(
         None,
         "list only pictures that stand out by so many deviations (default: all, if the best stands out more than most "
@@ -55,7 +50,7 @@ class Search:
     text_tokens: str = option(
         "content", "tokens that count: content = of words that name something, without_ends, all", choices=CHOICES
     )
-    fit: str = option("pad", "pictures that are not square: pad = whole, crop = their centre", choices=WITH_A_GRID)
+    fit: str = option("pad", "pictures that are not square: pad = whole, crop = their centre", choices=FITS)
     index: str | None = option(
         None,
         "where the index of a folder is kept (default: in the user's cache); an existing one keeps its fit",
@@ -80,7 +75,7 @@ def main(config: Search) -> None:
         scorer.encoder.dtype = torch.float32  # pictures indexed in 16 bits are ranked in 32
     try:
         query = query_of(scorer, config.text, config.text_tokens)
-        ranking = rank(index, scorer, query, config.without, config.text_tokens, config.again)
+        ranking = rank(index, scorer, query, config.without, config.text_tokens)
     except NothingKnownError as error:
         ranking, nothing = Ranking([], math.inf), str(error)
     else:
@@ -150,7 +145,7 @@ def _of_folder(config: Search) -> tuple[Index, Scorer]:
     build = Build(model, config.images, str(out), tokens=config.tokens, fit=config.fit, device=config.device)
     if (out / "about.json").is_file():  # it stays as it was made
         about = Index.open(out).about
-        stored = ("dtype", "pool", "tokens", "fit")
+        stored = ("dtype", "tokens", "fit")
         build = replace(build, **{name: getattr(about, name) for name in stored})
     scorer = scorer_of(build)
     if not config.update and (out / "about.json").is_file():
@@ -181,14 +176,14 @@ def _described(config: Search, index: Index, scorer: Scorer, hit: Ranked, rankin
     file = Path(folder) / hit.path
     entry: dict[str, Any] = {"path": hit.path, "file": str(file), "score": hit.score}
     entry["stands_out"] = hit.stands_out
-    with_places = config.where and not config.paths and hit.stands_out >= ranking.bound and hit.path in ranking.tokens
+    with_places = config.where and not config.paths and hit.stands_out >= ranking.bound
     if not with_places or not _has_places(index, scorer) or is_picture(config.text):
         return entry
     try:
         size = upright_size(file)
     except UNDECODABLE:
         return entry  # it is in the index and no longer there, or in a larger file
-    places = boxes(scorer.encoder, config.text, ranking.tokens[hit.path], size, index.about.fit)
+    places = boxes(scorer.encoder, config.text, index.tokens_of(hit.path), size, index.about.fit)
     return entry | {"size": list(size), "words": [asdict(place) for place in places]}
 
 

@@ -1,30 +1,24 @@
-"""Rank the pictures of an index for a text or a picture, less the words to leave out, and mark those that stand out.
-
-An index stores averages of similar patches, which order pictures almost as all patches do: the best are read again, and
-ranked by all of their patches.
-"""
+"""Rank the pictures of an index for a text or a picture, less the words to leave out, and mark those that stand out."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from filip.errors import UserError
-from filip.eval.encoders import joined, stacked
+from filip.eval.encoders import stacked
 from filip.eval.scorer import Scorer, Texts
 from filip.explore.names import encode_query
 from filip.index.store import Index
 from filip.sets.pictures import read_image
 
 ENOUGH = 8  # pictures among which some can stand out
-RANKED_AGAIN = 150  # pictures of which all patches are compared: with 100, 9.4 of the ten best are the exact ones
-# Share of the distance that chance alone reaches; `python -m bench.search_words` measures its losses and refusals.
+# Share of the distance that chance alone reaches; bench/search_words.py of commit 9d223423 measured its losses.
 FOUND = 0.75
 
 
@@ -43,14 +37,10 @@ class Ranked:
 
 @dataclass
 class Ranking:
-    """All pictures, best first. bound: a picture that stands out less shows no more of the query than others do.
-
-    tokens: all patches of the best pictures, [n1, d] float32, by path.
-    """
+    """All pictures, best first. bound: a picture that stands out less shows no more of the query than others do."""
 
     hits: list[Ranked]
     bound: float
-    tokens: dict[str, Tensor] = field(default_factory=dict)
 
     def reason(self) -> str:
         """Return how many of the pictures stand out."""
@@ -86,36 +76,19 @@ def is_picture(text: str) -> bool:
         return False
 
 
-def rank(
-    index: Index,
-    scorer: Scorer,
-    query: Texts,
-    without: Sequence[str] = (),
-    tokens: str = "content",
-    again: int = RANKED_AGAIN,
-) -> Ranking:
-    """Rank all pictures of an index; ``again``: how many of the best are read again where it holds averages.
+def rank(index: Index, scorer: Scorer, query: Texts, without: Sequence[str] = (), tokens: str = "content") -> Ranking:
+    """Rank all pictures of an index.
 
     A picture in which a text of ``without`` stands out (is above the typical picture) loses as many deviations.
     """
     queries = [query, *(encode_query(scorer, text, tokens) for text in without)]
     scores = torch.stack([index.scores(scorer, texts) for texts in queries])
     median, deviation = typical(scores)
-    paths = index.paths
-    best = _distance((scores - median) / deviation).topk(min(again, len(index))).indices.tolist()
-    whole = _all_tokens(index, scorer, [paths[place] for place in best])
-    reread = [place for place in best if paths[place] in whole]
-    if reread and index.about.pool > 1:
-        features = torch.stack([whole[paths[place]] for place in reread])
-        for row, texts in zip(scores, queries, strict=True):
-            row[reread] = scorer.similarity(features, Texts(texts.values.float(), texts.lengths)).t2i[:, 0]
-        if len(reread) == len(index):  # averages depend on the CPU's rounding, and of few pictures the deviation does
-            median, deviation = typical(scores)
-    distances = _distance((scores - median) / deviation).tolist()
-    hits = [Ranked(*hit) for hit in zip(paths, scores[0].tolist(), distances, strict=True)]
-    first = {paths[place] for place in best}
-    hits.sort(key=lambda hit: (hit.path not in first, -hit.stands_out, hit.path))
-    return Ranking(hits, bound(len(hits)), whole)
+    standing = (scores - median) / deviation
+    distances = (standing[0] - standing[1:].clamp(min=0).sum(0)).tolist()
+    hits = [Ranked(*hit) for hit in zip(index.paths, scores[0].tolist(), distances, strict=True)]
+    hits.sort(key=lambda hit: (-hit.stands_out, hit.path))
+    return Ranking(hits, bound(len(hits)))
 
 
 def typical(scores: Tensor) -> tuple[Tensor, Tensor]:
@@ -129,10 +102,6 @@ def typical(scores: Tensor) -> tuple[Tensor, Tensor]:
     return median, (squares / below.sum(1, keepdim=True)).sqrt().clamp(min=1e-12)
 
 
-def _distance(standing: Tensor) -> Tensor:
-    return standing[0] - standing[1:].clamp(min=0).sum(0)
-
-
 def bound(count: int) -> float:
     """Return the distance below which the best of ``count`` pictures is no hit: a share of what chance reaches.
 
@@ -141,28 +110,3 @@ def bound(count: int) -> float:
     if count < ENOUGH:
         return -math.inf
     return FOUND * math.sqrt(2) * float(torch.special.erfinv(torch.tensor(1 - 1 / count, dtype=torch.float64)))
-
-
-def _all_tokens(index: Index, scorer: Scorer, paths: Sequence[str]) -> dict[str, Tensor]:
-    """Return all tokens of the pictures that still are files, encoded again where the index holds averages."""
-    if not index.about.token_wise:
-        return {}
-    if index.about.pool == 1:
-        return {path: index.tokens_of(path) for path in paths}
-
-    def pixels(path: str) -> Tensor | None:
-        try:
-            return scorer.transform(read_image(Path(index.about.images) / path))
-        except UserError:
-            return None
-
-    with ThreadPoolExecutor(2) as pool:
-        items = [(path, image) for path, image in zip(paths, pool.map(pixels, paths), strict=True) if image is not None]
-    if not items:
-        return {}
-    tokens = [scorer.encode_images(stacked([image for _, image in part])) for part in _batches(items)]
-    return dict(zip((path for path, _ in items), joined(tokens).float().cpu(), strict=True))
-
-
-def _batches(items: list[tuple[str, Tensor]], size: int = 50) -> list[list[tuple[str, Tensor]]]:
-    return [items[start : start + size] for start in range(0, len(items), size)]

@@ -20,6 +20,7 @@ from typing import Any
 from filip.command import MISSING, option, run_command
 from filip.data.cards import SourceCard, load_source
 from filip.data.engines import engine_class
+from filip.data.plan import disk_bytes
 from filip.errors import UserError
 from filip.extras import how_to_install
 from filip.files import readable
@@ -195,8 +196,6 @@ def _benchmarks(study: Study, cards: dict[str, SourceCard]) -> Iterator[Finding]
 
 
 def _disk(study: Study, cards: dict[str, SourceCard]) -> Iterator[Finding]:
-    from filip.data.plan import IN_TAR, PlanConfig, stages
-
     place = Path(study.data_dir).absolute()
     free = shutil.disk_usage(next(folder for folder in (place, *place.parents) if folder.exists())).free
     needs, unknown = 0.0, []
@@ -204,17 +203,12 @@ def _disk(study: Study, cards: dict[str, SourceCard]) -> Iterator[Finding]:
         if card.expected_count is None:
             unknown += [] if card.built_by else [source]
             continue
-        config = PlanConfig(rows=card.expected_count)
-        if study.config.get("tars"):
-            config.image_bytes = -IN_TAR  # they are in a bucket
-        planned = [stage for stage in stages(config, card) if "(" not in stage.name]
-        needs += sum(stage.disk for stage in planned) + max(stage.scratch for stage in planned)
+        needs += disk_bytes(card, card.expected_count, local_tars=not study.config.get("tars"))
     if needs > free or unknown:
         more = f", and that of {', '.join(unknown)}, whose cards state no expected_count" if unknown else ""
         yield Finding(
             "disk",
-            f"{readable(free)} are free for {study.data_dir}; the sources take about {readable(needs)}{more}. An "
-            "estimate: `filip data plan source=NAME rows=N` shows it by stage",
+            f"{readable(free)} are free for {study.data_dir}; the sources take about {readable(needs)}{more}",
             stops=False,
         )
 

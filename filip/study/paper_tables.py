@@ -38,7 +38,6 @@ TABLES: dict[str, TableKind] = {
     "selection": TableKind(("selection",), with_peers=True),
     "segmentation": TableKind(("segmentation",), with_peers=True),
     "component_ablation": TableKind(("zero_shot", "retrieval"), "table 4"),
-    "recipes": TableKind(("retrieval", "selection", "scene_pointing", "segmentation", "zero_shot")),
     "efficiency_ablation": TableKind(("zero_shot",), "table 5", rows="efficiency"),
     "model_sizes": TableKind((), rows="runs"),
     "training_settings": TableKind((), rows="trained"),

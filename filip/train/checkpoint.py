@@ -9,8 +9,6 @@ import itertools
 import os
 import random
 import shutil
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -43,29 +41,6 @@ from filip.train.result import gather_to_main
 from filip.train.training_data import refuse_changed_data
 
 
-def needs_conversion(saved: LoopState, world_size: int, zero_stage: int) -> bool:
-    """Return True if the checkpoint's slices do not fit this run, which then needs DeepSpeed's universal form.
-
-    Raises UserError where DeepSpeed cannot convert.
-    """
-    if saved.zero_stage == zero_stage and (saved.world_size == world_size or zero_stage == 0):
-        return False
-    if saved.optimizer == "muon":
-        raise UserError(
-            f"the checkpoint was saved by {saved.world_size} ranks under ZeRO-{saved.zero_stage}, and Muon's momentum "
-            "is not converted to others; resume with as many ranks and the same zero_stage, or start a new run from "
-            "its weights (filip export, then init_from=…)"
-        )
-    if 3 in (saved.zero_stage, zero_stage) and saved.zero_stage != zero_stage:
-        raise UserError(
-            f"the checkpoint was saved under ZeRO-{saved.zero_stage} and this run has zero_stage={zero_stage}: "
-            "DeepSpeed converts only within stages 1 and 2, or within 3; resume with "
-            f"zero_stage={saved.zero_stage}, or start a new run from its weights "
-            "(filip export, then init_from=…)"
-        )
-    return True
-
-
 def check_compatible(saved: LoopState, now: LoopState) -> None:
     """Raise UserError if the checkpoint belongs to another run than this one."""
     for name, why in {
@@ -83,6 +58,14 @@ def check_compatible(saved: LoopState, now: LoopState) -> None:
                 f"the checkpoint was saved with {name}={before}, this run has {after}: {why}; use the same value, "
                 "another run_dir, or resume=never"
             )
+    before, after = (saved.zero_stage, saved.world_size), (now.zero_stage, now.world_size)
+    if now.zero_stage and before != after:
+        raise UserError(
+            f"the checkpoint was saved by {saved.world_size} ranks under ZeRO-{saved.zero_stage}, and this run has "
+            f"{now.world_size} under ZeRO-{now.zero_stage}: each rank holds its own part of it; resume with as many "
+            "ranks and the same zero_stage, or start a new run from its weights (filip export, then init_from=…). "
+            "Checkpoints of engine=ddp go to any number of ranks"
+        )
 
 
 def _comparable(model: dict[str, Any]) -> dict[str, Any]:
@@ -127,34 +110,11 @@ def save_checkpoint(engine: Engine, state: LoopState, folder: Path, settings: Ch
     return final
 
 
-def load_checkpoint(engine: Engine, checkpoint: Path, ranks: Ranks, universal: Path | None = None) -> None:
+def load_checkpoint(engine: Engine, checkpoint: Path, ranks: Ranks) -> None:
     """Restore weights, optimiser, loss scale and, at the same world size, the random states."""
-    random = engine.load(checkpoint, universal)
+    random = engine.load(checkpoint)
     if len(random) == ranks.world_size:
         restore_random_states(random[ranks.rank])
-
-
-def to_universal(checkpoint: Path, ranks: Ranks) -> Path:
-    """Convert a checkpoint to DeepSpeed's universal form, for any world size, and return the path of the result.
-
-    The first rank does it, once, and writes it next to the checkpoint.
-    """
-    target = checkpoint.parent / f"universal-{checkpoint.name}"
-    with raise_together(ranks):
-        if ranks.is_main and not target.is_dir():
-            aside = checkpoint.parent / f".converting-{checkpoint.name}"
-            shutil.rmtree(aside, ignore_errors=True)
-            command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
-            command += ["--input_folder", str(checkpoint), "--output_folder", str(aside)]
-            environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-            done = subprocess.run(command, capture_output=True, text=True, env=environment)
-            if done.returncode:
-                raise UserError(
-                    f"DeepSpeed cannot convert {checkpoint} to another world size: {done.stderr.strip()[-500:]}; "
-                    "resume at the world size that saved it"
-                )
-            os.rename(aside, target)
-    return target
 
 
 def set_aside_newer(folder: Path, step: int, ranks: Ranks) -> list[str]:
@@ -213,7 +173,7 @@ def _prune(folder: Path, settings: CheckpointConfig) -> None:
         if settings.keep_every_steps and step % settings.keep_every_steps == 0:
             continue
         os.rename(path, path.with_name(f".old-{path.name}"))  # half deleted, it must not look complete
-    for path in [*folder.glob(".old-*"), *folder.glob("universal-*")]:
+    for path in folder.glob(".old-*"):
         shutil.rmtree(path, ignore_errors=True)
 
 
@@ -238,7 +198,6 @@ class Resumption:
 
     checkpoint: Path | None = None
     saved: LoopState | None = None
-    convert: bool = False  # convert it to the number of ranks or the ZeRO stage of this start
     start_again: bool = False  # the checkpoints that are there belong to an earlier training
     kept: Path | None = None  # the same training has finished: its results are in this folder
     notes: tuple[str, ...] = ()
@@ -280,8 +239,7 @@ def continue_from(resumption: Resumption, engine: Engine, state: LoopState, fold
     if resumption.checkpoint is None or resumption.saved is None:
         return list(resumption.notes)
     saved = resumption.saved
-    universal = to_universal(resumption.checkpoint, ranks) if resumption.convert else None
-    load_checkpoint(engine, resumption.checkpoint, ranks, universal)
+    load_checkpoint(engine, resumption.checkpoint, ranks)
     state.step, state.loader = saved.step, saved.loader
     state.seconds, state.processor_seconds = saved.seconds, saved.processor_seconds
     state.rollbacks, state.step_seconds = saved.rollbacks, saved.step_seconds
@@ -340,14 +298,11 @@ def _resumption(
     checkpoint: Path, saved: LoopState, state: LoopState, differences: list[str], notes: Sequence[str] = ()
 ) -> Resumption:
     check_compatible(saved, state)
-    convert = needs_conversion(saved, state.world_size, state.zero_stage)
     changes = [*differences]
     if saved.world_size != state.world_size:
         changes.append(f"{saved.world_size} ranks then, {state.world_size} now")
-    if saved.zero_stage != state.zero_stage:
-        changes.append(f"ZeRO-{saved.zero_stage} then, ZeRO-{state.zero_stage} now")
     sentence = "; ".join([f"resumed from {checkpoint} at step {saved.step}", *changes])
-    return Resumption(checkpoint, saved, convert, notes=(*notes, sentence))
+    return Resumption(checkpoint, saved, notes=(*notes, sentence))
 
 
 def _differences(saved: LoopState, state: LoopState) -> list[str]:

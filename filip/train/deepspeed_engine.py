@@ -18,7 +18,7 @@ from filip.train.config import TrainConfig
 from filip.train.engine import Batching, Engine
 from filip.train.losses import Loss
 from filip.train.optimizers import AVERAGE, OPTIMIZERS
-from filip.train.zero_layout import let_scale_fall, limit_groups, reading_universal, state_reader, without_builds
+from filip.train.zero_layout import let_scale_fall, limit_groups, state_reader, without_builds
 
 RANDOM = "random.pt"
 
@@ -109,16 +109,14 @@ class DeepSpeedEngine(Engine):
         if torch.distributed.get_rank() == 0:
             torch.save(random, folder / RANDOM)
 
-    def load(self, folder: Path, universal: Path | None = None) -> list[Any]:
-        source = universal or folder
-        with reading_universal(self.deepspeed) if universal else nullcontext():
-            loaded, _ = self.deepspeed.load_checkpoint(str(source.parent), tag=source.name)
+    def load(self, folder: Path) -> list[Any]:
+        loaded, _ = self.deepspeed.load_checkpoint(str(folder.parent), tag=folder.name)
         if loaded is None:
             raise UserError(
-                f"DeepSpeed found nothing to load in {source}; delete that folder and resume from an older one"
+                f"DeepSpeed found nothing to load in {folder}; delete that folder and resume from an older one"
             )
         self.bind(self.deepspeed)
-        random: list[Any] = [] if universal else torch.load(folder / RANDOM, weights_only=False)
+        random: list[Any] = torch.load(folder / RANDOM, weights_only=False)
         return random
 
     def whole_weights(self) -> Iterator[tuple[str, Tensor]]:

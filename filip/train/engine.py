@@ -107,8 +107,8 @@ class Engine(ABC):
         """Write weights, states and each rank's ``random`` states into a folder that exists. All ranks call."""
 
     @abstractmethod
-    def load(self, folder: Path, universal: Path | None = None) -> list[Any]:
-        """Restore what :meth:`save` wrote; return the random states, none for a ``universal`` checkpoint."""
+    def load(self, folder: Path) -> list[Any]:
+        """Restore what :meth:`save` wrote; return the random states of all ranks."""
 
     @abstractmethod
     def whole_weights(self) -> Iterator[tuple[str, Tensor]]:
@@ -140,8 +140,7 @@ class Engine(ABC):
     def bind(self, owner: Any) -> None:
         """Tell the optimiser what its tensors hold in ``owner``, a DeepSpeed engine or this; after every load, too.
 
-        Also restores the groups' own settings: DeepSpeed's universal load of ZeRO-3 gives all groups the
-        settings of the first, weight decay included.
+        Also restores the groups' own settings: a checkpoint holds those of the start that saved it.
         """
         for group, settings in zip(self.optimizer.param_groups, self.groups, strict=True):
             group.update(settings)

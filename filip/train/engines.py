@@ -58,7 +58,7 @@ class DataParallel(Engine):
             states = {"module": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "random": random}
             torch.save(states, folder / DDP_STATES)
 
-    def load(self, folder: Path, universal: Path | None = None) -> list[Any]:
+    def load(self, folder: Path) -> list[Any]:
         saved = torch.load(folder / DDP_STATES, map_location="cpu", weights_only=False)
         self.model.load_state_dict(saved["module"])
         self.optimizer.load_state_dict(saved["optimizer"])

@@ -33,12 +33,10 @@ from filip.train.checkpoint import (
     choose_checkpoint,
     continue_from,
     load_checkpoint,
-    needs_conversion,
     prepare_folder,
     save_checkpoint,
     saved_precision,
     set_aside_damaged,
-    to_universal,
     training_hash,
 )
 from filip.train.config import TrainConfig
@@ -59,7 +57,7 @@ from filip.train.step import Interval, StepMetrics, StepOutput, backward, over_r
 from filip.train.telemetry import Telemetry, say
 from filip.train.training_data import fit_to_pairs, read_manifests, training_loader
 from filip.train.warm_start import content_hash, load_initial
-from filip.train.watchdog import Limits, StallDetector, StepStatus, Watchdog
+from filip.train.watchdog import Limits, StepStatus, Watchdog
 
 UNTIMED_STEPS = 5  # the first of every start: memory is allocated and kernels are chosen in them
 MAX_ROLLBACKS = 3  # a run with watchdog.non_finite=rollback stops after so many
@@ -215,10 +213,7 @@ def open_run(
     limits = Limits(min_loss_scale=lowest)
     watchdog = Watchdog(batching.global_batch, model.config.max_logit_scale, config.precision == "fp16", limits)
     commit = start.get("commit")
-    stalls = StallDetector(ranks.rank, say)
-    return Run(
-        config, ranks, batching, engine, loss, loader, schedule, state, telemetry, watchdog, stalls, stop, commit
-    )
+    return Run(config, ranks, batching, engine, loss, loader, schedule, state, telemetry, watchdog, stop, commit)
 
 
 def take_steps(run: Run) -> None:
@@ -234,12 +229,10 @@ def take_step(run: Run, batches: Iterator[Batch], interval: Interval) -> None:
     config = run.config
     started, processor = time.perf_counter(), time.process_time()
     due = (run.state.step + 1) % config.log_every == 0 or run.state.step + 1 == run.schedule.steps
-    run.stalls.step_begins()
     skipped = run.engine.skipped_steps  # by fp16's loss scaler: the schedule waits for a step that is taken
     run.engine.set_lr(run.schedule.at(run.state.step - skipped), run.state.step)
     run.engine.time_encoding(due)
     metrics = one_step(run, batches, inspect=due)
-    run.stalls.step_ends()
     seconds = time.perf_counter() - started
     run.state.seconds += seconds
     run.state.processor_seconds += time.process_time() - processor
@@ -266,9 +259,7 @@ def one_step(run: Run, batches: Iterator[Batch], inspect: bool) -> StepMetrics:
     data_wait = 0.0
     for number in range(run.batching.accumulation):
         waiting_since = time.perf_counter()
-        run.stalls.waits_for_data(True)
         batch = next(batches)
-        run.stalls.waits_for_data(False)
         data_wait += time.perf_counter() - waiting_since
         if run.state.step == 0 and not outputs:
             progress.preview(run, batch)
@@ -347,9 +338,7 @@ def recover(run: Run, why: str) -> None:
             "optimizer.weight_decay, a lower optimizer.base_lr, or watchdog.non_finite=rollback to skip the data since"
         )
     saved = read_state(good)
-    convert = needs_conversion(saved, run.ranks.world_size, run.config.sharding)
-    universal = to_universal(good, run.ranks) if convert else None
-    load_checkpoint(run.engine, good, run.ranks, universal)
+    load_checkpoint(run.engine, good, run.ranks)
     bad, run.state.step = run.state.step, saved.step
     run.state.rollbacks += 1
     run.watchdog.reset()
@@ -363,7 +352,6 @@ def finish(run: Run) -> None:
     weights = merged(gather_to_main(run.engine, run.ranks))
     peak = run.ranks.maximum(device.peak_memory_mb(run.ranks.device))
     maps = run.loader.stream.config.feature_maps if isinstance(run.loader, PairLoader) else None
-    run.stalls.close()
     problems = progress.data_problems(run)
     median = statistics.median(run.state.step_seconds) if run.state.step_seconds else None
     if run.ranks.is_main:

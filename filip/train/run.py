@@ -18,7 +18,7 @@ from filip.train.provenance import now
 from filip.train.ranks import Ranks, StopSignal
 from filip.train.schedule import Schedule
 from filip.train.telemetry import Telemetry
-from filip.train.watchdog import StallDetector, Watchdog
+from filip.train.watchdog import Watchdog
 
 
 @dataclass
@@ -35,7 +35,6 @@ class Run:
     state: LoopState
     telemetry: Telemetry
     watchdog: Watchdog
-    stalls: StallDetector
     stop: StopSignal
     commit: str | None  # the code's, when this start began
     started: str = field(default_factory=now)

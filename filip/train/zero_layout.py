@@ -6,8 +6,7 @@ stage).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
 from importlib.metadata import version
@@ -125,42 +124,6 @@ def check_deepspeed_settings(settings: dict[str, Any]) -> None:
                 f"zero_optimization.{key}={value} does not go with LAMB: {reason}; "
                 "remove it, or choose optimizer.name=adamw"
             )
-
-
-@contextmanager
-def reading_universal(engine: Any) -> Iterator[None]:
-    """Let DeepSpeed read a universal checkpoint inside the block.
-
-    The setting is DeepSpeed's ``{"checkpoint": {"load_universal": true}}``, but for this load only: a rollback reads
-    this run's own checkpoints again. Under ZeRO-1/2 DeepSpeed's loader fails on a rank without any part of a
-    parameter group (a group of one scalar, the temperature, on two ranks). Such a rank gets a piece of length 0.
-    """
-    from deepspeed.utils.tensor_fragment import fragment_address, tensor_fragment
-
-    lent = []
-    engine._config.load_universal_checkpoint = True
-    flats = getattr(engine.optimizer, "single_partition_of_fp32_groups", [])
-    for flat, group in zip(flats, getattr(engine.optimizer, "bit16_groups", []), strict=True):
-        if group and all(parameter._hp_mapping is None for parameter in group):
-            nothing = fragment_address(start=0, numel=0)
-            group[0]._hp_mapping = tensor_fragment(
-                lp_fragment=group[0].detach().flatten()[:0],
-                lp_fragment_address=nothing,
-                hp_fragment=flat.detach()[:0],
-                hp_fragment_address=nothing,
-                gradient_dict={},
-                offload_gradient_dict={},
-                use_offload=False,
-                param_group_index=0,
-                optim_fragment={},
-            )
-            lent.append(group[0])
-    try:
-        yield
-    finally:
-        engine._config.load_universal_checkpoint = False
-        for parameter in lent:
-            parameter._hp_mapping = None
 
 
 def _whole(module: nn.Module, lamb: Lamb) -> dict[Tensor, SliceLayout]:

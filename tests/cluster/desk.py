@@ -150,13 +150,11 @@ class Desk:
     def starts(self, run: str) -> int:
         return max((line["attempt"] for line in attempts(self.run_folder(run))), default=0)
 
-    def meet(self, kind: str, rank: int, act: Callable[[], None] = lambda: None, starts: int = 1) -> None:
-        """Let a rank of the second run meet a kind of trouble.py until so many starts ended; act: what else happens."""
+    def meet_eio(self, rank: int) -> None:
+        """Let every read of a shard fail on a rank of the second run until its start has ended: trouble.py."""
         begun, place = self.starts(RUNS[1]), self.folder / "trouble"
-        place.write_text(f"{kind} {rank}")
-        act()
-        last = begun + starts - 1
-        self.wait(lambda: any(a["attempt"] == last and "outcome" in a for a in attempts(self.run_folder(RUNS[1]))))
+        place.write_text(str(rank))
+        self.wait(lambda: any(a["attempt"] == begun and "outcome" in a for a in attempts(self.run_folder(RUNS[1]))))
         place.unlink()
 
     def ranks(self, run: str) -> list[psutil.Process]:

@@ -167,7 +167,7 @@ def test_a_training_that_is_disturbed_in_every_way_ends_in_the_same_tables(desk:
     desk.slurm.wait_for(job, "RUNNING")
 
     desk.resume("shaken")
-    desk.meet("eio", rank=1)
+    desk.meet_eio(rank=1)
     (error,) = [line["error"] for line in attempts(desk.run_folder("shaken")) if "shard" in line.get("error", "")]
     assert f"rank 1 on {gethostname()}: cannot read the shard" in error and ".tar: Input/output error" in error
     desk.wait(lambda: desk.said("shaken", "resumed from") == 2)

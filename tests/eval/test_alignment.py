@@ -17,8 +17,7 @@ from filip.errors import UserError
 from filip.eval.encoders import load_encoder
 from filip.eval.picture import main as picture_command
 from filip.eval.picture import schema_of
-from filip.eval.pictures.drawing import DIM, SheetCell, draw_alignment, draw_heat, sheet
-from filip.eval.pictures.heatmap import heat_cells
+from filip.eval.pictures.drawing import DIM, SheetCell, draw_alignment, sheet
 from filip.eval.pointing import coverage
 from filip.eval.prompts import Prompt
 from filip.eval.word_patch import WordPatch, alignment_prompt, label_tokens, word_patches
@@ -128,13 +127,12 @@ def test_picture_is_opaque_with_red_where_the_label_hits_and_dimmed_with_white_e
     assert (missed.min(1) > 240).any() and not ((missed[:, 0] > 180) & (missed[:, 1] < 60)).any()
 
 
-def test_heat_map_and_sheet():
-    heat = draw_heat(square("red", 0, 0), np.array([[1.0, 0.0], [0.0, 0.0]]), 0, 1, patch=16)
-    assert heat.size == (32, 32)
-    values = np.asarray(heat).astype(int).sum(2)
-    assert values[2, 2] > values[29, 29]
+def test_a_sheet_has_rows_of_cells():
     page = sheet(
-        [SheetCell(heat, f"number {i}", [("word", (0, 0, 0))] * 30) for i in range(5)], 3, "Title", "a note " * 60
+        [SheetCell(square("red", 0, 0), f"number {i}", [("word", (0, 0, 0))] * 30) for i in range(5)],
+        3,
+        "Title",
+        "a note " * 60,
     )
     assert page.width == 3 * 320 + 4 * 26 and page.height > 2 * 320
 
@@ -175,7 +173,7 @@ def test_mistakes_are_named():
         alignment_prompt("a photo")
 
 
-def test_models_side_by_side_and_heat_maps_of_any_caption(tmp_path):
+def test_models_are_drawn_side_by_side(tmp_path):
     write_webdataset(tmp_path / "data" / "demo_fluent", None, [[f"label {i}"] for i in range(8)], masks=True)
     models = [write_model(tmp_path / f"{kind}.safetensors", kind) for kind in ("pooled", "token_wise")]
     picture = tmp_path / "side.png"
@@ -185,12 +183,6 @@ def test_models_side_by_side_and_heat_maps_of_any_caption(tmp_path):
         draw("alignment", *argv, "labels=[CLIP]")
     draw("alignment", *argv, "labels=[CLIP,FILIP]", "columns=5")
     assert Image.open(picture).width == 4 * 320 + 5 * 26  # two comparisons in a row
-    square("red", 0, 0).save(tmp_path / "red.png")
-    argv = [f"model={models[1]}", f"image={tmp_path / 'red.png'}", "caption='a red, red thing'", f"out={picture}"]
-    draw("heatmap", *argv)
-    assert Image.open(picture).width == 4 * 240 + 5 * 26
-    cells = heat_cells(load_encoder(models[1]), square("red", 0, 0), "red, thing", 100)
-    assert [cell.title for cell in cells[1:]] == ["1 red", "2 ,", "3 thing", "0 [BOS]", "4 [EOS]"]
 
 
 def test_the_heat_of_a_word_is_where_it_is():

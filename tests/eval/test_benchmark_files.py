@@ -13,12 +13,12 @@ from torch import Tensor
 
 from filip.eval.cards import load_card
 from filip.eval.encode_set import Context
+from filip.eval.measures import as_text, measures
 from filip.eval.prompts import Prompt
 from filip.eval.protocols import value_at
 from filip.eval.protocols.retrieval import retrieval_benchmark
 from filip.eval.protocols.selection import chosen, select, winoground_outcome
 from filip.eval.scorer import RANKINGS, PooledScorer
-from filip.eval.table import as_text, measures
 from tests.eval.benchmark_files import LONG, SELECTION, Reader, sugar_crepe, write_json, write_long
 
 

@@ -66,7 +66,7 @@ def test_other_weights_in_file_or_folder_make_new_numbers(folder: Path, capsys: 
         assert "made with other weights" in evaluate(folder, capsys, model=model)
 
 
-@pytest.mark.parametrize("name", ["{}", "mv:{}", "hf:{}", "onnx:{}:int8"])
+@pytest.mark.parametrize("name", ["{}", "mv:{}", "hf:{}", "declip:{}:words"])
 @pytest.mark.parametrize("run", [True, False])
 def test_a_model_in_a_folder_is_known_by_its_files(tmp_path: Path, name: str, run: bool) -> None:
     """Also where sizes and times are equal, as archives leave them. A run folder is what is read of it."""

@@ -72,8 +72,8 @@ def test_retrieval_index_and_search_rank_as_the_library_does(
 
     table.unlink()
     common = [f"model={model}", f"images={tmp_path}", "batch_size=2", "fit=pad" if "colpali" in model else "fit=crop"]
-    for name, how in {"exact": ["pool=1", "dtype=float32"], "small": ["pool=2"]}.items():
-        index = tmp_path / "indexes" / name  # the small one averages tokens, so that the best are read again
+    for name, how, tolerance in (("exact", ["dtype=float32"], 1e-5), ("small", [], 0.02)):
+        index = tmp_path / "indexes" / name
         run_command(build, Build, argv=[*common, f"out={index}", *how])
         for text, scores in zip(TEXTS[:3], theirs.T, strict=False):
             capsys.readouterr()
@@ -82,13 +82,9 @@ def test_retrieval_index_and_search_rank_as_the_library_does(
             )
             hits = {Path(hit["path"]).stem: hit["score"] for hit in json.loads(capsys.readouterr().out)["hits"]}
             result = torch.tensor([hits[str(n)] for n in range(9)])
-            torch.testing.assert_close(result, scores, atol=1e-5, rtol=0)
+            torch.testing.assert_close(result, scores, atol=tolerance, rtol=0)
 
 
 def test_what_is_made_for_squares_is_refused(model: str) -> None:
     with pytest.raises(UserError, match="image_size= cannot be changed"):
         load_encoder(model, image_size=640)
-    if not load_encoder(model).image_size:
-        for fit in ("tiles", "box"):
-            with pytest.raises(UserError, match="in its own shape"):
-                load_encoder(model, fit=fit)

@@ -50,7 +50,7 @@ def test_the_patch_scores_pairs_by_a_models_own_similarity(tmp_path: Path, monke
     evaluator = Path("mteb/_evaluators/image/imagetext_pairclassification_evaluator.py")
     (tmp_path / evaluator).parent.mkdir(parents=True)
     shutil.copy(Path(mteb.__file__).parent.parent / evaluator, tmp_path / evaluator)
-    patch = Path(__file__).parents[2] / "contrib" / "mteb.patch"
+    patch = Path(__file__).with_name("mteb.patch")
     subprocess.run(["git", "apply", str(patch)], cwd=tmp_path, check=True)
 
     write_multi_vector(read_source(write_model(tmp_path / "m.safetensors")), str(tmp_path / "exported"))

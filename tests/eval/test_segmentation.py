@@ -1,4 +1,4 @@
-"""Dense protocols: each patch's class against maps of classes, and boxes cut out of images."""
+"""Dense protocols: each patch's class against maps of classes."""
 
 import json
 from pathlib import Path
@@ -12,13 +12,12 @@ from torch import Tensor
 
 from filip.errors import UserError
 from filip.eval.cards import load_card
-from filip.eval.encode_set import Context
 from filip.eval.formats import open_set
 from filip.eval.prompts import Prompt
 from filip.eval.protocols.segmentation import intersection_over_union, segment
 from tests.eval.miniature import run_protocol, write_model
 from tests.eval.test_alignment import COLOURS, ColourBlind
-from tests.eval.test_own_data import Reader, save
+from tests.eval.test_own_data import save
 
 CARD = """
 name: squares
@@ -140,33 +139,3 @@ def test_the_usual_sets_through_their_cards(tmp_path: Path, name: str, classes: 
     (folder / options["maps"] / "a.png").unlink()
     with pytest.raises(UserError, match=r"a\.png is missing|has no maps"):
         open_set(card, tmp_path)
-
-
-@pytest.mark.parametrize("name", ["coco_boxes", "lvis_boxes"])
-def test_boxes_are_cut_out_and_classified(tmp_path: Path, name: str) -> None:
-    from filip.eval.protocols.zero_shot import zero_shot_task
-    from filip.eval.scorer import PooledScorer
-
-    card = load_card(name)
-    categories = [{"id": 3, "name": "seven_7"}, {"id": 1, "name": "five 5"}]
-    images, annotations = [], []
-    for number, colour in enumerate((7, 5, 7)):
-        place = (
-            {"file_name": f"{number}.jpg"} if name == "coco_boxes" else {"coco_url": f"http://c/val2017/{number}.jpg"}
-        )
-        images.append({"id": number, **place})
-        save(tmp_path / "coco" / "val2017" / f"{number}.jpg", colour, (8, 4, 16, 20))
-        annotations.append(
-            {"id": 10 + number, "image_id": number, "category_id": 3 if colour == 7 else 1, "bbox": [8.2, 4, 16, 20]}
-        )
-    annotations.append({**annotations[0], "id": 99, "iscrowd": 1, "bbox": [0, 0, 32, 32]})
-    file = tmp_path / "coco" / card.layout.options["annotations"]
-    file.parent.mkdir(parents=True)
-    file.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
-
-    class Names(Reader):
-        def encode_texts(self, texts):  # type: ignore[no-untyped-def]
-            return super().encode_texts([text.replace("-", " ") for text in texts])
-
-    result = zero_shot_task(PooledScorer(Names()), card, [Prompt("a ", "")], context=Context(str(tmp_path)))  # type: ignore[arg-type]
-    assert (result["n"], result["classes"], result["top1"]) == (3, 2, 1)

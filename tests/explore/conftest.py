@@ -23,7 +23,6 @@ CAPTIONS = [
 
 # Texts that the page was not made for; a model of it has learned all their words but one.
 UNHEARD = "a zeppelin over the river"
-SERVED = "a text that no caption has"
 FREE = ["a RED  boat,  on the old river", "it’s naïve &amp; “fine” 2026!", "слон и 漢字 🎉", "black cats " * 40]
 
 
@@ -44,7 +43,7 @@ class Prepared:
         ]
         for path in self.models:
             model = load_model(path)
-            teach(model, [*FREE, *CAPTIONS, SERVED])
+            teach(model, [*FREE, *CAPTIONS])
             save_model(path, model)
         self.pictures = write_webdataset(folder / "demo_scenes_new", None, [[c] for c in CAPTIONS])
         self.options = [

@@ -149,7 +149,7 @@ def test_a_page_without_the_models_says_what_a_new_text_needs(browser: Browser, 
     visit = Visit(browser, out.as_uri())
     visit.page.fill("#text", "a caption that nobody wrote")
     visit.page.keyboard.press("Enter")
-    expect(visit.page.locator("#message")).to_contain_text("filip explore serve")
+    expect(visit.page.locator("#message")).to_contain_text("needs a model")
     assert visit.state("text") == CAPTIONS[0] and not visit.page.locator("#upload").is_visible()
     visit.page.close()
 

@@ -20,6 +20,7 @@ from filip.explore.gallery import Viewer
 from filip.explore.names import encode_query, named_things
 from filip.explore.outlines import outlines
 from filip.explore.packing import pack
+from filip.explore.pictures import open_pictures
 from late_interaction import score
 from tests.eval.miniature import picture, write_model
 from tests.explore.conftest import CAPTIONS, Prepared
@@ -163,3 +164,17 @@ def test_an_outline_encloses_what_is_in_the_mask_of_the_middle_square() -> None:
         drawn = ImageChops.logical_xor(drawn, one)
     assert len(re.findall("M", result["spots"])) > 5
     assert (np.asarray(drawn)[4::8, 4::8] == inside[:, 16:80]).all(), "the middle of every cell"
+
+
+def test_a_folder_is_never_left(tmp_path: Path) -> None:
+    inside = tmp_path / "photos"
+    (inside / ".hidden").mkdir(parents=True)
+    picture(1).save(inside / "a.png")
+    picture(2).save(tmp_path / "secret.png")
+    picture(3).save(inside / ".hidden" / "h.png")
+    (tmp_path / "secret.txt").write_text("a password")
+    (inside / "link.png").symlink_to(tmp_path / "secret.png")
+    (inside / "up").symlink_to(tmp_path)
+    (inside / "a.txt").symlink_to(tmp_path / "secret.txt")
+    results = list(open_pictures(str(inside), None, None))
+    assert [(one.key, one.captions) for one in results] == [("a.png", [])]

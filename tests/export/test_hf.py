@@ -257,7 +257,7 @@ def test_the_card_tells_of_the_training_beside_the_weights(saved: Callable[..., 
     config = {
         "run": "squares",
         "optimizer": {"name": "adamw", "base_lr": 0.5},
-        "loss": {"token_wise": 1.0, "pooled": 0.0, "sparc": 0.5, "of another package": 1.0},
+        "loss": {"token_wise": 1.0, "pooled": 0.0, "sigmoid": 0.5, "of another package": 1.0},
         "data": {"sources": [{"shards": "results/cc3m/shards", "weight": 2.0}]},
     }
     result = {"run": "squares", "config": config, "steps": 12, "pairs": 3456, "epochs": 1.5, "commit": "abc"}

@@ -20,7 +20,7 @@ def write_images(folder: Path, count: int, first: int = 0) -> None:
         Image.fromarray(pixels).resize((60, 48), Image.Resampling.NEAREST).save(folder / f"photo #{n}.png")
 
 
-EXACT = ("dtype=float32", "pool=1")
+EXACT = ("dtype=float32",)
 
 
 def build_index(folder: Path, model: str, *more: str) -> None:

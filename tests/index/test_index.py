@@ -94,12 +94,12 @@ def test_half_precision_takes_half_the_bytes_and_finds_nearly_the_same(tmp_path:
     index.close()
 
 
-def test_by_default_similar_patches_are_averaged_and_rounded(tmp_path: Path) -> None:
-    model = index_of(tmp_path, 10, "dtype=int8", "pool=4")
+def test_by_default_all_patches_are_rounded_to_8_bits(tmp_path: Path) -> None:
+    model = index_of(tmp_path, 10, "dtype=int8")
     index = Index.open(tmp_path / "index")
     (path, tokens), *_ = index.tokens()
     whole = load(model, device="cpu").encode_images([str(tmp_path / "photos" / path)])[0]
-    assert len(tokens) == len(whole) // 4
+    assert torch.allclose(tokens, whole, atol=0.01) and not torch.equal(tokens, whole)
     assert torch.allclose(tokens.norm(dim=-1), torch.ones(len(tokens)), atol=1e-5)
     index.close()
 
@@ -150,9 +150,9 @@ def test_mistakes_are_told_in_a_sentence(built: tuple[Path, str], tmp_path: Path
 @pytest.mark.parametrize(
     ("file", "content"),
     [
-        ("about.json", '{"format": 4'),
-        ("about.json", '{"format": 4}'),
-        ("about.json", '{"format": 4, "images": 5}'),
+        ("about.json", '{"format": 5'),
+        ("about.json", '{"format": 5}'),
+        ("about.json", '{"format": 5, "images": 5}'),
         ("images.sqlite", None),
         ("images.sqlite", "no database, however long it may be" * 99),
         ("tokens-0.bin", None),
@@ -172,7 +172,7 @@ def test_a_damaged_index_is_refused(built: tuple[Path, str], tmp_path: Path, fil
 
 
 def test_an_edited_index_and_a_flipped_bit_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    model = index_of(tmp_path, 9, "dtype=int8", "pool=4")
+    model = index_of(tmp_path, 9, "dtype=int8")
     tokens = tmp_path / "index" / "tokens-0.bin"
     stored = bytearray(tokens.read_bytes())
     stored[len(stored) // 2] ^= 4
@@ -180,7 +180,7 @@ def test_an_edited_index_and_a_flipped_bit_are_told(tmp_path: Path, capsys: pyte
     searched = search.Search(images=str(tmp_path / "index"), text="a", device="cpu")
     with pytest.raises(UserError, match=r"tokens of 1 images in .*index are damaged, such as photo #\d.png: "):
         search.main(searched)
-    build_index(tmp_path, model, "dtype=int8", "pool=4")
+    build_index(tmp_path, model, "dtype=int8")
     assert "9 images; 1 encoded, 8 already there" in capsys.readouterr().err
     about = tmp_path / "index" / "about.json"
     about.write_text(re.sub(r'"dim": \d+', '"dim": 8', about.read_text()))
@@ -286,7 +286,7 @@ def test_photographs_of_any_number_of_pixels_are_indexed_searched_and_explored(
     model = write_model(tmp_path / "model.safetensors", "token_wise", seed=1)
     write_images(tmp_path / "photos", 8)
     Image.new("RGB", size, "red").save(tmp_path / "photos" / "large.jpg")
-    build_index(tmp_path, model, "dtype=int8", "pool=4")
+    build_index(tmp_path, model, "dtype=int8")
     assert "9 images; 9 encoded" in capsys.readouterr().err
     index, scorer = Index.open(tmp_path / "index"), load_scorer(model)
     query = query_of(scorer, str(tmp_path / "photos" / "large.jpg"))

@@ -98,7 +98,7 @@ def count(event, arguments):
 
 sys.addaudithook(count)
 model, images, out = sys.argv[1:4]
-build.main(build.Build(model, images, out, dtype="float32", pool=1, batch_size=1, device="cpu"))
+build.main(build.Build(model, images, out, dtype="float32", batch_size=1, device="cpu"))
 """
 
 

@@ -8,25 +8,12 @@ import pytest
 import yaml
 
 from filip.errors import UserError
-from filip.eval.outcomes import write_outcomes
 from filip.report.findings import findings
 from filip.report.rows.pairs import _measured
 from filip.report.table import Cell, Column, Table, average, combine, short_commit
 from filip.study import TABLES, load_study
 from filip.table_writer import FORMS, render
-from tests.report.results import (
-    EVAL,
-    STUDY,
-    cells,
-    changed,
-    outcomes,
-    recalls,
-    tables_of,
-    task,
-    training,
-    write,
-    write_tables,
-)
+from tests.report.results import EVAL, STUDY, cells, changed, recalls, tables_of, task, training, write, write_tables
 
 STUDIES = sorted((EVAL.parent / "workflow" / "config").glob("*.yaml"))
 
@@ -245,46 +232,6 @@ def test_segmentation_shows_both_shares_and_the_chance_of_a_pixel(folder):
 
 
 @pytest.mark.usefixtures("one_training_is_enough")
-def test_a_recipe_is_one_row_of_what_it_finds_and_costs_and_is_compared_with_the_first(folder):
-    benchmarks = {
-        **STUDY["eval"],
-        "selection": ["demo_select_name"],
-        "scene_pointing": ["demo_pointing"],
-        "segmentation": ["demo_segmentation"],
-    }
-    for run, value in (("clip", 0.3), ("filip", 0.6)):
-        measured = {"value": value, "chance": 0.2, "n": 500, "ci95": [value - 0.1, value + 0.1]}
-        actual = {
-            "selection": ("demo_select_name", {**measured, "mean": measured}, {"mean": value}),
-            "scene_pointing": ("demo_pointing", measured, {"right": value}),
-            "segmentation": ("demo_segmentation", {"n": 40, "miou": value / 2, "ci95": [0.1, 0.4]}, {"hit": value}),
-        }
-        for protocol, (benchmark, result, measures) in actual.items():
-            file = folder / "eval" / run / protocol / "all.json"
-            write(file, {"benchmarks": {benchmark: result}})
-            write_outcomes(file, {benchmark: outcomes(500, **measures)})
-    steps = {"orig": {**STUDY["efficiency"]["orig"]}, "late": {"label": "late", "accuracy_of": "filip"}}
-    write(folder / "efficiency" / "late.json", training("late", folder, 0.6, 450.0))
-    study = changed(folder, "recipes", eval=benchmarks, efficiency=steps, tables={"recipes": ["clip", "late", "filip"]})
-    table = tables_of(folder, study)["recipes"]
-    row = cells(table, STUDY["runs"]["filip"]["label"])
-    assert [row[key].value for key in ("demo_fluent_i2t_r1", "demo_select_name_mean", "demo_pointing_all")] == [
-        0.05, 0.6, 0.6,
-    ]  # fmt: skip
-    assert row["demo_segmentation_miou"].value == 0.3 and row["average"].value == pytest.approx(0.12)
-    assert [row[key].value for key in ("time_ratio", "memory_ratio")] == pytest.approx([2, 0.5])
-    less = {key: cell.less for key, cell in row.items() if cell.less}
-    assert set(less) == {
-        "demo_fluent_i2t_r1", "demo_fluent_t2i_r1", "demo_select_name_mean", "demo_pointing_all", "average",
-    }  # fmt: skip
-    assert less["demo_pointing_all"].effect == pytest.approx(0.3) and less["demo_pointing_all"].holds
-    missing = cells(table, STUDY["runs"]["late"]["label"])
-    assert all(cell.value is None and cell.reason for cell in missing.values())
-    assert missing["seconds_per_iteration"].reason == "no efficiency row"
-    actual = findings({"recipes": table})
-    assert list(actual["run"]) == ["filip"] * 2 and list(actual["finding"]) == ["better"] * 2  # R@1 both ways
-
-
 def test_the_facts_of_an_efficiency_row_are_those_of_its_training(folder):
     """The study labels the row; what it trained is in its result."""
     result = cells(tables_of(folder)["efficiency_ablation"], "late-64")

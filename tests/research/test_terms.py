@@ -9,7 +9,6 @@ import torch
 
 from filip.errors import UserError
 from filip.train.losses import TERMS, Loss, resolve_weights, resolved_settings
-from filip_research.sparc import patch_weights
 from tests.research.references import reversed_relations
 from tests.support.training import compose, losses, run_many, series, train_arguments
 from tests.train.loss_batches import random_batch, run, settings
@@ -27,14 +26,6 @@ def test_the_margin_makes_a_similar_caption_cost_more() -> None:
     with torch.no_grad():
         batch.text_vector[:] = batch.text_vector[0]
     assert float(run("hard_negatives", batch, loss=margin(0.3)).loss.detach()) > plain
-
-
-def test_sparc_gathers_only_patches_above_the_threshold() -> None:
-    axes = torch.eye(8, dtype=torch.float64)
-    word = (axes[0] + 0.9 * axes[1] + 0.1 * axes[2])[None, None]
-    weights = patch_weights(word, axes[None, :4])[0, 0]
-    assert weights.tolist() == pytest.approx([1 / 1.9, 0.9 / 1.9, 0, 0])
-    assert patch_weights(axes[None, 7:], axes[None, :4])[0, 0].tolist() == [0.25] * 4
 
 
 def test_a_setting_of_a_term_stands_with_its_weight() -> None:

@@ -53,16 +53,14 @@ def test_the_next_search_encodes_only_what_is_new(album: Path, capsys: pytest.Ca
         for scorer in [load_scorer(str(album / "model.safetensors"), fit="pad")]
         for file in (album / "photos").iterdir()
     }
-    assert scores == pytest.approx(exact, abs=1e-5), "all patches, in float32"
+    assert scores == pytest.approx(exact, abs=0.01), "all patches, in 8 bits"
     assert list(scores.values()) == sorted(scores.values(), reverse=True)
     values = np.array(list(exact.values()))
     median = np.sort(values)[(len(values) - 1) // 2]
     deviation = np.sqrt(np.mean((values[values <= median] - median) ** 2))
     expected = [(exact[Path(hit["file"]).name] - median) / deviation for hit in answer["hits"]]
     stand_out = [hit["stands_out"] for hit in answer["hits"]]
-    assert stand_out == pytest.approx(expected, abs=0.06), (
-        "among exact scores, too: the index's averages would be others"
-    )
+    assert stand_out == pytest.approx(expected, abs=0.1)
     (album / "photos" / "new.png").write_bytes((album / "photos" / "3.png").read_bytes())
     given = [f"images={album / 'photos'}", "text=a red dog", f"model={album / 'model.safetensors'}"]
     run_command(search.main, search.Search, argv=[*given, "device=cpu"])

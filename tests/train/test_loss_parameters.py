@@ -40,8 +40,6 @@ def test_they_train_under_zero_and_with_gradient_caching_as_on_one_process(squar
     overrides = (
         "max_steps=4",
         "loss.sigmoid=0.5",
-        "loss.sparc=0.5",
-        "loss.text_conditioned=0.5",
         "loss.token_wise_sigmoid=switch from 0 to 1 at step 2",
         "optimizer.warmup_steps=1",
     )
@@ -59,8 +57,6 @@ def test_they_train_under_zero_and_with_gradient_caching_as_on_one_process(squar
     assert series(tmp_path / "one", "loss_weight/token_wise_sigmoid") == [0, 0, 1, 1]
     saved = load_file(tmp_path / "one" / "model.safetensors")
     assert {float(saved[f"loss_{name}_bias"]) for name in ("sigmoid", "token_wise_sigmoid")}.isdisjoint({-10.0})
-    query = saved["loss_text_conditioned_query"][0]
-    assert float((query - query[0, 0] * torch.eye(len(query))).abs().max()) > 1e-4
     for name in ("zero1", "zero3"):
         assert losses(tmp_path / name) == pytest.approx(reference, abs=1e-4), name
         assert largest_difference(tmp_path / "one", tmp_path / name) < 2e-3, name
@@ -68,12 +64,12 @@ def test_they_train_under_zero_and_with_gradient_caching_as_on_one_process(squar
 
 @pytest.mark.slow
 def test_a_model_that_scores_by_vectors_can_train_its_tokens_too(squares: Path, tmp_path: Path) -> None:
-    """SPARC: the interaction says only how the finished model compares."""
-    sparc = ("loss.pooled=0.5", "loss.sparc=1", "max_steps=6")
+    """The interaction says only how the finished model compares."""
+    terms = ("loss.pooled=0.5", "loss.token_wise=1", "max_steps=6")
     runs = [
-        train_arguments(squares, tmp_path / "tokens", *sparc, "loss.token_wise=0"),
-        train_arguments(squares, tmp_path / "vectors", *sparc, "model.interaction=pooled"),
-        train_arguments(squares, tmp_path / "cached", *sparc, "model.interaction=pooled", "gradient_cache=6"),
+        train_arguments(squares, tmp_path / "tokens", *terms),
+        train_arguments(squares, tmp_path / "vectors", *terms, "model.interaction=pooled"),
+        train_arguments(squares, tmp_path / "cached", *terms, "model.interaction=pooled", "gradient_cache=6"),
     ]
     assert run_many(1, runs, tmp_path / "log") == [0, 0, 0]
     assert losses(tmp_path / "vectors") == losses(tmp_path / "tokens")

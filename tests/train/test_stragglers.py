@@ -1,9 +1,7 @@
-"""Who keeps a fleet waiting: the slowest rank by name, sums over ranks, loss spikes, and a step that does not end."""
-
-import threading
+"""Who keeps a fleet waiting: the slowest rank by name, sums over ranks, and loss spikes."""
 
 from filip.train.monitors import RankReport, Slowest, slowest, summed
-from filip.train.watchdog import Limits, StallDetector, StepStatus, Watchdog
+from filip.train.watchdog import Limits, StepStatus, Watchdog
 
 
 def reports(*encoding: float, data_wait: float = 0.0) -> list[RankReport]:
@@ -80,34 +78,3 @@ def test_a_loss_spike_is_a_loss_far_above_those_before() -> None:
     assert spikes([*noise, *[3.4] * 10]) == []  # within its spread
     assert spikes([8.0 - 0.05 * step for step in range(120)]) == []  # the loss falls
     assert spikes([3.0] * 10 + [9.0] * 10) == []  # too early to say
-
-
-def test_a_step_that_does_not_end_is_named_by_the_rank_that_causes_it() -> None:
-    lines = {}
-    for rank, loading in ((0, False), (1, False), (2, True)):
-        watch = StallDetector(rank, print, medians=0, at_least=10)  # without a thread
-        watch.medians = 20
-        for _ in range(6):
-            watch._seconds.append(1.0)
-        watch.step_begins()
-        watch.waits_for_data(loading)
-        begun = watch._began
-        assert begun is not None and watch.check(begun + 15) is None
-        lines[rank] = watch.check(begun + 30)
-        assert watch.check(begun + 40) is None  # once
-        watch.step_ends()
-        assert watch.check(begun + 90) is None  # between steps: a checkpoint, an evaluation
-    assert lines[1] is None  # it waits for another rank, as all do
-    assert lines[0] is not None and "no step for 30 s, 30 times the median: rank 0 on" in lines[0]
-    assert lines[2] is not None and "waits for its data" in lines[2]
-
-
-def test_the_watch_speaks_while_the_step_hangs() -> None:
-    heard = threading.Event()
-    watch = StallDetector(0, lambda line: heard.set(), medians=2, at_least=0.05)
-    for _ in range(5):
-        watch.step_begins()
-        watch.step_ends()
-    watch.step_begins()
-    assert heard.wait(30)
-    watch.close()

@@ -6,17 +6,22 @@ If it is interrupted, it ends at once and as a whole, and the same command conti
 import json
 import os
 import shutil
+import signal
 import subprocess
+import time
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pyarrow.parquet as pq
 import pytest
 import yaml
 
 from tests.support.ports import free_port
-from tests.support.processes import run_python
+from tests.support.processes import Process, run_python
 from tests.support.snakemake_runs import write_clone
 from tests.support.squares import square, write_test_set
+from workflow import one_run
 
 PHOTOS = 48
 PHOTOS_FOLDER = "my photos, it's 'mine' = $HOME; 100%"
@@ -92,16 +97,48 @@ def test_a_folder_of_one_s_own_images_becomes_tables(clone: Path, reference: Pat
     assert (results / "report.html").is_file()
 
 
+def at_work(results: Path, module: str) -> bool:
+    """Return whether a command of a module runs; of a training, whether it takes steps."""
+    logs = [log.read_text(errors="replace") for log in results.glob("logs/train/*.log")]
+    with suppress(psutil.Error):
+        running = any(module in one.cmdline() for one in one_run.processes(results))
+        return running and (module != "filip.train" or any("training:" in log for log in logs))
+    return False
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)  # two minutes on two idle cores
 def test_an_interrupted_study_continues_to_the_same_tables(clone: Path, reference: Path) -> None:
-    """Ctrl-C and the end of Snakemake here; ``python -m bench.demo_kills study=demo`` does it to the whole demo."""
+    """Ctrl-C in the training, then the end of Snakemake in the evaluation: each time nothing is left at work."""
+    results = clone / "results/photos"
+    shutil.rmtree(results)
     # one core: two threads of a rank would wait for each other while other tests have the cores
-    options = ["places=[training,evaluation]", "signals=[INT,KILL]", "in_turn=true", "cores=1", f"target=[{TABLES}]"]
-    options += [f"reference={reference}", "after=0.5", "limit=30"]  # seconds: the machine may be busy
-    done = call(clone, "bench.demo_kills", "study=photos.yaml", *options, timeout=1700)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("0 processes left") == 2 and "0 cells differ" in done.stdout
+    arguments = ["-m", "workflow.run", "photos.yaml", TABLES, "--cores", "1"]
+    variables = {**os.environ, "NO_ALBUMENTATIONS_UPDATE": "1", "PYTHONPATH": str(clone)}
+    for module in ("filip.train", "filip.eval"):
+        log = clone.parent / f"{module}.log"
+        running = Process(arguments, variables, log, cwd=clone)
+        while not at_work(results, module):
+            assert running.poll() is None, log.read_text()[-4000:]
+            time.sleep(0.1)
+        if module == "filip.train":
+            running.send_signal(signal.SIGINT)
+        else:
+            children = psutil.Process(running.pid).children()
+            next(child for child in children if "snakemake" in child.cmdline()).kill()
+        running.wait(120)
+        printed = log.read_text()
+        assert not one_run.processes(results), printed[-4000:]
+        assert "the same command continues" in printed and "Traceback" not in printed
+    done = call(clone, *arguments[1:], timeout=1700)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+    assert cells(clone / TABLES) == cells(reference)
+
+
+def cells(file: Path) -> dict[tuple[str, ...], dict]:
+    """Return the cells of all tables, by table, row and column."""
+    tables = json.loads(file.read_text())["tables"].items()
+    return {(t, r["label"], c): cell for t, table in tables for r in table["rows"] for c, cell in r["cells"].items()}
 
 
 @pytest.mark.slow

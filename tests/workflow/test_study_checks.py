@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from filip.data.cards import SourceCard
+from filip.data.plan import disk_bytes
 from filip.errors import UserError
 from filip.eval.encoders import backends
 from filip.study import Study, check
@@ -148,3 +150,8 @@ def test_a_bucket_takes_no_local_disk_and_its_lists_are_there(tmp_path: Path, mo
     here = taken()
     study["tars"] = "s3://bucket/tars"
     assert taken() < here / 10
+
+
+def test_340_million_images_take_what_their_bytes_and_their_tars_do() -> None:
+    assert 340e6 * 25_000 == 8.5e12 < disk_bytes(SourceCard("web"), 340_000_000) < 1.05e13
+    assert disk_bytes(SourceCard("web"), 340_000_000, local_tars=False) < 5e11

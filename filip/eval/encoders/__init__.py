@@ -23,7 +23,7 @@ from torch import Tensor
 from filip import resources
 from filip.device import keep_freed_memory, resolve
 from filip.errors import UserError, nearest
-from filip.eval.fit import FITS, Boxed, Padded, Tiled
+from filip.eval.fit import FITS, Padded
 from filip.eval.half_precision import autocast, dtype_of
 from filip.files import nothing_at
 from filip.plugins import load_plugins
@@ -75,9 +75,6 @@ class Encoder(Protocol):
 
     def token_counts(self, texts: Sequence[str]) -> list[int]:
         """Return how many tokens each text would have if nothing were cut."""
-
-    # A pooled model that compares in another way than by a product of unit vectors also has
-    # ``similarity(images, texts)`` -> [images, texts], which takes what it encodes (``filip_research/flair.py``).
 
 
 def stacked(pictures: Sequence[Tensor]) -> Any:
@@ -141,9 +138,6 @@ BACKENDS = {
         "MultiVectorEncoder",
         "mv:FOLDER (a MultiVectorEncoder of sentence-transformers)",
     ),
-    "onnx": Backend(
-        "filip.eval.encoders.onnx", "OnnxEncoder", "onnx:FOLDER[:fp16|:int8] (what filip export to=onnx wrote)"
-    ),
 }
 OWN_PROJECTIONS = "of every patch and word, by the pooled model's own projections"
 
@@ -176,8 +170,7 @@ def load_encoder(
     prefix of :func:`backends`. A folder that sentence-transformers saved needs no prefix.
     device: a torch device, or "auto": a GPU where there is one. precision: "fp32", "bf16", "fp16", "auto".
     image_size, tokens, trust_remote_code: see :class:`Loading`. fit: "crop": pictures that are not square as
-    the model's authors do, mostly by their centre; "pad": whole, in a square with grey borders; "tiles": three squares;
-    "box": the whole picture, of which the features in each sample's box are pooled.
+    the model's authors do, mostly by their centre; "pad": whole, in a square with grey borders.
     Raises UserError, one sentence, if there is no such model or device, or it cannot be loaded that way.
     """
     if image_size is not None and image_size < 1:
@@ -187,14 +180,10 @@ def load_encoder(
     device = str(resolve(device))
     loading = Loading(image_size, device, dtype_of(precision, device), tokens, trust_remote_code)
     encoder = _load(model, loading)
-    if not encoder.image_size and fit in ("tiles", "box"):
-        raise UserError(f"fit={fit} cuts squares, and {encoder.name} sees each picture whole, in its own shape")
     if fit == "pad" and encoder.image_size:
         encoder.transform = Padded(encoder.transform)
         encoder.details = {**encoder.details, "fit": "pad"}
-    if fit == "box":
-        return Boxed(encoder)
-    return Tiled(encoder) if fit == "tiles" else encoder
+    return encoder
 
 
 def _meant(prefix: str, name: str) -> str:

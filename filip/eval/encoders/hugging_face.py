@@ -36,8 +36,6 @@ class HuggingFaceEncoder(TwoTowerEncoder):
             config = AutoConfig.from_pretrained(where, trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise UserError(f"transformers cannot load hf:{where}: {_first_line(error)}") from error
-        if config.architectures == ["FGCLIPModel"] and type(self) is HuggingFaceEncoder:
-            raise UserError(f"hf:{where} is an FG-CLIP, with dense features and long captions: write fgclip:{where}")
         if config.model_type not in KINDS:
             raise UserError(f"hf:{where} is a {config.model_type!r}, and hf: takes {', '.join(KINDS)}")
         self.naflex = config.model_type == "siglip2"

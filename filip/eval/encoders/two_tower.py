@@ -71,17 +71,13 @@ class TwoTowerEncoder:
         return list(vectors.cpu().split(lengths.tolist()))
 
     @torch.inference_mode()
-    def dense(self, pixels: Tensor) -> Tensor:
-        """Return a vector per patch [b, rows * columns, d], not normalised, on the device; UserError if none."""
+    def _unit_patches(self, pixels: Tensor) -> Tensor:
         if self.grid == (0, 0):
             raise UserError(
                 f"{self.name} has no grid of patch tokens: its image tower is not a vision transformer of one size"
             )
         with autocast(self.device, self.dtype):
-            return self.image_tokens(pixels.to(self.device)).float()
-
-    def _unit_patches(self, pixels: Tensor) -> Tensor:
-        return F.normalize(self.dense(pixels), dim=-1)
+            return F.normalize(self.image_tokens(pixels.to(self.device)).float(), dim=-1)
 
     @torch.inference_mode()
     def _unit_words(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:

@@ -33,11 +33,11 @@ from PIL import Image
 
 from filip.errors import UserError
 from filip.eval.benchmark import BenchmarkCard
-from filip.eval.datasets import EvalSet, Sample, shown_box
+from filip.eval.datasets import EvalSet, Sample
 from filip.eval.formats import captions
 from filip.files import nothing_at
 from filip.progress import say
-from filip.rgb import FORMATS, to_rgb, upright
+from filip.rgb import FORMATS, to_rgb, upright, upright_box
 from filip.sets.account import Account
 from filip.sets.columns import LABEL_COLUMNS, image_column, one_line, texts
 from filip.sets.layout import Reading, inside
@@ -219,12 +219,12 @@ class RecordSet(EvalSet):
         shown = _shown(self._picture(row), row, self.options.get("crop"))
         if self.kind == "classification":
             value = row[self.label]
-            return Sample(name, label=self.number[value if self.rows.names else str(value)], **shown)
+            return Sample(name, label=self.number[value if self.rows.names else str(value)], image=shown)
         true, false = self._choices(row)
         category = str(row[self.options["category"]]) if "category" in self.options else ""
         # Several rows may show one image: the number makes the key unique, the name is the cluster.
         key = f"{number} {name}"
-        return Sample(key, captions=true + false, cluster=name, truths=len(true), category=category, **shown)
+        return Sample(key, captions=true + false, cluster=name, truths=len(true), category=category, image=shown)
 
     def _name(self, row: dict[str, Any], number: int) -> str:
         """Return what identifies the picture of a row: its path, or the number of the row."""
@@ -262,10 +262,11 @@ def _stored(cell: Any) -> bytes | None:
     return stored if isinstance(stored, bytes) else None
 
 
-def _shown(stored: Image.Image, row: dict[str, Any], crop: str | list[str] | None) -> dict[str, Any]:
-    """Return the picture of a sample, upright; with ``crop`` a box in the stored pixels, and where it is."""
+def _shown(stored: Image.Image, row: dict[str, Any], crop: str | list[str] | None) -> Image.Image:
+    """Return the picture of a sample, upright; with ``crop`` the box in the stored pixels that its row names."""
+    shown = to_rgb(upright(stored))
     if crop is None:
-        return {"image": to_rgb(upright(stored))}
+        return shown
     x, y, width, height = map(float, row[crop] if isinstance(crop, str) else [row[name] for name in crop])
-    box = (x, y, x + width, y + height)
-    return shown_box(stored, box, tuple(int(edge) for edge in box))
+    edges = tuple(int(edge) for edge in (x, y, x + width, y + height))
+    return shown.crop(upright_box(stored, edges))  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Drawing word-patch alignment: one picture, heat maps of single words, and sheets of many."""
+"""Drawing word-patch alignment: one picture, and sheets of many."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from filip.command import MISSING, option
 from filip.eval.word_patch import WordPatch
 from filip.files import replacing
 
-KINDS = ("alignment", "heatmap", "scenes")
+KINDS = ("alignment", "scenes")
 
 
 @dataclass
@@ -79,20 +79,6 @@ def _grid(draw: ImageDraw.ImageDraw, size: tuple[int, int], patch: int) -> None:
         draw.line([(min(x, size[0] - 1), 0), (min(x, size[0] - 1), size[1])], fill=LINE)
     for y in range(0, size[1] + patch, patch):
         draw.line([(0, min(y, size[1] - 1)), (size[0], min(y, size[1] - 1))], fill=LINE)
-
-
-def draw_heat(image: Image.Image, heat: np.ndarray, low: float, high: float, patch: int = 40) -> Image.Image:
-    """Draw a heat map over a greyed image. heat: [rows, columns]; low, high: values of the ends of the scale."""
-    import matplotlib
-
-    rows, columns = heat.shape
-    size = (columns * patch, rows * patch)
-    share = np.clip((heat - low) / max(high - low, 1e-9), 0, 1)
-    smooth = Image.fromarray((255 * share).astype(np.uint8)).resize(size, Image.Resampling.BICUBIC)
-    colours = matplotlib.colormaps["inferno"](np.asarray(smooth) / 255)[..., :3]
-    warm = Image.fromarray((255 * colours).astype(np.uint8))
-    grey = image.convert("L").convert("RGB").resize(size, Image.Resampling.LANCZOS)
-    return Image.blend(grey, warm, 0.62)
 
 
 class SheetCell:

@@ -117,8 +117,7 @@ class Protocol:
     report, by name. prepare: reads a card's needs, such as its prompts, so that a mistake is known before a model is
     loaded. settle: fills in settings that depend on the model. size: where the number of images is among the numbers.
     on_request: only where ``protocols=`` names it. in_parts: can be measured while training, since each rank takes some
-    batches of the images. on_patches: asks where in a picture a model's tokens are. citation: the papers that it comes
-    from, for docs/related.md.
+    batches of the images. on_patches: asks where in a picture a model's tokens are.
     """
 
     title: str
@@ -135,7 +134,6 @@ class Protocol:
     in_parts: bool = False
     reads_prompts: bool = False
     on_patches: bool = False
-    citation: tuple[str, ...] = ()
 
     def measure(self, column: Column, numbers: Numbers) -> Measured:
         """Return a column's number among a benchmark's numbers."""

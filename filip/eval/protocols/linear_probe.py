@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from filip import citations
 from filip.command import option
 from filip.errors import UserError
 from filip.eval.cards import BenchmarkCard, match_classes
@@ -157,5 +156,4 @@ PROTOCOL = Protocol(
     ReportTable("Linear probe (accuracy, %)", (Column("{metric}", outcome="/{metric}", headline=True),), average=True),
     note="A logistic regression on the mean patch token of the frozen encoder.",
     on_request=True,  # it trains
-    citation=(citations.CLIP, citations.FILIP),
 )

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from filip import citations
 from filip.command import option
 from filip.errors import UserError
 from filip.eval.cards import BenchmarkCard
@@ -306,5 +305,4 @@ PROTOCOL = Protocol(
     size="images",
     in_parts=True,
     reads_prompts=True,
-    citation=(citations.FILIP, citations.KARPATHY),
 )

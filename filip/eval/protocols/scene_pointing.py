@@ -8,7 +8,6 @@ image shows one thing, the second is not there.
 
 from __future__ import annotations
 
-from filip import citations
 from filip.errors import UserError
 from filip.eval.cards import BenchmarkCard
 from filip.eval.encode_set import Context
@@ -78,5 +77,4 @@ PROTOCOL = Protocol(
     ),
     note="The patch most similar to any token of a name belongs to the thing of that name.",
     on_patches=True,
-    citation=(citations.EXCITATION_BACKPROP,),
 )

@@ -19,7 +19,6 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from filip import citations
 from filip.command import option
 from filip.errors import UserError
 from filip.eval.cards import BenchmarkCard
@@ -216,5 +215,4 @@ PROTOCOL = Protocol(
     prepare=prompts_of,
     reads_prompts=True,
     on_patches=True,
-    citation=(citations.SPARC,),
 )

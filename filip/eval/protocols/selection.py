@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from filip import citations
 from filip.errors import UserError
 from filip.eval.cards import BenchmarkCard
 from filip.eval.encode_set import Context, CutTexts, encoded_batches, size_note
@@ -205,5 +204,4 @@ PROTOCOL = Protocol(
     ),
     note="The true caption has the highest similarity to its image.",
     in_parts=True,
-    citation=(citations.WINOGROUND, citations.BAGS_OF_WORDS, citations.HALF_TRUTHS),
 )

@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from filip import citations
 from filip.command import option
 from filip.errors import UserError
 from filip.eval.cards import BenchmarkCard, match_classes
@@ -127,5 +126,4 @@ PROTOCOL = Protocol(
     settle=settle,
     in_parts=True,
     reads_prompts=True,
-    citation=(citations.CLIP, citations.FILIP),
 )

@@ -8,7 +8,7 @@ const FIRST_SHOWN = 12;
 class App {
   constructor(data) {
     this.data = data;
-    this.feed = data.live ? new LiveFeed(data) : new StaticFeed(data);
+    this.feed = new StaticFeed(data);
     this.mostShown = 60;
     this.uploads = [];
     this.state = { text: "", image: null, token: null, name: null, patch: null, step: (data.steps?.length ?? 1) - 1, view: "words", shown: FIRST_SHOWN, theme: "auto" };
@@ -288,13 +288,11 @@ class App {
     const { data } = this, many = (n, what) => `${n.toLocaleString("en")} ${what}${n === 1 ? "" : "s"}`;
     document.title = `${data.title}: FILIP explorer`;
     document.getElementById("about").textContent = `${data.title}: ${many(data.images.length, "image")}, `
-      + `${many(data.texts.length, "caption")}${data.live ? "" : "; this page works without a server"}`;
-    document.getElementById("feed-note").textContent = data.live
-      ? "This page asks the server that it came from, on this machine, and nobody else."
-      : this.feed.anyText
-        ? "Everything is inside this file: the models, and the pictures' tokens as 8-bit numbers. Your texts and pictures stay here."
-        : "Everything is inside this file: tokens of pictures and captions as 8-bit numbers, compared by the page itself. "
-          + "A text of your own needs a model: filip explore serve.";
+      + `${many(data.texts.length, "caption")}; this page works without a server`;
+    document.getElementById("feed-note").textContent = this.feed.anyText
+      ? "Everything is inside this file: the models, and the pictures' tokens as 8-bit numbers. Your texts and pictures stay here."
+      : "Everything is inside this file: tokens of pictures and captions as 8-bit numbers, compared by the page itself. "
+        + "A text of your own needs a model, which this page does not have.";
     document.getElementById("random").hidden = data.texts.length < 2;
     document.getElementById("random").addEventListener("click", () => this.random());
     document.getElementById("theme").addEventListener("click", () => {

@@ -76,8 +76,8 @@ class SearchField {
     const found = this.matches(text);
     if (found.length) return this.take(this.app.data.texts[found[0]]);
     this.close();
-    this.app.say(`No caption of this page contains “${text}”, and a text of your own needs a model: open these images with `
-      + "filip explore serve, and the same page takes any text.", true);
+    this.app.say(`No caption of this page contains “${text}”, and a text of your own needs a model, `
+      + "which this page does not have.", true);
   }
 
   take(text) {

@@ -10,7 +10,7 @@ from typing import Any
 
 from filip.report.differences import RESAMPLES
 from filip.report.results import Results
-from filip.report.rows import component_ablation, efficiency, protocol, recipes, settings
+from filip.report.rows import component_ablation, efficiency, protocol, settings
 from filip.report.rows.cells import Inputs
 from filip.report.rows.pairs import compare_rows
 from filip.report.rows.protocol import intervals
@@ -20,7 +20,6 @@ from filip.study import TABLES, Study
 # The tables that are no protocol's.
 BUILDERS: dict[str, Callable[[Inputs], Table]] = {
     "component_ablation": component_ablation.build,
-    "recipes": recipes.build,
     "efficiency_ablation": efficiency.build,
     "model_sizes": settings.build_models,
     "training_settings": settings.build_trainings,

@@ -184,7 +184,7 @@ class Term:
                the loader's batch and a key that decides every random choice, ids [b, n] and lengths [b], 0 for none.
                ``compute`` finds their tokens in ``batch.encoded.further``. One term of a loss may have them
     clip_words whether it reads or makes ids of CLIP's vocabulary
-    citation   the papers that it comes from, for docs/related.md and the cards of models that it trained
+    citation   the papers that it comes from, for the cards of models that it trained
     """
 
     compute: Callable[[LossInput], TermOutput]
