@@ -84,6 +84,18 @@ def test_help_works_before_and_behind(capsys: pytest.CaptureFixture[str], monkey
     assert "report tables" in capsys.readouterr().out
 
 
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "train"])  # which ends its process
+def test_help_says_what_a_command_does(
+    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    run([*name.split(), "--help"])
+    printed = " ".join(capsys.readouterr().out.split())
+    about = next(command.about for command in commands() if " ".join(command.words) == name)
+    assert about.split(".")[0][:40] in printed and "key=value" in printed
+
+
 def test_a_plain_argument_of_a_command_is_no_mistyped_command() -> None:
     for typed, words in (
         (["eval", "table", "results"], 2),
