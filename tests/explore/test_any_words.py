@@ -13,7 +13,7 @@ import torch
 from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
 
-from bench.browser import NoBrowser, chromium, firefox
+from tests.support.browser import NoBrowser, chromium, firefox
 from filip import load
 from filip.api import Model
 from filip.command import run_command

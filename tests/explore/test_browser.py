@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from playwright.sync_api import Browser, ConsoleMessage, Page, expect
 
-from bench.browser import NoBrowser, chromium
+from tests.support.browser import NoBrowser, chromium
 from filip.command import run_command
 from filip.eval.scorer import load_scorer
 from filip.explore.export import ExplorerExport

@@ -20,7 +20,7 @@ from PIL import Image
 from playwright.sync_api import expect
 from starlette.testclient import TestClient
 
-from bench.browser import NoBrowser, chromium
+from tests.support.browser import NoBrowser, chromium
 from filip.errors import UserError
 from filip.eval.scorer import load_scorer
 from filip.explore import app
