@@ -65,7 +65,7 @@ demo:  ## run the whole pipeline, download to report, on the embedded demo corpu
 	@if [ "$(STUDY)" != demo ]; then echo "error: make demo runs the demo; the study $(STUDY): make run STUDY=$(STUDY)"; exit 1; fi
 	@$(MAKE) --no-print-directory run
 
-run: study-exists setup  ## run any study: make run STUDY=own_images
+run: study-exists setup  ## run any study: make run STUDY=binding
 	@echo "== running the study $(STUDY) on $(CORES) cores"
 	@$(VENV)/bin/python -m workflow.run $(STUDY) --cores $(CORES) $(if $(SEEDS),--config seeds=$(SEEDS))
 	@echo

@@ -20,7 +20,6 @@ from PIL import Image
 from playwright.sync_api import expect
 from starlette.testclient import TestClient
 
-from tests.support.browser import NoBrowser, chromium
 from filip.errors import UserError
 from filip.eval.scorer import load_scorer
 from filip.explore import app
@@ -32,6 +31,7 @@ from filip.explore.search import GallerySearch
 from filip.explore.serve import Serve, check, listen
 from tests.eval.miniature import picture, write_model
 from tests.explore.conftest import CAPTIONS, SERVED, Prepared
+from tests.support.browser import NoBrowser, chromium
 from tests.support.shards import encoded
 
 TOKEN = "0123456789abcdef"

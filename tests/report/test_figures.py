@@ -39,12 +39,13 @@ def test_a_study_that_has_not_run_yet_has_every_figure_that_the_workflow_waits_f
 
 
 def test_the_demo_studies_together_have_every_figure():
-    together = {*figures_of("demo"), *figures_of("demo_ablation"), *figures_of("onset")}
+    curve = {"curve": {"card": "demo_scenes_new", "every_steps": 50}}
+    together = {*figures_of("demo"), *figures_of("demo_ablation"), *figures_of("demo", **curve)}
     assert together == {f"{name}.svg" for name in [*FIGURES, "learning"]}
 
 
-def figures_of(study: str) -> list[str]:
-    return WorkflowStudy(yaml.safe_load((STUDIES / f"{study}.yaml").read_text())).figures
+def figures_of(study: str, **more: object) -> list[str]:
+    return WorkflowStudy(yaml.safe_load((STUDIES / f"{study}.yaml").read_text()) | more).figures
 
 
 def test_figures_before_the_tables_are_refused_with_the_command_that_is_missing(folder):
