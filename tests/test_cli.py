@@ -36,6 +36,7 @@ def filip_command(*arguments: str, before: str = "pass") -> subprocess.Completed
     return subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_train_is_a_command_like_the_others() -> None:
     result = run_python("-m", "filip", "train", "--help")
     assert result.returncode == 0 and "run_dir=REQUIRED" in result.stdout
@@ -118,6 +119,7 @@ def test_a_missing_extra_is_named() -> None:
     )
 
 
+@pytest.mark.slow
 def test_worker_processes_start_under_the_command(tmp_path: Path) -> None:
     """Spawned workers import the module that the command runs, not the entry point."""
     (tmp_path / "pairs.csv").write_text(
@@ -146,6 +148,7 @@ assert dict(os.environ) == before
     assert result.stdout == "['__main__', 'filip']\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [["--help"], ["train", "plan", "--help"], ["data", "plan", "rows=1e6"]])
 def test_a_reader_that_leaves_is_no_error(arguments: list[str]) -> None:
     """As with ``filip … | head -1``: no trace, whatever is still to be printed."""

@@ -35,6 +35,7 @@ def test_who_refuses_or_is_silent_is_not(silent: str, capsys: pytest.CaptureFixt
     assert f"waiting for {silent}" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_model_of_a_hub_that_does_not_answer_is_one_sentence(silent: str, tmp_path) -> None:
     """This runs in a separate process: huggingface_hub reads its settings when it is imported."""
     picture(0).save(tmp_path / "a.png")

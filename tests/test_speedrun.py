@@ -150,6 +150,7 @@ def test_the_closed_form_finds_the_scenes_and_cannot_tell_whose_colour_is_whose(
     assert both_sides(tests._replace(colours=tests.colours[:, [1, 0, 2]]))[1].equal(y)
 
 
+@pytest.mark.slow
 def test_the_sprites_are_those_that_the_command_makes(tmp_path: Path) -> None:
     main(Sprites(str(tmp_path / "made.npz"), str(RECORDS.parent / ".cache" / "demo")))
     with np.load(tmp_path / "made.npz") as made, np.load(RECORDS / "speedrun.npz") as committed:

@@ -41,6 +41,7 @@ def test_cut_outs_with_a_name_are_taken(stamps: Path) -> None:
     assert sorted(read_cut_outs(stamps)) == sorted(NAMES)
 
 
+@pytest.mark.slow
 def test_recall_is_that_of_an_evaluation_of_the_same_collages(stamps: Path) -> None:
     cut_outs = read_cut_outs(stamps)
     pairs = {text: image for image, text in (collage(cut_outs, 3, index) for index in range(24))}

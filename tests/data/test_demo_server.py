@@ -119,6 +119,7 @@ def test_serving_ends_with_the_command_though_a_request_hangs(root, number):
     assert "1 requests (hung: 1)" in process.stderr.read()
 
 
+@pytest.mark.slow
 def test_a_taken_port_and_a_missing_corpus_are_said_in_plain_words(server, root, tmp_path):
     second = start(root, server["port"], "true")
     assert second.wait(30) == 2

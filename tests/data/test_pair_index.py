@@ -231,6 +231,7 @@ def test_a_read_only_data_set_is_indexed_elsewhere(tmp_path: Path, monkeypatch: 
     assert len(list((tmp_path / "given").glob("*-*"))) == 1
 
 
+@pytest.mark.slow
 def test_processes_that_ask_at_once_build_one_join(tmp_path: Path) -> None:
     pairs = write_pairs(tmp_path, [3] * 12)
     code = (

@@ -239,6 +239,7 @@ def stopped(*_: object) -> None:
     raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_any_number_of_threads_gives_the_same_bytes(tmp_path: Path) -> None:
     """The list has several of DuckDB's row groups, so that each thread has its part."""
     captions = [f"a photo of {n % 70_000} boats" if n % 3 else f"boat {n}" for n in range(260_000)]

@@ -44,6 +44,7 @@ def captions(root: Path, part: str) -> tuple[list[Image.Image], list[list[str]]]
     return images, [[row["caption"], row["negative_caption"]] for row in rows]
 
 
+@pytest.mark.slow
 def test_five_models_in_one_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in CARDS:
         SELECTION[name](tmp_path, name)

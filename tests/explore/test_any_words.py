@@ -23,7 +23,7 @@ from filip.explore.names import encode_query
 from tests.eval.miniature import picture
 from tests.support.browser import NoBrowser, chromium, firefox
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.system
 ROOT = Path(__file__).resolve().parents[2]
 SCENES = sorted((ROOT / "docs/scenes").glob("*.png"))
 CAPTIONS = [scene.with_suffix(".txt").read_text().strip() for scene in SCENES]

@@ -25,7 +25,7 @@ from tests.support.browser import NoBrowser, chromium
 from tests.support.squares import square, write_shards
 from tests.support.training import run_many, train_arguments
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.system
 DOG = CAPTIONS[2]
 
 

@@ -239,7 +239,7 @@ def address(search: GallerySearch) -> Iterator[str]:
     thread.join(60)
 
 
-@pytest.mark.slow
+@pytest.mark.system
 def test_the_live_page_takes_any_text_and_a_picture(address: str, tmp_path: Path) -> None:
     picture(40, 64).save(tmp_path / "mine.png")
     try:

@@ -19,6 +19,7 @@ def run(*arguments: str, **environment: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_in_the_interpreter() -> None:
     """The switch is read when Triton is imported, so the tests run in a process that sets it.
 
@@ -66,6 +67,7 @@ def test_machine_code_of_what_is_launched(tmp_path: Path) -> None:
         assert kernel["specialized"] == ["n1", "width"][: 1 + kernel["kernel"].endswith("forward")]
 
 
+@pytest.mark.slow
 def test_on_this_cpu_it_says_why_not() -> None:
     if os.environ.get("TRITON_INTERPRET") == "1":
         pytest.skip("the interpreter runs here")

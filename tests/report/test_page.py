@@ -255,7 +255,7 @@ def test_the_config_on_the_page_is_the_study_s(whole):
     assert shown and json.loads(shown[1].replace("&#34;", '"').replace("&amp;", "&")) == load_study(None, folder).config
 
 
-@pytest.mark.slow
+@pytest.mark.system
 def test_in_a_browser_nothing_is_cut_off_on_a_phone_and_nobody_is_asked(whole):
     views = [{"width": 1400, "color_scheme": "light"}, {"width": 390, "color_scheme": "dark"}]
     papers = ["rgb(251, 250, 248)", "rgb(20, 22, 26)"]

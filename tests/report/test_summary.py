@@ -81,6 +81,7 @@ def test_runs_carry_what_training_recorded_and_whether_they_were_trained(summary
     assert not trained["late"] and trained["filip"] and trained["efficiency/late_64"]
 
 
+@pytest.mark.slow
 def test_the_terminal_shows_all_of_it(folder):
     shown = run_python("-m", "filip.report.show", f"results={folder}", "table=all", cwd=ROOT).stdout
     expected = ("train/filip", "· identical", "baseline (CLIP)", "2.0 [1.5, 2.5]", "0.063", "1,590", "427", "not run")
@@ -108,6 +109,7 @@ def test_the_headline_is_a_line_for_each_model_with_the_columns_that_the_study_n
     assert "no column 'retrieval/nowhere'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_terminal_command_says_what_is_missing(tmp_path):
     done = run_python("-m", "filip.report.show", f"results={tmp_path}", cwd=ROOT)
     assert done.returncode == 2 and done.stderr.startswith("error: no summary at") and "Traceback" not in done.stderr
