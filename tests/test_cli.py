@@ -77,15 +77,6 @@ def test_a_group_lists_its_commands_however_it_is_asked(typed: str, capsys: pyte
 
 
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
-def test_help_works_before_and_behind(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", sys.argv)
-    run(["help", "index", "build"])
-    assert "images=REQUIRED" in capsys.readouterr().out
-    run(["help"])
-    assert "report tables" in capsys.readouterr().out
-
-
-@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "train"])  # which ends its process
 def test_help_says_what_a_command_does(
     name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -109,14 +100,6 @@ def test_a_plain_argument_of_a_command_is_no_mistyped_command() -> None:
         choose(["eval", "results"], commands())
     with pytest.raises(UserError, match=r"^'index' is a group of commands; give one of index build, index export"):
         choose(["index", "model=m"], commands())
-
-
-def test_a_missing_extra_is_named() -> None:
-    result = filip_command("data", "text_rules", "--help", before="sys.modules['duckdb'] = None")
-    assert (result.returncode, result.stderr) == (
-        2,
-        "error: filip.data.text_rules needs the module 'duckdb', which is not installed: pip install -e '.[data]'\n",
-    )
 
 
 @pytest.mark.slow
