@@ -63,8 +63,6 @@ def test_similarities_loss_and_gradients_are_those_of_the_library(smooth: float)
     assert images.grad.abs().sum() > 0
 
 
-
-
 def test_a_token_depends_on_its_inked_patch_alone_and_the_numbers_of_patches_are_whitened(world) -> None:
     torch.manual_seed(0)
     tower = speedrun.ImageTower(64)
@@ -80,8 +78,6 @@ def test_a_token_depends_on_its_inked_patch_alone_and_the_numbers_of_patches_are
     other[:, :, 12 * y : 12 * y + 12, 12 * x : 12 * x + 12] += 1
     changed = (tower(pixels[:1]) != tower(other)).any(2)[0]
     assert changed.nonzero().flatten().tolist() == [token]
-
-
 
 
 def test_no_training_scene_has_a_reserved_thing_in_or_near_a_test_colour(world) -> None:
@@ -123,8 +119,6 @@ def test_the_closed_form_finds_the_scenes_and_cannot_tell_whose_colour_is_whose(
     scores = F.normalize(x @ to_words * rare, dim=1) @ F.normalize(y * rare, dim=1).T
     assert min(speedrun.recall(scores), speedrun.recall(scores.T)) > 0.9
     assert both_sides(tests._replace(colours=tests.colours[:, [1, 0, 2]]))[1].equal(y)
-
-
 
 
 @pytest.mark.slow
