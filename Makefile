@@ -46,7 +46,7 @@ export LATE_INTERACTION_ISA := avx2
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev lock demo run study-exists test test-quick size gpu-check lint docs clean clean-results \
+.PHONY: help setup setup-dev lock demo run study-exists test test-all size gpu-check lint docs clean clean-results \
         dry-run tensorboard snakemake-report
 
 help:  ## list the targets
@@ -65,7 +65,7 @@ demo:  ## run the whole pipeline, download to report, on the embedded demo corpu
 	@if [ "$(STUDY)" != demo ]; then echo "error: make demo runs the demo; the study $(STUDY): make run STUDY=$(STUDY)"; exit 1; fi
 	@$(MAKE) --no-print-directory run
 
-run: study-exists setup  ## run any study: make run STUDY=own_images
+run: study-exists setup  ## run any study: make run STUDY=binding
 	@echo "== running the study $(STUDY) on $(CORES) cores"
 	@$(VENV)/bin/python -m workflow.run $(STUDY) --cores $(CORES) $(if $(SEEDS),--config seeds=$(SEEDS))
 	@echo
@@ -92,31 +92,33 @@ tensorboard: setup  ## show the training curves of STUDY=demo in a browser
 	@echo "TensorBoard  http://localhost:$(PORT)   (Ctrl-C ends it; another port: make tensorboard PORT=6007)"
 	@$(VENV)/bin/tensorboard --logdir $(RESULTS)/runs --port $(PORT)
 
-lint: setup-dev  ## ruff, the floors of imports, mypy, snakemake --lint and the habits of language
+lint: setup-dev  ## ruff, the floors of imports, mypy, snakemake --lint
 	@$(RUFF)
 	@$(LINT)
-	@$(VENV)/bin/python -m pytest -q -n 0 tests/test_language.py
 
 docs: setup-dev  ## build the documentation into site/; a broken link or a missing reference fails
 	@$(VENV)/bin/zensical build --strict --config-file mkdocs.yml
 	@echo "documentation  site/index.html   (open it in a browser)"
 
-# What takes long of the linting runs beside everything else, which takes longer; what it finds is told at the end.
+# What takes long of the linting runs beside the tests, which take longer; what it finds is told at the end.
 # A new .venv has no bytecode: without the first collection every worker compiles what all of them import.
-test: setup-dev  ## all checks and tests
+define LINT_AND_TESTS
 	@$(RUFF)
 	@found=$$(mktemp); ($(LINT)) >$$found 2>&1 & lint=$$!; \
 	test -d $(VENV)/lib/python*/site-packages/torch/nn/__pycache__ || \
-	  $(VENV)/bin/python -m pytest --collect-only -q >/dev/null 2>&1 & compiled=$$!; \
-	$(VENV)/bin/python -m bench.browser; wait $$compiled || true; \
-	$(PYTEST); tests=$$?; \
+	  $(VENV)/bin/python -m pytest --collect-only -q >/dev/null 2>&1 || true; \
+	$(PYTEST) $(1); tests=$$?; \
 	wait $$lint; lint=$$?; test $$lint = 0 || { echo; cat $$found; echo "error: make lint fails"; }; rm -f $$found; \
 	test $$tests = 0 && test $$lint = 0
+endef
 
-test-quick: setup-dev  ## only the tests that start no processes
-	@$(PYTEST) -m 'not slow'
+test: setup-dev  ## lint, the tests without a mark and the three commands of `filip new`: up to ten minutes, no root
+	$(call LINT_AND_TESTS,-m '(not slow and not system) or smoke')
 
-size: setup-dev  ## lines and files of each package, and their budgets
+test-all: setup-dev  ## lint and all tests; what the machine lacks is skipped, with the command that installs it
+	$(call LINT_AND_TESTS,)
+
+size: setup-dev  ## files, lines and tokens of each package
 	@$(VENV)/bin/python -m bench.size
 
 gpu-check: setup-dev  ## on a machine with a GPU: correctness, speed and trainings, into results/gpu-check

@@ -18,8 +18,10 @@ def main() -> None:
         sys.exit(2)
     try:
         from filip.__main__ import main as command
+        from filip.errors import stopped_by_ctrl_c
 
-        command()
+        with stopped_by_ctrl_c(ends=True):
+            command()
     except KeyboardInterrupt:  # before the command has begun
         sys.exit(130)
 

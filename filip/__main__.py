@@ -156,4 +156,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with stopped_by_ctrl_c(ends=True):
+        main()

@@ -77,10 +77,11 @@ def reader_may_leave() -> Iterator[None]:
 
 
 @contextmanager
-def stopped_by_ctrl_c() -> Iterator[None]:
+def stopped_by_ctrl_c(ends: bool = False) -> Iterator[None]:
     """Let Ctrl-C end the process at once, with one sentence and code 130, unless somebody handles it already.
 
     Nothing is unwound, as after ``kill -9``: no library can answer with an error of its own, and no pool is waited for.
+    ends: the process ends after this. Ctrl-C then comes too late, and the process keeps its own code.
     """
     default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if not default or threading.current_thread() is not threading.main_thread():
@@ -102,4 +103,5 @@ def stopped_by_ctrl_c() -> Iterator[None]:
         yield
     finally:
         if signal.getsignal(signal.SIGINT) is stop:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+            # Python would give SIGINT back to the system while it ends, unless it is ignored: code -2, without a word.
+            signal.signal(signal.SIGINT, signal.SIG_IGN if ends else signal.default_int_handler)

@@ -38,6 +38,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     most: dict[Path, tuple[float, bool]] = {}
     for item in items:
         timeout = item.get_closest_marker("timeout")
-        takes = (timeout.args[0] if timeout else 0, item.get_closest_marker("slow") is not None)
+        marked = any(item.get_closest_marker(name) for name in ("slow", "system"))
+        takes = (timeout.args[0] if timeout else 0, marked)
         most[item.path] = max(most.get(item.path, takes), takes)
     items.sort(key=lambda item: most[item.path], reverse=True)

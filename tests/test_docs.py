@@ -58,6 +58,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "site"
 
 
+@pytest.mark.slow
 def test_every_page_of_docs_is_in_the_navigation(site: Path) -> None:
     pages = {path.relative_to(ROOT / "docs") for path in (ROOT / "docs").rglob("*.md")}
     for page in pages:
@@ -107,13 +108,13 @@ def documented_commands() -> Iterator[tuple[str, str, str]]:
             yield page.name, module, line.partition(" -- ")[0]  # after it comes another command's line
 
 
-@pytest.mark.parametrize(("page", "module", "arguments"), documented_commands())
-def test_a_documented_command_exists_with_its_options(page: str, module: str, arguments: str) -> None:
-    assert " " not in module and importlib.util.find_spec(module), f"{page}: there is no {module}"
-    schema = schema_of(module, arguments)
-    named = set(re.findall(r"(?:^|[\s\['])([a-z_]+(?:\.[a-z_]+)*)=", arguments))
-    unknown = named - {"experiment", "model", *fields_of(schema)} if schema else set()
-    assert not unknown, f"{page}: {module} has no option {', '.join(sorted(unknown))}"
+def test_every_documented_command_exists_with_its_options() -> None:
+    for page, module, arguments in documented_commands():
+        assert " " not in module and importlib.util.find_spec(module), f"{page}: there is no {module}"
+        schema = schema_of(module, arguments)
+        named = set(re.findall(r"(?:^|[\s\['])([a-z_]+(?:\.[a-z_]+)*)=", arguments))
+        unknown = named - {"experiment", "model", *fields_of(schema)} if schema else set()
+        assert not unknown, f"{page}: {module} has no option {', '.join(sorted(unknown))}"
 
 
 def schema_of(module: str, arguments: str = "") -> type | None:
@@ -193,6 +194,7 @@ def my_package(tmp_path: Path) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
 
 
+@pytest.mark.slow
 def test_a_training_is_planned_with_the_pages_term_and_optimiser(my_package: dict[str, str]) -> None:
     terms = ["loss.my_term=0.5", "loss.my_margin={weight: 0.5, margin: 0.1}"]
     plan = ["-m", "filip", "train", "plan", "experiment=one_gpu", "optimizer.name=sgd", *terms]
@@ -202,6 +204,7 @@ def test_a_training_is_planned_with_the_pages_term_and_optimiser(my_package: dic
     assert "gradients" in done.stdout and "moments" not in done.stdout, done.stdout
 
 
+@pytest.mark.slow
 def test_a_package_imported_before_filip_has_its_optimiser_and_term(my_package: dict[str, str]) -> None:
     code = """
 import my_package.my_term, my_package.sgd
@@ -222,6 +225,7 @@ for given in (0.0, 0.5):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_the_model_of_the_extending_page_is_evaluated_by_its_prefix(my_package: dict[str, str], tmp_path: Path) -> None:
     write_webdataset(tmp_path / "demo_fluent", None, [["text " * (i + 1)] for i in range(6)])
     more = [f"root={tmp_path}", "data=demo_fluent", "protocols=[retrieval]", f"out={tmp_path}/retrieval.json"]
@@ -232,6 +236,7 @@ def test_the_model_of_the_extending_page_is_evaluated_by_its_prefix(my_package: 
     assert "did you mean colours:plain?" in done.stderr and "ridge, colours)" in done.stderr
 
 
+@pytest.mark.slow
 def test_the_pages_protocol_is_run_and_has_line_and_table(my_package: dict[str, str], tmp_path: Path) -> None:
     write_webdataset(tmp_path / "demo_fluent", None, [[f"text {i}"] for i in range(6)])
     model = write_model(tmp_path / "m.safetensors")

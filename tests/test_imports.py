@@ -36,6 +36,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("started", [STARTED, REPORT], ids=["commands", "report"])
 def test_what_a_command_need_not_have_is_not_imported(started: dict[str, set[str]]) -> None:
     lists = {name: sorted(forbidden) for name, forbidden in started.items()}

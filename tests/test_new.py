@@ -58,7 +58,8 @@ def album(folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.slow
+@pytest.mark.smoke
+@pytest.mark.system
 @pytest.mark.timeout(1800)  # two minutes of two idle cores
 def test_three_commands_lead_from_a_folder_to_explorer_table_and_export(tmp_path: Path) -> None:
     clone, photos = write_clone(tmp_path / "filip"), album(tmp_path / "Meine Fotos")

@@ -1,55 +1,70 @@
 """Ctrl-C in a command, at any moment and with whatever it has started: one sentence and code 130."""
 
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
-from typing import Any
 
+import psutil
 import pytest
 
 from tests.eval.miniature import picture, write_model
+from tests.support.processes import Process, run_python
 
-COMMANDS = [
-    "search photos dog index=search",
-    "index build model=filip.safetensors images=photos out=index",
-    "eval model=filip.safetensors data=photos out=results workers=2",
-    "explore export models=filip.safetensors images=photos out=explore.html",
-    "data ingest source=photos out=shards processes=2",
-    "export to=hf model=filip.safetensors out=exported",
-]
+COMMANDS = {  # and what each writes last
+    "search photos dog index=search": "search/index.json",
+    "index build model=filip.safetensors images=photos out=index": "index/index.json",
+    "eval model=filip.safetensors data=photos out=results workers=2": "results/photos.json",
+    "explore export models=filip.safetensors images=photos out=explore.html": "explore.html",
+    "data ingest source=photos out=shards image_rules={min_side:0}": "shards/00000.index",
+    "export to=hf model=filip.safetensors out=exported": "exported",
+}
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("stopping")
-    write_model(folder / "filip.safetensors", "token_wise")
-    (folder / "photos").mkdir()
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write_model(tmp_path / "filip.safetensors", "token_wise")
+    (tmp_path / "photos").mkdir()
     for number in range(150):
-        picture(number, 48).save(folder / "photos" / f"{number}.png")
-        (folder / "photos" / f"{number}.txt").write_text(f"a photo of {number} dogs on the beach\n")
-    return folder
+        picture(number, 48).save(tmp_path / "photos" / f"{number}.png")
+        (tmp_path / "photos" / f"{number}.txt").write_text(f"a photo of {number} dogs on the beach\n")
+    return tmp_path
+
+
+WITH_WORKERS = [command for command in COMMANDS if "workers=" in command]
+MOMENTS = [(command, moment) for command in COMMANDS for moment in ("imports", "ends")]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seconds", [1.5, 3.0, 5.0])
-def test_ctrl_c_is_answered_with_a_sentence(folder: Path, seconds: float) -> None:
+@pytest.mark.parametrize(("command", "moment"), [*MOMENTS, *((command, "has workers") for command in WITH_WORKERS)])
+def test_ctrl_c_is_answered_with_a_sentence(folder: Path, command: str, moment: str) -> None:
     """As a terminal sends it: to the command and to all processes that it has started."""
-    options: dict[str, Any] = {"cwd": folder, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    started = [
-        subprocess.Popen([sys.executable, "-m", "filip", *command.split()], start_new_session=True, **options)
-        for command in COMMANDS
-    ]
-    time.sleep(seconds)
-    running = [process.poll() is None for process in started]
-    for process, runs in zip(started, running, strict=True):
-        if runs:
-            os.killpg(process.pid, signal.SIGINT)
-    for command, process, runs in zip(COMMANDS, started, running, strict=True):
-        printed = process.communicate(timeout=60)[0]
-        assert process.returncode == (130 if runs else 0), f"{command}\n{printed}"
-        assert "Traceback" not in printed and "Error" not in printed, f"{command}\n{printed}"
-        if runs:
-            assert printed.endswith("\nstopped; the same command continues\n"), f"{command}\n{printed}"
+    log = folder / "log"
+    process = Process(["-m", "filip", *command.split()], log=log, cwd=folder)
+
+    def reached() -> bool:
+        if moment == "imports":
+            maps = Path(f"/proc/{process.pid}/maps").read_text()
+            return any(library in maps for library in ("libtorch_cpu", "libarrow"))
+        return (
+            (folder / COMMANDS[command]).exists() if moment == "ends" else bool(psutil.Process(process.pid).children())
+        )
+
+    while process.poll() is None and not reached():
+        time.sleep(0.01)
+    if process.poll() is None:
+        process.signal_group(signal.SIGINT)
+    code, printed = process.wait(60), log.read_text()
+    assert "Traceback" not in printed and "Error" not in printed, printed
+    assert code == (130 if printed.endswith("\nstopped; the same command continues\n") else 0), printed
+    assert code == 130 or moment == "ends", printed
+
+
+@pytest.mark.slow
+def test_a_command_that_is_ending_keeps_its_own_code() -> None:
+    program = "import atexit, os, signal; atexit.register(os.kill, os.getpid(), signal.SIGINT)\n"
+    for entry in (
+        "import filip_command; filip_command.main()",
+        "import runpy; runpy.run_module('filip', run_name='__main__')",
+    ):
+        done = run_python("-c", program + entry, "--version")
+        assert (done.returncode, done.stderr) == (0, ""), done.stderr

@@ -17,7 +17,7 @@ from late_interaction.native_build import has_compiler
 from tests.eval.miniature import picture, write_model, write_webdataset
 
 ROOT = Path(__file__).resolve().parent.parent
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.system
 
 
 def run(*command: str | Path, cwd: Path) -> str:

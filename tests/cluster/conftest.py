@@ -16,7 +16,7 @@ NODES = 24
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent in item.path.parents:
-            item.add_marker(pytest.mark.slow)
+            item.add_marker(pytest.mark.system)
 
 
 @pytest.fixture(scope="session")

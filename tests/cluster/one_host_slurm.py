@@ -3,7 +3,8 @@
     python -m tests.cluster.one_host_slurm FOLDER [NODES]     # starts it, prints sinfo, stops it at Ctrl-C
 
 The daemons come from Debian's packages. All virtual nodes share the machine's address and differ in their ports; each
-claims as many cores, GPUs (device files that are /dev/null) and as much memory as it is told to.
+claims as many cores, GPUs (device files that are /dev/null) and as much memory as it is told to. They end with the
+process that started them, however it ends: a guardian in a session of its own waits for that.
 """
 
 from __future__ import annotations
@@ -29,49 +30,42 @@ CONTROLLER_PORT, FIRST_NODE_PORT = 16817, 17000
 DEFAULT_PLACE = Path("/etc/slurm")
 FILES = ("slurm.conf", "cgroup.conf", "gres.conf")
 FOLDER_PREFIX = "one-host-slurm"  # name of the folder with the files of such a Slurm
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def why_not() -> str | None:
-    """Return why no Slurm can be started here, in one line; None if it can. Install the packages where possible."""
+    """Return why no Slurm can be started here, in one line; None if it can."""
     if os.geteuid() != 0:
         return "the one-host Slurm needs root"
     if reason := why_not_installed(PROGRAMS, PACKAGES):
         return reason
-    remove_remains()
     if any((DEFAULT_PLACE / name).exists() for name in FILES):
         return f"{DEFAULT_PLACE} has a configuration: this machine belongs to a cluster"
     return None
 
 
-def remove_remains() -> None:
-    """Stop the daemons and remove the links of a one-host Slurm whose process was killed before it could.
-
-    Left alone they would keep every Slurm command of this machine waiting for a controller that is gone, or let the
-    next tests believe that the machine belongs to a cluster.
-    """
-    for name in FILES:
-        place = DEFAULT_PLACE / name
-        if place.is_symlink() and place.readlink().parent.name.startswith(FOLDER_PREFIX):
-            folder = place.readlink().parent
-            owner = folder / "run/owner"
-            if not owner.exists() or not psutil.pid_exists(int(owner.read_text())):
-                stop_daemons(folder)
-                place.unlink(missing_ok=True)
-
-
 def stop_daemons(folder: Path) -> None:
-    """Stop what lives in this folder, including jobs that are left, and remove the links to it."""
-    for process in psutil.process_iter(["cmdline"]):
-        command = " ".join(process.info["cmdline"] or [])
-        if str(folder) in command and command.endswith("/slurm_script"):
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-    stop(*folder.glob("run/slurmd-*.pid"), folder / "run/slurmctld.pid")
+    """Stop what lives in this folder, jobs included, and remove the links to it."""
+    stop(folder / "run/slurmctld.pid", *folder.glob("run/slurmd-*.pid"))
+    for process in psutil.process_iter(["name"]):
+        if process.info["name"] == "slurmstepd":  # no other Slurm is on this machine
+            with contextlib.suppress(psutil.NoSuchProcess):
+                for started in (*process.children(recursive=True), process):
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        started.kill()
     stop(folder / "run/munged.pid")
     for name in FILES:  # a client without its controller waits: leave no configuration behind
         place = DEFAULT_PLACE / name
         if place.is_symlink() and place.readlink() == folder / name:
             place.unlink()
+
+
+def guard(folder: Path) -> None:
+    """Wait for the end of the process that holds the other end of our input, and stop the daemons then."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    sys.stdin.read()
+    stop_daemons(folder)
 
 
 class OneHostSlurm:
@@ -87,7 +81,8 @@ class OneHostSlurm:
     def __enter__(self) -> OneHostSlurm:
         for name in ("run", "log", "state", "spool", "munge", "devices"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
-        (self.folder / "run/owner").write_text(str(os.getpid()))
+        command = [sys.executable, "-m", "tests.cluster.one_host_slurm", "guard", str(self.folder)]
+        self.guardian = subprocess.Popen(command, stdin=subprocess.PIPE, cwd=ROOT, start_new_session=True)
         self._write_configuration()
         try:
             self._start_munge()
@@ -103,7 +98,7 @@ class OneHostSlurm:
         return self
 
     def __exit__(self, *_: object) -> None:
-        stop_daemons(self.folder)
+        self.guardian.communicate()  # closes its input, and waits for it
 
     def start_controller(self) -> None:
         subprocess.run(["slurmctld", "-f", str(self.folder / "slurm.conf")], check=True)
@@ -266,6 +261,8 @@ def stop(*pid_files: Path, number: signal.Signals = signal.SIGTERM) -> None:
 
 
 if __name__ == "__main__":
+    if sys.argv[1] == "guard":
+        sys.exit(guard(Path(sys.argv[2])))
     if reason := why_not():
         sys.exit(reason)
     with OneHostSlurm(Path(sys.argv[1]).resolve(), int(sys.argv[2]) if len(sys.argv) > 2 else 4) as cluster:

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from socket import gethostname
 
+import psutil
 import pytest
 
 from filip.train.job import attempts
 from tests.cluster.desk import ENDED, RUNS, STEPS, Desk, kill
-from tests.cluster.one_host_slurm import OneHostSlurm
+from tests.cluster.one_host_slurm import DAEMONS, DEFAULT_PLACE, FILES, OneHostSlurm, why_not
 from tests.support.processes import Process
 from tests.support.training import same_weights
 from workflow.launch import Launch
@@ -22,6 +23,23 @@ from workflow.study import ROOT
 
 pytestmark = pytest.mark.timeout(1500)
 STUB = ROOT / "tests" / "cluster" / "stub_trainer.py"
+
+
+def test_no_daemon_outlives_the_process_that_started_it(tmp_path: Path) -> None:
+    """Before the session's Slurm, whose ports it uses."""
+    if reason := why_not():
+        pytest.skip(reason)
+    log = tmp_path / "log"
+    cluster = Process(["-m", "tests.cluster.one_host_slurm", str(tmp_path), "2"], log=log, cwd=ROOT)
+    OneHostSlurm.wait_until(lambda: log.exists() and "idle" in log.read_text(), 60)
+    assert daemons()
+    kill(cluster)
+    OneHostSlurm.wait_until(lambda: not daemons(), 60)
+    assert not any((DEFAULT_PLACE / name).is_symlink() for name in FILES)
+
+
+def daemons() -> list[str]:
+    return [name for process in psutil.process_iter() if (name := process.name()) in DAEMONS]
 
 
 # ---- jobs: the study's own launch line, with a stub in place of the trainer --------------------------

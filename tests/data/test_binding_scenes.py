@@ -12,10 +12,7 @@ import pytest
 from PIL import Image
 
 from filip.command import compose_config
-from filip.errors import UserError
 from filip_demo.binding import (
-    COLOURS,
-    FILLER,
     PLACE,
     PROPERTIES,
     Binding,
@@ -24,10 +21,7 @@ from filip_demo.binding import (
     main,
     new_binding_scene,
     new_values,
-    plural,
     reserved,
-    tinted,
-    with_filler,
 )
 from filip_demo.catalogue import Emoji
 from filip_demo.scenes import SIDE, Sprite
@@ -82,13 +76,6 @@ def test_a_place_is_true_its_exchange_is_false_and_training_shows_no_two_reserve
             assert true[relation] == holds and (caption == scene.caption) == holds
 
 
-def test_filler_follows_the_caption_and_differs_between_scenes() -> None:
-    make = partial(binding_scene, SPRITES, ["colour"], 0)
-    captions, words = zip(*(with_filler(make, 9, i).caption.split(". ") for i in range(20)), strict=True)
-    assert list(captions) == [make(i).caption for i in range(20)] and len({*words}) == 20
-    assert all(len(drawn.split()) == 9 and {*drawn.split()} <= {*FILLER} for drawn in words)
-
-
 def test_scenes_show_the_sizes_and_the_numbers_that_their_captions_name() -> None:
     for index in range(200):
         scene = binding_scene(SPRITES, ["size", "number"], 0, index)
@@ -97,19 +84,6 @@ def test_scenes_show_the_sizes_and_the_numbers_that_their_captions_name() -> Non
         longer = {t.label.split()[0]: max(np.subtract(t.box[2:], t.box[:2])) / SIDE for t in scene.things}
         for value, what in ((value, PROPERTIES[kind].values[value]) for value in shown):
             assert what == shown[value] if kind == "number" else what[0] - 0.01 < longer[value] < what[1] + 0.01
-
-
-def test_a_plural_is_spelt_as_one_reads_it() -> None:
-    names = ["cat", "cherry", "key", "box", "bus", "glass", "fish", "pancakes"]
-    assert list(map(plural, names)) == ["cats", "cherries", "keys", "boxes", "buses", "glasses", "fishes", "pancakes"]
-
-
-@pytest.mark.parametrize("colour", COLOURS)
-def test_a_tint_keeps_lightness_and_outline(colour: str) -> None:
-    pixels = np.asarray(tinted(SPRITES["ahing"], colour).image)
-    light = pixels[:, 0, :3].astype(int)
-    assert light[-1].tolist() == pytest.approx(COLOURS[colour], abs=2) and (np.diff(light.sum(1)) >= 0).all()
-    assert (pixels[:, :, 3] == 255).all()
 
 
 @pytest.mark.slow
@@ -122,8 +96,3 @@ def test_the_command_writes_a_table_and_test_sets(tmp_path: Path) -> None:
     assert drawn["exchange.txt"].split(b"\n")[0] == drawn["txt"] and b"things" in drawn["json"]
     new, search = ({s["txt"] for _, s in samples(out / "eval" / f"binding_{name}")} for name in ("new", "search"))
     assert len(new) == len(search) == 12 and not new & search
-
-
-def test_an_unknown_property_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="properties=size,shape; there are colour, size, number, place"):
-        main(compose_config(Binding, [f"out={tmp_path}/corpus", "properties=[size,shape]"]))

@@ -15,7 +15,6 @@ import pytest
 from filip.data.cards import SourceCard, parse_card
 from filip.data.download import download
 from filip.data.fetching import hosts
-from filip.data.fetching.access import Access
 from filip.data.fetching.workers import ShardDownloader
 from tests.data import hostile
 from tests.data.downloads import write_list
@@ -31,10 +30,6 @@ def for_ever(number: int) -> tuple[int, str | None]:
 
 def once(number: int) -> tuple[int, str | None] | None:
     return (503, "1") if number == 1 else None
-
-
-def every_second(number: int) -> tuple[int, str | None] | None:
-    return (429, "1") if number % 2 else None
 
 
 def for_an_hour(number: int) -> tuple[int, str | None]:
@@ -125,21 +120,6 @@ def test_the_first_pass_asks_a_busy_host_once_and_leaves_the_rest_of_it(first_pa
         assert reasons(first_pass, urls[:5]) == {"busy_host": 5}, "the next shard of the process knows"
 
 
-def test_a_first_pass_of_many_threads_asks_a_busy_host_no_more_than_once_a_thread(first_pass: ShardDownloader) -> None:
-    first_pass.card.download.threads = 8
-    with serving(host2=for_an_hour) as server:
-        found = reasons(first_pass, server.urls("127.0.0.2", 200) + server.urls("127.0.0.1", 200))
-        assert found[""] == 200 and 1 <= server.asked["127.0.0.2"] <= 8
-
-
-def test_a_few_threads_ask_one_host_at_once(first_pass: ShardDownloader) -> None:
-    first_pass.card.download.threads, first_pass.access = 16, Access(private_hosts=True, per_host=3)
-    with serving() as server:
-        urls = server.urls("127.0.0.2", 100) + server.urls("127.0.0.1", 9)
-        assert reasons(first_pass, urls) == {"": 109}
-        assert server.most["127.0.0.2"] == 3 and server.asked.total() == 109
-
-
 def test_a_retry_pass_gives_up_a_refusing_host(retry_pass: ShardDownloader, capfd: pytest.CaptureFixture[str]) -> None:
     with serving(host2=for_ever, host3=without_a_word, host4=for_an_hour) as server:
         urls = [url for n in (1, 2, 3, 4) for url in server.urls(f"127.0.0.{n}", 9)]
@@ -168,31 +148,6 @@ def test_a_first_pass_waits_for_the_host_of_most_of_a_shard(first_pass: ShardDow
     with serving(host2=for_an_hour) as server:
         urls = server.urls("127.0.0.2", 200)
         assert reasons(first_pass, urls) == {"http_429": 1, "busy_host": 199}
-
-
-def test_a_retry_pass_ends_with_a_limiting_host(retry_pass: ShardDownloader, monkeypatch: pytest.MonkeyPatch) -> None:
-    with serving(host2=every_second) as server:
-        assert reasons(retry_pass, server.urls("127.0.0.2", 3)) == {"": 3}
-        monkeypatch.setattr(hosts, "PATIENCE", 1.5)  # seconds: two pauses of one
-        found = reasons(retry_pass, server.urls("127.0.0.2", 9))
-        assert found[""] in (1, 2) and found.total() == 9, "the patience with one host has an end"
-
-
-def test_a_pass_that_is_given_up_does_not_wait_for_a_busy_host(retry_pass: ShardDownloader) -> None:
-    """As when the disk is full; the thread that waits for the host would keep the pool from ending."""
-    with serving(host2=lambda _: (429, "59")) as server:
-        found = retry_pass._fetched(0, server.urls("127.0.0.1", 3) + server.urls("127.0.0.2", 3))
-        started = time.monotonic()
-        assert next(found)[2] is None
-        found.close()
-        assert time.monotonic() - started < 59
-
-
-def test_a_redirection_to_a_busy_host_does_not_stop_the_host_that_sends_there(first_pass: ShardDownloader) -> None:
-    with hostile.redirecting_server() as (port, targets), serving(host2=for_an_hour) as server:
-        targets |= {"/busy": server.urls("127.0.0.2", 1)[0], "/free": server.urls("127.0.0.1", 1)[0]}
-        urls = [f"http://127.0.0.1:{port}{path}" for path in ("/busy", "/free", "/free")]
-        assert reasons(first_pass, [*urls, server.urls("127.0.0.2", 2)[1]]) == {"http_429": 1, "": 2, "busy_host": 1}
 
 
 @pytest.mark.slow

@@ -40,7 +40,7 @@ def stored(folder: Path) -> dict[str, np.ndarray]:
     return result
 
 
-@pytest.mark.slow
+@pytest.mark.system
 def test_both_engines_keep_the_same_pairs_and_count_the_same_reasons(tmp_path: Path) -> None:
     with hostile.hostile_server(slow=1) as server:
         urls = [server.url(name) for name in NAMES]
@@ -56,6 +56,7 @@ def test_both_engines_keep_the_same_pairs_and_count_the_same_reasons(tmp_path: P
     assert described.num_rows and theirs.notes["engine"] == "img2dataset"
 
 
+@pytest.mark.system
 def test_a_part_and_an_option_that_it_does_not_have_are_refused(tmp_path: Path) -> None:
     source = write_list(tmp_path / "kept.parquet", ["http://127.0.0.1:9/a.jpg"])
     with pytest.raises(UserError, match="part= is for our own engine"):

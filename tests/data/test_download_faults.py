@@ -15,7 +15,7 @@ import pytest
 import webdataset as wds
 
 from filip.data.cards import parse_card
-from filip.data.download import download, sweep
+from filip.data.download import download
 from filip.data.fetching.workers import (
     SHARD_TRIES,
     ListReader,
@@ -144,29 +144,6 @@ def test_a_shard_that_kills_every_worker_fails_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_lost_shard_is_made_again_although_a_retry_pass_exists(tmp_path: Path) -> None:
-    settings = {"image_size": 32, "samples_per_shard": 4, "threads": 2, "retries": 0, "retry_passes": 1}
-    rules = {"image_rules": {"min_side": 0}, "allow_private_hosts": True}
-    card = parse_card({"download": settings, **rules}, Path("c.yaml"))
-    out = tmp_path / "shards"
-    with hostile.hostile_server() as server:
-        names = ["image0", "image1", "flaky", "image3", "image4", "image5", "nothing", "image7"]
-        source = write_list(tmp_path / "list.parquet", [server.url(name) for name in names])
-        fragment = download(source, out, card)
-        assert fragment.n_out == 7 and fragment.notes["retried"] == [1]
-        before = hashes(out)
-        (out / "00000.tar").unlink()
-        (out / "00000_stats.json").unlink()
-        (out / "00001.tar").unlink()
-        assert download(source, out, card).dropped == fragment.dropped == {"http_404": 1}
-    after = hashes(out)
-    assert len(before) == 6 and {name for name in before if before[name] != after[name]} == {"00000.parquet"}
-    assert pq.read_table(out / "00000.parquet")["error_message"].to_pylist()[2] == "retried: in a later pass"
-    written = pq.read_schema(out / "00001.parquet").metadata[b"tar_sha256"].decode()
-    assert written == after["00001.tar"]
-
-
-@pytest.mark.slow
 def test_images_that_kill_their_worker_are_given_up_by_name_and_alone(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr("filip.data.fetching.shard_maker.CheckedResizer", DeadlyResizer)
     settings = {"image_size": 32, "samples_per_shard": 6, "threads": 2, "retries": 0}
@@ -184,18 +161,6 @@ def test_images_that_kill_their_worker_are_given_up_by_name_and_alone(tmp_path: 
     named = " ".join(fragment.notes["examples"]["crashed"])
     assert f"{server.url('jpeg')} (the process that decodes it dies" in named and server.url("webp") in named
     assert not list(tmp_path.rglob("*.progress"))
-
-
-def test_what_a_killed_worker_was_decoding_is_known_until_all_is_done(tmp_path: Path) -> None:
-    def left(finished: bool) -> set[str]:
-        (tmp_path / "00003.host.17").mkdir(exist_ok=True)
-        for name in ("plan.json", "00003.feather", "00003.progress"):
-            (tmp_path / name).touch()
-        sweep(tmp_path, finished)
-        return {path.name for path in tmp_path.iterdir()}
-
-    assert left(False) == {"plan.json", "00003.progress"}
-    assert left(True) == {"plan.json"}
 
 
 @pytest.mark.parametrize("verify", [True, False])

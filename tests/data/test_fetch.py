@@ -20,9 +20,9 @@ from pathlib import Path
 import pytest
 
 from filip.data.fetching.access import PUBLIC, Access, is_public
-from filip.data.fetching.fetch import _opener, _retry_after, _WebHandler, ascii_url, fetch
+from filip.data.fetching.fetch import _opener, _retry_after, _WebHandler, fetch
 from filip.data.fetching.hosts import Hosts
-from filip.data.fetching.outcomes import Answer, opt_out
+from filip.data.fetching.outcomes import opt_out
 from tests.data import hostile
 
 TIMEOUT = 0.6
@@ -68,31 +68,12 @@ def test_reasons(server: hostile.Hostile, path: str, reason: str) -> None:
     assert get(server.url(path))[:2] == (None, reason)
 
 
-def test_what_a_server_said_is_told(server: hostile.Hostile) -> None:
-    for path, status, tag in (("opted_out", 200, "noai"), ("status_410", 410, None), ("jpeg", 200, None)):
-        answer = Answer()
-        get(server.url(path), answer=answer)
-        assert (answer.status, answer.x_robots_tag, answer.tdm_reservation) == (status, tag, None)
-        assert answer.time is not None and abs(answer.time - time.time()) < 60
-    answer = Answer()
-    get(f"http://127.0.0.1:{closed_port()}/a.jpg", answer=answer)
-    assert answer == Answer()
-
-
 @pytest.mark.parametrize("path", ["hang", "drip", "drip_header"])
 def test_what_never_ends_is_ended(server: hostile.Hostile, path: str) -> None:
     _, reason, seconds = get(server.url(path))
     assert reason == "timeout"
     # a read that hangs: one timeout; a drip, whose every read is in time: the deadline of three
     assert seconds < (1.8 if path == "hang" else 4.5) * TIMEOUT
-
-
-def test_the_first_threads_of_a_process_end_it_too(server: hostile.Hostile, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("filip.data.fetching.fetch._deadlines_by_process", {})  # as in a new process
-    with ThreadPoolExecutor(8) as pool:  # as many as ask one host
-        results = list(pool.map(get, [server.url("drip_header")] * 8))
-    assert {reason for _, reason, _ in results} == {"timeout"}
-    assert max(seconds for *_, seconds in results) < 6 * TIMEOUT
 
 
 def test_a_handshake_that_drips_is_ended() -> None:
@@ -117,41 +98,6 @@ def test_a_host_of_many_dead_addresses_is_given_up_in_time(monkeypatch: pytest.M
         found = [get("http://many.invalid/a.jpg") for _ in range(5)]
         assert found[0][2] < 4.5 * TIMEOUT
         assert [reason for _, reason, _ in found] == ["timeout"] * 3 + ["dead_host"] * 2
-
-
-def test_a_host_is_looked_up_once_a_minute(server: hostile.Hostile, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[str] = []
-    place = ("127.0.0.1", server.server.server_port)
-
-    def resolver(host: str, *_: object) -> list[tuple]:
-        asked.append(host)
-        if len(asked) == 1:
-            raise socket.gaierror(socket.EAI_AGAIN, "try again")
-        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", place)]
-
-    monkeypatch.setattr("socket.getaddrinfo", resolver)
-    monkeypatch.setattr("filip.data.fetching.fetch._minute", lambda: 1)
-    assert get("http://once.example/jpeg")[1] == "dns"
-    assert [get("http://once.example/jpeg")[0] for _ in range(3)] == [hostile.plain()] * 3 and len(asked) == 2
-    monkeypatch.setattr("filip.data.fetching.fetch._minute", lambda: 2)
-    assert get("http://once.example/jpeg")[0] == hostile.plain() and len(asked) == 3
-
-
-def test_a_name_without_an_address_is_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
-
-    def resolver(host: str, *_: object) -> None:
-        asked.append(host)
-        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
-
-    monkeypatch.setattr("socket.getaddrinfo", resolver)
-    assert [get("http://none.example/a.jpg", retries=2)[1] for _ in range(2)] == ["dns", "dead_host"]
-    assert asked == ["none.example"]
-
-
-def test_the_body_of_a_redirection_is_not_read(server: hostile.Hostile) -> None:
-    body, _, seconds = get(server.url("moved_endlessly"))
-    assert body == hostile.plain() and seconds < TIMEOUT
 
 
 def test_addresses_that_lead_nowhere() -> None:
@@ -186,11 +132,6 @@ def test_only_what_may_pass_is_tried_again(server: hostile.Hostile) -> None:
     assert get(server.url("status_500"), retries=2)[1] == "http_5xx"
     assert get(server.url("status_404"), retries=2)[1] == "http_404"
     assert server.requests == {"flaky": 2, "status_500": 3, "status_404": 1}
-
-
-def test_ascii_url() -> None:
-    assert ascii_url("https://bücher.de/ü b?q=ä%20#x") == "https://xn--bcher-kva.de/%C3%BC%20b?q=%C3%A4%20"
-    assert ascii_url("https://a.org/b%20c") == "https://a.org/b%20c"
 
 
 def test_how_long_a_host_asks_to_be_left_alone() -> None:

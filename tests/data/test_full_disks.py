@@ -128,8 +128,7 @@ def arguments(folder: Path) -> dict[str, list[str]]:
     }
 
 
-STAGES = ["prepare", "text_rules", "ingest", "translate", "score", "manifest", "funnel"]
-STAGES += [pytest.param("download", marks=pytest.mark.slow)]
+STAGES = ["prepare", "text_rules", "ingest", "translate", "score", "manifest", "funnel", "download"]
 
 
 def files_of(folder: Path) -> dict[str, Any]:
@@ -141,6 +140,7 @@ def files_of(folder: Path) -> dict[str, Any]:
     }
 
 
+@pytest.mark.system  # mounts a disk, as root
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_disk_without_room_is_one_sentence_and_the_next_run_goes_on(
     tmp_path: Path, disk: SmallDisk, stage: str, capsys: pytest.CaptureFixture[str]

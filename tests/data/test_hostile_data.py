@@ -5,7 +5,6 @@ import json
 import tarfile
 from pathlib import Path
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -53,51 +52,6 @@ def test_captions_of_any_characters_go_through_all_stages(tmp_path: Path) -> Non
     rows = [row for path in sidecars for row in read_sidecar(path)]
     assert {row["captions"][0] for row in rows} <= set(kept) and len(rows) >= 4
     assert all(ShardCaptions.from_sidecar(path).text(0, 0.0, True) for path in sidecars)
-
-
-def test_the_name_of_a_folder_or_column_changes_nothing(tmp_path: Path) -> None:
-    """DuckDB takes folders like key=value for columns and brackets for a pattern, and adds a column called filename."""
-    place = tmp_path / "caption=x" / "[a-c] it's 100%25 *?"
-    place.mkdir(parents=True)
-    captions = ["a man riding a wave", "some soup in a bowl stands next to a wooden spoon", "two dogs in a garden"]
-    rows = {"url": [f"https://a.org/{n}" for n in range(3)], "caption": captions}
-    odd = {"filename": ["a.jpg", "b.jpg", "c.jpg"], "shard": ["x", "y", "z"]}
-    pq.write_table(pa.table({**rows, **odd}), place / "l.parquet")
-    pairs = list(zip(*rows.values(), strict=True))
-    (place / "l.csv").write_text("url,caption\n" + "".join(f"{url},{caption}\n" for url, caption in pairs))
-    lines = [json.dumps({"url": url, "caption": caption}) for url, caption in pairs]
-    (place / "l.jsonl").write_text("\n".join(lines))
-    for name in ("l.csv", "l.jsonl", "l.parquet"):
-        card = SourceCard("t", list=str(place / name))
-        make_list(card, place / "list.parquet", shuffle=False)
-        table = pq.read_table(place / "list.parquet").to_pydict()
-        assert table == ({**rows, **odd} if name == "l.parquet" else rows), name
-    apply_text_rules(place / "list.parquet", place / "kept.parquet", card, processes=1)
-    assert pq.read_table(place / "kept.parquet").to_pydict() == {**rows, **odd}
-    make_shards(place / "shards", captions, **odd)
-    fragment = translate.translate(job(place))
-    assert fragment is not None and fragment.n_in == 3
-    result = read_sidecar(place / "captions/00000.parquet")
-    assert [row["captions"][0] for row in result] == captions
-    translated = translate.translate(job(place, out=place / "again"))  # all of it from the cache
-    assert translated is not None and translated.n_out == fragment.n_out >= 1
-
-
-def test_nested_and_binary_columns_of_a_list_are_carried_as_text(tmp_path: Path) -> None:
-    columns = {
-        "url": ["https://a.org/1", "https://a.org/2"],
-        "caption": pa.array([b"a dog", b"a cat \xff"], pa.binary()),
-        "size": pa.array([{"w": 3, "h": [1, 2]}, None]),
-        "tags": pa.array([[{"n": "x"}], []]),
-        "raw": pa.array([b"\0\xff", None], pa.binary()),
-        "when": pa.array([0, 1], pa.timestamp("us")),
-    }
-    pq.write_table(pa.table(columns), tmp_path / "l.parquet")
-    card = SourceCard("t", list=str(tmp_path / "l.parquet"))
-    assert make_list(card, tmp_path / "list.parquet", shuffle=False).n_out == 2
-    table = pq.read_table(tmp_path / "list.parquet")
-    assert table["caption"].to_pylist()[0] == "a dog"
-    assert json.dumps(table.to_pylist()), "the download writes each row as JSON"
 
 
 def test_a_tar_from_elsewhere_reaches_no_file_outside_of_it(tmp_path: Path) -> None:

@@ -16,12 +16,9 @@ from filip.data.cards import load_source
 from filip.data.fetching.shard_maker import SUFFIXES, ShardMaker, is_complete
 from tests.data.pair_shards import write_pairs
 from tests.data.test_ingest import contents
-from tests.support.captions import synthetic_list
 from tests.support.processes import Process, kill_at_random, kill_group
 
-SMALL_BLOCKS = "import filip.data.lists.duckdb_io as d; d.ROWS_PER_GROUP = 250; "
 # in the other languages' lists no word is looked up: it takes three seconds of every start to read them
-ENGLISH = "import filip.data.lists.language as w; w._languages = lambda: {'en'}; "
 
 
 def start(stage: str, config: str, before: str = "", **options: object) -> Process:
@@ -69,41 +66,6 @@ def test_score_and_select_survive_kill_9(tmp_path: Path) -> None:
         one, two = (sorted((tmp_path / out).glob("*.parquet")) for out in (whole, killed))
         assert len(one) == 8 and [p.read_bytes() for p in one] == [p.read_bytes() for p in two]
         assert (tmp_path / f"{whole}.json").read_text() == (tmp_path / f"{killed}.json").read_text()
-
-
-@pytest.mark.slow
-def test_prepare_and_text_rules_survive_kill_9(tmp_path: Path) -> None:
-    synthetic_list(tmp_path / "source.parquet", 5_000)
-    card = tmp_path / "c.yaml"
-    card.write_text("text_rules: {max_repeats: 3}\n")
-
-    def prepare(out: str) -> Process:
-        return start("prepare", "PrepareConfig", SMALL_BLOCKS, source=tmp_path / "source.parquet", out=tmp_path / out)
-
-    def rules(out: str) -> Process:
-        places = {"list": tmp_path / "list.parquet", "out": tmp_path / out, "funnel": tmp_path / f"{out}.json"}
-        return start("text_rules", "TextRulesConfig", SMALL_BLOCKS + ENGLISH, source=card, **places, processes=1)
-
-    timed(prepare, "list.parquet")
-    work = tmp_path / ".again.parquet.work"
-    kill_when(prepare("again.parquet"), work.exists)
-    assert not (tmp_path / "again.parquet").exists()
-    timed(prepare, "again.parquet")
-
-    took = timed(rules, "kept.parquet")
-    judged = tmp_path / ".kept_again.parquet.work" / "judged"
-    moments = [lambda: (judged.parent / "unique.parquet").exists(), lambda: len(list(judged.glob("[!.]*"))) >= 9]
-    for moment in moments:
-        kill_when(rules("kept_again.parquet"), moment)
-        assert not (tmp_path / "kept_again.parquet").exists()
-    kill_at_random(rules("kept_again.parquet"), took)
-    timed(rules, "kept_again.parquet")
-
-    for one, two in (("list.parquet", "again.parquet"), ("kept.parquet", "kept_again.parquet")):
-        assert (tmp_path / one).read_bytes() == (tmp_path / two).read_bytes()
-    reports = [(tmp_path / f"{name}.json").read_text() for name in ("kept.parquet", "kept_again.parquet")]
-    assert reports[0] == reports[1]
-    assert not list(tmp_path.glob(".*"))
 
 
 def command(out: Path, card_path: Path) -> Process:

@@ -55,6 +55,7 @@ def test_no_decodable_image_stops_with_a_plain_sentence(tmp_path: Path, workers:
         list(loader(data, workers=workers))
 
 
+@pytest.mark.slow
 def test_a_process_ends_although_its_loader_s_workers_ignore_signals(pairs: Pairs) -> None:
     program = (
         "import sys\n"
@@ -132,6 +133,7 @@ def test_open_shards_are_bounded_by_the_window(tmp_path: Path, groups: int, worl
     assert len(opened) >= 20 > most or world_size == 2
 
 
+@pytest.mark.slow
 def test_a_window_beyond_the_limit_of_descriptors_still_reads(tmp_path: Path) -> None:
     data = write_pairs(tmp_path / "many", [1] * 120, size=8)
     code = (

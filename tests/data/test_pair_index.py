@@ -6,18 +6,17 @@ import os
 import signal
 import tarfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from filip.data.loading.config import Source
-from filip.data.loading.pair_index import ShardCaptions, identity_of, index_source
+from filip.data.loading.pair_index import ShardCaptions, index_source
 from filip.data.loading.shard_index import index_path, shard_index
 from filip.data.sidecar import group_id
 from filip.errors import UserError
 from filip.sets.tar_index import scan_tar
-from tests.data.pair_shards import key_of, loader, write_pairs
+from tests.data.pair_shards import key_of, write_pairs
 from tests.support.processes import Process
 from tests.support.shards import write_sidecar
 
@@ -192,33 +191,6 @@ def test_all_who_ask_share_one_join_until_a_file_changes(tmp_path: Path, monkeyp
     assert len(list(folder.glob("*-*"))) == 1, "the stale one is gone"
 
 
-def test_192_ranks_on_34_000_shards_ask_the_file_system_68_000_times(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """If every rank asked about every file, it would be 13 million times. Extrapolated from 4 and 16 shards."""
-    asked, stat = [], os.stat
-    counts = {}
-    for shards in (4, 16):
-        pairs = write_pairs(tmp_path / str(shards), [16] * shards)
-        index_source(pairs.source)  # of an earlier start
-
-        def counted_stat(*given: Any, **more: Any) -> os.stat_result:
-            asked.append(given)
-            return stat(*given, **more)
-
-        asked.clear()
-        monkeypatch.setattr(os, "stat", counted_stat)
-        identities = (identity_of(pairs.source),)  # the first rank's, which tells the others
-        for rank in range(8):
-            loader(pairs, batch_size=1, rank=rank, world_size=8, identities=identities)
-        counts[shards] = len(asked)
-        monkeypatch.undo()
-    a_shard = (counts[16] - counts[4]) / 12
-    a_rank = (counts[4] - 4 * a_shard) / 8
-    assert a_shard == 2, "its tar and its side-car"
-    assert 34_000 * a_shard + 192 * a_rank <= 70_000
-
-
 def test_a_read_only_data_set_is_indexed_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pairs = write_pairs(tmp_path / "data", [3, 4])
     (tmp_path / "tmp").mkdir()
@@ -231,6 +203,7 @@ def test_a_read_only_data_set_is_indexed_elsewhere(tmp_path: Path, monkeypatch: 
     assert len(list((tmp_path / "given").glob("*-*"))) == 1
 
 
+@pytest.mark.slow
 def test_processes_that_ask_at_once_build_one_join(tmp_path: Path) -> None:
     pairs = write_pairs(tmp_path, [3] * 12)
     code = (
@@ -250,16 +223,6 @@ def test_processes_that_ask_at_once_build_one_join(tmp_path: Path) -> None:
     said = [log.read_text().split() for log in logs]
     assert [lines[-1] for lines in said] == ["36"] * 3
     assert sum("built" in lines for lines in said) == 1
-
-
-def test_several_processes_find_the_same(tmp_path: Path) -> None:
-    pairs = write_pairs(tmp_path, [3, 0, 4, 2])
-    pairs.sidecar(2).unlink()
-    one = index_source(pairs.source, tmp_path / "one")
-    three = index_source(pairs.source, tmp_path / "three", processes=3)
-    for name in ("offset", "size", "row", "counts"):
-        assert np.array_equal(getattr(one, name), getattr(three, name))
-    assert one.problems == three.problems != {}
 
 
 def killed(source: Source, tar: Path) -> None:

@@ -248,6 +248,7 @@ def test_what_cannot_be_scored(tmp_path: Path) -> None:
             score(ScoreConfig(**{**base, "out": str(tmp_path / "out"), "processes": 1, **options}))
 
 
+@pytest.mark.slow
 def test_a_missing_imagehash_is_named_with_its_remedy(tmp_path: Path) -> None:
     """It used to be a traceback out of a worker."""
     write_pairs(tmp_path, [2])

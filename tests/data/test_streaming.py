@@ -92,6 +92,7 @@ def bucket(pairs: Pairs) -> Iterator[str]:
     server.stop()
 
 
+@pytest.mark.slow
 def test_a_data_set_in_a_bucket_is_scored_verified_streamed_and_forgotten_from(bucket: str, tmp_path: Path) -> None:
     card = write_data_set(tmp_path, f"{bucket}/mine")
     shards, manifest = tmp_path / "shards", tmp_path / "m.json"
@@ -148,6 +149,7 @@ def stream(root: str, rank: int = 0, ranks: int = 1, workers: int = 0, window: i
     return build_stream_loader(config)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_two_ranks_read_every_pair_of_a_bucket_once_an_epoch(bucket: str, pairs: Pairs, workers: int) -> None:
     ranks = [stream(bucket, rank, ranks=2, workers=workers) for rank in range(2)]
@@ -163,6 +165,7 @@ def test_two_ranks_read_every_pair_of_a_bucket_once_an_epoch(bucket: str, pairs:
     assert keys(list(stream(bucket, 0, ranks=2, workers=workers))) == keys(epochs[0])[:24]
 
 
+@pytest.mark.slow
 def test_a_batch_has_pairs_of_many_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Other people's tars are sorted. The buffer has a quarter of a shard, as 2,000 of 8,000 images."""
     monkeypatch.setattr(streaming, "BUFFERED", 1)
@@ -183,6 +186,7 @@ def test_a_batch_has_pairs_of_many_shards(tmp_path: Path, monkeypatch: pytest.Mo
     assert mixed["local"] > 12 and mixed["streamed"] > 6 > 3 > mixed["webdataset"]
 
 
+@pytest.mark.slow
 def test_a_resumed_run_reads_the_unfinished_shards(web: str, pairs: Pairs, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two ranks with two workers stop; one with one worker goes on: nothing is lost, finished shards do not return."""
     monkeypatch.setattr(streaming, "BUFFERED", 2)  # so that a shard is finished soon
@@ -275,6 +279,7 @@ def test_lists_and_images_of_a_bucket_are_read_like_local_ones(bucket: str, tmp_
     assert changed == {"dog.png", "two cats.png"}, "the others are not fetched again"
 
 
+@pytest.mark.slow
 def test_a_download_killed_while_it_sends_a_tar_is_finished_by_the_next(bucket: str, tmp_path: Path) -> None:
     write_images(tmp_path / "own")
     urls = [(tmp_path / "own" / name).as_uri() for name in CAPTIONS]

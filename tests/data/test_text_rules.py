@@ -11,7 +11,7 @@ import pytest
 from filip.data.cards import SourceCard, TextRuleSettings, parse_card
 from filip.data.lists import caption_filters
 from filip.data.lists.caption_filters import MEANINGLESS, active_rules
-from filip.data.lists.language import are_english, are_in, zipf
+from filip.data.lists.language import are_english, are_in
 from filip.data.prepare import prepare
 from filip.data.text_rules import TextRulesConfig, apply_text_rules, main, with_rules
 from filip.errors import UserError
@@ -146,15 +146,6 @@ def test_several_languages(tmp_path: Path) -> None:
         parse_card({"text_rules": {"language": [1]}}, Path("c.yaml"))
 
 
-def test_the_word_lists_are_held_once_as_numbers() -> None:
-    """wordfreq would also keep them as strings: half a gigabyte in each process."""
-    import wordfreq
-
-    assert zipf("dog", "en") > zipf("chihuahua", "en") > zipf("dgo", "en")
-    assert zipf("hund", "de") > 4 and zipf("hund", "xx") is None
-    assert wordfreq.get_frequency_list.cache_info().currsize == 0
-
-
 def test_rules_on_a_sample_that_they_were_not_made_for(tmp_path: Path) -> None:
     """Docs quote the exact figures; here is what would be a regression."""
     verdicts = verdicts_on_kinds(tmp_path)
@@ -224,21 +215,11 @@ def test_funnel_charges_the_first_rule_and_reports_each_alone(tmp_path: Path) ->
     assert json.loads(funnel.read_text())["out"] == 5
 
 
-@pytest.mark.slow
-def test_several_blocks_and_processes_give_the_same_file(tmp_path: Path, monkeypatch) -> None:
-    captions = [f"{c} number {i % 7}" for c in labelled_captions()["en"] for i in range(2)]  # 2,400
-    source = write_list(tmp_path / "l.parquet", captions)
-    apply_text_rules(source, tmp_path / "one.parquet", rules(), threads=1, processes=1)
-    monkeypatch.setattr("filip.data.lists.duckdb_io.ROWS_PER_GROUP", 500)
-    apply_text_rules(source, tmp_path / "many.parquet", rules(), threads=2, processes=2)
-    one, many = pq.read_table(tmp_path / "one.parquet"), pq.read_table(tmp_path / "many.parquet")
-    assert one.equals(many) and one.num_rows > 2000
-
-
 def stopped(*_: object) -> None:
     raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_any_number_of_threads_gives_the_same_bytes(tmp_path: Path) -> None:
     """The list has several of DuckDB's row groups, so that each thread has its part."""
     captions = [f"a photo of {n % 70_000} boats" if n % 3 else f"boat {n}" for n in range(260_000)]

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-import yaml
 from PIL import Image
 from torch import Tensor
 
@@ -17,10 +16,9 @@ from filip.errors import UserError
 from filip.eval.encoders import load_encoder
 from filip.eval.picture import main as picture_command
 from filip.eval.picture import schema_of
-from filip.eval.pictures.drawing import DIM, SheetCell, draw_alignment, sheet
 from filip.eval.pointing import coverage
 from filip.eval.prompts import Prompt
-from filip.eval.word_patch import WordPatch, alignment_prompt, label_tokens, word_patches
+from filip.eval.word_patch import alignment_prompt, label_tokens, word_patches
 from tests.eval.miniature import write_model, write_webdataset
 
 EVAL = Path(__file__).parents[2] / "eval"
@@ -114,58 +112,10 @@ def test_coverage_follows_the_transform_s_crop():
     assert share == pytest.approx(np.array([[1.0, 0.0], [1.0, 0.0]]), abs=0.06)
 
 
-def test_picture_is_opaque_with_red_where_the_label_hits_and_dimmed_with_white_elsewhere():
-    similarity = torch.zeros(4, 3)
-    similarity[0, 1] = similarity[1, 0] = similarity[2, 2] = similarity[3, 0] = 1.0
-    result = WordPatch(similarity, ["[BOS]", "green", "[EOS]"], [1], (2, 2))
-    picture = np.asarray(draw_alignment(Image.new("RGB", (32, 32), (0, 200, 0)), result, patch=40)).astype(int)
-    assert tuple(picture[2, 2]) == (0, 200, 0)  # a hit: the image itself
-    dimmed = 0.32 * np.array([0, 200, 0]) + 0.68 * np.array(DIM)
-    assert np.abs(picture[2, 77] - dimmed).max() <= 2
-    hit, missed = picture[:40, :40].reshape(-1, 3), picture[:40, 40:].reshape(-1, 3)
-    assert ((hit[:, 0] > 200) & (hit[:, 1] < 60)).any()  # red ink
-    assert (missed.min(1) > 240).any() and not ((missed[:, 0] > 180) & (missed[:, 1] < 60)).any()
-
-
-def test_a_sheet_has_rows_of_cells():
-    page = sheet(
-        [SheetCell(square("red", 0, 0), f"number {i}", [("word", (0, 0, 0))] * 30) for i in range(5)],
-        3,
-        "Title",
-        "a note " * 60,
-    )
-    assert page.width == 3 * 320 + 4 * 26 and page.height > 2 * 320
-
-
-def test_long_titles_take_two_lines_and_the_pictures_of_a_row_stay_level():
-    square_ = Image.new("RGB", (100, 100), (250, 0, 0))
-    cells = [
-        SheetCell(square_, "short"),
-        SheetCell(square_, "a title that does not fit into a single line of 100 pixels"),
-    ]
-    assert len(cells[0].heading(100)) == 1 and len(cells[1].heading(100)) == 2
-    page = np.asarray(sheet(cells, 2, "Title", cell_width=100, gap=10)).astype(int)
-    red = (page[..., 0] == 250) & (page[..., 1] == 0)
-    assert (red[:, 20].nonzero()[0] == red[:, 130].nonzero()[0]).all() and red[:, 20].sum() == 100
-
-
 def draw(kind: str, *given: str) -> None:
     """Run ``filip eval picture``."""
     argv = [f"kind={kind}", *given]
     run_command(picture_command, schema_of(argv), argv=argv)
-
-
-def test_a_sheet_takes_the_prompt_of_each_card(tmp_path):
-    write_webdataset(tmp_path / "data" / "demo_fluent", None, [[f"label {i}"] for i in range(9)], masks=True)
-    write_webdataset(tmp_path / "data" / "demo_food", ["soup", "black tea"], [0, 1, 0], masks=True)
-    model = write_model(tmp_path / "m.safetensors")
-    given = [f"model={model}", f"root={tmp_path / 'data'}", f"prompts={tmp_path / 'prompts.yaml'}"]
-    given += [f"data=[{EVAL / 'demo_fluent.yaml'},{EVAL / 'demo_food.yaml'}]"]
-    prompts = yaml.safe_load((EVAL / "prompts.yaml").read_text())
-    prompts["alignment"]["demo_food"] = "a {c}"
-    (tmp_path / "prompts.yaml").write_text(yaml.safe_dump(prompts))
-    draw("alignment", *given, f"out={tmp_path / 'new' / 'a.png'}", "examples=3")
-    assert Image.open(tmp_path / "new" / "a.png").width == 4 * 320 + 5 * 26
 
 
 def test_mistakes_are_named():

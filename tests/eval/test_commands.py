@@ -7,8 +7,6 @@ import pytest
 import torch
 import yaml
 
-from filip.command import run_command
-from filip.eval.__main__ import Evaluation, main
 from filip.eval.formats.webdataset import WebdatasetFolder
 from filip.eval.outcomes import read_outcomes
 from filip.eval.scorer import load_scorer
@@ -155,19 +153,6 @@ def test_a_diverged_model_scores_chance_and_says_so(root):
     assert food["not_finite"] == 24 and food["top1"] == pytest.approx(1 / 8)
 
 
-def test_top5_of_five_classes_is_refused_before_anything_is_encoded(root, capsys):
-    """Everybody is among the first five of five, so there is no number, and no stack trace either."""
-    card = yaml.safe_load((EVAL / "demo_food.yaml").read_text())
-    (root / "five.yaml").write_text(yaml.safe_dump({**card, "metric": "top5"}))
-    write_webdataset(root / "data" / "demo_food", list("abcde"), [0, 1, 2, 3, 4])
-    model = write_model(root / "m.safetensors")
-    given = [*arguments(root, ["demo_food"], model)[:2], f"data=[{root / 'five.yaml'}]", f"out={root / 'out.json'}"]
-    with pytest.raises(SystemExit):
-        run_protocol("zero_shot", given)
-    said = capsys.readouterr().err
-    assert said.strip() == "error: card demo_food: metric top5 needs more than 5 classes, the data set has 5"
-
-
 @pytest.mark.parametrize(
     ("protocol", "change", "message"),
     [
@@ -194,10 +179,3 @@ def test_mistakes_are_one_plain_sentence(root, monkeypatch, capsys, protocol, ch
     said = capsys.readouterr().err
     assert stop.value.code == 2 and message in said and "Traceback" not in said
     assert not (root / "out.json").exists()
-
-
-def test_help_lists_every_option_and_every_setting_of_a_protocol(capsys):
-    run_command(main, Evaluation, argv=["--help"])
-    said = capsys.readouterr().out
-    assert all(f"  {name}" in said for name in Evaluation.__dataclass_fields__)
-    assert "  retrieval.ties=expected" in said and "  zero_shot.ensemble=auto" in said

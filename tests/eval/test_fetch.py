@@ -69,6 +69,7 @@ def fetch(root: Path, environment: dict[str, str]) -> subprocess.CompletedProces
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
 
+@pytest.mark.slow
 def test_a_benchmark_is_fetched_once_and_only_its_split(tmp_path: Path, hub: tuple[dict[str, str], list[str]]) -> None:
     environment, asked = hub
     write_webdataset(tmp_path / "hub" / REPO, ["airplane", "automobile"], [0, 1, 0])
@@ -89,6 +90,7 @@ def test_the_repository_is_the_card_s_or_clip_benchmark_s() -> None:
         repository(load_card("sugar_crepe_add_att"))
 
 
+@pytest.mark.slow
 def test_a_repository_that_is_not_there_is_one_sentence(tmp_path: Path, hub: tuple[dict[str, str], list[str]]) -> None:
     result = fetch(tmp_path, hub[0])
     assert result.returncode == 2

@@ -17,6 +17,7 @@ from filip.runs.source import read_source
 from tests.eval.miniature import picture, run_protocol, write_model, write_webdataset
 
 
+@pytest.mark.system
 def test_a_retrieval_of_mteb_finds_what_ours_finds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mteb = pytest.importorskip("mteb")
     from mteb.models.sentence_transformer_wrapper import MultiVectorWrapper
@@ -40,6 +41,7 @@ def test_a_retrieval_of_mteb_finds_what_ours_finds(tmp_path: Path, monkeypatch: 
     assert 0 < ours["r5"] < 1
 
 
+@pytest.mark.system
 def test_the_patch_scores_pairs_by_a_models_own_similarity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mteb = pytest.importorskip("mteb")
     from datasets import Dataset

@@ -13,7 +13,7 @@ ANIMALS = ["cat", "dog", "brown bear", "sea horse", "owl", "hare", "fox"]
 CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 
 
-@pytest.mark.slow
+@pytest.mark.system
 def test_open_clip_scored_by_us_and_by_clip_benchmark(tmp_path):
     weights = write_open_clip(tmp_path)
     from clip_benchmark.datasets.builder import build_wds_dataset, get_dataset_collate_fn

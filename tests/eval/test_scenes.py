@@ -1,7 +1,6 @@
 """Scenes of several things: selecting the true caption, and pointing at the thing that is named."""
 
 import json
-import weakref
 from functools import partial
 from pathlib import Path
 
@@ -15,14 +14,12 @@ from torch import Tensor
 from filip.command import run_command
 from filip.errors import UserError
 from filip.eval.cards import load_card
-from filip.eval.datasets import EvalSet, Sample, Thing
+from filip.eval.datasets import Sample, Thing
 from filip.eval.encode_set import Context
 from filip.eval.formats import open_set
 from filip.eval.outcomes import read_outcomes
-from filip.eval.pictures.drawing import INK
-from filip.eval.pictures.scenes import COLOURS as COLOURS_OF_NAMES
-from filip.eval.pictures.scenes import PATCH, SceneSheet, chosen, coloured_caption, draw, margin, marked
-from filip.eval.pointing import BACKGROUND, name_prompts, point, pointed_scenes
+from filip.eval.pictures.scenes import SceneSheet, chosen, draw, margin
+from filip.eval.pointing import BACKGROUND, point, pointed_scenes
 from filip.eval.protocols import NoSettings, scene_pointing
 from filip.eval.protocols.selection import select
 from late_interaction import Similarity
@@ -192,14 +189,6 @@ def test_a_thing_that_no_patch_belongs_to_is_not_counted() -> None:
     assert point(ColourBlind(), [thin])[0].counted == [1, 2]  # type: ignore[arg-type]
 
 
-def test_a_name_within_another_name_is_not_taken_for_it() -> None:
-    dog, hot_dog = name_prompts("a hot dog next to a dog", ["dog", "hot dog"])
-    assert (dog.before, dog.after) == ("a hot dog next to a ", "")
-    assert (hot_dog.before, hot_dog.after) == ("a ", " next to a dog")
-    with pytest.raises(UserError, match=r"s7.*does not name 'cat'"):
-        name_prompts("a cattle", ["cat"], "s7")
-
-
 def test_scene_pointing_as_a_command(root: Path) -> None:
     model, out = write_model(root / "m.safetensors"), root / "pointing.json"
     card = card_file(root, "pointing")
@@ -243,29 +232,6 @@ def test_an_image_with_one_mask_is_a_scene_of_the_thing_that_its_caption_names(r
         list(pointed_scenes(ColourBlind(), card, open_set(card, root)))  # type: ignore[arg-type]
 
 
-def test_scenes_are_let_go_as_they_are_measured(root: Path) -> None:
-    alive: list[weakref.ref[Sample]] = []
-
-    class Watched(EvalSet):
-        most = 0
-
-        def __len__(self) -> int:
-            return 192
-
-        def __getitem__(self, index: int) -> Sample:
-            made = sample()
-            alive.append(weakref.ref(made))
-            self.most = max(self.most, sum(one() is not None for one in alive))
-            return made
-
-    data, context = Watched(), Context(str(root))
-    card = load_card(card_file(root, "pointing"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scene_pointing, "open_set", lambda *_: data)
-        result = scene_pointing.run(ColourBlind(), card, NoSettings(), context, {})  # type: ignore[arg-type]
-    assert result["n"] == 576 and data.most <= 2 * 64
-
-
 def test_a_broken_map_of_the_things_is_named(root: Path) -> None:
     # its header is whole: it breaks when its pixels are asked for
     write_scenes(root / "scenes", count=1, cut=60)
@@ -291,33 +257,6 @@ def test_best_median_and_worst_scenes_are_chosen_by_score_and_then_by_margin() -
     assert [scene is right for _, scene in chosen(scenes, 2)] == [True, True, True, True, False, False]
     with pytest.raises(UserError, match="fewer than"):
         chosen(scenes, 3)
-
-
-def test_a_name_has_an_outline_around_its_patches_and_a_dot_on_the_best_in_its_colour() -> None:
-    (result,) = point(ColourBlind(), [sample()])  # type: ignore[arg-type]
-    page = np.asarray(marked(result)).astype(int)
-    plain = np.asarray(sample().image.convert("RGB").resize((4 * PATCH, 4 * PATCH), Image.Resampling.LANCZOS))
-    assert page.shape == plain.shape
-    for number, name in enumerate(PLACES):
-        left, top, *_ = (side // 8 * PATCH for side in PLACES[name])
-        row, column = (round((at + 0.5) * PATCH) for at in result.best[number])
-        for y, x in ((row, column), (top + 4, left + PATCH)):
-            assert tuple(page[y, x]) == COLOURS_OF_NAMES[number], name
-        inside = (top + PATCH, left + 12)
-        assert (page[inside] == plain[inside]).all(), "pictures keep their colours"
-    words = dict(coloured_caption(sample()))
-    assert [words[name] for name in PLACES] == list(COLOURS_OF_NAMES[:3]) and words["next"] == INK
-
-
-def test_a_picture_that_is_not_square_is_drawn_as_the_model_sees_it() -> None:
-    square = sample()
-    wide = [Image.new(shown.mode, (64, 32)) for shown in (square.image, *(thing.mask for thing in square.things))]
-    for page, shown in zip(wide, (square.image, *(thing.mask for thing in square.things)), strict=True):
-        page.paste(shown, (16, 0))
-    things = [Thing(thing.label, mask) for thing, mask in zip(square.things, wide[1:], strict=True)]
-    both = [square, Sample("w", wide[0], captions=[CAPTION], things=things)]
-    pages = [np.asarray(marked(point(ColourBlind(), [one])[0])) for one in both]  # type: ignore[arg-type]
-    assert pages[0].shape == pages[1].shape and np.abs(pages[0].astype(int) - pages[1]).mean() < 3
 
 
 def test_the_sheet_as_a_command(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,6 @@ import torch
 from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
 
-from bench.browser import NoBrowser, chromium, firefox
 from filip import load
 from filip.api import Model
 from filip.command import run_command
@@ -22,8 +21,9 @@ from filip.explore.export import ExplorerExport
 from filip.explore.export import main as export
 from filip.explore.names import encode_query
 from tests.eval.miniature import picture
+from tests.support.browser import NoBrowser, chromium, firefox
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.system
 ROOT = Path(__file__).resolve().parents[2]
 SCENES = sorted((ROOT / "docs/scenes").glob("*.png"))
 CAPTIONS = [scene.with_suffix(".txt").read_text().strip() for scene in SCENES]

@@ -12,7 +12,6 @@ import torch
 from PIL import Image
 from playwright.sync_api import Browser, ConsoleMessage, Page, expect
 
-from bench.browser import NoBrowser, chromium
 from filip.command import run_command
 from filip.eval.scorer import load_scorer
 from filip.explore.export import ExplorerExport
@@ -22,10 +21,11 @@ from filip.models import build_model, save_model
 from tests.eval.miniature import picture, tiny_config
 from tests.eval.test_scenes import CAPTION, PLACES, write_scenes
 from tests.explore.conftest import CAPTIONS, FREE, UNHEARD, Prepared, teach
+from tests.support.browser import NoBrowser, chromium
 from tests.support.squares import square, write_shards
 from tests.support.training import run_many, train_arguments
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.system
 DOG = CAPTIONS[2]
 
 

@@ -295,12 +295,3 @@ def test_photographs_of_any_number_of_pixels_are_indexed_searched_and_explored(
     assert (
         len(Gallery.of(load_viewers([model], [], "cpu"), open_pictures(str(tmp_path / "photos"), None, None)).keys) == 9
     )
-
-
-def test_a_name_that_is_no_text_costs_one_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    model = write_model(tmp_path / "model.safetensors", "pooled")
-    write_images(tmp_path / "photos", 2)
-    os.rename(tmp_path / "photos" / "photo #1.png", os.fsencode(tmp_path / "photos") + b"/caf\xe9.png")
-    build_index(tmp_path, model)
-    said = capsys.readouterr().err
-    assert "1 images; 1 encoded" in said and r"1 whose names are not UTF-8, such as b'caf\xe9.png'" in said

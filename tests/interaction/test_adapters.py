@@ -92,15 +92,6 @@ def test_a_document_without_a_token_scores_what_it_does_in_sentence_transformers
     assert (result[0][:, 2] == -1e9).all() and (result[2][1, 0] == 0).all()
 
 
-def test_a_query_without_a_token_scores_nothing() -> None:
-    query, document, query_mask, document_mask = batch(None)
-    query_mask[2] = False
-    for normalize in (False, True):
-        masks = {"queries_mask": query_mask, "documents_mask": document_mask, "length_normalize": normalize}
-        scores, of_query, _ = solve(colbert_scores, query, document, **masks)
-        assert (scores[2] == 0).all() and (of_query[2] == 0).all() and (scores[1] != 0).all()
-
-
 def test_without_masks_rows_of_zeros_are_padding_as_in_sentence_transformers() -> None:
     from sentence_transformers.multi_vector_encoder import scoring
 
@@ -108,22 +99,6 @@ def test_without_masks_rows_of_zeros_are_padding_as_in_sentence_transformers() -
     query, document = query * query_mask[..., None], document * document_mask[..., None]
     assert_same(solve(colbert_scores, query, document), solve(scoring.colbert_scores, query, document))
     assert_same(solve(mean_colbert_scores, query, document), solve(scoring.mean_colbert_scores, query, document))
-
-
-def test_half_precision_is_scored_without_rounding_the_products() -> None:
-    query, document, query_mask, document_mask = batch(None)
-    half = query.bfloat16(), document.bfloat16()
-    result = solve(colbert_scores, *half, queries_mask=query_mask, documents_mask=document_mask)
-    wide = [tensor.float() for tensor in half]
-    expected = solve(colbert_scores, *wide, queries_mask=query_mask, documents_mask=document_mask)
-    torch.testing.assert_close(result[0], expected[0], atol=1e-5, rtol=0)
-    assert result[1].dtype == result[2].dtype == torch.bfloat16
-
-
-def test_masks_of_another_shape_are_refused() -> None:
-    query, document, query_mask, document_mask = batch(None)
-    with pytest.raises(ValueError, match=r"documents_mask is \[5, 2, 4\], but its embeddings are \[5, 2, 9, 16\]"):
-        colbert_scores(query, document, query_mask, document_mask[..., :4])
 
 
 class Given(nn.Module):
@@ -189,16 +164,6 @@ def test_below_zero_padding_wins_in_pylate_and_never_here() -> None:
         alone = document.flatten(0, 1)[j, kept][None, None]
         expected = multiplied_by_masks(query, alone, query_mask, torch.ones(1, 1, int(kept.sum())))
         torch.testing.assert_close(ours[:, j : j + 1], expected)
-
-
-def test_the_distillation_of_sentence_transformers_takes_the_scorer() -> None:
-    from sentence_transformers.multi_vector_encoder.losses import MultiVectorDistillKLDivLoss
-
-    labels = torch.rand(5, 2, generator=torch.Generator().manual_seed(5))
-    tensors = batch(-1)
-    ours = MultiVectorDistillKLDivLoss(Given(), similarity_fct=colbert_kd_scores)
-    theirs = MultiVectorDistillKLDivLoss(Given())
-    assert_same(loss_and_gradients(ours, tensors, labels=labels), loss_and_gradients(theirs, tensors, labels=labels))
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.1])

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+import pytest
 from packaging.utils import canonicalize_name
 
 from tests.support.processes import run_python
@@ -45,6 +46,7 @@ def modules_of(distribution: str, owners: Mapping[str, list[str]], seen: set[str
     return own.union(*(modules_of(other, owners, seen) for other in expected))
 
 
+@pytest.mark.slow
 def test_only_pytorch_is_imported(tmp_path: Path) -> None:
     owners = importlib.metadata.packages_distributions()  # reads the files of all that is installed
     allowed = modules_of("torch", owners, set()) | {"torch", "torchgen", "functorch", "late_interaction"}

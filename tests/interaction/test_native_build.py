@@ -28,6 +28,7 @@ def _ask(*environments: dict[str, str]) -> list[str]:
     return process.stdout.splitlines()
 
 
+@pytest.mark.slow
 def test_without_a_compiler_there_is_one_line_and_no_crash(tmp_path: Path) -> None:
     cache = {"LATE_INTERACTION_CACHE": str(tmp_path)}
     absent, no_path, useless = _ask(

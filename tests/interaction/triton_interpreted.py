@@ -1,7 +1,6 @@
 """Run by test_triton.py in a separate process with TRITON_INTERPRET=1: the kernels against the reference."""
 
 import contextlib
-import itertools
 from typing import Any
 
 import pytest
@@ -9,17 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from bench.interaction_errors import BOUNDS, measure
-from late_interaction import (
-    SmoothMaximum,
-    late_interaction,
-    reference,
-    triton_backend,
-    triton_kernels,
-    triton_launch,
-    triton_layout,
-    triton_smooth,
-    triton_smooth_kernels,
-)
+from late_interaction import SmoothMaximum, late_interaction, reference, triton_backend, triton_launch, triton_smooth
 from late_interaction.blockwise import Blockwise, smooth_maximum
 from late_interaction.packing import Tokens
 from tests.interaction.problems import (
@@ -41,41 +30,6 @@ SHAPES = [
     (1, 260, [2], 16),  # 16-bit maps of rows
     (2, 5, [1] * 63 + [2, 3, 2], 16),  # two groups of captions, whose tiles are odd in number
 ]
-
-
-def triton_flops(images: int, n1: int, dim: int, lengths: list[int]) -> int:
-    """Count the flops of forward and backward: an image takes the rows of its blocks, captions the columns of the
-    longest in their group of 64, in the text gradient an even number of them.
-    """
-    ordered, group = sorted(lengths), triton_layout.GROUP
-    tiles = [max(ordered[first : first + group]) for first in range(0, len(ordered), group)]
-    columns = sum(3 * number + number % 2 for number in tiles) * group
-    return 2 * images * triton_layout.rows_of(n1, 128) * columns * dim
-
-
-def test_images_of_any_length_take_fewer_rows_than_as_many_of_49() -> None:
-    """They are cut into blocks of 16 to 128 rows that follow one another and hold all tokens."""
-    for most, n in itertools.product((64, 128), range(1, 400)):
-        blocks = triton_layout.cut(n, most)
-        ends = [start + rows for start, rows in blocks]
-        assert [start for start, _ in blocks] == [0, *ends[:-1]] and n <= ends[-1] <= max(n + 15, 1.34 * n)
-        assert {rows for _, rows in blocks} <= {16, 32, 64, 128}
-    rows = sum(triton_layout.rows_of(n, 128) for n in range(10, 89))
-    assert rows < 0.9 * 79 * triton_layout.rows_of(49, 128)
-
-
-@pytest.fixture
-def multiplied(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Return a list of one number: the flops of every tile that the kernels multiply."""
-    counted, multiply = [0], triton_kernels._dot
-
-    def dot(x: Any, y: Any, total: Any, widen: Any) -> Any:
-        counted[0] += 2 * int(x.shape[0]) * int(x.shape[1]) * int(y.shape[1])
-        return multiply(x, y, total, widen)
-
-    for module in (triton_kernels, triton_smooth_kernels):
-        monkeypatch.setattr(module, "_dot", dot)
-    return counted
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -138,32 +92,6 @@ def test_a_weight_far_below_another_of_the_same_image_keeps_its_digits(dtype: to
         weight = torch.tensor([[3e-4, small * 3e-4]])
         result, _ = triton_backend.backward(tokens, (torch.zeros(1, 2), weight), maps)
         torch.testing.assert_close(result[0].diagonal(), weight[0], rtol=torch.finfo(dtype).eps / 2, atol=0)
-
-
-def test_products_are_those_that_the_cost_model_counts(multiplied: list[int]) -> None:
-    """Flops of every tile that the kernels really multiply; images and captions fill their blocks."""
-    images, n1, dim, lengths = 8, 49, 16, [2] * 40 + [3] * 24 + [4] * 64
-    tokens = random_problem(images, n1, lengths, dim).tokens()
-    result, maps = triton_backend.forward(tokens)
-    forward = multiplied[0]
-    triton_backend.backward(tokens, result, maps)
-    assert (forward, multiplied[0]) == (2 * images * 64 * 7 * 64 * dim, triton_flops(images, n1, dim, lengths))
-
-
-def test_tiles_without_weights_are_left_out() -> None:
-    """Two groups of captions and two blocks of images; each block has weights in one group only."""
-    problem = random_problem(3, 60, [1] * 64 + [2] * 6, 16)
-    weight = torch.zeros(3, 70)
-    weight[:2, 64:], weight[2, :64] = 1.0, 1.0
-    layout = triton_layout.lay_out(problem.text_lengths.tolist(), torch.device("cpu"))
-    weights, _ = triton_layout.scaled_weights((weight, weight), 1, layout, torch.float32)
-    active = triton_layout.active_tiles(weights, 2)
-    assert active.tolist() == [[False, True], [True, False]]
-    assert [part.tolist() for part in triton_layout.listed(active)] == [[[1, 0], [0, 1]], [1, 1]]
-    maps = triton_backend.forward(problem.tokens())[1]
-    result = triton_backend.backward(problem.tokens(), (weight, weight), maps)
-    expected = reference.backward(problem.tokens(), (weight, weight), ())
-    torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_gradients_far_below_float16_do_not_underflow() -> None:
@@ -229,15 +157,6 @@ def test_smooth_maximum_in_16_bits(dtype: torch.dtype) -> None:
     assert_close(result, expected, 2e-6, 2 * torch.finfo(dtype).eps)
 
 
-def test_smooth_products_are_at_most_1_7_times_those_of_the_maximum(multiplied: list[int]) -> None:
-    """Count the flops of every tile that is multiplied; images and captions fill their blocks."""
-    images, n1, dim, lengths = 8, 49, 16, [2] * 40 + [4] * 24 + [4] * 64
-    tokens = random_problem(images, n1, lengths, dim).tokens()._replace(temperature=0.05)
-    result, sums = triton_smooth.forward(tokens)
-    triton_smooth.backward(tokens, result, sums)
-    assert 1.5 < multiplied[0] / triton_flops(images, n1, dim, lengths) <= 1.7
-
-
 def test_what_float32_does_not_hold_is_computed_in_tiles() -> None:
     problem = random_problem(2, 9, [3, 8], 16)
     assert not triton_smooth.beyond_range(problem.tokens()._replace(temperature=0.05))
@@ -301,14 +220,3 @@ def test_a_mask_is_the_padded_form_of_ragged_images(smooth: bool) -> None:
     torch.testing.assert_close((exchanged.t2i.T, exchanged.i2t.T, *of_exchanged), result, rtol=1e-5, atol=1e-6)
     with pytest.raises(ValueError, match="every image needs at least one token"):
         late_interaction(packed, *problem[1:], image_lengths=torch.tensor([0, len(packed), 0]), backend=backend)
-
-
-def test_ragged_images_take_the_rows_that_hold_them(multiplied: list[int]) -> None:
-    """Count the flops of every tile that is multiplied. Images of 80 tokens take 64 and 16 rows; no block has a gap."""
-    sizes, dim, lengths = [10] * 8 + [49] * 4 + [80] * 8, 16, [2] * 64
-    tokens = random_problem(1, sum(sizes), lengths, dim).tokens()
-    tokens = tokens._replace(image=tokens.image[0], image_lengths=sizes)
-    result, maps = triton_backend.forward(tokens)
-    triton_backend.backward(tokens, result, maps)
-    rows = 8 * 16 + 4 * 64 + 8 * (64 + 16)
-    assert multiplied[0] == sum(triton_flops(1, n1, dim, lengths) for n1 in sizes) == 3 * 2 * rows * 2 * 64 * dim

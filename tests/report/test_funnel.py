@@ -90,7 +90,7 @@ def test_a_merged_funnel_has_all_its_sources(tmp_path: Path) -> None:
         main(FunnelPage(fragments=[], out="a.pdf"))
 
 
-@pytest.mark.slow
+@pytest.mark.system
 def test_in_a_browser_it_fits_a_phone_runs_no_script_and_asks_nobody(data: Path) -> None:
     page_of(data, f"shards=[{data}/shards]", f"captions=[{data}/captions]")
     for tab in opened(data / "funnel.html", {"width": 1440}, {"width": 390}):

@@ -1,28 +1,11 @@
 """README's first table: written by a command, and README has what that command writes."""
 
 import itertools
-import json
 from itertools import pairwise
 from pathlib import Path
 
-import pytest
-
-from bench.readme import (
-    ABLATION_COLUMNS,
-    BEGIN,
-    BINDING_COLUMNS,
-    END,
-    ROWS,
-    Readme,
-    ablation_block,
-    binding_block,
-    binding_figure,
-    main,
-    put_between_marks,
-    results_block,
-)
+from bench.readme import BEGIN, BINDING_COLUMNS, END, ROWS, Readme, binding_block, binding_figure, main, results_block
 from filip.command import run_command
-from filip.errors import UserError
 from filip.files import write_json
 from filip.report.results import Results
 from filip.report.table import Cell, Column, Less, Row, Table
@@ -78,33 +61,6 @@ def test_the_table_has_chance_all_runs_and_each_less_the_one_before() -> None:
     assert "one training of each model" in block() and "SEEDS=1" in block()
 
 
-def test_of_three_trainings_nothing_is_called_significant_and_of_five_what_is_has_a_mark() -> None:
-    assert "\\*" not in block(3) and "none is called significant" in block(3).replace("\n", " ")
-    assert rows(block(5))[-1][-1] == "+0.1 [−2.0, 3.0]" and "\\*" in block(5) and "Holm" in block(5)
-
-
-def test_several_seeds_are_said() -> None:
-    assert "From `make demo`, in percent: means of 3 trainings" in block(3)
-    assert "From `make demo SEEDS=5`, in percent: means of 5 trainings" in block(5)
-
-
-def test_without_outcomes_there_are_no_differences() -> None:
-    without = block(compared=False)
-    assert all(row[-2:] == ["", ""] for row in rows(without)[2:]) and "paired" not in without
-
-
-def test_seconds_and_bytes_of_each_run_are_said(tmp_path: Path) -> None:
-    image = {"image_size": 96, "stem": "a", "stem_stride": 16}
-    (tmp_path / "models").mkdir()
-    for run, interaction in zip(RUNS[:2], ("pooled", "token_wise"), strict=True):
-        model = {"embed_dim": 128, "interaction": interaction, "image": image}
-        result = {"training_seconds": 40.2, "config": {"model": model}}
-        (tmp_path / "models" / f"{run}.json").write_text(json.dumps(result))
-    steps = [tables(pair) for pair in pairwise(RUNS)]
-    text = results_block(STUDY, steps, RUNS, Results(tmp_path)).replace("\n", " ")
-    assert "CLIP 40 s and 0.5 kB, FILIP 40 s and 18.4 kB." in text
-
-
 def test_the_table_of_binding_has_each_model_with_its_numbers_and_seconds(tmp_path: Path) -> None:
     study = load_study(ROOT / "workflow/config/binding.yaml")
     models = {
@@ -132,25 +88,6 @@ def test_the_table_of_binding_has_each_model_with_its_numbers_and_seconds(tmp_pa
     drawn = {label.get_text() for label in binding_figure(study, found, Results(tmp_path)).axes[0].get_legend().texts}
     assert {f"{study.label(run)}: 40 s" for run in models} <= drawn
     assert "From `make run STUDY=binding SEEDS=2` and" in text and "means of 2 trainings" in text.replace("\n", " ")
-
-
-def test_the_component_ablation_has_gains_beside_the_papers() -> None:
-    keys = [column[1] for column in ABLATION_COLUMNS]
-    values = {"a": 0.3, "b": 0.345}
-    ours = [Row(name, "ours", {key: Cell(value, seeds=3) for key in keys}) for name, value in values.items()]
-    paper = {"columns": [column[3] for column in ABLATION_COLUMNS], "clip": [20, 30, 40], "late": [18.5, 33, 41]}
-    block = ablation_block(Table("component_ablation", "", [Column(key, "") for key in keys], ours), paper)
-    assert cells(block.splitlines()[2])[:4] == ["a", "30.0", "", ""]
-    assert cells(block.splitlines()[3]) == ["b", "34.5", "+4.5", "-1.5", "34.5", "+4.5", "+3.0", "34.5", "+4.5", "+1.0"]
-    assert "means of 3 trainings" in block
-
-
-def test_the_block_goes_between_the_marks_and_leaves_the_rest_alone() -> None:
-    text = f"before\n{BEGIN}\nold\n{END}\nafter\n"
-    once = put_between_marks(text, "new", "README.md")
-    assert once == f"before\n{BEGIN}\nnew\n{END}\nafter\n" == put_between_marks(once, "new", "README.md")
-    with pytest.raises(UserError, match=r"README\.md needs the lines"):
-        put_between_marks("no marks", "new", "README.md")
 
 
 def test_the_command_writes_table_and_picture(folder: Path, tmp_path: Path) -> None:

@@ -9,8 +9,7 @@ import yaml
 
 from filip.errors import UserError
 from filip.report.findings import findings
-from filip.report.rows.pairs import _measured
-from filip.report.table import Cell, Column, Table, average, combine, short_commit
+from filip.report.table import Cell, average, combine
 from filip.study import TABLES, load_study
 from filip.table_writer import FORMS, render
 from tests.report.results import EVAL, STUDY, cells, changed, recalls, tables_of, task, training, write, write_tables
@@ -111,10 +110,6 @@ def test_tables_from_the_yaml_average_the_seeds_that_were_asked_for_on_the_comma
     assert tables_of(three_seeds, changed(three_seeds, "three", seeds=3))["zero_shot"].as_json() == from_results
     alone = tables_of(three_seeds, changed(three_seeds, "one", seeds=1))["zero_shot"]
     assert cells(alone, STUDY["runs"]["filip"]["label"])["demo_food"].seeds == 1
-
-
-def test_a_commit_is_short_and_still_says_that_the_tree_differed():
-    assert short_commit("0123456789abcdef") == "01234567" and short_commit("0123456789abcdef+") == "01234567+"
 
 
 def test_peers_stand_in_the_same_tables_with_the_name_of_their_weights(folder):
@@ -257,17 +252,3 @@ def test_a_variant_is_shown_below_the_ablation_and_does_not_count_as_its_last_ro
     table = tables_of(folder, study)["component_ablation"]
     assert [row.section for row in table.rows] == ["", "", "", "our own variants"]
     assert "all" not in set(findings({table.name: table})["run"])
-
-
-def test_a_table_survives_tables_json(folder):
-    for table in tables_of(folder).values():
-        again = Table.from_json(table.as_json())
-        assert again == table
-
-
-def test_a_table_without_a_row_is_one() -> None:
-    """A study whose benchmarks have no prompts, or whose trainings recorded nothing, has such tables."""
-    empty = Table("empty", "Nothing", [Column("r1", "R@1")], [])
-    assert empty.rows == [] and empty.sections == [] and empty.numbers().empty
-    assert empty.records() == []
-    assert _measured(empty) == {}

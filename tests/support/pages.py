@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page
 
-from bench.browser import NoBrowser, chromium
+from tests.support.browser import NoBrowser, chromium
 
 
 def opened(page: Path, *views: dict[str, Any]) -> Iterator[Page]:

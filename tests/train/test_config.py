@@ -37,6 +37,7 @@ def test_every_experiment_composes_and_finds_its_deepspeed_settings(name: str) -
         assert settings["train_batch_size"] == batching.pairs_per_step
 
 
+@pytest.mark.slow
 def test_every_experiment_and_its_studies_have_the_recipe_of_the_page() -> None:
     page = (ROOT / "docs/training.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \| `(token_maximum=[^`]+)` \|", page, re.MULTILINE)

@@ -1,8 +1,6 @@
 """data.feature_cache: what a frozen stem computes of an image is read again, and nothing else changes."""
 
-import dataclasses
 import signal
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +9,10 @@ import pytest
 import torch
 
 from filip.data.eval_transform import normalize_planes
-from filip.data.loading.feature_maps import map_path, open_maps, write_maps
+from filip.data.loading.feature_maps import map_path, open_maps
 from filip.data.loading.loader import PairLoader
 from filip.errors import UserError
 from filip.models import DualEncoder
-from filip.train.config import TrainConfig
 from filip.train.feature_cache import cache_folder, fill
 from filip.train.loop import initial_model
 from filip.train.ranks import StopSignal
@@ -138,50 +135,6 @@ def test_a_folder_belongs_to_one_network_size_and_precision(model: DualEncoder, 
     assert cache_folder(None, model, "fp32") is None
 
 
-@pytest.mark.parametrize(
-    ("overrides", "reason"),
-    [
-        (("data.auto_augment=1",), "give data.auto_augment=0"),
-        (("data.crop_scale_min=0.8",), "data.crop_scale_min=1.0"),
-        (("data.flip_probability=0.5",), "data.flip_probability=0.0"),
-    ],
-)
-def test_images_that_are_augmented_have_no_maps_to_keep(overrides: Sequence[str], reason: str) -> None:
-    settings = [f"data.{name}={value}" for name, value in WHOLE.items()]
-    with pytest.raises(UserError, match=reason):
-        compose(*settings, "data.feature_cache=c", *overrides)
-
-
-def test_a_stem_that_learns_or_none_has_no_maps_to_keep(model: DualEncoder) -> None:
-    for overrides, result in ((STEM[:4], "it learns"), (("model=tiny",), "there is none")):
-        with pytest.raises(UserError, match=f"a frozen model.image.stem computes, and {result}"):
-            cache_folder("c", initial_model(compose(*overrides)), "fp32")
-
-
-def test_a_full_disk_keeps_what_is_there(model: DualEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data = write_pairs(tmp_path, [5, 5])
-    written: list[int] = []
-
-    def write(path: Path, maps: np.ndarray) -> None:
-        if written:
-            raise OSError("problem writing element 0 to file")  # as numpy says it, without a number
-        written.append(len(maps))
-        write_maps(path, maps)
-
-    monkeypatch.setattr("filip.train.feature_cache.write_maps", write)
-    with pytest.raises(UserError, match="is the disk full, or the folder read-only"):
-        reading(model, data, tmp_path / "cache")
-    assert len(list((tmp_path / "cache").rglob("*.npy"))) == 1
-    monkeypatch.undo()
-    assert len(list(reading(model, data, tmp_path / "cache"))) == 2
-
-
-def test_a_folder_that_cannot_be_made_is_one_sentence(model: DualEncoder, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot write feature maps below"):
-        reading(model, write_pairs(tmp_path, [5]), tmp_path / "file" / "cache")
-
-
 def test_a_broken_file_is_named(model: DualEncoder, tmp_path: Path) -> None:
     data = write_pairs(tmp_path, [5])
     stream = reading(model, data, tmp_path / "cache").stream
@@ -190,16 +143,6 @@ def test_a_broken_file_is_named(model: DualEncoder, tmp_path: Path) -> None:
     path.write_bytes(b"")
     with pytest.raises(UserError, match="delete the file and start again"):
         stream[0, 0]
-
-
-def test_no_setting_of_the_learning(tmp_path: Path) -> None:
-    from filip.train.provenance import settings_hash
-
-    whole = [f"data.{name}={value}" for name, value in WHOLE.items()]
-    one: TrainConfig = compose(*whole)
-    assert settings_hash(one) == settings_hash(
-        dataclasses.replace(one, data=dataclasses.replace(one.data, feature_cache="c"))
-    )
 
 
 @pytest.mark.slow

@@ -92,6 +92,7 @@ def test_a_saved_model_carries_its_vocabulary_where_it_can(vocabulary: Path, tmp
             FORMATS[to].write(ModelSource(model, "a"), str(tmp_path / to))
 
 
+@pytest.mark.slow
 def test_it_trains_resumes_and_is_loaded_with_its_own_vocabulary(
     squares: Path, vocabulary: Path, tmp_path: Path
 ) -> None:

@@ -42,6 +42,7 @@ def test_states_of_the_zero_paper() -> None:
         assert (sum(states.values()) - states["reduction buffer"]) / 1e9 == pytest.approx(expected, abs=0.06)
 
 
+@pytest.mark.slow
 def test_the_papers_sizes_are_printed_without_a_gpu() -> None:
     done = run_python("-m", "filip.train.plan", "experiment=large", "gpus=192", variables=environment())
     assert done.returncode == 0, done.stderr

@@ -106,6 +106,7 @@ def ranks(*places: str) -> SimpleNamespace:
     return SimpleNamespace(device=torch.device("cpu"), gather=lambda own: list(places) or [own])
 
 
+@pytest.mark.slow
 def test_a_cpu_that_is_told_to_be_avx2_has_no_bf16() -> None:
     result = run_python("-c", ASK, variables={**os.environ, **AVX2}, cwd=ROOT)
     assert result.stdout.strip() == "fp32"

@@ -19,14 +19,7 @@ from filip.train import checkpoint, provenance
 from filip.train.checkpoint import Resumption, _prune, choose_checkpoint, prepare_folder, training_hash
 from filip.train.config import CheckpointConfig, TrainConfig
 from filip.train.losses import TERMS
-from filip.train.provenance import (
-    learning_settings,
-    put_in_place,
-    record_finish,
-    record_start,
-    resumable_settings,
-    settings_hash,
-)
+from filip.train.provenance import put_in_place, record_finish, record_start, resumable_settings, settings_hash
 from filip.train.ranks import Ranks
 from tests.support.training import compose
 
@@ -160,14 +153,6 @@ def test_a_finished_run_gets_its_lost_result_back_if_nothing_differs(
     assert choose(run, **SAME).kept is None
 
 
-def test_never_renames_and_counts_up(run: Path) -> None:
-    for number in (1, 2):
-        assert choose(run, resume="never").start_again
-        prepare_folder(run / "checkpoints", ALONE, start_again=True)
-        assert (run / f"checkpoints.{number}").is_dir()
-        save(run, 5, state_of(compose("model=tiny")))
-
-
 @pytest.mark.parametrize("damage", ["truncated", "missing", "unreadable", "other weights", "another state"])
 def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(run: Path, damage: str) -> None:
     newest = run / "checkpoints" / "step00000020"
@@ -203,21 +188,6 @@ def test_a_disk_that_fails_now_damages_no_checkpoint(run: Path, monkeypatch: pyt
     assert (run / "checkpoints" / "step00000020").is_dir()
 
 
-def test_a_checkpoint_with_fields_more_or_less_is_read(run: Path) -> None:
-    path = run / "checkpoints" / "step00000020" / "state.json"
-    saved = json.loads(path.read_text())
-    del saved["files"], saved["digest"]
-    saved["model"] = {k: v for k, v in saved["model"].items() if k != "cls_in_interaction"}
-    saved["field_of_tomorrow"] = 1
-    path.write_text(json.dumps(saved))
-    assert choose(run, **SAME).checkpoint == path.parent
-
-
-def test_other_ranks_are_noted(run: Path) -> None:
-    result = choose(run, **SAME, world_size=4)
-    assert "1 ranks then, 4 now" in result.notes[-1]
-
-
 def test_the_folder_hash_covers_learning_settings_only() -> None:
     reference = settings_hash(compose("model=tiny"))
     for same in (
@@ -233,13 +203,6 @@ def test_the_folder_hash_covers_learning_settings_only() -> None:
         "epochs=2",
     ):
         assert settings_hash(compose("model=tiny", other)) != reference, other
-
-
-def test_a_setting_at_its_default_does_not_enter_the_hash(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = settings_hash(compose("model=tiny"))
-    with_more = lambda config: {**learning_settings(config), "field.of_tomorrow": 0}  # noqa: E731
-    monkeypatch.setattr(provenance, "learning_settings", with_more)
-    assert settings_hash(compose("model=tiny")) == before
 
 
 def test_what_is_edited_in_a_deepspeed_file_is_a_change_of_the_training(tmp_path: Path) -> None:

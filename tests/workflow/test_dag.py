@@ -1,8 +1,9 @@
 """The DAG through Snakemake itself: dry runs of every study, and of configs that it refuses."""
 
 import json
+import re
+import subprocess
 from pathlib import Path
-from subprocess import CompletedProcess
 
 import pytest
 import yaml
@@ -10,7 +11,7 @@ import yaml
 from filip.data.cards import load_source
 from filip.study import Study
 from tests.support.processes import run_python
-from tests.support.snakemake_runs import environment_of, run_snakemake
+from tests.support.snakemake_runs import environment_of, run_snakemake, study_command
 from workflow.study import ROOT, WorkflowStudy
 
 STUDIES = sorted(path.stem for path in (ROOT / "workflow" / "config").glob("*.yaml"))
@@ -55,7 +56,7 @@ def broken(folder: Path) -> Path:
     return folder / "broken.yaml"
 
 
-def plan(clone: Path, config: Path, *arguments: str) -> CompletedProcess[str]:
+def plan(clone: Path, config: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return run_snakemake("-n", *arguments, cwd=clone, config=config)
 
 
@@ -131,3 +132,20 @@ def test_a_config_that_breaks_the_schema_stops_with_one_sentence(clone: Path, tm
     assert done.returncode != 0
     assert "demo.port" in printed and "eighty" in printed
     assert "Traceback" not in printed and "Building DAG" not in printed
+
+
+@pytest.mark.slow
+def test_a_study_that_is_not_there_or_wrong_is_one_sentence(clone: Path) -> None:
+    def said(config: str) -> str:
+        command, variables = study_command(cwd=clone, config=Path(config))
+        done = subprocess.run(command, cwd=clone, env=variables, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 2 and done.stdout == "", done.stderr
+        return done.stderr
+
+    (line,) = said("nosuch").splitlines()
+    assert line.startswith("error: there is no study 'nosuch'") and "demo_ablation" in line
+    config = yaml.safe_load((clone / "workflow/config/demo.yaml").read_text())
+    (clone / "wrong.yaml").write_text(yaml.safe_dump(config | {"sources": ["nowhere"]}))
+    printed = said("wrong.yaml")
+    assert "nowhere" in printed and printed.count("error:") == 1
+    assert not re.search("Traceback|WorkflowError|Snakefile", printed)

@@ -110,6 +110,7 @@ def test_nothing_is_installed_again_until_a_version_changes(checkout: Path, monk
     assert asked == ["demo"]
 
 
+@pytest.mark.slow
 def test_pips_settings_are_uvs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A mirror in pip.conf, wheels on the disk by a variable; what is set for uv itself stays."""
     for name in [name for name in os.environ if name.startswith(("PIP_", "UV_"))]:
@@ -194,6 +195,7 @@ def test_a_cpu_of_the_users_environment_is_not_ours(checkout: Path, monkeypatch:
     assert make(checkout, "help")[0] == 0
 
 
+@pytest.mark.slow
 def test_clean_keeps_trained_models_and_clean_results_asks(checkout: Path) -> None:
     model = checkout / "results/demo/models/filip.safetensors"
     model.parent.mkdir(parents=True)

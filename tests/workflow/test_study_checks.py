@@ -10,8 +10,7 @@ from filip.data.plan import disk_bytes
 from filip.errors import UserError
 from filip.eval.encoders import backends
 from filip.study import Study, check
-from filip.study.checks import NOT_COMPARED, check_config
-from filip.train.provenance import learning_settings
+from filip.study.checks import check_config
 from workflow.study import ROOT, WorkflowStudy
 
 
@@ -79,11 +78,6 @@ def test_an_accuracy_of_other_settings_is_refused(demo: dict, row: str, run: str
     assert difference in str(caught.value)
 
 
-def test_what_an_accuracy_may_differ_in_are_settings_that_exist(demo: dict) -> None:
-    settings = learning_settings(WorkflowStudy(demo).resolved("filip"))
-    assert set(NOT_COMPARED) <= settings.keys()
-
-
 @pytest.mark.parametrize("override", ["no_such_key=1", "model.interaction=token", "token_keep_ratio=25"])
 def test_an_override_that_the_trainer_would_refuse_is_refused_before_any_job(demo: dict, override: str) -> None:
     demo["runs"]["filip"]["overrides"].append(override)
@@ -122,12 +116,6 @@ def test_an_unknown_option_of_an_evaluation_is_refused(demo: dict, change: dict,
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(demo))
     with pytest.raises(UserError, match=message):  # and before the workflow is started
         check.main(check.Check(str(tmp_path / "study.yaml")))
-
-
-def test_a_peer_may_not_have_the_name_of_a_run(demo: dict) -> None:
-    demo["peers"] = {"clip": {"label": "theirs", "model": "open_clip:ViT-B-32"}}
-    with pytest.raises(UserError, match=r"peers\.clip"):
-        WorkflowStudy(demo)
 
 
 @pytest.mark.parametrize("prefix", backends())

@@ -57,14 +57,6 @@ def test_trainings_that_run_at_once_meet_at_ports_of_their_own(demo: dict) -> No
     assert len(set(ports)) == len(ports)
 
 
-def test_a_further_run_changes_no_other_command(demo: dict) -> None:
-    """Otherwise Snakemake would train again what was trained."""
-    runs = {"first": demo["runs"]["filip"], **demo["runs"]}
-    before, after = WorkflowStudy(demo), WorkflowStudy({**demo, "runs": runs})
-    for name in before.trained:
-        assert after.launch(name).command() == before.launch(name).command(), name
-
-
 def test_trainings_and_evaluations_of_a_server_ask_for_gpus_of_their_own(demo: dict) -> None:
     """On CPUs and where a scheduler gives GPUs, they do not."""
     assert WorkflowStudy(demo).own_gpu == "" and WorkflowStudy(demo).evaluation_resources == {}
@@ -173,16 +165,6 @@ def test_trainings_on_cpus_share_the_machine(demo: dict) -> None:
     assert alone.threads(lambda: 2) == 2 and alone.threads(lambda: 16) == 16
     demo["launch"] = {"launcher": "deepspeed", "ranks_per_node": 8}
     assert WorkflowStudy(demo).launch("filip").threads(lambda: 96) == 8
-
-
-def test_a_cluster_s_profile_need_not_know_a_number_of_cores(demo: dict) -> None:
-    demo["launch"] = {"launcher": "srun", "ranks_per_node": 8, "accelerator": "cpu"}
-    demo["runs"]["filip"]["overrides"].append("data.workers=6")
-
-    def unknown() -> int:
-        raise AssertionError("Snakemake raises here without --cores")
-
-    assert WorkflowStudy(demo).launch("filip").threads(unknown) == 7
 
 
 def test_all_efficiency_rows_are_one_start_of_their_own_module(demo: dict) -> None:

@@ -1,14 +1,20 @@
-"""The demo through Snakemake on a reduced corpus: every stage and table, and once more."""
+"""The demo through Snakemake on a reduced corpus: every stage and table, interrupted in a training, and once more."""
 
 import json
+import signal
+import subprocess
+import time
 from pathlib import Path
 
 import pytest
 import yaml
 
 from tests.support.ports import free_port
-from tests.support.snakemake_runs import run_snakemake, run_study
+from tests.support.snakemake_runs import run_snakemake, run_study, study_command
+from workflow import one_run
 from workflow.study import ROOT
+
+pytestmark = [pytest.mark.system, pytest.mark.timeout(1800)]  # the fixture runs the study
 
 
 def reduced(config: dict) -> dict:
@@ -40,68 +46,59 @@ def reduced(config: dict) -> dict:
 
 @pytest.fixture(scope="module")
 def finished(clone: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Run the reduced study once: npm corpus, HTTP server, download, one and two ranks, tables."""
+    """Run the reduced study: npm corpus, HTTP server, download, one and two ranks, tables. Ctrl-C ends it in its first
+    training, and the same command continues.
+    """
     config = tmp_path_factory.mktemp("study") / "reduced.yaml"
     config.write_text(yaml.safe_dump(reduced(yaml.safe_load((ROOT / "workflow/config/demo.yaml").read_text()))))
+    command, environment = study_command(cwd=clone, config=config)
+    with subprocess.Popen(command, cwd=clone, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        while process.poll() is None and not list((clone / "results/reduced/runs").glob("*/log.jsonl")):
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        said = process.communicate(timeout=60)[1]
+    assert process.returncode == 130 and said.endswith("\nstopped; the same command continues\n"), said[-6000:]
+    assert not one_run.processes(clone / "results/reduced")
     done = run_study("--show-failed-logs", cwd=clone, config=config, timeout=1500)
     assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
     return clone, config
 
 
-@pytest.fixture(scope="module")
-def summary(finished: tuple[Path, Path]) -> dict:
-    return json.loads((finished[0] / "results/reduced/summary.json").read_text())
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1600)  # the fixture runs the study; about three minutes on two idle cores
-def test_the_summary_of_a_whole_run_has_every_stage_and_training(summary: dict) -> None:
-    assert {"stages", "funnel", "tables", "runs"} <= summary.keys()
-    assert all(seconds >= 0 for seconds in summary["stages"].values())
+def test_a_whole_run_has_every_stage_and_its_funnel_adds_up(finished: tuple[Path, Path]) -> None:
+    results = finished[0] / "results/reduced"
+    summary = json.loads((results / "summary.json").read_text())
     assert {"demo_corpus", "download/demo", "translate/demo", "train/filip"} <= summary["stages"].keys()
     for run in ("clip", "filip", "filip_ft"):
         assert summary["runs"][run]["samples_per_second"] > 0
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1600)
-def test_the_funnel_of_a_whole_run_adds_up(finished: tuple[Path, Path], summary: dict) -> None:
-    corpus = json.loads((finished[0] / "results/reduced/corpus/corpus.json").read_text())
-    stages = {(part["stage"]): part for part in summary["funnel"]}
+    corpus = json.loads((results / "corpus/corpus.json").read_text())
+    stages = {part["stage"]: part for part in summary["funnel"]}
     for part in summary["funnel"]:
         assert part["in"] == part["out"] + sum(part["dropped"].values())
     assert list(stages) == ["prepare", "text_rules", "download", "translate"]
     assert stages["text_rules"]["out"] == stages["download"]["in"]
-    assert sum(corpus["planted"].values()) <= sum(
-        sum(stages[stage]["dropped"].values()) for stage in ("text_rules", "download")
-    )
+    dropped = [sum(stages[stage]["dropped"].values()) for stage in ("text_rules", "download")]
+    assert sum(corpus["planted"].values()) <= sum(dropped)
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1600)
-def test_a_whole_run_writes_the_tables_with_what_it_trained(finished: tuple[Path, Path], summary: dict) -> None:
+def test_tables_and_reports_have_what_was_trained(finished: tuple[Path, Path]) -> None:
+    clone, config = finished
+    results = clone / "results/reduced"
+    tables = json.loads((results / "summary.json").read_text())["tables"]
     for table in ("zero_shot", "retrieval", "selection", "scene_pointing", "component_ablation", "efficiency_ablation"):
-        assert (finished[0] / f"results/reduced/tables/{table}.md").is_file()
-        assert summary["tables"][table]
-    row = summary["tables"]["efficiency_ablation"]["rows"][0]["cells"]
+        assert (results / f"tables/{table}.md").is_file() and tables[table]
+    row = tables["efficiency_ablation"]["rows"][0]["cells"]
     facts = [row[key]["value"] for key in ("interaction", "embed_dim", "precision", "token_keep_ratio")]
     assert facts == ["token-wise", 64, "bf16", 0.25]
-
-
-@pytest.mark.slow
-def test_the_report_embeds_tables_figures_and_pictures(finished: tuple[Path, Path]) -> None:
-    clone, config = finished
-    assert 'aria-label="Paired differences"' in (clone / "results/reduced/report.html").read_text()
+    report = (results / "report.html").read_text()
+    assert 'aria-label="Paired differences"' in report and 'href="explore.html"' in report
+    assert '"label":"FILIP"' in (results / "explore.html").read_text()
     done = run_snakemake("--report", "results/reduced/report-snakemake.html", cwd=clone, config=config)
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
-    assert 'href="explore.html"' in (clone / "results/reduced/report.html").read_text()
-    assert '"label":"FILIP"' in (clone / "results/reduced/explore.html").read_text()
-    page = (clone / "results/reduced/report-snakemake.html").read_text()
+    page = (results / "report-snakemake.html").read_text()
     for name in ("zero_shot.html", "component_ablation.html", "funnel.svg", "alignment.png", "report.html"):
         assert name in page
 
 
-@pytest.mark.slow
 def test_a_second_run_does_nothing_and_prompts_rerun_only_what_depends_on_them(finished: tuple[Path, Path]) -> None:
     clone, config = finished
     again = run_snakemake(cwd=clone, config=config)

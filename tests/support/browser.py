@@ -1,19 +1,16 @@
 """A headless Chromium and a Firefox for what has to be seen: tests and screenshots of pages that we write.
 
-``python -m bench.browser`` installs what is missing: Playwright's own Chromium, or the system's browsers where that
-cannot be fetched and we are root, as in a container. It never fails: without a browser, tests skip and say so.
+Nothing is installed here: without a browser, tests skip and say which command installs one.
 """
 
 import json
-import os
 import shutil
 import socket
 import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -109,40 +106,3 @@ def _port(file: Path, process: subprocess.Popen[bytes]) -> int:
             raise NoBrowser("no Firefox that starts: install one with `apt-get install firefox-esr`")
         time.sleep(0.1)
     return int(written)
-
-
-def main() -> None:
-    """Make sure that there are browsers, as far as this machine lets us."""
-    apt: list[list[str]] = []
-    if os.geteuid() == 0 and shutil.which("apt-get"):
-        apt = [["apt-get", "update", "-q"], ["apt-get", "install", "-y", "-q", "--no-install-recommends"]]
-    command = [sys.executable, "-m", "playwright", "install", "chromium"]
-    _ensure("Chromium", chromium, [command, *apt[:-1], *([*line, "chromium", "fonts-dejavu-core"] for line in apt[1:])])
-    _ensure("Firefox", firefox, [*apt[:-1], *([*line, "firefox-esr"] for line in apt[1:])])
-
-
-def _ensure(name: str, browser: Callable[[], AbstractContextManager[Any]], attempts: list[list[str]]) -> None:
-    """Run the attempts one after the other until a browser starts."""
-    reason = _missing(browser)
-    while reason and attempts:
-        attempt = attempts.pop(0)
-        print(f"== {reason}; trying: {' '.join(attempt)}", flush=True)
-        quiet = subprocess.DEVNULL
-        environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-        with suppress(OSError, subprocess.TimeoutExpired):
-            subprocess.run(attempt, stdin=quiet, stdout=quiet, stderr=quiet, env=environment, timeout=600, check=False)
-        reason = _missing(browser)
-    print(f"== tests of pages will skip: {reason}" if reason else f"== there is a {name}", flush=True)
-
-
-def _missing(browser: Callable[[], AbstractContextManager[Any]]) -> str:
-    """Return why a browser does not start; "" if it does."""
-    try:
-        with browser():
-            return ""
-    except NoBrowser as error:
-        return str(error)
-
-
-if __name__ == "__main__":
-    main()
