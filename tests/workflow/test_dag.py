@@ -1,6 +1,7 @@
 """The DAG through Snakemake itself: dry runs of every study, and of configs that it refuses."""
 
 import json
+import re
 from pathlib import Path
 from subprocess import CompletedProcess
 
@@ -131,3 +132,36 @@ def test_a_config_that_breaks_the_schema_stops_with_one_sentence(clone: Path, tm
     assert done.returncode != 0
     assert "demo.port" in printed and "eighty" in printed
     assert "Traceback" not in printed and "Building DAG" not in printed
+
+
+PROFILE = yaml.safe_load((ROOT / "workflow/profiles/slurm/profile.yaml").read_text())
+
+
+def test_every_rule_to_which_the_profile_of_a_cluster_gives_resources_exists() -> None:
+    """Snakemake ignores a name that is no rule's."""
+    files = [ROOT / "Snakefile", *(ROOT / "workflow/rules").glob("*.smk")]
+    declared = r"^ *(?:rule|checkpoint|use rule \w+ as) (\w+)"
+    rules = {name for file in files for name in re.findall(declared, file.read_text(), re.MULTILINE)}
+    assert {*PROFILE["set-resources"], *PROFILE["set-threads"]} <= rules
+
+
+@pytest.mark.slow
+def test_a_dry_run_on_a_cluster_shows_time_and_memory_of_each_job(clone: Path) -> None:
+    done = run_python(
+        *("-m", "snakemake", "--configfile", "workflow/config/base.yaml", "--profile", "workflow/profiles/slurm", "-n"),
+        variables=environment_of(clone),
+        cwd=clone,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    jobs = re.findall(r"^(?:rule|checkpoint) (\w+):\n(.*?)^\[", done.stdout + "[", re.MULTILINE | re.DOTALL)
+    granted: dict[str, tuple[int, int]] = {}
+    for rule, text in jobs:
+        numbers = re.search(r"mem_mb=(\d+).* runtime=(\d+)", text)
+        assert numbers, text
+        granted[rule] = int(numbers[2]), int(numbers[1])  # minutes, megabytes
+    # ImageNet's linear probe: 390 hours of a core and 34 GB, see the profile. A dry run shows no threads.
+    minutes, megabytes = granted["evaluate"]
+    assert minutes * PROFILE["set-threads"]["evaluate"] > 390 * 60 and megabytes > 34_000
+    assert granted["tables"] == (120, 8000)
+    assert granted["pretrain"][0] == 2880 and granted["pretrain"][1] > 8000
+    assert {"download", "text_rules", "translate", "manifest", "fine_tune"} <= granted.keys()
