@@ -8,7 +8,7 @@ from glob import glob
 from pathlib import Path
 from typing import Any
 
-from filip.data.cards import SourceCard, load_source
+from filip.data.cards import SourceCard, load_source, with_download
 from filip.data.ingest import state_of_images
 from filip.data.plan import translation_jobs
 from filip.files import digest
@@ -77,6 +77,13 @@ class Selection:
         return f"keep={json.dumps(self.config['keep'], ensure_ascii=False)}"
 
 
+def _override(value: Any) -> str:
+    """Return a value as an argument of a command has it: JSON, with bare keys."""
+    if not isinstance(value, dict):
+        return json.dumps(value)
+    return "{" + ",".join(f"{key}:{_override(item)}" for key, item in value.items()) + "}"
+
+
 # Keys of a source card that describe it for people, or are read by others than its stages.
 NOT_READ = {"title", "license", "homepage", "obtain", "expected_count", "attribution", "planted", "path"}
 
@@ -93,7 +100,8 @@ class StudySources(Study):
         super().__init__(config)
         self.tars: str | None = config.get("tars")  # None: in data_dir
         self.download_jobs: int = config.get("download_parts", 1)
-        self.source_cards: dict[str, SourceCard] = {source: load_source(source) for source in self.sources}
+        given = config.get("download", {})
+        self.source_cards: dict[str, SourceCard] = {s: with_download(load_source(s), given) for s in self.sources}
         selected = config.get("select")
         self.selection = Selection(self, selected) if selected else None
         self._images_states: dict[str, str] = {}
@@ -176,6 +184,11 @@ class StudySources(Study):
         parts = 1 if self.while_served(source) else self.download_jobs
         folder = f"{self.data_dir}/{source}/downloaded"
         return [f"{folder}/{part}-of-{parts}.done" for part in range(parts)] if parts > 1 else []
+
+    def download_settings(self) -> list[str]:
+        """Return the argument with the study's own settings of the download, for the commands that read cards."""
+        given = self.config.get("download")
+        return [f"download={_override(given)}"] if given else []
 
     def card(self, source: str) -> str:
         return f"data/{source}.yaml"

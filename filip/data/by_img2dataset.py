@@ -1,32 +1,50 @@
-"""Download by img2dataset itself, in a process and an environment of its own: ``download: {engine: img2dataset}``.
+"""Fetch with img2dataset itself, in a process and an environment of its own: ``download: {engine: img2dataset}``.
 
-Its folder of tars is beside the shards and comes in by :mod:`filip.data.ingest`, so that the shards and the
-funnel are the same; its failures are in the funnel under our names. ``download.img2dataset`` has any
-of its own options (https://github.com/rom1504/img2dataset). It asks for inner addresses as well: what
-``allow_private_hosts`` forbids, our own engine alone refuses.
+It fetches, checks, resizes and encodes. All else is the download's, as with our own engine: the plan, parts, the pass
+over failures, the shards, forgotten images, the funnel. Its pictures come as Parquet, become shards while it runs, and
+are removed. It knows no TDM reservations, and no private addresses: it asks what a list names.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
+import shutil
 import subprocess
 import sys
-from collections import Counter
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
-from filip.data.cards import ImageRuleSettings, SourceCard, TextRuleSettings
-from filip.data.funnel import Fragment
-from filip.data.ingest import IngestConfig, ingest
-from filip.data.stage import filling
+from filip.data.cards import SourceCard
+from filip.data.fetching.access import local_root
+from filip.data.fetching.download_plan import WHERE_IT_RUNS, in_progress
+from filip.data.fetching.outcomes import FORGOTTEN, Forgotten
+from filip.data.fetching.shard_maker import Image, ShardMaker, Stored, schema_of, shard_name
+from filip.data.lists.parquet_rows import tables
 from filip.errors import UserError
-from filip.progress import say
+from filip.extras import how_to_install
+from filip.files import replacing, write_json
 
-VERSIONS = "img2dataset>=1.45,<1.48"
+REQUIREMENTS = ("img2dataset>=1.45,<1.48", "standard-imghdr; python_version >= '3.13'")  # the extra img2dataset
+DISTRIBUTORS = ("multiprocessing", "pyspark", "ray")
+# Its further options; the others are keys of a card, or decide on files that are not kept.
+OPTIONS = ("upscale_interpolation", "downscale_interpolation", "max_image_area", "user_agent_token",
+           "disallowed_header_directives", *WHERE_IT_RUNS)  # fmt: skip
+OURS_ONLY = ("per_host", "contact")  # keys of a card's download that it cannot honour
+ASKED = "_asked_"  # in its list: the URL, or nothing where a row is not to be asked for
+# img2dataset starts Spark on this machine alone, unless there is a session: this one is of spark-defaults.conf.
+ON_SPARK = """import os, sys
+os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+from pyspark.sql import SparkSession
+SparkSession.builder.getOrCreate()
+from img2dataset.main import main
+main()"""
 # The first of these that is found in the message is the reason, as our own engine calls it.
 REASONS = {
     r"HTTP Error 5\d\d": "http_5xx",
@@ -42,42 +60,178 @@ REASONS = {
     "aspect ratio": "aspect",
     "decod|image file": "not_an_image",
 }
-# The list has been judged before, and img2dataset has judged the pictures in their own sizes.
-ANY_TEXT = TextRuleSettings(False, False, [], 0, 0, sys.maxsize, 0, sys.maxsize)
-ANY_IMAGE = ImageRuleSettings(0, float("inf"))
 
 
-def download_by_img2dataset(list_path: str | Path, out: str | Path, card: SourceCard, tars: str | None) -> Fragment:
-    """Fill ``out`` as :func:`filip.data.download.download` does. Raises UserError if img2dataset fails."""
-    folder = Path(out).resolve()
-    theirs = folder.with_name(f"{folder.name}.img2dataset")
-    columns = [name for name in pq.read_schema(list_path).names if name not in ("url", "caption")]
-    if not card.allow_private_hosts:
-        say("download: img2dataset asks private addresses as well, although the card has allow_private_hosts: false")
-    with filling(theirs):
-        command = [*_program(), *_arguments(Path(list_path), theirs, card, columns)]
-        done = subprocess.run(command, env={**os.environ, "NO_ALBUMENTATIONS_UPDATE": "1"}, stdout=sys.stderr)
-    if done.returncode:
-        raise UserError(f"img2dataset ended with status {done.returncode}; it says above why. The same command goes on")
-    dropped: Counter[str] = Counter()
-    rows = pq.read_metadata(list_path).num_rows
-    fetched = 0
-    for path in sorted(theirs.glob("*.parquet")):
-        for row in pq.read_table(path, columns=["status", "error_message"]).to_pylist():
-            if row["status"] == "success":
-                fetched += 1
-            else:
-                dropped[reason_of_message(row["error_message"] or row["status"])] += 1
-    if missing := rows - fetched - dropped.total():
-        dropped["lost_shard"] = missing  # img2dataset counts a shard that failed on its screen alone
-    if not fetched:
-        raise UserError(f"img2dataset fetched not one of {rows:,} images: {dict(dropped)}")
-    source = replace(card, images=str(theirs), layout="tars", list=None, split="all")
-    source = replace(source, text_rules=ANY_TEXT, image_rules=ANY_IMAGE)
-    _, images = ingest(source, IngestConfig(card.name, out=str(folder), tars=tars, shuffle=False))
-    dropped.update({reason: n for reason, n in images.dropped.items() if reason != "other_file"})
-    notes = {**images.notes, "engine": "img2dataset", "success_rate": round(fetched / rows, 4)}
-    return Fragment("download", card.name, rows, images.n_out, dict(dropped), "pairs", notes)
+def check_card(card: SourceCard, boxes: pa.DataType | None = None) -> None:
+    """Raise UserError for settings that img2dataset does not have, or that it would not obey.
+
+    boxes: the type of the list's column of boxes to blur.
+    """
+    load = card.download
+    ignored = [key for key in OURS_ONLY if getattr(load, key) != type(load).__dataclass_fields__[key].default]
+    if ignored:
+        raise UserError(
+            f"download.{ignored[0]}={getattr(load, ignored[0])}: img2dataset has no such limit; take engine: own, or "
+            "leave the key out"
+        )
+    for key in load.img2dataset:
+        if key not in OPTIONS:
+            raise UserError(
+                f"download.img2dataset.{key} is not passed on: its options are {', '.join(OPTIONS)}. Sizes, formats, "
+                "time-outs and numbers of processes are keys of `download` and `image_rules`"
+            )
+    if load.img2dataset.get("distributor", "multiprocessing") not in DISTRIBUTORS:
+        raise UserError(f"download.img2dataset.distributor must be one of {', '.join(DISTRIBUTORS)}")
+    if boxes is not None and not pa.types.is_list(boxes):
+        raise UserError(f"download.blur={load.blur}: img2dataset takes lists of boxes, and the list has {boxes}")
+    if local_root(card.image_root) is not None:
+        raise UserError(
+            f"image_root={card.image_root} is a folder, and img2dataset fetches over a network: engine: own"
+        )
+
+
+def what_is_missing(card: SourceCard) -> str | None:
+    """Return what this machine lacks for the engine, or None."""
+    distributor = card.download.img2dataset.get("distributor")
+    if distributor == "pyspark" and shutil.which("java") is None:
+        return "download.img2dataset.distributor is pyspark, which needs Java, and there is no `java` here"
+    try:
+        _program(distributor)
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def what_it_ignores(card: SourceCard) -> str:
+    """Return a sentence on what our own engine heeds, and img2dataset does not."""
+    private = "" if card.allow_private_hosts else " and fetches from private addresses as well"
+    return f"img2dataset does not read TDM reservations{private}; engine: own heeds them"
+
+
+@dataclass(kw_only=True)
+class Img2dataset(ShardMaker):
+    """Maker of the shards of one pass, from img2dataset's pictures.
+
+    listed: the pass's list. retried: rows that a later pass has. name: of its folder, the same after a restart.
+    """
+
+    listed: Path
+    first_shard: int
+    columns: list[str]
+    name: str
+    retried: dict[int, set[int]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.digits = math.ceil(math.log10(self.card.download.samples_per_shard))
+
+    def download_shards(self, todo: set[int], finished: Callable[[int], None]) -> dict[int, str]:
+        """Make these shards; call ``finished(shard)``; return {shard: why it could not be completed}."""
+        place = in_progress(self.final_folder) / self.name
+        shards = self._listed(place, todo)
+        theirs = place / "pictures"
+        left = {number: shard for number, shard in enumerate(shards) if shard in todo}
+
+        def collect() -> None:
+            for number, shard in list(left.items()):
+                if (theirs / f"{number:05d}_stats.json").exists():
+                    self._store(shard, number, place / "list.parquet", theirs)
+                    del left[number]
+                    finished(shard)
+
+        collect()  # of a run that was killed
+        if left:
+            status = self._run(place / "list.parquet", theirs, collect)
+            collect()
+            if status:
+                raise UserError(
+                    f"img2dataset ended with status {status}; it says above why. The same command continues"
+                )
+        failures = dict.fromkeys(left.values(), "img2dataset gave it up; it says above why")
+        if not failures:
+            shutil.rmtree(place)
+        return failures
+
+    def _listed(self, place: Path, todo: set[int]) -> list[int]:
+        """Write the list of some shards, a row group each, unless it is there; return their numbers in its order."""
+        order = place / "shards.json"
+        if order.exists() and todo <= set(shards := json.loads(order.read_text())):
+            return list(shards)
+        shutil.rmtree(place, ignore_errors=True)
+        place.mkdir(parents=True)
+        forgotten = Forgotten.load(self.final_folder)
+        with replacing(place / "list.parquet") as part:
+            writer = None
+            rows = self.card.download.samples_per_shard
+            for shard, table in enumerate(tables(self.listed, rows, self.columns), self.first_shard):
+                if shard not in todo:
+                    continue
+                hidden = self.retried.get(shard, set())
+                urls = [
+                    "" if row in hidden or forgotten.refuses(url or "") else url or ""
+                    for row, url in enumerate(table["url"].to_pylist())
+                ]
+                table = table.append_column(ASKED, pa.array(urls, pa.string()))
+                writer = writer or pq.ParquetWriter(part, table.schema)
+                writer.write_table(table, max(1, len(table)))
+            assert writer is not None
+            writer.close()
+        write_json(order, sorted(todo))
+        return sorted(todo)
+
+    def _run(self, listed: Path, theirs: Path, collect: Callable[[], None]) -> int:
+        """Run img2dataset to its end, and ``collect`` from time to time; return its exit status."""
+        distributor = self.card.download.img2dataset.get("distributor")
+        command = [*_program(distributor), *_arguments(listed, theirs, self.card)]
+        python = f"{sys.version_info.major}.{sys.version_info.minor}"  # uv would take the system's
+        environment = {"UV_PYTHON": python, **os.environ, "NO_ALBUMENTATIONS_UPDATE": "1"}
+        running = subprocess.Popen(command, env=environment, stdout=sys.stderr)
+        try:
+            while True:
+                try:
+                    return running.wait(1)
+                except subprocess.TimeoutExpired:
+                    collect()
+        finally:
+            running.terminate()
+            running.wait()
+
+    def _store(self, shard: int, number: int, listed: Path, theirs: Path) -> None:
+        """Make a shard of one of its own."""
+        pictures, described = theirs / f"{number:05d}.parquet", theirs / f"{number:05d}_stats.json"
+        with self.staged(shard) as (staging, progress):
+            with pq.ParquetFile(listed) as lists:
+                table = lists.read_row_group(number, columns=self.columns)
+            images = self._images(shard, pictures, table["url"].to_pylist())
+            stats = self.fill(shard, staging, progress, table.to_pylist(), schema_of(table.schema), images)
+            times = json.loads(described.read_text())
+            stats |= {key: times[key] for key in ("duration", "start_time", "end_time")}
+            write_json(staging / f"{shard_name(shard)}_stats.json", stats)
+        pictures.unlink()
+
+    def _images(self, shard: int, pictures: Path, urls: list[str | None]) -> Iterator[Image]:
+        """Yield each row of a shard, with its outcome."""
+        retried, forgotten = self.retried.get(shard, set()), Forgotten.load(self.final_folder)
+        on_request = Stored(status="failed_to_download", error_message=f"{FORGOTTEN}: on request")
+        left = set(range(len(urls)))
+        with pq.ParquetFile(pictures) as parquet:
+            for row in (row for batch in parquet.iter_batches(256) for row in batch.to_pylist()):
+                number = int(row["key"]) % 10**self.digits
+                left.remove(number)
+                if number in retried:
+                    yield number, None, "retried: in a later pass"
+                elif forgotten.refuses(urls[number] or "") or row["sha256"] in forgotten.files:
+                    yield number, on_request, ""
+                elif row["status"] != "success":
+                    message = row["error_message"] or row["status"]
+                    reason = f"{reason_of_message(message)}: {message}"
+                    yield number, Stored(status=row["status"], error_message=reason), ""
+                else:
+                    size = {name: row[name] for name in ("width", "height", "original_width", "original_height")}
+                    data = row[self.card.download.encode_format]
+                    yield number, Stored(data, "success", sha256=row["sha256"], **size), ""
+        for number in sorted(left):  # it names them on its screen alone
+            yield number, None, "lost_row: img2dataset's own error"
 
 
 def reason_of_message(message: str) -> str:
@@ -88,27 +242,28 @@ def reason_of_message(message: str) -> str:
     return "other"
 
 
-def _program() -> list[str]:
-    """Return img2dataset of this environment, or one that uv fetches into an environment of its own."""
-    program = Path(sys.executable).with_name("img2dataset")
-    if program.exists():
-        return [str(program)]
+def _program(distributor: str | None) -> list[str]:
+    """Return the Python with img2dataset in it, this one or one that uv fetches, and the program that it runs."""
+    called = ["-c", ON_SPARK] if distributor == "pyspark" else ["-m", "img2dataset.main"]
+    if Path(sys.executable).with_name("img2dataset").exists():
+        return [sys.executable, *called]
     uv = Path(sys.executable).with_name("uv")
     if not uv.exists():
-        raise UserError(f"engine: img2dataset needs it: pip install '{VERSIONS}', or uv, which fetches it by itself")
-    return [str(uv), "tool", "run", "--from", VERSIONS, "img2dataset"]
+        raise UserError(f"engine: img2dataset needs it ({how_to_install('img2dataset')}), or uv, which fetches it")
+    more = [distributor] if distributor in DISTRIBUTORS[1:] else []
+    packages = [word for package in (*REQUIREMENTS[1:], *more) for word in ("--with", str(package))]
+    return [str(uv), "tool", "run", "--from", REQUIREMENTS[0], *packages, "python", *called]
 
 
-def _arguments(listed: Path, out: Path, card: SourceCard, columns: list[str]) -> list[str]:
+def _arguments(listed: Path, out: Path, card: SourceCard) -> list[str]:
     load, rules = card.download, card.image_rules
     options = {
         "url_list": str(listed),
         "input_format": "parquet",
-        "url_col": "url",
-        "caption_col": "caption",
-        "save_additional_columns": columns or None,
+        "url_col": ASKED,
+        "bbox_col": load.blur,
         "output_folder": str(out),
-        "output_format": "webdataset",
+        "output_format": "parquet",
         "image_size": load.image_size,
         "resize_mode": load.resize_mode,
         "resize_only_if_bigger": load.only_if_bigger,
@@ -121,6 +276,7 @@ def _arguments(listed: Path, out: Path, card: SourceCard, columns: list[str]) ->
         "number_sample_per_shard": load.samples_per_shard,
         "timeout": load.timeout,
         "retries": load.retries,
+        "extract_exif": False,
         "incremental_mode": "incremental",
         **load.img2dataset,
     }

@@ -8,7 +8,7 @@ is refused with a sentence that names the key.
 from __future__ import annotations
 
 import codecs
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ FORMATS = ("auto", "parquet", "tsv", "csv", "json", "jsonl")
 RESIZE_MODES = ("no", "border", "keep_ratio", "keep_ratio_largest", "center_crop")
 ENCODE_FORMATS = ("jpg", "png", "webp")
 Names = list[str]  # inside SourceCard the name `list` is a field
+ENGINES = ("own", "img2dataset")
 CLEANING = ("url_encoded", "html_tags")
 
 
@@ -71,8 +72,8 @@ class DownloadSettings:
     threads: int = option(32, "threads per process", at_least=1)
     per_host: int = option(8, "threads of a process that ask one host at once", at_least=1)
     samples_per_shard: int = option(10_000, "images of a shard", at_least=1)
-    engine: str = option("own", "own, or img2dataset in an environment of its own", choices=("own", "img2dataset"))
-    img2dataset: dict[str, Any] = option({}, "any options of img2dataset, for that engine")
+    engine: str = option("own", "own, or img2dataset (an extra, or an environment of its own)", choices=ENGINES)
+    img2dataset: dict[str, Any] = option({}, "further options of img2dataset, for that engine")
     contact: str | None = option(None, "a page or an address for webmasters, which the user agent names")
     verify_sha256: bool = option(True, "drop an image if its bytes are not those of the list's column sha256")
     normal_success_rate: float | None = option(None, "usual images / URLs; less warns", at_least=0, at_most=1)
@@ -162,6 +163,12 @@ def parse_card(raw: Any, path: Path) -> SourceCard:
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     return card
+
+
+def with_download(card: SourceCard, settings: dict[str, Any]) -> SourceCard:
+    """Return the card with some settings of its download changed. Raises UserError naming an unknown key."""
+    changed = read_settings(DownloadSettings, {**asdict(card.download), **settings}, "download.")
+    return replace(card, download=changed)
 
 
 def _check(card: SourceCard) -> None:

@@ -15,16 +15,20 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from multiprocessing import forkserver, get_context
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
+
 from filip.command import MISSING, option, run_command
-from filip.data.cards import SourceCard, load_source
+from filip.data.cards import SourceCard, load_source, with_download
 from filip.data.fetching.download_plan import (
     add_retry_pass,
+    in_progress,
     make_plan,
     missing_shards,
     outcomes,
@@ -55,6 +59,7 @@ class DownloadConfig:
     out: str = option(MISSING, "folder of the shards: NNNNN.tar, NNNNN.parquet, NNNNN_stats.json", writes="store")
     tars: str | None = option(None, "a bucket's folder (s3://…, gs://…, hf://…) that takes the tars")
     funnel: str | None = option(None, "funnel fragment to write, JSON", writes="file")
+    download: dict[str, Any] = option({}, "overrides of the card's, e.g. download={engine:img2dataset}")
     retry_passes: int | None = option(None, "passes over transient failures; default: the card's", at_least=0)
     processes: int | None = option(None, "processes that download; default: the card's", at_least=1)
     threads: int | None = option(None, "threads of each process; default: the card's", at_least=1)
@@ -64,7 +69,7 @@ class DownloadConfig:
 
 def main(config: DownloadConfig) -> None:
     """Download the images of a list into webdataset shards, with the card's image rules."""
-    card = load_source(config.source)
+    card = with_download(load_source(config.source), config.download)
     for key in ("retry_passes", "processes", "threads", "timeout"):
         if getattr(config, key) is not None:
             setattr(card.download, key, getattr(config, key))
@@ -89,11 +94,11 @@ def download(
     """
     columns = check_list(list_path)
     if card.download.engine == "img2dataset":
-        if part is not None:
-            raise UserError("part= is for our own engine: img2dataset shares its work by download.img2dataset")
-        from filip.data.by_img2dataset import download_by_img2dataset  # which ingests
+        from filip.data.by_img2dataset import check_card, what_it_ignores
 
-        return download_by_img2dataset(list_path, out, card, tars)
+        blur = card.download.blur
+        check_card(card, pq.read_schema(list_path).field(blur).type if blur in columns else None)
+        say(f"download: {what_it_ignores(card)}")
     reserved = sorted(set(columns) & set(RESERVED) - {"url", "caption"})
     if reserved:
         raise UserError(
@@ -123,6 +128,7 @@ def download(
         if part is not None:
             return None
         sweep(work, finished=True)
+        shutil.rmtree(in_progress(folder), ignore_errors=True)  # of parts that were started again
         fragment = account(folder, card)
         if not fragment.n_out:
             raise UserError(
@@ -168,24 +174,7 @@ def _run_pass(
     for shard in todo:  # its remains must not look complete
         (folder / f"{shard:05d}_stats.json").unlink(missing_ok=True)
     load = card.download
-    # the process that workers are forked from imports OpenCV and the rest while this process does
-    get_context("forkserver").set_forkserver_preload(["filip.data.fetching.workers", "filip.data.fetching.image_rules"])
-    with deaf_to_ctrl_c():
-        forkserver.ensure_running()
-    # imported only now: it takes seconds, and a rerun with nothing to do should not
-    from filip.data.fetching.shard_maker import shard_name
-    from filip.data.fetching.workers import ListReader, LocalWorkers, ShardDownloader, download_shards
-
-    reader = ListReader(Path(this["list"]), load.samples_per_shard, this["first_shard"], columns, folder / "_work")
-    downloader = ShardDownloader(
-        card=card,
-        final_folder=folder,
-        tars=tars,
-        columns=columns,
-        retried={shard: rows for shard, rows in retried_rows(plan, number) if shard in todo},
-        patient=number > 0,
-    )
-    workers = LocalWorkers(downloader, min(load.processes, len(todo)))
+    retried = {shard: rows for shard, rows in retried_rows(plan, number) if shard in todo}
     totals: Counter[str] = Counter()
     with Progress("download, retry" if number else "download", "shards", len(todo)) as progress:
 
@@ -194,13 +183,55 @@ def _run_pass(
             urls, images = totals["count"], totals["successes"]
             progress.add(note=f"{images:,} images of {urls:,} URLs ({images / max(1, urls):.1%})")
 
-        failures = download_shards(workers, reader, todo, finished)
+        if load.engine == "img2dataset":
+            from filip.data.by_img2dataset import Img2dataset
+
+            fetching = Img2dataset(
+                card=card,
+                final_folder=folder,
+                tars=tars,
+                listed=Path(this["list"]),
+                first_shard=this["first_shard"],
+                columns=columns,
+                name=f"{number}-{'all' if part is None else f'{part[0]}-of-{part[1]}'}",
+                retried=retried,
+            )
+            failures = fetching.download_shards(todo, finished)
+        else:
+            failures = _by_our_own(this, number, folder, card, columns, tars, todo, retried, finished)
     if failures:
-        listed = "; ".join(f"{shard_name(shard)}: {why}" for shard, why in sorted(failures.items())[:5])
+        listed = "; ".join(f"{shard:05d}: {why}" for shard, why in sorted(failures.items())[:5])
         raise UserError(
             f"{len(failures)} of {len(shards)} shards of {folder} could not be completed ({listed}). The others are "
             "kept: fix the cause and run the same command again"
         )
+
+
+def _by_our_own(
+    this: dict[str, Any],
+    number: int,
+    folder: Path,
+    card: SourceCard,
+    columns: list[str],
+    tars: str | None,
+    todo: set[int],
+    retried: dict[int, set[int]],
+    finished: Callable[[int], None],
+) -> dict[int, str]:
+    """Download these shards of a pass; return {shard: why it could not be completed}."""
+    load = card.download
+    # the process that workers are forked from imports OpenCV and the rest while this process does
+    get_context("forkserver").set_forkserver_preload(["filip.data.fetching.workers", "filip.data.fetching.image_rules"])
+    with deaf_to_ctrl_c():
+        forkserver.ensure_running()
+    # imported only now: it takes seconds, and a rerun with nothing to do should not
+    from filip.data.fetching.workers import ListReader, LocalWorkers, ShardDownloader, download_shards
+
+    reader = ListReader(Path(this["list"]), load.samples_per_shard, this["first_shard"], columns, folder / "_work")
+    downloader = ShardDownloader(
+        card=card, final_folder=folder, tars=tars, columns=columns, retried=retried, patient=number > 0
+    )
+    return download_shards(LocalWorkers(downloader, min(load.processes, len(todo))), reader, todo, finished)
 
 
 def stats_of(folder: Path, shard: int) -> dict[str, Any]:
@@ -234,6 +265,7 @@ def account(folder: Path, card: SourceCard) -> Fragment:
             stats = stats_of(folder, shard)
             seconds, urls = seconds + stats["duration"], urls + stats["count"]
     notes = {
+        "engine": card.download.engine,
         "shards": sum(len(shards_of(one_pass)) for one_pass in plan["passes"]),
         "retried": [one_pass["rows"] for one_pass in plan["passes"][1:]],
         "success_rate": round(images / plan["rows"], 4),

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from filip.command import MISSING, option, run_command
-from filip.data.fetching.download_plan import ROW, SHARD
+from filip.data.fetching.download_plan import ROW, SHARD, in_progress
 from filip.data.fetching.outcomes import FORGOTTEN, Forgotten, hash_of_url, place_of
 from filip.data.lists import duckdb_io
 from filip.data.lists.parquet_rows import reading, whole_file
@@ -100,6 +101,8 @@ def forget(config: ForgetConfig) -> dict[str, Any]:
                 _without(cached, "text", captions)
         for listed in lists:
             _without(listed, "url", urls)
+        # a download by img2dataset that is not finished: it fetches again what is here, without these images
+        shutil.rmtree(in_progress(folder), ignore_errors=True)
         for listing in work.glob("found/*.parquet"):  # by which list.parquet is made: ingest lists anew
             listing.unlink()
         for shard in track(sorted(by_shard), "forget", "shards", total=len(by_shard)):

@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from filip.command import MISSING, option, run_command
-from filip.data.cards import SourceCard, load_source
+from filip.data.cards import SourceCard, load_source, with_download
 from filip.data.funnel import merge, read_fragment
 from filip.data.lists import duckdb_io
 from filip.data.lists.parquet_rows import reading
@@ -43,11 +43,12 @@ class ManifestConfig:
     out: str = option(MISSING, "manifest to write, JSON", writes="file")
     threads: int = option(2, "DuckDB threads", at_least=1)
     memory: str = option("1GB", "DuckDB memory; the rest spills to disk next to `out`")
+    download: dict[str, Any] = option({}, "overrides of the card's, as the download had them")
 
 
 def main(config: ManifestConfig) -> None:
     """Describe a finished data set in one file, with a hash of everything that training will see."""
-    manifest = make_manifest(load_source(config.source), config)
+    manifest = make_manifest(with_download(load_source(config.source), config.download), config)
     write_json(config.out, manifest)
     images, captions = manifest["images"], manifest["captions"]
     print(

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from filip.command import MISSING, option, run_command
-from filip.data.cards import SourceCard, load_source
+from filip.data.cards import SourceCard, load_source, with_download
 from filip.data.engines import engine_class
 from filip.data.plan import disk_bytes
 from filip.errors import UserError
@@ -30,6 +30,7 @@ from filip.study.study import Study, load_study
 # Kinds of needs, and the rules of the workflow that have them.
 KINDS = {
     "lists": ("url_list", "ingest"),
+    "download": ("download", "download_part"),
     "engines": ("translate", "translate_part"),
     "extras": ("url_list", "ingest", "pretrain", "fine_tune", "efficiency"),
     "benchmarks": ("evaluate",),
@@ -104,6 +105,7 @@ def findings(study: Study, kinds: Collection[str] = tuple(KINDS)) -> list[Findin
     }
     looks = {
         "lists": lambda: _lists(study, open_),
+        "download": lambda: _download(study, open_),
         "engines": lambda: _engines(open_),
         "extras": lambda: _extras(study, open_),
         "benchmarks": lambda: _benchmarks(study, cards),
@@ -132,6 +134,26 @@ def _lists(study: Study, cards: dict[str, SourceCard]) -> Iterator[Finding]:
         except UserError as error:
             yield Finding("lists", f"{source}: {str(error).rstrip('.')}. {named}")
             named = ""
+
+
+def _download(study: Study, cards: dict[str, SourceCard]) -> Iterator[Finding]:
+    alike: dict[str, list[str]] = {}
+    for source, card in cards.items():
+        card = with_download(card, study.config.get("download", {}))
+        if card.images is not None or card.download.engine != "img2dataset":
+            continue
+        from filip.data.by_img2dataset import check_card, what_is_missing, what_it_ignores  # which imports OpenCV
+
+        try:
+            check_card(card)
+        except UserError as error:
+            yield Finding("download", f"{source}: {error}")
+            continue
+        if missing := what_is_missing(card):
+            yield Finding("download", f"{source}: {missing}")
+        alike.setdefault(what_it_ignores(card), []).append(source)
+    for sentence, sources in alike.items():
+        yield Finding("download", f"{', '.join(sources)}: {sentence}", stops=False)
 
 
 def _engines(cards: dict[str, SourceCard]) -> Iterator[Finding]:

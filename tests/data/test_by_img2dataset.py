@@ -1,21 +1,21 @@
 """img2dataset itself as the engine of a download: the same pairs and the same account as ours, on one server."""
 
-import io
-import json
-import tarfile
+import hashlib
+import sys
+import tomllib
+import urllib.request
 from pathlib import Path
 
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 
-from filip.data.by_img2dataset import reason_of_message
+from filip.data.by_img2dataset import REQUIREMENTS, Img2dataset, reason_of_message, what_is_missing
 from filip.data.cards import SourceCard, parse_card
 from filip.data.download import download
 from filip.errors import UserError
 from tests.data import hostile
-from tests.data.downloads import write_list
+from tests.data.downloads import hashes, write_list
+from workflow.study import ROOT
 
 NAMES = ["jpeg", "nothing", "png", "status_403", "status_500", "html", "moved", "small", "wide", "webp", "empty"]
 NAMES += ["opted_out", "reset", "hang"]
@@ -27,19 +27,6 @@ def card_of(engine: str, **more: object) -> SourceCard:
     return parse_card({"name": "web", "allow_private_hosts": True, "download": download}, Path("web.yaml"))
 
 
-def stored(folder: Path) -> dict[str, np.ndarray]:
-    """Return the picture of each caption."""
-    result = {}
-    for path in folder.glob("*.tar"):
-        with tarfile.open(path) as tar:
-            files = {member.name: tar.extractfile(member).read() for member in tar if member.isreg()}  # type: ignore[union-attr]
-        for name, data in files.items():
-            if name.endswith(".jpg"):
-                caption = json.loads(files[name.replace(".jpg", ".json")])["caption"]
-                result[caption] = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
-    return result
-
-
 @pytest.mark.system
 def test_both_engines_keep_the_same_pairs_and_count_the_same_reasons(tmp_path: Path) -> None:
     with hostile.hostile_server(slow=1) as server:
@@ -48,21 +35,68 @@ def test_both_engines_keep_the_same_pairs_and_count_the_same_reasons(tmp_path: P
         ours, theirs = (download(source, tmp_path / engine, card_of(engine)) for engine in ("own", "img2dataset"))
     assert ours is not None and theirs is not None
     assert (theirs.n_in, theirs.n_out, theirs.dropped) == (ours.n_in, ours.n_out, ours.dropped)
-    pictures = stored(tmp_path / "own"), stored(tmp_path / "img2dataset")
-    assert pictures[0].keys() == pictures[1].keys() and len(pictures[0]) == ours.n_out
-    for caption, picture in pictures[0].items():
-        assert np.array_equal(picture, pictures[1][caption]), caption
-    described = pq.read_table(tmp_path / "img2dataset" / "00000.parquet")
-    assert described.num_rows and theirs.notes["engine"] == "img2dataset"
+    tars = [(tmp_path / engine / "00000.tar").read_bytes() for engine in ("own", "img2dataset")]
+    assert tars[0] == tars[1] and len(tars[0]) > 10_000  # and so are the columns of the list
+    columns = ["url", "caption", "rank", "key", "status", "width", "original_height", "sha256"]
+    described = [
+        pq.read_table(tmp_path / engine / "00000.parquet", columns=columns) for engine in ("own", "img2dataset")
+    ]
+    assert described[0].equals(described[1])
 
 
 @pytest.mark.system
-def test_a_part_and_an_option_that_it_does_not_have_are_refused(tmp_path: Path) -> None:
-    source = write_list(tmp_path / "kept.parquet", ["http://127.0.0.1:9/a.jpg"])
-    with pytest.raises(UserError, match="part= is for our own engine"):
-        download(source, tmp_path / "out", card_of("img2dataset"), part=(0, 2))
-    with pytest.raises(UserError, match=r"img2dataset ended with status"):
-        download(source, tmp_path / "out", card_of("img2dataset", img2dataset={"no_such_option": 1}))
+def test_parts_and_a_killed_run_make_the_folder_of_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with hostile.hostile_server() as server:
+        urls = [server.url(f"image{n}") for n in range(6)]
+        with urllib.request.urlopen(urls[0]) as answer:
+            right = hashlib.sha256(answer.read()).hexdigest()
+        source = write_list(tmp_path / "kept.parquet", urls, source_sha256=[right, "0" * 64, *[None] * 4])
+        card = card_of("img2dataset", samples_per_shard=2)
+        card.image_rules.min_side = 32
+        whole = download(source, tmp_path / "whole", card)
+        assert download(source, tmp_path / "parts", card, part=(1, 2)) is None
+        assert [path.name for path in (tmp_path / "parts").glob("*.tar")] == ["00001.tar"]
+        store = Img2dataset._store
+
+        def dies(*arguments: object) -> None:
+            monkeypatch.setattr(Img2dataset, "_store", store)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(Img2dataset, "_store", dies)  # after it has fetched a shard
+        with pytest.raises(KeyboardInterrupt):
+            download(source, tmp_path / "parts", card)
+        parts = download(source, tmp_path / "parts", card)
+    assert whole is not None and parts is not None
+    assert (whole.n_out, whole.dropped) == (parts.n_out, parts.dropped) == (5, {"hash_mismatch": 1})
+    assert hashes(tmp_path / "whole") == hashes(tmp_path / "parts")
+    assert not (tmp_path / "parts.in_progress").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"per_host": 2}, "download.per_host=2: img2dataset has no such limit"),
+        ({"contact": "https://example.org"}, "download.contact=.* engine: own"),
+        ({"img2dataset": {"no_such_option": 1}}, "download.img2dataset.no_such_option is not passed on"),
+        ({"img2dataset": {"timeout": 1}}, "time-outs and numbers of processes are keys of `download`"),
+        ({"img2dataset": {"distributor": "dask"}}, "one of multiprocessing, pyspark, ray"),
+        ({"blur": "boxes"}, "lists of boxes, and the list has string"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_what_it_cannot_honour_is_refused(tmp_path: Path, settings: dict, message: str) -> None:
+    source = write_list(tmp_path / "kept.parquet", ["http://127.0.0.1:9/a.jpg"], boxes=["[]"])
+    with pytest.raises(UserError, match=message):
+        download(source, tmp_path / "out", card_of("img2dataset", **settings))
+
+
+def test_its_extra_is_what_uv_fetches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without both, `filip study check` names what to install."""
+    assert what_is_missing(card_of("img2dataset")) is None
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    assert "[img2dataset]" in str(what_is_missing(card_of("img2dataset")))
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert tuple(extras["img2dataset"]) == REQUIREMENTS
 
 
 def test_what_img2dataset_says_is_a_reason_of_ours() -> None:

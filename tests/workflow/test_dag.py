@@ -149,3 +149,36 @@ def test_a_study_that_is_not_there_or_wrong_is_one_sentence(clone: Path) -> None
     printed = said("wrong.yaml")
     assert "nowhere" in printed and printed.count("error:") == 1
     assert not re.search("Traceback|WorkflowError|Snakefile", printed)
+
+
+PROFILE = yaml.safe_load((ROOT / "workflow/profiles/slurm/profile.yaml").read_text())
+
+
+def test_every_rule_to_which_the_profile_of_a_cluster_gives_resources_exists() -> None:
+    """Snakemake ignores a name that is no rule's."""
+    files = [ROOT / "Snakefile", *(ROOT / "workflow/rules").glob("*.smk")]
+    declared = r"^ *(?:rule|checkpoint|use rule \w+ as) (\w+)"
+    rules = {name for file in files for name in re.findall(declared, file.read_text(), re.MULTILINE)}
+    assert {*PROFILE["set-resources"], *PROFILE["set-threads"]} <= rules
+
+
+@pytest.mark.slow
+def test_a_dry_run_on_a_cluster_shows_time_and_memory_of_each_job(clone: Path) -> None:
+    done = run_python(
+        *("-m", "snakemake", "--configfile", "workflow/config/base.yaml", "--profile", "workflow/profiles/slurm", "-n"),
+        variables=environment_of(clone),
+        cwd=clone,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    jobs = re.findall(r"^(?:rule|checkpoint) (\w+):\n(.*?)^\[", done.stdout + "[", re.MULTILINE | re.DOTALL)
+    granted: dict[str, tuple[int, int]] = {}
+    for rule, text in jobs:
+        numbers = re.search(r"mem_mb=(\d+).* runtime=(\d+)", text)
+        assert numbers, text
+        granted[rule] = int(numbers[2]), int(numbers[1])  # minutes, megabytes
+    # ImageNet's linear probe: 390 hours of a core and 34 GB, see the profile. A dry run shows no threads.
+    minutes, megabytes = granted["evaluate"]
+    assert minutes * PROFILE["set-threads"]["evaluate"] > 390 * 60 and megabytes > 34_000
+    assert granted["tables"] == (120, 8000)
+    assert granted["pretrain"][0] == 2880 and granted["pretrain"][1] > 8000
+    assert {"download", "text_rules", "translate", "manifest", "fine_tune"} <= granted.keys()

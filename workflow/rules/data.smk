@@ -62,6 +62,7 @@ rule download_part:
     params:
         card="data/{source}.yaml",
         settings=lambda wildcards: STUDY.settings(wildcards.source, "download"),
+        given=STUDY.download_settings(),
         shards=f"{DATA}/{{source}}/shards",
         tars=lambda wildcards: STUDY.tars_of(wildcards.source),
     log:
@@ -73,7 +74,7 @@ rule download_part:
         "../envs/filip.yaml"
     shell:
         "python -m filip.data.download source={params.card:q} list={input.kept:q} out={params.shards:q}"
-        " part={wildcards.part}/{wildcards.parts} {params.tars} > {log:q} 2>&1"
+        " part={wildcards.part}/{wildcards.parts} {params.given:q} {params.tars} > {log:q} 2>&1"
 
 
 # Tries again what failed and accounts for all. Its result says how many shards there are, and thereby how many jobs share the translation.
@@ -87,6 +88,7 @@ checkpoint download:
     params:
         card="data/{source}.yaml",
         settings=lambda wildcards: STUDY.settings(wildcards.source, "download"),
+        given=STUDY.download_settings(),
         # Images that are built here come from a server that lives as long as the download. Not a service() rule: when
         # its consumer fails, Snakemake 9 waits forever for the service to end.
         while_served=lambda wildcards: STUDY.while_served(wildcards.source),
@@ -103,7 +105,7 @@ checkpoint download:
         "../envs/filip.yaml"
     shell:
         "{params.while_served}python -m filip.data.download source={params.card:q} list={input.kept:q}"
-        " out={params.shards:q} funnel={output.funnel:q} {params.tars} > {log:q} 2>&1"
+        " out={params.shards:q} funnel={output.funnel:q} {params.given:q} {params.tars} > {log:q} 2>&1"
 
 
 # For a source that has its images, in place of the three rules above. Like the download, it says how many shards there are.
@@ -227,6 +229,7 @@ rule manifest:
         memory=STUDY.data_memory,
         card="data/{source}.yaml",
         settings=lambda wildcards: STUDY.settings(wildcards.source, "manifest"),
+        given=STUDY.download_settings(),
         shards=f"{DATA}/{{source}}/shards",
         captions=f"{DATA}/{{source}}/captions",
         funnels=lambda wildcards, input: f"funnels=[{','.join(input.funnels)}]",
@@ -238,6 +241,7 @@ rule manifest:
     shell:
         "python -m filip.data.manifest source={params.card:q} list={input.list:q} kept={input.kept:q}"
         " shards={params.shards:q} captions={params.captions:q} {params.funnels:q} out={output:q}"
+        " {params.given:q}"
         " threads={threads} memory={params.memory:q} > {log:q} 2>&1"
 
 

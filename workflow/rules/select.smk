@@ -60,6 +60,7 @@ use rule manifest as selected_manifest with:
         memory=STUDY.data_memory,
         card="data/{source}.yaml",
         settings=lambda wildcards: STUDY.settings(wildcards.source, "manifest"),
+        given=STUDY.download_settings(),
         shards=f"{DATA}/{{source}}/shards",
         captions=SELECTION.captions("{source}"),
         funnels=lambda wildcards, input: f"funnels=[{','.join(input.funnels)}]",

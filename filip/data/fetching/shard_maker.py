@@ -46,7 +46,8 @@ OUTCOME = pa.schema(
         ("sha256", pa.string()),
     ]
 )
-Image = tuple[int, bytes | None, str]  # the number of its row in the shard, its bytes or None, and why it has none
+# the number of its row in the shard; its bytes, or already its outcome, or None; and why it has none
+Image = tuple[int, "bytes | Stored | None", str]
 
 
 @dataclass
@@ -148,9 +149,11 @@ class ShardMaker:
         counts: Counter[str] = Counter()
         outcomes: Counter[str] = Counter()
         for number, data, problem in images:
-            outcome = Stored(status="failed_to_download", error_message=problem)
-            if data is not None:
+            if isinstance(data, bytes):
                 outcome = self._stored(number, rows[number], data, progress)
+            else:
+                outcome = data or Stored(status="failed_to_download", error_message=problem)
+                outcome = self.mismatch(rows[number], outcome.sha256) or outcome
             key = self.key(shard, number)
             writer.write(outcome.image, key, rows[number].get("caption"), outcome.described(rows[number], key))
             counts[outcome.status] += 1
@@ -161,12 +164,18 @@ class ShardMaker:
             raise OSError(f"{len(rows) - counts.total()} of {len(rows)} samples were not written")
         return {**statistics(counts), "status_dict": dict(outcomes)}
 
+    def mismatch(self, row: dict[str, Any], sha256: str | None) -> Stored | None:
+        """Return the outcome of a file whose hash is not the list's; None if it is, or is not to be compared."""
+        expected = row.get(LIST_SHA256) if self.card.download.verify_sha256 and sha256 else None
+        if not expected or str(expected).lower() == sha256:
+            return None
+        return Stored(status="failed_to_download", error_message=f"hash_mismatch: the list says {expected}")
+
     def _stored(self, number: int, row: dict[str, Any], data: bytes, progress: InProgress) -> Stored:
         """Check, resize and encode an image."""
         sha256 = hashlib.sha256(data).hexdigest()
-        expected = row.get(LIST_SHA256) if self.card.download.verify_sha256 else None
-        if expected and str(expected).lower() != sha256:
-            return Stored(status="failed_to_download", error_message=f"hash_mismatch: the list says {expected}")
+        if mismatch := self.mismatch(row, sha256):
+            return mismatch
         try:
             boxes = boxes_of(row[self.card.download.blur]) if self.card.download.blur else []
         except (ValueError, TypeError) as error:
