@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import yaml
+from timm.layers import Attention
 
 from filip.command import run_command
 from filip.data.cards import load_source
@@ -114,7 +115,7 @@ def resolved_settings(study: Study, training: str) -> dict[str, Any]:
         "loss": ", ".join(resolve_weights(config.loss, config.model.interaction)),
         "image layers": image.depth,
         "image width": image.width,
-        "image heads": image.trunk.blocks[0].attn.num_heads,
+        "image heads": next(m.num_heads for m in image.modules() if isinstance(m, Attention)),
         "patches": image.grid[0] * image.grid[1],
         "text layers": config.model.text.layers,
         "text width": config.model.text.width,
