@@ -26,18 +26,6 @@ import pyarrow as pa
 from filip.command import MISSING, option, run_command
 from filip.files import write_json
 from filip_demo.catalogue import Catalogue, Drawing, hash_of
-from filip_demo.evaluation import (
-    FLAT,
-    FLUENT,
-    NAMED,
-    OWN,
-    Benchmark,
-    benchmarks,
-    test_split,
-    tone_drawings,
-    without_copies,
-    write_benchmark,
-)
 from filip_demo.faulty_rows import PLANTED, plant, write_planted
 from filip_demo.packages import ARTISTS, PACKAGES, Artist, fetch_packages
 from filip_demo.render import SIDE, Rendering, render_all, svg_document
@@ -49,6 +37,18 @@ from filip_demo.scene_sets import (
     write_training_scenes,
 )
 from filip_demo.scenes import in_scenes, load_sprites, training_scene
+from filip_demo.test_sets import (
+    FLAT,
+    FLUENT,
+    NAMED,
+    OWN,
+    Benchmark,
+    benchmarks,
+    test_split,
+    tone_drawings,
+    without_copies,
+    write_benchmark,
+)
 from filip_demo.training_list import training_table, write_captions, write_table
 
 # Skin tones kept per artist and concept, next to the plain drawing; with all, 56 % of the drawings would be people.

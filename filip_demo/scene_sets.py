@@ -30,10 +30,10 @@ from PIL import Image
 
 from filip.progress import track
 from filip_demo.catalogue import Emoji
-from filip_demo.evaluation import add_member
 from filip_demo.render import is_written, png_bytes, write_atomically
 from filip_demo.scene_captions import fill, relation_of, relation_sentence
 from filip_demo.scenes import Scene, Sprites, new_scene, pairs_of
+from filip_demo.test_sets import add_member
 
 SEARCH = "demo_scenes_search"
 

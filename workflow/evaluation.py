@@ -9,7 +9,7 @@ from typing import Any
 
 from filip.eval.families import AUTO, CLIP_PROMPTS, PROMPTS
 from filip.study import Study
-from filip.study.evaluation import card_of, evaluation_options
+from filip.study.benchmarks import card_of, evaluation_options
 
 
 def edited(path: str) -> str:

@@ -18,8 +18,8 @@ from filip.data.loading.config import Source
 from filip.errors import UserError
 from filip.option import check_given
 from filip.study import resolve
+from filip.study.benchmarks import check_evaluation_options
 from filip.study.checks import check_accuracy_of
-from filip.study.evaluation import check_evaluation_options
 from workflow.evaluation import StudyEvaluations
 from workflow.launch import Launch, wait_for_earlier_jobs
 from workflow.sources import StudySources

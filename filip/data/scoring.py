@@ -55,14 +55,14 @@ def hash_shard(tar: Path, file: Path) -> int:
 
 def state_of_test_set(card: str, root: str) -> str:
     """Return a hash of the files of a benchmark. Raises UserError if it is missing."""
-    from filip.eval.test_images import state_of
+    from filip.eval.benchmark_images import state_of
 
     return state_of(card, root)
 
 
 def hash_test_set(card: str, root: str, file: Path) -> int:
     """Write the perceptual hash of each image of a benchmark; return how many. Raises UserError if it is missing."""
-    from filip.eval.test_images import test_images
+    from filip.eval.benchmark_images import test_images
 
     return _write_hashes(file, test_images(card, root), lambda image: image)
 

@@ -24,7 +24,7 @@ from filip.data.plan import disk_bytes
 from filip.errors import UserError
 from filip.extras import how_to_install
 from filip.files import readable
-from filip.study.evaluation import card_of, check_evaluation_options
+from filip.study.benchmarks import card_of, check_evaluation_options
 from filip.study.study import Study, load_study
 
 # Kinds of needs, and the rules of the workflow that have them.

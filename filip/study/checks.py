@@ -12,7 +12,7 @@ import yaml
 from filip.data.cards import load_source
 from filip.errors import UserError
 from filip.eval.cards import load_card
-from filip.study.evaluation import ALL, with_folders
+from filip.study.benchmarks import ALL, with_folders
 from filip.study.paper_tables import PROTOCOLS, TABLES
 
 if TYPE_CHECKING:

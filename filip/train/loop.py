@@ -42,7 +42,6 @@ from filip.train.checkpoint import (
 from filip.train.config import TrainConfig
 from filip.train.engine import Batching, resolve_batching, to_device
 from filip.train.engines import make_engine
-from filip.train.evaluation import check_evaluation, evaluate
 from filip.train.feature_cache import fill
 from filip.train.job import holding
 from filip.train.launcher_env import STOPPED_BY_SIGNAL, MachineError
@@ -56,6 +55,7 @@ from filip.train.schedule import Schedule, make_schedule
 from filip.train.step import Interval, StepMetrics, StepOutput, backward, over_ranks
 from filip.train.telemetry import Telemetry, say
 from filip.train.training_data import fit_to_pairs, read_manifests, training_loader
+from filip.train.validation import check_evaluation, evaluate
 from filip.train.warm_start import content_hash, load_initial
 from filip.train.watchdog import Limits, StepStatus, Watchdog
 

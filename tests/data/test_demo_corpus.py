@@ -18,10 +18,10 @@ from filip.data.cards import load_source
 from filip_demo import packages
 from filip_demo.catalogue import Catalogue, Drawing, Emoji, slugify
 from filip_demo.corpus import Corpus, main, train_and_test
-from filip_demo.evaluation import TONES, Benchmark, without_copies
 from filip_demo.faulty_rows import PLANTED, plant
 from filip_demo.packages import ARTISTS, PACKAGES
 from filip_demo.render import SIDE
+from filip_demo.test_sets import TONES, Benchmark, without_copies
 from filip_demo.training_list import training_table
 
 CACHE = Path(__file__).parents[2] / ".cache" / "demo"  # shared with `make demo`

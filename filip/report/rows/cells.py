@@ -11,7 +11,7 @@ from filip.eval.benchmark import BenchmarkCard
 from filip.report.results import Results
 from filip.report.table import Cell, Column, Row, average, combine
 from filip.study import Study
-from filip.study.evaluation import card_of
+from filip.study.benchmarks import card_of
 
 
 @dataclass(frozen=True)
