@@ -68,12 +68,6 @@ def check_card(card: SourceCard, boxes: pa.DataType | None = None) -> None:
     boxes: the type of the list's column of boxes to blur.
     """
     load = card.download
-    ignored = [key for key in OURS_ONLY if getattr(load, key) != type(load).__dataclass_fields__[key].default]
-    if ignored:
-        raise UserError(
-            f"download.{ignored[0]}={getattr(load, ignored[0])}: img2dataset has no such limit; take engine: own, or "
-            "leave the key out"
-        )
     for key in load.img2dataset:
         if key not in OPTIONS:
             raise UserError(
@@ -104,8 +98,11 @@ def what_is_missing(card: SourceCard) -> str | None:
 
 def what_it_ignores(card: SourceCard) -> str:
     """Return a sentence on what our own engine heeds, and img2dataset does not."""
+    load = card.download
+    stated = [key for key in OURS_ONLY if getattr(load, key) != type(load).__dataclass_fields__[key].default]
     private = "" if card.allow_private_hosts else " and fetches from private addresses as well"
-    return f"img2dataset does not read TDM reservations{private}; engine: own heeds them"
+    keys = "".join(f", has no {key} (the card's is {getattr(load, key)})" for key in stated)
+    return f"img2dataset does not read TDM reservations{private}{keys}; engine: own heeds them"
 
 
 @dataclass(kw_only=True)

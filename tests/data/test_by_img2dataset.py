@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from filip.data.by_img2dataset import REQUIREMENTS, Img2dataset, reason_of_message, what_is_missing
+from filip.data.by_img2dataset import REQUIREMENTS, Img2dataset, reason_of_message, what_is_missing, what_it_ignores
 from filip.data.cards import SourceCard, parse_card
 from filip.data.download import download
 from filip.errors import UserError
@@ -75,8 +75,6 @@ def test_parts_and_a_killed_run_make_the_folder_of_one_run(tmp_path: Path, monke
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"per_host": 2}, "download.per_host=2: img2dataset has no such limit"),
-        ({"contact": "https://example.org"}, "download.contact=.* engine: own"),
         ({"img2dataset": {"no_such_option": 1}}, "download.img2dataset.no_such_option is not passed on"),
         ({"img2dataset": {"timeout": 1}}, "time-outs and numbers of processes are keys of `download`"),
         ({"img2dataset": {"distributor": "dask"}}, "one of multiprocessing, pyspark, ray"),
@@ -88,6 +86,10 @@ def test_what_it_cannot_honour_is_refused(tmp_path: Path, settings: dict, messag
     source = write_list(tmp_path / "kept.parquet", ["http://127.0.0.1:9/a.jpg"], boxes=["[]"])
     with pytest.raises(UserError, match=message):
         download(source, tmp_path / "out", card_of("img2dataset", **settings))
+
+
+def test_what_it_ignores_is_said_with_its_value() -> None:
+    assert "no per_host (the card's is 2)" in what_it_ignores(card_of("img2dataset", per_host=2))
 
 
 def test_its_extra_is_what_uv_fetches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
