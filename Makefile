@@ -102,21 +102,17 @@ docs: setup-dev  ## build the documentation into site/; a broken link or a missi
 
 # What takes long of the linting runs beside the tests, which take longer; what it finds is told at the end.
 # A new .venv has no bytecode: without the first collection every worker compiles what all of them import.
-define LINT_AND_TESTS
+test: setup-dev  ## lint, the tests without a mark and the three commands of `filip new`: up to ten minutes, no root
 	@$(RUFF)
 	@found=$$(mktemp); ($(LINT)) >$$found 2>&1 & lint=$$!; \
 	test -d $(VENV)/lib/python*/site-packages/torch/nn/__pycache__ || \
 	  $(VENV)/bin/python -m pytest --collect-only -q >/dev/null 2>&1 || true; \
-	$(PYTEST) $(1); tests=$$?; \
+	$(PYTEST) -m '(not slow and not system) or smoke'; tests=$$?; \
 	wait $$lint; lint=$$?; test $$lint = 0 || { echo; cat $$found; echo "error: make lint fails"; }; rm -f $$found; \
 	test $$tests = 0 && test $$lint = 0
-endef
 
-test: setup-dev  ## lint, the tests without a mark and the three commands of `filip new`: up to ten minutes, no root
-	$(call LINT_AND_TESTS,-m '(not slow and not system) or smoke')
-
-test-all: setup-dev  ## lint and all tests; what the machine lacks is skipped, with the command that installs it
-	$(call LINT_AND_TESTS,)
+test-all: test  ## make test, then all other tests; what the machine lacks is skipped, with the command that installs it
+	@$(PYTEST) -m '(slow or system) and not smoke'
 
 size: setup-dev  ## files, lines and tokens of each package
 	@$(VENV)/bin/python -m bench.size
