@@ -153,10 +153,13 @@ def print_banner(run: Run) -> None:
     say(f"steps       {run.schedule.steps} = {epochs:.2f} epochs of {per_epoch:g} steps ({loader.pairs} pairs)")
     say(
         f"optimiser   {optimizer.name}, weight decay {optimizer.weight_decay:g} on matrices, "
-        f"gradient clipping {run.engine.gradient_clipping or 'off'}, engine {c.engine}"
+        f"gradient clipping {run.engine.gradient_clipping or 'off'}"
     )
+    engine = f"DeepSpeed, ZeRO-{c.zero_stage}" if c.engine == "deepspeed" else "DDP"
+    say(f"engine      {engine}, {c.precision}")
     say(f"encoders    {run.step_flops / 1e12:.3g} TFLOP a step and rank, forward and backward")
-    say(f"loss        {run.loss.describe()}")
+    share = f"{c.token_keep_ratio:.0%} of the tokens by {c.token_score}" if c.token_keep_ratio < 1 else "all tokens"
+    say(f"loss        {run.loss.describe()}, {c.token_keep_schedule or share}")
     for line in count(run.engine.model.config, c, b, run.ranks.world_size).lines():
         say(line)
     say(

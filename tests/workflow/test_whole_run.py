@@ -24,7 +24,7 @@ def reduced(config: dict) -> dict:
     config["demo"] |= {"scenes": 96, "test_scenes": 24}
     few_steps = ["global_batch=32", "max_steps=6", "log_every=2"]
     few_steps += ["optimizer.warmup_steps=2"]
-    config["train"]["overrides"] = few_steps
+    config["train"]["overrides"] += few_steps
     config["launch"]["master_port"] = free_port()
     config["runs"] = {name: config["runs"][name] for name in ("clip", "filip")}
     config["fine_tune"] = {"filip_ft": config["fine_tune"]["filip_ft"]}
