@@ -1,5 +1,6 @@
 # make demo   runs the whole pipeline on the embedded demo corpus; make test passes the tests. Both set themselves up.
 # make run STUDY=… runs another study. SEEDS=5 trains every run with five seeds; tables have intervals over them.
+# GPU=v100 (a100, h100), with any target, installs a PyTorch with kernels for that GPU, once.
 # CPU=avx2, with any target, computes as a CPU without AVX-512, VNNI and bfloat16 would.
 
 VENV      := .venv
@@ -15,7 +16,7 @@ INSTALL    = if [ -z "$(INSTALLER)" ]; then \
                  echo "       'apt install python3.13 python3.13-venv', or name it: make demo PYTHON=/path/to/python3.13"; exit 1; fi; \
              $(INSTALLER) -c 'import sys; sys.exit(sys.version_info < (3, 7))' >/dev/null 2>&1 || { \
                  echo "error: PYTHON=$(PYTHON) does not run, or is older than 3.7: name a Python 3.11 to 3.14"; exit 1; }; \
-             $(INSTALLER) workflow/install.py $(if $(filter file,$(origin PYTHON)),,--chosen)
+             $(INSTALLER) workflow/install.py $(if $(filter file,$(origin PYTHON)),,--chosen) $(if $(findstring command,$(origin GPU)),--gpu $(GPU))
 STUDY     ?= demo
 CORES     ?= $(shell env -u OMP_NUM_THREADS nproc)
 PORT      ?= 6006

@@ -77,7 +77,7 @@ def _check_cards() -> None:
         if not devices.runs_on((card.major, card.minor), machine_code):
             raise UserError(
                 f"torch {torch.__version__} has no machine code for {card.name} ({card.major}.{card.minor}), only for "
-                f"{' '.join(built)}: install a build that has (docs/training.md, under V100, or pytorch.org)"
+                f"{' '.join(built)}: install a build that has (V100: make setup GPU=v100)"
             )
 
 

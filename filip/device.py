@@ -96,7 +96,7 @@ def why_no_kernels(device: torch.device) -> str | None:
     capability, built = torch.cuda.get_device_capability(device), torch.cuda.get_arch_list()
     if not built or runs_on(capability, built):
         return None
-    where = "docs/training.md says under V100 which" if capability[0] == 7 else "see pytorch.org"
+    where = "make setup GPU=v100" if capability[0] == 7 else "see pytorch.org"
     return (
         f"{torch.cuda.get_device_name(device)} has compute capability {capability[0]}.{capability[1]}, and PyTorch "
         f"{torch.__version__} has no kernels for it ({' '.join(built)}); install a build that has: {where}"

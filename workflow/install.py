@@ -3,9 +3,10 @@
     python3.12 workflow/install.py demo      # what `make demo` runs, and a study of `filip new`
     python3.12 workflow/install.py dev       # and what `make test`, `make lint` and `make docs` need
     python3.12 workflow/install.py lock      # choose the versions anew
+    python3.12 workflow/install.py demo --gpu v100
 
-Versions come from workflow/envs/lock.txt. This file imports the standard library alone and can be read by old
-Pythons, since it may have to refuse one that is too old.
+Versions come from workflow/envs/lock.txt, and for a V100 those of workflow/envs/v100.txt take precedence. This file
+imports the standard library alone and can be read by old Pythons, since it may have to refuse one that is too old.
 """
 
 from __future__ import annotations
@@ -18,15 +19,20 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 LOCK = ROOT / "workflow" / "envs" / "lock.txt"
+# The newest PyTorch on PyPI with kernels for a GPU, if not the lock's: 2.10.0's wheel has sm_70, 2.11.0's begins with
+# sm_75 (torch._C._cuda_getArchFlags(), which needs no GPU).
+GPUS = {"v100": "torch==2.10.0", "a100": None, "h100": None}
 UV = "uv>=0.9,<1"
 ENGINE = "./late-interaction"  # the loss, a distribution of its own
 # Each tier: its extras of pyproject.toml, and the file in .venv that marks them as installed.
@@ -46,6 +52,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Make .venv and install the project into it.")
     parser.add_argument("tier", choices=[*TIERS, "lock"])
     parser.add_argument("--chosen", action="store_true", help="the user named this Python: .venv must be of it")
+    parser.add_argument("--gpu", choices=GPUS, help="PyTorch with kernels for it; default: as .venv was made")
     options = parser.parse_args()
     version = version_of_venv()
     if version is None or options.chosen:
@@ -60,9 +67,10 @@ def main() -> None:
             )
         if options.tier == "lock":
             return lock()
-        if stamp(options.tier).is_file() and stamp(options.tier).read_text() == digest(options.tier):
+        gpu = options.gpu or gpu_of_venv()
+        if stamp(options.tier).is_file() and stamp(options.tier).read_text() == digest(options.tier, gpu):
             return
-    install(options.tier, new=version is None)
+    install(options.tier, new=version is None, gpu=options.gpu or gpu_of_venv())
 
 
 def fail(sentence: str) -> NoReturn:
@@ -115,14 +123,30 @@ def stamp(tier: str) -> Path:
     return VENV / TIERS[tier][1]
 
 
-def digest(tier: str) -> str:
+def gpu_of_venv() -> str | None:
+    """Return the GPU that .venv was made for; None: for none by name."""
+    named = VENV / ".gpu"
+    return named.read_text() if named.is_file() else None
+
+
+def digest(tier: str, gpu: str | None = None) -> str:
     """Return a hash of the requirements."""
-    files = (ROOT / "pyproject.toml", ROOT / "setup.py", ROOT / ENGINE / "pyproject.toml", LOCK)
-    parts = [TIERS[tier][0], *(file.read_text() for file in files)]
+    files = (ROOT / "pyproject.toml", ROOT / "setup.py", ROOT / ENGINE / "pyproject.toml")
+    parts = [TIERS[tier][0], *(file.read_text() for file in files), versions(gpu)]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
-def install(tier: str, new: bool) -> None:
+def versions(gpu: str | None) -> str:
+    """Return the lock, with the versions for a GPU in place of its own."""
+    lines = LOCK.read_text().splitlines()
+    if gpu is not None and GPUS[gpu]:
+        others = LOCK.with_name(f"{gpu}.txt").read_text().splitlines()
+        names = {line.partition("==")[0] for line in others}
+        lines = [line for line in lines if line.partition("==")[0] not in names] + others
+    return "\n".join(lines) + "\n"
+
+
+def install(tier: str, new: bool, gpu: str | None = None) -> None:
     began = time.monotonic()
     python = VENV / "bin" / "python"
     if new:
@@ -151,32 +175,58 @@ def install(tier: str, new: bool) -> None:
     print("== installing what {} needs, in the versions of {}".format(
         "`make demo`" if tier == "demo" else "`make test`", shown(LOCK)))  # fmt: skip
     command = [str(VENV / "bin" / "uv"), "pip", "install", "--compile-bytecode", "--python", str(python)]
-    for constraints in [str(LOCK), *settings.get("constraint", [])]:
+    chosen = VENV / "versions.txt"
+    chosen.write_text(versions(gpu))
+    for constraints in [str(chosen), *settings.get("constraint", [])]:
         command += ["--constraint", constraints]
     command += ["--editable", ENGINE, "--editable", f".[{TIERS[tier][0]}]"]
-    backend = torch_backend()
+    backend = torch_backend() if gpu is None else None  # the package index's build is for NVIDIA's GPUs
     status = run_uv([*command, "--torch-backend", backend] if backend else command)
     if status and backend:
         print("== once more, without PyTorch's own index")
         status = run_uv(command)
     if status:
         fail("the installation failed; uv says above why. The same command continues where it stopped")
+    if gpu is not None:
+        (VENV / ".gpu").write_text(gpu)
     for one in TIERS if tier == "dev" else [tier]:
-        stamp(one).write_text(digest(one))
+        stamp(one).write_text(digest(one, gpu))
     print(f"== installed in {time.monotonic() - began:.0f} s")
 
 
 def lock() -> None:
     """Write the newest versions that suit all extras on every Python that the project runs on."""
-    command = [str(VENV / "bin" / "uv"), "pip", "compile", "--quiet", "--universal", "--all-extras", "--upgrade"]
+    command = [str(VENV / "bin" / "uv"), "pip", "compile", "--quiet", "--universal", "--all-extras"]
     command += ["--python-version", f"3.{supported()[0]}", "--no-annotate", "--no-header", "pyproject.toml"]
     command += ["--no-emit-package", "late-interaction"]
     os.environ.update({k: v for k, v in like_pip(pip_settings(VENV / "bin" / "python")).items() if k in INDEXES})
-    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    if done.returncode:
-        fail("uv found no versions that suit all extras; it says above why")
-    LOCK.write_text(LOCK_HEADER + done.stdout)
+
+    def chosen(*arguments: str) -> str:
+        done = subprocess.run([*command, *arguments], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        if done.returncode:
+            fail("uv found no versions that suit all extras; it says above why")
+        return done.stdout
+
+    LOCK.write_text(LOCK_HEADER + chosen("--upgrade"))
     print(f"== wrote {shown(LOCK)}")
+    for gpu in filter(GPUS.get, GPUS):
+        write_others(gpu, chosen)
+
+
+def write_others(gpu: str, chosen: Callable[..., str]) -> None:
+    """Write the versions that differ from the lock's with the PyTorch for a GPU."""
+    with tempfile.TemporaryDirectory() as folder:
+        fixed, whole = Path(folder, "torch.txt"), Path(folder, "whole.txt")
+        fixed.write_text(f"{GPUS[gpu]}\n")
+        shutil.copy(LOCK, whole)  # which uv changes only where it has to
+        chosen("--constraint", str(fixed), "--output-file", str(whole))
+        same = {line.partition(";")[0].strip() for line in LOCK.read_text().splitlines()}
+        others = [line for line in whole.read_text().splitlines() if line.partition(";")[0].strip() not in same]
+    path = LOCK.with_name(f"{gpu}.txt")
+    path.write_text(
+        f"# `make setup GPU={gpu}`: what differs from lock.txt; written by `make lock`.\n" + "\n".join(others) + "\n"
+    )
+    print(f"== wrote {shown(path)}")
 
 
 def run_quietly(command: list) -> str:

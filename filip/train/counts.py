@@ -61,6 +61,7 @@ class Counts:
     flops: float  # of both towers, forward and backward, without recomputation
     memory: dict[str, int]  # bytes at the peak by purpose
     messages: list[Message]  # once token_keep_schedule has ended
+    products: float = 0.0  # flops of the late interaction, forward and both gradients, nothing padded
     early_messages: list[Message] = field(default_factory=list)  # while it has not; empty without a schedule
 
     @property
@@ -97,14 +98,13 @@ def count(model: ModelConfig, config: TrainConfig, batching: Batching, ranks: in
     sent = exchanged(resolve_weights(config.loss, model.interaction))
     first, last = kept_shares(config)
     gradients = zero_messages(sum(parts.values()), config, batching.accumulation * batching.chunks)
+    early_batch, batch = (contrastive_batch(built, config, batching, ranks, share) for share in (first, last))
     messages, early = (
-        loss_messages(
-            contrastive_batch(built, config, batching, ranks, share), sent, config.exchange, model.compared_dim,
-            batching.accumulation,
-        )
-        + gradients
-        for share in (last, first)
-    )  # fmt: skip
+        loss_messages(one, sent, config.exchange, model.compared_dim, batching.accumulation) + gradients
+        for one in (batch, early_batch)
+    )
+    product = 2.0 * batch.local * batch.n1 * batch.global_batch * batch.n2 * batch.dim
+    passes = 3 if config.token_maximum == "hard" else 5  # a smooth maximum multiplies again for each gradient
     with torch.device("meta"):
         adapt(built, config.warm_start)
     return Counts(
@@ -113,6 +113,7 @@ def count(model: ModelConfig, config: TrainConfig, batching: Batching, ranks: in
         flops,
         memory_bytes(built, config, batching, ranks),
         messages,
+        passes * product * batching.accumulation if "tokens" in sent else 0.0,
         early if messages != early else [],
     )
 

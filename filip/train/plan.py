@@ -24,7 +24,7 @@ from filip.data.loading.transforms import TrainTransform
 from filip.errors import UserError
 from filip.files import readable
 from filip.train.config import TrainConfig
-from filip.train.counts import Message, by_part, count, host_memory, step_flops, to_ask_for
+from filip.train.counts import Counts, Message, by_part, count, host_memory, step_flops, to_ask_for
 from filip.train.engine import Batching, resolve_batching
 from filip.train.hardware import GPUS, Gpu
 from filip.train.precision import use_precision
@@ -73,6 +73,7 @@ def report(config: Plan) -> list[str]:
         model,
         f"batch       {batch.global_batch} pairs = {batch.per_rank} x {gpus}{several}",
         f"encoders    {counts.flops / 1e12:,.1f} TFLOP a step and GPU, forward and backward",
+        *([_interaction(counts, gpu, config.backend)] if counts.products else []),
         f"links       {_traffic(counts.messages, gpus, per_node)}",
     ]
     if counts.early_messages:
@@ -90,6 +91,16 @@ def report(config: Plan) -> list[str]:
     steps = planned_steps(config, batch)
     unknown = "as many steps as the data give: pairs=N says how many an epoch has"
     return [*lines, f"run         {unknown if steps is None else f'{steps:,} steps'}"]
+
+
+def _interaction(counts: Counts, gpu: Gpu, backend: str) -> str:
+    """Say how much the late interaction computes, and by which backend."""
+    auto = "triton" if gpu.bf16 else "tiled, since Triton has no tensor-core path before compute capability 8.0"
+    share = counts.products / counts.flops
+    return (
+        f"loss        {counts.products / 1e12:,.1f} TFLOP a step and GPU, {share:.0%} of the encoders'; "
+        f"backend={auto if backend == 'auto' else backend}"
+    )
 
 
 def loader_needs(config: TrainConfig, gpu: Gpu) -> tuple[str, bool]:

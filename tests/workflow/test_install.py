@@ -28,7 +28,7 @@ def checkout(tmp_path: Path) -> Path:
     (folder / "workflow/envs").mkdir(parents=True)
     (folder / "late-interaction").mkdir()
     read = ("Makefile", "pyproject.toml", "setup.py", "late-interaction/pyproject.toml")
-    for name in (*read, "workflow/install.py", "workflow/envs/lock.txt"):
+    for name in (*read, "workflow/install.py", "workflow/envs/lock.txt", "workflow/envs/v100.txt"):
         shutil.copy(ROOT / name, folder / name)
     shutil.copytree(ROOT / "workflow/config", folder / "workflow/config")
     return folder
@@ -99,7 +99,7 @@ def test_nothing_is_installed_again_until_a_version_changes(checkout: Path, monk
     monkeypatch.setattr(install, "ROOT", checkout)
     monkeypatch.setattr(install, "VENV", venv(checkout))
     monkeypatch.setattr(install, "LOCK", checkout / "workflow/envs/lock.txt")
-    monkeypatch.setattr(install, "install", lambda tier, new: asked.append(tier))
+    monkeypatch.setattr(install, "install", lambda tier, new, gpu: asked.append(tier))
     monkeypatch.setattr(sys, "argv", ["install.py", "demo"])
     (checkout / ".venv/.installed").write_text(install.digest("demo"))
     install.main()
@@ -137,10 +137,11 @@ def test_an_index_that_does_not_answer_is_not_waited_for() -> None:
     assert not install.answers("http://127.0.0.1:9/")
 
 
-def test_the_lock_has_a_version_that_suits_every_requirement() -> None:
+@pytest.mark.parametrize("gpu", [None, "v100", "h100"])
+def test_the_lock_has_a_version_that_suits_every_requirement(gpu: str | None) -> None:
     """Otherwise `make lock` was forgotten after a change of pyproject.toml."""
     pins: dict[str, list[Requirement]] = {}
-    for line in install.LOCK.read_text().splitlines():
+    for line in install.versions(gpu).splitlines():
         if line and not line.startswith("#"):
             pin = Requirement(line)
             pins.setdefault(canonicalize_name(pin.name), []).append(pin)
@@ -152,6 +153,41 @@ def test_the_lock_has_a_version_that_suits_every_requirement() -> None:
         assert len(results) == 1, f"{line}: {results}"
         (version,) = [one.version for one in results[0].specifier]
         assert expected.specifier.contains(version, prereleases=True), f"{line}: the lock has {version}"
+
+
+@pytest.mark.slow
+def test_a_v100_gets_a_pytorch_with_kernels_for_it(tmp_path: Path) -> None:
+    """2.10.0 of PyPI is the newest with sm_70. What the resolver would install is asked, 3 GB are not fetched."""
+    uv = Path(sys.executable).with_name("uv")
+    (tmp_path / "versions.txt").write_text(install.versions("v100"))
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "venv")], check=True)
+    command = [str(uv), "pip", "install", "--dry-run", "--python", str(tmp_path / "venv/bin/python")]
+    command += ["--constraint", str(tmp_path / "versions.txt"), "-e", "./late-interaction", "-e", ".[demo,export]"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500)
+    if done.returncode and "Failed to fetch" in done.stderr:
+        pytest.skip(f"the package index does not answer: {done.stderr[-200:]}")
+    assert done.returncode == 0, done.stderr
+    chosen = dict(
+        line.split()[1].split("==") for line in done.stderr.splitlines() if line.startswith(" + ") and "==" in line
+    )
+    assert (chosen["torch"], chosen["torchvision"]) == ("2.10.0", "0.25.0")
+    assert not [name for name in chosen if name.endswith("-cu13") or name == "cuda-toolkit"]
+
+
+def test_a_venv_keeps_the_gpu_that_it_was_made_for(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[str | None] = []
+    monkeypatch.setattr(install, "VENV", venv(checkout))
+    monkeypatch.setattr(install, "install", lambda tier, new, gpu: made.append(gpu))
+    (checkout / ".venv/.installed").write_text(install.digest("demo"))
+    monkeypatch.setattr(sys, "argv", ["install.py", "demo", "--gpu", "v100"])
+    install.main()
+    (checkout / ".venv/.gpu").write_text("v100")
+    monkeypatch.setattr(sys, "argv", ["install.py", "demo"])
+    install.main()
+    assert made == ["v100", "v100"], "the newest PyTorch has no kernels for it"
+    (checkout / ".venv/.installed").write_text(install.digest("demo", "v100"))
+    install.main()
+    assert len(made) == 2
 
 
 def applies(marker: Marker | None) -> bool:
