@@ -41,33 +41,7 @@ def test_the_charts_of_all_runs_show_what_a_run_records(board: EventAccumulator)
         assert any(re.search(pattern, name) for name in board.Tags()["scalars"]), pattern
 
 
-<<<<<<< HEAD
-@pytest.mark.parametrize("pooling", ["attention", "heads", "queries"])
-=======
-def test_a_finished_run_is_a_row_of_settings_and_final_metrics(board: EventAccumulator) -> None:
-    content = board.summary_metadata["_hparams_/session_start_info"].plugin_data.content
-    start = plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info
-    assert start.hparams["interaction"].string_value == TrainConfig().model.interaction
-    assert start.hparams["base_lr"].number_value == TrainConfig().optimizer.base_lr
-    assert start.hparams["init_from"].string_value == "none"
-    (loss,) = board.Scalars("final/loss")
-    assert (loss.step, loss.value) == (20, 1.5) and board.Scalars("final/eval/food")
-
-
-def test_a_log_is_read_as_measurements_and_events(tmp_path: Path) -> None:
-    telemetry = Telemetry(tmp_path, True, 0)
-    telemetry.record(10, {"loss/total": 2.0})
-    telemetry.event(10, "watchdog", "something")
-    telemetry.close()
-    with open(tmp_path / "log.jsonl", "a") as file:
-        file.write('{"step": 20, "lo')  # killed while it wrote
-    measured, events = read_log(tmp_path / "log.jsonl")
-    assert [entry["loss/total"] for entry in measured] == [2.0]
-    assert [(entry["event"], entry["text"]) for entry in events] == [("watchdog", "something")]
-
-
 @pytest.mark.parametrize("pooling", ["attention", "heads"])
->>>>>>> 3bb1d371 (Models: pooling=queries goes, further captions leave forward)
 def test_the_operations_of_every_pooling_are_counted(pooling: str) -> None:
     mean, config = load_preset("tiny"), load_preset("tiny")
     config.interaction = "pooled"
