@@ -97,19 +97,16 @@ def upright_box(stored: Image.Image, box: tuple[float, ...]) -> tuple[float, ...
     return (top, left, bottom, right) if turned in SIDEWAYS else (left, top, right, bottom)
 
 
-def read_rgb(file: str | PathLike[str] | IO[bytes], max_pixels: int | None = None, draft: bool = False) -> Image.Image:
+def read_rgb(file: str | PathLike[str] | IO[bytes], draft: bool = False) -> Image.Image:
     """Read a picture as models see it: upright, as 8-bit RGB on white. Raises one of :data:`UNDECODABLE`.
 
-    One that is more than 50 times as long as wide is refused; of any number of pixels only where ``max_pixels``, for
-    the files of other people, has one. draft: a JPEG of many pixels is decoded at a half, a quarter or an eighth of its
-    size, down to 1,024 pixels of its shorter side, in a fraction of the time.
+    One that is more than 50 times as long as wide is refused. draft: a JPEG of many pixels is decoded at a half, a
+    quarter or an eighth of its size, down to 1,024 pixels of its shorter side, in a fraction of the time.
     """
     image = _opened(file)
-    size = f"the image has {image.width} x {image.height} pixels"
-    if max_pixels is not None and image.width * image.height > max_pixels:
-        raise ValueError(f"{size}, more than {max_pixels:,}: make it smaller")
     if max(image.size) > MAX_ASPECT * min(image.size):
-        raise ValueError(f"{size}: too long and narrow for a model's square")
+        size = f"{image.width} x {image.height} pixels"
+        raise ValueError(f"the image has {size}: too long and narrow for a model's square")
     if draft:
         image.draft(None, (DRAFT_SIDE, DRAFT_SIDE))
     image.load()  # and let go of the file

@@ -95,14 +95,10 @@ def own_similarity(image: Tensor, text: TextFeatures, temperature: float = 0.0) 
 
 def check(settings: LossSettings) -> None:
     """Raise UserError if altered captions would be compared otherwise than the true ones."""
-    for name, possible in (
-        ("token_keep_ratio", (1.0,)),
-        ("token_keep_schedule", (None,)),
-        ("token_maximum", ("hard", "smooth")),
-    ):
-        if getattr(settings, name) not in possible:
+    for name, default in (("token_keep_ratio", 1.0), ("token_keep_schedule", None)):
+        if getattr(settings, name) != default:
             raise UserError(
-                "loss.swapped_words and loss.reversed_relations compare by the hard or the smooth maximum over all "
+                "loss.swapped_words and loss.reversed_relations compare by the maximum over all "
                 f"tokens, and {name}={getattr(settings, name)} compares otherwise; leave {name} at its default, or the "
                 "term out"
             )

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from filip.eval.families import AUTO, CLIP_PROMPTS, PROMPTS
-from filip.study import Study
 from filip.study.benchmarks import card_of, evaluation_options
+from workflow.sources import StudySources
 
 
 def edited(path: str) -> str:
@@ -17,7 +17,7 @@ def edited(path: str) -> str:
     return path if Path(path).exists() else str(Path(__file__).resolve().parents[1] / path)
 
 
-class StudyEvaluations(Study):
+class StudyEvaluations(StudySources):
     """A study with the jobs of its evaluations: one per model, or with ``eval.per_card`` one per model and card.
 
     Paths are relative to the repository.
@@ -92,14 +92,6 @@ class StudyEvaluations(Study):
         """Return the benchmarks of a study with a job per card that have no data; their cells will be empty."""
         places = {name: self.data_of(name) for name in self.all_benchmarks}
         return [name for name, place in places.items() if place is not None and not place.exists()]
-
-    def benchmark_files(self) -> list[str]:
-        """Return the files that must exist before an evaluation."""
-        raise NotImplementedError
-
-    def manifests(self, sources: list[str]) -> list[str]:
-        """Return the files that must exist before sources are read."""
-        raise NotImplementedError
 
     # ---- command lines -------------------------------------------------------------------------------
 

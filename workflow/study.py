@@ -22,7 +22,6 @@ from filip.study.benchmarks import check_evaluation_options
 from filip.study.checks import check_accuracy_of
 from workflow.evaluation import StudyEvaluations
 from workflow.launch import Launch, wait_for_earlier_jobs
-from workflow.sources import StudySources
 
 ROOT = Path(__file__).resolve().parent.parent
 PORTS = 1000  # ports from launch.master_port on
@@ -31,7 +30,7 @@ NEVER = 10**9  # steps between evaluations: one comes at the end
 SIGNAL = "--signal=USR1@600"  # ten minutes before the time limit a training saves, and its job goes back into the queue
 
 
-class WorkflowStudy(StudySources, StudyEvaluations):
+class WorkflowStudy(StudyEvaluations):
     """A study with the paths of its files and the resources of its jobs. Paths are relative to the repository."""
 
     def __init__(self, config: dict[str, Any]) -> None:

@@ -13,8 +13,9 @@ from __future__ import annotations
 import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pyarrow.parquet as pq
@@ -56,100 +57,91 @@ class TranslateConfig:
 
 def main(config: TranslateConfig) -> None:
     """Make candidate captions by back-translation, one side-car per shard."""
-    card = load_source(config.source)
-    settings = card.back_translation or BackTranslationSettings("none", [])
-    job = TranslationJob(
-        card=card,
-        shards=Path(config.shards).resolve(),
-        out=Path(config.out).resolve(),
-        engine=config.engine or settings.engine,
-        pivots=list(config.pivots if config.pivots is not None else settings.pivots),
-        models=config.models or settings.models,
-        cache=Path(config.cache or Path(config.out) / "_cache").resolve(),
-        min_similarity=settings.min_similarity,
-        min_pivot_similarity=settings.min_pivot_similarity,
-        share=settings.share,
-        processes=config.processes,
-        threads=config.threads,
-        memory=config.memory,
-    )
-    fragment = translate(job, parse_part(config.part), config.plan_only)
+    fragment = translate(config, load_source(config.source))
     if fragment is None and config.plan_only:
-        print(f"the plan is in {job.out / '_work'}; run part=0/N to part=N-1/N next")
+        print(f"the plan is in {Path(config.out, '_work')}; run part=0/N to part=N-1/N next")
         return
     if fragment is None:
-        print(f"part {config.part} is in {job.cache}; run again without part= to write the side-cars")
+        print(f"part {config.part} is in {_cache(config)}; run again without part= to write the side-cars")
         return
 
     def example(reason: str) -> str:
         shown = fragment.notes["samples"][reason][0]
         return f"{shown['caption'][:40]!r} → {shown['back'][:40]!r}"
 
-    tell(fragment, config.funnel, f"{job.out}: {fragment.n_out:,} of {fragment.n_in:,} candidates kept", example)
+    tell(fragment, config.funnel, f"{config.out}: {fragment.n_out:,} of {fragment.n_in:,} candidates kept", example)
 
 
-@dataclass(frozen=True, kw_only=True)
-class TranslationJob:
-    """A translation job: input, engine and output."""
-
-    card: SourceCard
-    shards: Path
-    out: Path
-    engine: str
-    pivots: list[str]
-    models: str | None
-    cache: Path
-    min_similarity: float | None = None
-    min_pivot_similarity: float | None = None
-    share: float = 1.0  # share of the distinct captions that are translated
-    processes: int = 2
-    threads: int = 2
-    memory: str = "1GB"
+def settings_of(config: TranslateConfig, card: SourceCard) -> BackTranslationSettings:
+    """Return a card's settings, with those of the command line in their place."""
+    settings = card.back_translation or BackTranslationSettings("none", [])
+    given: dict[str, Any] = {"engine": config.engine, "pivots": config.pivots, "models": config.models}
+    return replace(settings, **{name: value for name, value in given.items() if value is not None})
 
 
-def translate(job: TranslationJob, part: tuple[int, int] | None = None, plan_only: bool = False) -> Fragment | None:
+def _cache(config: TranslateConfig) -> Path:
+    return Path(config.cache or Path(config.out) / "_cache").resolve()
+
+
+def translate(config: TranslateConfig, card: SourceCard) -> Fragment | None:
     """Write a side-car for every shard and account for the candidates; with ``part``, only fill the cache.
 
     ``plan_only``: make the plan that all parts share, and nothing else. A part makes the plan if it is missing.
 
     Raises UserError when shards are missing, the engine is unavailable, or another run is writing to ``out``.
     """
-    caches = open_caches(job)
-    shard_files(job.shards)  # a mistyped folder is reported before anything is made
-    work = job.out / "_work"
+    settings, part = settings_of(config, card), parse_part(config.part)
+    caches = open_caches(config, settings)
+    files = shard_files(Path(config.shards).resolve())  # a mistyped folder is reported before anything is made
+    out = Path(config.out).resolve()
+    work = out / "_work"
     with locked(work / "plan.lock"):
         # parts run at once, and DuckDB clears its folder when it is done
-        con = duckdb_io.connect(job.threads, job.memory, work / f"spill-{os.uname().nodename}-{os.getpid()}")
-        rows = _rows(con, job, work)
+        con = duckdb_io.connect(config.threads, config.memory, work / f"spill-{os.uname().nodename}-{os.getpid()}")
+        state = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]
+        resume(work, [state, settings.share])
+        rows = _rows(files, card)
         captions = work / "captions.parquet"
         if not captions.exists():
             duckdb_io.write_parquet(
                 con,
-                f"SELECT DISTINCT caption FROM {rows} WHERE trim(caption) <> '' AND {_within(job.share)}",
+                f"SELECT DISTINCT caption FROM {rows} WHERE trim(caption) <> '' AND {_within(settings.share)}",
                 captions,
                 "translate: distinct captions",
             )
         plans = [cache.plan(con, captions, work) for cache in caches]
-    if part is not None or plan_only:
+    if part is not None or config.plan_only:
         con.close()
-        if plan_only:
+        if config.plan_only:
             return None
         for cache, plan in zip(caches, plans, strict=True):
-            cache.fill(plan, job.processes, part)
+            cache.fill(plan, config.processes, part)
         return None
-    with locked(work / "lock", f"another process is at work in {job.out}: wait for it or stop it"):
+    with locked(work / "lock", f"another process is at work in {out}: wait for it or stop it"):
         for cache, plan in zip(caches, plans, strict=True):
-            cache.fill(plan, job.processes)
-        limits = AcceptanceLimits(job.min_similarity, job.min_pivot_similarity)
-        judged = judge(con, caches, captions, work, limits, job.processes)
+            cache.fill(plan, config.processes)
+        limits = AcceptanceLimits(settings.min_similarity, settings.min_pivot_similarity)
+        judged = judge(con, caches, captions, work, limits, config.processes)
         with duckdb_io.plain_errors(con, "translate: side-cars"):
-            _write_sidecars(con, job, rows, judged)
-            fragment = _account(con, job, caches, captions, judged)
+            origins = ["original", *(f"{settings.engine}:{pivot}" for pivot in settings.pivots)]
+            _write_sidecars(con, out, [path.stem for path in files], origins, card.name, rows, judged)
+            counts, samples = _counts_and_samples(con, settings.pivots, judged)
         con.close()
+        notes = {
+            "engine": settings.engine,
+            "pivots": [cache.pivot for cache in caches],
+            "distinct_captions": pq.read_metadata(captions).num_rows,
+            "share": settings.share,
+            "shards": len(files),
+            "samples": samples,
+        }
         for path in work.iterdir():
             if path.name not in ("lock", "plan.lock"):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
-    return fragment
+    n_in = sum(counts.values())
+    accepted = counts.pop(None, 0)
+    dropped = {reason: count for reason, count in counts.items() if reason is not None}
+    return Fragment("translate", card.name, n_in, accepted, dropped, "candidates", notes)
 
 
 def _within(share: float) -> str:
@@ -159,16 +151,17 @@ def _within(share: float) -> str:
     return f"CAST(concat('0x', left(md5(caption), 8)) AS BIGINT) < {round(share * 2**32)}"
 
 
-def open_caches(job: TranslationJob) -> list[TranslationCache]:
+def open_caches(config: TranslateConfig, settings: BackTranslationSettings) -> list[TranslationCache]:
     """Open a cache per pivot. Each engine is loaded here, too, so that a missing package is an error at once."""
-    pivots = [] if job.engine == "none" else job.pivots
-    for setting in ("min_similarity", "min_pivot_similarity"):
-        if pivots and getattr(job, setting) is not None:
-            require_packages(setting)
-    if job.min_pivot_similarity is not None:
+    engine, weights = settings.engine, settings.models
+    pivots = [] if engine == "none" else settings.pivots
+    for name in ("min_similarity", "min_pivot_similarity"):
+        if pivots and getattr(settings, name) is not None:
+            require_packages(name)
+    if settings.min_pivot_similarity is not None:
         require_pivots(pivots)
-    models = {pivot: load_engine(job.engine, pivot, job.models).model for pivot in pivots}
-    return [TranslationCache(job.cache, job.engine, pivot, job.models, model) for pivot, model in models.items()]
+    models = {pivot: load_engine(engine, pivot, weights).model for pivot in pivots}
+    return [TranslationCache(_cache(config), engine, pivot, weights, model) for pivot, model in models.items()]
 
 
 def shard_files(folder: Path) -> list[Path]:
@@ -179,24 +172,21 @@ def shard_files(folder: Path) -> list[Path]:
     return files
 
 
-def _rows(con: duckdb.DuckDBPyConnection, job: TranslationJob, work: Path) -> str:
+def _rows(files: list[Path], card: SourceCard) -> str:
     """Return SQL of all images' captions, in order: shard, key, nth (from 1), caption, group_value and image hash.
 
     group_value and image are text or NULL.
     """
-    files = shard_files(job.shards)
-    state = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]
-    resume(work, [state, job.share])
     # images of filip.data.ingest may have several captions, images of a list of URLs have one
-    column, captions = ("captions", "captions") if job.card.images else ("caption", "[coalesce(caption, '')]")
-    group = job.card.group_column
+    column, captions = ("captions", "captions") if card.images else ("caption", "[coalesce(caption, '')]")
+    group = card.group_column
     with reading(files[0]):
         names = pq.read_schema(files[0]).names
     if column not in names:
-        made_by = "ingest" if job.card.images else "download"
+        made_by = "ingest" if card.images else "download"
         raise UserError(
             f"{files[0]} has no column '{column}', only {', '.join(names)}: give the folder that `filip data "
-            f"{made_by}` filled from the source '{job.card.name}'"
+            f"{made_by}` filled from the source '{card.name}'"
         )
     if group and group not in names:
         raise UserError(
@@ -216,7 +206,16 @@ def _rows(con: duckdb.DuckDBPyConnection, job: TranslationJob, work: Path) -> st
     )
 
 
-def _write_sidecars(con: duckdb.DuckDBPyConnection, job: TranslationJob, rows: str, judged: str) -> None:
+def _write_sidecars(
+    con: duckdb.DuckDBPyConnection,
+    out: Path,
+    shards: list[str],
+    origins: list[str],
+    source: str,
+    rows: str,
+    judged: str,
+) -> None:
+    """Write the side-car of each shard. origins: of a caption, and of its translation by each pivot."""
     find_same_images(con, rows)
     # one row per translation: lists of them, gathered by DuckDB, would be all in memory at once
     query = f"""
@@ -226,51 +225,39 @@ def _write_sidecars(con: duckdb.DuckDBPyConnection, job: TranslationJob, rows: s
             LEFT JOIN merged m ON m.content = {CONTENT} AND r.nth = 1
             LEFT JOIN (SELECT caption, pivot_index, back FROM {judged} WHERE reason IS NULL) a USING (caption)
         ORDER BY r.shard, r.key, r.nth, a.pivot_index"""
-    empty = {path.stem for path in shard_files(job.shards)}
-    for path in job.out.glob("*.parquet"):
+    empty = set(shards)
+    for path in out.glob("*.parquet"):
         if path.stem not in empty:
             path.unlink()  # its shard no longer exists
-    origins = ["original", *(f"{job.engine}:{pivot}" for pivot in job.pivots)]
     with ThreadPoolExecutor(1) as writer:  # the disk is the slowest part here
         written = None
         for shard, found in rows_by_shard(con.sql(query).to_arrow_reader(duckdb_io.ROWS_PER_GROUP)):
-            sidecar = sidecar_table(found, origins, job.card.name)
+            sidecar = sidecar_table(found, origins, source)
             if written:
                 written.result()
-            written = writer.submit(write_sidecar, job.out / f"{shard}.parquet", sidecar)
+            written = writer.submit(write_sidecar, out / f"{shard}.parquet", sidecar)
             empty.discard(shard)
         if written:
             written.result()
     for shard in empty:  # shards without one image
-        write_sidecar(job.out / f"{shard}.parquet", [])
+        write_sidecar(out / f"{shard}.parquet", [])
 
 
-def _account(
-    con: duckdb.DuckDBPyConnection, job: TranslationJob, caches: list[TranslationCache], captions: Path, judged: str
-) -> Fragment:
+def _counts_and_samples(
+    con: duckdb.DuckDBPyConnection, pivots: list[str], judged: str
+) -> tuple[dict[str | None, int], dict[str, list[dict[str, str]]]]:
+    """Return how many candidates there are by the reason for which they were dropped, None if accepted; and some."""
     first = "min({'hash': md5(caption), 'pivot': pivot_index, 'caption': caption, 'back': back}"
     found = con.sql(
         f"SELECT reason, count(*), {first}, {SAMPLES}) FROM {judged} GROUP BY reason ORDER BY reason"
     ).fetchall()
-    counts = {reason: count for reason, count, _ in found}
     samples = {
         reason or "accepted": [
-            {"caption": one["caption"], "back": one["back"], "pivot": job.pivots[one["pivot"]]} for one in some
+            {"caption": one["caption"], "back": one["back"], "pivot": pivots[one["pivot"]]} for one in some
         ]
         for reason, _, some in found
     }
-    distinct = pq.read_metadata(captions).num_rows
-    n_in = sum(counts.values())
-    accepted = counts.pop(None, 0)
-    notes = {
-        "engine": job.engine,
-        "pivots": [cache.pivot for cache in caches],
-        "distinct_captions": distinct,
-        "share": job.share,
-        "shards": len(shard_files(job.shards)),
-        "samples": samples,
-    }
-    return Fragment("translate", job.card.name, n_in, accepted, counts, "candidates", notes)
+    return {reason: count for reason, count, _ in found}, samples
 
 
 if __name__ == "__main__":

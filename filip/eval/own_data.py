@@ -80,14 +80,6 @@ def _with_captions_or_labels(place: Path) -> list[BenchmarkCard]:
     return cards
 
 
-def retrieval_card(data: str) -> BenchmarkCard:
-    """Return the card of the pictures with captions that ``data`` names (see :func:`cards_of`), or raise UserError."""
-    for card in cards_of(data):
-        if card.kind == "retrieval":
-            return card
-    raise UserError(f"data={data} has no captions")
-
-
 def _card(place: Path, loader: str, kind: str, split: str, named: str = "", of: Path | None = None) -> BenchmarkCard:
     """Return a card for the data at ``place``, under the name of ``of``."""
     called = of or place

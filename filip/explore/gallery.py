@@ -39,9 +39,6 @@ class ViewedImages:
     scored: Tensor
     map: Tensor
 
-    def __getitem__(self, index: slice | list[int]) -> ViewedImages:
-        return ViewedImages(self.scored[index], self.map[index])
-
 
 @dataclass
 class ViewedText:

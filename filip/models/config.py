@@ -14,7 +14,7 @@ from filip.option import check_values, option, read_settings
 INTERACTIONS = ("token_wise", "pooled")
 ACTIVATIONS = ("gelu", "quick_gelu", "gelu_tanh")
 INITIALISATIONS = ("clip", "timm")
-POOLINGS = ("ends", "mean", "attention", "heads", "queries")
+POOLINGS = ("ends", "mean", "attention", "heads")
 
 
 @dataclass
@@ -104,11 +104,10 @@ class ModelConfig:
         "ends",
         "what a pooled model's vector is made of: ends = [CLS] and [EOS], as CLIP; mean = of all patches and of all "
         "tokens; attention = the same, weighted by a learned query on each side; heads = pool_queries such vectors, "
-        "each projected, in one. queries = pool_queries of them a side, which a token_wise model compares in place of "
-        "patches and words",
+        "each projected, in one",
         choices=POOLINGS,
     )
-    pool_queries: int = option(4, "learned queries a side of pooling: heads or queries", at_least=1)
+    pool_queries: int = option(4, "learned queries a side of pooling: heads", at_least=1)
     cls_in_interaction: bool = option(
         False, "let the image's [CLS] take part as one more token (paper: open)", typed=False
     )
@@ -132,8 +131,6 @@ class ModelConfig:
             raise UserError(
                 f"model.text.width={self.text.width} is not divisible by model.text.heads={self.text.heads}"
             )
-        if self.pooling == "queries":
-            self._check_queries()
         if self.text.tokenizer is not None and self.exclude_special_tokens:
             raise UserError(
                 "model.exclude_special_tokens=true leaves out the first and the last token of a caption, CLIP's [BOS] "
@@ -150,19 +147,6 @@ class ModelConfig:
                 f"be at most model.max_logit_scale={self.max_logit_scale}"
             )
         return self
-
-    def _check_queries(self) -> None:
-        if self.interaction != "token_wise":
-            raise UserError(
-                f"model.pooling=queries makes several vectors a side, which model.interaction={self.interaction} "
-                "cannot compare; set model.interaction=token_wise, or model.pooling=attention for one vector"
-            )
-        for name in ("cls_in_interaction", "exclude_special_tokens"):
-            if getattr(self, name):
-                raise UserError(
-                    f"model.{name}=true is about patches and words, which model.pooling=queries does not compare; "
-                    "drop one"
-                )
 
 
 def config_from_dict(values: dict[str, Any]) -> ModelConfig:

@@ -58,6 +58,21 @@ class Encoded(NamedTuple):
     further: TextFeatures | None = None  # further captions' tokens, or their vectors as one token each; some have none
     parameters: Mapping[str, Tensor] = MappingProxyType({})  # parameters of the loss by name, each [1, ...] float32
 
+    def apart(self, further_lengths: Tensor) -> Encoded:
+        """Return the captions of the b images apart from those after them, which are ``further``.
+
+        further_lengths: [b] int64 on the host; 0: that image has no further caption, and the batch none for it.
+        """
+        b = len(self.image)
+        pooled = self.pooled and self.pooled._replace(text=self.pooled.text[:b])
+        if isinstance(self.text, Tensor):
+            further = TextFeatures(self.text[b:], (further_lengths > 0).long())
+            return self._replace(text=self.text[:b], pooled=pooled, further=further)
+        tokens, lengths = self.text
+        own = int(lengths[:b].sum())
+        further = TextFeatures(tokens[own:], further_lengths)
+        return self._replace(text=TextFeatures(tokens[:own], lengths[:b]), pooled=pooled, further=further)
+
 
 class DualEncoder(nn.Module):
     """FILIP, or CLIP with the same encoders when ``config.interaction`` is ``pooled``.
@@ -76,7 +91,7 @@ class DualEncoder(nn.Module):
         self.image_pool: Pooling | None = None
         self.text_pool: Pooling | None = None
         if config.pooling != "ends":
-            queries = {"mean": 0, "attention": 1}.get(config.pooling, config.pool_queries)
+            queries = {"mean": 0, "attention": 1, "heads": config.pool_queries}[config.pooling]
             self.image_pool = Pooling(config.embed_dim, queries, config.pooling == "heads")
             self.text_pool = Pooling(config.embed_dim, queries, config.pooling == "heads")
         self.set_interaction(config.interaction)
@@ -126,46 +141,27 @@ class DualEncoder(nn.Module):
     def image_size(self) -> int:
         return self.config.image.image_size
 
-    def forward(
-        self,
-        pixels: Tensor,
-        ids: Tensor,
-        lengths: Tensor,
-        tokens_and_vectors: bool = False,
-        further_ids: Tensor | None = None,
-        further_lengths: Tensor | None = None,
-    ) -> Encoded:
+    def forward(self, pixels: Tensor, ids: Tensor, lengths: Tensor, tokens_and_vectors: bool = False) -> Encoded:
         """Run both encoders and the scale in one call, so that engines that hook ``forward`` see every parameter.
 
         ``tokens_and_vectors`` requests both, whatever the interaction; ``model.pooling=ends`` needs a [CLS] token.
-        ``further_ids`` and ``further_lengths``: further captions, as wide as ``ids``, of which some may be empty.
+        There may be more captions than images: see :meth:`Encoded.apart`.
         """
         token_wise = tokens_and_vectors or self.config.interaction == "token_wise"
-        states, further = self.image(pixels), None
+        states = self.image(pixels)
         text: TextFeatures | Tensor
         vectors = None
         if token_wise:
-            every, all_lengths = ids, lengths
-            if further_ids is not None and further_lengths is not None:
-                every, all_lengths = torch.cat([ids, further_ids]), torch.cat([lengths, further_lengths])
-            words = self._word_states(every, all_lengths)
-            n_own = int(lengths.sum()) if further_lengths is not None else len(words)
-            text = self._text_tokens(words[:n_own], lengths)
-            if further_lengths is not None:
-                further = self._text_tokens(words[n_own:], further_lengths)
+            words = self._word_states(ids, lengths)
+            text = TextFeatures(_unit(words), lengths)
             if tokens_and_vectors:
-                vectors = PooledFeatures(self._image_vectors(states), self._text_vectors(words[:n_own], lengths))
+                vectors = PooledFeatures(self._image_vectors(states), self._text_vectors(words, lengths))
         else:
             text = self._pooled_text(ids, lengths)
-            if further_ids is not None and further_lengths is not None:
-                present = further_lengths > 0
-                ids = torch.where(present.to(ids.device)[:, None], further_ids, ids)
-                vectors_of = self._pooled_text(ids, torch.where(present, further_lengths, lengths))
-                further = TextFeatures(vectors_of[present.to(vectors_of.device)], present.long())
         # Copies, since ZeRO-3 takes the parameters themselves away at the end of this call.
         of_loss = {name: parameter.float().clone() for name, parameter in self.loss_parameters().items()}
         image = self._image_embeddings(states, token_wise)
-        return Encoded(image, text, self.scale(), vectors, further, of_loss)
+        return Encoded(image, text, self.scale(), vectors, parameters=of_loss)
 
     def loss_parameters(self) -> dict[str, nn.Parameter]:
         """Return the parameters that terms of the loss learn, by the term's name for them. Evaluation needs none."""
@@ -183,15 +179,7 @@ class DualEncoder(nn.Module):
             self.register_parameter(LOSS_PARAMETER + name, nn.Parameter(value.detach().clone().float()))
 
     def require_vector(self, what: str, otherwise: str) -> None:
-        """Raise UserError unless an image has exactly one vector, which ``what`` needs.
-
-        It has none with ``pooling=ends`` and no [CLS] token, and several with ``pooling=queries``.
-        """
-        if self.config.pooling == "queries":
-            raise UserError(
-                f"{what} needs one vector a side, and model.pooling=queries makes {self.config.pool_queries}; set "
-                f"model.pooling=attention, or {otherwise}"
-            )
+        """Raise UserError unless an image has one vector, which ``what`` needs; ``pooling=ends`` takes [CLS]."""
         if self.config.pooling == "ends":
             self.require_cls(what, f"model.pooling=mean, or {otherwise}")
 
@@ -215,8 +203,6 @@ class DualEncoder(nn.Module):
         if not token_wise:
             return self._image_vectors(tokens)
         patches = tokens[:, self.image.prefix_tokens :]
-        if self.config.pooling == "queries":
-            return _unit(self._pooled_patches(patches))
         if self.config.cls_in_interaction:
             patches = torch.cat([tokens[:, :1], patches], dim=1)
         return _unit(patches)
@@ -224,14 +210,9 @@ class DualEncoder(nn.Module):
     def _image_vectors(self, tokens: Tensor) -> Tensor:
         if self.image_pool is None:
             return _unit(tokens[:, 0])
-        return _unit(self._pooled_patches(tokens[:, self.image.prefix_tokens :])[:, 0])
-
-    def _pooled_patches(self, patches: Tensor) -> Tensor:
-        """Pool [b, n, d] to [b, queries, d], not yet normalised."""
-        assert self.image_pool is not None
+        patches = tokens[:, self.image.prefix_tokens :]
         counts = torch.full((len(patches),), patches.shape[1])
-        pooled: Tensor = self.image_pool(patches.flatten(0, 1), counts)
-        return pooled
+        return _unit(self.image_pool(patches.flatten(0, 1), counts)[:, 0])
 
     def encode_text(self, ids: Tensor, lengths: Tensor) -> TextFeatures | Tensor:
         """Encode captions ``ids [b, n2]`` int64, padded after [EOS], with ``lengths [b]`` ([BOS] and [EOS] included).
@@ -240,17 +221,8 @@ class DualEncoder(nn.Module):
         depend on how far its row is padded.
         """
         if self.config.interaction == "token_wise":
-            return self._text_tokens(self._word_states(ids, lengths), lengths)
+            return TextFeatures(_unit(self._word_states(ids, lengths)), lengths)
         return self._pooled_text(ids, lengths)
-
-    def _text_tokens(self, words: Tensor, lengths: Tensor) -> TextFeatures:
-        """Return the unit tokens of packed ``words`` that take part; a caption without words (length 0) has none."""
-        if self.config.pooling != "queries":
-            return TextFeatures(_unit(words), lengths)
-        assert self.text_pool is not None
-        some = lengths > 0
-        pooled = self.text_pool(words, lengths[some])
-        return TextFeatures(_unit(pooled.flatten(0, 1)), some * self.config.pool_queries)
 
     def _pooled_text(self, ids: Tensor, lengths: Tensor) -> Tensor:
         if self.text_pool is None:

@@ -1,4 +1,4 @@
-"""Pool all tokens of an image or a caption into one vector, or into a few that learned queries choose."""
+"""Pool all tokens of an image or a caption into one vector."""
 
 from __future__ import annotations
 

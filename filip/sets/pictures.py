@@ -1,4 +1,4 @@
-"""Read the pictures of a folder or a set, to index or explore, and untrusted images within bounds."""
+"""Read the pictures of a folder or a set, to index, search or explore."""
 
 from __future__ import annotations
 
@@ -17,9 +17,6 @@ from filip.progress import say
 from filip.rgb import FORMATS, IMAGE_FILES, UNDECODABLE, read_rgb
 from filip.sets.image_set import open_images
 from filip.sets.layout import ALL, Reading
-
-MAX_BYTES = 100_000_000  # of an upload
-MAX_PIXELS = 250_000_000
 
 
 @dataclass
@@ -95,14 +92,13 @@ def spread(items: Sequence, count: int | None) -> list:
     return [items[index * len(items) // count] for index in range(count)]
 
 
-def read_image(file: Path | IO[bytes], max_pixels: int | None = None) -> Image.Image:
+def read_image(file: Path | IO[bytes]) -> Image.Image:
     """Read a picture to index, search or explore: as :func:`filip.rgb.read_rgb`, large JPEGs as drafts.
 
-    max_pixels: a bound for the files of other people, checked before a pixel is decoded. Raises UserError if it cannot
-    be read, has more pixels or is too long and narrow.
+    Raises UserError if it cannot be read, or is too long and narrow.
     """
     try:
-        return read_rgb(file, max_pixels, draft=True)
+        return read_rgb(file, draft=True)
     except UNDECODABLE as error:
         if isinstance(error, ValueError) or getattr(error, "strerror", None):
             raise UserError(plain(error)) from error

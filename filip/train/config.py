@@ -167,15 +167,14 @@ class TrainConfig:
     )
     token_maximum: str = option(
         "hard",
-        "hard = the largest similarity (the paper); smooth = log-mean-exp of temperature token_temperature; "
-        "log_sum_exp = the same with a sum; softmax = mean weighted by a softmax of that temperature; top_k = mean of "
-        "the two largest. They are slower and for training only: evaluation takes the largest",
-        choices=("hard", "smooth", "log_sum_exp", "softmax", "top_k"),
+        "hard = the largest similarity (the paper); smooth = log-mean-exp of temperature token_temperature, slower and "
+        "for training only: evaluation takes the largest",
+        choices=("hard", "smooth"),
     )
     token_temperature: Any = option(
         0.05,
-        "temperature of token_maximum=smooth, log_sum_exp or softmax: a number; towards 0 it is the maximum. For "
-        "smooth also a schedule, as for the weights of the loss; where it is 0 the loss takes the maximum itself",
+        "temperature of token_maximum=smooth: a number, or a schedule, as for the weights of the loss; towards 0 it is "
+        "the maximum, and where it is 0 the loss takes the maximum itself",
     )
     exchange: str = option("gather", "how this rank gets the tokens of the others", choices=("gather", "ring"))
     backend: str = option("auto", "see docs/interaction.md", choices=backend_names)

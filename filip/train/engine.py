@@ -124,10 +124,14 @@ class Engine(ABC):
         if self.timed:
             device.synchronize(place)
         started = time.perf_counter()
-        further = {name: batch[name] for name in ("further_ids", "further_lengths") if name in batch}
-        encoded = self.forward(
-            batch["pixels"], batch["ids"], batch["lengths"], tokens_and_vectors=self.tokens_and_vectors, **further
-        )
+        ids, lengths, further = batch["ids"], batch["lengths"], batch.get("further_lengths")
+        if further is not None:  # captions of a term of the loss, after those of the images
+            present = further > 0
+            ids = torch.cat([ids, batch["further_ids"][present.to(ids.device)]])
+            lengths = torch.cat([lengths, further[present]])
+        encoded = self.forward(batch["pixels"], ids, lengths, tokens_and_vectors=self.tokens_and_vectors)
+        if further is not None:
+            encoded = encoded.apart(further)
         if self.timed:
             device.synchronize(place)
             self.encoding_seconds += time.perf_counter() - started

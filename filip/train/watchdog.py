@@ -71,10 +71,6 @@ class Alert:
         return f"watchdog: {self.kind} in steps {self.first} to {self.last}: {self.message}"
 
 
-# Its kind, whether it holds (None: unknown in this step), observations in a row before an alert, the message.
-_Condition = tuple[str, bool | None, int, str]
-
-
 class Watchdog:
     """Observe every step and return new alerts; the same status gives the same alerts on all ranks."""
 
@@ -86,50 +82,45 @@ class Watchdog:
         self.contrastive_batch, self.max_logit_scale = contrastive_batch, max_logit_scale
         self._losses: deque[float] = deque(maxlen=HISTORY)
         self._stragglers: dict[str, list[tuple[int, int]]] = {}  # (rank, step) of the intervals in a row
-        self._since: dict[str, int] = {}
-        self._times: dict[str, int] = {}
+        self._lasting: dict[str, tuple[int, int]] = {}  # by kind: its first step, and how often it was seen since
         self._windows: dict[str, deque[float]] = {}
         self._median = 0.0  # that of the losses before the last step
 
     def observe(self, status: StepStatus) -> list[Alert]:
         """Return alerts that begin with this step; a condition is reported once until it has ended."""
         alerts = []
-        for kind, holds, patience, message in [
-            *self._numbers(status),
-            *self._shares(status),
-            *self._embeddings(status),
-        ]:
-            if holds is None:
-                continue
-            if not holds:
-                self._since.pop(kind, None)
-                self._times.pop(kind, None)
-                continue
-            first = self._since.setdefault(kind, status.step)
-            self._times[kind] = self._times.get(kind, 0) + 1
-            if self._times[kind] == patience:
-                alerts.append(Alert(kind, first, status.step, message))
+        for kind, holds, patience, message in self._conditions(status):
+            if holds:
+                first, times = self._lasting.get(kind, (status.step, 0))
+                self._lasting[kind] = first, times + 1
+                if times + 1 == patience:
+                    alerts.append(Alert(kind, first, status.step, message))
+            elif holds is not None:
+                self._lasting.pop(kind, None)
         if status.finite:
             self._losses.append(status.loss)
         return alerts
 
-    def _numbers(self, status: StepStatus) -> Iterator[_Condition]:
-        """Return the conditions that the scalars of one step show."""
-        s = self.limits
-        stuck = status.finite and abs(status.loss - status.chance_loss) <= STUCK_TOLERANCE * status.chance_loss
+    def _conditions(self, status: StepStatus) -> Iterator[tuple[str, bool | None, int, str]]:
+        """Yield the name of each condition, whether it holds, observations in a row before an alert, and the message.
+
+        None: unknown in this step, such as what the monitors of the embeddings say (see filip.train.monitors).
+        """
+        s, metrics, spread = self.limits, status.metrics, status.grad_norm_spread
+        scale, loss, chance = status.logit_scale, status.loss, status.chance_loss
         collapsed = self.fp16 and status.skipped and status.loss_scale <= s.min_loss_scale
         # Skips are normal while the loss scale can still decrease; any other skip, or a non-finite loss, is an error.
         excused = self.fp16 and status.skipped and not collapsed
-        bad = not status.finite or (not excused and (status.skipped or not _finite(status.grad_norm)))
-        spread = status.grad_norm_spread
-        spike = self._is_spike(status)
-        scale, loss, chance = status.logit_scale, status.loss, status.chance_loss
+        finite_norm = status.grad_norm is None or math.isfinite(status.grad_norm)
+        bad = not status.finite or (not excused and (status.skipped or not finite_norm))
         yield "non-finite", bad, s.non_finite_steps, "loss or gradients are not finite; a larger weight decay helps"
         yield "loss scale collapsed", collapsed, 1, f"it is {status.loss_scale:g} and steps still overflow"
         clamped = at_clamp(scale, self.max_logit_scale)
         yield "logit scale at its clamp", clamped, s.clamp_steps, f"the scale stays at {scale:.1f}"
+        spike = self._is_spike(status)
         message = f"the loss is {loss:.3f}, the median of the steps before {self._median:.3f}"
         yield "loss spike", spike, s.spike_steps, message
+        stuck = status.finite and abs(loss - chance) <= STUCK_TOLERANCE * chance
         message = f"the loss stays at {chance:.3f}, chance for {self.contrastive_batch} pairs"
         yield "loss stuck at log(batch)", stuck, s.stuck_steps, message
         message = (
@@ -138,13 +129,9 @@ class Watchdog:
         )
         disagree = None if spread is None else spread > s.grad_norm_spread
         yield "ranks disagree on the gradient norm", disagree, 1, message
-
-    def _shares(self, status: StepStatus) -> Iterator[_Condition]:
-        """Return what the last ``window_steps`` steps say together, once there are so many."""
-        s = self.limits
-        shares = (
+        for kind, value, limit, message in (
             (
-                "loss saturated", status.metrics.get("monitor/saturated_share"), s.saturated_share,
+                "loss saturated", metrics.get("monitor/saturated_share"), s.saturated_share,
                 "the loss is under 1e-3 in {}, which teach next to nothing; larger batches or harder negatives help",
             ),
             (
@@ -155,35 +142,28 @@ class Watchdog:
                 "waiting for data", status.data_share, s.data_share,
                 "the ranks waited for batches during {}; more data.workers, faster storage or smaller images help",
             ),
-        )  # fmt: skip
-        for kind, value, limit, message in shares:
+        ):  # fmt: skip
             share = self._mean(kind, value)
             percent = f"{100 * (share or 0):.0f} % of the last {s.window_steps} steps"
             yield kind, None if share is None else share >= limit, 1, message.format(percent)
-
-    def _embeddings(self, status: StepStatus) -> Iterator[_Condition]:
-        """Return what the monitors of the embeddings say, in the steps that have them (see filip.train.monitors)."""
-        s, metrics = self.limits, status.metrics
-
         for kind, name, message in (
             ("words point at one patch", "same_patch_share", "a caption's words have the same best patch"),
             (
-                "patches point at [BOS] or [EOS]",
-                "bos_eos_share",
+                "patches point at [BOS] or [EOS]", "bos_eos_share",
                 "patches have [BOS] or [EOS] as their best token, so that words do no work",
             ),
-        ):
+        ):  # fmt: skip
             value = metrics.get(f"tokens/{name}")
             holds = None if value is None else value >= s.collapse_share
             yield kind, holds, s.collapse_checks, f"{100 * (value or 0):.0f} % of {message}"
         ranks = {name: value for name, value in metrics.items() if name.endswith(("/image_rank", "/text_rank"))}
         lowest = min(ranks, key=lambda name: ranks[name], default="")
-        collapsed = ranks[lowest] <= s.collapse_rank if ranks else None
-        told = (
+        message = (
             f"{lowest} is {ranks.get(lowest, 0):.2f}: the embeddings hardly differ; the learning rate is "
             f"{status.lr:.2g}, and a lower optimizer.base_lr or a longer optimizer.warmup_steps helps"
         )
-        yield "embeddings collapsed", collapsed, s.collapse_checks, told
+        low = ranks[lowest] <= s.collapse_rank if ranks else None
+        yield "embeddings collapsed", low, s.collapse_checks, message
 
     def _mean(self, name: str, value: float | None) -> float | None:
         """Return the mean of the last ``window_steps`` values; None until there are so many."""
@@ -198,26 +178,22 @@ class Watchdog:
 
         ``seconds``: of a step in this interval, which ends at ``step``. ``data``, ``encoding``: the slowest.
         """
-        alerts = []
+        s, alerts = self.limits, []
+        late = encoding.seconds - encoding.median > max(s.straggler_share * seconds, s.straggler_seconds)
+        late = late and encoding.seconds > s.straggler_factor * encoding.median
         for kind, slowest, slow in (
             ("slow data", data, data.seconds - data.median > DATA_SHARE * seconds),
-            ("straggler", encoding, self._straggles(encoding, seconds)),
+            ("straggler", encoding, late),
         ):
             seen = self._stragglers.setdefault(kind, [])
             if not slow or (seen and seen[-1][0] != slowest.rank):
                 seen.clear()
             if slow:
                 seen.append((slowest.rank, step))
-            if len(seen) == self.limits.straggler_intervals:
+            if len(seen) == s.straggler_intervals:
                 what = "waiting for its data" if kind == "slow data" else "encoding its batch"
                 alerts.append(Alert(kind, seen[0][1], step, f"{what}, {slowest}"))
         return alerts
-
-    def _straggles(self, encoding: Slowest, seconds: float) -> bool:
-        late = encoding.seconds - encoding.median
-        return encoding.seconds > self.limits.straggler_factor * encoding.median and late > max(
-            self.limits.straggler_share * seconds, self.limits.straggler_seconds
-        )
 
     def _is_spike(self, status: StepStatus) -> bool:
         """Return whether a loss is far above the median of the steps before: by eight spreads and a tenth of it."""
@@ -230,16 +206,9 @@ class Watchdog:
     @property
     def healthy(self) -> bool:
         """Return False during a stretch of non-finite steps, which must not be saved as a good checkpoint."""
-        return "non-finite" not in self._since
+        return "non-finite" not in self._lasting
 
     def reset(self) -> None:
         """Forget all stretches, after a rollback."""
-        self._losses.clear()
-        self._stragglers.clear()
-        self._since.clear()
-        self._times.clear()
-        self._windows.clear()
-
-
-def _finite(value: float | None) -> bool:
-    return value is None or math.isfinite(value)
+        for memory in (self._losses, self._stragglers, self._lasting, self._windows):
+            memory.clear()  # type: ignore[attr-defined]

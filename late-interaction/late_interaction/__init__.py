@@ -8,7 +8,6 @@ beyond the memory, and the scorer for evaluation.
 """
 
 from late_interaction.backends import SmoothMaximum
-from late_interaction.blockwise import Blockwise, log_sum_exp, smooth_maximum, softmax_mean, top_k_mean
 from late_interaction.collectives import use_host_group
 from late_interaction.distributed import distributed_late_interaction, distributed_pooled_similarity, gather_ids
 from late_interaction.grad_cache import cached_backward
@@ -21,7 +20,6 @@ from late_interaction.scoring import score
 from late_interaction.token_selection import TokenChoice, choose_tokens, select_tokens, take_tokens, token_scores
 
 __all__ = [
-    "Blockwise",
     "ContrastiveOutput",
     "LateInteractionLoss",
     "Similarity",
@@ -35,15 +33,11 @@ __all__ = [
     "gather_ids",
     "late_interaction",
     "late_interaction_pairs",
-    "log_sum_exp",
     "pack_tokens",
     "pooled_similarity",
     "score",
     "select_tokens",
-    "smooth_maximum",
-    "softmax_mean",
     "take_tokens",
     "token_scores",
-    "top_k_mean",
     "use_host_group",
 ]

@@ -198,13 +198,6 @@ class Layout:
         return slice(start, start + self.texts[owner])
 
 
-def row_layout(calls: list[Call], group: Group) -> Layout:
-    """Return the layout for one vector per text: each text is one row."""
-    return Layout(
-        group, group_rank(group), [call.images for call in calls], [Lengths([1] * call.texts) for call in calls]
-    )
-
-
 class _Gathered(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, image_tokens: Tensor, text_tokens: Tensor, plan: Plan, layout: Layout) -> Pair:

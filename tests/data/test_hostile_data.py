@@ -47,7 +47,7 @@ def test_captions_of_any_characters_go_through_all_stages(tmp_path: Path) -> Non
     kept = pq.read_table(tmp_path / "kept.parquet")["caption"].to_pylist()
     assert len(kept) >= 5 and any("acb" in text for text in kept)
     make_shards(tmp_path / "shards", kept, per_shard=4)
-    translate.translate(job(tmp_path))  # a real engine, too
+    translate.translate(*job(tmp_path))  # a real engine, too
     sidecars = sorted((tmp_path / "captions").glob("*.parquet"))
     rows = [row for path in sidecars for row in read_sidecar(path)]
     assert {row["captions"][0] for row in rows} <= set(kept) and len(rows) >= 4
@@ -89,7 +89,7 @@ def test_a_tar_from_elsewhere_reaches_no_file_outside_of_it(tmp_path: Path) -> N
     assert images.n_in == images.n_out + sum(images.dropped.values()) and images.n_out >= 2
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*before, "shards"])
     assert not any(b"a secret of this machine" in path.read_bytes() for path in out.rglob("*") if path.is_file())
-    translate.translate(job(tmp_path, SourceCard("t", images="x"), engine="none"))
+    translate.translate(*job(tmp_path, SourceCard("t", images="x"), engine="none"))
     index = index_source(Source(str(out), str(tmp_path / "captions")))
     assert len(index) == images.n_out
 

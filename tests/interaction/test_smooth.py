@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from late_interaction import Blockwise, SmoothMaximum, late_interaction, native
+from late_interaction import SmoothMaximum, late_interaction, native, smooth_blocks
 from tests.interaction.problems import Problem, random_problem, solve, upstream
 
 if native.unavailable_reason():
@@ -15,7 +15,7 @@ if native.unavailable_reason():
 @pytest.fixture(autouse=True)
 def no_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Compute nothing in blocks, whatever the range."""
-    monkeypatch.delattr(Blockwise, "forward")
+    monkeypatch.delattr(smooth_blocks, "forward")
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 5])

@@ -9,7 +9,6 @@ import torch.nn.functional as F
 
 from bench.interaction_errors import BOUNDS, measure
 from late_interaction import SmoothMaximum, late_interaction, reference, triton_backend, triton_launch, triton_smooth
-from late_interaction.blockwise import Blockwise, smooth_maximum
 from late_interaction.packing import Tokens
 from tests.interaction.problems import (
     Problem,
@@ -145,14 +144,14 @@ def test_what_it_cannot_do_is_said() -> None:
 def test_smooth_maximum_in_float32(shape: tuple[int, int, list[int], int]) -> None:
     problem = random_problem(*shape)
     result = solve(problem, SmoothMaximum(0.05, "triton"))
-    assert_close(result, solve(problem, Blockwise(smooth_maximum(0.05)), torch.float64), 2e-6)
+    assert_close(result, solve(problem, SmoothMaximum(0.05, "tiled"), torch.float64), 2e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_smooth_maximum_in_16_bits(dtype: torch.dtype) -> None:
     problem = random_problem(2, 49, [2, 7, 7, 10], 80)
     rounded = Problem(problem.image_tokens.to(dtype), problem.text_tokens.to(dtype), problem.text_lengths)
-    expected = solve(rounded, Blockwise(smooth_maximum(0.02)), torch.float64)
+    expected = solve(rounded, SmoothMaximum(0.02, "tiled"), torch.float64)
     result = solve(rounded, SmoothMaximum(0.02, "triton"))
     assert_close(result, expected, 2e-6, 2 * torch.finfo(dtype).eps)
 

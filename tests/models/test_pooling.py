@@ -1,7 +1,5 @@
 """One vector of all tokens: against loops over samples, and in what models and the loss make of it."""
 
-from typing import Any
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,7 +11,6 @@ from filip.models import ModelConfig, TextFeatures, build_model, load_preset
 from filip.models.config import config_from_dict
 from filip.models.pooling import Pooling
 from filip.tokenizer import tokenize
-from late_interaction import late_interaction
 
 CAPTIONS = ["a dog", "two cats sleep below a very old wooden table", "snow"]
 
@@ -120,7 +117,7 @@ def test_only_ends_need_a_class_token() -> None:
     build_model(config("mean", cls=False))
     with pytest.raises(UserError, match=r"model\.interaction=pooled needs a \[CLS\] token.*model\.pooling=mean"):
         build_model(config("ends", cls=False))
-    with pytest.raises(UserError, match=r"model\.pooling=men must be one of ends, mean, attention, heads, queries"):
+    with pytest.raises(UserError, match=r"model\.pooling=men must be one of ends, mean, attention, heads"):
         config_from_dict({"pooling": "men"})
 
 
@@ -128,41 +125,3 @@ def test_ends_have_no_parameters_of_their_own() -> None:
     names = {pooling: set(build_model(config(pooling)).state_dict()) for pooling in ("ends", "mean", "attention")}
     assert names["ends"] == names["mean"]
     assert names["attention"] - names["ends"] == {"image_pool.query", "text_pool.query"}
-
-
-def test_learned_queries_take_the_place_of_patches_and_words() -> None:
-    torch.manual_seed(0)
-    settings = config("queries", "token_wise")
-    settings.pool_queries = 3
-    model = build_model(settings).eval()
-    pixels = torch.randn(4, 3, model.image_size, model.image_size)
-    ids, lengths = tokenize([*CAPTIONS, "rain"])
-    patches = model.image(pixels)[:, model.image.prefix_tokens :]
-    weights = (patches @ model.image_pool.query.T * patches.shape[2] ** -0.5).softmax(1)
-    images = F.normalize(torch.einsum("bnk,bnd->bkd", weights, patches), dim=-1)
-    torch.testing.assert_close(model.encode_image(pixels), images)
-    tokens, counts = model.encode_text(ids, lengths)
-    assert counts.tolist() == [3, 3, 3, 3] and tokens.shape == (12, settings.embed_dim)
-    alone = torch.cat([model.encode_text(*tokenize([caption])).tokens for caption in [*CAPTIONS, "rain"]])
-    torch.testing.assert_close(tokens, alone)
-    none = torch.tensor([2, 0, 3, 0])  # further captions, of which some are missing
-    encoded = model(pixels, ids, lengths, further_ids=ids, further_lengths=none)
-    assert encoded.further.lengths.tolist() == [3, 0, 3, 0] and len(encoded.further.tokens) == 6
-    torch.testing.assert_close(encoded.text.tokens, tokens)
-    late_interaction(encoded.image, *encoded.text).i2t.sum().backward()
-    assert model.image_pool.query.grad.abs().sum() > 0 < model.text_pool.query.grad.abs().sum()
-
-
-@pytest.mark.parametrize(
-    ("change", "reason"),
-    [
-        ({"interaction": "pooled"}, "model.interaction=pooled cannot compare"),
-        ({"pool_queries": 0}, "model.pool_queries=0 must be at least 1"),
-        ({"exclude_special_tokens": True}, "model.exclude_special_tokens=true is about patches and words"),
-    ],
-)
-def test_queries_that_nothing_could_compare_are_refused(change: dict[str, Any], reason: str) -> None:
-    with pytest.raises(UserError, match=reason):
-        config_from_dict({"pooling": "queries", **change})
-    with pytest.raises(UserError, match=r"loss\.pooled needs one vector a side"):
-        build_model(config("queries", "token_wise")).require_vector("loss.pooled", "loss.pooled=0")

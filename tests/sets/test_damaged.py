@@ -17,7 +17,6 @@ from PIL import Image
 from filip.data.ingest import IngestConfig, _list_images, ingest
 from filip.errors import UserError
 from filip.eval.formats import open_set
-from filip.eval.own_data import retrieval_card
 from filip.rgb import IMAGE_FILES
 from filip.sets.image_set import open_images, recognise
 from filip.sets.layout import Reading
@@ -25,7 +24,7 @@ from filip.sets.text import decoded
 from tests.data import own_images
 from tests.data.own_images import CAPTIONS, picture, write_images
 from tests.data.test_ingest import card
-from tests.sets.test_one_reader import counted
+from tests.sets.test_one_reader import counted, retrieval_card
 from tests.support.shards import write_tar, zst
 
 GOOD = {"dog.png": ["a dog, that runs"], "two cats.png": ["cats"]}

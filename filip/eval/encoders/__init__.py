@@ -258,8 +258,7 @@ class FilipEncoder:
         self.details: dict[str, str] = {} if trained_so == self.token_wise else {"tokens": OWN_PROJECTIONS}
         self._projects_all = self.token_wise and not trained_so
         self.image_size = int(self.model.image_size)
-        # the vectors of learned queries have no place in the image
-        self.grid: tuple[int, int] = (0, 0) if self.model.config.pooling == "queries" else self.model.image.grid
+        self.grid: tuple[int, int] = self.model.image.grid
         self.context_length = self.model.text.context_length
         self.transform: Callable[[Image.Image], Tensor] = EvalTransform(self.image_size)
 
@@ -291,11 +290,6 @@ class FilipEncoder:
         return features.float().mean(1).cpu()
 
     def patches(self, pixels: Tensor) -> Tensor:
-        if self.grid == (0, 0):
-            raise UserError(
-                f"{self.name} compares the vectors of learned queries (model.pooling=queries), which lie on no patch: "
-                "there is nothing to point with"
-            )
         return self._patches(pixels).cpu()
 
     @torch.inference_mode()

@@ -5,8 +5,7 @@
 and CLIP's cross-entropy over both, each in its own direction. Public re-implementations often count padding as words,
 use the transpose of s^I for s^T, or sum where the paper takes the mean. ``token_maximum`` puts something softer in
 place of the maximum: ``smooth``, a log-mean-exp of temperature ``token_temperature``, which a schedule may lower to 0,
-the maximum itself; ``log_sum_exp``, the same with the sum in place of the mean; ``softmax``, the mean weighted by a
-softmax; or ``top_k``, the mean of the two largest. None is in the paper; evaluation uses the maximum.
+the maximum itself. It is not in the paper; evaluation uses the maximum.
 """
 
 from __future__ import annotations
@@ -29,20 +28,14 @@ from filip.train.losses.term import (
     transport_dtype,
 )
 from late_interaction import (
-    Blockwise,
     Similarity,
     SmoothMaximum,
     TokenChoice,
     choose_tokens,
     distributed_late_interaction,
-    log_sum_exp,
-    softmax_mean,
     take_tokens,
-    top_k_mean,
 )
 from late_interaction.backends import AnyBackend
-
-TOP_K = 2  # similarities that token_maximum=top_k takes the mean of: the one number that was trained with
 
 
 def compute(batch: LossInput) -> TermOutput:
@@ -93,12 +86,6 @@ def backend(settings: LossSettings, temperature: float) -> AnyBackend:
     """Return the backend that takes the maximum or its substitute; a ``temperature`` of 0 is the maximum."""
     if settings.token_maximum == "smooth" and temperature > 0:
         return SmoothMaximum(temperature)
-    if settings.token_maximum == "log_sum_exp":
-        return Blockwise(log_sum_exp(temperature))
-    if settings.token_maximum == "softmax":
-        return Blockwise(softmax_mean(temperature))
-    if settings.token_maximum == "top_k":
-        return Blockwise(top_k_mean(TOP_K))
     return settings.backend
 
 

@@ -1,0 +1,80 @@
+"""Compute the smooth maximum in blocks of equally long images and equally long texts, which need no mask.
+
+The forward keeps nothing but the similarities. The backward computes each block again: the memory is that of one block
+whatever the batch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from late_interaction.lengths import by_length, tiles
+from late_interaction.packing import Pair, Residuals, Tokens, accumulation_dtype
+
+
+def forward(tokens: Tokens) -> tuple[Pair, Residuals]:
+    """Return s^I and s^T [images, texts] by ``temperature * log(mean(exp(s / temperature)))``."""
+    image, text = tokens.image.flatten(0, -2), tokens.text
+    wide, temperature = accumulation_dtype(image.dtype), tokens.temperature
+    i2t = image.new_empty(tokens.shape, dtype=wide)
+    t2i = torch.empty_like(i2t)
+
+    def maximum(similarity: Tensor, dim: int) -> Tensor:
+        # The mean, not the sum, in the logarithm keeps a long caption from scoring temperature * log(n) higher.
+        total = torch.logsumexp(similarity / temperature, dim=dim)
+        return temperature * (total - math.log(similarity.shape[dim]))
+
+    with torch.no_grad():
+        for of_images, of_texts in _blocks(tokens):
+            block = of_images.items[:, None], of_texts.items
+            images, texts = image[of_images.rows].to(wide), text[of_texts.rows].to(wide)
+            similarity = images.flatten(0, 1) @ texts.flatten(0, 1).T
+            similarity = similarity.view(*images.shape[:2], *texts.shape[:2])
+            i2t[block], t2i[block] = maximum(similarity, 3).mean(dim=1), maximum(similarity, 1).mean(dim=2)
+    return (i2t, t2i), ()
+
+
+def backward(tokens: Tokens, grads: Pair, needs: tuple[bool, bool] = (True, True)) -> Pair:
+    """Return the gradients of both inputs in the accumulation dtype."""
+    sides = tokens.image.flatten(0, -2), tokens.text
+    wide = accumulation_dtype(tokens.image.dtype)
+    gradients = [
+        torch.zeros_like(side, dtype=wide) if need else side.new_empty(0, dtype=wide)
+        for side, need in zip(sides, needs, strict=True)
+    ]
+    for blocks in _blocks(tokens):
+        parts = [side[block.rows].detach().to(wide) for side, block in zip(sides, blocks, strict=True)]
+        image, text = (part.flatten(0, 1) for part in parts)
+        powers = (image @ text.T / tokens.temperature).view(*parts[0].shape[:2], *parts[1].shape[:2])
+        of_i2t, of_t2i = (
+            grad[blocks[0].items[:, None], blocks[1].items].to(wide)[:, None, :, None] / powers.shape[n]
+            for grad, n in zip(grads, (1, 3), strict=True)
+        )
+        weights = (of_i2t * powers.softmax(dim=3) + of_t2i * powers.softmax(dim=1)).view(len(image), len(text))
+        products = (weights @ text, weights.T @ image)
+        for gradient, block, need, product in zip(gradients, blocks, needs, products, strict=True):
+            if need:
+                gradient.index_add_(0, block.rows.flatten(), product)
+    return gradients[0].view(tokens.image.shape if needs[0] else (0,)), gradients[1]
+
+
+class _Block(NamedTuple):
+    items: Tensor  # [items] indices
+    rows: Tensor  # [items, tokens] of each among the packed tokens
+
+
+def _blocks(tokens: Tokens) -> Iterator[tuple[_Block, _Block]]:
+    """Yield the images and the texts of each block: those of a side are equally long."""
+    device = tokens.image.device
+    orders = [by_length(lengths, device) for lengths in (tokens.patches, tokens.lengths)]
+    for block in tiles(orders[0].lengths, orders[1].lengths, device, waste=0):
+        sides = []
+        for order, items in zip(orders, block, strict=True):
+            rows = order.rows[order.offsets[items.start] : order.offsets[items.stop]]
+            sides.append(_Block(order.items[items], rows.view(items.stop - items.start, -1)))
+        yield sides[0], sides[1]
