@@ -262,7 +262,8 @@ def stop(*pid_files: Path, number: signal.Signals = signal.SIGTERM) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1] == "guard":
-        sys.exit(guard(Path(sys.argv[2])))
+        guard(Path(sys.argv[2]))
+        sys.exit()
     if reason := why_not():
         sys.exit(reason)
     with OneHostSlurm(Path(sys.argv[1]).resolve(), int(sys.argv[2]) if len(sys.argv) > 2 else 4) as cluster:
