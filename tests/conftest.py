@@ -3,10 +3,13 @@
 import gc
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+MARK = "FILIP_TESTS"  # in the environment of all that tests start
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -22,6 +25,12 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     # torch's compiler would start processes that import PyTorch, for kernels that are few and small.
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+    # However these tests end, nothing that they have started goes on.
+    os.environ.pop(MARK, None)
+    command = [sys.executable, str(Path(__file__).parent / "support/guardian.py"), f"{MARK}={os.getpid()}"]
+    guardian = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+    config.add_cleanup(guardian.communicate)
+    os.environ[MARK] = str(os.getpid())
 
 
 def pytest_collection_finish() -> None:
