@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -53,3 +54,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         takes = (timeout.args[0] if timeout else 0, marked)
         most[item.path] = max(most.get(item.path, takes), takes)
     items.sort(key=lambda item: most[item.path], reverse=True)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print how long the tests of each mark took, added up over the workers."""
+    seconds: Counter[str] = Counter()
+    for report in (report for reports in terminalreporter.stats.values() for report in reports):
+        if isinstance(report, pytest.TestReport):
+            seconds[next((mark for mark in ("system", "slow") if mark in report.keywords), "no mark")] += report.duration
+    for mark, duration in seconds.items():
+        terminalreporter.write_line(f"{mark}: {duration:.0f} s")
