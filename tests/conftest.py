@@ -3,10 +3,14 @@
 import gc
 import os
 import signal
+import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
+
+MARK = "FILIP_TESTS"  # in the environment of all that tests start
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -22,6 +26,14 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     # torch's compiler would start processes that import PyTorch, for kernels that are few and small.
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+    # What is compiled or fetched once stays in the checkout, not in the home folder.
+    os.environ.setdefault("XDG_CACHE_HOME", str(Path(__file__).resolve().parents[1] / ".cache"))
+    # However these tests end, nothing that they have started goes on.
+    os.environ.pop(MARK, None)
+    command = [sys.executable, str(Path(__file__).parent / "support/guardian.py"), f"{MARK}={os.getpid()}"]
+    guardian = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+    config.add_cleanup(guardian.communicate)
+    os.environ[MARK] = str(os.getpid())
 
 
 def pytest_collection_finish() -> None:
@@ -42,3 +54,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         takes = (timeout.args[0] if timeout else 0, marked)
         most[item.path] = max(most.get(item.path, takes), takes)
     items.sort(key=lambda item: most[item.path], reverse=True)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print how long the tests of each mark took, added up over the workers."""
+    seconds: Counter[str] = Counter()
+    for report in (report for reports in terminalreporter.stats.values() for report in reports):
+        if isinstance(report, pytest.TestReport):
+            seconds[next((mark for mark in ("system", "slow") if mark in report.keywords), "no mark")] += (
+                report.duration
+            )
+    for mark, duration in seconds.items():
+        terminalreporter.write_line(f"{mark}: {duration:.0f} s")

@@ -135,9 +135,11 @@ assert dict(os.environ) == before
 @pytest.mark.parametrize("arguments", [["--help"], ["train", "plan", "--help"]])
 def test_a_reader_that_leaves_is_no_error(arguments: list[str]) -> None:
     """As with ``filip … | head -1``: no trace, whatever is still to be printed."""
-    program = [sys.executable, "-c", "import time, filip.__main__ as m; time.sleep(0.2); m.main()", *arguments]
-    with subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT) as process:
-        assert process.stdout is not None and process.stderr is not None
+    program = [sys.executable, "-c", "import sys, filip.__main__ as m; sys.stdin.read(); m.main()", *arguments]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(program, stdin=pipe, stdout=pipe, stderr=pipe, cwd=ROOT) as process:
+        assert process.stdin is not None and process.stdout is not None and process.stderr is not None
         process.stdout.close()
+        process.stdin.close()
         assert process.stderr.read() == b""
     assert process.returncode == 0

@@ -4,7 +4,7 @@ import sys
 import pytest
 
 from filip import progress
-from filip.progress import Progress, clock, say, track
+from filip.progress import Progress, clock
 from filip.train.telemetry import text_line
 
 
@@ -17,18 +17,6 @@ def test_a_log_gets_rate_and_time_left(capsys: pytest.CaptureFixture[str], monke
     assert first.startswith("translate pt: 1,024 of 9,000 captions, ")
     assert "captions/s" in first and first.endswith(" left")
     assert second.startswith("translate pt: 3,024 of 9,000 captions, ") and second.endswith("left, 3 failed")
-
-
-def test_a_short_job_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    assert list(track(range(1000), "counting", "numbers")) == list(range(1000))
-    assert capsys.readouterr().err == ""
-
-
-def test_an_unknown_total_has_no_time_left(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 1e-9)
-    list(track(iter("ab"), "reading", "rows"))
-    lines = capsys.readouterr().err.splitlines()
-    assert lines[-1].startswith("reading: 2 rows, ") and "left" not in lines[-1]
 
 
 def test_a_terminal_gets_a_bar_in_one_line() -> None:
@@ -50,11 +38,6 @@ def test_a_terminal_gets_a_bar_in_one_line() -> None:
     )
     seen = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout
     assert seen.count(b"\r") >= 3 and b"3/3" in seen and seen.count(b"\n") == 1
-
-
-def test_a_line_beside_the_bars_is_a_line(capsys: pytest.CaptureFixture[str]) -> None:
-    say("left out an unreadable image")
-    assert capsys.readouterr().err == "left out an unreadable image\n"
 
 
 def test_a_line_of_a_training_has_step_rate_and_time_left() -> None:

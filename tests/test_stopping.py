@@ -1,7 +1,9 @@
 """Ctrl-C in a command, at any moment and with whatever it has started: one sentence and code 130."""
 
+import re
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -10,6 +12,7 @@ import pytest
 from tests.eval.miniature import picture, write_model
 from tests.support.processes import Process, run_python
 
+ROOT = Path(__file__).parents[1]
 COMMANDS = {  # and what each writes last
     "search photos dog index=search": "search/index.json",
     "index build model=filip.safetensors images=photos out=index": "index/index.json",
@@ -68,3 +71,26 @@ def test_a_command_that_is_ending_keeps_its_own_code() -> None:
     ):
         done = run_python("-c", program + entry, "--version")
         assert (done.returncode, done.stderr) == (0, ""), done.stderr
+
+
+STARTS_A_SLEEPER = r"""
+import subprocess, sys
+def test_it(tmp_path):
+    sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3600)"], start_new_session=True)
+    print(f"\nsleeper {sleeper.pid}", flush=True)
+    sleeper.wait()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_nothing_that_a_test_has_started_outlives_the_tests(tmp_path: Path, number: signal.Signals) -> None:
+    (tmp_path / "test_it.py").write_text(STARTS_A_SLEEPER)
+    log = tmp_path / "log"
+    process = Process(["-m", "pytest", "-s", "-n", "0", "-p", "tests.conftest", str(tmp_path)], log=log, cwd=ROOT)
+    while process.poll() is None and not (pids := re.findall(r"sleeper (\d+)\n", log.read_text())):
+        time.sleep(0.01)
+    process.send_signal(number)
+    process.wait(60)
+    with suppress(psutil.NoSuchProcess):
+        psutil.Process(int(pids[0])).wait(60)

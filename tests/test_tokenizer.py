@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from filip import tokenizer
-from filip.tokenizer import BOS, EOS, clean, decode_token, is_one_token, token_counts, token_texts, tokenize
+from filip.tokenizer import BOS, EOS, clean, decode_token, token_counts, token_texts, tokenize
 
 HAND_PICKED = [
     "a photo of a cat", "", "   spaces \t tabs \n and lines  ", "Isn't it? They're here; I'd've, we'll",
@@ -59,24 +59,10 @@ def test_padding_is_to_the_longest_and_lengths_count_both_ends() -> None:
     assert ids.max() <= EOS, "[EOS] is the last of the vocabulary"
 
 
-def test_token_id_zero_is_a_token_that_counts() -> None:
-    """'!' before another sign has id 0, which is also the padding."""
-    ids, lengths = tokenize(["hi!§ there"])
-    assert (ids[0, : lengths[0]] == 0).any()
-    assert lengths.item() == ids.shape[1]
-
-
 def test_a_long_caption_is_cut_before_its_end_mark() -> None:
     ids, lengths = tokenize(["word " * 100], context_length=10)
     assert lengths.tolist() == [10]
     assert ids[0, 9] == EOS
-
-
-def test_one_string_and_none() -> None:
-    assert tokenize("a cat")[0].shape == (1, 4)
-    ids, lengths = tokenize([])
-    assert ids.shape == (0, 0)
-    assert lengths.shape == (0,)
 
 
 def test_the_short_cut_of_cleaning_changes_nothing() -> None:
@@ -92,11 +78,6 @@ def test_tokens_are_readable() -> None:
     ids, lengths = tokenize(["A zebra's photo"])
     words = [decode_token(i) for i in ids[0, : lengths[0]].tolist()]
     assert words == ["[BOS]", "a", "zebra", "'s", "photo", "[EOS]"]
-
-
-def test_words_of_one_token_are_known() -> None:
-    assert all(map(is_one_token, ["llama", "Otter", "a"]))
-    assert not any(map(is_one_token, ["chiaroscuro", "qqqq", "", "two words"]))
 
 
 def test_every_token_reads_as_open_clip_decodes_it(reference: open_clip.SimpleTokenizer) -> None:

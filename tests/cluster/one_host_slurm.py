@@ -20,6 +20,7 @@ from pathlib import Path
 
 import psutil
 
+from tests.conftest import MARK
 from tests.support.debian import why_not_installed
 
 PACKAGES = ("slurmctld", "slurmd", "slurm-client", "munge")
@@ -82,7 +83,11 @@ class OneHostSlurm:
         for name in ("run", "log", "state", "spool", "munge", "devices"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "tests.cluster.one_host_slurm", "guard", str(self.folder)]
-        self.guardian = subprocess.Popen(command, stdin=subprocess.PIPE, cwd=ROOT, start_new_session=True)
+        # without the mark by which the tests' own guardian would end it first
+        variables = {name: value for name, value in os.environ.items() if name != MARK}
+        self.guardian = subprocess.Popen(
+            command, env=variables, stdin=subprocess.PIPE, cwd=ROOT, start_new_session=True
+        )
         self._write_configuration()
         try:
             self._start_munge()
@@ -262,7 +267,8 @@ def stop(*pid_files: Path, number: signal.Signals = signal.SIGTERM) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1] == "guard":
-        sys.exit(guard(Path(sys.argv[2])))
+        guard(Path(sys.argv[2]))
+        sys.exit()
     if reason := why_not():
         sys.exit(reason)
     with OneHostSlurm(Path(sys.argv[1]).resolve(), int(sys.argv[2]) if len(sys.argv) > 2 else 4) as cluster:

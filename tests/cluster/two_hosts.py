@@ -81,6 +81,16 @@ class TwoHosts:
         line = next(line for line in shown.splitlines() if line.strip().startswith(f"{CARD}:"))
         return int(line.split(":")[1].split()[0])
 
+    def timeouts(self) -> int:
+        """Return how often a connection of either host has waited in vain for an answer."""
+        total = 0
+        for name in self.names:
+            command = ["ip", "netns", "exec", name, "cat", "/proc/net/netstat"]
+            shown = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+            names, values = (line.split() for line in shown.splitlines() if line.startswith("TcpExt:"))
+            total += int(values[names.index("TCPTimeouts")])
+        return total
+
     @staticmethod
     def _do(*words: str) -> None:
         done = ip(*words)

@@ -9,7 +9,6 @@ import pytest
 from filip.data.engines import load_engine, round_trips
 from filip.data.sidecar import read_sidecar
 from filip.data.translate import translate
-from filip.errors import UserError
 from tests.data.test_translate import job, make_shards
 
 ROUND_TRIPS = {
@@ -83,20 +82,6 @@ def test_marian_from_shards_to_side_cars(marian_models: Path, tmp_path: Path, mo
     fragments = [translate(*job(tmp_path, out=out, cache=out.with_suffix(".cache"))) for out in (other, fresh)]
     assert fragments[0] == fragments[1]
     assert (other / sidecar.name).read_bytes() == (fresh / sidecar.name).read_bytes()
-
-
-def test_marian_says_what_is_missing(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"set models=FOLDER.*hf download Helsinki-NLP/opus-mt-en-ru"):
-        load_engine("marian", "ru")
-    with pytest.raises(UserError, match=r"no folder .*en-ru and none .*ru-en with a Marian model"):
-        load_engine("marian", "ru", str(tmp_path))
-    (tmp_path / "en-ru").mkdir()
-    (tmp_path / "ru-en").mkdir()
-    with pytest.raises(UserError, match=r"neither model\.bin .* nor config\.json"):
-        load_engine("marian", "ru", str(tmp_path))
-    (tmp_path / "en-ru" / "config.json").write_text("{}")
-    with pytest.raises(UserError, match="cannot be converted"):
-        load_engine("marian", "ru", str(tmp_path))
 
 
 @pytest.mark.slow

@@ -8,15 +8,13 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from filip.command import run_command
-from filip.data import ingest, prepare, translate
+from filip.data import ingest, translate
 from filip.data.cards import SourceCard
 from filip.data.loading.config import Source
 from filip.data.loading.pair_index import ShardCaptions, index_source
 from filip.data.prepare import prepare as make_list
 from filip.data.sidecar import read_sidecar
 from filip.data.text_rules import apply_text_rules
-from filip.errors import UserError
 from tests.data.own_images import picture
 from tests.data.test_full_disks import Command, arguments
 from tests.data.test_translate import job, make_shards
@@ -115,40 +113,3 @@ def test_a_broken_file_is_named_by_its_stage(tmp_path: Path, stage: str, capsys:
             said = capsys.readouterr().err.splitlines()
             assert said[-1].startswith("error: ") and Path(name).name in said[-1], said
         (tmp_path / name).write_bytes(whole)
-
-
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [
-        ("l.parquet", b"PAR1" + bytes(2000) + b"PAR1"),
-        ("l.parquet", b""),
-        ("l.csv.gz", b"\x1f\x8b" + bytes(300)),
-        ("l.csv.zst", bytes(300)),
-        ("l.csv.bz2", b"BZh9" + bytes(300)),
-        ("l.jsonl", b'{"url": "https://a.org/1", "caption": "a dog", "x": ' + b"[" * 500_000 + b"]" * 500_000 + b"}\n"),
-        ("l.yaml", b"!!python/object/apply:os.mkdir [made_by_a_card]"),
-    ],
-)
-def test_a_broken_list_is_named(tmp_path: Path, name: str, content: bytes, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / name).write_bytes(content)
-    arguments = [f"source={tmp_path / name}", f"out={tmp_path}/out.parquet"]
-    with pytest.raises(SystemExit):
-        run_command(prepare.main, prepare.PrepareConfig, argv=arguments)
-    said = capsys.readouterr().err
-    assert said.startswith("error: ") and str(tmp_path) in said and "Traceback" not in said
-    assert not Path("made_by_a_card").exists()
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("x.arrow", b"\xff" * 500, "1 unreadable; the first is unreadable: .* is not an Arrow file"),
-        ("captions_train2017.json", b'{"images": 3, "annotations": {}}', "has no column 'path'"),
-        ("dataset_coco.json", b'{"images": [3]}', "has no column 'path'"),
-    ],
-)
-def test_images_in_a_broken_layout_are_one_sentence(tmp_path: Path, name: str, content: bytes, message: str) -> None:
-    (tmp_path / name).write_bytes(content)
-    source = SourceCard("t", images=str(tmp_path / name))
-    with pytest.raises(UserError, match=message):
-        ingest.ingest(source, ingest.IngestConfig("t", out=str(tmp_path / "out"), processes=1))

@@ -1,18 +1,15 @@
 """Images that people have, in the layouts in which they have them: the same shards from each, and none lost."""
 
-import json
 import tarfile
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 
-from filip.command import compose_config
 from filip.data.cards import SourceCard, parse_card
 from filip.data.funnel import Fragment, check_fragment
-from filip.data.ingest import IngestConfig, ingest, main
+from filip.data.ingest import IngestConfig, ingest
 from filip.data.loading.config import Source
 from filip.data.loading.pair_index import index_source
 from filip.data.loading.transforms import decode
@@ -21,7 +18,6 @@ from filip.data.sidecar import read_sidecar
 from filip.data.translate import TranslateConfig, translate
 from filip.errors import UserError
 from filip.files import write_json
-from filip.sets.tar_index import scan_tar
 from tests.data import hostile
 from tests.data.own_images import CAPTIONS, COLOURS, KEYS, LAYOUTS, picture, text_beside, write_images
 from tests.data.test_loader import loader
@@ -66,15 +62,6 @@ def stored(out: Path) -> dict[tuple[int, ...], list[str]]:
                     pixels = decode(tar.extractfile(member).read())
                     result[tuple(int(v) for v in pixels[0, 0])] = captions[key]
     return result
-
-
-def test_keys_with_dots_are_told_apart(tmp_path: Path) -> None:
-    names = list(CAPTIONS)
-    members = [(f"photo.v{n}.png", picture(name)) for n, name in enumerate(names)]
-    members += [(f"photo.v{n}.txt", CAPTIONS[name][0].encode()) for n, name in enumerate(names)]
-    write_tar(tmp_path / "own" / "0.tar", members)
-    run(card(tmp_path / "own"), tmp_path / "shards")
-    assert stored(tmp_path / "shards") == {COLOURS[name]: CAPTIONS[name][:1] for name in names}
 
 
 def test_one_bad_image_among_many_is_counted_by_its_reason(tmp_path: Path) -> None:
@@ -166,31 +153,6 @@ def test_a_tar_in_which_nothing_changes_is_linked_and_read_where_it_lies(tmp_pat
     assert {path: path.read_bytes() for path in (tmp_path / "own").iterdir()} == before
 
 
-def test_a_linked_tar_loses_what_the_rules_drop_by_its_side_car_alone(tmp_path: Path) -> None:
-    members = [("0.png", picture("dog.png", 60)), ("0.txt", b"a dog runs on the beach")]
-    members += [("1.png", picture("two cats.png", 20)), ("1.txt", b"too small a picture")]
-    members += [("2.png", picture("bridge #3.png", 60)), ("2.txt", b"IMG_2041.JPG")]
-    write_tar(tmp_path / "own" / "a.tar", members)
-    one = card(tmp_path / "own", image_rules={"min_side": 50})
-    _, funnel = run(one, tmp_path / "shards")
-    assert funnel.notes["linked"] == 1 and dict(funnel.dropped) == {"too_small": 1, "text_rules": 1}
-    side_cars(one, tmp_path)
-    assert [row["captions"] for row in read_sidecar(tmp_path / "captions" / "00000.parquet")] == [
-        ["a dog runs on the beach"]
-    ]
-    assert len(index_source(Source(str(tmp_path / "shards"), str(tmp_path / "captions")))) == 1
-
-
-def test_a_tar_that_is_cut_off_gives_what_is_before_the_cut(tmp_path: Path) -> None:
-    names = list(CAPTIONS)
-    fitting_tar(tmp_path / "own" / "a.tar", names)
-    path = tmp_path / "own" / "a.tar"
-    members, _ = scan_tar(path)
-    path.write_bytes(path.read_bytes()[: members[-2].offset + 10])
-    _, funnel = run(card(tmp_path / "own", image_rules={"min_side": 50}), tmp_path / "shards")
-    assert funnel.dropped["tar_truncated"] == 1 and funnel.n_out == len(names) - 1
-
-
 def test_several_captions_reach_side_car_loader_and_manifest(tmp_path: Path) -> None:
     one = card(LAYOUTS["coco"](tmp_path / "own"), group_column="image_id")
     out, captions = tmp_path / "shards", tmp_path / "captions"
@@ -266,18 +228,6 @@ def test_what_is_no_data_set_is_refused_with_what_is_known(tmp_path: Path) -> No
     run(card(tmp_path / "own" / "a.csv", image_column="where", caption_column="what"), tmp_path / "shards")
 
 
-def test_shards_that_are_no_longer_wanted_go_beyond_99_999_too(tmp_path: Path) -> None:
-    from filip.data.ingesting import sweep
-
-    (tmp_path / "_work" / "100001.host.7").mkdir(parents=True)
-    for name in ("99999.tar", "100000.tar", "100000_stats.json", "100001.parquet", "notes.tar"):
-        (tmp_path / name).touch()
-    sweep(tmp_path, range(100_001))
-    left = {path.name for path in tmp_path.iterdir()}
-    assert left == {"99999.tar", "100000.tar", "100000_stats.json", "notes.tar", "_work"}
-    assert not list((tmp_path / "_work").iterdir())
-
-
 def test_a_folder_of_other_shards_is_not_touched(tmp_path: Path) -> None:
     images = text_beside(tmp_path / "own")
     (tmp_path / "shards").mkdir()
@@ -288,17 +238,3 @@ def test_a_folder_of_other_shards_is_not_touched(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="was filled from another source"):
         run(card(images, name="photos"), tmp_path / "mine")
     assert (tmp_path / "shards" / "00000.tar").read_bytes() == b"somebody's"
-
-
-def test_pictures_that_are_not_read_are_in_the_funnel_and_small_ones_can_be_had(tmp_path: Path) -> None:
-    (tmp_path / "photos").mkdir()
-    for number in range(3):
-        Image.new("RGB", (120, 160), (90 * number, 10, 10)).save(tmp_path / "photos" / f"{number}.png")
-        (tmp_path / "photos" / f"{number}.txt").write_text(f"a photo of {number} red dogs on the beach")
-    (tmp_path / "photos" / "raw.cr2").write_bytes(b"of a camera")
-    given = [f"source={tmp_path}/photos", f"out={tmp_path}/shards", f"funnel={tmp_path}/f.json", "processes=1"]
-    with pytest.raises(UserError, match=r"^not one of 4 images .*: 3 too_small, 1 format, .*at least 200 px"):
-        main(compose_config(IngestConfig, given))
-    main(compose_config(IngestConfig, [*given, "image_rules={min_side:100}"]))
-    funnel = json.loads((tmp_path / "f.json").read_text())
-    assert (funnel["in"], funnel["out"], funnel["dropped"]) == (4, 3, {"format": 1})

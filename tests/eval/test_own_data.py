@@ -11,12 +11,10 @@ import pytest
 from PIL import ExifTags, Image, ImageOps
 
 from filip.command import run_command
-from filip.errors import UserError
 from filip.eval.__main__ import Evaluation
 from filip.eval.__main__ import main as evaluate
 from filip.eval.cards import load_card
 from filip.eval.datasets import EvalSet
-from filip.eval.encode_set import Context
 from filip.eval.formats import open_set
 from filip.eval.formats.class_maps import ClassMaps
 from filip.eval.formats.imagefolder import ImageFolder
@@ -27,7 +25,6 @@ from filip.eval.outcomes import read_outcomes
 from filip.eval.own_data import cards_of
 from filip.eval.prompts import Prompt
 from filip.eval.protocols.retrieval import retrieval_benchmark
-from filip.eval.protocols.selection import select
 from filip.eval.scorer import PooledScorer
 from filip.eval.table import TableOptions, with_files
 from filip.eval.table import main as table
@@ -140,16 +137,6 @@ def test_a_mistake_is_one_sentence_before_anything_is_encoded(
     with pytest.raises(SystemExit):
         evaluated("model=there_is_none.safetensors", f"data={data}")  # the data are looked at first
     assert message in capsys.readouterr().err
-
-
-def test_a_card_with_an_option_that_its_loader_does_not_have_is_refused(tmp_path: Path) -> None:
-    sugar_crepe(tmp_path, "sugar_crepe_add_att")
-    (tmp_path / "card.yaml").write_text(
-        "name: c\ntitle: c\nkind: selection\nmetric: accuracy\nloader: records\n"
-        "layouts: {records: {path: sugar_crepe/data/add_att.json, split: test, capton: caption}}\n"
-    )
-    with pytest.raises(UserError, match=r"layouts\.records has no option 'capton'"):
-        select(PooledScorer(Reader()), load_card(tmp_path / "card.yaml"), Context(str(tmp_path)))  # type: ignore[arg-type]
 
 
 def lying(path: Path, number: int = 0) -> np.ndarray:

@@ -46,23 +46,6 @@ def test_retrieval_prompts():
     assert load_retrieval_prompts(PROMPTS, None)[0].fill(" A caption . ") == " A caption . "
 
 
-@pytest.mark.parametrize(
-    ("entry", "message"),
-    [
-        ("x: {prefix: [a], description: [''], suffix: ['', b], count: 3}", "make 2 prompts, but count says 3"),
-        ("x: {prefix: a, description: [''], suffix: [''], count: 1}", "prefix should be a list"),
-        ("x: {templates: [no label], count: 1}", "exactly one"),
-        ("y: {templates: ['{c}'], count: 1}", "has no prompts 'x'; it has y"),
-        ("x: [", "not valid YAML"),
-    ],
-)
-def test_mistakes_are_named(tmp_path, entry, message):
-    file = tmp_path / "prompts.yaml"
-    file.write_text(entry)
-    with pytest.raises(UserError, match=message):
-        load_ensemble(file, "x")
-
-
 def test_a_missing_prompt_file_is_named(tmp_path):
     with pytest.raises(UserError, match="no prompt file"):
         load_ensemble(tmp_path / "none.yaml", "x")

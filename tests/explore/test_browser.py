@@ -22,8 +22,6 @@ from tests.eval.miniature import picture, tiny_config
 from tests.eval.test_scenes import CAPTION, PLACES, write_scenes
 from tests.explore.conftest import CAPTIONS, FREE, UNHEARD, Prepared, teach
 from tests.support.browser import NoBrowser, chromium
-from tests.support.squares import square, write_shards
-from tests.support.training import run_many, train_arguments
 
 pytestmark = pytest.mark.system
 DOG = CAPTIONS[2]
@@ -268,24 +266,6 @@ def test_the_words_of_a_score_add_up_to_it(visit: Visit) -> None:
     assert visit.page.locator(".model:first-child .why td.share").count() == 0, "a pooled score is no sum over words"
 
 
-def test_numbers_are_drawn_and_the_address_restores_them(browser: Browser, visit: Visit, prepared: Prepared) -> None:
-    page = visit.page
-    before = visit.ink(".model:last-child .large canvas")
-    page.keyboard.press("v")
-    assert visit.state("view") == "numbers" and visit.ink(".model:last-child .large canvas") != before
-    page.locator(".model:first-child .card").nth(3).click()
-    page.locator(".model:first-child .card").nth(3).press("ArrowRight")
-    page.locator("#theme").click()
-    page.locator(".model:last-child .large").press("ArrowDown")
-    expect(page.locator(".why h3").first).to_contain_text("Row 1, column 1")
-    again = Visit(browser, page.url)
-    assert again.page.evaluate("app.state") == page.evaluate("app.state")
-    assert again.page.evaluate("document.documentElement.dataset.theme") == "light"
-    assert again.state("image") == page.evaluate("app.result.models[0].order[4]")
-    again.page.close()
-    assert all(page.locator("img").evaluate_all("images => images.map(i => i.alt !== '')"))
-
-
 def test_the_page_fits_a_phone_in_the_dark(browser: Browser, prepared: Prepared) -> None:
     phone = Visit(
         browser, prepared.page.as_uri(), viewport={"width": 390, "height": 844}, color_scheme="dark", has_touch=True
@@ -300,60 +280,3 @@ def test_the_page_fits_a_phone_in_the_dark(browser: Browser, prepared: Prepared)
     assert phone.state("token") is not None or phone.state("name") is not None
     assert phone.complaints == []
     page.close()
-
-
-def test_a_slider_turns_three_models_back_to_their_earlier_steps(browser: Browser, tmp_path: Path) -> None:
-    write_shards(tmp_path, shards=1, per_shard=48)
-    steps = ("max_steps=4", "optimizer.warmup_steps=1", "checkpoint.every_steps=2", "checkpoint.keep_every_steps=2")
-    pooled = ("model.interaction=pooled", "model.pooling=mean")
-    runs = [str(tmp_path / "clip"), str(tmp_path / "hard")]
-    trainings = [train_arguments(tmp_path, Path(r), *steps, *more) for r, more in zip(runs, (pooled, ()), strict=True)]
-    assert run_many(1, [arguments[2:] for arguments in trainings], tmp_path / "log") == [0, 0]
-    photos, page_file = tmp_path / "photos", tmp_path / "page.html"
-    photos.mkdir()
-    for n in range(0, 12, 2):
-        data, caption = square(n)
-        (photos / f"{n:02}.png").write_bytes(data)
-        (photos / f"{n:02}.txt").write_text(caption)
-    given = ["checkpoints=true", f"models=[{','.join([*runs, runs[1]])}]", "labels=[CLIP,hard,again]", "device=cpu"]
-    run_command(export, ExplorerExport, argv=[*given, f"images={photos}", f"out={page_file}"])
-
-    visit = Visit(browser, page_file.as_uri(), viewport={"width": 1440, "height": 1000})
-    page, shown = visit.page, visit.page.locator("#step output")
-    scores = "app.result.models.map(model => model.order.map((_, image) => model.score(image)))"
-
-    def recall(model: int) -> int:
-        """Return the share of captions that find their own picture first, as the page itself ranks them."""
-        script = """async number => {
-            const ranks = await Promise.all(app.data.texts.map(async (text, n) =>
-                (await app.feed.search(text)).models[number].rank(app.data.own.indexOf(n))));
-            return Math.round(100 * ranks.filter(rank => rank === 1).length / ranks.length); }"""
-        return int(page.evaluate(script, model))
-
-    def exact(step: int) -> list[torch.Tensor]:
-        places = [run if step == 4 else f"{run}/checkpoints/step{step:08}" for run in [*runs, runs[1]]]
-        scorers = [load_scorer(place) for place in places]
-        pictures = [Image.open(file).convert("RGB") for file in sorted(photos.glob("*.png"))]
-        images = [s.encode_images(torch.stack([s.transform(picture) for picture in pictures])) for s in scorers]
-        text = str(visit.state("text"))
-        return [s.similarity(i, encode_query(s, text)).t2i[:, 0] for s, i in zip(scorers, images, strict=True)]
-
-    expect(shown).to_have_text("4")
-    assert [model["label"] for model in page.evaluate("app.data.steps[0].models")] == ["CLIP", "hard", "again"]
-    page.locator("#chips .chip").nth(1).click()
-    token = visit.state("token")
-    for step in (4, 2):
-        for result, expected in zip(page.evaluate(scores), exact(step), strict=True):
-            assert torch.allclose(torch.tensor(result), expected, atol=3e-3)
-        expect(page.locator(".model header").nth(1)).to_contain_text(f"R@1 of this page’s captions: {recall(1)} %")
-        if step == 4:
-            page.locator("#step input").press("ArrowLeft")
-            expect(shown).to_have_text("2")
-            visit.settled()
-    assert visit.state("token") == token and "step=0" in page.url
-    again = Visit(browser, page.url)
-    expect(again.page.locator("#step output")).to_have_text("2")
-    assert again.page.evaluate(scores) == page.evaluate(scores)
-    assert visit.complaints == again.complaints == []
-    page.close()
-    again.page.close()

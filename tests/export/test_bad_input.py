@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from filip.errors import UserError
 from filip.export.__main__ import Export, export
 from filip.export.formats import FORMATS
-from filip.models import ModelConfig, build_model, load_preset
+from filip.models import build_model, load_preset
 from filip.runs.saved_files import LoopState
 
 WEIGHTS = "mp_rank_00_model_states.pt"
@@ -71,31 +71,6 @@ def test_another_architecture_than_the_file_says_is_refused(tmp_path: Path) -> N
         written_with(tmp_path, lambda tensors, _: tensors.update(logit_scale=torch.zeros(2))),
         r"logit_scale is \[2\] and should be \[1\]",
     )
-
-
-@pytest.mark.parametrize("to", sorted(set(FORMATS) - {"safetensors", "compact"}))
-def test_a_vocabulary_that_no_tokenizer_has_is_refused(to: str, saved: Callable[..., str]) -> None:
-    def change(config: ModelConfig) -> None:
-        config.text.vocab_size = 50000
-        config.interaction = "pooled" if to in ("open_clip", "clip") else "token_wise"
-
-    refuse(saved(change), "50000 word vectors", to)
-
-
-@pytest.mark.parametrize("to", ["hf", "mv", "onnx"])
-def test_a_model_that_leaves_out_special_tokens_is_refused(to: str, saved: Callable[..., str]) -> None:
-    refuse(saved(lambda config: setattr(config, "exclude_special_tokens", True)), "to=safetensors holds it", to)
-
-
-def test_what_cannot_be_uploaded_is_said_before_anything_is_written(
-    saved: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("HF_TOKEN_PATH", str(tmp_path / "none"))
-    monkeypatch.delenv("HF_TOKEN", raising=False)
-    for to, reason in {"hf": "needs a token of the hub", "compact": "uploads a folder: give to=hf"}.items():
-        with pytest.raises(UserError, match=reason):
-            export(Export(model=saved(), out=str(tmp_path / "out"), to=to, push="me/mine"))
-        assert not (tmp_path / "out").exists()
 
 
 def test_an_unknown_format_or_model_is_refused(saved: Callable[..., str], tmp_path: Path) -> None:

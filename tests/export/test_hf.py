@@ -10,14 +10,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tokenizers import Tokenizer
 
 import filip
 from filip.data.eval_transform import EvalTransform
-from filip.errors import UserError
 from filip.eval.encoders import load_encoder
 from filip.export.__main__ import Export, export
-from filip.export.hf_folder import clip_tokenizer, refuse_computed_tables
+from filip.export.hf_folder import clip_tokenizer
 from filip.export.standalone.filip_inputs import clean, to_pixels
 from filip.models import ModelConfig, load_model
 from filip.resources import weights
@@ -207,13 +205,6 @@ def test_the_tokenizer_has_our_ids(saved: Callable[..., str]) -> None:
         assert theirs == ours[:length], caption
 
 
-def test_a_long_text_is_cut_by_the_file_alone(saved: Callable[..., str], tmp_path: Path) -> None:
-    clip_tokenizer(load_model(saved())).save_pretrained(tmp_path)
-    text = "a red bicycle " * 30
-    result = Tokenizer.from_file(str(tmp_path / "tokenizer.json")).encode(text).ids
-    assert result == tokenize([text], 32)[0][0].tolist()
-
-
 def test_the_processors_pixels_are_those_of_the_evaluation(pictures: list[Image.Image]) -> None:
     deep = Image.fromarray((np.arange(50 * 40).reshape(50, 40) * 30).astype(np.uint16))
     for image in [*pictures, pictures[0].convert("P"), pictures[3].convert("LA"), deep]:
@@ -222,20 +213,6 @@ def test_the_processors_pixels_are_those_of_the_evaluation(pictures: list[Image.
         )
     with pytest.raises(ValueError, match="60000 x 1 pixels: too long and narrow"):
         to_pixels(Image.new("L", (60_000, 1)), 32)
-
-
-def test_a_vocabulary_without_a_tokenizer_is_refused(saved: Callable[..., str], tmp_path: Path) -> None:
-    file = saved(lambda config: setattr(config.text, "vocab_size", 50000))
-    with pytest.raises(UserError, match="50000 word vectors"):
-        export(Export(model=file, out=str(tmp_path / "out"), to="hf"))
-
-
-def test_a_table_that_no_file_holds_is_refused(saved: Callable[..., str]) -> None:
-    model = load_model(saved())
-    refuse_computed_tables(model, "hf")
-    model.image.register_buffer("positions", torch.arange(4), persistent=False)
-    with pytest.raises(UserError, match=r"to=hf: image.positions .* is computed and not stored"):
-        refuse_computed_tables(model, "hf")
 
 
 def card_with(folder: Path, *parts: str) -> str:

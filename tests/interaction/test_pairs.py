@@ -66,22 +66,6 @@ def test_of_equal_maxima_the_first_takes_the_gradient() -> None:
     torch.testing.assert_close(both[0], both[1])
 
 
-def test_mistakes_are_named() -> None:
-    problem = random_problem(2, 3, [2, 4], 8)
-    for images, texts, message in (
-        ([0, 1], [0], r"one shape with at least one pair, got \[2\] and \[1\]"),
-        ([0, 2], [0, 1], "images holds indices from 0 to 2, but there are 2 images"),
-        ([0, 1], [-1, 1], "texts holds indices from -1 to 1, but there are 2 texts"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            late_interaction_pairs(*problem, torch.tensor(images), torch.tensor(texts))
-
-
-def test_a_mask_of_text_tokens_has_their_shape() -> None:
-    with pytest.raises(ValueError, match=r"a mask \[texts, n2\]"):
-        late_interaction(torch.ones(3, 4, 16), torch.ones(3, 4, 16), torch.ones(3, 3, dtype=torch.bool))
-
-
 def test_cumulative_lengths_are_recognised() -> None:
     problem = random_problem(2, 3, [2, 4], 8)
     with pytest.raises(ValueError, match=r"\[0, 2, 6\] looks like .* pass cu_seqlens.diff\(\)"):

@@ -9,18 +9,8 @@ import torch
 import yaml
 from safetensors import safe_open
 
-from filip.command import compose_config
 from filip.errors import UserError
-from filip.models import (
-    ModelConfig,
-    build_model,
-    config_from_dict,
-    load_model,
-    load_preset,
-    preset_names,
-    read_extra,
-    save_model,
-)
+from filip.models import build_model, config_from_dict, load_model, load_preset, preset_names, read_extra, save_model
 from filip.models.weights import save_compact, taught
 from filip.tokenizer import tokenize
 
@@ -50,15 +40,6 @@ def test_half_precision_is_saved_as_float32(tmp_path: Path) -> None:
         assert json.loads(file.metadata()["config"])["name"] == "tiny"
 
 
-def test_a_state_gathered_elsewhere_can_be_saved(tmp_path: Path) -> None:
-    with torch.device("meta"):
-        shell = build_model(load_preset("tiny"))
-    model = build_model(load_preset("tiny"))
-    save_model(tmp_path / "m.safetensors", shell, state=model.state_dict())
-    for name, value in load_model(tmp_path / "m.safetensors").state_dict().items():
-        assert torch.equal(value, model.state_dict()[name])
-
-
 def test_loading_at_another_size(tmp_path: Path) -> None:
     model = build_model(load_preset("tiny"))
     save_model(tmp_path / "m.safetensors", model)
@@ -76,11 +57,6 @@ def test_every_preset_builds_and_survives_yaml_and_hydra() -> None:
         assert config_from_dict(yaml.safe_load(yaml.safe_dump(dataclasses.asdict(config)))) == config
         with torch.device("meta"):
             assert all(p.is_meta for p in build_model(config).parameters())
-
-
-def test_config_is_a_hydra_schema() -> None:
-    config = compose_config(ModelConfig, ["image.layers=3", "interaction=pooled", "+image.options.reg_tokens=2"])
-    assert (config.image.layers, config.interaction, config.image.options) == (3, "pooled", {"reg_tokens": 2})
 
 
 def test_unknown_keys_and_presets_are_named() -> None:

@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-from filip.table_writer import render
 from tests.report.results import EVAL, cells, changed, recalls, tables_of, task, write
 
 
@@ -51,28 +50,6 @@ def test_the_paper_s_rows_stand_beside_ours_where_the_columns_are_the_same(folde
     assert [row.kind for row in zero_shot.rows] == ["ours", "peer", *["paper"] * 4]
     assert cells(zero_shot, "FILIP-base-ViT-B/32")["imagenet"].value == pytest.approx(0.688)
     assert tables["component_ablation"].columns[-1].key == "imagenet_top1"
-
-
-def test_the_paper_s_ablation_stands_beside_ours_on_its_own_benchmarks(folder):
-    ablation = tables_of(folder, paper_study(folder, ("mscoco",)))["component_ablation"]
-    paper = cells(ablation, "w/ back translation")
-    assert [cell.value for cell in paper.values()] == pytest.approx([0.292, 0.550, 0.179, 0.398, 0.339])
-
-
-def test_transferred_rows_come_from_the_other_fine_tuning(folder):
-    """FILIP* is zero-shot on one set after fine-tuning on the other."""
-    table = tables_of(folder, paper_study(folder))["retrieval"]
-    shown = {(row.section, row.run): row for row in table.rows if row.kind == "ours"}
-    fine = shown["fine-tuned", "coco_ft"].cells
-    assert fine["mscoco_i2t_r1"].value == pytest.approx(0.15) and fine["flickr30k_i2t_r1"].value is None
-    star = shown["zero-shot after fine-tuning elsewhere (*)", "coco_ft"]
-    assert star.label == "ours *" and star.cells["mscoco_i2t_r1"].value is None
-    assert star.cells["flickr30k_i2t_r1"].value == pytest.approx(0.3)
-    paper = {row.label: row.section for row in table.rows if row.kind == "paper"}
-    assert paper["FILIP*"] == star.section
-    assert sum(row.label == "FILIP" for row in table.rows) == 2  # zero-shot and fine-tuned
-    latex = render(table.grid(), "latex")  # where no column says whose a row is
-    assert latex.count("\nFILIP (published) &") == 8 and "\nours *" in latex and "ours (pub" not in latex
 
 
 def write_card(folder: Path, name: str, published: str | None) -> None:

@@ -4,15 +4,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-import timm
-import torch
 import yaml
 
 from filip.report.results import Results
 from filip.report.rows import build_tables
-from filip.report.rows.settings import VITS, sizes
-from filip.report.table import Column, Row, Table
-from filip.report.table_plots import benchmark_dots
+from filip.report.table import Table
 from filip.report.tables import load_published
 from filip.study import Study
 from tests.report.results import write
@@ -69,23 +65,6 @@ def test_fine_tunings_stand_in_a_section_of_their_own(tmp_path: Path) -> None:
             assert row.cells[key].value == said[key], key
 
 
-def test_the_sizes_that_a_name_implies_are_timm_s() -> None:
-    for name, size in VITS.items():
-        patch = 14 if name == "large" else 16
-        with torch.device("meta"):
-            model = timm.create_model(f"vit_{name}_patch{patch}_224", num_classes=0)
-        assert (model.embed_dim, len(model.blocks), model.blocks[0].attn.num_heads) == size
-
-
-def test_a_tower_that_the_name_does_not_describe_is_left_to_timm() -> None:
-    from filip.study import resolve
-
-    result = sizes(asdict(resolve("experiment=base", "model.image.timm=deit3_small_patch16_224")))
-    assert result["image_tower"] == "deit3_small_patch16_224" and result["image_width"] is None
-    small = sizes(asdict(resolve("experiment=demo")))
-    assert (small["patches"], small["image_width"], small["image_layers"]) == (36, 128, 3)
-
-
 def test_prompts_are_shown_as_they_are_combined(tmp_path: Path) -> None:
     table = tables_of("base", tmp_path)["prompts"]
     rows = {row.label: {column.key: row.cells[column.key].value for column in table.columns} for row in table.rows}
@@ -95,17 +74,3 @@ def test_prompts_are_shown_as_they_are_combined(tmp_path: Path) -> None:
     flickr = [cells for label, cells in rows.items() if "Flickr30K" in label]
     assert [cells["suffix"] for cells in flickr] == ["I hate it", "–"]
     assert sum(int(str(cells["count"])) for label, cells in rows.items() if "→" not in label) == 450
-
-
-def test_every_accuracy_of_the_zero_shot_table_is_a_dot(tmp_path: Path) -> None:
-    from filip.report.table import Cell
-
-    columns = [Column(name, name.title()) for name in ("one", "two", "three")]
-    ours = Row("ours", "ours", {"one": Cell(0.5, 0.1, 10, [0.4, 0.6]), "two": Cell(0.25, 0.2)}, run="run")
-    paper = Row("theirs", "paper", {"one": Cell(0.75)}, "published")
-    silent = Row("silent", "paper", {}, "published")
-    (axis,) = benchmark_dots(Table("zero_shot", "", columns, [ours, paper, silent]), {}).axes
-    drawn = {line.get_label(): line.get_xydata().tolist() for line in axis.lines}
-    assert drawn["ours"][:2] == [[50, 0], [25, -1]] and drawn["theirs (published)"] == [[75, 0]]
-    assert "silent (published)" not in drawn and [50.0, 0.0] in [p for xy in drawn.values() for p in xy]
-    assert [label.get_text() for label in axis.get_yticklabels()] == ["One", "Two", "Three"]

@@ -12,15 +12,12 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 
 from filip.data.ingest import IngestConfig, _list_images, ingest
-from filip.errors import UserError
 from filip.eval.formats import open_set
 from filip.rgb import IMAGE_FILES
 from filip.sets.image_set import open_images, recognise
 from filip.sets.layout import Reading
-from filip.sets.text import decoded
 from tests.data import own_images
 from tests.data.own_images import CAPTIONS, picture, write_images
 from tests.data.test_ingest import card
@@ -209,23 +206,6 @@ def test_links_out_of_the_folder_are_counted_and_not_followed(tmp_path: Path) ->
     assert ingest(followed, IngestConfig("mine", out=str(tmp_path / "followed")))[1].n_out == 3
 
 
-@pytest.mark.parametrize("name", ["red.txt", "table.csv"])
-def test_code_pages_that_are_not_western_are_named_and_not_guessed(tmp_path: Path, name: str) -> None:
-    texts = {"cp1251": "красная лодка у берега", "cp1250": "łódź na rzece", "cp1253": "κόκκινη βάρκα",
-             "cp1254": "kırmızı şişe", "gb18030": "红色的船"}  # fmt: skip
-    Image.new("RGB", (240, 240)).save(tmp_path / "red.png")
-    for encoding, text in texts.items():
-        written = text if name == "red.txt" else f"image,caption\nred.png,{text}\n"
-        (tmp_path / name).write_bytes(written.encode(encoding))
-        assert not len(open_images(Reading(tmp_path))), "a guess"
-        result = open_images(Reading(tmp_path, encoding=encoding)).items
-        assert [item.captions for item in result] == [[text]]
-    western = ["Crème brûlée", "¿Qué es?", "Größe 5 m²", "½ cup", "Ærø, Åse", "créée"]
-    assert [decoded(text.encode("cp1252")) for text in western] == western
-    with pytest.raises(UserError, match="encoding=cp9999 is unknown"):
-        card(tmp_path, encoding="cp9999")
-
-
 def test_a_pipe_in_a_table_is_never_opened(tmp_path: Path) -> None:
     write_images(tmp_path / "own")
     os.mkfifo(tmp_path / "own" / "pipe.png")
@@ -243,14 +223,3 @@ def test_every_key_of_a_tar_is_accounted_for(tmp_path: Path) -> None:
     members += [("5.txt", b"two pictures"), ("README", b"no suffix"), ("6.json", b"{}")]
     write_tar(tmp_path / "a.tar", members)
     assert counted(tmp_path) == (2, {"no_image": 3, "format": 1, "no_caption": 1, "second_image": 1, "other_file": 1})
-
-
-def test_a_packed_table_that_is_cut_off_gives_the_lines_before_the_cut(tmp_path: Path) -> None:
-    write_images(tmp_path)
-    rows = "".join(f"gone {n} {hash(str(n))}.png,a picture of {n}\n" for n in range(3000))
-    packed = gzip.compress(f"image,caption\ndog.png,a dog\n{rows}".encode())
-    (tmp_path / "captions.csv.gz").write_bytes(packed[: len(packed) // 2])
-    result = open_images(Reading(tmp_path / "captions.csv.gz"))
-    assert [item.name for item in result.items] == ["dog.png"]
-    assert result.account.counts["missing_file"] > 500
-    assert "cut off or damaged here" in result.account.examples["broken_line"][-1]

@@ -85,23 +85,3 @@ def language_accuracy(least_words: int = 1, most_words: int = 1000) -> dict[str,
         "english": len(kept[True]),
         "others": len(kept[False]),
     }
-
-
-def synthetic_list(path: Path, rows: int, seed: int = 0) -> None:
-    """Write a URL list of ``rows`` pairs from real captions, in blocks so that memory stays flat."""
-    rng = np.random.default_rng(seed)
-    captions = [c for group in labelled_captions().values() for c in group]
-    english = labelled_captions()["en"]
-    schema = pa.schema([("url", pa.string()), ("caption", pa.string())])
-    with pq.ParquetWriter(path, schema) as writer:
-        for start in range(0, rows, 200_000):
-            n = min(200_000, rows - start)
-            first = rng.integers(0, len(captions), n)
-            second = rng.integers(0, len(english), n)
-            number = rng.integers(0, 40, n)
-            texts = [
-                captions[a] if k < 4 else f"{captions[a]} beside {k} {english[b]}"
-                for a, b, k in zip(first, second, number, strict=True)
-            ]
-            urls = [f"https://example.org/{start + i}.jpg" for i in range(n)]
-            writer.write_table(pa.table({"url": urls, "caption": texts}, schema))

@@ -142,6 +142,15 @@ def test_the_first_error_is_found_in_what_ranks_and_launchers_say(output: str, f
     assert first_error(output) == found
 
 
+RELEASE = """
+import os, pathlib, sys, time
+logs = pathlib.Path(sys.argv[1])
+while sum("waiting for" in log.read_text() for log in logs.glob("*.log")) < 1:
+    time.sleep(0.01)
+os.kill(int(sys.argv[2]), 9)
+"""
+
+
 def test_a_lock_that_is_still_held_is_waited_for(tmp_path: Path, requeues: list[bool]) -> None:
     """As that of a dead node, which a network file system frees after its lease."""
     with open(tmp_path / "lock", "w+") as other:
@@ -153,8 +162,7 @@ def test_a_lock_that_is_still_held_is_waited_for(tmp_path: Path, requeues: list[
         assert run(tmp_path, requeues, "exit 0") == job.LOCKED and len(requeues) == 1
         said = (tmp_path / "logs/001.log").read_text()
         assert "by start 1, host node3, process 77" in said and "another start holds" in said
-        release = f"import os, time; time.sleep(1); os.kill({holder.pid}, 9)"
-        later = subprocess.Popen([sys.executable, "-c", release])
+        later = subprocess.Popen([sys.executable, "-c", RELEASE, str(tmp_path / "logs"), str(holder.pid)])
         assert run(tmp_path, requeues, "echo works", patience=1) == 0 and later.wait() == 0
     finally:
         holder.kill()

@@ -14,9 +14,7 @@ from filip.train import losses
 from filip.train.counts import count
 from filip.train.engine import Batching
 from filip.train.losses import Loss, resolve_weights
-from filip.train.losses.token_wise import selection_metrics
 from filip.train.losses.weights import WeightSchedule
-from late_interaction import choose_tokens
 from tests.support.training import compose
 
 
@@ -142,29 +140,6 @@ def test_a_term_of_an_installed_package_is_found(tmp_path: Path, monkeypatch: py
         (about / "entry_points.txt").write_text(f"[filip.losses]\n{wrong}\n")
         with pytest.raises(UserError, match=complaint):
             load_plugins("filip.losses", losses.Term, own)
-
-
-def test_the_monitor_of_the_selection_tells_what_is_kept() -> None:
-    axes = torch.eye(8)
-    image = axes[:4].repeat(3, 1, 1)  # 3 images of the same 4 patches
-    text = TextFeatures(torch.cat([axes[[7, 0, 7]]] * 3), torch.full((3,), 3))  # [BOS], a word, [EOS]
-    message = selection_metrics(choose_tokens(image, *text, 0.25), image, text)
-    # Each caption keeps its word, and each image the patch that it names.
-    assert float(message["tokens/kept_bos_eos"]) == 0
-    assert float(message["tokens/kept_same_patch"]) == 1
-    assert float(message["tokens/kept_text_cosine"]) == pytest.approx(1)
-    both = selection_metrics(choose_tokens(image, *text, 0.6), image, text)  # 2 of 3: [BOS] wins the tie
-    assert float(both["tokens/kept_bos_eos"]) == pytest.approx(1 / 2)
-    assert float(both["tokens/kept_text_cosine"]) == pytest.approx(1 / 2)
-
-
-def test_the_selection_reports_only_where_it_selects() -> None:
-    group = torch.arange(4)
-    everything = Loss({"token_wise": 1.0}, compose())(encoded(), group)
-    quarter = compose("token_keep_ratio=0.25", "token_score=contrast")
-    selected = Loss({"token_wise": 1.0}, quarter)(encoded(), group)
-    added = set(selected.metrics) - set(everything.metrics)
-    assert added == {f"tokens/kept_{n}" for n in ("bos_eos", "same_patch", "text_cosine", "image_cosine")}
 
 
 def test_random_tokens_are_drawn_anew_in_each_step_and_again_where_it_is_repeated() -> None:

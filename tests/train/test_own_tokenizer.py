@@ -13,7 +13,6 @@ import filip
 from filip.errors import UserError
 from filip.eval.encoders import FilipEncoder
 from filip.export.formats import FORMATS
-from filip.json_tokenizer import JsonTokenizer
 from filip.models import DualEncoder, build_model, load_model, save_model
 from filip.runs.source import ModelSource, read_source
 from tests.support.clips import unigram_tokenizer
@@ -41,19 +40,6 @@ def built(vocabulary: Path, padding: int | None = None) -> DualEncoder:
     config.model.text.padding = padding
     torch.manual_seed(0)
     return build_model(config.model).eval()
-
-
-def test_what_cannot_be_taken_is_refused(vocabulary: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="leaves out the first and the last token"):
-        compose("model=tiny", f"model.text.tokenizer={vocabulary}", "model.exclude_special_tokens=true")
-    (tmp_path / "no.json").write_text('{"not": "a tokenizer"}')
-    for path, reason in ((tmp_path / "no.json", "is not a tokenizer.json"), (tmp_path / "gone", "cannot read")):
-        with pytest.raises(UserError, match=reason):
-            JsonTokenizer.from_file(path)
-    small = compose("model=tiny", f"model.text.tokenizer={vocabulary}")
-    small.model.text.vocab_size = 9
-    with pytest.raises(UserError, match="give the tokenizer that the model was trained with"):
-        _ = build_model(small.model).tokenizer
 
 
 def test_a_tower_that_reads_its_padding_does_so_however_far_the_batch_is_padded(vocabulary: Path) -> None:

