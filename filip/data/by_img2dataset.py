@@ -101,7 +101,7 @@ def what_it_ignores(card: SourceCard) -> str:
     load = card.download
     stated = [key for key in OURS_ONLY if getattr(load, key) != type(load).__dataclass_fields__[key].default]
     private = "" if card.allow_private_hosts else " and fetches from private addresses as well"
-    keys = "".join(f", has no {key} (the card's is {getattr(load, key)})" for key in stated)
+    keys = "".join(f" and has no {key} (the card's is {getattr(load, key)})" for key in stated)
     return f"img2dataset does not read TDM reservations{private}{keys}; engine: own heeds them"
 
 

@@ -119,7 +119,8 @@ def test_what_a_study_lacks_is_named_before_its_first_job(
     for words in (
         "mine: no list of URLs: there is no file or folder 'pairs.csv'. How to obtain it: Ask for it.",
         "cc3m: source 'cc3m'", "`list: PATH` in data/NAME.yaml",
-        "mine: img2dataset does not read TDM reservations and fetches from private addresses as well, has no per_host (the card's is 2)",
+        "mine: img2dataset does not read TDM reservations and fetches from private addresses as well",
+        "has no per_host (the card's is 2)",
         "cc3m: img2dataset does not read TDM reservations and fetches from private addresses as well; engine: own",
         "mine, captions through 'de': the engine marian needs its weights",
         "cc3m, captions through 'ru': no folder models/opus-mt/en-ru and none models/opus-mt/ru-en",
