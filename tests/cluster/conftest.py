@@ -11,6 +11,7 @@ from tests.cluster.one_host_slurm import OneHostSlurm, why_not
 from tests.train.conftest import squares  # noqa: F401  # a fixture of these tests too
 
 NODES = 24
+CPUS = 16  # of a node: the profile lets an evaluation ask for as many
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -21,10 +22,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OneHostSlurm]:
-    """Yield 24 virtual nodes with 8 cores and 8 GPUs each, as far as Slurm knows."""
+    """Yield 24 virtual nodes with 16 cores and 8 GPUs each, as far as Slurm knows."""
     if reason := why_not():
         pytest.skip(reason)
-    with OneHostSlurm(tmp_path_factory.mktemp("slurm"), nodes=NODES) as cluster:
+    with OneHostSlurm(tmp_path_factory.mktemp("slurm"), nodes=NODES, cpus=CPUS) as cluster:
         yield cluster
 
 

@@ -26,7 +26,6 @@ from filip.data.select import SelectConfig, select
 from filip.data.shard_set import read_manifest
 from filip.data.translate import TranslateConfig, translate
 from filip.data.verify import verify
-from filip.errors import UserError
 from filip.files import write_json
 from tests.data.test_score import scene
 from tests.support.processes import run_python
@@ -165,18 +164,3 @@ def test_a_download_refuses_what_was_forgotten(tmp_path: Path) -> None:
     forgotten = Forgotten.load(tmp_path)
     assert forgotten.refuses("https://a.org/1.jpg") and forgotten.refuses("https://a.org/2.jpg")
     assert not forgotten.refuses("https://a.org/3.jpg", b"other bytes")
-
-
-def test_what_cannot_be_forgotten(tmp_path: Path) -> None:
-    (tmp_path / "shards").mkdir()
-    pq.write_table(pa.table({"url": ["a"], "key": ["0"]}), tmp_path / "shards" / "00000.parquet")
-    (tmp_path / "short.txt").write_text("abc\n")
-    given = {"shards": str(tmp_path / "shards"), "captions": []}
-    for options, said in (
-        ({}, "nothing to forget"),
-        ({"sha256": str(tmp_path / "short.txt")}, "the line 'abc'"),
-        ({"urls": str(tmp_path / "none.txt")}, "no file or folder"),
-        ({"urls": str(tmp_path / "short.txt"), "lists": ["nowhere.parquet"]}, "name all places"),
-    ):
-        with pytest.raises(UserError, match=said):
-            forget(ForgetConfig(**{**given, **options}))

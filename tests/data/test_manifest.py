@@ -92,11 +92,3 @@ def test_a_lost_tar_is_no_smaller_data_set(tmp_path: Path) -> None:
     (tmp_path / "a" / "shards" / "00001.tar").unlink()
     with pytest.raises(UserError, match="have a Parquet file and no tar: 00001"):
         main(config)
-
-
-def test_a_manifest_that_is_none(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"there is no file or folder .*m\.json.: `filip data manifest` writes"):
-        manifest_hash(tmp_path / "m.json")
-    (tmp_path / "m.json").write_text("{}")
-    with pytest.raises(UserError, match="not a data manifest"):
-        manifest_hash(tmp_path / "m.json")

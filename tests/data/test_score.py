@@ -3,23 +3,19 @@
 import io
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image, ImageFilter, ImageOps
 
-from filip.data.lists import duckdb_io
 from filip.data.score import ANY_DISTANCE, ScoreConfig, main, score
-from filip.data.scoring import band_choices, nearest, perceptual_hash, shard_images
+from filip.data.scoring import perceptual_hash, shard_images
 from filip.data.select import SelectConfig, select
-from filip.data.sidecar import SCHEMA, read_sidecar, write_sidecar
+from filip.data.sidecar import SCHEMA, read_sidecar
 from filip.errors import UserError
 from tests.data.pair_shards import write_pairs
 from tests.support.shards import Sample, encoded, write_shard
@@ -116,14 +112,6 @@ def test_which_copies_are_found_and_which_are_not() -> None:
     assert counts == [(35, 35), (0, 20)]
 
 
-def test_an_image_that_the_side_cars_leave_out_makes_no_other_a_duplicate(tmp_path: Path) -> None:
-    config = write_shards(tmp_path, [[scene(0), scene(1)], [scene(0)]])
-    first = tmp_path / "captions" / "00000.parquet"
-    write_sidecar(first, [row for row in read_sidecar(first) if row["key"] != "000000000"])
-    score(config)
-    assert copies(tmp_path) == {}
-
-
 def test_copies_in_other_sources_and_in_benchmarks(tmp_path: Path) -> None:
     first = write_shards(tmp_path / "cc3m", [[scene(0), scene(1)]])
     score(first)
@@ -157,40 +145,6 @@ def test_copies_in_other_sources_and_in_benchmarks(tmp_path: Path) -> None:
         select(SelectConfig(second.source, second.out, str(out), ["similarity > 0.3"]))
     with pytest.raises(UserError, match=r"^keep: .*near_distance \(TINYINT\)"):
         select(SelectConfig(second.source, second.out, str(out), ["distance > 3"]))
-
-
-@pytest.mark.parametrize("as_if", [300, 340_000_000])
-@pytest.mark.parametrize("distance", [0, 2, 5])
-def test_banded_search_finds_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, distance: int, as_if: int) -> None:
-    rng = np.random.default_rng(distance)
-    hashes = rng.integers(0, 1 << 63, 300, dtype=np.uint64) << np.uint64(1)
-    for i in range(100, 300):  # neighbours of the first hundred, 0 to 7 bits away
-        hashes[i] = hashes[i % 100]
-        for bit in rng.choice(64, rng.integers(0, 8), replace=False):
-            hashes[i] ^= np.uint64(1) << np.uint64(bit)
-    keys = [f"{i:04d}" for i in range(300)]
-    columns = {"shard": ["0"] * 300, "key": keys, "id": keys, "phash": hashes.view(np.int64)}
-    pq.write_table(pa.table(columns), tmp_path / "h.parquet")
-    monkeypatch.setattr("filip.data.scoring.band_choices", lambda hashes, d: band_choices(as_if, d))
-    con = duckdb_io.connect(1, "500MB", tmp_path / "s")
-    images = duckdb_io.parquet(tmp_path / "h.parquet")
-    count = nearest(con, images, images, distance, tmp_path / "near.parquet")
-    result = pq.read_table(tmp_path / "near.parquet").to_pylist()
-    assert count == len(result)
-    differing = np.bitwise_count(hashes[:, None] ^ hashes[None, :])
-    expected = {
-        keys[i]: (int(differing[i, :i].min()), keys[int(differing[i, :i].argmin())])
-        for i in range(1, 300)
-        if differing[i, :i].min() <= distance
-    }
-    assert expected and {row["key"]: (row["distance"], row["other"]) for row in result} == expected
-
-
-def test_few_images_that_are_unlike_are_compared() -> None:
-    """At 340 million hashes it used to compare 3e12 pairs, for days."""
-    masks = band_choices(340_000_000, 3)
-    assert sum(340e6**2 / 2 / 2 ** bin(mask & (1 << 64) - 1).count("1") for mask in masks) < 1e9
-    assert len(masks) == 20 and len(band_choices(100_000, 3)) < 20
 
 
 def test_similarity_is_that_of_the_evaluation(tmp_path: Path) -> None:
@@ -246,19 +200,3 @@ def test_what_cannot_be_scored(tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=message):
             score(ScoreConfig(**{**base, "out": str(tmp_path / "out"), "processes": 1, **options}))
-
-
-@pytest.mark.slow
-def test_a_missing_imagehash_is_named_with_its_remedy(tmp_path: Path) -> None:
-    """It used to be a traceback out of a worker."""
-    write_pairs(tmp_path, [2])
-    (tmp_path / "c.yaml").write_text("title: T\n")
-    code = (
-        "import sys; sys.modules['imagehash'] = None; from filip.command import run_command; "
-        "from filip.data.score import ScoreConfig, main; run_command(main, ScoreConfig)"
-    )
-    options = {"source": "c.yaml", "shards": "shards", "captions": "captions", "out": "out"}
-    arguments = [sys.executable, "-c", code, *(f"{key}={value}" for key, value in options.items())]
-    done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert "imagehash" in done.stderr and "pip install" in done.stderr and "Traceback" not in done.stderr

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from late_interaction.adapters import MultiVectorSymmetricLoss, colbert_kd_scores, colbert_scores, mean_colbert_scores
+from late_interaction.adapters import MultiVectorSymmetricLoss, colbert_scores, mean_colbert_scores
 from tests.support.processes import run_python
 
 CONTRIB = Path(__file__).parents[2] / "late-interaction/contrib"
@@ -66,30 +66,6 @@ def test_sentence_transformers_scores_and_gradients_are_ours(backend: str, sign:
     assert_same(result, solve(theirs, query, document, **masks))
     numbers = {name: mask.float() for name, mask in masks.items()}  # masks of numbers mean the same
     assert_same(solve(ours, query, document, **numbers), result)
-
-
-@pytest.mark.parametrize("sign", [None, -1])
-@pytest.mark.parametrize("mean", [False, True])
-def test_sentence_transformers_scores_of_a_querys_own_documents_are_ours(sign: int | None, mean: bool) -> None:
-    from sentence_transformers.multi_vector_encoder import scoring
-
-    query, document, query_mask, document_mask = batch(sign)
-    document_mask[3, 1] = False
-    masks = {"queries_mask": query_mask, "documents_mask": document_mask}
-    result = solve(colbert_kd_scores, query, document, length_normalize=mean, **masks)
-    assert result[0].shape == (5, 2) and result[0][3, 1] < -1e8
-    assert_same(result, solve(scoring.colbert_kd_scores, query, document, length_normalize=mean, **masks))
-
-
-def test_a_document_without_a_token_scores_what_it_does_in_sentence_transformers() -> None:
-    from sentence_transformers.multi_vector_encoder import scoring
-
-    query, document, query_mask, document_mask = batch(None)
-    document_mask[1, 0] = False
-    masks = {"queries_mask": query_mask, "documents_mask": document_mask}
-    result = solve(colbert_scores, query, document, **masks)
-    assert_same(result, solve(scoring.colbert_scores, query, document, **masks))
-    assert (result[0][:, 2] == -1e9).all() and (result[2][1, 0] == 0).all()
 
 
 def test_without_masks_rows_of_zeros_are_padding_as_in_sentence_transformers() -> None:

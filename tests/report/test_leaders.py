@@ -54,13 +54,6 @@ def test_nothing_is_bold_without_outcomes(folder):
     assert any("Nothing is bold" in note for note in tables_of(folder)["zero_shot"].notes)
 
 
-def test_rows_of_other_images_are_not_compared(folder):
-    write_tasks(folder, "filip", {"demo_food": task(0.16, 180), "demo_animals": task(0.1, 300, 130)})
-    table = tables_of(folder)["zero_shot"]
-    assert all(cell.less is None for row in table.rows for cell in row.cells.values())
-    assert any("different images" in note for note in table.notes)
-
-
 def test_an_average_over_benchmarks_that_share_concepts_draws_them_together(folder):
     """Two benchmarks with the same images: their average is as uncertain as one of them, not less by a root of two."""
     for run, value in (("clip", 0.1), ("filip", 0.3)):

@@ -9,11 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from filip.models import Encoded, PooledFeatures, TextFeatures
-from filip.train.losses import Loss
+from filip.models import Encoded, TextFeatures
 from filip.train.monitors import effective_rank, inspect, spread_over_ranks
 from tests.support.ranks import Cases, run_cases
-from tests.train.loss_batches import settings
 
 SCALE = torch.tensor([10.0])
 D = 32
@@ -74,24 +72,6 @@ def test_embeddings_that_are_not_finite_do_not_stop_the_run() -> None:
     assert math.isnan(result["tokens/image_rank"]) and result["tokens/text_rank"] > 10
     everything = monitors(torch.full((2, 3, D), math.nan), torch.full((8, D), math.nan), 4)
     assert math.isnan(everything["tokens/text_rank"])
-
-
-def test_pooled_vectors_have_a_rank_with_and_without_tokens() -> None:
-    vectors = PooledFeatures(unit(8), unit(8, seed=1))
-    alone = inspect(Encoded(vectors.image, vectors.text, SCALE))
-    assert set(alone) == {"vectors/image_rank", "vectors/text_rank"}
-    beside = inspect(Encoded(unit(8, 4), TextFeatures(unit(16), torch.full((8,), 2)), SCALE, vectors))
-    assert {"tokens/image_rank", "vectors/image_rank"} <= set(beside)
-    assert torch.equal(beside["vectors/text_rank"], alone["vectors/text_rank"])
-
-
-def test_a_batch_that_is_solved_counts_as_saturated() -> None:
-    axes = torch.eye(D)[:4]
-    solved = Encoded(axes[:, None], TextFeatures(axes, torch.ones(4, dtype=torch.int64)), 3 * SCALE)
-    loss = Loss({"token_wise": 1.0}, settings())
-    assert float(loss(solved, torch.arange(4)).metrics["monitor/saturated_share"]) == 1
-    cold = solved._replace(logit_scale=0.1 * SCALE)
-    assert float(loss(cold, torch.arange(4)).metrics["monitor/saturated_share"]) == 0
 
 
 def spread_cases(ranks: int) -> Cases:
