@@ -10,6 +10,7 @@ from importlib.metadata import packages_distributions, requires
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -151,3 +152,16 @@ def test_what_lies_outside_of_the_package_is_declared_too(folder: str) -> None:
     extras = ("workflow",) if folder == "workflow" else ("dev", "oracles")
     for file in (ROOT / folder).rglob("*.py"):
         assert missing(third_party(imports_of(file, True)), extras) == {}, file
+
+
+def test_the_environment_of_the_rules_has_what_their_commands_import() -> None:
+    """`snakemake --sdm conda` runs each rule in it."""
+    environment = yaml.safe_load((ROOT / "workflow/envs/filip.yaml").read_text())
+    (pip,) = [one for one in environment["dependencies"] if isinstance(one, dict)]
+    (extras,) = [re.findall(r"\[(.*)\]", line)[0].split(",") for line in pip["pip"] if line.startswith("-e ../..")]
+    rules = [*(ROOT / "workflow/rules").glob("*.smk")]
+    modules = {name for file in rules for name in re.findall(r"python -m ([\w.]+)", file.read_text())}
+    assert {"filip.data.download", "filip.train.job", "filip.report.tables"} <= modules
+    for module in [*modules, "filip.train", "filip_demo.corpus"]:  # which a launcher and a parameter start
+        needed = {extra} if (extra := extra_of(module)) else set()
+        assert declared(*needed) <= declared(*extras), module

@@ -23,18 +23,19 @@ class Gpu:
     matches: str  # in the name that the driver reports
 
 
-# NVIDIA's data sheets of the SXM modules, which from the A100 on state 16-bit peaks with sparsity; half of it stands
-# here. Compared with pages that quote them:
-# - V100: developer.nvidia.com/programming-tensor-cores-cuda-9-0 (125), grokipedia.opelly.me/articles/nvidia-tesla-v100
-#   (15.7).
-# - A100: glennklockwood.com/garden/processors/A100, after nvidia-a100-datasheet-us-nvidia-1758950-r4.
-# - H100: glennklockwood.com/garden/processors/h100 (989.4, 66.9).
-# - H200: saulelectric.com/nvidia-h200.html (141 GB), the H100's arithmetic.
+# NVIDIA's data sheets of the SXM modules, which from the H100 on state 16-bit peaks with sparsity: half of it stands
+# here. We read them as the tables of Lightning (fabric/utilities/throughput.py) and Composer
+# (callbacks/speed_monitor.py) quote them, which agree:
+# - V100: images.nvidia.com/content/technologies/volta/pdf/volta-v100-datasheet-update-us-1165301-r5.pdf
+# - A100: www.nvidia.com/content/dam/en-zz/Solutions/Data-Center/a100/pdf/
+#   nvidia-a100-datasheet-us-nvidia-1758950-r4-web.pdf
+# - H100: resources.nvidia.com/en-us-tensor-core/nvidia-tensor-core-gpu-datasheet (1,979 with sparsity, 67)
+# - H200: resources.nvidia.com/en-us-data-center-overview-mc/en-us-data-center-overview/hpc-datasheet-sc23-h200
 GPUS = {
     "v100": Gpu("V100 SXM2 32 GB", 125 * TFLOP, 15.7 * TFLOP, 32 * GB, False, "V100"),
     "a100": Gpu("A100 SXM 80 GB", 312 * TFLOP, 19.5 * TFLOP, 80 * GB, True, "A100"),
-    "h100": Gpu("H100 SXM", 989.4 * TFLOP, 66.9 * TFLOP, 80 * GB, True, "H100"),
-    "h200": Gpu("H200 SXM", 989.4 * TFLOP, 66.9 * TFLOP, 141 * GB, True, "H200"),
+    "h100": Gpu("H100 SXM", 989.5 * TFLOP, 67 * TFLOP, 80 * GB, True, "H100"),
+    "h200": Gpu("H200 SXM", 989.5 * TFLOP, 67 * TFLOP, 141 * GB, True, "H200"),
 }
 
 

@@ -45,7 +45,7 @@ class Desk:
         """Return the arguments for Python of a Snakemake with the Slurm profile, for the tables."""
         (self.folder / "study.yaml").write_text(yaml.safe_dump(self.study))
         command = [str(ROOT / "tests/cluster/eager_snakemake.py"), "--configfile", "study.yaml"]
-        command += ["--profile", "workflow/profiles/slurm", *arguments]
+        command += ["--profile", "workflow/profiles/slurm", "--set-threads", "evaluate=1", *arguments]
         command += ["--slurm-init-seconds-before-status-checks", "1"]  # after each submission; 40 by default
         return [*command, "--", str(self.tables)]
 
