@@ -164,12 +164,30 @@ class TokenScorer(Scorer):
         assert texts.lengths is not None, "a token-wise scorer was given pooled texts"
         tokens = images.any(dim=-1)  # all but the padding of images in shapes of their own
         mask = None if bool(tokens.all()) else tokens
+        lengths, padded_to = texts.lengths, getattr(self.encoder, "padded_to", None)
+        if padded_to is not None:
+            texts = _with_padding(texts, padded_to)
         if not progress:
             scores = score(images, texts.values, texts.lengths, image_mask=mask)
         else:
             with Progress("scoring", "image-text pairs", len(images) * len(texts)) as bar:
                 scores = score(images, texts.values, texts.lengths, image_mask=mask, progress=bar.add)
-        return Similarity(scores.i2t.cpu(), scores.t2i.cpu())
+        t2i = scores.t2i.cpu()
+        if padded_to is not None:  # a zero vector adds nothing to the sum over words, and one to their number
+            t2i = t2i * (texts.lengths / lengths)
+        return Similarity(scores.i2t.cpu(), t2i)
+
+
+def _with_padding(texts: Texts, longest: int) -> Texts:
+    """Return packed texts with one zero vector behind each text of fewer than ``longest`` tokens."""
+    assert texts.lengths is not None
+    short = texts.lengths < longest
+    lengths = texts.lengths + short
+    own = torch.ones(int(lengths.sum()), dtype=torch.bool)
+    own[(lengths.cumsum(0) - 1)[short]] = False
+    values = texts.values.new_zeros(len(own), texts.values.shape[1])
+    values[own.to(values.device)] = texts.values
+    return Texts(values, lengths)
 
 
 RANKING_TITLES = {"image": "by s^I", "text": "by s^T", "mean": "by their mean"}
