@@ -77,9 +77,11 @@ def read_model(file: Path, vocabulary: Path) -> DualEncoder:
     """Return the checkpoint as a model of this project, in float32; its sizes are those of the tensors."""
     state = _state(file)
     try:
-        reduction = {ours: state[f"visual.token_reduction.{theirs}"] for ours, theirs in REDUCTION.items()} if any(
-            name.startswith("visual.token_reduction.") for name in state
-        ) else {}
+        reduction = (
+            {ours: state[f"visual.token_reduction.{theirs}"] for ours, theirs in REDUCTION.items()}
+            if any(name.startswith("visual.token_reduction.") for name in state)
+            else {}
+        )
         width, _, patch, _ = state["visual.conv1.weight"].shape
         words, text_width = state["token_embedding.weight"].shape
         embed_dim = state["visual.proj"].shape[1]
@@ -93,7 +95,12 @@ def read_model(file: Path, vocabulary: Path) -> DualEncoder:
                 "vit_base_patch32_clip_224", side, patch, width, layers[0], width // HEAD, "quick_gelu"
             ),
             text=TextTowerConfig(
-                text_width, layers[1], text_width // HEAD, len(state["positional_embedding"]), words, "quick_gelu",
+                text_width,
+                layers[1],
+                text_width // HEAD,
+                len(state["positional_embedding"]),
+                words,
+                "quick_gelu",
                 tokenizer=str(vocabulary),
             ),
             embed_dim=embed_dim,
@@ -104,13 +111,15 @@ def read_model(file: Path, vocabulary: Path) -> DualEncoder:
         start = model.logit_scale.detach()  # as a training of ours starts, if the file has none
         scale = state.get("loss.logit_scale", start).float().clamp(max=math.log(config.max_logit_scale))
         ours = from_open_clip({**state, "logit_scale": scale}, *layers)
-        ours |= {f"reduction.{name}": value.float().reshape(value.shape[:2] + (1,) * (value.ndim > 1))
-                 for name, value in reduction.items()}
+        ours |= {
+            f"reduction.{name}": value.float().reshape(value.shape[:2] + (1,) * (value.ndim > 1))
+            for name, value in reduction.items()
+        }
         model.load_state_dict(ours)
     except KeyError as error:
         raise UserError(f"{file} is not a ViT of FILIP's authors (Wukong): it lacks {error.args[0]}") from error
     except (ValueError, RuntimeError, ZeroDivisionError) as error:
-        raise UserError(f"{file} is not a ViT of FILIP's authors (Wukong): {first_line(error)}") from error
+        raise UserError(f"{file} is not a ViT of FILIP's authors (Wukong): {str(error).splitlines()[-1].strip()}") from error
     model.json_tokenizer = bert_tokenizer(vocabulary, words)
     return model.eval()
 

@@ -127,7 +127,7 @@ PROTOCOL = Protocol(
             Column("{metric} by s^T", "by_text", "by.text.value", "", "by.text.ci95", in_report=False),
         ),
         average=True,
-        published={"zero_shot_classification": "published"},
+        published={"zero_shot_classification": "published", "zero_shot_chinese": "published"},
     ),
     note="The score of a class is the mean of its prompts' similarities to the image, or that of their mean vector.",
     prepare=prompts_of,

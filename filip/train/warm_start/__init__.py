@@ -45,8 +45,8 @@ def check_init_from(init_from: str, option: str = "init_from") -> None:
 def load_initial(init_from: str, config: ModelConfig) -> DualEncoder:
     """Load the model to start from, float32 on the CPU.
 
-    config: the training's; a file of ours, or one that is read as ours (``wukong:``), brings its own instead. Raises UserError if the model does not exist or
-    cannot be read, or if our towers cannot compute the same.
+    config: the training's; a file of ours, or one that is read as ours (``wukong:``), brings its own instead. Raises
+    UserError if the model does not exist or cannot be read, or if our towers cannot compute the same.
     """
     prefix, name = _split(init_from)
     if prefix is None:
