@@ -119,7 +119,8 @@ def read_model(file: Path, vocabulary: Path) -> DualEncoder:
     except KeyError as error:
         raise UserError(f"{file} is not a ViT of FILIP's authors (Wukong): it lacks {error.args[0]}") from error
     except (ValueError, RuntimeError, ZeroDivisionError) as error:
-        raise UserError(f"{file} is not a ViT of FILIP's authors (Wukong): {str(error).splitlines()[-1].strip()}") from error
+        problem = str(error).splitlines()[-1].strip()  # torch's first line names the class alone
+        raise UserError(f"{file} is not a ViT of FILIP's authors (Wukong): {problem}") from error
     model.json_tokenizer = bert_tokenizer(vocabulary, words)
     return model.eval()
 

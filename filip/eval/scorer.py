@@ -164,30 +164,29 @@ class TokenScorer(Scorer):
         assert texts.lengths is not None, "a token-wise scorer was given pooled texts"
         tokens = images.any(dim=-1)  # all but the padding of images in shapes of their own
         mask = None if bool(tokens.all()) else tokens
-        lengths, padded_to = texts.lengths, getattr(self.encoder, "padded_to", None)
+        values, lengths = texts.values, texts.lengths
+        padded_to = getattr(self.encoder, "padded_to", None)
         if padded_to is not None:
-            texts = _with_padding(texts, padded_to)
+            values, lengths = _with_padding(values, lengths, padded_to)
         if not progress:
-            scores = score(images, texts.values, texts.lengths, image_mask=mask)
+            scores = score(images, values, lengths, image_mask=mask)
         else:
             with Progress("scoring", "image-text pairs", len(images) * len(texts)) as bar:
-                scores = score(images, texts.values, texts.lengths, image_mask=mask, progress=bar.add)
+                scores = score(images, values, lengths, image_mask=mask, progress=bar.add)
         t2i = scores.t2i.cpu()
         if padded_to is not None:  # a zero vector adds nothing to the sum over words, and one to their number
-            t2i = t2i * (texts.lengths / lengths)
+            t2i = t2i * (lengths / texts.lengths)
         return Similarity(scores.i2t.cpu(), t2i)
 
 
-def _with_padding(texts: Texts, longest: int) -> Texts:
-    """Return packed texts with one zero vector behind each text of fewer than ``longest`` tokens."""
-    assert texts.lengths is not None
-    short = texts.lengths < longest
-    lengths = texts.lengths + short
-    own = torch.ones(int(lengths.sum()), dtype=torch.bool)
-    own[(lengths.cumsum(0) - 1)[short]] = False
-    values = texts.values.new_zeros(len(own), texts.values.shape[1])
-    values[own.to(values.device)] = texts.values
-    return Texts(values, lengths)
+def _with_padding(values: Tensor, lengths: Tensor, longest: int) -> tuple[Tensor, Tensor]:
+    """Return packed texts and their lengths, with one zero vector behind each text of fewer than ``longest`` tokens."""
+    short = lengths < longest
+    own = torch.ones(int((lengths + short).sum()), dtype=torch.bool)
+    own[((lengths + short).cumsum(0) - 1)[short]] = False
+    padded = values.new_zeros(len(own), values.shape[1])
+    padded[own.to(values.device)] = values
+    return padded, lengths + short
 
 
 RANKING_TITLES = {"image": "by s^I", "text": "by s^T", "mean": "by their mean"}

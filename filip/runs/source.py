@@ -15,7 +15,6 @@ from torch import Tensor
 
 from filip import resources
 from filip.errors import UserError
-from filip.eval.encoders import converted
 from filip.json_tokenizer import JsonTokenizer
 from filip.models import DualEncoder, build_model, config_from_dict, load_model, read_extra
 from filip.models.weights import TOKENIZER, pop_loss_parameters
@@ -47,11 +46,9 @@ class ModelSource:
 def read_source(path: str) -> ModelSource:
     """Read the model at ``path``: a ``.safetensors`` file, a run folder or one of its checkpoints.
 
-    A run folder means the weights of the finished run, or else for its newest intact checkpoint. Also a name whose
-    model is read into one of this project (``wukong:FILE``). Raises UserError if there is none.
+    A run folder means the weights of the finished run, or else for its newest intact checkpoint.
+    Raises UserError if there is none.
     """
-    if (model := converted(path)) is not None:
-        return ModelSource(model, path)
     place = source_of(path)
     return _of_file(place) if place.is_file() else _of_checkpoint(place)
 

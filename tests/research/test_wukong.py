@@ -13,9 +13,8 @@ from filip.errors import UserError
 from filip.eval.encoders import load_encoder
 from filip.eval.protocols.zero_shot import ZeroShotSettings, class_scores, settle
 from filip.eval.scorer import scorer_for
-from filip.export.formats import FORMATS
+from filip.export.__main__ import Export, export
 from filip.models import load_model
-from filip.runs.source import read_source
 from filip.search import __main__ as search
 from filip.train.warm_start import check_init_from, content_hash, load_initial
 from tests.eval.miniature import picture, run_protocol, write_webdataset
@@ -195,10 +194,11 @@ def test_a_chinese_example_is_evaluated_searched_and_exported(
     hits = json.loads(capsys.readouterr().out)["hits"]
     assert len(hits) == 4 and ("words" in hits[0]) == (kind == "FILIP"), hits[0]
 
-    source = read_source(name)
-    with pytest.raises(UserError, match="to=safetensors"):
-        FORMATS["hf"].write(source, str(tmp_path / "hf"))
-    FORMATS["safetensors"].write(source, str(tmp_path / "m.safetensors"))
+    for to in ("hf", "onnx", "open_clip"):
+        with pytest.raises(UserError, match=r"to=(safetensors|hf)"):
+            export(Export(name, str(tmp_path / to), to))
+    export(Export(name, str(tmp_path / "m.safetensors")))
+    source = load_encoder(name)
     again, pixels = load_model(tmp_path / "m.safetensors"), torch.randn(1, 3, SIDE, SIDE)
     assert again.config.reduction == (KINDS[kind][1] or None)
     with torch.no_grad():
