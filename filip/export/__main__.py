@@ -26,7 +26,7 @@ class Export:
 
     model: str = option(
         MISSING,
-        "a .safetensors file that training wrote, a run folder (its newest state), one checkpoint folder, or wukong:FILE",
+        "a .safetensors file that training wrote, a run folder (its newest state), a checkpoint folder, or wukong:FILE",
     )
     out: str = option(MISSING, "what to write: a file (safetensors, compact), else a folder that does not exist yet")
     to: str = option("safetensors", f"format: {', '.join(FORMATS)}", choices=tuple(FORMATS))
