@@ -172,9 +172,7 @@ def test_chinese_cards_read_english_copies_and_tables(tmp_path):
     assert match_classes(card, names) == match_classes(card, list(card.classes)) == chinese
     backwards = match_classes(card, list(card.classes)[::-1])
     assert backwards == chinese[::-1] and match_classes(card, chinese[::-1])[:5] == chinese[::-1][:5]
-    with pytest.raises(
-        UserError, match="differ"
-    ):  # two are called missile
+    with pytest.raises(UserError, match="differ"):  # two are called missile
         match_classes(card, names[::-1])
     for name in ("flickr8k_zh", "flickr30k_zh", "coco_cn"):
         card = load_card(EVAL / f"{name}.yaml")
