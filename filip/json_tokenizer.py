@@ -98,4 +98,6 @@ def readable_token(token: str) -> str:
     """Return a token in the form of :func:`filip.tokenizer.decode_token`."""
     special = {"<start_of_text>": "[BOS]", "<end_of_text>": "[EOS]", "</s>": "[EOS]", "<eos>": "[EOS]"}
     special |= {"<|startoftext|>": "[BOS]", "<|endoftext|>": "[EOS]", "<bos>": "[BOS]", "<s>": "[BOS]"}
+    if len(token) > 2:  # WordPiece's mark of a piece that continues a word
+        token = token.removeprefix("##")
     return special.get(token, token.replace("</w>", "").replace("▁", ""))

@@ -233,7 +233,7 @@ def test_the_model_of_the_extending_page_is_evaluated_by_its_prefix(my_package: 
     assert done.returncode == 0, done.stdout + done.stderr
     assert json.loads((tmp_path / "retrieval.json").read_text())["benchmarks"]["demo_fluent"]["images"] == 6
     done = run_python("-m", "filip", "eval", "model=colour:plain", *more, variables=my_package, cwd=ROOT)
-    assert "did you mean colours:plain?" in done.stderr and "ridge, colours)" in done.stderr
+    assert "did you mean colours:plain?" in done.stderr and "wukong, colours)" in done.stderr
 
 
 @pytest.mark.slow

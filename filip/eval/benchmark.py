@@ -41,6 +41,7 @@ class BenchmarkCard:
     metric: str = option(MISSING, "number that the tables show; see KINDS")
     layout: BenchmarkLayout = option(MISSING, "its images on disk")
     classes: dict[str, str] | None = None  # None: taken from the data set, raw name = prompt name
+    classes_of: str = ""  # a card with the same classes in the same order, whose names the data set may have
     prompts: str | None = None
     published: str | None = None
     not_comparable: str = ""  # why published numbers cannot be compared with ours, "" = they can

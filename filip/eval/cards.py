@@ -118,6 +118,10 @@ def match_classes(card: BenchmarkCard, names: list[str]) -> list[str]:
         # Names may occur twice (ImageNet has two missiles): equal names are interchangeable.
         by_name = {_canonical(name): name for name in prompt_names}
         return [by_name[name] for name in canonical]
+    if card.classes_of:
+        theirs = load_card(card.classes_of).classes or {}
+        if canonical == [_canonical(name) for name in theirs.values()]:
+            return prompt_names
     only_data = sorted(name for name in names if _canonical(name) not in raw)
     only_card = sorted(key for key in classes if _canonical(key) not in set(canonical))
     raise UserError(
@@ -128,7 +132,7 @@ def match_classes(card: BenchmarkCard, names: list[str]) -> list[str]:
 
 
 def _canonical(name: str) -> str:
-    return re.sub(r"[^0-9a-z]+", "_", name.lower()).strip("_")
+    return re.sub(r"[\W_]+", "_", name.lower()).strip("_")
 
 
 def _some(names: list[str], limit: int = 8) -> str:

@@ -27,19 +27,22 @@ CLIP_PROMPTS = "eval/prompts_clip.yaml"
 class Family:
     """A family's protocol. prompts: its file. ensemble: "score" (mean of scores) or "embedding" (mean vector).
 
-    A token-wise score has no mean vector: there the ensemble is that of scores in any case. similarity: by which a
-    token-wise model of the family compares an image with texts of any length (:data:`filip.eval.scorer.RANKINGS`).
+    A token-wise score has no mean vector: there the ensemble is of_tokens, "score" or "probability". similarity: by
+    which a token-wise model of the family compares an image with texts of any length
+    (:data:`filip.eval.scorer.RANKINGS`).
     """
 
     prompts: str
     ensemble: str
     similarity: str = "mean"
+    of_tokens: str = "score"
 
 
 # SigLIP's evaluator (big_vision, discriminative_classifier.py, read in November 2026) averages the vectors of CLIP's
 # templates, too; it lower-cases them and drops their punctuation, as SigLIP's tokenizer in transformers does by itself.
 FAMILIES = {
     "filip": Family(PROMPTS, "score"),
+    "wukong": Family(PROMPTS, "embedding", of_tokens="probability"),
     "retriever": Family(PROMPTS, "score", "text"),  # a mean or a sum over the tokens of a query
     "clip": Family(CLIP_PROMPTS, "embedding"),
     "siglip": Family(CLIP_PROMPTS, "embedding"),

@@ -164,12 +164,29 @@ class TokenScorer(Scorer):
         assert texts.lengths is not None, "a token-wise scorer was given pooled texts"
         tokens = images.any(dim=-1)  # all but the padding of images in shapes of their own
         mask = None if bool(tokens.all()) else tokens
+        values, lengths = texts.values, texts.lengths
+        padded_to = getattr(self.encoder, "padded_to", None)
+        if padded_to is not None:
+            values, lengths = _with_padding(values, lengths, padded_to)
         if not progress:
-            scores = score(images, texts.values, texts.lengths, image_mask=mask)
+            scores = score(images, values, lengths, image_mask=mask)
         else:
             with Progress("scoring", "image-text pairs", len(images) * len(texts)) as bar:
-                scores = score(images, texts.values, texts.lengths, image_mask=mask, progress=bar.add)
-        return Similarity(scores.i2t.cpu(), scores.t2i.cpu())
+                scores = score(images, values, lengths, image_mask=mask, progress=bar.add)
+        t2i = scores.t2i.cpu()
+        if padded_to is not None:  # a zero vector adds nothing to the sum over words, and one to their number
+            t2i = t2i * (lengths / texts.lengths)
+        return Similarity(scores.i2t.cpu(), t2i)
+
+
+def _with_padding(values: Tensor, lengths: Tensor, longest: int) -> tuple[Tensor, Tensor]:
+    """Return packed texts and their lengths, with one zero vector behind each text of fewer than ``longest`` tokens."""
+    short = lengths < longest
+    own = torch.ones(int((lengths + short).sum()), dtype=torch.bool)
+    own[((lengths + short).cumsum(0) - 1)[short]] = False
+    padded = values.new_zeros(len(own), values.shape[1])
+    padded[own.to(values.device)] = values
+    return padded, lengths + short
 
 
 RANKING_TITLES = {"image": "by s^I", "text": "by s^T", "mean": "by their mean"}

@@ -16,7 +16,7 @@ from torch import Tensor
 from filip.words import FUNCTION_WORDS
 
 CHOICES = ("all", "without_ends", "content")
-ENDS = ("[BOS]", "[EOS]")
+ENDS = ("[BOS]", "[EOS]", "[CLS]", "[SEP]")
 # close to how CLIP's tokenizer splits a text before its pairs
 _WORDS = re.compile(r"[^\W\d_]+|\d|[^\s\w]+|_+")
 

@@ -49,6 +49,8 @@ def own_model(encoder: Encoder) -> DualEncoder:
         raise NotInPage("the page reads texts by CLIP's vocabulary and computes CLIP's text tower")
     if encoder.token_wise != (model.config.interaction == "token_wise"):
         raise NotInPage("a pooled model that is scored token-wise")
+    if model.config.reduction is not None:
+        raise NotInPage("the page has no learned tokens in place of patches")
     if model.config.pooling == "heads":
         raise NotInPage("the page computes one query and no heads")
     return model

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 
 from filip.command import MISSING, option, run_command
 from filip.errors import UserError, first_line
+from filip.eval.encoders import converted
 from filip.export.formats import FORMATS
 from filip.files import check_output
 from filip.progress import say
-from filip.runs.source import read_source
+from filip.runs.source import ModelSource, read_source
 
 
 @dataclass
@@ -24,7 +25,8 @@ class Export:
     """Options of the command."""
 
     model: str = option(
-        MISSING, "a .safetensors file that training wrote, a run folder (its newest state), or one checkpoint folder"
+        MISSING,
+        "a .safetensors file that training wrote, a run folder (its newest state), a checkpoint folder, or wukong:FILE",
     )
     out: str = option(MISSING, "what to write: a file (safetensors, compact), else a folder that does not exist yet")
     to: str = option("safetensors", f"format: {', '.join(FORMATS)}", choices=tuple(FORMATS))
@@ -37,7 +39,8 @@ def export(config: Export) -> None:
     check_output("out", config.out, chosen.out)
     if config.push:
         check_push(config.push, chosen.out)
-    source = read_source(config.model)
+    model = converted(config.model)
+    source = read_source(config.model) if model is None else ModelSource(model, config.model)
     chosen.write(source, config.out)
     parameters = sum(p.numel() for p in source.model.parameters())
     say(f"wrote {config.out} ({config.to}): {parameters:,} parameters of {source.origin}")

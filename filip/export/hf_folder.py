@@ -95,6 +95,11 @@ def tower_config(model: DualEncoder) -> dict[str, Any]:
             "the model was trained with model.exclude_special_tokens=true, and this format would score [BOS] and "
             "[EOS]; to=safetensors holds it"
         )
+    if model.config.reduction is not None:
+        raise UserError(
+            "the model compares learned tokens (model.reduction), which this format has no code for; to=safetensors "
+            "holds it"
+        )
     config = asdict(model.config)
     towers = ("image", "text", "embed_dim", "interaction", "pooling", "pool_queries", "cls_in_interaction")
     return {name: config[name] for name in towers}

@@ -108,6 +108,11 @@ class ModelConfig:
         choices=POOLINGS,
     )
     pool_queries: int = option(4, "learned queries a side of pooling: heads", at_least=1)
+    reduction: int | None = option(
+        None,
+        "learned tokens that stand for an image's patches in the interaction, as Wukong's 12; null = the patches",
+        at_least=1,
+    )
     cls_in_interaction: bool = option(
         False, "let the image's [CLS] take part as one more token (paper: open)", typed=False
     )
@@ -130,6 +135,11 @@ class ModelConfig:
         if self.text.width % self.text.heads:
             raise UserError(
                 f"model.text.width={self.text.width} is not divisible by model.text.heads={self.text.heads}"
+            )
+        if self.reduction is not None and self.interaction != "token_wise":
+            raise UserError(
+                f"model.reduction={self.reduction} is about the patches that model.interaction=token_wise compares; "
+                "leave it out"
             )
         if self.text.tokenizer is not None and self.exclude_special_tokens:
             raise UserError(

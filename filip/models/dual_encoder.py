@@ -17,6 +17,7 @@ from filip.json_tokenizer import CaptionTokenizer, JsonTokenizer
 from filip.models.config import ModelConfig
 from filip.models.image_tower import ImageTower
 from filip.models.pooling import Pooling
+from filip.models.reduction import TokenReduction
 from filip.models.temperature import initial_logit_scale, scale_of
 from filip.models.text_tower import TextTower
 
@@ -94,6 +95,7 @@ class DualEncoder(nn.Module):
             queries = {"mean": 0, "attention": 1, "heads": config.pool_queries}[config.pooling]
             self.image_pool = Pooling(config.embed_dim, queries, config.pooling == "heads")
             self.text_pool = Pooling(config.embed_dim, queries, config.pooling == "heads")
+        self.reduction = None if config.reduction is None else TokenReduction(config.embed_dim, config.reduction)
         self.set_interaction(config.interaction)
         if config.cls_in_interaction:
             self.require_cls("model.cls_in_interaction", "model.cls_in_interaction=false")
@@ -103,6 +105,11 @@ class DualEncoder(nn.Module):
         """Compare images and texts by all tokens or by one vector each; the weights are the same for both."""
         if interaction == "pooled":
             self.require_vector("model.interaction=pooled", "model.interaction=token_wise")
+            if self.config.reduction is not None:
+                raise UserError(
+                    f"the model compares {self.config.reduction} learned tokens (model.reduction), which "
+                    "model.interaction=pooled does not read; leave it token_wise"
+                )
         self.config.interaction = interaction
 
     def set_gradient_checkpointing(self, enable: bool) -> None:
@@ -136,6 +143,11 @@ class DualEncoder(nn.Module):
                 f"{text.vocab_size} word vectors: give the tokenizer that the model was trained with"
             )
         return self.json_tokenizer
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Return rows and columns of the patches that are compared; (0, 0) for learned tokens, which lie nowhere."""
+        return self.image.grid if self.reduction is None else (0, 0)
 
     @property
     def image_size(self) -> int:
@@ -203,6 +215,8 @@ class DualEncoder(nn.Module):
         if not token_wise:
             return self._image_vectors(tokens)
         patches = tokens[:, self.image.prefix_tokens :]
+        if self.reduction is not None:
+            patches = self.reduction(patches)
         if self.config.cls_in_interaction:
             patches = torch.cat([tokens[:, :1], patches], dim=1)
         return _unit(patches)

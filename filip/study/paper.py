@@ -1,4 +1,4 @@
-"""Print the settings of the paper's trainings as our studies resolve them, next to the paper's own."""
+"""Print our studies' settings next to the paper's and to those of its authors' later code."""
 
 from __future__ import annotations
 
@@ -43,6 +43,7 @@ class Row:
     ours: list[Any]
     expected: list[Any]
     notes: str
+    later: str = ""
 
     @property
     def state(self) -> str:
@@ -53,14 +54,14 @@ class Row:
 
 
 def main(config: Paper) -> None:
-    """The resolved settings of base, large and ablation next to the paper's."""
+    """The settings of base, large and ablation next to the paper's and its authors' later code."""
     for section, rows in compare().items():
         names = " / ".join(study for study, _ in TRAININGS[section])
-        lines = [(section, "paper", names, ""), *(_line(row) for row in rows)]
-        widths = [max(len(line[column]) for line in lines if len(line[column]) < WIDE) for column in range(3)]
+        lines = [(section, "paper", "their later code", names, ""), *(_line(row) for row in rows)]
+        widths = [max(len(line[column]) for line in lines if len(line[column]) < WIDE) for column in range(4)]
         for line in lines:
             print(
-                "  ".join([*(cell.ljust(width) for cell, width in zip(line, widths, strict=False)), line[3]]).rstrip()
+                "  ".join([*(cell.ljust(width) for cell, width in zip(line, widths, strict=False)), line[4]]).rstrip()
             )
         print()
 
@@ -85,15 +86,13 @@ def _row(entry: dict[str, Any], columns: list[dict[str, Any]]) -> Row:
         return value if isinstance(value, list) else [value] * len(columns)
 
     ours = [column[entry["setting"]] for column in columns]
-    notes = [entry.get("reason", ""), f"later {entry['later']}" if "later" in entry else ""]
-    return Row(
-        entry["setting"], each("paper"), ours, each("ours") or each("paper") or [], "; ".join(filter(None, notes))
-    )
+    expected = each("ours") or each("paper") or []
+    return Row(entry["setting"], each("paper"), ours, expected, entry.get("reason", ""), str(entry.get("later", "")))
 
 
-def _line(row: Row) -> tuple[str, str, str, str]:
+def _line(row: Row) -> tuple[str, str, str, str, str]:
     paper = "open" if row.paper is None else _short(row.paper)
-    return row.setting, paper, _short(row.ours), ": ".join(filter(None, (row.state, row.notes)))
+    return row.setting, paper, row.later, _short(row.ours), ": ".join(filter(None, (row.state, row.notes)))
 
 
 def _short(values: list[Any]) -> str:

@@ -188,6 +188,9 @@ class TrainConfig:
         "takes {weight: 1, SETTING: VALUE}",
     )
     soft_targets: bool = option(True, "pairs of one group are positives of each other, 1 / #positives each")
+    label_smoothing: float = option(
+        0.0, "share of each target that all pairs of the batch get alike (Wukong's code: 0.1)", at_least=0, at_most=1
+    )
 
     timeout_minutes: float = option(
         30.0, "a step's collective that takes longer ends the run with an error: a rank is dead or unreachable", above=0

@@ -90,7 +90,7 @@ def count(model: ModelConfig, config: TrainConfig, batching: Batching, ranks: in
     with torch.device("meta"):
         built = build_model(model)
     parts = {
-        "image": sum(p.numel() for p in built.image.parameters()),
+        "image": sum(p.numel() for part in (built.image, built.reduction) if part for p in part.parameters()),
         "text": sum(p.numel() for p in built.text.parameters()),
         "temperature": built.logit_scale.numel(),
     }
@@ -128,7 +128,7 @@ def kept_shares(config: TrainConfig) -> tuple[float, float]:
 
 def contrastive_batch(model: DualEncoder, config: TrainConfig, batching: Batching, ranks: int, share: float) -> Setting:
     """Return one contrastive batch, of which ``share`` of the tokens is left."""
-    patches = model.image.grid[0] * model.image.grid[1]
+    patches = model.config.reduction or model.image.grid[0] * model.image.grid[1]
     words = min(CAPTION_TOKENS, model.config.text.context_length)
     return Setting(
         global_batch=batching.global_batch,

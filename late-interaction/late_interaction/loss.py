@@ -45,6 +45,7 @@ def contrastive_loss(
     offset: int = 0,
     ids: Tensor | None = None,
     all_ids: Tensor | None = None,
+    label_smoothing: float = 0.0,
 ) -> ContrastiveOutput:
     """Compute the symmetric cross-entropy: soft-max of scale * i2t over texts, of scale * t2i over images.
 
@@ -55,6 +56,7 @@ def contrastive_loss(
         ids          [b] int64; all items with an equal id are positives of each other, each with the target
                      1 / #positives. None: only an item's pair is positive
         all_ids      [N] int64, the ids of all ranks; None: ``ids`` (one process)
+        label_smoothing  share of each target that goes to all N alike
 
     Everything from the scaled similarity on is float32 (float64 for float64 input). The mean runs over this
     rank's b rows: when every rank has the same b, the mean over ranks of this loss is the loss of one
@@ -72,18 +74,22 @@ def contrastive_loss(
     positives = None if ids is None else _positives(ids, ids if all_ids is None else all_ids, target, n)
     with torch.autocast(similarity.i2t.device.type, enabled=False):
         scale = logit_scale.to(wide).reshape(())
-        i2t_loss, i2t_accuracy = _one_direction(scale * similarity.i2t.to(wide), target, positives)
-        t2i_loss, t2i_accuracy = _one_direction(scale * similarity.t2i.to(wide).T, target, positives)
+        i2t_loss, i2t_accuracy = _one_direction(scale * similarity.i2t.to(wide), target, positives, label_smoothing)
+        t2i_loss, t2i_accuracy = _one_direction(scale * similarity.t2i.to(wide).T, target, positives, label_smoothing)
         return ContrastiveOutput((i2t_loss + t2i_loss) / 2, i2t_loss, t2i_loss, i2t_accuracy, t2i_accuracy)
 
 
-def _one_direction(logits: Tensor, target: Tensor, positives: Tensor | None) -> tuple[Tensor, Tensor]:
+def _one_direction(
+    logits: Tensor, target: Tensor, positives: Tensor | None, smoothing: float
+) -> tuple[Tensor, Tensor]:
     """Return cross-entropy and accuracy of ``logits`` [b, N]; a hit is any positive ranked first."""
     best = logits.detach().argmax(dim=1)
     if positives is None:
-        return F.cross_entropy(logits, target), (best == target).to(logits.dtype).mean()
+        loss = F.cross_entropy(logits, target, label_smoothing=smoothing)
+        return loss, (best == target).to(logits.dtype).mean()
     hits = positives.gather(1, best[:, None]).to(logits.dtype).mean()
-    return F.cross_entropy(logits, positives.to(logits.dtype) / positives.sum(dim=1, keepdim=True)), hits
+    shares = positives.to(logits.dtype) / positives.sum(dim=1, keepdim=True)
+    return F.cross_entropy(logits, shares, label_smoothing=smoothing), hits
 
 
 def _positives(ids: Tensor, all_ids: Tensor, target: Tensor, n: int) -> Tensor:

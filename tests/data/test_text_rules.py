@@ -1,19 +1,21 @@
+import csv
 import json
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from filip.data.cards import SourceCard, TextRuleSettings, parse_card
+from filip.data.cards import SourceCard, TextRuleSettings, load_source, parse_card
 from filip.data.lists import caption_filters
 from filip.data.lists.caption_filters import MEANINGLESS, active_rules
 from filip.data.lists.language import are_english
 from filip.data.prepare import prepare
-from filip.data.text_rules import TextRulesConfig, apply_text_rules, main
+from filip.data.text_rules import TextRulesConfig, apply_text_rules, main, with_rules
 from filip.errors import UserError
 from tests.support.captions import labelled_captions, language_accuracy, sample_of_kinds, verdicts_on_kinds
 
@@ -129,6 +131,23 @@ FOREIGN = {
 @pytest.mark.parametrize("kind", ENGLISH)
 def test_short_captions_are_told_apart_by_words_script_and_names(kind: str) -> None:
     assert are_english([*ENGLISH[kind], *FOREIGN[kind]]) == [True] * len(ENGLISH[kind]) + [False] * len(FOREIGN[kind])
+
+
+def test_a_list_in_wukong_s_format_keeps_its_chinese_captions(tmp_path: Path) -> None:
+    captions = {
+        "大白鲨": True, "iphone手机壳": True, "2021新款 连衣裙": True, "红色的狗，在海滩奔跑": True, "海滩": False,
+        "cats": False, "a photo of a dog": False, "これは猫です": False, "12345": False, "": False,
+    }  # fmt: skip
+    with open(tmp_path / "wukong_100m_0.csv", "w", encoding="utf-8", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["dir", "url", "caption"])
+        rows.writerows([f"{n:05d}", f"https://a.cn/{n}.jpg", caption] for n, caption in enumerate(captions))
+    listed = replace(load_source("wukong100m"), list=str(tmp_path / "*.csv"))
+    prepare(listed, tmp_path / "l.parquet", shuffle=False)
+    card = with_rules(load_source("wukong100m"), {"min_words": 3})
+    apply_text_rules(tmp_path / "l.parquet", tmp_path / "k.parquet", card, processes=1)
+    kept = pq.read_table(tmp_path / "k.parquet")["caption"].to_pylist()
+    assert kept == [caption for caption, stays in captions.items() if stays]
 
 
 def test_rules_on_a_sample_that_they_were_not_made_for(tmp_path: Path) -> None:

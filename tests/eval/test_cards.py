@@ -165,6 +165,26 @@ def write_karpathy(folder: Path, options: dict, captions: list[list[str]]) -> No
     (folder / options["annotations"]).write_text(json.dumps({"images": images, "dataset": "x"}))
 
 
+def test_chinese_cards_read_english_copies_and_tables(tmp_path):
+    card, english = load_card(EVAL / "imagenet_zh.yaml"), load_card(EVAL / "imagenet.yaml")
+    assert card.classes is not None and english.classes is not None and len(card.classes) == 1000
+    chinese, names = list(card.classes.values()), list(english.classes.values())
+    assert match_classes(card, names) == match_classes(card, list(card.classes)) == chinese
+    backwards = match_classes(card, list(card.classes)[::-1])
+    assert backwards == chinese[::-1] and match_classes(card, chinese[::-1])[:5] == chinese[::-1][:5]
+    with pytest.raises(UserError, match="differ"):  # two are called missile
+        match_classes(card, names[::-1])
+    for name in ("flickr8k_zh", "flickr30k_zh", "coco_cn"):
+        card = load_card(EVAL / f"{name}.yaml")
+        place, options = tmp_path / card.path, card.layout.options
+        (place / options.get("images", ".")).mkdir(parents=True)
+        for i in range(2):
+            shown(i).save(place / options.get("images", ".") / f"{i}.jpg")
+        rows = "image,caption\n0.jpg,一只猫\n0.jpg,红色的，猫\n1.jpg,海滩\n"
+        (place / options["annotations"]).write_text(rows, encoding="utf-8")
+        assert [one.captions for one in open_set(card, tmp_path)] == [["一只猫", "红色的，猫"], ["海滩"]]
+
+
 @pytest.mark.parametrize("name", CARDS)
 def test_every_card_is_whole(name):
     card = load_card(EVAL / f"{name}.yaml")

@@ -74,6 +74,20 @@ def test_loss_is_float32_whatever_comes_in() -> None:
     assert float(output.loss) == pytest.approx(float(exact.loss), rel=1e-5)
 
 
+@pytest.mark.parametrize("ids", [None, torch.tensor([5, 5, 6])])
+def test_smoothed_labels_give_every_candidate_a_share(ids: torch.Tensor | None) -> None:
+    similarity, every, smoothing = Similarity(torch.randn(3, 4), torch.randn(4, 3)), torch.tensor([7, 5, 5, 6]), 0.1
+    target = torch.eye(4)[1:] if ids is None else (ids[:, None] == every).float()
+    target = (1 - smoothing) * target / target.sum(1, keepdim=True) + smoothing / 4
+    logits = 3 * torch.stack([similarity.i2t, similarity.t2i.T])
+    expected = -(target * logits.log_softmax(2)).sum(2).mean()
+    every_id = None if ids is None else every
+    output = contrastive_loss(
+        similarity, torch.tensor(3.0), offset=1, ids=ids, all_ids=every_id, label_smoothing=smoothing
+    )
+    torch.testing.assert_close(output.loss, expected)
+
+
 def test_mistakes_are_named() -> None:
     square = Similarity(torch.zeros(3, 5), torch.zeros(3, 5))
     with pytest.raises(ValueError, match="needs t2i"):

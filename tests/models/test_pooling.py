@@ -125,3 +125,23 @@ def test_ends_have_no_parameters_of_their_own() -> None:
     names = {pooling: set(build_model(config(pooling)).state_dict()) for pooling in ("ends", "mean", "attention")}
     assert names["ends"] == names["mean"]
     assert names["attention"] - names["ends"] == {"image_pool.query", "text_pool.query"}
+
+
+def test_learned_tokens_are_of_the_patches_alone_and_start_apart() -> None:
+    torch.manual_seed(0)
+    settings = config("ends", "token_wise")
+    settings.embed_dim, settings.reduction = 16, 3
+    model = build_model(settings).eval()
+    states = model.image(torch.randn(2, 3, model.image_size, model.image_size))
+    tokens = model.image_embeddings(states)
+    changed = states.clone()
+    changed[:, 0] += 1  # the class token
+    assert tokens.shape == (2, 3, 16) and torch.equal(model.image_embeddings(changed), tokens) and model.grid == (0, 0)
+    assert (tokens @ tokens.transpose(1, 2)).triu(1).max() < 0.999
+    with pytest.raises(UserError, match="is about the patches"):
+        config_from_dict({"reduction": 3, "interaction": "pooled"})
+    with pytest.raises(UserError, match="learned tokens"):
+        model.set_interaction("pooled")
+    settings.embed_dim = 12
+    with pytest.raises(UserError, match="8 groups"):
+        build_model(settings)

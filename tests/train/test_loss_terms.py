@@ -82,6 +82,13 @@ def test_without_soft_targets_only_the_own_pair_is_positive(term: str) -> None:
     assert_same(hard.loss, REFERENCES[term](batch), batch)
 
 
+@pytest.mark.parametrize("term", ["token_wise", "pooled"])
+def test_labels_are_smoothed_only_on_request(term: str) -> None:
+    batch = random_batch(term, [5])
+    plain, smoothed = run(term, batch).loss, run(term, batch, label_smoothing=0.1).loss
+    assert torch.equal(run(term, batch, label_smoothing=0.0).loss, plain) and not torch.equal(smoothed, plain)
+
+
 def test_on_vectors_the_terms_are_those_of_open_clip() -> None:
     batch = random_batch("sigmoid", [6])
     vectors = batch.image_vector, batch.text_vector, batch.scale

@@ -190,9 +190,11 @@ def conditions(rules: TextRuleSettings) -> dict[str, str]:
     if unknown:
         raise UserError(f"text_rules.switched_off names {', '.join(unknown)}; the rules are {', '.join(MEANINGLESS)}")
     words = "(length(c) - length(replace(c, ' ', '')) + 1)"
+    # Chinese has no spaces between words, of which each sign is at least a part
+    fewest = rf"greatest({words}, length(regexp_replace(c, '\P{{Han}}', '', 'g')))" if rules.min_words > 1 else words
     found = {
         "empty": "c = ''",
-        "too_short": f"c <> '' AND (length(c) < {rules.min_characters} OR {words} < {rules.min_words})",
+        "too_short": f"c <> '' AND (length(c) < {rules.min_characters} OR {fewest} < {rules.min_words})",
         "too_long": f"length(c) > {rules.max_characters} OR {words} > {rules.max_words}",
     }
     if rules.meaningless:

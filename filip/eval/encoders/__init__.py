@@ -110,11 +110,15 @@ class Loading:
 
 @dataclass(frozen=True)
 class Backend:
-    """A kind of model: where its class is (``class.from_name(name, loading)``), and the form of its name."""
+    """A kind of model: where its class is (``class.from_name(name, loading)``), and the form of its name.
+
+    converts: the class is a :class:`FilipEncoder`; its model is one of this project, which a training may start from.
+    """
 
     module: str
     encoder: str
     form: str
+    converts: bool = False
 
     def load(self, name: str, loading: Loading) -> Encoder:
         encoder: Encoder = getattr(importlib.import_module(self.module), self.encoder).from_name(name, loading)
@@ -184,6 +188,15 @@ def load_encoder(
         encoder.transform = Padded(encoder.transform)
         encoder.details = {**encoder.details, "fit": "pad"}
     return encoder
+
+
+def converted(model: str) -> Any:
+    """Return the model of this project that ``PREFIX:NAME`` is read into, on the CPU; None for any other name."""
+    prefix, colon, name = model.partition(":")
+    if not (colon and prefix in backends() and backends()[prefix].converts):
+        return None
+    encoder: Any = backends()[prefix].load(name, Loading())
+    return encoder.model
 
 
 def _meant(prefix: str, name: str) -> str:
@@ -258,7 +271,7 @@ class FilipEncoder:
         self.details: dict[str, str] = {} if trained_so == self.token_wise else {"tokens": OWN_PROJECTIONS}
         self._projects_all = self.token_wise and not trained_so
         self.image_size = int(self.model.image_size)
-        self.grid: tuple[int, int] = self.model.image.grid
+        self.grid: tuple[int, int] = self.model.grid
         self.context_length = self.model.text.context_length
         self.transform: Callable[[Image.Image], Tensor] = EvalTransform(self.image_size)
 
@@ -290,6 +303,11 @@ class FilipEncoder:
         return features.float().mean(1).cpu()
 
     def patches(self, pixels: Tensor) -> Tensor:
+        if self.grid == (0, 0):
+            raise UserError(
+                f"{self.name} compares learned tokens (model.reduction), which lie on no patch: there is nothing to "
+                "point with"
+            )
         return self._patches(pixels).cpu()
 
     @torch.inference_mode()

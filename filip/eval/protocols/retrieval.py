@@ -274,7 +274,11 @@ PROTOCOL = Protocol(
             for way, direction in WAYS.items()
             for k in KS
         ),
-        published={"zero_shot_retrieval": "zero-shot", "fine_tuned_retrieval": "fine-tuned"},
+        published={
+            "zero_shot_retrieval": "zero-shot",
+            "zero_shot_retrieval_chinese": "zero-shot",
+            "fine_tuned_retrieval": "fine-tuned",
+        },
         by_tuning=True,
     ),
     note="A hit is any own caption among the first k, and the own image among the first k.",

@@ -31,14 +31,15 @@ from filip.eval.protocols import Column, Numbers, Protocol, ReportTable
 from filip.eval.scorer import Scorer, Texts
 from late_interaction import Similarity
 
-ENSEMBLES = (AUTO, "score", "embedding")
+ENSEMBLES = (AUTO, "score", "embedding", "probability")
 
 
 @dataclass
 class ZeroShotSettings:
     ensemble: str = option(
         AUTO,
-        "score: mean of scores over prompts; embedding: mean vector (pooled models); auto: as its authors do",
+        "score: mean of scores over prompts; embedding: mean vector (pooled models); probability: mean over prompts of "
+        "a soft-max over classes, of scale 1 (Wukong); auto: as its authors do",
         choices=ENSEMBLES,
     )
 
@@ -47,7 +48,8 @@ def settle(settings: ZeroShotSettings, encoder: Encoder) -> ZeroShotSettings:
     """Return the settings with the ensemble that a model has where it is "auto"."""
     if settings.ensemble != AUTO:
         return settings
-    return replace(settings, ensemble="score" if encoder.token_wise else FAMILIES[encoder.family].ensemble)
+    family = FAMILIES[encoder.family]
+    return replace(settings, ensemble=family.of_tokens if encoder.token_wise else family.ensemble)
 
 
 def run(encoder: Encoder, card: BenchmarkCard, settings: ZeroShotSettings, context: Context, record: Record) -> Numbers:
@@ -86,7 +88,7 @@ def zero_shot_task(
         texts, prompts = Texts(F.normalize(means, dim=-1), None), 1
 
     def keep(images: Tensor, batch: Batch) -> tuple[Similarity, Tensor, list[str], list[str]]:
-        return class_scores(scorer, images, texts, prompts), batch.labels, batch.keys, batch.clusters
+        return class_scores(scorer, images, texts, prompts, average), batch.labels, batch.keys, batch.clusters
 
     parts = collect(scorer, context.source(data, card.name), keep)
     scores, labels, keys_of, clusters_of = zip(*parts, strict=True)
@@ -101,10 +103,16 @@ def zero_shot_task(
     return {**result, "prompts": len(ensemble), "split": card.split, "layout": card.loader}
 
 
-def class_scores(scorer: Scorer, images: Tensor, texts: Texts, prompts: int) -> Similarity:
-    """Return means over each class's prompts, [images, classes] each. texts: class-major, ``prompts`` a class."""
+def class_scores(scorer: Scorer, images: Tensor, texts: Texts, prompts: int, average: str = "score") -> Similarity:
+    """Return means over each class's prompts, [images, classes] each. texts: class-major, ``prompts`` a class.
+
+    average: "probability" means over the prompts' soft-max over classes.
+    """
     similarity = scorer.similarity(images, texts)
-    return Similarity(*(scores.view(len(images), -1, prompts).mean(2) for scores in (similarity.i2t, similarity.t2i)))
+    of_prompts = [scores.view(len(images), -1, prompts) for scores in (similarity.i2t, similarity.t2i)]
+    if average == "probability":
+        of_prompts = [scores.softmax(1) for scores in of_prompts]
+    return Similarity(*(scores.mean(2) for scores in of_prompts))
 
 
 PROTOCOL = Protocol(
@@ -119,7 +127,7 @@ PROTOCOL = Protocol(
             Column("{metric} by s^T", "by_text", "by.text.value", "", "by.text.ci95", in_report=False),
         ),
         average=True,
-        published={"zero_shot_classification": "published"},
+        published={"zero_shot_classification": "published", "zero_shot_chinese": "published"},
     ),
     note="The score of a class is the mean of its prompts' similarities to the image, or that of their mean vector.",
     prepare=prompts_of,

@@ -197,12 +197,14 @@ def _settings(result: dict[str, Any]) -> dict[str, str]:
     ranking = {"i2t": own.get("rank_texts_by"), "t2i": own.get("rank_images_by")}
     settings = {
         "prompts": own.get("prompts"),
-        "ensemble": {"score": "mean of scores", "embedding": "mean vector"}.get(str(own.get("ensemble"))),
+        "ensemble": {"score": "mean of scores", "embedding": "mean vector", "probability": "mean of probabilities"}.get(
+            str(own.get("ensemble"))
+        ),
         "ranking": ", ".join(f"{way} by {by}" for way, by in ranking.items() if by),
         "image size": f"{result['image_size']} px" if result.get("image_size") else None,
         "precision": result.get("precision"),
         "tokens": result.get("tokens"),
         "fit": result.get("fit"),
-        "tokens of a text": own.get("text_tokens"),
+        "tokens of a text": result.get("tokens of a text") or own.get("text_tokens"),
     }
     return {name: str(value) for name, value in settings.items() if value}

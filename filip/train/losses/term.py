@@ -29,6 +29,7 @@ class LossSettings(Protocol):
     exchange: str
     backend: str
     soft_targets: bool
+    label_smoothing: float
     token_maximum: str
     token_temperature: Any  # a number or a schedule
     loss: dict[str, Any]
@@ -91,7 +92,12 @@ class LossInput:
     def cross_entropy(self, similarity: Similarity) -> TermOutput:
         """Compute CLIP's symmetric cross-entropy over ``similarity``; both halves and both accuracies are metrics."""
         output: ContrastiveOutput = contrastive_loss(
-            similarity, self.encoded.logit_scale, offset=self.offset, ids=self.positives, all_ids=self.all_positives
+            similarity,
+            self.encoded.logit_scale,
+            offset=self.offset,
+            ids=self.positives,
+            all_ids=self.all_positives,
+            label_smoothing=self.settings.label_smoothing,
         )
         metrics = {
             "loss/i2t": output.i2t_loss,

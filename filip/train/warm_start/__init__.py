@@ -12,6 +12,7 @@ from pathlib import Path
 
 from filip import resources
 from filip.errors import UserError
+from filip.eval.encoders import backends, converted
 from filip.files import digest, nothing_at, sha256_of
 from filip.hub import hub_asked
 from filip.models import DualEncoder, ModelConfig, load_model
@@ -29,7 +30,7 @@ def check_init_from(init_from: str, option: str = "init_from") -> None:
     """
     prefix, name = _split(init_from)
     if prefix is None and not Path(name).is_file():
-        forms = "open_clip:ARCH:TAG, open_clip:ARCH:FILE:ACTIVATION or timm:NAME"
+        forms = "open_clip:ARCH:TAG, open_clip:ARCH:FILE:ACTIVATION, timm:NAME or wukong:FILE"
         ours = " or ".join(resources.WEIGHTS)
         advice = f"give {ours}, the out=… of a finished training, or a model of another project as {forms}"
         raise UserError(
@@ -44,12 +45,14 @@ def check_init_from(init_from: str, option: str = "init_from") -> None:
 def load_initial(init_from: str, config: ModelConfig) -> DualEncoder:
     """Load the model to start from, float32 on the CPU.
 
-    config: the training's; a file of ours brings its own instead. Raises UserError if the model does not exist or
-    cannot be read, or if our towers cannot compute the same.
+    config: the training's; a file of ours, or one that is read as ours (``wukong:``), brings its own instead. Raises
+    UserError if the model does not exist or cannot be read, or if our towers cannot compute the same.
     """
     prefix, name = _split(init_from)
     if prefix is None:
         return load_model(name, loss_parameters=True)
+    if prefix not in SOURCES:
+        return converted(init_from)  # type: ignore[no-any-return]
     parts = [name, *name.split(":")]
     with hub_asked(local=any(part == WHEEL or Path(part).exists() for part in parts)):
         return SOURCES[prefix](name, config)
@@ -65,4 +68,5 @@ def content_hash(init_from: str) -> str:
 
 def _split(init_from: str) -> tuple[str | None, str]:
     prefix, colon, name = init_from.partition(":")
-    return (prefix, name) if colon and prefix in SOURCES else (None, resources.weights(init_from))
+    known = prefix in SOURCES or (prefix in backends() and backends()[prefix].converts)
+    return (prefix, name) if colon and known else (None, resources.weights(init_from))
