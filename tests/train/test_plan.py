@@ -49,6 +49,14 @@ def test_the_papers_sizes_are_printed_without_a_gpu() -> None:
     assert "426,699,009 parameters" in done.stdout and "30720 pairs = 160 x 192" in done.stdout
 
 
+def test_the_plan_names_the_loss_s_share_and_its_backend(capsys: pytest.CaptureFixture[str]) -> None:
+    """Three products of 320 images of 49 tokens with 40,960 captions of 18, of 256 features, are 17.8 TFLOP."""
+    for gpu, backend in (("v100", "tiled, since Triton"), ("h100", "triton")):
+        run_command(main, Plan, "train", ["experiment=base", "gpus=128", f"gpu={gpu}", "token_keep_ratio=1"])
+        (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("loss ")]
+        assert "17.8 TFLOP a step and GPU" in line and f"backend={backend}" in line
+
+
 def test_the_plan_has_the_given_resolution(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     run_command(main, Plan, "train", ["experiment=finetune_coco", "model=large", "gpus=64"])

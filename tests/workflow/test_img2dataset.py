@@ -31,8 +31,10 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     card["download"] = {"image_size": 64, "timeout": 5, "retries": 0, "processes": 1, "threads": 8,
                         "samples_per_shard": 80}  # fmt: skip
     (clone / "data/web.yaml").write_text(yaml.safe_dump({**card, "allow_private_hosts": True}))
-    config = yaml.safe_load((clone / "workflow/config/own_images.yaml").read_text())
+    config = yaml.safe_load((clone / "workflow/config/emoji.yaml").read_text())
+    del config["demo"], config["explorer"]
     config |= {"sources": ["web"], "data_dir": "data_of_web", "download": {"engine": "img2dataset"}}
+    config |= {"eval": {"root": "benchmarks", "retrieval": ["flickr30k"]}, "tables": {"retrieval": ["filip"]}}
     (clone / "web_study.yaml").write_text(yaml.safe_dump(config))
     return clone
 
