@@ -114,22 +114,12 @@ def new_concepts(draw: random.Random, concepts: Sequence[str], count: int, share
     return best
 
 
-def compose(
-    sprites: Sprites,
-    concepts: Sequence[str],
-    seed: int,
-    index: int,
-    side: int = SIDE,
-    sizes: Sequence[tuple[float, float]] | None = None,
-) -> Scene:
-    """Compose scene number ``index``, which shows ``concepts``, each drawn by one of the artists in ``sprites``.
-
-    sizes: the least and the largest longer side of each, as a share of the scene's (default by their number, SIZES).
-    """
+def compose(sprites: Sprites, concepts: Sequence[str], seed: int, index: int, side: int = SIDE) -> Scene:
+    """Compose scene number ``index``, which shows ``concepts``, each drawn by one of the artists in ``sprites``."""
     draw = random.Random(f"scene {seed} {index}")
     page = background(draw, side)
     chosen = [draw.choice(sprites[concept]) for concept in concepts]
-    placed = place(draw, [sprite.image.size for sprite in chosen], side, sizes or [SIZES[len(chosen)]] * len(chosen))
+    placed = place(draw, [sprite.image.size for sprite in chosen], side)
     masks: list[np.ndarray] = []
     for sprite, (left, top, right, bottom) in zip(chosen, placed, strict=True):
         drawn = sprite.image.resize((right - left, bottom - top), Image.Resampling.LANCZOS)
@@ -146,12 +136,11 @@ def compose(
     return Scene(index, page, things, caption(draw, things))
 
 
-def place(
-    draw: random.Random, shapes: Sequence[tuple[int, int]], side: int, sizes: Sequence[tuple[float, float]]
-) -> list[tuple[int, int, int, int]]:
-    """Return boxes of these shapes and sizes that do not overlap; a thing that finds no place is drawn smaller."""
+def place(draw: random.Random, shapes: Sequence[tuple[int, int]], side: int) -> list[tuple[int, int, int, int]]:
+    """Return boxes of these shapes that do not overlap; a thing that finds no place is drawn smaller."""
+    small, large = SIZES[len(shapes)]
     boxes: list[tuple[int, int, int, int]] = []
-    for (width, height), (small, large) in zip(shapes, sizes, strict=True):
+    for width, height in shapes:
         longer = draw.uniform(small, large) * side
         while True:
             scale = longer / max(width, height)
