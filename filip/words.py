@@ -14,7 +14,8 @@ _FUNCTION_WORDS = (
     "those through to together too top toward towards under until up upon us very was we were what when where "
     "which while who whom whose will with within without would you your "
 )
-FUNCTION_WORDS = frozenset(_FUNCTION_WORDS.split())
+FUNCTION_SIGNS = "的了着在是和与或被"  # Chinese ones, which no space parts from other words
+FUNCTION_WORDS = frozenset([*_FUNCTION_WORDS.split(), *FUNCTION_SIGNS])
 
 _PLAIN = re.compile(r"[^\W_]+")
 

@@ -165,7 +165,8 @@ class Context:
     def of(self, encoder: Encoder, card: BenchmarkCard) -> Context:
         """Return the context with the prompts that a model has on a card's benchmark, where they are "auto"."""
         prompts = prompts_for(encoder.family, card)
-        return replace(self, prompts=prompts if self.prompts == AUTO else self.prompts, family_prompts=prompts)
+        file = PROMPTS if "{c}" in prompts else prompts
+        return replace(self, prompts=prompts if self.prompts == AUTO else self.prompts, family_prompts=file)
 
     def source(self, data: EvalSet, title: str) -> ImageSource:
         """Return a data set to go through."""

@@ -29,20 +29,21 @@ class Family:
 
     A token-wise score has no mean vector: there the ensemble is of_tokens, "score" or "probability". similarity: by
     which a token-wise model of the family compares an image with texts of any length
-    (:data:`filip.eval.scorer.RANKINGS`).
+    (:data:`filip.eval.scorer.RANKINGS`). own_data: the prompt for classes without a card's; "": English.
     """
 
     prompts: str
     ensemble: str
     similarity: str = "mean"
     of_tokens: str = "score"
+    own_data: str = ""
 
 
 # SigLIP's evaluator (big_vision, discriminative_classifier.py, read in November 2026) averages the vectors of CLIP's
 # templates, too; it lower-cases them and drops their punctuation, as SigLIP's tokenizer in transformers does by itself.
 FAMILIES = {
     "filip": Family(PROMPTS, "score"),
-    "wukong": Family(PROMPTS, "embedding", of_tokens="probability"),
+    "wukong": Family(PROMPTS, "embedding", of_tokens="probability", own_data="{c}"),
     "retriever": Family(PROMPTS, "score", "text"),  # a mean or a sum over the tokens of a query
     "clip": Family(CLIP_PROMPTS, "embedding"),
     "siglip": Family(CLIP_PROMPTS, "embedding"),
@@ -50,8 +51,10 @@ FAMILIES = {
 
 
 def prompts_for(family: str, card: BenchmarkCard) -> str:
-    """Return the prompt file of a card for a family of models; :data:`PROMPTS` if the family's lacks the card."""
-    file = FAMILIES[family].prompts
+    """Return a family's prompt file for a card, :data:`PROMPTS` if it lacks the card, or its prompt for own data."""
+    file, own_data = FAMILIES[family].prompts, FAMILIES[family].own_data
+    if own_data and card.prompts is None and card.kind == "classification":
+        return own_data
     content = prompt_file(file)
     has_entry = card.prompts in content or card.prompts in content.get("retrieval", {})
     return file if card.prompts is None or has_entry else PROMPTS

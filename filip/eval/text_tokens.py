@@ -13,12 +13,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from filip.words import FUNCTION_WORDS
+from filip.words import FUNCTION_SIGNS, FUNCTION_WORDS
 
 CHOICES = ("all", "without_ends", "content")
 ENDS = ("[BOS]", "[EOS]", "[CLS]", "[SEP]")
 # close to how CLIP's tokenizer splits a text before its pairs
-_WORDS = re.compile(r"[^\W\d_]+|\d|[^\s\w]+|_+")
+_WORDS = re.compile(rf"[{FUNCTION_SIGNS}]|[^\W\d_{FUNCTION_SIGNS}]+|\d|[^\s\w]+|_+")
 
 
 def kept_tokens(text: str, tokens: Sequence[str], choice: str) -> list[bool]:

@@ -21,7 +21,7 @@ from filip.eval.prompts import Prompt
 from filip.eval.scorer import Scorer, Texts
 from filip.eval.text_tokens import kept_tokens
 from filip.eval.word_patch import label_tokens
-from filip.words import FUNCTION_WORDS
+from filip.words import FUNCTION_SIGNS, FUNCTION_WORDS
 
 MOST = 8  # the page has so many colours
 FEWEST_TAUGHT = 10  # tokens: a model with fewer was not trained, and none of its words is singled out
@@ -120,7 +120,7 @@ def _known(text: str, things: Sequence[str]) -> list[tuple[str, Prompt]]:
 
 def _words(text: str, signs: bool = False) -> list[tuple[str, Prompt]]:
     """Return the words of a text that are no function words. signs: also runs of signs, such as an emoji."""
-    words = re.finditer(r"\w+(?:['’]\w+)*" + (r"|[^\w\s]+" if signs else ""), text)
+    words = re.finditer(rf"[^\W{FUNCTION_SIGNS}]+(?:['’]\w+)*" + (r"|[^\w\s]+" if signs else ""), text)
     naming = [word for word in words if re.split("['’]", word.group().lower())[0] not in FUNCTION_WORDS]
     spoken = [word for word in naming if not all(unicodedata.category(letter)[0] == "P" for letter in word.group())]
     return [(word.group(), Prompt(text[: word.start()], text[word.end() :])) for word in spoken]

@@ -13,6 +13,7 @@ from filip.errors import UserError
 from filip.eval.encoders import load_encoder
 from filip.eval.protocols.zero_shot import ZeroShotSettings, class_scores, settle
 from filip.eval.scorer import scorer_for
+from filip.eval.text_tokens import kept_tokens
 from filip.export.__main__ import Export, export
 from filip.models import load_model
 from filip.search import __main__ as search
@@ -193,6 +194,14 @@ def test_a_chinese_example_is_evaluated_searched_and_exported(
     run_command(search.main, search.Search, argv=given, words=("images", "text"))
     hits = json.loads(capsys.readouterr().out)["hits"]
     assert len(hits) == 4 and ("words" in hits[0]) == (kind == "FILIP"), hits[0]
+    if kind == "FILIP":
+        assert [word["word"] for word in hits[0]["words"]] == ["红色", "猫"]
+        encoder = load_encoder(name)
+        assert kept_tokens("红色的猫", encoder.tokens("红色的猫"), "content") == [False, True, True, False, True, False]
+        write_webdataset(tmp_path / "named", ["猫", "狗"], [0, 1], shards=1)
+        run_protocol("zero_shot", [f"model={name}", f"data=[{tmp_path}/named]", f"out={tmp_path}/z", "device=cpu"])
+        settings = json.loads(next((tmp_path / "z").rglob("*.json")).read_text())["settings"]
+        assert (settings["ensemble"], settings["prompts"]) == ("probability", "{c}")
 
     for to in ("hf", "onnx", "open_clip"):
         with pytest.raises(UserError, match=r"to=(safetensors|hf)"):
