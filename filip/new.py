@@ -11,7 +11,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,13 @@ from filip.command import MISSING, option, run_command
 from filip.errors import UserError
 from filip.files import nothing_at, replacing, write_json
 from filip.progress import say
-from filip.sets.columns import CAPTION_COLUMNS, usual_column
+from filip.sets.columns import CAPTION_COLUMNS, URL_COLUMNS, split_columns, split_in, usual_column
 from filip.sets.image_set import Item, open_images
-from filip.sets.layout import ALL, Reading
+from filip.sets.layout import FOR_EVALUATION, SPLITS, Reading
 from filip.sets.layouts import LAYOUTS
 
-URL_COLUMNS = ("url", "link", "image_url", "img_url", "src")
-SHARE = 0.1  # of the pictures is held out,
+OWN_TESTS = FOR_EVALUATION[:2]  # splits that are held out where the pictures have them
+SHARE = 0.1  # of the other pictures is held out,
 MOST_HELD_OUT = 5_000  # at most so many
 FROM_SCRATCH = 100_000  # pairs from which on a training does not start from the small model of the package
 MANY_GPUS = 8
@@ -89,16 +89,24 @@ def _columns(place: Path) -> list[str]:
 
 def _of_pictures(config: New, place: Path) -> tuple[int, dict[str, str]]:
     """List the pictures with their captions and splits in one file, and return their number and both cards."""
-    images = open_images(Reading(place, split=ALL, inside_only=True))
+    reading = Reading(place, inside_only=True)
+    images = open_images(reading)
     say(images.summary())
     if LAYOUTS[images.layout].in_order:
         raise UserError(
             f"{place} holds its pictures in {images.layout}, which `filip new` does not split: write a card with "
             f"images: {place}, and name its split for the evaluation (docs/own_data.md)"
         )
-    held_out = _held_out(images.items)
-    if not held_out or len(held_out) == len(images.items):
-        raise UserError(f"{place}: {len(images)} pictures with captions are too few to hold some out; give two or more")
+    items = images.items
+    if {SPLITS.get(name.lower()) for name in images.reading.there if name} & {*OWN_TESTS}:
+        tested = open_images(replace(reading, prefer=OWN_TESTS))
+        say(f"held out is what you marked: {tested.summary()}")
+        held_out = {item.file for item in tested.items}
+        items = [item for item in items if item.file not in held_out] + tested.items
+    else:
+        held_out = _held_out(items)
+    if not held_out or len(held_out) == len(items):
+        raise UserError(f"{place}: {len(items)} pictures with captions are too few to hold some out; give two or more")
     root = place.absolute() if place.is_dir() else place.absolute().parent
     listed = [
         {
@@ -106,7 +114,7 @@ def _of_pictures(config: New, place: Path) -> tuple[int, dict[str, str]]:
             "split": "test" if item.file in held_out else "train",
             "sentences": [{"raw": caption} for caption in item.captions],
         }
-        for item in images.items
+        for item in items
     ]
     table = Path("data", f"{config.name}.json")
     write_json(table, {"images": listed})
@@ -159,27 +167,40 @@ def _of_urls(config: New, place: Path, url: str, columns: list[str]) -> tuple[in
     with duckdb.connect() as con:
         opened = con.read_parquet(str(place)) if place.suffix == ".parquet" else con.read_csv(str(place))
         rows = int(opened.aggregate("count(*)").fetchall()[0][0])
-    share = min(SHARE, MOST_HELD_OUT / max(rows, 1))
-    bound = f"{round(share * 16**6):06x}"
+        of_splits = _of_splits(opened, columns)
+    if of_splits is None:
+        share = min(SHARE, MOST_HELD_OUT / max(rows, 1))
+        bound, tested = f"{round(share * 16**6):06x}", round(share * rows)
+        of_splits = [(f"md5({url}) >= '{bound}'", rows - tested), (f"md5({url}) < '{bound}'", tested)]
+    (where_trained, trained), (where_tested, tested) = of_splits
     listed = {
         **_about(config, place),
         "list": str(place.absolute()),
         "url_column": url,
         "caption_column": caption,
-        "where": f"md5({url}) >= '{bound}'",
-        "expected_count": rows - round(share * rows),
+        "where": where_trained,
+        "expected_count": trained,
         "back_translation": None,
     }
-    held_out = {
-        **listed,
-        "name": f"{config.name}_held_out",
-        "where": f"md5({url}) < '{bound}'",
-        "expected_count": round(share * rows),
-    }
+    held_out = {**listed, "name": f"{config.name}_held_out", "where": where_tested, "expected_count": tested}
     _write(Path("data", f"{config.name}_held_out.yaml"), _yaml(held_out))
-    say(f"{place}: {rows:,} rows, of which {round(share * rows):,} are held out, by their addresses")
+    say(f"{place}: {trained:,} of {rows:,} rows to train on, {tested:,} held out, by {where_tested}")
     layout = {"path": f"results/{config.name}/data/{config.name}_held_out/shards", "split": "all", "layout": "tars"}
-    return rows, {"source": _yaml(listed), "benchmark": _benchmark(config, layout)}
+    return trained, {"source": _yaml(listed), "benchmark": _benchmark(config, layout)}
+
+
+def _of_splits(opened: Any, columns: list[str]) -> list[tuple[str, int]] | None:
+    """Return the conditions and counts of the rows to train on and of those that the list marks as a test, or None."""
+    for column in split_columns(tuple(columns)):
+        text = f'CAST("{column}" AS VARCHAR)'
+        counts: dict[str, dict[str, int]] = {}
+        for value, count in opened.aggregate(f"{text}, count(*)").fetchall():
+            split = split_in({column: value}) or ""
+            counts.setdefault(SPLITS.get(split.lower(), split), {})[value] = count
+        if (held_out := next(filter(counts.get, OWN_TESTS), None)) and "train" in counts:
+            quoted = {split: ", ".join(f"'{value}'" for value in counts[split]) for split in ("train", held_out)}
+            return [(f"{text} IN ({quoted[split]})", sum(counts[split].values())) for split in quoted]
+    return None
 
 
 # ---- the three files -------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from PIL import Image
@@ -15,6 +16,8 @@ from PIL import Image
 from filip.command import run_command
 from filip.data.cards import load_source
 from filip.data.loading.config import Source
+from filip.data.prepare import PrepareConfig
+from filip.data.prepare import main as prepare
 from filip.errors import UserError
 from filip.eval.cards import load_card
 from filip.eval.formats import open_set
@@ -119,6 +122,39 @@ def test_a_tenth_is_held_out_and_equal_pictures_are_on_one_side(checkout: Path) 
     assert load_source("mine").images == "data/mine.json"
     with pytest.raises(SystemExit):
         run("mine", "photos")
+
+
+@pytest.mark.parametrize("marked", ["folders", "column"])
+def test_pictures_that_are_marked_as_a_test_are_held_out_and_never_trained_on(checkout: Path, marked: str) -> None:
+    photos, rows = checkout / "photos", []
+    for number in range(12):
+        split = "train" if number < 8 else "test" if number < 10 else "val"
+        name = f"{split if marked == 'folders' else 'all'}/{number}.png"
+        (photos / name).parent.mkdir(parents=True, exist_ok=True)
+        picture(number, 48).save(photos / name)
+        rows.append((name, f"picture {number}", *([split.upper()] if marked == "column" else [])))
+    with open(photos / "captions.csv", "w", newline="") as file:
+        csv.writer(file).writerows([("file", "caption", "Partition")[: len(rows[0])], *rows])
+    run("mine", "photos", "gpus=0")
+    listed = json.loads((checkout / "data/mine.json").read_text())["images"]
+    splits = {int(Path(image["filename"]).stem): image["split"] for image in listed}
+    assert splits == dict.fromkeys(range(8), "train") | {8: "test", 9: "test"}
+    held_out = open_set(load_card("mine"), ".")
+    assert sorted(Path(held_out.name_of(n)).stem for n in range(len(held_out))) == ["8", "9"]
+    assert load_source("mine").expected_count == 8
+
+
+def test_rows_that_a_list_of_urls_marks_as_a_test_are_held_out(checkout: Path) -> None:
+    rows = "".join(f"http://a.org/{n}.jpg,a dog {n},{'TEST' if n % 4 == 0 else 'Train'}\n" for n in range(200))
+    (checkout / "pairs.csv").write_text("link,alt,Split\n" + rows)
+    run("mine", "pairs.csv", "gpus=0")
+    counts = []
+    for name in ("mine", "mine_held_out"):
+        prepare(PrepareConfig(name, f"{name}.parquet"))
+        urls = pq.read_table(f"{name}.parquet")["url"].to_pylist()
+        counts.append(sorted(int(url.split("/")[-1].split(".")[0]) for url in urls))
+        assert load_source(name).expected_count == len(urls)
+    assert counts == [[n for n in range(200) if n % 4], [*range(0, 200, 4)]]
 
 
 def test_a_list_of_urls_is_split_by_its_addresses(checkout: Path) -> None:

@@ -36,6 +36,7 @@ from filip.data.stage import filling, tell, work_folder
 from filip.data.text_rules import apply_text_rules
 from filip.errors import UserError, counted
 from filip.files import digest, file_state, replacing, write_json
+from filip.progress import say
 from filip.sets.account import Account
 from filip.sets.layout import RANK, Layout, Reading
 from filip.sets.layouts import LAYOUTS, recognise
@@ -105,6 +106,8 @@ def ingest(card: SourceCard, config: IngestConfig) -> tuple[Fragment, Fragment]:
         card = replace(card, images=fetched(str(card.images), Path(f"{Path(config.out).resolve()}.images")))
     reading = reading_of(card, config.out)
     layout, parts, reading = recognise(reading)
+    if splits := reading.about_splits():
+        say(f"{card.images}: {splits}")
     folder = Path(config.out).resolve()
     work = folder / "_work"
     listed = Path(config.list) if config.list else work / "list.parquet"

@@ -20,7 +20,15 @@ from filip.command import MISSING, option, run_command
 from filip.data.cards import SourceCard, load_source
 from filip.data.funnel import Fragment, write_fragment
 from filip.data.lists import duckdb_io
-from filip.data.lists.columns import REASON, ROW, judged_rows, uids_condition, where_condition, write_uids
+from filip.data.lists.columns import (
+    REASON,
+    ROW,
+    guessed_columns,
+    judged_rows,
+    uids_condition,
+    where_condition,
+    write_uids,
+)
 from filip.data.lists.reading import SUFFIXES, list_files, lists_here, relation
 from filip.data.stage import work_folder
 from filip.errors import UserError, counted
@@ -114,9 +122,12 @@ def prepare(
         }
         n_kept = counts.pop(None, 0)
         if not n_kept:
+            why = "Are url_column and caption_column swapped?"
+            if set(counts) == {"not_wanted"}:
+                why = "`where`, `only`, `subset` or `uids` of the card take none"
             raise UserError(
                 f"no usable row in {', '.join(paths[:3])}: {counted(counts) if counts else 'it is empty'}, "
-                f"{unreadable} unreadable lines. Are url_column and caption_column swapped?"
+                f"{unreadable} unreadable lines. {why}"
             )
         # The first of several rows with equal URL and caption stays: no pair is fetched twice or its own negative.
         usable = f"{duckdb_io.parquet(staged)} WHERE {REASON} IS NULL"
@@ -146,6 +157,10 @@ def _stage(
     if card.subset:
         con.execute(f"CREATE TEMP TABLE subset AS {_subset(card, scratch)}")
     types, selected = _types(con), []
+    guessed = guessed_columns(con, card, types)
+    if guessed != card:
+        say(f"{paths[0]}: taking {guessed.url_column} for the URLs, {guessed.caption_column} for the captions")
+        card = guessed
     if card.where:
         # a text file's columns are all text
         is_text = set(types.values()) == {"VARCHAR"}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -34,10 +34,10 @@ class Coco(_Annotations):
         content = _content(path)
         return all(isinstance(content.get(key), list) for key in ("images", "annotations"))
 
-    def splits(self, part: Path, reading: Reading) -> set[str | None]:
+    def splits(self, part: Path, reading: Reading) -> Counter[str | None]:
         names = [str(image["file_name"]) for image in _content(part)["images"] if _is_image(image)]
         find = finder(part, reading, names[:SAMPLE])
-        return {split_of_row(None, find(name)[0], part, reading) for name in names}
+        return Counter(split_of_row(None, find(name)[0], part, reading) for name in names)
 
     def find(self, part: Path, reading: Reading) -> Iterator[Row]:
         content, name = _content(part), reading.name_of(part)
@@ -75,8 +75,8 @@ class Karpathy(_Annotations):
         listed: Any = _content(path).get("images")
         return isinstance(listed, list) and any(_is_entry(entry) for entry in listed[:10])
 
-    def splits(self, part: Path, reading: Reading) -> set[str | None]:
-        return {str(image["split"]) for image in _content(part)["images"] if _is_entry(image)}
+    def splits(self, part: Path, reading: Reading) -> Counter[str | None]:
+        return Counter(str(image["split"]) for image in _content(part)["images"] if _is_entry(image))
 
     def find(self, part: Path, reading: Reading) -> Iterator[Row]:
         listed, name = _content(part)["images"], reading.name_of(part)

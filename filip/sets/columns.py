@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from filip.errors import UserError
+from filip.sets.layout import SPLIT_COLUMNS, SPLITS
 from filip.sets.text import decoded
 
 if TYPE_CHECKING:
@@ -18,9 +20,9 @@ IMAGE_COLUMNS = (
 )
 CAPTION_COLUMNS = (
     *("caption", "captions", "text", "texts", "sentences", "sentence", "alt_text", "alt", "title"),
-    *("description", "comment", "conversations"),
+    *("description", "comment", "conversations", "caption_reference_description"),
 )
-SPLIT = "split"  # the column with the split of a row
+URL_COLUMNS = ("url", "link", "image_url", "img_url", "src", "originalurl", "imageurl")
 LABEL_COLUMNS = ("label", "class", "cls", "category")
 
 
@@ -89,10 +91,22 @@ def captions_of(record: Mapping[str, Any], columns: Sequence[str]) -> list[str]:
     return one_line([joined])
 
 
-def split_in(record: Mapping[str, Any], reading: Reading) -> str | None:
-    """Return the split in a record's column of that name; None without one, or if the card selects by it."""
-    value = None if SPLIT in reading.only else record.get(SPLIT)
-    return str(value) if value not in (None, "") else None
+@lru_cache
+def split_columns(names: tuple[str, ...]) -> list[str]:
+    """Return the columns that may hold the split of a row, in the order in which they count."""
+    columns = [name for name in names if name.lower() in SPLIT_COLUMNS]
+    return sorted(columns, key=lambda name: SPLIT_COLUMNS.index(name.lower()))
+
+
+def split_in(record: Mapping[str, Any]) -> str | None:
+    """Return the split in a record. Columns but `split` may hold something else: there, only usual words are one."""
+    for column in split_columns(tuple(record)):
+        value = "" if record[column] is None else str(record[column]).strip()
+        if column.lower() == "is_test":
+            value = {"true": "test", "1": "test", "false": "train", "0": "train"}.get(value.lower(), "")
+        if value and (column.lower() == "split" or value.lower() in SPLITS):
+            return value
+    return None
 
 
 def group_of(record: Mapping[str, Any], reading: Reading, where: object) -> str | None:

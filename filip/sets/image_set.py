@@ -48,9 +48,9 @@ class ImageSet:
     def summary(self) -> str:
         """Return one line: how many images and captions, and how many were left out."""
         captions = sum(len(item.captions) for item in self.items)
-        line = self.account.line()
+        line, splits = self.account.line(), self.reading.about_splits()
         return f"{self.reading.place}: {len(self):,} images with {captions:,} captions" + (
-            f"; left out: {line}" if line else ""
+            f"{'; ' * bool(splits)}{splits}{'; left out: ' * bool(line)}{line}"
         )
 
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 import os
 import re
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,12 +24,14 @@ FOR_TRAINING = ("train",)
 ANY = "*"  # the first split found
 FOR_EVALUATION = ("test", "validation", ANY)
 ALL = "all"
-# Names of splits as files and folders have them, and as `datasets` calls them.
+# The words by which `datasets` knows the split of a file or a folder (datasets.data_files.SPLIT_KEYWORDS), and holdout
 SPLITS = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
-    **dict.fromkeys(("test", "testing"), "test"),
+    **dict.fromkeys(("test", "testing", "eval", "evaluation", "holdout"), "test"),
 }
+SPLIT_COLUMNS = ("split", "set", "partition", "subset", "is_test")
+NO_SPLIT = "not_wanted: no split is noted for it (split=all takes it)"
 
 
 @dataclass(frozen=True)
@@ -48,8 +52,11 @@ class Reading:
     encoding: str | None = None  # of tables and texts; None: found out
     split: str | None = None  # the splits to take, joined by "+", or "all"; None: the first of ``prefer``
     prefer: Sequence[str] = FOR_TRAINING
-    taken: Sequence[str] | None = None  # the splits to take, once ``recognise`` knows the set's splits; None: all
-    several: bool = False  # whether the set has several lists, once ``recognise`` knows
+    # what ``recognise`` adds: the splits to take (None: all, and what has none), how much there is of each, and the
+    # splits in lists of names, by the pictures' names
+    taken: Sequence[str] | None = None
+    there: Mapping[str | None, int] = field(default_factory=dict)
+    named: Mapping[str, str] = field(default_factory=dict)
     inside_only: bool = False  # links that lead out of the folder are not followed
     without: str | None = None  # absolute path of a folder that does not belong to it, such as the output
 
@@ -59,7 +66,7 @@ class Reading:
             *(self.layout, self.image_column, self.image_root, self.caption_column, [*self.caption_columns]),
             *(self.group_column, {**self.only}, self.header, [*self.columns], self.split, [*self.prefer]),
             *(self.inside_only, None if self.taken is None else [*self.taken]),
-            *(value for value in (self.image_name, self.encoding) if value not in ("{}", None)),
+            *(value for value in (self.image_name, self.encoding, {**self.named}) if value not in ("{}", None, {})),
         ]
 
     def name_of(self, path: str | Path) -> str:
@@ -70,28 +77,37 @@ class Reading:
         """Return the absolute path of the folder that names in the list ``part`` are relative to."""
         return os.path.abspath(self.image_root or part.parent)
 
-    def splits_taken(self, there: Sequence[str], where: object) -> list[str]:
-        """Return which of the splits found are to be taken. Raises UserError if none fits."""
-        splits = {name: SPLITS.get(name, name) for name in there}
-        if not splits or self.split == ALL:
-            return list(splits)
+    def splits_taken(self) -> tuple[str, ...] | None:
+        """Return the splits to take; None: all, and what has none. Raises UserError if there are only others."""
+        splits = {name: SPLITS.get(name.lower(), name) for name in sorted(filter(None, self.there))}
+        by_column = any(column.lower() in SPLIT_COLUMNS for column in self.only)
+        if self.split == ALL or by_column or (self.split is None and not splits):
+            return None
         if self.split is None:
             for preferred in self.prefer:
                 for name, usual in splits.items():
                     if preferred in (ANY, name, usual):
                         # Karpathy's split files: COCO's 113,000 training images are both
-                        return [name, *(other for other in ("restval",) if name == "train" and other in splits)]
+                        return (name, *(other for other in ("restval",) if name == "train" and other in splits))
         names = [] if self.split is None else self.split.split("+")
         usually = [SPLITS.get(name, name) for name in names]
-        taken = [name for name, usual in splits.items() if name in names or usual in usually]
+        taken = tuple(name for name, usual in splits.items() if name in names or usual in usually)
         unknown = [name for name in names if name not in splits and SPLITS.get(name, name) not in splits.values()]
         if unknown or not taken:
-            missing = ", ".join(unknown or self.prefer)
+            there = f"it has {', '.join(splits)}" if splits else "it marks none, by names, folders, columns or lists"
             raise UserError(
-                f"{where} has no split {missing}; it has {', '.join(sorted(splits))}. Say which to take by `split`: "
-                "a name, several joined by +, or all"
+                f"{self.place} has no split {', '.join(unknown or self.prefer)}; {there}. Say which to take by "
+                "`split`: a name, several joined by +, or all (split=all, or `split: all` in a card)"
             )
         return taken
+
+    def about_splits(self) -> str:
+        """Return ``splits: train 9, test 3, without 0; taken: train``; "" for a set without splits."""
+        if not any(self.there):
+            return ""
+        counts = ", ".join(f"{name} {self.there[name]:,}" for name in sorted(filter(None, self.there)))
+        taken = "all" if self.taken is None else ", ".join(self.taken)
+        return f"splits: {counts}, without {self.there.get(None, 0):,}; taken: {taken}"
 
 
 @dataclass(frozen=True)
@@ -138,9 +154,9 @@ class Layout(ABC):
     def find(self, part: Path, reading: Reading) -> Iterator[Row]:
         """Yield the rows of one part, always in the same order."""
 
-    def splits(self, part: Path, reading: Reading) -> set[str | None]:
-        """Return the splits of the images of one part; here all have the split of the part's name or folder."""
-        return {split_of(part, reading.place)}
+    def splits(self, part: Path, reading: Reading) -> Counter[str | None]:
+        """Return how much of each split is in one part: images, rows, or the file as a whole, as here."""
+        return Counter([split_of(part, reading)])
 
     def columns(self, part: Path, reading: Reading) -> list[str]:
         """Return the names of the columns; [] for a layout that has none."""
@@ -157,7 +173,7 @@ class Layout(ABC):
             if os.path.abspath(path) in taken or (problem is None and self.companions.search(path.name)):
                 continue
             if problem is None and path.name.lower().endswith(tuple(self.suffixes)):
-                problem = other_split(split_of(path, reading.place))
+                problem = other_split(split_of(path, reading))
             yield unused(path, reading, problem)
 
     def read(self, file: str, position: int, size: int) -> bytes:
@@ -179,24 +195,35 @@ def is_picture(path: Path) -> bool:
     return path.suffix.lower() in IMAGE_FILES
 
 
-def split_of(path: Path, place: Path) -> str | None:
-    """Return the split by a file's name, such as ``train-00000-of-00002.parquet``, or by a folder below the place."""
-    by_name = SPLITS.get(re.split("[-_.]", path.name)[0].lower())
-    return by_name if by_name and place.is_dir() else split_of_folder(path, place)
+@lru_cache(maxsize=10_000)
+def split_in_name(name: str) -> str | None:
+    """Return the split by the words of a name (``cc3m-train-0000.tar``, ``testImages``); None for none, and for two."""
+    words = re.split(r"[\W\d_]+", re.sub("([a-z])([A-Z])", r"\1_\2", name).lower())
+    splits = {SPLITS[word] for word in words if word in SPLITS}
+    return splits.pop() if len(splits) == 1 else None
 
 
-def split_of_folder(path: Path, place: Path) -> str | None:
-    """Return the split by a folder below the place alone: ``train.jpg`` may be a picture of a train."""
+def split_of(path: Path, reading: Reading) -> str | None:
+    """Return the split by the name of a list or of a file with images, or by its folder.
+
+    The name of the place itself counts only if a split is asked for: who names a file wants what is in it.
+    """
+    by_name = split_in_name(path.name) if reading.place.is_dir() or reading.split else None
+    return by_name or split_of_folder(path, reading.place)
+
+
+def split_of_picture(path: Path, reading: Reading, place: str | Path | None = None) -> str | None:
+    """Return the split by a list of names, or by a folder alone: ``train.jpg`` may be a picture of a train."""
+    name = path.name.lower()
+    listed = reading.named.get(name) or reading.named.get(name.rpartition(".")[0])
+    return listed or split_of_folder(path, place or reading.place)
+
+
+def split_of_folder(path: Path, place: str | Path) -> str | None:
+    """Return the split by the nearest folder below the place that has one."""
     if not path.is_relative_to(place):
         return None
-    folders = [folder.lower().rstrip("0123456789") for folder in path.relative_to(place).parts[:-1]]  # train2017
-    return next((SPLITS[folder] for folder in reversed(folders) if folder in SPLITS), None)
-
-
-def split_named(path: Path, place: Path) -> str | None:
-    """Return the split of a list by a word of its name, such as ``captions_val2017.json``, or by a folder."""
-    words = re.split("[^a-z]+", path.name.lower())
-    return next((SPLITS[word] for word in words if word in SPLITS), None) or split_of_folder(path, place)
+    return next(filter(None, map(split_in_name, reversed(path.relative_to(place).parts[:-1]))), None)
 
 
 OUTSIDE = "outside: a link out of the folder (follow_links in a card takes it)"
@@ -204,7 +231,7 @@ OUTSIDE = "outside: a link out of the folder (follow_links in a card takes it)"
 
 def other_split(split: str | None) -> str:
     """Return the problem of a row, or a file, that belongs to a split that is not taken."""
-    return f"not_wanted: it belongs to the split {split}"
+    return NO_SPLIT if split is None else f"not_wanted: it belongs to the split {split}"
 
 
 def inside(base: str, name: str) -> tuple[str, str | None]:

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from filip.errors import UserError
 from filip.rgb import not_read
 from filip.sets.annotations import Coco, Karpathy
-from filip.sets.layout import OUTSIDE, Layout, NotUnderstoodError, Reading, Row, is_picture, other_split, walk
+from filip.sets.layout import ALL, OUTSIDE, Layout, NotUnderstoodError, Reading, Row, is_picture, other_split, walk
+from filip.sets.listed import names_in_lists
 from filip.sets.parquet import ArrowImages, ParquetImages
 from filip.sets.table import Table
 from filip.sets.tars import Tars
@@ -40,10 +41,12 @@ def recognise(reading: Reading) -> tuple[str, list[Path], Reading]:
         raise UserError(f"layout is {reading.layout!r}, but must be auto or one of {', '.join(LAYOUTS)}")
     for name in LAYOUTS if reading.layout == "auto" else [reading.layout]:
         if parts := LAYOUTS[name].parts(reading):
-            reading = replace(reading, several=len(parts) > 1)
-            splits = {split for part in parts for split in LAYOUTS[name].splits(part, reading) if split is not None}
-            reading = replace(reading, taken=tuple(reading.splits_taken(sorted(splits), reading.place)))
-            return name, wanted_parts(name, parts, reading), reading
+            named = {} if LAYOUTS[name].in_order or reading.split == ALL else names_in_lists(reading)
+            reading = replace(reading, named=named)
+            splits = [LAYOUTS[name].splits(part, reading) for part in parts]
+            reading = replace(reading, there=dict(sum(splits, Counter[str | None]())))
+            reading = replace(reading, taken=reading.splits_taken())
+            return name, _wanted(parts, splits, reading), reading
     layouts = "; ".join(layout.about for layout in LAYOUTS.values())
     raise NotUnderstoodError(
         f"{reading.place} has no captions that are understood.{_there(reading)} Known are: {layouts}"
@@ -74,12 +77,15 @@ def rows_of(layout: str, part: Path | None, reading: Reading) -> Iterator[Row]:
     if part is not None:
         rows = LAYOUTS[layout].find(part, reading)
     elif reading.place.is_dir():
-        rows = LAYOUTS[layout].rest(reading, wanted_parts(layout, LAYOUTS[layout].parts(reading), reading))
+        parts = LAYOUTS[layout].parts(reading)
+        splits = [LAYOUTS[layout].splits(part, reading) for part in parts]
+        rows = LAYOUTS[layout].rest(reading, _wanted(parts, splits, reading))
     roots = [os.path.realpath(place) for place in (reading.place, reading.image_root) if place is not None]
     roots = [root if os.path.isdir(root) else os.path.dirname(root) for root in roots]
     checked = reading.inside_only and not LAYOUTS[layout].in_order
     for row in rows:
-        problem = None if _is_taken(row.split, reading) else other_split(row.split)
+        unused = row.split is None and not row.captions  # its own reason says more
+        problem = None if unused or _is_taken(row.split, reading) else other_split(row.split)
         if checked and row.problem is None and problem is None:
             file = os.path.realpath(row.file)
             inside = any(os.path.commonpath([file, root]) == root for root in roots)
@@ -87,11 +93,11 @@ def rows_of(layout: str, part: Path | None, reading: Reading) -> Iterator[Row]:
         yield row if problem is None else replace(row, captions=(), problem=problem)
 
 
-def wanted_parts(layout: str, parts: list[Path], reading: Reading) -> list[Path]:
-    """Return the parts that have images of the splits that are taken."""
-    splits = {part: LAYOUTS[layout].splits(part, reading) or {None} for part in parts}
-    return [part for part in parts if any(_is_taken(split, reading) for split in splits[part])]
+def _wanted(parts: Sequence[Path], splits: Sequence[Collection[str | None]], reading: Reading) -> list[Path]:
+    """Return the parts that have images of the splits that are taken. splits: of each part."""
+    pairs = zip(parts, splits, strict=True)
+    return [part for part, there in pairs if any(_is_taken(split, reading) for split in there or {None})]
 
 
 def _is_taken(split: str | None, reading: Reading) -> bool:
-    return split is None or reading.taken is None or split in reading.taken
+    return reading.taken is None or split in reading.taken

@@ -20,11 +20,14 @@ from filip.sets.layout import (
     files_in,
     inside,
     is_picture,
-    split_named,
+    split_in_name,
+    split_of,
     split_of_folder,
+    split_of_picture,
     unused,
     walk,
 )
+from filip.sets.text import decoded, read_file
 
 SAMPLE = 50  # names of a list by which its pictures are looked for
 FEW = 10  # with more files of one kind, a folder has one record for each picture, and no lists
@@ -44,9 +47,9 @@ def lists_in(reading: Reading, suffixes: Collection[str], fits: Callable[[Path],
     return []
 
 
-def are_parts(lists: Collection[Path], place: Path) -> bool:
+def are_parts(lists: Collection[Path], reading: Reading) -> bool:
     """Return whether several lists are parts of one set: of different splits, or in different folders."""
-    splits = [split_named(path, place) for path in lists]
+    splits = [split_of(path, reading) for path in lists]
     folders = {path.parent for path in lists}
     return (None not in splits and len(set(splits)) == len(lists)) or len(folders) == len(lists) > 1
 
@@ -65,7 +68,7 @@ def finder(part: Path, reading: Reading, names: Iterable[str]) -> Finder:
     for base in (root, os.path.abspath(reading.place)):
         if any(path and os.path.lexists(path) for path, _ in (inside(base, name) for name in names)):
             return partial(inside, base)
-    pictures, split = pictures_below(reading), split_named(part, reading.place)
+    pictures, split = pictures_below(reading), split_of(part, reading)
     places = by_name(path for path in pictures if split and split_of_folder(path, reading.place) == split)
     places = {**by_name(pictures), **places}
     if not any(places.get(last_part(name)) for name in names):
@@ -79,10 +82,36 @@ def finder(part: Path, reading: Reading, names: Iterable[str]) -> Finder:
 
 
 def split_of_row(column: str | None, path: str, part: Path, reading: Reading) -> str | None:
-    """Return the split of a row: its column's, its picture's folder's, or its list's."""
-    base = reading.place if reading.place.is_dir() else reading.root_of(part)
-    split = column or split_of_folder(Path(path), Path(os.path.abspath(base)))
-    return split or (split_named(part, reading.place) if reading.several else None)
+    """Return the split of a row: its column's, its table's, or its picture's."""
+    if split := column or split_of(part, reading):
+        return split
+    place = os.path.abspath(reading.place) if reading.place.is_dir() else reading.root_of(part)
+    return split_of_picture(Path(path), reading, place)
+
+
+def names_in_lists(reading: Reading) -> dict[str, str]:
+    """Return the splits in the lists of names beside pictures, such as ``Flickr_8k.testImages.txt``, by name.
+
+    A list has a split in its name, and at least half of its lines name pictures, with a suffix or without. Names in
+    two lists count in none: other pictures of that name may be in other folders.
+    """
+    if not reading.place.is_dir():
+        return {}
+    lists = {path: split for path in files_in(reading, (".txt", ".csv", ".lst")) if (split := split_in_name(path.stem))}
+    count = Counter((path.parent, path.suffix) for path in lists)
+    pictures: set[str] = set()
+    splits: dict[str, set[str]] = {}
+    for path, split in lists.items():
+        if count[path.parent, path.suffix] > FEW:
+            continue
+        pictures = pictures or {name.lower() for file in pictures_below(reading) for name in (file.name, file.stem)}
+        lines = (decoded(read_file(path)) or "").split("\n")
+        names = [last_part(line.strip(' \r\t"')) for line in lines if line.strip()]
+        known = [name for name in names if name in pictures]
+        if 0 < len(names) <= 2 * len(known):
+            for name in known:
+                splits.setdefault(name, set()).add(split)
+    return {name: min(found) for name, found in splits.items() if len(found) == 1}
 
 
 def last_part(name: str) -> str:
@@ -115,7 +144,7 @@ class Listed(Layout):
         lists = self.lists(reading)
         if len(lists) > 1:
             usual = [path for path in lists if path.name.split(".")[0].lower() in USUAL]
-            if are_parts(lists, reading.place):
+            if are_parts(lists, reading):
                 usual = lists
             elif len(usual) != 1:
                 raise UserError(
@@ -143,7 +172,7 @@ class Listed(Layout):
             if os.path.abspath(path) in taken:
                 continue
             if problem is None and is_picture(path):
-                split = split_of_folder(path, reading.place)
+                split = split_of_picture(path, reading)
                 yield Row(reading.name_of(path), [], os.path.abspath(path), split=split)
             else:
                 row = unused(path, reading, problem)

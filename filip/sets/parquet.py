@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import lru_cache
@@ -14,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from filip.errors import UserError, first_line
-from filip.sets.columns import SPLIT, caption_columns, captions_of, group_of, split_in
-from filip.sets.layout import Layout, Reading, Row, files_in, inside
+from filip.sets.columns import caption_columns, captions_of, group_of, split_columns, split_in
+from filip.sets.layout import Layout, Reading, Row, files_in, inside, split_of
 from filip.sets.tables import Broken, Record, batch_rows, parquet_rows
 from filip.sets.text import read_file
 
@@ -38,8 +39,16 @@ class ParquetImages(Layout):
             return []
         return files
 
-    def splits(self, part: Path, reading: Reading) -> set[str | None]:
-        return splits_of_column(part, reading) or super().splits(part, reading)
+    def splits(self, part: Path, reading: Reading) -> Counter[str | None]:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            with pq.ParquetFile(part) as file:
+                columns = split_columns(tuple(file.schema_arrow.names))
+                return splits_in(file.read(columns), file.metadata.num_rows, split_of(part, reading))
+        except (pa.ArrowException, OSError):  # find reports it
+            return super().splits(part, reading)
 
     def columns(self, part: Path, reading: Reading) -> list[str]:
         import pyarrow.parquet as pq
@@ -57,10 +66,10 @@ class ParquetImages(Layout):
         try:
             columns_left = [name for name in self.columns(part, reading) if name != image]
             columns = caption_columns(columns_left, reading, part)
-            more = [SPLIT, *([reading.group_column] if reading.group_column else []), *reading.only]
-            needed = dict.fromkeys([*columns, *more])
+            more = [*([reading.group_column] if reading.group_column else []), *reading.only]
+            needed = dict.fromkeys([*columns, *split_columns(tuple(columns_left)), *more])
             rows = parquet_rows(part, [name for name in needed if name in columns_left])
-            yield from found_in(rows, columns, part, reading)
+            yield from found_in(rows, columns, part, reading, split_of(part, reading))
         except pa.ArrowException as error:
             raise UserError(f"{part} cannot be read: {first_line(error)}") from error
 
@@ -71,9 +80,9 @@ class ParquetImages(Layout):
 
 
 def found_in(
-    rows: Iterable[tuple[int, Record] | Broken], columns: list[str], part: Path, reading: Reading
+    rows: Iterable[tuple[int, Record] | Broken], columns: list[str], part: Path, reading: Reading, split: str | None
 ) -> Iterator[Row]:
-    """Yield the rows of ``part``, by their numbers; ``columns`` have the captions."""
+    """Yield the rows of ``part``, by their numbers; ``columns`` have the captions. split: of rows that name none."""
     file, name = os.path.abspath(part), reading.name_of(part)
     for row in rows:
         number = row.number if isinstance(row, Broken) else row[0]
@@ -90,22 +99,18 @@ def found_in(
             number - 1,
             group=group_of(record, reading, part),
             problem=None if matches else "not_wanted: `only` in the card",
-            split=split_in(record, reading),
+            split=split_in(record) or split,
         )
 
 
-def splits_of_column(part: Path, reading: Reading) -> set[str | None]:
-    """Return the values of the column ``split`` of a Parquet file; none without such a column."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        if SPLIT in reading.only or SPLIT not in pq.read_schema(part).names:
-            return set()
-        values = pq.read_table(part, columns=[SPLIT])[SPLIT].unique().to_pylist()
-    except (pa.ArrowException, OSError):  # find reports it
-        return set()
-    return {split_in({SPLIT: value}, reading) for value in values}
+def splits_in(columns: pa.Table, rows: int, split: str | None) -> Counter[str | None]:
+    """Return the number of rows of each split, by the columns that may hold it. split: of rows that name none."""
+    if not columns.num_columns:
+        return Counter({split: rows})
+    counts: Counter[str | None] = Counter()
+    for record in columns.group_by(columns.column_names).aggregate([([], "count_all")]).to_pylist():
+        counts[split_in(record) or split] += record["count_all"]
+    return counts
 
 
 def image_bytes_column(path: Path) -> str | None:
@@ -189,10 +194,12 @@ class ArrowImages(Layout):
             if not path.name.startswith("cache-")
         ]
 
-    def splits(self, part: Path, reading: Reading) -> set[str | None]:
-        """Return the split of a file: a dictionary of data sets has a folder for each."""
-        in_dictionary = (reading.place / "dataset_dict.json").is_file()
-        return {part.relative_to(reading.place).parts[0] if in_dictionary else None}
+    def splits(self, part: Path, reading: Reading) -> Counter[str | None]:
+        try:
+            table = _table(str(part))
+        except UserError:  # find reports it
+            return super().splits(part, reading)
+        return splits_in(table.select(split_columns(tuple(table.column_names))), len(table), _saved_as(part, reading))
 
     def columns(self, part: Path, reading: Reading) -> list[str]:
         return list(_table(str(part)).column_names)
@@ -206,11 +213,19 @@ class ArrowImages(Layout):
             return
         columns_left = [name for name in table.column_names if name != image]
         columns = caption_columns(columns_left, reading, part)
-        yield from found_in(_numbered(table.select(columns_left)), columns, part, reading)
+        records = _numbered(table.select(columns_left))
+        yield from found_in(records, columns, part, reading, _saved_as(part, reading))
 
     def read(self, file: str, position: int, size: int) -> bytes:
         table = _table(file)
         return image_bytes(table[_column(table, Path(file))], position, Path(file).parent)
+
+
+def _saved_as(part: Path, reading: Reading) -> str | None:
+    """Return the split of a file: a dictionary of data sets has a folder for each."""
+    if (reading.place / "dataset_dict.json").is_file():
+        return part.relative_to(reading.place).parts[0]
+    return split_of(part, reading)
 
 
 def _numbered(table: pa.Table) -> Iterator[tuple[int, Record]]:

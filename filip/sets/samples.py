@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 from PIL import Image, IptcImagePlugin
 
 from filip.rgb import UNDECODABLE
-from filip.sets.columns import CAPTION_COLUMNS, captions_of, one_line, texts
+from filip.sets.columns import CAPTION_COLUMNS, captions_of, one_line, split_in, texts
 from filip.sets.layout import Reading, is_picture
 from filip.sets.text import UNKNOWN, decoded
 
@@ -53,8 +53,17 @@ TEXT_SUFFIXES = (*CAPTION_SUFFIXES, "json", "xmp")
 MAX_CAPTION_BYTES = 1 << 20
 
 
-def captions_in(files: Mapping[str, Callable[[], bytes]], reading: Reading) -> tuple[list[str], str | None, str | None]:
-    """Return the captions of an image, its group and the fault of its texts.
+class About(NamedTuple):
+    """What the texts of an image say."""
+
+    captions: list[str]
+    group: str | None = None
+    problem: str | None = None
+    split: str | None = None
+
+
+def captions_in(files: Mapping[str, Callable[[], bytes]], reading: Reading) -> About:
+    """Return the captions of an image, its group, the fault of its texts, and its split.
 
     files: functions that read the bytes of each text of the image, by its suffix (``txt``, ``meta.json``). A record
     that has caption's column, or a list of captions, counts first: the text that img2dataset writes repeats it. Then
@@ -77,7 +86,7 @@ def captions_in(files: Mapping[str, Callable[[], bytes]], reading: Reading) -> t
     if isinstance(record.get("captions"), list) and not reading.caption_columns:
         captions = one_line(texts(record["captions"]))
     if captions:
-        return captions, group, None
+        return About(captions, group, None, split_in(record))
     for kind in CAPTION_SUFFIXES:
         for suffix, content in files.items():
             if suffix.rpartition(".")[2] == kind:
@@ -91,7 +100,7 @@ def captions_in(files: Mapping[str, Callable[[], bytes]], reading: Reading) -> t
     for suffix, content in files.items():
         if not captions and suffix.rpartition(".")[2] == "xmp":
             captions = xmp_description(content())
-    return list(dict.fromkeys(captions)), group, None if captions else problem
+    return About(list(dict.fromkeys(captions)), group, None if captions else problem, split_in(record))
 
 
 def lines_of(data: bytes, encoding: str | None = None) -> list[str] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -53,16 +54,16 @@ class Table(Listed):
     def fits(self, path: Path) -> bool:
         return path.name.lower().endswith((*SUFFIXES, ".txt", ".json", *JSON_PACKED)) and not _has_bytes(path)
 
-    def splits(self, part: Path, reading: Reading) -> set[str | None]:
+    def splits(self, part: Path, reading: Reading) -> Counter[str | None]:
         try:
             table = _open(part, reading)
         except UserError:  # find reports it
-            return set()
+            return super().splits(part, reading)
         rows = (row[1] for row in table.rows if not isinstance(row, Broken))
-        return {
-            _split(record, table.find(file_named(record.get(table.image), reading))[0], part, reading)
+        return Counter(
+            split_of_row(split_in(record), table.find(file_named(record.get(table.image), reading))[0], part, reading)
             for record in rows
-        }
+        )
 
     def columns(self, part: Path, reading: Reading) -> list[str]:
         return _rows(part, reading).names
@@ -86,7 +87,7 @@ class Table(Listed):
                 path or f"{part}#{number}",  # rows of one file are one image
                 group=group_of({**empty, **record}, reading, part) if reading.group_column else None,
                 problem=problem,
-                split=_split(record, path, part, reading),
+                split=split_of_row(split_in(record), path, part, reading),
             )
 
 
@@ -144,10 +145,6 @@ def _caption_columns(
         if reading.caption_columns or len(wordy) != 1:
             raise
         return wordy
-
-
-def _split(record: Mapping[str, Any], path: str, part: Path, reading: Reading) -> str | None:
-    return split_of_row(split_in(record, reading), path, part, reading)
 
 
 def _is_list(path: Path) -> bool:

@@ -6,19 +6,26 @@ The key of a member is its name up to a dot: to the first, as in webdataset (``0
 
 from __future__ import annotations
 
+import json
 import os
 import re
-from collections import defaultdict
+import tarfile
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from filip.rgb import IMAGE_FILES, OTHER_PICTURES, not_read
-from filip.sets.layout import Layout, Reading, Row, files_in
+from filip.sets.columns import split_in
+from filip.sets.layout import Layout, Reading, Row, files_in, split_of
 from filip.sets.samples import MAX_CAPTION_BYTES, TEXT_SUFFIXES, captions_in
 from filip.sets.tar_index import IMAGE_SUFFIXES, Member, scan_tar, split_key
+
+FIRST = 6  # members of a tar among which a record with a split is looked for
 
 
 class TarSample(NamedTuple):
@@ -44,6 +51,16 @@ class Tars(Layout):
         if reading.place.is_file():
             return [reading.place] if reading.place.suffix == ".tar" else []
         return files_in(replace(reading, inside_only=False), self.suffixes)  # ingest links to tars elsewhere
+
+    def splits(self, part: Path, reading: Reading) -> Counter[str | None]:
+        """Count the tar once for each of its splits; all JSON is read where the first has one."""
+        with suppress(tarfile.TarError, OSError, ValueError), tarfile.open(part, "r:") as tar:
+            for member in islice(tar, FIRST):
+                if member.name.endswith(".json") and (content := tar.extractfile(member)):
+                    record = json.load(content)
+                    if isinstance(record, dict) and split_in(record):
+                        return Counter({row.split for row in self.find(part, reading) if row.captions})
+        return super().splits(part, reading)
 
     def find(self, part: Path, reading: Reading) -> Iterator[Row]:
         members, defect = scan_tar(part)
@@ -75,12 +92,13 @@ def _rows(sample: TarSample, whole: TarSample, tar: BinaryIO, file: str, name: s
     for kind, text in sample.files:
         if kind.rpartition(".")[2] in TEXT_SUFFIXES:
             contents.setdefault(kind, partial(_content, text, tar))
-    captions, group, problem = captions_in(contents, reading)
+    captions, group, problem, split = captions_in(contents, reading)
     # a loader that reads the tar as it is takes the last image of a key, by webdataset's rule
     in_tar = [s for s, _ in whole.files if is_image(s)]
     plain = sample is whole and in_tar == [suffix] and suffix in IMAGE_SUFFIXES
     key = sample.key if plain else None
-    yield Row(f"{name}/{member.name}", captions, file, member.offset, member.size, group, key, problem)
+    url, split = f"{name}/{member.name}", split or split_of(Path(file), reading)
+    yield Row(url, captions, file, member.offset, member.size, group, key, problem, split)
     for _, further in images[1:]:
         problem = f"second_image: the key {sample.key} has {member.name}"
         yield Row(f"{name}/{further.name}", [], file, further.offset, further.size, problem=problem)

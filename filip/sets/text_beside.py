@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator
 from functools import partial
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 
 from filip.rgb import OTHER_PICTURES
-from filip.sets.layout import Entry, Layout, Reading, Row, is_picture, split_of_folder, unused, walk
-from filip.sets.samples import CAPTION_SUFFIXES, MAX_CAPTION_BYTES, TEXT_SUFFIXES, captions_in, description_in
+from filip.sets.layout import Entry, Layout, Reading, Row, is_picture, split_of_picture, unused, walk
+from filip.sets.listed import pictures_below
+from filip.sets.samples import CAPTION_SUFFIXES, MAX_CAPTION_BYTES, TEXT_SUFFIXES, About, captions_in, description_in
 from filip.sets.text import NotAFileError, read_file
 
 LOOKED_AT = 50  # pictures in which a description is looked for before the folder has none
@@ -37,9 +39,13 @@ class TextBeside(Layout):
                 return [reading.place]  # records without texts may describe anything
         return [reading.place] if _is_described(reading) else []
 
-    def splits(self, part: Path, reading: Reading) -> set[str | None]:
-        entries = walk(reading.place, reading.inside_only, without=reading.without)
-        return {split_of_folder(path, reading.place) for path, _ in entries if is_picture(path)}
+    def splits(self, part: Path, reading: Reading) -> Counter[str | None]:
+        """Count the pictures by their folders, or by their records where one of the first has a split."""
+        by_folder = Counter(split_of_picture(path, reading) for path in pictures_below(reading))
+        first = {row.split for row in islice(self.find(part, reading), LOOKED_AT) if row.captions}
+        if first <= by_folder.keys():
+            return by_folder
+        return Counter(row.split for row in self.find(part, reading) if row.captions)
 
     def find(self, part: Path, reading: Reading) -> Iterator[Row]:
         described = _is_described(reading)
@@ -115,12 +121,12 @@ def _picture(path: Path, texts: dict[str, Path], reading: Reading, described: bo
         return unused(path, reading)
     try:
         files = {suffix: partial(read_file, text, 0, MAX_CAPTION_BYTES) for suffix, text in texts.items()}
-        captions, group, problem = captions_in(files, reading)
+        captions, group, problem, split = captions_in(files, reading)
     except NotAFileError as error:
-        captions, group, problem = [], None, f"not_a_file: its text is {error.strerror}"
+        captions, group, problem, split = About([], problem=f"not_a_file: its text is {error.strerror}")
     except OSError as error:
-        captions, group, problem = [], None, f"missing_file: its text: {error.strerror}"
+        captions, group, problem, split = About([], problem=f"missing_file: its text: {error.strerror}")
     if described and not captions and problem is None:
         captions = description_in(path)
-    split = split_of_folder(path, reading.place)
+    split = split or split_of_picture(path, reading)
     return Row(reading.name_of(path), captions, os.path.abspath(path), group=group, problem=problem, split=split)

@@ -43,8 +43,48 @@ def test_own_column_names_extra_and_reserved_columns(tmp_path: Path) -> None:
     row = {"url": named["link"], "caption": "hello", "source_caption": named["caption"], "source_width": 3}
     row |= {"source__row_": 1, "_drop_reason_": "x", "score": 0.5, "when": "1970-01-01 00:00:00"}
     assert table.to_pylist() == [row]
-    with pytest.raises(UserError, match=r"no column 'url'.*link, alt"):
-        run(tmp_path, tmp_path / "mine.parquet")
+    assert run(tmp_path, tmp_path / "mine.parquet")["caption"].to_pylist() == [named["caption"]]
+    with pytest.raises(UserError, match=r"no column 'URI'.*link, alt"):
+        run(tmp_path, tmp_path / "mine.parquet", url_column="URI")
+
+
+AS_PUBLISHED = {
+    "laion.parquet": {"URL": "{}", "TEXT": "a dog runs", "WIDTH": 3},
+    "datacomp.parquet": {"uid": "f0", "url": "{}", "text": "a dog runs", "original_width": 3},
+    "wit.tsv": {"language": "en", "page_url": "https://en.org/x", "image_url": "{}",
+                "caption_reference_description": "a dog runs"},
+    "open_images.csv": {"ImageID": "01", "OriginalURL": "{}", "OriginalLandingURL": "https://f.org/x",
+                        "Author": "Jo Li", "Title": "a dog runs"},
+    "deutsch.csv": {"Nr": "7", "Adresse": "{}", "Legende": "a dog runs"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [*AS_PUBLISHED, "cc3m.tsv", "cc12m.tsv"])
+def test_lists_are_read_as_they_are_published_without_settings(tmp_path: Path, name: str) -> None:
+    urls = [f"https://a.org/{n}.jpg" for n in range(3)]
+    rows = [{k: str(v).format(url) for k, v in AS_PUBLISHED.get(name, {}).items()} for url in urls]
+    if name.endswith(".parquet"):
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / name)
+    elif name in AS_PUBLISHED:
+        separator = {"deutsch.csv": ";", "wit.tsv": "\t"}.get(name, ",")
+        lines = [separator.join(rows[0]), *(separator.join(row.values()) for row in rows)]
+        (tmp_path / name).write_text("\n".join(lines) + "\n")
+    else:
+        cells = [("a dog runs", url) if name == "cc3m.tsv" else (url, "a dog runs") for url in urls]
+        (tmp_path / name).write_text("".join("\t".join(pair) + "\n" for pair in cells))
+    table = run(tmp_path, tmp_path / name)
+    assert sorted(table["url"].to_pylist()) == urls and table["caption"].to_pylist() == ["a dog runs"] * 3
+
+
+def test_json_without_records_and_a_condition_that_takes_nothing_are_sentences(tmp_path: Path) -> None:
+    (tmp_path / "redcaps.json").write_text(
+        json.dumps({"info": {"year": 2020}, "annotations": [{"url": "https://a.org"}]})
+    )
+    with pytest.raises(UserError, match=r"redcaps\.json"):
+        run(tmp_path, tmp_path / "redcaps.json")
+    (tmp_path / "a.csv").write_text("url,caption,n\nhttps://a.org/1.jpg,a dog,1\n")
+    with pytest.raises(UserError, match=r"`where`.* take none"):
+        run(tmp_path, tmp_path / "a.csv", where="n > 3")
 
 
 def test_bad_rows_are_dropped_and_counted_headerless_card(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ def write_set(root: Path, fault: str, **columns: str) -> None:
 
 
 def write_card(root: Path, layout: str, kind: str = "retrieval", **options: object) -> Path:
-    place = {"path": "set", "split": "test", "size": 10, "annotations": "pairs.jsonl", "images": "images", **options}
+    place = {"path": "set", "split": "all", "size": 10, "annotations": "pairs.jsonl", "images": "images", **options}
     metric = "recall" if kind == "retrieval" else "accuracy"
     card = {"name": "mine", "title": "Mine", "kind": kind, "metric": metric, "loader": layout}
     card |= {"layouts": {layout: place}, "homepage": "x", "license": "x"}

@@ -179,7 +179,7 @@ def tars(root: Path) -> EvalSet:
 
 def table_of_images(root: Path) -> EvalSet:
     (root / "rows.json").write_text(json.dumps([{"image": "a.png", "caption": "a turned picture"}]))
-    columns = "{path: rows.json, split: test, image: image, caption: caption}"
+    columns = "{path: rows.json, split: all, image: image, caption: caption}"
     (root / "card.yaml").write_text(
         f"name: c\ntitle: c\nkind: retrieval\nmetric: recall\nloader: records\nlayouts: {{records: {columns}}}\n"
     )

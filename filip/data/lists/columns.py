@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from filip.data.cards import SourceCard
 from filip.data.lists import duckdb_io
 from filip.errors import UserError, first_line
 from filip.files import nothing_at
+from filip.sets.columns import CAPTION_COLUMNS, URL_COLUMNS, usual_column
+from filip.sets.listed import SAMPLE
 
 ROW, REASON = "_filip_row_", "_filip_reason_"  # columns that this stage adds to the list's
 # img2dataset writes columns of these names itself and refuses a list that has them.
@@ -60,6 +63,25 @@ def judged_rows(card: SourceCard, types: dict[str, str], where: str, selected: S
             FROM (SELECT *, row_number() OVER () AS {ROW} FROM listed)
         )
     """
+
+
+def guessed_columns(con: duckdb.DuckDBPyConnection, card: SourceCard, types: dict[str, str]) -> SourceCard:
+    """Return the card with the columns of the list ``listed``, where it does not have those that the card names.
+
+    They are found by their usual names, as in a set on disk; else the only column of URLs and the only other one with
+    several words in a cell are taken.
+    """
+    start = con.sql(f"SELECT * FROM listed LIMIT {SAMPLE}").fetchall()
+    cells = {name: [str(row[n]) for row in start if row[n] is not None] for n, name in enumerate(types)}
+    if card.url_column == "url" and "url" not in types:
+        urls = [name for name in types if cells[name] and all(re.match("https?://", cell) for cell in cells[name])]
+        url = usual_column([*types], URL_COLUMNS) or (urls[0] if len(urls) == 1 else None)
+        card = replace(card, url_column=url or card.url_column)
+    if card.caption_column == "caption" and not card.caption_columns and "caption" not in types:
+        wordy = [n for n in types if n != card.url_column and any(" " in cell.strip() for cell in cells[n])]
+        caption = usual_column([*types], CAPTION_COLUMNS) or (wordy[0] if len(wordy) == 1 else None)
+        card = replace(card, caption_column=caption or card.caption_column)
+    return card
 
 
 def _check_columns(card: SourceCard, types: dict[str, str], where: str) -> None:

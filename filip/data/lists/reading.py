@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from glob import glob
@@ -97,6 +98,10 @@ def relation(card: SourceCard, paths: Sequence[str], scratch: Path, strict: bool
 def _copy(card: SourceCard, path: Path, kind: str, target: Path) -> int:
     """Write the rows of a list as Parquet, JSON objects as texts; return how many lines cannot be read."""
     table = read_table(path, card.header, card.columns, kind, card.encoding)
+    urls = [bool(re.match("https?://", name)) for name in table.names]
+    if card.header and not card.columns and kind in ("csv", "tsv") and sorted(urls) == [False, True]:
+        # CC3M's and CC12M's lists have no header
+        table = read_table(path, False, ["url" if is_url else "caption" for is_url in urls], kind, card.encoding)
     names = [name or f"column{number}" for number, name in enumerate(table.names)]
     if kind in ("json", "jsonl"):
         schema = pa.schema([("json", pa.string())])
@@ -132,6 +137,8 @@ def _json_relation(copied: str, card: SourceCard) -> str:
     except RecursionError as error:
         raise UserError(f"{card.list} has a line of JSON that is nested too deeply to be a row") from error
     con.close()
+    if not isinstance(structure, dict):
+        raise UserError(f"{card.list} is no list of records with a URL each: its records have nothing in common")
     texts = {card.url_column, card.caption_column, *card.caption_columns}
     columns = []
     for key, kind in structure.items():
