@@ -19,8 +19,8 @@ IMAGE_COLUMNS = (
     *("img", "image_name", "datei"),
 )
 CAPTION_COLUMNS = (
-    *("caption", "captions", "text", "texts", "sentences", "sentence", "alt_text", "alt", "title"),
-    *("description", "comment", "conversations", "caption_reference_description"),
+    *("caption", "captions", "text", "texts", "sentences", "sentence", "alt_text", "alt", "description"),
+    *("title", "comment", "conversations", "caption_reference_description"),
 )
 URL_COLUMNS = ("url", "link", "image_url", "img_url", "src", "originalurl", "imageurl")
 LABEL_COLUMNS = ("label", "class", "cls", "category")

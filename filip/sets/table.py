@@ -112,10 +112,13 @@ def _open(part: Path, reading: Reading) -> _Open:
 
 def _rows(part: Path, reading: Reading) -> Rows:
     table = read_table(part, reading.header, reading.columns, encoding=reading.encoding)
-    if len(table.names) == 2 and reading.header and not reading.columns and _names_a_picture(table.names[0]):
-        # Flickr8k.token.txt has no header
-        return read_table(part, False, ("image", "caption"), encoding=reading.encoding)
-    return table
+    first = next((n for n, name in enumerate(table.names) if _names_a_picture(name)), None)
+    if first is None or not reading.header or reading.columns:
+        return table
+    # Flickr8k.token.txt has no header
+    other = "caption" if len(table.names) == 2 else "column{}"
+    names = ["image" if n == first else other.format(n) for n in range(len(table.names))]
+    return read_table(part, False, names, encoding=reading.encoding)
 
 
 def _image_column(names: Sequence[str], records: Sequence[Record], reading: Reading, part: Path) -> str:
@@ -137,14 +140,21 @@ def _image_column(names: Sequence[str], records: Sequence[Record], reading: Read
 def _caption_columns(
     names: Sequence[str], records: Sequence[Record], image: str, reading: Reading, part: Path
 ) -> list[str]:
-    """Return the columns with the usual names, or the only other one with several words in its cells."""
+    """Return the columns with the usual names, or the only other one with several words in its cells.
+
+    A column of single words, such as a `text` of labels, gives way to the only one of several words that has a usual
+    name within its own, such as `long_description`.
+    """
+    wordy = [c for c in names if c != image and any(" " in str(r.get(c) or "").strip() for r in records)]
     try:
-        return caption_columns(names, reading, part)
+        columns = caption_columns(names, reading, part)
     except UserError:
-        wordy = [c for c in names if c != image and any(" " in str(r.get(c) or "").strip() for r in records)]
         if reading.caption_columns or len(wordy) != 1:
             raise
         return wordy
+    longer = [c for c in wordy if {*re.split("[^a-z]+", c.lower())} & {*CAPTION_COLUMNS}]
+    named = reading.caption_columns or reading.caption_column in names
+    return columns if named or columns[0] in wordy or len(longer) != 1 else longer
 
 
 def _is_list(path: Path) -> bool:

@@ -209,6 +209,19 @@ def test_a_packet_that_defines_entities_is_not_expanded() -> None:
     assert xmp_description(b"\xff\x00 no XML") == []
 
 
+@pytest.mark.parametrize(
+    "header", [("file", "label", "title", "description"), ("file", "text", "name", "long_description"), None]
+)
+def test_the_column_of_captions_is_no_title_no_label_and_no_first_row(
+    tmp_path: Path, header: tuple[str, ...] | None
+) -> None:
+    images(tmp_path / "own")
+    lines = [(name, "mug", f"Mug{n}", caption) for n, (name, caption) in enumerate(ONE.items())]
+    rows(tmp_path / "own" / "rows.csv", [header, *lines] if header else [(line[0], line[1], line[3]) for line in lines])
+    items = open_images(Reading(tmp_path / "own")).items
+    assert {item.name: item.captions for item in items} == {name: [caption] for name, caption in ONE.items()}
+
+
 def test_a_refusal_says_what_is_there(tmp_path: Path) -> None:
     images(tmp_path / "images")
     save(tmp_path / "labels" / "dog.txt", "0 0.5 0.5 0.2 0.2\n")
