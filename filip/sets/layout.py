@@ -65,7 +65,7 @@ class Reading:
         return [
             *(self.layout, self.image_column, self.image_root, self.caption_column, [*self.caption_columns]),
             *(self.group_column, {**self.only}, self.header, [*self.columns], self.split, [*self.prefer]),
-            *(self.inside_only, None if self.taken is None else [*self.taken]),
+            *(self.inside_only, None if self.taken is None else [*self.taken], [*SPLIT_COLUMNS]),
             *(value for value in (self.image_name, self.encoding, {**self.named}) if value not in ("{}", None, {})),
         ]
 

@@ -96,7 +96,8 @@ def _rows(sample: TarSample, whole: TarSample, tar: BinaryIO, file: str, name: s
     # a loader that reads the tar as it is takes the last image of a key, by webdataset's rule
     in_tar = [s for s, _ in whole.files if is_image(s)]
     plain = sample is whole and in_tar == [suffix] and suffix in IMAGE_SUFFIXES
-    key = sample.key if plain else None
+    # a tar with other splits in it is copied: a loader without side-cars would read them, too
+    key = sample.key if plain and (split is None or reading.taken is None) else None
     url, split = f"{name}/{member.name}", split or split_of(Path(file), reading)
     yield Row(url, captions, file, member.offset, member.size, group, key, problem, split)
     for _, further in images[1:]:

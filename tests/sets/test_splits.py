@@ -13,9 +13,11 @@ import webdataset as wds
 from datasets.data_files import SPLIT_KEYWORDS
 from PIL import Image
 
+from filip.data.ingest import IngestConfig, ingest, resolve_card
 from filip.errors import UserError
 from filip.sets.image_set import open_images
-from filip.sets.layout import ALL, FOR_EVALUATION, SPLITS, Reading
+from filip.sets.layout import ALL, FOR_EVALUATION, SPLITS, Reading, is_picture
+from filip.sets.tar_index import scan_tar
 
 WHERE = {n: "test" if n % 4 == 3 else "train" for n in range(12)}  # three of twelve pictures are for the test
 PICTURES = []
@@ -287,6 +289,15 @@ def test_what_is_of_an_unknown_split_is_told_and_counted(tmp_path: Path) -> None
         "splits: test 3, train 9, without 0; taken: test"
         in open_images(Reading(tmp_path / "b", split="test")).summary()
     )
+
+
+def test_a_tar_with_other_splits_in_it_is_copied_without_them(tmp_path: Path) -> None:
+    """A loader without side-cars reads whatever is in a tar."""
+    WAYS["split in a tar's JSON"](tmp_path / "own")
+    config = IngestConfig(str(tmp_path / "own"), out=str(tmp_path / "out"), image_rules={"min_side": 0})
+    ingest(resolve_card(config), config)
+    members = [member.name for tar in (tmp_path / "out").glob("*.tar") for member in scan_tar(tar)[0]]
+    assert sum(is_picture(Path(name)) for name in members) == 9
 
 
 def test_a_file_that_is_named_is_taken_unless_another_split_is_asked_for(tmp_path: Path) -> None:
