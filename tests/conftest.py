@@ -10,6 +10,11 @@ from pathlib import Path
 
 import pytest
 
+# What is compiled or fetched once stays in the checkout, not in the home folder. Other conftests import what compiles.
+CACHE = Path(__file__).resolve().parents[1] / ".cache"
+os.environ.setdefault("XDG_CACHE_HOME", str(CACHE))
+os.environ.setdefault("MPLCONFIGDIR", str(CACHE / "matplotlib"))
+
 MARK = "FILIP_TESTS"  # in the environment of all that tests start
 
 
@@ -26,8 +31,6 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     # torch's compiler would start processes that import PyTorch, for kernels that are few and small.
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
-    # What is compiled or fetched once stays in the checkout, not in the home folder.
-    os.environ.setdefault("XDG_CACHE_HOME", str(Path(__file__).resolve().parents[1] / ".cache"))
     # However these tests end, nothing that they have started goes on.
     os.environ.pop(MARK, None)
     command = [sys.executable, str(Path(__file__).parent / "support/guardian.py"), f"{MARK}={os.getpid()}"]
