@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import clip_benchmark
 import numpy as np
 import pytest
 import torch
@@ -169,6 +170,10 @@ def test_chinese_cards_read_english_copies_and_tables(tmp_path):
     card, english = load_card(EVAL / "imagenet_zh.yaml"), load_card(EVAL / "imagenet.yaml")
     assert card.classes is not None and english.classes is not None and len(card.classes) == 1000
     chinese, names = list(card.classes.values()), list(english.classes.values())
+    of_package = Path(clip_benchmark.__file__).parent / "datasets"
+    assert chinese == json.loads((of_package / "cn_classnames.json").read_text("utf-8"))["imagenet1k"]
+    templates = json.loads((of_package / "cn_zeroshot_classification_templates.json").read_text("utf-8"))["imagenet1k"]
+    assert [prompt.fill("{c}") for prompt in load_ensemble(PROMPTS, "imagenet_zh")] == templates
     assert match_classes(card, names) == match_classes(card, list(card.classes)) == chinese
     backwards = match_classes(card, list(card.classes)[::-1])
     assert backwards == chinese[::-1] and match_classes(card, chinese[::-1])[:5] == chinese[::-1][:5]

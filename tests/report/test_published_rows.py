@@ -91,3 +91,12 @@ def test_the_paper_s_average_stands_only_beside_all_twelve_of_its_benchmarks(fol
         assert cells(tables_of(folder, study)["zero_shot"], "FILIP-large-ViT-L/14")["average"].value == (
             average if average is None else pytest.approx(average)
         )
+
+
+def test_the_authors_later_models_stand_beside_chinese_cards(folder: Path) -> None:
+    cards = {"zero_shot": ["imagenet_zh", "demo_animals"], "retrieval": ["flickr30k_zh", "coco_cn"]}
+    tables = tables_of(folder, changed(folder, "chinese", eval={"root": "x", **cards}))
+    assert cells(tables["zero_shot"], "FILIP_ViT-B")["imagenet_zh"].value == pytest.approx(0.381)
+    found = cells(tables["retrieval"], "Wukong_ViT-L")
+    assert [found["flickr30k_zh_t2i_r1"].value, found["coco_cn_i2t_r10"].value] == pytest.approx([0.517, 0.906])
+    assert {row.label for row in tables["zero_shot"].rows if row.kind == "paper"} >= {"CLIP_ViT-L", "Wukong_ViT-B"}
