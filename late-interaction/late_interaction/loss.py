@@ -79,9 +79,7 @@ def contrastive_loss(
         return ContrastiveOutput((i2t_loss + t2i_loss) / 2, i2t_loss, t2i_loss, i2t_accuracy, t2i_accuracy)
 
 
-def _one_direction(
-    logits: Tensor, target: Tensor, positives: Tensor | None, smoothing: float
-) -> tuple[Tensor, Tensor]:
+def _one_direction(logits: Tensor, target: Tensor, positives: Tensor | None, smoothing: float) -> tuple[Tensor, Tensor]:
     """Return cross-entropy and accuracy of ``logits`` [b, N]; a hit is any positive ranked first."""
     best = logits.detach().argmax(dim=1)
     if positives is None:
