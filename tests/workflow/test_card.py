@@ -10,7 +10,7 @@ from workflow.study import ROOT
 
 
 @pytest.mark.system
-@pytest.mark.timeout(3600)  # ten minutes on two idle cores
+@pytest.mark.timeout(3600)  # eleven minutes on two cores
 def test_the_card_trains_the_papers_recipe_and_ends_in_its_tables(clone: Path) -> None:
     done = run_study("--show-failed-logs", cwd=clone, config=ROOT / "workflow/config/card.yaml", timeout=3500)
     assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
