@@ -17,8 +17,8 @@ min_version("9.0")
 CHECKOUT = str(Path(workflow.current_basedir))  # not workflow.basedir: another Snakefile may take this one as a module
 sys.path.insert(0, CHECKOUT)
 os.environ.update(PYTHONPATH=os.pathsep.join(filter(None, [CHECKOUT, os.getenv("PYTHONPATH")])))
-from filip.errors import UserError
-from filip.progress import say
+from filip.common.errors import UserError
+from filip.common.progress import say
 from workflow import one_run
 from workflow.evaluation import edited
 from workflow.gpus import visible

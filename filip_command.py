@@ -18,7 +18,7 @@ def main() -> None:
         sys.exit(2)
     try:
         from filip.__main__ import main as command
-        from filip.errors import stopped_by_ctrl_c
+        from filip.common.errors import stopped_by_ctrl_c
 
         with stopped_by_ctrl_c(ends=True):
             command()

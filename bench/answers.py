@@ -22,9 +22,9 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from bench.readme import put_on_page
-from filip.command import option, run_command
+from filip.cli.command import option, run_command
+from filip.common.table_writer import Grid, Head, Line, Shown, render
 from filip.report import plots
-from filip.table_writer import Grid, Head, Line, Shown, render
 
 MARKS = ("<!-- quarter:begin -->", "<!-- quarter:end -->")
 

@@ -22,10 +22,10 @@ import torch
 import torch.nn.functional as F
 
 from bench.interaction_problem import random_problem
-from filip import device as devices
-from filip.command import MISSING, option, run_command
-from filip.errors import UserError
-from filip.progress import say
+from filip.cli.command import MISSING, option, run_command
+from filip.common import device as devices
+from filip.common.errors import UserError
+from filip.common.progress import say
 from filip.resources import shipped
 from filip.train.hardware import peak_flops
 from late_interaction import late_interaction

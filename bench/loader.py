@@ -31,11 +31,11 @@ from sklearn.datasets import load_sample_images
 from torchvision import transforms as tv
 from webdataset.tariterators import tar_file_expander
 
-from filip.command import option, run_command
-from filip.data.loading.config import DataConfig, Source, StreamConfig
-from filip.data.loading.loader import build_loader
-from filip.data.loading.transforms import decode
-from filip.pixels import CLIP_MEAN, CLIP_STD
+from filip.cli.command import option, run_command
+from filip.images.pixels import CLIP_MEAN, CLIP_STD
+from filip.loading.config import DataConfig, Source, StreamConfig
+from filip.loading.loader import build_loader
+from filip.loading.transforms import decode
 from filip.sets.tar_index import scan_tar
 
 CROP_SCALE = (0.5, 1.0)

@@ -22,11 +22,11 @@ from matplotlib.figure import Figure
 from PIL import Image
 from scipy import stats
 
-from filip.command import MISSING, option, run_command
-from filip.errors import UserError
+from filip.cli.command import MISSING, option, run_command
+from filip.common.errors import UserError
+from filip.common.files import replacing
+from filip.common.progress import say
 from filip.eval.scorer import Scorer, load_scorer, ranking
-from filip.files import replacing
-from filip.progress import say
 from filip.report.plots import grid
 from filip.report.style import Look, looks
 from filip.study import load_study

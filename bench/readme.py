@@ -17,9 +17,10 @@ from typing import Any
 import yaml
 from matplotlib.figure import Figure
 
-from filip.command import option, run_command
-from filip.errors import UserError
-from filip.files import replacing
+from filip.cli.command import option, run_command
+from filip.common.errors import UserError
+from filip.common.files import replacing
+from filip.common.table_writer import Grid, Head, Line, Shown, render
 from filip.models.config import config_from_dict
 from filip.report import plots
 from filip.report.differences import FEWEST
@@ -30,7 +31,6 @@ from filip.report.style import looks
 from filip.report.table import Cell, Table, chance_text, difference, interval_text, value_text
 from filip.report.tables import load_published
 from filip.study import Study, load_study
-from filip.table_writer import Grid, Head, Line, Shown, render
 
 BEGIN, END = "<!-- demo-results:begin -->", "<!-- demo-results:end -->"
 BINDING = "<!-- binding-results:begin -->", "<!-- binding-results:end -->"

@@ -23,8 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from filip import device as devices
-from filip.command import option, run_command
+from filip.cli.command import option, run_command
+from filip.common import device as devices
 from filip.models import ModelConfig, TextFeatures, build_model, load_preset
 from late_interaction import SmoothMaximum, contrastive_loss, late_interaction, pooled_similarity
 from late_interaction.backends import AnyBackend
@@ -86,7 +86,7 @@ def filip_step(
     compiled: bool = False,
 ) -> Callable[[], Tensor]:
     """Return a closure that does one step and returns the loss."""
-    from filip.tokenizer import tokenize
+    from filip.text.tokenizer import tokenize
 
     model = build_model(config).train()
     model.to(pixels.device)

@@ -14,8 +14,8 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from filip.errors import UserError, reader_may_leave, stopped_by_ctrl_c
-from filip.extras import missing_extra
+from filip.cli.extras import missing_extra
+from filip.common.errors import UserError, reader_may_leave, stopped_by_ctrl_c
 
 PACKAGE = Path(__file__).resolve().parent
 GROUPS = {

@@ -15,10 +15,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from filip.command import MISSING, option, run_command
-from filip.errors import UserError
-from filip.files import nothing_at, replacing, write_json
-from filip.progress import say
+from filip.cli.command import MISSING, option, run_command
+from filip.common.errors import UserError
+from filip.common.files import nothing_at, replacing, write_json
+from filip.common.progress import say
 from filip.sets.columns import CAPTION_COLUMNS, URL_COLUMNS, split_columns, split_in, usual_column
 from filip.sets.image_set import Item, open_images
 from filip.sets.layout import FOR_EVALUATION, SPLITS, Reading

@@ -20,9 +20,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from filip.command import MISSING, option, run_command
-from filip.files import write_json
-from filip.progress import say
+from filip.cli.command import MISSING, option, run_command
+from filip.common.files import write_json
+from filip.common.progress import say
 from filip_demo.catalogue import Catalogue
 from filip_demo.corpus import attribution
 from filip_demo.packages import fetch_packages

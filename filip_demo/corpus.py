@@ -23,8 +23,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from filip.command import MISSING, option, run_command
-from filip.files import write_json
+from filip.cli.command import MISSING, option, run_command
+from filip.common.files import write_json
 from filip_demo.catalogue import Catalogue, Drawing, hash_of
 from filip_demo.faulty_rows import PLANTED, plant, write_planted
 from filip_demo.packages import ARTISTS, PACKAGES, Artist, fetch_packages

@@ -11,9 +11,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from filip.errors import UserError
-from filip.files import locked
-from filip.progress import say
+from filip.common.errors import UserError
+from filip.common.files import locked
+from filip.common.progress import say
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from filip.command import MISSING, option, run_command
-from filip.files import write_json
-from filip.progress import say
+from filip.cli.command import MISSING, option, run_command
+from filip.common.files import write_json
+from filip.common.progress import say
 from filip_demo.scene_sets import write_scene_sets, write_training_scenes
 from filip_demo.scenes import DrawnThing, Scene
 from filip_demo.training_list import training_table, write_captions, write_table

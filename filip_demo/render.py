@@ -12,9 +12,9 @@ from pathlib import Path
 import resvg_py
 from PIL import Image
 
-from filip.files import naming
-from filip.progress import track
-from filip.rgb import to_rgb
+from filip.common.files import naming
+from filip.common.progress import track
+from filip.images.rgb import to_rgb
 from filip_demo.catalogue import Drawing
 
 SIDE = 96  # pixels

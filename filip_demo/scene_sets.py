@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from filip.progress import track
+from filip.common.progress import track
 from filip_demo.catalogue import Emoji
 from filip_demo.render import is_written, png_bytes, write_atomically
 from filip_demo.scene_captions import fill, relation_of, relation_sentence

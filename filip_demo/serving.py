@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from filip.command import MISSING, option, run_command
-from filip.errors import UserError
-from filip.progress import say
+from filip.cli.command import MISSING, option, run_command
+from filip.common.errors import UserError
+from filip.common.progress import say
 
 HOST = "127.0.0.1"
 SERVED = ("images", "planted")  # not the test images, which must not be downloaded

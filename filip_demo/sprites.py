@@ -17,9 +17,9 @@ import numpy as np
 import resvg_py
 from PIL import Image
 
-from filip.command import option, run_command
-from filip.files import naming
-from filip.progress import say, track
+from filip.cli.command import option, run_command
+from filip.common.files import naming
+from filip.common.progress import say, track
 from filip_demo.catalogue import Catalogue, Drawing
 from filip_demo.packages import ARTISTS, fetch_packages
 from filip_demo.render import svg_document

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from filip.files import replacing
+from filip.common.files import replacing
 from filip_demo.catalogue import Drawing, caption_of, hash_of
 from filip_demo.faulty_rows import PlantedRow
 from filip_demo.scene_sets import SceneFacts

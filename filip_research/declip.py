@@ -21,11 +21,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from filip.errors import UserError, first_line
+from filip.common.errors import UserError, first_line
+from filip.common.files import nothing_at
 from filip.eval.encoders import Loading
 from filip.eval.encoders.two_tower import TwoTowerEncoder
-from filip.files import nothing_at
-from filip.tokenizer import BOS, token_counts, token_names, tokenize
+from filip.text.tokenizer import BOS, token_counts, token_names, tokenize
 
 CONTEXT, MASK_TOKENS = 77, 1
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's

@@ -18,7 +18,7 @@ from typing import Any
 
 from torch import Tensor
 
-from filip import citations
+from filip.common import citations
 from filip.train.losses import pooled
 from filip.train.losses.term import BatchShape, LossInput, TermOutput, no_conditions, sum_of
 from filip_research.swapped_words import SWAPPED_WORDS, gain, nouns, own_similarity

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from filip.command import option
+from filip.cli.command import option
 from filip.train.losses import token_wise
 from filip.train.losses.term import BatchShape, LossInput, Term, TermOutput
 from late_interaction import Similarity, distributed_pooled_similarity

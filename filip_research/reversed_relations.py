@@ -14,8 +14,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from filip import citations
-from filip.command import option
+from filip.cli.command import option
+from filip.common import citations
 from filip.train.losses.term import LossInput, TermOutput, sum_of
 from filip_research.swapped_words import SWAPPED_WORDS, against_altered, with_relation_reversed
 

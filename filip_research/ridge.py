@@ -17,11 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from filip.data.loading.loader import PairLoader
-from filip.errors import UserError
+from filip.common.errors import UserError
+from filip.common.progress import say
 from filip.eval.encoders import FilipEncoder, Loading
+from filip.loading.loader import PairLoader
 from filip.models import DualEncoder
-from filip.progress import say
 from filip.study import resolve
 from filip.train.engine import resolve_batching
 from filip.train.feature_cache import fill

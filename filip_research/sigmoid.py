@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from filip.citations import FILIP, SIGLIP
+from filip.common.citations import FILIP, SIGLIP
 from filip.train.losses import pooled, token_wise
 from filip.train.losses.term import LossInput, Term, TermOutput
 from late_interaction import distributed_pooled_similarity

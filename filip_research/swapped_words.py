@@ -23,14 +23,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from filip import citations
-from filip.errors import UserError
+from filip.common import citations
+from filip.common.errors import UserError
 from filip.models import TextFeatures
 from filip.models.dual_encoder import without_ends
-from filip.tokenizer import BOS, EOS, token_texts
+from filip.text.tokenizer import BOS, EOS, token_texts
+from filip.text.words import FUNCTION_WORDS
 from filip.train.losses import token_wise
 from filip.train.losses.term import BatchShape, LossInput, LossSettings, Term, TermOutput, sum_of
-from filip.words import FUNCTION_WORDS
 from late_interaction import Similarity
 
 

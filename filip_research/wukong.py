@@ -18,13 +18,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from filip.errors import UserError, first_line
+from filip.common.errors import UserError, first_line
+from filip.common.files import nothing_at
+from filip.common.progress import say
 from filip.eval.encoders import FilipEncoder, Loading
-from filip.files import nothing_at
-from filip.json_tokenizer import JsonTokenizer
 from filip.models import DualEncoder, ImageTowerConfig, ModelConfig, TextTowerConfig, build_model
 from filip.models.open_clip_names import from_open_clip
-from filip.progress import say
+from filip.text.json_tokenizer import JsonTokenizer
 
 HEAD = 64  # channels of an attention head
 TOKENS = 256  # columns of a projection for tokens; those of the two CLIPs have 512 and 768

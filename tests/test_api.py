@@ -10,7 +10,7 @@ from PIL import ExifTags, Image, ImageOps
 
 import filip
 from filip import api, load
-from filip.errors import UserError
+from filip.common.errors import UserError
 from filip.eval.cards import load_card
 from filip.eval.datasets import batches
 from filip.eval.formats import open_set

@@ -8,7 +8,7 @@ import pytest
 
 import filip
 from filip.__main__ import GROUPS, choose, commands, overview, run
-from filip.errors import UserError
+from filip.common.errors import UserError
 from tests.support.processes import run_python
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -18,7 +18,7 @@ NAMES = [" ".join(command.words) for command in commands()]
 def test_every_module_that_runs_a_command_is_listed_in_its_group_with_one_line() -> None:
     files = [file for file in (ROOT / "filip").rglob("*.py") if "run_command(" in file.read_text()]
     modules = {".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__main__") for file in files} - {
-        "filip.command"
+        "filip.cli.command"
     }
     assert {command.module for command in commands()} == modules
     assert {"train", "train plan", "data download", "eval picture", "export"} <= set(NAMES)

@@ -9,8 +9,8 @@ from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-from filip.command import MISSING, compose_config, option, run_command
-from filip.errors import UserError
+from filip.cli.command import MISSING, compose_config, option, run_command
+from filip.common.errors import UserError
 from filip.train.config import TrainConfig
 
 

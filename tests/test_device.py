@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from filip import device
-from filip.device import best_device, evaluation_precision, machine, own_device, resolve
-from filip.errors import UserError
+from filip.common import device
+from filip.common.device import best_device, evaluation_precision, machine, own_device, resolve
+from filip.common.errors import UserError
 
 
 def test_auto_is_the_best_device_and_the_cpu_is_always_there() -> None:

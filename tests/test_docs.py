@@ -209,7 +209,7 @@ def test_a_package_imported_before_filip_has_its_optimiser_and_term(my_package: 
     code = """
 import my_package.my_term, my_package.sgd
 import torch, torch.nn.functional as F
-from filip.command import compose_config
+from filip.cli.command import compose_config
 from filip.models import Encoded
 from filip.train.config import OPTIMIZERS, TERMS, TrainConfig
 from filip.train.losses import Loss

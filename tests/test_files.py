@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from filip.errors import UserError
-from filip.files import explained, locked, naming, replacing, write_json
+from filip.common.errors import UserError
+from filip.common.files import explained, locked, naming, replacing, write_json
 
 
 def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from filip import hub
-from filip.errors import UserError
+from filip.common import hub
+from filip.common.errors import UserError
 from tests.eval.miniature import picture
 from tests.support.processes import run_python
 

@@ -13,14 +13,14 @@ import pytest
 import yaml
 from PIL import Image
 
-from filip.command import run_command
+from filip.cli.command import run_command
+from filip.common.errors import UserError
 from filip.data.cards import load_source
-from filip.data.loading.config import Source
 from filip.data.prepare import PrepareConfig
 from filip.data.prepare import main as prepare
-from filip.errors import UserError
 from filip.eval.cards import load_card
 from filip.eval.formats import open_set
+from filip.loading.config import Source
 from filip.new import New, main
 from filip.study import load_study
 from filip.train.config import TrainConfig

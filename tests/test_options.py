@@ -13,11 +13,11 @@ from typing import Any, get_args, get_type_hints
 
 import pytest
 
-from filip.command import MISSING, compose_config, help_text, option
-from filip.errors import UserError
+from filip.cli.command import MISSING, compose_config, help_text, option
+from filip.cli.option import read_settings
+from filip.cli.overrides import options_of
+from filip.common.errors import UserError
 from filip.eval.pictures import alignment, scenes
-from filip.option import read_settings
-from filip.overrides import options_of
 from filip.train.config import TrainConfig
 from tests.test_wrong_commands import JARGON
 

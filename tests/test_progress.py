@@ -3,8 +3,8 @@ import sys
 
 import pytest
 
-from filip import progress
-from filip.progress import Progress, clock
+from filip.common import progress
+from filip.common.progress import Progress, clock
 from filip.train.telemetry import text_line
 
 

@@ -33,7 +33,7 @@ from packaging.requirements import Requirement
 from filip.__main__ import choose
 from filip.__main__ import commands as filip_commands
 from filip.__main__ import run as run_filip
-from filip.command import compose_config
+from filip.cli.command import compose_config
 from filip.data.cards import load_source
 from filip.models import build_model, load_preset, save_model
 from filip.train.config import TrainConfig

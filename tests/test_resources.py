@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from filip import resources
+from filip.common.errors import UserError
 from filip.data.cards import load_source
-from filip.errors import UserError
 from filip.eval.cards import load_card
 from filip.eval.prompts import load_ensemble
 from filip.report.tables import load_published

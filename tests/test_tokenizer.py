@@ -8,8 +8,8 @@ import open_clip
 import pytest
 import torch
 
-from filip import tokenizer
-from filip.tokenizer import BOS, EOS, clean, decode_token, token_counts, token_texts, tokenize
+from filip.text import tokenizer
+from filip.text.tokenizer import BOS, EOS, clean, decode_token, token_counts, token_texts, tokenize
 
 HAND_PICKED = [
     "a photo of a cat", "", "   spaces \t tabs \n and lines  ", "Isn't it? They're here; I'd've, we'll",

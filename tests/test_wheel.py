@@ -124,7 +124,7 @@ def test_the_loss_is_native_without_a_compiler(python: Path, tmp_path: Path, mon
 
 
 def test_the_wheel_says_where_an_extra_comes_from(python: Path, wheel: Path, tmp_path: Path) -> None:
-    program = "from filip.extras import how_to_install; print(how_to_install('eval'))"
+    program = "from filip.cli.extras import how_to_install; print(how_to_install('eval'))"
     assert run(python, "-c", program, cwd=tmp_path) == f"pip install 'filip-pretraining[eval] @ {wheel.as_uri()}'\n"
 
 

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from filip.__main__ import main
-from filip.command import run_command
+from filip.cli.command import run_command
 from filip.index import build
 from tests.eval.miniature import picture, write_model, write_webdataset
 

@@ -15,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from filip.errors import UserError
+from filip.common.errors import UserError
 
 VARIABLE = "CUDA_VISIBLE_DEVICES"
 LOCKS = "FILIP_GPU_LOCKS"  # folder of the locks; by default one for the user in the machine's own temporary folder

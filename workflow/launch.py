@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filip.errors import UserError
+from filip.common.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from typing import IO
 
 import psutil
 
-from filip.errors import UserError
+from filip.common.errors import UserError
 
 MARK = "FILIP_RUN"  # in the environment of a run's processes: the study's results, as an absolute path
 HELD = "FILIP_RUN_HELD"  # in Snakemake's: the process that started it holds the locks

@@ -24,9 +24,9 @@ from typing import Any
 import psutil
 import yaml
 
-from filip.errors import UserError
-from filip.files import write_json
-from filip.progress import clock
+from filip.common.errors import UserError
+from filip.common.files import write_json
+from filip.common.progress import clock
 from workflow import one_run
 
 CONFIGS = Path(__file__).resolve().parent / "config"

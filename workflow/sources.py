@@ -8,10 +8,10 @@ from glob import glob
 from pathlib import Path
 from typing import Any
 
+from filip.common.files import digest
 from filip.data.cards import SourceCard, load_source, with_download
 from filip.data.ingest import state_of_images
 from filip.data.plan import translation_jobs
-from filip.files import digest
 from filip.study import Study
 
 

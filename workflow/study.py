@@ -14,9 +14,9 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from filip.data.loading.config import Source
-from filip.errors import UserError
-from filip.option import check_given
+from filip.cli.option import check_given
+from filip.common.errors import UserError
+from filip.loading.config import Source
 from filip.study import resolve
 from filip.study.benchmarks import check_evaluation_options
 from filip.study.checks import check_accuracy_of

@@ -21,15 +21,15 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from filip.cli.extras import how_to_install
+from filip.common.errors import UserError
+from filip.common.files import replacing, write_json
 from filip.data.cards import SourceCard
 from filip.data.fetching.access import local_root
 from filip.data.fetching.download_plan import WHERE_IT_RUNS, in_progress
 from filip.data.fetching.outcomes import FORGOTTEN, Forgotten
 from filip.data.fetching.shard_maker import Image, ShardMaker, Stored, schema_of, shard_name
 from filip.data.lists.parquet_rows import tables
-from filip.errors import UserError
-from filip.extras import how_to_install
-from filip.files import replacing, write_json
 
 REQUIREMENTS = ("img2dataset>=1.45,<1.48", "standard-imghdr; python_version >= '3.13'")  # the extra img2dataset
 DISTRIBUTORS = ("multiprocessing", "pyspark", "ray")

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from filip import resources
-from filip.errors import UserError
-from filip.option import option, read_settings
+from filip.cli.option import option, read_settings
+from filip.common.errors import UserError
 
 FORMATS = ("auto", "parquet", "tsv", "csv", "json", "jsonl")
 RESIZE_MODES = ("no", "border", "keep_ratio", "keep_ratio_largest", "center_crop")

@@ -24,7 +24,11 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from filip.command import MISSING, option, run_command
+from filip.cli.command import MISSING, option, run_command
+from filip.common.errors import UserError, counted
+from filip.common.files import locked
+from filip.common.progress import Progress, say
+from filip.common.worker_pool import deaf_to_ctrl_c
 from filip.data.cards import SourceCard, load_source, with_download
 from filip.data.fetching.download_plan import (
     add_retry_pass,
@@ -43,11 +47,7 @@ from filip.data.parts import parse_part
 from filip.data.remote_tars import claim
 from filip.data.stage import ByShard, filling, tell
 from filip.data.text_rules import check_list
-from filip.errors import UserError, counted
-from filip.files import locked
-from filip.progress import Progress, say
 from filip.sets.account import Account
-from filip.worker_pool import deaf_to_ctrl_c
 
 Part = tuple[int, int] | None
 

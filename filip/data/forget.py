@@ -23,21 +23,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from filip.command import MISSING, option, run_command
+from filip.cli.command import MISSING, option, run_command
+from filip.common.errors import UserError
+from filip.common.files import nothing_at, replacing, sha256_of, write_json
+from filip.common.progress import track
 from filip.data.fetching.download_plan import ROW, SHARD, in_progress
 from filip.data.fetching.outcomes import FORGOTTEN, Forgotten, hash_of_url, place_of
 from filip.data.lists import duckdb_io
 from filip.data.lists.parquet_rows import reading, whole_file
-from filip.data.loading.shard_index import shard_index
 from filip.data.manifest import sign_again
 from filip.data.remote_tars import address, local, send
+from filip.data.shard_index import shard_index
 from filip.data.shard_set import TAR_SHA256
 from filip.data.sidecar import write_sidecar
 from filip.data.stage import filling, work_folder
 from filip.data.translate import shard_files
-from filip.errors import UserError
-from filip.files import nothing_at, replacing, sha256_of, write_json
-from filip.progress import track
 
 Paths = list[str]
 SHOWN = 200  # characters of a text that a funnel shows

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from filip.command import MISSING, option, run_command
-from filip.errors import UserError
-from filip.files import nothing_at, write_json
+from filip.cli.command import MISSING, option, run_command
+from filip.common.errors import UserError
+from filip.common.files import nothing_at, write_json
 
 
 @dataclass(frozen=True)

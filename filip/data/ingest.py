@@ -24,7 +24,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from filip.command import MISSING, option, run_command
+from filip.cli.command import MISSING, option, run_command
+from filip.common.errors import UserError, counted
+from filip.common.files import digest, file_state, replacing, write_json
+from filip.common.progress import say
+from filip.common.worker_pool import run_blocks
 from filip.data.cards import SourceCard, load_source, parse_card
 from filip.data.fetching.outcomes import FORGOTTEN, Forgotten, reason_of
 from filip.data.funnel import Fragment, write_fragment
@@ -34,13 +38,9 @@ from filip.data.lists.columns import cleaned
 from filip.data.remote_tars import address, claim, fetched
 from filip.data.stage import filling, tell, work_folder
 from filip.data.text_rules import apply_text_rules
-from filip.errors import UserError, counted
-from filip.files import digest, file_state, replacing, write_json
-from filip.progress import say
 from filip.sets.account import Account
 from filip.sets.layout import RANK, Layout, Reading
 from filip.sets.layouts import LAYOUTS, recognise
-from filip.worker_pool import run_blocks
 
 
 @dataclass

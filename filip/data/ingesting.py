@@ -21,14 +21,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image as Picture
 
+from filip.common.errors import UserError
+from filip.common.files import digest, file_state, replacing, write_json
 from filip.data.cards import SourceCard
 from filip.data.fetching.image_rules import inspect
 from filip.data.fetching.outcomes import FORGOTTEN, MAX_BYTES, Forgotten, hash_of_url, place_of
 from filip.data.fetching.shard_maker import SUFFIXES, ShardMaker, Stored, is_complete, schema_of, shard_name, statistics
 from filip.data.lists.parquet_rows import row_group
-from filip.data.loading.shard_index import shard_index
-from filip.errors import UserError
-from filip.files import digest, file_state, replacing, write_json
+from filip.data.shard_index import shard_index
 from filip.sets.layout import Reading
 from filip.sets.layout import Row as ListedRow
 from filip.sets.layouts import LAYOUTS, rows_of

@@ -19,15 +19,15 @@ import duckdb
 import numpy as np
 import pyarrow.parquet as pq
 
-from filip.command import MISSING, option, run_command
+from filip.cli.command import MISSING, option, run_command
+from filip.common.errors import UserError
+from filip.common.files import digest, sha256_of, write_json
 from filip.data.cards import SourceCard, load_source, with_download
 from filip.data.funnel import merge, read_fragment
 from filip.data.lists import duckdb_io
 from filip.data.lists.parquet_rows import reading
 from filip.data.shard_set import read_manifest, shard_entries
 from filip.data.stage import work_folder
-from filip.errors import UserError
-from filip.files import digest, sha256_of, write_json
 
 Paths = list[str]  # inside ManifestConfig the name `list` is a field
 

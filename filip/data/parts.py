@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from filip.errors import UserError
+from filip.common.errors import UserError
 
 
 def parse_part(part: str | None) -> tuple[int, int] | None:

@@ -16,7 +16,9 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 
-from filip.command import MISSING, option, run_command
+from filip.cli.command import MISSING, option, run_command
+from filip.common.errors import UserError, counted
+from filip.common.progress import say
 from filip.data.cards import SourceCard, load_source
 from filip.data.funnel import Fragment, write_fragment
 from filip.data.lists import duckdb_io
@@ -31,8 +33,6 @@ from filip.data.lists.columns import (
 )
 from filip.data.lists.reading import SUFFIXES, list_files, lists_here, relation
 from filip.data.stage import work_folder
-from filip.errors import UserError, counted
-from filip.progress import say
 
 SAMPLES = 10  # rows shown per reason
 

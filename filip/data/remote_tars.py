@@ -2,7 +2,7 @@
 
 A finished shard is sent, and in the place of its tar stays a link to the address: ``00000.tar -> s3://…/00000.tar``. So
 every stage that reads only descriptions and captions works as it does with local tars, the few that read images fetch
-one tar at a time, and a training streams (:mod:`filip.data.loading.streaming`).
+one tar at a time, and a training streams (:mod:`filip.loading.streaming`).
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from pathlib import Path
 
 import fsspec
 
-from filip.errors import UserError, first_line
-from filip.files import replacing, sha256_of, write_json
+from filip.common.errors import UserError, first_line
+from filip.common.files import replacing, sha256_of, write_json
 
 PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "http": "aiohttp", "https": "aiohttp"}
 OWNER = "filip.json"  # in the bucket: which folder fills it

@@ -19,7 +19,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from filip.command import MISSING, option, run_command
+from filip.cli.command import MISSING, option, run_command
+from filip.cli.extras import how_to_install
+from filip.common.errors import UserError
+from filip.common.files import digest, file_state, locked, sha256_of, write_json
+from filip.common.worker_pool import run_blocks
 from filip.data.captions.sidecar_tables import rows_by_shard
 from filip.data.cards import load_source
 from filip.data.lists import duckdb_io
@@ -35,10 +39,6 @@ from filip.data.scoring import (
 )
 from filip.data.sidecar import write_sidecar
 from filip.data.stage import ByShard
-from filip.errors import UserError
-from filip.extras import how_to_install
-from filip.files import digest, file_state, locked, sha256_of, write_json
-from filip.worker_pool import run_blocks
 
 FURTHEST = HASH_BITS // 4 - 1  # bits; unlike pictures differ in about 32
 ANY_DISTANCE = HASH_BITS  # "further than was looked for"

@@ -14,12 +14,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from filip.common.files import replacing
 from filip.data.lists import duckdb_io
-from filip.data.loading.shard_index import shard_index
 from filip.data.remote_tars import local
+from filip.data.shard_index import shard_index
 from filip.data.sidecar import read_sidecar
-from filip.files import replacing
-from filip.rgb import UNDECODABLE
+from filip.images.rgb import UNDECODABLE
 
 _scorers: list[Any] = []  # loaded once in each worker process
 
@@ -48,7 +48,7 @@ def perceptual_hash(image: Any) -> int:
 
 def hash_shard(tar: Path, file: Path) -> int:
     """Write the perceptual hash (int64) of each image of a shard; return how many."""
-    from filip.data.loading.transforms import decode
+    from filip.loading.transforms import decode
 
     return _write_hashes(file, shard_images(tar), decode)
 
@@ -93,7 +93,7 @@ def score_shard(tar: Path, file: Path, captions: str, batch: int) -> int:
     """Write each pair's similarity of the image and its original caption, the mean of both directions."""
     import torch
 
-    from filip.data.eval_transform import EvalTransform, normalize
+    from filip.images.eval_transform import EvalTransform, normalize
 
     scorer = _scorers[0]
     make = EvalTransform(scorer.image_size)

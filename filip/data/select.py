@@ -16,14 +16,14 @@ from typing import Any
 
 import duckdb
 
-from filip.command import MISSING, option, run_command
+from filip.cli.command import MISSING, option, run_command
+from filip.common.errors import UserError, counted
+from filip.common.progress import track
 from filip.data.cards import load_source
 from filip.data.funnel import Fragment, write_fragment
 from filip.data.lists.columns import where_condition
 from filip.data.lists.duckdb_io import parquet, plain_errors, sql_identifier
 from filip.data.sidecar import SCHEMA, write_sidecar
-from filip.errors import UserError, counted
-from filip.progress import track
 
 SAMPLES = 10  # pairs shown per condition
 Conditions = list[str]

@@ -13,10 +13,10 @@ from typing import Any
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from filip.common.errors import UserError
+from filip.common.files import nothing_at, sha256_of
 from filip.data.lists.parquet_rows import reading
 from filip.data.remote_tars import hash_of, size_of
-from filip.errors import UserError
-from filip.files import nothing_at, sha256_of
 
 TAR_SHA256 = b"tar_sha256"  # key in the metadata of NNNNN.parquet for the hash of NNNNN.tar as it was written
 THREADS = 8

@@ -15,9 +15,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from filip.common.files import replacing
 from filip.data.lists.parquet_rows import reading, whole_file
-from filip.files import replacing
-from filip.words import plain
+from filip.text.words import plain
 
 SCHEMA = pa.schema(
     [

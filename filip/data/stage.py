@@ -9,9 +9,9 @@ from typing import Any
 
 import duckdb
 
+from filip.common.files import digest, locked, replacing, scratch_folder
 from filip.data.funnel import Fragment, write_fragment
 from filip.data.lists import duckdb_io
-from filip.files import digest, locked, replacing, scratch_folder
 
 
 @contextmanager

@@ -19,16 +19,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from filip.command import MISSING, option, run_command
+from filip.cli.command import MISSING, option, run_command
+from filip.common.errors import UserError, counted
+from filip.common.files import nothing_at, replacing, sha256_of
+from filip.common.worker_pool import run_blocks
 from filip.data.cards import SourceCard, TextRuleSettings, load_source, parse_card
 from filip.data.funnel import Fragment
 from filip.data.lists import duckdb_io
 from filip.data.lists.caption_filters import NORMALISE, active_rules, conditions, read_word_list
 from filip.data.lists.parquet_rows import row_group
 from filip.data.stage import resume, tell, work_folder
-from filip.errors import UserError, counted
-from filip.files import nothing_at, replacing, sha256_of
-from filip.worker_pool import run_blocks
 
 SAMPLES = 20  # captions shown per rule, for a person to read
 

@@ -20,7 +20,9 @@ from typing import Any
 import duckdb
 import pyarrow.parquet as pq
 
-from filip.command import MISSING, option, run_command
+from filip.cli.command import MISSING, option, run_command
+from filip.common.errors import UserError
+from filip.common.files import locked
 from filip.data.captions.judging import AcceptanceLimits, judge, require_packages, require_pivots
 from filip.data.captions.sidecar_tables import CONTENT, find_same_images, rows_by_shard, sidecar_table
 from filip.data.captions.translation_cache import TranslationCache
@@ -32,8 +34,6 @@ from filip.data.lists.parquet_rows import reading
 from filip.data.parts import parse_part
 from filip.data.sidecar import write_sidecar
 from filip.data.stage import resume, tell
-from filip.errors import UserError
-from filip.files import locked
 
 SAMPLES = 10  # candidates shown per reason
 

@@ -12,11 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from filip.command import MISSING, option, run_command
+from filip.cli.command import MISSING, option, run_command
+from filip.common.errors import UserError
+from filip.common.progress import Progress
 from filip.data.remote_tars import hash_of, is_there
 from filip.data.shard_set import changed_since, read_manifest
-from filip.errors import UserError
-from filip.progress import Progress
 
 SHOWN = 20
 

@@ -22,8 +22,10 @@ from typing import Any, NamedTuple
 
 import torch.distributed as dist
 
-from filip.command import option, run_command
-from filip.errors import UserError
+from filip.cli.command import option, run_command
+from filip.common.errors import UserError
+from filip.common.files import check_output, digest, write_json
+from filip.common.progress import say
 from filip.eval.cards import BenchmarkCard
 from filip.eval.encode_set import Context
 from filip.eval.encoders import Encoder
@@ -35,8 +37,6 @@ from filip.eval.outcomes import outcomes_file, write_outcomes
 from filip.eval.protocols import protocol_of, protocols, value_at
 from filip.eval.sharing import Share, launched
 from filip.eval.text_tokens import CHOICES as TEXT_TOKENS
-from filip.files import check_output, digest, write_json
-from filip.progress import say
 from filip.runs.saved_files import json_object, weights_of
 
 

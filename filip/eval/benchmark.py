@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from filip.option import MISSING, option
+from filip.cli.option import MISSING, option
 
 KINDS = {
     "classification": ("top1", "top5", "mean_per_class"),

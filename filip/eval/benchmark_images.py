@@ -7,9 +7,9 @@ from pathlib import Path
 
 from PIL import Image
 
+from filip.common.files import digest, file_state
 from filip.eval.cards import BenchmarkCard, load_cards
 from filip.eval.formats import open_set
-from filip.files import digest, file_state
 
 
 def _card(name: str) -> BenchmarkCard:

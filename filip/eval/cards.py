@@ -24,10 +24,10 @@ from pathlib import Path
 from typing import Any
 
 from filip import resources
-from filip.errors import UserError
+from filip.cli.option import read_settings
+from filip.common.errors import UserError
 from filip.eval.benchmark import HAVE_CAPTIONS, KINDS, BenchmarkCard
 from filip.eval.formats import FORMATS
-from filip.option import read_settings
 
 METRIC_TITLES = {"top1": "top-1", "top5": "top-5", "mean_per_class": "mean per class"}  # in print; others as they are
 FROM_DATA = "from the data set"

@@ -16,10 +16,10 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from filip.errors import UserError, first_line
+from filip.common.errors import UserError, first_line
+from filip.common.worker_pool import LOADER_START
 from filip.eval.encoders import stacked
-from filip.rgb import UNDECODABLE
-from filip.worker_pool import LOADER_START
+from filip.images.rgb import UNDECODABLE
 
 
 @dataclass

@@ -8,14 +8,14 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from filip.errors import UserError
+from filip.common.errors import UserError
+from filip.common.progress import Progress, say
 from filip.eval.cards import BenchmarkCard
 from filip.eval.datasets import Batch, EvalSet, Sample, batches
 from filip.eval.encoders import Encoder
 from filip.eval.families import AUTO, PROMPTS, prompts_for
 from filip.eval.scorer import Scorer, scorer_for
 from filip.eval.sharing import ALONE, Share
-from filip.progress import Progress, say
 
 T = TypeVar("T")
 

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from filip.common.progress import say
 from filip.eval.cards import BenchmarkCard
 from filip.eval.encode_set import Context
 from filip.eval.encoders import Encoder
 from filip.eval.families import AUTO, FAMILIES
 from filip.eval.outcomes import Record
 from filip.eval.protocols import Numbers, Protocol, protocol_of, shown
-from filip.progress import say
 
 
 def evaluate(

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from filip import resources
-from filip.errors import UserError
-from filip.files import file_state
+from filip.common.errors import UserError
+from filip.common.files import file_state
 
 if TYPE_CHECKING:
     from filip.eval.benchmark import BenchmarkCard

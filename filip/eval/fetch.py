@@ -10,12 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from filip.command import MISSING, option, run_command
-from filip.errors import UserError, first_line
+from filip.cli.command import MISSING, option, run_command
+from filip.common.errors import UserError, first_line
+from filip.common.hub import hub_asked
+from filip.common.progress import say
 from filip.eval.cards import BenchmarkCard, load_cards
 from filip.eval.formats import open_set
-from filip.hub import hub_asked
-from filip.progress import say
 
 OWNER = "clip-benchmark"
 

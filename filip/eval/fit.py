@@ -7,8 +7,8 @@ from collections.abc import Callable
 from PIL import Image
 from torch import Tensor
 
-from filip.pixels import CLIP_MEAN
-from filip.rgb import to_rgb
+from filip.images.pixels import CLIP_MEAN
+from filip.images.rgb import to_rgb
 
 FITS = ("crop", "pad")
 _GREY = tuple(round(255 * mean) for mean in CLIP_MEAN)  # normalised, it is nought

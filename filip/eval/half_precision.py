@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from filip.device import evaluation_precision
-from filip.errors import UserError
+from filip.common.device import evaluation_precision
+from filip.common.errors import UserError
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -16,7 +16,7 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 def dtype_of(precision: str, device: str) -> torch.dtype:
     """Return the dtype of ``precision=`` on a device.
 
-    precision: "fp32", "bf16", "fp16" or "auto": :func:`filip.device.evaluation_precision`.
+    precision: "fp32", "bf16", "fp16" or "auto": :func:`filip.common.device.evaluation_precision`.
     Raises UserError for another word.
     """
     if precision == "auto":

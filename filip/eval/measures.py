@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+from filip.common.table_writer import Grid, Head, Line, Shown, differing, render
 from filip.eval.protocols import protocol_of, shown
 from filip.eval.scorer import RANKING_TITLES
-from filip.table_writer import Grid, Head, Line, Shown, differing, render
 
 
 class Measure(NamedTuple):

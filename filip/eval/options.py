@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filip.command import MISSING, option
-from filip.errors import UserError
+from filip.cli.command import MISSING, option
+from filip.common.errors import UserError
+from filip.common.progress import say
 from filip.eval.cards import KINDS, BenchmarkCard, match_classes
 from filip.eval.encoders import Encoder, forms, load_encoder
 from filip.eval.families import FAMILIES
@@ -17,7 +18,6 @@ from filip.eval.formats import open_set
 from filip.eval.half_precision import PRECISIONS, name_of
 from filip.eval.own_data import cards_of
 from filip.eval.sharing import device_of, launched
-from filip.progress import say
 
 MISSING_SETS = ("stop", "skip")
 

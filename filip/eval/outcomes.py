@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from filip.errors import UserError
-from filip.files import replacing
+from filip.common.errors import UserError
+from filip.common.files import replacing
 
 if TYPE_CHECKING:
     from torch import Tensor  # the report reads outcomes without it

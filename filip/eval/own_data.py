@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from filip.errors import UserError
+from filip.common.errors import UserError
 from filip.eval.benchmark import BenchmarkCard, BenchmarkLayout
 from filip.eval.cards import load_card
 from filip.eval.formats.imagefolder import images_below

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sys
 
-from filip.command import run_command
+from filip.cli.command import run_command
 from filip.eval.pictures import alignment, scenes
 from filip.eval.pictures.drawing import PictureOptions
 

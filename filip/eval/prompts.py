@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from filip import resources
-from filip.errors import UserError
+from filip.common.errors import UserError
 from filip.eval.families import AUTO, PROMPTS, prompt_file
 
 

@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from filip.errors import UserError
+from filip.common.errors import UserError
+from filip.common.progress import Progress
 from filip.eval.encoders import Encoder, load_encoder
 from filip.eval.sharing import ALONE, Share
 from filip.eval.text_tokens import select_tokens
-from filip.progress import Progress
 from late_interaction import Similarity, pooled_similarity, score
 from late_interaction.scoring import BLOCK_IMAGES
 

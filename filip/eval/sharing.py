@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 
-from filip.device import best_device, own_device
-from filip.errors import UserError
+from filip.common.device import best_device, own_device
+from filip.common.errors import UserError
 
 T = TypeVar("T")
 

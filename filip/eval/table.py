@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from filip import resources
-from filip.command import option, run_command
-from filip.errors import UserError
+from filip.cli.command import option, run_command
+from filip.common.errors import UserError
+from filip.common.files import nothing_at
 from filip.eval.__main__ import Evaluation, model_name, results_of
 from filip.eval.cards import load_card
 from filip.eval.measures import as_text, measures
 from filip.eval.options import check_sets
-from filip.files import nothing_at
 
 FORMS = ("text", "markdown", "csv")
 

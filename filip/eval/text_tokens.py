@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from filip.words import FUNCTION_SIGNS, FUNCTION_WORDS
+from filip.text.words import FUNCTION_SIGNS, FUNCTION_WORDS
 
 CHOICES = ("all", "without_ends", "content")
 ENDS = ("[BOS]", "[EOS]", "[CLS]", "[SEP]")

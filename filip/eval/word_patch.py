@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from filip.errors import UserError
+from filip.common.errors import UserError
 from filip.eval.encoders import Encoder
 from filip.eval.prompts import Prompt
 

@@ -20,15 +20,15 @@ from typing import Any
 import torch
 
 from filip import resources
-from filip.command import MISSING, option, run_command
-from filip.errors import UserError
+from filip.cli.command import MISSING, option, run_command
+from filip.common.errors import UserError
+from filip.common.files import replacing
+from filip.common.progress import say, track
 from filip.explore.gallery import Gallery, GalleryOptions, ViewedImages, ViewedText, Viewer
 from filip.explore.packing import base64_of, packed
 from filip.explore.towers import NotInPage, image_tower, text_tower, tokenizer_data
-from filip.files import replacing
-from filip.progress import say, track
 from filip.runs.saved_files import FINISHED, complete_checkpoints, is_finished, json_object
-from filip.words import FUNCTION_WORDS
+from filip.text.words import FUNCTION_WORDS
 
 ASSETS = Path(__file__).resolve().parent / "assets"
 SCRIPTS = (

@@ -14,14 +14,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from filip.command import MISSING, option
-from filip.errors import UserError, plain
+from filip.cli.command import MISSING, option
+from filip.common.errors import UserError, plain
+from filip.common.files import nothing_at
+from filip.common.progress import Progress
 from filip.eval.scorer import Scorer, Texts, load_scorer
 from filip.explore.names import counted_tokens, encode_query, named_things, unknown_words
 from filip.explore.outlines import outlines
 from filip.explore.pictures import open_pictures
-from filip.files import nothing_at
-from filip.progress import Progress
 from filip.sets.pictures import Pictures, thumbnail
 
 BATCH = 64

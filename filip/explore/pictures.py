@@ -7,13 +7,13 @@ from pathlib import Path
 
 from torch import Tensor
 
-from filip.errors import UserError
+from filip.common.errors import UserError
+from filip.common.files import nothing_at
+from filip.common.progress import say
 from filip.eval.cards import load_card, match_classes
 from filip.eval.formats import open_set
-from filip.files import nothing_at
+from filip.images.rgb import UNDECODABLE
 from filip.index.store import Index
-from filip.progress import say
-from filip.rgb import UNDECODABLE
 from filip.runs.saved_files import weights_of
 from filip.sets.pictures import Picture, Pictures, SetPictures, spread
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from filip.eval.encoders import Encoder, FilipEncoder
 from filip.explore.names import learned_tokens
 from filip.explore.packing import base64_of
-from filip.pixels import CLIP_MEAN, CLIP_STD
-from filip.tokenizer import BOS, EOS, MERGES, tokenize
+from filip.images.pixels import CLIP_MEAN, CLIP_STD
+from filip.text.tokenizer import BOS, EOS, MERGES, tokenize
 
 if TYPE_CHECKING:
     from filip.models import DualEncoder

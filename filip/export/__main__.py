@@ -11,12 +11,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from filip.command import MISSING, option, run_command
-from filip.errors import UserError, first_line
+from filip.cli.command import MISSING, option, run_command
+from filip.common.errors import UserError, first_line
+from filip.common.files import check_output
+from filip.common.progress import say
 from filip.eval.encoders import converted
 from filip.export.formats import FORMATS
-from filip.files import check_output
-from filip.progress import say
 from filip.runs.source import ModelSource, read_source
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from filip.common.progress import say
 from filip.export.hf_folder import write_hf, write_multi_vector
 from filip.export.onnx_folder import write_onnx
 from filip.export.open_clip_folder import write_clip, write_open_clip
 from filip.models import save_model
 from filip.models.weights import save_compact
-from filip.progress import say
 from filip.runs.source import ModelSource
 
 

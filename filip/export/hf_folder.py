@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from filip.errors import UserError
+from filip.common.errors import UserError
+from filip.common.files import naming, write_json
 from filip.export.card import write_card
-from filip.files import naming, write_json
+from filip.images.pixels import CLIP_MEAN, CLIP_STD
 from filip.models import DualEncoder
 from filip.models.weights import EMBEDDING, ROW_OF_TOKEN, write_safetensors
-from filip.pixels import CLIP_MEAN, CLIP_STD
 from filip.runs.source import ModelSource
-from filip.tokenizer import BOS, EOS, merges, vocabulary
+from filip.text.tokenizer import BOS, EOS, merges, vocabulary
 
 PICTURE = 'image = Image.new("RGB", (300, 200), "red")  # or Image.open("photo.jpg")\n'
 USE = f"""from PIL import Image
@@ -141,9 +141,9 @@ def copy_code(folder: Path, names: tuple[str, ...]) -> None:
 
 
 def clip_tokenizer(model: DualEncoder) -> Any:
-    """Return a ``transformers.CLIPTokenizer`` with the ids of :mod:`filip.tokenizer` that cuts at the model's length.
+    """Return a ``transformers.CLIPTokenizer`` with our tokenizer's ids that cuts at the model's length.
 
-    It lacks the cleaning of :func:`filip.tokenizer.clean`, which exported folders contain. Raises UserError if the
+    It lacks the cleaning of :func:`filip.text.tokenizer.clean`, which exported folders contain. Raises UserError if the
     model has another text tower or vocabulary than CLIP's.
     """
     from transformers import CLIPTokenizer

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from filip.common.files import write_json
 from filip.export.card import write_card
 from filip.export.hf_folder import clip_tokenizer, copy_code, new_folder, preprocessor, towers_of
 from filip.export.standalone.filip_towers import Towers
-from filip.files import write_json
 from filip.runs.source import ModelSource
-from filip.tokenizer import BOS
+from filip.text.tokenizer import BOS
 
 USE = """import numpy
 import onnxruntime

@@ -7,16 +7,16 @@ from typing import Any, cast
 
 from torch import Tensor
 
-from filip.errors import UserError
+from filip.common.errors import UserError
+from filip.common.files import write_json
 from filip.export.card import write_card
 from filip.export.hf_folder import PICTURE, clip_tokenizer, new_folder, preprocessor
-from filip.files import write_json
+from filip.images.pixels import CLIP_MEAN, CLIP_STD
 from filip.models import DualEncoder
 from filip.models.open_clip_names import open_clip_names, to_open_clip
 from filip.models.weights import write_safetensors
-from filip.pixels import CLIP_MEAN, CLIP_STD
 from filip.runs.source import ModelSource
-from filip.tokenizer import BOS, EOS
+from filip.text.tokenizer import BOS, EOS
 
 USE = f"""import open_clip
 from PIL import Image

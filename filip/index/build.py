@@ -15,16 +15,16 @@ from pathlib import Path
 from PIL import Image
 from torch import Tensor
 
-from filip.command import MISSING, option, run_command
-from filip.device import best_precision, resolve
-from filip.errors import UserError
+from filip.cli.command import MISSING, option, run_command
+from filip.common.device import best_precision, resolve
+from filip.common.errors import UserError
+from filip.common.files import locked
+from filip.common.progress import Progress, say
 from filip.eval.encoders import stacked
 from filip.eval.fit import FITS
 from filip.eval.scorer import Scorer, load_scorer
-from filip.files import locked
 from filip.index.store import About, Index
 from filip.index.tokens import DTYPES
-from filip.progress import Progress, say
 from filip.runs.saved_files import weights_of
 from filip.sets.pictures import SetPictures
 

@@ -15,10 +15,10 @@ from typing import Any
 
 from torch import Tensor
 
-from filip.command import MISSING, option, run_command
-from filip.files import replacing, write_json
+from filip.cli.command import MISSING, option, run_command
+from filip.common.files import replacing, write_json
+from filip.common.progress import Progress
 from filip.index.store import Index
-from filip.progress import Progress
 
 POINTS_PER_REQUEST = 64
 TOKENS = "tokens"  # name of the vectors

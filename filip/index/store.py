@@ -24,9 +24,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from filip.errors import UserError, first_line
+from filip.common.errors import UserError, first_line
+from filip.common.files import naming, nothing_at, write_json
 from filip.eval.scorer import Scorer, Texts
-from filip.files import naming, nothing_at, write_json
 from filip.index.tokens import DTYPES, quick_scores, restored, rounded, token_type
 
 FORMAT = 5

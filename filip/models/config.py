@@ -8,8 +8,8 @@ from typing import Any
 
 import yaml
 
-from filip.errors import UserError
-from filip.option import check_values, option, read_settings
+from filip.cli.option import check_values, option, read_settings
+from filip.common.errors import UserError
 
 INTERACTIONS = ("token_wise", "pooled")
 ACTIVATIONS = ("gelu", "quick_gelu", "gelu_tanh")

@@ -10,16 +10,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from filip import tokenizer as clip_tokenizer
-from filip.device import keep_compiled_kernels_apart
-from filip.errors import UserError
-from filip.json_tokenizer import CaptionTokenizer, JsonTokenizer
+from filip.common.device import keep_compiled_kernels_apart
+from filip.common.errors import UserError
 from filip.models.config import ModelConfig
 from filip.models.image_tower import ImageTower
 from filip.models.pooling import Pooling
 from filip.models.reduction import TokenReduction
 from filip.models.temperature import initial_logit_scale, scale_of
 from filip.models.text_tower import TextTower
+from filip.text import tokenizer as clip_tokenizer
+from filip.text.json_tokenizer import CaptionTokenizer, JsonTokenizer
 
 LOSS_PARAMETER = "loss_"  # prefix of the parameters that belong to a term of the loss
 

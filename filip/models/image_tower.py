@@ -12,7 +12,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
-from filip.errors import UserError
+from filip.common.errors import UserError
 from filip.models.config import ImageTowerConfig
 from filip.models.stem import Stem, stem_layer
 

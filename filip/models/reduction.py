@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from filip.errors import UserError
+from filip.common.errors import UserError
 
 GROUPS = 8  # of channels, in two of its three maps
 

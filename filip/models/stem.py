@@ -14,8 +14,8 @@ from timm.layers import HybridEmbed
 from torch import Tensor, nn
 from torch.nn.utils import fuse_conv_bn_weights
 
-from filip.errors import UserError
-from filip.pixels import CLIP_MEAN, CLIP_STD
+from filip.common.errors import UserError
+from filip.images.pixels import CLIP_MEAN, CLIP_STD
 
 CPU_IMAGES = 16  # at a time on a CPU: its caches then hold the activations between layers
 

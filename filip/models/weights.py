@@ -12,11 +12,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from filip.errors import UserError, plain
-from filip.files import replacing
-from filip.json_tokenizer import JsonTokenizer
+from filip.common.errors import UserError, plain
+from filip.common.files import replacing
 from filip.models.config import ModelConfig, config_from_dict
 from filip.models.dual_encoder import LOSS_PARAMETER, DualEncoder, build_model
+from filip.text.json_tokenizer import JsonTokenizer
 
 EMBEDDING, ROWS = "text.token_embedding.weight", "text.token_embedding.rows"
 ROW_OF_TOKEN = "text.row_of_token"  # of an export for other libraries: int32 [tokens]

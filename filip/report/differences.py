@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import stdtr, stdtrit
 
-from filip.errors import UserError
+from filip.common.errors import UserError
 from filip.eval.outcomes import Outcomes, Record
 
 LEVEL = 0.05

@@ -15,10 +15,10 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from filip.command import MISSING, option, run_command
+from filip.cli.command import MISSING, option, run_command
+from filip.common.files import replacing
+from filip.common.progress import say
 from filip.eval.cards import load_card
-from filip.files import replacing
-from filip.progress import say
 from filip.report import plots, table_plots
 from filip.report.results import Results
 from filip.report.style import Look, looks

@@ -11,11 +11,11 @@ from typing import Any
 
 import pandas as pd
 
+from filip.common.table_writer import Grid, Head, Line, Shown, words
 from filip.report.differences import FEWEST
 from filip.report.rows.component_ablation import VARIANTS
 from filip.report.table import Cell, Row, Table, chance_text, difference, interval_text, value_text
 from filip.study import Study
-from filip.table_writer import Grid, Head, Line, Shown, words
 
 ALL_ROWS = ("component_ablation",)  # compare all rows with the first, however many there are
 FEW_ROWS = 3

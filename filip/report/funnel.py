@@ -19,22 +19,22 @@ from typing import Any
 
 from PIL import Image
 
-from filip.command import MISSING, option, run_command
+from filip.cli.command import MISSING, option, run_command
+from filip.common.errors import UserError
+from filip.common.files import replacing
+from filip.common.progress import say
+from filip.common.table_writer import Grid, Head, Line, Shown, render
 from filip.data.funnel import Fragment, read_fragment
-from filip.data.loading.config import AugmentConfig
-from filip.data.loading.remote_shards import samples_in
-from filip.data.loading.transforms import TrainTransform
 from filip.data.remote_tars import address, is_there
 from filip.data.sidecar import read_sidecar
-from filip.errors import UserError
-from filip.files import replacing
-from filip.progress import say
+from filip.images.rgb import UNDECODABLE, read_rgb
+from filip.loading.config import AugmentConfig
+from filip.loading.remote_shards import samples_in
+from filip.loading.transforms import TrainTransform
 from filip.report import plots
 from filip.report.page import inline, rendered, webp
 from filip.report.style import TEMPLATES, style
-from filip.rgb import UNDECODABLE, read_rgb
 from filip.sets.tar_index import IMAGE_SUFFIXES
-from filip.table_writer import Grid, Head, Line, Shown, render
 
 DRAWS = 3  # times that the training's random transform is shown, per picture
 WIDEST = 192  # pixels of a picture

@@ -24,9 +24,10 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from filip import resources
-from filip.command import MISSING, option, run_command
-from filip.files import replacing
-from filip.progress import say
+from filip.cli.command import MISSING, option, run_command
+from filip.common.files import replacing
+from filip.common.progress import say
+from filip.common.table_writer import Grid, render
 from filip.report.differences import FEWEST
 from filip.report.findings import NOTE, cost, findings, findings_grid
 from filip.report.plots import DROPPED, INK, KEPT, LINE, MUTED
@@ -37,7 +38,6 @@ from filip.report.summary import funnel_grid, runs_grid, search_grid, stages_gri
 from filip.report.table import short_commit
 from filip.report.table_plots import forest
 from filip.study import Study, load_study
-from filip.table_writer import Grid, render
 
 WIDEST = 1400  # pixels of an embedded picture
 FIGURES = {

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from filip.errors import UserError
+from filip.common.errors import UserError
 from filip.eval.outcomes import Record, outcomes_file, read_outcomes
 from filip.report.table import Table
 

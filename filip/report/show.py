@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filip.command import MISSING, option, run_command
-from filip.errors import UserError
-from filip.files import nothing_at
+from filip.cli.command import MISSING, option, run_command
+from filip.common.errors import UserError
+from filip.common.files import nothing_at
+from filip.common.table_writer import Grid, Head, Line, render, words
 from filip.report.summary import funnel_grid, runs_grid, stages_grid
 from filip.report.table import Cell, Column, Table, value_text
 from filip.study import load_study
-from filip.table_writer import Grid, Head, Line, render, words
 
 ALL = "all"
 HEADLINE_COLUMNS = 4  # of the first table, where a study's config names none

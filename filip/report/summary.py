@@ -15,14 +15,14 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from filip.command import MISSING, option, run_command
-from filip.errors import UserError
-from filip.files import write_json
+from filip.cli.command import MISSING, option, run_command
+from filip.common.errors import UserError
+from filip.common.files import write_json
+from filip.common.table_writer import Grid, Head, Line, words
 from filip.report.results import Results
 from filip.report.table import Table, short_commit
 from filip.study import PROTOCOLS, Study, load_study
 from filip.study.search import best_values, scores
-from filip.table_writer import Grid, Head, Line, words
 from filip.train.telemetry import LOG, read_log, scalars
 
 RUN_FACTS = (  # taken over from the result of a training

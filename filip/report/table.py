@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from filip.common.table_writer import Grid, Head, Line, Shown
 from filip.report.differences import over_trainings
-from filip.table_writer import Grid, Head, Line, Shown
 
 HEAD = ("table", "section", "row", "kind", "run", "run_id", "commit", "column", "unit")
 BODY = ("value", "chance", "n", "ci95_low", "ci95_high", "seeds", "std", "reason")

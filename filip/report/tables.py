@@ -11,16 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from filip import resources
-from filip.command import MISSING, option, run_command
-from filip.files import replacing, write_json
-from filip.progress import say
+from filip.cli.command import MISSING, option, run_command
+from filip.common.files import replacing, write_json
+from filip.common.progress import say
+from filip.common.table_writer import render
 from filip.report.differences import RESAMPLES
 from filip.report.results import Results
 from filip.report.rows import build_tables
 from filip.report.style import page
 from filip.report.table import SPREADS
 from filip.study import load_study
-from filip.table_writer import render
 
 LATEX = ("latex", "siunitx")
 FORMATS = {"md": "markdown", "csv": "csv", "tex": "latex", "html": "html"}  # by the end of the file's name

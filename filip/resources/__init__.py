@@ -15,8 +15,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from filip.errors import UserError, nearest
-from filip.files import near_path
+from filip.common.errors import UserError, nearest
+from filip.common.files import near_path
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from filip import resources
-from filip.errors import UserError
-from filip.files import digest, nothing_at, sha256_of, write_json
+from filip.common.errors import UserError
+from filip.common.files import digest, nothing_at, sha256_of, write_json
 
 _COMPLETE = re.compile(r"step(\d{8})")
 STATE = "state.json"

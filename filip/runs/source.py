@@ -14,11 +14,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from filip import resources
-from filip.errors import UserError
-from filip.json_tokenizer import JsonTokenizer
+from filip.common.errors import UserError
 from filip.models import DualEncoder, build_model, config_from_dict, load_model, read_extra
 from filip.models.weights import TOKENIZER, pop_loss_parameters
 from filip.runs.saved_files import AVERAGED, DDP_STATES, LoopState, find_damage, json_object, read_state, source_of
+from filip.text.json_tokenizer import JsonTokenizer
 
 
 @dataclass(frozen=True)

@@ -13,18 +13,18 @@ from typing import Any
 
 import torch
 
-from filip.command import MISSING, option, run_command
-from filip.errors import UserError
+from filip.cli.command import MISSING, option, run_command
+from filip.common.errors import UserError
+from filip.common.files import check_output, nothing_at, write_json
+from filip.common.progress import say
 from filip.eval.encoders import FilipEncoder
 from filip.eval.fit import FITS
 from filip.eval.scorer import Scorer, load_scorer
 from filip.eval.text_tokens import CHOICES
 from filip.explore.names import NothingKnownError, listed, unknown_words
-from filip.files import check_output, nothing_at, write_json
+from filip.images.rgb import IMAGE_FILES, UNDECODABLE, upright_size
 from filip.index.build import Build, OtherIndexError, scorer_of, up_to_date
 from filip.index.store import FORMAT, Index
-from filip.progress import say
-from filip.rgb import IMAGE_FILES, UNDECODABLE, upright_size
 from filip.runs.saved_files import weights_of
 from filip.search.hits import boxes, write_hits
 from filip.search.ranking import Ranked, Ranking, is_picture, query_of, rank

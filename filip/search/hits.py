@@ -13,10 +13,10 @@ import torch
 from scipy.ndimage import label
 from torch import Tensor
 
-from filip.errors import UserError
+from filip.common.errors import UserError
+from filip.common.files import replacing
 from filip.eval.encoders import Encoder
 from filip.explore.names import named_things, unknown_words
-from filip.files import replacing
 from filip.report.style import COLOURS, page
 from filip.sets.pictures import read_image
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from filip.errors import UserError
+from filip.common.errors import UserError
 from filip.eval.encoders import stacked
 from filip.eval.scorer import Scorer, Texts
 from filip.explore.names import encode_query

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-from filip.rgb import not_read
+from filip.images.rgb import not_read
 
 SHOWN = 5  # examples per reason
 WORDS = {  # words for the reasons, in a sentence

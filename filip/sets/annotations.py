@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from filip.errors import UserError
+from filip.common.errors import UserError
 from filip.sets.columns import one_line, texts
 from filip.sets.layout import Reading, Row
 from filip.sets.listed import SAMPLE, Listed, finder, lists_in, split_of_row

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from filip.errors import UserError
+from filip.common.errors import UserError
 from filip.sets.layout import SPLIT_COLUMNS, SPLITS
 from filip.sets.text import decoded
 

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from filip.errors import UserError
-from filip.files import nothing_at
+from filip.common.errors import UserError
+from filip.common.files import nothing_at
 from filip.sets.account import Account
 from filip.sets.layout import Reading, Row
 from filip.sets.layouts import LAYOUTS, recognise, rows_of

@@ -16,8 +16,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
-from filip.errors import UserError
-from filip.rgb import IMAGE_FILES, OTHER_PICTURES, not_read
+from filip.common.errors import UserError
+from filip.images.rgb import IMAGE_FILES, OTHER_PICTURES, not_read
 from filip.sets.text import read_file
 
 FOR_TRAINING = ("train",)

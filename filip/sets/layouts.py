@@ -11,8 +11,8 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from filip.errors import UserError
-from filip.rgb import not_read
+from filip.common.errors import UserError
+from filip.images.rgb import not_read
 from filip.sets.annotations import Coco, Karpathy
 from filip.sets.layout import ALL, OUTSIDE, Layout, NotUnderstoodError, Reading, Row, is_picture, other_split, walk
 from filip.sets.listed import names_in_lists

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from filip.errors import UserError
+from filip.common.errors import UserError
 from filip.sets.layout import (
     Layout,
     Reading,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from filip.errors import UserError, first_line
+from filip.common.errors import UserError, first_line
 from filip.sets.columns import caption_columns, captions_of, group_of, split_columns, split_in
 from filip.sets.layout import Layout, Reading, Row, files_in, inside, split_of
 from filip.sets.tables import Broken, Record, batch_rows, parquet_rows

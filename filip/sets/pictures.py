@@ -11,10 +11,10 @@ from typing import IO
 from PIL import Image
 from torch import Tensor
 
-from filip.errors import UserError, plain
-from filip.files import nothing_at
-from filip.progress import say
-from filip.rgb import FORMATS, IMAGE_FILES, UNDECODABLE, read_rgb
+from filip.common.errors import UserError, plain
+from filip.common.files import nothing_at
+from filip.common.progress import say
+from filip.images.rgb import FORMATS, IMAGE_FILES, UNDECODABLE, read_rgb
 from filip.sets.image_set import open_images
 from filip.sets.layout import ALL, Reading
 
@@ -93,7 +93,7 @@ def spread(items: Sequence, count: int | None) -> list:
 
 
 def read_image(file: Path | IO[bytes]) -> Image.Image:
-    """Read a picture to index, search or explore: as :func:`filip.rgb.read_rgb`, large JPEGs as drafts.
+    """Read a picture to index, search or explore: as :func:`filip.images.rgb.read_rgb`, large JPEGs as drafts.
 
     Raises UserError if it cannot be read, or is too long and narrow.
     """

@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 
 from PIL import Image, IptcImagePlugin
 
-from filip.rgb import UNDECODABLE
+from filip.images.rgb import UNDECODABLE
 from filip.sets.columns import CAPTION_COLUMNS, captions_of, one_line, split_in, texts
 from filip.sets.layout import Reading, is_picture
 from filip.sets.text import UNKNOWN, decoded

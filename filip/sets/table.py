@@ -10,7 +10,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from filip.errors import UserError
+from filip.common.errors import UserError
 from filip.sets.columns import (
     CAPTION_COLUMNS,
     IMAGE_COLUMNS,

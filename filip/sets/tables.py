@@ -19,7 +19,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from filip.errors import UserError, first_line
+from filip.common.errors import UserError, first_line
 from filip.sets.text import NotAFileError, TextLine, decoded, lines, read_file
 
 PLAIN = (".csv", ".tsv", ".jsonl", ".jsonlines", ".ndjson", ".parquet")

@@ -19,7 +19,7 @@ from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from filip.rgb import IMAGE_FILES, OTHER_PICTURES, not_read
+from filip.images.rgb import IMAGE_FILES, OTHER_PICTURES, not_read
 from filip.sets.columns import split_in
 from filip.sets.layout import Layout, Reading, Row, files_in, split_of
 from filip.sets.samples import MAX_CAPTION_BYTES, TEXT_SUFFIXES, captions_in

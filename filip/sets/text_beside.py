@@ -14,7 +14,7 @@ from functools import partial
 from itertools import groupby, islice
 from pathlib import Path
 
-from filip.rgb import OTHER_PICTURES
+from filip.images.rgb import OTHER_PICTURES
 from filip.sets.layout import Entry, Layout, Reading, Row, is_picture, split_of_picture, unused, walk
 from filip.sets.listed import pictures_below
 from filip.sets.samples import CAPTION_SUFFIXES, MAX_CAPTION_BYTES, TEXT_SUFFIXES, About, captions_in, description_in

@@ -7,11 +7,11 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from filip.errors import UserError
+from filip.common.errors import UserError
+from filip.common.files import nothing_at
 from filip.eval.benchmark import BenchmarkCard
 from filip.eval.cards import load_card
 from filip.eval.families import AUTO, PROMPTS
-from filip.files import nothing_at
 from filip.study.paper_tables import PROTOCOLS
 
 SET_BY_THE_STUDY = ("model", "root", "data", "protocols", "only", "out", "run")  # no override may change these

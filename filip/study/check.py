@@ -17,13 +17,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from filip.command import MISSING, option, run_command
+from filip.cli.command import MISSING, option, run_command
+from filip.cli.extras import how_to_install
+from filip.common.errors import UserError
+from filip.common.files import readable
 from filip.data.cards import SourceCard, load_source, with_download
 from filip.data.engines import engine_class
 from filip.data.plan import disk_bytes
-from filip.errors import UserError
-from filip.extras import how_to_install
-from filip.files import readable
 from filip.study.benchmarks import card_of, check_evaluation_options
 from filip.study.study import Study, load_study
 
@@ -238,7 +238,7 @@ def _disk(study: Study, cards: dict[str, SourceCard]) -> Iterator[Finding]:
 def _gpus(study: Study) -> Iterator[Finding]:
     import torch
 
-    from filip.device import why_no_kernels
+    from filip.common.device import why_no_kernels
 
     launches = [study.launch_settings(name) for name in (*study.trained, *study.efficiency)]
     launches = [launch for launch in launches if launch.get("accelerator") != "cpu"]

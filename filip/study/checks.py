@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import jsonschema
 import yaml
 
+from filip.common.errors import UserError
 from filip.data.cards import load_source
-from filip.errors import UserError
 from filip.eval.cards import load_card
 from filip.study.benchmarks import ALL, with_folders
 from filip.study.paper_tables import PROTOCOLS, TABLES

@@ -28,12 +28,12 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from filip import device
-from filip.command import MISSING, option, run_command
-from filip.errors import UserError
-from filip.files import write_json
+from filip.cli.command import MISSING, option, run_command
+from filip.common import device
+from filip.common.errors import UserError
+from filip.common.files import write_json
+from filip.common.progress import Progress, say
 from filip.models import Encoded, TextFeatures, build_model
-from filip.progress import Progress, say
 from filip.study import load_study
 from filip.train.adapters import adapt
 from filip.train.config import TrainConfig

@@ -11,7 +11,7 @@ import torch
 import yaml
 from timm.layers import Attention
 
-from filip.command import run_command
+from filip.cli.command import run_command
 from filip.data.cards import load_source
 from filip.models import build_model
 from filip.study.study import Study, load_study

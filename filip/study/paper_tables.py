@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from filip.plugins import plugin_names
+from filip.common.plugins import plugin_names
 
 
 @dataclass(frozen=True)

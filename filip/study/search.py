@@ -12,10 +12,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from filip.command import MISSING, option, run_command
-from filip.errors import UserError
-from filip.files import replacing
-from filip.progress import say
+from filip.cli.command import MISSING, option, run_command
+from filip.common.errors import UserError
+from filip.common.files import replacing
+from filip.common.progress import say
 from filip.train.telemetry import score_on
 
 Values = tuple[Any, ...]

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from filip.errors import UserError
+from filip.common.errors import UserError
+from filip.common.files import nothing_at
+from filip.common.progress import say
 from filip.eval.families import PROMPTS
-from filip.files import nothing_at
-from filip.progress import say
 from filip.study.checks import check_config
 from filip.study.grid import searched_settings, trials, with_grids, with_seeds
 from filip.study.paper_tables import PROTOCOLS, TABLES
@@ -226,7 +226,7 @@ def resolve(*arguments: str) -> TrainConfig:
 
 @lru_cache(maxsize=256)
 def _resolve(arguments: tuple[str, ...]) -> TrainConfig:
-    from filip.command import compose_config
+    from filip.cli.command import compose_config
     from filip.train.config import TrainConfig
 
     try:

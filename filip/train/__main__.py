@@ -41,7 +41,7 @@ def train(config: TrainConfig) -> None:
 
 def main(arguments: list[str]) -> None:
     """Run the command. Of a mistake that all ranks find before the first step only the first one prints the message."""
-    from filip.command import run_command
+    from filip.cli.command import run_command
     from filip.train.config import TrainConfig
 
     main_rank = environment_rank() == 0

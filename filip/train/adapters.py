@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from torch import nn
 
-from filip.errors import UserError
-from filip.extras import how_to_install
+from filip.cli.extras import how_to_install
+from filip.common.errors import UserError
 from filip.models import DualEncoder
 from filip.runs.source import ADAPTER_SCALE
 from filip.train.config import WarmStartConfig

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 from safetensors.torch import save_file
 
-from filip import device
-from filip.errors import UserError
-from filip.files import digest, naming, sha256_of, sync
+from filip.common import device
+from filip.common.errors import UserError
+from filip.common.files import digest, naming, sha256_of, sync
 from filip.models import config_from_dict
 from filip.runs.saved_files import (
     AVERAGED,

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filip.command import MISSING, option
-from filip.data.loading.config import DataConfig
-from filip.errors import UserError
-from filip.json_tokenizer import JsonTokenizer
+from filip.cli.command import MISSING, option
+from filip.cli.option import check_values
+from filip.common.errors import UserError
+from filip.common.plugins import load_plugins
+from filip.loading.config import DataConfig
 from filip.models import ModelConfig
 from filip.models.config import INTERACTIONS
-from filip.option import check_values
-from filip.plugins import load_plugins
+from filip.text.json_tokenizer import JsonTokenizer
 from filip.train.losses import TERMS, Term, check_terms, resolve_weights
 from filip.train.losses.weights import FORMS, WeightSchedule, parse_weight
 from filip.train.optimizers import OPTIMIZERS, OptimizerConfig, OptimizerKind

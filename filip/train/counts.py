@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from filip.data.loading.config import PREFETCH
-from filip.files import readable
+from filip.common.files import readable
+from filip.loading.config import PREFETCH
 from filip.models import DualEncoder, ModelConfig, build_model
 from filip.train.adapters import adapt, trainable
 from filip.train.config import TrainConfig
@@ -312,7 +312,7 @@ def stem_values(model: DualEncoder) -> int:
 # --- a node's main memory, which a training asks the scheduler for
 
 PAIRS_PER_SHARD = 10_000  # as img2dataset writes them
-INDEX_BYTES = 16  # a pair: offset, size and row, see filip.data.loading.pair_index
+INDEX_BYTES = 16  # a pair: offset, size and row, see filip.loading.pair_index
 # Measured on Linux with Python 3.11 and torch 2.13 (anonymous memory, smaps): a rank after its imports; the pages that
 # it writes to again once workers, which keep the old ones, have been forked from it; a worker that has made batches; a
 # pair of an open side-car with three captions of 70 letters; the names of a shard.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from filip import resources
-from filip.errors import UserError
+from filip.common.errors import UserError
 from filip.models import DualEncoder, Encoded
 from filip.train.config import TrainConfig
 from filip.train.engine import Batching, Engine

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from filip import device
-from filip.data.eval_transform import normalize_planes
-from filip.data.loading.crops import Crops, finish
-from filip.errors import UserError
+from filip.common import device
+from filip.common.errors import UserError
+from filip.images.eval_transform import normalize_planes
+from filip.loading.crops import Crops, finish
 from filip.models import DualEncoder, Encoded
 from filip.train.config import AUTO, DEFAULT_GLOBAL_BATCH, TrainConfig
 from filip.train.losses import Loss

@@ -16,15 +16,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from filip.data.eval_transform import normalize_planes
-from filip.data.loading.feature_maps import map_path, write_maps
-from filip.data.loading.loader import PairStream, patiently
-from filip.errors import UserError
-from filip.files import claimed, locked
+from filip.common.errors import UserError
+from filip.common.files import claimed, locked
+from filip.common.progress import Progress
+from filip.images.eval_transform import normalize_planes
+from filip.images.rgb import UNDECODABLE
+from filip.loading.feature_maps import map_path, write_maps
+from filip.loading.loader import PairStream, patiently
 from filip.models import DualEncoder
 from filip.models.stem import Stem
-from filip.progress import Progress
-from filip.rgb import UNDECODABLE
 
 if TYPE_CHECKING:
     from filip.train.ranks import StopSignal

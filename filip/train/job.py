@@ -26,8 +26,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
 
-from filip.command import MISSING, option, run_command
-from filip.errors import UserError
+from filip.cli.command import MISSING, option, run_command
+from filip.common.errors import UserError
 from filip.train.launcher_env import EXIT_CODE_FILE, LOST_CONTACT, STOPPED_BY_SIGNAL, USERS_MISTAKE
 
 ATTEMPTS = "attempts.jsonl"

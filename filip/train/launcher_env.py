@@ -7,7 +7,7 @@ import re
 import socket
 from collections.abc import Mapping, MutableMapping
 
-from filip.errors import UserError
+from filip.common.errors import UserError
 
 # Exit codes of a training.
 STOPPED_BY_SIGNAL = 85  # saved at a step boundary because of SIGTERM or SIGUSR1; start again to continue

@@ -17,12 +17,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from filip import device
-from filip.data.loading.batches import Batch
-from filip.data.loading.loader import PairLoader
-from filip.data.loading.streaming import Loader
-from filip.errors import UserError
-from filip.files import disk_error, explained, replacing
+from filip.common import device
+from filip.common.errors import UserError
+from filip.common.files import disk_error, explained, replacing
+from filip.loading.batches import Batch
+from filip.loading.loader import PairLoader
+from filip.loading.streaming import Loader
 from filip.models import DualEncoder, build_model
 from filip.models.weights import TOKENIZER
 from filip.runs.saved_files import LoopState, newest_intact, read_state

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
-from filip.errors import UserError
+from filip.cli.option import option
+from filip.common.errors import UserError
 from filip.models import DualEncoder
-from filip.option import option
 from filip.train.lamb import Lamb
 from filip.train.zero_layout import bind_lamb, check_deepspeed_settings
 

@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from filip.command import option, run_command
-from filip.data.loading.config import DataConfig
-from filip.data.loading.transforms import TrainTransform
-from filip.errors import UserError
-from filip.files import readable
+from filip.cli.command import option, run_command
+from filip.common.errors import UserError
+from filip.common.files import readable
+from filip.loading.config import DataConfig
+from filip.loading.transforms import TrainTransform
 from filip.train.config import TrainConfig
 from filip.train.counts import Counts, Message, by_part, count, host_memory, step_flops, to_ask_for
 from filip.train.engine import Batching, resolve_batching

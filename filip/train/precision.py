@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from filip import device
-from filip.errors import UserError
+from filip.common import device
+from filip.common.errors import UserError
 from filip.train.config import TrainConfig
 from filip.train.deepspeed_engine import checked_settings, deepspeed_accelerator
 from filip.train.ranks import Ranks

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from filip import device
-from filip.data.loading.crops import Crops, finish
+from filip.common import device
+from filip.common.progress import say
+from filip.loading.crops import Crops, finish
 from filip.models.temperature import at_clamp
-from filip.progress import say
 from filip.train.config import TrainConfig
 from filip.train.counts import count
 from filip.train.hardware import peak_flops

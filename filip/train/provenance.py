@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import filip
-from filip.device import machine
-from filip.files import digest, replacing, sha256_of, write_json
+from filip.common.device import machine
+from filip.common.files import digest, replacing, sha256_of, write_json
 from filip.runs.saved_files import FINISHED, KEPT
 from filip.train.config import TrainConfig
 from filip.train.deepspeed_engine import read_settings, settings_path
@@ -28,8 +28,7 @@ from filip.train.optimizers import OPTIMIZERS
 STARTS = "starts.jsonl"
 SOURCES = (".py", ".cpp", ".h")
 LEARNING_CODE = (
-    "filip.train", "filip.models", "filip.data.loading", "filip.device", "filip.tokenizer", "filip.json_tokenizer",
-    "late_interaction",
+    "filip.train", "filip.models", "filip.loading", "filip.common.device", "filip.text", "late_interaction",
 )  # fmt: skip
 PACKAGES = ("torch", "deepspeed", "timm", "numpy")
 

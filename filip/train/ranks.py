@@ -16,8 +16,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from filip.device import own_device
-from filip.errors import UserError
+from filip.common.device import own_device
+from filip.common.errors import UserError
 from filip.train.launcher_env import MachineError, fill_environment
 from late_interaction import use_host_group
 

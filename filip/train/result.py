@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from filip.files import write_json
+from filip.common.files import write_json
 from filip.models import read_extra, save_model
 from filip.runs.saved_files import BEST
 from filip.train.config import TrainConfig

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from filip.data.loading.streaming import Loader
+from filip.loading.streaming import Loader
 from filip.runs.saved_files import LoopState
 from filip.train.config import TrainConfig
 from filip.train.counts import step_flops

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from filip.errors import UserError
+from filip.common.errors import UserError
 
 REFERENCE_BATCH = 512
 FINAL_LR = 0.0  # the paper leaves it open; CLIP and its followers end their cosine at 0

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from filip.progress import clock, say
+from filip.common.progress import clock, say
 
 LOG = "log.jsonl"
 # TensorBoard's tab "Custom Scalars": what all runs below --logdir have, in one chart each, side by side.

@@ -6,14 +6,14 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
-from filip import device
-from filip.data.loading.config import DataConfig, Source, StreamConfig, is_streamed
-from filip.data.loading.loader import build_loader
-from filip.data.loading.pair_index import identity_of, index_source
-from filip.data.loading.streaming import Loader, build_stream_loader
+from filip.common import device
+from filip.common.errors import UserError
 from filip.data.remote_tars import address
 from filip.data.shard_set import changed_since, manifest_hash, read_manifest
-from filip.errors import UserError
+from filip.loading.config import DataConfig, Source, StreamConfig, is_streamed
+from filip.loading.loader import build_loader
+from filip.loading.pair_index import identity_of, index_source
+from filip.loading.streaming import Loader, build_stream_loader
 from filip.models import DualEncoder
 from filip.train.config import AUTO, TrainConfig
 from filip.train.engine import MOST_FITTED, Batching, fitting_chunk

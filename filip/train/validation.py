@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from filip.errors import UserError
+from filip.common.errors import UserError
+from filip.common.files import write_json
 from filip.eval.cards import load_cards
 from filip.eval.encode_set import Context
 from filip.eval.evaluation import evaluate as evaluate_cards
@@ -23,7 +24,6 @@ from filip.eval.outcomes import write_outcomes
 from filip.eval.prompts import load_ensemble
 from filip.eval.protocols import Protocol, protocols
 from filip.eval.sharing import Share
-from filip.files import write_json
 from filip.models import read_extra, save_model
 from filip.runs.saved_files import BEST
 from filip.runs.source import merged

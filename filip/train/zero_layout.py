@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from filip.errors import UserError
+from filip.common.errors import UserError
 from filip.train.lamb import Lamb, SliceLayout
 
 

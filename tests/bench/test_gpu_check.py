@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from bench.gpu_check import GpuCheck, main
-from filip.errors import UserError
+from filip.common.errors import UserError
 
 
 def test_without_a_gpu_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
+from filip.common.files import digest, write_json
 from filip.data.shard_set import shard_entries
-from filip.files import digest, write_json
 from filip.train.job import attempts
 from tests.cluster.one_host_slurm import OneHostSlurm
 from tests.support.processes import Process, run_python

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from filip.data.loading.config import DataConfig, Source, StreamConfig
-from filip.data.loading.crops import Crops
-from filip.data.loading.loader import PairLoader, build_loader
+from filip.loading.config import DataConfig, Source, StreamConfig
+from filip.loading.crops import Crops
+from filip.loading.loader import PairLoader, build_loader
 from tests.support.shards import Sample, encoded, write_shard
 
 

@@ -9,7 +9,7 @@ import pyarrow.csv as csv
 import pytest
 from PIL import Image
 
-from filip.command import compose_config
+from filip.cli.command import compose_config
 from filip_demo.binding import COLOURS, NEW, Binding, binding_scene, exchange, main, new_binding_scene, reserved
 from filip_demo.catalogue import Emoji
 from filip_demo.scenes import Sprite

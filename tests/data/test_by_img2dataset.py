@@ -9,10 +9,10 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from filip.common.errors import UserError
 from filip.data.by_img2dataset import REQUIREMENTS, Img2dataset, reason_of_message, what_is_missing, what_it_ignores
 from filip.data.cards import SourceCard, parse_card
 from filip.data.download import download
-from filip.errors import UserError
 from tests.data import hostile
 from tests.data.downloads import hashes, write_list
 from workflow.study import ROOT

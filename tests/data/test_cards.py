@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
+from filip.common.errors import UserError
 from filip.data.cards import load_source, parse_card
-from filip.errors import UserError
 from filip.resources import shipped
 
 

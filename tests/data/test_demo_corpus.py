@@ -12,7 +12,7 @@ import pytest
 import webdataset as wds
 from PIL import Image
 
-from filip.command import compose_config
+from filip.cli.command import compose_config
 from filip.data.cards import load_source
 from filip_demo import packages
 from filip_demo.catalogue import Catalogue, slugify

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from filip.command import compose_config
+from filip.cli.command import compose_config
 from filip_demo.catalogue import Emoji
 from filip_demo.corpus import Corpus, main
 from filip_demo.scene_captions import relation_of

@@ -13,12 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 import webdataset as wds
 
+from filip.common.errors import UserError
+from filip.common.files import locked
 from filip.data.cards import ImageRuleSettings, SourceCard, parse_card
 from filip.data.download import download
 from filip.data.ingest import IngestConfig, ingest
-from filip.data.loading.shard_index import index_of, index_path, shard_index
-from filip.errors import UserError
-from filip.files import locked
+from filip.data.shard_index import index_of, index_path, shard_index
 from filip.sets.tar_index import scan_tar
 from tests.data import hostile
 from tests.data.downloads import write_list

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import webdataset as wds
 
+from filip.common.errors import UserError
 from filip.data.cards import parse_card
 from filip.data.download import download
 from filip.data.fetching.workers import (
@@ -24,7 +25,6 @@ from filip.data.fetching.workers import (
     download_shards,
     run_shard,
 )
-from filip.errors import UserError
 from tests.data import hostile
 from tests.data.downloads import (
     POISON,

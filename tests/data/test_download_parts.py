@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from filip.common.errors import UserError
 from filip.data.cards import load_source
 from filip.data.download import download
 from filip.data.funnel import Fragment, write_fragment
@@ -16,7 +17,6 @@ from filip.data.manifest import main as sign
 from filip.data.parts import parse_part
 from filip.data.translate import TranslateConfig
 from filip.data.translate import main as write_sidecars
-from filip.errors import UserError
 from tests.data import hostile
 from tests.data.downloads import hashes, write_list
 from tests.support.processes import Process

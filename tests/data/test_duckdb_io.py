@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from filip.common.errors import UserError
 from filip.data.ingesting import group_captions
 from filip.data.lists import duckdb_io
-from filip.errors import UserError
 
 COLUMNS = ["key", "caption", "sha256", "team"]
 

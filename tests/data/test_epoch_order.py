@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from filip.data.loading.epoch_order import EpochOrder, group_length
+from filip.loading.epoch_order import EpochOrder, group_length
 
 COUNTS = np.array([7, 0, 30, 1, 12, 25, 25])
 

@@ -12,13 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from filip.common.files import write_json
 from filip.data.cards import parse_card
 from filip.data.fetching.outcomes import Forgotten, hash_of_url
 from filip.data.forget import ForgetConfig, forget
 from filip.data.funnel import write_fragment
 from filip.data.ingest import IngestConfig, ingest
-from filip.data.loading.config import Source
-from filip.data.loading.pair_index import index_source
 from filip.data.manifest import ManifestConfig, make_manifest
 from filip.data.score import ScoreConfig, score
 from filip.data.scoring import perceptual_hash, shard_images
@@ -26,7 +25,8 @@ from filip.data.select import SelectConfig, select
 from filip.data.shard_set import read_manifest
 from filip.data.translate import TranslateConfig, translate
 from filip.data.verify import verify
-from filip.files import write_json
+from filip.loading.config import Source
+from filip.loading.pair_index import index_source
 from tests.data.test_score import scene
 from tests.support.processes import run_python
 

@@ -12,11 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from filip.command import run_command
+from filip.cli.command import run_command
+from filip.common.files import sha256_of
 from filip.data.funnel import Fragment, write_fragment
 from filip.data.shard_set import TAR_SHA256
 from filip.data.sidecar import read_sidecar
-from filip.files import sha256_of
 from tests.data.own_images import CAPTIONS, text_beside
 from tests.data.pair_shards import write_pairs
 

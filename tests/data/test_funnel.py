@@ -3,9 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from filip.command import run_command
+from filip.cli.command import run_command
+from filip.common.errors import UserError
 from filip.data.funnel import Fragment, FunnelConfig, main, read_fragment, write_fragment
-from filip.errors import UserError
 
 
 def test_fragment_round_trip_drops_empty_reasons_and_sorts_by_count(tmp_path: Path) -> None:

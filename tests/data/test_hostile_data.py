@@ -10,11 +10,11 @@ import pytest
 
 from filip.data import ingest, translate
 from filip.data.cards import SourceCard
-from filip.data.loading.config import Source
-from filip.data.loading.pair_index import ShardCaptions, index_source
 from filip.data.prepare import prepare as make_list
 from filip.data.sidecar import read_sidecar
 from filip.data.text_rules import apply_text_rules
+from filip.loading.config import Source
+from filip.loading.pair_index import ShardCaptions, index_source
 from tests.data.own_images import picture
 from tests.data.test_full_disks import Command, arguments
 from tests.data.test_translate import job, make_shards

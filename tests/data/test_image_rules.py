@@ -15,8 +15,8 @@ from sklearn.datasets import load_sample_images
 
 from filip.data.cards import DownloadSettings, ImageRuleSettings
 from filip.data.fetching.image_rules import CheckedResizer, boxes_of, inspect
-from filip.data.loading.transforms import decode
-from filip.rgb import UNDECODABLE
+from filip.images.rgb import UNDECODABLE
+from filip.loading.transforms import decode
 from tests.data import hostile
 from tests.support.shards import encoded
 

@@ -7,17 +7,17 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from filip.common.errors import UserError
+from filip.common.files import write_json
 from filip.data.cards import SourceCard, parse_card
 from filip.data.funnel import Fragment, check_fragment
 from filip.data.ingest import IngestConfig, ingest
-from filip.data.loading.config import Source
-from filip.data.loading.pair_index import index_source
-from filip.data.loading.transforms import decode
 from filip.data.manifest import ManifestConfig, make_manifest
 from filip.data.sidecar import read_sidecar
 from filip.data.translate import TranslateConfig, translate
-from filip.errors import UserError
-from filip.files import write_json
+from filip.loading.config import Source
+from filip.loading.pair_index import index_source
+from filip.loading.transforms import decode
 from tests.data import hostile
 from tests.data.own_images import CAPTIONS, COLOURS, KEYS, LAYOUTS, picture, text_beside, write_images
 from tests.data.test_loader import loader

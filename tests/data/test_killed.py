@@ -23,7 +23,7 @@ from tests.support.processes import Process, kill_at_random, kill_group
 
 def start(stage: str, config: str, before: str = "", **options: object) -> Process:
     """Run a stage of filip.data, after the statements ``before``."""
-    program = f"{before}from filip.data.{stage} import {config} as C, main; from filip.command import run_command; "
+    program = f"{before}from filip.data.{stage} import {config} as C, main; from filip.cli.command import run_command; "
     return Process(["-c", f"{program}run_command(main, C)", *(f"{name}={value}" for name, value in options.items())])
 
 

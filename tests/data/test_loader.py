@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from filip.data.eval_transform import EvalTransform
-from filip.data.loading.config import Source
-from filip.errors import UserError
-from filip.tokenizer import tokenize
+from filip.common.errors import UserError
+from filip.images.eval_transform import EvalTransform
+from filip.loading.config import Source
+from filip.text.tokenizer import tokenize
 from tests.data.pair_shards import Pairs, assert_same, key_of, keys, loader, number_of, write_pairs
 from tests.support.shards import write_sidecar
 

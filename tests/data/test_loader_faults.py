@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from filip.data.eval_transform import EvalTransform
-from filip.data.loading import loader as loading
-from filip.data.loading.config import Source
-from filip.errors import UserError
+from filip.common.errors import UserError
+from filip.images.eval_transform import EvalTransform
+from filip.loading import loader as loading
+from filip.loading.config import Source
 from tests.data.pair_shards import Pairs, assert_same, key_of, keys, loader, write_pairs
 from tests.support.processes import run_python
 
@@ -59,8 +59,8 @@ def test_no_decodable_image_stops_with_a_plain_sentence(tmp_path: Path, workers:
 def test_a_process_ends_although_its_loader_s_workers_ignore_signals(pairs: Pairs) -> None:
     program = (
         "import sys\n"
-        "from filip.data.loading.config import DataConfig, Source, StreamConfig\n"
-        "from filip.data.loading.loader import build_loader\n"
+        "from filip.loading.config import DataConfig, Source, StreamConfig\n"
+        "from filip.loading.loader import build_loader\n"
         "data = DataConfig(sources=[Source(*sys.argv[1:])], workers=1, shuffle_window_shards=2)\n"
         "batches = iter(build_loader(StreamConfig(data, 4, 16)))\n"
         "next(batches)\n"
@@ -138,8 +138,8 @@ def test_a_window_beyond_the_limit_of_descriptors_still_reads(tmp_path: Path) ->
     data = write_pairs(tmp_path / "many", [1] * 120, size=8)
     code = (
         "import resource, sys; import torch\n"
-        "from filip.data.loading.config import DataConfig, Source, StreamConfig\n"
-        "from filip.data.loading.loader import build_loader\n"
+        "from filip.loading.config import DataConfig, Source, StreamConfig\n"
+        "from filip.loading.loader import build_loader\n"
         "resource.setrlimit(resource.RLIMIT_NOFILE, (64, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))\n"
         "data = DataConfig(sources=[Source(*sys.argv[1:])], workers=0, shuffle_window_shards=120)\n"
         "print(sum(len(batch['key']) for batch in build_loader(StreamConfig(data, 8, 8))))\n"
@@ -186,7 +186,7 @@ def test_too_many_open_files_is_not_a_broken_side_car(pairs: Pairs, monkeypatch:
 
     stream = loader(pairs)
     monkeypatch.setattr(loading, "PAUSES", (0, 0))
-    monkeypatch.setattr("filip.data.loading.pair_index.whole_file", fails)
+    monkeypatch.setattr("filip.loading.pair_index.whole_file", fails)
     with pytest.raises(UserError, match=r"cannot open the side-car .*: Too many open files$"):
         next(iter(stream))
 

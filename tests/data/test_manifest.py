@@ -5,12 +5,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from filip.common.errors import UserError
 from filip.data import verify
 from filip.data.funnel import Fragment, write_fragment
 from filip.data.manifest import ManifestConfig, main
 from filip.data.shard_set import changed_since, manifest_hash
 from filip.data.sidecar import write_sidecar
-from filip.errors import UserError
 
 
 def data_set(folder: Path) -> ManifestConfig:

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from filip.data.loading.config import Source
-from filip.data.loading.pair_index import ShardCaptions, index_source
-from filip.data.loading.shard_index import index_path, shard_index
+from filip.common.errors import UserError
+from filip.data.shard_index import index_path, shard_index
 from filip.data.sidecar import group_id
-from filip.errors import UserError
+from filip.loading.config import Source
+from filip.loading.pair_index import ShardCaptions, index_source
 from filip.sets.tar_index import scan_tar
 from tests.data.pair_shards import key_of, write_pairs
 from tests.support.processes import Process
@@ -141,7 +141,7 @@ def test_a_shard_is_scanned_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     first = shard_index(pairs.tar(0))
     assert index_path(pairs.tar(0)).is_file()
     with monkeypatch.context() as patch:
-        patch.setattr("filip.data.loading.shard_index.scan_tar", no_scan)
+        patch.setattr("filip.data.shard_index.scan_tar", no_scan)
         assert shard_index(pairs.tar(0)) == first
     members, _ = scan_tar(pairs.tar(0))
     assert [*zip(first.offsets, first.sizes, strict=True)] == [(m.offset, m.size) for m in members]
@@ -178,7 +178,7 @@ def test_all_who_ask_share_one_join_until_a_file_changes(tmp_path: Path, monkeyp
     pairs.sidecar(1).unlink()
     first = index_source(pairs.source)
     with monkeypatch.context() as patch:
-        patch.setattr("filip.data.loading.pair_index._index_shard", no_scan)
+        patch.setattr("filip.loading.pair_index._index_shard", no_scan)
         second = index_source(pairs.source)
     for index in (first, second):
         assert all(isinstance(array, np.memmap) for array in (index.offset, index.size, index.row))
@@ -207,8 +207,8 @@ def test_a_read_only_data_set_is_indexed_elsewhere(tmp_path: Path, monkeypatch: 
 def test_processes_that_ask_at_once_build_one_join(tmp_path: Path) -> None:
     pairs = write_pairs(tmp_path, [3] * 12)
     code = (
-        "import sys; from filip.data.loading.config import Source\n"
-        "from filip.data.loading import pair_index\n"
+        "import sys; from filip.loading.config import Source\n"
+        "from filip.loading import pair_index\n"
         "build = pair_index._build\n"
         "def told(*arguments): print('built'); build(*arguments)\n"
         "pair_index._build = told\n"
@@ -231,7 +231,7 @@ def killed(source: Source, tar: Path) -> None:
 
 def test_a_killed_scanner_is_an_error_and_no_hang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pairs = write_pairs(tmp_path, [1, 1, 1])
-    monkeypatch.setattr("filip.data.loading.pair_index._index_shard", killed)
+    monkeypatch.setattr("filip.loading.pair_index._index_shard", killed)
     with pytest.raises(UserError, match="was killed"):
         index_source(pairs.source, processes=2)
 

@@ -12,11 +12,11 @@ import pytest
 import torch
 from PIL import Image, ImageFilter, ImageOps
 
+from filip.common.errors import UserError
 from filip.data.score import ANY_DISTANCE, ScoreConfig, main, score
 from filip.data.scoring import perceptual_hash, shard_images
 from filip.data.select import SelectConfig, select
 from filip.data.sidecar import SCHEMA, read_sidecar
-from filip.errors import UserError
 from tests.data.pair_shards import write_pairs
 from tests.support.shards import Sample, encoded, write_shard
 
@@ -148,8 +148,8 @@ def test_copies_in_other_sources_and_in_benchmarks(tmp_path: Path) -> None:
 
 
 def test_similarity_is_that_of_the_evaluation(tmp_path: Path) -> None:
-    from filip.data.eval_transform import EvalTransform
     from filip.eval.scorer import load_scorer
+    from filip.images.eval_transform import EvalTransform
     from filip.models import build_model, load_preset, save_model
 
     pairs = write_pairs(tmp_path, [5, 4])

@@ -21,19 +21,19 @@ import pyarrow.parquet as pq
 import pytest
 import webdataset as wds
 
+from filip.common.errors import UserError
 from filip.data.cards import parse_card
 from filip.data.fetching.shard_maker import is_complete
 from filip.data.forget import forget
 from filip.data.ingest import IngestConfig, ingest
 from filip.data.ingest import resolve_card as resolve_ingest
-from filip.data.loading import remote_shards, streaming
-from filip.data.loading.config import DataConfig, Source, StreamConfig
-from filip.data.loading.pair_index import index_source
-from filip.data.loading.streaming import StreamLoader, build_stream_loader
 from filip.data.prepare import PrepareConfig, prepare, resolve_card
 from filip.data.remote_tars import address
 from filip.data.verify import verify
-from filip.errors import UserError
+from filip.loading import remote_shards, streaming
+from filip.loading.config import DataConfig, Source, StreamConfig
+from filip.loading.pair_index import index_source
+from filip.loading.streaming import StreamLoader, build_stream_loader
 from filip.train.training_data import as_they_lie
 from tests.data.downloads import download_first_shard, write_list
 from tests.data.own_images import CAPTIONS, picture, text_beside, write_images

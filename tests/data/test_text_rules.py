@@ -10,13 +10,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from filip.common.errors import UserError
 from filip.data.cards import SourceCard, TextRuleSettings, load_source, parse_card
 from filip.data.lists import caption_filters
 from filip.data.lists.caption_filters import MEANINGLESS, active_rules
 from filip.data.lists.language import are_english
 from filip.data.prepare import prepare
 from filip.data.text_rules import TextRulesConfig, apply_text_rules, main, with_rules
-from filip.errors import UserError
 from tests.support.captions import labelled_captions, language_accuracy, sample_of_kinds, verdicts_on_kinds
 
 MEANINGLESS_CAPTIONS = {

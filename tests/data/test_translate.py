@@ -9,11 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from filip.common.errors import UserError
 from filip.data.captions.judging import MAX_ORIGINALS
 from filip.data.cards import BackTranslationSettings, SourceCard
 from filip.data.sidecar import group_id, read_sidecar
 from filip.data.translate import TranslateConfig, main, translate
-from filip.errors import UserError
 from tests.support.processes import Process, kill_at_random, kill_group
 
 CAPTIONS = [
@@ -223,7 +223,7 @@ def test_kill_9_at_any_moment_and_a_rerun_give_the_same_side_cars(tmp_path: Path
     def start(out: str, *more: str) -> Process:
         program = (
             "import filip.data.captions.translation_cache as c; c.SMALLEST_BLOCK = 4\n"
-            "from filip.command import run_command; from filip.data.translate import TranslateConfig, main\n"
+            "from filip.cli.command import run_command; from filip.data.translate import TranslateConfig, main\n"
             "run_command(main, TranslateConfig)"
         )
         arguments = [f"source={tmp_path}/c.yaml", f"shards={tmp_path}/shards", f"out={tmp_path}/{out}"]

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from filip.command import run_command
+from filip.cli.command import run_command
 from filip.eval.__main__ import Evaluation
 from filip.eval.__main__ import main as evaluate
 from filip.models import ImageTowerConfig, ModelConfig, TextTowerConfig, build_model, save_model

@@ -10,15 +10,15 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from filip.command import run_command
-from filip.data.eval_transform import EvalTransform
-from filip.errors import UserError
+from filip.cli.command import run_command
+from filip.common.errors import UserError
 from filip.eval.encoders import load_encoder
 from filip.eval.picture import main as picture_command
 from filip.eval.picture import schema_of
 from filip.eval.pointing import coverage
 from filip.eval.prompts import Prompt
 from filip.eval.word_patch import alignment_prompt, label_tokens, word_patches
+from filip.images.eval_transform import EvalTransform
 from tests.eval.miniature import write_model, write_webdataset
 
 EVAL = Path(__file__).parents[2] / "eval"

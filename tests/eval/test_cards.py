@@ -11,7 +11,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from filip.errors import UserError
+from filip.common.errors import UserError
 from filip.eval.cards import BenchmarkCard, load_card, match_classes
 from filip.eval.encode_set import Context, size_note
 from filip.eval.formats import open_set

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from filip.command import run_command
+from filip.cli.command import run_command
 from filip.eval.__main__ import Evaluation, main
 from filip.runs.saved_files import weights_of
 from tests.eval.miniature import write_model

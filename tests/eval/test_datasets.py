@@ -7,10 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-from filip.data.eval_transform import EvalTransform
-from filip.errors import UserError
+from filip.common.errors import UserError
 from filip.eval.datasets import batches
 from filip.eval.formats.webdataset import WebdatasetFolder
+from filip.images.eval_transform import EvalTransform
 from tests.eval.miniature import picture, write_split, write_webdataset
 from tests.support.shards import encoded
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from filip.errors import UserError
+from filip.common.errors import UserError
 from filip.eval.cards import load_card
 from filip.eval.fetch import repository
 from tests.eval.miniature import write_webdataset

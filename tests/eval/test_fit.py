@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import ExifTags, Image
 
-from filip.errors import UserError
+from filip.common.errors import UserError
 from filip.eval.encoders import load_encoder
 from filip.eval.formats.records import RecordSet
 from filip.eval.pointing import coverage

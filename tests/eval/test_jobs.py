@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import yaml
 
-from filip.command import run_command
+from filip.cli.command import run_command
 from filip.eval.__main__ import Evaluation, main
 from filip.eval.outcomes import read_outcomes
 from filip.eval.picture import main as picture

@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from filip.command import run_command
-from filip.errors import UserError
+from filip.cli.command import run_command
+from filip.common.errors import UserError
 from filip.eval.encoders import load_encoder, stacked
 from filip.eval.scorer import load_scorer
 from filip.index.build import Build

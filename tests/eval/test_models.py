@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from filip.errors import UserError
+from filip.common.errors import UserError
 from filip.eval.encoders import load_encoder
 from filip.eval.scorer import load_scorer
 from filip.export.hf_folder import clip_tokenizer, write_multi_vector

@@ -7,7 +7,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from filip.errors import UserError
+from filip.common.errors import UserError
 from filip.eval.cards import load_card
 from filip.eval.formats import open_set
 from tests.eval.miniature import run_protocol, write_model

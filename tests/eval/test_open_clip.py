@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from filip.errors import UserError
+from filip.common.errors import UserError
 from filip.eval.encoders import load_encoder
 from filip.eval.encoders.open_clip import activation_of
 from tests.eval.miniature import ARCHITECTURE, run_protocol, write_open_clip, write_webdataset

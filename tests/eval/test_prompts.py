@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from filip.errors import UserError
+from filip.common.errors import UserError
 from filip.eval.prompts import load_ensemble, load_retrieval_prompts
 
 EVAL = Path(__file__).parents[2] / "eval"

@@ -11,8 +11,8 @@ import yaml
 from PIL import Image
 from torch import Tensor
 
-from filip.command import run_command
-from filip.errors import UserError
+from filip.cli.command import run_command
+from filip.common.errors import UserError
 from filip.eval.cards import load_card
 from filip.eval.datasets import Sample, Thing
 from filip.eval.encode_set import Context

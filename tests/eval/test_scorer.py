@@ -9,8 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from filip.data.eval_transform import EvalTransform
-from filip.errors import UserError
+from filip.common.errors import UserError
 from filip.eval.cards import load_card
 from filip.eval.encode_set import Context
 from filip.eval.prompts import load_ensemble
@@ -18,7 +17,8 @@ from filip.eval.protocols.retrieval import patch_cosine, retrieval_benchmark
 from filip.eval.protocols.zero_shot import class_scores, zero_shot_task
 from filip.eval.scorer import PooledScorer, Texts, TokenScorer, load_scorer
 from filip.eval.text_tokens import kept_tokens
-from filip.tokenizer import decode_token, tokenize
+from filip.images.eval_transform import EvalTransform
+from filip.text.tokenizer import decode_token, tokenize
 from tests.eval.miniature import picture, write_model, write_webdataset
 
 EVAL = Path(__file__).parents[2] / "eval"

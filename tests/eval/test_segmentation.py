@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from filip.errors import UserError
+from filip.common.errors import UserError
 from filip.eval.cards import load_card
 from filip.eval.formats import open_set
 from filip.eval.prompts import Prompt

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from filip.errors import UserError
+from filip.common.errors import UserError
 from filip.eval.sharing import ALONE, Share
 
 

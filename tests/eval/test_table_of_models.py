@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from filip.command import run_command
+from filip.cli.command import run_command
 from filip.eval.table import TableOptions, main
 from filip.export.hf_folder import clip_tokenizer
 from filip.models import build_model

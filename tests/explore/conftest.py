@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from filip.command import run_command
+from filip.cli.command import run_command
 from filip.explore.export import ExplorerExport
 from filip.explore.export import main as export
 from filip.models import DualEncoder, load_model, save_model
-from filip.tokenizer import tokenize
+from filip.text.tokenizer import tokenize
 from tests.eval.miniature import write_model, write_webdataset
 
 CAPTIONS = [

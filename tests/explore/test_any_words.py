@@ -15,7 +15,7 @@ from PIL import Image
 
 from filip import load
 from filip.api import Model
-from filip.command import run_command
+from filip.cli.command import run_command
 from filip.eval.scorer import load_scorer
 from filip.explore.export import ExplorerExport
 from filip.explore.export import main as export

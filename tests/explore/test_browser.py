@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from playwright.sync_api import Browser, ConsoleMessage, Page, expect
 
-from filip.command import run_command
+from filip.cli.command import run_command
 from filip.eval.scorer import load_scorer
 from filip.explore.export import ExplorerExport
 from filip.explore.export import main as export

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from filip.errors import UserError
+from filip.common.errors import UserError
 from filip.export.__main__ import Export, export
 from filip.export.formats import FORMATS
 from filip.models import build_model, load_preset

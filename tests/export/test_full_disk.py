@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from filip.command import run_command
+from filip.cli.command import run_command
 from filip.export.__main__ import Export, export
 from filip.models import ModelConfig
 from tests.data.downloads import disk_with_room_for

@@ -12,14 +12,14 @@ import torch
 from PIL import Image
 
 import filip
-from filip.data.eval_transform import EvalTransform
 from filip.eval.encoders import load_encoder
 from filip.export.__main__ import Export, export
 from filip.export.hf_folder import clip_tokenizer
 from filip.export.standalone.filip_inputs import clean, to_pixels
+from filip.images.eval_transform import EvalTransform
 from filip.models import ModelConfig, load_model
 from filip.resources import weights
-from filip.tokenizer import tokenize
+from filip.text.tokenizer import tokenize
 from filip.train.warm_start import check_init_from, load_initial
 from tests.eval.miniature import write_model
 from tests.export.conftest import run_without_us, write_inputs

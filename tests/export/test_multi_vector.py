@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 import filip
-from filip.errors import UserError
+from filip.common.errors import UserError
 from filip.export.__main__ import Export, export
 from filip.models import ModelConfig
 from tests.export.conftest import run_without_us, write_inputs

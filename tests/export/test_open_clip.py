@@ -10,7 +10,7 @@ from PIL import Image
 from transformers import CLIPModel, CLIPProcessor
 
 import filip
-from filip.errors import UserError
+from filip.common.errors import UserError
 from filip.export.__main__ import Export, export
 from filip.models import ModelConfig, load_model
 from tests.support.captions import UNTIDY_CAPTIONS

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from filip.command import run_command
+from filip.cli.command import run_command
 from filip.eval.scorer import load_scorer
 from filip.explore.names import encode_query
 from filip.index import build

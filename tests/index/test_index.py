@@ -12,15 +12,15 @@ import torch
 from PIL import Image
 
 from filip import load
-from filip.command import compose_config, run_command
-from filip.errors import UserError
+from filip.cli.command import compose_config, run_command
+from filip.common.errors import UserError
 from filip.eval.scorer import load_scorer
 from filip.explore.gallery import Gallery, load_viewers
 from filip.explore.pictures import open_pictures
+from filip.images.rgb import IMAGE_FILES
 from filip.index import build, export, store
 from filip.index import tokens as tokens_module
 from filip.index.store import About, Index
-from filip.rgb import IMAGE_FILES
 from filip.search import __main__ as search
 from filip.search.ranking import query_of, rank
 from tests.eval.miniature import write_model

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from filip import load
-from filip.errors import UserError
+from filip.common.errors import UserError
 from filip.eval.scorer import load_scorer
 from filip.index import build
 from filip.index.store import Index

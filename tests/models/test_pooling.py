@@ -4,13 +4,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from filip.errors import UserError
+from filip.common.errors import UserError
 from filip.eval.encoders import FilipEncoder
 from filip.explore.towers import NotInPage, own_model
 from filip.models import ModelConfig, TextFeatures, build_model, load_preset
 from filip.models.config import config_from_dict
 from filip.models.pooling import Pooling
-from filip.tokenizer import tokenize
+from filip.text.tokenizer import tokenize
 
 CAPTIONS = ["a dog", "two cats sleep below a very old wooden table", "snow"]
 

@@ -9,7 +9,7 @@ import timm
 import torch
 from timm.layers import resample_abs_pos_embed
 
-from filip.errors import UserError
+from filip.common.errors import UserError
 from filip.models import (
     DualEncoder,
     ImageTowerConfig,
@@ -20,7 +20,7 @@ from filip.models import (
     load_preset,
 )
 from filip.models.open_clip_names import from_open_clip, open_clip_names
-from filip.tokenizer import tokenize
+from filip.text.tokenizer import tokenize
 
 
 def name_pairs(model: DualEncoder) -> dict[str, str]:

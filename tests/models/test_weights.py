@@ -9,10 +9,10 @@ import torch
 import yaml
 from safetensors import safe_open
 
-from filip.errors import UserError
+from filip.common.errors import UserError
 from filip.models import build_model, config_from_dict, load_model, load_preset, preset_names, read_extra, save_model
 from filip.models.weights import save_compact, taught
-from filip.tokenizer import tokenize
+from filip.text.tokenizer import tokenize
 
 
 def test_round_trip(tmp_path: Path) -> None:

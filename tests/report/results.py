@@ -11,7 +11,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from filip.command import run_command
+from filip.cli.command import run_command
 from filip.eval.outcomes import Outcomes, write_outcomes
 from filip.report.results import Results
 from filip.report.rows import build_tables

@@ -7,8 +7,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from filip.command import run_command
-from filip.errors import UserError
+from filip.cli.command import run_command
+from filip.common.errors import UserError
 from filip.report import plots, table_plots
 from filip.report.figures import Figures, main
 from filip.train.telemetry import read_log, score_on

@@ -11,9 +11,9 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
 
-from filip.command import run_command
+from filip.cli.command import run_command
+from filip.common.errors import UserError
 from filip.data.funnel import Fragment, write_fragment
-from filip.errors import UserError
 from filip.report.funnel import FunnelPage, main
 from tests.report.results import FUNNEL, write_images
 from tests.support.pages import opened

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from filip.command import run_command
+from filip.cli.command import run_command
 from filip.eval.outcomes import Outcomes, write_outcomes
 from filip.report import differences
 from filip.report.figures import Figures

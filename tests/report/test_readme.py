@@ -5,8 +5,8 @@ from itertools import pairwise
 from pathlib import Path
 
 from bench.readme import BEGIN, BINDING_COLUMNS, END, ROWS, Readme, binding_block, binding_figure, main, results_block
-from filip.command import run_command
-from filip.files import write_json
+from filip.cli.command import run_command
+from filip.common.files import write_json
 from filip.report.results import Results
 from filip.report.table import Cell, Column, Less, Row, Table
 from filip.study import load_study

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from filip.command import run_command
+from filip.cli.command import run_command
+from filip.common.table_writer import render
 from filip.report.results import Results
 from filip.report.show import Show
 from filip.report.show import main as show
 from filip.report.summary import Summary, main, search_grid
 from filip.report.summary import summary as summarized
 from filip.study import load_study
-from filip.table_writer import render
 from tests.report.results import changed, write, write_results, write_tables
 
 

@@ -9,9 +9,9 @@ from html.parser import HTMLParser
 
 import pytest
 
+from filip.common.table_writer import Grid, Head, Line, Shown, render
 from filip.report.style import page
 from filip.report.table import Table
-from filip.table_writer import Grid, Head, Line, Shown, render
 from tests.report.results import STUDY, changed, tables_of, write_tables
 
 

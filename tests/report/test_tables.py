@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import yaml
 
-from filip.errors import UserError
+from filip.common.errors import UserError
+from filip.common.table_writer import FORMS, render
 from filip.report.findings import findings
 from filip.report.table import Cell, average, combine
 from filip.study import TABLES, load_study
-from filip.table_writer import FORMS, render
 from tests.report.results import EVAL, STUDY, cells, changed, recalls, tables_of, task, training, write, write_tables
 
 STUDIES = sorted((EVAL.parent / "workflow" / "config").glob("*.yaml"))

@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from filip.errors import UserError
+from filip.common.errors import UserError
 from filip.eval.encoders import load_encoder
 from filip.eval.scorer import scorer_for
-from filip.tokenizer import tokenize
+from filip.text.tokenizer import tokenize
 from tests.eval.miniature import picture
 
 WIDTH, TEXT_WIDTH, DIM, MAPPED, LAYERS, SIDE, PATCH = 128, 64, 24, 16, 2, 32, 8

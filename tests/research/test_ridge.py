@@ -6,7 +6,7 @@ from sklearn.linear_model import Ridge
 
 from filip.eval.encoders import Loading
 from filip.models import build_model, load_preset
-from filip.tokenizer import tokenize
+from filip.text.tokenizer import tokenize
 from filip_research.ridge import LEAST, RARE, RIDGE, RidgeEncoder
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from filip.errors import UserError
+from filip.common.errors import UserError
 from filip.train.losses import TERMS, Loss, resolve_weights, resolved_settings
 from tests.research.references import reversed_relations
 from tests.support.training import compose, losses, run_many, series, train_arguments

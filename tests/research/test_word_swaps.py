@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from filip.errors import UserError
+from filip.common.errors import UserError
 from filip.models import build_model, load_preset
-from filip.tokenizer import decode_token, token_texts, tokenize
+from filip.text.tokenizer import decode_token, token_texts, tokenize
 from filip_research.exchanged_nouns import with_nouns_exchanged
 from filip_research.swapped_words import nouns, with_noun_exchanged, with_relation_reversed
 from tests.support.training import compose

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from filip.command import run_command
-from filip.errors import UserError
+from filip.cli.command import run_command
+from filip.common.errors import UserError
 from filip.eval.encoders import load_encoder
 from filip.eval.protocols.zero_shot import ZeroShotSettings, class_scores, settle
 from filip.eval.scorer import scorer_for

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from filip.command import run_command
+from filip.cli.command import run_command
 from filip.eval.scorer import load_scorer
-from filip.rgb import read_rgb, upright_size
+from filip.images.rgb import read_rgb, upright_size
 from filip.search import __main__ as search
 from filip.search.hits import cell_box
 from filip.search.ranking import query_of

@@ -12,7 +12,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torchvision.datasets import Flickr30k
 
-from filip.errors import UserError
+from filip.common.errors import UserError
 from filip.sets.image_set import open_images
 from filip.sets.layout import Reading
 from filip.sets.samples import xmp_description

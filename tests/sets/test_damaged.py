@@ -15,7 +15,7 @@ import pytest
 
 from filip.data.ingest import IngestConfig, _list_images, ingest
 from filip.eval.formats import open_set
-from filip.rgb import IMAGE_FILES
+from filip.images.rgb import IMAGE_FILES
 from filip.sets.image_set import open_images, recognise
 from filip.sets.layout import Reading
 from tests.data import own_images

@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from filip.common.errors import UserError
 from filip.data.ingest import IngestConfig, ingest, resolve_card
-from filip.errors import UserError
 from filip.eval.benchmark import BenchmarkCard
 from filip.eval.formats import open_set
 from filip.eval.own_data import cards_of

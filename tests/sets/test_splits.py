@@ -13,8 +13,8 @@ import webdataset as wds
 from datasets.data_files import SPLIT_KEYWORDS
 from PIL import Image
 
+from filip.common.errors import UserError
 from filip.data.ingest import IngestConfig, ingest, resolve_card
-from filip.errors import UserError
 from filip.sets.image_set import open_images
 from filip.sets.layout import ALL, FOR_EVALUATION, SPLITS, Reading, is_picture
 from filip.sets.tar_index import scan_tar

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, normalizers, pre_tokenizers, processors, train
 from tokenizers.models import Unigram
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
-from filip.tokenizer import BOS, EOS
+from filip.text.tokenizer import BOS, EOS
 
 # patch, image width, heads, text width, embed_dim: CLIP's shapes, two blocks deep, and one for what needs none of them
 SHAPES = {"tiny": (32, 64, 1, 64, 32), "B-32": (32, 768, 12, 512, 512), "L-14": (14, 1024, 16, 768, 768)}

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 
 import torch
 
-from filip.command import compose_config
-from filip.errors import UserError
+from filip.cli.command import compose_config
+from filip.common.errors import UserError
 from filip.models import save_model
 from filip.train import loop
 from filip.train.config import TrainConfig

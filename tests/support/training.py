@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from filip.command import compose_config
+from filip.cli.command import compose_config
 from filip.models import DualEncoder
 from filip.train.config import TrainConfig
 from tests.support.launched_ranks import Ranks

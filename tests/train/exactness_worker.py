@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from filip.command import compose_config
-from filip.errors import UserError
+from filip.cli.command import compose_config
+from filip.common.errors import UserError
 from filip.models import DualEncoder, Encoded, build_model
 from filip.train import zero_layout
 from filip.train.config import TrainConfig

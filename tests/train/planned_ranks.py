@@ -9,8 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from filip.command import compose_config
-from filip.device import peak_memory_mb
+from filip.cli.command import compose_config
+from filip.common.device import peak_memory_mb
 from filip.models import build_model
 from filip.train.config import TrainConfig
 from filip.train.counts import Counts, count

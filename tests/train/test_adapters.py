@@ -7,10 +7,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from filip.command import run_command
+from filip.cli.command import run_command
 from filip.models import DualEncoder, TextFeatures, build_model, load_preset, save_model
 from filip.runs.source import merged, read_source
-from filip.tokenizer import tokenize
+from filip.text.tokenizer import tokenize
 from filip.train.config import TrainConfig
 from filip.train.counts import activation_bytes, count
 from filip.train.engine import Batching, make_optimizer

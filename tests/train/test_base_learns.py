@@ -9,9 +9,9 @@ from PIL import Image
 from pyarrow import csv
 
 from filip import load
-from filip.command import compose_config
+from filip.cli.command import compose_config
 from filip.study import load_study, resolve
-from filip.tokenizer import token_counts
+from filip.text.tokenizer import token_counts
 from filip_demo.patterns import Patterns, main, pattern_scene
 from late_interaction.token_selection import kept_count
 from tests.support.shards import Sample, encoded, write_shard

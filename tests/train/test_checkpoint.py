@@ -8,10 +8,10 @@ from socket import gethostname
 
 import pytest
 
-from filip.command import compose_config
+from filip.cli.command import compose_config
+from filip.common.errors import UserError
 from filip.data import manifest
 from filip.data.sidecar import write_sidecar
-from filip.errors import UserError
 from filip.runs.saved_files import LoopState, complete_checkpoints, newest_intact, read_state
 from filip.train.checkpoint import _prune, check_compatible
 from filip.train.config import CheckpointConfig, TrainConfig

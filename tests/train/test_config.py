@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from filip.errors import UserError
+from filip.common.errors import UserError
 from filip.models import build_model, load_preset
 from filip.resources import shipped
 from filip.study import load_study

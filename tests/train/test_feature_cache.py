@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from filip.data.eval_transform import normalize_planes
-from filip.data.loading.feature_maps import map_path, open_maps
-from filip.data.loading.loader import PairLoader
-from filip.errors import UserError
+from filip.common.errors import UserError
+from filip.images.eval_transform import normalize_planes
+from filip.loading.feature_maps import map_path, open_maps
+from filip.loading.loader import PairLoader
 from filip.models import DualEncoder
 from filip.train.feature_cache import cache_folder, fill
 from filip.train.loop import initial_model

@@ -5,8 +5,8 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from filip.command import compose_config, run_command
-from filip.data.loading.config import DataConfig
+from filip.cli.command import compose_config, run_command
+from filip.loading.config import DataConfig
 from filip.models import build_model, load_preset
 from filip.train.counts import Message, encoder_flops, loss_messages, zero_messages
 from filip.train.engine import resolve_batching

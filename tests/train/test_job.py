@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from filip.errors import UserError
+from filip.common.errors import UserError
 from filip.train import job
 from filip.train.job import Attempt, attempts, first_error, last_failure, requeue_job, supervise
 from filip.train.launcher_env import LOST_CONTACT
@@ -236,7 +236,7 @@ def test_a_signal_during_the_start_up_ends_a_training_at_once(tmp_path: Path) ->
 import os, runpy, signal, sys
 class Importing:
     def find_spec(self, name, *_):
-        if name == "filip.command":
+        if name == "filip.cli.command":
             os.kill(os.getpid(), signal.SIGTERM)
 sys.meta_path.insert(0, Importing())
 runpy.run_module("filip.train", run_name="__main__")

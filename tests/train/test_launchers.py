@@ -13,7 +13,7 @@ import psutil
 import pytest
 import torch
 
-from filip.errors import UserError
+from filip.common.errors import UserError
 from filip.runs.saved_files import complete_checkpoints
 from filip.train.launcher_env import FIRST_PORT, PORTS, MachineError, environment_rank, fill_environment, first_host
 from filip.train.ranks import Ranks as RankPlace

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from filip.errors import UserError
+from filip.common.errors import UserError
 from filip.models import build_model, load_model, load_preset, save_model
 from filip.train.counts import count
 from filip.train.engine import Batching

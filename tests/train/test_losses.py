@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from filip.errors import UserError
+from filip.common.errors import UserError
+from filip.common.plugins import load_plugins
 from filip.models import Encoded, PooledFeatures, TextFeatures
-from filip.plugins import load_plugins
 from filip.train import losses
 from filip.train.counts import count
 from filip.train.engine import Batching

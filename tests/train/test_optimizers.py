@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from filip.command import compose_config
-from filip.errors import UserError
+from filip.cli.command import compose_config
+from filip.common.errors import UserError
 from filip.models import DualEncoder, build_model, load_preset
 from filip.train.config import TrainConfig
 from filip.train.engine import make_optimizer

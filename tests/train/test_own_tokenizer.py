@@ -10,7 +10,7 @@ from PIL import Image
 from tokenizers import Tokenizer
 
 import filip
-from filip.errors import UserError
+from filip.common.errors import UserError
 from filip.eval.encoders import FilipEncoder
 from filip.export.formats import FORMATS
 from filip.models import DualEncoder, build_model, load_model, save_model

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from filip.command import run_command
-from filip.data.loading.config import DataConfig, Source
-from filip.data.loading.pair_index import index_source
+from filip.cli.command import run_command
+from filip.loading.config import DataConfig, Source
+from filip.loading.pair_index import index_source
 from filip.models import build_model, load_preset
 from filip.train.config import TrainConfig
 from filip.train.counts import activation_bytes, host_memory, state_bytes, to_ask_for

@@ -10,7 +10,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from filip import device
+from filip.common import device
 from filip.eval.half_precision import dtype_of, name_of
 from filip.resources import shipped
 from filip.study import resolve
@@ -98,7 +98,7 @@ def test_the_smallest_gradient_of_fp16_reaches_the_optimiser(tmp_path: Path) -> 
 ROOT = Path(__file__).parents[2]
 
 AVX2 = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "LATE_INTERACTION_ISA": "avx2"}
-ASK = "import torch; from filip.device import best_precision; print(best_precision(torch.device('cpu')))"
+ASK = "import torch; from filip.common.device import best_precision; print(best_precision(torch.device('cpu')))"
 
 
 def ranks(*places: str) -> SimpleNamespace:

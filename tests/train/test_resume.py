@@ -195,7 +195,7 @@ def pread(*given):
         raise OSError(5, "Input/output error")
     return read(*given)
 os.pread = pread
-from filip.data.loading import loader
+from filip.loading import loader
 loader.PAUSES = (0, 0)
 runpy.run_module("filip.train", run_name="__main__", alter_sys=True)
 """

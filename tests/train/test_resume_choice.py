@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from filip.errors import UserError
-from filip.files import sha256_of
+from filip.common.errors import UserError
+from filip.common.files import sha256_of
 from filip.runs import saved_files
 from filip.runs.saved_files import LoopState, is_finished, newest_intact, write_state
 from filip.train import checkpoint, provenance

@@ -6,9 +6,9 @@ import pytest
 import timm
 import torch
 
-from filip.errors import UserError
+from filip.common.errors import UserError
+from filip.images.pixels import CLIP_MEAN, CLIP_STD
 from filip.models import build_model, load_model, load_preset, save_model
-from filip.pixels import CLIP_MEAN, CLIP_STD
 from filip.train.adapters import trainable
 from filip.train.counts import encoder_flops, stem_values
 from filip.train.loop import initial_model

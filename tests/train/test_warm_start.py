@@ -9,10 +9,10 @@ import timm
 import torch
 import torch.nn.functional as F
 
-from filip.errors import UserError
+from filip.common.errors import UserError
+from filip.images.pixels import CLIP_MEAN, CLIP_STD
 from filip.models import DualEncoder, ModelConfig, TextFeatures, build_model, load_preset, save_model
-from filip.pixels import CLIP_MEAN, CLIP_STD
-from filip.tokenizer import tokenize
+from filip.text.tokenizer import tokenize
 from filip.train.loop import initial_model
 from filip.train.warm_start import content_hash, load_initial
 from tests.support.clips import open_clip_file, shaken

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from filip.command import run_command
-from filip.errors import UserError
+from filip.cli.command import run_command
+from filip.common.errors import UserError
 from filip.study import PROTOCOLS, Study, check, load_study, resolve
 from filip.study.grid import combinations
 from filip.study.search import Search, main

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from filip.common.errors import UserError
 from filip.data.cards import SourceCard
 from filip.data.plan import disk_bytes
-from filip.errors import UserError
 from filip.eval.encoders import backends
 from filip.study import Study, check
 from filip.study.checks import check_config

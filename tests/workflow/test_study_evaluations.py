@@ -10,8 +10,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from filip.command import compose_config
-from filip.errors import UserError
+from filip.cli.command import compose_config
+from filip.common.errors import UserError
 from filip.explore.export import ExplorerExport
 from workflow.study import ROOT, WorkflowStudy
 

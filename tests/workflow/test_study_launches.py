@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from filip.errors import UserError
+from filip.common.errors import UserError
 from filip.train.counts import count
 from filip.train.engine import resolve_batching
 from workflow.launch import earlier_jobs

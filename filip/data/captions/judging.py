@@ -31,15 +31,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from filip.common.errors import UserError
+from filip.common.files import digest, replacing
+from filip.common.worker_pool import run_blocks
 from filip.data.captions.sidecar_tables import PLAIN
 from filip.data.captions.translation_cache import TranslationCache
 from filip.data.lists import duckdb_io
 from filip.data.lists.language import are_english
 from filip.data.lists.parquet_rows import row_group
-from filip.errors import UserError
-from filip.files import digest, replacing
-from filip.words import plain, words_of
-from filip.worker_pool import run_blocks
+from filip.text.words import plain, words_of
 
 # Many different captions with one back-translation: a favourite of the model, not a paraphrase.
 MAX_ORIGINALS = 3

@@ -65,7 +65,7 @@ def _differs_from_last(column: pa.ChunkedArray) -> np.ndarray:
     return np.concatenate([[True], pc.not_equal(values[1:], values[:-1]).to_numpy(zero_copy_only=False)])
 
 
-PLAIN = "trim(lower(regexp_replace({}, '[^\\p{{L}}\\p{{N}}]+', ' ', 'g')))"  # filip.words.plain, in SQL
+PLAIN = "trim(lower(regexp_replace({}, '[^\\p{{L}}\\p{{N}}]+', ' ', 'g')))"  # filip.text.words.plain, in SQL
 # Two images are one group already if these are equal: the card's group, or the words of the first caption.
 CONTENT = f"coalesce('=' || group_value, nullif({PLAIN.format('caption')}, ''), caption)"
 # A picture with more captions than this is "no longer available", or a logo: it only groups exact copies.

@@ -15,11 +15,11 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from filip.common.files import digest, replacing, sha256_of
+from filip.common.worker_pool import run_blocks
 from filip.data.engines import Engine, load_engine, round_trips
 from filip.data.lists import duckdb_io
 from filip.data.lists.parquet_rows import row_group
-from filip.files import digest, replacing, sha256_of
-from filip.worker_pool import run_blocks
 
 # Captions per block. Each is one file, written in milliseconds, and a killed run loses at most one: a few captions
 # make FEW_BLOCKS for the processes to share, many make MANY_BLOCKS, and in between a block has MEDIUM_BLOCK.

@@ -9,7 +9,7 @@ import importlib
 from collections.abc import Sequence
 from typing import Protocol
 
-from filip.errors import UserError
+from filip.common.errors import UserError
 
 
 class Engine(Protocol):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib.util import find_spec
 
-from filip.errors import UserError
+from filip.common.errors import UserError
 
 
 class FastTranslate:

@@ -15,9 +15,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from filip.errors import UserError
-from filip.extras import how_to_install
-from filip.files import locked, sha256_of
+from filip.cli.extras import how_to_install
+from filip.common.errors import UserError
+from filip.common.files import locked, sha256_of
 
 BEAM = 2
 MAX_BATCH_TOKENS = 2048  # source tokens in one batch: the blocks are sorted by length, so little is padding

@@ -17,11 +17,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from filip.common.errors import UserError
+from filip.common.files import replacing, write_json
 from filip.data.cards import DownloadSettings, SourceCard
 from filip.data.fetching.outcomes import TRANSIENT, reason_of
 from filip.data.lists.parquet_rows import content_hash, whole_file
-from filip.errors import UserError
-from filip.files import replacing, write_json
 
 # Options of img2dataset that do not decide on the pictures.
 WHERE_IT_RUNS = ("distributor", "subjob_size", "max_shard_retry", "enable_wandb", "wandb_project")

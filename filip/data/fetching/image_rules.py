@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from filip.data.cards import DownloadSettings, ImageRuleSettings
-from filip.rgb import FORMATS, ORIENTATION, STRIP, to_rgb, upright
+from filip.images.rgb import FORMATS, ORIENTATION, STRIP, to_rgb, upright
 
 MAX_PIXELS = 100_000_000  # Pillow warns from about this number on, and refuses twice as many
 OPENCV_READS = {"JPEG", "PNG", "WEBP", "BMP"}

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filip.files import write_json
+from filip.common.files import write_json
 
 FORGOTTEN = "forgotten"  # the reason in the funnel
 

@@ -24,12 +24,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from filip.common.files import publish
 from filip.data.cards import SourceCard
 from filip.data.fetching.image_rules import CheckedResizer, boxes_of
-from filip.data.loading.shard_index import index_of, write_index
 from filip.data.remote_tars import is_there, send
+from filip.data.shard_index import index_of, write_index
 from filip.data.shard_set import TAR_SHA256
-from filip.files import publish
 from filip.sets.tar_index import Member
 
 WORK = "_work"  # folder inside the shards' folder: plan, lists of retries, half-finished shards

@@ -27,6 +27,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from filip.common.errors import UserError
+from filip.common.files import write_json
+from filip.common.progress import say
+from filip.common.worker_pool import die_with_parent
 from filip.data.fetching.access import Access, local_root
 from filip.data.fetching.fetch import DEADLINE, fetch
 from filip.data.fetching.hosts import HOSTS, LOST, PATIENCE, REFUSALS, PatientRows, Result, Row, of_one_host
@@ -41,10 +45,6 @@ from filip.data.fetching.shard_maker import (
     suspects,
 )
 from filip.data.lists.parquet_rows import tables
-from filip.errors import UserError
-from filip.files import write_json
-from filip.progress import say
-from filip.worker_pool import die_with_parent
 
 # Errors of the whole disk: the next shard would fail like this one, after all its URLs were fetched.
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)

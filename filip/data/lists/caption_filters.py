@@ -17,10 +17,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from filip.common.errors import UserError
 from filip.data.cards import TextRuleSettings
 from filip.data.lists.duckdb_io import sql_identifier, sql_literal
 from filip.data.lists.language import are_english, are_in
-from filip.errors import UserError
 
 # White space of every kind becomes one space; zero-width characters and the soft hyphen vanish.
 NORMALISE = (

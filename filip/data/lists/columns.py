@@ -17,10 +17,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from filip.common.errors import UserError, first_line
+from filip.common.files import nothing_at
 from filip.data.cards import SourceCard
 from filip.data.lists import duckdb_io
-from filip.errors import UserError, first_line
-from filip.files import nothing_at
 from filip.sets.columns import CAPTION_COLUMNS, URL_COLUMNS, usual_column
 from filip.sets.listed import SAMPLE
 

@@ -13,10 +13,10 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from filip.common.errors import UserError, first_line
+from filip.common.files import replacing
+from filip.common.progress import Progress
 from filip.data.lists.parquet_rows import reading, rebatched
-from filip.errors import UserError, first_line
-from filip.files import replacing
-from filip.progress import Progress
 
 ROWS_PER_GROUP = 100_000
 # A folder results/caption=x would become a column `caption` in place of the file's own.

@@ -25,8 +25,8 @@ from typing import Any
 
 import numpy as np
 
-from filip.errors import UserError
-from filip.tokenizer import is_one_token
+from filip.common.errors import UserError
+from filip.text.tokenizer import is_one_token
 
 CANDIDATES = 5  # languages looked at per caption
 LEAST = 0.04  # probabilities below this are not even asked for: the search is pruned by it

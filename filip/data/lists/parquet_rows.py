@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from filip.errors import UserError
+from filip.common.errors import UserError
 
 _HASHED = 50_000  # rows at once; the hash depends on it
 

@@ -15,11 +15,11 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from filip.common.errors import UserError
+from filip.common.files import nothing_at
 from filip.data.cards import SourceCard
 from filip.data.lists import duckdb_io
 from filip.data.remote_tars import fetched
-from filip.errors import UserError
-from filip.files import nothing_at
 from filip.sets.tables import Broken, read_table
 
 SUFFIXES = {

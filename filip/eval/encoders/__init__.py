@@ -21,12 +21,12 @@ from PIL import Image
 from torch import Tensor
 
 from filip import resources
-from filip.device import keep_freed_memory, resolve
-from filip.errors import UserError, nearest
+from filip.common.device import keep_freed_memory, resolve
+from filip.common.errors import UserError, nearest
+from filip.common.files import nothing_at
+from filip.common.plugins import load_plugins
 from filip.eval.fit import FITS, Padded
 from filip.eval.half_precision import autocast, dtype_of
-from filip.files import nothing_at
-from filip.plugins import load_plugins
 from filip.runs.saved_files import STATE
 
 
@@ -259,7 +259,7 @@ class FilipEncoder:
     def __init__(
         self, model: Any, name: str, device: str = "cpu", loading: Loading | None = None, checkpoint: bool = False
     ):
-        from filip.data.eval_transform import EvalTransform
+        from filip.images.eval_transform import EvalTransform
 
         loading = loading or Loading(device=device)
         self.model: Any = model

@@ -14,11 +14,11 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from filip.errors import UserError, first_line
+from filip.common.errors import UserError, first_line
+from filip.common.hub import hub_asked
 from filip.eval.encoders import Loading
 from filip.eval.half_precision import autocast
-from filip.hub import hub_asked
-from filip.json_tokenizer import readable_token
+from filip.text.json_tokenizer import readable_token
 
 PROBES = ((64, 64), (128, 64), (1500, 1000))  # pixels of pictures that show whether the number of tokens differs
 

@@ -18,11 +18,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from filip.errors import UserError
+from filip.common.errors import UserError
+from filip.common.hub import hub_asked
 from filip.eval.encoders import Loading
 from filip.eval.encoders.two_tower import TwoTowerEncoder, one_by_one
-from filip.hub import hub_asked
-from filip.json_tokenizer import readable_token
+from filip.text.json_tokenizer import readable_token
 
 ACTIVATIONS = ("gelu", "quickgelu")
 SCHEMES = ("hf-hub:", "local-dir:")

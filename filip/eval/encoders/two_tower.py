@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from filip.errors import UserError
+from filip.common.errors import UserError
 from filip.eval.encoders import OWN_PROJECTIONS, Loading
 from filip.eval.half_precision import autocast
 from late_interaction.packing import pack_tokens

@@ -11,7 +11,7 @@ import pkgutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from filip.errors import UserError
+from filip.common.errors import UserError
 
 if TYPE_CHECKING:
     from filip.eval.benchmark import BenchmarkCard

@@ -19,11 +19,11 @@ import io
 from pathlib import Path
 from typing import Any
 
-from filip.errors import UserError
+from filip.common.errors import UserError
+from filip.common.progress import say
 from filip.eval.benchmark import BenchmarkCard
 from filip.eval.datasets import EvalSet, Sample
-from filip.progress import say
-from filip.rgb import read_rgb
+from filip.images.rgb import read_rgb
 from filip.sets.image_set import open_images
 from filip.sets.layout import FOR_EVALUATION, Reading
 

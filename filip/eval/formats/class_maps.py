@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from filip.errors import UserError
+from filip.common.errors import UserError
 from filip.eval.benchmark import BenchmarkCard
 from filip.eval.datasets import EvalSet, Sample
-from filip.rgb import ORIENTATION, read_rgb, upright
+from filip.images.rgb import ORIENTATION, read_rgb, upright
 
 
 def open_set(card: BenchmarkCard, root: str | Path) -> EvalSet:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from filip.errors import UserError
+from filip.common.errors import UserError
+from filip.common.progress import say
 from filip.eval.benchmark import BenchmarkCard
 from filip.eval.datasets import EvalSet, Sample
-from filip.progress import say
-from filip.rgb import not_read, read_rgb
+from filip.images.rgb import not_read, read_rgb
 from filip.sets.layout import is_picture, walk
 
 

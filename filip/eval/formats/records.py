@@ -31,13 +31,13 @@ from typing import Any
 
 from PIL import Image
 
-from filip.errors import UserError
+from filip.common.errors import UserError
+from filip.common.files import nothing_at
+from filip.common.progress import say
 from filip.eval.benchmark import BenchmarkCard
 from filip.eval.datasets import EvalSet, Sample
 from filip.eval.formats import captions
-from filip.files import nothing_at
-from filip.progress import say
-from filip.rgb import FORMATS, to_rgb, upright, upright_box
+from filip.images.rgb import FORMATS, to_rgb, upright, upright_box
 from filip.sets.account import Account
 from filip.sets.columns import LABEL_COLUMNS, image_column, one_line, texts
 from filip.sets.layout import Reading, inside

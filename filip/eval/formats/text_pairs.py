@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from filip.errors import UserError
+from filip.common.errors import UserError
 from filip.eval.benchmark import BenchmarkCard
 from filip.eval.datasets import EvalSet, Sample
 from filip.eval.formats.imagefolder import images_below
-from filip.rgb import read_rgb
+from filip.images.rgb import read_rgb
 
 
 def open_set(card: BenchmarkCard, root: str | Path) -> EvalSet:

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from filip.errors import UserError
+from filip.common.errors import UserError
 from filip.eval.benchmark import BenchmarkCard
 from filip.eval.datasets import EvalSet, Sample
-from filip.rgb import to_rgb, upright
+from filip.images.rgb import to_rgb, upright
 
 
 def open_set(card: BenchmarkCard, root: str | Path) -> EvalSet:

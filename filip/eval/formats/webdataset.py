@@ -12,10 +12,10 @@ from typing import Any
 
 from PIL import Image
 
-from filip.errors import UserError
+from filip.common.errors import UserError
 from filip.eval.benchmark import BenchmarkCard
 from filip.eval.datasets import EvalSet, Sample, Thing
-from filip.rgb import read_rgb
+from filip.images.rgb import read_rgb
 from filip.sets.samples import lines_of
 from filip.sets.tar_index import scan_tar
 from filip.sets.tars import samples_of

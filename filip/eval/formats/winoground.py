@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from filip.errors import UserError
+from filip.common.errors import UserError
+from filip.common.progress import say
 from filip.eval.benchmark import BenchmarkCard
 from filip.eval.datasets import EvalSet, Sample
 from filip.eval.formats.records import read_records
-from filip.progress import say
-from filip.rgb import read_rgb
+from filip.images.rgb import read_rgb
 
 COLUMNS = ("id", "image_0", "image_1", "caption_0", "caption_1")
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 
 from PIL import Image
 
-from filip.command import option
-from filip.data.eval_transform import denormalize
-from filip.errors import UserError
+from filip.cli.command import option
+from filip.common.errors import UserError
+from filip.common.progress import say
 from filip.eval.cards import BenchmarkCard, match_classes
 from filip.eval.encoders import Encoder
 from filip.eval.families import PROMPTS
@@ -24,7 +24,7 @@ from filip.eval.options import DataOptions, ModelOptions
 from filip.eval.pictures.drawing import PictureOptions, SheetCell, alignment_cell, save_png, sheet
 from filip.eval.prompts import alignment_template
 from filip.eval.word_patch import alignment_prompt, word_patches
-from filip.progress import say
+from filip.images.eval_transform import denormalize
 
 WIDTH = 320  # of a picture, in pixels
 NOTE = (

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from filip.command import MISSING, option
+from filip.cli.command import MISSING, option
+from filip.common.files import replacing
 from filip.eval.word_patch import WordPatch
-from filip.files import replacing
 
 KINDS = ("alignment", "scenes")
 

@@ -18,15 +18,15 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageOps
 
-from filip.command import MISSING, option
-from filip.errors import UserError
+from filip.cli.command import MISSING, option
+from filip.common.errors import UserError
+from filip.common.files import write_json
 from filip.eval.cards import load_card
 from filip.eval.datasets import Sample
 from filip.eval.encoders import load_encoder
 from filip.eval.formats import open_set
 from filip.eval.pictures.drawing import INK, PictureOptions, SheetCell, save_png, sheet
 from filip.eval.pointing import PointedScene, point, pointed_scenes
-from filip.files import write_json
 
 Colour = tuple[int, int, int]
 # colours that everybody can distinguish

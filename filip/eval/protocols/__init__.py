@@ -18,9 +18,9 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from filip.errors import UserError
+from filip.common.errors import UserError
+from filip.common.plugins import load_plugins
 from filip.eval.cards import METRIC_TITLES, BenchmarkCard
-from filip.plugins import load_plugins
 
 if TYPE_CHECKING:
     from filip.eval.encode_set import Context

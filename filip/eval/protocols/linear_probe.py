@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from filip.command import option
-from filip.errors import UserError
+from filip.cli.command import option
+from filip.common.errors import UserError
 from filip.eval.cards import BenchmarkCard, match_classes
 from filip.eval.classification import measure, outcomes
 from filip.eval.encode_set import Context, ImageSource, encoded_batches, size_note

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from filip.command import option
-from filip.errors import UserError
+from filip.cli.command import option
+from filip.common.errors import UserError
 from filip.eval.cards import BenchmarkCard
 from filip.eval.datasets import Batch
 from filip.eval.encode_set import Context, CutTexts, collect, size_note

@@ -8,7 +8,7 @@ image shows one thing, the second is not there.
 
 from __future__ import annotations
 
-from filip.errors import UserError
+from filip.common.errors import UserError
 from filip.eval.cards import BenchmarkCard
 from filip.eval.encode_set import Context
 from filip.eval.encoders import Encoder

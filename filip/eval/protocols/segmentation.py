@@ -19,8 +19,9 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from filip.command import option
-from filip.errors import UserError
+from filip.cli.command import option
+from filip.common.errors import UserError
+from filip.common.progress import Progress
 from filip.eval.cards import BenchmarkCard
 from filip.eval.datasets import Sample
 from filip.eval.encode_set import Context, size_note
@@ -32,7 +33,6 @@ from filip.eval.pointing import coverage
 from filip.eval.prompts import Prompt, card_ensemble
 from filip.eval.protocols import Column, Numbers, Protocol, ReportTable
 from filip.eval.word_patch import label_tokens
-from filip.progress import Progress
 
 
 @dataclass

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from filip.errors import UserError
+from filip.common.errors import UserError
 from filip.eval.cards import BenchmarkCard
 from filip.eval.encode_set import Context, CutTexts, encoded_batches, size_note
 from filip.eval.encoders import Encoder

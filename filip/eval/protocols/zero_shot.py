@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from filip.command import option
-from filip.errors import UserError
+from filip.cli.command import option
+from filip.common.errors import UserError
 from filip.eval.cards import BenchmarkCard, match_classes
 from filip.eval.classification import measure, outcomes
 from filip.eval.datasets import Batch

@@ -1,8 +1,8 @@
 "use strict";
-// A picture as a model sees it: Pillow's bicubic resampling of the shorter side, then the middle (filip/data/eval_transform.py).
+// A picture as a model sees it: Pillow's bicubic resampling of the shorter side, then the middle (filip/images/eval_transform.py).
 
 const MOST_ASPECT = 50, THUMBNAIL_SIDE = 192;
-const DRAFT_SIDE = 2048; // pixels of the shorter side that are kept of a larger picture, as filip/rgb.py drafts a JPEG
+const DRAFT_SIDE = 2048; // pixels of the shorter side that are kept of a larger picture, as filip/images/rgb.py drafts a JPEG
 
 // The file's pixels on white, upright: {width, height, data} with four bytes a pixel.
 async function decoded(file) {

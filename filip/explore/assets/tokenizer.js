@@ -1,5 +1,5 @@
 "use strict";
-// CLIP's byte-pair encoding (filip/tokenizer.py): a text to token ids, with the word that each token belongs to.
+// CLIP's byte-pair encoding (filip/text/tokenizer.py): a text to token ids, with the word that each token belongs to.
 
 const BOS = 49406, EOS = 49407, END_OF_WORD = "</w>";
 const PIECES = /'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+/gu;

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import combinations
 
-from filip.errors import UserError
+from filip.common.errors import UserError
 from filip.eval.outcomes import Record
 from filip.report.differences import FEWEST, Difference, Resampled, shared_columns
 from filip.report.rows.cells import Inputs

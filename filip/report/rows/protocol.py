@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from filip.common.table_writer import differing
 from filip.eval.protocols import ReportTable, protocol_of
 from filip.report.rows.cells import Figure, Inputs
 from filip.report.table import Cell, Row, Table, published_cell
-from filip.table_writer import differing
 
 ZERO_SHOT, FINE_TUNED = "zero-shot", "fine-tuned"
 TRANSFERRED = "zero-shot after fine-tuning elsewhere (*)"

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from filip.errors import UserError
+from filip.common.errors import UserError
 from filip.eval.families import prompt_file
 from filip.report.rows.cells import Inputs
 from filip.report.table import Cell, Column, Row, Table, text_cell

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from filip.errors import UserError
+from filip.common.errors import UserError
 from filip.models import DualEncoder, Encoded
 from filip.train.losses.pooled import POOLED
 from filip.train.losses.term import BatchShape, LossInput, LossSettings, Term, TermOutput, sum_of

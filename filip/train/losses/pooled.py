@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 
-from filip.citations import CLIP
+from filip.common.citations import CLIP
 from filip.train.losses.term import SOFTMAX_BYTES, BatchShape, LossInput, Term, TermOutput
 from late_interaction import distributed_pooled_similarity
 

@@ -183,7 +183,7 @@ class Term:
                term uses; from the width of the embeddings. They are saved with the model; evaluation does not read them
     exchanged  what ranks send one another for it, "tokens" or "vectors", for the plan of a fleet; empty: nothing, as
                for a term that looks at own pairs only. Terms that exchange the same send it once
-    settings   a dataclass of filip.command.option fields, one for each setting of the term. They are given with its
+    settings   a dataclass of filip.cli.command.option fields, one for each setting of the term. They are given with its
                weight, ``loss.NAME={weight: 1, SETTING: VALUE}``, and ``compute`` reads them from ``batch.own``
     check      raises UserError for a training configuration under which the term would be wrong
     captions   further captions, one or none for each pair, which the text tower encodes with the batch: from

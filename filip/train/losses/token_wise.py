@@ -15,7 +15,7 @@ import math
 import torch
 from torch import Tensor
 
-from filip.citations import FILIP
+from filip.common.citations import FILIP
 from filip.models import TextFeatures
 from filip.train.losses.term import (
     SOFTMAX_BYTES,

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from filip.errors import UserError
-from filip.option import read_settings
+from filip.cli.option import read_settings
+from filip.common.errors import UserError
 
 FORMS = (
     "a number, 'linear from A to B in steps F to L', 'cosine from A to B in steps F to L' or "

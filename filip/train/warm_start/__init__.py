@@ -11,10 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from filip import resources
-from filip.errors import UserError
+from filip.common.errors import UserError
+from filip.common.files import digest, nothing_at, sha256_of
+from filip.common.hub import hub_asked
 from filip.eval.encoders import backends, converted
-from filip.files import digest, nothing_at, sha256_of
-from filip.hub import hub_asked
 from filip.models import DualEncoder, ModelConfig, load_model
 from filip.train.warm_start.open_clip import from_open_clip
 from filip.train.warm_start.timm import WHEEL, from_timm

@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from filip.errors import UserError, first_line
+from filip.common.errors import UserError, first_line
 from filip.eval.encoders.open_clip import activation_of, split_name
+from filip.images.pixels import CLIP_MEAN, CLIP_STD
 from filip.models import DualEncoder, ImageTowerConfig, ModelConfig, TextTowerConfig, build_model
 from filip.models.open_clip_names import from_open_clip as state_from_open_clip
-from filip.pixels import CLIP_MEAN, CLIP_STD
-from filip.tokenizer import EOS
+from filip.text.tokenizer import EOS
 
 # Any *_clip_* name has CLIP's norm_pre, epsilon and patch embedding without bias; its sizes are all given below.
 TIMM_NAME = "vit_base_patch32_clip_224"

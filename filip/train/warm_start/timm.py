@@ -14,9 +14,9 @@ import timm
 import torch
 from torch import Tensor
 
-from filip.errors import UserError, first_line
+from filip.common.errors import UserError, first_line
+from filip.images.pixels import CLIP_MEAN, CLIP_STD
 from filip.models import DualEncoder, ImageTowerConfig, ModelConfig, build_model
-from filip.pixels import CLIP_MEAN, CLIP_STD
 
 WHEEL = "wheel"
 

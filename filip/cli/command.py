@@ -37,11 +37,11 @@ from hydra.errors import HydraException
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from filip.errors import UserError, reader_may_leave, stopped_by_ctrl_c
-from filip.extras import missing_extra
-from filip.files import check_output, disk_error, explained
-from filip.option import check_values, option, range_of
-from filip.overrides import check_overrides, config_groups, options_of, parse, structured_config
+from filip.cli.extras import missing_extra
+from filip.cli.option import check_values, option, range_of
+from filip.cli.overrides import check_overrides, config_groups, options_of, parse, structured_config
+from filip.common.errors import UserError, reader_may_leave, stopped_by_ctrl_c
+from filip.common.files import check_output, disk_error, explained
 
 T = TypeVar("T")
 __all__ = ["MISSING", "compose_config", "option", "run_command"]
@@ -182,7 +182,7 @@ def check_outputs(config: Any) -> None:
 
 
 def _check_without_pictures(option: str, folder: Path) -> None:
-    from filip.rgb import IMAGE_FILES
+    from filip.images.rgb import IMAGE_FILES
 
     entries = sorted(folder.iterdir()) if folder.is_dir() else []
     if picture := next((entry.name for entry in entries if entry.suffix.lower() in IMAGE_FILES), None):

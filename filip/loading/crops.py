@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from filip.data.eval_transform import EvalTransform
-from filip.data.loading.config import DataConfig
-from filip.data.loading.transforms import AutoAugment, Draws, TrainTransform
+from filip.images.eval_transform import EvalTransform
+from filip.loading.config import DataConfig
+from filip.loading.transforms import AutoAugment, Draws, TrainTransform
 
 _PIXELS = 1 << 24  # of padded crops that are resized at a time, with half a gigabyte of memory
 

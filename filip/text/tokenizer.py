@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 BOS = 49406
 EOS = 49407
-MERGES = Path(__file__).resolve().parent / "resources" / "clip_merges.txt.gz"
+MERGES = Path(__file__).resolve().parents[1] / "resources" / "clip_merges.txt.gz"
 END_OF_WORD = "</w>"
 # In a text these mean their ids, as in open_clip.
 SPECIAL = {"<start_of_text>": BOS, "<end_of_text>": EOS}

@@ -21,8 +21,8 @@ from hydra.errors import HydraException
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
-from filip.errors import UserError, did_you_mean, nearest, one_of
-from filip.option import in_words
+from filip.cli.option import in_words
+from filip.common.errors import UserError, did_you_mean, nearest, one_of
 
 MOST_LISTED = 24  # options in a message; if there are more, only the near ones
 # What options of ours are called elsewhere.

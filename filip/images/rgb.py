@@ -13,7 +13,7 @@ from typing import IO
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
-from filip.errors import UserError, plain
+from filip.common.errors import UserError, plain
 
 # The formats that Pillow may open from other people: pictures on the web. Its other 30 are code that hostile
 # bytes need not reach (EPS starts Ghostscript).

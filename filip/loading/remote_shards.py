@@ -15,9 +15,9 @@ import webdataset
 from webdataset.shardlists import expand_urls
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
-from filip.data.loading.config import Source
+from filip.common.errors import UserError
 from filip.data.remote_tars import explained
-from filip.errors import UserError
+from filip.loading.config import Source
 
 log = logging.getLogger(__name__)
 ATTEMPTS = 4  # at a shard: a connection may break

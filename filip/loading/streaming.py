@@ -1,6 +1,6 @@
 """Stream shards that are not local (``s3://``, ``gs://``, ``hf://``, ``https://``, ``pipe:``) through webdataset.
 
-Local shards have an index, from which :mod:`filip.data.loading.loader` reads any batch of any epoch. Shards in a
+Local shards have an index, from which :mod:`filip.loading.loader` reads any batch of any epoch. Shards in a
 bucket are read from front to back instead. The shards of all passes are one endless list, of which each rank takes
 every n-th, and of these each worker (webdataset's way of splitting); so every shard is read once a pass, by one worker.
 A checkpoint holds which places of the list are finished, whoever read them: a resumed run goes on with the others, on
@@ -25,18 +25,18 @@ import fsspec
 import webdataset
 from torch.utils.data import IterableDataset, get_worker_info
 
-from filip.data.eval_transform import EvalTransform
-from filip.data.loading.batches import Batch, Pair, batch_of, batches_an_epoch, hash_of, in_workers, sentence_of
-from filip.data.loading.config import Source, StreamConfig, is_streamed
-from filip.data.loading.crops import read_image
-from filip.data.loading.loader import PairLoader
-from filip.data.loading.pair_index import ShardCaptions
-from filip.data.loading.remote_shards import samples_in, shard_urls
-from filip.data.loading.transforms import TrainTransform
+from filip.common.errors import UserError
 from filip.data.remote_tars import explained
 from filip.data.sidecar import group_id
-from filip.errors import UserError
-from filip.rgb import UNDECODABLE
+from filip.images.eval_transform import EvalTransform
+from filip.images.rgb import UNDECODABLE
+from filip.loading.batches import Batch, Pair, batch_of, batches_an_epoch, hash_of, in_workers, sentence_of
+from filip.loading.config import Source, StreamConfig, is_streamed
+from filip.loading.crops import read_image
+from filip.loading.loader import PairLoader
+from filip.loading.pair_index import ShardCaptions
+from filip.loading.remote_shards import samples_in, shard_urls
+from filip.loading.transforms import TrainTransform
 from filip.sets.tar_index import IMAGE_SUFFIXES
 
 log = logging.getLogger(__name__)

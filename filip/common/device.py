@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import torch
 
-from filip.errors import UserError
+from filip.common.errors import UserError
 
 MB = 2**20
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # from glibc's malloc.h

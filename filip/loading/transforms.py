@@ -20,9 +20,9 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import autoaugment as tv
 from torchvision.transforms.v2.functional import equalize
 
-from filip.data.loading.config import AugmentConfig
-from filip.pixels import CLIP_MEAN
-from filip.rgb import FORMATS, to_rgb
+from filip.images.pixels import CLIP_MEAN
+from filip.images.rgb import FORMATS, to_rgb
+from filip.loading.config import AugmentConfig
 
 # the colour that AutoAugment fills in; close to 0 once normalised
 _FILL = tuple(round(255 * m) for m in CLIP_MEAN)
@@ -80,7 +80,7 @@ class TrainTransform:
         return Draws(flip, self.auto_augment.draw(rng) if augmented else (0, 0))
 
     def _finish(self, crop: np.ndarray, draws: Draws) -> np.ndarray:
-        """Do everything after decoding. :func:`filip.data.loading.crops.finish` does it for a batch of crops."""
+        """Do everything after decoding. :func:`filip.loading.crops.finish` does it for a batch of crops."""
         pixels = _resize(crop, self.image_size)
         if draws.flip:
             pixels = np.ascontiguousarray(pixels[:, ::-1])

@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from filip.data.loading.config import PREFETCH, StreamConfig
-from filip.data.loading.crops import Crop, pack
-from filip.errors import UserError
-from filip.worker_pool import LOADER_START
+from filip.common.errors import UserError
+from filip.common.worker_pool import LOADER_START
+from filip.loading.config import PREFETCH, StreamConfig
+from filip.loading.crops import Crop, pack
 
 Batch = dict[str, Any]
 

@@ -7,14 +7,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from filip.errors import UserError, first_line
+from filip.common.errors import UserError, first_line
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 class CaptionTokenizer(Protocol):
-    """The interface of the module :mod:`filip.tokenizer`, which is CLIP's, and of :class:`JsonTokenizer`."""
+    """The interface of the module :mod:`filip.text.tokenizer`, which is CLIP's, and of :class:`JsonTokenizer`."""
 
     def tokenize(self, texts: str | Sequence[str], context_length: int = ...) -> tuple[Tensor, Tensor]: ...
 
@@ -95,7 +95,7 @@ class JsonTokenizer:
 
 
 def readable_token(token: str) -> str:
-    """Return a token in the form of :func:`filip.tokenizer.decode_token`."""
+    """Return a token in the form of :func:`filip.text.tokenizer.decode_token`."""
     special = {"<start_of_text>": "[BOS]", "<end_of_text>": "[EOS]", "</s>": "[EOS]", "<eos>": "[EOS]"}
     special |= {"<|startoftext|>": "[BOS]", "<|endoftext|>": "[EOS]", "<bos>": "[BOS]", "<s>": "[BOS]"}
     if len(token) > 2:  # WordPiece's mark of a piece that continues a word

@@ -16,8 +16,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from filip.common.files import replacing
 from filip.data.lists.parquet_rows import whole_file
-from filip.files import replacing
 from filip.sets.tar_index import IMAGE_SUFFIXES, Member, scan_tar, split_key
 
 log = logging.getLogger(__name__)

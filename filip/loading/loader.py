@@ -23,16 +23,16 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from filip.data.eval_transform import EvalTransform
-from filip.data.loading.batches import Batch, Pair, batch_of, batches_an_epoch, hash_of, in_workers, sentence_of
-from filip.data.loading.config import StreamConfig
-from filip.data.loading.crops import read_image
-from filip.data.loading.epoch_order import EpochOrder, group_length
-from filip.data.loading.feature_maps import features_of, map_path, open_maps
-from filip.data.loading.pair_index import ShardCaptions, SourceIndex, index_source, sidecar_path
-from filip.data.loading.transforms import TrainTransform
-from filip.errors import UserError, plain
-from filip.rgb import UNDECODABLE
+from filip.common.errors import UserError, plain
+from filip.images.eval_transform import EvalTransform
+from filip.images.rgb import UNDECODABLE
+from filip.loading.batches import Batch, Pair, batch_of, batches_an_epoch, hash_of, in_workers, sentence_of
+from filip.loading.config import StreamConfig
+from filip.loading.crops import read_image
+from filip.loading.epoch_order import EpochOrder, group_length
+from filip.loading.feature_maps import features_of, map_path, open_maps
+from filip.loading.pair_index import ShardCaptions, SourceIndex, index_source, sidecar_path
+from filip.loading.transforms import TrainTransform
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

@@ -1,6 +1,6 @@
 """Evaluation's image transform (resize, centre crop, CLIP's normalisation), and back from tensors to pixels.
 
-The decoders and augmentations of training are in :mod:`filip.data.loading.transforms`.
+The decoders and augmentations of training are in :mod:`filip.loading.transforms`.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from filip.pixels import CLIP_MEAN, CLIP_STD
-from filip.rgb import FORMATS, to_rgb
+from filip.images.pixels import CLIP_MEAN, CLIP_STD
+from filip.images.rgb import FORMATS, to_rgb
 
 _SCALE = (1 / 255 / torch.tensor(CLIP_STD)).view(3, 1, 1)
 _SHIFT = (-torch.tensor(CLIP_MEAN) / torch.tensor(CLIP_STD)).view(3, 1, 1)

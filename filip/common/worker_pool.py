@@ -13,8 +13,8 @@ from multiprocessing import get_context, parent_process
 from multiprocessing.connection import wait as wait_for
 from typing import Any
 
-from filip.errors import UserError
-from filip.progress import Progress
+from filip.common.errors import UserError
+from filip.common.progress import Progress
 
 # How loaders start their workers, on every Python: forked workers share the process's modules, and end with it.
 # With Python 3.14's default each worker would import PyTorch, and go on running after the process was killed.
@@ -35,7 +35,7 @@ def run_blocks(
     """Call ``function(*block)``, which returns how many items it handled, for every block.
 
     ``start(*start_arguments)`` runs once in each worker. With one process, or one block, nothing is spawned.
-    what, unit, total: for the progress, as in :class:`filip.progress.Progress`.
+    what, unit, total: for the progress, as in :class:`filip.common.progress.Progress`.
     Raises UserError when a worker was killed; files of the other blocks stay, and a rerun continues from there.
     """
     with Progress(what, unit, total) as progress:

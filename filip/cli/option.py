@@ -14,7 +14,7 @@ from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from filip.errors import UserError, did_you_mean, one_of
+from filip.common.errors import UserError, did_you_mean, one_of
 
 T = TypeVar("T")
 _LIMITS = {"at_least": operator.ge, "above": operator.gt, "at_most": operator.le}

@@ -16,7 +16,7 @@ from types import FrameType
 class UserError(Exception):
     """An error that a user can fix: the message has the fault, the value, its origin and the remedy.
 
-    Commands print the message without a stack trace and exit with 2 (see :mod:`filip.command`). Anything
+    Commands print the message without a stack trace and exit with 2 (see :mod:`filip.cli.command`). Anything
     else that escapes is a bug of ours and keeps its trace.
     """
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from filip.data.loading.pair_index import SourceIndex
-from filip.errors import UserError
-from filip.files import digest, replacing
+from filip.common.errors import UserError
+from filip.common.files import digest, replacing
+from filip.loading.pair_index import SourceIndex
 
 
 class NoFeatures(ValueError):

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from filip import tokenizer as clip_tokenizer
-from filip.command import MISSING, option
-from filip.json_tokenizer import CaptionTokenizer, JsonTokenizer
+from filip.cli.command import MISSING, option
+from filip.text import tokenizer as clip_tokenizer
+from filip.text.json_tokenizer import CaptionTokenizer, JsonTokenizer
 
 # batches that each worker prepares ahead: more take memory and cannot help a source that stays slow
 PREFETCH = 4

@@ -6,7 +6,7 @@ from collections.abc import Container
 from importlib.metadata import entry_points
 from typing import TypeVar
 
-from filip.errors import UserError
+from filip.common.errors import UserError
 
 Kind = TypeVar("Kind")
 

@@ -14,8 +14,8 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from filip.errors import UserError, plain
-from filip.progress import say
+from filip.common.errors import UserError, plain
+from filip.common.progress import say
 
 WAIT = 5.0  # seconds for an answer
 SIGN = 1.5  # seconds after which a line names the wait

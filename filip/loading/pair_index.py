@@ -27,13 +27,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from filip.common.errors import UserError, counted
+from filip.common.files import file_state, locked
+from filip.common.progress import track
 from filip.data.lists.parquet_rows import whole_file
-from filip.data.loading.config import Source
-from filip.data.loading.shard_index import shard_index
+from filip.data.shard_index import shard_index
 from filip.data.sidecar import group_id
-from filip.errors import UserError, counted
-from filip.files import file_state, locked
-from filip.progress import track
+from filip.loading.config import Source
 
 VERSION = 1  # version of the joined index
 FOLDER = "_index"  # next to the side-cars

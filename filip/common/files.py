@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from filip.errors import UserError, nearest
+from filip.common.errors import UserError, nearest
 
 # Neither the program nor the data are at fault, and the sentence is enough for a person.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -6,13 +6,13 @@ import json
 import os
 from pathlib import Path
 
-from filip.errors import UserError
+from filip.common.errors import UserError
 
 # The longest prefix of a module's name counts. tests/test_extras.py checks every import against pyproject.toml.
 EXTRAS = {
     "filip.data": "data",
     "filip_demo": "demo",
-    "filip.data.loading": "train",
+    "filip.loading": "train",
     "filip.eval": "eval",
     "filip.explore": "eval",
     "filip.export": "export",
@@ -53,7 +53,7 @@ def how_to_install(extra: str) -> str:
     """
     from filip_command import this_project
 
-    checkout = Path(__file__).resolve().parent.parent
+    checkout = Path(__file__).resolve().parents[2]
     if (checkout / "pyproject.toml").is_file():
         where = "." if Path.cwd() == checkout else os.path.relpath(checkout)
         return f"pip install -e '{where}[{extra}]'"

@@ -1,0 +1,1 @@
+"""Pictures as pixels: decoding into RGB, and the transform of evaluation."""
