@@ -25,7 +25,7 @@ def test_a_terminal_gets_a_bar_in_one_line() -> None:
         "pid, terminal = pty.fork()\n"
         "if pid == 0:\n"
         "    termios.tcsetwinsize(0, (24, 80))\n"
-        "    from filip import progress\n"
+        "    from filip.common import progress\n"
         "    progress.SECONDS_BETWEEN_REDRAWS = 0.0\n"
         "    list(progress.track(range(3), 'counting', 'numbers'))\n"
         "    os._exit(0)\n"

@@ -105,7 +105,7 @@ def test_the_trainer_is_told_how_many_ranks_there_should_be(demo: dict) -> None:
     tuned = next(iter(demo["fine_tune"]))
     demo["fine_tune"][tuned]["launch"] = {"ranks_per_node": 4}
     study = WorkflowStudy(demo)
-    assert "world_size=1" in study.train_arguments("filip") and "world_size=4" in study.train_arguments(tuned)
+    assert "world_size=2" in study.train_arguments("filip") and "world_size=4" in study.train_arguments(tuned)
 
 
 @pytest.mark.parametrize("study", ["ablation", "base", "large"])
