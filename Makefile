@@ -28,7 +28,7 @@ SNAKEMAKE  = $(VENV)/bin/snakemake --configfile workflow/config/$(STUDY).yaml --
 WORKERS   ?= $(shell n=$$(env -u OMP_NUM_THREADS nproc); echo $$((n < 8 ? n + 1 : 9)))
 PYTEST     = OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 RUFF       = $(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
-LINT       = $(VENV)/bin/lint-imports --no-cache && $(VENV)/bin/mypy && $(SNAKEMAKE) --lint
+LINT       = $(VENV)/bin/lint-imports --no-cache && $(VENV)/bin/mypy
 
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export PYTHONUNBUFFERED := 1
@@ -93,7 +93,7 @@ tensorboard: setup  ## show the training curves of STUDY=demo in a browser
 	@echo "TensorBoard  http://localhost:$(PORT)   (Ctrl-C ends it; another port: make tensorboard PORT=6007)"
 	@$(VENV)/bin/tensorboard --logdir $(RESULTS)/runs --port $(PORT)
 
-lint: setup-dev  ## ruff, the floors of imports, mypy, snakemake --lint
+lint: setup-dev  ## ruff, the floors of imports, mypy
 	@$(RUFF)
 	@$(LINT)
 

@@ -10,12 +10,12 @@ from importlib.metadata import packages_distributions, requires
 from pathlib import Path
 
 import pytest
-import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from filip.__main__ import commands
 from filip.cli.extras import extra_of
+from workflow.install import TIERS
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -154,11 +154,8 @@ def test_what_lies_outside_of_the_package_is_declared_too(folder: str) -> None:
         assert missing(third_party(imports_of(file, True)), extras) == {}, file
 
 
-def test_the_environment_of_the_rules_has_what_their_commands_import() -> None:
-    """`snakemake --sdm conda` runs each rule in it."""
-    environment = yaml.safe_load((ROOT / "workflow/envs/filip.yaml").read_text())
-    (pip,) = [one for one in environment["dependencies"] if isinstance(one, dict)]
-    (extras,) = [re.findall(r"\[(.*)\]", line)[0].split(",") for line in pip["pip"] if line.startswith("-e ../..")]
+def test_setup_installs_all_that_the_commands_of_the_rules_import() -> None:
+    extras = TIERS["demo"][0].split(",")
     rules = [*(ROOT / "workflow/rules").glob("*.smk")]
     modules = {name for file in rules for name in re.findall(r"python -m ([\w.]+)", file.read_text())}
     assert {"filip.data.download", "filip.train.job", "filip.report.tables"} <= modules

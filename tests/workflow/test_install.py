@@ -155,23 +155,22 @@ def test_the_lock_has_a_version_that_suits_every_requirement(gpu: str | None) ->
         assert expected.specifier.contains(version, prereleases=True), f"{line}: the lock has {version}"
 
 
-@pytest.mark.slow
+@pytest.mark.system
 def test_a_v100_gets_a_pytorch_with_kernels_for_it(tmp_path: Path) -> None:
-    """2.10.0 of PyPI is the newest with sm_70. What the resolver would install is asked, 3 GB are not fetched."""
-    uv = Path(sys.executable).with_name("uv")
+    """2.10.0 of PyPI is the newest with sm_70: installed, asked without a card, and the trainer imported with it."""
     (tmp_path / "versions.txt").write_text(install.versions("v100"))
+    python = tmp_path / "venv/bin/python"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "venv")], check=True)
-    command = [str(uv), "pip", "install", "--dry-run", "--python", str(tmp_path / "venv/bin/python")]
+    command = [str(Path(sys.executable).with_name("uv")), "pip", "install", "-q", "--python", str(python)]
     command += ["--constraint", str(tmp_path / "versions.txt"), "-e", "./late-interaction", "-e", ".[demo,export]"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1200)
     if done.returncode and "Failed to fetch" in done.stderr:
         pytest.skip(f"the package index does not answer: {done.stderr[-200:]}")
     assert done.returncode == 0, done.stderr
-    chosen = dict(
-        line.split()[1].split("==") for line in done.stderr.splitlines() if line.startswith(" + ") and "==" in line
-    )
-    assert (chosen["torch"], chosen["torchvision"]) == ("2.10.0", "0.25.0")
-    assert not [name for name in chosen if name.endswith("-cu13") or name == "cuda-toolkit"]
+    asked = "import torch, filip.train.loop; print(torch.__version__, torch._C._cuda_getArchFlags())"
+    done = subprocess.run([python, "-c", asked], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    version, *kernels = done.stdout.split()
+    assert version.startswith("2.10.0") and "sm_70" in kernels, done.stdout + done.stderr
 
 
 def test_a_venv_keeps_the_gpu_that_it_was_made_for(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,8 +22,6 @@ rule url_list:
     benchmark:
         f"{RESULTS}/benchmarks/url_list/{{source}}.tsv"
     threads: STUDY.data_threads
-    conda:
-        "../envs/filip.yaml"
     shell:
         "python -m filip.data.prepare source={params.card:q} {params.list:q} out={output.list:q}"
         " funnel={output.funnel:q} threads={threads} memory={params.memory:q} > {log:q} 2>&1"
@@ -46,8 +44,6 @@ rule text_rules:
     benchmark:
         f"{RESULTS}/benchmarks/text_rules/{{source}}.tsv"
     threads: STUDY.data_threads
-    conda:
-        "../envs/filip.yaml"
     shell:
         "python -m filip.data.text_rules source={params.card:q} list={input.list:q} out={output.kept:q}"
         " funnel={output.funnel:q} processes={threads} threads={threads} memory={params.memory:q} > {log:q} 2>&1"
@@ -70,8 +66,6 @@ rule download_part:
     benchmark:
         f"{RESULTS}/benchmarks/download_part/{{source}}-{{part}}-of-{{parts}}.tsv"
     threads: STUDY.data_threads
-    conda:
-        "../envs/filip.yaml"
     shell:
         "python -m filip.data.download source={params.card:q} list={input.kept:q} out={params.shards:q}"
         " part={wildcards.part}/{wildcards.parts} {params.given:q} {params.tars} > {log:q} 2>&1"
@@ -101,8 +95,6 @@ checkpoint download:
     benchmark:
         f"{RESULTS}/benchmarks/download/{{source}}.tsv"
     threads: STUDY.data_threads
-    conda:
-        "../envs/filip.yaml"
     shell:
         "{params.while_served}python -m filip.data.download source={params.card:q} list={input.kept:q}"
         " out={params.shards:q} funnel={output.funnel:q} {params.given:q} {params.tars} > {log:q} 2>&1"
@@ -132,8 +124,6 @@ checkpoint ingest:
     benchmark:
         f"{RESULTS}/benchmarks/ingest/{{source}}.tsv"
     threads: STUDY.data_threads
-    conda:
-        "../envs/filip.yaml"
     shell:
         "python -m filip.data.ingest source={params.card:q} {params.images:q} out={params.shards:q} list={output.list:q}"
         " kept={output.kept:q} text_funnel={output.texts:q} funnel={output.funnel:q}"
@@ -157,8 +147,6 @@ rule translate_plan:
     benchmark:
         f"{RESULTS}/benchmarks/translate_plan/{{source}}.tsv"
     threads: STUDY.data_threads
-    conda:
-        "../envs/filip.yaml"
     shell:
         "python -m filip.data.translate source={params.card:q} shards={params.shards:q} out={params.captions:q}"
         " plan_only=true threads={threads} memory={params.memory:q} > {log:q} 2>&1"
@@ -181,8 +169,6 @@ rule translate_part:
     benchmark:
         f"{RESULTS}/benchmarks/translate_part/{{source}}-{{part}}-of-{{parts}}.tsv"
     threads: 1
-    conda:
-        "../envs/filip.yaml"
     shell:
         "python -m filip.data.translate source={params.card:q} shards={params.shards:q} out={params.captions:q}"
         " part={wildcards.part}/{wildcards.parts} processes=1 threads=1 > {log:q} 2>&1"
@@ -211,8 +197,6 @@ rule translate:
     benchmark:
         f"{RESULTS}/benchmarks/translate/{{source}}.tsv"
     threads: STUDY.data_threads
-    conda:
-        "../envs/filip.yaml"
     shell:
         "python -m filip.data.translate source={params.card:q} shards={params.shards:q} out={params.captions:q}"
         " funnel={output:q} processes={threads} threads={threads} memory={params.memory:q} > {log:q} 2>&1"
@@ -236,8 +220,6 @@ rule manifest:
     log:
         f"{RESULTS}/logs/manifest/{{source}}.log",
     threads: STUDY.data_threads
-    conda:
-        "../envs/filip.yaml"
     shell:
         "python -m filip.data.manifest source={params.card:q} list={input.list:q} kept={input.kept:q}"
         " shards={params.shards:q} captions={params.captions:q} {params.funnels:q} out={output:q}"
@@ -254,7 +236,5 @@ rule funnel:
         fragments=lambda wildcards, input: f"fragments=[{','.join(input)}]",
     log:
         f"{RESULTS}/logs/funnel.log",
-    conda:
-        "../envs/filip.yaml"
     shell:
         "python -m filip.data.funnel {params.fragments:q} out={output:q} > {log:q} 2>&1"

@@ -16,7 +16,5 @@ rule demo_corpus:
     benchmark:
         f"{RESULTS}/benchmarks/demo_corpus.tsv"
     threads: 2
-    conda:
-        "../envs/filip.yaml"
     shell:
         "python -m {params.builder} out={params.out} {params.options:q} > {log} 2>&1"

@@ -21,8 +21,6 @@ rule evaluate:
     threads: STUDY.evaluation.get("threads", 2)
     resources:
         **STUDY.evaluation_resources,
-    conda:
-        "../envs/filip.yaml"
     shell:
         "{params.gpu}python -m filip.eval {params.study} out={params.out} > {log} 2>&1"
 
@@ -53,8 +51,6 @@ rule scene_sheet:
         f"{RESULTS}/benchmarks/scene_sheet.tsv"
     resources:
         **STUDY.evaluation_resources,
-    conda:
-        "../envs/filip.yaml"
     shell:
         "{params.gpu}python -m filip.eval.picture kind=scenes 'models={params.models}' {params.labels}"
         " root={params.root} card={params.card} out={output.picture} parts={output.parts} > {log} 2>&1"
@@ -89,8 +85,6 @@ if ALIGNMENT:
             f"{RESULTS}/benchmarks/alignment_sheet.tsv"
         resources:
             **STUDY.evaluation_resources,
-        conda:
-            "../envs/filip.yaml"
         shell:
             "{params.gpu}python -m filip.eval.picture kind=alignment model={params.model} 'others={params.others}'"
             " {params.labels} root={params.root} data={input.card} 'prompts={params.prompts}' out={output} > {log} 2>&1"
@@ -118,8 +112,6 @@ if EXPLORER:
             f"{RESULTS}/benchmarks/explorer.tsv"
         resources:
             **STUDY.evaluation_resources,
-        conda:
-            "../envs/filip.yaml"
         shell:
             "{params.gpu}python -m filip.explore.export 'models={params.models}' {params.labels} images={input.card}"
             " root={params.root} count={params.most} out={output} > {log} 2>&1"

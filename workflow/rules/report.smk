@@ -16,8 +16,6 @@ rule study_config:
         text=STUDY.config_text(),
     log:
         f"{RESULTS}/logs/study_config.log",
-    conda:
-        "../envs/filip.yaml"
     shell:
         "printf '%s\\n' {params.text:q} > {output} 2> {log}"
 
@@ -41,8 +39,6 @@ rule tables:
         out_dir=lambda wildcards, output: Path(output.data).parent,
     log:
         f"{RESULTS}/logs/tables.log",
-    conda:
-        "../envs/filip.yaml"
     shell:
         "python -m filip.report.tables study={input.study} results={params.results}"
         " published={input.published} out_dir={params.out_dir} > {log} 2>&1"
@@ -66,8 +62,6 @@ rule figures:
         out_dir=lambda wildcards, output: Path(output[0]).parent,
     log:
         f"{RESULTS}/logs/figures.log",
-    conda:
-        "../envs/filip.yaml"
     shell:
         "python -m filip.report.figures study={input.study} results={params.results}"
         " out_dir={params.out_dir} > {log} 2>&1"
@@ -88,8 +82,6 @@ rule funnel_page:
         what=lambda wildcards: STUDY.funnel_page_arguments(),
     log:
         f"{RESULTS}/logs/funnel_page.log",
-    conda:
-        "../envs/filip.yaml"
     shell:
         "python -m filip.report.funnel fragments=[{input.funnel:q}] {params.what:q} out={output} > {log} 2>&1"
 
@@ -105,8 +97,6 @@ rule summary:
         results=lambda wildcards, input: Path(input.study).parent,
     log:
         f"{RESULTS}/logs/summary.log",
-    conda:
-        "../envs/filip.yaml"
     shell:
         "python -m filip.report.summary study={input.study} results={params.results} out={output} > {log} 2>&1"
 
@@ -131,8 +121,6 @@ rule page:
         figures=lambda wildcards, input: Path(input.figures[0]).parent,
     log:
         f"{RESULTS}/logs/page.log",
-    conda:
-        "../envs/filip.yaml"
     shell:
         "python -m filip.report.page study={input.study} results={params.results} figures={params.figures}"
         " out={output} > {log} 2>&1"
@@ -149,7 +137,5 @@ rule export:
         to=STUDY.config.get("export", {}).get("to"),
     log:
         f"{RESULTS}/logs/export/{{run}}.log",
-    conda:
-        "../envs/filip.yaml"
     shell:
         "python -m filip.export to={params.to} model={input.weights} out={output} > {log} 2>&1"

@@ -22,8 +22,6 @@ rule score:
     benchmark:
         f"{RESULTS}/benchmarks/score/{{source}}.tsv"
     threads: STUDY.data_threads
-    conda:
-        "../envs/filip.yaml"
     shell:
         "python -m filip.data.score source={params.card:q} shards={params.shards:q} captions={params.captions:q}"
         " out={params.scored:q} cache={params.cache:q} summary={output:q} {params.given:q} processes={threads}"
@@ -42,8 +40,6 @@ rule select:
         keep=SELECTION.keep(),
     log:
         f"{RESULTS}/logs/select/{{source}}.log",
-    conda:
-        "../envs/filip.yaml"
     shell:
         "python -m filip.data.select source={params.card:q} captions={params.scored:q} out={params.captions:q}"
         " {params.keep:q} funnel={output:q} > {log:q} 2>&1"

@@ -28,8 +28,6 @@ rule pretrain:
     retries: 0  # only Slurm starts a training again, and only where that helps: filip/train/job.py
     resources:
         **STUDY.train_resources(lambda: workflow.non_local_exec),
-    conda:
-        "../envs/filip.yaml"
     shell:
         "python -m filip.train.job run_dir={params.run_dir} log={log} requeue={params.requeue} --"
         # Snakemake gives every process as many threads as the job has: shared by its ranks here
@@ -53,8 +51,6 @@ rule search:
         trials=lambda wildcards: STUDY.search_arguments(wildcards.run),
     log:
         f"{RESULTS}/logs/search/{{run}}.log",
-    conda:
-        "../envs/filip.yaml"
     shell:
         "python -m filip.study.search {params.trials} out={output} 2> {log}"
 
@@ -81,8 +77,6 @@ if STUDY.efficiency:
         retries: 0
         resources:
             **STUDY.train_resources(lambda: workflow.non_local_exec, next(iter(STUDY.efficiency))),
-        conda:
-            "../envs/filip.yaml"
         shell:
             "python -m filip.train.job run_dir={params.out} log={log} requeue={params.requeue} --"
             " env OMP_NUM_THREADS=$(( {threads} > {params.ranks} ? {threads} / {params.ranks} : 1 ))"
