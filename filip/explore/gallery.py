@@ -86,12 +86,12 @@ class Viewer:
         return ViewedImages(tokens, tokens)
 
     def text(self, text: str, things: Sequence[str] = ()) -> ViewedText:
-        """Encode a text as a search does, with the things that it is known to name. Errors: counted_tokens."""
-        scored = encode_query(self.scorer, text)
+        """Encode a caption as a search does, with the things that it is known to name."""
+        scored = encode_query(self.scorer, text, caption=True)
         if not self.has_map:
             return ViewedText(scored, [], scored.values[:0], [], [], [])
         vectors = self.scorer.encode_texts([text]).values if self.token_wise else self.encoder.words([text])[0]
-        counted = [place for place, counts in enumerate(counted_tokens(self.encoder, text)) if counts]
+        counted = [place for place, counts in enumerate(counted_tokens(self.encoder, text, caption=True)) if counts]
         names = named_things(self.encoder, text, things)
         return ViewedText(scored, self.encoder.tokens(text), vectors, names, counted, unknown_words(self.encoder, text))
 

@@ -74,24 +74,27 @@ def unknown_words(encoder: Encoder, text: str) -> list[dict[str, Any]]:
     return [word for word in words if not all(rows[ids[token]] for token in word["tokens"])]
 
 
-def counted_tokens(encoder: Encoder, text: str, choice: str = "content") -> list[bool]:
+def counted_tokens(encoder: Encoder, text: str, choice: str = "content", caption: bool = False) -> list[bool]:
     """Return for each of ``encoder.tokens(text)`` whether a search counts it.
 
-    choice: see :mod:`filip.eval.text_tokens`. Raises NothingKnownError if no word of the text is known to the model.
+    choice: see :mod:`filip.eval.text_tokens`. caption: the text is a picture's caption, which is ranked in any case.
+    Where the model learned none of its words, all count; any other such text raises NothingKnownError.
     """
     unknown = unknown_words(encoder, text)
     left_out = {token for word in unknown for token in word["tokens"]}
     mask = kept_tokens(text, encoder.tokens(text), choice)
     counted = [token and place not in left_out for place, token in enumerate(mask)]
     if unknown and not any(counted[1:-1]):
+        if caption:
+            return mask
         raise NothingKnownError(f"the model never learned {listed(unknown)}, so it cannot look for it")
     return counted
 
 
-def encode_query(scorer: Scorer, text: str, choice: str = "content") -> Texts:
+def encode_query(scorer: Scorer, text: str, choice: str = "content", caption: bool = False) -> Texts:
     """Encode a text with the tokens that a search counts; a pooled model counts all. Errors: counted_tokens."""
     encoded = scorer.encode_texts([text]).to("cpu")
-    counted = counted_tokens(scorer.encoder, text, choice)
+    counted = counted_tokens(scorer.encoder, text, choice, caption)
     if encoded.lengths is None:
         return encoded
     length = int(encoded.lengths[0])

@@ -16,6 +16,7 @@ from PIL import Image
 from filip import load
 from filip.api import Model
 from filip.cli.command import run_command
+from filip.common.errors import UserError
 from filip.eval.scorer import load_scorer
 from filip.explore.export import ExplorerExport
 from filip.explore.export import main as export
@@ -87,6 +88,33 @@ def test_fifty_texts_find_what_pytorch_finds(evaluate: Evaluate, model: Model) -
     exact = torch.cat([scorer.similarity(images, encode_query(scorer, text)).t2i for text in TEXTS], 1)
     assert [evaluate(SEARCH, text)[0] for text in TEXTS] == exact.argmax(0).tolist()
     assert len(set(exact.argmax(0).tolist())) > 5, "the texts are of several scenes"
+
+
+NAMES = ["Jowar", "Goosberry", "wapiti", "Rohu, Catla", "a snake"]  # of foods and animals; the model knows the last
+
+
+def test_a_caption_of_which_the_model_knows_no_word_ranks_by_all_its_tokens(tmp_path: Path, model: Model) -> None:
+    for scene, name in zip(SCENES, NAMES, strict=False):
+        (tmp_path / scene.name).write_bytes(scene.read_bytes())
+        (tmp_path / scene.name).with_suffix(".txt").write_text(name)
+    out = tmp_path / "page.html"
+    run_command(export, ExplorerExport, argv=["models=[emoji]", f"images={tmp_path}", "device=cpu", f"out={out}"])
+    images, scorer = model.encode_images(SCENES[: len(NAMES)]), load_scorer("emoji")
+    with pytest.raises(UserError, match="never learned “Jowar”"):
+        encode_query(scorer, "Jowar")
+    exact = torch.cat([scorer.similarity(images, encode_query(scorer, text, caption=True)).t2i for text in NAMES], 1)
+    with ExitStack() as stack:
+        try:
+            view = stack.enter_context(chromium()).new_page()
+        except NoBrowser as error:
+            pytest.skip(str(error))
+        view.goto(out.as_uri())
+        view.evaluate("async () => { while (!app.result) await new Promise((go) => setTimeout(go, 5)); }")
+        assert [view.evaluate(SEARCH, text)[0] for text in NAMES] == exact.argmax(0).tolist()
+        view.evaluate("async () => app.search('Jowar')")
+        assert view.locator(".chip.unseen").count() > 0 and "Never learned: jowar." in view.locator("#message").inner_text()
+        view.evaluate("async () => app.search('Litchi')")  # nobody's caption
+        assert "never learned “litchi”" in view.locator("#message").inner_text()
 
 
 def dropped() -> list[Image.Image]:

@@ -97,10 +97,11 @@ class App {
     }
   }
 
-  // Which words of the text a model of the page never learned: they count as nothing.
+  // Which words of the text a model of the page never learned: they count as nothing, but in a caption without others.
   unknownWords(result) {
-    const words = new Set(result.models.flatMap((model) => model.unknown.map((word) => word.label)));
-    return words.size ? `Never learned, and not counted: ${[...words].join(", ")}.` : "";
+    const unknown = result.models.flatMap((model) => model.unknown.map((word) => [word, model])), words = new Set(unknown.map(([word]) => word.label));
+    const counted = unknown.some(([word, model]) => word.tokens.some((token) => model.counted.includes(token)));
+    return words.size ? `Never learned${counted ? "" : ", and not counted"}: ${[...words].join(", ")}.` : "";
   }
 
   async loadMaps(result, state) {

@@ -66,7 +66,8 @@ class StaticModel {
     const left = new Set(unknown.flatMap((word) => word.tokens)), inner = found.tokens.map((_, n) => n).slice(1, -1);
     const content = found.pieces.filter((piece) => /[\p{L}\p{N}]/u.test(piece.label) && !this.page.functionWords.has(piece.label));
     const kept = content.length ? content.flatMap((piece) => piece.tokens) : inner;
-    const counted = (kept.length ? kept : [0, 1]).filter((token) => !left.has(token));
+    const all = kept.length ? kept : [0, 1], known = all.filter((token) => !left.has(token));
+    const counted = known.length || position === undefined ? known : all;   // a picture's caption is ranked in any case
     if (!counted.length) throw new Error(`The model never learned ${unknown.map((word) => `“${word.label}”`).join(", ")}, so it cannot look for it.`);
     const names = own ?? words.filter((word) => /[\p{L}\p{N}]/u.test(word.label)).slice(0, MOST_NAMES);
     return this.patches ? { ...found, names, unknown, counted } : { ...found, tokens: [], names: [], unknown, counted: [] };
