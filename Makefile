@@ -76,7 +76,7 @@ run: study-exists setup  ## run any study: make run STUDY=binding
 	@test ! -f $(RESULTS)/explore.html || echo "explorer  $(RESULTS)/explore.html   (which word looks at which patch)"
 	@test ! -d $(RESULTS)/export || echo "exported  $(RESULTS)/export/   (with the licence in README.md)"
 	@echo "curves    make tensorboard STUDY=$(STUDY)"
-	@echo 'next      . .venv/bin/activate && filip search docs/scenes "a jellyfish"'
+	@test $(STUDY) != demo || echo 'next      . .venv/bin/activate && filip search docs/scenes "a jellyfish"'
 
 study-exists:
 	@if [ ! -f "workflow/config/$(STUDY).yaml" ]; then \

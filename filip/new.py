@@ -1,7 +1,8 @@
 """Write a study of your own pictures: ``filip new mine photos/``, then ``make run STUDY=mine``.
 
-The pictures are a folder with captions or a table, in any layout whose files are on the disk (docs/data.md), or a list
-of URLs and captions. It writes data/NAME.yaml, eval/NAME.yaml and workflow/config/NAME.yaml, which may be edited.
+The pictures are a folder with captions or a table, in any layout whose files are on the disk (docs/data.md), a folder
+for each class, or a list of URLs and captions. It writes data/NAME.yaml, eval/NAME.yaml and workflow/config/NAME.yaml,
+which may be edited.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import hashlib
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,13 @@ from filip.common.files import nothing_at, replacing, write_json
 from filip.common.progress import say
 from filip.sets.columns import CAPTION_COLUMNS, URL_COLUMNS, split_columns, split_in, usual_column
 from filip.sets.image_set import Item, open_images
-from filip.sets.layout import FOR_EVALUATION, SPLITS, Reading
+from filip.sets.layout import FOR_EVALUATION, SPLITS, NotUnderstoodError, Reading, is_picture, walk
 from filip.sets.layouts import LAYOUTS
+from filip.study.own_pictures import held_out_of, size_of_set
 
 OWN_TESTS = FOR_EVALUATION[:2]  # splits that are held out where the pictures have them
-SHARE = 0.1  # of the other pictures is held out,
-MOST_HELD_OUT = 5_000  # at most so many
+MANY_CAPTIONS = 10  # of a picture: more are rarely what a person wrote about it
+WRITTEN = "# Written by `filip new`; edit it as you like.\n"
 FROM_SCRATCH = 100_000  # pairs from which on a training does not start from the small model of the package
 MANY_GPUS = 8
 START = "emoji"
@@ -58,7 +60,13 @@ def main(config: New) -> None:
     }
     for file in files.values():
         if file.exists():
-            raise UserError(f"{file} is there already: give another name, or rm {' '.join(map(str, files.values()))}")
+            mine = all(file.read_text(encoding="utf-8").startswith(WRITTEN) for file in files.values() if file.exists())
+            remove = f", or rm {' '.join(map(str, files.values()))}" if mine else ""
+            raise UserError(f"{file} is there already: give another name{remove}")
+    if config.start not in (None, START, "none"):
+        from filip.train.warm_start import check_init_from  # with torch, which takes seconds
+
+        check_init_from(str(config.start), "start")
     place = Path(config.pictures)
     if not place.exists():
         raise UserError(nothing_at(place, "give a folder of pictures with captions, a table, or a list of URLs"))
@@ -90,21 +98,30 @@ def _columns(place: Path) -> list[str]:
 def _of_pictures(config: New, place: Path) -> tuple[int, dict[str, str]]:
     """List the pictures with their captions and splits in one file, and return their number and both cards."""
     reading = Reading(place, inside_only=True)
-    images = open_images(reading)
-    say(images.summary())
-    if LAYOUTS[images.layout].in_order:
-        raise UserError(
-            f"{place} holds its pictures in {images.layout}, which `filip new` does not split: write a card with "
-            f"images: {place}, and name its split for the evaluation (docs/own_data.md)"
-        )
-    items = images.items
-    if {SPLITS.get(name.lower()) for name in images.reading.there if name} & {*OWN_TESTS}:
+    splits: Iterable[str | None] = ()
+    held_out: set[str] = set()
+    try:
+        images = open_images(reading)
+    except NotUnderstoodError:
+        items, held_out = _of_classes(place)
+        if not items:
+            raise
+        say(f"{place}: {len(items):,} pictures; the caption of each is the name of its folder")
+    else:
+        items, splits = images.items, images.reading.there
+        say(images.summary())
+        if LAYOUTS[images.layout].in_order:
+            raise UserError(
+                f"{place} holds its pictures in {images.layout}, which `filip new` does not split: write a card with "
+                f"images: {place}, and name its split for the evaluation (docs/own_data.md)"
+            )
+    _show(items)
+    if {SPLITS.get(name.lower()) for name in splits if name} & {*OWN_TESTS}:
         tested = open_images(replace(reading, prefer=OWN_TESTS))
         say(f"held out is what you marked: {tested.summary()}")
         held_out = {item.file for item in tested.items}
         items = [item for item in items if item.file not in held_out] + tested.items
-    else:
-        held_out = _held_out(items)
+    held_out = held_out or _held_out(items)
     if not held_out or len(held_out) == len(items):
         raise UserError(f"{place}: {len(items)} pictures with captions are too few to hold some out; give two or more")
     root = place.absolute() if place.is_dir() else place.absolute().parent
@@ -118,7 +135,7 @@ def _of_pictures(config: New, place: Path) -> tuple[int, dict[str, str]]:
     ]
     table = Path("data", f"{config.name}.json")
     write_json(table, {"images": listed})
-    say(f"{table}: {len(listed) - len(held_out):,} pictures to train on, {len(held_out):,} held out")
+    say(f"{table}: {size_of_set(len(listed) - len(held_out), len(held_out))}")
     source = {
         **_about(config, place),
         "images": str(table),
@@ -133,6 +150,35 @@ def _of_pictures(config: New, place: Path) -> tuple[int, dict[str, str]]:
     return len(listed) - len(held_out), {"source": _yaml(source), "benchmark": _benchmark(config, layout)}
 
 
+def _of_classes(place: Path) -> tuple[list[Item], set[str]]:
+    """Return the pictures in the folders of a folder, the name of its folder being the caption of each.
+
+    Returns also the files of those in a folder that marks a test (``test/cat/1.jpg``); others marked so are left out.
+    """
+    by_split: dict[str | None, list[Item]] = {}
+    for file, problem in sorted(walk(place, inside_only=True)):
+        name = os.path.relpath(file, place)
+        if problem is None and is_picture(file) and file.parent != place:
+            split = next((SPLITS[part] for part in map(str.lower, Path(name).parts[:-2]) if part in SPLITS), None)
+            item = Item(name, [re.sub(r"[_\W]+", " ", file.parent.name).strip()], str(file), 0, -1)
+            by_split.setdefault(split, []).append(item)
+    tested = next((by_split[split] for split in OWN_TESTS if split in by_split), [])
+    trained = [item for split, items in by_split.items() if split not in OWN_TESTS for item in items]
+    return trained + tested, {item.file for item in tested}
+
+
+def _show(items: Sequence[Item]) -> None:
+    """Print three captions, and warn where a picture has more than a person writes about it."""
+    for item in items[:: max(1, len(items) // 3)][:3]:
+        say(f"  {item.name}: {item.captions[0]}")
+    most = max(items, key=lambda item: len(item.captions))
+    if len(most.captions) > MANY_CAPTIONS:
+        say(
+            f"warning: {most.name} has {len(most.captions):,} captions, such as “{most.captions[-1]}”: each is trained "
+            "on. Other languages, or lines that describe nothing, are better removed first"
+        )
+
+
 def _held_out(items: Sequence[Item]) -> set[str]:
     """Return the files of the pictures to hold out: by their names, and equal pictures on the same side.
 
@@ -144,7 +190,7 @@ def _held_out(items: Sequence[Item]) -> set[str]:
         alone = sizes[os.path.getsize(item.file)] == 1
         content = item.name.encode("utf-8", "surrogateescape") if alone else Path(item.file).read_bytes()
         sides.setdefault(hashlib.sha256(content).hexdigest(), []).append(item.file)
-    target = min(MOST_HELD_OUT, max(1, round(SHARE * len(items))))
+    target = held_out_of(len(items))
     chosen: set[str] = set()
     for _, files in sorted(sides.items()):
         if len(chosen) < target:
@@ -169,8 +215,10 @@ def _of_urls(config: New, place: Path, url: str, columns: list[str]) -> tuple[in
         rows = int(opened.aggregate("count(*)").fetchall()[0][0])
         of_splits = _of_splits(opened, columns)
     if of_splits is None:
-        share = min(SHARE, MOST_HELD_OUT / max(rows, 1))
-        bound, tested = f"{round(share * 16**6):06x}", round(share * rows)
+        if rows < 2:
+            raise UserError(f"{place} has {rows} rows, too few to hold some out; give two or more")
+        bound = f"{round(held_out_of(rows) / rows * 16**6):06x}"
+        tested = int(opened.filter(f"md5({url}) < '{bound}'").aggregate("count(*)").fetchall()[0][0])
         of_splits = [(f"md5({url}) >= '{bound}'", rows - tested), (f"md5({url}) < '{bound}'", tested)]
     (where_trained, trained), (where_tested, tested) = of_splits
     listed = {
@@ -184,7 +232,7 @@ def _of_urls(config: New, place: Path, url: str, columns: list[str]) -> tuple[in
     }
     held_out = {**listed, "name": f"{config.name}_held_out", "where": where_tested, "expected_count": tested}
     _write(Path("data", f"{config.name}_held_out.yaml"), _yaml(held_out))
-    say(f"{place}: {trained:,} of {rows:,} rows to train on, {tested:,} held out, by {where_tested}")
+    say(f"{place}: of {rows:,} rows {size_of_set(trained, tested)}, by {where_tested}")
     layout = {"path": f"results/{config.name}/data/{config.name}_held_out/shards", "split": "all", "layout": "tars"}
     return trained, {"source": _yaml(listed), "benchmark": _benchmark(config, layout)}
 
@@ -252,6 +300,7 @@ def _study(config: New, pairs: int, of_urls: bool) -> str:
         "tables": {"retrieval": list(runs)},
         "explorer": {"card": config.name, "models": list(runs)},
         "export": {"to": "hf", "models": ["filip"]},
+        "own_pictures": config.name,
     }
     if not scratch:
         study["peers"] = {"before": {"label": f"{start}, before the training", "model": start}}
@@ -270,7 +319,7 @@ def _yaml(content: dict[str, Any]) -> str:
     import yaml
 
     written = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
-    return f"# Written by `filip new`; edit it as you like.\n{written}"
+    return WRITTEN + written
 
 
 def _write(file: Path, text: str) -> None:

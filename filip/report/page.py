@@ -30,6 +30,7 @@ from filip.common.progress import say
 from filip.common.table_writer import Grid, render
 from filip.report.differences import FEWEST
 from filip.report.findings import NOTE, cost, findings, findings_grid
+from filip.report.own_pictures import OwnPictures
 from filip.report.plots import DROPPED, INK, KEPT, LINE, MUTED
 from filip.report.results import Results
 from filip.report.show import headline
@@ -40,6 +41,7 @@ from filip.report.table_plots import forest
 from filip.study import Study, load_study
 
 WIDEST = 1400  # pixels of an embedded picture
+THUMBNAIL = 256  # pixels of one of your own
 FIGURES = {
     "learning": "Recall while the models learn",
     "loss_curves": "Training curves",
@@ -105,6 +107,7 @@ def _content(study: Study, results: Results, figures: Path) -> dict[str, Any]:
     counted = Counter(note for table in tables.values() for note in table.notes)
     common = [note for note, times in counted.items() if times > 1]  # printed once, above the tables
     compared = frame["difference"].notna().any()
+    own = OwnPictures.of(study, results)
     numbers = findings_grid(frame, cost(study, whole["runs"], frame))
     return {
         "study": study.name,
@@ -112,7 +115,16 @@ def _content(study: Study, results: Results, figures: Path) -> dict[str, Any]:
         "style": style() + (TEMPLATES / "report.css").read_text(encoding="utf-8"),
         "note": NOTE,
         "findings": {"title": "Each finding in numbers", "html": _table(numbers)} if len(frame) else None,
-        "verdict": verdict(frame),
+        "own": own
+        and {
+            "sentences": own.sentences(),
+            "groups": [
+                {**group, "pictures": [{**shown, "image": webp(_small(shown["image"]))} for shown in group["pictures"]]}
+                for group in own.shown()
+            ],
+            "next": own.next_commands(),
+        },
+        "verdict": [] if own else verdict(frame),
         "headline": _table(headline(tables, study.config.get("headline", []))) if tables else None,
         "forest": inline(forest(frame, looks(study)), "forest") if compared else None,
         "scenes": scenes,
@@ -172,6 +184,11 @@ def webp(picture: Image.Image) -> str:
     stored = io.BytesIO()
     picture.save(stored, format="WEBP", quality=80)
     return f"data:image/webp;base64,{base64.b64encode(stored.getvalue()).decode('ascii')}"
+
+
+def _small(picture: Image.Image) -> Image.Image:
+    picture.thumbnail((THUMBNAIL, THUMBNAIL))
+    return picture
 
 
 def _sheet(results: Results) -> list[dict[str, Any]]:

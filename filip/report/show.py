@@ -13,6 +13,8 @@ from filip.cli.command import MISSING, option, run_command
 from filip.common.errors import UserError
 from filip.common.files import nothing_at
 from filip.common.table_writer import Grid, Head, Line, render, words
+from filip.report.own_pictures import OwnPictures
+from filip.report.results import Results
 from filip.report.summary import funnel_grid, runs_grid, stages_grid
 from filip.report.table import Cell, Column, Table, value_text
 from filip.study import load_study
@@ -39,8 +41,12 @@ def main(config: Show) -> None:
     tables = {name: Table.from_json(table) for name, table in summary["tables"].items()}
     if config.table and config.table not in tables:
         raise UserError(f"table={config.table}: {file} has {', '.join([*tables, ALL])}")
-    columns = load_study(None, file.parent).config.get("headline", [])
-    grid = tables[config.table].grid() if config.table else headline(tables, columns)
+    study = load_study(None, file.parent)
+    if not config.table and (own := OwnPictures.of(study, Results(file.parent))):
+        print("\n".join(own.sentences()))
+        print("\n".join(["", *(f"{what}:\n  {command}" for what, command in own.next_commands())]))
+        return
+    grid = tables[config.table].grid() if config.table else headline(tables, study.config.get("headline", []))
     print(render(grid, "text", width))
 
 

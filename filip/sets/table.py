@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -122,13 +122,13 @@ def _rows(part: Path, reading: Reading) -> Rows:
 
 
 def _image_column(names: Sequence[str], records: Sequence[Record], reading: Reading, part: Path) -> str:
-    """Return the column with the usual name, or the only one that names pictures of the folder."""
+    """Return the column with the usual name, or the only one that names pictures of the folder of the table."""
     try:
         return image_column(names, reading, part)
     except UserError:
-        if reading.image_column or not reading.place.is_dir():
+        if reading.image_column:
             raise
-        there = by_name(pictures_below(reading))
+        there = by_name(pictures_below(reading if reading.place.is_dir() else replace(reading, place=part.parent)))
         fitting = [
             c for c in names if any(last_part(file_named(record.get(c), reading)) in there for record in records)
         ]
@@ -145,7 +145,9 @@ def _caption_columns(
     A column of single words, such as a `text` of labels, gives way to the only one of several words that has a usual
     name within its own, such as `long_description`.
     """
-    wordy = [c for c in names if c != image and any(" " in str(r.get(c) or "").strip() for r in records)]
+    values = {c: {str(r.get(c) or "").strip() for r in records} for c in names if c != image}
+    wordy = [c for c, cells in values.items() if any(" " in cell for cell in cells)]
+    wordy = [c for c in wordy if len(values[c]) > 1] or wordy  # the same in every row is a photographer
     try:
         columns = caption_columns(names, reading, part)
     except UserError:

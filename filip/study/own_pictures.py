@@ -1,0 +1,24 @@
+"""Say how many pictures of one's own a study trains on and holds out, and what so many can show."""
+
+from __future__ import annotations
+
+SHARE = 0.1  # of the pictures is held out,
+FEWEST, MOST = 50, 5_000  # within these bounds, and at most half of them
+FEW = 1_000  # pairs
+
+
+def held_out_of(pictures: int) -> int:
+    """Return how many of the pictures are held out."""
+    return min(MOST, pictures // 2, max(FEWEST, round(SHARE * pictures)))
+
+
+def size_of_set(trained: int, tested: int) -> str:
+    """Return how many pictures a model is trained and tested on, and what these numbers can and cannot show."""
+    margin = 98 / max(tested, 1) ** 0.5  # half of a 95 % interval for a share of a half, by the normal distribution
+    few = (
+        f" (fewer than {FEW:,} are enough to try the commands, and rarely to learn new words)" if trained < FEW else ""
+    )
+    return (
+        f"{trained:,} pictures to train on{few}, and {tested:,} held out, by which a share of them is known to within "
+        f"{margin:.0f} points"
+    )
