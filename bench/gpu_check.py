@@ -2,8 +2,7 @@
 
 Every backend against float64, the time of the loss in units of the three products that no exact loss avoids, and a
 training in DeepSpeed's fp16 block at ZeRO 1 to 3 with a loss scale that overflows at first. ``python -m
-bench.gpu_check out=try device=cpu sizes=tiny`` tries the script itself. Whole steps next to open_clip's:
-``python -m bench.train_step model=base batch=512 device=cuda precision=bf16``.
+bench.gpu_check out=try device=cpu sizes=tiny`` tries the script itself.
 """
 
 import json

@@ -98,7 +98,7 @@ def check(settings: LossSettings) -> None:
     for name, default in (("token_keep_ratio", 1.0), ("token_keep_schedule", None)):
         if getattr(settings, name) != default:
             raise UserError(
-                "loss.swapped_words and loss.reversed_relations compare by the maximum over all "
+                "loss.swapped_words compares by the maximum over all "
                 f"tokens, and {name}={getattr(settings, name)} compares otherwise; leave {name} at its default, or the "
                 "term out"
             )
@@ -115,7 +115,6 @@ def memory(shape: BatchShape) -> float:
 
 
 _TRIES = 8  # words that are drawn for a caption before it goes without
-OPPOSITES = ("left right", "above below", "over under", "inside outside")
 
 
 def with_noun_exchanged(batch: Mapping[str, Any], key: str) -> tuple[Tensor, Tensor]:
@@ -140,29 +139,6 @@ def with_noun_exchanged(batch: Mapping[str, Any], key: str) -> tuple[Tensor, Ten
         else:
             swapped[i, place] = new
     return swapped, swapped_lengths
-
-
-def with_relation_reversed(batch: Mapping[str, Any], key: str) -> tuple[Tensor, Tensor]:
-    """Return ids [b, n] and lengths [b] of the captions with their relation reversed, e.g. "left of" for "right of".
-
-    The length is 0 where a caption does not have exactly one word of OPPOSITES. batch: ``ids`` [b, n] and ``lengths``
-    [b] on the CPU. Nothing here is random, and ``key`` is not read.
-    """
-    ids, lengths = batch["ids"], batch["lengths"]
-    opposite = opposites()[ids]
-    reversible = (opposite >= 0) & (torch.arange(ids.shape[1]) < lengths[:, None])
-    return torch.where(reversible, opposite, ids), lengths * (reversible.sum(dim=1) == 1)
-
-
-@cache
-def opposites() -> Tensor:
-    """Return [vocabulary] int64: for each word of OPPOSITES the id of the other one; -1 for all other tokens."""
-    ids = {text: token for token, text in enumerate(token_texts())}
-    table = torch.full((len(token_texts()),), -1)
-    for pair in OPPOSITES:
-        first, second = (ids[f"{word} "] for word in pair.split())
-        table[first], table[second] = second, first
-    return table
 
 
 def nouns(ids: list[int]) -> list[int]:

@@ -100,7 +100,8 @@ def test_a_study_of_a_strangers_pictures_ends_in_its_report(tmp_path: Path, shap
     command = [sys.executable, "-m", "filip", "new", "mine", str(pictures), "gpus=0"]
     done = subprocess.run(command, cwd=clone, env=environment_of(clone), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "30 held out" in done.stderr and "30 pictures to train on (fewer than 1,000" in done.stderr
+    ((trained, tested),) = re.findall(r"(\d+) pictures to train on \(fewer than 1,000 .* (\d+) held out", done.stderr)
+    assert int(tested) in (29, 30) and 0 <= int(trained) - int(tested) <= 1  # two names are one picture's in one shape
     assert ("captions, such as" in done.stderr) == (shape is many_lines)
     study = clone / "workflow/config/mine.yaml"
     config = yaml.safe_load(study.read_text())

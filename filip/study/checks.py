@@ -117,16 +117,11 @@ def _check_runs(config: dict[str, Any]) -> None:
 
 
 def _check_search(config: dict[str, Any]) -> None:
-    """Refuse a search on what tables report, or with seeds that they report, and a base that is not one run."""
+    """Refuse a search on what tables report, or with seeds that they report."""
     search, runs = config.get("search"), config["runs"]
     for name, run in runs.items():
         if "search" in run and search is None:
             _refuse(f"runs.{name}.search", "needs the study's `search` too, which has the card and the seeds")
-        if "grid" in runs[run.get("variant_of", name)] and "variant_of" in run:
-            _refuse(f"runs.{name}.variant_of", f"'{run['variant_of']}' is a grid; give this run its overrides itself")
-    for name, tune in config.get("fine_tune", {}).items():
-        if "grid" in runs[tune["from"]]:
-            _refuse(f"fine_tune.{name}.from", f"'{tune['from']}' is a grid of runs; name a run")
     if search is None:
         return
     if reported := set(search["seeds"]) & set(range(config.get("seeds", 1))):

@@ -1,4 +1,4 @@
-"""Write the runs of a study out: a run for each cell of its grid and each seed, and the trials of its search."""
+"""Write the runs of a study out: a run for each seed, and the trials of its search."""
 
 from __future__ import annotations
 
@@ -13,23 +13,6 @@ Settings = Mapping[str, Sequence[Any]]  # the values to try of each setting of f
 def combinations(settings: Settings) -> list[dict[str, str]]:
     """Return every combination of the settings' values; one empty combination of no settings."""
     return [dict(zip(settings, map(str, values), strict=True)) for values in itertools.product(*settings.values())]
-
-
-def with_grids(config: dict[str, Any]) -> dict[str, Any]:
-    """Replace each run with a ``grid`` by a run for each of its cells, in every table too."""
-    runs: dict[str, dict[str, Any]] = {}
-    cells: dict[str, list[str]] = {}
-    for name, run in config["runs"].items():
-        rest = {key: value for key, value in run.items() if key != "grid"}
-        cells[name] = []
-        for values in combinations(run.get("grid", {})):
-            cell, label = _name(name, values), ", ".join([run["label"], *map(_in_words, values.items())])
-            runs[cell] = {**rest, "label": label, "overrides": [*run.get("overrides", []), *_overrides(values)]}
-            cells[name].append(cell)
-    tables = {
-        table: [cell for row in rows for cell in cells.get(row, [row])] for table, rows in config["tables"].items()
-    }
-    return {**config, "runs": runs, "tables": tables}
 
 
 def with_seeds(config: dict[str, Any]) -> dict[str, Any]:

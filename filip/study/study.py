@@ -18,7 +18,7 @@ from filip.common.files import nothing_at
 from filip.common.progress import say
 from filip.eval.families import PROMPTS
 from filip.study.checks import check_config
-from filip.study.grid import searched_settings, trials, with_grids, with_seeds
+from filip.study.grid import searched_settings, trials, with_seeds
 from filip.study.paper_tables import PROTOCOLS, TABLES
 
 if TYPE_CHECKING:
@@ -28,19 +28,18 @@ if TYPE_CHECKING:
 class Study:
     """A checked study config and the questions that are asked of it.
 
-    config: the mapping as it was given (grids and ``seeds: 3`` not yet written out).
+    config: the mapping as it was given (``seeds: 3`` not yet written out).
 
     Raises UserError naming the first offending key.
     """
 
     def __init__(self, config: dict[str, Any]) -> None:
         self.config = config = check_config(config)
-        cells = with_grids(config)
-        seeded = with_seeds(cells)
+        seeded = with_seeds(config)
         self.name: str = config["study"]
         self.title: str = config["title"]
         self.runs: dict[str, dict[str, Any]] = seeded["runs"]
-        self.trials: dict[str, dict[str, Any]] = trials(cells)
+        self.trials: dict[str, dict[str, Any]] = trials(config)
         self.fine_tunes: dict[str, dict[str, Any]] = config.get("fine_tune", {})
         self.efficiency: dict[str, dict[str, Any]] = config.get("efficiency", {})
         self.peers: dict[str, dict[str, Any]] = config.get("peers", {})

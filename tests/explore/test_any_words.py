@@ -112,7 +112,8 @@ def test_a_caption_of_which_the_model_knows_no_word_ranks_by_all_its_tokens(tmp_
         view.evaluate("async () => { while (!app.result) await new Promise((go) => setTimeout(go, 5)); }")
         assert [view.evaluate(SEARCH, text)[0] for text in NAMES] == exact.argmax(0).tolist()
         view.evaluate("async () => app.search('Jowar')")
-        assert view.locator(".chip.unseen").count() > 0 and "Never learned: jowar." in view.locator("#message").inner_text()
+        assert view.locator(".chip.unseen").count() > 0
+        assert "Never learned: jowar." in view.locator("#message").inner_text()
         view.evaluate("async () => app.search('Litchi')")  # nobody's caption
         assert "never learned “litchi”" in view.locator("#message").inner_text()
 

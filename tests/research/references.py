@@ -34,9 +34,9 @@ def with_altered(batch: Batch, maximum: Maximum) -> tuple[Tensor, Tensor]:
     return plain, gained / len(i2t)
 
 
-def swapped_words(batch: Batch) -> Tensor:
+def swapped_words(batch: Batch, maximum: Maximum = hard_maximum) -> Tensor:
     """Let an image choose among all captions and its own swapped one, a caption among all images."""
-    plain, gained = with_altered(batch, hard_maximum)
+    plain, gained = with_altered(batch, maximum)
     return plain + gained / 2
 
 
@@ -53,15 +53,8 @@ def exchanged_nouns(batch: Batch) -> Tensor:
     return loss
 
 
-def reversed_relations(batch: Batch, maximum: Maximum = hard_maximum) -> Tensor:
-    """Do the same with a weight of a quarter instead of a half."""
-    plain, gained = with_altered(batch, maximum)
-    return plain + gained / 4
-
-
 RESEARCH: dict[str, Callable[[Batch], Tensor]] = {
     "hard_negatives": hard_negatives,
     "swapped_words": swapped_words,
     "exchanged_nouns": exchanged_nouns,
-    "reversed_relations": reversed_relations,
 }

@@ -9,7 +9,7 @@ import torch
 
 from filip.common.errors import UserError
 from filip.train.losses import TERMS, Loss, resolve_weights, resolved_settings
-from tests.research.references import reversed_relations
+from tests.research.references import swapped_words
 from tests.support.training import compose, losses, run_many, series, train_arguments
 from tests.train.loss_batches import random_batch, run, settings
 from tests.train.test_loss_terms import assert_same
@@ -46,9 +46,9 @@ def test_a_setting_of_a_term_stands_with_its_weight() -> None:
 
 @pytest.mark.parametrize("counts", [[5], [1]])
 def test_altered_captions_are_compared_by_the_smooth_maximum_as_true_ones_are(counts: list[int]) -> None:
-    batch = random_batch("reversed_relations", counts, longest=4, seed=3)
-    expected = reversed_relations(batch, lambda s: 0.2 * torch.log(torch.exp(s / 0.2).mean(dim=-1)))
-    result = run("reversed_relations", batch, token_maximum="smooth", token_temperature=0.2).loss
+    batch = random_batch("swapped_words", counts, longest=4, seed=3)
+    expected = swapped_words(batch, lambda s: 0.2 * torch.log(torch.exp(s / 0.2).mean(dim=-1)))
+    result = run("swapped_words", batch, token_maximum="smooth", token_temperature=0.2).loss
     assert_same(result, expected, batch)
 
 

@@ -9,7 +9,7 @@ from filip.common.errors import UserError
 from filip.models import build_model, load_preset
 from filip.text.tokenizer import decode_token, token_texts, tokenize
 from filip_research.exchanged_nouns import with_nouns_exchanged
-from filip_research.swapped_words import nouns, with_noun_exchanged, with_relation_reversed
+from filip_research.swapped_words import nouns, with_noun_exchanged
 from tests.support.training import compose
 
 
@@ -63,17 +63,6 @@ def test_two_nouns_of_a_caption_change_places() -> None:
     assert text(altered[0], lengths[0]) == "a red car and a blue cat"
 
 
-def test_a_caption_with_one_relation_has_it_reversed() -> None:
-    captions = ["a cat left of a dog", "a bus above a tree, with a fish", "a cat and a dog", "left of, or above, a hat"]
-    batch = batch_of(captions, [0, 1, 2, 3])
-    altered, lengths = with_relation_reversed(batch, "0")
-    assert lengths.tolist() == [*batch["lengths"][:2].tolist(), 0, 0]  # none to reverse, and two of them
-    results = [text(altered[i], lengths[i]) for i in range(2)]
-    assert results == ["a cat right of a dog", "a bus below a tree , with a fish"]
-    again, _ = with_relation_reversed({**batch, "ids": altered}, "0")
-    assert torch.equal(again[:2], batch["ids"][:2])
-
-
 @pytest.mark.parametrize("interaction", ["token_wise", "pooled"])
 def test_the_model_encodes_them_beside_the_captions(interaction: str) -> None:
     torch.manual_seed(0)
@@ -92,6 +81,5 @@ def test_the_model_encodes_them_beside_the_captions(interaction: str) -> None:
 
 
 def test_captions_that_would_be_compared_otherwise_are_refused() -> None:
-    for term in ("swapped_words", "reversed_relations"):
-        with pytest.raises(UserError, match=r"compare by the maximum over all tokens"):
-            compose("model=tiny", f"loss.{term}=1", "token_keep_ratio=0.5")
+    with pytest.raises(UserError, match=r"compares by the maximum over all tokens"):
+        compose("model=tiny", "loss.swapped_words=1", "token_keep_ratio=0.5")

@@ -1,4 +1,4 @@
-"""The studies of workflow/config and what they train: runs, seeds, grids, searches, fine-tunings, run folders."""
+"""The studies of workflow/config and what they train: runs, seeds, searches, fine-tunings, run folders."""
 
 import copy
 import json
@@ -10,7 +10,6 @@ import yaml
 from filip.cli.command import run_command
 from filip.common.errors import UserError
 from filip.study import PROTOCOLS, Study, check, load_study, resolve
-from filip.study.grid import combinations
 from filip.study.search import Search, main
 from workflow.study import ROOT, WorkflowStudy
 
@@ -155,21 +154,6 @@ RATES = {"optimizer.base_lr": ["2e-3", "4e-3"]}
 SEARCH = {"settings": RATES, "seeds": [100, 101], "card": "demo_scenes_search"}
 
 
-def test_a_grid_is_a_run_for_every_combination_in_its_place_in_every_table(demo: dict) -> None:
-    demo |= {"seeds": 2, "explorer": {"card": "demo_scenes_new", "models": ["clip"]}}
-    demo["fine_tune"], demo["efficiency"] = {}, {}
-    demo["tables"] = {"retrieval": ["clip", "filip"]}
-    demo["runs"]["filip"]["grid"] = {"token_keep_ratio": [1, 0.5], "token_score": ["maximum", "contrast"]}
-    study = Study(demo)
-    cells = ["filip-1-maximum", "filip-1-contrast", "filip-0.5-maximum", "filip-0.5-contrast"]
-    assert study.rows("retrieval") == ["clip", *cells]
-    assert study.label(cells[3]) == "FILIP, token_keep_ratio 0.5, token_score contrast"
-    assert study.replicas(cells[3]) == [cells[3], f"{cells[3]}_s1"]
-    resolved = study.resolved(f"{cells[3]}_s1")
-    assert (resolved.token_keep_ratio, resolved.token_score, resolved.seed) == (0.5, "contrast", 1)
-    assert combinations({}) == [{}]
-
-
 def test_a_search_trains_each_run_with_every_value_and_seed_and_no_table_shows_it(demo: dict) -> None:
     demo |= {"seeds": 2, "search": SEARCH}
     demo["runs"]["smooth"]["search"] = {}
@@ -210,8 +194,6 @@ def test_studies_that_share_data_share_the_corpus_next_to_it(demo: dict) -> None
         ),
         (lambda c: c.update(search={**SEARCH, "card": "nowhere"}), "search.card"),
         (lambda c: c["runs"]["clip"].update(search=RATES), "runs.clip.search: needs the study's `search`"),
-        (lambda c: c["runs"]["filip"].update(grid=RATES), "fine_tune.filip_ft.from: 'filip' is a grid"),
-        (lambda c: c["runs"]["filip"].update(grid={"seed": ["1 2"]}), "runs.filip.grid.seed"),
     ],
 )
 def test_a_search_or_grid_that_cannot_be_is_refused_with_the_key(demo: dict, change, message: str) -> None:
