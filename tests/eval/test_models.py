@@ -133,7 +133,7 @@ def test_a_naflex_siglip_sees_pictures_in_their_own_shape_as_its_authors_code_do
     theirs = Siglip2Model(config).eval()
     theirs.save_pretrained(tmp_path)
     pieces = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "\u2581", *sorted(set("".join(TEXTS).lower()) - {" "})]
-    words = Siglip2Tokenizer({piece: place for place, piece in enumerate(pieces)}, [])
+    words = Siglip2Tokenizer({piece: place for place, piece in enumerate(pieces)}, [], padding_side="right")
     words.save_pretrained(tmp_path)
     processor = Siglip2ImageProcessor(patch_size=8, max_num_patches=16)
     processor.save_pretrained(tmp_path)
