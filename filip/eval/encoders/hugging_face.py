@@ -14,7 +14,7 @@ from torch import Tensor
 from filip.common.errors import UserError, first_line
 from filip.common.hub import hub_asked
 from filip.eval.encoders import Loading
-from filip.eval.encoders.two_tower import NOT_LOADED, TwoTowerEncoder, complete, one_by_one
+from filip.eval.encoders.two_tower import NOT_LOADED, TwoTowerEncoder, complete, one_by_one, tells_words_apart
 from filip.text.json_tokenizer import readable_token
 
 # SigLIP 2 of a fixed resolution is a SigLIP with another tokenizer, MetaCLIP 2 a CLIP with another; siglip2 is NaFlex.
@@ -74,7 +74,9 @@ class HuggingFaceEncoder(TwoTowerEncoder):
     @classmethod
     def from_name(cls, name: str, loading: Loading) -> HuggingFaceEncoder:
         with hub_asked(local=Path(name).is_dir()):
-            return cls(name, loading)
+            encoder = cls(name, loading)
+        tells_words_apart(encoder)
+        return encoder
 
     def image_vectors(self, pixels: Tensor) -> Tensor:
         pooled = self._see(pixels).pooler_output

@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 from filip.common.errors import UserError, first_line
 from filip.common.hub import hub_asked
 from filip.eval.encoders import Loading
-from filip.eval.encoders.two_tower import NOT_LOADED, complete
+from filip.eval.encoders.two_tower import NOT_LOADED, complete, tells_words_apart
 from filip.eval.half_precision import autocast
 from filip.text.json_tokenizer import readable_token
 
@@ -74,9 +74,11 @@ class MultiVectorEncoder:
     def from_name(cls, name: str, loading: Loading) -> MultiVectorEncoder:
         with hub_asked(local=Path(name).is_dir()):
             try:
-                return cls(name, loading)
+                encoder = cls(name, loading)
             except NOT_LOADED as error:  # in loading, or in the first pass
                 raise UserError(f"sentence-transformers cannot load mv:{name}: {first_line(error)}") from error
+        tells_words_apart(encoder)
+        return encoder
 
     @torch.inference_mode()
     def encode_images(self, pixels: Any) -> Tensor:

@@ -20,10 +20,11 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from filip.common.errors import UserError
-from filip.eval.encoders import OWN_PROJECTIONS, Loading
+from filip.eval.encoders import OWN_PROJECTIONS, Encoder, Loading
 from filip.eval.half_precision import autocast
 from late_interaction.packing import pack_tokens
 
+COMMON_WORDS = ("cat", "red", "the", "a", "house", "two")
 NOT_LOADED = (OSError, ValueError, ImportError, RuntimeError, KeyError, SafetensorError)  # by folders that do not fit
 
 
@@ -51,6 +52,18 @@ def complete(name: str) -> Iterator[None]:
         raise UserError(
             f"{name} lacks weights that its configuration asks for, such as {missing[0]} ({len(missing)} kinds in "
             "all); fetch or export it again"
+        )
+
+
+def tells_words_apart(encoder: Encoder) -> None:
+    """Raise UserError for a model that reads common words alike.
+
+    Without its files a tokenizer of transformers is an empty one, which has one token for all words.
+    """
+    if len({frozenset(encoder.tokens(word)) for word in COMMON_WORDS}) == 1:
+        raise UserError(
+            f"{encoder.name} reads {' and '.join(COMMON_WORDS[:2])!r} as the same tokens: its vocabulary is missing or "
+            "damaged; fetch its tokenizer again"
         )
 
 
