@@ -24,7 +24,7 @@ from filip.common.table_writer import Grid, Head, Line, Shown, render
 from filip.models.config import config_from_dict
 from filip.report import plots
 from filip.report.differences import FEWEST
-from filip.report.figures import training_logs
+from filip.report.plots import training_logs
 from filip.report.results import Results
 from filip.report.rows import build_tables
 from filip.report.style import looks

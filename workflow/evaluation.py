@@ -160,16 +160,6 @@ class StudyEvaluations(StudySources):
 
     # ---- report --------------------------------------------------------------------------------------
 
-    @property
-    def figures(self) -> list[str]:
-        """Return the file names of the figures, as filip.report.figures writes them."""
-        ablation = ["component_ablation"] if self.rows("component_ablation") else []
-        efficiency = ["efficiency"] if self.rows("efficiency_ablation") else []
-        zero_shot = ["zero_shot"] if self.rows("zero_shot") else []
-        learning = ["learning"] if self.curve else []
-        plots = ["loss_curves", "funnel", "recall", "confusion", *zero_shot, *ablation, *efficiency, *learning]
-        return [f"{name}.svg" for name in plots]
-
     def report_cards(self) -> list[str]:
         """Return the cards of all benchmarks: tables take titles and metrics from them."""
         return [self.card_file(name) for name in self.all_benchmarks]

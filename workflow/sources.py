@@ -232,19 +232,6 @@ class StudySources(Study):
     def funnel_fragments(self) -> list[str]:
         return [path for source in self.sources for path in self.funnel_of(source)]
 
-    def funnel_page_arguments(self) -> list[str]:
-        """Return the options of filip.report.funnel: all sources, and how the first training augments."""
-        trained = self.resolved(next(iter(self.runs)))
-        shards = ",".join(f"{self.data_dir}/{source}/shards" for source in self.sources)
-        captions = ",".join(self._captions(source)[0] for source in self.sources)
-        return [
-            f"shards=[{shards}]",
-            f"captions=[{captions}]",
-            f"image_size={trained.model.image.image_size}",
-            f"crop_scale_min={trained.data.crop_scale_min}",
-            f"flip_probability={trained.data.flip_probability}",
-        ]
-
     def benchmark_files(self) -> list[str]:
         """Return the files that must exist before an evaluation.
 

@@ -217,9 +217,9 @@ def claimed(path: str | Path) -> Iterator[bool]:
         yield True
 
 
-def write_json(path: str | Path, value: Any) -> None:
+def write_json(path: str | Path, value: Any, shared: bool = False) -> None:
     """Write ``value`` as indented JSON, atomically. Keys keep their order."""
-    with replacing(path) as part:
+    with replacing(path, shared) as part:
         part.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 

@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 import re
+import zipfile
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, make_dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,20 +25,21 @@ import torch.distributed as dist
 
 from filip.cli.command import option, run_command
 from filip.common.errors import UserError
-from filip.common.files import check_output, digest, write_json
+from filip.common.files import check_output, digest, sha256_of, write_json
 from filip.common.progress import say
 from filip.eval.cards import BenchmarkCard
+from filip.eval.datasets import EvalSet
 from filip.eval.encode_set import Context
 from filip.eval.encoders import Encoder
-from filip.eval.evaluation import evaluate, settings_of
 from filip.eval.families import AUTO, CLIP_PROMPTS, PROMPTS, prompt_file
 from filip.eval.measures import as_text, measures
 from filip.eval.options import DataOptions, ModelOptions, check_sets, result_header
 from filip.eval.outcomes import outcomes_file, write_outcomes
-from filip.eval.protocols import protocol_of, protocols, value_at
+from filip.eval.protocols import evaluate, protocol_of, protocols, settings_of, value_at
 from filip.eval.sharing import Share, launched
 from filip.eval.text_tokens import CHOICES as TEXT_TOKENS
 from filip.runs.saved_files import json_object, weights_of
+from filip.sets.layout import walk
 
 
 @dataclass
@@ -98,15 +100,16 @@ Evaluation = make_dataclass(
 )
 
 
-# Options on which a result depends beyond the protocol's settings, the weights and the data.
-MODEL_AND_TEXTS = ("model", "run", "image_size", "precision", "tokens", "text_tokens", "fit", "root")
+# Options on which a result depends beyond precision, the protocol's settings, the weights and the data.
+MODEL_AND_TEXTS = ("model", "run", "image_size", "tokens", "text_tokens", "fit", "root")
 
 
 class EvaluationJob(NamedTuple):
-    """A result file that is to be written. skipped: why data sets are left out, by name."""
+    """A result file that is to be written. files: that its data are read from. skipped: why sets are left out."""
 
     protocol: str
     cards: list[BenchmarkCard]
+    files: list[Path]
     file: Path
     skipped: dict[str, str]
 
@@ -162,13 +165,16 @@ def planned(config: EvaluationOptions) -> list[EvaluationJob]:
             raise UserError(f"only: {protocol} has no card {min(absent)} in data=; there are {known}")
     there, skipped = check_sets(cards, config.root, config.missing)
     if config.one_file:
-        return [EvaluationJob(name, there, Path(config.out), skipped) for name in chosen]
+        read = [card for card in cards if card.name in there]
+        return [EvaluationJob(name, read, [], Path(config.out), skipped) for name in chosen]
+    files = {card.name: _files_of(Path(config.root), card, there[card.name]) for card in cards if card.name in there}
     if not there and config.missing == "stop":
         raise UserError(f"data: none of {', '.join(card.name for card in cards)} is there")
     return [
         EvaluationJob(
             name,
-            [card] if card in there else [],
+            [card] if card.name in there else [],
+            files.get(card.name, []),
             config.place / name / f"{card.name}.json",
             {card.name: skipped[card.name]} if card.name in skipped else {},
         )
@@ -212,7 +218,7 @@ def _run(
         if share.rank == 0:
             _say_counts(job, json_object(job.file).get("benchmarks", {}), numbers["benchmarks"])
             write_outcomes(job.file, record)
-            write_json(job.file, result)
+            write_json(job.file, result, shared=True)
         results.append(result)
     return results
 
@@ -240,49 +246,58 @@ def _requests(config: EvaluationOptions, jobs: list[EvaluationJob]) -> list[dict
     if config.one_file:
         return [{} for _ in jobs]
     options = {key: getattr(config, key) for key in MODEL_AND_TEXTS}
-    model = {**options, "weights": weights_of(config.model)}
+    model = {**options, "precision": config.resolved_precision(), "weights": weights_of(config.model)}
     names = (PROMPTS, CLIP_PROMPTS) if config.prompts == AUTO else (config.prompts,)
     texts = digest([name if "{c}" in name else prompt_file(name) for name in names])
-    data = {card.path: _files_of(Path(config.root), card) for job in jobs for card in job.cards}
     requests = []
     for job in jobs:
         protocol = protocol_of(job.protocol)
         settings = settings_of(protocol, config.settings(job.protocol), config.prompts)
         common = {**model, **settings, **({"prompt_texts": texts} if protocol.reads_prompts else {})}
-        requests.append(
-            {card.name: {**common, "card": digest(asdict(card)), "data": data[card.path]} for card in job.cards}
-        )
+        common |= {"version": protocol.version, "stamps": digest([_stamp(file) for file in job.files])}
+        requests.append({card.name: {**common, "card": digest(asdict(card))} for card in job.cards})
     return requests
 
 
-def _files_of(root: Path, card: BenchmarkCard) -> Any:
-    """Return names, sizes and times of the files of a card's data; nothing for layouts that name no separate folder."""
+def _files_of(root: Path, card: BenchmarkCard, data: EvalSet) -> list[Path]:
+    """Return the files that a set is read from: those it names, and all at the card's path, behind links too."""
     place = root / card.path
-    if not card.path or not place.is_dir():
-        return _stamp(place) if card.path else None
-    files = sorted(Path(folder, name) for folder, _, names in os.walk(place) for name in names)
-    return digest([[str(file.relative_to(place)), _stamp(file)] for file in files])
+    below = [file for file, _ in walk(place)] if place.is_dir() and card.path else [place]
+    return sorted({*below, *map(Path, data.files())})
 
 
-def _stamp(file: Path) -> list[int] | None:
+def _stamp(file: Path) -> list[Any]:
+    """Return what changes with a file's bytes, also where its size and its time of change were kept."""
     with contextlib.suppress(OSError):
         about = file.stat()
-        return [about.st_size, about.st_mtime_ns]
-    return None
+        return [str(file), about.st_size, about.st_mtime_ns, about.st_ctime_ns, about.st_ino]
+    return [str(file)]
+
+
+def _bytes_of(files: Sequence[Path]) -> str:
+    """Return a hash of the names and bytes of files."""
+    return digest([[str(file), sha256_of(file) if file.is_file() else None] for file in files])
 
 
 def _kept(config: EvaluationOptions, job: EvaluationJob, request: dict[str, Any]) -> dict[str, Any] | None:
-    """Return the result that an earlier run wrote for the same request; None if there is none, or it is not wanted."""
-    if config.one_file or config.overwrite or not job.cards:
+    """Return the result that an earlier run wrote for the same request; None if there is none, or it is not wanted.
+
+    Completes the request by the hash of the data: the earlier one where the stamps of all files are as they were.
+    """
+    if config.one_file or not job.cards:
         return None
     result = json_object(job.file)
     before = result.get("requests", {})
-    if before == request and outcomes_file(job.file).is_file():
-        return result
-    for name in before:
-        changed = [key for key, value in request.get(name, {}).items() if before[name].get(key) != value]
-        say(f"{job.file}: evaluated again, since it was made with other {', '.join(changed)}")
-    return None
+    for name, now in request.items():
+        earlier = before.get(name, {})
+        same = "data" in earlier and earlier.get("stamps") == now["stamps"]
+        now["data"] = earlier["data"] if same else _bytes_of(job.files)
+        changed = [key for key, value in now.items() if key != "stamps" and earlier.get(key) != value]
+        if changed or config.overwrite or not zipfile.is_zipfile(outcomes_file(job.file)):
+            if earlier and changed:
+                say(f"{job.file}: evaluated again, since it was made with other {', '.join(changed)}")
+            return None
+    return result
 
 
 if __name__ == "__main__":

@@ -73,6 +73,10 @@ class EvalSet(Dataset[Sample]):
     def __getitem__(self, index: int) -> Sample:
         raise NotImplementedError
 
+    def files(self) -> list[str]:
+        """Return the files that it reads beyond its card's path."""
+        return []
+
     def name_of(self, index: int) -> str:
         """Return the name of an image, readable or not, for messages."""
         return f"number {index}"

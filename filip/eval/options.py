@@ -11,11 +11,12 @@ from filip.cli.command import MISSING, option
 from filip.common.errors import UserError
 from filip.common.progress import say
 from filip.eval.cards import KINDS, BenchmarkCard, match_classes
+from filip.eval.datasets import EvalSet
 from filip.eval.encoders import Encoder, forms, load_encoder
 from filip.eval.families import FAMILIES
 from filip.eval.fit import FITS
 from filip.eval.formats import open_set
-from filip.eval.half_precision import PRECISIONS, name_of
+from filip.eval.half_precision import PRECISIONS, dtype_of, name_of
 from filip.eval.own_data import cards_of
 from filip.eval.sharing import device_of, launched
 
@@ -47,12 +48,20 @@ class ModelOptions:
         return load_encoder(
             self.model,
             self.image_size,
-            device_of(launched()) if self.device == "auto" else self.device,
+            self.own_device(),
             precision=self.precision,
             tokens=self.tokens,
             trust_remote_code=self.trust_remote_code,
             fit=self.fit,
         )
+
+    def own_device(self) -> str:
+        """Return the device of this process."""
+        return device_of(launched()) if self.device == "auto" else self.device
+
+    def resolved_precision(self) -> str:
+        """Return the precision that "auto" means on the device."""
+        return name_of(dtype_of(self.precision, self.own_device()))
 
     def run_name(self, run: str = "") -> str:
         """Return the model's name: ``run``, or its file's name without the suffix, or the name it was asked for by."""
@@ -95,7 +104,9 @@ class DataOptions:
 
     def load(self) -> tuple[list[BenchmarkCard], dict[str, str]]:
         """Return the benchmarks that are there, and why others are not; see :func:`filip.eval.options.check_sets`."""
-        return check_sets(self.cards(), self.root, self.missing)
+        cards = self.cards()
+        there, skipped = check_sets(cards, self.root, self.missing)
+        return [card for card in cards if card.name in there], skipped
 
 
 def result_header(options: ModelOptions, encoder: Encoder, run: str = "") -> dict[str, Any]:
@@ -113,19 +124,19 @@ def result_header(options: ModelOptions, encoder: Encoder, run: str = "") -> dic
 
 def check_sets(
     cards: Sequence[BenchmarkCard], root: str | Path, missing: str = "stop"
-) -> tuple[list[BenchmarkCard], dict[str, str]]:
-    """Open each data set and match its classes; return (cards that can be evaluated, {name of another one: why not}).
+) -> tuple[dict[str, EvalSet], dict[str, str]]:
+    """Open each data set and match its classes; return ({name: the set}, {name of another one: why not}).
 
     missing: "stop": UserError, one sentence for each data set that is not there or does not fit its card; "skip": a
     line on stderr for each, and the others are evaluated; "quiet": the same without a line.
     """
-    good, skipped = [], {}
+    good, skipped = {}, {}
     for card in cards:
         try:
             data = open_set(card, root)
             if data.classes is not None:
                 match_classes(card, data.classes)
-            good.append(card)
+            good[card.name] = data
         except UserError as error:
             skipped[card.name] = str(error)
     if skipped and missing == "stop":

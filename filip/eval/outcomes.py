@@ -60,7 +60,7 @@ def write_outcomes(result: str | Path, record: Record) -> None:
     for group, outcomes in record.items():
         arrays |= {f"{group}/{_KEY}": outcomes.key, f"{group}/{_CLUSTER}": outcomes.cluster}
         arrays |= {f"{group}/{measure}": values for measure, values in outcomes.values.items()}
-    with replacing(outcomes_file(result)) as part, open(part, "wb") as file:
+    with replacing(outcomes_file(result), shared=True) as part, open(part, "wb") as file:
         np.savez_compressed(file, allow_pickle=False, **arrays)
 
 

@@ -59,7 +59,7 @@ def _sets_below(root: str) -> list[str]:
     there, _ = check_sets([load_card(name) for name in resources.names("benchmark")], root, "quiet")
     if not there:
         raise UserError(f"root={root} has the data of none of our cards: `filip eval fetch` gets some of them")
-    return [card.name for card in there]
+    return list(there)
 
 
 def files_of(places: Sequence[str]) -> list[Path]:

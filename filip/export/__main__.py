@@ -46,8 +46,6 @@ def export(config: Export) -> None:
     say(f"wrote {config.out} ({config.to}): {parameters:,} parameters of {source.origin}")
     if config.push:
         upload(config.out, config.push)
-    if chosen.out == "file" and source.attributions:
-        say(f"pass its attribution on with it: {', '.join(map(str, source.attributions))}")
 
 
 def check_push(repository: str, kind: str) -> None:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import re
-import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import filip
-from filip.data.shard_set import read_manifest
 from filip.models import ImageTowerConfig
-from filip.runs.source import ModelSource
+from filip.runs.source import ModelSource, portable
 from filip.train.config import TrainConfig
 from filip.train.losses import TERMS, resolve_weights
 from filip.train.provenance import NOT_LEARNING, flat
@@ -20,8 +18,8 @@ from filip.train.provenance import NOT_LEARNING, flat
 def write_card(folder: Path, source: ModelSource, library: str, use: str) -> None:
     """Write README.md, and the attribution that has to be passed on with the weights."""
     (folder / "README.md").write_text(model_card(source, library, use), encoding="utf-8")
-    for file in source.attributions:
-        shutil.copyfile(file, folder / file.name)
+    for name, text in source.attributions.items():
+        (folder / name).write_text(text, encoding="utf-8")
 
 
 def model_card(source: ModelSource, library: str, use: str) -> str:
@@ -29,7 +27,7 @@ def model_card(source: ModelSource, library: str, use: str) -> str:
 
     library: its name in the front matter. use: Python that loads the model in the folder of the card.
     """
-    config, result = source.model.config, source.result
+    config, result = source.model.config, portable(source.result)
     what = (
         "FILIP: every patch of an image is matched with its most similar word of a text and every word with its most "
         "similar patch (arXiv 2111.07783)"
@@ -106,7 +104,7 @@ def _licence(source: ModelSource) -> list[str]:
         stated = f" under {source.licence}" if source.licence else ", whose licence is with its publisher"
         lines.append(f"The weights are changed ones of {names}{stated}: it holds for these, too.")
     if source.attributions:
-        files = " and ".join(f"`{file.name}`" for file in source.attributions)
+        files = " and ".join(f"`{name}`" for name in source.attributions)
         lines.append(
             f"The works, authors and licences of the training's pictures are in {files}: pass this on with the weights."
         )
@@ -123,26 +121,18 @@ def _citations(result: dict[str, Any], interaction: str) -> list[str]:
 
 
 def _data(result: dict[str, Any]) -> list[str]:
-    settings = result.get("config", {}).get("data", {})
-    if not settings.get("sources"):
+    sources = result.get("config", {}).get("data", {}).get("sources")
+    if not sources:
         return ["## Data", "", "Not recorded with these weights.", ""]
     lines = ["## Data", ""]
-    hashes = {Path(place).parent.name: digest for place, digest in result.get("manifest_hashes", {}).items()}
-    for source in settings["sources"]:
-        folder = Path(source["shards"])
-        named = (folder.parent.name if folder.name in ("shards", "images") else "") or folder.name
-        about = _manifest(source.get("manifest"))
-        stated = f": {about['title']}, licence {about.get('license') or 'not stated'}" if about.get("title") else ""
-        lines.append(f"- {named}, weight {source.get('weight', 1.0)}{stated}")
-    lines += [f"- manifest of {name or 'the shards'}: {digest}" for name, digest in hashes.items()]
+    for source in sources:
+        stated = f": {source['title']}, licence {source['license'] or 'not stated'}" if source["title"] else ""
+        lines.append(f"- {source['shards']}, weight {source['weight']}{stated}")
+    hashes = result.get("manifest_hashes", {})
+    lines += [f"- manifest of {Path(place).parent.name or 'the shards'}: {hash}" for place, hash in hashes.items()]
     if "pairs" in result:
         lines.append(f"- {result['pairs']:,} pairs, {result['epochs']:.3g} passes over them")
     return [*lines, ""]
-
-
-def _manifest(path: str | None) -> dict[str, Any]:
-    """Return the manifest of a source, if it is still there."""
-    return read_manifest(path) if path and Path(path).is_file() else {}
 
 
 def _recipe(result: dict[str, Any]) -> list[str]:
@@ -150,7 +140,7 @@ def _recipe(result: dict[str, Any]) -> list[str]:
     if not result.get("config"):
         return ["## Training", "", "Not recorded with these weights.", ""]
     defaults = dict(flat(asdict(TrainConfig())))
-    skipped = (*NOT_LEARNING, "data.sources", "init_from", "model")
+    skipped = (*NOT_LEARNING, "data.sources", "model")
     rows = [
         f"| `{name}` | {value} |"
         for name, value in flat(result["config"])

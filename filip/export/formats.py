@@ -28,12 +28,12 @@ class Format:
 
 def write_safetensors(source: ModelSource, out: str) -> None:
     """Write one file for ``filip.load``, ``filip eval`` and ``init_from=``, as a finished training does."""
-    save_model(out, source.model, source.extra)
+    save_model(out, source.model, source.to_save)
 
 
 def write_compact(source: ModelSource, out: str) -> None:
     """Write the same in float16, without the embeddings that look untrained; say how many these are."""
-    if left_out := save_compact(out, source.model, source.extra):
+    if left_out := save_compact(out, source.model, source.to_save):
         say(
             f"left out {left_out:,} of {source.model.config.text.vocab_size:,} token embeddings, as long as untrained "
             "ones; after a short training these may be trained, too: to=safetensors keeps all"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from filip.common.errors import UserError
@@ -57,7 +59,7 @@ def write_hf(source: ModelSource, out: str) -> None:
             },
         )
         state = {f"towers.{name}": value.contiguous() for name, value in weights.items()}
-        write_safetensors(state, folder / "model.safetensors", {"format": "pt"})
+        write_safetensors(state, folder / "model.safetensors", metadata_of(source))
         tokenizer.save_pretrained(folder)
         write_json(
             folder / "preprocessor_config.json",
@@ -72,6 +74,11 @@ def write_hf(source: ModelSource, out: str) -> None:
             },
         )
         write_card(folder, source, "transformers", USE)
+
+
+def metadata_of(source: ModelSource) -> dict[str, str]:
+    """Return the metadata of exported weights: the facts stay with them where the file alone is passed on."""
+    return {"format": "pt", "extra": json.dumps(source.to_save)}
 
 
 def towers_of(model: DualEncoder) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -225,6 +232,7 @@ def write_multi_vector(source: ModelSource, out: str) -> None:
     encoder = MultiVectorEncoder(modules=[module], similarity_fn_name="meanmaxsim", device="cpu")
     with new_folder(out) as folder:
         encoder.save(str(folder), create_model_card=False)
+        write_safetensors(load_file(folder / "model.safetensors"), folder / "model.safetensors", metadata_of(source))
         copy_code(folder, MULTI_VECTOR_CODE)
         write_json(
             folder / "modules.json",

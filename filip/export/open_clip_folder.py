@@ -10,7 +10,7 @@ from torch import Tensor
 from filip.common.errors import UserError
 from filip.common.files import write_json
 from filip.export.card import write_card
-from filip.export.hf_folder import PICTURE, clip_tokenizer, new_folder, preprocessor
+from filip.export.hf_folder import PICTURE, clip_tokenizer, metadata_of, new_folder, preprocessor
 from filip.images.pixels import CLIP_MEAN, CLIP_STD
 from filip.models import DualEncoder
 from filip.models.open_clip_names import open_clip_names, to_open_clip
@@ -39,7 +39,7 @@ def write_open_clip(source: ModelSource, out: str) -> None:
         preprocess = {"mean": CLIP_MEAN, "std": CLIP_STD, "interpolation": "bicubic", "resize_mode": "shortest"}
         write_json(folder / "open_clip_config.json", {"model_cfg": model_config, "preprocess_cfg": preprocess})
         weights = to_open_clip(source.model)
-        write_safetensors(weights, folder / "open_clip_model.safetensors", {"format": "pt"})
+        write_safetensors(weights, folder / "open_clip_model.safetensors", metadata_of(source))
         write_card(folder, source, "open_clip", USE)
 
 
@@ -105,7 +105,7 @@ def write_clip(source: ModelSource, out: str) -> None:
     config.architectures = ["CLIPModel"]
     with new_folder(out) as folder:
         config.save_pretrained(folder)
-        write_safetensors(state, folder / "model.safetensors", {"format": "pt"})
+        write_safetensors(state, folder / "model.safetensors", metadata_of(source))
         clip_tokenizer(model).save_pretrained(folder)
         write_json(folder / "preprocessor_config.json", preprocessor(model.image_size))
         write_card(folder, source, "transformers", CLIP_USE)

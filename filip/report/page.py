@@ -1,8 +1,8 @@
 """The report of a study, one self-contained page: ``filip report page results=results/demo``.
 
 Its first screen shows a scene as the models see it; below are the paired differences of all headline columns in one
-plot. Tables, figures and the account of data and runs are folded, in three groups. It reads what tables,
-figures and evaluations have written, so drawing it again needs no training and no evaluation.
+plot. Tables, figures and the account of data and runs are folded, in three groups. It reads what tables, trainings
+and evaluations have written, so drawing it again needs no training and no evaluation.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,30 +29,21 @@ from filip.cli.command import MISSING, option, run_command
 from filip.common.files import replacing
 from filip.common.progress import say
 from filip.common.table_writer import Grid, render
+from filip.eval.cards import load_card
 from filip.report.differences import FEWEST
 from filip.report.findings import NOTE, cost, findings, findings_grid
 from filip.report.own_pictures import OwnPictures
-from filip.report.plots import DROPPED, INK, KEPT, LINE, MUTED
+from filip.report.plots import INK, LINE, MUTED, by_label, curves, forest, learning, training_logs
 from filip.report.results import Results
 from filip.report.show import headline
 from filip.report.style import COLOURS, TEMPLATES, looks, style
 from filip.report.summary import funnel_grid, runs_grid, search_grid, stages_grid, summary
 from filip.report.table import short_commit
-from filip.report.table_plots import forest
 from filip.study import Study, load_study
+from filip.train.telemetry import score_on
 
 WIDEST = 1400  # pixels of an embedded picture
 THUMBNAIL = 256  # pixels of one of your own
-FIGURES = {
-    "learning": "Recall while the models learn",
-    "loss_curves": "Training curves",
-    "component_ablation": "Component ablation, as a figure",
-    "zero_shot": "Zero-shot accuracy by benchmark",
-    "recall": "Recall at k",
-    "efficiency": "Time, memory and accuracy of the loss",
-    "confusion": "Most frequent mistakes",
-    "funnel": "Data funnel",
-}
 SHEET = "eval/alignment.png"  # below the results: words on patches
 
 
@@ -60,7 +52,6 @@ class Page:
     results: str = option(MISSING, "results of a study, e.g. results/demo")
     study: str | None = option(None, "study config; null = RESULTS/study.json, which the results were made with")
     out: str | None = option(None, "the page; null = RESULTS/report.html", writes="file")
-    figures: str | None = option(None, "folder of the figures; null = RESULTS/figures")
     explorer: str | None = option(None, "page that the report links to; null = explore.html next to it, if it is there")
 
 
@@ -68,9 +59,8 @@ def main(config: Page) -> None:
     """Write the report of a study as one self-contained page."""
     study, results = load_study(config.study, config.results), Results(config.results)
     out = Path(config.out or results.folder / "report.html")
-    content = _content(study, results, Path(config.figures or results.folder / "figures"))
+    content = _content(study, results)
     content["explorer"] = _link(config.explorer, out, "explore.html")
-    content["funnel"] = _link(None, out, "funnel.html")
     with replacing(out) as part:
         part.write_text(rendered("report.html.j2", content), encoding="utf-8")
     say(f"{out}: {out.stat().st_size / 1e6:.1f} MB")
@@ -96,7 +86,7 @@ def _link(given: str | None, out: Path, name: str) -> str | None:
     return Path(os.path.relpath(place, out.parent)).as_posix()
 
 
-def _content(study: Study, results: Results, figures: Path) -> dict[str, Any]:
+def _content(study: Study, results: Results) -> dict[str, Any]:
     tables = results.tables()
     whole = summary(study, results, tables)
     frame = findings(tables)
@@ -134,14 +124,7 @@ def _content(study: Study, results: Results, figures: Path) -> dict[str, Any]:
             {"title": table.title, "html": _table(table.grid([n for n in table.notes if n not in common]))}
             for table in tables.values()
         ],
-        "figures": [
-            *(
-                {"title": title, "svg": inline_svg(file.read_text(encoding="utf-8"), file.stem)}
-                for name, title in FIGURES.items()
-                if (file := figures / f"{name}.svg").is_file()
-            ),
-            *(sheet if scenes else []),
-        ],
+        "figures": [*_curves(study, results), *(sheet if scenes else [])],
         "facts": facts(study, results),
         "details": [
             {"title": "Data funnel, stage by stage", "html": _table(funnel_grid(whole["funnel"]))},
@@ -203,22 +186,32 @@ def _sheet(results: Results) -> list[dict[str, Any]]:
     return [{**about, "src": webp(picture)}]
 
 
+def _curves(study: Study, results: Results) -> list[dict[str, str]]:
+    """Return the figures of how the runs learned."""
+    logs, look = training_logs(study, results), by_label(study)
+    figures = {"Training curves": curves(logs, look)}
+    if study.curve:
+        card = study.curve["card"]
+        clock = ("time/seconds", "seconds of the steps")
+        on_cpu = study.config["launch"].get("accelerator") == "cpu"
+        share, title = partial(score_on, card), f"R@1 of {load_card(card).title}, %"
+        drawn = learning(logs, look, share, title) if on_cpu else learning(logs, look, share, title, clock)
+        figures = {"Recall while the models learn": drawn, **figures}
+    return [{"title": title, "svg": inline(figure, title.split()[0])} for title, figure in figures.items()]
+
+
 def inline(figure: Figure, name: str) -> str:
-    """Return a figure of matplotlib as a part of a page."""
-    text = io.StringIO()
-    figure.savefig(text, format="svg", metadata={"Date": None})
-    return inline_svg(text.getvalue(), name)
-
-
-def inline_svg(text: str, name: str) -> str:
-    """Make a figure of matplotlib a part of a page: colours become the page's, so that they follow light and dark.
+    """Return a figure as a part of a page: colours become the page's, so that they follow light and dark.
 
     name: prefix of its ids, which must not meet the ids of other figures.
     """
+    drawn = io.StringIO()
+    figure.savefig(drawn, format="svg", metadata={"Date": None})
+    text = drawn.getvalue()
     body = text[text.index("<svg") :]
     body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
     body = re.sub(r'(\bid="|url\(#|href="#)', rf"\1{name}-", body)
-    named = {INK: "ink", MUTED: "soft", LINE: "line", KEPT: "kept", DROPPED: "dropped", "#ffffff": "paper"}
+    named = {INK: "ink", MUTED: "soft", LINE: "line", "#ffffff": "paper"}
     named |= {colour: f"run{number}" for number, colour in enumerate(COLOURS)}
     for colour, variable in named.items():
         body = body.replace(colour, f"var(--{variable})")

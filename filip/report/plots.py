@@ -1,4 +1,4 @@
-"""The plots of logs and funnels, and the style of all plots: functions of plain data that return a figure."""
+"""The plots of the report: how runs learn, and the differences between them; and the style of all plots."""
 
 from __future__ import annotations
 
@@ -7,15 +7,20 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
-from filip.report.style import Look
+from filip.report.results import Results
+from filip.report.style import Look, looks
+from filip.study import Study
+from filip.train.telemetry import read_log
 
 MUTED, LINE, INK = "#667085", "#d9dde4", "#1d2129"
-KEPT, DROPPED = "#4a6b8a", "#b4603f"  # colours of the funnel, which no model has
-MARKS = ("D", "s", "^", "v", "P", "X")  # marks of published rows, which have no colours
+MARKS = ("o", "D", "s", "^", "v", "P", "X")
 Looks = Mapping[str, Look]  # by run
+Logs = dict[str, list[list[dict[str, Any]]]]  # of each seed of a run, by the run's label
 STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 9.5,
@@ -55,6 +60,24 @@ PANELS = [  # key in log.jsonl, title, factor
     ("optimizer/lr", "Learning rate", 1.0),
     ("speed/pairs_per_second", "Pairs per second", 1.0),
 ]
+
+
+def by_label(study: Study) -> dict[str, Look]:
+    """Return the look of every run by the label that it has in figures."""
+    return {study.label(run): look for run, look in looks(study).items()}
+
+
+def training_logs(study: Study, results: Results) -> Logs:
+    """Return {label: the logs of a run and of its repetitions with other seeds}, for every run that has one."""
+    logs = {}
+    for run in [*study.runs, *study.fine_tunes]:
+        if study.is_replica(run):
+            continue
+        folders = [results.run_dir(seed) for seed in study.replicas(run)]
+        files = [folder / "log.jsonl" for folder in folders if folder]
+        if found := [read_log(file)[0] for file in files if file.is_file()]:
+            logs[study.label(run)] = found
+    return logs
 
 
 def curves(logs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], looks: Looks) -> Figure:
@@ -151,51 +174,51 @@ def _smooth(values: np.ndarray, reach: int = 4) -> np.ndarray:
     return (total[index + half + 1] - total[index - half]) / (2 * half + 1)
 
 
-# ---- funnel --------------------------------------------------------------------------------------------
+# ---- tables -----------------------------------------------------------------------------------------------
 
 
-def funnel(stages: Sequence[Mapping[str, Any]]) -> Figure:
-    """Draw how many pairs each stage of each source kept, and why it dropped the others.
+def forest(found: pd.DataFrame, looks: Looks) -> Figure:
+    """Draw differences with their 95 % intervals around zero, by area and measure (:mod:`filip.report.findings`).
 
-    stages: funnel fragments in order (stage, source, unit, in, out, dropped).
+    A measure's name is above its lines, one for each row, so that the plot is as narrow as a telephone. Filled: it
+    holds, in the colour of the run that is ahead. Hollow: it does not.
     """
-    lines = [max(2.6, len(stage["dropped"]) + 0.9) for stage in stages] or [2.6]
-    figure, (axis,) = grid(1, 1, 12, 1.0 + 0.2 * sum(lines))
-    middles = np.cumsum(lines) - np.array(lines) / 2
-    for stage, y in zip(stages, middles, strict=False):
-        _funnel_bar(axis, stage, float(y))
-    names = [f"{_words(stage['stage'])}\n{stage.get('source', '')}" for stage in stages]
-    axis.set_yticks(middles[: len(stages)], names)
-    axis.set_ylim(sum(lines), 0)
-    axis.set_xlim(0, 1.0)
-    axis.set_xticks([0, 0.25, 0.5, 0.75, 1.0], ["0", "25 %", "50 %", "75 %", "100 %"])
-    axis.set_title("Data funnel: the share of each stage's input that went on, and why the rest did not")
-    axis.spines["left"].set_visible(False)
-    axis.tick_params(axis="y", length=0, labelcolor=INK)
+    found = found[found["difference"].notna()]
+    marks = dict(zip(found["row"].unique(), MARKS * len(found), strict=False))
+    lines = 0.9 * found["area"].nunique() + 0.85 * found.groupby(["area", "measure"]).ngroups + 0.4 * len(found)
+    figure, (axis,) = grid(1, 1, 5, 1.2 + 0.24 * lines)
+    y, area = 0.0, ""
+    across = axis.get_yaxis_transform()
+    for (group, measure), items in found.groupby(["area", "measure"], sort=False):
+        if group != area:
+            area = group
+            axis.text(0, y, area, transform=across, va="center", fontsize=9, fontweight="bold", color=INK)
+            y += 0.9
+        axis.text(0, y, measure, transform=across, va="center", fontsize=8.5, color=INK)
+        y += 0.5
+        for item in items.itertuples():
+            ahead = item.run if item.difference > 0 else item.base_run
+            colour = looks.get(ahead, Look()).colour if item.holds else MUTED
+            axis.plot([100 * item.difference_low, 100 * item.difference_high], [y, y], color=colour, linewidth=2)
+            filled = colour if item.holds else "white"
+            axis.plot(100 * item.difference, y, marks[item.row], mec=colour, mfc=filled, ms=6)
+            y += 0.4
+        y += 0.35
+    axis.axvline(0, color=INK, linewidth=1)
+    axis.set_yticks([])
+    axis.set_ylim(y, -0.6)
+    axis.xaxis.set_ticks_position("both")
+    axis.tick_params(axis="x", labeltop=True)
+    axis.set_xlabel("points, with 95 % intervals; filled: the difference holds")
+    names = dict(zip(found["run"], found["row"], strict=True)) | dict(
+        zip(found["base_run"], found["base"], strict=True)
+    )
+    entries = [
+        Line2D([], [], color=looks.get(run, Look()).colour, lw=4, label=f"{name} ahead") for run, name in names.items()
+    ]
+    if len(marks) > 1:
+        entries += [Line2D([], [], ls="", marker=mark, color=INK, label=row) for row, mark in marks.items()]
+    figure.legend(handles=entries, loc="outside upper center", ncols=2, fontsize=8.5)
+    axis.spines[["left"]].set_visible(False)
+    axis.grid(True, axis="x")
     return figure
-
-
-def _funnel_bar(axis: Axes, stage: Mapping[str, Any], y: float) -> None:
-    """Draw one stage: kept pairs in blue, dropped ones in shades of red, the reasons on the right."""
-    whole = max(stage["in"], 1)
-    share = stage["out"] / whole
-    axis.barh(y, share, height=1.7, color=KEPT)
-    filled = share
-    dropped = stage["dropped"]
-    for shade, count in zip(np.linspace(0.9, 0.4, max(1, len(dropped))), dropped.values(), strict=False):
-        axis.barh(y, count / whole, left=filled, height=1.7, color=DROPPED, alpha=shade)
-        filled += count / whole
-    counted = f"{stage['out']:,} of {stage['in']:,} {stage.get('unit', 'pairs')} kept ({100 * share:.1f} %)"
-    inside = share > 0.45
-    x, colour = (0.012, "white") if inside else (share + 0.012, INK)
-    axis.text(x, y, counted, va="center", color=colour, fontweight="bold")
-    top = y - (len(dropped) - 1) / 2
-    for number, (reason, count) in enumerate(dropped.items()):
-        axis.text(1.07, top + number, f"{count:,}", va="center", ha="right", fontsize=8.5, color=INK)
-        axis.text(1.08, top + number, _words(reason), va="center", fontsize=8.5, color=MUTED)
-    if not dropped:
-        axis.text(1.08, y, "nothing dropped", va="center", fontsize=8.5, color=MUTED)
-
-
-def _words(name: str) -> str:
-    return name.replace("_", " ")

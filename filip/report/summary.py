@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
+from textwrap import shorten
 from typing import Any
 
 from filip.cli.command import MISSING, option, run_command
@@ -155,17 +156,35 @@ def stages_grid(stages: Mapping[str, float]) -> Grid:
 
 
 def funnel_grid(funnel: Sequence[Mapping[str, Any]]) -> Grid:
-    """Return how many pairs each stage of each source kept, and below it for which reasons it dropped the others."""
+    """Return how many pairs each stage of each source kept, and below it why it dropped others, with some of them."""
     lines = []
     for stage in funnel:
-        dropped = stage["dropped"]
+        dropped, notes = stage["dropped"], stage.get("notes", {})
+        samples = {**notes.get("examples", {}), **notes.get("samples", {})}
         counts = (f"{count:,}" for count in (stage["in"], stage["out"], sum(dropped.values())))
-        shown = words(stage.get("source") or "", *counts, stage.get("unit") or "pairs")
+        shown = words(stage.get("source") or "", *counts, stage.get("unit") or "pairs", "")
         lines.append(Line(stage["stage"].replace("_", " "), shown))
         for reason, count in dropped.items():
-            lines.append(Line(f"· {reason.replace('_', ' ')}", words("", "", "", f"{count:,}", ""), kind="difference"))
-    heads = [Head("source", words=True), *map(Head, ("in", "out", "dropped")), Head("unit", words=True)]
+            lines.append(
+                Line(
+                    f"· {reason.replace('_', ' ')}",
+                    words("", "", "", f"{count:,}", "", _some(samples.get(reason, []))),
+                    kind="difference",
+                )
+            )
+    heads = [
+        Head("source", words=True),
+        *map(Head, ("in", "out", "dropped")),
+        Head("unit", words=True),
+        Head("for example", words=True),
+    ]
     return Grid(heads, lines, "Data funnel", corner="stage", whole=True)
+
+
+def _some(samples: Sequence[str | Mapping[str, Any]], most: int = 3) -> str:
+    """Return the first of the captions or addresses that a rule dropped."""
+    texts = [str(sample if isinstance(sample, str) else sample.get("caption") or "") for sample in samples]
+    return " · ".join(shorten(text, 60, placeholder="…") for text in list(filter(None, texts))[:most])
 
 
 def runs_grid(runs: Mapping[str, Mapping[str, Any]]) -> Grid:

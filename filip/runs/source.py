@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,16 +21,19 @@ from filip.models.weights import TOKENIZER, pop_loss_parameters
 from filip.runs.saved_files import AVERAGED, DDP_STATES, LoopState, find_damage, json_object, read_state, source_of
 from filip.text.json_tokenizer import JsonTokenizer
 
+FACTS = "facts"  # in the ``extra`` of a file of weights: the facts that have to be passed on with them
+PLACES = ("run_dir", "out", "result", "init_from")  # settings of a training that mean nothing elsewhere
+
 
 @dataclass(frozen=True)
 class ModelSource:
     """A model, and the facts about its training.
 
-    extra: goes into a safetensors file. result: the training's result file, or as much of it as a run that has not
-    finished has (its ``config``); empty if nothing of it was found. tables: the study's tables in Markdown, by name.
-    card: Markdown of NAME.md next to NAME.safetensors, as the models of the package have it. attributions: the files
-    that name the works, authors and licences of the training data, and of the data of models that it started from.
-    started_from: the names of the latter, the last one first. licence: theirs, or ``card``'s; "" if unknown.
+    extra: of its file. result: the training's result file, or as much of it as a run that has not finished has (its
+    ``config``); empty if nothing of it was found. tables: the study's tables in Markdown, by name.
+    card: Markdown of NAME.md next to NAME.safetensors, as the models of the package have it. attributions: the texts,
+    by file name, that name the works, authors and licences of the training data, and of the data of models that it
+    started from. started_from: the latter, the last one first. licence: theirs, or ``card``'s; "" if unknown.
     """
 
     model: DualEncoder
@@ -38,9 +42,45 @@ class ModelSource:
     result: dict[str, Any] = field(default_factory=dict)
     tables: dict[str, str] = field(default_factory=dict)
     card: str = ""
-    attributions: list[Path] = field(default_factory=list)
+    attributions: dict[str, str] = field(default_factory=dict)
     started_from: list[str] = field(default_factory=list)
     licence: str = ""
+
+    @property
+    def to_save(self) -> dict[str, Any]:
+        """Return the ``extra`` of a file of these weights, with the facts that a reader elsewhere needs."""
+        names = ("tables", "card", "attributions", "started_from", "licence")
+        facts = {"result": portable(self.result), **{name: getattr(self, name) for name in names}}
+        return {**self.extra, FACTS: {name: fact for name, fact in facts.items() if fact}}
+
+
+def facts_of(out: str, result: dict[str, Any]) -> dict[str, Any]:
+    """Return the facts of a training's weights at ``out``."""
+    attributions, started_from, licence = _descent(out, result)
+    facts = {"attributions": attributions, "started_from": started_from, "licence": licence}
+    return {"result": portable(result), **facts}
+
+
+def portable(result: dict[str, Any]) -> dict[str, Any]:
+    """Return the parts of a training's result that a model card reads, with names and licences in place of paths."""
+    names = ("run", "steps", "pairs", "epochs", "commit", "final", "config", "manifest_hashes")
+    kept = {name: result[name] for name in names if name in result}
+    if "config" in kept:
+        config = {name: value for name, value in kept["config"].items() if name not in PLACES}
+        data = config.get("data", {})
+        sources = [_source_name(source) for source in data.get("sources", [])]
+        kept["config"] = {**config, "data": {**data, "sources": sources}}
+    if hashes := kept.get("manifest_hashes"):
+        kept["manifest_hashes"] = {f"{Path(file).parent.name}/manifest": value for file, value in hashes.items()}
+    return kept
+
+
+def _source_name(source: dict[str, Any]) -> dict[str, Any]:
+    folder = Path(source["shards"])
+    name = (folder.parent.name if folder.name in ("shards", "images") else "") or folder.name
+    manifest = json_object(Path(source.get("manifest") or ""))
+    about = {key: manifest.get(key, source.get(key)) for key in ("title", "license")}
+    return {"shards": name, "weight": source.get("weight", 1.0), **about}
 
 
 def read_source(path: str) -> ModelSource:
@@ -55,7 +95,11 @@ def read_source(path: str) -> ModelSource:
 
 def _of_file(path: Path) -> ModelSource:
     model, extra = load_model(path), read_extra(path)
+    facts = extra.pop(FACTS, {})
     record = json_object(path.with_suffix(".json"))
+    if not record.get("config") and facts:
+        facts["card"] = _card(path) or facts.get("card", "")
+        return ModelSource(model, str(path), extra, **facts)
     record = record if record.get("config") else {}
     return ModelSource(
         model, str(path), extra, record, _tables(path) if record else {}, _card(path), *_descent(str(path), record)
@@ -67,30 +111,43 @@ def _card(weights: Path) -> str:
     return card.read_text(encoding="utf-8") if card.is_file() else ""
 
 
-def _descent(origin: str, result: dict[str, Any]) -> tuple[list[Path], list[str], str]:
+def _descent(origin: str, result: dict[str, Any]) -> tuple[dict[str, str], list[str], str]:
     """Return the attributions, the names of the models that a model started from, and the licence that follows."""
-    attributions: list[Path] = []
+    attributions: dict[str, str] = {}
     started_from: list[str] = []
     licence = ""
     while True:
         weights = Path(resources.weights(origin))
         of_study = weights.resolve().parent.parent.glob("*/attribution.json") if result else ()
         candidates = [weights.with_name(f"{weights.stem}_attribution.json"), *of_study]
-        attributions += [file for file in candidates if file.is_file() and file not in attributions][:1]
+        for file in [file for file in candidates if file.is_file()][:1]:
+            text = file.read_text(encoding="utf-8")
+            if text not in attributions.values():
+                attributions[f"{weights.stem}_{file.name}" if file.name in attributions else file.name] = text
         stated = re.search(r"^license: (.+)$", _card(weights), re.MULTILINE)
         licence = licence or (stated[1] if stated else "") or _licence_of_data(result, attributions)
-        origin = result.get("config", {}).get("init_from") or ""
-        if not origin or origin in started_from:
+        start = result.get("config", {}).get("init_from") or ""
+        if not start or start in started_from:
             return attributions, started_from, licence
-        started_from.append(origin)
-        result = json_object(Path(origin).with_suffix(".json"))
+        started_from.append(start)
+        origin, result = start, json_object(Path(start).with_suffix(".json"))
+        if not result and (facts := _facts_in(Path(start))):
+            attributions |= facts.get("attributions", {})
+            return attributions, [*started_from, *facts.get("started_from", [])], licence or facts.get("licence", "")
 
 
-def _licence_of_data(result: dict[str, Any], attributions: list[Path]) -> str:
+def _facts_in(weights: Path) -> dict[str, Any]:
+    """Return the facts inside a file of weights; {} if it is another file, or none."""
+    with contextlib.suppress(UserError):
+        return dict(read_extra(weights).get(FACTS, {})) if weights.is_file() else {}
+    return {}
+
+
+def _licence_of_data(result: dict[str, Any], attributions: dict[str, str]) -> str:
     """Return the licence of a training's data: the only one, or one that asks for itself ("share alike"), or other."""
     sources = result.get("config", {}).get("data", {}).get("sources", [])
     about = [json_object(Path(source.get("manifest") or "")) for source in sources]
-    about += [work for file in attributions for work in json_object(file).values()]
+    about += [work for text in attributions.values() for work in json.loads(text).values()]
     names = {str(work.get("license") or "").lower() for work in about}
     names = {name for name in names if re.fullmatch(r"[\w.-]+", name)}
     alike = [name for name in names if name.startswith("cc-by-sa")]

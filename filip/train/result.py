@@ -13,6 +13,7 @@ from torch import Tensor
 from filip.common.files import write_json
 from filip.models import read_extra, save_model
 from filip.runs.saved_files import BEST
+from filip.runs.source import FACTS, facts_of
 from filip.train.config import TrainConfig
 from filip.train.engine import Engine
 from filip.train.provenance import now
@@ -61,6 +62,7 @@ def write_result(
         "steps": chosen["step"] if chosen else measured["steps"],
         "commit": summary["commit"],
         "final": measured["final"],
+        FACTS: facts_of(config.out, summary),
     }
     save_model(config.out, engine.model, extra, state=load_file(best) if chosen else weights)
     write_json(config.result, summary)

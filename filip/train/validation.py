@@ -16,13 +16,13 @@ from filip.common.errors import UserError
 from filip.common.files import write_json
 from filip.eval.cards import load_cards
 from filip.eval.encode_set import Context
-from filip.eval.evaluation import evaluate as evaluate_cards
 from filip.eval.families import PROMPTS
 from filip.eval.formats import open_set
 from filip.eval.options import ModelOptions, result_header
 from filip.eval.outcomes import write_outcomes
 from filip.eval.prompts import load_ensemble
 from filip.eval.protocols import Protocol, protocols
+from filip.eval.protocols import evaluate as evaluate_cards
 from filip.eval.sharing import Share
 from filip.models import read_extra, save_model
 from filip.runs.saved_files import BEST

@@ -2,11 +2,15 @@
 
 import dataclasses
 import json
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from filip.common.errors import UserError
 from filip.eval.encoders import load_encoder
@@ -19,6 +23,7 @@ from filip.runs.source import read_source
 from filip.train.warm_start import load_initial
 from tests.eval.miniature import SIDE, picture, run_protocol, tiny_config, write_model, write_webdataset
 from tests.support.clips import open_clip_file
+from tests.support.late_interaction_models import KINDS, write_late_interaction_model
 
 TEXTS = ["a photo of a cat.", "two dogs", "a rather longer caption, with a comma"]
 
@@ -117,7 +122,7 @@ def test_a_siglip_and_its_tokens_are_those_of_its_pooling_head(tmp_path: Path) -
 
 
 def test_a_naflex_siglip_sees_pictures_in_their_own_shape_as_its_authors_code_does(tmp_path: Path) -> None:
-    from transformers import AutoTokenizer, Siglip2Config, Siglip2ImageProcessor, Siglip2Model
+    from transformers import Siglip2Config, Siglip2ImageProcessor, Siglip2Model, Siglip2Tokenizer
 
     tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
     torch.manual_seed(0)
@@ -127,15 +132,16 @@ def test_a_naflex_siglip_sees_pictures_in_their_own_shape_as_its_authors_code_do
     )
     theirs = Siglip2Model(config).eval()
     theirs.save_pretrained(tmp_path)
-    clip_tokenizer(build_model(tiny_config())).save_pretrained(tmp_path)
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    pieces = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "\u2581", *sorted(set("".join(TEXTS).lower()) - {" "})]
+    words = Siglip2Tokenizer({piece: place for place, piece in enumerate(pieces)}, [], padding_side="right")
+    words.save_pretrained(tmp_path)
     processor = Siglip2ImageProcessor(patch_size=8, max_num_patches=16)
     processor.save_pretrained(tmp_path)
 
     encoder = load_encoder(f"hf:{tmp_path}")
     pictures = [picture(i).resize(size) for i, size in enumerate([(40, 40), (80, 30), (20, 90)])]
     pixels = torch.stack([encoder.transform(image) for image in pictures])
-    ids = tokenizer(TEXTS, padding="max_length", truncation=True, max_length=16, return_tensors="pt")
+    ids = words(TEXTS, padding="max_length", truncation=True, max_length=16, return_tensors="pt")
     seen = processor(images=pictures, return_tensors="pt")
     assert len({tuple(shape) for shape in seen["spatial_shapes"].tolist()}) == 3
     with torch.inference_mode():
@@ -235,6 +241,53 @@ def test_a_wrong_name_is_one_sentence(name: str, message: str, monkeypatch: pyte
     with pytest.raises(UserError, match=message) as error:
         load_encoder(name)
     assert "\n" not in str(error.value)
+
+
+def damage(folder: Path, how: str) -> None:
+    """Damage a saved model as a broken download or a renamed layer does."""
+    weights = next(folder.glob("*.safetensors"))
+    if how == "tokenizer":
+        for file in [*folder.glob("tokenizer*"), *folder.glob("vocab*"), *folder.glob("merges*")]:
+            file.unlink()
+    elif how == "cut":
+        weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
+    else:
+        with safe_open(weights, "pt") as file:
+            names, metadata = sorted(file.keys()), file.metadata()
+            left = (
+                [name for name in names if not re.search("vision|visual|image", name)]
+                if how == "vision"
+                else names[::2]
+            )
+            tensors = {name: file.get_tensor(name) for name in left}
+        save_file(tensors, weights, metadata)
+
+
+@pytest.mark.parametrize("form", ["hf", "open_clip:local-dir", "mv", "ColPali", "ColQwen2"])
+@pytest.mark.parametrize("how", ["vision", "half", "cut", "tokenizer"])
+def test_a_damaged_model_is_a_sentence(form: str, how: str, clip: list[str], tmp_path: Path) -> None:
+    """New weights would be drawn, or all texts be equal, and an evaluation would go on with them."""
+    if form in KINDS:
+        folder = Path(write_late_interaction_model(tmp_path / "model", form).removeprefix("mv:"))
+        form = "mv"
+    elif form == "mv":
+        write_multi_vector(read_source(write_model(tmp_path / "m.safetensors")), str(tmp_path / "model"))
+        folder = tmp_path / "model"
+    else:
+        folder = tmp_path / "model"
+        shutil.copytree(next(name for name in clip if name.startswith(form)).removeprefix(f"{form}:"), folder)
+    load_encoder(f"{form}:{folder}", trust_remote_code=True)
+    if form.startswith("open_clip") and how == "tokenizer":
+        return  # it has its own
+    damage(folder, how)
+    with pytest.raises(UserError, match=r"lacks weights|cannot load|as the same tokens") as error:
+        load_encoder(f"{form}:{folder}", trust_remote_code=True)
+    assert "\n" not in str(error.value)
+
+
+def test_a_folder_of_another_library_is_a_sentence(clip: list[str]) -> None:
+    with pytest.raises(UserError, match="mv:"):
+        load_encoder(f"mv:{clip[0].removeprefix('hf:')}")
 
 
 def test_what_has_no_tokens_is_refused(tmp_path: Path) -> None:

@@ -10,16 +10,13 @@ import pytest
 from filip.cli.command import run_command
 from filip.eval.outcomes import Outcomes, write_outcomes
 from filip.report import differences
-from filip.report.figures import Figures
-from filip.report.figures import main as draw
 from filip.report.findings import cost, findings
 from filip.report.page import Page, main
-from filip.report.plots import MUTED
+from filip.report.plots import MUTED, forest
 from filip.report.results import Results
 from filip.report.rows import build_tables
 from filip.report.style import COLOURS, looks
 from filip.report.summary import summary
-from filip.report.table_plots import forest
 from filip.study import load_study
 from tests.report.results import STUDY, changed, recalls, tables_of, write, write_tables
 from tests.support.pages import opened
@@ -124,7 +121,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     write(folder / "eval" / "scenes_compared.json", scenes)
     write(folder / "explore.html", "<p>")
     write_tables(folder)
-    run_command(draw, Figures, argv=[f"results={folder}"])
     run_command(main, Page, argv=[f"results={folder}"])
     return folder, (folder / "report.html").read_text(encoding="utf-8")
 

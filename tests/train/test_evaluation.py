@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from filip.eval.cards import load_cards
 from filip.eval.encode_set import Context
 from filip.eval.encoders import load_encoder
-from filip.eval.evaluation import evaluate
+from filip.eval.protocols import evaluate
 from tests.support.shards import add_to_tar
 from tests.support.squares import COLOURS, PLACES, picture
 from tests.support.training import records, run_many, same_weights, series, train_arguments

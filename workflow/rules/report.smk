@@ -1,4 +1,4 @@
-# From JSON files to what people read: tables, figures, one summary, one page. Snakemake's own report embeds them.
+# From JSON files to what people read: tables, one summary, one page. Snakemake's own report embeds them.
 
 EVALUATIONS = [f"{RESULTS}/eval/{job}.done" for job in STUDY.evaluations()]
 PICTURES = [f"{RESULTS}/eval/alignment.png"] if ALIGNMENT else []
@@ -44,48 +44,6 @@ rule tables:
         " published={input.published} out_dir={params.out_dir} > {log} 2>&1"
 
 
-rule figures:
-    input:
-        EVALUATIONS,
-        TRAININGS,
-        f"{RESULTS}/tables/tables.json",
-        study=STUDY.config_file,
-        funnel=f"{RESULTS}/funnel.json",
-    output:
-        report(
-            [f"{RESULTS}/figures/{figure}" for figure in STUDY.figures],
-            caption="../report/figures.rst",
-            category="Figures",
-        ),
-    params:
-        results=lambda wildcards, input: Path(input.study).parent,
-        out_dir=lambda wildcards, output: Path(output[0]).parent,
-    log:
-        f"{RESULTS}/logs/figures.log",
-    shell:
-        "python -m filip.report.figures study={input.study} results={params.results}"
-        " out_dir={params.out_dir} > {log} 2>&1"
-
-
-# What each rule dropped, with samples, and what training gets.
-rule funnel_page:
-    input:
-        funnel=f"{RESULTS}/funnel.json",
-        manifests=STUDY.manifests(STUDY.sources),
-    output:
-        report(
-            f"{RESULTS}/funnel.html",
-            caption="../report/funnel.rst",
-            category="Overview",
-        ),
-    params:
-        what=lambda wildcards: STUDY.funnel_page_arguments(),
-    log:
-        f"{RESULTS}/logs/funnel_page.log",
-    shell:
-        "python -m filip.report.funnel fragments=[{input.funnel:q}] {params.what:q} out={output} > {log} 2>&1"
-
-
 rule summary:
     input:
         tables=rules.tables.output.data,
@@ -104,8 +62,7 @@ rule summary:
 rule page:
     input:
         PICTURES,
-        rules.funnel_page.output,
-        figures=rules.figures.output,
+        TRAININGS,
         summary=rules.summary.output,
         tables=rules.tables.output.data,
         study=STUDY.config_file,
@@ -118,12 +75,10 @@ rule page:
         ),
     params:
         results=lambda wildcards, input: Path(input.study).parent,
-        figures=lambda wildcards, input: Path(input.figures[0]).parent,
     log:
         f"{RESULTS}/logs/page.log",
     shell:
-        "python -m filip.report.page study={input.study} results={params.results} figures={params.figures}"
-        " out={output} > {log} 2>&1"
+        "python -m filip.report.page study={input.study} results={params.results} out={output} > {log} 2>&1"
 
 
 # With the licence and the attribution of the model that the training started from.

@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from filip.common.errors import UserError
+from filip.common.errors import UserError, first_line
 from filip.common.hub import hub_asked
 from filip.eval.encoders import Loading
-from filip.eval.encoders.two_tower import TwoTowerEncoder, one_by_one
+from filip.eval.encoders.two_tower import NOT_LOADED, TwoTowerEncoder, complete, one_by_one, tells_words_apart
 from filip.text.json_tokenizer import readable_token
 
 # SigLIP 2 of a fixed resolution is a SigLIP with another tokenizer, MetaCLIP 2 a CLIP with another; siglip2 is NaFlex.
@@ -35,7 +35,7 @@ class HuggingFaceEncoder(TwoTowerEncoder):
         try:
             config = AutoConfig.from_pretrained(where, trust_remote_code=False)
         except (OSError, ValueError) as error:
-            raise UserError(f"transformers cannot load hf:{where}: {_first_line(error)}") from error
+            raise UserError(f"transformers cannot load hf:{where}: {first_line(error)}") from error
         if config.model_type not in KINDS:
             raise UserError(f"hf:{where} is a {config.model_type!r}, and hf: takes {', '.join(KINDS)}")
         self.naflex = config.model_type == "siglip2"
@@ -45,14 +45,15 @@ class HuggingFaceEncoder(TwoTowerEncoder):
                 "take a SigLIP 2 of a fixed resolution, such as google/siglip2-base-patch16-224"
             )
         try:
-            model = AutoModel.from_pretrained(where, dtype=torch.float32)
+            with complete(f"hf:{where}"):
+                model = AutoModel.from_pretrained(where, dtype=torch.float32)
             # Pillow's resizing, with which the models were trained and published, not torchvision's.
             torchvision_only = config.model_type in ("tipsv2", "siglip2")
             backend = {} if torchvision_only else {"backend": "pil"}
             processor = AutoImageProcessor.from_pretrained(where, **backend)
             tokenizer = AutoTokenizer.from_pretrained(where)
-        except (OSError, ValueError) as error:
-            raise UserError(f"transformers cannot load hf:{where}: {_first_line(error)}") from error
+        except NOT_LOADED as error:
+            raise UserError(f"transformers cannot load hf:{where}: {first_line(error)}") from error
         self.siglip, self.tips = config.model_type.startswith("siglip"), config.model_type == "tipsv2"
         super().__init__(f"hf {where}", loading, "siglip" if self.siglip else "clip")
         self.model = model.eval().to(loading.device)
@@ -73,7 +74,9 @@ class HuggingFaceEncoder(TwoTowerEncoder):
     @classmethod
     def from_name(cls, name: str, loading: Loading) -> HuggingFaceEncoder:
         with hub_asked(local=Path(name).is_dir()):
-            return cls(name, loading)
+            encoder = cls(name, loading)
+        tells_words_apart(encoder)
+        return encoder
 
     def image_vectors(self, pixels: Tensor) -> Tensor:
         pooled = self._see(pixels).pooler_output
@@ -162,7 +165,3 @@ class _Patches:
         processed = self.processor(images=image.convert("RGB"), max_num_patches=self.number, return_tensors="pt")
         sides = processed["spatial_shapes"].float().expand(self.number, 2)
         return torch.cat([processed["pixel_values"][0], sides], dim=1)
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

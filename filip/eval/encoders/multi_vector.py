@@ -17,6 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 from filip.common.errors import UserError, first_line
 from filip.common.hub import hub_asked
 from filip.eval.encoders import Loading
+from filip.eval.encoders.two_tower import NOT_LOADED, complete, tells_words_apart
 from filip.eval.half_precision import autocast
 from filip.text.json_tokenizer import readable_token
 
@@ -41,10 +42,8 @@ class MultiVectorEncoder:
         code = any(Path(folder).glob("*.py"))
         if code and not loading.trust_remote_code:
             raise UserError(f"{folder} holds its own code; add trust_remote_code=true if you trust it")
-        try:
+        with complete(f"mv:{folder}"):
             model = Loaded(folder, device=loading.device, trust_remote_code=loading.trust_remote_code)
-        except (OSError, ValueError, ImportError) as error:
-            raise UserError(f"sentence-transformers cannot load mv:{folder}: {first_line(error)}") from error
         if "image" not in model.modalities:
             raise UserError(f"mv:{folder} encodes no images")
         self.model: Any = model
@@ -74,7 +73,12 @@ class MultiVectorEncoder:
     @classmethod
     def from_name(cls, name: str, loading: Loading) -> MultiVectorEncoder:
         with hub_asked(local=Path(name).is_dir()):
-            return cls(name, loading)
+            try:
+                encoder = cls(name, loading)
+            except NOT_LOADED as error:  # in loading, or in the first pass
+                raise UserError(f"sentence-transformers cannot load mv:{name}: {first_line(error)}") from error
+        tells_words_apart(encoder)
+        return encoder
 
     @torch.inference_mode()
     def encode_images(self, pixels: Any) -> Tensor:

@@ -21,7 +21,7 @@ from torch import Tensor
 from filip.common.errors import UserError
 from filip.common.hub import hub_asked
 from filip.eval.encoders import Loading
-from filip.eval.encoders.two_tower import TwoTowerEncoder, one_by_one
+from filip.eval.encoders.two_tower import NOT_LOADED, TwoTowerEncoder, one_by_one, tells_words_apart
 from filip.text.json_tokenizer import readable_token
 
 ACTIVATIONS = ("gelu", "quickgelu")
@@ -84,7 +84,9 @@ class OpenClipEncoder(TwoTowerEncoder):
     def from_name(cls, name: str, loading: Loading) -> OpenClipEncoder:
         """Load the model from ``ARCH[:WEIGHTS[:ACTIVATION]]``, ``hf-hub:OWNER/NAME`` or ``local-dir:FOLDER``."""
         architecture, weights, activation = split_name(name)
-        return cls(architecture, weights, loading, activation)
+        encoder = cls(architecture, weights, loading, activation)
+        tells_words_apart(encoder)
+        return encoder
 
     def _check_tokens(self) -> None:
         """Raise UserError now if the towers do not have a vector per patch and word."""
@@ -163,7 +165,7 @@ def _one_sentence(model: str) -> Iterator[None]:
     root.setLevel(logging.CRITICAL)  # it logs the failure as well, at length
     try:
         yield
-    except (RuntimeError, OSError, ValueError) as error:
+    except NOT_LOADED as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise UserError(f"open_clip cannot load {model}: {lines[0] if lines else type(error).__name__}") from error
     finally:

@@ -7,18 +7,64 @@ to. This is how a frozen CLIP is scored as if it were a FILIP, and the baseline 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from safetensors import SafetensorError
 from torch import Tensor
 
 from filip.common.errors import UserError
-from filip.eval.encoders import OWN_PROJECTIONS, Loading
+from filip.eval.encoders import OWN_PROJECTIONS, Encoder, Loading
 from filip.eval.half_precision import autocast
 from late_interaction.packing import pack_tokens
+
+COMMON_WORDS = ("cat", "red", "the", "a", "house", "two")
+NOT_LOADED = (OSError, ValueError, ImportError, RuntimeError, KeyError, SafetensorError)  # by folders that do not fit
+
+
+@contextmanager
+def complete(name: str) -> Iterator[None]:
+    """Raise UserError if transformers loads a model in this block that lacks weights.
+
+    It draws them anew and goes on. Its report of them is in the log alone where another library calls it.
+    """
+    reports: list[str] = []
+    handler, log = logging.Handler(), logging.getLogger("transformers.modeling_utils")
+    handler.emit = lambda record: reports.append(record.getMessage())  # type: ignore[method-assign]
+    level, passed_on = log.level, log.propagate
+    log.addHandler(handler)
+    log.setLevel(logging.WARNING)
+    log.propagate = False
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
+        log.propagate = passed_on
+    missing = re.findall(r"^(\S+)\s*\|\s*(?:\x1b\[\d+m)?(?:MISSING|MISMATCH)", "\n".join(reports), re.MULTILINE)
+    if missing:
+        raise UserError(
+            f"{name} lacks weights that its configuration asks for, such as {missing[0]} ({len(missing)} kinds in "
+            "all); fetch or export it again"
+        )
+
+
+def tells_words_apart(encoder: Encoder) -> None:
+    """Raise UserError for a model that reads common words alike.
+
+    Without its files a tokenizer of transformers is an empty one, which has one token for all words.
+    """
+    if len({frozenset(encoder.tokens(word)) for word in COMMON_WORDS}) == 1:
+        raise UserError(
+            f"{encoder.name} reads {' and '.join(COMMON_WORDS[:2])!r} as the same tokens: its vocabulary is missing or "
+            "damaged; fetch its tokenizer again"
+        )
 
 
 class TwoTowerEncoder:

@@ -80,5 +80,8 @@ class Captions(EvalSet):
         image = read_rgb(io.BytesIO(self.images.read(item)))
         return Sample(item.name, image, captions=list(item.captions))
 
+    def files(self) -> list[str]:
+        return [item.file for item in self.images.items]
+
     def name_of(self, index: int) -> str:
         return str(self.images.items[index].name)

@@ -226,6 +226,11 @@ class RecordSet(EvalSet):
         key = f"{number} {name}"
         return Sample(key, captions=true + false, cluster=name, truths=len(true), category=category, image=shown)
 
+    def files(self) -> list[str]:
+        rows = (self.rows[number] for number in self.numbers)
+        named = (file_named(row[self.image], self.reading) for row in rows if not _stored(row[self.image]))
+        return [inside(self.root, name)[0] for name in named]
+
     def _name(self, row: dict[str, Any], number: int) -> str:
         """Return what identifies the picture of a row: its path, or the number of the row."""
         return file_named(row.get(self.image), self.reading) or f"{number:07d}"

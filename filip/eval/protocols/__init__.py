@@ -13,14 +13,16 @@ from __future__ import annotations
 import importlib
 import math
 import pkgutil
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from filip.common.errors import UserError
 from filip.common.plugins import load_plugins
+from filip.common.progress import say
 from filip.eval.cards import METRIC_TITLES, BenchmarkCard
+from filip.eval.families import AUTO, FAMILIES
 
 if TYPE_CHECKING:
     from filip.eval.encode_set import Context
@@ -116,6 +118,7 @@ class Protocol:
     report; ``filip eval`` prints the same columns. note: one line on the measure. more: further tables of the
     report, by name. prepare: reads a card's needs, such as its prompts, so that a mistake is known before a model is
     loaded. settle: fills in settings that depend on the model. size: where the number of images is among the numbers.
+    version: raised when it gives other numbers of the same model and data, so that no result of before is kept.
     on_request: only where ``protocols=`` names it. in_parts: can be measured while training, since each rank takes some
     batches of the images. on_patches: asks where in a picture a model's tokens are.
     """
@@ -130,6 +133,7 @@ class Protocol:
     prepare: Callable[[BenchmarkCard, Any, Context], object] | None = None
     settle: Callable[[Any, Encoder], Any] | None = None
     size: str = "n"
+    version: int = 1
     on_request: bool = False
     in_parts: bool = False
     reads_prompts: bool = False
@@ -180,3 +184,48 @@ def protocol_of(name: str) -> Protocol:
     if name not in protocols():
         raise UserError(f"there is no protocol {name!r}; there are {', '.join(protocols())}")
     return protocols()[name]
+
+
+def evaluate(
+    name: str, encoder: Encoder, cards: Sequence[BenchmarkCard], context: Context, settings: Any = None
+) -> tuple[dict[str, Any], Record]:
+    """Return (the entries of a result file beyond the model, the outcome of each image) of the protocol ``name`` on the
+    cards.
+
+    settings: of the protocol; None: its defaults. Raises UserError as the protocol does.
+    """
+    protocol = protocol_of(name)
+    settings = protocol.settings() if settings is None else settings
+    if protocol.settle is not None:
+        settings = protocol.settle(settings, encoder)
+    benchmarks: dict[str, Numbers] = {}
+    record: Record = {}
+    prompts = []
+    for card in cards:
+        of_card = context.of(encoder, card)
+        benchmarks[card.name] = numbers = protocol.run(encoder, card, settings, of_card, record)
+        prompts.append(of_card.prompts)
+        say(f"{card.name}: {summary(protocol, numbers, not encoder.token_wise)}")
+    if not prompts:  # nothing was there to evaluate
+        prompts = [FAMILIES[encoder.family].prompts if context.prompts == AUTO else context.prompts]
+    part = {} if context.text_tokens == "all" else {"text_tokens": context.text_tokens}
+    return {
+        "protocol": name,
+        "settings": part | settings_of(protocol, settings, ", ".join(dict.fromkeys(prompts))),
+        "benchmarks": benchmarks,
+    }, record
+
+
+def settings_of(protocol: Protocol, settings: Any, prompts: str) -> dict[str, Any]:
+    """Return a result's dependencies beyond model and data: the protocol's settings and any prompts it reads."""
+    return {**({"prompts": prompts} if protocol.reads_prompts else {}), **asdict(settings)}
+
+
+def summary(protocol: Protocol, found: Numbers, pooled: bool = False) -> str:
+    """Return the columns of a protocol on one benchmark in a line, and its warnings."""
+    columns = []
+    for one in protocol.measured(found, pooled):
+        by_chance = "" if one.chance is None else f" (chance {shown(one.chance, one.unit)})"
+        columns.append(f"{one.title} {shown(one.value, one.unit)} {one.unit}".rstrip() + by_chance)
+    warning = [found["cut_note"]] if "cut_note" in found else []
+    return "; ".join([*columns, *warning]) or "nothing to measure"
