@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import json
 import random
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -25,16 +25,15 @@ from filip.common.files import replacing
 from filip.common.progress import say
 from filip.common.table_writer import Grid, Head, Line, Shown, render
 from filip.data.funnel import Fragment, read_fragment
-from filip.data.remote_tars import address, is_there
+from filip.data.remote_tars import is_there
+from filip.data.shard_index import shard_images
 from filip.data.sidecar import read_sidecar
 from filip.images.rgb import UNDECODABLE, read_rgb
 from filip.loading.config import AugmentConfig
-from filip.loading.remote_shards import samples_in
 from filip.loading.transforms import TrainTransform
 from filip.report import plots
 from filip.report.page import inline, rendered, webp
 from filip.report.style import TEMPLATES, style
-from filip.sets.tar_index import IMAGE_SUFFIXES
 
 DRAWS = 3  # times that the training's random transform is shown, per picture
 WIDEST = 192  # pixels of a picture
@@ -156,16 +155,10 @@ def _pictures(shards: Path, wanted: Sequence[Mapping[str, Any]]) -> dict[tuple[s
 
 
 def _images(tar: Path, keys: set[str]) -> Iterator[tuple[str, bytes]]:
-    """Yield key and bytes of the images of a shard, here or in a bucket; the tar is read as far as the last of them."""
-    if not is_there(tar):
-        return
-    images = (
-        (sample["__key__"].rpartition("/")[2], data)
-        for sample in samples_in(address(tar) or str(tar), Counter())
-        for suffix, data in sample.items()
-        if suffix in IMAGE_SUFFIXES
-    )
-    yield from islice(((key, data) for key, data in images if key in keys), len(keys))
+    """Yield key and bytes of the images of a shard, here or in a bucket."""
+    if is_there(tar):
+        images = ((key.rpartition("/")[2], data) for key, data in shard_images(tar))
+        yield from islice(((key, data) for key, data in images if key in keys), len(keys))
 
 
 def _embedded(image: Image.Image) -> str:
