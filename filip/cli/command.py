@@ -113,7 +113,7 @@ def run_command(
     quiet: bool = False,
     words: Sequence[str] = (),
 ) -> None:
-    """Parse the command line, call ``main(config)``; a UserError becomes one plain message and exit code 2.
+    """Parse the command line, call ``main(config)``; a UserError becomes one plain message and its exit code.
 
     schema, config_name: as for :func:`compose_config`. quiet: print neither help nor message (ranks beyond the first).
     words: the options that arguments without a name set, in order.
@@ -154,7 +154,7 @@ def _run(
     except UserError as error:
         if not quiet:
             print(f"error: {error}", file=sys.stderr, flush=True)
-        sys.exit(2)
+        sys.exit(error.exit_code)
 
 
 def _named(arguments: list[str], words: Sequence[str]) -> list[str]:

@@ -20,6 +20,14 @@ class UserError(Exception):
     else that escapes is a bug of ours and keeps its trace.
     """
 
+    exit_code = 2
+
+
+class DamagedFileError(UserError):
+    """A file that is not what was written: a disk or a network is to blame, and the same command may go on later."""
+
+    exit_code = 74
+
 
 def first_line(error: Exception) -> str:
     """Return the first line of an error's message, for a sentence of ours; the name of its class if it is empty."""

@@ -2,7 +2,7 @@
 
 A finished shard is sent, and in the place of its tar stays a link to the address: ``00000.tar -> s3://…/00000.tar``. So
 every stage that reads only descriptions and captions works as it does with local tars, the few that read images fetch
-one tar at a time, and a training streams (:mod:`filip.loading.streaming`).
+one tar at a time, and a training keeps copies of the tars that it is reading (:mod:`filip.loading.tar_cache`).
 """
 
 from __future__ import annotations
@@ -15,14 +15,18 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import fsspec
 
 from filip.common.errors import UserError, first_line
-from filip.common.files import replacing, sha256_of, write_json
+from filip.common.files import file_state, replacing, sha256_of, write_json
 
 PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "http": "aiohttp", "https": "aiohttp"}
 OWNER = "filip.json"  # in the bucket: which folder fills it
+ABSENT = "; does data.sources name the shards as they are, and all of them?"
+# What servers call the version of a file
+MARKS = ("ETag", "etag", "md5Hash", "Content-MD5", "Last-Modified", "LastModified", "mtime", "created")
 
 
 def address(tar: Path) -> str | None:
@@ -98,6 +102,24 @@ def hash_of(tar: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except Exception as error:
         raise explained(url, error) from error
+
+
+def state_of(tar: Path | str) -> tuple[Any, ...] | None:
+    """Return size and time of a shard's tar; of one in a bucket, size and version; None if there is none.
+
+    Raises UserError for a bucket that does not answer.
+    """
+    url = tar if isinstance(tar, str) else address(tar)
+    if url is None:
+        return file_state(tar)
+    try:
+        files, place = fsspec.core.url_to_fs(url)
+        about = files.info(place)
+    except FileNotFoundError:
+        return None
+    except Exception as error:
+        raise explained(url, error, ABSENT) from error
+    return about.get("size"), next((str(about[name]) for name in MARKS if name in about), "")
 
 
 @contextmanager

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
@@ -16,24 +15,11 @@ import pyarrow.parquet as pq
 
 from filip.common.files import replacing
 from filip.data.lists import duckdb_io
-from filip.data.remote_tars import local
-from filip.data.shard_index import shard_index
+from filip.data.shard_index import shard_images
 from filip.data.sidecar import read_sidecar
 from filip.images.rgb import UNDECODABLE
 
 _scorers: list[Any] = []  # loaded once in each worker process
-
-
-def shard_images(tar: Path) -> Iterator[tuple[str, bytes]]:
-    """Yield (key, encoded image) of every sample of a shard, in its order."""
-    with local(tar) as here:
-        index = shard_index(here)
-        file = os.open(here, os.O_RDONLY)
-        try:
-            for key, n in index.images().items():
-                yield key, os.pread(file, index.sizes[n], index.offsets[n])
-        finally:
-            os.close(file)
 
 
 def perceptual_hash(image: Any) -> int:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable
+import os
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ import pyarrow.parquet as pq
 
 from filip.common.files import replacing
 from filip.data.lists.parquet_rows import whole_file
+from filip.data.remote_tars import address, local, state_of
 from filip.sets.tar_index import IMAGE_SUFFIXES, Member, scan_tar, split_key
 
 log = logging.getLogger(__name__)
@@ -48,13 +50,15 @@ class ShardIndex:
         return {key: n for n, (key, suffix) in enumerate(zip(self.keys, self.suffixes, strict=True)) if suffix == "txt"}
 
 
-def shard_index(tar: Path) -> ShardIndex:
-    """Return the index of a shard: read if it is up to date, else made, and kept if the folder can be written to."""
+def shard_index(tar: Path, opened: Callable[[Path], int] | None = None) -> ShardIndex:
+    """Return the index of a shard: read if it is up to date, else made, and kept if the folder can be written to.
+
+    opened: returns a descriptor of the tar if it is in a bucket.
+    """
     state = _state(tar)
     index = _read(tar, state)
     if index is None:
-        members, defect = scan_tar(tar)
-        index = index_of(members, defect)
+        index = index_of(*scan_tar(tar if opened is None else opened(tar)))
         if state is not None:
             try:
                 write_index(tar, index, state)
@@ -89,11 +93,10 @@ def index_path(tar: Path) -> Path:
 
 
 def _state(tar: Path) -> dict[str, int] | None:
-    try:
-        stat = tar.stat()
-    except OSError:
+    """Return size and time of a tar; of one in a bucket the size, since its index may be older than its copy there."""
+    if (state := state_of(tar)) is None:
         return None
-    return {"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+    return {"bytes": state[0]} if address(tar) else {"bytes": state[0], "mtime_ns": state[1]}
 
 
 def _read(tar: Path, state: dict[str, int] | None) -> ShardIndex | None:
@@ -103,7 +106,17 @@ def _read(tar: Path, state: dict[str, int] | None) -> ShardIndex | None:
         about = json.loads((table.schema.metadata or {}).get(b"filip", b"{}"))
     except (OSError, pa.ArrowException, ValueError):
         return None  # missing or broken
-    if about.get("version") != VERSION or about.get("tar") != state:
+    written_for = about.get("tar") or {}
+    if about.get("version") != VERSION or state is None or {name: written_for.get(name) for name in state} != state:
         return None
     keys, suffixes, offsets, sizes = (table[name].to_pylist() for name in SCHEMA.names)
     return ShardIndex(keys, suffixes, offsets, sizes, about["defect"])
+
+
+def shard_images(tar: Path) -> Iterator[tuple[str, bytes]]:
+    """Yield (key, encoded image) of every sample of a shard, here or in a bucket, in its order."""
+    with local(tar) as here:
+        index = shard_index(here)
+        with open(here, "rb") as file:
+            for key, n in index.images().items():
+                yield key, os.pread(file.fileno(), index.sizes[n], index.offsets[n])

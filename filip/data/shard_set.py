@@ -6,6 +6,7 @@ The training reads these too, so nothing here imports the downloader or DuckDB.
 from __future__ import annotations
 
 import json
+import random
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from filip.data.remote_tars import hash_of, size_of
 
 TAR_SHA256 = b"tar_sha256"  # key in the metadata of NNNNN.parquet for the hash of NNNNN.tar as it was written
 THREADS = 8
+PROVEN = 3  # tars that each start of a training hashes
 
 
 def shard_entries(shards: Path, captions: Path, read_tars: bool = True) -> list[dict[str, Any]]:
@@ -70,6 +72,25 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
 def manifest_hash(path: str | Path) -> str:
     """Return the hash (64 hex digits) of the data set that the manifest at ``path`` describes."""
     return str(read_manifest(path)["sha256"])
+
+
+def damaged_tar(path: str | Path) -> str | None:
+    """Hash some tars of a manifest, other ones at each start; return a sentence about one whose bytes have changed."""
+    manifest = read_manifest(path)
+    shards = Path(manifest["folders"]["shards"])
+    for entry in random.sample(manifest["shards"], min(PROVEN, len(manifest["shards"]))):
+        if fault := fault_of(shards / f"{entry['name']}.tar", entry["tar_sha256"]):
+            return f"{fault}; restore it, or delete it and run the same download again"
+    return None
+
+
+def fault_of(tar: Path, expected: str) -> str | None:
+    """Return the fault of a tar that should have this hash, or None."""
+    try:
+        actual = hash_of(tar)
+    except (OSError, UserError) as error:  # gone, or in a bucket, which has it no longer or does not answer
+        return f"shard {tar.stem}: {error}"
+    return None if actual == expected else f"shard {tar.stem}: the bytes of {tar} are not those that were written"
 
 
 def changed_since(path: str | Path) -> list[str]:

@@ -19,18 +19,12 @@ class Source:
 
     shards: str = option(
         MISSING,
-        "folder of webdataset tars, as img2dataset writes them; or a stream: s3://…, gs://…, hf://…, https://… or "
-        "pipe:…, of a folder or of tars with braces",
+        "folder of webdataset tars, as img2dataset writes them; or the address (s3://…, gs://…, hf://…, https://…) of "
+        "a folder or of tars with braces",
     )
     captions: str | None = option(None, "folder of caption side-cars; null = the .txt files in the tars")
     weight: float = option(1.0, "passes over this source per epoch; 0.5 = a random half of it", at_least=0)
     manifest: str | None = option(None, "its manifest.json; the hash goes into the run and is compared on resume")
-    pairs: int | None = option(None, "pairs of a stream; default: as its manifest says", at_least=1)
-
-
-def is_streamed(shards: str) -> bool:
-    """Return whether shards are read as a stream: they are a URL or a command, not a folder."""
-    return shards.startswith("pipe:") or "://" in shards
 
 
 @dataclass
@@ -46,7 +40,7 @@ class AugmentConfig:
 class DataConfig(AugmentConfig):
     """Settings of the model's input: the group ``data`` of the training configuration."""
 
-    sources: list[Source] = option([], "list of {shards, captions, weight, manifest, pairs}")
+    sources: list[Source] = option([], "list of {shards, captions, weight, manifest}")
     back_translation: bool = option(True, "draw the caption uniformly from the original and its translations")
     workers: int = option(2, "loader processes per rank; 0 = load in the training process", at_least=0)
     augment_on: str = option(
@@ -54,9 +48,9 @@ class DataConfig(AugmentConfig):
         "who resizes, flips and augments images; device: the GPU that trains, so that the workers only decode",
         choices=("worker", "device"),
     )
-    shuffle_window_shards: int = option(
-        16, "shards whose samples are shuffled among each other; a worker reads so many of a stream in turn", at_least=1
-    )
+    cache: str = option("~/.cache/filip/tars", "folder of the copies of tars that are in a bucket or on a server")
+    cache_gb: float = option(100.0, "room for these copies; those used last stay", above=0)
+    shuffle_window_shards: int = option(16, "shards whose samples are shuffled among each other", at_least=1)
     reader_groups: int = option(
         1,
         "groups of ranks that share no shards: 1 on one machine, else the number of ranks or a divisor of it, so "

@@ -14,6 +14,7 @@ import numpy as np
 
 from filip.common.errors import UserError
 from filip.common.files import digest, replacing
+from filip.data.remote_tars import state_of
 from filip.loading.pair_index import SourceIndex
 
 
@@ -25,8 +26,8 @@ def map_path(folder: Path, index: SourceIndex, shard: int) -> Path:
     """Return where the feature maps of a shard's images are."""
     tar, start = index.tars[shard], int(index.starts[shard])
     used = index.offset[start : start + int(index.counts[shard])]
-    stat = tar.stat()
-    return folder / f"{tar.stem}-{digest([str(tar.resolve()), stat.st_size, stat.st_mtime_ns, used.tolist()])[:16]}.npy"
+    state = state_of(tar) or ()
+    return folder / f"{tar.stem}-{digest([str(tar.resolve()), *state, used.tolist()])[:16]}.npy"
 
 
 def write_maps(path: Path, maps: np.ndarray) -> None:

@@ -6,6 +6,7 @@ of ranks (at the same global batch size) change nothing, and the state to save i
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
@@ -23,7 +24,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from filip.common.errors import UserError, plain
+from filip.common.errors import DamagedFileError, UserError, plain
+from filip.data.remote_tars import address
 from filip.images.eval_transform import EvalTransform
 from filip.images.rgb import UNDECODABLE
 from filip.loading.batches import Batch, Pair, batch_of, batches_an_epoch, hash_of, in_workers, sentence_of
@@ -32,12 +34,15 @@ from filip.loading.crops import read_image
 from filip.loading.epoch_order import EpochOrder, group_length
 from filip.loading.feature_maps import features_of, map_path, open_maps
 from filip.loading.pair_index import ShardCaptions, SourceIndex, index_source, sidecar_path
+from filip.loading.tar_cache import TarCache
 from filip.loading.transforms import TrainTransform
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 PAUSES = (2.0, 10.0)  # seconds between the attempts to read from a disk that fails
 _NEARBY, _ATTEMPTS = 5, 50  # images tried for one slot: within its shard, and before giving up
+_ALERT, _END = 0.01, 0.1  # shares of replaced images that are told, and that end a training ...
+_JUDGED = 500  # ... among so many at least: one bad picture of twelve is no damage
 
 
 class _OpenShard(NamedTuple):
@@ -57,6 +62,7 @@ class PairStream(Dataset[Batch]):
         self._weights = [index.source.weight for index in self.indices]
         self._order: EpochOrder | None = None
         self._open: OrderedDict[tuple[int, int], _OpenShard] = OrderedDict()
+        self.cache = TarCache.of(config.data)
 
     def group_lengths(self) -> list[int]:
         """Return the pairs per reader group and epoch."""
@@ -104,11 +110,13 @@ class PairStream(Dataset[Batch]):
 
     def __getitem__(self, item: tuple[int, int]) -> Batch:
         epoch, batch = item
-        problems: Counter[str] = Counter()
-        pairs = [self._pair(epoch, *slot, problems) for slot in self.slots(epoch, batch)]
-        return batch_of(pairs, problems, self.config)
+        problems, damaged = Counter[str](), Counter[str]()
+        pairs = [self._pair(epoch, *slot, problems, damaged) for slot in self.slots(epoch, batch)]
+        return batch_of(pairs, problems, self.config) | {"damaged": dict(damaged)}
 
-    def _pair(self, epoch: int, source: int, sample: int, visit: int, problems: Counter[str]) -> Pair:
+    def _pair(
+        self, epoch: int, source: int, sample: int, visit: int, problems: Counter[str], damaged: Counter[str]
+    ) -> Pair:
         """Return an image or its feature map, with a caption.
 
         One that cannot be decoded is replaced by another, and both facts are counted.
@@ -135,6 +143,7 @@ class PairStream(Dataset[Batch]):
                 return Pair(image, text, int(captions.group[row]), key)
             except UNDECODABLE as error:
                 problems["undecodable"] += 1
+                damaged[str(index.tars[shard])] += attempt == 0
                 log.debug("undecodable image %s in %s: %s", key, index.tars[shard], error)
             if attempt < _NEARBY:  # the shard is open already
                 sample = int(index.starts[shard]) + substitutes.randrange(int(index.counts[shard]))
@@ -156,12 +165,12 @@ class PairStream(Dataset[Batch]):
         while len(self._open) >= self.most_open:
             os.close(self._open.popitem(last=False)[1].file)
         if index.source.captions is None:
-            captions = ShardCaptions.from_tar(tar)
+            captions = ShardCaptions.from_tar(tar, self.cache)
         else:
             captions = ShardCaptions.from_sidecar(sidecar_path(index.source, tar))
         folder = self.config.feature_maps
         maps = None if folder is None else open_maps(map_path(folder, index, shard))
-        self._open[place] = opened = _OpenShard(os.open(tar, os.O_RDONLY), captions, maps)
+        self._open[place] = opened = _OpenShard(self.cache.open(tar), captions, maps)
         return opened
 
     def _read(self, source: int, shard: int, sample: int) -> tuple[_OpenShard, bytes]:
@@ -171,8 +180,13 @@ class PairStream(Dataset[Batch]):
         def read() -> tuple[_OpenShard, bytes]:
             try:
                 opened = self._shard(source, shard)
+                if opened.maps is not None:
+                    return opened, b""
                 size, offset = int(index.size[sample]), int(index.offset[sample])
-                return opened, os.pread(opened.file, size, offset) if opened.maps is None else b""
+                data = os.pread(opened.file, size, offset)
+                if len(data) < size:
+                    raise OSError(errno.EIO, f"it ends after {len(data):,} of an image's {size:,} bytes")
+                return opened, data
             except OSError:  # the next attempt opens the file anew: a stale handle of NFS stays stale
                 if stale := self._open.pop((source, shard), None):
                     os.close(stale.file)
@@ -189,7 +203,8 @@ def patiently(read: Callable[[], T], tar: Path) -> T:
         except (OSError, UserError) as error:
             named = isinstance(error, UserError)
             if pause is None or (named and not isinstance(error.__cause__, OSError)):
-                raise error if named else UserError(f"cannot read the shard {tar}: {plain(error)}") from error
+                sentence = f"cannot read the shard {address(tar) or tar}: {plain(error)}"
+                raise error if named else DamagedFileError(sentence) from error
             log.warning("%s: %s; trying again in %g s", tar, plain(error), pause)
             time.sleep(pause)
     raise AssertionError
@@ -206,7 +221,7 @@ class PairLoader:
 
     def __init__(self, stream: PairStream, pin_memory: bool = False) -> None:
         self.stream, self._at = stream, _Position(0, 0)
-        self.counters: Counter[str] = Counter()
+        self.counters, self._damaged, self._given = Counter[str](), Counter[str](), 0
         if stream.config.rank == 0:  # all ranks find the same, and their counters are summed
             for index in stream.indices:
                 self.counters.update(index.problems)
@@ -236,10 +251,12 @@ class PairLoader:
         try:
             for batch in self._loader:
                 self.counters.update({name: n for name, n in batch.pop("problems").items() if n})
+                self._damaged.update(batch.pop("damaged"))
+                self._given += len(batch["key"])
                 self._at.batch += 1
                 yield batch
         except UserError as error:
-            raise UserError(sentence_of(error)) from None
+            raise type(error)(sentence_of(error)) from None
         self._at.epoch, self._at.batch = self._at.epoch + 1, 0
 
     def state_dict(self) -> dict[str, Any]:
@@ -252,15 +269,32 @@ class PairLoader:
             "counters": dict(self.counters),
         }
 
-    @staticmethod
-    def merged(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """Return the joint state of all ranks' streams, which are at the same batch."""
-        return states[0]
+    def damage(self) -> str | None:
+        """Return a sentence if more than 1 % of the images since the last answer were replaced; None if they are few.
+
+        Raises DamagedFileError above 10 %: the training would learn from other data than those that were asked for.
+        """
+        given, replaced = self._given, self._damaged.total()
+        if given < _JUDGED:
+            return None
+        worst = max(self._damaged, key=self._damaged.__getitem__, default="")
+        self._given, self._damaged = 0, Counter()
+        if replaced <= given * _ALERT:
+            return None
+        sentence = (
+            f"{replaced:,} of {given:,} images on rank {self.stream.config.rank} could not be decoded and were "
+            f"replaced, most of them in {address(Path(worst)) or worst}"
+        )
+        if replaced > given * _END:
+            raise DamagedFileError(f"{sentence}. Restore the shard, and start again")
+        return sentence
 
     def describe(self) -> str:
-        """Return how many sources and shards there are."""
-        indices = self.stream.indices
-        return f"{len(indices)} sources, {sum(len(index.tars) for index in indices)} shards"
+        """Return how many sources and shards there are, and where those are kept that are not here."""
+        tars = [tar for index in self.stream.indices for tar in index.tars]
+        far = sum(address(tar) is not None for tar in tars)
+        cached = f", {far} of them fetched into {self.stream.cache.folder}" if far else ""
+        return f"{len(self.stream.indices)} sources, {len(tars)} shards{cached}"
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue with the next batch. Workers and ranks may differ from the writers of the state.
@@ -343,7 +377,7 @@ def build_loader(
     config.tokenizer.prepare()
     identities = config.identities or [None] * len(data.sources)
     indices = [
-        index_source(source, processes=max(1, data.workers), identity=identity)
+        index_source(source, TarCache.of(data), processes=max(1, data.workers), identity=identity)
         for source, identity in zip(data.sources, identities, strict=True)
     ]
     stream = PairStream(indices, config, transform or TrainTransform(config.image_size, data))

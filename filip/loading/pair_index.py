@@ -16,24 +16,25 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from filip.common.errors import UserError, counted
-from filip.common.files import file_state, locked
+from filip.common.errors import DamagedFileError, UserError, counted
+from filip.common.files import locked
 from filip.common.progress import track
 from filip.data.lists.parquet_rows import whole_file
+from filip.data.remote_tars import address, state_of
 from filip.data.shard_index import shard_index
 from filip.data.sidecar import group_id
-from filip.loading.config import Source
+from filip.loading.config import DataConfig, Source
+from filip.loading.tar_cache import THREADS, TarCache
 
 VERSION = 1  # version of the joined index
 FOLDER = "_index"  # next to the side-cars
@@ -67,25 +68,32 @@ class SourceIndex:
 
 
 def index_source(
-    source: Source, folder: str | Path | None = None, processes: int = 1, identity: Identity | None = None
+    source: Source,
+    cache: TarCache | None = None,
+    folder: str | Path | None = None,
+    processes: int = 1,
+    identity: Identity | None = None,
 ) -> SourceIndex:
     """Index every usable pair of a source, in memory-mapped arrays.
 
     One process makes them while the others wait; they are kept in ``folder`` until a tar or a
     side-car changes. None: in ``_index`` next to the side-cars (or the shards, if there are none), or where that
-    cannot be written, in the machine's folder for temporary files. identity: what :func:`identity_of` has returned to
+    cannot be written, in the machine's folder for temporary files. cache: for tars that are in a bucket, each of which
+    is fetched once to be indexed, unless its index is here. identity: what :func:`identity_of` has returned to
     another rank, so that this one asks the file system about no file. Raises UserError if there is nothing to train on;
-    lesser defects are counted in ``problems``.
+    lesser defects are counted in ``problems``. Raises DamagedFileError with the name of a shard that is damaged.
     """
+    cache = cache or TarCache.of(DataConfig())
+    source = cache.local_source(source)
     tars = _find_tars(source)
-    cache = _writable_folder(source, folder)
+    joined = _writable_folder(source, folder)
     where, state = identity or identity_of(source, tars)
-    entry = cache / f"{where}-{state}"
+    entry = joined / f"{where}-{state}"
     if not entry.is_dir():
-        with locked(cache / "lock"):
+        with locked(joined / "lock"):
             if not entry.is_dir():
-                _build(source, tars, entry, processes)
-                for path in cache.glob(f"{where}-*"):
+                _build(source, tars, entry, processes, cache)
+                for path in joined.glob(f"{where}-*"):
                     if path != entry:
                         shutil.rmtree(path, ignore_errors=True)  # the index of files that have changed since
     arrays = {name: np.memmap(entry / name, dtype, "r") for name, dtype in _ARRAYS.items()}
@@ -114,13 +122,14 @@ def identity_of(source: Source, tars: list[Path] | None = None) -> Identity:
     """Return two names: one for the source's place, one for the state of all its files (by size and time of change)."""
     tars = tars or _find_tars(source)
     files = [*tars, *(sidecar_path(source, tar) for tar in tars if source.captions is not None)]
-    states = [(file.name, *(file_state(file) or ())) for file in files]
+    with ThreadPoolExecutor(THREADS) as pool:
+        states = [(file.name, *(state or ())) for file, state in zip(files, pool.map(state_of, files), strict=True)]
     place = [str(Path(folder).resolve()) for folder in (source.shards, source.captions) if folder is not None]
     where, state = (hashlib.sha256(json.dumps([VERSION, value]).encode()).hexdigest()[:16] for value in (place, states))
     return where, state
 
 
-def _build(source: Source, tars: list[Path], entry: Path, processes: int) -> None:
+def _build(source: Source, tars: list[Path], entry: Path, processes: int, cache: TarCache) -> None:
     """Write the arrays of a source into the folder ``entry``, shard by shard."""
     work = entry.with_name(f".{entry.name}.part")
     shutil.rmtree(work, ignore_errors=True)  # left by a process that was killed
@@ -129,7 +138,7 @@ def _build(source: Source, tars: list[Path], entry: Path, processes: int) -> Non
     problems: Counter[str] = Counter()
     with ExitStack() as stack:
         files = [stack.enter_context(open(work / name, "wb")) for name in _ARRAYS]
-        for *columns, defects in track(_parts(source, tars, processes), "indexing", "shards", len(tars)):
+        for *columns, defects in track(_parts(source, tars, processes, cache), "indexing", "shards", len(tars)):
             for file, column in zip(files, columns, strict=True):
                 file.write(column.tobytes())
             counts.append(len(columns[0]))
@@ -144,16 +153,16 @@ def _build(source: Source, tars: list[Path], entry: Path, processes: int) -> Non
     os.replace(work, entry)
 
 
-def _parts(source: Source, tars: list[Path], processes: int) -> Iterator[_Part]:
+def _parts(source: Source, tars: list[Path], processes: int, cache: TarCache) -> Iterator[_Part]:
     """Yield the result of :func:`_index_shard` for each tar, in order."""
     if processes <= 1 or len(tars) <= processes:
-        yield from (_index_shard(source, tar) for tar in tars)
+        yield from (_index_shard(source, cache, tar) for tar in tars)
         return
     context = multiprocessing.get_context("fork")  # a spawned process would import torch for seconds
     try:
         # not multiprocessing.Pool, which waits forever for a worker that was killed
         with ProcessPoolExecutor(processes, context) as pool:
-            yield from pool.map(functools.partial(_index_shard, source), tars, chunksize=4)
+            yield from pool.map(functools.partial(_index_shard, source, cache), tars, chunksize=4)
     except BrokenProcessPool as error:
         raise UserError(
             f"a process that indexed the shards of {source.shards} was killed (out of memory?): start again, "
@@ -174,8 +183,6 @@ def _find_tars(source: Source) -> list[Path]:
             f"no shards: {folder} {'has no *.tar' if folder.is_dir() else 'is not a folder'}; "
             "give the folder that the download stage wrote (data.sources=[{shards: …, captions: …}])"
         )
-    if not tars[0].exists() and tars[0].is_symlink():
-        raise UserError(f"{tars[0]} leads to {os.readlink(tars[0])}, and this reads local shards only: fetch them")
     if source.captions is not None and not any(Path(source.captions).glob("*.parquet")):
         raise UserError(
             f"no caption side-cars: {source.captions} has no *.parquet; give the folder that the translation "
@@ -184,13 +191,22 @@ def _find_tars(source: Source) -> list[Path]:
     return tars
 
 
-def _index_shard(source: Source, tar: Path) -> _Part:
-    """Return offset, size and row of each usable sample of a shard, and the faults of the others."""
+def _index_shard(source: Source, cache: TarCache, tar: Path) -> _Part:
+    """Return offset, size and row of each usable sample of a shard, and the faults of the others.
+
+    Raises DamagedFileError if the tar is damaged, or has fewer images than its statistics count.
+    """
     problems: Counter[str] = Counter()
-    index = shard_index(tar)
-    if index.defect is not None:
-        problems[f"shards_{index.defect}"] += 1
+    index = shard_index(tar, cache.open)
     images = index.images()
+    stats = tar.with_name(f"{tar.stem}_stats.json")
+    stored = json.loads(stats.read_text()).get("successes", 0) if stats.exists() else 0
+    if index.defect is not None or len(images) < stored:
+        fault = index.defect or f"it has {len(images):,} images, and {stats.name} counts {stored:,}"
+        raise DamagedFileError(
+            f"the shard {address(tar) or tar} is damaged: {fault}. Restore it; or delete it with its stats file, and "
+            "the same download (or ingest) makes it again"
+        )
     keys, numbers = list(images), list(images.values())
     if source.captions is None:
         texts = index.texts()
@@ -244,11 +260,11 @@ class ShardCaptions:
         return self.captions[row][int(draw * candidates)].as_py() or ""
 
     @staticmethod
-    def from_sidecar(path: Path, content: BinaryIO | None = None) -> ShardCaptions:
-        """Read a side-car, or ``content``, which came from there. Raises UserError if it is not one, or unreadable."""
+    def from_sidecar(path: Path) -> ShardCaptions:
+        """Read a side-car. Raises UserError if it is not one, or unreadable."""
         try:
             names = ["key", "captions", "group", "origins"]
-            table = whole_file(content or path, names)
+            table = whole_file(path, names)
             keys, captions, group, origins = (_whole(table.column(name)) for name in names)
             ids = group.to_numpy(zero_copy_only=False).astype(np.int64)
             return ShardCaptions(keys, captions, ids, np.maximum(_originals(origins), 1))
@@ -261,11 +277,11 @@ class ShardCaptions:
             ) from error
 
     @staticmethod
-    def from_tar(path: Path) -> ShardCaptions:
+    def from_tar(tar: Path, cache: TarCache) -> ShardCaptions:
         """Make one row per file of the tar; only the rows of .txt files mean anything."""
-        index = shard_index(path)
+        index = shard_index(tar, cache.open)
         texts, group = [""] * len(index.keys), np.zeros(len(index.keys), np.int64)
-        with open(path, "rb") as file:
+        with open(cache.open(tar), "rb") as file:
             for n in index.texts().values():
                 file.seek(index.offsets[n])
                 texts[n] = file.read(index.sizes[n]).decode("utf-8", "replace")

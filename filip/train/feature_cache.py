@@ -110,7 +110,7 @@ def _maps(
     samples = range(int(index.starts[number]), int(index.starts[number] + index.counts[number]))
     side = stream.transform.image_size
     found: list[Tensor] = []
-    with open(index.tars[number], "rb") as tar:
+    with open(stream.cache.open(index.tars[number]), "rb") as tar:
         for first in range(samples.start, samples.stop, _IMAGES):
             if stop is not None and stop.received is not None:
                 raise _Stopped

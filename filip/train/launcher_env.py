@@ -12,7 +12,7 @@ from filip.common.errors import UserError
 # Exit codes of a training.
 STOPPED_BY_SIGNAL = 85  # saved at a step boundary because of SIGTERM or SIGUSR1; start again to continue
 USERS_MISTAKE = 2  # found by the checks before the first step; also: numbers no longer finite
-MACHINE_FAILED = 74  # a disk, a shard or a network, after the first step has begun; start again
+MACHINE_FAILED = 74  # a disk, a damaged shard or a network; start again
 # Phrases in the messages of gloo, TCP stores and NCCL.
 _SIGNS_OF_LOST_CONTACT = (
     "Timed out waiting", "Application timeout caused pair closure",

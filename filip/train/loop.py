@@ -22,7 +22,6 @@ from filip.common.errors import UserError
 from filip.common.files import disk_error, explained, replacing
 from filip.loading.batches import Batch
 from filip.loading.loader import PairLoader
-from filip.loading.streaming import Loader
 from filip.models import DualEncoder, build_model
 from filip.models.weights import TOKENIZER
 from filip.runs.saved_files import LoopState, newest_intact, read_state
@@ -94,8 +93,7 @@ def train_alone(config: TrainConfig, ranks: Ranks) -> None:
         loader = training_loader(config, model, batching, ranks)
         schedule = run_schedule(config, batching, loader)
         stop = StopSignal()  # before this a signal ends the process at once: there is nothing to save
-        if isinstance(loader, PairLoader):
-            fill(loader.stream, model, config.precision, ranks.device, stop)
+        fill(loader.stream, model, config.precision, ranks.device, stop)
     if ranks.maximum(stop.received is not None):
         say("stopped by a signal before the first step; feature maps that are finished are kept")
         sys.exit(STOPPED_BY_SIGNAL)
@@ -145,7 +143,7 @@ def initial_model(config: TrainConfig) -> DualEncoder:
     return model
 
 
-def run_schedule(config: TrainConfig, batching: Batching, loader: Loader) -> Schedule:
+def run_schedule(config: TrainConfig, batching: Batching, loader: PairLoader) -> Schedule:
     """Return the steps of the run and the learning rate over them."""
     limits = []
     if config.epochs is not None:
@@ -168,7 +166,7 @@ def open_run(
     batching: Batching,
     model: DualEncoder,
     loss: Loss,
-    loader: Loader,
+    loader: PairLoader,
     schedule: Schedule,
     manifests: dict[str, str],
     stop: StopSignal,
@@ -309,7 +307,7 @@ def save_if_due(run: Run, metrics: StepMetrics) -> None:
         return  # after the last step the result is written at once
     good = run.watchdog.healthy and run.engine.is_finite()
     if good:
-        state.loader = run.loader.merged(run.ranks.gather(run.loader.state_dict()))
+        state.loader = run.loader.state_dict()
         state.loader["counters"] = progress.data_problems(run)
         started = time.perf_counter()
         path = save_checkpoint(run.engine, state, run.checkpoints, c, run.ranks)

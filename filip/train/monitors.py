@@ -110,6 +110,7 @@ class RankReport:
     data_wait: float
     encoding: float
     counters: dict[str, int] = field(default_factory=dict)  # the loader's, since the start of the run
+    damage: str | None = None  # a sentence about images that were replaced
     host: str = field(default_factory=socket.gethostname)
 
 

@@ -27,7 +27,8 @@ def write_interval(run: Run, interval: Interval) -> dict[str, Any]:
     memory = run.ranks.maximum(device.memory_mb(run.ranks.device))
     peak = run.ranks.maximum(device.peak_memory_mb(run.ranks.device))
     values = interval_values(run, interval) | {"memory/now_mb": memory, "memory/peak_mb": peak}
-    report = RankReport(interval.own_wait(), run.engine.encoding_seconds, dict(run.loader.counters))
+    counters, damage = dict(run.loader.counters), run.loader.damage()
+    report = RankReport(interval.own_wait(), run.engine.encoding_seconds, counters, damage)
     reports = run.ranks.gather(report, within_step=True)
     waiting, encoding = slowest(reports, "data_wait"), slowest(reports, "encoding")
     values |= {f"data/{problem}": count for problem, count in summed([r.counters for r in reports]).items()}
@@ -38,6 +39,8 @@ def write_interval(run: Run, interval: Interval) -> dict[str, Any]:
         "fleet/encoding_slowest_rank": encoding.rank,
         "fleet/encoding_median_seconds": encoding.median,
     }
+    for damage in filter(None, (report.damage for report in reports)):
+        run.telemetry.event(run.state.step, "watchdog", damage)
     for alert in run.watchdog.observe_fleet(run.state.step, values["speed/seconds_per_step"], waiting, encoding):
         run.telemetry.event(run.state.step, "watchdog", str(alert))
     if run.ranks.is_main:

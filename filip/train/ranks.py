@@ -111,18 +111,19 @@ def start_ranks(expected: int | None = None, timeout_minutes: float = 30) -> Ran
 @contextmanager
 def raise_together(ranks: Ranks) -> Iterator[None]:
     """Raise a UserError of any rank inside the block on all ranks, so that none is left waiting."""
-    message: str | None = None
+    raised: UserError | None = None
     try:
         yield
     except UserError as error:
-        message = str(error)
+        raised = error
     if ranks.world_size > 1:
-        messages = ranks.gather(message)
-        first = next(((r, m) for r, m in enumerate(messages) if m is not None), None)
+        reports = ranks.gather(None if raised is None else (type(raised), str(raised)))
+        first = next(((rank, *report) for rank, report in enumerate(reports) if report is not None), None)
         if first is not None:
-            raise UserError(first[1] if first[0] == 0 else f"{first[1]} (rank {first[0]})")
-    elif message is not None:
-        raise UserError(message)
+            rank, kind, message = first
+            raise kind(message if rank == 0 else f"{message} (rank {rank})")
+    elif raised is not None:
+        raise raised
 
 
 class StopSignal:

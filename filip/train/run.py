@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from filip.loading.streaming import Loader
+from filip.loading.loader import PairLoader
 from filip.runs.saved_files import LoopState
 from filip.train.config import TrainConfig
 from filip.train.counts import step_flops
@@ -30,7 +30,7 @@ class Run:
     batching: Batching
     engine: Engine
     loss: Loss
-    loader: Loader
+    loader: PairLoader
     schedule: Schedule
     state: LoopState
     telemetry: Telemetry

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
-from pathlib import Path
 
 from filip.common import device
-from filip.common.errors import UserError
-from filip.data.remote_tars import address
-from filip.data.shard_set import changed_since, manifest_hash, read_manifest
-from filip.loading.config import DataConfig, Source, StreamConfig, is_streamed
-from filip.loading.loader import build_loader
+from filip.common.errors import DamagedFileError, UserError
+from filip.data.shard_set import changed_since, damaged_tar, manifest_hash
+from filip.loading.config import StreamConfig
+from filip.loading.loader import PairLoader, build_loader
 from filip.loading.pair_index import identity_of, index_source
-from filip.loading.streaming import Loader, build_stream_loader
+from filip.loading.tar_cache import TarCache
 from filip.models import DualEncoder
 from filip.train.config import AUTO, TrainConfig
 from filip.train.engine import MOST_FITTED, Batching, fitting_chunk
@@ -32,8 +29,8 @@ def fit_to_pairs(config: TrainConfig, ranks: Ranks) -> str:
     """
     if config.global_batch != AUTO:
         return ""
-    sources = as_they_lie(config.data).sources
-    counts = [len(index_source(source)) if source.pairs is None else source.pairs for source in sources]
+    sources, cache = config.data.sources, TarCache.of(config.data)
+    counts = [len(index_source(source, cache)) for source in sources]
     pairs = math.floor(sum(source.weight * count for source, count in zip(sources, counts, strict=True)))
     least = 2 * ranks.world_size
     if pairs < least:
@@ -55,15 +52,18 @@ def fit_to_pairs(config: TrainConfig, ranks: Ranks) -> str:
     )
 
 
-def training_loader(config: TrainConfig, model: DualEncoder, batching: Batching, ranks: Ranks) -> Loader:
+def training_loader(config: TrainConfig, model: DualEncoder, batching: Batching, ranks: Ranks) -> PairLoader:
     """Return this rank's stream of contrastive batches. Raises UserError if the model cannot take them."""
-    data = as_they_lie(config.data)
+    data = config.data
     model.tokenizer.prepare()
-    streamed = any(is_streamed(source.shards) for source in data.sources)
     identities: tuple[tuple[str, str], ...] = ()
     with raise_together(ranks):  # the first rank alone asks a file system that all share about each file
-        if ranks.is_main and not streamed:
-            identities = tuple(identity_of(source) for source in data.sources)
+        if ranks.is_main:
+            for source in data.sources:
+                if source.manifest is not None and (fault := damaged_tar(source.manifest)):
+                    raise DamagedFileError(fault)
+            cache = TarCache.of(data)
+            identities = tuple(identity_of(cache.local_source(source)) for source in data.sources)
     stream = StreamConfig(
         data,
         batch_size=batching.per_rank,
@@ -76,8 +76,7 @@ def training_loader(config: TrainConfig, model: DualEncoder, batching: Batching,
         feature_maps=cache_folder(config.data.feature_cache, model, config.precision),
         identities=from_main(ranks, identities),
     )
-    build = build_stream_loader if streamed else build_loader
-    return build(stream, pin_memory=device.pins_memory(ranks.device))
+    return build_loader(stream, pin_memory=device.pins_memory(ranks.device))
 
 
 def read_manifests(config: TrainConfig) -> dict[str, str]:
@@ -85,22 +84,6 @@ def read_manifests(config: TrainConfig) -> dict[str, str]:
     return {
         source.shards: manifest_hash(source.manifest) for source in config.data.sources if source.manifest is not None
     }
-
-
-def as_they_lie(data: DataConfig) -> DataConfig:
-    """Return the settings with the address of shards with tars in a bucket, and with their number of pairs."""
-    return replace(data, sources=[_as_it_lies(source) for source in data.sources])
-
-
-def _as_it_lies(source: Source) -> Source:
-    if not is_streamed(source.shards):
-        bucket = address(min(Path(source.shards).glob("*.tar"), default=Path()))
-        if bucket is None:
-            return source
-        source = replace(source, shards=bucket.rpartition("/")[0])
-    if source.pairs is None and source.manifest is not None:
-        source = replace(source, pairs=read_manifest(source.manifest)["captions"]["images"])
-    return source
 
 
 def refuse_changed_data(config: TrainConfig) -> None:

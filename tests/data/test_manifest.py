@@ -9,7 +9,7 @@ from filip.common.errors import UserError
 from filip.data import verify
 from filip.data.funnel import Fragment, write_fragment
 from filip.data.manifest import ManifestConfig, main
-from filip.data.shard_set import changed_since, manifest_hash
+from filip.data.shard_set import changed_since, damaged_tar, manifest_hash
 from filip.data.sidecar import write_sidecar
 
 
@@ -79,9 +79,11 @@ def test_verify_reads_what_the_manifest_only_describes(tmp_path: Path) -> None:
     config = data_set(tmp_path / "a")
     main(config)
     verify.main(verify.VerifyConfig(config.out))
+    assert damaged_tar(config.out) is None
     tar = tmp_path / "a" / "shards" / "00000.tar"
     tar.write_bytes(b"\0" * tar.stat().st_size)
     assert changed_since(config.out) == [], "which reads no tar"
+    assert "shard 00000: the bytes of" in (damaged_tar(config.out) or ""), "each start of a training proves some tars"
     with pytest.raises(UserError, match=r"shard 00000: the bytes of .*00000.tar are not those"):
         verify.main(verify.VerifyConfig(config.out))
 

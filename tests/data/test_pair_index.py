@@ -6,15 +6,17 @@ import os
 import signal
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from filip.common.errors import UserError
+from filip.common.errors import DamagedFileError, UserError
 from filip.data.shard_index import index_path, shard_index
 from filip.data.sidecar import group_id
 from filip.loading.config import Source
 from filip.loading.pair_index import ShardCaptions, index_source
+from filip.loading.tar_cache import TarCache
 from filip.sets.tar_index import scan_tar
 from tests.data.pair_shards import key_of, write_pairs
 from tests.support.processes import Process
@@ -98,33 +100,56 @@ def test_index_points_at_the_images(tmp_path: Path) -> None:
 
 
 def test_everything_that_is_missing_is_counted(tmp_path: Path) -> None:
-    pairs = write_pairs(tmp_path, [6, 6, 6, 6, 6])
+    pairs = write_pairs(tmp_path, [6, 6, 6])
     rows = [(key_of(0, i), ["a"], 0) for i in range(4)] + [("999", ["no image"], 0), ("998", ["none"], 0)]
     write_sidecar(pairs.sidecar(0), rows)  # two images without a row, two rows without an image
     pairs.sidecar(1).unlink()
     write_sidecar(pairs.sidecar(2), [(key_of(2, i), ["a"] if i else [], 0) for i in range(6)])
-    data = pairs.tar(3).read_bytes()
-    pairs.tar(3).write_bytes(data[: len(data) // 2])
-    usable = len([m for m in scan_tar(pairs.tar(3))[0] if m.name.endswith("jpg")])
-    assert 0 < usable < 6
-    pairs.tar(4).write_bytes(b"")
     index = index_source(pairs.source)
-    assert index.counts.tolist() == [4, 0, 5, usable, 0]
+    assert index.counts.tolist() == [4, 0, 5]
     assert dict(index.problems) == {
         "not_in_sidecar": 2,
-        "missing_image": 2 + (6 - usable) + 6,
+        "missing_image": 2,
         "shards_without_sidecar": 1,
         "missing_sidecar": 6,
         "missing_caption": 1,
-        "shards_truncated": 1,
-        "shards_empty": 1,
     }
+
+
+@pytest.mark.parametrize("captions", [True, False])
+@pytest.mark.parametrize("damage", ["cut", "zeroed", "all zeros", "flipped header", "zeroed header", "empty", "fewer"])
+def test_a_damaged_shard_is_named_and_none_of_it_is_used(tmp_path: Path, damage: str, captions: bool) -> None:
+    """Put back it is used again."""
+    pairs = write_pairs(tmp_path, [6, 6])
+    source = pairs.source if captions else Source(pairs.source.shards)
+    tar, header = pairs.tar(1), scan_tar(pairs.tar(1))[0][9].offset - 512
+    content = whole = tar.read_bytes()
+    half, end = len(whole) // 2, len(whole)
+    if damage == "fewer":  # the tar is whole, and not the one that was written
+        stats = tar.with_name("00001_stats.json")
+        stats.write_text('{"successes": 7}')
+    spans = {"zeroed": (half, half + 4000), "all zeros": (0, end), "zeroed header": (header, header + 512)}
+    if damage in spans:
+        first, last = spans[damage]
+        content = whole[:first] + bytes(last - first) + whole[last:]
+    elif damage == "flipped header":
+        content = whole[: header + 3] + bytes([whole[header + 3] ^ 4]) + whole[header + 4 :]
+    elif damage != "fewer":
+        content = whole[: half if damage == "cut" else 0]
+    tar.write_bytes(content)
+    with pytest.raises(DamagedFileError, match=rf"the shard {tar} is damaged: ") as raised:
+        index_source(source)
+    assert raised.value.exit_code == 74
+    tar.write_bytes(whole)
+    if damage == "fewer":
+        stats.unlink()
+    assert index_source(source).counts.tolist() == [6, 6]
 
 
 def test_captions_from_the_tar(tmp_path: Path) -> None:
     pairs = write_pairs(tmp_path, [3, 2])
     index = index_source(Source(pairs.source.shards))
-    captions = ShardCaptions.from_tar(index.tars[1])
+    captions = ShardCaptions.from_tar(index.tars[1], TarCache(tmp_path, 1))
     rows = index.row[3:]
     assert [captions.text(r, 0.9, True) for r in rows] == ["thing 3 0", "thing 4 0"]
     assert [captions.key(int(r)) for r in rows] == [key_of(1, 0), key_of(1, 1)]
@@ -199,7 +224,7 @@ def test_a_read_only_data_set_is_indexed_elsewhere(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr("os.access", lambda path, mode: False)
     assert len(index_source(pairs.source)) == 7
     assert len(list((tmp_path / "tmp").glob("filip-index-*/*-*"))) == 1
-    assert len(index_source(pairs.source, tmp_path / "given")) == 7
+    assert len(index_source(pairs.source, folder=tmp_path / "given")) == 7
     assert len(list((tmp_path / "given").glob("*-*"))) == 1
 
 
@@ -225,7 +250,7 @@ def test_processes_that_ask_at_once_build_one_join(tmp_path: Path) -> None:
     assert sum("built" in lines for lines in said) == 1
 
 
-def killed(source: Source, tar: Path) -> None:
+def killed(*_: Any) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 

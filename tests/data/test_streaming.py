@@ -1,4 +1,4 @@
-"""Shards that are not local are streamed: every pair once a pass, and a resumed run goes on at the shard."""
+"""Shards in a bucket or on a server are read through a local cache, exactly as local ones."""
 
 import itertools
 import logging
@@ -19,7 +19,6 @@ import fsspec
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import webdataset as wds
 
 from filip.common.errors import UserError
 from filip.data.cards import parse_card
@@ -29,15 +28,13 @@ from filip.data.ingest import IngestConfig, ingest
 from filip.data.ingest import resolve_card as resolve_ingest
 from filip.data.prepare import PrepareConfig, prepare, resolve_card
 from filip.data.remote_tars import address
+from filip.data.shard_index import shard_images
 from filip.data.verify import verify
-from filip.loading import remote_shards, streaming
-from filip.loading.config import DataConfig, Source, StreamConfig
-from filip.loading.pair_index import index_source
-from filip.loading.streaming import StreamLoader, build_stream_loader
-from filip.train.training_data import as_they_lie
+from filip.loading import loader as loading
+from filip.loading.config import Source
 from tests.data.downloads import download_first_shard, write_list
 from tests.data.own_images import CAPTIONS, picture, text_beside, write_images
-from tests.data.pair_shards import Pairs, keys, loader, number_of, write_pairs
+from tests.data.pair_shards import Pairs, assert_same, keys, loader, write_pairs
 from tests.data.test_forget import COUNT, config, ingested, write_data_set
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*worker processes in total")
@@ -50,8 +47,14 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Pairs:
 
 
 class _Quiet(SimpleHTTPRequestHandler):
+    send_half = False  # of each tar, and then hang up
+
     def log_message(self, *_: Any) -> None:
         pass
+
+    def copyfile(self, source: Any, outputfile: Any) -> None:
+        content = source.read()
+        outputfile.write(content[: len(content) // 2] if self.send_half and self.path.endswith(".tar") else content)
 
 
 @contextmanager
@@ -107,14 +110,10 @@ def test_a_data_set_in_a_bucket_is_scored_verified_streamed_and_forgotten_from(b
     assert forget(config(tmp_path, urls=str(tmp_path / "urls.txt")))["images"] == 1
     assert verify(manifest) == []
 
-    source = Source(str(shards), str(tmp_path / "captions"), manifest=str(manifest))
-    data = as_they_lie(DataConfig(sources=[source], workers=0, auto_augment=0))
-    assert (data.sources[0].shards, data.sources[0].pairs) == (f"{bucket}/mine", COUNT - 1)
-    (batch,) = build_stream_loader(StreamConfig(data, batch_size=COUNT - 1, image_size=16))
+    here = Source(str(shards), str(tmp_path / "captions"), manifest=str(manifest))
+    (batch,) = loader([here], batch_size=COUNT - 1, cache=str(tmp_path / "cache"))
     rows = [row for tar in tars for row in pq.read_table(tar.with_suffix(".parquet")).to_pylist()]
     assert sorted(keys([batch])) == sorted(row["key"] for row in rows if row["url"] not in (None, "3.jpg"))
-    with pytest.raises(UserError, match=r"00000.tar leads to s3://pairs/mine/00000.tar"):
-        index_source(source)
 
     for tars_of, why in (
         (f"{bucket}/mine", r"tars=s3://pairs/mine is filled from \S+/shards: give another"),
@@ -138,119 +137,87 @@ def test_a_downloaded_shard_goes_to_the_bucket_with_what_describes_it(bucket: st
     assert names == {"00000.tar", "00000.parquet", "00000_stats.json"}
     answers = pq.read_table(folder / "00000.answers").to_pylist()
     assert len(answers) == len(urls) and all(answer["time"] for answer in answers)
-    samples = remote_shards.samples_in(f"{bucket}/web/00000.tar", Counter())
-    assert [sample["txt"].decode() for sample in samples] == [f"caption {n}" for n in range(len(urls))]
+    assert len(list(shard_images(folder / "00000.tar"))) == len(urls)
 
 
-def stream(root: str, rank: int = 0, ranks: int = 1, workers: int = 0, window: int = 16, **source: Any) -> StreamLoader:
-    given = {"shards": f"{root}/shards", "captions": f"{root}/captions", "pairs": 48} | source
-    data = DataConfig(sources=[Source(**given)], workers=workers, auto_augment=0, shuffle_window_shards=window)
-    config = StreamConfig(data, batch_size=3, image_size=16, seed=3, rank=rank, world_size=ranks)
-    return build_stream_loader(config)
+def source(root: str, **changes: Any) -> Source:
+    return Source(**{"shards": f"{root}/shards", "captions": f"{root}/captions"} | changes)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [0, 2])
-def test_two_ranks_read_every_pair_of_a_bucket_once_an_epoch(bucket: str, pairs: Pairs, workers: int) -> None:
-    ranks = [stream(bucket, rank, ranks=2, workers=workers) for rank in range(2)]
-    epochs = [[batch for rank in ranks for batch in rank] for _ in range(2)]
-    for epoch in epochs:
-        assert sorted(keys(epoch)) == pairs.keys and len(epoch) == 16
-    assert keys(epochs[0]) != keys(epochs[1])
-    numbers = [number_of(image, 48) for batch in epochs[0] for image in batch["pixels"]]
-    assert [pairs.keys[n] for n in numbers] == keys(epochs[0])
-    groups = [int(group) for batch in epochs[0] for group in batch["group"]]
-    assert groups == [n // 2 for n in numbers]
-    assert not ranks[0].counters
-    assert keys(list(stream(bucket, 0, ranks=2, workers=workers))) == keys(epochs[0])[:24]
-
-
-@pytest.mark.slow
-def test_a_batch_has_pairs_of_many_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Other people's tars are sorted. The buffer has a quarter of a shard, as 2,000 of 8,000 images."""
-    monkeypatch.setattr(streaming, "BUFFERED", 1)
-    buffer = 16
-    many = write_pairs(tmp_path, [64] * 32, captions=1, size=8)
-    tars = [str(many.tar(n)) for n in range(32)]
-    with served(tmp_path) as address:
-        source = Source(f"{address}/shards/{{00000..00031}}.tar", f"{address}/captions", pairs=2048)
-        options = {"batch_size": 32, "image_size": 8, "seed": 3}
-        streamed = build_stream_loader(StreamConfig(DataConfig(sources=[source], workers=0, auto_augment=0), **options))
-        data = wds.WebDataset(tars, shardshuffle=32, seed=3).shuffle(buffer).to_tuple("__key__").batched(32)
-        batches = {
-            "streamed": [batch["key"] for batch in streamed],
-            "local": [batch["key"] for batch in loader(many, batch_size=32, shuffle_window_shards=16)],
-            "webdataset": [names for (names,) in data],
-        }
-    mixed = {name: np.mean([len({key[:5] for key in keys}) for keys in found]) for name, found in batches.items()}
-    assert mixed["local"] > 12 and mixed["streamed"] > 6 > 3 > mixed["webdataset"]
-
-
-@pytest.mark.slow
-def test_a_resumed_run_reads_the_unfinished_shards(web: str, pairs: Pairs, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two ranks with two workers stop; one with one worker goes on: nothing is lost, finished shards do not return."""
-    monkeypatch.setattr(streaming, "BUFFERED", 2)  # so that a shard is finished soon
-    shards = f"{web}/shards/{{00000..00007}}.tar"
-    ranks = [stream(web, rank, ranks=2, workers=2, window=1, shards=shards) for rank in range(2)]
-    before = [batch for rank in ranks for batch in itertools.islice(rank, 5)]
-    state = StreamLoader.merged([rank.state_dict() for rank in ranks])
-    finished = state["first"] + len(state["finished"])
-    assert 1 < finished < 6 and state["pairs_done"] == 30
-    one = stream(web, workers=1, window=1, shards=shards)
-    one.load_state_dict(state)
-    assert (one.epoch, one.batch) == (0, 10)
-    rest = list(itertools.islice(itertools.chain(one, one), 2 * (8 - finished)))  # what the other shards hold
-    seen = Counter(keys(before)), Counter(keys(rest))
-    assert sorted(seen[0] | seen[1]) == pairs.keys
-    assert sum((seen[0] & seen[1]).values()) == 30 - 6 * finished  # only of shards that were not finished
-    other = stream(web, shards=shards, weight=0.5)
-    with pytest.raises(UserError, match="belongs to other data"):
-        other.load_state_dict(state)
-
-
-def test_captions_of_the_tars_come_through_a_command(pairs: Pairs) -> None:
-    shards = f"pipe:cat {pairs.root}/shards/{{00000..00007}}.tar"
-    found = stream("", shards=shards, captions=None)
-    epoch = list(found)
-    assert sorted(keys(epoch)) == pairs.keys and not found.counters
-    half = stream("", shards=shards, captions=str(pairs.root / "captions"), weight=0.5)
-    assert half.pairs == 24 and len(set(keys(list(half)))) == 24
-
-
-def test_a_shard_that_breaks_off_is_read_again_and_one_that_is_missing_is_named(
-    web: str, pairs: Pairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_ten_legs_of_a_fifth_of_an_epoch_are_two_undisturbed_local_ones(
+    web: str, pairs: Pairs, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(remote_shards, "PAUSE", 0)
-    tar, once = pairs.tar(0), tmp_path / "once"
-    broken = f"if mkdir {once} 2>/dev/null; then head -c 4000 {tar}; else cat {tar}; fi"
-    problems = Counter[str]()
-    assert [s["__key__"] for s in remote_shards.samples_in(f"pipe:{broken}", problems)] == pairs.keys[:6]
-    assert once.exists() and not problems
-    some = list(remote_shards.samples_in(f"pipe:head -c 4000 {tar}", problems))
-    assert 0 < len(some) < 6 and problems == {"shards_truncated": 1}
-    for shards, why in (
-        (f"{web}/shards/{{00007..00008}}.tar", r"there is no http://\S+/00008.tar"),
-        ("pipe:cat /none/{0..1}.tar", r"cannot open pipe:cat /none/[01].tar"),
-    ):
-        with pytest.raises(UserError, match=why):
-            list(stream(web, shards=shards, pairs=12, workers=1))
+    """Each leg has another number of workers, one of two caches, and room for two of eight tars."""
+    local, room = loader(pairs), 2.5 * pairs.tar(0).stat().st_size / 1e9
+    expected = [batch for _ in range(2) for batch in local]
+    legs: list[dict[str, Any]] = []
+    state = None
+    for leg in range(10):
+        options = {"cache": str(tmp_path / str(leg % 2)), "cache_gb": room, "workers": leg % 3}
+        streamed = loader([source(web, shards=f"{web}/shards/{{00000..00007}}.tar")], **options)
+        if state is not None:
+            streamed.load_state_dict(state)
+        batches = itertools.chain.from_iterable(itertools.repeat(streamed))
+        legs += itertools.islice(batches, (leg + 1) * len(expected) // 10 - len(legs))
+        state = streamed.state_dict()
+        assert len(list(Path(options["cache"]).glob("tars/*.tar"))) <= 2 + leg % 3, "each worker may fetch one"
+    assert_same(legs, expected)
+    assert (state["epoch"], state["pairs_done"]) == (1, 48) and "have changed" not in caplog.text
+    assert all(count == 2 for count in Counter(keys(legs)).values()) and sorted({*keys(legs)}) == pairs.keys
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("captions", [True, False])
+def test_two_ranks_read_every_pair_of_a_bucket_once_an_epoch(
+    bucket: str, pairs: Pairs, tmp_path: Path, captions: bool
+) -> None:
+    changes = {} if captions else {"captions": None}
+    options = {"cache": str(tmp_path), "batch_size": 3, "world_size": 2, "workers": 2}
+    ranks = [loader([source(bucket, **changes)], rank=rank, **options) for rank in range(2)]
+    epoch = [batch for rank in ranks for batch in rank]
+    assert sorted(keys(epoch)) == pairs.keys and not ranks[0].counters
+    assert "8 shards, 8 of them fetched into" in ranks[0].describe()
+    here = Source(pairs.source.shards, pairs.source.captions if captions else None)
+    assert_same(epoch[:8], list(loader([here], batch_size=3, world_size=2)))
+
+
+def test_a_tar_that_changes_is_fetched_again_and_one_that_breaks_off_is_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "PAUSES", (0, 0))
+    data = write_pairs(tmp_path / "data", [6, 6])
+    with served(data.root) as address:
+        options = {"cache": str(tmp_path / "cache"), "batch_size": 6, "shuffle_window_shards": 1}
+        given = [source(address, shards=f"{address}/shards/{{00000..00001}}.tar")]
+        first = list(loader(given, **options))
+        other = write_pairs(tmp_path / "other", [7, 6], size=30)
+        for shard in range(2):
+            for name in (data.tar(shard), data.sidecar(shard)):
+                name.write_bytes((other.root / name.relative_to(data.root)).read_bytes())
+                os.utime(name, (1, 1))  # a server tells whole seconds
+        assert_same(list(loader(given, **options)), list(loader(other, **options)))
+        monkeypatch.setattr(_Quiet, "send_half", True)
+        with pytest.raises(UserError, match=r"cannot open http://\S+/0000\d.tar: \w+: "):
+            list(loader(given, **options | {"cache": str(tmp_path / "empty")}))
+    assert not list((tmp_path / "empty" / "tars").glob("*")) and len(first) == 2
 
 
 @pytest.mark.parametrize(
-    ("source", "why"),
+    ("changes", "why"),
     [
-        ({"shards": "s3://pairs/shards", "pairs": None}, "a stream cannot be counted"),
-        ({"shards": "shards"}, "shards is local and others are streamed"),
-        ({"weight": 0.0}, "the weights leave no shard"),
-        ({"captions": None, "shards": "{web}/captions"}, "lists no \\*.tar"),
-        ({"pairs": 2}, "2 pairs .* do not fill one global batch of 3"),
+        ({"shards": "{web}/shards/{{00007..00008}}.tar"}, r"there is no http://\S+/00008.tar; does data.sources"),
+        ({"shards": "{web}/captions"}, r"lists no \*.tar"),
+        ({"shards": "{web}/{{shards,shards}}/00000.tar"}, "each address must end in a NAME.tar of its own"),
+        ({"captions": "{web}/nowhere"}, r"no caption side-cars: .* has no"),
     ],
 )
-def test_a_source_that_cannot_be_streamed_is_one_sentence(web: str, source: dict[str, Any], why: str) -> None:
-    if "{web}" in str(source.get("shards")):
-        source = source | {"shards": source["shards"].format(web=web)}
+def test_shards_that_are_not_there_are_one_sentence(
+    web: str, tmp_path: Path, changes: dict[str, str], why: str
+) -> None:
+    given = {name: value.format(web=web) for name, value in changes.items()}
     with pytest.raises(UserError, match=why):
-        stream(web, **source)
+        loader([source(web, **given)], cache=str(tmp_path))
 
 
 def test_lists_and_images_of_a_bucket_are_read_like_local_ones(bucket: str, tmp_path: Path) -> None:
@@ -303,6 +270,5 @@ def test_a_download_killed_while_it_sends_a_tar_is_finished_by_the_next(bucket: 
     given = ["source=web.yaml", "list=list.parquet", "out=shards", f"tars={bucket}/cut", "processes=1"]
     subprocess.run([sys.executable, "-m", "filip.data.download", *given], cwd=tmp_path, check=True)
     assert address(shards / "00000.tar") == f"{bucket}/cut/00000.tar"
-    samples = remote_shards.samples_in(f"{bucket}/cut/00000.tar", Counter())
-    assert len(list(samples)) == len(urls)
+    assert len(list(shard_images(shards / "00000.tar"))) == len(urls)
     assert not list(shards.glob("_work/00000.*"))

@@ -21,6 +21,7 @@ from filip.common.errors import UserError
 from filip.models import save_model
 from filip.train import loop
 from filip.train.config import TrainConfig
+from filip.train.launcher_env import MACHINE_FAILED, MachineError
 from filip.train.result import gather_to_main
 from filip.train.watchdog import Limits
 
@@ -58,7 +59,10 @@ def run(overrides: list[str]) -> int:
         loop.train(compose_config(TrainConfig, overrides, "train"))
     except UserError as error:
         print(f"error: {error}", flush=True)
-        return 2
+        return error.exit_code
+    except MachineError as error:
+        print(f"error: {error}", flush=True)
+        return MACHINE_FAILED
     except SystemExit as stopped:
         return int(stopped.code or 0)
     finally:

@@ -1,0 +1,49 @@
+"""A damaged tar ends a training with the code for machines; put back, the training goes on as if nothing had been."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from filip.common.errors import DamagedFileError
+from filip.sets.tar_index import scan_tar
+from filip.train.launcher_env import MACHINE_FAILED
+from tests.support.training import run_many, train_arguments
+
+
+def test_the_code_of_damage_is_the_machines() -> None:
+    assert DamagedFileError.exit_code == MACHINE_FAILED
+
+
+@pytest.mark.slow
+def test_two_ranks_end_at_a_damaged_tar_and_go_on_to_the_bit_once_it_is_whole(squares: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(squares, data, ignore=shutil.ignore_patterns("_index"))
+    tar = sorted((data / "shards").glob("*.tar"))[-1]
+    content = tar.read_bytes()
+
+    def arguments(name: str, *more: str) -> list[str]:
+        return train_arguments(data, tmp_path / name, "max_steps=8", "data.reader_groups=2", *more)[2:]
+
+    started = [arguments("whole"), [*arguments("legs"), "stop_after=4"]]
+    assert run_many(2, started, tmp_path / "log0") == [0, 85]
+    half, header = len(content) // 2, scan_tar(tar)[0][20].offset - 512
+    for number, (damaged, sentence) in enumerate(
+        [
+            (content[:half], f"the shard {tar} is damaged: truncated"),
+            (content[:header] + bytes(512) + content[header + 512 :], f"the shard {tar} is damaged: corrupt"),
+            (content.replace(b"PNG", b"JPG"), f"could not be decoded and were replaced, most of them in {tar}"),
+        ]
+    ):
+        tar.write_bytes(damaged)
+        log = tmp_path / f"log{number + 1}"
+        more = ["max_steps=100"] if b"JPG" in damaged else []
+        assert run_many(2, [arguments(f"fresh{number}", *more)], log) == [MACHINE_FAILED]
+        assert sentence in log.read_text() and "Traceback" not in log.read_text()
+    tar.write_bytes(content)
+    assert run_many(2, [arguments("legs")], tmp_path / "log9") == [0]
+    weights = [load_file(tmp_path / name / "model.safetensors") for name in ("whole", "legs")]
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
