@@ -21,6 +21,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 import typing
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -35,9 +36,11 @@ from filip.__main__ import commands as filip_commands
 from filip.__main__ import run as run_filip
 from filip.cli.command import compose_config
 from filip.data.cards import load_source
+from filip.export.hf_folder import clip_tokenizer
 from filip.models import build_model, load_preset, save_model
 from filip.train.config import TrainConfig
 from tests.eval.miniature import picture
+from tests.support.clips import hf_folder
 from tests.support.snakemake_runs import run_snakemake
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -151,8 +154,19 @@ def arguments_checked(command: str, workspace: Path) -> None:
 
 
 def installable(command: str, workspace: Path) -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     for word in shlex.split(command)[2:]:
-        assert word == "." or (workspace / word / "pyproject.toml").is_file() or Requirement(word)
+        of_checkout = word == "." or re.fullmatch(r"\.\[(\w+)\]", word)
+        assert of_checkout or (workspace / word / "pyproject.toml").is_file() or Requirement(word)
+        assert word == "." or not of_checkout or word[2:-1] in extras
+
+
+def with_a_local_clip(command: str, workspace: Path) -> None:
+    """Run it on photographs of the workspace with a folder in the hub's format, of random weights."""
+    hf_folder(workspace / "clip")
+    clip_tokenizer(build_model(load_preset("tiny"))).save_pretrained(workspace / "clip")
+    command = command.replace("openai/clip-vit-base-patch32", str(workspace / "clip"))
+    in_process(command.replace("'~/Pictures'", "photos"), workspace)
 
 
 SHELL: list[tuple[str, Callable[[str, Path], None]]] = [
@@ -163,6 +177,7 @@ SHELL: list[tuple[str, Callable[[str, Path], None]]] = [
     (r"sed .* > workflow/config/\w+\.yaml", whole),
     (r"filip data (prepare|text_rules) .*", whole),
     (r"filip", whole),
+    (r"filip search .* model=hf:openai/clip-vit-base-patch32 .*", with_a_local_clip),
     (r"filip (eval|explore|index|export|search) .*", in_process),
     (r"filip \w+ .*", arguments_checked),
     (r"deepspeed .*--module filip\.train .*", arguments_checked),

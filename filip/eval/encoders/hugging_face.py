@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from filip.cli.extras import how_to_install
 from filip.common.errors import UserError, first_line
 from filip.common.hub import hub_asked
 from filip.eval.encoders import Loading
@@ -31,7 +32,7 @@ class HuggingFaceEncoder(TwoTowerEncoder):
         try:
             from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
         except ImportError as error:
-            raise UserError("hf: models need `pip install transformers`") from error
+            raise UserError(f"hf: models need transformers: {how_to_install('photos')}") from error
         try:
             config = AutoConfig.from_pretrained(where, trust_remote_code=False)
         except (OSError, ValueError) as error:
