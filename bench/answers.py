@@ -77,7 +77,7 @@ def with_interval(values: np.ndarray, signed: bool = False) -> str:
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [Line(label, [Shown(cell) for cell in cells]) for label, *cells in rows]
-    return render(Grid([Head(title) for title in head[1:]], lines, corner=head[0], whole=True), "markdown").rstrip()
+    return render(Grid([Head(title) for title in head[1:]], lines, corner=head[0]), "markdown").rstrip()
 
 
 def dots(axis: Axes, place: float, values: np.ndarray, colour: str) -> None:

@@ -167,7 +167,7 @@ def results_block(study: Study, steps: Sequence[Mapping[str, Table]], runs: Sequ
         note.append(TOO_FEW if trainings < FEWEST else STARRED)
     note += _prices(study, runs, results)
     note.append(f"`{results.folder}/tables/` has all columns and rows.")
-    table = render(Grid(heads, lines, whole=True), "markdown")
+    table = render(Grid(heads, lines), "markdown")
     return "\n".join([table, *textwrap.wrap(" ".join(note), 118, break_long_words=False)])
 
 
@@ -202,7 +202,7 @@ def binding_block(study: Study, tables: Mapping[str, Table], results: Results) -
         f"From `make run STUDY={study.name}{asked}` and `python -m bench.readme`, in percent: means of {trainings} "
         "trainings, with 95 % intervals over trainings and test images. CPU s: user and system, of a training's steps."
     )
-    table = render(Grid(heads, lines, whole=True), "markdown")
+    table = render(Grid(heads, lines), "markdown")
     return "\n".join([table, *textwrap.wrap(note, 118, break_long_words=False)])
 
 
@@ -241,7 +241,7 @@ def efficiency_block(table: Table) -> str:
         "From `make demo`: the median step of two ranks, each with the work of one of 64 (32 pairs, 2,048 texts), all "
         "rows in turn, over the pooled one's; the paper's is on 8 V100. Memory: a step's beyond weights and optimiser."
     )
-    table_here = render(Grid(heads, lines, whole=True), "markdown")
+    table_here = render(Grid(heads, lines), "markdown")
     return "\n".join([table_here, *textwrap.wrap(note, 118, break_long_words=False)])
 
 
@@ -259,7 +259,7 @@ def ablation_block(table: Table, published: Mapping[str, Any]) -> str:
         lines.append(Line(row.label, shown))
     trainings = max(cell.seeds for row in table.rows for cell in row.cells.values())
     note = f"From `make run STUDY=demo_ablation`, in percent: means of {trainings} trainings of each model."
-    return f"{render(Grid(heads, lines, whole=True), 'markdown')}\n{note}"
+    return f"{render(Grid(heads, lines), 'markdown')}\n{note}"
 
 
 def _seeds_by_default(study: str) -> int:

@@ -16,17 +16,15 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
-FORMS = ("text", "markdown", "csv", "latex", "siunitx", "html")
-SIDE_BY_SIDE = 5  # columns in Markdown: GitHub's page is narrow
-LATEX_PAGE, LATEX_TITLE = 80, 14  # letters of a line in footnotesize, and of a line of a column's title
+FORMS = ("text", "markdown", "csv", "latex", "html")
+LATEX_TITLE = 14  # letters of a line in the title of a LaTeX column
 QUIET = ("common", "difference")  # kinds of lines in italics
 LONGEST_LABEL = 34  # letters of plain text, where its width is limited
-NUMBER = re.compile(r"[+−]?\d+(\.\d+)?")
 LATEX = {"\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}"}
 LATEX |= {letter: "\\" + letter for letter in "&%$#_{}"}
 # characters that pdflatex does not know
 LATEX |= {"→": "$\\rightarrow$", "×": "$\\times$", "·": "$\\cdot$", "−": "$-$", "±": "$\\pm$"}
-LATEX |= {"…": "\\ldots{}", "–": "--", "†": "\\dag{}"}
+LATEX |= {"“": "``", "”": "''", "…": "\\ldots{}", "–": "--", "†": "\\textsuperscript{\\dag}"}
 LATEX |= {"<": "$<$", ">": "$>$", "|": "\\textbar{}"}  # other letters in TeX's own encoding
 
 
@@ -63,7 +61,7 @@ class Line:
 
 @dataclass
 class Grid:
-    """A table as it is shown. whole: Markdown is not cut into blocks of columns. records: the lines of its CSV."""
+    """A table as it is shown. records: the lines of its CSV."""
 
     heads: Sequence[Head]
     lines: Sequence[Line]
@@ -71,7 +69,6 @@ class Grid:
     notes: Sequence[str] = ()
     corner: str = ""
     name: str = "table"
-    whole: bool = False
     records: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -81,8 +78,6 @@ def render(grid: Grid, form: str, width: int | None = None) -> str:
         return _csv(grid)
     if form == "text":
         return _text(grid, width)
-    if form == "siunitx":
-        return _latex(grid, siunitx=True)
     return {"markdown": _markdown, "latex": _latex, "html": _html}[form](grid)
 
 
@@ -96,7 +91,12 @@ def differing(rows: Mapping[str, Mapping[str, str]]) -> Iterator[tuple[str, str]
         for row, settings in rows.items():
             by_value.setdefault(settings.get(setting, "not stated"), []).append(row)
         if len(by_value) > 1:
-            yield setting, "; ".join(f"{value}: {', '.join(names)}" for value, names in by_value.items())
+            yield setting, "; ".join(f"{value}: {listed(names)}" for value, names in by_value.items())
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return names with commas between them; those that have one themselves are quoted."""
+    return ", ".join(f"“{name}”" if "," in name else name for name in names)
 
 
 def words(*texts: str) -> list[Shown]:
@@ -130,23 +130,15 @@ def _notes(grid: Grid, marks: dict[str, str]) -> list[str]:
     return [*grid.notes, *(f"{mark}: {reason}" for reason, mark in marks.items())]
 
 
-def _blocks(grid: Grid, room: int, pack: bool = False) -> Iterator[tuple[str, list[int]]]:
-    """Yield the columns that are side by side, with the name of their group: "" where titles distinguish them.
-
-    pack: several groups may share a block.
-    """
+def _blocks(grid: Grid, room: int) -> Iterator[tuple[str, list[int]]]:
+    """Yield the columns that are side by side, with the name of their group: "" where titles distinguish them."""
     numbers = list(range(len(grid.heads)))
-    if len(numbers) <= room and (pack or not _repeated(grid)):
+    if len(numbers) <= room and not _repeated(grid):
         yield "", numbers
         return
-    blocks: list[tuple[str, list[int]]] = []
     for group, members in groupby(numbers, key=lambda n: grid.heads[n].group if _repeated(grid) else ""):
         together = list(members)
-        if pack and blocks and len(blocks[-1][1]) + len(together) <= room:
-            blocks[-1][1].extend(together)
-        else:
-            blocks += [(group, together[n : n + room]) for n in range(0, len(together), room)]
-    yield from blocks
+        yield from ((group, together[n : n + room]) for n in range(0, len(together), room))
 
 
 def _repeated(grid: Grid) -> bool:
@@ -179,18 +171,13 @@ def _markdown(grid: Grid) -> str:
         return "| " + " | ".join(text.replace("|", "\\|") for text in texts) + " |"
 
     out = [f"## {grid.title}", ""] if grid.title else []
-    for group, block in _blocks(grid, len(grid.heads) if grid.whole else SIDE_BY_SIDE):
-        heads = [grid.heads[n] for n in block]
-        out += [f"### {group}", ""] if group else []
-        out.append(row([grid.corner, *(head.title for head in heads)]))
-        out.append(row(["---", *("---" if head.words else "---:" for head in heads)]))
-        for section, lines in _sections(grid, block):
-            out += [row([f"**{_plain(section)}**", *[""] * len(block)])] if section else []
-            for line in lines:
-                texts = [_plain(line.label), *(cell(line.cells[n]) for n in block)]
-                out.append(row(texts, line.kind in QUIET))
-        out.append("")
-    return "\n".join([*out, *(f"- {_plain(note)}" for note in _notes(grid, marks))]).rstrip("\n") + "\n"
+    titles = [f"{head.group}: {head.title}" if _repeated(grid) and head.group else head.title for head in grid.heads]
+    out.append(row([grid.corner, *titles]))
+    out.append(row(["---", *("---" if head.words else "---:" for head in grid.heads)]))
+    for section, lines in _sections(grid, range(len(titles))):
+        out += [row([f"**{_plain(section)}**", *[""] * len(titles)])] if section else []
+        out += [row([_plain(line.label), *map(cell, line.cells)], line.kind in QUIET) for line in lines]
+    return "\n".join([*out, "", *(f"- {_plain(note)}" for note in _notes(grid, marks))]).rstrip("\n") + "\n"
 
 
 def _plain(text: str) -> str:
@@ -198,97 +185,65 @@ def _plain(text: str) -> str:
     return text.replace("*", "\\*")
 
 
-def _latex(grid: Grid, siunitx: bool = False) -> str:
-    """Return booktabs tables of at most a page's width in footnotesize, cut between groups: one for each block.
+def _latex(grid: Grid) -> str:
+    """Return one booktabs table, in footnotesize or as small as the page's width asks for, by pandas' Styler."""
+    import pandas as pd
 
-    Intervals have their own columns, so that numbers align. siunitx: use its columns, and threeparttable.
-    """
     marks = _marks(grid)
-    wide = [1 + any(line.cells[n].interval for line in grid.lines) for n in range(len(grid.heads))]
-
-    def cell(line: Line, n: int) -> str:
-        shown = line.cells[n]
-        text = f"\\textbf{{{_escaped(shown.text)}}}" if shown.bold else _escaped(shown.text)
-        text = f"\\textsuperscript{{{marks[shown.reason]}}}" if shown.reason else text
-        if siunitx and NUMBER.fullmatch(shown.text) and line.kind != "common":
-            text = ("\\bfseries " if shown.bold else "") + shown.text.replace("−", "-")
-        elif siunitx and not grid.heads[n].words:
-            text = f"\\multicolumn{{1}}{{r}}{{{text}}}"
-        more = "\\textsuperscript{\\dag}" if shown.tone else ""
-        more += f"{{\\scriptsize {_escaped(shown.interval)}}}" if shown.interval else ""
-        return f"{text} & {more}" if wide[n] > 1 else text + more
-
-    def title(head: Head, columns: int) -> str:
-        lines = " \\\\ ".join(map(_escaped, textwrap.wrap(head.title, LATEX_TITLE)))
-        place = "l" if head.words else "c" if columns > 1 else "r"
-        return f"\\multicolumn{{{columns}}}{{{place}}}{{\\shortstack{{{lines}}}}}"
-
-    def column(n: int) -> str:
-        if grid.heads[n].words:
-            return "l"
-        texts = [line.cells[n].text.lstrip("+−") for line in grid.lines if line.kind != "common"]
-        numbers = [text.partition(".") for text in texts if siunitx and NUMBER.fullmatch(text)]
-        whole, decimals = (max((len(number[part]) for number in numbers), default=0) for part in (0, 2))
-        return f"S[table-format=+{whole}.{decimals},retain-explicit-plus,detect-weight]" if numbers else "r"
-
-    begin = ["\\begin{threeparttable}\\renewcommand{\\TPTminimum}{\\linewidth}"] if siunitx else []
-    end = ["\\end{threeparttable}"] if siunitx else []
-    out = [f"% needs \\usepackage{{{'booktabs,siunitx,threeparttable' if siunitx else 'booktabs'}}}"]
-    blocks = list(_blocks(grid, _latex_room(grid), pack=True))
-    for number, (_, block) in enumerate(blocks):
-        heads = [grid.heads[n] for n in block]
-        part = f" ({number + 1} of {len(blocks)})" if blocks[1:] else ""
-        label = f"tab:{grid.name}" + (f"-{number + 1}" if number else "")
-        out += ["\\begin{table}", "\\centering\\footnotesize\\setlength{\\tabcolsep}{4pt}", *begin]
-        out += [f"\\caption{{{_escaped(grid.title)}{part}}}", f"\\label{{{label}}}"]
-        columns = "".join(column(n) + ("@{\\,}l" if wide[n] > 1 else "") for n in block)
-        out += [f"\\begin{{tabular}}{{l{columns}}}", "\\toprule"]
-        if any(head.group for head in heads):
-            groups = groupby(block, key=lambda n: grid.heads[n].group)
-            spans = [(group, sum(wide[n] for n in members)) for group, members in groups]
-            cells = [f"\\multicolumn{{{count}}}{{c}}{{{_escaped(group)}}}" for group, count in spans]
-            out.append(" & ".join(["", *cells]) + " \\\\")
-            last = itertools.accumulate((count for _, count in spans), initial=1)
-            ends = [(a + 1, b) for a, b in itertools.pairwise(last)]
-            rules = [f"\\cmidrule(lr){{{a}-{b}}}" for (group, _), (a, b) in zip(spans, ends, strict=True) if group]
-            out.append("".join(rules))
-        out += [" & ".join([_escaped(grid.corner), *(title(grid.heads[n], wide[n]) for n in block)]) + " \\\\"]
-        for section, lines in _sections(grid, block):
-            out.append("\\midrule")
-            if section:
-                span = 1 + sum(wide[n] for n in block)
-                out.append(f"\\multicolumn{{{span}}}{{l}}{{\\textit{{{_escaped(section)}}}}} \\\\")
-            for line in lines:
-                label = f"\\textit{{{_escaped(line.label)}}}" if line.kind in QUIET else _escaped(line.label)
-                out.append(" & ".join([label, *(cell(line, n) for n in block)]) + " \\\\")
-        out += ["\\bottomrule", "\\end{tabular}"]
-        if number == len(blocks) - 1:
-            dagger = any(cell.tone for line in grid.lines for cell in line.cells)
-            notes = [
-                _escaped(note) for note in (*_notes(grid, marks), *(["†: a difference that holds"] if dagger else []))
-            ]
-            if siunitx:
-                out += [
-                    "\\begin{tablenotes}\\footnotesize\\raggedright",
-                    *(f"\\item {note}" for note in notes or ["~"]),
-                    "\\end{tablenotes}",
-                ]
-            else:
-                out += ["\\par\\smallskip\\raggedright", *(f"{note}\\par" for note in notes)]
-        out += [*end, "\\end{table}"]
-    return "\n".join(out) + "\n"
+    rows: list[list[str]] = []
+    for section, lines in _sections(grid, range(len(grid.heads))):
+        span = f"\\multicolumn{{{len(grid.heads) + 1}}}{{l}}"
+        title = f"{span}{{\\textit{{{_escaped(section)}}}}} \\\\\n" if section else ""
+        before = f"\\midrule\n{title}" if rows else title
+        for line in lines:
+            label = f"\\textit{{{_escaped(line.label)}}}" if line.kind in QUIET else _escaped(line.label)
+            rows.append([before + label, *(_latex_cell(cell, marks) for cell in line.cells)])
+            before = ""
+    grouped = [(group, len(list(members))) for group, members in groupby(head.group for head in grid.heads)]
+    widths = [count for _, count in grouped for _ in range(count)]
+    heads = [(_stacked(head.group, n), _stacked(head.title)) for head, n in zip(grid.heads, widths, strict=True)]
+    frame = pd.DataFrame(rows, columns=pd.MultiIndex.from_tuples([("", _escaped(grid.corner)), *heads]))
+    if not any(head.group for head in grid.heads):
+        frame.columns = frame.columns.droplevel(0)
+    longest = [max([len(line.cells[n].text) for line in grid.lines], default=0) for n in range(len(heads))]
+    kinds = [
+        "p{4cm}" if size > 40 else "l" if head.words else "r" for head, size in zip(grid.heads, longest, strict=True)
+    ]
+    tabular = frame.style.hide(axis="index").to_latex(
+        column_format="l" + "".join(kinds), hrules=True, multicol_align="c"
+    )
+    ends = list(itertools.accumulate((count for _, count in grouped), initial=1))
+    spans = zip(grouped, itertools.pairwise(ends), strict=True)
+    if rules := "".join(f"\\cmidrule(lr){{{first + 1}-{last}}}" for (group, _), (first, last) in spans if group):
+        tabular = tabular.replace(" \\\\\n", f" \\\\\n{rules}\n", 1)
+    out = ["% needs \\usepackage{booktabs,graphicx}", "\\begin{table}", "\\centering\\footnotesize"]
+    out += ["\\setlength{\\tabcolsep}{4pt}", f"\\caption{{{_escaped(grid.title)}}}", f"\\label{{tab:{grid.name}}}"]
+    out += ["\\resizebox{\\ifdim\\width>\\linewidth\\linewidth\\else\\width\\fi}{!}{%", tabular.rstrip("\n") + "}"]
+    notes = [f"{_escaped(note)}\\par" for note in _notes(grid, marks)]
+    out += ["\\par\\smallskip\\raggedright\\scriptsize", *notes] if notes else []
+    return "\n".join([*out, "\\end{table}"]) + "\n"
 
 
-def _latex_room(grid: Grid) -> int:
-    """Return how many columns beside the labels are as wide as a page of LaTeX's article, by letters of mean width."""
-    label = max([len(line.label) for line in grid.lines], default=0)
-    widths = [(len(cell.text) + 0.85 * len(cell.interval)) for line in grid.lines for cell in line.cells]
-    widths += [min(LATEX_TITLE, len(head.title)) for head in grid.heads]
-    return max(1, int((LATEX_PAGE - label) / (max(widths, default=0) + 2)))
+def _latex_cell(shown: Shown, marks: Mapping[str, str]) -> str:
+    if shown.reason:
+        return f"\\textsuperscript{{{marks[shown.reason]}}}"
+    text = f"\\textbf{{{_escaped(shown.text)}}}" if shown.bold else _escaped(shown.text)
+    if not shown.interval:
+        return text
+    return f"\\shortstack{{{text}\\\\{{\\tiny {_escaped(shown.interval)}}}}}"
+
+
+def _stacked(title: str, columns: int = 1) -> str:
+    """Return a title in lines, as wide as its columns are."""
+    lines = list(map(_escaped, textwrap.wrap(title, max(LATEX_TITLE, 8 * columns))))
+    return "\\shortstack{" + " \\\\ ".join(lines) + "}" if lines[1:] else _escaped(title)
 
 
 def _escaped(text: str) -> str:
-    return "".join(LATEX.get(letter, letter) for letter in text)
+    """Return text for LaTeX, with $s^I$ and its like as mathematics."""
+    parts = re.split(r"\b(\w\^\w)\b", text)
+    escaped = ("".join(LATEX.get(letter, letter) for letter in part) for part in parts)
+    return "".join(f"${parts[n]}$" if n % 2 else part for n, part in enumerate(escaped))
 
 
 def _html(grid: Grid) -> str:

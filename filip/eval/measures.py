@@ -79,11 +79,11 @@ def as_text(found: Sequence[Measure], form: str = "text") -> str:
         chance = shown(first.chance, first.unit) if first.chance is not None else "–"
         line = [Shown(measure), Shown(f"{first.n:,}"), Shown(chance), *map(_shown, row_cells)]
         lines.append(Line(f"{benchmark} ({protocol})", line))
-    heads = [Head("measure", words=True), *map(Head, ("images", "chance", *models))]
+    heads = [Head("measure", words=True), *map(Head, ("n", "chance", *models))]
     records = [_record(measure) for measure in found]
     notes = list(dict.fromkeys(f"{m.benchmark} ({m.protocol}): {m.note}" for m in found if m.note))
     notes += _differences(found)
-    return render(Grid(heads, lines, notes=notes, corner="benchmark", whole=True, records=records), form).rstrip("\n")
+    return render(Grid(heads, lines, notes=notes, corner="benchmark", records=records), form).rstrip("\n")
 
 
 def _shown(measure: Measure | None) -> Shown:

@@ -111,4 +111,4 @@ def findings_grid(found: pd.DataFrame, below: Line | None = None) -> Grid:
         lines.append(Line(label, [*shown, *words(str(item.trainings), item.finding)], item.area))
     heads = [Head(base or "baseline"), Head(ours), Head("chance"), Head("difference"), Head("p"), Head("trainings")]
     title = "What differs, and by how much"
-    return Grid([*heads, Head("finding", words=True)], [*lines, *([below] if below else [])], title, [NOTE], whole=True)
+    return Grid([*heads, Head("finding", words=True)], [*lines, *([below] if below else [])], title, [NOTE])

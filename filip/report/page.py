@@ -28,7 +28,7 @@ from filip import resources
 from filip.cli.command import MISSING, option, run_command
 from filip.common.files import replacing
 from filip.common.progress import say
-from filip.common.table_writer import Grid, render
+from filip.common.table_writer import Grid, listed, render
 from filip.eval.cards import load_card
 from filip.report.differences import FEWEST
 from filip.report.findings import NOTE, cost, findings, findings_grid
@@ -142,7 +142,7 @@ def verdict(found: pd.DataFrame) -> list[str]:
     sentences = []
     for row, items in found[found["difference"].notna()].groupby("row", sort=False):
         above, below = (items["difference"] > 0).sum(), items.loc[items["difference"] < 0, "measure"]
-        listed = f" ({', '.join(below)})" if len(below) else ""
+        names = f" ({listed(list(below))})" if len(below) else ""
         tested = items[items["finding"] != "descriptive"]
         holding = int(tested["finding"].isin(["better", "worse"]).sum())
         verdict = f"{holding} of {len(tested)} primary differences hold"
@@ -150,7 +150,7 @@ def verdict(found: pd.DataFrame) -> list[str]:
             verdict = f"no difference is called significant with fewer than {FEWEST} trainings"
         base = items["base"].iloc[0]
         sentences.append(
-            f"{row} is above {base} in {above} of {len(items)} measures and below in {len(below)}{listed}; {verdict}."
+            f"{row} is above {base} in {above} of {len(items)} measures and below in {len(below)}{names}; {verdict}."
         )
     return sentences
 

@@ -83,7 +83,7 @@ def headline(tables: Mapping[str, Table], names: list[str]) -> Grid:
     chances = [next((row[name].chance for row in cells.values() if name in row), None) for name in names]
     if any(chance is not None for chance in chances):
         lines.append(Line("chance", words(*("" if chance is None else value_text(chance) for chance in chances))))
-    return Grid([Head(column.title, column.group) for _, column in columns], lines, "Found, %", whole=True)
+    return Grid([Head(column.title, column.group) for _, column in columns], lines, "Found, %")
 
 
 def _column(tables: Mapping[str, Table], name: str) -> tuple[Table, Column]:

@@ -152,7 +152,7 @@ def stages_grid(stages: Mapping[str, float]) -> Grid:
         for name, seconds in stages.items()
     ]
     lines.append(Line("sum", words(f"{sum(stages.values()):.1f}", "")))
-    return Grid([Head("seconds"), Head("", words=True)], lines, "Time of each stage", whole=True)
+    return Grid([Head("seconds"), Head("", words=True)], lines, "Time of each stage")
 
 
 def funnel_grid(funnel: Sequence[Mapping[str, Any]]) -> Grid:
@@ -178,7 +178,7 @@ def funnel_grid(funnel: Sequence[Mapping[str, Any]]) -> Grid:
         Head("unit", words=True),
         Head("for example", words=True),
     ]
-    return Grid(heads, lines, "Data funnel", corner="stage", whole=True)
+    return Grid(heads, lines, "Data funnel", corner="stage")
 
 
 def _some(samples: Sequence[str | Mapping[str, Any]], most: int = 3) -> str:
@@ -196,7 +196,7 @@ def runs_grid(runs: Mapping[str, Mapping[str, Any]]) -> Grid:
         commit = short_commit(run["commit"] or "–") if run["trained"] else "not run"
         shown = words(run["run_id"] or name, *facts, run["precision"] or "–", commit)
         lines.append(Line(run["label"], shown))
-    return Grid([*heads, Head("commit", words=True)], lines, "Runs", corner="run", whole=True)
+    return Grid([*heads, Head("commit", words=True)], lines, "Runs", corner="run")
 
 
 def search_grid(study: Study, by_run: Mapping[str, Mapping[str, Any]]) -> Grid:
@@ -214,7 +214,7 @@ def search_grid(study: Study, by_run: Mapping[str, Mapping[str, Any]]) -> Grid:
             lines.append(Line(study.label(run), words(values, mean, str(len(tried["scores"])), taken)))
     card = study.config["search"]["card"]
     heads = [Head("values", words=True), Head(f"score on {card}, %"), Head("seeds"), Head("", words=True)]
-    return Grid(heads, lines, "The search: settings of which each run takes the best values", corner="run", whole=True)
+    return Grid(heads, lines, "The search: settings of which each run takes the best values", corner="run")
 
 
 if __name__ == "__main__":

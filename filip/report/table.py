@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from filip.common.table_writer import Grid, Head, Line, Shown
-from filip.report.differences import over_trainings
+from filip.report.differences import FEWEST, over_trainings
 
 HEAD = ("table", "section", "row", "kind", "run", "run_id", "commit", "column", "unit")
 BODY = ("value", "chance", "n", "ci95_low", "ci95_high", "seeds", "std", "reason")
@@ -33,7 +33,19 @@ class Less:
     holds: bool
 
 
-SPREADS = ("interval", "sd")
+SPREADS = ("interval", "sd", "none")
+OF_PRIMARY = (
+    "(p < 0.05 after Holm's correction over the primary columns, which the study names in `headline`, over "
+    f"{FEWEST} trainings or more)"
+)
+LEADING = "ahead of every other row of the section by a difference that holds"
+PAIRED = (
+    "With sign: the difference from the first row of the section, paired over the same images (and seeds), with its "
+    f"95 % interval. Bold: {LEADING} {OF_PRIMARY}."
+)
+TOO_FEW = f"Nothing is marked for fewer than {FEWEST} trainings."
+DAGGER = f"†: the difference from the first row of the section holds {OF_PRIMARY}."
+BOLD = f"Bold: {LEADING}."
 
 
 @dataclass
@@ -41,7 +53,7 @@ class Cell:
     """One figure, in the unit of its column; accuracies, recalls and chance are fractions in 0..1.
 
     seeds, std: number of repetitions that were averaged, and their standard deviation.
-    reason: why value is None.
+    reason: why value is None, or is not shown.
     less: its difference from the first row of the section, where there are outcomes per image.
     leads: whether it is ahead of every other row of its section by a difference that holds.
     """
@@ -166,14 +178,42 @@ class Table:
         columns = [Column(**column) for column in content["columns"]]
         return Table(content["name"], content["title"], columns, rows, content["notes"])
 
-    def grid(self, notes: Sequence[str] | None = None, spread: str = "interval") -> Grid:
-        """Return the printed table, with ``notes`` below it (None: the table's). A row's differences are below it.
+    def interval_notes(self) -> list[str]:
+        """Describe the intervals of the cells; nothing if there is none."""
+        cells = [cell for row in self.rows for cell in row.cells.values() if cell.ci95 and row.kind != "paper"]
+        notes = []
+        if any(cell.seeds == 1 for cell in cells):
+            notes.append("Intervals of one training: 95 % by bootstrap over the test images.")
+        if several := sorted({cell.seeds for cell in cells if cell.seeds > 1}):
+            counts = " or ".join(str(n) for n in several)
+            notes.append(
+                f"Rows of {counts} seeds: the mean over the trainings, and the 95 % interval of that mean (Student's t "
+                "over trainings and test images)."
+            )
+        return notes
 
-        spread: one of SPREADS, next to means over trainings.
+    def _shown_notes(self, notes: Sequence[str], spread: str, differences: bool) -> list[str]:
+        """Return the notes that hold for what is shown."""
+        left_out = [] if spread == "interval" else self.interval_notes()
+        left_out += [] if differences else [PAIRED, TOO_FEW]
+        shown = [note for note in notes if note not in left_out]
+        cells = [cell for row in self.rows for cell in row.cells.values()]
+        seeds = sorted({cell.seeds for cell in cells if cell.std is not None})
+        if spread == "sd" and seeds:
+            shown.append(f"±: the standard deviation over {' or '.join(map(str, seeds))} trainings.")
+        if not differences and any(cell.less and cell.less.holds for cell in cells):
+            shown.append(DAGGER)
+        return shown + ([BOLD] if not differences and any(cell.leads for cell in cells) else [])
+
+    def grid(self, notes: Sequence[str] | None = None, spread: str = "interval", differences: bool = True) -> Grid:
+        """Return the printed table, with ``notes`` below it (None: the table's).
+
+        spread: one of SPREADS, next to a value. differences: below each row those from the first one; otherwise a
+        dagger marks the values whose difference holds.
         """
         rows, columns = self.rows, self.columns
         lines = []
-        for label, key, write in (("test images", "n", "{:,}".format), ("chance", "chance", chance_text)):
+        for label, key, write in (("n", "n", "{:,}".format), ("chance", "chance", chance_text)):
             common = [_common(rows, column, key) for column in columns]
             if any(chance is not None for chance in common):
                 cells = [Shown() if chance is None else Shown(write(chance)) for chance in common]
@@ -187,12 +227,15 @@ class Table:
             cells = [_shown(row.cells[column.key], column, spread) for column in columns]
             lines.append(Line(label, cells, row.section, row.kind, row.origin))
             gains = [row.cells[column.key].less for column in columns]
-            if any(gains):
+            for shown, less in zip(cells, gains, strict=True):
+                shown.text += "†" if less and less.holds and not differences and shown.text else ""
+            if any(gains) and differences:
                 cells = [difference(less.effect, less.interval, less.holds) if less else Shown() for less in gains]
                 lines.append(Line(f"less {base.label}", cells, row.section, "difference"))
         origin_of = {row.label: row.origin for row in rows if row.kind != "paper" and row.run_id}
         origins = "; ".join(f"{label}: {where}" for label, where in origin_of.items() if where)
-        below = [*(self.notes if notes is None else notes), *([f"Runs: {origins}"] if origins else [])]
+        below = self._shown_notes(self.notes if notes is None else notes, spread, differences)
+        below += [f"Runs: {origins}"] if origins and differences else []
         heads = [Head(column.title, column.group) for column in columns]
         return Grid(heads, lines, self.title, below, name=self.name, records=self.records())
 
@@ -204,10 +247,12 @@ def _common(rows: Sequence[Row], column: Column, key: str) -> Any:
 
 
 def _shown(cell: Cell, column: Column, spread: str) -> Shown:
-    if cell.value is None:
+    if cell.value is None or cell.reason:
         return Shown(reason=cell.reason or "not reported")
-    ends = interval_text(*cell.ci95) if cell.ci95 and column.unit == "percent" else ""
-    if spread == "sd" and cell.std is not None and column.unit == "percent":
+    ends = ""
+    if spread == "interval" and cell.ci95 and column.unit == "percent":
+        ends = interval_text(*cell.ci95)
+    elif spread == "sd" and cell.std is not None and column.unit == "percent":
         ends = f"± {100 * cell.std:.1f}"
     return Shown(value_text(cell.value, column.unit), ends, cell.leads)
 

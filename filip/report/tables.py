@@ -1,11 +1,13 @@
 """The paper's tables: ``python -m filip.report.tables results=results/demo``.
 
-Writes every table of the study as .md, .csv, .tex and .html, and together as ``tables.json``, which figures and
-summary read. Cells that were not run are empty, with the reason.
+Writes every table of the study as .md, .csv, .tex and .html, and together as ``tables.json``, which page and
+summary read. The .tex are for a paper: one table each, without the differences below rows. Cells that were
+not run are empty, with the reason.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,10 +21,10 @@ from filip.report.differences import RESAMPLES
 from filip.report.results import Results
 from filip.report.rows import build_tables
 from filip.report.style import page
-from filip.report.table import SPREADS
+from filip.report.table import SPREADS, Column
 from filip.study import load_study
 
-LATEX = ("latex", "siunitx")
+WIDEST = 12  # columns of LaTeX, as CLIP's table of retrieval has them
 FORMATS = {"md": "markdown", "csv": "csv", "tex": "latex", "html": "html"}  # by the end of the file's name
 
 
@@ -36,9 +38,11 @@ class Tables:
         RESAMPLES, "draws of images behind the interval of each difference between rows", at_least=1
     )
     columns: list[str] = option([], "titles of the columns to print, e.g. [R@1]; a table without any prints all")
-    latex: str = option("latex", "how the .tex are set: latex, or siunitx with threeparttable", choices=LATEX)
     spread: str = option(
-        "interval", "next to a mean over trainings: its 95 % interval, or sd, their standard deviation", choices=SPREADS
+        "auto",
+        "next to a value: its 95 % interval; sd, the standard deviation over trainings; or none; auto = interval, and "
+        "none in LaTeX",
+        choices=("auto", *SPREADS),
     )
 
 
@@ -50,15 +54,27 @@ def main(config: Tables) -> None:
     out.mkdir(parents=True, exist_ok=True)
     for name, table in tables.items():
         columns = [column for column in table.columns if column.title in config.columns]
-        shown = replace(table, columns=columns or table.columns).grid(spread=config.spread)
+        columns = columns or table.columns
         for extension, form in FORMATS.items():
-            text = render(shown, config.latex if form == "latex" else form)
+            paper = form == "latex"
+            spread = ("none" if paper else "interval") if config.spread == "auto" else config.spread
+            shown = replace(table, columns=narrowed(columns) if paper else columns)
+            text = render(shown.grid(spread=spread, differences=not paper and spread == "interval"), form)
             with replacing(out / f"{name}.{extension}") as part:
                 part.write_text(page(table.title, text) if form == "html" else text, encoding="utf-8")
         values = [cell.value for row in table.rows if row.kind != "paper" for cell in row.cells.values()]
         say(f"{out / name}.html: {len(values) - values.count(None)} of {len(values)} cells filled")
     content = {"study": study.name, "title": study.title}
     write_json(out / "tables.json", {**content, "tables": {n: t.as_json() for n, t in tables.items()}})
+
+
+def narrowed(columns: list[Column]) -> list[Column]:
+    """Return the columns that fit on a page: of titles that are repeated, such as R@1, R@5 and R@10, the first."""
+    counts = Counter(column.title for column in columns)
+    if len(columns) <= WIDEST:
+        return columns
+    first = next((column.title for column in columns if counts[column.title] > 1), None)
+    return [column for column in columns if counts[column.title] == 1 or column.title == first]
 
 
 def load_published(path: str | Path) -> dict[str, Any]:

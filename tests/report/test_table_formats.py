@@ -6,13 +6,14 @@ import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
-from filip.common.table_writer import Grid, Head, Line, Shown, render
+from filip.common.table_writer import Grid, Head, Line, Shown, differing, render
 from filip.report.style import page
 from filip.report.table import Table
-from tests.report.results import STUDY, changed, tables_of, write_tables
+from tests.report.results import STUDY, add_seeds, changed, tables_of, write_tables
 
 
 def shown(table: Table, form: str) -> str:
@@ -82,7 +83,7 @@ def test_chance_and_the_number_of_images_are_said_once_a_column(folder):
         assert "1,590" in text
     assert shown(table, "html").count(">0.063</td>") == 2  # R@1 both ways
     markdown = shown(table, "markdown")
-    assert markdown.count("0.063") == 2 and markdown.count("| *chance* |") == 2
+    assert markdown.count("0.063") == 2 and markdown.count("| *chance* |") == 1
 
 
 @pytest.mark.usefixtures("one_training_is_enough")
@@ -94,8 +95,6 @@ def test_a_difference_stands_below_its_row(folder):
     ends = f"[{100 * less.interval[0]:.1f}, {100 * less.interval[1]:.1f}]"
     assert f"| *less baseline (CLIP)* | *{effect} {ends}* |" in shown(table, "markdown")
     assert f'<span class="up">{effect}</span><small>{ends}</small>' in shown(table, "html")
-    cell = f"{effect} & \\textsuperscript{{\\dag}}{{\\scriptsize {ends}}}"
-    assert f"\\textit{{less baseline (CLIP)}} & {cell}" in shown(table, "latex")
     rows = list(csv.DictReader(shown(table, "csv").splitlines()))
     result = next(r for r in rows if r["run"] == "filip" and r["column"] == "demo_fluent_i2t_r1")
     assert float(result["less"]) == less.effect and result["less_holds"] == result["leads"] == "True"
@@ -124,48 +123,67 @@ def test_latex_escapes_and_has_as_many_columns_in_each_line(folder):
     assert all(shown(table, "latex").isascii() for table in tables_of(folder).values())
     assert any("p $<$ 0.05" in shown(table, "latex") for table in tables_of(folder).values())
     body = [line for line in text.splitlines() if line.endswith("\\\\") and "multicolumn" not in line]
-    assert {len(re.findall(r"(?<!\\)&", line)) for line in body} == {6}  # three columns, an interval beside each
+    assert {len(re.findall(r"(?<!\\)&", line)) for line in body} == {3}
 
 
-def lacking(*packages: str) -> list[str]:
-    """Return the packages of LaTeX that are not here."""
-    if not shutil.which("pdflatex"):
-        return ["pdflatex"]
-    return [name for name in packages if subprocess.run(["kpsewhich", f"{name}.sty"], capture_output=True).returncode]
+def written(folder: Path, name: str, *options: str) -> str:
+    """Return a table as the command writes it for a paper."""
+    write_tables(folder, f"out_dir={folder / 'paper'}", *options)
+    return (folder / "paper" / f"{name}.tex").read_text()
 
 
+@pytest.mark.usefixtures("one_training_is_enough")
 @pytest.mark.parametrize(
-    ("form", "packages"), [("latex", ["booktabs"]), ("siunitx", ["booktabs", "siunitx", "threeparttable"])]
+    ("options", "spread", "note"),
+    [
+        ((), "10.0", None),
+        (("spread=interval",), r"\shortstack{10.0\\{\tiny [8.0, 12.0]}}", "95 \\% by bootstrap over the test images"),
+        (("spread=sd",), r"{\tiny $\pm$ 4.0}", "standard deviation over 3 trainings"),
+    ],
 )
-def test_latex_is_set_within_the_width_of_a_page(folder, tmp_path, form, packages):
-    if missing := lacking(*packages):
-        pytest.skip(f"no {missing[0]} here")
-    for name, table in tables_of(folder).items():
-        head = f"\\documentclass{{article}}\\usepackage{{{','.join(packages)}}}\\begin{{document}}"
-        (tmp_path / f"{name}.tex").write_text(head + shown(table, form) + "\\end{document}")
-        done = subprocess.run(
-            ["pdflatex", "-interaction=batchmode", f"{name}.tex"], cwd=tmp_path, capture_output=True, text=True
-        )
-        log = (tmp_path / f"{name}.log").read_text(errors="replace")
-        assert done.returncode == 0 and "Overfull \\hbox" not in log and "too large for page" not in log, name
+def test_a_table_for_a_paper_has_one_kind_of_spread_and_a_note_that_names_it(folder, options, spread, note):
+    add_seeds(folder)
+    text = written(folder, "zero_shot", *options)
+    assert text.count("\\begin{table}") == text.count("\\begin{tabular}") == 1 and spread in text
+    notes = [kind for kind in ("bootstrap", "Student's t", "standard deviation") if kind in text]
+    assert bool(notes) == (note is not None) and (note is None or note in text)
+    assert not ("[" in text.split("toprule")[1] and "standard deviation" in text)
+    assert "less baseline" not in text and "With sign" not in text
 
 
-def test_siunitx_sets_numbers_in_its_columns_and_texts_in_braces():
-    cells = [Shown("+35.3", "[24.6, 46.0]", tone="up"), Shown("−1.5", bold=True), Shown("1,000"), Shown(reason="why")]
-    lines = [Line("less", [cell]) for cell in cells]
-    text = render(Grid([Head("R@1")], lines, notes=["a note"]), "siunitx")
-    assert "lS[table-format=+2.1,retain-explicit-plus,detect-weight]@{\\,}l}" in text
-    assert "less & +35.3 & \\textsuperscript{\\dag}{\\scriptsize [24.6, 46.0]} \\\\" in text
-    assert "less & \\bfseries -1.5 &  \\\\" in text and "less & \\multicolumn{1}{r}{1,000} &  \\\\" in text
-    assert "{r}{\\textsuperscript{a}}" in text and "\\raggedright\n\\item a note" in text
+@pytest.mark.usefixtures("one_training_is_enough")
+def test_a_dagger_marks_a_value_whose_difference_holds(folder):
+    text = written(folder, "retrieval", "columns=[R@1]")
+    assert r"\textbf{5.0\textsuperscript{\dag}}" in text and "R@5" not in text
+    assert r"\textsuperscript{\dag}: the difference from the first row of the section holds" in text
 
 
-def test_a_wide_latex_table_is_cut_between_benchmarks(folder):
+def test_a_wide_table_for_a_paper_keeps_the_first_of_repeated_columns(folder):
     benchmarks = {**STUDY["eval"], "retrieval": ["demo_fluent", "demo_flat", "demo_unseen"]}
-    table = tables_of(folder, changed(folder, "wide", eval=benchmarks))["retrieval"]
-    text = shown(table, "latex")
-    blocks = text.split("\\begin{tabular}")[1:]
-    assert [block.splitlines()[0].count("r") for block in blocks] == [3] * 6
-    assert "FILIP, fine-tuned" in blocks[0] and "FILIP, fine-tuned" not in blocks[5]  # nothing to show there
-    assert "Unseen concepts" not in blocks[0] and "Unseen concepts" in blocks[5]
-    assert text.count("\\begin{table}") == text.count("\\end{table}") == text.count("\\caption") == 6
+    wide = changed(folder, "wide", eval=benchmarks)
+    text = written(folder, "retrieval", f"study={wide}")
+    assert text.count("R@1") == 6 and "R@5" not in text and text.count("\\begin{tabular}") == 1
+    assert "R@5" in (folder / "paper" / "retrieval.md").read_text()
+
+
+def test_similarities_are_mathematics_and_labels_with_commas_are_quoted():
+    notes = [f"Rows differ in size: {said}" for _, said in differing({"FILIP, smooth": {"": "96"}, "CLIP": {"": "24"}})]
+    text = render(Grid([Head("by s^I, %")], [Line("a_b", [Shown("1.0")])], "s^T", notes), "latex")
+    assert "by $s^I$, \\%" in text and "\\caption{$s^T$}" in text and "a\\_b & 1.0" in text
+    assert notes == ["Rows differ in size: 96: “FILIP, smooth”; 24: CLIP"]
+
+
+@pytest.mark.system
+@pytest.mark.skipif(not shutil.which("pdflatex"), reason="needs: apt-get install texlive-latex-recommended")
+@pytest.mark.parametrize("options", [(), ("spread=interval",), ("spread=sd",), ("columns=[R@1]",)])
+def test_every_table_is_set_on_one_page_and_within_its_width(folder, options):
+    add_seeds(folder)
+    write_tables(folder, f"out_dir={folder / 'paper'}", *options)
+    for file in sorted((folder / "paper").glob("*.tex")):
+        head = "\\documentclass{article}\\usepackage{booktabs,graphicx}\\begin{document}"
+        file.write_text(f"{head}{file.read_text()}\\end{{document}}")
+        command = ["pdflatex", "-interaction=batchmode", file.name]
+        done = subprocess.run(command, cwd=file.parent, capture_output=True, text=True)
+        log = file.with_suffix(".log").read_text(errors="replace")
+        assert done.returncode == 0 and "(1 page" in log, file.name
+        assert "Overfull \\hbox" not in log and "too large for page" not in log, file.name

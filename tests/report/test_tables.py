@@ -12,7 +12,7 @@ from filip.common.table_writer import FORMS, render
 from filip.report.findings import findings
 from filip.report.table import Cell, average, combine
 from filip.study import TABLES, load_study
-from tests.report.results import EVAL, STUDY, cells, changed, recalls, tables_of, task, training, write, write_tables
+from tests.report.results import EVAL, STUDY, add_seeds, cells, changed, recalls, tables_of, task, training, write
 
 STUDIES = sorted((EVAL.parent / "workflow" / "config").glob("*.yaml"))
 
@@ -72,21 +72,8 @@ def test_what_the_evaluations_warn_of_stands_below_the_table(folder):
 
 @pytest.fixture
 def three_seeds(folder: Path) -> Path:
-    """Write results of `make … SEEDS=3`: two more seeds of filip on disk, and the number in study.json only."""
-    for run, value in (("filip_s1", 0.20), ("filip_s2", 0.24)):
-        tasks = {"demo_food": task(value), "demo_animals": task(value)}
-        write(folder / "eval" / run / "zero_shot" / "all.json", {"benchmarks": tasks})
-    write(folder / "study.json", {**STUDY, "seeds": 3})
+    add_seeds(folder)
     return folder
-
-
-def test_an_author_prints_one_column_with_the_deviation_of_the_trainings(three_seeds):
-    write_tables(three_seeds, "columns=[R@1]", "spread=sd", f"out_dir={three_seeds / 'paper'}")
-    for form, deviation in {"md": "±", "tex": "$\\pm$"}.items():
-        retrieval, zero_shot = (
-            (three_seeds / "paper" / f"{name}.{form}").read_text() for name in ("retrieval", "zero_shot")
-        )
-        assert "R@1" in retrieval and "R@5" not in retrieval and deviation in zero_shot
 
 
 def test_seeds_are_averaged_with_their_spread(three_seeds):
@@ -132,11 +119,14 @@ def test_recalls_by_each_similarity_and_with_part_of_the_tokens_have_a_table(fol
     }
     result = recalls(0.05) | {"by": by, "text_tokens": {"without_ends": by}}
     write(folder / "eval" / "filip" / "retrieval" / "all.json", {"run": "filip", "benchmarks": {"demo_fluent": result}})
+    pooled = {"scorer": "pooled", "benchmarks": {"demo_fluent": recalls(0.02)}}
+    write(folder / "eval" / "clip" / "retrieval" / "all.json", pooled)
     study = changed(folder, "rankings", tables={**STUDY["tables"], "rankings": ["clip", "filip"]})
     clip, filip, without = tables_of(folder, study)["rankings"].rows
     assert without.label == f"{filip.label}, without [BOS] and [EOS]"
     own = {clip.cells[f"demo_fluent_i2t_{ranking}"].value for ranking in by}
-    assert own == {0.02}  # a pooled model has one similarity
+    assert own == {0.02}  # a pooled model has one similarity, which is shown once
+    assert [bool(cell.reason) for cell in clip.cells.values()] == [True, True, False] * 2
     assert filip.cells["demo_fluent_i2t_image"].value == 0.5
     assert without.cells["demo_fluent_t2i_text"].value == 0.25
 

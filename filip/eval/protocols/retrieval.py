@@ -293,6 +293,7 @@ PROTOCOL = Protocol(
                     f"chance.{way}.r1",
                     f"by.{by}.ci95.{way}.r1",
                     group=direction,
+                    similarity=by,
                 )
                 for way, direction in WAYS.items()
                 for by, title in RANKING_TITLES.items()

@@ -13,7 +13,6 @@ from filip.report.results import Results
 from filip.report.rows import component_ablation, efficiency, protocol, settings
 from filip.report.rows.cells import Inputs
 from filip.report.rows.pairs import compare_rows
-from filip.report.rows.protocol import intervals
 from filip.report.table import Table
 from filip.study import TABLES, Study
 
@@ -43,5 +42,5 @@ def build_tables(
     }
     for name, table in tables.items():
         compare_rows(table, inputs, TABLES[name].protocols, resamples)
-        table.notes += intervals(table)
+        table.notes += table.interval_notes()
     return tables

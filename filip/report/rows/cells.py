@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from filip.eval import protocols
@@ -111,7 +111,11 @@ class Inputs:
     def cell(self, run: str, figure: Figure, table: str = "", part: str = "") -> Cell:
         """Return a figure of a run, the mean over its seeds. part: the row, where the table has several for a run."""
         members = self.study.replicas(run, figure.protocol)
-        return combine([self._cell(member, figure, table, part) for member in members])
+        cell = combine([self._cell(member, figure, table, part) for member in members])
+        results = [self.results.evaluation(member, figure.protocol) or {} for member in members]
+        if figure.column.similarity not in ("", "mean") and any(one.get("scorer") == "pooled" for one in results):
+            cell = replace(cell, reason=cell.reason or "a pooled model has one similarity")
+        return cell
 
     def _cell(self, run: str, figure: Figure, table: str = "", part: str = "") -> Cell:
         numbers = self.numbers(run, figure.protocol, figure.benchmark)

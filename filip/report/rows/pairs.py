@@ -9,14 +9,7 @@ from filip.common.errors import UserError
 from filip.eval.outcomes import Record
 from filip.report.differences import FEWEST, Difference, Resampled, shared_columns
 from filip.report.rows.cells import Inputs
-from filip.report.table import Less, Row, Table
-
-PAIRED = (
-    "With sign: the difference from the first row of the section, paired over the same images (and seeds), with its "
-    "95 % interval. Bold: ahead of every other row of the section by a difference that holds (p < 0.05 after Holm's "
-    f"correction over the primary columns, which the study names in `headline`, over {FEWEST} trainings or more)."
-)
-TOO_FEW = f"Nothing is marked for fewer than {FEWEST} trainings."
+from filip.report.table import PAIRED, TOO_FEW, Less, Row, Table
 
 
 def compare_rows(table: Table, inputs: Inputs, protocols: Sequence[str], resamples: int) -> None:

@@ -146,21 +146,6 @@ def _flat(columns: Sequence[str], entry: Any) -> dict[str, float]:
 # ---- notes below a table -----------------------------------------------------------------------------------
 
 
-def intervals(table: Table) -> list[str]:
-    """Describe the intervals of a table; nothing if it has none."""
-    cells = [c for row in table.rows for c in row.cells.values() if c.ci95 and row.kind != "paper"]
-    notes = []
-    if any(cell.seeds == 1 for cell in cells):
-        notes.append("Intervals of one training: 95 % by bootstrap over the test images.")
-    if several := sorted({cell.seeds for cell in cells if cell.seeds > 1}):
-        counts = " or ".join(str(n) for n in several)
-        notes.append(
-            f"Rows of {counts} seeds: the mean over the trainings, and the 95 % interval of that mean (Student's t "
-            "over trainings and test images)."
-        )
-    return notes
-
-
 def warnings(inputs: Inputs, protocol: str, runs: Sequence[str]) -> list[str]:
     """Return the warnings of the evaluations of these runs, each once.
 
