@@ -1,6 +1,8 @@
 """A wheel with the compiled CPU kernels where there is a compiler; all else is in pyproject.toml."""
 
+import functools
 import runpy
+import sys
 from pathlib import Path
 
 from setuptools import Distribution, setup
@@ -17,7 +19,10 @@ class BuildWithKernels(build_py):
     def run(self) -> None:
         super().run()
         if self.distribution.has_ext_modules() and not self.editable_mode:
-            NATIVE["compile_library"](Path(self.build_lib, "late_interaction", NATIVE["PACKAGED"].name).resolve())
+            try:
+                NATIVE["compile_library"](Path(self.build_lib, "late_interaction", NATIVE["PACKAGED"].name).resolve())
+            except NATIVE["BuildError"] as error:
+                without_kernels(str(error))
 
 
 class WheelForEveryPython(bdist_wheel):
@@ -27,8 +32,15 @@ class WheelForEveryPython(bdist_wheel):
 
 
 class WithKernels(Distribution):
+    @functools.cache  # noqa: B019
     def has_ext_modules(self) -> bool:
-        return bool(NATIVE["has_compiler"]())
+        if why := NATIVE["why_not_here"]():
+            without_kernels(why)
+        return not why
+
+
+def without_kernels(why: str) -> None:
+    print(f"late-interaction is installed without its CPU kernels, and computes in PyTorch: {why}", file=sys.stderr)
 
 
 setup(cmdclass={"build_py": BuildWithKernels, "bdist_wheel": WheelForEveryPython}, distclass=WithKernels)

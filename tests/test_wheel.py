@@ -13,7 +13,7 @@ import pytest
 
 import filip
 from filip.eval.cards import load_card
-from late_interaction.native_build import has_compiler
+from late_interaction.native_build import why_not_here
 from tests.eval.miniature import picture, write_model, write_webdataset
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -113,7 +113,7 @@ print(*found.i2t.shape, *found.t2i.shape, len(model.align({str(tmp_path / "image
     assert list(empty.iterdir()) == []
 
 
-@pytest.mark.skipif(not has_compiler(), reason="the wheel has no kernels without a C++ compiler")
+@pytest.mark.skipif(bool(why_not_here()), reason="the wheel has no kernels without a C++ compiler")
 def test_the_loss_is_native_without_a_compiler(python: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     monkeypatch.setenv("LATE_INTERACTION_CACHE", str(tmp_path / "cache"))

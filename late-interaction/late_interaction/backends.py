@@ -101,6 +101,8 @@ def _native_declines(image_tokens: Tensor, products: int | None) -> str | None:
 
 def triton_declines(image_tokens: Tensor, products: int | None = None) -> str | None:
     """Return why "auto" does not take Triton on the CUDA device of these tokens; None: it does."""
+    if torch.version.hip:  # which reports 9.0 and more, and compiles none of the kernels
+        return "the Triton kernels are written for NVIDIA's GPUs"
     major, minor = torch.cuda.get_device_capability(image_tokens.device)
     if major >= 8:
         return None

@@ -23,7 +23,7 @@ SOURCES = Path(__file__).with_name("csrc")
 PACKAGED = Path(__file__).with_name("kernels.so")  # in a wheel for one platform
 # No -ffast-math: it would let the compiler ignore NaN and reorder sums. No -march=native: wheels, and a cache on a disk
 # that different machines share, hold all instruction sets; each file asks for its own, and one is chosen at run time.
-_FLAGS = ["-std=c++20", "-O3", "-fPIC", "-fno-math-errno", "-ffp-contract=fast", "-fvisibility=hidden", "-g0"]
+_FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fno-math-errno", "-ffp-contract=fast", "-fvisibility=hidden", "-g0"]
 
 
 class BuildError(RuntimeError):
@@ -87,11 +87,13 @@ def _compiler() -> str:
     return command
 
 
-def has_compiler() -> bool:
+def why_not_here() -> str:
+    """Return why the kernels cannot be compiled here, tried on an empty file; "" if they can."""
     try:
-        return bool(_compiler())
-    except BuildError:
-        return False
+        _run([*shlex.split(_compiler()), *_FLAGS, "-fsyntax-only", "-x", "c++", os.devnull])
+    except (BuildError, OSError) as error:
+        return str(error)
+    return ""
 
 
 @functools.cache

@@ -118,7 +118,8 @@ def forward_kernel(
         top = tl.max(by_image, axis=2)
         at = _of_group(first + p, n_images, image, GROUP).T
         if SAVE:
-            where = start[None, :] + _lowest(tile, top, IMAGES, ROWS)
+            # Rows beyond an image repeat its last token, which may be rounded otherwise there, and win.
+            where = tl.minimum(start[None, :] + _lowest(tile, top, IMAGES, ROWS), tokens[None, :] - 1)
         if not FIRST:
             before = tl.load(best + at, mask=real, other=0.0)
             if SAVE:

@@ -15,7 +15,7 @@ FILES = ("test_native.py", "test_fuzz.py", "test_smooth.py")
 
 @pytest.mark.slow
 @pytest.mark.skipif(
-    not native_build.has_compiler() or "avx512_bf16" not in native.isas(), reason="AMX's files need AVX-512 and bf16"
+    native_build.why_not_here() or "avx512_bf16" not in native.isas(), reason="AMX's files need AVX-512 and bf16"
 )
 def test_with_emulated_tiles(tmp_path: Path) -> None:
     header = f'-DINTERACTION_TILES_HEADER="{HERE / "emulated_tiles.h"}"'

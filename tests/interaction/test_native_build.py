@@ -1,13 +1,17 @@
 """Compiling the native kernels on first use: without a compiler, and after a build that was killed."""
 
 import json
+import os
 import time
+import zipfile
 from pathlib import Path
 
 import pytest
 
 from late_interaction import native_build
 from tests.support.processes import run_python
+
+ROOT = Path(__file__).resolve().parents[2]
 
 # Each environment has a process that has asked nothing before; PyTorch is imported once for all.
 _ASK = """
@@ -40,6 +44,34 @@ def test_without_a_compiler_there_is_one_line_and_no_crash(tmp_path: Path) -> No
     assert "no C++ compiler ('c++'" in no_path
     assert "compilation failed" in useless
     assert not list(tmp_path.rglob("*.so")) and not list(tmp_path.rglob("build-*"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("refused", ["-std=c++17", "-O3"])  # by an old compiler; only with a whole file to compile
+def test_a_compiler_that_cannot_leaves_a_wheel_without_kernels(tmp_path: Path, refused: str) -> None:
+    compiler = tmp_path / "c++"
+    only = "" if refused == "-std=c++17" else '[ "${*#*fsyntax}" = "$*" ] &&'
+    compiler.write_text(
+        f'#!/bin/sh\ncase "$*" in *{refused}*) {only} {{ echo "unrecognized {refused}" >&2; exit 1; }};; esac\n'
+    )
+    compiler.chmod(0o755)
+    command = [
+        "-m",
+        "pip",
+        "wheel",
+        "-v",
+        "--no-deps",
+        "--no-build-isolation",
+        "-w",
+        str(tmp_path),
+        "./late-interaction",
+    ]
+    done = run_python(*command, variables={**os.environ, "CXX": str(compiler)}, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-2000:]
+    (wheel,) = tmp_path.glob("*.whl")
+    assert "is installed without its CPU kernels" in done.stdout + done.stderr
+    with zipfile.ZipFile(wheel) as files:
+        assert "late_interaction/tiled.py" in files.namelist() and "late_interaction/kernels.so" not in files.namelist()
 
 
 def test_a_lock_left_behind_does_not_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
