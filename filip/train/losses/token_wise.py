@@ -134,6 +134,4 @@ def packed_memory(s: Setting, exchange: str = "gather") -> float:
     return maps + SOFTMAX_BYTES * pairs + remote + min(s.tile_bytes, 4 * pairs * s.n1 * s.n2)
 
 
-TOKEN_WISE = Term(
-    compute, "tokens", math.log, memory, "token-wise maximum similarity", exchanged=("tokens",), citation=(FILIP,)
-)
+TOKEN_WISE = Term(compute, "tokens", math.log, memory, "token-wise maximum similarity", citation=(FILIP,))
