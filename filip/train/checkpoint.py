@@ -109,13 +109,6 @@ def save_checkpoint(engine: Engine, state: LoopState, folder: Path, settings: Ch
     return final
 
 
-def load_checkpoint(engine: Engine, checkpoint: Path, ranks: Ranks) -> None:
-    """Restore weights, optimiser, loss scale and, at the same world size, the random states."""
-    random = engine.load(checkpoint)
-    if len(random) == ranks.world_size:
-        restore_random_states(random[ranks.rank])
-
-
 def set_aside_newer(folder: Path, step: int, ranks: Ranks) -> list[str]:
     """Rename the checkpoints after ``step`` when ``resume=PATH`` went back to it: the run no longer leads to them.
 
@@ -240,7 +233,9 @@ def continue_from(resumption: Resumption, engine: Engine, state: LoopState, fold
     if resumption.checkpoint is None or resumption.saved is None:
         return list(resumption.notes)
     saved = resumption.saved
-    load_checkpoint(engine, resumption.checkpoint, ranks)
+    random = engine.load(resumption.checkpoint)
+    if len(random) == ranks.world_size:
+        restore_random_states(random[ranks.rank])
     state.step, state.loader = saved.step, saved.loader
     state.seconds, state.processor_seconds = saved.seconds, saved.processor_seconds
     state.step_seconds = saved.step_seconds

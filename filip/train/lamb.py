@@ -117,10 +117,7 @@ class Lamb(Optimizer):
         defined = (weight_norm > 0) & (update_norm > 0)
         ratio = torch.where(defined, weight_norm / update_norm, torch.ones_like(update_norm))
         _apply(flat, update, -group["lr"] * (ratio if skip is None else ratio * (1 - skip)), layout)
-        self._remember(layout, norms, ratio)
-
-    def _remember(self, layout: SliceLayout, norms: Tensor, ratio: Tensor) -> None:
-        """Keep this step's norms per parameter for telemetry, on the device: reading them would wait for it."""
+        # for telemetry, on the device: reading them would wait for it
         table = torch.cat([norms, ratio[None]])
         self.report.update({name: table[:, i] for i, name in enumerate(layout.names)})
 

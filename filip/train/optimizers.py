@@ -7,7 +7,7 @@ which filip.train.config asks for.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -203,8 +203,13 @@ def param_groups(model: DualEncoder, weight_decay: float, temperature_lr_factor:
     ZeRO's master copy is clamped and not only the model's. ``lr_factor`` multiplies a group's learning rate.
     """
     groups: dict[str, list[nn.Parameter]] = {"decay": [], "no_decay": [], "temperature": []}
-    for module, name, parameter in _owned_parameters(model):
-        groups["temperature" if parameter is model.logit_scale else _kind(module, name)].append(parameter)
+    seen: set[int] = set()  # a parameter that two modules share is stepped once
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter.requires_grad and id(parameter) not in seen:
+                seen.add(id(parameter))
+                kind = "decay" if decays(module, name) else "no_decay"
+                groups["temperature" if parameter is model.logit_scale else kind].append(parameter)
     return [
         {
             "name": kind,
@@ -217,25 +222,11 @@ def param_groups(model: DualEncoder, weight_decay: float, temperature_lr_factor:
     ]
 
 
-def _kind(module: nn.Module, name: str) -> str:
-    return "decay" if decays(module, name.rpartition(".")[2]) else "no_decay"
-
-
 def set_lr(groups: list[dict[str, Any]], lr: float, step: int) -> None:
     """Give every group the ``lr`` of ``step``, multiplied by its own factor."""
     for group in groups:
         group["lr"] = lr * group["lr_factor"]
         group["at_step"] = step
-
-
-def _owned_parameters(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Parameter]]:
-    """Yield module, full name and tensor of every trainable parameter, each once."""
-    seen: set[int] = set()
-    for path, module in model.named_modules():
-        for name, parameter in module.named_parameters(prefix=path, recurse=False):
-            if parameter.requires_grad and id(parameter) not in seen:
-                seen.add(id(parameter))
-                yield module, name, parameter
 
 
 def make_optimizer(model: DualEncoder, o: OptimizerConfig) -> Optimizer:
