@@ -91,6 +91,7 @@ def train_alone(config: TrainConfig, ranks: Ranks) -> None:
             stop.promise = "saving at the next step boundary"
             while not run.is_over:
                 take_step(run, batches)
+        run.alarm.begins("the end")
         finish(run)
     except MachineError:
         raise
@@ -105,6 +106,8 @@ def train_alone(config: TrainConfig, ranks: Ranks) -> None:
         if isinstance(error, UserError) or disk is not None:
             raise MachineError(str(error if disk is None else explained(disk, ()) or disk)) from error
         raise
+    finally:
+        run.alarm.begins(None)
 
 
 def initial_model(config: TrainConfig) -> DualEncoder:

@@ -136,19 +136,20 @@ class StallAlarm:
 
     def __init__(self, name: str, say: Callable[[str], None], limits: Limits) -> None:
         self.name, self.say, self.limits = name, say, limits
-        self.longest: dict[str, float] = {}  # seconds, by kind
-        self.phase, self.since, self.told = "", time.monotonic(), True
+        self.longest: dict[str | None, float] = {}  # seconds, by kind
+        self.phase: str | None = ""
+        self.since, self.told = time.monotonic(), True
         self.main = threading.get_ident()
         threading.Thread(target=self._watch, daemon=True).start()
 
-    def begins(self, phase: str) -> None:
-        """Note that ``phase`` begins, and the one before has ended."""
+    def begins(self, phase: str | None) -> None:
+        """Note that ``phase`` begins, and the one before has ended; None ends the alarm."""
         took = time.monotonic() - self.since
         self.longest[self.phase] = max(took, self.longest.get(self.phase, 0.0))
         self.phase, self.since, self.told = phase, time.monotonic(), False
 
     def _watch(self) -> None:
-        while True:
+        while self.phase is not None:
             time.sleep(self.limits.stalled_seconds / 30)
             phase, seconds = self.phase, time.monotonic() - self.since
             usual = self.limits.stalled_factor * self.longest.get(phase, 0.0)

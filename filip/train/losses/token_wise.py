@@ -55,9 +55,9 @@ def token_wise_similarity(batch: LossInput) -> tuple[Similarity, dict[str, Tenso
     metrics: dict[str, Tensor] = {}
     keep_ratio = batch.keep_ratio
     if settings.token_keep_schedule is not None:
-        metrics["tokens/keep_ratio"] = torch.tensor(keep_ratio, device=image.device)
+        metrics["tokens/keep_ratio"] = torch.full((), keep_ratio, device=image.device)  # no copy that waits
     if isinstance(settings.token_temperature, str):
-        metrics["tokens/temperature"] = torch.tensor(batch.token_temperature, device=image.device)
+        metrics["tokens/temperature"] = torch.full((), batch.token_temperature, device=image.device)
     if keep_ratio < 1:
         choice = choose_tokens(
             image,
