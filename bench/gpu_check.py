@@ -26,7 +26,7 @@ from filip.common import device as devices
 from filip.common.errors import UserError
 from filip.common.progress import say
 from filip.resources import shipped
-from filip.train.hardware import peak_flops
+from filip.train.plan import peak_flops
 from late_interaction import late_interaction
 from late_interaction.backends import choose_backend
 from tests.support.squares import write_shards

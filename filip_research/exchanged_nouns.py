@@ -61,7 +61,6 @@ EXCHANGED_NOUNS = replace(
     features="vectors",
     memory=memory,
     about="cosine of vectors against own captions with two nouns exchanged, too",
-    exchanged=("vectors",),
     check=no_conditions,
     captions=with_nouns_exchanged,
     citation=(citations.BAGS_OF_WORDS,),

@@ -70,7 +70,6 @@ HARD_NEGATIVES = Term(
     math.log,
     memory,
     "token-wise similarity with a margin for similar captions",
-    exchanged=("tokens", "vectors"),
     settings=Margin,
     citation=("HN-CLIP: Which negatives matter? Ask your text encoder, 2026",),
 )

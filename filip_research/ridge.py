@@ -20,13 +20,12 @@ from torch import Tensor
 from filip.common.errors import UserError
 from filip.common.progress import say
 from filip.eval.encoders import FilipEncoder, Loading
-from filip.loading.loader import PairLoader
 from filip.models import DualEncoder
 from filip.study import resolve
+from filip.train.deepspeed_settings import settle_precision
 from filip.train.engine import resolve_batching
 from filip.train.feature_cache import fill
 from filip.train.loop import initial_model
-from filip.train.precision import settle_precision
 from filip.train.ranks import Ranks
 from filip.train.training_data import training_loader
 
@@ -52,8 +51,7 @@ class RidgeEncoder(FilipEncoder):
         settle_precision(config, ranks)
         model = initial_model(config).eval()
         loader = training_loader(config, model, resolve_batching(config, 1), ranks)
-        if isinstance(loader, PairLoader):
-            fill(loader.stream, model, config.precision, ranks.device, None)
+        fill(loader.stream, model, config.precision, ranks.device, None)
         batches = [(batch["pixels"], batch["ids"], batch["lengths"]) for batch in loader]
         return RidgeEncoder(model, batches, loading, pairs=bool(option))
 

@@ -63,7 +63,6 @@ SIGMOID = Term(
     pooled.memory,
     "sigmoid of the cosine of [CLS] and [EOS]",
     lambda dim: {"sigmoid_bias": torch.tensor([INITIAL_BIAS])},
-    exchanged=("vectors",),
     citation=(SIGLIP,),
 )
 TOKEN_WISE_SIGMOID = Term(
@@ -73,7 +72,6 @@ TOKEN_WISE_SIGMOID = Term(
     token_wise.memory,
     "sigmoid of the token-wise maximum similarity",
     lambda dim: {"token_wise_sigmoid_bias": torch.tensor([INITIAL_BIAS])},
-    exchanged=("tokens",),
     citation=(SIGLIP, FILIP),
 )
 

@@ -180,7 +180,6 @@ SWAPPED_WORDS = Term(
     chance,
     memory,
     "token-wise similarity against own captions with one noun exchanged, too",
-    exchanged=("tokens",),
     check=check,
     captions=with_noun_exchanged,
     clip_words=True,

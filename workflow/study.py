@@ -229,7 +229,7 @@ class WorkflowStudy(StudyEvaluations):
 
     def node_memory(self, run: str) -> int:
         """Return the megabytes of main memory that a training's node needs, as ``filip train plan`` adds it up."""
-        from filip.train.counts import host_memory, to_ask_for
+        from filip.train.plan import host_memory, to_ask_for
 
         launch, training = self.launch(run), self.training(run)
         config = self.resolved(run)

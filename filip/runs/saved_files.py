@@ -31,7 +31,6 @@ class LoopState:
     loader: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0  # of all steps, without evaluations and checkpoints
     processor_seconds: float = 0.0  # the same of the first rank's process, in all its threads
-    rollbacks: int = 0
     step_seconds: list[float] = field(default_factory=list)  # recent steps, without the first of each start
     world_size: int = 1
     engine: str = "deepspeed"

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import pickle
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -182,6 +184,36 @@ def _of_checkpoint(checkpoint: Path) -> ModelSource:
     return ModelSource(model.eval(), f"step {state.step} in {checkpoint}", extra, result, {}, "", *descent)
 
 
+def load_states(file: Path, mmap: bool = False) -> Any:
+    """Load a file of torch.save onto the CPU: tensors and plain state, no object whose loading runs code.
+
+    DeepSpeed's own files may hold its loss scaler and its enumerations, too. Raises UserError for anything else.
+    """
+    allowed: list[Any] = []
+    if file.name.endswith("_optim_states.pt"):
+        from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+        from deepspeed.runtime.zero.config import ZeroStageEnum
+        from deepspeed.utils.tensor_fragment import fragment_address
+
+        allowed = [DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address]
+    try:
+        with torch.serialization.safe_globals(allowed):
+            return torch.load(file, map_location="cpu", mmap=mmap, weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        other = re.search(r"GLOBAL (\S+)", str(error))
+        raise UserError(
+            f"{file} holds {other[1] if other else 'something'} beside tensors and plain state, so it is not loaded: "
+            "loading it could run code. A version of FILIP before December 2026 saved it, or somebody has changed it; "
+            "export its model with that version, or take another checkpoint"
+        ) from error
+
+
+def refuse_code(checkpoint: Path) -> None:
+    """Raise UserError if DeepSpeed, which unpickles what it finds, would run code of a file of ``checkpoint``."""
+    for file in sorted(checkpoint.glob("*.pt")):
+        load_states(file, mmap=True)
+
+
 _ADAPTER = ".lora_{}.default.weight"  # as peft names them
 ADAPTER_SCALE = 2  # what adapters count: alpha / rank of LoRA. Another scale is another learning rate of theirs
 
@@ -189,14 +221,17 @@ ADAPTER_SCALE = 2  # what adapters count: alpha / rank of LoRA. Another scale is
 def checkpoint_weights(checkpoint: Path, state: LoopState) -> dict[str, Tensor]:
     """Return the float32 state dict in a checkpoint: the averaged weights, if the training averages them."""
     if (checkpoint / AVERAGED).is_file():
-        return dict(load_file(checkpoint / AVERAGED))
+        try:
+            return dict(load_file(checkpoint / AVERAGED))
+        except SafetensorError as error:
+            raise UserError(f"{checkpoint / AVERAGED} cannot be read: {error}; take another checkpoint") from error
     whole: dict[str, Tensor] = {}
     if state.zero_stage < 3:  # includes frozen weights, of which ZeRO-1 keeps no other copy
         file = DDP_STATES if state.engine == "ddp" else "mp_rank_00_model_states.pt"
-        saved: dict[str, Any] = torch.load(checkpoint / file, map_location="cpu", weights_only=False)
-        whole = {name: value.float() for name, value in saved["module"].items()}
+        whole = {name: value.float() for name, value in load_states(checkpoint / file)["module"].items()}
     if state.zero_stage == 0:
         return whole
+    refuse_code(checkpoint)
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
     with contextlib.redirect_stdout(io.StringIO()):  # silence its verbose output

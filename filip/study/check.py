@@ -264,8 +264,7 @@ def _gpus(study: Study) -> Iterator[Finding]:
 
 
 def _loader(study: Study) -> Iterator[Finding]:
-    from filip.train.hardware import GPUS
-    from filip.train.plan import loader_needs
+    from filip.train.plan import GPUS, loader_needs
 
     alike: dict[str, tuple[Any, list[str]]] = {}
     for name in study.trained:

@@ -37,11 +37,10 @@ from filip.models import Encoded, TextFeatures, build_model
 from filip.study import load_study
 from filip.train.adapters import adapt
 from filip.train.config import TrainConfig
-from filip.train.engine import Engine, resolve_batching, to_device
-from filip.train.engines import make_engine
+from filip.train.deepspeed_settings import settle_precision
+from filip.train.engine import Engine, make_engine, resolve_batching, to_device
 from filip.train.losses import Loss, resolve_weights
 from filip.train.losses.term import transport_dtype
-from filip.train.precision import settle_precision
 from filip.train.provenance import commit
 from filip.train.ranks import Ranks, raise_together, start_ranks
 from late_interaction import late_interaction, select_tokens
@@ -132,6 +131,7 @@ class Step:
         started = time.perf_counter()
         encoded = self.engine.encode(self.batch)
         self.engine.backward(self.score(encoded))
+        self.engine.step()
         device.synchronize(self.ranks.device)
         seconds = time.perf_counter() - started
         if timed:

@@ -15,9 +15,9 @@ from filip.cli.command import run_command
 from filip.data.cards import load_source
 from filip.models import build_model
 from filip.study.study import Study, load_study
-from filip.train.deepspeed_engine import read_settings, settings_path
-from filip.train.engine import make_optimizer
+from filip.train.deepspeed_settings import read_settings, settings_path
 from filip.train.losses import resolve_weights
+from filip.train.optimizers import make_optimizer
 from filip.train.provenance import flat
 
 STUDIES = Path("workflow/config")  # of a checkout, as for `filip study check`
@@ -108,7 +108,7 @@ def resolved_settings(study: Study, training: str) -> dict[str, Any]:
     gpus = launch.get("nodes", 1) * launch["ranks_per_node"]
     sources = study.training(training)["sources"]
     cards = [load_source(name) for name in sources]
-    lamb = make_optimizer(model, config).param_groups[0]
+    lamb = make_optimizer(model, config.optimizer).param_groups[0]
     return {
         **dict(flat(asdict(config))),
         "loss": ", ".join(resolve_weights(config.loss, config.model.interaction)),

@@ -44,7 +44,7 @@ def main(config: Search) -> None:
 def scores(trials: Iterable[Mapping[str, Any]], settings: list[str], card: str) -> dict[Values, dict[int, float]]:
     """Return the scores of trials on a card by their values of the settings and by seed, in the order of the trials.
 
-    trials: what :func:`filip.train.result.write_result` wrote.
+    trials: what :func:`filip.train.loop.finish` wrote.
     """
     by_values: dict[Values, dict[int, float]] = {}
     for trial in trials:

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 
 from filip.train.launcher_env import (
     EXIT_CODE_FILE,
-    MACHINE_FAILED,
+    NOT_FINITE,
     STOPPED_BY_SIGNAL,
+    USERS_MISTAKE,
     MachineError,
     environment_rank,
     lost_contact,
@@ -66,12 +67,13 @@ def leave(code: int, flush: bool = True) -> None:
     """Exit without tearing down threads and process groups, which may hang or complain after the work is done.
 
     A launcher kills the other ranks at the first failure and then returns some signal's code. So the first rank also
-    writes its exit code to the file that ``FILIP_EXIT_CODE_FILE`` names.
+    writes its exit code to the file that ``FILIP_EXIT_CODE_FILE`` names, unless another has found a mistake before.
     """
     if flush:  # not in a signal handler, which may have interrupted it
         sys.stdout.flush()
         sys.stderr.flush()
-    if (place := os.environ.get(EXIT_CODE_FILE)) and environment_rank() == 0:
+    place = os.environ.get(EXIT_CODE_FILE)
+    if place and (code == USERS_MISTAKE or (environment_rank() == 0 and not Path(place).exists())):
         Path(place).write_text(str(code))
     os._exit(code)
 
@@ -85,12 +87,13 @@ if __name__ == "__main__":
     except SystemExit as stopped:
         exit_code = stopped.code if isinstance(stopped.code, int) else 1
     except BaseException as error:  # no waiting for threads of a broken process group
-        failed = isinstance(error, MachineError)
-        sentence = f"{this_rank()}: {error}" if failed else lost_contact(error)
+        exit_code = error.code if isinstance(error, MachineError) else 1
+        sentence = f"{this_rank()}: {error}" if isinstance(error, MachineError) else lost_contact(error)
         if sentence is None:  # a bug of ours, or a device that fails
             traceback.print_exc()
             said = (str(error).strip() or "no message").splitlines()[0]
             sentence = f"{this_rank()}: {type(error).__name__}: {said}"
-        sys.stderr.write(f"error: {sentence}\n")  # print's second write for the line's end lets other ranks in between
-        exit_code = MACHINE_FAILED if failed else 1
+        if exit_code != NOT_FINITE or environment_rank() == 0:  # which all ranks find alike
+            # print's second write for the line's end lets other ranks in between
+            sys.stderr.write(f"error: {sentence}\n")
     leave(exit_code)

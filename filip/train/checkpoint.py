@@ -34,10 +34,9 @@ from filip.runs.saved_files import (
     write_state,
 )
 from filip.train.config import CheckpointConfig, TrainConfig
-from filip.train.engine import Engine
+from filip.train.engine import Engine, gather_to_main
 from filip.train.provenance import changed_settings, code_hash, kept_result
 from filip.train.ranks import Ranks, barrier, from_main, raise_together
-from filip.train.result import gather_to_main
 from filip.train.training_data import refuse_changed_data
 
 
@@ -110,13 +109,6 @@ def save_checkpoint(engine: Engine, state: LoopState, folder: Path, settings: Ch
     return final
 
 
-def load_checkpoint(engine: Engine, checkpoint: Path, ranks: Ranks) -> None:
-    """Restore weights, optimiser, loss scale and, at the same world size, the random states."""
-    random = engine.load(checkpoint)
-    if len(random) == ranks.world_size:
-        restore_random_states(random[ranks.rank])
-
-
 def set_aside_newer(folder: Path, step: int, ranks: Ranks) -> list[str]:
     """Rename the checkpoints after ``step`` when ``resume=PATH`` went back to it: the run no longer leads to them.
 
@@ -178,8 +170,10 @@ def _prune(folder: Path, settings: CheckpointConfig) -> None:
 
 
 def random_states() -> dict[str, Any]:
-    """Return the states of all generators that a training may draw from."""
-    return {"python": random.getstate(), "numpy": np.random.get_state(), **device.random_state()}
+    """Return the states of all generators that a training may draw from, as plain values and tensors."""
+    state = np.random.get_state(legacy=False)
+    drawn = {**state["state"], "key": state["state"]["key"].tolist()}
+    return {"python": random.getstate(), "numpy": {**state, "state": drawn}, **device.random_state()}
 
 
 def restore_random_states(states: dict[str, Any]) -> None:
@@ -239,10 +233,12 @@ def continue_from(resumption: Resumption, engine: Engine, state: LoopState, fold
     if resumption.checkpoint is None or resumption.saved is None:
         return list(resumption.notes)
     saved = resumption.saved
-    load_checkpoint(engine, resumption.checkpoint, ranks)
+    random = engine.load(resumption.checkpoint)
+    if len(random) == ranks.world_size:
+        restore_random_states(random[ranks.rank])
     state.step, state.loader = saved.step, saved.loader
     state.seconds, state.processor_seconds = saved.seconds, saved.processor_seconds
-    state.rollbacks, state.step_seconds = saved.rollbacks, saved.step_seconds
+    state.step_seconds = saved.step_seconds
     return [*resumption.notes, *set_aside_newer(folder, saved.step, ranks)]
 
 

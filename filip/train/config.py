@@ -62,18 +62,6 @@ class CheckpointConfig:
 
 
 @dataclass
-class WatchdogConfig:
-    """The watchdog's reactions to an alert. :class:`filip.train.watchdog.Limits` has the limits."""
-
-    non_finite: str = option(
-        "stop",
-        "after three consecutive steps with a loss or gradient that is not finite (scaler aside): stop, or rollback = "
-        "last checkpoint, skip that data",
-        choices=("stop", "rollback"),
-    )
-
-
-@dataclass
 class EvalConfig:
     """The settings of evaluations while training, with the cards and commands of filip.eval."""
 
@@ -197,7 +185,6 @@ class TrainConfig:
     )
     log_every: int = option(10, "steps per line, TensorBoard point and log.jsonl entry", at_least=1)
     checkpoint: CheckpointConfig = option(CheckpointConfig(), "cadence and retention")
-    watchdog: WatchdogConfig = option(WatchdogConfig(), "the watchdog")
     eval: EvalConfig = option(EvalConfig(), "evaluation while training")
 
     @property

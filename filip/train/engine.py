@@ -1,4 +1,8 @@
-"""The interface of the two engines: forward and backward passes, optimiser steps, and what a checkpoint holds."""
+"""Take optimiser steps with one process or torch's DDP, or with DeepSpeed: one interface, two engines.
+
+A pass accumulates gradients, :meth:`Engine.step` moves the weights. Neither engine takes a step whose gradients are not
+finite.
+"""
 
 from __future__ import annotations
 
@@ -6,23 +10,31 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import get_total_norm
 
 from filip.common import device
 from filip.common.errors import UserError
 from filip.images.eval_transform import normalize_planes
 from filip.loading.crops import Crops, finish
 from filip.models import DualEncoder, Encoded
+from filip.runs.saved_files import DDP_STATES
+from filip.runs.source import load_states, refuse_code
 from filip.train.config import AUTO, DEFAULT_GLOBAL_BATCH, TrainConfig
+from filip.train.deepspeed_settings import checked_settings, deepspeed_accelerator
 from filip.train.losses import Loss
-from filip.train.optimizers import AVERAGE, OPTIMIZERS, AfterStep, param_groups, set_lr
+from filip.train.optimizers import AVERAGE, OPTIMIZERS, make_optimizer, set_lr
+from filip.train.ranks import Ranks
+from filip.train.zero_layout import let_scale_fall, limit_groups, state_reader
 
+RANDOM = "random.pt"  # in a checkpoint of DeepSpeed: the random states of all ranks
 MOST_FITTED = 1024  # pairs of a batch that global_batch=auto chooses
 
 
@@ -86,7 +98,7 @@ class Engine(ABC):
         if config.compile:
             model.compile_blocks()
         self.model, self.batching = model, batching
-        self.optimizer = make_optimizer(model, config)
+        self.optimizer = make_optimizer(model, config.optimizer)
         self.kind = OPTIMIZERS[config.optimizer.name]
         self.groups = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
         self.tokens_and_vectors = loss.reads_both(model.config.interaction)
@@ -100,7 +112,11 @@ class Engine(ABC):
 
     @abstractmethod
     def backward(self, loss: Tensor) -> None:
-        """Run the backward pass of one forward pass; the last one of a step averages over ranks and steps."""
+        """Add the gradients of one pass to those of the step; after its last pass they are those of all ranks."""
+
+    @abstractmethod
+    def step(self) -> Tensor | float:
+        """Move the weights by the step's gradients, unless one is not finite; return 1 if it was left out, else 0."""
 
     @abstractmethod
     def save(self, folder: Path, random: list[Any]) -> None:
@@ -117,6 +133,11 @@ class Engine(ABC):
     @abstractmethod
     def _gradient_norm(self) -> float | None:
         """Return the L2 norm of the last step's gradient where the optimiser does not know it."""
+
+    @property
+    @abstractmethod
+    def skipped_steps(self) -> int:
+        """Return how many steps of this start were left out. Waits for the device."""
 
     def encode(self, batch: dict[str, Tensor]) -> Encoded:
         """Run the forward pass for this rank's pixels, ids and lengths."""
@@ -137,10 +158,6 @@ class Engine(ABC):
             self.encoding_seconds += time.perf_counter() - started
         return encoded
 
-    def time_encoding(self, on: bool) -> None:
-        """Start or stop measuring encode()."""
-        self.timed, self.encoding_seconds = on, 0.0 if on else self.encoding_seconds
-
     def bind(self, owner: Any) -> None:
         """Tell the optimiser what its tensors hold in ``owner``, a DeepSpeed engine or this; after every load, too.
 
@@ -158,11 +175,6 @@ class Engine(ABC):
     def averages(self) -> bool:
         """Return True if the optimiser's state holds an average of the weights."""
         return any(AVERAGE in state for state in self.optimizer.state.values())
-
-    @property
-    def skipped_steps(self) -> int:
-        """Return how many steps the loss scaler discarded."""
-        return 0
 
     def loss_scale(self) -> float:
         """Return the dynamic loss scale; 1 unless fp16."""
@@ -182,23 +194,185 @@ class Engine(ABC):
         return math.sqrt(sum(n["gradient"] ** 2 for n in norms.values())) if norms else self._gradient_norm()
 
     def is_finite(self) -> bool:
-        """Return True if the last step that was taken left finite weights."""
-        norms = self.norms()
-        if norms:
-            return all(math.isfinite(n["weight"] + n["update"] + n["gradient"]) for n in norms.values())
-        if self.zero_stage:
-            return True  # DeepSpeed skips a step with gradients that are not finite, and AdamW's step is bounded
-        return all(bool(torch.isfinite(parameter).all()) for parameter in self.model.parameters())
+        """Return True if the weights are finite. A finite gradient, too, moves them too far at too high a rate."""
+        if norms := self.norms():
+            return all(math.isfinite(n["weight"] + n["update"]) for n in norms.values())
+        return bool(self.zero_stage) or all(bool(p.isfinite().all()) for p in self.model.parameters())
 
 
-def make_optimizer(model: DualEncoder, config: TrainConfig) -> Optimizer:
-    """Make the optimiser that ``config`` names, over the parameter groups."""
-    o = config.optimizer
-    groups = param_groups(model, o.weight_decay, o.temperature_lr_factor)
-    optimizer = OPTIMIZERS[o.name].build([group for group in groups if group["params"]], o)
-    optimizer.register_step_post_hook(AfterStep(o.average))
-    set_lr(optimizer.param_groups, o.base_lr, 0)
-    return optimizer
+class DataParallel(Engine):
+    """Every rank has the whole model and optimiser: one rank alone, or torch's DDP. Weights stay float32."""
+
+    def __init__(
+        self, model: DualEncoder, config: TrainConfig, batching: Batching, loss: Loss, place: torch.device
+    ) -> None:
+        super().__init__(model, config, batching, loss)
+        model.to(place)  # with the parameters of the loss
+        self.module = model  # LAMB finds its parameters' names here
+        self.ddp = None
+        if torch.distributed.get_world_size() > 1:
+            self.ddp = DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+        self.bf16 = torch.autocast(place.type, torch.bfloat16, enabled=config.precision == "bf16")
+        self.passes = batching.accumulation * batching.chunks  # of a step
+        self.done = 0  # passes of this step
+        self.norm = torch.zeros((), device=place)  # of the last gradient
+        self.skipped = torch.zeros((), device=place)
+        self.bind(self)
+
+    def forward(self, *inputs: Tensor, **options: Any) -> Encoded:
+        is_last = self.done + 1 == self.passes
+        with self.bf16, nullcontext() if self.ddp is None or is_last else self.ddp.no_sync():
+            encoded: Encoded = (self.ddp or self.module)(*inputs, **options)
+        return encoded
+
+    def backward(self, loss: Tensor) -> None:
+        loss.backward()
+        self.done += 1
+
+    def step(self) -> Tensor | float:
+        # One number that is not finite, on any rank, makes the norm of all ranks' gradients so. It stays on the device:
+        # the optimiser's kernels look at it there (as with GradScaler of torch.amp), and the host goes on.
+        self.norm = get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+        found_inf = (~self.norm.isfinite()).float()
+        self.skipped += found_inf
+        if self.kind.skips_on_device:
+            self.optimizer.found_inf = found_inf  # type: ignore[attr-defined]
+            self.optimizer.step()
+        elif not found_inf:  # waits for the device
+            self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.done = 0
+        return found_inf
+
+    def save(self, folder: Path, random: list[Any]) -> None:
+        if torch.distributed.get_rank() == 0:
+            states = {"module": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "random": random}
+            torch.save(states, folder / DDP_STATES)
+
+    def load(self, folder: Path) -> list[Any]:
+        saved = load_states(folder / DDP_STATES)
+        self.model.load_state_dict(saved["module"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.bind(self)
+        random: list[Any] = saved["random"]
+        return random
+
+    def whole_weights(self) -> Iterator[tuple[str, Tensor]]:
+        for name, parameter in self.model.named_parameters():
+            yield name, self.optimizer.state.get(parameter, {}).get(AVERAGE, parameter)
+
+    @property
+    def skipped_steps(self) -> int:
+        return int(self.skipped)
+
+    def _gradient_norm(self) -> float | None:
+        return float(self.norm)
+
+
+class DeepSpeedEngine(Engine):
+    """A DeepSpeed engine with the optimiser inside it: ZeRO, fp16 with a loss scale, what its file asks for."""
+
+    def __init__(self, model: DualEncoder, config: TrainConfig, batching: Batching, loss: Loss) -> None:
+        super().__init__(model, config, batching, loss)
+        deepspeed_accelerator()
+        import deepspeed
+
+        deepspeed.init_distributed(verbose=False)  # takes over torch's groups
+        limit_groups(config.timeout_minutes)
+        micro_steps = batching.accumulation * batching.chunks
+        sizes = {
+            "train_micro_batch_size_per_gpu": batching.chunk,
+            "gradient_accumulation_steps": micro_steps,
+            "train_batch_size": batching.chunk * micro_steps * torch.distributed.get_world_size(),
+        }
+        self.deepspeed: Any
+        self.deepspeed, *_ = deepspeed.initialize(
+            model=model, optimizer=self.optimizer, config=checked_settings(config) | sizes, dist_init_required=False
+        )
+        let_scale_fall(self.deepspeed)
+        self.zero_stage = int(self.deepspeed.zero_optimization_stage())
+        self.is_fp16 = bool(self.deepspeed.fp16_enabled())
+        self.gradient_clipping = float(self.deepspeed.gradient_clipping())
+        self.bind(self.deepspeed)
+
+    def forward(self, *inputs: Tensor, **options: Any) -> Encoded:
+        encoded: Encoded = self.deepspeed(*inputs, **options)
+        return encoded
+
+    def backward(self, loss: Tensor) -> None:
+        self.deepspeed.backward(loss, scale_wrt_gas=False)
+        if not self.deepspeed.is_gradient_accumulation_boundary():
+            self.deepspeed.step()  # counts the pass; DeepSpeed moves no weight before the last one
+
+    def step(self) -> Tensor | float:
+        before = self.skipped_steps
+        self.deepspeed.step()  # asks the device itself whether the norm of all ranks' gradients is finite, and waits
+        return float(self.skipped_steps > before)
+
+    def save(self, folder: Path, random: list[Any]) -> None:
+        self.deepspeed.save_checkpoint(str(folder.parent), tag=folder.name, save_latest=False)
+        if torch.distributed.get_rank() == 0:
+            torch.save(random, folder / RANDOM)
+
+    def load(self, folder: Path) -> list[Any]:
+        refuse_code(folder)
+        loaded, _ = self.deepspeed.load_checkpoint(str(folder.parent), tag=folder.name)
+        if loaded is None:
+            raise UserError(
+                f"DeepSpeed found nothing to load in {folder}; delete that folder and resume from an older one"
+            )
+        self.bind(self.deepspeed)
+        random: list[Any] = load_states(folder / RANDOM)
+        return random
+
+    def whole_weights(self) -> Iterator[tuple[str, Tensor]]:
+        from deepspeed.runtime.zero.partition_parameters import GatheredParameters
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        read = state_reader(self.deepspeed, self.optimizer, AVERAGE) if self.averages else safe_get_full_fp32_param
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad:
+                yield name, read(parameter)
+                continue
+            frozen = GatheredParameters([parameter]) if self.zero_stage == 3 else nullcontext()
+            with frozen:  # the optimiser has no copy of it
+                yield name, parameter
+
+    def loss_scale(self) -> float:
+        return float(getattr(self.deepspeed.optimizer, "loss_scale", 1.0)) if self.is_fp16 else 1.0
+
+    def lowest_loss_scale(self) -> float:
+        scaler = getattr(self.deepspeed.optimizer, "loss_scaler", None)
+        return float(getattr(scaler, "min_scale", self.loss_scale()))
+
+    @property
+    def skipped_steps(self) -> int:
+        return int(self.deepspeed.skipped_steps)
+
+    def _gradient_norm(self) -> float | None:
+        norm = self.deepspeed.get_global_grad_norm()
+        return None if norm is None else float(norm)
+
+
+def make_engine(model: DualEncoder, config: TrainConfig, batching: Batching, place: torch.device, loss: Loss) -> Engine:
+    """Make the engine that ``config`` names, and the optimiser in it, on the device ``place``."""
+    if config.engine == "ddp":
+        return DataParallel(model, config, batching, loss, place)
+    return DeepSpeedEngine(model, config, batching, loss)
+
+
+def gather_to_main(engine: Engine, ranks: Ranks) -> dict[str, Tensor]:
+    """Return the float32 state dict of the model on the first rank, gathered from all ranks; empty elsewhere.
+
+    These are the averaged weights where the training averages them (optimizer.average). All ranks call.
+    """
+    state: dict[str, Tensor] = {}
+    for name, weight in engine.whole_weights():
+        if ranks.is_main:
+            state[name] = weight.detach().to("cpu", torch.float32, copy=True)
+    if ranks.is_main:
+        state |= {name: buffer.detach().cpu() for name, buffer in engine.model.named_buffers()}
+    return state
 
 
 def to_device(batch: dict[str, Any], device: torch.device, dtype: torch.dtype | None) -> dict[str, Tensor]:

@@ -28,7 +28,7 @@ from typing import IO, Any
 
 from filip.cli.command import MISSING, option, run_command
 from filip.common.errors import UserError
-from filip.train.launcher_env import EXIT_CODE_FILE, LOST_CONTACT, STOPPED_BY_SIGNAL, USERS_MISTAKE
+from filip.train.launcher_env import EXIT_CODE_FILE, LOST_CONTACT, NOT_FINITE, STOPPED_BY_SIGNAL, USERS_MISTAKE
 
 ATTEMPTS = "attempts.jsonl"
 LOCKED = 75  # exit code: another start holds the run's folder
@@ -57,17 +57,17 @@ class Attempt:
 
     @classmethod
     def begin(cls, run_dir: Path, link: Path | None = None) -> Attempt:
-        """Open the log of the next start; ``link`` becomes a link to it."""
-        (run_dir / "logs").mkdir(parents=True, exist_ok=True)
-        number = 1 + max((int(path.stem) for path in (run_dir / "logs").glob("[0-9]*.log")), default=0)
+        """Open the log of the next start, to which the training appends, too; ``link`` becomes a link to it."""
+        logs = run_dir / "logs"
+        logs.mkdir(parents=True, exist_ok=True)
+        number = 1 + max((int(path.stem) for path in logs.glob("[0-9]*.log")), default=0)
         while True:
             try:
-                (run_dir / "logs" / f"{number:03d}.log").touch(exist_ok=False)
+                (logs / f"{number:03d}.log").touch(exist_ok=False)
                 break
             except FileExistsError:  # another start, at the same moment
                 number += 1
-        # the training appends to it, too
-        log = open(run_dir / "logs" / f"{number:03d}.log", "a", encoding="utf-8")  # noqa: SIM115
+        log = open(logs / f"{number:03d}.log", "a", encoding="utf-8")  # noqa: SIM115
         if link is not None:
             link.parent.mkdir(parents=True, exist_ok=True)
             link.unlink(missing_ok=True)
@@ -93,12 +93,11 @@ class Attempt:
 
     def ends(self, code: int, outcome: str, newest: str, why: str = "") -> int:
         """Record how it ended, repeat the first error as the last line, and return ``code``."""
-        if outcome not in ("finished", "saved"):
-            error = why or first_error(self.output())
-            self.record(code=code, outcome=outcome, checkpoint=newest, error=error)
-            self.say(f"start {self.number} on {socket.gethostname()} failed first with: {error}")
-        else:
-            self.record(code=code, outcome=outcome, checkpoint=newest)
+        failed = outcome not in ("finished", "saved")
+        error = {"error": why or first_error(self.output())} if failed else {}
+        self.record(code=code, outcome=outcome, checkpoint=newest, **error)
+        if failed:
+            self.say(f"start {self.number} on {socket.gethostname()} failed first with: {error['error']}")
         return code
 
 
@@ -204,49 +203,45 @@ def supervise(
     """Run ``command`` and return its exit code, or ask for another start of the job where that helps.
 
     - stopped by a signal (pre-emption, the time limit), which ranks answer with 85: ``requeue``.
-    - 2, a user's mistake, or numbers that are no longer finite: a person has to decide.
+    - 2, a user's mistake: a person has to decide.
+    - 70, numbers that stayed not finite: ``requeue`` once, since a device may have been at fault.
     - anything else is a crash (a dead node, GPU or process; 74: a disk that failed in a step): ``requeue``, unless it
       was the ``crashes``-th one since the newest checkpoint, which then is not an accident.
 
     ``requeue`` returns why it did not, or None.
     """
-    run_dir = attempt.run_dir
+    run_dir, why = attempt.run_dir, ""
+    before, place = newest_checkpoint(run_dir), (run_dir / "exit_code").resolve()
     lock = hold(run_dir / "lock", f"start {attempt.number}", attempt.say, patience)
     if lock is None:
-        held = f"another start holds {run_dir}/lock"
-        return _again(attempt, LOCKED, "locked", crashes, requeue, held)
-    before = newest_checkpoint(run_dir)
-    place = (run_dir / "exit_code").resolve()
-    place.unlink(missing_ok=True)
-    environment = {**os.environ, EXIT_CODE_FILE: str(place)}
-    try:
-        out = attempt.log
-        returned = subprocess.Popen(command, env=environment, stdout=out, stderr=out, pass_fds=[lock]).wait()
-    except OSError as error:
-        raise UserError(f"cannot start {command[0]}: {error.strerror}") from error
-    finally:
-        os.close(lock)  # processes that the training left behind still hold it
-    reported = int(place.read_text()) if place.is_file() else None
-    code = reported or returned
-    if code == 0:
-        return attempt.ends(0, "finished", newest_checkpoint(run_dir))
-    if reported == USERS_MISTAKE:
-        attempt.say("the training was refused or its numbers are no longer finite: not started again")
-        return attempt.ends(USERS_MISTAKE, "refused", newest_checkpoint(run_dir))
-    answered, saved = reported == STOPPED_BY_SIGNAL, newest_checkpoint(run_dir) != before
-    stopped = reported in (None, STOPPED_BY_SIGNAL) and was_stopped(attempt.output(), answered)
-    if (answered and saved) or stopped:
-        return _again(attempt, code, "saved", STOPS, requeue)
-    return _again(attempt, code, "crashed", crashes, requeue)
-
-
-def _again(
-    attempt: Attempt, code: int, outcome: str, limit: int, requeue: Callable[[], str | None], why: str = ""
-) -> int:
-    """Start the job again, unless this outcome came ``limit`` times since the newest checkpoint."""
+        code, outcome, limit, why = LOCKED, "locked", crashes, f"another start holds {run_dir}/lock"
+    else:
+        place.unlink(missing_ok=True)
+        environment = {**os.environ, EXIT_CODE_FILE: str(place)}
+        try:
+            out = attempt.log
+            returned = subprocess.Popen(command, env=environment, stdout=out, stderr=out, pass_fds=[lock]).wait()
+        except OSError as error:
+            raise UserError(f"cannot start {command[0]}: {error.strerror}") from error
+        finally:
+            os.close(lock)  # processes that the training left behind still hold it
+        reported = int(place.read_text()) if place.is_file() else None
+        code, outcome, limit = reported or returned, "crashed", crashes
+        answered, saved = reported == STOPPED_BY_SIGNAL, newest_checkpoint(run_dir) != before
+        if code == 0:
+            return attempt.ends(0, "finished", newest_checkpoint(run_dir))
+        if reported == USERS_MISTAKE:
+            attempt.say("the training was refused: not started again")
+            return attempt.ends(USERS_MISTAKE, "refused", newest_checkpoint(run_dir))
+        if reported == NOT_FINITE:
+            outcome, limit = "non-finite", 2
+        elif reported in (None, STOPPED_BY_SIGNAL) and (
+            (answered and saved) or was_stopped(attempt.output(), answered)
+        ):
+            outcome, limit = "saved", STOPS
     _signals.clear()  # what comes after the request is its answer
-    newest = newest_checkpoint(attempt.run_dir)
-    ends = [line for line in attempts(attempt.run_dir) if "outcome" in line]
+    newest = newest_checkpoint(run_dir)
+    ends = [line for line in attempts(run_dir) if "outcome" in line]
     times = 1 + sum(line["outcome"] == outcome and line["checkpoint"] == newest for line in ends)
     attempt.ends(code, outcome, newest, why)
     count = f"{outcome} {times} time{'s' * (times > 1)} since {newest} (exit code {code})"

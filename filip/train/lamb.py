@@ -100,20 +100,24 @@ class Lamb(Optimizer):
         state["step"] += 1
         beta1, beta2 = group["betas"]
         exp_avg, exp_avg_sq = state["exp_avg"].view(-1), state["exp_avg_sq"].view(-1)
-        exp_avg.lerp_(grad, 1 - beta1)
-        exp_avg_sq.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
+        raw, skip = grad, getattr(self, "found_inf", None)
+        if skip is None:
+            exp_avg.lerp_(grad, 1 - beta1)
+            exp_avg_sq.mul_(beta2)
+        else:  # nothing of a step that is left out may enter the moments; the host does not know whether it is
+            grad = grad.where(skip == 0, 0)
+            exp_avg.lerp_(grad, torch.where(skip == 0, 1 - beta1, 0.0))
+            exp_avg_sq.mul_(torch.where(skip == 0, beta2, 1.0))
+        exp_avg_sq.addcmul_(grad, grad, value=1 - beta2)
         update = exp_avg / exp_avg_sq.sqrt().add_(group["eps"])
         if group["weight_decay"]:
             update.add_(flat, alpha=group["weight_decay"])
-        norms = parameter_norms([flat, update, grad], layout)
+        norms = parameter_norms([flat, update, raw], layout)
         weight_norm, update_norm = norms[0].clamp(max=group["max_trust_norm"]), norms[1]
         defined = (weight_norm > 0) & (update_norm > 0)
         ratio = torch.where(defined, weight_norm / update_norm, torch.ones_like(update_norm))
-        _apply(flat, update, -group["lr"] * ratio, layout)
-        self._remember(layout, norms, ratio)
-
-    def _remember(self, layout: SliceLayout, norms: Tensor, ratio: Tensor) -> None:
-        """Keep this step's norms per parameter for telemetry, on the device: reading them would wait for it."""
+        _apply(flat, update, -group["lr"] * (ratio if skip is None else ratio * (1 - skip)), layout)
+        # for telemetry, on the device: reading them would wait for it
         table = torch.cat([norms, ratio[None]])
         self.report.update({name: table[:, i] for i, name in enumerate(layout.names)})
 

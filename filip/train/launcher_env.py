@@ -11,7 +11,8 @@ from filip.common.errors import UserError
 
 # Exit codes of a training.
 STOPPED_BY_SIGNAL = 85  # saved at a step boundary because of SIGTERM or SIGUSR1; start again to continue
-USERS_MISTAKE = 2  # found by the checks before the first step; also: numbers no longer finite
+USERS_MISTAKE = 2  # found by the checks before the first step; also: out of memory
+NOT_FINITE = 70  # numbers that stayed not finite; one other start may help, and then a person has to decide
 MACHINE_FAILED = 74  # a disk, a damaged shard or a network; start again
 # Phrases in the messages of gloo, TCP stores and NCCL.
 _SIGNS_OF_LOST_CONTACT = (
@@ -38,6 +39,20 @@ def this_rank() -> str:
 
 class MachineError(Exception):
     """The reason why this rank stopped after the first step began, in a sentence: a disk, a shard, but no setting."""
+
+    code = MACHINE_FAILED
+
+
+class OutOfMemoryError(MachineError):
+    """A step needs more memory than this rank has. Another start would, too."""
+
+    code = USERS_MISTAKE
+
+
+class NotFiniteError(MachineError):
+    """The numbers of a training stayed not finite, on all ranks alike."""
+
+    code = NOT_FINITE
 
 
 def fill_environment(expected: int | None = None, environment: MutableMapping[str, str] = os.environ) -> None:

@@ -2,65 +2,46 @@
 
 from __future__ import annotations
 
-import math
 import random
 import statistics
 import sys
-import time
-from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict
-from functools import partial
 from itertools import chain, repeat
 from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 
 from filip.common import device
 from filip.common.errors import UserError
-from filip.common.files import disk_error, explained, replacing
-from filip.loading.batches import Batch
+from filip.common.files import disk_error, explained, replacing, write_json
 from filip.loading.loader import PairLoader
-from filip.models import DualEncoder, build_model
+from filip.models import DualEncoder, build_model, read_extra, save_model
 from filip.models.weights import TOKENIZER
-from filip.runs.saved_files import LoopState, newest_intact, read_state
-from filip.runs.source import merged
-from filip.train import monitors, progress
+from filip.runs.saved_files import BEST, LoopState
+from filip.runs.source import FACTS, facts_of, merged
+from filip.train import progress
 from filip.train.adapters import adapt
-from filip.train.checkpoint import (
-    choose_checkpoint,
-    continue_from,
-    load_checkpoint,
-    prepare_folder,
-    save_checkpoint,
-    saved_precision,
-    set_aside_damaged,
-    training_hash,
-)
+from filip.train.checkpoint import choose_checkpoint, continue_from, prepare_folder, saved_precision, training_hash
 from filip.train.config import TrainConfig
-from filip.train.engine import Batching, resolve_batching, to_device
-from filip.train.engines import make_engine
+from filip.train.deepspeed_settings import settle_precision
+from filip.train.engine import Batching, gather_to_main, make_engine, resolve_batching
 from filip.train.feature_cache import fill
 from filip.train.job import holding
-from filip.train.launcher_env import STOPPED_BY_SIGNAL, MachineError
-from filip.train.losses import Loss, check_model, resolve_weights, resolved_settings
-from filip.train.precision import settle_precision
-from filip.train.provenance import code_hash, put_in_place, record_finish, record_start, resumable_settings
-from filip.train.ranks import Ranks, StopSignal, barrier, from_main, raise_together, start_ranks
-from filip.train.result import gather_to_main, write_result
+from filip.train.launcher_env import STOPPED_BY_SIGNAL, MachineError, OutOfMemoryError
+from filip.train.losses import TERMS, Loss, check_model, resolve_weights, resolved_settings
+from filip.train.optimizers import Schedule, make_schedule
+from filip.train.plan import step_flops
+from filip.train.provenance import code_hash, now, put_in_place, record_finish, record_start, resumable_settings
+from filip.train.ranks import Ranks, StopSignal, barrier, raise_together, start_ranks
 from filip.train.run import Run
-from filip.train.schedule import Schedule, make_schedule
-from filip.train.step import Interval, StepMetrics, StepOutput, backward, over_ranks
+from filip.train.step import take_step
 from filip.train.telemetry import Telemetry, say
 from filip.train.training_data import fit_to_pairs, read_manifests, training_loader
-from filip.train.validation import check_evaluation, evaluate
 from filip.train.warm_start import content_hash, load_initial
-from filip.train.watchdog import Limits, StepStatus, Watchdog
-
-UNTIMED_STEPS = 5  # the first of every start: memory is allocated and kernels are chosen in them
-MAX_ROLLBACKS = 3  # a run with watchdog.non_finite=rollback stops after so many
-TIMED_STEPS = 1000  # the result's median is over the seconds of that many recent steps
+from filip.train.watchdog import Limits, StallAlarm, Watchdog
 
 
 def train(config: TrainConfig) -> None:
@@ -89,7 +70,10 @@ def train_alone(config: TrainConfig, ranks: Ranks) -> None:
         manifests = read_manifests(config)
         model = initial_model(config)
         loss = Loss(resolve_weights(config.loss, model.config.interaction), config)
-        check_evaluation(config.eval)
+        if config.eval.every_steps or config.eval.best is not None:
+            from filip.train.validation import check_evaluation  # reads half of filip.eval
+
+            check_evaluation(config.eval)
         loader = training_loader(config, model, batching, ranks)
         schedule = run_schedule(config, batching, loader)
         stop = StopSignal()  # before this a signal ends the process at once: there is nothing to save
@@ -103,19 +87,27 @@ def train_alone(config: TrainConfig, ranks: Ranks) -> None:
     eager = ranks.device.type == "cpu" and not config.compile
     try:
         with torch.compiler.set_stance("force_eager" if eager else "default"):
-            take_steps(run)
+            batches = chain.from_iterable(repeat(run.loader))
+            stop.promise = "saving at the next step boundary"
+            while not run.is_over:
+                take_step(run, batches)
+        run.alarm.begins("the end")
         finish(run)
-    except NotFiniteError:
+    except MachineError:
         raise
     except Exception as error:  # settings were checked before
+        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+            raise OutOfMemoryError(
+                f"out of memory with {batching.chunk} pairs in a forward pass. Give gradient_cache=N, "
+                f"a divisor of the {batching.per_rank} pairs of a rank: N at a time need less, and the loss stays the "
+                f"same; model.gradient_checkpointing=true and a smaller batch help, too ({str(error).splitlines()[0]})"
+            ) from error
         disk = disk_error(error)
         if isinstance(error, UserError) or disk is not None:
             raise MachineError(str(error if disk is None else explained(disk, ()) or disk)) from error
         raise
-
-
-class NotFiniteError(UserError):
-    """The numbers of a training are no longer finite: a person has to decide how to continue."""
+    finally:
+        run.alarm.begins(None)
 
 
 def initial_model(config: TrainConfig) -> DualEncoder:
@@ -138,6 +130,10 @@ def initial_model(config: TrainConfig) -> DualEncoder:
     adapt(model, config.warm_start)
     weights = resolve_weights(config.loss, model.config.interaction)
     check_model(weights, model)
+    if not any("vectors" in TERMS[name].features for name in weights):
+        for pool in (model.image_pool, model.text_pool):  # DDP would wait for gradients that never come
+            if pool is not None:
+                pool.requires_grad_(False)
     config.model = model.config
     config.loss = resolved_settings(config, weights)
     return model
@@ -207,177 +203,77 @@ def open_run(
     telemetry = Telemetry(run_dir, ranks.is_main, state.step)
     for note in notes:
         telemetry.event(state.step, "resume", note)
-    lowest = max(Limits.min_loss_scale, engine.lowest_loss_scale())
-    limits = Limits(min_loss_scale=lowest)
-    watchdog = Watchdog(batching.global_batch, model.config.max_logit_scale, config.precision == "fp16", limits)
-    commit = start.get("commit")
-    return Run(config, ranks, batching, engine, loss, loader, schedule, state, telemetry, watchdog, stop, commit)
-
-
-def take_steps(run: Run) -> None:
-    """Take optimiser steps until the schedule ends or a signal comes."""
-    interval, batches = Interval(), chain.from_iterable(repeat(run.loader))
-    run.stop.promise = "saving at the next step boundary"
-    while not run.is_over:
-        take_step(run, batches, interval)
-
-
-def take_step(run: Run, batches: Iterator[Batch], interval: Interval) -> None:
-    """Take one optimiser step, then whatever is due: a line of the log, an evaluation, a checkpoint."""
-    config = run.config
-    started, processor = time.perf_counter(), time.process_time()
-    due = (run.state.step + 1) % config.log_every == 0 or run.state.step + 1 == run.schedule.steps
-    skipped = run.engine.skipped_steps  # by fp16's loss scaler: the schedule waits for a step that is taken
-    run.engine.set_lr(run.schedule.at(run.state.step - skipped), run.state.step)
-    run.engine.time_encoding(due)
-    metrics = one_step(run, batches, inspect=due)
-    seconds = time.perf_counter() - started
-    run.state.seconds += seconds
-    run.state.processor_seconds += time.process_time() - processor
-    discarded = run.engine.skipped_steps > skipped
-    interval.add(metrics, seconds, discarded)
-    status = step_status(run, metrics, discarded, due, seconds)
-    if len(interval.all_seconds) > min(UNTIMED_STEPS, run.schedule.steps // 2):
-        run.state.step_seconds = [*run.state.step_seconds[1 - TIMED_STEPS :], round(seconds, 6)]
-    if due:
-        run.last_record = progress.write_interval(run, interval)
-    for alert in run.watchdog.observe(status):
-        run.telemetry.event(run.state.step, "watchdog", str(alert))
-        if alert.kind == "non-finite":
-            recover(run, str(alert))
-    every = config.eval.every_steps
-    if every and (run.state.step % every == 0 or run.is_over) and not metrics.stop:
-        evaluate(run)
-    save_if_due(run, metrics)
-
-
-def one_step(run: Run, batches: Iterator[Batch], inspect: bool) -> StepMetrics:
-    """Run all contrastive batches of one optimiser step; ``run.state.step`` counts it."""
-    outputs: list[StepOutput] = []
-    data_wait = 0.0
-    for number in range(run.batching.accumulation):
-        waiting_since = time.perf_counter()
-        batch = next(batches)
-        data_wait += time.perf_counter() - waiting_since
-        if run.state.step == 0 and not outputs:
-            progress.preview(run, batch)
-        outputs.append(one_batch(run, batch, number, inspect))
-    run.state.step += 1
-    stop, minutes = run.stop.received is not None, run.config.checkpoint.every_minutes
-    # the first rank's clock decides for all
-    save = run.ranks.is_main and minutes > 0 and time.monotonic() - run.last_saved > 60 * minutes
-    return over_ranks(outputs, run.ranks.world_size, data_wait, stop, save)
-
-
-def one_batch(run: Run, batch: Batch, number: int, inspect: bool) -> StepOutput:
-    """Run forward and backward of a step's contrastive batch ``number``, and the optimiser step when it is due."""
-    key = f"{run.config.seed} {run.state.step} {number} {run.ranks.rank}"
-    batch = run.loss.with_further_captions(batch, key)
-    dtype = torch.float16 if run.engine.is_fp16 else None
-    tensors = to_device(batch, run.ranks.device, dtype)
-    loss = partial(run.loss, step=run.state.step, captions=(tensors["ids"], tensors["lengths"]))
-    return backward(run.engine, tensors, loss, monitors.inspect if inspect else None)
-
-
-def step_status(run: Run, metrics: StepMetrics, skipped: bool, due: bool, seconds: float) -> StepStatus:
-    """Return the watchdog's view of a step. Gradient norms wait for the device, so only when due."""
-    grad_norm = run.engine.grad_norm() if due else None
-    spread = None if grad_norm is None else monitors.spread_over_ranks(grad_norm, run.ranks.device)
-    return StepStatus(
-        step=run.state.step,
-        loss=metrics.loss,
-        grad_norm=grad_norm,
-        logit_scale=metrics.logit_scale,
-        loss_scale=run.engine.loss_scale(),
-        skipped=skipped,
-        finite=math.isfinite(metrics.loss),
-        chance_loss=run.loss.chance(run.batching.global_batch, run.state.step - 1),
-        grad_norm_spread=spread,
-        data_share=metrics.data_wait / seconds,
-        lr=run.engine.lr,
-        metrics=metrics.values,
-    )
-
-
-def save_if_due(run: Run, metrics: StepMetrics) -> None:
-    """Save by cadence; after a signal save and exit with the code for it."""
-    c, state = run.config.checkpoint, run.state
-    by_step = c.every_steps > 0 and state.step % c.every_steps == 0
-    if run.is_over or not (metrics.stop or metrics.save or by_step):
-        return  # after the last step the result is written at once
-    good = run.watchdog.healthy and run.engine.is_finite()
-    if good:
-        state.loader = run.loader.state_dict()
-        state.loader["counters"] = progress.data_problems(run)
-        started = time.perf_counter()
-        path = save_checkpoint(run.engine, state, run.checkpoints, c, run.ranks)
-        run.telemetry.event(state.step, "checkpoint", f"saved {path} in {time.perf_counter() - started:.1f} s")
-    elif not metrics.stop:
-        run.telemetry.event(state.step, "checkpoint", "not saved, because its numbers are not finite")
-    run.last_saved = time.monotonic()
-    if metrics.stop:
-        outcome = "saved" if good else "not saved, because its numbers are not finite"
-        run.telemetry.event(state.step, "signal", f"stopped by a signal after step {state.step}, {outcome}")
-        run.telemetry.close()
-        sys.exit(STOPPED_BY_SIGNAL)
-
-
-def recover(run: Run, why: str) -> None:
-    """Stop after non-finite numbers and name the last good checkpoint, or return to it and skip the data since."""
-    for note in set_aside_damaged(run.checkpoints, run.ranks):
-        run.telemetry.event(run.state.step, "checkpoint", note)
-    good = from_main(run.ranks, newest_intact(run.checkpoints)[0])
-    named = f"the last good checkpoint is {good}" if good else "there is no checkpoint yet"
-    settings = run.config.watchdog
-    if settings.non_finite == "stop" or good is None or run.state.rollbacks >= MAX_ROLLBACKS:
-        run.telemetry.close()
-        raise NotFiniteError(
-            f"{why}. Stopped; {named}. Start again if a device was at fault; else resume=PATH with a larger "
-            "optimizer.weight_decay, a lower optimizer.base_lr, or watchdog.non_finite=rollback to skip the data since"
-        )
-    saved = read_state(good)
-    load_checkpoint(run.engine, good, run.ranks)
-    bad, run.state.step = run.state.step, saved.step
-    run.state.rollbacks += 1
-    run.watchdog.reset()
-    run.telemetry.event(
-        bad, "rollback", f"{why}: back to the weights of step {saved.step}; continues with the data after step {bad}"
+    limits = Limits(min_loss_scale=max(Limits.min_loss_scale, engine.lowest_loss_scale()))
+    return Run(
+        config,
+        ranks,
+        batching,
+        engine,
+        loss,
+        loader,
+        schedule,
+        state,
+        telemetry,
+        Watchdog(batching.global_batch, config.precision == "fp16", limits),
+        StallAlarm(f"rank {ranks.rank}", say, limits),
+        stop,
+        step_flops(model.config, config, batching),
+        start.get("commit"),
     )
 
 
 def finish(run: Run) -> None:
     """Write the weights, then the result, then the mark that the run has finished."""
+    config, state = run.config, run.state
     weights = merged(gather_to_main(run.engine, run.ranks))
     peak = run.ranks.maximum(device.peak_memory_mb(run.ranks.device))
-    maps = run.loader.stream.config.feature_maps if isinstance(run.loader, PairLoader) else None
+    maps = run.loader.stream.config.feature_maps
     problems = progress.data_problems(run)
-    median = statistics.median(run.state.step_seconds) if run.state.step_seconds else None
+    median = statistics.median(state.step_seconds) if state.step_seconds else None
     if run.ranks.is_main:
-        measured = {
-            "steps": run.state.step,
-            "epochs": run.state.step * run.batching.pairs_per_step / run.loader.pairs,
+        best = Path(config.run_dir, BEST)
+        chosen = read_extra(best)["best"] if config.eval.best is not None and best.is_file() else None
+        final = progress.final_metrics(run.last_record)
+        result = {
+            "run": config.run,
+            "config": asdict(config),
+            "commit": run.commit,
+            "manifest_hashes": state.manifests,
+            "precision": config.precision,
+            "zero_stage": run.engine.zero_stage,
+            "global_batch": run.batching.pairs_per_step,
+            "steps": state.step,
+            "epochs": state.step * run.batching.pairs_per_step / run.loader.pairs,
             "pairs": run.loader.pairs,
             "world_size": run.ranks.world_size,
             "seconds_per_iteration": median,
             "samples_per_second": run.batching.pairs_per_step / median if median else None,
-            "training_seconds": run.state.seconds,
-            "processor_seconds": run.state.processor_seconds,
+            "training_seconds": state.seconds,
+            "processor_seconds": state.processor_seconds,
             "peak_memory_mb": peak,
             "skipped_steps": run.engine.skipped_steps,
             "parameters": sum(t.numel() for t in weights.values()),
-            "final": progress.final_metrics(run.last_record),
+            "final": final,
             "evaluated": run.evaluated,
             "data_problems": problems,
             "feature_maps": maps and maps.name,  # which network at which size and precision made them
             "cpu": device.cpu(),
             "started": run.started,
+            "chosen": chosen,
+            "finished": now(),
         }
-        write_result(run.config, run.engine, weights, measured, run.state.manifests, run.commit)
-        final = {**progress.final_metrics(run.last_record), **run.evaluated}
-        run.telemetry.hparams(run.state.step, progress.shown_settings(run.config), final)
-        results = (run.config.out, run.config.result)
-        code = code_hash(run.config)
-        record_finish(run.folder, run.state.step, run.commit, training_hash(run.state), results, code)
-        run.telemetry.event(run.state.step, "done", f"wrote {run.config.out} and {run.config.result}")
+        extra = {
+            "run": config.run,
+            "steps": chosen["step"] if chosen else state.step,
+            "commit": run.commit,
+            "final": final,
+            FACTS: facts_of(config.out, result),
+        }
+        save_model(config.out, run.engine.model, extra, state=load_file(best) if chosen else weights)
+        write_json(config.result, result)
+        run.telemetry.hparams(state.step, progress.shown_settings(config), {**final, **run.evaluated})
+        results = (config.out, config.result)
+        record_finish(run.folder, state.step, run.commit, training_hash(state), results, code_hash(config))
+        run.telemetry.event(state.step, "done", f"wrote {config.out} and {config.result}")
     run.telemetry.close()
     barrier(run.ranks)

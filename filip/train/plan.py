@@ -1,36 +1,334 @@
-"""Plan a training before any of it is allocated: parameters, arithmetic, traffic, memory and steps of a fleet.
+"""Plan a training before any of it is allocated: parameters, arithmetic, memory and steps of a fleet.
 
 filip train plan experiment=large gpus=192 gpu=h100 pairs=340e6
 
-filip/train/counts.py counts all of it. Seconds are in the log of a run on the machine itself.
+Everything follows from the configuration, on the meta device. Tests compare it with the operations that torch counts,
+and the memory that autograd, ranks and a loader's processes hold. Seconds are in the log of a run on the machine.
 """
 
 from __future__ import annotations
 
+import copy
 import io
 import math
 import os
 import random
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from filip.cli.command import option, run_command
 from filip.common.errors import UserError
 from filip.common.files import readable
-from filip.loading.config import DataConfig
+from filip.loading.config import PREFETCH, DataConfig
 from filip.loading.transforms import TrainTransform
+from filip.models import DualEncoder, ModelConfig, build_model
+from filip.train.adapters import adapt, trainable
 from filip.train.config import TrainConfig
-from filip.train.counts import Counts, Message, by_part, count, host_memory, step_flops, to_ask_for
+from filip.train.deepspeed_settings import use_precision
 from filip.train.engine import Batching, resolve_batching
-from filip.train.hardware import GPUS, Gpu
-from filip.train.precision import use_precision
+from filip.train.losses import TERMS, BatchShape, Loss, resolve_weights
+from filip.train.losses.term import Setting, transport_dtype
+from filip.train.losses.weights import WeightSchedule, parse_weight
+from filip.train.optimizers import OPTIMIZERS
+from late_interaction.token_selection import kept_count
 
 BUSY = 0.15  # share of its peak at which a GPU should not wait for images; a run's own is speed/mfu in its log
-IMAGE_BYTES = 20_000  # a stored image of 256 px, JPEG of quality 95
+CROP = 1.3  # mean pixels of a crop of a 256 px photograph, over the pixels of a model of 224 px
+CAPTION_TOKENS = 18  # mean length of a web caption, [BOS] and [EOS] included
+
+GB, TFLOP = 1e9, 1e12
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One kind of GPU, by its data sheet; peaks are of dense products. No time is computed from them."""
+
+    title: str
+    half: float  # flop/s of dense 16-bit products
+    single: float  # flop/s of float32 products, as torch multiplies by default (no TF32)
+    memory: float  # bytes
+    bf16: bool  # multiplies bfloat16 (compute capability 8.0)
+    matches: str  # in the name that the driver reports
+
+
+# NVIDIA's data sheets of the SXM modules, as the tables of Lightning (fabric/utilities/throughput.py) and Composer
+# (callbacks/speed_monitor.py) quote them, which agree. From the H100 on they state 16-bit peaks with sparsity: half.
+GPUS = {
+    "v100": Gpu("V100 SXM2 32 GB", 125 * TFLOP, 15.7 * TFLOP, 32 * GB, False, "V100"),
+    "a100": Gpu("A100 SXM 80 GB", 312 * TFLOP, 19.5 * TFLOP, 80 * GB, True, "A100"),
+    "h100": Gpu("H100 SXM", 989.5 * TFLOP, 67 * TFLOP, 80 * GB, True, "H100"),
+    "h200": Gpu("H200 SXM", 989.5 * TFLOP, 67 * TFLOP, 141 * GB, True, "H200"),
+}
+
+
+def peak_flops(device_name: str, precision: str) -> float | None:
+    """Return a device's peak in flop/s, by the name that its driver reports; None without a data sheet above."""
+    for gpu in GPUS.values():
+        if gpu.matches in device_name and "PCIe" not in device_name and "NVL" not in device_name:
+            return gpu.single if precision == "fp32" else gpu.half
+    return None
+
+
+@dataclass(frozen=True)
+class Counts:
+    """The costs of an optimiser step for one rank, as :func:`count` returns them."""
+
+    parameters: dict[str, int]  # by part of the model, without adapters
+    trainable: int  # parameters that learn, adapters included
+    flops: float  # of both towers, forward and backward, without recomputation
+    memory: dict[str, int]  # bytes at the peak by purpose
+    products: float = 0.0  # flops of the late interaction, forward and both gradients, nothing padded
+
+    @property
+    def total(self) -> int:
+        """Return the bytes of memory at the peak."""
+        return sum(self.memory.values())
+
+    def lines(self) -> list[str]:
+        """Return the model and its memory as lines for the log."""
+        whole = sum(self.parameters.values())
+        parts = ", ".join(f"{name} {count:,}" for name, count in self.parameters.items())
+        learning = f"; {self.trainable:,} learn" if self.trainable != whole else ""
+        return [
+            f"model       {whole:,} parameters: {parts}{learning}",
+            f"memory      about {readable(self.total)} per rank: {by_part(self.memory)}",
+        ]
+
+
+def by_part(sizes: dict[str, Any]) -> str:
+    """Write bytes with their names."""
+    return ", ".join(f"{name} {readable(size)}" for name, size in sizes.items() if size)
+
+
+def count(model: ModelConfig, config: TrainConfig, batching: Batching, ranks: int) -> Counts:
+    """Build ``model`` on the meta device and count a step of one of ``ranks`` ranks."""
+    with torch.device("meta"):
+        built = build_model(model)
+    parts = {
+        "image": sum(p.numel() for part in (built.image, built.reduction) if part for p in part.parameters()),
+        "text": sum(p.numel() for p in built.text.parameters()),
+        "temperature": built.logit_scale.numel(),
+    }
+    batch = contrastive_batch(built, config, batching, ranks, kept_shares(config)[1])
+    passes = 3 if config.token_maximum == "hard" else 5  # a smooth maximum multiplies again for each gradient
+    products = 2.0 * batch.local * batch.n1 * batch.global_batch * batch.n2 * batch.dim * passes * batching.accumulation
+    terms = resolve_weights(config.loss, model.interaction)
+    with torch.device("meta"):
+        adapt(built, config.warm_start)
+    return Counts(
+        parts,
+        trainable(built),
+        step_flops(model, config, batching),
+        memory_bytes(built, config, batching, ranks),
+        products if any("tokens" in TERMS[name].features for name in terms) else 0.0,
+    )
+
+
+def kept_shares(config: TrainConfig) -> tuple[float, float]:
+    """Return the shares of the tokens that the loss sees in the first and in the last step."""
+    schedule = parse_weight("token_keep_schedule", config.token_keep_schedule)
+    if isinstance(schedule, WeightSchedule):
+        return schedule.start, schedule.end
+    return config.token_keep_ratio, config.token_keep_ratio
+
+
+def contrastive_batch(model: DualEncoder, config: TrainConfig, batching: Batching, ranks: int, share: float) -> Setting:
+    """Return one contrastive batch, of which ``share`` of the tokens is left."""
+    patches = model.config.reduction or model.image.grid[0] * model.image.grid[1]
+    words = min(CAPTION_TOKENS, model.config.text.context_length)
+    return Setting(
+        global_batch=batching.global_batch,
+        gpus=ranks,
+        n1=kept_count(patches, share, config.token_keep_minimum),
+        n2=kept_count(words, share, config.token_keep_minimum),
+        dim=model.config.compared_dim,
+        token_bytes=4 if transport_dtype(config) is None else 2,
+    )
+
+
+# --- arithmetic
+
+
+def step_flops(model: ModelConfig, config: TrainConfig, batching: Batching) -> float:
+    """Count the operations of both towers in a step of a rank: a backward pass counts as two forward ones."""
+    words = min(CAPTION_TOKENS, model.text.context_length)
+    of_a_pair = encoder_flops(model, words, config.data.feature_cache is None)
+    return 3.0 * of_a_pair * batching.per_rank * batching.accumulation
+
+
+def encoder_flops(model: ModelConfig, words: int, stem_computes: bool = True) -> int:
+    """Let torch count the floating-point operations of a pair's forward pass, on the meta device: two per product.
+
+    words: tokens of its caption. stem_computes: false with data.feature_cache.
+    """
+    from torch.utils.flop_counter import FlopCounterMode  # imports Triton where it is installed
+
+    with torch.device("meta"):
+        built = build_model(model)
+        pixels = torch.zeros(1, 3, built.image_size, built.image_size)
+        ids = torch.zeros(1, words, dtype=torch.int64)
+        if built.image.stem is not None and not stem_computes:
+            pixels = built.image.stem(pixels)
+    # it does not know how many flops torch's fused attention for the CPU takes
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+        built(pixels, ids, torch.tensor([words]))
+    return counter.get_total_flops()
+
+
+# --- a rank's memory
+
+# Values per token and channel that autograd keeps of one pre-norm block (counted with saved-tensor hooks): both norms'
+# and both MLP layers' inputs, q/k/v, the attention's output, the 4-fold hidden layer before and after its activation.
+# The text tower's fused q/k/v is copied once more. Then, per tower, the layers before and after the blocks.
+IMAGE_BLOCK, TEXT_BLOCK, IMAGE_ENDS, TEXT_ENDS = 16, 20, 4, 3
+REDUCE_BUCKET = 50_000_000  # elements; reduce_bucket_size of ds_configs/*.json
+# Bytes per value: autocast keeps norms and the residual stream in fp32 and the rest in bf16.
+VALUE_BYTES = {"fp32": 4.0, "bf16": 2.4, "fp16": 2.0}
+
+
+def memory_bytes(model: DualEncoder, config: TrainConfig, batching: Batching, ranks: int) -> dict[str, int]:
+    """Return the bytes of a rank by purpose: states, activations and the terms of the loss.
+
+    Terms hold embeddings with their gradients, and what they count themselves.
+    """
+    moments = OPTIMIZERS[config.optimizer.name].state_bytes + 4 * (config.optimizer.average is not None)
+    learning = trainable(model)
+    frozen = sum(p.numel() for p in model.parameters()) - learning
+    sizes = state_bytes(learning, config.precision, config.sharding, ranks, moments, frozen)
+    loss = Loss(resolve_weights(config.loss, model.config.interaction), config)
+    captions = 2 if loss.reads_further_captions else 1
+    sizes["activations"] = activation_bytes(model, config.precision, batching.chunk, captions)
+    whole = contrastive_batch(model, config, batching, ranks, 1.0)
+    most = contrastive_batch(model, config, batching, ranks, max(kept_shares(config)))
+    shape = BatchShape(batching.per_rank, whole.n1, int(whole.n2), whole.dim, config.exchange, most)
+    return sizes | {"loss": loss.memory(shape)}
+
+
+def state_bytes(
+    parameters: int, precision: str, stage: int, world_size: int, moments: int = 8, frozen: int = 0
+) -> dict[str, int]:
+    """Return weights, gradients and optimiser state of ZeRO's stages (Rajbhandari et al., 2020), bytes per rank.
+
+    fp16 has 2-byte weights and gradients, and 4-byte master weights; fp32 and bf16 (autocast) have 4-byte weights
+    and gradients, of which DeepSpeed still keeps a flat master copy. ``moments``: the optimiser's bytes per parameter.
+    ``frozen``: the number of parameters that do not learn. They have weights, but no gradients or optimiser states.
+    """
+    size = 2 if precision == "fp16" else 4
+    shares = [-(-parameters // world_size) if stage >= first else parameters for first in (1, 2, 3)]
+    return {
+        "weights": size * (shares[2] + (-(-frozen // world_size) if stage == 3 else frozen)),
+        "gradients": size * shares[1],
+        "master weights": 4 * shares[0] if stage else 0,
+        "moments": moments * shares[0],
+        "reduction buffer": 4 * min(parameters, REDUCE_BUCKET) if stage else 0,
+    }
+
+
+def activation_bytes(model: DualEncoder, precision: str, images: int, captions: int = 1) -> int:
+    """Return the bytes that the backward pass needs of both towers for ``images`` images per forward pass.
+
+    Captions count at full length. ``captions``: how many of each image the text tower encodes.
+
+    With gradient checkpointing only each block's input is kept, plus the recomputation of one block. For a tower
+    that does not learn only the output is kept, and the working memory of one block. Adapters do not reduce
+    this: each needs the input of its layer.
+    """
+    config = model.config
+    rows, columns = model.image.grid
+    patch_rows, patch_columns = model.image.patch_size
+    tokens = rows * columns + model.image.prefix_tokens
+    patches = rows * columns * patch_rows * patch_columns * 3 + stem_values(model)
+    image = tokens * model.image.width
+    text = captions * config.text.context_length * config.text.width
+    towers = (
+        (image, model.image.depth, IMAGE_BLOCK, IMAGE_ENDS, model.image.trunk),
+        (text, config.text.layers, TEXT_BLOCK, TEXT_ENDS, model.text.blocks),
+    )
+    values, passing = float(patches), 0
+    for width, depth, block, ends, layers in towers:
+        learns = any(parameter.requires_grad for parameter in layers.parameters())
+        whole = learns and not config.gradient_checkpointing
+        passing = passing if whole else max(passing, block * width)
+        values += width * (1 if not learns else ends + depth * (block if whole else 1))
+    return int(images * (values + passing) * VALUE_BYTES[precision])
+
+
+def stem_values(model: DualEncoder) -> int:
+    """Count the numbers that autograd keeps of a stem that learns, for one image, on the meta device."""
+    stem = model.image.stem
+    if stem is None or not any(parameter.requires_grad for parameter in stem.parameters()):
+        return 0
+    stem = copy.deepcopy(stem).to("meta")
+    values: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.ndim == 4 and tensor.shape[0] == 1:  # the image's: every weight has several outputs
+            values[tensor.untyped_storage()._cdata] = tensor.numel()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        output = stem(torch.zeros(1, 3, model.image_size, model.image_size, device="meta"))
+    del output
+    return sum(values.values())
+
+
+# --- a node's main memory, which a training asks the scheduler for
+
+PAIRS_PER_SHARD = 10_000  # as img2dataset writes them
+INDEX_BYTES = 16  # a pair: offset, size and row, see filip.loading.pair_index
+# Measured on Linux with Python 3.11 and torch 2.13 (anonymous memory, smaps): a rank after its imports; the pages that
+# it writes to again once workers, which keep the old ones, have been forked from it; a worker that has made batches; a
+# pair of an open side-car with three captions of 70 letters; the names of a shard.
+RANK_BYTES, COPIED_BYTES, WORKER_BYTES = 340e6, 105e6, 60e6
+CAPTION_BYTES, NAME_BYTES = 280, 1600
+GPU_RANK_BYTES = 2e9  # for the driver and its libraries on the host, for each rank: assumed, never measured here
+SAFETY = 1.2  # factor on the sum: for the page cache, and for allocators that do not give everything back
+
+
+def host_memory(config: TrainConfig, world_size: int, ranks: int, pairs: int, gpu: bool = True) -> dict[str, float]:
+    """Return the main memory, in bytes by part, of a node with ``ranks`` of the ``world_size`` ranks.
+
+    Everything but the index grows with the loader's workers, of which a node has ranks x data.workers.
+    pairs: in one epoch, of all sources.
+    """
+    data, image_size = config.data, config.image_size or config.model.image.image_size
+    with torch.device("meta"):
+        parameters = sum(p.numel() for p in build_model(config.model).parameters())
+    sources = max(1, len(data.sources))
+    readers = ranks * max(1, data.workers)  # processes that read; with workers=0 the ranks themselves
+    shards = -(-pairs // PAIRS_PER_SHARD)
+    # the reader groups of which a rank's part of a batch comes: one, or several where there are fewer ranks
+    windows = max(1, math.ceil(data.reader_groups / world_size)) * sources
+    window = min(pairs, data.shuffle_window_shards * PAIRS_PER_SHARD)
+    opened = min(shards, windows * (data.shuffle_window_shards + 1))
+    crop = CROP if data.augment_on == "device" else 1
+    batch = resolve_batching(config, world_size).per_rank * 3 * image_size * image_size * crop
+    # each worker has prepared `prefetch` batches and makes another; the rank holds one, pinned, and receives the next
+    batches = data.workers * (PREFETCH + 1) + 2
+    loader = COPIED_BYTES + data.workers * WORKER_BYTES if data.workers else 0.0
+    return {
+        "index": INDEX_BYTES * pairs,
+        "names": (ranks + ranks * data.workers) * shards * (NAME_BYTES + 5 * 8),
+        "order": readers * (2 * windows + 3) * window * 8,
+        "captions": readers * opened * min(pairs, PAIRS_PER_SHARD) * CAPTION_BYTES,
+        "pixels": ranks * batches * batch,
+        "processes": ranks * (RANK_BYTES + loader + gpu * GPU_RANK_BYTES),
+        "weights": 4 * parameters * (ranks + 1),  # made in float32 on every rank's host, gathered by the first one
+    }
+
+
+def to_ask_for(parts: dict[str, float]) -> int:
+    """Return the megabytes that a job should ask for per node: the sum and a reserve, in whole gigabytes."""
+    return math.ceil(SAFETY * sum(parts.values()) / 1e9) * 1000
+
+
+# --- the command
 
 
 @dataclass
@@ -45,7 +343,7 @@ class Plan(TrainConfig):
 
 
 def main(config: Plan) -> None:
-    """A training's parameters, arithmetic, traffic, memory and steps on gpus=N; nothing of it is allocated."""
+    """A training's parameters, arithmetic, memory and steps on gpus=N; nothing of it is allocated."""
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # nothing is run: DeepSpeed need not look for a device
     config.check()
     config.model.image.image_size = config.image_size or config.model.image.image_size
@@ -74,13 +372,7 @@ def report(config: Plan) -> list[str]:
         f"batch       {batch.global_batch} pairs = {batch.per_rank} x {gpus}{several}",
         f"encoders    {counts.flops / 1e12:,.1f} TFLOP a step and GPU, forward and backward",
         *([_interaction(counts, gpu, config.backend)] if counts.products else []),
-        f"links       {_traffic(counts.messages, gpus, per_node)}",
-    ]
-    if counts.early_messages:
-        schedule = f"token_keep_schedule: {config.token_keep_schedule}"
-        lines.append(f"at first    {_traffic(counts.early_messages, gpus, per_node)}; {schedule}")
-    lines += [
-        f"files       {batch.pairs_per_step:,} reads of about {readable(IMAGE_BYTES)} a step",
+        f"files       {batch.pairs_per_step:,} reads a step",
         *([f"loader      {loader_needs(config, gpu)[0]}"] if config.data.feature_cache is None else []),
         f"{memory} ({fits} in {readable(gpu.memory)})",
     ]
@@ -140,24 +432,6 @@ def planned_steps(config: Plan, batch: Batching) -> int | None:
             return None
         limits.append(int(config.epochs * (int(config.pairs) // batch.pairs_per_step)))
     return min(limits)
-
-
-def node_bytes(message: Message, gpus: int, gpus_per_node: int) -> float:
-    """Return the bytes that enter a node over the network. A ring over all ranks, node after node, enters it once."""
-    if gpus <= gpus_per_node:
-        return 0.0
-    received = message.received(gpus)
-    if message.kind == "all_to_all":  # every GPU has its own, and what comes from its node does not cross the network
-        return gpus_per_node * received * (gpus - gpus_per_node) / (gpus - 1)
-    return received
-
-
-def _traffic(messages: list[Message], gpus: int, gpus_per_node: int) -> str:
-    received = {message: message.received(gpus) for message in messages if message.size}
-    parts = ", ".join(f"{message.part} {message.kind} {readable(size)}" for message, size in received.items())
-    crossing = readable(sum(node_bytes(message, gpus, gpus_per_node) for message in messages))
-    whole = readable(sum(received.values()))
-    return f"a GPU receives {whole} a step ({parts}); a node {crossing} over the network"
 
 
 if __name__ == "__main__":

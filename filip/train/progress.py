@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,93 +16,88 @@ from filip.common.progress import say
 from filip.loading.crops import Crops, finish
 from filip.models.temperature import at_clamp
 from filip.train.config import TrainConfig
-from filip.train.counts import count
-from filip.train.hardware import peak_flops
-from filip.train.monitors import RankReport, slowest, summed
+from filip.train.plan import count, peak_flops
 from filip.train.run import Run
-from filip.train.step import Interval
 from filip.train.telemetry import text_line
 
 
-def write_interval(run: Run, interval: Interval) -> dict[str, Any]:
+def write_interval(run: Run) -> dict[str, Any]:
     """Record an interval everywhere and start the next. All ranks call (memory is a maximum over them)."""
-    memory = run.ranks.maximum(device.memory_mb(run.ranks.device))
-    peak = run.ranks.maximum(device.peak_memory_mb(run.ranks.device))
-    values = interval_values(run, interval) | {"memory/now_mb": memory, "memory/peak_mb": peak}
-    counters, damage = dict(run.loader.counters), run.loader.damage()
-    report = RankReport(interval.own_wait(), run.engine.encoding_seconds, counters, damage)
-    reports = run.ranks.gather(report, within_step=True)
-    waiting, encoding = slowest(reports, "data_wait"), slowest(reports, "encoding")
-    values |= {f"data/{problem}": count for problem, count in summed([r.counters for r in reports]).items()}
-    values |= {
-        "fleet/data_wait_slowest_seconds": waiting.seconds,
-        "fleet/data_wait_slowest_rank": waiting.rank,
-        "fleet/encoding_slowest_seconds": encoding.seconds,
-        "fleet/encoding_slowest_rank": encoding.rank,
-        "fleet/encoding_median_seconds": encoding.median,
-    }
-    for damage in filter(None, (report.damage for report in reports)):
-        run.telemetry.event(run.state.step, "watchdog", damage)
-    for alert in run.watchdog.observe_fleet(run.state.step, values["speed/seconds_per_step"], waiting, encoding):
-        run.telemetry.event(run.state.step, "watchdog", str(alert))
-    if run.ranks.is_main:
-        run.telemetry.record(run.state.step, values)
-        recent = statistics.median(interval.all_seconds[-100:])
-        left = (run.schedule.steps - run.state.step) * recent
-        say(text_line(run.state.step, run.schedule.steps, values, left))
-    interval.clear()
-    return values
-
-
-def interval_values(run: Run, interval: Interval) -> dict[str, Any]:
-    """Return the numbers of an interval under their TensorBoard names."""
-    engine, seconds, steps = run.engine, sum(interval.seconds), len(interval.seconds)
-    data_wait = interval.data_wait()
+    engine, steps = run.engine, run.interval
+    last, count = steps[-1], len(steps)
+    seconds, data_wait = sum(step.seconds for step in steps), statistics.fmean(step.data_wait for step in steps)
+    names = dict.fromkeys(name for step in steps for name in step.metrics)
     values: dict[str, Any] = {
         "epoch": round(run.state.step * run.batching.pairs_per_step / run.loader.pairs, 4),
         **run.elapsed,
-        **interval.means(),
+        **{name: statistics.fmean(s.metrics[name] for s in steps if name in s.metrics) for name in names},
         "optimizer/lr": engine.lr,
-        "optimizer/logit_scale": interval.steps[-1].logit_scale,
-        "optimizer/loss_scale": engine.loss_scale(),
+        "optimizer/logit_scale": last.logit_scale,
+        "optimizer/loss_scale": last.loss_scale,
         "optimizer/skipped_steps": engine.skipped_steps,
-        "monitor/skipped_share": statistics.fmean(interval.skipped),
-        "monitor/at_clamp": float(at_clamp(interval.steps[-1].logit_scale, engine.model.config.max_logit_scale)),
-        "speed/pairs_per_second": run.batching.pairs_per_step * steps / seconds,
-        "speed/seconds_per_step": seconds / steps,
+        "monitor/skipped_share": statistics.fmean(step.skipped for step in steps),
+        "monitor/at_clamp": float(at_clamp(last.logit_scale, engine.model.config.max_logit_scale)),
+        "speed/pairs_per_second": run.batching.pairs_per_step * count / seconds,
+        "speed/seconds_per_step": seconds / count,
         "speed/data_wait_seconds": data_wait,
-        "speed/compute_seconds": seconds / steps - data_wait,
-        "speed/data_share": data_wait * steps / seconds,
+        "speed/compute_seconds": seconds / count - data_wait,
+        "speed/data_share": data_wait * count / seconds,
     }
     for group in engine.optimizer.param_groups:
         values[f"optimizer/lr_{group.get('name', 'all')}"] = group["lr"]
     if run.loss.follows_schedule():
         weights = run.loss.weights_at(run.state.step - 1)
         values |= {f"loss_weight/{name}": weights.get(name, 0.0) for name in run.loss.weights}
-    values |= norm_values(engine.norms(), engine.grad_norm())
+    if last.grad_norm is not None:
+        values["optimizer/grad_norm"] = last.grad_norm
+    if norms := engine.norms():
+        ratios = [n["trust_ratio"] for n in norms.values()]
+        values |= {
+            "optimizer/weight_norm": math.sqrt(sum(n["weight"] ** 2 for n in norms.values())),
+            "trust_ratio/min": min(ratios),
+            "trust_ratio/median": statistics.median(ratios),
+            "trust_ratio/max": max(ratios),
+        }
     peak = peak_flops(device.name(run.ranks.device), run.config.precision)
     if peak is not None:
-        values["speed/mfu"] = run.step_flops * steps / seconds / peak
+        values["speed/mfu"] = run.step_flops * count / seconds / peak
+    values |= {
+        "memory/now_mb": run.ranks.maximum(device.memory_mb(run.ranks.device)),
+        "memory/peak_mb": run.ranks.maximum(device.peak_memory_mb(run.ranks.device)),
+    }
+    own_wait = statistics.fmean(step.own_wait for step in steps)
+    own = (own_wait, engine.encoding_seconds, dict(run.loader.counters), run.loader.damage())
+    waits, encodings, counters, damages = zip(*run.ranks.gather(own, within_step=True), strict=True)
+    # Collectives make every rank's step as long as the slowest rank's, so a step's duration names nobody. The work that
+    # a rank does without the others does: waiting for its data, and encoding its batch.
+    values |= {f"data/{problem}": count for problem, count in _summed(counters).items()} | {
+        "fleet/data_wait_slowest_seconds": max(waits),
+        "fleet/data_wait_slowest_rank": waits.index(max(waits)),
+        "fleet/encoding_slowest_seconds": max(encodings),
+        "fleet/encoding_slowest_rank": encodings.index(max(encodings)),
+        "fleet/encoding_median_seconds": statistics.median_low(encodings),
+    }
+    for damage in filter(None, damages):  # a sentence about images that were replaced
+        run.telemetry.event(run.state.step, "watchdog", damage)
+    if run.ranks.is_main:
+        run.telemetry.record(run.state.step, values)
+        recent = statistics.median(run.state.step_seconds[-100:] or [seconds / count])
+        left = (run.schedule.steps - run.state.step) * recent
+        say(text_line(run.state.step, run.schedule.steps, values, left))
+    run.interval.clear()
     return values
 
 
 def data_problems(run: Run) -> dict[str, int]:
     """Return the loader's counters, summed over ranks. All ranks call."""
-    return summed(run.ranks.gather(dict(run.loader.counters)))
+    return _summed(run.ranks.gather(dict(run.loader.counters)))
 
 
-def norm_values(norms: dict[str, dict[str, float]], grad_norm: float | None) -> dict[str, float]:
-    """Return norms of the whole model and the spread of the trust ratios."""
-    values = {} if grad_norm is None else {"optimizer/grad_norm": grad_norm}
-    if not norms:
-        return values
-    ratios = [n["trust_ratio"] for n in norms.values()]
-    return values | {
-        "optimizer/weight_norm": math.sqrt(sum(n["weight"] ** 2 for n in norms.values())),
-        "trust_ratio/min": min(ratios),
-        "trust_ratio/median": statistics.median(ratios),
-        "trust_ratio/max": max(ratios),
-    }
+def _summed(counters: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    total: Counter[str] = Counter()
+    for counts in counters:
+        total.update(counts)
+    return dict(total)
 
 
 def final_metrics(record: dict[str, Any]) -> dict[str, float]:

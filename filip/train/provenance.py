@@ -21,7 +21,7 @@ from filip.common.device import machine
 from filip.common.files import digest, replacing, sha256_of, write_json
 from filip.runs.saved_files import FINISHED, KEPT
 from filip.train.config import TrainConfig
-from filip.train.deepspeed_engine import read_settings, settings_path
+from filip.train.deepspeed_settings import read_settings, settings_path
 from filip.train.losses import TERMS, resolve_weights
 from filip.train.optimizers import OPTIMIZERS
 
@@ -160,7 +160,7 @@ def now() -> str:
 
 # These settings, and everything below them, change speed, place or reporting, not learning (up to rounding).
 NOT_LEARNING = (
-    "run", "run_dir", "out", "resume", "log_every", "checkpoint", "watchdog", "eval",
+    "run", "run_dir", "out", "resume", "log_every", "checkpoint", "eval",
     "timeout_minutes",
     "world_size", "backend", "exchange", "engine", "zero_stage", "compile", "gradient_cache",
     "data.workers", "data.augment_on", "data.feature_cache",

@@ -6,7 +6,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -38,6 +38,9 @@ class Ranks:
     # A further group of all ranks, on the CPU (gloo) and with more patience: for all messages and waits between steps.
     # None for one rank alone.
     side: Any = None
+    host: Any = (
+        None  # a group of all ranks on the CPU with the patience of a step; None is the default group, if it can
+    )
 
     @property
     def is_main(self) -> bool:
@@ -55,6 +58,13 @@ class Ranks:
         values: list[Any] = [None] * self.world_size
         dist.all_gather_object(values, value, group=None if within_step else self.side)
         return values
+
+    def sums(self, values: Sequence[float]) -> list[float]:
+        """Return the sum of each value over all ranks, through the hosts: nobody waits for a device."""
+        tensor = torch.tensor(values, dtype=torch.float64)
+        if self.world_size > 1:
+            dist.all_reduce(tensor, group=self.host)
+        return tensor.tolist()
 
     def loader_processes(self, wanted: int) -> int:
         """Return how many processes this rank's loader gets: at most its share of its host's cores, less its own.
@@ -97,15 +107,20 @@ def start_ranks(expected: int | None = None, timeout_minutes: float = 30) -> Ran
     device = torch.device("cpu") if os.environ.get("DS_ACCELERATOR") == "cpu" else own_device(local_rank)
     if device.type != "cpu":
         torch.accelerator.set_device_index(device.index or 0)
+    timeout = timedelta(minutes=timeout_minutes)
     if not dist.is_initialized():
         backend = dist.get_default_backend_for_device(device)
-        dist.init_process_group(backend, timeout=timedelta(minutes=timeout_minutes))
-    side = None
+        # torchrun keeps one store over all its starts: without a prefix a rank would ask a dead one's address there
+        store = next(iter(dist.rendezvous("env://", rank, world_size, timeout=timeout)))[0]
+        store = dist.PrefixStore(f"start{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
+    side = host = None
     if world_size > 1 and device.type != "cpu":
-        use_host_group(dist.new_group(backend="gloo", timeout=timedelta(minutes=timeout_minutes)))
+        host = dist.new_group(backend="gloo", timeout=timeout)
+        use_host_group(host)
     if world_size > 1:
         side = dist.new_group(backend="gloo", timeout=PATIENCE)
-    return Ranks(rank, world_size, local_rank, local_world_size, device, side)
+    return Ranks(rank, world_size, local_rank, local_world_size, device, side, host)
 
 
 @contextmanager

@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
-import functools
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from filip.loading.loader import PairLoader
 from filip.runs.saved_files import LoopState
 from filip.train.config import TrainConfig
-from filip.train.counts import step_flops
 from filip.train.engine import Batching, Engine
 from filip.train.losses import Loss
+from filip.train.optimizers import Schedule
 from filip.train.provenance import now
 from filip.train.ranks import Ranks, StopSignal
-from filip.train.schedule import Schedule
 from filip.train.telemetry import Telemetry
-from filip.train.watchdog import Watchdog
+from filip.train.watchdog import StallAlarm, StepStatus, Watchdog
+
+
+@dataclass(frozen=True)
+class TakenStep:
+    """A step that has been taken, with its numbers still on the device: one for each name, the scale, 1 if left out."""
+
+    step: int
+    names: list[str]
+    numbers: Tensor
+    lr: float
+    loss_scale: float
+    data_wait: float  # seconds in which a rank waited for its batches, mean over ranks
+    own_wait: float  # the same on this rank; the only value here that is not the same on all
 
 
 @dataclass
@@ -35,20 +48,18 @@ class Run:
     state: LoopState
     telemetry: Telemetry
     watchdog: Watchdog
+    alarm: StallAlarm
     stop: StopSignal
+    step_flops: float  # of both towers in a step of this rank, as ``filip train plan`` counts them
     commit: str | None  # the code's, when this start began
     started: str = field(default_factory=now)
     last_saved: float = field(default_factory=time.monotonic)
     last_record: dict[str, Any] = field(default_factory=dict)
     evaluated: dict[str, float] = field(default_factory=dict)  # in the last evaluation while training
-
-    @functools.cached_property
-    def step_flops(self) -> float:
-        """Return the operations of both towers in a step of this rank: a backward pass counts as two forward ones.
-
-        They are counted as by ``filip train plan``, with a caption of typical length.
-        """
-        return step_flops(self.engine.model.config, self.config, self.batching)
+    steps_here: int = 0  # of this start
+    unread: list[TakenStep] = field(default_factory=list)
+    unread_seconds: float = 0.0  # of these steps
+    interval: list[StepStatus] = field(default_factory=list)  # the steps since the last line of the log
 
     @property
     def elapsed(self) -> dict[str, float]:

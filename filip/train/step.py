@@ -1,55 +1,116 @@
-"""The forward and backward passes of one contrastive batch, whole or in chunks (gradient caching), and its scalars."""
+"""One optimiser step, from the loader's batches to what is due after it: read :func:`take_step`."""
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from filip.loading.batches import Batch
 from filip.models import Encoded, PooledFeatures, TextFeatures
-from filip.train.engine import Engine
+from filip.runs.saved_files import newest_intact
+from filip.train import progress, watchdog
+from filip.train.checkpoint import save_checkpoint, set_aside_damaged
+from filip.train.engine import Engine, to_device
+from filip.train.launcher_env import STOPPED_BY_SIGNAL, NotFiniteError
 from filip.train.losses import LossOutput
+from filip.train.ranks import from_main
+from filip.train.run import Run, TakenStep
+from filip.train.watchdog import StepStatus
 from late_interaction import cached_backward
 
-LossFunction = Callable[[Encoded, Tensor], LossOutput]
-Inspection = Callable[[Encoded], dict[str, Tensor]]
+UNTIMED_STEPS = 5  # the first of every start: memory is allocated and kernels are chosen in them
+TIMED_STEPS = 1000  # the result's median is over the seconds of that many recent steps
 
 
-@dataclass(frozen=True)
-class StepOutput:
-    """The result of one contrastive batch on this rank: named scalars and the scale, detached."""
+def take_step(run: Run, batches: Iterator[Batch]) -> None:
+    """Take one optimiser step, then do what is due: a line of the log, an evaluation, a checkpoint."""
+    config, engine, state, ranks = run.config, run.engine, run.state, run.ranks
+    run.alarm.begins("a step")
+    started, processor = time.perf_counter(), time.process_time()
+    due = (state.step + 1) % config.log_every == 0 or state.step + 1 == run.schedule.steps
+    # The schedule waits for steps that fp16's loss scaler discards: at the start they are its search for a scale.
+    discarded = engine.skipped_steps if engine.is_fp16 else 0
+    engine.set_lr(run.schedule.at(state.step - discarded), state.step)
+    engine.timed, engine.encoding_seconds = due, 0.0
+    outputs: list[dict[str, Tensor]] = []
+    waited = 0.0
+    for number in range(run.batching.accumulation):
+        waiting_since = time.perf_counter()
+        batch = next(batches)
+        waited += time.perf_counter() - waiting_since
+        if state.step == 0 and not outputs:
+            progress.preview(run, batch)
+        batch = run.loss.with_further_captions(batch, f"{config.seed} {state.step} {number} {ranks.rank}")
+        # Host to device, from pinned memory: nobody waits.
+        tensors = to_device(batch, ranks.device, torch.float16 if engine.is_fp16 else None)
+        loss = partial(run.loss, step=state.step, captions=(tensors["ids"], tensors["lengths"]))
+        outputs.append(forward_backward(engine, tensors, loss, inspect=due))
+    # Here the weights move, unless a gradient is not finite: then this step is left out, on all ranks alike. With DDP
+    # the device decides and the host does not ask; DeepSpeed asks.
+    skipped = engine.step()
+    state.step += 1
+    run.steps_here += 1
+    scale = [output.pop("logit_scale") for output in outputs][-1]
+    names = list(outputs[0])
+    sums = torch.stack([torch.stack([output[name].float() for output in outputs]).mean() for name in names])
+    dist.all_reduce(sums)
+    numbers = torch.cat([sums, scale.float(), torch.as_tensor(skipped, device=sums.device).view(1)])
+    # The hosts meet, through a group of their own, while the devices work: whoever was asked to stop tells the others,
+    # and the first rank's clock decides for all when to save.
+    minutes, save_every = config.checkpoint.every_minutes, config.checkpoint.every_steps
+    late = ranks.is_main and minutes > 0 and time.monotonic() - run.last_saved > 60 * minutes
+    all_waited, stops, saves = ranks.sums([waited, run.stop.received is not None, late])
+    run.unread.append(
+        TakenStep(state.step, names, numbers, engine.lr, engine.loss_scale(), all_waited / ranks.world_size, waited)
+    )
+    saves = saves or stops or (save_every > 0 and state.step % save_every == 0)
+    every = config.eval.every_steps
+    evaluates = every > 0 and (state.step % every == 0 or run.is_over) and not stops
+    # Device to host: the one place where a step waits for the device, and only if somebody reads its numbers now.
+    reads = bool(due or saves or evaluates)
+    read = torch.cat([taken.numbers for taken in run.unread]).tolist() if reads else []
+    seconds = time.perf_counter() - started
+    state.seconds += seconds
+    state.processor_seconds += time.process_time() - processor
+    run.unread_seconds += seconds
+    if reads:
+        report(run, read, due)
+    if evaluates:
+        from filip.train.validation import evaluate  # reads half of filip.eval, which few trainings need
 
-    metrics: dict[str, Tensor]
-    logit_scale: Tensor
+        run.alarm.begins("an evaluation")
+        evaluate(run)
+    if saves and not run.is_over:  # after the last step the result is written at once
+        run.alarm.begins("a checkpoint")
+        save(run, stops > 0)
 
 
-def backward(
-    engine: Engine, batch: dict[str, Tensor], loss: LossFunction, inspect: Inspection | None = None
-) -> StepOutput:
-    """Run forward and backward of one contrastive batch.
+def forward_backward(
+    engine: Engine, batch: dict[str, Tensor], loss: Callable[[Encoded, Tensor], LossOutput], inspect: bool = False
+) -> dict[str, Tensor]:
+    """Run the passes of one contrastive batch, whole or with the activations of one chunk at a time (gradient caching).
 
-    The optimiser steps if this is the last one of a step.
-
-    ``batch``: this rank's pixels, ids, lengths and group. ``inspect`` looks at the embeddings and returns more metrics.
+    batch: this rank's pixels, ids, lengths and group. inspect: look at the embeddings as well. Returns named scalars.
     """
-    if engine.batching.chunks > 1:
-        return _cached_backward(engine, batch, loss, inspect)
-    encoded = engine.encode(batch)
-    output = loss(encoded, batch["group"])
-    metrics = output.metrics | (inspect(encoded) if inspect else {})
-    engine.backward(output.loss / engine.batching.accumulation)
-    return StepOutput(metrics, encoded.logit_scale.detach())
+    times = engine.batching.accumulation
+    metrics: dict[str, Tensor] = {}
 
+    def whole_loss(encoded: Encoded) -> LossOutput:
+        output = loss(encoded, batch["group"])
+        metrics.update(output.metrics | (watchdog.inspect(encoded) if inspect else {}))
+        metrics["logit_scale"] = encoded.logit_scale.detach()
+        return output
 
-def _cached_backward(
-    engine: Engine, batch: dict[str, Tensor], loss: LossFunction, inspect: Inspection | None
-) -> StepOutput:
-    """Do the same with the activations of one chunk at a time (see late_interaction.grad_cache)."""
-    outputs: list[StepOutput] = []
+    if engine.batching.chunks == 1:
+        engine.backward(whole_loss(engine.encode(batch)).loss / times)
+        return metrics
     names: list[str] = []
 
     def encode(chunk: dict[str, Tensor]) -> tuple[Tensor, ...]:
@@ -57,19 +118,15 @@ def _cached_backward(
         names[:] = tensors
         return tuple(tensors.values())
 
-    def whole_loss(*tensors: Tensor) -> LossOutput:
-        encoded = from_names(dict(zip(names, tensors, strict=True)))
-        output = loss(encoded, batch["group"])
-        metrics = output.metrics | (inspect(encoded) if inspect else {})
-        outputs.append(StepOutput(metrics, encoded.logit_scale.detach()))
-        return output
-
-    def carry_back(scalar: Tensor) -> None:
-        engine.backward(scalar / engine.batching.accumulation)
-
-    chunks = _chunks(batch, engine.batching.chunk)
-    cached_backward(chunks, encode, whole_loss, carry_back, loss_scale=engine.loss_scale())
-    return outputs[0]
+    parts = {name: value.chunk(engine.batching.chunks) for name, value in batch.items()}
+    cached_backward(
+        [{name: part[i] for name, part in parts.items()} for i in range(engine.batching.chunks)],
+        encode,
+        lambda *tensors: whole_loss(from_names(dict(zip(names, tensors, strict=True)))),
+        lambda scalar: engine.backward(scalar / times),
+        loss_scale=engine.loss_scale(),
+    )
+    return metrics
 
 
 def by_name(encoded: Encoded) -> dict[str, Tensor]:
@@ -103,78 +160,71 @@ def from_names(tensors: dict[str, Tensor]) -> Encoded:
     )
 
 
-def _chunks(batch: dict[str, Tensor], size: int) -> list[dict[str, Tensor]]:
-    count = len(batch["group"]) // size
-    parts = {name: value.chunk(count) for name, value in batch.items()}
-    return [{name: part[i] for name, part in parts.items()} for i in range(count)]
+def report(run: Run, read: list[float], due: bool) -> None:
+    """Tell the watchdog about the steps since the last report, whose numbers are ``read``; if due, write a line."""
+    seconds = run.unread_seconds / len(run.unread)  # a host that does not wait runs ahead: only their mean is known
+    timed = min(len(run.unread), max(0, run.steps_here - min(UNTIMED_STEPS, run.schedule.steps // 2)))
+    run.state.step_seconds = [*run.state.step_seconds, *[round(seconds, 6)] * timed][-TIMED_STEPS:]
+    steps = []
+    for taken in run.unread:
+        size = len(taken.names)
+        *sums, scale, skipped = read[: size + 2]
+        read = read[size + 2 :]
+        metrics = {name: value / run.ranks.world_size for name, value in zip(taken.names, sums, strict=True)}
+        steps.append(
+            StepStatus(
+                step=taken.step,
+                loss=metrics["loss/total"],
+                logit_scale=scale,
+                loss_scale=taken.loss_scale,
+                skipped=skipped > 0,
+                chance_loss=run.loss.chance(run.batching.global_batch, taken.step - 1),
+                seconds=seconds,
+                data_wait=taken.data_wait,
+                own_wait=taken.own_wait,
+                lr=taken.lr,
+                metrics=metrics,
+            )
+        )
+    run.unread.clear()
+    run.unread_seconds = 0.0
+    if due and (norm := run.engine.grad_norm()) is not None:
+        spread = watchdog.spread_over_ranks(norm, run.ranks.device)
+        steps[-1] = replace(steps[-1], grad_norm=norm, grad_norm_spread=spread)
+    run.interval += steps
+    if due:
+        run.last_record = progress.write_interval(run)
+    alerts = [(status.step, alert) for status in steps for alert in run.watchdog.observe(status)]
+    for step, alert in alerts:
+        run.telemetry.event(step, "watchdog", str(alert))
+    bad = next((alert for _, alert in alerts if alert.kind == "non-finite"), None)
+    if bad is not None:
+        for note in set_aside_damaged(run.checkpoints, run.ranks):
+            run.telemetry.event(run.state.step, "checkpoint", note)
+        good = from_main(run.ranks, newest_intact(run.checkpoints)[0])
+        named = f"the last good checkpoint is {good}" if good else "there is no checkpoint yet"
+        run.telemetry.close()
+        raise NotFiniteError(
+            f"{bad}. Stopped; {named}. Start again if a device was at fault; else resume=PATH with a larger "
+            "optimizer.weight_decay or a lower optimizer.base_lr"
+        )
 
 
-@dataclass(frozen=True)
-class StepMetrics:
-    """The metrics of one optimiser step, as all ranks know them."""
-
-    values: dict[str, float]  # means over ranks and contrastive batches, under their TensorBoard names
-    logit_scale: float
-    data_wait: float  # seconds in which a rank waited for its batches, mean over ranks
-    own_wait: float  # the same on this rank; the only value here that is not the same on all
-    stop: bool  # a rank was asked to stop
-    save: bool  # a rank wants a checkpoint
-
-    @property
-    def loss(self) -> float:
-        return self.values["loss/total"]
-
-
-def over_ranks(outputs: list[StepOutput], world_size: int, data_wait: float, stop: bool, save: bool) -> StepMetrics:
-    """Average the metrics of all ranks' batches and pass on each rank's requests, with one all-reduce."""
-    names = list(outputs[0].metrics)
-    means = [torch.stack([output.metrics[name].float() for output in outputs]).mean() for name in names]
-    device = means[0].device
-    flags = torch.tensor([data_wait, float(stop), float(save)], device=device)
-    vector = torch.cat([torch.stack([mean.to(device) for mean in means]), flags])
-    dist.all_reduce(vector)
-    *sums, wait, stops, saves = vector.tolist()
-    return StepMetrics(
-        values={name: value / world_size for name, value in zip(names, sums, strict=True)},
-        logit_scale=float(outputs[-1].logit_scale),
-        data_wait=wait / world_size,
-        own_wait=data_wait,
-        stop=stops > 0,
-        save=saves > 0,
-    )
-
-
-@dataclass
-class Interval:
-    """The metrics and times of the steps since the last line."""
-
-    steps: list[StepMetrics] = field(default_factory=list)
-    seconds: list[float] = field(default_factory=list)
-    all_seconds: list[float] = field(default_factory=list)
-    skipped: list[bool] = field(default_factory=list)
-
-    def add(self, metrics: StepMetrics, seconds: float, skipped: bool = False) -> None:
-        self.steps.append(metrics)
-        self.seconds.append(seconds)
-        self.all_seconds.append(seconds)
-        self.skipped.append(skipped)
-
-    def means(self) -> dict[str, float]:
-        """Return the mean of each metric over the steps that have it."""
-        names = dict.fromkeys(name for step in self.steps for name in step.values)
-        return {
-            name: statistics.fmean(step.values[name] for step in self.steps if name in step.values) for name in names
-        }
-
-    def data_wait(self) -> float:
-        """Return the mean seconds per step."""
-        return statistics.fmean(step.data_wait for step in self.steps)
-
-    def own_wait(self) -> float:
-        """Return the mean seconds per step, for this rank alone."""
-        return statistics.fmean(step.own_wait for step in self.steps)
-
-    def clear(self) -> None:
-        self.steps.clear()
-        self.seconds.clear()
-        self.skipped.clear()
+def save(run: Run, stop: bool) -> None:
+    """Write a checkpoint; after a signal exit with the code for it."""
+    state = run.state
+    good = run.watchdog.healthy and run.engine.is_finite()
+    if good:
+        state.loader = run.loader.state_dict()
+        state.loader["counters"] = progress.data_problems(run)
+        started = time.perf_counter()
+        path = save_checkpoint(run.engine, state, run.checkpoints, run.config.checkpoint, run.ranks)
+        run.telemetry.event(state.step, "checkpoint", f"saved {path} in {time.perf_counter() - started:.1f} s")
+    elif not stop:
+        run.telemetry.event(state.step, "checkpoint", "not saved, because its numbers are not finite")
+    run.last_saved = time.monotonic()
+    if stop:
+        outcome = "saved" if good else "not saved, because its numbers are not finite"
+        run.telemetry.event(state.step, "signal", f"stopped by a signal after step {state.step}, {outcome}")
+        run.telemetry.close()
+        sys.exit(STOPPED_BY_SIGNAL)

@@ -29,8 +29,8 @@ from filip.runs.saved_files import BEST
 from filip.runs.source import merged
 from filip.train.checkpoint import random_states, restore_random_states
 from filip.train.config import EvalConfig
+from filip.train.engine import gather_to_main
 from filip.train.ranks import Ranks, barrier, raise_together
-from filip.train.result import gather_to_main
 from filip.train.run import Run
 from filip.train.telemetry import scalars, score_on
 

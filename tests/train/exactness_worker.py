@@ -19,13 +19,11 @@ from filip.common.errors import UserError
 from filip.models import DualEncoder, Encoded, build_model
 from filip.train import zero_layout
 from filip.train.config import TrainConfig
-from filip.train.engine import resolve_batching
-from filip.train.engines import make_engine
+from filip.train.engine import gather_to_main, make_engine, resolve_batching
 from filip.train.losses import Loss, resolve_weights
+from filip.train.optimizers import make_schedule
 from filip.train.ranks import Ranks, start_ranks
-from filip.train.result import gather_to_main
-from filip.train.schedule import make_schedule
-from filip.train.step import backward
+from filip.train.step import forward_backward
 from tests.train.planned_ranks import ENGINES
 
 STEPS, WARMUP, PAIRS, DECAY, KEEP = 20, 5, 12, 3e-2, 0.25
@@ -84,7 +82,9 @@ def by_engine(config: TrainConfig, ranks: Ranks) -> dict[str, Tensor]:
     for step in range(STEPS):
         engine.set_lr(schedule.at(step), step)
         for number in range(batching.accumulation):
-            backward(engine, batch(step * batching.accumulation + number, own), functools.partial(loss, step=step))
+            own_batch = batch(step * batching.accumulation + number, own)
+            forward_backward(engine, own_batch, functools.partial(loss, step=step))
+        engine.step()
     return {name: value.clone() for name, value in gather_to_main(engine, ranks).items()}
 
 

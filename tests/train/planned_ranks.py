@@ -13,13 +13,11 @@ from filip.cli.command import compose_config
 from filip.common.device import peak_memory_mb
 from filip.models import build_model
 from filip.train.config import TrainConfig
-from filip.train.counts import Counts, count
-from filip.train.deepspeed_engine import DeepSpeedEngine
-from filip.train.engine import Engine, resolve_batching
-from filip.train.engines import make_engine
+from filip.train.engine import DeepSpeedEngine, Engine, make_engine, resolve_batching
 from filip.train.losses import Loss, resolve_weights
+from filip.train.plan import Counts, count
 from filip.train.ranks import Ranks, start_ranks
-from filip.train.step import backward
+from filip.train.step import forward_backward
 
 ENGINES = ("engine=ddp", "zero_stage=1", "zero_stage=2", "zero_stage=3")
 
@@ -47,7 +45,8 @@ def two_steps(config: TrainConfig, ranks: Ranks) -> Engine:
         "group": torch.arange(b) + b * ranks.rank,
     }
     for _ in range(2):
-        backward(engine, batch, loss)
+        forward_backward(engine, batch, loss)
+        engine.step()
     return engine
 
 

@@ -12,11 +12,10 @@ from filip.models import DualEncoder, TextFeatures, build_model, load_preset, sa
 from filip.runs.source import merged, read_source
 from filip.text.tokenizer import tokenize
 from filip.train.config import TrainConfig
-from filip.train.counts import activation_bytes, count
-from filip.train.engine import Batching, make_optimizer
+from filip.train.engine import Batching
 from filip.train.loop import initial_model
-from filip.train.optimizers import set_lr
-from filip.train.plan import Plan, main
+from filip.train.optimizers import make_optimizer, set_lr
+from filip.train.plan import Plan, activation_bytes, count, main
 from tests.support.training import compose, kept_by_autograd, run_many, same_weights, train_arguments
 
 ALWAYS = {"image.projection.weight", "text.projection.weight", "logit_scale"}
@@ -44,7 +43,7 @@ def encoded(model: DualEncoder) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def take_steps(model: DualEncoder, config: TrainConfig, steps: int = 3) -> None:
-    optimizer = make_optimizer(model, config)
+    optimizer = make_optimizer(model, config.optimizer)
     for step in range(steps):
         set_lr(optimizer.param_groups, 0.01, step)
         image, text = encoded(model)

@@ -12,10 +12,10 @@ from filip.models import build_model, load_preset
 from filip.resources import shipped
 from filip.study import load_study
 from filip.train.config import PRECISIONS
-from filip.train.deepspeed_engine import deepspeed_settings
-from filip.train.engine import Batching, make_optimizer, resolve_batching
+from filip.train.deepspeed_settings import checked_settings, settle_precision, use_precision
+from filip.train.engine import Batching, resolve_batching
 from filip.train.lamb import Lamb
-from filip.train.precision import settle_precision, use_precision
+from filip.train.optimizers import make_optimizer
 from filip.train.ranks import Ranks
 from tests.support.training import compose
 
@@ -33,8 +33,7 @@ def test_every_experiment_composes_and_finds_its_deepspeed_settings(name: str) -
     for precision in PRECISIONS if config.precision == "auto" else (config.precision,):
         use_precision(config, precision)  # as settle_precision does where the training runs
         assert config.engine == "deepspeed" or precision != "fp16"
-        settings = deepspeed_settings(config, batching, world_size)
-        assert settings["train_batch_size"] == batching.pairs_per_step
+        assert checked_settings(config) and batching.pairs_per_step % world_size == 0
 
 
 @pytest.mark.slow
@@ -59,8 +58,7 @@ def test_deepspeed_reads_every_settings_file_as_it_is_named(path: Path) -> None:
 
     stage, precision = path.stem.removeprefix("zero").split("_")
     config = compose(f"zero_stage={stage}", f"precision={precision}", "global_batch=64", f"deepspeed={path.stem}")
-    settings = deepspeed_settings(config, resolve_batching(config, 1), 1)
-    read = DeepSpeedConfig(settings)
+    read = DeepSpeedConfig({**checked_settings(config), "train_batch_size": 64})
     assert read.zero_optimization_stage == int(stage)
     assert read.float16_config.enabled == (precision == "fp16")
     assert read.torch_autocast_enabled == (precision == "bf16")
@@ -87,7 +85,7 @@ def test_settings_that_deepspeed_would_accept_and_do_wrongly_are_refused(change,
     path.write_text(json.dumps(settings))
     config = compose("precision=fp32", f"deepspeed={path}", "global_batch=64")
     with pytest.raises(UserError, match=sentence):
-        deepspeed_settings(config, resolve_batching(config, 1), 1)
+        checked_settings(config)
 
 
 @pytest.mark.parametrize(
@@ -108,7 +106,7 @@ def test_muon_is_refused_where_deepspeed_does_it_wrongly(settings: dict, sentenc
 
 def test_muon_has_the_matrices_of_linear_layers_and_adamw_the_rest() -> None:
     model = build_model(load_preset("tiny"))
-    optimizer = make_optimizer(model, compose("model=tiny", "optimizer.name=muon"))
+    optimizer = make_optimizer(model, compose("model=tiny", "optimizer.name=muon").optimizer)
     names = {id(p): n for n, p in model.named_parameters()}
     results = {names[id(p)]: group["use_muon"] for group in optimizer.param_groups for p in group["params"]}
     assert results.keys() == set(names.values())
@@ -120,7 +118,7 @@ def test_muon_has_the_matrices_of_linear_layers_and_adamw_the_rest() -> None:
         columns = {p.shape[1] for p in group["params"]}
         assert len(columns) == 1 and group["lr_factor"] == pytest.approx(0.2 * columns.pop() ** 0.5)
         assert group["lr"] * group["weight_decay"] == pytest.approx(6e-3 * 3e-2)
-    adamw = make_optimizer(model, compose("model=tiny", "optimizer.name=adamw"))
+    adamw = make_optimizer(model, compose("model=tiny", "optimizer.name=adamw").optimizer)
     start = {name: weight.detach().clone() for name, weight in model.named_parameters()}
     stepped = []
     for stepping in (optimizer, adamw):
@@ -192,7 +190,7 @@ def test_batch_arithmetic() -> None:
 
 def test_decay_is_decided_by_the_kind_of_parameter() -> None:
     model = build_model(load_preset("tiny"))
-    optimizer = make_optimizer(model, compose("model=tiny"))
+    optimizer = make_optimizer(model, compose("model=tiny").optimizer)
     assert isinstance(optimizer, Lamb)
     names = {id(p): n for n, p in model.named_parameters()}
     groups = {g["name"]: g for g in optimizer.param_groups}
@@ -207,6 +205,6 @@ def test_decay_is_decided_by_the_kind_of_parameter() -> None:
         members["no_decay"]
     )
     assert groups["decay"]["weight_decay"] > 0 == groups["no_decay"]["weight_decay"]
-    adamw = make_optimizer(model, compose("optimizer.name=adamw"))
+    adamw = make_optimizer(model, compose("optimizer.name=adamw").optimizer)
     assert isinstance(adamw, torch.optim.AdamW)
     assert [group["eps"] for group in adamw.param_groups] == [1e-8] * 3  # LAMB's would damp its steps

@@ -61,6 +61,17 @@ def test_a_training_that_finishes_or_is_refused_is_not_started_again(tmp_path: P
     assert not requeues
 
 
+def test_numbers_that_stay_not_finite_are_tried_once_more_from_the_last_checkpoint(
+    tmp_path: Path, requeues: list[bool]
+) -> None:
+    for step in (3, 6):  # the second stretch comes after another checkpoint
+        (tmp_path / f"checkpoints/step0000000{step}").mkdir(parents=True)
+        for _ in range(2):
+            assert run(tmp_path, requeues, "echo 70 > $FILIP_EXIT_CODE_FILE; exit 143") == 70
+    assert len(requeues) == 2
+    assert "non-finite 2 times since step00000006" in (tmp_path / "rule.log").read_text()
+
+
 def test_a_saved_training_starts_again(tmp_path: Path, requeues: list[bool], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for step in range(1, 6):

@@ -8,10 +8,10 @@ from safetensors.torch import load_file
 
 from filip.common.errors import UserError
 from filip.models import build_model, load_model, load_preset, save_model
-from filip.train.counts import count
 from filip.train.engine import Batching
 from filip.train.loop import initial_model
 from filip.train.losses import Loss
+from filip.train.plan import count
 from tests.support.training import compose, largest_difference, losses, run_many, same_weights, series, train_arguments
 from tests.train.loss_batches import settings
 

@@ -11,10 +11,10 @@ from filip.common.errors import UserError
 from filip.common.plugins import load_plugins
 from filip.models import Encoded, PooledFeatures, TextFeatures
 from filip.train import losses
-from filip.train.counts import count
 from filip.train.engine import Batching
 from filip.train.losses import Loss, resolve_weights
 from filip.train.losses.weights import WeightSchedule
+from filip.train.plan import count
 from tests.support.training import compose
 
 

@@ -11,10 +11,8 @@ from filip.cli.command import compose_config
 from filip.common.errors import UserError
 from filip.models import DualEncoder, build_model, load_preset
 from filip.train.config import TrainConfig
-from filip.train.engine import make_optimizer
 from filip.train.lamb import Lamb, SliceLayout
-from filip.train.optimizers import AVERAGE, AfterStep
-from filip.train.schedule import make_schedule
+from filip.train.optimizers import AVERAGE, AfterStep, make_optimizer, make_schedule
 
 LR, BETA1, BETA2, EPS, DECAY = 0.05, 0.9, 0.999, 1e-4, 0.03
 
@@ -162,7 +160,7 @@ class MixedPrecision:
     def __init__(self, dtype: torch.dtype, name: str) -> None:
         self.model: DualEncoder = build_model(load_preset("tiny"))
         overrides = ["run_dir=-", "out=-", f"optimizer.name={name}", "optimizer.base_lr=0.02"]
-        self.optimizer = make_optimizer(self.model, compose_config(TrainConfig, overrides, "train"))
+        self.optimizer = make_optimizer(self.model, compose_config(TrainConfig, overrides, "train").optimizer)
         self.master = self.model.logit_scale
         with torch.no_grad():
             self.master.fill_(math.log(90))
@@ -197,7 +195,7 @@ def test_the_temperature_can_be_given_a_smaller_step() -> None:
     for factor in (1.0, 0.1):
         model = build_model(load_preset("tiny"))
         overrides = ["run_dir=-", "out=-", f"optimizer.temperature_lr_factor={factor}"]
-        optimizer = make_optimizer(model, compose_config(TrainConfig, overrides, "train"))
+        optimizer = make_optimizer(model, compose_config(TrainConfig, overrides, "train").optimizer)
         before = float(model.logit_scale)
         model.scale().sum().backward()
         optimizer.step()

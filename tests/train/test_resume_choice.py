@@ -191,7 +191,7 @@ def test_a_disk_that_fails_now_damages_no_checkpoint(run: Path, monkeypatch: pyt
 def test_the_folder_hash_covers_learning_settings_only() -> None:
     reference = settings_hash(compose("model=tiny"))
     for same in (
-        "log_every=7", "data.workers=3", "checkpoint.keep=9", "watchdog.non_finite=rollback", "eval.every_steps=5",
+        "log_every=7", "data.workers=3", "checkpoint.keep=9", "eval.every_steps=5",
         "run=other", "zero_stage=2", "gradient_cache=4",
     ):  # fmt: skip
         assert settings_hash(compose("model=tiny", same)) == reference, same

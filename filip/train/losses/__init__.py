@@ -33,7 +33,7 @@ from late_interaction import gather_ids
 
 __all__ = [
     "TERMS", "BatchShape", "Loss", "LossInput", "LossOutput", "LossSettings", "Term", "TermOutput", "check_model",
-    "check_terms", "exchanged", "resolve_weights", "resolved_settings",
+    "check_terms", "resolve_weights", "resolved_settings",
 ]  # fmt: skip
 
 SATURATED_LOSS = 1e-3  # below it a batch teaches next to nothing (HN-CLIP, 2026)
@@ -79,8 +79,8 @@ class Loss:
         weights = self.weights_at(step)
         outputs = {name: TERMS[name].compute(replace(batch, own=self.own[name])) for name in weights}
         total = sum_of([weight * outputs[name].loss for name, weight in weights.items()])
-        for value in encoded.parameters.values():
-            # a gradient, also in the steps in which their term does not count
+        # a gradient, also in the steps in which their term does not count: DDP waits for that of every parameter
+        for value in (*encoded.parameters.values(), *(encoded.pooled or ())):
             total = total + 0 * value.sum()
         saturated = (total.detach() < SATURATED_LOSS).float()
         metrics = {"loss/total": total, "monitor/saturated_share": saturated} | self._named(outputs)
@@ -206,11 +206,6 @@ def _caption_maker(weights: Mapping[str, Weight]) -> Callable[[Mapping[str, Any]
             f"of one term only; set loss.{makers[1]}=0"
         )
     return TERMS[makers[0]].captions if makers else None
-
-
-def exchanged(weights: Mapping[str, Weight]) -> set[str]:
-    """Return what ranks send one another: "tokens", "vectors", both or nothing."""
-    return {kind for name in weights for kind in TERMS[name].exchanged}
 
 
 def check_model(weights: Mapping[str, Weight], model: DualEncoder) -> None:

@@ -25,6 +25,4 @@ def memory(shape: BatchShape) -> float:
     return shape.pairs * 2 * shape.dim * 8 + gathered + SOFTMAX_BYTES * step.local * step.global_batch
 
 
-POOLED = Term(
-    compute, "vectors", math.log, memory, "cosine of [CLS] and [EOS]", exchanged=("vectors",), citation=(CLIP,)
-)
+POOLED = Term(compute, "vectors", math.log, memory, "cosine of [CLS] and [EOS]", citation=(CLIP,))

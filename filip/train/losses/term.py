@@ -181,8 +181,6 @@ class Term:
     about      for the log
     parameters learned by the term in addition to the towers: initial values, each [1, ...], by names that no other
                term uses; from the width of the embeddings. They are saved with the model; evaluation does not read them
-    exchanged  what ranks send one another for it, "tokens" or "vectors", for the plan of a fleet; empty: nothing, as
-               for a term that looks at own pairs only. Terms that exchange the same send it once
     settings   a dataclass of filip.cli.command.option fields, one for each setting of the term. They are given with its
                weight, ``loss.NAME={weight: 1, SETTING: VALUE}``, and ``compute`` reads them from ``batch.own``
     check      raises UserError for a training configuration under which the term would be wrong
@@ -199,7 +197,6 @@ class Term:
     memory: Callable[[BatchShape], float]
     about: str
     parameters: Callable[[int], dict[str, Tensor]] = no_parameters
-    exchanged: tuple[str, ...] = ()
     settings: type | None = None
     check: Callable[[LossSettings], None] = no_conditions
     captions: Callable[[Mapping[str, Any], str], tuple[Tensor, Tensor]] | None = None

@@ -55,9 +55,9 @@ def token_wise_similarity(batch: LossInput) -> tuple[Similarity, dict[str, Tenso
     metrics: dict[str, Tensor] = {}
     keep_ratio = batch.keep_ratio
     if settings.token_keep_schedule is not None:
-        metrics["tokens/keep_ratio"] = torch.tensor(keep_ratio, device=image.device)
+        metrics["tokens/keep_ratio"] = torch.full((), keep_ratio, device=image.device)  # no copy that waits
     if isinstance(settings.token_temperature, str):
-        metrics["tokens/temperature"] = torch.tensor(batch.token_temperature, device=image.device)
+        metrics["tokens/temperature"] = torch.full((), batch.token_temperature, device=image.device)
     if keep_ratio < 1:
         choice = choose_tokens(
             image,
@@ -134,6 +134,4 @@ def packed_memory(s: Setting, exchange: str = "gather") -> float:
     return maps + SOFTMAX_BYTES * pairs + remote + min(s.tile_bytes, 4 * pairs * s.n1 * s.n2)
 
 
-TOKEN_WISE = Term(
-    compute, "tokens", math.log, memory, "token-wise maximum similarity", exchanged=("tokens",), citation=(FILIP,)
-)
+TOKEN_WISE = Term(compute, "tokens", math.log, memory, "token-wise maximum similarity", citation=(FILIP,))

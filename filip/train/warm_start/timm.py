@@ -17,8 +17,7 @@ from torch import Tensor
 from filip.common.errors import UserError, first_line
 from filip.images.pixels import CLIP_MEAN, CLIP_STD
 from filip.models import DualEncoder, ImageTowerConfig, ModelConfig, build_model
-
-WHEEL = "wheel"
+from filip.train.warm_start import WHEEL
 
 
 def from_timm(name: str, config: ModelConfig) -> DualEncoder:
