@@ -1,4 +1,4 @@
-"""Write a table as Markdown, LaTeX, HTML, plain text or CSV: for the report, ``filip eval`` and README alike.
+"""Write a table as Markdown, HTML, plain text or CSV: for the report, ``filip eval`` and README alike.
 
 A :class:`Grid` is a printed table, cell by cell: not a data frame, so that ``filip eval`` prints without pandas.
 """
@@ -8,24 +8,15 @@ from __future__ import annotations
 import csv
 import html
 import io
-import itertools
-import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
-FORMS = ("text", "markdown", "csv", "latex", "html")
-LATEX_TITLE = 14  # letters of a line in the title of a LaTeX column
+FORMS = ("text", "markdown", "csv", "html")
 QUIET = ("common", "difference")  # kinds of lines in italics
 LONGEST_LABEL = 34  # letters of plain text, where its width is limited
-LATEX = {"\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}"}
-LATEX |= {letter: "\\" + letter for letter in "&%$#_{}"}
-# characters that pdflatex does not know
-LATEX |= {"→": "$\\rightarrow$", "×": "$\\times$", "·": "$\\cdot$", "−": "$-$", "±": "$\\pm$"}
-LATEX |= {"“": "``", "”": "''", "…": "\\ldots{}", "–": "--", "†": "\\textsuperscript{\\dag}"}
-LATEX |= {"<": "$<$", ">": "$>$", "|": "\\textbar{}"}  # other letters in TeX's own encoding
 
 
 @dataclass
@@ -78,7 +69,7 @@ def render(grid: Grid, form: str, width: int | None = None) -> str:
         return _csv(grid)
     if form == "text":
         return _text(grid, width)
-    return {"markdown": _markdown, "latex": _latex, "html": _html}[form](grid)
+    return {"markdown": _markdown, "html": _html}[form](grid)
 
 
 def differing(rows: Mapping[str, Mapping[str, str]]) -> Iterator[tuple[str, str]]:
@@ -115,7 +106,7 @@ def _csv(grid: Grid) -> str:
 # ---- shared by the formats ----------------------------------------------------------------------------
 
 
-def _marks(grid: Grid) -> dict[str, str]:
+def marks_of(grid: Grid) -> dict[str, str]:
     """Return the letter of each reason of an empty cell, in order of appearance."""
     reasons = dict.fromkeys(cell.reason for line in grid.lines for cell in line.cells if cell.reason)
     return {reason: letters(number) for number, reason in enumerate(reasons)}
@@ -126,7 +117,7 @@ def letters(number: int) -> str:
     return (letters(number // 26 - 1) if number > 25 else "") + chr(97 + number % 26)
 
 
-def _notes(grid: Grid, marks: dict[str, str]) -> list[str]:
+def notes_of(grid: Grid, marks: dict[str, str]) -> list[str]:
     return [*grid.notes, *(f"{mark}: {reason}" for reason, mark in marks.items())]
 
 
@@ -146,7 +137,7 @@ def _repeated(grid: Grid) -> bool:
     return len({head.title for head in grid.heads}) < len(grid.heads)
 
 
-def _sections(grid: Grid, block: Sequence[int]) -> Iterator[tuple[str, list[Line]]]:
+def sections(grid: Grid, block: Sequence[int]) -> Iterator[tuple[str, list[Line]]]:
     """Yield the sections that have something in the block's columns, and their lines."""
     for section, members in groupby(grid.lines, key=lambda line: line.section):
         lines = list(members)
@@ -158,7 +149,7 @@ def _sections(grid: Grid, block: Sequence[int]) -> Iterator[tuple[str, list[Line
 
 
 def _markdown(grid: Grid) -> str:
-    marks = _marks(grid)
+    marks = marks_of(grid)
 
     def cell(shown: Shown) -> str:
         if shown.reason:
@@ -174,10 +165,10 @@ def _markdown(grid: Grid) -> str:
     titles = [f"{head.group}: {head.title}" if _repeated(grid) and head.group else head.title for head in grid.heads]
     out.append(row([grid.corner, *titles]))
     out.append(row(["---", *("---" if head.words else "---:" for head in grid.heads)]))
-    for section, lines in _sections(grid, range(len(titles))):
+    for section, lines in sections(grid, range(len(titles))):
         out += [row([f"**{_plain(section)}**", *[""] * len(titles)])] if section else []
         out += [row([_plain(line.label), *map(cell, line.cells)], line.kind in QUIET) for line in lines]
-    return "\n".join([*out, "", *(f"- {_plain(note)}" for note in _notes(grid, marks))]).rstrip("\n") + "\n"
+    return "\n".join([*out, "", *(f"- {_plain(note)}" for note in notes_of(grid, marks))]).rstrip("\n") + "\n"
 
 
 def _plain(text: str) -> str:
@@ -185,70 +176,9 @@ def _plain(text: str) -> str:
     return text.replace("*", "\\*")
 
 
-def _latex(grid: Grid) -> str:
-    """Return one booktabs table, in footnotesize or as small as the page's width asks for, by pandas' Styler."""
-    import pandas as pd
-
-    marks = _marks(grid)
-    rows: list[list[str]] = []
-    for section, lines in _sections(grid, range(len(grid.heads))):
-        span = f"\\multicolumn{{{len(grid.heads) + 1}}}{{l}}"
-        title = f"{span}{{\\textit{{{_escaped(section)}}}}} \\\\\n" if section else ""
-        before = f"\\midrule\n{title}" if rows else title
-        for line in lines:
-            label = f"\\textit{{{_escaped(line.label)}}}" if line.kind in QUIET else _escaped(line.label)
-            rows.append([before + label, *(_latex_cell(cell, marks) for cell in line.cells)])
-            before = ""
-    grouped = [(group, len(list(members))) for group, members in groupby(head.group for head in grid.heads)]
-    widths = [count for _, count in grouped for _ in range(count)]
-    heads = [(_stacked(head.group, n), _stacked(head.title)) for head, n in zip(grid.heads, widths, strict=True)]
-    frame = pd.DataFrame(rows, columns=pd.MultiIndex.from_tuples([("", _escaped(grid.corner)), *heads]))
-    if not any(head.group for head in grid.heads):
-        frame.columns = frame.columns.droplevel(0)
-    longest = [max([len(line.cells[n].text) for line in grid.lines], default=0) for n in range(len(heads))]
-    kinds = [
-        "p{4cm}" if size > 40 else "l" if head.words else "r" for head, size in zip(grid.heads, longest, strict=True)
-    ]
-    tabular = frame.style.hide(axis="index").to_latex(
-        column_format="l" + "".join(kinds), hrules=True, multicol_align="c"
-    )
-    ends = list(itertools.accumulate((count for _, count in grouped), initial=1))
-    spans = zip(grouped, itertools.pairwise(ends), strict=True)
-    if rules := "".join(f"\\cmidrule(lr){{{first + 1}-{last}}}" for (group, _), (first, last) in spans if group):
-        tabular = tabular.replace(" \\\\\n", f" \\\\\n{rules}\n", 1)
-    out = ["% needs \\usepackage{booktabs,graphicx}", "\\begin{table}", "\\centering\\footnotesize"]
-    out += ["\\setlength{\\tabcolsep}{4pt}", f"\\caption{{{_escaped(grid.title)}}}", f"\\label{{tab:{grid.name}}}"]
-    out += ["\\resizebox{\\ifdim\\width>\\linewidth\\linewidth\\else\\width\\fi}{!}{%", tabular.rstrip("\n") + "}"]
-    notes = [f"{_escaped(note)}\\par" for note in _notes(grid, marks)]
-    out += ["\\par\\smallskip\\raggedright\\scriptsize", *notes] if notes else []
-    return "\n".join([*out, "\\end{table}"]) + "\n"
-
-
-def _latex_cell(shown: Shown, marks: Mapping[str, str]) -> str:
-    if shown.reason:
-        return f"\\textsuperscript{{{marks[shown.reason]}}}"
-    text = f"\\textbf{{{_escaped(shown.text)}}}" if shown.bold else _escaped(shown.text)
-    if not shown.interval:
-        return text
-    return f"\\shortstack{{{text}\\\\{{\\tiny {_escaped(shown.interval)}}}}}"
-
-
-def _stacked(title: str, columns: int = 1) -> str:
-    """Return a title in lines, as wide as its columns are."""
-    lines = list(map(_escaped, textwrap.wrap(title, max(LATEX_TITLE, 8 * columns))))
-    return "\\shortstack{" + " \\\\ ".join(lines) + "}" if lines[1:] else _escaped(title)
-
-
-def _escaped(text: str) -> str:
-    """Return text for LaTeX, with $s^I$ and its like as mathematics."""
-    parts = re.split(r"\b(\w\^\w)\b", text)
-    escaped = ("".join(LATEX.get(letter, letter) for letter in part) for part in parts)
-    return "".join(f"${parts[n]}$" if n % 2 else part for n, part in enumerate(escaped))
-
-
 def _html(grid: Grid) -> str:
     """Return the table and its notes as a fragment; the small print below a value is its interval."""
-    marks = _marks(grid)
+    marks = marks_of(grid)
     heads, safe = grid.heads, html.escape
     kinds = []
     for number, head in enumerate(heads):
@@ -270,7 +200,7 @@ def _html(grid: Grid) -> str:
         rows.append(f'<tr class="groups"><th></th>{cells}</tr>')
     cells = "".join(f"<th{kind}>{safe(head.title)}</th>" for head, kind in zip(heads, kinds, strict=True))
     rows.append(f"<tr><th>{safe(grid.corner)}</th>{cells}</tr></thead>")
-    for section, lines in _sections(grid, range(len(heads))):
+    for section, lines in sections(grid, range(len(heads))):
         if section:
             title = f"<span>{safe(section)}</span>"
             rows.append(f'<tr class="section"><th colspan="{len(heads) + 1}">{title}</th></tr>')
@@ -279,12 +209,12 @@ def _html(grid: Grid) -> str:
             hint = f' title="{safe(line.hint)}"' if line.hint else ""
             rows.append(f'<tr class="{line.kind}"><th scope="row"{hint}>{safe(line.label)}</th>{cells}</tr>')
     region = f'<div class="scroll" tabindex="0" role="region" aria-label="{safe(grid.title)}">'
-    below = "".join(f"<li>{safe(note)}</li>" for note in _notes(grid, marks))
+    below = "".join(f"<li>{safe(note)}</li>" for note in notes_of(grid, marks))
     return f"{region}<table>{''.join(rows)}</table></div>" + (f'<ul class="notes">{below}</ul>' if below else "")
 
 
 def _text(grid: Grid, width: int | None) -> str:
-    marks = _marks(grid)
+    marks = marks_of(grid)
 
     def cell(shown: Shown) -> str:
         return f"({marks[shown.reason]})" if shown.reason else f"{shown.text} {shown.interval}".rstrip()
@@ -308,12 +238,12 @@ def _text(grid: Grid, width: int | None) -> str:
         out += ["", group] if group else [""] if grid.title else []
         head = row(grid.corner, [grid.heads[n].title for n in block], block)
         out += [head.rstrip(), "-" * len(head)]
-        for section, lines in _sections(grid, block):
+        for section, lines in sections(grid, block):
             out += [f"-- {section}"] if section else []
             for line in lines:
                 number = next(n for n, other in enumerate(grid.lines) if other is line)
                 out.append(row(labels[number], [texts[number][n] for n in block], block).rstrip())
-    notes = [part for note in _notes(grid, marks) for part in _wrapped(note, width)]
+    notes = [part for note in notes_of(grid, marks) for part in _wrapped(note, width)]
     return "\n".join([*out, *(["", *notes] if notes else [])]) + "\n"
 
 

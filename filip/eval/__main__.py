@@ -13,15 +13,12 @@ outcome of each image next to them; a result that is there, for the same weights
 from __future__ import annotations
 
 import contextlib
-import io
 import re
 import zipfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, make_dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
-
-import torch.distributed as dist
 
 from filip.cli.command import option, run_command
 from filip.common.errors import UserError
@@ -36,7 +33,6 @@ from filip.eval.measures import as_text, measures
 from filip.eval.options import DataOptions, ModelOptions, check_sets, result_header
 from filip.eval.outcomes import outcomes_file, write_outcomes
 from filip.eval.protocols import evaluate, protocol_of, protocols, settings_of, value_at
-from filip.eval.sharing import Share, launched
 from filip.eval.text_tokens import CHOICES as TEXT_TOKENS
 from filip.runs.saved_files import json_object, weights_of
 from filip.sets.layout import walk
@@ -80,9 +76,9 @@ class EvaluationOptions(DataOptions, ModelOptions):
         """Return the file or the folder of the results."""
         return Path(self.out or Path("results") / "eval" / model_name(self))
 
-    def context(self, share: Share) -> Context:
+    def context(self) -> Context:
         """Return the context that the protocols share."""
-        return Context(self.root, self.prompts, self.batch_size, self.workers, share, self.text_tokens)
+        return Context(self.root, self.prompts, self.batch_size, self.workers, text_tokens=self.text_tokens)
 
     def settings(self, protocol: str) -> Any:
         """Return the settings of a protocol; one that has any has an option of its name."""
@@ -116,32 +112,22 @@ class EvaluationJob(NamedTuple):
 
 def main(config: EvaluationOptions) -> None:
     """Evaluate a model on your own data or on benchmarks: every protocol that fits, and one table."""
-    share = launched()
     results = results_of(config)
-    if share.rank == 0:
-        print(as_text([row for result in results for row in measures(result)]))
-        print(f"\nresults: {config.place}")
-    if share.ranks > 1:
-        dist.barrier()
+    print(as_text([row for result in results for row in measures(result)]))
+    print(f"\nresults: {config.place}")
 
 
 def results_of(config: EvaluationOptions) -> list[dict[str, Any]]:
     """Return the results of all files, run or kept. Raises UserError as :func:`planned` does."""
-    share = launched()
-    with contextlib.redirect_stderr(io.StringIO()) if share.rank else contextlib.nullcontext():
-        jobs = planned(config)
-        # Read prompts and whatever else a protocol reads for its cards, so that a mistake in them is known at once.
-        numbers = (
-            PROMPTS if config.prompts == AUTO else config.prompts
-        )  # our own file has an entry for every card of ours
-        for job in jobs:
-            if (prepare := protocol_of(job.protocol).prepare) is not None:
-                for card in job.cards:
-                    prepare(card, config.settings(job.protocol), Context(config.root, numbers))
-        requests = _requests(config, jobs)
-        # A file that the first process has just written is not there for the others.
-        earlier = [_kept(config, job, request) for job, request in zip(jobs, requests, strict=True)]
-        return _run(config, jobs, requests, share.exchange(earlier)[0])
+    jobs = planned(config)
+    # Read prompts and whatever else a protocol reads for its cards, so that a mistake in them is known at once.
+    prompts = PROMPTS if config.prompts == AUTO else config.prompts  # our own file has an entry for every card of ours
+    for job in jobs:
+        if (prepare := protocol_of(job.protocol).prepare) is not None:
+            for card in job.cards:
+                prepare(card, config.settings(job.protocol), Context(config.root, prompts))
+    requests = _requests(config, jobs)
+    return _run(config, jobs, requests, [_kept(config, *pair) for pair in zip(jobs, requests, strict=True)])
 
 
 def planned(config: EvaluationOptions) -> list[EvaluationJob]:
@@ -190,8 +176,7 @@ def _run(
     requests: list[dict[str, Any]],
     kept: list[dict[str, Any] | None],
 ) -> list[dict[str, Any]]:
-    """Return the results of all files, of which some are kept. With several processes the first one writes them."""
-    share = launched()
+    """Return the results of all files, of which some are kept."""
     encoder: Encoder | None = None
     results = []
     for job, request, done in zip(jobs, requests, kept, strict=True):
@@ -200,12 +185,12 @@ def _run(
             results.append(done)
             continue
         if not job.cards and not config.one_file:
-            if share.rank == 0 and not job.file.exists():
+            if not job.file.exists():
                 write_json(job.file, {"protocol": job.protocol, "benchmarks": {}, "skipped": job.skipped})
             continue
         if encoder is None:
             encoder = config.encoder()
-            context = config.context(share)
+            context = config.context()
         if encoder.grid == (0, 0) and protocol_of(job.protocol).on_patches and len(jobs) > 1:
             say(f"{', '.join(card.name for card in job.cards)}: left out: {encoder.name} has tokens without places")
             continue
@@ -215,10 +200,9 @@ def _run(
             result["skipped"] = job.skipped
         if not config.one_file:
             result["requests"] = request
-        if share.rank == 0:
-            _say_counts(job, json_object(job.file).get("benchmarks", {}), numbers["benchmarks"])
-            write_outcomes(job.file, record)
-            write_json(job.file, result, shared=True)
+        _say_counts(job, json_object(job.file).get("benchmarks", {}), numbers["benchmarks"])
+        write_outcomes(job.file, record)
+        write_json(job.file, result, shared=True)
         results.append(result)
     return results
 
@@ -301,4 +285,4 @@ def _kept(config: EvaluationOptions, job: EvaluationJob, request: dict[str, Any]
 
 
 if __name__ == "__main__":
-    run_command(main, Evaluation, quiet=launched().rank > 0)
+    run_command(main, Evaluation)

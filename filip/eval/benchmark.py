@@ -49,8 +49,6 @@ class BenchmarkCard:
         None, "images behind the published numbers, where a copy on disk has others", at_least=1
     )
     fine_tuned_on: list[str] = field(default_factory=list)  # cards in data/ that hold its training split
-    # repo and files on the Hugging Face hub, see filip eval fetch
-    hub: dict[str, Any] = field(default_factory=dict)
     homepage: str = ""
     license: str = ""
     origin: str = ""  # where class names and numbers come from

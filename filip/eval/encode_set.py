@@ -14,8 +14,7 @@ from filip.eval.cards import BenchmarkCard
 from filip.eval.datasets import Batch, EvalSet, Sample, batches
 from filip.eval.encoders import Encoder
 from filip.eval.families import AUTO, PROMPTS, prompts_for
-from filip.eval.scorer import Scorer, scorer_for
-from filip.eval.sharing import ALONE, Share
+from filip.eval.scorer import ALONE, Scorer, Share, scorer_for
 
 T = TypeVar("T")
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from filip.cli.command import MISSING, option
+from filip.common.device import best_device
 from filip.common.errors import UserError
 from filip.common.progress import say
 from filip.eval.cards import KINDS, BenchmarkCard, match_classes
@@ -18,7 +19,6 @@ from filip.eval.fit import FITS
 from filip.eval.formats import open_set
 from filip.eval.half_precision import PRECISIONS, dtype_of, name_of
 from filip.eval.own_data import cards_of
-from filip.eval.sharing import device_of, launched
 
 MISSING_SETS = ("stop", "skip")
 
@@ -56,8 +56,8 @@ class ModelOptions:
         )
 
     def own_device(self) -> str:
-        """Return the device of this process."""
-        return device_of(launched()) if self.device == "auto" else self.device
+        """Return the device that "auto" means here."""
+        return str(best_device()) if self.device == "auto" else self.device
 
     def resolved_precision(self) -> str:
         """Return the precision that "auto" means on the device."""

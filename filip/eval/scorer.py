@@ -11,9 +11,9 @@ Similarity is never pooled by accident: a token-wise model's tokens only ever me
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,10 +21,52 @@ from torch import Tensor
 from filip.common.errors import UserError
 from filip.common.progress import Progress
 from filip.eval.encoders import Encoder, load_encoder
-from filip.eval.sharing import ALONE, Share
 from filip.eval.text_tokens import select_tokens
 from late_interaction import Similarity, pooled_similarity, score
 from late_interaction.scoring import BLOCK_IMAGES
+
+T = TypeVar("T")
+
+
+def _alone(own: Any) -> list[Any]:
+    return [own]
+
+
+@dataclass(frozen=True)
+class Share:
+    """This process among the ones that evaluate together.
+
+    exchange: gives a picklable value to all and returns everybody's, in order of rank; all processes call it.
+    """
+
+    rank: int = 0
+    ranks: int = 1
+    exchange: Callable[[Any], list[Any]] = _alone
+
+    def together(self, count: int, compute: Callable[[Iterable[int]], list[T]]) -> list[T]:
+        """Return the results of ``count`` parts, in order. ``compute`` returns the parts with the given numbers.
+
+        An error of one process is raised there, and by the others as a UserError with the same words. Tensors have to
+        be on the CPU if there are several processes.
+        """
+        if self.ranks == 1:
+            return compute(range(count))
+        results: list[T] = []
+        mistake: Exception | None = None
+        try:
+            results = compute(range(self.rank, count, self.ranks))
+        except Exception as error:  # raised below, once the others know of it
+            mistake = error
+        answers = self.exchange((results, None if mistake is None else str(mistake) or repr(mistake)))
+        if mistake is not None:
+            raise mistake
+        for rank, (_, message) in enumerate(answers):
+            if message is not None:
+                raise UserError(f"{message} (rank {rank})")
+        return [answers[number % self.ranks][0][number // self.ranks] for number in range(count)]
+
+
+ALONE = Share()
 
 
 @dataclass

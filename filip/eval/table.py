@@ -58,7 +58,7 @@ def _sets_below(root: str) -> list[str]:
     """Return the cards of ours whose data lie below a folder. Raises UserError if none does."""
     there, _ = check_sets([load_card(name) for name in resources.names("benchmark")], root, "quiet")
     if not there:
-        raise UserError(f"root={root} has the data of none of our cards: `filip eval fetch` gets some of them")
+        raise UserError(f"root={root} has the data of none of our cards: docs/evaluation.md says how they lie there")
     return list(there)
 
 

@@ -18,6 +18,7 @@ from filip.common.files import replacing, write_json
 from filip.common.progress import say
 from filip.common.table_writer import render
 from filip.report.differences import RESAMPLES
+from filip.report.latex import latex
 from filip.report.results import Results
 from filip.report.rows import build_tables
 from filip.report.style import page
@@ -59,7 +60,8 @@ def main(config: Tables) -> None:
             paper = form == "latex"
             spread = ("none" if paper else "interval") if config.spread == "auto" else config.spread
             shown = replace(table, columns=narrowed(columns) if paper else columns)
-            text = render(shown.grid(spread=spread, differences=not paper and spread == "interval"), form)
+            grid = shown.grid(spread=spread, differences=not paper and spread == "interval")
+            text = latex(grid) if paper else render(grid, form)
             with replacing(out / f"{name}.{extension}") as part:
                 part.write_text(page(table.title, text) if form == "html" else text, encoding="utf-8")
         values = [cell.value for row in table.rows if row.kind != "paper" for cell in row.cells.values()]

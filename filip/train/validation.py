@@ -23,7 +23,7 @@ from filip.eval.outcomes import write_outcomes
 from filip.eval.prompts import load_ensemble
 from filip.eval.protocols import Protocol, protocols
 from filip.eval.protocols import evaluate as evaluate_cards
-from filip.eval.sharing import Share
+from filip.eval.scorer import Share
 from filip.models import read_extra, save_model
 from filip.runs.saved_files import BEST
 from filip.runs.source import merged

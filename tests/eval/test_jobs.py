@@ -1,25 +1,21 @@
 """A study's evaluation of a model: by all protocols, a file for each result, where data may be missing."""
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import yaml
 
 from filip.cli.command import run_command
 from filip.eval.__main__ import Evaluation, main
-from filip.eval.outcomes import read_outcomes
 from filip.eval.picture import main as picture
 from filip.eval.pictures.alignment import AlignmentSheet
 from filip.report.results import Results
 from filip.report.rows import build_tables
 from filip.study import Study
 from tests.eval.miniature import run_protocol, write_model, write_webdataset
-from tests.support.processes import run_python
 
 ROOT = Path(__file__).parents[2]
 TASKS = ["demo_food", "demo_skin_tone", "demo_animals"]
@@ -117,22 +113,3 @@ def test_a_sheet_of_pictures_without_data_says_so(root: Path, tmp_path: Path) ->
     assert (tmp_path / "sheet.png").is_file()
     result = run("retrieval", root, tmp_path / "a.json", ["demo_unseen"], "missing=skip")
     assert result["benchmarks"] == {} and "no data set at" in result["skipped"]["demo_unseen"]
-
-
-@pytest.mark.slow
-def test_two_processes_write_the_file_of_one(tmp_path: Path) -> None:
-    write_webdataset(tmp_path / "demo_food", [f"dish {i}" for i in range(8)], [i % 8 for i in range(23)])
-    model = write_model(tmp_path / "m.safetensors")
-    given = [f"model={model}", f"root={tmp_path}", "data=demo_food", "batch_size=4", "device=cpu"]
-    run_protocol("zero_shot", [*given, f"out={tmp_path}/one.json"])
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "filip.eval"]
-    variables = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    given = [*given, "protocols=[zero_shot]", f"out={tmp_path}/two.json"]
-    run = run_python(*launcher, *given, variables=variables, cwd=ROOT)
-    assert run.returncode == 0, run.stderr[-3000:]
-    one, two = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("one", "two"))
-    assert one == two and one["benchmarks"]["demo_food"]["n"] == 23
-    outcomes = [read_outcomes(tmp_path / f"{name}.json")["demo_food"] for name in ("one", "two")]
-    for measure in ("top1", "top5"):
-        np.testing.assert_array_equal(outcomes[0].values[measure], outcomes[1].values[measure])
-    assert run.stderr.count("demo_food: top-1") == 1  # only the first process speaks

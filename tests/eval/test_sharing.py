@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from filip.common.errors import UserError
-from filip.eval.sharing import ALONE, Share
+from filip.eval.scorer import ALONE, Share
 
 
 def in_threads(ranks: int, work: Callable[[Share], Any]) -> list[Any]:
