@@ -27,7 +27,7 @@ from filip.index.build import Build, OtherIndexError, scorer_of, up_to_date
 from filip.index.store import FORMAT, Index
 from filip.runs.saved_files import weights_of
 from filip.search.hits import boxes, write_hits
-from filip.search.ranking import Ranked, Ranking, is_picture, query_of, rank
+from filip.search.ranking import Ranked, Ranking, is_picture, query_of, rank, with_article
 
 DEFAULT_MODEL = "emoji"
 
@@ -73,6 +73,8 @@ def main(config: Search) -> None:
     else:
         index, scorer = _of_folder(config)
         scorer.encoder.dtype = torch.float32  # pictures indexed in 16 bits are ranked in 32
+    if not is_picture(config.text) and isinstance(scorer.encoder, FilipEncoder):
+        config = replace(config, text=with_article(config.text))
     try:
         query = query_of(scorer, config.text, config.text_tokens)
         ranking = rank(index, scorer, query, config.without, config.text_tokens)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from filip.eval.scorer import Scorer, Texts
 from filip.explore.names import encode_query
 from filip.index.store import Index
 from filip.sets.pictures import read_image
+from filip.text.words import FUNCTION_WORDS
 
 ENOUGH = 8  # pictures among which some can stand out
 # Share of the distance that chance alone reaches; bench/search_words.py of commit 9d223423 measured its losses.
@@ -66,6 +68,18 @@ def query_of(scorer: Scorer, text: str, tokens: str = "content") -> Texts:
     if not scorer.token_wise:
         return Texts(features, None)
     return Texts(features[0], torch.tensor([features.shape[1]]))
+
+
+def with_article(text: str) -> str:
+    """Return a name of one to three English words as captions have it: "jellyfish", "the jellyfish?": "a jellyfish".
+
+    A small model reads the article, too: without one it found less. Plurals and all other texts stay as they are.
+    """
+    match = re.fullmatch(r"\s*(?:(?:an?|the)\s+)?([a-z'-]+(?: [a-z'-]+){0,2})[?.!]?\s*", text, re.IGNORECASE)
+    name = match[1] if match else ""
+    if not name or name.lower().endswith("s") or {*name.lower().split()} & FUNCTION_WORDS:
+        return text
+    return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
 
 
 def is_picture(text: str) -> bool:

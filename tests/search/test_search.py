@@ -12,7 +12,7 @@ from filip.eval.scorer import load_scorer
 from filip.images.rgb import read_rgb, upright_size
 from filip.search import __main__ as search
 from filip.search.hits import cell_box
-from filip.search.ranking import query_of
+from filip.search.ranking import query_of, with_article
 from tests.eval.miniature import picture, write_model
 
 
@@ -28,6 +28,18 @@ def album(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 WORDS = ("images", "text")
+
+
+@pytest.mark.parametrize(
+    ("text", "read"),
+    [
+        *((text, "a jellyfish") for text in ("jellyfish", "a jellyfish", "the jellyfish", " jellyfish?")),
+        *(("apple", "an apple"), ("Red bicycle", "a Red bicycle"), ("The old lamp.", "an old lamp")),
+        *((text, text) for text in ("dogs", "a dog in the snow", "route 66", "猫", "Über Hund", "", "a cat, a dog")),
+    ],
+)
+def test_a_name_is_read_with_its_article(text: str, read: str) -> None:
+    assert with_article(text) == read and with_article(read) == read
 
 
 def found(album: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -> dict:
