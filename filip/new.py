@@ -24,7 +24,7 @@ from filip.sets.columns import CAPTION_COLUMNS, URL_COLUMNS, split_columns, spli
 from filip.sets.image_set import Item, open_images
 from filip.sets.layout import FOR_EVALUATION, SPLITS, NotUnderstoodError, Reading, is_picture, walk
 from filip.sets.layouts import LAYOUTS
-from filip.study.own_pictures import held_out_of, size_of_set
+from filip.sets.size import held_out_of, size_of_set
 
 OWN_TESTS = FOR_EVALUATION[:2]  # splits that are held out where the pictures have them
 MANY_CAPTIONS = 10  # of a picture: more are rarely what a person wrote about it

@@ -10,6 +10,7 @@ from typing import Any
 import filip
 from filip.models import ImageTowerConfig
 from filip.runs.source import ModelSource, portable
+from filip.sets.size import few
 from filip.train.config import TrainConfig
 from filip.train.losses import TERMS, resolve_weights
 from filip.train.provenance import NOT_LEARNING, flat
@@ -131,7 +132,10 @@ def _data(result: dict[str, Any]) -> list[str]:
     hashes = result.get("manifest_hashes", {})
     lines += [f"- manifest of {Path(place).parent.name or 'the shards'}: {hash}" for place, hash in hashes.items()]
     if "pairs" in result:
-        lines.append(f"- {result['pairs']:,} pairs, {result['epochs']:.3g} passes over them")
+        warning = few(result["pairs"])
+        lines.append(
+            f"- {result['pairs']:,} pairs, {result['epochs']:.3g} passes over them{'; ' * bool(warning)}{warning}"
+        )
     return [*lines, ""]
 
 

@@ -13,8 +13,8 @@ from filip.data.cards import load_source
 from filip.eval.cards import load_card
 from filip.eval.formats import open_set
 from filip.report.results import Results
+from filip.sets.size import FEW, size_of_set
 from filip.study import Study
-from filip.study.own_pictures import FEW, size_of_set
 
 AMONG = (10, 5, 1)  # the best: the first of these by which chance finds at most a quarter
 SHOWN = 6  # pictures each of hits and misses

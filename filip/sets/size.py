@@ -12,13 +12,16 @@ def held_out_of(pictures: int) -> int:
     return min(MOST, pictures // 2, max(FEWEST, round(SHARE * pictures)))
 
 
+def few(trained: int) -> str:
+    """Return what fewer than FEW pictures are good for; "" for more."""
+    return f"fewer than {FEW:,} are enough to try the commands, and rarely to learn new words" if trained < FEW else ""
+
+
 def size_of_set(trained: int, tested: int) -> str:
     """Return how many pictures a model is trained and tested on, and what these numbers can and cannot show."""
     margin = 98 / max(tested, 1) ** 0.5  # half of a 95 % interval for a share of a half, by the normal distribution
-    few = (
-        f" (fewer than {FEW:,} are enough to try the commands, and rarely to learn new words)" if trained < FEW else ""
-    )
+    enough = f" ({few(trained)})" if few(trained) else ""
     return (
-        f"{trained:,} pictures to train on{few}, and {tested:,} held out, by which a share of them is known to within "
+        f"{trained:,} pictures to train on{enough}, and {tested:,} held out, by which a share of them is known to within "
         f"{margin:.0f} points"
     )
