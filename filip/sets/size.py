@@ -22,6 +22,6 @@ def size_of_set(trained: int, tested: int) -> str:
     margin = 98 / max(tested, 1) ** 0.5  # half of a 95 % interval for a share of a half, by the normal distribution
     enough = f" ({few(trained)})" if few(trained) else ""
     return (
-        f"{trained:,} pictures to train on{enough}, and {tested:,} held out, by which a share of them is known to within "
-        f"{margin:.0f} points"
+        f"{trained:,} pictures to train on{enough}, and {tested:,} held out, by which a share of them is known to "
+        f"within {margin:.0f} points"
     )
