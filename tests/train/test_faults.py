@@ -65,7 +65,9 @@ runpy.run_module("filip.train", run_name="__main__", alter_sys=True)
 
 @pytest.mark.slow
 def test_a_save_that_hangs_is_named_with_its_rank_and_place(squares: Path, tmp_path: Path) -> None:
-    _, _, *arguments = train_arguments(squares, tmp_path / "run", "max_steps=4", "checkpoint.every_steps=2")
+    _, _, *arguments = train_arguments(
+        squares, tmp_path / "run", "max_steps=4", "checkpoint.every_steps=2", "optimizer.warmup_steps=1"
+    )
     log = tmp_path / "log"
     ranks = Ranks(2, ["-c", FAULTY, "hang", str(log), *arguments], log)
     assert ranks.wait(600) == [0, 0], ranks.text()[-3000:]
