@@ -184,7 +184,7 @@ def funnel_grid(funnel: Sequence[Mapping[str, Any]]) -> Grid:
 def _some(samples: Sequence[str | Mapping[str, Any]], most: int = 3) -> str:
     """Return the first of the captions or addresses that a rule dropped."""
     texts = [str(sample if isinstance(sample, str) else sample.get("caption") or "") for sample in samples]
-    return " · ".join(shorten(text, 60, placeholder="…") for text in list(filter(None, texts))[:most])
+    return " · ".join(shorten(text, 100, placeholder="…") for text in list(filter(None, texts))[:most])
 
 
 def runs_grid(runs: Mapping[str, Mapping[str, Any]]) -> Grid:

@@ -11,8 +11,8 @@ from typing import Any
 from filip.report.differences import RESAMPLES
 from filip.report.results import Results
 from filip.report.rows import component_ablation, efficiency, protocol, settings
-from filip.report.rows.cells import Inputs
 from filip.report.rows.pairs import compare_rows
+from filip.report.rows.protocol import Inputs
 from filip.report.table import Table
 from filip.study import TABLES, Study
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from filip.report.rows.cells import Inputs
-from filip.report.rows.protocol import published_key, published_rows
+from filip.report.rows.protocol import Inputs, published_key, published_rows
 from filip.report.table import Table
 
 VARIANTS = "our own variants"

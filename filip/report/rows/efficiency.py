@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from filip.report.rows.cells import Inputs
+from filip.report.rows.protocol import Inputs
 from filip.report.table import Cell, Column, Row, Table, published_cell, text_cell
 
 # facts of a row's training, from its config

@@ -8,7 +8,7 @@ from itertools import combinations
 from filip.common.errors import UserError
 from filip.eval.outcomes import Record
 from filip.report.differences import FEWEST, Difference, Resampled, shared_columns
-from filip.report.rows.cells import Inputs
+from filip.report.rows.protocol import Inputs
 from filip.report.table import PAIRED, TOO_FEW, Less, Row, Table
 
 

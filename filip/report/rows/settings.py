@@ -9,7 +9,7 @@ from typing import Any
 
 from filip.common.errors import UserError
 from filip.eval.families import prompt_file
-from filip.report.rows.cells import Inputs
+from filip.report.rows.protocol import Inputs
 from filip.report.table import Cell, Column, Row, Table, text_cell
 
 VITS = {"tiny": (192, 12, 3), "small": (384, 12, 6), "base": (768, 12, 12), "large": (1024, 24, 16)}
