@@ -1,16 +1,18 @@
-"""Score the pairs of finished shards: columns in their side-cars, by which `filip data select` then chooses.
+"""Score the pairs of finished shards, in columns of new side-cars, and select those to train on.
 
     python -m filip.data.score shards=SHARDS captions=CAPTIONS out=SCORED \\
-        model=open_clip:ViT-B-32:openai test_sets=[imagenet] root=BENCHMARKS
+        model=open_clip:ViT-B-32:openai test_sets=[imagenet] root=BENCHMARKS \\
+        keep=["similarity > 0.25","near_distance > 3","test_distance > 6"]
 
 Columns: ``similarity`` of image and caption by the model (-1 to 1), ``phash`` (a perceptual hash of 64 bits),
 ``near_distance`` (bits in which it differs from the nearest image before it), ``near`` (which one that is),
 ``test_distance`` and ``test`` (the same for the images of benchmarks). A distance above 6 is 64. What takes long,
-reading each image, is kept in ``OUT/_measured`` shard by shard.
+reading each image, is kept in ``OUT/_measured`` shard by shard, so that other conditions take seconds.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import combinations
@@ -24,10 +26,11 @@ import pyarrow.parquet as pq
 
 from filip.cli.command import MISSING, option, run_command
 from filip.cli.extras import how_to_install
-from filip.common.errors import UserError
+from filip.common.errors import UserError, counted
 from filip.common.files import digest, file_state, replacing, sha256_of
 from filip.common.worker_pool import run_blocks
 from filip.data.lists import duckdb_io
+from filip.data.lists.columns import where_condition
 from filip.data.lists.parquet_rows import reading
 from filip.data.remote_tars import state_of
 from filip.data.shard_index import shard_images
@@ -52,20 +55,21 @@ class ScoreConfig:
     model: str | None = option(None, "of the similarity: .safetensors, a run folder, open_clip:ARCHITECTURE:TAG")
     test_sets: list[str] = option([], "benchmark cards (names or paths) whose images are looked for")
     root: str = option("results/benchmarks", "folder that holds the benchmarks")
+    keep: list[str] = option([], 'SQL conditions that a pair has to meet, e.g. keep=["similarity > 0.25"]')
     processes: int = option(2, "processes that measure", at_least=1)
     memory: str = option("1GB", "DuckDB memory; the rest spills to disk next to `out`")
 
 
 def main(config: ScoreConfig) -> None:
-    """Score pairs by a model, and look for copies among sources and benchmarks: new columns of the side-cars."""
-    pairs, near, test = score(config)
-    print(f"{config.out}: {pairs:,} pairs scored; copies: {near:,} of earlier images, {test:,} of the benchmarks'")
+    """Score pairs by a model, and look for copies of them and of benchmarks: new columns of the side-cars."""
+    counts = score(config)
+    print(f"{config.out}: {counts.pop('kept'):,} pairs kept; {counted(counts)}")
 
 
-def score(config: ScoreConfig) -> tuple[int, int, int]:
-    """Write the scored side-cars; return how many pairs there are, and how many are copies of others and of benchmarks.
+def score(config: ScoreConfig) -> Counter[str]:
+    """Write the scored side-cars; count the pairs that are kept, that are copies, and by the first condition not met.
 
-    Raises UserError when shards, side-cars or benchmarks are missing.
+    Raises UserError when shards, side-cars or benchmarks are missing, or for a condition that cannot be read.
     """
     tars, out = _tars(config), Path(config.out).resolve()
     measured = _measured(tars, config, out / "_measured")
@@ -78,12 +82,24 @@ def score(config: ScoreConfig) -> tuple[int, int, int]:
                 FROM (SELECT split_part({duckdb_io.FILE_STEM}, '-', 1) AS shard, * FROM {files}) SEMI JOIN
                     (SELECT {duckdb_io.FILE_STEM} AS shard, key FROM {sidecars}) USING (shard, key)"""
         )
-        near = _nearest(con, "images", "near")
-        test = _nearest(con, _test_images(config, out / "_measured"), "test")
-        pairs = sum(_write(con, tar.stem, _sidecar(config, tar), out) for tar in tars)
-    for path in {*out.glob("*.parquet")} - {out / f"{tar.stem}.parquet" for tar in tars}:
+        others = {"near": "images", "test": _test_images(config, out / "_measured")}
+        counts = Counter({f"copies ({name})": _nearest(con, relation, name) for name, relation in others.items()})
+        queries = {tar.stem: _with_scores(tar.stem, _sidecar(config, tar)) for tar in tars}
+        types = {row[0]: row[1] for row in con.sql(f"DESCRIBE {queries[tars[0].stem]}").fetchall()}
+        conditions = [where_condition(con, text, types, is_text=False, setting="keep") for text in config.keep]
+        first = " ".join(f"WHEN NOT {sql} THEN {number}" for number, sql in enumerate(conditions))
+        for shard, query in queries.items():
+            failed = f"CASE {first} END" if conditions else "NULL"
+            table = con.sql(f"SELECT *, {failed} AS _failed FROM ({query}) ORDER BY file_row_number").to_arrow_table()
+            counts.update(config.keep[number] for number in table["_failed"].drop_null().to_pylist())
+            table = table.filter(table["_failed"].is_null()).drop_columns(["_failed", "file_row_number"])
+            write_sidecar(out / f"{shard}.parquet", table)
+            counts["kept"] += len(table)
+    for path in {*out.glob("*.parquet")} - {out / f"{shard}.parquet" for shard in queries}:
         path.unlink()  # its shard no longer exists
-    return pairs, near, test
+    if config.keep and not counts["kept"]:
+        raise UserError(f"the conditions leave nothing of {config.captions}: {counted(counts)}")
+    return counts
 
 
 def _tars(config: ScoreConfig) -> list[Path]:
@@ -239,19 +255,14 @@ def _nearest(con: duckdb.DuckDBPyConnection, others: str, name: str) -> int:
     return int(con.sql(f"SELECT count(*) FROM {name}").fetchall()[0][0])
 
 
-def _write(con: duckdb.DuckDBPyConnection, shard: str, sidecar: Path, out: Path) -> int:
-    """Write a side-car with its scores, in its order; return its rows."""
-    of_shard = {name: f"(SELECT * FROM {name} WHERE shard = '{shard}')" for name in ("images", "near", "test")}
-    table = con.sql(
-        f"""SELECT s.* EXCLUDE (file_row_number), similarity, phash,
-                coalesce(n.distance, {ANY_DISTANCE})::TINYINT AS near_distance, n.other AS near,
-                coalesce(t.distance, {ANY_DISTANCE})::TINYINT AS test_distance, t.other AS test
-            FROM {duckdb_io.parquet(sidecar, "file_row_number = true")} s LEFT JOIN {of_shard["images"]} USING (key)
-            LEFT JOIN {of_shard["near"]} n USING (key) LEFT JOIN {of_shard["test"]} t USING (key)
-            ORDER BY file_row_number"""
-    ).to_arrow_table()
-    write_sidecar(out / f"{shard}.parquet", table)
-    return len(table)
+def _with_scores(shard: str, sidecar: Path) -> str:
+    """Return SQL of a side-car with its scores, and with the number of each row."""
+    of_shard = {name: f"(FROM {name} WHERE shard = '{shard}')" for name in ("images", "near", "test")}
+    return f"""SELECT s.*, similarity, phash,
+            coalesce(n.distance, {ANY_DISTANCE})::TINYINT AS near_distance, n.other AS near,
+            coalesce(t.distance, {ANY_DISTANCE})::TINYINT AS test_distance, t.other AS test
+        FROM {duckdb_io.parquet(sidecar, duckdb_io.ROW)} s LEFT JOIN {of_shard["images"]} USING (key)
+        LEFT JOIN {of_shard["near"]} n USING (key) LEFT JOIN {of_shard["test"]} t USING (key)"""
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ from filip.data.funnel import Fragment, write_fragment
 from filip.data.ingest import IngestConfig, ingest
 from filip.data.manifest import ManifestConfig, make_manifest
 from filip.data.score import ScoreConfig, score
-from filip.data.select import SelectConfig, select
 from filip.data.shard_index import shard_images
 from filip.data.shard_set import read_manifest
 from filip.data.translate import TranslateConfig, translate
@@ -43,10 +42,9 @@ def write_data_set(root: Path, tars: str | None = None) -> Any:
     ingested(card, root, tars)
     translate(TranslateConfig(card.name, str(root / "shards"), str(root / "captions"), engine="none"), card)
     (root / "mine.yaml").write_text("title: T\n")
-    score(ScoreConfig(str(root / "shards"), str(root / "captions"), str(root / "scored"),
-                      processes=1))  # fmt: skip
-    below = ["right(captions[1], 1) < '4'"]
-    select(SelectConfig(str(root / "scored"), str(root / "selected"), below))
+    for name, keep in (("scored", []), ("selected", ["right(captions[1], 1) < '4'"])):
+        places = [str(root / folder) for folder in ("shards", "captions", name)]
+        score(ScoreConfig(*places, keep=keep, processes=1))
     samples = {"short": ["a picture of thing 4 (x)"], "long": [{"caption": "a picture of thing 0", "key": "0.jpg"}]}
     write_fragment(
         root / "funnel.json", Fragment("text_rules", card.name, 2, 0, {"short": 2}, notes={"samples": samples})

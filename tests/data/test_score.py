@@ -13,7 +13,6 @@ from PIL import Image, ImageFilter, ImageOps
 
 from filip.common.errors import UserError
 from filip.data.score import ANY_DISTANCE, MASKS, NEAR, ScoreConfig, perceptual_hash, score
-from filip.data.select import SelectConfig, select
 from filip.data.shard_index import shard_images
 from filip.data.sidecar import SCHEMA, read_sidecar
 from tests.data.pair_shards import write_pairs
@@ -59,7 +58,7 @@ def test_copies_of_an_image_are_found_wherever_they_lie(tmp_path: Path) -> None:
     recompressed = Image.open(io.BytesIO(jpeg(scenes[5], 40)))
     shards = [[*scenes[:4], smaller], [brighter, *scenes[4:]], [recompressed, scenes[0]]]
     config = write_shards(tmp_path, shards)
-    assert score(config) == (12, 4, 0)
+    assert score(config) == {"kept": 12, "copies (near)": 4, "copies (test)": 0}
     assert copies(tmp_path) == {
         "000000004": "00000/000000000",
         "000010000": "00000/000000003",
@@ -130,14 +129,14 @@ def test_copies_of_the_images_of_benchmarks(tmp_path: Path) -> None:
     (key,) = copies(tmp_path / "cc12m", "test")
     assert key == "000010000" and copies(tmp_path / "cc12m", "test")[key].startswith("pets/")
 
-    out = tmp_path / "selected"
-    kept, dropped = select(SelectConfig(config.out, str(out), ["near_distance > 3", "test_distance > 3"]))
-    assert (kept, dict(dropped)) == (2, {"near_distance > 3": 1, "test_distance > 3": 1})
-    rows = [row["key"] for path in sorted(out.glob("*.parquet")) for row in read_sidecar(path)]
+    config.keep = ["near_distance > 3", "test_distance > 3"]
+    assert score(config) == {"kept": 2, "copies (near)": 1, "copies (test)": 1, **dict.fromkeys(config.keep, 1)}
+    rows = [row["key"] for path in sorted(Path(config.out).glob("*.parquet")) for row in read_sidecar(path)]
     assert rows == ["000000001", "000000000"], "the side-car's order"
     for keep, why in (("near_distance < 0", "leave nothing"), ("distance > 3", r"^keep: .*near_distance \(TINYINT\)")):
+        config.keep = [keep]
         with pytest.raises(UserError, match=why):
-            select(SelectConfig(config.out, str(out), [keep]))
+            score(config)
 
 
 def test_similarity_is_that_of_the_evaluation(tmp_path: Path) -> None:
@@ -164,15 +163,15 @@ def test_similarity_is_that_of_the_evaluation(tmp_path: Path) -> None:
         model=str(tmp_path / "m.safetensors"),
         processes=1,
     )
-    assert score(config)[0] == 9
+    assert score(config)["kept"] == 9
     results = {key: row["similarity"] for key, row in scored(tmp_path / "scored").items()}
     assert results == pytest.approx(expected, abs=1e-5)
     limit = sorted(expected.values())[4] - 1e-5
-    keep = [f"similarity >= {limit}"]
-    assert select(SelectConfig(config.out, str(tmp_path / "selected"), keep)) == (5, {keep[0]: 4})
-    kept = [row for path in (tmp_path / "selected").glob("*.parquet") for row in read_sidecar(path)]
-    assert {row["key"] for row in kept} == {key for key, value in expected.items() if value >= limit}
-    assert set(SCHEMA.names) < set(pq.read_schema(tmp_path / "selected" / "00000.parquet").names)
+    config.keep = [f"similarity >= {limit}"]
+    counts = score(config)
+    assert (counts["kept"], counts[config.keep[0]]) == (5, 4)
+    assert {*scored(tmp_path / "scored")} == {key for key, value in expected.items() if value >= limit}
+    assert set(SCHEMA.names) < set(pq.read_schema(tmp_path / "scored" / "00000.parquet").names)
 
 
 def test_what_cannot_be_scored(tmp_path: Path) -> None:
