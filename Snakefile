@@ -69,11 +69,6 @@ if STUDY.corpus_builder:
 include: "workflow/rules/data.smk"
 
 
-if STUDY.selection:
-
-    include: "workflow/rules/select.smk"
-
-
 include: "workflow/rules/train.smk"
 include: "workflow/rules/eval.smk"
 include: "workflow/rules/report.smk"

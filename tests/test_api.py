@@ -17,7 +17,7 @@ from filip.eval.formats import open_set
 from filip.eval.scorer import load_scorer, ranking
 from filip.export.standalone.filip_inputs import to_pixels
 from filip.models import build_model, save_model
-from filip.sets.pictures import read_image
+from filip.sets.image_set import read_image
 from tests.eval.miniature import SIDE, picture, tiny_config, write_model, write_webdataset
 
 TEXTS = ["a photo of a cat.", "a black dog runs on the beach", "cat", "a photo of a cat."]

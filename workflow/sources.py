@@ -1,4 +1,4 @@
-"""Answer the Snakemake rules about a study's sources: lists, images, settings, funnels, the selection of pairs."""
+"""Answer the Snakemake rules about a study's sources: lists, images, settings, funnels."""
 
 from __future__ import annotations
 
@@ -13,68 +13,6 @@ from filip.data.cards import SourceCard, load_source, with_download
 from filip.data.ingest import state_of_images
 from filip.data.plan import translation_jobs
 from filip.study import Study
-
-
-class Selection:
-    """Scored and selected side-cars of a study, in ``results/<study>/``. Measurements are with the shards."""
-
-    def __init__(self, study: StudySources, config: dict[str, Any]) -> None:
-        self.study, self.config = study, config
-
-    def folder(self, source: str) -> str:
-        """Return the folder of a source's selection; the name may be a wildcard."""
-        return f"{self.study.results}/selected/{source}"
-
-    def scored(self, source: str) -> str:
-        return f"{self.study.results}/scored/{source}"
-
-    def summary(self, source: str) -> str:
-        """Return the file that the job of the scores writes last."""
-        return f"{self.study.results}/scored/{source}.json"
-
-    def captions(self, source: str) -> str:
-        return f"{self.folder(source)}/captions"
-
-    def fragment(self, source: str) -> str:
-        return f"{self.folder(source)}/select.json"
-
-    def manifest(self, source: str) -> str:
-        return f"{self.folder(source)}/manifest.json"
-
-    def before(self, source: str) -> list[str]:
-        """Return the sources before a source, whose copy is kept where two sources have an image."""
-        return self.study.sources[: self.study.sources.index(source)]
-
-    @property
-    def test_sets(self) -> list[str]:
-        """Return the benchmarks that no pair may show: all of the study, unless it names them."""
-        loaders = self.study.evaluation.get("loaders", {})
-        names = self.config.get("test_sets", self.study.all_benchmarks)
-        return [f"{name}@{loaders[name]}" if name in loaders else name for name in names]
-
-    def score_inputs(self, source: str) -> dict[str, Any]:
-        """Return the inputs of the job that scores a source."""
-        model = self.config.get("model")
-        return {
-            "translated": self.study.source_fragments(source)[-1],
-            "before": [self.summary(other) for other in self.before(source)],
-            "model": [model] if model and Path(model).is_file() else [],
-            "corpus": self.study.benchmark_files(),
-        }
-
-    def score_arguments(self, source: str) -> list[str]:
-        model = self.config.get("model")
-        return [
-            *([f"model={model}"] if model else []),
-            f"max_distance={self.config.get('max_distance', 6)}",
-            f"against=[{','.join(self.scored(other) for other in self.before(source))}]",
-            f"test_sets=[{','.join(self.test_sets)}]",
-            f"root={self.study.evaluation['root']}",
-        ]
-
-    def keep(self) -> str:
-        """Return the conditions as an argument."""
-        return f"keep={json.dumps(self.config['keep'], ensure_ascii=False)}"
 
 
 def _override(value: Any) -> str:
@@ -102,8 +40,6 @@ class StudySources(Study):
         self.download_jobs: int = config.get("download_parts", 1)
         given = config.get("download", {})
         self.source_cards: dict[str, SourceCard] = {s: with_download(load_source(s), given) for s in self.sources}
-        selected = config.get("select")
-        self.selection = Selection(self, selected) if selected else None
         self._images_states: dict[str, str] = {}
 
     @property
@@ -208,8 +144,6 @@ class StudySources(Study):
 
     def _captions(self, source: str) -> tuple[str, str]:
         """Return the folder of the side-cars that a source is trained on, and the manifest that describes them."""
-        if self.selection:
-            return self.selection.captions(source), self.selection.manifest(source)
         return f"{self.data_dir}/{source}/captions", f"{self.data_dir}/{source}/manifest.json"
 
     def source_fragments(self, source: str) -> list[str]:
@@ -221,16 +155,12 @@ class StudySources(Study):
         """Return the fragment of the stage that stores a source's images: it has the number of shards."""
         return self.source_fragments(source)[-2]
 
-    def funnel_of(self, source: str) -> list[str]:
-        """Return the whole funnel of one source, its selection included."""
-        return [*self.source_fragments(source), *([self.selection.fragment(source)] if self.selection else [])]
-
     def tars_of(self, source: str) -> str:
         """Return the option that sends a source's tars to a bucket, "" if they stay local."""
         return f"tars={self.tars.rstrip('/')}/{source}" if self.tars else ""
 
     def funnel_fragments(self) -> list[str]:
-        return [path for source in self.sources for path in self.funnel_of(source)]
+        return [path for source in self.sources for path in self.source_fragments(source)]
 
     def benchmark_files(self) -> list[str]:
         """Return the files that must exist before an evaluation.

@@ -90,11 +90,10 @@ class WorkflowStudy(StudyEvaluations):
 
     def _check_options(self) -> None:
         """Raise UserError for a value that goes into an option of a command and that the option does not take."""
-        from filip.data.score import ScoreConfig
         from filip.explore.export import ExplorerExport
         from filip_demo.corpus import Corpus
 
-        for key, options in {"demo": Corpus, "select": ScoreConfig, "explorer": ExplorerExport}.items():
+        for key, options in {"demo": Corpus, "explorer": ExplorerExport}.items():
             if key in self.config:
                 check_given(options, self.config[key], f"study config, key {key}.")
 

@@ -41,9 +41,7 @@ class TextRuleSettings:
     max_words: int = option(256, "most words; CLIP keeps 77 tokens: longer texts are pages, not captions", at_least=1)
     min_characters: int = option(2, "fewest characters", at_least=0)
     max_characters: int = option(2000, "most characters", at_least=1)
-    person_names: str | None = option(None, "file of names, one a line: each becomes <person>; null = off")
     personal_data: bool = option(False, "drop captions with an e-mail address or a telephone number")
-    sensitive_words: str | None = option(None, "file of words, one a line: captions with one are dropped; null = off")
 
 
 @dataclass
@@ -93,7 +91,6 @@ class BackTranslationSettings:
     engine: str = option("marian", "translation engine")
     pivots: list[str] = option(["de", "ru"], "languages to translate into and back")
     models: str | None = option(None, "folder with the engine's weights, for engines that do not ship them")
-    min_similarity: float | None = option(None, "cosine of embeddings, 0.8; null = off", at_least=-1, at_most=1)
     min_pivot_similarity: float | None = option(None, "of caption and pivot, 0.75", at_least=-1, at_most=1)
     share: float = option(1.0, "share of the distinct captions, by hash, that are translated", above=0, at_most=1)
 

@@ -35,19 +35,15 @@ from filip.data.fetching.download_plan import (
     in_progress,
     make_plan,
     missing_shards,
-    outcomes,
     retried_rows,
     shards_of,
 )
-from filip.data.fetching.outcomes import reason_of
 from filip.data.funnel import Fragment
 from filip.data.lists.columns import RESERVED
-from filip.data.lists.parquet_rows import whole_file
-from filip.data.parts import parse_part
 from filip.data.remote_tars import claim
-from filip.data.stage import ByShard, filling, tell
+from filip.data.stage import ByShard, account_for, filling, parse_part, tell
 from filip.data.text_rules import check_list
-from filip.sets.account import Account
+from filip.sets.image_set import Account
 
 Part = tuple[int, int] | None
 
@@ -251,17 +247,7 @@ def account(folder: Path, card: SourceCard) -> Fragment:
     for number, one_pass in enumerate(plan["passes"]):
         retries = ByShard(retried_rows(plan, number), set())
         for shard in shards_of(one_pass):
-            retried = retries.of(shard)
-            table = whole_file(folder / f"{shard:05d}.parquet", ["url", "status", "error_message"])
-            urls_of_shard = table["url"].to_pylist()
-            for row, (url, (status, error)) in enumerate(zip(urls_of_shard, outcomes(table), strict=True)):
-                if row in retried:
-                    continue
-                reason, detail = reason_of(status, error)
-                if reason is None:
-                    images += 1
-                else:
-                    dropped.add(url, f"{reason}: {detail}" if detail else reason)
+            images += account_for(folder / f"{shard:05d}.parquet", dropped, retries.of(shard))
             stats = stats_of(folder, shard)
             seconds, urls = seconds + stats["duration"], urls + stats["count"]
     notes = {

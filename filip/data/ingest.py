@@ -5,21 +5,24 @@
 
 Reads a folder with a table of paths and captions, images with a .txt next to each, webdataset tars, Hugging Face
 datasets (on disk or as Parquet), COCO's and Karpathy's JSON: see filip/sets, which counts each file and line that
-cannot be used. Each image is one row with all its captions. A tar in which nothing has to change is not copied: its
-shard is a link. One bad image stops nothing. A killed run continues from its last shard, with an identical result.
+cannot be used. Each image is one row with all its captions. One bad image stops nothing. A killed run continues from
+its last shard, with an identical result.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+import re
+import shutil
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -30,17 +33,30 @@ from filip.common.files import digest, file_state, replacing, write_json
 from filip.common.progress import say
 from filip.common.worker_pool import run_blocks
 from filip.data.cards import SourceCard, load_source, parse_card
-from filip.data.fetching.outcomes import FORGOTTEN, Forgotten, reason_of
+from filip.data.fetching.outcomes import FORGOTTEN, MAX_BYTES, Forgotten, hash_of_url, place_of
+from filip.data.fetching.shard_maker import SUFFIXES, ShardMaker, is_complete, schema_of, shard_name
 from filip.data.funnel import Fragment, write_fragment
-from filip.data.ingesting import find_part, group_captions, is_current, store_shard, sweep
 from filip.data.lists import duckdb_io
 from filip.data.lists.columns import cleaned
-from filip.data.remote_tars import address, claim, fetched
-from filip.data.stage import filling, tell, work_folder
+from filip.data.lists.parquet_rows import row_group
+from filip.data.remote_tars import claim, fetched
+from filip.data.stage import account_for, filling, tell, work_folder
 from filip.data.text_rules import apply_text_rules
-from filip.sets.account import Account
+from filip.sets.image_set import Account
 from filip.sets.layout import RANK, Layout, Reading
-from filip.sets.layouts import LAYOUTS, recognise
+from filip.sets.layout import Row as ListedRow
+from filip.sets.layouts import LAYOUTS, recognise, rows_of
+from filip.sets.text import NotAFileError
+
+LOCATORS = ("_file", "_position", "_size", "_part")  # columns of the list that no shard shows
+# Errors of one file, not of its disk: the image is counted, and the run continues.
+OF_ONE_FILE = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
+Row = dict[str, Any]
+BATCH = 10_000
+_TEXTS, _NUMBERS = ("url", "file", "group", "problem"), ("position", "size", "part", "n")
+ROW_SCHEMA = pa.schema(
+    [("captions", pa.list_(pa.string())), *((n, pa.string()) for n in _TEXTS), *((n, pa.int64()) for n in _NUMBERS)]
+)
 
 
 @dataclass
@@ -70,8 +86,8 @@ def main(config: IngestConfig) -> None:
     if config.text_funnel:
         write_fragment(config.text_funnel, texts)
     head = (
-        f"{config.out}: {images.n_out:,} of {images.n_in:,} images in {images.notes['shards']} shards "
-        f"({images.notes['linked']} linked), {texts.n_out:,} of {texts.n_in:,} captions pass the text rules"
+        f"{config.out}: {images.n_out:,} of {images.n_in:,} images in {images.notes['shards']} shards, "
+        f"{texts.n_out:,} of {texts.n_in:,} captions pass the text rules"
     )
     tell(images, config.funnel, head, lambda reason: images.notes["examples"].get(reason, [""])[0][:90])
 
@@ -179,7 +195,7 @@ def _list_images(
         group = f'"group" AS {duckdb_io.sql_identifier(card.group_column)},'
     # the first row of the lowest rank counts for an image, and its place is the image's
     query = f"""SELECT url, captions, {group} problem AS _problem, file AS _file, position AS _position,
-            size AS _size, "key" AS _key, first_value(part) OVER image AS _part, first_value(n) OVER image AS _n
+            size AS _size, first_value(part) OVER image AS _part, first_value(n) OVER image AS _n
         FROM (SELECT *, {RANK} AS rank FROM {duckdb_io.parquet(files)})
         WINDOW image AS (PARTITION BY file, position ORDER BY rank, part, n)
         ORDER BY _part, _n, rank, part, n"""
@@ -283,7 +299,6 @@ def _store(card: SourceCard, layout: str, kept_list: Path, folder: Path, tars: s
 def _account(card: SourceCard, layout: str, listed: Path, folder: Path, shards: range) -> Fragment:
     """Return the funnel of the images: each in the list is in exactly one bucket."""
     account = Account()
-    images = seen = linked = 0
     table = pq.ParquetFile(listed)
     total, without = table.metadata.num_rows, 0
     for batch in table.iter_batches(50_000, columns=["url", "captions", "_problem"]):
@@ -295,20 +310,10 @@ def _account(card: SourceCard, layout: str, listed: Path, folder: Path, shards: 
             else:
                 without += 1
                 continue
-    for shard in shards:
-        described = pq.read_table(
-            folder / f"{shard:05d}.parquet", columns=["url", "status", "error_message"]
-        ).to_pylist()
-        tar = folder / f"{shard:05d}.tar"
-        linked += tar.is_symlink() and address(tar) is None
-        for row in described:
-            seen += 1
-            reason, detail = reason_of(row["status"], row["error_message"])
-            if reason is None:
-                images += 1
-            else:
-                account.add(row["url"], f"{reason}: {detail}" if detail else reason)
+    before = account.counts.total()
+    images = sum(account_for(folder / f"{shard:05d}.parquet", account) for shard in shards)
     dropped = account.counts
+    seen = images + dropped.total() - before
     if without > seen:
         dropped["text_rules"] = without - seen  # images of which no caption is left
     if not images:
@@ -323,8 +328,165 @@ def _account(card: SourceCard, layout: str, listed: Path, folder: Path, shards: 
                 f"{rules.max_aspect:g} times as many; image_rules={{min_side:0,max_aspect:20}} takes others, too"
             )
         raise UserError(sentence)
-    notes = {"shards": len(shards), "linked": linked, "layout": layout, "examples": account.examples}
+    notes = {"shards": len(shards), "layout": layout, "examples": account.examples}
     return Fragment("ingest", card.name, total, images, dict(dropped), "images", notes)
+
+
+# ---- the rows of the set, and the shards that are made of them -------------------------------------------
+
+
+def sweep(folder: Path, shards: range) -> None:
+    """Remove half-finished shards of killed workers, and surplus shards of an earlier run that had more."""
+    for path in (folder / "_work").iterdir():
+        if path.is_dir() and path.name.partition(".")[0].isdigit():
+            shutil.rmtree(path, ignore_errors=True)
+    for path in folder.iterdir():
+        number = re.match("[0-9]+", path.name)
+        if number and path.name[number.end() :] in SUFFIXES and int(number[0]) not in shards:
+            path.unlink()
+
+
+def is_current(folder: Path, shard: int, kept: Path, card: SourceCard) -> bool:
+    """Return whether a complete shard is there that was made from exactly these rows with these settings."""
+    try:
+        stats = json.loads((folder / f"{shard:05d}_stats.json").read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+        return False
+    complete = is_complete(folder, shard) and (folder / f"{shard:05d}.index").exists()
+    # rows, settings, and the files themselves: a missing one may be in its place by now
+    return complete and bool(stats.get("made_from") == _identity(_rows(kept, shard), card))
+
+
+def _rows(kept_list: Path, shard: int) -> list[Row]:
+    rows: list[Row] = row_group(kept_list, shard).to_pylist()
+    return rows
+
+
+def _identity(rows: list[Row], card: SourceCard) -> str:
+    load = card.download
+    pictures = (load.image_size, load.resize_mode, load.only_if_bigger, load.encode_format, load.quality)
+    files = {row["_file"]: file_state(row["_file"]) for row in rows}
+    whole = ["full_decoding"] if load.full_decoding else []
+    return digest([rows, files, asdict(card.image_rules), pictures, *whole])
+
+
+def store_shard(kept: Path, shard: int, folder: Path, card: SourceCard, layout: str, tars: str | None = None) -> int:
+    """Make a shard from a row group of ``kept``; return how many images it was asked for. Runs in a worker.
+
+    tars: folder of a bucket to which the tar is sent.
+    """
+    rows = _rows(kept, shard)
+    # before the files are read: one that changes meanwhile is read again next time
+    made_from = _identity(rows, card)
+    maker = ShardMaker(card=card, final_folder=folder, tars=tars)
+    schema = _schema(kept, shard)
+    with maker.staged(shard) as (staging, progress):
+        images = ((number, *_read(row, layout)) for number, row in enumerate(rows))
+        shown = [{name: value for name, value in row.items() if name not in LOCATORS} for row in rows]
+        stats = maker.fill(shard, staging, progress, shown, schema, images)
+        write_json(staging / f"{shard_name(shard)}_stats.json", stats | {"made_from": made_from})
+    return len(rows)
+
+
+def _schema(kept_list: Path, shard: int) -> pa.Schema:
+    return schema_of(pa.schema([field for field in row_group(kept_list, shard).schema if field.name not in LOCATORS]))
+
+
+def _read(row: Row, layout: str) -> tuple[bytes | None, str]:
+    """Return the bytes of an image, or None and the reason. Raises UserError when the disk fails."""
+    if row["url"] == FORGOTTEN:
+        return None, f"{FORGOTTEN}: on request"
+    try:
+        size = row["_size"] if row["_size"] >= 0 else os.stat(row["_file"]).st_size
+        if not LAYOUTS[layout].in_order and size > MAX_BYTES:
+            return None, f"too_many_bytes: {size}"
+        data = LAYOUTS[layout].read(row["_file"], row["_position"], row["_size"])
+    except NotAFileError as error:
+        return None, f"not_a_file: {error.strerror}"
+    except OF_ONE_FILE as error:
+        return None, f"missing_file: {error.strerror or error}"
+    except (OSError, pa.ArrowException) as error:
+        if getattr(error, "errno", None) is None:  # an error from Arrow: a page that cannot be unpacked
+            return None, f"unreadable: {error}"
+        raise UserError(
+            f"cannot read {row['url']} from {row['_file']}: {error}. What is done is kept: once the "
+            "disk is in order, run the same command again"
+        ) from error
+    return (None, f"too_many_bytes: {len(data)}") if len(data) > MAX_BYTES else (data, "")
+
+
+def find_part(layout: str, part: Path | None, number: int, reading: Reading, out: Path, forgotten: Forgotten) -> int:
+    """List the rows of one part into ``out``; return 1, for the progress. Runs in a worker process."""
+    with replacing(out) as path, pq.ParquetWriter(path, ROW_SCHEMA, compression="zstd") as writer:
+        rows_found = (_unless_forgotten(row, layout, forgotten) for row in rows_of(layout, part, reading))
+        n = 0
+        while batch := list(islice(rows_found, BATCH)):
+            rows = [
+                {**vars(image), "captions": [_valid(c) for c in image.captions], "part": number, "n": n + i}
+                for i, image in enumerate(batch)
+            ]
+            for row in rows:
+                row |= {name: _valid(row[name]) for name in ("url", "file", "problem") if row[name] is not None}
+            writer.write_table(pa.Table.from_pylist(rows, ROW_SCHEMA))
+            n += len(batch)
+    return 1
+
+
+def _unless_forgotten(row: ListedRow, layout: str, forgotten: Forgotten) -> ListedRow:
+    """Return the row, or, if its image was forgotten, one that keeps its place among the others and names nothing."""
+    data = None
+    if forgotten.files and row.problem is None:
+        data, _ = _read({"url": row.url, "_file": row.file, "_position": row.position, "_size": row.size}, layout)
+    place = place_of(row.file, row.position)
+    if not forgotten.refuses(row.url, data) and not forgotten.refuses(place):
+        return row
+    return ListedRow(FORGOTTEN, [], f"{FORGOTTEN} {hash_of_url(place)}", problem=f"{FORGOTTEN}: on request")
+
+
+def _valid(text: str) -> str:
+    """Return a text without lone surrogates (from JSON or names that are not UTF-8), which no Parquet file can hold."""
+    return text.replace("\0", " ").encode("utf-8", "replace").decode()
+
+
+def group_captions(sorted_rows: pa.RecordBatchReader, by: Sequence[str], once: bool = False) -> Iterator[pa.Table]:
+    """Yield one row for each run of rows with equal columns ``by``, in tables of any size; the last may be empty.
+
+    The column ``captions`` (strings, or lists of them) becomes the list of all values in the run, in their order and,
+    if ``once``, without repetitions; the other columns come from the first row.
+    """
+    held = sorted_rows.schema.empty_table()
+    for batch in sorted_rows:
+        rows = pa.concat_tables([held, pa.Table.from_batches([batch])]).combine_chunks()
+        starts = _starts(rows, by)
+        if len(starts) > 1:
+            yield _group(rows.slice(0, starts[-1]), starts[:-1], once)
+        held = rows.slice(starts[-1]) if len(starts) else rows  # goes on in the next batch
+    yield _group(held, _starts(held, by), once)
+
+
+def _starts(rows: pa.Table, by: Sequence[str]) -> np.ndarray:
+    """Return int64 [runs]: the first row of each run."""
+    if not len(rows):
+        return np.zeros(0, np.int64)
+    columns = [rows[name].combine_chunks() for name in by]
+    differs = [pc.not_equal(column[1:], column[:-1]).to_numpy(zero_copy_only=False) for column in columns]
+    return np.concatenate([[0], 1 + np.flatnonzero(np.any(differs, axis=0))])
+
+
+def _group(rows: pa.Table, starts: np.ndarray, once: bool) -> pa.Table:
+    column = rows["captions"].combine_chunks()
+    run = np.repeat(np.arange(len(starts)), np.diff(np.append(starts, len(rows))))  # the run of each row ...
+    if pa.types.is_list(column.type):
+        run = run[pc.list_parent_indices(column).to_numpy()]  # ... and of each of its captions
+        column = pc.list_flatten(column)
+    if once:
+        codes = column.dictionary_encode().indices.to_numpy().astype(np.int64)
+        first = np.sort(np.unique(run * (len(column) + 1) + codes, return_index=True)[1])
+        run, column = run[first], column.take(pa.array(first))
+    offsets = np.concatenate([[0], np.cumsum(np.bincount(run, minlength=len(starts)))])
+    lists = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), column)
+    place = rows.schema.get_field_index("captions")
+    return rows.take(pa.array(starts)).set_column(place, "captions", lists)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
-import numpy as np
 import pyarrow.parquet as pq
 
 from filip.cli.command import MISSING, option, run_command
@@ -133,39 +132,13 @@ def _input(path: Path) -> dict[str, Any]:
 
 
 def caption_statistics(con: duckdb.DuckDBPyConnection, sidecars: Sequence[Path]) -> dict[str, Any]:
-    """Return captions per image, words per caption, how many groups, and how often each origin occurs."""
+    """Return the images, their captions, captions per image, and how often each origin occurs."""
     files = duckdb_io.parquet(sidecars)
-    images, groups = con.sql(
-        f"""SELECT (SELECT count(*) FROM {files}), (SELECT count(*) FROM (SELECT DISTINCT "group" FROM {files}))"""
-    ).fetchall()[0]
-    origins = con.sql(
-        f"SELECT origin, count(*) FROM (SELECT unnest(origins) AS origin FROM {files}) GROUP BY 1 ORDER BY 1"
-    ).fetchall()
-    # A histogram of the lengths: 340 million of them, sorted, take gigabytes, and no caption has 1,000 words.
-    lengths = con.sql(
-        f"""SELECT length(text) - length(replace(text, ' ', '')) + 1 AS words, count(*) FROM (
-                SELECT trim(unnest(captions)) AS text FROM {files}) GROUP BY 1 ORDER BY 1"""
-    ).fetchnumpy()
-    words, counts = (np.asarray(column).astype(np.int64) for column in lengths.values())
-    total = int(counts.sum())
-    return {
-        "images": images,
-        "count": total,
-        "per_image": round(total / max(1, images), 4),
-        "groups": groups,
-        "origins": dict(origins),
-        "words": {
-            "mean": round(float((words * counts).sum() / max(1, total)), 2),
-            **{f"p{p}": _percentile(words, counts, p) for p in (5, 50, 95)},
-        },
-    }
-
-
-def _percentile(values: np.ndarray, counts: np.ndarray, percent: int) -> int:
-    """Return a percentile of sorted values that occur ``counts`` times each; 0 if there are none."""
-    if not len(values):
-        return 0
-    return int(values[np.searchsorted(np.cumsum(counts), percent / 100 * counts.sum())])
+    images = con.sql(f"SELECT count(*) FROM {files}").fetchall()[0][0]
+    unnested = f"(SELECT unnest(origins) AS origin FROM {files})"
+    origins = dict(con.sql(f"SELECT origin, count(*) FROM {unnested} GROUP BY 1 ORDER BY 1").fetchall())
+    count = sum(origins.values())
+    return {"images": images, "count": count, "per_image": round(count / max(1, images), 4), "origins": origins}
 
 
 if __name__ == "__main__":

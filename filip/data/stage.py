@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import duckdb
 
+from filip.common.errors import UserError
 from filip.common.files import digest, locked, replacing, scratch_folder
+from filip.data.fetching.outcomes import reason_of
 from filip.data.funnel import Fragment, write_fragment
 from filip.data.lists import duckdb_io
+from filip.data.lists.parquet_rows import whole_file
+from filip.sets.image_set import Account
 
 
 @contextmanager
@@ -51,6 +55,37 @@ def tell(fragment: Fragment, funnel: str | None, head: str, example: Callable[[s
     print(head)
     for reason, count in fragment.as_dict()["dropped"].items():
         print(f"  {reason:<16} {count:>10,}  {example(reason)}".rstrip())
+
+
+def parse_part(part: str | None) -> tuple[int, int] | None:
+    """Parse "3/16" into (3, 16), None and "" into None. Raises UserError for anything else."""
+    if not part:
+        return None
+    index, _, count = part.partition("/")
+    if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+        last = f", here 0/{count} to {int(count) - 1}/{count}" if count.isdecimal() and int(count) else ""
+        raise UserError(
+            f"part={part}: parts are counted from 0{last}; e.g. part=$SLURM_ARRAY_TASK_ID/8 with sbatch --array=0-7"
+        )
+    return int(index), int(count)
+
+
+def account_for(described: Path, account: Account, left_out: Collection[int] = ()) -> int:
+    """Add the rows of a shard's Parquet file that gave no image to an account; return how many did.
+
+    left_out: rows that are counted elsewhere.
+    """
+    table = whole_file(described, ["url", "status", "error_message"])
+    images = 0
+    for row, (url, status, error) in enumerate(zip(*(column.to_pylist() for column in table.columns), strict=True)):
+        reason, detail = reason_of(status, error)
+        if row in left_out:
+            continue
+        if reason is None:
+            images += 1
+        else:
+            account.add(url, f"{reason}: {detail}" if detail else reason)
+    return images
 
 
 class ByShard:

@@ -26,7 +26,7 @@ from filip.common.worker_pool import run_blocks
 from filip.data.cards import SourceCard, TextRuleSettings, load_source, parse_card
 from filip.data.funnel import Fragment
 from filip.data.lists import duckdb_io
-from filip.data.lists.caption_filters import NORMALISE, active_rules, conditions, read_word_list
+from filip.data.lists.caption_filters import NORMALISE, active_rules, conditions
 from filip.data.lists.parquet_rows import row_group
 from filip.data.stage import resume, tell, work_folder
 
@@ -85,7 +85,7 @@ def apply_text_rules(
     columns = check_list(list_path)
     rules = conditions(card.text_rules)
     with work_folder(out, threads, memory, keep_on_failure=True) as (scratch, con):
-        resume(scratch, _identity(list_path, card.text_rules))
+        resume(scratch, {"list": sha256_of(list_path), "rules": asdict(card.text_rules)})
         unique = scratch / "unique.parquet"
         if not unique.exists():
             normal, listed = NORMALISE.format("coalesce(caption, '')"), duckdb_io.parquet(list_path)
@@ -96,14 +96,10 @@ def apply_text_rules(
         fragment = _account(con, rules, card, scratch)
         if not fragment.n_out:
             raise UserError(f"the text rules leave nothing of {list_path}: {counted(fragment.dropped)}")
-        caption = "coalesce(v.new_caption, l.caption) AS caption"
-        listed = ", ".join(
-            caption if column == "caption" else f"l.{duckdb_io.sql_identifier(column)}" for column in columns
-        )
         judged = f"""(SELECT *, row_number() OVER () AS _row_ FROM {duckdb_io.parquet(list_path)}) l
             JOIN {duckdb_io.parquet(scratch / "charged.parquet")} v
             ON v.c = {NORMALISE.format("coalesce(l.caption, '')")}"""
-        kept_rows = f"SELECT {listed} FROM {judged} WHERE v.reason IS NULL ORDER BY l._row_"
+        kept_rows = f"SELECT l.* EXCLUDE (_row_) FROM {judged} WHERE v.reason IS NULL ORDER BY l._row_"
         duckdb_io.write_parquet(con, kept_rows, out, "text rules")
         if dropped is not None:
             columns_sql = ", ".join(f"l.{duckdb_io.sql_identifier(column)}" for column in columns if column != "reason")
@@ -129,18 +125,10 @@ def check_list(path: str | Path) -> list[str]:
     return schema.names
 
 
-def _identity(list_path: str | Path, rules: TextRuleSettings) -> dict[str, Any]:
-    words = {"person_names": rules.person_names, "sensitive_words": rules.sensitive_words}
-    for key, path in words.items():
-        read_word_list(path, key)  # a missing list is reported before the work starts
-    hashes = {key: path and sha256_of(path) for key, path in words.items()}
-    return {"list": sha256_of(list_path), "rules": asdict(rules), "words": hashes}
-
-
 def judge_blocks(unique: Path, folder: Path, rules: TextRuleSettings, processes: int) -> Path:
     """Run the rules that need Python over the distinct captions, one row group at a time, in ``processes``.
 
-    Each block becomes one file in ``folder`` with the columns c, pairs, new_caption, and per active rule of
+    Each block becomes one file in ``folder`` with the columns c, pairs, and per active rule of
     :mod:`filip.data.lists.caption_filters` whether it drops the caption; blocks that are there are not judged again.
     """
     parquet = pq.ParquetFile(unique)
@@ -163,10 +151,6 @@ def judge_block(unique: Path, group: int, folder: Path, rules: TextRuleSettings)
     captions = table["c"].to_pylist()
     for name, rule in active_rules(rules).items():
         table = table.append_column(name, pa.array(rule.drops(captions, rules), pa.bool_()))
-    names = read_word_list(rules.person_names, "person_names")
-    replaced = [names.replaced(caption) if names else caption for caption in captions]
-    changed = [new if new != old else None for new, old in zip(replaced, captions, strict=True)]
-    table = table.append_column("new_caption", pa.array(changed, pa.string()))
     with replacing(folder / f"{group:05d}.parquet") as part:
         pq.write_table(table, part, compression="zstd")
     return table.num_rows
@@ -178,7 +162,7 @@ def _charge(con: duckdb.DuckDBPyConnection, blocks: Path, rules: dict[str, str],
     bits = " | ".join(f"(CASE WHEN {sql} THEN {1 << i} ELSE 0 END)" for i, sql in enumerate(rules.values()))
     duckdb_io.write_parquet(
         con,
-        f"SELECT c, pairs, new_caption, bits, CASE {first} END AS reason FROM "
+        f"SELECT c, pairs, bits, CASE {first} END AS reason FROM "
         f"(SELECT *, {bits} AS bits FROM {duckdb_io.parquet(sorted(blocks.glob('*.parquet')))})",
         scratch / "charged.parquet",
         "text rules: verdicts",

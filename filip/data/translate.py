@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from filip.cli.command import MISSING, option, run_command
 from filip.common.errors import UserError
 from filip.common.files import locked
-from filip.data.captions.judging import AcceptanceLimits, judge, require_packages, require_pivots
+from filip.data.captions.judging import judge, require_multilingual, require_pivots
 from filip.data.captions.sidecar_tables import CONTENT, find_same_images, rows_by_shard, sidecar_table
 from filip.data.captions.translation_cache import TranslationCache
 from filip.data.cards import BackTranslationSettings, SourceCard, load_source
@@ -31,9 +31,8 @@ from filip.data.engines import load_engine
 from filip.data.funnel import Fragment
 from filip.data.lists import duckdb_io
 from filip.data.lists.parquet_rows import reading
-from filip.data.parts import parse_part
 from filip.data.sidecar import write_sidecar
-from filip.data.stage import resume, tell
+from filip.data.stage import parse_part, resume, tell
 
 SAMPLES = 10  # candidates shown per reason
 
@@ -120,8 +119,7 @@ def translate(config: TranslateConfig, card: SourceCard) -> Fragment | None:
     with locked(work / "lock", f"another process is at work in {out}: wait for it or stop it"):
         for cache, plan in zip(caches, plans, strict=True):
             cache.fill(plan, config.processes)
-        limits = AcceptanceLimits(settings.min_similarity, settings.min_pivot_similarity)
-        judged = judge(con, caches, captions, work, limits, config.processes)
+        judged = judge(con, caches, captions, work, settings.min_pivot_similarity, config.processes)
         with duckdb_io.plain_errors(con, "translate: side-cars"):
             origins = ["original", *(f"{settings.engine}:{pivot}" for pivot in settings.pivots)]
             _write_sidecars(con, out, [path.stem for path in files], origins, card.name, rows, judged)
@@ -155,10 +153,8 @@ def open_caches(config: TranslateConfig, settings: BackTranslationSettings) -> l
     """Open a cache per pivot. Each engine is loaded here, too, so that a missing package is an error at once."""
     engine, weights = settings.engine, settings.models
     pivots = [] if engine == "none" else settings.pivots
-    for name in ("min_similarity", "min_pivot_similarity"):
-        if pivots and getattr(settings, name) is not None:
-            require_packages(name)
-    if settings.min_pivot_similarity is not None:
+    if pivots and settings.min_pivot_similarity is not None:
+        require_multilingual()
         require_pivots(pivots)
     models = {pivot: load_engine(engine, pivot, weights).model for pivot in pivots}
     return [TranslationCache(_cache(config), engine, pivot, weights, model) for pivot, model in models.items()]

@@ -22,7 +22,7 @@ from filip.eval.scorer import Scorer, Texts, load_scorer
 from filip.explore.names import counted_tokens, encode_query, named_things, unknown_words
 from filip.explore.outlines import outlines
 from filip.explore.pictures import open_pictures
-from filip.sets.pictures import Pictures, thumbnail
+from filip.sets.image_set import Pictures, thumbnail
 
 BATCH = 64
 THUMBNAIL = 192  # pixels

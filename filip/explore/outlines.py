@@ -8,7 +8,7 @@ from itertools import groupby, pairwise
 import numpy as np
 from PIL import Image
 
-from filip.sets.pictures import middle_square
+from filip.sets.image_set import middle_square
 
 SIDE = 64  # cells of a mask's grid; a path counts half cells (OUTLINE_SIDE in assets/pictures.js)
 

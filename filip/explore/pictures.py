@@ -15,7 +15,7 @@ from filip.eval.formats import open_set
 from filip.images.rgb import UNDECODABLE
 from filip.index.store import Index
 from filip.runs.saved_files import weights_of
-from filip.sets.pictures import Picture, Pictures, SetPictures, spread
+from filip.sets.image_set import Picture, Pictures, SetPictures, spread
 
 
 def open_pictures(images: str, root: str | None, count: int | None) -> Pictures:

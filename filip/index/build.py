@@ -26,7 +26,7 @@ from filip.eval.scorer import Scorer, load_scorer
 from filip.index.store import About, Index
 from filip.index.tokens import DTYPES
 from filip.runs.saved_files import weights_of
-from filip.sets.pictures import SetPictures
+from filip.sets.image_set import SetPictures
 
 FORGOTTEN, FEW = 0.1, 10  # share of the images, and how many: if more are gone, their disk may be missing
 

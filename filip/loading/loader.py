@@ -6,14 +6,19 @@ of ranks (at the same global batch size) change nothing, and the state to save i
 
 from __future__ import annotations
 
+import atexit
 import errno
+import gc
 import hashlib
 import json
 import logging
+import multiprocessing
 import os
 import random
 import resource
+import signal
 import time
+import traceback
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,15 +27,15 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from filip.common.errors import DamagedFileError, UserError, plain
+from filip.common.worker_pool import LOADER_START
 from filip.data.remote_tars import address
 from filip.images.eval_transform import EvalTransform
 from filip.images.rgb import UNDECODABLE
-from filip.loading.batches import Batch, Pair, batch_of, batches_an_epoch, hash_of, in_workers, sentence_of
-from filip.loading.config import StreamConfig
-from filip.loading.crops import read_image
+from filip.loading.config import PREFETCH, StreamConfig
+from filip.loading.crops import Crop, pack, read_image
 from filip.loading.epoch_order import EpochOrder, group_length
 from filip.loading.feature_maps import features_of, map_path, open_maps
 from filip.loading.pair_index import ShardCaptions, SourceIndex, index_source, sidecar_path
@@ -39,10 +44,20 @@ from filip.loading.transforms import TrainTransform
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+Batch = dict[str, Any]
 PAUSES = (2.0, 10.0)  # seconds between the attempts to read from a disk that fails
 _NEARBY, _ATTEMPTS = 5, 50  # images tried for one slot: within its shard, and before giving up
 _ALERT, _END = 0.01, 0.1  # shares of replaced images that are told, and that end a training ...
 _JUDGED = 500  # ... among so many at least: one bad picture of twelve is no damage
+
+
+class Pair(NamedTuple):
+    """An image (its feature map, or a crop that the device finishes) and a caption, as a batch takes them."""
+
+    image: torch.Tensor | Crop
+    text: str
+    group: int
+    key: str
 
 
 class _OpenShard(NamedTuple):
@@ -229,7 +244,12 @@ class PairLoader:
             log.warning("not all of the data is usable: %s", dict(self.counters))
         lengths, config = stream.group_lengths(), stream.config
         self.pairs = sum(lengths)
-        self._batches = batches_an_epoch(min(lengths) // stream.group_share, f"{self.pairs} pairs", config)
+        self._batches = min(lengths) // stream.group_share
+        if not self._batches:
+            raise UserError(
+                f"{self.pairs} pairs do not fill one global batch of {config.global_batch} "
+                f"({config.batch_size} x {config.world_size} ranks): give global_batch=auto, or a smaller number"
+            )
         rest = _Rest(self._at, self._batches)
         self._loader = in_workers(stream, config, pin_memory, sampler=rest, persistent_workers=config.data.workers > 0)
 
@@ -382,3 +402,67 @@ def build_loader(
     ]
     stream = PairStream(indices, config, transform or TrainTransform(config.image_size, data))
     return PairLoader(stream, pin_memory)
+
+
+def batch_of(pairs: Sequence[Pair], problems: Mapping[str, int], config: StreamConfig) -> Batch:
+    """Collate a batch; see :func:`build_loader`. ``problems``: faults of samples since the last one."""
+    images: list[Any] = [pair.image for pair in pairs]
+    ids, lengths = config.tokenizer.tokenize([pair.text for pair in pairs], config.context_length)
+    return {
+        "pixels": pack(images, config.image_size) if isinstance(images[0], tuple) else torch.stack(images),
+        "ids": ids,
+        "lengths": lengths,
+        "group": torch.tensor([pair.group for pair in pairs], dtype=torch.int64),
+        "key": [pair.key for pair in pairs],
+        "problems": dict(problems),
+    }
+
+
+def in_workers(stream: Dataset[Batch], config: StreamConfig, pin_memory: bool, **options: Any) -> DataLoader[Batch]:
+    """Return a loader of a stream's batches, made in ``data.workers`` processes."""
+    workers = config.data.workers
+    return DataLoader(
+        stream,
+        batch_size=None,
+        num_workers=workers,
+        multiprocessing_context=LOADER_START if workers else None,
+        prefetch_factor=PREFETCH if workers else None,
+        pin_memory=pin_memory,
+        worker_init_fn=prepare_worker,
+        generator=torch.Generator(),  # otherwise each start would draw from torch's global one
+        **options,
+    )
+
+
+def sentence_of(error: UserError) -> str:
+    """Return the sentence of a worker's UserError, before which torch puts a traceback.
+
+    torch keeps the error in a reference cycle, and with it the iterator and its workers, which could not end.
+    """
+    traceback.clear_frames(error.__traceback__)
+    return str(error).rsplit("UserError: ", 1)[-1].strip()
+
+
+def prepare_worker(_: int) -> None:
+    """Prepare a worker: ignore signals, and share the memory of the training process for as long as possible.
+
+    Schedulers signal every process of a job. A worker that died of SIGTERM would end the training before its save.
+
+    A worker starts with its parent's pages, and gets a copy of each page that it writes to.
+    A full garbage collection writes to every page with Python objects, some 75 MB; it leaves frozen objects out.
+    """
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    gc.freeze()
+
+
+@atexit.register  # registered after multiprocessing's handler, so it runs before that
+def _end_workers() -> None:
+    """Kill the workers: at exit multiprocessing sends its daemons SIGTERM, which they ignore, and waits for ever."""
+    for process in multiprocessing.active_children():
+        if process.daemon:
+            process.kill()
+
+
+def hash_of(*parts: object) -> int:
+    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "big")

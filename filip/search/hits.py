@@ -18,7 +18,7 @@ from filip.common.files import replacing
 from filip.eval.encoders import Encoder
 from filip.explore.names import named_things, unknown_words
 from filip.report.style import COLOURS, page
-from filip.sets.pictures import read_image
+from filip.sets.image_set import read_image
 
 SIDE = 480  # pixels of a picture's longer side
 

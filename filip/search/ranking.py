@@ -16,7 +16,7 @@ from filip.eval.encoders import stacked
 from filip.eval.scorer import Scorer, Texts
 from filip.explore.names import encode_query
 from filip.index.store import Index
-from filip.sets.pictures import read_image
+from filip.sets.image_set import read_image
 from filip.text.words import FUNCTION_WORDS
 
 ENOUGH = 8  # pictures among which some can stand out

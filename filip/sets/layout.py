@@ -120,7 +120,6 @@ class Row:
     position: int = 0  # in the file, in bytes or rows as the layout counts
     size: int = -1  # bytes; -1: the whole file, or not known
     group: str | None = None  # value of the group_column
-    key: str | None = None  # key by which a loader finds it in its tar; None: not in a tar, or not findable
     problem: str | None = None  # why it cannot be taken ("reason: detail")
     split: str | None = None  # the split that it belongs to; None: its part's split, or none
 

@@ -13,11 +13,9 @@ from pathlib import Path
 
 from filip.common.errors import UserError
 from filip.images.rgb import not_read
-from filip.sets.annotations import Coco, Karpathy
 from filip.sets.layout import ALL, OUTSIDE, Layout, NotUnderstoodError, Reading, Row, is_picture, other_split, walk
-from filip.sets.listed import names_in_lists
 from filip.sets.parquet import ArrowImages, ParquetImages
-from filip.sets.table import Table
+from filip.sets.table import Coco, Karpathy, Table, names_in_lists
 from filip.sets.tars import Tars
 from filip.sets.text_beside import TextBeside
 

@@ -1,11 +1,16 @@
-"""Read a table of paths and captions."""
+"""Read lists of pictures: tables, COCO's JSON (``captions_train2017.json``) and Karpathy's splits.
+
+A folder has one list for each split, or one for all.
+"""
 
 from __future__ import annotations
 
+import os
 import re
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -18,25 +23,179 @@ from filip.sets.columns import (
     captions_of,
     group_of,
     image_column,
+    one_line,
     split_in,
+    texts,
     usual_column,
 )
-from filip.sets.layout import Reading, Row, is_picture
-from filip.sets.listed import (
-    SAMPLE,
-    USUAL,
-    Finder,
-    Listed,
-    by_name,
-    finder,
-    last_part,
-    lists_in,
-    pictures_below,
-    split_of_row,
+from filip.sets.layout import (
+    Layout,
+    Reading,
+    Row,
+    files_in,
+    inside,
+    is_picture,
+    split_in_name,
+    split_of,
+    split_of_folder,
+    split_of_picture,
+    unused,
+    walk,
 )
 from filip.sets.parquet import image_bytes_column
-from filip.sets.tables import JSON_PACKED, SUFFIXES, Broken, Record, Rows, read_table
+from filip.sets.tables import JSON_PACKED, SUFFIXES, Broken, Record, Rows, json_in, read_table
 from filip.sets.text import decoded, read_file
+
+SAMPLE = 50  # names of a list by which its pictures are looked for
+FEW = 10  # with more files of one kind, a folder has one record for each picture, and no lists
+# if a folder has several lists, the one with such a name counts
+USUAL = ("metadata", "captions", "annotations", "labels")
+
+Finder = Callable[[str], tuple[str, str | None]]
+
+
+def lists_in(reading: Reading, suffixes: Collection[str], fits: Callable[[Path], bool]) -> list[Path]:
+    """Return the lists of a folder, or else those in the folders below it."""
+    for depth in (1, 2):
+        there = files_in(reading, suffixes, depth)
+        count = Counter((path.parent, path.suffix) for path in there)
+        if lists := [path for path in there if count[path.parent, path.suffix] <= FEW and fits(path)]:
+            return lists
+    return []
+
+
+def are_parts(lists: Collection[Path], reading: Reading) -> bool:
+    """Return whether several lists are parts of one set: of different splits, or in different folders."""
+    splits = [split_of(path, reading) for path in lists]
+    folders = {path.parent for path in lists}
+    return (None not in splits and len(set(splits)) == len(lists)) or len(folders) == len(lists) > 1
+
+
+def finder(part: Path, reading: Reading, names: Iterable[str]) -> Finder:
+    """Return the function that gives the path of a picture that a list names, and its fault.
+
+    names: some of the list. They are relative to the list's folder, or else to the set's. If none of these pictures is
+    there, they are looked for by the last part of their names, wherever in the set they are; of several with one name
+    the one in a folder of the list's split is taken, or else none.
+    """
+    root = reading.root_of(part)
+    names = list(names)
+    if reading.image_root or not reading.place.is_dir():
+        return partial(inside, root)
+    for base in (root, os.path.abspath(reading.place)):
+        if any(path and os.path.lexists(path) for path, _ in (inside(base, name) for name in names)):
+            return partial(inside, base)
+    pictures, split = pictures_below(reading), split_of(part, reading)
+    places = by_name(path for path in pictures if split and split_of_folder(path, reading.place) == split)
+    places = {**by_name(pictures), **places}
+    if not any(places.get(last_part(name)) for name in names):
+        return partial(inside, root)
+
+    def find(name: str) -> tuple[str, str | None]:
+        path = places.get(last_part(name))
+        return (path, None) if path else inside(root, name.replace("\\", "/"))
+
+    return find
+
+
+def split_of_row(column: str | None, path: str, part: Path, reading: Reading) -> str | None:
+    """Return the split of a row: its column's, its table's, or its picture's."""
+    if split := column or split_of(part, reading):
+        return split
+    place = os.path.abspath(reading.place) if reading.place.is_dir() else reading.root_of(part)
+    return split_of_picture(Path(path), reading, place)
+
+
+def names_in_lists(reading: Reading) -> dict[str, str]:
+    """Return the splits in the lists of names beside pictures, such as ``Flickr_8k.testImages.txt``, by name.
+
+    A list has a split in its name, and at least half of its lines name pictures, with a suffix or without. Names in
+    two lists count in none: other pictures of that name may be in other folders.
+    """
+    if not reading.place.is_dir():
+        return {}
+    lists = {path: split for path in files_in(reading, (".txt", ".csv", ".lst")) if (split := split_in_name(path.stem))}
+    count = Counter((path.parent, path.suffix) for path in lists)
+    pictures: set[str] = set()
+    splits: dict[str, set[str]] = {}
+    for path, split in lists.items():
+        if count[path.parent, path.suffix] > FEW:
+            continue
+        pictures = pictures or {name.lower() for file in pictures_below(reading) for name in (file.name, file.stem)}
+        lines = (decoded(read_file(path)) or "").split("\n")
+        names = [last_part(line.strip(' \r\t"')) for line in lines if line.strip()]
+        known = [name for name in names if name in pictures]
+        if 0 < len(names) <= 2 * len(known):
+            for name in known:
+                splits.setdefault(name, set()).add(split)
+    return {name: min(found) for name, found in splits.items() if len(found) == 1}
+
+
+def last_part(name: str) -> str:
+    return re.split(r"[\\/]", name)[-1].lower()
+
+
+def pictures_below(reading: Reading) -> list[Path]:
+    return [path for path in files_in(reading, [""]) if is_picture(path)]
+
+
+def by_name(pictures: Iterable[Path]) -> dict[str, str | None]:
+    """Return the path of each picture by its file's name in lower case; None for several of a name."""
+    places: dict[str, str | None] = {}
+    for path in pictures:
+        name = path.name.lower()
+        places[name] = None if name in places else os.path.abspath(path)
+    return places
+
+
+class Listed(Layout):
+    """Layout of a list of images, given alone or with its folder, to which the names are relative."""
+
+    def lists(self, reading: Reading) -> list[Path]:
+        """Return the lists of this layout in a folder."""
+        raise NotImplementedError
+
+    def parts(self, reading: Reading) -> list[Path]:
+        if reading.place.is_file():
+            return [reading.place] if self.fits(reading.place) else []
+        lists = self.lists(reading)
+        if len(lists) > 1:
+            usual = [path for path in lists if path.name.split(".")[0].lower() in USUAL]
+            if are_parts(lists, reading):
+                usual = lists
+            elif len(usual) != 1:
+                raise UserError(
+                    f"{reading.place} holds several tables ({', '.join(path.name for path in lists[:5])}): name the "
+                    f"one with the captions, such as {lists[0]}"
+                )
+            lists = usual
+        return lists
+
+    def fits(self, path: Path) -> bool:
+        """Return whether a file is a list of this layout."""
+        raise NotImplementedError
+
+    def files(self, reading: Reading) -> Iterator[str]:
+        parts = self.parts(reading)
+        yield from map(os.path.abspath, parts)
+        yield from (row.file for part in parts for row in self.find(part, reading))
+        if reading.place.is_dir():
+            yield from (row.file for row in self.rest(reading, parts))
+
+    def rest(self, reading: Reading, parts: Sequence[Path]) -> Iterator[Row]:
+        """Yield a row for each file; pictures that the list names are merged with the rows of the list."""
+        taken = {os.path.abspath(part) for part in parts}
+        for path, problem in walk(reading.place, reading.inside_only, without=reading.without):
+            if os.path.abspath(path) in taken:
+                continue
+            if problem is None and is_picture(path):
+                split = split_of_picture(path, reading)
+                yield Row(reading.name_of(path), [], os.path.abspath(path), split=split)
+            else:
+                row = unused(path, reading, problem)
+                # the place of a file that the list names
+                yield Row(row.url, [], row.file, 0, problem=row.problem)
+
 
 HEAD = 20_000  # bytes of a text or a JSON by which a table is known
 NUMBER = re.compile(r"#\d+$")  # of a caption, behind the name of its image in Flickr8k
@@ -199,3 +358,109 @@ def file_named(value: Any, reading: Reading) -> str:
 
 def _has_bytes(path: Path) -> bool:
     return path.suffix == ".parquet" and image_bytes_column(path) is not None
+
+
+class _Annotations(Listed):
+    def lists(self, reading: Reading) -> list[Path]:
+        return lists_in(reading, [".json"], self.fits)
+
+
+class Coco(_Annotations):
+    """COCO's JSON: ``images`` with file names, ``annotations`` with the captions; an image has all its captions."""
+
+    about = "COCO's JSON of captions and its images"
+
+    def lists(self, reading: Reading) -> list[Path]:
+        paths = super().lists(reading)  # COCO's archive has boxes and keypoints beside the captions
+        captioned = [path for path in paths if any(_has(one, "caption") for one in _content(path)["annotations"][:100])]
+        return captioned or paths
+
+    def fits(self, path: Path) -> bool:
+        content = _content(path)
+        return all(isinstance(content.get(key), list) for key in ("images", "annotations"))
+
+    def splits(self, part: Path, reading: Reading) -> Counter[str | None]:
+        names = [str(image["file_name"]) for image in _content(part)["images"] if _is_image(image)]
+        find = finder(part, reading, names[:SAMPLE])
+        return Counter(split_of_row(None, find(name)[0], part, reading) for name in names)
+
+    def find(self, part: Path, reading: Reading) -> Iterator[Row]:
+        content, name = _content(part), reading.name_of(part)
+        listed = [str(image["file_name"]) for image in content["images"][:SAMPLE] if _is_image(image)]
+        find = finder(part, reading, listed)
+        captions: dict[Any, list[str]] = defaultdict(list)
+        unread: list[tuple[int, str]] = []
+        images = {image["id"] for image in content["images"] if _is_image(image)}
+        for number, entry in enumerate(content["annotations"], 1):
+            if not _has(entry, "image_id") or not isinstance(entry["image_id"], int | str):
+                unread.append((number, "broken_line: an annotation without image_id"))
+            elif entry["image_id"] not in images:
+                unread.append((number, f"no_image: an annotation of image {entry['image_id']}, which is not listed"))
+            elif "caption" in entry:
+                captions[entry["image_id"]] += one_line(texts(entry["caption"]))
+        for number, image in enumerate(content["images"], 1):
+            if not _is_image(image):
+                problem = "broken_line: an image without id or file_name"
+                yield Row(f"{name}: images {number}", [], f"{part}#{number}", problem=problem)
+                continue
+            url, lines = str(image["file_name"]), captions[image["id"]]
+            path, trouble = find(url)
+            split = split_of_row(None, path, part, reading)
+            yield Row(url, lines, path or f"{part}#{number}", group=str(image["id"]), problem=trouble, split=split)
+        for number, problem in unread:
+            yield Row(f"{name}: annotations {number}", [], f"{part}#annotations {number}", problem=problem)
+
+
+class Karpathy(_Annotations):
+    """Karpathy's split files of COCO and Flickr30k; "train+restval" unless another ``split`` is asked for."""
+
+    about = "one of Karpathy's split files (dataset_flickr30k.json) and its images"
+
+    def fits(self, path: Path) -> bool:
+        listed: Any = _content(path).get("images")
+        return isinstance(listed, list) and any(_is_entry(entry) for entry in listed[:10])
+
+    def splits(self, part: Path, reading: Reading) -> Counter[str | None]:
+        return Counter(str(image["split"]) for image in _content(part)["images"] if _is_entry(image))
+
+    def find(self, part: Path, reading: Reading) -> Iterator[Row]:
+        listed, name = _content(part)["images"], reading.name_of(part)
+        find = finder(part, reading, [_name(image) for image in listed[:SAMPLE] if _is_entry(image)])
+        for number, image in enumerate(listed, 1):
+            if not _is_entry(image):
+                problem = "broken_line: an entry without split, filename or sentences"
+                yield Row(f"{name}: images {number}", [], f"{part}#{number}", problem=problem)
+                continue
+            url = _name(image)
+            path, trouble = find(url)
+            captions, split = one_line(texts(image["sentences"])), str(image["split"])
+            group = str(image.get("cocoid", image.get("imgid", number)))
+            yield Row(url, captions, path or f"{part}#{number}", group=group, problem=trouble, split=split)
+
+
+def _name(image: Mapping[str, Any]) -> str:
+    return "/".join(str(piece) for piece in (image.get("filepath", ""), image["filename"]) if piece)
+
+
+def _is_image(value: Any) -> bool:
+    return _has(value, "id", "file_name") and isinstance(value["id"], int | str)
+
+
+def _is_entry(value: Any) -> bool:
+    return _has(value, "split", "filename", "sentences") and isinstance(value["sentences"], list)
+
+
+def _has(value: Any, *keys: str) -> bool:
+    return isinstance(value, Mapping) and all(key in value for key in keys)
+
+
+@lru_cache(maxsize=4)
+def _content(path: Path) -> Mapping[str, Any]:
+    """Return the JSON object in a file; an empty one if it holds none."""
+    if path.suffix != ".json" or not path.is_file():
+        return {}
+    try:
+        content = json_in(path)
+    except UserError:
+        return {}  # a table names its fault, unless it is one of JSON lines
+    return content if isinstance(content, dict) else {}

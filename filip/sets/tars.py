@@ -20,10 +20,9 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from filip.images.rgb import IMAGE_FILES, OTHER_PICTURES, not_read
-from filip.sets.columns import split_in
+from filip.sets.columns import MAX_CAPTION_BYTES, TEXT_SUFFIXES, captions_in, split_in
 from filip.sets.layout import Layout, Reading, Row, files_in, split_of
-from filip.sets.samples import MAX_CAPTION_BYTES, TEXT_SUFFIXES, captions_in
-from filip.sets.tar_index import IMAGE_SUFFIXES, Member, scan_tar, split_key
+from filip.sets.tar_index import Member, scan_tar, split_key
 
 FIRST = 6  # members of a tar among which a record with a split is looked for
 
@@ -50,7 +49,7 @@ class Tars(Layout):
     def parts(self, reading: Reading) -> list[Path]:
         if reading.place.is_file():
             return [reading.place] if reading.place.suffix == ".tar" else []
-        return files_in(replace(reading, inside_only=False), self.suffixes)  # ingest links to tars elsewhere
+        return files_in(replace(reading, inside_only=False), self.suffixes)  # a folder of links to tars elsewhere
 
     def splits(self, part: Path, reading: Reading) -> Counter[str | None]:
         """Count the tar once for each of its splits; all JSON is read where the first has one."""
@@ -75,10 +74,10 @@ class Tars(Layout):
                         yield Row(f"{name}/{member.name}", [], file, member.offset, member.size, problem=problem)
                     continue
                 for sample in _split_by_last_dot(whole):
-                    yield from _rows(sample, whole, tar, file, name, reading)
+                    yield from _rows(sample, tar, file, name, reading)
 
 
-def _rows(sample: TarSample, whole: TarSample, tar: BinaryIO, file: str, name: str, reading: Reading) -> Iterator[Row]:
+def _rows(sample: TarSample, tar: BinaryIO, file: str, name: str, reading: Reading) -> Iterator[Row]:
     images = [(suffix, member) for suffix, member in sample.files if is_image(suffix)]
     if not images:
         members = [member for _, member in sample.files]
@@ -87,19 +86,14 @@ def _rows(sample: TarSample, whole: TarSample, tar: BinaryIO, file: str, name: s
         why = f"format: {not_read([Path(member.name)])}" if pictures else "no_image: a key without a picture"
         yield Row(f"{name}/{member.name}", [], file, member.offset, member.size, problem=why)
         return
-    suffix, member = images[0]
+    _, member = images[0]
     contents: dict[str, Callable[[], bytes]] = {}
     for kind, text in sample.files:
         if kind.rpartition(".")[2] in TEXT_SUFFIXES:
             contents.setdefault(kind, partial(_content, text, tar))
     captions, group, problem, split = captions_in(contents, reading)
-    # a loader that reads the tar as it is takes the last image of a key, by webdataset's rule
-    in_tar = [s for s, _ in whole.files if is_image(s)]
-    plain = sample is whole and in_tar == [suffix] and suffix in IMAGE_SUFFIXES
-    # a tar with other splits in it is copied: a loader without side-cars would read them, too
-    key = sample.key if plain and (split is None or reading.taken is None) else None
     url, split = f"{name}/{member.name}", split or split_of(Path(file), reading)
-    yield Row(url, captions, file, member.offset, member.size, group, key, problem, split)
+    yield Row(url, captions, file, member.offset, member.size, group, problem, split)
     for _, further in images[1:]:
         problem = f"second_image: the key {sample.key} has {member.name}"
         yield Row(f"{name}/{further.name}", [], file, further.offset, further.size, problem=problem)

@@ -15,9 +15,9 @@ from itertools import groupby, islice
 from pathlib import Path
 
 from filip.images.rgb import OTHER_PICTURES
+from filip.sets.columns import CAPTION_SUFFIXES, MAX_CAPTION_BYTES, TEXT_SUFFIXES, About, captions_in, description_in
 from filip.sets.layout import Entry, Layout, Reading, Row, is_picture, split_of_picture, unused, walk
-from filip.sets.listed import pictures_below
-from filip.sets.samples import CAPTION_SUFFIXES, MAX_CAPTION_BYTES, TEXT_SUFFIXES, About, captions_in, description_in
+from filip.sets.table import pictures_below
 from filip.sets.text import NotAFileError, read_file
 
 LOOKED_AT = 50  # pictures in which a description is looked for before the folder has none

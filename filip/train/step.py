@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from filip.loading.batches import Batch
+from filip.loading.loader import Batch
 from filip.models import Encoded, PooledFeatures, TextFeatures
 from filip.runs.saved_files import newest_intact
 from filip.train import progress, watchdog

@@ -56,16 +56,6 @@ def test_numbers_and_names() -> None:
     assert plain("  Héllo,  WORLD_2! ") == "héllo world 2"
 
 
-@pytest.mark.slow
-def test_meaning_of_a_paraphrase_and_of_another_sentence() -> None:
-    from filip.data.captions.judging import similarities
-
-    caption = "a man riding a wave on top of a surfboard"
-    others = ["a surfer rides a wave on his board", caption, "a cat sleeping on a red sofa"]
-    paraphrase, same, different = similarities([caption] * 3, others)
-    assert same > 0.999 and paraphrase > 0.8 > 0.4 > different
-
-
 def test_a_wrong_flag_number_or_negation_in_the_pivot_is_further_from_the_caption() -> None:
     """The threshold is 0.75, on pairs with one known error each; docs/data.md has the table."""
     from filip.data.captions.judging import pivot_similarities

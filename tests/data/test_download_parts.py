@@ -14,7 +14,7 @@ from filip.data.download import download
 from filip.data.funnel import Fragment, write_fragment
 from filip.data.manifest import ManifestConfig
 from filip.data.manifest import main as sign
-from filip.data.parts import parse_part
+from filip.data.stage import parse_part
 from filip.data.translate import TranslateConfig
 from filip.data.translate import main as write_sidecars
 from tests.data import hostile

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from filip.common.errors import UserError
-from filip.data.ingesting import group_captions
+from filip.data.ingest import group_captions
 from filip.data.lists import duckdb_io
 
 COLUMNS = ["key", "caption", "sha256", "team"]

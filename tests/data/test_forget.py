@@ -1,6 +1,5 @@
 """Forgotten pairs are nowhere any more, do not come back, and the rest is as it was."""
 
-import io
 import json
 import signal
 from pathlib import Path
@@ -10,18 +9,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 
 from filip.common.files import write_json
 from filip.data.cards import parse_card
 from filip.data.fetching.outcomes import Forgotten, hash_of_url
 from filip.data.forget import ForgetConfig, forget
-from filip.data.funnel import write_fragment
+from filip.data.funnel import Fragment, write_fragment
 from filip.data.ingest import IngestConfig, ingest
 from filip.data.manifest import ManifestConfig, make_manifest
 from filip.data.score import ScoreConfig, score
-from filip.data.scoring import perceptual_hash, shard_images
-from filip.data.select import SelectConfig, select
+from filip.data.shard_index import shard_images
 from filip.data.shard_set import read_manifest
 from filip.data.translate import TranslateConfig, translate
 from filip.data.verify import verify
@@ -45,15 +42,17 @@ def write_data_set(root: Path, tars: str | None = None) -> Any:
     ingested(card, root, tars)
     translate(TranslateConfig(card.name, str(root / "shards"), str(root / "captions"), engine="none"), card)
     (root / "mine.yaml").write_text("title: T\n")
-    score(ScoreConfig(str(root / "mine.yaml"), str(root / "shards"), str(root / "captions"), str(root / "scored"),
-                      processes=1))  # fmt: skip
-    below = ["right(captions[1], 1) < '4'"]
-    chosen = SelectConfig(str(root / "mine.yaml"), str(root / "scored"), str(root / "selected"), below)
-    write_fragment(root / "select.json", select(chosen))
+    for name, keep in (("scored", []), ("selected", ["right(captions[1], 1) < '4'"])):
+        places = [str(root / folder) for folder in ("shards", "captions", name)]
+        score(ScoreConfig(*places, keep=keep, processes=1))
+    samples = {"short": ["a picture of thing 4 (x)"], "long": [{"caption": "a picture of thing 0", "key": "0.jpg"}]}
+    write_fragment(
+        root / "funnel.json", Fragment("text_rules", card.name, 2, 0, {"short": 2}, notes={"samples": samples})
+    )
     lists = [root / "shards" / "_work" / name for name in ("list.parquet", "kept.parquet")]
     places = map(str, (*lists, root / "shards", root / "captions"))
     described = make_manifest(card, ManifestConfig(card.name, *places, [], str(root / "m.json")))
-    described["stages"] = [json.loads((root / "select.json").read_text())]
+    described["stages"] = [json.loads((root / "funnel.json").read_text())]
     write_json(root / "m.json", described)
     return card
 
@@ -66,7 +65,7 @@ def ingested(card: Any, root: Path, tars: str | None = None) -> dict[str, int]:
 
 def config(root: Path, **asked: str) -> ForgetConfig:
     folders = [str(root / name) for name in ("captions", "scored", "selected")]
-    jsons = {"manifests": [str(root / "m.json")], "funnels": [str(root / "select.json")]}
+    jsons = {"manifests": [str(root / "m.json")], "funnels": [str(root / "funnel.json")]}
     return ForgetConfig(str(root / "shards"), folders, **jsons, **asked)
 
 
@@ -95,19 +94,15 @@ def test_nothing_is_left_of_what_is_forgotten(tmp_path: Path) -> None:
         pq.write_table(pa.table({"key": pq.read_table(sidecar)["key"], "text": texts}), kept)
     hashes = {row["url"]: row["sha256"] for path in (tmp_path / "shards").glob("*.parquet")
               for row in pq.read_table(path).to_pylist()}  # fmt: skip
-    looks = perceptual_hash(Image.open(io.BytesIO(stored["4.jpg"])))
-    (tmp_path / "urls.txt").write_text("0.jpg\nnever-there.jpg\n")
+    (tmp_path / "urls.txt").write_text("0.jpg\nnever-there.jpg\n4.jpg\n")
     (tmp_path / "sha.txt").write_text(hashes["8.jpg"].upper() + "\n")
-    (tmp_path / "phash.txt").write_text(f"{looks & (1 << 64) - 1:016x}\n")
     before = everything(tmp_path)
     assert all(data in before for data in stored.values()) and before.count(b"thing 4") > 3
     old = read_manifest(tmp_path / "m.json")
 
-    asked = {"urls": "urls.txt", "sha256": "sha.txt", "phash": "phash.txt"}
+    asked = {"urls": "urls.txt", "sha256": "sha.txt"}
     asked = {name: str(tmp_path / file) for name, file in asked.items()}
-    result = forget(config(tmp_path, **asked))
-    assert (result["images"], result["copies"]) == (3, 0)
-    assert result["not_found"] == {"urls": 1, "sha256": 0, "phash": 0}
+    assert forget(config(tmp_path, **asked)) == (3, 2, 1)
 
     def check() -> None:
         after = everything(tmp_path)
@@ -124,7 +119,7 @@ def test_nothing_is_left_of_what_is_forgotten(tmp_path: Path) -> None:
     assert verify(tmp_path / "m.json") == []
     index = index_source(Source(str(tmp_path / "shards"), str(tmp_path / "captions")))
     assert len(index) == COUNT - 3 and not index.problems, "training continues"
-    assert forget(config(tmp_path, **asked))["images"] == 0, "a second time there is nothing left"
+    assert forget(config(tmp_path, **asked))[0] == 0, "a second time there is nothing left"
     # the pictures are still in the user's own folder, and do not come back
     assert ingested(card, tmp_path) == {"forgotten": 3}
     remade = [data for tar in (tmp_path / "shards").glob("*.tar") for _, data in shard_images(tar)]
@@ -135,9 +130,7 @@ def test_nothing_is_left_of_what_is_forgotten(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_forgetting_that_is_killed_again_and_again_leaves_nothing_in_the_end(tmp_path: Path) -> None:
     write_data_set(tmp_path)
-    hashes = [row["phash"] for path in sorted((tmp_path / "scored").glob("*.parquet"))
-              for row in pq.read_table(path).to_pylist()]  # fmt: skip
-    (tmp_path / "phash.txt").write_text("".join(f"{hashes[n] & (1 << 64) - 1:016x}\n" for n in (0, 4, 8)))
+    (tmp_path / "urls.txt").write_text("0.jpg\n4.jpg\n8.jpg\n")
     killed_at = (
         "import os, sys\nreal, left = os.replace, [int(sys.argv[1])]\n"
         "def replace(*paths):\n    left[0] -= 1\n    os.kill(os.getpid(), 9) if not left[0] else real(*paths)\n"
@@ -145,7 +138,7 @@ def test_a_forgetting_that_is_killed_again_and_again_leaves_nothing_in_the_end(t
         "from filip.data.forget import ForgetConfig, forget\n"
         "at = sys.argv[2]\n"
         "forget(ForgetConfig(f'{at}/shards', [f'{at}/captions', f'{at}/scored'], manifests=[f'{at}/m.json'],\n"
-        "                    phash=f'{at}/phash.txt'))\n"
+        "                    urls=f'{at}/urls.txt'))\n"
     )
     codes = []
     for moment in (4, 5, 7, 99):

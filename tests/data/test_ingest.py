@@ -16,12 +16,10 @@ from filip.data.manifest import ManifestConfig, make_manifest
 from filip.data.sidecar import read_sidecar
 from filip.data.translate import TranslateConfig, translate
 from filip.loading.config import Source
-from filip.loading.pair_index import index_source
 from filip.loading.transforms import decode
 from tests.data import hostile
-from tests.data.own_images import CAPTIONS, COLOURS, KEYS, LAYOUTS, picture, text_beside, write_images
+from tests.data.own_images import CAPTIONS, COLOURS, LAYOUTS, picture, text_beside, write_images
 from tests.data.test_loader import loader
-from tests.support.shards import write_tar
 
 
 def card(images: str | Path, **keys: Any) -> SourceCard:
@@ -130,29 +128,6 @@ def test_the_text_rules_judge_each_caption_and_an_image_needs_one(tmp_path: Path
     assert texts.dropped["file_name"] + texts.dropped["camera_name"] == 2
 
 
-def fitting_tar(path: Path, names: list[str], side: int = 60) -> None:
-    members = []
-    for name in names:
-        members += [(f"{KEYS[name]}.png", picture(name, side)), (f"{KEYS[name]}.txt", CAPTIONS[name][0].encode())]
-    write_tar(path, members)
-
-
-def test_a_tar_in_which_nothing_changes_is_linked_and_read_where_it_lies(tmp_path: Path) -> None:
-    names = list(CAPTIONS)
-    fitting_tar(tmp_path / "own" / "a.tar", names[:3])
-    fitting_tar(tmp_path / "own" / "b.tar", names[3:], side=100)
-    before = {path: path.read_bytes() for path in (tmp_path / "own").iterdir()}
-    one = card(tmp_path / "own", image_rules={"min_side": 50})
-    _, funnel = run(one, tmp_path / "shards")
-    assert (tmp_path / "shards" / "00000.tar").readlink() == tmp_path / "own" / "a.tar"
-    assert not (tmp_path / "shards" / "00001.tar").is_symlink()  # 100 pixels, the card says 64
-    assert funnel.notes["linked"] == 1
-    side_cars(one, tmp_path)
-    index = index_source(Source(str(tmp_path / "shards"), str(tmp_path / "captions")))
-    assert len(index) == len(names) and not +index.problems
-    assert {path: path.read_bytes() for path in (tmp_path / "own").iterdir()} == before
-
-
 def test_several_captions_reach_side_car_loader_and_manifest(tmp_path: Path) -> None:
     one = card(LAYOUTS["coco"](tmp_path / "own"), group_column="image_id")
     out, captions = tmp_path / "shards", tmp_path / "captions"
@@ -220,9 +195,10 @@ def test_what_is_no_data_set_is_refused_with_what_is_known(tmp_path: Path) -> No
         (tmp_path / "own" / name).write_text("path,caption\n")
     with pytest.raises(UserError, match="several tables"):
         run(card(tmp_path / "own"), tmp_path / "shards")
-    (tmp_path / "own" / "a.csv").write_text("where,what,who\ndog.png,a dog,a man\n")
+    (tmp_path / "own" / "a.csv").write_text("where,what,who\nno.png,a dog,a man\n")
     with pytest.raises(UserError, match=r"no column 'path'.*columns are where, what, who.*image_column"):
         run(card(tmp_path / "own" / "a.csv"), tmp_path / "shards")
+    (tmp_path / "own" / "a.csv").write_text("where,what,who\ndog.png,a dog,a man\n")
     with pytest.raises(UserError, match=r"no column 'caption'.*caption_column"):
         run(card(tmp_path / "own" / "a.csv", image_column="where"), tmp_path / "shards")
     run(card(tmp_path / "own" / "a.csv", image_column="where", caption_column="what"), tmp_path / "shards")

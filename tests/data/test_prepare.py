@@ -17,7 +17,7 @@ from filip.common.errors import UserError
 from filip.data.cards import load_source, parse_card
 from filip.data.download import download
 from filip.data.prepare import PrepareConfig, main, prepare
-from filip.data.scoring import shard_images
+from filip.data.shard_index import shard_images
 from filip.sets.image_set import open_images
 from filip.sets.layout import Reading
 from tests.eval.miniature import picture

@@ -1,7 +1,6 @@
 """Near-duplicates against a brute-force search, similarities against the evaluation's scorer, and what is selected."""
 
 import io
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,9 +12,8 @@ import torch
 from PIL import Image, ImageFilter, ImageOps
 
 from filip.common.errors import UserError
-from filip.data.score import ANY_DISTANCE, ScoreConfig, main, score
-from filip.data.scoring import perceptual_hash, shard_images
-from filip.data.select import SelectConfig, select
+from filip.data.score import ANY_DISTANCE, MASKS, NEAR, ScoreConfig, perceptual_hash, score
+from filip.data.shard_index import shard_images
 from filip.data.sidecar import SCHEMA, read_sidecar
 from tests.data.pair_shards import write_pairs
 from tests.support.shards import Sample, encoded, write_shard
@@ -39,9 +37,8 @@ def write_shards(place: Path, shards: list[list[Image.Image]], **options) -> Sco
             for i, (key, image) in enumerate(zip(keys, images, strict=True))
         ]
         write_shard(place, number, samples)
-    (place / "c.yaml").write_text("title: T\n")
     places = {name: str(place / name) for name in ("shards", "captions")}
-    return ScoreConfig(str(place / "c.yaml"), **places, out=str(place / "scored"), processes=1, **options)
+    return ScoreConfig(**places, out=str(place / "scored"), processes=1, **options)
 
 
 def scored(out: Path) -> dict[str, dict]:
@@ -60,25 +57,22 @@ def test_copies_of_an_image_are_found_wherever_they_lie(tmp_path: Path) -> None:
     brighter = scenes[3].point(lambda value: min(255, value + 12))
     recompressed = Image.open(io.BytesIO(jpeg(scenes[5], 40)))
     shards = [[*scenes[:4], smaller], [brighter, *scenes[4:]], [recompressed, scenes[0]]]
-    config = write_shards(tmp_path, shards, summary=str(tmp_path / "s.json"))
-    main(config)
+    config = write_shards(tmp_path, shards)
+    assert score(config) == {"kept": 12, "copies (near)": 4, "copies (test)": 0}
     assert copies(tmp_path) == {
-        "000000004": "c/00000/000000000",
-        "000010000": "c/00000/000000003",
-        "000020000": "c/00001/000010002",
-        "000020001": "c/00000/000000000",
+        "000000004": "00000/000000000",
+        "000010000": "00000/000000003",
+        "000020000": "00001/000010002",
+        "000020001": "00000/000000000",
     }
     rows = scored(tmp_path / "scored")
     assert rows["000020001"]["near_distance"] == 0 and rows["000000000"]["near_distance"] == ANY_DISTANCE
-    assert sum(json.loads((tmp_path / "s.json").read_text())["near_distance"].values()) == 4
     plain = {path.name: read_sidecar(path) for path in (tmp_path / "captions").glob("*.parquet")}
     assert {path.name: read_sidecar(path) for path in (tmp_path / "scored").glob("*.parquet")} == plain
-    # another limit: nothing is hashed again
-    measured = {p: p.stat().st_mtime_ns for p in (tmp_path / "scored" / "_measured" / "phash").glob("0*")}
-    config.max_distance = 0
+    # nothing is hashed again
+    measured = {p: p.stat().st_mtime_ns for p in (tmp_path / "scored" / "_measured").glob("0*")}
     score(config)
-    assert "000020001" in copies(tmp_path), "the exact copy"
-    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "scored" / "_measured" / "phash").glob("0*")} == measured
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "scored" / "_measured").glob("0*")} == measured
     # shards that were filled anew are hashed anew
     shutil.rmtree(tmp_path / "shards")
     shutil.rmtree(tmp_path / "captions")
@@ -112,11 +106,15 @@ def test_which_copies_are_found_and_which_are_not() -> None:
     assert counts == [(35, 35), (0, 20)]
 
 
-def test_copies_in_other_sources_and_in_benchmarks(tmp_path: Path) -> None:
-    first = write_shards(tmp_path / "cc3m", [[scene(0), scene(1)]])
-    score(first)
-    (tmp_path / "scored").mkdir()
-    (tmp_path / "cc3m" / "scored").rename(tmp_path / "scored" / "cc3m")
+def test_every_pair_of_near_hashes_is_compared() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(2_000):
+        flipped = sum(1 << int(bit) for bit in rng.permutation(64)[:NEAR])
+        assert any(not flipped & mask for mask in MASKS)
+    assert len({*MASKS}) == 84 and all(-(1 << 63) <= mask < 1 << 63 for mask in MASKS)
+
+
+def test_copies_of_the_images_of_benchmarks(tmp_path: Path) -> None:
     test_set = tmp_path / "benchmarks" / "pets" / "test"
     for name, n in (("cat", 2), ("dog", 9)):
         (test_set / name).mkdir(parents=True)
@@ -124,27 +122,21 @@ def test_copies_in_other_sources_and_in_benchmarks(tmp_path: Path) -> None:
     card = "name: pets\ntitle: Pets\nkind: classification\nmetric: top1\nloader: imagefolder\n"
     card += "layouts: {imagefolder: {path: pets, split: test}}\nclasses: {cat: cat, dog: dog}\n"
     (tmp_path / "pets.yaml").write_text(card)
-    given = {"against": [str(tmp_path / "scored" / "cc3m")], "test_sets": [str(tmp_path / "pets.yaml")]}
-    second = write_shards(
-        tmp_path / "cc12m", [[scene(3), scene(1)], [scene(2), scene(3)]], root=str(tmp_path / "benchmarks"), **given
-    )
-    score(second)
-    assert copies(tmp_path / "cc12m") == {"000000001": "cc3m/00000/000000001", "000010001": "c/00000/000000000"}
+    given = {"test_sets": [str(tmp_path / "pets.yaml")], "root": str(tmp_path / "benchmarks")}
+    config = write_shards(tmp_path / "cc12m", [[scene(3), scene(1)], [scene(2), scene(3)]], **given)
+    score(config)
+    assert copies(tmp_path / "cc12m") == {"000010001": "00000/000000000"}
     (key,) = copies(tmp_path / "cc12m", "test")
     assert key == "000010000" and copies(tmp_path / "cc12m", "test")[key].startswith("pets/")
 
-    out = tmp_path / "selected"
-    keep = ["near_distance > 3", "test_distance > 3"]
-    fragment = select(SelectConfig(second.source, second.out, str(out), keep))
-    assert (fragment.n_in, fragment.n_out) == (4, 1)
-    assert dict(fragment.dropped) == {"near_distance > 3": 2, "test_distance > 3": 1}
-    (shown,) = fragment.notes["samples"]["test_distance > 3"]
-    assert (shown["shard"], shown["key"], shown["caption"]) == ("00001", "000010000", "000010000 x")
-    assert [row["key"] for path in sorted(out.glob("*.parquet")) for row in read_sidecar(path)] == ["000000000"]
-    with pytest.raises(UserError, match="leave nothing"):
-        select(SelectConfig(second.source, second.out, str(out), ["similarity > 0.3"]))
-    with pytest.raises(UserError, match=r"^keep: .*near_distance \(TINYINT\)"):
-        select(SelectConfig(second.source, second.out, str(out), ["distance > 3"]))
+    config.keep = ["near_distance > 3", "test_distance > 3"]
+    assert score(config) == {"kept": 2, "copies (near)": 1, "copies (test)": 1, **dict.fromkeys(config.keep, 1)}
+    rows = [row["key"] for path in sorted(Path(config.out).glob("*.parquet")) for row in read_sidecar(path)]
+    assert rows == ["000000001", "000000000"], "the side-car's order"
+    for keep, why in (("near_distance < 0", "leave nothing"), ("distance > 3", r"^keep: .*near_distance \(TINYINT\)")):
+        config.keep = [keep]
+        with pytest.raises(UserError, match=why):
+            score(config)
 
 
 def test_similarity_is_that_of_the_evaluation(tmp_path: Path) -> None:
@@ -164,38 +156,31 @@ def test_similarity_is_that_of_the_evaluation(tmp_path: Path) -> None:
             with torch.inference_mode():
                 both = scorer.similarity(scorer.encode_images(pixels), scorer.encode_texts([texts[key]]))
             expected[key] = float(both.i2t + both.t2i) / 2
-    (tmp_path / "c.yaml").write_text("title: T\n")
     config = ScoreConfig(
-        str(tmp_path / "c.yaml"),
         pairs.source.shards,
         str(pairs.source.captions),
         str(tmp_path / "scored"),
         model=str(tmp_path / "m.safetensors"),
-        batch=3,
         processes=1,
     )
-    summary = score(config)
+    assert score(config)["kept"] == 9
     results = {key: row["similarity"] for key, row in scored(tmp_path / "scored").items()}
     assert results == pytest.approx(expected, abs=1e-5)
-    assert min(results.values()) <= summary["similarity"]["50%"] <= max(results.values())
     limit = sorted(expected.values())[4] - 1e-5
-    keep = [f"similarity >= {limit}"]
-    fragment = select(SelectConfig(config.source, config.out, str(tmp_path / "selected"), keep))
-    assert dict(fragment.dropped) == {keep[0]: 4}
-    kept = [row for path in (tmp_path / "selected").glob("*.parquet") for row in read_sidecar(path)]
-    assert {row["key"] for row in kept} == {key for key, value in expected.items() if value >= limit}
-    assert set(SCHEMA.names) < set(pq.read_schema(tmp_path / "selected" / "00000.parquet").names)
+    config.keep = [f"similarity >= {limit}"]
+    counts = score(config)
+    assert (counts["kept"], counts[config.keep[0]]) == (5, 4)
+    assert {*scored(tmp_path / "scored")} == {key for key, value in expected.items() if value >= limit}
+    assert set(SCHEMA.names) < set(pq.read_schema(tmp_path / "scored" / "00000.parquet").names)
 
 
 def test_what_cannot_be_scored(tmp_path: Path) -> None:
     pairs = write_pairs(tmp_path, [2])
-    base = {"source": "demo", "shards": pairs.source.shards, "captions": str(pairs.source.captions)}
+    base = {"shards": pairs.source.shards, "captions": str(pairs.source.captions)}
     for options, message in (
         ({"out": str(pairs.source.captions)}, "give another one"),
         ({"shards": str(tmp_path)}, r"no \*\.tar"),
         ({"captions": str(tmp_path)}, "no side-car of shard 00000"),
-        ({"against": [str(tmp_path)]}, "has no scored side-cars"),
-        ({"against": [str(pairs.source.captions)]}, "have no scores"),
         ({"test_sets": ["cifar10"], "root": str(tmp_path)}, "cifar10"),
     ):
         with pytest.raises(UserError, match=message):

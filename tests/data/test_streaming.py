@@ -107,7 +107,7 @@ def test_a_data_set_in_a_bucket_is_scored_verified_streamed_and_forgotten_from(b
     assert [tar.lstat().st_mtime_ns for tar in tars] == before, "nothing is made again"
 
     (tmp_path / "urls.txt").write_text("3.jpg\n")
-    assert forget(config(tmp_path, urls=str(tmp_path / "urls.txt")))["images"] == 1
+    assert forget(config(tmp_path, urls=str(tmp_path / "urls.txt")))[0] == 1
     assert verify(manifest) == []
 
     here = Source(str(shards), str(tmp_path / "captions"), manifest=str(manifest))

@@ -262,39 +262,6 @@ def test_addresses_and_telephone_numbers_are_dropped_on_request() -> None:
     assert "personal_data" not in active_rules(TextRuleSettings())
 
 
-def test_person_names_and_sensitive_words_from_lists(tmp_path: Path, monkeypatch) -> None:
-    (tmp_path / "names.txt").write_text("# names\nAda\nAda Lovelace\nJean-Luc\nGrace Hopper\n")
-    (tmp_path / "bad.txt").write_text("gore\nvery rude\n")
-    captions = [
-        "Ada Lovelace and Jean-Luc's dog",
-        "Adage about canada",
-        "grace hopper speaking",
-        "a scene of Gore, indeed",
-        "very, rude",
-        "category of gorela",
-    ]
-    card = rules(language=False, person_names=str(tmp_path / "names.txt"), sensitive_words=str(tmp_path / "bad.txt"))
-    out = tmp_path / "k.parquet"
-    fragment = apply_text_rules(write_list(tmp_path / "l.parquet", captions), out, card)
-    assert pq.read_table(out)["caption"].to_pylist() == [
-        "<person> and <person>'s dog",
-        "Adage about canada",
-        "<person> speaking",
-        "category of gorela",
-    ]
-    assert fragment.dropped["sensitive"] == 2
-
-    # a run that was killed after judging; then the list of words is corrected
-    monkeypatch.setattr("filip.data.text_rules._charge", stopped)
-    with pytest.raises(KeyboardInterrupt):
-        apply_text_rules(tmp_path / "l.parquet", out, card)
-    monkeypatch.undo()
-    (tmp_path / "bad.txt").write_text("gore\n")
-    assert apply_text_rules(tmp_path / "l.parquet", out, card).dropped["sensitive"] == 1
-    with pytest.raises(UserError, match=r"person_names names .*nobody\.txt"):
-        apply_text_rules(tmp_path / "l.parquet", out, rules(person_names=str(tmp_path / "nobody.txt")))
-
-
 def test_a_rule_in_python_is_one_registered_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(caption_filters, "PYTHON_RULES", dict(caption_filters.PYTHON_RULES))
 

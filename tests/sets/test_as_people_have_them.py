@@ -13,9 +13,9 @@ from PIL.PngImagePlugin import PngInfo
 from torchvision.datasets import Flickr30k
 
 from filip.common.errors import UserError
+from filip.sets.columns import xmp_description
 from filip.sets.image_set import open_images
 from filip.sets.layout import Reading
-from filip.sets.samples import xmp_description
 from tests.data.own_images import CAPTIONS, COLOURS, picture
 from tests.sets.test_one_reader import answers, colour, counted
 

@@ -16,14 +16,15 @@ from filip.common.errors import UserError
 from filip.data.ingest import IngestConfig, ingest, resolve_card
 from filip.eval.benchmark import BenchmarkCard
 from filip.eval.formats import open_set
+from filip.eval.formats.webdataset import WebdatasetFolder
 from filip.eval.own_data import cards_of
 from filip.explore.pictures import open_pictures
-from filip.sets.image_set import open_images
+from filip.sets.image_set import SetPictures, open_images
 from filip.sets.layout import FOR_TRAINING, Reading
-from filip.sets.pictures import SetPictures
 from tests.data import own_images
 from tests.data.own_images import CAPTIONS, COLOURS, picture, write_images
 from tests.data.test_ingest import card, stored
+from tests.support.shards import write_tar
 
 Seen = dict[tuple[int, ...], list[str]]  # colour of an image → its captions
 
@@ -129,6 +130,24 @@ def hub(root: Path, **splits: list[str]) -> Path:
         }
         pq.write_table(pa.table(rows), root / "data" / f"{split}-00000-of-00001.parquet")
     return root
+
+
+def test_a_tar_gives_the_same_captions_as_a_benchmark_and_as_a_set(tmp_path: Path) -> None:
+    """Where a record has captions, as img2dataset's and Kaggle's do, they count before the text of the same name."""
+    members: list[tuple[str, bytes]] = []
+    for number, (name, texts) in enumerate(CAPTIONS.items()):
+        members += [(f"s{number}.png", picture(name)), (f"s{number}.txt", b"a text\nof two lines\na text\n")]
+        if number % 2:
+            members.append((f"s{number}.json", json.dumps({"captions": texts, "caption": texts[0]}).encode()))
+    write_tar(tmp_path / "set" / "test" / "0.tar", members)
+    (tmp_path / "set" / "test" / "nshards.txt").write_text("1")
+    (tmp_path / "set" / "dataset_type.txt").write_text("retrieval")
+    data = WebdatasetFolder(tmp_path / "set")
+    benchmark = {colour(sample.image): sample.captions for sample in (data[n] for n in range(len(data)))}
+    images = open_images(Reading(tmp_path / "set", split="test"))
+    as_a_set = {colour(Image.open(io.BytesIO(images.read(item)))): item.captions for item in images.items}
+    assert benchmark == as_a_set and len(benchmark) == len(CAPTIONS)
+    assert ["a text", "of two lines"] in benchmark.values() and [*CAPTIONS.values()][1] in benchmark.values()
 
 
 def test_the_test_split_of_a_data_set_does_not_go_into_training(tmp_path: Path) -> None:

@@ -10,7 +10,9 @@ from safetensors.torch import load_file
 from filip.common.errors import DamagedFileError
 from filip.sets.tar_index import scan_tar
 from filip.train.launcher_env import MACHINE_FAILED
+from tests.support.launched_ranks import Ranks
 from tests.support.training import run_many, train_arguments
+from tests.train.test_resume import ranks_end
 
 
 def test_the_code_of_damage_is_the_machines() -> None:
@@ -25,25 +27,23 @@ def test_two_ranks_end_at_a_damaged_tar_and_go_on_to_the_bit_once_it_is_whole(sq
     content = tar.read_bytes()
 
     def arguments(name: str, *more: str) -> list[str]:
-        return train_arguments(data, tmp_path / name, "max_steps=8", "data.reader_groups=2", *more)[2:]
+        return train_arguments(data, tmp_path / name, "max_steps=8", "data.reader_groups=2", *more)
 
-    started = [arguments("whole"), [*arguments("legs"), "stop_after=4"]]
+    started = [arguments("whole")[2:], [*arguments("legs")[2:], "stop_after=4"]]
     assert run_many(2, started, tmp_path / "log0") == [0, 85]
     half, header = len(content) // 2, scan_tar(tar)[0][20].offset - 512
-    for number, (damaged, sentence) in enumerate(
-        [
-            (content[:half], f"the shard {tar} is damaged: truncated"),
-            (content[:header] + bytes(512) + content[header + 512 :], f"the shard {tar} is damaged: corrupt"),
-            (content.replace(b"PNG", b"JPG"), f"could not be decoded and were replaced, most of them in {tar}"),
-        ]
-    ):
+    damages = (content[:half], content[:header] + bytes(512) + content[header + 512 :])
+    for number, (damaged, fault) in enumerate(zip(damages, ("truncated", "corrupt"), strict=True), 1):
         tar.write_bytes(damaged)
-        log = tmp_path / f"log{number + 1}"
-        more = ["max_steps=100"] if b"JPG" in damaged else []
-        assert run_many(2, [arguments(f"fresh{number}", *more)], log) == [MACHINE_FAILED]
-        assert sentence in log.read_text() and "Traceback" not in log.read_text()
+        log = tmp_path / f"log{number}"
+        assert run_many(2, [arguments("legs")[2:], arguments(f"new{number}")[2:]], log) == [MACHINE_FAILED] * 2
+        assert f"the shard {tar} is damaged: {fault}" in log.read_text() and "Traceback" not in log.read_text()
+    tar.write_bytes(content.replace(b"PNG", b"JPG"))  # of each picture: a third of the data
+    ranks = Ranks(2, arguments("pictures", "max_steps=200"), tmp_path / "log")
+    assert MACHINE_FAILED in ranks_end(ranks)
+    assert f"were replaced, most of them in {tar}. Restore the shard" in ranks.text()
     tar.write_bytes(content)
-    assert run_many(2, [arguments("legs")], tmp_path / "log9") == [0]
+    assert run_many(2, [arguments("legs")[2:]], tmp_path / "log9") == [0]
     weights = [load_file(tmp_path / name / "model.safetensors") for name in ("whole", "legs")]
     assert weights[0].keys() == weights[1].keys()
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])

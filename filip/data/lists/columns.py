@@ -22,7 +22,7 @@ from filip.common.files import nothing_at
 from filip.data.cards import SourceCard
 from filip.data.lists import duckdb_io
 from filip.sets.columns import CAPTION_COLUMNS, URL_COLUMNS, usual_column
-from filip.sets.listed import SAMPLE
+from filip.sets.table import SAMPLE
 
 ROW, REASON = "_filip_row_", "_filip_reason_"  # columns that this stage adds to the list's
 # img2dataset writes columns of these names itself and refuses a list that has them.

@@ -38,8 +38,8 @@ from filip.eval.benchmark import BenchmarkCard
 from filip.eval.datasets import EvalSet, Sample
 from filip.eval.formats import captions
 from filip.images.rgb import FORMATS, to_rgb, upright, upright_box
-from filip.sets.account import Account
 from filip.sets.columns import LABEL_COLUMNS, image_column, one_line, texts
+from filip.sets.image_set import Account
 from filip.sets.layout import Reading, inside
 from filip.sets.table import file_named
 from filip.sets.tables import Broken, read_table

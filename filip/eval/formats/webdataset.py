@@ -6,7 +6,7 @@ import io
 import json
 import os
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,12 @@ from filip.common.errors import UserError
 from filip.eval.benchmark import BenchmarkCard
 from filip.eval.datasets import EvalSet, Sample, Thing
 from filip.images.rgb import read_rgb
-from filip.sets.samples import lines_of
+from filip.sets.columns import TEXT_SUFFIXES, captions_in, lines_of
+from filip.sets.layout import Reading
 from filip.sets.tar_index import scan_tar
 from filip.sets.tars import samples_of
 
+READING = Reading(Path())  # the usual names of columns
 IMAGE_EXTENSIONS = ("webp", "png", "jpg", "jpeg")  # in the order in which CLIP_benchmark looks for them
 
 
@@ -49,7 +51,7 @@ class WebdatasetFolder(EvalSet):
 
     def __init__(self, folder: str | Path, split: str = "test", cluster: str | None = None, choices: str | None = None):
         self.folder, self.cluster = Path(folder), cluster
-        self.captions = choices or "txt"
+        self.choices = choices
         self.shards = self._find_shards(split)
         kind = self._text("dataset_type.txt")
         self.retrieval = kind is not None and kind.strip().lower() == "retrieval"
@@ -71,17 +73,20 @@ class WebdatasetFolder(EvalSet):
         if extension is None:
             raise UserError(f"sample {key} in {self.folder} has no image ({', '.join(IMAGE_EXTENSIONS)})")
         sample = Sample(key, read_rgb(io.BytesIO(self._read(members[extension]))))
-        suffix = self.captions if self.retrieval else "cls"
-        if suffix not in members:
-            raise UserError(f"sample {key} in {self.folder} has no .{suffix}")
-        text = self._read(members[suffix])
         if self.retrieval:
-            captions = lines_of(text)
+            # a training reads the same captions of the same files
+            kinds = [kind for kind in members if kind.rpartition(".")[2] in TEXT_SUFFIXES]
+            files = {kind: partial(self._read, members[kind]) for kind in kinds}
+            captions = captions_in(files, READING).captions
+            if self.choices is not None:
+                captions = lines_of(self._read(members[self.choices])) or []
             if not captions:
-                raise UserError(f"sample {key} in {self.folder} has no caption in its .{suffix}")
+                raise UserError(f"sample {key} in {self.folder} has no caption in its .{self.choices or 'txt'}")
             sample.captions = captions
+        elif "cls" not in members:
+            raise UserError(f"sample {key} in {self.folder} has no .cls")
         else:
-            sample.label = int(text)
+            sample.label = int(self._read(members["cls"]))
             if not 0 <= sample.label < len(self.classes or []):
                 raise UserError(
                     f"sample {key} in {self.folder} has label {sample.label}, but classnames.txt has "
