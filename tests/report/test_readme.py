@@ -58,7 +58,7 @@ def test_the_table_has_chance_all_runs_and_each_less_the_one_before() -> None:
     values = ["1.3 [0.9, 1.7]", "10.7 [10.3, 11.1]", "20.1 [19.7, 20.5]"]
     assert lines[0][1:] == ["0.1", *values, *["+9.4 [8.0, 11.0]"] * 2]
     assert lines[-1][-1] == "+0.1 [−2.0, 3.0]"
-    assert "one training of each model" in block() and "SEEDS=1" in block()
+    assert "From `make demo`, in percent: one training of each model" in block()
 
 
 def test_the_table_of_binding_has_each_model_with_its_numbers_and_seconds(tmp_path: Path) -> None:
