@@ -28,7 +28,7 @@ from filip.data.cards import SourceCard
 from filip.data.fetching.access import local_root
 from filip.data.fetching.download_plan import WHERE_IT_RUNS, in_progress
 from filip.data.fetching.outcomes import FORGOTTEN, Forgotten
-from filip.data.fetching.shard_maker import Image, ShardMaker, Stored, schema_of, shard_name
+from filip.data.fetching.shard_maker import Image, ShardMaker, Stored, shard_name, shard_schema
 from filip.data.lists.parquet_rows import tables
 
 REQUIREMENTS = ("img2dataset>=1.45,<1.48", "standard-imghdr; python_version >= '3.13'")  # the extra img2dataset
@@ -200,7 +200,7 @@ class Img2dataset(ShardMaker):
             with pq.ParquetFile(listed) as lists:
                 table = lists.read_row_group(number, columns=self.columns)
             images = self._images(shard, pictures, table["url"].to_pylist())
-            stats = self.fill(shard, staging, progress, table.to_pylist(), schema_of(table.schema), images)
+            stats = self.fill(shard, staging, progress, table.to_pylist(), shard_schema(table.schema), images)
             times = json.loads(described.read_text())
             stats |= {key: times[key] for key in ("duration", "start_time", "end_time")}
             write_json(staging / f"{shard_name(shard)}_stats.json", stats)

@@ -34,7 +34,7 @@ from filip.common.progress import say
 from filip.common.worker_pool import run_blocks
 from filip.data.cards import SourceCard, load_source, parse_card
 from filip.data.fetching.outcomes import FORGOTTEN, MAX_BYTES, Forgotten, hash_of_url, place_of
-from filip.data.fetching.shard_maker import SUFFIXES, ShardMaker, is_complete, schema_of, shard_name
+from filip.data.fetching.shard_maker import SUFFIXES, ShardMaker, is_complete, shard_name, shard_schema
 from filip.data.funnel import Fragment, write_fragment
 from filip.data.lists import duckdb_io
 from filip.data.lists.columns import cleaned
@@ -389,7 +389,9 @@ def store_shard(kept: Path, shard: int, folder: Path, card: SourceCard, layout: 
 
 
 def _schema(kept_list: Path, shard: int) -> pa.Schema:
-    return schema_of(pa.schema([field for field in row_group(kept_list, shard).schema if field.name not in LOCATORS]))
+    return shard_schema(
+        pa.schema([field for field in row_group(kept_list, shard).schema if field.name not in LOCATORS])
+    )
 
 
 def _read(row: Row, layout: str) -> tuple[bytes | None, str]:

@@ -122,7 +122,7 @@ def arguments(folder: Path) -> dict[str, list[str]]:
         "ingest": [card, f"images={folder}/photos", "out=OUT/shards", "funnel=OUT/f.json", *single],
         "download": [f"source={folder}/d.yaml", f"list={folder}/photos.parquet", "out=OUT/shards", "funnel=OUT/f.json"],
         "translate": [card, shards, "out=OUT/captions", "funnel=OUT/f.json", *single],
-        "score": [card, shards, sidecars, "out=OUT/scored", "max_distance=3", *single],
+        "score": [shards, sidecars, "out=OUT/scored", "processes=1"],
         "manifest": [*made, "out=OUT/manifest.json"],
         "funnel": [f"fragments=[{funnels}]", "out=OUT/funnel.json"],
     }

@@ -140,8 +140,11 @@ def test_a_tar_gives_the_same_captions_as_a_benchmark_and_as_a_set(tmp_path: Pat
         if number % 2:
             members.append((f"s{number}.json", json.dumps({"captions": texts, "caption": texts[0]}).encode()))
     write_tar(tmp_path / "set" / "test" / "0.tar", members)
-    (tmp_path / "set" / "test" / "nshards.txt").write_text("1")
-    (tmp_path / "set" / "dataset_type.txt").write_text("retrieval")
+    write_tar(tmp_path / "choices" / "test" / "0.tar", [*members[:2], ("s0.order.txt", b"true\nfalse")])
+    for folder in ("set", "choices"):
+        (tmp_path / folder / "test" / "nshards.txt").write_text("1")
+        (tmp_path / folder / "dataset_type.txt").write_text("retrieval")
+    assert WebdatasetFolder(tmp_path / "choices")[0].captions == ["a text", "of two lines"]
     data = WebdatasetFolder(tmp_path / "set")
     benchmark = {colour(sample.image): sample.captions for sample in (data[n] for n in range(len(data)))}
     images = open_images(Reading(tmp_path / "set", split="test"))

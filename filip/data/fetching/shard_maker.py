@@ -76,7 +76,7 @@ def shard_name(shard: int) -> str:
     return f"{shard:05d}"
 
 
-def schema_of(listed: pa.Schema) -> pa.Schema:
+def shard_schema(listed: pa.Schema) -> pa.Schema:
     """Return the columns of a shard's Parquet file: the list's, and the outcome."""
     return pa.schema([*listed, ("key", pa.string()), *OUTCOME])
 
@@ -143,7 +143,7 @@ class ShardMaker:
     ) -> dict[str, Any]:
         """Write tar, index and Parquet of a shard; return its statistics, as img2dataset has them.
 
-        rows: rows of the list. images: one for each row, in any order. schema: :func:`schema_of` the list.
+        rows: rows of the list. images: one for each row, in any order. schema: :func:`shard_schema` the list.
         """
         writer = OrderedWriter(staging / shard_name(shard), schema, self.card.download.encode_format)
         counts: Counter[str] = Counter()

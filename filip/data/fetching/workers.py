@@ -40,8 +40,8 @@ from filip.data.fetching.shard_maker import (
     ShardMaker,
     is_complete,
     progress_file,
-    schema_of,
     shard_name,
+    shard_schema,
     suspects,
 )
 from filip.data.lists.parquet_rows import tables
@@ -112,7 +112,7 @@ class ShardDownloader(ShardMaker):
             answers: list[dict[str, Any]] = []
             with closing(self._fetched(shard, [str(row["url"] or "") for row in rows])) as fetched:
                 images = self._without_answers(shard, fetched, answers)
-                stats = self.fill(shard, staging, progress, rows, schema_of(table.schema), images)
+                stats = self.fill(shard, staging, progress, rows, shard_schema(table.schema), images)
             # in a separate file: the shard's other files do not depend on the time
             told = sorted(answers, key=lambda answer: str(answer["key"]))
             told = [{**answer, "time": answer["time"] and round(1000 * answer["time"])} for answer in told]

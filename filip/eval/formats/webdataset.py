@@ -74,9 +74,8 @@ class WebdatasetFolder(EvalSet):
             raise UserError(f"sample {key} in {self.folder} has no image ({', '.join(IMAGE_EXTENSIONS)})")
         sample = Sample(key, read_rgb(io.BytesIO(self._read(members[extension]))))
         if self.retrieval:
-            # a training reads the same captions of the same files
-            kinds = [kind for kind in members if kind.rpartition(".")[2] in TEXT_SUFFIXES]
-            files = {kind: partial(self._read, members[kind]) for kind in kinds}
+            # a training reads the same captions of these; ``KEY.order.txt`` holds captions to select from
+            files = {kind: partial(self._read, members[kind]) for kind in TEXT_SUFFIXES if kind in members}
             captions = captions_in(files, READING).captions
             if self.choices is not None:
                 captions = lines_of(self._read(members[self.choices])) or []
