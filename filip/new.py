@@ -213,13 +213,13 @@ def _of_urls(config: New, place: Path, url: str, columns: list[str]) -> tuple[in
     with duckdb.connect() as con:
         opened = con.read_parquet(str(place)) if place.suffix == ".parquet" else con.read_csv(str(place))
         rows = int(opened.aggregate("count(*)").fetchall()[0][0])
-        of_splits = _of_splits(opened, columns)
-    if of_splits is None:
         if rows < 2:
             raise UserError(f"{place} has {rows} rows, too few to hold some out; give two or more")
-        bound = f"{round(held_out_of(rows) / rows * 16**6):06x}"
-        tested = int(opened.filter(f"md5({url}) < '{bound}'").aggregate("count(*)").fetchall()[0][0])
-        of_splits = [(f"md5({url}) >= '{bound}'", rows - tested), (f"md5({url}) < '{bound}'", tested)]
+        of_splits = _of_splits(opened, columns)
+        if of_splits is None:
+            bound = f"{round(held_out_of(rows) / rows * 16**6):06x}"
+            tested = int(opened.filter(f"md5({url}) < '{bound}'").aggregate("count(*)").fetchall()[0][0])
+            of_splits = [(f"md5({url}) >= '{bound}'", rows - tested), (f"md5({url}) < '{bound}'", tested)]
     (where_trained, trained), (where_tested, tested) = of_splits
     listed = {
         **_about(config, place),

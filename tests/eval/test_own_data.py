@@ -87,7 +87,7 @@ def test_one_command_measures_all_that_fits_and_prints_one_table(
     evaluated(f"model={model}", data, "prompts=a photo of a {c}.")
     said = capsys.readouterr()
     rows = said.out.splitlines()
-    assert rows[0].split() == ["benchmark", "measure", "images", "chance", "tiny"]
+    assert rows[0].split() == ["benchmark", "measure", "n", "chance", "tiny"]
     names = [row.split("  ")[0] for row in rows[2:]]
     assert names[:3] == ["pictures (zero-shot)"] * 2 + ["pairs (retrieval)"] and "top-1 by s^T" in rows[3]
     assert sum("pairs (retrieval)" in row for row in rows) == 12 and "by their mean" in said.out
