@@ -101,8 +101,10 @@ def start_ranks(expected: int | None = None, timeout_minutes: float = 30) -> Ran
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     local_rank = int(os.environ["LOCAL_RANK"])
     local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", world_size)))
-    if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // max(1, local_world_size)))
+    # Set in any case: PyTorch follows MKL_NUM_THREADS, which Snakemake sets to all threads of a job. Two ranks with two
+    # threads each wait for each other on two cores, ten times as long as they compute.
+    shared = max(1, len(os.sched_getaffinity(0)) // max(1, local_world_size))
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", shared)))
     # DeepSpeed's variable counts for both engines
     device = torch.device("cpu") if os.environ.get("DS_ACCELERATOR") == "cpu" else own_device(local_rank)
     if device.type != "cpu":

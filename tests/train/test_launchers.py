@@ -151,3 +151,15 @@ def test_a_loader_has_no_more_processes_than_its_rank_has_cores(
     others = [(here, mask) for mask in masks] + [("elsewhere", {0, 1, 2, 3, 4, 5, 6, 7})]
     monkeypatch.setattr(RankPlace, "gather", lambda *_: others)
     assert RankPlace(0, 3, 0, 2, torch.device("cpu")).loader_processes(wanted) == found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("variables", "threads"), [({"OMP_NUM_THREADS": "1"}, 1), ({"OMP_NUM_THREADS": "3"}, 3)])
+def test_a_rank_has_the_threads_of_its_launcher_whatever_snakemake_says(
+    variables: dict[str, str], threads: int
+) -> None:
+    """Snakemake sets MKL_NUM_THREADS to all threads of a job, which PyTorch would follow."""
+    code = "from filip.train.ranks import start_ranks; start_ranks(); import torch; print(torch.get_num_threads())"
+    given = environment(MKL_NUM_THREADS="2", DS_ACCELERATOR="cpu", **variables)
+    done = subprocess.run([sys.executable, "-c", code], env=given, capture_output=True, text=True, timeout=120)
+    assert done.stdout.split()[-1:] == [str(threads)], done.stderr[-1000:]
