@@ -117,7 +117,7 @@ def test_a_study_of_a_strangers_pictures_ends_in_its_report(tmp_path: Path, shap
     assert (results / "explore.html").is_file() and (results / "export/filip/README.md").is_file()
 
     # counted anew from the ranks that the evaluation kept
-    among = {"ten": 10, "five": 5, "place": 1}[re.findall("ten|five|place", first)[0]]
+    among = {"ten": 10, "five": 5, "first": 1}[re.findall("ten|five|first", first)[0]]
     for model, said in (("filip", after), ("before", before)):
         with np.load(next((results / "eval" / model / "retrieval").glob("*.npz"))) as outcomes:
             hits = outcomes[f"mine.t2i/r{among}"] >= 0.5

@@ -18,7 +18,7 @@ from filip.study import Study
 
 AMONG = (10, 5, 1)  # the best: the first of these by which chance finds at most a quarter
 SHOWN = 6  # pictures each of hits and misses
-PLACES = {10: "among the ten best", 5: "among the five best", 1: "in the first place"}
+PLACES = {10: "among the ten best", 5: "among the five best", 1: "as the first"}
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,8 @@ class OwnPictures:
             gained, lost = int((after & ~start).sum()), int((start & ~after).sum())
             explained = not gained + lost or binomtest(gained, gained + lost).pvalue >= 0.05
             verdict = "which chance explains" if explained else "which chance hardly explains"
-            sentences.append(f"{gained} captions are found that were not, and {lost} are lost: a change {verdict}.")
+            changed = f"{gained} captions are found that were not, and {lost} are lost: a change {verdict}."
+            sentences.append(changed if gained + lost else "The training changed nothing that these captions show.")
         return [*sentences, f"{size_of_set(self.trained, self.tested)}."]
 
     def next_commands(self) -> list[tuple[str, str]]:
