@@ -101,8 +101,11 @@ def test_a_study_of_a_strangers_pictures_ends_in_its_report(tmp_path: Path, shap
     done = subprocess.run(command, cwd=clone, env=environment_of(clone), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     ((trained, tested),) = re.findall(r"(\d+) pictures to train on \(fewer than 1,000 .* (\d+) held out", done.stderr)
-    assert int(tested) in (29, 30) and 0 <= int(trained) - int(tested) <= 1  # two names are one picture's in one shape
+    # two names are one picture's in one shape, and a hash of the URL, which has a port, decides in another
+    assert abs(int(tested) - 30) <= (12 if shape is urls else 1) and 58 < int(trained) + int(tested) <= 60
     assert ("captions, such as" in done.stderr) == (shape is many_lines)
+    for card in clone.glob("data/mine*.yaml") if shape is urls else ():  # loopback is refused otherwise
+        card.write_text(card.read_text() + "allow_private_hosts: true\n")
     study = clone / "workflow/config/mine.yaml"
     config = yaml.safe_load(study.read_text())
     config["train"]["overrides"].append("max_steps=20")  # what is learned is not the question

@@ -205,7 +205,12 @@ def _benchmarks(study: Study, cards: dict[str, SourceCard]) -> Iterator[Finding]
         return  # they are made with the corpus
     root, loaders = Path(study.evaluation["root"]), study.evaluation.get("loaders", {})
     places = {name: card_of(study.evaluation, name, loaders.get(name)).path for name in study.all_benchmarks}
-    absent = [f"{name} ({place})" for name, place in places.items() if not (root / place).exists()]
+    made = tuple(f"{study.data_dir}/{source}/" for source in study.sources)  # by the study, before its evaluations
+    absent = [
+        f"{name} ({place})"
+        for name, place in places.items()
+        if not (root / place).exists() and not str(root / place).startswith(made)
+    ]
     if absent:
         per_card = study.evaluation.get("per_card", False)
         effect = "Their cells stay empty" if per_card else "Their evaluations will fail"
