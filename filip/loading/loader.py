@@ -440,7 +440,7 @@ def sentence_of(error: UserError) -> str:
     torch keeps the error in a reference cycle, and with it the iterator and its workers, which could not end.
     """
     traceback.clear_frames(error.__traceback__)
-    return str(error).rsplit("UserError: ", 1)[-1].strip()
+    return str(error).rsplit(f"{type(error).__name__}: ", 1)[-1].strip()
 
 
 def prepare_worker(_: int) -> None:
