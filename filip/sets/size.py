@@ -4,7 +4,7 @@ from __future__ import annotations
 
 SHARE = 0.1  # of the pictures is held out,
 FEWEST, MOST = 50, 5_000  # within these bounds, and at most half of them
-FEW = 1_000  # pairs
+FEW = 1_000  # pairs, by convention: nothing here was measured
 
 
 def held_out_of(pictures: int) -> int:
@@ -14,7 +14,7 @@ def held_out_of(pictures: int) -> int:
 
 def few(trained: int) -> str:
     """Return what fewer than FEW pictures are good for; "" for more."""
-    return f"fewer than {FEW:,} are enough to try the commands, and rarely to learn new words" if trained < FEW else ""
+    return f"fewer than {FEW:,} are few, enough to try the commands" if trained < FEW else ""
 
 
 def size_of_set(trained: int, tested: int) -> str:
