@@ -39,8 +39,9 @@ ENGINE = "./late-interaction"  # the loss, a distribution of its own
 TIERS = {"demo": ("demo,export", ".installed"), "dev": ("demo,dev,oracles", ".installed-dev")}
 LOCK_HEADER = """\
 # The versions that `make setup` installs: constraints, written by `make lock` from pyproject.toml for all its extras
-# and every Python that it runs on.
+# but img2dataset, and every Python that it runs on.
 """
+APART = "img2dataset"  # the extra that would hold back pandas, OpenCV and webdataset: uv gives it an environment
 # not local wheels: the lock is for all
 INDEXES = ("UV_DEFAULT_INDEX", "UV_INDEX", "UV_INDEX_STRATEGY", "SSL_CERT_FILE", "ALL_PROXY")
 CPU_BUILDS = "https://download.pytorch.org/whl/cpu/"
@@ -196,7 +197,11 @@ def install(tier: str, new: bool, gpu: str | None = None) -> None:
 
 def lock() -> None:
     """Write the newest versions that suit all extras on every Python that the project runs on."""
-    command = [str(VENV / "bin" / "uv"), "pip", "compile", "--quiet", "--universal", "--all-extras"]
+    import tomllib  # from Python 3.11 on, as .venv's
+
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    command = [str(VENV / "bin" / "uv"), "pip", "compile", "--quiet", "--universal"]
+    command += [word for extra in extras if extra != APART for word in ("--extra", extra)]
     command += ["--python-version", f"3.{supported()[0]}", "--no-annotate", "--no-header", "pyproject.toml"]
     command += ["--no-emit-package", "late-interaction"]
     os.environ.update({k: v for k, v in like_pip(pip_settings(VENV / "bin" / "python")).items() if k in INDEXES})
