@@ -2,6 +2,7 @@
 
 import io
 import random
+from contextlib import nullcontext
 from unittest.mock import patch
 
 import numpy as np
@@ -219,3 +220,26 @@ def test_augment_share_of_the_images_are_augmented() -> None:
     some = TrainTransform(48, AugmentConfig(0.25, 1.0, 0.0), crop_ratio=(1.0, 1.0))
     untouched = sum(np.array_equal(draw(some, seed, image), plain) for seed in range(400))
     assert 0.70 * 400 < untouched < 0.85 * 400  # three quarters, and where a policy happens to do nothing
+
+
+def test_a_jpeg_has_pillows_pixels_at_every_scale_and_damage_is_judged_by_pillow() -> None:
+    rng = random.Random(0)
+    for seed in range(60):
+        photograph = picture(rng.randint(30, 700), rng.randint(30, 700), seed)
+        mode = rng.choice(["RGB", "RGB", "L", "CMYK"])
+        options = {"quality": rng.choice([30, 95]), "progressive": rng.random() < 0.3}
+        if mode == "RGB":
+            options["subsampling"] = rng.choice([0, 1, 2])
+        data = encoded(photograph.convert(mode), "JPEG", **options)
+        if seed % 6 == 0:
+            data = data[: len(data) * 2 // 3]
+        elif seed % 6 == 1:
+            data = data[:-40] + bytes(20) + data[-20:]
+        transform, results = TrainTransform(rng.choice([16, 64, 224])), []
+        for refused in (False, True):
+            with patch("simplejpeg.decode_jpeg", side_effect=ValueError) if refused else nullcontext():
+                try:
+                    results.append(transform.crop(data, random.Random(seed))[0].tolist())
+                except UNDECODABLE as error:
+                    results.append(str(error))
+        assert results[0] == results[1], (seed, mode, options)
