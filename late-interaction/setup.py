@@ -14,13 +14,17 @@ NATIVE = runpy.run_path(str(Path(__file__).parent / "late_interaction/native_bui
 
 
 class BuildWithKernels(build_py):
-    """Compile the kernels into the wheel; an editable installation compiles them when it first needs them."""
+    """Compile the kernels into the wheel, or for an editable installation into the user's cache: nobody waits later."""
 
     def run(self) -> None:
         super().run()
-        if self.distribution.has_ext_modules() and not self.editable_mode:
+        if self.distribution.has_ext_modules():
             try:
-                NATIVE["compile_library"](Path(self.build_lib, "late_interaction", NATIVE["PACKAGED"].name).resolve())
+                if self.editable_mode:
+                    NATIVE["library_path"]()
+                else:
+                    packaged = Path(self.build_lib, "late_interaction", NATIVE["PACKAGED"].name)
+                    NATIVE["compile_library"](packaged.resolve())
             except NATIVE["BuildError"] as error:
                 without_kernels(str(error))
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import time
 import zipfile
 from pathlib import Path
@@ -72,6 +73,20 @@ def test_a_compiler_that_cannot_leaves_a_wheel_without_kernels(tmp_path: Path, r
     assert "is installed without its CPU kernels" in done.stdout + done.stderr
     with zipfile.ZipFile(wheel) as files:
         assert "late_interaction/tiled.py" in files.namelist() and "late_interaction/kernels.so" not in files.namelist()
+
+
+@pytest.mark.slow
+def test_an_editable_installation_has_compiled_when_it_ends(tmp_path: Path) -> None:
+    """The compiler is one that writes empty files."""
+    compiler = tmp_path / "c++"
+    compiler.write_text('#!/bin/sh\nwhile [ "$#" -gt 1 ]; do [ "$1" = -o ] && : > "$2"; shift; done\n')
+    compiler.chmod(0o755)
+    shutil.copytree(ROOT / "late-interaction", tmp_path / "loss", ignore=shutil.ignore_patterns("build", "*.egg-info"))
+    variables = {**os.environ, "CXX": str(compiler), native_build.CACHE_VARIABLE: str(tmp_path / "cache")}
+    pip = ["-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "--target", str(tmp_path / "there"), "-e"]
+    done = run_python(*pip, "./loss", variables=variables, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert len(list(tmp_path.glob("cache/native-*/kernels.so"))) == 1
 
 
 def test_a_lock_left_behind_does_not_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
