@@ -27,10 +27,11 @@ def write_hits(file: Path, answer: dict[str, Any]) -> None:
     """Write what `filip search json=true` prints. Boxes are drawn in a picture's own pixels, whatever its size here."""
     words = list(dict.fromkeys(word["word"] for hit in answer["hits"] for word in hit.get("words", ())))
     colours = {word: COLOURS[number % len(COLOURS)] for number, word in enumerate(words)}
+    note = "<p>Point at a picture to see where each word fits it best, whether or not it is there.</p>" if words else ""
     shown = "".join(_figure(place, hit, colours) for place, hit in enumerate(answer["hits"], 1))
-    title = f"{answer['text']} ({answer['reason']})"
+    title = f"{answer['text']} (among {answer['images']:,} pictures)"
     with replacing(file) as part:
-        part.write_text(page(title, f'<div class="hits">{shown}</div>'), encoding="utf-8")
+        part.write_text(page(title, f'{note}<div class="hits">{shown}</div>'), encoding="utf-8")
 
 
 def _figure(place: int, hit: dict[str, Any], colours: dict[str, str]) -> str:
@@ -58,10 +59,10 @@ def _figure(place: int, hit: dict[str, Any], colours: dict[str, str]) -> str:
             f'fill="{colours[word["word"]]}" stroke="#ffffff" stroke-width="{letters / 5:.1f}" paint-order="stroke">'
             f"{html.escape(word['word'])}</text>"
         )
-    caption = f"{place}. {hit['path']}, {hit['score']:.3f}, stands out by {hit['stands_out']:+.1f}"
+    caption = f"{place}. {hit['path']}, {hit['score']:.3f}"
     return (
         f'<figure><svg viewBox="0 0 {width} {height}" role="img" aria-label="{html.escape(hit["path"])}">'
-        f'<image href="data:image/webp;base64,{data}" width="{width}" height="{height}"/>{drawn}</svg>'
+        f'<image href="data:image/webp;base64,{data}" width="{width}" height="{height}"/><g>{drawn}</g></svg>'
         f"<figcaption>{html.escape(caption)}</figcaption></figure>\n"
     )
 

@@ -1,12 +1,11 @@
-"""Rank the pictures of an index for a text or a picture, less the words to leave out, and mark those that stand out."""
+"""Rank the pictures of an index for a text or a picture, less the words to leave out."""
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,37 +18,17 @@ from filip.index.store import Index
 from filip.sets.image_set import read_image
 from filip.text.words import FUNCTION_WORDS
 
-ENOUGH = 8  # pictures among which some can stand out
-# Share of the distance that chance alone reaches; bench/search_words.py of commit 9d223423 measured its losses.
-FOUND = 0.75
 
-
-@dataclass(frozen=True)
-class Ranked:
+class Ranked(NamedTuple):
     """A picture of a ranking.
 
-    score: s^T of the query. stands_out: its distance from the median picture, in standard deviations of the pictures
-    below the median, minus the same distance for the words to leave out.
+    score: s^T of the query. distance: what the ranking goes by, the score's distance from the median picture's in
+    standard deviations of the pictures below the median, minus the same distance for the words to leave out.
     """
 
     path: str
     score: float
-    stands_out: float
-
-
-@dataclass
-class Ranking:
-    """All pictures, best first. bound: a picture that stands out less shows no more of the query than others do."""
-
-    hits: list[Ranked]
-    bound: float
-
-    def reason(self) -> str:
-        """Return how many of the pictures stand out."""
-        count, above = len(self.hits), sum(hit.stands_out >= self.bound for hit in self.hits)
-        if count < ENOUGH:
-            return f"{count} picture{'s are' if count > 1 else ' is'} too few to say which of them stand out"
-        return f"{above:,} of {count:,} pictures stand{'' if above != 1 else 's'} out (by {self.bound:.1f} or more)"
+    distance: float
 
 
 def query_of(scorer: Scorer, text: str, tokens: str = "content") -> Texts:
@@ -90,19 +69,20 @@ def is_picture(text: str) -> bool:
         return False
 
 
-def rank(index: Index, scorer: Scorer, query: Texts, without: Sequence[str] = (), tokens: str = "content") -> Ranking:
-    """Rank all pictures of an index.
+def rank(
+    index: Index, scorer: Scorer, query: Texts, without: Sequence[str] = (), tokens: str = "content"
+) -> list[Ranked]:
+    """Return all pictures of an index, best first.
 
-    A picture in which a text of ``without`` stands out (is above the typical picture) loses as many deviations.
+    A picture that shows a text of ``without`` more than the typical one does loses as many deviations.
     """
     queries = [query, *(encode_query(scorer, text, tokens) for text in without)]
     scores = torch.stack([index.scores(scorer, texts) for texts in queries])
     median, deviation = typical(scores)
     standing = (scores - median) / deviation
     distances = (standing[0] - standing[1:].clamp(min=0).sum(0)).tolist()
-    hits = [Ranked(*hit) for hit in zip(index.paths, scores[0].tolist(), distances, strict=True)]
-    hits.sort(key=lambda hit: (-hit.stands_out, hit.path))
-    return Ranking(hits, bound(len(hits)))
+    hits = map(Ranked, index.paths, scores[0].tolist(), distances)
+    return sorted(hits, key=lambda hit: (-hit.distance, hit.path))
 
 
 def typical(scores: Tensor) -> tuple[Tensor, Tensor]:
@@ -114,13 +94,3 @@ def typical(scores: Tensor) -> tuple[Tensor, Tensor]:
     below = scores <= median
     squares = ((scores - median).square() * below).sum(1, keepdim=True)
     return median, (squares / below.sum(1, keepdim=True)).sqrt().clamp(min=1e-12)
-
-
-def bound(count: int) -> float:
-    """Return the distance below which the best of ``count`` pictures is no hit: a share of what chance reaches.
-
-    Chance reaches the number of deviations that on average half a value of ``count`` normal ones exceeds.
-    """
-    if count < ENOUGH:
-        return -math.inf
-    return FOUND * math.sqrt(2) * float(torch.special.erfinv(torch.tensor(1 - 1 / count, dtype=torch.float64)))

@@ -40,7 +40,7 @@ def test_it_finds_what_exact_scoring_of_all_images_finds(built: tuple[Path, str]
     folder, model = built
     index = Index.open(folder / "index")
     scorer = load_scorer(model)
-    hits = rank(index, scorer, query_of(scorer, text, "all")).hits[:10]
+    hits = rank(index, scorer, query_of(scorer, text, "all"))[:10]
     index.close()
     expected = exact(model, sorted((folder / "photos").iterdir()), text)[:10]
     assert [hit.path for hit in hits] == [path for path, _ in expected]
@@ -117,14 +117,14 @@ def test_the_best_by_integers_are_scored_exactly(tmp_path: Path, monkeypatch: py
     index.remove(["007"])
     exact = index.scores(scorer, texts)
     query = query_of(scorer, "a red dog on the beach", "all")
-    results = [(hit.path, hit.score) for hit in rank(index, scorer, query).hits[:30]]
+    results = [(hit.path, hit.score) for hit in rank(index, scorer, query)[:30]]
     monkeypatch.setattr(store, "RERANKED", 40)
     monkeypatch.setattr(tokens_module, "BLOCK", 4096)
     quick = index.scores(scorer, texts)
     best = exact.topk(30).indices
     assert torch.equal(quick[best], exact[best])
     assert 0 < float((quick - exact).abs().max()) < 0.01
-    assert [(hit.path, hit.score) for hit in rank(index, scorer, query).hits[:30]] == results
+    assert [(hit.path, hit.score) for hit in rank(index, scorer, query)[:30]] == results
     index.close()
 
 
@@ -260,7 +260,7 @@ def test_photographs_of_any_number_of_pixels_are_indexed_searched_and_explored(
     assert "9 images; 9 encoded" in capsys.readouterr().err
     index, scorer = Index.open(tmp_path / "index"), load_scorer(model)
     query = query_of(scorer, str(tmp_path / "photos" / "large.jpg"))
-    assert rank(index, scorer, query).hits[0].path == "large.jpg"
+    assert rank(index, scorer, query)[0].path == "large.jpg"
     index.close()
     assert (
         len(Gallery.of(load_viewers([model], [], "cpu"), open_pictures(str(tmp_path / "photos"), None, None)).keys) == 9
