@@ -32,19 +32,11 @@ from filip.data.fetching.shard_maker import Image, ShardMaker, Stored, shard_nam
 from filip.data.lists.parquet_rows import tables
 
 REQUIREMENTS = ("img2dataset>=1.45,<1.48", "standard-imghdr; python_version >= '3.13'")  # the extra img2dataset
-DISTRIBUTORS = ("multiprocessing", "pyspark", "ray")
 # Its further options; the others are keys of a card, or decide on files that are not kept.
 OPTIONS = ("upscale_interpolation", "downscale_interpolation", "max_image_area", "user_agent_token",
            "disallowed_header_directives", *WHERE_IT_RUNS)  # fmt: skip
 OURS_ONLY = ("per_host", "contact")  # keys of a card's download that it cannot honour
 ASKED = "_asked_"  # in its list: the URL, or nothing where a row is not to be asked for
-# img2dataset starts Spark on this machine alone, unless there is a session: this one is of spark-defaults.conf.
-ON_SPARK = """import os, sys
-os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
-from pyspark.sql import SparkSession
-SparkSession.builder.getOrCreate()
-from img2dataset.main import main
-main()"""
 # The first of these that is found in the message is the reason, as our own engine calls it.
 REASONS = {
     r"HTTP Error 5\d\d": "http_5xx",
@@ -62,38 +54,18 @@ REASONS = {
 }
 
 
-def check_card(card: SourceCard, boxes: pa.DataType | None = None) -> None:
-    """Raise UserError for settings that img2dataset does not have, or that it would not obey.
-
-    boxes: the type of the list's column of boxes to blur.
-    """
-    load = card.download
-    for key in load.img2dataset:
+def check_card(card: SourceCard) -> None:
+    """Raise UserError for settings that img2dataset does not have, or that it would not obey."""
+    for key in card.download.img2dataset:
         if key not in OPTIONS:
             raise UserError(
                 f"download.img2dataset.{key} is not passed on: its options are {', '.join(OPTIONS)}. Sizes, formats, "
                 "time-outs and numbers of processes are keys of `download` and `image_rules`"
             )
-    if load.img2dataset.get("distributor", "multiprocessing") not in DISTRIBUTORS:
-        raise UserError(f"download.img2dataset.distributor must be one of {', '.join(DISTRIBUTORS)}")
-    if boxes is not None and not pa.types.is_list(boxes):
-        raise UserError(f"download.blur={load.blur}: img2dataset takes lists of boxes, and the list has {boxes}")
     if local_root(card.image_root) is not None:
         raise UserError(
             f"image_root={card.image_root} is a folder, and img2dataset fetches over a network: engine: own"
         )
-
-
-def what_is_missing(card: SourceCard) -> str | None:
-    """Return what this machine lacks for the engine, or None."""
-    distributor = card.download.img2dataset.get("distributor")
-    if distributor == "pyspark" and shutil.which("java") is None:
-        return "download.img2dataset.distributor is pyspark, which needs Java, and there is no `java` here"
-    try:
-        _program(distributor)
-    except UserError as error:
-        return str(error)
-    return None
 
 
 def what_it_ignores(card: SourceCard) -> str:
@@ -178,8 +150,7 @@ class Img2dataset(ShardMaker):
 
     def _run(self, listed: Path, theirs: Path, collect: Callable[[], None]) -> int:
         """Run img2dataset to its end, and ``collect`` from time to time; return its exit status."""
-        distributor = self.card.download.img2dataset.get("distributor")
-        command = [*_program(distributor), *_arguments(listed, theirs, self.card)]
+        command = [*program(), *_arguments(listed, theirs, self.card)]
         python = f"{sys.version_info.major}.{sys.version_info.minor}"  # uv would take the system's
         environment = {"UV_PYTHON": python, **os.environ, "NO_ALBUMENTATIONS_UPDATE": "1"}
         running = subprocess.Popen(command, env=environment, stdout=sys.stderr)
@@ -239,17 +210,18 @@ def reason_of_message(message: str) -> str:
     return "other"
 
 
-def _program(distributor: str | None) -> list[str]:
-    """Return the Python with img2dataset in it, this one or one that uv fetches, and the program that it runs."""
-    called = ["-c", ON_SPARK] if distributor == "pyspark" else ["-m", "img2dataset.main"]
+def program() -> list[str]:
+    """Return the Python with img2dataset in it, this one or one that uv fetches, and the program that it runs.
+
+    Raises UserError if there is neither.
+    """
+    called = ["-m", "img2dataset.main"]
     if Path(sys.executable).with_name("img2dataset").exists():
         return [sys.executable, *called]
     uv = Path(sys.executable).with_name("uv")
     if not uv.exists():
         raise UserError(f"engine: img2dataset needs it ({how_to_install('img2dataset')}), or uv, which fetches it")
-    more = [distributor] if distributor in DISTRIBUTORS[1:] else []
-    packages = [word for package in (*REQUIREMENTS[1:], *more) for word in ("--with", str(package))]
-    return [str(uv), "tool", "run", "--from", REQUIREMENTS[0], *packages, "python", *called]
+    return [str(uv), "tool", "run", "--from", REQUIREMENTS[0], "--with", REQUIREMENTS[1], "python", *called]
 
 
 def _arguments(listed: Path, out: Path, card: SourceCard) -> list[str]:
@@ -258,7 +230,6 @@ def _arguments(listed: Path, out: Path, card: SourceCard) -> list[str]:
         "url_list": str(listed),
         "input_format": "parquet",
         "url_col": ASKED,
-        "bbox_col": load.blur,
         "output_folder": str(out),
         "output_format": "parquet",
         "image_size": load.image_size,

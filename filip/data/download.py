@@ -22,8 +22,6 @@ from multiprocessing import forkserver, get_context
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from filip.cli.command import MISSING, option, run_command
 from filip.common.errors import UserError, counted
 from filip.common.files import locked
@@ -40,7 +38,6 @@ from filip.data.fetching.download_plan import (
 )
 from filip.data.funnel import Fragment
 from filip.data.lists.columns import RESERVED
-from filip.data.remote_tars import claim
 from filip.data.stage import ByShard, account_for, filling, parse_part, tell
 from filip.data.text_rules import check_list
 from filip.sets.image_set import Account
@@ -53,7 +50,6 @@ class DownloadConfig:
     source: str = option(MISSING, "source card (name or path): image rules, sizes, timeouts")
     list: str = option(MISSING, "Parquet file with the columns url and caption; the others are carried along")
     out: str = option(MISSING, "folder of the shards: NNNNN.tar, NNNNN.parquet, NNNNN_stats.json", writes="store")
-    tars: str | None = option(None, "a bucket's folder (s3://…, gs://…, hf://…) that takes the tars")
     funnel: str | None = option(None, "funnel fragment to write, JSON", writes="file")
     download: dict[str, Any] = option({}, "overrides of the card's, e.g. download={engine:img2dataset}")
     retry_passes: int | None = option(None, "passes over transient failures; default: the card's", at_least=0)
@@ -69,7 +65,7 @@ def main(config: DownloadConfig) -> None:
     for key in ("retry_passes", "processes", "threads", "timeout"):
         if getattr(config, key) is not None:
             setattr(card.download, key, getattr(config, key))
-    fragment = download(config.list, config.out, card, config.tars, parse_part(config.part))
+    fragment = download(config.list, config.out, card, parse_part(config.part))
     if fragment is None:
         print(f"part {config.part} is in {config.out}; run again without part= when all are")
         return
@@ -77,13 +73,11 @@ def main(config: DownloadConfig) -> None:
     tell(fragment, config.funnel, head, lambda reason: fragment.notes["examples"].get(reason, [""])[0][:90])
 
 
-def download(
-    list_path: str | Path, out: str | Path, card: SourceCard, tars: str | None = None, part: Part = None
-) -> Fragment | None:
+def download(list_path: str | Path, out: str | Path, card: SourceCard, part: Part = None) -> Fragment | None:
     """Fill the folder ``out`` with the images of ``list_path`` and account for every URL.
 
-    tars: folder of a bucket to which each finished tar is sent; see :mod:`filip.data.remote_tars`. part (i, n): fetch
-    the planned shards i, i + n, i + 2n, … alone, and return None: nothing is tried again or accounted for.
+    part (i, n): fetch the planned shards i, i + n, i + 2n, … alone, and return None: nothing is tried again or
+    accounted for.
 
     Raises UserError when the folder was filled from another list or with other settings, when another process is
     filling it, when a shard could not be completed, or when no image could be fetched.
@@ -92,8 +86,7 @@ def download(
     if card.download.engine == "img2dataset":
         from filip.data.by_img2dataset import check_card, what_it_ignores
 
-        blur = card.download.blur
-        check_card(card, pq.read_schema(list_path).field(blur).type if blur in columns else None)
+        check_card(card)
         say(f"download: {what_it_ignores(card)}")
     reserved = sorted(set(columns) & set(RESERVED) - {"url", "caption"})
     if reserved:
@@ -101,8 +94,6 @@ def download(
             f"{list_path} has the columns {', '.join(reserved)}, which the shards have themselves: "
             "`filip data prepare` renames them"
         )
-    if card.download.blur is not None and card.download.blur not in columns:
-        raise UserError(f"{list_path} has no column {card.download.blur}, whose boxes the card blurs (download.blur)")
     folder = Path(out).resolve()
     work = folder / "_work"
     alone: AbstractContextManager[None] = nullcontext()
@@ -112,12 +103,10 @@ def download(
     with filling(folder, shared=part is not None), alone:
         with locked(work / "plan.lock"):
             plan = make_plan(Path(list_path), folder, card, columns)
-            if tars is not None:
-                claim(tars, folder)
         sweep(work, part=part)
         number = 0
         while number < len(plan["passes"]):
-            _run_pass(plan, number, folder, card, columns, tars, part)
+            _run_pass(plan, number, folder, card, columns, part)
             number += 1
             if part is None and number == len(plan["passes"]) <= card.download.retry_passes:
                 add_retry_pass(plan, folder, columns)
@@ -152,13 +141,7 @@ def sweep(work: Path, finished: bool = False, part: Part = None) -> None:
 
 
 def _run_pass(
-    plan: dict[str, Any],
-    number: int,
-    folder: Path,
-    card: SourceCard,
-    columns: list[str],
-    tars: str | None,
-    part: Part = None,
+    plan: dict[str, Any], number: int, folder: Path, card: SourceCard, columns: list[str], part: Part = None
 ) -> None:
     """Download the incomplete shards of one pass. Raises UserError when one cannot be completed."""
     this = plan["passes"][number]
@@ -185,7 +168,6 @@ def _run_pass(
             fetching = Img2dataset(
                 card=card,
                 final_folder=folder,
-                tars=tars,
                 listed=Path(this["list"]),
                 first_shard=this["first_shard"],
                 columns=columns,
@@ -194,7 +176,7 @@ def _run_pass(
             )
             failures = fetching.download_shards(todo, finished)
         else:
-            failures = _by_our_own(this, number, folder, card, columns, tars, todo, retried, finished)
+            failures = _by_our_own(this, number, folder, card, columns, todo, retried, finished)
     if failures:
         listed = "; ".join(f"{shard:05d}: {why}" for shard, why in sorted(failures.items())[:5])
         raise UserError(
@@ -209,7 +191,6 @@ def _by_our_own(
     folder: Path,
     card: SourceCard,
     columns: list[str],
-    tars: str | None,
     todo: set[int],
     retried: dict[int, set[int]],
     finished: Callable[[int], None],
@@ -224,9 +205,7 @@ def _by_our_own(
     from filip.data.fetching.workers import ListReader, LocalWorkers, ShardDownloader, download_shards
 
     reader = ListReader(Path(this["list"]), load.samples_per_shard, this["first_shard"], columns, folder / "_work")
-    downloader = ShardDownloader(
-        card=card, final_folder=folder, tars=tars, columns=columns, retried=retried, patient=number > 0
-    )
+    downloader = ShardDownloader(card=card, final_folder=folder, columns=columns, retried=retried, patient=number > 0)
     return download_shards(LocalWorkers(downloader, min(load.processes, len(todo))), reader, todo, finished)
 
 

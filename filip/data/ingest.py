@@ -39,7 +39,7 @@ from filip.data.funnel import Fragment, write_fragment
 from filip.data.lists import duckdb_io
 from filip.data.lists.columns import cleaned
 from filip.data.lists.parquet_rows import row_group
-from filip.data.remote_tars import claim, fetched
+from filip.data.remote_tars import fetched
 from filip.data.stage import account_for, filling, tell, work_folder
 from filip.data.text_rules import apply_text_rules
 from filip.sets.image_set import Account
@@ -64,7 +64,6 @@ class IngestConfig:
     source: str = option(MISSING, "source card (name or path), or directly the folder or file with the images")
     images: str | None = option(None, "folder or file with the images, or its s3://…; default: the card's")
     out: str = option(MISSING, "folder of the shards: NNNNN.tar, NNNNN.parquet, NNNNN_stats.json", writes="store")
-    tars: str | None = option(None, "a bucket's folder (s3://…, gs://…, hf://…) that takes the tars")
     funnel: str | None = option(None, "funnel fragment to write, JSON (unit: images)", writes="file")
     text_funnel: str | None = option(None, "funnel fragment of the text rules, JSON (unit: captions)", writes="file")
     list: str | None = option(None, "Parquet of all images found; default: OUT/_work/list.parquet", writes="file")
@@ -135,12 +134,10 @@ def ingest(card: SourceCard, config: IngestConfig) -> tuple[Fragment, Fragment]:
         if mark.exists() and json.loads(mark.read_text(encoding="utf-8")) != mine:
             raise UserError(f"{folder} was filled from another source than '{card.name}': give another out=FOLDER")
         write_json(mark, mine)
-        if config.tars is not None:
-            claim(config.tars, folder)
         _list_images(card, reading, layout, parts, listed, work, config)
         shuffle = config.shuffle if config.shuffle is not None else not LAYOUTS[layout].in_order
         texts = _apply_rules(card, LAYOUTS[layout], listed, kept_list, shuffle, config)
-        shards = _store(card, layout, kept_list, folder, config.tars)
+        shards = _store(card, layout, kept_list, folder)
         return texts, _account(card, layout, listed, folder, shards)
 
 
@@ -283,7 +280,7 @@ def _write_by_shard(images: Iterator[pa.Table], path: Path) -> None:
         flush()
 
 
-def _store(card: SourceCard, layout: str, kept_list: Path, folder: Path, tars: str | None) -> range:
+def _store(card: SourceCard, layout: str, kept_list: Path, folder: Path) -> range:
     """Make the shards that are missing, or differ from the present rows and settings."""
     parquet = pq.ParquetFile(kept_list)
     shards = range(parquet.num_row_groups)
@@ -291,7 +288,7 @@ def _store(card: SourceCard, layout: str, kept_list: Path, folder: Path, tars: s
     todo = [shard for shard in shards if not is_current(folder, shard, kept_list, card)]
     rows = sum(parquet.metadata.row_group(shard).num_rows for shard in todo)
     parquet.close()
-    blocks = [(kept_list, shard, folder, card, layout, tars) for shard in todo]
+    blocks = [(kept_list, shard, folder, card, layout) for shard in todo]
     run_blocks(store_shard, blocks, card.download.processes, what="ingest", unit="images", total=rows)
     return shards
 
@@ -370,15 +367,12 @@ def _identity(rows: list[Row], card: SourceCard) -> str:
     return digest([rows, files, asdict(card.image_rules), pictures, *whole])
 
 
-def store_shard(kept: Path, shard: int, folder: Path, card: SourceCard, layout: str, tars: str | None = None) -> int:
-    """Make a shard from a row group of ``kept``; return how many images it was asked for. Runs in a worker.
-
-    tars: folder of a bucket to which the tar is sent.
-    """
+def store_shard(kept: Path, shard: int, folder: Path, card: SourceCard, layout: str) -> int:
+    """Make a shard from a row group of ``kept``; return how many images it was asked for. Runs in a worker."""
     rows = _rows(kept, shard)
     # before the files are read: one that changes meanwhile is read again next time
     made_from = _identity(rows, card)
-    maker = ShardMaker(card=card, final_folder=folder, tars=tars)
+    maker = ShardMaker(card=card, final_folder=folder)
     schema = _schema(kept, shard)
     with maker.staged(shard) as (staging, progress):
         images = ((number, *_read(row, layout)) for number, row in enumerate(rows))

@@ -22,15 +22,7 @@ from filip.common.progress import say
 from filip.data.cards import SourceCard, load_source
 from filip.data.funnel import Fragment, write_fragment
 from filip.data.lists import duckdb_io
-from filip.data.lists.columns import (
-    REASON,
-    ROW,
-    guessed_columns,
-    judged_rows,
-    uids_condition,
-    where_condition,
-    write_uids,
-)
+from filip.data.lists.columns import REASON, ROW, guessed_columns, judged_rows, where_condition
 from filip.data.lists.reading import SUFFIXES, list_files, lists_here, relation
 from filip.data.stage import work_folder
 
@@ -46,7 +38,6 @@ class PrepareConfig:
     caption_column: str | None = option(None, "name of the caption column; default: the card's, else 'caption'")
     subset: str | None = option(None, "path of the list of rows to take; default: the card's, if it has one")
     where: str | None = option(None, "SQL condition, e.g. 'similarity > 0.3'; default: the card's")
-    uids: str | None = option(None, ".npy file of the ids of the rows to take; default: the card's")
     funnel: str | None = option(None, "funnel fragment to write, JSON", writes="file")
     shuffle: bool = option(True, "shuffle the rows: shards stay mixed, and no host is hit by all workers at once")
     seed: int = option(0, "seed of the shuffle", at_least=0)
@@ -80,7 +71,6 @@ def resolve_card(config: PrepareConfig) -> SourceCard:
         list=config.list or card.list,
         subset=config.subset or card.subset,
         where=config.where or card.where,
-        uids=config.uids or card.uids,
         url_column=config.url_column or card.url_column,
         caption_column=config.caption_column or card.caption_column,
     )
@@ -124,7 +114,7 @@ def prepare(
         if not n_kept:
             why = "Are url_column and caption_column swapped?"
             if set(counts) == {"not_wanted"}:
-                why = "`where`, `only`, `subset` or `uids` of the card take none"
+                why = "`where`, `only` or `subset` of the card take none"
             raise UserError(
                 f"no usable row in {', '.join(paths[:3])}: {counted(counts) if counts else 'it is empty'}, "
                 f"{unreadable} unreadable lines. {why}"
@@ -165,10 +155,6 @@ def _stage(
         # a text file's columns are all text
         is_text = set(types.values()) == {"VARCHAR"}
         selected.append(where_condition(con, card.where, types, is_text))
-    if card.uids:
-        uids = scratch / "uids.parquet"
-        write_uids(card.uids, uids)
-        selected.append(uids_condition(uids, card.uid_column))
     duckdb_io.write_parquet(con, judged_rows(card, types, paths[0], selected), staged, "prepare", unreadable=False)
     return unreadable
 

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from filip.cli.command import MISSING, option, run_command
 from filip.common.errors import UserError
 from filip.common.files import locked
-from filip.data.captions.judging import judge, require_multilingual, require_pivots
+from filip.data.captions.judging import judge
 from filip.data.captions.sidecar_tables import CONTENT, find_same_images, rows_by_shard, sidecar_table
 from filip.data.captions.translation_cache import TranslationCache
 from filip.data.cards import BackTranslationSettings, SourceCard, load_source
@@ -119,7 +119,7 @@ def translate(config: TranslateConfig, card: SourceCard) -> Fragment | None:
     with locked(work / "lock", f"another process is at work in {out}: wait for it or stop it"):
         for cache, plan in zip(caches, plans, strict=True):
             cache.fill(plan, config.processes)
-        judged = judge(con, caches, captions, work, settings.min_pivot_similarity, config.processes)
+        judged = judge(con, caches, captions, work, config.processes)
         with duckdb_io.plain_errors(con, "translate: side-cars"):
             origins = ["original", *(f"{settings.engine}:{pivot}" for pivot in settings.pivots)]
             _write_sidecars(con, out, [path.stem for path in files], origins, card.name, rows, judged)
@@ -153,9 +153,6 @@ def open_caches(config: TranslateConfig, settings: BackTranslationSettings) -> l
     """Open a cache per pivot. Each engine is loaded here, too, so that a missing package is an error at once."""
     engine, weights = settings.engine, settings.models
     pivots = [] if engine == "none" else settings.pivots
-    if pivots and settings.min_pivot_similarity is not None:
-        require_multilingual()
-        require_pivots(pivots)
     models = {pivot: load_engine(engine, pivot, weights).model for pivot in pivots}
     return [TranslationCache(_cache(config), engine, pivot, weights, model) for pivot, model in models.items()]
 

@@ -142,15 +142,14 @@ def _download(study: Study, cards: dict[str, SourceCard]) -> Iterator[Finding]:
         card = with_download(card, study.config.get("download", {}))
         if card.images is not None or card.download.engine != "img2dataset":
             continue
-        from filip.data.by_img2dataset import check_card, what_is_missing, what_it_ignores  # which imports OpenCV
+        from filip.data.by_img2dataset import check_card, program, what_it_ignores  # which imports OpenCV
 
         try:
             check_card(card)
+            program()
         except UserError as error:
             yield Finding("download", f"{source}: {error}")
             continue
-        if missing := what_is_missing(card):
-            yield Finding("download", f"{source}: {missing}")
         alike.setdefault(what_it_ignores(card), []).append(source)
     for sentence, sources in alike.items():
         yield Finding("download", f"{', '.join(sources)}: {sentence}", stops=False)
@@ -230,7 +229,7 @@ def _disk(study: Study, cards: dict[str, SourceCard]) -> Iterator[Finding]:
         if card.expected_count is None:
             unknown += [] if card.built_by else [source]
             continue
-        needs += disk_bytes(card, card.expected_count, local_tars=not study.config.get("tars"))
+        needs += disk_bytes(card, card.expected_count)
     if needs > free or unknown:
         more = f", and that of {', '.join(unknown)}, whose cards state no expected_count" if unknown else ""
         yield Finding(

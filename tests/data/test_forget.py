@@ -32,14 +32,14 @@ CARD = {"name": "mine", "back_translation": None, "text_rules": {"language": Fal
 CARD |= {"download": {"samples_per_shard": 3, "processes": 1}}
 
 
-def write_data_set(root: Path, tars: str | None = None) -> Any:
+def write_data_set(root: Path) -> Any:
     """Ingest nine pictures, in three shards, with side-cars, scores and a manifest; return the card."""
     (root / "own").mkdir()
     for n in range(COUNT):
         scene(n).save(root / "own" / f"{n}.jpg", quality=95)
         (root / "own" / f"{n}.txt").write_text(f"a picture of thing {n}")
     card = parse_card({**CARD, "images": str(root / "own")}, root / "mine.yaml")
-    ingested(card, root, tars)
+    ingested(card, root)
     translate(TranslateConfig(card.name, str(root / "shards"), str(root / "captions"), engine="none"), card)
     (root / "mine.yaml").write_text("title: T\n")
     for name, keep in (("scored", []), ("selected", ["right(captions[1], 1) < '4'"])):
@@ -57,8 +57,8 @@ def write_data_set(root: Path, tars: str | None = None) -> Any:
     return card
 
 
-def ingested(card: Any, root: Path, tars: str | None = None) -> dict[str, int]:
-    _, funnel = ingest(card, IngestConfig(card.name, out=str(root / "shards"), tars=tars))
+def ingested(card: Any, root: Path) -> dict[str, int]:
+    _, funnel = ingest(card, IngestConfig(card.name, out=str(root / "shards")))
     write_fragment(root / "ingest.json", funnel)
     return dict(funnel.dropped)
 

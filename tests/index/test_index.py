@@ -18,7 +18,7 @@ from filip.eval.scorer import load_scorer
 from filip.explore.gallery import Gallery, load_viewers
 from filip.explore.pictures import open_pictures
 from filip.images.rgb import IMAGE_FILES
-from filip.index import build, export, store
+from filip.index import build, store
 from filip.index import tokens as tokens_module
 from filip.index.store import About, Index
 from filip.search import __main__ as search
@@ -190,31 +190,25 @@ def test_the_documented_code_prints_what_exact_scoring_finds(
     assert [float(score) for _, score in results] == pytest.approx([score for _, score in expected], abs=1e-5)
 
 
-@pytest.fixture(scope="module")
-def exported(built: tuple[Path, str]) -> Path:
-    folder, _ = built
-    export.main(export.IndexExport(index=str(folder / "index"), out=str(folder / "for_qdrant")))
-    return folder
-
-
 @pytest.mark.parametrize("text", TEXTS)
 def test_qdrant_finds_with_the_documented_code_what_the_index_finds(
-    exported: Path, built: tuple[Path, str], text: str, monkeypatch: pytest.MonkeyPatch
+    built: tuple[Path, str], text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from qdrant_client import QdrantClient
 
-    _, model = built
+    folder, model = built
+    (tmp_path / "photos.index").symlink_to(folder / "index")
     block = documented("QdrantClient")
     shown = {'QdrantClient("http://localhost:6333")': 'QdrantClient(":memory:")', "filip.safetensors": model}
     for before, after in {**shown, "a red bicycle": text}.items():
         assert before in block
         block = block.replace(before, after)
-    monkeypatch.chdir(exported)
+    monkeypatch.chdir(tmp_path)
     namespace: dict[str, Any] = {}
     exec(block, namespace)
     assert isinstance(namespace["client"], QdrantClient)
     results = [(hit.payload["path"], hit.score / namespace["words"].shape[0]) for hit in namespace["hits"]]
-    expected = exact(model, sorted((exported / "photos").iterdir()), text)[:10]
+    expected = exact(model, sorted((folder / "photos").iterdir()), text)[:10]
     assert [path for path, _ in results] == [path for path, _ in expected]
     assert [score for _, score in results] == pytest.approx([score for _, score in expected], abs=1e-5)
 

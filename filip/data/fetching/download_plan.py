@@ -24,7 +24,7 @@ from filip.data.fetching.outcomes import TRANSIENT, reason_of
 from filip.data.lists.parquet_rows import content_hash, whole_file
 
 # Options of img2dataset that do not decide on the pictures.
-WHERE_IT_RUNS = ("distributor", "subjob_size", "max_shard_retry", "enable_wandb", "wandb_project")
+WHERE_IT_RUNS = ("subjob_size", "max_shard_retry", "enable_wandb", "wandb_project")
 SHARD, ROW = "_shard_", "_row_"  # in a list of retries: where the previous pass had the URL
 
 
@@ -41,7 +41,7 @@ def make_plan(list_path: Path, folder: Path, card: SourceCard, columns: list[str
         "encode_quality": load.quality,
         "samples_per_shard": load.samples_per_shard,
         **({"allow_private_hosts": True} if card.allow_private_hosts else {}),
-        **{key: getattr(load, key) for key in ("full_decoding", "blur") if getattr(load, key)},
+        **({"full_decoding": True} if load.full_decoding else {}),
         **(_of_img2dataset(load) if load.engine == "img2dataset" else {}),
     }
     rows = pq.read_metadata(list_path).num_rows

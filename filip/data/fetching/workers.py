@@ -16,16 +16,14 @@ from collections.abc import Callable, Collection, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, as_completed, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, islice
 from multiprocessing import get_context
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from filip.common.errors import UserError
 from filip.common.files import write_json
@@ -34,16 +32,8 @@ from filip.common.worker_pool import die_with_parent
 from filip.data.fetching.access import Access, local_root
 from filip.data.fetching.fetch import DEADLINE, fetch
 from filip.data.fetching.hosts import HOSTS, LOST, PATIENCE, REFUSALS, PatientRows, Result, Row, of_one_host
-from filip.data.fetching.outcomes import FORGOTTEN, Answer, Forgotten
-from filip.data.fetching.shard_maker import (
-    Image,
-    ShardMaker,
-    is_complete,
-    progress_file,
-    shard_name,
-    shard_schema,
-    suspects,
-)
+from filip.data.fetching.outcomes import FORGOTTEN, Forgotten
+from filip.data.fetching.shard_maker import ShardMaker, is_complete, progress_file, shard_name, shard_schema, suspects
 from filip.data.lists.parquet_rows import tables
 
 # Errors of the whole disk: the next shard would fail like this one, after all its URLs were fetched.
@@ -51,17 +41,6 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 SECONDS_PER_IMAGE = 1.0  # seconds for an image besides the network: far more than decoding and writing take
 SECONDS_PER_SHARD = 600.0
 MOST_HOSTS = 5  # given up in a shard, that are named
-
-ANSWERS = pa.schema(
-    [
-        ("key", pa.string()),
-        ("time", pa.timestamp("ms", tz="UTC")),
-        ("status", pa.int16()),
-        ("x_robots_tag", pa.string()),
-        ("tdm_reservation", pa.string()),
-    ]
-)
-
 
 Part = tuple[int, str]  # a shard and the Arrow file with its part of the list
 
@@ -109,25 +88,13 @@ class ShardDownloader(ShardMaker):
             with pa.OSFile(str(listed), "rb") as source:
                 table = pa.ipc.open_file(source).read_all().select(self.columns)
             rows = table.to_pylist()
-            answers: list[dict[str, Any]] = []
             with closing(self._fetched(shard, [str(row["url"] or "") for row in rows])) as fetched:
-                images = self._without_answers(shard, fetched, answers)
+                images = ((number, data, problem or "") for number, data, problem, _ in fetched)
                 stats = self.fill(shard, staging, progress, rows, shard_schema(table.schema), images)
-            # in a separate file: the shard's other files do not depend on the time
-            told = sorted(answers, key=lambda answer: str(answer["key"]))
-            told = [{**answer, "time": answer["time"] and round(1000 * answer["time"])} for answer in told]
-            file = staging / f"{shard_name(shard)}.answers"
-            pq.write_table(pa.Table.from_pylist(told, ANSWERS), file, compression="zstd")
             ended = time.time()
             stats |= {"duration": ended - started, "start_time": started, "end_time": ended}
             write_json(staging / f"{shard_name(shard)}_stats.json", stats)
         listed.unlink(missing_ok=True)
-
-    def _without_answers(self, shard: int, fetched: Iterable[Result], answers: list[dict[str, Any]]) -> Iterator[Image]:
-        """Yield the fetched images, and note the servers' headers in ``answers``."""
-        for number, data, problem, answer in fetched:
-            answers.append({"key": self.key(shard, number), **asdict(answer)})
-            yield number, data, problem or ""
 
     def _fetched(self, shard: int, urls: list[str]) -> Generator[Result, None, None]:
         """Yield the result of each row, as they come."""
@@ -148,7 +115,7 @@ class ShardDownloader(ShardMaker):
         patiently = PatientRows(wanted if patient else [])
         rows = patiently if patient else wanted
         for number in sorted(skipped):
-            yield number, None, "retried: in a later pass", Answer()
+            yield number, None, "retried: in a later pass", None
         with ThreadPool(self.card.download.threads) as pool:
             try:
                 for result in pool.imap_unordered(partial(self._fetch, forgotten, given_up), bounded(rows)):
@@ -165,16 +132,14 @@ class ShardDownloader(ShardMaker):
 
     def _fetch(self, forgotten: Forgotten, given_up: threading.Event, row: Row) -> Result:
         number, url = row
-        answer = Answer()
         if given_up.is_set():
-            return number, None, "other: the shard was given up", answer
+            return number, None, "other: the shard was given up", None
         if forgotten.refuses(url):
-            return number, None, f"{FORGOTTEN}: on request", answer
-        load = self.card.download
-        data, problem = fetch(url, load.timeout, load.retries, access=self.access, answer=answer)
+            return number, None, f"{FORGOTTEN}: on request", None
+        data, problem, refusing = fetch(url, self.card.download.timeout, self.card.download.retries, access=self.access)
         if data is not None and forgotten.refuses("", data):
-            return number, None, f"{FORGOTTEN}: on request", answer
-        return number, data, problem, answer
+            return number, None, f"{FORGOTTEN}: on request", None
+        return number, data, problem, refusing
 
 
 def longest_time(downloader: ShardDownloader) -> float:

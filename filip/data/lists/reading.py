@@ -37,7 +37,7 @@ ROWS = 20_000  # copied at once
 
 def lists_here(card: SourceCard, folder: Path) -> SourceCard:
     """Return the card with copies of its lists in ``folder`` in the place of those in a bucket (``s3://…``)."""
-    named = {key: getattr(card, key) for key in ("list", "subset", "uids")}
+    named = {key: getattr(card, key) for key in ("list", "subset")}
     there = {key: url for key, url in named.items() if url and "://" in url}
     here: dict[str, Any] = {key: fetched(url, folder / key) for key, url in there.items()}
     return replace(card, **here)
