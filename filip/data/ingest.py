@@ -15,16 +15,14 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from functools import partial
-from itertools import chain, islice
+from itertools import groupby, islice
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from filip.cli.command import MISSING, option, run_command
@@ -197,9 +195,7 @@ def _list_images(
         WINDOW image AS (PARTITION BY file, position ORDER BY rank, part, n)
         ORDER BY _part, _n, rank, part, n"""
     with work_folder(listed, config.threads, config.memory) as (_, con):
-        rows = duckdb_io.write_parquet(
-            con, query, listed, "ingest: images", through=partial(group_captions, by=("_part", "_n"), once=True)
-        )
+        rows = duckdb_io.write_parquet(con, query, listed, "ingest: images", through=_images_of)
     if not rows:
         raise UserError(f"there is not one image in {card.images}")
 
@@ -245,39 +241,36 @@ def _apply_rules(
             FROM {numbered} l JOIN (SELECT _image, caption, _nth FROM {duckdb_io.parquet(passed)} UNION ALL
                 SELECT _image, '', 1 FROM {numbered} WHERE url = '{FORGOTTEN}') p USING (_image)
             ORDER BY _shard, {order}, p._nth"""
-        with duckdb_io.plain_errors(con, "ingest: shards"):
-            captions_of_images = group_captions(con.sql(query).to_arrow_reader(10_000), by=("_shard", "_image"))
-            _write_by_shard(captions_of_images, kept_list)
+        with duckdb_io.plain_errors(con, "ingest: shards"), replacing(kept_list) as part:
+            rows = con.sql(query).to_arrow_reader(BATCH)
+            schema = pa.schema([field for field in _with_lists(rows.schema) if field.name not in ("_shard", "_image")])
+            with pq.ParquetWriter(part, schema, compression="zstd") as writer:
+                for _, images in groupby(_runs(rows, "_shard", "_image"), lambda run: run[0]["_shard"]):
+                    texts = (([row["captions"] for row in run], run[0]) for run in images)
+                    table = pa.Table.from_pylist([{**row, "caption": t[0], "captions": t} for t, row in texts], schema)
+                    writer.write_table(table, max(1, len(table)))  # a row group per shard
     return replace(fragment, unit="captions")
 
 
-def _write_by_shard(images: Iterator[pa.Table], path: Path) -> None:
-    """Write images in the order of their shards (``_shard``) into a Parquet file with one row group per shard."""
-    first = next(images)
-    schema = first.drop_columns(["_shard", "_image"]).schema
-    with replacing(path) as part, pq.ParquetWriter(part, schema, compression="zstd") as writer:
-        pending: list[pa.Table] = []
-        current = 0
+def _runs(sorted_rows: pa.RecordBatchReader, *columns: str) -> Iterator[list[Row]]:
+    """Yield each run of rows that are equal in these columns."""
+    rows = (row for batch in sorted_rows for row in batch.to_pylist())
+    return (list(run) for _, run in groupby(rows, itemgetter(*columns)))
 
-        def flush() -> None:
-            if pending:
-                table = pa.concat_tables(pending).combine_chunks()
-                writer.write_table(table, max(1, table.num_rows))
-                pending.clear()
 
-        for table in chain([first], images):
-            numbers = table["_shard"].to_numpy()
-            caption = pc.list_element(table["captions"], 0)
-            table = table.set_column(table.schema.get_field_index("caption"), "caption", caption)
-            start = 0
-            while start < len(numbers):
-                if numbers[start] != current:
-                    flush()
-                    current = numbers[start]
-                end = int(numbers.searchsorted(current, side="right"))
-                pending.append(table.slice(start, end - start).drop_columns(["_shard", "_image"]))
-                start = end
-        flush()
+def _with_lists(schema: pa.Schema) -> pa.Schema:
+    return schema.set(schema.get_field_index("captions"), pa.field("captions", pa.list_(pa.string())))
+
+
+def _images_of(sorted_rows: pa.RecordBatchReader) -> Iterator[pa.Table]:
+    """Yield an empty table, and then a row for each image: its first, with the distinct captions of them all."""
+    schema = _with_lists(sorted_rows.schema)
+    yield schema.empty_table()
+    runs = _runs(sorted_rows, "_part", "_n")
+    while some := list(islice(runs, BATCH)):
+        captions = [list(dict.fromkeys(text for row in run for text in row["captions"])) for run in some]
+        images = [{**run[0], "captions": texts} for run, texts in zip(some, captions, strict=True)]
+        yield pa.Table.from_pylist(images, schema)
 
 
 def _store(card: SourceCard, layout: str, kept_list: Path, folder: Path) -> range:
@@ -442,47 +435,6 @@ def _unless_forgotten(row: ListedRow, layout: str, forgotten: Forgotten) -> List
 def _valid(text: str) -> str:
     """Return a text without lone surrogates (from JSON or names that are not UTF-8), which no Parquet file can hold."""
     return text.replace("\0", " ").encode("utf-8", "replace").decode()
-
-
-def group_captions(sorted_rows: pa.RecordBatchReader, by: Sequence[str], once: bool = False) -> Iterator[pa.Table]:
-    """Yield one row for each run of rows with equal columns ``by``, in tables of any size; the last may be empty.
-
-    The column ``captions`` (strings, or lists of them) becomes the list of all values in the run, in their order and,
-    if ``once``, without repetitions; the other columns come from the first row.
-    """
-    held = sorted_rows.schema.empty_table()
-    for batch in sorted_rows:
-        rows = pa.concat_tables([held, pa.Table.from_batches([batch])]).combine_chunks()
-        starts = _starts(rows, by)
-        if len(starts) > 1:
-            yield _group(rows.slice(0, starts[-1]), starts[:-1], once)
-        held = rows.slice(starts[-1]) if len(starts) else rows  # goes on in the next batch
-    yield _group(held, _starts(held, by), once)
-
-
-def _starts(rows: pa.Table, by: Sequence[str]) -> np.ndarray:
-    """Return int64 [runs]: the first row of each run."""
-    if not len(rows):
-        return np.zeros(0, np.int64)
-    columns = [rows[name].combine_chunks() for name in by]
-    differs = [pc.not_equal(column[1:], column[:-1]).to_numpy(zero_copy_only=False) for column in columns]
-    return np.concatenate([[0], 1 + np.flatnonzero(np.any(differs, axis=0))])
-
-
-def _group(rows: pa.Table, starts: np.ndarray, once: bool) -> pa.Table:
-    column = rows["captions"].combine_chunks()
-    run = np.repeat(np.arange(len(starts)), np.diff(np.append(starts, len(rows))))  # the run of each row ...
-    if pa.types.is_list(column.type):
-        run = run[pc.list_parent_indices(column).to_numpy()]  # ... and of each of its captions
-        column = pc.list_flatten(column)
-    if once:
-        codes = column.dictionary_encode().indices.to_numpy().astype(np.int64)
-        first = np.sort(np.unique(run * (len(column) + 1) + codes, return_index=True)[1])
-        run, column = run[first], column.take(pa.array(first))
-    offsets = np.concatenate([[0], np.cumsum(np.bincount(run, minlength=len(starts)))])
-    lists = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), column)
-    place = rows.schema.get_field_index("captions")
-    return rows.take(pa.array(starts)).set_column(place, "captions", lists)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,5 @@
 """Many Parquet files in one query, captions gathered from sorted rows, and errors in the middle of a result."""
 
-import random
-from itertools import groupby
 from pathlib import Path
 
 import duckdb
@@ -10,7 +8,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from filip.common.errors import UserError
-from filip.data.ingest import group_captions
 from filip.data.lists import duckdb_io
 
 COLUMNS = ["key", "caption", "sha256", "team"]
@@ -56,46 +53,3 @@ def test_an_error_after_the_first_rows_is_a_sentence(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.parquet"))
     with pytest.raises(duckdb.Error), duckdb_io.plain_errors(con, "numbers"):
         con.sql("SELECT nothing")  # a mistake of ours stays one
-
-
-SCHEMA = pa.schema({"part": pa.int64(), "n": pa.int64(), "url": pa.string(), "captions": pa.list_(pa.string())})
-
-
-def some_rows(rng: random.Random) -> list[dict]:
-    """Return runs of one to four rows, each with up to three captions, some of which its image has twice."""
-    places = [(part, n) for part in range(3) for n in sorted(rng.sample(range(40), 20))]
-    return [
-        {
-            "part": part,
-            "n": n,
-            "url": f"row {rng.random()}",
-            "captions": rng.choices(["a dog", "a cat", "", "★"], k=rng.randint(0, 3)),
-        }
-        for part, n in places
-        for _ in range(rng.choice([1, 1, 2, 4]))
-    ]
-
-
-@pytest.mark.parametrize("once", [True, False])
-def test_rows_of_an_image_become_one_wherever_a_batch_ends(once: bool) -> None:
-    for seed in range(20):
-        rng = random.Random(seed)
-        rows = some_rows(rng)
-        expected = []
-        for _, run in groupby(rows, key=lambda row: (row["part"], row["n"])):
-            first, *others = run
-            captions = [caption for row in (first, *others) for caption in row["captions"]]
-            expected.append({**first, "captions": list(dict.fromkeys(captions)) if once else captions})
-        table = pa.Table.from_pylist(rows, SCHEMA)
-        size = rng.choice([1, 3, 17, 1000])
-        results = list(group_captions(table.to_reader(max_chunksize=size), by=("part", "n"), once=once))
-        assert all(part.schema == SCHEMA for part in results)
-        assert pa.concat_tables(results).to_pylist() == expected
-
-
-def test_a_caption_a_row_becomes_a_list_and_no_rows_become_an_empty_table() -> None:
-    rows = pa.table({"image": [1, 1, 2], "captions": ["a", "b", "a"]})
-    result = pa.concat_tables(group_captions(rows.to_reader(max_chunksize=1), by=("image",)))
-    assert result.to_pylist() == [{"image": 1, "captions": ["a", "b"]}, {"image": 2, "captions": ["a"]}]
-    (empty,) = group_captions(rows.slice(0, 0).to_reader(), by=("image",))
-    assert len(empty) == 0 and empty.schema == result.schema
