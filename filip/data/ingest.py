@@ -18,7 +18,6 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby, islice
-from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +35,7 @@ from filip.data.fetching.shard_maker import SUFFIXES, ShardMaker, is_complete, s
 from filip.data.funnel import Fragment, write_fragment
 from filip.data.lists import duckdb_io
 from filip.data.lists.columns import cleaned
-from filip.data.lists.parquet_rows import row_group
+from filip.data.lists.parquet_rows import row_group, runs
 from filip.data.remote_tars import fetched
 from filip.data.stage import account_for, filling, tell, work_folder
 from filip.data.text_rules import apply_text_rules
@@ -245,17 +244,11 @@ def _apply_rules(
             rows = con.sql(query).to_arrow_reader(BATCH)
             schema = pa.schema([field for field in _with_lists(rows.schema) if field.name not in ("_shard", "_image")])
             with pq.ParquetWriter(part, schema, compression="zstd") as writer:
-                for _, images in groupby(_runs(rows, "_shard", "_image"), lambda run: run[0]["_shard"]):
+                for _, images in groupby(runs(rows, "_shard", "_image"), lambda run: run[0]["_shard"]):
                     texts = (([row["captions"] for row in run], run[0]) for run in images)
                     table = pa.Table.from_pylist([{**row, "caption": t[0], "captions": t} for t, row in texts], schema)
                     writer.write_table(table, max(1, len(table)))  # a row group per shard
     return replace(fragment, unit="captions")
-
-
-def _runs(sorted_rows: pa.RecordBatchReader, *columns: str) -> Iterator[list[Row]]:
-    """Yield each run of rows that are equal in these columns."""
-    rows = (row for batch in sorted_rows for row in batch.to_pylist())
-    return (list(run) for _, run in groupby(rows, itemgetter(*columns)))
 
 
 def _with_lists(schema: pa.Schema) -> pa.Schema:
@@ -266,8 +259,8 @@ def _images_of(sorted_rows: pa.RecordBatchReader) -> Iterator[pa.Table]:
     """Yield an empty table, and then a row for each image: its first, with the distinct captions of them all."""
     schema = _with_lists(sorted_rows.schema)
     yield schema.empty_table()
-    runs = _runs(sorted_rows, "_part", "_n")
-    while some := list(islice(runs, BATCH)):
+    images_rows = runs(sorted_rows, "_part", "_n")
+    while some := list(islice(images_rows, BATCH)):
         captions = [list(dict.fromkeys(text for row in run for text in row["captions"])) for run in some]
         images = [{**run[0], "captions": texts} for run, texts in zip(some, captions, strict=True)]
         yield pa.Table.from_pylist(images, schema)

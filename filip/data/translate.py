@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +24,13 @@ from filip.cli.command import MISSING, option, run_command
 from filip.common.errors import UserError
 from filip.common.files import locked
 from filip.data.captions.judging import judge
-from filip.data.captions.sidecar_tables import CONTENT, find_same_images, rows_by_shard, sidecar_table
+from filip.data.captions.sidecar_tables import CONTENT, find_same_images, sidecar_row
 from filip.data.captions.translation_cache import TranslationCache
 from filip.data.cards import BackTranslationSettings, SourceCard, load_source
 from filip.data.engines import load_engine
 from filip.data.funnel import Fragment
 from filip.data.lists import duckdb_io
-from filip.data.lists.parquet_rows import reading
+from filip.data.lists.parquet_rows import reading, runs
 from filip.data.sidecar import write_sidecar
 from filip.data.stage import parse_part, resume, tell
 
@@ -222,16 +222,10 @@ def _write_sidecars(
     for path in out.glob("*.parquet"):
         if path.stem not in empty:
             path.unlink()  # its shard no longer exists
-    with ThreadPoolExecutor(1) as writer:  # the disk is the slowest part here
-        written = None
-        for shard, found in rows_by_shard(con.sql(query).to_arrow_reader(duckdb_io.ROWS_PER_GROUP)):
-            sidecar = sidecar_table(found, origins, source)
-            if written:
-                written.result()
-            written = writer.submit(write_sidecar, out / f"{shard}.parquet", sidecar)
-            empty.discard(shard)
-        if written:
-            written.result()
+    images = runs(con.sql(query).to_arrow_reader(duckdb_io.ROWS_PER_GROUP), "shard", "key")
+    for shard, of_shard in groupby(images, lambda image: image[0]["shard"]):
+        write_sidecar(out / f"{shard}.parquet", [sidecar_row(image, origins, source) for image in of_shard])
+        empty.discard(shard)
     for shard in empty:  # shards without one image
         write_sidecar(out / f"{shard}.parquet", [])
 
