@@ -54,14 +54,7 @@ SPRITES = {emoji(n).concept: [sprite(n)] for n in range(40)}
 NAMES = list(CONCEPTS)
 
 
-def test_a_scene_is_a_function_of_seed_and_index() -> None:
-    first, again = (training_scene(SPRITES, NAMES, 0, 5) for _ in range(2))
-    assert first.image.tobytes() == again.image.tobytes() and first.caption == again.caption
-    others = [training_scene(SPRITES, NAMES, seed, index) for seed, index in ((1, 5), (0, 6))]
-    assert all(other.image.tobytes() != first.image.tobytes() for other in others)
-
-
-@pytest.mark.parametrize("index", range(20))
+@pytest.mark.parametrize("index", range(5))
 def test_masks_say_which_pixels_show_which_thing(index: int) -> None:
     scene = training_scene(SPRITES, NAMES, 3, index)
     pixels = np.asarray(scene.image)

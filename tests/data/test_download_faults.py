@@ -1,6 +1,5 @@
 """The download when a worker, the run or the disk fails: at any moment interruptible, and the rest is not lost."""
 
-import hashlib
 import io
 import os
 import signal
@@ -10,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
-import pyarrow.parquet as pq
 import pytest
 import webdataset as wds
 
@@ -26,15 +24,7 @@ from filip.data.fetching.workers import (
     run_shard,
 )
 from tests.data import hostile
-from tests.data.downloads import (
-    POISON,
-    DeadlyResizer,
-    Poisoned,
-    disk_with_room_for,
-    download_first_shard,
-    hashes,
-    write_list,
-)
+from tests.data.downloads import POISON, DeadlyResizer, Poisoned, disk_with_room_for, hashes, write_list
 from tests.support.processes import Process, kill_at_random
 
 KILLED = """
@@ -161,22 +151,6 @@ def test_images_that_kill_their_worker_are_given_up_by_name_and_alone(tmp_path: 
     named = " ".join(fragment.notes["examples"]["crashed"])
     assert f"{server.url('jpeg')} (the process that decodes it dies" in named and server.url("webp") in named
     assert not list(tmp_path.rglob("*.progress"))
-
-
-@pytest.mark.parametrize("verify", [True, False])
-def test_bytes_that_are_not_those_of_the_list_are_dropped(tmp_path: Path, verify: bool) -> None:
-    """A list's sha256 tells whether a URL still gives what it gave: domains expire, and others buy them."""
-    settings = {"image_size": 32, "samples_per_shard": 9, "threads": 2, "verify_sha256": verify}
-    rules = {"image_rules": {"min_side": 0}, "image_root": str(tmp_path)}
-    card = parse_card({"download": settings, **rules}, Path("c.yaml"))
-    (tmp_path / "a.jpg").write_bytes(hostile.plain())
-    right = hashlib.sha256(hostile.plain()).hexdigest()
-    url = (tmp_path / "a.jpg").as_uri()
-    source = write_list(tmp_path / "l.parquet", [url] * 3, source_sha256=[right.upper(), "0" * 64, None])
-    download_first_shard(card, source, tmp_path / "shards")
-    table = pq.read_table(tmp_path / "shards" / "00000.parquet").to_pylist()
-    assert [row["status"] for row in table] == ["success", "failed_to_download" if verify else "success", "success"]
-    assert verify == str(table[1]["error_message"]).startswith("hash_mismatch: the list says 000")
 
 
 class OneAfterTheOther(LocalWorkers):

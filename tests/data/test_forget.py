@@ -12,7 +12,6 @@ import pytest
 
 from filip.common.files import write_json
 from filip.data.cards import parse_card
-from filip.data.fetching.outcomes import Forgotten, hash_of_url
 from filip.data.forget import ForgetConfig, forget
 from filip.data.funnel import Fragment, write_fragment
 from filip.data.ingest import IngestConfig, ingest
@@ -149,11 +148,3 @@ def test_a_forgetting_that_is_killed_again_and_again_leaves_nothing_in_the_end(t
     assert len(urls) == COUNT - 3 and verify(tmp_path / "m.json") == []
     assert read_manifest(tmp_path / "m.json")["images"]["count"] == COUNT - 3
     assert sum(len(list(shard_images(path.with_suffix(".tar")))) for path in kept) == COUNT - 3
-
-
-def test_a_download_refuses_what_was_forgotten(tmp_path: Path) -> None:
-    Forgotten.load(tmp_path).add({hash_of_url("https://a.org/1.jpg")}, {"0" * 64})
-    Forgotten.load(tmp_path).add({hash_of_url("https://a.org/2.jpg")}, set())
-    forgotten = Forgotten.load(tmp_path)
-    assert forgotten.refuses("https://a.org/1.jpg") and forgotten.refuses("https://a.org/2.jpg")
-    assert not forgotten.refuses("https://a.org/3.jpg", b"other bytes")

@@ -83,22 +83,6 @@ def test_scan_of_damaged_tars(tmp_path: Path) -> None:
     assert scan_tar(tmp_path / "absent.tar") == ([], "unreadable")
 
 
-def test_index_points_at_the_images(tmp_path: Path) -> None:
-    pairs = write_pairs(tmp_path, [3, 0, 5])
-    index = index_source(pairs.source)
-    assert index.counts.tolist() == [3, 0, 5]
-    assert len(index) == 8
-    assert [index.shard_of(i) for i in range(8)] == [0, 0, 0, 2, 2, 2, 2, 2]
-    assert not index.problems
-    for sample in range(8):
-        shard = index.shard_of(sample)
-        data = index.tars[shard].read_bytes()[index.offset[sample] :][: index.size[sample]]
-        with tarfile.open(index.tars[shard]) as tar:
-            captions = ShardCaptions.from_sidecar(pairs.sidecar(shard))
-            key = captions.key(int(index.row[sample]))
-            assert tar.extractfile(f"{key}.jpg").read() == data  # type: ignore[union-attr]
-
-
 def test_everything_that_is_missing_is_counted(tmp_path: Path) -> None:
     pairs = write_pairs(tmp_path, [6, 6, 6])
     rows = [(key_of(0, i), ["a"], 0) for i in range(4)] + [("999", ["no image"], 0), ("998", ["none"], 0)]

@@ -143,15 +143,6 @@ def test_yfcc_card_reads_the_published_file(tmp_path: Path) -> None:
         run(tmp_path, "yfcc15m", subset="nowhere.tsv", **options)
 
 
-@pytest.mark.parametrize("name", ["cc3m", "cc12m"])
-def test_conceptual_captions_cards(tmp_path: Path, name: str) -> None:
-    fields = ['a "fine" view of person', "https://a.org/1.jpg"]
-    line = "\t".join(fields if name == "cc3m" else fields[::-1])
-    (tmp_path / "l.tsv").write_text(line + "\n")
-    table = run(tmp_path, name, list=str(tmp_path / "l.tsv"))
-    assert table.to_pylist() == [{"url": fields[1], "caption": fields[0]}]
-
-
 def test_shuffle_is_a_permutation_that_depends_on_the_seed_alone(tmp_path: Path) -> None:
     urls = [f"https://a.org/{i}.jpg" for i in range(500)]
     pq.write_table(pa.table({"url": urls, "caption": ["x y"] * 500}), tmp_path / "in.parquet")
