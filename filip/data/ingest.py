@@ -36,7 +36,6 @@ from filip.data.funnel import Fragment, write_fragment
 from filip.data.lists import duckdb_io
 from filip.data.lists.columns import cleaned
 from filip.data.lists.parquet_rows import row_group, runs
-from filip.data.remote_tars import fetched
 from filip.data.stage import account_for, filling, tell, work_folder
 from filip.data.text_rules import apply_text_rules
 from filip.sets.image_set import Account
@@ -59,7 +58,7 @@ ROW_SCHEMA = pa.schema(
 @dataclass
 class IngestConfig:
     source: str = option(MISSING, "source card (name or path), or directly the folder or file with the images")
-    images: str | None = option(None, "folder or file with the images, or its s3://…; default: the card's")
+    images: str | None = option(None, "folder or file with the images; default: the card's")
     out: str = option(MISSING, "folder of the shards: NNNNN.tar, NNNNN.parquet, NNNNN_stats.json", writes="store")
     funnel: str | None = option(None, "funnel fragment to write, JSON (unit: images)", writes="file")
     text_funnel: str | None = option(None, "funnel fragment of the text rules, JSON (unit: captions)", writes="file")
@@ -91,7 +90,7 @@ def main(config: IngestConfig) -> None:
 def resolve_card(config: IngestConfig) -> SourceCard:
     """Return the card of ``config.source``; a folder or file of images gets a card with the default rules."""
     path = Path(config.source)
-    is_card = path.suffix in (".yaml", ".yml") or not (path.exists() or "://" in config.source)
+    is_card = path.suffix in (".yaml", ".yml") or not path.exists()
     name = path.resolve().name.split(".")[0]
     card = load_source(config.source) if is_card else SourceCard(name, images=config.source)
     card = replace(card, images=config.images or card.images)
@@ -114,8 +113,6 @@ def ingest(card: SourceCard, config: IngestConfig) -> tuple[Fragment, Fragment]:
     Raises UserError when no image is found, when the folder holds something else, when another process is filling
     it, or when a disk fails.
     """
-    if "://" in (card.images or ""):
-        card = replace(card, images=fetched(str(card.images), Path(f"{Path(config.out).resolve()}.images")))
     reading = reading_of(card, config.out)
     layout, parts, reading = recognise(reading)
     if splits := reading.about_splits():

@@ -23,7 +23,7 @@ from filip.data.cards import SourceCard, load_source
 from filip.data.funnel import Fragment, write_fragment
 from filip.data.lists import duckdb_io
 from filip.data.lists.columns import REASON, ROW, guessed_columns, judged_rows, where_condition
-from filip.data.lists.reading import SUFFIXES, list_files, lists_here, relation
+from filip.data.lists.reading import SUFFIXES, list_files, relation
 from filip.data.stage import work_folder
 
 SAMPLES = 10  # rows shown per reason
@@ -33,7 +33,7 @@ SAMPLES = 10  # rows shown per reason
 class PrepareConfig:
     source: str = option(MISSING, "source card (name or path), or directly a list: Parquet, TSV, CSV, JSON lines")
     out: str = option(MISSING, "Parquet file to write", writes="file")
-    list: str | None = option(None, "path or glob, also s3://…, gs://…, hf://…; default: the card's")
+    list: str | None = option(None, "path or glob; default: the card's")
     url_column: str | None = option(None, "name of the URL column; default: the card's, else 'url'")
     caption_column: str | None = option(None, "name of the caption column; default: the card's, else 'caption'")
     subset: str | None = option(None, "path of the list of rows to take; default: the card's, if it has one")
@@ -84,7 +84,6 @@ def prepare(
     Raises UserError when the list is missing, a named column is not in it, or nothing is left.
     """
     with work_folder(out, threads, memory) as (scratch, con):
-        card = lists_here(card, scratch)
         paths = list_files(card)
         staged = scratch / "staged.parquet"
         try:

@@ -6,8 +6,6 @@ copies of the tars that it is reading (:mod:`filip.loading.tar_cache`).
 
 from __future__ import annotations
 
-import glob
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,7 @@ from typing import Any
 import fsspec
 
 from filip.common.errors import UserError, first_line
-from filip.common.files import file_state, replacing, write_json
+from filip.common.files import file_state
 
 PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "http": "aiohttp", "https": "aiohttp"}
 ABSENT = "; does data.sources name the shards as they are, and all of them?"
@@ -45,39 +43,6 @@ def state_of(tar: Path | str) -> tuple[Any, ...] | None:
     except Exception as error:
         raise explained(url, error, ABSENT) from error
     return about.get("size"), next((str(about[name]) for name in MARKS if name in about), "")
-
-
-def fetched(url: str, folder: Path) -> str:
-    """Copy a file of a bucket, the files that a pattern matches, or all of a folder; return where they are now.
-
-    url: e.g. ``s3://bucket/list.csv``, ``hf://datasets/USER/NAME/*.parquet``. folder: holds nothing else; what it has
-    already is fetched again only if it has changed in the bucket. Raises UserError if there is nothing.
-    """
-    note = folder.with_name(f"{folder.name}.json")
-    before = json.loads(note.read_text()) if note.exists() else {}
-    try:
-        files, path = fsspec.core.url_to_fs(url)
-        whole = "*" not in path and files.isdir(path)
-        paths = files.find(path) if whole else sorted(files.glob(path))
-        if not paths:
-            raise FileNotFoundError(url)
-        base = f"{path.rstrip('/')}/" if whole else path.partition("*")[0].rpartition("/")[0] + "/"
-        names = {name.removeprefix(base): name for name in paths}
-        if outside := [name for name in names if ".." in name.split("/") or name.startswith("/")]:
-            raise UserError(f"{url} has a file {outside[0]!r}, which would be written elsewhere: rename it")
-        state = {name: str(files.ukey(names[name])) for name in names}
-        for name in names:
-            if before.get(name) != state[name] or not (folder / name).exists():
-                with replacing(folder / name) as part:
-                    files.get_file(names[name], str(part))
-        for name in before.keys() - names.keys():
-            (folder / name).unlink(missing_ok=True)
-    except UserError:
-        raise
-    except Exception as error:
-        raise explained(url, error) from error
-    write_json(note, state)
-    return str(folder if whole else Path(glob.escape(str(folder)), "*") if "*" in path else folder / next(iter(names)))
 
 
 def explained(url: str, error: Exception, absent: str = ", or no bucket of this name") -> UserError:

@@ -123,8 +123,6 @@ def _lists(study: Study, cards: dict[str, SourceCard]) -> Iterator[Finding]:
     for source, card in cards.items():
         if card.built_by or Path(study.data_dir, source, "list.parquet").exists():
             continue
-        if "://" in (card.images or card.list or ""):
-            continue  # in a bucket: the job reports a missing one
         try:
             if card.images is None:
                 list_files(card)

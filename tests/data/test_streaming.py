@@ -12,17 +12,11 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import fsspec
-import pyarrow.parquet as pq
 import pytest
 
 from filip.common.errors import UserError
-from filip.data.ingest import IngestConfig, ingest
-from filip.data.ingest import resolve_card as resolve_ingest
-from filip.data.prepare import PrepareConfig, prepare, resolve_card
 from filip.loading import loader as loading
 from filip.loading.config import Source
-from tests.data.own_images import CAPTIONS, picture, text_beside
 from tests.data.pair_shards import Pairs, assert_same, keys, loader, write_pairs
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*worker processes in total")
@@ -161,27 +155,3 @@ def test_shards_that_are_not_there_are_one_sentence(
     given = {name: value.format(web=web) for name, value in changes.items()}
     with pytest.raises(UserError, match=why):
         loader([source(web, **given)], cache=str(tmp_path))
-
-
-def test_lists_and_images_of_a_bucket_are_read_like_local_ones(bucket: str, tmp_path: Path) -> None:
-    files = fsspec.filesystem("s3")
-    for part in (0, 1):
-        rows = [f"{part}{n},http://a.b/{part}{n}.jpg,a caption {part}{n}\n" for n in range(3)]
-        files.pipe(f"pairs/lists/part-{part}.csv", ("uid,url,caption\n" + "".join(rows)).encode())
-    card = resolve_card(PrepareConfig(f"{bucket}/lists/part-*.csv", "", where="uid in ('01', '12')"))
-    assert prepare(card, tmp_path / "list.parquet").n_in == 6
-    assert sorted(pq.read_table(tmp_path / "list.parquet")["caption"].to_pylist()) == ["a caption 01", "a caption 12"]
-    assert not list(tmp_path.glob(".*")), "no copies stay"
-    with pytest.raises(UserError, match=r"there is no s3://pairs/lists/none\.csv"):
-        prepare(resolve_card(PrepareConfig(f"{bucket}/lists/none.csv", "")), tmp_path / "none.parquet")
-
-    files.put(text_beside(tmp_path / "own"), "pairs/own", recursive=True)
-    config = IngestConfig(f"{bucket}/own", out=str(tmp_path / "shards"))
-    card = resolve_ingest(config)
-    assert ingest(card, config)[1].n_out == len(CAPTIONS)
-    copies = {path: path.stat().st_mtime_ns for path in (tmp_path / "shards.images").rglob("*.png")}
-    files.pipe("pairs/own/dog.png", picture("bridge #3.png"))
-    files.rm("pairs/own/two cats.png")
-    assert ingest(card, config)[1].n_out == len(CAPTIONS) - 1
-    changed = {path.name for path, when in copies.items() if not path.exists() or path.stat().st_mtime_ns != when}
-    assert changed == {"dog.png", "two cats.png"}, "the others are not fetched again"

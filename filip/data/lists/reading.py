@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 from glob import glob
 from itertools import islice
 from pathlib import Path
@@ -19,7 +18,6 @@ from filip.common.errors import UserError
 from filip.common.files import nothing_at
 from filip.data.cards import SourceCard
 from filip.data.lists import duckdb_io
-from filip.data.remote_tars import fetched
 from filip.sets.tables import Broken, read_table
 
 SUFFIXES = {
@@ -33,14 +31,6 @@ SUFFIXES = {
 }
 COMPRESSIONS = (".gz", ".zst", ".bz2")
 ROWS = 20_000  # copied at once
-
-
-def lists_here(card: SourceCard, folder: Path) -> SourceCard:
-    """Return the card with copies of its lists in ``folder`` in the place of those in a bucket (``s3://…``)."""
-    named = {key: getattr(card, key) for key in ("list", "subset")}
-    there = {key: url for key, url in named.items() if url and "://" in url}
-    here: dict[str, Any] = {key: fetched(url, folder / key) for key, url in there.items()}
-    return replace(card, **here)
 
 
 def list_files(card: SourceCard) -> Sequence[str]:
