@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from filip.common.files import digest
-from filip.data.cards import SourceCard, load_source, with_download
+from filip.data.cards import SourceCard, load_source, overridden
 from filip.data.ingest import state_of_images
 from filip.data.plan import translation_jobs
 from filip.study import Study
@@ -38,7 +38,9 @@ class StudySources(Study):
         super().__init__(config)
         self.download_jobs: int = config.get("download_parts", 1)
         given = config.get("download", {})
-        self.source_cards: dict[str, SourceCard] = {s: with_download(load_source(s), given) for s in self.sources}
+        self.source_cards: dict[str, SourceCard] = {
+            s: overridden(load_source(s), "download", given) for s in self.sources
+        }
         self._images_states: dict[str, str] = {}
 
     @property

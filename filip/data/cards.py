@@ -157,10 +157,13 @@ def parse_card(raw: Any, path: Path) -> SourceCard:
     return card
 
 
-def with_download(card: SourceCard, settings: dict[str, Any]) -> SourceCard:
-    """Return the card with some settings of its download changed. Raises UserError naming an unknown key."""
-    changed = read_settings(DownloadSettings, {**asdict(card.download), **settings}, "download.")
-    return replace(card, download=changed)
+def overridden(card: SourceCard, part: str, settings: dict[str, Any]) -> SourceCard:
+    """Return the card with some settings of a part (``download``) changed. Raises UserError naming an unknown key."""
+    before = getattr(card, part)
+    changed = read_settings(type(before), {**asdict(before), **settings}, f"{part}.")
+    card = replace(card, **{part: changed})
+    _check(card)
+    return card
 
 
 def _check(card: SourceCard) -> None:

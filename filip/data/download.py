@@ -27,7 +27,7 @@ from filip.common.errors import UserError, counted
 from filip.common.files import locked
 from filip.common.progress import Progress, say
 from filip.common.worker_pool import deaf_to_ctrl_c
-from filip.data.cards import SourceCard, load_source, with_download
+from filip.data.cards import SourceCard, load_source, overridden
 from filip.data.fetching.download_plan import (
     add_retry_pass,
     in_progress,
@@ -61,7 +61,7 @@ class DownloadConfig:
 
 def main(config: DownloadConfig) -> None:
     """Download the images of a list into webdataset shards, with the card's image rules."""
-    card = with_download(load_source(config.source), config.download)
+    card = overridden(load_source(config.source), "download", config.download)
     for key in ("retry_passes", "processes", "threads", "timeout"):
         if getattr(config, key) is not None:
             setattr(card.download, key, getattr(config, key))

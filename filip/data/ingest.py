@@ -29,7 +29,7 @@ from filip.common.errors import UserError, counted
 from filip.common.files import digest, file_state, replacing, write_json
 from filip.common.progress import say
 from filip.common.worker_pool import run_blocks
-from filip.data.cards import SourceCard, load_source, parse_card
+from filip.data.cards import SourceCard, load_source, overridden
 from filip.data.fetching.outcomes import FORGOTTEN, MAX_BYTES, Forgotten, hash_of_url, place_of
 from filip.data.fetching.shard_maker import SUFFIXES, ShardMaker, is_complete, shard_name, shard_schema
 from filip.data.funnel import Fragment, write_fragment
@@ -99,9 +99,7 @@ def resolve_card(config: IngestConfig) -> SourceCard:
             f"source '{card.name}' ({card.path}) has no `images`: name the folder or file that holds them. A list of "
             "URLs is read by filip.data.prepare"
         )
-    if config.image_rules:
-        changed = {"image_rules": {**asdict(card.image_rules), **config.image_rules}}
-        card.image_rules = parse_card(changed, Path("image_rules=...")).image_rules
+    card = overridden(card, "image_rules", config.image_rules)
     if config.processes is not None:
         card.download.processes = config.processes
     return replace(card, layout=config.layout or card.layout, split=config.split or card.split)

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from filip.cli.command import MISSING, option, run_command
 from filip.common.errors import UserError
 from filip.common.files import digest, sha256_of, write_json
-from filip.data.cards import SourceCard, load_source, with_download
+from filip.data.cards import SourceCard, load_source, overridden
 from filip.data.funnel import merge, read_fragment
 from filip.data.lists import duckdb_io
 from filip.data.lists.parquet_rows import reading
@@ -47,7 +47,7 @@ class ManifestConfig:
 
 def main(config: ManifestConfig) -> None:
     """Describe a finished data set in one file, with a hash of everything that training will see."""
-    manifest = make_manifest(with_download(load_source(config.source), config.download), config)
+    manifest = make_manifest(overridden(load_source(config.source), "download", config.download), config)
     write_json(config.out, manifest)
     images, captions = manifest["images"], manifest["captions"]
     print(

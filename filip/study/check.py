@@ -21,7 +21,7 @@ from filip.cli.command import MISSING, option, run_command
 from filip.cli.extras import how_to_install
 from filip.common.errors import UserError
 from filip.common.files import readable
-from filip.data.cards import SourceCard, load_source, with_download
+from filip.data.cards import SourceCard, load_source, overridden
 from filip.data.engines import engine_class
 from filip.data.plan import disk_bytes
 from filip.study.benchmarks import card_of, check_evaluation_options
@@ -137,7 +137,7 @@ def _lists(study: Study, cards: dict[str, SourceCard]) -> Iterator[Finding]:
 def _download(study: Study, cards: dict[str, SourceCard]) -> Iterator[Finding]:
     alike: dict[str, list[str]] = {}
     for source, card in cards.items():
-        card = with_download(card, study.config.get("download", {}))
+        card = overridden(card, "download", study.config.get("download", {}))
         if card.images is not None or card.download.engine != "img2dataset":
             continue
         from filip.data.by_img2dataset import check_card, program, what_it_ignores  # which imports OpenCV

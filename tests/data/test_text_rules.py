@@ -11,12 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from filip.common.errors import UserError
-from filip.data.cards import SourceCard, TextRuleSettings, load_source, parse_card
+from filip.data.cards import SourceCard, TextRuleSettings, load_source, overridden, parse_card
 from filip.data.lists import caption_filters
 from filip.data.lists.caption_filters import MEANINGLESS
 from filip.data.lists.language import are_english
 from filip.data.prepare import prepare
-from filip.data.text_rules import TextRulesConfig, apply_text_rules, main, with_rules
+from filip.data.text_rules import TextRulesConfig, apply_text_rules, main
 from tests.support.captions import language_accuracy, verdicts_on_kinds
 
 MEANINGLESS_CAPTIONS = {
@@ -144,7 +144,7 @@ def test_a_list_in_wukong_s_format_keeps_its_chinese_captions(tmp_path: Path) ->
         rows.writerows([f"{n:05d}", f"https://a.cn/{n}.jpg", caption] for n, caption in enumerate(captions))
     listed = replace(load_source("wukong100m"), list=str(tmp_path / "*.csv"))
     prepare(listed, tmp_path / "l.parquet", shuffle=False)
-    card = with_rules(load_source("wukong100m"), {"min_words": 3})
+    card = overridden(load_source("wukong100m"), "text_rules", {"min_words": 3})
     apply_text_rules(tmp_path / "l.parquet", tmp_path / "k.parquet", card, processes=1)
     kept = pq.read_table(tmp_path / "k.parquet")["caption"].to_pylist()
     assert kept == [caption for caption, stays in captions.items() if stays]

@@ -181,9 +181,7 @@ def table_of_images(root: Path) -> EvalSet:
 
 
 @pytest.mark.parametrize(
-    "layout",
-    [own_photographs, class_folders, pairs_of_images, tars, table_of_images],
-    ids=lambda f: f.__name__,
+    "layout", [own_photographs, class_folders, pairs_of_images, tars, table_of_images], ids=lambda f: f.__name__
 )
 def test_pictures_are_seen_upright_in_every_layout(layout: Callable[[Path], EvalSet], tmp_path: Path) -> None:
     """Ingest turns them, too: evaluation sees the pictures that training saw."""

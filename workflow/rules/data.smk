@@ -19,8 +19,6 @@ rule url_list:
         source=STUDY.pattern(with_images=False),
     log:
         f"{RESULTS}/logs/url_list/{{source}}.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/url_list/{{source}}.tsv"
     threads: STUDY.data_threads
     shell:
         "python -m filip.data.prepare source={params.card:q} {params.list:q} out={output.list:q}"
@@ -41,8 +39,6 @@ rule text_rules:
         source=STUDY.pattern(with_images=False),
     log:
         f"{RESULTS}/logs/text_rules/{{source}}.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/text_rules/{{source}}.tsv"
     threads: STUDY.data_threads
     shell:
         "python -m filip.data.text_rules source={params.card:q} list={input.list:q} out={output.kept:q}"
@@ -62,8 +58,6 @@ rule download_part:
         shards=f"{DATA}/{{source}}/shards",
     log:
         f"{RESULTS}/logs/download_part/{{source}}-{{part}}-of-{{parts}}.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/download_part/{{source}}-{{part}}-of-{{parts}}.tsv"
     threads: STUDY.data_threads
     shell:
         "python -m filip.data.download source={params.card:q} list={input.kept:q} out={params.shards:q}"
@@ -90,8 +84,6 @@ checkpoint download:
         source=STUDY.pattern(with_images=False),
     log:
         f"{RESULTS}/logs/download/{{source}}.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/download/{{source}}.tsv"
     threads: STUDY.data_threads
     shell:
         "{params.while_served}python -m filip.data.download source={params.card:q} list={input.kept:q}"
@@ -118,8 +110,6 @@ checkpoint ingest:
         source=STUDY.pattern(with_images=True),
     log:
         f"{RESULTS}/logs/ingest/{{source}}.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/ingest/{{source}}.tsv"
     threads: STUDY.data_threads
     shell:
         "python -m filip.data.ingest source={params.card:q} {params.images:q} out={params.shards:q} list={output.list:q}"
@@ -141,8 +131,6 @@ rule translate_plan:
         captions=f"{DATA}/{{source}}/captions",
     log:
         f"{RESULTS}/logs/translate_plan/{{source}}.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/translate_plan/{{source}}.tsv"
     threads: STUDY.data_threads
     shell:
         "python -m filip.data.translate source={params.card:q} shards={params.shards:q} out={params.captions:q}"
@@ -163,8 +151,6 @@ rule translate_part:
         captions=f"{DATA}/{{source}}/captions",
     log:
         f"{RESULTS}/logs/translate_part/{{source}}-{{part}}-of-{{parts}}.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/translate_part/{{source}}-{{part}}-of-{{parts}}.tsv"
     threads: 1
     shell:
         "python -m filip.data.translate source={params.card:q} shards={params.shards:q} out={params.captions:q}"
@@ -191,8 +177,6 @@ rule translate:
         captions=f"{DATA}/{{source}}/captions",
     log:
         f"{RESULTS}/logs/translate/{{source}}.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/translate/{{source}}.tsv"
     threads: STUDY.data_threads
     shell:
         "python -m filip.data.translate source={params.card:q} shards={params.shards:q} out={params.captions:q}"
