@@ -8,14 +8,13 @@ are removed. It knows no TDM reservations, and no private addresses: it asks wha
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
@@ -28,8 +27,7 @@ from filip.data.cards import SourceCard
 from filip.data.fetching.access import local_root
 from filip.data.fetching.download_plan import WHERE_IT_RUNS, in_progress
 from filip.data.fetching.outcomes import FORGOTTEN, Forgotten
-from filip.data.fetching.shard_maker import Image, ShardMaker, Stored, shard_name, shard_schema
-from filip.data.lists.parquet_rows import tables
+from filip.data.fetching.shard_maker import Image, PassMaker, Stored, shard_name, shard_schema
 
 REQUIREMENTS = ("img2dataset>=1.45,<1.48", "standard-imghdr; python_version >= '3.13'")  # the extra img2dataset
 # Its further options; the others are keys of a card, or decide on files that are not kept.
@@ -78,21 +76,13 @@ def what_it_ignores(card: SourceCard) -> str:
 
 
 @dataclass(kw_only=True)
-class Img2dataset(ShardMaker):
+class Img2dataset(PassMaker):
     """Maker of the shards of one pass, from img2dataset's pictures.
 
-    listed: the pass's list. retried: rows that a later pass has. name: of its folder, the same after a restart.
+    name: of its folder, the same after a restart.
     """
 
-    listed: Path
-    first_shard: int
-    columns: list[str]
     name: str
-    retried: dict[int, set[int]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.digits = math.ceil(math.log10(self.card.download.samples_per_shard))
 
     def download_shards(self, todo: set[int], finished: Callable[[int], None]) -> dict[int, str]:
         """Make these shards; call ``finished(shard)``; return {shard: why it could not be completed}."""
@@ -131,10 +121,7 @@ class Img2dataset(ShardMaker):
         forgotten = Forgotten.load(self.final_folder)
         with replacing(place / "list.parquet") as part:
             writer = None
-            rows = self.card.download.samples_per_shard
-            for shard, table in enumerate(tables(self.listed, rows, self.columns), self.first_shard):
-                if shard not in todo:
-                    continue
+            for shard, table in self.rows_of(todo):
                 hidden = self.retried.get(shard, set())
                 urls = [
                     "" if row in hidden or forgotten.refuses(url or "") else url or ""

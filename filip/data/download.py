@@ -152,7 +152,6 @@ def _run_pass(
         return
     for shard in todo:  # its remains must not look complete
         (folder / f"{shard:05d}_stats.json").unlink(missing_ok=True)
-    load = card.download
     retried = {shard: rows for shard, rows in retried_rows(plan, number) if shard in todo}
     totals: Counter[str] = Counter()
     with Progress("download, retry" if number else "download", "shards", len(todo)) as progress:
@@ -162,21 +161,15 @@ def _run_pass(
             urls, images = totals["count"], totals["successes"]
             progress.add(note=f"{images:,} images of {urls:,} URLs ({images / max(1, urls):.1%})")
 
-        if load.engine == "img2dataset":
+        of_pass: dict[str, Any] = {"card": card, "final_folder": folder, "columns": columns, "retried": retried}
+        of_pass |= {"listed": Path(this["list"]), "first_shard": this["first_shard"]}
+        if card.download.engine == "img2dataset":
             from filip.data.by_img2dataset import Img2dataset
 
-            fetching = Img2dataset(
-                card=card,
-                final_folder=folder,
-                listed=Path(this["list"]),
-                first_shard=this["first_shard"],
-                columns=columns,
-                name=f"{number}-{'all' if part is None else f'{part[0]}-of-{part[1]}'}",
-                retried=retried,
-            )
-            failures = fetching.download_shards(todo, finished)
+            name = f"{number}-{'all' if part is None else f'{part[0]}-of-{part[1]}'}"
+            failures = Img2dataset(**of_pass, name=name).download_shards(todo, finished)
         else:
-            failures = _by_our_own(this, number, folder, card, columns, todo, retried, finished)
+            failures = _by_our_own(of_pass, number > 0, todo, finished)
     if failures:
         listed = "; ".join(f"{shard:05d}: {why}" for shard, why in sorted(failures.items())[:5])
         raise UserError(
@@ -186,27 +179,19 @@ def _run_pass(
 
 
 def _by_our_own(
-    this: dict[str, Any],
-    number: int,
-    folder: Path,
-    card: SourceCard,
-    columns: list[str],
-    todo: set[int],
-    retried: dict[int, set[int]],
-    finished: Callable[[int], None],
+    of_pass: dict[str, Any], patient: bool, todo: set[int], finished: Callable[[int], None]
 ) -> dict[int, str]:
     """Download these shards of a pass; return {shard: why it could not be completed}."""
-    load = card.download
     # the process that workers are forked from imports OpenCV and the rest while this process does
     get_context("forkserver").set_forkserver_preload(["filip.data.fetching.workers", "filip.data.fetching.image_rules"])
     with deaf_to_ctrl_c():
         forkserver.ensure_running()
     # imported only now: it takes seconds, and a rerun with nothing to do should not
-    from filip.data.fetching.workers import ListReader, LocalWorkers, ShardDownloader, download_shards
+    from filip.data.fetching.workers import LocalWorkers, ShardDownloader, download_shards
 
-    reader = ListReader(Path(this["list"]), load.samples_per_shard, this["first_shard"], columns, folder / "_work")
-    downloader = ShardDownloader(card=card, final_folder=folder, columns=columns, retried=retried, patient=number > 0)
-    return download_shards(LocalWorkers(downloader, min(load.processes, len(todo))), reader, todo, finished)
+    downloader = ShardDownloader(**of_pass, patient=patient)
+    processes = min(downloader.card.download.processes, len(todo))
+    return download_shards(LocalWorkers(downloader, processes), todo, finished)
 
 
 def stats_of(folder: Path, shard: int) -> dict[str, Any]:

@@ -103,7 +103,7 @@ def reasons(downloader: ShardDownloader, urls: list[str]) -> Counter[str]:
 
 @pytest.fixture
 def first_pass(tmp_path: Path) -> ShardDownloader:
-    return ShardDownloader(card=card(threads=1), final_folder=tmp_path, columns=["url", "caption"])
+    return ShardDownloader(card=card(threads=1), final_folder=tmp_path, listed=tmp_path, columns=["url", "caption"])
 
 
 @pytest.fixture

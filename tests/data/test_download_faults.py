@@ -15,14 +15,7 @@ import webdataset as wds
 from filip.common.errors import UserError
 from filip.data.cards import parse_card
 from filip.data.download import download
-from filip.data.fetching.workers import (
-    SHARD_TRIES,
-    ListReader,
-    LocalWorkers,
-    ShardDownloader,
-    download_shards,
-    run_shard,
-)
+from filip.data.fetching.workers import SHARD_TRIES, LocalWorkers, ShardDownloader, download_shards, run_shard
 from tests.data import hostile
 from tests.data.downloads import POISON, DeadlyResizer, Poisoned, disk_with_room_for, hashes, write_list
 from tests.support.processes import Process, kill_at_random
@@ -124,10 +117,9 @@ def test_a_shard_that_kills_every_worker_fails_alone(tmp_path: Path) -> None:
     source = write_list(tmp_path / "list.parquet", [(tmp_path / "a.jpg").as_uri()] * 9)
     out = tmp_path / "shards"
     out.mkdir()
-    downloader = Poisoned(card=card, final_folder=out, columns=COLUMNS)
-    reader = ListReader(source, 1, 0, COLUMNS, out / "_work")
+    downloader = Poisoned(card=card, final_folder=out, listed=source, columns=COLUMNS)
     done: list[int] = []
-    failures = download_shards(LocalWorkers(downloader, 2), reader, range(9), done.append)
+    failures = download_shards(LocalWorkers(downloader, 2), range(9), done.append)
     assert list(failures) == [POISON] and "killed" in failures[POISON] and SHARD_TRIES > 1
     assert sorted(done) == [shard for shard in range(9) if shard != POISON]
     assert len(list(out.glob("*_stats.json"))) == 8
@@ -177,13 +169,12 @@ def test_a_full_disk_ends_the_download_at_once(tmp_path: Path) -> None:
     out.mkdir()
     with hostile.hostile_server() as server:
         source = write_list(tmp_path / "list.parquet", [server.url(f"image{i}") for i in range(100)])
-        reader = ListReader(source, 20, 0, COLUMNS, out / "_work")
-        workers = OneAfterTheOther(ShardDownloader(card=card, final_folder=out, columns=COLUMNS), 1)
+        workers = OneAfterTheOther(ShardDownloader(card=card, final_folder=out, listed=source, columns=COLUMNS), 1)
         done: list[int] = []
         full = pytest.raises(UserError, match=r"shards cannot be written to: .*make room and run the same")
         with disk_with_room_for(30_000), full:
-            download_shards(workers, reader, range(5), done.append)
+            download_shards(workers, range(5), done.append)
         assert not done and server.requests.total() < BEFORE_IT_IS_FULL, "neither the rest of the shard nor the next"
         assert {path.suffix for path in out.rglob("*") if path.is_file()} <= {".feather", ".progress"}
-        assert download_shards(workers, reader, range(5), done.append) == {}
+        assert download_shards(workers, range(5), done.append) == {}
     assert done == list(range(5)) and len(list(wds.WebDataset(str(out / "00000.tar"), shardshuffle=False))) == 20

@@ -9,14 +9,15 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import os
 import shutil
 import tarfile
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ import pyarrow.parquet as pq
 from filip.common.files import publish
 from filip.data.cards import SourceCard
 from filip.data.fetching.image_rules import CheckedResizer
+from filip.data.lists.parquet_rows import tables
 from filip.data.shard_index import index_of, write_index
 from filip.data.shard_set import TAR_SHA256
 from filip.sets.tar_index import Member
@@ -177,6 +179,25 @@ class ShardMaker:
         if problem is not None:
             return Stored(status="failed_to_resize", error_message=problem)
         return Stored(image, "success", None, width, height, original_width, original_height, sha256)
+
+
+@dataclass(kw_only=True)
+class PassMaker(ShardMaker):
+    """Maker of the shards of one pass over a list of URLs."""
+
+    listed: Path
+    columns: list[str]
+    first_shard: int = 0
+    retried: dict[int, set[int]] = field(default_factory=dict)  # shard: rows that a later pass has
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.digits = math.ceil(math.log10(self.card.download.samples_per_shard))
+
+    def rows_of(self, wanted: Collection[int]) -> Iterator[tuple[int, pa.Table]]:
+        """Yield these shards in order, each with its rows of the list."""
+        parts = tables(self.listed, self.card.download.samples_per_shard, self.columns)
+        yield from ((shard, rows) for shard, rows in enumerate(parts, self.first_shard) if shard in wanted)
 
 
 def statistics(counts: Counter[str]) -> dict[str, Any]:

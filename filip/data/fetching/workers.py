@@ -8,7 +8,6 @@ put off, and a worker that is stuck ends itself. (multiprocessing.Pool would wai
 from __future__ import annotations
 
 import errno
-import math
 import os
 import threading
 import time
@@ -16,7 +15,7 @@ from collections.abc import Callable, Collection, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, as_completed, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
 from multiprocessing import get_context
@@ -33,8 +32,15 @@ from filip.data.fetching.access import Access, local_root
 from filip.data.fetching.fetch import DEADLINE, fetch
 from filip.data.fetching.hosts import HOSTS, LOST, PATIENCE, REFUSALS, PatientRows, Result, Row, of_one_host
 from filip.data.fetching.outcomes import FORGOTTEN, Forgotten
-from filip.data.fetching.shard_maker import ShardMaker, is_complete, progress_file, shard_name, shard_schema, suspects
-from filip.data.lists.parquet_rows import tables
+from filip.data.fetching.shard_maker import (
+    WORK,
+    PassMaker,
+    is_complete,
+    progress_file,
+    shard_name,
+    shard_schema,
+    suspects,
+)
 
 # Errors of the whole disk: the next shard would fail like this one, after all its URLs were fetched.
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
@@ -45,40 +51,26 @@ MOST_HOSTS = 5  # given up in a shard, that are named
 Part = tuple[int, str]  # a shard and the Arrow file with its part of the list
 
 
-@dataclass
-class ListReader:
-    """Reader that cuts a URL list into shards."""
-
-    path: Path
-    rows_per_shard: int
-    first_shard: int
-    columns: list[str]
-    work: Path
-
-    def parts(self, wanted: Collection[int]) -> Iterator[Part]:
-        """Yield the wanted shards in order. The downloader removes each file when its shard is done."""
-        self.work.mkdir(parents=True, exist_ok=True)
-        for shard, table in enumerate(tables(self.path, self.rows_per_shard, self.columns), self.first_shard):
-            if shard in wanted:
-                path = self.work / f"{shard_name(shard)}.feather"
-                with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-                    writer.write_table(table)
-                yield shard, str(path)
-
-
 @dataclass(kw_only=True)
-class ShardDownloader(ShardMaker):
+class ShardDownloader(PassMaker):
     """Maker of shards of fetched images. It can be pickled to any worker."""
 
-    columns: list[str]
-    retried: dict[int, set[int]] = field(default_factory=dict)  # shard: rows that a later pass has
     patient: bool = False  # wait for busy hosts; else a later pass does
 
     def __post_init__(self) -> None:
         super().__post_init__()
         card, load = self.card, self.card.download
         self.access = Access(card.allow_private_hosts, local_root(card.image_root), load.contact, load.per_host)
-        self.digits = math.ceil(math.log10(self.card.download.samples_per_shard))
+
+    def parts(self, wanted: Collection[int]) -> Iterator[Part]:
+        """Yield these shards in order, each with the file of its rows, which is removed when the shard is done."""
+        work = self.final_folder / WORK
+        work.mkdir(parents=True, exist_ok=True)
+        for shard, table in self.rows_of(wanted):
+            path = work / f"{shard_name(shard)}.feather"
+            with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+                writer.write_table(table)
+            yield shard, str(path)
 
     def download_shard(self, part: Part) -> None:
         """Download one shard. Raises when it could not be completed, and leaves nothing behind."""
@@ -208,9 +200,7 @@ class LocalWorkers:
         return 1 if alone else 2 * self.processes
 
 
-def download_shards(
-    workers: LocalWorkers, reader: ListReader, shards: Collection[int], finished: Callable[[int], None]
-) -> dict[int, str]:
+def download_shards(workers: LocalWorkers, shards: Collection[int], finished: Callable[[int], None]) -> dict[int, str]:
     """Download these shards; calls ``finished(shard)``; returns {shard: why it could not be completed}.
 
     A shard that failed, or lost its worker, is tried again, SHARD_TRIES times in all. Where one death takes
@@ -218,7 +208,7 @@ def download_shards(
     Raises UserError when the disk is full, or when workers do nothing but die.
     """
     try:
-        return _tries(workers, reader, shards, finished)
+        return _tries(workers, shards, finished)
     except OSError as error:
         if error.errno not in DISK_FULL:
             raise
@@ -228,9 +218,7 @@ def download_shards(
         ) from error
 
 
-def _tries(
-    workers: LocalWorkers, reader: ListReader, shards: Collection[int], finished: Callable[[int], None]
-) -> dict[int, str]:
+def _tries(workers: LocalWorkers, shards: Collection[int], finished: Callable[[int], None]) -> dict[int, str]:
     folder, todo = workers.downloader.final_folder, set(shards)
     failures: dict[int, str] = {}
     suspected: set[int] = set()
@@ -242,7 +230,7 @@ def _tries(
         lost: dict[int, str] = {}
         for some, alone in ((todo - suspected, False), (todo & suspected, True)):
             if some:
-                lost |= _run_round(workers, reader.parts(some), alone, finished, failures)
+                lost |= _run_round(workers, workers.downloader.parts(some), alone, finished, failures)
         suspected |= set(lost)
         failures |= lost
         if not failures:
