@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import duckdb
-import pyarrow as pa
 
 from filip.cli.command import MISSING, option, run_command
 from filip.common.errors import UserError, counted
@@ -91,13 +90,8 @@ def prepare(
         except (duckdb.Error, OSError) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise  # an error of the disk; one without a number is DuckDB's, passed on by Arrow
-            # DuckDB gives up on a whole Parquet file for one text that is not UTF-8.
-            con = duckdb_io.connect(threads, memory, scratch / "spill")
-            try:
-                unreadable = _stage(con, card, paths, scratch, staged, strict=False)
-            except (duckdb.Error, pa.ArrowInvalid, OSError) as problem:
-                detail = " ".join(str(problem).split())[:300]
-                raise UserError(f"{', '.join(paths[:3])} cannot be read: {detail}") from problem
+            detail = " ".join(str(error).split())[:300]
+            raise UserError(f"{', '.join(paths[:3])} cannot be read: {detail}") from error
         shown = "{'hash': md5(concat(url, caption)), 'url': left(url, 200), 'caption': left(caption, 200)}"
         counts_by_reason = con.sql(
             f"SELECT {REASON}, count(*), min({shown}, {SAMPLES}) FILTER ({REASON} IS NOT NULL) FROM "
@@ -132,16 +126,9 @@ def prepare(
     return Fragment("prepare", card.name, n_kept + sum(counts.values()), n_kept, counts, notes={"samples": samples})
 
 
-def _stage(
-    con: duckdb.DuckDBPyConnection,
-    card: SourceCard,
-    paths: Sequence[str],
-    scratch: Path,
-    staged: Path,
-    strict: bool = True,
-) -> int:
+def _stage(con: duckdb.DuckDBPyConnection, card: SourceCard, paths: Sequence[str], scratch: Path, staged: Path) -> int:
     """Read the list once into ``staged``, with the verdict on each row; return how many lines cannot be read."""
-    listed, unreadable = relation(card, paths, scratch, strict=strict)
+    listed, unreadable = relation(card, paths, scratch)
     con.execute(f"CREATE TEMP VIEW listed AS SELECT * FROM {listed}")
     if card.subset:
         con.execute(f"CREATE TEMP TABLE subset AS {_subset(card, scratch)}")

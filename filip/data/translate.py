@@ -186,12 +186,12 @@ def _rows(files: list[Path], card: SourceCard) -> str:
             f"the card's group_column is '{group}', but {files[0]} has only {', '.join(names)}: add it to "
             "extra_columns and prepare the list again"
         )
-    value = f"CAST({duckdb_io.sql_identifier(group)} AS VARCHAR)" if group else "CAST(NULL AS VARCHAR)"
-    columns = dict.fromkeys(["key", "status", column, "sha256", *([group] if group else [])])
-    source = duckdb_io.columns_of_many(files, list(columns), duckdb_io.WITH_FILE)
-    images = (  # sha256: hash of the bytes as they were found
-        f"(SELECT {duckdb_io.FILE_STEM} AS shard, key, {captions} AS captions, {value} AS group_value, "
-        f"CAST(sha256 AS VARCHAR) AS image FROM {source} WHERE status = 'success')"
+    value = duckdb_io.sql_identifier(group) if group else "NULL"
+    content = "sha256" if "sha256" in names else "NULL"  # hash of the bytes as they were found
+    images = (
+        f"(SELECT {duckdb_io.FILE_STEM} AS shard, key, {captions} AS captions, CAST({value} AS VARCHAR) "
+        f"AS group_value, CAST({content} AS VARCHAR) AS image "
+        f"FROM {duckdb_io.parquet(files, duckdb_io.WITH_FILE)} WHERE status = 'success')"
     )
     return (
         "(SELECT shard, key, group_value, image, unnest(captions) AS caption, "

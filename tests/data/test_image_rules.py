@@ -106,7 +106,7 @@ sys.stdout.buffer.write(pickle.dumps(made))"""
 
 def theirs(asked: list[tuple[dict[str, Any], bytes]]) -> list[Any]:
     """Return what img2dataset makes of pictures with the options of its resizer, in an environment that uv fetches."""
-    program = [*by_img2dataset._program(None)[:-2], "-c", RESIZERS]
+    program = [*by_img2dataset.program()[:-2], "-c", RESIZERS]
     variables = {"UV_PYTHON": sys.executable, **os.environ, "NO_ALBUMENTATIONS_UPDATE": "1"}
     pictures = pickle.dumps([(options, io.BytesIO(data)) for options, data in asked])
     done = subprocess.run(program, input=pictures, env=variables, capture_output=True)

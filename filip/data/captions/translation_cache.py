@@ -25,7 +25,7 @@ from filip.data.lists.parquet_rows import row_group
 # make FEW_BLOCKS for the processes to share, many make MANY_BLOCKS, and in between a block has MEDIUM_BLOCK.
 SMALLEST_BLOCK, MEDIUM_BLOCK, LARGEST_BLOCK = 256, 2048, 20_000
 FEW_BLOCKS, MANY_BLOCKS = 32, 2000
-SCHEMA = pa.schema([("text", pa.string()), ("pivot_text", pa.string()), ("back", pa.string())])
+SCHEMA = pa.schema([("text", pa.string()), ("back", pa.string())])
 BLOCKS_AT_ONCE = 16  # blocks that a process takes at a time, where there are many
 _engines: list[Engine] = []  # a worker process loads them once
 
@@ -37,7 +37,7 @@ def block_size(captions: int) -> int:
 
 
 class TranslationCache:
-    """Translations by one engine, pivot and model: a folder of Parquet files (text, pivot_text, back)."""
+    """Translations by one engine, pivot and model: a folder of Parquet files (text, back)."""
 
     def __init__(self, root: Path, engine: str, pivot: str, models: str | None, model: str) -> None:
         self.engine, self.pivot, self.models = engine, pivot, models
@@ -45,13 +45,11 @@ class TranslationCache:
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def sql(self) -> str:
-        """Return SQL of (text, pivot_text, back), with each text once even if two runs translated it."""
+        """Return SQL of (text, back), with each text once even if two runs translated it."""
         files = sorted(self.folder.glob("*.parquet"))
         if not files:
-            return "(SELECT NULL::VARCHAR AS text, NULL::VARCHAR AS pivot_text, NULL::VARCHAR AS back WHERE false)"
-        columns = duckdb_io.columns_of_many(files, SCHEMA.names)
-        first = "min(back) AS back, arg_min(pivot_text, back) AS pivot_text"
-        return f"(SELECT text, {first} FROM {columns} GROUP BY text)"
+            return "(SELECT NULL::VARCHAR AS text, NULL::VARCHAR AS back WHERE false)"
+        return f"(SELECT text, min(back) AS back FROM {duckdb_io.parquet(files)} GROUP BY text)"
 
     def plan(self, con: duckdb.DuckDBPyConnection, captions: Path, work: Path) -> Path:
         """Write the captions (column ``caption``) that are not translated yet, one row group per block."""
@@ -119,8 +117,7 @@ def translate_blocks(plan: Path, blocks: Sequence[tuple[int, Path]]) -> int:
         written = []
         for group, path in blocks:
             texts = row_group(plan, group)["caption"].to_pylist()
-            pivots, back = round_trips(_engines[0], texts)
-            table = pa.table({"text": texts, "pivot_text": pivots, "back": back}, SCHEMA)
+            table = pa.table({"text": texts, "back": round_trips(_engines[0], texts)}, SCHEMA)
             written.append(writer.submit(_write_block, table, path))
         return sum(block.result() for block in written)
 

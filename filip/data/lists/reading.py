@@ -67,17 +67,16 @@ def _format(card: SourceCard, path: str) -> str:
     return SUFFIXES[suffixes[-1]]
 
 
-def relation(card: SourceCard, paths: Sequence[str], scratch: Path, strict: bool = True) -> tuple[str, int]:
+def relation(card: SourceCard, paths: Sequence[str], scratch: Path) -> tuple[str, int]:
     """Return SQL that reads the list, and how many of its lines cannot be read.
 
-    Texts are read by :mod:`filip.sets.tables`, as for `filip data ingest`, into Parquet in ``scratch``. strict: let
-    DuckDB read Parquet itself; it refuses a whole file for one text that is not UTF-8.
+    Texts are read by :mod:`filip.sets.tables`, as for `filip data ingest`, into Parquet in ``scratch``.
     """
     kinds = {_format(card, path) for path in paths}
     if len(kinds) > 1:
         raise UserError(f"one list, one format: {card.list} has {', '.join(sorted(kinds))}")
     kind = kinds.pop()
-    if kind == "parquet" and strict:
+    if kind == "parquet":
         return duckdb_io.parquet(paths), 0
     copies = [scratch / f"{number:05d}.parquet" for number in range(len(paths))]
     broken = sum(_copy(card, Path(path), kind, copy) for path, copy in zip(paths, copies, strict=True))
@@ -96,7 +95,7 @@ def _copy(card: SourceCard, path: Path, kind: str, target: Path) -> int:
     if kind in ("json", "jsonl"):
         schema = pa.schema([("json", pa.string())])
     else:
-        schema = pq.read_schema(path) if kind == "parquet" else pa.schema([(name, pa.string()) for name in names])
+        schema = pa.schema([(name, pa.string()) for name in names])
     broken = 0
     with pq.ParquetWriter(target, schema) as writer:
         while rows := list(islice(table.rows, ROWS)):
@@ -104,8 +103,6 @@ def _copy(card: SourceCard, path: Path, kind: str, target: Path) -> int:
             broken += len(rows) - len(records)
             if kind in ("json", "jsonl"):
                 columns: list[list[Any]] = [[json.dumps(record) for record in records]]
-            elif kind == "parquet":
-                columns = [[record[name] for record in records] for name in table.names]
             else:
                 columns = [[record[name] or None for record in records] for name in table.names]
             arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
