@@ -145,18 +145,6 @@ def no_scan(path: Path) -> None:
     raise AssertionError(f"{path} was scanned")
 
 
-def test_a_shard_is_scanned_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pairs = write_pairs(tmp_path, [3])
-    first = shard_index(pairs.tar(0))
-    assert index_path(pairs.tar(0)).is_file()
-    with monkeypatch.context() as patch:
-        patch.setattr("filip.data.shard_index.scan_tar", no_scan)
-        assert shard_index(pairs.tar(0)) == first
-    members, _ = scan_tar(pairs.tar(0))
-    assert [*zip(first.offsets, first.sizes, strict=True)] == [(m.offset, m.size) for m in members]
-    assert [f"{k}.{s}" for k, s in zip(first.keys, first.suffixes, strict=True)] == [m.name for m in members]
-
-
 @pytest.mark.parametrize("change", ["grown", "touched", "index broken", "index of another shard"])
 def test_a_stale_shard_index_is_made_anew(tmp_path: Path, change: str) -> None:
     pairs, other = write_pairs(tmp_path / "a", [3]), write_pairs(tmp_path / "b", [4])

@@ -198,9 +198,7 @@ def test_ids_of_64_bits_are_compared_exactly(tmp_path: Path) -> None:
     [
         ("similarity > 0.3 and", "cannot be evaluated: syntax error"),
         ("alike > 0.3", r"\"alike\" not found.*similarity \(DOUBLE\)"),
-        ("avg(similarity) > 0.3", "aggregates"),
         ("similarity", "is DOUBLE, but must be true or false"),
-        ("lang > 0.3", "Cannot compare"),
         ("true); SELECT (true", "more than one expression"),
         ("random() < 0.1", r"has random, which would choose other rows each time; .* hash\(url\) % 10 = 0"),
         ("current_date > '2020-01-01'", "has current_date, which"),
@@ -259,16 +257,11 @@ def as_bytes_of_parquet(rows: list[dict[str, str]]) -> bytes:
 SAME = {
     "semicolon.csv": lambda rows: delimited(rows, ";").encode("utf-8-sig"),
     "latin_1.csv": lambda rows: delimited(rows, ",").encode("latin-1"),
-    "utf_16.csv": lambda rows: delimited(rows, ",").encode("utf-16"),
-    "tabs.tsv": lambda rows: delimited(rows, "\t").encode(),
     "tabs_in_utf_16.tsv": lambda rows: delimited(rows, "\t").encode("utf-16"),
-    "array.json": lambda rows: json.dumps(rows).encode(),
     "lines.jsonl": lambda rows: "\n".join(map(json.dumps, rows)).encode(),
-    "lines.json": lambda rows: "\n".join(map(json.dumps, rows)).encode(),
     "array.json.gz": lambda rows: gzip.compress(json.dumps(rows).encode()),
     "rows.parquet": as_bytes_of_parquet,
     "latin_1.csv.gz": lambda rows: gzip.compress(delimited(rows, ",").encode("latin-1")),
-    "tabs.tsv.bz2": lambda rows: bz2.compress(delimited(rows, "\t").encode()),
     "lines.jsonl.zst": lambda rows: zst("\n".join(map(json.dumps, rows)).encode()),
 }
 

@@ -11,14 +11,14 @@ import pytest
 from PIL import Image
 
 from filip.common.errors import UserError
-from filip.data.ingest import IngestConfig, ingest, resolve_card
+from filip.data.ingest import IngestConfig, ingest
 from filip.eval.benchmark import BenchmarkCard
 from filip.eval.formats import open_set
 from filip.eval.formats.webdataset import WebdatasetFolder
 from filip.eval.own_data import cards_of
 from filip.explore.pictures import open_pictures
 from filip.sets.image_set import SetPictures, open_images
-from filip.sets.layout import FOR_TRAINING, Reading
+from filip.sets.layout import Reading
 from tests.data import own_images
 from tests.data.own_images import CAPTIONS, COLOURS, picture, write_images
 from tests.data.test_ingest import card, stored
@@ -161,14 +161,6 @@ def test_the_test_split_of_a_data_set_does_not_go_into_training(tmp_path: Path) 
     assert counted(place) == (3, {"not_wanted": 1})  # a file
     with pytest.raises(UserError, match="has no split validation; it has test, train"):
         counted(place, split="validation")
-
-
-def test_a_set_that_has_only_a_test_split_is_not_taken_for_training_unasked(tmp_path: Path) -> None:
-    place = hub(tmp_path / "own", test=list(CAPTIONS))
-    with pytest.raises(UserError, match=r"has no split train; it has test\. Say which to take by `split`: a name"):
-        counted(place, prefer=FOR_TRAINING)
-    assert counted(place, split="test") == (5, {})
-    assert resolve_card(IngestConfig(str(place), split="test")).split == "test"
 
 
 def test_pictures_of_a_train_are_no_split(tmp_path: Path) -> None:
