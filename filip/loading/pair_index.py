@@ -267,7 +267,9 @@ class ShardCaptions:
             table = whole_file(path, names)
             keys, captions, group, origins = (_whole(table.column(name)) for name in names)
             ids = group.to_numpy(zero_copy_only=False).astype(np.int64)
-            return ShardCaptions(keys, captions, ids, np.maximum(_originals(origins), 1))
+            is_original = pc.equal(pc.list_flatten(origins), "original").fill_null(False).to_numpy(zero_copy_only=False)
+            rows = pc.list_parent_indices(origins).to_numpy()[is_original]
+            return ShardCaptions(keys, captions, ids, np.bincount(rows, minlength=len(origins)).clip(min=1))
         except (OSError, pa.ArrowException, KeyError) as error:
             if isinstance(error, OSError) and error.errno is not None:  # the file may be in order
                 raise UserError(f"cannot open the side-car {path}: {os.strerror(error.errno)}") from error
@@ -288,13 +290,6 @@ class ShardCaptions:
                 group[n] = group_id(texts[n])
         captions = pa.array([[text] for text in texts], pa.list_(pa.string()))
         return ShardCaptions(pa.array(index.keys, pa.string()), captions, group, np.ones(len(texts), np.int64))
-
-
-def _originals(origins: pa.ListArray) -> np.ndarray:
-    """Return how many of each row's captions are no translations."""
-    rows = pc.list_parent_indices(origins).to_numpy()
-    is_original = pc.equal(pc.list_flatten(origins), "original").fill_null(False).to_numpy(zero_copy_only=False)
-    return np.bincount(rows[is_original], minlength=len(origins))
 
 
 def _whole(column: pa.ChunkedArray) -> pa.Array:

@@ -84,16 +84,13 @@ def main(config: Search) -> None:
         nothing = _nothing(config, ranking)
         if not is_picture(config.text) and (unknown := unknown_words(scorer.encoder, config.text)):
             say(f"the model never learned {listed(unknown)}: looking for the rest")
-    hits = [] if nothing else [hit for hit in ranking.hits[: config.count] if hit.stands_out >= _least(config)]
+    least = -math.inf if config.least is None else config.least
+    hits = [] if nothing else [hit for hit in ranking.hits[: config.count] if hit.stands_out >= least]
     described = [_described(config, index, scorer, hit, ranking) for hit in hits]
     index.close()
     _show(config, index, ranking, described, nothing)
     if nothing:
         raise SystemExit(1)
-
-
-def _least(config: Search) -> float:
-    return -math.inf if config.least is None else config.least
 
 
 def _nothing(config: Search, ranking: Ranking) -> str:

@@ -8,7 +8,6 @@ engines a translation may depend on what shares its batch.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import duckdb
@@ -28,12 +27,6 @@ FEW_BLOCKS, MANY_BLOCKS = 32, 2000
 SCHEMA = pa.schema([("text", pa.string()), ("back", pa.string())])
 BLOCKS_AT_ONCE = 16  # blocks that a process takes at a time, where there are many
 _engines: list[Engine] = []  # a worker process loads them once
-
-
-def block_size(captions: int) -> int:
-    """Return the captions per block of a plan for so many."""
-    shared = min(MEDIUM_BLOCK, captions // FEW_BLOCKS)
-    return min(LARGEST_BLOCK, max(SMALLEST_BLOCK, shared, captions // MANY_BLOCKS))
 
 
 class TranslationCache:
@@ -57,13 +50,15 @@ class TranslationCache:
         if not path.exists():
             path.with_suffix(".sha256").unlink(missing_ok=True)  # the hash of an earlier plan
             total = pq.read_metadata(captions).num_rows
+            shared = min(MEDIUM_BLOCK, total // FEW_BLOCKS)
+            size = min(LARGEST_BLOCK, max(SMALLEST_BLOCK, shared, total // MANY_BLOCKS))
             duckdb_io.write_parquet(
                 con,
                 f"SELECT caption FROM {duckdb_io.parquet(captions)} ANTI JOIN {self.sql()} ON caption = text "
                 "ORDER BY length(caption), caption",
                 path,
                 "translate: plan",
-                block_size(total),
+                size,
             )
         self._name(path)
         return path
@@ -109,21 +104,13 @@ def start_engine(engine: str, pivot: str, models: str | None) -> None:
 
 
 def translate_blocks(plan: Path, blocks: Sequence[tuple[int, Path]]) -> int:
-    """Translate row groups of the plan, each into the path given with its number; return the number of captions.
-
-    A thread writes one block while the next is translated: the disk takes as long as a small engine.
-    """
-    with ThreadPoolExecutor(1) as writer:
-        written = []
-        for group, path in blocks:
-            texts = row_group(plan, group)["caption"].to_pylist()
-            table = pa.table({"text": texts, "back": round_trips(_engines[0], texts)}, SCHEMA)
-            written.append(writer.submit(_write_block, table, path))
-        return sum(block.result() for block in written)
-
-
-def _write_block(table: pa.Table, path: Path) -> int:
-    with replacing(path, shared=True) as part:  # two runs may share a cache
-        # texts are distinct: dictionaries and statistics only cost space
-        pq.write_table(table, part, compression="zstd", use_dictionary=False, write_statistics=False)
-    return table.num_rows
+    """Translate row groups of the plan, each into the path given with its number; return the number of captions."""
+    captions = 0
+    for group, path in blocks:
+        texts = row_group(plan, group)["caption"].to_pylist()
+        table = pa.table({"text": texts, "back": round_trips(_engines[0], texts)}, SCHEMA)
+        with replacing(path, shared=True) as part:  # two runs may share a cache
+            # texts are distinct: dictionaries and statistics only cost space
+            pq.write_table(table, part, compression="zstd", use_dictionary=False, write_statistics=False)
+        captions += len(texts)
+    return captions

@@ -91,10 +91,6 @@ def _deadlines() -> _Deadlines:
         return _deadlines_by_process[os.getpid()]
 
 
-def _minute() -> int:
-    return int(time.monotonic() // 60)
-
-
 @lru_cache(maxsize=10_000)
 def _resolved(host: str, port: int, minute: int) -> list[Any]:
     """Return the addresses of a host, asked for once a minute; a failure is not kept."""
@@ -107,7 +103,7 @@ def _connect(access: Access, address: tuple[str, int], timeout: float, *_: Any) 
     if HOSTS.is_dead(address):
         raise Refused(DEAD_HOST, f"not asked for, as {address[0]} does not answer")
     try:
-        addresses = _resolved(*address, _minute())
+        addresses = _resolved(*address, int(time.monotonic() // 60))
     except socket.gaierror as error:
         if error.errno == socket.EAI_NONAME:
             HOSTS.lost(address, LOST)
