@@ -51,20 +51,13 @@ class DownloadConfig:
     list: str = option(MISSING, "Parquet file with the columns url and caption; the others are carried along")
     out: str = option(MISSING, "folder of the shards: NNNNN.tar, NNNNN.parquet, NNNNN_stats.json", writes="store")
     funnel: str | None = option(None, "funnel fragment to write, JSON", writes="file")
-    download: dict[str, Any] = option({}, "overrides of the card's, e.g. download={engine:img2dataset}")
-    retry_passes: int | None = option(None, "passes over transient failures; default: the card's", at_least=0)
-    processes: int | None = option(None, "processes that download; default: the card's", at_least=1)
-    threads: int | None = option(None, "threads of each process; default: the card's", at_least=1)
-    timeout: int | None = option(None, "seconds for an image; default: the card's", at_least=1)
+    download: dict[str, Any] = option({}, "overrides of the card's, e.g. download={processes:8,threads:64}")
     part: str | None = option(None, "0/8 to 7/8: download only this eighth of the shards, and stop")
 
 
 def main(config: DownloadConfig) -> None:
     """Download the images of a list into webdataset shards, with the card's image rules."""
     card = overridden(load_source(config.source), "download", config.download)
-    for key in ("retry_passes", "processes", "threads", "timeout"):
-        if getattr(config, key) is not None:
-            setattr(card.download, key, getattr(config, key))
     fragment = download(config.list, config.out, card, parse_part(config.part))
     if fragment is None:
         print(f"part {config.part} is in {config.out}; run again without part= when all are")
@@ -119,7 +112,7 @@ def download(list_path: str | Path, out: str | Path, card: SourceCard, part: Par
             raise UserError(
                 f"not one of {fragment.n_in:,} images could be downloaded: {counted(fragment.dropped)}, e.g. "
                 f"{next(iter(fragment.notes['examples'].values()))[0]}. Is the network up? To try again: delete "
-                f"{folder}, or give retry_passes={len(plan['passes'])}"
+                f"{folder}, or give download={{retry_passes:{len(plan['passes'])}}}"
             )
     return fragment
 

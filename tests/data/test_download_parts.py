@@ -27,7 +27,7 @@ CARD = {"title": "T", "download": SETTINGS, "image_rules": {"min_side": 0}, "all
 
 def start(folder: Path, part: str) -> Process:
     given = [f"source={folder}/c.yaml", f"list={folder}/list.parquet", f"out={folder}/shared", f"part={part}"]
-    return Process(["-m", "filip.data.download", *given, "processes=1"])
+    return Process(["-m", "filip.data.download", *given, "download={processes:1}"])
 
 
 def manifest(folder: Path, name: str, fragment: Fragment) -> dict:

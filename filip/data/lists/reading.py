@@ -10,7 +10,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -80,62 +79,32 @@ def relation(card: SourceCard, paths: Sequence[str], scratch: Path) -> tuple[str
         return duckdb_io.parquet(paths), 0
     copies = [scratch / f"{number:05d}.parquet" for number in range(len(paths))]
     broken = sum(_copy(card, Path(path), kind, copy) for path, copy in zip(paths, copies, strict=True))
-    copied = duckdb_io.parquet(copies)
-    return _json_relation(copied, card) if kind in ("json", "jsonl") else copied, broken
+    by_name = ["union_by_name = true"] if kind in ("json", "jsonl") else []  # records of files may have other keys
+    return duckdb_io.parquet(copies, *by_name), broken
 
 
 def _copy(card: SourceCard, path: Path, kind: str, target: Path) -> int:
-    """Write the rows of a list as Parquet, JSON objects as texts; return how many lines cannot be read."""
+    """Write the rows of a list as Parquet, all values as texts; return how many lines cannot be read."""
     table = read_table(path, card.header, card.columns, kind, card.encoding)
     urls = [bool(re.match("https?://", name)) for name in table.names]
     if card.header and not card.columns and kind in ("csv", "tsv") and sorted(urls) == [False, True]:
         # CC3M's and CC12M's lists have no header
         table = read_table(path, False, ["url" if is_url else "caption" for is_url in urls], kind, card.encoding)
-    names = [name or f"column{number}" for number, name in enumerate(table.names)]
-    if kind in ("json", "jsonl"):
-        schema = pa.schema([("json", pa.string())])
-    else:
-        schema = pa.schema([(name, pa.string()) for name in names])
+    schema = pa.schema([(name or f"column{number}", pa.string()) for number, name in enumerate(table.names)])
     broken = 0
     with pq.ParquetWriter(target, schema) as writer:
         while rows := list(islice(table.rows, ROWS)):
             records = [row[1] for row in rows if not isinstance(row, Broken)]
             broken += len(rows) - len(records)
-            if kind in ("json", "jsonl"):
-                columns: list[list[Any]] = [[json.dumps(record) for record in records]]
-            else:
-                columns = [[record[name] or None for record in records] for name in table.names]
+            columns = [[_text(record.get(name)) for record in records] for name in table.names]
             arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
             writer.write_batch(pa.record_batch(arrays, schema=schema))
     return broken
 
 
-def _json_relation(copied: str, card: SourceCard) -> str:
-    """Return SQL of JSON objects, which are texts in the column ``json``, with the keys of them all.
-
-    DuckDB's read_json guesses keys and types from the first lines: later keys vanish, and after many captions like
-    "2014-05-12" all others are not dates and become NULL.
-    """
-    lines = f"(SELECT TRY_CAST(json AS JSON) AS json FROM {copied})"
-    con = duckdb.connect()
-    grouped = f"SELECT json_group_structure(json) FROM {lines} WHERE json_type(json) = 'OBJECT'"
-    try:
-        structure = json.loads(con.sql(grouped).fetchall()[0][0] or "{}")
-    except RecursionError as error:
-        raise UserError(f"{card.list} has a line of JSON that is nested too deeply to be a row") from error
-    con.close()
-    if not isinstance(structure, dict):
-        raise UserError(f"{card.list} is no list of records with a URL each: its records have nothing in common")
-    texts = {card.url_column, card.caption_column, *card.caption_columns}
-    columns = []
-    for key, kind in structure.items():
-        pointer = "/" + key.replace("~", "~0").replace("/", "~1")
-        value = f"json_extract(json, {duckdb_io.sql_literal(pointer)})"
-        if key in texts or kind == "VARCHAR":  # a title may be 1984 in one line
-            value = f"CASE json_type({value}) WHEN 'NULL' THEN NULL ELSE {value} ->> '$' END"
-        elif isinstance(kind, str) and kind != "JSON":
-            value = f"TRY_CAST({value} AS {'BIGINT' if 'INT' in kind else kind})"
-        elif kind == ["VARCHAR"]:
-            value = f"TRY_CAST({value} AS VARCHAR[])"
-        columns.append(f"{value} AS {duckdb_io.sql_identifier(key)}")
-    return f"(SELECT {', '.join(columns) or 'NULL AS nothing'} FROM {lines})"
+def _text(value: Any) -> str | None:
+    """Return a value as text, without lone surrogates, which Parquet does not hold; None for an empty one."""
+    if value is None or value == "":
+        return None
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text.replace("\0", " ").encode("utf-8", "replace").decode()
