@@ -89,7 +89,7 @@ def test_addresses_that_lead_nowhere() -> None:
 def test_good_answers(server: hostile.Hostile, tmp_path: Path) -> None:
     expected = hostile.plain()
     assert get(server.url("jpeg"))[0] == expected
-    assert get(server.url("moved"))[0] == expected
+    assert get(server.url("moved"))[0] == get(server.url("moved_endlessly"))[0] == expected
     assert get(server.url("no_length"))[0] == expected
     assert get(server.url("gzip"))[0] == get(server.url("said_gzip"))[0] == expected
     assert get(server.url("café"))[0] == expected

@@ -196,8 +196,6 @@ def test_a_read_only_data_set_is_indexed_elsewhere(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr("os.access", lambda path, mode: False)
     assert len(index_source(pairs.source)) == 7
     assert len(list((tmp_path / "tmp").glob("filip-index-*/*-*"))) == 1
-    assert len(index_source(pairs.source, folder=tmp_path / "given")) == 7
-    assert len(list((tmp_path / "given").glob("*-*"))) == 1
 
 
 @pytest.mark.slow

@@ -94,4 +94,4 @@ def test_what_a_study_grants_a_data_job_reaches_its_command() -> None:
                 assert "threads: STUDY.data_threads" in rule and " memory={params.memory:q}" in rule, rule
                 assert " threads={threads}" in rule, rule
                 granted.append(module.rpartition(".")[2])
-    assert set(granted) == {"prepare", "text_rules", "ingest", "translate", "manifest"}
+    assert set(granted) == {"prepare", "text_rules", "ingest", "translate"}

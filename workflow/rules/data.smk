@@ -191,7 +191,6 @@ rule manifest:
     output:
         f"{DATA}/{{source}}/manifest.json",
     params:
-        memory=STUDY.data_memory,
         card="data/{source}.yaml",
         settings=lambda wildcards: STUDY.settings(wildcards.source, "manifest"),
         given=STUDY.download_settings(),
@@ -200,12 +199,10 @@ rule manifest:
         funnels=lambda wildcards, input: f"funnels=[{','.join(input.funnels)}]",
     log:
         f"{RESULTS}/logs/manifest/{{source}}.log",
-    threads: STUDY.data_threads
     shell:
         "python -m filip.data.manifest source={params.card:q} list={input.list:q} kept={input.kept:q}"
         " shards={params.shards:q} captions={params.captions:q} {params.funnels:q} out={output:q}"
-        " {params.given:q}"
-        " threads={threads} memory={params.memory:q} > {log:q} 2>&1"
+        " {params.given:q} > {log:q} 2>&1"
 
 
 rule funnel:
