@@ -85,13 +85,8 @@ def prepare(
     with work_folder(out, threads, memory) as (scratch, con):
         paths = list_files(card)
         staged = scratch / "staged.parquet"
-        try:
+        with duckdb_io.plain_errors(con, f"reading {', '.join(paths[:3])}"):
             unreadable = _stage(con, card, paths, scratch, staged)
-        except (duckdb.Error, OSError) as error:
-            if isinstance(error, OSError) and error.errno is not None:
-                raise  # an error of the disk; one without a number is DuckDB's, passed on by Arrow
-            detail = " ".join(str(error).split())[:300]
-            raise UserError(f"{', '.join(paths[:3])} cannot be read: {detail}") from error
         shown = "{'hash': md5(concat(url, caption)), 'url': left(url, 200), 'caption': left(caption, 200)}"
         counts_by_reason = con.sql(
             f"SELECT {REASON}, count(*), min({shown}, {SAMPLES}) FILTER ({REASON} IS NOT NULL) FROM "
@@ -141,7 +136,7 @@ def _stage(con: duckdb.DuckDBPyConnection, card: SourceCard, paths: Sequence[str
         # a text file's columns are all text
         is_text = set(types.values()) == {"VARCHAR"}
         selected.append(where_condition(con, card.where, types, is_text))
-    duckdb_io.write_parquet(con, judged_rows(card, types, paths[0], selected), staged, "prepare", unreadable=False)
+    duckdb_io.write_parquet(con, judged_rows(card, types, paths[0], selected), staged, f"reading {paths[0]}")
     return unreadable
 
 

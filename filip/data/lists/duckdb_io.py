@@ -49,15 +49,13 @@ def sql_identifier(column: str) -> str:
 
 
 @contextmanager
-def plain_errors(con: duckdb.DuckDBPyConnection, what: str, unreadable: bool = True) -> Iterator[None]:
-    """Turn a lack of memory or disk, or a file that cannot be read (``unreadable``), into a UserError that names it."""
+def plain_errors(con: duckdb.DuckDBPyConnection, what: str) -> Iterator[None]:
+    """Turn a lack of memory or disk, or a file that cannot be read, into a UserError that names it."""
     try:
         yield
     except duckdb.OutOfMemoryException as error:
         raise UserError(_out_of_memory(con, what, error)) from error
     except (duckdb.IOException, duckdb.InvalidInputException, duckdb.ConversionException) as error:
-        if not unreadable and not isinstance(error, duckdb.IOException):
-            raise
         raise UserError(f"{what}: {first_line(error)}") from error
     except OSError as error:
         if error.errno is not None:
@@ -65,8 +63,6 @@ def plain_errors(con: duckdb.DuckDBPyConnection, what: str, unreadable: bool = T
         # Arrow's form of a DuckDB error in the middle of a stream
         if str(error).startswith("Out of Memory"):
             raise UserError(_out_of_memory(con, what, error)) from error
-        if not unreadable:
-            raise
         raise UserError(f"{what}: {first_line(error)}") from error
 
 
@@ -84,7 +80,6 @@ def write_parquet(
     path: str | Path,
     what: str,
     rows_per_group: int | None = None,
-    unreadable: bool = True,
     through: Callable[[pa.RecordBatchReader], Iterator[pa.Table]] | None = None,
 ) -> int:
     """Stream the rows of ``query``, in its order, into a Parquet file (atomically); return how many.
@@ -94,7 +89,7 @@ def write_parquet(
     tables of the rows on their way, at least one. Errors: plain_errors.
     """
     size = rows_per_group or ROWS_PER_GROUP
-    with plain_errors(con, what, unreadable):
+    with plain_errors(con, what):
         reader = con.sql(query).to_arrow_reader(size)
         if through is None:
             return _write_parquet(reader, reader.schema, path, what, size)
