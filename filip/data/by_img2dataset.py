@@ -33,7 +33,7 @@ REQUIREMENTS = ("img2dataset>=1.45,<1.48", "standard-imghdr; python_version >= '
 # Its further options; the others are keys of a card, or decide on files that are not kept.
 OPTIONS = ("upscale_interpolation", "downscale_interpolation", "max_image_area", "user_agent_token",
            "disallowed_header_directives", *WHERE_IT_RUNS)  # fmt: skip
-OURS_ONLY = ("per_host", "contact")  # keys of a card's download that it cannot honour
+NOT_HEEDED = "img2dataset reads no TDM reservations, asks private addresses, too, and knows no per_host and no contact"
 ASKED = "_asked_"  # in its list: the URL, or nothing where a row is not to be asked for
 # The first of these that is found in the message is the reason, as our own engine calls it.
 REASONS = {
@@ -64,15 +64,6 @@ def check_card(card: SourceCard) -> None:
         raise UserError(
             f"image_root={card.image_root} is a folder, and img2dataset fetches over a network: engine: own"
         )
-
-
-def what_it_ignores(card: SourceCard) -> str:
-    """Return a sentence on what our own engine heeds, and img2dataset does not."""
-    load = card.download
-    stated = [key for key in OURS_ONLY if getattr(load, key) != type(load).__dataclass_fields__[key].default]
-    private = "" if card.allow_private_hosts else " and fetches from private addresses as well"
-    keys = "".join(f" and has no {key} (the card's is {getattr(load, key)})" for key in stated)
-    return f"img2dataset does not read TDM reservations{private}{keys}; engine: own heeds them"
 
 
 @dataclass(kw_only=True)

@@ -77,10 +77,10 @@ def download(list_path: str | Path, out: str | Path, card: SourceCard, part: Par
     """
     columns = check_list(list_path)
     if card.download.engine == "img2dataset":
-        from filip.data.by_img2dataset import check_card, what_it_ignores
+        from filip.data.by_img2dataset import NOT_HEEDED, check_card
 
         check_card(card)
-        say(f"download: {what_it_ignores(card)}")
+        say(f"download: {NOT_HEEDED}; engine: own heeds them")
     reserved = sorted(set(columns) & set(RESERVED) - {"url", "caption"})
     if reserved:
         raise UserError(

@@ -22,8 +22,7 @@ from filip.common.progress import Progress, say
 from filip.eval.encoders import stacked
 from filip.eval.fit import FITS
 from filip.eval.scorer import Scorer, load_scorer
-from filip.index.store import About, Index
-from filip.index.tokens import DTYPES
+from filip.index.store import DTYPES, About, Index
 from filip.runs.saved_files import weights_of
 from filip.sets.image_set import SetPictures
 

@@ -135,12 +135,12 @@ def _lists(study: Study, cards: dict[str, SourceCard]) -> Iterator[Finding]:
 
 
 def _download(study: Study, cards: dict[str, SourceCard]) -> Iterator[Finding]:
-    alike: dict[str, list[str]] = {}
+    by_it: list[str] = []
     for source, card in cards.items():
         card = overridden(card, "download", study.config.get("download", {}))
         if card.images is not None or card.download.engine != "img2dataset":
             continue
-        from filip.data.by_img2dataset import check_card, program, what_it_ignores  # which imports OpenCV
+        from filip.data.by_img2dataset import NOT_HEEDED, check_card, program  # which imports OpenCV
 
         try:
             check_card(card)
@@ -148,9 +148,9 @@ def _download(study: Study, cards: dict[str, SourceCard]) -> Iterator[Finding]:
         except UserError as error:
             yield Finding("download", f"{source}: {error}")
             continue
-        alike.setdefault(what_it_ignores(card), []).append(source)
-    for sentence, sources in alike.items():
-        yield Finding("download", f"{', '.join(sources)}: {sentence}", stops=False)
+        by_it.append(source)
+    if by_it:
+        yield Finding("download", f"{', '.join(by_it)}: {NOT_HEEDED}; engine: own heeds them", stops=False)
 
 
 def _engines(cards: dict[str, SourceCard]) -> Iterator[Finding]:

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from filip.common.errors import UserError
-from filip.data.by_img2dataset import REQUIREMENTS, Img2dataset, program, reason_of_message, what_it_ignores
+from filip.data.by_img2dataset import REQUIREMENTS, Img2dataset, program, reason_of_message
 from filip.data.cards import SourceCard, parse_card
 from filip.data.download import download
 from tests.data import hostile
@@ -84,10 +84,6 @@ def test_what_it_cannot_honour_is_refused(tmp_path: Path, settings: dict, messag
     source = write_list(tmp_path / "kept.parquet", ["http://127.0.0.1:9/a.jpg"])
     with pytest.raises(UserError, match=message):
         download(source, tmp_path / "out", card_of("img2dataset", **settings))
-
-
-def test_what_it_ignores_is_said_with_its_value() -> None:
-    assert "no per_host (the card's is 2)" in what_it_ignores(card_of("img2dataset", per_host=2))
 
 
 def test_its_extra_is_what_uv_fetches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

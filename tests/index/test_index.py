@@ -18,7 +18,6 @@ from filip.explore.gallery import Gallery, load_viewers
 from filip.explore.pictures import open_pictures
 from filip.images.rgb import IMAGE_FILES
 from filip.index import build, store
-from filip.index import tokens as tokens_module
 from filip.index.store import About, Index
 from filip.search import __main__ as search
 from filip.search.ranking import query_of, rank
@@ -91,7 +90,7 @@ def test_the_best_by_integers_are_scored_exactly(tmp_path: Path, monkeypatch: py
     query = query_of(scorer, "a red dog on the beach", "all")
     results = [(hit.path, hit.score) for hit in rank(index, scorer, query).hits[:30]]
     monkeypatch.setattr(store, "RERANKED", 40)
-    monkeypatch.setattr(tokens_module, "BLOCK", 4096)
+    monkeypatch.setattr(store, "MULTIPLIED", 4096)
     quick = index.scores(scorer, texts)
     best = exact.topk(30).indices
     assert torch.equal(quick[best], exact[best])

@@ -21,13 +21,13 @@ import pyarrow.parquet as pq
 
 from filip.common.files import digest, replacing
 from filip.common.worker_pool import run_blocks
-from filip.data.captions.sidecar_tables import PLAIN
 from filip.data.captions.translation_cache import TranslationCache
 from filip.data.lists import duckdb_io
 from filip.data.lists.language import are_english
 from filip.data.lists.parquet_rows import row_group
 from filip.text.words import plain, words_of
 
+PLAIN = "trim(lower(regexp_replace({}, '[^\\p{{L}}\\p{{N}}]+', ' ', 'g')))"  # filip.text.words.plain, in SQL
 # Many different captions with one back-translation: a favourite of the model, not a paraphrase.
 MAX_ORIGINALS = 3
 LENGTH_RATIO = 2.0  # characters of the longer text / of the shorter ...
