@@ -10,7 +10,6 @@ import pytest
 from datasets import load_dataset
 from torchvision.datasets import Flickr30k
 
-from filip.common.errors import UserError
 from filip.sets.image_set import open_images
 from filip.sets.layout import Reading
 from tests.data.own_images import CAPTIONS, COLOURS, picture
@@ -181,10 +180,3 @@ def test_the_column_of_captions_is_no_title_no_label_and_no_first_row(
     rows(tmp_path / "own" / "rows.csv", [header, *lines] if header else [(line[0], line[1], line[3]) for line in lines])
     items = open_images(Reading(tmp_path / "own")).items
     assert {item.name: item.captions for item in items} == {name: [caption] for name, caption in ONE.items()}
-
-
-def test_a_refusal_says_what_is_there(tmp_path: Path) -> None:
-    images(tmp_path / "images")
-    save(tmp_path / "labels" / "dog.txt", "0 0.5 0.5 0.2 0.2\n")
-    with pytest.raises(UserError, match=r"understood\. There are 5 pictures, 1 \.txt\. Known are"):
-        counted(tmp_path)

@@ -163,14 +163,6 @@ def test_the_test_split_of_a_data_set_does_not_go_into_training(tmp_path: Path) 
         counted(place, split="validation")
 
 
-def test_pictures_of_a_train_are_no_split(tmp_path: Path) -> None:
-    write_images(tmp_path)
-    for name in ("train.png", "test-1.png"):
-        (tmp_path / name).write_bytes(picture("dog.png"))
-    (tmp_path / "captions.csv").write_text("image,caption\ntrain.png,a train\ntest-1.png,a test\n")
-    assert counted(tmp_path)[0] == 2
-
-
 # ---- odd tables, and folders that hold more ----------------------------------------------------------
 
 
