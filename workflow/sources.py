@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from filip.common.files import digest
-from filip.data.cards import SourceCard, load_source, with_download
+from filip.data.cards import SourceCard, load_source, overridden
 from filip.data.ingest import state_of_images
 from filip.data.plan import translation_jobs
 from filip.study import Study
@@ -36,10 +36,11 @@ class StudySources(Study):
 
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__(config)
-        self.tars: str | None = config.get("tars")  # None: in data_dir
         self.download_jobs: int = config.get("download_parts", 1)
         given = config.get("download", {})
-        self.source_cards: dict[str, SourceCard] = {s: with_download(load_source(s), given) for s in self.sources}
+        self.source_cards: dict[str, SourceCard] = {
+            s: overridden(load_source(s), "download", given) for s in self.sources
+        }
         self._images_states: dict[str, str] = {}
 
     @property
@@ -88,7 +89,7 @@ class StudySources(Study):
         Missing files are left to the command, which describes how to obtain them.
         """
         card = self.source_cards[source]
-        paths = [path for named in (card.list, card.subset, card.uids) if named for path in sorted(glob(named))]
+        paths = [path for named in (card.list, card.subset) if named for path in sorted(glob(named))]
         return self.built_list(source) or paths
 
     def settings(self, source: str, stage: str) -> str:
@@ -154,10 +155,6 @@ class StudySources(Study):
     def stored(self, source: str) -> str:
         """Return the fragment of the stage that stores a source's images: it has the number of shards."""
         return self.source_fragments(source)[-2]
-
-    def tars_of(self, source: str) -> str:
-        """Return the option that sends a source's tars to a bucket, "" if they stay local."""
-        return f"tars={self.tars.rstrip('/')}/{source}" if self.tars else ""
 
     def funnel_fragments(self) -> list[str]:
         return [path for source in self.sources for path in self.source_fragments(source)]

@@ -8,14 +8,13 @@ are removed. It knows no TDM reservations, and no private addresses: it asks wha
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
@@ -28,23 +27,14 @@ from filip.data.cards import SourceCard
 from filip.data.fetching.access import local_root
 from filip.data.fetching.download_plan import WHERE_IT_RUNS, in_progress
 from filip.data.fetching.outcomes import FORGOTTEN, Forgotten
-from filip.data.fetching.shard_maker import Image, ShardMaker, Stored, shard_name, shard_schema
-from filip.data.lists.parquet_rows import tables
+from filip.data.fetching.shard_maker import Image, PassMaker, Stored, shard_name, shard_schema
 
 REQUIREMENTS = ("img2dataset>=1.45,<1.48", "standard-imghdr; python_version >= '3.13'")  # the extra img2dataset
-DISTRIBUTORS = ("multiprocessing", "pyspark", "ray")
 # Its further options; the others are keys of a card, or decide on files that are not kept.
 OPTIONS = ("upscale_interpolation", "downscale_interpolation", "max_image_area", "user_agent_token",
            "disallowed_header_directives", *WHERE_IT_RUNS)  # fmt: skip
-OURS_ONLY = ("per_host", "contact")  # keys of a card's download that it cannot honour
+NOT_HEEDED = "img2dataset reads no TDM reservations, asks private addresses, too, and knows no per_host and no contact"
 ASKED = "_asked_"  # in its list: the URL, or nothing where a row is not to be asked for
-# img2dataset starts Spark on this machine alone, unless there is a session: this one is of spark-defaults.conf.
-ON_SPARK = """import os, sys
-os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
-from pyspark.sql import SparkSession
-SparkSession.builder.getOrCreate()
-from img2dataset.main import main
-main()"""
 # The first of these that is found in the message is the reason, as our own engine calls it.
 REASONS = {
     r"HTTP Error 5\d\d": "http_5xx",
@@ -62,65 +52,28 @@ REASONS = {
 }
 
 
-def check_card(card: SourceCard, boxes: pa.DataType | None = None) -> None:
-    """Raise UserError for settings that img2dataset does not have, or that it would not obey.
-
-    boxes: the type of the list's column of boxes to blur.
-    """
-    load = card.download
-    for key in load.img2dataset:
+def check_card(card: SourceCard) -> None:
+    """Raise UserError for settings that img2dataset does not have, or that it would not obey."""
+    for key in card.download.img2dataset:
         if key not in OPTIONS:
             raise UserError(
                 f"download.img2dataset.{key} is not passed on: its options are {', '.join(OPTIONS)}. Sizes, formats, "
                 "time-outs and numbers of processes are keys of `download` and `image_rules`"
             )
-    if load.img2dataset.get("distributor", "multiprocessing") not in DISTRIBUTORS:
-        raise UserError(f"download.img2dataset.distributor must be one of {', '.join(DISTRIBUTORS)}")
-    if boxes is not None and not pa.types.is_list(boxes):
-        raise UserError(f"download.blur={load.blur}: img2dataset takes lists of boxes, and the list has {boxes}")
     if local_root(card.image_root) is not None:
         raise UserError(
             f"image_root={card.image_root} is a folder, and img2dataset fetches over a network: engine: own"
         )
 
 
-def what_is_missing(card: SourceCard) -> str | None:
-    """Return what this machine lacks for the engine, or None."""
-    distributor = card.download.img2dataset.get("distributor")
-    if distributor == "pyspark" and shutil.which("java") is None:
-        return "download.img2dataset.distributor is pyspark, which needs Java, and there is no `java` here"
-    try:
-        _program(distributor)
-    except UserError as error:
-        return str(error)
-    return None
-
-
-def what_it_ignores(card: SourceCard) -> str:
-    """Return a sentence on what our own engine heeds, and img2dataset does not."""
-    load = card.download
-    stated = [key for key in OURS_ONLY if getattr(load, key) != type(load).__dataclass_fields__[key].default]
-    private = "" if card.allow_private_hosts else " and fetches from private addresses as well"
-    keys = "".join(f" and has no {key} (the card's is {getattr(load, key)})" for key in stated)
-    return f"img2dataset does not read TDM reservations{private}{keys}; engine: own heeds them"
-
-
 @dataclass(kw_only=True)
-class Img2dataset(ShardMaker):
+class Img2dataset(PassMaker):
     """Maker of the shards of one pass, from img2dataset's pictures.
 
-    listed: the pass's list. retried: rows that a later pass has. name: of its folder, the same after a restart.
+    name: of its folder, the same after a restart.
     """
 
-    listed: Path
-    first_shard: int
-    columns: list[str]
     name: str
-    retried: dict[int, set[int]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.digits = math.ceil(math.log10(self.card.download.samples_per_shard))
 
     def download_shards(self, todo: set[int], finished: Callable[[int], None]) -> dict[int, str]:
         """Make these shards; call ``finished(shard)``; return {shard: why it could not be completed}."""
@@ -159,10 +112,7 @@ class Img2dataset(ShardMaker):
         forgotten = Forgotten.load(self.final_folder)
         with replacing(place / "list.parquet") as part:
             writer = None
-            rows = self.card.download.samples_per_shard
-            for shard, table in enumerate(tables(self.listed, rows, self.columns), self.first_shard):
-                if shard not in todo:
-                    continue
+            for shard, table in self.rows_of(todo):
                 hidden = self.retried.get(shard, set())
                 urls = [
                     "" if row in hidden or forgotten.refuses(url or "") else url or ""
@@ -178,8 +128,7 @@ class Img2dataset(ShardMaker):
 
     def _run(self, listed: Path, theirs: Path, collect: Callable[[], None]) -> int:
         """Run img2dataset to its end, and ``collect`` from time to time; return its exit status."""
-        distributor = self.card.download.img2dataset.get("distributor")
-        command = [*_program(distributor), *_arguments(listed, theirs, self.card)]
+        command = [*program(), *_arguments(listed, theirs, self.card)]
         python = f"{sys.version_info.major}.{sys.version_info.minor}"  # uv would take the system's
         environment = {"UV_PYTHON": python, **os.environ, "NO_ALBUMENTATIONS_UPDATE": "1"}
         running = subprocess.Popen(command, env=environment, stdout=sys.stderr)
@@ -239,17 +188,18 @@ def reason_of_message(message: str) -> str:
     return "other"
 
 
-def _program(distributor: str | None) -> list[str]:
-    """Return the Python with img2dataset in it, this one or one that uv fetches, and the program that it runs."""
-    called = ["-c", ON_SPARK] if distributor == "pyspark" else ["-m", "img2dataset.main"]
+def program() -> list[str]:
+    """Return the Python with img2dataset in it, this one or one that uv fetches, and the program that it runs.
+
+    Raises UserError if there is neither.
+    """
+    called = ["-m", "img2dataset.main"]
     if Path(sys.executable).with_name("img2dataset").exists():
         return [sys.executable, *called]
     uv = Path(sys.executable).with_name("uv")
     if not uv.exists():
         raise UserError(f"engine: img2dataset needs it ({how_to_install('img2dataset')}), or uv, which fetches it")
-    more = [distributor] if distributor in DISTRIBUTORS[1:] else []
-    packages = [word for package in (*REQUIREMENTS[1:], *more) for word in ("--with", str(package))]
-    return [str(uv), "tool", "run", "--from", REQUIREMENTS[0], *packages, "python", *called]
+    return [str(uv), "tool", "run", "--from", REQUIREMENTS[0], "--with", REQUIREMENTS[1], "python", *called]
 
 
 def _arguments(listed: Path, out: Path, card: SourceCard) -> list[str]:
@@ -258,7 +208,6 @@ def _arguments(listed: Path, out: Path, card: SourceCard) -> list[str]:
         "url_list": str(listed),
         "input_format": "parquet",
         "url_col": ASKED,
-        "bbox_col": load.blur,
         "output_folder": str(out),
         "output_format": "parquet",
         "image_size": load.image_size,

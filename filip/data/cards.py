@@ -41,7 +41,6 @@ class TextRuleSettings:
     max_words: int = option(256, "most words; CLIP keeps 77 tokens: longer texts are pages, not captions", at_least=1)
     min_characters: int = option(2, "fewest characters", at_least=0)
     max_characters: int = option(2000, "most characters", at_least=1)
-    personal_data: bool = option(False, "drop captions with an e-mail address or a telephone number")
 
 
 @dataclass
@@ -62,7 +61,6 @@ class DownloadSettings:
     encode_format: str = option("jpg", "format of the stored images", choices=ENCODE_FORMATS)
     encode_quality: int | None = option(None, "null = 95; png: compression level 6 of 0..9", at_least=0, at_most=100)
     full_decoding: bool = option(False, "decode large JPEGs whole (img2dataset's bytes), not at 1/2, 1/4 or 1/8")
-    blur: str | None = option(None, "column of boxes to blur (left, top, right, bottom as shares): face_bboxes")
     timeout: int = option(10, "seconds per URL", at_least=1)
     retries: int = option(1, "immediate ones", at_least=0)
     retry_passes: int = option(1, "after all others, over the URLs that failed for a transient reason", at_least=0)
@@ -91,7 +89,6 @@ class BackTranslationSettings:
     engine: str = option("marian", "translation engine")
     pivots: list[str] = option(["de", "ru"], "languages to translate into and back")
     models: str | None = option(None, "folder with the engine's weights, for engines that do not ship them")
-    min_pivot_similarity: float | None = option(None, "of caption and pivot, 0.75", at_least=-1, at_most=1)
     share: float = option(1.0, "share of the distinct captions, by hash, that are translated", above=0, at_most=1)
 
 
@@ -119,8 +116,6 @@ class SourceCard:
     caption_cleaning: Names = option([], "steps that are applied in that order", choices=CLEANING)
     only: dict[str, str] = option({}, "column: value; rows with another value are left out")
     where: str | None = option(None, "SQL condition on the list's columns, e.g. similarity > 0.3 and punsafe < 0.5")
-    uids: str | None = option(None, ".npy file of the ids of the rows to take, as DataComp publishes its subsets ...")
-    uid_column: str = option("uid", "... by this column of the list")
     subset: str | None = option(None, "a second list: only rows that it names are used ...")
     subset_columns: Names = option([], "names of its columns, if it has no header")
     subset_on: str | None = option(None, "... by this column, which both lists have")
@@ -162,17 +157,20 @@ def parse_card(raw: Any, path: Path) -> SourceCard:
     return card
 
 
-def with_download(card: SourceCard, settings: dict[str, Any]) -> SourceCard:
-    """Return the card with some settings of its download changed. Raises UserError naming an unknown key."""
-    changed = read_settings(DownloadSettings, {**asdict(card.download), **settings}, "download.")
-    return replace(card, download=changed)
+def overridden(card: SourceCard, part: str, settings: dict[str, Any]) -> SourceCard:
+    """Return the card with some settings of a part (``download``) changed. Raises UserError naming an unknown key."""
+    before = getattr(card, part)
+    changed = read_settings(type(before), {**asdict(before), **settings}, f"{part}.")
+    card = replace(card, **{part: changed})
+    _check(card)
+    return card
 
 
 def _check(card: SourceCard) -> None:
     """Raise UserError for keys that do not go together, and for values of two types."""
     if not card.name:
         raise UserError("name is empty: give a short name")
-    for key in ("list", "where", "uids"):
+    for key in ("list", "where"):
         if card.images is not None and getattr(card, key) is not None:
             raise UserError(f"{key}={getattr(card, key)} is for a list of URLs; leave it or `images` out")
     try:

@@ -22,14 +22,12 @@ from multiprocessing import forkserver, get_context
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from filip.cli.command import MISSING, option, run_command
 from filip.common.errors import UserError, counted
 from filip.common.files import locked
 from filip.common.progress import Progress, say
 from filip.common.worker_pool import deaf_to_ctrl_c
-from filip.data.cards import SourceCard, load_source, with_download
+from filip.data.cards import SourceCard, load_source, overridden
 from filip.data.fetching.download_plan import (
     add_retry_pass,
     in_progress,
@@ -40,7 +38,6 @@ from filip.data.fetching.download_plan import (
 )
 from filip.data.funnel import Fragment
 from filip.data.lists.columns import RESERVED
-from filip.data.remote_tars import claim
 from filip.data.stage import ByShard, account_for, filling, parse_part, tell
 from filip.data.text_rules import check_list
 from filip.sets.image_set import Account
@@ -53,23 +50,15 @@ class DownloadConfig:
     source: str = option(MISSING, "source card (name or path): image rules, sizes, timeouts")
     list: str = option(MISSING, "Parquet file with the columns url and caption; the others are carried along")
     out: str = option(MISSING, "folder of the shards: NNNNN.tar, NNNNN.parquet, NNNNN_stats.json", writes="store")
-    tars: str | None = option(None, "a bucket's folder (s3://…, gs://…, hf://…) that takes the tars")
     funnel: str | None = option(None, "funnel fragment to write, JSON", writes="file")
-    download: dict[str, Any] = option({}, "overrides of the card's, e.g. download={engine:img2dataset}")
-    retry_passes: int | None = option(None, "passes over transient failures; default: the card's", at_least=0)
-    processes: int | None = option(None, "processes that download; default: the card's", at_least=1)
-    threads: int | None = option(None, "threads of each process; default: the card's", at_least=1)
-    timeout: int | None = option(None, "seconds for an image; default: the card's", at_least=1)
+    download: dict[str, Any] = option({}, "overrides of the card's, e.g. download={processes:8,threads:64}")
     part: str | None = option(None, "0/8 to 7/8: download only this eighth of the shards, and stop")
 
 
 def main(config: DownloadConfig) -> None:
     """Download the images of a list into webdataset shards, with the card's image rules."""
-    card = with_download(load_source(config.source), config.download)
-    for key in ("retry_passes", "processes", "threads", "timeout"):
-        if getattr(config, key) is not None:
-            setattr(card.download, key, getattr(config, key))
-    fragment = download(config.list, config.out, card, config.tars, parse_part(config.part))
+    card = overridden(load_source(config.source), "download", config.download)
+    fragment = download(config.list, config.out, card, parse_part(config.part))
     if fragment is None:
         print(f"part {config.part} is in {config.out}; run again without part= when all are")
         return
@@ -77,32 +66,27 @@ def main(config: DownloadConfig) -> None:
     tell(fragment, config.funnel, head, lambda reason: fragment.notes["examples"].get(reason, [""])[0][:90])
 
 
-def download(
-    list_path: str | Path, out: str | Path, card: SourceCard, tars: str | None = None, part: Part = None
-) -> Fragment | None:
+def download(list_path: str | Path, out: str | Path, card: SourceCard, part: Part = None) -> Fragment | None:
     """Fill the folder ``out`` with the images of ``list_path`` and account for every URL.
 
-    tars: folder of a bucket to which each finished tar is sent; see :mod:`filip.data.remote_tars`. part (i, n): fetch
-    the planned shards i, i + n, i + 2n, … alone, and return None: nothing is tried again or accounted for.
+    part (i, n): fetch the planned shards i, i + n, i + 2n, … alone, and return None: nothing is tried again or
+    accounted for.
 
     Raises UserError when the folder was filled from another list or with other settings, when another process is
     filling it, when a shard could not be completed, or when no image could be fetched.
     """
     columns = check_list(list_path)
     if card.download.engine == "img2dataset":
-        from filip.data.by_img2dataset import check_card, what_it_ignores
+        from filip.data.by_img2dataset import NOT_HEEDED, check_card
 
-        blur = card.download.blur
-        check_card(card, pq.read_schema(list_path).field(blur).type if blur in columns else None)
-        say(f"download: {what_it_ignores(card)}")
+        check_card(card)
+        say(f"download: {NOT_HEEDED}; engine: own heeds them")
     reserved = sorted(set(columns) & set(RESERVED) - {"url", "caption"})
     if reserved:
         raise UserError(
             f"{list_path} has the columns {', '.join(reserved)}, which the shards have themselves: "
             "`filip data prepare` renames them"
         )
-    if card.download.blur is not None and card.download.blur not in columns:
-        raise UserError(f"{list_path} has no column {card.download.blur}, whose boxes the card blurs (download.blur)")
     folder = Path(out).resolve()
     work = folder / "_work"
     alone: AbstractContextManager[None] = nullcontext()
@@ -112,12 +96,10 @@ def download(
     with filling(folder, shared=part is not None), alone:
         with locked(work / "plan.lock"):
             plan = make_plan(Path(list_path), folder, card, columns)
-            if tars is not None:
-                claim(tars, folder)
         sweep(work, part=part)
         number = 0
         while number < len(plan["passes"]):
-            _run_pass(plan, number, folder, card, columns, tars, part)
+            _run_pass(plan, number, folder, card, columns, part)
             number += 1
             if part is None and number == len(plan["passes"]) <= card.download.retry_passes:
                 add_retry_pass(plan, folder, columns)
@@ -130,7 +112,7 @@ def download(
             raise UserError(
                 f"not one of {fragment.n_in:,} images could be downloaded: {counted(fragment.dropped)}, e.g. "
                 f"{next(iter(fragment.notes['examples'].values()))[0]}. Is the network up? To try again: delete "
-                f"{folder}, or give retry_passes={len(plan['passes'])}"
+                f"{folder}, or give download={{retry_passes:{len(plan['passes'])}}}"
             )
     return fragment
 
@@ -152,13 +134,7 @@ def sweep(work: Path, finished: bool = False, part: Part = None) -> None:
 
 
 def _run_pass(
-    plan: dict[str, Any],
-    number: int,
-    folder: Path,
-    card: SourceCard,
-    columns: list[str],
-    tars: str | None,
-    part: Part = None,
+    plan: dict[str, Any], number: int, folder: Path, card: SourceCard, columns: list[str], part: Part = None
 ) -> None:
     """Download the incomplete shards of one pass. Raises UserError when one cannot be completed."""
     this = plan["passes"][number]
@@ -169,7 +145,6 @@ def _run_pass(
         return
     for shard in todo:  # its remains must not look complete
         (folder / f"{shard:05d}_stats.json").unlink(missing_ok=True)
-    load = card.download
     retried = {shard: rows for shard, rows in retried_rows(plan, number) if shard in todo}
     totals: Counter[str] = Counter()
     with Progress("download, retry" if number else "download", "shards", len(todo)) as progress:
@@ -179,22 +154,15 @@ def _run_pass(
             urls, images = totals["count"], totals["successes"]
             progress.add(note=f"{images:,} images of {urls:,} URLs ({images / max(1, urls):.1%})")
 
-        if load.engine == "img2dataset":
+        of_pass: dict[str, Any] = {"card": card, "final_folder": folder, "columns": columns, "retried": retried}
+        of_pass |= {"listed": Path(this["list"]), "first_shard": this["first_shard"]}
+        if card.download.engine == "img2dataset":
             from filip.data.by_img2dataset import Img2dataset
 
-            fetching = Img2dataset(
-                card=card,
-                final_folder=folder,
-                tars=tars,
-                listed=Path(this["list"]),
-                first_shard=this["first_shard"],
-                columns=columns,
-                name=f"{number}-{'all' if part is None else f'{part[0]}-of-{part[1]}'}",
-                retried=retried,
-            )
-            failures = fetching.download_shards(todo, finished)
+            name = f"{number}-{'all' if part is None else f'{part[0]}-of-{part[1]}'}"
+            failures = Img2dataset(**of_pass, name=name).download_shards(todo, finished)
         else:
-            failures = _by_our_own(this, number, folder, card, columns, tars, todo, retried, finished)
+            failures = _by_our_own(of_pass, number > 0, todo, finished)
     if failures:
         listed = "; ".join(f"{shard:05d}: {why}" for shard, why in sorted(failures.items())[:5])
         raise UserError(
@@ -204,30 +172,19 @@ def _run_pass(
 
 
 def _by_our_own(
-    this: dict[str, Any],
-    number: int,
-    folder: Path,
-    card: SourceCard,
-    columns: list[str],
-    tars: str | None,
-    todo: set[int],
-    retried: dict[int, set[int]],
-    finished: Callable[[int], None],
+    of_pass: dict[str, Any], patient: bool, todo: set[int], finished: Callable[[int], None]
 ) -> dict[int, str]:
     """Download these shards of a pass; return {shard: why it could not be completed}."""
-    load = card.download
     # the process that workers are forked from imports OpenCV and the rest while this process does
     get_context("forkserver").set_forkserver_preload(["filip.data.fetching.workers", "filip.data.fetching.image_rules"])
     with deaf_to_ctrl_c():
         forkserver.ensure_running()
     # imported only now: it takes seconds, and a rerun with nothing to do should not
-    from filip.data.fetching.workers import ListReader, LocalWorkers, ShardDownloader, download_shards
+    from filip.data.fetching.workers import LocalWorkers, ShardDownloader, download_shards
 
-    reader = ListReader(Path(this["list"]), load.samples_per_shard, this["first_shard"], columns, folder / "_work")
-    downloader = ShardDownloader(
-        card=card, final_folder=folder, tars=tars, columns=columns, retried=retried, patient=number > 0
-    )
-    return download_shards(LocalWorkers(downloader, min(load.processes, len(todo))), reader, todo, finished)
+    downloader = ShardDownloader(**of_pass, patient=patient)
+    processes = min(downloader.card.download.processes, len(todo))
+    return download_shards(LocalWorkers(downloader, processes), todo, finished)
 
 
 def stats_of(folder: Path, shard: int) -> dict[str, Any]:

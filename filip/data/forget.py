@@ -33,7 +33,6 @@ from filip.data.fetching.download_plan import ROW, SHARD, in_progress
 from filip.data.fetching.outcomes import FORGOTTEN, Forgotten, hash_of_url, place_of
 from filip.data.lists.parquet_rows import reading, whole_file
 from filip.data.manifest import sign_again
-from filip.data.remote_tars import address, local, send
 from filip.data.shard_index import shard_index
 from filip.data.shard_set import TAR_SHA256
 from filip.data.sidecar import write_sidecar
@@ -184,19 +183,15 @@ def _forget_in_shard(described: Path, keys: set[str], captions: list[Path]) -> N
         if (path := place / described.name).exists():
             table = whole_file(path)
             write_sidecar(path, table.filter(pc.invert(_is_in(table["key"], keys))))
-    bucket = address(tar)
-    with local(tar, folder / "_work") as before, replacing(tar) as part:
-        index = shard_index(before)
+    with replacing(tar) as part:
+        index = shard_index(tar)
         gone = {offset for key, offset in zip(index.keys, index.offsets, strict=True) if key in keys}
-        with tarfile.open(before, "r:") as source, tarfile.open(part, "w", format=tarfile.PAX_FORMAT) as target:
+        with tarfile.open(tar, "r:") as source, tarfile.open(part, "w", format=tarfile.PAX_FORMAT) as target:
             while (member := source.next()) is not None:
                 source.members = []  # type: ignore[attr-defined]  # or they all stay in memory
                 if member.offset_data not in gone:
                     target.addfile(member, source.extractfile(member) if member.isreg() else None)
     shard_index(tar)  # written anew: the tar has changed
-    answers = tar.with_suffix(".answers")  # the servers' headers, if the shard was downloaded
-    if answers.exists():
-        _without(answers, "key", keys)
     table, stats_file = whole_file(described), folder / f"{described.stem}_stats.json"
     outcome = {"status": "failed_to_download", "error_message": f"{FORGOTTEN}: on request"}
     emptied = _emptied(table, _is_in(table["key"], keys), outcome, ("key",))
@@ -208,8 +203,6 @@ def _forget_in_shard(described: Path, keys: set[str], captions: list[Path]) -> N
     metadata = {**(table.schema.metadata or {}), TAR_SHA256: sha256_of(tar).encode()}
     with replacing(described) as part:
         pq.write_table(emptied.replace_schema_metadata(metadata), part, compression="zstd")
-    if bucket is not None:
-        send(tar, bucket.rpartition("/")[0], described, stats_file)
 
 
 if __name__ == "__main__":

@@ -15,16 +15,13 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from functools import partial
-from itertools import chain, islice
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from filip.cli.command import MISSING, option, run_command
@@ -32,14 +29,13 @@ from filip.common.errors import UserError, counted
 from filip.common.files import digest, file_state, replacing, write_json
 from filip.common.progress import say
 from filip.common.worker_pool import run_blocks
-from filip.data.cards import SourceCard, load_source, parse_card
+from filip.data.cards import SourceCard, load_source, overridden
 from filip.data.fetching.outcomes import FORGOTTEN, MAX_BYTES, Forgotten, hash_of_url, place_of
 from filip.data.fetching.shard_maker import SUFFIXES, ShardMaker, is_complete, shard_name, shard_schema
 from filip.data.funnel import Fragment, write_fragment
 from filip.data.lists import duckdb_io
 from filip.data.lists.columns import cleaned
-from filip.data.lists.parquet_rows import row_group
-from filip.data.remote_tars import claim, fetched
+from filip.data.lists.parquet_rows import row_group, runs
 from filip.data.stage import account_for, filling, tell, work_folder
 from filip.data.text_rules import apply_text_rules
 from filip.sets.image_set import Account
@@ -62,9 +58,8 @@ ROW_SCHEMA = pa.schema(
 @dataclass
 class IngestConfig:
     source: str = option(MISSING, "source card (name or path), or directly the folder or file with the images")
-    images: str | None = option(None, "folder or file with the images, or its s3://…; default: the card's")
+    images: str | None = option(None, "folder or file with the images; default: the card's")
     out: str = option(MISSING, "folder of the shards: NNNNN.tar, NNNNN.parquet, NNNNN_stats.json", writes="store")
-    tars: str | None = option(None, "a bucket's folder (s3://…, gs://…, hf://…) that takes the tars")
     funnel: str | None = option(None, "funnel fragment to write, JSON (unit: images)", writes="file")
     text_funnel: str | None = option(None, "funnel fragment of the text rules, JSON (unit: captions)", writes="file")
     list: str | None = option(None, "Parquet of all images found; default: OUT/_work/list.parquet", writes="file")
@@ -95,7 +90,7 @@ def main(config: IngestConfig) -> None:
 def resolve_card(config: IngestConfig) -> SourceCard:
     """Return the card of ``config.source``; a folder or file of images gets a card with the default rules."""
     path = Path(config.source)
-    is_card = path.suffix in (".yaml", ".yml") or not (path.exists() or "://" in config.source)
+    is_card = path.suffix in (".yaml", ".yml") or not path.exists()
     name = path.resolve().name.split(".")[0]
     card = load_source(config.source) if is_card else SourceCard(name, images=config.source)
     card = replace(card, images=config.images or card.images)
@@ -104,9 +99,7 @@ def resolve_card(config: IngestConfig) -> SourceCard:
             f"source '{card.name}' ({card.path}) has no `images`: name the folder or file that holds them. A list of "
             "URLs is read by filip.data.prepare"
         )
-    if config.image_rules:
-        changed = {"image_rules": {**asdict(card.image_rules), **config.image_rules}}
-        card.image_rules = parse_card(changed, Path("image_rules=...")).image_rules
+    card = overridden(card, "image_rules", config.image_rules)
     if config.processes is not None:
         card.download.processes = config.processes
     return replace(card, layout=config.layout or card.layout, split=config.split or card.split)
@@ -118,8 +111,6 @@ def ingest(card: SourceCard, config: IngestConfig) -> tuple[Fragment, Fragment]:
     Raises UserError when no image is found, when the folder holds something else, when another process is filling
     it, or when a disk fails.
     """
-    if "://" in (card.images or ""):
-        card = replace(card, images=fetched(str(card.images), Path(f"{Path(config.out).resolve()}.images")))
     reading = reading_of(card, config.out)
     layout, parts, reading = recognise(reading)
     if splits := reading.about_splits():
@@ -135,12 +126,10 @@ def ingest(card: SourceCard, config: IngestConfig) -> tuple[Fragment, Fragment]:
         if mark.exists() and json.loads(mark.read_text(encoding="utf-8")) != mine:
             raise UserError(f"{folder} was filled from another source than '{card.name}': give another out=FOLDER")
         write_json(mark, mine)
-        if config.tars is not None:
-            claim(config.tars, folder)
         _list_images(card, reading, layout, parts, listed, work, config)
         shuffle = config.shuffle if config.shuffle is not None else not LAYOUTS[layout].in_order
         texts = _apply_rules(card, LAYOUTS[layout], listed, kept_list, shuffle, config)
-        shards = _store(card, layout, kept_list, folder, config.tars)
+        shards = _store(card, layout, kept_list, folder)
         return texts, _account(card, layout, listed, folder, shards)
 
 
@@ -200,9 +189,7 @@ def _list_images(
         WINDOW image AS (PARTITION BY file, position ORDER BY rank, part, n)
         ORDER BY _part, _n, rank, part, n"""
     with work_folder(listed, config.threads, config.memory) as (_, con):
-        rows = duckdb_io.write_parquet(
-            con, query, listed, "ingest: images", through=partial(group_captions, by=("_part", "_n"), once=True)
-        )
+        rows = duckdb_io.write_parquet(con, query, listed, "ingest: images", through=_images_of)
     if not rows:
         raise UserError(f"there is not one image in {card.images}")
 
@@ -248,42 +235,33 @@ def _apply_rules(
             FROM {numbered} l JOIN (SELECT _image, caption, _nth FROM {duckdb_io.parquet(passed)} UNION ALL
                 SELECT _image, '', 1 FROM {numbered} WHERE url = '{FORGOTTEN}') p USING (_image)
             ORDER BY _shard, {order}, p._nth"""
-        with duckdb_io.plain_errors(con, "ingest: shards"):
-            captions_of_images = group_captions(con.sql(query).to_arrow_reader(10_000), by=("_shard", "_image"))
-            _write_by_shard(captions_of_images, kept_list)
+        with duckdb_io.plain_errors(con, "ingest: shards"), replacing(kept_list) as part:
+            rows = con.sql(query).to_arrow_reader(BATCH)
+            schema = pa.schema([field for field in _with_lists(rows.schema) if field.name not in ("_shard", "_image")])
+            with pq.ParquetWriter(part, schema, compression="zstd") as writer:
+                for _, images in groupby(runs(rows, "_shard", "_image"), lambda run: run[0]["_shard"]):
+                    texts = (([row["captions"] for row in run], run[0]) for run in images)
+                    table = pa.Table.from_pylist([{**row, "caption": t[0], "captions": t} for t, row in texts], schema)
+                    writer.write_table(table, max(1, len(table)))  # a row group per shard
     return replace(fragment, unit="captions")
 
 
-def _write_by_shard(images: Iterator[pa.Table], path: Path) -> None:
-    """Write images in the order of their shards (``_shard``) into a Parquet file with one row group per shard."""
-    first = next(images)
-    schema = first.drop_columns(["_shard", "_image"]).schema
-    with replacing(path) as part, pq.ParquetWriter(part, schema, compression="zstd") as writer:
-        pending: list[pa.Table] = []
-        current = 0
-
-        def flush() -> None:
-            if pending:
-                table = pa.concat_tables(pending).combine_chunks()
-                writer.write_table(table, max(1, table.num_rows))
-                pending.clear()
-
-        for table in chain([first], images):
-            numbers = table["_shard"].to_numpy()
-            caption = pc.list_element(table["captions"], 0)
-            table = table.set_column(table.schema.get_field_index("caption"), "caption", caption)
-            start = 0
-            while start < len(numbers):
-                if numbers[start] != current:
-                    flush()
-                    current = numbers[start]
-                end = int(numbers.searchsorted(current, side="right"))
-                pending.append(table.slice(start, end - start).drop_columns(["_shard", "_image"]))
-                start = end
-        flush()
+def _with_lists(schema: pa.Schema) -> pa.Schema:
+    return schema.set(schema.get_field_index("captions"), pa.field("captions", pa.list_(pa.string())))
 
 
-def _store(card: SourceCard, layout: str, kept_list: Path, folder: Path, tars: str | None) -> range:
+def _images_of(sorted_rows: pa.RecordBatchReader) -> Iterator[pa.Table]:
+    """Yield an empty table, and then a row for each image: its first, with the distinct captions of them all."""
+    schema = _with_lists(sorted_rows.schema)
+    yield schema.empty_table()
+    images_rows = runs(sorted_rows, "_part", "_n")
+    while some := list(islice(images_rows, BATCH)):
+        captions = [list(dict.fromkeys(text for row in run for text in row["captions"])) for run in some]
+        images = [{**run[0], "captions": texts} for run, texts in zip(some, captions, strict=True)]
+        yield pa.Table.from_pylist(images, schema)
+
+
+def _store(card: SourceCard, layout: str, kept_list: Path, folder: Path) -> range:
     """Make the shards that are missing, or differ from the present rows and settings."""
     parquet = pq.ParquetFile(kept_list)
     shards = range(parquet.num_row_groups)
@@ -291,7 +269,7 @@ def _store(card: SourceCard, layout: str, kept_list: Path, folder: Path, tars: s
     todo = [shard for shard in shards if not is_current(folder, shard, kept_list, card)]
     rows = sum(parquet.metadata.row_group(shard).num_rows for shard in todo)
     parquet.close()
-    blocks = [(kept_list, shard, folder, card, layout, tars) for shard in todo]
+    blocks = [(kept_list, shard, folder, card, layout) for shard in todo]
     run_blocks(store_shard, blocks, card.download.processes, what="ingest", unit="images", total=rows)
     return shards
 
@@ -370,15 +348,12 @@ def _identity(rows: list[Row], card: SourceCard) -> str:
     return digest([rows, files, asdict(card.image_rules), pictures, *whole])
 
 
-def store_shard(kept: Path, shard: int, folder: Path, card: SourceCard, layout: str, tars: str | None = None) -> int:
-    """Make a shard from a row group of ``kept``; return how many images it was asked for. Runs in a worker.
-
-    tars: folder of a bucket to which the tar is sent.
-    """
+def store_shard(kept: Path, shard: int, folder: Path, card: SourceCard, layout: str) -> int:
+    """Make a shard from a row group of ``kept``; return how many images it was asked for. Runs in a worker."""
     rows = _rows(kept, shard)
     # before the files are read: one that changes meanwhile is read again next time
     made_from = _identity(rows, card)
-    maker = ShardMaker(card=card, final_folder=folder, tars=tars)
+    maker = ShardMaker(card=card, final_folder=folder)
     schema = _schema(kept, shard)
     with maker.staged(shard) as (staging, progress):
         images = ((number, *_read(row, layout)) for number, row in enumerate(rows))
@@ -448,47 +423,6 @@ def _unless_forgotten(row: ListedRow, layout: str, forgotten: Forgotten) -> List
 def _valid(text: str) -> str:
     """Return a text without lone surrogates (from JSON or names that are not UTF-8), which no Parquet file can hold."""
     return text.replace("\0", " ").encode("utf-8", "replace").decode()
-
-
-def group_captions(sorted_rows: pa.RecordBatchReader, by: Sequence[str], once: bool = False) -> Iterator[pa.Table]:
-    """Yield one row for each run of rows with equal columns ``by``, in tables of any size; the last may be empty.
-
-    The column ``captions`` (strings, or lists of them) becomes the list of all values in the run, in their order and,
-    if ``once``, without repetitions; the other columns come from the first row.
-    """
-    held = sorted_rows.schema.empty_table()
-    for batch in sorted_rows:
-        rows = pa.concat_tables([held, pa.Table.from_batches([batch])]).combine_chunks()
-        starts = _starts(rows, by)
-        if len(starts) > 1:
-            yield _group(rows.slice(0, starts[-1]), starts[:-1], once)
-        held = rows.slice(starts[-1]) if len(starts) else rows  # goes on in the next batch
-    yield _group(held, _starts(held, by), once)
-
-
-def _starts(rows: pa.Table, by: Sequence[str]) -> np.ndarray:
-    """Return int64 [runs]: the first row of each run."""
-    if not len(rows):
-        return np.zeros(0, np.int64)
-    columns = [rows[name].combine_chunks() for name in by]
-    differs = [pc.not_equal(column[1:], column[:-1]).to_numpy(zero_copy_only=False) for column in columns]
-    return np.concatenate([[0], 1 + np.flatnonzero(np.any(differs, axis=0))])
-
-
-def _group(rows: pa.Table, starts: np.ndarray, once: bool) -> pa.Table:
-    column = rows["captions"].combine_chunks()
-    run = np.repeat(np.arange(len(starts)), np.diff(np.append(starts, len(rows))))  # the run of each row ...
-    if pa.types.is_list(column.type):
-        run = run[pc.list_parent_indices(column).to_numpy()]  # ... and of each of its captions
-        column = pc.list_flatten(column)
-    if once:
-        codes = column.dictionary_encode().indices.to_numpy().astype(np.int64)
-        first = np.sort(np.unique(run * (len(column) + 1) + codes, return_index=True)[1])
-        run, column = run[first], column.take(pa.array(first))
-    offsets = np.concatenate([[0], np.cumsum(np.bincount(run, minlength=len(starts)))])
-    lists = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), column)
-    place = rows.schema.get_field_index("captions")
-    return rows.take(pa.array(starts)).set_column(place, "captions", lists)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import duckdb
-import pyarrow as pa
 
 from filip.cli.command import MISSING, option, run_command
 from filip.common.errors import UserError, counted
@@ -22,16 +21,8 @@ from filip.common.progress import say
 from filip.data.cards import SourceCard, load_source
 from filip.data.funnel import Fragment, write_fragment
 from filip.data.lists import duckdb_io
-from filip.data.lists.columns import (
-    REASON,
-    ROW,
-    guessed_columns,
-    judged_rows,
-    uids_condition,
-    where_condition,
-    write_uids,
-)
-from filip.data.lists.reading import SUFFIXES, list_files, lists_here, relation
+from filip.data.lists.columns import REASON, ROW, guessed_columns, judged_rows, where_condition
+from filip.data.lists.reading import SUFFIXES, list_files, relation
 from filip.data.stage import work_folder
 
 SAMPLES = 10  # rows shown per reason
@@ -41,12 +32,11 @@ SAMPLES = 10  # rows shown per reason
 class PrepareConfig:
     source: str = option(MISSING, "source card (name or path), or directly a list: Parquet, TSV, CSV, JSON lines")
     out: str = option(MISSING, "Parquet file to write", writes="file")
-    list: str | None = option(None, "path or glob, also s3://…, gs://…, hf://…; default: the card's")
+    list: str | None = option(None, "path or glob; default: the card's")
     url_column: str | None = option(None, "name of the URL column; default: the card's, else 'url'")
     caption_column: str | None = option(None, "name of the caption column; default: the card's, else 'caption'")
     subset: str | None = option(None, "path of the list of rows to take; default: the card's, if it has one")
     where: str | None = option(None, "SQL condition, e.g. 'similarity > 0.3'; default: the card's")
-    uids: str | None = option(None, ".npy file of the ids of the rows to take; default: the card's")
     funnel: str | None = option(None, "funnel fragment to write, JSON", writes="file")
     shuffle: bool = option(True, "shuffle the rows: shards stay mixed, and no host is hit by all workers at once")
     seed: int = option(0, "seed of the shuffle", at_least=0)
@@ -80,7 +70,6 @@ def resolve_card(config: PrepareConfig) -> SourceCard:
         list=config.list or card.list,
         subset=config.subset or card.subset,
         where=config.where or card.where,
-        uids=config.uids or card.uids,
         url_column=config.url_column or card.url_column,
         caption_column=config.caption_column or card.caption_column,
     )
@@ -94,21 +83,10 @@ def prepare(
     Raises UserError when the list is missing, a named column is not in it, or nothing is left.
     """
     with work_folder(out, threads, memory) as (scratch, con):
-        card = lists_here(card, scratch)
         paths = list_files(card)
         staged = scratch / "staged.parquet"
-        try:
+        with duckdb_io.plain_errors(con, f"reading {', '.join(paths[:3])}"):
             unreadable = _stage(con, card, paths, scratch, staged)
-        except (duckdb.Error, OSError) as error:
-            if isinstance(error, OSError) and error.errno is not None:
-                raise  # an error of the disk; one without a number is DuckDB's, passed on by Arrow
-            # DuckDB gives up on a whole Parquet file for one text that is not UTF-8.
-            con = duckdb_io.connect(threads, memory, scratch / "spill")
-            try:
-                unreadable = _stage(con, card, paths, scratch, staged, strict=False)
-            except (duckdb.Error, pa.ArrowInvalid, OSError) as problem:
-                detail = " ".join(str(problem).split())[:300]
-                raise UserError(f"{', '.join(paths[:3])} cannot be read: {detail}") from problem
         shown = "{'hash': md5(concat(url, caption)), 'url': left(url, 200), 'caption': left(caption, 200)}"
         counts_by_reason = con.sql(
             f"SELECT {REASON}, count(*), min({shown}, {SAMPLES}) FILTER ({REASON} IS NOT NULL) FROM "
@@ -124,7 +102,7 @@ def prepare(
         if not n_kept:
             why = "Are url_column and caption_column swapped?"
             if set(counts) == {"not_wanted"}:
-                why = "`where`, `only`, `subset` or `uids` of the card take none"
+                why = "`where`, `only` or `subset` of the card take none"
             raise UserError(
                 f"no usable row in {', '.join(paths[:3])}: {counted(counts) if counts else 'it is empty'}, "
                 f"{unreadable} unreadable lines. {why}"
@@ -143,16 +121,9 @@ def prepare(
     return Fragment("prepare", card.name, n_kept + sum(counts.values()), n_kept, counts, notes={"samples": samples})
 
 
-def _stage(
-    con: duckdb.DuckDBPyConnection,
-    card: SourceCard,
-    paths: Sequence[str],
-    scratch: Path,
-    staged: Path,
-    strict: bool = True,
-) -> int:
+def _stage(con: duckdb.DuckDBPyConnection, card: SourceCard, paths: Sequence[str], scratch: Path, staged: Path) -> int:
     """Read the list once into ``staged``, with the verdict on each row; return how many lines cannot be read."""
-    listed, unreadable = relation(card, paths, scratch, strict=strict)
+    listed, unreadable = relation(card, paths, scratch)
     con.execute(f"CREATE TEMP VIEW listed AS SELECT * FROM {listed}")
     if card.subset:
         con.execute(f"CREATE TEMP TABLE subset AS {_subset(card, scratch)}")
@@ -165,11 +136,7 @@ def _stage(
         # a text file's columns are all text
         is_text = set(types.values()) == {"VARCHAR"}
         selected.append(where_condition(con, card.where, types, is_text))
-    if card.uids:
-        uids = scratch / "uids.parquet"
-        write_uids(card.uids, uids)
-        selected.append(uids_condition(uids, card.uid_column))
-    duckdb_io.write_parquet(con, judged_rows(card, types, paths[0], selected), staged, "prepare", unreadable=False)
+    duckdb_io.write_parquet(con, judged_rows(card, types, paths[0], selected), staged, f"reading {paths[0]}")
     return unreadable
 
 

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from filip.common.files import replacing
 from filip.data.lists.parquet_rows import whole_file
-from filip.data.remote_tars import address, local, state_of
+from filip.data.remote_tars import address, state_of
 from filip.sets.tar_index import IMAGE_SUFFIXES, Member, scan_tar, split_key
 
 log = logging.getLogger(__name__)
@@ -114,9 +114,8 @@ def _read(tar: Path, state: dict[str, int] | None) -> ShardIndex | None:
 
 
 def shard_images(tar: Path) -> Iterator[tuple[str, bytes]]:
-    """Yield (key, encoded image) of every sample of a shard, here or in a bucket, in its order."""
-    with local(tar) as here:
-        index = shard_index(here)
-        with open(here, "rb") as file:
-            for key, n in index.images().items():
-                yield key, os.pread(file.fileno(), index.sizes[n], index.offsets[n])
+    """Yield (key, encoded image) of every sample of a shard, in its order."""
+    index = shard_index(tar)
+    with open(tar, "rb") as file:
+        for key, n in index.images().items():
+            yield key, os.pread(file.fileno(), index.sizes[n], index.offsets[n])

@@ -23,7 +23,7 @@ from filip.cli.command import MISSING, option, run_command
 from filip.common.errors import UserError, counted
 from filip.common.files import nothing_at, replacing, sha256_of
 from filip.common.worker_pool import run_blocks
-from filip.data.cards import SourceCard, TextRuleSettings, load_source, parse_card
+from filip.data.cards import SourceCard, TextRuleSettings, load_source, overridden
 from filip.data.funnel import Fragment
 from filip.data.lists import duckdb_io
 from filip.data.lists.caption_filters import NORMALISE, active_rules, conditions
@@ -48,7 +48,7 @@ class TextRulesConfig:
 
 def main(config: TextRulesConfig) -> None:
     """Drop captions that are not English, meaningless, repeated too often, too short or too long."""
-    card = with_rules(load_source(config.source), config.rules)
+    card = overridden(load_source(config.source), "text_rules", config.rules)
     threads, memory = config.threads, config.memory
     fragment = apply_text_rules(config.list, config.out, card, config.dropped, config.processes, threads, memory)
 
@@ -57,14 +57,6 @@ def main(config: TextRulesConfig) -> None:
         return f"(alone {fragment.notes['alone'][reason]:,})  {shown}"
 
     tell(fragment, config.funnel, f"{config.out}: {fragment.n_out:,} of {fragment.n_in:,} pairs kept", example)
-
-
-def with_rules(card: SourceCard, overrides: dict[str, Any]) -> SourceCard:
-    """Return ``card`` with some of its text_rules replaced. Raises UserError naming an unknown key."""
-    if overrides:
-        checked = parse_card({"text_rules": {**asdict(card.text_rules), **overrides}}, Path("rules=..."))
-        card.text_rules = checked.text_rules
-    return card
 
 
 def apply_text_rules(

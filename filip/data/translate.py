@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +23,21 @@ import pyarrow.parquet as pq
 from filip.cli.command import MISSING, option, run_command
 from filip.common.errors import UserError
 from filip.common.files import locked
-from filip.data.captions.judging import judge, require_multilingual, require_pivots
-from filip.data.captions.sidecar_tables import CONTENT, find_same_images, rows_by_shard, sidecar_table
+from filip.data.captions.judging import PLAIN, judge
 from filip.data.captions.translation_cache import TranslationCache
 from filip.data.cards import BackTranslationSettings, SourceCard, load_source
 from filip.data.engines import load_engine
 from filip.data.funnel import Fragment
 from filip.data.lists import duckdb_io
-from filip.data.lists.parquet_rows import reading
-from filip.data.sidecar import write_sidecar
+from filip.data.lists.parquet_rows import reading, runs
+from filip.data.sidecar import group_id, write_sidecar
 from filip.data.stage import parse_part, resume, tell
 
 SAMPLES = 10  # candidates shown per reason
+# Two images are one group already if these are equal: the card's group, or the words of the first caption.
+CONTENT = f"coalesce('=' || group_value, nullif({PLAIN.format('caption')}, ''), caption)"
+# A picture with more captions than this is "no longer available", or a logo: it only groups exact copies.
+MOST_CAPTIONS = 10
 
 
 @dataclass
@@ -119,7 +122,7 @@ def translate(config: TranslateConfig, card: SourceCard) -> Fragment | None:
     with locked(work / "lock", f"another process is at work in {out}: wait for it or stop it"):
         for cache, plan in zip(caches, plans, strict=True):
             cache.fill(plan, config.processes)
-        judged = judge(con, caches, captions, work, settings.min_pivot_similarity, config.processes)
+        judged = judge(con, caches, captions, work, config.processes)
         with duckdb_io.plain_errors(con, "translate: side-cars"):
             origins = ["original", *(f"{settings.engine}:{pivot}" for pivot in settings.pivots)]
             _write_sidecars(con, out, [path.stem for path in files], origins, card.name, rows, judged)
@@ -153,9 +156,6 @@ def open_caches(config: TranslateConfig, settings: BackTranslationSettings) -> l
     """Open a cache per pivot. Each engine is loaded here, too, so that a missing package is an error at once."""
     engine, weights = settings.engine, settings.models
     pivots = [] if engine == "none" else settings.pivots
-    if pivots and settings.min_pivot_similarity is not None:
-        require_multilingual()
-        require_pivots(pivots)
     models = {pivot: load_engine(engine, pivot, weights).model for pivot in pivots}
     return [TranslationCache(_cache(config), engine, pivot, weights, model) for pivot, model in models.items()]
 
@@ -189,12 +189,12 @@ def _rows(files: list[Path], card: SourceCard) -> str:
             f"the card's group_column is '{group}', but {files[0]} has only {', '.join(names)}: add it to "
             "extra_columns and prepare the list again"
         )
-    value = f"CAST({duckdb_io.sql_identifier(group)} AS VARCHAR)" if group else "CAST(NULL AS VARCHAR)"
-    columns = dict.fromkeys(["key", "status", column, "sha256", *([group] if group else [])])
-    source = duckdb_io.columns_of_many(files, list(columns), duckdb_io.WITH_FILE)
-    images = (  # sha256: hash of the bytes as they were found
-        f"(SELECT {duckdb_io.FILE_STEM} AS shard, key, {captions} AS captions, {value} AS group_value, "
-        f"CAST(sha256 AS VARCHAR) AS image FROM {source} WHERE status = 'success')"
+    value = duckdb_io.sql_identifier(group) if group else "NULL"
+    content = "sha256" if "sha256" in names else "NULL"  # hash of the bytes as they were found
+    images = (
+        f"(SELECT {duckdb_io.FILE_STEM} AS shard, key, {captions} AS captions, CAST({value} AS VARCHAR) "
+        f"AS group_value, CAST({content} AS VARCHAR) AS image "
+        f"FROM {duckdb_io.parquet(files, duckdb_io.WITH_FILE)} WHERE status = 'success')"
     )
     return (
         "(SELECT shard, key, group_value, image, unnest(captions) AS caption, "
@@ -212,7 +212,7 @@ def _write_sidecars(
     judged: str,
 ) -> None:
     """Write the side-car of each shard. origins: of a caption, and of its translation by each pivot."""
-    find_same_images(con, rows)
+    _find_same_images(con, rows)
     # one row per translation: lists of them, gathered by DuckDB, would be all in memory at once
     query = f"""
         SELECT r.shard, r.key, r.nth, r.caption, r.group_value, coalesce(c.root, m.root) AS root,
@@ -225,18 +225,69 @@ def _write_sidecars(
     for path in out.glob("*.parquet"):
         if path.stem not in empty:
             path.unlink()  # its shard no longer exists
-    with ThreadPoolExecutor(1) as writer:  # the disk is the slowest part here
-        written = None
-        for shard, found in rows_by_shard(con.sql(query).to_arrow_reader(duckdb_io.ROWS_PER_GROUP)):
-            sidecar = sidecar_table(found, origins, source)
-            if written:
-                written.result()
-            written = writer.submit(write_sidecar, out / f"{shard}.parquet", sidecar)
-            empty.discard(shard)
-        if written:
-            written.result()
+    images = runs(con.sql(query).to_arrow_reader(duckdb_io.ROWS_PER_GROUP), "shard", "key")
+    for shard, of_shard in groupby(images, lambda image: image[0]["shard"]):
+        write_sidecar(out / f"{shard}.parquet", [_sidecar_row(image, origins, source) for image in of_shard])
+        empty.discard(shard)
     for shard in empty:  # shards without one image
         write_sidecar(out / f"{shard}.parquet", [])
+
+
+def _sidecar_row(rows: list[dict[str, Any]], origins: list[str], source: str) -> dict[str, Any]:
+    """Return an image's row: its captions, and then the accepted translations of each.
+
+    rows: the captions in order (``nth``), each once or once per accepted translation (``back``, by pivot
+    ``pivot_index``; None where there is none). origins: where the captions come from, then of the pivots.
+    """
+    first = rows[0]
+    captions = list({row["nth"]: row["caption"] for row in rows}.values())
+    translated = [row for row in rows if row["back"] is not None]
+    root = first["root"]
+    if root is None:
+        group = group_id(first["caption"], source, first["group_value"])
+    elif root[0] in "=#":
+        group = group_id("", source if root[0] == "=" else "image", root[1:])
+    else:
+        group = group_id(root)
+    return {
+        "key": first["key"],
+        "captions": [*captions, *(row["back"] for row in translated)],
+        "origins": [origins[0]] * len(captions) + [origins[1 + row["pivot_index"]] for row in translated],
+        "group": group,
+    }
+
+
+def _find_same_images(con: duckdb.DuckDBPyConnection, rows: str) -> None:
+    """Group the captions of a picture that a source has several times: its files are the same, byte for byte.
+
+    Otherwise a batch with two of its copies would take the picture for a negative of itself. Makes two tables of the
+    images in ``rows`` (image, nth, caption, group_value).
+
+    merged (content, root): contents that share pictures, directly or through others, and one that represents
+    all of them. crowds (image, root): pictures with too many contents.
+    """
+    con.execute(
+        f"""CREATE OR REPLACE TEMP TABLE same AS
+            SELECT * FROM (
+                SELECT DISTINCT image, {CONTENT} AS content FROM {rows} WHERE nth = 1 AND image IS NOT NULL)
+            QUALIFY count(*) OVER (PARTITION BY image) > 1"""
+    )
+    con.execute(
+        f"""CREATE OR REPLACE TEMP TABLE crowds AS
+            SELECT image, '#' || image AS root FROM same GROUP BY image HAVING count(*) > {MOST_CAPTIONS}"""
+    )
+    con.execute("DELETE FROM same WHERE image IN (SELECT image FROM crowds)")
+    con.execute("CREATE OR REPLACE TEMP TABLE merged AS SELECT DISTINCT content, content AS root FROM same")
+    while True:
+        changed = con.execute(
+            """UPDATE merged SET root = least_root FROM (
+                SELECT s.content AS found, min(i.root) AS least_root FROM same s JOIN (
+                    SELECT image, min(root) AS root FROM same JOIN merged USING (content) GROUP BY image
+                ) i USING (image) GROUP BY s.content
+            ) WHERE content = found AND least_root < root"""
+        ).fetchall()[0][0]
+        if not changed:
+            return
 
 
 def _counts_and_samples(

@@ -14,7 +14,6 @@ from pathlib import Path
 from filip.cli.command import MISSING, option, run_command
 from filip.common.errors import UserError
 from filip.common.progress import Progress
-from filip.data.remote_tars import is_there
 from filip.data.shard_set import changed_since, fault_of, read_manifest
 
 SHOWN = 20
@@ -47,7 +46,7 @@ def verify(manifest: str | Path, threads: int = 4) -> list[str]:
     described = read_manifest(manifest)
     faults = changed_since(manifest)
     tars = [(Path(described["folders"]["shards"]) / f"{s['name']}.tar", s["tar_sha256"]) for s in described["shards"]]
-    there = [(tar, expected) for tar, expected in tars if is_there(tar)]
+    there = [(tar, expected) for tar, expected in tars if tar.exists()]
     with Progress("verify", "tars", len(there)) as progress, ThreadPoolExecutor(threads) as pool:
         for fault in pool.map(lambda one: fault_of(*one), there):
             faults += [fault] if fault else []

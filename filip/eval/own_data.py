@@ -55,8 +55,8 @@ def _with_captions_or_labels(place: Path) -> list[BenchmarkCard]:
     if layout not in ("table", "parquet", "arrow"):
         return [_card(place, "captions", "retrieval", "")]
     kinds = {"retrieval": CAPTION_COLUMNS, "classification": LABEL_COLUMNS}
-    if layout == "parquet" and len(parts) > 1:
-        del kinds["classification"]  # it is read from one file
+    if layout == "arrow" or (layout == "parquet" and len(parts) > 1):
+        del kinds["classification"]  # it is read from one table
     fitting = [kind for kind, names in kinds.items() if usual_column(columns, names)]
     if not fitting and place.is_dir():
         try:
@@ -75,8 +75,7 @@ def _with_captions_or_labels(place: Path) -> list[BenchmarkCard]:
         if kind == "retrieval":
             cards.append(_card(place, "captions", kind, "", named))
         else:
-            table = place if layout == "arrow" else parts[0]
-            cards.append(_card(table, "records", kind, "test", named, of=place))
+            cards.append(_card(parts[0], "records", kind, "test", named, of=place))
     return cards
 
 

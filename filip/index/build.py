@@ -7,7 +7,6 @@ the index meanwhile. A folder of images that has been moved is the same folder i
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +22,7 @@ from filip.common.progress import Progress, say
 from filip.eval.encoders import stacked
 from filip.eval.fit import FITS
 from filip.eval.scorer import Scorer, load_scorer
-from filip.index.store import About, Index
-from filip.index.tokens import DTYPES
+from filip.index.store import DTYPES, About, Index
 from filip.runs.saved_files import weights_of
 from filip.sets.image_set import SetPictures
 
@@ -115,7 +113,8 @@ def update(index: Index, scorer: Scorer, pictures: SetPictures, batch_size: int,
     changed = [key for key, item in present.items() if stored.get(key) != item.stamp]
     unreadable = 0
     with Progress("indexing", "images", len(changed)) as progress, ThreadPoolExecutor(threads) as pool:
-        for keys in _chunks(changed, batch_size):
+        for start in range(0, len(changed), batch_size):
+            keys = changed[start : start + batch_size]
             stamps = [present[key].stamp for key in keys]
             pixels = list(pool.map(lambda key: _pixels(scorer, key, pictures), keys))
             good = [n for n, values in enumerate(pixels) if values is not None]
@@ -174,11 +173,6 @@ def _pixels(scorer: Scorer, key: str, pictures: SetPictures) -> Tensor | None:
     except UserError as error:
         say(f"left out {key}: {error}")
         return None
-
-
-def _chunks(items: list[str], size: int) -> Iterator[list[str]]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
 
 
 if __name__ == "__main__":

@@ -27,11 +27,13 @@ from torch import Tensor
 from filip.common.errors import UserError, first_line
 from filip.common.files import naming, nothing_at, write_json
 from filip.eval.scorer import Scorer, Texts
-from filip.index.tokens import DTYPES, quick_scores, restored, rounded, token_type
 
+DTYPES = ("float32", "float16", "int8")
 FORMAT = 5
 PATIENCE = 30.0  # seconds to wait for another process to end its transaction
 BLOCK = 64 << 20  # bytes of float32 tokens that are scored at a time
+# bytes of stored tokens that are multiplied at a time: with fewer, the threads wait for each other
+MULTIPLIED = 128 << 20
 RERANKED = 1000  # images that are scored exactly, if there are more and their tokens are int8
 TABLES = """
 CREATE TABLE images (path TEXT PRIMARY KEY, stamp TEXT NOT NULL, row INTEGER NOT NULL, crc INTEGER NOT NULL)
@@ -162,7 +164,7 @@ class Index:
             ) from error
 
     def _mapped(self) -> np.ndarray:
-        """Return the tokens on disk, ``[rows, n1]``, see :func:`filip.index.tokens.token_type`."""
+        """Return the tokens on disk, ``[rows, n1]``, see :func:`token_type`."""
         shape, kind = (self._rows, self._an_image), token_type(self.about.dtype, self.about.dim)
         size, needed = self._file.stat().st_size, int(np.prod(shape)) * kind.itemsize
         if size < needed:
@@ -304,3 +306,51 @@ def _lengthened(stored: np.ndarray, count: int) -> np.ndarray:
 
 def _damaged(folder: Path, error: Exception) -> UserError:
     return UserError(f"the index at {folder} is damaged ({first_line(error)}): delete it and build it again")
+
+
+# ---- tokens ----------------------------------------------------------------------------------------
+
+
+def token_type(dtype: str, dim: int) -> np.dtype:
+    """Return the type of a stored token: its values, and for int8 their factor."""
+    values = ("values", dtype, (dim,))
+    return np.dtype([values, ("scale", "<f4")] if dtype == "int8" else [values])
+
+
+def rounded(tokens: Tensor, dtype: str) -> np.ndarray:
+    """Return unit vectors [..., d] as stored tokens [...]; int8 ones have length 1 as well."""
+    stored = np.empty(tokens.shape[:-1], token_type(dtype, tokens.shape[-1]))
+    if dtype == "int8":
+        whole = (tokens * (127 / tokens.abs().amax(-1, keepdim=True).clamp(min=1e-12))).round()
+        stored["scale"] = (1 / whole.norm(dim=-1).clamp(min=1e-12)).numpy()
+        tokens = whole
+    stored["values"] = tokens.numpy()
+    return stored
+
+
+def restored(stored: np.ndarray) -> Tensor:
+    """Return stored tokens [...] as float32 [..., d]."""
+    values = stored["values"].astype(np.float32)
+    if "scale" in (stored.dtype.names or ()):
+        values *= stored["scale"][..., None]
+    return torch.from_numpy(values)
+
+
+def quick_scores(stored: np.ndarray, words: Tensor) -> Tensor:
+    """Return s^T of one text for all stored int8 tokens, to about 0.001 of a cosine, without making floats of them.
+
+    stored: [images, n1]. words: float32 [t, d]. The words are rounded to 7 bits, since CPUs without VNNI add pairs of
+    products in 16 bits. Returns float32 [images].
+    """
+    count, dim = stored.shape[1], words.shape[1]
+    scale = words.abs().amax(1).clamp(min=1e-12) / 63
+    whole = (words / scale[:, None]).round().to(torch.int8).T
+    scores = []
+    step = max(1, MULTIPLIED // (count * stored.dtype.itemsize))
+    for start in range(0, len(stored), step):
+        block = stored[start : start + step]
+        values = torch.from_numpy(block["values"].reshape(-1, dim))
+        products = torch._int_mm(values, whole).view(len(block), count, -1)
+        cosines = products * torch.from_numpy(np.ascontiguousarray(block["scale"]))[..., None]
+        scores.append((cosines.amax(1) * scale).mean(1))
+    return torch.cat(scores)

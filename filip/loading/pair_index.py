@@ -68,17 +68,13 @@ class SourceIndex:
 
 
 def index_source(
-    source: Source,
-    cache: TarCache | None = None,
-    folder: str | Path | None = None,
-    processes: int = 1,
-    identity: Identity | None = None,
+    source: Source, cache: TarCache | None = None, processes: int = 1, identity: Identity | None = None
 ) -> SourceIndex:
     """Index every usable pair of a source, in memory-mapped arrays.
 
-    One process makes them while the others wait; they are kept in ``folder`` until a tar or a
-    side-car changes. None: in ``_index`` next to the side-cars (or the shards, if there are none), or where that
-    cannot be written, in the machine's folder for temporary files. cache: for tars that are in a bucket, each of which
+    One process makes them while the others wait; they are kept until a tar or a side-car changes, in ``_index`` next
+    to the side-cars (or the shards, if there are none), or where that cannot be written, in the machine's folder for
+    temporary files. cache: for tars that are in a bucket, each of which
     is fetched once to be indexed, unless its index is here. identity: what :func:`identity_of` has returned to
     another rank, so that this one asks the file system about no file. Raises UserError if there is nothing to train on;
     lesser defects are counted in ``problems``. Raises DamagedFileError with the name of a shard that is damaged.
@@ -86,7 +82,7 @@ def index_source(
     cache = cache or TarCache.of(DataConfig())
     source = cache.local_source(source)
     tars = _find_tars(source)
-    joined = _writable_folder(source, folder)
+    joined = _writable_folder(source)
     where, state = identity or identity_of(source, tars)
     entry = joined / f"{where}-{state}"
     if not entry.is_dir():
@@ -102,17 +98,15 @@ def index_source(
     return SourceIndex(source, tars, **arrays, counts=counts, state=state, problems=problems)
 
 
-def _writable_folder(source: Source, folder: str | Path | None) -> Path:
+def _writable_folder(source: Source) -> Path:
     """Return the folder of joined indices."""
-    if folder is None:
-        joined = Path(source.captions if source.captions is not None else source.shards) / FOLDER
-        with suppress(OSError):  # a data set that is read-only
-            joined.mkdir(exist_ok=True)
-        if os.access(joined, os.W_OK):
-            return joined
-        folder = Path(tempfile.gettempdir()) / f"filip-index-{os.getuid()}"
-    cache = Path(folder)
-    cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+    joined = Path(source.captions if source.captions is not None else source.shards) / FOLDER
+    with suppress(OSError):  # a data set that is read-only
+        joined.mkdir(exist_ok=True)
+    if os.access(joined, os.W_OK):
+        return joined
+    cache = Path(tempfile.gettempdir()) / f"filip-index-{os.getuid()}"
+    cache.mkdir(mode=0o700, exist_ok=True)
     if cache.stat().st_uid != os.getuid():
         raise UserError(f"{cache} belongs to another user: give a TMPDIR that is yours")
     return cache
@@ -267,7 +261,9 @@ class ShardCaptions:
             table = whole_file(path, names)
             keys, captions, group, origins = (_whole(table.column(name)) for name in names)
             ids = group.to_numpy(zero_copy_only=False).astype(np.int64)
-            return ShardCaptions(keys, captions, ids, np.maximum(_originals(origins), 1))
+            is_original = pc.equal(pc.list_flatten(origins), "original").fill_null(False).to_numpy(zero_copy_only=False)
+            rows = pc.list_parent_indices(origins).to_numpy()[is_original]
+            return ShardCaptions(keys, captions, ids, np.bincount(rows, minlength=len(origins)).clip(min=1))
         except (OSError, pa.ArrowException, KeyError) as error:
             if isinstance(error, OSError) and error.errno is not None:  # the file may be in order
                 raise UserError(f"cannot open the side-car {path}: {os.strerror(error.errno)}") from error
@@ -288,13 +284,6 @@ class ShardCaptions:
                 group[n] = group_id(texts[n])
         captions = pa.array([[text] for text in texts], pa.list_(pa.string()))
         return ShardCaptions(pa.array(index.keys, pa.string()), captions, group, np.ones(len(texts), np.int64))
-
-
-def _originals(origins: pa.ListArray) -> np.ndarray:
-    """Return how many of each row's captions are no translations."""
-    rows = pc.list_parent_indices(origins).to_numpy()
-    is_original = pc.equal(pc.list_flatten(origins), "original").fill_null(False).to_numpy(zero_copy_only=False)
-    return np.bincount(rows[is_original], minlength=len(origins))
 
 
 def _whole(column: pa.ChunkedArray) -> pa.Array:

@@ -1,7 +1,7 @@
 """Keep local copies of the tars that a training reads from elsewhere (``s3://``, ``gs://``, ``hf://``, ``https://``).
 
-A source that is elsewhere becomes a local folder of links, as ``filip data download tars=`` leaves one. So the loader
-reads both in the same order as local tars, and whole tars are fetched when one of their pairs comes up.
+A source that is elsewhere becomes a local folder of links. So the loader reads it in the same order as local tars, and
+whole tars are fetched when one of their pairs comes up.
 """
 
 from __future__ import annotations

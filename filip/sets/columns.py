@@ -1,7 +1,7 @@
 """Find the captions in records and in the files that belong to one image.
 
 Columns of images, captions and labels are found by their usual names. The files of an image are texts and records in a
-folder or in a tar, and descriptions in the image: XMP, or IPTC.
+folder or in a tar.
 """
 
 from __future__ import annotations
@@ -11,12 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
-from xml.etree import ElementTree
-
-from PIL import Image, IptcImagePlugin
 
 from filip.common.errors import UserError
-from filip.images.rgb import UNDECODABLE
 from filip.sets.layout import SPLIT_COLUMNS, SPLITS, Reading, is_picture
 from filip.sets.text import UNKNOWN, decoded
 
@@ -131,41 +127,8 @@ def group_of(record: Mapping[str, Any], reading: Reading, where: object) -> str 
     return None if value is None else str(value)
 
 
-DESCRIPTION = "{http://purl.org/dc/elements/1.1/}description"
-ITEM = "{http://www.w3.org/1999/02/22-rdf-syntax-ns#}li"
-LANGUAGE = "{http://www.w3.org/XML/1998/namespace}lang"
-CAPTION = (2, 120)  # IPTC's number of a caption
-
-
-def description_in(path: Path) -> list[str]:
-    """Return the description inside a picture; [] if it has none or cannot be read."""
-    try:
-        with Image.open(path) as image:
-            packet = image.info.get("xmp") or image.info.get("XML:com.adobe.xmp") or b""
-            iptc = IptcImagePlugin.getiptcinfo(image) or {}
-    except UNDECODABLE:
-        return []
-    caption = iptc.get(CAPTION, b"")
-    lines = caption if isinstance(caption, list) else [caption]
-    return xmp_description(packet) or one_line([decoded(line) or "" for line in lines])
-
-
-def xmp_description(packet: bytes | str) -> list[str]:
-    """Return dc:description of an XMP packet, in its default language."""
-    data = packet.encode() if isinstance(packet, str) else packet
-    if b"<!" in data.replace(b"<!--", b""):  # a document type may define entities without end
-        return []
-    try:
-        root = ElementTree.fromstring(data.strip(b"\0 \r\n\t"))
-    except (ElementTree.ParseError, ValueError):
-        return []
-    items = [item for description in root.iter(DESCRIPTION) for item in description.iter(ITEM)]
-    items.sort(key=lambda item: item.get(LANGUAGE) != "x-default")
-    return one_line([item.text or "" for item in items[:1]])
-
-
 CAPTION_SUFFIXES = ("txt", "caption", "captions", "text")  # each line is a caption
-TEXT_SUFFIXES = (*CAPTION_SUFFIXES, "json", "xmp")
+TEXT_SUFFIXES = (*CAPTION_SUFFIXES, "json")
 MAX_CAPTION_BYTES = 1 << 20
 
 
@@ -184,7 +147,7 @@ def captions_in(files: Mapping[str, Callable[[], bytes]], reading: Reading) -> A
     files: functions that read the bytes of each text of the image, by its suffix (``txt``, ``meta.json``). A record
     that has caption's column, or a list of captions, counts first: the text that img2dataset writes repeats it. Then
     count the lines of all texts, without repetitions; then other usual keys of the record, but for a title that is a
-    picture's name (Google Takeout), and finally the description in a photographer's ``.xmp``.
+    picture's name (Google Takeout).
     """
     record: dict[str, Any] = {}
     problem = None
@@ -213,9 +176,6 @@ def captions_in(files: Mapping[str, Callable[[], bytes]], reading: Reading) -> A
     if not captions:
         usual = (one_line(texts(record.get(name))) for name in CAPTION_COLUMNS)
         captions = next((some for some in usual if some and not is_picture(Path(some[0]))), [])
-    for suffix, content in files.items():
-        if not captions and suffix.rpartition(".")[2] == "xmp":
-            captions = xmp_description(content())
     return About(list(dict.fromkeys(captions)), group, None if captions else problem, split_in(record))
 
 

@@ -60,14 +60,10 @@ class Reading:
     inside_only: bool = False  # links that lead out of the folder are not followed
     without: str | None = None  # absolute path of a folder that does not belong to it, such as the output
 
-    def settings(self) -> list[object]:
+    def settings(self) -> dict[str, object]:
         """Return everything but the place as JSON values; with equal settings equal rows are read."""
-        return [
-            *(self.layout, self.image_column, self.image_root, self.caption_column, [*self.caption_columns]),
-            *(self.group_column, {**self.only}, self.header, [*self.columns], self.split, [*self.prefer]),
-            *(self.inside_only, None if self.taken is None else [*self.taken], [*SPLIT_COLUMNS]),
-            *(value for value in (self.image_name, self.encoding, {**self.named}) if value not in ("{}", None, {})),
-        ]
+        others = ("place", "there", "without")
+        return {name: value for name, value in vars(self).items() if name not in others} | {"columns_": SPLIT_COLUMNS}
 
     def name_of(self, path: str | Path) -> str:
         """Return the name of a file in reports: its path below the place."""

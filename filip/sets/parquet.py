@@ -24,93 +24,113 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
-class ParquetImages(Layout):
-    """Layout of Parquet files that hold images; ``position`` is the row, a row group is read once for its images."""
+class _InRows(Layout):
+    """Layout of files with an image in each row; ``position`` is the number of the row."""
+
+    in_order = True
+
+    def schema(self, part: Path) -> pa.Schema:
+        """Return the names and types of a file's columns. Raises UserError for a file of another kind."""
+        raise NotImplementedError
+
+    def table(self, part: Path, columns: list[str]) -> pa.Table:
+        """Return some columns of a file, whole."""
+        raise NotImplementedError
+
+    def rows(self, part: Path, columns: list[str]) -> Iterable[tuple[int, Record] | Broken]:
+        """Yield the rows of a file with these columns, numbered from 1."""
+        raise NotImplementedError
+
+    def marked(self, part: Path, reading: Reading) -> str | None:
+        """Return the split of rows that name none."""
+        return split_of(part, reading)
+
+    def files_of(self, reading: Reading) -> list[Path]:
+        if reading.place.is_file():
+            return [reading.place] if reading.place.suffix in self.suffixes else []
+        return files_in(replace(reading, inside_only=False), self.suffixes)  # the hub's cache has links
+
+    def splits(self, part: Path, reading: Reading) -> Counter[str | None]:
+        try:
+            columns = split_columns(tuple(self.schema(part).names))
+            table = self.table(part, columns)
+        except UserError:  # find reports it
+            return super().splits(part, reading)
+        counts: Counter[str | None] = Counter()
+        if not columns:
+            return Counter({self.marked(part, reading): table.num_rows})
+        for record in table.group_by(columns).aggregate([([], "count_all")]).to_pylist():
+            counts[split_in(record) or self.marked(part, reading)] += record["count_all"]
+        return counts
+
+    def columns(self, part: Path, reading: Reading) -> list[str]:
+        return list(self.schema(part).names)
+
+    def find(self, part: Path, reading: Reading) -> Iterator[Row]:
+        file, name, split = os.path.abspath(part), reading.name_of(part), self.marked(part, reading)
+        try:
+            image = _image_column(self.schema(part), part)
+        except UserError as error:
+            yield Row(name, [], file, -1, problem=f"unreadable: {error}")
+            return
+        left = [column for column in self.columns(part, reading) if column != image]
+        captions = caption_columns(left, reading, part)
+        more = [*([reading.group_column] if reading.group_column else []), *reading.only]
+        needed = dict.fromkeys([*captions, *split_columns(tuple(left)), *more])
+        for row in self.rows(part, [column for column in needed if column in left]):
+            if isinstance(row, Broken):
+                place = f"{name}#{row.number - 1}"
+                yield Row(place, [], file, row.number - 1, problem=f"{row.reason}: {row.why}")
+                continue
+            number, record = row
+            matches = all(str(record.get(column)) == value for column, value in reading.only.items())
+            yield Row(
+                f"{name}#{number - 1}",
+                captions_of(record, captions) if matches else [],
+                file,
+                number - 1,
+                group=group_of(record, reading, part),
+                problem=None if matches else "not_wanted: `only` in the card",
+                split=split_in(record) or split,
+            )
+
+
+class ParquetImages(_InRows):
+    """Layout of Parquet files that hold images; a row group is read once for its images."""
 
     about = "Parquet with the images' bytes in a column (Hugging Face)"
-    in_order = True
     suffixes = (".parquet",)
 
     def parts(self, reading: Reading) -> list[Path]:
-        files = [reading.place] if reading.place.suffix == ".parquet" and reading.place.is_file() else []
-        if reading.place.is_dir():
-            files = files_in(replace(reading, inside_only=False), self.suffixes)  # the hub's cache has links
-        if not any(image_bytes_column(path) for path in files):
-            return []
-        return files
+        files = self.files_of(reading)
+        return files if any(image_bytes_column(path) for path in files) else []
 
-    def splits(self, part: Path, reading: Reading) -> Counter[str | None]:
+    def schema(self, part: Path) -> pa.Schema:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            return pq.read_schema(part)
+        except (pa.ArrowException, OSError) as error:
+            raise UserError(f"it is not Parquet, or is not whole ({first_line(error)})") from error
+
+    def table(self, part: Path, columns: list[str]) -> pa.Table:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         try:
             with pq.ParquetFile(part) as file:
-                columns = split_columns(tuple(file.schema_arrow.names))
-                return splits_in(file.read(columns), file.metadata.num_rows, split_of(part, reading))
-        except (pa.ArrowException, OSError):  # find reports it
-            return super().splits(part, reading)
-
-    def columns(self, part: Path, reading: Reading) -> list[str]:
-        import pyarrow.parquet as pq
-
-        return list(pq.read_schema(part).names)
-
-    def find(self, part: Path, reading: Reading) -> Iterator[Row]:
-        import pyarrow as pa
-
-        image = image_bytes_column(part)
-        if image is None:
-            problem = "unreadable: it is not Parquet, is not whole, or has no column of images"
-            yield Row(reading.name_of(part), [], os.path.abspath(part), -1, problem=problem)
-            return
-        try:
-            columns_left = [name for name in self.columns(part, reading) if name != image]
-            columns = caption_columns(columns_left, reading, part)
-            more = [*([reading.group_column] if reading.group_column else []), *reading.only]
-            needed = dict.fromkeys([*columns, *split_columns(tuple(columns_left)), *more])
-            rows = parquet_rows(part, [name for name in needed if name in columns_left])
-            yield from found_in(rows, columns, part, reading, split_of(part, reading))
-        except pa.ArrowException as error:
+                return file.read(columns)
+        except (pa.ArrowException, OSError) as error:
             raise UserError(f"{part} cannot be read: {first_line(error)}") from error
+
+    def rows(self, part: Path, columns: list[str]) -> Iterable[tuple[int, Record] | Broken]:
+        return parquet_rows(part, columns)
 
     def read(self, file: str, position: int, size: int) -> bytes:
         starts, image = _row_groups(file)
         group = int(np.searchsorted(starts, position, side="right")) - 1
         return image_bytes(_row_group(file, group, image), position - int(starts[group]), Path(file).parent)
-
-
-def found_in(
-    rows: Iterable[tuple[int, Record] | Broken], columns: list[str], part: Path, reading: Reading, split: str | None
-) -> Iterator[Row]:
-    """Yield the rows of ``part``, by their numbers; ``columns`` have the captions. split: of rows that name none."""
-    file, name = os.path.abspath(part), reading.name_of(part)
-    for row in rows:
-        number = row.number if isinstance(row, Broken) else row[0]
-        place = f"{name}#{number - 1}"
-        if isinstance(row, Broken):
-            yield Row(place, [], file, number - 1, problem=f"{row.reason}: {row.why}")
-            continue
-        record = row[1]
-        matches = all(str(record.get(column)) == value for column, value in reading.only.items())
-        yield Row(
-            place,
-            captions_of(record, columns) if matches else [],
-            file,
-            number - 1,
-            group=group_of(record, reading, part),
-            problem=None if matches else "not_wanted: `only` in the card",
-            split=split_in(record) or split,
-        )
-
-
-def splits_in(columns: pa.Table, rows: int, split: str | None) -> Counter[str | None]:
-    """Return the number of rows of each split, by the columns that may hold it. split: of rows that name none."""
-    if not columns.num_columns:
-        return Counter({split: rows})
-    counts: Counter[str | None] = Counter()
-    for record in columns.group_by(columns.column_names).aggregate([([], "count_all")]).to_pylist():
-        counts[split_in(record) or split] += record["count_all"]
-    return counts
 
 
 def image_bytes_column(path: Path) -> str | None:
@@ -177,69 +197,40 @@ def _row_group(file: str, group: int, column: str) -> pa.ChunkedArray:
         return opened.read_row_group(group, columns=[column])[column]
 
 
-class ArrowImages(Layout):
-    """Layout of Arrow files, mapped into memory, not read; ``position`` is the number of the row."""
+class ArrowImages(_InRows):
+    """Layout of Arrow files, mapped into memory, not read."""
 
     about = "a folder that the `datasets` library saved (dataset_info.json and .arrow files)"
-    in_order = True
     suffixes = (".arrow",)
     companions = re.compile(r"^(dataset_info|dataset_dict|dataset_infos|state)\.json$|^cache-.*\.arrow$")
 
     def parts(self, reading: Reading) -> list[Path]:
-        if reading.place.is_file():
-            return [reading.place] if reading.place.suffix == ".arrow" else []
-        return [
-            path
-            for path in files_in(replace(reading, inside_only=False), self.suffixes)
-            if not path.name.startswith("cache-")
-        ]
+        return [path for path in self.files_of(reading) if not path.name.startswith("cache-")]
 
-    def splits(self, part: Path, reading: Reading) -> Counter[str | None]:
-        try:
-            table = _table(str(part))
-        except UserError:  # find reports it
-            return super().splits(part, reading)
-        return splits_in(table.select(split_columns(tuple(table.column_names))), len(table), _saved_as(part, reading))
+    def schema(self, part: Path) -> pa.Schema:
+        return _table(str(part)).schema
 
-    def columns(self, part: Path, reading: Reading) -> list[str]:
-        return list(_table(str(part)).column_names)
+    def table(self, part: Path, columns: list[str]) -> pa.Table:
+        return _table(str(part)).select(columns)
 
-    def find(self, part: Path, reading: Reading) -> Iterator[Row]:
-        try:
-            table = _table(str(part))
-            image = _column(table, part)
-        except UserError as error:
-            yield Row(reading.name_of(part), [], os.path.abspath(part), -1, problem=f"unreadable: {error}")
-            return
-        columns_left = [name for name in table.column_names if name != image]
-        columns = caption_columns(columns_left, reading, part)
-        records = _numbered(table.select(columns_left))
-        yield from found_in(records, columns, part, reading, _saved_as(part, reading))
+    def rows(self, part: Path, columns: list[str]) -> Iterable[tuple[int, Record] | Broken]:
+        batches = self.table(part, columns).to_batches(1000)
+        return enumerate((record for batch in batches for record in batch_rows(batch)), 1)
+
+    def marked(self, part: Path, reading: Reading) -> str | None:
+        if (reading.place / "dataset_dict.json").is_file():  # a dictionary of data sets has a folder for each split
+            return part.relative_to(reading.place).parts[0]
+        return split_of(part, reading)
 
     def read(self, file: str, position: int, size: int) -> bytes:
         table = _table(file)
-        return image_bytes(table[_column(table, Path(file))], position, Path(file).parent)
+        return image_bytes(table[_image_column(table.schema, Path(file))], position, Path(file).parent)
 
 
-def _saved_as(part: Path, reading: Reading) -> str | None:
-    """Return the split of a file: a dictionary of data sets has a folder for each."""
-    if (reading.place / "dataset_dict.json").is_file():
-        return part.relative_to(reading.place).parts[0]
-    return split_of(part, reading)
-
-
-def _numbered(table: pa.Table) -> Iterator[tuple[int, Record]]:
-    number = 0
-    for batch in table.to_batches(1000):
-        for record in batch_rows(batch):
-            number += 1
-            yield number, record
-
-
-def _column(table: pa.Table, part: Path) -> str:
-    column = bytes_column(table.schema)
+def _image_column(schema: pa.Schema, part: Path) -> str:
+    column = bytes_column(schema)
     if column is None:
-        raise UserError(f"{part} has no column of images (bytes); its columns are {', '.join(table.column_names)}")
+        raise UserError(f"{part} has no column of images (bytes); its columns are {', '.join(schema.names)}")
     return column
 
 

@@ -111,10 +111,5 @@ def lines(stream: BinaryIO, encoding: str | None = None) -> Iterator[TextLine]:
         if wide:
             decoded = None if DAMAGED in line else line.removeprefix("\ufeff")
         else:
-            decoded = decoded_line(line)
+            decoded = line if line.isascii() else _narrow(line.encode("latin-1"))  # as it was read
         yield TextLine(number, decoded, "" if decoded is not None else UNKNOWN)
-
-
-def decoded_line(latin: str) -> str | None:
-    """Return the text of a line of bytes that were read as Latin-1."""
-    return latin if latin.isascii() else _narrow(latin.encode("latin-1"))

@@ -1,7 +1,6 @@
 """Read a folder of images, each with its captions in a text of the same name: ``a.txt`` or ``a.jpg.caption``.
 
-Where there is no such text, captions are the descriptions of Google Takeout's records (``a.jpg.json``), of XMP beside
-the pictures (``a.xmp``), and of XMP and IPTC in them.
+Where there is no such text, captions are the descriptions of Google Takeout's records (``a.jpg.json``).
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from itertools import groupby, islice
 from pathlib import Path
 
 from filip.images.rgb import OTHER_PICTURES
-from filip.sets.columns import CAPTION_SUFFIXES, MAX_CAPTION_BYTES, TEXT_SUFFIXES, About, captions_in, description_in
+from filip.sets.columns import CAPTION_SUFFIXES, MAX_CAPTION_BYTES, TEXT_SUFFIXES, About, captions_in
 from filip.sets.layout import Entry, Layout, Reading, Row, is_picture, split_of_picture, unused, walk
 from filip.sets.table import pictures_below
 from filip.sets.text import NotAFileError, read_file
@@ -27,7 +26,7 @@ TAKEOUT = re.compile(r"\.supp[a-z-]*\.json$")  # a.jpg.supplemental-metadata.jso
 class TextBeside(Layout):
     """Layout in which every line of an image's text is a caption."""
 
-    about = "a folder of images, each with a .txt of the same name, or with a description in it or in an .xmp"
+    about = "a folder of images, each with a .txt of the same name, or with Google Takeout's records"
 
     def parts(self, reading: Reading) -> list[Path]:
         if not reading.place.is_dir():
@@ -48,14 +47,13 @@ class TextBeside(Layout):
         return Counter(row.split for row in self.find(part, reading) if row.captions)
 
     def find(self, part: Path, reading: Reading) -> Iterator[Row]:
-        described = _is_described(reading)
         for _, entries in _folders(reading):
             pictures, texts = _sorted_out(entries)
             used: set[str] = set()
             for path in pictures:
                 texts_of = _belonging(path, texts)
                 used.update(text.name for text in texts_of.values())
-                yield _picture(path, texts_of, reading, described)
+                yield _picture(path, texts_of, reading)
             for path, problem in entries:
                 if path in pictures or path.name in used:
                     continue
@@ -101,14 +99,14 @@ def _belonging(picture: Path, texts: dict[str, Path]) -> dict[str, Path]:
 
 
 def _is_described(reading: Reading) -> bool:
-    """Return whether some of the first pictures have a description in them, in XMP beside them or by Google Takeout."""
+    """Return whether some of the first pictures have a description by Google Takeout."""
     looked = 0
     for _, entries in _folders(reading):
         pictures, texts = _sorted_out(entries)
         for path in filter(is_picture, pictures):
             belonging = _belonging(path, texts)
-            sure = {suffix: text for suffix, text in belonging.items() if suffix.endswith((".json", "xmp"))}
-            if _picture(path, sure, reading, True).captions:
+            records = {suffix: text for suffix, text in belonging.items() if suffix.endswith(".json")}
+            if _picture(path, records, reading).captions:
                 return True
             looked += 1
             if looked == LOOKED_AT:
@@ -116,7 +114,7 @@ def _is_described(reading: Reading) -> bool:
     return False
 
 
-def _picture(path: Path, texts: dict[str, Path], reading: Reading, described: bool = False) -> Row:
+def _picture(path: Path, texts: dict[str, Path], reading: Reading) -> Row:
     if not is_picture(path):
         return unused(path, reading)
     try:
@@ -126,7 +124,5 @@ def _picture(path: Path, texts: dict[str, Path], reading: Reading, described: bo
         captions, group, problem, split = About([], problem=f"not_a_file: its text is {error.strerror}")
     except OSError as error:
         captions, group, problem, split = About([], problem=f"missing_file: its text: {error.strerror}")
-    if described and not captions and problem is None:
-        captions = description_in(path)
     split = split or split_of_picture(path, reading)
     return Row(reading.name_of(path), captions, os.path.abspath(path), group=group, problem=problem, split=split)

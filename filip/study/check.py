@@ -21,7 +21,7 @@ from filip.cli.command import MISSING, option, run_command
 from filip.cli.extras import how_to_install
 from filip.common.errors import UserError
 from filip.common.files import readable
-from filip.data.cards import SourceCard, load_source, with_download
+from filip.data.cards import SourceCard, load_source, overridden
 from filip.data.engines import engine_class
 from filip.data.plan import disk_bytes
 from filip.study.benchmarks import card_of, check_evaluation_options
@@ -123,8 +123,6 @@ def _lists(study: Study, cards: dict[str, SourceCard]) -> Iterator[Finding]:
     for source, card in cards.items():
         if card.built_by or Path(study.data_dir, source, "list.parquet").exists():
             continue
-        if "://" in (card.images or card.list or ""):
-            continue  # in a bucket: the job reports a missing one
         try:
             if card.images is None:
                 list_files(card)
@@ -137,23 +135,22 @@ def _lists(study: Study, cards: dict[str, SourceCard]) -> Iterator[Finding]:
 
 
 def _download(study: Study, cards: dict[str, SourceCard]) -> Iterator[Finding]:
-    alike: dict[str, list[str]] = {}
+    by_it: list[str] = []
     for source, card in cards.items():
-        card = with_download(card, study.config.get("download", {}))
+        card = overridden(card, "download", study.config.get("download", {}))
         if card.images is not None or card.download.engine != "img2dataset":
             continue
-        from filip.data.by_img2dataset import check_card, what_is_missing, what_it_ignores  # which imports OpenCV
+        from filip.data.by_img2dataset import NOT_HEEDED, check_card, program  # which imports OpenCV
 
         try:
             check_card(card)
+            program()
         except UserError as error:
             yield Finding("download", f"{source}: {error}")
             continue
-        if missing := what_is_missing(card):
-            yield Finding("download", f"{source}: {missing}")
-        alike.setdefault(what_it_ignores(card), []).append(source)
-    for sentence, sources in alike.items():
-        yield Finding("download", f"{', '.join(sources)}: {sentence}", stops=False)
+        by_it.append(source)
+    if by_it:
+        yield Finding("download", f"{', '.join(by_it)}: {NOT_HEEDED}; engine: own heeds them", stops=False)
 
 
 def _engines(cards: dict[str, SourceCard]) -> Iterator[Finding]:
@@ -230,7 +227,7 @@ def _disk(study: Study, cards: dict[str, SourceCard]) -> Iterator[Finding]:
         if card.expected_count is None:
             unknown += [] if card.built_by else [source]
             continue
-        needs += disk_bytes(card, card.expected_count, local_tars=not study.config.get("tars"))
+        needs += disk_bytes(card, card.expected_count)
     if needs > free or unknown:
         more = f", and that of {', '.join(unknown)}, whose cards state no expected_count" if unknown else ""
         yield Finding(

@@ -13,9 +13,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from filip.data.cards import SourceCard
 from filip.data.fetching.image_rules import CheckedResizer
-from filip.data.fetching.workers import ListReader, ShardDownloader
+from filip.data.fetching.workers import ShardDownloader
 from tests.data import hostile
 
 
@@ -23,14 +22,6 @@ def write_list(path: Path, urls: Sequence[str | None], **columns: Sequence[Any])
     captions = [f"caption {i}" for i in range(len(urls))]
     pq.write_table(pa.table({"url": urls, "caption": captions, **columns}), path)
     return path
-
-
-def download_first_shard(card: SourceCard, listed: Path, out: Path, **settings: Any) -> None:
-    """Make shard 0 of a list of at most 20 URLs, in this process."""
-    out.mkdir(exist_ok=True)
-    columns = pq.read_schema(listed).names
-    (part,) = ListReader(listed, 20, 0, columns, out / "_work").parts({0})
-    ShardDownloader(card=card, final_folder=out, columns=columns, **settings).download_shard(part)
 
 
 def hashes(folder: Path) -> dict[str, str]:
@@ -56,10 +47,10 @@ def disk_with_room_for(size: int) -> Iterator[None]:
 
 
 class DeadlyResizer(CheckedResizer):
-    def __call__(self, img_stream: io.BytesIO, boxes: Any = ()) -> tuple[Any, ...]:
+    def __call__(self, img_stream: io.BytesIO) -> tuple[Any, ...]:
         if img_stream.getvalue() in (hostile.GOOD["jpeg"](), hostile.GOOD["webp"]()):
             os._exit(9)
-        return super().__call__(img_stream, boxes)
+        return super().__call__(img_stream)
 
 
 POISON = 1

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import unquote
 
 import numpy as np
 from PIL import Image
@@ -166,6 +167,8 @@ class Hostile:
                     self.reply(302, Location="/loop")
                 elif name == "moved":
                     self.reply(301, Location="/jpeg")
+                elif name == "to":  # wherever the query says
+                    self.reply(302, Location=unquote(self.path.partition("?")[2]))
                 elif name == "moved_endlessly":  # a redirection whose own body has no end
                     self.send_response(302)
                     self.send_header("Location", "/jpeg")
@@ -226,30 +229,6 @@ class Hostile:
 
 
 @contextmanager
-def redirecting_server() -> Iterator[tuple[int, dict[str, str]]]:
-    """Yield its port, and where it sends whoever asks for a path; to be filled in."""
-    targets: dict[str, str] = {}
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(302)
-            self.send_header("Location", targets[self.path])
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield server.server_port, targets
-    finally:
-        server.shutdown()
-        server.server_close()
-
-
-@contextmanager
 def dead_host(host: str) -> Iterator[tuple[str, int]]:
     """Yield an address at which no connection is answered."""
     with socket.create_server((host, 0), backlog=0) as full, ExitStack() as stack:
@@ -258,29 +237,6 @@ def dead_host(host: str) -> Iterator[tuple[str, int]]:
             waiting.setblocking(False)
             waiting.connect_ex(full.getsockname())
         yield full.getsockname()
-
-
-@contextmanager
-def dripping_port(data: bytes, pause: float) -> Iterator[int]:
-    """Yield a port that says ``data`` to whoever connects, whatever was asked, a byte every ``pause`` seconds."""
-    over = threading.Event()
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-
-        def serve() -> None:
-            with suppress(OSError):
-                connection, _ = listener.accept()
-                with connection:
-                    for i in range(len(data)):
-                        connection.sendall(data[i : i + 1])
-                        if over.wait(pause):
-                            break
-
-        thread = threading.Thread(target=serve, daemon=True)
-        thread.start()
-        try:
-            yield listener.getsockname()[1]
-        finally:
-            over.set()
 
 
 @contextmanager

@@ -1,7 +1,6 @@
 import pytest
 
-from filip.data.captions.judging import names, numbers, plain, rejections
-from tests.support.captions import pivot_errors
+from filip.data.captions.judging import rejections
 
 CASES = [
     ("a dog in the park", "", "empty"),
@@ -35,35 +34,3 @@ CASES = [
 @pytest.mark.parametrize(("original", "translation", "reason"), CASES)
 def test_rejection(original: str, translation: str, reason: str | None) -> None:
     assert rejections([original], [translation]) == [reason]
-
-
-def test_many_at_once_are_judged_as_each_alone() -> None:
-    originals, translations, reasons = zip(*CASES, strict=True)
-    assert rejections(originals, translations) == list(reasons)
-    assert rejections([], []) == []
-
-
-def test_numbers_and_names() -> None:
-    assert numbers("007 agents, 1,000.5 and two") == {"7": 1, "1000": 1, "5": 1, "2": 1}
-    assert names("the visit of Queen Elizabeth II to a Cañon City hotel") == [
-        "queen",
-        "elizabeth",
-        "ii",
-        "canon",
-        "city",
-    ]
-    assert names("I am A dog") == []
-    assert plain("  Héllo,  WORLD_2! ") == "héllo world 2"
-
-
-def test_a_wrong_flag_number_or_negation_in_the_pivot_is_further_from_the_caption() -> None:
-    """The threshold is 0.75, on pairs with one known error each; docs/data.md has the table."""
-    from filip.data.captions.judging import pivot_similarities
-
-    rows = pivot_errors()
-    english = [row["english"] for row in rows]
-    right = pivot_similarities(english, [row["right"] for row in rows]) < 0.75
-    wrong = pivot_similarities(english, [row["wrong"] for row in rows]) < 0.75
-    assert right.mean() < 0.06
-    for kind, least in (("flag", 0.9), ("thing", 0.8), ("number", 0.6), ("negation", 0.5)):
-        assert wrong[[row["kind"] == kind for row in rows]].mean() > least, kind

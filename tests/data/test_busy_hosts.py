@@ -1,15 +1,13 @@
 """Hosts that say 429 or 503: how often each is asked, and what becomes of its URLs."""
 
-import hashlib
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 
 from filip.data.cards import SourceCard, parse_card
@@ -103,7 +101,7 @@ def reasons(downloader: ShardDownloader, urls: list[str]) -> Counter[str]:
 
 @pytest.fixture
 def first_pass(tmp_path: Path) -> ShardDownloader:
-    return ShardDownloader(card=card(threads=1), final_folder=tmp_path, columns=["url", "caption"])
+    return ShardDownloader(card=card(threads=1), final_folder=tmp_path, listed=tmp_path, columns=["url", "caption"])
 
 
 @pytest.fixture
@@ -148,26 +146,6 @@ def test_a_first_pass_waits_for_the_host_of_most_of_a_shard(first_pass: ShardDow
     with serving(host2=for_an_hour) as server:
         urls = server.urls("127.0.0.2", 200)
         assert reasons(first_pass, urls) == {"http_429": 1, "busy_host": 199}
-
-
-@pytest.mark.slow
-def test_a_fifth_of_the_urls_on_dead_hosts_costs_a_few_connections(tmp_path: Path) -> None:
-    """It took 1,000 URLs two minutes: each waited out its patience twice a pass."""
-    settings = card(timeout=2, threads=16, processes=1, retry_passes=1, samples_per_shard=500)
-    with serving() as server, ExitStack() as stack:
-        urls = server.urls("127.0.0.1", 800)
-        for n in range(4):
-            host, port = stack.enter_context(hostile.dead_host(f"127.0.0.{9 + n}"))
-            urls += [f"http://{host}:{port}/{number}" for number in range(50)]
-        source = write_list(tmp_path / "list.parquet", sorted(urls, key=lambda url: hashlib.md5(url.encode()).digest()))
-        fragment = download(source, tmp_path / "shards", settings)
-    assert fragment is not None and fragment.n_out == 800 and set(fragment.dropped) <= {"timeout", "dead_host"}
-    asked = sum(
-        str(row["error_message"]).startswith("timeout")
-        for path in (tmp_path / "shards").glob("*.parquet")
-        for row in pq.read_table(path, columns=["error_message"]).to_pylist()
-    )
-    assert asked <= 4 * 2 * settings.download.per_host, "what was under way in either pass when a host was found dead"
 
 
 @pytest.mark.slow

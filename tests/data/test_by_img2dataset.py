@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from filip.common.errors import UserError
-from filip.data.by_img2dataset import REQUIREMENTS, Img2dataset, reason_of_message, what_is_missing, what_it_ignores
+from filip.data.by_img2dataset import REQUIREMENTS, Img2dataset, program, reason_of_message
 from filip.data.cards import SourceCard, parse_card
 from filip.data.download import download
 from tests.data import hostile
@@ -77,26 +77,21 @@ def test_parts_and_a_killed_run_make_the_folder_of_one_run(tmp_path: Path, monke
     [
         ({"img2dataset": {"no_such_option": 1}}, "download.img2dataset.no_such_option is not passed on"),
         ({"img2dataset": {"timeout": 1}}, "time-outs and numbers of processes are keys of `download`"),
-        ({"img2dataset": {"distributor": "dask"}}, "one of multiprocessing, pyspark, ray"),
-        ({"blur": "boxes"}, "lists of boxes, and the list has string"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 def test_what_it_cannot_honour_is_refused(tmp_path: Path, settings: dict, message: str) -> None:
-    source = write_list(tmp_path / "kept.parquet", ["http://127.0.0.1:9/a.jpg"], boxes=["[]"])
+    source = write_list(tmp_path / "kept.parquet", ["http://127.0.0.1:9/a.jpg"])
     with pytest.raises(UserError, match=message):
         download(source, tmp_path / "out", card_of("img2dataset", **settings))
 
 
-def test_what_it_ignores_is_said_with_its_value() -> None:
-    assert "no per_host (the card's is 2)" in what_it_ignores(card_of("img2dataset", per_host=2))
-
-
 def test_its_extra_is_what_uv_fetches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without both, `filip study check` names what to install."""
-    assert what_is_missing(card_of("img2dataset")) is None
+    assert program()
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
-    assert "[img2dataset]" in str(what_is_missing(card_of("img2dataset")))
+    with pytest.raises(UserError, match=r"\[img2dataset\]"):
+        program()
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert tuple(extras["img2dataset"]) == REQUIREMENTS
 

@@ -20,18 +20,13 @@ def test_every_card_in_the_repository_loads(path: Path) -> None:
         ({"colour": 1}, "colour"),
         ({"text_rules": {"lang": True}}, "text_rules"),
         ({"download": {"timeout": "soon"}}, "download.timeout"),
-        ({"download": {"resize_mode": "squash"}}, "download.resize_mode"),
         ({"download": {"threads": 0}}, "download.threads"),
         (
             {"image_root": "https://a.org/${oc.env:HOME}/"},
             r"image_root=https://a\.org/\$\{oc\.env:HOME\}/: \$\{…\} is not resolved",
         ),
-        ({"download": 3}, "download"),
-        ({"image_rules": {"max_aspect": 0.5}}, "image_rules.max_aspect"),
         ({"format": "xls"}, "format"),
         ({"subset": "x.tsv"}, "subset_on"),
-        ({"planted": {"html": "few"}}, "planted"),
-        ({"name": None}, "name"),
         ({"list": [1]}, "list"),
     ],
 )

@@ -1,6 +1,5 @@
 """Scenes of the demo corpus: what they show, what is said of it, and what is never shown or said."""
 
-import io
 import itertools
 import json
 import random
@@ -30,7 +29,7 @@ from filip_demo.scene_sets import (
     scene_makers,
     write_scene_sets,
 )
-from filip_demo.scenes import SIDE, Scene, Sprite, new_scene, pair_is_held_out, pair_share, pairs_of, training_scene
+from filip_demo.scenes import SIDE, Scene, Sprite, new_scene, pairs_of, training_scene
 
 CACHE = Path(__file__).parents[2] / ".cache" / "demo"  # shared with `make demo`
 
@@ -54,14 +53,7 @@ SPRITES = {emoji(n).concept: [sprite(n)] for n in range(40)}
 NAMES = list(CONCEPTS)
 
 
-def test_a_scene_is_a_function_of_seed_and_index() -> None:
-    first, again = (training_scene(SPRITES, NAMES, 0, 5) for _ in range(2))
-    assert first.image.tobytes() == again.image.tobytes() and first.caption == again.caption
-    others = [training_scene(SPRITES, NAMES, seed, index) for seed, index in ((1, 5), (0, 6))]
-    assert all(other.image.tobytes() != first.image.tobytes() for other in others)
-
-
-@pytest.mark.parametrize("index", range(20))
+@pytest.mark.parametrize("index", range(5))
 def test_masks_say_which_pixels_show_which_thing(index: int) -> None:
     scene = training_scene(SPRITES, NAMES, 3, index)
     pixels = np.asarray(scene.image)
@@ -122,16 +114,6 @@ def test_combinations_of_test_scenes_never_occur_in_training() -> None:
         concepts = sorted(t.concept for t in new_scene(SPRITES, NAMES, 1, index).things)
         assert len(set(concepts)) == 3
         assert not trained & set(itertools.combinations(concepts, 2))
-
-
-def test_a_scene_with_an_unseen_concept_shows_one_among_two_that_are_a_new_pair() -> None:
-    known, unseen = NAMES[:30], NAMES[30:]
-    for index in range(30):
-        scene = new_scene(SPRITES, known, 3, index, unseen=unseen)
-        concepts = [thing.concept for thing in scene.things]
-        strange = [c for c in concepts if c in unseen]
-        assert len(concepts) == 3 and len(strange) == 1
-        assert pair_is_held_out(*[c for c in concepts if c not in unseen], pair_share(len(known)))
 
 
 def test_wrong_names_are_never_true_of_the_image() -> None:
@@ -221,24 +203,6 @@ def test_scenes_to_search_on_show_no_two_things_that_reported_ones_show_together
     searched = shown.pop(SEARCH)
     assert len(searched) >= 30 and len(shown) == 2
     assert all(searched.isdisjoint(reported) for reported in shown.values())
-
-
-@pytest.mark.slow
-def test_test_scenes_come_with_their_ground_truth(corpus: Path) -> None:
-    for name in ("demo_scenes_new", "demo_scenes_artist", "demo_scenes_concepts"):
-        result = samples(corpus / "eval" / name)
-        assert len(result) == 30
-        for _, members in result:
-            things = json.loads(members["json"])["things"]
-            image = Image.open(io.BytesIO(members["png"]))
-            shown = np.asarray(Image.open(io.BytesIO(members["things.png"])))
-            assert shown.shape == (image.height, image.width) == (SIDE, SIDE)
-            assert set(np.unique(shown)) == set(range(len(things) + 1))
-            for number, thing in enumerate(things, 1):
-                left, top, right, bottom = thing["box"]
-                assert (shown[top:bottom, left:right] == number).sum() == (shown == number).sum()
-                assert thing["label"] in members["txt"].decode()
-                assert thing["artist"].startswith("fluent") == (name == "demo_scenes_artist")
 
 
 def samples(folder: Path) -> list[tuple[str, dict[str, bytes]]]:

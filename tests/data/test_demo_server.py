@@ -46,15 +46,6 @@ def get(server, path, timeout=10.0):
     return urllib.request.urlopen(f"{server['url']}/{path}", timeout=timeout)
 
 
-def test_files_come_whole_with_type_and_length(server):
-    with get(server, "images/twemoji/duck.png") as answer:
-        assert answer.read() == PIXELS
-        assert answer.headers["Content-Type"] == "image/png"
-        assert int(answer.headers["Content-Length"]) == len(PIXELS)
-    with get(server, "planted/truncated/0000.png") as answer:  # the fault is in the file
-        assert answer.read() == PIXELS
-
-
 @pytest.mark.parametrize(
     "path", ["images/twemoji/none.png", "planted/not_found/0000.png", "images", "", "list.parquet", "images/%00.png"]
 )

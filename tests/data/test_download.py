@@ -2,13 +2,11 @@
 
 import dataclasses
 import hashlib
-import io
 import json
 import tarfile
 from collections import Counter
 from pathlib import Path
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import webdataset as wds
@@ -108,25 +106,3 @@ def test_mistakes_are_named_before_anything_is_fetched(tmp_path: Path) -> None:
     busy = pytest.raises(UserError, match="being filled by another process")
     with locked(tmp_path / "busy" / "_work" / "lock"), busy:
         download(source, tmp_path / "busy", card)
-
-
-def test_a_shard_is_written_in_the_order_of_its_keys_as_webdataset_writes_it(tmp_path: Path) -> None:
-    from filip.data.fetching.shard_maker import OrderedWriter
-
-    schema = pa.schema([("key", pa.string()), ("when", pa.string())])
-    writer = OrderedWriter(tmp_path / "00003", schema, "jpg")
-    writer.write(b"image b", "b", "second", {"key": "b", "when": "x"})
-    writer.write(None, "c", "no image", {"key": "c", "when": "z"})
-    writer.write(b"image a", "a", None, {"key": "a", "when": "y"})
-    writer.close()
-    (first, second) = wds.WebDataset(str(tmp_path / "00003.tar"), shardshuffle=False)
-    assert (first["__key__"], first["jpg"], first["txt"]) == ("a", b"image a", b"")
-    assert (second["__key__"], second["txt"]) == ("b", b"second")
-    assert pq.read_table(tmp_path / "00003.parquet")["key"].to_pylist() == ["a", "b", "c"]
-    # webdataset's writer gives the same bytes, and zeros that fill the last 10,240
-    theirs = io.BytesIO()
-    with wds.TarWriter(theirs, mtime=0) as tar:
-        for sample in (first, second):
-            tar.write({name: sample[name] for name in ("__key__", "jpg", "json", "txt")})
-    ours = (tmp_path / "00003.tar").read_bytes()
-    assert theirs.getvalue() == ours + bytes(-len(ours) % 10_240)

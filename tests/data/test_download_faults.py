@@ -1,6 +1,5 @@
 """The download when a worker, the run or the disk fails: at any moment interruptible, and the rest is not lost."""
 
-import hashlib
 import io
 import os
 import signal
@@ -10,31 +9,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
-import pyarrow.parquet as pq
 import pytest
 import webdataset as wds
 
 from filip.common.errors import UserError
 from filip.data.cards import parse_card
 from filip.data.download import download
-from filip.data.fetching.workers import (
-    SHARD_TRIES,
-    ListReader,
-    LocalWorkers,
-    ShardDownloader,
-    download_shards,
-    run_shard,
-)
+from filip.data.fetching.workers import SHARD_TRIES, LocalWorkers, ShardDownloader, download_shards, run_shard
 from tests.data import hostile
-from tests.data.downloads import (
-    POISON,
-    DeadlyResizer,
-    Poisoned,
-    disk_with_room_for,
-    download_first_shard,
-    hashes,
-    write_list,
-)
+from tests.data.downloads import POISON, DeadlyResizer, Poisoned, disk_with_room_for, hashes, write_list
 from tests.support.processes import Process, kill_at_random
 
 KILLED = """
@@ -134,10 +117,9 @@ def test_a_shard_that_kills_every_worker_fails_alone(tmp_path: Path) -> None:
     source = write_list(tmp_path / "list.parquet", [(tmp_path / "a.jpg").as_uri()] * 9)
     out = tmp_path / "shards"
     out.mkdir()
-    downloader = Poisoned(card=card, final_folder=out, columns=COLUMNS)
-    reader = ListReader(source, 1, 0, COLUMNS, out / "_work")
+    downloader = Poisoned(card=card, final_folder=out, listed=source, columns=COLUMNS)
     done: list[int] = []
-    failures = download_shards(LocalWorkers(downloader, 2), reader, range(9), done.append)
+    failures = download_shards(LocalWorkers(downloader, 2), range(9), done.append)
     assert list(failures) == [POISON] and "killed" in failures[POISON] and SHARD_TRIES > 1
     assert sorted(done) == [shard for shard in range(9) if shard != POISON]
     assert len(list(out.glob("*_stats.json"))) == 8
@@ -161,22 +143,6 @@ def test_images_that_kill_their_worker_are_given_up_by_name_and_alone(tmp_path: 
     named = " ".join(fragment.notes["examples"]["crashed"])
     assert f"{server.url('jpeg')} (the process that decodes it dies" in named and server.url("webp") in named
     assert not list(tmp_path.rglob("*.progress"))
-
-
-@pytest.mark.parametrize("verify", [True, False])
-def test_bytes_that_are_not_those_of_the_list_are_dropped(tmp_path: Path, verify: bool) -> None:
-    """A list's sha256 tells whether a URL still gives what it gave: domains expire, and others buy them."""
-    settings = {"image_size": 32, "samples_per_shard": 9, "threads": 2, "verify_sha256": verify}
-    rules = {"image_rules": {"min_side": 0}, "image_root": str(tmp_path)}
-    card = parse_card({"download": settings, **rules}, Path("c.yaml"))
-    (tmp_path / "a.jpg").write_bytes(hostile.plain())
-    right = hashlib.sha256(hostile.plain()).hexdigest()
-    url = (tmp_path / "a.jpg").as_uri()
-    source = write_list(tmp_path / "l.parquet", [url] * 3, source_sha256=[right.upper(), "0" * 64, None])
-    download_first_shard(card, source, tmp_path / "shards")
-    table = pq.read_table(tmp_path / "shards" / "00000.parquet").to_pylist()
-    assert [row["status"] for row in table] == ["success", "failed_to_download" if verify else "success", "success"]
-    assert verify == str(table[1]["error_message"]).startswith("hash_mismatch: the list says 000")
 
 
 class OneAfterTheOther(LocalWorkers):
@@ -203,13 +169,12 @@ def test_a_full_disk_ends_the_download_at_once(tmp_path: Path) -> None:
     out.mkdir()
     with hostile.hostile_server() as server:
         source = write_list(tmp_path / "list.parquet", [server.url(f"image{i}") for i in range(100)])
-        reader = ListReader(source, 20, 0, COLUMNS, out / "_work")
-        workers = OneAfterTheOther(ShardDownloader(card=card, final_folder=out, columns=COLUMNS), 1)
+        workers = OneAfterTheOther(ShardDownloader(card=card, final_folder=out, listed=source, columns=COLUMNS), 1)
         done: list[int] = []
         full = pytest.raises(UserError, match=r"shards cannot be written to: .*make room and run the same")
         with disk_with_room_for(30_000), full:
-            download_shards(workers, reader, range(5), done.append)
+            download_shards(workers, range(5), done.append)
         assert not done and server.requests.total() < BEFORE_IT_IS_FULL, "neither the rest of the shard nor the next"
         assert {path.suffix for path in out.rglob("*") if path.is_file()} <= {".feather", ".progress"}
-        assert download_shards(workers, reader, range(5), done.append) == {}
+        assert download_shards(workers, range(5), done.append) == {}
     assert done == list(range(5)) and len(list(wds.WebDataset(str(out / "00000.tar"), shardshuffle=False))) == 20

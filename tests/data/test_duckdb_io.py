@@ -1,50 +1,12 @@
 """Many Parquet files in one query, captions gathered from sorted rows, and errors in the middle of a result."""
 
-import random
-from itertools import groupby
 from pathlib import Path
 
 import duckdb
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from filip.common.errors import UserError
-from filip.data.ingest import group_captions
 from filip.data.lists import duckdb_io
-
-COLUMNS = ["key", "caption", "sha256", "team"]
-
-
-def test_columns_of_files_that_differ_are_those_of_union_by_name(tmp_path: Path) -> None:
-    tables = [
-        pa.table({"key": ["a", "b"], "caption": ["one", None], "sha256": ["x", "y"], "more": [1, 2]}),
-        pa.table({"sha256": ["z"], "key": ["c"], "caption": ["three"]}),  # another order, a column less
-        pa.table({"key": ["d"], "caption": ["four"], "sha256": pa.nulls(1), "team": [7]}),
-        pa.table({"key": ["e"], "caption": ["five"], "sha256": ["v"], "team": ["7b"]}),  # another type
-    ]
-    files = [tmp_path / f"{number:05d}.parquet" for number in range(len(tables))]
-    for table, path in zip(tables, files, strict=True):
-        pq.write_table(table, path)
-    result = duckdb_io.columns_of_many(files, COLUMNS, duckdb_io.WITH_FILE, duckdb_io.ROW)
-    whole = duckdb_io.parquet(files, duckdb_io.WITH_FILE, duckdb_io.ROW, "union_by_name = true")
-    con = duckdb_io.connect(2, "1GB", tmp_path / "spill")
-    names = f"{', '.join(COLUMNS)}, {duckdb_io.FILE_STEM} AS file, file_row_number"
-    rows, expected = (
-        con.sql(f"SELECT {names} FROM {source} ORDER BY file, file_row_number").fetchall() for source in (result, whole)
-    )
-    assert rows == expected and rows[3] == ("d", "four", None, "7", "00002", 0)
-    nowhere = duckdb_io.columns_of_many(files, ["key", "nowhere"])
-    assert con.sql(f"SELECT key FROM {nowhere} WHERE nowhere IS NULL ORDER BY key").fetchall() == [
-        (key,) for key in "abcde"
-    ]
-
-
-def test_a_file_among_many_that_is_no_parquet_is_named(tmp_path: Path) -> None:
-    pq.write_table(pa.table({"key": ["a"]}), tmp_path / "0.parquet")
-    (tmp_path / "1.parquet").write_text("no Parquet")
-    with pytest.raises(UserError, match=r"1\.parquet is not Parquet"):
-        duckdb_io.columns_of_many([tmp_path / "0.parquet", tmp_path / "1.parquet"], ["key"])
 
 
 def test_an_error_after_the_first_rows_is_a_sentence(tmp_path: Path) -> None:
@@ -56,46 +18,3 @@ def test_an_error_after_the_first_rows_is_a_sentence(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.parquet"))
     with pytest.raises(duckdb.Error), duckdb_io.plain_errors(con, "numbers"):
         con.sql("SELECT nothing")  # a mistake of ours stays one
-
-
-SCHEMA = pa.schema({"part": pa.int64(), "n": pa.int64(), "url": pa.string(), "captions": pa.list_(pa.string())})
-
-
-def some_rows(rng: random.Random) -> list[dict]:
-    """Return runs of one to four rows, each with up to three captions, some of which its image has twice."""
-    places = [(part, n) for part in range(3) for n in sorted(rng.sample(range(40), 20))]
-    return [
-        {
-            "part": part,
-            "n": n,
-            "url": f"row {rng.random()}",
-            "captions": rng.choices(["a dog", "a cat", "", "★"], k=rng.randint(0, 3)),
-        }
-        for part, n in places
-        for _ in range(rng.choice([1, 1, 2, 4]))
-    ]
-
-
-@pytest.mark.parametrize("once", [True, False])
-def test_rows_of_an_image_become_one_wherever_a_batch_ends(once: bool) -> None:
-    for seed in range(20):
-        rng = random.Random(seed)
-        rows = some_rows(rng)
-        expected = []
-        for _, run in groupby(rows, key=lambda row: (row["part"], row["n"])):
-            first, *others = run
-            captions = [caption for row in (first, *others) for caption in row["captions"]]
-            expected.append({**first, "captions": list(dict.fromkeys(captions)) if once else captions})
-        table = pa.Table.from_pylist(rows, SCHEMA)
-        size = rng.choice([1, 3, 17, 1000])
-        results = list(group_captions(table.to_reader(max_chunksize=size), by=("part", "n"), once=once))
-        assert all(part.schema == SCHEMA for part in results)
-        assert pa.concat_tables(results).to_pylist() == expected
-
-
-def test_a_caption_a_row_becomes_a_list_and_no_rows_become_an_empty_table() -> None:
-    rows = pa.table({"image": [1, 1, 2], "captions": ["a", "b", "a"]})
-    result = pa.concat_tables(group_captions(rows.to_reader(max_chunksize=1), by=("image",)))
-    assert result.to_pylist() == [{"image": 1, "captions": ["a", "b"]}, {"image": 2, "captions": ["a"]}]
-    (empty,) = group_captions(rows.slice(0, 0).to_reader(), by=("image",))
-    assert len(empty) == 0 and empty.schema == result.schema

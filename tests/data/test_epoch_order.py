@@ -73,11 +73,3 @@ def test_sources_are_mixed_evenly() -> None:
     slots = order([np.full(10, 90), np.full(3, 100)], [1.0, 1.0])
     share = (slots[:, 0].reshape(-1, 40) == 1).sum(axis=1)
     assert set(share) == {10}  # 300 of 1200, ten in each forty
-
-
-def test_only_the_windows_in_use_are_held() -> None:
-    counts = [np.full(4000, 50), np.full(1000, 50)]
-    epoch = EpochOrder(counts, [1.0, 2.0], seed=0, epoch=0, shuffle_window_shards=16, reader_groups=4)
-    for at in range(0, 75_000, 500):
-        epoch.slots(1, at, at + 500)
-    assert sum(map(len, epoch._windows.values())) <= 2 * 2 * 16 * 50

@@ -41,7 +41,7 @@ def get(url: str, retries: int = 0, **options) -> tuple[bytes | None, str | None
     """Fetch from the servers of these tests, which are on this machine, unless ``access`` says otherwise."""
     options.setdefault("access", Access(private_hosts=True))
     started = time.monotonic()
-    body, error = fetch(url, TIMEOUT, retries, **options)
+    body, error, _ = fetch(url, TIMEOUT, retries, **options)
     assert (body is None) != (error is None)
     return body, error and error.split(":")[0], time.monotonic() - started
 
@@ -50,9 +50,7 @@ def get(url: str, retries: int = 0, **options) -> tuple[bytes | None, str | None
     ("path", "reason"),
     [
         ("nothing", "http_404"),
-        ("status_410", "http_410"),
         ("status_500", "http_5xx"),
-        ("status_503", "http_5xx"),
         ("loop", "redirect_loop"),
         ("opted_out", "opted_out"),
         ("cut_off", "cut_off"),
@@ -91,7 +89,7 @@ def test_addresses_that_lead_nowhere() -> None:
 def test_good_answers(server: hostile.Hostile, tmp_path: Path) -> None:
     expected = hostile.plain()
     assert get(server.url("jpeg"))[0] == expected
-    assert get(server.url("moved"))[0] == expected
+    assert get(server.url("moved"))[0] == get(server.url("moved_endlessly"))[0] == expected
     assert get(server.url("no_length"))[0] == expected
     assert get(server.url("gzip"))[0] == get(server.url("said_gzip"))[0] == expected
     assert get(server.url("café"))[0] == expected
@@ -153,8 +151,8 @@ def test_no_answer_raises_or_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
             urls = [f"http://127.0.0.1:{odd.server_address[1]}/{n}" for n in range(ANSWERS)]
             results = list(threads.map(lambda url: fetched(url, TIMEOUT, 0), urls))
         odd.shutdown()
-    assert all((body is None) == bool(problem) for body, problem in results)
-    assert any(body is not None for body, _ in results)
+    assert all((body is None) == bool(problem) for body, problem, _ in results)
+    assert any(body is not None for body, *_ in results)
 
 
 PUBLIC_ADDRESSES = ["8.8.8.8", "2606:4700::1111", "64:ff9b::808:808"]
@@ -193,15 +191,12 @@ def test_a_name_of_this_machine_is_refused_by_address(server: hostile.Hostile, m
 
 def test_redirections_to_private_places_are_refused(server: hostile.Hostile, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first host counts as public here; the one that it sends to does not."""
-    with hostile.redirecting_server() as (port, targets):
-        targets["/private"] = server.url("jpeg").replace("127.0.0.1", "127.0.0.2")
-        targets["/metadata"] = "http://169.254.169.254/latest/meta-data/"
-        targets["/file"] = "file:///etc/hostname"
-        monkeypatch.setattr("filip.data.fetching.access.is_public", lambda address: address == "127.0.0.1")
-        for path, reason in (("private", "private_address"), ("metadata", "private_address")):
-            assert get(f"http://127.0.0.1:{port}/{path}", access=PUBLIC)[1] == reason
-        assert get(f"http://127.0.0.1:{port}/file")[1] == "forbidden_scheme"
-        assert get(f"http://127.0.0.1:{port}/file", access=Access(True, folder="/"))[1] == "forbidden_scheme"
+    monkeypatch.setattr("filip.data.fetching.access.is_public", lambda address: address == "127.0.0.1")
+    places = [server.url("jpeg").replace("127.0.0.1", "127.0.0.2"), "http://169.254.169.254/latest/meta-data/"]
+    for place in places:
+        assert get(server.url(f"to?{place}"), access=PUBLIC)[1] == "private_address"
+    file = server.url("to?file:///etc/hostname")
+    assert get(file)[1] == get(file, access=Access(True, folder="/"))[1] == "forbidden_scheme"
 
 
 def test_a_private_proxy_gets_no_private_hosts(server: hostile.Hostile, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -229,8 +224,6 @@ def test_a_file_has_to_be_in_the_cards_folder(tmp_path: Path) -> None:
         ([("X-Robots-Tag", "noai")], "X-Robots-Tag"),
         ([("X-Robots-Tag", "noarchive"), ("X-Robots-Tag", "NoImageAI, nofollow")], "X-Robots-Tag"),
         ([("X-Robots-Tag", "img2dataset: noindex")], "X-Robots-Tag"),
-        ([("X-Robots-Tag", "*: noai")], "X-Robots-Tag"),
-        ([("X-Robots-Tag", "none")], "X-Robots-Tag"),
         ([("X-Robots-Tag", "googlebot: noai, noindex")], None),
         ([("X-Robots-Tag", "unavailable_after: 25 Jun 2030 15:00:00 PST")], None),
         ([("X-Robots-Tag", "noai, unavailable_after: 25 Jun 2030 15:00:00 PST")], "X-Robots-Tag"),

@@ -12,7 +12,6 @@ import pytest
 
 from filip.common.files import write_json
 from filip.data.cards import parse_card
-from filip.data.fetching.outcomes import Forgotten, hash_of_url
 from filip.data.forget import ForgetConfig, forget
 from filip.data.funnel import Fragment, write_fragment
 from filip.data.ingest import IngestConfig, ingest
@@ -32,14 +31,14 @@ CARD = {"name": "mine", "back_translation": None, "text_rules": {"language": Fal
 CARD |= {"download": {"samples_per_shard": 3, "processes": 1}}
 
 
-def write_data_set(root: Path, tars: str | None = None) -> Any:
+def write_data_set(root: Path) -> Any:
     """Ingest nine pictures, in three shards, with side-cars, scores and a manifest; return the card."""
     (root / "own").mkdir()
     for n in range(COUNT):
         scene(n).save(root / "own" / f"{n}.jpg", quality=95)
         (root / "own" / f"{n}.txt").write_text(f"a picture of thing {n}")
     card = parse_card({**CARD, "images": str(root / "own")}, root / "mine.yaml")
-    ingested(card, root, tars)
+    ingested(card, root)
     translate(TranslateConfig(card.name, str(root / "shards"), str(root / "captions"), engine="none"), card)
     (root / "mine.yaml").write_text("title: T\n")
     for name, keep in (("scored", []), ("selected", ["right(captions[1], 1) < '4'"])):
@@ -57,8 +56,8 @@ def write_data_set(root: Path, tars: str | None = None) -> Any:
     return card
 
 
-def ingested(card: Any, root: Path, tars: str | None = None) -> dict[str, int]:
-    _, funnel = ingest(card, IngestConfig(card.name, out=str(root / "shards"), tars=tars))
+def ingested(card: Any, root: Path) -> dict[str, int]:
+    _, funnel = ingest(card, IngestConfig(card.name, out=str(root / "shards")))
     write_fragment(root / "ingest.json", funnel)
     return dict(funnel.dropped)
 
@@ -149,11 +148,3 @@ def test_a_forgetting_that_is_killed_again_and_again_leaves_nothing_in_the_end(t
     assert len(urls) == COUNT - 3 and verify(tmp_path / "m.json") == []
     assert read_manifest(tmp_path / "m.json")["images"]["count"] == COUNT - 3
     assert sum(len(list(shard_images(path.with_suffix(".tar")))) for path in kept) == COUNT - 3
-
-
-def test_a_download_refuses_what_was_forgotten(tmp_path: Path) -> None:
-    Forgotten.load(tmp_path).add({hash_of_url("https://a.org/1.jpg")}, {"0" * 64})
-    Forgotten.load(tmp_path).add({hash_of_url("https://a.org/2.jpg")}, set())
-    forgotten = Forgotten.load(tmp_path)
-    assert forgotten.refuses("https://a.org/1.jpg") and forgotten.refuses("https://a.org/2.jpg")
-    assert not forgotten.refuses("https://a.org/3.jpg", b"other bytes")

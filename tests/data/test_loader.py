@@ -52,14 +52,6 @@ def test_ranks_share_an_epoch_without_loss_or_duplicates(pairs: Pairs, world_siz
     assert loader(pairs).pairs == 30
 
 
-def test_every_pair_is_seen_within_few_epochs(pairs: Pairs) -> None:
-    """The pairs that do not fill a last batch are others in each epoch."""
-    stream = loader(pairs)
-    seen = set(keys(list(stream) + list(stream) + list(stream)))
-    assert seen == set(pairs.keys)
-    assert stream.epoch == 3
-
-
 def test_a_global_batch_does_not_depend_on_the_ranks(pairs: Pairs) -> None:
     whole = list(loader(pairs, batch_size=6, augment_on="device"))
     for world_size in (2, 3):

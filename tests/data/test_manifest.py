@@ -85,11 +85,3 @@ def test_verify_reads_what_the_manifest_only_describes(tmp_path: Path) -> None:
     assert "shard 00000: the bytes of" in (damaged_tar(config.out) or ""), "each start of a training proves some tars"
     with pytest.raises(UserError, match=r"shard 00000: the bytes of .*00000.tar are not those"):
         verify.main(verify.VerifyConfig(config.out))
-
-
-def test_a_lost_tar_is_no_smaller_data_set(tmp_path: Path) -> None:
-    """It used to give a manifest of what was left, and exit code 0."""
-    config = data_set(tmp_path / "a")
-    (tmp_path / "a" / "shards" / "00001.tar").unlink()
-    with pytest.raises(UserError, match="have a Parquet file and no tar: 00001"):
-        main(config)

@@ -83,22 +83,6 @@ def test_scan_of_damaged_tars(tmp_path: Path) -> None:
     assert scan_tar(tmp_path / "absent.tar") == ([], "unreadable")
 
 
-def test_index_points_at_the_images(tmp_path: Path) -> None:
-    pairs = write_pairs(tmp_path, [3, 0, 5])
-    index = index_source(pairs.source)
-    assert index.counts.tolist() == [3, 0, 5]
-    assert len(index) == 8
-    assert [index.shard_of(i) for i in range(8)] == [0, 0, 0, 2, 2, 2, 2, 2]
-    assert not index.problems
-    for sample in range(8):
-        shard = index.shard_of(sample)
-        data = index.tars[shard].read_bytes()[index.offset[sample] :][: index.size[sample]]
-        with tarfile.open(index.tars[shard]) as tar:
-            captions = ShardCaptions.from_sidecar(pairs.sidecar(shard))
-            key = captions.key(int(index.row[sample]))
-            assert tar.extractfile(f"{key}.jpg").read() == data  # type: ignore[union-attr]
-
-
 def test_everything_that_is_missing_is_counted(tmp_path: Path) -> None:
     pairs = write_pairs(tmp_path, [6, 6, 6])
     rows = [(key_of(0, i), ["a"], 0) for i in range(4)] + [("999", ["no image"], 0), ("998", ["none"], 0)]
@@ -161,18 +145,6 @@ def no_scan(path: Path) -> None:
     raise AssertionError(f"{path} was scanned")
 
 
-def test_a_shard_is_scanned_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pairs = write_pairs(tmp_path, [3])
-    first = shard_index(pairs.tar(0))
-    assert index_path(pairs.tar(0)).is_file()
-    with monkeypatch.context() as patch:
-        patch.setattr("filip.data.shard_index.scan_tar", no_scan)
-        assert shard_index(pairs.tar(0)) == first
-    members, _ = scan_tar(pairs.tar(0))
-    assert [*zip(first.offsets, first.sizes, strict=True)] == [(m.offset, m.size) for m in members]
-    assert [f"{k}.{s}" for k, s in zip(first.keys, first.suffixes, strict=True)] == [m.name for m in members]
-
-
 @pytest.mark.parametrize("change", ["grown", "touched", "index broken", "index of another shard"])
 def test_a_stale_shard_index_is_made_anew(tmp_path: Path, change: str) -> None:
     pairs, other = write_pairs(tmp_path / "a", [3]), write_pairs(tmp_path / "b", [4])
@@ -224,8 +196,6 @@ def test_a_read_only_data_set_is_indexed_elsewhere(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr("os.access", lambda path, mode: False)
     assert len(index_source(pairs.source)) == 7
     assert len(list((tmp_path / "tmp").glob("filip-index-*/*-*"))) == 1
-    assert len(index_source(pairs.source, folder=tmp_path / "given")) == 7
-    assert len(list((tmp_path / "given").glob("*-*"))) == 1
 
 
 @pytest.mark.slow

@@ -7,17 +7,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 
 from filip.common.errors import UserError
 from filip.data.cards import load_source, parse_card
 from filip.data.download import download
 from filip.data.prepare import PrepareConfig, main, prepare
-from filip.data.shard_index import shard_images
 from filip.sets.image_set import open_images
 from filip.sets.layout import Reading
 from tests.eval.miniature import picture
@@ -146,15 +143,6 @@ def test_yfcc_card_reads_the_published_file(tmp_path: Path) -> None:
         run(tmp_path, "yfcc15m", subset="nowhere.tsv", **options)
 
 
-@pytest.mark.parametrize("name", ["cc3m", "cc12m"])
-def test_conceptual_captions_cards(tmp_path: Path, name: str) -> None:
-    fields = ['a "fine" view of person', "https://a.org/1.jpg"]
-    line = "\t".join(fields if name == "cc3m" else fields[::-1])
-    (tmp_path / "l.tsv").write_text(line + "\n")
-    table = run(tmp_path, name, list=str(tmp_path / "l.tsv"))
-    assert table.to_pylist() == [{"url": fields[1], "caption": fields[0]}]
-
-
 def test_shuffle_is_a_permutation_that_depends_on_the_seed_alone(tmp_path: Path) -> None:
     urls = [f"https://a.org/{i}.jpg" for i in range(500)]
     pq.write_table(pa.table({"url": urls, "caption": ["x y"] * 500}), tmp_path / "in.parquet")
@@ -210,9 +198,7 @@ def test_ids_of_64_bits_are_compared_exactly(tmp_path: Path) -> None:
     [
         ("similarity > 0.3 and", "cannot be evaluated: syntax error"),
         ("alike > 0.3", r"\"alike\" not found.*similarity \(DOUBLE\)"),
-        ("avg(similarity) > 0.3", "aggregates"),
         ("similarity", "is DOUBLE, but must be true or false"),
-        ("lang > 0.3", "Cannot compare"),
         ("true); SELECT (true", "more than one expression"),
         ("random() < 0.1", r"has random, which would choose other rows each time; .* hash\(url\) % 10 = 0"),
         ("current_date > '2020-01-01'", "has current_date, which"),
@@ -224,49 +210,16 @@ def test_a_condition_that_is_none_is_refused_before_any_work(tmp_path: Path, whe
         run(tmp_path, laion(tmp_path / "l.parquet"), where=where, url_column="URL", caption_column="TEXT")
 
 
-def test_datacomp_s_subsets_of_uids(tmp_path: Path) -> None:
-    uids = [f"{n * 0x9E3779B97F4A7C15 % 2**64:016x}{n:016x}" for n in range(1, 6)]
-    table = {"url": [f"https://a.org/{uid}.jpg" for uid in uids], "caption": ["a picture"] * 5, "uid": uids}
-    pq.write_table(pa.table(table), tmp_path / "l.parquet")
-    chosen = [uids[4], uids[1], "f" * 32]
-    pairs = [(int(uid[:16], 16), int(uid[16:], 16)) for uid in chosen]
-    np.save(tmp_path / "pairs.npy", np.array(pairs, "u8,u8"))
-    np.save(tmp_path / "texts.npy", np.array(chosen))
-    for name in ("pairs.npy", "texts.npy"):
-        table = run(tmp_path, tmp_path / "l.parquet", uids=str(tmp_path / name), shuffle=False)
-        assert table["uid"].to_pylist() == [uids[1], uids[4]]
-    np.save(tmp_path / "numbers.npy", np.arange(3))
-    with pytest.raises(UserError, match=r"holds int64 \[3\], but must hold a row of ids"):
-        run(tmp_path, tmp_path / "l.parquet", uids=str(tmp_path / "numbers.npy"))
-    with pytest.raises(UserError, match="no column 'uid'"):
-        run(
-            tmp_path,
-            laion(tmp_path / "l.csv"),
-            uids=str(tmp_path / "pairs.npy"),
-            url_column="URL",
-            caption_column="TEXT",
-        )
-
-
-def test_datacomp_s_faces_are_blurred_and_its_hashes_hold(tmp_path: Path) -> None:
-    noise = np.random.default_rng(0).integers(0, 256, (300, 300, 3), dtype=np.uint8)
-    Image.fromarray(noise).save(tmp_path / "a.png")
+def test_datacomp_s_hashes_of_bytes_hold(tmp_path: Path) -> None:
+    picture(0).save(tmp_path / "a.png")
     right = hashlib.sha256((tmp_path / "a.png").read_bytes()).hexdigest()
-    hashes, faces = [right, right, "0" * 64, "1" * 64], [[[0.25, 0.25, 0.75, 0.75]], [], [], None]
-    rows = {"url": ["a.png"] * 4, "caption": [f"picture {n}" for n in range(4)], "sha256": hashes, "face_bboxes": faces}
+    rows = {"url": ["a.png"] * 2, "caption": ["one", "two"], "sha256": [right, "0" * 64]}
     pq.write_table(pa.table(rows), tmp_path / "l.parquet")
-    np.save(tmp_path / "subset.npy", np.array([right, "0" * 64]))
-    chosen = {"uids": str(tmp_path / "subset.npy"), "uid_column": "sha256", "image_root": str(tmp_path)}
-    stored = {"blur": "face_bboxes", "encode_format": "png", "image_size": 300, "processes": 1, "threads": 1}
-    card = parse_card({**chosen, "list": str(tmp_path / "l.parquet"), "download": stored}, tmp_path / "c.yaml")
-    assert prepare(card, tmp_path / "list.parquet", shuffle=False).dropped == {"not_wanted": 1, "repeated_row": 0}
+    card = {"image_root": str(tmp_path), "list": str(tmp_path / "l.parquet"), "image_rules": {"min_side": 0}}
+    card = parse_card({**card, "download": {"processes": 1, "threads": 1}}, tmp_path / "c.yaml")
+    prepare(card, tmp_path / "list.parquet")
     done = download(tmp_path / "list.parquet", tmp_path / "shards", card)
-    assert done is not None and (done.n_out, done.dropped) == (2, {"hash_mismatch": 1})
-    images = [np.asarray(Image.open(io.BytesIO(data))) for _, data in shard_images(tmp_path / "shards/00000.tar")]
-    assert images[0][100:200, 100:200].std() < 5 and (images[0][:20] == noise[:20]).all() and (images[1] == noise).all()
-    pq.write_table(pq.read_table(tmp_path / "list.parquet").drop_columns(["face_bboxes"]), tmp_path / "list.parquet")
-    with pytest.raises(UserError, match="has no column face_bboxes, whose boxes the card blurs"):
-        download(tmp_path / "list.parquet", tmp_path / "others", card)
+    assert done is not None and (done.n_out, done.dropped) == (1, {"hash_mismatch": 1})
 
 
 def test_a_row_that_says_the_same_of_the_same_url_is_taken_once(tmp_path: Path) -> None:
@@ -304,16 +257,11 @@ def as_bytes_of_parquet(rows: list[dict[str, str]]) -> bytes:
 SAME = {
     "semicolon.csv": lambda rows: delimited(rows, ";").encode("utf-8-sig"),
     "latin_1.csv": lambda rows: delimited(rows, ",").encode("latin-1"),
-    "utf_16.csv": lambda rows: delimited(rows, ",").encode("utf-16"),
-    "tabs.tsv": lambda rows: delimited(rows, "\t").encode(),
     "tabs_in_utf_16.tsv": lambda rows: delimited(rows, "\t").encode("utf-16"),
-    "array.json": lambda rows: json.dumps(rows).encode(),
     "lines.jsonl": lambda rows: "\n".join(map(json.dumps, rows)).encode(),
-    "lines.json": lambda rows: "\n".join(map(json.dumps, rows)).encode(),
     "array.json.gz": lambda rows: gzip.compress(json.dumps(rows).encode()),
     "rows.parquet": as_bytes_of_parquet,
     "latin_1.csv.gz": lambda rows: gzip.compress(delimited(rows, ",").encode("latin-1")),
-    "tabs.tsv.bz2": lambda rows: bz2.compress(delimited(rows, "\t").encode()),
     "lines.jsonl.zst": lambda rows: zst("\n".join(map(json.dumps, rows)).encode()),
 }
 

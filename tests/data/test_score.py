@@ -12,7 +12,7 @@ import torch
 from PIL import Image, ImageFilter, ImageOps
 
 from filip.common.errors import UserError
-from filip.data.score import ANY_DISTANCE, MASKS, NEAR, ScoreConfig, perceptual_hash, score
+from filip.data.score import ANY_DISTANCE, ScoreConfig, perceptual_hash, score
 from filip.data.shard_index import shard_images
 from filip.data.sidecar import SCHEMA, read_sidecar
 from tests.data.pair_shards import write_pairs
@@ -104,14 +104,6 @@ def test_which_copies_are_found_and_which_are_not() -> None:
         distances = [(perceptual_hash(a) ^ perceptual_hash(b)) & (1 << 64) - 1 for a, b in pairs]
         counts.append((sum(distance.bit_count() <= 6 for distance in distances), len(pairs)))
     assert counts == [(35, 35), (0, 20)]
-
-
-def test_every_pair_of_near_hashes_is_compared() -> None:
-    rng = np.random.default_rng(0)
-    for _ in range(2_000):
-        flipped = sum(1 << int(bit) for bit in rng.permutation(64)[:NEAR])
-        assert any(not flipped & mask for mask in MASKS)
-    assert len({*MASKS}) == 84 and all(-(1 << 63) <= mask < 1 << 63 for mask in MASKS)
 
 
 def test_copies_of_the_images_of_benchmarks(tmp_path: Path) -> None:

@@ -3,9 +3,6 @@
 import itertools
 import logging
 import os
-import signal
-import subprocess
-import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -15,27 +12,12 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import fsspec
-import numpy as np
-import pyarrow.parquet as pq
 import pytest
 
 from filip.common.errors import UserError
-from filip.data.cards import parse_card
-from filip.data.fetching.shard_maker import is_complete
-from filip.data.forget import forget
-from filip.data.ingest import IngestConfig, ingest
-from filip.data.ingest import resolve_card as resolve_ingest
-from filip.data.prepare import PrepareConfig, prepare, resolve_card
-from filip.data.remote_tars import address
-from filip.data.shard_index import shard_images
-from filip.data.verify import verify
 from filip.loading import loader as loading
 from filip.loading.config import Source
-from tests.data.downloads import download_first_shard, write_list
-from tests.data.own_images import CAPTIONS, picture, text_beside, write_images
 from tests.data.pair_shards import Pairs, assert_same, keys, loader, write_pairs
-from tests.data.test_forget import COUNT, config, ingested, write_data_set
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*worker processes in total")
 
@@ -93,51 +75,6 @@ def bucket(pairs: Pairs) -> Iterator[str]:
             client.upload_file(str(path), "pairs", str(path.relative_to(pairs.root)))
         yield "s3://pairs"
     server.stop()
-
-
-@pytest.mark.slow
-def test_a_data_set_in_a_bucket_is_scored_verified_streamed_and_forgotten_from(bucket: str, tmp_path: Path) -> None:
-    card = write_data_set(tmp_path, f"{bucket}/mine")
-    shards, manifest = tmp_path / "shards", tmp_path / "m.json"
-    tars = sorted(shards.glob("*.tar"))
-    assert [address(tar) for tar in tars] == [f"{bucket}/mine/0000{n}.tar" for n in range(3)]
-    assert verify(manifest) == []
-    before = [tar.lstat().st_mtime_ns for tar in tars]
-    ingested(card, tmp_path, f"{bucket}/mine")
-    assert [tar.lstat().st_mtime_ns for tar in tars] == before, "nothing is made again"
-
-    (tmp_path / "urls.txt").write_text("3.jpg\n")
-    assert forget(config(tmp_path, urls=str(tmp_path / "urls.txt")))[0] == 1
-    assert verify(manifest) == []
-
-    here = Source(str(shards), str(tmp_path / "captions"), manifest=str(manifest))
-    (batch,) = loader([here], batch_size=COUNT - 1, cache=str(tmp_path / "cache"))
-    rows = [row for tar in tars for row in pq.read_table(tar.with_suffix(".parquet")).to_pylist()]
-    assert sorted(keys([batch])) == sorted(row["key"] for row in rows if row["url"] not in (None, "3.jpg"))
-
-    for tars_of, why in (
-        (f"{bucket}/mine", r"tars=s3://pairs/mine is filled from \S+/shards: give another"),
-        ("s3://nobody/mine", "there is no s3://nobody/mine, or no bucket of this name"),
-        ("bucket/mine", "not an address of a bucket"),
-    ):
-        with pytest.raises(UserError, match=why):
-            ingest(card, IngestConfig("mine", out=str(tmp_path / "others"), tars=tars_of))
-    fsspec.filesystem("s3").rm(f"{bucket}/mine/00001.tar")
-    assert any("there is no s3://pairs/mine/00001.tar" in fault for fault in verify(manifest))
-
-
-def test_a_downloaded_shard_goes_to_the_bucket_with_what_describes_it(bucket: str, tmp_path: Path) -> None:
-    write_images(tmp_path / "own")
-    urls = [(tmp_path / "own" / name).as_uri() for name in CAPTIONS]
-    listed, folder = write_list(tmp_path / "list.parquet", urls), tmp_path / "shards"
-    card = parse_card({"name": "web", "image_root": str(tmp_path / "own")}, tmp_path / "web.yaml")
-    download_first_shard(card, listed, folder, tars=f"{bucket}/web")
-    assert is_complete(folder, 0) and address(folder / "00000.tar") == f"{bucket}/web/00000.tar"
-    names = {path.rpartition("/")[2] for path in fsspec.filesystem("s3").ls(f"{bucket}/web")}
-    assert names == {"00000.tar", "00000.parquet", "00000_stats.json"}
-    answers = pq.read_table(folder / "00000.answers").to_pylist()
-    assert len(answers) == len(urls) and all(answer["time"] for answer in answers)
-    assert len(list(shard_images(folder / "00000.tar"))) == len(urls)
 
 
 def source(root: str, **changes: Any) -> Source:
@@ -218,57 +155,3 @@ def test_shards_that_are_not_there_are_one_sentence(
     given = {name: value.format(web=web) for name, value in changes.items()}
     with pytest.raises(UserError, match=why):
         loader([source(web, **given)], cache=str(tmp_path))
-
-
-def test_lists_and_images_of_a_bucket_are_read_like_local_ones(bucket: str, tmp_path: Path) -> None:
-    files = fsspec.filesystem("s3")
-    for part in (0, 1):
-        rows = [f"{part}{n},http://a.b/{part}{n}.jpg,a caption {part}{n}\n" for n in range(3)]
-        files.pipe(f"pairs/lists/part-{part}.csv", ("uid,url,caption\n" + "".join(rows)).encode())
-    np.save(tmp_path / "uids.npy", np.array(["01", "12"]))
-    files.put(str(tmp_path / "uids.npy"), "pairs/lists/uids.npy")
-    card = resolve_card(PrepareConfig(f"{bucket}/lists/part-*.csv", "", uids=f"{bucket}/lists/uids.npy"))
-    assert prepare(card, tmp_path / "list.parquet").n_in == 6
-    assert sorted(pq.read_table(tmp_path / "list.parquet")["caption"].to_pylist()) == ["a caption 01", "a caption 12"]
-    assert not list(tmp_path.glob(".*")), "no copies stay"
-    with pytest.raises(UserError, match=r"there is no s3://pairs/lists/none\.csv"):
-        prepare(resolve_card(PrepareConfig(f"{bucket}/lists/none.csv", "")), tmp_path / "none.parquet")
-
-    files.put(text_beside(tmp_path / "own"), "pairs/own", recursive=True)
-    config = IngestConfig(f"{bucket}/own", out=str(tmp_path / "shards"))
-    card = resolve_ingest(config)
-    assert ingest(card, config)[1].n_out == len(CAPTIONS)
-    copies = {path: path.stat().st_mtime_ns for path in (tmp_path / "shards.images").rglob("*.png")}
-    files.pipe("pairs/own/dog.png", picture("bridge #3.png"))
-    files.rm("pairs/own/two cats.png")
-    assert ingest(card, config)[1].n_out == len(CAPTIONS) - 1
-    changed = {path.name for path, when in copies.items() if not path.exists() or path.stat().st_mtime_ns != when}
-    assert changed == {"dog.png", "two cats.png"}, "the others are not fetched again"
-
-
-@pytest.mark.slow
-def test_a_download_killed_while_it_sends_a_tar_is_finished_by_the_next(bucket: str, tmp_path: Path) -> None:
-    write_images(tmp_path / "own")
-    urls = [(tmp_path / "own" / name).as_uri() for name in CAPTIONS]
-    write_list(tmp_path / "list.parquet", urls)
-    (tmp_path / "web.yaml").write_text(f"title: T\nimage_root: {tmp_path}/own\n")
-    stopped = (
-        "import os, s3fs\n"
-        "def cut(self, path, place, **_):\n"
-        "    with self.open(place, 'wb') as file: file.write(open(path, 'rb').read(9)); os.kill(os.getpid(), 9)\n"
-        "s3fs.S3FileSystem.put_file = cut\n"
-        "from pathlib import Path\nfrom filip.data.cards import load_source\n"
-        "from tests.data.downloads import download_first_shard\n"
-        "where = Path('list.parquet'), Path('shards').resolve()\n"
-        f"download_first_shard(load_source('web.yaml'), *where, tars='{bucket}/cut')\n"
-    )
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    killed = subprocess.run([sys.executable, "-c", stopped], cwd=tmp_path, check=False, env=environment)
-    assert killed.returncode == -signal.SIGKILL
-    files, shards = fsspec.filesystem("s3"), tmp_path / "shards"
-    assert list(shards.glob("_work/00000.*/00000.tar")) and not files.exists("pairs/cut/00000.tar")
-    given = ["source=web.yaml", "list=list.parquet", "out=shards", f"tars={bucket}/cut", "processes=1"]
-    subprocess.run([sys.executable, "-m", "filip.data.download", *given], cwd=tmp_path, check=True)
-    assert address(shards / "00000.tar") == f"{bucket}/cut/00000.tar"
-    assert len(list(shard_images(shards / "00000.tar"))) == len(urls)
-    assert not list(shards.glob("_work/00000.*"))

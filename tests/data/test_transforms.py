@@ -170,36 +170,11 @@ def test_transparency_is_onto_white() -> None:
     assert (decode(encoded(grey, "PNG")) == 255).all()
 
 
-def test_palettes_with_and_without_transparency() -> None:
-    palette = picture().quantize(16)
-    data = encoded(palette, "PNG")
-    assert np.array_equal(decode(data), np.asarray(palette.convert("RGB")))
-    clear = encoded(palette, "PNG", transparency=int(np.asarray(palette)[0, 0]))
-    assert decode(clear)[0, 0].tolist() == [255, 255, 255]
-    assert decode(encoded(palette, "GIF")).shape == (60, 80, 3)
-
-
-def test_rgb_png_with_a_transparent_colour() -> None:
-    image = Image.new("RGB", (8, 8), (10, 20, 30))
-    image.putpixel((1, 1), (50, 60, 70))
-    pixels = decode(encoded(image, "PNG", transparency=(10, 20, 30)))
-    assert pixels[0, 0].tolist() == [255, 255, 255]
-    assert pixels[1, 1].tolist() == [50, 60, 70]
-
-
 def test_grey_16_bit_keeps_its_range() -> None:
     wide = np.linspace(0, 65535, 64 * 8).astype(np.uint16).reshape(8, 64)
     pixels = decode(encoded(Image.fromarray(wide), "PNG"))
     assert np.array_equal(pixels[..., 0], wide >> 8)
     assert np.array_equal(pixels[..., 0], pixels[..., 2])
-
-
-def test_cmyk_grey_and_bilevel() -> None:
-    data = encoded(picture().convert("CMYK"), "JPEG", quality=95)
-    assert abs(decode(data).astype(int) - np.asarray(picture())).mean() < 6
-    grey = decode(encoded(picture().convert("L"), "JPEG"))
-    assert np.array_equal(grey[..., 0], grey[..., 1])
-    assert set(np.unique(decode(encoded(picture().convert("1"), "PNG")))) == {0, 255}
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])

@@ -135,21 +135,6 @@ def test_collapsed_translations_are_dropped_over_the_whole_data_set(tmp_path: Pa
     assert candidates == [[], [], [], [], *([f"{lorry} in view"] for lorry in lorries)]
 
 
-def test_a_pivot_text_that_is_far_from_the_caption_is_dropped(tmp_path: Path) -> None:
-    # whose translations have the cosines 0.75, 0.83 and 0.76
-    captions = [CAPTIONS[0], CAPTIONS[1], CAPTIONS[5]]
-    make_shards(tmp_path / "shards", captions)
-    assert translate(*job(tmp_path)).n_out == 3
-    for path in (tmp_path / "cache").rglob("*.parquet"):
-        table = pq.read_table(path)
-        assert "um homem montando uma onda no topo de uma prancha" in table["pivot_text"].to_pylist()
-    samples = translate(*job(tmp_path, min_pivot_similarity=0.8)).notes["samples"]
-    results = {reason: {sample["caption"] for sample in some} for reason, some in samples.items()}
-    assert results == {"accepted": {captions[1]}, "mistranslated": {captions[0], captions[2]}}
-    with pytest.raises(UserError, match="does not know the pivot ca, only ar, de"):
-        translate(*job(tmp_path, pivots=["ca"], min_pivot_similarity=0.75))
-
-
 def test_groups_come_from_the_card_column_and_the_source(tmp_path: Path) -> None:
     make_shards(tmp_path / "shards", CAPTIONS, image=[7, 7, 8, 8, 9, 9])
     one = job(tmp_path, SourceCard("a", group_column="image"), engine="none")

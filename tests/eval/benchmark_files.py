@@ -155,22 +155,14 @@ SELECTION: dict[str, Callable[[Path, str], int]] = {
 }
 
 
-LONG = ("urban1k", "docci", "iiw", "dci")
+LONG = ("docci", "iiw")
 
 
 def write_long(root: Path, name: str) -> None:
     texts = [f"{'very ' * (2 * i)}long {i}" for i in range(5)]
     rows: list[dict[str, Any]] = []
     for i, text in enumerate(texts):
-        if name == "urban1k":
-            save(root / "Urban1k" / "image" / f"{i}.jpg", i)
-            (root / "Urban1k" / "caption").mkdir(exist_ok=True)
-            (root / "Urban1k" / "caption" / f"{i}.txt").write_text(text + "\n")
-        elif name == "dci":
-            save(root / "densely_captioned_images" / "photos" / f"sa_{i}.jpg", i)
-            content = {"image": f"sa_{i}.jpg", "short_caption": "It is", "extra_caption": text, "mask_data": {}}
-            write_json(root / "densely_captioned_images" / "complete" / f"{i}.json", content)
-        elif name == "docci":
+        if name == "docci":
             save(root / "docci" / "images" / f"test_{i}.jpg", i)
             rows.append(
                 {"example_id": f"test_{i}", "split": "test", "image_file": f"test_{i}.jpg", "description": text}
@@ -178,7 +170,5 @@ def write_long(root: Path, name: str) -> None:
         else:
             save(root / "iiw" / "images" / f"aar_{i}.jpg", i)
             rows.append({"image/key": f"aar_{i}", "IIW": text, "IIW-P5B": "other"})
-    if rows:
-        file = root / ("docci/docci_descriptions.jsonlines" if name == "docci" else "iiw/data.jsonl")
-        other = [{**rows[0], "split": "train"}] if name == "docci" else []
-        write_lines(file, [*other, *rows])
+    file = root / ("docci/docci_descriptions.jsonlines" if name == "docci" else "iiw/data.jsonl")
+    write_lines(file, [*([{**rows[0], "split": "train"}] if name == "docci" else []), *rows])

@@ -170,5 +170,5 @@ def test_every_long_text_card_through_its_loader_and_what_is_cut_is_counted(name
     result = retrieval_benchmark(scorer, load_card(name), bare, context=Context(str(tmp_path)))
     assert (result["images"], result["captions"]) == (5, 5)
     assert result["i2t"]["r1"] == result["t2i"]["r1"] == 1
-    assert result["cut_captions"] == (3 if name == "dci" else 2)  # cut at 8 tokens: words and two
+    assert result["cut_captions"] == 2  # cut at 8 tokens: words and two
     assert f"of 5 captions are longer than the model's {result['cut_at']} tokens" in result["cut_note"]

@@ -58,5 +58,5 @@ def test_a_box_of_a_turned_picture_is_found_in_the_upright_one(tmp_path, orienta
     row = {"file": "a.png", "bbox": [10, 4, 16, 8], "y": "red", "n": ["no"]}
     (tmp_path / "boxes.json").write_text(json.dumps([row]))
     options = {"annotations": "boxes.json", "image": "file", "positive": "y", "negative": "n", "crop": "bbox"}
-    shown = RecordSet(tmp_path, "test", "selection", options)[0].image
+    shown = RecordSet(tmp_path, "selection", options)[0].image
     assert (np.asarray(shown)[..., 0] == 255).all() and shown.width * shown.height == 128

@@ -18,7 +18,6 @@ from filip.eval.datasets import EvalSet
 from filip.eval.formats import open_set
 from filip.eval.formats.class_maps import ClassMaps
 from filip.eval.formats.imagefolder import ImageFolder
-from filip.eval.formats.text_pairs import TextPairs
 from filip.eval.formats.webdataset import WebdatasetFolder
 from filip.eval.formats.winoground import Winoground
 from filip.eval.outcomes import read_outcomes
@@ -160,11 +159,6 @@ def class_folders(root: Path) -> EvalSet:
     return ImageFolder(root, "")
 
 
-def pairs_of_files(root: Path) -> EvalSet:
-    (root / "a.txt").write_text("a turned picture")
-    return TextPairs(root)
-
-
 def pairs_of_images(root: Path) -> EvalSet:
     row = {"id": 0, "image_0": "a.png", "image_1": "a.png", "caption_0": "a b", "caption_1": "b a"}
     (root / "examples.jsonl").write_text(json.dumps(row))
@@ -187,9 +181,7 @@ def table_of_images(root: Path) -> EvalSet:
 
 
 @pytest.mark.parametrize(
-    "layout",
-    [own_photographs, class_folders, pairs_of_files, pairs_of_images, tars, table_of_images],
-    ids=lambda f: f.__name__,
+    "layout", [own_photographs, class_folders, pairs_of_images, tars, table_of_images], ids=lambda f: f.__name__
 )
 def test_pictures_are_seen_upright_in_every_layout(layout: Callable[[Path], EvalSet], tmp_path: Path) -> None:
     """Ingest turns them, too: evaluation sees the pictures that training saw."""

@@ -6,11 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from filip.cli.command import run_command
 from filip.eval.scorer import load_scorer
-from filip.images.rgb import read_rgb, upright_size
+from filip.images.rgb import read_rgb
 from filip.index.store import Index
 from filip.search import __main__ as search
 from filip.search.hits import cell_box
@@ -139,11 +138,3 @@ def test_words_without_quotes_are_named(capsys: pytest.CaptureFixture[str]) -> N
     with pytest.raises(SystemExit):
         run_command(search.main, search.Search, argv=["photos", "red", "bicycle"], words=WORDS)
     assert 'put the text in quotes, as in: photos "red bicycle"' in capsys.readouterr().err
-
-
-def test_a_picture_on_its_side_has_its_places_upright(tmp_path: Path) -> None:
-    photo = Image.new("RGB", (90, 60))
-    exif = photo.getexif()
-    exif[0x0112] = 6
-    photo.save(tmp_path / "a.jpg", exif=exif)
-    assert upright_size(tmp_path / "a.jpg") == (60, 90)

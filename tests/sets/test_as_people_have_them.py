@@ -8,22 +8,14 @@ from pathlib import Path
 
 import pytest
 from datasets import load_dataset
-from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 from torchvision.datasets import Flickr30k
 
-from filip.common.errors import UserError
-from filip.sets.columns import xmp_description
 from filip.sets.image_set import open_images
 from filip.sets.layout import Reading
 from tests.data.own_images import CAPTIONS, COLOURS, picture
 from tests.sets.test_one_reader import answers, colour, counted
 
 ONE = {Path(name).name: captions[0] for name, captions in CAPTIONS.items()}  # a caption for each file
-XMP = """<?xpacket begin="" id="W5M0MpCehiHzreSzNTczkc9d"?><x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF
- xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description xmlns:dc="http://purl.org/dc/elements/1.1/">
- <dc:description><rdf:Alt><rdf:li xml:lang="de">etwas</rdf:li><rdf:li xml:lang="x-default">{}</rdf:li></rdf:Alt>
- </dc:description></rdf:Description></rdf:RDF></x:xmpmeta><?xpacket end="w"?>"""
 
 
 def images(folder: Path) -> Path:
@@ -99,20 +91,6 @@ def takeout(root: Path) -> None:
         save(root / f"{name}{ending}", {"title": name, "description": caption, "imageViews": "3"})
 
 
-def xmp_beside(root: Path) -> None:
-    images(root)
-    for name, caption in ONE.items():
-        (root / name).with_suffix(".xmp").write_text(XMP.format(caption))
-
-
-def xmp_inside(root: Path) -> None:
-    root.mkdir()
-    for name, caption in CAPTIONS.items():
-        about = PngInfo()
-        about.add_itxt("XML:com.adobe.xmp", XMP.format(caption[0]))
-        Image.new("RGB", (240, 240), COLOURS[name]).save(root / Path(name).name, pnginfo=about)
-
-
 def windows_paths(root: Path) -> None:
     images(root / "Bilder")
     rows(
@@ -130,7 +108,7 @@ def columns_of_unusual_names(root: Path) -> None:
 
 FOLDERS: list[Callable[[Path], None]] = [
     coco_as_its_archives_unpack, hub_image_folder, flickr8k_of_kaggle, flickr30k_of_kaggle, flickr8k_tokens,
-    karpathy_beside_its_images, llava, takeout, xmp_beside, xmp_inside, windows_paths, columns_of_unusual_names,
+    karpathy_beside_its_images, llava, takeout, windows_paths, columns_of_unusual_names,
 ]  # fmt: skip
 
 
@@ -191,24 +169,6 @@ def test_a_name_in_two_splits_is_the_picture_of_its_list_s_split(tmp_path: Path)
         assert [item.captions for item in items] == [[f"{caption} of {split}"] for caption in ONE.values()]
 
 
-def test_iptc_s_caption_is_read_where_there_is_no_xmp(tmp_path: Path) -> None:
-    caption = "ein Fluß bei Nacht".encode("latin-1")
-    record = b"\x1c\x02\x78" + len(caption).to_bytes(2, "big") + caption
-    block = (
-        b"Photoshop 3.0\x008BIM\x04\x04\x00\x00" + len(record).to_bytes(4, "big") + record + b"\x00" * (len(record) % 2)
-    )
-    plain = picture("dog.png", kind="JPEG")
-    segment = b"\xff\xed" + (len(block) + 2).to_bytes(2, "big") + block
-    (tmp_path / "a.jpg").write_bytes(plain[:2] + segment + plain[2:])
-    assert [item.captions for item in open_images(Reading(tmp_path)).items] == [["ein Fluß bei Nacht"]]
-
-
-def test_a_packet_that_defines_entities_is_not_expanded() -> None:
-    bomb = '<!DOCTYPE x [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;">]>' + XMP.format("&b;")
-    assert xmp_description(bomb) == [] and xmp_description(XMP.format("a dog")) == ["a dog"]
-    assert xmp_description(b"\xff\x00 no XML") == []
-
-
 @pytest.mark.parametrize(
     "header", [("file", "label", "title", "description"), ("file", "text", "name", "long_description"), None]
 )
@@ -220,10 +180,3 @@ def test_the_column_of_captions_is_no_title_no_label_and_no_first_row(
     rows(tmp_path / "own" / "rows.csv", [header, *lines] if header else [(line[0], line[1], line[3]) for line in lines])
     items = open_images(Reading(tmp_path / "own")).items
     assert {item.name: item.captions for item in items} == {name: [caption] for name, caption in ONE.items()}
-
-
-def test_a_refusal_says_what_is_there(tmp_path: Path) -> None:
-    images(tmp_path / "images")
-    save(tmp_path / "labels" / "dog.txt", "0 0.5 0.5 0.2 0.2\n")
-    with pytest.raises(UserError, match=r"understood\. There are 5 pictures, 1 \.txt\. Known are"):
-        counted(tmp_path)

@@ -1,11 +1,9 @@
 """One set, one answer: ingest, evaluation, explorer and index see the same images and the same captions."""
 
-import csv
 import io
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,14 +11,14 @@ import pytest
 from PIL import Image
 
 from filip.common.errors import UserError
-from filip.data.ingest import IngestConfig, ingest, resolve_card
+from filip.data.ingest import IngestConfig, ingest
 from filip.eval.benchmark import BenchmarkCard
 from filip.eval.formats import open_set
 from filip.eval.formats.webdataset import WebdatasetFolder
 from filip.eval.own_data import cards_of
 from filip.explore.pictures import open_pictures
 from filip.sets.image_set import SetPictures, open_images
-from filip.sets.layout import FOR_TRAINING, Reading
+from filip.sets.layout import Reading
 from tests.data import own_images
 from tests.data.own_images import CAPTIONS, COLOURS, picture, write_images
 from tests.data.test_ingest import card, stored
@@ -163,130 +161,6 @@ def test_the_test_split_of_a_data_set_does_not_go_into_training(tmp_path: Path) 
     assert counted(place) == (3, {"not_wanted": 1})  # a file
     with pytest.raises(UserError, match="has no split validation; it has test, train"):
         counted(place, split="validation")
-
-
-def test_a_set_that_has_only_a_test_split_is_not_taken_for_training_unasked(tmp_path: Path) -> None:
-    place = hub(tmp_path / "own", test=list(CAPTIONS))
-    with pytest.raises(UserError, match=r"has no split train; it has test\. Say which to take by `split`: a name"):
-        counted(place, prefer=FOR_TRAINING)
-    assert counted(place, split="test") == (5, {})
-    assert resolve_card(IngestConfig(str(place), split="test")).split == "test"
-
-
-def test_names_of_splits_that_mean_the_same_are_one(tmp_path: Path) -> None:
-    names = list(CAPTIONS)
-    place = hub(tmp_path / "own", train=names[:2], dev=names[2:])
-    assert set(evaluated(str(place))) == {COLOURS[name] for name in names[2:]}
-    assert counted(place, split="val") == counted(place, split="validation") == (3, {"not_wanted": 1})
-
-
-def hub_with_a_column(root: Path, where: dict[str, str]) -> Path:
-    root.mkdir(parents=True)
-    rows = {"image": [picture(name) for name in where], "caption": [CAPTIONS[name][0] for name in where]}
-    pq.write_table(pa.table(rows | {"split": list(where.values())}), root / "rows.parquet")
-    return root
-
-
-def in_folders(root: Path, where: dict[str, str]) -> Path:
-    for name, split in where.items():
-        (root / split / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / split / name).write_bytes(picture(name))
-    return root
-
-
-def texts_in_folders(root: Path, where: dict[str, str]) -> Path:
-    for name, split in where.items():
-        in_folders(root, {name: split})
-        (root / split / name).with_suffix(".txt").write_text(CAPTIONS[name][0])
-    return root
-
-
-def table_over_folders(root: Path, where: dict[str, str]) -> Path:
-    """Write Hugging Face's imagefolder with its metadata at the root."""
-    rows = [(f"{split}/{name}", CAPTIONS[name][0]) for name, split in where.items()]
-    with open(in_folders(root, where) / "metadata.csv", "w", newline="") as file:
-        csv.writer(file).writerows([("file_name", "text"), *rows])
-    return root
-
-
-def table_with_a_column(root: Path, where: dict[str, str]) -> Path:
-    rows = [{"image": name, "caption": CAPTIONS[name][0], "split": split} for name, split in where.items()]
-    write_images(root)
-    (root / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return root
-
-
-def coco_over_folders(root: Path, where: dict[str, str]) -> Path:
-    numbers = dict(enumerate(where.items()))
-    images = [{"id": n, "file_name": f"{split}/{name}"} for n, (name, split) in numbers.items()]
-    texts = [{"image_id": n, "caption": CAPTIONS[name][0]} for n, (name, _) in numbers.items()]
-    (in_folders(root, where) / "all.json").write_text(json.dumps({"images": images, "annotations": texts}))
-    return root
-
-
-def karpathy_of_two(root: Path, where: dict[str, str]) -> Path:
-    images = [
-        {"filename": Path(name).name, "filepath": str(Path(name).parent), "imgid": n, "split": split,
-         "sentences": [{"raw": CAPTIONS[name][0]}]}
-        for n, (name, split) in enumerate(where.items())
-    ]  # fmt: skip
-    (write_images(root) / "dataset_flickr30k.json").write_text(json.dumps({"images": images}))
-    return root
-
-
-def saved_dictionary(root: Path, where: dict[str, str]) -> Path:
-    import datasets
-
-    splits: dict[str, Any] = {}
-    for split in dict.fromkeys(where.values()):
-        names = [name for name in where if where[name] == split]
-        rows = {"image": [picture(name) for name in names], "caption": [CAPTIONS[name][0] for name in names]}
-        splits[split] = datasets.Dataset.from_dict(rows)
-    datasets.DatasetDict(splits).save_to_disk(root)
-    return root
-
-
-def tars_of_two(root: Path, where: dict[str, str]) -> Path:
-    for split in dict.fromkeys(where.values()):
-        names = [name for name in where if where[name] == split]
-        samples = [
-            {"__key__": f"{n}", "png": picture(name), "txt": CAPTIONS[name][0].encode()} for n, name in enumerate(names)
-        ]
-        own_images.tar(samples)(root / split)
-    return root
-
-
-def hub_of_two(root: Path, where: dict[str, str]) -> Path:
-    splits = {split: [name for name in where if where[name] == split] for split in where.values()}
-    return hub(root, **splits)
-
-
-@pytest.mark.parametrize(
-    "write",
-    [
-        hub_of_two, hub_with_a_column, texts_in_folders, table_over_folders, table_with_a_column, coco_over_folders,
-        karpathy_of_two, saved_dictionary, tars_of_two,
-    ],
-)  # fmt: skip
-def test_a_split_gives_its_own_images_only(tmp_path: Path, write: Callable[[Path, dict[str, str]], Path]) -> None:
-    names = list(CAPTIONS)
-    where = dict.fromkeys(names[:3], "train") | dict.fromkeys(names[3:], "test")
-    place = write(tmp_path / "own", where)
-    colours = {split: {COLOURS[name] for name in names if where[name] == split} for split in ("train", "test")}
-    for split in ("train", "test"):
-        result = open_images(Reading(place, split=split))
-        assert {colour(Image.open(io.BytesIO(result.read(item)))) for item in result.items} == colours[split]
-    assert set(ingested(str(place), tmp_path / "shards")) == colours["train"]
-    assert set(evaluated(str(place))) == colours["test"]
-    assert counted(place, split="all")[0] == 5
-
-
-def test_pictures_of_a_train_are_no_split(tmp_path: Path) -> None:
-    write_images(tmp_path)
-    for name in ("train.png", "test-1.png"):
-        (tmp_path / name).write_bytes(picture("dog.png"))
-    (tmp_path / "captions.csv").write_text("image,caption\ntrain.png,a train\ntest-1.png,a test\n")
-    assert counted(tmp_path)[0] == 2
 
 
 # ---- odd tables, and folders that hold more ----------------------------------------------------------

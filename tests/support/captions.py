@@ -64,15 +64,6 @@ def verdicts_on_kinds(folder: Path, name: str = "labelled_captions") -> list[dic
     return [{**row, "found": reasons.get(url, "keep")} for url, row in zip(urls, sample, strict=True)]
 
 
-def pivot_errors() -> list[dict[str, str]]:
-    """Return 144 captions with a right and a wrong German, Portuguese or Russian translation, written for this purpose.
-
-    Columns kind (of the error: flag, number, negation, thing), english, language, right, wrong.
-    """
-    with open(DATA / "pivot_errors.tsv", encoding="utf-8") as file:
-        return list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
-
-
 def language_accuracy(least_words: int = 1, most_words: int = 1000) -> dict[str, float]:
     """Return shares of English and of other languages that the rule accepts, for captions of that many words."""
     kept: dict[bool, list[bool]] = {True: [], False: []}

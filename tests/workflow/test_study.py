@@ -103,9 +103,7 @@ def test_what_a_study_lacks_is_named_before_its_first_job(
 ) -> None:
     """A plan is drawn without lists, models and data, and a week of download would precede what fails for them."""
     (tmp_path / "data").mkdir()
-    (tmp_path / "data/mine.yaml").write_text(
-        "name: mine\nlist: pairs.csv\nobtain: Ask for it.\ndownload: {per_host: 2}\n"
-    )
+    (tmp_path / "data/mine.yaml").write_text("name: mine\nlist: pairs.csv\nobtain: Ask for it.\n")
     study = yaml.safe_load((ROOT / "workflow/config/base.yaml").read_text())
     study |= {"sources": ["mine", "cc3m"], "data_dir": "datasets"}
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
@@ -118,9 +116,7 @@ def test_what_a_study_lacks_is_named_before_its_first_job(
     for words in (
         "mine: no list of URLs: there is no file or folder 'pairs.csv'. How to obtain it: Ask for it.",
         "cc3m: source 'cc3m'", "`list: PATH` in data/NAME.yaml",
-        "mine: img2dataset does not read TDM reservations and fetches from private addresses as well",
-        "has no per_host (the card's is 2)",
-        "cc3m: img2dataset does not read TDM reservations and fetches from private addresses as well; engine: own",
+        "mine, cc3m: img2dataset reads no TDM reservations", "no per_host and no contact; engine: own",
         "mine, captions through 'de': the engine marian needs its weights",
         "cc3m, captions through 'ru': no folder models/opus-mt/en-ru and none models/opus-mt/ru-en",
         "14 of 14 are not below results/benchmarks: cifar10 (wds_vtab-cifar10)",

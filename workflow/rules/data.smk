@@ -19,8 +19,6 @@ rule url_list:
         source=STUDY.pattern(with_images=False),
     log:
         f"{RESULTS}/logs/url_list/{{source}}.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/url_list/{{source}}.tsv"
     threads: STUDY.data_threads
     shell:
         "python -m filip.data.prepare source={params.card:q} {params.list:q} out={output.list:q}"
@@ -41,8 +39,6 @@ rule text_rules:
         source=STUDY.pattern(with_images=False),
     log:
         f"{RESULTS}/logs/text_rules/{{source}}.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/text_rules/{{source}}.tsv"
     threads: STUDY.data_threads
     shell:
         "python -m filip.data.text_rules source={params.card:q} list={input.list:q} out={output.kept:q}"
@@ -60,15 +56,12 @@ rule download_part:
         settings=lambda wildcards: STUDY.settings(wildcards.source, "download"),
         given=STUDY.download_settings(),
         shards=f"{DATA}/{{source}}/shards",
-        tars=lambda wildcards: STUDY.tars_of(wildcards.source),
     log:
         f"{RESULTS}/logs/download_part/{{source}}-{{part}}-of-{{parts}}.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/download_part/{{source}}-{{part}}-of-{{parts}}.tsv"
     threads: STUDY.data_threads
     shell:
         "python -m filip.data.download source={params.card:q} list={input.kept:q} out={params.shards:q}"
-        " part={wildcards.part}/{wildcards.parts} {params.given:q} {params.tars} > {log:q} 2>&1"
+        " part={wildcards.part}/{wildcards.parts} {params.given:q} > {log:q} 2>&1"
 
 
 # Tries again what failed and accounts for all. Its result says how many shards there are, and thereby how many jobs share the translation.
@@ -87,17 +80,14 @@ checkpoint download:
         # its consumer fails, Snakemake 9 waits forever for the service to end.
         while_served=lambda wildcards: STUDY.while_served(wildcards.source),
         shards=f"{DATA}/{{source}}/shards",
-        tars=lambda wildcards: STUDY.tars_of(wildcards.source),
     wildcard_constraints:
         source=STUDY.pattern(with_images=False),
     log:
         f"{RESULTS}/logs/download/{{source}}.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/download/{{source}}.tsv"
     threads: STUDY.data_threads
     shell:
         "{params.while_served}python -m filip.data.download source={params.card:q} list={input.kept:q}"
-        " out={params.shards:q} funnel={output.funnel:q} {params.given:q} {params.tars} > {log:q} 2>&1"
+        " out={params.shards:q} funnel={output.funnel:q} {params.given:q} > {log:q} 2>&1"
 
 
 # For a source that has its images, in place of the three rules above. Like the download, it says how many shards there are.
@@ -114,20 +104,17 @@ checkpoint ingest:
         card="data/{source}.yaml",
         settings=lambda wildcards: STUDY.settings(wildcards.source, "ingest"),
         state=lambda wildcards: STUDY.images_state(wildcards.source),
-        tars=lambda wildcards: STUDY.tars_of(wildcards.source),
         images=lambda wildcards: f"images={STUDY.images(wildcards.source)}",
         shards=f"{DATA}/{{source}}/shards",
     wildcard_constraints:
         source=STUDY.pattern(with_images=True),
     log:
         f"{RESULTS}/logs/ingest/{{source}}.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/ingest/{{source}}.tsv"
     threads: STUDY.data_threads
     shell:
         "python -m filip.data.ingest source={params.card:q} {params.images:q} out={params.shards:q} list={output.list:q}"
         " kept={output.kept:q} text_funnel={output.texts:q} funnel={output.funnel:q}"
-        " {params.tars} processes={threads} threads={threads} memory={params.memory:q} > {log:q} 2>&1"
+        " processes={threads} threads={threads} memory={params.memory:q} > {log:q} 2>&1"
 
 
 # What is to be translated, once for all parts.
@@ -144,8 +131,6 @@ rule translate_plan:
         captions=f"{DATA}/{{source}}/captions",
     log:
         f"{RESULTS}/logs/translate_plan/{{source}}.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/translate_plan/{{source}}.tsv"
     threads: STUDY.data_threads
     shell:
         "python -m filip.data.translate source={params.card:q} shards={params.shards:q} out={params.captions:q}"
@@ -166,8 +151,6 @@ rule translate_part:
         captions=f"{DATA}/{{source}}/captions",
     log:
         f"{RESULTS}/logs/translate_part/{{source}}-{{part}}-of-{{parts}}.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/translate_part/{{source}}-{{part}}-of-{{parts}}.tsv"
     threads: 1
     shell:
         "python -m filip.data.translate source={params.card:q} shards={params.shards:q} out={params.captions:q}"
@@ -194,8 +177,6 @@ rule translate:
         captions=f"{DATA}/{{source}}/captions",
     log:
         f"{RESULTS}/logs/translate/{{source}}.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/translate/{{source}}.tsv"
     threads: STUDY.data_threads
     shell:
         "python -m filip.data.translate source={params.card:q} shards={params.shards:q} out={params.captions:q}"
@@ -210,7 +191,6 @@ rule manifest:
     output:
         f"{DATA}/{{source}}/manifest.json",
     params:
-        memory=STUDY.data_memory,
         card="data/{source}.yaml",
         settings=lambda wildcards: STUDY.settings(wildcards.source, "manifest"),
         given=STUDY.download_settings(),
@@ -219,12 +199,10 @@ rule manifest:
         funnels=lambda wildcards, input: f"funnels=[{','.join(input.funnels)}]",
     log:
         f"{RESULTS}/logs/manifest/{{source}}.log",
-    threads: STUDY.data_threads
     shell:
         "python -m filip.data.manifest source={params.card:q} list={input.list:q} kept={input.kept:q}"
         " shards={params.shards:q} captions={params.captions:q} {params.funnels:q} out={output:q}"
-        " {params.given:q}"
-        " threads={threads} memory={params.memory:q} > {log:q} 2>&1"
+        " {params.given:q} > {log:q} 2>&1"
 
 
 rule funnel:

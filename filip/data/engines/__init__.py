@@ -43,8 +43,8 @@ ENGINES = {
 }
 
 
-def round_trips(engine: Engine, texts: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return each text in the pivot language and back in English, on one line; an empty text stays empty.
+def round_trips(engine: Engine, texts: Sequence[str]) -> list[str]:
+    """Return each text after its way to the pivot language and back, on one line; an empty text stays empty.
 
     Raises RuntimeError when an engine returns a different number of lines, as none could be matched to its text.
     """
@@ -54,13 +54,12 @@ def round_trips(engine: Engine, texts: Sequence[str]) -> tuple[list[str], list[s
     filled = [i for i, line in enumerate(lines) if line]
     there = engine.to_pivot([lines[i] for i in filled]) if filled else []
     back = engine.to_english(there) if filled else []
-    pivots, english = [""] * len(lines), [""] * len(lines)
-    for translated, out in ((there, pivots), (back, english)):
-        if len(translated) != len(filled):
-            raise RuntimeError(f"{type(engine).__name__} gave {len(translated)} translations of {len(filled)} texts")
-        for i, text in zip(filled, translated, strict=True):
-            out[i] = " ".join(text.split())
-    return pivots, english
+    if not len(there) == len(back) == len(filled):
+        raise RuntimeError(f"{type(engine).__name__} gave {len(back)} translations of {len(filled)} texts")
+    english = [""] * len(lines)
+    for i, text in zip(filled, back, strict=True):
+        english[i] = " ".join(text.split())
+    return english
 
 
 def load_engine(name: str, pivot: str, models: str | None = None) -> Engine:

@@ -3,7 +3,7 @@
 ``models`` names a folder with one folder per direction, ``en-de`` and ``de-en`` for the pivot ``de``. Each is
 either a CTranslate2 model (model.bin with source.spm and target.spm) or one in the hub's format (config.json,
 vocab.json, model.safetensors or pytorch_model.bin, both .spm), as ``hf download`` leaves it. The latter is converted
-once, in place, to int8. ``models: hub:ORG/opus-mt-{source}-{target}`` takes the two folders from the Hugging Face hub.
+once, in place, to int8.
 """
 
 from __future__ import annotations
@@ -49,8 +49,6 @@ class Marian:
         help = HELP.format(pivot=pivot)
         if not models:
             return f"the engine marian needs its weights: set models=FOLDER. {help}"
-        if models.startswith("hub:"):  # only asking the hub shows whether it can be reached
-            return None
         folders = [Path(models, f"en-{pivot}"), Path(models, f"{pivot}-en")]
         absent = [str(folder) for folder in folders if not folder.is_dir()]
         return f"no folder {' and none '.join(absent)} with a Marian model. {help}" if absent else None
@@ -68,7 +66,7 @@ class _Direction:
         import sentencepiece
 
         pivot = target if source == "en" else source
-        ready = ready_folder(_folder(models, source, target), pivot)
+        ready = ready_folder(Path(models) / f"{source}-{target}", pivot)
         self._source, self._target = (
             sentencepiece.SentencePieceProcessor(model_file=str(ready / name)) for name in ("source.spm", "target.spm")
         )
@@ -99,21 +97,6 @@ class _Direction:
         for i, result in zip(filled, results, strict=True):
             out[i] = str(self._target.decode(result.hypotheses[0])).strip()
         return out
-
-
-def _folder(models: str, source: str, target: str) -> Path:
-    """Return the folder of a direction, which Marian.missing has looked for; fetch it if it is on the hub."""
-    if models.startswith("hub:"):
-        try:
-            from huggingface_hub import snapshot_download
-        except ImportError as error:
-            raise UserError("models=hub:... needs huggingface_hub: pip install huggingface_hub") from error
-        name = models.removeprefix("hub:").format(source=source, target=target)
-        try:
-            return Path(snapshot_download(name))
-        except Exception as error:
-            raise UserError(f"cannot get {name} from the hub: {error}") from error
-    return Path(models) / f"{source}-{target}"
 
 
 def ready_folder(folder: Path, pivot: str) -> Path:

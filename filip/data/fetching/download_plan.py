@@ -19,12 +19,12 @@ import pyarrow.parquet as pq
 
 from filip.common.errors import UserError
 from filip.common.files import replacing, write_json
-from filip.data.cards import DownloadSettings, SourceCard
+from filip.data.cards import SourceCard
 from filip.data.fetching.outcomes import TRANSIENT, reason_of
 from filip.data.lists.parquet_rows import content_hash, whole_file
 
 # Options of img2dataset that do not decide on the pictures.
-WHERE_IT_RUNS = ("distributor", "subjob_size", "max_shard_retry", "enable_wandb", "wandb_project")
+WHERE_IT_RUNS = ("subjob_size", "max_shard_retry", "enable_wandb", "wandb_project")
 SHARD, ROW = "_shard_", "_row_"  # in a list of retries: where the previous pass had the URL
 
 
@@ -41,8 +41,10 @@ def make_plan(list_path: Path, folder: Path, card: SourceCard, columns: list[str
         "encode_quality": load.quality,
         "samples_per_shard": load.samples_per_shard,
         **({"allow_private_hosts": True} if card.allow_private_hosts else {}),
-        **{key: getattr(load, key) for key in ("full_decoding", "blur") if getattr(load, key)},
-        **(_of_img2dataset(load) if load.engine == "img2dataset" else {}),
+        **({"full_decoding": True} if load.full_decoding else {}),
+        **({"engine": load.engine} if load.engine == "img2dataset" else {}),
+        # what decides on the pictures of that engine
+        **{key: v for key, v in load.img2dataset.items() if load.engine == "img2dataset" and key not in WHERE_IT_RUNS},
     }
     rows = pq.read_metadata(list_path).num_rows
     content = {"list": content_hash(list_path, columns), "columns": columns, **settings}
@@ -70,11 +72,6 @@ def make_plan(list_path: Path, folder: Path, card: SourceCard, columns: list[str
 def in_progress(folder: Path) -> Path:
     """Return the folder of img2dataset's own files while it fills the shards of ``folder``."""
     return folder.with_name(f"{folder.name}.in_progress")
-
-
-def _of_img2dataset(load: DownloadSettings) -> dict[str, Any]:
-    """Return the settings of the engine img2dataset that decide on the pictures."""
-    return {"engine": load.engine, **{key: v for key, v in load.img2dataset.items() if key not in WHERE_IT_RUNS}}
 
 
 def missing_shards(plan: dict[str, Any], number: int, folder: Path) -> set[int]:

@@ -28,7 +28,7 @@ from typing import Any
 from filip import __version__
 from filip.data.fetching.access import PUBLIC, Access, Refused
 from filip.data.fetching.hosts import DEAD_HOST, HOSTS, LOST, host_of, not_asked
-from filip.data.fetching.outcomes import MAX_BYTES, TRANSIENT, Answer, opt_out
+from filip.data.fetching.outcomes import MAX_BYTES, TRANSIENT, opt_out
 
 DEADLINE = 3  # times the timeout: from the first connection to the last byte, redirects included
 BUSY = (429, 503)  # answers that may have Retry-After
@@ -91,10 +91,6 @@ def _deadlines() -> _Deadlines:
         return _deadlines_by_process[os.getpid()]
 
 
-def _minute() -> int:
-    return int(time.monotonic() // 60)
-
-
 @lru_cache(maxsize=10_000)
 def _resolved(host: str, port: int, minute: int) -> list[Any]:
     """Return the addresses of a host, asked for once a minute; a failure is not kept."""
@@ -107,7 +103,7 @@ def _connect(access: Access, address: tuple[str, int], timeout: float, *_: Any) 
     if HOSTS.is_dead(address):
         raise Refused(DEAD_HOST, f"not asked for, as {address[0]} does not answer")
     try:
-        addresses = _resolved(*address, _minute())
+        addresses = _resolved(*address, int(time.monotonic() // 60))
     except socket.gaierror as error:
         if error.errno == socket.EAI_NONAME:
             HOSTS.lost(address, LOST)
@@ -209,57 +205,46 @@ def _opener(access: Access) -> urllib.request.OpenerDirector:
 
 
 def fetch(
-    url: str, timeout: float, retries: int, *, access: Access = PUBLIC, answer: Answer | None = None
-) -> tuple[bytes | None, str | None]:
-    """Return (bytes, None) or (None, "reason: detail" of the last attempt); never raise, never hang.
+    url: str, timeout: float, retries: int, *, access: Access = PUBLIC
+) -> tuple[bytes | None, str | None, str | None]:
+    """Return an image's bytes, or "reason: detail" of the last attempt, and the host that wants to be left alone.
 
-    answer: receives the server's headers.
+    It never raises and never hangs.
     """
     try:
-        return _attempts(url, timeout, retries, access, answer or Answer())
+        return _attempts(url, timeout, retries, access)
     except Exception as error:  # raised by readers of the headers
-        return None, explain(error)
+        return None, explain(error), None
 
 
-def _attempts(
-    url: str, timeout: float, retries: int, access: Access, answer: Answer
-) -> tuple[bytes | None, str | None]:
+def _attempts(url: str, timeout: float, retries: int, access: Access) -> tuple[bytes | None, str | None, str | None]:
     problem = "other: not tried"
     host = host_of(url)
     for attempt in range(retries + 1):
         if HOSTS.wait(host):
-            answer.refused_by = host
-            return None, problem if attempt else not_asked(host)
+            return None, problem if attempt else not_asked(host), host
         started = time.monotonic()
         try:
             with HOSTS.asking(host, access.per_host), _deadlines().deadline(DEADLINE * timeout):
                 started = time.monotonic()
-                data, problem = _fetch_once(url, timeout, access, answer)
+                data, problem = _fetch_once(url, timeout, access)
             HOSTS.answered(host, started)
             if data is not None:
-                return data, None
+                return data, None, None
         except Exception as error:  # anything may be raised here; one URL must not stop a shard
             late = time.monotonic() - started > DEADLINE * timeout
             if attempt and getattr(getattr(error, "reason", None), "reason", None) == DEAD_HOST:
                 break  # as the attempt before found
             problem = "timeout: too slow as a whole" if late else explain(error)
             if isinstance(error, urllib.error.HTTPError):
-                _note(answer, error, url, started)
-                if answer.refused_by is not None:
-                    break
+                answering = host_of(error.filename or url)  # after redirections
+                if error.code not in BUSY:
+                    HOSTS.answered(answering, started)
+                elif HOSTS.refused(answering, _retry_after(error), started):
+                    return None, problem, answering
         if problem.split(":")[0] not in TRANSIENT:
             break
-    return None, problem
-
-
-def _note(answer: Answer, error: urllib.error.HTTPError, url: str, asked: float) -> None:
-    """Note the headers of an answer without an image, and whether its host (after redirections) is to be left alone."""
-    answer.note(error.code, error.headers)
-    host = host_of(error.filename or url)
-    if error.code not in BUSY:
-        HOSTS.answered(host, asked)
-    elif HOSTS.refused(host, _retry_after(error), asked):
-        answer.refused_by = host
+    return None, problem, None
 
 
 def _retry_after(error: urllib.error.HTTPError) -> float | None:
@@ -276,12 +261,11 @@ def _retry_after(error: urllib.error.HTTPError) -> float | None:
         return None if error.code == 429 else 0.0
 
 
-def _fetch_once(url: str, timeout: float, access: Access, answer: Answer) -> tuple[bytes | None, str]:
+def _fetch_once(url: str, timeout: float, access: Access) -> tuple[bytes | None, str]:
     agent = USER_AGENT.format(contact=f"; +{access.contact}" if access.contact else "")
     request = urllib.request.Request(ascii_url(url), headers={"User-Agent": agent})
     started = time.monotonic()
     with _opener(access).open(request, timeout=timeout) as response:
-        answer.note(getattr(response, "status", None), response.headers)
         forbidding = opt_out(response.headers)
         if forbidding:
             return None, f"opted_out: by {forbidding}"

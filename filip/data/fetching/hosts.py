@@ -18,10 +18,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from filip.data.fetching.outcomes import Answer
-
 Row = tuple[int, str]  # its number in the shard, and its URL
-Result = tuple[int, bytes | None, str | None, Answer]  # a row's number, and its bytes or what went wrong
+# a row's number, its bytes or what went wrong, and the host that wants to be left alone
+Result = tuple[int, bytes | None, str | None, str | None]
 
 BUSY_HOST = "busy_host"  # the reason of a URL that was not asked for
 REFUSALS = 3  # rounds in a row in which a host answers with nothing else: a retry pass gives it up
@@ -167,7 +166,7 @@ class PatientRows:
     def is_final(self, result: Result) -> bool:
         """Take the result of a row; return False if the row will be asked for again, or is among those left."""
         with self._changed:
-            row, refusing = self._asked.pop(result[0]), result[3].refused_by
+            row, refusing = self._asked.pop(result[0]), result[3]
             tried = self._trials.pop(result[0], None)
             if tried is not None and tried != refusing:  # it serves again
                 self._ready.extendleft(row for row, _ in reversed(self._waiting.pop(tried, [])))
@@ -203,7 +202,7 @@ class PatientRows:
             host = host_of(row[1])
             if host not in self._waiting and host not in self.given_up and not self.hosts.wait(host):
                 return row
-            self._put_aside(row, (row[0], None, not_asked(host), Answer()), host, False)
+            self._put_aside(row, (row[0], None, not_asked(host), host), host, False)
         return None
 
     def _put_aside(self, row: Row, result: Result, host: str, tried: bool) -> None:

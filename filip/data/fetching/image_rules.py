@@ -9,10 +9,9 @@ are normalised by Pillow to plain 8-bit RGB.
 from __future__ import annotations
 
 import io
-import json
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -40,11 +39,8 @@ class CheckedResizer:
     stored: DownloadSettings
     rules: ImageRuleSettings
 
-    def __call__(self, img_stream: io.BytesIO, boxes: Sequence[Sequence[float]] = ()) -> tuple[Any, ...]:
-        """Turn an image's bytes into (encoded, width, height, original width and height, error or None), in pixels.
-
-        boxes: those of :func:`boxes_of`, which are blurred.
-        """
+    def __call__(self, img_stream: io.BytesIO) -> tuple[Any, ...]:
+        """Turn an image's bytes into (encoded, width, height, original width and height, error or None), in pixels."""
         problem, repaired = inspect(img_stream.getvalue(), self.rules.min_side, self.rules.max_aspect)
         if problem:
             return None, None, None, None, None, problem
@@ -53,9 +49,7 @@ class CheckedResizer:
             with Image.open(io.BytesIO(data), formats=FORMATS) as header:
                 width, height = header.size
                 flag = self._flag(header)
-            pixels = _decoded(data, flag)
-            pixels = _blurred(pixels, boxes) if boxes else pixels
-            resized, kind = self._resized(pixels, (height, width)), self.stored.encode_format
+            resized, kind = self._resized(_decoded(data, flag), (height, width)), self.stored.encode_format
             encoded = cv2.imencode(f".{kind}", resized, (QUALITY[kind], self.stored.quality))[1]
         except (cv2.error, ValueError) as error:
             detail = " ".join(str(error).split())[:200]
@@ -92,33 +86,6 @@ class CheckedResizer:
             below, right = size - height - top, size - width - left
             return cv2.copyMakeBorder(pixels, top, below, left, right, cv2.BORDER_CONSTANT, value=(255, 255, 255))
         return pixels
-
-
-def boxes_of(value: Any) -> list[list[float]]:
-    """Return the boxes in a value of a list: of lists, or their JSON. Raises ValueError or TypeError for others."""
-    listed = json.loads(value) if isinstance(value, str) else value or []
-    boxes = [[float(number) for number in box] for box in listed]
-    if not all(len(box) == 4 and np.isfinite(box).all() for box in boxes):
-        raise ValueError(f"{str(value)[:100]} is not a list of [left, top, right, bottom]")
-    return boxes
-
-
-def _blurred(pixels: Any, boxes: Sequence[Sequence[float]]) -> Any:
-    """Blur boxes, a tenth larger and with soft edges, as the faces of ImageNet are, by a tenth of the largest one."""
-    height, width = pixels.shape[:2]
-    places = np.array(boxes) * (width, height, width, height)
-    sizes = np.maximum(places[:, 2] - places[:, 0], places[:, 3] - places[:, 1])
-    mask = np.zeros((height, width), np.float32)
-    for (left, top, right, bottom), edge in zip(places, 0.1 * sizes, strict=True):
-        across, down = ((max(0, int(a - edge)), max(0, int(b + edge) + 1)) for a, b in ((left, right), (top, bottom)))
-        mask[slice(*down), slice(*across)] = 1
-    sigma = max(1.0, 0.1 * sizes.max())
-    mask, soft = (cv2.GaussianBlur(one, (0, 0), sigma) for one in (mask, pixels))
-    share = mask if pixels.ndim == 2 else mask[..., None]
-    for top in range(0, height, STRIP):
-        rows = slice(top, top + STRIP)
-        soft[rows] = np.rint(pixels[rows] * (1 - share[rows]) + soft[rows] * share[rows])
-    return soft
 
 
 def _decoded(data: bytes, flag: int) -> Any:

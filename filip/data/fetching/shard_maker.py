@@ -9,14 +9,15 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import os
 import shutil
 import tarfile
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -26,14 +27,14 @@ import pyarrow.parquet as pq
 
 from filip.common.files import publish
 from filip.data.cards import SourceCard
-from filip.data.fetching.image_rules import CheckedResizer, boxes_of
-from filip.data.remote_tars import is_there, send
+from filip.data.fetching.image_rules import CheckedResizer
+from filip.data.lists.parquet_rows import tables
 from filip.data.shard_index import index_of, write_index
 from filip.data.shard_set import TAR_SHA256
 from filip.sets.tar_index import Member
 
 WORK = "_work"  # folder inside the shards' folder: plan, lists of retries, half-finished shards
-SUFFIXES = (".tar", ".index", ".answers", ".parquet", "_stats.json")  # with the last, a shard is complete
+SUFFIXES = (".tar", ".index", ".parquet", "_stats.json")  # with the last, a shard is complete
 LIST_SHA256 = "source_sha256"  # column in which a list has the hash of an image's bytes
 MOST_OUTCOMES = 200  # different ones in the statistics of a shard
 SECONDS_ALONE = 600.0  # time in which a suspected image has to be decoded
@@ -86,9 +87,8 @@ def progress_file(folder: Path, shard: int) -> Path:
 
 
 def is_complete(folder: Path, shard: int) -> bool:
-    """Return whether the files of a shard are there; the tar may be in a bucket."""
-    described = (folder / f"{shard_name(shard)}{suffix}" for suffix in (".parquet", "_stats.json"))
-    return is_there(folder / f"{shard_name(shard)}.tar") and all(path.exists() for path in described)
+    """Return whether the files of a shard are there."""
+    return all((folder / f"{shard_name(shard)}{suffix}").exists() for suffix in (".tar", ".parquet", "_stats.json"))
 
 
 @dataclass(kw_only=True)
@@ -97,7 +97,6 @@ class ShardMaker:
 
     card: SourceCard
     final_folder: Path
-    tars: str | None = None  # folder of a bucket that takes the tars
     digits: int = 6  # of the number of an image in its key
 
     def __post_init__(self) -> None:
@@ -119,14 +118,12 @@ class ShardMaker:
         progress = InProgress(progress_file(self.final_folder, shard))
         try:
             yield staging, progress
-            if self.tars is not None:
-                send(staging / f"{name}.tar", self.tars, staging / f"{name}.parquet", staging / f"{name}_stats.json")
             # remove the mark of completeness first: while a shard is replaced, none must look complete
             (self.final_folder / f"{name}_stats.json").unlink(missing_ok=True)
             for suffix in SUFFIXES:
                 if suffix == SUFFIXES[-1]:
                     progress.forget()  # before the shard is complete: a later run does not look at it again
-                if os.path.lexists(staging / f"{name}{suffix}"):
+                if (staging / f"{name}{suffix}").exists():
                     publish(staging / f"{name}{suffix}", self.final_folder / f"{name}{suffix}")
         finally:
             progress.close()
@@ -176,16 +173,31 @@ class ShardMaker:
         sha256 = hashlib.sha256(data).hexdigest()
         if mismatch := self.mismatch(row, sha256):
             return mismatch
-        try:
-            boxes = boxes_of(row[self.card.download.blur]) if self.card.download.blur else []
-        except (ValueError, TypeError) as error:
-            return Stored(status="failed_to_resize", error_message=f"bad_boxes: {error}")
-        if not progress.survives(number, self.resizer, io.BytesIO(data), boxes):
+        if not progress.survives(number, self.resizer, io.BytesIO(data)):
             return Stored(status="failed_to_resize", error_message=CRASHED)
-        image, width, height, original_width, original_height, problem = self.resizer(io.BytesIO(data), boxes)
+        image, width, height, original_width, original_height, problem = self.resizer(io.BytesIO(data))
         if problem is not None:
             return Stored(status="failed_to_resize", error_message=problem)
         return Stored(image, "success", None, width, height, original_width, original_height, sha256)
+
+
+@dataclass(kw_only=True)
+class PassMaker(ShardMaker):
+    """Maker of the shards of one pass over a list of URLs."""
+
+    listed: Path
+    columns: list[str]
+    first_shard: int = 0
+    retried: dict[int, set[int]] = field(default_factory=dict)  # shard: rows that a later pass has
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.digits = math.ceil(math.log10(self.card.download.samples_per_shard))
+
+    def rows_of(self, wanted: Collection[int]) -> Iterator[tuple[int, pa.Table]]:
+        """Yield these shards in order, each with its rows of the list."""
+        parts = tables(self.listed, self.card.download.samples_per_shard, self.columns)
+        yield from ((shard, rows) for shard, rows in enumerate(parts, self.first_shard) if shard in wanted)
 
 
 def statistics(counts: Counter[str]) -> dict[str, Any]:

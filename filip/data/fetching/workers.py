@@ -8,7 +8,6 @@ put off, and a worker that is stuck ends itself. (multiprocessing.Pool would wai
 from __future__ import annotations
 
 import errno
-import math
 import os
 import threading
 import time
@@ -16,16 +15,14 @@ from collections.abc import Callable, Collection, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, as_completed, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
 from multiprocessing import get_context
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from filip.common.errors import UserError
 from filip.common.files import write_json
@@ -34,17 +31,16 @@ from filip.common.worker_pool import die_with_parent
 from filip.data.fetching.access import Access, local_root
 from filip.data.fetching.fetch import DEADLINE, fetch
 from filip.data.fetching.hosts import HOSTS, LOST, PATIENCE, REFUSALS, PatientRows, Result, Row, of_one_host
-from filip.data.fetching.outcomes import FORGOTTEN, Answer, Forgotten
+from filip.data.fetching.outcomes import FORGOTTEN, Forgotten
 from filip.data.fetching.shard_maker import (
-    Image,
-    ShardMaker,
+    WORK,
+    PassMaker,
     is_complete,
     progress_file,
     shard_name,
     shard_schema,
     suspects,
 )
-from filip.data.lists.parquet_rows import tables
 
 # Errors of the whole disk: the next shard would fail like this one, after all its URLs were fetched.
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
@@ -52,54 +48,29 @@ SECONDS_PER_IMAGE = 1.0  # seconds for an image besides the network: far more th
 SECONDS_PER_SHARD = 600.0
 MOST_HOSTS = 5  # given up in a shard, that are named
 
-ANSWERS = pa.schema(
-    [
-        ("key", pa.string()),
-        ("time", pa.timestamp("ms", tz="UTC")),
-        ("status", pa.int16()),
-        ("x_robots_tag", pa.string()),
-        ("tdm_reservation", pa.string()),
-    ]
-)
-
-
 Part = tuple[int, str]  # a shard and the Arrow file with its part of the list
 
 
-@dataclass
-class ListReader:
-    """Reader that cuts a URL list into shards."""
-
-    path: Path
-    rows_per_shard: int
-    first_shard: int
-    columns: list[str]
-    work: Path
-
-    def parts(self, wanted: Collection[int]) -> Iterator[Part]:
-        """Yield the wanted shards in order. The downloader removes each file when its shard is done."""
-        self.work.mkdir(parents=True, exist_ok=True)
-        for shard, table in enumerate(tables(self.path, self.rows_per_shard, self.columns), self.first_shard):
-            if shard in wanted:
-                path = self.work / f"{shard_name(shard)}.feather"
-                with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-                    writer.write_table(table)
-                yield shard, str(path)
-
-
 @dataclass(kw_only=True)
-class ShardDownloader(ShardMaker):
+class ShardDownloader(PassMaker):
     """Maker of shards of fetched images. It can be pickled to any worker."""
 
-    columns: list[str]
-    retried: dict[int, set[int]] = field(default_factory=dict)  # shard: rows that a later pass has
     patient: bool = False  # wait for busy hosts; else a later pass does
 
     def __post_init__(self) -> None:
         super().__post_init__()
         card, load = self.card, self.card.download
         self.access = Access(card.allow_private_hosts, local_root(card.image_root), load.contact, load.per_host)
-        self.digits = math.ceil(math.log10(self.card.download.samples_per_shard))
+
+    def parts(self, wanted: Collection[int]) -> Iterator[Part]:
+        """Yield these shards in order, each with the file of its rows, which is removed when the shard is done."""
+        work = self.final_folder / WORK
+        work.mkdir(parents=True, exist_ok=True)
+        for shard, table in self.rows_of(wanted):
+            path = work / f"{shard_name(shard)}.feather"
+            with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+                writer.write_table(table)
+            yield shard, str(path)
 
     def download_shard(self, part: Part) -> None:
         """Download one shard. Raises when it could not be completed, and leaves nothing behind."""
@@ -109,25 +80,13 @@ class ShardDownloader(ShardMaker):
             with pa.OSFile(str(listed), "rb") as source:
                 table = pa.ipc.open_file(source).read_all().select(self.columns)
             rows = table.to_pylist()
-            answers: list[dict[str, Any]] = []
             with closing(self._fetched(shard, [str(row["url"] or "") for row in rows])) as fetched:
-                images = self._without_answers(shard, fetched, answers)
+                images = ((number, data, problem or "") for number, data, problem, _ in fetched)
                 stats = self.fill(shard, staging, progress, rows, shard_schema(table.schema), images)
-            # in a separate file: the shard's other files do not depend on the time
-            told = sorted(answers, key=lambda answer: str(answer["key"]))
-            told = [{**answer, "time": answer["time"] and round(1000 * answer["time"])} for answer in told]
-            file = staging / f"{shard_name(shard)}.answers"
-            pq.write_table(pa.Table.from_pylist(told, ANSWERS), file, compression="zstd")
             ended = time.time()
             stats |= {"duration": ended - started, "start_time": started, "end_time": ended}
             write_json(staging / f"{shard_name(shard)}_stats.json", stats)
         listed.unlink(missing_ok=True)
-
-    def _without_answers(self, shard: int, fetched: Iterable[Result], answers: list[dict[str, Any]]) -> Iterator[Image]:
-        """Yield the fetched images, and note the servers' headers in ``answers``."""
-        for number, data, problem, answer in fetched:
-            answers.append({"key": self.key(shard, number), **asdict(answer)})
-            yield number, data, problem or ""
 
     def _fetched(self, shard: int, urls: list[str]) -> Generator[Result, None, None]:
         """Yield the result of each row, as they come."""
@@ -148,7 +107,7 @@ class ShardDownloader(ShardMaker):
         patiently = PatientRows(wanted if patient else [])
         rows = patiently if patient else wanted
         for number in sorted(skipped):
-            yield number, None, "retried: in a later pass", Answer()
+            yield number, None, "retried: in a later pass", None
         with ThreadPool(self.card.download.threads) as pool:
             try:
                 for result in pool.imap_unordered(partial(self._fetch, forgotten, given_up), bounded(rows)):
@@ -165,16 +124,14 @@ class ShardDownloader(ShardMaker):
 
     def _fetch(self, forgotten: Forgotten, given_up: threading.Event, row: Row) -> Result:
         number, url = row
-        answer = Answer()
         if given_up.is_set():
-            return number, None, "other: the shard was given up", answer
+            return number, None, "other: the shard was given up", None
         if forgotten.refuses(url):
-            return number, None, f"{FORGOTTEN}: on request", answer
-        load = self.card.download
-        data, problem = fetch(url, load.timeout, load.retries, access=self.access, answer=answer)
+            return number, None, f"{FORGOTTEN}: on request", None
+        data, problem, refusing = fetch(url, self.card.download.timeout, self.card.download.retries, access=self.access)
         if data is not None and forgotten.refuses("", data):
-            return number, None, f"{FORGOTTEN}: on request", answer
-        return number, data, problem, answer
+            return number, None, f"{FORGOTTEN}: on request", None
+        return number, data, problem, refusing
 
 
 def longest_time(downloader: ShardDownloader) -> float:
@@ -243,9 +200,7 @@ class LocalWorkers:
         return 1 if alone else 2 * self.processes
 
 
-def download_shards(
-    workers: LocalWorkers, reader: ListReader, shards: Collection[int], finished: Callable[[int], None]
-) -> dict[int, str]:
+def download_shards(workers: LocalWorkers, shards: Collection[int], finished: Callable[[int], None]) -> dict[int, str]:
     """Download these shards; calls ``finished(shard)``; returns {shard: why it could not be completed}.
 
     A shard that failed, or lost its worker, is tried again, SHARD_TRIES times in all. Where one death takes
@@ -253,7 +208,7 @@ def download_shards(
     Raises UserError when the disk is full, or when workers do nothing but die.
     """
     try:
-        return _tries(workers, reader, shards, finished)
+        return _tries(workers, shards, finished)
     except OSError as error:
         if error.errno not in DISK_FULL:
             raise
@@ -263,9 +218,7 @@ def download_shards(
         ) from error
 
 
-def _tries(
-    workers: LocalWorkers, reader: ListReader, shards: Collection[int], finished: Callable[[int], None]
-) -> dict[int, str]:
+def _tries(workers: LocalWorkers, shards: Collection[int], finished: Callable[[int], None]) -> dict[int, str]:
     folder, todo = workers.downloader.final_folder, set(shards)
     failures: dict[int, str] = {}
     suspected: set[int] = set()
@@ -277,7 +230,7 @@ def _tries(
         lost: dict[int, str] = {}
         for some, alone in ((todo - suspected, False), (todo & suspected, True)):
             if some:
-                lost |= _run_round(workers, reader.parts(some), alone, finished, failures)
+                lost |= _run_round(workers, workers.downloader.parts(some), alone, finished, failures)
         suspected |= set(lost)
         failures |= lost
         if not failures:

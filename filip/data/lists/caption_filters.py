@@ -223,12 +223,6 @@ class PythonRule:
 
 
 PYTHON_RULES: dict[str, PythonRule] = {}
-_AT, _DOT = r"(@| ?[\[(]at[\])] ?|(?-i: AT ))", r"(\.| ?[\[(]dot[\])] ?|(?-i: DOT ))"
-_MAIL = re.compile(rf"[\w.+-]+{_AT}[\w-]+{_DOT}[a-z]{{2,}}", re.IGNORECASE)
-_GROUPS = re.compile(r"(?<![\w#.,:/-])(\+|00)?\(?\d{1,5}\)?([ ./-]?\(?\d{2,5}\)?){2,5}(?![\w,:]|[./-]\d)")
-_YEAR = re.compile(r"(1[5-9]|20)\d\d")
-# an address of the internet, thousands, a decimal fraction, a bar code
-_OTHER_NUMBER = re.compile(r"[1-9]\d{0,2}((\.\d{1,3}){3}|( \d{3})+( 000|\.\d\d))|\d\.\d+|[1-9]\d{12}")
 
 
 def python_rule(name: str, applies: Callable[[TextRuleSettings], bool]) -> Callable[[Drops], Drops]:
@@ -254,15 +248,3 @@ def not_english(captions: Sequence[str], settings: TextRuleSettings) -> list[boo
 @python_rule("other_language", applies=lambda settings: settings.language not in (True, False, ["en"]))
 def other_language(captions: Sequence[str], settings: TextRuleSettings) -> list[bool]:
     return [not allowed for allowed in are_in(captions, settings.language)]
-
-
-@python_rule("personal_data", applies=lambda settings: settings.personal_data)
-def personal_data(captions: Sequence[str], settings: TextRuleSettings) -> list[bool]:
-    return [bool(_MAIL.search(caption)) or any(map(_telephone, _GROUPS.finditer(caption))) for caption in captions]
-
-
-def _telephone(found: re.Match[str]) -> bool:
-    """Return whether groups of digits are a telephone number: nine to fifteen, and not years. A date has eight."""
-    groups = re.findall(r"\d+", found[0])
-    other = all(map(_YEAR.fullmatch, groups)) or _OTHER_NUMBER.fullmatch(found[0])
-    return 9 <= sum(map(len, groups)) <= 15 and not other

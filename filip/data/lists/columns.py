@@ -1,6 +1,6 @@
 """Select columns and rows of a list as the download needs them, and find the rows that cannot be used.
 
-A card selects rows by ``only`` and ``subset``, by an SQL condition (``where``), or by a file of ids (``uids``).
+A card selects rows by ``only`` and ``subset``, or by an SQL condition (``where``).
 """
 
 from __future__ import annotations
@@ -10,15 +10,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import duckdb
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from filip.common.errors import UserError, first_line
-from filip.common.files import nothing_at
 from filip.data.cards import SourceCard
 from filip.data.lists import duckdb_io
 from filip.sets.columns import CAPTION_COLUMNS, URL_COLUMNS, usual_column
@@ -31,7 +26,6 @@ RESERVED += ["original_height", "exif", "md5", "sha256", "sha512", "_row_", "_sh
 AS_JSON = ["VARCHAR", "VARCHAR[]", "BOOLEAN", "TINYINT", "SMALLINT", "INTEGER", "BIGINT", "FLOAT", "DOUBLE"]
 AS_JSON += ["FLOAT[]", "DOUBLE[]", "FLOAT[][]", "DOUBLE[][]"]  # boxes, as of faces
 LOOKED_AT = 100_000  # values that decide whether a text column holds numbers
-UIDS_AT_ONCE = 1 << 20
 
 
 def judged_rows(card: SourceCard, types: dict[str, str], where: str, selected: Sequence[str] = ()) -> str:
@@ -89,7 +83,6 @@ def _check_columns(card: SourceCard, types: dict[str, str], where: str) -> None:
     needed += [("caption_columns", c) for c in card.caption_columns] or [("caption_column", card.caption_column)]
     needed += [("only", column) for column in card.only]
     needed += [("subset_on", card.subset_on)] if card.subset_on else []
-    needed += [("uid_column", card.uid_column)] if card.uids else []
     for key, column in needed:
         if column not in types:
             raise UserError(
@@ -211,49 +204,3 @@ def _numeric(con: duckdb.DuckDBPyConnection, columns: list[str]) -> dict[str, st
     counts = con.sql(f"SELECT {sums} FROM (SELECT * FROM listed LIMIT {LOOKED_AT})").fetchall()[0]
     kinds = zip(columns, counts[::2], counts[1::2], strict=True)
     return {name: "BIGINT" if integers else "DOUBLE" for name, numbers, integers in kinds if numbers}
-
-
-def write_uids(path: str | Path, target: Path) -> int:
-    """Write the ids in an ``.npy`` file to Parquet: ``high`` and ``low``, or ``text``; return how many.
-
-    DataComp's files hold an id of 32 hexadecimal digits as two unsigned integers; arrays of texts are read, too.
-    """
-    ids = _load(path)
-    columns = ("high", "low") if ids.dtype.fields else ("text",)
-    schema = pa.schema([(name, pa.uint64() if ids.dtype.fields else pa.string()) for name in columns])
-    with pq.ParquetWriter(target, schema) as writer:
-        for start in range(0, len(ids), UIDS_AT_ONCE):
-            some = ids[start : start + UIDS_AT_ONCE]
-            if some.dtype.fields:
-                arrays = [pa.array(np.ascontiguousarray(some[name])) for name in some.dtype.names]
-            else:
-                arrays = [pa.array(some.astype(str).tolist(), pa.string())]
-            writer.write_table(pa.table(arrays, schema=schema))
-    return len(ids)
-
-
-def _load(path: str | Path) -> Any:
-    if not Path(path).is_file():
-        raise UserError(f"uids: {nothing_at(path, 'give the .npy file of the rows to take')}")
-    try:
-        ids = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise UserError(f"uids: {path} is not an .npy file of ids: {first_line(error)}") from error
-    pairs = ids.dtype.names is not None and [ids.dtype[n] for n in ids.dtype.names] == [np.dtype("u8")] * 2
-    if ids.ndim != 1 or not (pairs or ids.dtype.kind in "US"):
-        raise UserError(
-            f"uids: {path} holds {ids.dtype} {list(ids.shape)}, but must hold a row of ids: pairs of u8, as DataComp's "
-            "subsets do, or texts"
-        )
-    return ids
-
-
-def uids_condition(uids: Path, column: str) -> str:
-    """Return SQL: whether the id in ``column`` is among the ids that :func:`write_uids` wrote."""
-    value = f"CAST({duckdb_io.sql_identifier(column)} AS VARCHAR)"
-    if "text" in pq.read_schema(uids).names:
-        return f"coalesce({value}, '') IN (SELECT text FROM {duckdb_io.parquet(uids)})"
-    halves = [f"TRY_CAST('0x' || {part}({value}, 16) AS UBIGINT)" for part in ("left", "right")]
-    key = f"struct_pack(high := {halves[0]}, low := {halves[1]})"
-    among = f"{key} IN (SELECT struct_pack(high := high, low := low) FROM {duckdb_io.parquet(uids)})"
-    return f"(length({value}) = 32 AND {among}) IS TRUE"

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -16,7 +14,7 @@ import pyarrow.parquet as pq
 from filip.common.errors import UserError, first_line
 from filip.common.files import replacing
 from filip.common.progress import Progress
-from filip.data.lists.parquet_rows import reading, rebatched
+from filip.data.lists.parquet_rows import rebatched
 
 ROWS_PER_GROUP = 100_000
 # A folder results/caption=x would become a column `caption` in place of the file's own.
@@ -25,7 +23,6 @@ NO_FOLDER_IS_A_COLUMN = "hive_partitioning = false"
 WITH_FILE = "filename = '_file_'"
 FILE_STEM = "parse_filename(_file_, true)"
 ROW = "file_row_number = true"
-FILES_AT_ONCE = 8  # files that are opened for their columns: each takes a network disk milliseconds
 
 
 def connect(threads: int, memory: str, spill: Path) -> duckdb.DuckDBPyConnection:
@@ -52,15 +49,13 @@ def sql_identifier(column: str) -> str:
 
 
 @contextmanager
-def plain_errors(con: duckdb.DuckDBPyConnection, what: str, unreadable: bool = True) -> Iterator[None]:
-    """Turn a lack of memory or disk, or a file that cannot be read (``unreadable``), into a UserError that names it."""
+def plain_errors(con: duckdb.DuckDBPyConnection, what: str) -> Iterator[None]:
+    """Turn a lack of memory or disk, or a file that cannot be read, into a UserError that names it."""
     try:
         yield
     except duckdb.OutOfMemoryException as error:
         raise UserError(_out_of_memory(con, what, error)) from error
     except (duckdb.IOException, duckdb.InvalidInputException, duckdb.ConversionException) as error:
-        if not unreadable and not isinstance(error, duckdb.IOException):
-            raise
         raise UserError(f"{what}: {first_line(error)}") from error
     except OSError as error:
         if error.errno is not None:
@@ -68,8 +63,6 @@ def plain_errors(con: duckdb.DuckDBPyConnection, what: str, unreadable: bool = T
         # Arrow's form of a DuckDB error in the middle of a stream
         if str(error).startswith("Out of Memory"):
             raise UserError(_out_of_memory(con, what, error)) from error
-        if not unreadable:
-            raise
         raise UserError(f"{what}: {first_line(error)}") from error
 
 
@@ -87,7 +80,6 @@ def write_parquet(
     path: str | Path,
     what: str,
     rows_per_group: int | None = None,
-    unreadable: bool = True,
     through: Callable[[pa.RecordBatchReader], Iterator[pa.Table]] | None = None,
 ) -> int:
     """Stream the rows of ``query``, in its order, into a Parquet file (atomically); return how many.
@@ -97,7 +89,7 @@ def write_parquet(
     tables of the rows on their way, at least one. Errors: plain_errors.
     """
     size = rows_per_group or ROWS_PER_GROUP
-    with plain_errors(con, what, unreadable):
+    with plain_errors(con, what):
         reader = con.sql(query).to_arrow_reader(size)
         if through is None:
             return _write_parquet(reader, reader.schema, path, what, size)
@@ -128,31 +120,3 @@ def parquet(paths: str | Path | Sequence[str | Path], *options: str) -> str:
     files = [sql_literal(str(path)) for path in ([paths] if isinstance(paths, str | Path) else paths)]
     listed = f"[{', '.join(files)}]"
     return f"read_parquet({', '.join([listed, NO_FOLDER_IS_A_COLUMN, *options])})"
-
-
-def columns_of_many(files: Sequence[Path], columns: Sequence[str], *options: str) -> str:
-    """Return SQL of ``columns`` from many Parquet files, NULL where a file lacks one, plus WITH_FILE and ROW.
-
-    DuckDB's union_by_name keeps a reader of every file, 27 kB each: a gigabyte for 34,000, on top of its limit.
-    """
-    alike: dict[tuple[str | None, ...], list[Path]] = {}
-    with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
-        for file, types in zip(files, pool.map(partial(_types, columns), files), strict=True):
-            alike.setdefault(types, []).append(file)
-    added = [name for option, name in ((WITH_FILE, "_file_"), (ROW, "file_row_number")) if option in options]
-    relations = []
-    for types, paths in alike.items():
-        chosen = [
-            sql_identifier(name) if kind else f"NULL AS {sql_identifier(name)}"
-            for name, kind in zip(columns, types, strict=True)
-        ]
-        relations.append(f"SELECT {', '.join([*chosen, *added])} FROM {parquet(paths, *options)}")
-    return f"({' UNION ALL BY NAME '.join(relations)})"
-
-
-def _types(columns: Sequence[str], file: Path) -> tuple[str | None, ...]:
-    """Return the type of each column of a Parquet file; None if the file lacks it, or has only nulls in it."""
-    with reading(file):
-        schema = pq.read_schema(file)
-    kinds = [str(schema.field(name).type) if name in schema.names else "null" for name in columns]
-    return tuple(None if kind == "null" else kind for kind in kinds)

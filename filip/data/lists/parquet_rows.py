@@ -6,6 +6,8 @@ import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -52,6 +54,12 @@ def rebatched(batches: Iterable[pa.RecordBatch], rows: int) -> Iterator[pa.Table
             held -= rows
     if held:
         yield pa.Table.from_batches(pending)
+
+
+def runs(sorted_batches: Iterable[pa.RecordBatch], *columns: str) -> Iterator[list[dict[str, Any]]]:
+    """Yield each run of rows that are equal in these columns."""
+    rows = (row for batch in sorted_batches for row in batch.to_pylist())
+    return (list(run) for _, run in groupby(rows, itemgetter(*columns)))
 
 
 def row_group(path: Path, group: int) -> pa.Table:

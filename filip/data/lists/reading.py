@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 from glob import glob
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -19,7 +17,6 @@ from filip.common.errors import UserError
 from filip.common.files import nothing_at
 from filip.data.cards import SourceCard
 from filip.data.lists import duckdb_io
-from filip.data.remote_tars import fetched
 from filip.sets.tables import Broken, read_table
 
 SUFFIXES = {
@@ -33,14 +30,6 @@ SUFFIXES = {
 }
 COMPRESSIONS = (".gz", ".zst", ".bz2")
 ROWS = 20_000  # copied at once
-
-
-def lists_here(card: SourceCard, folder: Path) -> SourceCard:
-    """Return the card with copies of its lists in ``folder`` in the place of those in a bucket (``s3://…``)."""
-    named = {key: getattr(card, key) for key in ("list", "subset", "uids")}
-    there = {key: url for key, url in named.items() if url and "://" in url}
-    here: dict[str, Any] = {key: fetched(url, folder / key) for key, url in there.items()}
-    return replace(card, **here)
 
 
 def list_files(card: SourceCard) -> Sequence[str]:
@@ -77,78 +66,45 @@ def _format(card: SourceCard, path: str) -> str:
     return SUFFIXES[suffixes[-1]]
 
 
-def relation(card: SourceCard, paths: Sequence[str], scratch: Path, strict: bool = True) -> tuple[str, int]:
+def relation(card: SourceCard, paths: Sequence[str], scratch: Path) -> tuple[str, int]:
     """Return SQL that reads the list, and how many of its lines cannot be read.
 
-    Texts are read by :mod:`filip.sets.tables`, as for `filip data ingest`, into Parquet in ``scratch``. strict: let
-    DuckDB read Parquet itself; it refuses a whole file for one text that is not UTF-8.
+    Texts are read by :mod:`filip.sets.tables`, as for `filip data ingest`, into Parquet in ``scratch``.
     """
     kinds = {_format(card, path) for path in paths}
     if len(kinds) > 1:
         raise UserError(f"one list, one format: {card.list} has {', '.join(sorted(kinds))}")
     kind = kinds.pop()
-    if kind == "parquet" and strict:
+    if kind == "parquet":
         return duckdb_io.parquet(paths), 0
     copies = [scratch / f"{number:05d}.parquet" for number in range(len(paths))]
     broken = sum(_copy(card, Path(path), kind, copy) for path, copy in zip(paths, copies, strict=True))
-    copied = duckdb_io.parquet(copies)
-    return _json_relation(copied, card) if kind in ("json", "jsonl") else copied, broken
+    by_name = ["union_by_name = true"] if kind in ("json", "jsonl") else []  # records of files may have other keys
+    return duckdb_io.parquet(copies, *by_name), broken
 
 
 def _copy(card: SourceCard, path: Path, kind: str, target: Path) -> int:
-    """Write the rows of a list as Parquet, JSON objects as texts; return how many lines cannot be read."""
+    """Write the rows of a list as Parquet, all values as texts; return how many lines cannot be read."""
     table = read_table(path, card.header, card.columns, kind, card.encoding)
     urls = [bool(re.match("https?://", name)) for name in table.names]
     if card.header and not card.columns and kind in ("csv", "tsv") and sorted(urls) == [False, True]:
         # CC3M's and CC12M's lists have no header
         table = read_table(path, False, ["url" if is_url else "caption" for is_url in urls], kind, card.encoding)
-    names = [name or f"column{number}" for number, name in enumerate(table.names)]
-    if kind in ("json", "jsonl"):
-        schema = pa.schema([("json", pa.string())])
-    else:
-        schema = pq.read_schema(path) if kind == "parquet" else pa.schema([(name, pa.string()) for name in names])
+    schema = pa.schema([(name or f"column{number}", pa.string()) for number, name in enumerate(table.names)])
     broken = 0
     with pq.ParquetWriter(target, schema) as writer:
         while rows := list(islice(table.rows, ROWS)):
             records = [row[1] for row in rows if not isinstance(row, Broken)]
             broken += len(rows) - len(records)
-            if kind in ("json", "jsonl"):
-                columns: list[list[Any]] = [[json.dumps(record) for record in records]]
-            elif kind == "parquet":
-                columns = [[record[name] for record in records] for name in table.names]
-            else:
-                columns = [[record[name] or None for record in records] for name in table.names]
+            columns = [[_text(record.get(name)) for record in records] for name in table.names]
             arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
             writer.write_batch(pa.record_batch(arrays, schema=schema))
     return broken
 
 
-def _json_relation(copied: str, card: SourceCard) -> str:
-    """Return SQL of JSON objects, which are texts in the column ``json``, with the keys of them all.
-
-    DuckDB's read_json guesses keys and types from the first lines: later keys vanish, and after many captions like
-    "2014-05-12" all others are not dates and become NULL.
-    """
-    lines = f"(SELECT TRY_CAST(json AS JSON) AS json FROM {copied})"
-    con = duckdb.connect()
-    grouped = f"SELECT json_group_structure(json) FROM {lines} WHERE json_type(json) = 'OBJECT'"
-    try:
-        structure = json.loads(con.sql(grouped).fetchall()[0][0] or "{}")
-    except RecursionError as error:
-        raise UserError(f"{card.list} has a line of JSON that is nested too deeply to be a row") from error
-    con.close()
-    if not isinstance(structure, dict):
-        raise UserError(f"{card.list} is no list of records with a URL each: its records have nothing in common")
-    texts = {card.url_column, card.caption_column, *card.caption_columns}
-    columns = []
-    for key, kind in structure.items():
-        pointer = "/" + key.replace("~", "~0").replace("/", "~1")
-        value = f"json_extract(json, {duckdb_io.sql_literal(pointer)})"
-        if key in texts or kind == "VARCHAR":  # a title may be 1984 in one line
-            value = f"CASE json_type({value}) WHEN 'NULL' THEN NULL ELSE {value} ->> '$' END"
-        elif isinstance(kind, str) and kind != "JSON":
-            value = f"TRY_CAST({value} AS {'BIGINT' if 'INT' in kind else kind})"
-        elif kind == ["VARCHAR"]:
-            value = f"TRY_CAST({value} AS VARCHAR[])"
-        columns.append(f"{value} AS {duckdb_io.sql_identifier(key)}")
-    return f"(SELECT {', '.join(columns) or 'NULL AS nothing'} FROM {lines})"
+def _text(value: Any) -> str | None:
+    """Return a value as text, without lone surrogates, which Parquet does not hold; None for an empty one."""
+    if value is None or value == "":
+        return None
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text.replace("\0", " ").encode("utf-8", "replace").decode()

@@ -4,8 +4,8 @@
       records: {path: sugar_crepe, split: test, annotations: data/add_att.json, images: val2017, image: filename,
                 positive: caption, negative: negative_caption}
 
-The table may be JSON, JSON lines, CSV, TSV, Parquet, or a data set that ``datasets`` saved. Images with captions are
-read as :mod:`filip.eval.formats.captions` reads them. Options:
+The table may be JSON, JSON lines, CSV, TSV or Parquet. Images with captions are read as
+:mod:`filip.eval.formats.captions` reads them. Options:
 
     annotations       the table below ``path``; left out: ``path`` is the table itself
     images            folder of the images below ``path``; left out: the table's folder
@@ -59,20 +59,14 @@ def open_set(card: BenchmarkCard, root: str | Path) -> EvalSet:
     place = Path(root) / card.path
     if card.kind == "retrieval":
         return captions.Captions(place, card.split, **{key: options[key] for key in OF_CAPTIONS if key in options})
-    return RecordSet(place, card.split, card.kind, options)
+    return RecordSet(place, card.kind, options)
 
 
 class Records:
-    """The rows of a table by number, each a dict, in the order of the file.
+    """The rows of a table by number, each a dict, in the order of the file; account: the lines that cannot be read."""
 
-    names: of the classes, where the source numbers its labels and has their names. account: the lines
-    that cannot be read.
-    """
-
-    def __init__(
-        self, count: int, row: Callable[[int], dict[str, Any]], columns: Sequence[str], names: list[str] | None = None
-    ):
-        self.count, self._row, self.columns, self.names, self.account = count, row, list(columns), names, Account()
+    def __init__(self, count: int, row: Callable[[int], dict[str, Any]], columns: Sequence[str]):
+        self.count, self._row, self.columns, self.account = count, row, list(columns), Account()
 
     def __len__(self) -> int:
         return self.count
@@ -81,19 +75,14 @@ class Records:
         return self._row(index)
 
 
-def read_records(place: Path, split: str = "test") -> Records:
-    """Read the rows of a file (by its suffix) or of a folder of Hugging Face's ``datasets``.
+def read_records(place: Path) -> Records:
+    """Read the rows of a file. A JSON file is a list of objects, or an object of objects (SugarCrepe's form).
 
-    split: the one to read of a folder with several. A JSON file is a list of objects, or an object of
-    objects (SugarCrepe's form).
     Raises UserError for a file that is not there, cannot be read, or has no rows.
     """
-    if place.is_dir():
-        rows = _hugging_face(place, split)
-    elif not place.is_file():
+    if not place.is_file():
         raise UserError(nothing_at(place, "give a table of annotations"))
-    else:
-        rows = _parquet(place) if place.suffix == ".parquet" else _of_table(place)
+    rows = _parquet(place) if place.suffix == ".parquet" else _of_table(place)
     if not len(rows):
         raise UserError(f"{place} has no rows" + (f": {left}" if (left := rows.account.line()) else ""))
     return rows
@@ -125,35 +114,16 @@ def _parquet(place: Path) -> Records:
     return Records(table.num_rows, lambda index: table.slice(index, 1).to_pylist()[0], table.column_names)
 
 
-def _hugging_face(folder: Path, split: str) -> Records:
-    try:
-        from datasets import DatasetDict, Image, load_from_disk
-    except ImportError as error:
-        raise UserError(f"{folder} needs `pip install datasets`") from error
-    if not any((folder / name).is_file() for name in ("dataset_info.json", "dataset_dict.json")):
-        raise UserError(f"{folder} is not a folder of Hugging Face's datasets (save_to_disk writes one)")
-    data: Any = load_from_disk(str(folder))
-    if isinstance(data, DatasetDict):
-        if split not in data:
-            raise UserError(f"{folder} has no split {split!r}; it has {', '.join(data)}")
-        data = data[split]
-    for name, feature in list(data.features.items()):
-        if isinstance(feature, Image):
-            data = data.cast_column(name, Image(decode=False))  # its bytes, decoded when the sample is asked for
-    label = next((name for name in LABEL_COLUMNS if name in data.column_names), None)
-    return Records(len(data), data.__getitem__, data.column_names, getattr(data.features.get(label), "names", None))
-
-
 class RecordSet(EvalSet):
     """A set in a table, a sample for each row; a line on stderr names the rows that are left out, and why.
 
     place: the table, or the folder of ``annotations``; kind: the card's kind; options: see the module.
     """
 
-    def __init__(self, place: Path, split: str, kind: str, options: dict[str, Any]):
+    def __init__(self, place: Path, kind: str, options: dict[str, Any]):
         self.options, self.kind, self.classes = options, kind, None
         table = place / options["annotations"] if "annotations" in options else place
-        self.rows = read_records(table, split)
+        self.rows = read_records(table)
         self.root = os.path.abspath((place if place.is_dir() else place.parent) / options.get("images", ""))
         name = f"{options.get('prefix', '')}{{}}{options.get('suffix', '')}"
         self.reading = Reading(table, image_column=options.get("image"), image_name=name)
@@ -172,7 +142,8 @@ class RecordSet(EvalSet):
         if left := account.line():
             say(f"{table}: {len(self.numbers):,} rows; left out: {left}")
         if kind == "classification":
-            self._read_labels()
+            self.classes = sorted({str(self.rows[number][self.label]) for number in self.numbers})
+            self.number = {name: number for number, name in enumerate(self.classes)}
 
     def _check_columns(self, table: Path) -> None:
         """Raise UserError for an option that names a column which is not there."""
@@ -201,14 +172,6 @@ class RecordSet(EvalSet):
             return "no_label" if row.get(self.label) in (None, "") else None
         return None if all(self._choices(row)) else "no_caption"
 
-    def _read_labels(self) -> None:
-        if self.rows.names:
-            self.classes = list(self.rows.names)
-            self.number: dict[Any, int] = {number: number for number in range(len(self.classes))}
-            return
-        self.classes = sorted({str(self.rows[number][self.label]) for number in self.numbers})
-        self.number = {name: number for number, name in enumerate(self.classes)}
-
     def __len__(self) -> int:
         return len(self.numbers)
 
@@ -218,8 +181,7 @@ class RecordSet(EvalSet):
         name = self._name(row, number)
         shown = _shown(self._picture(row), row, self.options.get("crop"))
         if self.kind == "classification":
-            value = row[self.label]
-            return Sample(name, label=self.number[value if self.rows.names else str(value)], image=shown)
+            return Sample(name, label=self.number[str(row[self.label])], image=shown)
         true, false = self._choices(row)
         category = str(row[self.options["category"]]) if "category" in self.options else ""
         # Several rows may show one image: the number makes the key unique, the name is the cluster.

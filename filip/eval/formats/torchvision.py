@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,33 +15,10 @@ def open_set(card: BenchmarkCard, root: str | Path) -> EvalSet:
     return TorchvisionSet(Path(root) / card.path, card.split, card.layout.options, card.name)
 
 
-def _split(data_set: Callable[..., Any], folder: Path, split: str) -> Any:
-    return data_set(str(folder), split=split)
-
-
-def _train_flag(data_set: Callable[..., Any], folder: Path, split: str) -> Any:
-    return data_set(str(folder), train=split == "train")
-
-
-def _whole(data_set: Callable[..., Any], folder: Path, split: str) -> Any:
-    return data_set(str(folder))  # these have no separate splits
-
-
-# How each reader is given the split.
-READERS: dict[str, Callable[..., Any]] = {
-    "CIFAR10": _train_flag,
-    "CIFAR100": _train_flag,
-    "Caltech101": _whole,
-    "StanfordCars": _split,
-    "Flowers102": _split,
-    "Food101": _split,
-    "SUN397": _whole,
-    "DTD": _split,
-    "FGVCAircraft": _split,
-    "OxfordIIITPet": _split,
-    "EuroSAT": _whole,
-    "ImageNet": _split,
-}
+# How each reader is given the split: by its name, by `train`, or not at all.
+NAMED = ("StanfordCars", "Flowers102", "Food101", "DTD", "FGVCAircraft", "OxfordIIITPet", "ImageNet")
+FLAGGED = ("CIFAR10", "CIFAR100")
+WHOLE = ("Caltech101", "SUN397", "EuroSAT")
 
 
 class TorchvisionSet(EvalSet):
@@ -56,16 +32,21 @@ class TorchvisionSet(EvalSet):
         from torchvision import datasets
 
         kind = str(options.get("dataset"))
-        if kind not in READERS:
-            raise UserError(f"card {name}: dataset {kind!r} is not one of {', '.join(sorted(READERS))}")
+        if kind not in (*NAMED, *FLAGGED, *WHOLE):
+            known = ", ".join(sorted((*NAMED, *FLAGGED, *WHOLE)))
+            raise UserError(f"card {name}: dataset {kind!r} is not one of {known}")
+        given: dict[str, Any] = {"split": split} if kind in NAMED else {}
+        given |= {"train": split == "train"} if kind in FLAGGED else {}
         try:
-            self.data = READERS[kind](getattr(datasets, kind), folder, split)
+            self.data = getattr(datasets, kind)(str(folder), **given)
         except (RuntimeError, FileNotFoundError, ValueError) as error:
             raise UserError(
                 f"torchvision finds no {kind} below {folder}: {error} (nothing is downloaded here; put the "
                 "official files there, see the card's homepage)"
             ) from error
-        self.classes = _class_names(kind, self.data)
+        # position = label; ImageNet's words are ambiguous, WordNet ids are not
+        names = {"ImageNet": "wnids", "Caltech101": "categories"}.get(kind, "classes")
+        self.classes = [str(one) for one in getattr(self.data, names)]
         self.chosen: list[int] = list(range(len(self.data)))
         if partition := options.get("partition"):
             self.chosen = _in_partition(self.data, folder, str(partition))
@@ -76,15 +57,6 @@ class TorchvisionSet(EvalSet):
     def __getitem__(self, index: int) -> Sample:
         image, label = self.data[self.chosen[index]]
         return Sample(str(self.chosen[index]), to_rgb(upright(image)), int(label))
-
-
-def _class_names(kind: str, data: Any) -> list[str]:
-    """Return the raw class names; position = label."""
-    if kind == "ImageNet":
-        return list(data.wnids)  # words are ambiguous, WordNet ids are not
-    if kind == "Caltech101":
-        return list(data.categories)
-    return [str(name) for name in data.classes]
 
 
 def _in_partition(data: Any, folder: Path, partition: str) -> list[int]:
