@@ -16,7 +16,6 @@ from typing import Any
 
 from filip.cli.option import check_given
 from filip.common.errors import UserError
-from filip.loading.config import Source
 from filip.study import resolve
 from filip.study.benchmarks import check_evaluation_options
 from filip.study.checks import check_accuracy_of
@@ -25,7 +24,7 @@ from workflow.launch import Launch, wait_for_earlier_jobs
 
 ROOT = Path(__file__).resolve().parent.parent
 PORTS = 1000  # ports from launch.master_port on
-FILIP340M = 340_000_000  # pairs
+MEMORY_OF_A_RANK = 12_000  # MB of its host; at 340 million pairs 8 ranks of base or large, 6 workers each, hold 65 GB
 NEVER = 10**9  # steps between evaluations: one comes at the end
 SIGNAL = "--signal=USR1@600"  # ten minutes before the time limit a training saves, and its job goes back into the queue
 
@@ -216,31 +215,14 @@ class WorkflowStudy(StudyEvaluations):
         run = run or str(wildcards[0])
         launch = self.launch(run)
         if launch.launcher == "srun":
-            resources = {"mpi": "srun", "tasks_per_node": launch.ranks_per_node, "tasks_per_gpu": 0}
+            memory = MEMORY_OF_A_RANK * launch.ranks_per_node
+            resources = {"mpi": "srun", "tasks_per_node": launch.ranks_per_node, "tasks_per_gpu": 0, "mem_mb": memory}
             waits = wait_for_earlier_jobs(run) if submits() else ""
             extra = [SIGNAL, launch.resources.get("slurm_extra", ""), waits]
-            if name == "mem_mb" and name not in launch.resources:
-                return self.node_memory(run)
             resources |= launch.resources | {"slurm_extra": " ".join(filter(None, extra))}
         else:
             resources = {"gpu": launch.local_gpus, **launch.resources}
         return {"nodes": launch.nodes, **resources}[name]
-
-    def node_memory(self, run: str) -> int:
-        """Return the megabytes of main memory that a training's node needs, as ``filip train plan`` adds it up."""
-        from filip.train.plan import host_memory, to_ask_for
-
-        launch, training = self.launch(run), self.training(run)
-        config = self.resolved(run)
-        model = self.resolved(training["from"]).model if training["from"] else config.model
-        sources = [Source(f"{self.data_dir}/{source}") for source in training["sources"]]
-        config = replace(config, model=model, data=replace(config.data, sources=sources))
-        lists = [self.source_cards[source].expected_count for source in training["sources"]]
-        counts = [count for count in lists if count is not None]
-        # a list without a known length is taken to be as long as the paper's
-        pairs = sum(counts) if len(counts) == len(lists) else max(FILIP340M, sum(counts))
-        gpu = launch.accelerator != "cpu"
-        return to_ask_for(host_memory(config, launch.world_size, launch.ranks_per_node, pairs, gpu))
 
     @property
     def evaluates_on_gpus(self) -> bool:

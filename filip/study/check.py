@@ -5,7 +5,6 @@ filip study check base                       # workflow/config/base.yaml; a path
 
 from __future__ import annotations
 
-import copy
 import re
 import shutil
 import subprocess
@@ -15,7 +14,6 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 from filip.cli.command import MISSING, option, run_command
 from filip.cli.extras import how_to_install
@@ -36,7 +34,6 @@ KINDS = {
     "benchmarks": ("evaluate",),
     "disk": ("download", "download_part", "ingest"),
     "GPUs": ("pretrain", "fine_tune", "efficiency"),
-    "loader": ("pretrain", "fine_tune"),
 }  # fmt: skip
 ASKS_FOR = 30.0  # seconds for an answer of the scheduler
 
@@ -56,7 +53,7 @@ class Check:
 
 
 def main(config: Check) -> None:
-    """Print the needs of a study that this machine lacks: lists, engines, extras, benchmarks, disk, GPUs, loader."""
+    """Print the needs of a study that this machine lacks: lists, engines, extras, benchmarks, disk, GPUs."""
     named = Path("workflow/config", f"{config.study}.yaml")
     study = load_study(named if named.is_file() else config.study)
     check_evaluation_options(study.config)
@@ -111,7 +108,6 @@ def findings(study: Study, kinds: Collection[str] = tuple(KINDS)) -> list[Findin
         "benchmarks": lambda: _benchmarks(study, cards),
         "disk": lambda: _disk(study, open_),
         "GPUs": lambda: _gpus(study),
-        "loader": lambda: _loader(study),
     }
     return [finding for kind in kinds for finding in looks[kind]()]
 
@@ -266,23 +262,6 @@ def _gpus(study: Study) -> Iterator[Finding]:
         nodes = max(launch.get("nodes", 1) for launch in on_slurm)
         gres = any("gpu" in str(launch.get("resources", {}).get("gres", "")) for launch in on_slurm)
         yield from _slurm(nodes, gres)
-
-
-def _loader(study: Study) -> Iterator[Finding]:
-    from filip.train.plan import GPUS, loader_needs
-
-    alike: dict[str, tuple[Any, list[str]]] = {}
-    for name in study.trained:
-        config = copy.deepcopy(study.resolved(name))  # others have the same object
-        if study.launch_settings(name).get("accelerator") != "cpu" and config.data.feature_cache is None:
-            if start := study.training(name)["from"]:
-                config.model = copy.deepcopy(study.resolved(start).model)
-            config.model.image.image_size = config.image_size or config.model.image.image_size
-            alike.setdefault(repr((config.model, config.data, config.precision)), (config, []))[1].append(name)
-    for config, names in alike.values():
-        sentence, enough = loader_needs(config, GPUS["h100"])
-        if not enough:
-            yield Finding("loader", f"{', '.join(names)}: on H100s the loader {sentence}", stops=False)
 
 
 def _slurm(nodes: int, gres: bool) -> Iterator[Finding]:

@@ -83,14 +83,11 @@ def train_alone(config: TrainConfig, ranks: Ranks) -> None:
         sys.exit(STOPPED_BY_SIGNAL)
     run = open_run(config, ranks, batching, model, loss, loader, schedule, manifests, stop)
     progress.print_banner(run)
-    # DeepSpeed's Muon compiles its update, which takes minutes and a C++ compiler on a CPU
-    eager = ranks.device.type == "cpu" and not config.compile
     try:
-        with torch.compiler.set_stance("force_eager" if eager else "default"):
-            batches = chain.from_iterable(repeat(run.loader))
-            stop.promise = "saving at the next step boundary"
-            while not run.is_over:
-                take_step(run, batches)
+        batches = chain.from_iterable(repeat(run.loader))
+        stop.promise = "saving at the next step boundary"
+        while not run.is_over:
+            take_step(run, batches)
         run.alarm.begins("the end")
         finish(run)
     except MachineError:

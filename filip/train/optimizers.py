@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import AdamW, Optimizer
 
 from filip.cli.option import option
@@ -65,64 +65,6 @@ def _fuse(optimizer: Optimizer, *_: Any) -> None:
         group["fused"] = True
 
 
-def _muon(groups: Groups, o: OptimizerConfig) -> Optimizer:
-    """Return DeepSpeed's Muon for the matrices of linear layers, with our AdamW for everything else.
-
-    DeepSpeed's AdamW passes over the embeddings ten times, which takes longer than to orthogonalise all matrices.
-
-    An update of Muon has a root mean square of 1 / sqrt(columns). Multiplied by 0.2 sqrt(columns) (Liu et al., 2025)
-    it is as large as one of AdamW, so that both halves follow the one learning rate.
-    """
-    from deepspeed.runtime.zero.muon.muon_optimizer import MuonWithAuxAdam
-
-    halves = []
-    for group in groups:
-        by_columns: dict[int, list[Tensor]] = {}
-        for parameter in group["params"]:
-            is_matrix = group["name"].startswith("decay") and parameter.ndim == 2
-            parameter.use_muon = is_matrix  # read by DeepSpeed
-            by_columns.setdefault(parameter.shape[1] if is_matrix else 0, []).append(parameter)
-        for columns, parameters in by_columns.items():
-            half = {**group, "params": parameters, "use_muon": columns > 0}
-            if columns:
-                scale = 0.2 * math.sqrt(columns)
-                half["lr_factor"] *= scale
-                half["weight_decay"] /= scale  # it is multiplied by the learning rate
-            else:
-                half |= {"betas": (0.9, 0.999), "eps": 1e-8}
-            halves.append(half)
-    optimizer: Optimizer = MuonWithAuxAdam(halves, adam_optimizer=lambda aux: _adamw(aux, o))
-    optimizer.register_step_pre_hook(lambda optimizer, *_: _compile_as(optimizer, "force_eager"))
-    optimizer.register_step_post_hook(lambda optimizer, *_: _compile_as(optimizer, "default"))
-    return optimizer
-
-
-def _compile_as(optimizer: Optimizer, stance: str) -> None:
-    """Set whether DeepSpeed's kernels of Muon run compiled, on CPUs, where its step makes whole matrices orthogonal.
-
-    Compiling them asks for a C++ compiler and takes 9 s at the start, to save 2 ms a step. (ZeRO calls them elsewhere.)
-    """
-    weights = [weight for group in optimizer.param_groups if group["use_muon"] for weight in group["params"]]
-    if weights and all(weight.device.type == "cpu" and weight.ndim == 2 for weight in weights):
-        torch.compiler.set_stance(stance)
-
-
-def _check_muon(settings: dict[str, Any]) -> None:
-    """Refuse the DeepSpeed settings that do not go with its Muon."""
-    if clipping := settings["gradient_clipping"]:
-        raise UserError(
-            f"gradient_clipping={clipping} does not go with optimizer.name=muon: DeepSpeed clips after Muon has made "
-            "every matrix orthogonal, so by a norm that no longer is the gradient's; write 0.0 in the DeepSpeed file, "
-            "or choose optimizer.name=adamw"
-        )
-    zero = settings.get("zero_optimization", {})
-    if zero.get("stage") == 3 and zero.get("reduce_scatter", True):
-        raise UserError(
-            "zero_stage=3 does not go with optimizer.name=muon, which DeepSpeed refuses there unless the DeepSpeed "
-            "file has reduce_scatter: false; choose zero_stage 1 or 2, or engine=ddp"
-        )
-
-
 AVERAGE = "average"  # key of the averaged weights in the optimiser's state, which ZeRO partitions and saves
 
 
@@ -156,13 +98,12 @@ OPTIMIZERS: dict[str, OptimizerKind] = {
         _lamb, 8, attach=bind_lamb, check_settings=check_deepspeed_settings, norms=Lamb.norms, skips_on_device=True
     ),
     "adamw": OptimizerKind(_adamw, state_bytes=8, skips_on_device=True),
-    "muon": OptimizerKind(_muon, state_bytes=8, check_settings=_check_muon),  # 4 for its matrices
 }
 
 
 @dataclass
 class OptimizerConfig:
-    """LAMB as in the implementation that the paper names, AdamW or Muon; moments decay by 0.9 and 0.999."""
+    """LAMB as in the implementation that the paper names, or AdamW; moments decay by 0.9 and 0.999."""
 
     name: str = option("lamb", "optimiser", choices=OPTIMIZERS)
     base_lr: float = option(6e-3, "per 512 pairs: peak LR = base_lr * sqrt(global batch / 512)", above=0)
