@@ -19,9 +19,8 @@ sys.path.insert(0, CHECKOUT)
 os.environ.update(PYTHONPATH=os.pathsep.join(filter(None, [CHECKOUT, os.getenv("PYTHONPATH")])))
 from filip.common.errors import UserError
 from filip.common.progress import say
-from workflow.evaluation import edited
 from workflow.gpus import visible
-from workflow.study import WorkflowStudy
+from workflow.study import WorkflowStudy, edited
 
 if "study" not in config:
 

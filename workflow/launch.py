@@ -10,7 +10,7 @@ import shlex
 import shutil
 import subprocess
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +22,14 @@ class Launch:
     """The way in which one training command is started: by what, on how many ranks, with which resources."""
 
     launcher: str
-    nodes: int
     ranks_per_node: int
-    accelerator: str | None
-    hostfile: str | None
-    master_port: int
     cpus_per_rank: int
-    side_by_side: int
-    resources: dict[str, Any]
+    nodes: int = 1
+    accelerator: str | None = None
+    hostfile: str | None = None
+    master_port: int = 29500
+    side_by_side: int = 1
+    resources: dict[str, Any] = field(default_factory=dict)
 
     @property
     def world_size(self) -> int:

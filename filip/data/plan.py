@@ -24,17 +24,14 @@ def translation_jobs(shards: int) -> int:
     return min(-(-shards // SHARDS_PER_TRANSLATION), MOST_TRANSLATIONS)
 
 
-def disk_bytes(card: SourceCard, rows: int, local_tars: bool = True) -> float:
-    """Return the bytes that a source of so many rows takes at its fullest: all that stays, and one stage's scratch.
-
-    local_tars: whether the tars with the images are on this disk, too.
-    """
+def disk_bytes(card: SourceCard, rows: int) -> float:
+    """Return the bytes that a source of so many rows takes at its fullest: all that stays, and one stage's scratch."""
     images = math.ceil(rows * (card.download.normal_success_rate or 1.0))
     shards = -(-rows // card.download.samples_per_shard)
     pivots = len(card.back_translation.pivots) if card.back_translation else 0
     translations = pivots * images * card.back_translation.share if card.back_translation else 0
     stays: float = rows * (LISTED + DESCRIBED) + images * (INDEXED + SIDECAR + JOINED)
-    stays += translations * (TRANSLATED + ACCEPTED) + shards * 500 + (images * (IMAGE + IN_TAR) if local_tars else 0)
+    stays += translations * (TRANSLATED + ACCEPTED) + shards * 500 + images * (IMAGE + IN_TAR)
     scratch = [rows * SCRATCH_RULES, images * SCRATCH_TRANSLATE + translations * SCRATCH_JUDGE]
     if card.images is None:
         stays += rows * LISTED

@@ -28,11 +28,11 @@ from filip.study.study import Study, load_study
 # Kinds of needs, and the rules of the workflow that have them.
 KINDS = {
     "lists": ("url_list", "ingest"),
-    "download": ("download", "download_part"),
+    "download": ("download",),
     "engines": ("translate", "translate_part"),
     "extras": ("url_list", "ingest", "pretrain", "fine_tune", "efficiency"),
     "benchmarks": ("evaluate",),
-    "disk": ("download", "download_part", "ingest"),
+    "disk": ("download", "ingest"),
     "GPUs": ("pretrain", "fine_tune", "efficiency"),
 }  # fmt: skip
 ASKS_FOR = 30.0  # seconds for an answer of the scheduler
@@ -199,8 +199,8 @@ def absent_packages(extra: str) -> list[str]:
 def _benchmarks(study: Study, cards: dict[str, SourceCard]) -> Iterator[Finding]:
     if any(card.built_by for card in cards.values()):
         return  # they are made with the corpus
-    root, loaders = Path(study.evaluation["root"]), study.evaluation.get("loaders", {})
-    places = {name: card_of(study.evaluation, name, loaders.get(name)).path for name in study.all_benchmarks}
+    root = Path(study.evaluation["root"])
+    places = {name: card_of(study.evaluation, name).path for name in study.all_benchmarks}
     made = tuple(f"{study.data_dir}/{source}/" for source in study.sources)  # by the study, before its evaluations
     absent = [
         f"{name} ({place})"
@@ -226,7 +226,7 @@ def _disk(study: Study, cards: dict[str, SourceCard]) -> Iterator[Finding]:
         if card.expected_count is None:
             unknown += [] if card.built_by else [source]
             continue
-        needs += disk_bytes(card, card.expected_count, local_tars=not study.config.get("tars"))
+        needs += disk_bytes(card, card.expected_count)
     if needs > free or unknown:
         more = f", and that of {', '.join(unknown)}, whose cards state no expected_count" if unknown else ""
         yield Finding(

@@ -111,9 +111,6 @@ def _check_runs(config: dict[str, Any]) -> None:
     for name in config.get("peers", {}):
         if name in trained:
             _refuse(f"peers.{name}", "a run has that name; choose another")
-    for run, members in config.get("replicas", {}).items():
-        for name in (run, *members):
-            _known(f"replicas.{run}", name, trained)
 
 
 def _check_search(config: dict[str, Any]) -> None:

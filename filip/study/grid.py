@@ -17,7 +17,7 @@ def combinations(settings: Settings) -> list[dict[str, str]]:
 
 def with_seeds(config: dict[str, Any]) -> dict[str, Any]:
     """Write ``seeds: 3`` out: each run once more with seed 1 and 2, averaged into its row of every table."""
-    runs, replicas = dict(config["runs"]), dict(config.get("replicas", {}))
+    runs, replicas = dict(config["runs"]), dict[str, list[str]]()
     for name, settings in config["runs"].items():
         for seed in range(1, config.get("seeds", 1)):
             member = f"{name}_s{seed}"

@@ -9,7 +9,7 @@ from filip.common.errors import UserError
 from filip.data.cards import SourceCard
 from filip.data.plan import disk_bytes
 from filip.eval.encoders import backends
-from filip.study import Study, check
+from filip.study import check
 from filip.study.checks import check_config
 from workflow.study import ROOT, WorkflowStudy
 
@@ -106,7 +106,6 @@ def test_a_batch_that_its_ranks_cannot_share_is_refused_before_any_job(study: st
             "eval.overrides.retrieval: .* no option 'out' that a study may set",
         ),
         ({"overrides": {"zeroshot": []}}, "eval.overrides"),
-        ({"loaders": {"cifar10": "torchvision"}}, "eval.loaders.cifar10: no protocol of the study evaluates that card"),
     ],
 )
 def test_an_unknown_option_of_an_evaluation_is_refused(demo: dict, change: dict, message: str, tmp_path: Path) -> None:
@@ -124,22 +123,5 @@ def test_a_peer_may_be_of_any_kind_that_the_evaluation_loads(demo: dict, prefix:
     assert WorkflowStudy(demo).peers["theirs"]["model"] == f"{prefix}:some/where"
 
 
-def test_a_bucket_takes_no_local_disk_and_its_lists_are_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    card = {"title": "T", "list": "s3://bucket/list.parquet", "expected_count": 10**9}
-    (tmp_path / "far.yaml").write_text(yaml.safe_dump(card))
-    study = yaml.safe_load((ROOT / "workflow/config/one_gpu.yaml").read_text())
-    study |= {"sources": [str(tmp_path / "far.yaml")], "data_dir": str(tmp_path)}
-
-    def taken() -> float:
-        (finding,) = check.findings(Study(study), ["lists", "disk"])
-        number, unit = finding.text.partition("about ")[2].split()[:2]
-        return float(number) * {"GB": 1, "TB": 1000}[unit.rstrip(",.")]
-
-    here = taken()
-    study["tars"] = "s3://bucket/tars"
-    assert taken() < here / 10
-
-
 def test_340_million_images_take_what_their_bytes_and_their_tars_do() -> None:
     assert 340e6 * 25_000 == 8.5e12 < disk_bytes(SourceCard("web"), 340_000_000) < 1.05e13
-    assert disk_bytes(SourceCard("web"), 340_000_000, local_tars=False) < 5e11

@@ -49,34 +49,11 @@ rule text_rules:
         " funnel={output.funnel:q} processes={threads} threads={threads} memory={params.memory:q} > {log:q} 2>&1"
 
 
-# One part of the download, into a folder that all parts fill. On a cluster each is a job on a separate node.
-rule download_part:
-    input:
-        kept=f"{DATA}/{{source}}/kept.parquet",
-    output:
-        touch(f"{DATA}/{{source}}/downloaded/{{part}}-of-{{parts}}.done"),
-    params:
-        card="data/{source}.yaml",
-        settings=lambda wildcards: STUDY.settings(wildcards.source, "download"),
-        given=STUDY.download_settings(),
-        shards=f"{DATA}/{{source}}/shards",
-        tars=lambda wildcards: STUDY.tars_of(wildcards.source),
-    log:
-        f"{RESULTS}/logs/download_part/{{source}}-{{part}}-of-{{parts}}.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/download_part/{{source}}-{{part}}-of-{{parts}}.tsv"
-    threads: STUDY.data_threads
-    shell:
-        "python -m filip.data.download source={params.card:q} list={input.kept:q} out={params.shards:q}"
-        " part={wildcards.part}/{wildcards.parts} {params.given:q} {params.tars} > {log:q} 2>&1"
-
-
-# Tries again what failed and accounts for all. Its result says how many shards there are, and thereby how many jobs share the translation.
+# Its result says how many shards there are, and thereby how many jobs share the translation.
 checkpoint download:
     input:
         kept=f"{DATA}/{{source}}/kept.parquet",
         corpus=lambda wildcards: STUDY.built_list(wildcards.source),
-        parts=lambda wildcards: STUDY.download_parts(wildcards.source),
     output:
         funnel=f"{DATA}/{{source}}/funnel/download.json",
     params:
@@ -87,7 +64,6 @@ checkpoint download:
         # its consumer fails, Snakemake 9 waits forever for the service to end.
         while_served=lambda wildcards: STUDY.while_served(wildcards.source),
         shards=f"{DATA}/{{source}}/shards",
-        tars=lambda wildcards: STUDY.tars_of(wildcards.source),
     wildcard_constraints:
         source=STUDY.pattern(with_images=False),
     log:
@@ -97,7 +73,7 @@ checkpoint download:
     threads: STUDY.data_threads
     shell:
         "{params.while_served}python -m filip.data.download source={params.card:q} list={input.kept:q}"
-        " out={params.shards:q} funnel={output.funnel:q} {params.given:q} {params.tars} > {log:q} 2>&1"
+        " out={params.shards:q} funnel={output.funnel:q} {params.given:q} > {log:q} 2>&1"
 
 
 # For a source that has its images, in place of the three rules above. Like the download, it says how many shards there are.
@@ -114,7 +90,6 @@ checkpoint ingest:
         card="data/{source}.yaml",
         settings=lambda wildcards: STUDY.settings(wildcards.source, "ingest"),
         state=lambda wildcards: STUDY.images_state(wildcards.source),
-        tars=lambda wildcards: STUDY.tars_of(wildcards.source),
         images=lambda wildcards: f"images={STUDY.images(wildcards.source)}",
         shards=f"{DATA}/{{source}}/shards",
     wildcard_constraints:
@@ -127,7 +102,7 @@ checkpoint ingest:
     shell:
         "python -m filip.data.ingest source={params.card:q} {params.images:q} out={params.shards:q} list={output.list:q}"
         " kept={output.kept:q} text_funnel={output.texts:q} funnel={output.funnel:q}"
-        " {params.tars} processes={threads} threads={threads} memory={params.memory:q} > {log:q} 2>&1"
+        " processes={threads} threads={threads} memory={params.memory:q} > {log:q} 2>&1"
 
 
 # What is to be translated, once for all parts.
