@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from filip.common.citations import FILIP, SIGLIP
-from filip.train.losses import pooled, token_wise
+from filip.train.losses.similarity import pooled_memory, token_wise_memory, token_wise_similarity
 from filip.train.losses.term import LossInput, Term, TermOutput
 from late_interaction import distributed_pooled_similarity
 from late_interaction.packing import accumulation_dtype
@@ -35,7 +35,7 @@ def compute(batch: LossInput) -> TermOutput:
 
 def compute_token_wise(batch: LossInput) -> TermOutput:
     """Compute the mean of the sigmoid losses over s^I and over s^T."""
-    similarity, metrics = batch.once("token_wise", token_wise.token_wise_similarity)
+    similarity, metrics = batch.once("token_wise", token_wise_similarity)
     i2t, t2i = (sigmoid_of(batch, matrix, "token_wise_sigmoid_bias") for matrix in (similarity.i2t, similarity.t2i.T))
     halves = {"loss/i2t": i2t.loss, "loss/t2i": t2i.loss, "accuracy/i2t": i2t.accuracy, "accuracy/t2i": t2i.accuracy}
     return TermOutput((i2t.loss + t2i.loss) / 2, halves | metrics | _bias(batch, "token_wise_sigmoid_bias"))
@@ -60,7 +60,7 @@ SIGMOID = Term(
     compute,
     "vectors",
     chance,
-    pooled.memory,
+    pooled_memory,
     "sigmoid of the cosine of [CLS] and [EOS]",
     lambda dim: {"sigmoid_bias": torch.tensor([INITIAL_BIAS])},
     citation=(SIGLIP,),
@@ -69,7 +69,7 @@ TOKEN_WISE_SIGMOID = Term(
     compute_token_wise,
     "tokens",
     chance,
-    token_wise.memory,
+    token_wise_memory,
     "sigmoid of the token-wise maximum similarity",
     lambda dim: {"token_wise_sigmoid_bias": torch.tensor([INITIAL_BIAS])},
     citation=(SIGLIP, FILIP),

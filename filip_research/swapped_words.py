@@ -29,7 +29,7 @@ from filip.models import TextFeatures
 from filip.models.dual_encoder import without_ends
 from filip.text.tokenizer import BOS, EOS, token_texts
 from filip.text.words import FUNCTION_WORDS
-from filip.train.losses import token_wise
+from filip.train.losses.similarity import token_wise_memory, token_wise_similarity
 from filip.train.losses.term import BatchShape, LossInput, LossSettings, Term, TermOutput, sum_of
 from late_interaction import Similarity
 
@@ -48,7 +48,7 @@ def against_altered(batch: LossInput, name: str) -> tuple[TermOutput, Tensor, Te
 
     The metrics hold the share of images that prefer their true caption, and the share of captions that were altered.
     """
-    similarity, metrics = batch.once("token_wise", token_wise.token_wise_similarity)
+    similarity, metrics = batch.once("token_wise", token_wise_similarity)
     altered = batch.encoded.further
     assert altered is not None, "the encoder was given no altered captions"
     if batch.settings.model.exclude_special_tokens:
@@ -111,7 +111,7 @@ def chance(pairs: int) -> float:
 
 def memory(shape: BatchShape) -> float:
     """Return the bytes of token_wise, own swapped tokens with gradients, and own pairs' similarities twice."""
-    return token_wise.memory(shape) + shape.pairs * shape.words * 8 * (shape.dim + shape.patches)
+    return token_wise_memory(shape) + shape.pairs * shape.words * 8 * (shape.dim + shape.patches)
 
 
 _TRIES = 8  # words that are drawn for a caption before it goes without

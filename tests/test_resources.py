@@ -11,7 +11,7 @@ from filip.eval.cards import load_card
 from filip.eval.prompts import load_ensemble
 from filip.report.tables import load_published
 from filip.train.config import TrainConfig
-from filip.train.deepspeed_settings import settings_path
+from filip.train.engine import settings_path
 
 
 @pytest.fixture

@@ -105,7 +105,7 @@ print(*found.i2t.shape, *found.t2i.shape, len(model.align({str(tmp_path / "image
 
     plan = run(python, "-m", "filip.train.plan", "experiment=demo", "gpus=2", cwd=empty)
     assert "parameters" in plan and "reduction buffer" in plan
-    find = "from filip.train.deepspeed_settings import settings_path; from filip.train.config import TrainConfig; "
+    find = "from filip.train.engine import settings_path; from filip.train.config import TrainConfig; "
     settings = run(
         python, "-c", f"{find}print(settings_path(TrainConfig(zero_stage=3, precision='fp16')).is_file())", cwd=empty
     )

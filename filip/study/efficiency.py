@@ -35,14 +35,13 @@ from filip.common.files import write_json
 from filip.common.progress import Progress, say
 from filip.models import Encoded, TextFeatures, build_model
 from filip.study import load_study
-from filip.train.adapters import adapt
 from filip.train.config import TrainConfig
-from filip.train.deepspeed_settings import settle_precision
-from filip.train.engine import Engine, make_engine, resolve_batching, to_device
+from filip.train.engine import Engine, make_engine, resolve_batching, settle_precision, to_device
 from filip.train.losses import Loss, resolve_weights
 from filip.train.losses.term import transport_dtype
 from filip.train.provenance import commit
 from filip.train.ranks import Ranks, raise_together, start_ranks
+from filip.train.warm_start import adapt
 from late_interaction import late_interaction, select_tokens
 
 MB = 2**20

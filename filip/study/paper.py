@@ -15,7 +15,7 @@ from filip.cli.command import run_command
 from filip.data.cards import load_source
 from filip.models import build_model
 from filip.study.study import Study, load_study
-from filip.train.deepspeed_settings import read_settings, settings_path
+from filip.train.engine import read_settings, settings_path
 from filip.train.losses import resolve_weights
 from filip.train.optimizers import make_optimizer
 from filip.train.provenance import flat

@@ -22,13 +22,9 @@ from filip.models import DualEncoder, build_model, read_extra, save_model
 from filip.models.weights import TOKENIZER
 from filip.runs.saved_files import BEST, LoopState
 from filip.runs.source import FACTS, facts_of, merged
-from filip.train import progress
-from filip.train.adapters import adapt
 from filip.train.checkpoint import choose_checkpoint, continue_from, prepare_folder, saved_precision, training_hash
 from filip.train.config import TrainConfig
-from filip.train.deepspeed_settings import settle_precision
-from filip.train.engine import Batching, gather_to_main, make_engine, resolve_batching
-from filip.train.feature_cache import fill
+from filip.train.engine import Batching, gather_to_main, make_engine, resolve_batching, settle_precision
 from filip.train.job import holding
 from filip.train.launcher_env import STOPPED_BY_SIGNAL, MachineError, OutOfMemoryError
 from filip.train.losses import TERMS, Loss, check_model, resolve_weights, resolved_settings
@@ -36,11 +32,11 @@ from filip.train.optimizers import Schedule, make_schedule
 from filip.train.plan import step_flops
 from filip.train.provenance import code_hash, now, put_in_place, record_finish, record_start, resumable_settings
 from filip.train.ranks import Ranks, StopSignal, barrier, raise_together, start_ranks
-from filip.train.run import Run
+from filip.train.run import Run, data_problems, final_metrics, print_banner, shown_settings
 from filip.train.step import take_step
 from filip.train.telemetry import Telemetry, say
-from filip.train.training_data import fit_to_pairs, read_manifests, training_loader
-from filip.train.warm_start import content_hash, load_initial
+from filip.train.training_data import fill, fit_to_pairs, read_manifests, training_loader
+from filip.train.warm_start import adapt, content_hash, load_initial
 from filip.train.watchdog import Limits, StallAlarm, Watchdog
 
 
@@ -82,7 +78,7 @@ def train_alone(config: TrainConfig, ranks: Ranks) -> None:
         say("stopped by a signal before the first step; feature maps that are finished are kept")
         sys.exit(STOPPED_BY_SIGNAL)
     run = open_run(config, ranks, batching, model, loss, loader, schedule, manifests, stop)
-    progress.print_banner(run)
+    print_banner(run)
     try:
         batches = chain.from_iterable(repeat(run.loader))
         stop.promise = "saving at the next step boundary"
@@ -225,12 +221,12 @@ def finish(run: Run) -> None:
     weights = merged(gather_to_main(run.engine, run.ranks))
     peak = run.ranks.maximum(device.peak_memory_mb(run.ranks.device))
     maps = run.loader.stream.config.feature_maps
-    problems = progress.data_problems(run)
+    problems = data_problems(run)
     median = statistics.median(state.step_seconds) if state.step_seconds else None
     if run.ranks.is_main:
         best = Path(config.run_dir, BEST)
         chosen = read_extra(best)["best"] if config.eval.best is not None and best.is_file() else None
-        final = progress.final_metrics(run.last_record)
+        final = final_metrics(run.last_record)
         result = {
             "run": config.run,
             "config": asdict(config),
@@ -268,7 +264,7 @@ def finish(run: Run) -> None:
         }
         save_model(config.out, run.engine.model, extra, state=load_file(best) if chosen else weights)
         write_json(config.result, result)
-        run.telemetry.hparams(state.step, progress.shown_settings(config), {**final, **run.evaluated})
+        run.telemetry.hparams(state.step, shown_settings(config), {**final, **run.evaluated})
         results = (config.out, config.result)
         record_finish(run.folder, state.step, run.commit, training_hash(state), results, code_hash(config))
         run.telemetry.event(state.step, "done", f"wrote {config.out} and {config.result}")

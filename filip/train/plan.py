@@ -19,14 +19,12 @@ from filip.cli.command import option, run_command
 from filip.common.errors import UserError
 from filip.common.files import readable
 from filip.models import DualEncoder, ModelConfig, build_model
-from filip.train.adapters import adapt, trainable
 from filip.train.config import TrainConfig
-from filip.train.deepspeed_settings import use_precision
-from filip.train.engine import Batching, resolve_batching
+from filip.train.engine import Batching, resolve_batching, use_precision
 from filip.train.losses import TERMS, BatchShape, Loss, resolve_weights
-from filip.train.losses.term import Setting, transport_dtype
-from filip.train.losses.weights import WeightSchedule, parse_weight
+from filip.train.losses.term import Setting, WeightSchedule, parse_weight, transport_dtype
 from filip.train.optimizers import OPTIMIZERS
+from filip.train.warm_start import adapt, trainable
 from late_interaction.token_selection import kept_count
 
 CAPTION_TOKENS = 18  # mean length of a web caption, [BOS] and [EOS] included

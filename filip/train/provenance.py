@@ -21,7 +21,7 @@ from filip.common.device import machine
 from filip.common.files import digest, replacing, sha256_of, write_json
 from filip.runs.saved_files import FINISHED, KEPT
 from filip.train.config import TrainConfig
-from filip.train.deepspeed_settings import read_settings, settings_path
+from filip.train.engine import read_settings, settings_path
 from filip.train.losses import TERMS, resolve_weights
 from filip.train.optimizers import OPTIMIZERS
 

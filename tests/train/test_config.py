@@ -12,8 +12,7 @@ from filip.models import build_model, load_preset
 from filip.resources import shipped
 from filip.study import load_study
 from filip.train.config import PRECISIONS
-from filip.train.deepspeed_settings import checked_settings, use_precision
-from filip.train.engine import Batching, resolve_batching
+from filip.train.engine import Batching, checked_settings, resolve_batching, use_precision
 from filip.train.lamb import Lamb
 from filip.train.optimizers import make_optimizer
 from tests.support.training import compose

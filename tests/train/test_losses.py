@@ -13,7 +13,7 @@ from filip.models import Encoded, PooledFeatures, TextFeatures
 from filip.train import losses
 from filip.train.engine import Batching
 from filip.train.losses import Loss, resolve_weights
-from filip.train.losses.weights import WeightSchedule
+from filip.train.losses.term import WeightSchedule
 from filip.train.plan import count
 from tests.support.training import compose
 

@@ -10,8 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from filip.cli.command import compose_config, run_command
 from filip.models import build_model, load_preset
 from filip.train.engine import resolve_batching
+from filip.train.losses.similarity import packed_memory
 from filip.train.losses.term import SOFTMAX_BYTES, Setting
-from filip.train.losses.token_wise import packed_memory
 from filip.train.plan import (
     GPUS,
     Plan,

@@ -15,7 +15,7 @@ from filip.common import device
 from filip.eval.half_precision import dtype_of, name_of
 from filip.resources import shipped
 from filip.study import resolve
-from filip.train.deepspeed_settings import settle_precision
+from filip.train.engine import settle_precision
 from filip.train.optimizers import make_schedule
 from tests.support.launched_ranks import Ranks
 from tests.support.processes import run_python

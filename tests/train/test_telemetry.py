@@ -10,7 +10,7 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 from filip.models import load_preset
 from filip.train.config import TrainConfig
 from filip.train.plan import CAPTION_TOKENS, encoder_flops
-from filip.train.progress import final_metrics, shown_settings
+from filip.train.run import final_metrics, shown_settings
 from filip.train.telemetry import Telemetry
 from tests.support.launched_ranks import Ranks
 from tests.support.training import compose, records, train_arguments

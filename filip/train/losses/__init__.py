@@ -16,16 +16,20 @@ from torch import Tensor
 
 from filip.common.errors import UserError
 from filip.models import DualEncoder, Encoded
-from filip.train.losses.pooled import POOLED
-from filip.train.losses.term import BatchShape, LossInput, LossSettings, Term, TermOutput, sum_of
-from filip.train.losses.token_wise import TOKEN_WISE
-from filip.train.losses.weights import (
+from filip.train.losses.similarity import POOLED, TOKEN_WISE
+from filip.train.losses.term import (
     WEIGHT,
+    BatchShape,
+    LossInput,
+    LossSettings,
+    Term,
+    TermOutput,
     Weight,
     WeightSchedule,
     check_every_step,
     given_weight,
     parse_weight,
+    sum_of,
     term_settings,
     weight_at,
 )
