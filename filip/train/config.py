@@ -47,11 +47,6 @@ class EvalConfig:
     every_steps: int = option(0, "evaluate every N steps and at the end; 0 = never", at_least=0)
     root: str = option("results/benchmarks", "folder below which the test sets lie")
     data: list[str] = option([], "cards of classification, retrieval or selection, e.g. [cifar10, flickr30k]")
-    best: str | None = option(
-        None,
-        "name of a card of data by which the model is chosen: the result is the one of the evaluation with the best "
-        "score on it, no longer the last; choose by a card that no table shows",
-    )
 
 
 @dataclass

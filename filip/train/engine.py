@@ -31,9 +31,9 @@ from filip.runs.saved_files import DDP_STATES
 from filip.runs.source import load_states, refuse_code
 from filip.train.config import AUTO, DEFAULT_GLOBAL_BATCH, TrainConfig
 from filip.train.losses import Loss
-from filip.train.optimizers import AVERAGE, OPTIMIZERS, make_optimizer, set_lr
+from filip.train.optimizers import OPTIMIZERS, make_optimizer, set_lr
 from filip.train.ranks import Ranks
-from filip.train.zero_layout import let_scale_fall, limit_groups, state_reader, without_builds
+from filip.train.zero_layout import let_scale_fall, limit_groups, without_builds
 
 
 def settings_path(config: TrainConfig) -> Path:
@@ -231,7 +231,7 @@ class Engine(ABC):
 
     @abstractmethod
     def whole_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield each parameter's name and float32 value: its average where the optimiser has one. All ranks call."""
+        """Yield each parameter's name and float32 value. All ranks call."""
 
     @abstractmethod
     def _gradient_norm(self) -> float | None:
@@ -270,14 +270,9 @@ class Engine(ABC):
             group.update(settings)
         self.kind.attach(owner, self.optimizer)
 
-    def set_lr(self, lr: float, step: int) -> None:
+    def set_lr(self, lr: float) -> None:
         self.lr = lr
-        set_lr(self.optimizer.param_groups, lr, step)
-
-    @property
-    def averages(self) -> bool:
-        """Return True if the optimiser's state holds an average of the weights."""
-        return any(AVERAGE in state for state in self.optimizer.state.values())
+        set_lr(self.optimizer.param_groups, lr)
 
     def loss_scale(self) -> float:
         """Return the dynamic loss scale; 1 unless fp16."""
@@ -361,8 +356,7 @@ class DataParallel(Engine):
         return random
 
     def whole_weights(self) -> Iterator[tuple[str, Tensor]]:
-        for name, parameter in self.model.named_parameters():
-            yield name, self.optimizer.state.get(parameter, {}).get(AVERAGE, parameter)
+        yield from self.model.named_parameters()
 
     @property
     def skipped_steps(self) -> int:
@@ -432,10 +426,9 @@ class DeepSpeedEngine(Engine):
         from deepspeed.runtime.zero.partition_parameters import GatheredParameters
         from deepspeed.utils import safe_get_full_fp32_param
 
-        read = state_reader(self.deepspeed, self.optimizer, AVERAGE) if self.averages else safe_get_full_fp32_param
         for name, parameter in self.model.named_parameters():
             if parameter.requires_grad:
-                yield name, read(parameter)
+                yield name, safe_get_full_fp32_param(parameter)
                 continue
             frozen = GatheredParameters([parameter]) if self.zero_stage == 3 else nullcontext()
             with frozen:  # the optimiser has no copy of it
@@ -465,10 +458,7 @@ def make_engine(model: DualEncoder, config: TrainConfig, batching: Batching, pla
 
 
 def gather_to_main(engine: Engine, ranks: Ranks) -> dict[str, Tensor]:
-    """Return the float32 state dict of the model on the first rank, gathered from all ranks; empty elsewhere.
-
-    These are the averaged weights where the training averages them (optimizer.average). All ranks call.
-    """
+    """Return the float32 state dict of the model on the first rank, gathered from all ranks, which all call."""
     state: dict[str, Tensor] = {}
     for name, weight in engine.whole_weights():
         if ranks.is_main:

@@ -12,15 +12,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 
 from filip.common import device
 from filip.common.errors import UserError
 from filip.common.files import disk_error, explained, replacing, write_json
 from filip.loading.loader import PairLoader
-from filip.models import DualEncoder, build_model, read_extra, save_model
+from filip.models import DualEncoder, build_model, save_model
 from filip.models.weights import TOKENIZER
-from filip.runs.saved_files import BEST, LoopState
+from filip.runs.saved_files import LoopState
 from filip.runs.source import FACTS, facts_of, merged
 from filip.train.checkpoint import choose_checkpoint, continue_from, prepare_folder, saved_precision, training_hash
 from filip.train.config import TrainConfig
@@ -66,7 +65,7 @@ def train_alone(config: TrainConfig, ranks: Ranks) -> None:
         manifests = read_manifests(config)
         model = initial_model(config)
         loss = Loss(resolve_weights(config.loss, model.config.interaction), config)
-        if config.eval.every_steps or config.eval.best is not None:
+        if config.eval.every_steps:
             from filip.train.validation import check_evaluation  # reads half of filip.eval
 
             check_evaluation(config.eval)
@@ -224,8 +223,6 @@ def finish(run: Run) -> None:
     problems = data_problems(run)
     median = statistics.median(state.step_seconds) if state.step_seconds else None
     if run.ranks.is_main:
-        best = Path(config.run_dir, BEST)
-        chosen = read_extra(best)["best"] if config.eval.best is not None and best.is_file() else None
         final = final_metrics(run.last_record)
         result = {
             "run": config.run,
@@ -252,17 +249,16 @@ def finish(run: Run) -> None:
             "feature_maps": maps and maps.name,  # which network at which size and precision made them
             "cpu": device.cpu(),
             "started": run.started,
-            "chosen": chosen,
             "finished": now(),
         }
         extra = {
             "run": config.run,
-            "steps": chosen["step"] if chosen else state.step,
+            "steps": state.step,
             "commit": run.commit,
             "final": final,
             FACTS: facts_of(config.out, result),
         }
-        save_model(config.out, run.engine.model, extra, state=load_file(best) if chosen else weights)
+        save_model(config.out, run.engine.model, extra, state=weights)
         write_json(config.result, result)
         run.telemetry.hparams(state.step, shown_settings(config), {**final, **run.evaluated})
         results = (config.out, config.result)

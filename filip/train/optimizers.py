@@ -65,32 +65,12 @@ def _fuse(optimizer: Optimizer, *_: Any) -> None:
         group["fused"] = True
 
 
-AVERAGE = "average"  # key of the averaged weights in the optimiser's state, which ZeRO partitions and saves
-
-
-class AfterStep:
-    """Called after each step of an optimiser: clamp each group to its ``maximum``, and average the weights."""
-
-    def __init__(self, decay: float | None) -> None:
-        self.decay = decay
-
-    @torch.no_grad()
-    def __call__(self, optimizer: Optimizer, *_: Any) -> None:
-        for group in optimizer.param_groups:
-            for weight in group["params"]:
-                if group["maximum"] is not None:
-                    weight.clamp_(max=group["maximum"])
-                if self.decay is None:
-                    continue
-                # in the first steps faster, since it starts at an untrained model
-                decay = min(self.decay, (1 + group["at_step"]) / (10 + group["at_step"]))
-                state, found_inf = optimizer.state[weight], getattr(optimizer, "found_inf", None)
-                if AVERAGE not in state:
-                    state[AVERAGE] = weight.detach().clone()
-                elif found_inf is None:
-                    state[AVERAGE].lerp_(weight.detach(), 1 - decay)
-                else:  # a step that is left out moves no average either
-                    state[AVERAGE].lerp_(weight.detach(), (1 - found_inf) * (1 - decay))
+@torch.no_grad()
+def clamp(optimizer: Optimizer, *_: Any) -> None:
+    """Clamp each group to its ``maximum``, after each step."""
+    for group in optimizer.param_groups:
+        for weight in group["params"] if group["maximum"] is not None else ():
+            weight.clamp_(max=group["maximum"])
 
 
 OPTIMIZERS: dict[str, OptimizerKind] = {
@@ -115,13 +95,6 @@ class OptimizerConfig:
         "step whatever its gradient; the implementation that the paper names does so too, hence 1. Lower it if the "
         "scale jumps",
         above=0,
-    )
-    average: float | None = option(
-        None,
-        "decay per step of an average of the weights, e.g. 0.999, which evaluations, checkpoints' exports and the "
-        "result then hold; (1 + step) / (10 + step) while that is less. null = the weights themselves",
-        above=0,
-        at_most=1,
     )
 
 
@@ -163,19 +136,18 @@ def param_groups(model: DualEncoder, weight_decay: float, temperature_lr_factor:
     ]
 
 
-def set_lr(groups: list[dict[str, Any]], lr: float, step: int) -> None:
-    """Give every group the ``lr`` of ``step``, multiplied by its own factor."""
+def set_lr(groups: list[dict[str, Any]], lr: float) -> None:
+    """Give every group the rate ``lr``, multiplied by its own factor."""
     for group in groups:
         group["lr"] = lr * group["lr_factor"]
-        group["at_step"] = step
 
 
 def make_optimizer(model: DualEncoder, o: OptimizerConfig) -> Optimizer:
     """Make the optimiser that ``o`` names, over the parameter groups."""
     groups = param_groups(model, o.weight_decay, o.temperature_lr_factor)
     optimizer = OPTIMIZERS[o.name].build([group for group in groups if group["params"]], o)
-    optimizer.register_step_post_hook(AfterStep(o.average))
-    set_lr(optimizer.param_groups, o.base_lr, 0)
+    optimizer.register_step_post_hook(clamp)
+    set_lr(optimizer.param_groups, o.base_lr)
     return optimizer
 
 

@@ -180,7 +180,7 @@ def memory_bytes(model: DualEncoder, config: TrainConfig, batching: Batching, ra
 
     Terms hold embeddings with their gradients, and what they count themselves.
     """
-    moments = OPTIMIZERS[config.optimizer.name].state_bytes + 4 * (config.optimizer.average is not None)
+    moments = OPTIMIZERS[config.optimizer.name].state_bytes
     learning = trainable(model)
     frozen = sum(p.numel() for p in model.parameters()) - learning
     sizes = state_bytes(learning, config.precision, config.sharding, ranks, moments, frozen)

@@ -189,8 +189,6 @@ def learning_settings(config: TrainConfig) -> dict[str, Any]:
         settings["deepspeed"] = digest(deepspeed_file(config))
     if config.model.text.tokenizer is not None and Path(config.model.text.tokenizer).is_file():
         settings["model.text.tokenizer"] = sha256_of(config.model.text.tokenizer)
-    if config.eval.best is not None:
-        settings["eval.best"] = [config.eval.best, config.eval.every_steps]
     return settings
 
 

@@ -37,7 +37,7 @@ def take_step(run: Run, batches: Iterator[Batch]) -> None:
     due = (state.step + 1) % config.log_every == 0 or state.step + 1 == run.schedule.steps
     # The schedule waits for steps that fp16's loss scaler discards: at the start they are its search for a scale.
     discarded = engine.skipped_steps if engine.is_fp16 else 0
-    engine.set_lr(run.schedule.at(state.step - discarded), state.step)
+    engine.set_lr(run.schedule.at(state.step - discarded))
     engine.timed, engine.encoding_seconds = due, 0.0
     outputs: list[dict[str, Tensor]] = []
     waited = 0.0
