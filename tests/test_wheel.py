@@ -68,7 +68,6 @@ def test_the_wheel_carries_every_card_and_setting_and_nothing_of_the_repository_
     assert {str(file.relative_to(ROOT)) for file in package} <= inside
     assert {name.partition("/")[0] for name in inside} == {
         "filip",
-        "filip_command.py",
         "filip_demo",
         "filip_research",
         f"filip_pretraining-{filip.__version__}.dist-info",
@@ -126,24 +125,3 @@ def test_the_loss_is_native_without_a_compiler(python: Path, tmp_path: Path, mon
 def test_the_wheel_says_where_an_extra_comes_from(python: Path, wheel: Path, tmp_path: Path) -> None:
     program = "from filip.cli.extras import how_to_install; print(how_to_install('eval'))"
     assert run(python, "-c", program, cwd=tmp_path) == f"pip install 'filip-pretraining[eval] @ {wheel.as_uri()}'\n"
-
-
-def test_the_other_project_of_that_name_is_recognised(python: Path, tmp_path: Path) -> None:
-    """PyPI's `filip`, as pip lays it into the same environment, is recognised: its files replace some of ours."""
-    site = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=tmp_path).strip())
-    kept, other = (site / "filip/__init__.py").read_text(), site / "filip-0.8.1.dist-info"
-    try:
-        (site / "filip/__init__.py").write_text("from filip.config import settings\n")
-        other.mkdir()
-        (other / "METADATA").write_text(
-            "Metadata-Version: 2.1\nName: filip\nVersion: 0.8.1\nSummary: [FI]WARE [Li]brary for [P]ython\n"
-        )
-        done = subprocess.run([python.parent / "filip", "data"], cwd=tmp_path, capture_output=True, text=True)
-    finally:
-        (site / "filip/__init__.py").write_text(kept)
-        shutil.rmtree(other, ignore_errors=True)
-    assert done.returncode == 2 and done.stderr == (
-        "error: another project called filip ([FI]WARE [Li]brary for [P]ython, version 0.8.1) is installed here, and "
-        "its files have the places of this one's: pip uninstall -y filip filip-pretraining, and install this "
-        "project again (docs/installation.md)\n"
-    )

@@ -20,7 +20,6 @@ from filip.common.errors import UserError
 from filip.common.files import digest
 from filip.data.cards import SourceCard, load_source, with_download
 from filip.data.ingest import state_of_images
-from filip.data.plan import translation_jobs
 from filip.eval.families import AUTO, CLIP_PROMPTS, PROMPTS
 from filip.study import Study, resolve
 from filip.study.benchmarks import card_of, check_evaluation_options, evaluation_options
@@ -30,6 +29,8 @@ from workflow.launch import Launch, wait_for_earlier_jobs
 ROOT = Path(__file__).resolve().parent.parent
 PORTS = 1000  # ports from launch.master_port on
 MEMORY_OF_A_RANK = 12_000  # MB of its host; at 340 million pairs 8 ranks of base or large, 6 workers each, hold 65 GB
+SHARDS_PER_TRANSLATION = 8  # shards that each translation job gets ...
+MOST_TRANSLATIONS = 256  # ... but at most so many jobs: each reads the plan that all share
 NEVER = 10**9  # steps between evaluations: one comes at the end
 SIGNAL = "--signal=USR1@600"  # ten minutes before the time limit a training saves, and its job goes back into the queue
 # Each stage writes a funnel fragment: of a list of URLs, and of a source that has its images.
@@ -155,7 +156,7 @@ class WorkflowStudy(Study):
         Empty if one job is enough: rule `translate` then does it all.
         """
         shards = json.loads(Path(stored).read_text())["notes"]["shards"]
-        parts = translation_jobs(shards)
+        parts = min(-(-shards // SHARDS_PER_TRANSLATION), MOST_TRANSLATIONS)
         folder = f"{self.data_dir}/{source}/translated"
         return [f"{folder}/{part}-of-{parts}.done" for part in range(parts)] if parts > 1 else []
 

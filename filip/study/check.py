@@ -12,16 +12,14 @@ import sys
 import textwrap
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
 from filip.cli.command import MISSING, option, run_command
-from filip.cli.extras import how_to_install
+from filip.cli.extras import PROJECT, how_to_install
 from filip.common.errors import UserError
-from filip.common.files import readable
 from filip.data.cards import SourceCard, load_source, with_download
 from filip.data.engines import engine_class
-from filip.data.plan import disk_bytes
 from filip.study.benchmarks import card_of, check_evaluation_options
 from filip.study.study import Study, load_study
 
@@ -32,7 +30,6 @@ KINDS = {
     "engines": ("translate", "translate_part"),
     "extras": ("url_list", "ingest", "pretrain", "fine_tune", "efficiency"),
     "benchmarks": ("evaluate",),
-    "disk": ("download", "ingest"),
     "GPUs": ("pretrain", "fine_tune", "efficiency"),
 }  # fmt: skip
 ASKS_FOR = 30.0  # seconds for an answer of the scheduler
@@ -40,7 +37,7 @@ ASKS_FOR = 30.0  # seconds for an answer of the scheduler
 
 @dataclass(frozen=True)
 class Finding:
-    """A thing that is missing. stops: a job would fail for it; otherwise cells stay empty, or it is an estimate."""
+    """A thing that is missing. stops: a job would fail for it; otherwise cells stay empty."""
 
     kind: str
     text: str
@@ -53,7 +50,7 @@ class Check:
 
 
 def main(config: Check) -> None:
-    """Print the needs of a study that this machine lacks: lists, engines, extras, benchmarks, disk, GPUs."""
+    """Print the needs of a study that this machine lacks: lists, engines, extras, benchmarks, GPUs."""
     named = Path("workflow/config", f"{config.study}.yaml")
     study = load_study(named if named.is_file() else config.study)
     check_evaluation_options(study.config)
@@ -106,7 +103,6 @@ def findings(study: Study, kinds: Collection[str] = tuple(KINDS)) -> list[Findin
         "engines": lambda: _engines(open_),
         "extras": lambda: _extras(study, open_),
         "benchmarks": lambda: _benchmarks(study, cards),
-        "disk": lambda: _disk(study, open_),
         "GPUs": lambda: _gpus(study),
     }
     return [finding for kind in kinds for finding in looks[kind]()]
@@ -181,11 +177,12 @@ def _extras(study: Study, cards: dict[str, SourceCard]) -> Iterator[Finding]:
 
 def absent_packages(extra: str) -> list[str]:
     """Return the packages of an extra of this project that are not installed, without extras inside it."""
-    from filip_command import this_project
-
-    project = this_project()
+    try:
+        required = requires(PROJECT) or []
+    except PackageNotFoundError:  # only on Python's path
+        required = []
     absent = []
-    for line in (project.requires or []) if project else []:
+    for line in required:
         requirement, _, marker = line.partition(";")
         name = re.split(r"[^\w.-]", requirement.strip(), maxsplit=1)[0]
         if re.search(rf"extra == ['\"]{extra}['\"]", marker) and "python_version" not in marker:
@@ -215,24 +212,6 @@ def _benchmarks(study: Study, cards: dict[str, SourceCard]) -> Iterator[Finding]
             f"{len(absent)} of {len(places)} are not below {root}: {', '.join(absent)}. {effect}; docs/evaluation.md "
             "says how to obtain each",
             stops=not per_card,
-        )
-
-
-def _disk(study: Study, cards: dict[str, SourceCard]) -> Iterator[Finding]:
-    place = Path(study.data_dir).absolute()
-    free = shutil.disk_usage(next(folder for folder in (place, *place.parents) if folder.exists())).free
-    needs, unknown = 0.0, []
-    for source, card in cards.items():
-        if card.expected_count is None:
-            unknown += [] if card.built_by else [source]
-            continue
-        needs += disk_bytes(card, card.expected_count)
-    if needs > free or unknown:
-        more = f", and that of {', '.join(unknown)}, whose cards state no expected_count" if unknown else ""
-        yield Finding(
-            "disk",
-            f"{readable(free)} are free for {study.data_dir}; the sources take about {readable(needs)}{more}",
-            stops=False,
         )
 
 

@@ -123,7 +123,7 @@ def settle_precision(config: TrainConfig, ranks: Ranks, saved: str | None = None
             )
         sentence = (
             f"warning: precision=bf16, and this {ranks.device.type} only emulates it: convolutions take "
-            f"{device.bf16_slowdown(ranks.device):.0f} times as long as in fp32 (measured now); use precision=auto"
+            "many times as long as in fp32; use precision=auto"
         )
     return sentence
 

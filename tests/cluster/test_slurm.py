@@ -73,7 +73,7 @@ class Submitted:
 
 def submit(slurm: OneHostSlurm, folder: Path, behaviour: str, nodes: int = 2, ranks_per_node: int = 2) -> Submitted:
     """Submit the launch line of a study as Snakemake's job step runs it, with the stub and its behaviour."""
-    launch = Launch("srun", nodes, ranks_per_node, None, None, 29500, 1, 1, {})
+    launch = Launch("srun", ranks_per_node, cpus_per_rank=1, nodes=nodes)
     command = launch.command()
     assert command.endswith("python -m filip.train")
     command = command.removesuffix("-m filip.train") + f"{STUB} {behaviour} {folder}"

@@ -152,7 +152,7 @@ def test_auto_is_settled_for_all_ranks(places: tuple[str, ...], saved: str | Non
     assert config.precision == settled and settled in sentence
 
 
-def test_an_explicit_bf16_without_hardware_is_a_warning_with_a_measured_factor(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_explicit_bf16_without_hardware_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device, "_cpu_multiplies_bf16", lambda: False)
     config = deepcopy(resolve("experiment=demo", "precision=bf16"))
     sentence = settle_precision(config, ranks())  # type: ignore[arg-type]
