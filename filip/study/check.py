@@ -5,18 +5,14 @@ filip study check base                       # workflow/config/base.yaml; a path
 
 from __future__ import annotations
 
-import re
 import shutil
-import subprocess
 import sys
 import textwrap
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
 from filip.cli.command import MISSING, option, run_command
-from filip.cli.extras import PROJECT, how_to_install
 from filip.common.errors import UserError
 from filip.data.cards import SourceCard, load_source, with_download
 from filip.data.engines import engine_class
@@ -28,11 +24,9 @@ KINDS = {
     "lists": ("url_list", "ingest"),
     "download": ("download",),
     "engines": ("translate", "translate_part"),
-    "extras": ("url_list", "ingest", "pretrain", "fine_tune", "efficiency"),
     "benchmarks": ("evaluate",),
     "GPUs": ("pretrain", "fine_tune", "efficiency"),
 }  # fmt: skip
-ASKS_FOR = 30.0  # seconds for an answer of the scheduler
 
 
 @dataclass(frozen=True)
@@ -50,7 +44,7 @@ class Check:
 
 
 def main(config: Check) -> None:
-    """Print the needs of a study that this machine lacks: lists, engines, extras, benchmarks, GPUs."""
+    """Print the needs of a study that this machine lacks: lists, engines, benchmarks, GPUs."""
     named = Path("workflow/config", f"{config.study}.yaml")
     study = load_study(named if named.is_file() else config.study)
     check_evaluation_options(study.config)
@@ -101,7 +95,6 @@ def findings(study: Study, kinds: Collection[str] = tuple(KINDS)) -> list[Findin
         "lists": lambda: _lists(study, open_),
         "download": lambda: _download(study, open_),
         "engines": lambda: _engines(open_),
-        "extras": lambda: _extras(study, open_),
         "benchmarks": lambda: _benchmarks(study, cards),
         "GPUs": lambda: _gpus(study),
     }
@@ -159,40 +152,6 @@ def _engines(cards: dict[str, SourceCard]) -> Iterator[Finding]:
             yield Finding("engines", f"{', '.join(sources)}, captions through '{pivot}': {absent}")
 
 
-def _extras(study: Study, cards: dict[str, SourceCard]) -> Iterator[Finding]:
-    launchers = {study.launch_settings(name)["launcher"] for name in study.trained}
-    tuned = [study.resolved(name).warm_start for name in study.trained]
-    extras = {
-        "data": bool(cards),
-        "demo": any(card.built_by for card in cards.values()),
-        **dict.fromkeys(("train", "eval", "report", "workflow"), True),
-        "slurm": "srun" in launchers,
-        "export": "export" in study.config,
-        "lora": any("lora" in (start.image, start.text) for start in tuned),
-    }
-    for extra, needed in extras.items():
-        if needed and (absent := absent_packages(extra)):
-            yield Finding("extras", f"{', '.join(absent)} of the extra '{extra}': {how_to_install(extra)}")
-
-
-def absent_packages(extra: str) -> list[str]:
-    """Return the packages of an extra of this project that are not installed, without extras inside it."""
-    try:
-        required = requires(PROJECT) or []
-    except PackageNotFoundError:  # only on Python's path
-        required = []
-    absent = []
-    for line in required:
-        requirement, _, marker = line.partition(";")
-        name = re.split(r"[^\w.-]", requirement.strip(), maxsplit=1)[0]
-        if re.search(rf"extra == ['\"]{extra}['\"]", marker) and "python_version" not in marker:
-            try:
-                version(name)
-            except PackageNotFoundError:
-                absent.append(name)
-    return absent
-
-
 def _benchmarks(study: Study, cards: dict[str, SourceCard]) -> Iterator[Finding]:
     if any(card.built_by for card in cards.values()):
         return  # they are made with the corpus
@@ -237,28 +196,10 @@ def _gpus(study: Study) -> Iterator[Finding]:
     for number in range(min(ranks, torch.cuda.device_count())):
         if why := why_no_kernels(torch.device("cuda", number)):
             yield Finding("GPUs", why)
-    if on_slurm:
-        nodes = max(launch.get("nodes", 1) for launch in on_slurm)
-        gres = any("gpu" in str(launch.get("resources", {}).get("gres", "")) for launch in on_slurm)
-        yield from _slurm(nodes, gres)
-
-
-def _slurm(nodes: int, gres: bool) -> Iterator[Finding]:
-    if shutil.which("sbatch") is None:
+    if on_slurm and shutil.which("sbatch") is None:
         yield Finding(
             "GPUs", "launch.launcher is srun, and there is no sbatch here: run it on a login node of a cluster"
         )
-        return
-    try:
-        command = ["sinfo", "-h", "-N", "-o", "%N %G"]
-        listed = subprocess.run(command, capture_output=True, text=True, timeout=ASKS_FOR, check=True).stdout
-    except (subprocess.SubprocessError, OSError):
-        yield Finding("GPUs", f"sinfo gives no answer within {ASKS_FOR:.0f} s, so the nodes are unknown", stops=False)
-        return
-    able = {line.split()[0] for line in listed.splitlines() if not gres or "gpu" in line}
-    if len(able) < nodes:
-        kind = "nodes with GPUs" if gres else "nodes"
-        yield Finding("GPUs", f"launch.nodes={nodes}, and sinfo lists {len(able)} {kind}", stops=False)
 
 
 if __name__ == "__main__":

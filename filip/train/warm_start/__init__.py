@@ -23,7 +23,6 @@ from filip.cli.extras import how_to_install
 from filip.cli.option import option
 from filip.common.errors import UserError
 from filip.common.files import digest, nothing_at, sha256_of
-from filip.common.hub import hub_asked
 from filip.models import DualEncoder, ModelConfig, load_model
 from filip.models.config import INTERACTIONS
 from filip.runs.source import ADAPTER_SCALE
@@ -85,15 +84,13 @@ def load_initial(init_from: str, config: ModelConfig) -> DualEncoder:
         from filip.eval.encoders import converted
 
         return converted(init_from)  # type: ignore[no-any-return]
-    parts = [name, *name.split(":")]
-    with hub_asked(local=any(part == WHEEL or Path(part).exists() for part in parts)):
-        if prefix == "timm":
-            from filip.train.warm_start.timm import from_timm
+    if prefix == "timm":
+        from filip.train.warm_start.timm import from_timm
 
-            return from_timm(name, config)
-        from filip.train.warm_start.open_clip import from_open_clip
+        return from_timm(name, config)
+    from filip.train.warm_start.open_clip import from_open_clip
 
-        return from_open_clip(name, config)
+    return from_open_clip(name, config)
 
 
 def content_hash(init_from: str) -> str:
