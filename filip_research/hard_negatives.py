@@ -14,7 +14,6 @@ constants are unknown to us.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -67,7 +66,6 @@ def memory(shape: BatchShape) -> float:
 HARD_NEGATIVES = Term(
     compute,
     "tokens and vectors",
-    math.log,
     memory,
     "token-wise similarity with a margin for similar captions",
     settings=Margin,

@@ -10,7 +10,6 @@ open_clip's ``SigLipLoss`` counts the own pair alone as positive.
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -51,15 +50,9 @@ def _bias(batch: LossInput, name: str) -> dict[str, Tensor]:
     return {"optimizer/logit_bias": batch.parameters[name].mean()}
 
 
-def chance(pairs: int) -> float:
-    """Return the loss if every pair is answered with the share of positives, 1 / ``pairs``: about log(pairs) + 1."""
-    return math.log(pairs) - (pairs - 1) * math.log1p(-1 / pairs) if pairs > 1 else 0.0
-
-
 SIGMOID = Term(
     compute,
     "vectors",
-    chance,
     pooled_memory,
     "sigmoid of the cosine of [CLS] and [EOS]",
     lambda dim: {"sigmoid_bias": torch.tensor([INITIAL_BIAS])},
@@ -68,7 +61,6 @@ SIGMOID = Term(
 TOKEN_WISE_SIGMOID = Term(
     compute_token_wise,
     "tokens",
-    chance,
     token_wise_memory,
     "sigmoid of the token-wise maximum similarity",
     lambda dim: {"token_wise_sigmoid_bias": torch.tensor([INITIAL_BIAS])},

@@ -12,7 +12,6 @@ order. Images without a noun to exchange have no such term.
 
 from __future__ import annotations
 
-import math
 import random
 from collections import defaultdict
 from collections.abc import Mapping
@@ -104,11 +103,6 @@ def check(settings: LossSettings) -> None:
             )
 
 
-def chance(pairs: int) -> float:
-    """Return the loss for one caption of ``pairs`` + 1 for an image, and one image of ``pairs`` for a caption."""
-    return (math.log(pairs + 1) + math.log(pairs)) / 2
-
-
 def memory(shape: BatchShape) -> float:
     """Return the bytes of token_wise, own swapped tokens with gradients, and own pairs' similarities twice."""
     return token_wise_memory(shape) + shape.pairs * shape.words * 8 * (shape.dim + shape.patches)
@@ -177,7 +171,6 @@ def is_content() -> Tensor:
 SWAPPED_WORDS = Term(
     compute,
     "tokens",
-    chance,
     memory,
     "token-wise similarity against own captions with one noun exchanged, too",
     check=check,

@@ -206,7 +206,7 @@ def open_run(
         schedule,
         state,
         telemetry,
-        Watchdog(batching.global_batch, config.precision == "fp16", limits),
+        Watchdog(config.precision == "fp16", limits),
         StallAlarm(f"rank {ranks.rank}", say, limits),
         stop,
         step_flops(model.config, config, batching),

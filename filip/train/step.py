@@ -178,7 +178,6 @@ def report(run: Run, read: list[float], due: bool) -> None:
                 logit_scale=scale,
                 loss_scale=taken.loss_scale,
                 skipped=skipped > 0,
-                chance_loss=run.loss.chance(run.batching.global_batch, taken.step - 1),
                 seconds=seconds,
                 data_wait=taken.data_wait,
                 own_wait=taken.own_wait,

@@ -104,10 +104,6 @@ class Loss:
             metrics |= {f"{name}{ending}": value for name, value in output.metrics.items()}
         return metrics
 
-    def chance(self, pairs: int, step: int = 0) -> float:
-        """Return the loss of a model that knows nothing, in a contrastive batch of ``pairs``."""
-        return sum(weight * TERMS[name].chance(pairs) for name, weight in self.weights_at(step).items())
-
     def parameters(self, model: DualEncoder) -> dict[str, Tensor]:
         """Return what the terms learn apart from the towers: ``model``'s values, or those to start from."""
         initial: dict[str, Tensor] = {}

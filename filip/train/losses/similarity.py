@@ -16,8 +16,6 @@ stable with this term added.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -141,7 +139,7 @@ def packed_memory(s: Setting, exchange: str = "gather") -> float:
     return maps + SOFTMAX_BYTES * pairs + remote + min(s.tile_bytes, 4 * pairs * s.n1 * s.n2)
 
 
-TOKEN_WISE = Term(token_wise, "tokens", math.log, token_wise_memory, "token-wise maximum similarity", citation=(FILIP,))
+TOKEN_WISE = Term(token_wise, "tokens", token_wise_memory, "token-wise maximum similarity", citation=(FILIP,))
 
 
 def pooled(batch: LossInput) -> TermOutput:
@@ -156,4 +154,4 @@ def pooled_memory(shape: BatchShape) -> float:
     return shape.pairs * 2 * shape.dim * 8 + gathered + SOFTMAX_BYTES * step.local * step.global_batch
 
 
-POOLED = Term(pooled, "vectors", math.log, pooled_memory, "cosine of [CLS] and [EOS]", citation=(CLIP,))
+POOLED = Term(pooled, "vectors", pooled_memory, "cosine of [CLS] and [EOS]", citation=(CLIP,))

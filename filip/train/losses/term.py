@@ -306,7 +306,6 @@ class Term:
 
     compute    this rank's share: the mean over ranks is the loss of one process that holds the whole batch
     features   its input: "tokens", "vectors" or "tokens and vectors"
-    chance     its value for a model that knows nothing, from the number of pairs in the contrastive batch
     memory     bytes of embeddings, their gradients and whatever the term allocates, on one rank
     about      for the log
     parameters learned by the term in addition to the towers: initial values, each [1, ...], by names that no other
@@ -323,7 +322,6 @@ class Term:
 
     compute: Callable[[LossInput], TermOutput]
     features: str
-    chance: Callable[[int], float]
     memory: Callable[[BatchShape], float]
     about: str
     parameters: Callable[[int], dict[str, Tensor]] = no_parameters
