@@ -13,7 +13,7 @@ import pytest
 
 from filip.common.errors import UserError
 from filip.train import job
-from filip.train.job import Attempt, attempts, first_error, last_failure, requeue_job, supervise
+from filip.train.job import Attempt, attempts, first_error, last_failure, supervise
 from filip.train.launcher_env import LOST_CONTACT
 
 
@@ -229,11 +229,6 @@ def test_a_disk_without_locks_is_told(tmp_path: Path, requeues: list[bool], monk
     monkeypatch.setattr(fcntl, "flock", refuse)  # as Lustre mounted without -o flock
     assert run(tmp_path, requeues, "exit 0") == 0
     assert "has no locks (flock: Function not implemented)" in (tmp_path / "rule.log").read_text()
-
-
-def test_outside_of_a_slurm_job_nothing_is_requeued(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
-    assert "SLURM_JOB_ID is not set" in str(requeue_job())
 
 
 def test_lines_that_a_power_cut_has_torn_are_left_out(tmp_path: Path) -> None:

@@ -23,8 +23,6 @@ from filip.train.plan import (
     report,
     state_bytes,
 )
-from late_interaction import tiled
-from late_interaction.packing import Tokens
 from tests.support.launched_ranks import Ranks, environment
 from tests.support.processes import run_python
 from tests.support.training import kept_by_autograd
@@ -118,13 +116,6 @@ def test_encoders_take_the_flops_that_torch_counts(name: str, interaction: str) 
     patches = 3 * 2 * model.image.grid[0] * model.image.grid[1] * 3 * model.image.width
     no_gradient_of_pixels = patches * model.image.patch_size[0] * model.image.patch_size[1]
     assert backward.get_total_flops() == 2 * planned - no_gradient_of_pixels
-
-
-def test_scoring_takes_one_product_of_all_tokens() -> None:
-    image, text = torch.randn(4, 5, 16), torch.randn(12 * 7, 16)
-    with FlopCounterMode(display=False) as counter:
-        tiled.forward(Tokens(image, text, [7] * 12))
-    assert counter.get_total_flops() == 2 * 4 * 12 * 5 * 7 * 16
 
 
 def test_memory_of_the_loss() -> None:

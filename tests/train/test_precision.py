@@ -128,14 +128,6 @@ def test_a_cpu_that_is_told_to_be_avx2_has_no_bf16() -> None:
     assert result.stdout.strip() == "fp32"
 
 
-def test_a_cpu_multiplies_bf16_only_with_the_instructions_for_it() -> None:
-    flags = Path("/proc/cpuinfo").read_text().split()
-    if not {"avx512_bf16", "amx_bf16"} & set(flags):
-        assert not device.multiplies_bf16(torch.device("cpu"))
-    elif "ONEDNN_MAX_CPU_ISA" not in os.environ:
-        assert device.multiplies_bf16(torch.device("cpu"))
-
-
 @pytest.mark.parametrize(
     ("places", "saved", "settled"),
     [
