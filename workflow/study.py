@@ -211,14 +211,11 @@ class WorkflowStudy(Study):
         ]
 
     def evaluation_while_training(self, run: str) -> list[str]:
-        """Return the overrides by which a training measures recall: a trial at its end, a run while it learns."""
-        if run in self.trials:
-            card, every = self.config["search"]["card"], NEVER
-        elif run in self.runs and self.curve:
-            card, every = self.curve["card"], self.curve["every_steps"]
-        else:
+        """Return the overrides by which a trial measures its recall at its end; none for another training."""
+        if run not in self.trials:
             return []
-        return [f"eval.every_steps={every}", f"eval.data=[eval/{card}.yaml]", f"eval.root={self.evaluation['root']}"]
+        card = self.config["search"]["card"]
+        return [f"eval.every_steps={NEVER}", f"eval.data=[eval/{card}.yaml]", f"eval.root={self.evaluation['root']}"]
 
     def chosen(self, run: str) -> list[str]:
         """Return the file with the best values of a run's search, which end the command of its training; [] if none."""

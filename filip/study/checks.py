@@ -26,7 +26,7 @@ NOT_COMPARED = (
     *("data.shuffle_window_shards", "data.reader_groups"),
     *("optimizer.base_lr", "model.init_temperature"),
 )
-WITH_A_CARD = ("alignment", "explorer", "curve", "search")  # keys that name one benchmark
+WITH_A_CARD = ("alignment", "explorer", "search")  # keys that name one benchmark
 
 
 def check_config(config: dict[str, Any]) -> dict[str, Any]:

@@ -46,10 +46,6 @@ class OptimizerKind:
     skips_on_device: bool = False
 
 
-def _lamb(groups: Groups, o: OptimizerConfig) -> Optimizer:
-    return Lamb(groups, o.base_lr, weight_decay=o.weight_decay)
-
-
 def _adamw(groups: Groups, o: OptimizerConfig) -> Optimizer:
     adamw = AdamW(groups, o.base_lr, weight_decay=o.weight_decay)
     adamw.register_step_pre_hook(_fuse)
@@ -75,7 +71,12 @@ def clamp(optimizer: Optimizer, *_: Any) -> None:
 
 OPTIMIZERS: dict[str, OptimizerKind] = {
     "lamb": OptimizerKind(
-        _lamb, 8, attach=bind_lamb, check_settings=check_deepspeed_settings, norms=Lamb.norms, skips_on_device=True
+        lambda groups, o: Lamb(groups, o.base_lr, weight_decay=o.weight_decay),
+        8,
+        attach=bind_lamb,
+        check_settings=check_deepspeed_settings,
+        norms=Lamb.norms,
+        skips_on_device=True,
     ),
     "adamw": OptimizerKind(_adamw, state_bytes=8, skips_on_device=True),
 }

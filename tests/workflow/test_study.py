@@ -169,14 +169,6 @@ def test_a_search_trains_each_run_with_every_value_and_seed_and_no_table_shows_i
     assert study.train_inputs("filip_s1")["chosen"] == study.chosen("filip")
 
 
-def test_runs_measure_a_curve_while_they_learn_on_test_sets_that_are_there_first(demo: dict) -> None:
-    demo["curve"] = {"card": "demo_scenes_new", "every_steps": 50}
-    study = WorkflowStudy(demo)
-    assert {"eval.every_steps=50", "eval.data=[eval/demo_scenes_new.yaml]"} <= set(study.train_arguments("clip"))
-    assert study.train_inputs("clip")["corpus"] == ["results/demo/corpus/corpus.json"]
-    assert "corpus" not in study.train_inputs("clip_ft")
-
-
 def test_studies_that_share_data_share_the_corpus_next_to_it(demo: dict) -> None:
     demo |= {"study": "other", "data_dir": "results/demo/data"}
     assert Study(demo).corpus == "results/demo/corpus"

@@ -291,15 +291,6 @@ def sum_of(losses: list[Tensor]) -> Tensor:
     return total
 
 
-def no_parameters(dim: int) -> dict[str, Tensor]:
-    """Return nothing: the term learns nothing."""
-    return {}
-
-
-def no_conditions(settings: LossSettings) -> None:
-    """Accept every training configuration."""
-
-
 @dataclass(frozen=True)
 class Term:
     """One summand of the loss.
@@ -324,9 +315,9 @@ class Term:
     features: str
     memory: Callable[[BatchShape], float]
     about: str
-    parameters: Callable[[int], dict[str, Tensor]] = no_parameters
+    parameters: Callable[[int], dict[str, Tensor]] = lambda dim: {}
     settings: type | None = None
-    check: Callable[[LossSettings], None] = no_conditions
+    check: Callable[[LossSettings], None] = lambda settings: None
     captions: Callable[[Mapping[str, Any], str], tuple[Tensor, Tensor]] | None = None
     clip_words: bool = False
     citation: tuple[str, ...] = ()
