@@ -13,7 +13,6 @@ import pytest
 
 import filip
 from filip.eval.cards import load_card
-from late_interaction.native_build import why_not_here
 from tests.eval.miniature import picture, write_model, write_webdataset
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -110,16 +109,6 @@ print(*found.i2t.shape, *found.t2i.shape, len(model.align({str(tmp_path / "image
     )
     assert settings.splitlines()[-1] == "True"
     assert list(empty.iterdir()) == []
-
-
-@pytest.mark.skipif(bool(why_not_here()), reason="the wheel has no kernels without a C++ compiler")
-def test_the_loss_is_native_without_a_compiler(python: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", "")
-    monkeypatch.setenv("LATE_INTERACTION_CACHE", str(tmp_path / "cache"))
-    example = (ROOT / "late-interaction/example.py").read_text()
-    assert example in (ROOT / "late-interaction/README.md").read_text()
-    ask = "from late_interaction.backends import choose_backend\nprint(choose_backend(patches, 11).__name__)"
-    assert run(python, "-c", example + ask, cwd=tmp_path) == "late_interaction.native\n"
 
 
 def test_the_wheel_says_where_an_extra_comes_from(python: Path, wheel: Path, tmp_path: Path) -> None:

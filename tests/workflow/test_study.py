@@ -9,7 +9,7 @@ import yaml
 
 from filip.cli.command import run_command
 from filip.common.errors import UserError
-from filip.study import PROTOCOLS, Study, check, load_study, resolve
+from filip.study import Study, check, load_study, resolve
 from filip.study.search import Search, main
 from workflow.study import ROOT, WorkflowStudy
 
@@ -22,14 +22,6 @@ def test_every_study_passes_its_own_checks_and_composes_every_training(path: Pat
     assert study.name == path.stem
     for run in [*study.trained, *study.efficiency]:
         assert study.run_dir(run).startswith(f"results/{study.name}/runs/{run}-")
-
-
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
-def test_every_card_that_the_rules_wait_for_exists(path: Path) -> None:
-    study = WorkflowStudy(yaml.safe_load(path.read_text()))
-    cards = [f"data/{source}.yaml" for source in study.sources] + study.report_cards()
-    cards += [card for protocol in PROTOCOLS for card in study.cards(protocol)]
-    assert cards and all((ROOT / card).is_file() for card in cards)
 
 
 @pytest.mark.parametrize(("study", "gpus"), [("base", 128), ("large", 192)])
