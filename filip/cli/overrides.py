@@ -93,10 +93,6 @@ def _refuse_bare(schema: type, words: Sequence[str]) -> None:
         if dashed:
             value = dashed[2] or (f"={following}" if following and not re.match(r"-|\w*=", following) else "=VALUE")
             name = dashed[1].replace("-", "_")
-            if len(name) == 1:  # -n 3
-                kind = int if value[1:].isdecimal() else str
-                fitting = [key for key in _keys(schema) if (_declared(schema, key) or (None,))[0] is kind]
-                name = next((key for key in fitting if key.startswith(name)), next(iter(fitting), name))
             near = [] if name in _keys(schema) else nearest(name, _keys(schema))
             hint = f"; did you mean {near[0]}{value}?" if near else ""
             raise UserError(f"{argument}: options are written without dashes, {name}{value}{hint} (see --help)")

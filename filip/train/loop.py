@@ -16,6 +16,7 @@ import torch
 from filip.common import device
 from filip.common.errors import UserError
 from filip.common.files import disk_error, explained, replacing, write_json
+from filip.data.shard_set import manifest_hash
 from filip.loading.loader import PairLoader
 from filip.models import DualEncoder, build_model, save_model
 from filip.models.weights import TOKENIZER
@@ -29,12 +30,20 @@ from filip.train.launcher_env import STOPPED_BY_SIGNAL, MachineError, OutOfMemor
 from filip.train.losses import TERMS, Loss, check_model, resolve_weights, resolved_settings
 from filip.train.optimizers import Schedule, make_schedule
 from filip.train.plan import step_flops
-from filip.train.provenance import code_hash, now, put_in_place, record_finish, record_start, resumable_settings
+from filip.train.provenance import (
+    code_hash,
+    learning_settings,
+    now,
+    put_in_place,
+    record_finish,
+    record_start,
+    resumable_settings,
+)
 from filip.train.ranks import Ranks, StopSignal, barrier, raise_together, start_ranks
-from filip.train.run import Run, data_problems, final_metrics, print_banner, shown_settings
+from filip.train.run import Run, data_problems, final_metrics, print_banner
 from filip.train.step import take_step
 from filip.train.telemetry import Telemetry, say
-from filip.train.training_data import fill, fit_to_pairs, read_manifests, training_loader
+from filip.train.training_data import fill, fit_to_pairs, training_loader
 from filip.train.warm_start import adapt, content_hash, load_initial
 from filip.train.watchdog import Limits, StallAlarm, Watchdog
 
@@ -62,7 +71,8 @@ def train_alone(config: TrainConfig, ranks: Ranks) -> None:
         if (fitted := fit_to_pairs(config, ranks)) and ranks.is_main:
             say(fitted)
         batching = resolve_batching(config, ranks.world_size)
-        manifests = read_manifests(config)
+        known = [source for source in config.data.sources if source.manifest is not None]
+        manifests = {source.shards: manifest_hash(str(source.manifest)) for source in known}
         model = initial_model(config)
         loss = Loss(resolve_weights(config.loss, model.config.interaction), config)
         if config.eval.every_steps:
@@ -260,7 +270,7 @@ def finish(run: Run) -> None:
         }
         save_model(config.out, run.engine.model, extra, state=weights)
         write_json(config.result, result)
-        run.telemetry.hparams(state.step, shown_settings(config), {**final, **run.evaluated})
+        run.telemetry.hparams(state.step, learning_settings(config), {**final, **run.evaluated})
         results = (config.out, config.result)
         record_finish(run.folder, state.step, run.commit, training_hash(state), results, code_hash(config))
         run.telemetry.event(state.step, "done", f"wrote {config.out} and {config.result}")

@@ -24,6 +24,7 @@ from filip.runs.saved_files import LoopState
 from filip.train.config import TrainConfig
 from filip.train.engine import Batching, Engine
 from filip.train.losses import Loss
+from filip.train.losses.term import WeightSchedule
 from filip.train.optimizers import Schedule
 from filip.train.plan import count, peak_flops
 from filip.train.provenance import now
@@ -114,7 +115,7 @@ def write_interval(run: Run) -> dict[str, Any]:
     }
     for group in engine.optimizer.param_groups:
         values[f"optimizer/lr_{group.get('name', 'all')}"] = group["lr"]
-    if run.loss.follows_schedule():
+    if any(isinstance(weight, WeightSchedule) for weight in run.loss.weights.values()):
         weights = run.loss.weights_at(run.state.step - 1)
         values |= {f"loss_weight/{name}": weights.get(name, 0.0) for name in run.loss.weights}
     if last.grad_norm is not None:
@@ -182,27 +183,6 @@ def final_metrics(record: dict[str, Any]) -> dict[str, float]:
     if "optimizer/logit_scale" in record:
         metrics["logit_scale"] = record["optimizer/logit_scale"]
     return metrics
-
-
-def shown_settings(config: TrainConfig) -> dict[str, Any]:
-    """Return the settings that distinguish runs in TensorBoard."""
-    model, data, optimizer = config.model, config.data, config.optimizer
-    return {
-        "interaction": model.interaction,
-        "model": model.name,
-        "embed_dim": model.embed_dim,
-        "global_batch": config.global_batch or config.batch_per_rank,
-        "optimizer": optimizer.name,
-        "base_lr": optimizer.base_lr,
-        "weight_decay": optimizer.weight_decay,
-        "precision": config.precision,
-        "zero_stage": config.sharding,
-        "token_keep_ratio": config.token_keep_ratio,
-        "auto_augment": data.auto_augment,
-        "back_translation": data.back_translation,
-        "init_from": config.init_from,
-        "seed": config.seed,
-    }
 
 
 def print_banner(run: Run) -> None:

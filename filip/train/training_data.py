@@ -17,7 +17,7 @@ from filip.common import device
 from filip.common.errors import DamagedFileError, UserError
 from filip.common.files import claimed, locked
 from filip.common.progress import Progress
-from filip.data.shard_set import changed_since, damaged_tar, manifest_hash
+from filip.data.shard_set import changed_since, damaged_tar
 from filip.images.eval_transform import normalize_planes
 from filip.images.rgb import UNDECODABLE
 from filip.loading.config import StreamConfig
@@ -95,13 +95,6 @@ def training_loader(config: TrainConfig, model: DualEncoder, batching: Batching,
         identities=from_main(ranks, identities),
     )
     return build_loader(stream, pin_memory=device.pins_memory(ranks.device))
-
-
-def read_manifests(config: TrainConfig) -> dict[str, str]:
-    """Return {shards folder: hash in its manifest}. Raise UserError for a given manifest that cannot be read."""
-    return {
-        source.shards: manifest_hash(source.manifest) for source in config.data.sources if source.manifest is not None
-    }
 
 
 def refuse_changed_data(config: TrainConfig) -> None:

@@ -9,7 +9,8 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 
 from filip.train.config import TrainConfig
 from filip.train.plan import CAPTION_TOKENS, encoder_flops
-from filip.train.run import final_metrics, shown_settings
+from filip.train.provenance import learning_settings
+from filip.train.run import final_metrics
 from filip.train.telemetry import Telemetry
 from tests.support.launched_ranks import Ranks
 from tests.support.training import compose, records, train_arguments
@@ -21,7 +22,7 @@ def board(tmp_path: Path) -> EventAccumulator:
     telemetry = Telemetry(tmp_path / "run", True, 0)
     record = {"loss/total": 1.5, "loss/i2t": 1.4, "accuracy/i2t": 0.5, "eval/food": 0.2, "speed/pairs_per_second": 9.0}
     telemetry.record(10, {**record, "optimizer/logit_scale": 14.0, "accuracy/t2i": 0.4})
-    telemetry.hparams(20, shown_settings(TrainConfig()), {**final_metrics(record), "eval/food": 0.2})
+    telemetry.hparams(20, learning_settings(TrainConfig()), {**final_metrics(record), "eval/food": 0.2})
     telemetry.close()
     result = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
     result.Reload()

@@ -139,10 +139,6 @@ class Loss:
         ids, lengths = self._captions(batch, key)
         return {**batch, "further_ids": ids, "further_lengths": lengths}
 
-    def follows_schedule(self) -> bool:
-        """Return True if a weight changes over the run."""
-        return any(isinstance(weight, WeightSchedule) for weight in self.weights.values())
-
     def describe(self) -> str:
         """Describe the loss for the log: ``token_wise + 0.5 x pooled``."""
         return " + ".join(
