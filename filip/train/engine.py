@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -206,8 +205,6 @@ class Engine(ABC):
         self.groups = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
         self.tokens_and_vectors = loss.reads_both(model.config.interaction)
         self.lr = 0.0  # that of the last step, before the groups' factors
-        self.timed = False  # measure encode(), which then waits for the device
-        self.encoding_seconds = 0.0  # spent in encode() since ``timed`` was set
 
     @abstractmethod
     def forward(self, *inputs: Tensor, **options: Any) -> Encoded:
@@ -244,10 +241,6 @@ class Engine(ABC):
 
     def encode(self, batch: dict[str, Tensor]) -> Encoded:
         """Run the forward pass for this rank's pixels, ids and lengths."""
-        place = batch["pixels"].device
-        if self.timed:
-            device.synchronize(place)
-        started = time.perf_counter()
         ids, lengths, further = batch["ids"], batch["lengths"], batch.get("further_lengths")
         if further is not None:  # captions of a term of the loss, after those of the images
             present = further > 0
@@ -256,9 +249,6 @@ class Engine(ABC):
         encoded = self.forward(batch["pixels"], ids, lengths, tokens_and_vectors=self.tokens_and_vectors)
         if further is not None:
             encoded = encoded.apart(further)
-        if self.timed:
-            device.synchronize(place)
-            self.encoding_seconds += time.perf_counter() - started
         return encoded
 
     def bind(self, owner: Any) -> None:

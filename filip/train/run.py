@@ -136,16 +136,13 @@ def write_interval(run: Run) -> dict[str, Any]:
         "memory/peak_mb": run.ranks.maximum(device.peak_memory_mb(run.ranks.device)),
     }
     own_wait = statistics.fmean(step.own_wait for step in steps)
-    own = (own_wait, engine.encoding_seconds, dict(run.loader.counters), run.loader.damage())
-    waits, encodings, counters, damages = zip(*run.ranks.gather(own, within_step=True), strict=True)
-    # Collectives make every rank's step as long as the slowest rank's, so a step's duration names nobody. The work that
-    # a rank does without the others does: waiting for its data, and encoding its batch.
+    own = (own_wait, dict(run.loader.counters), run.loader.damage())
+    waits, counters, damages = zip(*run.ranks.gather(own, within_step=True), strict=True)
+    # Collectives make every rank's step as long as the slowest rank's, so a step's duration names nobody. Waiting for
+    # its data does, which a rank does without the others.
     values |= {f"data/{problem}": count for problem, count in _summed(counters).items()} | {
         "fleet/data_wait_slowest_seconds": max(waits),
         "fleet/data_wait_slowest_rank": waits.index(max(waits)),
-        "fleet/encoding_slowest_seconds": max(encodings),
-        "fleet/encoding_slowest_rank": encodings.index(max(encodings)),
-        "fleet/encoding_median_seconds": statistics.median_low(encodings),
     }
     for damage in filter(None, damages):  # a sentence about images that were replaced
         run.telemetry.event(run.state.step, "watchdog", damage)

@@ -38,7 +38,6 @@ def take_step(run: Run, batches: Iterator[Batch]) -> None:
     # The schedule waits for steps that fp16's loss scaler discards: at the start they are its search for a scale.
     discarded = engine.skipped_steps if engine.is_fp16 else 0
     engine.set_lr(run.schedule.at(state.step - discarded))
-    engine.timed, engine.encoding_seconds = due, 0.0
     outputs: list[dict[str, Tensor]] = []
     waited = 0.0
     for number in range(run.batching.accumulation):
