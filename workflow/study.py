@@ -194,7 +194,6 @@ class WorkflowStudy(Study):
         """Return Hydra overrides of filip.train of the training itself (not of its files)."""
         training = self.training(run)
         sources = ",".join(
-            # spaces: DeepSpeed quotes no other arguments for the shells of further hosts, and bash expands braces
             "{{shards: {}, captions: {}, manifest: {}}}".format(
                 f"{self.data_dir}/{source}/shards", *self._captions(source)
             )

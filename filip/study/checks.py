@@ -85,10 +85,8 @@ def _check_launches(config: dict[str, Any]) -> None:
 
 def _check_launch(key: str, launch: dict[str, Any]) -> None:
     nodes = launch.get("nodes", 1)
-    if launch["launcher"] == "torchrun" and nodes > 1:
-        _refuse(f"{key}.nodes", f"torchrun starts one node only here, not {nodes}; use srun or deepspeed")
-    if launch["launcher"] == "deepspeed" and nodes > 1 and not launch.get("hostfile"):
-        _refuse(f"{key}.hostfile", f"deepspeed needs a hostfile to start {nodes} nodes, and none is given")
+    if launch["launcher"] != "srun" and nodes > 1:
+        _refuse(f"{key}.nodes", f"{launch['launcher']} starts one node only here, not {nodes}; use srun")
     if launch["launcher"] == "srun" and launch["ranks_per_node"] == 1:
         _refuse(
             f"{key}.ranks_per_node",

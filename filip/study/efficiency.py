@@ -116,7 +116,7 @@ class Step:
         if self.loss.reads_further_captions:  # as long as the true ones: their words cost nothing
             batch |= {"further_ids": batch["ids"], "further_lengths": batch["lengths"]}
         self.batch = to_device(batch, ranks.device, torch.float16 if self.engine.is_fp16 else None)
-        self.score: Callable[[Encoded], Tensor] = self._own_texts
+        self.score: Callable[[Encoded], Tensor] = lambda encoded: self.loss(encoded, self.batch["group"]).loss
         if self.gathered > self.batching.global_batch:
             self.score = self._many_texts
         self.seconds: list[float] = []
@@ -136,9 +136,6 @@ class Step:
         if timed:
             self.seconds.append(seconds)
             self.memory.append(device.peak_memory_mb(self.ranks.device) - held)
-
-    def _own_texts(self, encoded: Encoded) -> Tensor:
-        return self.loss(encoded, self.batch["group"]).loss
 
     def _many_texts(self, encoded: Encoded) -> Tensor:
         """Compute the part of one rank among many: own images against all texts, in the row's own interaction."""

@@ -34,6 +34,9 @@ from filip.train.optimizers import OPTIMIZERS, make_optimizer, set_lr
 from filip.train.ranks import Ranks
 from filip.train.zero_layout import let_scale_fall, limit_groups, without_builds
 
+RANDOM = "random.pt"  # in a checkpoint of DeepSpeed: the random states of all ranks
+MOST_FITTED = 1024  # pairs of a batch that global_batch=auto chooses
+
 
 def settings_path(config: TrainConfig) -> Path:
     """Return the path of the JSON file that ``deepspeed``, or else ``zero_stage`` and ``precision``, name."""
@@ -134,10 +137,6 @@ def use_precision(config: TrainConfig, precision: str) -> str:
         config.engine = "deepspeed"
         return "; engine deepspeed, which alone scales the loss for it"
     return ""
-
-
-RANDOM = "random.pt"  # in a checkpoint of DeepSpeed: the random states of all ranks
-MOST_FITTED = 1024  # pairs of a batch that global_batch=auto chooses
 
 
 @dataclass(frozen=True)

@@ -299,28 +299,22 @@ def report(config: Plan) -> list[str]:
     model, memory = counts.lines()
     fits = "fits" if counts.total < 0.9 * gpu.memory else "DOES NOT FIT"
     several = f", {batch.accumulation} batches per step" if batch.accumulation > 1 else ""
+    auto = "triton" if gpu.bf16 else "tiled, since Triton has no tensor-core path before compute capability 8.0"
+    backend, share = auto if config.backend == "auto" else config.backend, counts.products / counts.flops
+    said = f"{counts.products / 1e12:,.1f} TFLOP a step and GPU, {share:.0%} of the encoders'; backend={backend}"
+    loss = [f"loss        {said}"] if counts.products else []
     lines = [
         f"fleet       {gpus} x {gpu.title}, {place}",
         model,
         f"batch       {batch.global_batch} pairs = {batch.per_rank} x {gpus}{several}",
         f"encoders    {counts.flops / 1e12:,.1f} TFLOP a step and GPU, forward and backward",
-        *([_interaction(counts, gpu, config.backend)] if counts.products else []),
+        *loss,
         f"files       {batch.pairs_per_step:,} reads a step",
         f"{memory} ({fits} in {readable(gpu.memory)})",
     ]
     steps = planned_steps(config, batch)
     unknown = "as many steps as the data give: pairs=N says how many an epoch has"
     return [*lines, f"run         {unknown if steps is None else f'{steps:,} steps'}"]
-
-
-def _interaction(counts: Counts, gpu: Gpu, backend: str) -> str:
-    """Say how much the late interaction computes, and by which backend."""
-    auto = "triton" if gpu.bf16 else "tiled, since Triton has no tensor-core path before compute capability 8.0"
-    share = counts.products / counts.flops
-    return (
-        f"loss        {counts.products / 1e12:,.1f} TFLOP a step and GPU, {share:.0%} of the encoders'; "
-        f"backend={auto if backend == 'auto' else backend}"
-    )
 
 
 def planned_steps(config: Plan, batch: Batching) -> int | None:

@@ -27,10 +27,9 @@ def test_a_value_that_a_command_would_refuse_is_refused_before_any_job(
     ("change", "named"),
     [
         (lambda c: c.update(runz={}), "runz"),
-        (lambda c: c["launch"].update(launcher="torchrun", nodes=4), "launch.nodes: torchrun"),
-        (lambda c: c["launch"].update(nodes=2), "launch.hostfile: deepspeed needs a hostfile"),
+        (lambda c: c["launch"].update(nodes=2), "launch.nodes: deepspeed"),
         (lambda c: c["launch"].update(launcher="srun", ranks_per_node=1), "launch.ranks_per_node: Snakemake's"),
-        (lambda c: c["runs"]["clip"].update(launch={"nodes": 2}), "runs.clip.launch.hostfile"),
+        (lambda c: c["runs"]["clip"].update(launch={"nodes": 2}), "runs.clip.launch.nodes"),
         (
             lambda c: c["runs"]["clip"].update(launch={"resources": {"gres": "gpu:1"}}),
             "runs.clip.launch.resources.gres",
