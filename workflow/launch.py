@@ -65,9 +65,6 @@ class Launch:
         if self.ranks_per_node == 1 and self.accelerator == "cpu":
             return f"{accelerator}python -m {module}"  # one process needs no launcher
         prefix = f"{accelerator}python -m workflow.gpus {self.local_gpus} port={self.master_port} -- "
-        if self.launcher == "torchrun":
-            start = f"--standalone --nproc_per_node {self.ranks_per_node} -m {module}"
-            return f"{prefix if self.local_gpus else accelerator}torchrun {start}"
         if self.local_gpus:
             # DeepSpeed's launcher ignores CUDA_VISIBLE_DEVICES if it is given --num_gpus.
             which = "--include localhost:@gpus --master_port @port"

@@ -27,10 +27,6 @@ from workflow.study import ROOT, WorkflowStudy
             "DS_ACCELERATOR=cpu python -m filip.train",
         ),
         (
-            {"launcher": "torchrun", "ranks_per_node": 4},
-            "python -m workflow.gpus 4 port=29500 -- torchrun --standalone --nproc_per_node 4 -m filip.train",
-        ),
-        (
             {"launcher": "deepspeed", "ranks_per_node": 8, "master_port": 29700},
             "python -m workflow.gpus 8 port=29700 -- deepspeed --include localhost:@gpus --master_port @port "
             "--module filip.train",
@@ -40,7 +36,7 @@ from workflow.study import ROOT, WorkflowStudy
             "srun --nodes=16 --ntasks-per-node=8 --cpus-per-task=5 --kill-on-bad-exit=1 python -m filip.train",
         ),
     ],
-    ids=["deepspeed", "one process", "torchrun", "deepspeed on GPUs", "srun"],
+    ids=["deepspeed", "one process", "deepspeed on GPUs", "srun"],
 )
 def test_the_launcher_decides_how_a_training_starts(demo: dict, launch: dict, command: str) -> None:
     assert WorkflowStudy({**demo, "launch": launch}).launch("filip").command() == command
