@@ -109,9 +109,7 @@ def settle_precision(config: TrainConfig, ranks: Ranks, saved: str | None = None
     if config.precision == "auto":
         best = places[0] if len(set(places)) == 1 else "fp32"
         raised = use_precision(config, saved or best)
-        why = "as the checkpoint" if saved else f"which the {ranks.device.type} of every rank multiplies"
-        if not saved and best == "fp32":
-            why = f"since this {ranks.device.type} does not multiply bf16 itself"
+        why = "as the checkpoint" if saved else f"by what the {ranks.device.type} of every rank multiplies"
         sentence = f"precision {config.precision}, {why}{raised}"
     if config.precision == "fp16" and not deepspeed_accelerator().is_fp16_supported():
         raise UserError(f"precision=fp16: this {ranks.device.type} has no fp16 instructions; use precision=auto")

@@ -32,9 +32,9 @@ from filip.train.optimizers import Schedule, make_schedule
 from filip.train.plan import step_flops
 from filip.train.provenance import (
     code_hash,
+    copy_or_link,
     learning_settings,
     now,
-    put_in_place,
     record_finish,
     record_start,
     resumable_settings,
@@ -186,7 +186,8 @@ def open_run(
     resumption = choose_checkpoint(config, state, ranks)
     if resumption.kept is not None:
         if ranks.is_main:
-            put_in_place(resumption.kept, (config.out, config.result))
+            for file in (config.out, config.result):  # the result last
+                copy_or_link(resumption.kept / Path(file).name, Path(file))
             say(resumption.notes[-1])
         barrier(ranks)
         sys.exit(0)

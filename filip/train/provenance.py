@@ -88,12 +88,6 @@ def kept_result(run_dir: Path, training: str, files: Sequence[str], code: str) -
     return copies if all((copies / Path(file).name).is_file() for file in files) else None
 
 
-def put_in_place(kept: Path, files: Sequence[str]) -> None:
-    """Copy or link the files from ``kept``, in that order."""
-    for file in files:
-        copy_or_link(kept / Path(file).name, Path(file))
-
-
 def copy_or_link(source: Path, target: Path) -> None:
     """Give a file that nobody changes in place a second name, or copy it where the file system cannot."""
     with replacing(target) as part:
