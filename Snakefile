@@ -19,10 +19,8 @@ sys.path.insert(0, CHECKOUT)
 os.environ.update(PYTHONPATH=os.pathsep.join(filter(None, [CHECKOUT, os.getenv("PYTHONPATH")])))
 from filip.common.errors import UserError
 from filip.common.progress import say
-from workflow import one_run
-from workflow.evaluation import edited
 from workflow.gpus import visible
-from workflow.study import WorkflowStudy
+from workflow.study import WorkflowStudy, edited
 
 if "study" not in config:
 
@@ -91,10 +89,6 @@ onstart:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(2)
-    if workflow.local_exec:  # jobs of a cluster outlive Snakemake, and continue on other machines
-        one_run.mark(RESULTS)
-    if one_run.HELD not in os.environ:
-        one_run.take(STUDY.name)
 
 
 onerror:

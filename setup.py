@@ -37,6 +37,5 @@ DEPENDENCIES = [
 setup(
     packages=[*find_packages(include=["filip", "filip.*", "filip_demo", "filip_research"]), *SHIPPED],
     package_dir=SHIPPED,
-    py_modules=["filip_command"],
     install_requires=DEPENDENCIES,
 )

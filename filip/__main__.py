@@ -155,6 +155,11 @@ def main() -> None:
         sys.exit(2)
 
 
-if __name__ == "__main__":
+def script() -> None:
+    """Run the command of this process, for which Ctrl-C comes too late once it has ended."""
     with stopped_by_ctrl_c(ends=True):
         main()
+
+
+if __name__ == "__main__":
+    script()

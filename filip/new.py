@@ -274,7 +274,10 @@ def _benchmark(config: New, layout: dict[str, Any]) -> str:
 
 
 def _study(config: New, pairs: int, of_urls: bool) -> str:
-    gpus = _gpus() if config.gpus is None else config.gpus
+    if (gpus := config.gpus) is None:
+        import torch
+
+        gpus = torch.cuda.device_count()
     start = config.start or ("none" if pairs >= FROM_SCRATCH else START)
     scratch = start == "none"
     experiment = ("one_node" if gpus >= MANY_GPUS else "one_gpu") if scratch else "warm_start"
@@ -307,12 +310,6 @@ def _study(config: New, pairs: int, of_urls: bool) -> str:
     if of_urls:
         study["eval"]["sources"] = [f"{config.name}_held_out"]
     return _yaml(study)
-
-
-def _gpus() -> int:
-    import torch
-
-    return torch.cuda.device_count()
 
 
 def _yaml(content: dict[str, Any]) -> str:

@@ -19,8 +19,8 @@ from typing import Any
 from torch import Tensor
 
 from filip.common import citations
-from filip.train.losses import pooled
-from filip.train.losses.term import BatchShape, LossInput, TermOutput, no_conditions, sum_of
+from filip.train.losses.similarity import pooled_memory
+from filip.train.losses.term import BatchShape, LossInput, TermOutput, sum_of
 from filip_research.swapped_words import SWAPPED_WORDS, gain, nouns, own_similarity
 from late_interaction import distributed_pooled_similarity
 
@@ -35,7 +35,7 @@ def compute(batch: LossInput) -> TermOutput:
 
 def memory(shape: BatchShape) -> float:
     """Return the bytes of pooled, and of the altered captions' vectors with gradients."""
-    return pooled.memory(shape) + shape.pairs * shape.dim * 8
+    return pooled_memory(shape) + shape.pairs * shape.dim * 8
 
 
 def with_nouns_exchanged(batch: Mapping[str, Any], key: str) -> tuple[Tensor, Tensor]:
@@ -61,7 +61,7 @@ EXCHANGED_NOUNS = replace(
     features="vectors",
     memory=memory,
     about="cosine of vectors against own captions with two nouns exchanged, too",
-    check=no_conditions,
+    check=lambda settings: None,
     captions=with_nouns_exchanged,
     citation=(citations.BAGS_OF_WORDS,),
 )

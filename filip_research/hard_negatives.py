@@ -14,14 +14,13 @@ constants are unknown to us.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from filip.cli.command import option
-from filip.train.losses import token_wise
+from filip.train.losses.similarity import token_wise_memory, token_wise_similarity
 from filip.train.losses.term import BatchShape, LossInput, Term, TermOutput
 from late_interaction import Similarity, distributed_pooled_similarity
 
@@ -40,7 +39,7 @@ def compute(batch: LossInput) -> TermOutput:
 
     The accuracies include the margin.
     """
-    similarity, metrics = batch.once("token_wise", token_wise.token_wise_similarity)
+    similarity, metrics = batch.once("token_wise", token_wise_similarity)
     margin = batch.own.margin * caption_similarity(batch)
     hardened = Similarity(similarity.i2t + margin, similarity.t2i + margin.T)
     output = batch.cross_entropy(hardened)
@@ -61,13 +60,12 @@ def caption_similarity(batch: LossInput) -> Tensor:
 
 def memory(shape: BatchShape) -> float:
     """Return the bytes of token_wise, plus one more matrix for each side with its gradient."""
-    return token_wise.memory(shape) + 4 * 4 * shape.pairs * shape.setting.global_batch
+    return token_wise_memory(shape) + 4 * 4 * shape.pairs * shape.setting.global_batch
 
 
 HARD_NEGATIVES = Term(
     compute,
     "tokens and vectors",
-    math.log,
     memory,
     "token-wise similarity with a margin for similar captions",
     settings=Margin,

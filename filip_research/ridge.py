@@ -22,12 +22,10 @@ from filip.common.progress import say
 from filip.eval.encoders import FilipEncoder, Loading
 from filip.models import DualEncoder
 from filip.study import resolve
-from filip.train.deepspeed_settings import settle_precision
-from filip.train.engine import resolve_batching
-from filip.train.feature_cache import fill
+from filip.train.engine import resolve_batching, settle_precision
 from filip.train.loop import initial_model
 from filip.train.ranks import Ranks
-from filip.train.training_data import training_loader
+from filip.train.training_data import fill, training_loader
 
 FEATURES = 512  # random ones of a cell
 RIDGE = 1e-3  # share of the features' mean variance

@@ -10,7 +10,6 @@ open_clip's ``SigLipLoss`` counts the own pair alone as positive.
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -18,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from filip.common.citations import FILIP, SIGLIP
-from filip.train.losses import pooled, token_wise
+from filip.train.losses.similarity import pooled_memory, token_wise_memory, token_wise_similarity
 from filip.train.losses.term import LossInput, Term, TermOutput
 from late_interaction import distributed_pooled_similarity
 from late_interaction.packing import accumulation_dtype
@@ -35,7 +34,7 @@ def compute(batch: LossInput) -> TermOutput:
 
 def compute_token_wise(batch: LossInput) -> TermOutput:
     """Compute the mean of the sigmoid losses over s^I and over s^T."""
-    similarity, metrics = batch.once("token_wise", token_wise.token_wise_similarity)
+    similarity, metrics = batch.once("token_wise", token_wise_similarity)
     i2t, t2i = (sigmoid_of(batch, matrix, "token_wise_sigmoid_bias") for matrix in (similarity.i2t, similarity.t2i.T))
     halves = {"loss/i2t": i2t.loss, "loss/t2i": t2i.loss, "accuracy/i2t": i2t.accuracy, "accuracy/t2i": t2i.accuracy}
     return TermOutput((i2t.loss + t2i.loss) / 2, halves | metrics | _bias(batch, "token_wise_sigmoid_bias"))
@@ -51,16 +50,10 @@ def _bias(batch: LossInput, name: str) -> dict[str, Tensor]:
     return {"optimizer/logit_bias": batch.parameters[name].mean()}
 
 
-def chance(pairs: int) -> float:
-    """Return the loss if every pair is answered with the share of positives, 1 / ``pairs``: about log(pairs) + 1."""
-    return math.log(pairs) - (pairs - 1) * math.log1p(-1 / pairs) if pairs > 1 else 0.0
-
-
 SIGMOID = Term(
     compute,
     "vectors",
-    chance,
-    pooled.memory,
+    pooled_memory,
     "sigmoid of the cosine of [CLS] and [EOS]",
     lambda dim: {"sigmoid_bias": torch.tensor([INITIAL_BIAS])},
     citation=(SIGLIP,),
@@ -68,8 +61,7 @@ SIGMOID = Term(
 TOKEN_WISE_SIGMOID = Term(
     compute_token_wise,
     "tokens",
-    chance,
-    token_wise.memory,
+    token_wise_memory,
     "sigmoid of the token-wise maximum similarity",
     lambda dim: {"token_wise_sigmoid_bias": torch.tensor([INITIAL_BIAS])},
     citation=(SIGLIP, FILIP),

@@ -12,7 +12,6 @@ order. Images without a noun to exchange have no such term.
 
 from __future__ import annotations
 
-import math
 import random
 from collections import defaultdict
 from collections.abc import Mapping
@@ -29,7 +28,7 @@ from filip.models import TextFeatures
 from filip.models.dual_encoder import without_ends
 from filip.text.tokenizer import BOS, EOS, token_texts
 from filip.text.words import FUNCTION_WORDS
-from filip.train.losses import token_wise
+from filip.train.losses.similarity import token_wise_memory, token_wise_similarity
 from filip.train.losses.term import BatchShape, LossInput, LossSettings, Term, TermOutput, sum_of
 from late_interaction import Similarity
 
@@ -48,7 +47,7 @@ def against_altered(batch: LossInput, name: str) -> tuple[TermOutput, Tensor, Te
 
     The metrics hold the share of images that prefer their true caption, and the share of captions that were altered.
     """
-    similarity, metrics = batch.once("token_wise", token_wise.token_wise_similarity)
+    similarity, metrics = batch.once("token_wise", token_wise_similarity)
     altered = batch.encoded.further
     assert altered is not None, "the encoder was given no altered captions"
     if batch.settings.model.exclude_special_tokens:
@@ -104,14 +103,9 @@ def check(settings: LossSettings) -> None:
             )
 
 
-def chance(pairs: int) -> float:
-    """Return the loss for one caption of ``pairs`` + 1 for an image, and one image of ``pairs`` for a caption."""
-    return (math.log(pairs + 1) + math.log(pairs)) / 2
-
-
 def memory(shape: BatchShape) -> float:
     """Return the bytes of token_wise, own swapped tokens with gradients, and own pairs' similarities twice."""
-    return token_wise.memory(shape) + shape.pairs * shape.words * 8 * (shape.dim + shape.patches)
+    return token_wise_memory(shape) + shape.pairs * shape.words * 8 * (shape.dim + shape.patches)
 
 
 _TRIES = 8  # words that are drawn for a caption before it goes without
@@ -177,7 +171,6 @@ def is_content() -> Tensor:
 SWAPPED_WORDS = Term(
     compute,
     "tokens",
-    chance,
     memory,
     "token-wise similarity against own captions with one noun exchanged, too",
     check=check,

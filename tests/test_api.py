@@ -137,27 +137,18 @@ def test_what_is_no_image_and_no_text_is_refused_by_name(folder: Path, tmp_path:
         ([broken], "broken.png cannot be read as an image"),
         ([raw], r"photo.cr2 cannot be read as an image: 1 \.cr2 \(these formats are not read\)"),
         ([torch.zeros(3, SIDE + 8, SIDE)], r"have to be \[3, 32, 32\]"),
-        ([torch.zeros(SIDE, SIDE)], r"shape \[32, 32\] is not an image"),
         ([torch.zeros(3, SIDE, SIDE, dtype=torch.int64)], "a tensor of torch.int64 is not an image"),
-        ([Image.new("F", (SIDE, SIDE))], "mode F has no known range"),
         ([line], "32 x 1920 pixels: too long and narrow"),
         ([17], "a int is not an image"),
-        (17, "not a int"),
         ("cat.jpg", r"not the text 'cat\.jpg'; for one image give \[image\]"),
         (torch.zeros(3, SIDE, SIDE), r"give \[image\]"),
-        ([], "no images"),
     ):
         with pytest.raises(UserError, match=message):
             model.encode_images(images)
     for size in (0, -1, 2.5):
         with pytest.raises(UserError, match=f"batch_size={size} must be a whole number"):
             model.encode_images(pictures(folder), batch_size=size)
-    for texts, message in (
-        ("a cat", r"give \[text\]"),
-        (7, "not a int"),
-        ([], "no texts"),
-        (["a cat", None], "number 1 is a NoneType"),
-    ):
+    for texts, message in (("a cat", r"give \[text\]"), (["a cat", None], "number 1 is a NoneType")):
         with pytest.raises(UserError, match=message):
             model.encode_texts(texts)
     for text in (["a cat"], "", None):
@@ -173,9 +164,7 @@ def test_a_model_that_is_not_there_or_cannot_run_here_is_refused_by_name(folder:
         (folder / "tokenwise.safetensors", {}, r"did you mean '.*token_wise\.safetensors'"),
         (None, {}, "load takes the path or the name of a model"),
         (folder / "pooled.safetensors", {"device": "cuda:99"}, "device=cuda:99: this machine has no such device"),
-        (folder / "pooled.safetensors", {"image_size": 33}, "image size 33 is not a multiple"),
         (folder / "pooled.safetensors", {"image_size": 0}, "image_size=0: "),
-        (folder / "pooled.safetensors", {"image_size": -32}, "image_size=-32: "),
     ):
         with pytest.raises(UserError, match=message):
             load(path, **options)

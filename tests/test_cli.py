@@ -36,14 +36,6 @@ def filip_command(*arguments: str, before: str = "pass") -> subprocess.Completed
     return subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=False)
 
 
-@pytest.mark.slow
-def test_train_is_a_command_like_the_others() -> None:
-    result = run_python("-m", "filip", "train", "--help")
-    assert result.returncode == 0 and "run_dir=REQUIRED" in result.stdout
-    result = run_python("-m", "filip", "train", "experiment=demo")
-    assert result.returncode == 2 and result.stderr.startswith("error: required but not given: out, run_dir")
-
-
 def test_the_list_needs_no_third_party_package_and_a_group_lists_its_own() -> None:
     program = "from filip.__main__ import run; run([]); run(['report'])"
     result = run_python("-S", "-c", program, variables={"PYTHONPATH": str(ROOT)})

@@ -139,12 +139,6 @@ def fields_of(schema: typing.Any, prefix: str = "") -> set[str]:
     return names
 
 
-def test_python_stands_only_on_pages_that_a_test_runs() -> None:
-    # test_readme.py; here; tests/export/test_documented.py; tests/index/test_index.py
-    run = {"quickstart", "extending", "interaction", "models", "search"}
-    assert {page.stem for page in (ROOT / "docs").glob("*.md") if "```python" in page.read_text()} <= run
-
-
 def test_the_python_of_the_interaction_page_runs() -> None:
     """Its blocks run one after the other in one namespace, with the variables of a training step at that point."""
     generator = torch.Generator().manual_seed(0)

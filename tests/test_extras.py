@@ -9,7 +9,6 @@ from functools import cache
 from importlib.metadata import packages_distributions, requires
 from pathlib import Path
 
-import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -21,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 FILES = sorted([*(ROOT / "filip").rglob("*.py"), *(ROOT / "filip_demo").rglob("*.py")])
 CORE = [line for line in requires(PROJECT["name"]) if "extra ==" not in line]
-OURS = {"filip", "late_interaction", "filip_command", "filip_demo", "filip_research", "workflow", "bench", "tests"}
+OURS = {"filip", "late_interaction", "filip_demo", "filip_research", "workflow", "bench", "tests"}
 # Imported only where the user has chosen it, with an error that names what to install.
 OPTIONAL = {
     "ctranslate2", "sentencepiece", "open_clip", "onnxruntime", "triton",
@@ -128,30 +127,6 @@ def test_a_command_starts_with_the_core_and_its_extra() -> None:
         for module in with_what_it_imports(command.module):
             result = third_party(imports_of(by_name[module], False)) - OPTIONAL
             assert missing(result, (extra,) if extra else ()) == {}, f"{command.module} imports {module}"
-
-
-@pytest.mark.parametrize(
-    ("start", "extras"),
-    [
-        ("filip.api", ()),
-        ("filip.models", ()),
-        ("filip.eval.protocols.zero_shot", ()),
-        ("filip.eval.protocols.retrieval", ()),
-        ("filip.study", ("workflow",)),  # what the Snakefile imports
-    ],
-)
-def test_the_core_is_enough_to_load_to_score_and_to_evaluate(start: str, extras: tuple[str, ...]) -> None:
-    by_name = {module_of(file): file for file in FILES}
-    for module in with_what_it_imports(start):
-        result = third_party(imports_of(by_name[module], False))
-        assert missing(result, extras) == {}, f"{start} imports {module}"
-
-
-@pytest.mark.parametrize("folder", ["workflow", "bench", "tests"])
-def test_what_lies_outside_of_the_package_is_declared_too(folder: str) -> None:
-    extras = ("workflow",) if folder == "workflow" else ("dev", "oracles")
-    for file in (ROOT / folder).rglob("*.py"):
-        assert missing(third_party(imports_of(file, True)), extras) == {}, file
 
 
 def test_setup_installs_all_that_the_commands_of_the_rules_import() -> None:

@@ -11,7 +11,7 @@ from filip.eval.cards import load_card
 from filip.eval.prompts import load_ensemble
 from filip.report.tables import load_published
 from filip.train.config import TrainConfig
-from filip.train.deepspeed_settings import settings_path
+from filip.train.engine import settings_path
 
 
 @pytest.fixture
@@ -53,11 +53,3 @@ def test_a_name_that_is_not_found_says_what_was_looked_for_where_and_what_is_kno
     Path("photos").mkdir()
     with pytest.raises(UserError, match=r"'photso'; did you mean 'photos'\? The benchmark cards are \d+, all in"):
         resources.find("benchmark", "photso")
-
-
-def test_cards_prompts_and_published_numbers_share_a_folder_but_not_their_names() -> None:
-    assert resources.names("prompts") == ["prompts", "prompts_clip"]
-    assert resources.names("published") == ["published"]
-    assert "imagenet" in resources.names("benchmark")
-    assert not {"prompts", "prompts_clip", "published"} & set(resources.names("benchmark"))
-    assert "zero3_fp16" in resources.names("deepspeed")

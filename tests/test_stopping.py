@@ -66,7 +66,7 @@ def test_ctrl_c_is_answered_with_a_sentence(folder: Path, command: str, moment: 
 def test_a_command_that_is_ending_keeps_its_own_code() -> None:
     program = "import atexit, os, signal; atexit.register(os.kill, os.getpid(), signal.SIGINT)\n"
     for entry in (
-        "import filip_command; filip_command.main()",
+        "import filip.__main__; filip.__main__.script()",
         "import runpy; runpy.run_module('filip', run_name='__main__')",
     ):
         done = run_python("-c", program + entry, "--version")

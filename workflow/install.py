@@ -23,7 +23,6 @@ import tempfile
 import threading
 import time
 import urllib.request
-from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
@@ -46,7 +45,6 @@ APART = "img2dataset"  # the extra that would hold back pandas, OpenCV and webda
 INDEXES = ("UV_DEFAULT_INDEX", "UV_INDEX", "UV_INDEX_STRATEGY", "SSL_CERT_FILE", "ALL_PROXY")
 CPU_BUILDS = "https://download.pytorch.org/whl/cpu/"
 PATIENCE = 3.0  # seconds until an index that does not answer counts as unreachable
-SIGN_OF_LIFE = 20.0  # seconds between two lines where no terminal can draw a bar
 
 
 def main() -> None:
@@ -60,7 +58,6 @@ def main() -> None:
         check_python(sys.version_info[:2], f"{sys.executable} is")
     if version is not None:
         check_python(version, f"{shown(VENV)} holds", f"remove it (rm -r {shown(VENV)}) and run the same again")
-        check_place()
         if options.chosen and version != sys.version_info[:2]:
             fail(
                 f"{shown(VENV)} holds Python {dotted(version)}, and PYTHON= names {dotted(sys.version_info[:2])}: "
@@ -110,16 +107,6 @@ def version_of_venv() -> tuple | None:
     return tuple(map(int, version.groups()))
 
 
-def check_place() -> None:
-    """Refuse a .venv that was moved or copied with its folder: it has the old place in all of its scripts."""
-    place = VENV / ".place"
-    if place.is_file() and Path(place.read_text()) != VENV.resolve():
-        fail(
-            f"{shown(VENV)} was made as {place.read_text()} and does not run elsewhere: remove it "
-            f"(rm -r {shown(VENV)}) and run the same again"
-        )
-
-
 def stamp(tier: str) -> Path:
     return VENV / TIERS[tier][1]
 
@@ -151,30 +138,26 @@ def install(tier: str, new: bool, gpu: str | None = None) -> None:
     began = time.monotonic()
     python = VENV / "bin" / "python"
     if new:
-        if not can_make_venvs():
-            fail(
-                f"{sys.executable} lacks the modules venv and ensurepip: install them "
-                f"(Debian, Ubuntu: apt install python{dotted(sys.version_info[:2])}-venv), or name another "
-                "Python: make … PYTHON=/path/to/python3"
-            )
         print(f"== making {shown(VENV)} with Python {dotted(sys.version_info[:3])} ({sys.executable})")
         try:
-            failed = run_quietly([sys.executable, "-m", "venv", str(VENV)])
-            if failed:
-                fail(f"{sys.executable} could not make {shown(VENV)}: {failed}")
+            made = subprocess.run([sys.executable, "-m", "venv", str(VENV)], stdout=subprocess.DEVNULL).returncode == 0
         except BaseException:  # half of it would pass for the whole next time
             shutil.rmtree(VENV, ignore_errors=True)
             raise
-        (VENV / ".place").write_text(str(VENV.resolve()))
+        if not made:
+            shutil.rmtree(VENV, ignore_errors=True)
+            fail(
+                f"{sys.executable} could not make {shown(VENV)}: install its modules venv and ensurepip "
+                f"(Debian, Ubuntu: apt install python{dotted(sys.version_info[:2])}-venv), or name another "
+                "Python: make … PYTHON=/path/to/python3"
+            )
     if not (VENV / "bin" / "uv").exists():
         print("== fetching uv, which installs the rest")
-        failed = run_quietly([str(python), "-m", "pip", "install", "--disable-pip-version-check", "-q", UV])
-        if failed:
-            fail(f"pip could not install {UV}; is the package index reachable? {failed}")
+        if subprocess.run([str(python), "-m", "pip", "install", "--disable-pip-version-check", "-q", UV]).returncode:
+            fail(f"pip could not install {UV}, as it says above; is the package index reachable?")
     settings = pip_settings(python)
     os.environ.update(like_pip(settings))
-    print("== installing what {} needs, in the versions of {}".format(
-        "`make demo`" if tier == "demo" else "`make test`", shown(LOCK)))  # fmt: skip
+    print(f"== installing what {'`make demo`' if tier == 'demo' else '`make test`'} needs, as {shown(LOCK)} says")
     command = [str(VENV / "bin" / "uv"), "pip", "install", "--compile-bytecode", "--python", str(python)]
     chosen = VENV / "versions.txt"
     chosen.write_text(versions(gpu))
@@ -182,11 +165,7 @@ def install(tier: str, new: bool, gpu: str | None = None) -> None:
         command += ["--constraint", constraints]
     command += ["--editable", ENGINE, "--editable", f".[{TIERS[tier][0]}]"]
     backend = torch_backend() if gpu is None else None  # the package index's build is for NVIDIA's GPUs
-    status = run_uv([*command, "--torch-backend", backend] if backend else command)
-    if status and backend:
-        print("== once more, without PyTorch's own index")
-        status = run_uv(command)
-    if status:
+    if subprocess.run(command + (["--torch-backend", backend] if backend else []), cwd=ROOT).returncode:
         fail("the installation failed; uv says above why. The same command continues where it stopped")
     if gpu is not None:
         (VENV / ".gpu").write_text(gpu)
@@ -214,42 +193,19 @@ def lock() -> None:
 
     LOCK.write_text(LOCK_HEADER + chosen("--upgrade"))
     print(f"== wrote {shown(LOCK)}")
-    for gpu in filter(GPUS.get, GPUS):
-        write_others(gpu, chosen)
-
-
-def write_others(gpu: str, chosen: Callable[..., str]) -> None:
-    """Write the versions that differ from the lock's with the PyTorch for a GPU."""
-    with tempfile.TemporaryDirectory() as folder:
-        fixed, whole = Path(folder, "torch.txt"), Path(folder, "whole.txt")
-        fixed.write_text(f"{GPUS[gpu]}\n")
-        shutil.copy(LOCK, whole)  # which uv changes only where it has to
-        chosen("--constraint", str(fixed), "--output-file", str(whole))
-        same = {line.partition(";")[0].strip() for line in LOCK.read_text().splitlines()}
-        others = [line for line in whole.read_text().splitlines() if line.partition(";")[0].strip() not in same]
-    path = LOCK.with_name(f"{gpu}.txt")
-    path.write_text(
-        f"# `make setup GPU={gpu}`: what differs from lock.txt; written by `make lock`.\n" + "\n".join(others) + "\n"
-    )
-    print(f"== wrote {shown(path)}")
-
-
-def run_quietly(command: list) -> str:
-    """Run a command and return its complaints if it failed.
-
-    Ctrl-C reaches the command, too; nobody needs its stack trace.
-    """
-    running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    try:
-        said = running.communicate()[1]
-    except KeyboardInterrupt:
-        running.communicate()
-        raise
-    return (said.strip() or f"exit status {running.returncode}") if running.returncode else ""
-
-
-def can_make_venvs() -> bool:
-    return subprocess.run([sys.executable, "-c", "import ensurepip, venv"], capture_output=True).returncode == 0
+    same = {line.partition(";")[0].strip() for line in LOCK.read_text().splitlines()}
+    for gpu, torch in GPUS.items():
+        if torch is None:
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            fixed, whole = Path(folder, "torch.txt"), Path(folder, "whole.txt")
+            fixed.write_text(f"{torch}\n")
+            shutil.copy(LOCK, whole)  # which uv changes only where it has to
+            chosen("--constraint", str(fixed), "--output-file", str(whole))
+            others = [line for line in whole.read_text().splitlines() if line.partition(";")[0].strip() not in same]
+        title = f"# `make setup GPU={gpu}`: what differs from lock.txt; written by `make lock`."
+        LOCK.with_name(f"{gpu}.txt").write_text("\n".join([title, *others]) + "\n")
+        print(f"== wrote {shown(LOCK.with_name(f'{gpu}.txt'))}")
 
 
 def pip_settings(python: Path) -> dict:
@@ -316,20 +272,6 @@ def answers(url: str) -> bool:
     thread.start()
     thread.join(PATIENCE)
     return bool(answered)
-
-
-def run_uv(command: list) -> int:
-    """Run uv, which draws its own bars in a terminal; elsewhere print from time to time that it works."""
-    running = subprocess.Popen(command, cwd=ROOT)
-    began = time.monotonic()
-    while True:
-        try:
-            return running.wait(timeout=None if sys.stderr.isatty() else SIGN_OF_LIFE)
-        except subprocess.TimeoutExpired:
-            print(f"   … {time.monotonic() - began:.0f} s, still downloading and installing")
-        except KeyboardInterrupt:
-            running.wait()  # the terminal has sent it the signal as well
-            raise
 
 
 if __name__ == "__main__":

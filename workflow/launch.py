@@ -6,11 +6,10 @@ On Slurm also find the jobs that an earlier, dead Snakemake left behind, which i
 from __future__ import annotations
 
 import os
-import shlex
 import shutil
 import subprocess
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +21,13 @@ class Launch:
     """The way in which one training command is started: by what, on how many ranks, with which resources."""
 
     launcher: str
-    nodes: int
     ranks_per_node: int
-    accelerator: str | None
-    hostfile: str | None
-    master_port: int
     cpus_per_rank: int
-    side_by_side: int
-    resources: dict[str, Any]
+    nodes: int = 1
+    accelerator: str | None = None
+    master_port: int = 29500
+    side_by_side: int = 1
+    resources: dict[str, Any] = field(default_factory=dict)
 
     @property
     def world_size(self) -> int:
@@ -46,7 +44,7 @@ class Launch:
 
         They are 0 if it trains on CPUs, or where a scheduler gives it GPUs.
         """
-        elsewhere = self.launcher == "srun" or self.hostfile or {"gres", "gpu"} & set(self.resources)
+        elsewhere = self.launcher == "srun" or {"gres", "gpu"} & set(self.resources)
         return 0 if elsewhere or self.accelerator == "cpu" else self.ranks_per_node
 
     @property
@@ -64,19 +62,15 @@ class Launch:
                 f"{accelerator}srun --nodes={self.nodes} --ntasks-per-node={self.ranks_per_node}"
                 f" --cpus-per-task={self.cpus_per_rank} --kill-on-bad-exit=1 python -m {module}"
             )
-        if self.ranks_per_node == 1 and self.accelerator == "cpu" and not self.hostfile:
+        if self.ranks_per_node == 1 and self.accelerator == "cpu":
             return f"{accelerator}python -m {module}"  # one process needs no launcher
         prefix = f"{accelerator}python -m workflow.gpus {self.local_gpus} port={self.master_port} -- "
-        if self.launcher == "torchrun":
-            start = f"--standalone --nproc_per_node {self.ranks_per_node} -m {module}"
-            return f"{prefix if self.local_gpus else accelerator}torchrun {start}"
         if self.local_gpus:
             # DeepSpeed's launcher ignores CUDA_VISIBLE_DEVICES if it is given --num_gpus.
             which = "--include localhost:@gpus --master_port @port"
             return f"{prefix}deepspeed {which} --module {module}"
-        hosts = f"--hostfile {shlex.quote(self.hostfile)} --num_nodes {self.nodes} " if self.hostfile else ""
         ranks = f"--num_gpus {self.ranks_per_node} --master_port {self.master_port}"
-        return f"{accelerator}deepspeed {hosts}{ranks} --module {module}"
+        return f"{accelerator}deepspeed {ranks} --module {module}"
 
     def threads(self, cores: Callable[[], int | None]) -> int:
         """Return Snakemake's threads: under srun the cores of a task, on one machine the cores of all ranks.

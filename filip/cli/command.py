@@ -40,7 +40,7 @@ from omegaconf.errors import OmegaConfBaseException
 from filip.cli.extras import missing_extra
 from filip.cli.option import check_values, option, range_of
 from filip.cli.overrides import check_overrides, config_groups, options_of, parse, structured_config
-from filip.common.errors import UserError, reader_may_leave, stopped_by_ctrl_c
+from filip.common.errors import UserError, first_line, reader_may_leave, stopped_by_ctrl_c
 from filip.common.files import check_output, disk_error, explained
 
 T = TypeVar("T")
@@ -70,7 +70,7 @@ def compose_config(schema: type[T], overrides: Sequence[str], config_name: str |
         settings = OmegaConf.to_object(config)
     except (HydraException, OmegaConfBaseException) as error:  # no single argument is to blame
         raise UserError(
-            f"the options do not fit together: {_reason(error)} (given: {' '.join(arguments) or 'nothing'}; see --help)"
+            f"the options do not fit together: {first_line(error)} (given: {' '.join(arguments)}; see --help)"
         ) from error
     check_values(settings)
     return cast(T, settings)
@@ -222,22 +222,3 @@ def _help_lines(schema: type, prefix: str) -> list[str]:
         bounds = f" ({range_})" if (range_ := range_of(field)) else ""
         lines.append(f"  {prefix}{field.name}={shown}\n        {field.metadata.get('help', '')}{bounds}")
     return lines
-
-
-def _reason(error: Exception) -> str:
-    """Return the message of Hydra and of the error behind it, without their advice, stack and classes."""
-    lines = [line.strip() for e in (error, error.__cause__) if e is not None for line in str(e).splitlines()]
-    reasons = [line for line in lines if line and not line.startswith(_ADVICE)]
-    return re.sub(r"Key '(\w+)' (?:is )?not in '?\w+'?", r"there is no option \1", " ".join(dict.fromkeys(reasons)))
-
-
-_ADVICE = (
-    "See https:",
-    "To append to your config",
-    "Set the environment variable",
-    "full_key:",
-    "object_type=",
-    "reference_type=",
-    "Config search path",
-    "provider=",
-)

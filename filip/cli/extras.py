@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 from filip.common.errors import UserError
 
+PROJECT = "filip-pretraining"  # PyPI's `filip` is another project
 # The longest prefix of a module's name counts. tests/test_extras.py checks every import against pyproject.toml.
 EXTRAS = {
     "filip.data": "data",
@@ -35,12 +37,9 @@ def extra_of(module: str) -> str | None:
 
 def missing_extra(error: ModuleNotFoundError, module: str) -> Exception:
     """Return a UserError that names the extra to install; ``error`` itself if a module of ours is missing."""
-    from filip_command import other_project
-
     missing = (error.name or "").partition(".")[0]
     if missing in ("", "filip"):
-        sentence = other_project()
-        return UserError(sentence) if sentence else error
+        return error
     extra = extra_of(module)
     command = how_to_install(extra) if extra else f"pip install {missing}"
     return UserError(f"{module} needs the module {missing!r}, which is not installed: {command}")
@@ -51,15 +50,14 @@ def how_to_install(extra: str) -> str:
 
     PyPI's `filip` is another project, so the import name is not what to type.
     """
-    from filip_command import this_project
-
     checkout = Path(__file__).resolve().parents[2]
     if (checkout / "pyproject.toml").is_file():
         where = "." if Path.cwd() == checkout else os.path.relpath(checkout)
         return f"pip install -e '{where}[{extra}]'"
-    installed = this_project()
-    if installed is None:
+    try:
+        installed = distribution(PROJECT)
+    except PackageNotFoundError:
         return f"pip install -e '.[{extra}]' in a checkout"
-    name = f"{installed.metadata['Name']}[{extra}]"
+    name = f"{PROJECT}[{extra}]"
     origin = json.loads(installed.read_text("direct_url.json") or "{}").get("url")
     return f"pip install '{name} @ {origin}'" if origin else f"pip install '{name}'"

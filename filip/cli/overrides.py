@@ -60,7 +60,7 @@ def check_overrides(schema: type, overrides: Sequence[str], groups: Mapping[str,
             continue
         if override.startswith("~"):
             _type_of(schema, key, groups)
-        elif not (override.startswith("+") and _takes_new_names(schema, key)):
+        elif not (override.startswith("+") and _is_dict(schema, key.rpartition(".")[0])):
             _check_value(schema, structured, key, value, groups)
 
 
@@ -93,10 +93,6 @@ def _refuse_bare(schema: type, words: Sequence[str]) -> None:
         if dashed:
             value = dashed[2] or (f"={following}" if following and not re.match(r"-|\w*=", following) else "=VALUE")
             name = dashed[1].replace("-", "_")
-            if len(name) == 1:  # -n 3
-                kind = int if value[1:].isdecimal() else str
-                fitting = [key for key in _keys(schema) if (_declared(schema, key) or (None,))[0] is kind]
-                name = next((key for key in fitting if key.startswith(name)), next(iter(fitting), name))
             near = [] if name in _keys(schema) else nearest(name, _keys(schema))
             hint = f"; did you mean {near[0]}{value}?" if near else ""
             raise UserError(f"{argument}: options are written without dashes, {name}{value}{hint} (see --help)")
@@ -194,13 +190,6 @@ def _types(schema: type) -> dict[str, Any]:
     return get_type_hints(schema)
 
 
-def _takes_new_names(schema: type, key: str) -> bool:
-    """Return whether a key is right inside a dict, to which ``+`` adds a name that its reader may know, as a loss
-    term's."""
-    declared = _declared(schema, key.rpartition(".")[0])
-    return declared is not None and get_origin(declared[0]) is dict
-
-
 def _default(field: dataclasses.Field[Any]) -> dict[str, Any]:
     """Return the default of a dict."""
     value: dict[str, Any] = {} if field.default_factory is dataclasses.MISSING else field.default_factory()
@@ -241,11 +230,14 @@ def quote_text(schema: type, override: str) -> str:
     if declared == list[str] and value.strip() and not value.strip().startswith(("[", "$", "null")):
         return f"{key}=[{_quoted(value)}]"  # one element needs no brackets
     if declared == list[str] and value.strip().startswith("[") and value.strip().endswith("]"):
-        return f"{key}=[{','.join(_quoted(element.strip()) for element in _elements(value.strip()[1:-1]))}]"
+        # split at commas outside quotes, where a quote only ever opens a whole element; the last match is the empty end
+        elements = [match[1] for match in re.finditer(_ELEMENT, value.strip()[1:-1], re.DOTALL)][:-1]
+        return f"{key}=[{','.join(_quoted(element.strip()) for element in elements)}]"
     return override
 
 
 def _is_dict(schema: type, key: str) -> bool:
+    """Return whether a key is a dict, to which ``+`` adds a name that its reader may know, as a loss term's."""
     declared = _declared(schema, key)
     return declared is not None and get_origin(declared[0]) is dict
 
@@ -259,9 +251,4 @@ def _quoted(value: str) -> str:
 
 
 _IN_QUOTES = r"'(?:\\.|[^'\\])*'" + "|" + r'"(?:\\.|[^"\\])*"'
-
-
-def _elements(inside: str) -> list[str]:
-    """Return the elements of a list: split at commas outside quotes, where a quote only ever opens a whole element."""
-    element = rf"\s*((?:{_IN_QUOTES})(?=\s*(?:,|$))|[^,]*?)\s*(?:,|$)"
-    return [match[1] for match in re.finditer(element, inside, re.DOTALL)][:-1]  # the last match is the empty end
+_ELEMENT = rf"\s*((?:{_IN_QUOTES})(?=\s*(?:,|$))|[^,]*?)\s*(?:,|$)"

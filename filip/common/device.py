@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
-import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -106,8 +105,8 @@ def why_no_kernels(device: torch.device) -> str | None:
 def best_precision(device: torch.device) -> str:
     """Return "bf16" where the hardware multiplies bfloat16, else "fp16" on CUDA and "fp32" everywhere else.
 
-    Emulation does not count: PyTorch offers bfloat16 on every CPU and GPU, and convolutions then take many times as
-    long as in float32 (:func:`bf16_slowdown` measures it).
+    Emulation does not count: PyTorch offers bfloat16 on every CPU and GPU, and convolutions then take up to 18 times as
+    long as in float32 (Zen 3).
     """
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
@@ -132,25 +131,6 @@ def _cpu_multiplies_bf16() -> bool:
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return True
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-
-
-def bf16_slowdown(device: torch.device) -> float:
-    """Measure how many times as long a block of convolutions takes in bfloat16 as in float32, in under a second."""
-    pixels = torch.randn(8, 32, 32, 32, device=device)
-    block = torch.nn.Sequential(
-        torch.nn.Conv2d(32, 96, 1), torch.nn.Conv2d(96, 96, 3, groups=96), torch.nn.Conv2d(96, 32, 1)
-    )
-    layer = block.to(device).requires_grad_(False)
-    seconds: dict[bool, list[float]] = {False: [], True: []}
-    for _ in range(4):  # the first of each compiles
-        for half, measured in seconds.items():
-            synchronize(device)
-            started = time.perf_counter()
-            with torch.autocast(device.type, torch.bfloat16, enabled=half):
-                layer(pixels)
-            synchronize(device)
-            measured.append(time.perf_counter() - started)
-    return min(seconds[True][1:]) / min(seconds[False][1:])
 
 
 def memory_mb(device: torch.device) -> float:

@@ -15,7 +15,6 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,18 +28,16 @@ from filip.cli.command import MISSING, option, run_command
 from filip.common.files import replacing
 from filip.common.progress import say
 from filip.common.table_writer import Grid, listed, render
-from filip.eval.cards import load_card
 from filip.report.differences import FEWEST
 from filip.report.findings import NOTE, cost, findings, findings_grid
 from filip.report.own_pictures import OwnPictures
-from filip.report.plots import INK, LINE, MUTED, by_label, curves, forest, learning, training_logs
+from filip.report.plots import INK, LINE, MUTED, by_label, curves, forest, training_logs
 from filip.report.results import Results
 from filip.report.show import headline
 from filip.report.style import COLOURS, TEMPLATES, looks, style
 from filip.report.summary import funnel_grid, runs_grid, search_grid, stages_grid, summary
 from filip.report.table import short_commit
 from filip.study import Study, load_study
-from filip.train.telemetry import score_on
 
 WIDEST = 1400  # pixels of an embedded picture
 THUMBNAIL = 256  # pixels of one of your own
@@ -190,13 +187,6 @@ def _curves(study: Study, results: Results) -> list[dict[str, str]]:
     """Return the figures of how the runs learned."""
     logs, look = training_logs(study, results), by_label(study)
     figures = {"Training curves": curves(logs, look)}
-    if study.curve:
-        card = study.curve["card"]
-        clock = ("time/seconds", "seconds of the steps")
-        on_cpu = study.config["launch"].get("accelerator") == "cpu"
-        share, title = partial(score_on, card), f"R@1 of {load_card(card).title}, %"
-        drawn = learning(logs, look, share, title) if on_cpu else learning(logs, look, share, title, clock)
-        figures = {"Recall while the models learn": drawn, **figures}
     return [{"title": title, "svg": inline(figure, title.split()[0])} for title, figure in figures.items()]
 
 

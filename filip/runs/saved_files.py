@@ -17,8 +17,6 @@ from filip.common.files import digest, nothing_at, sha256_of, write_json
 _COMPLETE = re.compile(r"step(\d{8})")
 STATE = "state.json"
 DDP_STATES = "training.pt"  # in a checkpoint of engine=ddp: weights, optimiser and random states of all ranks
-AVERAGED = "average.safetensors"  # in a checkpoint, where the training averages its weights
-BEST = "checkpoints/best.safetensors"  # the model with the best score so far, where a training chooses by one
 FINISHED = "finished.json"  # in the run's folder, once it has written its results
 KEPT = "finished"  # folder of a run with copies of its results
 

@@ -12,15 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from filip import resources
 from filip.common.errors import UserError
 from filip.models import DualEncoder, build_model, config_from_dict, load_model, read_extra
 from filip.models.weights import TOKENIZER, pop_loss_parameters
-from filip.runs.saved_files import AVERAGED, DDP_STATES, LoopState, find_damage, json_object, read_state, source_of
+from filip.runs.saved_files import DDP_STATES, LoopState, find_damage, json_object, read_state, source_of
 from filip.text.json_tokenizer import JsonTokenizer
 
 FACTS = "facts"  # in the ``extra`` of a file of weights: the facts that have to be passed on with them
@@ -219,12 +217,7 @@ ADAPTER_SCALE = 2  # what adapters count: alpha / rank of LoRA. Another scale is
 
 
 def checkpoint_weights(checkpoint: Path, state: LoopState) -> dict[str, Tensor]:
-    """Return the float32 state dict in a checkpoint: the averaged weights, if the training averages them."""
-    if (checkpoint / AVERAGED).is_file():
-        try:
-            return dict(load_file(checkpoint / AVERAGED))
-        except SafetensorError as error:
-            raise UserError(f"{checkpoint / AVERAGED} cannot be read: {error}; take another checkpoint") from error
+    """Return the float32 state dict in a checkpoint."""
     whole: dict[str, Tensor] = {}
     if state.zero_stage < 3:  # includes frozen weights, of which ZeRO-1 keeps no other copy
         file = DDP_STATES if state.engine == "ddp" else "mp_rank_00_model_states.pt"

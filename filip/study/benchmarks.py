@@ -64,10 +64,10 @@ def _cards_at(path: str, protocol: str) -> dict[str, BenchmarkCard]:
     return fitting
 
 
-def card_of(evaluation: Mapping[str, Any], name: str, loader: str | None = None) -> BenchmarkCard:
+def card_of(evaluation: Mapping[str, Any], name: str) -> BenchmarkCard:
     """Return the card of a benchmark that a study names, or of a folder in its ``places``."""
     if (place := evaluation.get("places", {}).get(name)) is None:
-        return load_card(name, loader)
+        return load_card(name)
     from filip.eval.own_data import cards_of
 
     return next(card for card in cards_of(place) if card.name == name)
@@ -89,14 +89,6 @@ def check_evaluation_options(config: Mapping[str, Any]) -> None:
                     f"study config, key {key}: {whose} has no option {name!r} that a study may set; "
                     f"it has {', '.join(options) or 'none'}{shared}"
                 )
-    cards = {name for protocol, names in config["eval"].items() if protocol in PROTOCOLS for name in names}
-    for name, loader in config["eval"].get("loaders", {}).items():
-        if name not in cards:
-            raise UserError(f"study config, key eval.loaders.{name}: no protocol of the study evaluates that card")
-        try:
-            load_card(name, loader)
-        except UserError as error:
-            raise UserError(f"study config, key eval.loaders.{name}: {error}") from error
 
 
 # The protocols are imported only for a study that sets some of their options: they import PyTorch.

@@ -5,45 +5,33 @@ filip study check base                       # workflow/config/base.yaml; a path
 
 from __future__ import annotations
 
-import copy
-import re
 import shutil
-import subprocess
 import sys
 import textwrap
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 from filip.cli.command import MISSING, option, run_command
-from filip.cli.extras import how_to_install
 from filip.common.errors import UserError
-from filip.common.files import readable
 from filip.data.cards import SourceCard, load_source, overridden
 from filip.data.engines import engine_class
-from filip.data.plan import disk_bytes
 from filip.study.benchmarks import card_of, check_evaluation_options
 from filip.study.study import Study, load_study
 
 # Kinds of needs, and the rules of the workflow that have them.
 KINDS = {
     "lists": ("url_list", "ingest"),
-    "download": ("download", "download_part"),
+    "download": ("download",),
     "engines": ("translate", "translate_part"),
-    "extras": ("url_list", "ingest", "pretrain", "fine_tune", "efficiency"),
     "benchmarks": ("evaluate",),
-    "disk": ("download", "download_part", "ingest"),
     "GPUs": ("pretrain", "fine_tune", "efficiency"),
-    "loader": ("pretrain", "fine_tune"),
 }  # fmt: skip
-ASKS_FOR = 30.0  # seconds for an answer of the scheduler
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A thing that is missing. stops: a job would fail for it; otherwise cells stay empty, or it is an estimate."""
+    """A thing that is missing. stops: a job would fail for it; otherwise cells stay empty."""
 
     kind: str
     text: str
@@ -56,7 +44,7 @@ class Check:
 
 
 def main(config: Check) -> None:
-    """Print the needs of a study that this machine lacks: lists, engines, extras, benchmarks, disk, GPUs, loader."""
+    """Print the needs of a study that this machine lacks: lists, engines, benchmarks, GPUs."""
     named = Path("workflow/config", f"{config.study}.yaml")
     study = load_study(named if named.is_file() else config.study)
     check_evaluation_options(study.config)
@@ -107,11 +95,8 @@ def findings(study: Study, kinds: Collection[str] = tuple(KINDS)) -> list[Findin
         "lists": lambda: _lists(study, open_),
         "download": lambda: _download(study, open_),
         "engines": lambda: _engines(open_),
-        "extras": lambda: _extras(study, open_),
         "benchmarks": lambda: _benchmarks(study, cards),
-        "disk": lambda: _disk(study, open_),
         "GPUs": lambda: _gpus(study),
-        "loader": lambda: _loader(study),
     }
     return [finding for kind in kinds for finding in looks[kind]()]
 
@@ -164,44 +149,11 @@ def _engines(cards: dict[str, SourceCard]) -> Iterator[Finding]:
             yield Finding("engines", f"{', '.join(sources)}, captions through '{pivot}': {absent}")
 
 
-def _extras(study: Study, cards: dict[str, SourceCard]) -> Iterator[Finding]:
-    launchers = {study.launch_settings(name)["launcher"] for name in study.trained}
-    tuned = [study.resolved(name).warm_start for name in study.trained]
-    extras = {
-        "data": bool(cards),
-        "demo": any(card.built_by for card in cards.values()),
-        **dict.fromkeys(("train", "eval", "report", "workflow"), True),
-        "slurm": "srun" in launchers,
-        "export": "export" in study.config,
-        "lora": any("lora" in (start.image, start.text) for start in tuned),
-    }
-    for extra, needed in extras.items():
-        if needed and (absent := absent_packages(extra)):
-            yield Finding("extras", f"{', '.join(absent)} of the extra '{extra}': {how_to_install(extra)}")
-
-
-def absent_packages(extra: str) -> list[str]:
-    """Return the packages of an extra of this project that are not installed, without extras inside it."""
-    from filip_command import this_project
-
-    project = this_project()
-    absent = []
-    for line in (project.requires or []) if project else []:
-        requirement, _, marker = line.partition(";")
-        name = re.split(r"[^\w.-]", requirement.strip(), maxsplit=1)[0]
-        if re.search(rf"extra == ['\"]{extra}['\"]", marker) and "python_version" not in marker:
-            try:
-                version(name)
-            except PackageNotFoundError:
-                absent.append(name)
-    return absent
-
-
 def _benchmarks(study: Study, cards: dict[str, SourceCard]) -> Iterator[Finding]:
     if any(card.built_by for card in cards.values()):
         return  # they are made with the corpus
-    root, loaders = Path(study.evaluation["root"]), study.evaluation.get("loaders", {})
-    places = {name: card_of(study.evaluation, name, loaders.get(name)).path for name in study.all_benchmarks}
+    root = Path(study.evaluation["root"])
+    places = {name: card_of(study.evaluation, name).path for name in study.all_benchmarks}
     made = tuple(f"{study.data_dir}/{source}/" for source in study.sources)  # by the study, before its evaluations
     absent = [
         f"{name} ({place})"
@@ -216,24 +168,6 @@ def _benchmarks(study: Study, cards: dict[str, SourceCard]) -> Iterator[Finding]
             f"{len(absent)} of {len(places)} are not below {root}: {', '.join(absent)}. {effect}; docs/evaluation.md "
             "says how to obtain each",
             stops=not per_card,
-        )
-
-
-def _disk(study: Study, cards: dict[str, SourceCard]) -> Iterator[Finding]:
-    place = Path(study.data_dir).absolute()
-    free = shutil.disk_usage(next(folder for folder in (place, *place.parents) if folder.exists())).free
-    needs, unknown = 0.0, []
-    for source, card in cards.items():
-        if card.expected_count is None:
-            unknown += [] if card.built_by else [source]
-            continue
-        needs += disk_bytes(card, card.expected_count)
-    if needs > free or unknown:
-        more = f", and that of {', '.join(unknown)}, whose cards state no expected_count" if unknown else ""
-        yield Finding(
-            "disk",
-            f"{readable(free)} are free for {study.data_dir}; the sources take about {readable(needs)}{more}",
-            stops=False,
         )
 
 
@@ -259,45 +193,10 @@ def _gpus(study: Study) -> Iterator[Finding]:
     for number in range(min(ranks, torch.cuda.device_count())):
         if why := why_no_kernels(torch.device("cuda", number)):
             yield Finding("GPUs", why)
-    if on_slurm:
-        nodes = max(launch.get("nodes", 1) for launch in on_slurm)
-        gres = any("gpu" in str(launch.get("resources", {}).get("gres", "")) for launch in on_slurm)
-        yield from _slurm(nodes, gres)
-
-
-def _loader(study: Study) -> Iterator[Finding]:
-    from filip.train.plan import GPUS, loader_needs
-
-    alike: dict[str, tuple[Any, list[str]]] = {}
-    for name in study.trained:
-        config = copy.deepcopy(study.resolved(name))  # others have the same object
-        if study.launch_settings(name).get("accelerator") != "cpu" and config.data.feature_cache is None:
-            if start := study.training(name)["from"]:
-                config.model = copy.deepcopy(study.resolved(start).model)
-            config.model.image.image_size = config.image_size or config.model.image.image_size
-            alike.setdefault(repr((config.model, config.data, config.precision)), (config, []))[1].append(name)
-    for config, names in alike.values():
-        sentence, enough = loader_needs(config, GPUS["h100"])
-        if not enough:
-            yield Finding("loader", f"{', '.join(names)}: on H100s the loader {sentence}", stops=False)
-
-
-def _slurm(nodes: int, gres: bool) -> Iterator[Finding]:
-    if shutil.which("sbatch") is None:
+    if on_slurm and shutil.which("sbatch") is None:
         yield Finding(
             "GPUs", "launch.launcher is srun, and there is no sbatch here: run it on a login node of a cluster"
         )
-        return
-    try:
-        command = ["sinfo", "-h", "-N", "-o", "%N %G"]
-        listed = subprocess.run(command, capture_output=True, text=True, timeout=ASKS_FOR, check=True).stdout
-    except (subprocess.SubprocessError, OSError):
-        yield Finding("GPUs", f"sinfo gives no answer within {ASKS_FOR:.0f} s, so the nodes are unknown", stops=False)
-        return
-    able = {line.split()[0] for line in listed.splitlines() if not gres or "gpu" in line}
-    if len(able) < nodes:
-        kind = "nodes with GPUs" if gres else "nodes"
-        yield Finding("GPUs", f"launch.nodes={nodes}, and sinfo lists {len(able)} {kind}", stops=False)
 
 
 if __name__ == "__main__":

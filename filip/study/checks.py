@@ -26,7 +26,7 @@ NOT_COMPARED = (
     *("data.shuffle_window_shards", "data.reader_groups"),
     *("optimizer.base_lr", "model.init_temperature"),
 )
-WITH_A_CARD = ("alignment", "explorer", "curve", "search")  # keys that name one benchmark
+WITH_A_CARD = ("alignment", "explorer", "search")  # keys that name one benchmark
 
 
 def check_config(config: dict[str, Any]) -> dict[str, Any]:
@@ -85,10 +85,8 @@ def _check_launches(config: dict[str, Any]) -> None:
 
 def _check_launch(key: str, launch: dict[str, Any]) -> None:
     nodes = launch.get("nodes", 1)
-    if launch["launcher"] == "torchrun" and nodes > 1:
-        _refuse(f"{key}.nodes", f"torchrun starts one node only here, not {nodes}; use srun or deepspeed")
-    if launch["launcher"] == "deepspeed" and nodes > 1 and not launch.get("hostfile"):
-        _refuse(f"{key}.hostfile", f"deepspeed needs a hostfile to start {nodes} nodes, and none is given")
+    if launch["launcher"] != "srun" and nodes > 1:
+        _refuse(f"{key}.nodes", f"{launch['launcher']} starts one node only here, not {nodes}; use srun")
     if launch["launcher"] == "srun" and launch["ranks_per_node"] == 1:
         _refuse(
             f"{key}.ranks_per_node",
@@ -111,9 +109,6 @@ def _check_runs(config: dict[str, Any]) -> None:
     for name in config.get("peers", {}):
         if name in trained:
             _refuse(f"peers.{name}", "a run has that name; choose another")
-    for run, members in config.get("replicas", {}).items():
-        for name in (run, *members):
-            _known(f"replicas.{run}", name, trained)
 
 
 def _check_search(config: dict[str, Any]) -> None:

@@ -35,14 +35,13 @@ from filip.common.files import write_json
 from filip.common.progress import Progress, say
 from filip.models import Encoded, TextFeatures, build_model
 from filip.study import load_study
-from filip.train.adapters import adapt
 from filip.train.config import TrainConfig
-from filip.train.deepspeed_settings import settle_precision
-from filip.train.engine import Engine, make_engine, resolve_batching, to_device
+from filip.train.engine import Engine, make_engine, resolve_batching, settle_precision, to_device
 from filip.train.losses import Loss, resolve_weights
 from filip.train.losses.term import transport_dtype
 from filip.train.provenance import commit
 from filip.train.ranks import Ranks, raise_together, start_ranks
+from filip.train.warm_start import adapt
 from late_interaction import late_interaction, select_tokens
 
 MB = 2**20
@@ -117,7 +116,7 @@ class Step:
         if self.loss.reads_further_captions:  # as long as the true ones: their words cost nothing
             batch |= {"further_ids": batch["ids"], "further_lengths": batch["lengths"]}
         self.batch = to_device(batch, ranks.device, torch.float16 if self.engine.is_fp16 else None)
-        self.score: Callable[[Encoded], Tensor] = self._own_texts
+        self.score: Callable[[Encoded], Tensor] = lambda encoded: self.loss(encoded, self.batch["group"]).loss
         if self.gathered > self.batching.global_batch:
             self.score = self._many_texts
         self.seconds: list[float] = []
@@ -137,9 +136,6 @@ class Step:
         if timed:
             self.seconds.append(seconds)
             self.memory.append(device.peak_memory_mb(self.ranks.device) - held)
-
-    def _own_texts(self, encoded: Encoded) -> Tensor:
-        return self.loss(encoded, self.batch["group"]).loss
 
     def _many_texts(self, encoded: Encoded) -> Tensor:
         """Compute the part of one rank among many: own images against all texts, in the row's own interaction."""

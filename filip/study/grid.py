@@ -17,7 +17,7 @@ def combinations(settings: Settings) -> list[dict[str, str]]:
 
 def with_seeds(config: dict[str, Any]) -> dict[str, Any]:
     """Write ``seeds: 3`` out: each run once more with seed 1 and 2, averaged into its row of every table."""
-    runs, replicas = dict(config["runs"]), dict(config.get("replicas", {}))
+    runs, replicas = dict(config["runs"]), dict[str, list[str]]()
     for name, settings in config["runs"].items():
         for seed in range(1, config.get("seeds", 1)):
             member = f"{name}_s{seed}"
@@ -39,20 +39,10 @@ def trials(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     for name, run in config["runs"].items():
         if settings := searched_settings(config, run):
             for values, seed in itertools.product(combinations(settings), config["search"]["seeds"]):
-                label = ", ".join([run["label"], *map(_in_words, values.items()), f"seed {seed}"])
-                overrides = [*run.get("overrides", []), *_overrides(values), f"seed={seed}"]
-                by_name[f"{_name(name, values)}_s{seed}"] = {**run, "label": label, "overrides": overrides, "run": name}
+                words = [f"{setting.rpartition('.')[2]} {value}" for setting, value in values.items()]
+                label = ", ".join([run["label"], *words, f"seed {seed}"])
+                tried = [f"{setting}={value}" for setting, value in values.items()]
+                overrides = [*run.get("overrides", []), *tried, f"seed={seed}"]
+                trial = "-".join([name, *(re.sub(r"[^\w.-]+", "_", value) for value in values.values())])
+                by_name[f"{trial}_s{seed}"] = {**run, "label": label, "overrides": overrides, "run": name}
     return by_name
-
-
-def _overrides(values: Mapping[str, str]) -> list[str]:
-    return [f"{setting}={value}" for setting, value in values.items()]
-
-
-def _name(run: str, values: Mapping[str, str]) -> str:
-    return "-".join([run, *(re.sub(r"[^\w.-]+", "_", value) for value in values.values())])
-
-
-def _in_words(setting: tuple[str, str]) -> str:
-    name, value = setting
-    return f"{name.rpartition('.')[2]} {value}"

@@ -15,7 +15,7 @@ from filip.cli.command import run_command
 from filip.data.cards import load_source
 from filip.models import build_model
 from filip.study.study import Study, load_study
-from filip.train.deepspeed_settings import read_settings, settings_path
+from filip.train.engine import read_settings, settings_path
 from filip.train.losses import resolve_weights
 from filip.train.optimizers import make_optimizer
 from filip.train.provenance import flat
@@ -57,7 +57,11 @@ def main(config: Paper) -> None:
     """The settings of base, large and ablation next to the paper's and its authors' later code."""
     for section, rows in compare().items():
         names = " / ".join(study for study, _ in TRAININGS[section])
-        lines = [(section, "paper", "their later code", names, ""), *(_line(row) for row in rows)]
+        lines = [(section, "paper", "their later code", names, "")]
+        for row in rows:
+            paper = "open" if row.paper is None else _short(row.paper)
+            notes = ": ".join(filter(None, (row.state, row.notes)))
+            lines.append((row.setting, paper, row.later, _short(row.ours), notes))
         widths = [max(len(line[column]) for line in lines if len(line[column]) < WIDE) for column in range(4)]
         for line in lines:
             print(
@@ -88,11 +92,6 @@ def _row(entry: dict[str, Any], columns: list[dict[str, Any]]) -> Row:
     ours = [column[entry["setting"]] for column in columns]
     expected = each("ours") or each("paper") or []
     return Row(entry["setting"], each("paper"), ours, expected, entry.get("reason", ""), str(entry.get("later", "")))
-
-
-def _line(row: Row) -> tuple[str, str, str, str, str]:
-    paper = "open" if row.paper is None else _short(row.paper)
-    return row.setting, paper, row.later, _short(row.ours), ": ".join(filter(None, (row.state, row.notes)))
 
 
 def _short(values: list[Any]) -> str:

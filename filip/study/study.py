@@ -44,7 +44,6 @@ class Study:
         self.efficiency: dict[str, dict[str, Any]] = config.get("efficiency", {})
         self.peers: dict[str, dict[str, Any]] = config.get("peers", {})
         self.evaluation: dict[str, Any] = config["eval"]
-        self.curve: dict[str, Any] | None = config.get("curve")
         self._tables: dict[str, list[str]] = seeded["tables"]
         self._replicas: dict[str, list[str]] = seeded["replicas"]
         self.results: str = f"results/{self.name}"

@@ -15,14 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.torch import save_file
 
 from filip.common import device
 from filip.common.errors import UserError
 from filip.common.files import digest, naming, sha256_of, sync
 from filip.models import config_from_dict
 from filip.runs.saved_files import (
-    AVERAGED,
     STATE,
     LoopState,
     complete_checkpoints,
@@ -34,7 +32,7 @@ from filip.runs.saved_files import (
     write_state,
 )
 from filip.train.config import CheckpointConfig, TrainConfig
-from filip.train.engine import Engine, gather_to_main
+from filip.train.engine import Engine
 from filip.train.provenance import changed_settings, code_hash, kept_result
 from filip.train.ranks import Ranks, barrier, from_main, raise_together
 from filip.train.training_data import refuse_changed_data
@@ -84,9 +82,6 @@ def save_checkpoint(engine: Engine, state: LoopState, folder: Path, settings: Ch
     random = ranks.gather(random_states())
     with naming(folder):
         engine.save(aside, random)
-        # for evaluation and export; a resumed run reads its parts from the optimiser
-        if engine.averages and (average := gather_to_main(engine, ranks)):
-            save_file(average, aside / AVERAGED)
     barrier(ranks)
     files = sorted(path for path in aside.iterdir() if path.is_file())
     hashes = ranks.gather({path.name: sha256_of(path) for path in files[ranks.rank :: ranks.world_size]})

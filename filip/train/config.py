@@ -12,12 +12,11 @@ from filip.common.errors import UserError
 from filip.common.plugins import load_plugins
 from filip.loading.config import DataConfig
 from filip.models import ModelConfig
-from filip.models.config import INTERACTIONS
 from filip.text.json_tokenizer import JsonTokenizer
 from filip.train.losses import TERMS, Term, check_terms, resolve_weights
-from filip.train.losses.weights import FORMS, WeightSchedule, parse_weight
+from filip.train.losses.term import FORMS, WeightSchedule, parse_weight
 from filip.train.optimizers import OPTIMIZERS, OptimizerConfig, OptimizerKind
-from filip.train.warm_start import check_init_from
+from filip.train.warm_start import WarmStartConfig, check_init_from
 from late_interaction.backends import backend_names
 from late_interaction.token_selection import SCORES
 
@@ -27,28 +26,8 @@ OPTIMIZERS.update(load_plugins("filip.optimizers", OptimizerKind, OPTIMIZERS))
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 TRANSPORT_DTYPES = ("auto", *PRECISIONS)
-TUNING = ("full", "frozen", "frozen_stem", "lora")  # how a tower learns, see filip.train.adapters
 DEFAULT_GLOBAL_BATCH = 8192  # the paper's ablation
 AUTO = "auto"  # global_batch: filip.train.training_data fits it to the number of pairs
-
-
-@dataclass
-class WarmStartConfig:
-    """Settings for the model that a training starts from (``init_from``); see docs/models.md."""
-
-    interaction: str | None = option(
-        None,
-        "how a .safetensors to start from compares: null = as before; token_wise sends every patch and word of a "
-        "pooled model through the projections of [CLS] and [EOS]",
-        choices=INTERACTIONS,
-    )
-    image: str = option(
-        "full",
-        "what of the image tower learns: full = all; frozen = nothing but its projection (LiT); lora = low-rank "
-        "adapters in its blocks, and its projection; frozen_stem = all but model.image.stem",
-        choices=TUNING,
-    )
-    text: str = option("full", "which weights of the text tower learn", choices=("full", "frozen", "lora"))
 
 
 @dataclass
@@ -68,11 +47,6 @@ class EvalConfig:
     every_steps: int = option(0, "evaluate every N steps and at the end; 0 = never", at_least=0)
     root: str = option("results/benchmarks", "folder below which the test sets lie")
     data: list[str] = option([], "cards of classification, retrieval or selection, e.g. [cifar10, flickr30k]")
-    best: str | None = option(
-        None,
-        "name of a card of data by which the model is chosen: the result is the one of the evaluation with the best "
-        "score on it, no longer the last; choose by a card that no table shows",
-    )
 
 
 @dataclass

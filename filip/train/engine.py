@@ -6,8 +6,8 @@ finite.
 
 from __future__ import annotations
 
+import json
 import math
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import get_total_norm
 
+from filip import resources
 from filip.common import device
 from filip.common.errors import UserError
 from filip.images.eval_transform import normalize_planes
@@ -28,14 +29,112 @@ from filip.models import DualEncoder, Encoded
 from filip.runs.saved_files import DDP_STATES
 from filip.runs.source import load_states, refuse_code
 from filip.train.config import AUTO, DEFAULT_GLOBAL_BATCH, TrainConfig
-from filip.train.deepspeed_settings import checked_settings, deepspeed_accelerator
 from filip.train.losses import Loss
-from filip.train.optimizers import AVERAGE, OPTIMIZERS, make_optimizer, set_lr
+from filip.train.optimizers import OPTIMIZERS, make_optimizer, set_lr
 from filip.train.ranks import Ranks
-from filip.train.zero_layout import let_scale_fall, limit_groups, state_reader
+from filip.train.zero_layout import let_scale_fall, limit_groups, without_builds
 
 RANDOM = "random.pt"  # in a checkpoint of DeepSpeed: the random states of all ranks
 MOST_FITTED = 1024  # pairs of a batch that global_batch=auto chooses
+
+
+def settings_path(config: TrainConfig) -> Path:
+    """Return the path of the JSON file that ``deepspeed``, or else ``zero_stage`` and ``precision``, name."""
+    return resources.find("deepspeed", config.deepspeed or f"zero{config.zero_stage}_{config.precision}")
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Read a file of DeepSpeed settings unchanged. Raises UserError if it is no such file."""
+    try:
+        settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read the DeepSpeed settings {path}: {error.strerror}") from error
+    except json.JSONDecodeError as error:
+        raise UserError(f"the DeepSpeed settings {path} are not JSON: {error}") from error
+    return settings
+
+
+def checked_settings(config: TrainConfig) -> dict[str, Any]:
+    """Return the DeepSpeed settings of a training. Refuse what DeepSpeed 0.19 accepts but then does wrongly."""
+    path = settings_path(config)
+    settings = read_settings(path)
+    if "gradient_clipping" not in settings:
+        raise UserError(f"{path}: gradient_clipping is missing, and DeepSpeed's default clips at 1.0; write 0.0")
+    for key in ("optimizer", "scheduler"):
+        if key in settings:
+            raise UserError(f"{path}: {key} is decided by the training config ({key} there); remove it here")
+    fp16 = bool(settings.get("fp16", {}).get("enabled"))
+    autocast = settings.get("torch_autocast", {})
+    bf16 = bool(autocast.get("enabled")) or bool(settings.get("bf16", {}).get("enabled"))
+    if autocast.get("enabled") and autocast.get("dtype") in ("float16", "fp16"):
+        raise UserError(f"{path}: float16 autocast never lowers its loss scale under ZeRO; use the fp16 block")
+    kind = "fp16" if fp16 else "bf16" if bf16 else "fp32"
+    if kind != config.precision:
+        raise UserError(f"{path} trains in {kind}, but precision={config.precision}; change one of them")
+    stage = settings.get("zero_optimization", {}).get("stage", 0)
+    if stage != config.zero_stage:
+        raise UserError(f"{path} has ZeRO stage {stage}, but zero_stage={config.zero_stage}; change one of them")
+    OPTIMIZERS[config.optimizer.name].check_settings(settings)
+    return settings
+
+
+def deepspeed_accelerator() -> Any:
+    """Return DeepSpeed's accelerator, without its log messages and its 33-second C++ build.
+
+    On a CPU it trains in fp16 as well: DeepSpeed asks for instructions of AVX-512, and PyTorch computes without them.
+    """
+    import deepspeed
+    import deepspeed.utils
+    from deepspeed.accelerator import get_accelerator, set_accelerator
+
+    without_builds(deepspeed)
+    deepspeed.utils.logger.setLevel("WARNING")
+    accelerator = get_accelerator()
+    if accelerator.device_name() == "cpu" and not accelerator.is_fp16_supported():
+        base: Any = type(accelerator)
+        set_accelerator(type(base.__name__, (base,), {"is_fp16_supported": lambda self: True})())
+    return get_accelerator()
+
+
+def settle_precision(config: TrainConfig, ranks: Ranks, saved: str | None = None) -> str:
+    """Replace ``precision=auto`` in ``config`` by what this training uses, the same on all ranks.
+
+    saved: the precision of the checkpoint that the run continues from, which it keeps. Returns a sentence for the log,
+    or "". Raises UserError if this machine cannot train so.
+    """
+    if absent := device.why_no_kernels(ranks.device):
+        raise UserError(absent)
+    places = ranks.gather(device.best_precision(ranks.device))
+    sentence = ""
+    if config.precision == "auto":
+        best = places[0] if len(set(places)) == 1 else "fp32"
+        raised = use_precision(config, saved or best)
+        why = "as the checkpoint" if saved else f"by what the {ranks.device.type} of every rank multiplies"
+        sentence = f"precision {config.precision}, {why}{raised}"
+    if config.precision == "fp16" and not deepspeed_accelerator().is_fp16_supported():
+        raise UserError(f"precision=fp16: this {ranks.device.type} has no fp16 instructions; use precision=auto")
+    if config.engine == "deepspeed":
+        checked_settings(config)  # before hours of feature maps
+    if config.precision == "bf16" and not device.multiplies_bf16(ranks.device):
+        if ranks.device.type == "cuda":
+            raise UserError(
+                f"precision=bf16: {device.name(ranks.device)} has no bf16, and PyTorch would only emulate it; use "
+                "precision=fp16, or precision=auto"
+            )
+        sentence = (
+            f"warning: precision=bf16, and this {ranks.device.type} only emulates it: convolutions take "
+            "many times as long as in fp32; use precision=auto"
+        )
+    return sentence
+
+
+def use_precision(config: TrainConfig, precision: str) -> str:
+    """Replace ``auto`` by a precision and set its needs; return a note on other changes, or ""."""
+    config.precision = precision
+    if precision == "fp16" and config.engine == "ddp":
+        config.engine = "deepspeed"
+        return "; engine deepspeed, which alone scales the loss for it"
+    return ""
 
 
 @dataclass(frozen=True)
@@ -103,8 +202,6 @@ class Engine(ABC):
         self.groups = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
         self.tokens_and_vectors = loss.reads_both(model.config.interaction)
         self.lr = 0.0  # that of the last step, before the groups' factors
-        self.timed = False  # measure encode(), which then waits for the device
-        self.encoding_seconds = 0.0  # spent in encode() since ``timed`` was set
 
     @abstractmethod
     def forward(self, *inputs: Tensor, **options: Any) -> Encoded:
@@ -128,7 +225,7 @@ class Engine(ABC):
 
     @abstractmethod
     def whole_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield each parameter's name and float32 value: its average where the optimiser has one. All ranks call."""
+        """Yield each parameter's name and float32 value. All ranks call."""
 
     @abstractmethod
     def _gradient_norm(self) -> float | None:
@@ -141,10 +238,6 @@ class Engine(ABC):
 
     def encode(self, batch: dict[str, Tensor]) -> Encoded:
         """Run the forward pass for this rank's pixels, ids and lengths."""
-        place = batch["pixels"].device
-        if self.timed:
-            device.synchronize(place)
-        started = time.perf_counter()
         ids, lengths, further = batch["ids"], batch["lengths"], batch.get("further_lengths")
         if further is not None:  # captions of a term of the loss, after those of the images
             present = further > 0
@@ -153,9 +246,6 @@ class Engine(ABC):
         encoded = self.forward(batch["pixels"], ids, lengths, tokens_and_vectors=self.tokens_and_vectors)
         if further is not None:
             encoded = encoded.apart(further)
-        if self.timed:
-            device.synchronize(place)
-            self.encoding_seconds += time.perf_counter() - started
         return encoded
 
     def bind(self, owner: Any) -> None:
@@ -167,14 +257,9 @@ class Engine(ABC):
             group.update(settings)
         self.kind.attach(owner, self.optimizer)
 
-    def set_lr(self, lr: float, step: int) -> None:
+    def set_lr(self, lr: float) -> None:
         self.lr = lr
-        set_lr(self.optimizer.param_groups, lr, step)
-
-    @property
-    def averages(self) -> bool:
-        """Return True if the optimiser's state holds an average of the weights."""
-        return any(AVERAGE in state for state in self.optimizer.state.values())
+        set_lr(self.optimizer.param_groups, lr)
 
     def loss_scale(self) -> float:
         """Return the dynamic loss scale; 1 unless fp16."""
@@ -258,8 +343,7 @@ class DataParallel(Engine):
         return random
 
     def whole_weights(self) -> Iterator[tuple[str, Tensor]]:
-        for name, parameter in self.model.named_parameters():
-            yield name, self.optimizer.state.get(parameter, {}).get(AVERAGE, parameter)
+        yield from self.model.named_parameters()
 
     @property
     def skipped_steps(self) -> int:
@@ -329,10 +413,9 @@ class DeepSpeedEngine(Engine):
         from deepspeed.runtime.zero.partition_parameters import GatheredParameters
         from deepspeed.utils import safe_get_full_fp32_param
 
-        read = state_reader(self.deepspeed, self.optimizer, AVERAGE) if self.averages else safe_get_full_fp32_param
         for name, parameter in self.model.named_parameters():
             if parameter.requires_grad:
-                yield name, read(parameter)
+                yield name, safe_get_full_fp32_param(parameter)
                 continue
             frozen = GatheredParameters([parameter]) if self.zero_stage == 3 else nullcontext()
             with frozen:  # the optimiser has no copy of it
@@ -362,10 +445,7 @@ def make_engine(model: DualEncoder, config: TrainConfig, batching: Batching, pla
 
 
 def gather_to_main(engine: Engine, ranks: Ranks) -> dict[str, Tensor]:
-    """Return the float32 state dict of the model on the first rank, gathered from all ranks; empty elsewhere.
-
-    These are the averaged weights where the training averages them (optimizer.average). All ranks call.
-    """
+    """Return the float32 state dict of the model on the first rank, gathered from all ranks, which all call."""
     state: dict[str, Tensor] = {}
     for name, weight in engine.whole_weights():
         if ranks.is_main:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -32,18 +31,8 @@ from filip.train.launcher_env import EXIT_CODE_FILE, LOST_CONTACT, NOT_FINITE, S
 
 ATTEMPTS = "attempts.jsonl"
 LOCKED = 75  # exit code: another start holds the run's folder
-STOPS = 20  # after so many signals in a row before a checkpoint the time of a job is too short
 MINUTES_AFTER_A_KILL = 0.5
-SECONDS_BETWEEN_LOOKS, SECONDS_BETWEEN_SENTENCES = 1.0, 60.0
-# How a failure begins in the output of ranks, launchers, NCCL and Slurm.
-_ERROR = re.compile(
-    r"(\[rank\d+\]: ?)?(error: |[\w.]*(Error|Exception|Interrupt)(: |$)|(srun|slurmstepd): error|\[E\d{4} )"
-    r"|.*(NCCL WARN|Segmentation fault|Bus error|[Oo]ut of memory|oom.kill|exits with return code|Signal \d+ \(SIG)"
-)
-# Output of the other ranks and of the launcher after the death of a rank.
-_FOLLOWS = re.compile(rf".*({LOST_CONTACT}|Exited with exit code|exits with return code)")
-# Slurm's lines about tasks that it has stopped, or that have stopped because of a signal.
-_STOPPED = re.compile(rf"(srun|slurmstepd): error: .*(exit code {STOPPED_BY_SIGNAL}\b|CANCELLED|Terminated)")
+SECONDS_BETWEEN_LOOKS = 1.0
 
 
 @dataclass
@@ -102,22 +91,10 @@ class Attempt:
 
 
 def first_error(output: str) -> str:
-    """Return the first line of ``output`` about a failure; its consequences may come before it."""
+    """Return the first sentence of a rank about more than lost contact with the others, or else the last line."""
     lines = [line.strip() for line in output.splitlines() if not line.startswith("training job: ")]
-    errors = [line for line in lines if _ERROR.match(line)]
-    found = next((line for line in errors if not _FOLLOWS.match(line)), next(iter(errors), None))
-    return found or next((f"no error in its output, which ends in: {line}" for line in reversed(lines) if line), "")
-
-
-def was_stopped(output: str, answered: bool) -> bool:
-    """Return whether ``output`` reports tasks that were stopped, and no other failure.
-
-    srun ends the other tasks of one that has crashed by a signal, too, and they answer it as they answer pre-emption.
-    answered: the first rank has answered the signal. One that comes while Python starts ends it without an answer, and
-    then Slurm alone reports it.
-    """
-    errors = [line.strip() for line in output.splitlines() if _ERROR.match(line.strip())]
-    return all(_STOPPED.match(line) for line in errors) and (answered or bool(errors))
+    errors = [line for line in lines if line.startswith("error: ") and LOST_CONTACT not in line]
+    return next(iter(errors), "") or next(filter(None, reversed(lines)), "")
 
 
 def last_failure(run_dir: Path) -> str | None:
@@ -159,7 +136,7 @@ def hold(place: Path, name: str, say: Callable[[str], None], minutes: float) -> 
     system then frees its lock only after a lease, or when it has given the host up. On a file system without such locks
     a sentence reports it, and the training goes on.
     """
-    deadline, spoken = time.monotonic() + 60 * minutes, -SECONDS_BETWEEN_SENTENCES
+    deadline, spoken = time.monotonic() + 60 * minutes, False
     while True:
         lock = os.open(place, os.O_CREAT | os.O_RDWR, 0o644)  # anew each time: a person may have removed it
         try:
@@ -170,8 +147,8 @@ def hold(place: Path, name: str, say: Callable[[str], None], minutes: float) -> 
             if time.monotonic() > deadline:
                 say(f"{place} is still held after {minutes:g} minutes, by {holder}")
                 return None
-            if time.monotonic() - spoken >= SECONDS_BETWEEN_SENTENCES:
-                spoken = time.monotonic()
+            if not spoken:
+                spoken = True
                 say(
                     f"waiting for {place}, held by {holder}; at most {minutes:g} minutes. If that process is gone for "
                     f"good and its file system has not noticed, remove {place}"
@@ -202,11 +179,11 @@ def supervise(
 ) -> int:
     """Run ``command`` and return its exit code, or ask for another start of the job where that helps.
 
-    - stopped by a signal (pre-emption, the time limit), which ranks answer with 85: ``requeue``.
+    - stopped by a signal (pre-emption, the time limit), which ranks answer with 85 and a checkpoint: ``requeue``.
     - 2, a user's mistake: a person has to decide.
     - 70, numbers that stayed not finite: ``requeue`` once, since a device may have been at fault.
-    - anything else is a crash (a dead node, GPU or process; 74: a disk that failed in a step): ``requeue``, unless it
-      was the ``crashes``-th one since the newest checkpoint, which then is not an accident.
+    - anything else is a crash (a dead node, GPU or process; 74: a disk that failed in a step; a signal before there was
+      anything to save): ``requeue``, unless it was the ``crashes``-th one since the newest checkpoint.
 
     ``requeue`` returns why it did not, or None.
     """
@@ -227,7 +204,6 @@ def supervise(
             os.close(lock)  # processes that the training left behind still hold it
         reported = int(place.read_text()) if place.is_file() else None
         code, outcome, limit = reported or returned, "crashed", crashes
-        answered, saved = reported == STOPPED_BY_SIGNAL, newest_checkpoint(run_dir) != before
         if code == 0:
             return attempt.ends(0, "finished", newest_checkpoint(run_dir))
         if reported == USERS_MISTAKE:
@@ -235,19 +211,15 @@ def supervise(
             return attempt.ends(USERS_MISTAKE, "refused", newest_checkpoint(run_dir))
         if reported == NOT_FINITE:
             outcome, limit = "non-finite", 2
-        elif reported in (None, STOPPED_BY_SIGNAL) and (
-            (answered and saved) or was_stopped(attempt.output(), answered)
-        ):
-            outcome, limit = "saved", STOPS
+        elif reported == STOPPED_BY_SIGNAL and newest_checkpoint(run_dir) != before:
+            outcome = "saved"
     _signals.clear()  # what comes after the request is its answer
     newest = newest_checkpoint(run_dir)
     ends = [line for line in attempts(run_dir) if "outcome" in line]
     times = 1 + sum(line["outcome"] == outcome and line["checkpoint"] == newest for line in ends)
     attempt.ends(code, outcome, newest, why)
     count = f"{outcome} {times} time{'s' * (times > 1)} since {newest} (exit code {code})"
-    if times >= limit and outcome == "saved":
-        why = "a job's time must cover the start and a step, so give it more (launch.resources.runtime)"
-    elif times >= limit:
+    if times >= limit:
         why = f"{limit} times cannot be an accident"
     elif (refused := requeue()) is not None:
         why = refused

@@ -12,35 +12,39 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 
 from filip.common import device
 from filip.common.errors import UserError
 from filip.common.files import disk_error, explained, replacing, write_json
+from filip.data.shard_set import manifest_hash
 from filip.loading.loader import PairLoader
-from filip.models import DualEncoder, build_model, read_extra, save_model
+from filip.models import DualEncoder, build_model, save_model
 from filip.models.weights import TOKENIZER
-from filip.runs.saved_files import BEST, LoopState
+from filip.runs.saved_files import LoopState
 from filip.runs.source import FACTS, facts_of, merged
-from filip.train import progress
-from filip.train.adapters import adapt
 from filip.train.checkpoint import choose_checkpoint, continue_from, prepare_folder, saved_precision, training_hash
 from filip.train.config import TrainConfig
-from filip.train.deepspeed_settings import settle_precision
-from filip.train.engine import Batching, gather_to_main, make_engine, resolve_batching
-from filip.train.feature_cache import fill
+from filip.train.engine import Batching, gather_to_main, make_engine, resolve_batching, settle_precision
 from filip.train.job import holding
 from filip.train.launcher_env import STOPPED_BY_SIGNAL, MachineError, OutOfMemoryError
 from filip.train.losses import TERMS, Loss, check_model, resolve_weights, resolved_settings
 from filip.train.optimizers import Schedule, make_schedule
 from filip.train.plan import step_flops
-from filip.train.provenance import code_hash, now, put_in_place, record_finish, record_start, resumable_settings
+from filip.train.provenance import (
+    code_hash,
+    copy_or_link,
+    learning_settings,
+    now,
+    record_finish,
+    record_start,
+    resumable_settings,
+)
 from filip.train.ranks import Ranks, StopSignal, barrier, raise_together, start_ranks
-from filip.train.run import Run
+from filip.train.run import Run, data_problems, final_metrics, print_banner
 from filip.train.step import take_step
 from filip.train.telemetry import Telemetry, say
-from filip.train.training_data import fit_to_pairs, read_manifests, training_loader
-from filip.train.warm_start import content_hash, load_initial
+from filip.train.training_data import fill, fit_to_pairs, training_loader
+from filip.train.warm_start import adapt, content_hash, load_initial
 from filip.train.watchdog import Limits, StallAlarm, Watchdog
 
 
@@ -67,10 +71,11 @@ def train_alone(config: TrainConfig, ranks: Ranks) -> None:
         if (fitted := fit_to_pairs(config, ranks)) and ranks.is_main:
             say(fitted)
         batching = resolve_batching(config, ranks.world_size)
-        manifests = read_manifests(config)
+        known = [source for source in config.data.sources if source.manifest is not None]
+        manifests = {source.shards: manifest_hash(str(source.manifest)) for source in known}
         model = initial_model(config)
         loss = Loss(resolve_weights(config.loss, model.config.interaction), config)
-        if config.eval.every_steps or config.eval.best is not None:
+        if config.eval.every_steps:
             from filip.train.validation import check_evaluation  # reads half of filip.eval
 
             check_evaluation(config.eval)
@@ -82,15 +87,12 @@ def train_alone(config: TrainConfig, ranks: Ranks) -> None:
         say("stopped by a signal before the first step; feature maps that are finished are kept")
         sys.exit(STOPPED_BY_SIGNAL)
     run = open_run(config, ranks, batching, model, loss, loader, schedule, manifests, stop)
-    progress.print_banner(run)
-    # DeepSpeed's Muon compiles its update, which takes minutes and a C++ compiler on a CPU
-    eager = ranks.device.type == "cpu" and not config.compile
+    print_banner(run)
     try:
-        with torch.compiler.set_stance("force_eager" if eager else "default"):
-            batches = chain.from_iterable(repeat(run.loader))
-            stop.promise = "saving at the next step boundary"
-            while not run.is_over:
-                take_step(run, batches)
+        batches = chain.from_iterable(repeat(run.loader))
+        stop.promise = "saving at the next step boundary"
+        while not run.is_over:
+            take_step(run, batches)
         run.alarm.begins("the end")
         finish(run)
     except MachineError:
@@ -184,7 +186,8 @@ def open_run(
     resumption = choose_checkpoint(config, state, ranks)
     if resumption.kept is not None:
         if ranks.is_main:
-            put_in_place(resumption.kept, (config.out, config.result))
+            for file in (config.out, config.result):  # the result last
+                copy_or_link(resumption.kept / Path(file).name, Path(file))
             say(resumption.notes[-1])
         barrier(ranks)
         sys.exit(0)
@@ -214,7 +217,7 @@ def open_run(
         schedule,
         state,
         telemetry,
-        Watchdog(batching.global_batch, config.precision == "fp16", limits),
+        Watchdog(config.precision == "fp16", limits),
         StallAlarm(f"rank {ranks.rank}", say, limits),
         stop,
         step_flops(model.config, config, batching),
@@ -228,12 +231,10 @@ def finish(run: Run) -> None:
     weights = merged(gather_to_main(run.engine, run.ranks))
     peak = run.ranks.maximum(device.peak_memory_mb(run.ranks.device))
     maps = run.loader.stream.config.feature_maps
-    problems = progress.data_problems(run)
+    problems = data_problems(run)
     median = statistics.median(state.step_seconds) if state.step_seconds else None
     if run.ranks.is_main:
-        best = Path(config.run_dir, BEST)
-        chosen = read_extra(best)["best"] if config.eval.best is not None and best.is_file() else None
-        final = progress.final_metrics(run.last_record)
+        final = final_metrics(run.last_record)
         result = {
             "run": config.run,
             "config": asdict(config),
@@ -259,19 +260,18 @@ def finish(run: Run) -> None:
             "feature_maps": maps and maps.name,  # which network at which size and precision made them
             "cpu": device.cpu(),
             "started": run.started,
-            "chosen": chosen,
             "finished": now(),
         }
         extra = {
             "run": config.run,
-            "steps": chosen["step"] if chosen else state.step,
+            "steps": state.step,
             "commit": run.commit,
             "final": final,
             FACTS: facts_of(config.out, result),
         }
-        save_model(config.out, run.engine.model, extra, state=load_file(best) if chosen else weights)
+        save_model(config.out, run.engine.model, extra, state=weights)
         write_json(config.result, result)
-        run.telemetry.hparams(state.step, progress.shown_settings(config), {**final, **run.evaluated})
+        run.telemetry.hparams(state.step, learning_settings(config), {**final, **run.evaluated})
         results = (config.out, config.result)
         record_finish(run.folder, state.step, run.commit, training_hash(state), results, code_hash(config))
         run.telemetry.event(state.step, "done", f"wrote {config.out} and {config.result}")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import AdamW, Optimizer
 
 from filip.cli.option import option
@@ -46,10 +46,6 @@ class OptimizerKind:
     skips_on_device: bool = False
 
 
-def _lamb(groups: Groups, o: OptimizerConfig) -> Optimizer:
-    return Lamb(groups, o.base_lr, weight_decay=o.weight_decay)
-
-
 def _adamw(groups: Groups, o: OptimizerConfig) -> Optimizer:
     adamw = AdamW(groups, o.base_lr, weight_decay=o.weight_decay)
     adamw.register_step_pre_hook(_fuse)
@@ -65,104 +61,30 @@ def _fuse(optimizer: Optimizer, *_: Any) -> None:
         group["fused"] = True
 
 
-def _muon(groups: Groups, o: OptimizerConfig) -> Optimizer:
-    """Return DeepSpeed's Muon for the matrices of linear layers, with our AdamW for everything else.
-
-    DeepSpeed's AdamW passes over the embeddings ten times, which takes longer than to orthogonalise all matrices.
-
-    An update of Muon has a root mean square of 1 / sqrt(columns). Multiplied by 0.2 sqrt(columns) (Liu et al., 2025)
-    it is as large as one of AdamW, so that both halves follow the one learning rate.
-    """
-    from deepspeed.runtime.zero.muon.muon_optimizer import MuonWithAuxAdam
-
-    halves = []
-    for group in groups:
-        by_columns: dict[int, list[Tensor]] = {}
-        for parameter in group["params"]:
-            is_matrix = group["name"].startswith("decay") and parameter.ndim == 2
-            parameter.use_muon = is_matrix  # read by DeepSpeed
-            by_columns.setdefault(parameter.shape[1] if is_matrix else 0, []).append(parameter)
-        for columns, parameters in by_columns.items():
-            half = {**group, "params": parameters, "use_muon": columns > 0}
-            if columns:
-                scale = 0.2 * math.sqrt(columns)
-                half["lr_factor"] *= scale
-                half["weight_decay"] /= scale  # it is multiplied by the learning rate
-            else:
-                half |= {"betas": (0.9, 0.999), "eps": 1e-8}
-            halves.append(half)
-    optimizer: Optimizer = MuonWithAuxAdam(halves, adam_optimizer=lambda aux: _adamw(aux, o))
-    optimizer.register_step_pre_hook(lambda optimizer, *_: _compile_as(optimizer, "force_eager"))
-    optimizer.register_step_post_hook(lambda optimizer, *_: _compile_as(optimizer, "default"))
-    return optimizer
-
-
-def _compile_as(optimizer: Optimizer, stance: str) -> None:
-    """Set whether DeepSpeed's kernels of Muon run compiled, on CPUs, where its step makes whole matrices orthogonal.
-
-    Compiling them asks for a C++ compiler and takes 9 s at the start, to save 2 ms a step. (ZeRO calls them elsewhere.)
-    """
-    weights = [weight for group in optimizer.param_groups if group["use_muon"] for weight in group["params"]]
-    if weights and all(weight.device.type == "cpu" and weight.ndim == 2 for weight in weights):
-        torch.compiler.set_stance(stance)
-
-
-def _check_muon(settings: dict[str, Any]) -> None:
-    """Refuse the DeepSpeed settings that do not go with its Muon."""
-    if clipping := settings["gradient_clipping"]:
-        raise UserError(
-            f"gradient_clipping={clipping} does not go with optimizer.name=muon: DeepSpeed clips after Muon has made "
-            "every matrix orthogonal, so by a norm that no longer is the gradient's; write 0.0 in the DeepSpeed file, "
-            "or choose optimizer.name=adamw"
-        )
-    zero = settings.get("zero_optimization", {})
-    if zero.get("stage") == 3 and zero.get("reduce_scatter", True):
-        raise UserError(
-            "zero_stage=3 does not go with optimizer.name=muon, which DeepSpeed refuses there unless the DeepSpeed "
-            "file has reduce_scatter: false; choose zero_stage 1 or 2, or engine=ddp"
-        )
-
-
-AVERAGE = "average"  # key of the averaged weights in the optimiser's state, which ZeRO partitions and saves
-
-
-class AfterStep:
-    """Called after each step of an optimiser: clamp each group to its ``maximum``, and average the weights."""
-
-    def __init__(self, decay: float | None) -> None:
-        self.decay = decay
-
-    @torch.no_grad()
-    def __call__(self, optimizer: Optimizer, *_: Any) -> None:
-        for group in optimizer.param_groups:
-            for weight in group["params"]:
-                if group["maximum"] is not None:
-                    weight.clamp_(max=group["maximum"])
-                if self.decay is None:
-                    continue
-                # in the first steps faster, since it starts at an untrained model
-                decay = min(self.decay, (1 + group["at_step"]) / (10 + group["at_step"]))
-                state, found_inf = optimizer.state[weight], getattr(optimizer, "found_inf", None)
-                if AVERAGE not in state:
-                    state[AVERAGE] = weight.detach().clone()
-                elif found_inf is None:
-                    state[AVERAGE].lerp_(weight.detach(), 1 - decay)
-                else:  # a step that is left out moves no average either
-                    state[AVERAGE].lerp_(weight.detach(), (1 - found_inf) * (1 - decay))
+@torch.no_grad()
+def clamp(optimizer: Optimizer, *_: Any) -> None:
+    """Clamp each group to its ``maximum``, after each step."""
+    for group in optimizer.param_groups:
+        for weight in group["params"] if group["maximum"] is not None else ():
+            weight.clamp_(max=group["maximum"])
 
 
 OPTIMIZERS: dict[str, OptimizerKind] = {
     "lamb": OptimizerKind(
-        _lamb, 8, attach=bind_lamb, check_settings=check_deepspeed_settings, norms=Lamb.norms, skips_on_device=True
+        lambda groups, o: Lamb(groups, o.base_lr, weight_decay=o.weight_decay),
+        8,
+        attach=bind_lamb,
+        check_settings=check_deepspeed_settings,
+        norms=Lamb.norms,
+        skips_on_device=True,
     ),
     "adamw": OptimizerKind(_adamw, state_bytes=8, skips_on_device=True),
-    "muon": OptimizerKind(_muon, state_bytes=8, check_settings=_check_muon),  # 4 for its matrices
 }
 
 
 @dataclass
 class OptimizerConfig:
-    """LAMB as in the implementation that the paper names, AdamW or Muon; moments decay by 0.9 and 0.999."""
+    """LAMB as in the implementation that the paper names, or AdamW; moments decay by 0.9 and 0.999."""
 
     name: str = option("lamb", "optimiser", choices=OPTIMIZERS)
     base_lr: float = option(6e-3, "per 512 pairs: peak LR = base_lr * sqrt(global batch / 512)", above=0)
@@ -174,13 +96,6 @@ class OptimizerConfig:
         "step whatever its gradient; the implementation that the paper names does so too, hence 1. Lower it if the "
         "scale jumps",
         above=0,
-    )
-    average: float | None = option(
-        None,
-        "decay per step of an average of the weights, e.g. 0.999, which evaluations, checkpoints' exports and the "
-        "result then hold; (1 + step) / (10 + step) while that is less. null = the weights themselves",
-        above=0,
-        at_most=1,
     )
 
 
@@ -222,19 +137,18 @@ def param_groups(model: DualEncoder, weight_decay: float, temperature_lr_factor:
     ]
 
 
-def set_lr(groups: list[dict[str, Any]], lr: float, step: int) -> None:
-    """Give every group the ``lr`` of ``step``, multiplied by its own factor."""
+def set_lr(groups: list[dict[str, Any]], lr: float) -> None:
+    """Give every group the rate ``lr``, multiplied by its own factor."""
     for group in groups:
         group["lr"] = lr * group["lr_factor"]
-        group["at_step"] = step
 
 
 def make_optimizer(model: DualEncoder, o: OptimizerConfig) -> Optimizer:
     """Make the optimiser that ``o`` names, over the parameter groups."""
     groups = param_groups(model, o.weight_decay, o.temperature_lr_factor)
     optimizer = OPTIMIZERS[o.name].build([group for group in groups if group["params"]], o)
-    optimizer.register_step_post_hook(AfterStep(o.average))
-    set_lr(optimizer.param_groups, o.base_lr, 0)
+    optimizer.register_step_post_hook(clamp)
+    set_lr(optimizer.param_groups, o.base_lr)
     return optimizer
 
 

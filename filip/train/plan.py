@@ -3,43 +3,30 @@
 filip train plan experiment=large gpus=192 gpu=h100 pairs=340e6
 
 Everything follows from the configuration, on the meta device. Tests compare it with the operations that torch counts,
-and the memory that autograd, ranks and a loader's processes hold. Seconds are in the log of a run on the machine.
+and the memory that autograd and ranks hold. Seconds are in the log of a run on the machine.
 """
 
 from __future__ import annotations
 
 import copy
-import io
-import math
 import os
-import random
-import time
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from filip.cli.command import option, run_command
 from filip.common.errors import UserError
 from filip.common.files import readable
-from filip.loading.config import PREFETCH, DataConfig
-from filip.loading.transforms import TrainTransform
 from filip.models import DualEncoder, ModelConfig, build_model
-from filip.train.adapters import adapt, trainable
 from filip.train.config import TrainConfig
-from filip.train.deepspeed_settings import use_precision
-from filip.train.engine import Batching, resolve_batching
+from filip.train.engine import Batching, resolve_batching, use_precision
 from filip.train.losses import TERMS, BatchShape, Loss, resolve_weights
-from filip.train.losses.term import Setting, transport_dtype
-from filip.train.losses.weights import WeightSchedule, parse_weight
+from filip.train.losses.term import Setting, WeightSchedule, parse_weight, transport_dtype
 from filip.train.optimizers import OPTIMIZERS
+from filip.train.warm_start import adapt, trainable
 from late_interaction.token_selection import kept_count
 
-BUSY = 0.15  # share of its peak at which a GPU should not wait for images; a run's own is speed/mfu in its log
-CROP = 1.3  # mean pixels of a crop of a 256 px photograph, over the pixels of a model of 224 px
 CAPTION_TOKENS = 18  # mean length of a web caption, [BOS] and [EOS] included
 
 GB, TFLOP = 1e9, 1e12
@@ -95,15 +82,11 @@ class Counts:
         whole = sum(self.parameters.values())
         parts = ", ".join(f"{name} {count:,}" for name, count in self.parameters.items())
         learning = f"; {self.trainable:,} learn" if self.trainable != whole else ""
+        memory = ", ".join(f"{name} {readable(size)}" for name, size in self.memory.items() if size)
         return [
             f"model       {whole:,} parameters: {parts}{learning}",
-            f"memory      about {readable(self.total)} per rank: {by_part(self.memory)}",
+            f"memory      about {readable(self.total)} per rank: {memory}",
         ]
-
-
-def by_part(sizes: dict[str, Any]) -> str:
-    """Write bytes with their names."""
-    return ", ".join(f"{name} {readable(size)}" for name, size in sizes.items() if size)
 
 
 def count(model: ModelConfig, config: TrainConfig, batching: Batching, ranks: int) -> Counts:
@@ -197,7 +180,7 @@ def memory_bytes(model: DualEncoder, config: TrainConfig, batching: Batching, ra
 
     Terms hold embeddings with their gradients, and what they count themselves.
     """
-    moments = OPTIMIZERS[config.optimizer.name].state_bytes + 4 * (config.optimizer.average is not None)
+    moments = OPTIMIZERS[config.optimizer.name].state_bytes
     learning = trainable(model)
     frozen = sum(p.numel() for p in model.parameters()) - learning
     sizes = state_bytes(learning, config.precision, config.sharding, ranks, moments, frozen)
@@ -278,56 +261,6 @@ def stem_values(model: DualEncoder) -> int:
     return sum(values.values())
 
 
-# --- a node's main memory, which a training asks the scheduler for
-
-PAIRS_PER_SHARD = 10_000  # as img2dataset writes them
-INDEX_BYTES = 16  # a pair: offset, size and row, see filip.loading.pair_index
-# Measured on Linux with Python 3.11 and torch 2.13 (anonymous memory, smaps): a rank after its imports; the pages that
-# it writes to again once workers, which keep the old ones, have been forked from it; a worker that has made batches; a
-# pair of an open side-car with three captions of 70 letters; the names of a shard.
-RANK_BYTES, COPIED_BYTES, WORKER_BYTES = 340e6, 105e6, 60e6
-CAPTION_BYTES, NAME_BYTES = 280, 1600
-GPU_RANK_BYTES = 2e9  # for the driver and its libraries on the host, for each rank: assumed, never measured here
-SAFETY = 1.2  # factor on the sum: for the page cache, and for allocators that do not give everything back
-
-
-def host_memory(config: TrainConfig, world_size: int, ranks: int, pairs: int, gpu: bool = True) -> dict[str, float]:
-    """Return the main memory, in bytes by part, of a node with ``ranks`` of the ``world_size`` ranks.
-
-    Everything but the index grows with the loader's workers, of which a node has ranks x data.workers.
-    pairs: in one epoch, of all sources.
-    """
-    data, image_size = config.data, config.image_size or config.model.image.image_size
-    with torch.device("meta"):
-        parameters = sum(p.numel() for p in build_model(config.model).parameters())
-    sources = max(1, len(data.sources))
-    readers = ranks * max(1, data.workers)  # processes that read; with workers=0 the ranks themselves
-    shards = -(-pairs // PAIRS_PER_SHARD)
-    # the reader groups of which a rank's part of a batch comes: one, or several where there are fewer ranks
-    windows = max(1, math.ceil(data.reader_groups / world_size)) * sources
-    window = min(pairs, data.shuffle_window_shards * PAIRS_PER_SHARD)
-    opened = min(shards, windows * (data.shuffle_window_shards + 1))
-    crop = CROP if data.augment_on == "device" else 1
-    batch = resolve_batching(config, world_size).per_rank * 3 * image_size * image_size * crop
-    # each worker has prepared `prefetch` batches and makes another; the rank holds one, pinned, and receives the next
-    batches = data.workers * (PREFETCH + 1) + 2
-    loader = COPIED_BYTES + data.workers * WORKER_BYTES if data.workers else 0.0
-    return {
-        "index": INDEX_BYTES * pairs,
-        "names": (ranks + ranks * data.workers) * shards * (NAME_BYTES + 5 * 8),
-        "order": readers * (2 * windows + 3) * window * 8,
-        "captions": readers * opened * min(pairs, PAIRS_PER_SHARD) * CAPTION_BYTES,
-        "pixels": ranks * batches * batch,
-        "processes": ranks * (RANK_BYTES + loader + gpu * GPU_RANK_BYTES),
-        "weights": 4 * parameters * (ranks + 1),  # made in float32 on every rank's host, gathered by the first one
-    }
-
-
-def to_ask_for(parts: dict[str, float]) -> int:
-    """Return the megabytes that a job should ask for per node: the sum and a reserve, in whole gigabytes."""
-    return math.ceil(SAFETY * sum(parts.values()) / 1e9) * 1000
-
-
 # --- the command
 
 
@@ -366,62 +299,22 @@ def report(config: Plan) -> list[str]:
     model, memory = counts.lines()
     fits = "fits" if counts.total < 0.9 * gpu.memory else "DOES NOT FIT"
     several = f", {batch.accumulation} batches per step" if batch.accumulation > 1 else ""
+    auto = "triton" if gpu.bf16 else "tiled, since Triton has no tensor-core path before compute capability 8.0"
+    backend, share = auto if config.backend == "auto" else config.backend, counts.products / counts.flops
+    said = f"{counts.products / 1e12:,.1f} TFLOP a step and GPU, {share:.0%} of the encoders'; backend={backend}"
+    loss = [f"loss        {said}"] if counts.products else []
     lines = [
         f"fleet       {gpus} x {gpu.title}, {place}",
         model,
         f"batch       {batch.global_batch} pairs = {batch.per_rank} x {gpus}{several}",
         f"encoders    {counts.flops / 1e12:,.1f} TFLOP a step and GPU, forward and backward",
-        *([_interaction(counts, gpu, config.backend)] if counts.products else []),
+        *loss,
         f"files       {batch.pairs_per_step:,} reads a step",
-        *([f"loader      {loader_needs(config, gpu)[0]}"] if config.data.feature_cache is None else []),
         f"{memory} ({fits} in {readable(gpu.memory)})",
     ]
-    if config.pairs is not None:
-        parts = host_memory(config, gpus, min(gpus, per_node), int(config.pairs))
-        whole, ask = readable(sum(parts.values())), f"ask for mem_mb={to_ask_for(parts)}"
-        lines.append(f"host        about {whole} of main memory per node, {ask}: {by_part(parts)}")
     steps = planned_steps(config, batch)
     unknown = "as many steps as the data give: pairs=N says how many an epoch has"
     return [*lines, f"run         {unknown if steps is None else f'{steps:,} steps'}"]
-
-
-def _interaction(counts: Counts, gpu: Gpu, backend: str) -> str:
-    """Say how much the late interaction computes, and by which backend."""
-    auto = "triton" if gpu.bf16 else "tiled, since Triton has no tensor-core path before compute capability 8.0"
-    share = counts.products / counts.flops
-    return (
-        f"loss        {counts.products / 1e12:,.1f} TFLOP a step and GPU, {share:.0%} of the encoders'; "
-        f"backend={auto if backend == 'auto' else backend}"
-    )
-
-
-def loader_needs(config: TrainConfig, gpu: Gpu) -> tuple[str, bool]:
-    """Say how many cores make the images for a GPU that computes at BUSY of its peak; whether data.workers suffice."""
-    pair_flops = step_flops(config.model, config, Batching(1, 1, 1, 1))
-    peak = gpu.single if config.precision == "fp32" else gpu.half
-    rate, workers = images_per_second(config.data, config.model.image.image_size), config.data.workers
-    cores, fed = math.ceil(BUSY * peak / pair_flops / rate), workers * rate * pair_flops / peak
-    return (
-        f"needs {cores} core{'s' * (cores > 1)} a GPU at {BUSY:.0%} of its peak, {rate:,.0f} images/s a core here; "
-        f"data.workers={workers} feed {fed:.0%}",
-        fed >= BUSY,
-    )
-
-
-def images_per_second(data: DataConfig, image_size: int, seconds: float = 0.5) -> float:
-    """Measure how many JPEGs of 256 px a worker on this machine prepares in a second of processor time."""
-    colours = np.random.default_rng(0).integers(0, 256, (64, 85, 3), np.uint8)
-    picture = io.BytesIO()
-    Image.fromarray(colours).resize((341, 256)).save(picture, "JPEG", quality=95)
-    transform, rng, threads = TrainTransform(image_size, data), random.Random(0), torch.get_num_threads()
-    prepare = transform.crop if data.augment_on == "device" else transform.pixels
-    torch.set_num_threads(1)  # as in a worker of the loader
-    images, started = 0, time.process_time()
-    while (spent := time.process_time() - started) < seconds:
-        prepare(picture.getvalue(), rng)
-        images += 1
-    torch.set_num_threads(threads)
-    return images / spent
 
 
 def planned_steps(config: Plan, batch: Batching) -> int | None:

@@ -21,7 +21,7 @@ from filip.common.device import machine
 from filip.common.files import digest, replacing, sha256_of, write_json
 from filip.runs.saved_files import FINISHED, KEPT
 from filip.train.config import TrainConfig
-from filip.train.deepspeed_settings import read_settings, settings_path
+from filip.train.engine import read_settings, settings_path
 from filip.train.losses import TERMS, resolve_weights
 from filip.train.optimizers import OPTIMIZERS
 
@@ -86,12 +86,6 @@ def kept_result(run_dir: Path, training: str, files: Sequence[str], code: str) -
     if (record.get("training"), record.get("code")) != (training, code):
         return None
     return copies if all((copies / Path(file).name).is_file() for file in files) else None
-
-
-def put_in_place(kept: Path, files: Sequence[str]) -> None:
-    """Copy or link the files from ``kept``, in that order."""
-    for file in files:
-        copy_or_link(kept / Path(file).name, Path(file))
 
 
 def copy_or_link(source: Path, target: Path) -> None:
@@ -189,8 +183,6 @@ def learning_settings(config: TrainConfig) -> dict[str, Any]:
         settings["deepspeed"] = digest(deepspeed_file(config))
     if config.model.text.tokenizer is not None and Path(config.model.text.tokenizer).is_file():
         settings["model.text.tokenizer"] = sha256_of(config.model.text.tokenizer)
-    if config.eval.best is not None:
-        settings["eval.best"] = [config.eval.best, config.eval.every_steps]
     return settings
 
 

@@ -15,13 +15,13 @@ from torch import Tensor
 from filip.loading.loader import Batch
 from filip.models import Encoded, PooledFeatures, TextFeatures
 from filip.runs.saved_files import newest_intact
-from filip.train import progress, watchdog
+from filip.train import watchdog
 from filip.train.checkpoint import save_checkpoint, set_aside_damaged
 from filip.train.engine import Engine, to_device
 from filip.train.launcher_env import STOPPED_BY_SIGNAL, NotFiniteError
 from filip.train.losses import LossOutput
 from filip.train.ranks import from_main
-from filip.train.run import Run, TakenStep
+from filip.train.run import Run, TakenStep, data_problems, preview, write_interval
 from filip.train.watchdog import StepStatus
 from late_interaction import cached_backward
 
@@ -37,8 +37,7 @@ def take_step(run: Run, batches: Iterator[Batch]) -> None:
     due = (state.step + 1) % config.log_every == 0 or state.step + 1 == run.schedule.steps
     # The schedule waits for steps that fp16's loss scaler discards: at the start they are its search for a scale.
     discarded = engine.skipped_steps if engine.is_fp16 else 0
-    engine.set_lr(run.schedule.at(state.step - discarded), state.step)
-    engine.timed, engine.encoding_seconds = due, 0.0
+    engine.set_lr(run.schedule.at(state.step - discarded))
     outputs: list[dict[str, Tensor]] = []
     waited = 0.0
     for number in range(run.batching.accumulation):
@@ -46,7 +45,7 @@ def take_step(run: Run, batches: Iterator[Batch]) -> None:
         batch = next(batches)
         waited += time.perf_counter() - waiting_since
         if state.step == 0 and not outputs:
-            progress.preview(run, batch)
+            preview(run, batch)
         batch = run.loss.with_further_captions(batch, f"{config.seed} {state.step} {number} {ranks.rank}")
         # Host to device, from pinned memory: nobody waits.
         tensors = to_device(batch, ranks.device, torch.float16 if engine.is_fp16 else None)
@@ -178,7 +177,6 @@ def report(run: Run, read: list[float], due: bool) -> None:
                 logit_scale=scale,
                 loss_scale=taken.loss_scale,
                 skipped=skipped > 0,
-                chance_loss=run.loss.chance(run.batching.global_batch, taken.step - 1),
                 seconds=seconds,
                 data_wait=taken.data_wait,
                 own_wait=taken.own_wait,
@@ -193,7 +191,7 @@ def report(run: Run, read: list[float], due: bool) -> None:
         steps[-1] = replace(steps[-1], grad_norm=norm, grad_norm_spread=spread)
     run.interval += steps
     if due:
-        run.last_record = progress.write_interval(run)
+        run.last_record = write_interval(run)
     alerts = [(status.step, alert) for status in steps for alert in run.watchdog.observe(status)]
     for step, alert in alerts:
         run.telemetry.event(step, "watchdog", str(alert))
@@ -216,7 +214,7 @@ def save(run: Run, stop: bool) -> None:
     good = run.watchdog.healthy and run.engine.is_finite()
     if good:
         state.loader = run.loader.state_dict()
-        state.loader["counters"] = progress.data_problems(run)
+        state.loader["counters"] = data_problems(run)
         started = time.perf_counter()
         path = save_checkpoint(run.engine, state, run.checkpoints, run.config.checkpoint, run.ranks)
         run.telemetry.event(state.step, "checkpoint", f"saved {path} in {time.perf_counter() - started:.1f} s")

@@ -81,7 +81,7 @@ class Telemetry:
             return
         from torch.utils.tensorboard.summary import hparams
 
-        shown = {name: "none" if value is None else value for name, value in settings.items()}
+        shown = {key: value if isinstance(value, int | float) else str(value) for key, value in settings.items()}
         metrics = {f"final/{name}": value for name, value in final.items()}
         # into the run's own events: add_hparams would make another run of it
         for summary in hparams(shown, metrics):

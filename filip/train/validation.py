@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 
 from filip.common.errors import UserError
 from filip.common.files import write_json
@@ -24,29 +22,21 @@ from filip.eval.prompts import load_ensemble
 from filip.eval.protocols import Protocol, protocols
 from filip.eval.protocols import evaluate as evaluate_cards
 from filip.eval.scorer import Share
-from filip.models import read_extra, save_model
-from filip.runs.saved_files import BEST
+from filip.models import save_model
 from filip.runs.source import merged
 from filip.train.checkpoint import random_states, restore_random_states
 from filip.train.config import EvalConfig
 from filip.train.engine import gather_to_main
 from filip.train.ranks import Ranks, barrier, raise_together
 from filip.train.run import Run
-from filip.train.telemetry import scalars, score_on
+from filip.train.telemetry import scalars
 
 
 def check_evaluation(config: EvalConfig) -> None:
     """Raise UserError now rather than after hours if a card or a test set is missing."""
-    if not config.every_steps:
-        if config.best is not None:
-            raise UserError(f"eval.best={config.best} needs evaluations while training; give eval.every_steps")
-        return
     if not config.data:
         raise UserError("eval.every_steps is set, but eval.data names no card")
     cards = load_cards(config.data)
-    names = [card.name for card in cards]
-    if config.best is not None and config.best not in names:
-        raise UserError(f"eval.best={config.best} is none of the cards of eval.data: {', '.join(names)}")
     for card in cards:
         if card.kind not in {kind for protocol in _shared().values() for kind in protocol.kinds}:
             raise UserError(f"eval.data: {card.name} is a card for {card.kind}, which is not measured while training")
@@ -72,8 +62,6 @@ def evaluate(run: Run) -> None:
         values = _measure(run, weights)
         run.telemetry.record(run.state.step, values | run.elapsed)
         run.evaluated = values
-        if run.config.eval.best is not None and run.ranks.is_main:
-            _keep_best(run, run.config.eval.best)
         shown = ", ".join(f"{key.removeprefix('eval/')} {100 * value:.1f} %" for key, value in values.items())
         run.telemetry.event(run.state.step, "evaluation", f"{shown} ({time.perf_counter() - started:.0f} s)")
     except Exception as error:
@@ -113,22 +101,6 @@ def _measure(run: Run, weights: dict[str, torch.Tensor]) -> dict[str, float]:
             for benchmark, numbers in result["benchmarks"].items():
                 values |= {f"eval/{benchmark}{tag}": value for tag, value in scalars(numbers).items()}
     return values
-
-
-def _keep_best(run: Run, card: str) -> None:
-    """Keep the model that was just evaluated if its mean score on ``card`` is above that of every one before.
-
-    A kept model of a later step comes from a start that was resumed at an earlier one, and counts no more.
-    """
-    step, kept = run.state.step, run.folder / BEST
-    score = score_on(card, run.evaluated)
-    before = read_extra(kept).get("best", {}) if kept.is_file() else {}
-    if not math.isfinite(score) or (before and before["step"] <= step and before["score"] >= score):
-        return
-    kept.parent.mkdir(exist_ok=True)
-    best = {"card": card, "score": score, "step": step}
-    model = load_file(run.folder / "eval" / "model.safetensors")
-    save_model(kept, run.engine.model, {"run": run.config.run, "steps": step, "best": best}, state=model)
 
 
 @contextlib.contextmanager

@@ -22,15 +22,12 @@ from torch import Tensor
 
 from filip.models import Encoded, PooledFeatures, TextFeatures
 
-STUCK_TOLERANCE = 0.01  # relative to the loss of chance
-
 
 @dataclass(frozen=True)
 class Limits:
     """Thresholds from which a condition is reported. They are constants: an alert changes nothing in the training."""
 
     min_loss_scale: float = 1.0  # a dynamic loss scale at or below this has collapsed
-    stuck_steps: int = 500  # with the loss within 1 % of log(batch): every training begins there
     non_finite_steps: int = 3  # in a row, with a loss or gradient that is not finite
     collapse_rank: float = 2.0  # the embeddings' effective rank; 1 = one direction
     collapse_checks: int = 5  # looks at the embeddings in a row, one per log_every
@@ -48,7 +45,6 @@ class StepStatus:
     logit_scale: float
     loss_scale: float
     skipped: bool  # left out, since its gradients were not finite
-    chance_loss: float  # the loss of a model that knows nothing
     grad_norm: float | None = None  # None where nobody asked the engine
     grad_norm_spread: float | None = None  # relative difference over the ranks; None as grad_norm
     seconds: float = 0.0
@@ -75,9 +71,8 @@ class Alert:
 class Watchdog:
     """Observe every step and return new alerts; the same status gives the same alerts on all ranks."""
 
-    def __init__(self, contrastive_batch: int, fp16: bool, limits: Limits | None = None) -> None:
-        """Set the thresholds. ``contrastive_batch``: pairs of one batch, of which the messages speak."""
-        self.contrastive_batch, self.fp16, self.limits = contrastive_batch, fp16, limits or Limits()
+    def __init__(self, fp16: bool, limits: Limits | None = None) -> None:
+        self.fp16, self.limits = fp16, limits or Limits()
         self._lasting: dict[str, tuple[int, int]] = {}  # by kind: its first step, and how often it was seen since
 
     def observe(self, status: StepStatus) -> list[Alert]:
@@ -98,7 +93,7 @@ class Watchdog:
 
         None: unknown in this step, such as what the monitors of the embeddings say.
         """
-        s, spread, chance = self.limits, status.grad_norm_spread, status.chance_loss
+        s, spread = self.limits, status.grad_norm_spread
         finite = math.isfinite(status.loss)
         collapsed = self.fp16 and status.skipped and status.loss_scale <= s.min_loss_scale
         # Skips are normal while the loss scale can still decrease; any other skip, or a non-finite loss, is an error.
@@ -107,9 +102,6 @@ class Watchdog:
         bad = not finite or (not excused and (status.skipped or not finite_norm))
         yield "non-finite", bad, s.non_finite_steps, "loss or gradients are not finite; a larger weight decay helps"
         yield "loss scale collapsed", collapsed, 1, f"it is {status.loss_scale:g} and steps still overflow"
-        stuck = finite and abs(status.loss - chance) <= STUCK_TOLERANCE * chance
-        message = f"the loss stays at {chance:.3f}, chance for {self.contrastive_batch} pairs"
-        yield "loss stuck at log(batch)", stuck, s.stuck_steps, message
         message = (
             f"by {spread or 0:.1e} of it, where it should be one number; their weights are no longer the same, so stop "
             "and resume from the checkpoint before"

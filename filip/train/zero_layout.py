@@ -6,7 +6,6 @@ stage).
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
 from importlib.metadata import version
@@ -14,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from filip.common.errors import UserError
 from filip.train.lamb import Lamb, SliceLayout
@@ -67,20 +65,6 @@ def bind_lamb(engine: Any, lamb: Lamb) -> None:
         )
     _check_complete(layouts, engine.module)
     lamb.bind(layouts)
-
-
-def state_reader(engine: Any, optimizer: Optimizer, name: str) -> Callable[[Tensor], Tensor]:
-    """Return a function that returns a parameter's state ``name`` whole, and that all ranks call.
-
-    Under ZeRO-1/2 DeepSpeed looks for the states once, when it has stepped one parameter group; here it looks again.
-    """
-    from deepspeed.utils import lazy_init_hp_params_optimizer_state, safe_get_full_optimizer_state
-
-    wrapper = engine.optimizer
-    flats = getattr(wrapper, "single_partition_of_fp32_groups", [])
-    for parameters, flat in zip(getattr(wrapper, "bit16_groups", []), flats, strict=True):
-        lazy_init_hp_params_optimizer_state(parameters, flat, optimizer.state)
-    return partial(safe_get_full_optimizer_state, optim_state_key=name)
 
 
 def _check_complete(layouts: dict[Tensor, SliceLayout], module: nn.Module) -> None:

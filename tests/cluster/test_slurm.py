@@ -1,12 +1,8 @@
-"""Studies on a real Slurm: what becomes of a job, and of a study of trainings, whatever happens to their nodes.
+"""A study on a real Slurm: what becomes of its trainings, whatever happens to their nodes.
 
 All in one file, so that one process runs it: this Slurm has the machine's names.
 """
 
-import json
-import os
-import sys
-from dataclasses import dataclass
 from pathlib import Path
 from socket import gethostname
 
@@ -14,15 +10,13 @@ import psutil
 import pytest
 
 from filip.train.job import attempts
-from tests.cluster.desk import ENDED, RUNS, STEPS, Desk, kill
+from tests.cluster.desk import RUNS, STEPS, Desk, kill
 from tests.cluster.one_host_slurm import DAEMONS, DEFAULT_PLACE, FILES, OneHostSlurm, why_not
 from tests.support.processes import Process
 from tests.support.training import same_weights
-from workflow.launch import Launch
 from workflow.study import ROOT
 
 pytestmark = pytest.mark.timeout(1500)
-STUB = ROOT / "tests" / "cluster" / "stub_trainer.py"
 
 
 def test_no_daemon_outlives_the_process_that_started_it(tmp_path: Path) -> None:
@@ -40,95 +34,6 @@ def test_no_daemon_outlives_the_process_that_started_it(tmp_path: Path) -> None:
 
 def daemons() -> list[str]:
     return [name for process in psutil.process_iter() if (name := process.name()) in DAEMONS]
-
-
-# ---- jobs: the study's own launch line, with a stub in place of the trainer --------------------------
-# Those that only have to be waited for are submitted together and run side by side.
-
-
-@dataclass
-class Submitted:
-    """A job, and the folder of its log and of what the first rank wrote at each start of the stub."""
-
-    slurm: OneHostSlurm
-    job: str
-    folder: Path
-
-    def ends(self, timeout: float = 300) -> str:
-        return self.slurm.wait_for(self.job, *ENDED, timeout=timeout)
-
-    @property
-    def starts(self) -> list[dict]:
-        file = self.folder / "starts.jsonl"
-        return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-
-    @property
-    def log(self) -> str:
-        return (self.folder / "log").read_text() if (self.folder / "log").exists() else "no log"
-
-    def starts_are(self, count: int, timeout: float = 120) -> None:
-        """Wait until the stub has been started that often."""
-        self.slurm.wait_until(lambda: len(self.starts) == count, timeout, lambda: self.log)
-
-
-def submit(slurm: OneHostSlurm, folder: Path, behaviour: str, nodes: int = 2, ranks_per_node: int = 2) -> Submitted:
-    """Submit the launch line of a study as Snakemake's job step runs it, with the stub and its behaviour."""
-    launch = Launch("srun", nodes, ranks_per_node, None, None, 29500, 1, 1, {})
-    command = launch.command()
-    assert command.endswith("python -m filip.train")
-    command = command.removesuffix("-m filip.train") + f"{STUB} {behaviour} {folder}"
-    command = f"python -m filip.train.job run_dir={folder} requeue={launch.requeues} -- {command}"
-    # the plugin's job step removes what Slurm says of the allocation, except for a few names
-    stripped = "for v in $(env | grep -o '^SLURM_[A-Z_]*'); do case $v in SLURM_JOB_ID) ;; *) unset $v;; esac; done"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "MASTER_ADDR": "127.0.0.1"}
-    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
-    request = ["sbatch", "--parsable", "--requeue", f"--nodes={nodes}", f"--ntasks-per-node={ranks_per_node}"]
-    request += ["--cpus-per-task=1", "--open-mode=append", f"--output={folder}/log"]
-    return Submitted(slurm, slurm.ask(*request, f"--wrap={stripped}\n{command}", env=environment), folder)
-
-
-def test_192_processes_wait_for_a_dead_node_and_find_each_other(slurm: OneHostSlurm, tmp_path: Path) -> None:
-    last = slurm.nodes - 1
-    slurm.kill_node(last)
-    slurm.set_nodes(f"node{last}", "DOWN")  # as the controller does by itself after SlurmdTimeout
-    try:
-        result = submit(slurm, tmp_path, "meet", nodes=slurm.nodes, ranks_per_node=8)
-        slurm.wait_until(lambda: "DOWN" in slurm.ask("squeue", "-h", "-j", result.job, "-o", "%r"))
-        assert slurm.state(result.job) == "PENDING" and not result.starts
-    finally:
-        slurm.start_node(last)
-    assert result.ends() == "COMPLETED", result.log
-    (start,) = result.starts
-    assert start["met"] == list(range(192)) and start["local_world_size"] == 8
-
-
-@pytest.fixture(scope="module")
-def together(slurm: OneHostSlurm, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Submitted]:
-    """Submit a job of each of these behaviours."""
-    behaviours = ("wait", "mistake", "one_rank_dies")
-    return {name: submit(slurm, tmp_path_factory.mktemp(name), name) for name in behaviours}
-
-
-def test_a_pre_empted_job_is_started_again_and_a_cancelled_one_is_not(together: dict[str, Submitted]) -> None:
-    result = together["wait"]
-    result.starts_are(1)
-    result.slurm.ask("scancel", "--signal=TERM", result.job)  # of its ranks, as a partition's GraceTime does
-    result.starts_are(2)
-    result.slurm.ask("scancel", result.job)
-    assert result.ends() == "CANCELLED"
-    assert len(result.starts) == 2
-
-
-def test_a_user_s_mistake_ends_the_job_at_once(together: dict[str, Submitted]) -> None:
-    result = together["mistake"]
-    assert result.ends() == "FAILED"
-    assert len(result.starts) == 1 and "not started again" in result.log
-
-
-def test_a_rank_that_always_dies_gives_up_after_three_starts(together: dict[str, Submitted]) -> None:
-    result = together["one_rank_dies"]
-    assert result.ends() == "FAILED", result.log
-    assert len(result.starts) == 3 and "crashed 3 times" in result.log
 
 
 # ---- a study: Snakemake's own plugin, sbatch and srun, nodes, signals, kills, daemons that die -------
@@ -162,7 +67,8 @@ def kill_and_start_again(desk: Desk, first: Process) -> Process:
 def test_a_training_that_is_disturbed_in_every_way_ends_in_the_same_tables(desk: Desk) -> None:
     """Two trainings with the same settings, side by side. A node is down when they are submitted, and Snakemake is
     killed. Then one of them, ``shaken``, comes to its time limit, goes on without a controller and under a new one, and
-    loses a rank to its disk, and a node. Pre-emption ends a job as its time limit does, and is left to the stub.
+    loses a rank to its disk, and a node.
+    Pre-emption ends a job as its time limit does.
     """
     first = start_with_a_node_down(desk)
     desk.suspend_at(5)  # until the second Snakemake has submitted its jobs

@@ -72,7 +72,7 @@ def test_a_random_batch_is_what_the_towers_take() -> None:
 def test_all_rows_are_measured_in_one_start_of_two_ranks(tmp_path: Path) -> None:
     study = yaml.safe_load((ROOT / "workflow/config/demo.yaml").read_text())
     study["efficiency"] = {name: study["efficiency"][name] for name in ("orig", "late_64_bf16_25")}
-    # the demo's own model: tests/workflow/test_whole_run.py
+    # the demo's own model: tests/workflow/test_card.py
     study["efficiency_train"]["overrides"] = ["model=tiny"]
     study["runs"]["clip"]["overrides"] = ["model.interaction=pooled"]
     (tmp_path / "study.json").write_text(json.dumps(study))

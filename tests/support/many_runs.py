@@ -16,6 +16,8 @@ import sys
 from hashlib import sha256
 from pathlib import Path
 
+import torch
+
 from filip.cli.command import compose_config
 from filip.common.errors import UserError
 from filip.models import save_model
@@ -23,6 +25,10 @@ from filip.train import loop, step
 from filip.train.config import TrainConfig
 from filip.train.engine import gather_to_main
 from filip.train.launcher_env import MachineError
+from filip.train.optimizers import OPTIMIZERS, OptimizerKind
+
+# an optimiser that does not look at found_inf, as another package may bring one
+OPTIMIZERS["momentum"] = OptimizerKind(lambda groups, o: torch.optim.SGD(groups, o.base_lr, momentum=0.9), 4)
 
 
 def run(overrides: list[str]) -> int:

@@ -80,7 +80,7 @@ def by_engine(config: TrainConfig, ranks: Ranks) -> dict[str, Tensor]:
     schedule = make_schedule(config.optimizer.base_lr, batching.pairs_per_step, WARMUP, STEPS)
     own = slice(ranks.rank * batching.per_rank, (ranks.rank + 1) * batching.per_rank)
     for step in range(STEPS):
-        engine.set_lr(schedule.at(step), step)
+        engine.set_lr(schedule.at(step))
         for number in range(batching.accumulation):
             own_batch = batch(step * batching.accumulation + number, own)
             forward_backward(engine, own_batch, functools.partial(loss, step=step))

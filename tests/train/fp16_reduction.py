@@ -6,7 +6,7 @@ import os
 import torch
 
 from filip.resources import find
-from filip.train.deepspeed_settings import deepspeed_accelerator
+from filip.train.engine import deepspeed_accelerator
 from filip.train.ranks import start_ranks
 
 SMALLEST = 2.0**-24

@@ -44,8 +44,8 @@ def encoded(model: DualEncoder) -> tuple[torch.Tensor, torch.Tensor]:
 
 def take_steps(model: DualEncoder, config: TrainConfig, steps: int = 3) -> None:
     optimizer = make_optimizer(model, config.optimizer)
-    for step in range(steps):
-        set_lr(optimizer.param_groups, 0.01, step)
+    for _ in range(steps):
+        set_lr(optimizer.param_groups, 0.01)
         image, text = encoded(model)
         (model.scale() * image[0] @ text.T).square().sum().backward()
         optimizer.step()

@@ -53,33 +53,20 @@ def write_test_set(folder: Path) -> list[str]:
 def test_evaluations_are_shown_and_change_nothing(squares: Path, tmp_path: Path) -> None:
     colours, captions, choices = write_test_set(tmp_path / "sets")
     common = ("max_steps=6", "zero_stage=3")
-    measured = (
-        *("eval.every_steps=3", f"eval.root={tmp_path / 'sets'}"),
-        *(f"eval.data=[{colours},{captions}]", "eval.best=colours"),
-    )
+    measured = (*("eval.every_steps=3", f"eval.root={tmp_path / 'sets'}"), f"eval.data=[{colours},{captions}]")
     runs = [
         train_arguments(squares, tmp_path / "without", *common),
         train_arguments(squares, tmp_path / "with", *common, *measured),
         train_arguments(squares, tmp_path / "bad", *common, "eval.every_steps=3", f"eval.data=[{colours}]"),
-        train_arguments(squares, tmp_path / "none", *common, *measured, "eval.best=others"),
         train_arguments(
             squares, tmp_path / "selected", *common, *measured, "engine=ddp", "zero_stage=1",
-            "optimizer.name=adamw", f"eval.data=[{choices}]", "eval.best=choices",
+            "optimizer.name=adamw", f"eval.data=[{choices}]",
         ),
     ]  # fmt: skip
-    assert run_many(2, runs, tmp_path / "log") == [0, 0, 2, 2, 0], (tmp_path / "log").read_text()[-3000:]
-    assert "eval.best=others is none of the cards" in (tmp_path / "log").read_text()
-    chosen = json.loads((tmp_path / "with" / "model.json").read_text())["chosen"]
-    scores = dict(zip((3, 6), series(tmp_path / "with", "eval/colours"), strict=True))
-    best = max(scores, key=lambda step: (scores[step], -step))  # of equal ones the first
-    assert chosen == {"card": "colours", "score": scores[best], "step": best}
-    kept = tmp_path / "with" / "checkpoints" / "best.safetensors"
-    assert same_weights(tmp_path / "with" / "model.safetensors", kept)
-    selected = json.loads((tmp_path / "selected" / "model.json").read_text())["chosen"]
-    assert selected["score"] == max(series(tmp_path / "selected", "eval/choices_mean"))
+    assert run_many(2, runs, tmp_path / "log") == [0, 0, 2, 0], (tmp_path / "log").read_text()[-3000:]
+    assert len(series(tmp_path / "selected", "eval/choices_mean")) == 2
     assert all(norm > 0 for norm in series(tmp_path / "selected", "optimizer/grad_norm")), "without DeepSpeed, too"
     last = tmp_path / "with" / "eval" / "model.safetensors"
-    assert same_weights(kept, last) == (best == 6)
     assert same_weights(tmp_path / "without" / "model.safetensors", last)
     board = EventAccumulator(str(tmp_path / "with" / "tensorboard"))
     board.Reload()
@@ -91,8 +78,7 @@ def test_evaluations_are_shown_and_change_nothing(squares: Path, tmp_path: Path)
     assert result["benchmarks"]["colours"]["n"] == 32
     assert board.Scalars("eval/colours")[-1].value == pytest.approx(result["benchmarks"]["colours"]["value"])
     intervals = [line for line in records(tmp_path / "with") if "fleet/data_wait_slowest_seconds" in line]
-    assert len(intervals) == 6 and all(line["fleet/encoding_slowest_seconds"] > 0 for line in intervals)
-    assert all(line["fleet/encoding_slowest_rank"] in (0, 1) for line in intervals)
+    assert len(intervals) == 6 and all(line["fleet/data_wait_slowest_rank"] in (0, 1) for line in intervals)
     # what the ranks found together is what one process finds in the same weights
     folder = tmp_path / "with" / "eval"
     encoder = load_encoder(str(folder / "model.safetensors"))

@@ -13,9 +13,9 @@ from filip.images.eval_transform import normalize_planes
 from filip.loading.feature_maps import map_path, open_maps
 from filip.loading.loader import PairLoader
 from filip.models import DualEncoder
-from filip.train.feature_cache import cache_folder, fill
 from filip.train.loop import initial_model
 from filip.train.ranks import StopSignal
+from filip.train.training_data import cache_folder, fill
 from tests.data.pair_shards import Pairs, key_of, loader, write_pairs
 from tests.support.launched_ranks import Ranks
 from tests.support.training import compose, losses, run_many, same_weights, train_arguments

@@ -15,7 +15,15 @@ import torch
 
 from filip.common.errors import UserError
 from filip.runs.saved_files import complete_checkpoints
-from filip.train.launcher_env import FIRST_PORT, PORTS, MachineError, environment_rank, fill_environment, first_host
+from filip.train.launcher_env import (
+    FIRST_PORT,
+    PORTS,
+    MachineError,
+    environment_rank,
+    fill_environment,
+    first_host,
+    lost_contact,
+)
 from filip.train.ranks import Ranks as RankPlace
 from filip.train.ranks import start_ranks
 from tests.support.launched_ranks import environment
@@ -163,3 +171,12 @@ def test_a_rank_has_the_threads_of_its_launcher_whatever_snakemake_says(
     given = environment(MKL_NUM_THREADS="2", DS_ACCELERATOR="cpu", **variables)
     done = subprocess.run([sys.executable, "-c", code], env=given, capture_output=True, text=True, timeout=120)
     assert done.stdout.split()[-1:] == [str(threads)], done.stderr[-1000:]
+
+
+def test_other_errors_are_not_taken_for_lost_contact() -> None:
+    assert lost_contact(RuntimeError("mat1 and mat2 shapes cannot be multiplied")) is None
+    # ss --kill
+    assert lost_contact(RuntimeError("Read error [127.0.0.1]:1: Software caused connection abort"))
+    assert lost_contact(ValueError("Connection reset by peer")) is None
+    result = lost_contact(RuntimeError("[tcp.cc:1] Timed out waiting 24000ms for recv operation\nmore"))
+    assert result is not None and result.endswith("[tcp.cc:1] Timed out waiting 24000ms for recv operation")

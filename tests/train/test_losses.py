@@ -1,4 +1,4 @@
-"""The loss as a sum of named terms: weights, names, chance, and a term added from outside."""
+"""The loss as a sum of named terms: weights, names, and a term added from outside."""
 
 import math
 from pathlib import Path
@@ -13,7 +13,7 @@ from filip.models import Encoded, PooledFeatures, TextFeatures
 from filip.train import losses
 from filip.train.engine import Batching
 from filip.train.losses import Loss, resolve_weights
-from filip.train.losses.weights import WeightSchedule
+from filip.train.losses.term import WeightSchedule
 from filip.train.plan import count
 from tests.support.training import compose
 
@@ -79,8 +79,6 @@ def test_a_term_counts_only_in_the_steps_that_give_it_a_weight() -> None:
     expected = 2 * late.metrics["loss/token_wise"] + 0.5 * late.metrics["loss/pooled"]
     assert float(late.loss) == pytest.approx(float(expected))
     assert torch.equal(early.metrics["loss/i2t_pooled"], late.metrics["loss/i2t_pooled"])
-    assert loss.chance(128, 2) == pytest.approx(0.5 * math.log(128))
-    assert loss.chance(128, 3) == pytest.approx(2.5 * math.log(128))
     assert loss.describe() == "(switch from 0 to 2 at step 3) x token_wise + 0.5 x pooled"
 
 
@@ -114,7 +112,7 @@ def compute(batch):
     return TermOutput((image - text).square().sum(dim=1).mean(), {})
 
 
-DISTANCE = Term(compute, "vectors", lambda pairs: 2.0, lambda shape: 0.0, "squared distance")
+DISTANCE = Term(compute, "vectors", lambda shape: 0.0, "squared distance")
 """
 
 

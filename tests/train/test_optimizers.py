@@ -12,7 +12,7 @@ from filip.common.errors import UserError
 from filip.models import DualEncoder, build_model, load_preset
 from filip.train.config import TrainConfig
 from filip.train.lamb import Lamb, SliceLayout
-from filip.train.optimizers import AVERAGE, AfterStep, make_optimizer, make_schedule
+from filip.train.optimizers import clamp, make_optimizer, make_schedule
 
 LR, BETA1, BETA2, EPS, DECAY = 0.05, 0.9, 0.999, 1e-4, 0.03
 
@@ -97,7 +97,7 @@ def test_maximum_clamps_after_the_step_of_any_optimiser(kind: type[torch.optim.O
     free, clamped = (torch.nn.Parameter(torch.tensor([2.0])) for _ in range(2))
     groups = [{"params": [free], "maximum": None}, {"params": [clamped], "maximum": 2.01}]
     optimizer = kind(groups, lr=0.5)  # type: ignore[call-arg]
-    optimizer.register_step_post_hook(AfterStep(None))
+    optimizer.register_step_post_hook(clamp)
     for _ in range(3):
         free.grad = clamped.grad = torch.tensor([-1.0])
         optimizer.step()
@@ -113,21 +113,6 @@ def test_a_tensor_that_was_not_bound_after_a_load_is_refused() -> None:
         lamb.step()
     with pytest.raises(RuntimeError, match="layout of 2"):
         lamb.bind({known: SliceLayout(("w",), (2,), (0,))})
-
-
-def test_the_average_of_the_weights_is_its_recursion() -> None:
-    weight = torch.nn.Parameter(torch.tensor([1.0]))
-    optimizer = torch.optim.SGD([{"params": [weight], "maximum": None}], lr=1.0)
-    optimizer.register_step_post_hook(AfterStep(0.5))
-    seen, expected = [], None
-    for step in range(20):
-        optimizer.param_groups[0]["at_step"] = step
-        weight.grad = torch.full((1,), (-1.0) ** step)
-        optimizer.step()
-        decay = min(0.5, (1 + step) / (10 + step))
-        seen.append(weight.item())
-        expected = seen[0] if expected is None else decay * expected + (1 - decay) * seen[-1]
-        assert optimizer.state[weight][AVERAGE].item() == pytest.approx(expected, rel=1e-6)
 
 
 def test_the_papers_peak_and_the_shape_of_the_curve() -> None:

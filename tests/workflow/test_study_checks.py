@@ -6,8 +6,6 @@ import pytest
 import yaml
 
 from filip.common.errors import UserError
-from filip.data.cards import SourceCard
-from filip.data.plan import disk_bytes
 from filip.eval.encoders import backends
 from filip.study import check
 from filip.study.checks import check_config
@@ -28,19 +26,14 @@ def test_a_value_that_a_command_would_refuse_is_refused_before_any_job(
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        (lambda c: c.pop("runs"), "runs"),
         (lambda c: c.update(runz={}), "runz"),
-        (lambda c: c["demo"].update(port="many"), "demo.port"),
-        (lambda c: c["launch"].update(launcher="mpirun"), "launch.launcher"),
-        (lambda c: c["launch"].update(launcher="torchrun", nodes=4), "launch.nodes: torchrun"),
-        (lambda c: c["launch"].update(nodes=2), "launch.hostfile: deepspeed needs a hostfile"),
+        (lambda c: c["launch"].update(nodes=2), "launch.nodes: deepspeed"),
         (lambda c: c["launch"].update(launcher="srun", ranks_per_node=1), "launch.ranks_per_node: Snakemake's"),
-        (lambda c: c["runs"]["clip"].update(launch={"nodes": 2}), "runs.clip.launch.hostfile"),
+        (lambda c: c["runs"]["clip"].update(launch={"nodes": 2}), "runs.clip.launch.nodes"),
         (
             lambda c: c["runs"]["clip"].update(launch={"resources": {"gres": "gpu:1"}}),
             "runs.clip.launch.resources.gres",
         ),
-        (lambda c: c["runs"]["clip"].update(overrides="a=b"), "runs.clip.overrides"),
         (lambda c: c["runs"]["clip"].update(variant_of="nobody"), "runs.clip.variant_of"),
         (lambda c: c["fine_tune"]["filip_ft"].update({"from": "nobody"}), "fine_tune.filip_ft.from"),
         (lambda c: c["tables"]["zero_shot"].append("nobody"), "tables.zero_shot"),
@@ -48,10 +41,8 @@ def test_a_value_that_a_command_would_refuse_is_refused_before_any_job(
         (lambda c: c["efficiency"]["orig"].update(accuracy_of="nobody"), "efficiency.orig.accuracy_of"),
         # cards that do not exist
         (lambda c: c.update(sources=["nowhere"]), "sources, 'nowhere'"),
-        (lambda c: c["runs"]["clip"].update(sources=["nowhere"]), "runs.clip.sources, 'nowhere'"),
         (lambda c: c["fine_tune"]["clip_ft"].update(source="nowhere"), "fine_tune.clip_ft.source, 'nowhere'"),
         (lambda c: c["eval"]["zero_shot"].append("nowhere"), "eval.zero_shot, 'nowhere'"),
-        (lambda c: c["eval"]["linear_probe"].append("nowhere"), "eval.linear_probe, 'nowhere'"),
     ],
 )
 def test_a_broken_config_is_refused_with_the_key(demo: dict, change, named: str) -> None:
@@ -106,7 +97,6 @@ def test_a_batch_that_its_ranks_cannot_share_is_refused_before_any_job(study: st
             "eval.overrides.retrieval: .* no option 'out' that a study may set",
         ),
         ({"overrides": {"zeroshot": []}}, "eval.overrides"),
-        ({"loaders": {"cifar10": "torchvision"}}, "eval.loaders.cifar10: no protocol of the study evaluates that card"),
     ],
 )
 def test_an_unknown_option_of_an_evaluation_is_refused(demo: dict, change: dict, message: str, tmp_path: Path) -> None:
@@ -122,7 +112,3 @@ def test_an_unknown_option_of_an_evaluation_is_refused(demo: dict, change: dict,
 def test_a_peer_may_be_of_any_kind_that_the_evaluation_loads(demo: dict, prefix: str) -> None:
     demo["peers"] = {"theirs": {"label": "theirs", "model": f"{prefix}:some/where"}}
     assert WorkflowStudy(demo).peers["theirs"]["model"] == f"{prefix}:some/where"
-
-
-def test_340_million_images_take_what_their_bytes_and_their_tars_do() -> None:
-    assert 340e6 * 25_000 == 8.5e12 < disk_bytes(SourceCard("web"), 340_000_000) < 1.05e13

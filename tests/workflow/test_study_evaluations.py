@@ -134,11 +134,11 @@ def test_a_study_sets_the_options_of_its_evaluations(demo: dict) -> None:
 
 
 def test_a_peer_is_scored_by_its_own_protocol_unless_the_study_names_prompts(demo: dict) -> None:
-    demo["eval"] |= {"zero_shot": ["cifar10", "sun397"], "loaders": {"sun397": "torchvision"}}
+    demo["eval"] |= {"zero_shot": ["cifar10", "sun397"]}
     demo["peers"] = {"b32": {"label": "B/32", "model": "open_clip:ViT-B-32:openai"}}
     study = WorkflowStudy(demo)
     given = options(study, "b32")
-    assert given["data"].startswith("[eval/cifar10.yaml,eval/sun397.yaml@torchvision,") and given["prompts"] == "auto"
+    assert given["data"].startswith("[eval/cifar10.yaml,eval/sun397.yaml,") and given["prompts"] == "auto"
     assert study.prompt_file("b32") == ["eval/prompts.yaml", "eval/prompts_clip.yaml"]
     assert study.prompt_file("clip") == ["eval/prompts.yaml"]
     demo["peers"]["b32"]["eval"] = {"all": ["prompts=eval/prompts.yaml", "tokens=true"]}

@@ -78,9 +78,6 @@ def test_the_files_of_a_list_are_inputs(demo: dict, tmp_path: Path) -> None:
     assert (study.data_threads, study.data_memory) == (2, "1GB")
     large = WorkflowStudy({**demo, "data": {"threads": 16, "memory": "32GB"}})
     assert (large.data_threads, large.data_memory) == (16, "32GB")
-    shared = WorkflowStudy({**demo, "sources": ["demo", "cc3m"], "download_parts": 2})
-    assert shared.download_parts("cc3m") == [f"results/demo/data/cc3m/downloaded/{part}-of-2.done" for part in (0, 1)]
-    assert shared.download_parts("demo") == study.download_parts("demo") == []
 
 
 def test_what_a_study_grants_a_data_job_reaches_its_command() -> None:

@@ -45,31 +45,11 @@ rule text_rules:
         " funnel={output.funnel:q} processes={threads} threads={threads} memory={params.memory:q} > {log:q} 2>&1"
 
 
-# One part of the download, into a folder that all parts fill. On a cluster each is a job on a separate node.
-rule download_part:
-    input:
-        kept=f"{DATA}/{{source}}/kept.parquet",
-    output:
-        touch(f"{DATA}/{{source}}/downloaded/{{part}}-of-{{parts}}.done"),
-    params:
-        card="data/{source}.yaml",
-        settings=lambda wildcards: STUDY.settings(wildcards.source, "download"),
-        given=STUDY.download_settings(),
-        shards=f"{DATA}/{{source}}/shards",
-    log:
-        f"{RESULTS}/logs/download_part/{{source}}-{{part}}-of-{{parts}}.log",
-    threads: STUDY.data_threads
-    shell:
-        "python -m filip.data.download source={params.card:q} list={input.kept:q} out={params.shards:q}"
-        " part={wildcards.part}/{wildcards.parts} {params.given:q} > {log:q} 2>&1"
-
-
-# Tries again what failed and accounts for all. Its result says how many shards there are, and thereby how many jobs share the translation.
+# Its result says how many shards there are, and thereby how many jobs share the translation.
 checkpoint download:
     input:
         kept=f"{DATA}/{{source}}/kept.parquet",
         corpus=lambda wildcards: STUDY.built_list(wildcards.source),
-        parts=lambda wildcards: STUDY.download_parts(wildcards.source),
     output:
         funnel=f"{DATA}/{{source}}/funnel/download.json",
     params:

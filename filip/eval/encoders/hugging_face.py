@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +12,6 @@ from torch import Tensor
 
 from filip.cli.extras import how_to_install
 from filip.common.errors import UserError, first_line
-from filip.common.hub import hub_asked
 from filip.eval.encoders import Loading
 from filip.eval.encoders.two_tower import NOT_LOADED, TwoTowerEncoder, complete, one_by_one, tells_words_apart
 from filip.text.json_tokenizer import readable_token
@@ -74,8 +72,7 @@ class HuggingFaceEncoder(TwoTowerEncoder):
 
     @classmethod
     def from_name(cls, name: str, loading: Loading) -> HuggingFaceEncoder:
-        with hub_asked(local=Path(name).is_dir()):
-            encoder = cls(name, loading)
+        encoder = cls(name, loading)
         tells_words_apart(encoder)
         return encoder
 

@@ -15,7 +15,6 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from filip.common.errors import UserError, first_line
-from filip.common.hub import hub_asked
 from filip.eval.encoders import Loading
 from filip.eval.encoders.two_tower import NOT_LOADED, complete, tells_words_apart
 from filip.eval.half_precision import autocast
@@ -72,11 +71,10 @@ class MultiVectorEncoder:
 
     @classmethod
     def from_name(cls, name: str, loading: Loading) -> MultiVectorEncoder:
-        with hub_asked(local=Path(name).is_dir()):
-            try:
-                encoder = cls(name, loading)
-            except NOT_LOADED as error:  # in loading, or in the first pass
-                raise UserError(f"sentence-transformers cannot load mv:{name}: {first_line(error)}") from error
+        try:
+            encoder = cls(name, loading)
+        except NOT_LOADED as error:  # in loading, or in the first pass
+            raise UserError(f"sentence-transformers cannot load mv:{name}: {first_line(error)}") from error
         tells_words_apart(encoder)
         return encoder
 

@@ -19,7 +19,6 @@ from PIL import Image
 from torch import Tensor
 
 from filip.common.errors import UserError
-from filip.common.hub import hub_asked
 from filip.eval.encoders import Loading
 from filip.eval.encoders.two_tower import NOT_LOADED, TwoTowerEncoder, one_by_one, tells_words_apart
 from filip.text.json_tokenizer import readable_token
@@ -55,7 +54,7 @@ class OpenClipEncoder(TwoTowerEncoder):
         elif activation == "quickgelu":
             extra["force_quick_gelu"] = True
         name = f"open_clip:{architecture}" + (f":{weights}" if weights else "")
-        with hub_asked(local=_is_local(architecture, weights)), _one_sentence(name):
+        with _one_sentence(name):
             model, _, transform = open_clip.create_model_and_transforms(architecture, device=loading.device, **extra)
             tokenizer = open_clip.get_tokenizer(architecture)
         suffix = "" if carried else f" {Path(weights).stem}" if weights else " (no weights)"
@@ -181,16 +180,6 @@ def split_name(name: str) -> tuple[str, str | None, str | None]:
         return name, None, activation
     architecture, _, weights = name.partition(":")
     return architecture, weights or None, activation
-
-
-def _is_local(architecture: str, weights: str | None) -> bool:
-    """Return whether weights and tokenizer are on this machine for certain."""
-    import open_clip
-
-    if architecture.startswith(SCHEMES):
-        return architecture.startswith("local-dir:")
-    named = (open_clip.get_model_config(architecture) or {}).get("text_cfg", {}).get("hf_tokenizer_name")
-    return not named and (weights is None or Path(weights).is_file())
 
 
 def activation_of(architecture: str, weights: str | None, stated: str | None) -> str:

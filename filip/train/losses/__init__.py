@@ -16,16 +16,20 @@ from torch import Tensor
 
 from filip.common.errors import UserError
 from filip.models import DualEncoder, Encoded
-from filip.train.losses.pooled import POOLED
-from filip.train.losses.term import BatchShape, LossInput, LossSettings, Term, TermOutput, sum_of
-from filip.train.losses.token_wise import TOKEN_WISE
-from filip.train.losses.weights import (
+from filip.train.losses.similarity import POOLED, TOKEN_WISE
+from filip.train.losses.term import (
     WEIGHT,
+    BatchShape,
+    LossInput,
+    LossSettings,
+    Term,
+    TermOutput,
     Weight,
     WeightSchedule,
     check_every_step,
     given_weight,
     parse_weight,
+    sum_of,
     term_settings,
     weight_at,
 )
@@ -100,10 +104,6 @@ class Loss:
             metrics |= {f"{name}{ending}": value for name, value in output.metrics.items()}
         return metrics
 
-    def chance(self, pairs: int, step: int = 0) -> float:
-        """Return the loss of a model that knows nothing, in a contrastive batch of ``pairs``."""
-        return sum(weight * TERMS[name].chance(pairs) for name, weight in self.weights_at(step).items())
-
     def parameters(self, model: DualEncoder) -> dict[str, Tensor]:
         """Return what the terms learn apart from the towers: ``model``'s values, or those to start from."""
         initial: dict[str, Tensor] = {}
@@ -138,10 +138,6 @@ class Loss:
             return batch
         ids, lengths = self._captions(batch, key)
         return {**batch, "further_ids": ids, "further_lengths": lengths}
-
-    def follows_schedule(self) -> bool:
-        """Return True if a weight changes over the run."""
-        return any(isinstance(weight, WeightSchedule) for weight in self.weights.values())
 
     def describe(self) -> str:
         """Describe the loss for the log: ``token_wise + 0.5 x pooled``."""

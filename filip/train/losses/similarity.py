@@ -1,4 +1,6 @@
-"""FILIP's loss: each patch with its best word, each word with its best patch (Yao et al., 2022, equations 4 to 6).
+"""FILIP's loss, and CLIP's.
+
+FILIP: each patch with its best word, each word with its best patch (Yao et al., 2022, equations 4 to 6).
 
     s^I_ij = mean over patches k of max over words r of <v_ik, t_jr>       s^T_ij the same with the sides exchanged
 
@@ -6,16 +8,18 @@ and CLIP's cross-entropy over both, each in its own direction. Public re-impleme
 use the transpose of s^I for s^T, or sum where the paper takes the mean. ``token_maximum`` puts something softer in
 place of the maximum: ``smooth``, a log-mean-exp of temperature ``token_temperature``, which a schedule may lower to 0,
 the maximum itself. It is not in the paper; evaluation uses the maximum.
+
+CLIP's (Radford et al., 2021) has one vector per image and caption. Beside FILIP's it reads [CLS] and [EOS] through the
+projections that all tokens go through. SPARC (Bica et al., 2024) found the token-wise loss alone unstable at scale, and
+stable with this term added.
 """
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
-from filip.common.citations import FILIP
+from filip.common.citations import CLIP, FILIP
 from filip.models import TextFeatures
 from filip.train.losses.term import (
     SOFTMAX_BYTES,
@@ -33,12 +37,13 @@ from late_interaction import (
     TokenChoice,
     choose_tokens,
     distributed_late_interaction,
+    distributed_pooled_similarity,
     take_tokens,
 )
 from late_interaction.backends import AnyBackend
 
 
-def compute(batch: LossInput) -> TermOutput:
+def token_wise(batch: LossInput) -> TermOutput:
     """Compute the cross-entropy over the token-wise maximum similarity of all pairs."""
     similarity, metrics = batch.once("token_wise", token_wise_similarity)
     output = batch.cross_entropy(similarity)
@@ -116,7 +121,7 @@ def _mean_cosine(unit: Tensor) -> Tensor:
     return unit.float().mean(dim=0).square().sum()
 
 
-def memory(shape: BatchShape) -> float:
+def token_wise_memory(shape: BatchShape) -> float:
     """Return the bytes of this rank's tokens and their gradients in float32, and of the interaction's memory."""
     tokens = shape.pairs * (shape.patches + shape.words) * shape.dim * 8
     return tokens + packed_memory(shape.setting, shape.exchange)
@@ -134,4 +139,19 @@ def packed_memory(s: Setting, exchange: str = "gather") -> float:
     return maps + SOFTMAX_BYTES * pairs + remote + min(s.tile_bytes, 4 * pairs * s.n1 * s.n2)
 
 
-TOKEN_WISE = Term(compute, "tokens", math.log, memory, "token-wise maximum similarity", citation=(FILIP,))
+TOKEN_WISE = Term(token_wise, "tokens", token_wise_memory, "token-wise maximum similarity", citation=(FILIP,))
+
+
+def pooled(batch: LossInput) -> TermOutput:
+    """Compute the cross-entropy over the cosine of all pairs of vectors."""
+    return batch.cross_entropy(distributed_pooled_similarity(*batch.vectors))
+
+
+def pooled_memory(shape: BatchShape) -> float:
+    """Return the bytes of this rank's vectors with gradients in float32, of all ranks' vectors, and of the soft-max."""
+    step = shape.setting
+    gathered = 2 * step.global_batch * shape.dim * step.token_bytes
+    return shape.pairs * 2 * shape.dim * 8 + gathered + SOFTMAX_BYTES * step.local * step.global_batch
+
+
+POOLED = Term(pooled, "vectors", pooled_memory, "cosine of [CLS] and [EOS]", citation=(CLIP,))
