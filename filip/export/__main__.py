@@ -53,7 +53,7 @@ def check_push(repository: str, kind: str) -> None:
     from huggingface_hub import get_token
 
     if kind == "file":
-        raise UserError(f"push={repository} uploads a folder: give to=hf, mv, onnx, open_clip or clip")
+        raise UserError(f"push={repository} uploads a folder: give to=hf, mv or onnx")
     if not get_token():
         raise UserError(f"push={repository} needs a token of the hub: run `hf auth login`, or set HF_TOKEN")
 

@@ -16,7 +16,6 @@ from tests.data.downloads import disk_with_room_for
     [
         ("safetensors", (3_000, 600_000)),
         ("hf", (3_000, 600_000)),
-        ("open_clip", (3_000, 600_000)),
         # torch's exporter takes seconds each time, the last one included
         pytest.param("onnx", (600_000,), marks=pytest.mark.slow),
     ],
@@ -25,9 +24,7 @@ def test_a_full_disk_is_a_sentence_and_leaves_nothing(
     to: str, rooms: tuple[int, ...], saved: Callable[..., str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     def change(config: ModelConfig) -> None:
-        if to == "open_clip":
-            config.interaction = "pooled"
-        elif to == "onnx":
+        if to == "onnx":
             config.image.layers = config.text.layers = 1
 
     model = saved(change)

@@ -203,7 +203,7 @@ def test_a_chinese_example_is_evaluated_searched_and_exported(
         settings = json.loads(next((tmp_path / "z").rglob("*.json")).read_text())["settings"]
         assert (settings["ensemble"], settings["prompts"]) == ("probability", "{c}")
 
-    for to in ("hf", "onnx", "open_clip"):
+    for to in ("hf", "onnx"):
         with pytest.raises(UserError, match=r"to=(safetensors|hf)"):
             export(Export(name, str(tmp_path / to), to))
     export(Export(name, str(tmp_path / "m.safetensors")))

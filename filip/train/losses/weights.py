@@ -1,6 +1,6 @@
 """The weight of a term, a number or a schedule over optimiser steps, and the settings that are given with it.
 
-They are together in the configuration: ``loss.hard_negatives={weight: 1, margin: 0.2}``.
+They are together in the configuration: ``loss.my_margin={weight: 1, margin: 0.2}``.
 """
 
 from __future__ import annotations
