@@ -144,29 +144,6 @@ def test_selection_is_right_where_the_first_caption_scores_highest_by_each_ranki
     assert result["mean"]["value"] == pytest.approx(1 / 2)  # a tie of two
 
 
-def test_a_scorer_that_sees_no_difference_gets_chance(root: Path) -> None:
-    card = load_card(card_file(root, "selection", choices="relation.txt"))
-    result = select(Prefers("", ""), card, Context(str(root)))  # type: ignore[arg-type]
-    assert (result["n"], result["chance"], result["image"]["value"]) == (3, 0.5, 0.5)
-
-
-@pytest.mark.parametrize("interaction", ["token_wise", "pooled"])
-def test_selection_as_a_command(root: Path, interaction: str) -> None:
-    model = write_model(root / "m.safetensors", interaction)
-    cards = ",".join(str(card_file(root, "selection", choices=c)) for c in ("names.txt", "relation.txt"))
-    out = root / "selection.json"
-    run_protocol("selection", [f"model={model}", f"root={root}", f"data=[{cards}]", f"out={out}"])
-    result = json.loads(out.read_text())
-    assert result["run"] == "m" and len(result["benchmarks"]) == 2
-    for name, benchmark in result["benchmarks"].items():
-        for by in ("image", "text", "mean"):
-            low, high = benchmark[by]["ci95"]
-            assert 0 <= low <= benchmark[by]["value"] <= high <= 1
-        assert len(read_outcomes(out)[name].key) == benchmark["n"]
-        if interaction == "pooled":
-            assert benchmark["image"] == benchmark["text"] == benchmark["mean"]
-
-
 def test_each_name_points_at_its_own_thing() -> None:
     (result,) = point(ColourBlind(), [sample()])  # type: ignore[arg-type]
     assert result.right == result.right_among_things() == [True] * 3 and result.score == 1
@@ -238,15 +215,6 @@ def test_a_broken_map_of_the_things_is_named(root: Path) -> None:
     card = load_card(card_file(root, "pointing"))
     with pytest.raises(UserError, match=r"s0000000\.things\.png of .*scenes cannot be read.*fetch"):
         list(pointed_scenes(ColourBlind(), card, open_set(card, root)))  # type: ignore[arg-type]
-
-
-def test_a_card_of_another_kind_is_refused_in_a_sentence(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    model = write_model(root / "m.safetensors")
-    arguments = [f"model={model}", f"root={root}", "data=[demo_fluent]", f"out={root / 'o.json'}"]
-    for protocol in ("selection", "scene_pointing"):
-        with pytest.raises(SystemExit):
-            run_protocol(protocol, arguments)
-        assert "demo_fluent (retrieval)" in capsys.readouterr().err
 
 
 def test_best_median_and_worst_scenes_are_chosen_by_score_and_then_by_margin() -> None:

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from late_interaction import SmoothMaximum, late_interaction, native, smooth_blocks
-from tests.interaction.problems import Problem, random_problem, solve, upstream
+from tests.interaction.problems import Problem, random_problem, solve
 
 if native.unavailable_reason():
     pytest.skip(native.unavailable_reason(), allow_module_level=True)
@@ -29,16 +29,6 @@ def test_the_bits_do_not_depend_on_the_number_of_threads(threads: int) -> None:
         assert all(map(torch.equal, alone, solve(problem, SmoothMaximum(0.05))))
     finally:
         torch.set_num_threads(before)
-
-
-@pytest.mark.parametrize("side", [0, 1])
-def test_a_side_that_needs_no_gradient_gets_none_and_changes_nothing(side: int) -> None:
-    problem = random_problem(5, 7, [3, 4], 16)
-    whole = solve(problem, SmoothMaximum(0.1))
-    tokens = [one.detach().requires_grad_(n == side) for n, one in enumerate(problem[:2])]
-    i2t, t2i = late_interaction(*tokens, problem.text_lengths, backend=SmoothMaximum(0.1))
-    (result,) = torch.autograd.grad((i2t, t2i), tokens[side], upstream(i2t.shape))
-    assert torch.equal(result, whole[2 + side])
 
 
 def scaled(problem: Problem, factor: float) -> Problem:
