@@ -133,38 +133,6 @@ def test_a_siglip_and_its_tokens_are_those_of_its_pooling_head(tmp_path: Path) -
     assert token_wise.token_counts([long, "cat"]) == [42, 3]
 
 
-def test_a_naflex_siglip_sees_pictures_in_their_own_shape_as_its_authors_code_does(tmp_path: Path) -> None:
-    from transformers import Siglip2Config, Siglip2ImageProcessor, Siglip2Model, Siglip2Tokenizer
-
-    tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    torch.manual_seed(0)
-    config = Siglip2Config(
-        vision_config={**tower, "num_patches": 16, "patch_size": 8},
-        text_config={**tower, "max_position_embeddings": 16, "vocab_size": 49408, "projection_size": 32},
-    )
-    theirs = Siglip2Model(config).eval()
-    theirs.save_pretrained(tmp_path)
-    pieces = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "\u2581", *sorted(set("".join(TEXTS).lower()) - {" "})]
-    words = Siglip2Tokenizer({piece: place for place, piece in enumerate(pieces)}, [], padding_side="right")
-    words.save_pretrained(tmp_path)
-    processor = Siglip2ImageProcessor(patch_size=8, max_num_patches=16)
-    processor.save_pretrained(tmp_path)
-
-    encoder = load_encoder(f"hf:{tmp_path}")
-    pictures = [picture(i).resize(size) for i, size in enumerate([(40, 40), (80, 30), (20, 90)])]
-    pixels = torch.stack([encoder.transform(image) for image in pictures])
-    ids = words(TEXTS, padding="max_length", truncation=True, max_length=16, return_tensors="pt")
-    seen = processor(images=pictures, return_tensors="pt")
-    assert len({tuple(shape) for shape in seen["spatial_shapes"].tolist()}) == 3
-    with torch.inference_mode():
-        expected = theirs(input_ids=ids["input_ids"], **seen)
-    images, (texts, _) = encoder.encode_images(pixels), encoder.encode_texts(TEXTS)
-    torch.testing.assert_close(texts, expected.text_embeds, atol=1e-5, rtol=0)
-    torch.testing.assert_close(images, expected.image_embeds, atol=1e-5, rtol=0)
-    with pytest.raises(UserError, match="another number of patches"):
-        load_encoder(f"hf:{tmp_path}", tokens=True)
-
-
 def test_tips_is_scored_as_its_authors_code_scores_it(tmp_path: Path) -> None:
     """The similarities are those of Tipsv2Model itself, and patches and words its last states."""
     from transformers import Tipsv2Config, Tipsv2ImageProcessor, Tipsv2Model, Tipsv2Tokenizer

@@ -133,8 +133,6 @@ def test_a_folder_has_its_captions_beside_it_and_a_file_of_texts(tmp_path: Path)
         export(ExplorerExport(models=[model], images="demo_scenes_new", out="unused"))
     with pytest.raises(UserError, match=r"one, two or three"):
         export(ExplorerExport(models=[model] * 4, images=str(photos), out="unused"))
-    with pytest.raises(UserError, match=r"are not run folders with checkpoints of the same steps: train with"):
-        export(ExplorerExport(models=[model] * 2, images=str(photos), checkpoints=True, out="unused"))
 
 
 def test_a_viewer_scores_as_the_tables_do(prepared: Prepared) -> None:
