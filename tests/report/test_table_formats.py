@@ -47,7 +47,7 @@ def test_the_command_writes_every_table_in_every_format(folder):
     write_tables(folder, f"out_dir={folder / 't'}")
     names = {p.name for p in (folder / "t").iterdir()}
     tables = ("zero_shot", "retrieval", "component_ablation", "efficiency_ablation")
-    tables += ("model_sizes", "training_settings", "prompts")
+    tables += ("model_sizes", "training_settings")
     assert names == {"tables.json"} | {f"{t}.{e}" for t in tables for e in ("md", "csv", "tex", "html")}
     content = json.loads((folder / "t" / "tables.json").read_text())["tables"]
     assert set(content) == set(tables)
