@@ -6,10 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 import yaml
 from PIL import Image
-from torch import Tensor
 
 from filip.cli.command import run_command
 from filip.common.errors import UserError
@@ -21,8 +19,6 @@ from filip.eval.outcomes import read_outcomes
 from filip.eval.pictures.scenes import SceneSheet, chosen, draw, margin
 from filip.eval.pointing import BACKGROUND, point, pointed_scenes
 from filip.eval.protocols import NoSettings, scene_pointing
-from filip.eval.protocols.selection import select
-from late_interaction import Similarity
 from tests.eval.miniature import run_protocol, write_model, write_webdataset
 from tests.eval.test_alignment import COLOURS, ColourBlind
 from tests.support.shards import encoded, write_tar
@@ -108,40 +104,6 @@ def test_only_samples_with_choices_take_part_in_a_selection(root: Path) -> None:
     relations = open_set(load_card(card_file(root, "selection", choices="relation.txt")), root)
     assert (len(names), len(relations)) == (6, 3)
     assert names[0].captions[0] == "a red and a blue" and relations[0].captions[1] == "a green left of a red"
-
-
-class Prefers:
-    """A scorer that likes some captions better than others, by one direction or the other."""
-
-    token_wise, device = True, "cpu"
-
-    def __init__(self, by_image: str, by_text: str):
-        self.by_image, self.by_text = by_image, by_text
-        self.encoder, self.context_length = self, 77
-        self.transform = ColourBlind().transform
-
-    def encode_images(self, pixels: Tensor) -> Tensor:
-        return pixels
-
-    def token_counts(self, texts: list[str]) -> list[int]:
-        return [len(text.split()) for text in texts]
-
-    def encode_texts(self, texts: list[str]) -> list[str]:
-        return texts
-
-    def similarity(self, images: Tensor, texts: list[str]) -> Similarity:
-        def rows(liked: str) -> Tensor:
-            return torch.tensor([[float(text == liked) for text in texts]] * len(images))
-
-        return Similarity(rows(self.by_image), rows(self.by_text))
-
-
-def test_selection_is_right_where_the_first_caption_scores_highest_by_each_ranking(root: Path) -> None:
-    card = load_card(card_file(root, "selection", choices="names.txt"))
-    result = select(Prefers("a red and a blue", "a red and a bus"), card, Context(str(root), batch_size=4))  # type: ignore[arg-type]
-    assert (result["n"], result["chance"]) == (6, pytest.approx(1 / 3))
-    assert result["image"]["value"] == 1 and result["text"]["value"] == 0
-    assert result["mean"]["value"] == pytest.approx(1 / 2)  # a tie of two
 
 
 def test_each_name_points_at_its_own_thing() -> None:

@@ -187,34 +187,6 @@ def test_the_linear_probe_has_a_table_that_states_its_splits(probed):
     assert any("5-fold" in note for note in table.notes)
 
 
-def test_the_linear_probe_may_have_benchmarks_of_its_own(probed):
-    """Some benchmarks have too few images of a class to be probed."""
-    benchmarks = {**STUDY["eval"], "linear_probe": ["demo_food"]}
-    study = changed(probed, "probe", eval=benchmarks, tables={"linear_probe": ["clip"]})
-    assert [column.key for column in tables_of(probed, study)["linear_probe"].columns] == ["demo_food"]
-
-
-def test_pointing_says_why_it_could_not_be_measured_among_things(folder):
-    numbers = {"n": 90, "value": 0.7, "chance": 0.5, "ci95": [0.6, 0.8], "among_things": {"reason": "one thing"}}
-    write(folder / "eval" / "clip" / "scene_pointing" / "all.json", {"benchmarks": {"demo_pointing": numbers}})
-    benchmarks = {**STUDY["eval"], "scene_pointing": ["demo_pointing"]}
-    study = changed(folder, "points", eval=benchmarks, tables={"scene_pointing": ["clip"]})
-    result = cells(tables_of(folder, study)["scene_pointing"], "baseline (CLIP)")
-    assert (result["demo_pointing_all"].value, result["demo_pointing_all"].chance) == (0.7, 0.5)
-    assert result["demo_pointing_among_things"].reason == "one thing"
-
-
-def test_segmentation_shows_both_shares_and_the_chance_of_a_pixel(folder):
-    result = {"n": 40, "classes": 8, "miou": 0.2, "pixels": 0.5, "chance": 1 / 8}
-    write(folder / "eval" / "clip" / "segmentation" / "all.json", {"benchmarks": {"demo_segmentation": result}})
-    benchmarks = {**STUDY["eval"], "segmentation": ["demo_segmentation"]}
-    study = changed(folder, "segments", eval=benchmarks, tables={"segmentation": ["clip"]})
-    shown = cells(tables_of(folder, study)["segmentation"], "baseline (CLIP)")
-    miou, pixels = shown["demo_segmentation_miou"], shown["demo_segmentation_pixels"]
-    assert (miou.value, miou.chance, miou.ci95) == (0.2, None, None)
-    assert (pixels.value, pixels.chance, pixels.n) == (0.5, 1 / 8, 40)
-
-
 @pytest.mark.usefixtures("one_training_is_enough")
 def test_the_facts_of_an_efficiency_row_are_those_of_its_training(folder):
     """The study labels the row; what it trained is in its result."""
