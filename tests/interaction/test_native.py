@@ -335,16 +335,6 @@ def test_terms_below_the_normal_range_are_zero(isa: str) -> None:
     assert (torch.tensor(1e-38) / 8).item() > 0, "the caller's own arithmetic is as it was"
 
 
-@pytest.mark.parametrize("kind", native.KINDS)
-def test_the_fastest_instruction_set_is_measured_once_and_kept(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    native.fastest_isa.cache_clear()
-    chosen = native.fastest_isa(kind)
-    assert chosen in native.isas()
-    native.fastest_isa.cache_clear()
-    monkeypatch.setattr(native, "_measured", lambda *_: pytest.fail("it was measured again"))
-    assert native.fastest_isa(kind) == chosen
-
-
 @pytest.mark.skipif("amx" not in native.isas(), reason="this CPU has no amx")
 def test_tiles_take_float32_only_where_16_bits_are_enough() -> None:
     try:

@@ -61,15 +61,6 @@ def test_why_cells_are_empty_is_said_once_below_the_table(folder):
         assert text.count(mark) == 4 and len(re.findall(r"\ba: not run: no", text)) == 1
 
 
-def test_csv_has_one_line_per_cell(folder, tmp_path):
-    table = tables_of(folder)["component_ablation"]
-    rows = list(csv.DictReader(shown(table, "csv").splitlines()))
-    assert len(rows) == len(table.rows) * len(table.columns)
-    first = next(r for r in rows if r["run"] == "filip" and r["column"] == "average")
-    assert float(first["value"]) == pytest.approx(0.12)
-    assert next(r for r in rows if r["run"] == "late")["reason"].startswith("not run")
-
-
 def test_latex_escapes_and_has_as_many_columns_in_each_line(folder):
     text = shown(tables_of(folder)["zero_shot"], "latex")
     assert r"FILIP (all) 100 \% \& more" in text

@@ -40,12 +40,6 @@ def test_what_was_not_run_is_empty_with_the_reason(folder):
     assert cells(efficiency, "late-64")["accuracy"].reason == "not trained to the end"
 
 
-def test_ratios_are_to_the_first_row(folder):
-    result = cells(tables_of(folder)["efficiency_ablation"], "late-64")
-    assert result["time_ratio"].value == pytest.approx(1.5)
-    assert result["memory_ratio"].value == pytest.approx(1.5)
-
-
 def test_the_demo_s_fine_tunings_own_the_splits_of_its_source_and_are_transferred_to_the_others(folder):
     study = EVAL.parent / "workflow" / "config" / "demo.yaml"
     both = {name: recalls(0.1) for name in yaml.safe_load(study.read_text())["eval"]["retrieval"]}
