@@ -72,7 +72,7 @@ run: study-exists setup  ## run any study: make run STUDY=binding
 	@echo
 	@$(VENV)/bin/python -m filip.report.show results=$(RESULTS)
 	@echo
-	@echo "report    $(RESULTS)/report.html   (all tables: $(RESULTS)/tables/, or filip report show results=$(RESULTS) table=all)"
+	@echo "report    $(RESULTS)/report.html   (all tables: $(RESULTS)/tables/)"
 	@test ! -f $(RESULTS)/explore.html || echo "explorer  $(RESULTS)/explore.html   (which word looks at which patch)"
 	@test ! -d $(RESULTS)/export || echo "exported  $(RESULTS)/export/   (with the licence in README.md)"
 	@echo "curves    make tensorboard STUDY=$(STUDY)"

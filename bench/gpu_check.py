@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from bench.interaction_problem import random_problem
+from bench.interaction import random_problem
 from filip.cli.command import MISSING, option, run_command
 from filip.common import device as devices
 from filip.common.errors import UserError

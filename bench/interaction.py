@@ -5,36 +5,34 @@
 Each instruction set has a process, in which PyTorch, oneDNN and the native kernels all stop at it; the contenders take
 turns, and one contender's processes run directly after one another. AMX's kernels take float32 in 16 bits there. Time
 is CPU time, all cores together; a ratio is the median of the ratios within a round, so that other work on the machine
-strikes both sides of it. Threads that wait sleep (OMP_WAIT_POLICY=passive), because spinning would count as work. The
-last shape is one GPU's share of the paper's batch, 16 own pairs against 8,192 captions, next to the encoders of these
-pairs (bench/interaction_slice.py). Memory is the growth of the resident set over the inputs, gradients included, at its
-high-water mark in a fresh process (bench/interaction_memory.py). Captions have 20 tokens on average; d = 256.
-
-A shape is measured for so many seconds, and two rounds at least. ``--quick`` measures 96 pairs alone for 25 s.
-The JSON is one flat object, its keys are ``ISA/B256_n49/NAME`` for ratios and ``.../NAME_ms`` for contenders.
+strikes both sides of it. Threads that wait sleep (OMP_WAIT_POLICY=passive), because spinning would count as work.
+Captions have 20 tokens on average; d = 256. A shape is measured for so many seconds, and two rounds at least.
+``--quick`` measures 96 pairs alone for 25 s.
 """
 
+from __future__ import annotations
+
 import argparse
-import json
 import os
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch loads OpenMP
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-from bench.interaction_memory import peak_megabytes
-from late_interaction import native
+from late_interaction import Similarity, SmoothMaximum, contrastive_loss, late_interaction, native
+from late_interaction.backends import AnyBackend
 
-QUICK, MAIN_SHAPE, SLICE = (96, 49), (256, 49), (16, 49)
-SHAPES = [(64, 49), MAIN_SHAPE, (512, 49), (64, 256), (256, 256), SLICE]
-MEMORY_OF = ("native", "smooth", "tiled", "einsum", "einsum_longest", "einsum_quarter")
+QUICK = (96, 49)  # pairs, image tokens
+SHAPES = [(64, 49), (256, 49), (512, 49), (64, 256), (256, 256)]
 EACH_SHAPE, QUICK_SHAPE = 120.0, 25.0  # seconds
 # What limits the other libraries to an instruction set. The portable kernels have no rival to compare with.
 LIMITS = {
@@ -60,10 +58,6 @@ class Ratio(NamedTuple):
     def goal_of(self, isa: str) -> float | None:
         return self.amx if isa == "amx" and self.amx is not None else self.goal
 
-    @property
-    def name(self) -> str:
-        return f"{self.above}_over_{self.below}"
-
     def missed(self, found: float, isa: str) -> bool:
         """Return whether ``found`` is on the wrong side of the goal."""
         goal = self.goal_of(isa)
@@ -78,28 +72,144 @@ RATIOS = [
     Ratio("smooth", "native", 3.0),
     Ratio("smooth_bf16", "native_bf16", 3.0, amx=1.7),
     Ratio("smooth_ragged", "smooth", 1.05),
-    Ratio("smooth_cold", "smooth", 1.3),
-    Ratio("smooth_77", "native_77", 3.0),
-    Ratio("smooth_300", "native_300", 3.0),
     Ratio("einsum_longest", "native", 8.0, more=True),
-    Ratio("einsum", "native"),
-    Ratio("native", "einsum_quarter", 0.75),
     Ratio("einsum_longest", "tiled"),
-    Ratio("maxsim_cpu", "native_forward", 5.0, more=True),
-    Ratio("filip_loss", "product"),
-    Ratio("smooth_loss", "filip_loss", 3.0),
-    Ratio("filip_step", "clip_step", 1.15),
 ]
-# The loss of CLIP or FILIP and the encoders of the pairs, which are the same
-STEPS = {"filip_step": ("encoders", "filip_loss"), "clip_step": ("encoders", "clip_loss")}
-Seconds = dict[str, dict[int, float]]  # by contender, a number a round
+
+# ---- the contenders: each turns one problem into a step to be timed ------------------------------------
+
+SCALE = torch.tensor(1 / 0.07)
+Step = Callable[[], object]
+
+
+class Problem(NamedTuple):
+    """Unit tokens: image [b, n1, d], packed text [T, d], lengths [b]."""
+
+    image: Tensor
+    text: Tensor
+    lengths: Tensor
+
+
+def random_problem(images: int, patches: int, dim: int = 256, texts: int | None = None, seed: int = 0) -> Problem:
+    """Make captions of 20 tokens on average, [BOS] and [EOS] included, between 4 and 77."""
+    generator = torch.Generator().manual_seed(seed)
+    count = texts or images
+    lengths = (20 + 6 * torch.randn(count, generator=generator)).round().long().clamp(4, 77)
+    image = torch.randn(images, patches, dim, generator=generator)
+    text = torch.randn(int(lengths.sum()), dim, generator=generator)
+    return Problem(F.normalize(image, dim=-1), F.normalize(text, dim=-1), lengths)
+
+
+def _loss_step(similarity: Callable[[], tuple[Tensor, Tensor]], *inputs: Tensor) -> Step:
+    """Return a step of forward, symmetric cross-entropy and backward; the gradients stay in memory as in training."""
+
+    def step() -> object:
+        for tensor in inputs:
+            tensor.grad = None
+        contrastive_loss(Similarity(*similarity()), SCALE).loss.backward()
+        return [tensor.grad for tensor in inputs]
+
+    return step
+
+
+def ours(problem: Problem, backend: AnyBackend, dtype: torch.dtype = torch.float32) -> Step:
+    image, text = (tokens.to(dtype).detach().requires_grad_() for tokens in (problem.image, problem.text))
+    return _loss_step(lambda: late_interaction(image, text, problem.lengths, backend=backend), image, text)
+
+
+def ragged(problem: Problem, backend: AnyBackend) -> Step:
+    """Return the step on as many image tokens, unequally divided: images have 1 to 2 n1 - 1, packed."""
+    b, n1, d = problem.image.shape
+    half = torch.randint(1, 2 * n1, (b // 2,), generator=torch.Generator().manual_seed(1))
+    counts = torch.cat([half, 2 * n1 - half, torch.full((b % 2,), n1)])
+    image, text = (tokens.detach().requires_grad_() for tokens in (problem.image.view(-1, d), problem.text))
+    return _loss_step(
+        lambda: late_interaction(image, text, problem.lengths, image_lengths=counts, backend=backend), image, text
+    )
+
+
+def einsum(problem: Problem) -> Step:
+    """Return a step of the public re-implementations (x-clip and others): [b, b, n1, n2] in memory, padding masked,
+    autograd; captions are padded to the batch's longest, as a careful user writes it."""
+    padded = pad_sequence(problem.text.split(problem.lengths.tolist()), batch_first=True)
+    image, text = (tokens.detach().requires_grad_() for tokens in (problem.image, padded))
+    mask = torch.arange(text.shape[1]) < problem.lengths[:, None]
+
+    def similarity() -> tuple[Tensor, Tensor]:
+        products = torch.einsum("ikd,jrd->ijkr", image, text)
+        lowest = torch.finfo(products.dtype).min
+        # max, which saves indices, takes half the memory of amax, which saves the whole similarity twice
+        i2t = products.masked_fill(~mask[None, :, None, :], lowest).max(dim=3).values.mean(dim=2)
+        t2i = products.max(dim=2).values.masked_fill(~mask[None], 0).sum(dim=2) / mask.sum(dim=1)
+        return i2t, t2i
+
+    return _loss_step(similarity, image, text)
+
+
+PRODUCT_BLOCKS = ((1 << 30, 1 << 30), (3200, 1152), (1600, 1280), (3200, 5120), (800, 5120), (6400, 1152))
+
+
+def product(problem: Problem, dtype: torch.dtype = torch.float32) -> Step:
+    """Return the bare product of all tokens, packed, forward only, in the block size that is fastest on this machine.
+
+    In bfloat16 it does not replace the similarity, since the result is rounded too; it says what the CPU can do.
+    """
+    image, text = problem.image.flatten(0, 1).to(dtype), problem.text.to(dtype)
+
+    def blocked(block: tuple[int, int]) -> Step:
+        out = torch.empty(min(block[0], len(image)) * min(block[1], len(text)), dtype=dtype)
+
+        def step() -> None:
+            for rows in image.split(block[0]):
+                for columns in text.split(block[1]):
+                    torch.mm(rows, columns.T, out=out[: len(rows) * len(columns)].view(len(rows), len(columns)))
+
+        return step
+
+    candidates = [blocked(block) for block in PRODUCT_BLOCKS]
+    return min(candidates, key=lambda step: min(seconds_of(step), seconds_of(step)))
+
+
+CONTENDERS: dict[str, Callable[[Problem], Step]] = {
+    "product": product,
+    "product_bf16": lambda problem: product(problem, torch.bfloat16),
+    "native": lambda problem: ours(problem, "native"),
+    "native_bf16": lambda problem: ours(problem, "native", torch.bfloat16),
+    "native_ragged": lambda problem: ragged(problem, "native"),
+    "smooth": lambda problem: ours(problem, SmoothMaximum(0.05)),
+    "smooth_bf16": lambda problem: ours(problem, SmoothMaximum(0.05), torch.bfloat16),
+    "smooth_ragged": lambda problem: ragged(problem, SmoothMaximum(0.05)),
+    "tiled": lambda problem: ours(problem, "tiled"),
+    "einsum_longest": einsum,
+}
+
+
+def seconds_of(step: Step) -> float:
+    started = time.process_time()
+    step()
+    return time.process_time() - started
+
+
+# ---- processes that measure ------------------------------------------------------------------------------
+
+
+def answer(images: int, patches: int) -> None:
+    """Print the CPU seconds of a step of each contender whose name comes on the standard input."""
+    problem = random_problem(images, patches)
+    steps: dict[str, Step] = {}
+    for line in sys.stdin:
+        name = line.strip()
+        if name not in steps:
+            steps[name] = CONTENDERS[name](problem)
+            steps[name]()
+        print(seconds_of(steps[name]), flush=True)
 
 
 class Worker:
     """A process limited to an instruction set, in which contenders run one at a time."""
 
     def __init__(self, isa: str, images: int, patches: int) -> None:
-        command = [sys.executable, "-m", "bench.interaction_contenders", str(images), str(patches)]
+        command = [sys.executable, "-m", "bench.interaction", "answer", str(images), str(patches)]
         environment = {**os.environ, **LIMITS[isa], native.ISA_VARIABLE: isa}
         self._process = subprocess.Popen(
             command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -120,85 +230,7 @@ class Worker:
         self._process.wait()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="one shape, about a minute")
-    shapes = {f"{images}x{patches}": (images, patches) for images, patches in SHAPES}
-    parser.add_argument("--shape", nargs="+", choices=shapes, help="pairs x image tokens; all by default")
-    parser.add_argument("--isa", nargs="+", choices=list(LIMITS), help="all that this CPU has by default")
-    parser.add_argument("--only", nargs="+", default=[], help="contenders; all by default")
-    parser.add_argument("--seconds", type=float, help="for a shape; 120, with --quick 25")
-    parser.add_argument("--json", type=Path, help="write the ratios to this file")
-    options = parser.parse_args()
-    contenders = {name: None for shape in (QUICK, SLICE) for name in contenders_of(shape)}
-    if unknown := set(options.only) - contenders.keys():
-        parser.error(f"--only {' '.join(unknown)}: the contenders are {', '.join(contenders)}")
-    if reason := native.unavailable_reason():
-        sys.exit(f"nothing to measure: {reason}")
-    isas = [isa for isa in native.isas() if isa in (options.isa or LIMITS)]
-    if not isas:
-        sys.exit(f"nothing to measure: this CPU has {', '.join(native.isas())}")
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
-    result: dict[str, float] = {}
-    seconds = options.seconds or (QUICK_SHAPE if options.quick else EACH_SHAPE)
-    for shape in [QUICK] if options.quick else [shapes[name] for name in options.shape or shapes]:
-        names = [name for name in contenders_of(shape) if not options.only or name in options.only]
-        if names:
-            result |= measure_shape(shape, isas, names, seconds)
-        if options.json:
-            options.json.write_text(json.dumps(result, indent=1) + "\n")
-
-
-def measure_shape(shape: tuple[int, int], isas: list[str], names: list[str], seconds: float) -> dict[str, float]:
-    """Print the tables of one shape and return its figures."""
-    workers = {isa: Worker(isa, *shape) for isa in isas}
-    try:
-        taken = take_turns(workers, names, seconds)
-    finally:
-        for worker in workers.values():
-            worker.end()
-    ratios = {isa: ratios_of(of_isa) for isa, of_isa in taken.items()}
-    milliseconds = {
-        isa: {name: 1e3 * statistics.median(rounds.values()) for name, rounds in of_isa.items()}
-        for isa, of_isa in taken.items()
-    }
-    images, patches = shape
-    texts = " against 8,192 captions" if shape == SLICE else ""
-    rounds = min(len(of_isa[names[0]]) for of_isa in taken.values())
-    print(f"\n{images} pairs of {patches} image tokens{texts}, {rounds} rounds. CPU milliseconds:\n")
-    print_table(names, {isa: [f"{medians[n]:,.1f}" for n in names] for isa, medians in milliseconds.items()})
-    shown = [ratio for ratio in RATIOS if ratio.name in ratios[isas[0]]]
-    print("\nRatios; ! misses its goal:\n")
-    rows = {
-        isa: [f"{medians[r.name]:.2f}{' !' if r.missed(medians[r.name], isa) else ''}" for r in shown]
-        for isa, medians in ratios.items()
-    }
-    goals = [r.goal_of(isas[0]) for r in shown]
-    rows["goal"] = [
-        "" if goal is None else f"at {'least' if r.more else 'most'} {goal:g}"
-        for goal, r in zip(goals, shown, strict=True)
-    ]
-    print_table([r.name for r in shown], rows)
-    prefix = f"B{images}_n{patches}"
-    medians = {f"{isa}/{prefix}/{name}": value for isa in isas for name, value in ratios[isa].items()}
-    medians |= {f"{isa}/{prefix}/{n}_ms": value for isa in isas for n, value in milliseconds[isa].items()}
-    if shape == MAIN_SHAPE:
-        memory = {name: peak_megabytes(name, *shape) for name in MEMORY_OF if name in names}
-        print("\nMegabytes at the peak above the inputs, gradients included:\n")
-        print_table(list(memory), {"MB": [f"{value:,.1f}" for value in memory.values()]})
-        medians |= {f"{prefix}/{name}_peak_mb": value for name, value in memory.items()}
-    return medians
-
-
-def contenders_of(shape: tuple[int, int]) -> list[str]:
-    """Return the contenders of a shape: without padded forms that hold over 8 GB, four copies of the similarity."""
-    from bench.interaction_contenders import CONTENDERS, SLICE_CONTENDERS
-
-    if shape == SLICE:
-        return list(SLICE_CONTENDERS)
-    images, patches = shape
-    fits = images**2 * patches * 77 * 4 * 4 < 8e9
-    return [name for name in CONTENDERS if fits or not name.startswith("einsum")]
+Seconds = dict[str, dict[int, float]]  # by contender, a number a round
 
 
 def take_turns(workers: dict[str, Worker], names: list[str], seconds: float) -> dict[str, Seconds]:
@@ -218,29 +250,76 @@ def take_turns(workers: dict[str, Worker], names: list[str], seconds: float) -> 
     return taken
 
 
-def ratios_of(taken: Seconds) -> dict[str, float]:
+def ratios_of(taken: Seconds) -> dict[Ratio, float]:
     """Return the medians of the ratios within the rounds in which both sides took part."""
-    sums = dict(taken)
-    for name, parts in STEPS.items():
-        if all(part in taken for part in parts):
-            common = set.intersection(*(set(taken[part]) for part in parts))
-            sums[name] = {r: sum(taken[part][r] for part in parts) for r in common}
     return {
-        ratio.name: statistics.median(
-            sums[ratio.above][r] / sums[ratio.below][r] for r in sums[ratio.above].keys() & sums[ratio.below]
+        ratio: statistics.median(
+            taken[ratio.above][r] / taken[ratio.below][r] for r in taken[ratio.above].keys() & taken[ratio.below]
         )
         for ratio in RATIOS
-        if ratio.above in sums and ratio.below in sums
+        if ratio.above in taken and ratio.below in taken
     }
+
+
+def measure_shape(shape: tuple[int, int], isas: list[str], names: list[str], seconds: float) -> None:
+    """Print the tables of one shape."""
+    workers = {isa: Worker(isa, *shape) for isa in isas}
+    try:
+        taken = take_turns(workers, names, seconds)
+    finally:
+        for worker in workers.values():
+            worker.end()
+    ratios = {isa: ratios_of(of_isa) for isa, of_isa in taken.items()}
+    images, patches = shape
+    rounds = min(len(of_isa[names[0]]) for of_isa in taken.values())
+    print(f"\n{images} pairs of {patches} image tokens, {rounds} rounds. CPU milliseconds:\n")
+    milliseconds = {
+        isa: [f"{1e3 * statistics.median(of_isa[n].values()):,.1f}" for n in names] for isa, of_isa in taken.items()
+    }
+    print_table(names, milliseconds)
+    print("\nRatios; ! misses its goal:\n")
+    shown = list(ratios[isas[0]])
+    rows = {
+        isa: [f"{medians[r]:.2f}{' !' if r.missed(medians[r], isa) else ''}" for r in shown]
+        for isa, medians in ratios.items()
+    }
+    goals = [(r.goal_of(isas[0]), "least" if r.more else "most") for r in shown]
+    rows["goal"] = ["" if goal is None else f"at {end} {goal:g}" for goal, end in goals]
+    print_table([f"{r.above} / {r.below}" for r in shown], rows)
 
 
 def print_table(head: Iterable[str], rows: dict[str, list[str]]) -> None:
     """Print Markdown, a row for each instruction set."""
-    names = [name.replace("_over_", " / ").replace("_", " ") for name in head]
+    names = [name.replace("_", " ") for name in head]
     print(f"| | {' | '.join(names)} |\n|---|{'--:|' * len(names)}")
     for label, cells in rows.items():
         print(f"| {label} | {' | '.join(cells)} |", flush=True)
 
 
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="one shape, about a minute")
+    shapes = {f"{images}x{patches}": (images, patches) for images, patches in SHAPES}
+    parser.add_argument("--shape", nargs="+", choices=shapes, help="pairs x image tokens; all by default")
+    parser.add_argument("--isa", nargs="+", choices=list(LIMITS), help="all that this CPU has by default")
+    parser.add_argument("--only", nargs="+", choices=list(CONTENDERS), help="contenders; default all")
+    parser.add_argument("--seconds", type=float, help="for a shape; 120, with --quick 25")
+    options = parser.parse_args()
+    if reason := native.unavailable_reason():
+        sys.exit(f"nothing to measure: {reason}")
+    isas = [isa for isa in native.isas() if isa in (options.isa or LIMITS)]
+    if not isas:
+        sys.exit(f"nothing to measure: this CPU has {', '.join(native.isas())}")
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
+    seconds = options.seconds or (QUICK_SHAPE if options.quick else EACH_SHAPE)
+    for shape in [QUICK] if options.quick else [shapes[name] for name in options.shape or shapes]:
+        fits = shape[0] ** 2 * shape[1] * 77 * 4 * 4 < 8e9  # the padded form, with four copies of the similarity
+        names = [name for name in options.only or CONTENDERS if fits or not name.startswith("einsum")]
+        measure_shape(shape, isas, names, seconds)
+
+
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] == ["answer"]:
+        answer(int(sys.argv[2]), int(sys.argv[3]))
+    else:
+        main()

@@ -79,24 +79,21 @@ class Readme:
 
 def main(config: Readme) -> None:
     """Write the results of the studies into README.md."""
+    page, published = Path(config.readme), load_published(config.published)
     if Path(config.ablation).is_dir():
-        study, published = load_study(None, config.ablation), load_published(config.published)
-        components = build_tables(study, Results(config.ablation), published)["component_ablation"]
-        put_on_page(Path(config.readme), ablation_block(components, published["component_ablation"]), ABLATION)
+        components = build_tables(*_read(config.ablation), published)["component_ablation"]
+        put_on_page(page, ablation_block(components, published["component_ablation"]), ABLATION)
     if Path(config.binding).is_dir():
-        study, results = load_study(None, config.binding), Results(config.binding)
-        tables = build_tables(study, results, load_published(config.published))
-        put_on_page(Path(config.readme), binding_block(study, tables, results), BINDING)
+        study, results = _read(config.binding)
+        tables = build_tables(study, results, published)
+        put_on_page(page, binding_block(study, tables, results), BINDING)
         with replacing(config.binding_picture) as part:
             binding_figure(study, tables, results).savefig(part, format="svg")
     if not Path(config.results).is_dir():
         return
-    study, results = load_study(None, config.results), Results(config.results)
-    published = load_published(config.published)
+    study, results = _read(config.results)
     steps = [build_tables(_only(study, pair), results, published) for pair in pairwise(config.runs)]
-    path = Path(config.readme)
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    block = results_block(study, steps, config.runs, results)
+    put_on_page(page, results_block(study, steps, config.runs, results))
     sheet = Path(config.results) / SHEET
     if sheet.is_file():
         with replacing(config.picture) as part:
@@ -107,11 +104,12 @@ def main(config: Readme) -> None:
         with replacing(config.curves) as part:
             found = plots.learning(shown, labels, lambda line: line.get("accuracy/i2t"), "% of a batch of 128 found")
             found.savefig(part, format="png", dpi=110)
-    with replacing(path) as part:
-        part.write_text(put_between_marks(text, block, str(path)), encoding="utf-8")
-    print(block)
-    if (table := steps[0].get("efficiency_ablation")) is not None and EFFICIENCY[0] in text:
-        put_on_page(path, efficiency_block(table), EFFICIENCY)
+    if (table := steps[0].get("efficiency_ablation")) is not None and EFFICIENCY[0] in page.read_text(encoding="utf-8"):
+        put_on_page(page, efficiency_block(table), EFFICIENCY)
+
+
+def _read(folder: str) -> tuple[Study, Results]:
+    return load_study(None, folder), Results(folder)
 
 
 def _only(study: Study, runs: Sequence[str]) -> Study:
@@ -120,22 +118,22 @@ def _only(study: Study, runs: Sequence[str]) -> Study:
     return Study({**study.config, "tables": tables})
 
 
-def put_between_marks(text: str, block: str, name: str, marks: tuple[str, str] = (BEGIN, END)) -> str:
-    """Return ``text`` with ``block`` between the marks. Raises UserError if they are not there once each, in order."""
+def put_on_page(page: Path, block: str, marks: tuple[str, str] = (BEGIN, END)) -> None:
+    """Write ``block`` between the marks of a page and print it. UserError unless they are there once each, in order."""
     first, last = marks
-    before, begin, rest = text.partition(first)
+    before, begin, rest = (page.read_text(encoding="utf-8") if page.is_file() else "").partition(first)
     _, end, after = rest.partition(last)
     if not begin or not end or first in after or last in after:
-        raise UserError(f"{name} needs the lines {first} and {last} once each, in this order")
-    return f"{before}{first}\n{block}\n{last}{after}"
-
-
-def put_on_page(page: Path, block: str, marks: tuple[str, str]) -> None:
-    """Write ``block`` between the marks of a page, and print it."""
-    text = put_between_marks(page.read_text(encoding="utf-8"), block, str(page), marks)
+        raise UserError(f"{page} needs the lines {first} and {last} once each, in this order")
     with replacing(page) as part:
-        part.write_text(text, encoding="utf-8")
+        part.write_text(f"{before}{first}\n{block}\n{last}{after}", encoding="utf-8")
     print(block)
+
+
+def _block(heads: Sequence[str], lines: Sequence[Line], note: str) -> str:
+    """Return a table in GitHub's Markdown with a note below it, in lines of README's width."""
+    table = render(Grid(list(map(Head, heads)), lines), "markdown")
+    return "\n".join([table, *textwrap.wrap(note, 118, break_long_words=False)])
 
 
 def results_block(study: Study, steps: Sequence[Mapping[str, Table]], runs: Sequence[str], results: Results) -> str:
@@ -155,7 +153,6 @@ def results_block(study: Study, steps: Sequence[Mapping[str, Table]], runs: Sequ
             lines.append(Line(heading, shown))
     labels = [study.label(run) for run in runs]
     less = [f"{ours} less {base}" for base, ours in pairwise(labels)]
-    heads = [Head(head) for head in ("chance", *labels, *less)]
     spread = (
         f"means of {trainings} trainings of each model, with 95 % intervals over trainings and test images."
         if trainings > 1
@@ -167,16 +164,15 @@ def results_block(study: Study, steps: Sequence[Mapping[str, Table]], runs: Sequ
         note.append(TOO_FEW if trainings < FEWEST else STARRED)
     note += _prices(study, runs, results)
     note.append(f"`{results.folder}/tables/` has all columns and rows.")
-    table = render(Grid(heads, lines), "markdown")
-    return "\n".join([table, *textwrap.wrap(" ".join(note), 118, break_long_words=False)])
+    return _block(["chance", *labels, *less], lines, " ".join(note))
 
 
 def binding_block(study: Study, tables: Mapping[str, Table], results: Results) -> str:
     """Return the table of which colour belongs to which thing: a row a model, with its size and its seconds."""
-    heads = [Head("numbers a side"), Head("CPU s")]
+    heads = ["numbers a side", "CPU s"]
     for heading, name, column in BINDING_COLUMNS:
         chance = next(c for row in tables[name].rows if (c := row.cells[column].chance) is not None)
-        heads.append(Head(f"{heading} (chance {chance_text(chance)})"))
+        heads.append(f"{heading} (chance {chance_text(chance)})")
     rows = sorted(study.rows("selection"), key=lambda run: run not in study.peers)
     entries = {run: [entry for member in study.replicas(run) if (entry := results.training(member))] for run in rows}
     lines, trainings = [], max(map(len, entries.values()))
@@ -202,8 +198,7 @@ def binding_block(study: Study, tables: Mapping[str, Table], results: Results) -
         f"From `make run STUDY={study.name}{asked}` and `python -m bench.readme`, in percent: means of {trainings} "
         "trainings, with 95 % intervals over trainings and test images. CPU s: user and system, of a training's steps."
     )
-    table = render(Grid(heads, lines), "markdown")
-    return "\n".join([table, *textwrap.wrap(note, 118, break_long_words=False)])
+    return _block(heads, lines, note)
 
 
 def binding_figure(study: Study, tables: Mapping[str, Table], results: Results) -> Figure:
@@ -232,7 +227,7 @@ def binding_figure(study: Study, tables: Mapping[str, Table], results: Results) 
 def efficiency_block(table: Table) -> str:
     """Return the paper's Table 5 in small: a step's time and memory over the pooled model's, here and in the paper."""
     ours, paper = ([row for row in table.rows if row.kind == kind] for kind in ("ours", "paper"))
-    heads = [Head(f"{what}, {where}") for what in ("time", "memory") for where in ("here", "paper")]
+    heads = [f"{what}, {where}" for what in ("time", "memory") for where in ("here", "paper")]
     lines = []
     for here, there in zip(ours, paper, strict=False):
         numbers = [row.cells[key].number for key in ("time_ratio", "memory_ratio") for row in (here, there)]
@@ -241,14 +236,13 @@ def efficiency_block(table: Table) -> str:
         "From `make demo`: the median step of two ranks, each with the work of one of 64 (32 pairs, 2,048 texts), all "
         "rows in turn, over the pooled one's; the paper's is on 8 V100. Memory: a step's beyond weights and optimiser."
     )
-    table_here = render(Grid(heads, lines), "markdown")
-    return "\n".join([table_here, *textwrap.wrap(note, 118, break_long_words=False)])
+    return _block(heads, lines, note)
 
 
 def ablation_block(table: Table, published: Mapping[str, Any]) -> str:
     """Return the paper's Table 4 in small: what each component adds to the baseline, here and in the paper."""
     paper = [dict(zip(published["columns"], numbers, strict=True)) for numbers in list(published.values())[1:]]
-    heads = [Head(head) for column in ABLATION_COLUMNS for head in (column[0], "gain", f"gain, paper, {column[2]}")]
+    heads = [head for column in ABLATION_COLUMNS for head in (column[0], "gain", f"gain, paper, {column[2]}")]
     lines = []
     for row, theirs in zip(table.rows, paper, strict=True):
         shown = []
@@ -259,7 +253,7 @@ def ablation_block(table: Table, published: Mapping[str, Any]) -> str:
         lines.append(Line(row.label, shown))
     trainings = max(cell.seeds for row in table.rows for cell in row.cells.values())
     note = f"From `make run STUDY=demo_ablation`, in percent: means of {trainings} trainings of each model."
-    return f"{render(Grid(heads, lines), 'markdown')}\n{note}"
+    return _block(heads, lines, note)
 
 
 def _seeds_by_default(study: str) -> int:

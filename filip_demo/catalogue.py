@@ -76,7 +76,7 @@ class Catalogue:
         """Return the artist's drawings, one per emoji, in CLDR's order; drawings of anything else are left out."""
         folder = self.modules / artist.package
         icons = json.loads((folder / "icons.json").read_text())
-        own_codes = {slug: normalise(code) for code, slug in _chars(folder).items()}
+        own_codes = {slug: normalise(code) for code, slug in json.loads((folder / "chars.json").read_text()).items()}
         by_concept: dict[str, Drawing] = {}
         for slug, icon in icons["icons"].items():
             code = None if icon.get("hidden") else self._resolve(slug, own_codes)
@@ -174,10 +174,6 @@ def _family(code: str) -> str:
     """Return a key that is equal for the man, the woman and the person of one kind."""
     person = code.replace("1F468", "1F9D1").replace("1F469", "1F9D1")
     return person.removesuffix("-200D-2640").removesuffix("-200D-2642")
-
-
-def _chars(folder: Path) -> dict[str, str]:
-    return json.loads((folder / "chars.json").read_text())
 
 
 def _first_wins(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:

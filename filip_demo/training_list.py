@@ -30,28 +30,21 @@ class ListRow:
     planted: str = ""
 
 
-def drawing_row(drawing: Drawing) -> ListRow:
-    emoji = drawing.emoji
-    path = f"images/{drawing.artist}/{drawing.slug}.png"
-    return ListRow(path, caption_of(drawing), emoji.content_id, drawing.artist, emoji.concept, emoji.label)
-
-
-def scene_row(scene: SceneFacts) -> ListRow:
-    artist, concept, label = (BETWEEN.join(names) for names in (scene.artists, scene.concepts, scene.labels))
-    return ListRow(scene.path, scene.caption, scene.content_id, artist, concept, label)
-
-
-def planted_row(row: PlantedRow) -> ListRow:
-    emoji = row.emoji
-    return ListRow(row.path, row.caption, emoji.content_id, row.drawing.artist, emoji.concept, emoji.label, row.kind)
-
-
 def training_table(
     training: Sequence[Drawing], scenes: Sequence[SceneFacts], planted: Sequence[PlantedRow], server: str
 ) -> pa.Table:
     """Return the URL list, in the order of a hash, which mixes all kinds of rows and all artists evenly."""
-    rows = [drawing_row(d) for d in training] + [scene_row(s) for s in scenes]
-    rows += [planted_row(p) for p in planted]
+    rows = []
+    for drawing in training:
+        emoji, path = drawing.emoji, f"images/{drawing.artist}/{drawing.slug}.png"
+        caption = caption_of(drawing)
+        rows.append(ListRow(path, caption, emoji.content_id, drawing.artist, emoji.concept, emoji.label))
+    for scene in scenes:
+        names = (BETWEEN.join(each) for each in (scene.artists, scene.concepts, scene.labels))
+        rows.append(ListRow(scene.path, scene.caption, scene.content_id, *names))
+    for p in planted:
+        emoji, artist = p.emoji, p.drawing.artist
+        rows.append(ListRow(p.path, p.caption, emoji.content_id, artist, emoji.concept, emoji.label, p.kind))
     rows.sort(key=lambda row: hash_of(row.path))
     columns = {"url": pa.array([f"{server}/{row.path}" for row in rows], pa.string())}
     columns["caption"] = pa.array([row.caption for row in rows], pa.string())

@@ -203,6 +203,7 @@ def test_a_package_imported_before_filip_has_its_optimiser_and_term(my_package: 
     code = """
 import my_package.my_term, my_package.sgd
 import torch, torch.nn.functional as F
+from filip.common.errors import UserError
 from filip.cli.command import compose_config
 from filip.models import Encoded
 from filip.train.config import OPTIMIZERS, TERMS, TrainConfig
@@ -214,6 +215,12 @@ for given in (0.0, 0.5):
     config = compose_config(TrainConfig, ["run_dir=r", "out=o", option], "train")
     found = Loss({"my_margin": 1.0}, config)(Encoded(image, text, torch.ones(1)), torch.arange(4)).loss
     torch.testing.assert_close(found, (1 - (image * text).sum(1) - given).relu().mean())
+for wrong, words in (("margn: 1", "did you mean 'margin'"), ("margin: -1", "at least 0"), ("margin: big", "a number")):
+    try:
+        compose_config(TrainConfig, ["run_dir=r", "out=o", f"loss.my_margin={{weight: 1, {wrong}}}"], "train").check()
+        raise SystemExit(wrong)
+    except UserError as error:
+        assert words in str(error), error
 """
     done = run_python("-c", code, variables=my_package)
     assert done.returncode == 0, done.stderr

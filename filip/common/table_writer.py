@@ -220,8 +220,8 @@ def _text(grid: Grid, width: int | None) -> str:
         return f"({marks[shown.reason]})" if shown.reason else f"{shown.text} {shown.interval}".rstrip()
 
     texts = [[cell(shown) for shown in line.cells] for line in grid.lines]
-    limit = LONGEST_LABEL if width else None
-    labels = [_cut(line.label, limit) for line in grid.lines]
+    limit = LONGEST_LABEL if width else max((len(line.label) for line in grid.lines), default=0)
+    labels = [s if len(s := line.label) <= limit else s[: limit - 1] + "…" for line in grid.lines]
     size = max(map(len, [grid.corner, *labels]))
     widths = [max(map(len, column)) for column in zip([head.title for head in grid.heads], *texts, strict=True)]
     room = max(1, (width - size) // (max(widths, default=0) + 2)) if width else len(widths)
@@ -243,13 +243,7 @@ def _text(grid: Grid, width: int | None) -> str:
             for line in lines:
                 number = next(n for n, other in enumerate(grid.lines) if other is line)
                 out.append(row(labels[number], [texts[number][n] for n in block], block).rstrip())
-    notes = [part for note in notes_of(grid, marks) for part in _wrapped(note, width)]
+    notes = notes_of(grid, marks)
+    if width:
+        notes = [part for note in notes for part in textwrap.wrap(note, width, subsequent_indent="  ")]
     return "\n".join([*out, *(["", *notes] if notes else [])]) + "\n"
-
-
-def _cut(text: str, limit: int | None) -> str:
-    return text if limit is None or len(text) <= limit else text[: limit - 1] + "…"
-
-
-def _wrapped(text: str, width: int | None) -> list[str]:
-    return textwrap.wrap(text, width, subsequent_indent="  ") if width else [text]

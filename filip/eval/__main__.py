@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import re
 import zipfile
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, make_dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -200,20 +199,14 @@ def _run(
             result["skipped"] = job.skipped
         if not config.one_file:
             result["requests"] = request
-        _say_counts(job, json_object(job.file).get("benchmarks", {}), numbers["benchmarks"])
+        earlier, size = json_object(job.file).get("benchmarks", {}), protocol_of(job.protocol).size
+        for name, now in numbers["benchmarks"].items():
+            if name in earlier and (then := value_at(earlier[name], size)) != value_at(now, size):
+                say(f"{name}: {then:,} images then, {value_at(now, size):,} now")
         write_outcomes(job.file, record)
         write_json(job.file, result, shared=True)
         results.append(result)
     return results
-
-
-def _say_counts(job: EvaluationJob, before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Warn where an earlier result of a job has another number of images."""
-    protocol = protocol_of(job.protocol)
-    for name in before.keys() & now.keys():
-        then, again = (value_at(numbers[name], protocol.size) for numbers in (before, now))
-        if then != again:
-            say(f"{name}: {then:,} images then, {again:,} now")
 
 
 def model_name(config: ModelOptions) -> str:
@@ -258,11 +251,6 @@ def _stamp(file: Path) -> list[Any]:
     return [str(file)]
 
 
-def _bytes_of(files: Sequence[Path]) -> str:
-    """Return a hash of the names and bytes of files."""
-    return digest([[str(file), sha256_of(file) if file.is_file() else None] for file in files])
-
-
 def _kept(config: EvaluationOptions, job: EvaluationJob, request: dict[str, Any]) -> dict[str, Any] | None:
     """Return the result that an earlier run wrote for the same request; None if there is none, or it is not wanted.
 
@@ -275,7 +263,8 @@ def _kept(config: EvaluationOptions, job: EvaluationJob, request: dict[str, Any]
     for name, now in request.items():
         earlier = before.get(name, {})
         same = "data" in earlier and earlier.get("stamps") == now["stamps"]
-        now["data"] = earlier["data"] if same else _bytes_of(job.files)
+        hashes = [] if same else [[str(file), sha256_of(file) if file.is_file() else None] for file in job.files]
+        now["data"] = earlier["data"] if same else digest(hashes)
         changed = [key for key, value in now.items() if key != "stamps" and earlier.get(key) != value]
         if changed or config.overwrite or not zipfile.is_zipfile(outcomes_file(job.file)):
             if earlier and changed:

@@ -1,4 +1,4 @@
-"""The numbers of a classifier from its scores: accuracies, interval, chance and mistakes."""
+"""The numbers of a classifier from its scores: accuracies, interval and chance."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from filip.eval.cards import BenchmarkCard
 from filip.eval.encode_set import size_note
-from filip.eval.metrics import class_accuracies, confusion, label_hits, mean_interval
+from filip.eval.metrics import class_accuracies, label_hits, mean_interval
 from filip.eval.outcomes import Outcomes
 
 
@@ -24,7 +24,7 @@ def outcomes(keys: list[str], clusters: list[str], scores: Tensor, labels: Tenso
 def measure(
     card: BenchmarkCard, scores: Tensor, labels: Tensor, names: list[str], clusters: list[str]
 ) -> dict[str, Any]:
-    """Return the accuracies, interval, chance and mistakes of a classifier.
+    """Return the accuracies, interval and chance of a classifier.
 
     scores: [n, classes]; labels: [n] int64; clusters: n, equal for images that are not independent.
     """
@@ -53,23 +53,6 @@ def measure(
         "ci95": list(interval),
         # a list, since names may repeat (ImageNet has two missiles)
         "per_class": [[n, None if a != a else a] for n, a in zip(names, per_class.tolist(), strict=True)],
-        **_mistakes(scores, labels, names),
         "not_finite": not_finite,
         "note": size_note(card, len(labels)),
     }
-
-
-def _mistakes(scores: Tensor, labels: Tensor, names: list[str], most: int = 20) -> dict[str, list[list[Any]]]:
-    """Return ``confused``: the most frequent mistakes as [true class, predicted class, times]; ``overpredicted``: the
-    classes that images of other classes are most often taken for, as [class, times]."""
-    counts = confusion(scores, labels, len(names))
-    counts.fill_diagonal_(0)
-    times, where = counts.flatten().topk(min(most, counts.numel()))
-    pairs = [
-        [names[w // len(names)], names[w % len(names)], t]
-        for t, w in zip(times.tolist(), where.tolist(), strict=True)
-        if t > 0
-    ]
-    times, where = counts.sum(0).topk(min(most, len(names)))
-    over = [[names[w], t] for t, w in zip(times.tolist(), where.tolist(), strict=True) if t > 0]
-    return {"confused": pairs, "overpredicted": over}

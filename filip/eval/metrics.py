@@ -92,12 +92,6 @@ def class_accuracies(hits: Tensor, labels: Tensor, classes: int) -> Tensor:
     return total / count  # 0 / 0 is NaN, as an absent class should be
 
 
-def confusion(scores: Tensor, labels: Tensor, classes: int) -> Tensor:
-    """Count [classes true, classes predicted]; among ties the first class counts as the prediction."""
-    predicted = _rankable(scores).argmax(1)
-    return torch.bincount(labels * classes + predicted, minlength=classes * classes).view(classes, classes)
-
-
 def chance_at_k(own: int, candidates: int, k: int) -> float:
     """Return the probability that k random candidates contain one of ``own``: 1 - C(c - own, k) / C(c, k)."""
     miss = 1.0

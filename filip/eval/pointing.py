@@ -80,27 +80,22 @@ class PointedScene:
         return float(np.mean(self.right)) if self.counted else float("nan")
 
 
-def by_most(shares: np.ndarray) -> np.ndarray:
-    """Return the owner of each patch [rows, columns]: what covers most of it. shares: [things, rows, columns]."""
-    return np.where(shares.max(0) > 1 - shares.sum(0), shares.argmax(0), BACKGROUND)
-
-
 def point(encoder: Encoder, samples: Sequence[Sample]) -> list[PointedScene]:
     """Align scenes with their captions. Raises UserError if a caption does not name one of the things."""
     patches = encoder.patches(torch.stack([encoder.transform(sample.image) for sample in samples]))
     words = encoder.words([sample.captions[0] for sample in samples])
-    return [
-        _pointed(encoder, sample, image @ text.T) for sample, image, text in zip(samples, patches, words, strict=True)
-    ]
-
-
-def _pointed(encoder: Encoder, sample: Sample, similarity: Tensor) -> PointedScene:
-    prompts = name_prompts(sample.captions[0], [thing.label for thing in sample.things], sample.key)
-    names = [label_tokens(encoder, prompt, thing.label) for prompt, thing in zip(prompts, sample.things, strict=True)]
-    tokens = sorted(token for name in names for token in name)
-    alignment = WordPatch(similarity, encoder.tokens(sample.captions[0]), tokens, encoder.grid)
-    shares = np.stack([coverage(thing.mask, encoder.transform, encoder.grid) for thing in sample.things])
-    return PointedScene(sample, alignment, names, by_most(shares))
+    scenes = []
+    for sample, image, text in zip(samples, patches, words, strict=True):
+        prompts = name_prompts(sample.captions[0], [thing.label for thing in sample.things], sample.key)
+        named = zip(prompts, sample.things, strict=True)
+        names = [label_tokens(encoder, prompt, thing.label) for prompt, thing in named]
+        tokens = sorted(token for name in names for token in name)
+        alignment = WordPatch(image @ text.T, encoder.tokens(sample.captions[0]), tokens, encoder.grid)
+        shares = np.stack([coverage(thing.mask, encoder.transform, encoder.grid) for thing in sample.things])
+        # a patch belongs to what covers most of it
+        owner = np.where(shares.max(0) > 1 - shares.sum(0), shares.argmax(0), BACKGROUND)
+        scenes.append(PointedScene(sample, alignment, names, owner))
+    return scenes
 
 
 def pointed_scenes(

@@ -12,8 +12,7 @@ from __future__ import annotations
 import base64
 import json
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,6 @@ from filip.common.progress import say, track
 from filip.explore.gallery import Gallery, GalleryOptions, ViewedImages, ViewedText, Viewer
 from filip.explore.packing import base64_of, packed
 from filip.explore.towers import NotInPage, image_tower, text_tower, tokenizer_data
-from filip.runs.saved_files import FINISHED, complete_checkpoints, is_finished, json_object
 from filip.text.words import FUNCTION_WORDS
 
 ASSETS = Path(__file__).resolve().parent / "assets"
@@ -54,18 +52,11 @@ class ExplorerExport(GalleryOptions):
         "models in the page, which then takes any text and picture: none, or auto = if that gives at most 16 MB",
         choices=("auto", "none"),
     )
-    checkpoints: bool = option(
-        False, "show the models, which are run folders, at all their checkpoints, with a slider over the steps"
-    )
     out: str = option(MISSING, "the page (HTML)", writes="file")
 
 
 def main(config: ExplorerExport) -> None:
     """Write the explorer as one self-contained HTML file, with the images and captions of a card or folder."""
-    if config.checkpoints:
-        data = checkpoints_data(config)
-        write_page(config.out, data, f"its own captions only, at {len(data['steps'])} steps")
-        return
     gallery = config.gallery()
     towers = PageTowers.of(gallery) if config.towers == "auto" else PageTowers("towers=none")
     data = static_data(gallery, towers)
@@ -78,44 +69,10 @@ def main(config: ExplorerExport) -> None:
             "give texts=FILE, one a line"
         )
     takes = f"its own captions only: {towers.missing}" if towers.missing else "any text and any picture"
-    write_page(config.out, data, takes)
-
-
-def write_page(out: str, data: dict[str, Any], takes: str) -> None:
-    """Write the page, and print its size and which texts it takes."""
-    with replacing(out) as part:
+    with replacing(config.out) as part:
         part.write_text(page(data), encoding="utf-8")
     counts = f"{len(data['images']):,} images, {len(data['texts']):,} texts, {_size(data) / 1e6:.1f} MB"
-    say(f"{out}: {counts}; it takes {takes}")
-
-
-def checkpoints_data(config: ExplorerExport) -> dict[str, Any]:
-    """Return a page's data with ``steps``, in order: a step, and the models as they were at it.
-
-    Raises UserError if the run folders have no step in common, or the images no captions.
-    """
-    runs = [_steps_of(Path(run)) for run in config.models]
-    labels = config.labels or [Path(run).name for run in config.models]
-    steps: list[dict[str, Any]] = []
-    data: dict[str, Any] = {}
-    for step in sorted(set.intersection(*map(set, runs))):
-        gallery = replace(config, models=[str(run[step]) for run in runs], labels=labels).gallery()
-        if set(gallery.own_text) == {None}:
-            raise UserError(f"images={config.images} come without captions, which a page of checkpoints ranks")
-        data = static_data(gallery, PageTowers("the towers of all steps would be too large"))
-        steps.append({"step": step, "models": data.pop("models"), "recall": data.pop("recall")})
-    if not steps:
-        raise UserError(
-            f"models=[{','.join(config.models)}] are not run folders with checkpoints of the same steps: train with "
-            "checkpoint.every_steps=25 checkpoint.keep_every_steps=25"
-        )
-    return data | {"steps": steps}
-
-
-def _steps_of(run: Path) -> dict[int, Path]:
-    """Return the checkpoints of a run folder by their steps; the folder itself for the last step of a finished run."""
-    steps = {int(path.name.removeprefix("step")): path for path in complete_checkpoints(run / "checkpoints")}
-    return steps | ({json_object(run / FINISHED)["step"]: run} if is_finished(run) else {})
+    say(f"{config.out}: {counts}; it takes {takes}")
 
 
 def _size(data: dict[str, Any]) -> int:
@@ -150,10 +107,15 @@ class PageTowers:
 
 def static_data(gallery: Gallery, towers: PageTowers) -> dict[str, Any]:
     """Return all data that the page needs; arrays are base64."""
-    texts = [[viewer.text(text, things) for text, things in _texts(gallery)] for viewer in gallery.viewers]
+    named = list(zip(gallery.texts, gallery.things, strict=True))
+    texts = [[viewer.text(*text) for text in track(named, "encoding", "texts")] for viewer in gallery.viewers]
     ranks = own_ranks(gallery, texts)
-    data = {
-        **common_data(gallery),
+    data: dict[str, Any] = {
+        "title": gallery.title,
+        "texts": gallery.texts,
+        "images": [gallery.alternative(index) for index in range(len(gallery.keys))],
+        "own": gallery.own_text,
+        "outlines": gallery.outlines if any(gallery.outlines) else [],
         # of the captions with which the last model finds their own picture, the one that the first model ranks worst
         "opening": max(ranks, key=lambda text: (ranks[text][-1] == 0) * ranks[text][0], default=0),
         "thumbnails": [base64.b64encode(data).decode("ascii") for data in gallery.thumbnails],
@@ -161,28 +123,12 @@ def static_data(gallery: Gallery, towers: PageTowers) -> dict[str, Any]:
             _model_data(viewer, features, seen, with_texts=bool(towers.missing))
             for viewer, features, seen in zip(gallery.viewers, gallery.features, texts, strict=True)
         ],
-        "recall": [100 * ranks_of_model.count(0) / len(ranks) for ranks_of_model in zip(*ranks.values(), strict=True)],
     }
     if not towers.missing:
         for model, inside in zip(data["models"], towers.models, strict=True):
             model |= inside
         data |= {"stems": towers.stems, "merges": tokenizer_data(), "function_words": " ".join(sorted(FUNCTION_WORDS))}
     return data
-
-
-def common_data(gallery: Gallery) -> dict[str, Any]:
-    """Return the page's data without its models: the title, the texts to choose from, and the things on each image."""
-    return {
-        "title": gallery.title,
-        "texts": gallery.texts,
-        "images": [gallery.alternative(index) for index in range(len(gallery.keys))],
-        "own": gallery.own_text,
-        "outlines": gallery.outlines if any(gallery.outlines) else [],
-    }
-
-
-def _texts(gallery: Gallery) -> Iterable[tuple[str, list[str]]]:
-    return track(list(zip(gallery.texts, gallery.things, strict=True)), "encoding", "texts")
 
 
 def own_ranks(gallery: Gallery, texts: list[list[ViewedText]]) -> dict[int, list[int]]:

@@ -7,7 +7,7 @@ token map uses its projections, as in :mod:`filip.eval.word_patch`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -58,8 +58,8 @@ class ViewedText:
 class Viewer:
     """A model in the explorer, under a ``label``."""
 
-    def __init__(self, scorer: Scorer, label: str, model: str = "") -> None:
-        self.scorer, self.label, self.model = scorer, label, model
+    def __init__(self, scorer: Scorer, label: str) -> None:
+        self.scorer, self.label = scorer, label
         self.encoder = scorer.encoder
         self.token_wise = scorer.token_wise
         self.grid = self.encoder.grid
@@ -72,18 +72,6 @@ class Viewer:
             return ViewedImages(scored, scored)
         patches = self.encoder.patches(pixels) if self.has_map else scored[:, None, :][:, :0]
         return ViewedImages(scored, patches)
-
-    def encoded(self, keys: Sequence[str], pixels: Sequence[Tensor], stored: Mapping[str, Tensor]) -> ViewedImages:
-        """Return the features of a batch of images; those in ``stored`` have the tokens given there."""
-        new = [n for n, key in enumerate(keys) if key not in stored]
-        if len(new) == len(keys):
-            return self.images(torch.stack(list(pixels)))
-        vectors = torch.stack([stored[key] for key in keys if key in stored])
-        tokens = vectors.new_empty(len(keys), *vectors.shape[1:])
-        tokens[[n for n, key in enumerate(keys) if key in stored]] = vectors
-        if new:
-            tokens[new] = self.images(torch.stack([pixels[n] for n in new])).scored
-        return ViewedImages(tokens, tokens)
 
     def text(self, text: str, things: Sequence[str] = ()) -> ViewedText:
         """Encode a caption as a search does, with the things that it is known to name."""
@@ -110,7 +98,7 @@ class GalleryOptions:
 
     models: list[str] = option(MISSING, "one to three models, shown side by side: .safetensors files or open_clip:…")
     labels: list[str] = option([], "names of the models in the page; the files' names if empty")
-    images: str = option(MISSING, "a folder of images, a set with captions, an index, or a benchmark card")
+    images: str = option(MISSING, "a folder of images, a set with captions, or a benchmark card")
     root: str | None = option(None, "folder below which a card's data lie")
     count: int | None = option(None, "maximum number of images, evenly spread; null = all", at_least=1)
     texts: str | None = option(None, "file with further texts to choose from, one a line")
@@ -133,7 +121,7 @@ def load_viewers(models: Sequence[str], labels: Sequence[str], device: str = "au
     if labels and len(labels) != len(models):
         raise UserError(f"{len(labels)} labels for {len(models)} models: give one each, or none")
     names = list(labels) or [Path(model).stem for model in models]
-    return [Viewer(load_scorer(m, None, device), name, m) for m, name in zip(models, names, strict=True)]
+    return [Viewer(load_scorer(m, None, device), name) for m, name in zip(models, names, strict=True)]
 
 
 @dataclass
@@ -161,12 +149,10 @@ class Gallery:
         positions: dict[str, int] = {}
         parts: list[list[ViewedImages]] = [[] for _ in viewers]
         pixels: list[list[Tensor]] = [[] for _ in viewers]
-        stored = [pictures.stored(viewer.model) if viewer.token_wise else {} for viewer in viewers]
 
         def encode() -> None:
-            batch = gallery.keys[sum(len(part.scored) for part in parts[0]) :]
-            for viewer, waiting, done, tokens in zip(viewers, pixels, parts, stored, strict=True):
-                done.append(viewer.encoded(batch, waiting, tokens))
+            for viewer, waiting, done in zip(viewers, pixels, parts, strict=True):
+                done.append(viewer.images(torch.stack(waiting)))
                 waiting.clear()
 
         with Progress("encoding", "images", len(pictures)) as progress:

@@ -1,11 +1,9 @@
-"""Open the images to explore: a folder or set of images, a search index, or a benchmark card."""
+"""Open the images to explore: a folder or set of images, or a benchmark card."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-
-from torch import Tensor
 
 from filip.common.errors import UserError
 from filip.common.files import nothing_at
@@ -13,21 +11,17 @@ from filip.common.progress import say
 from filip.eval.cards import load_card, match_classes
 from filip.eval.formats import open_set
 from filip.images.rgb import UNDECODABLE
-from filip.index.store import Index
-from filip.runs.saved_files import weights_of
 from filip.sets.image_set import Picture, Pictures, SetPictures, spread
 
 
 def open_pictures(images: str, root: str | None, count: int | None) -> Pictures:
-    """Return the pictures of a folder, a set with captions, a search index or a benchmark card.
+    """Return the pictures of a folder, a set with captions or a benchmark card.
 
-    images: a folder; a file or folder in any layout that :mod:`filip.sets` reads; a folder that ``filip index build``
-    has written; or a card's name or path, whose data are below ``root``. count: maximum number, evenly spread; None:
-    all. Raises UserError if the folder or card does not exist or has no picture.
+    images: a folder; a file or folder in any layout that :mod:`filip.sets` reads; or a card's name or path, whose data
+    are below ``root``. count: maximum number, evenly spread; None: all. Raises UserError if the folder or card does
+    not exist or has no picture.
     """
     place = Path(images)
-    if (place / "about.json").is_file():
-        return IndexedPictures(place, count)
     if place.is_dir():
         return SetPictures(place, count)
     if root is not None:
@@ -38,29 +32,6 @@ def open_pictures(images: str, root: str | None, count: int | None) -> Pictures:
     if place.suffix in (".yaml", ".yml"):
         raise UserError(f"images={images} is a file: give a folder, or a set of images with captions; {card}")
     return SetPictures(place, count)
-
-
-class IndexedPictures(SetPictures):
-    """The folder of a search index; the model that made the index need not encode its images again."""
-
-    def __init__(self, index: Path, count: int | None) -> None:
-        self.index = index
-        opened = Index.open(index)
-        self.about = opened.about
-        opened.close()
-        super().__init__(Path(self.about.images), count)
-
-    def stored(self, model: str) -> dict[str, Tensor]:
-        """Return the tokens of unchanged images; none from another model, or if they are rounded."""
-        as_here = self.about.dtype == "float32" and self.about.fit == "crop" and not self.about.tokens
-        if not as_here or weights_of(model) != self.about.weights:
-            return {}
-        index = Index.open(self.index)
-        stamps = index.stamps()
-        fresh = {key for key, item in self.items.items() if stamps.get(key) == item.stamp}
-        tokens_by_key = {key: tokens for key, tokens in index.tokens() if key in fresh}
-        index.close()
-        return tokens_by_key
 
 
 class CardPictures(Pictures):

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from filip.common.progress import say
 from filip.export.hf_folder import write_hf, write_multi_vector
 from filip.export.onnx_folder import write_onnx
-from filip.export.open_clip_folder import write_clip, write_open_clip
 from filip.models import save_model
 from filip.models.weights import save_compact
 from filip.runs.source import ModelSource
@@ -46,6 +45,4 @@ FORMATS: dict[str, Format] = {
     "hf": Format(write_hf),
     "mv": Format(write_multi_vector),
     "onnx": Format(write_onnx),
-    "open_clip": Format(write_open_clip),
-    "clip": Format(write_clip),
 }

@@ -218,7 +218,7 @@ def write_multi_vector(source: ModelSource, out: str) -> None:
     if source.model.config.interaction != "token_wise":
         raise UserError(
             "to=mv is for token-wise models: this one is pooled and has a single vector per image and text; "
-            "to=hf and to=open_clip hold it"
+            "to=hf and to=onnx hold it"
         )
     tokenizer = clip_tokenizer(source.model)
     refuse_computed_tables(source.model, "mv")

@@ -1,11 +1,9 @@
-"""Map our parameters to their counterparts in open_clip's CLIP, and convert tensors in both directions."""
+"""Map our parameters to their counterparts in open_clip's CLIP, and convert its tensors."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
-
-from filip.models.dual_encoder import DualEncoder
 
 # Ours on the left, open_clip's on the right.
 _IMAGE = {
@@ -63,13 +61,6 @@ def from_open_clip(state: dict[str, Tensor], image_layers: int, text_layers: int
     return {ours: _as_ours(ours, state[theirs]) for ours, theirs in names.items()}
 
 
-def to_open_clip(model: DualEncoder) -> dict[str, Tensor]:
-    """Convert our state dict to ``open_clip.CLIP``'s."""
-    state = model.state_dict()
-    names = open_clip_names(model.image.depth, len(model.text.blocks))
-    return {theirs: _as_theirs(ours, state[ours]) for ours, theirs in names.items()}
-
-
 def _as_ours(name: str, value: Tensor) -> Tensor:
     value = value.detach().to("cpu", torch.float32)
     if name.endswith("projection.weight"):
@@ -77,14 +68,3 @@ def _as_ours(name: str, value: Tensor) -> Tensor:
     if name in ("image.trunk.cls_token", "image.trunk.pos_embed"):
         return value.reshape(1, -1, value.shape[-1])
     return value.reshape(1) if name == "logit_scale" else value
-
-
-def _as_theirs(name: str, value: Tensor) -> Tensor:
-    value = value.detach().float()
-    if name.endswith("projection.weight"):
-        return value.T.contiguous()
-    if name == "image.trunk.cls_token":
-        return value.reshape(-1)
-    if name == "image.trunk.pos_embed":
-        return value[0]
-    return value.reshape(()) if name == "logit_scale" else value

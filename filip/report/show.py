@@ -7,7 +7,6 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from filip.cli.command import MISSING, option, run_command
 from filip.common.errors import UserError
@@ -15,11 +14,9 @@ from filip.common.files import nothing_at
 from filip.common.table_writer import Grid, Head, Line, render, words
 from filip.report.own_pictures import OwnPictures
 from filip.report.results import Results
-from filip.report.summary import funnel_grid, runs_grid, stages_grid
 from filip.report.table import Cell, Column, Table, value_text
 from filip.study import load_study
 
-ALL = "all"
 HEADLINE_COLUMNS = 4  # of the first table, where a study's config names none
 HEADLINE_ROWS = 8
 
@@ -27,7 +24,7 @@ HEADLINE_ROWS = 8
 @dataclass
 class Show:
     results: str = option(MISSING, "results folder of a study (results/demo), or its summary.json")
-    table: str = option("", f"a table to print in full; `{ALL}`: times, funnel, all tables, runs; empty: the headline")
+    table: str = option("", "a table to print in full; empty: the headline")
 
 
 def main(config: Show) -> None:
@@ -35,12 +32,9 @@ def main(config: Show) -> None:
     file = summary_file(config.results)
     summary = json.loads(file.read_text(encoding="utf-8"))
     width = shutil.get_terminal_size((110, 40)).columns
-    if config.table == ALL:
-        print(text(summary, width))
-        return
     tables = {name: Table.from_json(table) for name, table in summary["tables"].items()}
     if config.table and config.table not in tables:
-        raise UserError(f"table={config.table}: {file} has {', '.join([*tables, ALL])}")
+        raise UserError(f"table={config.table}: {file} has {', '.join(tables)}")
     study = load_study(None, file.parent)
     if not config.table and (own := OwnPictures.of(study, Results(file.parent))):
         print("\n".join(own.sentences()))
@@ -92,13 +86,6 @@ def _column(tables: Mapping[str, Table], name: str) -> tuple[Table, Column]:
         if column.key == key:
             return tables[table], column
     raise UserError(f"headline: the study's tables have no column {name!r}")
-
-
-def text(summary: Mapping[str, Any], width: int = 110) -> str:
-    """Return the summary as plain text, no line longer than ``width`` where that is possible."""
-    tables = [Table.from_json(table).grid() for table in summary["tables"].values()]
-    grids = [stages_grid(summary["stages"]), funnel_grid(summary["funnel"]), *tables, runs_grid(summary["runs"])]
-    return "\n".join(render(grid, "text", width) for grid in grids)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from filip.sets.layout import ALL, Reading, Row
 from filip.sets.layouts import LAYOUTS, recognise, rows_of
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    pass
 
 SHOWN = 5  # examples per reason
 WORDS = {  # words for the reasons, in a sentence
@@ -199,10 +199,6 @@ class Pictures:
 
     def __iter__(self) -> Iterator[Picture]:
         raise NotImplementedError
-
-    def stored(self, model: str) -> dict[str, Tensor]:
-        """Return image tokens [n1, d] float32 of a model that are stored already, by key."""
-        return {}
 
 
 class SetPictures(Pictures):

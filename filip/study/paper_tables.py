@@ -19,8 +19,7 @@ class TableKind:
     paper: the tables of the paper that it reproduces; "" where the paper numbers none.
     with_peers: other people's models (the study's ``peers``) follow the runs.
     rows: what they are: "listed" by the study under ``tables.<name>``; the same, or without that line all pre-training
-    runs if the protocol is "evaluated"; its "efficiency", the pre-training "runs", all that is "trained", or the
-    "benchmarks" with prompts.
+    runs if the protocol is "evaluated"; its "efficiency", the pre-training "runs", or all that is "trained".
     """
 
     protocols: tuple[str, ...]
@@ -41,7 +40,6 @@ TABLES: dict[str, TableKind] = {
     "efficiency_ablation": TableKind(("zero_shot",), "table 5", rows="efficiency"),
     "model_sizes": TableKind((), rows="runs"),
     "training_settings": TableKind((), rows="trained"),
-    "prompts": TableKind((), rows="benchmarks"),
 }
 TABLES |= {name: TableKind((name,), rows="evaluated") for name in plugin_names("filip.protocols") if name not in TABLES}
 PROTOCOLS = tuple(dict.fromkeys(protocol for kind in TABLES.values() for protocol in kind.protocols))

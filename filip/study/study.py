@@ -165,8 +165,7 @@ class Study:
         if kind.rows == "evaluated":
             return list(self.config["tables"].get(table, runs if self.benchmarks(table) else []))
         if kind.rows != "listed":
-            prompted = self.benchmarks("zero_shot") + self.benchmarks("retrieval")
-            rows_by_table = {"efficiency": list(self.efficiency), "runs": runs, "benchmarks": prompted}
+            rows_by_table = {"efficiency": list(self.efficiency), "runs": runs}
             return rows_by_table.get(kind.rows, [*runs, *self.fine_tunes])
         named = self._tables.get(table, [])
         peers = self.peers if named and kind.with_peers else {}

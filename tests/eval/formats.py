@@ -7,7 +7,6 @@ readers make the list of classes from it.
 """
 
 import hashlib
-import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -76,15 +75,6 @@ def cifar10(root: Path, classes: list[str], patch: pytest.MonkeyPatch) -> None:
     _cifar(datasets.CIFAR10, "cifar-10-batches-py", "labels", "label_names", patch)(root, classes)
 
 
-def cifar100(root: Path, classes: list[str], patch: pytest.MonkeyPatch) -> None:
-    _cifar(datasets.CIFAR100, "cifar-100-python", "fine_labels", "fine_label_names", patch)(root, classes)
-
-
-def caltech101(root: Path, classes: list[str], patch: pytest.MonkeyPatch) -> None:
-    for i, name in enumerate(classes):
-        _save(root / "caltech101" / "101_ObjectCategories" / name / "image_0001.jpg", i)
-
-
 def stanford_cars(root: Path, classes: list[str], patch: pytest.MonkeyPatch) -> None:
     base = root / "stanford_cars"
     names = np.empty(len(classes), dtype=object)
@@ -116,15 +106,6 @@ def flowers102(root: Path, classes: list[str], patch: pytest.MonkeyPatch) -> Non
     patch.setattr(datasets.Flowers102, "_file_dict", files)
 
 
-def food101(root: Path, classes: list[str], patch: pytest.MonkeyPatch) -> None:
-    base = root / "food-101"
-    (base / "meta").mkdir(parents=True)
-    (base / "meta" / "test.json").write_text(json.dumps({name: [f"{name}/{i}"] for i, name in enumerate(classes)}))
-    (base / "meta" / "train.json").write_text((base / "meta" / "test.json").read_text())
-    for i, name in enumerate(classes):
-        _save(base / "images" / name / f"{i}.jpg", i)
-
-
 def sun397(root: Path, classes: list[str], patch: pytest.MonkeyPatch) -> None:
     base = root / "SUN397"
     names = [f"/{name[0]}/{name}" for name in classes]
@@ -141,27 +122,6 @@ def sun397(root: Path, classes: list[str], patch: pytest.MonkeyPatch) -> None:
     (root / "Partitions" / "Training_01.txt").write_text("\n".join(train) + "\n")
 
 
-def dtd(root: Path, classes: list[str], patch: pytest.MonkeyPatch) -> None:
-    base = root / "dtd" / "dtd"
-    (base / "labels").mkdir(parents=True)
-    lines = [f"{name}/{name}_0001.jpg" for name in classes]
-    (base / "labels" / "test1.txt").write_text("\n".join(reversed(lines)) + "\n")
-    (base / "labels" / "train1.txt").write_text("\n".join(lines) + "\n")
-    for i, line in enumerate(lines):
-        _save(base / "images" / line, i)
-
-
-def fgvc_aircraft(root: Path, classes: list[str], patch: pytest.MonkeyPatch) -> None:
-    base = root / "fgvc-aircraft-2013b" / "data"
-    (base / "images").mkdir(parents=True)
-    (base / "variants.txt").write_text("".join(f"{name}\n" for name in classes))
-    lines = [f"{1000000 + i} {name}" for i, name in enumerate(classes)]
-    (base / "images_variant_test.txt").write_text("\n".join(reversed(lines)) + "\n")
-    (base / "images_variant_trainval.txt").write_text("\n".join(lines[1::-1]) + "\n")
-    for i in range(len(classes)):
-        _save(base / "images" / f"{1000000 + i}.jpg", i)
-
-
 def oxford_pets(root: Path, classes: list[str], patch: pytest.MonkeyPatch) -> None:
     base = root / "oxford-iiit-pet"
     (base / "annotations").mkdir(parents=True)
@@ -173,11 +133,6 @@ def oxford_pets(root: Path, classes: list[str], patch: pytest.MonkeyPatch) -> No
     (base / "annotations" / "trainval.txt").write_text("\n".join(lines) + "\n")
 
 
-def eurosat(root: Path, classes: list[str], patch: pytest.MonkeyPatch) -> None:
-    for i, name in enumerate(classes):
-        _save(root / "eurosat" / "2750" / name / f"{name}_1.jpg", i)
-
-
 def imagenet(root: Path, classes: list[str], patch: pytest.MonkeyPatch) -> None:
     for i, wnid in enumerate(classes):
         _save(root / "val" / wnid / f"ILSVRC2012_val_{i:08d}.JPEG", i)
@@ -185,8 +140,5 @@ def imagenet(root: Path, classes: list[str], patch: pytest.MonkeyPatch) -> None:
     torch.save(({wnid: (f"word {wnid}",) for wnid in classes}, classes), root / "meta.bin")
 
 
-FORMATS = (
-    cifar10, cifar100, caltech101, stanford_cars, flowers102, food101, sun397, dtd, fgvc_aircraft, oxford_pets, eurosat,
-    imagenet,
-)  # fmt: skip
+FORMATS = (cifar10, stanford_cars, flowers102, sun397, oxford_pets, imagenet)
 WRITERS: dict[str, Callable[[Path, list[str], pytest.MonkeyPatch], None]] = {write.__name__: write for write in FORMATS}

@@ -11,7 +11,6 @@ from PIL import Image
 from torch import Tensor
 
 from filip.cli.command import run_command
-from filip.common.errors import UserError
 from filip.eval.encoders import load_encoder
 from filip.eval.picture import main as picture_command
 from filip.eval.picture import schema_of
@@ -89,14 +88,6 @@ def test_indices_are_the_arg_max_over_all_tokens(tmp_path):
         assert (alignment.indices.reshape(-1) == (image @ text.T).argmax(1).numpy()).all()
 
 
-def test_patches_need_not_form_a_square():
-    class Wide(ColourBlind):
-        grid = (2, 8)
-
-    (result,) = word_patches(Wide(), Wide().transform(square("red", 0, 0))[None], ["red"], Prompt("", ""))
-    assert result.grid == result.indices.shape == result.heat().shape == (2, 8)
-
-
 def test_a_pooled_model_has_patches_and_words_too(tmp_path):
     encoder = load_encoder(write_model(tmp_path / "m.safetensors", "pooled"))
     (result,) = word_patches(encoder, torch.zeros(1, 3, 32, 32), ["cat"], Prompt("", ""))
@@ -116,11 +107,6 @@ def draw(kind: str, *given: str) -> None:
     """Run ``filip eval picture``."""
     argv = [f"kind={kind}", *given]
     run_command(picture_command, schema_of(argv), argv=argv)
-
-
-def test_mistakes_are_named():
-    with pytest.raises(UserError, match="needs exactly one"):
-        alignment_prompt("a photo")
 
 
 def test_models_are_drawn_side_by_side(tmp_path):

@@ -149,19 +149,6 @@ def test_aro_s_own_evaluation_of_our_scores_gives_our_numbers(name: str, tmp_pat
     assert of == pytest.approx(sorted(theirs["of"].values()))
 
 
-def test_aro_s_own_evaluation_of_orders_gives_our_number(tmp_path: Path) -> None:
-    """Their captions are the true one and then four orders of its words."""
-    SELECTION["aro_coco_order"](tmp_path, "aro_coco_order")
-    rows = [{"image": f"v/{i % 4}.jpg", "caption_options": [f"x {i + 31 * j}" for j in range(5)]} for i in range(40)]
-    write_json(tmp_path / "coco" / "coco_order_test.json", rows)
-    scorer = PooledScorer(Noisy())  # type: ignore[arg-type]
-    ours = select(scorer, load_card("aro_coco_order"), Context(str(tmp_path)))
-    texts = scorer.encode_texts([text for row in rows for text in row["caption_options"]]).values.view(40, 5, -1)
-    scores = torch.einsum("bd,btd->bt", torch.eye(1000)[[i % 4 for i in range(40)]], texts)
-    theirs = evaluate_scores(scores[:, None].numpy(), [""] * 40, true=0)
-    assert ours["image"]["value"] == pytest.approx(theirs["accuracy"]) and 0 < theirs["accuracy"] < 1
-
-
 @pytest.mark.parametrize("name", LONG)
 def test_every_long_text_card_through_its_loader_and_what_is_cut_is_counted(name: str, tmp_path: Path) -> None:
     write_long(tmp_path, name)

@@ -119,14 +119,6 @@ def test_a_change_under_an_evaluation_makes_new_numbers(
     assert "done before" in capsys.readouterr().err
 
 
-def test_a_set_with_another_name_has_its_own_results(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    first, _ = evaluate(folder, "pictures")
-    (folder / "pictures").rename(folder / "renamed")
-    capsys.readouterr()
-    second, _ = evaluate(folder, "renamed")
-    assert first != second and "done before" not in capsys.readouterr().err
-
-
 def test_equal_bytes_with_other_times_are_kept(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _, numbers = evaluate(folder, "labels.csv")
     shutil.copytree(folder / "elsewhere", folder / "copied")

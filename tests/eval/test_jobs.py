@@ -63,16 +63,6 @@ def test_a_job_runs_again_only_what_is_gone(root: Path, tmp_path: Path, capsys: 
     assert capsys.readouterr().err.count("done before") == 4 and gone.read_text() == before
 
 
-def test_a_protocol_named_in_only_must_exist(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for only, message in (
-        ("only={zero_shot:[demo_fod]}", "only: zero_shot has no card demo_fod in data="),
-        ("only={zeroshot:[demo_food]}", "only: zeroshot is none of the protocols"),
-    ):
-        with pytest.raises(SystemExit):
-            evaluate(root, tmp_path / "out", ["demo_food"], "protocols=[zero_shot]", only)
-        assert message in capsys.readouterr().err
-
-
 def test_a_missing_data_set_costs_its_cell_and_no_other_until_it_is_there(root: Path, tmp_path: Path) -> None:
     folder = tmp_path / "results" / "eval" / "filip"
     data = tmp_path / "data"
@@ -93,18 +83,6 @@ def test_a_missing_data_set_costs_its_cell_and_no_other_until_it_is_there(root: 
     again = build_tables(Study(config), Results(tmp_path / "results"), {})["zero_shot"].rows[0].cells
     assert [again[card].value is not None for card in TASKS] == [True, True, True]
     assert again["demo_food"].value == cells["demo_food"].value
-
-
-def test_what_is_missing_is_named_before_loading(
-    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for protocol in ("zero_shot", "linear_probe"):
-        with pytest.raises(SystemExit):
-            given = [f"root={root}", "data=[demo_food,demo_animals,demo_objects]", f"out={tmp_path}/o.json"]
-            run_protocol(protocol, ["model=no_such_model", *given])
-        said = capsys.readouterr().err
-        assert "2 of 3 data sets cannot be evaluated" in said and "no_such_model" not in said
-        assert "demo_animals: no data set at" in said and "demo_objects: no data set at" in said
 
 
 def test_a_sheet_of_pictures_without_data_says_so(root: Path, tmp_path: Path) -> None:

@@ -11,18 +11,22 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from torch.nn.functional import normalize
+from transformers import CLIPModel
 
 from filip.common.errors import UserError
+from filip.common.files import write_json
 from filip.eval.encoders import load_encoder
 from filip.eval.scorer import load_scorer
 from filip.export.hf_folder import clip_tokenizer, write_multi_vector
-from filip.export.open_clip_folder import write_clip, write_open_clip
+from filip.images.pixels import CLIP_MEAN, CLIP_STD
 from filip.models import DualEncoder, ModelConfig, build_model, load_model, save_model
 from filip.runs.saved_files import STATE, LoopState
 from filip.runs.source import read_source
+from filip.text.tokenizer import tokenize
 from filip.train.warm_start import load_initial
 from tests.eval.miniature import SIDE, picture, run_protocol, tiny_config, write_model, write_webdataset
-from tests.support.clips import open_clip_file
+from tests.support.clips import hf_folder, open_clip_file
 from tests.support.late_interaction_models import KINDS, write_late_interaction_model
 
 TEXTS = ["a photo of a cat.", "two dogs", "a rather longer caption, with a comma"]
@@ -30,15 +34,22 @@ TEXTS = ["a photo of a cat.", "two dogs", "a rather longer caption, with a comma
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Return the names of one CLIP that open_clip trained: its export for transformers, for open_clip, and our file."""
+    """Return the names of one CLIP that open_clip trained, its own folder and our file, and of one of transformers."""
     folder = tmp_path_factory.mktemp("clip")
     (folder / "trained").mkdir()
     trained = open_clip_file(folder / "trained", steps=3)
     ours = str(folder / "ours.safetensors")
-    save_model(ours, load_initial(f"open_clip:{trained}:gelu", ModelConfig(interaction="pooled")))
-    write_clip(read_source(ours), str(folder / "hf"))
-    write_open_clip(read_source(ours), str(folder / "exported"))
-    return [f"hf:{folder / 'hf'}", f"open_clip:local-dir:{folder / 'exported'}", ours]
+    model = load_initial(f"open_clip:{trained}:gelu", ModelConfig(interaction="pooled"))
+    save_model(ours, model)
+    theirs, weights = (folder / "theirs"), Path(trained.partition(":")[2])
+    theirs.mkdir()
+    architecture = json.loads(next(weights.parent.glob("*.json")).read_text())
+    normalised = {"mean": CLIP_MEAN, "std": CLIP_STD, "interpolation": "bicubic", "resize_mode": "shortest"}
+    write_json(theirs / "open_clip_config.json", {"model_cfg": architecture, "preprocess_cfg": normalised})
+    save_file(torch.load(weights), theirs / "open_clip_model.safetensors")
+    hf_folder(folder / "hf")
+    clip_tokenizer(model).save_pretrained(folder / "hf")
+    return [f"open_clip:local-dir:{theirs}", ours, f"hf:{folder / 'hf'}"]
 
 
 def tables(model: str, root: Path, *options: str) -> dict[str, Any]:
@@ -68,31 +79,32 @@ def root(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("tokens", ["false", "true"])
-def test_one_clip_gives_equal_tables_in_every_form(clip: list[str], root: Path, tokens: str) -> None:
-    result, *others = (tables(model, root, f"tokens={tokens}") for model in clip)
-    assert others == [result, result]
-    assert result["scorer"] == ("token-wise" if tokens == "true" else "pooled")
+def test_one_clip_gives_equal_tables_in_both_forms(clip: list[str], root: Path, tokens: str) -> None:
+    result, ours = (tables(model, root, f"tokens={tokens}") for model in clip[:2])
+    assert ours == result and result["scorer"] == ("token-wise" if tokens == "true" else "pooled")
     assert 0 < result["retrieval"]["demo_fluent"]["i2t"]["r5"] < 1
 
 
-def test_both_libraries_give_the_same_tokens_and_another_image_size_works(clip: list[str]) -> None:
-    for size in (None, 256):
-        encoders = [load_encoder(model, size, tokens=True) for model in clip[:2]]
-        pixels = [torch.stack([e.transform(picture(i, size or 224)) for i in range(2)]) for e in encoders]
-        torch.testing.assert_close(*pixels, atol=1e-6, rtol=0)
-        images = [e.encode_images(pixels[0]) for e in encoders]
-        if size is None:  # else each interpolates the positions in its own way
-            torch.testing.assert_close(*images, atol=1e-5, rtol=0)
-        assert encoders[0].grid == encoders[1].grid == (((size or 224) // 32),) * 2
-        assert images[0].shape[1] == encoders[0].grid[0] ** 2
-    (a, lengths), (b, same) = (e.encode_texts(TEXTS) for e in encoders)
-    assert lengths is not None and same is not None and lengths.tolist() == same.tolist()
-    torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
-    pooled = load_encoder(clip[0]).encode_texts(TEXTS)[0]
-    # [EOS] is the pooled token
-    torch.testing.assert_close(a[lengths.cumsum(0) - 1], pooled, atol=1e-5, rtol=0)
-    assert encoders[0].tokens("two dogs") == encoders[1].tokens("two dogs") == ["[BOS]", "two", "dogs", "[EOS]"]
-    assert encoders[0].token_counts(TEXTS) == encoders[1].token_counts(TEXTS) == lengths.tolist()
+def test_a_clip_of_transformers_has_the_vectors_of_its_own_code(clip: list[str]) -> None:
+    theirs = CLIPModel.from_pretrained(clip[2].removeprefix("hf:")).eval()
+    pooled, token_wise = (load_encoder(clip[2], tokens=tokens) for tokens in (False, True))
+    pixels = torch.stack([pooled.transform(picture(i, 224)) for i in range(2)])
+    ids, lengths = tokenize(TEXTS)
+    with torch.inference_mode():
+        seen, read = theirs.vision_model(pixels), theirs.text_model(ids)
+        images = theirs.visual_projection(theirs.vision_model.post_layernorm(seen.last_hidden_state))
+        texts = theirs.text_projection(read.last_hidden_state)
+    own = torch.cat([row[:length] for row, length in zip(texts, lengths, strict=True)])
+    torch.testing.assert_close(pooled.encode_images(pixels), normalize(images[:, 0], dim=-1), atol=1e-5, rtol=0)
+    torch.testing.assert_close(token_wise.encode_images(pixels), normalize(images[:, 1:], dim=-1), atol=1e-5, rtol=0)
+    tokens, counts = token_wise.encode_texts(TEXTS)
+    torch.testing.assert_close(tokens, normalize(own, dim=-1), atol=1e-5, rtol=0)
+    assert counts is not None and counts.tolist() == lengths.tolist() == token_wise.token_counts(TEXTS)
+    ends = tokens[counts.cumsum(0) - 1]  # [EOS] is the pooled token
+    torch.testing.assert_close(ends, pooled.encode_texts(TEXTS)[0], atol=1e-5, rtol=0)
+    assert token_wise.tokens("two dogs") == ["[BOS]", "two", "dogs", "[EOS]"]
+    larger = load_encoder(clip[2], 256, tokens=True)
+    assert larger.encode_images(torch.stack([larger.transform(picture(0, 256))])).shape[1] == 8 * 8
 
 
 def test_a_siglip_and_its_tokens_are_those_of_its_pooling_head(tmp_path: Path) -> None:
@@ -119,38 +131,6 @@ def test_a_siglip_and_its_tokens_are_those_of_its_pooling_head(tmp_path: Path) -
     assert lengths is not None and lengths.tolist() == [16, 3]
     torch.testing.assert_close(tokens[15], pooled.encode_texts([long])[0][0], atol=1e-6, rtol=0)
     assert token_wise.token_counts([long, "cat"]) == [42, 3]
-
-
-def test_a_naflex_siglip_sees_pictures_in_their_own_shape_as_its_authors_code_does(tmp_path: Path) -> None:
-    from transformers import Siglip2Config, Siglip2ImageProcessor, Siglip2Model, Siglip2Tokenizer
-
-    tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    torch.manual_seed(0)
-    config = Siglip2Config(
-        vision_config={**tower, "num_patches": 16, "patch_size": 8},
-        text_config={**tower, "max_position_embeddings": 16, "vocab_size": 49408, "projection_size": 32},
-    )
-    theirs = Siglip2Model(config).eval()
-    theirs.save_pretrained(tmp_path)
-    pieces = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "\u2581", *sorted(set("".join(TEXTS).lower()) - {" "})]
-    words = Siglip2Tokenizer({piece: place for place, piece in enumerate(pieces)}, [], padding_side="right")
-    words.save_pretrained(tmp_path)
-    processor = Siglip2ImageProcessor(patch_size=8, max_num_patches=16)
-    processor.save_pretrained(tmp_path)
-
-    encoder = load_encoder(f"hf:{tmp_path}")
-    pictures = [picture(i).resize(size) for i, size in enumerate([(40, 40), (80, 30), (20, 90)])]
-    pixels = torch.stack([encoder.transform(image) for image in pictures])
-    ids = words(TEXTS, padding="max_length", truncation=True, max_length=16, return_tensors="pt")
-    seen = processor(images=pictures, return_tensors="pt")
-    assert len({tuple(shape) for shape in seen["spatial_shapes"].tolist()}) == 3
-    with torch.inference_mode():
-        expected = theirs(input_ids=ids["input_ids"], **seen)
-    images, (texts, _) = encoder.encode_images(pixels), encoder.encode_texts(TEXTS)
-    torch.testing.assert_close(texts, expected.text_embeds, atol=1e-5, rtol=0)
-    torch.testing.assert_close(images, expected.image_embeds, atol=1e-5, rtol=0)
-    with pytest.raises(UserError, match="another number of patches"):
-        load_encoder(f"hf:{tmp_path}", tokens=True)
 
 
 def test_tips_is_scored_as_its_authors_code_scores_it(tmp_path: Path) -> None:
@@ -287,7 +267,7 @@ def test_a_damaged_model_is_a_sentence(form: str, how: str, clip: list[str], tmp
 
 def test_a_folder_of_another_library_is_a_sentence(clip: list[str]) -> None:
     with pytest.raises(UserError, match="mv:"):
-        load_encoder(f"mv:{clip[0].removeprefix('hf:')}")
+        load_encoder(f"mv:{clip[2].removeprefix('hf:')}")
 
 
 def test_what_has_no_tokens_is_refused(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-from filip.common.errors import UserError
 from filip.eval.prompts import load_ensemble, load_retrieval_prompts
 
 EVAL = Path(__file__).parents[2] / "eval"
@@ -45,8 +44,3 @@ def test_retrieval_prompts():
     # as it stands
     assert load_retrieval_prompts(PROMPTS, "mscoco")[1].fill("two dogs run.") == "two dogs run."
     assert load_retrieval_prompts(PROMPTS, None)[0].fill(" A caption . ") == " A caption . "
-
-
-def test_a_missing_prompt_file_is_named(tmp_path):
-    with pytest.raises(UserError, match="no prompt file"):
-        load_ensemble(tmp_path / "none.yaml", "x")

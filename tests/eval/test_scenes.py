@@ -6,10 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 import yaml
 from PIL import Image
-from torch import Tensor
 
 from filip.cli.command import run_command
 from filip.common.errors import UserError
@@ -21,8 +19,6 @@ from filip.eval.outcomes import read_outcomes
 from filip.eval.pictures.scenes import SceneSheet, chosen, draw, margin
 from filip.eval.pointing import BACKGROUND, point, pointed_scenes
 from filip.eval.protocols import NoSettings, scene_pointing
-from filip.eval.protocols.selection import select
-from late_interaction import Similarity
 from tests.eval.miniature import run_protocol, write_model, write_webdataset
 from tests.eval.test_alignment import COLOURS, ColourBlind
 from tests.support.shards import encoded, write_tar
@@ -110,63 +106,6 @@ def test_only_samples_with_choices_take_part_in_a_selection(root: Path) -> None:
     assert names[0].captions[0] == "a red and a blue" and relations[0].captions[1] == "a green left of a red"
 
 
-class Prefers:
-    """A scorer that likes some captions better than others, by one direction or the other."""
-
-    token_wise, device = True, "cpu"
-
-    def __init__(self, by_image: str, by_text: str):
-        self.by_image, self.by_text = by_image, by_text
-        self.encoder, self.context_length = self, 77
-        self.transform = ColourBlind().transform
-
-    def encode_images(self, pixels: Tensor) -> Tensor:
-        return pixels
-
-    def token_counts(self, texts: list[str]) -> list[int]:
-        return [len(text.split()) for text in texts]
-
-    def encode_texts(self, texts: list[str]) -> list[str]:
-        return texts
-
-    def similarity(self, images: Tensor, texts: list[str]) -> Similarity:
-        def rows(liked: str) -> Tensor:
-            return torch.tensor([[float(text == liked) for text in texts]] * len(images))
-
-        return Similarity(rows(self.by_image), rows(self.by_text))
-
-
-def test_selection_is_right_where_the_first_caption_scores_highest_by_each_ranking(root: Path) -> None:
-    card = load_card(card_file(root, "selection", choices="names.txt"))
-    result = select(Prefers("a red and a blue", "a red and a bus"), card, Context(str(root), batch_size=4))  # type: ignore[arg-type]
-    assert (result["n"], result["chance"]) == (6, pytest.approx(1 / 3))
-    assert result["image"]["value"] == 1 and result["text"]["value"] == 0
-    assert result["mean"]["value"] == pytest.approx(1 / 2)  # a tie of two
-
-
-def test_a_scorer_that_sees_no_difference_gets_chance(root: Path) -> None:
-    card = load_card(card_file(root, "selection", choices="relation.txt"))
-    result = select(Prefers("", ""), card, Context(str(root)))  # type: ignore[arg-type]
-    assert (result["n"], result["chance"], result["image"]["value"]) == (3, 0.5, 0.5)
-
-
-@pytest.mark.parametrize("interaction", ["token_wise", "pooled"])
-def test_selection_as_a_command(root: Path, interaction: str) -> None:
-    model = write_model(root / "m.safetensors", interaction)
-    cards = ",".join(str(card_file(root, "selection", choices=c)) for c in ("names.txt", "relation.txt"))
-    out = root / "selection.json"
-    run_protocol("selection", [f"model={model}", f"root={root}", f"data=[{cards}]", f"out={out}"])
-    result = json.loads(out.read_text())
-    assert result["run"] == "m" and len(result["benchmarks"]) == 2
-    for name, benchmark in result["benchmarks"].items():
-        for by in ("image", "text", "mean"):
-            low, high = benchmark[by]["ci95"]
-            assert 0 <= low <= benchmark[by]["value"] <= high <= 1
-        assert len(read_outcomes(out)[name].key) == benchmark["n"]
-        if interaction == "pooled":
-            assert benchmark["image"] == benchmark["text"] == benchmark["mean"]
-
-
 def test_each_name_points_at_its_own_thing() -> None:
     (result,) = point(ColourBlind(), [sample()])  # type: ignore[arg-type]
     assert result.right == result.right_among_things() == [True] * 3 and result.score == 1
@@ -238,15 +177,6 @@ def test_a_broken_map_of_the_things_is_named(root: Path) -> None:
     card = load_card(card_file(root, "pointing"))
     with pytest.raises(UserError, match=r"s0000000\.things\.png of .*scenes cannot be read.*fetch"):
         list(pointed_scenes(ColourBlind(), card, open_set(card, root)))  # type: ignore[arg-type]
-
-
-def test_a_card_of_another_kind_is_refused_in_a_sentence(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    model = write_model(root / "m.safetensors")
-    arguments = [f"model={model}", f"root={root}", "data=[demo_fluent]", f"out={root / 'o.json'}"]
-    for protocol in ("selection", "scene_pointing"):
-        with pytest.raises(SystemExit):
-            run_protocol(protocol, arguments)
-        assert "demo_fluent (retrieval)" in capsys.readouterr().err
 
 
 def test_best_median_and_worst_scenes_are_chosen_by_score_and_then_by_margin() -> None:

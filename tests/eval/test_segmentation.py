@@ -14,7 +14,7 @@ from filip.common.errors import UserError
 from filip.eval.cards import load_card
 from filip.eval.formats import open_set
 from filip.eval.prompts import Prompt
-from filip.eval.protocols.segmentation import intersection_over_union, segment
+from filip.eval.protocols.segmentation import segment
 from tests.eval.miniature import run_protocol, write_model
 from tests.eval.test_alignment import COLOURS, ColourBlind
 from tests.eval.test_own_data import save
@@ -105,11 +105,6 @@ def test_patches_choose_from_the_classes_that_their_image_has(tmp_path: Path) ->
     assert actual["pixels"] == pytest.approx(0, abs=0.01)
     assert actual["present"]["pixels"] == pytest.approx(1, abs=0.01) and actual["present"]["chance"] == 1 / 2
     assert actual["present"]["miou"] == pytest.approx(1, abs=0.01)
-
-
-def test_a_class_that_is_neither_there_nor_predicted_has_no_score() -> None:
-    areas = np.array([[2.0, 0, 0], [3.0, 0, 1], [3.0, 0, 0]])
-    np.testing.assert_allclose(intersection_over_union(areas), [0.5, np.nan, 0])
 
 
 def test_as_a_command_on_a_model_and_on_a_pooled_one_by_its_own_projections(tmp_path: Path) -> None:

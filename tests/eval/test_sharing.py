@@ -1,13 +1,11 @@
-"""Processes that evaluate together, as threads: the same numbers as one alone, and a mistake of one is known to all."""
+"""Processes that evaluate together, as threads: a mistake of one is known to all."""
 
 import threading
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import pytest
-
 from filip.common.errors import UserError
-from filip.eval.scorer import ALONE, Share
+from filip.eval.scorer import Share
 
 
 def in_threads(ranks: int, work: Callable[[Share], Any]) -> list[Any]:
@@ -35,22 +33,6 @@ def in_threads(ranks: int, work: Callable[[Share], Any]) -> list[Any]:
     for thread in threads:
         thread.join()
     return outcomes
-
-
-@pytest.mark.parametrize("parts", [0, 1, 3, 7])
-def test_all_ranks_get_all_parts_in_order(parts: int) -> None:
-    taken: list[int] = []
-
-    def compute(numbers: Iterable[int]) -> list[int]:
-        mine = list(numbers)
-        taken.extend(mine)
-        return [number * number for number in mine]
-
-    expected = [number * number for number in range(parts)]
-    assert ALONE.together(parts, compute) == expected
-    taken.clear()
-    assert in_threads(3, lambda share: share.together(parts, compute)) == [expected] * 3
-    assert sorted(taken) == list(range(parts))  # each once
 
 
 def test_what_one_rank_raises_all_raise() -> None:

@@ -16,8 +16,7 @@ from filip.common.errors import UserError
 from filip.eval.scorer import load_scorer
 from filip.explore.export import ExplorerExport
 from filip.explore.export import main as export
-from filip.explore.gallery import Viewer
-from filip.explore.names import encode_query, named_things
+from filip.explore.names import named_things
 from filip.explore.outlines import outlines
 from filip.explore.packing import pack
 from filip.explore.pictures import open_pictures
@@ -133,21 +132,6 @@ def test_a_folder_has_its_captions_beside_it_and_a_file_of_texts(tmp_path: Path)
         export(ExplorerExport(models=[model], images="demo_scenes_new", out="unused"))
     with pytest.raises(UserError, match=r"one, two or three"):
         export(ExplorerExport(models=[model] * 4, images=str(photos), out="unused"))
-    with pytest.raises(UserError, match=r"are not run folders with checkpoints of the same steps: train with"):
-        export(ExplorerExport(models=[model] * 2, images=str(photos), checkpoints=True, out="unused"))
-
-
-def test_a_viewer_scores_as_the_tables_do(prepared: Prepared) -> None:
-    for path in prepared.models:
-        scorer = load_scorer(path)
-        viewer = Viewer(scorer, "any")
-        pixels = torch.stack([scorer.transform(image) for image in prepared.pictures])
-        features, text = viewer.images(pixels), viewer.text(CAPTIONS[0])
-        expected = scorer.similarity(scorer.encode_images(pixels), encode_query(scorer, CAPTIONS[0])).t2i[:, 0]
-        assert torch.allclose(viewer.scores(features, text), expected, atol=1e-6)
-        if viewer.token_wise:  # the words' best patches are what the score is made of
-            best = (features.map @ text.vectors[text.counted].T).amax(1).mean(1)
-            assert torch.allclose(best, expected, atol=1e-6)
 
 
 def test_an_outline_encloses_what_is_in_the_mask_of_the_middle_square() -> None:

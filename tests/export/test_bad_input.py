@@ -13,7 +13,6 @@ from filip.common.errors import UserError
 from filip.export.__main__ import Export, export
 from filip.export.formats import FORMATS
 from filip.models import build_model, load_preset
-from filip.runs.saved_files import LoopState
 
 WEIGHTS = "mp_rank_00_model_states.pt"
 
@@ -80,20 +79,3 @@ def test_an_unknown_format_or_model_is_refused(saved: Callable[..., str], tmp_pa
     refuse(tmp_path / "clip", r"this is not a run folder .*a model of transformers is hf:")
     (tmp_path / "run/checkpoints").mkdir(parents=True)
     refuse(tmp_path / "run", "no finished checkpoint in .*checkpoints; was the run started")
-
-
-def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
-    checkpoint = tmp_path / "run/checkpoints/step00000003"
-    checkpoint.mkdir(parents=True)
-    model = build_model(load_preset("tiny"))
-    torch.save({"module": model.state_dict()}, checkpoint / WEIGHTS)
-    size = (checkpoint / WEIGHTS).stat().st_size
-    state = LoopState(step=3, model=dataclasses.asdict(model.config), files={WEIGHTS: size})
-    (checkpoint / "state.json").write_text(json.dumps(dataclasses.asdict(state)))
-    export(Export(model=str(checkpoint), out=str(tmp_path / "whole.safetensors")))
-    with (checkpoint / WEIGHTS).open("r+b") as file:
-        file.truncate(1000)
-    refuse(checkpoint, f"is damaged: {WEIGHTS} has 1000 bytes instead of {size}; give another checkpoint")
-    refuse(tmp_path / "run", f"no checkpoint of .* can be read; skipped the damaged .* {WEIGHTS} has 1000 bytes")
-    (checkpoint / WEIGHTS).unlink()
-    refuse(checkpoint, f"is damaged: {WEIGHTS} is missing")

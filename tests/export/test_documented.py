@@ -33,29 +33,18 @@ def test_the_code_of_the_page_runs_as_written_without_this_project(saved: Callab
         config.image.image_size = 224  # as in the page
         config.text.context_length = 16
 
-    def pooled(config: ModelConfig) -> None:
-        change(config)
-        config.interaction = "pooled"
-
     cards = {}
-    for form, place, kind in (
-        ("hf", "a", change),
-        ("mv", "a-mv", change),
-        ("onnx", "a-onnx", change),
-        ("open_clip", "a-open_clip", pooled),
-        ("clip", "a-clip", pooled),
-    ):
-        export(Export(model=saved(kind), out=str(folder := tmp_path / "exported" / place), to=form))
+    for form, place in (("hf", "a"), ("mv", "a-mv"), ("onnx", "a-onnx")):
+        export(Export(model=saved(change), out=str(folder := tmp_path / "exported" / place), to=form))
         cards[str(folder)] = re.findall(r"^```python\n(.*?)^```$", (folder / "README.md").read_text(), re.M | re.S)[0]
     for name in ("bicycle", "cat"):
         picture(len(name), 250).save(tmp_path / f"{name}.jpg")
     page = PAGE.read_text()
     blocks = re.findall(r"^```python\n(.*?)^```$", page[page.index("## Exports") :], re.M | re.S)
-    assert [re.search(r"transformers|sentence|onnx|open_clip", block)[0] for block in blocks] == [  # type: ignore[index]
+    assert [re.search(r"transformers|sentence|onnx", block)[0] for block in blocks] == [  # type: ignore[index]
         "transformers",
         "sentence",
         "onnx",
-        "open_clip",
     ]
     (tmp_path / "blocks.json").write_text(json.dumps([blocks, cards]))
     run = subprocess.run([sys.executable, "-c", RUN], cwd=tmp_path, capture_output=True, text=True, check=False)

@@ -9,16 +9,10 @@ import pytest
 
 from filip.export.__main__ import Export, export
 from filip.export.formats import FORMATS
-from filip.models import ModelConfig
 from filip.runs.source import read_source
 
 WORKS = {"openmoji": {"license": "CC-BY-SA-4.0", "author": "HfG"}, "noto": {"license": "Apache-2.0"}}
 WEIGHTS = {"hf": "model.safetensors"}  # in a folder
-
-
-def clip(config: ModelConfig) -> None:
-    """Make the model one that every format holds but mv."""
-    config.interaction, config.pooling = "pooled", "ends"
 
 
 def card_of(folder: Path) -> str:
@@ -26,11 +20,11 @@ def card_of(folder: Path) -> str:
 
 
 @pytest.fixture
-def trained(saved: Callable[..., str], tmp_path: Path) -> Callable[[bool], str]:
+def trained(saved: Callable[..., str], tmp_path: Path) -> Callable[[], str]:
     """Return a writer of a model with the records that a study leaves around it."""
 
-    def write(pooled: bool) -> str:
-        file = Path(saved(clip if pooled else None))
+    def write() -> str:
+        file = Path(saved())
         source = tmp_path / "data" / "shards"
         source.mkdir(parents=True)
         (source / "manifest.json").write_text(json.dumps({"title": "Emoji", "license": "CC-BY-SA-4.0"}))
@@ -55,9 +49,9 @@ def trained(saved: Callable[..., str], tmp_path: Path) -> Callable[[bool], str]:
 @pytest.mark.parametrize("to", FORMATS)
 @pytest.mark.parametrize("by", ["safetensors", "compact", "hf"])
 def test_facts_reach_every_format_by_way_of_every_other(
-    by: str, to: str, trained: Callable[[bool], str], tmp_path: Path
+    by: str, to: str, trained: Callable[[], str], tmp_path: Path
 ) -> None:
-    file = trained(to in ("open_clip", "clip"))
+    file = trained()
     export(Export(model=file, to=to, out=str(tmp_path / "expected")))
     export(Export(model=file, to=by, out=str(tmp_path / "elsewhere" / "by")))
     alone = tmp_path / "alone"

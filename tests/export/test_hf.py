@@ -245,21 +245,6 @@ def test_the_card_tells_of_the_training_beside_the_weights(saved: Callable[..., 
     assert "arXiv 2103.00020" not in card  # CLIP's loss had no weight
 
 
-def test_the_shipped_model_takes_card_and_attribution_along(tmp_path: Path) -> None:
-    export(Export(model="emoji", out=str(tmp_path / "out"), to="hf"))
-    card = card_with(
-        tmp_path / "out",
-        "license: cc-by-sa-4.0\n---",
-        "above tf_efficientnet_lite0 up to its cells of 16 px; 96 px, 6 x 6 patches |",
-        "**It knows nothing of\nphotographs.**",
-        "## Licence and attribution",
-        "| `demo_scenes_new`: 1,000 scenes",
-    )
-    assert "Not recorded" not in card and "| file |" not in card
-    given = tmp_path / "out" / "emoji_attribution.json"
-    assert json.loads(given.read_text())["openmoji"]["license"] == "CC-BY-SA-4.0"
-
-
 def test_what_started_from_a_licensed_model_carries_its_licence_and_attribution(tmp_path: Path) -> None:
     """Through a second training, too, and where the first was given by its file."""
     for name, start in (("first", weights("emoji")), ("second", str(tmp_path / "first.safetensors"))):

@@ -131,7 +131,6 @@ def cases(ranks: int) -> Cases:
         result[f"{exchange}, images of different sizes"] = partial(masked_images, exchange=exchange)
         if ranks == 4:
             result[f"{exchange}, groups of two"] = partial(groups_of_two, exchange=exchange)
-            result[f"{exchange}, memory of the backward"] = partial(only_tokens_are_saved, exchange=exchange)
     return result
 
 
@@ -277,20 +276,3 @@ def groups_of_two(rank: int, ranks: int, *, exchange: str) -> None:
         group = dist.new_group(members)
         if rank in members:
             compare([3, 2], members.index(rank), group, 1e-5, exchange=exchange, backend="tiled")
-
-
-def only_tokens_are_saved(rank: int, ranks: int, *, exchange: str) -> None:
-    """Check that with recomputation autograd saves only tokens: the own, which exist anyway, and all texts (gather)."""
-    pairs = Pairs(PAIRS)
-    image, text, lengths, _ = pairs.of(rank)
-    sizes: list[int] = []
-
-    def pack(tensor: Tensor) -> Tensor:
-        sizes.append(tensor.numel() * tensor.element_size())
-        return tensor
-
-    image, text = image[:, :, :4].clone().requires_grad_(), text.clone().requires_grad_()
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        distributed_late_interaction(image, text, lengths, exchange=exchange, backend="tiled", recompute=True)
-    gathered = pairs.text.numel() if exchange == "gather" else 0
-    assert sum(sizes) == 4 * (image.numel() + text.numel() + gathered)

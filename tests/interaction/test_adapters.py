@@ -118,30 +118,6 @@ def test_the_losses_of_sentence_transformers_take_the_scorer(sign: int | None, k
     assert ours.get_config_dict()["similarity_fct"].endswith("colbert_scores")  # what the model card says
 
 
-def multiplied_by_masks(query: Tensor, document: Tensor, queries_mask: Tensor, documents_mask: Tensor) -> Tensor:
-    """Compute the formula of ``pylate.scores.ColBERTScores`` (1.6), whose masked tokens have a similarity of 0."""
-    products = torch.einsum("qsh,dth->qdst", query, document.flatten(0, 1))
-    products = products * queries_mask[:, None, :, None] * documents_mask.flatten(0, 1)[None, :, None]
-    return products.max(dim=-1).values.sum(dim=-1)
-
-
-def test_pylates_scores_and_gradients_are_ours_where_padding_does_not_win() -> None:
-    query, document, query_mask, document_mask = batch(1)
-    masks = {"queries_mask": query_mask, "documents_mask": document_mask}
-    assert_same(solve(colbert_scores, query, document, **masks), solve(multiplied_by_masks, query, document, **masks))
-
-
-def test_below_zero_padding_wins_in_pylate_and_never_here() -> None:
-    query, document, query_mask, document_mask = batch(-1)
-    masks = {"queries_mask": query_mask, "documents_mask": document_mask}
-    ours = colbert_scores(query, document, **masks)
-    assert not torch.allclose(multiplied_by_masks(query, document, **masks), ours)
-    for j, kept in enumerate(document_mask.flatten(0, 1)):  # theirs for each document without its padding
-        alone = document.flatten(0, 1)[j, kept][None, None]
-        expected = multiplied_by_masks(query, alone, query_mask, torch.ones(1, 1, int(kept.sum())))
-        torch.testing.assert_close(ours[:, j : j + 1], expected)
-
-
 @pytest.mark.parametrize("temperature", [0.0, 0.1])
 def test_the_symmetric_loss_has_both_directions(temperature: float) -> None:
     def by_definition(features: list[dict[str, Tensor]]) -> Tensor:

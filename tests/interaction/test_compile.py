@@ -99,25 +99,6 @@ def test_the_module_is_compiled_whole() -> None:
     torch.testing.assert_close(module.log_scale.grad, eager.log_scale.grad)
 
 
-def padded_loss(image: Tensor, text: Tensor, lengths: Tensor, temperature: float = 0.1) -> Tensor:
-    result = late_interaction(2 * image, text, lengths, backend=SmoothMaximum(temperature))
-    return result.i2t.square().sum() + result.t2i.sum()
-
-
-@pytest.mark.parametrize("masked", [False, True])
-def test_a_smooth_maximum_of_padded_texts_is_compiled_whole(masked: bool) -> None:
-    compiled = torch.compile(padded_loss, fullgraph=True, backend="aot_eager")
-    text = random_problem(4, 1, [1], 16).image_tokens.expand(4, 9, 16).contiguous()
-    image, mask = random_problem(4, 6, [1], 16, seed=1).image_tokens, torch.rand(4, 9) < 0.6
-    mask[:, 3] = True
-    problem = Problem(image, text, mask if masked else torch.tensor([3, 9, 1, 5]))
-    for temperature in (0.1, 0.05, 0.02):
-        result, expected = (
-            loss_and_gradients(lambda *a, f=f, t=temperature: f(*a, t), problem) for f in (compiled, padded_loss)
-        )
-        torch.testing.assert_close(result, expected, rtol=0, atol=0)
-
-
 def test_it_is_exported_and_not_traced() -> None:
     class Scores(torch.nn.Module):
         def forward(self, image: Tensor, text: Tensor, lengths: Tensor) -> Tensor:

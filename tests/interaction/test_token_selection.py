@@ -48,20 +48,6 @@ def test_gradient_reaches_the_kept_tokens_only() -> None:
     assert [int((part != 0).any(-1).sum()) for part in text.grad.split([4, 4, 4])] == [1, 1, 1]
 
 
-def test_ties_keep_the_lower_index() -> None:
-    image, text = torch.ones(1, 6, 4), torch.ones(3, 4)
-    image[0, :, 1] = torch.arange(6).flip(0) * 0  # equal scores throughout
-    labelled = image.clone()
-    labelled[0, :, 0] += 0  # the same numbers
-    selected, _, lengths = select_tokens(labelled, text, torch.tensor([3]), 0.5)
-    assert selected.shape == (1, 3, 4) and lengths.tolist() == [2]
-    distinct = torch.zeros(1, 6, 4)
-    distinct[0, :, 3] = torch.arange(6)
-    silent = torch.zeros(2, 4)  # scores are all zero, the tokens differ
-    selected, _, _ = select_tokens(distinct, silent, torch.tensor([2]), 0.5)
-    assert selected[0, :, 3].tolist() == [0, 1, 2]
-
-
 def test_the_ratio_is_rounded_up_but_not_by_binary_dust() -> None:
     image, text, lengths = random_problem(2, 100, [100, 7], 16)
     selected_image, _, selected_lengths = select_tokens(image, text, lengths, 0.07)

@@ -1,6 +1,5 @@
 """Run by test_triton.py in a separate process with TRITON_INTERPRET=1: the kernels against the reference."""
 
-import contextlib
 from typing import Any
 
 import pytest
@@ -82,27 +81,6 @@ def test_weights_of_any_size_keep_their_digits(dtype: torch.dtype) -> None:
             assert float((a - b).norm() / b.norm()) < torch.finfo(dtype).eps
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_a_weight_far_below_another_of_the_same_image_keeps_its_digits(dtype: torch.dtype) -> None:
-    """Each of two captions has its own token of the image; the weight of one is 2e-8 or 5e-9 of the other's."""
-    tokens = Tokens(torch.eye(2, 16, dtype=dtype)[None], torch.eye(2, 16, dtype=dtype), [1, 1])
-    maps = triton_backend.forward(tokens)[1]
-    for small in (2e-8, 5e-9):
-        weight = torch.tensor([[3e-4, small * 3e-4]])
-        result, _ = triton_backend.backward(tokens, (torch.zeros(1, 2), weight), maps)
-        torch.testing.assert_close(result[0].diagonal(), weight[0], rtol=torch.finfo(dtype).eps / 2, atol=0)
-
-
-def test_gradients_far_below_float16_do_not_underflow() -> None:
-    tokens = random_problem(2, 9, [3, 5], 16).tokens(torch.float16)
-    maps = triton_backend.forward(tokens)[1]
-    small, one = torch.full((2, 2), 1e-9), torch.ones(2, 2)
-    result = triton_backend.backward(tokens, (small, small), maps)
-    whole = triton_backend.backward(tokens, (one, one), maps)
-    for a, b in zip(result, whole, strict=True):
-        torch.testing.assert_close(a * 1e9, b, rtol=1e-5, atol=1e-6)
-
-
 @pytest.mark.parametrize("temperature", [0.0, 0.05])
 def test_only_what_is_asked_for(temperature: float) -> None:
     """No maps or sums without a backward, no gradient of a frozen side; the rest is the same."""
@@ -116,28 +94,9 @@ def test_only_what_is_asked_for(temperature: float) -> None:
         assert torch.equal(one[side], both[side]) and one[1 - side].numel() == 0
 
 
-def test_kernels_are_launched_on_the_device_of_the_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No second device exists here: the test watches that the tokens' device is made the current one."""
-    problem = random_problem(1, 3, [2], 16)
-    devices: list[torch.Tensor] = []
-
-    def device_of(tensor: torch.Tensor) -> contextlib.nullcontext[None]:
-        devices.append(tensor)
-        return contextlib.nullcontext()
-
-    monkeypatch.setattr(torch.cuda, "device_of", device_of)
-    solve(problem, "triton")
-    assert len(devices) == 2 and all(len(tensor) == 3 for tensor in devices)
-
-
 def test_ties_go_to_the_lowest_index() -> None:
     problem = tied_problem(2, 70, [1, 4, 7], 4)
     assert_close(solve(problem, "triton"), by_definition(problem), 1e-6)
-
-
-def test_what_it_cannot_do_is_said() -> None:
-    with pytest.raises(ValueError, match="float32, not"):
-        late_interaction(torch.zeros(1, 2, 8).double(), torch.zeros(2, 8).double(), torch.tensor([2]), backend="triton")
 
 
 @pytest.mark.parametrize("shape", SHAPES)

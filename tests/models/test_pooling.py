@@ -121,12 +121,6 @@ def test_only_ends_need_a_class_token() -> None:
         config_from_dict({"pooling": "men"})
 
 
-def test_ends_have_no_parameters_of_their_own() -> None:
-    names = {pooling: set(build_model(config(pooling)).state_dict()) for pooling in ("ends", "mean", "attention")}
-    assert names["ends"] == names["mean"]
-    assert names["attention"] - names["ends"] == {"image_pool.query", "text_pool.query"}
-
-
 def test_learned_tokens_are_of_the_patches_alone_and_start_apart() -> None:
     torch.manual_seed(0)
     settings = config("ends", "token_wise")

@@ -117,22 +117,6 @@ def test_token_embeddings_equal_open_clips_token_states(cls: bool) -> None:
     torch.testing.assert_close(text.tokens, expected_text, atol=1e-5, rtol=1e-4)
 
 
-def test_pooled_vectors_are_the_baselines_and_leave_the_tokens_alone() -> None:
-    tokens, baseline = (build_model(small_config()).eval(), build_model(small_config(interaction="pooled")).eval())
-    baseline.load_state_dict(tokens.state_dict())
-    ids, lengths = tokenize(["a photo of a cat", "two dogs!", "x " * 50], context_length=20)
-    with torch.no_grad():
-        plain = tokens(some_pixels(), ids, lengths)
-        both = tokens(some_pixels(), ids, lengths, tokens_and_vectors=True)
-        expected = baseline(some_pixels(), ids, lengths)
-        same = baseline(some_pixels(), ids, lengths, tokens_and_vectors=True)
-    assert plain.pooled is None
-    assert torch.equal(plain.image, both.image) and torch.equal(plain.text.tokens, both.text.tokens)
-    torch.testing.assert_close(both.pooled.image, expected.image)
-    torch.testing.assert_close(both.pooled.text, expected.text)
-    assert torch.equal(same.image, both.image) and torch.equal(same.pooled.text, both.pooled.text)
-
-
 def test_padding_changes_nothing() -> None:
     ours = build_model(load_preset("tiny")).eval()
     ids, lengths = tokenize(["a cat", "a somewhat longer caption of a dog"])

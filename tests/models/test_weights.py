@@ -40,15 +40,6 @@ def test_half_precision_is_saved_as_float32(tmp_path: Path) -> None:
         assert json.loads(file.metadata()["config"])["name"] == "tiny"
 
 
-def test_loading_at_another_size(tmp_path: Path) -> None:
-    model = build_model(load_preset("tiny"))
-    save_model(tmp_path / "m.safetensors", model)
-    loaded = load_model(tmp_path / "m.safetensors", image_size=48)
-    model.resize_images(48)
-    assert torch.equal(loaded.image.trunk.pos_embed, model.image.trunk.pos_embed)
-    assert loaded.config.image.image_size == 48
-
-
 def test_every_preset_builds_and_survives_yaml_and_hydra() -> None:
     assert {"tiny", "demo", "small", "base", "large"} <= set(preset_names())
     for name in preset_names():

@@ -46,14 +46,6 @@ def test_bold_is_what_is_ahead_of_all_others_by_a_difference_that_holds(folder):
     assert leaders(table, "demo_food") == [] and leaders(table, "demo_animals") == [0]
 
 
-def test_nothing_is_bold_without_outcomes(folder):
-    for file in folder.rglob("*.npz"):
-        file.unlink()
-    for table in tables_of(folder).values():
-        assert not any(leaders(table, column.key) for column in table.columns)
-    assert any("Nothing is bold" in note for note in tables_of(folder)["zero_shot"].notes)
-
-
 def test_an_average_over_benchmarks_that_share_concepts_draws_them_together(folder):
     """Two benchmarks with the same images: their average is as uncertain as one of them, not less by a root of two."""
     for run, value in (("clip", 0.1), ("filip", 0.3)):

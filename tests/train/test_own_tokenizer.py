@@ -73,7 +73,7 @@ def test_a_saved_model_carries_its_vocabulary_where_it_can(vocabulary: Path, tmp
     assert encoder.tokens("the red Square")[-1] == "[EOS]"
     assert "".join(encoder.tokens("the red Square")[:-1]) == "theredsquare"
     assert encoder.token_counts(TEXTS)[1] == 1 and encoder.token_counts(TEXTS)[3] > 24
-    for to in ("hf", "mv", "onnx", "open_clip"):
+    for to in ("hf", "mv", "onnx"):
         with pytest.raises(UserError, match=r"(?s)CLIP's text tower.*to=safetensors|is token-wise"):
             FORMATS[to].write(ModelSource(model, "a"), str(tmp_path / to))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,8 +15,8 @@ from filip.eval.encoders import Loading
 from filip.eval.encoders.two_tower import NOT_LOADED, TwoTowerEncoder, complete, one_by_one, tells_words_apart
 from filip.text.json_tokenizer import readable_token
 
-# SigLIP 2 of a fixed resolution is a SigLIP with another tokenizer, MetaCLIP 2 a CLIP with another; siglip2 is NaFlex.
-KINDS = ("clip", "metaclip_2", "siglip", "siglip2", "tipsv2")
+# SigLIP 2 of a fixed resolution is a SigLIP with another tokenizer, MetaCLIP 2 a CLIP with another.
+KINDS = ("clip", "metaclip_2", "siglip", "tipsv2")
 
 
 class HuggingFaceEncoder(TwoTowerEncoder):
@@ -37,38 +36,28 @@ class HuggingFaceEncoder(TwoTowerEncoder):
             raise UserError(f"transformers cannot load hf:{where}: {first_line(error)}") from error
         if config.model_type not in KINDS:
             raise UserError(f"hf:{where} is a {config.model_type!r}, and hf: takes {', '.join(KINDS)}")
-        self.naflex = config.model_type == "siglip2"
-        if self.naflex and loading.tokens:
-            raise UserError(
-                f"hf:{where} sees every picture in another number of patches, and tokens=true compares equally many; "
-                "take a SigLIP 2 of a fixed resolution, such as google/siglip2-base-patch16-224"
-            )
         try:
             with complete(f"hf:{where}"):
                 model = AutoModel.from_pretrained(where, dtype=torch.float32)
             # Pillow's resizing, with which the models were trained and published, not torchvision's.
-            torchvision_only = config.model_type in ("tipsv2", "siglip2")
-            backend = {} if torchvision_only else {"backend": "pil"}
+            backend = {} if config.model_type == "tipsv2" else {"backend": "pil"}  # which has no other
             processor = AutoImageProcessor.from_pretrained(where, **backend)
             tokenizer = AutoTokenizer.from_pretrained(where)
         except NOT_LOADED as error:
             raise UserError(f"transformers cannot load hf:{where}: {first_line(error)}") from error
-        self.siglip, self.tips = config.model_type.startswith("siglip"), config.model_type == "tipsv2"
+        self.siglip, self.tips = config.model_type == "siglip", config.model_type == "tipsv2"
         super().__init__(f"hf {where}", loading, "siglip" if self.siglip else "clip")
         self.model = model.eval().to(loading.device)
         self.tokenizer: Any = tokenizer
         self.context_length = int(config.text_config.max_position_embeddings)
         patch = int(config.vision_config.patch_size)
-        own_size = patch * math.isqrt(processor.max_num_patches) if self.naflex else config.vision_config.image_size
+        own_size = config.vision_config.image_size
         self.image_size = loading.image_size or own_size
         if self.image_size % patch:
             raise UserError(f"image_size={self.image_size} is not a multiple of the model's patches of {patch}")
         self.interpolate = self.image_size != own_size
-        side = self.image_size // patch
-        self.grid = (0, 0) if self.naflex else (side, side)
-        self.transform: Callable[[Image.Image], Tensor] = (
-            _Patches(processor, side**2) if self.naflex else _Transform(processor, self.image_size, self.interpolate)
-        )
+        self.grid = (self.image_size // patch,) * 2
+        self.transform: Callable[[Image.Image], Tensor] = _Transform(processor, self.image_size, self.interpolate)
 
     @classmethod
     def from_name(cls, name: str, loading: Loading) -> HuggingFaceEncoder:
@@ -90,10 +79,6 @@ class HuggingFaceEncoder(TwoTowerEncoder):
         return self.model.visual_projection(tower.post_layernorm(states[:, 1:]))  # without [CLS]
 
     def _see(self, pixels: Tensor) -> Any:
-        if self.naflex:
-            patches, sides = pixels[:, :, :-2], pixels[:, 0, -2:].long()
-            seen = torch.arange(patches.shape[1], device=pixels.device) < sides.prod(dim=1)[:, None]
-            return self.model.vision_model(patches, seen.int(), sides)
         if self.tips:  # which interpolates the places of its patches by itself
             return self.model.vision_model(pixels)
         return self.model.vision_model(pixels, interpolate_pos_encoding=self.interpolate)
@@ -148,18 +133,3 @@ class _Transform:
             sizes = {"size": {"shortest_edge": self.size}, "crop_size": square} if crops else {"size": square}
         pixels: Tensor = self.processor(images=image.convert("RGB"), return_tensors="pt", **sizes)["pixel_values"]
         return pixels[0]
-
-
-class _Patches:
-    """A processor of NaFlex: an image in its own shape, as at most ``number`` patches [number, values + 2].
-
-    The last two columns are the rows and columns of patches; those beyond them are padding.
-    """
-
-    def __init__(self, processor: Any, number: int) -> None:
-        self.processor, self.number = processor, number
-
-    def __call__(self, image: Image.Image) -> Tensor:
-        processed = self.processor(images=image.convert("RGB"), max_num_patches=self.number, return_tensors="pt")
-        sides = processed["spatial_shapes"].float().expand(self.number, 2)
-        return torch.cat([processed["pixel_values"][0], sides], dim=1)

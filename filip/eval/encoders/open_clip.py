@@ -104,8 +104,11 @@ class OpenClipEncoder(TwoTowerEncoder):
     def image_tokens(self, pixels: Tensor) -> Tensor:
         visual = self.model.visual
         if hasattr(visual, "trunk"):
-            states = visual.trunk.forward_features(pixels)[:, visual.trunk.num_prefix_tokens :]
-            return one_by_one(lambda tokens: visual.head(_timm_head(visual.trunk, tokens)), states)
+            trunk = visual.trunk
+            states = trunk.forward_features(pixels)[:, trunk.num_prefix_tokens :]
+            pool = getattr(trunk, "attn_pool", None) or (lambda tokens: tokens[:, 0])
+            # what timm's ViT does to the pooled token
+            return one_by_one(lambda tokens: visual.head(trunk.head(trunk.fc_norm(pool(tokens)))), states)
         output = visual.forward_intermediates(
             pixels, indices=1, normalize_intermediates=True, intermediates_only=True, output_fmt="NLC"
         )
@@ -147,13 +150,6 @@ class OpenClipEncoder(TwoTowerEncoder):
         if hasattr(self.tokenizer, "encode"):
             return [len(self.tokenizer.encode(text)) + 2 for text in texts]
         return [len(ids) for ids in self.tokenizer.tokenizer(list(texts))["input_ids"]]
-
-
-def _timm_head(trunk: Any, tokens: Tensor) -> Tensor:
-    """Do to tokens [m, 1, w] what timm's ViT does to the pooled token -> [m, d]."""
-    pool = getattr(trunk, "attn_pool", None)
-    pooled = pool(tokens) if pool is not None else tokens[:, 0]
-    return trunk.head(trunk.fc_norm(pooled))
 
 
 @contextmanager

@@ -56,7 +56,11 @@ def draw_alignment(image: Image.Image, found: WordPatch, patch: int = 40) -> Ima
     opaque = Image.fromarray(np.kron(found.hits, np.full((patch, patch), 255)).astype(np.uint8))
     picture = Image.composite(picture, dimmed, opaque)
     draw = ImageDraw.Draw(picture)
-    _grid(draw, size, patch)
+    # lines along the patches, so that an opaque white patch does not run into the page
+    for x in range(0, size[0] + patch, patch):
+        draw.line([(min(x, size[0] - 1), 0), (min(x, size[0] - 1), size[1])], fill=LINE)
+    for y in range(0, size[1] + patch, patch):
+        draw.line([(0, min(y, size[1] - 1)), (size[0], min(y, size[1] - 1))], fill=LINE)
     number = font(max(9, int(patch * 0.42)), bold=True)
     for row in range(rows):
         for column in range(columns):
@@ -71,14 +75,6 @@ def draw_alignment(image: Image.Image, found: WordPatch, patch: int = 40) -> Ima
                 anchor="mm",
             )
     return picture
-
-
-def _grid(draw: ImageDraw.ImageDraw, size: tuple[int, int], patch: int) -> None:
-    """Draw lines along the patches, so that an opaque white patch does not run into the page."""
-    for x in range(0, size[0] + patch, patch):
-        draw.line([(min(x, size[0] - 1), 0), (min(x, size[0] - 1), size[1])], fill=LINE)
-    for y in range(0, size[1] + patch, patch):
-        draw.line([(0, min(y, size[1] - 1)), (size[0], min(y, size[1] - 1))], fill=LINE)
 
 
 class SheetCell:

@@ -11,7 +11,7 @@ class App {
     this.feed = new StaticFeed(data);
     this.mostShown = 60;
     this.uploads = [];
-    this.state = { text: "", image: null, token: null, name: null, patch: null, step: (data.steps?.length ?? 1) - 1, view: "words", shown: FIRST_SHOWN, theme: "auto" };
+    this.state = { text: "", image: null, token: null, name: null, patch: null, view: "words", shown: FIRST_SHOWN, theme: "auto" };
     this.hovered = null;
     this.searches = 0;
     this.panels = [];
@@ -110,13 +110,6 @@ class App {
     }
   }
 
-  // The models as they were at another step of their training; what is chosen stays.
-  async turnTo(step) {
-    const { text, image, token, name, patch, shown } = this.state;
-    this.feed.turnTo(step);
-    await this.search(text, { image, token, name, patch, shown, step });
-  }
-
   // Another image, token, name, patch or view.
   async choose(change) {
     const before = { ...this.state };
@@ -174,9 +167,6 @@ class App {
       models.replaceChildren(...this.panels.map((panel) => panel.section));
     }
     this.panels.forEach((panel) => panel.render());
-    if (!this.data.steps) return;
-    document.querySelector("#step input").value = this.state.step;
-    document.querySelector("#step output").textContent = this.data.steps[this.state.step].step;
   }
 
   renderChips() {
@@ -241,7 +231,6 @@ class App {
     const { state } = this, parts = new URLSearchParams({ text: state.text });
     if (state.image !== null && !this.isUpload(state.image)) parts.set("image", state.image);
     for (const key of ["token", "name", "patch"]) if (state[key] !== null) parts.set(key, state[key]);
-    if (this.data.steps) parts.set("step", state.step);
     if (state.view !== "words") parts.set("view", state.view);
     if (state.shown !== FIRST_SHOWN) parts.set("shown", state.shown);
     if (state.theme !== "auto") parts.set("theme", state.theme);
@@ -260,7 +249,7 @@ class App {
     const view = parts.get("view"), theme = parts.get("theme");
     return {
       text: parts.get("text"), image: number("image", this.data.images.length), token: number("token", 1000),
-      step: number("step", this.data.steps?.length ?? 1) ?? this.state.step, name: number("name", 8), patch: number("patch", 100000), shown: number("shown", this.mostShown + 1) ?? FIRST_SHOWN,
+      name: number("name", 8), patch: number("patch", 100000), shown: number("shown", this.mostShown + 1) ?? FIRST_SHOWN,
       view: VIEWS.includes(view) ? view : "words", theme: THEMES.includes(theme) ? theme : "auto",
     };
   }
@@ -268,7 +257,6 @@ class App {
   async start() {
     const wanted = this.recalled();
     this.state.view = wanted.view;
-    if (this.data.steps) this.feed.turnTo(this.state.step = wanted.step);
     this.setTheme(wanted.theme);
     const text = wanted.text && this.feed.knows(wanted.text) ? wanted.text : this.data.texts[this.data.opening] ?? "a photo";
     const same = text === wanted.text, keep = { shown: Math.max(1, wanted.shown) };
@@ -306,11 +294,6 @@ class App {
     window.addEventListener("hashchange", () => this.start());
     new ResizeObserver(() => this.panels.forEach((panel) => panel.redraw())).observe(document.getElementById("models"));
     if (this.feed.anyPicture) this.acceptPictures();
-    if (!data.steps) return;
-    const label = document.getElementById("step"), input = label.querySelector("input");
-    label.hidden = false;
-    input.max = data.steps.length - 1;
-    input.addEventListener("input", () => this.turnTo(Number(input.value)));
   }
 
   acceptPictures() {

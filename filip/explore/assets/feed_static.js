@@ -159,15 +159,10 @@ class StaticFeed {
     this.data = data;
     this.positions = new Map(data.texts.map((text, index) => [text, index]));
     this.functionWords = new Set((data.function_words ?? "").split(" "));
-    this.turnTo((data.steps ?? [data]).length - 1);
+    this.models = data.models.map((model) => new StaticModel(model, this));
     this.uploads = new Map();
     this.anyText = this.models.every((model) => model.data.text_tower);
     this.anyPicture = this.anyText && this.models.every((model) => model.data.image_tower);
-  }
-
-  // Takes the models as they were at one of the page's steps.
-  turnTo(step) {
-    this.models = (this.data.steps ?? [this.data])[step].models.map((model) => new StaticModel(model, this));
   }
 
   knows(text) {

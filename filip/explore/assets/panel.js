@@ -56,7 +56,6 @@ class Panel {
     this.section.setAttribute("aria-label", `What ${model.label} finds`);
     this.head.replaceChildren(element("h2", {}, model.label), element("p", {},
       model.tokenWise ? "token-wise: every word with every patch" : "pooled: one vector with one vector"));
-    if (app.data.steps) this.head.append(this.learning());
     if (own !== null && model.rank(own) !== undefined) {
       this.head.append(element("p", {}, element("button", {
         type: "button", class: "link own-rank", on: { click: () => app.choose({ image: own }) },
@@ -74,14 +73,6 @@ class Panel {
     if (this.fits.open) this.showTexts();
     this.renderRanking();
     this.redraw();
-  }
-
-  // The captions that find their own picture first: a bar for every step of the page, and the share at this one.
-  learning() {
-    const { data, state } = this.app, recall = data.steps.map((step) => step.recall[this.number]);
-    return element("p", {}, element("span", { class: "learning", "aria-hidden": "true" }, ...recall.map((share, step) =>
-      element("i", { class: step === state.step && "now", style: `height: ${share}%` }))),
-    `R@1 of this page’s captions: ${Math.round(recall[state.step])} %`);
   }
 
   renderRanking() {

@@ -22,7 +22,6 @@ BUILDERS: dict[str, Callable[[Inputs], Table]] = {
     "efficiency_ablation": efficiency.build,
     "model_sizes": settings.build_models,
     "training_settings": settings.build_trainings,
-    "prompts": settings.build_prompts,
 }
 
 

@@ -1,7 +1,7 @@
 """The interface of a loss term: its input, its output, the facts that others ask of it, and its weight.
 
 A weight is a number or a schedule over optimiser steps; settings are given with it:
-``loss.hard_negatives={weight: 1, margin: 0.2}``.
+``loss.my_margin={weight: 1, margin: 0.2}``.
 """
 
 from __future__ import annotations
