@@ -82,33 +82,13 @@ def main(config: Search) -> None:
         nothing = "" if hits else "the index has no pictures"
         if not is_picture(config.text) and (unknown := unknown_words(scorer.encoder, config.text)):
             say(f"the model never learned {listed(unknown)}: looking for the rest")
-<<<<<<< HEAD
     described = [_described(config, index, scorer, hit) for hit in hits[: config.count]]
-=======
-    least = -math.inf if config.least is None else config.least
-    hits = [] if nothing else [hit for hit in ranking.hits[: config.count] if hit.stands_out >= least]
-    described = [_described(config, index, scorer, hit, ranking) for hit in hits]
->>>>>>> aae2e6963635ad3fc196ec15e794f7f2af9f07b4
     index.close()
     _show(config, index, described, nothing)
     if nothing:
         raise SystemExit(1)
 
 
-<<<<<<< HEAD
-=======
-def _nothing(config: Search, ranking: Ranking) -> str:
-    """Return why nothing is found; "" if something is."""
-    least = ranking.bound if config.least is None else config.least
-    if not ranking.hits:
-        return "the index has no pictures"
-    if (best := ranking.hits[0].stands_out) >= least:
-        return ""
-    why = "most pictures stand out as much by chance, or show it" if config.least is None else f"least={least:g}"
-    return f"nothing found: the best picture stands out by {best:.1f}, less than {least:.1f} ({why}); least=-9 lists it"
-
-
->>>>>>> aae2e6963635ad3fc196ec15e794f7f2af9f07b4
 def check_words(config: Search) -> None:
     """Raise UserError for a picture or words in place of the folder, and for a picture that is not there."""
     images, text = Path(config.images), Path(config.text)

@@ -77,9 +77,7 @@ def test_retrieval_index_and_search_rank_as_the_library_does(
         run_command(build, Build, argv=[*common, f"out={index}", *how])
         for text, scores in zip(TEXTS[:3], theirs.T, strict=False):
             capsys.readouterr()
-            run_command(
-                search, Search, argv=[f"images={index}", f"text={text}", "text_tokens=all", "json=true"]
-            )
+            run_command(search, Search, argv=[f"images={index}", f"text={text}", "text_tokens=all", "json=true"])
             hits = {Path(hit["path"]).stem: hit["score"] for hit in json.loads(capsys.readouterr().out)["hits"]}
             result = torch.tensor([hits[str(n)] for n in range(9)])
             torch.testing.assert_close(result, scores, atol=tolerance, rtol=0)
