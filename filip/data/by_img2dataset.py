@@ -30,6 +30,14 @@ from filip.data.fetching.outcomes import FORGOTTEN, Forgotten
 from filip.data.fetching.shard_maker import Image, PassMaker, Stored, shard_name, shard_schema
 
 REQUIREMENTS = ("img2dataset>=1.45,<1.48", "standard-imghdr; python_version >= '3.13'")  # the extra img2dataset
+DISTRIBUTORS = ("multiprocessing", "pyspark")
+# img2dataset starts Spark on this machine alone, unless there is a session: this one is of spark-defaults.conf.
+ON_SPARK = """import os, sys
+os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+from pyspark.sql import SparkSession
+SparkSession.builder.getOrCreate()
+from img2dataset.main import main
+main()"""
 # Its further options; the others are keys of a card, or decide on files that are not kept.
 OPTIONS = ("upscale_interpolation", "downscale_interpolation", "max_image_area", "user_agent_token",
            "disallowed_header_directives", *WHERE_IT_RUNS)  # fmt: skip
@@ -60,6 +68,8 @@ def check_card(card: SourceCard) -> None:
                 f"download.img2dataset.{key} is not passed on: its options are {', '.join(OPTIONS)}. Sizes, formats, "
                 "time-outs and numbers of processes are keys of `download` and `image_rules`"
             )
+    if card.download.img2dataset.get("distributor", "multiprocessing") not in DISTRIBUTORS:
+        raise UserError(f"download.img2dataset.distributor must be one of {', '.join(DISTRIBUTORS)}")
     if local_root(card.image_root) is not None:
         raise UserError(
             f"image_root={card.image_root} is a folder, and img2dataset fetches over a network: engine: own"
@@ -128,7 +138,7 @@ class Img2dataset(PassMaker):
 
     def _run(self, listed: Path, theirs: Path, collect: Callable[[], None]) -> int:
         """Run img2dataset to its end, and ``collect`` from time to time; return its exit status."""
-        command = [*program(), *_arguments(listed, theirs, self.card)]
+        command = [*program(self.card), *_arguments(listed, theirs, self.card)]
         python = f"{sys.version_info.major}.{sys.version_info.minor}"  # uv would take the system's
         environment = {"UV_PYTHON": python, **os.environ, "NO_ALBUMENTATIONS_UPDATE": "1"}
         running = subprocess.Popen(command, env=environment, stdout=sys.stderr)
@@ -188,18 +198,22 @@ def reason_of_message(message: str) -> str:
     return "other"
 
 
-def program() -> list[str]:
+def program(card: SourceCard) -> list[str]:
     """Return the Python with img2dataset in it, this one or one that uv fetches, and the program that it runs.
 
-    Raises UserError if there is neither.
+    Raises UserError if there is neither, or no Java for Spark.
     """
-    called = ["-m", "img2dataset.main"]
+    spark = card.download.img2dataset.get("distributor") == "pyspark"
+    if spark and shutil.which("java") is None:
+        raise UserError("download.img2dataset.distributor is pyspark, which needs Java, and there is no `java` here")
+    called = ["-c", ON_SPARK] if spark else ["-m", "img2dataset.main"]
     if Path(sys.executable).with_name("img2dataset").exists():
         return [sys.executable, *called]
     uv = Path(sys.executable).with_name("uv")
     if not uv.exists():
         raise UserError(f"engine: img2dataset needs it ({how_to_install('img2dataset')}), or uv, which fetches it")
-    return [str(uv), "tool", "run", "--from", REQUIREMENTS[0], "--with", REQUIREMENTS[1], "python", *called]
+    packages = [word for package in (*REQUIREMENTS[1:], *["pyspark"] * spark) for word in ("--with", package)]
+    return [str(uv), "tool", "run", "--from", REQUIREMENTS[0], *packages, "python", *called]
 
 
 def _arguments(listed: Path, out: Path, card: SourceCard) -> list[str]:

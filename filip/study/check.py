@@ -129,7 +129,7 @@ def _download(study: Study, cards: dict[str, SourceCard]) -> Iterator[Finding]:
 
         try:
             check_card(card)
-            program()
+            program(card)
         except UserError as error:
             yield Finding("download", f"{source}: {error}")
             continue

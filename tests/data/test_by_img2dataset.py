@@ -76,6 +76,7 @@ def test_parts_and_a_killed_run_make_the_folder_of_one_run(tmp_path: Path, monke
     ("settings", "message"),
     [
         ({"img2dataset": {"no_such_option": 1}}, "download.img2dataset.no_such_option is not passed on"),
+        ({"img2dataset": {"distributor": "dask"}}, "one of multiprocessing, pyspark"),
         ({"img2dataset": {"timeout": 1}}, "time-outs and numbers of processes are keys of `download`"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
@@ -88,10 +89,10 @@ def test_what_it_cannot_honour_is_refused(tmp_path: Path, settings: dict, messag
 
 def test_its_extra_is_what_uv_fetches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without both, `filip study check` names what to install."""
-    assert program()
+    assert program(card_of("img2dataset"))
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     with pytest.raises(UserError, match=r"\[img2dataset\]"):
-        program()
+        program(card_of("img2dataset"))
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert tuple(extras["img2dataset"]) == REQUIREMENTS
 

@@ -16,7 +16,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from filip.data import by_img2dataset
-from filip.data.cards import DownloadSettings, ImageRuleSettings
+from filip.data.cards import DownloadSettings, ImageRuleSettings, SourceCard
 from filip.data.fetching.image_rules import CheckedResizer, inspect
 from filip.images.rgb import UNDECODABLE
 from filip.loading.transforms import decode
@@ -97,7 +97,7 @@ sys.stdout.buffer.write(pickle.dumps(made))"""
 
 def theirs(asked: list[tuple[dict[str, Any], bytes]]) -> list[Any]:
     """Return what img2dataset makes of pictures with the options of its resizer, in an environment that uv fetches."""
-    program = [*by_img2dataset.program()[:-2], "-c", RESIZERS]
+    program = [*by_img2dataset.program(SourceCard("web"))[:-2], "-c", RESIZERS]
     variables = {"UV_PYTHON": sys.executable, **os.environ, "NO_ALBUMENTATIONS_UPDATE": "1"}
     pictures = pickle.dumps([(options, io.BytesIO(data)) for options, data in asked])
     done = subprocess.run(program, input=pictures, env=variables, capture_output=True)

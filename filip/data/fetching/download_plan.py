@@ -24,7 +24,7 @@ from filip.data.fetching.outcomes import TRANSIENT, reason_of
 from filip.data.lists.parquet_rows import content_hash, whole_file
 
 # Options of img2dataset that do not decide on the pictures.
-WHERE_IT_RUNS = ("subjob_size", "max_shard_retry", "enable_wandb", "wandb_project")
+WHERE_IT_RUNS = ("distributor", "subjob_size", "max_shard_retry", "enable_wandb", "wandb_project")
 SHARD, ROW = "_shard_", "_row_"  # in a list of retries: where the previous pass had the URL
 
 
