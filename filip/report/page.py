@@ -1,8 +1,8 @@
 """The report of a study, one self-contained page: ``filip report page results=results/demo``.
 
-Its first screen shows a scene as the models see it; below are the paired differences of all headline columns in one
-plot. Tables, figures and the account of data and runs are folded, in three groups. It reads what tables, trainings
-and evaluations have written, so drawing it again needs no training and no evaluation.
+Its first screen has a study's own sentences and a line for each model, and scenes as the models see them; below are the
+paired differences of all headline columns in one plot. Tables, figures and the account of data and runs are folded, in
+three groups. It reads what tables, trainings and evaluations have written, so drawing it again needs neither.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
 from PIL import Image
@@ -27,13 +26,12 @@ from filip import resources
 from filip.cli.command import MISSING, option, run_command
 from filip.common.files import replacing
 from filip.common.progress import say
-from filip.common.table_writer import Grid, listed, render
-from filip.report.differences import FEWEST
+from filip.common.table_writer import Grid, render
 from filip.report.findings import NOTE, cost, findings, findings_grid
 from filip.report.own_pictures import OwnPictures
 from filip.report.plots import INK, LINE, MUTED, by_label, curves, forest, training_logs
 from filip.report.results import Results
-from filip.report.show import headline
+from filip.report.show import headline, lead
 from filip.report.style import COLOURS, TEMPLATES, looks, style
 from filip.report.summary import funnel_grid, runs_grid, search_grid, stages_grid, summary
 from filip.report.table import short_commit
@@ -89,8 +87,6 @@ def _content(study: Study, results: Results) -> dict[str, Any]:
     frame = findings(tables)
     scenes = results.scenes()
     sheet = _sheet(results)
-    if scenes:
-        scenes["scenes"].sort(key=lambda scene: scene["kind"] != "Median")  # a typical one first, the largest
     counted = Counter(note for table in tables.values() for note in table.notes)
     common = [note for note, times in counted.items() if times > 1]  # printed once, above the tables
     compared = frame["difference"].notna().any()
@@ -111,7 +107,7 @@ def _content(study: Study, results: Results) -> dict[str, Any]:
             ],
             "next": own.next_commands(),
         },
-        "verdict": [] if own else verdict(frame),
+        "lead": lead(study, tables) if tables and not own else [],
         "headline": _table(headline(tables, study.config.get("headline", []))) if tables else None,
         "forest": inline(forest(frame, looks(study)), "forest") if compared else None,
         "scenes": scenes,
@@ -132,24 +128,6 @@ def _content(study: Study, results: Results) -> dict[str, Any]:
         ],
         "credits": _credits(study, results),
     }
-
-
-def verdict(found: pd.DataFrame) -> list[str]:
-    """Count for each compared row the headline measures in which it is above the baseline, and where that holds."""
-    sentences = []
-    for row, items in found[found["difference"].notna()].groupby("row", sort=False):
-        above, below = (items["difference"] > 0).sum(), items.loc[items["difference"] < 0, "measure"]
-        names = f" ({listed(list(below))})" if len(below) else ""
-        tested = items[items["finding"] != "descriptive"]
-        holding = int(tested["finding"].isin(["better", "worse"]).sum())
-        verdict = f"{holding} of {len(tested)} primary differences hold"
-        if items["trainings"].max() < FEWEST:
-            verdict = f"no difference is called significant with fewer than {FEWEST} trainings"
-        base = items["base"].iloc[0]
-        sentences.append(
-            f"{row} is above {base} in {above} of {len(items)} measures and below in {len(below)}{names}; {verdict}."
-        )
-    return sentences
 
 
 def _table(grid: Grid) -> str:

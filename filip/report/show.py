@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from filip.common.table_writer import Grid, Head, Line, render, words
 from filip.report.own_pictures import OwnPictures
 from filip.report.results import Results
 from filip.report.table import Cell, Column, Table, value_text
-from filip.study import load_study
+from filip.study import Study, load_study
 
 HEADLINE_COLUMNS = 4  # of the first table, where a study's config names none
 HEADLINE_ROWS = 8
@@ -42,6 +43,8 @@ def main(config: Show) -> None:
         return
     grid = tables[config.table].grid() if config.table else headline(tables, study.config.get("headline", []))
     print(render(grid, "text", width))
+    if not config.table:
+        print("\n".join(lead(study, tables)))
 
 
 def summary_file(where: str) -> Path:
@@ -56,7 +59,7 @@ def summary_file(where: str) -> Path:
 
 
 def headline(tables: Mapping[str, Table], names: list[str]) -> Grid:
-    """Return a line for each model with the columns that a study calls its headline, as ``table/column``.
+    """Return a line for each column that a study calls its headline, as ``table/column``, with each model's value.
 
     Without names the first columns of the first table. Raises UserError for a column that is not there.
     """
@@ -70,14 +73,30 @@ def headline(tables: Mapping[str, Table], names: list[str]) -> Grid:
         for row in table.rows:
             if row.kind == "ours" and row.section == table.rows[0].section:
                 cells.setdefault(row.label, {})[name] = row.cells[column.key]
-    lines = [
-        Line(label, words(*(value_text(row[name].value) if name in row else "" for name in names)))
-        for label, row in list(cells.items())[:HEADLINE_ROWS]
-    ]
-    chances = [next((row[name].chance for row in cells.values() if name in row), None) for name in names]
-    if any(chance is not None for chance in chances):
-        lines.append(Line("chance", words(*("" if chance is None else value_text(chance) for chance in chances))))
-    return Grid([Head(column.title, column.group) for _, column in columns], lines, "Found, %")
+    rows = dict(list(cells.items())[:HEADLINE_ROWS])
+    lines = []
+    for name, (_, column) in zip(names, columns, strict=True):
+        found = [row.get(name) for row in rows.values()]
+        chance = next((cell.chance for cell in found if cell is not None), None)
+        values = ["" if cell is None else value_text(cell.value) for cell in found]
+        label = f"{column.group}: {column.title}" if column.group else column.title
+        lines.append(Line(label, words(*values, "" if chance is None else value_text(chance))))
+    return Grid([*map(Head, rows), Head("chance")], lines, "Found, %")
+
+
+def lead(study: Study, tables: Mapping[str, Table]) -> list[str]:
+    """Return the sentences of a study's ``lead``, one a column (``table/column``), with each run's number in it.
+
+    A sentence goes without its numbers' column, or without one of its runs. Raises UserError for an unknown column.
+    """
+    sentences = []
+    for name, sentence in study.config.get("lead", {}).items():
+        table, column = _column(tables, name)
+        values = {row.run: row.cells[column.key].value for row in table.rows if row.run}
+        with suppress(KeyError):
+            shown = {run: f"{100 * v:.0f}" for run, v in values.items() if isinstance(v, int | float)}
+            sentences.append(sentence.format(**shown))
+    return sentences
 
 
 def _column(tables: Mapping[str, Table], name: str) -> tuple[Table, Column]:

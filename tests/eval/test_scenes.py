@@ -14,9 +14,10 @@ from filip.common.errors import UserError
 from filip.eval.cards import load_card
 from filip.eval.datasets import Sample, Thing
 from filip.eval.encode_set import Context
+from filip.eval.encoders import load_encoder
 from filip.eval.formats import open_set
 from filip.eval.outcomes import read_outcomes
-from filip.eval.pictures.scenes import SceneSheet, chosen, draw, margin
+from filip.eval.pictures.scenes import SceneSheet, draw
 from filip.eval.pointing import BACKGROUND, point, pointed_scenes
 from filip.eval.protocols import NoSettings, scene_pointing
 from tests.eval.miniature import run_protocol, write_model, write_webdataset
@@ -179,22 +180,22 @@ def test_a_broken_map_of_the_things_is_named(root: Path) -> None:
         list(pointed_scenes(ColourBlind(), card, open_set(card, root)))  # type: ignore[arg-type]
 
 
-def test_best_median_and_worst_scenes_are_chosen_by_score_and_then_by_margin() -> None:
-    right, blind = (point(ColourBlind(blind=b), [sample()])[0] for b in (False, True))  # type: ignore[arg-type]
-    assert right.score > blind.score and margin(right) > 0 > margin(blind)
-    scenes = [blind, *[right] * 4, blind]
-    assert [kind for kind, _ in chosen(scenes, 2)] == ["Best", "Best", "Median", "Median", "Worst", "Worst"]
-    assert [scene is right for _, scene in chosen(scenes, 2)] == [True, True, True, True, False, False]
-    with pytest.raises(UserError, match="fewer than"):
-        chosen(scenes, 3)
-
-
 def test_the_sheet_as_a_command(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     models = [write_model(root / f"{name}.safetensors", name) for name in ("pooled", "token_wise")]
     card, picture = card_file(root, "pointing"), root / "sheet.png"
     arguments = [f"models=[{','.join(models)}]", "labels=[CLIP,FILIP]", f"root={root}", f"card={card}"]
+    arguments += ["count=4", f"parts={root / 'parts.json'}"]
     run_command(draw, SceneSheet, argv=[*arguments, f"out={picture}"])
     first = picture.read_bytes()
+    drawn = json.loads((root / "parts.json").read_text())
+    points = list(
+        pointed_scenes(load_encoder(models[1], None, "cpu"), load_card(card), open_set(load_card(card), root))
+    )
+    rights = {scene.sample.captions[0]: sum(scene.right) for scene in points}
+    for scene in drawn["scenes"]:
+        caption = " ".join(part["word"] for part in scene["caption"])
+        assert scene["models"][1]["right"] == rights[caption], "as the tables count"
+    assert drawn["totals"][1]["right"] == sum(scene["models"][1]["right"] for scene in drawn["scenes"])
     assert Image.open(picture).width > 3 * 288
     run_command(draw, SceneSheet, argv=[*arguments, f"out={picture}"])
     assert picture.read_bytes() == first

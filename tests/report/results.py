@@ -26,7 +26,7 @@ STUDY: dict[str, Any] = {
     "study": "small",
     "title": "A small study",
     "sources": ["demo"],
-    "launch": {"launcher": "torchrun", "ranks_per_node": 1},
+    "launch": {"launcher": "deepspeed", "ranks_per_node": 1},
     "train": {"experiment": "demo"},
     "runs": {
         "clip": {"label": "baseline (CLIP)", "overrides": ["model.interaction=pooled"]},

@@ -52,18 +52,21 @@ def test_the_summary_has_each_trials_score_the_best_values_and_what_was_measured
     assert "base_lr 0.004" in lines and "30.0" in lines and "taken, at the edge of the grid" in lines
 
 
-def test_the_headline_is_a_line_for_each_model_with_the_columns_that_the_study_names(folder, capsys):
+def test_the_headline_is_a_line_for_each_column_that_the_study_names_and_its_sentences_have_the_numbers(folder, capsys):
     run_command(show, Show, argv=[f"results={folder}"])
     assert 3 <= len(capsys.readouterr().out.splitlines()) <= 12
     study = json.loads((folder / "study.json").read_text())
     tables = json.loads((folder / "summary.json").read_text())["tables"]
-    named = {name: tables[name]["columns"][-1] for name in ("retrieval", "zero_shot")}
-    chosen = study | {"headline": [f"{name}/{column['key']}" for name, column in named.items()]}
+    named = {name: tables[name]["columns"][-1]["key"] for name in ("retrieval", "zero_shot")}
+    lead = {f"retrieval/{named['retrieval']}": "{filip} and {clip}", f"zero_shot/{named['zero_shot']}": "{nobody}"}
+    chosen = study | {"headline": [f"{name}/{key}" for name, key in named.items()], "lead": lead}
     (folder / "study.json").write_text(json.dumps(chosen))
     run_command(show, Show, argv=[f"results={folder}"])
-    row = tables["retrieval"]["rows"][0]
-    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith(row["label"])]
-    assert f"{100 * row['cells'][named['retrieval']['key']]['value']:.1f}" in line
+    lines = capsys.readouterr().out.splitlines()
+    values = {row["run"]: row["cells"][named["retrieval"]]["value"] for row in tables["retrieval"]["rows"]}
+    shown = [f"{100 * values[run]:.1f}" for run in ("clip", "filip", "filip_ft")]
+    assert sum([word in shown for word in line.split()].count(True) >= 2 for line in lines) == 1
+    assert lines[-1] == f"{100 * values['filip']:.0f} and {100 * values['clip']:.0f}", "nobody has no number"
     (folder / "study.json").write_text(json.dumps(study | {"headline": ["retrieval/nowhere"]}))
     with pytest.raises(SystemExit):
         run_command(show, Show, argv=[f"results={folder}"])

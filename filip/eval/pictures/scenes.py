@@ -3,16 +3,15 @@ labels=[CLIP,FILIP] root=DIR card=demo_pointing out=scenes.png``.
 
 Each thing's name has a colour. As in the explorer, an outline is around the patches on which a name stands out, and a
 dot is on the patch that it points at, the most similar one; a ring if it does not stand out there. Scenes are not
-hand-picked: they are the best, the median and the worst of the last model by the share of names that point at their
-thing, ties broken by how clearly they do.
+hand-picked: a seed draws them. Names are counted as in the tables.
 """
 
 from __future__ import annotations
 
 import base64
 import io
+import random
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,10 +37,8 @@ WIDE = 640  # pixels of a picture of a page
 STANDS_OUT = 1.25  # standard deviations above the mean of a scene's patches at which a patch is a name's
 NOTE = (
     "One colour per name. Outline: the patches on which the name stands out, by {stands_out} standard deviations over "
-    "the patches. Dot: the patch that the name is most similar to; a ring if it stands out nowhere. By rule: the best, "
-    "the median and the worst of {count:,} scenes by the share of names that point at their thing with {model}, ties "
-    "by margin; there, as in the tables, a patch belongs to what covers most of it. Below a picture: dots that touch "
-    "their thing."
+    "the patches. Dot: the patch that the name is most similar to; a ring if it stands out nowhere. Seed {seed} drew "
+    "these of {count:,} scenes. A name counts as in the tables: its patch belongs to what covers most of it."
 )
 
 
@@ -54,14 +51,16 @@ class SceneSheet(PictureOptions):
     parts: str | None = option(
         None, "its parts and the rule as JSON, for pages; pictures are WebP inside; null = none", writes="file"
     )
-    each: int = option(1, "scenes of each kind: best, median and worst", at_least=1)
-    measure: int = option(1000, "scenes to choose from, the first of the set", at_least=1)
+    count: int = option(12, "scenes", at_least=1)
+    shown: int = option(3, "scenes of these on the picture; parts= has all", at_least=1)
+    seed: int = option(0, "which scenes")
+    measure: int = option(1000, "scenes to draw from, the first of the set", at_least=1)
     title: str = option("Where each name is seen", "title of the sheet")
     device: str = option("auto", "torch device; auto = a GPU where there is one")
 
 
 def draw(config: SceneSheet) -> None:
-    """Draw the best, median and worst scenes of the last model, as every model sees them, side by side."""
+    """Draw scenes of a seed, as every model sees them, side by side."""
     if len(config.labels) != len(config.models):
         raise UserError(f"{len(config.labels)} labels for {len(config.models)} models: give one each")
     card = load_card(config.card)
@@ -70,45 +69,33 @@ def draw(config: SceneSheet) -> None:
     data = open_set(card, config.root)
     encoders = [load_encoder(model, None, config.device) for model in config.models]
     pointed = list(pointed_scenes(encoders[-1], card, data, config.measure))
-    cells, parts = [], []
     whole = [scene for scene in pointed if len(scene.counted) == len(scene.names)]
-    for kind, scene in chosen(whole, config.each):
+    if len(whole) < config.count:
+        raise UserError(f"{len(whole)} scenes can be pointed at, fewer than count={config.count}")
+    cells, parts = [], []
+    for scene in random.Random(config.seed).sample(whole, config.count):
         by_model = [*(point(encoder, [scene.sample])[0] for encoder in encoders[:-1]), scene]
         picture = _enlarged(scene.sample, _size(scene))
         caption = coloured_caption(scene.sample)
-        cells.append(SheetCell(picture, kind, caption))
+        cells.append(SheetCell(picture, "", caption))
         seen_by = []
         for label, seen in zip(config.labels, by_model, strict=True):
-            right = {"right": touching(seen), "names": len(seen.names)}
-            cells.append(SheetCell(marked(seen), "{}: {right} of {names} dots on their thing".format(label, **right)))
+            right = {"right": sum(seen.right), "names": len(seen.names)}
+            cells.append(SheetCell(marked(seen), "{}: {right} of {names} names".format(label, **right)))
             seen_by.append({"label": label, **right, "picture": _webp(cells[-1].picture)})
         words = [{"word": word, "colour": None if c == INK else list(c)} for word, c in caption]
-        parts.append({"kind": kind, "caption": words, "picture": _webp(picture), "models": seen_by})
-    note = NOTE.format(stands_out=STANDS_OUT, count=len(whole), model=config.labels[-1])
-    page = sheet(cells, 1 + len(encoders), config.title, note, cell_width=CELL, gap=18)
+        parts.append({"caption": words, "models": seen_by})
+    note = NOTE.format(stands_out=STANDS_OUT, count=len(whole), seed=config.seed)
+    totals = [
+        {"label": label, **{key: sum(scene["models"][n][key] for scene in parts) for key in ("right", "names")}}
+        for n, label in enumerate(config.labels)
+    ]
+    said = ", ".join("{label} {right} of {names}".format(**total) for total in totals)
+    columns, about = 1 + len(encoders), f"Right in {config.count} scenes: {said}. {note}"
+    page = sheet(cells[: columns * config.shown], columns, config.title, about, cell_width=CELL, gap=18)
     save_png(page, config.out)
     if config.parts is not None:
-        write_json(config.parts, {"title": config.title, "rule": note, "scenes": parts})
-
-
-def chosen(scenes: Sequence[PointedScene], each: int) -> list[tuple[str, PointedScene]]:
-    """Return the best, median and worst scenes with their kind, best first. Raises UserError if there are too few."""
-    if len(scenes) < 3 * each:
-        raise UserError(f"{len(scenes)} scenes can be pointed at, fewer than each=3 x {each}")
-    order = sorted(scenes, key=lambda scene: (-scene.score, -margin(scene), scene.sample.key))
-    middle = (len(order) - each) // 2
-    kinds = (("Best", 0), ("Median", middle), ("Worst", len(order) - each))
-    return [(kind, order[start + number]) for kind, start in kinds for number in range(each)]
-
-
-def margin(scene: PointedScene) -> float:
-    """Return how much the names prefer their own thing's patches to all others, on average over the names (cosine)."""
-    margins = []
-    for n in scene.counted:
-        heat = scene.alignment.heat(scene.names[n])
-        on_thing = scene.owner == n
-        margins.append(float(heat[on_thing].max() - heat[~on_thing].max(initial=-1.0)))
-    return float(np.mean(margins))
+        write_json(config.parts, {"title": config.title, "rule": note, "totals": totals, "scenes": parts})
 
 
 def _webp(picture: Image.Image) -> str:
@@ -146,16 +133,6 @@ def marked(scene: PointedScene) -> Image.Image:
         if owner[row, column] < 0:
             pencil.circle(centre, 4, fill="white")
     return page
-
-
-def touching(scene: PointedScene) -> int:
-    """Return how many dots touch the mask of their thing in the picture, as whoever looks at it counts."""
-    count = 0
-    for thing, (row, column) in zip(scene.sample.things, scene.best, strict=True):
-        mask = ImageOps.fit(thing.mask, _size(scene), Image.Resampling.LANCZOS)
-        x, y = round((column + 0.5) * PATCH), round((row + 0.5) * PATCH)
-        count += max(mask.crop((x - DOT, y - DOT, x + DOT + 1, y + DOT + 1)).getdata()) > 127
-    return count
 
 
 def standing_out(scene: PointedScene) -> np.ndarray:
