@@ -332,12 +332,7 @@ def is_current(folder: Path, shard: int, kept: Path, card: SourceCard) -> bool:
         return False
     complete = is_complete(folder, shard) and (folder / f"{shard:05d}.index").exists()
     # rows, settings, and the files themselves: a missing one may be in its place by now
-    return complete and bool(stats.get("made_from") == _identity(_rows(kept, shard), card))
-
-
-def _rows(kept_list: Path, shard: int) -> list[Row]:
-    rows: list[Row] = row_group(kept_list, shard).to_pylist()
-    return rows
+    return complete and bool(stats.get("made_from") == _identity(row_group(kept, shard).to_pylist(), card))
 
 
 def _identity(rows: list[Row], card: SourceCard) -> str:
@@ -350,23 +345,18 @@ def _identity(rows: list[Row], card: SourceCard) -> str:
 
 def store_shard(kept: Path, shard: int, folder: Path, card: SourceCard, layout: str) -> int:
     """Make a shard from a row group of ``kept``; return how many images it was asked for. Runs in a worker."""
-    rows = _rows(kept, shard)
+    table = row_group(kept, shard)
+    rows: list[Row] = table.to_pylist()
     # before the files are read: one that changes meanwhile is read again next time
     made_from = _identity(rows, card)
     maker = ShardMaker(card=card, final_folder=folder)
-    schema = _schema(kept, shard)
+    schema = shard_schema(pa.schema([field for field in table.schema if field.name not in LOCATORS]))
     with maker.staged(shard) as (staging, progress):
         images = ((number, *_read(row, layout)) for number, row in enumerate(rows))
         shown = [{name: value for name, value in row.items() if name not in LOCATORS} for row in rows]
         stats = maker.fill(shard, staging, progress, shown, schema, images)
         write_json(staging / f"{shard_name(shard)}_stats.json", stats | {"made_from": made_from})
     return len(rows)
-
-
-def _schema(kept_list: Path, shard: int) -> pa.Schema:
-    return shard_schema(
-        pa.schema([field for field in row_group(kept_list, shard).schema if field.name not in LOCATORS])
-    )
 
 
 def _read(row: Row, layout: str) -> tuple[bytes | None, str]:

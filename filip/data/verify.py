@@ -13,7 +13,7 @@ from pathlib import Path
 
 from filip.cli.command import MISSING, option, run_command
 from filip.common.errors import UserError
-from filip.common.progress import Progress
+from filip.common.progress import track
 from filip.data.shard_set import changed_since, fault_of, read_manifest
 
 SHOWN = 20
@@ -47,11 +47,9 @@ def verify(manifest: str | Path, threads: int = 4) -> list[str]:
     faults = changed_since(manifest)
     tars = [(Path(described["folders"]["shards"]) / f"{s['name']}.tar", s["tar_sha256"]) for s in described["shards"]]
     there = [(tar, expected) for tar, expected in tars if tar.exists()]
-    with Progress("verify", "tars", len(there)) as progress, ThreadPoolExecutor(threads) as pool:
-        for fault in pool.map(lambda one: fault_of(*one), there):
-            faults += [fault] if fault else []
-            progress.add()
-    return faults
+    with ThreadPoolExecutor(threads) as pool:
+        found = track(pool.map(lambda one: fault_of(*one), there), "verify", "tars", len(there))
+        return [*faults, *filter(None, found)]
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import torch
 
 from filip.cli.command import MISSING, option, run_command
 from filip.common.errors import UserError
-from filip.common.files import check_output, nothing_at, write_json
+from filip.common.files import check_output, nothing_at
 from filip.common.progress import say
 from filip.eval.encoders import FilipEncoder
 from filip.eval.fit import FITS
@@ -59,7 +59,6 @@ class Search:
     show: bool = option(True, "write the hits as a page of pictures, and say where it is")
     json: bool = option(False, "print JSON")
     paths: bool = option(False, "print nothing but the files' names, e.g. for xargs")
-    out: str | None = option(None, "also write the JSON to this file", writes="file")
     device: str = option("auto", "torch device; auto = a GPU where there is one")
 
 
@@ -184,8 +183,6 @@ def _show(config: Search, index: Index, found: list[dict[str, Any]], nothing: st
         "nothing": nothing,
         "hits": found,
     }
-    if config.out:
-        write_json(config.out, answer)
     if config.json:
         print(json.dumps(answer, ensure_ascii=False, indent=1))
     elif config.paths:

@@ -45,8 +45,6 @@ class Server:
         self.port = port
         self.asked: Counter[str] = Counter()
         self.paths: Counter[str] = Counter()
-        self.now: Counter[str] = Counter()  # requests that are being answered
-        self.most: Counter[str] = Counter()  # the most of them at one time
 
     def urls(self, host: str, count: int) -> list[str]:
         return [f"http://{host}:{self.port}/{number}" for number in range(count)]
@@ -66,16 +64,12 @@ def serving(**says: Says) -> Iterator[Server]:
             with lock:
                 running.asked[host] += 1
                 running.paths[host + self.path] += 1
-                running.now[host] += 1
-                running.most[host] = max(running.most[host], running.now[host])
                 said = says.get(f"host{host.rpartition('.')[2]}", lambda _: None)(running.asked[host])
             self.send_response(200 if said is None else said[0])
             if said is not None and said[1] is not None:
                 self.send_header("Retry-After", said[1])
             self.end_headers()
             time.sleep(SLOW)
-            with lock:
-                running.now[host] -= 1
             self.wfile.write(image if said is None else b"")
 
     with ThreadingHTTPServer(("0.0.0.0", 0), Handler) as server:

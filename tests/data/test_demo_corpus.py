@@ -1,14 +1,11 @@
 """The demo corpus: what the list may hold, what is planted in it, what the test sets hold, and that it repeats."""
 
-import json
 import tarfile
 from collections import Counter
 from pathlib import Path
 
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import webdataset as wds
 from PIL import Image
 
 from filip.cli.command import compose_config
@@ -18,7 +15,6 @@ from filip_demo.catalogue import Catalogue
 from filip_demo.corpus import Corpus, main, train_and_test
 from filip_demo.faulty_rows import plant
 from filip_demo.packages import ARTISTS
-from filip_demo.render import SIDE
 from filip_demo.training_list import training_table
 
 CACHE = Path(__file__).parents[2] / ".cache" / "demo"  # shared with `make demo`
@@ -90,39 +86,6 @@ def test_two_builds_are_equal_to_the_byte(corpus, tmp_path):
     files = {f.relative_to(corpus) for f in corpus.rglob("*") if f.is_file()}
     assert files == {f.relative_to(again) for f in again.rglob("*") if f.is_file()}
     assert [f for f in sorted(files) if (corpus / f).read_bytes() != (again / f).read_bytes()] == []
-
-
-@pytest.mark.slow
-def test_benchmarks_read_as_clip_benchmark_reads_them(corpus):
-    rows = pq.read_table(corpus / "list.parquet").to_pylist()
-    trained = {row["label"] for row in rows if not row["planted"] and ";" not in row["label"]}
-    names = sorted(p.name for p in (corpus / "eval").iterdir())
-    counts = json.loads((corpus / "corpus.json").read_text())["eval"]
-    assert sorted(counts) == names
-    for name in (name for name in names if not name.startswith("demo_scenes")):
-        folder = corpus / "eval" / name
-        retrieval = (folder / "dataset_type.txt").is_file()
-        # the reader of clip_benchmark.datasets.builder.build_wds_dataset
-        shards = int((folder / "test" / "nshards.txt").read_text())
-        handler = wds.autodecode.ImageHandler("pil", extensions=["webp", "png", "jpg", "jpeg"])
-        pattern = str(folder / "test" / f"{{0..{shards - 1}}}.tar")
-        data = wds.WebDataset(pattern, nodesplitter=lambda src: src, shardshuffle=False).decode(handler)
-        samples = list(data.to_tuple(["webp", "png", "jpg"], "txt" if retrieval else "cls", "mask.png", "json"))
-        assert len(samples) == counts[name]["images"]
-        classes = None if retrieval else (folder / "classnames.txt").read_text().splitlines()
-        assert classes is None or len(set(classes)) == len(classes) == counts[name]["classes"]
-        for image, target, mask, about in samples:
-            assert image.size == mask.size == (SIDE, SIDE) and image.mode == "RGB"
-            inside = np.asarray(mask.convert("L"))
-            assert set(np.unique(inside)) <= {0, 255} and 0.02 < (inside > 0).mean() < 1
-            assert about["artist"].startswith("fluent-emoji") == (name != "demo_test")
-            assert (about["label"] in trained) <= (not about["unseen"])
-            if classes is None:
-                assert target == about["label"]
-            elif name == "demo_skin_tone":
-                assert about["label"].endswith(f": {classes[target]}")
-            elif name != "demo_groups":
-                assert classes[target] == about["label"]
 
 
 @pytest.mark.slow

@@ -10,13 +10,10 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from filip.cli.command import compose_config
 from filip_demo.catalogue import Emoji
-from filip_demo.corpus import Corpus, main
 from filip_demo.scene_captions import relation_of
 from filip_demo.scene_sets import (
     SEARCH,
@@ -162,31 +159,6 @@ def test_a_half_truth_adds_what_is_false_to_what_is_true_and_its_control_what_is
         assert not any(f" {relation} " in half for relation in true_ones) and len(half) > len(true)
         assert any(f" {relation} " in whole for relation in true_ones)
     assert relations > 50
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("scenes") / "corpus"
-    overrides = [f"out={out}", "limit=48", f"cache={CACHE}", "scenes=200", "test_scenes=30", "processes=2"]
-    main(compose_config(Corpus, overrides))
-    return out
-
-
-@pytest.mark.slow
-def test_the_list_holds_scenes_without_held_out_concepts_or_pairs(corpus: Path) -> None:
-    rows = [r for r in pq.read_table(corpus / "list.parquet").to_pylist() if "/scenes/" in r["url"]]
-    alone = {r["concept"] for r in pq.read_table(corpus / "list.parquet").to_pylist() if "/scenes/" not in r["url"]}
-    assert len(rows) == 200
-    trained = set()
-    for row in rows:
-        concepts = row["concept"].split(";")
-        assert set(concepts) <= alone and all(label in row["caption"] for label in row["label"].split(";"))
-        assert not any("fluent" in artist for artist in row["artist"].split(";"))
-        trained |= set(itertools.combinations(sorted(concepts), 2))
-    for name in ("demo_scenes_new", "demo_scenes_artist"):
-        for _, members in samples(corpus / "eval" / name):
-            things = json.loads(members["json"])["things"]
-            assert not trained & set(itertools.combinations(sorted(t["concept"] for t in things), 2))
 
 
 def test_scenes_to_search_on_show_no_two_things_that_reported_ones_show_together(tmp_path: Path) -> None:

@@ -47,20 +47,14 @@ def get(server, path, timeout=10.0):
 
 
 @pytest.mark.parametrize(
-    "path", ["images/twemoji/none.png", "planted/not_found/0000.png", "images", "", "list.parquet", "images/%00.png"]
-)
+    "path",
+    ["images/none.png", "planted/not_found/0000.png", "images", "", "list.parquet", "images/%00.png",
+     "images/../list.parquet", "images/%2e%2e/list.parquet", "images//../../../../etc/passwd"],
+)  # fmt: skip
 def test_what_is_not_there_or_not_meant_to_be_seen_is_404(server, path):
     with pytest.raises(urllib.error.HTTPError) as error:
         get(server, path)
     assert error.value.code == 404
-
-
-def test_no_way_out_of_the_root(server):
-    connection = http.client.HTTPConnection("127.0.0.1", server["port"], timeout=10)
-    for path in ("/images/../list.parquet", "/images/%2e%2e/list.parquet", "/images//../../../../etc/passwd"):
-        connection.request("GET", path)
-        answer = connection.getresponse()
-        assert answer.status == 404 and b"secret" not in answer.read()
 
 
 def test_cut_off_breaks_after_part_of_the_promised_bytes(server):

@@ -68,24 +68,3 @@ def test_marian_from_shards_to_side_cars(marian_models: Path, tmp_path: Path, mo
         ["the big cat sees the dog", "the large cat sees the dog"],
     ]
     assert read_sidecar(sidecar)[0]["origins"] == ["original", "marian:de"]
-
-
-@pytest.mark.slow
-def test_a_model_of_the_hub_translates_as_in_transformers(
-    marian_models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("filip.data.engines.marian.QUANTIZATION", "float32")
-    monkeypatch.setattr("filip.data.engines.marian.BEAM", 1)
-    monkeypatch.setattr("filip.data.engines.marian.MAX_LENGTH", 14)  # the 16 below include start and end
-    for direction in ("en-de", "de-en"):
-        shutil.copytree(marian_models / direction, tmp_path / direction, ignore=shutil.ignore_patterns("ctranslate2"))
-
-    from transformers import MarianMTModel, MarianTokenizer
-
-    texts = ["the big dog likes the cat", "red house", "a tree"]
-    result = load_engine("marian", "de", str(tmp_path)).to_pivot(texts)
-    tokenizer = MarianTokenizer.from_pretrained(tmp_path / "en-de")
-    model = MarianMTModel.from_pretrained(tmp_path / "en-de").eval()
-    for text, translation in zip(texts, result, strict=True):
-        ids = model.generate(**tokenizer(text, return_tensors="pt"), num_beams=1, do_sample=False, max_length=16)
-        assert translation == tokenizer.decode(ids[0], skip_special_tokens=True).strip()

@@ -1,11 +1,10 @@
-"""kill -9 of ingest and of the stages around the download: a rerun gives the bytes of an uninterrupted run."""
+"""kill -9 of ingest: a rerun gives the bytes of an uninterrupted run."""
 
 import json
 import os
 import random
 import shutil
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,49 +13,8 @@ from PIL import Image
 
 from filip.data.cards import load_source
 from filip.data.fetching.shard_maker import SUFFIXES, ShardMaker, is_complete
-from tests.data.pair_shards import write_pairs
 from tests.data.test_ingest import contents
-from tests.support.processes import Process, kill_at_random, kill_group
-
-# in the other languages' lists no word is looked up: it takes three seconds of every start to read them
-
-
-def start(stage: str, config: str, before: str = "", **options: object) -> Process:
-    """Run a stage of filip.data, after the statements ``before``."""
-    program = f"{before}from filip.data.{stage} import {config} as C, main; from filip.cli.command import run_command; "
-    return Process(["-c", f"{program}run_command(main, C)", *(f"{name}={value}" for name, value in options.items())])
-
-
-def kill_when(running: Process, moment: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 300
-    while not moment():
-        assert running.poll() is None, "it was over before the moment came"
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-    kill_group(running)
-
-
-def timed(stage: Callable[[str], Process], out: str) -> float:
-    """Run a stage to its end and return the seconds."""
-    started = time.monotonic()
-    assert stage(out).wait(300) == 0
-    return time.monotonic() - started
-
-
-@pytest.mark.slow
-def test_scores_survive_kill_9(tmp_path: Path) -> None:
-    pairs = write_pairs(tmp_path, [40] * 8, size=64)
-    given = {"shards": pairs.source.shards, "captions": pairs.source.captions, "keep": "[phash % 2 = 0]"}
-
-    def scored(out: str) -> Process:
-        return start("score", "ScoreConfig", **given, out=tmp_path / out, processes=1)
-
-    took = timed(scored, "whole")
-    kill_when(scored("killed"), lambda: any((tmp_path / "killed").rglob("0*.parquet")))
-    kill_at_random(scored("killed"), took)
-    timed(scored, "killed")
-    one, two = (sorted((tmp_path / out).glob("*.parquet")) for out in ("whole", "killed"))
-    assert len(one) == 8 and [p.read_bytes() for p in one] == [p.read_bytes() for p in two]
+from tests.support.processes import Process, kill_at_random
 
 
 def command(out: Path, card_path: Path) -> Process:

@@ -19,7 +19,6 @@ from filip.loading.pair_index import ShardCaptions, index_source
 from filip.loading.tar_cache import TarCache
 from filip.sets.tar_index import scan_tar
 from tests.data.pair_shards import key_of, write_pairs
-from tests.support.processes import Process
 from tests.support.shards import write_sidecar
 
 
@@ -196,28 +195,6 @@ def test_a_read_only_data_set_is_indexed_elsewhere(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr("os.access", lambda path, mode: False)
     assert len(index_source(pairs.source)) == 7
     assert len(list((tmp_path / "tmp").glob("filip-index-*/*-*"))) == 1
-
-
-@pytest.mark.slow
-def test_processes_that_ask_at_once_build_one_join(tmp_path: Path) -> None:
-    pairs = write_pairs(tmp_path, [3] * 12)
-    code = (
-        "import sys; from filip.loading.config import Source\n"
-        "from filip.loading import pair_index\n"
-        "build = pair_index._build\n"
-        "def told(*arguments): print('built'); build(*arguments)\n"
-        "pair_index._build = told\n"
-        "print(len(pair_index.index_source(Source(*sys.argv[1:]))))\n"
-    )
-    logs = [tmp_path / f"log{number}" for number in range(3)]
-    for log in logs:
-        log.touch()
-    arguments = ["-c", code, pairs.source.shards, str(pairs.source.captions)]
-    running = [Process(arguments, log=log) for log in logs]
-    assert [process.wait() for process in running] == [0] * 3
-    said = [log.read_text().split() for log in logs]
-    assert [lines[-1] for lines in said] == ["36"] * 3
-    assert sum("built" in lines for lines in said) == 1
 
 
 def killed(*_: Any) -> None:

@@ -129,12 +129,6 @@ def test_crops_follow_torchvisions_distribution() -> None:
     assert (ours[:, :2] + ours[:, 2:] <= (100, 70)).all()
 
 
-@pytest.mark.parametrize("size", [(5, 400), (400, 5), (1, 1), (3, 2)])
-def test_extreme_shapes_still_crop(size: tuple[int, int]) -> None:
-    for seed in range(20):
-        assert draw(TrainTransform(16), seed, picture(*size)).shape == (16, 16, 3)
-
-
 def test_crop_resizes_as_pil_does() -> None:
     """Without flip, the pixels are those of PIL's crop and bicubic resize, to rounding."""
     transform = TrainTransform(32, AugmentConfig(False, flip_probability=0.0))
@@ -148,14 +142,9 @@ def test_an_image_is_a_function_of_its_seed_alone() -> None:
     transform = TrainTransform(32)
     random.seed(1), np.random.seed(1), torch.manual_seed(1)
     first = [draw(transform, seed) for seed in range(8)]
-    states = random.getstate(), torch.get_rng_state()
     random.seed(2), np.random.seed(2), torch.manual_seed(2)
     again = [draw(TrainTransform(32), seed) for seed in reversed(range(8))][::-1]
     assert np.array_equal(first, again) and not np.array_equal(first[0], first[1])
-    random.setstate(states[0]), torch.set_rng_state(states[1])
-    draw(transform, 3)
-    assert random.getstate() == states[0]
-    assert torch.equal(torch.get_rng_state(), states[1])
 
 
 def test_transparency_is_onto_white() -> None:

@@ -16,7 +16,6 @@ from filip.common.errors import UserError
 from filip.eval.scorer import load_scorer
 from filip.explore.gallery import Gallery, load_viewers
 from filip.explore.pictures import open_pictures
-from filip.images.rgb import IMAGE_FILES
 from filip.index import build, store
 from filip.index.store import About, Index
 from filip.search import __main__ as search
@@ -197,21 +196,6 @@ def test_the_explorer_takes_an_index_and_encodes_only_what_has_changed(tmp_path:
     index = Gallery.of(viewers, open_pictures(str(tmp_path / "index"), None, None))
     assert index.keys == folder.keys and encoded == [2]  # the new one and the one that has changed
     assert torch.allclose(index.features[0].scored, folder.features[0].scored, atol=1e-6)
-
-
-def test_pictures_of_phones_are_read_with_pillow_heif_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    model = write_model(tmp_path / "model.safetensors", "pooled")
-    write_images(tmp_path / "photos", 2)
-    if ".heic" in IMAGE_FILES:
-        Image.new("RGB", (60, 48), "red").save(tmp_path / "photos" / "IMG_1.HEIC", format="HEIF")
-        build_index(tmp_path, model)
-        assert "3 images; 3 encoded" in capsys.readouterr().err
-    else:
-        (tmp_path / "photos" / "IMG_1.HEIC").write_bytes(b"\0\0\0\x18ftypheic")
-        build_index(tmp_path, model)
-        said = capsys.readouterr().err
-        assert "2 images; 2 encoded" in said
-        assert "left out: 1 .heic (these formats are not read; `pip install pillow-heif` reads those of phones)" in said
 
 
 @pytest.mark.parametrize("size", [(8064, 6048), (12_000, 9000), (16_320, 12_240), (16_000, 700)])

@@ -142,20 +142,6 @@ def test_a_disk_that_is_not_there_makes_it_forget_nothing(tmp_path: Path) -> Non
     assert len(Index.open(tmp_path / "index")) == 10
 
 
-def test_the_model_is_found_again_from_another_folder_and_missed_when_it_has_changed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    write_model(tmp_path / "model.safetensors", "pooled")
-    write_images(tmp_path / "photos", 3)
-    monkeypatch.chdir(tmp_path)
-    build_index(tmp_path, "model.safetensors")
-    (tmp_path / "photos" / "photo #1.png").unlink()
-    monkeypatch.chdir("/")
-    search.main(search.Search(images=str(tmp_path / "index"), text="a", device="cpu"))
-    captured = capsys.readouterr()
-    assert len(captured.out.splitlines()) == 3 and "1 of these are no longer there" in captured.err
-
-
 def test_a_full_disk_is_a_sentence_and_keeps_the_index(tmp_path: Path) -> None:
     index_of(tmp_path, 6)
     index = Index.open(tmp_path / "index")

@@ -130,16 +130,6 @@ def test_the_libraries_of_two_forms_read_the_same(tmp_path: Path) -> None:
     assert {colour(picture): captions[0] for picture, captions in flickr} == by_name
 
 
-def test_a_list_in_each_split_is_a_part_of_one_set(tmp_path: Path) -> None:
-    for split, names in (("train", list(ONE)[:3]), ("test", list(ONE)[3:])):
-        images(tmp_path / split)
-        for name in set(ONE) - set(names):
-            (tmp_path / split / name).unlink()
-        lines = [json.dumps({"file_name": name, "text": ONE[name]}) for name in names]
-        save(tmp_path / split / "metadata.jsonl", "\n".join(lines))
-    assert [counted(tmp_path, split=split)[0] for split in ("train", "test", "all")] == [3, 2, 5]
-
-
 def test_a_table_of_something_else_in_a_folder_below_is_no_list(tmp_path: Path) -> None:
     place = images(tmp_path / "own")
     for name, caption in ONE.items():

@@ -206,16 +206,6 @@ def test_links_out_of_the_folder_are_counted_and_not_followed(tmp_path: Path) ->
     assert ingest(followed, IngestConfig("mine", out=str(tmp_path / "followed")))[1].n_out == 3
 
 
-def test_a_pipe_in_a_table_is_never_opened(tmp_path: Path) -> None:
-    write_images(tmp_path / "own")
-    os.mkfifo(tmp_path / "own" / "pipe.png")
-    (tmp_path / "own" / "captions.csv").write_text("image,caption\ndog.png,a dog\npipe.png,a pipe\n")
-    one = card(tmp_path / "own" / "captions.csv")
-    _, funnel = ingest(one, IngestConfig(one.name, out=str(tmp_path / "shards")))
-    assert (funnel.n_out, dict(funnel.dropped)) == (1, {"not_a_file": 1})
-    assert counted(tmp_path / "own" / "captions.csv") == (1, {"not_a_file": 1})
-
-
 def test_every_key_of_a_tar_is_accounted_for(tmp_path: Path) -> None:
     members = [("0.png", picture("dog.png")), ("0.txt", b"a dog\nthat runs")]
     members += [("1.txt", b"no picture"), ("2.heif.txt", b"no picture"), ("3.jxl", b"\0"), ("3.txt", b"a caption")]

@@ -115,21 +115,6 @@ def counted(place: Path, **settings: object) -> tuple[int, dict[str, int]]:
     return len(result), dict(result.account.counts)
 
 
-# ---- splits ------------------------------------------------------------------------------------------
-
-
-def hub(root: Path, **splits: list[str]) -> Path:
-    """Write the hub's usual layout: data/SPLIT-00000-of-00001.parquet."""
-    (root / "data").mkdir(parents=True)
-    for split, names in splits.items():
-        rows = {
-            "image": [{"bytes": picture(name), "path": name} for name in names],
-            "caption": [CAPTIONS[name][0] for name in names],
-        }
-        pq.write_table(pa.table(rows), root / "data" / f"{split}-00000-of-00001.parquet")
-    return root
-
-
 def test_a_tar_gives_the_same_captions_as_a_benchmark_and_as_a_set(tmp_path: Path) -> None:
     """Where a record has captions, as img2dataset's and Kaggle's do, they count before the text of the same name."""
     members: list[tuple[str, bytes]] = []
@@ -149,18 +134,6 @@ def test_a_tar_gives_the_same_captions_as_a_benchmark_and_as_a_set(tmp_path: Pat
     as_a_set = {colour(Image.open(io.BytesIO(images.read(item)))): item.captions for item in images.items}
     assert benchmark == as_a_set and len(benchmark) == len(CAPTIONS)
     assert ["a text", "of two lines"] in benchmark.values() and [*CAPTIONS.values()][1] in benchmark.values()
-
-
-def test_the_test_split_of_a_data_set_does_not_go_into_training(tmp_path: Path) -> None:
-    names = list(CAPTIONS)
-    place = hub(tmp_path / "own", train=names[:3], test=names[3:])
-    assert set(ingested(str(place), tmp_path / "shards")) == {COLOURS[name] for name in names[:3]}
-    assert set(evaluated(str(place))) == {COLOURS[name] for name in names[3:]}
-    assert counted(place, split="train+test") == (5, {})
-    assert counted(place, split="all") == (5, {})
-    assert counted(place) == (3, {"not_wanted": 1})  # a file
-    with pytest.raises(UserError, match="has no split validation; it has test, train"):
-        counted(place, split="validation")
 
 
 # ---- odd tables, and folders that hold more ----------------------------------------------------------

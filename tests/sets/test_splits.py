@@ -264,6 +264,7 @@ def test_each_split_has_its_own_pictures_or_is_refused(tmp_path: Path, way: str)
             assert taken(place, split=split) == expected, split
     if way == "cc3m":
         assert taken(place, split="val") == of["test"]
+        assert taken(place, split="train+val") == [*WHERE]
     if way in WITHOUT:
         assert taken(place) == [*WHERE]
     elif way != "test.csv alone":

@@ -100,7 +100,8 @@ def add_retry_pass(plan: dict[str, Any], folder: Path, columns: list[str]) -> No
         writer = None
         for shard in shards_of(last):
             table = whole_file(folder / f"{shard:05d}.parquet")
-            reasons = [reason_of(status, error)[0] for status, error in outcomes(table)]
+            outcomes = zip(table["status"].to_pylist(), table["error_message"].to_pylist(), strict=True)
+            reasons = [reason_of(status, error)[0] for status, error in outcomes]
             chosen = [row for row, reason in enumerate(reasons) if reason in TRANSIENT]
             retried = table.select(columns).take(pa.array(chosen, pa.int64()))
             for name, values in ((SHARD, [shard] * len(chosen)), (ROW, chosen)):
@@ -131,7 +132,3 @@ def retried_rows(plan: dict[str, Any], number: int) -> Iterator[tuple[int, set[i
 def shards_of(one_pass: dict[str, Any]) -> range:
     """Return the numbers of the shards of a pass."""
     return range(one_pass["first_shard"], one_pass["first_shard"] + one_pass["shards"])
-
-
-def outcomes(table: Any) -> list[tuple[str, str | None]]:
-    return list(zip(table["status"].to_pylist(), table["error_message"].to_pylist(), strict=True))

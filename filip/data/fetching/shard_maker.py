@@ -64,14 +64,6 @@ class Stored:
     original_height: int | None = None
     sha256: str | None = None  # hash of the file as it was found
 
-    @property
-    def name(self) -> str:
-        return self.error_message or self.status
-
-    def described(self, row: dict[str, Any], key: str) -> dict[str, Any]:
-        """Return the shard's facts about the image: the row of the list, its key, and the outcome."""
-        return {**row, "key": key, **{name: getattr(self, name) for name in OUTCOME.names}}
-
 
 def shard_name(shard: int) -> str:
     return f"{shard:05d}"
@@ -101,9 +93,6 @@ class ShardMaker:
 
     def __post_init__(self) -> None:
         self.resizer = CheckedResizer(self.card.download, self.card.image_rules)
-
-    def key(self, shard: int, number: int) -> str:
-        return f"{shard_name(shard)}{number:0{self.digits}d}"
 
     @contextmanager
     def staged(self, shard: int) -> Iterator[tuple[Path, InProgress]]:
@@ -151,15 +140,18 @@ class ShardMaker:
             else:
                 outcome = data or Stored(status="failed_to_download", error_message=problem)
                 outcome = self.mismatch(rows[number], outcome.sha256) or outcome
-            key = self.key(shard, number)
-            writer.write(outcome.image, key, rows[number].get("caption"), outcome.described(rows[number], key))
+            key, row = f"{shard_name(shard)}{number:0{self.digits}d}", rows[number]
+            about = {**row, "key": key, **{name: getattr(outcome, name) for name in OUTCOME.names}}
+            writer.write(outcome.image, key, row.get("caption"), about)
             counts[outcome.status] += 1
-            if len(outcomes) < MOST_OUTCOMES or outcome.name in outcomes:
-                outcomes[outcome.name] += 1
+            name = outcome.error_message or outcome.status
+            if len(outcomes) < MOST_OUTCOMES or name in outcomes:
+                outcomes[name] += 1
         writer.close()
         if counts.total() != len(rows):
             raise OSError(f"{len(rows) - counts.total()} of {len(rows)} samples were not written")
-        return {**statistics(counts), "status_dict": dict(outcomes)}
+        failed = {status: counts[status] for status in ("failed_to_download", "failed_to_resize")}
+        return {"count": counts.total(), "successes": counts["success"], **failed, "status_dict": dict(outcomes)}
 
     def mismatch(self, row: dict[str, Any], sha256: str | None) -> Stored | None:
         """Return the outcome of a file whose hash is not the list's; None if it is, or is not to be compared."""
@@ -198,16 +190,6 @@ class PassMaker(ShardMaker):
         """Yield these shards in order, each with its rows of the list."""
         parts = tables(self.listed, self.card.download.samples_per_shard, self.columns)
         yield from ((shard, rows) for shard, rows in enumerate(parts, self.first_shard) if shard in wanted)
-
-
-def statistics(counts: Counter[str]) -> dict[str, Any]:
-    """Return how many rows a shard has, and how many of each status."""
-    return {
-        "count": counts.total(),
-        "successes": counts["success"],
-        "failed_to_download": counts["failed_to_download"],
-        "failed_to_resize": counts["failed_to_resize"],
-    }
 
 
 class OrderedWriter:

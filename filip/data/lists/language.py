@@ -144,15 +144,11 @@ def are_in(captions: Sequence[str], languages: Sequence[str]) -> list[bool]:
     return [is_english or _is_among(caption, languages) for is_english, caption in zip(english, captions, strict=True)]
 
 
-def _is_chinese(caption: str) -> bool:
-    """Return whether a caption without kana has as many Chinese signs as words of other scripts."""
-    signs = len(_HAN.findall(caption))
-    return signs > 0 and signs >= len(_NOT_HAN.findall(caption)) and not _KANA.search(caption)
-
-
 def _is_among(caption: str, languages: Sequence[str]) -> bool:
-    if "zh" in languages and _is_chinese(caption):
-        return True
+    if "zh" in languages and not _KANA.search(caption):
+        signs = len(_HAN.findall(caption))
+        if signs and signs >= len(_NOT_HAN.findall(caption)):  # as many as words of other scripts
+            return True
     text = " ".join(caption.lower().split())
     labels, scores = _model().predict(text, k=CANDIDATES, threshold=LEAST)
     chances = {label.removeprefix("__label__"): float(score) for label, score in zip(labels, scores, strict=True)}
@@ -166,7 +162,8 @@ def _is_english(text: str, words: int, labels: Sequence[str], scores: Sequence[f
     english, best = chances.pop("en", 0.0), max(map(float, scores), default=0.0)
     if english >= SURE:
         return True
-    in_vocabulary = _known(text)
+    tokens = _WORD.findall(text)  # an accent is a sign of another language
+    in_vocabulary = bool(tokens) and text.isascii() and all(map(_is_one_token, tokens))
     if words <= 2:
         accepted = english >= SHORT_SCORE or in_vocabulary
         trusted = in_vocabulary
@@ -196,12 +193,6 @@ def _by_words(text: str, rivals: Sequence[str]) -> tuple[bool, float]:
     return common, lead
 
 
-def _known(text: str) -> bool:
-    """Return whether every word is one token of CLIP's vocabulary; accents are a sign of another language."""
-    words = _WORD.findall(text)
-    return bool(words) and text.isascii() and all(map(_is_one_token, words))
-
-
 _is_one_token = lru_cache(maxsize=100_000)(is_one_token)
 
 
@@ -221,7 +212,7 @@ def _list_of(language: str) -> tuple[np.ndarray, np.ndarray] | None:
     import wordfreq
 
     name = _ALIASES.get(language, language)
-    if name not in _languages():
+    if name not in wordfreq.available_languages():
         return None
     by_rank = wordfreq.get_frequency_list(name)  # by 1/10 of a decibel, from the most common
     wordfreq.get_frequency_list.cache_clear()  # it would keep every word as a string: 25 MB a language
@@ -230,10 +221,3 @@ def _list_of(language: str) -> tuple[np.ndarray, np.ndarray] | None:
     values = np.maximum(9 - np.arange(len(counts)) / 100, UNKNOWN).astype(np.float32)
     order = np.argsort(hashes)
     return hashes[order], np.repeat(values, counts)[order]
-
-
-@cache
-def _languages() -> frozenset[str]:
-    import wordfreq
-
-    return frozenset(wordfreq.available_languages())
