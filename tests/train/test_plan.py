@@ -23,8 +23,7 @@ from filip.train.plan import (
     report,
     state_bytes,
 )
-from tests.support.launched_ranks import Ranks, environment
-from tests.support.processes import run_python
+from tests.support.launched_ranks import Ranks
 from tests.support.training import kept_by_autograd
 
 HERE = Path(__file__).parent
@@ -50,13 +49,6 @@ def test_states_of_the_zero_paper() -> None:
     for stage, expected in ((1, 31.4), (2, 16.6), (3, 1.9)):
         states = state_bytes(7_500_000_000, "fp16", stage, 64)
         assert (sum(states.values()) - states["reduction buffer"]) / 1e9 == pytest.approx(expected, abs=0.06)
-
-
-@pytest.mark.slow
-def test_the_papers_sizes_are_printed_without_a_gpu() -> None:
-    done = run_python("-m", "filip.train.plan", "experiment=large", "gpus=192", variables=environment())
-    assert done.returncode == 0, done.stderr
-    assert "426,699,009 parameters" in done.stdout and "30720 pairs = 160 x 192" in done.stdout
 
 
 def test_the_plan_names_the_loss_s_share_and_its_backend(capsys: pytest.CaptureFixture[str]) -> None:
