@@ -69,18 +69,12 @@ def test_the_plan_has_the_given_resolution(capsys: pytest.CaptureFixture[str], m
     assert "not a multiple of the patch size 32" in capsys.readouterr().err
 
 
-def measured_by(world_size: int, log: Path, *what: str) -> dict:
-    return Ranks(world_size, [str(HERE / "planned_ranks.py"), *what], log).result()
-
-
 @pytest.mark.slow
 def test_ranks_hold_what_was_planned(tmp_path: Path) -> None:
-    for stage, result in measured_by(2, tmp_path / "log", "stages").items():
+    measured = Ranks(2, [str(HERE / "planned_ranks.py")], tmp_path / "log").result()
+    for stage, result in measured.items():
         for purpose, size in result["held"].items():
             assert size == pytest.approx(result["planned"][purpose], rel=0.02, abs=20_000), (stage, purpose)
-    # The plan adds up terms that do not all peak at once: activations are gone when the last gradients arrive.
-    peak = measured_by(1, tmp_path / "peak", "peak", "False")
-    assert 0.7 * peak["planned"] < peak["measured"] < 1.35 * peak["planned"], peak
 
 
 @pytest.mark.parametrize("name", ["tiny", "demo"])
