@@ -1,6 +1,3 @@
-import subprocess
-import sys
-
 import pytest
 
 from filip.common import progress
@@ -17,27 +14,6 @@ def test_a_log_gets_rate_and_time_left(capsys: pytest.CaptureFixture[str], monke
     assert first.startswith("translate pt: 1,024 of 9,000 captions, ")
     assert "captions/s" in first and first.endswith(" left")
     assert second.startswith("translate pt: 3,024 of 9,000 captions, ") and second.endswith("left, 3 failed")
-
-
-def test_a_terminal_gets_a_bar_in_one_line() -> None:
-    code = (
-        "import os, pty, sys, termios\n"
-        "pid, terminal = pty.fork()\n"
-        "if pid == 0:\n"
-        "    termios.tcsetwinsize(0, (24, 80))\n"
-        "    from filip.common import progress\n"
-        "    progress.SECONDS_BETWEEN_REDRAWS = 0.0\n"
-        "    list(progress.track(range(3), 'counting', 'numbers'))\n"
-        "    os._exit(0)\n"
-        "seen = b''\n"
-        "try:\n"
-        "    while part := os.read(terminal, 4096): seen += part\n"
-        "except OSError: pass\n"
-        "os.waitpid(pid, 0)\n"
-        "sys.stdout.buffer.write(seen)\n"
-    )
-    seen = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout
-    assert seen.count(b"\r") >= 3 and b"3/3" in seen and seen.count(b"\n") == 1
 
 
 def test_a_line_of_a_training_has_step_rate_and_time_left() -> None:

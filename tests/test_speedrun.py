@@ -100,27 +100,6 @@ def test_a_caption_names_what_is_drawn_and_an_exchange_changes_two_colours_alone
     assert ((pictures > 0).any(1) == (others > 0).any(1)).float().mean() > 0.99 and not pictures.equal(others)
 
 
-def test_the_closed_form_finds_the_scenes_and_cannot_tell_whose_colour_is_whose(world) -> None:
-    """Row nought of the board: ridge regression from random features to the bag of words, one vector a side."""
-    random = np.random.default_rng(0)
-    weights = torch.from_numpy(random.normal(0, 0.05, (432, 192))).float()
-
-    def both_sides(scenes):
-        hidden = F.relu(F.unfold(world.draw(scenes), 12, stride=12).transpose(1, 2) @ weights)
-        bags = F.one_hot(world.encode(scenes), len(world.ids)).sum(1)[:, 3:].float()
-        return torch.cat([hidden.amax(1), hidden.mean(1)], dim=1), bags
-
-    batches = [both_sides(world.training_scenes(random, 100)) for _ in range(60)]
-    x, y = torch.cat([x for x, _ in batches]), torch.cat([y for _, y in batches])
-    rare = (y.sum(0) + 1) ** -0.5
-    to_words = torch.linalg.solve(x.T @ x + 0.01 * len(x) * torch.eye(x.shape[1]), x.T @ (y - y.mean(0)))
-    tests = world.test_scenes()
-    x, y = both_sides(tests)
-    scores = F.normalize(x @ to_words * rare, dim=1) @ F.normalize(y * rare, dim=1).T
-    assert min(speedrun.recall(scores), speedrun.recall(scores.T)) > 0.9
-    assert both_sides(tests._replace(colours=tests.colours[:, [1, 0, 2]]))[1].equal(y)
-
-
 @pytest.mark.slow
 def test_it_runs_alone_and_writes_its_pictures(tmp_path: Path) -> None:
     for name in ("speedrun.py", "speedrun.npz"):
@@ -134,9 +113,3 @@ def test_it_runs_alone_and_writes_its_pictures(tmp_path: Path) -> None:
     (tmp_path / "speedrun.npz").write_bytes(b"other")
     failed = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert failed.returncode == 1 and failed.stderr.startswith("error: the SHA-256 of ")
-
-
-def test_it_is_one_file_that_needs_torch_and_numpy_alone() -> None:
-    lines = (RECORDS / "speedrun.py").read_text(encoding="utf-8").splitlines()
-    imports = {line.split()[1].split(".")[0] for line in lines if line.startswith(("import ", "from "))}
-    assert len(lines) <= 350 and imports - set(sys.stdlib_module_names) == {"numpy", "torch"}

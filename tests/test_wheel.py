@@ -109,8 +109,3 @@ print(*found.i2t.shape, *found.t2i.shape, len(model.align({str(tmp_path / "image
     )
     assert settings.splitlines()[-1] == "True"
     assert list(empty.iterdir()) == []
-
-
-def test_the_wheel_says_where_an_extra_comes_from(python: Path, wheel: Path, tmp_path: Path) -> None:
-    program = "from filip.cli.extras import how_to_install; print(how_to_install('eval'))"
-    assert run(python, "-c", program, cwd=tmp_path) == f"pip install 'filip-pretraining[eval] @ {wheel.as_uri()}'\n"

@@ -33,19 +33,6 @@ from filip.train.telemetry import Telemetry, text_line
 from filip.train.watchdog import StallAlarm, StepStatus, Watchdog
 
 
-@dataclass(frozen=True)
-class TakenStep:
-    """A step that has been taken, with its numbers still on the device: one for each name, the scale, 1 if left out."""
-
-    step: int
-    names: list[str]
-    numbers: Tensor
-    lr: float
-    loss_scale: float
-    data_wait: float  # seconds in which a rank waited for its batches, mean over ranks
-    own_wait: float  # the same on this rank; the only value here that is not the same on all
-
-
 @dataclass
 class Run:
     """Everything that a step touches."""
@@ -69,7 +56,8 @@ class Run:
     last_record: dict[str, Any] = field(default_factory=dict)
     evaluated: dict[str, float] = field(default_factory=dict)  # in the last evaluation while training
     steps_here: int = 0  # of this start
-    unread: list[TakenStep] = field(default_factory=list)
+    # steps that have been taken, with numbers still on the device: one for each name, the scale, 1 if it was left out
+    unread: list[tuple[StepStatus, list[str], Tensor]] = field(default_factory=list)
     unread_seconds: float = 0.0  # of these steps
     interval: list[StepStatus] = field(default_factory=list)  # the steps since the last line of the log
 

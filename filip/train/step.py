@@ -21,7 +21,7 @@ from filip.train.engine import Engine, to_device
 from filip.train.launcher_env import STOPPED_BY_SIGNAL, NotFiniteError
 from filip.train.losses import LossOutput
 from filip.train.ranks import from_main
-from filip.train.run import Run, TakenStep, data_problems, preview, write_interval
+from filip.train.run import Run, data_problems, preview, write_interval
 from filip.train.watchdog import StepStatus
 from late_interaction import cached_backward
 
@@ -66,15 +66,15 @@ def take_step(run: Run, batches: Iterator[Batch]) -> None:
     minutes, save_every = config.checkpoint.every_minutes, config.checkpoint.every_steps
     late = ranks.is_main and minutes > 0 and time.monotonic() - run.last_saved > 60 * minutes
     all_waited, stops, saves = ranks.sums([waited, run.stop.received is not None, late])
-    run.unread.append(
-        TakenStep(state.step, names, numbers, engine.lr, engine.loss_scale(), all_waited / ranks.world_size, waited)
-    )
+    mean_wait = all_waited / ranks.world_size
+    taken = StepStatus(state.step, engine.lr, engine.loss_scale(), data_wait=mean_wait, own_wait=waited)
+    run.unread.append((taken, names, numbers))
     saves = saves or stops or (save_every > 0 and state.step % save_every == 0)
     every = config.eval.every_steps
     evaluates = every > 0 and (state.step % every == 0 or run.is_over) and not stops
     # Device to host: the one place where a step waits for the device, and only if somebody reads its numbers now.
     reads = bool(due or saves or evaluates)
-    read = torch.cat([taken.numbers for taken in run.unread]).tolist() if reads else []
+    read = torch.cat([numbers for _, _, numbers in run.unread]).tolist() if reads else []
     seconds = time.perf_counter() - started
     state.seconds += seconds
     state.processor_seconds += time.process_time() - processor
@@ -165,25 +165,12 @@ def report(run: Run, read: list[float], due: bool) -> None:
     timed = min(len(run.unread), max(0, run.steps_here - min(UNTIMED_STEPS, run.schedule.steps // 2)))
     run.state.step_seconds = [*run.state.step_seconds, *[round(seconds, 6)] * timed][-TIMED_STEPS:]
     steps = []
-    for taken in run.unread:
-        size = len(taken.names)
-        *sums, scale, skipped = read[: size + 2]
-        read = read[size + 2 :]
-        metrics = {name: value / run.ranks.world_size for name, value in zip(taken.names, sums, strict=True)}
-        steps.append(
-            StepStatus(
-                step=taken.step,
-                loss=metrics["loss/total"],
-                logit_scale=scale,
-                loss_scale=taken.loss_scale,
-                skipped=skipped > 0,
-                seconds=seconds,
-                data_wait=taken.data_wait,
-                own_wait=taken.own_wait,
-                lr=taken.lr,
-                metrics=metrics,
-            )
-        )
+    for taken, names, _ in run.unread:
+        *sums, scale, skipped = read[: len(names) + 2]
+        read = read[len(names) + 2 :]
+        metrics = {name: value / run.ranks.world_size for name, value in zip(names, sums, strict=True)}
+        status = replace(taken, loss=metrics["loss/total"], logit_scale=scale, skipped=skipped > 0)
+        steps.append(replace(status, seconds=seconds, metrics=metrics))
     run.unread.clear()
     run.unread_seconds = 0.0
     if due and (norm := run.engine.grad_norm()) is not None:

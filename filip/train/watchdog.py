@@ -41,16 +41,16 @@ class StepStatus:
     """The figures of one optimiser step, as all ranks see it (means over ranks and over its contrastive batches)."""
 
     step: int
-    loss: float
-    logit_scale: float
+    lr: float  # the step's learning rate
     loss_scale: float
-    skipped: bool  # left out, since its gradients were not finite
+    loss: float = 0.0
+    logit_scale: float = 0.0
+    skipped: bool = False  # left out, since its gradients were not finite
     grad_norm: float | None = None  # None where nobody asked the engine
     grad_norm_spread: float | None = None  # relative difference over the ranks; None as grad_norm
     seconds: float = 0.0
     data_wait: float = 0.0  # seconds in which the ranks waited for data
     own_wait: float = 0.0  # the same on this rank; the only value here that is not the same on all
-    lr: float = 0.0  # the step's learning rate
     # by TensorBoard name, as far as this step has them
     metrics: Mapping[str, float] = field(default_factory=dict)
 

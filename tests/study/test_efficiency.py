@@ -10,7 +10,7 @@ import yaml
 
 from filip.models import TextFeatures
 from filip.study import resolve
-from filip.study.efficiency import gathered_rows, gathered_texts, kept_tokens, random_batch
+from filip.study.efficiency import gathered_rows, gathered_texts, kept_tokens
 from late_interaction import late_interaction
 from tests.support.launched_ranks import Ranks
 
@@ -58,13 +58,6 @@ def test_a_quarter_of_the_tokens_is_scored_where_the_row_says_so() -> None:
     assert kept_image.shape == (5, 9, 8) and kept_text.lengths.sum() == len(kept_text.tokens) < len(texts().tokens)
     whole = resolve("experiment=demo_efficiency")
     assert kept_tokens(whole, image, texts())[0] is image
-
-
-def test_a_random_batch_is_what_the_towers_take() -> None:
-    row = resolve("experiment=demo_efficiency")
-    batch = random_batch(row, (3, 96, 96), 6, seed=1)
-    assert batch["pixels"].shape == (6, 3, 96, 96)
-    assert batch["ids"].shape == (6, int(batch["lengths"].max())) and len(set(batch["group"].tolist())) == 6
 
 
 @pytest.mark.slow

@@ -31,7 +31,3 @@ def test_a_training_that_leaves_the_paper_shows_a_difference() -> None:
         *("token_keep_schedule", "token_keep_minimum", "token_score", "soft_targets"),
         "optimizer.temperature_lr_factor",
     }
-
-
-def test_a_row_names_a_value_that_is_not_the_papers() -> None:
-    assert paper.Row("epochs", [30, 30], [30, 29], [30, 30], "").state == "DIFFERENT"

@@ -16,8 +16,6 @@ import sys
 from hashlib import sha256
 from pathlib import Path
 
-import torch
-
 from filip.cli.command import compose_config
 from filip.common.errors import UserError
 from filip.models import save_model
@@ -25,10 +23,10 @@ from filip.train import loop, step
 from filip.train.config import TrainConfig
 from filip.train.engine import gather_to_main
 from filip.train.launcher_env import MachineError
-from filip.train.optimizers import OPTIMIZERS, OptimizerKind
+from filip.train.optimizers import OPTIMIZERS
+from tests.support.training import MOMENTUM
 
-# an optimiser that does not look at found_inf, as another package may bring one
-OPTIMIZERS["momentum"] = OptimizerKind(lambda groups, o: torch.optim.SGD(groups, o.base_lr, momentum=0.9), 4)
+OPTIMIZERS["momentum"] = MOMENTUM
 
 
 def run(overrides: list[str]) -> int:

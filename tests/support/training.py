@@ -9,9 +9,12 @@ from safetensors.torch import load_file
 from filip.cli.command import compose_config
 from filip.models import DualEncoder
 from filip.train.config import TrainConfig
+from filip.train.optimizers import OptimizerKind
 from tests.support.launched_ranks import Ranks
 
 HERE = Path(__file__).parent
+# an optimiser that does not look at found_inf, as another package may bring one
+MOMENTUM = OptimizerKind(lambda groups, o: torch.optim.SGD(groups, o.base_lr, momentum=0.9), state_bytes=4)
 
 
 def compose(*overrides: str) -> TrainConfig:

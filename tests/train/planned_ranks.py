@@ -3,14 +3,12 @@
 import gc
 import json
 import os
-import sys
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from filip.cli.command import compose_config
-from filip.common.device import peak_memory_mb
 from filip.models import build_model
 from filip.train.config import TrainConfig
 from filip.train.engine import DeepSpeedEngine, Engine, make_engine, resolve_batching
@@ -71,10 +69,6 @@ def storages(tensors: list[Tensor]) -> dict[int, int]:
     return {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
 
 
-def peak_mb(ranks: Ranks) -> float:
-    return peak_memory_mb(ranks.device) * 2**20 / 1e6
-
-
 def stages(ranks: Ranks) -> dict[str, dict]:
     result = {}
     for name in ENGINES:
@@ -86,26 +80,9 @@ def stages(ranks: Ranks) -> dict[str, dict]:
     return result
 
 
-def peak(ranks: Ranks, checkpointing: str) -> dict[str, float]:
-    config = config_of(
-        "model=small",
-        "precision=fp32",
-        "global_batch=32",
-        "model.image.layers=6",
-        "model.text.layers=3",
-        f"model.gradient_checkpointing={checkpointing}",
-    )
-    two_steps(config_of("model=tiny", "precision=fp32", "global_batch=4"), ranks)  # what is loaded at first use
-    before = peak_mb(ranks)
-    two_steps(config, ranks)
-    return {"measured": peak_mb(ranks) - before, "planned": plan_of(config, ranks).total / 1e6}
-
-
 if __name__ == "__main__":
     started = start_ranks()
-    what, *options = sys.argv[1:]
-    measured = {"stages": stages, "peak": peak}[what]
-    outcome = measured(started, *options)
+    outcome = stages(started)
     if started.is_main:
         print("RESULT", json.dumps(outcome), flush=True)
     dist.barrier()

@@ -111,13 +111,6 @@ def test_a_bad_value_is_named(overrides: list[str], sentence: str) -> None:
         compose(*overrides)
 
 
-def test_a_mistyped_term_is_answered_with_those_that_there_are() -> None:
-    with pytest.raises(UserError, match=r"no option 'tokenwise' in loss; did you mean 'token_wise'"):
-        compose("loss.tokenwise=1")
-    with pytest.raises(UserError, match=r"loss\.tokenwise: there is no such term; choose among token_wise, pooled"):
-        compose("+loss.tokenwise=1")  # Hydra's + adds it, in case that a package brings it
-
-
 def test_batch_arithmetic() -> None:
     config = compose("global_batch=96", "gradient_accumulation=2", "gradient_cache=8")
     assert resolve_batching(config, 4) == Batching(global_batch=96, per_rank=24, accumulation=2, chunk=8)

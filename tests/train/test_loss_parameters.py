@@ -8,10 +8,8 @@ from safetensors.torch import load_file
 
 from filip.common.errors import UserError
 from filip.models import build_model, load_model, load_preset, save_model
-from filip.train.engine import Batching
 from filip.train.loop import initial_model
 from filip.train.losses import Loss
-from filip.train.plan import count
 from tests.support.training import compose, largest_difference, losses, run_many, same_weights, series, train_arguments
 from tests.train.loss_batches import settings
 
@@ -87,13 +85,3 @@ def test_a_model_without_a_second_view_is_refused() -> None:
         initial_model(compose("model=tiny", *headless, "model.image.heads=2", "loss.pooled=1"))
     with pytest.raises(UserError, match=r"loss\.pooled=-1"):
         compose("loss.pooled=-1")
-
-
-def test_it_has_a_place_in_the_count() -> None:
-    off, on = (compose("model=base", f"loss.pooled={weight}") for weight in (0, 0.5))
-    batching = Batching(global_batch=8192, per_rank=1024, accumulation=1, chunk=1024)
-    plans = [count(load_preset("base"), config, batching, 8).memory for config in (off, on)]
-    # The logits' matrices take 34 bytes a pair at their peak; vectors of all ranks in fp16, our own with gradients.
-    logits, vectors = 34 * 1024 * 8192, 2 * 256 * (8192 * 2 + 1024 * 8)
-    assert plans[1]["loss"] - plans[0]["loss"] == logits + vectors
-    assert {**plans[1], "loss": 0} == {**plans[0], "loss": 0}

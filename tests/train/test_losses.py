@@ -1,16 +1,13 @@
 """The loss as a sum of named terms: weights, names, and a term added from outside."""
 
 import math
-from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
 from filip.common.errors import UserError
-from filip.common.plugins import load_plugins
 from filip.models import Encoded, PooledFeatures, TextFeatures
-from filip.train import losses
 from filip.train.engine import Batching
 from filip.train.losses import Loss, resolve_weights
 from filip.train.losses.term import WeightSchedule
@@ -101,43 +98,6 @@ def test_a_term_counts_only_in_the_steps_that_give_it_a_weight() -> None:
 def test_what_is_no_weight_is_refused(overrides: list[str], complaint: str) -> None:
     with pytest.raises(UserError, match=complaint):
         compose(*overrides)
-
-
-TERM_OF_ANOTHER_PACKAGE = """
-from filip.train.losses.term import Term, TermOutput
-
-
-def compute(batch):
-    image, text = batch.vectors
-    return TermOutput((image - text).square().sum(dim=1).mean(), {})
-
-
-DISTANCE = Term(compute, "vectors", lambda shape: 0.0, "squared distance")
-"""
-
-
-def test_a_term_of_an_installed_package_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "distance_term.py").write_text(TERM_OF_ANOTHER_PACKAGE)
-    about = tmp_path / "distance_term-1.0.dist-info"
-    about.mkdir()
-    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: distance-term\nVersion: 1.0\n")
-    (about / "entry_points.txt").write_text("[filip.losses]\ndistance = distance_term:DISTANCE\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    own = {name for name, term in losses.TERMS.items() if term.compute.__module__.startswith("filip.")}
-    result = load_plugins("filip.losses", losses.Term, own)
-    assert result.keys() - losses.TERMS.keys() == {"distance"}
-    monkeypatch.setattr(losses, "TERMS", {**losses.TERMS, **result})
-    config = compose("+loss.distance=0.5")
-    output = Loss(resolve_weights(config.loss, "token_wise"), config)(encoded(), torch.arange(4))
-    assert {"loss/token_wise", "loss/distance"} <= set(output.metrics)
-    for wrong, complaint in (
-        ("other = distance_term:compute", "is a function; it must be"),
-        ("other = distance_term:GONE", "cannot be loaded"),
-        ("pooled = distance_term:DISTANCE", "exists already"),
-    ):
-        (about / "entry_points.txt").write_text(f"[filip.losses]\n{wrong}\n")
-        with pytest.raises(UserError, match=complaint):
-            load_plugins("filip.losses", losses.Term, own)
 
 
 def test_random_tokens_are_drawn_anew_in_each_step_and_again_where_it_is_repeated() -> None:

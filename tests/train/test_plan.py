@@ -23,8 +23,7 @@ from filip.train.plan import (
     report,
     state_bytes,
 )
-from tests.support.launched_ranks import Ranks, environment
-from tests.support.processes import run_python
+from tests.support.launched_ranks import Ranks
 from tests.support.training import kept_by_autograd
 
 HERE = Path(__file__).parent
@@ -52,13 +51,6 @@ def test_states_of_the_zero_paper() -> None:
         assert (sum(states.values()) - states["reduction buffer"]) / 1e9 == pytest.approx(expected, abs=0.06)
 
 
-@pytest.mark.slow
-def test_the_papers_sizes_are_printed_without_a_gpu() -> None:
-    done = run_python("-m", "filip.train.plan", "experiment=large", "gpus=192", variables=environment())
-    assert done.returncode == 0, done.stderr
-    assert "426,699,009 parameters" in done.stdout and "30720 pairs = 160 x 192" in done.stdout
-
-
 def test_the_plan_names_the_loss_s_share_and_its_backend(capsys: pytest.CaptureFixture[str]) -> None:
     """Three products of 320 images of 49 tokens with 40,960 captions of 18, of 256 features, are 17.8 TFLOP."""
     for gpu, backend in (("v100", "tiled, since Triton"), ("h100", "triton")):
@@ -77,18 +69,12 @@ def test_the_plan_has_the_given_resolution(capsys: pytest.CaptureFixture[str], m
     assert "not a multiple of the patch size 32" in capsys.readouterr().err
 
 
-def measured_by(world_size: int, log: Path, *what: str) -> dict:
-    return Ranks(world_size, [str(HERE / "planned_ranks.py"), *what], log).result()
-
-
 @pytest.mark.slow
 def test_ranks_hold_what_was_planned(tmp_path: Path) -> None:
-    for stage, result in measured_by(2, tmp_path / "log", "stages").items():
+    measured = Ranks(2, [str(HERE / "planned_ranks.py")], tmp_path / "log").result()
+    for stage, result in measured.items():
         for purpose, size in result["held"].items():
             assert size == pytest.approx(result["planned"][purpose], rel=0.02, abs=20_000), (stage, purpose)
-    # The plan adds up terms that do not all peak at once: activations are gone when the last gradients arrive.
-    peak = measured_by(1, tmp_path / "peak", "peak", "False")
-    assert 0.7 * peak["planned"] < peak["measured"] < 1.35 * peak["planned"], peak
 
 
 @pytest.mark.parametrize("name", ["tiny", "demo"])

@@ -14,7 +14,7 @@ from filip.train.watchdog import Limits, StepStatus, Watchdog, effective_rank, i
 from tests.support.ranks import Cases, run_cases
 
 GOOD = {
-    "loss": 2.0, "grad_norm": 1.0, "logit_scale": 20.0, "loss_scale": 65536.0, "skipped": False,
+    "loss": 2.0, "grad_norm": 1.0, "logit_scale": 20.0, "loss_scale": 65536.0, "skipped": False, "lr": 1e-3,
 }  # fmt: skip
 
 

@@ -5,8 +5,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from tests.support.processes import run_python
 from workflow.gpus import LOCKS, VARIABLE, take
 from workflow.study import ROOT
@@ -63,14 +61,3 @@ def test_a_command_waits_for_a_gpu_until_its_holder_is_gone_even_if_killed(tmp_p
             assert second.stdout.readline() == "7\n"
             second.stdin.close()
             assert second.wait(60) != 2
-
-
-@pytest.mark.parametrize("missing", [None, "nvidia-smi"])
-def test_without_gpus_it_starts_at_once(tmp_path: Path, missing: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(VARIABLE, raising=False)
-    if missing:
-        monkeypatch.setenv("PATH", "/nowhere")
-    from workflow.gpus import visible
-
-    result = visible()
-    assert result == [str(number) for number in range(len(result))]

@@ -184,18 +184,6 @@ def applies(marker: Marker | None) -> bool:
     return marker is None or marker.evaluate()
 
 
-@pytest.mark.parametrize("module", ["playwright", "clip-benchmark", "ruff", "mypy"])
-def test_the_demo_installs_no_tools_of_tests_or_clusters(module: str) -> None:
-    extras, expected, seen = PROJECT["optional-dependencies"], ["demo"], set[str]()
-    while expected:
-        for line in extras[expected.pop()]:
-            requirement = Requirement(line)
-            if canonicalize_name(requirement.name) == PROJECT["name"]:
-                expected += requirement.extras
-            seen.add(canonicalize_name(requirement.name))
-    assert "snakemake" in seen and module not in seen
-
-
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

@@ -16,13 +16,6 @@ from filip.explore.export import ExplorerExport
 from workflow.study import ROOT, WorkflowStudy
 
 
-def test_every_seed_is_evaluated(demo: dict) -> None:
-    study = WorkflowStudy({**demo, "seeds": 3})
-    for protocol in ("zero_shot", "retrieval"):
-        assert {"filip", "filip_s1", "filip_s2"} <= set(study.evaluated_by(protocol))
-    assert study.evaluated_by("selection")[:4] == ["clip", "clip_s1", "clip_s2", "filip"]
-
-
 def test_a_protocol_of_one_seed_evaluates_the_first_training_of_each_run(demo: dict) -> None:
     demo["eval"]["one_seed"] = ["selection"]
     study = WorkflowStudy({**demo, "seeds": 3})

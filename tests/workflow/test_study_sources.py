@@ -1,7 +1,5 @@
 """A study's data: sources that are built here, their stages, and when those are stale."""
 
-import importlib
-import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -78,17 +76,3 @@ def test_the_files_of_a_list_are_inputs(demo: dict, tmp_path: Path) -> None:
     assert (study.data_threads, study.data_memory) == (2, "1GB")
     large = WorkflowStudy({**demo, "data": {"threads": 16, "memory": "32GB"}})
     assert (large.data_threads, large.data_memory) == (16, "32GB")
-
-
-def test_what_a_study_grants_a_data_job_reaches_its_command() -> None:
-    """Check all stages that use DuckDB; a part of the translation is a job of one thread that only reads the plan."""
-    rules = re.split(r"(?m)^(?:rule|checkpoint) ", (ROOT / "workflow/rules/data.smk").read_text())
-    commands = {rule.partition(":")[0]: re.findall(r"-m (filip\.data\.\w+)", rule) for rule in rules}
-    granted = []
-    for rule in rules:
-        for module in commands[rule.partition(":")[0]]:
-            if hasattr(importlib.import_module(module), "duckdb_io") and not rule.startswith("translate_part"):
-                assert "threads: STUDY.data_threads" in rule and " memory={params.memory:q}" in rule, rule
-                assert " threads={threads}" in rule, rule
-                granted.append(module.rpartition(".")[2])
-    assert set(granted) == {"prepare", "text_rules", "ingest", "translate"}
