@@ -106,23 +106,22 @@ def test_peers_stand_in_the_same_tables_with_the_name_of_their_weights(folder):
     assert all(cell.value is None and "not run" in cell.reason for cell in retrieval.values())
 
 
-def test_recalls_by_each_similarity_and_with_part_of_the_tokens_have_a_table(folder):
+def test_recalls_by_each_similarity_have_a_table(folder):
     by = {
         ranking: {way: {"r1": value} for way in ("i2t", "t2i")} | {"ci95": {w: {"r1": None} for w in ("i2t", "t2i")}}
         for ranking, value in (("image", 0.5), ("text", 0.25), ("mean", 0.375))
     }
-    result = recalls(0.05) | {"by": by, "text_tokens": {"without_ends": by}}
+    result = recalls(0.05) | {"by": by}
     write(folder / "eval" / "filip" / "retrieval" / "all.json", {"run": "filip", "benchmarks": {"demo_fluent": result}})
     pooled = {"scorer": "pooled", "benchmarks": {"demo_fluent": recalls(0.02)}}
     write(folder / "eval" / "clip" / "retrieval" / "all.json", pooled)
     study = changed(folder, "rankings", tables={**STUDY["tables"], "rankings": ["clip", "filip"]})
-    clip, filip, without = tables_of(folder, study)["rankings"].rows
-    assert without.label == f"{filip.label}, without [BOS] and [EOS]"
+    clip, filip = tables_of(folder, study)["rankings"].rows
     own = {clip.cells[f"demo_fluent_i2t_{ranking}"].value for ranking in by}
     assert own == {0.02}  # a pooled model has one similarity, which is shown once
     assert [bool(cell.reason) for cell in clip.cells.values()] == [True, True, False] * 2
     assert filip.cells["demo_fluent_i2t_image"].value == 0.5
-    assert without.cells["demo_fluent_t2i_text"].value == 0.25
+    assert filip.cells["demo_fluent_t2i_text"].value == 0.25
 
 
 def test_rows_that_were_evaluated_differently_are_named_below_the_table(folder):
