@@ -51,28 +51,19 @@ def _pickle(path: Path, content: Any) -> None:
     path.write_bytes(pickle.dumps(content))
 
 
-def _cifar(cls: Any, folder: str, labels: str, names: str, patch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Write the pickled batches. Their published checksums cannot fit a miniature, so the class is told other ones."""
-
-    def write(root: Path, classes: list[str]) -> None:
-        base = root / folder
-        order = list(range(len(classes)))
-        pixels = np.stack([np.asarray(shown(i, 32)).transpose(2, 0, 1).reshape(-1) for i in order])
-        test = {"data": pixels, labels: order}
-        for name, _ in cls.train_list:
-            _pickle(base / name, {"data": pixels[1::-1], labels: order[1::-1]})
-        for name, _ in cls.test_list:
-            _pickle(base / name, test)
-        _pickle(base / cls.meta["filename"], {names: classes})
-        for listing in ("train_list", "test_list"):
-            patch.setattr(cls, listing, [[n, _md5(base / n)] for n, _ in getattr(cls, listing)])
-        patch.setattr(cls, "meta", {**cls.meta, "md5": _md5(base / cls.meta["filename"])})
-
-    return write
-
-
 def cifar10(root: Path, classes: list[str], patch: pytest.MonkeyPatch) -> None:
-    _cifar(datasets.CIFAR10, "cifar-10-batches-py", "labels", "label_names", patch)(root, classes)
+    """Write the pickled batches. Their published checksums cannot fit a miniature, so the class is told other ones."""
+    cls: Any = datasets.CIFAR10
+    base, order = root / "cifar-10-batches-py", list(range(len(classes)))
+    pixels = np.stack([np.asarray(shown(i, 32)).transpose(2, 0, 1).reshape(-1) for i in order])
+    for name, _ in cls.train_list:
+        _pickle(base / name, {"data": pixels[1::-1], "labels": order[1::-1]})
+    for name, _ in cls.test_list:
+        _pickle(base / name, {"data": pixels, "labels": order})
+    _pickle(base / cls.meta["filename"], {"label_names": classes})
+    for listing in ("train_list", "test_list"):
+        patch.setattr(cls, listing, [[n, _md5(base / n)] for n, _ in getattr(cls, listing)])
+    patch.setattr(cls, "meta", {**cls.meta, "md5": _md5(base / cls.meta["filename"])})
 
 
 def stanford_cars(root: Path, classes: list[str], patch: pytest.MonkeyPatch) -> None:

@@ -119,11 +119,3 @@ def test_models_are_drawn_side_by_side(tmp_path):
         draw("alignment", *argv, "labels=[CLIP]")
     draw("alignment", *argv, "labels=[CLIP,FILIP]", "columns=5")
     assert Image.open(picture).width == 4 * 320 + 5 * 26  # two comparisons in a row
-
-
-def test_the_heat_of_a_word_is_where_it_is():
-    encoder = ColourBlind()
-    image = square("red", 16, 0)
-    (result,) = word_patches(encoder, encoder.transform(image).unsqueeze(0), ["red"], Prompt("a ", " one"))
-    heat = result.heat()
-    assert heat[:2, 2:].min() > heat[2:].max() and heat[:2, 2:].min() > heat[:2, :2].max()

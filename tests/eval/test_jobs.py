@@ -1,21 +1,17 @@
 """A study's evaluation of a model: by all protocols, a file for each result, where data may be missing."""
 
-import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
 from filip.cli.command import run_command
 from filip.eval.__main__ import Evaluation, main
-from filip.eval.picture import main as picture
-from filip.eval.pictures.alignment import AlignmentSheet
 from filip.report.results import Results
 from filip.report.rows import build_tables
 from filip.study import Study
-from tests.eval.miniature import run_protocol, write_model, write_webdataset
+from tests.eval.miniature import write_model, write_webdataset
 
 ROOT = Path(__file__).parents[2]
 TASKS = ["demo_food", "demo_skin_tone", "demo_animals"]
@@ -32,13 +28,6 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_webdataset(folder / name, None, [[f"{name} {i}", "more"][: 1 + i % 2] for i in range(12)])
     write_model(folder / "m.safetensors")
     return folder
-
-
-def run(protocol: str, root: Path, out: Path, cards: list[str], *more: str) -> dict[str, Any]:
-    given = [f"model={root}/m.safetensors", f"root={root}", f"data=[{','.join(cards)}]", f"out={out}"]
-    run_protocol(protocol, [*given, *more])
-    result: dict[str, Any] = json.loads(out.read_text())
-    return result
 
 
 def evaluate(root: Path, out: Path, cards: list[str], *more: str) -> None:
@@ -83,11 +72,3 @@ def test_a_missing_data_set_costs_its_cell_and_no_other_until_it_is_there(root: 
     again = build_tables(Study(config), Results(tmp_path / "results"), {})["zero_shot"].rows[0].cells
     assert [again[card].value is not None for card in TASKS] == [True, True, True]
     assert again["demo_food"].value == cells["demo_food"].value
-
-
-def test_a_sheet_of_pictures_without_data_says_so(root: Path, tmp_path: Path) -> None:
-    given = [f"model={root}/m.safetensors", f"root={root}", "data=[demo_unseen]", "missing=skip"]
-    run_command(picture, AlignmentSheet, argv=[*given, f"out={tmp_path}/sheet.png"])
-    assert (tmp_path / "sheet.png").is_file()
-    result = run("retrieval", root, tmp_path / "a.json", ["demo_unseen"], "missing=skip")
-    assert result["benchmarks"] == {} and "no data set at" in result["skipped"]["demo_unseen"]

@@ -114,10 +114,3 @@ def test_a_score_without_ends_is_the_mean_over_the_other_tokens(tmp_path):
         products = images.double() @ inner.double().T
         assert without.t2i[:, number].double() == pytest.approx(products.amax(1).mean(1), abs=1e-6)
         assert without.i2t[:, number].double() == pytest.approx(products.amax(2).mean(1), abs=1e-6)
-
-
-def test_a_pooled_model_has_no_tokens_to_leave_out(tmp_path):
-    scorer = load_scorer(write_model(tmp_path / "m.safetensors", "pooled"))
-    scorer.text_tokens = "content"
-    with pytest.raises(UserError, match="has one vector a text"):
-        scorer.encode_texts(["a cat"])

@@ -1,6 +1,5 @@
 """Dense protocols: each patch's class against maps of classes."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,6 @@ from filip.eval.cards import load_card
 from filip.eval.formats import open_set
 from filip.eval.prompts import Prompt
 from filip.eval.protocols.segmentation import segment
-from tests.eval.miniature import run_protocol, write_model
 from tests.eval.test_alignment import COLOURS, ColourBlind
 from tests.eval.test_own_data import save
 
@@ -105,16 +103,6 @@ def test_patches_choose_from_the_classes_that_their_image_has(tmp_path: Path) ->
     assert actual["pixels"] == pytest.approx(0, abs=0.01)
     assert actual["present"]["pixels"] == pytest.approx(1, abs=0.01) and actual["present"]["chance"] == 1 / 2
     assert actual["present"]["miou"] == pytest.approx(1, abs=0.01)
-
-
-def test_as_a_command_on_a_model_and_on_a_pooled_one_by_its_own_projections(tmp_path: Path) -> None:
-    card = squares(tmp_path)
-    for interaction in ("token_wise", "pooled"):
-        model = write_model(tmp_path / f"{interaction}.safetensors", interaction)
-        given = [f"model={model}", f"root={tmp_path}", f"data=[{card}]", f"out={tmp_path}/{interaction}.json"]
-        run_protocol("segmentation", given)
-        result = json.loads((tmp_path / f"{interaction}.json").read_text())["benchmarks"]["squares"]
-        assert 0 <= result["miou"] < 1
 
 
 @pytest.mark.parametrize(("name", "classes"), [("voc20", 20), ("context59", 59), ("ade150", 150)])

@@ -19,7 +19,6 @@ from filip.explore.export import main as export
 from filip.explore.names import named_things
 from filip.explore.outlines import outlines
 from filip.explore.packing import pack
-from filip.explore.pictures import open_pictures
 from late_interaction import score
 from tests.eval.miniature import picture, write_model
 from tests.explore.conftest import CAPTIONS, Prepared
@@ -38,15 +37,6 @@ def data_of(page: Path) -> dict:
 
 def floats(text: str) -> np.ndarray:
     return np.frombuffer(base64.b64decode(text), "<f4")
-
-
-def test_packed_vectors_are_off_by_at_most_half_a_step_each() -> None:
-    vectors = F.normalize(torch.randn(300, 64, generator=torch.Generator().manual_seed(0)), dim=1)
-    integers, scales = pack(vectors)
-    assert integers.dtype == torch.int8 and int(integers.abs().max()) == 127
-    assert bool(((unpack(integers, scales) - vectors).abs() <= scales[:, None] / 2 + 1e-7).all())
-    for against in (None, torch.zeros(3, 8), vectors[:1, :8]):
-        assert torch.equal(unpack(*pack(torch.zeros(2, 8), against)), torch.zeros(2, 8)), "nothing is divided by zero"
 
 
 def test_the_8_bit_ranking_has_the_same_first_image_for_99_texts_of_100() -> None:
@@ -148,17 +138,3 @@ def test_an_outline_encloses_what_is_in_the_mask_of_the_middle_square() -> None:
         drawn = ImageChops.logical_xor(drawn, one)
     assert len(re.findall("M", result["spots"])) > 5
     assert (np.asarray(drawn)[4::8, 4::8] == inside[:, 16:80]).all(), "the middle of every cell"
-
-
-def test_a_folder_is_never_left(tmp_path: Path) -> None:
-    inside = tmp_path / "photos"
-    (inside / ".hidden").mkdir(parents=True)
-    picture(1).save(inside / "a.png")
-    picture(2).save(tmp_path / "secret.png")
-    picture(3).save(inside / ".hidden" / "h.png")
-    (tmp_path / "secret.txt").write_text("a password")
-    (inside / "link.png").symlink_to(tmp_path / "secret.png")
-    (inside / "up").symlink_to(tmp_path)
-    (inside / "a.txt").symlink_to(tmp_path / "secret.txt")
-    results = list(open_pictures(str(inside), None, None))
-    assert [(one.key, one.captions) for one in results] == [("a.png", [])]

@@ -54,8 +54,6 @@ assert torch.allclose(found.loss, (cross(found.logits_per_image, pairs) + cross(
 found.loss.backward()
 alone = model(pixel_values=inputs["pixel_values"])
 assert alone.logits_per_image is None and torch.equal(alone.image_embeds, found.image_embeds)
-ids = processor(text=texts[:1])["input_ids"]
-assert torch.equal(model.get_text_features(ids), model.get_text_features(ids, torch.ones_like(ids)))
 padded = processor(text=["a red square", "red"])
 without = model.get_text_features(padded["input_ids"])
 assert torch.equal(without, model.get_text_features(padded["input_ids"], padded["attention_mask"]))
@@ -63,11 +61,7 @@ half = AutoModel.from_pretrained(folder, trust_remote_code=True, dtype=torch.bfl
 assert torch.allclose(half(**inputs).image_embeds.float(), found.image_embeds, atol=0.05)
 for given in (np.asarray(shown[0]), torch.from_numpy(np.asarray(shown[0])).movedim(-1, 0)):
     assert torch.equal(processor(images=given)["pixel_values"], inputs["pixel_values"][:1])
-shown[0].save("rgb.png")
-assert torch.equal(processor(images="rgb.png")["pixel_values"], inputs["pixel_values"][:1])
-assert isinstance(processor(images=shown, return_tensors="np")["pixel_values"], np.ndarray)
-for size in (64, {{"height": 64, "width": 64}}, {{"shortest_edge": 64}}):
-    assert processor(images=shown, size=size)["pixel_values"].shape == (2, 3, 64, 64)
+assert processor(images=shown, size={{"height": 64, "width": 64}})["pixel_values"].shape == (2, 3, 64, 64)
 assert processor(text=texts, padding="max_length", max_length=20)["input_ids"].shape == (2, 20)
 for prepare in (processor, processor.image_processor):
     try:

@@ -91,14 +91,6 @@ def test_float32_is_multiplied_as_such_always(backend: str, setting: str) -> Non
     torch.testing.assert_close(result, plain, rtol=0, atol=bound)
 
 
-def test_tokens_of_two_dtypes_meet_in_the_wider() -> None:
-    problem = random_problem(3, 4, [2, 5], 16)
-    image = problem.image_tokens.bfloat16()
-    mixed = late_interaction(image, *problem[1:], backend="tiled")
-    expected = late_interaction(image.float(), *problem[1:], backend="tiled")
-    assert torch.equal(mixed.i2t, expected.i2t)
-
-
 @pytest.mark.parametrize("backend", ["reference", "tiled", "auto"])
 def test_a_nan_is_not_hidden(backend: str) -> None:
     """A model that has diverged must show it: the loss scaler of fp16 training watches for it."""

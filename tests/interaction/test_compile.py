@@ -75,18 +75,6 @@ def test_what_is_frozen_recomputed_or_masked_is_so_in_a_graph() -> None:
         torch.testing.assert_close(result, loss_and_gradients(loss, problem, frozen), rtol=0, atol=0)
 
 
-def test_without_a_gradient_a_graph_saves_no_maps(monkeypatch: pytest.MonkeyPatch) -> None:
-    from late_interaction import tiled
-
-    saved: list[bool] = []
-    original = tiled.forward
-    monkeypatch.setattr(tiled, "forward", lambda *inputs: saved.append(inputs[1]) or original(*inputs))
-    compiled = torch.compile(late_interaction, fullgraph=True, backend="aot_eager")
-    problem = random_problem(2, 3, [2, 4], 8)
-    compiled(*problem, backend="tiled")
-    assert saved == [False]
-
-
 def test_the_module_is_compiled_whole() -> None:
     problem = random_problem(4, 6, [3, 5, 2, 7], 16)
     ids = torch.tensor([1, 2, 1, 3])

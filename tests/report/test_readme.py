@@ -1,12 +1,10 @@
 """README's first table: written by a command, and README has what that command writes."""
 
-import itertools
 from itertools import pairwise
 from pathlib import Path
 
-from bench.readme import BEGIN, BINDING_COLUMNS, END, ROWS, Readme, binding_block, binding_figure, main, results_block
+from bench.readme import BEGIN, END, ROWS, Readme, main, results_block
 from filip.cli.command import run_command
-from filip.common.files import write_json
 from filip.report.results import Results
 from filip.report.table import Cell, Column, Less, Row, Table
 from filip.study import load_study
@@ -59,35 +57,6 @@ def test_the_table_has_chance_all_runs_and_each_less_the_one_before() -> None:
     assert lines[0][1:] == ["0.1", *values, *["+9.4 [8.0, 11.0]"] * 2]
     assert lines[-1][-1] == "+0.1 [−2.0, 3.0]"
     assert "From `make demo`, in percent: one training of each model" in block()
-
-
-def test_the_table_of_binding_has_each_model_with_its_numbers_and_seconds(tmp_path: Path) -> None:
-    study = load_study(ROOT / "workflow/config/binding.yaml")
-    models = {
-        "clip": {"interaction": "pooled", "pooling": "attention"},
-        "heads": {"interaction": "pooled", "pooling": "heads", "pool_queries": 16},
-        "filip": {"interaction": "token_wise"},
-    }
-    image = {"image_size": 96, "stem": "a", "stem_stride": 16}
-    for run, seconds in itertools.product(models, (40, 41)):
-        model = {"embed_dim": 128, "image": image, **models[run]}
-        result = {"processor_seconds": seconds, "config": {"model": model}}
-        member = run if seconds == 40 else f"{run}_s1"
-        write_json(tmp_path / "models" / f"{member}.json", result)
-    write_json(tmp_path / "eval" / "ridge" / "retrieval" / "binding_new.json", {"numbers": "424", "benchmarks": {}})
-    found: dict[str, Table] = {}
-    for _, name, column in BINDING_COLUMNS:
-        runs = [*study.runs, *(["ridge"] if name != "scene_pointing" else [])]
-        table = found.setdefault(name, Table(name, "", [], [Row(run, "ours", {}, run=run) for run in runs]))
-        for row in table.rows:
-            row.cells[column] = Cell(0.5, 0.001, 1000, [0.4, 0.6], 5)
-    text = binding_block(study, found, Results(tmp_path))
-    lines = {line[0]: line[1:] for line in rows(text)[2:]}
-    assert lines["ridge to words"] == ["424", "", *["50.0 [40.0, 60.0]"] * 3, "–"]
-    assert [lines[study.label(run)][:2] for run in models] == [["128", "40"], ["2,048", "40"], ["36 x 128", "40"]]
-    drawn = {label.get_text() for label in binding_figure(study, found, Results(tmp_path)).axes[0].get_legend().texts}
-    assert {f"{study.label(run)}: 40 s" for run in models} <= drawn
-    assert "From `make run STUDY=binding SEEDS=2` and" in text and "means of 2 trainings" in text.replace("\n", " ")
 
 
 def test_the_command_writes_table_and_picture(folder: Path, tmp_path: Path) -> None:

@@ -54,13 +54,6 @@ def test_a_difference_stands_below_its_row(folder):
     assert float(result["less"]) == less.effect and result["less_holds"] == result["leads"] == "True"
 
 
-def test_why_cells_are_empty_is_said_once_below_the_table(folder):
-    table = tables_of(folder)["component_ablation"]
-    for form, mark in (("html", "<sup>a</sup>"), ("markdown", "<sup>a</sup>"), ("text", "(a)")):
-        text = shown(table, form)
-        assert text.count(mark) == 4 and len(re.findall(r"\ba: not run: no", text)) == 1
-
-
 def test_latex_escapes_and_has_as_many_columns_in_each_line(folder):
     text = shown(tables_of(folder)["zero_shot"], "latex")
     assert r"FILIP (all) 100 \% \& more" in text

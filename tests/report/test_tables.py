@@ -7,11 +7,9 @@ import numpy as np
 import pytest
 import yaml
 
-from filip.common.errors import UserError
 from filip.common.table_writer import FORMS, render
 from filip.report.findings import findings
 from filip.report.table import Cell, average, combine
-from filip.study import load_study
 from tests.report.results import EVAL, STUDY, add_seeds, cells, changed, recalls, tables_of, task, training, write
 
 STUDIES = sorted((EVAL.parent / "workflow" / "config").glob("*.yaml"))
@@ -106,23 +104,22 @@ def test_peers_stand_in_the_same_tables_with_the_name_of_their_weights(folder):
     assert all(cell.value is None and "not run" in cell.reason for cell in retrieval.values())
 
 
-def test_recalls_by_each_similarity_and_with_part_of_the_tokens_have_a_table(folder):
+def test_recalls_by_each_similarity_have_a_table(folder):
     by = {
         ranking: {way: {"r1": value} for way in ("i2t", "t2i")} | {"ci95": {w: {"r1": None} for w in ("i2t", "t2i")}}
         for ranking, value in (("image", 0.5), ("text", 0.25), ("mean", 0.375))
     }
-    result = recalls(0.05) | {"by": by, "text_tokens": {"without_ends": by}}
+    result = recalls(0.05) | {"by": by}
     write(folder / "eval" / "filip" / "retrieval" / "all.json", {"run": "filip", "benchmarks": {"demo_fluent": result}})
     pooled = {"scorer": "pooled", "benchmarks": {"demo_fluent": recalls(0.02)}}
     write(folder / "eval" / "clip" / "retrieval" / "all.json", pooled)
     study = changed(folder, "rankings", tables={**STUDY["tables"], "rankings": ["clip", "filip"]})
-    clip, filip, without = tables_of(folder, study)["rankings"].rows
-    assert without.label == f"{filip.label}, without [BOS] and [EOS]"
+    clip, filip = tables_of(folder, study)["rankings"].rows
     own = {clip.cells[f"demo_fluent_i2t_{ranking}"].value for ranking in by}
     assert own == {0.02}  # a pooled model has one similarity, which is shown once
     assert [bool(cell.reason) for cell in clip.cells.values()] == [True, True, False] * 2
     assert filip.cells["demo_fluent_i2t_image"].value == 0.5
-    assert without.cells["demo_fluent_t2i_text"].value == 0.25
+    assert filip.cells["demo_fluent_t2i_text"].value == 0.25
 
 
 def test_rows_that_were_evaluated_differently_are_named_below_the_table(folder):
@@ -145,17 +142,6 @@ def test_combine_and_average_of_incomplete_cells():
     assert both.ci95 == pytest.approx([0.3 - 0.1 / 2**0.5, 0.3 + 0.1 / 2**0.5])
 
 
-def test_mistakes_are_named(tmp_path, folder):
-    with pytest.raises(UserError, match="the studies lie in workflow/config"):
-        load_study(tmp_path / "none.yaml")
-    (tmp_path / "x.yaml").write_text("a: 1")
-    with pytest.raises(UserError, match="no key `study`"):
-        load_study(tmp_path / "x.yaml")
-    (folder / "eval" / "clip" / "zero_shot" / "all.json").write_text("{")
-    with pytest.raises(UserError, match=r"all\.json is not valid JSON"):
-        tables_of(folder)
-
-
 @pytest.mark.parametrize("study", STUDIES, ids=lambda path: path.stem)
 def test_every_study_of_the_repository_makes_its_tables(tmp_path, study):
     """Before anything has run, all tables are empty, each cell with a reason."""
@@ -164,21 +150,6 @@ def test_every_study_of_the_repository_makes_its_tables(tmp_path, study):
         assert ours and all(cell.reason and cell.value is None for cell in ours)
         for form in FORMS:
             assert render(table.grid(), form)
-
-
-@pytest.fixture
-def probed(folder: Path) -> Path:
-    """Write linear probes of one run on both benchmarks."""
-    entry = {**task(0.5), "protocol": "5-fold cross-validation"}
-    both = {"demo_food": entry, "demo_animals": entry}
-    write(folder / "eval" / "clip" / "linear_probe" / "all.json", {"benchmarks": both})
-    return folder
-
-
-def test_the_linear_probe_has_a_table_that_states_its_splits(probed):
-    table = tables_of(probed, changed(probed, "probe", tables={"linear_probe": ["clip"]}))["linear_probe"]
-    assert cells(table, "baseline (CLIP)")["average"].value == pytest.approx(0.5)
-    assert any("5-fold" in note for note in table.notes)
 
 
 @pytest.mark.usefixtures("one_training_is_enough")

@@ -95,8 +95,7 @@ class ReportTable:
     heading: its title. notes: sentences below it. average: whether the mean of the first column over several benchmarks
     is a column too. published: the blocks of ``eval/published.yaml`` with its published rows, and the section of each.
     by_tuning: whether fine-tuned models are in a section of their own, with the benchmarks that they were tuned for.
-    card_notes: whether the notes of the benchmarks' cards are below it. rows: splits a benchmark's numbers into those
-    of several rows, by what follows the run's label; None: one row.
+    card_notes: whether the notes of the benchmarks' cards are below it.
     """
 
     heading: str
@@ -106,7 +105,6 @@ class ReportTable:
     published: Mapping[str, str] = field(default_factory=dict)
     by_tuning: bool = False
     card_notes: bool = False
-    rows: Callable[[Numbers], dict[str, Numbers]] | None = None
 
 
 @dataclass(frozen=True)

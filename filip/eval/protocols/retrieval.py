@@ -26,11 +26,9 @@ from filip.eval.outcomes import Outcomes, Record
 from filip.eval.prompts import Prompt, load_retrieval_prompts
 from filip.eval.protocols import Column, Numbers, Protocol, ReportTable
 from filip.eval.scorer import RANKING_TITLES, RANKINGS, Scorer, Texts, ranking
-from filip.eval.text_tokens import CHOICES
 
 KS = (1, 5, 10)
 WAYS = {"i2t": "image → text", "t2i": "text → image"}
-TOKENS = {"without_ends": ", without [BOS] and [EOS]", "content": ", words that name something"}
 
 
 @dataclass
@@ -43,10 +41,6 @@ class RetrievalSettings:
     )
     rank_images_by: str = option(
         "text", "text to image ranks by: image (s^I), text (s^T) or mean of both", choices=RANKINGS
-    )
-    compare_text_tokens: list[str] = option(
-        [],
-        "token-wise models: benchmarks to rank also without [BOS] and [EOS], and by content words alone; [all] = each",
     )
     ties: str = option(
         "expected",
@@ -116,8 +110,6 @@ def retrieval_benchmark(
         result |= patch_cosine(found.images)
     chosen, by = _exact(scorer, found, for_texts, for_images, settings)
     result |= by
-    if scorer.token_wise and {card.name, "all"} & set(settings.compare_text_tokens):
-        result["text_tokens"] = _by_text_tokens(scorer, found, prompts, texts, settings)
     _record(record, card.name, found, chosen)
     return result | chosen.table
 
@@ -199,20 +191,6 @@ def _exact(
     return chosen, {"by": tables}
 
 
-def _by_text_tokens(
-    scorer: Scorer, found: _Collected, prompts: tuple[Prompt, Prompt], encoded: list[Texts], settings: RetrievalSettings
-) -> dict[str, Any]:
-    """Return {choice of the texts' tokens: recalls by each ranking}. encoded: the captions in each distinct prompt."""
-    tables = {}
-    for choice in CHOICES[1:]:
-        texts = [
-            scorer.with_tokens([prompt.fill(caption) for caption in found.captions], one, choice)
-            for prompt, one in zip(dict.fromkeys(prompts), encoded, strict=True)
-        ]
-        tables[choice] = _exact(scorer, found, texts[0], texts[-1], settings)[1]["by"]
-    return tables
-
-
 @dataclass
 class Recalls:
     """Recalls both ways. table: for the result file. hits: for "i2t" [images, len(KS)], for "t2i" [texts, len(KS)]."""
@@ -243,14 +221,6 @@ def recalls(rank_texts: Tensor, rank_images: Tensor, owner: Tensor, ties: str = 
         table["chance"][way] = dict(zip(names, chance, strict=True))
         table["ci95"][way] = {name: list(mean_interval(hits[:, i], clusters=cluster)) for i, name in enumerate(names)}
     return Recalls(table, {way: hits for way, (hits, _, _) in ways.items()})
-
-
-def by_tokens(numbers: Numbers) -> dict[str, Numbers]:
-    """Return the numbers with recalls by each similarity: of all tokens (""), and of each choice that was compared."""
-    tables = {"": numbers.get("by") or dict.fromkeys(RANKINGS, numbers)}  # a pooled model has one similarity
-    compared = numbers.get("text_tokens", {})
-    tables |= {label: compared[choice] for choice, label in TOKENS.items() if choice in compared}
-    return {label: {**numbers, "by": table} for label, table in tables.items()}
 
 
 PROTOCOL = Protocol(
@@ -301,9 +271,8 @@ PROTOCOL = Protocol(
             (
                 "s^I is the mean over patches of the best word, s^T the mean over words of the best patch; the paper "
                 "leaves open which of them ranks. The table of retrieval ranks texts by s^I and images by s^T.",
-                "A pooled model has one similarity, and no tokens to leave out.",
+                "A pooled model has one similarity.",
             ),
-            rows=by_tokens,
         )
     },
     prepare=card_prompts,

@@ -9,7 +9,8 @@ from typing import Any
 from filip.common.table_writer import differing
 from filip.eval.benchmark import BenchmarkCard
 from filip.eval.protocols import Column as Number
-from filip.eval.protocols import ReportTable, protocol_of
+from filip.eval.protocols import protocol_of
+from filip.eval.scorer import RANKINGS
 from filip.report.results import Results
 from filip.report.table import Cell, Column, Row, Table, average, combine, published_cell
 from filip.study import Study
@@ -114,25 +115,21 @@ class Inputs:
         numbers: dict[str, Any] | None = result.get("benchmarks", {}).get(benchmark)
         return numbers
 
-    def cell(self, run: str, figure: Figure, table: str = "", part: str = "") -> Cell:
-        """Return a figure of a run, the mean over its seeds. part: the row, where the table has several for a run."""
+    def cell(self, run: str, figure: Figure) -> Cell:
+        """Return a figure of a run, the mean over its seeds."""
         members = self.study.replicas(run, figure.protocol)
-        cell = combine([self._cell(member, figure, table, part) for member in members])
+        cell = combine([self._cell(member, figure) for member in members])
         results = [self.results.evaluation(member, figure.protocol) or {} for member in members]
         if figure.column.similarity not in ("", "mean") and any(one.get("scorer") == "pooled" for one in results):
             cell = replace(cell, reason=cell.reason or "a pooled model has one similarity")
         return cell
 
-    def _cell(self, run: str, figure: Figure, table: str = "", part: str = "") -> Cell:
+    def _cell(self, run: str, figure: Figure) -> Cell:
         numbers = self.numbers(run, figure.protocol, figure.benchmark)
         if numbers is None:
             return Cell(reason=self.why_empty(run, figure.protocol, figure.benchmark))
-        protocol = protocol_of(figure.protocol)
-        if table in protocol.more and (split := protocol.more[table].rows):
-            numbers = split(numbers).get(part)
-            if numbers is None:
-                return Cell(reason="not evaluated")
-        value = protocol.measure(figure.column, numbers)
+        numbers = {"by": dict.fromkeys(RANKINGS, numbers), **numbers}  # a pooled model has one similarity
+        value = protocol_of(figure.protocol).measure(figure.column, numbers)
         interval = list(value.interval) if value.interval else None
         return Cell(None if value.reason else value.value, value.chance, value.n, interval, reason=value.reason)
 
@@ -171,14 +168,22 @@ def build(inputs: Inputs, name: str, protocol: str) -> Table:
     """Build the table ``name`` of a protocol: its columns on each benchmark, a row for each run, the published rows."""
     declared = protocol_of(protocol)
     table = declared.more.get(name, declared.table)
-    figures = inputs.figures(protocol, name, _benchmarks(inputs, name, protocol, table))
+    figures = inputs.figures(protocol, name)
     columns = [inputs.column(figure) for figure in figures]
     averaged = table.average and len(figures) > 1
     if averaged:
         for column in columns:
             column.headline = False
         columns.append(inputs.average_column(protocol, "average", "mean"))
-    rows = [row for run in inputs.study.rows(name) for row in _rows(inputs, run, name, protocol, table, figures)]
+    rows: list[Row] = []
+    for run in inputs.study.rows(name):
+        if table.by_tuning and run in inputs.study.fine_tunes:
+            rows += _fine_tuned(inputs, run, figures)
+            continue
+        cells = {figure.key: inputs.cell(run, figure) for figure in figures}
+        if table.average:
+            cells["average"] = inputs.average_cell(run, protocol)
+        rows.append(inputs.row(run, cells, ZERO_SHOT if table.by_tuning else ""))
     published = [
         row
         for block, section in table.published.items()
@@ -198,37 +203,6 @@ def build(inputs: Inputs, name: str, protocol: str) -> Table:
         notes += warnings(inputs, protocol, inputs.study.rows(name))
         notes += differences(inputs, protocol, inputs.study.rows(name))
     return Table(name, table.heading, columns, rows, notes)
-
-
-def _benchmarks(inputs: Inputs, name: str, protocol: str, table: ReportTable) -> list[str]:
-    """Return the benchmarks of a table: where it splits numbers into rows, those with the most rows."""
-    benchmarks = inputs.study.benchmarks(protocol)
-    runs = inputs.study.rows(name)
-    parts = {one: len(_parts(inputs, table, protocol, runs, [one])) for one in benchmarks}
-    return [one for one in benchmarks if parts[one] == max(parts.values())]
-
-
-def _parts(inputs: Inputs, table: ReportTable, protocol: str, runs: list[str], benchmarks: list[str]) -> list[str]:
-    """Return what follows the label of each row that any of these runs has on any of these benchmarks."""
-    if table.rows is None:
-        return [""]
-    members = [member for run in runs for member in inputs.study.replicas(run, protocol)]
-    found = [inputs.numbers(member, protocol, benchmark) for member in members for benchmark in benchmarks]
-    return list(dict.fromkeys(["", *(part for numbers in found if numbers for part in table.rows(numbers))]))
-
-
-def _rows(inputs: Inputs, run: str, name: str, protocol: str, table: ReportTable, figures: list[Figure]) -> list[Row]:
-    """Return the rows of a run: one for each part of its numbers, or for benchmarks of its fine-tuning and others."""
-    if table.by_tuning and run in inputs.study.fine_tunes:
-        return _fine_tuned(inputs, run, figures)
-    benchmarks = list(dict.fromkeys(figure.benchmark for figure in figures))
-    rows = []
-    for part in _parts(inputs, table, protocol, [run], benchmarks):
-        cells = {figure.key: inputs.cell(run, figure, name, part) for figure in figures}
-        if table.average:
-            cells["average"] = inputs.average_cell(run, protocol)
-        rows.append(inputs.row(run, cells, ZERO_SHOT if table.by_tuning else "", suffix=part))
-    return rows
 
 
 def _fine_tuned(inputs: Inputs, run: str, figures: list[Figure]) -> list[Row]:
