@@ -27,6 +27,7 @@ DEPENDENCIES = [
     "numpy>=1.26,<3",
     "scipy>=1.11,<2",  # the parts of a picture in which a word stands out
     "pillow>=12.2",
+    "simplejpeg>=1.8,<2",  # decodes the loader's JPEGs
     "pyyaml>=6,<7",
     "tqdm>=4.66,<5",
     "psutil>=5,<8",

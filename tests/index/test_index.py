@@ -183,21 +183,6 @@ def test_qdrant_finds_with_the_documented_code_what_the_index_finds(
     assert [score for _, score in results] == pytest.approx([score for _, score in expected], abs=1e-5)
 
 
-def test_the_explorer_takes_an_index_and_encodes_only_what_has_changed(tmp_path: Path) -> None:
-    model = index_of(tmp_path, 12)
-    write_images(tmp_path / "photos", 1, first=50)
-    (tmp_path / "photos/photo #0.png").unlink()
-    (tmp_path / "photos/photo #2.png").replace(tmp_path / "photos/photo #1.png")
-    viewers = load_viewers([model], [], "cpu")
-    folder = Gallery.of(viewers, open_pictures(str(tmp_path / "photos"), None, None))
-    encoded: list[int] = []
-    encode = viewers[0].scorer.encode_images
-    viewers[0].scorer.encode_images = lambda pixels: encoded.append(len(pixels)) or encode(pixels)
-    index = Gallery.of(viewers, open_pictures(str(tmp_path / "index"), None, None))
-    assert index.keys == folder.keys and encoded == [2]  # the new one and the one that has changed
-    assert torch.allclose(index.features[0].scored, folder.features[0].scored, atol=1e-6)
-
-
 @pytest.mark.parametrize("size", [(8064, 6048), (12_000, 9000), (16_320, 12_240), (16_000, 700)])
 def test_photographs_of_any_number_of_pixels_are_indexed_searched_and_explored(
     tmp_path: Path, size: tuple[int, int], capsys: pytest.CaptureFixture[str]
