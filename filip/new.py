@@ -307,6 +307,8 @@ def _study(config: New, pairs: int, of_urls: bool) -> str:
     }
     if not scratch:
         study["peers"] = {"before": {"label": f"{start}, before the training", "model": start}}
+        if start == START or start.endswith(".safetensors"):  # others' text towers are in no page
+            study["explorer"]["models"] = ["before", *runs]
     if of_urls:
         study["eval"]["sources"] = [f"{config.name}_held_out"]
     return _yaml(study)

@@ -85,7 +85,7 @@ class Panel {
         title: app.alternative(image),
         on: { click: () => app.choose({ image }) },
       }, element("span", { class: "pic" },
-        element("img", { alt: app.alternative(image), src: app.feed.picture(image), width: 96, height: 96 }),
+        element("img", { alt: app.alternative(image), src: app.feed.picture(image), width: 160, height: 160 }),
         element("canvas", { "aria-hidden": "true" }),
         app.isOwn(image) || yours ? element("span", { class: "badge" }, yours ? "yours" : "its own") : null),
       element("span", { class: "meta" }, element("b", {}, String(rank)),
@@ -112,7 +112,7 @@ class Panel {
       draw(canvas, canvas.clientWidth || side, model, model.maps.get(image), what, app.outlinesOf(model, image));
     over(this.canvas, 300, this.shown, shown);
     for (const card of this.grid.querySelectorAll(".card")) {
-      over(card.querySelector("canvas"), 96, app.imageOf(card.dataset.image), thumbnails);
+      over(card.querySelector("canvas"), 160, app.imageOf(card.dataset.image), thumbnails);
     }
   }
 
