@@ -33,15 +33,8 @@ class Fragment:
     def as_dict(self) -> dict[str, Any]:
         """Return the JSON form, with reasons by falling count."""
         dropped = dict(sorted(self.dropped.items(), key=lambda item: (-item[1], item[0])))
-        return {
-            "stage": self.stage,
-            "source": self.source,
-            "unit": self.unit,
-            "in": self.n_in,
-            "out": self.n_out,
-            "dropped": dropped,
-            "notes": dict(self.notes),
-        }
+        about = {"stage": self.stage, "source": self.source, "unit": self.unit}
+        return {**about, "in": self.n_in, "out": self.n_out, "dropped": dropped, "notes": dict(self.notes)}
 
 
 def check_fragment(fragment: Fragment, where: str) -> None:

@@ -19,14 +19,8 @@ from filip.common.files import replacing
 from filip.data.lists.parquet_rows import reading, whole_file
 from filip.text.words import plain
 
-SCHEMA = pa.schema(
-    [
-        ("key", pa.string()),
-        ("captions", pa.list_(pa.string())),
-        ("origins", pa.list_(pa.string())),
-        ("group", pa.int64()),
-    ]
-)
+_TEXTS = pa.list_(pa.string())
+SCHEMA = pa.schema([("key", pa.string()), ("captions", _TEXTS), ("origins", _TEXTS), ("group", pa.int64())])
 
 
 def group_id(caption: str, source: str = "", group: Any = None) -> int:

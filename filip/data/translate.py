@@ -60,11 +60,11 @@ class TranslateConfig:
 def main(config: TranslateConfig) -> None:
     """Make candidate captions by back-translation, one side-car per shard."""
     fragment = translate(config, load_source(config.source))
-    if fragment is None and config.plan_only:
-        print(f"the plan is in {Path(config.out, '_work')}; run part=0/N to part=N-1/N next")
-        return
     if fragment is None:
-        print(f"part {config.part} is in {_cache(config)}; run again without part= to write the side-cars")
+        done, then = f"part {config.part} is in {_cache(config)}", "again without part= to write the side-cars"
+        if config.plan_only:
+            done, then = f"the plan is in {Path(config.out, '_work')}", "part=0/N to part=N-1/N next"
+        print(f"{done}; run {then}")
         return
 
     def example(reason: str) -> str:
@@ -107,7 +107,8 @@ def translate(config: TranslateConfig, card: SourceCard) -> Fragment | None:
         if not captions.exists():
             duckdb_io.write_parquet(
                 con,
-                f"SELECT DISTINCT caption FROM {rows} WHERE trim(caption) <> '' AND {_within(settings.share)}",
+                f"""SELECT DISTINCT caption FROM {rows} WHERE trim(caption) <> '' AND
+                    CAST(concat('0x', left(md5(caption), 8)) AS BIGINT) < {round(settings.share * 2**32)}""",
                 captions,
                 "translate: distinct captions",
             )
@@ -143,13 +144,6 @@ def translate(config: TranslateConfig, card: SourceCard) -> Fragment | None:
     accepted = counts.pop(None, 0)
     dropped = {reason: count for reason, count in counts.items() if reason is not None}
     return Fragment("translate", card.name, n_in, accepted, dropped, "candidates", notes)
-
-
-def _within(share: float) -> str:
-    """Return SQL of whether a caption is in the ``share`` to translate: by hash, so equal captions agree."""
-    if share >= 1:
-        return "true"
-    return f"CAST(concat('0x', left(md5(caption), 8)) AS BIGINT) < {round(share * 2**32)}"
 
 
 def open_caches(config: TranslateConfig, settings: BackTranslationSettings) -> list[TranslationCache]:

@@ -114,8 +114,6 @@ class Index:
             # for writing, too: the first process after a killed writer undoes its last transaction
             place = f"{(folder / 'images.sqlite').resolve().as_uri()}?mode=rw"
             return cls(folder, About(**about), sqlite3.connect(place, PATIENCE, uri=True))
-        except UserError:
-            raise
         except sqlite3.OperationalError as error:
             if "locked" in str(error):
                 raise UserError(

@@ -16,7 +16,6 @@ from typing import BinaryIO, NamedTuple
 
 MAX_LINE = 10_000_000  # characters; no table has longer lines
 _BOMS = (
-    (codecs.BOM_UTF8, "utf-8"),
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF16_LE, "utf-16"),
@@ -78,7 +77,7 @@ def _narrow(data: bytes) -> str | None:
 
 def _wide(data: bytes) -> str | None:
     """Return the encoding of text in UTF-16 or UTF-32: by its mark, or by zeros in every second byte."""
-    for mark, encoding in _BOMS[1:]:
+    for mark, encoding in _BOMS:
         if data.startswith(mark):
             return encoding
     start = data[:4096]
