@@ -84,13 +84,9 @@ def load_initial(init_from: str, config: ModelConfig) -> DualEncoder:
         from filip.eval.encoders import converted
 
         return converted(init_from)  # type: ignore[no-any-return]
-    if prefix == "timm":
-        from filip.train.warm_start.timm import from_timm
+    from filip.train.warm_start.others import from_open_clip, from_timm
 
-        return from_timm(name, config)
-    from filip.train.warm_start.open_clip import from_open_clip
-
-    return from_open_clip(name, config)
+    return from_timm(name, config) if prefix == "timm" else from_open_clip(name, config)
 
 
 def content_hash(init_from: str) -> str:
