@@ -133,7 +133,7 @@ def test_setup_installs_all_that_the_commands_of_the_rules_import() -> None:
     extras = TIERS["demo"][0].split(",")
     rules = [*(ROOT / "workflow/rules").glob("*.smk")]
     modules = {name for file in rules for name in re.findall(r"python -m ([\w.]+)", file.read_text())}
-    assert {"filip.data.download", "filip.train.job", "filip.report.tables"} <= modules
+    assert {"filip.data.download", "filip.train.supervise", "filip.report.tables"} <= modules
     for module in [*modules, "filip.train", "filip_demo.corpus"]:  # which a launcher and a parameter start
         needed = {extra} if (extra := extra_of(module)) else set()
         assert declared(*needed) <= declared(*extras), module

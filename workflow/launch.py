@@ -49,7 +49,7 @@ class Launch:
 
     @property
     def requeues(self) -> str:
-        """Return whether a training's job may put itself back into the queue, for ``filip train job requeue=…``."""
+        """Return whether a training's job may put itself back into the queue: ``filip train supervise requeue=…``."""
         return "true" if self.launcher == "srun" else "false"
 
     def command(self, module: str = "filip.train") -> str:

@@ -307,7 +307,7 @@ class WorkflowStudy(Study):
 
     def failures(self) -> list[str]:
         """Return a sentence for each training that failed at its last start: the place and its first error."""
-        from filip.train.job import last_failure
+        from filip.train.supervise import last_failure
 
         folders = {run: Path(self.run_dir(run)) for run in self.trained if not Path(self.weights(run)).exists()}
         if self.efficiency:

@@ -12,7 +12,7 @@ from filip.common.files import nothing_at
 from filip.eval.benchmark import BenchmarkCard
 from filip.eval.cards import load_card
 from filip.eval.families import AUTO, PROMPTS
-from filip.study.paper_tables import PROTOCOLS
+from filip.study.table_kinds import PROTOCOLS
 
 SET_BY_THE_STUDY = ("model", "root", "data", "protocols", "only", "out", "run")  # no override may change these
 ALL = "all"  # beside the names of protocols: options that they all share

@@ -13,7 +13,7 @@ from filip.common.errors import UserError
 from filip.data.cards import load_source
 from filip.eval.cards import load_card
 from filip.study.benchmarks import ALL, with_folders
-from filip.study.paper_tables import PROTOCOLS, TABLES
+from filip.study.table_kinds import PROTOCOLS, TABLES
 
 if TYPE_CHECKING:
     from filip.train.config import TrainConfig

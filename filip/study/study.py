@@ -19,7 +19,7 @@ from filip.common.progress import say
 from filip.eval.families import PROMPTS
 from filip.study.checks import check_config
 from filip.study.grid import searched_settings, trials, with_seeds
-from filip.study.paper_tables import PROTOCOLS, TABLES
+from filip.study.table_kinds import PROTOCOLS, TABLES
 
 if TYPE_CHECKING:
     from filip.train.config import TrainConfig

@@ -25,7 +25,6 @@ from filip.runs.source import FACTS, facts_of, merged
 from filip.train.checkpoint import choose_checkpoint, continue_from, prepare_folder, saved_precision, training_hash
 from filip.train.config import TrainConfig
 from filip.train.engine import Batching, gather_to_main, make_engine, resolve_batching, settle_precision
-from filip.train.job import holding
 from filip.train.launcher_env import STOPPED_BY_SIGNAL, MachineError, OutOfMemoryError
 from filip.train.losses import TERMS, Loss, check_model, resolve_weights, resolved_settings
 from filip.train.optimizers import Schedule, make_schedule
@@ -42,6 +41,7 @@ from filip.train.provenance import (
 from filip.train.ranks import Ranks, StopSignal, barrier, raise_together, start_ranks
 from filip.train.run import Run, data_problems, final_metrics, print_banner
 from filip.train.step import take_step
+from filip.train.supervise import holding
 from filip.train.telemetry import Telemetry, say
 from filip.train.training_data import fill, fit_to_pairs, training_loader
 from filip.train.warm_start import adapt, content_hash, load_initial

@@ -18,7 +18,7 @@ import yaml
 
 from filip.common.files import digest, write_json
 from filip.data.shard_set import shard_entries
-from filip.train.job import attempts
+from filip.train.supervise import attempts
 from tests.cluster.one_host_slurm import OneHostSlurm
 from tests.support.processes import Process, run_python
 from tests.support.squares import write_shards, write_test_set

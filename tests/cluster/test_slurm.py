@@ -9,7 +9,7 @@ from socket import gethostname
 import psutil
 import pytest
 
-from filip.train.job import attempts
+from filip.train.supervise import attempts
 from tests.cluster.desk import RUNS, STEPS, Desk, kill
 from tests.cluster.one_host_slurm import DAEMONS, DEFAULT_PLACE, FILES, OneHostSlurm, why_not
 from tests.support.processes import Process

@@ -13,8 +13,8 @@ from filip.export.__main__ import Export, export
 from filip.models import load_model
 from filip.resources import shipped
 from filip.runs.saved_files import complete_checkpoints, find_damage
-from filip.train.job import first_error
 from filip.train.launcher_env import MACHINE_FAILED
+from filip.train.supervise import first_error
 from tests.support.launched_ranks import Ranks
 from tests.support.training import flip_bit, losses, records, run_many, same_weights, train_arguments
 

@@ -1,6 +1,6 @@
 # Training. Outputs are only the small final files, which the trainer writes last and atomically. Checkpoints, and a log
 # of every start, lie in a run folder that Snakemake does not own (it would delete them with a failed job); its name
-# carries a hash of the resolved config. filip/train/job.py keeps a second job from starting on a run that is in
+# carries a hash of the resolved config. filip/train/supervise.py keeps a second job from starting on a run that is in
 # progress, and starts a Slurm job again where that helps; the rule's log is a link to the log of the newest start.
 
 
@@ -25,11 +25,11 @@ rule pretrain:
         f"{RESULTS}/benchmarks/train/{{run}}.tsv"
     threads: lambda wildcards: STUDY.launch(wildcards[0]).threads(lambda: workflow.cores)
     priority: 1  # the longest jobs first: else the last of them runs alone, and evaluations wait for it
-    retries: 0  # only Slurm starts a training again, and only where that helps: filip/train/job.py
+    retries: 0  # only Slurm starts a training again, and only where that helps: filip/train/supervise.py
     resources:
         **STUDY.train_resources(lambda: workflow.non_local_exec),
     shell:
-        "python -m filip.train.job run_dir={params.run_dir} log={log} requeue={params.requeue} --"
+        "python -m filip.train.supervise run_dir={params.run_dir} log={log} requeue={params.requeue} --"
         # Snakemake gives every process as many threads as the job has: shared by its ranks here
         " env OMP_NUM_THREADS=$(( {threads} > {params.ranks} ? {threads} / {params.ranks} : 1 ))"
         " {params.launch} {params.arguments} {params.chosen} run_dir={params.run_dir}"
@@ -78,6 +78,6 @@ if STUDY.efficiency:
         resources:
             **STUDY.train_resources(lambda: workflow.non_local_exec, next(iter(STUDY.efficiency))),
         shell:
-            "python -m filip.train.job run_dir={params.out} log={log} requeue={params.requeue} --"
+            "python -m filip.train.supervise run_dir={params.out} log={log} requeue={params.requeue} --"
             " env OMP_NUM_THREADS=$(( {threads} > {params.ranks} ? {threads} / {params.ranks} : 1 ))"
             " {params.launch} study={input.study} out={params.out} gathered={params.gathered}"

@@ -13,6 +13,7 @@ import io
 import random
 import re
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageOps
@@ -72,7 +73,8 @@ def draw(config: SceneSheet) -> None:
     whole = [scene for scene in pointed if len(scene.counted) == len(scene.names)]
     if len(whole) < config.count:
         raise UserError(f"{len(whole)} scenes can be pointed at, fewer than count={config.count}")
-    cells, parts = [], []
+    cells: list[SheetCell] = []
+    parts: list[dict[str, Any]] = []
     for scene in random.Random(config.seed).sample(whole, config.count):
         by_model = [*(point(encoder, [scene.sample])[0] for encoder in encoders[:-1]), scene]
         picture = _enlarged(scene.sample, _size(scene))

@@ -12,15 +12,15 @@ from pathlib import Path
 import pytest
 
 from filip.common.errors import UserError
-from filip.train import job
-from filip.train.job import Attempt, attempts, first_error, last_failure, supervise
+from filip.train import supervise as supervising
 from filip.train.launcher_env import LOST_CONTACT
+from filip.train.supervise import Attempt, attempts, first_error, last_failure, supervise
 
 
 @pytest.fixture
 def requeues(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    monkeypatch.setattr(job, "wait_for_the_end", lambda code: code)
-    monkeypatch.setattr(job, "SECONDS_BETWEEN_LOOKS", 0.01)
+    monkeypatch.setattr(supervising, "wait_for_the_end", lambda code: code)
+    monkeypatch.setattr(supervising, "SECONDS_BETWEEN_LOOKS", 0.01)
     return []
 
 
@@ -32,12 +32,12 @@ def run(folder: Path, requeues: list[bool], script: str, patience: float = 0) ->
 
 def test_a_signal_after_a_requeue_ends_the_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that lived on would end after the next start, and Snakemake then deletes what that one has made."""
-    monkeypatch.setattr(job, "SECONDS_BETWEEN_LOOKS", 0.01)
-    monkeypatch.setattr(job.wait_for_the_end, "__defaults__", (1e9,))  # without the signal the test times out
-    before = signal.signal(signal.SIGUSR2, job.note_signal)
+    monkeypatch.setattr(supervising, "SECONDS_BETWEEN_LOOKS", 0.01)
+    monkeypatch.setattr(supervising.wait_for_the_end, "__defaults__", (1e9,))  # without the signal the test times out
+    before = signal.signal(signal.SIGUSR2, supervising.note_signal)
 
     def requeue() -> None:
-        assert not job._signals, "the signal before the request is no answer to it"
+        assert not supervising._signals, "the signal before the request is no answer to it"
         subprocess.Popen(["sh", "-c", f"sleep 0.2; kill -USR2 {os.getpid()}"])
 
     try:
@@ -128,7 +128,7 @@ def test_a_lock_that_is_still_held_is_waited_for(tmp_path: Path, requeues: list[
         fcntl.flock(other, fcntl.LOCK_EX)
         holder = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=[other.fileno()])
     try:
-        assert run(tmp_path, requeues, "exit 0") == job.LOCKED and len(requeues) == 1
+        assert run(tmp_path, requeues, "exit 0") == supervising.LOCKED and len(requeues) == 1
         said = (tmp_path / "logs/001.log").read_text()
         assert "by start 1, host node3, process 77" in said and "another start holds" in said
         later = subprocess.Popen([sys.executable, "-c", RELEASE, str(tmp_path / "logs"), str(holder.pid)])
@@ -141,28 +141,28 @@ def test_a_lock_that_is_still_held_is_waited_for(tmp_path: Path, requeues: list[
 
 
 def test_a_training_without_a_job_locks_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(job, "MINUTES_AFTER_A_KILL", 0)
+    monkeypatch.setattr(supervising, "MINUTES_AFTER_A_KILL", 0)
     said: list[str] = []
-    with job.holding(tmp_path / "run", said.append):
+    with supervising.holding(tmp_path / "run", said.append):
         with pytest.raises(UserError, match=r"another training is at work in .*run: wait"):
-            job.holding(tmp_path / "run", said.append).__enter__()
+            supervising.holding(tmp_path / "run", said.append).__enter__()
         assert f"by a training, host {os.uname().nodename}, process {os.getpid()}" in said[-1]
-        monkeypatch.setenv(job.EXIT_CODE_FILE, str(tmp_path / "code"))  # of a job, which holds the lock
-        job.holding(tmp_path / "run", said.append).__enter__()
-        monkeypatch.delenv(job.EXIT_CODE_FILE)
-    with job.holding(tmp_path / "run", said.append):
+        monkeypatch.setenv(supervising.EXIT_CODE_FILE, str(tmp_path / "code"))  # of a job, which holds the lock
+        supervising.holding(tmp_path / "run", said.append).__enter__()
+        monkeypatch.delenv(supervising.EXIT_CODE_FILE)
+    with supervising.holding(tmp_path / "run", said.append):
         pass
 
 
 def test_children_hold_the_lock_when_the_job_s_own_process_is_killed(tmp_path: Path, requeues: list[bool]) -> None:
-    command = [sys.executable, "-m", "filip.train.job", f"run_dir={tmp_path}", "--"]
+    command = [sys.executable, "-m", "filip.train.supervise", f"run_dir={tmp_path}", "--"]
     first = subprocess.Popen([*command, "sh", "-c", f"touch {tmp_path}/up; exec sleep 60"])
     while not (tmp_path / "up").exists():
         assert first.poll() is None
     first.kill()
     first.wait()
     try:
-        assert run(tmp_path, requeues, "exit 0") == job.LOCKED
+        assert run(tmp_path, requeues, "exit 0") == supervising.LOCKED
     finally:
         with open(f"/proc/{_of_the_lock(tmp_path)}/comm") as name:
             assert name.read() == "sleep\n"
@@ -190,7 +190,7 @@ def test_a_disk_without_locks_is_told(tmp_path: Path, requeues: list[bool], monk
 
 
 def test_lines_that_a_power_cut_has_torn_are_left_out(tmp_path: Path) -> None:
-    (tmp_path / job.ATTEMPTS).write_text(json.dumps({"attempt": 1}) + '\n{"attempt": 2, "ti')
+    (tmp_path / supervising.ATTEMPTS).write_text(json.dumps({"attempt": 1}) + '\n{"attempt": 2, "ti')
     assert [line["attempt"] for line in attempts(tmp_path)] == [1]
 
 
@@ -205,7 +205,7 @@ class Importing:
 sys.meta_path.insert(0, Importing())
 runpy.run_module("filip.train", run_name="__main__")
 """
-    environment = {**os.environ, job.EXIT_CODE_FILE: str(tmp_path / "code")}
+    environment = {**os.environ, supervising.EXIT_CODE_FILE: str(tmp_path / "code")}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert (done.returncode, (tmp_path / "code").read_text()) == (85, "85")
     assert done.stderr == "SIGTERM: stopped before the first step\n"
