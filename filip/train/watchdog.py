@@ -25,7 +25,7 @@ from filip.models import Encoded, PooledFeatures, TextFeatures
 
 @dataclass(frozen=True)
 class Limits:
-    """Thresholds from which a condition is reported. They are constants: an alert changes nothing in the training, but that of numbers that are not finite."""
+    """Thresholds from which a condition is reported. They are constants; only non-finite numbers end a training."""
 
     min_loss_scale: float = 1.0  # a dynamic loss scale at or below this has collapsed
     non_finite_steps: int = 3  # in a row, with a loss or gradient that is not finite
