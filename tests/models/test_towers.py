@@ -233,6 +233,13 @@ def test_any_vit_of_timm_gives_its_patches(name: str, side: int, prefix: int) ->
     torch.testing.assert_close(tokens, expected)
 
 
+def test_a_network_that_is_no_vit_is_refused() -> None:
+    config = small_config()
+    config.image = ImageTowerConfig(timm="swin_tiny_patch4_window7_224", image_size=224, activation=None)
+    with pytest.raises(UserError, match="DINOv3, PE-Core"):
+        build_model(config)
+
+
 def test_resized_positions_are_timms() -> None:
     model = build_model(small_config()).eval()
     before = model.image.trunk.pos_embed.detach().clone()
@@ -255,7 +262,6 @@ def test_resized_positions_are_timms() -> None:
         ({"init_temperature": 0.001}, "max_logit_scale"),
         ({"image": ImageTowerConfig(timm="vit_base_patch33")}, "vit_base_patch33"),
         ({"image": ImageTowerConfig(image_size=100)}, "image_size=100"),
-        ({"image": ImageTowerConfig(timm="swin_tiny_patch4_window7_224", activation=None)}, "DINOv3, PE-Core"),
         ({"text": TextTowerConfig(width=100, heads=3)}, "width=100"),
         ({"interaction": "pooled", "image": ImageTowerConfig(timm="vit_base_patch16_gap_224")}, "CLS"),
     ],
