@@ -19,6 +19,7 @@ from late_interaction.pairs import late_interaction_pairs
 from late_interaction.scoring import score
 from late_interaction.token_selection import TokenChoice, choose_tokens, select_tokens, take_tokens, token_scores
 
+__version__ = "0.1.0"
 __all__ = [
     "ContrastiveOutput",
     "LateInteractionLoss",

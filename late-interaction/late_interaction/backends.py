@@ -62,6 +62,8 @@ class SmoothMaximum:
     backend: str = "auto"
 
     def __post_init__(self) -> None:
+        if isinstance(self.temperature, Tensor):
+            raise TypeError("temperature is a number: the kernels compute no gradient for it")
         if not 0 < self.temperature < math.inf:
             raise ValueError(f"temperature must be positive, got {self.temperature}")
 
@@ -169,6 +171,8 @@ def _automatic(image_tokens: Tensor, longest: int, products: int | None) -> Back
             if reason is None:
                 module, reason = _load(name, image_tokens, longest)
             if module is not None:
+                if name == "triton":
+                    _notice_once("no GPU has run the Triton kernels yet; backend='tiled' is PyTorch alone")
                 return module
             if reason:
                 _notice_once(f"{reason}; using the tiled PyTorch backend, which is exact but slower")

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 Gradients = tuple[Tensor | None, ...]
 
@@ -51,12 +52,19 @@ def refuse_second_derivative(ctx: Any, *grads: Tensor) -> Gradients:
     )
 
 
-def refuse_transforms(name: str) -> None:
-    """Raise NotImplementedError inside torch.func.grad, vmap, jvp and similar transforms, and in torch.jit.trace."""
+def refuse_transforms(name: str, *tokens: Tensor) -> None:
+    """Raise NotImplementedError inside torch.func.grad, vmap, jvp and similar transforms, and in torch.jit.trace.
+
+    tokens: those that may carry a tangent of forward-mode differentiation, which would be dropped in silence.
+    """
     if torch.compiler.is_compiling():
         return
     if torch.jit.is_tracing():
         raise NotImplementedError(f"{name} cannot be traced by torch.jit, which records no operator; use torch.export")
+    if any(isinstance(t, Tensor) and forward_ad.unpack_dual(t).tangent is not None for t in tokens):
+        raise NotImplementedError(
+            f"{name} has no forward-mode derivative; use backward(), or reference.late_interaction"
+        )
     active = getattr(torch._C, "_are_functorch_transforms_active", None)
     if active is not None and active():
         raise NotImplementedError(

@@ -84,7 +84,7 @@ def interact(
 
     The gradients are not rounded with the tokens: they arrive as computed, in the dtype of the tokens passed in.
     """
-    refuse_transforms("late_interaction")
+    refuse_transforms("late_interaction", image_tokens, text_tokens)
     check_are_tensors(text_lengths, image_lengths)
     dtype = dtype or torch.promote_types(image_tokens.dtype, text_tokens.dtype)
     chosen, temperature = named(backend)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from late_interaction import distributed_late_interaction, late_interaction
-from late_interaction.backends import choose_backend
+from late_interaction.backends import SmoothMaximum, choose_backend
 from tests.interaction.available import BACKENDS
 from tests.interaction.problems import random_problem
 from tests.support.training import compose
@@ -124,3 +124,14 @@ def test_functional_transforms_are_refused_in_words() -> None:
         torch.func.grad(lambda x: late_interaction(x, text, lengths).i2t.sum())(image)
     with pytest.raises(NotImplementedError, match="does not run inside torch"):
         torch.func.grad(lambda x: distributed_late_interaction(x, text, lengths).i2t.sum())(image)
+
+
+def test_forward_mode_and_a_temperature_with_a_gradient_are_refused_in_words() -> None:
+    image, text, lengths = torch.randn(2, 3, 8), torch.randn(5, 8), torch.tensor([2, 3])
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(image, torch.ones_like(image))
+        with pytest.raises(NotImplementedError, match="no forward-mode derivative"):
+            late_interaction(dual, text, lengths)
+        late_interaction(image, text, lengths)
+    with pytest.raises(TypeError, match="temperature is a number"):
+        SmoothMaximum(torch.tensor(0.05, requires_grad=True))  # type: ignore[arg-type]
