@@ -13,7 +13,7 @@ rule study_config:
     output:
         STUDY.config_file,
     params:
-        text=STUDY.config_text(),
+        text=lambda wildcards: STUDY.config_text(),  # a string would be searched for wildcards
     log:
         f"{RESULTS}/logs/study_config.log",
     shell:
