@@ -52,7 +52,8 @@ def test_the_summary_has_each_trials_score_the_best_values_and_what_was_measured
     assert "base_lr 0.004" in lines and "30.0" in lines and "taken, at the edge of the grid" in lines
 
 
-def test_the_headline_is_a_line_for_each_column_that_the_study_names_and_its_sentences_have_the_numbers(folder, capsys):
+def test_the_headline_is_a_line_for_each_column_and_a_study_s_sentences_have_the_numbers(folder, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
     run_command(show, Show, argv=[f"results={folder}"])
     assert 3 <= len(capsys.readouterr().out.splitlines()) <= 12
     study = json.loads((folder / "study.json").read_text())

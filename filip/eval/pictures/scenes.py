@@ -54,7 +54,7 @@ class SceneSheet(PictureOptions):
     )
     count: int = option(12, "scenes", at_least=1)
     shown: int = option(3, "scenes of these on the picture; parts= has all", at_least=1)
-    seed: int = option(0, "which scenes")
+    seed: int = option(0, "which scenes", at_least=0)
     measure: int = option(1000, "scenes to draw from, the first of the set", at_least=1)
     title: str = option("Where each name is seen", "title of the sheet")
     device: str = option("auto", "torch device; auto = a GPU where there is one")
