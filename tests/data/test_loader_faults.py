@@ -17,6 +17,7 @@ from filip.images.eval_transform import EvalTransform
 from filip.loading import loader as loading
 from filip.loading.config import Source
 from tests.data.pair_shards import Pairs, assert_same, key_of, keys, loader, write_pairs
+from tests.support.processes import run_python
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*worker processes in total")
 
@@ -105,6 +106,15 @@ def test_a_process_ends_although_its_loader_s_workers_ignore_signals(pairs: Pair
     subprocess.run([sys.executable, "-c", program, *arguments], check=True, timeout=120)
 
 
+def test_defects_of_the_shards_are_in_the_counters(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data = write_pairs(tmp_path / "defects", [10, 10])
+    data.sidecar(1).unlink()
+    stream = loader(data, batch_size=2)
+    assert stream.pairs == len(set(keys(list(stream)))) == 10
+    assert dict(stream.counters) == {"shards_without_sidecar": 1, "missing_sidecar": 10}
+    assert "missing_sidecar" in caplog.text
+
+
 def test_workers_end_with_the_loader(pairs: Pairs) -> None:
     """They end without the help of the garbage collector, which would wait five seconds for each worker."""
     stream = loader(pairs, workers=1)
@@ -149,6 +159,21 @@ def test_open_shards_are_bounded_by_the_window(tmp_path: Path, groups: int, worl
     assert len(opened) >= 20 > most or world_size == 2
 
 
+@pytest.mark.slow
+def test_a_window_beyond_the_limit_of_descriptors_still_reads(tmp_path: Path) -> None:
+    data = write_pairs(tmp_path / "many", [1] * 120, size=8)
+    code = (
+        "import resource, sys; import torch\n"
+        "from filip.loading.config import DataConfig, Source, StreamConfig\n"
+        "from filip.loading.loader import build_loader\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (64, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))\n"
+        "data = DataConfig(sources=[Source(*sys.argv[1:])], workers=0, shuffle_window_shards=120)\n"
+        "print(sum(len(batch['key']) for batch in build_loader(StreamConfig(data, 8, 8))))\n"
+    )
+    done = run_python("-c", code, data.source.shards, str(data.source.captions))
+    assert done.stdout.strip() == "120", done.stderr
+
+
 @pytest.mark.parametrize("times", [2, 3])
 def test_a_disk_that_fails_is_asked_three_times(pairs: Pairs, monkeypatch: pytest.MonkeyPatch, times: int) -> None:
     """Its image is no broken one, which another would replace; and a stale handle needs a new one."""
@@ -176,6 +201,19 @@ def test_a_shard_that_is_gone_is_named(tmp_path: Path, monkeypatch: pytest.Monke
     data.tar(0).unlink()
     monkeypatch.setattr(loading, "PAUSES", (0, 0))
     with pytest.raises(UserError, match=r"cannot read the shard .*00000\.tar: No such file or directory$"):
+        next(iter(stream))
+
+
+def test_too_many_open_files_is_not_a_broken_side_car(pairs: Pairs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The advice was to delete it."""
+
+    def fails(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    stream = loader(pairs)
+    monkeypatch.setattr(loading, "PAUSES", (0, 0))
+    monkeypatch.setattr("filip.loading.pair_index.whole_file", fails)
+    with pytest.raises(UserError, match=r"cannot open the side-car .*: Too many open files$"):
         next(iter(stream))
 
 

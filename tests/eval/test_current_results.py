@@ -129,6 +129,14 @@ def test_equal_bytes_with_other_times_are_kept(folder: Path, capsys: pytest.Capt
     assert "done before" in capsys.readouterr().err
 
 
+def test_a_set_with_another_name_has_its_own_results(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, _ = evaluate(folder, "pictures")
+    (folder / "pictures").rename(folder / "renamed")
+    capsys.readouterr()
+    second, _ = evaluate(folder, "renamed")
+    assert first != second and "done before" not in capsys.readouterr().err
+
+
 def test_another_number_of_images_is_said(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     evaluate(folder, "labels.csv")
     capsys.readouterr()
