@@ -47,7 +47,7 @@ export LATE_INTERACTION_ISA := avx2
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev lock demo run study-exists test test-all size gpu-check lint docs clean clean-results \
+.PHONY: help setup setup-dev lock demo run study-exists test test-all size gpu-check lint docs dist clean clean-results \
         dry-run tensorboard snakemake-report
 
 help:  ## list the targets
@@ -59,8 +59,15 @@ setup:  ## create .venv with what the demo needs; test, lint and docs add their 
 setup-dev:  ## the same with the development tools
 	@$(INSTALL) dev
 
+# For every Python, and all extras but img2dataset, which holds back pandas, OpenCV and webdataset: uv gives it an environment.
+# uv reads no pip.conf: UV_DEFAULT_INDEX names another index. PyTorch 2.10's wheel is the last with kernels for a V100 (sm_70).
+LOCKED    := data train eval report workflow slurm demo photos export lora all warm marian s3 dev oracles
+CHOOSE     = $(VENV)/bin/uv pip compile --quiet --universal --python-version 3.11 --no-annotate --custom-compile-command 'make lock' \
+             --no-emit-package late-interaction $(LOCKED:%=--extra %) pyproject.toml
 lock: setup-dev  ## choose the newest versions anew: workflow/envs/lock.txt
-	@$(INSTALL) lock
+	@$(CHOOSE) --upgrade --output-file workflow/envs/lock.txt
+	@cp workflow/envs/lock.txt workflow/envs/v100.txt
+	@echo torch==2.10.0 | $(CHOOSE) --constraint - --output-file workflow/envs/v100.txt
 
 demo:  ## run the whole pipeline, download to report, on the embedded demo corpus
 	@if [ "$(STUDY)" != demo ]; then echo "error: make demo runs the demo; the study $(STUDY): make run STUDY=$(STUDY)"; exit 1; fi
@@ -101,6 +108,10 @@ docs: setup-dev  ## build the documentation into site/; a broken link or a missi
 	@$(VENV)/bin/zensical build --strict --config-file mkdocs.yml
 	@echo "documentation  site/index.html   (open it in a browser)"
 
+dist: setup-dev  ## build a wheel of each package into dist/, and check what they hold
+	@$(VENV)/bin/uv build -q --wheel --clear --out-dir dist . && $(VENV)/bin/uv build -q --wheel --out-dir dist late-interaction
+	@$(VENV)/bin/uvx -q check-wheel-contents --ignore W009 dist/*.whl   # W009: filip_demo and filip_research lie beside filip
+
 # What takes long of the linting runs beside the tests, which take longer; what it finds is told at the end.
 # A new .venv has no bytecode: without the first collection every worker compiles what all of them import.
 test: setup-dev  ## lint, the tests without a mark and the three commands of `filip new`: up to ten minutes, no root
@@ -119,10 +130,10 @@ size: setup-dev  ## files, lines and tokens of each package
 	@$(VENV)/bin/python -m bench.size
 
 gpu-check: setup-dev  ## on a machine with a GPU: correctness, speed and trainings, into results/gpu-check
-	@$(VENV)/bin/python -m bench.gpu_check out=results/gpu-check
+	@$(VENV)/bin/python -m bench.gpu_check out=results/gpu-check device=$(or $(DEVICE),cuda) sizes=$(or $(SIZES),full)
 
 clean:  ## remove caches and the built documentation; .venv and results stay
-	@rm -rf site .snakemake .cache .pytest_cache .mypy_cache .ruff_cache
+	@rm -rf site dist .snakemake .cache .pytest_cache .mypy_cache .ruff_cache
 
 clean-results: study-exists  ## remove results/STUDY, trained models included; asks, or CONFIRM=yes
 	@if [ ! -d "$(RESULTS)" ]; then echo "there is nothing at $(RESULTS)"; exit 0; fi; \

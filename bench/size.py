@@ -87,18 +87,14 @@ def closure(start: str) -> dict[str, Path]:
     return found
 
 
-def print_closures(starts: list[str]) -> None:
-    for start in starts:
-        found = closure(start)
-        lines = Counter[str]()
-        for file in found.values():
-            lines[package_of(file.relative_to(ROOT))] += len(file.read_text(encoding="utf-8").splitlines())
-        print(f"{start}: {len(found)} files, {sum(lines.values()):,} lines")
-        print("   ", ", ".join(f"{package} {count:,}" for package, count in lines.most_common()))
-
-
 if __name__ == "__main__":
     if sys.argv[1:2] == ["closure"]:
-        print_closures(sys.argv[2:] or ["filip.train.loop", "filip.api"])
+        for start in sys.argv[2:] or ["filip.train.loop", "filip.api"]:
+            found = closure(start)
+            lines = Counter[str]()
+            for file in found.values():
+                lines[package_of(file.relative_to(ROOT))] += len(file.read_text(encoding="utf-8").splitlines())
+            print(f"{start}: {len(found)} files, {sum(lines.values()):,} lines")
+            print("   ", ", ".join(f"{package} {count:,}" for package, count in lines.most_common()))
     else:
         print_packages()

@@ -24,7 +24,7 @@ GROUPS = {
     "eval": "Evaluation of trained models",
     "study": "Measurements that a study names",
     "report": "Tables, figures and pages of a study",
-    "explore": "A page to look at what models see, as a file or served",
+    "explore": "A page to look at what models see, as a file",
     "index": "Search a folder of images by text",
     "": "Other",
 }

@@ -24,10 +24,9 @@ from torch import Tensor
 
 from filip.common.errors import UserError
 from filip.common.files import nothing_at
-from filip.eval.prompts import Prompt
 from filip.eval.scorer import Scorer, Texts, load_scorer, ranking
 from filip.eval.text_tokens import kept_tokens
-from filip.eval.word_patch import word_patches
+from filip.eval.word_patch import Prompt, word_patches
 from filip.images.rgb import MAX_ASPECT, UNDECODABLE, unreadable, upright
 from late_interaction import Similarity
 

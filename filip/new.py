@@ -2,33 +2,36 @@
 
 The pictures are a folder with captions or a table, in any layout whose files are on the disk (docs/data.md), a folder
 for each class, or a list of URLs and captions. It writes data/NAME.yaml, eval/NAME.yaml and workflow/config/NAME.yaml,
-which may be edited.
+which may be edited. Of fewer than a hundred pictures on the disk none is held out from the model that you use: it is
+tested by two others, each trained on one half and tested on the other (NAME_half_1 and NAME_half_2).
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from filip.cli.command import MISSING, option, run_command
 from filip.common.errors import UserError
-from filip.common.files import nothing_at, replacing, write_json
+from filip.common.files import nothing_at, replacing
 from filip.common.progress import say
+from filip.eval.own_data import FEWEST, held_out_of, size_of_set
 from filip.sets.columns import CAPTION_COLUMNS, URL_COLUMNS, split_columns, split_in, usual_column
 from filip.sets.image_set import Item, open_images
 from filip.sets.layout import FOR_EVALUATION, SPLITS, NotUnderstoodError, Reading, is_picture, walk
 from filip.sets.layouts import LAYOUTS
-from filip.sets.size import held_out_of, size_of_set
 
 OWN_TESTS = FOR_EVALUATION[:2]  # splits that are held out where the pictures have them
 MANY_CAPTIONS = 10  # of a picture: more are rarely what a person wrote about it
 WRITTEN = "# Written by `filip new`; edit it as you like.\n"
+LISTED = '{"dataset": "written by `filip new`", "images": '
 FROM_SCRATCH = 100_000  # pairs from which on a training does not start from the small model of the package
 MANY_GPUS = 8
 START = "emoji"
@@ -53,16 +56,6 @@ def main(config: New) -> None:
         raise UserError(f"name={config.name}: a study's name has only a-z, 0-9 and _")
     if not Path("workflow/config").is_dir():
         raise UserError("there is no workflow/config here: studies are run in a checkout; go to its folder")
-    files = {
-        "source": Path("data", f"{config.name}.yaml"),
-        "benchmark": Path("eval", f"{config.name}.yaml"),
-        "study": Path("workflow/config", f"{config.name}.yaml"),
-    }
-    for file in files.values():
-        if file.exists():
-            mine = all(file.read_text(encoding="utf-8").startswith(WRITTEN) for file in files.values() if file.exists())
-            remove = f", or rm {' '.join(map(str, files.values()))}" if mine else ""
-            raise UserError(f"{file} is there already: give another name{remove}")
     if config.start not in (None, START, "none"):
         from filip.train.warm_start import check_init_from  # with torch, which takes seconds
 
@@ -72,13 +65,17 @@ def main(config: New) -> None:
         raise UserError(nothing_at(place, "give a folder of pictures with captions, a table, or a list of URLs"))
     columns = _columns(place)
     if url := usual_column(columns, URL_COLUMNS):
-        pairs, cards = _of_urls(config, place, url, columns)
+        files = _of_urls(config, place, url, columns)
     else:
-        pairs, cards = _of_pictures(config, place)
-    cards["study"] = _study(config, pairs, of_urls=url is not None)
-    for kind, file in files.items():
-        _write(file, cards[kind])
-    print(f"wrote {', '.join(map(str, files.values()))}\nnext:  make run STUDY={config.name}")
+        files = _of_pictures(config, place)
+    if there := [file for file in files if file.exists()]:
+        mine = all(file.read_text(encoding="utf-8").startswith((WRITTEN, LISTED)) for file in there)
+        remove = f", or rm {' '.join(map(str, there))}" if mine else ""
+        raise UserError(f"{there[0]} is there already: give another name{remove}")
+    for file, text in files.items():
+        with replacing(file) as part:
+            part.write_text(text, encoding="utf-8")
+    print(f"wrote {', '.join(map(str, files))}\nnext:  make run STUDY={config.name}")
 
 
 def _columns(place: Path) -> list[str]:
@@ -95,8 +92,11 @@ def _columns(place: Path) -> list[str]:
 # ---- pictures on the disk --------------------------------------------------------------------------------
 
 
-def _of_pictures(config: New, place: Path) -> tuple[int, dict[str, str]]:
-    """List the pictures with their captions and splits in one file, and return their number and both cards."""
+def _of_pictures(config: New, place: Path) -> dict[Path, str]:
+    """Return the files of a study of pictures, which are listed with their captions and splits.
+
+    Few that are not marked are all trained on. Each half is held out from one of two more models then.
+    """
     reading = Reading(place, inside_only=True)
     splits: Iterable[str | None] = ()
     held_out: set[str] = set()
@@ -121,33 +121,51 @@ def _of_pictures(config: New, place: Path) -> tuple[int, dict[str, str]]:
         say(f"held out is what you marked: {tested.summary()}")
         held_out = {item.file for item in tested.items}
         items = [item for item in items if item.file not in held_out] + tested.items
+    # so few are all trained on, and tested by a model of each half on the other one
+    halves = not held_out and len(items) < 2 * FEWEST
     held_out = held_out or _held_out(items)
     if not held_out or len(held_out) == len(items):
         raise UserError(f"{place}: {len(items)} pictures with captions are too few to hold some out; give two or more")
     root = place.absolute() if place.is_dir() else place.absolute().parent
-    listed = [
-        {
-            "filename": os.path.relpath(item.file, root),
-            "split": "test" if item.file in held_out else "train",
-            "sentences": [{"raw": caption} for caption in item.captions],
+
+    def cards(name: str, tested: Container[str], shown: str = "test") -> dict[Path, str]:
+        """Return the list of the pictures and its two cards. shown: the split that the benchmark reads."""
+        table = Path("data", f"{name}.json")
+        listed = [
+            {
+                "filename": os.path.relpath(item.file, root),
+                "split": "test" if item.file in tested else "train",
+                "sentences": [{"raw": caption} for caption in item.captions],
+            }
+            for item in items
+        ]
+        source = {
+            **_about(config, place, name),
+            "images": str(table),
+            "image_root": str(root),
+            "expected_count": sum(image["split"] == "train" for image in listed),
+            "image_rules": {"min_side": 32, "max_aspect": 20.0},
+            "text_rules": {"language": False},
+            "download": {"image_size": 256, "samples_per_shard": 1000},
+            "back_translation": None,
         }
-        for item in items
-    ]
-    table = Path("data", f"{config.name}.json")
-    write_json(table, {"images": listed})
-    say(f"{table}: {size_of_set(len(listed) - len(held_out), len(held_out))}")
-    source = {
-        **_about(config, place),
-        "images": str(table),
-        "image_root": str(root),
-        "expected_count": len(listed) - len(held_out),
-        "image_rules": {"min_side": 32, "max_aspect": 20.0},
-        "text_rules": {"language": False},
-        "download": {"image_size": 256, "samples_per_shard": 1000},
-        "back_translation": None,
-    }
-    layout = {"path": str(table.absolute()), "split": "test", "images": str(root), "layout": "karpathy"}
-    return len(listed) - len(held_out), {"source": _yaml(source), "benchmark": _benchmark(config, layout)}
+        layout = {"path": str(table.absolute()), "split": shown, "images": str(root), "layout": "karpathy"}
+        return {
+            table: LISTED + json.dumps(listed, ensure_ascii=False, indent=1) + "}\n",
+            Path("data", f"{name}.yaml"): _yaml(source),
+            Path("eval", f"{name}.yaml"): _benchmark(config, name, layout),
+        }
+
+    if not halves:
+        trained = len(items) - len(held_out)
+        say(f"{place}: {size_of_set(trained, len(held_out))}")
+        return cards(config.name, held_out) | _study(config, trained)
+    say(f"{place}: {size_of_set(len(items), len(items))}: each half is held out from a model of the other half")
+    files = cards(config.name, (), "train")
+    others = {item.file for item in items} - held_out
+    for half, unseen in zip(_halves(config.name), (held_out, others), strict=True):
+        files |= cards(half, unseen)
+    return files | _study(config, len(items), halves=True)
 
 
 def _of_classes(place: Path) -> tuple[list[Item], set[str]]:
@@ -201,8 +219,8 @@ def _held_out(items: Sequence[Item]) -> set[str]:
 # ---- a list of URLs --------------------------------------------------------------------------------------
 
 
-def _of_urls(config: New, place: Path, url: str, columns: list[str]) -> tuple[int, dict[str, str]]:
-    """Return the number of rows of a list and its cards: one to train on, and one for the rows that are held out."""
+def _of_urls(config: New, place: Path, url: str, columns: list[str]) -> dict[Path, str]:
+    """Return the files of a study of a list: it has a card to train on, and one of the rows that are held out."""
     import duckdb
 
     caption = usual_column(columns, CAPTION_COLUMNS)
@@ -222,7 +240,7 @@ def _of_urls(config: New, place: Path, url: str, columns: list[str]) -> tuple[in
             of_splits = [(f"md5({url}) >= '{bound}'", rows - tested), (f"md5({url}) < '{bound}'", tested)]
     (where_trained, trained), (where_tested, tested) = of_splits
     listed = {
-        **_about(config, place),
+        **_about(config, place, config.name),
         "list": str(place.absolute()),
         "url_column": url,
         "caption_column": caption,
@@ -231,10 +249,14 @@ def _of_urls(config: New, place: Path, url: str, columns: list[str]) -> tuple[in
         "back_translation": None,
     }
     held_out = {**listed, "name": f"{config.name}_held_out", "where": where_tested, "expected_count": tested}
-    _write(Path("data", f"{config.name}_held_out.yaml"), _yaml(held_out))
     say(f"{place}: of {rows:,} rows {size_of_set(trained, tested)}, by {where_tested}")
     layout = {"path": f"results/{config.name}/data/{config.name}_held_out/shards", "split": "all", "layout": "tars"}
-    return trained, {"source": _yaml(listed), "benchmark": _benchmark(config, layout)}
+    return {
+        Path("data", f"{config.name}.yaml"): _yaml(listed),
+        Path("data", f"{config.name}_held_out.yaml"): _yaml(held_out),
+        Path("eval", f"{config.name}.yaml"): _benchmark(config, config.name, layout),
+        **_study(config, trained, of_urls=True),
+    }
 
 
 def _of_splits(opened: Any, columns: list[str]) -> list[tuple[str, int]] | None:
@@ -251,21 +273,26 @@ def _of_splits(opened: Any, columns: list[str]) -> list[tuple[str, int]] | None:
     return None
 
 
-# ---- the three files -------------------------------------------------------------------------------------
+# ---- the files of each -----------------------------------------------------------------------------------
 
 
-def _about(config: New, place: Path) -> dict[str, Any]:
-    return {"name": config.name, "title": f"Pictures of {place.resolve().name}", "license": config.license}
+def _halves(name: str) -> tuple[str, str]:
+    """Return the names of the sources, benchmarks and runs of a study's two halves."""
+    return f"{name}_half_1", f"{name}_half_2"
 
 
-def _benchmark(config: New, layout: dict[str, Any]) -> str:
+def _about(config: New, place: Path, name: str) -> dict[str, Any]:
+    return {"name": name, "title": f"Pictures of {place.resolve().name}", "license": config.license}
+
+
+def _benchmark(config: New, name: str, layout: dict[str, Any]) -> str:
     return _yaml(
         {
-            "name": config.name,
-            "title": f"{config.name}, held out",
+            "name": name,
+            "title": f"{name}, held out",
             "kind": "retrieval",
             "metric": "recall",
-            "fine_tuned_on": [config.name],
+            "fine_tuned_on": [name],
             "loader": "captions",
             "layouts": {"captions": layout},
             "license": config.license,
@@ -273,7 +300,7 @@ def _benchmark(config: New, layout: dict[str, Any]) -> str:
     )
 
 
-def _study(config: New, pairs: int, of_urls: bool) -> str:
+def _study(config: New, pairs: int, *, of_urls: bool = False, halves: bool = False) -> dict[Path, str]:
     if (gpus := config.gpus) is None:
         import torch
 
@@ -292,6 +319,12 @@ def _study(config: New, pairs: int, of_urls: bool) -> str:
         run: {"label": f"{run.upper()} on {config.name}", "overrides": [f"model.interaction={interaction}"]}
         for run, interaction in kinds.items()
     }
+    tested = {config.name: "filip"}  # by card: the run that did not see it
+    if halves:
+        tested = {half: half for half in _halves(config.name)}
+        for half in tested:
+            seen = {"label": f"FILIP, which did not see {half}", "sources": [half]}
+            runs[half] = {**seen, "overrides": list(runs["filip"]["overrides"])}
     study: dict[str, Any] = {
         "study": config.name,
         "title": f"FILIP on {config.name}",
@@ -299,19 +332,19 @@ def _study(config: New, pairs: int, of_urls: bool) -> str:
         "launch": {"launcher": "deepspeed", "ranks_per_node": max(1, gpus), **({} if gpus else {"accelerator": "cpu"})},
         "train": {"experiment": experiment, "overrides": overrides},
         "runs": runs,
-        "eval": {"root": ".", "retrieval": [config.name]},
-        "tables": {"retrieval": list(runs)},
-        "explorer": {"card": config.name, "models": list(runs)},
+        "eval": {"root": ".", "retrieval": list(tested)},
+        "tables": {"retrieval": list(tested) if halves else list(runs)},
+        "explorer": {"card": config.name, "models": list(kinds)},
         "export": {"to": "hf", "models": ["filip"]},
-        "own_pictures": config.name,
+        "own_pictures": tested,
     }
     if not scratch:
         study["peers"] = {"before": {"label": f"{start}, before the training", "model": start}}
         if start == START or start.endswith(".safetensors"):  # others' text towers are in no page
-            study["explorer"]["models"] = ["before", *runs]
+            study["explorer"]["models"] = ["before", *kinds]
     if of_urls:
         study["eval"]["sources"] = [f"{config.name}_held_out"]
-    return _yaml(study)
+    return {Path("workflow/config", f"{config.name}.yaml"): _yaml(study)}
 
 
 def _yaml(content: dict[str, Any]) -> str:
@@ -319,11 +352,6 @@ def _yaml(content: dict[str, Any]) -> str:
 
     written = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
     return WRITTEN + written
-
-
-def _write(file: Path, text: str) -> None:
-    with replacing(file) as part:
-        part.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -65,7 +65,9 @@ class Catalogue:
         """Return a tenth of the concepts, chosen by hash. Man, woman and person of one kind are held out together."""
         families: dict[str, list[str]] = {}
         for code in self.concepts:
-            families.setdefault(_family(code), []).append(code)
+            family = code.replace("1F468", "1F9D1").replace("1F469", "1F9D1")
+            family = family.removesuffix("-200D-2640").removesuffix("-200D-2642")
+            families.setdefault(family, []).append(code)
         chosen: list[str] = []
         for family in sorted(families, key=hash_of):
             if len(chosen) + len(families[family]) <= HELD_OUT_SHARE * len(self.concepts):
@@ -168,12 +170,6 @@ def slugify(name: str) -> str:
 def hash_of(text: str) -> str:
     """Return a hash that puts strings into a stable pseudo-random order."""
     return hashlib.sha256(f"filip demo corpus {text}".encode()).hexdigest()
-
-
-def _family(code: str) -> str:
-    """Return a key that is equal for the man, the woman and the person of one kind."""
-    person = code.replace("1F468", "1F9D1").replace("1F469", "1F9D1")
-    return person.removesuffix("-200D-2640").removesuffix("-200D-2642")
 
 
 def _first_wins(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:

@@ -26,9 +26,9 @@ import pyarrow as pa
 from filip.cli.command import MISSING, option, run_command
 from filip.common.files import write_json
 from filip_demo.catalogue import Catalogue, Drawing, hash_of
-from filip_demo.faulty_rows import PLANTED, plant, write_planted
+from filip_demo.faulty_rows import PLANTED, plant, spoil
 from filip_demo.packages import ARTISTS, PACKAGES, Artist, fetch_packages
-from filip_demo.render import SIDE, Rendering, render_all, svg_document
+from filip_demo.render import SIDE, Rendering, render_all, svg_document, write_atomically
 from filip_demo.scene_sets import (
     SceneFacts,
     name_and_relation_choices,
@@ -99,7 +99,10 @@ def main(config: Corpus) -> None:
     scene_counts = write_scene_sets(makers, out / "eval", config.test_scenes, processes, choices)
 
     planted = plant(catalogue, training)
-    write_planted(planted, out / "images", out)
+    for row in planted:
+        good = (out / "images" / row.drawing.artist / f"{row.drawing.slug}.png").read_bytes()
+        if (spoiled := spoil(row.kind, good)) is not None:
+            write_atomically(out / row.path, spoiled)
     table = training_table(training, scenes, planted, f"http://127.0.0.1:{config.port}")
     write_table(table, out / "list.parquet")
     write_captions(table, out / "captions.csv")

@@ -10,13 +10,12 @@ import hashlib
 import io
 import random
 from dataclasses import dataclass
-from pathlib import Path
 
 from PIL import Image
 
 from filip_demo.catalogue import Catalogue, Drawing, Emoji, hash_of, informative_tags, read_emoji
 from filip_demo.packages import NAMES_PACKAGE
-from filip_demo.render import png_bytes, write_atomically
+from filip_demo.render import png_bytes
 
 PLANTED = {
     "not_found": 12,  # 404
@@ -73,15 +72,6 @@ def plant(catalogue: Catalogue, drawings: list[Drawing]) -> list[PlantedRow]:
     return rows
 
 
-def write_planted(rows: list[PlantedRow], images: Path, out: Path) -> None:
-    """Make the files behind the rows below ``out``, from the good ones at ``images/<artist>/<slug>.png``."""
-    for row in rows:
-        good = (images / row.drawing.artist / f"{row.drawing.slug}.png").read_bytes()
-        spoiled = spoil(row.kind, good)
-        if spoiled is not None:
-            write_atomically(out / row.path, spoiled)
-
-
 def spoil(kind: str, good: bytes) -> bytes | None:
     """Return the file behind a row of this kind, or None if the server makes the fault or has nothing."""
     if kind in ("not_found", "hang", "html"):
@@ -115,13 +105,9 @@ def _other_language_captions(catalogue: Catalogue) -> list[str]:
         emoji = read_emoji(catalogue.modules / NAMES_PACKAGE, locale)
         labels = {e.label for e in emoji.values() if e.group not in GROUPS_LEFT_OUT and not e.tones}
         labels = {label for label in labels if len(label.split()) >= 4 and "," not in label}
-        labels = {label for label in labels if _non_english_letters(label) >= 2}
+        labels = {label for label in labels if sum(c.isalpha() and not c.isascii() for c in label) >= 2}
         captions += sorted(labels, key=lambda label: (-len(label), label))[:each]
     return captions
-
-
-def _non_english_letters(text: str) -> int:
-    return sum(letter.isalpha() and not letter.isascii() for letter in text)
 
 
 def _meaningless_captions() -> list[str]:

@@ -47,9 +47,10 @@ def caption(draw: random.Random, things: Sequence[Placed]) -> str:
     """Return a sentence that names each thing once, in random order."""
     order = draw.sample(list(things), len(things))
     if len(things) > 1 and draw.random() < RELATION_SHARE:
-        sentence = relation_caption(order, draw)
-        if sentence:
-            return sentence
+        relation = relation_of(order[0], order[1], draw)
+        if relation is not None:  # e.g. ``a tulip left of a fish, with a bus``
+            first, second, *rest = (thing.label for thing in order)
+            return relation_sentence(first, relation, second, rest)
     return fill(draw.choice(TEMPLATES.get(len(things), MORE)), [thing.label for thing in order])
 
 
@@ -57,15 +58,6 @@ def fill(template: str, names: Sequence[str]) -> str:
     with_article = [article(name) for name in names]
     listed = " and ".join([part for part in [", ".join(with_article[:-1]), with_article[-1]] if part])
     return template.format(*with_article, names=", ".join(names), list=listed)
-
-
-def relation_caption(order: Sequence[Placed], draw: random.Random) -> str | None:
-    """Return e.g. ``a tulip left of a fish, with a bus``, a true relation of the first two; None if none is clear."""
-    relation = relation_of(order[0], order[1], draw)
-    if relation is None:
-        return None
-    first, second, *rest = (thing.label for thing in order)
-    return relation_sentence(first, relation, second, rest)
 
 
 def relation_sentence(first: str, relation: str, second: str, others: Sequence[str]) -> str:

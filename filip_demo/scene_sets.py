@@ -134,10 +134,13 @@ def _members(
     """Return the files of one test scene by extension, and its things."""
     scene = compose(index=index)
     things = [{"concept": t.concept, "label": t.label, "artist": t.artist, "box": t.box} for t in scene.things]
+    shown = np.zeros((scene.image.height, scene.image.width), np.uint8)  # which thing (from 1) each pixel shows
+    for number, thing in enumerate(scene.things, 1):
+        shown[thing.mask] = number
     members = {
         "png": png_bytes(scene.image),
         "txt": scene.caption.encode(),
-        "things.png": png_bytes(Image.fromarray(thing_map(scene))),
+        "things.png": png_bytes(Image.fromarray(shown)),
         "json": json.dumps({"things": things}, ensure_ascii=False).encode(),
     }
     members |= {extension: "\n".join(found).encode() for extension, found in choices(scene).items() if found}
@@ -153,14 +156,6 @@ def name_and_relation_choices(emoji: Mapping[str, Emoji], names: Sequence[str], 
             short, wrong, true = captions
             choices |= {f"half_{what}.txt": [short, wrong], f"whole_{what}.txt": [true, short]}
     return choices
-
-
-def thing_map(scene: Scene) -> np.ndarray:
-    """Return uint8 [side, side]: which thing (from 1) is visible at each pixel, 0 = background."""
-    shown = np.zeros((scene.image.height, scene.image.width), np.uint8)
-    for number, thing in enumerate(scene.things, 1):
-        shown[thing.mask] = number
-    return shown
 
 
 def _for_each(make: Callable[[int], Any], count: int, processes: int) -> Iterator[Any]:

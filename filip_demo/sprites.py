@@ -40,7 +40,12 @@ def main(config: Sprites) -> None:
     """Draw the things that scenes may show, 24 pixels wide, in grey and alpha."""
     chosen = things_to_tint(Catalogue(fetch_packages(config.cache)))
     names = list(chosen)
-    pixels = np.stack([grey_and_alpha(chosen[name]) for name in track(names, "drawing sprites", "sprites")])
+    drawn = []
+    for name in track(names, "drawing sprites", "sprites"):
+        svg = svg_document(chosen[name])
+        png = resvg_py.svg_to_bytes(svg_string=svg, width=SIDE, height=SIDE, skip_system_fonts=True)
+        drawn.append(np.asarray(Image.open(io.BytesIO(png)).convert("LA")))
+    pixels = np.stack(drawn)
     buffer = io.BytesIO()
     np.savez_compressed(buffer, names=np.array(names), pixels=pixels)
     with naming(config.out):
@@ -54,12 +59,6 @@ def things_to_tint(catalogue: Catalogue) -> dict[str, Drawing]:
     drawings = catalogue.drawings(artist)
     chosen = {d.emoji.label.lower(): d for d in drawings if not d.emoji.tones and in_scenes(d.emoji)}
     return {name: chosen[name] for name in sorted(chosen) if name.isalpha() and name not in COLOURS}
-
-
-def grey_and_alpha(drawing: Drawing) -> np.ndarray:
-    """Return the drawing as luminance and alpha [SIDE, SIDE, 2] uint8."""
-    png = resvg_py.svg_to_bytes(svg_string=svg_document(drawing), width=SIDE, height=SIDE, skip_system_fonts=True)
-    return np.asarray(Image.open(io.BytesIO(png)).convert("LA"))
 
 
 if __name__ == "__main__":

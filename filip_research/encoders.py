@@ -15,5 +15,5 @@ WUKONG = Backend(
     converts=True,
 )
 RIDGE = Backend(
-    "filip_research.ridge", "RidgeEncoder", "ridge:FOLDER[:pairs] (shards and captions of a source; fitted when read)"
+    "filip_research.ridge", "RidgeEncoder", "ridge:FOLDER[:product] (shards and captions of a source; fitted when read)"
 )

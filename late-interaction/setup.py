@@ -3,6 +3,7 @@
 import functools
 import runpy
 import sys
+import tempfile
 from pathlib import Path
 
 from setuptools import Distribution, setup
@@ -47,4 +48,9 @@ def without_kernels(why: str) -> None:
     print(f"late-interaction is installed without its CPU kernels, and computes in PyTorch: {why}", file=sys.stderr)
 
 
-setup(cmdclass={"build_py": BuildWithKernels, "bdist_wheel": WheelForEveryPython}, distclass=WithKernels)
+with tempfile.TemporaryDirectory() as build:  # two installations from one folder do not meet in it
+    setup(
+        cmdclass={"build_py": BuildWithKernels, "bdist_wheel": WheelForEveryPython},
+        distclass=WithKernels,
+        options={"build": {"build_base": build}, "egg_info": {"egg_base": build}},
+    )

@@ -1,21 +1,23 @@
 """See token-wise learning happen: a model learns, on two cores, to find scenes and to tell whose colour is whose.
 
     pip install torch numpy && python records/speedrun.py     # and speedrun.npz beside it; torch 2.9 or newer
-    python records/speedrun.py model=clip,relu,heads,filip,smooth steps=60    # writes learning.svg and words.svg
+    python records/speedrun.py model=clip,relu,heads,filip,smooth       # writes learning.svg and log.json
 
-A scene shows two to four tinted things in a grid of 3 x 3 ("a red cat, a blue crab and a pink kiwi"). A patch shows one
-thing at most, and patches do not mix; words do. Every third thing is reserved: no training scene that shows one has
-anything red, green or blue. The 1,000 test scenes show three reserved things in these colours, so a caption with two
-colours exchanged is as new as the true one. The target: at least 90 % of the exchanged captions are rejected (chance:
-50), and half of the scenes are found in both directions (chance: 0.1), each with p < 0.01 over the seeds. ``smooth``
-finds 97.5 / 92.5 % and rejects 99.4 % (seeds 0 to 2, p 0.0007) in 4 CPU seconds a training (one thread, Zen 4).
+A scene shows nine tinted things in a grid of 3 x 3, and its caption names three of them ("a red cat, a blue crab and a
+pink kiwi"), as real captions do. A patch shows one thing, and patches do not mix; a word knows the word before it.
+Every third thing is reserved: in training none of them is ever red, green or blue. The captions of the 1,000 test
+scenes name three reserved things in these colours, so a caption with two colours exchanged is as new as the true one.
+The target: nine in ten scenes are found in both directions (chance: 0.1 %), and 95 % of the exchanged captions are
+rejected (chance: 50), each with p < 0.01 over the seeds.
 
 ``filip`` averages each patch's best word (s^I) and each word's best patch (s^T) (Yao et al., ICLR 2022); ``smooth``
-trains with t log mean exp(s / t) for the maximum, and is tested with the maximum. ``clip`` compares one vector a side,
-the mean of its tokens, ``relu`` that of their positive parts, ``heads`` 16 attention poolings.
+trains with t log mean exp(s / t) for the maximum, and is tested with the maximum. The others compare one vector a side:
+``clip`` is the mean of the tokens, ``relu`` that of 2,304 ReLU features of each, ``heads`` has 36 attention poolings.
+Five more, one of them without a gradient, are in single_vectors.py; verify.py runs a row of the board again.
 """
 
 import hashlib
+import json
 import math
 import sys
 import time
@@ -28,8 +30,10 @@ import torch.nn.functional as F
 from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR
 
-WIDTH = 64  # the one dial, of both towers and of a token's vector; each width is trained with 3,840 scenes
-BATCH, STEPS, RATE, MUON_RATE = 64, 3840 // WIDTH, 0.4 / WIDTH, 0.08  # RATE is AdamW's
+WIDTH, BATCH, STEPS = 64, 64, 150  # numbers of a token; scenes of a step
+RATES = {  # of AdamW and Muon, of at least nine, in 300 steps on 200 other scenes: records/README.md
+    "clip": (3e-3, 0.01), "relu": (0.024, 0.02), "heads": (3e-3, 0.04), "filip": (0.012, 0.04), "smooth": (0.012, 0.04)
+}  # fmt: skip
 SMOOTH = 0.1  # temperature of the smooth maximum
 SCALE = 10.0  # of the similarities at first; then it is learned
 WHITE = 128  # principal components kept of a patch's 3 * 12 * 12 numbers
@@ -38,16 +42,17 @@ INKS = {"clip": "#888", "relu": "#a3c", "heads": "#c70", "filip": "#06c", "smoot
 # --- Data: 420 drawings of things in grey, and eight colours to tint them ---
 SPRITES = Path(__file__).with_name("speedrun.npz")  # Noto Emoji, Google Inc., Apache-2.0: see speedrun.npz.license
 SHA256 = "51dbe047edb7ca0a9dc6bb6d36746d3682152171808defa3ed7f6f255896f708"
-COLOURS = {  # the first three are never near a reserved thing in training
+COLOURS = {  # the first three are never a reserved thing's in training
     "red": (225, 40, 40), "green": (40, 170, 60), "blue": (50, 80, 225), "yellow": (245, 215, 40),
     "purple": (145, 60, 185), "orange": (245, 140, 30), "pink": (245, 140, 190), "cyan": (60, 205, 220),
 }  # fmt: skip
 RESERVED, SIDE, GRID, PATCH = 3, 24, 3, 12  # every 3rd thing; its pixels; 3 x 3 things; 2 x 2 patches each
-TOKENS = 16  # four things have 16 patches at most: the 16 with the most ink are the tokens of a picture of 36
+NAMED, TOKENS = 3, 36  # things in a caption (3 to 9, by named=); patches of a picture
+NUMBERS = TOKENS * WIDTH  # of a vector of `relu`, `bilinear` and `heads`: as many as the tokens of a picture have
 
 
 class Scenes(NamedTuple):
-    """Scenes as arrays [n, things]: numbers of things (-1 for none) and colours, and their cells in the grid."""
+    """Scenes as arrays [n, 9]: numbers of things and colours, and their cells; a caption names the first three."""
 
     things: np.ndarray
     colours: np.ndarray
@@ -67,63 +72,45 @@ class World:
         self.rgb = torch.tensor(list(COLOURS.values())) / 255
 
     def training_scenes(self, random, count):
-        """Return scenes of two to four things; those with a reserved thing have nothing red, green or blue."""
-        things = random.integers(len(self.names), size=(count, 4))
-        things[np.arange(4) >= random.integers(2, 5, (count, 1))] = -1
-        order = random.random((count, len(COLOURS)))
-        order[(things % RESERVED == 0).any(1), :3] += 1  # they go behind the other five (no thing, -1, is not reserved)
-        return Scenes(things, order.argsort(1)[:, :4], random.random((count, GRID**2)).argsort(1)[:, :4])
+        """Return scenes of nine different things, of which the reserved ones are never red, green or blue."""
+        things, cells = (random.random((count, n)).argsort(1)[:, : GRID**2] for n in (len(self.names), GRID**2))
+        any_colour, others = (random.integers(lowest, len(COLOURS), things.shape) for lowest in (0, 3))
+        return Scenes(things, np.where(things % RESERVED == 0, others, any_colour), cells)
 
     def test_scenes(self, count=1000, seed=10**6):
-        """Return scenes of three reserved things, one red, one green, one blue."""
+        """Return scenes whose captions name reserved things alone, all red, green or blue, the first three one each."""
         random = np.random.default_rng(seed)
-        reserved = np.arange(0, len(self.names), RESERVED)
-        things, colours, cells = (random.random((count, n)).argsort(1)[:, :3] for n in (len(reserved), 3, GRID**2))
-        return Scenes(reserved[things], colours, cells)
+        scenes = self.training_scenes(random, count)
+        for row in scenes.things:
+            row[:NAMED] = random.choice(np.setdiff1d(np.arange(0, len(self.names), RESERVED), row), NAMED, False)
+        scenes.colours[:, :3] = random.random((count, 3)).argsort(1)
+        scenes.colours[:, 3:NAMED] = random.integers(0, 3, (count, NAMED - 3))
+        return scenes
 
     def draw(self, scenes):
         """Return the pictures [n, 3, 72, 72] as ink, 2 * (1 - light): 0 is white paper, 2 is black."""
-        count, shown = len(scenes.things), scenes.things >= 0
-        grey, alpha = self.pixels[scenes.things[shown]].unbind(-1)
-        tint = self.rgb[scenes.colours[shown]][:, :, None, None] * (0.35 + 0.65 * grey[:, None])
-        page = torch.zeros(count * GRID**2, 3, SIDE, SIDE)  # every cell of every scene
-        page[(GRID**2 * np.arange(count)[:, None] + scenes.cells)[shown]] = 2 * alpha[:, None] * (1 - tint)
+        count = len(scenes.things)
+        grey, alpha = self.pixels[scenes.things].unbind(-1)  # [n, 9, 24, 24]
+        tint = self.rgb[scenes.colours][..., None, None] * (0.35 + 0.65 * grey[:, :, None])
+        page = torch.empty(count, GRID**2, 3, SIDE, SIDE)
+        page[np.arange(count)[:, None], scenes.cells] = 2 * alpha[:, :, None] * (1 - tint)
         return page.view(count, GRID, GRID, 3, SIDE, SIDE).permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
 
     def captions(self, scenes):
         """Return captions such as "a red cat, a blue crab and a pink kiwi"."""
         colours = list(COLOURS)
-        for things, tints in zip(scenes.things, scenes.colours, strict=True):
-            parts = [f"a {colours[c]} {self.names[t]}" for t, c in zip(things, tints, strict=True) if t >= 0]
+        for things, tints in zip(scenes.things[:, :NAMED], scenes.colours[:, :NAMED], strict=True):
+            parts = [f"a {colours[c]} {self.names[t]}" for t, c in zip(things, tints, strict=True)]
             yield ", ".join(parts[:-1]) + " and " + parts[-1]
 
     def encode(self, scenes):
-        """Return the numbers of the captions' words [n, longest] int64, with 0 behind the last word."""
-        rows = [torch.tensor([self.ids[w] for w in c.replace(",", "").split()]) for c in self.captions(scenes)]
-        return nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        """Return the numbers of the captions' words [n, 10] int64: 3 * NAMED + 1 of them."""
+        return torch.tensor([[self.ids[word] for word in c.replace(",", "").split()] for c in self.captions(scenes)])
 
 
-# --- Towers: patches stay local, words see their caption in one pre-norm layer; every token is projected ---
-class Block(nn.Module):
-    def __init__(self, width, heads=4):
-        super().__init__()
-        self.heads = heads
-        self.norm1, self.qkv, self.proj = nn.LayerNorm(width), nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.norm2, self.fc1, self.fc2 = nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
-
-    def forward(self, x, mask=None):
-        q, k, v = self.qkv(self.norm1(x)).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        x = x + self.proj(F.scaled_dot_product_attention(q, k, v, mask).transpose(1, 2).flatten(2))
-        return x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
-
-
-def inked(pixels):
-    """Return the numbers of the patches with the most ink [n, TOKENS] of pictures [n, 3, 72, 72]."""
-    return F.avg_pool2d(pixels, PATCH).sum(1).flatten(1).topk(TOKENS).indices.sort().values
-
-
+# --- Towers: patches stay local, a word knows the word before it; every token is projected ---
 class ImageTower(nn.Module):
-    """Pictures [n, 3, 72, 72] to a token for each of their inked patches [n, TOKENS, width]."""
+    """Pictures [n, 3, 72, 72] to a token for each of their patches [n, TOKENS, width]."""
 
     def __init__(self, width):
         super().__init__()
@@ -134,76 +121,86 @@ class ImageTower(nn.Module):
         self.projection = nn.Linear(width, width, bias=False)
 
     def whiten(self, pixels):
-        """Set the first layer, which is not trained: PCA of patches that are not blank, scaled to variances near 1."""
+        """Set the first layer, which is not trained: PCA of patches, scaled to variances near 1."""
         patches = F.unfold(pixels, PATCH, stride=PATCH).transpose(1, 2).flatten(0, 1)
-        patches = patches[patches.abs().sum(1) > 0]
         values, vectors = torch.linalg.eigh(torch.cov(patches.T))
         self.mean.copy_(patches.mean(0))
         self.whitening.copy_(vectors[:, -WHITE:] * (values[-WHITE:] + 0.01) ** -0.5)
 
+    def white(self, pixels):
+        """Return the whitened patches [n, TOKENS, WHITE]."""
+        return (F.unfold(pixels, PATCH, stride=PATCH).transpose(1, 2) - self.mean) @ self.whitening
+
     def forward(self, pixels):
-        patches = F.unfold(pixels, PATCH, stride=PATCH).transpose(1, 2).take_along_dim(inked(pixels)[:, :, None], 1)
-        return self.projection(self.norm(self.stem((patches - self.mean) @ self.whitening)))
+        return self.projection(self.norm(self.stem(self.white(pixels))))
 
 
 class TextTower(nn.Module):
-    """Numbers of words [n, longest] to a token for each word [n, longest, width]; a word sees the whole caption."""
+    """Numbers of words [n, 10] to a token for each word [n, 10, width]."""
 
-    def __init__(self, width, words, longest=16):
+    def __init__(self, width, words):
         super().__init__()
         self.embedding = nn.Embedding.from_pretrained(0.02 * torch.randn(words, width), freeze=False)
-        self.positions = nn.Parameter(0.01 * torch.randn(longest, width))
+        self.positions = nn.Parameter(0.01 * torch.randn(3 * NAMED + 1, width))
         self.before = nn.Linear(width, width, bias=False)  # each word gets a map of the word before it
-        self.block, self.norm = Block(width), nn.LayerNorm(width)
-        self.projection = nn.Linear(width, width, bias=False)
+        self.norm, self.projection = nn.LayerNorm(width), nn.Linear(width, width, bias=False)
 
     def forward(self, ids):
-        x = self.embedding(ids) + self.positions[: ids.shape[1]]
-        x = x + F.pad(self.before(x[:, :-1]), (0, 0, 1, 0))
-        return self.projection(self.norm(self.block(x, (ids > 0)[:, None, None, :])))
+        x = self.embedding(ids) + self.positions
+        return self.projection(self.norm(x + F.pad(self.before(x[:, :-1]), (0, 0, 1, 0))))
+
+
+class Pool(nn.Module):
+    """Tokens [n, tokens, width] to unit vectors: one a side [n, 1, numbers], or each of them for filip and smooth."""
+
+    def __init__(self, kind, width):
+        super().__init__()
+        self.kind = kind
+        if kind == "relu":
+            self.features = nn.Linear(width, NUMBERS, bias=False)
+        if kind == "heads":
+            self.queries = nn.Parameter(0.02 * torch.randn(TOKENS, width))
+            self.values = nn.Parameter(width**-0.5 * torch.randn(TOKENS, width, width))
+
+    def forward(self, tokens):
+        if self.kind == "clip":
+            tokens = tokens.mean(1, keepdim=True)
+        if self.kind == "relu":
+            tokens = self.features(tokens).relu().mean(1, keepdim=True)
+        if self.kind == "heads":
+            weights = (tokens @ self.queries.T).softmax(1)
+            tokens = torch.einsum("nth,ntw,hwd->nhd", weights, tokens, self.values).flatten(1)[:, None]
+        return F.normalize(tokens, dim=2)
 
 
 class Model(nn.Module):
-    """Both towers; a side gives unit vectors [n, tokens, d] and which of them count. A pooled model has one token."""
+    """Both towers, and what makes their tokens unit vectors [n, tokens, d]."""
 
-    def __init__(self, kind, words, width=WIDTH):
+    def __init__(self, kind, words, pool=Pool):
         super().__init__()
-        self.kind, self.image, self.text = kind, ImageTower(width), TextTower(width, words)
-        if kind == "heads":  # of each side
-            self.queries = nn.Parameter(0.02 * torch.randn(2, 16, width))
-            self.values = nn.Parameter(width**-0.5 * torch.randn(2, 16, width, width))
+        self.kind, self.image, self.text = kind, ImageTower(WIDTH), TextTower(WIDTH, words)
+        self.pools = nn.ModuleList(pool(kind, WIDTH) for _ in range(2))
         self.log_scale = nn.Parameter(torch.tensor(math.log(SCALE)))
 
     def images(self, pixels):
-        return self.pool(0, self.image(pixels), torch.ones(len(pixels), TOKENS, dtype=torch.bool))[0]
+        return self.pools[0](self.image(pixels))
 
     def texts(self, ids):
-        return self.pool(1, self.text(ids), ids > 0)
-
-    def pool(self, side, tokens, mask):
-        if self.kind in ("clip", "relu"):
-            kept = (tokens.relu() if self.kind == "relu" else tokens) * mask[:, :, None]
-            tokens = kept.sum(1, keepdim=True) / mask.sum(1)[:, None, None]
-        if self.kind == "heads":
-            weights = (tokens @ self.queries[side].T).masked_fill(~mask[:, :, None], -1e9).softmax(1)
-            pooled = weights.transpose(1, 2) @ tokens  # [n, 16, width]
-            tokens = torch.einsum("nhw,hwd->nhd", pooled, self.values[side]).flatten(1)[:, None]  # [n, 1, 16 * width]
-        return F.normalize(tokens, dim=2), mask[:, : tokens.shape[1]]
+        return self.pools[1](self.text(ids))
 
 
-def similarity(images, texts, mask, smooth=0.0):
-    """Return s^I and s^T [n, m] of images [n, p, d] and texts [m, l, d] with mask [m, l], unit vectors.
+def similarity(images, texts, smooth=0.0):
+    """Return s^I and s^T [n, m] of images [n, p, d] and texts [m, l, d], unit vectors.
 
-    Padding has no part in a maximum or mean; "a" and "and" have. ``smooth``: its temperature; 0 is the maximum.
+    ``smooth`` is the temperature of the smooth maximum; 0 is the maximum.
     """
     pairs = (images.flatten(0, 1) @ texts.flatten(0, 1).T).view(*images.shape[:2], *texts.shape[:2])  # [n, p, m, l]
-    words = mask.sum(1)
     if smooth:  # one exponential serves both directions; a cosine is at most 1, so it cannot overflow
-        e = ((pairs - 1) / smooth).exp() * mask
-        best_word, best_patch = (1 + smooth * (x + 1e-30).log() for x in (e.sum(3) / words, e.mean(1)))
+        e = ((pairs - 1) / smooth).exp()
+        best_word, best_patch = (1 + smooth * (e.mean(axis) + 1e-30).log() for axis in (3, 1))
     else:
-        best_word, best_patch = pairs.masked_fill(~mask, -2).max(3).values, pairs.max(1).values
-    return best_word.mean(1), (best_patch * mask).sum(2) / words
+        best_word, best_patch = pairs.amax(3), pairs.amax(1)
+    return best_word.mean(1), best_patch.mean(2)
 
 
 def contrastive_loss(i2t, t2i, scale):
@@ -220,28 +217,38 @@ def recall(scores):
 
 @torch.no_grad()
 def evaluate(world, model, scenes):
-    """Return in percent R@1 image to text, text to image, exchanges rejected by s^I, by s^T; always by maxima."""
+    """Return percent: R@1 image to text, text to image, exchanges rejected, things whose best patch is in their cell.
+
+    Always by maxima; a rejection is the mean of s^I's and s^T's. The last is nan for one vector a side.
+    """
     images = torch.cat([model.images(pixels) for pixels in world.draw(scenes).split(200)])
-    texts, mask = model.texts(world.encode(scenes))
-    i2t, t2i = map(torch.cat, zip(*(similarity(part, texts, mask) for part in images.split(20)), strict=True))
-    rejected = []
+    texts, rejected = model.texts(world.encode(scenes)), []
+    i2t, t2i = map(torch.cat, zip(*(similarity(part, texts) for part in images.split(20)), strict=True))
     for order in ([1, 0, 2], [2, 1, 0], [0, 2, 1]):  # two of the three colours exchanged
-        others, _ = model.texts(world.encode(scenes._replace(colours=scenes.colours[:, order])))
-        pairs = images @ others.transpose(1, 2)  # [n, patches, words]; all captions have the same number of words
+        colours = np.concatenate([scenes.colours[:, order], scenes.colours[:, 3:]], 1)
+        others = model.texts(world.encode(scenes._replace(colours=colours)))
+        pairs = images @ others.transpose(1, 2)  # [n, patches, words]
         for true, other in ((i2t, pairs.amax(2).mean(1)), (t2i, pairs.amax(1).mean(1))):
             lead = true.diagonal() - other  # of the true caption; within rounding it counts half
             rejected.append(((lead > 1e-6).float() + (lead > -1e-6).float()).mean() / 2)
-    return [100 * float(x) for x in (recall(i2t), recall(t2i.T), np.mean(rejected[::2]), np.mean(rejected[1::2]))]
+    places = math.nan
+    if images.shape[1] == TOKENS:
+        things = [*range(2, 3 * NAMED - 3, 3), 3 * NAMED]  # places of their words
+        best = (images @ texts[:, things].transpose(1, 2)).argmax(1).numpy()  # [n, NAMED]
+        places = np.mean(best // 12 * GRID + best % 6 // 2 == scenes.cells[:, :NAMED])  # 6 x 6 patches, 2 x 2 a cell
+    return [100 * float(x) for x in (recall(i2t), recall(t2i.T), np.mean(rejected), places)]
 
 
 # --- Training ---
 def optimisers(model, steps):
-    """Return Muon for the weights of linear layers, AdamW for the rest (embeddings, biases, heads), and schedules."""
-    matrices = [module.weight for module in model.modules() if isinstance(module, nn.Linear)]
-    rest = [p for p in model.parameters() if all(p is not other for other in (*matrices, model.log_scale))]
-    groups = [{"params": rest}, {"params": [model.log_scale], "lr": 3 * RATE}]
-    adamw = torch.optim.AdamW(groups, lr=RATE, betas=(0.9, 0.98), weight_decay=0.0)
-    muon = torch.optim.Muon(matrices, lr=MUON_RATE, weight_decay=0.0)
+    """Return Muon for the matrices of layers, AdamW for the rest (embeddings, biases, heads), and their schedules."""
+    named = {name: p for name, p in model.named_parameters() if name != "log_scale"}
+    layers = [n for n, p in named.items() if n.endswith("weight") and p.ndim == 2 and "embedding" not in n]
+    rate, muon_rate = RATES[model.kind]
+    rest = [p for name, p in named.items() if name not in layers]
+    groups = [{"params": rest}, {"params": [model.log_scale], "lr": 3 * rate}]
+    adamw = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98), weight_decay=0.0)
+    muon = torch.optim.Muon([named[name] for name in layers], lr=muon_rate, weight_decay=0.0)
     shape = {"total_steps": max(steps, 20), "pct_start": 0.1, "anneal_strategy": "linear", "cycle_momentum": False}
     schedules = [OneCycleLR(o, [group["lr"] for group in o.param_groups], **shape) for o in (adamw, muon)]
     return [adamw, muon, *schedules]
@@ -251,32 +258,38 @@ def clock():  # the wall's seconds, and those of all threads
     return np.array([time.perf_counter(), time.process_time()])
 
 
-def train(world, kind, seed, steps):
+def product():
+    """Return the processor seconds of a product of two 1,024 x 1,024 matrices, by which machines are compared."""
+    matrix, times = torch.randn(1024, 1024), [time.process_time()]
+    for _ in range(20):
+        matrix @ matrix
+        times.append(time.process_time())
+    return np.median(np.diff(times))
+
+
+def train(world, kind, seed, steps, pool=Pool):
     """Return the model, its curve [(step, seconds, *evaluation)], and its seconds of wall and processor."""
     torch.manual_seed(seed)
-    random, model = np.random.default_rng(seed), Model(kind, len(world.ids))
-    curve, seconds, watched, start = [], 0, world.test_scenes(200, 10**6 + 1), clock()
+    random, model, curve, seconds = np.random.default_rng(seed), Model(kind, len(world.ids), pool), [], 0
+    watched, start = world.test_scenes(200, 10**6 + 1), clock()
     model.image.whiten(world.draw(world.training_scenes(random, 500)))
     updates = optimisers(model, steps)
     for step in range(1, steps + 1):
         scenes = world.training_scenes(random, BATCH)
-        texts, mask = model.texts(world.encode(scenes))
-        scores = similarity(model.images(world.draw(scenes)), texts, mask, SMOOTH if kind == "smooth" else 0)
+        images, texts = model.images(world.draw(scenes)), model.texts(world.encode(scenes))
+        scores = similarity(images, texts, SMOOTH if kind == "smooth" else 0)
         loss = contrastive_loss(*scores, model.log_scale.exp().clamp(max=100))
         model.zero_grad()
         loss.backward()
         for update in updates:
             update.step()
-        if step % max(1, steps // 8) == 0 or step == steps:  # on 200 other scenes; not timed
+        if step % max(1, steps // 10) == 0 or step == steps:  # on 200 other scenes; not timed
             seconds = seconds + clock() - start
             curve.append((step, seconds[0], *evaluate(world, model, watched)))
-            print("{:6} seed {}  step {:4}  {:5.1f} s  of 200: {:4.1f} / {:4.1f} %  exchange rejected {:4.1f}, {:4.1f}"
+            print("{:8} seed {}  step {:4} {:5.1f} s  of 200: {:4.1f} / {:4.1f} %  rejected {:4.1f}  places {:4.1f}"
                   .format(kind, seed, *curve[-1]), flush=True)  # fmt: skip
             start = clock()
     return model, curve, seconds
-
-
-SVG = '<svg xmlns="http://www.w3.org/2000/svg" width="{}" height="{}" font-size="12" style="background:#fff">{}</svg>'
 
 
 def p_above(values, target):
@@ -288,62 +301,49 @@ def p_above(values, target):
 
 
 def draw_curves(curves):
-    """Return the learning curves as SVG: found (solid) and exchange rejected (dashed), by step and by second."""
-    text = '<text x="40" y="262">solid: found, R@1 of 200; dashed: exchange rejected; percent</text>'
-    text += "".join(f'<text x="{430 + 70 * i}" y="262" fill="{INKS[k]}">{k}</text>' for i, k in enumerate(dict(curves)))
-    for left, axis, name in ((40, 0, "steps"), (390, 1, "seconds")):
-        most = max(curve[-1][axis] for _, curve in curves)
-        text += f'<path d="M{left} 20v200h300" fill="none" stroke="black"/>'
-        text += f'<text x="{left + 250}" y="236">{most:.0f} {name}</text>'
-        text += "".join(f'<text x="{left - 28}" y="{224 - 2 * y}">{y}</text>' for y in (0, 50, 90))
+    """Return the learning curves as SVG: scenes found, and exchanges rejected, by step."""
+    text, steps = "", max(curve[-1][0] for _, curve in curves)
+    for left, name in ((50, "scenes found, R@1, mean of both directions (%)"), (400, "exchanges rejected (%)")):
+        text += f'<text x="{left}" y="14">{name}</text><path d="M{left} 24v200h300" fill="none" stroke="black"/>'
+        text += f'<text x="{left + 130}" y="244">step</text><text x="{left + 285}" y="238">{steps}</text>'
+        text += "".join(f'<text x="{left - 28}" y="{228 - 2 * y}">{y}</text>' for y in (0, 50, 100))
         for kind, curve in curves:
-            for dash, k in (("none", 2), ("4", 4)):  # c[k] + c[k + 1]: the mean of both directions, 2 pixels a percent
-                points = " ".join(f"{left + 300 * c[axis] / most:.1f},{220 - c[k] - c[k + 1]:.1f}" for c in curve)
-                text += f'<polyline points="{points}" fill="none" stroke="{INKS[kind]}" stroke-dasharray="{dash}"/>'
-    return SVG.format(710, 275, text)
+            high = ((c[0], (c[2] + c[3]) / 2 if left == 50 else c[4]) for c in curve)
+            points = " ".join(f"{left + 300 * step / steps:.1f},{224 - 2 * y:.1f}" for step, y in high)
+            text += f'<polyline points="{points}" fill="none" stroke="{INKS[kind]}"/>'
+    text += "".join(f'<text x="{50 + 85 * i}" y="266" fill="{INKS[k]}">{k}</text>' for i, k in enumerate(dict(curves)))
+    return f'<svg xmlns="http://www.w3.org/2000/svg" width="720" height="275" font-size="12">{text}</svg>'
 
 
-@torch.no_grad()
-def draw_words(world, model, scenes):
-    """Return scenes as SVG, and each again for its words: the less an inked patch is like the word, the darker."""
-    pictures, text = world.draw(scenes), ""
-    images, (texts, _), places = model.images(pictures), model.texts(world.encode(scenes)), inked(pictures)
-    for row, caption in enumerate(world.captions(scenes)):
-        pixels = (255 - 127.5 * pictures[row]).to(torch.uint8).permute(1, 2, 0).numpy()
-        drawn = np.argwhere((pixels < 255).any(2)).tolist()
-        dots = "".join(f'<path d="M{x} {y}h1" stroke="rgb{tuple(pixels[y, x].tolist())}"/>' for y, x in drawn)
-        words = [(i, w) for i, w in enumerate(caption.replace(",", "").split()) if w not in ("a", "and")]
-        for column, (i, word) in enumerate([(0, ""), *words]):  # first the scene alone
-            scene = f'<use href="#scene{row}"/>' if word else f'<g id="scene{row}">{dots}</g>'
-            text += f'<g transform="translate({10 + 84 * column} {10 + 98 * row})"><text y="85">{word}</text>{scene}'
-            seen = images[row] @ texts[row, i]
-            dark = 0.8 * ((seen.max() - seen) / (seen.max() - seen.min())).sqrt()
-            for k, opacity in zip(places[row].tolist(), dark, strict=True) if word else ():
-                text += f'<path d="M{k % 6 * PATCH} {k // 6 * PATCH}h12v12h-12" opacity="{opacity:.2f}"/>'
-            text += "</g>"
-    return SVG.format(600, 10 + 98 * len(pictures), text)
-
-
-def main(model="smooth", seeds=3, steps=STEPS):
-    if unknown := set(model.split(",")) - set(INKS):
-        sys.exit(f"error: model={unknown.pop()}: it is one of {', '.join(INKS)}, or several with commas")
+def main(model="smooth", seeds="0,1,2", steps=STEPS, rates="", named=3, kinds=INKS, teach=train, sources=(__file__,)):
+    global NAMED
+    NAMED = int(named)
+    if unknown := set(model.split(",")) - set(kinds):
+        sys.exit(f"error: model={unknown.pop()}: it is one of {', '.join(kinds)}, or several with commas")
     torch.set_num_threads(min(2, torch.get_num_threads()))  # the record is for two cores
-    world = World()
-    tests, curves = world.test_scenes(), []
+    world, rows, curves = World(), [], []
+    tests = world.test_scenes()
     for kind in model.split(","):
-        results, times = [], []
-        for seed in range(int(seeds)):
-            trained, curve, seconds = train(world, kind, seed, int(steps))
-            results.append(evaluate(world, trained, tests))
-            times.append(seconds)
-            curves.append((kind, curve))
-        (i2t, t2i, *rejected), (wall, cpu) = np.mean(results, axis=0), np.mean(times, axis=0)
-        p = max(p_above(np.min([r[:2] for r in results], 1), 50), p_above(np.mean([r[2:] for r in results], 1), 90))
-        print(f"{kind:6} {seeds} seeds, {steps} steps: found {i2t:.1f} / {t2i:.1f} %, exchange rejected "
-              f"{np.mean(rejected):.1f} %, p {p:.1g}, {wall:.1f} s ({cpu:.1f} CPU s) a training")  # fmt: skip
-    Path("learning.svg").write_text(draw_curves(curves))
-    if trained.kind in ("filip", "smooth"):
-        Path("words.svg").write_text(draw_words(world, trained, Scenes(*(a[:3] for a in tests))))
+        trainings = []
+        RATES[kind] = [float(rate) for rate in rates.split(",")] if rates else RATES.get(kind)
+        for seed in map(int, seeds.split(",")):
+            unit = product()
+            learned, curve, (wall, cpu) = teach(world, kind, seed, int(steps))
+            found = zip(("found_i2t", "found_t2i", "rejected", "places"), evaluate(world, learned, tests), strict=True)
+            trainings.append({"seed": seed, **dict(found), "seconds": wall, "cpu_seconds": cpu, "products": cpu / unit})
+            curves += [(kind, curve)] if curve else []
+        mean = {name: np.mean([t[name] for t in trainings]) for name in trainings[0]}
+        lowest = [min(t["found_i2t"], t["found_t2i"]) for t in trainings]
+        p = max(p_above(lowest, 90), p_above([t["rejected"] for t in trainings], 95))
+        rows.append({"model": kind, "steps": int(steps), "rates": RATES[kind], "p": p, "trainings": trainings})
+        print("{:8} {} seeds, {} steps: found {found_i2t:.1f} / {found_t2i:.1f} %, exchange rejected {rejected:.1f} %, "
+              "places {places:.1f} %, p {:.1g}, {cpu_seconds:.1f} CPU s a training, {products:.0f} matrix products"
+              .format(kind, len(trainings), steps, p, **mean))  # fmt: skip
+    if curves:
+        Path("learning.svg").write_text(draw_curves(curves))
+    log = {"command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]), "torch": torch.__version__, "rows": rows}
+    log["sources"] = {Path(file).name: Path(file).read_text() for file in sources}
+    Path("log.json").write_text(json.dumps(log, indent=1))
 
 
 if __name__ == "__main__":

@@ -2,10 +2,13 @@
 
 import gc
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections import Counter
+from multiprocessing.util import Finalize
 from pathlib import Path
 
 import pytest
@@ -31,6 +34,12 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     # torch's compiler would start processes that import PyTorch, for kernels that are few and small.
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+    # What tests and the libraries under them forget in TMPDIR goes with it; pytest keeps its own elsewhere.
+    if not hasattr(config, "workerinput"):
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())
+        folder = os.environ["TMPDIR"] = tempfile.tempdir = tempfile.mkdtemp(prefix="filip-")
+        # after the last of multiprocessing's own finalizers, which look for their files in it
+        Finalize(None, shutil.rmtree, (folder, True), exitpriority=-200)
     # However these tests end, nothing that they have started goes on.
     os.environ.pop(MARK, None)
     command = [sys.executable, str(Path(__file__).parent / "support/guardian.py"), f"{MARK}={os.getpid()}"]

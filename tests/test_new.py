@@ -10,7 +10,6 @@ from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
-import yaml
 from PIL import Image
 
 from filip.cli.command import run_command
@@ -78,15 +77,12 @@ def test_three_commands_lead_from_a_folder_to_explorer_table_and_export(tmp_path
     for left_out in ("4 .cr2", "3 .heic", "missing.jpg", "a link out of the folder", "make run STUDY=mine"):
         assert left_out in said
     study = clone / "workflow/config/mine.yaml"
-    config = yaml.safe_load(study.read_text())
-    config["eval"]["retrieval"].append("docs/scenes/")
-    study.write_text(yaml.safe_dump(config))
     done = run_study(cwd=clone, config=study, timeout=1200)
     assert done.returncode == 0, done.stderr[-3000:]
     results = clone / "results/mine"
     assert (results / "explore.html").stat().st_size > 100_000
     table = (results / "tables/retrieval.md").read_text()
-    assert "| FILIP on mine |" in table and "emoji, before the training" in table and "scenes, image" in table
+    assert "| FILIP on mine |" in table and "emoji, before the training" in table
     card = (results / "export/filip/README.md").read_text()
     assert "license: cc-by-sa-4.0" in card and "Pictures of Meine Fotos" in card
     assert (results / "export/filip/emoji_attribution.json").is_file()
@@ -106,20 +102,33 @@ def run(*arguments: str) -> None:
     run_command(main, New, argv=list(arguments), words=("name", "pictures"))
 
 
-def test_half_of_forty_is_held_out_and_equal_pictures_are_on_one_side(checkout: Path) -> None:
+def test_of_forty_each_half_is_held_out_from_a_model_of_the_other_and_equal_pictures_are_on_one_side(
+    checkout: Path,
+) -> None:
     photos = checkout / "photos"
     photos.mkdir()
     for number in range(40):
         picture(number // 2, 48).save(photos / f"{number}.png")  # each twice
         (photos / f"{number}.txt").write_text(f"picture {number // 2}\n")
     run("mine", "photos", "gpus=0")
-    listed = json.loads((checkout / "data/mine.json").read_text())["images"]
-    splits = {image["filename"]: image["split"] for image in listed}
-    assert [splits[f"{n}.png"] for n in range(0, 40, 2)] == [splits[f"{n}.png"] for n in range(1, 40, 2)]
-    assert list(splits.values()).count("test") == 20
-    held_out = open_set(load_card("mine"), ".")
-    assert len(held_out) == 20 and {splits[held_out.name_of(n)] for n in range(4)} == {"test"}
-    assert load_source("mine").images == "data/mine.json"
+    tested = []
+    for name in ("mine_half_1", "mine_half_2"):
+        listed = json.loads((checkout / f"data/{name}.json").read_text())["images"]
+        splits = {image["filename"]: image["split"] for image in listed}
+        assert [splits[f"{n}.png"] for n in range(0, 40, 2)] == [splits[f"{n}.png"] for n in range(1, 40, 2)]
+        held_out = open_set(load_card(name), ".")
+        tested.append({held_out.name_of(n) for n in range(len(held_out))})
+        assert len(tested[-1]) == 20 == load_source(name).expected_count
+        assert {splits[name] for name in tested[-1]} == {"test"}
+    assert not tested[0] & tested[1]
+    assert load_source("mine").images == "data/mine.json" and load_source("mine").expected_count == 40
+    study = load_study("workflow/config/mine.yaml")
+    assert study.training("filip")["sources"] == ["mine"] and "filip" not in study.models
+    assert {run: study.evaluated_on(run)["retrieval"] for run in study.models} == {
+        "before": ["mine_half_1", "mine_half_2"],
+        "mine_half_1": ["mine_half_1"],
+        "mine_half_2": ["mine_half_2"],
+    }
     with pytest.raises(SystemExit):
         run("mine", "photos")
 

@@ -177,7 +177,7 @@ SHELL: list[tuple[str, Callable[[str, Path], None]]] = [
     (r"sed .* > workflow/config/\w+\.yaml", whole),
     (r"filip data (prepare|text_rules) .*", whole),
     (r"filip", whole),
-    (r"filip search .* model=hf:openai/clip-vit-base-patch32 .*", with_a_local_clip),
+    (r"filip search .* model=hf:openai/clip-vit-base-patch32( .*)?", with_a_local_clip),
     (r"filip (eval|explore|index|export|search) .*", in_process),
     (r"filip \w+ .*", arguments_checked),
     (r"deepspeed .*--module filip\.train .*", arguments_checked),

@@ -9,7 +9,7 @@ from filip.common.errors import UserError
 from filip.data.cards import load_source
 from filip.eval.cards import load_card
 from filip.eval.prompts import load_ensemble
-from filip.report.tables import load_published
+from filip.report.tables.__main__ import load_published
 from filip.train.config import TrainConfig
 from filip.train.engine import settings_path
 

@@ -101,7 +101,7 @@ print(*found.i2t.shape, *found.t2i.shape, len(model.align({str(tmp_path / "image
     )
     assert json.loads((tmp_path / "zero_shot.json").read_text())["benchmarks"]["cifar10"]["n"] == 20
 
-    plan = run(python, "-m", "filip.train.plan", "experiment=demo", "gpus=2", cwd=empty)
+    plan = run(python, "-m", "filip.train.plan", "experiment=demo_from_scratch", "gpus=2", cwd=empty)
     assert "parameters" in plan and "reduction buffer" in plan
     find = "from filip.train.engine import settings_path; from filip.train.config import TrainConfig; "
     settings = run(

@@ -90,15 +90,11 @@ def main(arguments: list[str]) -> None:
     mine = wait_for(count)
     if mine:
         os.environ[VARIABLE] = ",".join(mine)
-        port += STRIDE * min(numbers_of(mine))
+        # a name that is no number (a UUID) has one that is the same for all processes
+        port += STRIDE * min(int(name) if name.isdecimal() else sum(name.encode()) % 100 for name in mine)
     numbers = ",".join(mine or [str(number) for number in range(count)])
     command = [word.replace("@gpus", numbers).replace("@port", str(port)) for word in command]
     os.execvp(command[0], command)
-
-
-def numbers_of(names: list[str]) -> list[int]:
-    """Return the numbers of GPUs; for names that are none (UUIDs), one each that is the same for all processes."""
-    return [int(name) if name.isdecimal() else sum(name.encode()) % 100 for name in names]
 
 
 if __name__ == "__main__":

@@ -20,17 +20,16 @@ from filip.common.errors import UserError
 from filip.common.files import digest
 from filip.data.cards import SourceCard, load_source, overridden
 from filip.data.ingest import state_of_images
+from filip.eval.cards import load_card
 from filip.eval.families import AUTO, CLIP_PROMPTS, PROMPTS
 from filip.study import Study, resolve
-from filip.study.benchmarks import card_of, check_evaluation_options, evaluation_options
-from filip.study.checks import check_accuracy_of
+from filip.study.benchmarks import check_evaluation_options, evaluation_options
+from filip.study.config_checks import check_accuracy_of
 from workflow.launch import Launch, wait_for_earlier_jobs
 
 ROOT = Path(__file__).resolve().parent.parent
 PORTS = 1000  # ports from launch.master_port on
 MEMORY_OF_A_RANK = 12_000  # MB of its host; at 340 million pairs 8 ranks of base or large, 6 workers each, hold 65 GB
-SHARDS_PER_TRANSLATION = 8  # shards that each translation job gets ...
-MOST_TRANSLATIONS = 256  # ... but at most so many jobs: each reads the plan that all share
 NEVER = 10**9  # steps between evaluations: one comes at the end
 SIGNAL = "--signal=USR1@600"  # ten minutes before the time limit a training saves, and its job goes back into the queue
 # Each stage writes a funnel fragment: of a list of URLs, and of a source that has its images.
@@ -49,7 +48,7 @@ def _override(value: Any) -> str:
 
 def edited(path: str) -> str:
     """Return a file that a person may edit: below the working directory, or else as the checkout has it."""
-    return path if Path(path).exists() else str(Path(__file__).resolve().parents[1] / path)
+    return path if Path(path).exists() else str(ROOT / path)
 
 
 class WorkflowStudy(Study):
@@ -60,6 +59,8 @@ class WorkflowStudy(Study):
         data, download = config.get("data", {}), config.get("download", {})
         self.data_threads: int = data.get("threads", 2)
         self.data_memory: str = data.get("memory", "1GB")
+        self.data_parts: int = data.get("parts", 1)
+        self.score: dict[str, Any] | None = data.get("score")
         self.source_cards: dict[str, SourceCard] = {
             s: overridden(load_source(s), "download", download) for s in self.sources
         }
@@ -152,31 +153,33 @@ class WorkflowStudy(Study):
         given = self.config.get("download")
         return [f"download={_override(given)}"] if given else []
 
-    def translation_parts(self, source: str, stored: str | Path) -> list[str]:
-        """Return the jobs that share a source's back-translation, by the number of shards that `stored` reports.
+    def score_arguments(self) -> list[str]:
+        """Return the study's own options of ``filip data score``."""
+        return [f"{option}={_override(value)}" for option, value in (self.score or {}).items()]
 
-        Empty if one job is enough: rule `translate` then does it all.
-        """
-        shards = json.loads(Path(stored).read_text())["notes"]["shards"]
-        parts = min(-(-shards // SHARDS_PER_TRANSLATION), MOST_TRANSLATIONS)
-        folder = f"{self.data_dir}/{source}/translated"
-        return [f"{folder}/{part}-of-{parts}.done" for part in range(parts)] if parts > 1 else []
+    def parts(self, source: str, stage: str) -> list[str]:
+        """Return the jobs that share a stage of a source, by `data.parts`; none if one job does it all."""
+        served = stage == "download" and self.source_cards[source].served_by  # by one server, on one port
+        count = 1 if served else self.data_parts
+        folder = f"{self.data_dir}/{source}/parts/{stage}"
+        return [f"{folder}/{part}-of-{count}" for part in range(count)] if count > 1 else []
 
     def manifests(self, sources: list[str]) -> list[str]:
-        return [self._captions(source)[1] for source in sources]
+        return [f"{self.data_dir}/{source}/manifest.json" for source in sources]
 
-    def _captions(self, source: str) -> tuple[str, str]:
-        """Return the folder of the side-cars that a source is trained on, and the manifest that describes them."""
-        return f"{self.data_dir}/{source}/captions", f"{self.data_dir}/{source}/manifest.json"
+    def captions(self, source: str) -> str:
+        """Return the folder of the side-cars that a source is trained on."""
+        return f"{self.data_dir}/{source}/{'captions' if self.score is None else 'scored'}"
 
     def source_fragments(self, source: str) -> list[str]:
         """Return the funnel of one source, in the order of its stages."""
-        stages = IMAGE_STAGES if self.has_images(source) else DATA_STAGES
+        stages = [*(IMAGE_STAGES if self.has_images(source) else DATA_STAGES)]
+        stages += [] if self.score is None else ["score"]
         return [f"{self.data_dir}/{source}/funnel/{stage}.json" for stage in stages]
 
     def stored(self, source: str) -> str:
         """Return the fragment of the stage that stores a source's images: it has the number of shards."""
-        return self.source_fragments(source)[-2]
+        return f"{self.data_dir}/{source}/funnel/{'ingest' if self.has_images(source) else 'download'}.json"
 
     def funnel_fragments(self) -> list[str]:
         return [path for source in self.sources for path in self.source_fragments(source)]
@@ -197,7 +200,7 @@ class WorkflowStudy(Study):
         training = self.training(run)
         sources = ",".join(
             "{{shards: {}, captions: {}, manifest: {}}}".format(
-                f"{self.data_dir}/{source}/shards", *self._captions(source)
+                f"{self.data_dir}/{source}/shards", self.captions(source), *self.manifests([source])
             )
             for source in training["sources"]
         )
@@ -232,12 +235,14 @@ class WorkflowStudy(Study):
 
     def _check_options(self) -> None:
         """Raise UserError for a value that goes into an option of a command and that the option does not take."""
+        from filip.data.score import ScoreConfig
         from filip.explore.export import ExplorerExport
         from filip_demo.corpus import Corpus
 
         for key, options in {"demo": Corpus, "explorer": ExplorerExport}.items():
             if key in self.config:
                 check_given(options, self.config[key], f"study config, key {key}.")
+        check_given(ScoreConfig, self.score or {}, "study config, key data.score.")
 
     def _check_batches(self) -> None:
         """Raise UserError for the first training with a batch that its ranks cannot share.
@@ -386,8 +391,8 @@ class WorkflowStudy(Study):
         return [self.card_file(name) for name in self.benchmarks(protocol)]
 
     def card_file(self, name: str) -> str:
-        """Return the file of a card, or the folder or table that the study evaluates on."""
-        return str(self.evaluation["places"].get(name) or edited(f"eval/{name}.yaml"))
+        """Return the file of a card."""
+        return edited(f"eval/{name}.yaml")
 
     # ---- jobs ----------------------------------------------------------------------------------------
 
@@ -427,7 +432,7 @@ class WorkflowStudy(Study):
     def data_of(self, name: str) -> Path | None:
         """Return where a card's data are that a job per card may find missing; None if it has no such place."""
         if name not in self._places:
-            path = card_of(self.evaluation, name).path
+            path = load_card(name).path
             self._places[name] = Path(self.evaluation["root"], path) if self.per_card and path else None
         return self._places[name]
 
@@ -465,11 +470,8 @@ class WorkflowStudy(Study):
             return [edited(PROMPTS), edited(CLIP_PROMPTS)]
         return [edited(prompts)] if "{c}" not in prompts else []
 
-    def quoted_labels(self, table: str) -> str:
-        """Return the argument ``labels=[…]``, for a shell, of a command that draws a table's rows side by side."""
-        return self._quoted_labels(self.rows(table))
-
-    def _quoted_labels(self, runs: list[str]) -> str:
+    def quoted_labels(self, runs: list[str]) -> str:
+        """Return the argument ``labels=[…]``, for a shell, of a command that draws runs side by side."""
         names = ",".join(json.dumps(self.label(run), ensure_ascii=False) for run in runs)
         return shlex.quote(f"labels=[{names}]")
 
@@ -490,7 +492,7 @@ class WorkflowStudy(Study):
         return {
             "models": [self.model(run) for run in wanted["models"]],
             "weights": [file for run in wanted["models"] for file in self.model_file(run)],
-            "labels": self._quoted_labels(wanted["models"]),
+            "labels": self.quoted_labels(wanted["models"]),
             "card": self.card_file(wanted["card"]),
             "count": wanted.get("count", 500),
         }

@@ -174,22 +174,19 @@ def _named(arguments: list[str], words: Sequence[str]) -> list[str]:
 
 def check_outputs(config: Any) -> None:
     """Raise UserError for the first option that names a file or folder which cannot be written."""
+    from filip.images.rgb import IMAGE_FILES
+
     for field in dataclasses.fields(config):
         if kind := field.metadata.get("writes"):
             check_output(field.name, getattr(config, field.name) or "", "file" if kind == "file" else "folder")
-        if kind == "store":
-            _check_without_pictures(field.name, Path(getattr(config, field.name) or "/dev/null"))
-
-
-def _check_without_pictures(option: str, folder: Path) -> None:
-    from filip.images.rgb import IMAGE_FILES
-
-    entries = sorted(folder.iterdir()) if folder.is_dir() else []
-    if picture := next((entry.name for entry in entries if entry.suffix.lower() in IMAGE_FILES), None):
-        raise UserError(
-            f"{option}={folder}: this folder has pictures, such as {picture}, and with the files of this command it "
-            f"would no longer be read as pictures; give another folder, e.g. {option}={folder}.{option}"
-        )
+        folder = Path((kind == "store" and getattr(config, field.name)) or "/dev/null")
+        entries = sorted(folder.iterdir()) if folder.is_dir() else []
+        if picture := next((entry.name for entry in entries if entry.suffix.lower() in IMAGE_FILES), None):
+            raise UserError(
+                f"{field.name}={folder}: this folder has pictures, such as {picture}, and with the files of this "
+                f"command it would no longer be read as pictures; give another folder, e.g. {field.name}={folder}."
+                f"{field.name}"
+            )
 
 
 def module_name(function: Callable[..., Any]) -> str:

@@ -70,8 +70,13 @@ def check_values(settings: Any, prefix: str = "") -> None:
     """
     for field in dataclasses.fields(settings):
         name, value = f"{prefix}{field.name}", getattr(settings, field.name)
-        if field.default == MISSING:
-            _refuse_empty(name, value)
+        required, several = field.default == MISSING, isinstance(value, list)
+        blank = any(isinstance(v, str) and not v.strip() for v in (value if several else [value]))
+        if required and blank and not several:
+            raise UserError(f"{name}={value} is empty: give a value (see --help)")
+        if required and several and (blank or not value):
+            what = "an element" if value else "the list"
+            raise UserError(f"{name}=[{','.join(map(str, value))}]: {what} is empty; give at least one value")
         for number, element in enumerate(value) if isinstance(value, list) else [(None, value)]:
             if dataclasses.is_dataclass(element):
                 check_values(element, f"{name}." if number is None else f"{name}[{number}].")
@@ -98,14 +103,6 @@ def _check_value(name: str, field: dataclasses.Field[Any], value: Any) -> None:
         bound = field.metadata.get(limit)
         if bound is not None and not holds(value, bound):
             raise UserError(f"{name}={value} must be {takes}")
-
-
-def _refuse_empty(name: str, value: Any) -> None:
-    if isinstance(value, str) and not value.strip():
-        raise UserError(f"{name}={value} is empty: give a value (see --help)")
-    if isinstance(value, list) and (not value or any(isinstance(v, str) and not v.strip() for v in value)):
-        shown = ",".join(map(str, value))
-        raise UserError(f"{name}=[{shown}]: {'an element' if value else 'the list'} is empty; give at least one value")
 
 
 def read_settings(schema: type[T], values: Mapping[str, Any], prefix: str = "") -> T:

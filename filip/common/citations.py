@@ -11,7 +11,6 @@ CLIP = (
     "Radford et al., Learning Transferable Visual Models From Natural Language Supervision, ICML 2021 "
     "(arXiv 2103.00020)"
 )
-SIGLIP = "Zhai et al., Sigmoid Loss for Language Image Pre-Training, ICCV 2023 (arXiv 2303.15343)"
 BAGS_OF_WORDS = (
     "Yuksekgonul et al., When and why vision-language models behave like bags-of-words, and what to do about it?, "
     "ICLR 2023 (arXiv 2210.01936)"

@@ -119,11 +119,6 @@ def evaluation_precision(device: torch.device) -> str:
     return "fp32" if device.type == "cpu" else best_precision(device)
 
 
-def multiplies_bf16(device: torch.device) -> bool:
-    """Return whether the hardware itself multiplies bfloat16."""
-    return best_precision(device) == "bf16"
-
-
 def _cpu_multiplies_bf16() -> bool:
     """Ask oneDNN, which obeys ONEDNN_MAX_CPU_ISA but takes any AVX-512 for enough, and the CPU's flags."""
     if not (torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
@@ -203,11 +198,6 @@ def choose_attention(device: torch.device, precision: str) -> None:
     """
     if device.type == "cpu" and precision == "bf16":
         torch.backends.cuda.enable_flash_sdp(False)
-
-
-def pins_memory(device: torch.device) -> bool:
-    """Return True if batches in page-locked memory are copied to ``device`` faster."""
-    return device.type not in ("cpu", "mps")
 
 
 def random_state() -> dict[str, Any]:

@@ -8,7 +8,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -163,28 +162,6 @@ def near_path(path: str | os.PathLike[str]) -> str | None:
         return None
     rest = place.relative_to(first)
     return next((str(file) for name in near for file in [first.with_name(name) / rest] if file.exists()), None)
-
-
-@contextmanager
-def scratch_folder(out: str | Path, keep_on_failure: bool = False) -> Iterator[Path]:
-    """Yield a folder ``.NAME.work`` next to ``out`` for intermediate files, removed at the end.
-
-    A killed run's files in it are removed first, unless ``keep_on_failure`` is set: then a failed or killed run
-    leaves it and the next run finds its files.
-    """
-    out = Path(out).resolve()
-    folder = out.with_name(f".{out.name}.work")
-    if not keep_on_failure:
-        shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    with naming(out):
-        try:
-            yield folder
-        except BaseException:
-            if not keep_on_failure:
-                shutil.rmtree(folder, ignore_errors=True)
-            raise
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager

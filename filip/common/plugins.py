@@ -11,11 +11,6 @@ from filip.common.errors import UserError
 Kind = TypeVar("Kind")
 
 
-def plugin_names(group: str) -> list[str]:
-    """Return the names that the installed packages offer under an entry point group, without loading anything."""
-    return sorted({entry.name for entry in entry_points(group=group)})
-
-
 def load_plugins(group: str, kind: type[Kind], known: Container[str]) -> dict[str, Kind]:
     """Return the objects that the installed packages offer under the entry point group ``group``, by name.
 

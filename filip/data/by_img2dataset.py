@@ -95,7 +95,7 @@ class Img2dataset(PassMaker):
         def collect() -> None:
             for number, shard in list(left.items()):
                 if (theirs / f"{number:05d}_stats.json").exists():
-                    self._store(shard, number, place / "list.parquet", theirs)
+                    self._store(shard, number, theirs)
                     del left[number]
                     finished(shard)
 
@@ -122,8 +122,8 @@ class Img2dataset(PassMaker):
         forgotten = Forgotten.load(self.final_folder)
         with replacing(place / "list.parquet") as part:
             writer = None
-            for shard, table in self.rows_of(todo):
-                hidden = self.retried.get(shard, set())
+            for shard in sorted(todo):
+                table, hidden = self.rows_of(shard), self.left_out.get(shard, set())
                 urls = [
                     "" if row in hidden or forgotten.refuses(url or "") else url or ""
                     for row, url in enumerate(table["url"].to_pylist())
@@ -152,12 +152,11 @@ class Img2dataset(PassMaker):
             running.terminate()
             running.wait()
 
-    def _store(self, shard: int, number: int, listed: Path, theirs: Path) -> None:
+    def _store(self, shard: int, number: int, theirs: Path) -> None:
         """Make a shard of one of its own."""
         pictures, described = theirs / f"{number:05d}.parquet", theirs / f"{number:05d}_stats.json"
         with self.staged(shard) as (staging, progress):
-            with pq.ParquetFile(listed) as lists:
-                table = lists.read_row_group(number, columns=self.columns)
+            table = self.rows_of(shard)
             images = self._images(shard, pictures, table["url"].to_pylist())
             stats = self.fill(shard, staging, progress, table.to_pylist(), shard_schema(table.schema), images)
             times = json.loads(described.read_text())
@@ -167,7 +166,7 @@ class Img2dataset(PassMaker):
 
     def _images(self, shard: int, pictures: Path, urls: list[str | None]) -> Iterator[Image]:
         """Yield each row of a shard, with its outcome."""
-        retried, forgotten = self.retried.get(shard, set()), Forgotten.load(self.final_folder)
+        retried, forgotten = self.left_out.get(shard, set()), Forgotten.load(self.final_folder)
         on_request = Stored(status="failed_to_download", error_message=f"{FORGOTTEN}: on request")
         left = set(range(len(urls)))
         with pq.ParquetFile(pictures) as parquet:

@@ -89,6 +89,7 @@ class BackTranslationSettings:
     engine: str = option("marian", "translation engine")
     pivots: list[str] = option(["de", "ru"], "languages to translate into and back")
     models: str | None = option(None, "folder with the engine's weights, for engines that do not ship them")
+    min_words: int = option(4, "shorter captions are left alone: translation makes keys of wrenches", at_least=1)
     share: float = option(1.0, "share of the distinct captions, by hash, that are translated", above=0, at_most=1)
 
 

@@ -15,28 +15,24 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import tarfile
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from filip.cli.command import MISSING, option, run_command
 from filip.common.errors import UserError
-from filip.common.files import nothing_at, replacing, sha256_of, write_json
+from filip.common.files import nothing_at, replacing, write_json
 from filip.common.progress import track
 from filip.data.fetching.download_plan import ROW, SHARD, in_progress
 from filip.data.fetching.outcomes import FORGOTTEN, Forgotten, hash_of_url, place_of
+from filip.data.fetching.shard_maker import WORK, emptied, is_in, remove_images
 from filip.data.lists.parquet_rows import reading, whole_file
 from filip.data.manifest import sign_again
-from filip.data.shard_index import shard_index
-from filip.data.shard_set import TAR_SHA256
 from filip.data.sidecar import write_sidecar
-from filip.data.stage import filling
+from filip.data.stage import sharing
 from filip.data.translate import shard_files
 
 Paths = list[str]
@@ -74,8 +70,8 @@ def forget(config: ForgetConfig) -> tuple[int, int, int]:
         if not Path(path).exists():
             raise UserError(nothing_at(path, "name all places that have something of these images"))
     folder = Path(config.shards).resolve()
-    captions, work = [Path(place) for place in config.captions], folder / "_work"
-    with filling(folder):
+    captions, work = [Path(place) for place in config.captions], folder / WORK
+    with sharing(folder / WORK, folder):
         rows = {path: found for path in shard_files(folder) if (found := _rows(path, urls, hashes))}
         images = [row for found in rows.values() for row in found]
         names = {row["url"] for row in images}
@@ -92,7 +88,14 @@ def forget(config: ForgetConfig) -> tuple[int, int, int]:
         for listing in work.glob("found/*.parquet"):  # by which list.parquet is made: ingest lists anew
             listing.unlink()
         for shard in track(rows, "forget", "shards", total=len(rows)):
-            _forget_in_shard(shard, {row["key"] for row in rows[shard]}, captions)
+            keys = {row["key"] for row in rows[shard]}
+            for sidecars in captions:
+                for measured in sidecars.glob(f"_measured/{shard.stem}-*.parquet"):  # scores
+                    measured.unlink()
+                if (sidecar := sidecars / shard.name).exists():
+                    table = whole_file(sidecar)
+                    write_sidecar(sidecar, table.filter(pc.invert(is_in(table["key"], keys))))
+            remove_images(shard, keys, f"{FORGOTTEN}: on request")  # by its row an image is found: that comes last
         for name in [*config.funnels, *config.manifests]:
             _scrub(Path(name))
         for manifest in config.manifests:
@@ -118,12 +121,8 @@ def _rows(path: Path, urls: set[str], hashes: set[str]) -> list[dict[str, Any]]:
     with reading(path):
         names = [name for name in ("url", "key", "sha256", "caption", "captions") if name in pq.read_schema(path).names]
         table = whole_file(path, names)
-    asked = [_is_in(table["url"], urls), _is_in(table["sha256"], hashes)]
+    asked = [is_in(table["url"], urls), is_in(table["sha256"], hashes)]
     return table.filter(pc.and_(pc.is_valid(table["url"]), pc.or_(*asked))).to_pylist()
-
-
-def _is_in(column: pa.ChunkedArray, values: set[str]) -> pa.ChunkedArray:
-    return pc.is_in(column.cast(pa.string()), pa.array(sorted(values), pa.string()))
 
 
 def _places(lists: list[Path], urls: set[str]) -> set[str]:
@@ -145,64 +144,23 @@ def _scrub(path: Path) -> None:
 def _without(path: Path, column: str, values: set[str]) -> None:
     """Rewrite a Parquet file without the rows that have one of the values, if it has any; row groups stay.
 
-    In a list of URLs that are tried again the rows are emptied instead: their places remain.
+    In the lists of a download's passes the rows are emptied instead: their places remain.
     """
     with reading(path), pq.ParquetFile(path) as parquet:
         schema = parquet.schema_arrow
         if column not in schema.names:
             return
         groups = range(parquet.num_row_groups)
-        gone = [_is_in(parquet.read_row_group(n, [column])[column], values) for n in groups]
+        gone = [is_in(parquet.read_row_group(n, [column])[column], values) for n in groups]
         if not any(pc.any(found).as_py() for found in gone):
             return
         with replacing(path) as part, pq.ParquetWriter(part, schema, compression="zstd") as writer:
             for table, rows in zip(map(parquet.read_row_group, groups), gone, strict=True):
-                if SHARD in schema.names:
-                    left = _emptied(table, rows, {column: "", "caption": ""}, (SHARD, ROW))
+                if re.fullmatch(r"(list|retry)_\d+", path.stem):
+                    left = emptied(table, rows, {column: FORGOTTEN, "caption": ""}, (SHARD, ROW))
                 else:
                     left = table.filter(pc.invert(rows))
                 writer.write_table(left.combine_chunks(), max(1, len(left)))
-
-
-def _emptied(table: pa.Table, rows: Any, values: dict[str, Any], but: tuple[str, ...]) -> pa.Table:
-    """Return the table with null, or one of the values, in these rows; the columns ``but`` stay."""
-    columns = [
-        column if name in but else pc.if_else(rows, pa.scalar(values.get(name), column.type), column)
-        for name, column in zip(table.column_names, table.columns, strict=True)
-    ]
-    return pa.table(columns, schema=table.schema)
-
-
-def _forget_in_shard(described: Path, keys: set[str], captions: list[Path]) -> None:
-    """Remove samples from a shard; its Parquet file, by which they are found, comes last."""
-    folder, tar = described.parent, described.with_suffix(".tar")
-    for place in captions:
-        for folder_of in ("_measured", "_cache/*-image-*"):  # scores, and captions made of the images
-            for measured in place.glob(f"{folder_of}/{described.stem}-*.parquet"):
-                measured.unlink()
-        if (path := place / described.name).exists():
-            table = whole_file(path)
-            write_sidecar(path, table.filter(pc.invert(_is_in(table["key"], keys))))
-    with replacing(tar) as part:
-        index = shard_index(tar)
-        gone = {offset for key, offset in zip(index.keys, index.offsets, strict=True) if key in keys}
-        with tarfile.open(tar, "r:") as source, tarfile.open(part, "w", format=tarfile.PAX_FORMAT) as target:
-            while (member := source.next()) is not None:
-                source.members = []  # type: ignore[attr-defined]  # or they all stay in memory
-                if member.offset_data not in gone:
-                    target.addfile(member, source.extractfile(member) if member.isreg() else None)
-    shard_index(tar)  # written anew: the tar has changed
-    table, stats_file = whole_file(described), folder / f"{described.stem}_stats.json"
-    outcome = {"status": "failed_to_download", "error_message": f"{FORGOTTEN}: on request"}
-    emptied = _emptied(table, _is_in(table["key"], keys), outcome, ("key",))
-    counts = Counter(emptied["status"].to_pylist())
-    # first the counts: a shard with fewer images than they say is taken for damaged
-    write_json(stats_file, json.loads(stats_file.read_text()) | {
-        "successes": counts["success"], "failed_to_download": counts["failed_to_download"]
-    })  # fmt: skip
-    metadata = {**(table.schema.metadata or {}), TAR_SHA256: sha256_of(tar).encode()}
-    with replacing(described) as part:
-        pq.write_table(emptied.replace_schema_metadata(metadata), part, compression="zstd")
 
 
 if __name__ == "__main__":

@@ -14,9 +14,9 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
@@ -26,23 +26,23 @@ import pyarrow.parquet as pq
 
 from filip.cli.command import MISSING, option, run_command
 from filip.common.errors import UserError, counted
-from filip.common.files import digest, file_state, replacing, write_json
+from filip.common.files import digest, file_state, locked, replacing, write_json
 from filip.common.progress import say
+from filip.common.text_files import NotAFileError
 from filip.common.worker_pool import run_blocks
 from filip.data.cards import SourceCard, load_source, overridden
 from filip.data.fetching.outcomes import FORGOTTEN, MAX_BYTES, Forgotten, hash_of_url, place_of
-from filip.data.fetching.shard_maker import SUFFIXES, ShardMaker, is_complete, shard_name, shard_schema
+from filip.data.fetching.shard_maker import SUFFIXES, WORK, ShardMaker, is_complete, shard_name, shard_schema
 from filip.data.funnel import Fragment, write_fragment
 from filip.data.lists import duckdb_io
 from filip.data.lists.columns import cleaned
 from filip.data.lists.parquet_rows import row_group, runs
-from filip.data.stage import account_for, filling, tell, work_folder
+from filip.data.stage import PART, Part, account_for, do_blocks, parse_part, sharing, sweep, tell, work_folder
 from filip.data.text_rules import apply_text_rules
 from filip.sets.image_set import Account
 from filip.sets.layout import RANK, Layout, Reading
 from filip.sets.layout import Row as ListedRow
 from filip.sets.layouts import LAYOUTS, recognise, rows_of
-from filip.sets.text import NotAFileError
 
 LOCATORS = ("_file", "_position", "_size", "_part")  # columns of the list that no shard shows
 # Errors of one file, not of its disk: the image is counted, and the run continues.
@@ -67,17 +67,21 @@ class IngestConfig:
     layout: str | None = option(None, "default: the card's, else detected", choices=("auto", *LAYOUTS))
     split: str | None = option(None, "e.g. test, train+test, all; default: the card's, else train")
     image_rules: dict[str, Any] = option({}, "overrides, e.g. image_rules={min_side:0} for pictures below 200 px")
-    shuffle: bool | None = option(None, "default: yes, but tars, Parquet and Arrow files keep their order")
+    shuffle: bool | None = option(None, "default: yes, but tars and Parquet files keep their order")
     seed: int = option(0, "seed of the shuffle", at_least=0)
     processes: int | None = option(None, "processes that download; default: the card's", at_least=1)
     threads: int = option(2, "DuckDB threads", at_least=1)
     memory: str = option("1GB", "DuckDB memory; the rest spills to disk next to `list`")
+    part: str | None = option(None, PART)
 
 
 def main(config: IngestConfig) -> None:
     """Turn images that are already on disk into shards, with the text and image rules of a card."""
     card = resolve_card(config)
-    texts, images = ingest(card, config)
+    fragments = ingest(card, config)
+    if fragments is None:
+        return
+    texts, images = fragments
     if config.text_funnel:
         write_fragment(config.text_funnel, texts)
     head = (
@@ -85,6 +89,19 @@ def main(config: IngestConfig) -> None:
         f"{texts.n_out:,} of {texts.n_in:,} captions pass the text rules"
     )
     tell(images, config.funnel, head, lambda reason: images.notes["examples"].get(reason, [""])[0][:90])
+    if limits := size_limits(card, images.dropped):
+        say(f"  {limits}")
+
+
+def size_limits(card: SourceCard, dropped: Mapping[str, int]) -> str:
+    """Return a sentence on the limits of sizes; "" if no image was dropped for its size."""
+    if not {"too_small", "aspect"} & set(dropped):
+        return ""
+    rules = card.image_rules
+    return (
+        f"The shorter side must have at least {rules.min_side} px, and the longer one at most {rules.max_aspect:g} "
+        "times as many; image_rules={min_side:0,max_aspect:20} takes others, too"
+    )
 
 
 def resolve_card(config: IngestConfig) -> SourceCard:
@@ -105,32 +122,42 @@ def resolve_card(config: IngestConfig) -> SourceCard:
     return replace(card, layout=config.layout or card.layout, split=config.split or card.split)
 
 
-def ingest(card: SourceCard, config: IngestConfig) -> tuple[Fragment, Fragment]:
+def ingest(card: SourceCard, config: IngestConfig) -> tuple[Fragment, Fragment] | None:
     """Fill the folder ``config.out`` with the images of a card; return the fragments of the captions and the images.
+
+    A part makes its shards of the images that the first part has listed, and returns None.
 
     Raises UserError when no image is found, when the folder holds something else, when another process is filling
     it, or when a disk fails.
     """
-    reading = reading_of(card, config.out)
-    layout, parts, reading = recognise(reading)
+    part, reading = parse_part(config.part), reading_of(card, config.out)
+    layout, files, reading = recognise(reading)
     if splits := reading.about_splits():
         say(f"{card.images}: {splits}")
     folder = Path(config.out).resolve()
-    work = folder / "_work"
+    work = folder / WORK
     listed = Path(config.list) if config.list else work / "list.parquet"
     kept_list = Path(config.kept) if config.kept else work / "kept.parquet"
-    with filling(folder):
-        mark, mine = work / "ingest.json", {"source": card.name}  # changes within a source are found shard by shard
-        if not mark.exists() and any(folder.glob("*.tar")):
-            raise UserError(f"{folder} has shards that were not made by ingest: give another out=FOLDER")
-        if mark.exists() and json.loads(mark.read_text(encoding="utf-8")) != mine:
-            raise UserError(f"{folder} was filled from another source than '{card.name}': give another out=FOLDER")
-        write_json(mark, mine)
-        _list_images(card, reading, layout, parts, listed, work, config)
-        shuffle = config.shuffle if config.shuffle is not None else not LAYOUTS[layout].in_order
-        texts = _apply_rules(card, LAYOUTS[layout], listed, kept_list, shuffle, config)
-        shards = _store(card, layout, kept_list, folder)
-        return texts, _account(card, layout, listed, folder, shards)
+    shuffle = config.shuffle if config.shuffle is not None else not LAYOUTS[layout].in_order
+    with sharing(work, folder, part):
+        planned = work / "planned"  # for which parts
+        with locked(work / "plan.lock"):
+            mark, mine = work / "ingest.json", {"source": card.name}  # changes within it are found shard by shard
+            if not mark.exists() and any(folder.glob("*.tar")):
+                raise UserError(f"{folder} has shards that were not made by ingest: give another out=FOLDER")
+            if mark.exists() and json.loads(mark.read_text(encoding="utf-8")) != mine:
+                raise UserError(f"{folder} was filled from another source than '{card.name}': give another out=FOLDER")
+            write_json(mark, mine)
+            forgotten = file_state(Forgotten.load(folder).path)
+            state = part and digest([_state(layout, reading), asdict(card), shuffle, config.seed, forgotten])
+            if not (state and planned.exists() and planned.read_text() == state):
+                planned.unlink(missing_ok=True)
+                _list_images(card, reading, layout, files, listed, work, config)
+                texts = _apply_rules(card, LAYOUTS[layout], listed, kept_list, shuffle, config)
+                if state:
+                    planned.write_text(state)
+        shards = _store(card, layout, kept_list, folder, part)
+        return None if part is not None else (texts, _account(card, layout, listed, folder, shards))
 
 
 def reading_of(card: SourceCard, out: str | None = None) -> Reading:
@@ -154,9 +181,13 @@ def state_of_images(card: SourceCard, out: str) -> str:
     try:
         reading = reading_of(card, out)
         layout, _, reading = recognise(reading)
-        return digest({file: file_state(file) for file in LAYOUTS[layout].files(reading)})
+        return _state(layout, reading)
     except UserError:
         return ""  # the command names the fault
+
+
+def _state(layout: str, reading: Reading) -> str:
+    return digest({file: file_state(file) for file in LAYOUTS[layout].files(reading)})
 
 
 def _list_images(
@@ -188,7 +219,7 @@ def _list_images(
         FROM (SELECT *, {RANK} AS rank FROM {duckdb_io.parquet(files)})
         WINDOW image AS (PARTITION BY file, position ORDER BY rank, part, n)
         ORDER BY _part, _n, rank, part, n"""
-    with work_folder(listed, config.threads, config.memory) as (_, con):
+    with work_folder(listed, threads=config.threads, memory=config.memory) as (_, con):
         rows = duckdb_io.write_parquet(con, query, listed, "ingest: images", through=_images_of)
     if not rows:
         raise UserError(f"there is not one image in {card.images}")
@@ -198,7 +229,7 @@ def _apply_rules(
     card: SourceCard, layout: Layout, listed: Path, kept_list: Path, shuffle: bool, config: IngestConfig
 ) -> Fragment:
     """Write kept.parquet, the images that have a caption left, a row group per shard; return the captions' fragment."""
-    with work_folder(kept_list, config.threads, config.memory, keep_on_failure=True) as (scratch, con):
+    with work_folder(kept_list, threads=config.threads, memory=config.memory) as (scratch, con):
         numbered = f"(SELECT *, row_number() OVER () - 1 AS _image FROM {duckdb_io.parquet(listed)})"
         captions, passed = scratch / "captions.parquet", scratch / "passed.parquet"
         count = duckdb_io.write_parquet(
@@ -223,6 +254,7 @@ def _apply_rules(
             rules = replace(rules, max_repeats=0)
         judged, processes = replace(card, text_rules=rules), card.download.processes
         fragment = apply_text_rules(captions, passed, judged, None, processes, config.threads, config.memory)
+        assert fragment is not None
         order = f"md5(_image || ',{config.seed}'), _image" if shuffle else "_image"
         shard = (
             "dense_rank() OVER (ORDER BY _part) - 1"
@@ -261,16 +293,16 @@ def _images_of(sorted_rows: pa.RecordBatchReader) -> Iterator[pa.Table]:
         yield pa.Table.from_pylist(images, schema)
 
 
-def _store(card: SourceCard, layout: str, kept_list: Path, folder: Path) -> range:
-    """Make the shards that are missing, or differ from the present rows and settings."""
-    parquet = pq.ParquetFile(kept_list)
-    shards = range(parquet.num_row_groups)
-    sweep(folder, shards)
-    todo = [shard for shard in shards if not is_current(folder, shard, kept_list, card)]
-    rows = sum(parquet.metadata.row_group(shard).num_rows for shard in todo)
-    parquet.close()
-    blocks = [(kept_list, shard, folder, card, layout) for shard in todo]
-    run_blocks(store_shard, blocks, card.download.processes, what="ingest", unit="images", total=rows)
+def _store(card: SourceCard, layout: str, kept_list: Path, folder: Path, part: Part) -> range:
+    """Make a part's shards that are missing, or differ from the present rows and settings; remove surplus ones."""
+    sweep(folder / WORK, part)
+    shown: Any = {"is_done": partial(is_current, folder, kept_list, card), "what": "ingest", "unit": "images"}
+    files = do_blocks(store_shard, kept_list, f"{folder}/", part, card.download.processes, card, layout, **shown)
+    shards = range(len(files))
+    for path in folder.iterdir():  # of an earlier run that had more
+        number = re.match("[0-9]+", path.name)
+        if number and path.name[number.end() :] in SUFFIXES and int(number[0]) not in shards:
+            path.unlink(missing_ok=True)
     return shards
 
 
@@ -289,7 +321,7 @@ def _account(card: SourceCard, layout: str, listed: Path, folder: Path, shards: 
                 without += 1
                 continue
     before = account.counts.total()
-    images = sum(account_for(folder / f"{shard:05d}.parquet", account) for shard in shards)
+    images = account_for(folder, shards, account)
     dropped = account.counts
     seen = images + dropped.total() - before
     if without > seen:
@@ -299,13 +331,7 @@ def _account(card: SourceCard, layout: str, listed: Path, folder: Path, shards: 
             (account.examples[reason][0] for reason, _ in dropped.most_common() if reason in account.examples), ""
         )
         sentence = f"not one of {total:,} images can be used: {counted(dropped)}, e.g. {shown[:120]}"
-        if dropped.keys() & {"too_small", "aspect"}:
-            rules = card.image_rules
-            sentence += (
-                f". The shorter side must have at least {rules.min_side} px, and the longer one at most "
-                f"{rules.max_aspect:g} times as many; image_rules={{min_side:0,max_aspect:20}} takes others, too"
-            )
-        raise UserError(sentence)
+        raise UserError(f"{sentence}. {size_limits(card, dropped)}".removesuffix(". "))
     notes = {"shards": len(shards), "layout": layout, "examples": account.examples}
     return Fragment("ingest", card.name, total, images, dict(dropped), "images", notes)
 
@@ -313,18 +339,7 @@ def _account(card: SourceCard, layout: str, listed: Path, folder: Path, shards: 
 # ---- the rows of the set, and the shards that are made of them -------------------------------------------
 
 
-def sweep(folder: Path, shards: range) -> None:
-    """Remove half-finished shards of killed workers, and surplus shards of an earlier run that had more."""
-    for path in (folder / "_work").iterdir():
-        if path.is_dir() and path.name.partition(".")[0].isdigit():
-            shutil.rmtree(path, ignore_errors=True)
-    for path in folder.iterdir():
-        number = re.match("[0-9]+", path.name)
-        if number and path.name[number.end() :] in SUFFIXES and int(number[0]) not in shards:
-            path.unlink()
-
-
-def is_current(folder: Path, shard: int, kept: Path, card: SourceCard) -> bool:
+def is_current(folder: Path, kept: Path, card: SourceCard, shard: int) -> bool:
     """Return whether a complete shard is there that was made from exactly these rows with these settings."""
     try:
         stats = json.loads((folder / f"{shard:05d}_stats.json").read_text())
@@ -343,13 +358,13 @@ def _identity(rows: list[Row], card: SourceCard) -> str:
     return digest([rows, files, asdict(card.image_rules), pictures, *whole])
 
 
-def store_shard(kept: Path, shard: int, folder: Path, card: SourceCard, layout: str) -> int:
-    """Make a shard from a row group of ``kept``; return how many images it was asked for. Runs in a worker."""
+def store_shard(kept: Path, shard: int, file: Path, card: SourceCard, layout: str) -> int:
+    """Make a shard, by its Parquet file, from a row group of ``kept``; return its number of rows. Runs in a worker."""
     table = row_group(kept, shard)
     rows: list[Row] = table.to_pylist()
     # before the files are read: one that changes meanwhile is read again next time
     made_from = _identity(rows, card)
-    maker = ShardMaker(card=card, final_folder=folder)
+    maker = ShardMaker(card=card, final_folder=file.parent)
     schema = shard_schema(pa.schema([field for field in table.schema if field.name not in LOCATORS]))
     with maker.staged(shard) as (staging, progress):
         images = ((number, *_read(row, layout)) for number, row in enumerate(rows))

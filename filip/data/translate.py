@@ -4,15 +4,12 @@
 
 Each distinct caption is translated once, in blocks of similar length that several processes share, into a cache
 keyed by engine, model and text. A guard then judges every candidate, and the accepted ones are joined back to the
-shards. A killed run continues from its last block. On a cluster, ``part=3/16`` translates a sixteenth of the
-blocks into the same cache and stops there; a last run without ``part`` writes the side-cars.
+shards. A killed run continues from its last block.
 """
 
 from __future__ import annotations
 
-import os
-import shutil
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -22,7 +19,7 @@ import pyarrow.parquet as pq
 
 from filip.cli.command import MISSING, option, run_command
 from filip.common.errors import UserError
-from filip.common.files import locked
+from filip.common.files import file_state, locked
 from filip.data.captions.judging import PLAIN, judge
 from filip.data.captions.translation_cache import TranslationCache
 from filip.data.cards import BackTranslationSettings, SourceCard, load_source
@@ -31,7 +28,7 @@ from filip.data.funnel import Fragment
 from filip.data.lists import duckdb_io
 from filip.data.lists.parquet_rows import reading, runs
 from filip.data.sidecar import group_id, write_sidecar
-from filip.data.stage import parse_part, resume, tell
+from filip.data.stage import PART, parse_part, tell, work_folder
 
 SAMPLES = 10  # candidates shown per reason
 # Two images are one group already if these are equal: the card's group, or the words of the first caption.
@@ -46,12 +43,8 @@ class TranslateConfig:
     shards: str = option(MISSING, "folder that filip.data.download filled")
     out: str = option(MISSING, "folder of the side-cars to write", writes="folder")
     funnel: str | None = option(None, "funnel fragment to write, JSON (unit: candidates)", writes="file")
-    engine: str | None = option(None, "another engine than the card's; none = original captions only")
-    pivots: list[str] | None = option(None, "other pivot languages than the card's, e.g. [pt]")
-    models: str | None = option(None, "folder of the engine's weights; default: the card's")
     cache: str | None = option(None, "folder of the translations; default: OUT/_cache", writes="folder")
-    part: str | None = option(None, "0/8 to 7/8: translate only this eighth of the blocks, and stop")
-    plan_only: bool = option(False, "only plan what the parts translate, and stop")
+    part: str | None = option(None, PART)
     processes: int = option(2, "translating processes", at_least=1)
     threads: int = option(2, "DuckDB threads", at_least=1)
     memory: str = option("1GB", "DuckDB memory; the rest spills to disk next to `out`")
@@ -61,10 +54,6 @@ def main(config: TranslateConfig) -> None:
     """Make candidate captions by back-translation, one side-car per shard."""
     fragment = translate(config, load_source(config.source))
     if fragment is None:
-        done, then = f"part {config.part} is in {_cache(config)}", "again without part= to write the side-cars"
-        if config.plan_only:
-            done, then = f"the plan is in {Path(config.out, '_work')}", "part=0/N to part=N-1/N next"
-        print(f"{done}; run {then}")
         return
 
     def example(reason: str) -> str:
@@ -74,61 +63,39 @@ def main(config: TranslateConfig) -> None:
     tell(fragment, config.funnel, f"{config.out}: {fragment.n_out:,} of {fragment.n_in:,} candidates kept", example)
 
 
-def settings_of(config: TranslateConfig, card: SourceCard) -> BackTranslationSettings:
-    """Return a card's settings, with those of the command line in their place."""
-    settings = card.back_translation or BackTranslationSettings("none", [])
-    given: dict[str, Any] = {"engine": config.engine, "pivots": config.pivots, "models": config.models}
-    return replace(settings, **{name: value for name, value in given.items() if value is not None})
-
-
-def _cache(config: TranslateConfig) -> Path:
-    return Path(config.cache or Path(config.out) / "_cache").resolve()
-
-
 def translate(config: TranslateConfig, card: SourceCard) -> Fragment | None:
     """Write a side-car for every shard and account for the candidates; with ``part``, only fill the cache.
 
-    ``plan_only``: make the plan that all parts share, and nothing else. A part makes the plan if it is missing.
-
     Raises UserError when shards are missing, the engine is unavailable, or another run is writing to ``out``.
     """
-    settings, part = settings_of(config, card), parse_part(config.part)
+    settings, part = card.back_translation or BackTranslationSettings("none", []), parse_part(config.part)
     caches = open_caches(config, settings)
     files = shard_files(Path(config.shards).resolve())  # a mistyped folder is reported before anything is made
     out = Path(config.out).resolve()
-    work = out / "_work"
-    with locked(work / "plan.lock"):
-        # parts run at once, and DuckDB clears its folder when it is done
-        con = duckdb_io.connect(config.threads, config.memory, work / f"spill-{os.uname().nodename}-{os.getpid()}")
-        state = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]
-        resume(work, [state, settings.share])
-        rows = _rows(files, card)
-        captions = work / "captions.parquet"
-        if not captions.exists():
-            duckdb_io.write_parquet(
-                con,
-                f"""SELECT DISTINCT caption FROM {rows} WHERE trim(caption) <> '' AND
-                    CAST(concat('0x', left(md5(caption), 8)) AS BIGINT) < {round(settings.share * 2**32)}""",
-                captions,
-                "translate: distinct captions",
-            )
-        plans = [cache.plan(con, captions, work) for cache in caches]
-    if part is not None or config.plan_only:
-        con.close()
-        if config.plan_only:
-            return None
+    identity = [[path.name, *file_state(path)] for path in files] + [[settings.share, settings.min_words]]  # type: ignore[misc]
+    with work_folder(out, part, identity, config.threads, config.memory) as (work, con):
+        with locked(work / "plan.lock"):
+            rows = _rows(files, card)
+            captions = work / "captions.parquet"
+            if not captions.exists():
+                duckdb_io.write_parquet(
+                    con,
+                    f"""SELECT DISTINCT caption FROM {rows} WHERE trim(caption) <> ''
+                        AND len(string_split_regex(trim(caption), '\\s+')) >= {settings.min_words} AND
+                        CAST(concat('0x', left(md5(caption), 8)) AS BIGINT) < {round(settings.share * 2**32)}""",
+                    captions,
+                    "translate: distinct captions",
+                )
+            plans = [cache.plan(con, captions, work) for cache in caches]
         for cache, plan in zip(caches, plans, strict=True):
             cache.fill(plan, config.processes, part)
-        return None
-    with locked(work / "lock", f"another process is at work in {out}: wait for it or stop it"):
-        for cache, plan in zip(caches, plans, strict=True):
-            cache.fill(plan, config.processes)
+        if part is not None:
+            return None
         judged = judge(con, caches, captions, work, config.processes)
         with duckdb_io.plain_errors(con, "translate: side-cars"):
             origins = ["original", *(f"{settings.engine}:{pivot}" for pivot in settings.pivots)]
             _write_sidecars(con, out, [path.stem for path in files], origins, card.name, rows, judged)
             counts, samples = _counts_and_samples(con, settings.pivots, judged)
-        con.close()
         notes = {
             "engine": settings.engine,
             "pivots": [cache.pivot for cache in caches],
@@ -137,9 +104,6 @@ def translate(config: TranslateConfig, card: SourceCard) -> Fragment | None:
             "shards": len(files),
             "samples": samples,
         }
-        for path in work.iterdir():
-            if path.name not in ("lock", "plan.lock"):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
     n_in = sum(counts.values())
     accepted = counts.pop(None, 0)
     dropped = {reason: count for reason, count in counts.items() if reason is not None}
@@ -151,7 +115,8 @@ def open_caches(config: TranslateConfig, settings: BackTranslationSettings) -> l
     engine, weights = settings.engine, settings.models
     pivots = [] if engine == "none" else settings.pivots
     models = {pivot: load_engine(engine, pivot, weights).model for pivot in pivots}
-    return [TranslationCache(_cache(config), engine, pivot, weights, model) for pivot, model in models.items()]
+    folder = Path(config.cache or Path(config.out) / "_cache").resolve()
+    return [TranslationCache(folder, engine, pivot, weights, model) for pivot, model in models.items()]
 
 
 def shard_files(folder: Path) -> list[Path]:

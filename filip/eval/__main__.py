@@ -26,7 +26,7 @@ from filip.common.progress import say
 from filip.eval.cards import BenchmarkCard
 from filip.eval.datasets import EvalSet
 from filip.eval.encode_set import Context
-from filip.eval.encoders import Encoder
+from filip.eval.encoders import Encoder, dtype_of, name_of
 from filip.eval.families import AUTO, CLIP_PROMPTS, PROMPTS, prompt_file
 from filip.eval.measures import as_text, measures
 from filip.eval.options import DataOptions, ModelOptions, check_sets, result_header
@@ -223,7 +223,8 @@ def _requests(config: EvaluationOptions, jobs: list[EvaluationJob]) -> list[dict
     if config.one_file:
         return [{} for _ in jobs]
     options = {key: getattr(config, key) for key in MODEL_AND_TEXTS}
-    model = {**options, "precision": config.resolved_precision(), "weights": weights_of(config.model)}
+    precision = name_of(dtype_of(config.precision, config.own_device()))
+    model = {**options, "precision": precision, "weights": weights_of(config.model)}
     names = (PROMPTS, CLIP_PROMPTS) if config.prompts == AUTO else (config.prompts,)
     texts = digest([name if "{c}" in name else prompt_file(name) for name in names])
     requests = []

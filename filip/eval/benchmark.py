@@ -55,11 +55,6 @@ class BenchmarkCard:
     note: str = ""
 
     @property
-    def has_captions(self) -> bool:
-        """Return whether its images come with captions; otherwise with classes."""
-        return self.kind in HAVE_CAPTIONS
-
-    @property
     def loader(self) -> str:
         return self.layout.loader
 

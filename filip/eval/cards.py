@@ -7,7 +7,6 @@
     loader: webdataset              # the layout used unless the command line names another
     layouts:
       webdataset: {path: wds_vtab-pets, split: test, size: 3669}
-      torchvision: {dataset: OxfordIIITPet, split: test, size: 3669}
     prompts: oxford_pets            # key in the prompt file; without one "a photo of a {c}."
     published: oxford_pets          # what eval/published.yaml calls it; without it no published row is shown for it
     classes: {american_bulldog: American Bulldog, ...}   # raw class -> name in prompts; or: from the data set
@@ -105,8 +104,7 @@ def match_classes(card: BenchmarkCard, names: list[str]) -> list[str]:
         raise UserError(f"card {card.name}: metric top5 needs more than 5 classes, the data set has {len(names)}")
     if card.classes is None:
         return list(names)
-    without = set(card.layout.options.get("without", ()))  # classes that this layout's copy does not have
-    classes = {key: name for key, name in card.classes.items() if key not in without}
+    classes = card.classes
     canonical = [_canonical(name) for name in names]
     raw = {_canonical(key): name for key, name in classes.items()}
     if len(raw) != len(classes):

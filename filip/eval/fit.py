@@ -24,14 +24,8 @@ class Padded:
         self.transform = transform
 
     def __call__(self, image: Image.Image) -> Tensor:
-        return self.transform(squared(to_rgb(image)))
-
-
-def squared(image: Image.Image) -> Image.Image:
-    """Return an RGB image with borders above and below, or left and right, that make it square."""
-    side = max(image.size)
-    if image.size == (side, side):
-        return image
-    page = Image.new("RGB", (side, side), _GREY)
-    page.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
-    return page
+        image = to_rgb(image)
+        side = max(image.size)
+        page = Image.new("RGB", (side, side), _GREY)
+        page.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+        return self.transform(page)

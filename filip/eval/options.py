@@ -13,11 +13,10 @@ from filip.common.errors import UserError
 from filip.common.progress import say
 from filip.eval.cards import KINDS, BenchmarkCard, match_classes
 from filip.eval.datasets import EvalSet
-from filip.eval.encoders import Encoder, forms, load_encoder
+from filip.eval.encoders import PRECISIONS, Encoder, forms, load_encoder, name_of
 from filip.eval.families import FAMILIES
 from filip.eval.fit import FITS
 from filip.eval.formats import open_set
-from filip.eval.half_precision import PRECISIONS, dtype_of, name_of
 from filip.eval.own_data import cards_of
 
 MISSING_SETS = ("stop", "skip")
@@ -58,10 +57,6 @@ class ModelOptions:
     def own_device(self) -> str:
         """Return the device that "auto" means here."""
         return str(best_device()) if self.device == "auto" else self.device
-
-    def resolved_precision(self) -> str:
-        """Return the precision that "auto" means on the device."""
-        return name_of(dtype_of(self.precision, self.own_device()))
 
     def run_name(self, run: str = "") -> str:
         """Return the model's name: ``run``, or its file's name without the suffix, or the name it was asked for by."""

@@ -1,4 +1,4 @@
-"""Data without a card: the content of a folder or a table decides which protocols fit."""
+"""Data of one's own: the protocols that fit a folder or a table without a card, and what so many pictures can show."""
 
 from __future__ import annotations
 
@@ -12,11 +12,15 @@ from filip.sets.columns import CAPTION_COLUMNS, LABEL_COLUMNS, usual_column
 from filip.sets.layout import FOR_EVALUATION, NotUnderstoodError, Reading
 from filip.sets.layouts import LAYOUTS, recognise
 
+SHARE = 0.1  # of the pictures is held out,
+FEWEST, MOST = 50, 5_000  # within these bounds
+FEW = 1_000  # pairs, by convention: nothing here was measured
+
 
 def cards_of(data: str, loader: str | None = None) -> list[BenchmarkCard]:
     """Return the benchmarks in ``data``: a card by name or path, or a folder or file with your data.
 
-    A card may name its layout: ``cifar10@torchvision``; ``loader`` is the layout of the others.
+    A card may name its layout: ``cifar10@LAYOUT``; ``loader`` is the layout of the others.
 
     Your data may be: a folder of classes (``class/image.jpg``), CLIP_benchmark's webdataset, a table with a column of
     labels, or images with captions in any layout that :mod:`filip.sets` reads. With labels and captions it is two
@@ -52,10 +56,10 @@ def _with_captions_or_labels(place: Path) -> list[BenchmarkCard]:
         if place.is_file():
             raise
         return []
-    if layout not in ("table", "parquet", "arrow"):
+    if layout not in ("table", "parquet"):
         return [_card(place, "captions", "retrieval", "")]
     kinds = {"retrieval": CAPTION_COLUMNS, "classification": LABEL_COLUMNS}
-    if layout == "arrow" or (layout == "parquet" and len(parts) > 1):
+    if layout == "parquet" and len(parts) > 1:
         del kinds["classification"]  # it is read from one table
     fitting = [kind for kind, names in kinds.items() if usual_column(columns, names)]
     if not fitting and place.is_dir():
@@ -86,3 +90,23 @@ def _card(place: Path, loader: str, kind: str, split: str, named: str = "", of: 
     name = f"{name}_{named}" if named else name
     metric = "top1" if kind == "classification" else "recall"
     return BenchmarkCard(name, name, kind, metric, BenchmarkLayout(loader, str(place.resolve()), split, None, {}))
+
+
+def held_out_of(pictures: int) -> int:
+    """Return how many of the pictures are held out: a half of fewer than 2 * FEWEST, whose halves test each other."""
+    return min(MOST, pictures // 2, max(FEWEST, round(SHARE * pictures)))
+
+
+def few(trained: int) -> str:
+    """Return what fewer than FEW pictures are good for; "" for more."""
+    return f"fewer than {FEW:,} are few, enough to try the commands" if trained < FEW else ""
+
+
+def size_of_set(trained: int, tested: int) -> str:
+    """Return how many pictures a model is trained and tested on, and what these numbers can and cannot show."""
+    margin = 98 / max(tested, 1) ** 0.5  # half of a 95 % interval for a share of a half, by the normal distribution
+    enough = f" ({few(trained)})" if few(trained) else ""
+    return (
+        f"{trained:,} pictures to train on{enough}, and {tested:,} held out, by which a share of them is known to "
+        f"within {margin:.0f} points"
+    )

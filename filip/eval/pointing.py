@@ -25,8 +25,7 @@ from filip.eval.cards import BenchmarkCard
 from filip.eval.datasets import EvalSet, Sample, Thing
 from filip.eval.encoders import Encoder
 from filip.eval.metrics import mean_interval
-from filip.eval.prompts import Prompt
-from filip.eval.word_patch import WordPatch, label_tokens
+from filip.eval.word_patch import Prompt, WordPatch, label_tokens
 
 POOLED = "A pooled model's patches and words go through its projections, which were trained on one vector each."
 BACKGROUND = -1

@@ -6,7 +6,6 @@ punctuation. A label with nothing around it (all parts empty) is used unchanged.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -14,20 +13,7 @@ from typing import Any
 from filip import resources
 from filip.common.errors import UserError
 from filip.eval.families import AUTO, PROMPTS, prompt_file
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """A text around a label: ``fill("cat")`` gives the prompt."""
-
-    before: str
-    after: str
-
-    def fill(self, label: str) -> str:
-        # A caption that ends in a full stop would give "..": COCO's often do.
-        if self.after.startswith((".", ",")):
-            label = label.rstrip().rstrip(".").rstrip()
-        return f"{self.before}{label}{self.after}"
+from filip.eval.word_patch import Prompt
 
 
 def compose(prefix: str, description: str, suffix: str, comma: bool = True) -> Prompt:

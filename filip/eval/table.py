@@ -1,7 +1,7 @@
 """Make one table of several models, or of loose result files.
 
 filip eval table results/*.json                                  # whichever command wrote them
-filip eval table models=[filip.safetensors,hf:OWNER/NAME] data=[sugar_crepe_swap_att,winoground] root=DIR
+filip eval table models=[filip.safetensors,hf:OWNER/NAME] data=[sugar_crepe_swap_att,aro_relation] root=DIR
 """
 
 from __future__ import annotations
@@ -42,7 +42,14 @@ def main(config: TableOptions) -> None:
     if not config.results and not config.models:
         raise UserError("give results=, files or folders of results, or models= to evaluate")
     results = [_read(file) for file in files_of(config.results)]
-    data = config.data or (_sets_below(config.root) if config.models else [])
+    data = config.data
+    if config.models and not data:  # all cards of ours whose data are there
+        cards = [load_card(name) for name in resources.names("benchmark")]
+        data = list(check_sets(cards, config.root, "quiet")[0])
+        if not data:
+            raise UserError(
+                f"root={config.root} has the data of none of our cards: docs/evaluation.md says how they lie there"
+            )
     for model in config.models:
         one = Evaluation(model=model, data=data, root=config.root)
         one.device, one.trust_remote_code = config.device, config.trust_remote_code
@@ -52,14 +59,6 @@ def main(config: TableOptions) -> None:
     if not rows:
         raise UserError(f"no results of an evaluation in {', '.join([*config.results, *config.models])}")
     print(as_text(rows, config.form))
-
-
-def _sets_below(root: str) -> list[str]:
-    """Return the cards of ours whose data lie below a folder. Raises UserError if none does."""
-    there, _ = check_sets([load_card(name) for name in resources.names("benchmark")], root, "quiet")
-    if not there:
-        raise UserError(f"root={root} has the data of none of our cards: docs/evaluation.md says how they lie there")
-    return list(there)
 
 
 def files_of(places: Sequence[str]) -> list[Path]:

@@ -10,7 +10,20 @@ from torch import Tensor
 
 from filip.common.errors import UserError
 from filip.eval.encoders import Encoder
-from filip.eval.prompts import Prompt
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A text around a label: ``fill("cat")`` gives the prompt."""
+
+    before: str
+    after: str
+
+    def fill(self, label: str) -> str:
+        # A caption that ends in a full stop would give "..": COCO's often do.
+        if self.after.startswith((".", ",")):
+            label = label.rstrip().rstrip(".").rstrip()
+        return f"{self.before}{label}{self.after}"
 
 
 @dataclass

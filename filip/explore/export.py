@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from filip import resources
@@ -25,7 +26,8 @@ from filip.common.files import replacing
 from filip.common.progress import say, track
 from filip.explore.gallery import Gallery, GalleryOptions, ViewedImages, ViewedText, Viewer
 from filip.explore.packing import base64_of, packed
-from filip.explore.towers import NotInPage, image_tower, text_tower, tokenizer_data
+from filip.explore.towers import NotInPage, image_tower, text_tower
+from filip.text.tokenizer import MERGES
 from filip.text.words import FUNCTION_WORDS
 
 ASSETS = Path(__file__).resolve().parent / "assets"
@@ -109,13 +111,15 @@ def static_data(gallery: Gallery, towers: PageTowers) -> dict[str, Any]:
     """Return all data that the page needs; arrays are base64."""
     named = list(zip(gallery.texts, gallery.things, strict=True))
     texts = [[viewer.text(*text) for text in track(named, "encoding", "texts")] for viewer in gallery.viewers]
-    ranks = own_ranks(gallery, texts)
+    ranks = {}  # of each caption: how many images each model scores above the caption's own
+    for text, image in {text: image for image, text in enumerate(gallery.own_text) if text is not None}.items():
+        scores = [v.scores(f, seen[text]) for v, f, seen in zip(gallery.viewers, gallery.features, texts, strict=True)]
+        ranks[text] = [int((score > score[image]).sum()) for score in scores]
     data: dict[str, Any] = {
         "title": gallery.title,
         "texts": gallery.texts,
         "images": [gallery.alternative(index) for index in range(len(gallery.keys))],
         "own": gallery.own_text,
-        "outlines": gallery.outlines if any(gallery.outlines) else [],
         # of the captions with which the last model finds their own picture, the one that the first model ranks worst
         "opening": max(ranks, key=lambda text: (ranks[text][-1] == 0) * ranks[text][0], default=0),
         "thumbnails": [base64.b64encode(data).decode("ascii") for data in gallery.thumbnails],
@@ -127,17 +131,9 @@ def static_data(gallery: Gallery, towers: PageTowers) -> dict[str, Any]:
     if not towers.missing:
         for model, inside in zip(data["models"], towers.models, strict=True):
             model |= inside
-        data |= {"stems": towers.stems, "merges": tokenizer_data(), "function_words": " ".join(sorted(FUNCTION_WORDS))}
+        merges = base64_of(np.frombuffer(MERGES.read_bytes(), np.uint8))  # CLIP's byte-pair encoding, gzipped
+        data |= {"stems": towers.stems, "merges": merges, "function_words": " ".join(sorted(FUNCTION_WORDS))}
     return data
-
-
-def own_ranks(gallery: Gallery, texts: list[list[ViewedText]]) -> dict[int, list[int]]:
-    """Return how many images each model scores above the caption's own image, by caption. texts: as models see them."""
-    ranks = {}
-    for text, image in {text: image for image, text in enumerate(gallery.own_text) if text is not None}.items():
-        scores = [v.scores(f, seen[text]) for v, f, seen in zip(gallery.viewers, gallery.features, texts, strict=True)]
-        ranks[text] = [int((score > score[image]).sum()) for score in scores]
-    return ranks
 
 
 def _model_data(viewer: Viewer, features: ViewedImages, texts: list[ViewedText], with_texts: bool) -> dict[str, Any]:

@@ -8,7 +8,7 @@ token map uses its projections, as in :mod:`filip.eval.word_patch`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -20,7 +20,6 @@ from filip.common.files import nothing_at
 from filip.common.progress import Progress
 from filip.eval.scorer import Scorer, Texts, load_scorer
 from filip.explore.names import counted_tokens, encode_query, named_things, unknown_words
-from filip.explore.outlines import outlines
 from filip.explore.pictures import open_pictures
 from filip.sets.image_set import Pictures, thumbnail
 
@@ -129,7 +128,7 @@ class Gallery:
     """Encoded images with their captions.
 
     own_text: for each image the position in ``texts`` of its first caption, or None. things: for each text, its known
-    names. outlines: for each image its things, as far as the data set has their masks (see outlines).
+    names.
     """
 
     title: str
@@ -140,7 +139,6 @@ class Gallery:
     texts: list[str]
     things: list[list[str]]
     own_text: list[int | None]
-    outlines: list[dict[str, str]] = field(default_factory=list)
 
     @classmethod
     def of(cls, viewers: list[Viewer], pictures: Pictures, further_texts: Sequence[str] = ()) -> Gallery:
@@ -159,7 +157,6 @@ class Gallery:
             for picture in pictures:
                 gallery.keys.append(picture.key)
                 gallery.thumbnails.append(thumbnail(picture.image, THUMBNAIL))
-                gallery.outlines.append(outlines(picture.masks))
                 captions = [gallery._text(text, picture.things, positions) for text in picture.captions]
                 gallery.own_text.append(captions[0] if captions else None)
                 for viewer, waiting in zip(viewers, pixels, strict=True):

@@ -17,10 +17,9 @@ from torch import Tensor
 from filip.common.errors import UserError
 from filip.eval.encoders import Encoder, FilipEncoder
 from filip.eval.pointing import name_prompts
-from filip.eval.prompts import Prompt
 from filip.eval.scorer import Scorer, Texts
 from filip.eval.text_tokens import kept_tokens
-from filip.eval.word_patch import label_tokens
+from filip.eval.word_patch import Prompt, label_tokens
 from filip.text.words import FUNCTION_SIGNS, FUNCTION_WORDS
 
 MOST = 8  # the page has so many colours

@@ -55,8 +55,4 @@ class CardPictures(Pictures):
                 say(f"left out image {index} of {self.card.name}: {error}")
                 continue
             captions = sample.captions if self.classes is None else [self.classes[sample.label]]
-            masks = [(thing.label, thing.mask) for thing in sample.things]
-            if self.classes is not None and sample.mask is not None:
-                masks = [(captions[0], sample.mask)]
-            things = [thing.label for thing in sample.things]
-            yield Picture(sample.key, sample.image, captions, things, masks)
+            yield Picture(sample.key, sample.image, captions, [thing.label for thing in sample.things])

@@ -17,7 +17,7 @@ from filip.eval.encoders import Encoder, FilipEncoder
 from filip.explore.names import learned_tokens
 from filip.explore.packing import base64_of
 from filip.images.pixels import CLIP_MEAN, CLIP_STD
-from filip.text.tokenizer import BOS, EOS, MERGES, tokenize
+from filip.text.tokenizer import BOS, EOS, tokenize
 
 if TYPE_CHECKING:
     from filip.models import DualEncoder
@@ -33,11 +33,6 @@ class NotInPage(Exception):
     """A part of a model that the page cannot compute; the message names it."""
 
 
-def tokenizer_data() -> str:
-    """Return the pairs of CLIP's byte-pair encoding, gzipped, as base64."""
-    return base64_of(np.frombuffer(MERGES.read_bytes(), np.uint8))
-
-
 def own_model(encoder: Encoder) -> DualEncoder:
     """Return the model behind an encoder. Raises NotInPage if it is not this project's, or scores otherwise."""
     if not isinstance(encoder, FilipEncoder):
@@ -51,8 +46,8 @@ def own_model(encoder: Encoder) -> DualEncoder:
         raise NotInPage("a pooled model that is scored token-wise")
     if model.config.reduction is not None:
         raise NotInPage("the page has no learned tokens in place of patches")
-    if model.config.pooling == "heads":
-        raise NotInPage("the page computes one query and no heads")
+    if model.config.pooling in ("heads", "relu", "bilinear"):
+        raise NotInPage("the page computes one query, no heads and no features of tokens")
     return model
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import filip
+from filip.eval.own_data import few
 from filip.models import ImageTowerConfig
 from filip.runs.source import ModelSource, portable
-from filip.sets.size import few
 from filip.train.config import TrainConfig
 from filip.train.losses import TERMS, resolve_weights
 from filip.train.provenance import NOT_LEARNING, flat

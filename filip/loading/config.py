@@ -5,12 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from filip.cli.command import MISSING, option
+from omegaconf import MISSING
+
+from filip.cli.option import option
 from filip.text import tokenizer as clip_tokenizer
 from filip.text.json_tokenizer import CaptionTokenizer, JsonTokenizer
 
 # batches that each worker prepares ahead: more take memory and cannot help a source that stays slow
 PREFETCH = 4
+AHEAD = 8e9  # bytes that the workers of a rank prepare ahead, in /dev/shm, unless a batch of each takes more
+CROP = 256e3  # bytes of a crop for the device: a web image of 290 px
 
 
 @dataclass
@@ -87,3 +91,9 @@ class StreamConfig:
     def global_batch(self) -> int:
         """Return the pairs per contrastive batch over all ranks."""
         return self.batch_size * self.world_size
+
+
+def batches_ahead(config: StreamConfig) -> int:
+    """Return how many batches each worker prepares ahead: :data:`PREFETCH`, or what fits :data:`AHEAD`."""
+    image = CROP if config.data.augment_on == "device" else 3 * config.image_size**2
+    return max(1, min(PREFETCH, int(AHEAD / (max(1, config.data.workers) * config.batch_size * image))))

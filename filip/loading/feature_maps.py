@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from filip.common.errors import UserError
-from filip.common.files import digest, replacing
+from filip.common.files import digest
 from filip.data.remote_tars import state_of
 from filip.loading.pair_index import SourceIndex
 
@@ -30,12 +30,6 @@ def map_path(folder: Path, index: SourceIndex, shard: int) -> Path:
     return folder / f"{tar.stem}-{digest([str(tar.resolve()), *state, used.tolist()])[:16]}.npy"
 
 
-def write_maps(path: Path, maps: np.ndarray) -> None:
-    """Write a shard's maps, atomically."""
-    with replacing(path) as part, open(part, "wb") as file:
-        np.save(file, maps)
-
-
 def open_maps(path: Path) -> np.ndarray:
     """Return a shard's maps, mapped into memory."""
     try:
@@ -45,11 +39,3 @@ def open_maps(path: Path) -> np.ndarray:
             f"cannot read the feature maps {path}: {error}; delete the file and start again, and they are made anew"
         ) from error
     return maps
-
-
-def features_of(maps: np.ndarray, number: int) -> np.ndarray:
-    """Return float16 ``[channels, rows, columns]`` of one image; raise :class:`NoFeatures` if it was not decodable."""
-    features = np.array(maps[number])
-    if np.isnan(features[0, 0, 0]):
-        raise NoFeatures("not decodable when the feature maps were made")
-    return features

@@ -34,10 +34,10 @@ from filip.common.worker_pool import LOADER_START
 from filip.data.remote_tars import address
 from filip.images.eval_transform import EvalTransform
 from filip.images.rgb import UNDECODABLE
-from filip.loading.config import PREFETCH, StreamConfig
+from filip.loading.config import StreamConfig, batches_ahead
 from filip.loading.crops import Crop, pack, read_image
 from filip.loading.epoch_order import EpochOrder, group_length
-from filip.loading.feature_maps import features_of, map_path, open_maps
+from filip.loading.feature_maps import NoFeatures, map_path, open_maps
 from filip.loading.pair_index import ShardCaptions, SourceIndex, index_source, sidecar_path
 from filip.loading.tar_cache import TarCache
 from filip.loading.transforms import TrainTransform
@@ -79,11 +79,6 @@ class PairStream(Dataset[Batch]):
         self._open: OrderedDict[tuple[int, int], _OpenShard] = OrderedDict()
         self.cache = TarCache.of(config.data)
 
-    def group_lengths(self) -> list[int]:
-        """Return the pairs per reader group and epoch."""
-        groups = self.config.data.reader_groups
-        return [group_length(self._counts, self._weights, group, groups) for group in range(groups)]
-
     @property
     def group_share(self) -> int:
         """Return how many pairs of a global batch come from one reader group."""
@@ -95,14 +90,6 @@ class PairStream(Dataset[Batch]):
         first, end = self.config.rank * size, (self.config.rank + 1) * size
         for group in range(first // share, (end - 1) // share + 1):
             yield group, max(first - group * share, 0), min(end - group * share, share)
-
-    @property
-    def most_open(self) -> int:
-        """Return how many shards are kept open: per source and reader group, a window and one more."""
-        groups = sum(1 for _ in self._groups())
-        needed = (self.config.data.shuffle_window_shards + 1) * len(self.indices) * groups
-        descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        return max(1, min(needed, descriptors // 2))
 
     def slots(self, epoch: int, batch: int) -> list[tuple[int, int, int]]:
         """Return (source, sample, visit) of each pair in this rank's part of global batch ``batch``."""
@@ -142,7 +129,7 @@ class PairStream(Dataset[Batch]):
         index, data_config = self.indices[source], self.config.data
         substitutes = random.Random(hash_of(self.config.seed, epoch, visit, source, sample, "substitute"))
         for attempt in range(_ATTEMPTS):
-            shard = index.shard_of(sample)
+            shard = int(np.searchsorted(index.starts, sample, side="right")) - 1
             (_, captions, maps), data = self._read(source, shard, sample)
             row = int(index.row[sample])
             key = captions.key(row)
@@ -152,7 +139,10 @@ class PairStream(Dataset[Batch]):
                 if maps is None:
                     image = read_image(self.transform, data, rng, data_config)
                 else:
-                    image = torch.from_numpy(features_of(maps, sample - int(index.starts[shard])))
+                    features = np.array(maps[sample - int(index.starts[shard])])
+                    if np.isnan(features[0, 0, 0]):
+                        raise NoFeatures("not decodable when the feature maps were made")
+                    image = torch.from_numpy(features)
                 text = captions.text(row, draw, data_config.back_translation)
                 problems["substituted"] += attempt > 0
                 return Pair(image, text, int(captions.group[row]), key)
@@ -177,7 +167,10 @@ class PairStream(Dataset[Batch]):
             return self._open[place]
         index = self.indices[source]
         tar = index.tars[shard]
-        while len(self._open) >= self.most_open:
+        # a window of shards and one more, per source and reader group
+        needed = (self.config.data.shuffle_window_shards + 1) * len(self.indices) * sum(1 for _ in self._groups())
+        descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        while len(self._open) >= max(1, min(needed, descriptors // 2)):
             os.close(self._open.popitem(last=False)[1].file)
         if index.source.captions is None:
             captions = ShardCaptions.from_tar(tar, self.cache)
@@ -242,7 +235,8 @@ class PairLoader:
                 self.counters.update(index.problems)
         if self.counters:
             log.warning("not all of the data is usable: %s", dict(self.counters))
-        lengths, config = stream.group_lengths(), stream.config
+        config, groups = stream.config, stream.config.data.reader_groups
+        lengths = [group_length(stream._counts, stream._weights, group, groups) for group in range(groups)]
         self.pairs = sum(lengths)
         self._batches = min(lengths) // stream.group_share
         if not self._batches:
@@ -276,7 +270,11 @@ class PairLoader:
                 self._at.batch += 1
                 yield batch
         except UserError as error:
-            raise type(error)(sentence_of(error)) from None
+            # torch keeps the error in a reference cycle, and with it the iterator and its workers, which could not
+            # end; and it puts a traceback before the worker's sentence
+            traceback.clear_frames(error.__traceback__)
+            sentence = str(error).rsplit(f"{type(error).__name__}: ", 1)[-1].strip()
+            raise type(error)(sentence) from None
         self._at.epoch, self._at.batch = self._at.epoch + 1, 0
 
     def state_dict(self) -> dict[str, Any]:
@@ -426,21 +424,12 @@ def in_workers(stream: Dataset[Batch], config: StreamConfig, pin_memory: bool, *
         batch_size=None,
         num_workers=workers,
         multiprocessing_context=LOADER_START if workers else None,
-        prefetch_factor=PREFETCH if workers else None,
+        prefetch_factor=batches_ahead(config) if workers else None,
         pin_memory=pin_memory,
         worker_init_fn=prepare_worker,
         generator=torch.Generator(),  # otherwise each start would draw from torch's global one
         **options,
     )
-
-
-def sentence_of(error: UserError) -> str:
-    """Return the sentence of a worker's UserError, before which torch puts a traceback.
-
-    torch keeps the error in a reference cycle, and with it the iterator and its workers, which could not end.
-    """
-    traceback.clear_frames(error.__traceback__)
-    return str(error).rsplit(f"{type(error).__name__}: ", 1)[-1].strip()
 
 
 def prepare_worker(_: int) -> None:

@@ -63,9 +63,6 @@ class SourceIndex:
     def __len__(self) -> int:
         return len(self.offset)
 
-    def shard_of(self, sample: int) -> int:
-        return int(np.searchsorted(self.starts, sample, side="right")) - 1
-
 
 def index_source(
     source: Source, cache: TarCache | None = None, processes: int = 1, identity: Identity | None = None

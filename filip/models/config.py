@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from importlib import resources
 from typing import Any
@@ -14,7 +15,7 @@ from filip.common.errors import UserError
 INTERACTIONS = ("token_wise", "pooled")
 ACTIVATIONS = ("gelu", "quick_gelu", "gelu_tanh")
 INITIALISATIONS = ("clip", "timm")
-POOLINGS = ("ends", "mean", "attention", "heads")
+POOLINGS = ("ends", "mean", "attention", "heads", "relu", "bilinear")
 
 
 @dataclass
@@ -104,10 +105,12 @@ class ModelConfig:
         "ends",
         "what a pooled model's vector is made of: ends = [CLS] and [EOS], as CLIP; mean = of all patches and of all "
         "tokens; attention = the same, weighted by a learned query on each side; heads = pool_queries such vectors, "
-        "each projected, in one",
+        "each projected, in one; relu = the mean of as many rectified features; bilinear = of products of two of them",
         choices=POOLINGS,
     )
-    pool_queries: int = option(4, "learned queries a side of pooling: heads", at_least=1)
+    pool_queries: int = option(
+        4, "learned queries a side of pooling: heads; relu and bilinear have as many numbers as these", at_least=1
+    )
     reduction: int | None = option(
         None,
         "learned tokens that stand for an image's patches in the interaction, as Wukong's 12; null = the patches",
@@ -126,8 +129,9 @@ class ModelConfig:
     @property
     def compared_dim(self) -> int:
         """Return the channels of the vectors that are compared: of each token, or of the pooled vector."""
-        heads = self.pool_queries if self.interaction == "pooled" and self.pooling == "heads" else 1
-        return heads * self.embed_dim
+        several = self.interaction == "pooled" and self.pooling in ("heads", "relu", "bilinear")
+        numbers = (self.pool_queries if several else 1) * self.embed_dim
+        return math.isqrt(numbers) ** 2 if several and self.pooling == "bilinear" else numbers
 
     def check(self) -> ModelConfig:
         """Return self, or raise UserError for a value that no model can be built from."""

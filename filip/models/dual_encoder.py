@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from types import MappingProxyType
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -16,12 +15,9 @@ from filip.models.config import ModelConfig
 from filip.models.image_tower import ImageTower
 from filip.models.pooling import Pooling
 from filip.models.reduction import TokenReduction
-from filip.models.temperature import initial_logit_scale, scale_of
 from filip.models.text_tower import TextTower
 from filip.text import tokenizer as clip_tokenizer
 from filip.text.json_tokenizer import CaptionTokenizer, JsonTokenizer
-
-LOSS_PARAMETER = "loss_"  # prefix of the parameters that belong to a term of the loss
 
 
 class TextFeatures(NamedTuple):
@@ -57,7 +53,6 @@ class Encoded(NamedTuple):
     logit_scale: Tensor  # [1], the factor itself, not its logarithm
     pooled: PooledFeatures | None = None  # in addition to tokens, if requested
     further: TextFeatures | None = None  # further captions' tokens, or their vectors as one token each; some have none
-    parameters: Mapping[str, Tensor] = MappingProxyType({})  # parameters of the loss by name, each [1, ...] float32
 
     def apart(self, further_lengths: Tensor) -> Encoded:
         """Return the captions of the b images apart from those after them, which are ``further``.
@@ -88,13 +83,13 @@ class DualEncoder(nn.Module):
         self.image = ImageTower(config.image, config.embed_dim)
         self.text = TextTower(config.text, config.embed_dim)
         self.json_tokenizer: JsonTokenizer | None = None  # read when it is needed, or set by what loads a model
-        self.logit_scale = initial_logit_scale(config.init_temperature)
+        # one element instead of zero dimensions: DeepSpeed partitions no scalars
+        self.logit_scale = nn.Parameter(torch.full((1,), -math.log(config.init_temperature)))
         self.image_pool: Pooling | None = None
         self.text_pool: Pooling | None = None
         if config.pooling != "ends":
-            queries = {"mean": 0, "attention": 1, "heads": config.pool_queries}[config.pooling]
-            self.image_pool = Pooling(config.embed_dim, queries, config.pooling == "heads")
-            self.text_pool = Pooling(config.embed_dim, queries, config.pooling == "heads")
+            self.image_pool = Pooling(config.embed_dim, config.pooling, config.pool_queries)
+            self.text_pool = Pooling(config.embed_dim, config.pooling, config.pool_queries)
         self.reduction = None if config.reduction is None else TokenReduction(config.embed_dim, config.reduction)
         self.set_interaction(config.interaction)
         if config.cls_in_interaction:
@@ -170,25 +165,7 @@ class DualEncoder(nn.Module):
                 vectors = PooledFeatures(self._image_vectors(states), self._text_vectors(words, lengths))
         else:
             text = self._pooled_text(ids, lengths)
-        # Copies, since ZeRO-3 takes the parameters themselves away at the end of this call.
-        of_loss = {name: parameter.float().clone() for name, parameter in self.loss_parameters().items()}
-        image = self._image_embeddings(states, token_wise)
-        return Encoded(image, text, self.scale(), vectors, parameters=of_loss)
-
-    def loss_parameters(self) -> dict[str, nn.Parameter]:
-        """Return the parameters that terms of the loss learn, by the term's name for them. Evaluation needs none."""
-        return {
-            name.removeprefix(LOSS_PARAMETER): parameter
-            for name, parameter in self.named_parameters(recurse=False)
-            if name.startswith(LOSS_PARAMETER)
-        }
-
-    def set_loss_parameters(self, values: Mapping[str, Tensor]) -> None:
-        """Set exactly these, with values [1, ...], as direct parameters, since ZeRO-3 gathers those for forward."""
-        for name in self.loss_parameters():
-            delattr(self, LOSS_PARAMETER + name)
-        for name, value in values.items():
-            self.register_parameter(LOSS_PARAMETER + name, nn.Parameter(value.detach().clone().float()))
+        return Encoded(self._image_embeddings(states, token_wise), text, self.scale(), vectors)
 
     def require_vector(self, what: str, otherwise: str) -> None:
         """Raise UserError unless an image has one vector, which ``what`` needs; ``pooling=ends`` takes [CLS]."""
@@ -226,7 +203,7 @@ class DualEncoder(nn.Module):
             return _unit(tokens[:, 0])
         patches = tokens[:, self.image.prefix_tokens :]
         counts = torch.full((len(patches),), patches.shape[1])
-        return _unit(self.image_pool(patches.flatten(0, 1), counts)[:, 0])
+        return _unit(self.image_pool(patches.flatten(0, 1), counts))
 
     def encode_text(self, ids: Tensor, lengths: Tensor) -> TextFeatures | Tensor:
         """Encode captions ``ids [b, n2]`` int64, padded after [EOS], with ``lengths [b]`` ([BOS] and [EOS] included).
@@ -247,7 +224,7 @@ class DualEncoder(nn.Module):
         """Return the vectors of packed tokens, not yet normalised."""
         if self.text_pool is None:
             return _unit(words[lengths.cumsum(0) - 1])
-        return _unit(self.text_pool(words, lengths)[:, 0])
+        return _unit(self.text_pool(words, lengths))
 
     def _word_states(self, ids: Tensor, lengths: Tensor, only_last: bool = False) -> Tensor:
         if ids.shape[1] > self.text.context_length:
@@ -255,8 +232,13 @@ class DualEncoder(nn.Module):
         return self.text(ids, lengths, only_last=only_last)
 
     def scale(self) -> Tensor:
-        """Return the factor of the similarities, [1] float32; see :mod:`filip.models.temperature`."""
-        return scale_of(self.logit_scale)
+        """Return the factor of the similarities, [1] float32; see :mod:`filip.models.temperature`.
+
+        Not clamped here: the optimiser clamps the parameter to ``log(max_logit_scale)``, and its exponential exceeds
+        the maximum by rounding (100.0000076 in float32, 100.04 from a float16 copy). A clamp of the result would then
+        have gradient 0, and the temperature could never move again.
+        """
+        return self.logit_scale.float().exp()
 
     def resize_images(self, image_size: int) -> None:
         """Accept images with another side from now on; position embeddings are interpolated."""

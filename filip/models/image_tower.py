@@ -65,11 +65,6 @@ class ImageTower(nn.Module):
         assert backbone is None or isinstance(backbone, Stem)
         return backbone
 
-    def fold_stem(self) -> None:
-        """Replace the stem, if there is one, by a faster one for inference only (:meth:`Stem.folded`)."""
-        if self.stem is not None:
-            self.patch_embed.backbone = self.stem.folded()
-
     @property
     def width(self) -> int:
         """Return the features of a token before the projection."""
@@ -84,10 +79,6 @@ class ImageTower(nn.Module):
         # The trunk is *called* (not .forward_features) so that ZeRO-3's hooks gather its own parameters;
         # global_pool="" and num_classes=0 make that call return every token after the final LayerNorm.
         return self.projection(self.trunk(pixels))
-
-    def patch_features(self, pixels: Tensor) -> Tensor:
-        """Return the patch tokens before the projection, ``[b, patches, width]``, which a linear probe sees."""
-        return self.trunk(pixels)[:, self.prefix_tokens :]
 
     def resize(self, image_size: int) -> None:
         """Change the input side in place: the position embeddings are interpolated (bicubic, as timm's)."""

@@ -2,28 +2,39 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 
 class Pooling(nn.Module):
-    """The mean of a sample's projected tokens, or their means weighted by the attention of learned queries.
+    """The mean of a sample's projected tokens, or of numbers that are made of each, or weighted by learned queries.
 
-    ``forward(tokens [T, d], lengths [b] int64)`` returns ``[b, queries, d]`` float32, one row for the mean
-    (``queries`` 0): sample j owns ``lengths[j]`` consecutive rows of ``tokens``, T = ``lengths.sum()``.
-    heads: each query has a projection, and the result is their concatenation ``[b, 1, queries * d]``.
+    ``forward(tokens [T, d], lengths [b] int64)`` returns ``[b, numbers]`` float32: sample j owns ``lengths[j]``
+    consecutive rows of ``tokens``, T = ``lengths.sum()``. kind, with the numbers of its vector:
+
+    mean: d; attention: d, by the attention of one query. heads: those of each of ``heads`` queries, projected, heads *
+    d. relu: the mean of that many rectified linear features. bilinear: the mean of the products of two projections,
+    of the root of that many numbers each.
     """
 
-    def __init__(self, width: int, queries: int, heads: bool = False) -> None:
+    def __init__(self, width: int, kind: str, heads: int = 1) -> None:
         super().__init__()
+        several = kind == "heads"
         # One query starts at zero, which is the mean. Several would stay alike for ever, and start apart.
-        start = torch.zeros(width) if queries == 1 else torch.randn(queries, width)
-        self.query = nn.Parameter(start) if queries else None
-        self.heads = nn.Parameter(width**-0.5 * torch.randn(queries, width, width)) if heads else None
+        start = torch.randn(heads, width) if several else torch.zeros(width)
+        self.query = nn.Parameter(start) if kind in ("attention", "heads") else None
+        self.heads = nn.Parameter(width**-0.5 * torch.randn(heads, width, width)) if several else None
+        rows = {"relu": heads * width, "bilinear": 2 * math.isqrt(heads * width)}.get(kind)
+        self.features = None if rows is None else nn.Parameter(width**-0.5 * torch.randn(rows, width))
+        self.kind = kind
 
     def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
-        on_host, tokens, lengths = lengths, tokens.float(), lengths.to(tokens.device)
+        on_host, lengths = lengths, lengths.to(tokens.device)
+        tokens = tokens.float() if self.features is None else self.each(tokens.float())
         owner = torch.repeat_interleave(lengths, output_size=len(tokens))
         if self.query is None:
             weights = (1 / lengths.float())[owner, None]
@@ -41,10 +52,16 @@ class Pooling(nn.Module):
         else:
             pooled = tokens.new_zeros(len(lengths), 1, tokens.shape[1])
             pooled = pooled.index_add(0, owner, weights[:, :, None] * tokens[:, None, :])
-        if self.heads is None:
-            return pooled
-        return torch.einsum("bkd,kde->bke", pooled, self.heads.float()).flatten(1)[:, None]
+        return (pooled if self.heads is None else torch.einsum("bkd,kde->bke", pooled, self.heads.float())).flatten(1)
 
     def each(self, tokens: Tensor) -> Tensor:
-        """Return what ``forward`` makes of each token [..., d] alone: itself, or with heads ``[..., queries * d]``."""
-        return tokens if self.heads is None else torch.einsum("...d,kde->...ke", tokens, self.heads).flatten(-2)
+        """Return what ``forward`` makes of each token [..., d] alone, [..., numbers]."""
+        if self.heads is not None:
+            return torch.einsum("...d,kde->...ke", tokens, self.heads).flatten(-2)
+        if self.features is None:
+            return tokens
+        made = F.linear(tokens, self.features.float()).float()  # a matrix product is in 16 bits under autocast
+        if self.kind == "relu":
+            return made.relu()
+        first, second = made.chunk(2, -1)
+        return (first.unsqueeze(-1) * second.unsqueeze(-2)).flatten(-2)

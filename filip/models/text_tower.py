@@ -91,7 +91,11 @@ class TextTower(nn.Module):
     def forward(self, ids: Tensor, lengths: Tensor, only_last: bool = False) -> Tensor:
         read_lengths = lengths
         if self.padding is not None:
-            ids, read_lengths = self._padded(ids, lengths, self.padding)
+            # all of one length, as a tower that reads its padding sees them
+            columns = torch.arange(self.context_length, device=ids.device)
+            wide = F.pad(ids, (0, self.context_length - ids.shape[1]))
+            ids = wide.where(columns < lengths.to(ids.device)[:, None], self.padding)
+            read_lengths = torch.full_like(lengths, self.context_length)
         # with lengths on the host nothing waits for a GPU
         rows, width, positions = PackedLayout.of(read_lengths, ids.shape[1])
         layout = PackedLayout(rows, width, positions.to(ids.device, non_blocking=True))
@@ -107,13 +111,6 @@ class TextTower(nn.Module):
         if only_last:
             x = x[lengths.cumsum(0) - 1]
         return self.projection(self.norm(x))
-
-    def _padded(self, ids: Tensor, lengths: Tensor, padding: int) -> tuple[Tensor, Tensor]:
-        """Return the captions as a tower that reads its padding sees them: all of one length."""
-        columns = torch.arange(self.context_length, device=ids.device)
-        wide = F.pad(ids, (0, self.context_length - ids.shape[1]))
-        filled = wide.where(columns < lengths.to(ids.device)[:, None], padding)
-        return filled, torch.full_like(lengths, self.context_length)
 
     @torch.no_grad()
     def _init_as_clip(self) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from filip.common.errors import UserError, plain
 from filip.common.files import replacing
 from filip.models.config import ModelConfig, config_from_dict
-from filip.models.dual_encoder import LOSS_PARAMETER, DualEncoder, build_model
+from filip.models.dual_encoder import DualEncoder, build_model
 from filip.text.json_tokenizer import JsonTokenizer
 
 EMBEDDING, ROWS = "text.token_embedding.weight", "text.token_embedding.rows"
@@ -66,14 +66,6 @@ def _tokenizer_of(model: DualEncoder) -> dict[str, torch.Tensor]:
     return {TOKENIZER: torch.frombuffer(bytearray(tokenizer.json.encode()), dtype=torch.uint8)}
 
 
-def _expanded(state: dict[str, torch.Tensor], tokens: int) -> dict[str, torch.Tensor]:
-    """Return the float32 state of a compact file."""
-    state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
-    rows, values = state.pop(ROWS).long(), state[EMBEDDING]
-    state[EMBEDDING] = values.new_zeros(tokens, values.shape[1]).index_copy_(0, rows, values)
-    return state
-
-
 def write_safetensors(tensors: dict[str, torch.Tensor], path: str | Path, metadata: dict[str, str]) -> None:
     """Write a safetensors file, atomically. Raises OSError with the file's name if the disk is full."""
     with replacing(path, shared=True) as part:
@@ -81,17 +73,19 @@ def write_safetensors(tensors: dict[str, torch.Tensor], path: str | Path, metada
         part.chmod(0o644)  # safetensors lets only the owner read; colleagues evaluate models, too
 
 
-def load_model(path: str | Path, image_size: int | None = None, loss_parameters: bool = False) -> DualEncoder:
+def load_model(path: str | Path, image_size: int | None = None) -> DualEncoder:
     """Load the model saved in ``path``, in float32, on the CPU and in evaluation mode.
 
-    With ``image_size`` its position embeddings are interpolated to that input size. ``loss_parameters``: with the
-    parameters that terms of the loss have learned, for further training. UserError if the file is missing or not ours.
+    With ``image_size`` its position embeddings are interpolated to that input size. UserError if the file is missing or
+    not ours.
     """
     metadata, state = _read(path)
-    of_loss, tokenizer = pop_loss_parameters(state), state.pop(TOKENIZER, None)
+    tokenizer = state.pop(TOKENIZER, None)
     config = config_from_dict(_json(path, metadata["config"]))
     if ROWS in state:
-        state = _expanded(state, config.text.vocab_size)
+        state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+        rows, values = state.pop(ROWS).long(), state[EMBEDDING]
+        state[EMBEDDING] = values.new_zeros(config.text.vocab_size, values.shape[1]).index_copy_(0, rows, values)
     with torch.device("meta"):
         model = build_model(config)
     if any(True for _ in model.buffers()):
@@ -104,15 +98,7 @@ def load_model(path: str | Path, image_size: int | None = None, loss_parameters:
         model.json_tokenizer = JsonTokenizer(tokenizer.numpy().tobytes().decode(), f"the tokenizer in {path}")
     if image_size is not None and image_size != config.image.image_size:
         model.resize_images(image_size)
-    if loss_parameters:
-        model.set_loss_parameters(of_loss)
     return model.eval()
-
-
-def pop_loss_parameters(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Remove the loss's parameters from a state dict; see :meth:`DualEncoder.set_loss_parameters`."""
-    names = [name for name in state if name.startswith(LOSS_PARAMETER)]
-    return {name.removeprefix(LOSS_PARAMETER): state.pop(name) for name in names}
 
 
 def read_extra(path: str | Path) -> dict[str, Any]:

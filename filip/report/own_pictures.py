@@ -12,12 +12,15 @@ import numpy as np
 from filip.data.cards import load_source
 from filip.eval.cards import load_card
 from filip.eval.formats import open_set
+from filip.eval.own_data import FEW, size_of_set
 from filip.report.results import Results
-from filip.sets.size import FEW, size_of_set
 from filip.study import Study
 
 AMONG = (10, 5, 1)  # the best: the first of these by which chance finds at most a quarter
 SHOWN = 6  # pictures each of hits and misses
+HALVES = (
+    "Two models were tested, each on the half that it did not see; the one that you keep was trained on all pictures."
+)
 PLACES = {10: "among the ten best", 5: "among the five best", 1: "as the first"}
 
 
@@ -25,15 +28,14 @@ PLACES = {10: "among the ten best", 5: "among the five best", 1: "as the first"}
 class OwnPictures:
     """The distinct captions of a study's held-out pictures, and which find a picture of theirs among the best.
 
-    found: by model, "before" the training or a run's name, [captions] bool. pictures: for each caption the first of
-    its pictures in the set. chance: captions that chance would find.
+    found: by model, "before" the training, "clip" or "filip", [captions] bool. pictures: for each caption its set
+    (a filip.eval.datasets.EvalSet) and the first of its pictures in it. chance: captions that chance would find.
     """
 
     study: Study
     among: int
     captions: list[str]
-    pictures: list[int]
-    data: Any  # the held-out pictures, a filip.eval.datasets.EvalSet
+    pictures: list[tuple[Any, int]]
     found: dict[str, np.ndarray]
     chance: float
     trained: int
@@ -41,41 +43,29 @@ class OwnPictures:
 
     @classmethod
     def of(cls, study: Study, results: Results) -> OwnPictures | None:
-        """Return None if the study is not one of ``filip new``, or its model was not evaluated."""
-        name = str(study.config.get("own_pictures"))
-        outcomes = {
-            model: record[f"{name}.t2i"]
-            for model in (*study.peers, *study.runs)
-            if (record := results.outcomes(model, "retrieval")) and f"{name}.t2i" in record
-        }
-        if "filip" not in outcomes:
+        """Return None if the study is not one of ``filip new``, or a model was not evaluated.
+
+        Of a study in halves, each caption is looked for among the pictures of its half, by the model of the other.
+        """
+        parts = [_Part.of(study, results, *entry) for entry in study.config.get("own_pictures", {}).items()]
+        there = [part for part in parts if part]
+        if not there or len(there) < len(parts):
             return None
-        data: Any = open_set(load_card(name), study.config["eval"]["root"])
-        places = {data.name_of(place): place for place in range(len(data))}
-        queries, owners, used = outcomes["filip"].cluster, [], Counter[str]()
-        texts = []
-        for image in queries.tolist():  # the captions of an image follow each other
-            texts.append(data.images.items[places[image]].captions[used[image]])
-            owners.append(places[image])
-            used[image] += 1
-        captions, first, group = np.unique(texts, return_index=True, return_inverse=True)
-        counts, tested = np.bincount(group), len(used)
+        total = sum(len(part.captions) for part in there)
         for among in AMONG:
-            # the best, drawn without replacement, show none of the `count` pictures of a caption
-            missed = [
-                np.prod([max(0, 1 - count / (tested - n)) for n in range(min(among, tested))]) for count in counts
-            ]
-            chance = len(captions) - float(sum(missed))
-            if chance <= len(captions) / 4:
+            if (chance := sum(part.chance(among) for part in there)) <= total / 4:
                 break
-        found = {}
-        for model, outcome in outcomes.items():
-            hits = np.zeros(len(captions))
-            np.maximum.at(hits, group, outcome.values[f"r{among}"])
-            found[model] = hits >= 0.5
-        trained = (results.training("filip") or {}).get("pairs", 0)
-        pictures = [owners[place] for place in first]
-        return cls(study, among, captions.tolist(), pictures, data, found, chance, trained, tested)
+        models = set[str].intersection(*(set(part.outcomes) for part in there))
+        return cls(
+            study,
+            among,
+            [caption for part in there for caption in part.captions],
+            [(part.data, place) for part in there for place in part.pictures],
+            {model: np.concatenate([part.found(model, among) for part in there]) for model in models},
+            chance,
+            (results.training("filip") or {}).get("pairs", 0),
+            sum(part.tested for part in there),
+        )
 
     def sentences(self) -> list[str]:
         """Return what was gained, whether chance explains it, and what a set of this size can show."""
@@ -93,6 +83,8 @@ class OwnPictures:
             verdict = "which chance explains" if explained else "which chance hardly explains"
             changed = f"{gained} captions are found that were not, and {lost} are lost: a change {verdict}."
             sentences.append(changed if gained + lost else "The training changed nothing that these captions show.")
+        if len(self.study.config["own_pictures"]) > 1:
+            sentences.append(HALVES)
         return [*sentences, f"{size_of_set(self.trained, self.tested)}."]
 
     def next_commands(self) -> list[tuple[str, str]]:
@@ -125,9 +117,56 @@ class OwnPictures:
             {
                 "title": f"{title}, {len(places)} of {len(after)}",
                 "pictures": [
-                    {"caption": self.captions[place], "image": self.data[self.pictures[place]].image}
+                    {"caption": self.captions[place], "image": data[picture].image}
                     for place in places[:SHOWN]
+                    for data, picture in [self.pictures[place]]
                 ],
             }
             for title, places in groups.items()
         ]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The captions of one benchmark of held-out pictures, and the outcomes of the models on it."""
+
+    data: Any
+    captions: list[str]
+    pictures: list[int]
+    group: np.ndarray  # of each query: its place among the captions
+    tested: int
+    outcomes: dict[str, Any]
+
+    @classmethod
+    def of(cls, study: Study, results: Results, card: str, run: str) -> _Part | None:
+        """Return None if the run was not evaluated on the card."""
+        outcomes = {
+            {run: "filip"}.get(model, model): record[f"{card}.t2i"]
+            for model in (*study.peers, *({"clip"} & {*study.runs}), run)
+            if (record := results.outcomes(model, "retrieval")) and f"{card}.t2i" in record
+        }
+        if "filip" not in outcomes:
+            return None
+        data: Any = open_set(load_card(card), study.config["eval"]["root"])
+        places = {data.name_of(place): place for place in range(len(data))}
+        queries, owners, used = outcomes["filip"].cluster, [], Counter[str]()
+        texts = []
+        for image in queries.tolist():  # the captions of an image follow each other
+            texts.append(data.images.items[places[image]].captions[used[image]])
+            owners.append(places[image])
+            used[image] += 1
+        captions, first, group = np.unique(texts, return_index=True, return_inverse=True)
+        return cls(data, captions.tolist(), [owners[place] for place in first], group, len(used), outcomes)
+
+    def chance(self, among: int) -> float:
+        """Return how many captions the best would find if they were drawn, without replacement."""
+        missed = 0.0
+        for count in np.bincount(self.group):  # of the pictures of a caption
+            drawn = range(min(among, self.tested))
+            missed += float(np.prod([max(0, 1 - count / (self.tested - n)) for n in drawn]))
+        return len(self.captions) - missed
+
+    def found(self, model: str, among: int) -> np.ndarray:
+        hits = np.zeros(len(self.captions))
+        np.maximum.at(hits, self.group, self.outcomes[model].values[f"r{among}"])
+        return hits >= 0.5

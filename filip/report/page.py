@@ -27,18 +27,18 @@ from filip.cli.command import MISSING, option, run_command
 from filip.common.files import replacing
 from filip.common.progress import say
 from filip.common.table_writer import Grid, render
-from filip.report.findings import NOTE, cost, findings, findings_grid
+from filip.report.findings import NOTE, findings
 from filip.report.own_pictures import OwnPictures
-from filip.report.plots import INK, LINE, MUTED, by_label, curves, forest, training_logs
+from filip.report.plots import INK, LINE, MUTED, curves, forest, training_logs
 from filip.report.results import Results
 from filip.report.show import headline, lead
 from filip.report.style import COLOURS, TEMPLATES, looks, style
-from filip.report.summary import funnel_grid, runs_grid, search_grid, stages_grid, summary
+from filip.report.summary import funnel_grid, search_grid, summary
 from filip.report.table import short_commit
 from filip.study import Study, load_study
 
 WIDEST = 1400  # pixels of an embedded picture
-THUMBNAIL = 256  # pixels of one of your own
+THUMBNAIL = (256, 256)  # pixels of one of your own
 SHEET = "eval/alignment.png"  # below the results: words on patches
 
 
@@ -55,7 +55,9 @@ def main(config: Page) -> None:
     study, results = load_study(config.study, config.results), Results(config.results)
     out = Path(config.out or results.folder / "report.html")
     content = _content(study, results)
-    content["explorer"] = _link(config.explorer, out, "explore.html")
+    explorer = Path(config.explorer) if config.explorer else out.with_name("explore.html")
+    linked = config.explorer is not None or explorer.is_file()
+    content["explorer"] = Path(os.path.relpath(explorer, out.parent)).as_posix() if linked else None
     with replacing(out) as part:
         part.write_text(rendered("report.html.j2", content), encoding="utf-8")
     say(f"{out}: {out.stat().st_size / 1e6:.1f} MB")
@@ -73,43 +75,41 @@ def rendered(template: str, content: Mapping[str, Any]) -> str:
     return resources.sealed(environment.get_template(template).render(content))
 
 
-def _link(given: str | None, out: Path, name: str) -> str | None:
-    """Return the address of another page as seen from this one; None if it is not there."""
-    place = Path(given) if given else out.with_name(name)
-    if given is None and not place.is_file():
-        return None
-    return Path(os.path.relpath(place, out.parent)).as_posix()
-
-
 def _content(study: Study, results: Results) -> dict[str, Any]:
     tables = results.tables()
     whole = summary(study, results, tables)
     frame = findings(tables)
     scenes = results.scenes()
-    sheet = _sheet(results)
+    sheet = []
+    if (results.folder / SHEET).is_file():
+        with Image.open(results.folder / SHEET) as image:
+            src = webp(image.convert("RGB"), WIDEST, 4 * WIDEST)
+        title = "Words on patches, as in the paper"
+        sheet.append({"title": title, "alt": "The most similar word on each patch", "src": src})
     counted = Counter(note for table in tables.values() for note in table.notes)
     common = [note for note, times in counted.items() if times > 1]  # printed once, above the tables
-    compared = frame["difference"].notna().any()
     own = OwnPictures.of(study, results)
-    numbers = findings_grid(frame, cost(study, whole["runs"], frame))
+    learned = curves(training_logs(study, results), {study.label(run): look for run, look in looks(study).items()})
     return {
         "study": study.name,
         "title": study.title,
         "style": style() + (TEMPLATES / "report.css").read_text(encoding="utf-8"),
         "note": NOTE,
-        "findings": {"title": "Each finding in numbers", "html": _table(numbers)} if len(frame) else None,
         "own": own
         and {
             "sentences": own.sentences(),
             "groups": [
-                {**group, "pictures": [{**shown, "image": webp(_small(shown["image"]))} for shown in group["pictures"]]}
+                {**group, "pictures": [{**one, "image": webp(one["image"], *THUMBNAIL)} for one in group["pictures"]]}
                 for group in own.shown()
             ],
             "next": own.next_commands(),
         },
         "lead": lead(study, tables) if tables and not own else [],
         "headline": _table(headline(tables, study.config.get("headline", []))) if tables else None,
-        "forest": inline(forest(frame, looks(study)), "forest") if compared else None,
+        "evaluated": any(
+            c.number for t in tables.values() for r in t.rows if r.kind != "paper" for c in r.cells.values()
+        ),
+        "forest": inline(forest(frame, looks(study)), "forest") if len(frame) else None,
         "scenes": scenes,
         "pictures": [] if scenes else sheet,
         "reading": " ".join(common),
@@ -117,12 +117,10 @@ def _content(study: Study, results: Results) -> dict[str, Any]:
             {"title": table.title, "html": _table(table.grid([n for n in table.notes if n not in common]))}
             for table in tables.values()
         ],
-        "figures": [*_curves(study, results), *(sheet if scenes else [])],
+        "figures": [{"title": "Training curves", "svg": inline(learned, "Training")}, *(sheet if scenes else [])],
         "facts": facts(study, results),
         "details": [
             {"title": "Data funnel, stage by stage", "html": _table(funnel_grid(whole["funnel"]))},
-            {"title": "Time of each stage", "html": _table(stages_grid(whole["stages"]))},
-            {"title": "Runs", "html": _table(runs_grid(whole["runs"]))},
             *([{"title": "Search", "html": _table(search_grid(study, whole["search"]))}] if whole["search"] else []),
             {"title": "Study config", "text": json.dumps(study.config, indent=1, ensure_ascii=False)},
         ],
@@ -137,35 +135,12 @@ def _table(grid: Grid) -> str:
 # ---- pictures ------------------------------------------------------------------------------------------
 
 
-def webp(picture: Image.Image) -> str:
-    """Return a picture as a data URI, as WebP."""
+def webp(picture: Image.Image, width: int, height: int) -> str:
+    """Return a picture of at most so many pixels as a data URI, as WebP."""
+    picture.thumbnail((width, height))
     stored = io.BytesIO()
     picture.save(stored, format="WEBP", quality=80)
     return f"data:image/webp;base64,{base64.b64encode(stored.getvalue()).decode('ascii')}"
-
-
-def _small(picture: Image.Image) -> Image.Image:
-    picture.thumbnail((THUMBNAIL, THUMBNAIL))
-    return picture
-
-
-def _sheet(results: Results) -> list[dict[str, Any]]:
-    """Return the sheet of words on patches, if there is one."""
-    file = results.folder / SHEET
-    if not file.is_file():
-        return []
-    with Image.open(file) as image:
-        picture = image.convert("RGB")
-    picture.thumbnail((WIDEST, 4 * WIDEST))
-    about = {"title": "Words on patches, as in the paper", "alt": "The most similar word on each patch"}
-    return [{**about, "src": webp(picture)}]
-
-
-def _curves(study: Study, results: Results) -> list[dict[str, str]]:
-    """Return the figures of how the runs learned."""
-    logs, look = training_logs(study, results), by_label(study)
-    figures = {"Training curves": curves(logs, look)}
-    return [{"title": title, "svg": inline(figure, title.split()[0])} for title, figure in figures.items()]
 
 
 def inline(figure: Figure, name: str) -> str:
@@ -206,22 +181,17 @@ def facts(study: Study, results: Results) -> list[tuple[str, str]]:
         for key in ("started", "finished")
     )
     versions = [(start.get("versions") or {}).items() for start in starts]
+    ran = [(start.get("world_size"), str(start.get("machine") or "")) for start in starts]
     hashes = [(training.get("manifest_hashes") or {}).items() for training in trained]
     rows = {
         "commit": [short_commit(str(training.get("commit") or "")) for training in trained],
         "trained": [f"{begun[0]} to {ended[-1]} (UTC)"] if begun and ended else [],
         "versions": [", ".join(f"{name} {version}" for name, version in pairs) for pairs in versions],
-        "machine": [_machine(start) for start in starts],
+        "machine": [", ".join(filter(None, [f"{n} rank{'s' * (n > 1)}" if n else "", at])) for n, at in ran],
         "data": [", ".join(f"{name} (manifest {str(value)[:12]})" for name, value in pairs) for pairs in hashes],
         "results": [str(results.folder)],
     }
     return [(name, "; ".join(dict.fromkeys(filter(None, values)))) for name, values in rows.items() if any(values)]
-
-
-def _machine(start: Mapping[str, Any]) -> str:
-    ranks = start.get("world_size")
-    counted = f"{ranks} {'rank' if ranks == 1 else 'ranks'}" if ranks else ""
-    return ", ".join(part for part in (counted, str(start.get("machine") or "")) if part)
 
 
 def _last_start(results: Results, run: str) -> dict[str, Any] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from filip.report.results import Results
-from filip.report.style import Look, looks
+from filip.report.style import Look
 from filip.study import Study
 from filip.train.telemetry import read_log
 
@@ -62,11 +62,6 @@ PANELS = [  # key in log.jsonl, title, factor
 ]
 
 
-def by_label(study: Study) -> dict[str, Look]:
-    """Return the look of every run by the label that it has in figures."""
-    return {study.label(run): look for run, look in looks(study).items()}
-
-
 def training_logs(study: Study, results: Results) -> Logs:
     """Return {label: the logs of a run and of its repetitions with other seeds}, for every run that has one."""
     logs = {}
@@ -105,43 +100,7 @@ def curves(logs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], looks: Loo
     if handles:
         figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(handles)))
     else:
-        no_data(axes[0], "no training log found")
-    return figure
-
-
-def learning(
-    logs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]],
-    looks: Looks,
-    share: Callable[[Mapping[str, Any]], Any],
-    title: str,
-    clock: tuple[str, str] = ("time/processor_seconds", "processor seconds of the steps"),
-) -> Figure:
-    """Draw the found share in percent while models learn, over steps and over seconds; logs and looks as ``curves``.
-
-    share: returns the share that a line has, in 0..1; None or NaN if it has none. clock: key and title of the seconds.
-    """
-    figure, axes = grid(1, 2, 9, 3.2)
-    for label, seeds in logs.items():
-        measured = [
-            {line["step"]: line for line in lines if _number(share(line)) and clock[0] in line} for lines in seeds
-        ]
-        steps = sorted(set.intersection(*map(set, measured)))
-        series = [{step: 100 * share(lines[step]) for step in steps} for lines in measured]
-        seconds = {step: float(np.mean([lines[step][clock[0]] for lines in measured])) for step in steps}
-        if steps:
-            noisy, look = len(steps) > 20, looks.get(label, Look())
-            _curve(axes[0], series, look, label, noisy)
-            timed = [{seconds[step]: value for step, value in points.items()} for points in series]
-            _curve(axes[1], timed, look, label, noisy)
-    for axis, along in zip(axes, ("step", clock[1]), strict=True):
-        axis.set_xlabel(along)
-        axis.set_ylim(0, 100)
-        axis.grid(True, axis="y")
-    axes[0].set_ylabel(title)
-    if axes[1].lines:
-        axes[1].legend(loc="best")
-    else:
-        no_data(axes[0], "no training log found")
+        axes[0].text(0.5, 0.5, "no training log found", ha="center", color=MUTED, transform=axes[0].transAxes)
     return figure
 
 
@@ -155,11 +114,6 @@ def _curve(axis: Axes, series: Sequence[Mapping[Any, float]], look: Look, label:
     label = f"{label} (mean of {len(series)} seeds)" if len(series) > 1 else label
     drawn = _smooth(values) if noisy else values
     axis.plot(steps, drawn, look.line, color=look.colour, linewidth=1.8, label=label)
-
-
-def no_data(axis: Axes, reason: str) -> None:
-    """Write the reason into an empty panel."""
-    axis.text(0.5, 0.5, reason, ha="center", color=MUTED, transform=axis.transAxes)
 
 
 def _number(value: Any) -> bool:
@@ -183,7 +137,6 @@ def forest(found: pd.DataFrame, looks: Looks) -> Figure:
     A measure's name is above its lines, one for each row, so that the plot is as narrow as a telephone. Filled: it
     holds, in the colour of the run that is ahead. Hollow: it does not.
     """
-    found = found[found["difference"].notna()]
     marks = dict(zip(found["row"].unique(), MARKS * len(found), strict=False))
     lines = 0.9 * found["area"].nunique() + 0.85 * found.groupby(["area", "measure"]).ngroups + 0.4 * len(found)
     figure, (axis,) = grid(1, 1, 5, 1.2 + 0.24 * lines)

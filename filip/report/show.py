@@ -30,7 +30,12 @@ class Show:
 
 def main(config: Show) -> None:
     """Print the results of a study: a line for each model, and where the rest is."""
-    file = summary_file(config.results)
+    place = Path(config.results)
+    file = place / "summary.json" if place.is_dir() or place.suffix != ".json" else place
+    if not place.exists():
+        raise UserError(nothing_at(place, "give the results of a study, e.g. results/demo"))
+    if not file.is_file():
+        raise UserError(f"no summary at {file}; `make demo` (or snakemake for another study) writes it")
     summary = json.loads(file.read_text(encoding="utf-8"))
     width = shutil.get_terminal_size((110, 40)).columns
     tables = {name: Table.from_json(table) for name, table in summary["tables"].items()}
@@ -45,17 +50,6 @@ def main(config: Show) -> None:
     print(render(grid, "text", width))
     if not config.table:
         print("\n".join(lead(study, tables)))
-
-
-def summary_file(where: str) -> Path:
-    """Return summary.json of a results folder. Raises UserError if it is not there."""
-    path = Path(where)
-    file = path / "summary.json" if path.is_dir() or path.suffix != ".json" else path
-    if not path.exists():
-        raise UserError(nothing_at(path, "give the results of a study, e.g. results/demo"))
-    if not file.is_file():
-        raise UserError(f"no summary at {file}; `make demo` (or snakemake for another study) writes it")
-    return file
 
 
 def headline(tables: Mapping[str, Table], names: list[str]) -> Grid:

@@ -21,7 +21,7 @@ from filip.common.errors import UserError
 from filip.common.files import write_json
 from filip.common.table_writer import Grid, Head, Line, words
 from filip.report.results import Results
-from filip.report.table import Table, short_commit
+from filip.report.table import Table
 from filip.study import PROTOCOLS, Study, load_study
 from filip.study.search import best_values, scores
 from filip.train.telemetry import LOG, read_log, scalars
@@ -31,13 +31,6 @@ RUN_FACTS = (  # taken over from the result of a training
     *("processor_seconds", "peak_memory_mb", "steps", "epochs", "world_size", "global_batch", "precision", "final"),
     *("manifest_hashes", "feature_maps", "started", "finished"),
 )
-SHOWN_FACTS = {  # facts of a run, with their titles and formats
-    "steps": ("steps", ",.0f"),
-    "global_batch": ("batch", ",.0f"),
-    "samples_per_second": ("pairs / s", ",.0f"),
-    "seconds_per_iteration": ("s / step", ".3g"),
-    "peak_memory_mb": ("peak MB", ",.0f"),
-}
 
 
 @dataclass
@@ -56,12 +49,18 @@ def main(config: Summary) -> None:
 
 def summary(study: Study, results: Results, tables: Mapping[str, Table]) -> dict[str, Any]:
     """Return the content of summary.json."""
+    runs = {}
+    for name in study.trained:
+        runs[name] = _run(study.label(name), results.training(name), results.run_id(name))
+        runs[name] |= {"found": _found(results, name), "curve": _curve(results, name)}
+    for name in study.efficiency:
+        runs[f"efficiency/{name}"] = _run(study.label(name), results.efficiency(name), results.run_id(name))
     return {
         "stages": stage_seconds(results.folder / "benchmarks"),
         "funnel": results.funnel(),
         "tables": {name: table.as_json() for name, table in tables.items()},
         "search": searches(study, results),
-        "runs": _runs(study, results),
+        "runs": runs,
     }
 
 
@@ -81,16 +80,6 @@ def stage_seconds(folder: Path) -> dict[str, float]:
         if values:
             seconds[file.relative_to(folder).with_suffix("").as_posix()] = sum(values) / len(values)
     return dict(sorted(seconds.items(), key=lambda item: -item[1]))
-
-
-def _runs(study: Study, results: Results) -> dict[str, Any]:
-    runs = {}
-    for name in study.trained:
-        runs[name] = _run(study.label(name), results.training(name), results.run_id(name))
-        runs[name] |= {"found": _found(results, name), "curve": _curve(results, name)}
-    for name in study.efficiency:
-        runs[f"efficiency/{name}"] = _run(study.label(name), results.efficiency(name), results.run_id(name))
-    return runs
 
 
 def _run(label: str, result: dict[str, Any] | None, run_id: str | None) -> dict[str, Any]:
@@ -144,17 +133,6 @@ def searches(study: Study, results: Results) -> dict[str, Any]:
 # ---- as tables, for the page and the terminal ----------------------------------------------------------
 
 
-def stages_grid(stages: Mapping[str, float]) -> Grid:
-    """Return the seconds of each stage, and their sum."""
-    longest = max(stages.values(), default=1)
-    lines = [
-        Line(name, words(f"{seconds:.1f}", "#" * max(1, round(30 * seconds / longest))))
-        for name, seconds in stages.items()
-    ]
-    lines.append(Line("sum", words(f"{sum(stages.values()):.1f}", "")))
-    return Grid([Head("seconds"), Head("", words=True)], lines, "Time of each stage")
-
-
 def funnel_grid(funnel: Sequence[Mapping[str, Any]]) -> Grid:
     """Return how many pairs each stage of each source kept, and below it why it dropped others, with some of them."""
     lines = []
@@ -185,18 +163,6 @@ def _some(samples: Sequence[str | Mapping[str, Any]], most: int = 3) -> str:
     """Return the first of the captions or addresses that a rule dropped."""
     texts = [str(sample if isinstance(sample, str) else sample.get("caption") or "") for sample in samples]
     return " · ".join(shorten(text, 100, placeholder="…") for text in list(filter(None, texts))[:most])
-
-
-def runs_grid(runs: Mapping[str, Mapping[str, Any]]) -> Grid:
-    """Return speed, memory and commit of each training."""
-    heads = [Head("id", words=True), *(Head(title) for title, _ in SHOWN_FACTS.values()), Head("precision", words=True)]
-    lines = []
-    for name, run in runs.items():
-        facts = ["–" if run[key] is None else format(run[key], how) for key, (_, how) in SHOWN_FACTS.items()]
-        commit = short_commit(run["commit"] or "–") if run["trained"] else "not run"
-        shown = words(run["run_id"] or name, *facts, run["precision"] or "–", commit)
-        lines.append(Line(run["label"], shown))
-    return Grid([*heads, Head("commit", words=True)], lines, "Runs", corner="run")
 
 
 def search_grid(study: Study, by_run: Mapping[str, Mapping[str, Any]]) -> Grid:

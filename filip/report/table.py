@@ -137,8 +137,11 @@ class Table:
 
     def __post_init__(self) -> None:
         missing = Cell(reason="not reported")
-        for row in self.rows:
-            row.cells = {c.key: replace(row.cells.get(c.key, missing)) for c in self.columns}
+        # rows of its own: a table of fewer columns takes none from the table that it was made of
+        self.rows = [
+            replace(row, cells={c.key: replace(row.cells.get(c.key, missing)) for c in self.columns})
+            for row in self.rows
+        ]
 
     @property
     def sections(self) -> list[str]:
@@ -214,7 +217,9 @@ class Table:
         rows, columns = self.rows, self.columns
         lines = []
         for label, key, write in (("n", "n", "{:,}".format), ("chance", "chance", chance_text)):
-            common = [_common(rows, column, key) for column in columns]
+            measured = [[row.cells[column.key] for row in rows if row.kind != "paper"] for column in columns]
+            # the same for every row measured here
+            common = [next((getattr(c, key) for c in cells if c.chance is not None), None) for cells in measured]
             if any(chance is not None for chance in common):
                 cells = [Shown() if chance is None else Shown(write(chance)) for chance in common]
                 lines.append(Line(label, cells, kind="common"))
@@ -238,12 +243,6 @@ class Table:
         below += [f"Runs: {origins}"] if origins and differences else []
         heads = [Head(column.title, column.group) for column in columns]
         return Grid(heads, lines, self.title, below, name=self.name, records=self.records())
-
-
-def _common(rows: Sequence[Row], column: Column, key: str) -> Any:
-    """Return the chance or the number of images of a column: the same for every row measured here."""
-    cells = [row.cells[column.key] for row in rows if row.kind != "paper"]
-    return next((getattr(cell, key) for cell in cells if cell.chance is not None), None)
 
 
 def _shown(cell: Cell, column: Column, spread: str) -> Shown:
@@ -324,7 +323,7 @@ def average(cells: list[Cell], what: str) -> Cell:
     chances = [cell.chance for cell in cells if cell.chance is not None]
     counts = [cell.n for cell in cells if cell.n is not None]
     # This counts as if no image were in two of them: the squares of the half widths add. Where there are outcomes,
-    # filip.report.rows.pairs replaces this interval by one that draws shared images together.
+    # filip.report.tables.compared replaces this interval by one that draws shared images together.
     halves = [(c.ci95[1] - c.ci95[0]) / 2 for c in cells if c.ci95]
     mean = statistics.fmean(cell.number for cell in cells if cell.number is not None)
     half = math.sqrt(sum(h * h for h in halves)) / len(cells) if len(halves) == len(cells) else None

@@ -17,7 +17,7 @@ from torch import Tensor
 from filip import resources
 from filip.common.errors import UserError
 from filip.models import DualEncoder, build_model, config_from_dict, load_model, read_extra
-from filip.models.weights import TOKENIZER, pop_loss_parameters
+from filip.models.weights import TOKENIZER
 from filip.runs.saved_files import DDP_STATES, LoopState, find_damage, json_object, read_state, source_of
 from filip.text.json_tokenizer import JsonTokenizer
 
@@ -131,16 +131,12 @@ def _descent(origin: str, result: dict[str, Any]) -> tuple[dict[str, str], list[
             return attributions, started_from, licence
         started_from.append(start)
         origin, result = start, json_object(Path(start).with_suffix(".json"))
-        if not result and (facts := _facts_in(Path(start))):
+        facts: dict[str, Any] = {}
+        with contextlib.suppress(UserError):  # another file, or none
+            facts = dict(read_extra(Path(start)).get(FACTS, {})) if Path(start).is_file() else {}
+        if not result and facts:
             attributions |= facts.get("attributions", {})
             return attributions, [*started_from, *facts.get("started_from", [])], licence or facts.get("licence", "")
-
-
-def _facts_in(weights: Path) -> dict[str, Any]:
-    """Return the facts inside a file of weights; {} if it is another file, or none."""
-    with contextlib.suppress(UserError):
-        return dict(read_extra(weights).get(FACTS, {})) if weights.is_file() else {}
-    return {}
 
 
 def _licence_of_data(result: dict[str, Any], attributions: dict[str, str]) -> str:
@@ -165,7 +161,6 @@ def _of_checkpoint(checkpoint: Path) -> ModelSource:
         raise UserError(f"{checkpoint} is damaged: {damage}; give another checkpoint of its run")
     state = read_state(checkpoint)
     weights = merged(checkpoint_weights(checkpoint, state))
-    pop_loss_parameters(weights)
     model = build_model(config_from_dict(state.model))
     expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     shapes = {name: tuple(value.shape) for name, value in weights.items()}

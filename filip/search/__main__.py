@@ -39,7 +39,6 @@ EMOJIS_HITS = (  # measured: docs/search.md
 class Search:
     images: str = option(MISSING, "folder of pictures, or an index of `filip index build`; the first word")
     text: str = option(MISSING, "text to look for, or the file of a picture to find others like it; the second")
-    without: list[str] = option([], "texts to leave out, e.g. without=[snow,people]")
     count: int = option(10, "pictures to list", at_least=1)
     model: str | None = option(
         None, f"any model that the evaluation takes, e.g. hf:FOLDER (default: {DEFAULT_MODEL}, or the index's)"
@@ -74,7 +73,7 @@ def main(config: Search) -> None:
         config = replace(config, text=with_article(config.text))
     try:
         query = query_of(scorer, config.text, config.text_tokens)
-        hits = rank(index, scorer, query, config.without, config.text_tokens)
+        hits = rank(index, scorer, query)
     except NothingKnownError as error:
         hits, nothing = [], str(error)
     else:
@@ -177,7 +176,6 @@ def _has_places(index: Index, scorer: Scorer) -> bool:
 def _show(config: Search, index: Index, found: list[dict[str, Any]], nothing: str) -> None:
     answer = {
         "text": config.text,
-        "without": config.without,
         "model": index.about.model,
         "images": len(index.paths),
         "nothing": nothing,

@@ -1,14 +1,12 @@
-"""Rank the pictures of an index for a text or a picture, less the words to leave out."""
+"""Rank the pictures of an index for a text or a picture."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from filip.common.errors import UserError
 from filip.eval.encoders import stacked
@@ -20,15 +18,10 @@ from filip.text.words import FUNCTION_WORDS
 
 
 class Ranked(NamedTuple):
-    """A picture of a ranking.
-
-    score: s^T of the query. distance: what the ranking goes by, the score's distance from the median picture's in
-    standard deviations of the pictures below the median, minus the same distance for the words to leave out.
-    """
+    """A picture of a ranking. score: s^T of the query."""
 
     path: str
     score: float
-    distance: float
 
 
 def query_of(scorer: Scorer, text: str, tokens: str = "content") -> Texts:
@@ -69,28 +62,7 @@ def is_picture(text: str) -> bool:
         return False
 
 
-def rank(
-    index: Index, scorer: Scorer, query: Texts, without: Sequence[str] = (), tokens: str = "content"
-) -> list[Ranked]:
-    """Return all pictures of an index, best first.
-
-    A picture that shows a text of ``without`` more than the typical one does loses as many deviations.
-    """
-    queries = [query, *(encode_query(scorer, text, tokens) for text in without)]
-    scores = torch.stack([index.scores(scorer, texts) for texts in queries])
-    median, deviation = typical(scores)
-    standing = (scores - median) / deviation
-    distances = (standing[0] - standing[1:].clamp(min=0).sum(0)).tolist()
-    hits = map(Ranked, index.paths, scores[0].tolist(), distances)
-    return sorted(hits, key=lambda hit: (-hit.distance, hit.path))
-
-
-def typical(scores: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the median of each row and the deviation of the values below it, both [rows, 1].
-
-    Unlike mean and standard deviation they do not move when a third of the pictures shows the query.
-    """
-    median = scores.median(1, keepdim=True).values
-    below = scores <= median
-    squares = ((scores - median).square() * below).sum(1, keepdim=True)
-    return median, (squares / below.sum(1, keepdim=True)).sqrt().clamp(min=1e-12)
+def rank(index: Index, scorer: Scorer, query: Texts) -> list[Ranked]:
+    """Return all pictures of an index, best first."""
+    hits = map(Ranked, index.paths, index.scores(scorer, query).tolist())
+    return sorted(hits, key=lambda hit: (-hit.score, hit.path))

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from filip.common.errors import UserError
+from filip.common.text_files import UNKNOWN, decoded
 from filip.sets.layout import SPLIT_COLUMNS, SPLITS, Reading, is_picture
-from filip.sets.text import UNKNOWN, decoded
 
 if TYPE_CHECKING:
     from filip.sets.layout import Reading

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO
 
 from PIL import Image
 
@@ -18,9 +18,6 @@ from filip.common.progress import say
 from filip.images.rgb import FORMATS, IMAGE_FILES, UNDECODABLE, not_read, read_rgb
 from filip.sets.layout import ALL, Reading, Row
 from filip.sets.layouts import LAYOUTS, recognise, rows_of
-
-if TYPE_CHECKING:
-    pass
 
 SHOWN = 5  # examples per reason
 WORDS = {  # words for the reasons, in a sentence
@@ -128,7 +125,10 @@ def open_images(reading: Reading, captions: bool = True) -> ImageSet:
     account = Account()
     items = []
     for row in merged(rows):
-        problem = row.problem or _unreachable(row, layout)
+        problem = row.problem
+        if problem is None and not LAYOUTS[layout].in_order and not os.path.isfile(row.file):
+            other = "not_a_file: a folder, a pipe, a socket or a device"
+            problem = other if os.path.exists(row.file) else "missing_file: No such file or directory"
         if problem is None and captions and not row.captions:
             problem = "no_caption"
         if problem is not None:
@@ -150,17 +150,6 @@ def _recognised(reading: Reading, captions: bool) -> tuple[str, list[Path], Read
     return layout, parts, reading
 
 
-def _unreachable(row: Row, layout: str) -> str | None:
-    """Return why the file of an image cannot be opened; None if it can."""
-    if LAYOUTS[layout].in_order:
-        return None
-    if not os.path.isfile(row.file):
-        if os.path.exists(row.file):
-            return "not_a_file: a folder, a pipe, a socket or a device"
-        return "missing_file: No such file or directory"
-    return None
-
-
 def merged(rows: Iterable[Row]) -> list[Row]:
     """Return one row for each image: the first row of the lowest rank, with the captions of all rows, each once.
 
@@ -179,14 +168,12 @@ def merged(rows: Iterable[Row]) -> list[Row]:
 
 @dataclass
 class Picture:
-    """An image. things: the names in its first caption; masks: names of things, and where each is (mode L, 0 or 255),
-    if the data set has it."""
+    """An image. things: the names in its first caption, if the data set has them."""
 
     key: str
     image: Image.Image  # RGB
     captions: list[str] = field(default_factory=list)
     things: list[str] = field(default_factory=list)
-    masks: list[tuple[str, Image.Image]] = field(default_factory=list)
 
 
 class Pictures:
@@ -259,16 +246,11 @@ def read_image(file: Path | IO[bytes]) -> Image.Image:
         raise UserError(f"not an image that can be read ({', '.join(FORMATS)})") from error
 
 
-def middle_square(image: Image.Image) -> Image.Image:
-    """Return the part of an image that a model sees."""
-    square = min(image.size)
-    left, top = (image.width - square) // 2, (image.height - square) // 2
-    return image.crop((left, top, left + square, top + square))
-
-
 def thumbnail(image: Image.Image, side: int) -> bytes:
     """Return the part of an image that a model sees, its middle square, as WebP of at most ``side`` pixels."""
-    cut = middle_square(image)
+    square = min(image.size)
+    left, top = (image.width - square) // 2, (image.height - square) // 2
+    cut = image.crop((left, top, left + square, top + square))
     if cut.width > side:
         cut = cut.resize((side, side), Image.Resampling.LANCZOS)
     encoded = io.BytesIO()

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from filip.common.errors import UserError
+from filip.common.text_files import read_file
 from filip.images.rgb import IMAGE_FILES, OTHER_PICTURES, not_read
-from filip.sets.text import read_file
 
 FOR_TRAINING = ("train",)
 ANY = "*"  # the first split found
@@ -31,6 +31,7 @@ SPLITS = {
     **dict.fromkeys(("test", "testing", "eval", "evaluation", "holdout"), "test"),
 }
 SPLIT_COLUMNS = ("split", "set", "partition", "subset", "is_test")
+FEW = 10  # with more files of one kind, a folder has one record for each picture, and no lists
 NO_SPLIT = "not_wanted: no split is noted for it (split=all takes it)"
 
 
@@ -320,3 +321,11 @@ def files_in(reading: Reading, suffixes: Collection[str], depth: int | None = No
     entries = walk(reading.place, reading.inside_only, depth, reading.without)
     endings = tuple(suffixes)
     return [path for path, problem in entries if problem is None and path.name.lower().endswith(endings)]
+
+
+def pictures_below(reading: Reading) -> list[Path]:
+    return [path for path in files_in(reading, [""]) if is_picture(path)]
+
+
+def last_part(name: str) -> str:
+    return re.split(r"[\\/]", name)[-1].lower()

@@ -12,18 +12,32 @@ from dataclasses import replace
 from pathlib import Path
 
 from filip.common.errors import UserError
+from filip.common.text_files import decoded, read_file
 from filip.images.rgb import not_read
-from filip.sets.layout import ALL, OUTSIDE, Layout, NotUnderstoodError, Reading, Row, is_picture, other_split, walk
-from filip.sets.parquet import ArrowImages, ParquetImages
-from filip.sets.table import Coco, Karpathy, Table, names_in_lists
-from filip.sets.tars import Tars
-from filip.sets.text_beside import TextBeside
+from filip.sets.layout import (
+    ALL,
+    FEW,
+    OUTSIDE,
+    Layout,
+    NotUnderstoodError,
+    Reading,
+    Row,
+    files_in,
+    is_picture,
+    last_part,
+    other_split,
+    pictures_below,
+    split_in_name,
+    walk,
+)
+from filip.sets.parquet import ParquetImages
+from filip.sets.same_name import Tars, TextBeside
+from filip.sets.table import Coco, Karpathy, Table
 
 LAYOUTS: dict[str, Layout] = {
     "karpathy": Karpathy(),
     "coco": Coco(),
     "tars": Tars(),
-    "arrow": ArrowImages(),
     "parquet": ParquetImages(),
     "table": Table(),
     "text_beside": TextBeside(),
@@ -39,7 +53,7 @@ def recognise(reading: Reading) -> tuple[str, list[Path], Reading]:
         raise UserError(f"layout is {reading.layout!r}, but must be auto or one of {', '.join(LAYOUTS)}")
     for name in LAYOUTS if reading.layout == "auto" else [reading.layout]:
         if parts := LAYOUTS[name].parts(reading):
-            named = {} if LAYOUTS[name].in_order or reading.split == ALL else names_in_lists(reading)
+            named = {} if LAYOUTS[name].in_order or reading.split == ALL else _names_in_lists(reading)
             reading = replace(reading, named=named)
             splits = [LAYOUTS[name].splits(part, reading) for part in parts]
             reading = replace(reading, there=dict(sum(splits, Counter[str | None]())))
@@ -59,11 +73,12 @@ def _there(reading: Reading) -> str:
     pictures = [path for path in files if is_picture(path)]
     suffixes = Counter(path.suffix.lower() for path in files if not is_picture(path))
     unread = not_read(files)
+    advice = "; write the .arrow files as Parquet, by `to_parquet` of `datasets`" if suffixes[".arrow"] else ""
     said = [
         f"{len(pictures):,} pictures",
         *(f"{count:,} {suffix or 'without suffix'}" for suffix, count in suffixes.most_common(5)),
     ]
-    return f" There are {', '.join(said)}{f'; {unread}' if unread else ''}."
+    return f" There are {', '.join(said)}{f'; {unread}' if unread else ''}{advice}."
 
 
 def rows_of(layout: str, part: Path | None, reading: Reading) -> Iterator[Row]:
@@ -99,3 +114,28 @@ def _wanted(parts: Sequence[Path], splits: Sequence[Collection[str | None]], rea
 
 def _is_taken(split: str | None, reading: Reading) -> bool:
     return reading.taken is None or split in reading.taken
+
+
+def _names_in_lists(reading: Reading) -> dict[str, str]:
+    """Return the splits in the lists of names beside pictures, such as ``Flickr_8k.testImages.txt``, by name.
+
+    A list has a split in its name, and at least half of its lines name pictures, with a suffix or without. Names in
+    two lists count in none: other pictures of that name may be in other folders.
+    """
+    if not reading.place.is_dir():
+        return {}
+    lists = {path: split for path in files_in(reading, (".txt", ".csv", ".lst")) if (split := split_in_name(path.stem))}
+    count = Counter((path.parent, path.suffix) for path in lists)
+    pictures: set[str] = set()
+    splits: dict[str, set[str]] = {}
+    for path, split in lists.items():
+        if count[path.parent, path.suffix] > FEW:
+            continue
+        pictures = pictures or {name.lower() for file in pictures_below(reading) for name in (file.name, file.stem)}
+        lines = (decoded(read_file(path)) or "").split("\n")
+        names = [last_part(line.strip(' \r\t"')) for line in lines if line.strip()]
+        known = [name for name in names if name in pictures]
+        if 0 < len(names) <= 2 * len(known):
+            for name in known:
+                splits.setdefault(name, set()).add(split)
+    return {name: min(found) for name, found in splits.items() if len(found) == 1}

@@ -1,12 +1,10 @@
-"""Read files with the images themselves in their rows, bytes or {bytes, path}: Parquet of Hugging Face data sets, and
-the Arrow files that the `datasets` library saves (``save_to_disk``)."""
+"""Read Parquet files with the images themselves in their rows, bytes or {bytes, path}, as Hugging Face's data sets."""
 
 from __future__ import annotations
 
 import os
-import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -15,61 +13,60 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from filip.common.errors import UserError, first_line
+from filip.common.text_files import read_file
 from filip.sets.columns import caption_columns, captions_of, group_of, split_columns, split_in
 from filip.sets.layout import Layout, Reading, Row, files_in, inside, split_of
-from filip.sets.tables import Broken, Record, batch_rows, parquet_rows
-from filip.sets.text import read_file
+from filip.sets.tables import Broken, parquet_rows
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 
-class _InRows(Layout):
-    """Layout of files with an image in each row; ``position`` is the number of the row."""
+class ParquetImages(Layout):
+    """Layout of Parquet files that hold an image in each row; ``position`` is the row's number.
 
+    A row group is read once for its images.
+    """
+
+    about = "Parquet with the images' bytes in a column (Hugging Face)"
+    suffixes = (".parquet",)
     in_order = True
 
-    def schema(self, part: Path) -> pa.Schema:
-        """Return the names and types of a file's columns. Raises UserError for a file of another kind."""
-        raise NotImplementedError
-
-    def table(self, part: Path, columns: list[str]) -> pa.Table:
-        """Return some columns of a file, whole."""
-        raise NotImplementedError
-
-    def rows(self, part: Path, columns: list[str]) -> Iterable[tuple[int, Record] | Broken]:
-        """Yield the rows of a file with these columns, numbered from 1."""
-        raise NotImplementedError
-
-    def marked(self, part: Path, reading: Reading) -> str | None:
-        """Return the split of rows that name none."""
-        return split_of(part, reading)
-
-    def files_of(self, reading: Reading) -> list[Path]:
+    def parts(self, reading: Reading) -> list[Path]:
         if reading.place.is_file():
-            return [reading.place] if reading.place.suffix in self.suffixes else []
-        return files_in(replace(reading, inside_only=False), self.suffixes)  # the hub's cache has links
+            files = [reading.place] if reading.place.suffix in self.suffixes else []
+        else:
+            files = files_in(replace(reading, inside_only=False), self.suffixes)  # the hub's cache has links
+        return files if any(image_bytes_column(path) for path in files) else []
 
     def splits(self, part: Path, reading: Reading) -> Counter[str | None]:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
         try:
-            columns = split_columns(tuple(self.schema(part).names))
-            table = self.table(part, columns)
-        except UserError:  # find reports it
+            columns = split_columns(tuple(_schema(part).names))
+            with pq.ParquetFile(part) as file:
+                table = file.read(columns)
+        except (UserError, pa.ArrowException, OSError):  # find reports it
             return super().splits(part, reading)
-        counts: Counter[str | None] = Counter()
+        of_part = split_of(part, reading)
         if not columns:
-            return Counter({self.marked(part, reading): table.num_rows})
+            return Counter({of_part: table.num_rows})
+        counts: Counter[str | None] = Counter()
         for record in table.group_by(columns).aggregate([([], "count_all")]).to_pylist():
-            counts[split_in(record) or self.marked(part, reading)] += record["count_all"]
+            counts[split_in(record) or of_part] += record["count_all"]
         return counts
 
     def columns(self, part: Path, reading: Reading) -> list[str]:
-        return list(self.schema(part).names)
+        return list(_schema(part).names)
 
     def find(self, part: Path, reading: Reading) -> Iterator[Row]:
-        file, name, split = os.path.abspath(part), reading.name_of(part), self.marked(part, reading)
+        file, name, split = os.path.abspath(part), reading.name_of(part), split_of(part, reading)
         try:
-            image = _image_column(self.schema(part), part)
+            schema = _schema(part)
+            image = bytes_column(schema)
+            if image is None:
+                raise UserError(f"{part} has no column of images (bytes); its columns are {', '.join(schema.names)}")
         except UserError as error:
             yield Row(name, [], file, -1, problem=f"unreadable: {error}")
             return
@@ -77,7 +74,7 @@ class _InRows(Layout):
         captions = caption_columns(left, reading, part)
         more = [*([reading.group_column] if reading.group_column else []), *reading.only]
         needed = dict.fromkeys([*captions, *split_columns(tuple(left)), *more])
-        for row in self.rows(part, [column for column in needed if column in left]):
+        for row in parquet_rows(part, [column for column in needed if column in left]):
             if isinstance(row, Broken):
                 place = f"{name}#{row.number - 1}"
                 yield Row(place, [], file, row.number - 1, problem=f"{row.reason}: {row.why}")
@@ -94,43 +91,21 @@ class _InRows(Layout):
                 split=split_in(record) or split,
             )
 
-
-class ParquetImages(_InRows):
-    """Layout of Parquet files that hold images; a row group is read once for its images."""
-
-    about = "Parquet with the images' bytes in a column (Hugging Face)"
-    suffixes = (".parquet",)
-
-    def parts(self, reading: Reading) -> list[Path]:
-        files = self.files_of(reading)
-        return files if any(image_bytes_column(path) for path in files) else []
-
-    def schema(self, part: Path) -> pa.Schema:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        try:
-            return pq.read_schema(part)
-        except (pa.ArrowException, OSError) as error:
-            raise UserError(f"it is not Parquet, or is not whole ({first_line(error)})") from error
-
-    def table(self, part: Path, columns: list[str]) -> pa.Table:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        try:
-            with pq.ParquetFile(part) as file:
-                return file.read(columns)
-        except (pa.ArrowException, OSError) as error:
-            raise UserError(f"{part} cannot be read: {first_line(error)}") from error
-
-    def rows(self, part: Path, columns: list[str]) -> Iterable[tuple[int, Record] | Broken]:
-        return parquet_rows(part, columns)
-
     def read(self, file: str, position: int, size: int) -> bytes:
         starts, image = _row_groups(file)
         group = int(np.searchsorted(starts, position, side="right")) - 1
         return image_bytes(_row_group(file, group, image), position - int(starts[group]), Path(file).parent)
+
+
+def _schema(part: Path) -> pa.Schema:
+    """Return the names and types of a file's columns. Raises UserError for a file of another kind."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.read_schema(part)
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"it is not Parquet, or is not whole ({first_line(error)})") from error
 
 
 def image_bytes_column(path: Path) -> str | None:
@@ -195,56 +170,3 @@ def _row_group(file: str, group: int, column: str) -> pa.ChunkedArray:
 
     with pq.ParquetFile(file) as opened:
         return opened.read_row_group(group, columns=[column])[column]
-
-
-class ArrowImages(_InRows):
-    """Layout of Arrow files, mapped into memory, not read."""
-
-    about = "a folder that the `datasets` library saved (dataset_info.json and .arrow files)"
-    suffixes = (".arrow",)
-    companions = re.compile(r"^(dataset_info|dataset_dict|dataset_infos|state)\.json$|^cache-.*\.arrow$")
-
-    def parts(self, reading: Reading) -> list[Path]:
-        return [path for path in self.files_of(reading) if not path.name.startswith("cache-")]
-
-    def schema(self, part: Path) -> pa.Schema:
-        return _table(str(part)).schema
-
-    def table(self, part: Path, columns: list[str]) -> pa.Table:
-        return _table(str(part)).select(columns)
-
-    def rows(self, part: Path, columns: list[str]) -> Iterable[tuple[int, Record] | Broken]:
-        batches = self.table(part, columns).to_batches(1000)
-        return enumerate((record for batch in batches for record in batch_rows(batch)), 1)
-
-    def marked(self, part: Path, reading: Reading) -> str | None:
-        if (reading.place / "dataset_dict.json").is_file():  # a dictionary of data sets has a folder for each split
-            return part.relative_to(reading.place).parts[0]
-        return split_of(part, reading)
-
-    def read(self, file: str, position: int, size: int) -> bytes:
-        table = _table(file)
-        return image_bytes(table[_image_column(table.schema, Path(file))], position, Path(file).parent)
-
-
-def _image_column(schema: pa.Schema, part: Path) -> str:
-    column = bytes_column(schema)
-    if column is None:
-        raise UserError(f"{part} has no column of images (bytes); its columns are {', '.join(schema.names)}")
-    return column
-
-
-@lru_cache(maxsize=8)
-def _table(file: str) -> pa.Table:
-    """Map a file into memory: `datasets` writes the streaming format, other programs the file format."""
-    import pyarrow as pa
-
-    source = pa.memory_map(file)
-    try:
-        return pa.ipc.open_stream(source).read_all()
-    except (pa.ArrowInvalid, OSError):
-        source.seek(0)
-    try:
-        return pa.ipc.open_file(source).read_all()
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{file} is not an Arrow file: {first_line(error)}") from error

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from filip.common.errors import UserError
+from filip.common.text_files import decoded, read_file
 from filip.sets.columns import (
     CAPTION_COLUMNS,
     IMAGE_COLUMNS,
@@ -29,13 +30,15 @@ from filip.sets.columns import (
     usual_column,
 )
 from filip.sets.layout import (
+    FEW,
     Layout,
     Reading,
     Row,
     files_in,
     inside,
     is_picture,
-    split_in_name,
+    last_part,
+    pictures_below,
     split_of,
     split_of_folder,
     split_of_picture,
@@ -44,10 +47,8 @@ from filip.sets.layout import (
 )
 from filip.sets.parquet import image_bytes_column
 from filip.sets.tables import JSON_PACKED, SUFFIXES, Broken, Record, Rows, json_in, read_table
-from filip.sets.text import decoded, read_file
 
 SAMPLE = 50  # names of a list by which its pictures are looked for
-FEW = 10  # with more files of one kind, a folder has one record for each picture, and no lists
 # if a folder has several lists, the one with such a name counts
 USUAL = ("metadata", "captions", "annotations", "labels")
 
@@ -62,13 +63,6 @@ def lists_in(reading: Reading, suffixes: Collection[str], fits: Callable[[Path],
         if lists := [path for path in there if count[path.parent, path.suffix] <= FEW and fits(path)]:
             return lists
     return []
-
-
-def are_parts(lists: Collection[Path], reading: Reading) -> bool:
-    """Return whether several lists are parts of one set: of different splits, or in different folders."""
-    splits = [split_of(path, reading) for path in lists]
-    folders = {path.parent for path in lists}
-    return (None not in splits and len(set(splits)) == len(lists)) or len(folders) == len(lists) > 1
 
 
 def finder(part: Path, reading: Reading, names: Iterable[str]) -> Finder:
@@ -106,39 +100,6 @@ def split_of_row(column: str | None, path: str, part: Path, reading: Reading) ->
     return split_of_picture(Path(path), reading, place)
 
 
-def names_in_lists(reading: Reading) -> dict[str, str]:
-    """Return the splits in the lists of names beside pictures, such as ``Flickr_8k.testImages.txt``, by name.
-
-    A list has a split in its name, and at least half of its lines name pictures, with a suffix or without. Names in
-    two lists count in none: other pictures of that name may be in other folders.
-    """
-    if not reading.place.is_dir():
-        return {}
-    lists = {path: split for path in files_in(reading, (".txt", ".csv", ".lst")) if (split := split_in_name(path.stem))}
-    count = Counter((path.parent, path.suffix) for path in lists)
-    pictures: set[str] = set()
-    splits: dict[str, set[str]] = {}
-    for path, split in lists.items():
-        if count[path.parent, path.suffix] > FEW:
-            continue
-        pictures = pictures or {name.lower() for file in pictures_below(reading) for name in (file.name, file.stem)}
-        lines = (decoded(read_file(path)) or "").split("\n")
-        names = [last_part(line.strip(' \r\t"')) for line in lines if line.strip()]
-        known = [name for name in names if name in pictures]
-        if 0 < len(names) <= 2 * len(known):
-            for name in known:
-                splits.setdefault(name, set()).add(split)
-    return {name: min(found) for name, found in splits.items() if len(found) == 1}
-
-
-def last_part(name: str) -> str:
-    return re.split(r"[\\/]", name)[-1].lower()
-
-
-def pictures_below(reading: Reading) -> list[Path]:
-    return [path for path in files_in(reading, [""]) if is_picture(path)]
-
-
 def by_name(pictures: Iterable[Path]) -> dict[str, str | None]:
     """Return the path of each picture by its file's name in lower case; None for several of a name."""
     places: dict[str, str | None] = {}
@@ -161,8 +122,9 @@ class Listed(Layout):
         lists = self.lists(reading)
         if len(lists) > 1:
             usual = [path for path in lists if path.name.split(".")[0].lower() in USUAL]
-            if are_parts(lists, reading):
-                usual = lists
+            splits = {split_of(path, reading) for path in lists} - {None}
+            if len(lists) in (len(splits), len({path.parent for path in lists})):
+                usual = lists  # parts of one set: of different splits, or in different folders
             elif len(usual) != 1:
                 raise UserError(
                     f"{reading.place} holds several tables ({', '.join(path.name for path in lists[:5])}): name the "
@@ -364,6 +326,9 @@ class _Annotations(Listed):
     def lists(self, reading: Reading) -> list[Path]:
         return lists_in(reading, [".json"], self.fits)
 
+    def splits(self, part: Path, reading: Reading) -> Counter[str | None]:
+        return Counter(row.split for row in self.find(part, reading) if row.group is not None)
+
 
 class Coco(_Annotations):
     """COCO's JSON: ``images`` with file names, ``annotations`` with the captions; an image has all its captions."""
@@ -378,11 +343,6 @@ class Coco(_Annotations):
     def fits(self, path: Path) -> bool:
         content = _content(path)
         return all(isinstance(content.get(key), list) for key in ("images", "annotations"))
-
-    def splits(self, part: Path, reading: Reading) -> Counter[str | None]:
-        names = [str(image["file_name"]) for image in _content(part)["images"] if _is_image(image)]
-        find = finder(part, reading, names[:SAMPLE])
-        return Counter(split_of_row(None, find(name)[0], part, reading) for name in names)
 
     def find(self, part: Path, reading: Reading) -> Iterator[Row]:
         content, name = _content(part), reading.name_of(part)
@@ -419,9 +379,6 @@ class Karpathy(_Annotations):
     def fits(self, path: Path) -> bool:
         listed: Any = _content(path).get("images")
         return isinstance(listed, list) and any(_is_entry(entry) for entry in listed[:10])
-
-    def splits(self, part: Path, reading: Reading) -> Counter[str | None]:
-        return Counter(str(image["split"]) for image in _content(part)["images"] if _is_entry(image))
 
     def find(self, part: Path, reading: Reading) -> Iterator[Row]:
         listed, name = _content(part)["images"], reading.name_of(part)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from filip.common.errors import UserError, first_line
-from filip.sets.text import NotAFileError, TextLine, decoded, lines, read_file
+from filip.common.text_files import NotAFileError, TextLine, decoded, lines, read_file
 
 PLAIN = (".csv", ".tsv", ".jsonl", ".jsonlines", ".ndjson", ".parquet")
 PACKED = (".gz", ".zst", ".bz2")
@@ -62,7 +62,14 @@ def read_table(
     kind = kind or _kind(path)
     try:
         if kind == "parquet":
-            return _parquet(path)
+            import pyarrow as pa
+            import pyarrow.parquet as pq
+
+            try:
+                columns = list(pq.read_schema(path).names)
+            except pa.ArrowException as error:
+                raise UserError(f"{path} is not Parquet, or not whole ({first_line(error)})") from error
+            return Rows(columns, parquet_rows(path, columns))
         if kind == "json":
             return _numbered(_objects_of(path))
         source = _lines(_opened(path), encoding)
@@ -264,17 +271,6 @@ def _numbered(rows: Iterator[tuple[int, Record] | Broken]) -> Rows:
 
 
 # ---- Parquet -----------------------------------------------------------------------------------------
-
-
-def _parquet(path: Path) -> Rows:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        names = list(pq.read_schema(path).names)
-    except pa.ArrowException as error:
-        raise UserError(f"{path} is not Parquet, or not whole ({first_line(error)})") from error
-    return Rows(names, parquet_rows(path, names))
 
 
 def parquet_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, Record] | Broken]:

@@ -16,7 +16,8 @@ from filip.cli.command import MISSING, option, run_command
 from filip.common.errors import UserError
 from filip.data.cards import SourceCard, load_source, overridden
 from filip.data.engines import engine_class
-from filip.study.benchmarks import card_of, check_evaluation_options
+from filip.eval.cards import load_card
+from filip.study.benchmarks import check_evaluation_options
 from filip.study.study import Study, load_study
 
 # Kinds of needs, and the rules of the workflow that have them.
@@ -153,7 +154,7 @@ def _benchmarks(study: Study, cards: dict[str, SourceCard]) -> Iterator[Finding]
     if any(card.built_by for card in cards.values()):
         return  # they are made with the corpus
     root = Path(study.evaluation["root"])
-    places = {name: card_of(study.evaluation, name).path for name in study.all_benchmarks}
+    places = {name: load_card(name).path for name in study.all_benchmarks}
     made = tuple(f"{study.data_dir}/{source}/" for source in study.sources)  # by the study, before its evaluations
     absent = [
         f"{name} ({place})"

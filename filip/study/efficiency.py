@@ -34,15 +34,16 @@ from filip.common.errors import UserError
 from filip.common.files import write_json
 from filip.common.progress import Progress, say
 from filip.models import Encoded, TextFeatures, build_model
+from filip.runs.record import commit
 from filip.study import load_study
 from filip.train.config import TrainConfig
 from filip.train.engine import Engine, make_engine, resolve_batching, settle_precision, to_device
 from filip.train.losses import Loss, resolve_weights
 from filip.train.losses.term import transport_dtype
-from filip.train.provenance import commit
 from filip.train.ranks import Ranks, raise_together, start_ranks
 from filip.train.warm_start import adapt
-from late_interaction import late_interaction, select_tokens
+from late_interaction import late_interaction
+from late_interaction.token_selection import select_tokens
 
 MB = 2**20
 CAPTION_TOKENS = (6, 16)  # shortest and longest caption, [BOS] and [EOS] included

@@ -17,7 +17,7 @@ from filip.common.errors import UserError
 from filip.common.files import nothing_at
 from filip.common.progress import say
 from filip.eval.families import PROMPTS
-from filip.study.checks import check_config
+from filip.study.config_checks import check_config
 from filip.study.grid import searched_settings, trials, with_seeds
 from filip.study.table_kinds import PROTOCOLS, TABLES
 
@@ -77,9 +77,13 @@ class Study:
         """Return True for a run that only repeats another one with another seed."""
         return any(run in members for members in self._replicas.values())
 
+    def _first(self, run: str) -> str:
+        """Return the run that this one repeats with another seed, or itself."""
+        return next((name for name, members in self._replicas.items() if run in members), run)
+
     def searched(self, run: str) -> tuple[str, list[str]] | None:
         """Return the first seed of a run and the settings of which all its seeds take the best values, or None."""
-        first = next((name for name, members in self._replicas.items() if run in members), run)
+        first = self._first(run)
         settings = searched_settings(self.config, self.runs[first]) if first in self.runs else {}
         return (first, list(settings)) if settings else None
 
@@ -186,7 +190,9 @@ class Study:
         models = []
         for name in self.tables:
             if protocol in TABLES[name].protocols:
-                rows = self._accuracies() if TABLES[name].rows == "efficiency" else self.rows(name)
+                rows = self.rows(name)
+                if TABLES[name].rows == "efficiency":  # of the trained runs whose accuracy it shows
+                    rows = [row["accuracy_of"] for row in self.efficiency.values() if row.get("accuracy_of")]
                 models += [member for row in rows for member in self.replicas(row, protocol)]
         return list(dict.fromkeys(models))
 
@@ -196,16 +202,14 @@ class Study:
         return list(dict.fromkeys(model for protocol in PROTOCOLS for model in self.evaluated_by(protocol)))
 
     def evaluated_on(self, model: str) -> dict[str, list[str]]:
-        """Return the benchmarks on which a model is evaluated, by protocol."""
-        return {
-            protocol: self.benchmarks(protocol)
+        """Return the benchmarks on which a model is evaluated, by protocol: none of which it saw the pictures."""
+        unseen, run = self.config.get("own_pictures", {}), self._first(model)
+        found = {
+            protocol: [n for n in self.benchmarks(protocol) if run not in unseen.values() or unseen.get(n, run) == run]
             for protocol in PROTOCOLS
-            if model in self.evaluated_by(protocol) and self.benchmarks(protocol)
+            if model in self.evaluated_by(protocol)
         }
-
-    def _accuracies(self) -> list[str]:
-        """Return the trained runs with their accuracy in the efficiency table."""
-        return [row["accuracy_of"] for row in self.efficiency.values() if row.get("accuracy_of")]
+        return {protocol: names for protocol, names in found.items() if names}
 
     def label(self, name: str) -> str:
         """Return the name in tables of a training, a peer or an efficiency row."""
@@ -213,16 +217,12 @@ class Study:
         return str(entry.get("label", name))
 
 
+@lru_cache(maxsize=256)
 def resolve(*arguments: str) -> TrainConfig:
     """Compose the training config with Hydra from ``arguments``; the paths of a run need not be given.
 
     Raises UserError if an override does not fit the training config or has a value that cannot work.
     """
-    return _resolve(arguments)
-
-
-@lru_cache(maxsize=256)
-def _resolve(arguments: tuple[str, ...]) -> TrainConfig:
     from filip.cli.command import compose_config
     from filip.train.config import TrainConfig
 

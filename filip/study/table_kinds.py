@@ -1,14 +1,13 @@
 """The tables that a study can have, and the evaluations that each needs.
 
 The study's schema, the workflow's evaluations and the report take names and protocols from here. A protocol of another
-package has a table of its name; any other new table is a module in ``filip/report/rows/`` and a line in :data:`TABLES`.
+package has a table of its name; any other is a module in ``filip/report/tables/`` and a line in :data:`TABLES`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-from filip.common.plugins import plugin_names
+from importlib.metadata import entry_points
 
 
 @dataclass(frozen=True)
@@ -41,5 +40,6 @@ TABLES: dict[str, TableKind] = {
     "model_sizes": TableKind((), rows="runs"),
     "training_settings": TableKind((), rows="trained"),
 }
-TABLES |= {name: TableKind((name,), rows="evaluated") for name in plugin_names("filip.protocols") if name not in TABLES}
+offered = {entry.name for entry in entry_points(group="filip.protocols")}  # by other packages; none is loaded
+TABLES |= {name: TableKind((name,), rows="evaluated") for name in sorted(offered) if name not in TABLES}
 PROTOCOLS = tuple(dict.fromkeys(protocol for kind in TABLES.values() for protocol in kind.protocols))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import time
@@ -35,9 +36,17 @@ def train(config: TrainConfig) -> None:
     experiment=demo|ablation|base|large|finetune_coco|… (filip/conf/experiment) is a complete setting, model=… a size;
     options after them win. A run that was stopped continues when it is started again. docs/training.md is the manual.
     """
+    from filip.cli.command import compose_config
     from filip.train import loop  # imports torch's compiler and more: not for --help
 
-    loop.train(config.check())
+    paper = compose_config(type(config), ["experiment=base", "run_dir=-", "out=-"], "train")
+    loop.train(config.check(), paper)
+
+
+def as_options(arguments: list[str]) -> list[str]:
+    """Return ``--deepspeed --deepspeed_config FILE``, as DeepSpeed's users write it, as ``deepspeed=FILE``."""
+    line = "\0".join(argument for argument in arguments if argument != "--deepspeed")
+    return re.sub(r"--deepspeed_config[\0=]", "deepspeed=", line).split("\0") if line else []
 
 
 def main(arguments: list[str]) -> None:
@@ -47,7 +56,7 @@ def main(arguments: list[str]) -> None:
 
     main_rank = environment_rank() == 0
     try:
-        run_command(train, TrainConfig, "train", arguments, quiet=not main_rank)
+        run_command(train, TrainConfig, "train", as_options(arguments), quiet=not main_rank)
     except SystemExit:
         if not main_rank:
             time.sleep(2)  # launchers kill the others at the first failure: give the first rank time to print

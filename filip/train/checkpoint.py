@@ -20,6 +20,7 @@ from filip.common import device
 from filip.common.errors import UserError
 from filip.common.files import digest, naming, sha256_of, sync
 from filip.models import config_from_dict
+from filip.runs.record import kept_result
 from filip.runs.saved_files import (
     STATE,
     LoopState,
@@ -33,7 +34,7 @@ from filip.runs.saved_files import (
 )
 from filip.train.config import CheckpointConfig, TrainConfig
 from filip.train.engine import Engine
-from filip.train.provenance import changed_settings, code_hash, kept_result
+from filip.train.provenance import code_hash
 from filip.train.ranks import Ranks, barrier, from_main, raise_together
 from filip.train.training_data import refuse_changed_data
 
@@ -298,7 +299,9 @@ def _resumption(
 
 def _differences(saved: LoopState, state: LoopState) -> list[str]:
     """Return the differences from the checkpoint in learning settings and data, one sentence each."""
-    changed = changed_settings(saved.settings, state.settings)
+    was, now = saved.settings, state.settings
+    both = sorted(was.keys() & now.keys())
+    changed = [f"{name} was {was[name]}, is {now[name]}" for name in both if was[name] != now[name]]
     if saved.manifests and sorted(saved.manifests.values()) != sorted(state.manifests.values()):
         for place in sorted(saved.manifests.keys() | state.manifests.keys()):
             before, after = saved.manifests.get(place), state.manifests.get(place)

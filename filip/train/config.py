@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filip.cli.command import MISSING, option
-from filip.cli.option import check_values
+from omegaconf import MISSING
+
+from filip.cli.option import check_values, option
 from filip.common.errors import UserError
 from filip.common.plugins import load_plugins
 from filip.loading.config import DataConfig
@@ -16,6 +17,7 @@ from filip.text.json_tokenizer import JsonTokenizer
 from filip.train.losses import TERMS, Term, check_terms, resolve_weights
 from filip.train.losses.term import FORMS, WeightSchedule, parse_weight
 from filip.train.optimizers import OPTIMIZERS, OptimizerConfig, OptimizerKind
+from filip.train.profile import parse_steps
 from filip.train.warm_start import WarmStartConfig, check_init_from
 from late_interaction.backends import backend_names
 from late_interaction.token_selection import SCORES
@@ -26,6 +28,7 @@ OPTIMIZERS.update(load_plugins("filip.optimizers", OptimizerKind, OPTIMIZERS))
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 TRANSPORT_DTYPES = ("auto", *PRECISIONS)
+_WHOLE_IMAGES = {"auto_augment": 0.0, "crop_scale_min": 1.0, "flip_probability": 0.0}  # settings of data
 DEFAULT_GLOBAL_BATCH = 8192  # the paper's ablation
 AUTO = "auto"  # global_batch: filip.train.training_data fits it to the number of pairs
 
@@ -140,6 +143,9 @@ class TrainConfig:
     )
     exchange: str = option("gather", "how this rank gets the tokens of the others", choices=("gather", "ring"))
     backend: str = option("auto", "see docs/interaction.md", choices=backend_names)
+    recompute: bool = option(
+        False, "with exchange=ring: keep nothing of it for the gradients and score again, one rank's texts at a time"
+    )
     transport_dtype: str = option(
         "auto", "dtype of tokens sent to other ranks: auto = as precision", choices=TRANSPORT_DTYPES
     )
@@ -155,9 +161,15 @@ class TrainConfig:
     )
 
     timeout_minutes: float = option(
-        30.0, "a step's collective that takes longer ends the run with an error: a rank is dead or unreachable", above=0
+        5.0,
+        "a step's collective that takes longer ends the run with an error: a rank is dead or unreachable. The first "
+        "steps, in which kernels are compiled, may take six times as long",
+        above=0,
     )
     log_every: int = option(10, "steps per line, TensorBoard point and log.jsonl entry", at_least=1)
+    profile_steps: str | None = option(
+        None, "FIRST-LAST, e.g. 100-105: a trace of these steps and, on CUDA, of their memory, in run_dir/profile"
+    )
     checkpoint: CheckpointConfig = option(CheckpointConfig(), "cadence and retention")
     eval: EvalConfig = option(EvalConfig(), "evaluation while training")
 
@@ -177,6 +189,7 @@ class TrainConfig:
         weights_exist: look for the file of ``init_from``, too.
         """
         check_values(self)
+        parse_steps(self.profile_steps)
         _check_keeping(self)
         _check_annealing(self)
         if self.engine == "ddp" and self.precision == "fp16":
@@ -187,6 +200,11 @@ class TrainConfig:
         if self.engine == "ddp" and (self.deepspeed is not None or self.zero_stage > 1):
             unread = f"zero_stage={self.zero_stage}" if self.deepspeed is None else f"deepspeed={self.deepspeed}"
             raise UserError(f"{unread} with engine=ddp, which does not read it; give engine=deepspeed, or drop it")
+        if self.recompute and self.exchange != "ring":
+            raise UserError(
+                f"recompute=true with exchange={self.exchange}, which scores all texts at once again and so saves no "
+                "memory; give exchange=ring as well"
+            )
         if self.compile and self.sharding == 3:
             raise UserError(
                 "compile=true with zero_stage=3: ZeRO-3 takes a block's weights away between its layers, which no "
@@ -206,7 +224,13 @@ class TrainConfig:
                 check_init_from(self.init_from)
         elif self.warm_start != WarmStartConfig():
             raise UserError("warm_start is for a training that starts from a model: give init_from=…, or leave it out")
-        _check_feature_cache(self.data)
+        changed = [f"data.{name}={value}" for name, value in _WHOLE_IMAGES.items() if getattr(self.data, name) != value]
+        if self.data.feature_cache is not None and changed:
+            raise UserError(
+                f"data.feature_cache={self.data.feature_cache} keeps the feature maps of whole images, which "
+                f"augmentation would change at every visit: give {' '.join(changed)} as well, or leave "
+                "data.feature_cache out"
+            )
         if weights_exist and self.init_from is None and self.model.text.tokenizer is not None:
             self.model.text.vocab_size = JsonTokenizer.from_file(self.model.text.tokenizer).size
         self.model.check()
@@ -214,19 +238,6 @@ class TrainConfig:
         if self.init_from is None:  # else the interaction comes from the model to start from, read later
             resolve_weights(self.loss, self.model.interaction)
         return self
-
-
-_WHOLE_IMAGES = {"auto_augment": 0.0, "crop_scale_min": 1.0, "flip_probability": 0.0}
-
-
-def _check_feature_cache(data: DataConfig) -> None:
-    """Refuse to augment images with stored feature maps: they have to be the same every time."""
-    changed = [f"data.{name}={value}" for name, value in _WHOLE_IMAGES.items() if getattr(data, name) != value]
-    if data.feature_cache is not None and changed:
-        raise UserError(
-            f"data.feature_cache={data.feature_cache} keeps the feature maps of whole images, which augmentation would "
-            f"change at every visit: give {' '.join(changed)} as well, or leave data.feature_cache out"
-        )
 
 
 def _check_keeping(config: TrainConfig) -> None:

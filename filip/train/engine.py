@@ -12,6 +12,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +31,9 @@ from filip.models import DualEncoder, Encoded
 from filip.runs.saved_files import DDP_STATES
 from filip.runs.source import load_states, refuse_code
 from filip.train.config import AUTO, DEFAULT_GLOBAL_BATCH, TrainConfig
-from filip.train.losses import Loss
+from filip.train.losses import TERMS, Loss
 from filip.train.optimizers import OPTIMIZERS, make_optimizer, set_lr
 from filip.train.ranks import Ranks
-from filip.train.zero_layout import let_scale_fall, limit_groups, without_builds
 
 RANDOM = "random.pt"  # in a checkpoint of DeepSpeed: the random states of all ranks
 MOST_FITTED = 1024  # pairs of a batch that global_batch=auto chooses
@@ -79,7 +80,7 @@ def checked_settings(config: TrainConfig) -> dict[str, Any]:
 
 
 def deepspeed_accelerator() -> Any:
-    """Return DeepSpeed's accelerator, without its log messages and its 33-second C++ build.
+    """Return DeepSpeed's accelerator, without its log messages.
 
     On a CPU it trains in fp16 as well: DeepSpeed asks for instructions of AVX-512, and PyTorch computes without them.
     """
@@ -87,7 +88,9 @@ def deepspeed_accelerator() -> Any:
     import deepspeed.utils
     from deepspeed.accelerator import get_accelerator, set_accelerator
 
-    without_builds(deepspeed)
+    # Its shared-memory op speeds up inference only, and is 33 seconds of C++; a build that was killed hangs later runs.
+    # Nothing else is looked up there, and DeepSpeed would find out first what all ops need, with a compiler as well.
+    vars(deepspeed.ops).setdefault("__compatible_ops__", {})["deepspeed_shm_comm"] = False
     deepspeed.utils.logger.setLevel("WARNING")
     accelerator = get_accelerator()
     if accelerator.device_name() == "cpu" and not accelerator.is_fp16_supported():
@@ -115,7 +118,7 @@ def settle_precision(config: TrainConfig, ranks: Ranks, saved: str | None = None
         raise UserError(f"precision=fp16: this {ranks.device.type} has no fp16 instructions; use precision=auto")
     if config.engine == "deepspeed":
         checked_settings(config)  # before hours of feature maps
-    if config.precision == "bf16" and not device.multiplies_bf16(ranks.device):
+    if config.precision == "bf16" and device.best_precision(ranks.device) != "bf16":
         if ranks.device.type == "cuda":
             raise UserError(
                 f"precision=bf16: {device.name(ranks.device)} has no bf16, and PyTorch would only emulate it; use "
@@ -192,15 +195,15 @@ class Engine(ABC):
     gradient_clipping = 0.0
 
     def __init__(self, model: DualEncoder, config: TrainConfig, batching: Batching, loss: Loss) -> None:
-        """Make the optimiser, also of the parameters that the terms of ``loss`` learn in addition to the model's."""
-        model.set_loss_parameters(loss.parameters(model))
+        """Make the optimiser. loss: decides whether the model gives tokens and vectors."""
         if config.compile:
             model.compile_blocks()
         self.model, self.batching = model, batching
         self.optimizer = make_optimizer(model, config.optimizer)
         self.kind = OPTIMIZERS[config.optimizer.name]
         self.groups = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
-        self.tokens_and_vectors = loss.reads_both(model.config.interaction)
+        other = "vectors" if model.config.interaction == "token_wise" else "tokens"  # than the model gives by itself
+        self.tokens_and_vectors = any(other in TERMS[name].features for name in loss.weights)
         self.lr = 0.0  # that of the last step, before the groups' factors
 
     @abstractmethod
@@ -292,7 +295,7 @@ class DataParallel(Engine):
         self, model: DualEncoder, config: TrainConfig, batching: Batching, loss: Loss, place: torch.device
     ) -> None:
         super().__init__(model, config, batching, loss)
-        model.to(place)  # with the parameters of the loss
+        model.to(place)
         self.module = model  # LAMB finds its parameters' names here
         self.ddp = None
         if torch.distributed.get_world_size() > 1:
@@ -359,10 +362,12 @@ class DeepSpeedEngine(Engine):
     def __init__(self, model: DualEncoder, config: TrainConfig, batching: Batching, loss: Loss) -> None:
         super().__init__(model, config, batching, loss)
         deepspeed_accelerator()
-        import deepspeed
+        import deepspeed.comm
 
         deepspeed.init_distributed(verbose=False)  # takes over torch's groups
-        limit_groups(config.timeout_minutes)
+        # those that it makes itself would wait for torch's 30 minutes
+        limited = partial(torch.distributed.new_group, timeout=timedelta(minutes=6 * config.timeout_minutes))
+        deepspeed.comm.comm.cdb.new_group = limited
         micro_steps = batching.accumulation * batching.chunks
         sizes = {
             "train_micro_batch_size_per_gpu": batching.chunk,
@@ -373,7 +378,9 @@ class DeepSpeedEngine(Engine):
         self.deepspeed, *_ = deepspeed.initialize(
             model=model, optimizer=self.optimizer, config=checked_settings(config) | sizes, dist_init_required=False
         )
-        let_scale_fall(self.deepspeed)
+        scaler: Any = getattr(self.deepspeed.optimizer, "loss_scaler", None)
+        if hasattr(scaler, "raise_error_at_min_scale"):  # the watchdog stops such a run, with a message
+            scaler.raise_error_at_min_scale = False
         self.zero_stage = int(self.deepspeed.zero_optimization_stage())
         self.is_fp16 = bool(self.deepspeed.fp16_enabled())
         self.gradient_clipping = float(self.deepspeed.gradient_clipping())

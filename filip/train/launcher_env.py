@@ -68,7 +68,12 @@ def fill_environment(expected: int | None = None, environment: MutableMapping[st
         environment["RANK"] = environment["SLURM_PROCID"]
         environment["WORLD_SIZE"] = environment["SLURM_STEP_NUM_TASKS"]
         environment["LOCAL_RANK"] = environment["SLURM_LOCALID"]
-        environment.setdefault("LOCAL_WORLD_SIZE", _tasks_here(environment))
+        on_nodes: list[str] = []  # the step's tasks on each node in turn, from "8(x2),4"
+        for part in environment.get("SLURM_STEP_TASKS_PER_NODE", "1").split(","):
+            count, _, times = part.rstrip(")").partition("(x")
+            on_nodes += [count] * int(times or 1)
+        here = on_nodes[min(int(environment.get("SLURM_NODEID", "0")), len(on_nodes) - 1)]
+        environment.setdefault("LOCAL_WORLD_SIZE", here)
         environment.setdefault("MASTER_ADDR", first_host(environment["SLURM_STEP_NODELIST"]))
         environment.setdefault("MASTER_PORT", str(FIRST_PORT + int(environment.get("SLURM_JOB_ID", "0")) % PORTS))
     elif "RANK" not in environment:
@@ -80,7 +85,9 @@ def fill_environment(expected: int | None = None, environment: MutableMapping[st
                 "unset SLURM_NTASKS"
             )
         alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
-        environment.update(alone, MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port()))
+        with socket.socket() as probe:  # a free port
+            probe.bind(("127.0.0.1", 0))
+            environment.update(alone, MASTER_ADDR="127.0.0.1", MASTER_PORT=str(probe.getsockname()[1]))
     world_size = int(environment["WORLD_SIZE"])
     if expected is not None and world_size != expected:
         raise UserError(
@@ -114,18 +121,3 @@ def _in_step(environment: Mapping[str, str]) -> bool:
     The batch script and the shell of an allocation are steps of one task, or none.
     """
     return "SLURM_STEP_ID" in environment and int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1
-
-
-def _tasks_here(environment: Mapping[str, str]) -> str:
-    """Return the tasks of the step on this node, from ``8(x2),4``: the number on each node in turn."""
-    counts: list[str] = []
-    for part in environment.get("SLURM_STEP_TASKS_PER_NODE", "1").split(","):
-        count, _, times = part.rstrip(")").partition("(x")
-        counts += [count] * int(times or 1)
-    return counts[min(int(environment.get("SLURM_NODEID", "0")), len(counts) - 1)]
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import statistics
 import sys
@@ -18,48 +19,46 @@ from filip.common.errors import UserError
 from filip.common.files import disk_error, explained, replacing, write_json
 from filip.data.shard_set import manifest_hash
 from filip.loading.loader import PairLoader
+from filip.loading.stem_maps import fill
 from filip.models import DualEncoder, build_model, save_model
 from filip.models.weights import TOKENIZER
+from filip.runs.lock import holding
+from filip.runs.record import copy_or_link, now, record_finish, record_start
 from filip.runs.saved_files import LoopState
 from filip.runs.source import FACTS, facts_of, merged
 from filip.train.checkpoint import choose_checkpoint, continue_from, prepare_folder, saved_precision, training_hash
 from filip.train.config import TrainConfig
+from filip.train.costs import step_flops
 from filip.train.engine import Batching, gather_to_main, make_engine, resolve_batching, settle_precision
-from filip.train.launcher_env import STOPPED_BY_SIGNAL, MachineError, OutOfMemoryError
+from filip.train.launcher_env import EXIT_CODE_FILE, STOPPED_BY_SIGNAL, MachineError, OutOfMemoryError
 from filip.train.losses import TERMS, Loss, check_model, resolve_weights, resolved_settings
 from filip.train.optimizers import Schedule, make_schedule
-from filip.train.plan import step_flops
-from filip.train.provenance import (
-    code_hash,
-    copy_or_link,
-    learning_settings,
-    now,
-    record_finish,
-    record_start,
-    resumable_settings,
-)
+from filip.train.profile import StepProfiler, parse_steps
+from filip.train.provenance import code_hash, learning_settings, resumable_settings
 from filip.train.ranks import Ranks, StopSignal, barrier, raise_together, start_ranks
 from filip.train.run import Run, data_problems, final_metrics, print_banner
-from filip.train.step import take_step
-from filip.train.supervise import holding
+from filip.train.step import UNTIMED_STEPS, take_step
 from filip.train.telemetry import Telemetry, say
-from filip.train.training_data import fill, fit_to_pairs, training_loader
+from filip.train.training_data import fit_to_pairs, training_loader
 from filip.train.warm_start import adapt, content_hash, load_initial
 from filip.train.watchdog import Limits, StallAlarm, Watchdog
 
 
-def train(config: TrainConfig) -> None:
-    """Train to the end, or until a signal; resumes by itself. Raises UserError, SystemExit(85) after a signal."""
+def train(config: TrainConfig, paper: TrainConfig | None = None) -> None:
+    """Train to the end, or until a signal; resumes by itself. Raises UserError, SystemExit(85) after a signal.
+
+    paper: the settings that TensorBoard compares with; by default those that nobody chose.
+    """
     config.check()
     ranks = start_ranks(config.world_size, config.timeout_minutes)
     with ExitStack() as held:
         with raise_together(ranks):
-            if ranks.is_main:
+            if ranks.is_main and EXIT_CODE_FILE not in os.environ:
                 held.enter_context(holding(Path(config.run_dir), say))
-        train_alone(config, ranks)
+        train_alone(config, ranks, paper or TrainConfig())
 
 
-def train_alone(config: TrainConfig, ranks: Ranks) -> None:
+def train_alone(config: TrainConfig, ranks: Ranks, paper: TrainConfig) -> None:
     """Train in a folder that nobody else trains in."""
     config.data.workers = ranks.loader_processes(config.data.workers)
     with raise_together(ranks):
@@ -82,17 +81,22 @@ def train_alone(config: TrainConfig, ranks: Ranks) -> None:
         loader = training_loader(config, model, batching, ranks)
         schedule = run_schedule(config, batching, loader)
         stop = StopSignal()  # before this a signal ends the process at once: there is nothing to save
-        fill(loader.stream, model, config.precision, ranks.device, stop)
+        fill(loader.stream, model, config.precision, ranks.device, lambda: stop.received is not None)
     if ranks.maximum(stop.received is not None):
         say("stopped by a signal before the first step; feature maps that are finished are kept")
         sys.exit(STOPPED_BY_SIGNAL)
     run = open_run(config, ranks, batching, model, loss, loader, schedule, manifests, stop)
+    run.telemetry.settings(run.state.step, learning_settings(config), asdict(config), learning_settings(paper))
     print_banner(run)
     try:
         batches = chain.from_iterable(repeat(run.loader))
         stop.promise = "saving at the next step boundary"
+        profiler = StepProfiler(parse_steps(config.profile_steps), run.folder / "profile", ranks.rank)
         while not run.is_over:
-            take_step(run, batches)
+            with profiler.step(run.state.step + 1):
+                take_step(run, batches)
+            if run.steps_here == UNTIMED_STEPS:
+                ranks.limit(config.timeout_minutes)
         run.alarm.begins("the end")
         finish(run)
     except MachineError:
@@ -271,7 +275,7 @@ def finish(run: Run) -> None:
         }
         save_model(config.out, run.engine.model, extra, state=weights)
         write_json(config.result, result)
-        run.telemetry.hparams(state.step, learning_settings(config), {**final, **run.evaluated})
+        run.telemetry.final(state.step, {**final, **run.evaluated})
         results = (config.out, config.result)
         record_finish(run.folder, state.step, run.commit, training_hash(state), results, code_hash(config))
         run.telemetry.event(state.step, "done", f"wrote {config.out} and {config.result}")

@@ -18,8 +18,7 @@ from torch.optim import AdamW, Optimizer
 from filip.cli.option import option
 from filip.common.errors import UserError
 from filip.models import DualEncoder
-from filip.train.lamb import Lamb
-from filip.train.zero_layout import bind_lamb, check_deepspeed_settings
+from filip.train.lamb import Lamb, bind_lamb, check_deepspeed_settings
 
 Groups = list[dict[str, Any]]
 Norms = dict[str, dict[str, float]]
@@ -155,7 +154,6 @@ def make_optimizer(model: DualEncoder, o: OptimizerConfig) -> Optimizer:
 # --- the learning rate: square-root scaling with the batch, linear warm-up, cosine
 
 REFERENCE_BATCH = 512
-FINAL_LR = 0.0  # the paper leaves it open; CLIP and its followers end their cosine at 0
 
 
 @dataclass(frozen=True)
@@ -170,21 +168,20 @@ class Schedule:
     steps: int
 
     def at(self, step: int) -> float:
-        """Rise linearly to ``peak`` over the warm-up (at its last step), then follow a cosine down to :data:`FINAL_LR`.
+        """Rise linearly to ``peak`` over the warm-up (at its last step), then follow a cosine down to 0.
 
-        Step ``steps`` itself, the first that is no longer taken, would have :data:`FINAL_LR`.
+        The paper leaves the end open; CLIP and its followers end at 0, in the first step that is no longer taken.
         """
         if step < self.warmup_steps:
             return self.peak * (step + 1) / self.warmup_steps
         progress = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
-        cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-        return FINAL_LR + (self.peak - FINAL_LR) * cosine
+        return self.peak * (0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
 
     def reason(self, base_lr: float, global_batch: int) -> str:
         """Explain how the numbers came about, for the log."""
         return (
             f"peak LR {self.peak:.3g} = base {base_lr:g} x sqrt({global_batch} / {REFERENCE_BATCH}); "
-            f"linear over {self.warmup_steps} iterations, then cosine to {FINAL_LR:g} at iteration {self.steps}"
+            f"linear over {self.warmup_steps} iterations, then cosine to 0 at iteration {self.steps}"
         )
 
 

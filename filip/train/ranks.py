@@ -24,8 +24,6 @@ from late_interaction import use_host_group
 T = TypeVar("T")
 # How long ranks wait for what some of them do alone: comparing data, converting checkpoints, writing, evaluating.
 PATIENCE = timedelta(hours=4)
-
-
 # What a rank on a GPU sets unless its user has: less memory lost between blocks of other sizes, and NCCL's last
 # collectives written down when one of them times out.
 GPU_ENVIRONMENT = {
@@ -47,9 +45,8 @@ class Ranks:
     # A further group of all ranks, on the CPU (gloo) and with more patience: for all messages and waits between steps.
     # None for one rank alone.
     side: Any = None
-    host: Any = (
-        None  # a group of all ranks on the CPU with the patience of a step; None is the default group, if it can
-    )
+    # A group of all ranks on the CPU with the patience of a step; None is the default group, if it can.
+    host: Any = None
 
     @property
     def is_main(self) -> bool:
@@ -84,6 +81,12 @@ class Ranks:
         here = [mask for host, mask in masks if host == socket.gethostname()]
         return min(wanted, max(1, len(set().union(*here)) // len(here) - 1))
 
+    def limit(self, minutes: float) -> None:
+        """Let collectives of steps take at most this long from now on; :func:`start_ranks` set a first limit."""
+        set_timeout = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout  # PyTorch < 2.13
+        for group in (None, self.host):
+            set_timeout(timedelta(minutes=minutes), group)
+
     def maximum(self, value: float) -> float:
         """Return the maximum of ``value`` over all ranks."""
         tensor = torch.tensor([value], dtype=torch.float32, device=self.device)
@@ -91,13 +94,13 @@ class Ranks:
         return float(tensor)
 
 
-def start_ranks(expected: int | None = None, timeout_minutes: float = 30) -> Ranks:
+def start_ranks(expected: int | None = None, timeout_minutes: float = 5) -> Ranks:
     """Join the process group that the launcher's environment describes, or be a group of one.
 
     Understands deepspeed and torchrun (RANK, WORLD_SIZE, …), and srun with one task per GPU (SLURM_PROCID, …).
     Without OMP_NUM_THREADS the ranks of one host share its cores. Raises UserError, before anybody waits
     for anybody, if the launcher started another number of ranks than ``expected``. timeout_minutes: limit of a
-    collective.
+    collective, six times as long until :meth:`Ranks.limit` is called: kernels are compiled in the first steps.
     """
     fill_environment(expected)
     try:
@@ -120,7 +123,7 @@ def start_ranks(expected: int | None = None, timeout_minutes: float = 30) -> Ran
         for name, value in GPU_ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         torch.accelerator.set_device_index(device.index or 0)
-    timeout = timedelta(minutes=timeout_minutes)
+    timeout = timedelta(minutes=6 * timeout_minutes)
     if not dist.is_initialized():
         backend = dist.get_default_backend_for_device(device)
         # torchrun keeps one store over all its starts: without a prefix a rank would ask a dead one's address there

@@ -20,14 +20,14 @@ from filip.common.progress import say
 from filip.loading.crops import Crops, finish
 from filip.loading.loader import PairLoader
 from filip.models.temperature import at_clamp
+from filip.runs.record import now
 from filip.runs.saved_files import LoopState
 from filip.train.config import TrainConfig
+from filip.train.costs import count, interaction_flops, peak_flops
 from filip.train.engine import Batching, Engine
 from filip.train.losses import Loss
 from filip.train.losses.term import WeightSchedule
 from filip.train.optimizers import Schedule
-from filip.train.plan import count, peak_flops
-from filip.train.provenance import now
 from filip.train.ranks import Ranks, StopSignal
 from filip.train.telemetry import Telemetry, text_line
 from filip.train.watchdog import StallAlarm, StepStatus, Watchdog
@@ -118,7 +118,9 @@ def write_interval(run: Run) -> dict[str, Any]:
         }
     peak = peak_flops(device.name(run.ranks.device), run.config.precision)
     if peak is not None:
-        values["speed/mfu"] = run.step_flops * count / seconds / peak
+        kept = values.get("tokens/keep_ratio", run.config.token_keep_ratio)
+        flops = run.step_flops + interaction_flops(engine.model, run.config, run.batching, kept)
+        values["speed/mfu"] = flops * count / seconds / peak
     values |= {
         "memory/now_mb": run.ranks.maximum(device.memory_mb(run.ranks.device)),
         "memory/peak_mb": run.ranks.maximum(device.peak_memory_mb(run.ranks.device)),

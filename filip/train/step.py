@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from filip.common.progress import say
 from filip.loading.loader import Batch
 from filip.models import Encoded, PooledFeatures, TextFeatures
 from filip.runs.saved_files import newest_intact
@@ -19,11 +20,11 @@ from filip.train import watchdog
 from filip.train.checkpoint import save_checkpoint, set_aside_damaged
 from filip.train.engine import Engine, to_device
 from filip.train.launcher_env import STOPPED_BY_SIGNAL, NotFiniteError
-from filip.train.losses import LossOutput
+from filip.train.losses import TermOutput
 from filip.train.ranks import from_main
 from filip.train.run import Run, data_problems, preview, write_interval
 from filip.train.watchdog import StepStatus
-from late_interaction import cached_backward
+from late_interaction.grad_cache import cached_backward
 
 UNTIMED_STEPS = 5  # the first of every start: memory is allocated and kernels are chosen in them
 TIMED_STEPS = 1000  # the result's median is over the seconds of that many recent steps
@@ -51,6 +52,9 @@ def take_step(run: Run, batches: Iterator[Batch]) -> None:
         tensors = to_device(batch, ranks.device, torch.float16 if engine.is_fp16 else None)
         loss = partial(run.loss, step=state.step, captions=(tensors["ids"], tensors["lengths"]))
         outputs.append(forward_backward(engine, tensors, loss, inspect=due))
+    if note := run.loss.auto.note:  # of each rank alone
+        said, run.loss.auto.note = f"rank {ranks.rank}: {note}", ""
+        run.telemetry.event(state.step, "backend", said) if ranks.is_main else say(said)
     # Here the weights move, unless a gradient is not finite: then this step is left out, on all ranks alike. With DDP
     # the device decides and the host does not ask; DeepSpeed asks.
     skipped = engine.step()
@@ -92,7 +96,7 @@ def take_step(run: Run, batches: Iterator[Batch]) -> None:
 
 
 def forward_backward(
-    engine: Engine, batch: dict[str, Tensor], loss: Callable[[Encoded, Tensor], LossOutput], inspect: bool = False
+    engine: Engine, batch: dict[str, Tensor], loss: Callable[[Encoded, Tensor], TermOutput], inspect: bool = False
 ) -> dict[str, Tensor]:
     """Run the passes of one contrastive batch, whole or with the activations of one chunk at a time (gradient caching).
 
@@ -101,7 +105,7 @@ def forward_backward(
     times = engine.batching.accumulation
     metrics: dict[str, Tensor] = {}
 
-    def whole_loss(encoded: Encoded) -> LossOutput:
+    def whole_loss(encoded: Encoded) -> TermOutput:
         output = loss(encoded, batch["group"])
         metrics.update(output.metrics | (watchdog.inspect(encoded) if inspect else {}))
         metrics["logit_scale"] = encoded.logit_scale.detach()
@@ -139,24 +143,16 @@ def by_name(encoded: Encoded) -> dict[str, Tensor]:
         tensors |= {"pooled.image": encoded.pooled.image, "pooled.text": encoded.pooled.text}
     if encoded.further is not None:
         tensors |= {"further": encoded.further.tokens, "further_lengths": encoded.further.lengths}
-    return tensors | {f"parameters.{name}": value for name, value in encoded.parameters.items()}
+    return tensors
 
 
 def from_names(tensors: dict[str, Tensor]) -> Encoded:
     """Invert :func:`by_name` for chunks in a row. Each chunk holds the values of the model, and they are equal."""
     text, lengths = tensors["text"], tensors.get("lengths")
     pooled = PooledFeatures(tensors["pooled.image"], tensors["pooled.text"]) if "pooled.image" in tensors else None
-    of_model = {
-        name: value.mean(dim=0, keepdim=True)
-        for name, value in tensors.items()
-        if name == "logit_scale" or name.startswith("parameters.")
-    }
-    scale = of_model.pop("logit_scale")
-    learned = {name.removeprefix("parameters."): value for name, value in of_model.items()}
+    scale = tensors["logit_scale"].mean(dim=0, keepdim=True)
     further = TextFeatures(tensors["further"], tensors["further_lengths"]) if "further" in tensors else None
-    return Encoded(
-        tensors["image"], text if lengths is None else TextFeatures(text, lengths), scale, pooled, further, learned
-    )
+    return Encoded(tensors["image"], text if lengths is None else TextFeatures(text, lengths), scale, pooled, further)
 
 
 def report(run: Run, read: list[float], due: bool) -> None:

@@ -10,7 +10,6 @@ code is then a signal's. The first rank therefore leaves its exit code in ``$FIL
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import signal
@@ -18,8 +17,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -27,12 +26,11 @@ from typing import IO, Any
 
 from filip.cli.command import MISSING, option, run_command
 from filip.common.errors import UserError
+from filip.runs.lock import SECONDS_BETWEEN_LOOKS, hold, this_process
 from filip.train.launcher_env import EXIT_CODE_FILE, LOST_CONTACT, NOT_FINITE, STOPPED_BY_SIGNAL, USERS_MISTAKE
 
 ATTEMPTS = "attempts.jsonl"
 LOCKED = 75  # exit code: another start holds the run's folder
-MINUTES_AFTER_A_KILL = 0.5
-SECONDS_BETWEEN_LOOKS = 1.0
 
 
 @dataclass
@@ -62,7 +60,7 @@ class Attempt:
             link.unlink(missing_ok=True)
             link.symlink_to(os.path.relpath(log.name, link.parent))
         attempt = cls(run_dir, number, log, link is None)
-        attempt.record(**_here(), log=f"logs/{number:03d}.log")
+        attempt.record(**this_process(), log=f"logs/{number:03d}.log")
         return attempt
 
     def record(self, **values: Any) -> None:
@@ -70,9 +68,6 @@ class Attempt:
         line = {"attempt": self.number, "time": datetime.now().astimezone().isoformat(timespec="seconds")}
         with suppress(OSError), open(self.run_dir / ATTEMPTS, "a", encoding="utf-8") as file:
             file.write(json.dumps(line | values) + "\n")
-
-    def output(self) -> str:
-        return Path(self.log.name).read_text(encoding="utf-8", errors="replace")
 
     def say(self, sentence: str) -> None:
         with suppress(OSError):
@@ -83,7 +78,8 @@ class Attempt:
     def ends(self, code: int, outcome: str, newest: str, why: str = "") -> int:
         """Record how it ended, repeat the first error as the last line, and return ``code``."""
         failed = outcome not in ("finished", "saved")
-        error = {"error": why or first_error(self.output())} if failed else {}
+        output = Path(self.log.name).read_text(encoding="utf-8", errors="replace")
+        error = {"error": why or first_error(output)} if failed else {}
         self.record(code=code, outcome=outcome, checkpoint=newest, **error)
         if failed:
             self.say(f"start {self.number} on {socket.gethostname()} failed first with: {error['error']}")
@@ -111,67 +107,6 @@ def attempts(run_dir: Path) -> list[dict[str, Any]]:
     file = run_dir / ATTEMPTS
     lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
     return [json.loads(line) for line in lines if line.endswith("}")]
-
-
-@contextmanager
-def holding(run_dir: Path, say: Callable[[str], None]) -> Iterator[None]:
-    """Lock the folder of a training that no job has started, which would hold the lock. UserError if it is held."""
-    if EXIT_CODE_FILE in os.environ:
-        yield
-        return
-    run_dir.mkdir(parents=True, exist_ok=True)
-    # the loader's processes of a training that was killed live on for some seconds
-    if (lock := hold(run_dir / "lock", "a training", say, MINUTES_AFTER_A_KILL)) is None:
-        raise UserError(f"another training is at work in {run_dir}: wait for it, stop it, or give another run_dir")
-    try:
-        yield
-    finally:
-        os.close(lock)
-
-
-def hold(place: Path, name: str, say: Callable[[str], None], minutes: float) -> int | None:
-    """Lock a run's folder for this process and its children; return the lock, or None if others hold it all along.
-
-    place, name: the file to lock, and who locks it, for others. The host of the last start may have died: the file
-    system then frees its lock only after a lease, or when it has given the host up. On a file system without such locks
-    a sentence reports it, and the training goes on.
-    """
-    deadline, spoken = time.monotonic() + 60 * minutes, False
-    while True:
-        lock = os.open(place, os.O_CREAT | os.O_RDWR, 0o644)  # anew each time: a person may have removed it
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.read(lock, 1000).decode(errors="replace").strip() or "a process that left no name"
-            os.close(lock)
-            if time.monotonic() > deadline:
-                say(f"{place} is still held after {minutes:g} minutes, by {holder}")
-                return None
-            if not spoken:
-                spoken = True
-                say(
-                    f"waiting for {place}, held by {holder}; at most {minutes:g} minutes. If that process is gone for "
-                    f"good and its file system has not noticed, remove {place}"
-                )
-            time.sleep(SECONDS_BETWEEN_LOOKS)
-            continue
-        except OSError as error:
-            say(
-                f"the file system of {place} has no locks (flock: {error.strerror}), so nothing here keeps a second "
-                "training out of this folder; Slurm's --dependency=singleton with one job name does, and so does a "
-                "mount with -o flock (Lustre)"
-            )
-        me = _here()
-        os.ftruncate(lock, 0)
-        os.pwrite(lock, f"{name}, {', '.join(f'{k} {v}' for k, v in me.items())}\n".encode(), 0)
-        os.set_inheritable(lock, True)
-        return lock
-
-
-def _here() -> dict[str, Any]:
-    """Return what identifies this process to a person."""
-    job = os.environ.get("SLURM_JOB_ID")
-    return {"host": socket.gethostname(), "process": os.getpid()} | ({"job": job} if job else {})
 
 
 def supervise(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 import time
 from collections.abc import Mapping
@@ -12,20 +11,61 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
+from filip.common.files import replacing
 from filip.common.progress import clock, say
 
 LOG = "log.jsonl"
 # TensorBoard's tab "Custom Scalars": what all runs below --logdir have, in one chart each, side by side.
 LAYOUT = {
+    "Is it healthy?": {
+        name: ["Multiline", [f"^{tag}$"]]
+        for name, tag in {
+            "loss": "loss/total",
+            "gradient norm": "optimizer/grad_norm",
+            "logit scale": "optimizer/logit_scale",
+            "learning rate": "optimizer/lr",
+            "pairs per second": "speed/pairs_per_second",
+            "share of waiting for data": "speed/data_share",
+            "MFU, where the GPU's peak is known": "speed/mfu",
+            "memory, MB": "memory/peak_mb",
+        }.items()
+    },
     "Runs side by side": {
         "loss": ["Multiline", [r"^loss/total$"]],
         "in-batch accuracy, image to text": ["Multiline", [r"^accuracy/i2t$"]],
         "in-batch accuracy, text to image": ["Multiline", [r"^accuracy/t2i$"]],
         "evaluations while training": ["Multiline", [r"^eval/"]],
-        "logit scale": ["Multiline", [r"^optimizer/logit_scale$"]],
-        "pairs per second": ["Multiline", [r"^speed/pairs_per_second$"]],
-    }
+    },
+}
+# What a tag is, by its beginning; the longest that fits. TensorBoard shows it at the chart.
+DESCRIPTIONS = {
+    "loss/": "One term or direction of the loss, mean over ranks; log(batch) is the loss of a model that guesses.",
+    "loss/total": "The weighted sum of the terms, mean over ranks. It falls; log(batch) is a model that guesses.",
+    "loss_weight/": "The weight of this term of the loss in this step.",
+    "accuracy/": "The share of this rank's pairs whose partner scores highest among all ranks' pairs.",
+    "eval/": "A test set, by the model of this step. Higher is better.",
+    "final/": "The number of the result file.",
+    "optimizer/lr": "The learning rate: a linear warm-up, then a cosine to 0. lr_NAME is a group's.",
+    "optimizer/grad_norm": "L2 norm of the whole gradient, unscaled. Peaks that grow announce a divergence.",
+    "optimizer/logit_scale": "1 / temperature of the soft-max, at most 100. It rises slowly.",
+    "optimizer/loss_scale": "The factor of fp16's loss; 1 in other precisions.",
+    "optimizer/skipped_steps": "Steps so far that were left out because a gradient was not finite.",
+    "optimizer/weight_norm": "L2 norm of all weights.",
+    "trust_ratio/": "LAMB's ratio of a parameter's norm to its update's, over all parameters.",
+    "speed/pairs_per_second": "Pairs that all ranks together trained on in a second.",
+    "speed/data_share": "Share of a step in which ranks wait for images; a few per cent. More: data.workers.",
+    "speed/mfu": "Arithmetic of both towers and of the loss's products over the GPU's peak by its data sheet.",
+    "speed/": "Seconds of a step, or of a part of it.",
+    "memory/": "MB on the rank that needs most; peak: since the start.",
+    "data/": "Images or captions so far that were replaced or changed for this reason, over all ranks.",
+    "fleet/": "The rank that waits longest for its images, and how long in a step.",
+    "monitor/": "docs/monitors.md has the healthy value, what else it means, and what to try.",
+    "tokens/": "Of the tokens in the loss, over 32 pairs of each rank; docs/monitors.md has the healthy value.",
+    "vectors/": "Of the vectors in the loss, over 32 pairs of each rank; docs/monitors.md has the healthy value.",
+    "time/": "Seconds of all steps so far, without evaluations and checkpoints.",
+    "epoch": "Passes over the data so far.",
 }
 
 
@@ -50,9 +90,9 @@ class Telemetry:
         """Write one interval: every number to TensorBoard under its key, all to log.jsonl."""
         if not self.enabled:
             return
-        numbers = {key: value for key, value in values.items() if isinstance(value, int | float)}
-        for key, value in numbers.items():
-            self.writer.add_scalar(key, value, step)
+        for key, value in values.items():
+            if isinstance(value, int | float):
+                self._scalar(step, key, value)
         self.file.write(json.dumps({"step": step, "time": time.time(), **values}) + "\n")
         self.file.flush()
 
@@ -75,19 +115,39 @@ class Telemetry:
         if self.enabled:
             self.writer.add_text(tag, text, step)
 
-    def hparams(self, step: int, settings: dict[str, Any], final: dict[str, float]) -> None:
-        """Record the run as a row of the tab "HParams": its settings and its results (``final/<name>``)."""
+    def _scalar(self, step: int, tag: str, number: float) -> None:
+        """Write a number with its description, which ``add_scalar`` does not take."""
+        from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
+
+        known = max((start for start in DESCRIPTIONS if tag.startswith(start)), key=len, default=None)
+        about = SummaryMetadata(summary_description=DESCRIPTIONS[known] if known else "")
+        about.plugin_data.plugin_name = "scalars"
+        value = Summary.Value(tag=tag, simple_value=number, metadata=about)
+        self.writer._get_file_writer().add_summary(Summary(value=[value]), step)
+
+    def settings(self, step: int, learning: dict[str, Any], whole: dict[str, Any], paper: dict[str, Any]) -> None:
+        """Show the configuration as text, and what differs from the paper as a row of the tab "HParams".
+
+        learning: the settings that decide learning, flat. whole: all. paper: those of the paper's base, flat.
+        """
         if not self.enabled:
             return
         from torch.utils.tensorboard.summary import hparams
 
-        shown = {key: value if isinstance(value, int | float) else str(value) for key, value in settings.items()}
-        metrics = {f"final/{name}": value for name, value in final.items()}
+        rows = [(key, paper.get(key, ""), value) for key, value in learning.items() if paper.get(key, "") != value]
+        table = "".join(f"| {key} | {theirs} | {ours} |\n" for key, theirs, ours in rows)
+        self.text(step, "config/differs_from_the_paper", f"| setting | experiment=base | this run |\n|-|-|-|\n{table}")
+        self.text(step, "config/whole", f"```\n{yaml.safe_dump(whole, sort_keys=False)}```")
+        shown = {key: value if isinstance(value, int | float) else str(value) for key, _, value in rows}
         # into the run's own events: add_hparams would make another run of it
-        for summary in hparams(shown, metrics):
+        for summary in hparams(shown, dict.fromkeys(("loss/total", "accuracy/i2t", "accuracy/t2i"), 0.0))[:2]:
             self.writer._get_file_writer().add_summary(summary, step)
-        for name, value in metrics.items():
-            self.writer.add_scalar(name, value, step)
+
+    def final(self, step: int, final: dict[str, float]) -> None:
+        """Record results as ``final/<name>``."""
+        if self.enabled:
+            for name, value in final.items():
+                self._scalar(step, f"final/{name}", value)
 
     def close(self) -> None:
         if self.enabled:
@@ -164,6 +224,5 @@ def _drop_after(path: Path, step: int) -> None:
                 lines.append(line)
         except (ValueError, KeyError):
             continue  # a line cut short by a kill
-    part = path.with_name(f".{path.name}.part")
-    part.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    os.replace(part, path)
+    with replacing(path) as part:
+        part.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")

@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from filip.models import Encoded, PooledFeatures, TextFeatures
 
@@ -176,9 +177,12 @@ def inspect(encoded: Encoded, pairs: int = 32) -> dict[str, Tensor]:
     if isinstance(encoded.text, TextFeatures):
         lengths: list[int] = encoded.text.lengths[:pairs].tolist()
         words = encoded.text.tokens[: sum(lengths)].float()
-        images = list(encoded.image[:pairs].float())
+        images = encoded.image[:pairs].float()
         metrics |= _winners(images, list(words.split(lengths)))
-        metrics |= {"tokens/image_rank": effective_rank(torch.cat(images)), "tokens/text_rank": effective_rank(words)}
+        metrics |= {
+            "tokens/image_rank": effective_rank(images.flatten(0, 1)),
+            "tokens/text_rank": effective_rank(words),
+        }
     else:
         pooled = PooledFeatures(encoded.image, encoded.text)
     if pooled is not None:
@@ -189,25 +193,24 @@ def inspect(encoded: Encoded, pairs: int = 32) -> dict[str, Tensor]:
     return metrics
 
 
-def _winners(images: list[Tensor], captions: list[Tensor]) -> dict[str, Tensor]:
-    ends, same, chosen = [], [], []
-    for image, caption in zip(images, captions, strict=True):
-        similarity = image @ caption.T  # [n1, n2]
-        word = similarity.argmax(dim=1)
-        ends.append(((word == 0) | (word == len(caption) - 1)).float().mean())
-        patch = similarity.argmax(dim=0)
-        chosen.append(patch)
-        if len(caption) > 1:
-            same.append(torch.bincount(patch).max() / len(caption))
-    positions, patches = torch.cat(chosen), max(map(len, images))
-    shares = torch.bincount(positions, minlength=patches) / len(positions)
-    entropy = -torch.xlogy(shares, shares).sum()
-    largest = math.log(max(2, min(patches, len(positions))))
-    zero = entropy.new_zeros(())
+def _winners(images: Tensor, captions: list[Tensor]) -> dict[str, Tensor]:
+    """Measure the best partners within each of p pairs; images: [p, n1, d], captions: [n2, d] each."""
+    words = pad_sequence(captions, batch_first=True)
+    lengths = torch.tensor([len(caption) for caption in captions]).to(words.device, non_blocking=True)[:, None]
+    real = torch.arange(words.shape[1], device=words.device) < lengths  # [p, n2]
+    similarity = (images @ words.mT).masked_fill(~real[:, None], -math.inf)  # [p, n1, n2]
+    word = similarity.argmax(2)
+    ends = ((word == 0) | (word == lengths - 1)).float().mean()
+    # [p, n1]: how many words of a caption choose each patch
+    chosen = torch.zeros_like(similarity[..., 0]).scatter_add_(1, similarity.argmax(1), real.float())
+    several = (lengths[:, 0] > 1).float()
+    same = (several * chosen.amax(1) / lengths[:, 0]).sum() / several.sum().clamp(min=1)
+    shares = chosen.sum(0) / lengths.sum()
+    largest = math.log(max(2, min(images.shape[1], sum(map(len, captions)))))
     return {
-        "tokens/bos_eos_share": torch.stack(ends).mean(),
-        "tokens/same_patch_share": torch.stack(same).mean() if same else zero,
-        "tokens/winner_entropy": entropy / largest,
+        "tokens/bos_eos_share": ends,
+        "tokens/same_patch_share": same,
+        "tokens/winner_entropy": -torch.xlogy(shares, shares).sum() / largest,
     }
 
 

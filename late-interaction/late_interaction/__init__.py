@@ -3,21 +3,20 @@
     similarity = late_interaction(image_tokens, text_tokens, text_lengths)    # s^I and s^T
     output = contrastive_loss(similarity, logit_scale)
 
-One function with several exact backends. It is the base of the forms for many ranks, gradient caching for batches
-beyond the memory, and the scorer for evaluation.
+One function with several exact backends. It is the base of the forms for many ranks and of the scorer for evaluation.
+``late_interaction.grad_cache`` is for batches beyond the memory, ``late_interaction.token_selection`` for a part of the
+tokens, ``late_interaction.adapters`` for other libraries.
 """
 
 from late_interaction.backends import SmoothMaximum
 from late_interaction.collectives import use_host_group
 from late_interaction.distributed import distributed_late_interaction, distributed_pooled_similarity, gather_ids
-from late_interaction.grad_cache import cached_backward
 from late_interaction.loss import ContrastiveOutput, contrastive_loss, pooled_similarity
 from late_interaction.module import LateInteractionLoss
 from late_interaction.operator import late_interaction
 from late_interaction.packing import Similarity, pack_tokens
 from late_interaction.pairs import late_interaction_pairs
 from late_interaction.scoring import score
-from late_interaction.token_selection import TokenChoice, choose_tokens, select_tokens, take_tokens, token_scores
 
 __version__ = "0.1.0"
 __all__ = [
@@ -25,9 +24,6 @@ __all__ = [
     "LateInteractionLoss",
     "Similarity",
     "SmoothMaximum",
-    "TokenChoice",
-    "cached_backward",
-    "choose_tokens",
     "contrastive_loss",
     "distributed_late_interaction",
     "distributed_pooled_similarity",
@@ -37,8 +33,5 @@ __all__ = [
     "pack_tokens",
     "pooled_similarity",
     "score",
-    "select_tokens",
-    "take_tokens",
-    "token_scores",
     "use_host_group",
 ]

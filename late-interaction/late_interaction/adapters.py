@@ -1,16 +1,18 @@
-"""Use the engine as the scorer of ColBERT-type libraries: sentence-transformers and PyLate.
+"""Use the engine as the scorer of ColBERT-type libraries: sentence-transformers, PyLate and colpali-engine.
 
     score[q, d] = sum over the tokens of q of the largest dot product with a token of d        (MaxSim)
 
 is ``late_interaction`` in one direction: queries in the role of images, both sides packed, and ``i2t`` times the number
-of the query's tokens. These libraries take a scorer as a function, or by a patch in contrib/; docs/interaction.md shows
-each. None of them is imported here.
+of the query's tokens. ``patch_sentence_transformers()`` and its two siblings let everything in a library score so;
+where it takes a scorer as an argument, pass one of the functions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any, NamedTuple
+import functools
+import importlib
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +20,7 @@ from torch import Tensor, nn
 
 from late_interaction.backends import SmoothMaximum
 from late_interaction.operator import late_interaction
-from late_interaction.pairs import late_interaction_pairs
+from late_interaction.pairs import rows_of, score_pairs
 
 EMPTY_DOCUMENT_SCORE = -1e9  # as in sentence-transformers: below every score that a document can have
 
@@ -50,29 +52,18 @@ def colbert_scores(
     Padding takes part in nothing. A document without a token scores -1e9, as in sentence-transformers.
     Raises ValueError for shapes that do not match.
     """
-    packed = _pack(queries_embeddings, documents_embeddings, queries_mask, documents_mask)
-    means = late_interaction(*packed.tokens, image_mask=packed.queries_mask, backend=backend).i2t
-    return packed.scores(means, packed.empty, length_normalize)
+    queries_mask, counts, _ = _usable(_mask(queries_embeddings, queries_mask, "queries_mask"))
+    documents_mask, _, empty = _usable(_mask(documents_embeddings, documents_mask, "documents_mask").flatten(0, -2))
+    documents = documents_embeddings.flatten(0, -3)
+    means = late_interaction(
+        queries_embeddings, documents, documents_mask, image_mask=queries_mask, backend=backend
+    ).i2t
+    return _sums(means, counts, empty, length_normalize)
 
 
-def mean_colbert_scores(
-    queries_embeddings: Tensor,
-    documents_embeddings: Tensor,
-    queries_mask: Tensor | None = None,
-    documents_mask: Tensor | None = None,
-    *,
-    length_normalize: bool = True,
-    backend: str = "auto",
-) -> Tensor:
+def mean_colbert_scores(*embeddings_and_masks: Tensor | None, length_normalize: bool = True, **others: Any) -> Tensor:
     """Divide :func:`colbert_scores` by the query's number of tokens: with captions as queries FILIP's s^T."""
-    return colbert_scores(
-        queries_embeddings,
-        documents_embeddings,
-        queries_mask,
-        documents_mask,
-        length_normalize=length_normalize,
-        backend=backend,
-    )
+    return colbert_scores(*embeddings_and_masks, length_normalize=length_normalize, **others)  # type: ignore[arg-type]
 
 
 def colbert_kd_scores(
@@ -86,13 +77,85 @@ def colbert_kd_scores(
     """Compute MaxSim of each query with its own documents: the scorer of both libraries' distillation losses.
 
     queries_embeddings [b, n1, d], documents_embeddings [b, N, n2, d]; returns [b, N]. All else is as in
-    :func:`colbert_scores`. Nothing that covers all pairs is saved here: this is plain PyTorch without the padding.
+    :func:`colbert_scores`. Only these pairs are multiplied.
     """
-    packed = _pack(queries_embeddings, documents_embeddings, queries_mask, documents_mask)
-    of_query = torch.arange(packed.empty.numel()).view(documents_embeddings.shape[:2])
-    queries = torch.arange(len(of_query))[:, None].expand_as(of_query)
-    means = late_interaction_pairs(*packed.tokens, queries, of_query, image_mask=packed.queries_mask).i2t
-    return packed.scores(means, packed.empty.view(means.shape), length_normalize)
+    queries_mask, counts, _ = _usable(_mask(queries_embeddings, queries_mask, "queries_mask"))
+    documents_mask, _, empty = _usable(_mask(documents_embeddings, documents_mask, "documents_mask").flatten(0, 1))
+    own = torch.arange(len(documents_mask)).view(documents_embeddings.shape[:2])
+    queries = rows_of(queries_embeddings, queries_mask)
+    documents = rows_of(documents_embeddings.flatten(0, 1), documents_mask)
+    means = score_pairs(queries, documents, own // own.shape[1], own).i2t
+    return _sums(means, counts, empty.view(means.shape), length_normalize)
+
+
+def patch_sentence_transformers() -> None:
+    """Let sentence-transformers 6 score by the engine: losses, evaluators and ``model.similarity``."""
+    _replace(
+        "sentence_transformers.util.similarity",
+        _maxsim_score_documents=colbert_scores,
+        _maxsim_score_pairs=_aligned_scores,
+    )
+
+
+def patch_pylate() -> None:
+    """Let PyLate 1.6 score by the engine, unless ``PYLATE_SCORES_BACKEND`` names another one.
+
+    Where all similarities are negative a masked token wins with 0 in PyLate, but not here.
+    """
+    _replace(
+        "pylate.scores._lik_backend",
+        colbert_scores_lik=colbert_scores,
+        colbert_scores_pairwise_lik=_aligned_scores,
+        colbert_kd_scores_lik=colbert_kd_scores,
+    )
+    scores = importlib.import_module("pylate.scores.colbert")
+    theirs = scores._try_lik
+
+    def ours(backend: str, *tensors: Any) -> bool:
+        return (backend == "auto" and all(isinstance(t, Tensor) for t in tensors)) or bool(theirs(backend, *tensors))
+
+    scores._try_lik = ours  # type: ignore[attr-defined]
+
+
+def patch_colpali_engine() -> None:
+    """Let colpali-engine 0.3.18 score by the engine wherever it would by an einsum."""
+    _replace("colpali_engine.utils.maxsim", _torch_maxsim=colbert_scores, _torch_maxsim_kd=colbert_kd_scores)
+
+
+def _replace(module: str, **scorers: Callable[..., Tensor]) -> None:
+    """Put scorers in the place of those of ``module``, which keep what the engine does not take.
+
+    Raises ImportError where there is none of that name.
+    """
+    target = importlib.import_module(module)
+    for name, scorer in scorers.items():
+        theirs = getattr(target, name, None)
+        if theirs is None:
+            raise ImportError(
+                f"{module} has no {name}: this version of late-interaction knows sentence-transformers 6.2, PyLate 1.6 "
+                "and colpali-engine 0.3.18; pass a scorer of late_interaction.adapters where the library takes one"
+            )
+        setattr(target, name, _in_place_of(theirs, scorer))
+
+
+def _in_place_of(theirs: Callable[..., Tensor], scorer: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Return ``scorer`` with these libraries' masks: None is every token. An empty document stays theirs."""
+
+    @functools.wraps(theirs)
+    def score(queries: Tensor, documents: Tensor, *masks: Tensor | None, **named: Tensor | None) -> Tensor:
+        given = *masks, named.get("queries_mask"), named.get("documents_mask")
+        both = zip((queries, documents), given, strict=False)
+        every = [t.new_ones(t.shape[:-1], dtype=torch.bool) if mask is None else mask for t, mask in both]
+        if torch.compiler.is_compiling() or not (queries.numel() and documents.numel() and every[1].any(-1).all()):
+            return theirs(queries, documents, *masks, **named)
+        return scorer(queries, documents, *every).float()
+
+    return score
+
+
+def _aligned_scores(queries: Tensor, documents: Tensor, queries_mask: Tensor, documents_mask: Tensor) -> Tensor:
+    """Return MaxSim [b] of each query with the document beside it."""
+    return colbert_kd_scores(queries, documents[:, None], queries_mask, documents_mask[:, None])[:, 0]
 
 
 class MultiVectorSymmetricLoss(nn.Module):
@@ -122,36 +185,24 @@ class MultiVectorSymmetricLoss(nn.Module):
         queries, queries_mask, masks = tokens[0], masks[0].bool(), [mask.bool() for mask in masks[1:]]
         documents = torch.cat([column[mask] for column, mask in zip(tokens[1:], masks, strict=True)])
         lengths = torch.cat([mask.sum(dim=1) for mask in masks])
-        backend = SmoothMaximum(self.temperature) if self.temperature else "auto"
-        i2t, t2i = late_interaction(queries, documents, lengths, image_mask=queries_mask, backend=backend)
+        maximum = SmoothMaximum(self.temperature) if self.temperature else None
+        i2t, t2i = late_interaction(queries, documents, lengths, image_mask=queries_mask, maximum=maximum)
         pairs = torch.arange(len(queries), device=queries.device)
         of_documents = t2i[:, : len(queries)].T
         return (F.cross_entropy(self.scale * i2t, pairs) + F.cross_entropy(self.scale * of_documents, pairs)) / 2
 
 
-class _Packed(NamedTuple):
-    """The tokens of both sides, as :func:`late_interaction` takes them. An item without a token has a stand-in."""
-
-    tokens: tuple[Tensor, Tensor, Tensor]  # queries [q, n1, d], the documents' packed, their lengths
-    queries_mask: Tensor  # [q, n1]
-    counts: Tensor  # [q, 1] tokens of each query
-    empty: Tensor  # [documents] whether one has no token
-
-    def scores(self, means: Tensor, empty: Tensor, length_normalize: bool) -> Tensor:
-        """Return ``means`` [q, ...] over a query's tokens as sums, or as they are; 0 for a query without a token."""
-        scores = (means * self.counts).masked_fill(empty, EMPTY_DOCUMENT_SCORE)
-        return scores / self.counts.clamp(min=1) if length_normalize else scores
+def _usable(mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return ``mask`` [items, n] with a stand-in where an item has no token, counts [items, 1], and which have none."""
+    counts = mask.sum(dim=1, keepdim=True)
+    first = torch.arange(mask.shape[1], device=mask.device) == 0
+    return mask | ((counts == 0) & first), counts, counts[:, 0] == 0
 
 
-def _pack(queries: Tensor, documents: Tensor, queries_mask: Tensor | None, documents_mask: Tensor | None) -> _Packed:
-    queries_mask = _mask(queries, queries_mask, "queries_mask")
-    documents_mask = _mask(documents, documents_mask, "documents_mask").flatten(0, -2)
-    counts, lengths = queries_mask.sum(dim=1, keepdim=True), documents_mask.sum(dim=1)
-    first = torch.arange(queries_mask.shape[1], device=queries.device) == 0
-    queries_mask = queries_mask | ((counts == 0) & first)
-    first = torch.arange(documents_mask.shape[1], device=documents.device) == 0
-    packed = documents.flatten(0, -3)[documents_mask | ((lengths == 0)[:, None] & first)]
-    return _Packed((queries, packed, lengths.clamp(min=1)), queries_mask, counts, lengths == 0)
+def _sums(means: Tensor, counts: Tensor, empty: Tensor, length_normalize: bool) -> Tensor:
+    """Return ``means`` [q, ...] over a query's tokens as sums, or as they are; 0 for a query without a token."""
+    scores = (means * counts).masked_fill(empty, EMPTY_DOCUMENT_SCORE)
+    return scores / counts.clamp(min=1) if length_normalize else scores
 
 
 def _mask(embeddings: Tensor, mask: Tensor | None, name: str) -> Tensor:

@@ -5,12 +5,10 @@ A backend is a module with two functions that know nothing of autograd:
     forward(tokens, save_for_backward) -> ((s^I, s^T), residuals)
     backward(tokens, (grad s^I, grad s^T), residuals, needs) -> (grad image, grad text)
 
-``tokens`` are :class:`late_interaction.packing.Tokens`. ``residuals`` is a tuple of tensors whose contents only the
-backend knows, and undefined unless ``save_for_backward`` is true. s^I and s^T are [b, texts]; everything but the tokens
-is in the accumulation dtype (float32, or float64 for float64 tokens), the gradients too. ``needs`` says which of the
-two gradients are wanted; nothing is computed for the other side, and an empty tensor is returned for it. ``backward``
-may find the residuals as flat bytes: it knows their shapes from the tokens. Where ``tokens.temperature`` is above 0
-both compute the smooth maximum of it.
+``tokens`` are :class:`late_interaction.packing.Tokens`. ``residuals`` are tensors that only the backend reads,
+undefined unless ``save_for_backward`` is true; ``backward`` may find them as flat bytes. s^I and s^T are [b, texts];
+everything but the tokens is in the accumulation dtype (float32, or float64 for float64 tokens). ``needs`` says which
+gradients are wanted; the other is empty. Where ``tokens.temperature`` is above 0 both compute the smooth maximum of it.
 
 A backend that does not run everywhere has a third function, ``unavailable_reason(image_tokens, longest)``: it returns
 a sentence, or "" where it can run. A new backend is an entry of :data:`BACKENDS`.
@@ -29,7 +27,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from late_interaction import native_build, tiled
 from late_interaction.packing import Pair, Residuals, Tokens
 
 ENVIRONMENT_VARIABLE = "LATE_INTERACTION_BACKEND"
@@ -50,7 +47,7 @@ class Backend(Protocol):
 class SmoothMaximum:
     """The smooth maximum ``t log(mean exp(s / t))`` of a temperature t > 0 in place of the maximum.
 
-        similarity = late_interaction(image_tokens, text_tokens, text_lengths, backend=SmoothMaximum(0.05))
+        similarity = late_interaction(image_tokens, text_tokens, text_lengths, maximum=SmoothMaximum(0.05))
 
     It is between the mean (t to infinity) and the maximum (t to 0), never above the maximum; every token has a part
     in the gradient. Native kernels compute it on CPUs, for all dtypes but float64, and Triton's on GPUs where
@@ -59,7 +56,7 @@ class SmoothMaximum:
     """
 
     temperature: float
-    backend: str = "auto"
+    unit: bool = False  # the tokens are known to have unit length: Triton need not wait for a GPU to compute norms
 
     def __post_init__(self) -> None:
         if isinstance(self.temperature, Tensor):
@@ -68,14 +65,9 @@ class SmoothMaximum:
             raise ValueError(f"temperature must be positive, got {self.temperature}")
 
 
-AnyBackend = str | Backend | SmoothMaximum
-
-
-def named(backend: AnyBackend) -> tuple[str | Backend, float]:
-    """Return the backend and the temperature; that of the maximum is 0."""
-    if isinstance(backend, SmoothMaximum):
-        return backend.backend, float(backend.temperature)
-    return backend, 0.0
+def softness(maximum: SmoothMaximum | None) -> tuple[float, bool]:
+    """Return the temperature, 0 for the maximum itself, and whether tokens are known to be unit."""
+    return (0.0, False) if maximum is None else (float(maximum.temperature), maximum.unit)
 
 
 @dataclass(frozen=True)
@@ -94,17 +86,17 @@ class BackendEntry:
 
 
 def _native_declines(image_tokens: Tensor, products: int | None) -> str | None:
-    if image_tokens.dtype == torch.float64 or (products is not None and products < FEW_PRODUCTS):
-        return ""  # as documented, so not worth a notice
-    if products is not None and not native_build.ready():
-        return "compiling the native CPU kernels in the background (once)"
-    return None
+    few = products is not None and products < FEW_PRODUCTS
+    return "" if few or image_tokens.dtype == torch.float64 else None  # as documented, so not worth a notice
 
 
 def triton_declines(image_tokens: Tensor, products: int | None = None) -> str | None:
     """Return why "auto" does not take Triton on the CUDA device of these tokens; None: it does."""
-    if torch.version.hip:  # which reports 9.0 and more, and compiles none of the kernels
-        return "the Triton kernels are written for NVIDIA's GPUs"
+    if torch.version.hip:  # which reports 9.0 and more
+        name = torch.cuda.get_device_properties(image_tokens.device).gcnArchName.partition(":")[0]
+        if name == "gfx942" and image_tokens.dtype != torch.float32:
+            return None
+        return "of AMD's GPUs the Triton kernels compile for MI300 (gfx942), and there for 16 bits alone"
     major, minor = torch.cuda.get_device_capability(image_tokens.device)
     if major >= 8:
         return None
@@ -132,10 +124,8 @@ def choose_backend(
     Only the dtype, the device and n1 matter, so b may be 0. products: image token x text token x d of a scoring that
     needs no gradient; None for a training, which has the same backend in all of its steps.
 
-    "auto" takes the native kernel for all dtypes but float64 on CPUs, Triton for 16-bit and float32 on GPUs of
-    compute capability 8.0 and newer, and otherwise the tiled backend. A scoring waits for no compiler: it takes the
-    tiled backend for few products, and while the native kernels are compiled. A notice, printed once, says why a faster
-    one is not used.
+    "auto" takes the native kernel on CPUs and Triton on GPUs where they run, otherwise the tiled backend, which it also
+    takes for few products. A notice, printed once, says why a faster one is not used.
     """
     if not isinstance(backend, str):
         return backend
@@ -176,6 +166,8 @@ def _automatic(image_tokens: Tensor, longest: int, products: int | None) -> Back
                 return module
             if reason:
                 _notice_once(f"{reason}; using the tiled PyTorch backend, which is exact but slower")
+    from late_interaction import tiled
+
     return tiled
 
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from late_interaction.agreement import EXCHANGES, FUNCTIONS, Call, describe, exchange_calls
-from late_interaction.backends import AnyBackend, choose_backend, named
+from late_interaction.backends import Backend, SmoothMaximum, choose_backend, softness
 from late_interaction.collectives import (
     Group,
     all_to_all_blocks,
@@ -48,7 +48,8 @@ def distributed_late_interaction(
     group: Group = None,
     exchange: str = "gather",
     transport_dtype: torch.dtype | None = None,
-    backend: AnyBackend = "auto",
+    backend: str | Backend = "auto",
+    maximum: SmoothMaximum | None = None,
     recompute: bool = False,
 ) -> Similarity:
     """Compute :func:`late_interaction` of this rank's b images and texts with those of all ranks, N in total.
@@ -72,7 +73,7 @@ def distributed_late_interaction(
     Raises what late_interaction raises. A mistake on one rank, or ranks that disagree on what must be the same, raise a
     ValueError on all of them.
     """
-    options = Options(group, exchange, transport_dtype, backend, recompute)
+    options = Options(group, exchange, transport_dtype, backend, maximum, recompute)
     return score_ranks(image_tokens, text_tokens, text_lengths, options, image_mask, image_lengths)[0]
 
 
@@ -82,7 +83,8 @@ class Options(NamedTuple):
     group: Group
     exchange: str
     transport_dtype: torch.dtype | None
-    backend: AnyBackend
+    backend: str | Backend
+    maximum: SmoothMaximum | None
     recompute: bool
 
 
@@ -96,25 +98,25 @@ def score_ranks(
 ) -> tuple[Similarity, list[int]]:
     """Compute :func:`distributed_late_interaction`, and return also how many texts each rank has."""
     refuse_transforms("distributed_late_interaction")
-    group, exchange, dtype, backend, recompute = options
+    group, exchange, dtype, backend, maximum, recompute = options
     dtype = dtype or torch.promote_types(image_tokens.dtype, text_tokens.dtype)
     if world_size(group) == 1:
         if exchange not in EXCHANGES:
             raise unknown_exchange(exchange)
         tokens = image_tokens, text_tokens, text_lengths, image_mask, image_lengths
-        similarity = interact(*tokens, backend=backend, dtype=dtype, recompute=recompute)
+        similarity = interact(*tokens, backend=backend, maximum=maximum, dtype=dtype, recompute=recompute)
         return similarity, [similarity.i2t.shape[1]]
     own_call: Call | Exception
-    chosen, temperature = named(backend)
+    temperature, unit = softness(maximum)
     lengths: list[int] = []
     of_images: list[int] | None = None
     try:
         if exchange not in EXCHANGES:
             raise unknown_exchange(exchange)
-        image_tokens, text_tokens, lengths, of_images, _ = pack(
+        image_tokens, text_tokens, lengths, of_images, *_ = pack(
             image_tokens, text_tokens, text_lengths, image_mask, image_lengths
         )
-        choose_backend(image_tokens[:0].to(dtype), longest_of(lengths, of_images), chosen)
+        choose_backend(image_tokens[:0].to(dtype), longest_of(lengths, of_images), backend)
         own_call = describe(
             "distributed_late_interaction", image_tokens, text_tokens, len(lengths), exchange, dtype
         )._replace(images=len(of_images or image_tokens))
@@ -123,10 +125,10 @@ def score_ranks(
     calls, every = exchange_calls(own_call, image_tokens.device, group, lengths)
     layout = Layout(group, group_rank(group), [call.images for call in calls], [Lengths(n) for n in every])
     longest = longest_of(layout.all_lengths, of_images)
-    module = choose_backend(image_tokens[:0].to(dtype), longest, chosen)
+    module = choose_backend(image_tokens[:0].to(dtype), longest, backend)
     function = _Gathered if exchange == "gather" else _Ring
     recompute = recompute or not wants_gradient(image_tokens, text_tokens)  # no backward, so no maps
-    plan = Plan(module, dtype, recompute, layout.all_lengths, of_images, temperature)
+    plan = Plan(module, dtype, recompute, layout.all_lengths, of_images, temperature, unit)
     return Similarity(*function.apply(image_tokens, text_tokens, plan, layout)), layout.texts
 
 

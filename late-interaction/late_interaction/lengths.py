@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
@@ -21,19 +20,16 @@ class Lengths(list[int]):
 
     def __init__(self, numbers: Iterable[int]) -> None:
         super().__init__(numbers)
-        self._derived: dict[Any, Any] = {}
-
-    def derived(self, make: Callable[..., T], *how: Any) -> T:
-        """Return ``make(self, *how)``, computed once."""
-        if (make, *how) not in self._derived:
-            self._derived[make, *how] = make(self, *how)
-        value: T = self._derived[make, *how]
-        return value
+        self.kept: dict[Any, Any] = {}
 
 
 def derived(lengths: list[int], make: Callable[..., T], *how: Any) -> T:
     """Return ``make(lengths, *how)``; for :class:`Lengths` it is computed once and kept."""
-    return lengths.derived(make, *how) if isinstance(lengths, Lengths) else make(lengths, *how)
+    kept = lengths.kept if isinstance(lengths, Lengths) else {}
+    if (make, *how) not in kept:
+        kept[make, *how] = make(lengths, *how)
+    value: T = kept[make, *how]
+    return value
 
 
 class Order(NamedTuple):
@@ -44,6 +40,14 @@ class Order(NamedTuple):
     rows: Tensor  # [T] the caller's row of each packed token in that order
     lengths: list[int]  # ascending
     offsets: list[int]
+
+    def rows_of(self, items: slice) -> slice:
+        """Return where the tokens of neighbouring items are in that order."""
+        return slice(self.offsets[items.start], self.offsets[items.stop])
+
+    def block(self, items: slice) -> tuple[Tensor, Tensor]:
+        """Return the caller's index of neighbouring items [n], and the rows of their tokens [n, tokens of each]."""
+        return self.items[items], self.rows[self.rows_of(items)].view(items.stop - items.start, -1)
 
 
 def by_length(lengths: list[int], device: torch.device) -> Order:
@@ -78,35 +82,19 @@ def equal_runs(ascending: Iterable[int]) -> Iterator[tuple[int, int, int]]:
         start = end
 
 
-def tiles(
-    images: list[int], texts: list[int], device: torch.device, *, waste: float = 0.25
-) -> Iterator[tuple[slice, slice]]:
-    """Yield images and texts of each tile, from ascending numbers of tokens.
-
-    All texts of a tile are equally long. Its images may be padded to the longest of them, by ``waste`` of their tokens.
-    """
+def tiles(images: list[int], texts: list[int], device: torch.device) -> Iterator[tuple[slice, slice]]:
+    """Yield images and texts of each tile, from ascending numbers of tokens: those of a side are equally long."""
     # Roughly square tiles: as many text tokens at most, then as many images as fit with them.
     limit, widest = (_TILE_CPU, 512) if device.type == "cpu" else (_TILE_ACCELERATOR, 1 << 13)
-    blocks_of = functools.cache(functools.partial(_image_blocks, images, waste))
     for length, start, end in equal_runs(texts):
         most = max(1, min(widest, limit // max(images[-1], 1)) // length)
         for first in range(start, end, most):
             last = min(first + most, end)
-            for block in blocks_of(limit // (length * (last - first))):
-                yield block, slice(first, last)
-
-
-def _image_blocks(lengths: list[int], waste: float, rows: int) -> list[slice]:
-    """Return runs of images that take at most ``rows`` rows, padded to the longest, or of one that takes more."""
-    blocks, first, tokens = [], 0, 0
-    for last, length in enumerate(lengths):
-        count = last + 1 - first
-        full = count * max(length, 1) > rows
-        if last > first and (full or count * length > (1 + waste) * (tokens + length)):
-            blocks.append(slice(first, last))
-            first, tokens = last, 0
-        tokens += length
-    return [*blocks, slice(first, len(lengths))]
+            rows = limit // (length * (last - first))
+            for patches, begin, stop in equal_runs(images):
+                at_once = max(1, rows // max(patches, 1))
+                for image in range(begin, stop, at_once):
+                    yield slice(image, min(image + at_once, stop)), slice(first, last)
 
 
 def index_dtype(size: int) -> torch.dtype:

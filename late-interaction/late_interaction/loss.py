@@ -46,6 +46,7 @@ def contrastive_loss(
     ids: Tensor | None = None,
     all_ids: Tensor | None = None,
     label_smoothing: float = 0.0,
+    negatives: Tensor | None = None,
 ) -> ContrastiveOutput:
     """Compute the symmetric cross-entropy: soft-max of scale * i2t over texts, of scale * t2i over images.
 
@@ -57,6 +58,8 @@ def contrastive_loss(
                      1 / #positives. None: only an item's pair is positive
         all_ids      [N] int64, the ids of all ranks; None: ``ids`` (one process)
         label_smoothing  share of each target that goes to all N alike
+        negatives    [b, k], the s^I of each image with k texts of its own that do not describe it: k further columns
+                     of the images' soft-max, and of nothing else
 
     Everything from the scaled similarity on is float32 (float64 for float64 input). The mean runs over this
     rank's b rows: when every rank has the same b, the mean over ranks of this loss is the loss of one
@@ -74,17 +77,21 @@ def contrastive_loss(
     positives = None if ids is None else _positives(ids, ids if all_ids is None else all_ids, target, n)
     with torch.autocast(similarity.i2t.device.type, enabled=False):
         scale = logit_scale.to(wide).reshape(())
-        i2t_loss, i2t_accuracy = _one_direction(scale * similarity.i2t.to(wide), target, positives, label_smoothing)
+        of_images = similarity.i2t.to(wide)
+        if negatives is not None:
+            of_images = torch.cat([of_images, negatives.to(wide)], dim=1)
+        i2t_loss, i2t_accuracy = _one_direction(scale * of_images, target, positives, label_smoothing)
         t2i_loss, t2i_accuracy = _one_direction(scale * similarity.t2i.to(wide).T, target, positives, label_smoothing)
         return ContrastiveOutput((i2t_loss + t2i_loss) / 2, i2t_loss, t2i_loss, i2t_accuracy, t2i_accuracy)
 
 
 def _one_direction(logits: Tensor, target: Tensor, positives: Tensor | None, smoothing: float) -> tuple[Tensor, Tensor]:
-    """Return cross-entropy and accuracy of ``logits`` [b, N]; a hit is any positive ranked first."""
+    """Return cross-entropy and accuracy of ``logits`` [b, N and more]; a hit is any positive ranked first."""
     best = logits.detach().argmax(dim=1)
     if positives is None:
         loss = F.cross_entropy(logits, target, label_smoothing=smoothing)
         return loss, (best == target).to(logits.dtype).mean()
+    positives = F.pad(positives, (0, logits.shape[1] - positives.shape[1]))
     hits = positives.gather(1, best[:, None]).to(logits.dtype).mean()
     shares = positives.to(logits.dtype) / positives.sum(dim=1, keepdim=True)
     return F.cross_entropy(logits, shares, label_smoothing=smoothing), hits

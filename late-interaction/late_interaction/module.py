@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from late_interaction.backends import SmoothMaximum
 from late_interaction.collectives import Group, group_rank
 from late_interaction.distributed import Options, gather_ids, score_ranks
 from late_interaction.loss import ContrastiveOutput, contrastive_loss
+from late_interaction.pairs import late_interaction_pairs
 
 
 class LateInteractionLoss(nn.Module):
@@ -31,6 +34,7 @@ class LateInteractionLoss(nn.Module):
         exchange: str = "gather",
         transport_dtype: torch.dtype | None = None,
         backend: str = "auto",
+        maximum: SmoothMaximum | None = None,
         recompute: bool = False,
         normalize: bool = True,
     ) -> None:
@@ -39,7 +43,7 @@ class LateInteractionLoss(nn.Module):
             raise ValueError(f"0 < scale <= largest_scale must hold, got {scale} and {largest_scale}")
         self.log_scale = nn.Parameter(torch.tensor([math.log(scale)]))
         self.largest_scale, self.normalize = largest_scale, normalize
-        self.options = Options(group, exchange, transport_dtype, backend, recompute)
+        self.options = Options(group, exchange, transport_dtype, backend, maximum, recompute)
 
     def forward(
         self,
@@ -48,19 +52,36 @@ class LateInteractionLoss(nn.Module):
         text_lengths: Tensor,
         ids: Tensor | None = None,
         image_mask: Tensor | None = None,
+        negatives: Tensor | None = None,
+        negatives_mask: Tensor | None = None,
     ) -> ContrastiveOutput:
-        """Return the loss of this rank's ``image_tokens`` [b, n1, d] and packed ``text_tokens`` [T, d], lengths [b].
+        """Return the loss of this rank's tokens, which are as :func:`late_interaction` takes them.
 
-        ``image_mask`` [b, n1] as in :func:`late_interaction`. ``ids`` [b] int64: pairs
-        with an equal id, on whichever rank, count as positives of each other. Averaging the ranks' gradients, as DDP
-        does, gives those of the whole batch.
+        ``ids`` [b] int64: pairs with an equal id, on whichever rank, count as positives of each other. Averaging the
+        ranks' gradients, as DDP does, gives those of the whole batch. ``negatives`` [b, k, n2, d] are k texts for each
+        image that do not describe it, met by no other; ``negatives_mask`` [b, k, n2] is true where a token exists.
         """
         with torch.no_grad():
             self.log_scale.clamp_(max=math.log(self.largest_scale))
-        if self.normalize:
-            image_tokens, text_tokens = F.normalize(image_tokens, dim=-1), F.normalize(text_tokens, dim=-1)
+        text_mask = text_lengths if text_lengths.dtype == torch.bool else None
+        image_tokens, text_tokens = self._unit(image_tokens, image_mask), self._unit(text_tokens, text_mask)
         similarity, counts = score_ranks(image_tokens, text_tokens, text_lengths, self.options, image_mask)
         offset, all_ids = sum(counts[: group_rank(self.options.group)]), None
         if ids is not None:
             all_ids, _ = gather_ids(ids, group=self.options.group, counts=counts)
-        return contrastive_loss(similarity, self.log_scale.exp(), offset=offset, ids=ids, all_ids=all_ids)
+        of_negatives = None
+        if negatives is not None:
+            every = negatives.new_ones(negatives.shape[:-1], dtype=torch.bool)
+            mask = every if negatives_mask is None else negatives_mask
+            own = torch.arange(mask[..., 0].numel()).view(mask.shape[:2])
+            tokens = image_tokens, self._unit(negatives, mask).flatten(0, 1), mask.flatten(0, 1)
+            how: Any = {"image_mask": image_mask, "backend": self.options.backend, "maximum": self.options.maximum}
+            of_negatives = late_interaction_pairs(*tokens, own // own.shape[1], own, **how).i2t
+        scale = self.log_scale.exp()
+        return contrastive_loss(similarity, scale, offset=offset, ids=ids, all_ids=all_ids, negatives=of_negatives)
+
+    def _unit(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
+        if not self.normalize:
+            return tokens
+        # In a gradient 0 times what stands in the padding is not 0 for NaN.
+        return F.normalize(tokens if mask is None else torch.where(mask[..., None], tokens, 0), dim=-1)

@@ -49,22 +49,6 @@ def library_path() -> Path:
     return library
 
 
-def ready() -> bool:
-    """Return whether there is nothing to wait for: the library is built, or cannot be. Otherwise start to build it.
-
-    Another process builds it, which outlives this one.
-    """
-    try:
-        if _place().exists():
-            return True
-    except BuildError:
-        return True
-    command = [sys.executable, "-c", f"from {__name__} import library_path; library_path()"]
-    quiet = subprocess.DEVNULL
-    subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=quiet, start_new_session=True)
-    return False
-
-
 def _place() -> Path:
     """Return where the library is or will be. Raises BuildError without a compiler."""
     return PACKAGED if PACKAGED.exists() else cache_folder() / f"native-{_key(_compiler())}" / PACKAGED.name

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from late_interaction.backends import AnyBackend, Backend, choose_backend, named, run_backward, run_forward
+from late_interaction.backends import Backend, SmoothMaximum, choose_backend, run_backward, run_forward, softness
 from late_interaction.differentiation import first_derivative_only, refuse_second_derivative, refuse_transforms
 from late_interaction.packing import (
     Pair,
@@ -36,7 +36,8 @@ def late_interaction(
     *,
     image_lengths: Tensor | None = None,
     image_mask: Tensor | None = None,
-    backend: AnyBackend = "auto",
+    backend: str | Backend = "auto",
+    maximum: SmoothMaximum | None = None,
 ) -> Similarity:
     """Compute the token-wise similarity of every image with every text, differentiable (arXiv 2111.07783, eq. 3 to 5).
 
@@ -56,8 +57,8 @@ def late_interaction(
         image_mask    the padded form of it: [images, n1] boolean, true for the tokens that exist; the others are
                       ignored and cost nothing. None: all do
         backend       "auto" or a name of late_interaction.backends.BACKENDS; the environment variable
-                      LATE_INTERACTION_BACKEND overrides "auto". Or a similarity in place of the maximum, such as
-                      ``SmoothMaximum(0.05)``
+                      LATE_INTERACTION_BACKEND overrides "auto"
+        maximum       ``SmoothMaximum(0.05)`` for a smooth one of that temperature; None: the maximum itself
 
     Returns ``Similarity(i2t, t2i)``, each [images, texts], float32 (float64 for float64 tokens). 16-bit
     tokens are multiplied exactly and summed in float32, under autocast too.
@@ -66,7 +67,9 @@ def late_interaction(
     Raises ValueError for an empty batch, mismatching shapes, or a backend that is unknown or cannot run, and
     NotImplementedError inside torch.func transforms and torch.jit.trace.
     """
-    return interact(image_tokens, text_tokens, text_lengths, image_mask, image_lengths, backend=backend)
+    return interact(
+        image_tokens, text_tokens, text_lengths, image_mask, image_lengths, backend=backend, maximum=maximum
+    )
 
 
 def interact(
@@ -76,7 +79,8 @@ def interact(
     image_mask: Tensor | None = None,
     image_lengths: Tensor | None = None,
     *,
-    backend: AnyBackend = "auto",
+    backend: str | Backend = "auto",
+    maximum: SmoothMaximum | None = None,
     dtype: torch.dtype | None = None,
     recompute: bool = False,
 ) -> Similarity:
@@ -87,15 +91,15 @@ def interact(
     refuse_transforms("late_interaction", image_tokens, text_tokens)
     check_are_tensors(text_lengths, image_lengths)
     dtype = dtype or torch.promote_types(image_tokens.dtype, text_tokens.dtype)
-    chosen, temperature = named(backend)
+    temperature, unit = softness(maximum)
     # A GPU is waited for once, not in each pass.
     text_lengths, image_lengths = text_lengths.cpu(), None if image_lengths is None else image_lengths.cpu()
     needed = wants_gradient(image_tokens, text_tokens)
     tensors = image_tokens, text_tokens, text_lengths, image_mask, image_lengths
-    if isinstance(chosen, str):
-        return Similarity(*score(*tensors, chosen, temperature, dtype, needed and not recompute)[:2])
+    if isinstance(backend, str):
+        return Similarity(*score(*tensors, backend, temperature, dtype, needed and not recompute)[:2])
     tokens = pack(*tensors)
-    plan = Plan(chosen, dtype, recompute or not needed, tokens.lengths, tokens.image_lengths)
+    plan = Plan(backend, dtype, recompute or not needed, tokens.lengths, tokens.image_lengths, temperature, unit)
     return Similarity(*_OfPython.apply(tokens.image, tokens.text, plan))
 
 
@@ -113,11 +117,12 @@ class Plan(NamedTuple):
     lengths: list[int]  # those of the texts that the images meet
     image_lengths: list[int] | None
     temperature: float = 0.0
+    unit: bool = False
 
     def tokens(self, image_tokens: Tensor, text_tokens: Tensor) -> Tokens:
         """Return the tokens as they are multiplied."""
         sides = image_tokens.to(self.dtype), text_tokens.to(self.dtype)
-        return Tokens(*sides, self.lengths, self.image_lengths, self.temperature)
+        return Tokens(*sides, self.lengths, self.image_lengths, self.temperature, self.unit)
 
     def score(self, tokens: Tokens) -> tuple[Pair, Residuals]:
         """Return both similarities, and the backend's state for the backward."""

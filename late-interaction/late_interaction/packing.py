@@ -32,6 +32,7 @@ class Tokens(NamedTuple):
     lengths: list[int]  # one per text, all >= 1 with sum T
     image_lengths: list[int] | None = None  # one per image, all >= 1 with sum P; None: all have n1
     temperature: float = 0.0  # of the smooth maximum; 0: the maximum itself
+    unit: bool = False  # known to have unit length, up to rounding
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -1,19 +1,32 @@
-"""Compute similarities of chosen pairs instead of all: aligned pairs, given negatives, candidates of a first search."""
+"""Compute similarities of chosen pairs, not of all: a query's own documents, given negatives, hits of a first search.
+
+The native kernels take a list of pairs; other backends, and the smooth maximum, those of one image or text at a time.
+Kept for the gradient are the winners, n1 + n2 small integers a pair.
+"""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from late_interaction.backends import Backend, SmoothMaximum, choose_backend, softness
 from late_interaction.differentiation import first_derivative_only, refuse_transforms
-from late_interaction.lengths import by_length, equal_runs, index_dtype, offsets_of
-from late_interaction.operator import wants_gradient
-from late_interaction.packing import Similarity, accumulation_dtype, check_mask, check_tokens, full_precision
-
-_TILE_ELEMENTS = 1 << 22
+from late_interaction.lengths import Lengths
+from late_interaction.operator import as_input_gradients, wants_gradient
+from late_interaction.packing import (
+    Pair,
+    Residuals,
+    Similarity,
+    Tokens,
+    accumulation_dtype,
+    check_mask,
+    check_tokens,
+    text_mask,
+)
 
 
 def late_interaction_pairs(
@@ -24,6 +37,8 @@ def late_interaction_pairs(
     texts: Tensor,
     *,
     image_mask: Tensor | None = None,
+    backend: str | Backend = "auto",
+    maximum: SmoothMaximum | None = None,
 ) -> Similarity:
     """Compute :func:`late_interaction` of image ``images[p]`` with text ``texts[p]`` for every place p.
 
@@ -33,122 +48,158 @@ def late_interaction_pairs(
         k candidates of each image   images = torch.arange(b)[:, None].expand(-1, k), texts [b, k]
         k candidates of each text    texts = torch.arange(t)[:, None].expand(-1, k), images [t, k]
 
-    The other arguments and the errors are late_interaction's. Pairs of one length are multiplied together, in
-    PyTorch, one block at a time; for the gradient the winners are kept, n1 + n2 small integers a pair.
-    If most pairs are wanted, late_interaction is faster.
+    The other arguments and the errors are late_interaction's; padded tokens are read where they are, not copied. Only
+    these pairs are multiplied. If most pairs are wanted, late_interaction is faster.
     """
-    lengths, _ = check_tokens(image_tokens, text_tokens, text_lengths)
+    refuse_transforms("late_interaction_pairs", image_tokens, text_tokens)
+    padded = text_tokens.dim() == 3
     if image_mask is not None:
         check_mask(image_tokens, image_mask)
-        # They are replaced, since 0 times NaN is NaN in the gradient.
-        image_tokens = torch.where(image_mask[..., None], image_tokens, torch.zeros_like(image_tokens))
-    _check_indices(image_tokens, lengths, images, texts)
-    refuse_transforms("late_interaction_pairs")
-    chosen = _Chosen(images, texts, lengths, image_mask)
-    if not wants_gradient(image_tokens, text_tokens):
-        i2t, t2i, _ = _score(image_tokens, text_tokens, chosen, save=False)
-        return Similarity(i2t, t2i)
-    return Similarity(*_Pairs.apply(image_tokens, text_tokens, chosen))
+    mask = text_mask(text_tokens, text_lengths) if padded else None
+    rows = text_tokens.flatten(0, 1) if padded else text_tokens
+    check_tokens(image_tokens, rows, torch.tensor([len(rows)]) if padded else text_lengths)
+    of_texts = rows_of(text_tokens, mask) if padded else (rows, bounds_of(text_lengths.cpu()))
+    _check_indices(len(image_tokens), len(text_lengths), images, texts)
+    return score_pairs(rows_of(image_tokens, image_mask), of_texts, images, texts, backend, maximum)
 
 
-class _Chosen(NamedTuple):
-    """The pairs, and the borders of each item's tokens."""
-
-    images: Tensor
-    texts: Tensor  # the same shape
-    lengths: list[int]  # those of all texts
-    mask: Tensor | None
-
-    def blocks(self, n1: int, device: torch.device) -> Iterator[_Block]:
-        """Yield blocks of pairs with equally long texts."""
-        starts = torch.tensor(offsets_of(self.lengths)[:-1])
-        images, texts = self.images.flatten().cpu(), self.texts.flatten().cpu()
-        order = by_length(torch.tensor(self.lengths)[texts].tolist(), texts.device)
-        for length, start, end in equal_runs(order.lengths):
-            for places in order.items[start:end].split(max(1, _TILE_ELEMENTS // (n1 * length))):
-                rows = starts[texts[places]][:, None] + torch.arange(length)
-                yield _Block(*(part.to(device) for part in (places, images[places], rows)))
+Rows = tuple[Tensor, Tensor]  # tokens [rows, d], and the first row of each item and the one after its last [items, 2]
 
 
-class _Block(NamedTuple):
-    places: Tensor  # [pairs] where their results belong
-    images: Tensor  # [pairs]
-    rows: Tensor  # [pairs, n2] of the packed text tokens
+def score_pairs(
+    of_images: Rows, of_texts: Rows, images: Tensor, texts: Tensor, backend: str | Backend = "auto", maximum: Any = None
+) -> Similarity:
+    """Compute :func:`late_interaction_pairs` of what was checked."""
+    (image, image_rows), (text, text_rows) = of_images, of_texts
+    dtype, needed = torch.promote_types(image.dtype, text.dtype), wants_gradient(image, text)
+    pairs = images.flatten().cpu(), texts.flatten().cpu()
+    n1, n2 = (rows.diff()[of, 0] for rows, of in zip((image_rows, text_rows), pairs, strict=True))
+    longest = max(int(n1.max()), int(n2.max()))
+    module = choose_backend(image[:0].to(dtype), longest, backend, None if needed else int(n1 @ n2) * image.shape[1])
+    chosen = Chosen(dtype, image_rows, text_rows, *pairs, n1, n2, longest, needed, softness(maximum)[0])
+    i2t, t2i = _Pairs.apply(image, text, chosen, module)
+    return Similarity(i2t.view(images.shape), t2i.view(images.shape))
+
+
+def rows_of(padded: Tensor, mask: Tensor | None) -> Rows:
+    """Return the rows of ``padded`` [items, n, d] where they are; those of a mask with holes are copied."""
+    items, longest = padded.shape[:2]
+    start = torch.arange(items) * longest
+    if mask is None:
+        return padded.flatten(0, 1), torch.stack([start, start + longest], 1)
+    of_items = mask.cpu().to(torch.uint8)
+    counts = of_items.sum(dim=1)
+    first, last = of_items.argmax(dim=1), longest - of_items.flip(1).argmax(dim=1)
+    if torch.equal(last - first, counts):
+        return padded.flatten(0, 1), torch.stack([start + first, start + last], 1)
+    return padded[mask], bounds_of(counts)
+
+
+def bounds_of(lengths: Tensor) -> Tensor:
+    """Return the first and the last row [items, 2] of items that follow one another."""
+    ends = lengths.cumsum(0)
+    return torch.stack([ends - lengths, ends], 1)
+
+
+class Chosen(NamedTuple):
+    """The pairs, and where their tokens are; all on the CPU."""
+
+    dtype: torch.dtype  # in which tokens are multiplied
+    image_rows: Tensor  # [images, 2] int64: the first row of each and the one after its last
+    text_rows: Tensor  # [texts, 2]
+    images: Tensor  # [pairs] int64
+    texts: Tensor  # [pairs]
+    n1: Tensor  # [pairs] tokens of its image
+    n2: Tensor  # [pairs] tokens of its text
+    longest: int  # of them
+    save: bool  # winners for the backward
+    temperature: float  # of the smooth maximum
+
+    def groups(self, image: Tensor, text: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor, Tokens]]:
+        """Yield the places of the pairs of one image, or of one text, the rows of both sides, and their tokens."""
+        by_image = len(self.images.unique()) <= len(self.texts.unique())
+        item, order = (self.images if by_image else self.texts).sort(stable=True)
+        for places in order.split(item.unique_consecutive(return_counts=True)[1].tolist()):
+            images, texts = (places[:1], places) if by_image else (places, places[:1])
+            rows = [
+                torch.cat([torch.arange(*bounds) for bounds in of[chosen].tolist()]).to(image.device)
+                for of, chosen in ((self.image_rows, self.images[images]), (self.text_rows, self.texts[texts]))
+            ]
+            lengths = Lengths(self.n2[texts].tolist()), Lengths(self.n1[images].tolist())
+            yield (
+                places.to(image.device),
+                rows[0],
+                rows[1],
+                Tokens(image[rows[0]], text[rows[1]], *lengths, self.temperature),
+            )
 
 
 class _Pairs(torch.autograd.Function):
-    """Function that keeps the winners, n1 + n2 numbers a pair, and multiplies block by block in either pass."""
+    """Function that keeps the winners alone."""
 
     @staticmethod
-    def forward(ctx: Any, image_tokens: Tensor, text_tokens: Tensor, chosen: _Chosen) -> tuple[Tensor, Tensor]:
-        i2t, t2i, winners = _score(image_tokens, text_tokens, chosen, save=True)
-        ctx.save_for_backward(image_tokens, text_tokens, *winners)
-        ctx.chosen = chosen
-        return i2t, t2i
+    def forward(ctx: Any, image: Tensor, text: Tensor, chosen: Chosen, module: Any) -> Pair:
+        ctx.chosen, ctx.module = chosen, module
+        ctx.native = hasattr(module, "pairs_forward") and not chosen.temperature
+        forward = module.pairs_forward if ctx.native else functools.partial(_forward, module)
+        with torch.autocast(image.device.type, enabled=False):
+            scores, winners = forward(image.to(chosen.dtype), text.to(chosen.dtype), chosen)
+        ctx.save_for_backward(image, text, *winners)
+        return scores
 
     @staticmethod
     @first_derivative_only
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         image, text, *winners = ctx.saved_tensors
         chosen, needs = ctx.chosen, ctx.needs_input_grad[:2]
-        gradients = [
-            torch.zeros_like(side, dtype=grads[0].dtype) if need else None
+        backward = ctx.module.pairs_backward if ctx.native else functools.partial(_backward, ctx.module)
+        of_image, of_text = (
+            torch.empty_like(side, dtype=accumulation_dtype(chosen.dtype)) if need else side.new_empty(0)
             for side, need in zip((image, text), needs, strict=True)
-        ]
-        of_i2t, of_t2i = (grad.flatten() for grad in grads)
-        counts = None if chosen.mask is None else chosen.mask.sum(dim=1)
-        saved = iter(winners)
-        with torch.autocast(image.device.type, enabled=False), full_precision(image.device):
-            for places, mask, rows in chosen.blocks(image.shape[1], image.device):
-                to_text, to_image = next(saved).long(), next(saved).long()  # [pairs, n1] and [pairs, n2]
-                by_image = of_i2t[places] / (image.shape[1] if counts is None else counts[mask])
-                by_token = by_image[:, None].expand_as(to_text)
-                if chosen.mask is not None:
-                    by_token = torch.where(chosen.mask[mask], by_token, 0)
-                by_word = (of_t2i[places] / rows.shape[1])[:, None].expand_as(to_image)
-                weights = by_token.new_zeros(*to_text.shape, rows.shape[1])
-                weights.scatter_(2, to_text[..., None], by_token[..., None])
-                weights.scatter_add_(1, to_image[:, None], by_word[:, None])
-                if gradients[0] is not None:
-                    gradients[0].index_add_(0, mask, weights @ text[rows].to(weights.dtype))
-                if gradients[1] is not None:
-                    of_rows = weights.mT @ image[mask].to(weights.dtype)
-                    gradients[1].index_add_(0, rows.flatten(), of_rows.flatten(0, 1))
-        return *(g if g is None else g.to(t.dtype) for g, t in zip(gradients, (image, text), strict=True)), None
+        )
+        gradients = of_image, of_text
+        with torch.autocast(image.device.type, enabled=False):
+            backward(
+                image.to(chosen.dtype), text.to(chosen.dtype), chosen, (grads[0], grads[1]), tuple(winners), gradients
+            )
+        return *as_input_gradients(gradients, needs, (image, text)), None, None
 
 
-def _score(
-    image_tokens: Tensor, text_tokens: Tensor, chosen: _Chosen, save: bool
-) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """Return both similarities and, with ``save``, two tensors of winners for each block."""
-    device, wide = image_tokens.device, accumulation_dtype(image_tokens.dtype)
-    i2t, t2i = (torch.empty(chosen.images.numel(), dtype=wide, device=device) for _ in range(2))
-    winners: list[Tensor] = []
-    with torch.no_grad(), torch.autocast(device.type, enabled=False), full_precision(device):
-        for places, own, rows in chosen.blocks(image_tokens.shape[1], device):
-            similarity = image_tokens[own].to(wide) @ text_tokens[rows].to(wide).mT  # [pairs, n1, n2]
-            of_images, to_text = similarity.max(dim=2)
-            if chosen.mask is None:
-                i2t[places] = of_images.mean(dim=1)
-            else:
-                mask = chosen.mask[own]
-                i2t[places] = torch.where(mask, of_images, 0).sum(dim=1) / mask.sum(dim=1)
-                similarity = torch.where(mask[:, :, None], similarity, -torch.inf)
-            of_texts, to_image = similarity.max(dim=1)
-            t2i[places] = of_texts.mean(dim=1)
-            if save:
-                winners += [to_text.to(index_dtype(rows.shape[1])), to_image.to(index_dtype(image_tokens.shape[1]))]
-    shape = chosen.images.shape
-    return i2t.view(shape), t2i.view(shape), winners
+def _forward(module: Backend, image: Tensor, text: Tensor, chosen: Chosen) -> tuple[Pair, Residuals]:
+    """Return both similarities [pairs] by a backend without an own way to pairs: one image (or text) at a time."""
+    i2t, t2i = (image.new_empty(len(chosen.images), dtype=accumulation_dtype(chosen.dtype)) for _ in "it")
+    kept: list[Tensor] = []
+    for places, _, _, tokens in chosen.groups(image, text):
+        scores, residuals = module.forward(tokens, chosen.save)
+        i2t[places], t2i[places] = (score.flatten() for score in scores)
+        kept += residuals
+    return (i2t, t2i), tuple(kept)
 
 
-def _check_indices(image_tokens: Tensor, lengths: list[int], images: Tensor, texts: Tensor) -> None:
+def _backward(
+    module: Backend, image: Tensor, text: Tensor, chosen: Chosen, grads: Pair, kept: Residuals, gradients: Pair
+) -> None:
+    """Fill the ``gradients`` of both sides' rows, but for those that are empty."""
+    needs = bool(gradients[0].numel()), bool(gradients[1].numel())
+    groups = list(chosen.groups(image, text))
+    each = len(kept) // len(groups)
+    for gradient in gradients:
+        gradient.zero_()
+    for n, (places, *rows, tokens) in enumerate(groups):
+        upstream = grads[0][places].view(tokens.shape), grads[1][places].view(tokens.shape)
+        of_group = module.backward(tokens, upstream, kept[n * each : (n + 1) * each], needs)
+        for gradient, own, of_rows in zip(gradients, rows, of_group, strict=True):
+            if gradient.numel():
+                gradient.index_add_(0, own, of_rows)
+
+
+def _check_indices(image_count: int, text_count: int, images: Tensor, texts: Tensor) -> None:
     if images.shape != texts.shape or images.numel() == 0:
         raise ValueError(
             f"images and texts must have one shape with at least one pair, "
             f"got {list(images.shape)} and {list(texts.shape)}"
         )
-    for name, indices, count in (("images", images, len(image_tokens)), ("texts", texts, len(lengths))):
+    for name, indices, count in (("images", images, image_count), ("texts", texts, text_count)):
         low, high = int(indices.min()), int(indices.max())
         if low < 0 or high >= count:
             raise ValueError(f"{name} holds indices from {low} to {high}, but there are {count} {name}")

@@ -52,7 +52,7 @@ def late_interaction(
 def forward(tokens: Tokens, save_for_backward: bool = True) -> tuple[Pair, Residuals]:
     """Compute as any backend does; keep nothing, since ``backward`` starts again."""
     with torch.no_grad():
-        return late_interaction(*tokens), ()
+        return late_interaction(*tokens[:5]), ()
 
 
 def backward(tokens: Tokens, grads: Pair, residuals: Residuals, needs: tuple[bool, bool] = (True, True)) -> Pair:
@@ -60,6 +60,6 @@ def backward(tokens: Tokens, grads: Pair, residuals: Residuals, needs: tuple[boo
     wide = accumulation_dtype(tokens.image.dtype)
     sides = [side.detach().to(wide) for side in (tokens.image, tokens.text)]
     # Autograd records nothing inside an operator; vjp differentiates all the same.
-    gradients = torch.func.vjp(lambda image, text: late_interaction(image, text, *tokens[2:]), *sides)[1](tuple(grads))
+    gradients = torch.func.vjp(lambda image, text: late_interaction(image, text, *tokens[2:5]), *sides)[1](tuple(grads))
     none = sides[0].new_empty(0)
     return gradients[0] if needs[0] else none, gradients[1] if needs[1] else none

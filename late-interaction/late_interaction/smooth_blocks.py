@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,9 +29,9 @@ def forward(tokens: Tokens) -> tuple[Pair, Residuals]:
         return temperature * (total - math.log(similarity.shape[dim]))
 
     with torch.no_grad():
-        for of_images, of_texts in _blocks(tokens):
-            block = of_images.items[:, None], of_texts.items
-            images, texts = image[of_images.rows].to(wide), text[of_texts.rows].to(wide)
+        for (items, rows), (text_items, text_rows) in _blocks(tokens):
+            block = items[:, None], text_items
+            images, texts = image[rows].to(wide), text[text_rows].to(wide)
             similarity = images.flatten(0, 1) @ texts.flatten(0, 1).T
             similarity = similarity.view(*images.shape[:2], *texts.shape[:2])
             i2t[block], t2i[block] = maximum(similarity, 3).mean(dim=1), maximum(similarity, 1).mean(dim=2)
@@ -47,34 +46,24 @@ def backward(tokens: Tokens, grads: Pair, needs: tuple[bool, bool] = (True, True
         torch.zeros_like(side, dtype=wide) if need else side.new_empty(0, dtype=wide)
         for side, need in zip(sides, needs, strict=True)
     ]
-    for blocks in _blocks(tokens):
-        parts = [side[block.rows].detach().to(wide) for side, block in zip(sides, blocks, strict=True)]
+    for (items, rows), (text_items, text_rows) in _blocks(tokens):
+        parts = [side[of].detach().to(wide) for side, of in zip(sides, (rows, text_rows), strict=True)]
         image, text = (part.flatten(0, 1) for part in parts)
         powers = (image @ text.T / tokens.temperature).view(*parts[0].shape[:2], *parts[1].shape[:2])
         of_i2t, of_t2i = (
-            grad[blocks[0].items[:, None], blocks[1].items].to(wide)[:, None, :, None] / powers.shape[n]
+            grad[items[:, None], text_items].to(wide)[:, None, :, None] / powers.shape[n]
             for grad, n in zip(grads, (1, 3), strict=True)
         )
         weights = (of_i2t * powers.softmax(dim=3) + of_t2i * powers.softmax(dim=1)).view(len(image), len(text))
         products = (weights @ text, weights.T @ image)
-        for gradient, block, need, product in zip(gradients, blocks, needs, products, strict=True):
+        for gradient, of, need, product in zip(gradients, (rows, text_rows), needs, products, strict=True):
             if need:
-                gradient.index_add_(0, block.rows.flatten(), product)
+                gradient.index_add_(0, of.flatten(), product)
     return gradients[0].view(tokens.image.shape if needs[0] else (0,)), gradients[1]
 
 
-class _Block(NamedTuple):
-    items: Tensor  # [items] indices
-    rows: Tensor  # [items, tokens] of each among the packed tokens
-
-
-def _blocks(tokens: Tokens) -> Iterator[tuple[_Block, _Block]]:
+def _blocks(tokens: Tokens) -> Iterator[tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]]:
     """Yield the images and the texts of each block: those of a side are equally long."""
-    device = tokens.image.device
-    orders = [by_length(lengths, device) for lengths in (tokens.patches, tokens.lengths)]
-    for block in tiles(orders[0].lengths, orders[1].lengths, device, waste=0):
-        sides = []
-        for order, items in zip(orders, block, strict=True):
-            rows = order.rows[order.offsets[items.start] : order.offsets[items.stop]]
-            sides.append(_Block(order.items[items], rows.view(items.stop - items.start, -1)))
-        yield sides[0], sides[1]
+    of_images, of_texts = (by_length(lengths, tokens.image.device) for lengths in (tokens.patches, tokens.lengths))
+    for images, texts in tiles(of_images.lengths, of_texts.lengths, tokens.image.device):
+        yield of_images.block(images), of_texts.block(texts)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -67,7 +67,13 @@ def choose_tokens(
     minimum: int = 1,
     generator: torch.Generator | None = None,
 ) -> TokenChoice:
-    """Return the tokens that :func:`select_tokens` returns, as indices; arguments and errors as there."""
+    """Choose the fraction ``keep_ratio`` of each image's and each text's tokens with the highest scores.
+
+    For the scores see token_scores; shapes are as in late_interaction. Of n valid tokens max(``minimum``,
+    ceil(keep_ratio * n)) stay (or all n, if there are fewer), in their order; among equal scores the lower index wins.
+    Call it before tokens are sent to other ranks. The selection is not differentiated. Raises ValueError for a
+    keep_ratio outside (0, 1], a minimum below 1 or an unknown score.
+    """
     if not 0 < keep_ratio <= 1:
         raise ValueError(f"keep_ratio must be in (0, 1], got {keep_ratio}")
     if minimum < 1:
@@ -90,28 +96,12 @@ def best_of_each(
 
 
 def select_tokens(
-    image_tokens: Tensor,
-    text_tokens: Tensor,
-    text_lengths: Tensor,
-    keep_ratio: float,
-    *,
-    score: str = "maximum",
-    minimum: int = 1,
-    generator: torch.Generator | None = None,
+    image_tokens: Tensor, text_tokens: Tensor, text_lengths: Tensor, keep_ratio: float, **options: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Keep the fraction ``keep_ratio`` of each image's and each text's tokens with the highest scores.
-
-    For the scores see token_scores; shapes are as in late_interaction. Of n valid tokens max(``minimum``,
-    ceil(keep_ratio * n)) stay (or all n, if there are fewer), in their order; among equal scores the lower index wins.
-    Call it before tokens are sent to other ranks. Gradients flow to the selected tokens; the selection is not
-    differentiated. ``keep_ratio=1`` returns the arguments. Raises ValueError for a keep_ratio outside (0, 1], a minimum
-    below 1 or an unknown score.
-    """
+    """Return the tokens that :func:`choose_tokens` chooses, with gradients; ``keep_ratio=1`` returns the arguments."""
     if keep_ratio == 1:
         return image_tokens, text_tokens, text_lengths
-    choice = choose_tokens(
-        image_tokens, text_tokens, text_lengths, keep_ratio, score=score, minimum=minimum, generator=generator
-    )
+    choice = choose_tokens(image_tokens, text_tokens, text_lengths, keep_ratio, **options)
     return take_tokens(image_tokens, text_tokens, choice)
 
 
@@ -122,7 +112,7 @@ def take_tokens(image_tokens: Tensor, text_tokens: Tensor, choice: TokenChoice) 
 
 
 def kept_count(tokens: int, keep_ratio: float, minimum: int) -> int:
-    """Return how many of an item's ``tokens`` stay, see :func:`select_tokens`."""
+    """Return how many of an item's ``tokens`` stay, see :func:`choose_tokens`."""
     # 1e-9: 0.07 * 100 is 7.000000000000001 in binary, and must not be rounded up to 8.
     return min(tokens, max(minimum, math.ceil(keep_ratio * tokens - 1e-9)))
 

@@ -1,24 +1,21 @@
 """Run Triton kernels on GPUs: one product tile feeds both maxima; the backward multiplies the winners' weights.
 
-Status: written for fp16, bf16 and float32 on NVIDIA compute capability 8.0 and newer. Tests compare every value in
-Triton's interpreter on a CPU (``TRITON_INTERPRET=1``) and look at the machine code for 8.0 and 9.0
-(tests/interaction/test_triton.py); no GPU has run them. Triton dropped Volta's tensor cores after 3.1, so on V100
-"auto" takes the tiled backend. float64 is not supported.
+Status: written for fp16, bf16 and float32 on NVIDIA compute capability 8.0 and newer, and 16 bits on AMD's MI300. Tests
+compare every value in Triton's interpreter on a CPU (``TRITON_INTERPRET=1``) and compile the kernels for 8.0, 9.0, 10.0
+and gfx942 (tests/interaction/test_triton.py); no GPU has run them. Triton dropped Volta's tensor cores after 3.1, so on
+V100 "auto" takes the tiled backend. float64 is not supported.
 
 Layout. Captions are put in order of length and cut into groups of 64. A tile is *one position* of the 64 captions of a
 group: 64 rows of text tokens, captions that end before the group's longest repeating their last token, which
 cannot change a maximum. So captions of any length are scored by one kernel with almost no padding, and the maximum over
 the tokens of a caption is a running maximum over tiles, element by element, that never crosses a thread. The texts are
 copied in the order of the tiles, so that a tile is read from one address. An image occupies 16, 32, 64 or 128 rows of a
-block, or is cut into several of these: 80 tokens take 64 and 16 rows, 196 take 128, 64 and 16. A launch takes the
-blocks of one size of all images; those of the forward hand the maximum over an image's rows so far on, in 4 bytes for
-each image and text token.
+block, or is cut into several of these: 80 tokens take 64 and 16 rows. A launch takes the blocks of one size of all
+images; those of the forward hand the maximum over an image's rows so far on.
 
 Backward. From the arg-max maps a tile of the similarity's gradient is rebuilt in registers (two one-hot matrices times
-their weights) and multiplied with the tokens of the other side. Adding the winners' rows instead, as on the CPU, is a
-thirteenth of the arithmetic, but outside the tensor cores, and has to read a row for each addition: no faster
-(docs/interaction_how.md has the estimate). Tiles whose weights are all negligible are left out. No atomics: each
-program owns its output, and the result has the same bits each time.
+their weights) and multiplied with the tokens of the other side. Adding the winners' rows instead, as on the CPU, is
+no faster (docs/interaction_how.md). Tiles of negligible weights are left out. No atomics: the same bits each time.
 """
 
 from __future__ import annotations
@@ -42,32 +39,28 @@ def unavailable_reason(image_tokens: Tensor, longest: int) -> str:
 def launch_options(dtype: torch.dtype, d: int, capability: int) -> Options:
     """Return block sizes, warps and pipeline stages of the three kernels.
 
-    They are for a GPU of compute ``capability`` (90 = 9.0).
-
-    They are the largest that neither spill registers nor ask for more shared memory than there is; two blocks of the
-    forward share a processor.
+    They are for a GPU of compute ``capability`` (90 = 9.0; 0 = AMD's): the largest that neither spill registers nor ask
+    for more shared memory than there is; two blocks of the forward share a processor.
     """
     wide, features = dtype == torch.float32, power_of_two(d)
-    # Data-centre cards from Hopper on multiply from shared memory, where the image tokens stay; others would need them
-    # in registers, which do not hold them. And 12.0 has the shared memory of 8.6, 99 KB.
+    # Data-centre cards from Hopper on multiply from shared memory, where the image tokens stay. 12.0 has that of 8.6.
     large = 90 <= capability < 120
     resident = large and not wide and features <= 256
     forward = {
         "BLOCK_K": features if resident else min(features, 32 if wide else 64),
         "RESIDENT": resident,
-        # Two blocks share a processor and each hides the other's waits. Four warps read less from shared memory for
-        # the same product, but they have the registers only where the image tokens stay there.
+        # Four warps read less from shared memory, but have the registers only where the image tokens stay there.
         "num_warps": 4 if resident else 8,
         "num_stages": 1 if resident else 3,
     }
-    if not (wide or resident):
+    if not (wide or resident) and capability:  # not an option of AMD's compiler
         forward["maxnreg"] = 128
     block_d = min(features, 256 if resident else 32 if wide and not large else 128)
     backward = {"BLOCK_D": block_d, "num_warps": 8, "num_stages": 2}
     return {
         "forward": {"ROWS": 128, **forward},
         "image": {"ROWS": 128, **backward},
-        "text": {"ROWS": 64 if wide else 128, **backward},
+        "text": {"ROWS": 64 if wide or not capability else 128, **backward},
     }
 
 

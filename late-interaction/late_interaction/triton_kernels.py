@@ -14,7 +14,9 @@ _VARYING = ["n_blocks", "n_images", "n_texts", "n_groups", "n_rows", "n_text_row
 def _dot(x, y, total, WIDEN: tl.constexpr):
     if WIDEN:
         x, y = x.to(tl.float32), y.to(tl.float32)
-    return tl.dot(x, y, total, input_precision="tf32x3")  # for float32: three products of tensor cores
+    if x.dtype == tl.float32:
+        return tl.dot(x, y, total, input_precision="tf32x3")  # three products of tensor cores
+    return tl.dot(x, y, total)
 
 
 @triton.jit

@@ -202,6 +202,9 @@ def _splits(programs: int, steps: int) -> int:
 
 
 def capability_of(device: torch.device) -> int:
+    """Return 90 for compute capability 9.0; 0 for a card of AMD's, whose blocks have 64 KB of shared memory."""
+    if torch.version.hip:
+        return 0
     if device.type != "cuda":  # the interpreter
         return 90
     major, minor = torch.cuda.get_device_capability(device)

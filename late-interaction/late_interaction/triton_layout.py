@@ -1,8 +1,6 @@
 """Lay out the operands of the Triton kernels: captions in groups of 64, and weights that 16 bits can hold.
 
-A tile of the kernels is *one position* of the 64 captions of a group: 64 rows of text tokens. Captions are put in order
-of length first, so that a group's are about equally long; one that ends before the longest repeats its last
-token, which cannot change a maximum. Nothing here needs Triton.
+Why they lie so is in triton_backend.py. Nothing here needs Triton.
 """
 
 from __future__ import annotations

@@ -1,13 +1,11 @@
 """Run the Triton kernels of the smooth maximum ``t log(mean exp(s / t))``: one exponential serves both directions.
 
 Status: as :mod:`late_interaction.triton_backend`, whose layout this has; no GPU has run them.
-
 With E = exp(S / t), row sums R over a caption's tokens and column sums C over an image's, both similarities are means
 of logarithms, and the gradient of the similarity of a pair of tokens is E (gI / (n1 R) + gT / (n2 C)). The tile is
 multiplied again in the backward, as FlashAttention does: five products in place of the maximum's three, for 16-bit
-tokens of up to 256 features (float32 ones take one more on each side for every further 64 features). R and C are kept
-in float32, four bytes where the maximum keeps one for each winner. 16-bit tokens meet weights in 16 bits, scaled as the
-maximum's. Exponentials are not shifted: |x| |y| / t may be 75 at most (unit tokens: t above 0.0134).
+tokens of up to 256 features. R and C are kept in float32, four bytes where the maximum keeps one for each winner.
+Exponentials are not shifted: |x| |y| / t may be 75 at most (unit tokens: t above 0.0134).
 """
 
 from __future__ import annotations
@@ -31,7 +29,9 @@ RANGE = 75.0  # the largest |x| |y| / t whose exponentials, and sums of thousand
 
 
 def beyond_range(tokens: Tokens) -> bool:
-    """Return whether exponentials may exceed float32. It waits for a GPU to compute norms."""
+    """Return whether exponentials may exceed float32. It waits for a GPU to compute norms, unless they are 1."""
+    if tokens.unit:
+        return tokens.temperature * RANGE < 1.002  # after rounding to bfloat16
     return not _longest(tokens.image) * _longest(tokens.text) <= RANGE * tokens.temperature
 
 

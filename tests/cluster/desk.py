@@ -247,7 +247,7 @@ def make_study(name: str, nodes: int = 2) -> dict:
             "resources": {"runtime": 60, "mem_mb": 4000, "slurm_extra": "--exclusive"},
         },
         "train": {
-            "experiment": "demo",
+            "experiment": "demo_from_scratch",
             "overrides": [
                 *("model=tiny", "backend=tiled", "global_batch=32", "data.workers=1", f"max_steps={STEPS}"),
                 *("optimizer.warmup_steps=4", "log_every=1"),

@@ -135,9 +135,10 @@ class OneHostSlurm:
         for process in psutil.process_iter(["environ"]):
             if (process.info["environ"] or {}).get("SLURMD_NODENAME") == f"node{node}":
                 result.add(process)
-                parent = process.parent()
-                if parent is not None and parent.name() == "slurmstepd":  # which hides its environment
-                    result.add(parent)
+                with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended
+                    parent = process.parent()
+                    if parent is not None and parent.name() == "slurmstepd":  # which hides its environment
+                        result.add(parent)
         for act in (psutil.Process.suspend, psutil.Process.kill):
             for process in result:
                 with contextlib.suppress(psutil.NoSuchProcess):

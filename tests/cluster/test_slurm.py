@@ -33,7 +33,7 @@ def test_no_daemon_outlives_the_process_that_started_it(tmp_path: Path) -> None:
 
 
 def daemons() -> list[str]:
-    return [name for process in psutil.process_iter() if (name := process.name()) in DAEMONS]
+    return [name for process in psutil.process_iter(["name"]) if (name := process.info["name"]) in DAEMONS]
 
 
 # ---- a study: Snakemake's own plugin, sbatch and srun, nodes, signals, kills, daemons that die -------

@@ -14,13 +14,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from filip.data.fetching.image_rules import CheckedResizer
-from filip.data.fetching.workers import ShardDownloader
 from tests.data import hostile
 
 
-def write_list(path: Path, urls: Sequence[str | None], **columns: Sequence[Any]) -> Path:
+def write_list(path: Path, urls: Sequence[str | None], per_shard: int | None = None, **columns: Sequence[Any]) -> Path:
+    """Write a list of URLs; per_shard: with a row group for each shard, as a pass has it."""
     captions = [f"caption {i}" for i in range(len(urls))]
-    pq.write_table(pa.table({"url": urls, "caption": captions, **columns}), path)
+    pq.write_table(pa.table({"url": urls, "caption": captions, **columns}), path, per_shard)
     return path
 
 
@@ -51,13 +51,3 @@ class DeadlyResizer(CheckedResizer):
         if img_stream.getvalue() in (hostile.GOOD["jpeg"](), hostile.GOOD["webp"]()):
             os._exit(9)
         return super().__call__(img_stream)
-
-
-POISON = 1
-
-
-class Poisoned(ShardDownloader):
-    def download_shard(self, part: tuple[int, str]) -> None:
-        if part[0] == POISON:
-            os._exit(9)
-        super().download_shard(part)

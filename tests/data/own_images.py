@@ -7,15 +7,11 @@ import io
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import webdataset as wds
 from PIL import Image
-
-if TYPE_CHECKING:
-    import datasets
 
 # Names as people give them: `%25` is four characters here, not a percent sign.
 CAPTIONS = {
@@ -62,36 +58,6 @@ def parquet_bytes(root: Path) -> str:
     rows = {"jpg": [picture(name) for name in CAPTIONS], "caption": list(CAPTIONS.values())}
     root.mkdir(parents=True)
     pq.write_table(pa.table(rows), root / "part-0.parquet", row_group_size=2)
-    return str(root)
-
-
-def _hugging_face(root: Path) -> datasets.Dataset:
-    import datasets
-
-    images = write_images(root.with_name("for_datasets"))
-    features = datasets.Features({"image": datasets.Image(), "caption": datasets.List(datasets.Value("string"))})
-    rows = {"image": [str(images / name) for name in CAPTIONS], "caption": list(CAPTIONS.values())}
-    return datasets.Dataset.from_dict(rows, features=features)
-
-
-def saved_to_disk(root: Path) -> str:
-    import datasets
-
-    made = datasets.DatasetDict({"train": _hugging_face(root)})
-    made.save_to_disk(root)
-    return str(root)
-
-
-def _embedded(data: datasets.Dataset) -> datasets.Dataset:
-    """Return the data set with the images in it, as hubs have it, not with paths of this machine."""
-    from datasets.table import embed_table_storage
-
-    return data.with_format("arrow").map(embed_table_storage, batched=True).with_format(None)
-
-
-def hugging_face_parquet(root: Path) -> str:
-    root.mkdir(parents=True)
-    _embedded(_hugging_face(root)).to_parquet(root / "train-00000-of-00001.parquet")
     return str(root)
 
 
@@ -143,6 +109,6 @@ SEVERAL_EXTENSIONS = [
     for name, captions in CAPTIONS.items()
 ]
 LAYOUTS: dict[str, Callable[[Path], str]] = {
-    "csv": table, "parquet_bytes": parquet_bytes, "saved_to_disk": saved_to_disk, "coco": coco,
-    "hugging_face_parquet": hugging_face_parquet, "tar_json": tar(WITH_JSON), "tar_extensions": tar(SEVERAL_EXTENSIONS),
+    "csv": table, "parquet_bytes": parquet_bytes, "coco": coco,
+    "tar_json": tar(WITH_JSON), "tar_extensions": tar(SEVERAL_EXTENSIONS),
 }  # fmt: skip

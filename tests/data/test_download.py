@@ -13,11 +13,11 @@ import webdataset as wds
 
 from filip.common.errors import UserError
 from filip.common.files import locked
-from filip.data.cards import ImageRuleSettings, SourceCard, parse_card
+from filip.common.tar_index import scan_tar
+from filip.data.cards import ImageRuleSettings, SourceCard, TextRuleSettings, parse_card
 from filip.data.download import download
 from filip.data.ingest import IngestConfig, ingest
 from filip.data.shard_index import index_of, index_path, shard_index
-from filip.sets.tar_index import scan_tar
 from tests.data import hostile
 from tests.data.downloads import write_list
 from tests.data.test_image_rules import EXPECTED, PROBLEMS, assert_colours
@@ -77,10 +77,14 @@ def test_every_url_of_a_hostile_server_ends_in_one_bucket(tmp_path: Path) -> Non
         rows = pq.read_table(tar.with_suffix(".parquet"))
         assert rows["key"].to_pylist() == sorted(rows["key"].to_pylist())
         assert json.loads(tar.with_name(f"{tar.stem}_stats.json").read_text())["count"] == rows.num_rows
-    assert {p.name for p in (out / "_work").iterdir()} == {"plan.json", "lock", "retry_1.parquet"}
+    assert {p.name for p in (out / "_work").iterdir()} == {"plan.json", "lock", "list_0.parquet", "retry_1.parquet"}
 
     # other rules take over what is here, without another download
-    narrow = dataclasses.replace(card, images=str(out), image_rules=ImageRuleSettings(min_side=0, max_aspect=2))
+    rules = {
+        "text_rules": TextRuleSettings(switched_off=["furniture"]),
+        "image_rules": ImageRuleSettings(min_side=0, max_aspect=2),
+    }
+    narrow = dataclasses.replace(card, images=str(out), **rules)
     _, taken = ingest(narrow, IngestConfig("hostile", out=str(tmp_path / "narrow")))
     assert (taken.n_out, taken.dropped["aspect"]) == (fragment.n_out - 1, 1)
 

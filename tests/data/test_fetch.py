@@ -1,16 +1,12 @@
 """The bounded fetch against a hostile server: every way to fail has its reason, and nothing hangs."""
 
 import contextlib
-import os
-import random
 import socket
 import socketserver
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from email.message import Message
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -22,7 +18,6 @@ from filip.data.fetching.outcomes import opt_out
 from tests.data import hostile
 
 TIMEOUT = 0.6
-ANSWERS = int(os.environ.get("FILIP_ANSWERS", "1000"))  # 10,000 by hand
 
 
 @pytest.fixture(scope="module")
@@ -113,46 +108,34 @@ def test_only_what_may_pass_is_tried_again(server: hostile.Hostile) -> None:
     assert server.requests == {"flaky": 2, "status_500": 3, "status_404": 1}
 
 
-ODD = ["", "\xb2", "\x00", "-1", "9" * 500, "nan", "Wed, 99 Oct 9999 99:99:99", "é", "%", "none", ":", "a" * 70_000]
-HEADERS = ["Retry-After", "Content-Length", "Location", "X-Robots-Tag", "Transfer-Encoding", "Content-Encoding", ""]
-STATUS = ["200 OK", "206", "301 Moved", "302", "429 Busy", "503", "304", "100 Continue", "999", "abc", "-1", "²"]
-
-
-def odd_answer(number: int) -> bytes:
-    """Return an answer that some server might give, seeded by its number; half of them are odd in one header only."""
-    draw = random.Random(number)
-    value = partial(draw.choice, [*ODD, "chunked", "5", "http://["])
-    if number % 2:
-        lines = [f"HTTP/1.1 {draw.choice(STATUS)}", f"{draw.choice(HEADERS)}: {value()}"]
-    else:
-        lines = [f"{draw.choice(['HTTP/1.1', 'HTTP/1.0', 'HTTP/9', 'ICY', ''])} {draw.choice(STATUS)}"]
-        names = draw.choices(HEADERS, k=draw.randrange(5))
-        lines += [f"{name}{draw.choice([':', ': ', ''])}{value()}" for name in names]
-    head = draw.choice(["\r\n", "\n"]).join([*lines, "", ""]).encode("latin-1", "replace")
-    return (head + draw.randbytes(draw.randrange(20)))[: draw.choice([None, None, None, 9, 30])]
+ODD = [
+    b"", b"HTTP/1.1 abc\r\n\r\n", b"HTTP/9 200 OK\r\n\r\n", b"ICY 200 OK\n\nbytes", b"HTTP/1.1 999\r\n\r\n",
+    b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 200 OK\r\nno colon\r\n\r\nbytes",
+    *(b"HTTP/1.1 200 OK\r\n%s\r\n\r\nbytes" % header for header in (
+        b"Content-Length: -1", b"Content-Length: \xb2", b"Transfer-Encoding: chunked", b"Content-Encoding: gzip",
+        b"X-Robots-Tag: :", b"X-Long: " + b"a" * 70_000)),
+    *(b"HTTP/1.1 302\r\nLocation:%s\r\n\r\n" % place for place in (b"", b" http://[", b" \0", b" %")),
+    *(b"HTTP/1.1 429\r\nRetry-After: %s\r\n\r\n" % time for time in (
+        b"\xb2", b"-1", b"9" * 500, b"nan", b"Wed, 99 Oct 9999 99:99:99")),
+]  # fmt: skip
 
 
 def test_no_answer_raises_or_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """img2dataset waits for every URL of a shard: a thread that raises is a download that never ends."""
-
-    monkeypatch.setattr(Hosts, "wait", lambda *_: 0.0)  # half of the answers ask for patience
+    """A thread that raises is a download that never ends."""
+    monkeypatch.setattr(Hosts, "wait", lambda *_: 0.0)  # some of the answers ask for patience
 
     class Answer(socketserver.StreamRequestHandler):
         def handle(self) -> None:
             asked = self.rfile.readline().split()[1]
             with contextlib.suppress(OSError):
-                self.wfile.write(odd_answer(int(asked[1:])))
+                self.wfile.write(ODD[int(asked[1:])])
 
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Answer) as odd:
         odd.daemon_threads = True
         threading.Thread(target=odd.serve_forever, daemon=True).start()
-        fetched = partial(fetch, access=Access(private_hosts=True))
-        with ThreadPoolExecutor(8) as threads:
-            urls = [f"http://127.0.0.1:{odd.server_address[1]}/{n}" for n in range(ANSWERS)]
-            results = list(threads.map(lambda url: fetched(url, TIMEOUT, 0), urls))
+        results = [get(f"http://127.0.0.1:{odd.server_address[1]}/{number}") for number in range(len(ODD))]
         odd.shutdown()
-    assert all((body is None) == bool(problem) for body, problem, _ in results)
-    assert any(body is not None for body, *_ in results)
+    assert any(body is not None for body, *_ in results) and {reason for _, reason, _ in results} > {"http_429"}
 
 
 PUBLIC_ADDRESSES = ["8.8.8.8", "2606:4700::1111", "64:ff9b::808:808"]

@@ -1,8 +1,5 @@
-"""Disks that are full or read-only, for every stage that writes: one sentence, nothing lost, and a rerun continues."""
+"""Full disks, for every stage that writes: one sentence, nothing lost, and a rerun continues."""
 
-import os
-import subprocess
-from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -17,47 +14,11 @@ from filip.common.files import sha256_of
 from filip.data.funnel import Fragment, write_fragment
 from filip.data.shard_set import TAR_SHA256
 from filip.data.sidecar import read_sidecar
-from tests.data.own_images import CAPTIONS, text_beside
+from tests.data.downloads import disk_with_room_for
+from tests.data.own_images import text_beside
 from tests.data.pair_shards import write_pairs
 
 ROWS = 400
-
-
-@dataclass
-class SmallDisk:
-    """A file system of one megabyte."""
-
-    path: Path
-
-    def fill(self, free: int = 0) -> None:
-        """Leave ``free`` bytes."""
-        filler = self.path / "filler"
-        with open(filler, "wb", buffering=0) as file:
-            try:
-                while True:
-                    file.write(bytes(4096))
-            except OSError:
-                pass
-        os.truncate(filler, filler.stat().st_size - free)
-
-    def make_room(self) -> None:
-        (self.path / "filler").unlink()
-
-    def remount(self, how: str) -> None:
-        subprocess.run(["mount", "-o", f"remount,{how}", self.path], check=True, capture_output=True)
-
-
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[SmallDisk]:
-    path = tmp_path / "disk"
-    path.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", path]
-    if os.geteuid() or subprocess.run(command, capture_output=True).returncode:
-        pytest.skip("mounting a small disk needs root")
-    try:
-        yield SmallDisk(path)
-    finally:
-        subprocess.run(["umount", "--lazy", path], check=True)
 
 
 @dataclass
@@ -113,14 +74,10 @@ def arguments(folder: Path) -> dict[str, list[str]]:
     funnels = ",".join(f"{folder}/{stage}.json" for stage in ("text_rules", "download", "translate"))
     made = [card, f"list={listed}", f"kept={kept}", shards, sidecars, f"funnels=[{funnels}]"]
     single = ["threads=1", "processes=1"]
-    urls = [(folder / "photos" / name).as_uri() for name in CAPTIONS]
-    pq.write_table(pa.table({"url": urls, "caption": list(CAPTIONS)}), folder / "photos.parquet")
-    (folder / "d.yaml").write_text(f"{CARD}image_root: {folder / 'photos'}\n")
     return {
         "prepare": [f"source={listed}", "out=OUT/l.parquet", "funnel=OUT/f.json"],
         "text_rules": [card, f"list={listed}", "out=OUT/k.parquet", "dropped=OUT/d.parquet", "funnel=OUT/f.json"],
         "ingest": [card, f"images={folder}/photos", "out=OUT/shards", "funnel=OUT/f.json", *single],
-        "download": [f"source={folder}/d.yaml", f"list={folder}/photos.parquet", "out=OUT/shards", "funnel=OUT/f.json"],
         "translate": [card, shards, "out=OUT/captions", "funnel=OUT/f.json", *single],
         "score": [shards, sidecars, "out=OUT/scored", "processes=1"],
         "manifest": [*made, "out=OUT/manifest.json"],
@@ -128,7 +85,8 @@ def arguments(folder: Path) -> dict[str, list[str]]:
     }
 
 
-STAGES = ["prepare", "text_rules", "ingest", "translate", "score", "manifest", "funnel", "download"]
+# test_download_faults.py has the download
+STAGES = ["prepare", "text_rules", "ingest", "translate", "score", "manifest", "funnel"]
 
 
 def files_of(folder: Path) -> dict[str, Any]:
@@ -140,32 +98,22 @@ def files_of(folder: Path) -> dict[str, Any]:
     }
 
 
-@pytest.mark.system  # mounts a disk, as root
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_disk_without_room_is_one_sentence_and_the_next_run_goes_on(
-    tmp_path: Path, disk: SmallDisk, stage: str, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, stage: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = Command(stage, arguments(tmp_path)[stage])
-    out = disk.path / "out"
-    # or bytes that are left; each run of the download starts processes
-    for obstacle in ("read-only", 4096) if stage == "download" else ("read-only", 0, 4096, 16384):
-        if obstacle == "read-only":
-            disk.remount("ro")
-        else:
-            disk.fill(int(obstacle))
+    command, out = Command(stage, arguments(tmp_path)[stage]), tmp_path / "out"
+    for room in (0, 4096, 16384):
         try:
-            command.run(out)
+            with disk_with_room_for(room):
+                command.run(out)
         except SystemExit as stopped:
             said = capsys.readouterr().err
             assert stopped.code == 2 and "Traceback" not in said, said
             (error,) = [line for line in said.splitlines() if line.startswith("error: ")]
             assert error == said.splitlines()[-1] and str(tmp_path) in error, said
         else:
-            assert obstacle in (4096, 16384), "files had room in nothing"
-        if obstacle == "read-only":
-            disk.remount("rw")
-        else:
-            disk.make_room()
+            assert room, "files had room in nothing"
     command.run(out)
     command.run(tmp_path / "whole")
     capsys.readouterr()

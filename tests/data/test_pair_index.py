@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 from filip.common.errors import DamagedFileError, UserError
+from filip.common.tar_index import scan_tar
 from filip.data.shard_index import index_path, shard_index
 from filip.data.sidecar import group_id
 from filip.loading.config import Source
 from filip.loading.pair_index import ShardCaptions, index_source
 from filip.loading.tar_cache import TarCache
-from filip.sets.tar_index import scan_tar
 from tests.data.pair_shards import key_of, write_pairs
 from tests.support.shards import write_sidecar
 

@@ -159,13 +159,6 @@ def test_transparency_is_onto_white() -> None:
     assert (decode(encoded(grey, "PNG")) == 255).all()
 
 
-def test_grey_16_bit_keeps_its_range() -> None:
-    wide = np.linspace(0, 65535, 64 * 8).astype(np.uint16).reshape(8, 64)
-    pixels = decode(encoded(Image.fromarray(wide), "PNG"))
-    assert np.array_equal(pixels[..., 0], wide >> 8)
-    assert np.array_equal(pixels[..., 0], pixels[..., 2])
-
-
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 @pytest.mark.parametrize("share", [0.0, 0.05, 0.5, 0.95])
 def test_broken_images_raise_what_the_loader_catches(kind: str, share: float) -> None:

@@ -112,18 +112,6 @@ def fg_ovd(root: Path, name: str) -> int:
     return 4
 
 
-def winoground(root: Path, name: str) -> int:
-    rows = []
-    for i in range(4):
-        row: dict[str, Any] = {"id": i, "tag": "Object"}
-        for side in range(2):
-            row |= {f"image_{side}": f"ex_{i}_img_{side}", f"caption_{side}": f"some {2 * i + side}"}
-            save(root / "winoground" / "images" / f"ex_{i}_img_{side}.png", 2 * i + side)
-        rows.append(row)
-    write_lines(root / "winoground" / "examples.jsonl", rows)
-    return 4
-
-
 def half_truths(root: Path, name: str) -> int:
     rows = [
         {"image": f"{i}.jpg", "caption": f"a {i}", "half_truth": f"a {i + 50}", "kind": ("entity", "relation")[i % 2]}
@@ -150,7 +138,6 @@ SELECTION: dict[str, Callable[[Path, str], int]] = {
     **{f"aro_{part}": aro_relation for part in ("relation", "attribution")},
     **{f"aro_{part}_order": aro_order for part in ("coco", "flickr")},
     **{f"fg_ovd_{part}": fg_ovd for part in ("hard", "medium", "easy", "trivial")},
-    "winoground": winoground,
     "half_truths_coco": half_truths,
 }
 

@@ -15,8 +15,7 @@ from filip.eval.encoders import load_encoder
 from filip.eval.picture import main as picture_command
 from filip.eval.picture import schema_of
 from filip.eval.pointing import coverage
-from filip.eval.prompts import Prompt
-from filip.eval.word_patch import alignment_prompt, label_tokens, word_patches
+from filip.eval.word_patch import Prompt, alignment_prompt, label_tokens, word_patches
 from filip.images.eval_transform import EvalTransform
 from tests.eval.miniature import write_model, write_webdataset
 

@@ -9,7 +9,7 @@ import yaml
 from filip.cli.command import run_command
 from filip.eval.__main__ import Evaluation, main
 from filip.report.results import Results
-from filip.report.rows import build_tables
+from filip.report.tables import build_tables
 from filip.study import Study
 from tests.eval.miniature import write_model, write_webdataset
 

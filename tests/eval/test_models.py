@@ -133,44 +133,6 @@ def test_a_siglip_and_its_tokens_are_those_of_its_pooling_head(tmp_path: Path) -
     assert token_wise.token_counts([long, "cat"]) == [42, 3]
 
 
-def test_tips_is_scored_as_its_authors_code_scores_it(tmp_path: Path) -> None:
-    """The similarities are those of Tipsv2Model itself, and patches and words its last states."""
-    from transformers import Tipsv2Config, Tipsv2ImageProcessor, Tipsv2Model, Tipsv2Tokenizer
-
-    tower = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-    torch.manual_seed(0)
-    letters = sorted(set("".join(TEXTS).lower()) - {" "})
-    vocabulary = {piece: place for place, piece in enumerate(["<pad>", "<unk>", "\u2581", *letters])}
-    config = Tipsv2Config(
-        vision_config={**tower, "image_size": SIDE, "patch_size": 8},
-        text_config={**tower, "intermediate_size": 64, "vocab_size": 64, "max_position_embeddings": 64},
-    )
-    theirs = Tipsv2Model(config).eval()
-    theirs.save_pretrained(tmp_path)
-    tokenizer = Tipsv2Tokenizer(vocabulary, [])
-    tokenizer.save_pretrained(tmp_path)
-    processor = Tipsv2ImageProcessor(size={"height": SIDE, "width": SIDE})
-    processor.save_pretrained(tmp_path)
-
-    pooled, token_wise = (load_encoder(f"hf:{tmp_path}", tokens=tokens) for tokens in (False, True))
-    pictures = [picture(i) for i in range(3)]
-    pixels = torch.stack([pooled.transform(image) for image in pictures])
-    ids = tokenizer(TEXTS, padding="max_length", max_length=64, return_tensors="pt")
-    with torch.inference_mode():
-        expected = theirs(**ids, pixel_values=processor(images=pictures, return_tensors="pt")["pixel_values"])
-    result = pooled.encode_images(pixels) @ pooled.encode_texts(TEXTS)[0].T
-    own = expected.image_embeds @ expected.text_embeds.T
-    torch.testing.assert_close(result, own, atol=1e-5, rtol=0)
-
-    patches, (words, lengths) = token_wise.encode_images(pixels), token_wise.encode_texts([*TEXTS, ""])
-    assert patches.shape == (3, (SIDE // 8) ** 2, 32) and lengths is not None
-    assert lengths.tolist() == [*(len(text.replace(" ", "")) + len(text.split()) for text in TEXTS), 1]
-    seen = expected.vision_model_output.last_hidden_state[:, 2:]
-    torch.testing.assert_close(patches, torch.nn.functional.normalize(seen, dim=-1), atol=1e-5, rtol=0)
-    read = torch.nn.functional.normalize(expected.text_model_output.last_hidden_state, dim=-1)
-    torch.testing.assert_close(words[: lengths[0]], read[0, : lengths[0]], atol=1e-5, rtol=0)
-
-
 def test_an_exported_multi_vector_folder_gives_the_tables_of_our_file(root: Path) -> None:
     ours = write_model(root / "m.safetensors")
     write_multi_vector(read_source(ours), str(root / "exported"))

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import ExifTags, Image, ImageOps
 
@@ -16,17 +18,15 @@ from filip.eval.__main__ import main as evaluate
 from filip.eval.cards import load_card
 from filip.eval.datasets import EvalSet
 from filip.eval.formats import open_set
-from filip.eval.formats.class_maps import ClassMaps
 from filip.eval.formats.imagefolder import ImageFolder
 from filip.eval.formats.webdataset import WebdatasetFolder
-from filip.eval.formats.winoground import Winoground
 from filip.eval.outcomes import read_outcomes
 from filip.eval.own_data import cards_of
-from filip.eval.prompts import Prompt
 from filip.eval.protocols.retrieval import retrieval_benchmark
 from filip.eval.scorer import PooledScorer
 from filip.eval.table import TableOptions, with_files
 from filip.eval.table import main as table
+from filip.eval.word_patch import Prompt
 from tests.eval.benchmark_files import Reader, save, sugar_crepe
 from tests.eval.miniature import picture, write_model, write_split
 
@@ -42,7 +42,7 @@ def own_folder(root: Path) -> Path:
 
 
 def own_table(root: Path, suffix: str) -> Path:
-    """Write a table, or with "_of_datasets" a folder of the library ``datasets`` with the pictures in it."""
+    """Write a table of paths, or with ".parquet" one with the pictures in it."""
     rows = [{"image": f"images/{i // 2}.png", "caption": f"{'one' if i % 2 else 'two'} {i // 2}"} for i in range(8)]
     for i in range(4):
         save(root / "images" / f"{i}.png", i)
@@ -53,21 +53,17 @@ def own_table(root: Path, suffix: str) -> Path:
             writer.writeheader()
             writer.writerows(rows)
     else:
-        from datasets import Dataset, Features, Value
-        from datasets import Image as Picture
-
-        for row in rows:
-            row["image"] = str(root / row["image"])
-        Dataset.from_list(rows, Features({"image": Picture(), "caption": Value("string")})).save_to_disk(place)
+        pictures = [(root / row["image"]).read_bytes() for row in rows]
+        pq.write_table(pa.table({"image": pictures, "caption": [row["caption"] for row in rows]}), place)
     return place
 
 
-@pytest.mark.parametrize("suffix", [".csv", "_of_datasets"])
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
 def test_a_table_of_images_and_captions_needs_no_card(suffix: str, tmp_path: Path) -> None:
     (card,) = cards_of(str(own_table(tmp_path, suffix)))
-    assert (card.name, card.kind) == (f"pairs{'' if suffix[0] == '.' else suffix}", "retrieval")
+    assert (card.name, card.kind) == ("pairs", "retrieval")
     result = retrieval_benchmark(PooledScorer(Reader()), card, (Prompt("", ""), Prompt("", "")))  # type: ignore[arg-type]
-    rows_are_images = suffix == "_of_datasets"  # pictures inside the table: nothing says which are the same
+    rows_are_images = suffix == ".parquet"  # pictures inside the table: nothing says which are the same
     assert (result["images"], result["captions"]) == ((8, 8) if rows_are_images else (4, 8))
     assert result["t2i"]["r1"] == (0.5 if rows_are_images else 1)
 
@@ -159,12 +155,6 @@ def class_folders(root: Path) -> EvalSet:
     return ImageFolder(root, "")
 
 
-def pairs_of_images(root: Path) -> EvalSet:
-    row = {"id": 0, "image_0": "a.png", "image_1": "a.png", "caption_0": "a b", "caption_1": "b a"}
-    (root / "examples.jsonl").write_text(json.dumps(row))
-    return Winoground(root, images=".")
-
-
 def tars(root: Path) -> EvalSet:
     (root / "dataset_type.txt").write_text("retrieval")
     write_split(root / "test", [[("s0.png", (root / "a.png").read_bytes()), ("s0.txt", b"a turned picture")]])
@@ -173,31 +163,16 @@ def tars(root: Path) -> EvalSet:
 
 def table_of_images(root: Path) -> EvalSet:
     (root / "rows.json").write_text(json.dumps([{"image": "a.png", "caption": "a turned picture"}]))
-    columns = "{path: rows.json, split: all, image: image, caption: caption}"
+    columns = "{path: rows.json, split: all, image: image}"
     (root / "card.yaml").write_text(
-        f"name: c\ntitle: c\nkind: retrieval\nmetric: recall\nloader: records\nlayouts: {{records: {columns}}}\n"
+        f"name: c\ntitle: c\nkind: retrieval\nmetric: recall\nloader: captions\nlayouts: {{captions: {columns}}}\n"
     )
     return open_set(load_card(root / "card.yaml"), root)
 
 
-@pytest.mark.parametrize(
-    "layout", [own_photographs, class_folders, pairs_of_images, tars, table_of_images], ids=lambda f: f.__name__
-)
+@pytest.mark.parametrize("layout", [own_photographs, class_folders, tars, table_of_images], ids=lambda f: f.__name__)
 def test_pictures_are_seen_upright_in_every_layout(layout: Callable[[Path], EvalSet], tmp_path: Path) -> None:
     """Ingest turns them, too: evaluation sees the pictures that training saw."""
     upright = lying(tmp_path / "a.png")
     assert upright.shape == (48, 40, 3)
     assert np.array_equal(np.asarray(layout(tmp_path)[0].image), upright)
-
-
-def test_places_in_a_picture_are_those_of_its_stored_pixels(tmp_path: Path) -> None:
-    """Benchmarks' maps are, and their boxes (test_fit.py); what they show is upright all the same."""
-    lying(tmp_path / "images" / "a.jpg")
-    values = np.ones((40, 48), np.uint8)
-    values[:20] = 2
-    (tmp_path / "maps").mkdir()
-    for kind in (values, np.rot90(values, -1)):  # of the stored picture, and of the upright one
-        Image.fromarray(kind).save(tmp_path / "maps" / "a.png")
-        sample = ClassMaps(tmp_path, ["one", "two"], "card", "images", "maps")[0]
-        assert sample.image.size == (40, 48) and sample.segments.shape == (48, 40)
-        assert (sample.segments[:, 20:] == 1).all() and (sample.segments[:, :20] == 0).all()

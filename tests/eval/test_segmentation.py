@@ -1,5 +1,7 @@
 """Dense protocols: each patch's class against maps of classes."""
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,21 +11,20 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from filip.common.errors import UserError
 from filip.eval.cards import load_card
-from filip.eval.formats import open_set
-from filip.eval.prompts import Prompt
 from filip.eval.protocols.segmentation import segment
+from filip.eval.word_patch import Prompt
+from tests.eval.miniature import write_split
 from tests.eval.test_alignment import COLOURS, ColourBlind
-from tests.eval.test_own_data import save
+from tests.support.shards import encoded
 
 CARD = """
 name: squares
 title: squares
 kind: segmentation
 metric: miou
-loader: class_maps
-layouts: {class_maps: {path: squares, split: val, images: images, maps: maps}}
+loader: scene_maps
+layouts: {scene_maps: {path: squares, split: test}}
 classes: {r: red, g: green, b: blue}
 """
 
@@ -39,18 +40,18 @@ class Coloured(ColourBlind):
         return torch.stack([F.normalize(words.sum(0), dim=-1) for words in self.words(texts)]), None
 
 
-def squares(root: Path, images: int = 3) -> Path:
-    """Write quarters of 16 pixels: red, green, blue and one that no class has; in the map 1, 2, 3 and 255."""
-    for name in ("images", "maps"):
-        (root / "squares" / name).mkdir(parents=True)
-    for number in range(images):
-        page, values = Image.new("RGB", (32, 32), "white"), np.full((32, 32), 255, np.uint8)
-        for place, colour in enumerate(COLOURS.values()):
-            x, y = 16 * (place % 2), 16 * (place // 2)
-            page.paste(colour, (x, y, x + 16, y + 16))
-            values[y : y + 16, x : x + 16] = place + 1
-        page.save(root / "squares" / "images" / f"{number}.jpg", quality=100, subsampling=0)
-        Image.fromarray(values).save(root / "squares" / "maps" / f"{number}.png")
+def squares(root: Path, images: int = 3, shown: Sequence[int] = (1, 2, 3)) -> Path:
+    """Write quarters of 16 pixels: red, green, blue and one that no class has; ``shown``: the classes in the maps."""
+    page, values = Image.new("RGB", (32, 32), "white"), np.zeros((32, 32), np.uint8)
+    for place, colour in enumerate(COLOURS.values()):
+        x, y = 16 * (place % 2), 16 * (place // 2)
+        page.paste(colour, (x, y, x + 16, y + 16))
+        values[y : y + 16, x : x + 16] = place + 1 if place + 1 in shown else 0
+    about = json.dumps({"things": [{"label": label} for label in "rgb"]}).encode()
+    files = {"png": encoded(page), "things.png": encoded(Image.fromarray(values)), "json": about, "txt": b"squares"}
+    members = [(f"{number}.{kind}", data) for number in range(images) for kind, data in files.items()]
+    write_split(root / "squares" / "test", [members])
+    (root / "squares" / "dataset_type.txt").write_text("retrieval")
     (root / "card.yaml").write_text(CARD)
     return root / "card.yaml"
 
@@ -88,11 +89,7 @@ def test_areas_are_those_of_counting_pixels(tmp_path: Path) -> None:
 
 def test_patches_choose_from_the_classes_that_their_image_has(tmp_path: Path) -> None:
     """Without green in the map its patches do not count, and those of red that look green have red and blue left."""
-    card = load_card(squares(tmp_path, images=1))
-    file = tmp_path / "squares" / "maps" / "0.png"
-    values = np.asarray(Image.open(file)).copy()
-    values[values == 2] = 255
-    Image.fromarray(values).save(file)
+    card = load_card(squares(tmp_path, images=1, shown=(1, 3)))
 
     class Greenish(Coloured):
         def patches(self, pixels: Tensor) -> Tensor:
@@ -103,22 +100,3 @@ def test_patches_choose_from_the_classes_that_their_image_has(tmp_path: Path) ->
     assert actual["pixels"] == pytest.approx(0, abs=0.01)
     assert actual["present"]["pixels"] == pytest.approx(1, abs=0.01) and actual["present"]["chance"] == 1 / 2
     assert actual["present"]["miou"] == pytest.approx(1, abs=0.01)
-
-
-@pytest.mark.parametrize(("name", "classes"), [("voc20", 20), ("context59", 59), ("ade150", 150)])
-def test_the_usual_sets_through_their_cards(tmp_path: Path, name: str, classes: int) -> None:
-    card = load_card(name)
-    assert card.classes is not None and len(card.classes) == classes
-    folder, options = tmp_path / card.path, card.layout.options
-    save(folder / options["images"] / "a.jpg", 7)
-    values = np.array([[0, 1], [classes, 255]], np.uint8)
-    (folder / options["maps"]).mkdir(parents=True)
-    Image.fromarray(values).save(folder / options["maps"] / "a.png")
-    if "names" in options:
-        (folder / options["names"]).parent.mkdir(parents=True)
-        (folder / options["names"]).write_text("a\n")
-    data = open_set(card, tmp_path)
-    assert data[0].segments is not None and data[0].segments.tolist() == [[-1, 0], [classes - 1, -1]]
-    (folder / options["maps"] / "a.png").unlink()
-    with pytest.raises(UserError, match=r"a\.png is missing|has no maps"):
-        open_set(card, tmp_path)

@@ -16,7 +16,7 @@ from tests.support.clips import hf_folder
 from tests.support.late_interaction_models import write_late_interaction_model
 
 TEXTS = ["a red cat", "two dogs", "red dogs the cat"]
-CARDS = ["sugar_crepe_swap_att", "winoground"]
+CARDS = ["sugar_crepe_swap_att", "aro_relation"]
 
 
 def table(root: Path, models: list[str], *more: str) -> None:

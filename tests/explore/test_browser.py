@@ -19,7 +19,6 @@ from filip.explore.export import main as export
 from filip.explore.names import encode_query
 from filip.models import build_model, save_model
 from tests.eval.miniature import picture, tiny_config
-from tests.eval.test_scenes import CAPTION, PLACES, write_scenes
 from tests.explore.conftest import CAPTIONS, FREE, UNHEARD, Prepared, teach
 from tests.support.browser import NoBrowser, chromium
 
@@ -68,16 +67,6 @@ class Visit:
             const data = pencil.getImageData(0, 0, canvas.width, canvas.height).data;
             return data.filter((value, i) => i % 4 === 3 && value > 0).length; }"""
         return int(self.page.locator(selector).first.evaluate(script))
-
-    def dashes(self, selector: str) -> list[float]:
-        """Return the box around the dark pixels of a canvas, in its own width: left, top, right, bottom."""
-        script = """canvas => {
-            const { width } = canvas, { data } = canvas.getContext("2d").getImageData(0, 0, width, width);
-            const dark = Array.from({ length: width * width }, (_, i) => i).filter((i) =>
-                data[4 * i + 3] === 255 && Math.max(data[4 * i], data[4 * i + 1], data[4 * i + 2]) < 40);
-            const x = dark.map((i) => i % width / width), y = dark.map((i) => Math.floor(i / width) / width);
-            return dark.length ? [Math.min(...x), Math.min(...y), Math.max(...x), Math.max(...y)] : []; }"""
-        return list(self.page.locator(selector).first.evaluate(script))
 
 
 def drop(page: Page, image: Image.Image) -> None:
@@ -220,37 +209,6 @@ def test_a_token_is_marked_on_every_picture_and_a_patch_has_its_words(visit: Vis
     page.locator("#chips .whole").first.click()
     assert page.evaluate("app.result.models[1].names[app.state.name].label") == "shuttlecock"
     assert visit.state("token") is None
-
-
-def test_a_chosen_word_has_the_mask_of_its_thing(browser: Browser, prepared: Prepared, tmp_path: Path) -> None:
-    write_scenes(tmp_path / "demo_scenes_new", count=2)
-    out = tmp_path / "page.html"
-    card = ["images=demo_scenes_new", f"root={tmp_path}", "device=cpu", f"out={out}"]
-    run_command(export, ExplorerExport, argv=[f"models=[{prepared.models[1]}]", *card])
-    visit = Visit(browser, out.as_uri())
-    page, legend = visit.page, visit.page.locator("#legend")
-
-    def shown(text: str, word: str, of: str = ".large canvas") -> list[float]:
-        page.evaluate("text => app.search(text)", text)
-        position = "app.speaker.tokens.findIndex(token => token.toLowerCase() === word)"
-        page.evaluate(f"word => app.choose({{ token: {position} }})", word)
-        assert page.evaluate("app.state.token") >= 0
-        return visit.dashes(of)
-
-    assert visit.dashes(".large canvas") == [], "nothing is chosen"
-    for thing, place in PLACES.items():
-        assert shown(CAPTION, thing) == pytest.approx([edge / 32 for edge in place], abs=0.03)
-        expect(legend).to_contain_text("dashed line")
-    assert shown(CAPTION, "next") == []
-    expect(legend).not_to_contain_text("dashed line")
-    assert shown(FREE[0], "red") == pytest.approx([edge / 32 for edge in PLACES["red"]], abs=0.03)
-    assert shown(FREE[0], "boat") == []
-    drop(page, picture(77, 150))
-    expect(page.locator(".badge", has_text="yours")).to_have_count(1)
-    assert shown(CAPTION, "red") == [], "the dropped picture is the large one, and has no mask"
-    assert shown(CAPTION, "red", of="[data-image='1'] canvas")
-    assert visit.complaints == []
-    page.close()
 
 
 def test_the_words_of_a_score_add_up_to_it(visit: Visit) -> None:

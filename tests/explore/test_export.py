@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageChops, ImageDraw
 
 from filip.cli.command import run_command
 from filip.common.errors import UserError
@@ -17,7 +16,6 @@ from filip.eval.scorer import load_scorer
 from filip.explore.export import ExplorerExport
 from filip.explore.export import main as export
 from filip.explore.names import named_things
-from filip.explore.outlines import outlines
 from filip.explore.packing import pack
 from late_interaction import score
 from tests.eval.miniature import picture, write_model
@@ -122,19 +120,3 @@ def test_a_folder_has_its_captions_beside_it_and_a_file_of_texts(tmp_path: Path)
         export(ExplorerExport(models=[model], images="demo_scenes_new", out="unused"))
     with pytest.raises(UserError, match=r"one, two or three"):
         export(ExplorerExport(models=[model] * 4, images=str(photos), out="unused"))
-
-
-def test_an_outline_encloses_what_is_in_the_mask_of_the_middle_square() -> None:
-    noise = Image.fromarray(np.random.default_rng(3).integers(0, 256, (12, 18), dtype=np.uint8))
-    inside = np.asarray(noise.resize((96, 64), Image.Resampling.BICUBIC)) > 140
-    result = outlines([("spots", Image.fromarray(inside * np.uint8(255))), ("nothing", Image.new("L", (96, 64)))])
-    assert list(result) == ["spots"]
-    drawn = Image.new("1", (512, 512))  # at four times the path's half cells, by the even-odd rule
-    for loop in re.findall("M(.*?)z", result["spots"]):
-        start, steps = (re.findall(r"-?\d+", part) for part in loop.split("l"))
-        points = np.cumsum(np.array([*start, *steps], int).reshape(-1, 2), axis=0)
-        one = Image.new("1", drawn.size)
-        ImageDraw.Draw(one).polygon([tuple(point) for point in (4 * points).tolist()], fill=1)
-        drawn = ImageChops.logical_xor(drawn, one)
-    assert len(re.findall("M", result["spots"])) > 5
-    assert (np.asarray(drawn)[4::8, 4::8] == inside[:, 16:80]).all(), "the middle of every cell"

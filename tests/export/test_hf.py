@@ -166,6 +166,8 @@ def test_transformers_gives_our_vectors(saved: Callable[..., str], tmp_path: Pat
         "mean": ("pooled", False, None, "mean"),
         "attention": ("pooled", False, None, "attention"),
         "heads": ("pooled", False, None, "heads"),
+        "relu": ("pooled", False, None, "relu"),
+        "bilinear": ("pooled", False, None, "bilinear"),
     }
     for name, arguments in kinds.items():
         file = Path(saved(kind(*arguments))).rename(tmp_path / f"{name}.safetensors")
@@ -221,7 +223,7 @@ def test_the_card_tells_of_the_training_beside_the_weights(saved: Callable[..., 
     config = {
         "run": "squares",
         "optimizer": {"name": "adamw", "base_lr": 0.5},
-        "loss": {"token_wise": 1.0, "pooled": 0.0, "sigmoid": 0.5, "of another package": 1.0},
+        "loss": {"token_wise": 1.0, "pooled": 0.0, "exchanged_nouns": 0.5, "of another package": 1.0},
         "data": {"sources": [{"shards": "results/cc3m/shards", "weight": 2.0}]},
     }
     result = {"run": "squares", "config": config, "steps": 12, "pairs": 3456, "epochs": 1.5, "commit": "abc"}
@@ -234,7 +236,7 @@ def test_the_card_tells_of_the_training_beside_the_weights(saved: Callable[..., 
     export(Export(model=str(file), out=str(tmp_path / "out"), to="hf"))
     card = card_with(
         tmp_path / "out", "license: cc-by-sa-4.0\n", "# squares", "cc3m, weight 2.0", "3,456 pairs",
-        "| `optimizer.base_lr` | 0.5 |", "commit abc", "| CIFAR-10 |", "arXiv 2111.07783", "arXiv 2303.15343",
+        "| `optimizer.base_lr` | 0.5 |", "commit abc", "| CIFAR-10 |", "arXiv 2111.07783", "arXiv 2210.01936",
     )  # fmt: skip
     assert "arXiv 2103.00020" not in card  # CLIP's loss had no weight
 

@@ -5,12 +5,9 @@
 
 extern "C" {
 const char* interaction_isas();
-#define PROBLEM \
-  const char *, const void *, const void *, const int64_t *, const int64_t *, int64_t, int64_t, int64_t, int, int, int
-int interaction_forward(PROBLEM, float*, float*, void*, void*);
-int interaction_backward(PROBLEM, const float*, const float*, void*, void*, float*, float*);
-int interaction_smooth_forward(PROBLEM, float, int, float*, float*);
-int interaction_smooth_backward(PROBLEM, float, int, const float*, const float*, float*, float*);
+int interaction_run(const char*, const void*, const void*, const int64_t*, const int64_t*, int64_t, int64_t, int64_t, int, int,
+                    int, float, int, float*, float*, const float*, const float*, void*, void*, float*, float*, int64_t,
+                    const int64_t*, const int64_t*, int64_t, int64_t);
 }
 
 template <class T>
@@ -33,16 +30,15 @@ int main(int, char** names) {
   const auto write = [&] {
     for (auto* part : {&i2t, &t2i, &of_image, &of_text}) fwrite(part->data(), 4, part->size(), out);
   };
-#define ARGUMENTS \
-  "", image.data(), text.data(), image_offsets.data(), text_offsets.data(), b, t, d, static_cast<int>(size[3]), 0, 1
-  int code = interaction_forward(ARGUMENTS, i2t.data(), t2i.data(), i2t_map.data(), t2i_map.data());
-  code |= interaction_backward(ARGUMENTS, grad_i2t.data(), grad_t2i.data(), i2t_map.data(), t2i_map.data(), of_image.data(),
-                         of_text.data());
-  write();
-  for (const int shifted : {0, 1}) {
-    code |= interaction_smooth_forward(ARGUMENTS, 0.05f, shifted, i2t.data(), t2i.data());
-    code |= interaction_smooth_backward(ARGUMENTS, 0.05f, shifted, grad_i2t.data(), grad_t2i.data(), of_image.data(),
-                                  of_text.data());
+  int code = 0;
+  const auto run = [&](float temperature, int shifted, bool forward) {
+    code |= interaction_run("", image.data(), text.data(), image_offsets.data(), text_offsets.data(), b, t, d,
+                            static_cast<int>(size[3]), 0, 1, temperature, shifted, forward ? i2t.data() : nullptr,
+                            t2i.data(), grad_i2t.data(), grad_t2i.data(), i2t_map.data(), t2i_map.data(), of_image.data(),
+                            of_text.data(), 0, nullptr, nullptr, 0, 0);
+  };
+  for (const int way : {0, 1, 2}) {  // the maximum, and the smooth one within the range of float32 and beyond
+    for (const bool forward : {true, false}) run(way ? 0.05f : 0.0f, way == 2, forward);
     write();
   }
   fclose(out);

@@ -1,12 +1,14 @@
 """Random late-interaction problems for the tests, and the definition written out as loops (the oracle's oracle)."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from late_interaction import late_interaction
+from late_interaction import SmoothMaximum, late_interaction, reference
+from late_interaction.backends import choose_backend
 from late_interaction.packing import Tokens
 
 
@@ -50,11 +52,13 @@ def random_lengths(texts: int, low: int, high: int, seed: int = 0) -> list[int]:
     return torch.randint(low, high + 1, (texts,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
-def solve(problem: Problem, backend: Any, dtype: torch.dtype | None = None) -> Result:
+def solve(
+    problem: Problem, backend: Any = "auto", dtype: torch.dtype | None = None, maximum: SmoothMaximum | None = None
+) -> Result:
     """Compute values and gradients by ``backend``, with the tokens cast to ``dtype`` first."""
     image = problem.image_tokens.detach().to(dtype or problem.image_tokens.dtype).requires_grad_()
     text = problem.text_tokens.detach().to(dtype or problem.text_tokens.dtype).requires_grad_()
-    i2t, t2i = late_interaction(image, text, problem.text_lengths, backend=backend)
+    i2t, t2i = late_interaction(image, text, problem.text_lengths, backend=backend, maximum=maximum)
     weight_i, weight_t = upstream(i2t.shape)
     grads = torch.autograd.grad((i2t, t2i), (image, text), (weight_i.to(i2t.dtype), weight_t.to(t2i.dtype)))
     return Result(i2t.detach(), t2i.detach(), *grads)
@@ -100,3 +104,64 @@ def assert_close(found: Result, expected: Result, values: float, gradients: floa
         assert a.shape == b.shape, name
         difference = float((a - b).abs().max() / b.abs().max().clamp_min(1e-30))
         assert difference <= tolerance, f"{name}: {difference:.2e} > {tolerance:.0e}"
+
+
+class Errors(NamedTuple):
+    """The errors of both similarities and both gradients: the largest difference, relative to the largest magnitude."""
+
+    similarities: float
+    gradients: float
+
+
+# Bounds from float64 on the same tokens, as docs/interaction_how.md has them. Gradients before they take the tokens'
+# dtype, which rounds them once.
+BOUNDS: dict[tuple[str, str], Errors] = {
+    ("tiled", "float64"): Errors(1e-14, 1e-14),
+    ("tiled", "float32"): Errors(4e-6, 4e-6),
+    ("tiled", "bfloat16"): Errors(4e-6, 4e-6),
+    ("tiled", "float16"): Errors(4e-6, 4e-6),
+    ("native", "float32"): Errors(4e-6, 4e-6),
+    ("native", "bfloat16"): Errors(4e-6, 4e-6),
+    ("native", "float16"): Errors(4e-6, 4e-6),
+    ("triton", "float32"): Errors(4e-6, 4e-6),
+    ("triton", "bfloat16"): Errors(4e-6, 2e-2),
+    ("triton", "float16"): Errors(4e-6, 2e-3),
+}
+
+
+LENGTHS = (4, 18, 20, 2, 18, 25)  # lengths of captions; longer ones would show the same
+
+
+def hard_problems(dtype: torch.dtype, lengths: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
+    """Make unit tokens; tokens one of which in every image is a hundred times as long; tokens that hardly differ."""
+    generator = torch.Generator().manual_seed(11)
+    image = F.normalize(torch.randn(len(lengths) - 1, 49, 64, generator=generator), dim=-1)
+    text = F.normalize(torch.randn(sum(lengths), 64, generator=generator), dim=-1)
+    longer = image.clone()
+    longer[:, 7] *= 100
+    alike = F.normalize(image[:1, :1] + 0.1 * image, dim=-1), F.normalize(text[:1] + 0.1 * text, dim=-1)
+    return [(a.to(dtype), b.to(dtype)) for a, b in ((image, text), (longer, text), alike)]
+
+
+def measure(backend: str, dtype_name: str, device: str = "cpu", lengths: Sequence[int] = LENGTHS) -> Errors:
+    """Return the largest errors over all problems; upstream gradients are those of a contrastive loss."""
+    dtype = getattr(torch, dtype_name)
+    worst = [0.0, 0.0]
+    for image, text in hard_problems(dtype, lengths):
+        module = choose_backend(image[:0].to(device), max(lengths), backend)
+        tokens = Tokens(image.to(device), text.to(device), list(lengths))
+        exact = Tokens(image.double(), text.double(), list(lengths))
+        i2t, t2i = reference.forward(exact)[0]
+        diagonal = torch.eye(*i2t.shape)
+        upstream = (20 * i2t).softmax(1) - diagonal, (20 * t2i).softmax(0) - diagonal
+        expected = i2t, t2i, *reference.backward(exact, upstream, ())
+        (i2t, t2i), maps = module.forward(tokens, True)
+        of_i2t, of_t2i = (weight.to(device, i2t.dtype) for weight in upstream)
+        results = i2t, t2i, *module.backward(tokens, (of_i2t, of_t2i), maps)
+        differences = [_difference(a, b) for a, b in zip(results, expected, strict=True)]
+        worst = [max(worst[0], *differences[:2]), max(worst[1], *differences[2:])]
+    return Errors(*worst)
+
+
+def _difference(found: Tensor, wanted: Tensor) -> float:
+    return float((found.cpu().double() - wanted).abs().max() / wanted.abs().max())

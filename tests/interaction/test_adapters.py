@@ -1,12 +1,7 @@
 """The engine in place of other libraries' scorers: their own functions give the same values and gradients."""
 
-import importlib.metadata
-import os
-import shutil
-import subprocess
 from collections.abc import Callable
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,10 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from late_interaction import adapters
 from late_interaction.adapters import MultiVectorSymmetricLoss, colbert_scores, mean_colbert_scores
 from tests.support.processes import run_python
-
-CONTRIB = Path(__file__).parents[2] / "late-interaction/contrib"
 
 BACKENDS = ("reference", "tiled", "auto")
 
@@ -142,37 +136,48 @@ def test_the_symmetric_loss_has_both_directions(temperature: float) -> None:
     assert_same(found, (expected[0].float(), *expected[1:]))
 
 
-# Run the scorer of a library unpatched and patched, which differ in nothing but the variable that names the backend.
-_BACKENDS = """
-import os, sys, torch
-module, function, variable = sys.argv[1:]
-score = getattr(__import__(module, fromlist=[function]), function)
-query, document = torch.rand(3, 4, 8).requires_grad_(), torch.rand(5, 6, 8)
+# Score with a library before and after its door is opened: values and gradients are the same, and the engine's.
+_DOORS = """
+import sys, torch
+from late_interaction import adapters
+door, *scorers = sys.argv[1:]
+generator = torch.Generator().manual_seed(0)
+query = torch.rand(3, 4, 8, generator=generator).requires_grad_()
+few, many = (torch.rand(*shape, 6, 8, generator=generator) for shape in ((3,), (3, 2)))
 results = []
-for os.environ[variable] in ("torch", "late-interaction"):
-    scores = score(query, document)
-    results.append((scores, *torch.autograd.grad(scores.square().sum(), query)))
-for one, other in zip(*results):
+for opened in (False, True):
+    if opened:
+        getattr(adapters, door)()
+        calls, scores = [], adapters._sums
+        adapters._sums = lambda *a: calls.append(0) or scores(*a)
+    for scorer in scorers:
+        module, name, document = scorer.split(":")
+        score = getattr(__import__(module, fromlist=[name]), name)
+        documents = {"few": few, "many": many}[document]
+        masks = torch.arange(4) < torch.tensor([[4], [2], [1]]), (torch.arange(6) < 5).expand(documents.shape[:-1])
+        for given in [()] if "lpali" in module or "pairwise" in name and "pylate" in module else [(), masks]:
+            value = score(query, documents, *given)
+            results.append((value, *torch.autograd.grad(value.square().sum(), query)))
+assert len(calls) == len(results) // 2, calls
+for one, other in zip(results, results[len(results) // 2:]):
     torch.testing.assert_close(one, other)
 """
+_SCORERS = {
+    "sentence_transformers": ["util.similarity:maxsim:few", "util.similarity:maxsim_pairwise:few"],
+    "pylate": [f"scores:colbert_{name}" for name in ("scores:few", "scores_pairwise:few", "kd_scores:many")],
+    "colpali_engine": ["utils.maxsim:maxsim_inbatch:few", "utils.maxsim:maxsim_kd:many"],
+}
 
 
-@pytest.mark.parametrize(
-    ("patch", "module", "function", "variable"),
-    [
-        ("pylate-1.6.0", "pylate.scores.colbert", "colbert_scores", "PYLATE_SCORES_BACKEND"),
-        ("colpali-engine-0.3.18", "colpali_engine.utils.maxsim", "maxsim_inbatch", "COLPALI_SCORES_BACKEND"),
-    ],
-)
-def test_a_patch_makes_the_engine_a_backend(
-    tmp_path: Path, patch: str, module: str, function: str, variable: str
-) -> None:
-    package, (distribution, version) = module.split(".")[0], patch.rsplit("-", 1)
-    spec = find_spec(package)
-    if spec is None or not spec.submodule_search_locations or importlib.metadata.version(distribution) != version:
-        pytest.skip(f"{patch} is not installed")
-    shutil.copytree(spec.submodule_search_locations[0], tmp_path / package)
-    subprocess.run(["patch", "-p1", "-i", str(CONTRIB / f"{patch}.patch")], cwd=tmp_path, check=True)
-    variables = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    done = run_python("-P", "-c", _BACKENDS, module, function, variable, variables=variables)
+@pytest.mark.parametrize("package", _SCORERS)
+def test_a_library_scores_by_the_engine_after_one_line(package: str) -> None:
+    if find_spec(package) is None:
+        pytest.skip(f"pip install {package.replace('_', '-')}, in an environment of its own")
+    scorers = [f"{package}.{scorer}" for scorer in _SCORERS[package]]
+    done = run_python("-c", _DOORS, f"patch_{package}", *scorers)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_version_without_the_place_is_named() -> None:
+    with pytest.raises(ImportError, match="textwrap has no colbert_scores: this version of late-interaction knows"):
+        adapters._replace("textwrap", colbert_scores=colbert_scores)

@@ -3,13 +3,14 @@
 import pytest
 import torch
 
-from bench.interaction_errors import BOUNDS, measure
 from late_interaction import late_interaction, native
 from tests.interaction.available import BACKENDS
 from tests.interaction.problems import (
+    BOUNDS,
     Problem,
     assert_close,
     by_definition,
+    measure,
     random_lengths,
     random_problem,
     solve,

@@ -90,7 +90,7 @@ def test_the_module_is_compiled_whole() -> None:
 def test_it_is_exported_and_not_traced() -> None:
     class Scores(torch.nn.Module):
         def forward(self, image: Tensor, text: Tensor, lengths: Tensor) -> Tensor:
-            return late_interaction(image, text, lengths, backend=SmoothMaximum(0.1)).t2i
+            return late_interaction(image, text, lengths, maximum=SmoothMaximum(0.1)).t2i
 
     image, text, lengths = torch.randn(3, 4, 8), torch.randn(2, 5, 8), torch.tensor([5, 2])
     exported = torch.export.export(Scores(), (image, text, lengths)).module()

@@ -8,9 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.interaction_errors import BOUNDS, Errors
 from late_interaction import SmoothMaximum, late_interaction
-from tests.interaction.problems import upstream
+from tests.interaction.problems import BOUNDS, Errors, upstream
 
 PROBLEMS = 12
 TEMPERATURES = [0.001, 0.014, 0.05, 0.3, 5.0]  # the first beyond the range of float32's exponential
@@ -68,8 +67,10 @@ def check(backend: str, dtype_name: str, temperature: float | None, seed: int, b
     dtype = getattr(torch, dtype_name)
     problem, bound = drawn(seed, dtype), bound or BOUNDS[backend, dtype_name]
     image, text = (side.clone().requires_grad_() for side in problem[:2])
-    chosen = backend if temperature is None else SmoothMaximum(temperature, backend)
-    result = late_interaction(image, text, problem.text_mask, image_mask=problem.image_mask, backend=chosen)
+    maximum = None if temperature is None else SmoothMaximum(temperature)
+    result = late_interaction(
+        image, text, problem.text_mask, image_mask=problem.image_mask, backend=backend, maximum=maximum
+    )
     assert result.i2t.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     weights = [weight.to(result.i2t.dtype) for weight in upstream(result.i2t.shape)]
     everything = *result, *torch.autograd.grad(tuple(result), (image, text), weights)

@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from late_interaction import ContrastiveOutput, Similarity, cached_backward, contrastive_loss, late_interaction
+from late_interaction import ContrastiveOutput, Similarity, contrastive_loss, late_interaction
+from late_interaction.grad_cache import cached_backward
 
 Batch = tuple[Tensor, Tensor, Tensor]
 

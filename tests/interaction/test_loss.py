@@ -9,7 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from late_interaction import LateInteractionLoss, Similarity, contrastive_loss, late_interaction, pooled_similarity
+from late_interaction import (
+    LateInteractionLoss,
+    Similarity,
+    SmoothMaximum,
+    contrastive_loss,
+    late_interaction,
+    pooled_similarity,
+)
 from tests.interaction.problems import random_problem
 
 
@@ -96,6 +103,45 @@ def test_the_module_compares_directions_unless_told_otherwise() -> None:
     expected = LateInteractionLoss(normalize=False)(*directions).loss
     torch.testing.assert_close(LateInteractionLoss()(*longer).loss, expected)
     assert abs(LateInteractionLoss(normalize=False)(*longer).loss - expected) > 0.1
+
+
+@pytest.mark.parametrize("ids", [None, torch.tensor([1, 2, 1])])
+def test_negatives_are_further_columns_of_their_own_image(ids: torch.Tensor | None) -> None:
+    image, text, lengths = random_problem(3, 9, [3, 6, 2], 16)
+    negatives, mask = unit(3, 2, 5, 16, seed=9), torch.arange(5) < torch.tensor([[[1], [5]], [[2], [4]], [[3], [3]]])
+    negatives = negatives.masked_fill(~mask[..., None], torch.nan).requires_grad_()
+    maximum = None if ids is None else SmoothMaximum(0.05)
+    module = LateInteractionLoss(scale=5.0, maximum=maximum)
+    result = module(image, text, lengths, ids, negatives=negatives, negatives_mask=mask)
+    i2t, t2i = late_interaction(image, text, lengths, maximum=maximum)
+
+    def column(products: Tensor) -> Tensor:
+        if maximum is None:
+            return products.amax(1).mean()
+        return (0.05 * ((products / 0.05).logsumexp(1) - math.log(products.shape[1]))).mean()
+
+    columns = [[column(image[i] @ negatives.detach()[i, k, mask[i, k]].T) for k in range(2)] for i in range(3)]
+    logits = 5 * torch.cat([i2t, torch.tensor(columns)], dim=1)
+    target = torch.eye(3) if ids is None else (ids[:, None] == ids) / (ids[:, None] == ids).sum(1, keepdim=True)
+    expected = F.cross_entropy(logits, torch.cat([target.float(), torch.zeros(3, 2)], dim=1))
+    torch.testing.assert_close(result.i2t_loss, expected)
+    torch.testing.assert_close(result.t2i_loss, F.cross_entropy(5 * t2i.T, target.float()))
+    result.loss.backward()
+    assert negatives.grad is not None and bool(negatives.grad[mask].any()) and not negatives.grad[~mask].any()
+
+
+def test_padding_that_is_nan_costs_the_module_nothing() -> None:
+    image, text = unit(3, 5, 16), unit(3, 4, 16, seed=1)
+    masks = torch.arange(5) < torch.tensor([[5], [2], [3]]), torch.arange(4) < torch.tensor([[1], [4], [2]])
+    results = []
+    for filling in (torch.nan, 1.0):
+        sides = [
+            side.masked_fill(~mask[..., None], filling).requires_grad_()
+            for side, mask in zip((image, text), masks, strict=True)
+        ]
+        loss = LateInteractionLoss()(*sides, masks[1], image_mask=masks[0]).loss
+        results.append([loss, *torch.autograd.grad(loss, sides)])
+    assert all(map(torch.equal, *results)) and not results[0][1][~masks[0]].any()
 
 
 def test_the_example_of_the_manual_learns(capsys: pytest.CaptureFixture[str]) -> None:

@@ -327,37 +327,29 @@ def test_terms_below_the_normal_range_are_zero(isa: str) -> None:
     """On an Intel core an operation on a denormal number takes as long as 50 others."""
     problem = random_problem(4, 8, [3, 5], 16)
     image, text = (tokens.detach().requires_grad_() for tokens in problem[:2])
-    for maximum in ("native", SmoothMaximum(0.05)):
-        i2t, t2i = late_interaction(image, text, problem.text_lengths, backend=maximum)
+    for maximum in (None, SmoothMaximum(0.05)):
+        i2t, t2i = late_interaction(image, text, problem.text_lengths, backend="native", maximum=maximum)
         tiny = torch.full_like(i2t, 1e-40)
         gradients = torch.autograd.grad((i2t, t2i), (image, text), (tiny, tiny))
         assert all(not gradient.any() for gradient in gradients)
     assert (torch.tensor(1e-38) / 8).item() > 0, "the caller's own arithmetic is as it was"
 
 
-@pytest.mark.skipif("amx" not in native.isas(), reason="this CPU has no amx")
-def test_tiles_take_float32_only_where_16_bits_are_enough() -> None:
+def test_tiles_take_float32_only_where_16_bits_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(native.ISA_VARIABLE, raising=False)
+    monkeypatch.setattr(native, "isas", lambda: ["amx", "avx512", "scalar"])
+    tokens = torch.ones(1)
     try:
-        kinds = []
-        for precision in ("highest", "high"):
+        for precision, expected in (("highest", "avx512"), ("high", "amx")):
             torch.set_float32_matmul_precision(precision)
-            kinds.append(native._kind(torch.ones(1)))
-        assert kinds == ["fp32", "fp32_high"] and native.fastest_isa("fp32") != "amx"
+            for named in ("", "amx"):
+                monkeypatch.setenv(native.ISA_VARIABLE, named)
+                assert native.isa_for(tokens) == native.isa_for(tokens.half()) == expected
+                assert native.isa_for(tokens.bfloat16()) == "amx"
     finally:
         torch.set_float32_matmul_precision("highest")
-
-
-def test_a_disagreeing_kernel_is_left_out(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    names, call = native.isas(), native._call
-
-    def call_and_spoil(*arguments: object, isa: str) -> None:
-        call(*arguments, isa=isa)
-        if isa == names[0] and arguments[0] == "interaction_forward":
-            arguments[3][0, 0] += 1  # type: ignore[index]
-
-    monkeypatch.setattr(native, "_call", call_and_spoil)
-    assert native._measured(names, bf16=True) != names[0]
-    assert f"the {names[0]} kernel is left out" in capsys.readouterr().err
+    monkeypatch.setenv(native.ISA_VARIABLE, "scalar")
+    assert native.isa_for(tokens.bfloat16()) == "scalar"
 
 
 def test_a_forked_process_scores_alone(threads: None) -> None:

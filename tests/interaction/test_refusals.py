@@ -42,26 +42,17 @@ def test_one_notice_without_a_fast_backend(monkeypatch: pytest.MonkeyPatch, caps
         choose_backend(torch.zeros(2, 3, 16), 5, "native")
 
 
-def test_a_scoring_waits_for_no_compiler(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """A small one needs no kernel; a large one starts to compile it elsewhere; a training waits, and stays with it."""
-    from late_interaction import backends, native_build, reference, tiled
+def test_a_small_scoring_needs_no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A training has the same backend in all of its steps, however small one is."""
+    from late_interaction import backends, reference, tiled
 
     monkeypatch.delenv("LATE_INTERACTION_BACKEND", raising=False)
-    monkeypatch.setattr(backends, "_notices", set())
     monkeypatch.setitem(
         backends.BACKENDS, "native", replace(backends.BACKENDS["native"], module="late_interaction.reference")
     )
-    built = []
-    monkeypatch.setattr(native_build, "ready", lambda: bool(built))
     tokens = torch.zeros(2, 3, 16)
     assert choose_backend(tokens, 5, products=1000) is tiled
-    assert capsys.readouterr().err == ""
-    for _ in range(2):
-        assert choose_backend(tokens, 5, products=10**9) is tiled
-    assert capsys.readouterr().err.count("compiling the native CPU kernels in the background") == 1
-    assert choose_backend(tokens, 5) is reference
-    built.append(True)
-    assert choose_backend(tokens, 5, products=10**9) is reference
+    assert choose_backend(tokens, 5, products=10**9) is choose_backend(tokens, 5) is reference
 
 
 def test_a_backend_is_one_entry(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from late_interaction import choose_tokens, late_interaction, pack_tokens, select_tokens, token_scores
-from late_interaction.token_selection import SCORES
+from late_interaction import late_interaction, pack_tokens
+from late_interaction.token_selection import SCORES, choose_tokens, select_tokens, token_scores
 from tests.interaction.problems import random_problem
 
 

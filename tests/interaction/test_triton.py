@@ -27,6 +27,17 @@ def test_in_the_interpreter() -> None:
 
 
 @pytest.mark.slow
+def test_kernels_compile_for_four_gpus_within_their_shared_memory(tmp_path: Path) -> None:
+    most = {"80": 163, "90": 227, "100": 227, "gfx942": 64}  # KB of a block
+    where = {"TRITON_CACHE_DIR": str(tmp_path), "TRITON_INTERPRET": "0"}
+    output = run("-m", "tests.interaction.triton_compiled", *most, **where)
+    made = [line.split() for line in output.splitlines() if line.split()[0] in most]
+    assert len(made) == 5 * 6
+    for card, *_, shared in made:
+        assert int(shared) <= 1024 * most[card], made
+
+
+@pytest.mark.slow
 def test_on_this_cpu_it_says_why_not() -> None:
     if os.environ.get("TRITON_INTERPRET") == "1":
         pytest.skip("the interpreter runs here")

@@ -6,14 +6,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from bench.interaction_errors import BOUNDS, measure
 from late_interaction import SmoothMaximum, late_interaction, reference, triton_backend, triton_launch, triton_smooth
 from late_interaction.packing import Tokens
 from tests.interaction.problems import (
+    BOUNDS,
     Problem,
     Result,
     assert_close,
     by_definition,
+    measure,
     random_problem,
     solve,
     tied_problem,
@@ -102,16 +103,16 @@ def test_ties_go_to_the_lowest_index() -> None:
 @pytest.mark.parametrize("shape", SHAPES)
 def test_smooth_maximum_in_float32(shape: tuple[int, int, list[int], int]) -> None:
     problem = random_problem(*shape)
-    result = solve(problem, SmoothMaximum(0.05, "triton"))
-    assert_close(result, solve(problem, SmoothMaximum(0.05, "tiled"), torch.float64), 2e-6)
+    result = solve(problem, "triton", maximum=SmoothMaximum(0.05))
+    assert_close(result, solve(problem, "tiled", dtype=torch.float64, maximum=SmoothMaximum(0.05)), 2e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_smooth_maximum_in_16_bits(dtype: torch.dtype) -> None:
     problem = random_problem(2, 49, [2, 7, 7, 10], 80)
     rounded = Problem(problem.image_tokens.to(dtype), problem.text_tokens.to(dtype), problem.text_lengths)
-    expected = solve(rounded, SmoothMaximum(0.02, "tiled"), torch.float64)
-    result = solve(rounded, SmoothMaximum(0.02, "triton"))
+    expected = solve(rounded, "tiled", dtype=torch.float64, maximum=SmoothMaximum(0.02))
+    result = solve(rounded, "triton", maximum=SmoothMaximum(0.02))
     assert_close(result, expected, 2e-6, 2 * torch.finfo(dtype).eps)
 
 
@@ -119,8 +120,20 @@ def test_what_float32_does_not_hold_is_computed_in_tiles() -> None:
     problem = random_problem(2, 9, [3, 8], 16)
     assert not triton_smooth.beyond_range(problem.tokens()._replace(temperature=0.05))
     assert triton_smooth.beyond_range(problem.tokens()._replace(temperature=0.01))
-    result, expected = (solve(problem, SmoothMaximum(0.01, backend)) for backend in ("triton", "tiled"))
+    result, expected = (solve(problem, backend, maximum=SmoothMaximum(0.01)) for backend in ("triton", "tiled"))
     assert all(map(torch.equal, result, expected))
+
+
+@pytest.mark.parametrize("temperature", [0.05, 0.013])
+def test_no_norm_is_waited_for_where_tokens_are_known_to_be_unit(
+    temperature: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem = random_problem(2, 9, [3, 8], 16)
+    expected = solve(problem, triton_backend, maximum=SmoothMaximum(temperature))
+    monkeypatch.delattr(triton_smooth, "_longest")
+    assert all(
+        map(torch.equal, solve(problem, triton_backend, maximum=SmoothMaximum(temperature, unit=True)), expected)
+    )
 
 
 def ragged_tokens(seed: int, dtype: torch.dtype) -> Tokens:
@@ -158,16 +171,16 @@ def test_ragged_images(seed: int, dtype: str, smooth: bool) -> None:
 @pytest.mark.parametrize("smooth", [False, True])
 def test_a_mask_is_the_padded_form_of_ragged_images(smooth: bool) -> None:
     """Padding is NaN, and may be anywhere. The sides exchanged give the same in the other direction."""
-    backend: Any = SmoothMaximum(0.05, "triton") if smooth else "triton"
+    how: Any = {"backend": "triton", "maximum": SmoothMaximum(0.05) if smooth else None}
     problem = random_problem(3, 20, [3, 1, 4], 16)
     mask = torch.rand(3, 20, generator=torch.Generator().manual_seed(3)) < torch.tensor([[0.9], [0.1], [0.5]])
     mask[1, 7] = True
     images = torch.where(mask[..., None], problem.image_tokens, float("nan")).requires_grad_()
     texts, packed = problem.text_tokens.requires_grad_(), images.detach()[mask].requires_grad_()
     lengths = {"image_lengths": mask.sum(dim=1)}
-    padded = late_interaction(images, *problem[1:], image_mask=mask, backend=backend)
-    ragged = late_interaction(packed, *problem[1:], **lengths, backend=backend)
-    exchanged = late_interaction(texts, packed, mask.sum(1), image_lengths=problem.text_lengths, backend=backend)
+    padded = late_interaction(images, *problem[1:], image_mask=mask, **how)
+    ragged = late_interaction(packed, *problem[1:], **lengths, **how)
+    exchanged = late_interaction(texts, packed, mask.sum(1), image_lengths=problem.text_lengths, **how)
     weights = upstream(padded.i2t.shape)
     of_padded = torch.autograd.grad(tuple(padded), (images, texts), weights)
     of_ragged = torch.autograd.grad(tuple(ragged), (packed, texts), weights)
@@ -177,4 +190,4 @@ def test_a_mask_is_the_padded_form_of_ragged_images(smooth: bool) -> None:
     assert all(map(torch.equal, result, (*ragged, *of_ragged)))
     torch.testing.assert_close((exchanged.t2i.T, exchanged.i2t.T, *of_exchanged), result, rtol=1e-5, atol=1e-6)
     with pytest.raises(ValueError, match="every image needs at least one token"):
-        late_interaction(packed, *problem[1:], image_lengths=torch.tensor([0, len(packed), 0]), backend=backend)
+        late_interaction(packed, *problem[1:], image_lengths=torch.tensor([0, len(packed), 0]), **how)

@@ -14,9 +14,9 @@ from PIL import Image
 from filip.cli.command import run_command
 from filip.eval.outcomes import Outcomes, write_outcomes
 from filip.report.results import Results
-from filip.report.rows import build_tables
 from filip.report.table import Cell, Table
-from filip.report.tables import Tables, load_published, main
+from filip.report.tables import build_tables
+from filip.report.tables.__main__ import Tables, load_published, main
 from filip.study import load_study, resolve
 from tests.support.shards import Sample, encoded, write_shard
 
@@ -27,7 +27,7 @@ STUDY: dict[str, Any] = {
     "title": "A small study",
     "sources": ["demo"],
     "launch": {"launcher": "deepspeed", "ranks_per_node": 1},
-    "train": {"experiment": "demo"},
+    "train": {"experiment": "demo_from_scratch"},
     "runs": {
         "clip": {"label": "baseline (CLIP)", "overrides": ["model.interaction=pooled"]},
         "late": {"label": "w/ late interaction"},
@@ -72,7 +72,7 @@ def recalls(r1: float, images: int = 1590) -> dict[str, Any]:
 @functools.cache
 def recorded_config() -> dict[str, Any]:
     """Return the config of the demo's experiment, as a training records it."""
-    return asdict(resolve("experiment=demo"))
+    return asdict(resolve("experiment=demo_from_scratch"))
 
 
 def training(run: str, folder: Path, seconds: float = 0.3, memory: float = 900.0, **config: Any) -> dict[str, Any]:
@@ -83,7 +83,12 @@ def training(run: str, folder: Path, seconds: float = 0.3, memory: float = 900.0
         "interaction": config.pop("interaction", "token_wise"),
         "embed_dim": config.pop("embed_dim", 128),
     }
-    settings = {"experiment": "demo", "precision": "fp32", "transport_dtype": "auto", "token_keep_ratio": 1.0}
+    settings = {
+        "experiment": "demo_from_scratch",
+        "precision": "fp32",
+        "transport_dtype": "auto",
+        "token_keep_ratio": 1.0,
+    }
     return {
         "run": run,
         "config": {**whole, **settings, **config},

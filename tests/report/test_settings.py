@@ -7,9 +7,9 @@ import pytest
 import yaml
 
 from filip.report.results import Results
-from filip.report.rows import build_tables
 from filip.report.table import Table
-from filip.report.tables import load_published
+from filip.report.tables import build_tables
+from filip.report.tables.__main__ import load_published
 from filip.study import Study
 from tests.report.results import write
 

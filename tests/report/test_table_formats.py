@@ -101,6 +101,9 @@ def test_a_wide_table_for_a_paper_keeps_the_first_of_repeated_columns(folder):
     text = written(folder, "retrieval", f"study={wide}")
     assert text.count("R@1") == 6 and "R@5" not in text and text.count("\\begin{tabular}") == 1
     assert "R@5" in (folder / "paper" / "retrieval.md").read_text()
+    kept = json.loads((folder / "paper" / "tables.json").read_text())["tables"]["retrieval"]
+    cells = kept["rows"][0]["cells"]
+    assert cells["demo_fluent_i2t_r1"]["value"] is not None and cells["demo_fluent_i2t_r5"]["value"] is not None
 
 
 def test_similarities_are_mathematics_and_labels_with_commas_are_quoted():

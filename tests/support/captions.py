@@ -39,8 +39,8 @@ def sample_of_kinds(name: str = "labelled_captions") -> list[dict[str, str]]:
 
     Titles, alt texts, brands, places and meaningless ones were written for it, and short phrases in fifteen languages;
     others are class names of ImageNet and others (clip_benchmark, MIT) and names of territories and time zones (Unicode
-    CLDR in Babel). No threshold was chosen by them. The 331 of ``unseen_captions`` (shops, news, museums, stock
-    photographs, names, pages; furniture; other languages) were labelled before the rules met them.
+    CLDR in Babel). The 331 of ``unseen_captions`` are of shops, news, museums, stock photographs, names and
+    pages, furniture, and other languages. The furniture rule learns from both.
     """
     with open(DATA / f"{name}.tsv", encoding="utf-8") as file:
         return list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))

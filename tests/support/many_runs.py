@@ -6,6 +6,7 @@ Prints the exit code of each. Among the overrides, ``stop_after=N`` sends the la
 all stop with step N + 1; the weights of that step, gathered from the engine, go to ``run_dir/at_stop.safetensors``.
 ``poison_at=N`` gives the first rank pixels that are not numbers in step N and the two after it, ``nan_at=N`` the last
 rank one such pixel in step N; then ``run_dir/digests.json`` has a digest of the weights after each step.
+``fault=NAME`` puts tests.support.broken_kernels with that fault in place of the native kernels.
 """
 
 import gc
@@ -24,16 +25,21 @@ from filip.train.config import TrainConfig
 from filip.train.engine import gather_to_main
 from filip.train.launcher_env import MachineError
 from filip.train.optimizers import OPTIMIZERS
+from late_interaction.backends import BACKENDS, BackendEntry
+from tests.support import broken_kernels
 from tests.support.training import MOMENTUM
 
 OPTIMIZERS["momentum"] = MOMENTUM
 
 
 def run(overrides: list[str]) -> int:
-    names = ("stop_after", "poison_at", "nan_at")
+    names = ("stop_after", "poison_at", "nan_at", "fault")
     special = dict(o.split("=") for o in overrides if o.startswith(tuple(f"{name}=" for name in names)))
     overrides = [o for o in overrides if "=" in o and o.partition("=")[0] not in special]
-    stop_after, poison_at, nan_at = (int(special.get(name, -1)) for name in names)
+    stop_after, poison_at, nan_at = (int(special.get(name, -1)) for name in names[:3])
+    native, broken_kernels.fault, broken_kernels.backwards = BACKENDS["native"], special.get("fault"), 0
+    if broken_kernels.fault:
+        BACKENDS["native"] = BackendEntry(broken_kernels.__name__, "cpu")
     take_step, save_checkpoint, poisoned, digests = loop.take_step, step.save_checkpoint, [], []
 
     def watched(run, batches):  # type: ignore[no-untyped-def]
@@ -71,6 +77,7 @@ def run(overrides: list[str]) -> int:
         return int(stopped.code or 0)
     finally:
         loop.take_step, step.save_checkpoint = take_step, save_checkpoint
+        BACKENDS["native"] = native
         gc.collect()
     return 0
 

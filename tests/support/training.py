@@ -27,7 +27,7 @@ def compose(*overrides: str) -> TrainConfig:
 def train_arguments(data: Path, run_dir: Path, *overrides: str) -> list[str]:
     """Return ``-m filip.train`` arguments on the squares with the tiny model; later overrides win."""
     base = {
-        "experiment": "demo", "model": "tiny", "run": "test", "run_dir": str(run_dir),
+        "experiment": "demo_from_scratch", "model": "tiny", "run": "test", "run_dir": str(run_dir),
         "out": str(run_dir / "model.safetensors"),
         "data.sources": f"[{{shards: {data}/shards, captions: {data}/captions}}]",
         "global_batch": "24", "max_steps": "20", "log_every": "1",

@@ -17,7 +17,7 @@ from torch import Tensor
 from filip.cli.command import compose_config
 from filip.common.errors import UserError
 from filip.models import DualEncoder, Encoded, build_model
-from filip.train import zero_layout
+from filip.train import lamb
 from filip.train.config import TrainConfig
 from filip.train.engine import gather_to_main, make_engine, resolve_batching
 from filip.train.losses import Loss, resolve_weights
@@ -180,18 +180,18 @@ def distance(weights: dict[str, Tensor], plain: dict[str, Tensor], before: dict[
 
 def refuses_a_lost_stretch(engine: str, ranks: Ranks) -> bool:
     """Return True if every rank refuses LAMB where the last rank does not find the first stretch of its tensors."""
-    whole = zero_layout._layout
+    whole = lamb._layout
 
     def incomplete(flat: Tensor, parameters: Any, names: Any, stretches: list[Any], group: Any) -> Any:
         return whole(flat, parameters, names, stretches[ranks.rank == ranks.world_size - 1 :], group)
 
-    zero_layout._layout = incomplete
+    lamb._layout = incomplete
     try:
         by_engine(config_of(engine), ranks)
     except UserError as error:
         return "elements of" in str(error)
     finally:
-        zero_layout._layout = whole
+        lamb._layout = whole
     return False
 
 

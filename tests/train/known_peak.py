@@ -3,7 +3,7 @@
 import runpy
 from dataclasses import replace
 
-from filip.train.plan import GPUS
+from filip.train.costs import GPUS
 
 if __name__ == "__main__":
     GPUS["this"] = replace(GPUS["v100"], title="this machine", single=1e9, half=0.0, matches="cpu")

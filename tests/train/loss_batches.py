@@ -9,7 +9,7 @@ from torch import Tensor
 
 from filip.models import Encoded, PooledFeatures, TextFeatures
 from filip.train.config import TrainConfig
-from filip.train.losses import TERMS, Loss, LossOutput
+from filip.train.losses import Loss, TermOutput
 
 D = 8
 
@@ -29,7 +29,6 @@ class Batch:
     image_vector: Tensor  # [N, D]
     text_vector: Tensor  # [N, D]
     scale: Tensor  # [1]
-    parameters: dict[str, Tensor]
     group: Tensor  # [N]
     counts: list[int]
     further: Tensor  # [S, D]: a further caption of some
@@ -37,9 +36,8 @@ class Batch:
     ids: Tensor  # [N, longest] int64: few different ones, so that captions share them
 
     def leaves(self) -> dict[str, Tensor]:
-        own = {f"parameters.{name}": value for name, value in self.parameters.items()}
         names = ("image", "text", "image_vector", "text_vector", "scale", "further")
-        return {name: getattr(self, name) for name in names} | own
+        return {name: getattr(self, name) for name in names}
 
     def rows(self, rank: int) -> tuple[slice, slice, slice]:
         """Return this rank's pairs, and its rows of the packed text and of the further captions."""
@@ -59,7 +57,6 @@ class Batch:
             self.scale,
             PooledFeatures(self.image_vector[pairs], self.text_vector[pairs]),
             TextFeatures(self.further[further], self.further_lengths[pairs]),
-            self.parameters,
         )
 
     def captions(self) -> list[Tensor]:
@@ -99,10 +96,6 @@ def random_batch(
         draw(total),
         draw(total),
         torch.tensor([7.0], dtype=torch.float64),
-        {
-            name: value.double() + 0.3 * torch.randn(value.shape, generator=generator, dtype=torch.float64)
-            for name, value in TERMS[term].parameters(D).items()
-        },
         torch.arange(total) if groups is None else torch.randint(0, groups, (total,), generator=generator),
         counts,
         torch.empty(0),
@@ -117,7 +110,7 @@ def random_batch(
     return batch
 
 
-def run(term: str, batch: Batch, rank: int | None = None, **changes: Any) -> LossOutput:
+def run(term: str, batch: Batch, rank: int | None = None, **changes: Any) -> TermOutput:
     """Compute the term alone, on one process or as ``rank`` of many."""
     pairs = slice(None) if rank is None else batch.rows(rank)[0]
     captions = batch.ids[pairs], batch.lengths[pairs]

@@ -41,29 +41,4 @@ def pooled(batch: Batch) -> Tensor:
     return cross_entropy(similarity, similarity, batch)
 
 
-def sigmoid_of(similarity: Tensor, bias: Tensor, batch: Batch) -> Tensor:
-    """Compute SigLIP (Zhai et al., 2023), equation 1 there: the sum over all pairs, over the number of images."""
-    total = torch.zeros((), dtype=torch.float64)
-    for i, row in enumerate(similarity):
-        for j, value in enumerate(row):
-            z = 1 if batch.group[i] == batch.group[j] else -1
-            total = total - F.logsigmoid(z * (batch.scale * value + bias))[0]
-    return total / len(similarity)
-
-
-def sigmoid(batch: Batch) -> Tensor:
-    return sigmoid_of(batch.image_vector @ batch.text_vector.T, batch.parameters["sigmoid_bias"], batch)
-
-
-def token_wise_sigmoid(batch: Batch) -> Tensor:
-    i2t, t2i = token_wise_matrices(batch)
-    bias = batch.parameters["token_wise_sigmoid_bias"]
-    return (sigmoid_of(i2t, bias, batch) + sigmoid_of(t2i.T, bias, batch)) / 2
-
-
-CORE: dict[str, Callable[[Batch], Tensor]] = {
-    "token_wise": token_wise,
-    "pooled": pooled,
-    "sigmoid": sigmoid,
-    "token_wise_sigmoid": token_wise_sigmoid,
-}
+CORE: dict[str, Callable[[Batch], Tensor]] = {"token_wise": token_wise, "pooled": pooled}

@@ -11,9 +11,9 @@ from torch import Tensor
 from filip.cli.command import compose_config
 from filip.models import build_model
 from filip.train.config import TrainConfig
+from filip.train.costs import Counts, count
 from filip.train.engine import DeepSpeedEngine, Engine, make_engine, resolve_batching
 from filip.train.losses import Loss, resolve_weights
-from filip.train.plan import Counts, count
 from filip.train.ranks import Ranks, start_ranks
 from filip.train.step import forward_backward
 

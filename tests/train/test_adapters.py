@@ -12,10 +12,11 @@ from filip.models import DualEncoder, TextFeatures, build_model, load_preset, sa
 from filip.runs.source import merged, read_source
 from filip.text.tokenizer import tokenize
 from filip.train.config import TrainConfig
+from filip.train.costs import count
 from filip.train.engine import Batching
 from filip.train.loop import initial_model
 from filip.train.optimizers import make_optimizer, set_lr
-from filip.train.plan import Plan, count, main
+from filip.train.plan import Plan, main
 from tests.support.training import compose, run_many, same_weights, train_arguments
 
 ALWAYS = {"image.projection.weight", "text.projection.weight", "logit_scale"}

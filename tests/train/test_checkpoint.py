@@ -100,7 +100,7 @@ def test_changed_captions_are_refused_until_the_manifest_is_written_again(tmp_pa
     manifest.main(described)
     source = f"{{shards: {described.shards}, captions: {described.captions}, manifest: {described.out}}}"
     places = ["run_dir=-", "out=-"]
-    config = compose_config(TrainConfig, ["experiment=demo", *places, f"data.sources=[{source}]"], "train")
+    config = compose_config(TrainConfig, ["experiment=demo_from_scratch", *places, f"data.sources=[{source}]"], "train")
     refuse_changed_data(config)
     row = {"key": "10", "captions": ["another one"], "origins": ["original"], "group": 5}
     write_sidecar(Path(described.captions) / "00001.parquet", [row])

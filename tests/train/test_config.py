@@ -11,6 +11,7 @@ from filip.common.errors import UserError
 from filip.models import build_model, load_preset
 from filip.resources import shipped
 from filip.study import load_study
+from filip.train.__main__ import as_options
 from filip.train.config import PRECISIONS
 from filip.train.engine import Batching, checked_settings, resolve_batching, use_precision
 from filip.train.lamb import Lamb
@@ -62,6 +63,17 @@ def test_deepspeed_reads_every_settings_file_as_it_is_named(path: Path) -> None:
     assert read.torch_autocast_enabled == (precision == "bf16")
     assert read.gradient_clipping == 0.0
     assert read.zero_config.round_robin_gradients is False
+
+
+@pytest.mark.parametrize("typed", [["--deepspeed_config", "{}"], ["--deepspeed_config={}"]])
+def test_deepspeed_s_own_arguments_name_the_settings(typed: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "mine.json"
+    settings = json.loads((shipped("ds_configs") / "zero1_fp32.json").read_text())
+    path.write_text(json.dumps({**settings, "steps_per_print": 7}))
+    typed = ["precision=fp32", "--deepspeed", *(word.format(path) for word in typed), "max_steps=3"]
+    config = compose(*as_options(typed))
+    assert checked_settings(config)["steps_per_print"] == 7 and config.max_steps == 3
+    assert as_options([]) == [] and as_options(["--deepspeed_config"]) == ["--deepspeed_config"]  # which is refused
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from filip.common.errors import DamagedFileError
-from filip.sets.tar_index import scan_tar
+from filip.common.tar_index import scan_tar
 from filip.train.launcher_env import MACHINE_FAILED
 from tests.data.test_streaming import served
 from tests.support.launched_ranks import Ranks

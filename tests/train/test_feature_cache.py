@@ -12,10 +12,10 @@ from filip.common.errors import UserError
 from filip.images.eval_transform import normalize_planes
 from filip.loading.feature_maps import map_path, open_maps
 from filip.loading.loader import PairLoader
+from filip.loading.stem_maps import cache_folder, fill
 from filip.models import DualEncoder
 from filip.train.loop import initial_model
 from filip.train.ranks import StopSignal
-from filip.train.training_data import cache_folder, fill
 from tests.data.pair_shards import Pairs, key_of, loader, write_pairs
 from tests.support.launched_ranks import Ranks
 from tests.support.training import compose, losses, run_many, same_weights, train_arguments
@@ -40,7 +40,7 @@ def reading(model: DualEncoder, data: Pairs, cache: Path, **options: Any) -> Pai
     """Return a loader that reads maps, which are made first where they are missing."""
     folder = cache_folder(str(cache), model, "fp32")
     made = loader(data, image_size=32, batch_size=5, feature_maps=folder, **WHOLE, **options)
-    fill(made.stream, model, "fp32", torch.device("cpu"), None)
+    fill(made.stream, model, "fp32", torch.device("cpu"), lambda: False)
     return made
 
 
@@ -111,7 +111,7 @@ def test_a_signal_stops_within_a_shard_and_finished_files_stay(model: DualEncode
     assert model.image.stem is not None
     hook = model.image.stem.register_forward_pre_hook(interrupt)
     try:
-        fill(made.stream, model, "fp32", torch.device("cpu"), stop)
+        fill(made.stream, model, "fp32", torch.device("cpu"), lambda: stop.received is not None)
     finally:
         hook.remove()
         for number, handler in kept.items():

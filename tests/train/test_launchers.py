@@ -173,6 +173,43 @@ def test_a_rank_has_the_threads_of_its_launcher_whatever_snakemake_says(
     assert done.stdout.split()[-1:] == [str(threads)], done.stderr[-1000:]
 
 
+WAITING = """
+import os, sys, torch, torch.distributed as dist
+from filip.train.launcher_env import lost_contact
+from filip.train.ranks import start_ranks
+ranks = start_ranks(timeout_minutes=600)
+dist.all_reduce(torch.ones(1))
+if ranks.rank:
+    sys.stdin.read()  # as a rank that hangs
+ranks.limit(0.02)
+try:
+    dist.all_reduce(torch.ones(1))
+except RuntimeError as error:
+    print(lost_contact(error))
+"""
+
+
+@pytest.mark.slow
+def test_after_the_first_steps_a_rank_that_hangs_is_found_sooner() -> None:
+    meeting = {
+        "DS_ACCELERATOR": "cpu",
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+    }
+    first, second = (
+        subprocess.Popen(
+            [sys.executable, "-c", WAITING], env=environment(RANK=rank, LOCAL_RANK=rank, **meeting),
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        ) for rank in "01"
+    )  # fmt: skip
+    printed = first.stdout.readline()  # without the limit the test times out
+    second.communicate("")
+    first.communicate("")
+    assert "Timed out waiting 1200ms" in printed
+
+
 def test_other_errors_are_not_taken_for_lost_contact() -> None:
     assert lost_contact(RuntimeError("mat1 and mat2 shapes cannot be multiplied")) is None
     # ss --kill

@@ -8,10 +8,10 @@ from torch import nn
 
 from filip.common.errors import UserError
 from filip.models import Encoded, PooledFeatures, TextFeatures
+from filip.train.costs import count
 from filip.train.engine import Batching
 from filip.train.losses import Loss, resolve_weights
 from filip.train.losses.term import WeightSchedule
-from filip.train.plan import count
 from tests.support.training import compose
 
 

@@ -8,21 +8,16 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from filip.cli.command import compose_config, run_command
+from filip.common.errors import UserError
+from filip.loading.config import PREFETCH, DataConfig, StreamConfig, batches_ahead
 from filip.models import build_model, load_preset
+from filip.models.costs import activation_bytes, encoder_flops
+from filip.train.costs import CAPTION_TOKENS, GPUS, interaction_flops, peak_flops, state_bytes
 from filip.train.engine import resolve_batching
-from filip.train.losses.similarity import packed_memory
-from filip.train.losses.term import SOFTMAX_BYTES, Setting
-from filip.train.plan import (
-    GPUS,
-    Plan,
-    activation_bytes,
-    encoder_flops,
-    main,
-    peak_flops,
-    planned_steps,
-    report,
-    state_bytes,
-)
+from filip.train.losses.similarity import saved_bytes
+from filip.train.plan import Plan, main, planned_steps, report
+from late_interaction import tiled
+from late_interaction.packing import Tokens
 from tests.support.launched_ranks import Ranks
 from tests.support.training import kept_by_autograd
 
@@ -55,8 +50,23 @@ def test_the_plan_names_the_loss_s_share_and_its_backend(capsys: pytest.CaptureF
     """Three products of 320 images of 49 tokens with 40,960 captions of 18, of 256 features, are 17.8 TFLOP."""
     for gpu, backend in (("v100", "tiled, since Triton"), ("h100", "triton")):
         run_command(main, Plan, "train", ["experiment=base", "gpus=128", f"gpu={gpu}", "token_keep_ratio=1"])
-        (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("loss ")]
+        (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("interaction ")]
         assert "17.8 TFLOP a step and GPU" in line and f"backend={backend}" in line
+    run_command(main, Plan, "train", ["experiment=base_ours", "gpus=128"])  # its share of tokens falls to a quarter
+    assert "17.8 TFLOP in the first step, in the last 2.1 TFLOP a step and GPU, 21%" in capsys.readouterr().out
+
+
+def test_the_interaction_takes_the_flops_that_torch_counts() -> None:
+    """Of the tiled backend, which multiplies once forward and twice backward."""
+    config = plan_of("model=tiny", "global_batch=32")
+    with torch.device("meta"):
+        model = build_model(config.model)
+    image, text = torch.randn(32, 16, 16), torch.randn(32 * CAPTION_TOKENS, 16)
+    tokens = Tokens(image, text, [CAPTION_TOKENS] * 32)
+    with FlopCounterMode(display=False) as counted:
+        _, kept = tiled.forward(tokens)
+        tiled.backward(tokens, tuple(torch.randn(2, 32, 32)), kept)
+    assert counted.get_total_flops() == interaction_flops(model, config, resolve_batching(config, 1), 1.0)
 
 
 def test_the_plan_has_the_given_resolution(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,13 +112,30 @@ def test_encoders_take_the_flops_that_torch_counts(name: str, interaction: str) 
     assert backward.get_total_flops() == 2 * planned - no_gradient_of_pixels
 
 
-def test_memory_of_the_loss() -> None:
-    """Maps of one byte, the matrices of the soft-max, and the texts of all ranks or of two blocks of the ring."""
-    eight_gpus = Setting(global_batch=8192, gpus=8, tile_bytes=0)
-    pairs, texts = 1024 * 8192, 8192 * 18 * 256
-    maps_and_matrices = pairs * (49 + 18) + SOFTMAX_BYTES * pairs
-    assert packed_memory(eight_gpus) == maps_and_matrices + texts * (2 + 8)
-    assert packed_memory(eight_gpus, "ring") == maps_and_matrices + texts / 8 * (2 * 2 + 3 * 4)
+@pytest.mark.parametrize("maximum", ["hard", "smooth"])
+def test_triton_allocates_what_is_planned_for_the_backward(maximum: str) -> None:
+    """On the meta device, for captions of 18 tokens on average."""
+    pytest.importorskip("triton")
+    from late_interaction import triton_backend, triton_smooth
+    from late_interaction.triton_layout import lay_out
+
+    lengths = [6 + n % 25 for n in range(8192)]
+    image, text = (torch.empty(*shape, dtype=torch.bfloat16, device="meta") for shape in ((64, 49, 8), (1, 8)))
+    allocate = (triton_backend if maximum == "hard" else triton_smooth).KERNELS.allocate
+    held, _ = allocate(Tokens(image, text, lengths), lay_out(lengths, torch.device("cpu")), False, True)
+    planned = saved_bytes(plan_of(f"token_maximum={maximum}", "backend=triton"), 77)
+    entries = 64 * 8192 * (49 + sum(lengths) / len(lengths))
+    assert sum(part.nbytes for part in held) == pytest.approx(entries * planned, rel=0.03)
+
+
+def test_the_smooth_maximum_takes_its_memory_in_the_plan() -> None:
+    """A batch of 32,768 on eight H100 took 87 of 80 GB, and the plan said that it fits."""
+    node = plan_of("experiment=one_node", "precision=bf16")
+    assert "fits in 80.0 GB" in "\n".join(report(node))
+    node.global_batch = 32_768
+    assert "DOES NOT FIT" in "\n".join(report(node))
+    node.backend = "tiled"
+    assert "DOES NOT FIT" not in "\n".join(report(node))
 
 
 def plan_of(*overrides: str) -> Plan:
@@ -120,9 +147,39 @@ def test_steps_are_those_of_the_study_s_own_pairs_or_unknown() -> None:
     assert "pairs=N" in report(plan_of("experiment=ablation"))[-1]
     config = plan_of("experiment=ablation", "pairs=26e6")
     assert planned_steps(config, resolve_batching(config, 8)) == 30 * (26_000_000 // 8192)
-    assert "1,000 steps" in report(plan_of("model=tiny", "global_batch=256", "max_steps=1000", "epochs=null"))[-1]
+    assert "1,000 steps" in report(plan_of("model=tiny", "global_batch=256", "max_steps=1000", "epochs=null"))[-2]
     large = plan_of("experiment=ablation", "model.gradient_checkpointing=false", "gpu=v100")
     assert "DOES NOT FIT" in "\n".join(report(large))
+
+
+def test_the_price_is_arithmetic_over_a_share_of_the_peak_and_failures() -> None:
+    """100 steps of 64 GPUs in bf16 at half of an H100's 989.5 TFLOP/s."""
+    batch = ("experiment=base", "precision=bf16", "gpus=64", "max_steps=100", "epochs=null", "mfu=0.5", "euros=2")
+    *lines, price = report(plan_of(*batch, "token_keep_ratio=1", "failure=1e-2", "checkpoint.every_minutes=40"))
+    encoders, loss = (float(line.split()[1]) for line in lines if line.startswith(("encoders", "interaction")))
+    hours = 64 * 100 * (encoders + loss) / (0.5 * 989.5) / 3600
+    stops = hours / 1e-2
+    paid = hours + 64 * stops * (20 + 10) / 60
+    assert f"computed, not measured: {paid:,.0f} GPU hours at 50% of the peak, {2 * paid:,.0f} euros, " in price
+    assert f"{stops:.1f} stops and a goodput of {hours / paid:.1%}" in price and "all tokens" not in price
+    quarter = report(plan_of("experiment=base", "gpus=128", "pairs=340e6"))[-1]
+    assert "with all tokens" in quarter
+
+
+def test_the_ring_holds_one_block_where_it_scores_again() -> None:
+    node = ("experiment=one_node", "precision=bf16", "global_batch=32768", "exchange=ring")
+    assert "DOES NOT FIT" in "\n".join(report(plan_of(*node)))
+    assert "fits in 80.0 GB" in "\n".join(report(plan_of(*node, "recompute=true")))
+    with pytest.raises(UserError, match="exchange=gather, which scores all texts at once again"):
+        plan_of("recompute=true").check()
+
+
+def test_workers_prepare_ahead_what_fits() -> None:
+    """96 workers of a node with four batches of 2,048 crops each took 199 GB of shared memory."""
+    node = DataConfig(workers=12, augment_on="device")
+    assert 8 * 12 * batches_ahead(StreamConfig(node, 2048, 224)) * 2048 * 256e3 < 64e9
+    assert batches_ahead(StreamConfig(DataConfig(workers=6, augment_on="device"), 320, 224)) == PREFETCH
+    assert batches_ahead(StreamConfig(DataConfig(workers=12), 65536, 224)) == 1
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from filip.common import device
-from filip.eval.half_precision import dtype_of, name_of
+from filip.eval.encoders import dtype_of, name_of
 from filip.resources import shipped
 from filip.study import resolve
 from filip.train.engine import settle_precision
@@ -139,14 +139,14 @@ def test_a_cpu_that_is_told_to_be_avx2_has_no_bf16() -> None:
     ],
 )
 def test_auto_is_settled_for_all_ranks(places: tuple[str, ...], saved: str | None, settled: str) -> None:
-    config = deepcopy(resolve("experiment=demo"))
+    config = deepcopy(resolve("experiment=demo_from_scratch"))
     sentence = settle_precision(config, ranks(*places), saved)  # type: ignore[arg-type]
     assert config.precision == settled and settled in sentence
 
 
 def test_an_explicit_bf16_without_hardware_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device, "_cpu_multiplies_bf16", lambda: False)
-    config = deepcopy(resolve("experiment=demo", "precision=bf16"))
+    config = deepcopy(resolve("experiment=demo_from_scratch", "precision=bf16"))
     sentence = settle_precision(config, ranks())  # type: ignore[arg-type]
     assert config.precision == "bf16"
     assert sentence.startswith("warning: precision=bf16") and "times as long as in fp32" in sentence

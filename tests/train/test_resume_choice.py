@@ -14,12 +14,13 @@ import torch
 from filip.common.errors import UserError
 from filip.common.files import sha256_of
 from filip.runs import saved_files
+from filip.runs.record import copy_or_link, record_finish, record_start
 from filip.runs.saved_files import LoopState, is_finished, newest_intact, write_state
 from filip.train import checkpoint, provenance
 from filip.train.checkpoint import Resumption, _prune, choose_checkpoint, prepare_folder, training_hash
 from filip.train.config import CheckpointConfig, TrainConfig
 from filip.train.losses import TERMS
-from filip.train.provenance import copy_or_link, record_finish, record_start, resumable_settings, settings_hash
+from filip.train.provenance import resumable_settings, settings_hash
 from filip.train.ranks import Ranks
 from tests.support.training import compose
 

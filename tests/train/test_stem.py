@@ -9,8 +9,8 @@ import torch
 from filip.common.errors import UserError
 from filip.images.pixels import CLIP_MEAN, CLIP_STD
 from filip.models import build_model, load_model, load_preset, save_model
+from filip.models.costs import encoder_flops, stem_values
 from filip.train.loop import initial_model
-from filip.train.plan import encoder_flops, stem_values
 from filip.train.warm_start import trainable
 from tests.support.training import compose, run_many, train_arguments
 

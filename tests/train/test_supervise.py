@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from filip.common.errors import UserError
+from filip.runs import lock
 from filip.train import supervise as supervising
 from filip.train.launcher_env import LOST_CONTACT
 from filip.train.supervise import Attempt, attempts, first_error, last_failure, supervise
@@ -20,7 +21,7 @@ from filip.train.supervise import Attempt, attempts, first_error, last_failure, 
 @pytest.fixture
 def requeues(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     monkeypatch.setattr(supervising, "wait_for_the_end", lambda code: code)
-    monkeypatch.setattr(supervising, "SECONDS_BETWEEN_LOOKS", 0.01)
+    monkeypatch.setattr(lock, "SECONDS_BETWEEN_LOOKS", 0.01)
     return []
 
 
@@ -141,16 +142,13 @@ def test_a_lock_that_is_still_held_is_waited_for(tmp_path: Path, requeues: list[
 
 
 def test_a_training_without_a_job_locks_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervising, "MINUTES_AFTER_A_KILL", 0)
+    monkeypatch.setattr(lock, "MINUTES_AFTER_A_KILL", 0)
     said: list[str] = []
-    with supervising.holding(tmp_path / "run", said.append):
+    with lock.holding(tmp_path / "run", said.append):
         with pytest.raises(UserError, match=r"another training is at work in .*run: wait"):
-            supervising.holding(tmp_path / "run", said.append).__enter__()
+            lock.holding(tmp_path / "run", said.append).__enter__()
         assert f"by a training, host {os.uname().nodename}, process {os.getpid()}" in said[-1]
-        monkeypatch.setenv(supervising.EXIT_CODE_FILE, str(tmp_path / "code"))  # of a job, which holds the lock
-        supervising.holding(tmp_path / "run", said.append).__enter__()
-        monkeypatch.delenv(supervising.EXIT_CODE_FILE)
-    with supervising.holding(tmp_path / "run", said.append):
+    with lock.holding(tmp_path / "run", said.append):
         pass
 
 

@@ -13,7 +13,7 @@ from tests.support.snakemake_runs import run_snakemake, run_study, study_command
 from workflow.run import processes
 from workflow.study import ROOT
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(3600)]  # the fixture runs the study: eleven minutes of two cores
+pytestmark = [pytest.mark.system, pytest.mark.timeout(3600)]  # the fixture runs a study of ten minutes
 CARD = ROOT / "workflow/config/card.yaml"
 
 

@@ -1,6 +1,5 @@
 """The DAG through Snakemake itself: dry runs of every study, and of configs that it refuses."""
 
-import json
 import re
 import subprocess
 from pathlib import Path
@@ -25,27 +24,6 @@ def job_counts(printed: str) -> dict[str, int]:
 
 def study(name: str) -> dict:
     return yaml.safe_load((ROOT / f"workflow/config/{name}.yaml").read_text())
-
-
-def many_shards(folder: Path) -> Path:
-    """Write the study base with 34,000 shards of each of two sources, all downloaded."""
-    config = study("base")
-    config |= {"data_dir": str(folder / "datasets"), "sources": config["sources"][:2]}
-    config |= {"fine_tune": {}, "tables": {"retrieval": list(config["runs"])}}
-    for source in config["sources"]:
-        stages = folder / "datasets" / source
-        (stages / "funnel").mkdir(parents=True)
-        fragment = json.dumps({"notes": {"shards": 34_000}})
-        for name in (
-            "list.parquet",
-            "funnel/prepare.json",
-            "kept.parquet",
-            "funnel/text_rules.json",
-            "funnel/download.json",
-        ):
-            (stages / name).write_text(fragment)
-    (folder / "base.yaml").write_text(yaml.safe_dump(config))
-    return folder / "base.yaml"
 
 
 def plan(clone: Path, config: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -109,12 +87,17 @@ def test_a_study_is_a_module_of_another_workflow(clone: Path, tmp_path: Path) ->
 
 
 @pytest.mark.slow
-def test_34_000_shards_of_each_source_are_few_jobs(clone: Path, tmp_path: Path) -> None:
-    done = plan(clone, many_shards(tmp_path), "--rerun-triggers", "mtime")
+def test_jobs_share_each_stage_of_each_source(clone: Path, tmp_path: Path) -> None:
+    config = study("base") | {"data_dir": str(tmp_path / "datasets"), "sources": ["cc3m", "mine"]}
+    config |= {"fine_tune": {}, "tables": {"retrieval": list(study("base")["runs"])}, "data": {"parts": 5, "score": {}}}
+    (tmp_path / "own").mkdir()
+    (clone / "data/mine.yaml").write_text(f"title: T\nimages: {tmp_path}/own\nback_translation: null\n")
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(config))
+    done = plan(clone, tmp_path / "base.yaml")
     assert done.returncode == 0, done.stdout + done.stderr
-    counts = job_counts(done.stdout)
-    assert counts["translate_part"] == 2 * 256 and counts["translate_plan"] == 2
-    assert "download" not in counts and counts["total"] < 2 * 300
+    parts = {name: number for name, number in job_counts(done.stdout).items() if name.endswith("_part")}
+    stages = ("url_list", "text_rules", "download", "ingest")
+    assert parts == {"translate_part": 10, "score_part": 10, **{f"{name}_part": 5 for name in stages}}
 
 
 @pytest.mark.slow

@@ -93,7 +93,7 @@ def test_nothing_is_installed_again_until_a_version_changes(checkout: Path, monk
     asked: list[str] = []
     monkeypatch.setattr(install, "ROOT", checkout)
     monkeypatch.setattr(install, "VENV", venv(checkout))
-    monkeypatch.setattr(install, "LOCK", checkout / "workflow/envs/lock.txt")
+    monkeypatch.setattr(install, "LOCKS", checkout / "workflow/envs")
     monkeypatch.setattr(install, "install", lambda tier, new, gpu: asked.append(tier))
     monkeypatch.setattr(sys, "argv", ["install.py", "demo"])
     (checkout / ".venv/.installed").write_text(install.digest("demo"))
@@ -128,11 +128,11 @@ def test_pips_settings_are_uvs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert "UV_HTTP_TIMEOUT" not in result
 
 
-@pytest.mark.parametrize("gpu", [None, "v100", "h100"])
+@pytest.mark.parametrize("gpu", [None, "v100"])
 def test_the_lock_has_a_version_that_suits_every_requirement(gpu: str | None) -> None:
     """Otherwise `make lock` was forgotten after a change of pyproject.toml."""
     pins: dict[str, list[Requirement]] = {}
-    for line in install.versions(gpu).splitlines():
+    for line in map(str.strip, install.lock_of(gpu).read_text().splitlines()):
         if line and not line.startswith("#"):
             pin = Requirement(line)
             pins.setdefault(canonicalize_name(pin.name), []).append(pin)
@@ -149,12 +149,16 @@ def test_the_lock_has_a_version_that_suits_every_requirement(gpu: str | None) ->
 @pytest.mark.system
 def test_a_v100_gets_a_pytorch_with_kernels_for_it(tmp_path: Path) -> None:
     """2.10.0 of PyPI is the newest with sm_70: installed, asked without a card, and the trainer imported with it."""
-    (tmp_path / "versions.txt").write_text(install.versions("v100"))
+    free = shutil.disk_usage(tmp_path).free / 2**30
+    if free < 12:  # a full disk would end the other worker's tests
+        pytest.skip(f"PyTorch with CUDA takes 9 GiB for a minute, {tmp_path} has {free:.0f}: --basetemp=… is a place")
     python = tmp_path / "venv/bin/python"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "venv")], check=True)
     command = [str(Path(sys.executable).with_name("uv")), "pip", "install", "-q", "--python", str(python)]
-    command += ["--constraint", str(tmp_path / "versions.txt"), "-e", "./late-interaction", "-e", ".[demo,export]"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1200)
+    command += ["--constraint", str(install.lock_of("v100")), "-e", "./late-interaction", "-e", ".[train]"]
+    # A cache on the disk of the venv: uv links its files, and both go with the test.
+    environment = {**os.environ, "UV_CACHE_DIR": str(tmp_path / "cache")}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1200)
     if done.returncode and "Failed to fetch" in done.stderr:
         pytest.skip(f"the package index does not answer: {done.stderr[-200:]}")
     assert done.returncode == 0, done.stderr

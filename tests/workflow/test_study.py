@@ -41,14 +41,14 @@ def test_the_run_folder_follows_what_is_trained_and_nothing_else(demo: dict) -> 
     assert WorkflowStudy(changed).run_dir("filip") != before
 
 
-@pytest.mark.parametrize("tuned", ["clip_ft", "filip_ft"])
-def test_a_fine_tuning_inherits_the_architecture_of_its_run_and_nothing_else(demo: dict, tuned: str) -> None:
-    run = demo["fine_tune"][tuned]["from"]
+@pytest.mark.parametrize("run", ["clip", "filip"])
+def test_a_fine_tuning_inherits_the_architecture_of_its_run_and_nothing_else(demo: dict, run: str) -> None:
+    demo["fine_tune"]["filip_ft"]["from"] = run
     demo["runs"][run]["overrides"] += ["model.embed_dim=32", "optimizer.base_lr=1"]
     demo["efficiency"] = {}  # whose accuracies would no longer be those of the same settings
     study = WorkflowStudy(demo)
-    assert f"init_from=results/demo/models/{run}.safetensors" in study.train_arguments(tuned)
-    resolved = study.resolved(tuned)
+    assert f"init_from=results/demo/models/{run}.safetensors" in study.train_arguments("filip_ft")
+    resolved = study.resolved("filip_ft")
     assert resolved.model == study.resolved(run).model
     assert not resolved.data.auto_augment and not resolved.data.back_translation
     assert resolved.optimizer.base_lr == resolve("experiment=demo_finetune").optimizer.base_lr
@@ -142,7 +142,7 @@ SEARCH = {"settings": RATES, "seeds": [100, 101], "card": "demo_scenes_search"}
 
 def test_a_search_trains_each_run_with_every_value_and_seed_and_no_table_shows_it(demo: dict) -> None:
     demo |= {"seeds": 2, "search": SEARCH}
-    demo["runs"]["smooth"]["search"] = {}
+    demo["runs"]["smooth"] = {**demo["runs"]["filip"], "search": {}}
     demo["runs"]["clip"]["search"] = {"optimizer.base_lr": ["1e-3"], "optimizer.weight_decay": [0, 0.1]}
     study = WorkflowStudy(demo)
     assert study.trials_of("filip") == [f"filip-{rate}_s{seed}" for rate in ("2e-3", "4e-3") for seed in (100, 101)]

@@ -1,6 +1,5 @@
 """The evaluations of a study, their options, and what its report shows."""
 
-import json
 import shlex
 from itertools import product
 from pathlib import Path
@@ -8,7 +7,6 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
-from PIL import Image
 
 from filip.cli.command import compose_config
 from filip.common.errors import UserError
@@ -59,27 +57,6 @@ def test_a_job_evaluates_a_model_by_all_protocols_or_on_one_card(demo: dict) -> 
     given = options(single, "clip", "demo_food")
     assert (given["protocols"], given["data"], given["missing"]) == ("[zero_shot]", "[eval/demo_food.yaml]", "skip")
     assert given["only"] == "{zero_shot:[demo_food]}"
-
-
-def test_a_folder_and_a_table_are_evaluated_as_filip_eval_does(demo: dict, tmp_path: Path) -> None:
-    album, labelled = tmp_path / "my album", tmp_path / "labelled.csv"
-    album.mkdir()
-    Image.new("RGB", (8, 8)).save(album / "1.png")
-    (album / "1.txt").write_text("a dog")
-    labelled.write_text("file,label,caption\nmy album/1.png,dog,a dog\n")
-    demo["eval"] |= {"retrieval": [f"{album}/", str(labelled)], "zero_shot": ["demo_food", str(labelled)]}
-    study = WorkflowStudy(demo)
-    assert study.benchmarks("retrieval") == ["my album", "labelled_retrieval"]
-    assert study.benchmarks("zero_shot") == ["demo_food", "labelled_classification"]
-    again = WorkflowStudy(json.loads(study.config_text()))
-    given = options(again, "clip")
-    assert f"{album}/" in given["data"] and str(labelled) in given["data"] and "eval/demo_food.yaml" in given["data"]
-    assert "zero_shot:[demo_food,labelled_classification]" in given["only"]
-    assert f"{album}/" in again.report_cards()
-    with pytest.raises(UserError, match=r"eval.retrieval: .*there is no file or folder"):
-        WorkflowStudy({**demo, "eval": {"retrieval": ["missing/"]}})
-    with pytest.raises(UserError, match=r"eval.zero_shot: .*has retrieval, no classification"):
-        WorkflowStudy({**demo, "eval": {"zero_shot": [f"{album}/"]}})
 
 
 def test_data_that_appear_later_become_an_input_and_are_named_until_then(tmp_path: Path) -> None:
@@ -142,10 +119,10 @@ def test_a_peer_is_scored_by_its_own_protocol_unless_the_study_names_prompts(dem
 def test_the_explorer_shows_runs_and_a_card_that_exist(demo: dict) -> None:
     explorer = WorkflowStudy(demo).shown("explorer")
     assert explorer is not None and explorer["weights"] == explorer["models"]
-    assert explorer["models"] == [f"results/demo/models/{run}.safetensors" for run in ("clip", "smooth")]
+    assert explorer["models"] == [f"results/demo/models/{run}.safetensors" for run in ("clip", "filip")]
     assert compose_config(
         ExplorerExport, [shlex.split(explorer["labels"])[0], "models=[m]", "images=i", "out=o"]
-    ).labels == ["CLIP", "FILIP, smooth"]
+    ).labels == ["CLIP", "FILIP"]
     for key, change in product(("alignment", "explorer"), ({"models": ["whale"]}, {"card": "no_such"})):
         with pytest.raises(UserError, match=f"{key}.{next(iter(change))}"):
             WorkflowStudy({**demo, key: {**demo[key], **change}})

@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from filip.common.errors import UserError
+from filip.train.costs import count
 from filip.train.engine import resolve_batching
-from filip.train.plan import count
 from workflow.launch import earlier_jobs
 from workflow.study import ROOT, WorkflowStudy
 

@@ -3,7 +3,6 @@
 from dataclasses import replace
 from pathlib import Path
 
-import pytest
 import yaml
 
 from workflow.study import ROOT, WorkflowStudy
@@ -18,13 +17,12 @@ def test_only_a_source_whose_card_says_so_is_built_and_served_here(demo: dict) -
     assert WorkflowStudy(yaml.safe_load((ROOT / "workflow/config/one_gpu.yaml").read_text())).corpus_builder is None
 
 
-@pytest.mark.parametrize(("shards", "parts"), [(1, 0), (8, 0), (9, 2), (1242, 156), (38_700, 256)])
-def test_as_many_translating_jobs_as_the_download_has_shards_for(
-    demo: dict, tmp_path: Path, shards: int, parts: int
-) -> None:
-    (tmp_path / "download.json").write_text(f'{{"notes": {{"shards": {shards}}}}}')
-    result = WorkflowStudy(demo).translation_parts("demo", tmp_path / "download.json")
-    assert result == [f"results/demo/data/demo/translated/{part}-of-{parts}.done" for part in range(parts)]
+def test_a_study_s_parts_share_each_stage_but_the_download_from_a_server_of_its_own(demo: dict) -> None:
+    assert WorkflowStudy(demo).parts("demo", "translate") == []
+    study = WorkflowStudy({**demo, "data": {"parts": 2}, "sources": ["demo", "cc3m"]})
+    folder = "results/demo/data/cc3m/parts/download"
+    assert study.parts("cc3m", "download") == [f"{folder}/0-of-2", f"{folder}/1-of-2"]
+    assert study.parts("demo", "download") == [] and len(study.parts("demo", "prepare")) == 2
 
 
 def test_a_stage_is_stale_when_what_it_reads_of_a_card_changes_and_not_otherwise(demo: dict) -> None:

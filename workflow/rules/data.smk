@@ -1,12 +1,14 @@
 # From a source card to shards with candidate captions. Shards and side-cars are params, not outputs: Snakemake
 # deletes the outputs of a failed job, and a month of downloads must survive one. The outputs are the small files
 # that each command writes last. The card is a param and not an input, so that a comment in it makes nothing stale:
-# what a stage reads of it are its `settings`.
+# what a stage reads of it are its `settings`. With `data: {parts: N}` in a study, N jobs share each stage: they leave
+# blocks of work next to its result, which its rule merges. Each is the rule's command with part=.
 
 
 rule url_list:
     input:
         listed=lambda wildcards: STUDY.list_input(wildcards.source),
+        parts=lambda wildcards: STUDY.parts(wildcards.source, "prepare"),
     output:
         list=f"{DATA}/{{source}}/list.parquet",
         funnel=f"{DATA}/{{source}}/funnel/prepare.json",
@@ -14,6 +16,9 @@ rule url_list:
         memory=STUDY.data_memory,
         card="data/{source}.yaml",
         settings=lambda wildcards: STUDY.settings(wildcards.source, "prepare"),
+        out=f"{DATA}/{{source}}/list.parquet",
+        funnel=f"{DATA}/{{source}}/funnel/prepare.json",
+        part="null",
         list=lambda wildcards: [f"list={path}" for path in STUDY.built_list(wildcards.source)],
     wildcard_constraints:
         source=STUDY.pattern(with_images=False),
@@ -21,13 +26,14 @@ rule url_list:
         f"{RESULTS}/logs/url_list/{{source}}.log",
     threads: STUDY.data_threads
     shell:
-        "python -m filip.data.prepare source={params.card:q} {params.list:q} out={output.list:q}"
-        " funnel={output.funnel:q} threads={threads} memory={params.memory:q} > {log:q} 2>&1"
+        "python -m filip.data.prepare source={params.card:q} {params.list:q} out={params.out:q}"
+        " funnel={params.funnel:q} threads={threads} memory={params.memory:q} part={params.part} > {log:q} 2>&1"
 
 
 rule text_rules:
     input:
         list=f"{DATA}/{{source}}/list.parquet",
+        parts=lambda wildcards: STUDY.parts(wildcards.source, "text_rules"),
     output:
         kept=f"{DATA}/{{source}}/kept.parquet",
         funnel=f"{DATA}/{{source}}/funnel/text_rules.json",
@@ -35,21 +41,25 @@ rule text_rules:
         memory=STUDY.data_memory,
         card="data/{source}.yaml",
         settings=lambda wildcards: STUDY.settings(wildcards.source, "text_rules"),
+        out=f"{DATA}/{{source}}/kept.parquet",
+        funnel=f"{DATA}/{{source}}/funnel/text_rules.json",
+        part="null",
     wildcard_constraints:
         source=STUDY.pattern(with_images=False),
     log:
         f"{RESULTS}/logs/text_rules/{{source}}.log",
     threads: STUDY.data_threads
     shell:
-        "python -m filip.data.text_rules source={params.card:q} list={input.list:q} out={output.kept:q}"
-        " funnel={output.funnel:q} processes={threads} threads={threads} memory={params.memory:q} > {log:q} 2>&1"
+        "python -m filip.data.text_rules source={params.card:q} list={input.list:q} out={params.out:q}"
+        " funnel={params.funnel:q} processes={threads} threads={threads} memory={params.memory:q} part={params.part}"
+        " > {log:q} 2>&1"
 
 
-# Its result says how many shards there are, and thereby how many jobs share the translation.
-checkpoint download:
+rule download:
     input:
         kept=f"{DATA}/{{source}}/kept.parquet",
         corpus=lambda wildcards: STUDY.built_list(wildcards.source),
+        parts=lambda wildcards: STUDY.parts(wildcards.source, "download"),
     output:
         funnel=f"{DATA}/{{source}}/funnel/download.json",
     params:
@@ -60,6 +70,8 @@ checkpoint download:
         # its consumer fails, Snakemake 9 waits forever for the service to end.
         while_served=lambda wildcards: STUDY.while_served(wildcards.source),
         shards=f"{DATA}/{{source}}/shards",
+        funnel=f"{DATA}/{{source}}/funnel/download.json",
+        part="null",
     wildcard_constraints:
         source=STUDY.pattern(with_images=False),
     log:
@@ -67,13 +79,14 @@ checkpoint download:
     threads: STUDY.data_threads
     shell:
         "{params.while_served}python -m filip.data.download source={params.card:q} list={input.kept:q}"
-        " out={params.shards:q} funnel={output.funnel:q} {params.given:q} > {log:q} 2>&1"
+        " out={params.shards:q} funnel={params.funnel:q} {params.given:q} part={params.part} > {log:q} 2>&1"
 
 
-# For a source that has its images, in place of the three rules above. Like the download, it says how many shards there are.
-checkpoint ingest:
+# For a source that has its images, in place of the three rules above.
+rule ingest:
     input:
         images=lambda wildcards: STUDY.images_input(wildcards.source),
+        parts=lambda wildcards: STUDY.parts(wildcards.source, "ingest"),
     output:
         list=f"{DATA}/{{source}}/list.parquet",
         kept=f"{DATA}/{{source}}/kept.parquet",
@@ -86,67 +99,26 @@ checkpoint ingest:
         state=lambda wildcards: STUDY.images_state(wildcards.source),
         images=lambda wildcards: f"images={STUDY.images(wildcards.source)}",
         shards=f"{DATA}/{{source}}/shards",
+        list=f"{DATA}/{{source}}/list.parquet",
+        kept=f"{DATA}/{{source}}/kept.parquet",
+        texts=f"{DATA}/{{source}}/funnel/text_rules.json",
+        funnel=f"{DATA}/{{source}}/funnel/ingest.json",
+        part="null",
     wildcard_constraints:
         source=STUDY.pattern(with_images=True),
     log:
         f"{RESULTS}/logs/ingest/{{source}}.log",
     threads: STUDY.data_threads
     shell:
-        "python -m filip.data.ingest source={params.card:q} {params.images:q} out={params.shards:q} list={output.list:q}"
-        " kept={output.kept:q} text_funnel={output.texts:q} funnel={output.funnel:q}"
-        " processes={threads} threads={threads} memory={params.memory:q} > {log:q} 2>&1"
+        "python -m filip.data.ingest source={params.card:q} {params.images:q} out={params.shards:q} list={params.list:q}"
+        " kept={params.kept:q} text_funnel={params.texts:q} funnel={params.funnel:q}"
+        " processes={threads} threads={threads} memory={params.memory:q} part={params.part} > {log:q} 2>&1"
 
 
-# What is to be translated, once for all parts.
-rule translate_plan:
-    input:
-        stored=lambda wildcards: STUDY.stored(wildcards.source),
-    output:
-        touch(f"{DATA}/{{source}}/translated/plan.done"),
-    params:
-        memory=STUDY.data_memory,
-        card="data/{source}.yaml",
-        settings=lambda wildcards: STUDY.settings(wildcards.source, "translate"),
-        shards=f"{DATA}/{{source}}/shards",
-        captions=f"{DATA}/{{source}}/captions",
-    log:
-        f"{RESULTS}/logs/translate_plan/{{source}}.log",
-    threads: STUDY.data_threads
-    shell:
-        "python -m filip.data.translate source={params.card:q} shards={params.shards:q} out={params.captions:q}"
-        " plan_only=true threads={threads} memory={params.memory:q} > {log:q} 2>&1"
-
-
-# One part of the back-translation, into a cache that all parts fill. Parts run in parallel; on a cluster each is a
-# separate job.
-rule translate_part:
-    input:
-        plan=f"{DATA}/{{source}}/translated/plan.done",
-    output:
-        touch(f"{DATA}/{{source}}/translated/{{part}}-of-{{parts}}.done"),
-    params:
-        card="data/{source}.yaml",
-        settings=lambda wildcards: STUDY.settings(wildcards.source, "translate"),
-        shards=f"{DATA}/{{source}}/shards",
-        captions=f"{DATA}/{{source}}/captions",
-    log:
-        f"{RESULTS}/logs/translate_part/{{source}}-{{part}}-of-{{parts}}.log",
-    threads: 1
-    shell:
-        "python -m filip.data.translate source={params.card:q} shards={params.shards:q} out={params.captions:q}"
-        " part={wildcards.part}/{wildcards.parts} processes=1 threads=1 > {log:q} 2>&1"
-
-
-# Takes the translations from the cache, rejects the bad ones and writes the side-cars.
 rule translate:
     input:
         stored=lambda wildcards: STUDY.stored(wildcards.source),
-        parts=lambda wildcards: STUDY.translation_parts(
-            wildcards.source,
-            (checkpoints.ingest if STUDY.has_images(wildcards.source) else checkpoints.download)
-            .get(**wildcards)
-            .output.funnel,
-        ),
+        parts=lambda wildcards: STUDY.parts(wildcards.source, "translate"),
     output:
         f"{DATA}/{{source}}/funnel/translate.json",
     params:
@@ -155,12 +127,106 @@ rule translate:
         settings=lambda wildcards: STUDY.settings(wildcards.source, "translate"),
         shards=f"{DATA}/{{source}}/shards",
         captions=f"{DATA}/{{source}}/captions",
+        funnel=f"{DATA}/{{source}}/funnel/translate.json",
+        part="null",
     log:
         f"{RESULTS}/logs/translate/{{source}}.log",
     threads: STUDY.data_threads
     shell:
         "python -m filip.data.translate source={params.card:q} shards={params.shards:q} out={params.captions:q}"
-        " funnel={output:q} processes={threads} threads={threads} memory={params.memory:q} > {log:q} 2>&1"
+        " funnel={params.funnel:q} processes={threads} threads={threads} memory={params.memory:q} part={params.part}"
+        " > {log:q} 2>&1"
+
+
+# For a study with `data: {score: …}`.
+rule score:
+    input:
+        captions=f"{DATA}/{{source}}/funnel/translate.json",
+        parts=lambda wildcards: STUDY.parts(wildcards.source, "score"),
+    output:
+        f"{DATA}/{{source}}/funnel/score.json",
+    params:
+        memory=STUDY.data_memory,
+        card="data/{source}.yaml",
+        given=STUDY.score_arguments(),
+        shards=f"{DATA}/{{source}}/shards",
+        captions=f"{DATA}/{{source}}/captions",
+        scored=f"{DATA}/{{source}}/scored",
+        funnel=f"{DATA}/{{source}}/funnel/score.json",
+        part="null",
+    log:
+        f"{RESULTS}/logs/score/{{source}}.log",
+    threads: STUDY.data_threads
+    shell:
+        "python -m filip.data.score source={params.card:q} shards={params.shards:q} captions={params.captions:q}"
+        " out={params.scored:q} {params.given:q} funnel={params.funnel:q} processes={threads} memory={params.memory:q}"
+        " part={params.part} > {log:q} 2>&1"
+
+
+use rule url_list as url_list_part with:
+    input:
+        listed=lambda wildcards: STUDY.list_input(wildcards.source),
+    output:
+        touch(f"{DATA}/{{source}}/parts/prepare/{{part}}-of-{{parts}}"),
+    params:
+        part="{part}/{parts}",
+    log:
+        f"{RESULTS}/logs/url_list_part/{{source}}-{{part}}-of-{{parts}}.log",
+
+
+use rule text_rules as text_rules_part with:
+    input:
+        list=f"{DATA}/{{source}}/list.parquet",
+    output:
+        touch(f"{DATA}/{{source}}/parts/text_rules/{{part}}-of-{{parts}}"),
+    params:
+        part="{part}/{parts}",
+    log:
+        f"{RESULTS}/logs/text_rules_part/{{source}}-{{part}}-of-{{parts}}.log",
+
+
+use rule download as download_part with:
+    input:
+        kept=f"{DATA}/{{source}}/kept.parquet",
+    output:
+        touch(f"{DATA}/{{source}}/parts/download/{{part}}-of-{{parts}}"),
+    params:
+        part="{part}/{parts}",
+    log:
+        f"{RESULTS}/logs/download_part/{{source}}-{{part}}-of-{{parts}}.log",
+
+
+use rule ingest as ingest_part with:
+    input:
+        images=lambda wildcards: STUDY.images_input(wildcards.source),
+    output:
+        touch(f"{DATA}/{{source}}/parts/ingest/{{part}}-of-{{parts}}"),
+    params:
+        part="{part}/{parts}",
+    log:
+        f"{RESULTS}/logs/ingest_part/{{source}}-{{part}}-of-{{parts}}.log",
+
+
+use rule translate as translate_part with:
+    input:
+        stored=lambda wildcards: STUDY.stored(wildcards.source),
+    output:
+        touch(f"{DATA}/{{source}}/parts/translate/{{part}}-of-{{parts}}"),
+    params:
+        part="{part}/{parts}",
+    log:
+        f"{RESULTS}/logs/translate_part/{{source}}-{{part}}-of-{{parts}}.log",
+
+
+use rule score as score_part with:
+    input:
+        captions=f"{DATA}/{{source}}/funnel/translate.json",
+    output:
+        touch(f"{DATA}/{{source}}/parts/score/{{part}}-of-{{parts}}"),
+    params:
+        part="{part}/{parts}",
+    log:
+        f"{RESULTS}/logs/score_part/{{source}}-{{part}}-of-{{parts}}.log",
 
 
 rule manifest:
@@ -175,7 +241,7 @@ rule manifest:
         settings=lambda wildcards: STUDY.settings(wildcards.source, "manifest"),
         given=STUDY.download_settings(),
         shards=f"{DATA}/{{source}}/shards",
-        captions=f"{DATA}/{{source}}/captions",
+        captions=lambda wildcards: STUDY.captions(wildcards.source),
         funnels=lambda wildcards, input: f"funnels=[{','.join(input.funnels)}]",
     log:
         f"{RESULTS}/logs/manifest/{{source}}.log",

@@ -42,7 +42,7 @@ rule scene_sheet:
     params:
         gpu=STUDY.own_gpu,
         models=lambda wildcards, input: "[" + ",".join(input.weights) + "]",
-        labels=STUDY.quoted_labels("scene_pointing"),
+        labels=STUDY.quoted_labels(STUDY.rows("scene_pointing")),
         root=STUDY.evaluation["root"],
         card=lambda wildcards, input: input.cards[0],
     log:

@@ -12,6 +12,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import numpy as np
@@ -20,11 +21,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from filip.common.files import digest, replacing
-from filip.common.worker_pool import run_blocks
 from filip.data.captions.translation_cache import TranslationCache
 from filip.data.lists import duckdb_io
 from filip.data.lists.language import are_english
 from filip.data.lists.parquet_rows import row_group
+from filip.data.stage import do_blocks
 from filip.text.words import plain, words_of
 
 PLAIN = "trim(lower(regexp_replace({}, '[^\\p{{L}}\\p{{N}}]+', ' ', 'g')))"  # filip.text.words.plain, in SQL
@@ -155,22 +156,13 @@ def judge(
             candidates,
             "translate: candidates",
         )
-    folder = work / f"judged-{engines_id}"
-    folder.mkdir(exist_ok=True)
-    groups = pq.ParquetFile(candidates).metadata
-    todo = [(candidates, group, folder / f"{group:05d}.parquet") for group in range(groups.num_row_groups)]
-    run_blocks(
-        judge_block,
-        [block for block in todo if not block[2].exists()],
-        min(processes, -(-groups.num_rows // WORTH_A_PROCESS)),
-        what="translate: guard",
-        unit="candidates",
-        total=groups.num_rows,
-    )
-    return duckdb_io.parquet([path for _, _, path in todo]) if todo else nothing
+    processes = min(processes, -(-pq.read_metadata(candidates).num_rows // WORTH_A_PROCESS))
+    shown: Any = {"what": "translate: guard", "unit": "candidates"}
+    files = do_blocks(judge_block, candidates, f"{work}/judged-{engines_id}-", None, processes, **shown)
+    return duckdb_io.parquet(files) if files else nothing
 
 
-def judge_block(candidates: Path, group: int, path: Path) -> int:
+def judge_block(candidates: Path, group: int, file: Path) -> int:
     """Assign to each candidate of one row group the reason to drop it, or None."""
     table = row_group(candidates, group)
     reasons = rejections(table["caption"].to_pylist(), table["back"].to_pylist())
@@ -181,6 +173,6 @@ def judge_block(candidates: Path, group: int, path: Path) -> int:
         for i in np.flatnonzero(condition).tolist():
             reasons[i] = reasons[i] or reason
     table = table.select(["caption", "pivot_index", "back"]).append_column("reason", pa.array(reasons, pa.string()))
-    with replacing(path) as part:
+    with replacing(file) as part:
         pq.write_table(table, part, compression="zstd", use_dictionary=["reason"])
     return table.num_rows

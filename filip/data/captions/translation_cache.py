@@ -7,25 +7,24 @@ engines a translation may depend on what shares its batch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from filip.common.files import digest, replacing, sha256_of
-from filip.common.worker_pool import run_blocks
 from filip.data.engines import Engine, load_engine, round_trips
 from filip.data.lists import duckdb_io
 from filip.data.lists.parquet_rows import row_group
+from filip.data.stage import Part, do_blocks
 
 # Captions per block. Each is one file, written in milliseconds, and a killed run loses at most one: a few captions
 # make FEW_BLOCKS for the processes to share, many make MANY_BLOCKS, and in between a block has MEDIUM_BLOCK.
 SMALLEST_BLOCK, MEDIUM_BLOCK, LARGEST_BLOCK = 256, 2048, 20_000
 FEW_BLOCKS, MANY_BLOCKS = 32, 2000
 SCHEMA = pa.schema([("text", pa.string()), ("back", pa.string())])
-BLOCKS_AT_ONCE = 16  # blocks that a process takes at a time, where there are many
 _engines: list[Engine] = []  # a worker process loads them once
 
 
@@ -74,28 +73,11 @@ class TranslationCache:
                 part.write_text(sha256_of(plan)[:16])
         return hash_file.read_text()
 
-    def fill(self, plan: Path, processes: int, part: tuple[int, int] | None = None) -> None:
-        """Translate the plan's missing blocks; part (i, n): only every n-th, from the i-th."""
-        parquet = pq.ParquetFile(plan)
-        name = self._name(plan)
-        index, count = part or (0, 1)
-        todo = [
-            (group, self.folder / f"{name}-{group:05d}.parquet")
-            for group in range(index, parquet.num_row_groups, count)
-        ]
-        todo = [(group, path) for group, path in todo if not path.exists()]
-        todo.reverse()  # long captions first: the estimate of the time left errs on the safe side
-        at_once = min(BLOCKS_AT_ONCE, max(1, len(todo) // (8 * processes)))
-        run_blocks(
-            translate_blocks,
-            [(plan, todo[start : start + at_once]) for start in range(0, len(todo), at_once)],
-            processes,
-            what=f"translate by {self.engine} through {self.pivot}",
-            unit="captions",
-            total=sum(parquet.metadata.row_group(group).num_rows for group, _ in todo),
-            start=start_engine,
-            start_arguments=(self.engine, self.pivot, self.models),
-        )
+    def fill(self, plan: Path, processes: int, part: Part = None) -> None:
+        """Translate the plan's missing blocks, or those of a part."""
+        shown: Any = {"what": f"translate by {self.engine} through {self.pivot}", "unit": "captions"}
+        shown |= {"start": start_engine, "start_arguments": (self.engine, self.pivot, self.models)}
+        do_blocks(translate_block, plan, f"{self.folder}/{self._name(plan)}-", part, processes, **shown)
 
 
 def start_engine(engine: str, pivot: str, models: str | None) -> None:
@@ -103,14 +85,11 @@ def start_engine(engine: str, pivot: str, models: str | None) -> None:
     _engines[:] = [load_engine(engine, pivot, models)]
 
 
-def translate_blocks(plan: Path, blocks: Sequence[tuple[int, Path]]) -> int:
-    """Translate row groups of the plan, each into the path given with its number; return the number of captions."""
-    captions = 0
-    for group, path in blocks:
-        texts = row_group(plan, group)["caption"].to_pylist()
-        table = pa.table({"text": texts, "back": round_trips(_engines[0], texts)}, SCHEMA)
-        with replacing(path, shared=True) as part:  # two runs may share a cache
-            # texts are distinct: dictionaries and statistics only cost space
-            pq.write_table(table, part, compression="zstd", use_dictionary=False, write_statistics=False)
-        captions += len(texts)
-    return captions
+def translate_block(plan: Path, group: int, file: Path) -> int:
+    """Translate a row group of the plan; return the number of captions."""
+    texts = row_group(plan, group)["caption"].to_pylist()
+    table = pa.table({"text": texts, "back": round_trips(_engines[0], texts)}, SCHEMA)
+    with replacing(file, shared=True) as part:  # two runs may share a cache
+        # texts are distinct: dictionaries and statistics only cost space
+        pq.write_table(table, part, compression="zstd", use_dictionary=False, write_statistics=False)
+    return len(texts)

@@ -50,7 +50,7 @@ class Forgotten:
 
     def refuses(self, url: str, data: bytes | None = None) -> bool:
         """Return whether a URL, or the file that was fetched from it, was forgotten."""
-        if self.urls and hash_of_url(url) in self.urls:
+        if url == FORGOTTEN or (self.urls and hash_of_url(url) in self.urls):
             return True
         return bool(self.files) and data is not None and hashlib.sha256(data).hexdigest() in self.files
 

@@ -15,7 +15,7 @@ import shutil
 import tarfile
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing import get_context
@@ -23,15 +23,16 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from filip.common.files import publish
+from filip.common.files import publish, replacing, sha256_of, write_json
+from filip.common.tar_index import Member
 from filip.data.cards import SourceCard
 from filip.data.fetching.image_rules import CheckedResizer
-from filip.data.lists.parquet_rows import tables
-from filip.data.shard_index import index_of, write_index
+from filip.data.lists.parquet_rows import row_group, whole_file
+from filip.data.shard_index import index_of, shard_index, write_index
 from filip.data.shard_set import TAR_SHA256
-from filip.sets.tar_index import Member
 
 WORK = "_work"  # folder inside the shards' folder: plan, lists of retries, half-finished shards
 SUFFIXES = (".tar", ".index", ".parquet", "_stats.json")  # with the last, a shard is complete
@@ -173,23 +174,63 @@ class ShardMaker:
         return Stored(image, "success", None, width, height, original_width, original_height, sha256)
 
 
+def remove_images(described: Path, keys: set[str], why: str) -> None:
+    """Remove images from a shard, by its Parquet file: their bytes, and but for the reason their rows.
+
+    The Parquet file comes last: a killed run is started again with the same keys.
+    """
+    folder, tar = described.parent, described.with_suffix(".tar")
+    with replacing(tar) as part:
+        index = shard_index(tar)
+        gone = {offset for key, offset in zip(index.keys, index.offsets, strict=True) if key in keys}
+        with tarfile.open(tar, "r:") as source, tarfile.open(part, "w", format=tarfile.PAX_FORMAT) as target:
+            while (member := source.next()) is not None:
+                source.members = []  # type: ignore[attr-defined]  # or they all stay in memory
+                if member.offset_data not in gone:
+                    target.addfile(member, source.extractfile(member) if member.isreg() else None)
+    shard_index(tar)  # written anew: the tar has changed
+    table, stats_file = whole_file(described), folder / f"{described.stem}_stats.json"
+    outcome = {"status": "failed_to_download", "error_message": why}
+    left = emptied(table, is_in(table["key"], keys), outcome, ("key",))
+    counts = Counter(left["status"].to_pylist())
+    # first the counts: a shard with fewer images than they say is taken for damaged
+    write_json(stats_file, json.loads(stats_file.read_text()) | {
+        "successes": counts["success"], "failed_to_download": counts["failed_to_download"]
+    })  # fmt: skip
+    metadata = {**(table.schema.metadata or {}), TAR_SHA256: sha256_of(tar).encode()}
+    with replacing(described) as part:
+        pq.write_table(left.replace_schema_metadata(metadata), part, compression="zstd")
+
+
+def emptied(table: pa.Table, rows: Any, values: dict[str, Any], but: tuple[str, ...]) -> pa.Table:
+    """Return the table with null, or one of the values, in these rows; the columns ``but`` stay."""
+    columns = [
+        column if name in but else pc.if_else(rows, pa.scalar(values.get(name), column.type), column)
+        for name, column in zip(table.column_names, table.columns, strict=True)
+    ]
+    return pa.table(columns, schema=table.schema)
+
+
+def is_in(column: pa.ChunkedArray, values: set[str]) -> pa.ChunkedArray:
+    return pc.is_in(column.cast(pa.string()), pa.array(sorted(values), pa.string()))
+
+
 @dataclass(kw_only=True)
 class PassMaker(ShardMaker):
-    """Maker of the shards of one pass over a list of URLs."""
+    """Maker of the shards of one pass over a list of URLs, which has a row group for each."""
 
     listed: Path
     columns: list[str]
     first_shard: int = 0
-    retried: dict[int, set[int]] = field(default_factory=dict)  # shard: rows that a later pass has
+    left_out: dict[int, set[int]] = field(default_factory=dict)  # shard: rows that are not to be fetched here
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.digits = math.ceil(math.log10(self.card.download.samples_per_shard))
 
-    def rows_of(self, wanted: Collection[int]) -> Iterator[tuple[int, pa.Table]]:
-        """Yield these shards in order, each with its rows of the list."""
-        parts = tables(self.listed, self.card.download.samples_per_shard, self.columns)
-        yield from ((shard, rows) for shard, rows in enumerate(parts, self.first_shard) if shard in wanted)
+    def rows_of(self, shard: int) -> pa.Table:
+        """Return the rows of a shard: a row group of the pass's list."""
+        return row_group(self.listed, shard - self.first_shard).select(self.columns)
 
 
 class OrderedWriter:

@@ -1,8 +1,9 @@
 """The rules that filter captions, by the names under which the funnel counts their drops.
 
 Most are SQL conditions (DuckDB, RE2) on a caption's normalised form ``c``: ``MEANINGLESS`` has the texts that name or
-number an image without describing it; a card switches single ones off (``text_rules.switched_off``). What SQL cannot do
-is a Python function: captions and settings in, True for each caption that it drops out.
+number an image without describing it, :mod:`filip.data.lists.furniture` tells the words of pages. A card
+switches single ones off (``text_rules.switched_off``). What SQL cannot do is a Python function: captions and settings
+in, True for each caption that it drops out.
 
     @python_rule("shouting", applies=lambda settings: settings.no_shouting)
     def shouting(captions, settings): return [caption.isupper() for caption in captions]
@@ -16,8 +17,12 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import ftfy
+from ftfy.badness import is_bad
+
 from filip.common.errors import UserError
 from filip.data.cards import TextRuleSettings
+from filip.data.lists import furniture
 from filip.data.lists.duckdb_io import sql_identifier, sql_literal
 from filip.data.lists.language import are_english, are_in
 
@@ -41,36 +46,10 @@ _MONTH = (
     r"nov(ember)?|dec(ember)?)\.?"
 )
 _DOMAIN = r"\.(com|net|org|info|co\.uk|de|ru|io|edu|gov)"
-_PICTURE = r"(image|photo|picture|photograph|pic)"
-_NETWORKS = r"(facebook|twitter|instagram|pinterest|youtube|linkedin|whatsapp|tiktok|snapchat)"
-_AGENCIES = r"(getty ?images|shutterstock|istock(photo)?|alamy( stock photo)?|adobe ?stock|unsplash|depositphotos)"
-# Words of a page: a text of them alone, with one of the first kind, describes nothing ("Hamburger menu icon").
-_OF_PAGES = (
-    r"((image|photo|picture|thumbnail|avatar|logo|icon|banner|attachment|podcast|advert|coupon|option|review|detail)s?"
-    r"|gravatar|favicon|placeholder|load(ing|ed)?|unavailable|click|swipe|zoom|enlarge|toggle|subscribe|newsletter|tweet"
-    r"|admin|web ?site|home ?page|footer|header|sidebar|widget|rss|spotify|twitch|checkout|wish ?list|log ?in"
-    r"|sign ?(in|up)|null|undefined|captcha|paypal|mastercard|dummy|chevron|sku|ads|sponsored|denied|verified|untitled"
-    r"|bg|img|asset|tracking|info|discount)"
-)
-_WITH_THEM = (
-    r"(a|all|an|any|are|at|be|by|can|for|from|full|get|here|in|is|it|its|more|my|new|next|no|not|now|of|off|on|or|our|out"
-    r"|page|post|previous|see|site|sized?|larger?|screen|this|to|up|us|via|view|with|you|your|access|add|available|buy"
-    r"|choose|compare|failed|follow|gallery|hamburger|hero|lazy|link|listen|main|menu|open|pixel|product|author|user"
-    r"|profile|company|read|report|sample|save|select|share|shop|show|skip|slide|stock|customer|purchase|arrow|button|left"
-    r"|right|down|video|visa|default|feed|back|go|written|design|amazon|wp|thumb|phone|cart|\d+(x\d+)?)"
-)
-_CALL = (
-    r"(add|book|browse|buy|choose|compare|find|follow|get|join|listen|order|read|register|report|request|see|select|shop"
-    r"|show|skip|start|try|use|view|visit|watch)"
-)
-_CALLED = (
-    r"(a|all|an|at|compare|for|free|full|in|it|now|on|online|our|the|this|to|today|us|your|ads?|apps?|cart|code|deals?"
-    r"|details|(apple )?podcasts|involved|look|options?|posts?|prices?|quote|results?|stay|stores?|started|table"
-    r"|tickets?|trailer|trial|video|website)"
-)
 _TAGS = "a|abbr|b|blockquote|br|center|div|em|embed|font|h[1-6]|hr|i|iframe|img|li|ol|p|script|span|strong|style"
 _TAGS += "|sub|sup|table|td|tr|u|ul"
 
+LEARNED = ("mojibake", "furniture")  # "meaningless" rules that are no regular expressions
 MOST_REPEATS = 10  # a list of URLs may have a caption so often, as in the paper
 
 # name: regular expressions (case-insensitive); the rule holds when one of them matches
@@ -83,7 +62,7 @@ MEANINGLESS: dict[str, tuple[str, ...]] = {
         r"^(\S+[_\-])?\d{2,4}x\d{2,4}$",  # WordPress's sizes
         r"^\S+[_\-](v\d+|bg)$",
         r"^(cropped|thumb|resized|scaled)[_\-]\S+$",
-        rf"^{_AGENCIES}[_\-]\S+$",
+        r"^(getty ?images|shutterstock|istock(photo)?|adobe ?stock|depositphotos)[_\-]\S+$",
         r"^[a-z]+([_\-][a-z]+)+[_\-]\d{3,}$",
     ),
     "camera_name": (
@@ -94,55 +73,9 @@ MEANINGLESS: dict[str, tuple[str, ...]] = {
         r"^(olympus|minolta|konica|samsung|casio|kodak|sony|pentax|fuji)?\s*(digital (still )?camera|dsc|camera"
         r" pictures|exif_jpeg_picture|exif_jpeg_t422)$",
     ),
-    "placeholder": (
-        r"^[\[(<\"']*(untitled|no (title|caption|description|alt|alt text|name|image|photo)|image|img|photo|"
-        r"picture|pic|photograph|thumbnail|thumb|avatar|alt|alt text|alternative text|null|none|nan|n/?a|"
-        r"undefined|unknown|default|caption|description|title|image not (found|available)|"
-        r"click (here|(to|for) (enlarge|view|zoom|larger|full).*)|read more|loading|coming soon|"
-        r"processed with vsco.*|exif_jpeg_picture|lorem ipsum.*)[\])>\"'.…]*$",
-        rf"^no {_PICTURE}s?( (description|preview))?( (is )?(yet )?available)?\.?$",
-        rf"^{_PICTURE}s? (is )?(not|un) ?-?(found|available)( yet)?\.?$",
-        rf"^(image )?may (contain:?|be an? ({_PICTURE}|graphic|illustration|meme|cartoon|screenshot)) ",  # Facebook's
-        r"^(featured|product|main|header|hero|background|post|article|blog|gallery|slide(show|r)?|cover|preview|related"
-        rf"|decorative|profile|user|site|company|brand|store)[\s_\-]({_PICTURE}|avatar|logo|icon|thumbnail|banner)s?"
-        r"( \d+)?$",
-        rf"^({_PICTURE} )?(logo|icon|banner|spacer|divider|separator|placeholder|result.*|description)$",
-        r"^(insert|add|enter) (an? )?(alt( text)?|caption|description)( here)?$",
-        r"^(alt=|\[object \w+\]$|this is an? (placeholder|sample|test|dummy)\b|thumbnail (for|of) )",
-        r"(^(avatar|profile (photo|picture)) (of|for) .*|['’]s (avatar|profile (photo|picture|image)))$",
-        r"^(blank|transparent|spacer|empty|(logo|icon)@\dx|(arrow|chevron)[\s_\-](left|right|up|down))$",
-        rf"^({_PICTURE}|slide|page)? ?\d+ of \d+$",
-    ),
-    "page_text": (
-        r"^this image has an empty alt attribute",  # WordPress's
-        r"^(please )?enable (javascript|cookies)",
-        r"\b(your browser does not support|we use cookies|all rights reserved)\b",
-        r"^(accept (all )?cookies|skip to .*|back to top|return to (home ?page|top)|toggle navigation|next|previous"
-        r"|close|search|log ?(in|out)|sign (in|up)|my account|contact us|about us|quick view"
-        r"|(next|previous) (slide|page|post)|zoom (in|out)|continue reading|leave a comment|no comments( yet)?"
-        r"|opens? in (a )?new (tab|window)|play video|tap to unmute|loading|404\b.*|page not found|advertise?ment"
-        r"|sponsored( (content|post))?)[.!…]*$",
-        r"^(add to (cart|bag|basket|wish ?list)|(buy|shop|order|book|download|apply) (it )?now)\b.{0,30}$",
-        r"^((see|show|load|learn|read|view|discover) (more|all|details)|view (larger|full)\b.*|watch the video"
-        r"|download pdf)$",
-        r"^(click|tap|hover)( here| image| on( the)? image)? (to|for) ",
-        rf"^(share|tweet|pin|print|email|like|follow)( (this|it|us|page|post|on|by|via|{_NETWORKS}))+$",
-        r"^(subscribe|sign up|join)( to| for)? (our|the) (newsletter|mailing list)",
-        r"^(free (shipping|delivery)\b.*|(out of|in) stock|sold out|sale!?|best (price|sellers?)|\d+ ?% off)$",
-        r"^(rated )?\d(\.\d+)? ?(out of 5|stars?)( stars)?$",
-        rf"^{_NETWORKS}( (icon|logo|button|link|page))?$",
-        r"^(get it on google play|(download|available) on the app ?store)$",
-        rf"^{_PICTURE}s? ((source|credits?|courtesy)\b|by (?-i:[A-Z])).{{0,40}}$",
-        rf"^{_AGENCIES}$",
-        rf"^\W*({_WITH_THEM}[\W_]+)*{_OF_PAGES}([\W_]*\d+|[\W_]+({_OF_PAGES}|{_WITH_THEM}))*\W*$",
-        rf"^{_CALL}( ({_CALLED}|{_NETWORKS}))+[.!…]*$",
-        r"^(view|see|browse) all (posts|articles|stories|products|photos|results|reviews)\b",
-        r"^(scroll (down|up|to)|swipe|are you (a robot|human)|limited time|ads by|posted (in|by)|use code)\b.{0,30}$",
-        r"^(save|extra|enjoy|take|get) (an extra |up to )?\d+ ?%",
-        rf"^((stock )?{_PICTURE}|item|product|article|ref|sku|isbn|asin)( (id|no|number))?[\s:#.]+[a-z]*\d[\w\-]*$",
-        r"^powered by \S+$",
-    ),
+    "generated": (r"description automatically generated",),  # Office's
     "url": (
+        r"^data:\w+/",
         r"^(https?://|www\.)\S+$",
         rf"^\S+{_DOMAIN}/\S*$",
         rf"^(?-i:[^A-Z\s])\S*{_DOMAIN}$",  # with a capital it is a name: "Amazon.com"
@@ -176,6 +109,8 @@ MEANINGLESS: dict[str, tuple[str, ...]] = {
     ),
     "number": (r"^[^\p{L}]*\d[^\p{L}]*(_[a-z])?$", r"^(no|nr|#|number|item|sku)[.:\s#]*\d+$"),
     "no_letters": (r"^[^\p{L}]*$",),
+    # of a credit card, and who was born when
+    "personal_data": (r"\b(\d{4}[ \-]?){3}\d{4}\b", r"\b(date of birth|d\.?o\.?b\.?)\W+\d"),
 }
 
 
@@ -185,9 +120,10 @@ def conditions(rules: TextRuleSettings) -> dict[str, str]:
     Needs the columns c, pairs, and a column of verdicts for each active Python rule.
     Raises UserError when a rule to switch off does not exist.
     """
-    unknown = sorted(set(rules.switched_off) - set(MEANINGLESS))
+    names = [*MEANINGLESS, *LEARNED]
+    unknown = sorted(set(rules.switched_off) - set(names))
     if unknown:
-        raise UserError(f"text_rules.switched_off names {', '.join(unknown)}; the rules are {', '.join(MEANINGLESS)}")
+        raise UserError(f"text_rules.switched_off names {', '.join(unknown)}; the rules are {', '.join(names)}")
     words = "(length(c) - length(replace(c, ' ', '')) + 1)"
     # Chinese has no spaces between words, of which each sign is at least a part
     fewest = rf"greatest({words}, length(regexp_replace(c, '\P{{Han}}', '', 'g')))" if rules.min_words > 1 else words
@@ -203,12 +139,13 @@ def conditions(rules: TextRuleSettings) -> dict[str, str]:
                 found[name] = f"c <> '' AND ({matches})"
         distinct = "len(list_distinct(string_split(lower(c), ' ')))"
         found["repeats_words"] = f"{words} > 3 AND 3 * {distinct} <= {words}"  # dog dog dog dog
-    # columns, as judge_block writes them
-    found |= {rule: sql_identifier(rule) for rule in active_rules(rules)}
+    # columns, as judge_block writes them; the least certain rules last
+    columns = {rule: sql_identifier(rule) for rule in active_rules(rules)}
+    found |= {rule: column for rule, column in columns.items() if rule not in LEARNED}
     repeats = MOST_REPEATS if rules.max_repeats is None else rules.max_repeats
     if repeats:
         found["repeated"] = f"pairs > {repeats}"
-    return found
+    return found | {rule: columns[rule] for rule in LEARNED if rule in columns}
 
 
 Drops = Callable[[Sequence[str], TextRuleSettings], Sequence[bool]]
@@ -248,3 +185,23 @@ def not_english(captions: Sequence[str], settings: TextRuleSettings) -> list[boo
 @python_rule("other_language", applies=lambda settings: settings.language not in (True, False, ["en"]))
 def other_language(captions: Sequence[str], settings: TextRuleSettings) -> list[bool]:
     return [not allowed for allowed in are_in(captions, settings.language)]
+
+
+def _meaningless(name: str) -> Callable[[TextRuleSettings], bool]:
+    return lambda settings: settings.meaningless and name not in settings.switched_off
+
+
+@python_rule("mojibake", applies=_meaningless("mojibake"))
+def mojibake(captions: Sequence[str], settings: TextRuleSettings) -> list[bool]:
+    # what ftfy mends is mended for the tokenizer, too
+    return [not caption.isascii() and is_bad(ftfy.fix_text(caption)) for caption in captions]
+
+
+@python_rule("furniture", applies=_meaningless("furniture"))
+def is_furniture(captions: Sequence[str], settings: TextRuleSettings) -> list[bool]:
+    found = (furniture.odds(captions) > 0).tolist()
+    if settings.language in (True, ["en"]):  # what is foreign is dropped as such
+        return found
+    # it learned English furniture, and takes a fifth of short French captions for some
+    english = iter(are_english([caption for caption, is_it in zip(captions, found, strict=True) if is_it]))
+    return [is_it and next(english) for is_it in found]

@@ -20,6 +20,7 @@ from filip.sets.columns import CAPTION_COLUMNS, URL_COLUMNS, usual_column
 from filip.sets.table import SAMPLE
 
 ROW, REASON = "_filip_row_", "_filip_reason_"  # columns that this stage adds to the list's
+REPEATED = "repeated_row"
 # img2dataset writes columns of these names itself and refuses a list that has them.
 RESERVED = ["key", "url", "caption", "status", "error_message", "width", "height", "original_width"]
 RESERVED += ["original_height", "exif", "md5", "sha256", "sha512", "_row_", "_shard_", "_wanted_", ROW, REASON]
@@ -28,10 +29,13 @@ AS_JSON += ["FLOAT[]", "DOUBLE[]", "FLOAT[][]", "DOUBLE[][]"]  # boxes, as of fa
 LOOKED_AT = 100_000  # values that decide whether a text column holds numbers
 
 
-def judged_rows(card: SourceCard, types: dict[str, str], where: str, selected: Sequence[str] = ()) -> str:
-    """Return SQL of the rows with their position and the reason to drop them, if any.
+def judged_rows(
+    card: SourceCard, types: dict[str, str], where: str, selected: Sequence[str], block: tuple[int, int]
+) -> str:
+    """Return SQL of the rows of a block with their position and the reason to drop them, if any.
 
-    where: name of the list, for messages. selected: further SQL conditions that a wanted row meets.
+    where: name of the list, for messages. selected: further SQL conditions that a wanted row meets. block: its number,
+    and how many there are: equal URLs are in one.
     """
     _check_columns(card, types, where)
     # A list from elsewhere must not read this machine's files; a card with image_root means its folder.
@@ -45,8 +49,11 @@ def judged_rows(card: SourceCard, types: dict[str, str], where: str, selected: S
         conditions.append(
             f"coalesce(CAST({duckdb_io.sql_identifier(card.subset_on)} AS VARCHAR), '') IN (SELECT value FROM subset)"
         )
+    of_block = f"hash({duckdb_io.sql_identifier(card.url_column)}) % {block[1]} = {block[0]}"
+    # The first of several rows with equal URL and caption stays: no pair is fetched twice or its own negative.
+    first = f"SELECT min({ROW}) FROM judged WHERE {REASON} IS NULL GROUP BY md5_number(url || chr(10) || caption)"
     return f"""
-        SELECT * EXCLUDE (_wanted_), CASE
+        WITH judged AS MATERIALIZED (SELECT * EXCLUDE (_wanted_), CASE
             WHEN NOT _wanted_ THEN 'not_wanted'
             WHEN url IS NULL OR trim(url) = '' THEN 'no_url'
             WHEN NOT regexp_matches(url, '^({schemes})://[^\\s/]*(/\\S*)?$', 'i') THEN 'malformed_url'
@@ -54,8 +61,11 @@ def judged_rows(card: SourceCard, types: dict[str, str], where: str, selected: S
         END AS {REASON}
         FROM (
             SELECT {ROW}, {" AND ".join(conditions) or "true"} AS _wanted_, {", ".join(_columns(card, types))}
-            FROM (SELECT *, row_number() OVER () AS {ROW} FROM listed)
-        )
+            FROM (SELECT *, row_number() OVER () AS {ROW} FROM listed) WHERE {of_block}
+        ))
+        SELECT * REPLACE (
+            CASE WHEN {REASON} IS NULL AND {ROW} NOT IN ({first}) THEN '{REPEATED}' ELSE {REASON} END AS {REASON}
+        ) FROM judged
     """
 
 

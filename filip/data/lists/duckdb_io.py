@@ -69,8 +69,8 @@ def plain_errors(con: duckdb.DuckDBPyConnection, what: str) -> Iterator[None]:
 def _out_of_memory(con: duckdb.DuckDBPyConnection, what: str, error: Exception) -> str:
     limit = con.sql("SELECT current_setting('memory_limit')").fetchall()[0][0]
     return (
-        f"{what}: DuckDB needs more than {limit}: give more by memory=2GB, or data.memory in a study (`filip data "
-        f"plan` estimates it); {first_line(error)}"
+        f"{what}: DuckDB needs more than {limit}: give more by memory=2GB, or data.memory in a study; "
+        f"{first_line(error)}"
     )
 
 
@@ -92,14 +92,15 @@ def write_parquet(
     with plain_errors(con, what):
         reader = con.sql(query).to_arrow_reader(size)
         if through is None:
-            return _write_parquet(reader, reader.schema, path, what, size)
+            return write_batches(reader, reader.schema, path, what, size)
         tables = through(reader)
         first = next(tables)
         batches = (batch for table in chain([first], tables) for batch in table.to_batches())
-        return _write_parquet(batches, first.schema, path, what, size)
+        return write_batches(batches, first.schema, path, what, size)
 
 
-def _write_parquet(batches: Iterable[pa.RecordBatch], schema: pa.Schema, path: str | Path, what: str, size: int) -> int:
+def write_batches(batches: Iterable[pa.RecordBatch], schema: pa.Schema, path: str | Path, what: str, size: int) -> int:
+    """Write batches into a Parquet file (atomically), in row groups of ``size``; return the number of rows."""
     rows = 0
     with (
         replacing(path) as part,

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from filip.common.errors import UserError
-from filip.common.files import nothing_at
+from filip.common.files import nothing_at, replacing
 from filip.data.cards import SourceCard
 from filip.data.lists import duckdb_io
 from filip.sets.tables import Broken, read_table
@@ -30,6 +30,7 @@ SUFFIXES = {
 }
 COMPRESSIONS = (".gz", ".zst", ".bz2")
 ROWS = 20_000  # copied at once
+BROKEN = b"broken_lines"
 
 
 def list_files(card: SourceCard) -> Sequence[str]:
@@ -78,13 +79,16 @@ def relation(card: SourceCard, paths: Sequence[str], scratch: Path) -> tuple[str
     if kind == "parquet":
         return duckdb_io.parquet(paths), 0
     copies = [scratch / f"{number:05d}.parquet" for number in range(len(paths))]
-    broken = sum(_copy(card, Path(path), kind, copy) for path, copy in zip(paths, copies, strict=True))
+    for path, copy in zip(paths, copies, strict=True):
+        if not copy.exists():  # by another part, or a run that was killed
+            _copy(card, Path(path), kind, copy)
+    broken = sum(int(pq.read_metadata(copy).metadata[BROKEN]) for copy in copies)
     by_name = ["union_by_name = true"] if kind in ("json", "jsonl") else []  # records of files may have other keys
     return duckdb_io.parquet(copies, *by_name), broken
 
 
-def _copy(card: SourceCard, path: Path, kind: str, target: Path) -> int:
-    """Write the rows of a list as Parquet, all values as texts; return how many lines cannot be read."""
+def _copy(card: SourceCard, path: Path, kind: str, target: Path) -> None:
+    """Write the rows of a list as Parquet, all values as texts; its metadata count the lines that cannot be read."""
     table = read_table(path, card.header, card.columns, kind, card.encoding)
     urls = [bool(re.match("https?://", name)) for name in table.names]
     if card.header and not card.columns and kind in ("csv", "tsv") and sorted(urls) == [False, True]:
@@ -92,14 +96,14 @@ def _copy(card: SourceCard, path: Path, kind: str, target: Path) -> int:
         table = read_table(path, False, ["url" if is_url else "caption" for is_url in urls], kind, card.encoding)
     schema = pa.schema([(name or f"column{number}", pa.string()) for number, name in enumerate(table.names)])
     broken = 0
-    with pq.ParquetWriter(target, schema) as writer:
+    with replacing(target) as part, pq.ParquetWriter(part, schema) as writer:
         while rows := list(islice(table.rows, ROWS)):
             records = [row[1] for row in rows if not isinstance(row, Broken)]
             broken += len(rows) - len(records)
             columns = [[_text(record.get(name)) for record in records] for name in table.names]
             arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
             writer.write_batch(pa.record_batch(arrays, schema=schema))
-    return broken
+        writer.add_key_value_metadata({BROKEN: str(broken)})
 
 
 def _text(value: Any) -> str | None:

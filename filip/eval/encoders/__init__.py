@@ -7,6 +7,7 @@ a kind of model, write a class with the methods of :class:`Encoder` and a ``from
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import re
@@ -21,13 +22,14 @@ from PIL import Image
 from torch import Tensor
 
 from filip import resources
-from filip.common.device import keep_freed_memory, resolve
+from filip.common.device import evaluation_precision, keep_freed_memory, resolve
 from filip.common.errors import UserError, nearest
 from filip.common.files import nothing_at
 from filip.common.plugins import load_plugins
 from filip.eval.fit import FITS, Padded
-from filip.eval.half_precision import autocast, dtype_of
 from filip.runs.saved_files import STATE
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Encoder(Protocol):
@@ -96,7 +98,7 @@ class Loading:
     """The settings with which a model is loaded.
 
     image_size: evaluate at another resolution, position embeddings are interpolated; None: the model's own.
-    device: a torch device. dtype: see :mod:`filip.eval.half_precision`. tokens: score a pooled model token-wise, by the
+    device: a torch device. dtype: see :func:`dtype_of`. tokens: score a pooled model token-wise, by the
     vectors that its projections make of every patch and word. trust_remote_code: run code of the
     model's folder.
     """
@@ -135,7 +137,7 @@ BACKENDS = {
     "hf": Backend(
         "filip.eval.encoders.hugging_face",
         "HuggingFaceEncoder",
-        "hf:FOLDER or hf:OWNER/NAME (transformers: CLIP, SigLIP, TIPSv2, …)",
+        "hf:FOLDER or hf:OWNER/NAME (transformers: CLIP, SigLIP, …)",
     ),
     "mv": Backend(
         "filip.eval.encoders.multi_vector",
@@ -229,7 +231,8 @@ def _load(model: str, loading: Loading) -> Encoder:
         )
     loaded = _own_model(place, loading.image_size).to(loading.device)
     if loading.device == "cpu":
-        loaded.image.fold_stem()
+        if loaded.image.stem is not None:
+            loaded.image.patch_embed.backbone = loaded.image.stem.folded()
         keep_freed_memory()
     return FilipEncoder(loaded, place.stem, loading=loading, checkpoint=(place / STATE).is_file())
 
@@ -299,8 +302,8 @@ class FilipEncoder:
     @torch.inference_mode()
     def probe_features(self, pixels: Tensor) -> Tensor:
         with autocast(self.device, self.dtype):
-            features = self.model.image.patch_features(pixels.to(self.device))
-        return features.float().mean(1).cpu()
+            features = self.model.image.trunk(pixels.to(self.device))[:, self.model.image.prefix_tokens :]
+        return features.float().mean(1).cpu()  # of the patches before the projection
 
     def patches(self, pixels: Tensor) -> Tensor:
         if self.grid == (0, 0):
@@ -345,3 +348,31 @@ class FilipEncoder:
 
     def token_counts(self, texts: Sequence[str]) -> list[int]:
         return self.model.tokenizer.token_counts(list(texts))
+
+
+# ---- precision: the towers run under autocast, and tokens are held in as many bits ----------------------------
+
+
+def dtype_of(precision: str, device: str) -> torch.dtype:
+    """Return the dtype of ``precision=`` on a device.
+
+    precision: "fp32", "bf16", "fp16" or "auto": :func:`filip.common.device.evaluation_precision`.
+    Raises UserError for another word.
+    """
+    if precision == "auto":
+        precision = evaluation_precision(torch.device(device))
+    if precision not in PRECISIONS:
+        raise UserError(f"precision={precision}: should be auto, {', '.join(PRECISIONS)}")
+    return PRECISIONS[precision]
+
+
+def name_of(dtype: torch.dtype) -> str:
+    """Return the inverse of :func:`dtype_of`: "fp32", "bf16" or "fp16"."""
+    return next(name for name, known in PRECISIONS.items() if known == dtype)
+
+
+def autocast(device: str, dtype: torch.dtype) -> contextlib.AbstractContextManager[Any]:
+    """Return the context in which the towers run; an empty one in float32."""
+    if dtype == torch.float32:
+        return contextlib.nullcontext()
+    return torch.autocast(torch.device(device).type, dtype)

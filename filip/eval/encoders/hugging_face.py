@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ from filip.eval.encoders.two_tower import NOT_LOADED, TwoTowerEncoder, complete,
 from filip.text.json_tokenizer import readable_token
 
 # SigLIP 2 of a fixed resolution is a SigLIP with another tokenizer, MetaCLIP 2 a CLIP with another.
-KINDS = ("clip", "metaclip_2", "siglip", "tipsv2")
+KINDS = ("clip", "metaclip_2", "siglip")
 
 
 class HuggingFaceEncoder(TwoTowerEncoder):
@@ -33,19 +34,21 @@ class HuggingFaceEncoder(TwoTowerEncoder):
         try:
             config = AutoConfig.from_pretrained(where, trust_remote_code=False)
         except (OSError, ValueError) as error:
-            raise UserError(f"transformers cannot load hf:{where}: {first_line(error)}") from error
+            offline = (
+                "" if os.path.isabs(where) else f"; without a network: `hf download {where}` elsewhere, hf:FOLDER here"
+            )
+            raise UserError(f"transformers cannot load hf:{where}: {first_line(error)}{offline}") from error
         if config.model_type not in KINDS:
             raise UserError(f"hf:{where} is a {config.model_type!r}, and hf: takes {', '.join(KINDS)}")
         try:
             with complete(f"hf:{where}"):
                 model = AutoModel.from_pretrained(where, dtype=torch.float32)
             # Pillow's resizing, with which the models were trained and published, not torchvision's.
-            backend = {} if config.model_type == "tipsv2" else {"backend": "pil"}  # which has no other
-            processor = AutoImageProcessor.from_pretrained(where, **backend)
+            processor = AutoImageProcessor.from_pretrained(where, backend="pil")
             tokenizer = AutoTokenizer.from_pretrained(where)
         except NOT_LOADED as error:
             raise UserError(f"transformers cannot load hf:{where}: {first_line(error)}") from error
-        self.siglip, self.tips = config.model_type == "siglip", config.model_type == "tipsv2"
+        self.siglip = config.model_type == "siglip"
         super().__init__(f"hf {where}", loading, "siglip" if self.siglip else "clip")
         self.model = model.eval().to(loading.device)
         self.tokenizer: Any = tokenizer
@@ -67,27 +70,22 @@ class HuggingFaceEncoder(TwoTowerEncoder):
 
     def image_vectors(self, pixels: Tensor) -> Tensor:
         pooled = self._see(pixels).pooler_output
-        return pooled if self.siglip or self.tips else self.model.visual_projection(pooled)
+        return pooled if self.siglip else self.model.visual_projection(pooled)
 
     def image_tokens(self, pixels: Tensor) -> Tensor:
         tower = self.model.vision_model
         states = self._see(pixels).last_hidden_state
         if self.siglip:
             return one_by_one(tower.head, states)
-        if self.tips:  # it has no projection: patches and texts were trained in one space
-            return states[:, 1 + tower.config.num_register_tokens :]
         return self.model.visual_projection(tower.post_layernorm(states[:, 1:]))  # without [CLS]
 
     def _see(self, pixels: Tensor) -> Any:
-        if self.tips:  # which interpolates the places of its patches by itself
-            return self.model.vision_model(pixels)
         return self.model.vision_model(pixels, interpolate_pos_encoding=self.interpolate)
 
     def token_ids(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         encoded = self.tokenizer(
             list(texts),
-            # SigLIP was trained to read its padding; TIPS, without special tokens, has nothing else of an empty text
-            padding="max_length" if self.siglip or self.tips else True,
+            padding="max_length" if self.siglip else True,  # which it was trained to read
             truncation=True,
             max_length=self.context_length,
             return_attention_mask=True,
@@ -96,19 +94,13 @@ class HuggingFaceEncoder(TwoTowerEncoder):
         return encoded["input_ids"], encoded["attention_mask"].sum(1).clamp(min=1)
 
     def text_vectors(self, ids: Tensor) -> Tensor:
-        pooled = self._read(ids).pooler_output
-        return pooled if self.siglip or self.tips else self.model.text_projection(pooled)
+        # CLIP's mask is causal: padding behind the text changes nothing
+        pooled = self.model.text_model(ids).pooler_output
+        return pooled if self.siglip else self.model.text_projection(pooled)
 
     def text_tokens(self, ids: Tensor) -> Tensor:
-        states = self._read(ids).last_hidden_state
-        if self.tips:
-            return states
+        states = self.model.text_model(ids).last_hidden_state
         return self.model.text_model.head(states) if self.siglip else self.model.text_projection(states)
-
-    def _read(self, ids: Tensor) -> Any:
-        if self.tips:  # its text tower looks both ways: padding has to be masked
-            return self.model.text_model(ids, attention_mask=(ids != self.tokenizer.pad_token_id).long())
-        return self.model.text_model(ids)  # CLIP's mask is causal: padding behind the text changes nothing
 
     def tokens(self, text: str) -> list[str]:
         ids, lengths = self.token_ids([text])

@@ -15,9 +15,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from filip.common.errors import UserError, first_line
-from filip.eval.encoders import Loading
+from filip.eval.encoders import Loading, autocast
 from filip.eval.encoders.two_tower import NOT_LOADED, complete, tells_words_apart
-from filip.eval.half_precision import autocast
 from filip.text.json_tokenizer import readable_token
 
 PROBES = ((64, 64), (128, 64), (1500, 1000))  # pixels of pictures that show whether the number of tokens differs

@@ -20,8 +20,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from filip.common.errors import UserError
-from filip.eval.encoders import OWN_PROJECTIONS, Encoder, Loading
-from filip.eval.half_precision import autocast
+from filip.eval.encoders import OWN_PROJECTIONS, Encoder, Loading, autocast
 from late_interaction.packing import pack_tokens
 
 COMMON_WORDS = ("cat", "red", "the", "a", "house", "two")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from filip.common.errors import UserError
+from filip.eval.benchmark import HAVE_CAPTIONS
 
 if TYPE_CHECKING:
     from filip.eval.benchmark import BenchmarkCard
@@ -23,7 +24,7 @@ FORMATS = tuple(sorted(module.name for module in pkgutil.iter_modules(__path__))
 def open_set(card: BenchmarkCard, root: str | Path) -> EvalSet:
     """Return the data set of a card below ``root``. Raises UserError if it is not there or has the wrong kind."""
     data: EvalSet = importlib.import_module(f"{__name__}.{card.loader}").open_set(card, root)
-    if (card.has_captions) != (data.classes is None):
+    if (card.kind in HAVE_CAPTIONS) != (data.classes is None):
         raise UserError(
             f"card {card.name} is for {card.kind}, but {Path(root) / card.path} holds the other kind "
             "(dataset_type.txt says which)"

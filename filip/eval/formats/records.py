@@ -1,31 +1,28 @@
-"""A table with a row per image: captions to select from, labels, or captions, in columns that the layout names.
+"""A table with a row per image: captions to select from, or labels, in columns that the layout names.
 
     layouts:
       records: {path: sugar_crepe, split: test, annotations: data/add_att.json, images: val2017, image: filename,
                 positive: caption, negative: negative_caption}
 
-The table may be JSON, JSON lines, CSV, TSV or Parquet. Images with captions are read as
-:mod:`filip.eval.formats.captions` reads them. Options:
+The table may be JSON, JSON lines, CSV, TSV or Parquet. :mod:`filip.eval.formats.captions` reads images with captions.
+Options:
 
     annotations       the table below ``path``; left out: ``path`` is the table itself
     images            folder of the images below ``path``; left out: the table's folder
-    image, caption, label    columns; left out: the usual names are looked for (filip/sets/columns.py)
+    image, label      columns; left out: the usual names are looked for (filip/sets/columns.py)
     positive, negative    columns of captions to select from (a string or a list; or a list of columns), for selection
     options           a column with all captions to select from, the true one first
     crop              column of a box [x, y, width, height] in pixels, or the four columns of it: only that is shown
     category          column of the categories, reported separately and as a mean over them
     category_least    rows that a category needs to count in that mean
     category_without    categories that do not count in it
-    keep              {column: value}: only rows that have it, e.g. a split
-    prefix            text before a name in the image column
-    suffix            text behind it, e.g. ".jpg"
 """
 
 from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,84 +31,70 @@ from PIL import Image
 from filip.common.errors import UserError
 from filip.common.files import nothing_at
 from filip.common.progress import say
+from filip.common.text_files import read_file
 from filip.eval.benchmark import BenchmarkCard
 from filip.eval.datasets import EvalSet, Sample
-from filip.eval.formats import captions
 from filip.images.rgb import FORMATS, to_rgb, upright, upright_box
 from filip.sets.columns import LABEL_COLUMNS, image_column, one_line, texts
 from filip.sets.image_set import Account
 from filip.sets.layout import Reading, inside
 from filip.sets.table import file_named
 from filip.sets.tables import Broken, read_table
-from filip.sets.text import read_file
 
-OF_CAPTIONS = ("annotations", "images", "image", "caption", "keep", "prefix", "suffix")
 KEYS = (
-    *("annotations", "images", "image", "caption", "label", "positive", "negative", "options"),
-    *("crop", "category", "category_least", "category_without", "keep", "prefix", "suffix"),
+    *("annotations", "images", "image", "label", "positive", "negative", "options"),
+    *("crop", "category", "category_least", "category_without"),
 )
 
 
 def open_set(card: BenchmarkCard, root: str | Path) -> EvalSet:
     options = card.layout.options
+    if card.kind == "retrieval":
+        raise UserError(f"card {card.name}: images with captions are read by the layout `captions`; write that one")
     if unknown := sorted(set(options) - set(KEYS)):
         raise UserError(f"card {card.name}: layouts.records has no option {unknown[0]!r}; it has {', '.join(KEYS)}")
-    place = Path(root) / card.path
-    if card.kind == "retrieval":
-        return captions.Captions(place, card.split, **{key: options[key] for key in OF_CAPTIONS if key in options})
-    return RecordSet(place, card.kind, options)
+    return RecordSet(Path(root) / card.path, card.kind, options)
 
 
 class Records:
-    """The rows of a table by number, each a dict, in the order of the file; account: the lines that cannot be read."""
+    """The rows of a table by number, each a dict, in the order of the file; account: the lines that cannot be read.
 
-    def __init__(self, count: int, row: Callable[[int], dict[str, Any]], columns: Sequence[str]):
-        self.count, self._row, self.columns, self.account = count, row, list(columns), Account()
+    A JSON file is a list of objects, or an object of objects (SugarCrepe's form). Raises UserError for a file that is
+    not there, cannot be read, or has no rows.
+    """
+
+    def __init__(self, place: Path):
+        if not place.is_file():
+            raise UserError(nothing_at(place, "give a table of annotations"))
+        self.account = Account()
+        self._row: Callable[[int], dict[str, Any]]
+        if place.suffix == ".parquet":
+            import pyarrow as pa
+            import pyarrow.parquet
+
+            try:
+                table = pyarrow.parquet.read_table(place)
+            except (pa.ArrowException, OSError) as error:
+                raise UserError(f"{place} is not a readable parquet table: {error}") from error
+            # Row by row: pictures may be in the table itself, and need not all be Python objects at once.
+            self._row = lambda index: table.slice(index, 1).to_pylist()[0]
+            self._count, self.columns = table.num_rows, table.column_names
+        else:
+            read, rows = read_table(place), []
+            for row in read.rows:
+                if isinstance(row, Broken):
+                    self.account.add(f"{place.name}:{row.number}", f"{row.reason}: {row.why}")
+                else:
+                    rows.append(row[1])
+            self._row, self._count, self.columns = rows.__getitem__, len(rows), read.names
+        if not self._count:
+            raise UserError(f"{place} has no rows" + (f": {left}" if (left := self.account.line()) else ""))
 
     def __len__(self) -> int:
-        return self.count
+        return self._count
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self._row(index)
-
-
-def read_records(place: Path) -> Records:
-    """Read the rows of a file. A JSON file is a list of objects, or an object of objects (SugarCrepe's form).
-
-    Raises UserError for a file that is not there, cannot be read, or has no rows.
-    """
-    if not place.is_file():
-        raise UserError(nothing_at(place, "give a table of annotations"))
-    rows = _parquet(place) if place.suffix == ".parquet" else _of_table(place)
-    if not len(rows):
-        raise UserError(f"{place} has no rows" + (f": {left}" if (left := rows.account.line()) else ""))
-    return rows
-
-
-def _of_table(place: Path) -> Records:
-    table = read_table(place)
-    rows, broken = [], []
-    for row in table.rows:
-        if isinstance(row, Broken):
-            broken.append(row)
-        else:
-            rows.append(row[1])
-    records = Records(len(rows), rows.__getitem__, table.names)
-    for line in broken:
-        records.account.add(f"{place.name}:{line.number}", f"{line.reason}: {line.why}")
-    return records
-
-
-def _parquet(place: Path) -> Records:
-    import pyarrow as pa
-    import pyarrow.parquet
-
-    try:
-        table = pyarrow.parquet.read_table(place)
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{place} is not a readable parquet table: {error}") from error
-    # Row by row: pictures may be in the table itself, and need not all be Python objects at once.
-    return Records(table.num_rows, lambda index: table.slice(index, 1).to_pylist()[0], table.column_names)
 
 
 class RecordSet(EvalSet):
@@ -123,10 +106,9 @@ class RecordSet(EvalSet):
     def __init__(self, place: Path, kind: str, options: dict[str, Any]):
         self.options, self.kind, self.classes = options, kind, None
         table = place / options["annotations"] if "annotations" in options else place
-        self.rows = read_records(table)
+        self.rows = Records(table)
         self.root = os.path.abspath((place if place.is_dir() else place.parent) / options.get("images", ""))
-        name = f"{options.get('prefix', '')}{{}}{options.get('suffix', '')}"
-        self.reading = Reading(table, image_column=options.get("image"), image_name=name)
+        self.reading = Reading(table, image_column=options.get("image"))
         self.image = image_column(self.rows.columns, self.reading, table)
         self._check_columns(table)
         account = self.rows.account
@@ -154,14 +136,12 @@ class RecordSet(EvalSet):
                 if option not in self.options:
                     raise UserError(f"{table}: say in the card which column has the captions: {option}: COLUMN")
                 named += _names(self.options[option])
-        named += [*_names(self.options.get("crop")), *self.options.get("keep", {})]
+        named += _names(self.options.get("crop"))
         if absent := [name for name in named if name and name not in self.rows.columns]:
             raise UserError(f"{table} has no column {absent[0]!r}; it has {', '.join(self.rows.columns)}")
 
     def _problem(self, row: dict[str, Any]) -> str | None:
         """Return why a row cannot be used; None if it can."""
-        if any(str(row.get(column)) != str(value) for column, value in self.options.get("keep", {}).items()):
-            return "not_wanted: `keep` in the card"
         if not _stored(row.get(self.image)):
             path, outside = inside(self.root, file_named(row.get(self.image), self.reading))
             if outside is not None:

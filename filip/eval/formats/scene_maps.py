@@ -31,17 +31,13 @@ class SceneMaps(EvalSet):
 
     def __init__(self, scenes: WebdatasetFolder):
         self.scenes = scenes
-        self.labels = [self._labels_of(number) for number in range(len(scenes))]
+        self.labels: list[list[str]] = []
+        for number, (key, members) in enumerate(scenes.samples):
+            if not {"json", "things.png"} <= set(members):
+                raise UserError(f"sample {key} in {scenes.folder} has no .things.png and .json with its things")
+            self.labels.append([str(t["label"]) for t in json.loads(scenes.member(number, "json"))["things"]])
         self.classes = sorted({label for labels in self.labels for label in labels})
         self.number = {name: number for number, name in enumerate(self.classes)}
-
-    def _labels_of(self, index: int) -> list[str]:
-        members = self.scenes.samples[index][1]
-        if not {"json", "things.png"} <= set(members):
-            key = self.scenes.samples[index][0]
-            raise UserError(f"sample {key} in {self.scenes.folder} has no .things.png and .json with its things")
-        things = json.loads(self.scenes.member(index, "json"))["things"]
-        return [str(thing["label"]) for thing in things]
 
     def __len__(self) -> int:
         return len(self.scenes)

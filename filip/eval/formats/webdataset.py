@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -13,14 +12,15 @@ from typing import Any
 from PIL import Image
 
 from filip.common.errors import UserError
+from filip.common.tar_index import Member, scan_tar
 from filip.eval.benchmark import BenchmarkCard
 from filip.eval.datasets import EvalSet, Sample, Thing
 from filip.images.rgb import read_rgb
 from filip.sets.columns import TEXT_SUFFIXES, captions_in, lines_of
 from filip.sets.layout import Reading
-from filip.sets.tar_index import scan_tar
-from filip.sets.tars import samples_of
+from filip.sets.same_name import samples_of
 
+Files = dict[str, tuple[Path, Member]]  # by extension: the tar, and the place in it
 READING = Reading(Path())  # the usual names of columns
 IMAGE_EXTENSIONS = ("webp", "png", "jpg", "jpeg")  # in the order in which CLIP_benchmark looks for them
 
@@ -28,13 +28,6 @@ IMAGE_EXTENSIONS = ("webp", "png", "jpg", "jpeg")  # in the order in which CLIP_
 def open_set(card: BenchmarkCard, root: str | Path) -> EvalSet:
     options = card.layout.options
     return WebdatasetFolder(Path(root) / card.path, card.split, options.get("cluster"), options.get("choices"))
-
-
-@dataclass
-class _Member:
-    shard: int
-    offset: int
-    size: int
 
 
 class WebdatasetFolder(EvalSet):
@@ -59,10 +52,11 @@ class WebdatasetFolder(EvalSet):
         if names is None and not self.retrieval:
             raise UserError(f"{self.folder} has no classnames.txt (one class name a line, first = label 0)")
         self.classes = None if names is None else [line.strip() for line in names.splitlines()]
-        self.samples = [s for number, shard in enumerate(self.shards) for s in _index(number, shard)]
+        stated = ((shard, shard.stat()) for shard in self.shards)
+        self.samples = [s for shard, state in stated for s in _index_of(shard, state.st_size, state.st_mtime_ns)]
         if choices:
             self.samples = [sample for sample in self.samples if choices in sample[1]]
-        self._open: dict[int, Any] = {}
+        self._open: dict[Path, Any] = {}
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -92,11 +86,19 @@ class WebdatasetFolder(EvalSet):
                     f"{len(self.classes or [])} names"
                 )
         if self.cluster is not None:
-            sample.cluster = self._cluster(key, members)
+            about = json.loads(self._read(members["json"])) if "json" in members else {}
+            if self.cluster not in about:
+                raise UserError(
+                    f"sample {key} in {self.folder} has no {self.cluster!r} in a .json, which the card names"
+                )
+            sample.cluster = str(about[self.cluster])
         if "mask.png" in members:
             sample.mask = _grey(self._read(members["mask.png"]))
         if "things.png" in members and "json" in members:
-            sample.things = self._things(key, members)
+            # the pixels of the n-th of the JSON's ``things`` have the value n
+            shown, file = _grey(self._read(members["things.png"])), f"{key}.things.png of {self.folder}"
+            described = json.loads(self._read(members["json"]))["things"]
+            sample.things = [Thing(thing["label"], shown, number, file) for number, thing in enumerate(described, 1)]
         return sample
 
     def name_of(self, index: int) -> str:
@@ -105,19 +107,6 @@ class WebdatasetFolder(EvalSet):
     def member(self, index: int, extension: str) -> bytes:
         """Return the content of a file of a sample. Raises KeyError if there is none with this extension."""
         return self._read(self.samples[index][1][extension])
-
-    def _cluster(self, key: str, members: dict[str, _Member]) -> str:
-        about = json.loads(self._read(members["json"])) if "json" in members else {}
-        if self.cluster not in about:
-            raise UserError(f"sample {key} in {self.folder} has no {self.cluster!r} in a .json, which the card names")
-        return str(about[self.cluster])
-
-    def _things(self, key: str, members: dict[str, _Member]) -> list[Thing]:
-        """Return a scene's things: pixels of the n-th of the JSON's ``things`` have the value n in ``.things.png``."""
-        shown = _grey(self._read(members["things.png"]))
-        described = json.loads(self._read(members["json"]))["things"]
-        file = f"{key}.things.png of {self.folder}"
-        return [Thing(thing["label"], shown, number, file) for number, thing in enumerate(described, 1)]
 
     def _find_shards(self, split: str) -> list[Path]:
         count = self.folder / split / "nshards.txt"
@@ -136,11 +125,12 @@ class WebdatasetFolder(EvalSet):
         file = self.folder / name
         return file.read_text(encoding="utf-8") if file.is_file() else None
 
-    def _read(self, member: _Member) -> bytes:
-        if member.shard not in self._open:
-            self._open[member.shard] = open(self.shards[member.shard], "rb")  # noqa: SIM115 (kept open)
+    def _read(self, place: tuple[Path, Member]) -> bytes:
+        shard, member = place
+        if shard not in self._open:
+            self._open[shard] = open(shard, "rb")  # noqa: SIM115 (kept open)
         # pread, because forked workers share the offset of a file opened before the fork
-        return os.pread(self._open[member.shard].fileno(), member.size, member.offset)
+        return os.pread(self._open[shard].fileno(), member.size, member.offset)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_open": {}}  # workers open the tars themselves
@@ -152,19 +142,14 @@ def _grey(content: bytes) -> Image.Image:
     return image if image.mode == "L" else image.convert("L")
 
 
-def _index(number: int, shard: Path) -> list[tuple[str, dict[str, _Member]]]:
-    """Return (key, {extension: its place}) for each sample of a tar, in the tar's order."""
-    state = shard.stat()
-    return _index_of(number, shard, state.st_size, state.st_mtime_ns)
-
-
 @lru_cache(maxsize=64)  # each set is opened to be checked, and again to be read
-def _index_of(number: int, shard: Path, size: int, changed: int) -> list[tuple[str, dict[str, _Member]]]:
+def _index_of(shard: Path, size: int, changed: int) -> list[tuple[str, Files]]:
+    """Return (key, {extension: its place}) for each sample of a tar, in the tar's order."""
     members, defect = scan_tar(shard)
     if defect:
         raise UserError(f"{shard} is not a readable tar ({defect}); fetch it again")
     return [
-        (sample.key, {suffix: _Member(number, *member[1:]) for suffix, member in sample.files})
+        (sample.key, {suffix: (shard, member) for suffix, member in sample.files})
         for sample in samples_of(members)
         if sample.key
     ]

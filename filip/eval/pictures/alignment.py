@@ -21,7 +21,7 @@ from filip.eval.encoders import Encoder
 from filip.eval.families import PROMPTS
 from filip.eval.formats import open_set
 from filip.eval.options import DataOptions, ModelOptions
-from filip.eval.pictures.drawing import PictureOptions, SheetCell, alignment_cell, save_png, sheet
+from filip.eval.pictures.drawing import MUTED, RED, PictureOptions, SheetCell, draw_alignment, save_png, sheet
 from filip.eval.prompts import alignment_template
 from filip.eval.word_patch import alignment_prompt, word_patches
 from filip.images.eval_transform import denormalize
@@ -73,4 +73,6 @@ def _cells(encoders: dict[str, Encoder], card: BenchmarkCard, config: AlignmentS
             pixels = encoder.transform(sample.image)
             result = word_patches(encoder, pixels.unsqueeze(0), [label], prompt)[0]
             seen = Image.fromarray(denormalize(pixels))  # as the model saw it
-            yield alignment_cell(seen, result, f"{name}: {label}" if len(encoders) > 1 else label, WIDTH)
+            words = [(f"{i} {token}", RED if i in result.label else MUTED) for i, token in enumerate(result.tokens)]
+            picture = draw_alignment(seen, result, max(14, WIDTH // result.grid[1]))
+            yield SheetCell(picture, f"{name}: {label}" if len(encoders) > 1 else label, words)

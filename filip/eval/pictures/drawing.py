@@ -84,8 +84,11 @@ class SheetCell:
         self.picture, self.title, self.words = picture, title, list(words)
 
     def heading(self, width: int) -> list[str]:
-        """Break the title into lines that fit ``width`` pixels."""
-        return _title_lines(self.title, font(15, bold=True), width)
+        """Break the title into at most two lines of ``width`` pixels; what does not fit into them is cut off."""
+        face = font(15, bold=True)
+        lines = _wrap([(word, INK) for word in self.title.split()], face, width, " ")
+        said = [" ".join(word for word, _ in line) for line in lines]
+        return [_fit(line, face, width) for line in [*said[:1], " ".join(said[1:])] if line]
 
     def draw(self, width: int, heading_lines: int = 1) -> Image.Image:
         """Draw the cell at ``width`` pixels, as high as it needs, with room for ``heading_lines`` above the picture."""
@@ -108,13 +111,6 @@ class SheetCell:
                 draw.text((x, top + picture.height + 6 + 19 * number), word, font=small, fill=colour)
                 x += small.getlength(word + "  ")
         return cell
-
-
-def alignment_cell(image: Image.Image, found: WordPatch, title: str, width: int) -> SheetCell:
-    """Return a cell with the alignment of one image and its tokens, numbered as on the patches."""
-    patch = max(14, width // found.grid[1])
-    words = [(f"{i} {t}", RED if i in found.label else MUTED) for i, t in enumerate(found.tokens)]
-    return SheetCell(draw_alignment(image, found, patch), title, words)
 
 
 def sheet(
@@ -157,12 +153,6 @@ def _wrap(
         lines[-1].append((word, colour))
         used += length
     return [line for line in lines if line]
-
-
-def _title_lines(text: str, face: ImageFont.FreeTypeFont, width: int) -> list[str]:
-    """Break a title into at most two lines; what does not fit into them is cut off."""
-    lines = [" ".join(word for word, _ in line) for line in _wrap([(w, INK) for w in text.split()], face, width, " ")]
-    return [_fit(line, face, width) for line in [*lines[:1], " ".join(lines[1:])] if line]
 
 
 def _fit(text: str, face: ImageFont.FreeTypeFont, width: int) -> str:

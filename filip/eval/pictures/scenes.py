@@ -84,7 +84,10 @@ def draw(config: SceneSheet) -> None:
         for label, seen in zip(config.labels, by_model, strict=True):
             right = {"right": sum(seen.right), "names": len(seen.names)}
             cells.append(SheetCell(marked(seen), "{}: {right} of {names} names".format(label, **right)))
-            seen_by.append({"label": label, **right, "picture": _webp(cells[-1].picture)})
+            stored, shown = io.BytesIO(), cells[-1].picture
+            wide = shown.resize((WIDE, round(WIDE * shown.height / shown.width)), Image.Resampling.LANCZOS)
+            wide.save(stored, format="WEBP", quality=82)
+            seen_by.append({"label": label, **right, "picture": base64.b64encode(stored.getvalue()).decode("ascii")})
         words = [{"word": word, "colour": None if c == INK else list(c)} for word, c in caption]
         parts.append({"caption": words, "models": seen_by})
     note = NOTE.format(stands_out=STANDS_OUT, count=len(whole), seed=config.seed)
@@ -98,15 +101,6 @@ def draw(config: SceneSheet) -> None:
     save_png(page, config.out)
     if config.parts is not None:
         write_json(config.parts, {"title": config.title, "rule": note, "totals": totals, "scenes": parts})
-
-
-def _webp(picture: Image.Image) -> str:
-    """Encode a picture as base64 of a WebP file."""
-    stored = io.BytesIO()
-    picture.resize((WIDE, round(WIDE * picture.height / picture.width)), Image.Resampling.LANCZOS).save(
-        stored, format="WEBP", quality=82
-    )
-    return base64.b64encode(stored.getvalue()).decode("ascii")
 
 
 # ---- drawing -------------------------------------------------------------------------------------------

@@ -74,10 +74,7 @@ def training_card(card: BenchmarkCard, root: str | Path) -> BenchmarkCard | None
         return None
     if card.loader == "webdataset" and not (Path(root) / card.path / split / "nshards.txt").is_file():
         return None
-    options = {k: v for k, v in card.layout.options.items() if k != "partition"}
-    if "partition" in card.layout.options:
-        options["partition"] = str(card.layout.options["partition"]).replace("Testing", "Training")
-    return dataclasses.replace(card, layout=dataclasses.replace(card.layout, split=split, options=options))
+    return dataclasses.replace(card, layout=dataclasses.replace(card.layout, split=split))
 
 
 def _features(encoder: Encoder, source: ImageSource) -> tuple[Tensor, Tensor, list[str], list[str]]:

@@ -23,9 +23,10 @@ from filip.eval.encoders import Encoder, joined
 from filip.eval.formats import open_set
 from filip.eval.metrics import mean_interval, retrieval_chance, retrieval_hits
 from filip.eval.outcomes import Outcomes, Record
-from filip.eval.prompts import Prompt, load_retrieval_prompts
+from filip.eval.prompts import load_retrieval_prompts
 from filip.eval.protocols import Column, Numbers, Protocol, ReportTable
 from filip.eval.scorer import RANKING_TITLES, RANKINGS, Scorer, Texts, ranking
+from filip.eval.word_patch import Prompt
 
 KS = (1, 5, 10)
 WAYS = {"i2t": "image → text", "t2i": "text → image"}

@@ -30,9 +30,9 @@ from filip.eval.formats import open_set
 from filip.eval.metrics import mean_interval
 from filip.eval.outcomes import Outcomes, Record
 from filip.eval.pointing import coverage
-from filip.eval.prompts import Prompt, card_ensemble
+from filip.eval.prompts import card_ensemble
 from filip.eval.protocols import Column, Numbers, Protocol, ReportTable
-from filip.eval.word_patch import label_tokens
+from filip.eval.word_patch import Prompt, label_tokens
 
 
 @dataclass

@@ -26,9 +26,10 @@ from filip.eval.encoders import Encoder
 from filip.eval.families import AUTO, FAMILIES
 from filip.eval.formats import open_set
 from filip.eval.outcomes import Record
-from filip.eval.prompts import Prompt, card_ensemble
+from filip.eval.prompts import card_ensemble
 from filip.eval.protocols import Column, Numbers, Protocol, ReportTable
 from filip.eval.scorer import Scorer, Texts
+from filip.eval.word_patch import Prompt
 from late_interaction import Similarity
 
 ENSEMBLES = (AUTO, "score", "embedding", "probability")

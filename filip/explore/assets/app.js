@@ -54,17 +54,6 @@ class App {
     return [...this.uploads, ...this.result.models[number].order.slice(0, this.state.shown)];
   }
 
-  // Where the things of a picture are that the chosen word names, as far as the data set says it.
-  outlinesOf(model, image) {
-    const things = this.data.outlines[image] ?? {};
-    return thingsNamed(model, this.shown().choice, this.state.text, Object.keys(things)).map((thing) => things[thing]);
-  }
-
-  showsThing() {
-    const found = (panel) => [panel.shown, ...this.imagesShown(panel.number)].some((image) => this.outlinesOf(panel.model, image).length);
-    return this.panels.some(found);
-  }
-
   // The model whose tokens are the chips: the one that sees most of them.
   get speaker() {
     return this.result.models.reduce((best, model) => (model.tokens.length > best.tokens.length ? model : best));
@@ -211,8 +200,7 @@ class App {
       : view === "numbers" ? "Each patch has the number of its most similar token; it is coloured where that token "
         + (word === null ? "names a thing." : `is “${word}”.`)
         : word === null ? "The outlines are the patches on which a name stands out; a dot is a name's best patch, a ring one that does not stand out."
-          : `The outline is where “${word}” stands out; the dot is its best patch, a ring if it does not stand out.`
-            + (this.showsThing() ? " The dashed line is where the thing is, by the data set." : "");
+          : `The outline is where “${word}” stands out; the dot is its best patch, a ring if it does not stand out.`;
   }
 
   say(text, trouble = false) {

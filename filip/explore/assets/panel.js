@@ -109,7 +109,7 @@ class Panel {
   paint() {
     const { app, model } = this, shown = app.shown(), thumbnails = { ...shown, patch: null };
     const over = (canvas, side, image, what) =>
-      draw(canvas, canvas.clientWidth || side, model, model.maps.get(image), what, app.outlinesOf(model, image));
+      draw(canvas, canvas.clientWidth || side, model, model.maps.get(image), what);
     over(this.canvas, 300, this.shown, shown);
     for (const card of this.grid.querySelectorAll(".card")) {
       over(card.querySelector("canvas"), 160, app.imageOf(card.dataset.image), thumbnails);

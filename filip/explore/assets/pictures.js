@@ -11,7 +11,6 @@ const colourOf = (model, token) => {
   const name = nameOf(model, token);
   return name < 0 ? NO_NAME : COLOURS[name % COLOURS.length];
 };
-const OUTLINE_SIDE = 128; // of the square in which the outlines of things lie (filip/explore/outlines.py)
 const isSpecial = (token) => token === "[BOS]" || token === "[EOS]";
 
 // The words whose patches are shown: [{tokens, colour}]. A choice is {token} or {name}; nothing chosen = all names.
@@ -25,16 +24,6 @@ function wordsShown(model, choice) {
   if (model.names.length) return model.names.map((name, n) => ({ tokens: inside(name.tokens), colour: COLOURS[n] }));
   const words = model.tokens.map((_, token) => token).filter((token) => !isSpecial(model.tokens[token]));
   return [{ tokens: words, colour: NO_NAME }];
-}
-
-// Which of a picture's things the chosen word names: the thing of the word's own name, or else those whose whole name the
-// text has, the word included. Nothing chosen names none.
-function thingsNamed(model, choice, text, things) {
-  const chosen = choice.token !== null ? nameOf(model, choice.token) : choice.name ?? -1, label = model.names[chosen]?.label;
-  if (label === undefined) return [];
-  const plain = (phrase) => ` ${(phrase.toLowerCase().match(/[\p{L}\p{N}]+/gu) ?? []).join(" ")} `;
-  const same = things.filter((thing) => plain(thing) === plain(label));
-  return same.length ? same : things.filter((thing) => plain(text).includes(plain(thing)) && plain(thing).includes(plain(label)));
 }
 
 // Each patch's highest cosine with any of the tokens. The rows before the patches ([CLS]) are no part of the picture.
@@ -77,33 +66,19 @@ function prepared(canvas, side) {
   return pencil;
 }
 
-// Draws over one picture. shown: {view, choice, patch}. outlines: of the things that the choice names.
-function draw(canvas, side, model, map, shown, outlines) {
+// Draws over one picture. shown: {view, choice, patch}.
+function draw(canvas, side, model, map, shown) {
   const pencil = prepared(canvas, side);
   if (!map || !map.length || !model.grid[0]) return;
   const [rows, columns] = model.grid, w = side / columns, h = side / rows;
   const boxOf = (patch) => [(patch % columns) * w, Math.floor(patch / columns) * h];
-  if (shown.view === "words") {
-    drawThings(pencil, side, outlines);
-    drawOutlines(pencil, model, map, shown.choice, boxOf, w, h);
-  }
+  if (shown.view === "words") drawOutlines(pencil, model, map, shown.choice, boxOf, w, h);
   if (shown.view === "numbers") drawNumbers(pencil, model, map, shown.choice, boxOf, w, h);
   if (shown.patch !== null && shown.patch < rows * columns) {
     const [x, y] = boxOf(shown.patch);
     pencil.lineWidth = 4; pencil.strokeStyle = "#fff"; pencil.strokeRect(x + 1, y + 1, w - 2, h - 2);
     pencil.lineWidth = 2; pencil.strokeStyle = "#111"; pencil.strokeRect(x + 1, y + 1, w - 2, h - 2);
   }
-}
-
-// Where things are by the data set: dashes, so that they differ from the models' outlines.
-function drawThings(pencil, side, outlines) {
-  const path = new Path2D(), larger = new DOMMatrix().scale(side / OUTLINE_SIDE);
-  for (const outline of outlines) path.addPath(new Path2D(outline), larger);
-  const line = Math.max(1.5, side / 150);
-  pencil.lineWidth = 2 * line; pencil.strokeStyle = "#fff"; pencil.stroke(path);
-  pencil.setLineDash([3 * line, 2 * line]);
-  pencil.lineWidth = line; pencil.strokeStyle = "#111"; pencil.stroke(path);
-  pencil.setLineDash([]);
 }
 
 // The patches of each word as an outline, the best one with a dot, or a ring if it does not stand out.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any, Self
 
@@ -135,17 +136,26 @@ class TextTower(nn.Module):
 class Pooling(nn.Module):
     """The mean of the tokens ``[b, n, d]`` where ``mask [b, n]`` is 1, weighted by a learned query if there is one.
 
-    With heads, the means by several queries, each projected, concatenated: ``[b, heads * d]``.
+    With heads, the means by several queries, each projected, concatenated: ``[b, heads * d]``. With relu and bilinear,
+    the mean of rectified features of each token, or of the products of its two projections.
     """
 
     def __init__(self, width: int, pooling: str, heads: int) -> None:
         super().__init__()
         several = pooling == "heads"
-        self.query = None if pooling == "mean" else nn.Parameter(torch.zeros((heads, width) if several else width))
+        size = (heads, width) if several else width
+        self.query = nn.Parameter(torch.zeros(size)) if several or pooling == "attention" else None
         self.heads = nn.Parameter(torch.zeros(heads, width, width)) if several else None
+        rows = {"relu": heads * width, "bilinear": 2 * math.isqrt(heads * width)}.get(pooling)
+        self.features = None if rows is None else nn.Parameter(torch.zeros(rows, width))
+        self.rectified = pooling == "relu"
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
         weights = mask.to(tokens.dtype).unsqueeze(-1)
+        if self.features is not None:
+            tokens = F.linear(tokens, self.features)
+            first, second = tokens.chunk(2, -1)
+            tokens = tokens.relu() if self.rectified else (first.unsqueeze(-1) * second.unsqueeze(-2)).flatten(-2)
         if self.query is not None:
             scores = tokens @ self.query.view(-1, tokens.shape[2]).T * tokens.shape[2] ** -0.5
             weights = scores.masked_fill(weights == 0, torch.finfo(scores.dtype).min).softmax(1)

@@ -8,14 +8,15 @@ examples.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor
 
 from filip.common.errors import UserError
 from filip.models import DualEncoder, Encoded
+from filip.train.losses.auto_backend import AutoBackend
 from filip.train.losses.similarity import POOLED, TOKEN_WISE
 from filip.train.losses.term import (
     WEIGHT,
@@ -36,23 +37,13 @@ from filip.train.losses.term import (
 from late_interaction import gather_ids
 
 __all__ = [
-    "TERMS", "BatchShape", "Loss", "LossInput", "LossOutput", "LossSettings", "Term", "TermOutput", "check_model",
+    "TERMS", "BatchShape", "Loss", "LossInput", "LossSettings", "Term", "TermOutput", "check_model",
     "check_terms", "resolve_weights", "resolved_settings",
 ]  # fmt: skip
 
 SATURATED_LOSS = 1e-3  # below it a batch teaches next to nothing (HN-CLIP, 2026)
 # Terms are added up in this order. The first one that counts names loss/i2t, accuracy/i2t and so on.
 TERMS: dict[str, Term] = {"token_wise": TOKEN_WISE, "pooled": POOLED}
-
-
-class LossOutput(NamedTuple):
-    """The value of a loss.
-
-    ``loss`` is the weighted sum with its gradient; ``metrics`` are detached, under their TensorBoard names.
-    """
-
-    loss: Tensor
-    metrics: dict[str, Tensor]
 
 
 class Loss:
@@ -63,9 +54,15 @@ class Loss:
 
     def __init__(self, weights: Mapping[str, Weight], settings: LossSettings) -> None:
         """Build the terms. ``weights``: of all terms that count, as :func:`resolve_weights` returns them."""
-        self.weights, self.settings = dict(weights), settings
+        self.weights, self.settings, self.auto = dict(weights), settings, AutoBackend()
         self.own = {name: term_settings(name, settings.loss.get(name), TERMS[name].settings) for name in self.weights}
-        self._captions = _caption_maker(self.weights)
+        makers = [name for name in self.weights if TERMS[name].captions is not None]
+        if len(makers) > 1:
+            raise UserError(
+                f"loss.{makers[0]} and loss.{makers[1]} both make further captions, and the text tower encodes those "
+                f"of one term only; set loss.{makers[1]}=0"
+            )
+        self._captions = TERMS[makers[0]].captions if makers else None
 
     def weights_at(self, step: int) -> dict[str, float]:
         """Return the weights of the terms that count in optimiser step ``step``, the first being 0."""
@@ -74,21 +71,28 @@ class Loss:
 
     def __call__(
         self, encoded: Encoded, group: Tensor, step: int = 0, captions: tuple[Tensor, Tensor] | None = None
-    ) -> LossOutput:
+    ) -> TermOutput:
         all_groups, offset = gather_ids(group)
         soft = self.settings.soft_targets
         batch = LossInput(
-            encoded, group if soft else None, all_groups if soft else None, offset, self.settings, step, captions
+            encoded,
+            group if soft else None,
+            all_groups if soft else None,
+            offset,
+            self.settings,
+            step,
+            captions,
+            auto=self.auto,
         )
         weights = self.weights_at(step)
         outputs = {name: TERMS[name].compute(replace(batch, own=self.own[name])) for name in weights}
         total = sum_of([weight * outputs[name].loss for name, weight in weights.items()])
         # a gradient, also in the steps in which their term does not count: DDP waits for that of every parameter
-        for value in (*encoded.parameters.values(), *(encoded.pooled or ())):
+        for value in encoded.pooled or ():
             total = total + 0 * value.sum()
         saturated = (total.detach() < SATURATED_LOSS).float()
         metrics = {"loss/total": total, "monitor/saturated_share": saturated} | self._named(outputs)
-        return LossOutput(total, {name: value.detach() for name, value in metrics.items()})
+        return TermOutput(total, {name: value.detach() for name, value in metrics.items()})
 
     def _named(self, outputs: dict[str, TermOutput]) -> dict[str, Tensor]:
         """Return the metrics of all terms, each under a separate name, the same in every step.
@@ -103,26 +107,6 @@ class Loss:
             ending = "" if term == first else f"_{term}"
             metrics |= {f"{name}{ending}": value for name, value in output.metrics.items()}
         return metrics
-
-    def parameters(self, model: DualEncoder) -> dict[str, Tensor]:
-        """Return what the terms learn apart from the towers: ``model``'s values, or those to start from."""
-        initial: dict[str, Tensor] = {}
-        for name in self.weights:
-            initial |= TERMS[name].parameters(model.config.embed_dim)
-        named = model.loss_parameters()
-        return {
-            name: named[name] if name in named and named[name].shape == value.shape else value
-            for name, value in initial.items()
-        }
-
-    def memory(self, shape: BatchShape) -> int:
-        """Return the bytes on one rank for all terms."""
-        return int(sum(TERMS[name].memory(shape) for name in self.weights))
-
-    def reads_both(self, interaction: str) -> bool:
-        """Return True if a term reads features, vectors or tokens, that a model of ``interaction`` does not give."""
-        other = "vectors" if interaction == "token_wise" else "tokens"
-        return any(other in TERMS[name].features for name in self.weights)
 
     @property
     def reads_further_captions(self) -> bool:
@@ -192,16 +176,6 @@ def check_terms(config: LossSettings) -> None:
         term_settings(name, value, TERMS[name].settings)
         if parse_weight(f"loss.{name}", given_weight(name, value, TERMS[name].settings)):
             TERMS[name].check(config)
-
-
-def _caption_maker(weights: Mapping[str, Weight]) -> Callable[[Mapping[str, Any], str], tuple[Tensor, Tensor]] | None:
-    makers = [name for name in weights if TERMS[name].captions is not None]
-    if len(makers) > 1:
-        raise UserError(
-            f"loss.{makers[0]} and loss.{makers[1]} both make further captions, and the text tower encodes those "
-            f"of one term only; set loss.{makers[1]}=0"
-        )
-    return TERMS[makers[0]].captions if makers else None
 
 
 def check_model(weights: Mapping[str, Weight], model: DualEncoder) -> None:

@@ -16,6 +16,8 @@ stable with this term added.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -26,21 +28,13 @@ from filip.train.losses.term import (
     BatchShape,
     LossInput,
     LossSettings,
-    Setting,
     Term,
     TermOutput,
     transport_dtype,
 )
-from late_interaction import (
-    Similarity,
-    SmoothMaximum,
-    TokenChoice,
-    choose_tokens,
-    distributed_late_interaction,
-    distributed_pooled_similarity,
-    take_tokens,
-)
-from late_interaction.backends import AnyBackend
+from late_interaction import Similarity, SmoothMaximum, distributed_late_interaction, distributed_pooled_similarity
+from late_interaction.backends import Backend
+from late_interaction.token_selection import TokenChoice, choose_tokens, take_tokens
 
 
 def token_wise(batch: LossInput) -> TermOutput:
@@ -82,16 +76,21 @@ def token_wise_similarity(batch: LossInput) -> tuple[Similarity, dict[str, Tenso
         *text,
         exchange=settings.exchange,
         transport_dtype=transport_dtype(settings),
-        backend=backend(settings, batch.token_temperature),
+        **how(batch, image, text),
+        recompute=settings.recompute,
     )
     return similarity, metrics
 
 
-def backend(settings: LossSettings, temperature: float) -> AnyBackend:
-    """Return the backend that takes the maximum or its substitute; a ``temperature`` of 0 is the maximum."""
-    if settings.token_maximum == "smooth" and temperature > 0:
-        return SmoothMaximum(temperature)
-    return settings.backend
+def how(batch: LossInput, image: Tensor, text: TextFeatures) -> dict[str, Any]:
+    """Return the backend and the maximum of this step; a temperature above 0 softens it."""
+    settings = batch.settings
+    temperature = batch.token_temperature if settings.token_maximum == "smooth" else 0.0
+    chosen: str | Backend = settings.backend
+    if chosen == "auto":
+        scale = batch.encoded.logit_scale
+        chosen = batch.auto.choose(image, text, temperature, scale, transport_dtype(settings))
+    return {"backend": chosen, "maximum": SmoothMaximum(temperature, unit=True) if temperature > 0 else None}
 
 
 @torch.no_grad()
@@ -121,22 +120,34 @@ def _mean_cosine(unit: Tensor) -> Tensor:
     return unit.float().mean(dim=0).square().sum()
 
 
+TILE_BYTES = 1 << 28  # of the similarity that the tiled backend holds
+
+
 def token_wise_memory(shape: BatchShape) -> float:
-    """Return the bytes of this rank's tokens and their gradients in float32, and of the interaction's memory."""
+    """Return the bytes of this rank's tokens and their gradients in float32, and of the interaction's memory.
+
+    These are what the backend keeps for the backward, the soft-max, other ranks' packed texts, and one tile.
+    """
     tokens = shape.pairs * (shape.patches + shape.words) * shape.dim * 8
-    return tokens + packed_memory(shape.setting, shape.exchange)
-
-
-def packed_memory(s: Setting, exchange: str = "gather") -> float:
-    """Return the bytes of the tiled backend, with one tile: maps of winners, soft-max, other ranks' packed texts."""
-    pairs, all_texts = s.local * s.global_batch, s.global_batch * s.n2 * s.dim
-    index_bytes = 1 if max(s.n1, s.n2_padded) <= 256 else 2
-    maps = pairs * (s.n1 + s.n2) * index_bytes
-    if exchange == "gather":  # all tokens, their float32 gradients, and those once more padded for the wire
-        remote = all_texts * (s.token_bytes + 2 * 4)
+    scores, all_texts = shape.pairs * shape.all_pairs, shape.all_pairs * shape.kept_words * shape.dim
+    saved = scores * (shape.kept_patches + shape.kept_words) * shape.saved_bytes
+    if shape.exchange == "gather":  # all tokens, their float32 gradients, and those once more padded for the wire
+        remote = all_texts * (shape.token_bytes + 2 * 4)
     else:  # the block in hand and the one arriving; a gradient being computed, one leaving, one arriving
-        remote = all_texts / s.gpus * (2 * s.token_bytes + 3 * 4)
-    return maps + SOFTMAX_BYTES * pairs + remote + min(s.tile_bytes, 4 * pairs * s.n1 * s.n2)
+        remote = all_texts * shape.pairs // shape.all_pairs * (2 * shape.token_bytes + 3 * 4)
+    tile = min(TILE_BYTES, 4 * scores * shape.kept_patches * shape.kept_words)
+    return tokens + saved + SOFTMAX_BYTES * scores + remote + tile
+
+
+def saved_bytes(settings: LossSettings, longest: int) -> int:
+    """Return the bytes that the backend keeps for each token of an image with each text, and the reverse.
+
+    The maximum keeps the number of a token, of at most ``longest``; of the smooth one only Triton keeps a float32 sum.
+    """
+    if settings.token_maximum == "smooth":
+        on_gpu = settings.backend == "auto" and torch.cuda.is_available()
+        return 4 if on_gpu or settings.backend == "triton" else 0
+    return 1 if longest <= 256 else 2
 
 
 TOKEN_WISE = Term(token_wise, "tokens", token_wise_memory, "token-wise maximum similarity", citation=(FILIP,))
@@ -149,9 +160,8 @@ def pooled(batch: LossInput) -> TermOutput:
 
 def pooled_memory(shape: BatchShape) -> float:
     """Return the bytes of this rank's vectors with gradients in float32, of all ranks' vectors, and of the soft-max."""
-    step = shape.setting
-    gathered = 2 * step.global_batch * shape.dim * step.token_bytes
-    return shape.pairs * 2 * shape.dim * 8 + gathered + SOFTMAX_BYTES * step.local * step.global_batch
+    gathered = 2 * shape.all_pairs * shape.dim * shape.token_bytes
+    return shape.pairs * 2 * shape.dim * 8 + gathered + SOFTMAX_BYTES * shape.pairs * shape.all_pairs
 
 
 POOLED = Term(pooled, "vectors", pooled_memory, "cosine of [CLS] and [EOS]", citation=(CLIP,))

@@ -19,6 +19,7 @@ from filip.cli.option import read_settings
 from filip.common.errors import UserError
 from filip.models import Encoded, ModelConfig, PooledFeatures, TextFeatures
 from filip.models.dual_encoder import without_ends
+from filip.train.losses.auto_backend import AutoBackend
 from late_interaction import ContrastiveOutput, Similarity, contrastive_loss
 
 FORMS = (
@@ -158,6 +159,7 @@ class LossSettings(Protocol):
     token_keep_minimum: int
     exchange: str
     backend: str
+    recompute: bool
     soft_targets: bool
     label_smoothing: float
     token_maximum: str
@@ -180,6 +182,7 @@ class LossInput:
     captions: tuple[Tensor, Tensor] | None = None  # ids [b, n] int64, padded after [EOS], and lengths [b]
     own: Any = None  # the settings of the term that computes, an instance of its Term.settings
     shared: dict[str, Any] = field(default_factory=dict)
+    auto: AutoBackend = field(default_factory=AutoBackend)  # what backend=auto is in this training
 
     def once(self, name: str, compute: Callable[[LossInput], T]) -> T:
         """Return ``compute(self)``, computed at its first use; later calls with the same ``name`` get that result."""
@@ -187,11 +190,6 @@ class LossInput:
             self.shared[name] = compute(self)
         value: T = self.shared[name]
         return value
-
-    @property
-    def parameters(self) -> Mapping[str, Tensor]:
-        """Return the parameters of the terms, by the names of :attr:`Term.parameters`."""
-        return self.encoded.parameters
 
     @property
     def keep_ratio(self) -> float:
@@ -239,7 +237,7 @@ class LossInput:
 
 
 class TermOutput(NamedTuple):
-    """The value of a term.
+    """The value of a term, or of their weighted sum.
 
     ``loss`` is a scalar with its gradient; ``metrics`` are scalars under their TensorBoard names.
     """
@@ -253,34 +251,20 @@ class TermOutput(NamedTuple):
 SOFTMAX_BYTES = 34
 
 
-@dataclass
-class Setting:
-    """A training step as one GPU sees it. Defaults: the paper's FILIP base."""
-
-    global_batch: int = 40_960  # pairs of one contrastive batch, all GPUs
-    gpus: int = 128
-    n1: int = 49  # image tokens in the interaction
-    n2: float = 18.0  # mean tokens of a caption, [BOS] and [EOS] included
-    n2_padded: int = 77  # tokens of the longest caption
-    dim: int = 256  # features of a token
-    token_bytes: int = 2  # of a feature when it is sent: fp16, as in the paper
-    tile_bytes: int = 1 << 28  # of the similarity that the tiled backend holds on a GPU
-
-    @property
-    def local(self) -> int:
-        return self.global_batch // self.gpus
-
-
 @dataclass(frozen=True)
 class BatchShape:
     """Sizes that decide how much memory a term needs on one rank."""
 
     pairs: int  # on this rank
-    patches: int  # tokens of an image
-    words: int  # tokens of a typical caption
+    all_pairs: int  # of the contrastive batch, on all ranks
+    patches: int  # tokens of an image ...
+    words: int  # ... and of a typical caption
+    kept_patches: int  # of them in the interaction, after token selection
+    kept_words: int
     dim: int  # channels of an embedding
     exchange: str
-    setting: Setting  # the same after token selection
+    token_bytes: int = 2  # of a channel when it is sent
+    saved_bytes: float = 1  # of a token of an image with a text, and the reverse, that a backend keeps for the backward
 
 
 def sum_of(losses: list[Tensor]) -> Tensor:
@@ -299,9 +283,7 @@ class Term:
     features   its input: "tokens", "vectors" or "tokens and vectors"
     memory     bytes of embeddings, their gradients and whatever the term allocates, on one rank
     about      for the log
-    parameters learned by the term in addition to the towers: initial values, each [1, ...], by names that no other
-               term uses; from the width of the embeddings. They are saved with the model; evaluation does not read them
-    settings   a dataclass of filip.cli.command.option fields, one for each setting of the term. They are given with its
+    settings   a dataclass of filip.cli.option.option fields, one for each setting of the term. They are given with its
                weight, ``loss.NAME={weight: 1, SETTING: VALUE}``, and ``compute`` reads them from ``batch.own``
     check      raises UserError for a training configuration under which the term would be wrong
     captions   further captions, one or none for each pair, which the text tower encodes with the batch: from
@@ -315,7 +297,6 @@ class Term:
     features: str
     memory: Callable[[BatchShape], float]
     about: str
-    parameters: Callable[[int], dict[str, Tensor]] = lambda dim: {}
     settings: type | None = None
     check: Callable[[LossSettings], None] = lambda settings: None
     captions: Callable[[Mapping[str, Any], str], tuple[Tensor, Tensor]] | None = None

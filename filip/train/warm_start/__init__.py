@@ -79,7 +79,7 @@ def load_initial(init_from: str, config: ModelConfig) -> DualEncoder:
     """
     prefix, name = _split(init_from)
     if prefix is None:
-        return load_model(name, loss_parameters=True)
+        return load_model(name)
     if prefix not in PREFIXES:
         from filip.eval.encoders import converted
 

@@ -9,7 +9,6 @@ the transformer that the model's own settings describe. ``timm:NAME:wheel`` are 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from typing import Any
@@ -61,7 +60,12 @@ def from_open_clip(name: str, config: ModelConfig) -> DualEncoder:
             f"init_from: open_clip cannot load {weights} into {architecture}: {first_line(error)}"
         ) from error
     preprocess = source.visual.preprocess_cfg
-    _refuse_normalisation(f"{architecture}:{weights}", preprocess["mean"], preprocess["std"])
+    mean, std = preprocess["mean"], preprocess["std"]
+    if not all(math.isclose(a, b, abs_tol=1e-4) for a, b in zip([*mean, *std], [*CLIP_MEAN, *CLIP_STD], strict=True)):
+        raise UserError(  # it would see other pixels
+            f"init_from: {architecture}:{weights} normalises its pixels with mean {list(mean)} and deviation "
+            f"{list(std)}; this project's are CLIP's, and CLIP's patch embedding has no bias that could make up for it"
+        )
     ours = activation.replace("quickgelu", "quick_gelu")
     sizes = _with_defaults(open_clip.CLIPVisionCfg, settings["vision_cfg"])
     of_text = _with_defaults(open_clip.CLIPTextCfg, settings["text_cfg"])
@@ -87,15 +91,6 @@ def from_open_clip(name: str, config: ModelConfig) -> DualEncoder:
     with torch.no_grad():  # as the optimiser does after each step
         model.logit_scale.clamp_(max=math.log(config.max_logit_scale))
     return model
-
-
-def _refuse_normalisation(name: str, mean: Sequence[float], std: Sequence[float]) -> None:
-    """Refuse a tower trained with another normalisation than CLIP's, which ours is: it would see other pixels."""
-    if not all(math.isclose(a, b, abs_tol=1e-4) for a, b in zip([*mean, *std], [*CLIP_MEAN, *CLIP_STD], strict=True)):
-        raise UserError(
-            f"init_from: {name} normalises its pixels with mean {list(mean)} and deviation {list(std)}; this project's "
-            "are CLIP's, and CLIP's patch embedding has no bias that could make up for it"
-        )
 
 
 def _refuse_other_architectures(architecture: str, known: dict[str, Any]) -> None:

@@ -27,7 +27,7 @@ constexpr int MAX_ITEMS = 6;     // images or texts among them: the widest loop 
 // One direction of the backward: images as destination and texts as source, or the reverse.
 template <class Index>
 struct Side {
-  const BackwardCall& call;
+  const Call& call;
   bool image;  // is the destination
 
   int64_t items(bool destination) const {
@@ -310,7 +310,7 @@ static void slice_gradient(const Side<Index>& side, Range items, Slice slice, ch
 }
 
 template <class Index>
-static void any_slice(const BackwardCall& call, bool image, Range items, int64_t s, char* scratch) {
+static void any_slice(const Call& call, bool image, Range items, int64_t s, char* scratch) {
   const Problem& p = call.problem;
   const Slice slice = slice_of(p.dim, backward_slice_width(p), s);
   const Side<Index> side{call, image};
@@ -322,7 +322,7 @@ static void any_slice(const BackwardCall& call, bool image, Range items, int64_t
   }
 }
 
-static void backward(const BackwardCall& call, bool image, Range items, int64_t slice, char* scratch) {
+static void backward(const Call& call, bool image, Range items, int64_t slice, char* scratch) {
   call.problem.wide ? any_slice<int16_t>(call, image, items, slice, scratch)
                     : any_slice<uint8_t>(call, image, items, slice, scratch);
 }

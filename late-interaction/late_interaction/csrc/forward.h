@@ -114,7 +114,7 @@ struct ForwardScratch {
   float *panel, *text, *tile, *best;
   int32_t* winner;
   Arena arena;
-  ForwardScratch(const ForwardCall& call, Range images, uintptr_t base) : arena{base} {
+  ForwardScratch(const Call& call, Range images, uintptr_t base) : arena{base} {
     const Problem& p = call.problem;
     const int64_t longest = round_up(at_least(p.longest_text, CHUNK_ROWS), ROW_STEP);
     vectors = vectors_of(image_rows(p, images));
@@ -126,7 +126,7 @@ struct ForwardScratch {
   }
 };
 
-static int64_t forward_bytes(const ForwardCall& call, Range images) {
+static int64_t forward_bytes(const Call& call, Range images) {
   return static_cast<int64_t>(ForwardScratch(call, images, 0).arena.next);
 }
 
@@ -139,7 +139,7 @@ static inline void store_pair(float i2t, float t2i, int64_t pair, float* all_i2t
 }
 
 // Both maxima of one text's finished tile.
-static void finish_text(const ForwardCall& call, Range images, int64_t j, const float* tile, const ForwardScratch& s) {
+static void finish_text(const Call& call, Range images, int64_t j, const float* tile, const ForwardScratch& s) {
   const Problem& p = call.problem;
   const int64_t stride = s.vectors * LANES, row0 = p.text_offsets[j];
   const int64_t length = p.text_offsets[j + 1] - row0, total = p.text_offsets[p.texts];
@@ -174,17 +174,22 @@ static void finish_text(const ForwardCall& call, Range images, int64_t j, const 
   }
 }
 
-static void forward(const ForwardCall& call, Range images, Range texts, char* scratch) {
-  const Problem& p = call.problem;
-  const ForwardScratch s(call, images, reinterpret_cast<uintptr_t>(scratch));
+// Calls finish(text, its tile of similarities with the block of images) for each of the texts.
+template <class Scratch, class Finish>
+static void each_text(const Problem& p, Range images, Range texts, const Scratch& s, const Finish& finish) {
   const Tiles tiles{};
   pack_panel(p, images, s.vectors, s.panel, s.text);
   for (int64_t j = texts.begin; j < texts.end;) {
-    const int64_t last = chunk_end(p, j, texts.end), row0 = p.text_offsets[j], length = p.text_offsets[last] - row0;
-    product_tile(p, text_columns(p, {row0, row0 + length}, s.text), length, s.panel, s.vectors, s.tile);
-    for (; j < last; ++j)
-      finish_text(call, images, j, s.tile + (p.text_offsets[j] - row0) * s.vectors * LANES, s);
+    const int64_t last = chunk_end(p, j, texts.end);
+    const Range rows = {p.text_offsets[j], p.text_offsets[last]};
+    product_tile(p, text_columns(p, rows, s.text), rows.end - rows.begin, s.panel, s.vectors, s.tile);
+    for (; j < last; ++j) finish(j, s.tile + (p.text_offsets[j] - rows.begin) * s.vectors * LANES);
   }
+}
+
+static void forward(const Call& call, Range images, Range texts, char* scratch) {
+  const ForwardScratch s(call, images, reinterpret_cast<uintptr_t>(scratch));
+  each_text(call.problem, images, texts, s, [&](int64_t j, float* tile) { finish_text(call, images, j, tile, s); });
 }
 
 }  // namespace

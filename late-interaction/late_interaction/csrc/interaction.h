@@ -34,35 +34,31 @@ struct Maps {
   void* t2i;
 };
 
-struct ForwardCall {
+// One pass. A forward fills i2t and t2i, and the maps; a backward reads these, and fills the gradients of the tokens. What
+// nobody asks for is null.
+struct Call {
   Problem problem;
   Maps maps;
-  float* i2t;  // [images][texts]
-  float* t2i;  // likewise
-};
-
-struct BackwardCall {
-  Problem problem;
-  Maps maps;
-  const float* grad_i2t;  // [images][texts]
-  const float* grad_t2i;  // likewise
-  const float* inverse_image;  // [images] one over the number of tokens
-  const float* inverse_text;   // [texts] likewise
-  float* grad_image;  // [rows of image][dim], or null: nobody asks for it
-  float* grad_text;   // [rows of text][dim], likewise
-};
-
-// The smooth maximum: forward fills i2t and t2i; backward reads the gradients and adds to both of the tokens'.
-struct SmoothCall {
-  Problem problem;
-  float temperature;
-  bool shifted;  // exponentials may leave the range of float32, so each sum is taken relative to its largest term
-  float* i2t;  // [images][texts]
+  float* i2t;  // [images][texts], or [pairs]
   float* t2i;  // likewise
   const float* grad_i2t;
   const float* grad_t2i;
-  float* grad_image;  // [rows of image][dim], or null: nobody asks for it
-  float* grad_text;   // [rows of text][dim], likewise
+  float* grad_image;  // [rows of image][dim]
+  float* grad_text;   // [rows of text][dim]
+  const float* inverse_image;  // [images] one over the number of tokens, for a backward
+  const float* inverse_text;   // [texts] likewise
+  float temperature;  // of the smooth maximum, which has no maps; 0: the maximum
+  bool shifted;  // exponentials may leave the range of float32, so each sum is taken relative to its largest term
+  // Given pairs in place of all: a problem without offsets. Rows of an item need not follow those of another, and no pair
+  // need have it.
+  int64_t pairs;
+  const int64_t* image_of;  // [pairs]
+  const int64_t* text_of;   // likewise
+  const Range* image_rows;  // [images]
+  const Range* text_rows;   // [texts]
+  int64_t image_total, text_total;  // rows of the gradients
+  const int64_t* i2t_at;    // [pairs] where a pair's winners start in the maps, n1 and n2 of it
+  const int64_t* t2i_at;    // likewise
 };
 
 // One implementation. A unit of work is a block of images against a range of texts (forward), or a block of
@@ -71,21 +67,21 @@ struct Isa {
   const char* name;
   int64_t (*block_end)(const Problem&, int64_t first);  // the end of a forward unit's images from `first`
 
-  int64_t (*forward_bytes)(const ForwardCall&, Range images);
-  void (*forward)(const ForwardCall&, Range images, Range texts, char* scratch);
+  int64_t (*forward_bytes)(const Call&, Range images);
+  void (*forward)(const Call&, Range images, Range texts, char* scratch);
 
   int64_t (*slice_width)(const Problem&);  // columns per backward unit
   int64_t (*backward_bytes)(const Problem&, int64_t rows);
   // The gradient of some images (or texts), one slice of columns.
-  void (*backward)(const BackwardCall&, bool image, Range items, int64_t slice, char* scratch);
+  void (*backward)(const Call&, bool image, Range items, int64_t slice, char* scratch);
 
-  int64_t (*smooth_bytes)(const SmoothCall&, Range images, bool gradients);
-  void (*smooth_forward)(const SmoothCall&, Range images, Range texts, char* scratch);
-  // Adds to grad_text, and to `image_sums` (or null): the rows of these images in strips of columns, which add_strips
-  // adds to the rows of a gradient.
-  void (*smooth_backward)(const SmoothCall&, Range images, Range texts, float* image_sums, char* scratch);
-  int64_t (*padded_dim)(const Problem&);  // columns of a row in strips; the rows are a multiple of 32
-  void (*add_strips)(const Problem&, const float* strips, int64_t rows, float* target);
+  int64_t (*smooth_bytes)(const Call&, Range images);
+  void (*smooth_forward)(const Call&, Range images, Range texts, char* scratch);
+  // Adds to both gradients, in the rows of these images and texts.
+  void (*smooth_backward)(const Call&, Range images, Range texts, char* scratch);
+  int64_t (*pairs_bytes)(const Call&);
+  void (*pairs_forward)(const Call&, const int64_t* order, Range some, char* scratch);
+  void (*pairs_backward)(const Call&, bool image, const int64_t* order, Range some);
 };
 
 const Isa* portable_isa();

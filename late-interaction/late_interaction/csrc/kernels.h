@@ -2,15 +2,16 @@
 #pragma once
 
 #include "backward.h"
-#include "forward.h"
+#include "pairs.h"
 #include "smooth.h"
 
 namespace interaction {
 namespace {
 
 const Isa* kernels(const char* name) {
-  static const Isa isa = {name,        block_end,    forward_bytes,   forward,    backward_slice_width, backward_bytes,
-                          backward,    smooth_bytes,   smooth_forward,  smooth_backward, padded_dim,      add_strips};
+  static const Isa isa = {name,           block_end,    forward_bytes, forward,        backward_slice_width,
+                          backward_bytes, backward,     smooth_bytes,  smooth_forward, smooth_backward,
+                          pairs_bytes,    pairs_forward, pairs_backward};
   return &isa;
 }
 

@@ -47,7 +47,8 @@ bool has_tiles() {
 }
 #endif
 
-// Isas of this CPU, the newest first.
+// Isas of this CPU, the fastest first. Intel's cores take twice as long for a product of bfloat16 pairs as for one of
+// floats, AMD's half as long.
 std::vector<const Isa*> available_isas() {
   std::vector<const Isa*> isas;
 #if defined(__x86_64__)
@@ -58,10 +59,11 @@ std::vector<const Isa*> available_isas() {
 #if INTERACTION_HAS_AMX
   if (avx512 && __builtin_cpu_supports("avx512bf16") && has_tiles()) isas.push_back(amx_isa());
 #endif
-#if INTERACTION_HAS_AVX512_BF16
-  if (avx512 && __builtin_cpu_supports("avx512bf16")) isas.push_back(avx512_bf16_isa());
-#endif
   if (avx512) isas.push_back(avx512_isa());
+#if INTERACTION_HAS_AVX512_BF16
+  if (avx512 && __builtin_cpu_supports("avx512bf16"))
+    isas.insert(isas.end() - (__builtin_cpu_is("intel") ? 0 : 1), avx512_bf16_isa());
+#endif
   if (avx2) isas.push_back(avx2_isa());
 #endif
   isas.push_back(portable_isa());
@@ -120,6 +122,9 @@ class FlushDenormals {
 // for ever: it works alone.
 const pid_t LOADED_BY = getpid();
 
+// Of the last pass, the most units of work that threads could take at once.
+std::atomic<int64_t> most_units;
+
 // Runs work(unit, scratch) for every unit on so many threads, each with scratch memory of its own. Units are taken
 // from a counter, since a thread may be held up; whoever runs one, its result is the same.
 class Workers {
@@ -132,6 +137,7 @@ class Workers {
   template <class Work>
   void operator()(int64_t units, const Work& work) {
     std::atomic<int64_t> started{0}, next{0};
+    most_units = at_least(most_units, units);
     const int team = static_cast<int>(at_most(units, threads_));
 #pragma omp parallel num_threads(team) if (team > 1)
     {
@@ -178,22 +184,16 @@ int64_t largest(const std::vector<int64_t>& bounds, const Size& size) {
   return most;
 }
 
-// Runs forward(images, texts, memory) for every block of images and every span of texts.
-template <class Bytes, class Forward>
-void run_tiles(const Isa& isa, const Problem& p, const Bytes& bytes, const Forward& forward) {
-  const auto spans = text_spans(p, SPAN_ROWS), blocks = image_blocks(isa, p);
+void run_forward(const Isa& isa, const Call& call) {
+  const auto spans = text_spans(call.problem, SPAN_ROWS), blocks = image_blocks(isa, call.problem);
   const int64_t count = static_cast<int64_t>(spans.size()) - 1;
-  Workers for_each_unit(p.threads, largest(blocks, bytes));
+  const auto bytes = call.temperature != 0 ? isa.smooth_bytes : isa.forward_bytes;
+  const auto forward = call.temperature != 0 ? isa.smooth_forward : isa.forward;
+  Workers for_each_unit(call.problem.threads, largest(blocks, [&](Range images) { return bytes(call, images); }));
   for_each_unit((static_cast<int64_t>(blocks.size()) - 1) * count, [&](int64_t unit, char* memory) {
     const int64_t block = unit / count, span = unit % count;
-    forward(Range{blocks[block], blocks[block + 1]}, Range{spans[span], spans[span + 1]}, memory);
+    forward(call, {blocks[block], blocks[block + 1]}, {spans[span], spans[span + 1]}, memory);
   });
-}
-
-void run_forward(const Isa& isa, const ForwardCall& call) {
-  run_tiles(
-      isa, call.problem, [&](Range images) { return isa.forward_bytes(call, images); },
-      [&](Range images, Range texts, char* memory) { isa.forward(call, images, texts, memory); });
 }
 
 std::vector<float> inverse_lengths(const int64_t* offsets, int64_t items) {
@@ -202,7 +202,7 @@ std::vector<float> inverse_lengths(const int64_t* offsets, int64_t items) {
   return inverse;
 }
 
-void run_backward(const Isa& isa, BackwardCall call) {
+void run_backward(const Isa& isa, Call call) {
   const Problem& p = call.problem;
   const auto inverse_image = inverse_lengths(p.image_offsets, p.images);
   const auto inverse_text = inverse_lengths(p.text_offsets, p.texts);
@@ -228,63 +228,96 @@ void run_backward(const Isa& isa, BackwardCall call) {
   }
 }
 
-void run_smooth_forward(const Isa& isa, const SmoothCall& call) {
-  run_tiles(
-      isa, call.problem, [&](Range images) { return isa.smooth_bytes(call, images, false); },
-      [&](Range images, Range texts, char* memory) { isa.smooth_forward(call, images, texts, memory); });
-}
-
-void run_smooth_backward(const Isa& isa, const SmoothCall& call) {
-  // One block of images after the other meets all spans of texts at once: each span owns its rows of the texts'
-  // gradient, and sums that of the images apart; these are then added in the order of the spans. So the bits do not
-  // depend on the number of threads, and the sums take SPANS blocks of images.
-  constexpr int64_t SPANS = 32, FEWEST_ROWS = 512;
+void run_smooth_backward(const Isa& isa, const Call& call) {
+  // At each step the blocks of images of a band work at once, each with a span of texts of its own, so nobody else adds to
+  // its rows of either gradient. Fewer spans than blocks serve several groups of blocks, each with its own gradient of the
+  // texts: at most UNITS * FEWEST_ROWS more rows, added in the order of the groups. Who meets whom, and when, depends on
+  // the shapes alone, so the bits do not depend on the number of threads.
+  constexpr int64_t UNITS = 32, FEWEST_ROWS = 512, MOST_GROUPS = 4;
   const Problem& p = call.problem;
-  const int64_t total = p.text_offsets[p.texts];
-  const auto spans = text_spans(p, at_least(FEWEST_ROWS, div_up(total, SPANS))), blocks = image_blocks(isa, p);
-  const int64_t count = static_cast<int64_t>(spans.size()) - 1;
-  const auto rows_of = [&](Range images) { return image_rows(p, images).end - image_rows(p, images).begin; };
-  const int64_t size = round_up(largest(blocks, rows_of), 32) * isa.padded_dim(p);
-  Workers for_each_unit(p.threads, largest(blocks, [&](Range images) { return isa.smooth_bytes(call, images, true); }));
-  std::vector<float> sums(call.grad_image ? count * size : 0);
-  const auto clear = [](float* gradient, int64_t numbers) {
+  const int64_t total = p.text_offsets[p.texts], numbers = total * p.dim;
+  const auto texts = text_spans(p, at_least(FEWEST_ROWS, div_up(total, UNITS))), images = image_blocks(isa, p);
+  const int64_t spans = static_cast<int64_t>(texts.size()) - 1, blocks = static_cast<int64_t>(images.size()) - 1;
+  const int64_t groups = spans == 1 ? 1 : at_most(MOST_GROUPS, div_up(at_most(UNITS, blocks), spans));
+  const int64_t bands = div_up(blocks, at_most(UNITS, groups * spans)), units = div_up(blocks, bands);
+  Workers for_each_unit(p.threads, largest(images, [&](Range some) { return isa.smooth_bytes(call, some); }));
+  Buffer memory(call.grad_text ? (groups - 1) * numbers * static_cast<int64_t>(sizeof(float)) : 0);
+  float* others = reinterpret_cast<float*>(memory.data());  // [groups - 1][total][dim], or null
+  const auto in_parts = [&](int64_t numbers, const auto& work) {
+    for_each_unit(units, [&](int64_t unit, char*) { work(part_of(numbers, units, unit)); });
+  };
+  const auto clear = [&](float* gradient, int64_t numbers) {
     if (!gradient) return;
     prefer_huge_pages(gradient, static_cast<size_t>(numbers) * sizeof(float));
-    std::fill_n(gradient, numbers, 0.0f);
+    in_parts(numbers, [&](Range part) { std::fill_n(gradient + part.begin, part.end - part.begin, 0.0f); });
   };
-  clear(call.grad_text, total * p.dim);
   clear(call.grad_image, p.image_offsets[p.images] * p.dim);
-  for (size_t b = 0; b + 1 < blocks.size(); ++b) {
-    const Range images{blocks[b], blocks[b + 1]};
-    std::fill(sums.begin(), sums.end(), 0.0f);
-    for_each_unit(count, [&](int64_t span, char* memory) {
-      float* own = call.grad_image ? sums.data() + span * size : nullptr;
-      isa.smooth_backward(call, images, {spans[span], spans[span + 1]}, own, memory);
+  clear(call.grad_text, numbers);
+  clear(others, (groups - 1) * numbers);
+  for (int64_t band = 0; band < bands; ++band) {
+    const Range own = part_of(blocks, bands, band);
+    for (int64_t step = 0; step < spans; ++step)
+      for_each_unit(own.end - own.begin, [&](int64_t unit, char* scratch) {
+        const int64_t block = own.begin + unit, span = (unit / groups + step) % spans, group = unit % groups;
+        Call of_group = call;
+        if (others && group > 0) of_group.grad_text = others + (group - 1) * numbers;
+        isa.smooth_backward(of_group, {images[block], images[block + 1]}, {texts[span], texts[span + 1]}, scratch);
+      });
+  }
+  if (!others) return;
+  in_parts(numbers, [&](Range part) {
+    for (int64_t group = 1; group < groups; ++group)
+      for (int64_t n = part.begin; n < part.end; ++n) call.grad_text[n] += others[(group - 1) * numbers + n];
+  });
+}
+
+// The pairs of each item, one item after the other: order[start[item] .. start[item + 1]).
+struct Groups {
+  std::vector<int64_t> start, order;
+  Groups(const int64_t* item_of, int64_t pairs, int64_t items) : start(items + 1), order(pairs) {
+    for (int64_t n = 0; n < pairs; ++n) ++start[item_of[n] + 1];
+    for (int64_t item = 0; item < items; ++item) start[item + 1] += start[item];
+    std::vector<int64_t> next(start);
+    for (int64_t n = 0; n < pairs; ++n) order[next[item_of[n]]++] = n;
+  }
+};
+
+void run_pairs(const Isa& isa, Call call) {
+  constexpr int64_t AT_ONCE = 16;  // pairs of a unit: enough that copying an image is little beside its products
+  std::vector<int64_t> i2t_at(call.pairs + 1), t2i_at(call.pairs + 1);
+  for (int64_t n = 0; n < call.pairs; ++n) {
+    const Range image = call.image_rows[call.image_of[n]], text = call.text_rows[call.text_of[n]];
+    i2t_at[n + 1] = i2t_at[n] + image.end - image.begin;
+    t2i_at[n + 1] = t2i_at[n] + text.end - text.begin;
+  }
+  call.i2t_at = i2t_at.data();
+  call.t2i_at = t2i_at.data();
+  Workers for_each_unit(call.problem.threads, call.i2t ? isa.pairs_bytes(call) : 0);
+  for (const bool image : {true, false}) {
+    const int64_t items = image ? call.problem.images : call.problem.texts;
+    const Groups of(image ? call.image_of : call.text_of, call.pairs, items);
+    if (call.i2t && image)
+      for_each_unit(div_up(call.pairs, AT_ONCE), [&](int64_t unit, char* memory) {
+        isa.pairs_forward(call, of.order.data(), {unit * AT_ONCE, at_most(call.pairs, (unit + 1) * AT_ONCE)}, memory);
+      });
+    float* gradient = image ? call.grad_image : call.grad_text;
+    if (!gradient) continue;
+    const Range* rows = image ? call.image_rows : call.text_rows;
+    const int64_t total = image ? call.image_total : call.text_total, dim = call.problem.dim;
+    prefer_huge_pages(gradient, static_cast<size_t>(total * dim) * sizeof(float));
+    for_each_unit(items, [&](int64_t item, char*) {
+      const int64_t first = item ? rows[item].begin : 0, end = item + 1 < items ? rows[item + 1].begin : total;
+      std::fill_n(gradient + first * dim, (end - first) * dim, 0.0f);
+      isa.pairs_backward(call, image, of.order.data(), {of.start[item], of.start[item + 1]});
     });
-    if (!call.grad_image) continue;
-    for (int64_t span = 1; span < count; ++span)
-      for (int64_t n = 0; n < size; ++n) sums[n] += sums[span * size + n];
-    isa.add_strips(p, sums.data(), rows_of(images), call.grad_image + p.image_offsets[images.begin] * p.dim);
   }
 }
 
-int64_t longest(const int64_t* offsets, int64_t items) {
+// Of the items' rows, from their offsets or, for given pairs, their bounds.
+int64_t longest(const int64_t* rows, int64_t items, bool bounds) {
   int64_t most = 1;
-  for (int64_t n = 0; n < items; ++n) most = at_least(most, offsets[n + 1] - offsets[n]);
+  for (int64_t n = 0; n < items; ++n, rows += bounds ? 2 : 1) most = at_least(most, rows[1] - rows[0]);
   return most;
-}
-
-// 0, or 1: unknown instruction set, 2: out of memory.
-template <class Run>
-int run(const char* isa_name, const Run& pass) {
-  const Isa* isa = find_isa(isa_name);
-  if (!isa) return 1;
-  try {
-    pass(*isa);
-  } catch (const std::bad_alloc&) {
-    return 2;
-  }
-  return 0;
 }
 
 }  // namespace
@@ -296,16 +329,6 @@ extern "C" {
 
 #define INTERACTION_EXPORT __attribute__((visibility("default")))
 
-// The problem, as every pass takes it. An empty name means the best instruction set.
-#define INTERACTION_PROBLEM                                                                                           \
-  const char *isa_name, const void *image, const void *text, const int64_t *image_offsets,                      \
-      const int64_t *text_offsets, int64_t images, int64_t texts, int64_t dim, int bf16, int wide, int threads
-#define INTERACTION_AS_PROBLEM                                                                                        \
-  Problem {                                                                                                     \
-    image, text, image_offsets, text_offsets, images, texts, dim, longest(image_offsets, images),               \
-        longest(text_offsets, texts), threads, bf16 != 0, wide != 0                                             \
-  }
-
 // Names of the instruction sets this CPU can run, best first, separated by spaces.
 INTERACTION_EXPORT const char* interaction_isas() {
   static const std::string names = [] {
@@ -316,30 +339,41 @@ INTERACTION_EXPORT const char* interaction_isas() {
   return names.c_str();
 }
 
-// Both maps may be null.
-INTERACTION_EXPORT int interaction_forward(INTERACTION_PROBLEM, float* i2t, float* t2i, void* i2t_map, void* t2i_map) {
-  const ForwardCall call{INTERACTION_AS_PROBLEM, {i2t_map, t2i_map}, i2t, t2i};
-  return run(isa_name, [&](const Isa& isa) { run_forward(isa, call); });
-}
+// Of the last pass, the most units of work that threads could take at once.
+INTERACTION_EXPORT int64_t interaction_units() { return most_units; }
 
-// Either gradient may be null.
-INTERACTION_EXPORT int interaction_backward(INTERACTION_PROBLEM, const float* grad_i2t, const float* grad_t2i, void* i2t_map,
-                                void* t2i_map, float* grad_image, float* grad_text) {
-  const BackwardCall call{INTERACTION_AS_PROBLEM, {i2t_map, t2i_map}, grad_i2t,   grad_t2i,
-                          nullptr,          nullptr,            grad_image, grad_text};
-  return run(isa_name, [&](const Isa& isa) { run_backward(isa, call); });
-}
-
-// As the two above, for the smooth maximum. Nothing is saved between them.
-INTERACTION_EXPORT int interaction_smooth_forward(INTERACTION_PROBLEM, float temperature, int shifted, float* i2t, float* t2i) {
-  const SmoothCall call{INTERACTION_AS_PROBLEM, temperature, shifted != 0, i2t, t2i, nullptr, nullptr, nullptr, nullptr};
-  return run(isa_name, [&](const Isa& isa) { run_smooth_forward(isa, call); });
-}
-
-INTERACTION_EXPORT int interaction_smooth_backward(INTERACTION_PROBLEM, float temperature, int shifted, const float* grad_i2t,
-                                       const float* grad_t2i, float* grad_image, float* grad_text) {
-  const SmoothCall call{INTERACTION_AS_PROBLEM, temperature, shifted != 0, nullptr, nullptr,
-                        grad_i2t,         grad_t2i,    grad_image,   grad_text};
-  return run(isa_name, [&](const Isa& isa) { run_smooth_backward(isa, call); });
+// Any pass: a backward where i2t is null, of the smooth maximum where there is a temperature, of given pairs where there
+// are any. For these an item has a first and a last row in place of its offset, [items][2], ascending. An empty name means
+// the best instruction set. Returns 0, or 1: unknown instruction set, 2: out of memory.
+INTERACTION_EXPORT int interaction_run(const char* isa_name, const void* image, const void* text, const int64_t* image_rows,
+                           const int64_t* text_rows, int64_t images, int64_t texts, int64_t dim, int bf16, int wide,
+                           int threads, float temperature, int shifted, float* i2t, float* t2i, const float* grad_i2t,
+                           const float* grad_t2i, void* i2t_map, void* t2i_map, float* grad_image, float* grad_text,
+                           int64_t pairs, const int64_t* image_of, const int64_t* text_of, int64_t image_total,
+                           int64_t text_total) {
+  const Isa* isa = find_isa(isa_name);
+  if (!isa) return 1;
+  most_units = 0;
+  Call call{};
+  call.problem = {image, text, image_rows, text_rows, images, texts, dim, longest(image_rows, images, pairs),
+                  longest(text_rows, texts, pairs), threads, bf16 != 0, wide != 0};
+  call.maps = {i2t_map, t2i_map};
+  call.i2t = i2t, call.t2i = t2i, call.grad_i2t = grad_i2t, call.grad_t2i = grad_t2i;
+  call.grad_image = grad_image, call.grad_text = grad_text;
+  call.pairs = pairs, call.image_of = image_of, call.text_of = text_of;
+  call.image_rows = reinterpret_cast<const Range*>(image_rows);
+  call.text_rows = reinterpret_cast<const Range*>(text_rows);
+  call.temperature = temperature, call.shifted = shifted != 0, call.image_total = image_total, call.text_total = text_total;
+  try {
+    if (pairs)
+      run_pairs(*isa, call);
+    else if (i2t)
+      run_forward(*isa, call);
+    else
+      temperature != 0 ? run_smooth_backward(*isa, call) : run_backward(*isa, call);
+  } catch (const std::bad_alloc&) {
+    return 2;
+  }
+  return 0;
 }
 }

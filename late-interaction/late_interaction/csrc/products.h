@@ -53,6 +53,9 @@ static void product_tile(const Problem& p, const float* text, int64_t length, co
     const int64_t parts = div_up(length, some.end - some.begin > STRIP_VECTORS ? 4 : TILE_ROWS);
     for (int64_t part = 0; part < parts; ++part) {
       const Range rows = part_of(length, parts, part);
+      if (strip == 0)  // a text that is read for the first time comes while the rows before it are multiplied
+        for (int64_t c = rows.begin * columns; c < rows.end * columns; c += 16)
+          __builtin_prefetch(text + c + 12 * columns);
       WEIGHTED_ROWS[in_pairs(p)][false][rows.end - rows.begin - 1][some.end - some.begin - 1](
           text + rows.begin * columns, columns, 1, panel, columns, tile + rows.begin * stride + some.begin * LANES,
           stride);

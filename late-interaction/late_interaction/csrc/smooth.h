@@ -165,10 +165,11 @@ static void add_strips(const Problem& p, const float* strips, int64_t rows, floa
 struct SmoothScratch {
   int64_t vectors;  // per tile row
   float *panel, *text, *tile, *of_lane, *of_row, *shift, *paired;
-  float *image_strips, *text_strips, *text_sums;  // for gradients
+  float *image_strips, *text_strips, *image_sums, *text_sums;  // for gradients
   Arena arena;
-  SmoothScratch(const SmoothCall& call, Range images, bool gradients, uintptr_t base) : arena{base} {
+  SmoothScratch(const Call& call, Range images, uintptr_t base) : arena{base} {
     const Problem& p = call.problem;
+    const bool gradients = !call.i2t;
     const int64_t rows = round_up(at_least(p.longest_text, CHUNK_ROWS), ROW_STEP);
     vectors = vectors_of(image_rows(p, images));
     const int64_t lanes = (vectors + 1) * LANES;  // the last vector of an image may reach beyond its row
@@ -181,18 +182,13 @@ struct SmoothScratch {
     paired = arena.take<float>(gradients && in_pairs(p) ? div_up(rows, 2) * vectors * LANES : 0);
     image_strips = arena.take<float>(gradients ? rows_in_strips(p, vectors * LANES) * padded_dim(p) : 0);
     text_strips = arena.take<float>(gradients ? rows_in_strips(p, rows) * padded_dim(p) : 0);
+    image_sums = arena.take<float>(gradients ? vectors * LANES * padded_dim(p) : 0);
     text_sums = arena.take<float>(gradients ? rows * padded_dim(p) : 0);
   }
 };
 
-static int64_t smooth_bytes(const SmoothCall& call, Range images, bool gradients) {
-  return static_cast<int64_t>(SmoothScratch(call, images, gradients, 0).arena.next);
-}
-
-// s.tile = the similarities of some text rows with the block of images.
-static void similarities(const SmoothCall& call, Range rows, const SmoothScratch& s) {
-  const Problem& p = call.problem;
-  product_tile(p, text_columns(p, rows, s.text), rows.end - rows.begin, s.panel, s.vectors, s.tile);
+static int64_t smooth_bytes(const Call& call, Range images) {
+  return static_cast<int64_t>(SmoothScratch(call, images, 0).arena.next);
 }
 
 // A sum over the rows of a tile in every lane, of 2^(scale * similarity). Within the range of float32 the exponentials
@@ -238,7 +234,7 @@ static float sum_over_lanes(const float* row, int64_t n, float scale, float* shi
 
 // Both smooth maxima of one text's finished tile.
 template <bool SHIFTED>
-static void finish_smooth(const SmoothCall& call, Range images, int64_t j, float* tile, const SmoothScratch& s) {
+static void finish_smooth(const Call& call, Range images, int64_t j, float* tile, const SmoothScratch& s) {
   const Problem& p = call.problem;
   const int64_t stride = s.vectors * LANES, first = p.image_offsets[images.begin];
   const float scale = LOG2_E / call.temperature;
@@ -267,24 +263,16 @@ static void finish_smooth(const SmoothCall& call, Range images, int64_t j, float
   }
 }
 
-template <bool SHIFTED>
-static void any_forward(const SmoothCall& call, Range images, Range texts, char* scratch) {
-  const Problem& p = call.problem;
-  const SmoothScratch s(call, images, false, reinterpret_cast<uintptr_t>(scratch));
-  const Tiles tiles{};
-  pack_panel(p, images, s.vectors, s.panel, s.text);
-  for (int64_t j = texts.begin; j < texts.end;) {
-    const int64_t last = chunk_end(p, j, texts.end);
-    const Range rows = {p.text_offsets[j], p.text_offsets[last]};
-    similarities(call, rows, s);
-    for (; j < last; ++j)
-      finish_smooth<SHIFTED>(call, images, j, s.tile + (p.text_offsets[j] - rows.begin) * s.vectors * LANES, s);
-  }
+static void smooth_forward(const Call& call, Range images, Range texts, char* scratch) {
+  const SmoothScratch s(call, images, reinterpret_cast<uintptr_t>(scratch));
+  each_text(call.problem, images, texts, s, [&](int64_t j, float* tile) {
+    call.shifted ? finish_smooth<true>(call, images, j, tile, s) : finish_smooth<false>(call, images, j, tile, s);
+  });
 }
 
 // In place of one text's tile its gradient W.
 template <bool SHIFTED>
-static void weigh(const SmoothCall& call, Range images, int64_t j, float* tile, const SmoothScratch& s) {
+static void weigh(const Call& call, Range images, int64_t j, float* tile, const SmoothScratch& s) {
   const Problem& p = call.problem;
   const int64_t stride = s.vectors * LANES, first = p.image_offsets[images.begin];
   const int64_t length = p.text_offsets[j + 1] - p.text_offsets[j];
@@ -318,23 +306,20 @@ static void weigh(const SmoothCall& call, Range images, int64_t j, float* tile, 
   }
 }
 
-static void smooth_forward(const SmoothCall& call, Range images, Range texts, char* scratch) {
-  call.shifted ? any_forward<true>(call, images, texts, scratch) : any_forward<false>(call, images, texts, scratch);
-}
-
 #if TILES
-// Adds to both gradients what the weights in s.tile say: image_sums [dim][lanes] += Y^T W, grad_text += W X.
-static void tile_gradients(const SmoothCall& call, Range rows, int64_t tokens, float* image_sums, const SmoothScratch& s) {
+// What the weights in s.tile add to both gradients: s.image_sums [dim][lanes] (+)= Y^T W, grad_text += W X.
+static void tile_gradients(const Call& call, Range rows, int64_t tokens, bool add, const SmoothScratch& s) {
   const Problem& p = call.problem;
   const int64_t lanes = s.vectors * LANES, dim = padded_dim(p);
   const int64_t length = rows.end - rows.begin, padded = round_up(length, ROW_STEP);
   for (int64_t r = 0; r < padded; ++r)
     for (int64_t l = r < length ? tokens : 0; l < lanes; ++l) s.tile[r * lanes + l] = 0;
-  if (image_sums) {
+  if (call.grad_image) {
     const uint16_t* text = static_cast<const uint16_t*>(p.text) + rows.begin * p.dim;
     pack_columns(text, length, p.dim, padded / 2, dim, s.text_strips);
     pair_rows(s.tile, padded, lanes, s.paired);
-    tile_product({s.text_strips, padded / 2}, {s.paired, lanes, 32}, dim, lanes, padded / 2, false, true, image_sums, lanes);
+    tile_product({s.text_strips, padded / 2}, {s.paired, lanes, 32}, dim, lanes, padded / 2, false, add, s.image_sums,
+                 lanes);
   }
   if (call.grad_text) {
     pair_lanes(s.tile, padded, lanes, lanes, s.paired);
@@ -346,11 +331,10 @@ static void tile_gradients(const SmoothCall& call, Range rows, int64_t tokens, f
 }
 #endif
 
-// Both gradients of a block of images against a range of texts. That of the texts is added to call.grad_text; that of
-// the images is added to `image_sums`, in strips.
-static void smooth_backward(const SmoothCall& call, Range images, Range texts, float* image_sums, char* scratch) {
+// Adds both gradients of a block of images against a range of texts.
+static void smooth_backward(const Call& call, Range images, Range texts, char* scratch) {
   const Problem& p = call.problem;
-  const SmoothScratch s(call, images, true, reinterpret_cast<uintptr_t>(scratch));
+  const SmoothScratch s(call, images, reinterpret_cast<uintptr_t>(scratch));
   const Tiles tiles{};
   const Range image = image_rows(p, images);
   const int64_t stride = s.vectors * LANES, tokens = image.end - image.begin;
@@ -367,22 +351,23 @@ static void smooth_backward(const SmoothCall& call, Range images, Range texts, f
     const int64_t last = chunk_end(p, j, texts.end);
     const Range rows = {p.text_offsets[j], p.text_offsets[last]};
     const int64_t length = rows.end - rows.begin;
-    similarities(call, rows, s);
+    const bool add = j > texts.begin;
+    product_tile(p, text_columns(p, rows, s.text), length, s.panel, s.vectors, s.tile);
     for (; j < last; ++j) {
       float* tile = s.tile + (p.text_offsets[j] - rows.begin) * stride;
       call.shifted ? weigh<true>(call, images, j, tile, s) : weigh<false>(call, images, j, tile, s);
     }
 #if TILES
     if (pairs) {
-      tile_gradients(call, rows, tokens, image_sums, s);
+      tile_gradients(call, rows, tokens, add, s);
       continue;
     }
 #endif
     const float* weights = pairs ? s.paired : s.tile;
-    if (image_sums) {
+    if (call.grad_image) {
       pack_strips(p, widened ? s.text : p.text, p.bf16 && !widened, widened ? Range{0, length} : rows, s.text_strips);
       if (pairs) pair_rows(s.tile, length, stride, s.paired);
-      times_strips(p, weights, 1, stride, tokens, s.text_strips, rows_in_strips(p, length), image_sums, 0, true);
+      times_strips(p, weights, 1, stride, tokens, s.text_strips, rows_in_strips(p, length), s.image_sums, 0, add);
     }
     if (call.grad_text) {
       if (pairs) pair_lanes(s.tile, length, tokens, stride, s.paired);
@@ -393,6 +378,7 @@ static void smooth_backward(const SmoothCall& call, Range images, Range texts, f
       if (!whole) add_strips(p, s.text_sums, length, sums);
     }
   }
+  if (call.grad_image) add_strips(p, s.image_sums, tokens, call.grad_image + image.begin * p.dim);
 }
 
 }  // namespace

@@ -1,0 +1,45 @@
+"""The tables of the report: the protocols' own, and a module of this folder for each other.
+
+:data:`filip.study.TABLES` lists them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from filip.report.differences import RESAMPLES
+from filip.report.results import Results
+from filip.report.table import Table
+from filip.report.tables import component_ablation, efficiency, evaluations, settings
+from filip.report.tables.compared import compare_rows
+from filip.report.tables.evaluations import Inputs
+from filip.study import TABLES, Study
+
+# The tables that are no protocol's.
+BUILDERS: dict[str, Callable[[Inputs], Table]] = {
+    "component_ablation": component_ablation.build,
+    "efficiency_ablation": efficiency.build,
+    "model_sizes": settings.build_models,
+    "training_settings": settings.build_trainings,
+}
+
+
+def build_tables(
+    study: Study, results: Results, published: dict[str, Any], resamples: int = RESAMPLES
+) -> dict[str, Table]:
+    """Build all tables that the study has rows for, by name.
+
+    published: the content of ``eval/published.yaml``. resamples: how many for the differences between rows. Raises
+    UserError for a benchmark without a card.
+    """
+    inputs = Inputs.of(study, results, published)
+    tables = {
+        name: BUILDERS[name](inputs) if name in BUILDERS else evaluations.build(inputs, name, kind.protocols[0])
+        for name, kind in TABLES.items()
+        if study.rows(name)
+    }
+    for name, table in tables.items():
+        compare_rows(table, inputs, TABLES[name].protocols, resamples)
+        table.notes += table.interval_notes()
+    return tables
