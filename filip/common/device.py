@@ -12,6 +12,8 @@ from typing import Any
 
 import psutil
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
 
 from filip.common.errors import UserError
 
@@ -193,10 +195,11 @@ def choose_attention(device: torch.device, precision: str) -> None:
     """Take the faster kernel of ``scaled_dot_product_attention``, for the whole process.
 
     On CPUs the backward pass of PyTorch's flash attention is slow in bfloat16 at short sequences: the demo's model
-    (36 patches) trains 686 pairs/s and core without it and 458 with it (Zen 5). In float32 both are alike.
+    (36 patches) trains 686 pairs/s and core without it and 458 with it (Zen 5). In float32 both are alike, and in
+    float16 the kernel has no products that :class:`Fp16Products` could take over.
     PyTorch's switch has cuda in its name, but the CPU obeys it as well.
     """
-    if device.type == "cpu" and precision == "bf16":
+    if device.type == "cpu" and precision != "fp32":
         torch.backends.cuda.enable_flash_sdp(False)
 
 
@@ -225,3 +228,22 @@ def keep_compiled_kernels_apart() -> None:
     capability, default = os.environ.get("ATEN_CPU_CAPABILITY"), default_cache_dir()
     if capability and os.environ.get("TORCHINDUCTOR_CACHE_DIR", default) == default:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = f"{default}_{capability}"
+
+
+class Fp16Products(TorchDispatchMode):
+    """Within it a CPU multiplies float16 matrices in float32 and rounds what comes out, as a tensor core does.
+
+    A CPU without instructions for float16 has no other fast way: PyTorch multiplies in plain loops there, and 512 x 512
+    matrices take 37 times as long as in float32 (Zen 4).
+    """
+
+    names = frozenset({"mm", "addmm", "bmm", "baddbmm", "convolution", "convolution_backward"})
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        def halves(tensors: tuple[Any, ...]) -> bool:
+            return any(isinstance(tensor, torch.Tensor) and tensor.dtype == torch.float16 for tensor in tensors)
+
+        if func.overloadpacket.__name__ not in self.names or not halves(args):
+            return func(*args, **(kwargs or {}))
+        products = func(*tree_map_only(torch.Tensor, torch.Tensor.float, args), **(kwargs or {}))
+        return tree_map_only(torch.Tensor, torch.Tensor.half, products)

@@ -52,6 +52,8 @@ BANDS = [((1 << (64 * (n + 1) // 9)) - 1) ^ ((1 << (64 * n // 9)) - 1) for n in 
 MASKS = [sum(bands) - (1 << 64 if BANDS[-1] in bands else 0) for bands in combinations(BANDS, 3)]  # as signed integers
 BATCH = 64  # pairs at a time through the model
 FORMS = 2  # version of picture_hashes: what an earlier one measured is measured again
+SCORES = {"similarity": "FLOAT", "phash": "BIGINT", "near_distance": "TINYINT", "near": "VARCHAR"}
+SCORES |= {"test_distance": "TINYINT", "test": "VARCHAR"}  # the new columns and their types in DuckDB
 _scorers: list[Any] = []  # loaded once in each worker process
 
 
@@ -101,6 +103,11 @@ def score(config: ScoreConfig) -> Counter[str] | None:
     identity = [states, [file.name for file in measured]]
     folder = work_folder(out, part, identity, config.processes, config.memory)
     with folder as (work, con), duckdb_io.plain_errors(con, "score"):
+        captions = con.sql(f"DESCRIBE FROM {duckdb_io.parquet(sidecars[0], duckdb_io.ROW)}").fetchall()
+        types = {row[0]: row[1] for row in captions} | SCORES
+        conditions = [where_condition(con, text, types, is_text=False, setting="keep") for text in config.keep]
+        with locked(work / "plan.lock"):
+            others = {"near": "images", "test": _test_images(config, out / "_measured")}
         blocks = [
             (tars[n], sidecars[n], measured[n]) for n in share(range(len(tars)), part) if not measured[n].exists()
         ]
@@ -118,16 +125,12 @@ def score(config: ScoreConfig) -> Counter[str] | None:
                     (SELECT {duckdb_io.FILE_STEM} AS shard, key FROM {duckdb_io.parquet(sidecars, duckdb_io.WITH_FILE)})
                     USING (shard, key)"""
         )
-        with locked(work / "plan.lock"):
-            others = {"near": "images", "test": _test_images(config, out / "_measured")}
         alike = {name: _alike(con, relation, work, part) for name, relation in others.items()}
         if part is not None:
             return None
         found = {name: _nearest(con, relation, name, alike[name]) for name, relation in others.items()}
         counts = Counter({f"copies ({name})": copies for name, copies in found.items()})
         queries = {sidecar.stem: _with_scores(sidecar.stem, sidecar) for sidecar in sidecars}
-        types = {row[0]: row[1] for row in con.sql(f"DESCRIBE {queries[tars[0].stem]}").fetchall()}
-        conditions = [where_condition(con, text, types, is_text=False, setting="keep") for text in config.keep]
         first = " ".join(f"WHEN NOT {sql} THEN {number}" for number, sql in enumerate(conditions))
         for shard, query in queries.items():
             failed = f"CASE {first} END" if conditions else "NULL"

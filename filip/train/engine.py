@@ -82,7 +82,7 @@ def checked_settings(config: TrainConfig) -> dict[str, Any]:
 def deepspeed_accelerator() -> Any:
     """Return DeepSpeed's accelerator, without its log messages.
 
-    On a CPU it trains in fp16 as well: DeepSpeed asks for instructions of AVX-512, and PyTorch computes without them.
+    On a CPU it trains in fp16 as well: DeepSpeed asks for instructions of AVX-512, and ``Fp16Products`` needs none.
     """
     import deepspeed
     import deepspeed.utils
@@ -384,14 +384,18 @@ class DeepSpeedEngine(Engine):
         self.zero_stage = int(self.deepspeed.zero_optimization_stage())
         self.is_fp16 = bool(self.deepspeed.fp16_enabled())
         self.gradient_clipping = float(self.deepspeed.gradient_clipping())
+        on_cpu = next(model.parameters()).device.type == "cpu"
+        self.products: Any = device.Fp16Products() if self.is_fp16 and on_cpu else nullcontext()
         self.bind(self.deepspeed)
 
     def forward(self, *inputs: Tensor, **options: Any) -> Encoded:
-        encoded: Encoded = self.deepspeed(*inputs, **options)
+        with self.products:
+            encoded: Encoded = self.deepspeed(*inputs, **options)
         return encoded
 
     def backward(self, loss: Tensor) -> None:
-        self.deepspeed.backward(loss, scale_wrt_gas=False)
+        with self.products:
+            self.deepspeed.backward(loss, scale_wrt_gas=False)
         if not self.deepspeed.is_gradient_accumulation_boundary():
             self.deepspeed.step()  # counts the pass; DeepSpeed moves no weight before the last one
 

@@ -12,7 +12,7 @@ import torch
 from PIL import Image, ImageFilter, ImageOps
 
 from filip.common.errors import UserError
-from filip.data.score import ANY_DISTANCE, ScoreConfig, score
+from filip.data.score import ANY_DISTANCE, SCORES, ScoreConfig, score
 from filip.data.shard_index import shard_images
 from filip.data.sidecar import SCHEMA, read_sidecar
 from tests.data.pair_shards import write_pairs
@@ -167,7 +167,7 @@ def test_similarity_is_that_of_the_evaluation(tmp_path: Path) -> None:
     counts = score(config)
     assert (counts["kept"], counts[config.keep[0]]) == (5, 4)
     assert {*scored(tmp_path / "scored")} == {key for key, value in expected.items() if value >= limit}
-    assert set(SCHEMA.names) < set(pq.read_schema(tmp_path / "scored" / "00000.parquet").names)
+    assert {*SCHEMA.names, *SCORES} == {*pq.read_schema(tmp_path / "scored" / "00000.parquet").names}
 
 
 def test_what_cannot_be_scored(tmp_path: Path) -> None:
@@ -178,6 +178,8 @@ def test_what_cannot_be_scored(tmp_path: Path) -> None:
         ({"shards": str(tmp_path)}, r"no \*\.tar"),
         ({"captions": str(tmp_path)}, "no side-car of shard 00000"),
         ({"test_sets": ["cifar10"], "root": str(tmp_path)}, "cifar10"),
+        ({"keep": ["similarty > 0.2"]}, "similarty.*There are the columns"),
     ):
         with pytest.raises(UserError, match=message):
             score(ScoreConfig(**{**base, "out": str(tmp_path / "out"), "processes": 1, **options}))
+    assert not list(tmp_path.glob("out/_measured/*.parquet"))  # a slip is told before any picture is read

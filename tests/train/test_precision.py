@@ -3,6 +3,9 @@
 import json
 import math
 import os
+import re
+from collections import Counter
+from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +13,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from filip.common import device
 from filip.eval.encoders import dtype_of, name_of
@@ -109,6 +114,41 @@ def test_the_smallest_gradient_of_fp16_reaches_the_optimiser(tmp_path: Path) -> 
     """DeepSpeed divides gradients by the number of ranks before it sums them, by default in fp16."""
     ranks = Ranks(2, [str(Path(__file__).parent / "fp16_reduction.py")], tmp_path / "log")
     assert ranks.result() == {"1": 1.0, "3": 1.0}
+
+
+def test_fp16_is_multiplied_in_float32_and_rounded_once() -> None:
+    """A tensor core does so. Convolution, attention, linear layers and batched products, forwards and backwards."""
+    half_products = Counter[str]()
+
+    class Count(TorchDispatchMode):  # sees what reaches the kernels
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if any(isinstance(tensor, torch.Tensor) and tensor.dtype == torch.float16 for tensor in args):
+                half_products[func.overloadpacket.__name__] += 1
+            return func(*args, **(kwargs or {}))
+
+    torch.manual_seed(1)
+    patches, layer = torch.nn.Conv2d(3, 16, 4, 4), torch.nn.TransformerEncoderLayer(16, 2, 32, 0.0, batch_first=True)
+    pixels = torch.randn(3, 3, 16, 16)
+
+    def gradients(dtype: torch.dtype, mode: AbstractContextManager) -> list[torch.Tensor]:
+        layers = [deepcopy(part).to(dtype) for part in (patches, layer)]
+        with Count(), mode:
+            tokens = layers[1](layers[0](pixels.to(dtype)).flatten(2).mT)
+            torch.bmm(tokens, tokens.mT).float().square().mean().backward()
+        return [weight.grad.float() for part in layers for weight in part.parameters()]
+
+    exact = gradients(torch.float32, nullcontext())
+    torch_own, in_mode = gradients(torch.float16, nullcontext()), []
+    assert half_products["bmm"] and half_products["convolution_backward"]
+    half_products.clear()
+    with sdpa_kernel(SDPBackend.MATH):  # as choose_attention has it
+        in_mode = gradients(torch.float16, device.Fp16Products())
+    # "to" is the conversion itself; nothing that multiplies matrices is left
+    assert not {name for name in half_products if re.search("mm|conv|attention", name)}
+    for one, own, ours in zip(exact, torch_own, in_mode, strict=True):
+        scale = one.abs().max()
+        assert (ours - one).abs().max() <= 2 * (own - one).abs().max() + 1e-3 * scale
+        assert (ours - one).abs().max() < 2e-2 * scale
 
 
 ROOT = Path(__file__).parents[2]

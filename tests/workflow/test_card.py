@@ -41,7 +41,7 @@ def test_the_card_trains_the_papers_recipe_and_ends_in_its_tables(finished: Path
     log = (results / "logs/train/filip.log").read_text()
     for part in ("deepspeed.launcher", "2 x cpu", "lamb", "DeepSpeed, ZeRO-2, fp16", "25% of the tokens by maximum"):
         assert part in log, part
-    assert "auto_augment=1.0, back_translation=True" in log
+    assert "auto_augment=0.5, back_translation=True" in log
     summary = json.loads((results / "summary.json").read_text())
     assert {"demo_corpus", "train/filip"} <= summary["stages"].keys()
     stages = {part["stage"]: part for part in summary["funnel"]}
