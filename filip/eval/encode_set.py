@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
 from torch import Tensor
 
 from filip.common.errors import UserError
 from filip.common.progress import Progress, say
 from filip.eval.cards import BenchmarkCard
-from filip.eval.datasets import Batch, EvalSet, Sample, batches
+from filip.eval.datasets import Batch, EvalSet, batches
 from filip.eval.encoders import Encoder
 from filip.eval.families import AUTO, PROMPTS, prompts_for
-from filip.eval.scorer import ALONE, Scorer, Share, scorer_for
-
-T = TypeVar("T")
+from filip.eval.scorer import Scorer, scorer_for
 
 
 @dataclass(frozen=True)
@@ -31,11 +29,6 @@ class ImageSource:
     batch_size: int = 64
     workers: int = 0
 
-    @property
-    def count(self) -> int:
-        """Return the number of batches."""
-        return -(-len(self.data) // self.batch_size)
-
 
 def encoded_batches(
     source: ImageSource, scorer: Scorer, encode: Callable[[Tensor], Tensor] | None = None
@@ -46,64 +39,16 @@ def encoded_batches(
     Images that cannot be read are left out: a line on stderr names each. Raises UserError if nothing is left.
     """
     any_batch = False
-    for batch in _read(source, range(source.count), scorer):
-        if batch.keys:
-            any_batch = True
-            yield (encode or scorer.encode_images)(batch.pixels), batch
-    _require(any_batch, source.title)
-
-
-def collect(scorer: Scorer, source: ImageSource, keep: Callable[[Tensor, Batch], T]) -> list[T]:
-    """Return ``keep(image features, batch)`` of every batch of a set, in order; see :func:`encoded_batches`.
-
-    Processes that evaluate together each read and encode some of the batches, and all of them get what was kept of all.
-    """
-
-    def encode(numbers: Iterable[int]) -> list[T | None]:
-        read = _read(source, numbers, scorer)
-        return [keep(scorer.encode_images(batch.pixels), batch) if batch.keys else None for batch in read]
-
-    parts = scorer.share.together(source.count, encode)
-    batches_read = [of_batch for of_batch in parts if of_batch is not None]
-    _require(bool(batches_read), source.title)
-    return batches_read
-
-
-def _read(source: ImageSource, numbers: Iterable[int], scorer: Scorer) -> Iterator[Batch]:
-    """Yield some batches of a set, those without a readable image among them."""
-    part = _SomeBatches(source.data, source.batch_size, numbers)
-    with Progress(source.title, "images", len(part)) as progress:
-        for batch in batches(part, scorer.transform, source.batch_size, source.workers):
+    with Progress(source.title, "images", len(source.data)) as progress:
+        for batch in batches(source.data, scorer.transform, source.batch_size, source.workers):
             for problem in batch.undecodable:
                 say(f"{source.title}: left out an unreadable image, {problem}")
-            yield batch
+            if batch.keys:
+                any_batch = True
+                yield (encode or scorer.encode_images)(batch.pixels), batch
             progress.add(len(batch.keys) + len(batch.undecodable))
-
-
-class _SomeBatches(EvalSet):
-    """Some batches of a set, in order, one after the other; only the last batch of the set may be a short one."""
-
-    def __init__(self, data: EvalSet, batch_size: int, numbers: Iterable[int]) -> None:
-        self.data, self.classes = data, data.classes
-        self.places = [
-            place
-            for number in numbers
-            for place in range(number * batch_size, min((number + 1) * batch_size, len(data)))
-        ]
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-    def __getitem__(self, index: int) -> Sample:
-        return self.data[self.places[index]]
-
-    def name_of(self, index: int) -> str:
-        return self.data.name_of(self.places[index])
-
-
-def _require(found: bool, title: str) -> None:
-    if not found:
-        raise UserError(f"{title}: the test set has no readable image")
+    if not any_batch:
+        raise UserError(f"{source.title}: the test set has no readable image")
 
 
 class CutTexts:
@@ -144,15 +89,14 @@ class Context:
     """The surroundings of an evaluation.
 
     root: folder below which the data sets of cards are. prompts: a prompt file, one prompt with {c} in it, or
-    "auto": the file of the model's family. share: this process's number, and how many processes share the evaluation.
-    text_tokens: the kind of text tokens that a token-wise score reads (:mod:`filip.eval.text_tokens`).
+    "auto": the file of the model's family. text_tokens: the kind of text tokens that a token-wise score reads
+    (:mod:`filip.eval.text_tokens`).
     """
 
     root: str = "."
     prompts: str = PROMPTS
     batch_size: int = 64
     workers: int = 0
-    share: Share = ALONE
     text_tokens: str = "all"
     family_prompts: str = PROMPTS  # the file of the model's family
 
@@ -172,7 +116,7 @@ class Context:
         return ImageSource(data, title, self.batch_size, self.workers)
 
     def scorer(self, encoder: Encoder) -> Scorer:
-        """Return the scorer that fits the model, with the processes of this evaluation."""
+        """Return the scorer that fits the model."""
         scorer = scorer_for(encoder)
-        scorer.share, scorer.text_tokens = self.share, self.text_tokens
+        scorer.text_tokens = self.text_tokens
         return scorer

@@ -11,9 +11,9 @@ Similarity is never pooled by accident: a token-wise model's tokens only ever me
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,50 +23,6 @@ from filip.common.progress import Progress
 from filip.eval.encoders import Encoder, load_encoder
 from filip.eval.text_tokens import select_tokens
 from late_interaction import Similarity, pooled_similarity, score
-from late_interaction.scoring import BLOCK_IMAGES
-
-T = TypeVar("T")
-
-
-def _alone(own: Any) -> list[Any]:
-    return [own]
-
-
-@dataclass(frozen=True)
-class Share:
-    """This process among the ones that evaluate together.
-
-    exchange: gives a picklable value to all and returns everybody's, in order of rank; all processes call it.
-    """
-
-    rank: int = 0
-    ranks: int = 1
-    exchange: Callable[[Any], list[Any]] = _alone
-
-    def together(self, count: int, compute: Callable[[Iterable[int]], list[T]]) -> list[T]:
-        """Return the results of ``count`` parts, in order. ``compute`` returns the parts with the given numbers.
-
-        An error of one process is raised there, and by the others as a UserError with the same words. Tensors have to
-        be on the CPU if there are several processes.
-        """
-        if self.ranks == 1:
-            return compute(range(count))
-        results: list[T] = []
-        mistake: Exception | None = None
-        try:
-            results = compute(range(self.rank, count, self.ranks))
-        except Exception as error:  # raised below, once the others know of it
-            mistake = error
-        answers = self.exchange((results, None if mistake is None else str(mistake) or repr(mistake)))
-        if mistake is not None:
-            raise mistake
-        for rank, (_, message) in enumerate(answers):
-            if message is not None:
-                raise UserError(f"{message} (rank {rank})")
-        return [answers[number % self.ranks][0][number // self.ranks] for number in range(count)]
-
-
-ALONE = Share()
 
 
 @dataclass
@@ -110,7 +66,6 @@ class Scorer:
     """
 
     token_wise: bool
-    share: Share = ALONE  # this process's number, and how many processes share the evaluation
     text_tokens: str = "all"  # which tokens of a text take part, see filip.eval.text_tokens
 
     def __init__(self, encoder: Encoder, text_batch: int = 256):
@@ -132,20 +87,15 @@ class Scorer:
         """Return the features of ``texts``, in order. Equal strings get equal features, to the bit: encoded once."""
         unique = sorted(set(texts), key=lambda text: (len(text), text))  # by length: less padding in a batch
         batches = [unique[start : start + self.text_batch] for start in range(0, len(unique), self.text_batch)]
+        values: list[Tensor] = []
+        lengths: list[Tensor] = []
         with Progress("encoding texts", "texts", len(unique)) as progress:
-
-            def encode(numbers: Iterable[int]) -> list[tuple[Tensor, Tensor | None]]:
-                parts = []
-                for number in numbers:
-                    value, length = self.encoder.encode_texts(batches[number])
-                    parts.append((self.movable(self._kept(value)), None if length is None else length.cpu()))
-                    progress.add(len(batches[number]))
-                return parts
-
-            parts = self.share.together(len(batches), encode)
-        lengths = [length for _, length in parts if length is not None]
-        values = self.moved_back(torch.cat([value for value, _ in parts]))
-        encoded = Texts(values, torch.cat(lengths) if lengths else None)
+            for batch in batches:
+                value, length = self.encoder.encode_texts(batch)
+                values.append(self._kept(value))
+                lengths += [] if length is None else [length.cpu()]
+                progress.add(len(batch))
+        encoded = Texts(torch.cat(values), torch.cat(lengths) if lengths else None)
         encoded = self.with_tokens(unique, encoded, self.text_tokens)
         position = {text: i for i, text in enumerate(unique)}
         return encoded.select(torch.tensor([position[text] for text in texts], dtype=torch.int64))
@@ -160,26 +110,6 @@ class Scorer:
             )
         named = [self.encoder.tokens(text) for text in texts]
         return encoded.only(*select_tokens(texts, named, encoded.lengths, choice))
-
-    def movable(self, features: Tensor) -> Tensor:
-        """Return features that can be sent: on the CPU if several processes evaluate together, else where they are."""
-        return features if self.share.ranks == 1 else features.cpu()
-
-    def moved_back(self, features: Tensor) -> Tensor:
-        """Return the features on the model's device, after :meth:`movable`."""
-        return features if self.share.ranks == 1 else features.to(self.encoder.device)
-
-    def large_similarity(self, images: Tensor, texts: Texts) -> Similarity:
-        """Compute :meth:`similarity` of many images, with progress; processes that evaluate together share the work."""
-        if self.share.ranks == 1:
-            return self.similarity(images, texts, progress=True)
-        blocks = images.split(BLOCK_IMAGES)  # blocks as one process scores them
-
-        def score_blocks(numbers: Iterable[int]) -> list[Similarity]:
-            return [self.similarity(blocks[number], texts) for number in numbers]
-
-        parts = self.share.together(len(blocks), score_blocks)
-        return Similarity(torch.cat([p.i2t for p in parts]), torch.cat([p.t2i for p in parts]))
 
     def similarity(self, images: Tensor, texts: Texts, progress: bool = False) -> Similarity:
         """Return s^I and s^T of all pairs, both [images, texts] float32 on the CPU; computed where the features are."""

@@ -47,7 +47,7 @@ class CheckpointConfig:
 class EvalConfig:
     """The settings of evaluations while training, with the cards and commands of filip.eval."""
 
-    every_steps: int = option(0, "evaluate every N steps and at the end; 0 = never", at_least=0)
+    every_steps: int = option(0, "the first rank evaluates every N steps and at the end; 0 = never", at_least=0)
     root: str = option("results/benchmarks", "folder below which the test sets lie")
     data: list[str] = option([], "cards of classification, retrieval or selection, e.g. [cifar10, flickr30k]")
 

@@ -79,7 +79,7 @@ def test_evaluations_are_shown_and_change_nothing(squares: Path, tmp_path: Path)
     assert board.Scalars("eval/colours")[-1].value == pytest.approx(result["benchmarks"]["colours"]["value"])
     intervals = [line for line in records(tmp_path / "with") if "fleet/data_wait_slowest_seconds" in line]
     assert len(intervals) == 6 and all(line["fleet/data_wait_slowest_rank"] in (0, 1) for line in intervals)
-    # what the ranks found together is what one process finds in the same weights
+    # what the first rank found is what the command finds in the same weights
     folder = tmp_path / "with" / "eval"
     encoder = load_encoder(str(folder / "model.safetensors"))
     context = Context(str(tmp_path / "sets"))

@@ -117,8 +117,8 @@ class Protocol:
     report, by name. prepare: reads a card's needs, such as its prompts, so that a mistake is known before a model is
     loaded. settle: fills in settings that depend on the model. size: where the number of images is among the numbers.
     version: raised when it gives other numbers of the same model and data, so that no result of before is kept.
-    on_request: only where ``protocols=`` names it. in_parts: can be measured while training, since each rank takes some
-    batches of the images. on_patches: asks where in a picture a model's tokens are.
+    on_request: only where ``protocols=`` names it. while_training: can be measured while training.
+    on_patches: asks where in a picture a model's tokens are.
     """
 
     title: str
@@ -133,7 +133,7 @@ class Protocol:
     size: str = "n"
     version: int = 1
     on_request: bool = False
-    in_parts: bool = False
+    while_training: bool = False
     reads_prompts: bool = False
     on_patches: bool = False
 

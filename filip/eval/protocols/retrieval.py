@@ -17,8 +17,7 @@ from torch import Tensor
 from filip.cli.command import option
 from filip.common.errors import UserError
 from filip.eval.cards import BenchmarkCard
-from filip.eval.datasets import Batch
-from filip.eval.encode_set import Context, CutTexts, collect, size_note
+from filip.eval.encode_set import Context, CutTexts, encoded_batches, size_note
 from filip.eval.encoders import Encoder, joined
 from filip.eval.formats import open_set
 from filip.eval.metrics import mean_interval, retrieval_chance, retrieval_hits
@@ -154,19 +153,16 @@ def _collect(scorer: Scorer, card: BenchmarkCard, context: Context) -> _Collecte
     owner: list[int] = []
     keys: list[str] = []
 
-    def keep(images: Tensor, batch: Batch) -> tuple[Tensor, list[str], list[list[str]]]:
-        return scorer.movable(images), batch.keys, batch.captions
-
-    parts = collect(scorer, context.source(data, card.name), keep)
-    for _, of_batch, theirs in parts:
-        for key, own in zip(of_batch, theirs, strict=True):
+    encoded: list[Tensor] = []
+    for images, batch in encoded_batches(context.source(data, card.name), scorer):
+        encoded.append(images)
+        for key, own in zip(batch.keys, batch.captions, strict=True):
             if not own:
                 raise UserError(f"{card.name}: image {key} has no caption")
             captions += own
             owner += [len(keys)] * len(own)
             keys.append(key)
-    features = scorer.moved_back(joined([images for images, *_ in parts]))
-    return _Collected(features, captions, torch.tensor(owner, dtype=torch.int64), keys)
+    return _Collected(joined(encoded), captions, torch.tensor(owner, dtype=torch.int64), keys)
 
 
 def _exact(
@@ -176,9 +172,9 @@ def _exact(
 
     The similarity is computed once if the prompts around captions are the same in both directions.
     """
-    rank_texts = rank_images = scorer.large_similarity(found.images, for_texts)
+    rank_texts = rank_images = scorer.similarity(found.images, for_texts, progress=True)
     if for_images is not for_texts:
-        rank_images = scorer.large_similarity(found.images, for_images)
+        rank_images = scorer.similarity(found.images, for_images, progress=True)
 
     def by(texts_by: str, images_by: str) -> Recalls:
         return recalls(ranking(rank_texts, texts_by), ranking(rank_images, images_by), found.owner, settings.ties)
@@ -278,6 +274,6 @@ PROTOCOL = Protocol(
     },
     prepare=card_prompts,
     size="images",
-    in_parts=True,
+    while_training=True,
     reads_prompts=True,
 )

@@ -146,5 +146,5 @@ PROTOCOL = Protocol(
         card_notes=True,
     ),
     note="The true caption has the highest similarity to its image.",
-    in_parts=True,
+    while_training=True,
 )

@@ -8,7 +8,6 @@ token-wise model by s^T is among the numbers.
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,8 +19,7 @@ from filip.cli.command import option
 from filip.common.errors import UserError
 from filip.eval.cards import BenchmarkCard, match_classes
 from filip.eval.classification import measure, outcomes
-from filip.eval.datasets import Batch
-from filip.eval.encode_set import Context, collect
+from filip.eval.encode_set import Context, encoded_batches
 from filip.eval.encoders import Encoder
 from filip.eval.families import AUTO, FAMILIES
 from filip.eval.formats import open_set
@@ -88,13 +86,16 @@ def zero_shot_task(
         means = texts.values.view(len(names), prompts, -1).mean(1)
         texts, prompts = Texts(F.normalize(means, dim=-1), None), 1
 
-    def keep(images: Tensor, batch: Batch) -> tuple[Similarity, Tensor, list[str], list[str]]:
-        return class_scores(scorer, images, texts, prompts, average), batch.labels, batch.keys, batch.clusters
-
-    parts = collect(scorer, context.source(data, card.name), keep)
-    scores, labels, keys_of, clusters_of = zip(*parts, strict=True)
+    scores: list[Similarity] = []
+    labels: list[Tensor] = []
+    keys: list[str] = []
+    clusters: list[str] = []
+    for images, batch in encoded_batches(context.source(data, card.name), scorer):
+        scores.append(class_scores(scorer, images, texts, prompts, average))
+        labels.append(batch.labels)
+        keys += batch.keys
+        clusters += batch.clusters
     every_score, every_label = torch.cat([part.i2t for part in scores]), torch.cat(labels)
-    keys, clusters = list(itertools.chain(*keys_of)), list(itertools.chain(*clusters_of))
     result = measure(card, every_score, every_label, names, clusters)
     if scorer.token_wise:
         other = measure(card, torch.cat([part.t2i for part in scores]), every_label, names, clusters)
@@ -133,6 +134,6 @@ PROTOCOL = Protocol(
     note="The score of a class is the mean of its prompts' similarities to the image, or that of their mean vector.",
     prepare=prompts_of,
     settle=settle,
-    in_parts=True,
+    while_training=True,
     reads_prompts=True,
 )
