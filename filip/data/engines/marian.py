@@ -1,15 +1,12 @@
 """Marian / OPUS-MT models through CTranslate2, the paper's kind of engine: German, Russian, and fifty others.
 
-``models`` names a folder with one folder per direction, ``en-de`` and ``de-en`` for the pivot ``de``. Each is
-either a CTranslate2 model (model.bin with source.spm and target.spm) or one in the hub's format (config.json,
-vocab.json, model.safetensors or pytorch_model.bin, both .spm), as ``hf download`` leaves it. The latter is converted
-once, in place, to int8.
+``models`` names a folder with one folder per direction, ``en-de`` and ``de-en`` for the pivot ``de``. Each has
+model.bin, source.spm and target.spm, as the command ``ct2-transformers-converter`` of CTranslate2 leaves them.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,16 +14,15 @@ from typing import Any
 
 from filip.cli.extras import how_to_install
 from filip.common.errors import UserError
-from filip.common.files import locked, sha256_of
+from filip.common.files import sha256_of
 
 BEAM = 2
 MAX_BATCH_TOKENS = 2048  # source tokens in one batch: the blocks are sorted by length, so little is padding
 MAX_LENGTH = 128  # tokens; captions are short, and a loop should end
-CONVERTED = "ctranslate2"  # folder of the converted model, inside the model's folder
-QUANTIZATION = "int8"  # weights of the converted model
+FILES = ("model.bin", "source.spm", "target.spm")
 HELP = (
-    "`hf download Helsinki-NLP/opus-mt-en-{pivot} --local-dir FOLDER/en-{pivot}`, and the same for {pivot}-en, fetch "
-    "OPUS-MT models from the hub"
+    "`ct2-transformers-converter --model Helsinki-NLP/opus-mt-en-{pivot} --copy_files source.spm target.spm "
+    "--quantization int8 --output_dir FOLDER/en-{pivot}`, and the same for {pivot}-en, fetch and convert OPUS-MT models"
 )
 
 
@@ -50,8 +46,8 @@ class Marian:
         if not models:
             return f"the engine marian needs its weights: set models=FOLDER. {help}"
         folders = [Path(models, f"en-{pivot}"), Path(models, f"{pivot}-en")]
-        absent = [str(folder) for folder in folders if not folder.is_dir()]
-        return f"no folder {' and none '.join(absent)} with a Marian model. {help}" if absent else None
+        absent = [str(folder) for folder in folders if not all((folder / name).exists() for name in FILES)]
+        return f"no folder {' and none '.join(absent)} with {', '.join(FILES)}. {help}" if absent else None
 
     def to_pivot(self, texts: Sequence[str]) -> list[str]:
         return self._there.translate(texts)
@@ -65,20 +61,19 @@ class _Direction:
         import ctranslate2
         import sentencepiece
 
-        pivot = target if source == "en" else source
-        ready = ready_folder(Path(models) / f"{source}-{target}", pivot)
+        folder = Path(models) / f"{source}-{target}"
         self._source, self._target = (
-            sentencepiece.SentencePieceProcessor(model_file=str(ready / name)) for name in ("source.spm", "target.spm")
+            sentencepiece.SentencePieceProcessor(model_file=str(folder / name)) for name in FILES[1:]
         )
         device = "cuda" if ctranslate2.get_cuda_device_count() else "cpu"
         self._model: Any = ctranslate2.Translator(
-            str(ready), device=device, compute_type="default", inter_threads=1, intra_threads=1
+            str(folder), device=device, compute_type="default", inter_threads=1, intra_threads=1
         )
         # Marian was trained on sentences that end in </s>; a model in the hub's format does not add it.
-        settings = ready / "config.json"  # CTranslate2's, not transformers'
+        settings = folder / "config.json"  # CTranslate2's, not transformers'
         ends = not settings.exists() or json.loads(settings.read_text()).get("add_source_eos")
         self._end = [] if ends else ["</s>"]
-        self.identity = f"{source}-{target}:{sha256_of(ready / 'model.bin')[:16]}"
+        self.identity = f"{source}-{target}:{sha256_of(folder / 'model.bin')[:16]}"
 
     def translate(self, texts: Sequence[str]) -> list[str]:
         """Return one translation per text; an empty text stays empty."""
@@ -97,47 +92,3 @@ class _Direction:
         for i, result in zip(filled, results, strict=True):
             out[i] = str(self._target.decode(result.hypotheses[0])).strip()
         return out
-
-
-def ready_folder(folder: Path, pivot: str) -> Path:
-    """Return the folder of the CTranslate2 model, after converting the hub's format on first use.
-
-    Raises UserError when the folder holds no such model, or one that cannot be converted.
-    """
-    help = HELP.format(pivot=pivot)
-    for ready in (folder, folder / CONVERTED):
-        if (ready / "model.bin").exists():
-            break
-    else:
-        if not (folder / "config.json").exists():
-            raise UserError(f"{folder} holds neither model.bin (CTranslate2) nor config.json (transformers). {help}")
-        ready = folder / CONVERTED
-        with locked(folder / ".convert.lock"):
-            if not (ready / "model.bin").exists():
-                _convert(folder, ready)
-    for name in ("source.spm", "target.spm"):
-        if not (ready / name).exists():
-            if not (folder / name).exists():
-                raise UserError(f"{folder} has no {name}. {help}")
-            shutil.copyfile(folder / name, ready / name)
-    return ready
-
-
-def _convert(folder: Path, ready: Path) -> None:
-    from ctranslate2.converters import TransformersConverter
-
-    part = ready.with_name(f".{ready.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    shutil.rmtree(ready, ignore_errors=True)
-    try:
-        TransformersConverter(str(folder)).convert(str(part), quantization=QUANTIZATION)
-    except ImportError as error:
-        raise UserError(
-            f"{folder} is converted by transformers and torch: pip install transformers torch ({error})"
-        ) from error
-    except (ValueError, KeyError, OSError) as error:
-        raise UserError(f"{folder} cannot be converted to CTranslate2: {error}") from error
-    for name in ("source.spm", "target.spm"):
-        if (folder / name).exists():
-            shutil.copyfile(folder / name, part / name)
-    part.rename(ready)
