@@ -4,7 +4,7 @@
         funnels=[text_rules.json,download.json,translate.json] out=manifest.json
 
 The images are not read again: each shard's Parquet file holds the SHA-256 of its tar, taken while it was written.
-``python -m filip.data.verify`` compares the two. A training run records ``manifest_hash`` and warns when it resumes on
+docs/data.md has a line that compares the two. A training run records ``manifest_hash`` and warns when it resumes on
 another one.
 """
 

@@ -78,18 +78,14 @@ def damaged_tar(path: str | Path) -> str | None:
     manifest = read_manifest(path)
     shards = Path(manifest["folders"]["shards"])
     for entry in random.sample(manifest["shards"], min(PROVEN, len(manifest["shards"]))):
-        if fault := fault_of(shards / f"{entry['name']}.tar", entry["tar_sha256"]):
-            return f"{fault}; restore it, or delete it and run the same download again"
+        tar = shards / f"{entry['name']}.tar"
+        try:
+            intact, fault = sha256_of(tar) == entry["tar_sha256"], f"the bytes of {tar} are not those that were written"
+        except OSError as error:
+            intact, fault = False, str(error)
+        if not intact:
+            return f"shard {tar.stem}: {fault}; restore it, or delete it and run the same download again"
     return None
-
-
-def fault_of(tar: Path, expected: str) -> str | None:
-    """Return the fault of a tar that should have this hash, or None."""
-    try:
-        actual = sha256_of(tar)
-    except OSError as error:
-        return f"shard {tar.stem}: {error}"
-    return None if actual == expected else f"shard {tar.stem}: the bytes of {tar} are not those that were written"
 
 
 def changed_since(path: str | Path) -> list[str]:
