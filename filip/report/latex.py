@@ -61,10 +61,7 @@ def latex(grid: Grid) -> str:
 def _latex_cell(shown: Shown, marks: Mapping[str, str]) -> str:
     if shown.reason:
         return f"\\textsuperscript{{{marks[shown.reason]}}}"
-    text = f"\\textbf{{{_escaped(shown.text)}}}" if shown.bold else _escaped(shown.text)
-    if not shown.interval:
-        return text
-    return f"\\shortstack{{{text}\\\\{{\\tiny {_escaped(shown.interval)}}}}}"
+    return f"\\textbf{{{_escaped(shown.text)}}}" if shown.bold else _escaped(shown.text)
 
 
 def _stacked(title: str, columns: int = 1) -> str:

@@ -33,7 +33,6 @@ class Less:
     holds: bool
 
 
-SPREADS = ("interval", "sd", "none")
 OF_PRIMARY = (
     "(p < 0.05 after Holm's correction over the primary columns, which the study names in `headline`, over "
     f"{FEWEST} trainings or more)"
@@ -195,24 +194,19 @@ class Table:
             )
         return notes
 
-    def _shown_notes(self, notes: Sequence[str], spread: str, differences: bool) -> list[str]:
-        """Return the notes that hold for what is shown."""
-        left_out = [] if spread == "interval" else self.interval_notes()
-        left_out += [] if differences else [PAIRED, TOO_FEW]
+    def _paper_notes(self, notes: Sequence[str]) -> list[str]:
+        """Return the notes that hold where there are neither intervals nor differences."""
+        left_out = [*self.interval_notes(), PAIRED, TOO_FEW]
         shown = [note for note in notes if note not in left_out]
         cells = [cell for row in self.rows for cell in row.cells.values()]
-        seeds = sorted({cell.seeds for cell in cells if cell.std is not None})
-        if spread == "sd" and seeds:
-            shown.append(f"±: the standard deviation over {' or '.join(map(str, seeds))} trainings.")
-        if not differences and any(cell.less and cell.less.holds for cell in cells):
-            shown.append(DAGGER)
-        return shown + ([BOLD] if not differences and any(cell.leads for cell in cells) else [])
+        shown += [DAGGER] if any(cell.less and cell.less.holds for cell in cells) else []
+        return shown + ([BOLD] if any(cell.leads for cell in cells) else [])
 
-    def grid(self, notes: Sequence[str] | None = None, spread: str = "interval", differences: bool = True) -> Grid:
+    def grid(self, notes: Sequence[str] | None = None, paper: bool = False) -> Grid:
         """Return the printed table, with ``notes`` below it (None: the table's).
 
-        spread: one of SPREADS, next to a value. differences: below each row those from the first one; otherwise a
-        dagger marks the values whose difference holds.
+        Next to a value is its interval, and below each row are the differences from the first one. For a paper, a
+        dagger marks the values whose difference holds instead.
         """
         rows, columns = self.rows, self.columns
         lines = []
@@ -229,30 +223,29 @@ class Table:
             # one of our rows may have the same label
             ambiguous = row.kind == "paper" and not row.section.startswith("published")
             label = row.label + (" (published)" if ambiguous else "")
-            cells = [_shown(row.cells[column.key], column, spread) for column in columns]
+            cells = [_shown(row.cells[column.key], column, not paper) for column in columns]
             lines.append(Line(label, cells, row.section, row.kind, row.origin))
             gains = [row.cells[column.key].less for column in columns]
             for shown, less in zip(cells, gains, strict=True):
-                shown.text += "†" if less and less.holds and not differences and shown.text else ""
-            if any(gains) and differences:
+                shown.text += "†" if less and less.holds and paper and shown.text else ""
+            if any(gains) and not paper:
                 cells = [difference(less.effect, less.interval, less.holds) if less else Shown() for less in gains]
                 lines.append(Line(f"less {base.label}", cells, row.section, "difference"))
         origin_of = {row.label: row.origin for row in rows if row.kind != "paper" and row.run_id}
         origins = "; ".join(f"{label}: {where}" for label, where in origin_of.items() if where)
-        below = self._shown_notes(self.notes if notes is None else notes, spread, differences)
-        below += [f"Runs: {origins}"] if origins and differences else []
+        below = list(self.notes if notes is None else notes)
+        if paper:
+            below = self._paper_notes(below)
+        elif origins:
+            below.append(f"Runs: {origins}")
         heads = [Head(column.title, column.group) for column in columns]
         return Grid(heads, lines, self.title, below, name=self.name, records=self.records())
 
 
-def _shown(cell: Cell, column: Column, spread: str) -> Shown:
+def _shown(cell: Cell, column: Column, with_interval: bool) -> Shown:
     if cell.value is None or cell.reason:
         return Shown(reason=cell.reason or "not reported")
-    ends = ""
-    if spread == "interval" and cell.ci95 and column.unit == "percent":
-        ends = interval_text(*cell.ci95)
-    elif spread == "sd" and cell.std is not None and column.unit == "percent":
-        ends = f"± {100 * cell.std:.1f}"
+    ends = interval_text(*cell.ci95) if with_interval and cell.ci95 and column.unit == "percent" else ""
     return Shown(value_text(cell.value, column.unit), ends, cell.leads)
 
 

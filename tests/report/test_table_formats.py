@@ -16,7 +16,7 @@ from tests.report.results import STUDY, add_seeds, changed, tables_of, write_tab
 
 
 def shown(table: Table, form: str) -> str:
-    return latex(table.grid(spread="none", differences=False)) if form == "latex" else render(table.grid(), form)
+    return latex(table.grid(paper=True)) if form == "latex" else render(table.grid(), form)
 
 
 def test_the_command_writes_every_table_in_every_format(folder):
@@ -70,28 +70,19 @@ def written(folder: Path, name: str, *options: str) -> str:
 
 
 @pytest.mark.usefixtures("one_training_is_enough")
-@pytest.mark.parametrize(
-    ("options", "spread", "note"),
-    [
-        ((), "10.0", None),
-        (("spread=interval",), r"\shortstack{10.0\\{\tiny [8.0, 12.0]}}", "95 \\% by bootstrap over the test images"),
-        (("spread=sd",), r"{\tiny $\pm$ 4.0}", "standard deviation over 3 trainings"),
-    ],
-)
-def test_a_table_for_a_paper_has_one_kind_of_spread_and_a_note_that_names_it(folder, options, spread, note):
+def test_a_table_for_a_paper_has_neither_intervals_nor_differences(folder):
     add_seeds(folder)
-    text = written(folder, "zero_shot", *options)
-    assert text.count("\\begin{table}") == text.count("\\begin{tabular}") == 1 and spread in text
-    notes = [kind for kind in ("bootstrap", "Student's t", "standard deviation") if kind in text]
-    assert bool(notes) == (note is not None) and (note is None or note in text)
-    assert not ("[" in text.split("toprule")[1] and "standard deviation" in text)
+    text = written(folder, "zero_shot")
+    assert text.count("\\begin{table}") == text.count("\\begin{tabular}") == 1 and "10.0" in text
+    assert not any(kind in text for kind in ("bootstrap", "Student's t", "standard deviation"))
+    assert "[" not in text.split("toprule")[1]
     assert "less baseline" not in text and "With sign" not in text
 
 
 @pytest.mark.usefixtures("one_training_is_enough")
 def test_a_dagger_marks_a_value_whose_difference_holds(folder):
-    text = written(folder, "retrieval", "columns=[R@1]")
-    assert r"\textbf{5.0\textsuperscript{\dag}}" in text and "R@5" not in text
+    text = written(folder, "retrieval")
+    assert r"\textbf{5.0\textsuperscript{\dag}}" in text
     assert r"\textsuperscript{\dag}: the difference from the first row of the section holds" in text
 
 
@@ -115,10 +106,9 @@ def test_similarities_are_mathematics_and_labels_with_commas_are_quoted():
 
 @pytest.mark.system
 @pytest.mark.skipif(not shutil.which("pdflatex"), reason="needs: apt-get install texlive-latex-recommended")
-@pytest.mark.parametrize("options", [(), ("spread=interval",), ("spread=sd",), ("columns=[R@1]",)])
-def test_every_table_is_set_on_one_page_and_within_its_width(folder, options):
+def test_every_table_is_set_on_one_page_and_within_its_width(folder):
     add_seeds(folder)
-    write_tables(folder, f"out_dir={folder / 'paper'}", *options)
+    write_tables(folder, f"out_dir={folder / 'paper'}")
     for file in sorted((folder / "paper").glob("*.tex")):
         head = "\\documentclass{article}\\usepackage{booktabs,graphicx}\\begin{document}"
         file.write_text(f"{head}{file.read_text()}\\end{{document}}")

@@ -1,8 +1,8 @@
 """The paper's tables: ``python -m filip.report.tables results=results/demo``.
 
 Writes every table of the study as .md, .csv, .tex and .html, and together as ``tables.json``, which page and
-summary read. The .tex are for a paper: one table each, without the differences below rows. Cells that were
-not run are empty, with the reason.
+summary read. The .tex are for a paper: one table each, without intervals and differences. Cells that were not
+run are empty, with the reason.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from filip.report.differences import RESAMPLES
 from filip.report.latex import latex
 from filip.report.results import Results
 from filip.report.style import page
-from filip.report.table import SPREADS, Column
+from filip.report.table import Column
 from filip.report.tables import build_tables
 from filip.study import load_study
 
@@ -38,13 +38,6 @@ class Tables:
     resamples: int = option(
         RESAMPLES, "draws of images behind the interval of each difference between rows", at_least=1
     )
-    columns: list[str] = option([], "titles of the columns to print, e.g. [R@1]; a table without any prints all")
-    spread: str = option(
-        "auto",
-        "next to a value: its 95 % interval; sd, the standard deviation over trainings; or none; auto = interval, and "
-        "none in LaTeX",
-        choices=("auto", *SPREADS),
-    )
 
 
 def main(config: Tables) -> None:
@@ -54,14 +47,11 @@ def main(config: Tables) -> None:
     out = Path(config.out_dir or Path(config.results, "tables"))
     out.mkdir(parents=True, exist_ok=True)
     for name, table in tables.items():
-        columns = [column for column in table.columns if column.title in config.columns]
-        columns = columns or table.columns
         for extension, form in FORMATS.items():
-            paper = form == "latex"
-            spread = ("none" if paper else "interval") if config.spread == "auto" else config.spread
-            shown = replace(table, columns=narrowed(columns) if paper else columns)
-            grid = shown.grid(spread=spread, differences=not paper and spread == "interval")
-            text = latex(grid) if paper else render(grid, form)
+            if form == "latex":
+                text = latex(replace(table, columns=narrowed(table.columns)).grid(paper=True))
+            else:
+                text = render(table.grid(), form)
             with replacing(out / f"{name}.{extension}") as part:
                 part.write_text(page(table.title, text) if form == "html" else text, encoding="utf-8")
         values = [cell.value for row in table.rows if row.kind != "paper" for cell in row.cells.values()]
