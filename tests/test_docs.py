@@ -229,10 +229,11 @@ for wrong, words in (("margn: 1", "did you mean 'margin'"), ("margin: -1", "at l
 @pytest.mark.slow
 def test_the_model_of_the_extending_page_is_evaluated_by_its_prefix(my_package: dict[str, str], tmp_path: Path) -> None:
     write_webdataset(tmp_path / "demo_fluent", None, [["text " * (i + 1)] for i in range(6)])
-    more = [f"root={tmp_path}", "data=demo_fluent", "protocols=[retrieval]", f"out={tmp_path}/retrieval.json"]
+    more = [f"root={tmp_path}", "data=demo_fluent", "protocols=[retrieval]", f"out={tmp_path}/out"]
     done = run_python("-m", "filip", "eval", "model=colours:plain", *more, variables=my_package, cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert json.loads((tmp_path / "retrieval.json").read_text())["benchmarks"]["demo_fluent"]["images"] == 6
+    result = json.loads((tmp_path / "out/retrieval/demo_fluent.json").read_text())
+    assert result["benchmarks"]["demo_fluent"]["images"] == 6
     done = run_python("-m", "filip", "eval", "model=colour:plain", *more, variables=my_package, cwd=ROOT)
     assert "did you mean colours:plain?" in done.stderr and "wukong, colours)" in done.stderr
 
@@ -243,11 +244,11 @@ def test_the_pages_protocol_is_run_and_has_line_and_table(my_package: dict[str, 
     model = write_model(tmp_path / "m.safetensors")
     command = [
         sys.executable, "-m", "filip", "eval", f"model={model}", f"root={tmp_path}", "data=demo_fluent",
-        "protocols=[agreement]", f"out={tmp_path}/agreement.json",
+        "protocols=[agreement]", f"out={tmp_path}/out",
     ]  # fmt: skip
     done = subprocess.run(command, env=my_package, capture_output=True, text=True, timeout=120, cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
-    result = json.loads((tmp_path / "agreement.json").read_text())
+    result = json.loads((tmp_path / "out/agreement/demo_fluent.json").read_text())
     assert result["protocol"] == "agreement" and result["benchmarks"]["demo_fluent"]["n"] == 6
     cosine = result["benchmarks"]["demo_fluent"]["cosine"]
     row = next(line for line in done.stdout.splitlines() if "demo_fluent (agreement)" in line)

@@ -96,10 +96,10 @@ print(*found.i2t.shape, *found.t2i.shape, len(model.align({str(tmp_path / "image
 
     run(
         *(python.parent / "filip", "eval", "protocols=[zero_shot]", f"model={tmp_path}/tiny.safetensors"),
-        *(f"root={tmp_path}/sets", "data=[cifar10]", "loader=webdataset", f"out={tmp_path}/zero_shot.json"),
+        *(f"root={tmp_path}/sets", "data=[cifar10]", "loader=webdataset", f"out={tmp_path}/out"),
         cwd=empty,
     )
-    assert json.loads((tmp_path / "zero_shot.json").read_text())["benchmarks"]["cifar10"]["n"] == 20
+    assert json.loads((tmp_path / "out/zero_shot/cifar10.json").read_text())["benchmarks"]["cifar10"]["n"] == 20
 
     plan = run(python, "-m", "filip.train.plan", "experiment=demo_from_scratch", "gpus=2", cwd=empty)
     assert "parameters" in plan and "reduction buffer" in plan

@@ -3,11 +3,10 @@
     filip eval model=filip.safetensors data=pictures                  # a folder of classes
     filip eval model=hf:openai/clip-vit-base-patch32 data=pairs.csv   # columns image and caption
     filip eval model=filip.safetensors data=[cifar10,flickr30k,sugar_crepe_swap_att] root=/data/benchmarks
-    filip eval model=M data=[mscoco,flickr30k] root=DIR protocols=[retrieval] retrieval.ties=first out=retrieval.json
+    filip eval model=M data=[mscoco,flickr30k] root=DIR protocols=[retrieval] retrieval.ties=first
 
 Each data set is opened before anything is encoded. Results are kept as ``<out>/<protocol>/<data set>.json``, with the
-outcome of each image next to them; a result that is there, for the same weights, data and settings, is kept. With
-``out=FILE.json`` all benchmarks of one protocol are in one file.
+outcome of each image next to them; a result that is there, for the same weights, data and settings, is kept.
 """
 
 from __future__ import annotations
@@ -39,9 +38,7 @@ from filip.sets.layout import walk
 
 @dataclass
 class EvaluationOptions(DataOptions, ModelOptions):
-    out: str = option(
-        "", "folder for the results, results/eval/<model> if empty; or FILE.json for all benchmarks of one protocol"
-    )
+    out: str = option("", "folder for the results, results/eval/<model> if empty")
     protocols: list[str] = option(
         [name for name, protocol in protocols().items() if not protocol.on_request],
         f"which of those that fit the data; on request also "
@@ -66,13 +63,8 @@ class EvaluationOptions(DataOptions, ModelOptions):
     overwrite: bool = option(False, "run again what is there already")
 
     @property
-    def one_file(self) -> bool:
-        """Return whether the results of all benchmarks go into one file."""
-        return self.out.endswith(".json")
-
-    @property
     def place(self) -> Path:
-        """Return the file or the folder of the results."""
+        """Return the folder of the results."""
         return Path(self.out or Path("results") / "eval" / model_name(self))
 
     def context(self) -> Context:
@@ -134,12 +126,7 @@ def planned(config: EvaluationOptions) -> list[EvaluationJob]:
 
     Raises UserError if nothing fits, a name occurs twice, or a data set is missing.
     """
-    check_output("out", config.out, "file" if config.one_file else "folder")
-    if config.one_file and (len(config.protocols) != 1 or config.only):
-        raise UserError(
-            f"out={config.out} is one file, for one protocol: give one, e.g. protocols=[retrieval], with its cards in "
-            "data= and without only=; or a folder as out="
-        )
+    check_output("out", config.out, "folder")
     chosen = {name: protocol_of(name) for name in config.protocols}
     cards = config.cards(kinds={kind for protocol in chosen.values() for kind in protocol.kinds})
     for protocol, names in config.only.items():
@@ -149,9 +136,6 @@ def planned(config: EvaluationOptions) -> list[EvaluationJob]:
             known = ", ".join(card.name for card in cards)
             raise UserError(f"only: {protocol} has no card {min(absent)} in data=; there are {known}")
     there, skipped = check_sets(cards, config.root, config.missing)
-    if config.one_file:
-        read = [card for card in cards if card.name in there]
-        return [EvaluationJob(name, read, [], Path(config.out), skipped) for name in chosen]
     files = {card.name: _files_of(Path(config.root), card, there[card.name]) for card in cards if card.name in there}
     if not there and config.missing == "stop":
         raise UserError(f"data: none of {', '.join(card.name for card in cards)} is there")
@@ -183,7 +167,7 @@ def _run(
             say(f"{job.file}: done before")
             results.append(done)
             continue
-        if not job.cards and not config.one_file:
+        if not job.cards:
             if not job.file.exists():
                 write_json(job.file, {"protocol": job.protocol, "benchmarks": {}, "skipped": job.skipped})
             continue
@@ -197,8 +181,7 @@ def _run(
         result = result_header(config, encoder, config.run) | numbers
         if job.skipped:
             result["skipped"] = job.skipped
-        if not config.one_file:
-            result["requests"] = request
+        result["requests"] = request
         earlier, size = json_object(job.file).get("benchmarks", {}), protocol_of(job.protocol).size
         for name, now in numbers["benchmarks"].items():
             if name in earlier and (then := value_at(earlier[name], size)) != value_at(now, size):
@@ -220,8 +203,6 @@ def model_name(config: ModelOptions) -> str:
 
 def _requests(config: EvaluationOptions, jobs: list[EvaluationJob]) -> list[dict[str, Any]]:
     """Return the request of each job, by benchmark; a result with another request is not kept."""
-    if config.one_file:
-        return [{} for _ in jobs]
     options = {key: getattr(config, key) for key in MODEL_AND_TEXTS}
     precision = name_of(dtype_of(config.precision, config.own_device()))
     model = {**options, "precision": precision, "weights": weights_of(config.model)}
@@ -257,7 +238,7 @@ def _kept(config: EvaluationOptions, job: EvaluationJob, request: dict[str, Any]
 
     Completes the request by the hash of the data: the earlier one where the stamps of all files are as they were.
     """
-    if config.one_file or not job.cards:
+    if not job.cards:
         return None
     result = json_object(job.file)
     before = result.get("requests", {})

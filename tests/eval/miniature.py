@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -86,9 +87,16 @@ def write_model(path: Path, interaction: str = "token_wise", seed: int = 0) -> s
     return str(path)
 
 
-def run_protocol(protocol: str, given: Sequence[str]) -> None:
-    """Run ``filip eval`` for one protocol with the arguments ``given``."""
+def run_protocol(protocol: str, given: Sequence[str]) -> dict[str, Any]:
+    """Run ``filip eval`` for one protocol with the arguments ``given``; return its results, those of all cards as one.
+
+    They are in the folder ``out=``, in which no other run with other settings should write.
+    """
     run_command(evaluate, Evaluation, argv=[f"protocols=[{protocol}]", *given])
+    out = Path(next(word for word in given if word.startswith("out=")).removeprefix("out="))
+    results = [json.loads(file.read_text()) for file in sorted((out / protocol).glob("*.json"))]
+    benchmarks = {name: numbers for result in results for name, numbers in result["benchmarks"].items()}
+    return {**results[0], "benchmarks": benchmarks}
 
 
 def write_open_clip(folder: Path) -> str:

@@ -1,6 +1,5 @@
 """The evaluation commands as a user types them: results in the agreed form, mistakes in one plain sentence."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -23,17 +22,16 @@ def root(tmp_path) -> Path:
     return tmp_path
 
 
-def arguments(root: Path, cards: list[str], model: str, out: str = "out.json") -> list[str]:
+def arguments(root: Path, cards: list[str], model: str) -> list[str]:
     listed = ",".join(str(EVAL / f"{name}.yaml") for name in cards)
     prompts = EVAL / "prompts.yaml"
-    return [f"model={model}", f"root={root / 'data'}", f"data=[{listed}]", f"prompts={prompts}", f"out={root / out}"]
+    return [f"model={model}", f"root={root / 'data'}", f"data=[{listed}]", f"prompts={prompts}", f"out={root / 'out'}"]
 
 
 @pytest.mark.parametrize("interaction", ["token_wise", "pooled"])
 def test_zero_shot(root, interaction):
     model = write_model(root / "late.safetensors", interaction)
-    run_protocol("zero_shot", arguments(root, ["demo_food", "demo_skin_tone"], model))
-    result = json.loads((root / "out.json").read_text())
+    result = run_protocol("zero_shot", arguments(root, ["demo_food", "demo_skin_tone"], model))
     assert (result["run"], result["model"]) == ("late", model)
     assert result["scorer"] == ("token-wise" if interaction == "token_wise" else "pooled")
     food, tone = result["benchmarks"]["demo_food"], result["benchmarks"]["demo_skin_tone"]
@@ -48,17 +46,16 @@ def test_zero_shot(root, interaction):
 
 def test_retrieval_and_a_second_time_gives_the_same_file(root):
     model = write_model(root / "m.safetensors")
-    run_protocol("retrieval", arguments(root, ["demo_fluent"], model))
-    first = (root / "out.json").read_text()
-    result = json.loads(first)["benchmarks"]["demo_fluent"]
+    result = run_protocol("retrieval", arguments(root, ["demo_fluent"], model))["benchmarks"]["demo_fluent"]
+    first = (root / "out/retrieval/demo_fluent.json").read_text()
     assert (result["images"], result["captions"]) == (24, 24)
     for way in ("i2t", "t2i"):
         assert result["chance"][way]["r5"] == pytest.approx(5 / 24)
         assert result[way]["r1"] <= result[way]["r5"] <= result[way]["r10"]
         assert result["ci95"][way]["r5"][0] <= result[way]["r5"] <= result["ci95"][way]["r5"][1]
-    run_protocol("retrieval", arguments(root, ["demo_fluent"], model))
-    assert (root / "out.json").read_text() == first
-    assert [p.name for p in root.iterdir() if "part" in p.name] == []
+    run_protocol("retrieval", [*arguments(root, ["demo_fluent"], model), "overwrite=true"])
+    assert (root / "out/retrieval/demo_fluent.json").read_text() == first
+    assert list(root.rglob("*part*")) == []
 
 
 @pytest.mark.parametrize(("texts_by", "images_by"), [("image", "text"), ("text", "image"), ("mean", "mean")])
@@ -66,8 +63,8 @@ def test_each_direction_is_ranked_by_the_similarity_that_was_asked_for(root, tex
     """The ranks equal the definition's, pair by pair in float64, and a sort."""
     model = write_model(root / "m.safetensors", seed=3)
     options = [f"retrieval.rank_texts_by={texts_by}", f"retrieval.rank_images_by={images_by}"]
-    run_protocol("retrieval", [*arguments(root, ["demo_fluent"], model), *options])
-    result = json.loads((root / "out.json").read_text())["benchmarks"]["demo_fluent"]
+    given = [*arguments(root, ["demo_fluent"], model), *options]
+    result = run_protocol("retrieval", given)["benchmarks"]["demo_fluent"]
     scorer = load_scorer(model)
     data = WebdatasetFolder(root / "data" / "demo_fluent")
     images = scorer.encode_images(torch.stack([scorer.transform(data[i].image) for i in range(24)])).double()
@@ -91,15 +88,15 @@ def test_each_direction_is_ranked_by_the_similarity_that_was_asked_for(root, tex
 
 def test_outcomes_of_every_image_are_kept_and_their_mean_is_the_number(root):
     model = write_model(root / "m.safetensors")
-    run_protocol("zero_shot", arguments(root, ["demo_food", "demo_skin_tone"], model, "z.json"))
-    result, tasks = read_outcomes(root / "z.json"), json.loads((root / "z.json").read_text())["benchmarks"]
+    tasks = run_protocol("zero_shot", arguments(root, ["demo_food", "demo_skin_tone"], model))["benchmarks"]
+    result = {name: read_outcomes(root / f"out/zero_shot/{name}.json")[name] for name in tasks}
     assert list(result) == ["demo_food", "demo_skin_tone"] and set(result["demo_food"].values) == {"top1", "top5"}
     assert list(result["demo_food"].key) == [f"s{i:07d}" for i in range(24)]
     for name, task in tasks.items():
         assert result[name].values["top1"].mean() == pytest.approx(task["top1"])
     write_webdataset(root / "data" / "demo_fluent", None, [[f"text {i}", "two"] for i in range(12)], masks=True)
-    run_protocol("retrieval", arguments(root, ["demo_fluent"], model, "r.json"))
-    result, numbers = read_outcomes(root / "r.json"), json.loads((root / "r.json").read_text())["benchmarks"]
+    numbers = run_protocol("retrieval", arguments(root, ["demo_fluent"], model))["benchmarks"]
+    result = read_outcomes(root / "out/retrieval/demo_fluent.json")
     for way, queries in (("i2t", 12), ("t2i", 24)):
         outcomes = result[f"demo_fluent.{way}"]
         assert len(outcomes.key) == len(set(outcomes.key)) == queries and len(set(outcomes.cluster)) == 12
@@ -114,9 +111,8 @@ def test_two_drawings_of_a_concept_count_as_one(root):
     results = []
     for codes in ([f"U{i}" for i in range(24)], [f"U{i // 2}" for i in range(24)]):
         write_webdataset(folder, dishes, [i % 8 for i in range(24)], codes=codes)
-        run_protocol("zero_shot", arguments(root, ["demo_food"], model))
-        results.append(json.loads((root / "out.json").read_text())["benchmarks"]["demo_food"])
-        assert list(read_outcomes(root / "out.json")["demo_food"].cluster) == codes
+        results.append(run_protocol("zero_shot", arguments(root, ["demo_food"], model))["benchmarks"]["demo_food"])
+        assert list(read_outcomes(root / "out/zero_shot/demo_food.json")["demo_food"].cluster) == codes
     assert results[0]["top1"] == results[1]["top1"] and results[0]["ci95"] != results[1]["ci95"]
 
 
@@ -130,9 +126,8 @@ def test_a_fine_tuned_model_ranks_bare_captions_of_its_own_set_only(root):
         ("coco", ["a good photo of the {c}. I hate it.", "a good photo of {c}."]),
         ("flickr30k", ["{c}", "{c}"]),
     ):
-        run_protocol("retrieval", [*given, f"retrieval.fine_tuned_on={source}"])
-        result = json.loads((root / "out.json").read_text())["benchmarks"]["demo_fluent"]
-        assert result["prompts"] == prompts
+        result = run_protocol("retrieval", [*given, f"retrieval.fine_tuned_on={source}"])
+        assert result["benchmarks"]["demo_fluent"]["prompts"] == prompts
 
 
 def test_a_diverged_model_scores_chance_and_says_so(root):
@@ -142,8 +137,8 @@ def test_a_diverged_model_scores_chance_and_says_so(root):
     with torch.no_grad():
         model.image.projection.weight.fill_(float("nan"))
     save_model(root / "nan.safetensors", model, {})
-    run_protocol("zero_shot", arguments(root, ["demo_food"], str(root / "nan.safetensors")))
-    food = json.loads((root / "out.json").read_text())["benchmarks"]["demo_food"]
+    result = run_protocol("zero_shot", arguments(root, ["demo_food"], str(root / "nan.safetensors")))
+    food = result["benchmarks"]["demo_food"]
     assert food["not_finite"] == 24 and food["top1"] == pytest.approx(1 / 8)
 
 
@@ -158,7 +153,6 @@ def test_a_diverged_model_scores_chance_and_says_so(root):
         ("zero_shot", "loader=tape", "no layout 'tape'"),
         ("zero_shot", "prompts=none.yaml", "no prompt file, file or folder 'none.yaml'"),
         ("zero_shot", "image_size=30", "30"),
-        ("zero_shot,linear_probe", "workers=0", "out.json is one file, for one protocol"),
     ],
 )
 def test_mistakes_are_one_plain_sentence(root, monkeypatch, capsys, protocol, change, message):
@@ -170,4 +164,4 @@ def test_mistakes_are_one_plain_sentence(root, monkeypatch, capsys, protocol, ch
         run_protocol(protocol, [*changed, change])
     said = capsys.readouterr().err
     assert stop.value.code == 2 and message in said and "Traceback" not in said
-    assert not (root / "out.json").exists()
+    assert not (root / "out").exists()

@@ -62,10 +62,10 @@ def test_retrieval_index_and_search_rank_as_the_library_does(
     for n, image in enumerate(PICTURES):
         image.save(tmp_path / f"{n}.png")
     lines = [{"image": f"{n}.png", "caption": text} for n, text in enumerate(TEXTS)]
-    table, out = tmp_path / "pairs.jsonl", tmp_path / "out.json"
+    table, out = tmp_path / "pairs.jsonl", tmp_path / "out"
     table.write_text("\n".join(map(json.dumps, lines)))
-    run_protocol("retrieval", [f"model={model}", f"data=[{table}]", "prompts={c}", "batch_size=2", f"out={out}"])
-    (result,) = json.loads(out.read_text())["benchmarks"].values()
+    given = [f"model={model}", f"data=[{table}]", "prompts={c}", "batch_size=2", f"out={out}"]
+    (result,) = run_protocol("retrieval", given)["benchmarks"].values()
     ranks = (theirs.diagonal()[:, None] < theirs.T).sum(1)
     assert result["t2i"]["r1"] == pytest.approx((ranks < 1).float().mean().item())
     assert result["t2i"]["r5"] == pytest.approx((ranks < 5).float().mean().item()) and 0 < result["t2i"]["r5"] < 1

@@ -1,6 +1,5 @@
 """The linear probe against scikit-learn called directly, with and without a training split."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +22,9 @@ NAMES = ["a", "b", "c"]
 
 
 def run(tmp_path: Path, model: str) -> dict:
-    argv = [f"model={model}", f"root={tmp_path}", f"data=[{EVAL / 'demo_food.yaml'}]", f"out={tmp_path / 'o.json'}"]
+    argv = [f"model={model}", f"root={tmp_path}", f"data=[{EVAL / 'demo_food.yaml'}]", f"out={tmp_path / 'out'}"]
     argv.append("linear_probe.regularisation=1")
-    run_protocol("linear_probe", argv)
-    return json.loads((tmp_path / "o.json").read_text())["benchmarks"]["demo_food"]
+    return run_protocol("linear_probe", argv)["benchmarks"]["demo_food"]
 
 
 def features(model: str, folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:

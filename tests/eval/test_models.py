@@ -54,11 +54,9 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 def tables(model: str, root: Path, *options: str) -> dict[str, Any]:
     """Return the numbers of zero-shot classification and retrieval."""
-    given = [f"model={model}", f"root={root}", f"out={root}/out.json", *options]
-    run_protocol("zero_shot", [*given, "data=[demo_food]"])
-    first = json.loads((root / "out.json").read_text())
-    run_protocol("retrieval", [*given, "data=[demo_fluent]"])
-    second = json.loads((root / "out.json").read_text())
+    given = [f"model={model}", f"root={root}", f"out={root}/out", *options]
+    first = run_protocol("zero_shot", [*given, "data=[demo_food]"])
+    second = run_protocol("retrieval", [*given, "data=[demo_fluent]"])
     return {"scorer": first["scorer"], "zero_shot": first["benchmarks"], "retrieval": second["benchmarks"]}
 
 

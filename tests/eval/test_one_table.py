@@ -43,10 +43,10 @@ def write_card(root: Path, layout: str, kind: str = "retrieval", **options: obje
 @pytest.mark.parametrize("fault", FAULTS)
 def test_captions_of_usable_rows_are_ranked(tmp_path: Path, fault: str, capsys: pytest.CaptureFixture[str]) -> None:
     write_set(tmp_path, FAULTS[fault])
-    card, out = write_card(tmp_path, "captions"), tmp_path / "found.json"
+    card = write_card(tmp_path, "captions")
     model = write_model(tmp_path / "m.safetensors")
-    run_protocol("retrieval", [f"model={model}", f"data=[{card}]", f"root={tmp_path}", f"out={out}"])
-    found = json.loads(out.read_text())["benchmarks"]["mine"]
+    given = [f"model={model}", f"data=[{card}]", f"root={tmp_path}", f"out={tmp_path / 'out'}"]
+    found = run_protocol("retrieval", given)["benchmarks"]["mine"]
     assert found["images"] == found["captions"] == 9 and "left out" in capsys.readouterr().err
     assert "9 images, but the card's split has 10" in found["note"]
     with pytest.raises(UserError, match="are read by the layout `captions`"):

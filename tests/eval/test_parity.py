@@ -48,21 +48,19 @@ def test_open_clip_scored_by_us_and_by_clip_benchmark(tmp_path):
     loader = DataLoader(data.batched(16, collation_fn=get_dataset_collate_fn("mscoco_captions")), batch_size=None)
     recalls = retrieval.evaluate(model, loader, tokenizer, "cpu", amp=False, recall_k_list=[1, 5, 10])
 
-    out = tmp_path / "out.json"
-    common = [f"model=open_clip:{ARCHITECTURE}:{weights}:gelu", f"root={tmp_path}", f"out={out}"]
+    common = [f"model=open_clip:{ARCHITECTURE}:{weights}:gelu", f"root={tmp_path}", f"out={tmp_path / 'out'}"]
     cifar10 = "data=[cifar10]"
-    run_protocol("zero_shot", [*common, cifar10])  # a CLIP's own protocol is the default
-    settings = json.loads(out.read_text())["settings"]
-    assert settings == {"prompts": "eval/prompts_clip.yaml", "ensemble": "embedding"}
-    ours = json.loads(out.read_text())["benchmarks"]["cifar10"]
+    result = run_protocol("zero_shot", [*common, cifar10])  # a CLIP's own protocol is the default
+    assert result["settings"] == {"prompts": "eval/prompts_clip.yaml", "ensemble": "embedding"}
+    ours = result["benchmarks"]["cifar10"]
     assert ours["n"] == 36
     assert ours["top1"] == pytest.approx(theirs["acc1"], abs=1e-9)
     assert ours["top5"] == pytest.approx(theirs["acc5"], abs=1e-9)
     assert ours["mean_per_class"] == pytest.approx(theirs["mean_per_class_recall"], abs=1e-9)
     assert 0 < ours["top1"] < 1
 
-    run_protocol("retrieval", [*common, "data=[mscoco]"])  # captions alone, not in FILIP's prompts
-    ours = json.loads(out.read_text())["benchmarks"]["mscoco"]
+    result = run_protocol("retrieval", [*common, "data=[mscoco]"])  # captions alone, not in FILIP's prompts
+    ours = result["benchmarks"]["mscoco"]
     assert (ours["images"], ours["captions"]) == (36, 54)
     for k in (1, 5, 10):  # their numbers went through float32
         assert ours["i2t"][f"r{k}"] == pytest.approx(recalls[f"text_retrieval_recall@{k}"], abs=1e-6)
@@ -76,12 +74,11 @@ def test_open_clip_scored_by_us_and_by_clip_benchmark(tmp_path):
     recalls = retrieval.evaluate(model, loader, tokenizer, "cpu", amp=False, recall_k_list=[1, 5, 10])
     found = {}
     for ties in ("first", "expected"):
-        run_protocol("retrieval", [*common, "data=[flickr30k]", f"retrieval.ties={ties}"])
-        found[ties] = json.loads(out.read_text())["benchmarks"]["flickr30k"]
+        result = run_protocol("retrieval", [*common, "data=[flickr30k]", f"retrieval.ties={ties}"])
+        found[ties] = result["benchmarks"]["flickr30k"]
         assert "36 of 72 captions are those of other images" in found[ties]["note"]
     assert found["first"]["i2t"] == pytest.approx({f"r{k}": recalls[f"text_retrieval_recall@{k}"] for k in (1, 5, 10)})
     assert found["first"]["i2t"] != found["expected"]["i2t"]
 
-    run_protocol("linear_probe", [*common, cifar10])
-    probed = json.loads(out.read_text())["benchmarks"]["cifar10"]
+    probed = run_protocol("linear_probe", [*common, cifar10])["benchmarks"]["cifar10"]
     assert probed["n"] == 36 and "cross-validation" in probed["protocol"]

@@ -130,13 +130,12 @@ def test_a_thing_that_no_patch_belongs_to_is_not_counted() -> None:
 
 
 def test_scene_pointing_as_a_command(root: Path) -> None:
-    model, out = write_model(root / "m.safetensors"), root / "pointing.json"
+    model, out = write_model(root / "m.safetensors"), root / "out"
     card = card_file(root, "pointing")
     arguments = [f"model={model}", f"root={root}", f"data=[{card}]", f"out={out}"]
-    run_protocol("scene_pointing", arguments)
-    result = json.loads(out.read_text())["benchmarks"][card.stem]
+    result = run_protocol("scene_pointing", arguments)["benchmarks"][card.stem]
     assert (result["n"], result["images"]) == (18, 6)
-    outcomes = read_outcomes(out)[card.stem]
+    outcomes = read_outcomes(out / "scene_pointing" / f"{card.stem}.json")[card.stem]
     assert outcomes.values["right"].mean() == pytest.approx(result["value"])
     assert len(set(outcomes.cluster)) == 6
     assert result["chance"] == pytest.approx(1 / 4) and result["among_things"]["chance"] == pytest.approx(1 / 3)
