@@ -14,10 +14,12 @@ from torch import Tensor
 from filip.eval.cards import load_card
 from filip.eval.encode_set import Context
 from filip.eval.measures import as_text, measures
-from filip.eval.protocols.retrieval import retrieval_benchmark
-from filip.eval.protocols.selection import chosen, select
+from filip.eval.protocols import NoSettings
+from filip.eval.protocols.retrieval import RetrievalSettings
+from filip.eval.protocols.retrieval import run as retrieval
+from filip.eval.protocols.selection import chosen
+from filip.eval.protocols.selection import run as select
 from filip.eval.scorer import RANKINGS, PooledScorer
-from filip.eval.word_patch import Prompt
 from tests.eval.benchmark_files import LONG, SELECTION, Reader, write_json, write_long
 
 
@@ -25,8 +27,7 @@ from tests.eval.benchmark_files import LONG, SELECTION, Reader, write_json, writ
 def test_every_selection_card_through_its_loader(name: str, tmp_path: Path) -> None:
     n = SELECTION[name](tmp_path, name)
     record: dict[str, Any] = {}
-    scorer = PooledScorer(Reader())  # type: ignore[arg-type]
-    result = select(scorer, load_card(name), Context(str(tmp_path), batch_size=3), record)
+    result = select(Reader(), load_card(name), NoSettings(), Context(str(tmp_path), batch_size=3), record)  # type: ignore[arg-type]
     assert result["n"] == n and {result[by]["value"] for by in RANKINGS} == {1}
     chance = {"sugar_crepe_pp": 1 / 3, "aro_coco": 1 / 5, "aro_flickr": 1 / 5, "fg_ovd": 1 / 11}
     expected = next((value for prefix, value in chance.items() if name.startswith(prefix)), 1 / 2)
@@ -88,7 +89,7 @@ def test_aro_s_own_evaluation_of_our_scores_gives_our_numbers(name: str, tmp_pat
         rows.append({**row, **about, **captions, "image_path": f"{i % 4}.jpg"})
     write_json(file, rows)
     scorer = PooledScorer(Noisy())  # type: ignore[arg-type]
-    ours = select(scorer, load_card(name), Context(str(tmp_path)))
+    ours = select(scorer.encoder, load_card(name), NoSettings(), Context(str(tmp_path)), {})
 
     images = torch.eye(1000)[[i % 4 for i in range(len(rows))]]
     texts = [scorer.encode_texts([row[key] for row in rows]).values for key in ("false_caption", "true_caption")]
@@ -109,9 +110,7 @@ def test_aro_s_own_evaluation_of_our_scores_gives_our_numbers(name: str, tmp_pat
 @pytest.mark.parametrize("name", LONG)
 def test_every_long_text_card_through_its_loader_and_what_is_cut_is_counted(name: str, tmp_path: Path) -> None:
     write_long(tmp_path, name)
-    bare = (Prompt("", ""), Prompt("", ""))
-    scorer = PooledScorer(Reader())  # type: ignore[arg-type]
-    result = retrieval_benchmark(scorer, load_card(name), bare, context=Context(str(tmp_path)))
+    result = retrieval(Reader(), load_card(name), RetrievalSettings(), Context(str(tmp_path)), {})  # type: ignore[arg-type]
     assert (result["images"], result["captions"]) == (5, 5)
     assert result["i2t"]["r1"] == result["t2i"]["r1"] == 1
     assert result["cut_captions"] == 2  # cut at 8 tokens: words and two

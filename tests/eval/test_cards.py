@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import clip_benchmark
 import numpy as np
@@ -16,9 +17,10 @@ from filip.eval.cards import BenchmarkCard, load_card, match_classes
 from filip.eval.encode_set import Context, size_note
 from filip.eval.formats import open_set
 from filip.eval.prompts import card_ensemble, load_ensemble, load_retrieval_prompts
-from filip.eval.protocols.retrieval import retrieval_benchmark
-from filip.eval.protocols.zero_shot import zero_shot_task
-from filip.eval.scorer import PooledScorer
+from filip.eval.protocols.retrieval import RetrievalSettings
+from filip.eval.protocols.retrieval import run as retrieval
+from filip.eval.protocols.zero_shot import ZeroShotSettings
+from filip.eval.protocols.zero_shot import run as zero_shot
 from tests.eval.benchmark_files import Reader
 from tests.eval.formats import shown
 from tests.eval.miniature import write_split
@@ -68,12 +70,12 @@ class Oracle(Reader):
         return torch.nn.functional.normalize(vectors, dim=-1), None
 
 
-def oracle(card: BenchmarkCard, raw: Sequence[str]) -> tuple[PooledScorer, list]:
+def oracle(card: BenchmarkCard, raw: Sequence[str]) -> Oracle:
     """Make an oracle for images whose colour number is the position in ``raw``."""
     ensemble = load_ensemble(PROMPTS, str(card.prompts))
     assert card.classes is not None
     prompts = {p.fill(name): name for name in card.classes.values() for p in ensemble}
-    return PooledScorer(Oracle([card.classes[r] for r in raw], prompts)), ensemble
+    return Oracle([card.classes[r] for r in raw], prompts)
 
 
 @pytest.mark.parametrize("name", STATED)
@@ -90,8 +92,8 @@ def test_every_classification_card_through_the_webdataset_layout(name, tmp_path)
     write_split(folder / card.split, [members])
     names = [card.classes[raw[which]] for which in order]
     (folder / "classnames.txt").write_text("\n".join(names) + "\n")
-    scorer, ensemble = oracle(card, raw)
-    result = zero_shot_task(scorer, card, ensemble, context=Context(str(tmp_path)))
+    settings = ZeroShotSettings("score")
+    result = zero_shot(oracle(card, raw), card, settings, Context(str(tmp_path)), {})  # type: ignore[arg-type]
     ties = 4 * 0.5 if name == "imagenet" else 0
     assert result["top1"] == pytest.approx(1 - ties / CLASSES[name])
 
@@ -112,8 +114,8 @@ def test_retrieval_cards_through_both_layouts(name, layout, tmp_path):
         write_karpathy(folder, card.layout.options, captions)
     prompts = load_retrieval_prompts(PROMPTS, card.prompts)
     texts = {p.fill(c): str(i) for i, own in enumerate(captions) for c in own for p in prompts}
-    scorer = PooledScorer(Oracle([str(i) for i in range(12)], texts))
-    result = retrieval_benchmark(scorer, card, prompts, context=Context(str(tmp_path)))
+    model: Any = Oracle([str(i) for i in range(12)], texts)
+    result = retrieval(model, card, RetrievalSettings(), Context(str(tmp_path)), {})
     assert (result["images"], result["captions"]) == (12, 60)
     assert result["i2t"] == result["t2i"] == {"r1": 1.0, "r5": 1.0, "r10": 1.0}
     assert result["chance"]["i2t"]["r1"] == pytest.approx(5 / 60)

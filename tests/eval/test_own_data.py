@@ -17,16 +17,16 @@ from filip.eval.__main__ import Evaluation
 from filip.eval.__main__ import main as evaluate
 from filip.eval.cards import load_card
 from filip.eval.datasets import EvalSet
+from filip.eval.encode_set import Context
 from filip.eval.formats import open_set
 from filip.eval.formats.imagefolder import ImageFolder
 from filip.eval.formats.webdataset import WebdatasetFolder
 from filip.eval.outcomes import read_outcomes
 from filip.eval.own_data import cards_of
-from filip.eval.protocols.retrieval import retrieval_benchmark
-from filip.eval.scorer import PooledScorer
+from filip.eval.protocols.retrieval import RetrievalSettings
+from filip.eval.protocols.retrieval import run as retrieval
 from filip.eval.table import TableOptions, with_files
 from filip.eval.table import main as table
-from filip.eval.word_patch import Prompt
 from tests.eval.benchmark_files import Reader, save, sugar_crepe
 from tests.eval.miniature import picture, write_model, write_split
 
@@ -62,7 +62,7 @@ def own_table(root: Path, suffix: str) -> Path:
 def test_a_table_of_images_and_captions_needs_no_card(suffix: str, tmp_path: Path) -> None:
     (card,) = cards_of(str(own_table(tmp_path, suffix)))
     assert (card.name, card.kind) == ("pairs", "retrieval")
-    result = retrieval_benchmark(PooledScorer(Reader()), card, (Prompt("", ""), Prompt("", "")))  # type: ignore[arg-type]
+    result = retrieval(Reader(), card, RetrievalSettings(), Context(), {})  # type: ignore[arg-type]
     rows_are_images = suffix == ".parquet"  # pictures inside the table: nothing says which are the same
     assert (result["images"], result["captions"]) == ((8, 8) if rows_are_images else (4, 8))
     assert result["t2i"]["r1"] == (0.5 if rows_are_images else 1)

@@ -53,43 +53,13 @@ class RetrievalSettings:
 def run(
     encoder: Encoder, card: BenchmarkCard, settings: RetrievalSettings, context: Context, record: Record
 ) -> Numbers:
-    prompts = card_prompts(card, settings, context)
-    return retrieval_benchmark(context.scorer(encoder), card, prompts, settings, context, record)
-
-
-def card_prompts(card: BenchmarkCard, settings: RetrievalSettings, context: Context) -> tuple[Prompt, Prompt]:
-    """Return the prompts around captions (image to text, text to image).
-
-    The prompts of the paper are for zero-shot retrieval. A model that was fine-tuned on the captions of the benchmark
-    has only seen them bare, and ranks them so.
-    """
-    tuned = settings.fine_tuned_on in card.fine_tuned_on
-    return load_retrieval_prompts(context.prompt_file, None if tuned else card.prompts)
-
-
-@dataclass
-class _Collected:
-    images: Tensor  # the features of all images
-    captions: list[str]
-    owner: Tensor  # [captions] int64: the image that a caption belongs to
-    keys: list[str]  # the keys of all images
-
-
-def retrieval_benchmark(
-    scorer: Scorer,
-    card: BenchmarkCard,
-    prompts: tuple[Prompt, Prompt],
-    settings: RetrievalSettings | None = None,
-    context: Context | None = None,
-    record: Record | None = None,
-) -> dict[str, Any]:
     """Measure one benchmark (fractions, not percentages).
 
-    prompts: put around captions when ranking texts, and when ranking images. The outcome of each image and caption is
-    put into ``record``. Raises UserError if the data set is missing or an image has no caption.
+    The outcome of each image and caption is put into ``record``. Raises UserError if the data set is missing or an
+    image has no caption.
     """
-    settings = settings or RetrievalSettings()
-    found = _collect(scorer, card, context or Context())
+    scorer, prompts = context.scorer(encoder), card_prompts(card, settings, context)
+    found = _collect(scorer, card, context)
     texts = []
     cut = CutTexts(scorer)
     for prompt in dict.fromkeys(prompts):
@@ -112,6 +82,24 @@ def retrieval_benchmark(
     result |= by
     _record(record, card.name, found, chosen)
     return result | chosen.table
+
+
+def card_prompts(card: BenchmarkCard, settings: RetrievalSettings, context: Context) -> tuple[Prompt, Prompt]:
+    """Return the prompts around captions (image to text, text to image).
+
+    The prompts of the paper are for zero-shot retrieval. A model that was fine-tuned on the captions of the benchmark
+    has only seen them bare, and ranks them so.
+    """
+    tuned = settings.fine_tuned_on in card.fine_tuned_on
+    return load_retrieval_prompts(context.prompt_file, None if tuned else card.prompts)
+
+
+@dataclass
+class _Collected:
+    images: Tensor  # the features of all images
+    captions: list[str]
+    owner: Tensor  # [captions] int64: the image that a caption belongs to
+    keys: list[str]  # the keys of all images
 
 
 def patch_cosine(images: Tensor) -> dict[str, float]:
@@ -137,9 +125,7 @@ def _shared(found: _Collected, settings: RetrievalSettings) -> str:
     return f"{shared:,} of {len(found.captions):,} captions are those of other images, too; equal scores {how}"
 
 
-def _record(record: Record | None, name: str, found: _Collected, recalls: Recalls) -> None:
-    if record is None:
-        return
+def _record(record: Record, name: str, found: _Collected, recalls: Recalls) -> None:
     images = [found.keys[i] for i in found.owner.tolist()]  # the image of each caption
     captions = [f"{image}#{number}" for number, image in enumerate(images)]
     for way, keys, clusters in (("i2t", found.keys, found.keys), ("t2i", captions, images)):

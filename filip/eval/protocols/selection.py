@@ -21,22 +21,16 @@ from filip.eval.formats import open_set
 from filip.eval.metrics import mean_interval
 from filip.eval.outcomes import Outcomes, Record
 from filip.eval.protocols import Column, NoSettings, Numbers, Protocol, ReportTable
-from filip.eval.scorer import RANKING_TITLES, RANKINGS, Scorer, ranking
+from filip.eval.scorer import RANKING_TITLES, RANKINGS, ranking
 
 
 def run(encoder: Encoder, card: BenchmarkCard, settings: NoSettings, context: Context, record: Record) -> Numbers:
-    return select(context.scorer(encoder), card, context, record)
-
-
-def select(
-    scorer: Scorer, card: BenchmarkCard, context: Context | None = None, record: Record | None = None
-) -> dict[str, Any]:
     """Measure one benchmark (fractions, not percentages), by each ranking.
 
     The outcome of each image is put into ``record`` under the card's name. Raises UserError if the data set is missing
     or an image has no false caption.
     """
-    context = context or Context()
+    scorer = context.scorer(encoder)
     data = open_set(card, context.root)
     parts: dict[str, list[list[float]]] = {by: [] for by in RANKINGS}
     keys: list[str] = []
@@ -64,8 +58,7 @@ def select(
         truths += batch.truths
     common: dict[str, Any] = {"split": card.split, **cut.result(), "note": size_note(card, len(keys))}
     hits = {by: np.array([chosen(s, t) for s, t in zip(values, truths, strict=True)]) for by, values in parts.items()}
-    if record is not None:
-        record[card.name] = Outcomes.of(keys, hits, clusters)
+    record[card.name] = Outcomes.of(keys, hits, clusters)
     rates = {
         by: {"value": float(right.mean()), "ci95": list(mean_interval(right, clusters=np.asarray(clusters)))}
         for by, right in hits.items()

@@ -9,7 +9,6 @@ token-wise model by s^T is among the numbers.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -52,28 +51,12 @@ def settle(settings: ZeroShotSettings, encoder: Encoder) -> ZeroShotSettings:
 
 
 def run(encoder: Encoder, card: BenchmarkCard, settings: ZeroShotSettings, context: Context, record: Record) -> Numbers:
-    ensemble = prompts_of(card, settings, context)
-    return zero_shot_task(context.scorer(encoder), card, ensemble, settings.ensemble, context, record)
-
-
-def prompts_of(card: BenchmarkCard, settings: ZeroShotSettings, context: Context) -> list[Prompt]:
-    return card_ensemble(context.prompts, card.prompts)
-
-
-def zero_shot_task(
-    scorer: Scorer,
-    card: BenchmarkCard,
-    ensemble: list[Prompt],
-    average: str = "score",
-    context: Context | None = None,
-    record: Record | None = None,
-) -> dict[str, Any]:
     """Classify one test set; return its numbers for the result file (fractions, not percentages).
 
     The outcome of each image is put into ``record``. Raises UserError if the data set is missing, its classes are not
-    the card's, or ``average`` asks for mean embeddings of a token-wise model.
+    the card's, or the settings ask for mean embeddings of a token-wise model.
     """
-    context = context or Context()
+    scorer, ensemble, average = context.scorer(encoder), prompts_of(card, settings, context), settings.ensemble
     data = open_set(card, context.root)
     names = match_classes(card, data.classes or [])
     texts = scorer.encode_texts([p.fill(name) for name in names for p in ensemble])
@@ -100,9 +83,12 @@ def zero_shot_task(
     if scorer.token_wise:
         other = measure(card, torch.cat([part.t2i for part in scores]), every_label, names, clusters)
         result["by"] = {"text": {key: other[key] for key in ("value", "ci95")}}
-    if record is not None:
-        record[card.name] = outcomes(keys, clusters, every_score, every_label)
+    record[card.name] = outcomes(keys, clusters, every_score, every_label)
     return {**result, "prompts": len(ensemble), "split": card.split, "layout": card.loader}
+
+
+def prompts_of(card: BenchmarkCard, settings: ZeroShotSettings, context: Context) -> list[Prompt]:
+    return card_ensemble(context.prompts, card.prompts)
 
 
 def class_scores(scorer: Scorer, images: Tensor, texts: Texts, prompts: int, average: str = "score") -> Similarity:
