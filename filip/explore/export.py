@@ -24,8 +24,9 @@ from filip.cli.command import MISSING, option, run_command
 from filip.common.errors import UserError
 from filip.common.files import replacing
 from filip.common.progress import say, track
-from filip.explore.gallery import Gallery, GalleryOptions, ViewedImages, ViewedText, Viewer
+from filip.explore.gallery import Gallery, ViewedImages, ViewedText, Viewer, load_viewers, read_texts
 from filip.explore.packing import base64_of, packed
+from filip.explore.pictures import open_pictures
 from filip.explore.towers import NotInPage, image_tower, text_tower
 from filip.text.tokenizer import MERGES
 from filip.text.words import FUNCTION_WORDS
@@ -45,10 +46,17 @@ MOST_BYTES = 16_000_000
 
 
 @dataclass
-class ExplorerExport(GalleryOptions):
+class ExplorerExport:
+    models: list[str] = option(MISSING, "one to three models, shown side by side: .safetensors files or open_clip:…")
+    labels: list[str] = option([], "names of the models in the page; the files' names if empty")
+    images: str = option(MISSING, "a folder of images, a set with captions, or a benchmark card")
+    root: str | None = option(None, "folder below which a card's data lie")
     count: int | None = option(
         500, "maximum number of images, evenly spread; null = all. A page of 500 has 5 to 50 MB", at_least=1
     )
+    texts: str | None = option(None, "file with further texts to choose from, one a line")
+    title: str | None = option(None, "title of the page; the card's or the folder's if not given")
+    device: str = option("auto", "torch device; auto = a GPU where there is one")
     towers: str = option(
         "auto",
         "models in the page, which then takes any text and picture: none, or auto = if that gives at most 16 MB",
@@ -59,7 +67,10 @@ class ExplorerExport(GalleryOptions):
 
 def main(config: ExplorerExport) -> None:
     """Write the explorer as one self-contained HTML file, with the images and captions of a card or folder."""
-    gallery = config.gallery()
+    viewers = load_viewers(config.models, config.labels, config.device)
+    pictures = open_pictures(config.images, config.root, config.count)
+    gallery = Gallery.of(viewers, pictures, read_texts(config.texts))
+    gallery.title = config.title or gallery.title
     towers = PageTowers.of(gallery) if config.towers == "auto" else PageTowers("towers=none")
     data = static_data(gallery, towers)
     if towers.missing == "" and _size(data) > MOST_BYTES:

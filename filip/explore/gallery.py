@@ -14,13 +14,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from filip.cli.command import MISSING, option
 from filip.common.errors import UserError, plain
 from filip.common.files import nothing_at
 from filip.common.progress import Progress
 from filip.eval.scorer import Scorer, Texts, load_scorer
 from filip.explore.names import counted_tokens, encode_query, named_things, unknown_words
-from filip.explore.pictures import open_pictures
 from filip.sets.image_set import Pictures, thumbnail
 
 BATCH = 64
@@ -89,28 +87,6 @@ class Viewer:
     def about(self) -> dict:
         """Return the page's description of the model. extra: tokens before the patches, such as [CLS]."""
         return {"label": self.label, "token_wise": self.token_wise, "grid": list(self.grid)}
-
-
-@dataclass
-class GalleryOptions:
-    """Options of the page: the models and images to show."""
-
-    models: list[str] = option(MISSING, "one to three models, shown side by side: .safetensors files or open_clip:…")
-    labels: list[str] = option([], "names of the models in the page; the files' names if empty")
-    images: str = option(MISSING, "a folder of images, a set with captions, or a benchmark card")
-    root: str | None = option(None, "folder below which a card's data lie")
-    count: int | None = option(None, "maximum number of images, evenly spread; null = all", at_least=1)
-    texts: str | None = option(None, "file with further texts to choose from, one a line")
-    title: str | None = option(None, "title of the page; the card's or the folder's if not given")
-    device: str = option("auto", "torch device; auto = a GPU where there is one")
-
-    def gallery(self) -> Gallery:
-        """Encode the images. Raises UserError for models, images or texts that cannot be read."""
-        viewers = load_viewers(self.models, self.labels, self.device)
-        pictures = open_pictures(self.images, self.root, self.count)
-        gallery = Gallery.of(viewers, pictures, read_texts(self.texts))
-        gallery.title = self.title or gallery.title
-        return gallery
 
 
 def load_viewers(models: Sequence[str], labels: Sequence[str], device: str = "auto") -> list[Viewer]:
