@@ -29,10 +29,10 @@ from filip.common.progress import say
 from filip.common.table_writer import Grid, render
 from filip.report.findings import NOTE, findings
 from filip.report.own_pictures import OwnPictures
-from filip.report.plots import INK, LINE, MUTED, curves, forest, training_logs
+from filip.report.plots import INK, LINE, MUTED, forest
 from filip.report.results import Results
 from filip.report.show import headline, lead
-from filip.report.style import COLOURS, TEMPLATES, looks, style
+from filip.report.style import COLOURS, TEMPLATES, colours_of, style
 from filip.report.summary import funnel_grid, search_grid, summary
 from filip.report.table import short_commit
 from filip.study import Study, load_study
@@ -89,7 +89,6 @@ def _content(study: Study, results: Results) -> dict[str, Any]:
     counted = Counter(note for table in tables.values() for note in table.notes)
     common = [note for note, times in counted.items() if times > 1]  # printed once, above the tables
     own = OwnPictures.of(study, results)
-    learned = curves(training_logs(study, results), {study.label(run): look for run, look in looks(study).items()})
     return {
         "study": study.name,
         "title": study.title,
@@ -109,7 +108,7 @@ def _content(study: Study, results: Results) -> dict[str, Any]:
         "evaluated": any(
             c.number for t in tables.values() for r in t.rows if r.kind != "paper" for c in r.cells.values()
         ),
-        "forest": inline(forest(frame, looks(study)), "forest") if len(frame) else None,
+        "forest": inline(forest(frame, colours_of(study)), "forest") if len(frame) else None,
         "scenes": scenes,
         "pictures": [] if scenes else sheet,
         "reading": " ".join(common),
@@ -117,7 +116,7 @@ def _content(study: Study, results: Results) -> dict[str, Any]:
             {"title": table.title, "html": _table(table.grid([n for n in table.notes if n not in common]))}
             for table in tables.values()
         ],
-        "figures": [{"title": "Training curves", "svg": inline(learned, "Training")}, *(sheet if scenes else [])],
+        "figures": sheet if scenes else [],
         "facts": facts(study, results),
         "details": [
             {"title": "Data funnel, stage by stage", "html": _table(funnel_grid(whole["funnel"]))},

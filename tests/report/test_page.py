@@ -13,7 +13,7 @@ from filip.report import differences
 from filip.report.findings import findings
 from filip.report.page import Page, main
 from filip.report.plots import MUTED, forest
-from filip.report.style import COLOURS, looks
+from filip.report.style import COLOURS, colours_of
 from filip.study import load_study
 from tests.report.results import STUDY, changed, recalls, tables_of, write, write_tables
 from tests.support.pages import opened
@@ -118,7 +118,7 @@ def test_the_plot_of_differences_shows_each_in_the_colour_of_the_run_that_is_ahe
     for fewest, colour in ((1, COLOURS[2]), (3, MUTED)):
         monkeypatch.setattr(differences, "FEWEST", fewest)
         frame = findings(tables_of(folder))
-        (axis,) = forest(frame, looks(load_study(None, folder))).axes
+        (axis,) = forest(frame, colours_of(load_study(None, folder))).axes
         bars, dots = axis.lines[0:-1:2], axis.lines[1:-1:2]
         expected = 100 * frame[["difference_low", "difference", "difference_high"]].to_numpy(float)
         assert [
