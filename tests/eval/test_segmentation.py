@@ -12,8 +12,9 @@ from PIL import Image
 from torch import Tensor
 
 from filip.eval.cards import load_card
-from filip.eval.protocols.segmentation import segment
-from filip.eval.word_patch import Prompt
+from filip.eval.encode_set import Context
+from filip.eval.protocols import NoSettings
+from filip.eval.protocols.segmentation import run as segment
 from tests.eval.miniature import write_split
 from tests.eval.test_alignment import COLOURS, ColourBlind
 from tests.support.shards import encoded
@@ -26,7 +27,9 @@ metric: miou
 loader: scene_maps
 layouts: {scene_maps: {path: squares, split: test}}
 classes: {r: red, g: green, b: blue}
+prompts: squares
 """
+TWO = "squares: {templates: ['a photo of a {c}.', 'the {c}'], count: 2}"
 
 
 class Coloured(ColourBlind):
@@ -60,8 +63,9 @@ def squares(root: Path, images: int = 3, shown: Sequence[int] = (1, 2, 3)) -> Pa
 def test_patches_that_name_their_class_give_one_and_others_do_not_count(tmp_path: Path, token_wise: bool) -> None:
     card = load_card(squares(tmp_path))
     record: dict = {}
-    prompts = [Prompt("a photo of a ", "."), Prompt("the ", "")]
-    result = segment(Coloured(token_wise), card, str(tmp_path), prompts, record)  # type: ignore[arg-type]
+    (tmp_path / "prompts.yaml").write_text(TWO)
+    context = Context(str(tmp_path), str(tmp_path / "prompts.yaml"))
+    result = segment(Coloured(token_wise), card, NoSettings(), context, record)  # type: ignore[arg-type]
     assert (result["n"], result["classes"], result["prompts"]) == (3, 3, 2)
     assert result["miou"] == pytest.approx(1, abs=0.01) and result["pixels"] == pytest.approx(1, abs=0.01)
     assert list(record["squares"].key) == ["0", "1", "2"]
@@ -77,7 +81,7 @@ def test_areas_are_those_of_counting_pixels(tmp_path: Path) -> None:
             result[:, :1, :, :2] = result[:, :1, :, [1, 0]]  # the upper half of red and green, which are above
             return result.view(len(pixels), 16, 3)
 
-    actual = segment(Confused(True), card, str(tmp_path), [Prompt("", "")])  # type: ignore[arg-type]
+    actual = segment(Confused(True), card, NoSettings(), Context(str(tmp_path), "{c}"), {})  # type: ignore[arg-type]
     by_class = dict(actual["per_class"])
     # Each has 256 pixels, 128 of them right; predicted as it: 128 right and 128 of the other. 128 / 384.
     assert by_class["red"] == pytest.approx(1 / 3, abs=0.01) and by_class["green"] == pytest.approx(1 / 3, abs=0.01)
@@ -96,7 +100,7 @@ def test_patches_choose_from_the_classes_that_their_image_has(tmp_path: Path) ->
             result = super().patches(pixels) + torch.tensor([0.0, 2.0, 0.0])  # green leads everywhere
             return result / result.norm(dim=-1, keepdim=True)
 
-    actual = segment(Greenish(True), card, str(tmp_path), [Prompt("", "")])  # type: ignore[arg-type]
+    actual = segment(Greenish(True), card, NoSettings(), Context(str(tmp_path), "{c}"), {})  # type: ignore[arg-type]
     assert actual["pixels"] == pytest.approx(0, abs=0.01)
     assert actual["present"]["pixels"] == pytest.approx(1, abs=0.01) and actual["present"]["chance"] == 1 / 2
     assert actual["present"]["miou"] == pytest.approx(1, abs=0.01)

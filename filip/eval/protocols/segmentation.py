@@ -10,7 +10,6 @@ Pixels are counted as the model sees the image, at its resolution and after its 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +18,6 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from filip.cli.command import option
 from filip.common.errors import UserError
 from filip.common.progress import Progress
 from filip.eval.cards import BenchmarkCard
@@ -30,40 +28,19 @@ from filip.eval.formats import open_set
 from filip.eval.metrics import mean_interval
 from filip.eval.outcomes import Outcomes, Record
 from filip.eval.pointing import coverage
-from filip.eval.prompts import card_ensemble
-from filip.eval.protocols import Column, Numbers, Protocol, ReportTable
+from filip.eval.protocols import Column, NoSettings, Numbers, Protocol, ReportTable
+from filip.eval.protocols.zero_shot import prompts_of
 from filip.eval.word_patch import Prompt, label_tokens
 
-
-@dataclass
-class SegmentationSettings:
-    batch_size: int = option(16, "images at a time: each is compared with all prompts of all classes", at_least=1)
+BATCH = 16  # images at a time: each is compared with all prompts of all classes
 
 
-def run(
-    encoder: Encoder, card: BenchmarkCard, settings: SegmentationSettings, context: Context, record: Record
-) -> Numbers:
-    ensemble = prompts_of(card, settings, context)
-    return segment(encoder, card, context.root, ensemble, record, settings.batch_size)
-
-
-def prompts_of(card: BenchmarkCard, settings: SegmentationSettings, context: Context) -> list[Prompt]:
-    return card_ensemble(context.prompts, card.prompts)
-
-
-def segment(
-    encoder: Encoder,
-    card: BenchmarkCard,
-    root: str,
-    ensemble: list[Prompt],
-    record: Record | None = None,
-    batch_size: int = 16,
-) -> dict[str, Any]:
+def run(encoder: Encoder, card: BenchmarkCard, settings: NoSettings, context: Context, record: Record) -> Numbers:
     """Measure one benchmark (fractions). The share of right pixels of each image is put into ``record``.
 
     Raises UserError if the data set is missing or the model has no patches.
     """
-    data = open_set(card, root)
+    data, ensemble = open_set(card, context.root), prompts_of(card, settings, context)
     classes = list(data.classes or [])
     names = [(card.classes or {}).get(name, name) for name in classes]
     vectors = class_vectors(encoder, names, ensemble)
@@ -72,8 +49,8 @@ def segment(
     rows = []  # per image: the predictions among its own classes
     keys = []
     with Progress(card.name, "images", len(data)) as progress:
-        for start in range(0, len(data), batch_size):
-            samples = [data.needed(index) for index in range(start, min(start + batch_size, len(data)))]
+        for start in range(0, len(data), BATCH):
+            samples = [data.needed(index) for index in range(start, min(start + BATCH, len(data)))]
             scored = class_scores(encoder, samples, vectors, len(ensemble))
             for sample, scores in zip(samples, scored, strict=True):
                 values = np.asarray(sample.segments)
@@ -87,8 +64,7 @@ def segment(
             progress.add(len(samples))
     counted = np.stack(areas)
     right = counted[:, 0].sum(1) / np.maximum(counted[:, 2].sum(1), 1e-12)
-    if record is not None:
-        record[card.name] = Outcomes.of(keys, {"pixels": right, "present": [row.pixels for row in rows]})
+    record[card.name] = Outcomes.of(keys, {"pixels": right, "present": [row.pixels for row in rows]})
     total = counted.sum(0)
     per_class = intersection_over_union(total)
     return {
@@ -188,7 +164,7 @@ PROTOCOL = Protocol(
     "segmentation",
     ("segmentation",),
     run,
-    SegmentationSettings,
+    NoSettings,
     ReportTable(
         "Zero-shot segmentation (%)",
         # Only one column's outcomes are kept for each image; the rows are compared in pairs by it.

@@ -87,7 +87,8 @@ def run(encoder: Encoder, card: BenchmarkCard, settings: ZeroShotSettings, conte
     return {**result, "prompts": len(ensemble), "split": card.split, "layout": card.loader}
 
 
-def prompts_of(card: BenchmarkCard, settings: ZeroShotSettings, context: Context) -> list[Prompt]:
+def prompts_of(card: BenchmarkCard, settings: object, context: Context) -> list[Prompt]:
+    """Return the prompts around each class; segmentation takes them, too."""
     return card_ensemble(context.prompts, card.prompts)
 
 
