@@ -96,7 +96,7 @@ print(*found.i2t.shape, *found.t2i.shape, len(model.align({str(tmp_path / "image
 
     run(
         *(python.parent / "filip", "eval", "protocols=[zero_shot]", f"model={tmp_path}/tiny.safetensors"),
-        *(f"root={tmp_path}/sets", "data=[cifar10]", "loader=webdataset", f"out={tmp_path}/out"),
+        *(f"root={tmp_path}/sets", "data=[cifar10@webdataset]", f"out={tmp_path}/out"),
         cwd=empty,
     )
     assert json.loads((tmp_path / "out/zero_shot/cifar10.json").read_text())["benchmarks"]["cifar10"]["n"] == 20

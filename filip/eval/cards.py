@@ -32,12 +32,12 @@ METRIC_TITLES = {"top1": "top-1", "top5": "top-5", "mean_per_class": "mean per c
 FROM_DATA = "from the data set"
 
 
-def load_cards(paths: list[str], loader: str | None = None) -> list[BenchmarkCard]:
+def load_cards(paths: list[str]) -> list[BenchmarkCard]:
     """Load several cards. UserError for a name that occurs twice, since results are keyed by name.
 
-    ``NAME@LAYOUT`` chooses a layout for one card, loader for all others.
+    ``NAME@LAYOUT`` chooses a card's layout.
     """
-    cards = [load_card(path.partition("@")[0], path.partition("@")[2] or loader) for path in paths]
+    cards = [load_card(path.partition("@")[0], path.partition("@")[2] or None) for path in paths]
     twice = [name for name, times in Counter(c.name for c in cards).items() if times > 1]
     if twice:
         raise UserError(f"cards given twice: {', '.join(twice)}; leave one of each")

@@ -68,12 +68,9 @@ class DataOptions:
     """The options of commands that read benchmarks or your own data."""
 
     data: list[str] = option(
-        MISSING, "folders, tables (CSV, JSON lines, Parquet) or benchmark cards, e.g. [cifar10,mine/]"
+        MISSING, "folders, tables (CSV, JSON lines, Parquet) or benchmark cards, e.g. [cifar10,mine/]; cifar10@LAYOUT"
     )
     root: str = option(".", "folder below which the data sets of cards lie")
-    loader: str | None = option(
-        None, "layout of the cards to use instead of their default; cifar10@LAYOUT for one card"
-    )
     missing: str = option(
         "stop",
         "a data set that is not there: stop; or skip: go on with the others, and the result says why",
@@ -87,7 +84,7 @@ class DataOptions:
         """
         cards = []
         for data in self.data:
-            chosen = cards_of(data, self.loader)
+            chosen = cards_of(data)
             cards += (fitting := [card for card in chosen if card.kind in kinds])
             if not fitting:
                 unfit = ", ".join(f"{card.name} ({card.kind})" for card in chosen)

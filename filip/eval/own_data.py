@@ -17,10 +17,10 @@ FEWEST, MOST = 50, 5_000  # within these bounds
 FEW = 1_000  # pairs, by convention: nothing here was measured
 
 
-def cards_of(data: str, loader: str | None = None) -> list[BenchmarkCard]:
+def cards_of(data: str) -> list[BenchmarkCard]:
     """Return the benchmarks in ``data``: a card by name or path, or a folder or file with your data.
 
-    A card may name its layout: ``cifar10@LAYOUT``; ``loader`` is the layout of the others.
+    A card may name its layout: ``cifar10@LAYOUT``.
 
     Your data may be: a folder of classes (``class/image.jpg``), CLIP_benchmark's webdataset, a table with a column of
     labels, or images with captions in any layout that :mod:`filip.sets` reads. With labels and captions it is two
@@ -29,7 +29,7 @@ def cards_of(data: str, loader: str | None = None) -> list[BenchmarkCard]:
     place = Path(data)
     if place.suffix in (".yaml", ".yml") or not place.exists():
         name, at, layout = data.partition("@")
-        return [load_card(name, layout if at else loader)]
+        return [load_card(name, layout if at else None)]
     if splits := sorted(file.parent.name for file in place.glob("*/nshards.txt")):
         kind = place / "dataset_type.txt"
         if not kind.is_file() or kind.read_text(encoding="utf-8").strip() != "retrieval":

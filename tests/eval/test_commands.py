@@ -150,7 +150,7 @@ def test_a_diverged_model_scores_chance_and_says_so(root):
         ("zero_shot", "zero_shot.ensemble=vote", "zero_shot.ensemble=vote must be one of auto, score, embedding"),
         ("zero_shot", "zero_shot.ensemble=embedding", "no meaning for a token-wise model"),
         ("retrieval", "retrieval.rank_texts_by=both", "rank_texts_by=both must be one of image, text, mean"),
-        ("zero_shot", "loader=tape", "no layout 'tape'"),
+        ("zero_shot", "data=[demo_food@tape]", "no layout 'tape'"),
         ("zero_shot", "prompts=none.yaml", "no prompt file, file or folder 'none.yaml'"),
         ("zero_shot", "image_size=30", "30"),
     ],
