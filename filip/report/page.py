@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-import os
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -47,7 +46,6 @@ class Page:
     results: str = option(MISSING, "results of a study, e.g. results/demo")
     study: str | None = option(None, "study config; null = RESULTS/study.json, which the results were made with")
     out: str | None = option(None, "the page; null = RESULTS/report.html", writes="file")
-    explorer: str | None = option(None, "page that the report links to; null = explore.html next to it, if it is there")
 
 
 def main(config: Page) -> None:
@@ -55,9 +53,7 @@ def main(config: Page) -> None:
     study, results = load_study(config.study, config.results), Results(config.results)
     out = Path(config.out or results.folder / "report.html")
     content = _content(study, results)
-    explorer = Path(config.explorer) if config.explorer else out.with_name("explore.html")
-    linked = config.explorer is not None or explorer.is_file()
-    content["explorer"] = Path(os.path.relpath(explorer, out.parent)).as_posix() if linked else None
+    content["explorer"] = "explore.html" if out.with_name("explore.html").is_file() else None
     with replacing(out) as part:
         part.write_text(rendered("report.html.j2", content), encoding="utf-8")
     say(f"{out}: {out.stat().st_size / 1e6:.1f} MB")
