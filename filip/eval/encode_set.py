@@ -17,40 +17,6 @@ from filip.eval.families import AUTO, PROMPTS, prompts_for
 from filip.eval.scorer import Scorer, scorer_for
 
 
-@dataclass(frozen=True)
-class ImageSource:
-    """A data set to go through, and the batches to take it in.
-
-    title: in the progress display and in messages.
-    """
-
-    data: EvalSet
-    title: str
-    batch_size: int = 64
-    workers: int = 0
-
-
-def encoded_batches(
-    source: ImageSource, scorer: Scorer, encode: Callable[[Tensor], Tensor] | None = None
-) -> Iterator[tuple[Tensor, Batch]]:
-    """Yield (features, batch) through the set, in order.
-
-    encode: pixels of a batch -> features; the scorer's features of images by default.
-    Images that cannot be read are left out: a line on stderr names each. Raises UserError if nothing is left.
-    """
-    any_batch = False
-    with Progress(source.title, "images", len(source.data)) as progress:
-        for batch in batches(source.data, scorer.transform, source.batch_size, source.workers):
-            for problem in batch.undecodable:
-                say(f"{source.title}: left out an unreadable image, {problem}")
-            if batch.keys:
-                any_batch = True
-                yield (encode or scorer.encode_images)(batch.pixels), batch
-            progress.add(len(batch.keys) + len(batch.undecodable))
-    if not any_batch:
-        raise UserError(f"{source.title}: the test set has no readable image")
-
-
 class CutTexts:
     """A counter of the texts that a model does not read to their end."""
 
@@ -111,9 +77,26 @@ class Context:
         file = PROMPTS if "{c}" in prompts else prompts
         return replace(self, prompts=prompts if self.prompts == AUTO else self.prompts, family_prompts=file)
 
-    def source(self, data: EvalSet, title: str) -> ImageSource:
-        """Return a data set to go through."""
-        return ImageSource(data, title, self.batch_size, self.workers)
+    def encoded(
+        self, data: EvalSet, title: str, scorer: Scorer, encode: Callable[[Tensor], Tensor] | None = None
+    ) -> Iterator[tuple[Tensor, Batch]]:
+        """Yield (features, batch) through a set, in order.
+
+        title: in the progress display and in messages. encode: pixels of a batch -> features; the scorer's features of
+        images by default. Images that cannot be read are left out: a line on stderr names each. Raises UserError if
+        nothing is left.
+        """
+        any_batch = False
+        with Progress(title, "images", len(data)) as progress:
+            for batch in batches(data, scorer.transform, self.batch_size, self.workers):
+                for problem in batch.undecodable:
+                    say(f"{title}: left out an unreadable image, {problem}")
+                if batch.keys:
+                    any_batch = True
+                    yield (encode or scorer.encode_images)(batch.pixels), batch
+                progress.add(len(batch.keys) + len(batch.undecodable))
+        if not any_batch:
+            raise UserError(f"{title}: the test set has no readable image")
 
     def scorer(self, encoder: Encoder) -> Scorer:
         """Return the scorer that fits the model."""

@@ -20,7 +20,8 @@ from filip.cli.command import option
 from filip.common.errors import UserError
 from filip.eval.cards import BenchmarkCard, match_classes
 from filip.eval.classification import measure, outcomes
-from filip.eval.encode_set import Context, ImageSource, encoded_batches, size_note
+from filip.eval.datasets import EvalSet
+from filip.eval.encode_set import Context, size_note
 from filip.eval.encoders import Encoder
 from filip.eval.formats import open_set
 from filip.eval.outcomes import Record
@@ -51,15 +52,15 @@ def run(
     test = open_set(card, context.root)
     names = match_classes(card, test.classes or [])
     training = training_card(card, context.root)
-    features, labels, keys, clusters = _features(encoder, context.source(test, card.name))
+    features, labels, keys, clusters = _features(encoder, context, test, card.name)
     if training is None:
         scores, protocol = _cross_validated(features, labels, len(names), settings)
     else:
         train = open_set(training, context.root)
         if match_classes(card, train.classes or []) != names:
             raise UserError(f"{card.name}: the training and the test split number their classes differently")
-        source = context.source(train, f"{card.name}, training split")
-        fitted = _fit(*_features(encoder, source)[:2], settings)
+        known = _features(encoder, context, train, f"{card.name}, training split")
+        fitted = _fit(*known[:2], settings)
         scores = log_probabilities(fitted, features, len(names))
         protocol = f"trained on {len(train):,} images of the training split, C = {fitted.C:g}"
     result = measure(card, scores, labels, names, clusters)
@@ -77,12 +78,14 @@ def training_card(card: BenchmarkCard, root: str | Path) -> BenchmarkCard | None
     return dataclasses.replace(card, layout=dataclasses.replace(card.layout, split=split))
 
 
-def _features(encoder: Encoder, source: ImageSource) -> tuple[Tensor, Tensor, list[str], list[str]]:
+def _features(
+    encoder: Encoder, context: Context, data: EvalSet, title: str
+) -> tuple[Tensor, Tensor, list[str], list[str]]:
     """Return ([n, width] float32, [n] int64, n keys, n clusters)."""
     features, labels = [], []
     keys: list[str] = []
     clusters: list[str] = []
-    for vectors, batch in encoded_batches(source, scorer_for(encoder), encoder.probe_features):
+    for vectors, batch in context.encoded(data, title, scorer_for(encoder), encoder.probe_features):
         features.append(vectors.cpu())
         labels.append(batch.labels)
         keys += batch.keys

@@ -17,7 +17,7 @@ from torch import Tensor
 from filip.cli.command import option
 from filip.common.errors import UserError
 from filip.eval.cards import BenchmarkCard
-from filip.eval.encode_set import Context, CutTexts, encoded_batches, size_note
+from filip.eval.encode_set import Context, CutTexts, size_note
 from filip.eval.encoders import Encoder, joined
 from filip.eval.formats import open_set
 from filip.eval.metrics import mean_interval, retrieval_chance, retrieval_hits
@@ -140,7 +140,7 @@ def _collect(scorer: Scorer, card: BenchmarkCard, context: Context) -> _Collecte
     keys: list[str] = []
 
     encoded: list[Tensor] = []
-    for images, batch in encoded_batches(context.source(data, card.name), scorer):
+    for images, batch in context.encoded(data, card.name, scorer):
         encoded.append(images)
         for key, own in zip(batch.keys, batch.captions, strict=True):
             if not own:

@@ -15,7 +15,7 @@ import numpy as np
 
 from filip.common.errors import UserError
 from filip.eval.cards import BenchmarkCard
-from filip.eval.encode_set import Context, CutTexts, encoded_batches, size_note
+from filip.eval.encode_set import Context, CutTexts, size_note
 from filip.eval.encoders import Encoder
 from filip.eval.formats import open_set
 from filip.eval.metrics import mean_interval
@@ -38,7 +38,7 @@ def run(encoder: Encoder, card: BenchmarkCard, settings: NoSettings, context: Co
     categories: list[str] = []
     truths: list[int] = []
     cut = CutTexts(scorer)
-    for images, batch in encoded_batches(context.source(data, card.name), scorer):
+    for images, batch in context.encoded(data, card.name, scorer):
         sizes = [len(captions) for captions in batch.captions]
         for key, count, true in zip(batch.keys, sizes, batch.truths, strict=True):
             if count <= true:

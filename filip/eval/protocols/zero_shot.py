@@ -18,7 +18,7 @@ from filip.cli.command import option
 from filip.common.errors import UserError
 from filip.eval.cards import BenchmarkCard, match_classes
 from filip.eval.classification import measure, outcomes
-from filip.eval.encode_set import Context, encoded_batches
+from filip.eval.encode_set import Context
 from filip.eval.encoders import Encoder
 from filip.eval.families import AUTO, FAMILIES
 from filip.eval.formats import open_set
@@ -73,7 +73,7 @@ def run(encoder: Encoder, card: BenchmarkCard, settings: ZeroShotSettings, conte
     labels: list[Tensor] = []
     keys: list[str] = []
     clusters: list[str] = []
-    for images, batch in encoded_batches(context.source(data, card.name), scorer):
+    for images, batch in context.encoded(data, card.name, scorer):
         scores.append(class_scores(scorer, images, texts, prompts, average))
         labels.append(batch.labels)
         keys += batch.keys
