@@ -106,7 +106,8 @@ def test_one_nan_on_one_rank_costs_one_step_under_every_engine(squares: Path, tm
         assert series(tmp_path / name, "optimizer/skipped_steps") == [0, 1, 1], name
         assert math.isnan(losses(tmp_path / name)[1]) and math.isfinite(losses(tmp_path / name)[2]), name
     for one, other in (("ddp_lamb", "zero1_lamb"), ("ddp_adamw", "zero2_adamw")):
-        assert largest_difference(tmp_path / one, tmp_path / other) < 2e-6, one
+        # Norms add up in another order: 6e-6 on Zen 4. A step too many or too few is a thousand times that.
+        assert largest_difference(tmp_path / one, tmp_path / other) < 2e-5, one
 
 
 @pytest.mark.slow
