@@ -4,18 +4,16 @@ import re
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from filip.cli.command import run_command
-from filip.eval.outcomes import Outcomes, write_outcomes
 from filip.report import differences
 from filip.report.findings import findings
 from filip.report.page import Page, main
 from filip.report.plots import MUTED, forest
 from filip.report.style import COLOURS, colours_of
 from filip.study import load_study
-from tests.report.results import STUDY, changed, recalls, tables_of, write, write_tables
+from tests.report.results import STUDY, changed, tables_of, write, write_results, write_tables
 from tests.support.pages import opened
 
 WHOLE = STUDY["runs"]["filip"]["label"]
@@ -49,35 +47,6 @@ def test_a_finding_is_a_row_with_its_difference_interval_and_p(folder):
     assert to_text[3:] == [cell.less.effect, *cell.less.interval, cell.less.p]
 
 
-def test_of_one_training_no_finding_holds(folder):
-    assert [holds for (holds,) in found(folder, "holds")] == [False] * 3
-
-
-@pytest.mark.usefixtures("one_training_is_enough")
-def test_an_effect_that_intervals_hide_is_told_and_a_null_is_not(folder):
-    """Marginal intervals of both pairs overlap; only the paired difference tells them apart."""
-    rng = np.random.default_rng(1)
-    hard = rng.random(1590) < 0.3
-    luck = [rng.random(1590) < 0.02 for _ in range(4)]
-    hits = {
-        "clip": {"i2t": hard ^ luck[0], "t2i": hard ^ luck[1]},
-        "filip": {"i2t": (hard ^ luck[2]) | (rng.random(1590) < 0.04), "t2i": hard ^ luck[3]},
-    }
-    keys = [f"s{n}" for n in range(1590)]
-    for run, ways in hits.items():
-        file = folder / "eval" / run / "retrieval" / "all.json"
-        measured = recalls(0.3)
-        for way, values in ways.items():
-            measured[way]["r1"] = float(values.mean())
-        write(file, {"benchmarks": {"demo_fluent": measured}})
-        ranks = ("r1", "r5", "r10")
-        write_outcomes(
-            file, {f"demo_fluent.{way}": Outcomes.of(keys, dict.fromkeys(ranks, v)) for way, v in ways.items()}
-        )
-    _, to_text, to_image = found(folder, "difference", "holds")
-    assert to_text[1] and not to_image[1] and abs(to_text[0]) < 0.045
-
-
 def test_without_outcomes_nothing_is_claimed(folder):
     for file in folder.rglob("*.npz"):
         file.unlink()
@@ -96,13 +65,9 @@ def test_a_study_of_one_run_says_what_it_reaches(folder):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    from tests.report.results import write_results
-
     folder = tmp_path_factory.mktemp("whole") / "small"
     write_results(folder)
-    write_tables(folder)
-    run_command(main, Page, argv=[f"results={folder}"])
-    return folder, (folder / "report.html").read_text(encoding="utf-8")
+    return folder, render(folder)
 
 
 def test_the_page_asks_no_other_host_and_runs_no_script(whole):
