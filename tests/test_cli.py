@@ -9,9 +9,10 @@ import pytest
 import filip
 from filip.__main__ import GROUPS, choose, commands, overview, run
 from filip.common.errors import UserError
-from tests.support.processes import run_python
+from tests.support.processes import run_python, run_well
 
 ROOT = Path(__file__).resolve().parent.parent
+SCRIPT = "from filip.__main__ import main; main()"  # as the entry point has it
 NAMES = [" ".join(command.words) for command in commands()]
 
 
@@ -28,12 +29,6 @@ def test_every_module_that_runs_a_command_is_listed_in_its_group_with_one_line()
         assert command.about and command.about in line and len(line) <= 150
         assert command.group in GROUPS
         assert command.group or len(command.words) == 1, "a group without a title"
-
-
-def filip_command(*arguments: str, before: str = "pass") -> subprocess.CompletedProcess[str]:
-    """Run the entry point in a separate process, after the statements ``before``."""
-    program = f"import sys; {before}; from filip.__main__ import main; main()"
-    return subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=False)
 
 
 def test_the_list_needs_no_third_party_package_and_a_group_lists_its_own() -> None:
@@ -105,13 +100,12 @@ def test_worker_processes_start_under_the_command(tmp_path: Path) -> None:
         ("data", "prepare", f"source={tmp_path}/pairs.csv", f"out={tmp_path}/list.parquet"),
         ("data", "text_rules", "source=cc3m", *places, "processes=2"),
     ):
-        result = filip_command(*arguments)
-        assert result.returncode == 0, result.stderr
+        run_well("-c", SCRIPT, *arguments)
     assert (tmp_path / "kept.parquet").is_file()
 
 
 def test_the_version_is_said_and_the_import_is_light() -> None:
-    assert filip_command("--version").stdout == f"filip {filip.__version__}\n"
+    assert run_python("-c", SCRIPT, "--version").stdout == f"filip {filip.__version__}\n"
     program = """
 import os, sys
 before = dict(os.environ)

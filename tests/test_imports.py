@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.support.processes import run_python
+from tests.support.processes import run_well
 
 DRAWING = {"matplotlib"}
 STATISTICS = {"scipy.stats", "sklearn", "pandas"}
@@ -40,6 +40,5 @@ print(json.dumps(found))
 @pytest.mark.parametrize("started", [STARTED, REPORT], ids=["commands", "report"])
 def test_what_a_command_need_not_have_is_not_imported(started: dict[str, set[str]]) -> None:
     lists = {name: sorted(forbidden) for name, forbidden in started.items()}
-    done = run_python("-c", IMPORTED, json.dumps(lists))
-    assert done.returncode == 0, done.stderr
+    done = run_well("-c", IMPORTED, json.dumps(lists))
     assert json.loads(done.stdout) == {name: [] for name in started}

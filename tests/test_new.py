@@ -3,8 +3,6 @@
 import csv
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -26,6 +24,7 @@ from filip.train.config import TrainConfig
 from filip.train.engine import resolve_batching
 from filip.train.training_data import fit_to_pairs
 from tests.eval.miniature import picture
+from tests.support.processes import run_well
 from tests.support.snakemake_runs import environment_of, run_study, write_clone
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -68,9 +67,7 @@ def test_three_commands_lead_from_a_folder_to_explorer_table_and_export(tmp_path
     assert sum(1 for file in photos.rglob("*") if file.is_symlink() or file.is_file()) == 149
 
     def filip(*arguments: str) -> str:
-        command = [sys.executable, "-m", "filip", *arguments]
-        done = subprocess.run(command, cwd=clone, env=environment_of(clone), capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+        done = run_well("-m", "filip", *arguments, cwd=clone, variables=environment_of(clone))
         return done.stdout + done.stderr
 
     said = filip("new", "mine", str(photos))

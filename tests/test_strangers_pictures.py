@@ -10,8 +10,6 @@ import http.server
 import json
 import re
 import shutil
-import subprocess
-import sys
 import tarfile
 import threading
 from pathlib import Path
@@ -21,6 +19,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from tests.support.processes import run_well
 from tests.support.snakemake_runs import environment_of, run_study, write_clone
 
 STAMPS = Path("/usr/share/tuxpaint/stamps")
@@ -98,9 +97,8 @@ def urls(folder: Path) -> Path:
 @pytest.mark.parametrize("shape", [table, many_lines, classes, metadata, urls])
 def test_a_study_of_a_strangers_pictures_ends_in_its_report(tmp_path: Path, shape) -> None:
     clone, pictures = write_clone(tmp_path / "filip"), shape(tmp_path)
-    command = [sys.executable, "-m", "filip", "new", "mine", str(pictures), "gpus=0"]
-    done = subprocess.run(command, cwd=clone, env=environment_of(clone), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    given = ["new", "mine", str(pictures), "gpus=0"]
+    done = run_well("-m", "filip", *given, cwd=clone, variables=environment_of(clone))
     ((trained, tested),) = re.findall(r"(\d+) pictures to train on \(fewer than 1,000 .* (\d+) held out", done.stderr)
     if shape is urls:  # split by a hash of the URL, which has a port
         assert abs(int(tested) - 30) <= 12 and int(trained) + int(tested) == 60

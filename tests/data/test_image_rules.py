@@ -21,6 +21,7 @@ from filip.data.fetching.image_rules import CheckedResizer, inspect
 from filip.images.rgb import UNDECODABLE
 from filip.loading.transforms import decode
 from tests.data import hostile
+from tests.support.processes import run_well
 from tests.support.shards import encoded
 
 WHITE = (255, 255, 255)
@@ -170,9 +171,7 @@ def test_one_image_takes_bounded_memory(tmp_path: Path) -> None:
     for mode, colour in (("RGBA", (9, 99, 200, 90)), ("I;16", 30_000), ("LA", (9, 90))):
         Image.new(mode, (3000, 3000), colour).save(tmp_path / f"{mode[:2]}.png")
     names = [str(tmp_path / f"{name}.png") for name in ("small", "RG", "I;", "LA")]
-    run = subprocess.run([sys.executable, "-c", PEAK, *names], capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    assert int(run.stdout) < 25 * 3000 * 3000
+    assert int(run_well("-c", PEAK, *names).stdout) < 25 * 3000 * 3000
 
 
 def test_postscript_does_not_reach_ghostscript(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,8 +4,6 @@ import contextlib
 import errno
 import gc
 import os
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,7 @@ from filip.images.eval_transform import EvalTransform
 from filip.loading import loader as loading
 from filip.loading.config import Source
 from tests.data.pair_shards import Pairs, assert_same, key_of, keys, loader, write_pairs
-from tests.support.processes import run_python
+from tests.support.processes import run_well
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*worker processes in total")
 
@@ -103,7 +101,7 @@ def test_a_process_ends_although_its_loader_s_workers_ignore_signals(pairs: Pair
         "sys.kept = batches\n"  # as a traceback keeps it: nothing shuts the worker down before the exit
     )
     arguments = [str(pairs.source.shards), str(pairs.source.captions)]
-    subprocess.run([sys.executable, "-c", program, *arguments], check=True, timeout=120)
+    run_well("-c", program, *arguments, timeout=120)
 
 
 def test_defects_of_the_shards_are_in_the_counters(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -170,8 +168,7 @@ def test_a_window_beyond_the_limit_of_descriptors_still_reads(tmp_path: Path) ->
         "data = DataConfig(sources=[Source(*sys.argv[1:])], workers=0, shuffle_window_shards=120)\n"
         "print(sum(len(batch['key']) for batch in build_loader(StreamConfig(data, 8, 8))))\n"
     )
-    done = run_python("-c", code, data.source.shards, str(data.source.captions))
-    assert done.stdout.strip() == "120", done.stderr
+    assert run_well("-c", code, data.source.shards, str(data.source.captions)).stdout.strip() == "120"
 
 
 @pytest.mark.parametrize("times", [2, 3])

@@ -12,7 +12,7 @@ from PIL import Image
 from filip.models import ModelConfig, build_model, load_preset, save_model
 from tests.eval.miniature import picture
 from tests.support.captions import UNTIDY_CAPTIONS
-from tests.support.processes import run_python
+from tests.support.processes import run_well
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -28,8 +28,7 @@ def run_without_us(program: str, folder: Path) -> None:
     """Run a program in a process that cannot import this project, nor reach a hub."""
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     environment |= {"HF_HOME": str(folder / "hub"), "HF_HUB_OFFLINE": "1"}
-    run = run_python("-c", ALONE.format(root=str(ROOT)) + program, variables=environment, cwd=folder)
-    assert run.returncode == 0, run.stderr[-3000:]
+    run_well("-c", ALONE.format(root=str(ROOT)) + program, variables=environment, cwd=folder)
 
 
 def write_inputs(folder: Path, pictures: list[Image.Image]) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from late_interaction import adapters
 from late_interaction.adapters import MultiVectorSymmetricLoss, colbert_scores, mean_colbert_scores
-from tests.support.processes import run_python
+from tests.support.processes import run_well
 
 BACKENDS = ("reference", "tiled", "auto")
 
@@ -174,8 +174,7 @@ def test_a_library_scores_by_the_engine_after_one_line(package: str) -> None:
     if find_spec(package) is None:
         pytest.skip(f"pip install {package.replace('_', '-')}, in an environment of its own")
     scorers = [f"{package}.{scorer}" for scorer in _SCORERS[package]]
-    done = run_python("-c", _DOORS, f"patch_{package}", *scorers)
-    assert done.returncode == 0, done.stderr
+    run_well("-c", _DOORS, f"patch_{package}", *scorers)
 
 
 def test_a_version_without_the_place_is_named() -> None:

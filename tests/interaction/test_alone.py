@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from packaging.utils import canonicalize_name
 
-from tests.support.processes import run_python
+from tests.support.processes import run_well
 
 ROOT = Path(__file__).parents[2]
 _IMPORT = """
@@ -53,6 +53,4 @@ def test_only_pytorch_is_imported(tmp_path: Path) -> None:
     script = tmp_path / "alone.py"
     script.write_text(f"ALLOWED = {sorted(allowed)}\n{_IMPORT}")
     variables = {**os.environ, "PYTHONPATH": str(ROOT / "late-interaction")}
-    done = run_python("-P", str(script), variables=variables, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "False"
+    assert run_well("-P", str(script), variables=variables, cwd=tmp_path).stdout.strip() == "False"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from late_interaction import native, native_build
-from tests.support.processes import run_python
+from tests.support.processes import run_well
 
 HERE = Path(__file__).parent
 FILES = ("test_native.py", "test_fuzz.py", "test_smooth.py")
@@ -21,6 +21,5 @@ def test_with_emulated_tiles(tmp_path: Path) -> None:
     header = f'-DINTERACTION_TILES_HEADER="{HERE / "emulated_tiles.h"}"'
     variables = {**os.environ, "CXX": f"c++ {shlex.quote(header)}", native_build.CACHE_VARIABLE: str(tmp_path)}
     files = [str(HERE / name) for name in FILES]
-    done = run_python("-m", "pytest", "-q", "-n", "0", "-k", "amx or tiles", *files, variables=variables)
-    assert done.returncode == 0, done.stdout
+    done = run_well("-m", "pytest", "-q", "-n", "0", "-k", "amx or tiles", *files, variables=variables)
     assert "skipped" not in done.stdout.splitlines()[-1]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from late_interaction import native_build
-from tests.support.processes import run_python
+from tests.support.processes import run_well
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -26,20 +26,12 @@ for environment in json.loads(sys.argv[1]):
 """
 
 
-def _ask(*environments: dict[str, str]) -> list[str]:
-    process = run_python("-c", _ASK, json.dumps(environments))
-    assert process.returncode == 0, process.stderr
-    return process.stdout.splitlines()
-
-
 @pytest.mark.slow
 def test_without_a_compiler_there_is_one_line_and_no_crash(tmp_path: Path) -> None:
     cache = {"LATE_INTERACTION_CACHE": str(tmp_path)}
-    absent, no_path, useless = _ask(
-        {"CXX": "/nonexistent/c++", **cache},
-        {"PATH": "", **cache},
-        {"CXX": "false", **cache},  # it is there, but compiles nothing
-    )
+    environments = [{"CXX": "/nonexistent/c++"}, {"PATH": ""}, {"CXX": "false"}]  # which compiles nothing
+    given = json.dumps([one | cache for one in environments])
+    absent, no_path, useless = run_well("-c", _ASK, given).stdout.splitlines()
     assert "no C++ compiler ('/nonexistent/c++'" in absent
     assert "no C++ compiler ('c++'" in no_path
     assert "compilation failed" in useless
@@ -55,8 +47,7 @@ def test_an_editable_installation_has_compiled_when_it_ends(tmp_path: Path) -> N
     shutil.copytree(ROOT / "late-interaction", tmp_path / "loss", ignore=shutil.ignore_patterns("build", "*.egg-info"))
     variables = {**os.environ, "CXX": str(compiler), native_build.CACHE_VARIABLE: str(tmp_path / "cache")}
     pip = ["-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "--target", str(tmp_path / "there"), "-e"]
-    done = run_python(*pip, "./loss", variables=variables, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr[-2000:]
+    run_well(*pip, "./loss", variables=variables, cwd=tmp_path)
     assert len(list(tmp_path.glob("cache/native-*/kernels.so"))) == 1
 
 

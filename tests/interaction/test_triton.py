@@ -4,8 +4,10 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
-from tests.support.processes import run_python
+from late_interaction import late_interaction
+from tests.support.processes import run_well
 
 pytest.importorskip("triton")
 HERE = Path(__file__).parent
@@ -13,9 +15,7 @@ ROOT = HERE.parent.parent
 
 
 def run(*arguments: str, **environment: str) -> str:
-    done = run_python(*arguments, variables={**os.environ, **environment}, cwd=ROOT, timeout=550)
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
-    return done.stdout
+    return run_well(*arguments, variables={**os.environ, **environment}, cwd=ROOT, timeout=550).stdout
 
 
 @pytest.mark.slow
@@ -37,16 +37,7 @@ def test_kernels_compile_for_four_gpus_within_their_shared_memory(tmp_path: Path
         assert int(shared) <= 1024 * most[card], made
 
 
-@pytest.mark.slow
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter runs here")
 def test_on_this_cpu_it_says_why_not() -> None:
-    if os.environ.get("TRITON_INTERPRET") == "1":
-        pytest.skip("the interpreter runs here")
-    code = """
-import torch
-from late_interaction import late_interaction
-try:
-    late_interaction(torch.zeros(1, 2, 8), torch.zeros(2, 8), torch.tensor([2]), backend="triton")
-except ValueError as error:
-    print(error)
-"""
-    assert "run on CUDA devices, not on cpu; use 'tiled' or 'auto'" in run("-c", code)
+    with pytest.raises(ValueError, match="run on CUDA devices, not on cpu; use 'tiled' or 'auto'"):
+        late_interaction(torch.zeros(1, 2, 8), torch.zeros(2, 8), torch.tensor([2]), backend="triton")

@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 
 class Process(subprocess.Popen[bytes]):
@@ -44,6 +45,13 @@ def run_python(
     """Run Python to its end."""
     command = [sys.executable, *arguments]
     return subprocess.run(command, env=variables, cwd=cwd, timeout=timeout, capture_output=True, text=True)
+
+
+def run_well(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run Python to its end, as :func:`run_python` does; a code that is not 0 fails the test."""
+    done = run_python(*arguments, **options)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+    return done
 
 
 def kill_group(running: Process | subprocess.Popen[bytes]) -> None:

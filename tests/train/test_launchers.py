@@ -28,14 +28,11 @@ from filip.train.ranks import Ranks as RankPlace
 from filip.train.ranks import start_ranks
 from tests.support.launched_ranks import environment
 from tests.support.ports import free_port
-from tests.support.processes import Process
+from tests.support.processes import Process, run_well
 from tests.support.training import train_arguments
 
 BIN = Path(sys.executable).parent
-
-
-def launched() -> dict[str, str]:
-    return environment(PATH=f"{BIN}:{os.environ['PATH']}")
+LAUNCHED = environment(PATH=f"{BIN}:{os.environ['PATH']}")
 
 
 @pytest.mark.slow
@@ -47,7 +44,7 @@ def test_stopped_under_deepspeed_and_finished_under_torchrun(squares: Path, tmp_
     with open(log, "wb") as out:
         command = [str(BIN / "deepspeed"), "--num_gpus", "2", "--master_port", str(free_port())]
         command += ["--module", "filip.train"]
-        launcher = subprocess.Popen([*command, *arguments], env=launched(), stdout=out, stderr=out)
+        launcher = subprocess.Popen([*command, *arguments], env=LAUNCHED, stdout=out, stderr=out)
         while "training: 4 of " not in log.read_text() and launcher.poll() is None:
             time.sleep(0.05)
         trainers = [
@@ -61,7 +58,7 @@ def test_stopped_under_deepspeed_and_finished_under_torchrun(squares: Path, tmp_
         assert launcher.wait(60) == 85, log.read_text()[-2000:]
     assert len(complete_checkpoints(run / "checkpoints")) == 1
     command = [str(BIN / "torchrun"), "--standalone", "--nproc_per_node", "2", "-m", "filip.train"]
-    done = subprocess.run([*command, *arguments], env=launched(), capture_output=True, text=True, timeout=240)
+    done = subprocess.run([*command, *arguments], env=LAUNCHED, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-2000:]
     for message in ("batch ", "schedule ", "memory ", "loader ", "resumed from"):
         assert message in done.stderr
@@ -169,8 +166,7 @@ def test_a_rank_has_the_threads_of_its_launcher_whatever_snakemake_says(
     """Snakemake sets MKL_NUM_THREADS to all threads of a job, which PyTorch would follow."""
     code = "from filip.train.ranks import start_ranks; start_ranks(); import torch; print(torch.get_num_threads())"
     given = environment(MKL_NUM_THREADS="2", DS_ACCELERATOR="cpu", **variables)
-    done = subprocess.run([sys.executable, "-c", code], env=given, capture_output=True, text=True, timeout=120)
-    assert done.stdout.split()[-1:] == [str(threads)], done.stderr[-1000:]
+    assert run_well("-c", code, variables=given, timeout=120).stdout.split()[-1:] == [str(threads)]
 
 
 WAITING = """

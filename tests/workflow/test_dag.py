@@ -9,7 +9,7 @@ import yaml
 
 from filip.data.cards import load_source
 from filip.study import Study
-from tests.support.processes import run_python
+from tests.support.processes import run_well
 from tests.support.snakemake_runs import environment_of, run_snakemake, study_command
 from workflow.study import ROOT, WorkflowStudy
 
@@ -26,17 +26,18 @@ def study(name: str) -> dict:
     return yaml.safe_load((ROOT / f"workflow/config/{name}.yaml").read_text())
 
 
-def plan(clone: Path, config: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return run_snakemake("-n", *arguments, cwd=clone, config=config)
+def planned(clone: Path, config: Path) -> str:
+    """Return what a dry run prints."""
+    done = run_snakemake("-n", cwd=clone, config=config)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("study", STUDIES)
 def test_dry_run_prints_the_complete_dag_without_data(clone: Path, study: str) -> None:
-    done = plan(clone, Path(f"workflow/config/{study}.yaml"))
-    assert done.returncode == 0, done.stdout + done.stderr
+    printed = planned(clone, Path(f"workflow/config/{study}.yaml"))
     config = yaml.safe_load((clone / f"workflow/config/{study}.yaml").read_text())
-    printed = done.stdout + done.stderr
     written_out = Study(config)
     for run in [*written_out.runs, *written_out.trials]:
         assert f"models/{run}.safetensors" in printed
@@ -67,8 +68,7 @@ def test_dry_run_prints_the_complete_dag_without_data(clone: Path, study: str) -
 @pytest.mark.slow
 def test_a_study_is_planned_in_another_folder(clone: Path, tmp_path: Path) -> None:
     command = ["-m", "snakemake", "-s", str(clone / "Snakefile"), "--directory", str(tmp_path), "--cores", "2", "-n"]
-    done = run_python(*command, variables=environment_of(clone), cwd=tmp_path, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = run_well(*command, variables=environment_of(clone), cwd=tmp_path)
     assert job_counts(done.stdout + done.stderr)["summary"] == 1
 
 
@@ -80,8 +80,7 @@ def test_a_study_is_a_module_of_another_workflow(clone: Path, tmp_path: Path) ->
         "rule all:\n    default_target: True\n    input: rules.filip_all.input\n"
     )
     variables = {**environment_of(clone), "PYTHONPATH": ""}
-    done = run_python("-m", "snakemake", "--cores", "2", "-n", variables=variables, cwd=tmp_path, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = run_well("-m", "snakemake", "--cores", "2", "-n", variables=variables, cwd=tmp_path)
     assert f"jobs import {clone}" in done.stdout
     assert job_counts(done.stdout + done.stderr)["filip_summary"] == 1
 
@@ -93,9 +92,8 @@ def test_jobs_share_each_stage_of_each_source(clone: Path, tmp_path: Path) -> No
     (tmp_path / "own").mkdir()
     (clone / "data/mine.yaml").write_text(f"title: T\nimages: {tmp_path}/own\nback_translation: null\n")
     (tmp_path / "base.yaml").write_text(yaml.safe_dump(config))
-    done = plan(clone, tmp_path / "base.yaml")
-    assert done.returncode == 0, done.stdout + done.stderr
-    parts = {name: number for name, number in job_counts(done.stdout).items() if name.endswith("_part")}
+    counts = job_counts(planned(clone, tmp_path / "base.yaml"))
+    parts = {name: number for name, number in counts.items() if name.endswith("_part")}
     stages = ("url_list", "text_rules", "download", "ingest")
     assert parts == {"translate_part": 10, "score_part": 10, **{f"{name}_part": 5 for name in stages}}
 
@@ -130,12 +128,8 @@ def test_every_rule_to_which_the_profile_of_a_cluster_gives_resources_exists() -
 
 @pytest.mark.slow
 def test_a_dry_run_on_a_cluster_shows_time_and_memory_of_each_job(clone: Path) -> None:
-    done = run_python(
-        *("-m", "snakemake", "--configfile", "workflow/config/base.yaml", "--profile", "workflow/profiles/slurm", "-n"),
-        variables=environment_of(clone),
-        cwd=clone,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    given = ("--configfile", "workflow/config/base.yaml", "--profile", "workflow/profiles/slurm", "-n")
+    done = run_well("-m", "snakemake", *given, variables=environment_of(clone), cwd=clone)
     jobs = re.findall(r"^(?:rule|checkpoint) (\w+):\n(.*?)^\[", done.stdout + "[", re.MULTILINE | re.DOTALL)
     granted: dict[str, tuple[int, int]] = {}
     for rule, text in jobs:
