@@ -8,8 +8,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 import tomllib
 import typing
 import urllib.parse
@@ -26,35 +24,23 @@ from filip.__main__ import commands as filip_commands
 from filip.train.config import TrainConfig
 from tests.eval.miniature import write_model, write_webdataset
 from tests.report.results import STUDY, write, write_results
-from tests.support.processes import run_python
+from tests.support.manual import code_of
+from tests.support.processes import run_python, run_well
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def build(project: Path) -> subprocess.CompletedProcess[str]:
-    """Build ``project/mkdocs.yml`` into ``project/site``."""
-    # A proxy that nobody listens to: whatever asks the network fails.
-    offline = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
-    return subprocess.run(
-        [sys.executable, "-m", "zensical", "build", "--strict", "--config-file", "mkdocs.yml"],
-        cwd=project, env={**os.environ, **offline}, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-
-
-def project(folder: Path) -> Path:
-    """Copy what the documentation is built from."""
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("docs")
     for name in ("docs", "bench"):
         shutil.copytree(ROOT / name, folder / name)
     (folder / "filip").symlink_to(ROOT / "filip")
     shutil.copy(ROOT / "mkdocs.yml", folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = project(tmp_path_factory.mktemp("docs"))
-    done = build(folder)
-    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    # A proxy that nobody listens to: whatever asks the network fails.
+    offline = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
+    command = ("-m", "zensical", "build", "--strict", "--config-file", "mkdocs.yml")
+    run_well(*command, variables={**os.environ, **offline}, cwd=folder)
     return folder / "site"
 
 
@@ -139,7 +125,7 @@ def fields_of(schema: typing.Any, prefix: str = "") -> set[str]:
     return names
 
 
-def test_the_python_of_the_interaction_page_runs() -> None:
+def test_the_python_of_the_interaction_page_runs(capsys: pytest.CaptureFixture[str]) -> None:
     """Its blocks run one after the other in one namespace, with the variables of a training step at that point."""
     generator = torch.Generator().manual_seed(0)
 
@@ -153,20 +139,13 @@ def test_the_python_of_the_interaction_page_runs() -> None:
         "image": SimpleNamespace(tokens=unit(3, 5, 8), pooled=unit(3, 8)),
         "text": SimpleNamespace(tokens=unit(9, 8), pooled=unit(3, 8)), "model": torch.nn.Identity(),
     }  # fmt: skip
-    page = (ROOT / "docs/interaction.md").read_text()
     absent = [name for name in ("pylate",) if importlib.util.find_spec(name) is None]
-    for block in re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL):
+    for block in code_of("interaction.md"):
         if not any(f"from {name}" in block for name in absent):
             exec("from late_interaction import *\n" + block, namespace)
     assert namespace["image_tokens"].grad.abs().sum() > 0
     assert namespace["loss"] > namespace["token"].loss
-
-
-def blocks(page: str, language: str, section: str) -> list[str]:
-    """Return the code in ``language`` that a page shows in one of its sections."""
-    text = (ROOT / "docs" / page).read_text()
-    text = re.search(rf"^## {section}$(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)[1]
-    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    assert "found 100%" in capsys.readouterr().out
 
 
 @pytest.fixture
@@ -177,7 +156,7 @@ def my_package(tmp_path: Path) -> dict[str, str]:
     about.mkdir()
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: my-package\nVersion: 1.0\n")
     for section in ("A loss term", "An optimiser", "An evaluation protocol", "A model of somebody else"):
-        codes, [toml] = blocks("extending.md", "python", section), blocks("extending.md", "toml", section)
+        codes, [toml] = code_of("extending.md", section), code_of("extending.md", section, "toml")
         [[group, entries]] = tomllib.loads(toml)["project"]["entry-points"].items()
         with open(about / "entry_points.txt", "a") as file:
             file.write(f"[{group}]\n")
@@ -192,8 +171,7 @@ def my_package(tmp_path: Path) -> dict[str, str]:
 def test_a_training_is_planned_with_the_pages_term_and_optimiser(my_package: dict[str, str]) -> None:
     terms = ["loss.my_term=0.5", "loss.my_margin={weight: 0.5, margin: 0.1}"]
     plan = ["-m", "filip", "train", "plan", "experiment=one_gpu", "optimizer.name=sgd", *terms]
-    done = run_python(*plan, variables=my_package)
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = run_well(*plan, variables=my_package)
     # SGD keeps nothing, so the plan has no moments
     assert "gradients" in done.stdout and "moments" not in done.stdout, done.stdout
 
@@ -222,16 +200,14 @@ for wrong, words in (("margn: 1", "did you mean 'margin'"), ("margin: -1", "at l
     except UserError as error:
         assert words in str(error), error
 """
-    done = run_python("-c", code, variables=my_package)
-    assert done.returncode == 0, done.stderr
+    run_well("-c", code, variables=my_package)
 
 
 @pytest.mark.slow
 def test_the_model_of_the_extending_page_is_evaluated_by_its_prefix(my_package: dict[str, str], tmp_path: Path) -> None:
     write_webdataset(tmp_path / "demo_fluent", None, [["text " * (i + 1)] for i in range(6)])
     more = [f"root={tmp_path}", "data=demo_fluent", "protocols=[retrieval]", f"out={tmp_path}/out"]
-    done = run_python("-m", "filip", "eval", "model=colours:plain", *more, variables=my_package, cwd=ROOT)
-    assert done.returncode == 0, done.stdout + done.stderr
+    run_well("-m", "filip", "eval", "model=colours:plain", *more, variables=my_package, cwd=ROOT)
     result = json.loads((tmp_path / "out/retrieval/demo_fluent.json").read_text())
     assert result["benchmarks"]["demo_fluent"]["images"] == 6
     done = run_python("-m", "filip", "eval", "model=colour:plain", *more, variables=my_package, cwd=ROOT)
@@ -242,12 +218,8 @@ def test_the_model_of_the_extending_page_is_evaluated_by_its_prefix(my_package: 
 def test_the_pages_protocol_is_run_and_has_line_and_table(my_package: dict[str, str], tmp_path: Path) -> None:
     write_webdataset(tmp_path / "demo_fluent", None, [[f"text {i}"] for i in range(6)])
     model = write_model(tmp_path / "m.safetensors")
-    command = [
-        sys.executable, "-m", "filip", "eval", f"model={model}", f"root={tmp_path}", "data=demo_fluent",
-        "protocols=[agreement]", f"out={tmp_path}/out",
-    ]  # fmt: skip
-    done = subprocess.run(command, env=my_package, capture_output=True, text=True, timeout=120, cwd=ROOT)
-    assert done.returncode == 0, done.stdout + done.stderr
+    given = [f"model={model}", f"root={tmp_path}", "data=demo_fluent", "protocols=[agreement]"]
+    done = run_well("-m", "filip", "eval", *given, f"out={tmp_path}/out", variables=my_package, cwd=ROOT)
     result = json.loads((tmp_path / "out/agreement/demo_fluent.json").read_text())
     assert result["protocol"] == "agreement" and result["benchmarks"]["demo_fluent"]["n"] == 6
     cosine = result["benchmarks"]["demo_fluent"]["cosine"]
@@ -258,17 +230,7 @@ def test_the_pages_protocol_is_run_and_has_line_and_table(my_package: dict[str, 
     write(results / "study.json", {**STUDY, "eval": {**STUDY["eval"], "agreement": ["demo_fluent"]}})
     write(results / "eval/filip/agreement/all.json", result)
     command = ("-m", "filip.report.tables", f"results={results}", "resamples=10")
-    done = run_python(*command, variables=my_package, cwd=ROOT)
-    assert done.returncode == 0, done.stdout + done.stderr
+    run_well(*command, variables=my_package, cwd=ROOT)
     table = json.loads((results / "tables/tables.json").read_text())["tables"]["agreement"]
     shown = {row["run"]: row["cells"]["demo_fluent"]["value"] for row in table["rows"]}
     assert shown == {"clip": None, "late": None, "filip": cosine} and table["title"] == "Agreement (cosine)"
-
-
-def test_the_text_rule_of_the_extending_page_drops_what_it_says() -> None:
-    """It runs in a separate process, since it registers a rule."""
-    [code] = blocks("extending.md", "python", "A text rule")
-    shown = "\nfrom filip.data.lists.caption_filters import PYTHON_RULES\n"
-    shown += "assert PYTHON_RULES['shouting'].drops(['AAA', 'a'], None) == [True, False]"
-    done = run_python("-c", code + shown)
-    assert done.returncode == 0, done.stderr

@@ -2,7 +2,6 @@ import csv
 import json
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from filip.data.lists.language import are_english
 from filip.data.prepare import prepare
 from filip.data.text_rules import TextRulesConfig, apply_text_rules, main
 from tests.support.captions import language_accuracy, verdicts_on_kinds
+from tests.support.manual import code_of
 
 MEANINGLESS_CAPTIONS = {
     "file_name": ["img_0.jpg", "DSC01234.JPG", "photo (1).jpeg", "a-small-dog_300x200.webp", "Screenshot 12.png"],
@@ -236,12 +236,9 @@ def test_any_number_of_threads_gives_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_a_rule_in_python_is_one_registered_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The function is that of docs/extending.md."""
     monkeypatch.setattr(caption_filters, "PYTHON_RULES", dict(caption_filters.PYTHON_RULES))
-
-    @caption_filters.python_rule("shouting", applies=lambda settings: settings.meaningless)
-    def shouting(captions: Sequence[str], settings: TextRuleSettings) -> list[bool]:
-        return [caption.isupper() for caption in captions]
-
+    exec(code_of("extending.md", "A text rule")[0], {})
     captions = ["a dog on a beach", "A DOG ON A BEACH", "ein Hund liegt am Strand und schläft"]
     table = pa.table({"url": [f"http://x/{n}" for n in range(3)], "caption": captions})
     pq.write_table(table, tmp_path / "list.parquet")

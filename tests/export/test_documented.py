@@ -2,8 +2,6 @@
 
 import json
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,8 +10,9 @@ import pytest
 from filip.export.__main__ import Export, export
 from filip.models import ModelConfig
 from tests.eval.miniature import picture
+from tests.support.manual import code_of
+from tests.support.processes import run_well
 
-PAGE = Path(__file__).resolve().parents[2] / "docs/models.md"
 RUN = """
 import json, os, sys
 sys.path.insert(0, os.path.abspath("exported/a-onnx"))
@@ -39,13 +38,11 @@ def test_the_code_of_the_page_runs_as_written_without_this_project(saved: Callab
         cards[str(folder)] = re.findall(r"^```python\n(.*?)^```$", (folder / "README.md").read_text(), re.M | re.S)[0]
     for name in ("bicycle", "cat"):
         picture(len(name), 250).save(tmp_path / f"{name}.jpg")
-    page = PAGE.read_text()
-    blocks = re.findall(r"^```python\n(.*?)^```$", page[page.index("## Exports") :], re.M | re.S)
+    blocks = code_of("models.md", "Exports")
     assert [re.search(r"transformers|sentence|onnx", block)[0] for block in blocks] == [  # type: ignore[index]
         "transformers",
         "sentence",
         "onnx",
     ]
     (tmp_path / "blocks.json").write_text(json.dumps([blocks, cards]))
-    run = subprocess.run([sys.executable, "-c", RUN], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr
+    run_well("-c", RUN, cwd=tmp_path)

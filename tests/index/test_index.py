@@ -1,7 +1,6 @@
 """An index of real image files: what it finds is what exact scoring finds, and it follows its folder."""
 
 import os
-import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from filip.search import __main__ as search
 from filip.search.ranking import query_of, rank
 from tests.eval.miniature import write_model
 from tests.index.folders import build_index, exact, index_of, write_images
+from tests.support.manual import code_of
 
 TEXTS = ["a red dog on the beach", "two black cats", "a lamp"]
 
@@ -30,18 +30,6 @@ TEXTS = ["a red dog on the beach", "two black cats", "a lamp"]
 def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     folder = tmp_path_factory.mktemp("indexed")
     return folder, index_of(folder, 40, interaction=request.param)
-
-
-@pytest.mark.parametrize("text", TEXTS)
-def test_it_finds_what_exact_scoring_of_all_images_finds(built: tuple[Path, str], text: str) -> None:
-    folder, model = built
-    index = Index.open(folder / "index")
-    scorer = load_scorer(model)
-    hits = rank(index, scorer, query_of(scorer, text, "all"))[:10]
-    index.close()
-    expected = exact(model, sorted((folder / "photos").iterdir()), text)[:10]
-    assert [hit.path for hit in hits] == [path for path, _ in expected]
-    assert [hit.score for hit in hits] == pytest.approx([score for _, score in expected], abs=1e-5)
 
 
 def test_a_second_build_encodes_and_forgets_what_changed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -141,19 +129,13 @@ def test_a_damaged_index_is_refused(built: tuple[Path, str], tmp_path: Path, fil
     assert "\n" not in str(message.value)
 
 
-def documented(word: str) -> str:
-    """Return the code of docs/search.md that has a word."""
-    page = (Path(__file__).resolve().parents[2] / "docs/search.md").read_text()
-    return next(code for code in re.findall(r"^```python\n(.*?)^```$", page, re.M | re.S) if word in code)
-
-
 def test_the_documented_code_prints_what_exact_scoring_finds(
     built: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, model = built
     (tmp_path / "photos.index").symlink_to(folder / "index")
     monkeypatch.chdir(tmp_path)
-    exec(documented('Index.open("photos.index")'), {})
+    exec(next(code for code in code_of("search.md") if 'Index.open("photos.index")' in code), {})
     results = [line.rsplit(" ", 1) for line in capsys.readouterr().out.splitlines()]
     expected = exact(model, sorted((folder / "photos").iterdir()), "a red bicycle", "content")[:5]
     assert [path for path, _ in results] == [path for path, _ in expected]
@@ -168,7 +150,7 @@ def test_qdrant_finds_with_the_documented_code_what_the_index_finds(
 
     folder, model = built
     (tmp_path / "photos.index").symlink_to(folder / "index")
-    block = documented("QdrantClient")
+    block = next(code for code in code_of("search.md") if "QdrantClient" in code)
     shown = {'QdrantClient("http://localhost:6333")': 'QdrantClient(":memory:")', "filip.safetensors": model}
     for before, after in {**shown, "a red bicycle": text}.items():
         assert before in block
