@@ -2,9 +2,6 @@
 what axe-core says of it."""
 
 import base64
-import io
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +19,15 @@ from filip.explore.export import ExplorerExport
 from filip.explore.export import main as export
 from filip.explore.names import encode_query
 from tests.eval.miniature import picture
-from tests.support.browser import NoBrowser, chromium, firefox
+from tests.support.browser import chromium, firefox
+from tests.support.shards import encoded
 
 pytestmark = pytest.mark.system
 ROOT = Path(__file__).resolve().parents[2]
 SCENES = sorted((ROOT / "docs/scenes").glob("*.png"))
 CAPTIONS = [scene.with_suffix(".txt").read_text().strip() for scene in SCENES]
 
-Evaluate = Callable[..., Any]
+BUSY = "async () => { while (!app.result) await new Promise((go) => setTimeout(go, 5)); }"
 SEARCH = "async (text) => (await app.feed.search(text)).models[0].order.slice(0, 2)"
 DROP = """async (encoded) => {
     const bytes = Uint8Array.from(atob(encoded), (letter) => letter.charCodeAt(0)), before = app.uploads.length;
@@ -56,20 +54,6 @@ def model() -> Model:
     return load("emoji", device="cpu")
 
 
-@pytest.fixture(scope="module", params=["chromium", "firefox"])
-def evaluate(request: pytest.FixtureRequest, page: Path) -> Iterator[Evaluate]:
-    with ExitStack() as stack:
-        try:
-            open_page = stack.enter_context(chromium()).new_page if request.param == "chromium" else None
-            view: Any = open_page() if open_page else stack.enter_context(firefox())
-        except NoBrowser as error:
-            pytest.skip(str(error))
-        view.goto(page.as_uri())
-        busy = "async () => { while (!app.result) await new Promise((go) => setTimeout(go, 5)); }"
-        view.evaluate(busy)
-        yield view.evaluate
-
-
 NAMES = ["Jowar", "Goosberry", "wapiti", "Rohu, Catla", "a snake"]  # of foods and animals; the model knows the last
 
 
@@ -83,13 +67,10 @@ def test_a_caption_of_which_the_model_knows_no_word_ranks_by_all_its_tokens(tmp_
     with pytest.raises(UserError, match="never learned “Jowar”"):
         encode_query(scorer, "Jowar")
     exact = torch.cat([scorer.similarity(images, encode_query(scorer, text, caption=True)).t2i for text in NAMES], 1)
-    with ExitStack() as stack:
-        try:
-            view = stack.enter_context(chromium()).new_page()
-        except NoBrowser as error:
-            pytest.skip(str(error))
+    with chromium() as browser:
+        view = browser.new_page()
         view.goto(out.as_uri())
-        view.evaluate("async () => { while (!app.result) await new Promise((go) => setTimeout(go, 5)); }")
+        view.evaluate(BUSY)
         assert [view.evaluate(SEARCH, text)[0] for text in NAMES] == exact.argmax(0).tolist()
         view.evaluate("async () => app.search('Jowar')")
         assert view.locator(".chip.unseen").count() > 0
@@ -98,35 +79,32 @@ def test_a_caption_of_which_the_model_knows_no_word_ranks_by_all_its_tokens(tmp_
         assert "never learned “litchi”" in view.locator("#message").inner_text()
 
 
-def dropped() -> list[Image.Image]:
-    """Return twenty pictures that are not in the page: its scenes at another size, cut and mirrored, and noise."""
+@pytest.mark.parametrize("opening", [chromium, firefox])
+def test_twenty_dropped_pictures_find_the_captions_that_pytorch_finds(opening: Any, page: Path, model: Model) -> None:
+    """None is in the page: its scenes at another size, cut and mirrored, and noise."""
     scenes = [Image.open(scene).convert("RGB").resize((150, 130)) for scene in SCENES]
     cut = [scene.crop((7, 0, 137, 121)).transpose(Image.Transpose.FLIP_LEFT_RIGHT) for scene in scenes]
-    return [*cut, *(picture(seed, 150).resize((200, 131)) for seed in range(8))]
-
-
-def test_twenty_dropped_pictures_find_the_captions_that_pytorch_finds(evaluate: Evaluate, model: Model) -> None:
-    pictures = dropped()
+    pictures = [*cut, *(picture(seed, 150).resize((200, 131)) for seed in range(8))]
     exact = model.similarity(pictures, CAPTIONS).i2t
     assert len(pictures) == 20
-    for photo, scores in zip(pictures, exact, strict=True):
-        encoded = io.BytesIO()
-        photo.save(encoded, "PNG")
-        (text, score), _ = evaluate(DROP, base64.b64encode(encoded.getvalue()).decode())
-        assert text == CAPTIONS[int(scores.argmax())]
-        torch.testing.assert_close(torch.tensor(score), scores.max(), atol=3e-3, rtol=0)
+    with opening() as browser:
+        view = browser.new_page() if opening is chromium else browser
+        view.goto(page.as_uri())
+        view.evaluate(BUSY)
+        for photo, scores in zip(pictures, exact, strict=True):
+            shown = base64.b64encode(encoded(photo)).decode()
+            (text, score), _ = view.evaluate(DROP, shown)
+            assert text == CAPTIONS[int(scores.argmax())]
+            torch.testing.assert_close(torch.tensor(score), scores.max(), atol=3e-3, rtol=0)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1440, 390])
 def test_axe_finds_nothing_serious(page: Path, width: int, scheme: Any) -> None:
-    try:
-        with chromium() as browser:
-            view = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
-            view.goto(page.as_uri())
-            view.wait_for_selector("body:not([aria-busy]) .card")
-            result = Axe().run(view).response["violations"]
-    except NoBrowser as error:
-        pytest.skip(str(error))
+    with chromium() as browser:
+        view = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        view.goto(page.as_uri())
+        view.wait_for_selector("body:not([aria-busy]) .card")
+        result = Axe().run(view).response["violations"]
     serious = [(one["id"], one["impact"], len(one["nodes"])) for one in result]
     assert not [one for one in serious if one[1] in ("serious", "critical")], serious

@@ -2,7 +2,6 @@
 
 import base64
 import dataclasses
-import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,8 @@ from filip.explore.names import encode_query
 from filip.models import build_model, save_model
 from tests.eval.miniature import picture, tiny_config
 from tests.explore.conftest import CAPTIONS, FREE, UNHEARD, Prepared, teach
-from tests.support.browser import NoBrowser, chromium
+from tests.support.browser import chromium
+from tests.support.shards import encoded
 
 pytestmark = pytest.mark.system
 DOG = CAPTIONS[2]
@@ -28,11 +28,8 @@ DOG = CAPTIONS[2]
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    try:
-        with chromium() as result:
-            yield result
-    except NoBrowser as error:
-        pytest.skip(str(error))
+    with chromium() as result:
+        yield result
 
 
 class Visit:
@@ -71,15 +68,13 @@ class Visit:
 
 def drop(page: Page, image: Image.Image) -> None:
     """Drop a picture onto the page, as from a file manager."""
-    encoded = io.BytesIO()
-    image.save(encoded, "PNG")
     script = """data => {
         const file = new File([Uint8Array.from(atob(data), letter => letter.charCodeAt(0))], "photo.png",
             {type: "image/png"});
         const dataTransfer = new DataTransfer();
         dataTransfer.items.add(file);
         document.body.dispatchEvent(new DragEvent("drop", {dataTransfer, bubbles: true, cancelable: true})); }"""
-    page.evaluate(script, base64.b64encode(encoded.getvalue()).decode())
+    page.evaluate(script, base64.b64encode(encoded(image)).decode())
 
 
 @pytest.fixture

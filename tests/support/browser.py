@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 from playwright.sync_api import Browser, Error, sync_playwright
 
 # The system's (Debian, Ubuntu: `apt-get install chromium`), before the one that `playwright install` downloads.
@@ -21,21 +22,16 @@ NAMES = ("chromium", "chromium-headless-shell", "chromium-browser", "google-chro
 HOW = "install one with `apt-get install chromium` or `playwright install --with-deps chromium`"
 
 
-class NoBrowser(Exception):
-    """The lack of a browser here; the message says how to get one."""
-
-
 @contextmanager
 def chromium() -> Iterator[Browser]:
-    """Yield a browser, closed at the end. Raises NoBrowser if there is none that starts."""
+    """Yield a browser, closed at the end; the test is skipped if there is none that starts."""
     system = next((path for name in NAMES if (path := shutil.which(name))), None)
     with sync_playwright() as playwright:
         try:
             # Root, as in a container, has no sandbox; all pages are ours.
             browser = playwright.chromium.launch(executable_path=system, args=["--no-sandbox"])
         except Error as error:
-            first = str(error).splitlines()[0]
-            raise NoBrowser(f"no Chromium that starts ({first}): {HOW}") from error
+            pytest.skip(f"no Chromium that starts ({str(error).splitlines()[0]}): {HOW}")
         try:
             yield browser
         finally:
@@ -80,10 +76,10 @@ class Firefox:
 
 @contextmanager
 def firefox() -> Iterator[Firefox]:
-    """Yield a page of a Firefox, closed at the end. Raises NoBrowser if there is none that starts."""
+    """Yield a page of a Firefox, closed at the end; the test is skipped if there is none that starts."""
     program = shutil.which("firefox-esr") or shutil.which("firefox")
     if program is None:
-        raise NoBrowser("no Firefox: install one with `apt-get install firefox-esr`")
+        pytest.skip("no Firefox: install one with `apt-get install firefox-esr`")
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         (Path(profile) / "user.js").write_text('user_pref("marionette.port", 0);\n')
         command = [program, "--headless", "--no-remote", "--marionette", "--profile", profile]
@@ -103,6 +99,6 @@ def _port(file: Path, process: subprocess.Popen[bytes]) -> int:
     until = time.monotonic() + 120
     while not file.exists() or not (written := file.read_text()):
         if process.poll() is not None or time.monotonic() > until:
-            raise NoBrowser("no Firefox that starts: install one with `apt-get install firefox-esr`")
+            pytest.skip("no Firefox that starts: install one with `apt-get install firefox-esr`")
         time.sleep(0.1)
     return int(written)

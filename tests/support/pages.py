@@ -4,10 +4,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
 from playwright.sync_api import Page
 
-from tests.support.browser import NoBrowser, chromium
+from tests.support.browser import chromium
 
 
 def opened(page: Path, *views: dict[str, Any]) -> Iterator[Page]:
@@ -15,20 +14,17 @@ def opened(page: Path, *views: dict[str, Any]) -> Iterator[Page]:
 
     It is no wider than the view, asks nobody and complains of nothing.
     """
-    try:
-        with chromium() as browser:
-            for view in views:
-                width, rest = view["width"], {name: value for name, value in view.items() if name != "width"}
-                tab = browser.new_page(viewport={"width": width, "height": 900}, **rest)
-                tab.set_default_timeout(120_000)
-                heard: list[str] = []
-                tab.on("console", lambda message, heard=heard: heard.append(message.text))
-                tab.on("request", lambda request, heard=heard: heard.append(request.url))
-                tab.goto(page.as_uri())
-                tab.evaluate("document.querySelectorAll('details').forEach(fold => fold.open = true)")
-                assert [line for line in heard if not line.startswith(("file:", "data:"))] == []
-                assert tab.evaluate("document.documentElement.scrollWidth") <= width
-                yield tab
-                tab.close()
-    except NoBrowser as error:
-        pytest.skip(str(error))
+    with chromium() as browser:
+        for view in views:
+            width, rest = view["width"], {name: value for name, value in view.items() if name != "width"}
+            tab = browser.new_page(viewport={"width": width, "height": 900}, **rest)
+            tab.set_default_timeout(120_000)
+            heard: list[str] = []
+            tab.on("console", lambda message, heard=heard: heard.append(message.text))
+            tab.on("request", lambda request, heard=heard: heard.append(request.url))
+            tab.goto(page.as_uri())
+            tab.evaluate("document.querySelectorAll('details').forEach(fold => fold.open = true)")
+            assert [line for line in heard if not line.startswith(("file:", "data:"))] == []
+            assert tab.evaluate("document.documentElement.scrollWidth") <= width
+            yield tab
+            tab.close()
