@@ -24,16 +24,10 @@ def test_a_device_that_is_not_here_is_answered_with_those_that_are(wanted: str) 
         resolve(wanted)
 
 
-@pytest.fixture
-def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Give this machine two accelerators, as torch reports them."""
+def test_an_accelerator_is_what_torch_reports(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: torch.device("xpu"))
     monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
     monkeypatch.setattr(torch.xpu, "get_device_name", lambda _: "New GPU")
-
-
-@pytest.mark.usefixtures("two_gpus")
-def test_an_accelerator_is_what_torch_reports() -> None:
     assert machine() == "2 x New GPU"
     assert [own_device(rank).index for rank in (0, 1, 2)] == [0, 1, 0]
     assert resolve("xpu:1") == torch.device("xpu:1")

@@ -119,12 +119,8 @@ def a_new_study(command: str, workspace: Path) -> None:
     in_process(command.replace(" mine ", f" another{there} "), workspace)
 
 
-def left_to_the_shell(command: str, workspace: Path) -> None:
-    """Leave out what changes the shell alone."""
-
-
-def runs_elsewhere(command: str, workspace: Path) -> None:
-    """Leave out what tests/test_speedrun.py runs with fewer steps."""
+def left_out(command: str, workspace: Path) -> None:
+    """Leave out what changes the shell alone, and what tests/test_speedrun.py runs with fewer steps."""
 
 
 def made(command: str, workspace: Path) -> None:
@@ -171,8 +167,8 @@ def with_a_local_clip(command: str, workspace: Path) -> None:
 
 SHELL: list[tuple[str, Callable[[str, Path], None]]] = [
     (r"(\w+=\S+ )*make [a-z-]+( [A-Z]+=\w+)*", made),
-    (r"\. .venv/bin/activate", left_to_the_shell),
-    (r"python records/speedrun\.py", runs_elsewhere),
+    (r"\. .venv/bin/activate", left_out),
+    (r"python records/speedrun\.py", left_out),
     (r"filip new .*", a_new_study),
     (r"sed .* > workflow/config/\w+\.yaml", whole),
     (r"filip data (prepare|text_rules) .*", whole),

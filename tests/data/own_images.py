@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import webdataset as wds
 from PIL import Image
+
+from tests.support.shards import encoded
 
 # Names as people give them: `%25` is four characters here, not a percent sign.
 CAPTIONS = {
@@ -26,9 +27,7 @@ COLOURS = {name: (20 + 40 * n, 200 - 30 * n, 60 * n) for n, name in enumerate(CA
 
 def picture(name: str, side: int = 240, kind: str = "PNG") -> bytes:
     """Return a picture of one colour, which tells which image it is."""
-    out = io.BytesIO()
-    Image.new("RGB", (side, side), COLOURS[name]).save(out, kind)
-    return out.getvalue()
+    return encoded(Image.new("RGB", (side, side), COLOURS[name]), kind)
 
 
 def write_images(folder: Path) -> Path:

@@ -43,15 +43,11 @@ def drawings(catalogue):
     return {artist.key: catalogue.drawings(artist) for artist in ARTISTS}
 
 
-@pytest.fixture(scope="module")
-def whole_list(catalogue, drawings):
-    """Return the list of the complete corpus without its scenes, as dictionaries; nothing is rendered."""
-    training, _ = train_and_test(catalogue, drawings)
-    return training_table(training, [], plant(catalogue, training), "http://127.0.0.1:1").to_pylist()
-
-
 @pytest.mark.slow
-def test_whole_list_keeps_the_rules(catalogue, whole_list):
+def test_whole_list_keeps_the_rules(catalogue, drawings):
+    """It is that of the complete corpus without its scenes; nothing is rendered."""
+    training, _ = train_and_test(catalogue, drawings)
+    whole_list = training_table(training, [], plant(catalogue, training), "http://127.0.0.1:1").to_pylist()
     assert len(whole_list) + Corpus.scenes == load_source("demo").expected_count
     good = [row for row in whole_list if row["planted"] == ""]
     assert len(good) > 10_000

@@ -26,12 +26,6 @@ def server() -> Iterator[hostile.Hostile]:
         yield running
 
 
-def closed_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
-
-
 def get(url: str, retries: int = 0, **options) -> tuple[bytes | None, str | None, float]:
     """Fetch from the servers of these tests, which are on this machine, unless ``access`` says otherwise."""
     options.setdefault("access", Access(private_hosts=True))
@@ -75,7 +69,9 @@ def test_a_host_of_many_dead_addresses_is_given_up_in_time(monkeypatch: pytest.M
 
 
 def test_addresses_that_lead_nowhere() -> None:
-    assert get(f"http://127.0.0.1:{closed_port()}/a.jpg")[1] == "connection"
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        assert get(f"http://127.0.0.1:{closed.getsockname()[1]}/a.jpg")[1] == "connection"
     assert get("http://no-such-host.invalid/a.jpg")[1] == "dns"
     for url in ("http://[bad/a.jpg", "ftp://127.0.0.1/a.jpg", "data:image/png;base64,AAAA", "nonsense"):
         assert get(url)[1] == "malformed_url", url

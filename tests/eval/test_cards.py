@@ -47,7 +47,6 @@ STATED = {
 }
 CLASSES = {name: classes for name, (classes, _) in STATED.items()}
 SIZES = {name: size for name, (_, size) in STATED.items()} | {"flickr30k": 1000, "mscoco": 5000}
-MEAN_PER_CLASS = {"caltech101", "flowers102", "fgvc_aircraft", "oxford_pets"}
 
 
 class Oracle(Reader):
@@ -172,9 +171,6 @@ def test_every_card_is_whole(name):
             assert load_ensemble(EVAL / "prompts_clip.yaml", str(card.prompts))
     elif card.prompts:
         load_retrieval_prompts(PROMPTS, card.prompts)
-
-
-# From CLIP_benchmark's benchmark/webdatasets.txt, and food101, which is published as clip-benchmark/wds_food101.
 
 
 @pytest.mark.parametrize(

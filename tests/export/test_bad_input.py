@@ -14,8 +14,6 @@ from filip.export.__main__ import Export, export
 from filip.export.formats import FORMATS
 from filip.models import build_model, load_preset
 
-WEIGHTS = "mp_rank_00_model_states.pt"
-
 
 def refuse(model: str | Path, reason: str, to: str = "safetensors", **more: object) -> None:
     out = Path(model).parent / "exported"
@@ -42,14 +40,10 @@ def test_a_truncated_file_is_refused(to: str, saved: Callable[..., str]) -> None
     refuse(file, "not a safetensors file, or is damaged .*incomplete metadata", to)
 
 
-@pytest.mark.parametrize(
-    ("content", "reason"),
-    [(b"", "not a safetensors file"), (b"no weights at all", "not a safetensors file")],
-    ids=["empty", "text"],
-)
-def test_a_file_of_something_else_is_refused(content: bytes, reason: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("content", [b"", b"no weights at all"], ids=["empty", "text"])
+def test_a_file_of_something_else_is_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "m.safetensors").write_bytes(content)
-    refuse(tmp_path / "m.safetensors", reason)
+    refuse(tmp_path / "m.safetensors", "not a safetensors file")
 
 
 def test_weights_of_another_project_are_refused(tmp_path: Path) -> None:

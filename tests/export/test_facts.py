@@ -20,40 +20,28 @@ def card_of(folder: Path) -> str:
 
 
 @pytest.fixture
-def trained(saved: Callable[..., str], tmp_path: Path) -> Callable[[], str]:
-    """Return a writer of a model with the records that a study leaves around it."""
-
-    def write() -> str:
-        file = Path(saved())
-        source = tmp_path / "data" / "shards"
-        source.mkdir(parents=True)
-        (source / "manifest.json").write_text(json.dumps({"title": "Emoji", "license": "CC-BY-SA-4.0"}))
-        sources = [{"shards": str(source), "manifest": str(source / "manifest.json"), "weight": 1.0}]
-        config = {
-            "run": "squares",
-            "run_dir": str(tmp_path),
-            "optimizer": {"base_lr": 0.5},
-            "data": {"sources": sources},
-        }
-        record = {"run": "squares", "config": config, "steps": 12, "pairs": 3456, "epochs": 1.5}
-        file.with_suffix(".json").write_text(json.dumps(record))
-        (tmp_path / "tables").mkdir()
-        (tmp_path / "tables" / "zero_shot.md").write_text("| model | CIFAR-10 |\n")
-        (tmp_path / "data" / "attribution.json").write_text(json.dumps(WORKS))
-        return str(file)
-
-    return write
+def trained(saved: Callable[..., str], tmp_path: Path) -> str:
+    """Write a model with the records that a study leaves around it."""
+    file = Path(saved())
+    source = tmp_path / "data" / "shards"
+    source.mkdir(parents=True)
+    (source / "manifest.json").write_text(json.dumps({"title": "Emoji", "license": "CC-BY-SA-4.0"}))
+    sources = [{"shards": str(source), "manifest": str(source / "manifest.json"), "weight": 1.0}]
+    config = {"run": "squares", "run_dir": str(tmp_path), "optimizer": {"base_lr": 0.5}, "data": {"sources": sources}}
+    record = {"run": "squares", "config": config, "steps": 12, "pairs": 3456, "epochs": 1.5}
+    file.with_suffix(".json").write_text(json.dumps(record))
+    (tmp_path / "tables").mkdir()
+    (tmp_path / "tables" / "zero_shot.md").write_text("| model | CIFAR-10 |\n")
+    (tmp_path / "data" / "attribution.json").write_text(json.dumps(WORKS))
+    return str(file)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("to", FORMATS)
 @pytest.mark.parametrize("by", ["safetensors", "compact", "hf"])
-def test_facts_reach_every_format_by_way_of_every_other(
-    by: str, to: str, trained: Callable[[], str], tmp_path: Path
-) -> None:
-    file = trained()
-    export(Export(model=file, to=to, out=str(tmp_path / "expected")))
-    export(Export(model=file, to=by, out=str(tmp_path / "elsewhere" / "by")))
+def test_facts_reach_every_format_by_way_of_every_other(by: str, to: str, trained: str, tmp_path: Path) -> None:
+    export(Export(model=trained, to=to, out=str(tmp_path / "expected")))
+    export(Export(model=trained, to=by, out=str(tmp_path / "elsewhere" / "by")))
     alone = tmp_path / "alone"
     alone.mkdir()
     left = tmp_path / "elsewhere" / "by" / WEIGHTS[by] if by in WEIGHTS else tmp_path / "elsewhere" / "by"

@@ -16,11 +16,6 @@ from filip.models import ModelConfig, load_model
 from tests.support.captions import UNTIDY_CAPTIONS
 
 
-def one_layer(config: ModelConfig) -> None:
-    """Leave each tower one layer: torch's exporter takes seconds for each."""
-    config.image.layers = config.text.layers = 1
-
-
 @pytest.mark.slow  # torch's exporter takes its time
 @pytest.mark.parametrize(
     ("interaction", "pooling", "stem"),
@@ -35,7 +30,7 @@ def test_onnxruntime_gives_our_embeddings(
     pictures: list[Image.Image],
 ) -> None:
     def change(config: ModelConfig) -> None:
-        one_layer(config)
+        config.image.layers = config.text.layers = 1  # torch's exporter takes seconds for each
         config.interaction, config.pooling, config.image.stem = interaction, pooling, stem
 
     file = saved(change)

@@ -143,25 +143,22 @@ def hard_problems(dtype: torch.dtype, lengths: Sequence[int]) -> list[tuple[Tens
     return [(a.to(dtype), b.to(dtype)) for a, b in ((image, text), (longer, text), alike)]
 
 
-def measure(backend: str, dtype_name: str, device: str = "cpu", lengths: Sequence[int] = LENGTHS) -> Errors:
+def measure(backend: str, dtype_name: str, lengths: Sequence[int] = LENGTHS) -> Errors:
     """Return the largest errors over all problems; upstream gradients are those of a contrastive loss."""
     dtype = getattr(torch, dtype_name)
     worst = [0.0, 0.0]
     for image, text in hard_problems(dtype, lengths):
-        module = choose_backend(image[:0].to(device), max(lengths), backend)
-        tokens = Tokens(image.to(device), text.to(device), list(lengths))
+        module = choose_backend(image[:0], max(lengths), backend)
+        tokens = Tokens(image, text, list(lengths))
         exact = Tokens(image.double(), text.double(), list(lengths))
         i2t, t2i = reference.forward(exact)[0]
         diagonal = torch.eye(*i2t.shape)
         upstream = (20 * i2t).softmax(1) - diagonal, (20 * t2i).softmax(0) - diagonal
         expected = i2t, t2i, *reference.backward(exact, upstream, ())
         (i2t, t2i), maps = module.forward(tokens, True)
-        of_i2t, of_t2i = (weight.to(device, i2t.dtype) for weight in upstream)
+        of_i2t, of_t2i = (weight.to(i2t.dtype) for weight in upstream)
         results = i2t, t2i, *module.backward(tokens, (of_i2t, of_t2i), maps)
-        differences = [_difference(a, b) for a, b in zip(results, expected, strict=True)]
+        both = [(found.double(), wanted) for found, wanted in zip(results, expected, strict=True)]
+        differences = [float((found - wanted).abs().max() / wanted.abs().max()) for found, wanted in both]
         worst = [max(worst[0], *differences[:2]), max(worst[1], *differences[2:])]
     return Errors(*worst)
-
-
-def _difference(found: Tensor, wanted: Tensor) -> float:
-    return float((found.cpu().double() - wanted).abs().max() / wanted.abs().max())

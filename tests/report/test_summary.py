@@ -1,7 +1,6 @@
 """The summary: exactly the agreed keys, the funnel as the pipeline counted it, and a text of it."""
 
 import json
-from pathlib import Path
 
 import pytest
 
@@ -13,26 +12,10 @@ from filip.report.show import main as show
 from filip.report.summary import Summary, main, search_grid
 from filip.report.summary import summary as summarized
 from filip.study import load_study
-from tests.report.results import changed, write, write_results, write_tables
+from tests.report.results import changed, write, write_tables
 
 
-@pytest.fixture
-def folder(tmp_path) -> Path:
-    folder = tmp_path / "small"
-    write_results(folder)
-    write_tables(folder)
-    run_command(main, Summary, argv=[f"results={folder}"])
-    return folder
-
-
-@pytest.fixture
-def summary(folder) -> dict:
-    return json.loads((folder / "summary.json").read_text())
-
-
-def test_the_summary_has_each_trials_score_the_best_values_and_what_was_measured_while_learning(tmp_path):
-    folder = tmp_path / "small"
-    write_results(folder)
+def test_the_summary_has_each_trials_score_the_best_values_and_what_was_measured_while_learning(folder):
     search = {"settings": {"optimizer.base_lr": [0.002, 0.004]}, "seeds": [100], "card": "demo_scenes_search"}
     study = changed(folder, "searched", search=search)
     for rate, recall in ((0.002, 0.2), (0.004, 0.3)):
@@ -54,6 +37,8 @@ def test_the_summary_has_each_trials_score_the_best_values_and_what_was_measured
 
 def test_the_headline_is_a_line_for_each_column_and_a_study_s_sentences_have_the_numbers(folder, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
+    write_tables(folder)
+    run_command(main, Summary, argv=[f"results={folder}"])
     run_command(show, Show, argv=[f"results={folder}"])
     assert 3 <= len(capsys.readouterr().out.splitlines()) <= 12
     study = json.loads((folder / "study.json").read_text())

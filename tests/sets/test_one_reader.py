@@ -31,33 +31,20 @@ def colour(image: Image.Image) -> tuple[int, ...]:
     return tuple(int(value) for value in image.convert("RGB").getpixel((0, 0)))
 
 
-def ingested(place: str, out: Path) -> Seen:
-    one = card(place)
-    ingest(one, IngestConfig(one.name, out=str(out)))
-    return stored(out)
-
-
 def retrieval_card(place: str) -> BenchmarkCard:
     """Return the card of the pictures with captions at a place."""
     return next(card for card in cards_of(place) if card.kind == "retrieval")
 
 
-def evaluated(place: str) -> Seen:
-    data = open_set(retrieval_card(place), ".")
-    return {colour(sample.image): sample.captions for sample in (data[n] for n in range(len(data)))}
-
-
-def explored(place: str) -> Seen:
-    return {colour(one.image): one.captions for one in open_pictures(place, None, None) if one.captions}
-
-
-def indexed(place: str) -> Seen:
-    """Read the pictures that `filip index build` encodes."""
-    return {colour(one.image): one.captions for one in SetPictures(Path(place), None) if one.captions}
-
-
 def answers(place: str, out: Path) -> list[Seen]:
-    return [ingested(place, out), evaluated(place), explored(place), indexed(place)]
+    """Return what ingest, evaluation, explorer and index see."""
+    one = card(place)
+    ingest(one, IngestConfig(one.name, out=str(out)))
+    evaluated = open_set(retrieval_card(place), ".")
+    samples = [evaluated[n] for n in range(len(evaluated))]
+    shown = (open_pictures(place, None, None), SetPictures(Path(place), None))  # those that `filip index build` encodes
+    seen = [{colour(one.image): one.captions for one in pictures if one.captions} for pictures in shown]
+    return [stored(out), {colour(sample.image): sample.captions for sample in samples}, *seen]
 
 
 # ---- further layouts than ingest's own tests have ----------------------------------------------------

@@ -11,21 +11,13 @@ from torch import Tensor
 from filip.cli.command import compose_config
 from filip.models import build_model
 from filip.train.config import TrainConfig
-from filip.train.costs import Counts, count
+from filip.train.costs import count
 from filip.train.engine import DeepSpeedEngine, Engine, make_engine, resolve_batching
 from filip.train.losses import Loss, resolve_weights
 from filip.train.ranks import Ranks, start_ranks
 from filip.train.step import forward_backward
 
 ENGINES = ("engine=ddp", "zero_stage=1", "zero_stage=2", "zero_stage=3")
-
-
-def config_of(*overrides: str) -> TrainConfig:
-    return compose_config(TrainConfig, ["run_dir=-", "out=-", *overrides], "train")
-
-
-def plan_of(config: TrainConfig, ranks: Ranks) -> Counts:
-    return count(config.model, config, resolve_batching(config, ranks.world_size), ranks.world_size)
 
 
 def two_steps(config: TrainConfig, ranks: Ranks) -> Engine:
@@ -72,9 +64,11 @@ def storages(tensors: list[Tensor]) -> dict[int, int]:
 def stages(ranks: Ranks) -> dict[str, dict]:
     result = {}
     for name in ENGINES:
-        config = config_of("model=tiny", "precision=fp32", name, "global_batch=12")
+        given = ["run_dir=-", "out=-", "model=tiny", "precision=fp32", name, "global_batch=12"]
+        config = compose_config(TrainConfig, given, "train")
         engine = two_steps(config, ranks)
-        result[name] = {"held": held(engine), "planned": plan_of(config, ranks).memory}
+        plan = count(config.model, config, resolve_batching(config, ranks.world_size), ranks.world_size)
+        result[name] = {"held": held(engine), "planned": plan.memory}
         del engine
         gc.collect()
     return result

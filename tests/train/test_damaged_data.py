@@ -4,8 +4,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import load_file
 
 from filip.common.errors import DamagedFileError
 from filip.common.tar_index import scan_tar
@@ -13,13 +11,8 @@ from filip.train.launcher_env import MACHINE_FAILED
 from tests.data.test_streaming import served
 from tests.support.launched_ranks import Ranks
 from tests.support.squares import write_shards
-from tests.support.training import losses, run_many, train_arguments
+from tests.support.training import losses, run_many, same_weights, train_arguments
 from tests.train.test_resume import ranks_end
-
-
-def assert_equal_weights(*run_dirs: Path) -> None:
-    first, second = (load_file(folder / "model.safetensors") for folder in run_dirs)
-    assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_the_code_of_damage_is_the_machines() -> None:
@@ -51,7 +44,7 @@ def test_two_ranks_end_at_a_damaged_tar_and_go_on_to_the_bit_once_it_is_whole(sq
     assert f"were replaced, most of them in {tar}. Restore the shard" in ranks.text()
     tar.write_bytes(content)
     assert run_many(2, [arguments("legs")[2:]], tmp_path / "log9") == [0]
-    assert_equal_weights(tmp_path / "whole", tmp_path / "legs")
+    assert same_weights(*(tmp_path / name / "model.safetensors" for name in ("whole", "legs")))
 
 
 @pytest.mark.slow
@@ -70,5 +63,5 @@ def test_ten_streamed_legs_of_a_fifth_of_an_epoch_end_with_the_weights_of_an_und
         legs = [[*streamed, f"stop_after={2 * leg}"] for leg in range(1, 10)]
         codes = run_many(2, [arguments("whole"), *legs, streamed], tmp_path / "log")
     assert codes == [0, *[85] * 9, 0] and 1 <= len(list(tmp_path.glob("cache/tars/*.tar"))) <= 2
-    assert_equal_weights(tmp_path / "whole", tmp_path / "legs")
+    assert same_weights(*(tmp_path / name / "model.safetensors" for name in ("whole", "legs")))
     assert losses(tmp_path / "legs") == losses(tmp_path / "whole")

@@ -15,6 +15,7 @@ from filip.train.lamb import Lamb, SliceLayout
 from filip.train.optimizers import clamp, make_optimizer, make_schedule
 
 LR, BETA1, BETA2, EPS, DECAY = 0.05, 0.9, 0.999, 1e-4, 0.03
+SHAPES = {"matrix": (7, 5), "large": (40, 60), "scalar": (1,), "zeros": (6,), "no_gradient": (4,)}
 
 
 def reference_step(w, g, m, v, decay):  # type: ignore[no-untyped-def]
@@ -27,16 +28,12 @@ def reference_step(w, g, m, v, decay):  # type: ignore[no-untyped-def]
     w[:] = w - LR * ratio * update
 
 
-def shapes() -> dict[str, tuple[int, ...]]:
-    return {"matrix": (7, 5), "large": (40, 60), "scalar": (1,), "zeros": (6,), "no_gradient": (4,)}
-
-
 def weights_and_gradients(steps: int):  # type: ignore[no-untyped-def]
     rng = np.random.default_rng(0)
-    weights = {name: rng.normal(size=shape) for name, shape in shapes().items()}
+    weights = {name: rng.normal(size=shape) for name, shape in SHAPES.items()}
     weights["zeros"][:] = 0
     weights["large"] *= 3  # norm about 147: beyond the clamp at 10
-    gradients = [{name: rng.normal(size=shape) for name, shape in shapes().items()} for _ in range(steps)]
+    gradients = [{name: rng.normal(size=shape) for name, shape in SHAPES.items()} for _ in range(steps)]
     for step in gradients:
         step["no_gradient"][:] = 0
     return weights, gradients
@@ -44,7 +41,7 @@ def weights_and_gradients(steps: int):  # type: ignore[no-untyped-def]
 
 def reference(steps: int) -> dict[str, np.ndarray]:
     weights, gradients = weights_and_gradients(steps)
-    moments = {name: (np.zeros(shape), np.zeros(shape)) for name, shape in shapes().items()}
+    moments = {name: (np.zeros(shape), np.zeros(shape)) for name, shape in SHAPES.items()}
     for step in gradients:
         for name, w in weights.items():
             reference_step(w, step[name], *moments[name], DECAY)

@@ -19,14 +19,6 @@ from tests.support.launched_ranks import Ranks
 from tests.support.training import flip_bit, losses, records, run_many, same_weights, train_arguments
 
 
-def fp16_settings(folder: Path, power: int) -> tuple[str, ...]:
-    """Return overrides for DeepSpeed's fp16 block under ZeRO-2, with a loss scale that overflows now and then."""
-    settings = json.loads((shipped("ds_configs") / "zero2_fp16.json").read_text())
-    settings["fp16"] |= {"initial_scale_power": power, "hysteresis": 1}
-    (folder / "fp16.json").write_text(json.dumps(settings))
-    return "precision=fp16", "zero_stage=2", f"deepspeed={folder / 'fp16.json'}"
-
-
 @pytest.mark.slow
 def test_killed_three_times_ends_bit_identical(squares: Path, tmp_path: Path) -> None:
     """The other precisions and ZeRO stages resume as exactly, see the test with a signal."""
@@ -66,9 +58,12 @@ def ranks_end(ranks: Ranks) -> list[int]:
 
 @pytest.mark.slow
 def test_stopped_by_a_signal_goes_on_bit_identical_in_every_precision(squares: Path, tmp_path: Path) -> None:
+    settings = json.loads((shipped("ds_configs") / "zero2_fp16.json").read_text())
+    settings["fp16"] |= {"initial_scale_power": 11, "hysteresis": 1}  # overflows before and after the stop
+    (tmp_path / "fp16.json").write_text(json.dumps(settings))
     cases = {
         "bf16": ("precision=bf16", "zero_stage=1"),
-        "fp16": (*fp16_settings(tmp_path, 11), "gradient_cache=6"),  # overflows before and after the stop
+        "fp16": ("precision=fp16", "zero_stage=2", f"deepspeed={tmp_path}/fp16.json", "gradient_cache=6"),
         "zero3": ("precision=fp32", "zero_stage=3"),
         "zero2": ("optimizer.name=adamw", "zero_stage=2", "optimizer.base_lr=1e-3"),
         "adamw": (

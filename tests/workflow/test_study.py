@@ -2,6 +2,7 @@
 
 import copy
 import json
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -180,22 +181,17 @@ def test_a_search_or_grid_that_cannot_be_is_refused_with_the_key(demo: dict, cha
         Study(demo)
 
 
-def write_trials(folder: Path, scores: dict[tuple[float, int], float]) -> list[str]:
-    files = []
-    for (rate, seed), score in scores.items():
-        both = {"eval/scenes_i2t_r1": score - 0.01, "eval/scenes_t2i_r1": score + 0.01, "eval/others": 1.0}
-        result = {"config": {"seed": seed, "optimizer": {"base_lr": rate}}, "evaluated": both}
-        files.append(str(folder / f"{rate}-{seed}.json"))
-        Path(files[-1]).write_text(json.dumps(result))
-    return files
-
-
 def test_the_values_with_the_highest_mean_over_the_seeds_are_chosen(tmp_path: Path) -> None:
     of_rates = {0.002: (0.1, 0.5), 0.004: (0.3, 0.35), 0.008: (0.2, 0.2)}
-    results = {(rate, 100 + n): score for rate, scores in of_rates.items() for n, score in enumerate(scores)}
-    trials, out = ",".join(write_trials(tmp_path, results)), tmp_path / "best.txt"
-    arguments = ["card=scenes", "settings=[optimizer.base_lr]", f"trials=[{trials}]", f"out={out}"]
+    trials, out = [], tmp_path / "best.txt"
+    for rate, seed in product(of_rates, (0, 1)):
+        score = of_rates[rate][seed]
+        both = {"eval/scenes_i2t_r1": score - 0.01, "eval/scenes_t2i_r1": score + 0.01, "eval/others": 1.0}
+        result = {"config": {"seed": seed, "optimizer": {"base_lr": rate}}, "evaluated": both}
+        trials.append(str(tmp_path / f"{rate}-{seed}.json"))
+        Path(trials[-1]).write_text(json.dumps(result))
+    arguments = ["card=scenes", "settings=[optimizer.base_lr]", f"trials=[{','.join(trials)}]", f"out={out}"]
     run_command(main, Search, argv=arguments)
     assert out.read_text() == "optimizer.base_lr=0.004\n"
     with pytest.raises(UserError, match="have no score on nowhere"):
-        main(Search("nowhere", ["optimizer.base_lr"], trials.split(","), str(out)))
+        main(Search("nowhere", ["optimizer.base_lr"], trials, str(out)))
