@@ -21,6 +21,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from filip.cli.extras import how_to_install
 from filip.common.errors import UserError, first_line
 from filip.common.files import nothing_at
 from filip.eval.encoders import Loading
@@ -115,7 +116,7 @@ def _towers(state: dict[str, Tensor], file: str) -> Any:
         del visual_state["text_projection.bias"]  # only the pooled vector has it, which no token-wise score reads
         return _clip_of(visual_state)
     except ImportError as error:
-        raise UserError("declip: models need `pip install open_clip_torch`") from error
+        raise UserError(f"declip: models need open_clip: {how_to_install('photos')}") from error
     except (KeyError, ValueError, RuntimeError) as error:
         raise UserError(f"{file} is not a ViT of DeCLIP's authors: {first_line(error)}") from error
 

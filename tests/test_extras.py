@@ -137,3 +137,8 @@ def test_setup_installs_all_that_the_commands_of_the_rules_import() -> None:
     for module in [*modules, "filip.train", "filip_demo.corpus"]:  # which a launcher and a parameter start
         needed = {extra} if (extra := extra_of(module)) else set()
         assert declared(*needed) <= declared(*extras), module
+
+
+def test_a_study_can_start_from_the_photographs_clip_of_readme() -> None:
+    tier = TIERS["demo"][0].split(",")  # what `make run` installs
+    assert {"open-clip-torch", "transformers"} <= declared(*tier) and "transformers" in declared("marian")

@@ -110,7 +110,8 @@ def resolve_card(config: IngestConfig) -> SourceCard:
     is_card = path.suffix in (".yaml", ".yml") or not path.exists()
     name = path.resolve().name.split(".")[0]
     card = load_source(config.source) if is_card else SourceCard(name, images=config.source)
-    card = replace(card, images=config.images or card.images)
+    if config.images is not None:  # what a download left: its list has been read
+        card = replace(card, images=config.images, list=None, where=None)
     if card.images is None:
         raise UserError(
             f"source '{card.name}' ({card.path}) has no `images`: name the folder or file that holds them. A list of "

@@ -13,7 +13,7 @@ from filip.common.errors import UserError
 STOPPED_BY_SIGNAL = 85  # saved at a step boundary because of SIGTERM or SIGUSR1; start again to continue
 USERS_MISTAKE = 2  # found by the checks before the first step; also: out of memory
 NOT_FINITE = 70  # numbers that stayed not finite; one other start may help, and then a person has to decide
-MACHINE_FAILED = 74  # a disk, a damaged shard or a network; start again
+MACHINE_FAILED = 74  # once training: a disk, or a damaged shard; start again
 # Phrases in the messages of gloo, TCP stores and NCCL.
 _SIGNS_OF_LOST_CONTACT = (
     "Timed out waiting", "Application timeout caused pair closure",

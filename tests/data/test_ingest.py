@@ -12,7 +12,7 @@ from filip.common.errors import UserError
 from filip.common.files import write_json
 from filip.data.cards import BackTranslationSettings, SourceCard, parse_card
 from filip.data.funnel import Fragment, check_fragment
-from filip.data.ingest import IngestConfig, ingest
+from filip.data.ingest import IngestConfig, ingest, resolve_card
 from filip.data.manifest import ManifestConfig, make_manifest
 from filip.data.sidecar import read_sidecar
 from filip.data.translate import TranslateConfig, translate
@@ -197,6 +197,16 @@ def test_what_is_no_data_set_is_refused_with_what_is_known(tmp_path: Path) -> No
     with pytest.raises(UserError, match=r"no column 'caption'.*caption_column"):
         run(card(tmp_path / "own" / "a.csv", image_column="where"), tmp_path / "shards")
     run(card(tmp_path / "own" / "a.csv", image_column="where", caption_column="what"), tmp_path / "shards")
+
+
+def test_what_a_list_brought_is_ingested_by_other_rules(tmp_path: Path) -> None:
+    """docs/data.md: the card of a list, and the folder that its download filled."""
+    text_beside(tmp_path / "own")
+    rules = "text_rules: {language: false, max_repeats: 0}\nback_translation: null\n"
+    (tmp_path / "mine.yaml").write_text(f"name: mine\nlist: pairs.csv\nwhere: width > 9\n{rules}")
+    options = {"images": str(tmp_path / "own"), "out": str(tmp_path / "out"), "processes": 1}
+    again = IngestConfig(str(tmp_path / "mine.yaml"), **options)
+    assert ingest(resolve_card(again), again)[1].n_out == len(CAPTIONS)
 
 
 def test_a_folder_of_other_shards_is_not_touched(tmp_path: Path) -> None:

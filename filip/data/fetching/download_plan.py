@@ -86,8 +86,8 @@ def read_plan(folder: Path) -> dict[str, Any]:
 def _another(folder: Path, list_path: Path, card: SourceCard, what: str) -> str:
     return (
         f"{folder} was filled with another {what} than {list_path} and the card '{card.name}' now ask for: give "
-        f"another out=FOLDER. `filip data ingest images={folder}` makes shards of what is here by other rules, without "
-        "another download"
+        f"another out=FOLDER. `filip data ingest source={card.name} images={folder}` makes shards of what is here by "
+        "other rules, without another download"
     )
 
 

@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from filip.cli.extras import how_to_install
 from filip.common.errors import UserError
 from filip.eval.encoders import Loading
 from filip.eval.encoders.two_tower import NOT_LOADED, TwoTowerEncoder, one_by_one, tells_words_apart
@@ -40,7 +41,7 @@ class OpenClipEncoder(TwoTowerEncoder):
         try:
             import open_clip
         except ImportError as error:
-            raise UserError("open_clip: models need `pip install open_clip_torch`") from error
+            raise UserError(f"open_clip: models need open_clip: {how_to_install('photos')}") from error
         carried = architecture.startswith(SCHEMES)
         extra: dict[str, Any] = {} if loading.image_size is None else {"force_image_size": loading.image_size}
         if not carried:

@@ -17,6 +17,7 @@ import timm
 import torch
 from torch import Tensor
 
+from filip.cli.extras import how_to_install
 from filip.common.errors import UserError, first_line
 from filip.images.pixels import CLIP_MEAN, CLIP_STD
 from filip.models import DualEncoder, ImageTowerConfig, ModelConfig, TextTowerConfig, build_model
@@ -38,7 +39,7 @@ def from_open_clip(name: str, config: ModelConfig) -> DualEncoder:
     try:
         import open_clip
     except ImportError as error:
-        raise UserError("init_from=open_clip:… needs `pip install open_clip_torch`") from error
+        raise UserError(f"init_from=open_clip:… needs open_clip: {how_to_install('photos')}") from error
     from filip.eval.encoders.open_clip import activation_of, split_name  # which a start from timm needs not
 
     architecture, weights, stated = split_name(name)
