@@ -7,7 +7,9 @@ filip eval table models=[filip.safetensors,hf:OWNER/NAME] data=[sugar_crepe_swap
 from __future__ import annotations
 
 import json
+import re
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,10 +52,14 @@ def main(config: TableOptions) -> None:
             raise UserError(
                 f"root={config.root} has the data of none of our cards: docs/evaluation.md says how they lie there"
             )
-    for model in config.models:
-        one = Evaluation(model=model, data=data, root=config.root)
+    evaluations = [Evaluation(model=model, data=data, root=config.root) for model in config.models]
+    named = Counter(map(model_name, evaluations))
+    for one in evaluations:
+        name = model_name(one)
+        if named[name] > 1:  # of two studies, say, whose models are called filip
+            one.run = name = re.sub(r"[^\w.-]+", "_", str(Path(one.model).with_suffix(""))).strip("_")
         one.device, one.trust_remote_code = config.device, config.trust_remote_code
-        one.out = f"{config.out}/{model_name(one)}"
+        one.out = f"{config.out}/{name}"
         results += results_of(one)
     rows = [measure for result in results for measure in measures(result)]
     if not rows:

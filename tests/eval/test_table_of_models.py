@@ -71,3 +71,16 @@ def test_without_any_of_the_benchmarks_it_says_so(tmp_path: Path, capsys: pytest
     with pytest.raises(SystemExit):
         table(tmp_path, [write_model(tmp_path / "m.safetensors")])
     assert f"root={tmp_path} has the data of none of our cards" in capsys.readouterr().err
+
+
+def test_two_models_of_one_name_have_a_column_each(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every own study calls its model filip."""
+    SELECTION[CARDS[1]](tmp_path, CARDS[1])
+    for seed in (1, 2):
+        (tmp_path / f"study{seed}").mkdir()
+    models = [write_model(tmp_path / f"study{seed}/filip.safetensors", seed=seed) for seed in (1, 2)]
+    table(tmp_path, models, f"data=[{CARDS[1]}]", "form=csv")
+    printed = capsys.readouterr().out
+    lines = list(csv.DictReader(printed[printed.index("model,") :].splitlines()))
+    assert len({line["model"] for line in lines}) == 2 and len(lines) % 2 == 0
+    assert len({*map(str, (tmp_path / "out").rglob(f"{CARDS[1]}.json"))}) == 2
